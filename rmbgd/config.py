@@ -1,0 +1,439 @@
+"""Every setting of rmbgd, from one TOML file, each with its unit, its bound and its reason; all findings are told at once.
+
+Knows the shape of settings only: whether folders can be used together is layout.py's question, and nothing here opens a device.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from rmbgd.errors import ConfigError
+
+DEFAULT_PATH = Path("/etc/rmbgd/rmbgd.toml")
+
+KIBI, MEBI = 1 << 10, 1 << 20
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise ValueError(f"'{path}' is relative; write the whole path, starting with /")
+    return path
+
+
+def _octal(text: str) -> str:
+    if not (len(text) in (3, 4) and all(digit in "01234567" for digit in text)):
+        raise ValueError(f"'{text}' is no octal file mode; write it like \"0640\"")
+    if int(text, 8) & 0o111:
+        raise ValueError(f"'{text}' would make pictures executable; leave the execute bits out")
+    return text
+
+
+def _colour(text: str) -> str:
+    digits = text.removeprefix("#")
+    if len(digits) != 6 or not text.startswith("#") or any(c not in "0123456789abcdefABCDEF" for c in digits):
+        raise ValueError(f"'{text}' is no colour; write it like \"#ffffff\"")
+    return text.lower()
+
+
+def _name(text: str) -> str:
+    if not text or not all(c.isalnum() or c in "-_." for c in text) or text.startswith("."):
+        raise ValueError(f"'{text}' is no name; use letters, digits, '-', '_' and '.'")
+    return text
+
+
+AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+FileMode = Annotated[str, AfterValidator(_octal)]
+Colour = Annotated[str, AfterValidator(_colour)]
+Name = Annotated[str, AfterValidator(_name)]
+
+
+def setting(default: Any = ..., *, unit: str = "", reason: str, **bounds: Any) -> Any:
+    """A field with the unit it is measured in and the reason for its default; bounds are pydantic's ge, le, gt, lt."""
+    return Field(default, description=reason, json_schema_extra={"unit": unit}, validate_default=True, **bounds)
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Service(Settings):
+    """Where the service keeps its own things, and how it stops."""
+
+    state_directory: AbsolutePath = setting(
+        Path("/var/lib/rmbgd"),
+        reason="the ledger and accepted licences live here; must survive a reboot, on a local disk",
+    )
+    runtime_directory: AbsolutePath = setting(
+        Path("/run/rmbgd"), reason="the status file lives here; may vanish at reboot"
+    )
+    models_directory: AbsolutePath = setting(
+        Path("/var/lib/rmbgd/models"), reason="fetched weights: <name>/model.safetensors"
+    )
+    log_file: AbsolutePath | None = setting(
+        None,
+        reason="a second copy of every event, for the MTBF report; the journal drops lines in bursts, a file does not",
+    )
+    stop_timeout: float = setting(
+        45.0,
+        unit="s",
+        ge=1,
+        le=3600,
+        reason="pictures already decoded are finished within it; below systemd's TimeoutStopSec of 60",
+    )
+    health_interval: float = setting(
+        60.0,
+        unit="s",
+        ge=1,
+        le=3600,
+        reason="one health event per interval: the heartbeat from which operating time is counted",
+    )
+    status_interval: float = setting(2.0, unit="s", ge=0.1, le=60, reason="age of what `rmbgd status` shows")
+    stall_after: float = setting(
+        30.0,
+        unit="s",
+        ge=5,
+        le=3600,
+        reason="a thread that neither waits nor progresses this long is hung; the watchdog is then not fed",
+    )
+
+
+class Intake(Settings):
+    """When an arriving file is complete, and how often the folders are compared with the ledger."""
+
+    quiet_closed: float = setting(
+        0.5, unit="s", ge=0.05, le=600, reason="after a close or a rename with every other gate passed"
+    )
+    quiet_unknown: float = setting(
+        2.0,
+        unit="s",
+        ge=0.05,
+        le=600,
+        reason="when nothing said that the writer is done: uploaders pause that long at times",
+    )
+    quiet_remote: float = setting(
+        5.0, unit="s", ge=0.05, le=600, reason="where open writers cannot be seen (network and FUSE file systems)"
+    )
+    reconcile: float = setting(
+        30.0, unit="s", ge=0.2, le=3600, reason="full comparison on local file systems; events only hint"
+    )
+    reconcile_lossy: float = setting(
+        5.0, unit="s", ge=0.2, le=3600, reason="full comparison where events are missing or were missed"
+    )
+    root_check: float = setting(
+        5.0, unit="s", ge=0.1, le=600, reason="how soon a replaced or unmounted drop folder is noticed"
+    )
+    incomplete_timeout: float = setting(
+        900.0,
+        unit="s",
+        ge=1,
+        le=604800,
+        reason="a closed file with its tail missing is refused as truncated after this time without change",
+    )
+    stuck_upload: float = setting(
+        3600.0,
+        unit="s",
+        ge=1,
+        le=604800,
+        reason="an upload still open or changing after this time is reported once; it is never refused",
+    )
+    hints_maximum: int = setting(
+        10_000,
+        unit="paths",
+        ge=10,
+        le=1_000_000,
+        reason="beyond it the hints are dropped and the folder is compared whole",
+    )
+    tracked_maximum: int = setting(
+        4_096,
+        unit="files",
+        ge=16,
+        le=1_000_000,
+        reason="files observed at once; the others wait in the folder, which costs no memory",
+    )
+    attempts: int = setting(
+        3, unit="attempts", ge=1, le=10, reason="starts of the service that one picture may end before it is set aside"
+    )
+
+
+class Limits(Settings):
+    """What a picture may be. Checked on the header, before memory is taken."""
+
+    pixels: int = setting(
+        50_000_000,
+        unit="pixels",
+        ge=1,
+        le=500_000_000,
+        reason="covers 8000x6000 cameras; bounds the arena and the decoders",
+    )
+    side: int = setting(
+        32_768, unit="pixels", ge=1, le=65_535, reason="no camera is longer; stops 1 x 50,000,000 strips"
+    )
+    file_bytes: int = setting(
+        512 * MEBI,
+        unit="bytes",
+        ge=1,
+        le=8192 * MEBI,
+        reason="a 50-megapixel 16-bit TIFF without compression is 300 MB",
+    )
+    metadata_bytes: int = setting(
+        8 * MEBI, unit="bytes", ge=KIBI, le=256 * MEBI, reason="profiles and text are kilobytes; more is an attack"
+    )
+
+
+class Pipeline(Settings):
+    """Threads and memory between the folder and the engine."""
+
+    decode_threads: int = setting(
+        2, unit="threads", ge=1, le=64, reason="decoders release the interpreter lock; one per two cores is enough"
+    )
+    finish_threads: int = setting(
+        2, unit="threads", ge=1, le=64, reason="encoding dominates the CPU; syncing to disk waits"
+    )
+    arena_bytes: int = setting(
+        512 * MEBI,
+        unit="bytes",
+        ge=16 * MEBI,
+        le=64 * 1024 * MEBI,
+        reason="decoded pictures in flight; must hold one of the largest allowed",
+    )
+    queue: int = setting(
+        16, unit="pictures", ge=1, le=1024, reason="places between two stages; bytes are bounded by the arena"
+    )
+    batch_maximum: Literal[1, 2, 4, 8, 16] = setting(
+        8, unit="pictures", reason="largest batch offered to an engine; the engine may take less"
+    )
+    batch_wait: float = setting(
+        0.0,
+        unit="s",
+        ge=0,
+        le=0.003,
+        reason="waiting for company beyond the engine's own busy time; rarely helps, never more than 3 ms",
+    )
+    free_bytes_minimum: int = setting(
+        512 * MEBI,
+        unit="bytes",
+        ge=0,
+        le=1 << 50,
+        reason="below this free space on an output, claiming pauses until there is half as much again",
+    )
+
+
+class EngineSettings(Settings):
+    """The device and the process around it."""
+
+    device: str = setting(
+        "auto",
+        pattern=r"^(auto|cpu|cuda|cuda:[0-9]{1,3})$",
+        reason='"auto" takes the GPU when there is one; "cuda" all of them, "cuda:1" one',
+    )
+    threads: int = setting(0, unit="threads", ge=0, le=256, reason="CPU threads of the network; 0 takes one per core")
+    precision: Literal["auto", "float32", "float16", "bfloat16"] = setting(
+        "auto", reason="auto: float16 on a GPU, float32 on a CPU"
+    )
+    start_timeout: float = setting(180.0, unit="s", ge=1, le=3600, reason="loading, warming up and the known picture")
+    batch_timeout: float = setting(
+        120.0,
+        unit="s",
+        ge=0.1,
+        le=3600,
+        reason="the longest honest batch on a slow CPU; beyond it the process is hung and is killed",
+    )
+    restart_delay_maximum: float = setting(
+        60.0, unit="s", ge=0.1, le=3600, reason="a process that keeps dying is started again at 1, 2, 4 ... up to this"
+    )
+    tries: int = setting(
+        3, unit="tries", ge=1, le=10, reason="faults that one picture alone may cause before it is set aside as poison"
+    )
+
+
+class Recipe(Settings):
+    """What comes out."""
+
+    model: str = setting(
+        "u2netp", reason="a name of `rmbgd models list`, a folder with model.safetensors, or a .safetensors file"
+    )
+    patch_order: Literal["auto", "channel_first", "tile_first"] = setting(
+        "auto",
+        reason="layout of the network's image patches, for weights of your own; auto reads it beside the weights",
+    )
+    format: Literal["png", "webp", "tiff"] = setting("png", reason="every tool reads it; lossless")
+    content: Literal["rgba", "mask", "colour"] = setting(
+        "rgba", reason="rgba: transparent cutout; mask: alpha alone; colour: on a background colour"
+    )
+    mask_bits: Literal[8, 16] = setting(8, unit="bits", reason="16 keeps every step of a soft edge, in PNG and TIFF")
+    background: Colour = setting("#ffffff", reason="used when content is colour; the background is exactly this value")
+    edge_colours: Literal["clean", "keep"] = setting(
+        "clean", reason="clean takes the old background out of half-transparent pixels; keep leaves the photo's"
+    )
+    hidden_colours: Literal["zero", "keep"] = setting(
+        "zero", reason="colours under full transparency: nobody sees them, and they double the file"
+    )
+    png_level: int = setting(2, unit="level", ge=0, le=3, reason="ISA-L deflate; 3 is slower and no smaller")
+    webp_quality: int = setting(80, unit="quality", ge=0, le=100, reason="used when webp_lossless is false")
+    webp_lossless: bool = setting(True, reason="a cutout is usually worked on further")
+    crop: bool = setting(False, reason="cut to the subject's box (alpha of 10 and more), with crop_margin around it")
+    crop_margin: float = setting(
+        0.05, unit="of the box's longer side", ge=0, le=0.5, reason="air that marketplaces ask for"
+    )
+    canvas: str = setting(
+        "",
+        pattern=r"^([1-9][0-9]{0,4}x[1-9][0-9]{0,4})?$",
+        unit="pixels",
+        reason='fit the picture into e.g. "2000x2000"; empty keeps its size',
+    )
+    metadata: list[Literal["copyright", "artist", "description", "software", "datetime"]] = setting(
+        ["copyright"], reason="text fields that are carried over; profile and resolution always are, GPS never is"
+    )
+    animated: Literal["refuse", "first_frame"] = setting("refuse", reason="one frame of many is rarely what was meant")
+    on_empty: Literal["publish", "refuse"] = setting(
+        "publish",
+        reason="publish: a fully transparent picture with the verdict 'empty'; refuse: the original goes to failed",
+    )
+    empty_below: float = setting(
+        0.0005,
+        unit="share of pixels",
+        ge=0,
+        le=1,
+        reason="fewer pixels than this at alpha 0.5 or more: there is no subject",
+    )
+    sidecar: Literal["never", "notable", "always"] = setting(
+        "notable", reason="a <output>.json with the facts; notable: only when the verdict is not 'ok'"
+    )
+    file_mode: FileMode = setting("0640", unit="octal", reason="group may read; nobody else")
+
+    @model_validator(mode="after")
+    def _formats_hold_what_is_asked(self) -> Recipe:
+        if self.content == "mask" and self.mask_bits == 16 and self.format == "webp":
+            raise ValueError('format "webp" holds 8 bits only; use "png" or "tiff" for a 16-bit mask')
+        return self
+
+
+class Folder(Settings):
+    """One drop folder. Relative paths below `input` are mirrored below the others."""
+
+    name: Name = setting(reason="appears in events and in the ledger; never reuse one for another folder")
+    input: AbsolutePath = setting(reason="files are dropped here")
+    output: AbsolutePath = setting(reason="finished cutouts appear here, whole or not at all")
+    failed: AbsolutePath = setting(reason="refused originals, each with <name>.error.json")
+    done: AbsolutePath | None = setting(None, reason="originals after success; needed when originals is archive")
+    originals: Literal["archive", "delete", "keep"] = setting(
+        "archive", reason="archive moves them to done; keep leaves them in the input and remembers them"
+    )
+    recipe: Name = setting("default", reason="a [recipe.NAME] table")
+    recursive: bool = setting(True, reason="sub-folders are watched and mirrored")
+    priority: int = setting(
+        50, unit="0..100", ge=0, le=100, reason="higher goes first; waiting raises it by one each ten seconds"
+    )
+    latency: Literal["bulk", "realtime"] = setting(
+        "bulk", reason="realtime pictures go first and alone, so that none waits for a batch"
+    )
+    watch: Literal["auto", "events", "poll"] = setting("auto", reason="auto polls where events do not arrive")
+    require_mount: bool = setting(
+        False, reason="a removable disk: while nothing is mounted at input, wait and write nothing there"
+    )
+    ignore: list[str] = setting(
+        [], unit="patterns", reason="more names to leave alone, besides those of half-finished uploads"
+    )
+
+    @model_validator(mode="after")
+    def _archive_has_a_place(self) -> Folder:
+        if self.originals == "archive" and self.done is None:
+            raise ValueError('originals = "archive" needs a `done` folder; give one, or say "delete" or "keep"')
+        return self
+
+
+class Config(Settings):
+    service: Service = Field(default_factory=Service)
+    intake: Intake = Field(default_factory=Intake)
+    limits: Limits = Field(default_factory=Limits)
+    pipeline: Pipeline = Field(default_factory=Pipeline)
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    recipe: dict[Name, Recipe] = Field(default_factory=dict)
+    folder: list[Folder] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Config:
+        findings: list[str] = []
+        names = [folder.name for folder in self.folder]
+        findings += [f"folder '{name}' is defined twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        known = set(self.recipe) | {"default"}
+        for folder in self.folder:
+            if folder.recipe not in known:
+                near = difflib.get_close_matches(folder.recipe, known, 1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; there is {', '.join(sorted(known))}"
+                findings.append(f"folder '{folder.name}': no recipe '{folder.recipe}'{hint}")
+        # rgb 3 + source alpha 1 + rgba 4 bytes a pixel, and some alignment
+        largest = 8 * self.limits.pixels + 4096
+        if self.pipeline.arena_bytes < largest:
+            findings.append(
+                f"pipeline.arena_bytes = {self.pipeline.arena_bytes} cannot hold one picture of limits.pixels = "
+                f"{self.limits.pixels}: raise it to {largest}, or lower limits.pixels to {(self.pipeline.arena_bytes - 4096) // 8}"
+            )
+        if findings:
+            raise ValueError("\n".join(findings))
+        return self
+
+    def recipe_of(self, folder: Folder) -> Recipe:
+        return self.recipe.get(folder.recipe) or Recipe()
+
+
+def load(path: Path) -> Config:
+    """The configuration in `path`. Raises ConfigError with every finding at once."""
+    try:
+        text = path.read_bytes().decode()
+        tables = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name another file with --config") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}; see config/rmbgd.toml for the notation") from error
+    return parse(tables, origin=str(path))
+
+
+def parse(tables: dict[str, Any], *, origin: str = "configuration") -> Config:
+    """The configuration in plain tables. Raises ConfigError with every finding at once."""
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigError([f"{origin}: {finding}" for finding in _findings(error)]) from error
+
+
+def _findings(error: ValidationError) -> list[str]:
+    texts: list[str] = []
+    for entry in error.errors():
+        where = _where(entry["loc"])
+        if entry["type"] == "extra_forbidden":
+            siblings = _siblings(entry["loc"])
+            near = difflib.get_close_matches(str(entry["loc"][-1]), siblings, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(siblings))}"
+            texts.append(f"{where}: unknown setting; {hint}")
+        elif entry["type"] == "value_error":
+            lines = str(entry["ctx"]["error"]).splitlines()
+            texts += [f"{where}: {line}" if where else line for line in lines]
+        else:
+            value = f" (is {entry['input']!r})" if not isinstance(entry["input"], (dict, list)) else ""
+            texts.append(f"{where}: {entry['msg']}{value}")
+    return texts
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """The settings known beside the last part of `location`."""
+    here: Any = Config
+    for part in location[:-1]:
+        if isinstance(part, int) or here is Recipe:
+            continue
+        here = {
+            "service": Service, "intake": Intake, "limits": Limits, "pipeline": Pipeline,
+            "engine": EngineSettings, "recipe": Recipe, "folder": Folder,
+        }.get(part, here)  # fmt: skip
+    return list(here.model_fields)
