@@ -1,0 +1,155 @@
+"""The embedded network against the public ONNX file it was converted from, and against ground truth."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from rmbgd.models.u2net import WEIGHTS, U2NetP, build_u2netp
+from tests.shared_data import shared
+from tools.convert_u2netp import convert
+
+SIZE = 320
+MEAN = np.array([0.485, 0.456, 0.406], np.float32)
+STD = np.array([0.229, 0.224, 0.225], np.float32)
+
+
+@pytest.fixture(scope="module")
+def network() -> torch.nn.Module:
+    return build_u2netp(device="cpu", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def public_file() -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    path = shared("weights") / "u2netp.onnx"
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def normalised(path: Path) -> np.ndarray:
+    """The authors' preprocessing: antialiased bilinear to 320x320, /255, mean and deviation; [3,320,320]."""
+    with Image.open(path) as photo:
+        small = np.asarray(photo.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR), np.float32)
+    return ((small / 255 - MEAN) / STD).transpose(2, 0, 1)
+
+
+@torch.inference_mode()
+def alpha_of(network: torch.nn.Module, batch: np.ndarray) -> np.ndarray:
+    return network(torch.from_numpy(batch)).sigmoid().numpy()
+
+
+def public_alpha(session: onnxruntime.InferenceSession, batch: np.ndarray) -> np.ndarray:
+    return np.concatenate([session.run(["1959"], {"input.1": image[None]})[0] for image in batch])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
+def test_random_inputs_equal_the_public_file(network, public_file, seed, scale):
+    """On noise of any contrast the network agrees with the ONNX file to 1e-4, for each image of a batch."""
+    batch = scale * np.random.default_rng(seed).standard_normal((2, 3, SIZE, SIZE), dtype=np.float32)
+
+    np.testing.assert_allclose(alpha_of(network, batch), public_alpha(public_file, batch), rtol=0, atol=1e-4)
+
+
+def test_photographs_equal_the_public_file(network, public_file):
+    """On photographs, where the maps saturate, the network agrees with the ONNX file to 1e-4."""
+    photos = sorted((shared("eval") / "photos").glob("*.jpg"))[::15]
+    batch = np.stack([normalised(photo) for photo in photos])
+
+    assert len(photos) >= 5
+    np.testing.assert_allclose(alpha_of(network, batch), public_alpha(public_file, batch), rtol=0, atol=1e-4)
+
+
+def test_package_holds_the_published_values():
+    """The file in the package is, bit for bit, what the conversion script makes of the public ONNX file."""
+    expected = convert((shared("weights") / "u2netp.onnx").read_bytes())
+
+    with safe_open(WEIGHTS, framework="numpy") as stored:
+        assert set(stored.keys()) == set(expected)
+        for name, tensor in expected.items():
+            np.testing.assert_array_equal(stored.get_tensor(name), tensor)
+
+
+def test_conversion_refuses_another_file():
+    """A file that is not the published one, by its hash, is never converted."""
+    with pytest.raises(ValueError, match="sha256"):
+        convert(b"something else")
+
+
+def test_provenance_travels_with_the_weights():
+    """The weights state licence and source, and the licence's text lies beside them."""
+    with safe_open(WEIGHTS, framework="numpy") as stored:
+        provenance = stored.metadata()["provenance"]
+
+    assert "Apache-2.0" in provenance
+    assert "xuebinqin/U-2-Net" in provenance
+    assert "Apache License" in WEIGHTS.with_suffix(".LICENSE").read_text()
+
+
+def test_names_are_strict(monkeypatch, tmp_path):
+    """A weights file with a tensor too few is an error that names the tensor."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(WEIGHTS)
+    del tensors["fuse.bias"]
+    broken = tmp_path / "u2netp.safetensors"
+    save_file(tensors, broken)
+    monkeypatch.setattr("rmbgd.models.u2net.WEIGHTS", broken)
+
+    with pytest.raises(RuntimeError, match=r"fuse\.bias"):
+        build_u2netp(device="cpu", dtype=torch.float32)
+
+
+def test_odd_sizes_pass_through():
+    """Maps that do not halve evenly come back at the input's size: pooling rounds up, upsampling follows the skip."""
+    network = U2NetP().requires_grad_(requires_grad=False).eval()
+
+    assert network(torch.zeros(1, 3, 75, 93)).shape == (1, 1, 75, 93)
+
+
+def test_bfloat16_stays_near(network):
+    """In bfloat16 the alpha stays within 1.5 steps of 255 of float32's, on average over a photograph."""
+    half = build_u2netp(device="cpu", dtype=torch.bfloat16)
+    batch = normalised(min((shared("eval") / "photos").glob("*.jpg")))[None]
+    with torch.inference_mode():
+        alpha = half(torch.from_numpy(batch).bfloat16()).float().sigmoid().numpy()
+
+    assert abs(alpha - alpha_of(network, batch)).mean() <= 1.5 / 255
+
+
+@pytest.mark.slow
+def test_quality_on_ground_truth(network):
+    """On the 80 photographs with ground truth: mean IoU at 0.5 of at least 0.857, mean absolute error of at most 0.033.
+
+    Alpha is resized to the photograph's size; the value 128 of the pets' masks means "ignore".
+    """
+    folder = shared("eval")
+    with (folder / "MANIFEST.tsv").open(newline="") as manifest:
+        rows = [row for row in csv.DictReader(manifest, delimiter="\t") if row["gt"] != "-"]
+    overlaps, errors = [], []
+    for start in range(0, len(rows), 8):
+        group = rows[start : start + 8]
+        alphas = alpha_of(network, np.stack([normalised(folder / row["photo"]) for row in group]))
+        for row, alpha in zip(group, alphas[:, 0], strict=True):
+            with Image.open(folder / row["gt"]) as mask:
+                truth = np.asarray(mask.convert("L"))
+            size = truth.shape[1], truth.shape[0]
+            resized = np.asarray(Image.fromarray(alpha).resize(size, Image.Resampling.BILINEAR))
+            counted = truth != 128 if row["id"].startswith("pet") else np.ones_like(truth, bool)
+            predicted, wanted = resized[counted], truth[counted] / np.float32(255)
+            errors.append(np.abs(predicted - wanted).mean())
+            inside, subject = predicted > 0.5, wanted > 0.5
+            overlaps.append((inside & subject).sum() / (inside | subject).sum())
+
+    print(f"IoU {np.mean(overlaps):.4f}, MAE {np.mean(errors):.4f}")
+    assert len(rows) == 80
+    assert np.mean(overlaps) >= 0.857
+    assert np.mean(errors) <= 0.033
