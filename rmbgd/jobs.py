@@ -1,9 +1,11 @@
-"""The values that travel through the pipeline, in the order in which they arise. Values only: no behaviour, no files, no threads.
+r"""The values that travel through the pipeline, in the order in which they arise.
+
+Values only: no behaviour, no files, no threads.
 
 Job -> Frame -> Cutout     |  published
- \\      \\________________|  Rejection: refused, with a reason
-  \\_______________________|  Postponed: looks unfinished, back to waiting
-   \\______________________|  Duplicate: same bytes, same recipe, the answer is already known
+ \      \________________|  Rejection: refused, with a reason
+  \_______________________|  Postponed: looks unfinished, back to waiting
+   \______________________|  Duplicate: same bytes, same recipe, the answer is already known
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """Which content of a path is meant: changes whenever the file is replaced or rewritten. ctime is compared before a claim only."""
+    """Which content of a path is meant: changes whenever the file is replaced or rewritten.
+
+    ctime counts before a claim only: our own rename changes it.
+    """
 
     inode: int
     size: int
@@ -125,7 +130,8 @@ class Rejection:
 class Postponed:
     """A picture that cannot be judged yet: back to the folder, attempts unchanged.
 
-    why  "incomplete" (an upload may still be under way) | "storage" (the disk is at fault) | "changed" | "stopping" | "vanished"
+    why  "incomplete" (an upload may still be under way) | "storage" (the disk is at fault) | "changed" | "stopping"
+         | "vanished"
     """
 
     job: Job
