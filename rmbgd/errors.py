@@ -3,14 +3,14 @@
 Does not decide what to do about an error: the stages and the failover policy do.
 
 RmbgdError
-├── ConfigError          the operator: a setting, a folder layout, a model that cannot be used      -> exit 78
+├── ConfigError          the operator: a setting, a layout, a model that cannot be used -> exit 78
 │   └── ModelError       the operator: weights missing, of another architecture, not accepted
-├── ImageError           the picture: carries a Reason                                              -> quarantine
-├── EngineFault          the device: the picture is innocent                                        -> run again elsewhere
+├── ImageError           the picture: carries a Reason -> quarantine
+├── EngineFault          the device: the picture is innocent -> run again elsewhere
 │   ├── EngineLost       the child died, hung or cannot be started
 │   ├── EngineMemory     out of device memory; the engine itself is still well
 │   └── EngineNonsense   an answer that cannot be (non-finite alpha, another shape)
-└── StorageFault         the disk: full, read-only, broken                                          -> wait, resume by itself
+└── StorageFault         the disk: full, read-only, broken -> wait, resume by itself
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.OUTPUT_TOO_LARGE: "the result exceeds what the output format can hold",
     Reason.IO_ERROR: "the storage could not read the file, three times",
     Reason.CRASH_LOOP: "the service died three times with this file in hand",
-    Reason.POISON: "the engine died or answered nonsense three times with this picture alone, and not with others",
+    Reason.POISON: "the engine died or answered nonsense with this picture alone, again and again, and not with others",
 }
 
 
@@ -80,8 +80,8 @@ class ModelError(ConfigError):
 class ImageError(RmbgdError):
     """The picture is at fault.
 
-    `maybe_incomplete` marks damage that an unfinished upload would also show (a missing tail): such a file is waited for
-    before it is refused.
+    `maybe_incomplete` marks damage that an unfinished upload would also show (a missing tail): such a file is waited
+    for before it is refused.
     """
 
     def __init__(self, reason: Reason, detail: str, *, maybe_incomplete: bool = False) -> None:

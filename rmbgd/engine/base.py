@@ -1,4 +1,4 @@
-"""The seam between pictures in shared memory and whatever computes alpha: the Engine protocol and the values that cross it.
+"""The seam between pictures in shared memory and whatever computes alpha: the protocol and the values that cross it.
 
 A leaf: knows nothing of devices, processes, files or models, and imports no other module of rmbgd but the error tree.
 """
@@ -33,7 +33,7 @@ def _aligned(count: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Where the planes of one picture lie in the shared block. Plain integers, so that it can cross to another process."""
+    """Where the planes of one picture lie in the shared block. Plain integers, so that it can cross to a process."""
 
     offset: int
     height: int
@@ -57,7 +57,7 @@ def region_bytes(height: int, width: int, *, source_alpha: bool, output: OutputP
 class Slot:
     """Views on the planes of one picture.
 
-    rgb           uint8 [H, W, 3], sRGB-like, orientation applied; the engine only reads it, so that another can try again
+    rgb           uint8 [H, W, 3], orientation applied; the engine only reads it, so that another can try again
     source_alpha  uint8 [H, W] or None: alpha the picture came with; the result is multiplied by it
     rgba          uint8 [H, W, 4] straight alpha, or None
     alpha         uint8 or uint16 [H, W], or None; exactly one of rgba and alpha is there
@@ -149,7 +149,7 @@ class Engine(Protocol):
         ...
 
     def segment(self, batch: Sequence[Work]) -> BatchReport:
-        """Fill the output planes of every picture of `batch`. Raises EngineFault; the input planes are then unchanged."""
+        """Fill the output planes of every picture. Raises EngineFault; the input planes are then unchanged."""
         ...
 
     def close(self) -> None:
