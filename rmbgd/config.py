@@ -174,7 +174,7 @@ class Limits(Settings):
         32_768, unit="pixels", ge=1, le=65_535, reason="no camera is longer; stops 1 x 50,000,000 strips"
     )
     file_bytes: int = setting(
-        512 * MEBI,
+        320 * MEBI,
         unit="bytes",
         ge=1,
         le=8192 * MEBI,

@@ -1,0 +1,7 @@
+"""`python -m rmbgd` is the `rmbgd` command."""
+
+import sys
+
+from rmbgd.cli import main
+
+sys.exit(main())
