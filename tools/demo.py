@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 from queue import Empty, SimpleQueue
 
@@ -64,13 +65,12 @@ PHOTOGRAPHS = (
 
 def prepare(folder: Path) -> dict[str, Path]:
     """The public-domain photographs that scikit-image carries, as the files a user would have."""
-    from skimage import data_dir
-
+    carried = resources.files("skimage") / "data"
     folder.mkdir()
     files = {}
     for photograph in PHOTOGRAPHS:
         files[photograph.name] = folder / photograph.name
-        with Image.open(Path(data_dir) / f"{Path(photograph.name).stem}.png") as opened:
+        with (carried / f"{Path(photograph.name).stem}.png").open("rb") as stream, Image.open(stream) as opened:
             opened.convert("RGB").save(files[photograph.name], quality=92)
     return files
 
