@@ -1,0 +1,160 @@
+"""Where weights lie: <models>/<name>/model.safetensors, or any folder or file the operator names.
+
+Finds the file and what lies beside it; does not judge its tensors, and never goes to the network.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rmbgd.errors import ModelError
+from rmbgd.models.checkpoint import CONVERTER, PICKLE_SUFFIXES, refuse_pickle
+from rmbgd.models.registry import REGISTRY, ModelEntry, PatchOrder, lookup
+
+DEFAULT_MODELS = Path("/var/lib/rmbgd/models")
+WEIGHTS = "model.safetensors"
+AUTHOR_CODE = "birefnet.py"
+ORIGIN = "origin.json"  # written by fetch: which model, which revision, which digest
+EMBEDDED = Path(__file__).parent / "data" / "u2netp.safetensors"
+
+_TEXT_LIMIT = 1 << 20  # the author's birefnet.py has 90 kB
+
+
+@dataclass(frozen=True)
+class Place:
+    """One checkpoint on disk. `entry` is None for weights that the registry does not know."""
+
+    weights: Path
+    entry: ModelEntry | None
+    called: str  # what the log calls it
+    origin: dict[str, Any]  # of ORIGIN beside the weights; empty when they were not fetched by rmbgd
+
+    @property
+    def recorded_sha256(self) -> str | None:
+        """The digest that was verified when the weights were fetched."""
+        value = self.origin.get("sha256")
+        return value if isinstance(value, str) else None
+
+    def author_code(self) -> str | None:
+        """Text of the author's birefnet.py beside the weights, None where there is none. Text only; nobody runs it."""
+        return _small_text(self.weights.with_name(AUTHOR_CODE))
+
+    def saved_patch_order(self) -> PatchOrder | None:
+        """What rmbgd wrote into config.json when it saved these weights."""
+        value = _json(self.weights.with_name("config.json")).get("patch_order")
+        return PatchOrder(value) if value in set(PatchOrder) else None
+
+
+def resolve(source: str | os.PathLike[str], models: Path = DEFAULT_MODELS) -> Place:
+    """A registry name, a folder or a file -> the checkpoint.
+
+    A name that is also a folder here means the registry's model; write ./name for the folder. Raises ModelError that
+    says what is missing and how to get it.
+    """
+    text = os.fspath(source)
+    if text.lower() in REGISTRY:
+        return installed(lookup(text), models)
+    path = Path(text).expanduser()
+    if not path.exists():
+        if os.sep in text or path.suffix:
+            raise ModelError(f"{path}: no such file or folder")
+        lookup(text)  # raises, with the nearest names
+    weights = _weights_in(path) if path.is_dir() else path
+    refuse_pickle(weights)
+    entry, origin = _identify(weights, models)
+    return Place(weights, entry, entry.name if entry else str(path), origin)
+
+
+def installed(entry: ModelEntry, models: Path = DEFAULT_MODELS) -> Place:
+    """The weights of a registry model where `fetch` puts them. Raises ModelError when they are not there."""
+    if entry.hub_id is None:
+        return Place(EMBEDDED, entry, entry.name, {})
+    folder = models / entry.name
+    if not folder.is_dir():
+        raise ModelError(
+            f"{entry.name}: no weights in {folder}. Get them with: rmbgd models fetch {entry.name} "
+            "(or, without a network, rmbgd models fetch --from FOLDER)"
+        )
+    weights = _weights_in(folder)
+    return Place(weights, entry, entry.name, _json(weights.with_name(ORIGIN)))
+
+
+def _weights_in(folder: Path) -> Path:
+    weights = folder / WEIGHTS
+    if weights.is_file():
+        return weights
+    try:
+        names = sorted(p.name for p in folder.iterdir())
+    except OSError as error:
+        raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
+    tensors = [n for n in names if n.endswith(".safetensors")]
+    pickles = [n for n in names if Path(n).suffix.lower() in PICKLE_SUFFIXES]
+    if f"{WEIGHTS}.index.json" in names:
+        raise ModelError(f"{folder}: the checkpoint is split over several files; this program reads one {WEIGHTS}")
+    if tensors:
+        raise ModelError(f"{folder}: no {WEIGHTS} there, but {', '.join(tensors[:5])}: name the file itself")
+    if pickles:
+        raise ModelError(
+            f"{folder}: no {WEIGHTS} there, only pickled weights ({', '.join(pickles[:5])}), which can run code when "
+            f"loaded. Convert them once: python {CONVERTER} {folder / pickles[0]} {weights}"
+        )
+    raise ModelError(f"{folder}: no {WEIGHTS} there")
+
+
+def _identify(weights: Path, models: Path) -> tuple[ModelEntry | None, dict[str, Any]]:
+    """Which registry model a file on disk is, if anything says so: the licence follows the weights, not the path."""
+    if weights.resolve() == EMBEDDED.resolve():
+        return REGISTRY["u2netp"], {}
+    folder = weights.parent.resolve()
+    origin = _json(folder / ORIGIN)
+    for entry in REGISTRY.values():
+        if _belongs(entry, weights, folder, origin, models):
+            return entry, origin
+    return _by_model_card(folder), origin
+
+
+def _belongs(entry: ModelEntry, weights: Path, folder: Path, origin: dict[str, Any], models: Path) -> bool:
+    if entry.hub_id is None:
+        return False
+    if origin:
+        return bool(origin.get("model") == entry.name)
+    if folder == models.resolve() / entry.name:
+        return True
+    if f"models--{entry.hub_id.replace('/', '--')}" in folder.parts:  # the cache of huggingface_hub
+        return True
+    # A licence that binds is looked for with weaker signs too: names that people give to folders and files.
+    names = {entry.name, entry.hub_id.rpartition("/")[2].lower()}
+    said = {folder.name.lower(), weights.stem.lower()}
+    hub = _json(folder / "config.json").get("_name_or_path")
+    return entry.needs_consent and (bool(names & said) or hub == entry.hub_id)
+
+
+def _by_model_card(folder: Path) -> ModelEntry | None:
+    """A non-commercial entry whose licence the model card (README.md's front matter) names."""
+    card = _small_text(folder / "README.md") or ""
+    front = re.match(r"\s*---\n(.*?)\n---", card, re.DOTALL)
+    if front and re.search(r"bria-rmbg-2|rmbg-2\.0", front.group(1), re.IGNORECASE):
+        return REGISTRY["rmbg-2.0"]
+    return None
+
+
+def _small_text(path: Path) -> str | None:
+    try:
+        if not path.is_file() or path.stat().st_size > _TEXT_LIMIT:
+            return None
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_small_text(path) or "{}")
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
