@@ -1,0 +1,82 @@
+"""Pictures that are equal are computed once."""
+
+import threading
+
+import pytest
+
+from rmbgd.config import Recipe
+from rmbgd.jobs import Job, SourceFacts, Timing, Version
+from rmbgd.pipeline.reuse import InFlight, Twin, recipe_hash
+
+pytestmark = pytest.mark.timeout(10)
+
+
+def twin(number: int) -> Twin:
+    job = Job(number, "shop", f"{number}.jpg", f"/in/{number}.jpg", Version(number, 1, 1, 1), 1, 0.0, 0.0, True)
+    facts = SourceFacts("JPEG", "RGB", (1, 1), 1, None, None, {}, "00")
+    return Twin(job, facts, Timing())
+
+
+def test_the_first_computes_and_the_others_wait_for_it():
+    """One leader; its twins come back, in order, when it leaves."""
+    in_flight = InFlight(twins_maximum=8)
+    first, second, third = twin(1), twin(2), twin(3)
+
+    entered = [in_flight.enter("k", each) for each in (first, second, third)]
+
+    assert [True, False, False] == entered
+    assert [second, third] == in_flight.leave("k", first.job)
+    assert 0 == in_flight.parked()
+
+
+def test_only_the_leader_releases_the_twins():
+    """A picture that was computed although an equal one led does not end the group."""
+    in_flight = InFlight(twins_maximum=1)
+    first, second, surplus = twin(1), twin(2), twin(3)
+    for each in (first, second, surplus):
+        in_flight.enter("k", each)
+
+    assert [] == in_flight.leave("k", surplus.job)
+    assert [second] == in_flight.leave("k", first.job)
+
+
+def test_parked_pictures_are_bounded():
+    """Beyond the bound an equal picture is simply computed: claimed pictures never pile up."""
+    in_flight = InFlight(twins_maximum=2)
+    in_flight.enter("k", twin(0))
+
+    entered = [in_flight.enter("k", twin(number)) for number in range(1, 5)]
+
+    assert [False, False, True, True] == entered
+
+
+def test_every_twin_comes_back_once_under_contention():
+    """Threads that enter and leave at will never lose a picture nor get it twice."""
+    in_flight = InFlight(twins_maximum=4)
+    answered: list[int] = []
+
+    def work(numbers: range) -> None:
+        for number in numbers:
+            mine = twin(number)
+            if in_flight.enter(str(number % 3), mine):
+                answered.append(number)
+                answered.extend(each.job.job_id for each in in_flight.leave(str(number % 3), mine.job))
+
+    threads = [threading.Thread(target=work, args=(range(start, 2000, 4),)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert list(range(2000)) == sorted(answered)
+
+
+def test_another_recipe_or_model_is_another_key():
+    """What changes the output changes the key."""
+    keys = {
+        recipe_hash(Recipe(), {"sha256": "a"}),
+        recipe_hash(Recipe(), {"sha256": "b"}),
+        recipe_hash(Recipe(format="webp"), {"sha256": "a"}),
+    }
+
+    assert 3 == len(keys)
