@@ -110,9 +110,7 @@ def probable_cause(names: Mapping[str, TensorInfo], backbone: str) -> str:
     if any(n.startswith("bb.patch_embed1.") for n in names):
         return "the backbone is a PVT v2, which this program does not know: use a checkpoint with Swin-L or Swin-T"
     if embedding and not found:
-        return (
-            f"the backbone is a Swin with {embedding.shape[0]} channels; only Swin-L (192) and Swin-T (96) are carried"
-        )
+        return f"the backbone is a Swin of {embedding.shape[0]} channels; only Swin-L (192) and Swin-T (96) are known"
     if any(n.startswith("bb.") for n in names) and not any(n.startswith("decoder.") for n in names):
         return "this is the backbone alone, without the decoder"
     if not any(n.startswith("bb.") for n in names):

@@ -1,0 +1,135 @@
+"""Turn a pickled BiRefNet checkpoint (.pt, .pth, .bin) into the safetensors file that rmbgd loads.
+
+    python tools/convert_checkpoint.py BiRefNet-general-epoch_244.pth /var/lib/rmbgd/models/mine/model.safetensors
+
+Reads with torch.load(weights_only=True): a pickle that asks for anything but tensors is refused, nothing of it runs.
+Takes off the prefixes of training wrappers, checks every name and shape against the published ones, and writes the file
+whole or not at all. A safetensors file is taken too, to strip prefixes or change precision. Does not know the patch
+order: put the author's birefnet.py beside the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rmbgd.errors import ModelError
+from rmbgd.models.checkpoint import TensorInfo, read_header, sha256_of
+from rmbgd.models.placing import temporary_beside
+from rmbgd.models.published import BACKBONES, detect_backbone, difference, probable_cause
+
+WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
+NESTS = ("state_dict", "model", "model_state_dict", "params", "net", "ema")
+DTYPES = {"keep": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_SPELT = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+}
+
+
+def read(source: Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by name, wherever it nests them. Raises ModelError."""
+    if not source.is_file():
+        raise ModelError(f"{source}: no such file")
+    if source.suffix == ".safetensors":
+        read_header(source)
+        return strip(load_file(source))
+    try:
+        # A zip archive can be mapped; files older than torch 1.6 cannot.
+        loaded = torch.load(source, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(source))
+    except pickle.UnpicklingError as error:
+        asked = str(error).split("WeightsUnpickler error:")[-1].strip().split("\n")[0]
+        raise ModelError(
+            f"{source}: refused: the pickle asks for more than tensors ({asked}). Nothing of it was run. "
+            "Ask its author for safetensors, or for the bare state_dict"
+        ) from error
+    except Exception as error:  # an unpickler that is fed junk raises whatever the junk leads it to
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise ModelError(f"{source}: damaged, or no checkpoint: {first}") from error
+    return strip(unnest(loaded, source))
+
+
+def unnest(loaded: object, source: Path) -> dict[str, Tensor]:
+    """The name -> tensor mapping inside what was unpickled; optimiser states and counters are left behind."""
+    if isinstance(loaded, Mapping):
+        for key in NESTS:
+            if isinstance(loaded.get(key), Mapping):
+                return unnest(loaded[key], source)
+        tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
+        if tensors:
+            return tensors
+    raise ModelError(f"{source}: holds no named tensors (a whole pickled module is not a checkpoint)")
+
+
+def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the prefixes of training wrappers, as many as there are."""
+    for prefix in WRAPPERS:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return strip({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    return tensors
+
+
+def check(tensors: Mapping[str, Tensor], source: Path) -> str:
+    """The backbone of a checkpoint that has every needed tensor and no other.
+
+    Raises ModelError that lists what differs.
+    """
+    infos = {n: TensorInfo(tuple(t.shape), _SPELT.get(t.dtype, str(t.dtype))) for n, t in tensors.items()}
+    backbone = detect_backbone(infos)
+    if backbone is None:
+        raise ModelError(f"{source}: {probable_cause(infos, 'swin_v1_l')}")
+    missing, unexpected, misshapen = difference(infos, backbone)
+    wrong = [*(f"missing {n}" for n in missing), *(f"unexpected {n}" for n in unexpected), *misshapen]
+    if wrong:
+        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
+        raise ModelError(f"{source}: {probable_cause(infos, backbone)}: {'; '.join(wrong[:10])}{more}")
+    return backbone
+
+
+def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> str:
+    """Write `target` from `source`; returns the backbone. Floating tensors take `dtype` when it is given.
+
+    Raises ModelError for what cannot be read or is no BiRefNet, OSError where the target cannot be written.
+    """
+    tensors = read(source)
+    backbone = check(tensors, source)
+    plain = {}
+    for name, tensor in tensors.items():
+        cast = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
+        # Tensors of one storage (tied, or views) are written apart: the format has no sharing.
+        plain[name] = cast.clone(memory_format=torch.contiguous_format)
+    with temporary_beside(target) as temporary:
+        save_file(plain, temporary, metadata={"format": "pt", "converted_from": source.name})
+    return backbone
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("source", type=Path, help="checkpoint: .pt, .pth, .bin, or .safetensors with other names")
+    parser.add_argument("target", type=Path, help="model.safetensors to write")
+    parser.add_argument("--dtype", choices=DTYPES, default="keep", help="precision to store (default: as it is)")
+    chosen = parser.parse_args(arguments)
+    try:
+        backbone = convert(chosen.source, chosen.target, DTYPES[chosen.dtype])
+    except (ModelError, OSError) as error:
+        print(f"convert_checkpoint: {error}", file=sys.stderr)
+        return 1
+    print(f"{chosen.target}: {BACKBONES[backbone].called}, {read_header(chosen.target).precision}")
+    print(f"sha256 {sha256_of(chosen.target)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
