@@ -114,12 +114,40 @@ class MatteReport:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchReport:
-    """The answer to one batch: a report per picture, in order, and what it took."""
+class Answer:
+    """One picture is done: its output plane holds the result.
 
-    mattes: list[MatteReport]
+    device  that computed it, as the engine's description names it
+    model   that computed it: not the one asked for when a device falls back to a lesser one
+    batch   pictures it was computed with, itself included
+    tries   1 unless engine faults made it run again
+    """
+
+    matte: MatteReport
     device: str
     model: str
+    batch: int = 1
+    tries: int = 1
+
+    @property
+    def image_id(self) -> int:
+        return self.matte.image_id
+
+
+@dataclass(frozen=True, slots=True)
+class Poisoned:
+    """One picture is refused: alone it brought the engine down again and again, and the known picture did not."""
+
+    image_id: int
+    detail: str
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """The answers to one batch, one per picture, in order. Only an engine made of engines answers Poisoned."""
+
+    answers: list[Answer | Poisoned]
     milliseconds: dict[str, float] = field(default_factory=dict)
 
 

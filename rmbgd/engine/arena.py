@@ -1,0 +1,185 @@
+"""The preallocated memory of all pictures in flight: one shared block, leased in pieces, bounded in bytes.
+
+Does not know what a piece holds. The block is an anonymous memory file, so that the engine's process maps the same
+pages: pixels cross to it without a copy. Pages become real when first written; a service with little to do holds little.
+
+Leases are given in the order in which they were asked for: a large picture at the head waits for its room and nobody
+overtakes it, so it cannot starve. Only decoding leases and everything later only gives back, so waiting always ends.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import mmap
+import os
+import threading
+import warnings
+from bisect import bisect
+from collections import deque
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmbgd.beat import Beat, NoBeat
+from rmbgd.engine.base import ALIGNMENT
+
+
+class ArenaClosed(Exception):
+    """The service is stopping: no more memory is lent."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaStatistics:
+    """Bytes as lent, that is rounded up; `waiting` counts threads that ask and must wait."""
+
+    byte_count: int
+    leased_bytes: int
+    peak_bytes: int
+    leases: int
+    waiting: int
+
+
+class Lease:
+    """A piece of the arena. Give it back from any thread, once or more often."""
+
+    def __init__(self, arena: Arena, offset: int, byte_count: int) -> None:
+        self.offset = offset
+        self.byte_count = byte_count
+        self._arena: Arena | None = arena  # None once given back; guarded by the arena's lock
+        self._block = arena.block
+
+    @property
+    def block(self) -> NDArray[np.uint8]:
+        """The whole shared block, uint8 [bytes]; engine.base.view finds the planes in it."""
+        return self._block
+
+    def release(self) -> None:
+        arena = self._arena
+        if arena is not None:
+            arena._take_back(self)  # noqa: SLF001 - the two are one thing
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.release()
+
+    def __del__(self) -> None:
+        if getattr(self, "_arena", None) is not None:
+            warnings.warn(f"a lease of {self.byte_count} bytes was never released", ResourceWarning, 2, source=self)
+
+
+class Arena:
+    """`byte_count` bytes of shared memory. `fd` is for the engine's process: see attach."""
+
+    def __init__(self, byte_count: int) -> None:
+        self.byte_count = byte_count
+        self.fd = os.memfd_create("rmbgd-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(self.fd, byte_count)
+        # Nobody, not even a misbehaving child, can shorten the file under our mapping.
+        fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        self.block = attach(self.fd, byte_count)
+        self._lock = threading.Lock()
+        # All below is guarded by the lock.
+        self._free: list[tuple[int, int]] = [(0, byte_count)]  # (offset, bytes), by offset, never adjacent
+        self._queue: deque[threading.Condition] = deque()  # who waits, in order; each is woken when it is the head
+        self._leased = 0
+        self._peak = 0
+        self._leases = 0
+        self._closed = False
+
+    def lease(self, byte_count: int, beat: Beat | None = None) -> Lease:
+        """`byte_count` bytes, rounded up to ALIGNMENT; blocks until they fit and everybody who asked before is served.
+
+        Raises ValueError when the arena could never hold them, ArenaClosed when it is closed, also while waiting.
+        """
+        wanted = max(ALIGNMENT, -(-byte_count // ALIGNMENT) * ALIGNMENT)
+        if byte_count < 0 or wanted > self.byte_count:
+            raise ValueError(f"{byte_count} bytes can never fit into an arena of {self.byte_count}")
+        beat = beat or NoBeat()
+        with self._lock:
+            offset = None if self._queue or self._closed else self._cut(wanted)
+            if offset is None:
+                offset = self._wait_for(wanted, beat)
+            lease = Lease(self, offset, wanted)
+        beat.working()
+        return lease
+
+    def statistics(self) -> ArenaStatistics:
+        with self._lock:
+            return ArenaStatistics(self.byte_count, self._leased, self._peak, self._leases, len(self._queue))
+
+    def close(self) -> None:
+        """Lend no more. What is lent stays valid until it is given back; the memory goes with its last user."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            for turn in self._queue:
+                turn.notify()
+        os.close(self.fd)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _wait_for(self, wanted: int, beat: Beat) -> int:
+        turn = threading.Condition(self._lock)
+        self._queue.append(turn)
+        try:
+            while not self._closed:
+                if self._queue[0] is turn:
+                    offset = self._cut(wanted)
+                    if offset is not None:
+                        return offset
+                beat.waiting()
+                turn.wait()
+            raise ArenaClosed
+        finally:
+            self._queue.remove(turn)
+            if self._queue:
+                self._queue[0].notify()
+
+    def _cut(self, wanted: int) -> int | None:
+        """The lowest free piece that is large enough: low addresses are used again and again, high ones stay unreal."""
+        for index, (offset, size) in enumerate(self._free):
+            if size >= wanted:
+                rest = [(offset + wanted, size - wanted)] if size > wanted else []
+                self._free[index : index + 1] = rest
+                self._leased += wanted
+                self._leases += 1
+                self._peak = max(self._peak, self._leased)
+                return offset
+        return None
+
+    def _take_back(self, lease: Lease) -> None:
+        with self._lock:
+            if lease._arena is None:  # noqa: SLF001
+                return
+            lease._arena = None  # noqa: SLF001
+            start, end = lease.offset, lease.offset + lease.byte_count
+            index = bisect(self._free, (start, 0))
+            first = last = index
+            if index > 0 and sum(self._free[index - 1]) == start:
+                first, start = index - 1, self._free[index - 1][0]
+            if index < len(self._free) and self._free[index][0] == end:
+                last, end = index + 1, sum(self._free[index])
+            self._free[first:last] = [(start, end - start)]
+            self._leased -= lease.byte_count
+            self._leases -= 1
+            if self._queue:
+                self._queue[0].notify()
+
+
+def attach(fd: int, byte_count: int) -> NDArray[np.uint8]:
+    """The block behind `fd`, uint8 [byte_count], shared and writable, in this process."""
+    return np.frombuffer(mmap.mmap(fd, byte_count), np.uint8)
