@@ -88,7 +88,7 @@ EVENTS: dict[str, EventKind] = {
     "image.postponed": EventKind("info", "a picture went back to waiting; attempts unchanged", _IMAGE | {"why": "incomplete, storage, changed, stopping, vanished", "detail": ""}),
     # --- storage
     "storage.paused": EventKind("error", "the disk refuses; results are held and nothing new is claimed", {"kind": "disk_full, quota, read_only, io_error, denied, missing", "path": "", "detail": ""}),
-    "storage.resumed": EventKind("info", "the disk takes data again", {"path": "", "seconds": "paused"}),
+    "storage.resumed": EventKind("info", "the disk takes data again", {"kind": "of the refusal that is over", "seconds": "paused"}),
     "storage.retire_failed": EventKind("warning", "an original could not be moved or deleted after success; tried again later, never processed again", {"folder": "name", "path": "", "detail": ""}),
     # --- engine
     "engine.started": EventKind("info", "an engine is ready", {"device": "", "models": "facts per model", "batch_sizes": "it takes", "seconds": "to start", "detail?": ""}),

@@ -17,7 +17,8 @@ from rmbgd.errors import Reason
 
 if TYPE_CHECKING:
     from rmbgd.engine.arena import Lease
-    from rmbgd.engine.base import MatteReport
+    from rmbgd.engine.base import MatteReport, Region
+    from rmbgd.intake.ledger import Known
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,7 @@ class Frame:
     """A decoded picture: its planes lie in the lease, which the finish stage gives back."""
 
     job: Job
+    region: Region
     lease: Lease
     facts: SourceFacts
     timing: Timing
@@ -138,17 +140,17 @@ class Postponed:
     why: str
     detail: str
     timing: Timing
+    facts: SourceFacts | None = None
     lease: Lease | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A job whose content and recipe were answered before: published by copying `original`, without the engine."""
+    """A job whose content and recipe were answered before: published by copying the known output, without the engine."""
 
     job: Job
     facts: SourceFacts
-    original: str
-    original_sha256: str
+    known: Known
     timing: Timing
 
 

@@ -1,0 +1,65 @@
+"""The segment stage: one thread feeds one device, and takes what is waiting whenever the device is free.
+
+Owns the engine and nothing else. Touches no file; what the batching policy decides, it does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rmbgd.beat import Beat
+from rmbgd.clock import Clock
+from rmbgd.engine.base import BatchReport, Engine, EngineDescription, MatteReport, Poisoned, Work
+from rmbgd.errors import EngineFault, Reason
+from rmbgd.jobs import Arrival, Cutout, Frame, Postponed, Rejection
+from rmbgd.pipeline.channel import Choice, NoSenders, Receiver, Sender
+
+Choose = Callable[[Sequence[Frame], float], Choice]
+
+
+def segment_loop(
+    engine: Engine,
+    started: Callable[[EngineDescription], Choose],
+    work_of: Callable[[Frame], Work],
+    frames: Receiver[Frame],
+    arrivals: Sender[Arrival],
+    clock: Clock,
+    beat: Beat,
+) -> None:
+    """Until the last decoder has gone. `started` learns what the engine is and answers with the batching policy for it."""
+    with frames, arrivals:
+        try:
+            choose = started(engine.start())
+            while True:
+                try:
+                    batch = frames.receive_chosen(choose)
+                except NoSenders:
+                    return
+                for arrival in segment(engine, batch, work_of, clock, beat):
+                    arrivals.send(arrival)
+        finally:
+            engine.close()
+
+
+def segment(
+    engine: Engine, batch: list[Frame], work_of: Callable[[Frame], Work], clock: Clock, beat: Beat
+) -> list[Arrival]:
+    """What became of each frame. An engine that is gone for good means that the service is stopping: they go back."""
+    begun = clock.monotonic()
+    for frame in batch:
+        frame.timing.add("queue", begun - frame.ready_at)
+    try:
+        report = engine.segment([work_of(frame) for frame in batch])
+    except EngineFault as fault:
+        return [Postponed(frame.job, "stopping", str(fault), frame.timing, frame.facts, frame.lease) for frame in batch]
+    beat.working()
+    spent = clock.monotonic() - begun
+    for frame in batch:
+        frame.timing.add("engine", spent)
+    return [answer(frame, matte, report, len(batch)) for frame, matte in zip(batch, report.mattes, strict=True)]
+
+
+def answer(frame: Frame, matte: MatteReport | Poisoned, report: BatchReport, batch: int) -> Cutout | Rejection:
+    if isinstance(matte, Poisoned):
+        return Rejection(frame.job, Reason.POISON, matte.detail, "engine", frame.timing, frame.facts, frame.lease)
+    return Cutout(frame, matte, report.device, report.model, batch, matte.tries)
