@@ -59,8 +59,11 @@ EVENTS: dict[str, EventKind] = {
             "waiting": "files seen and not yet claimed", "in_flight": "jobs", "oldest_waiting": "s", "rss_bytes": "of the service", "descriptors": "open",
             "threads": "alive", "arena_bytes": "leased", "channels": "per channel: depth, seconds its producers and its consumers waited",
             "paused": "reason or null", "engine": "state, restarts, temperature where known", "ledger_rows": "jobs remembered",
+            "unwritten?": "lines and status files lost to a full disk or a reader that hangs, by place",
         },
     ),
+    "service.stalled": EventKind("error", "a thread neither waits nor progresses; the watchdog is no longer fed", {"threads": "names", "seconds": "without progress, at least"}),
+    "service.stall_ended": EventKind("info", "every thread moves again", {"seconds": "stalled"}),
     # --- folders and arrivals
     "folder.watching": EventKind("info", "a drop folder is watched", {"folder": "name", "mode": "events or poll", "file_system": "type", "watches": "armed"}),
     "folder.waiting": EventKind("warning", "a drop folder is not there; nothing is written below its path", {"folder": "name", "cause": "missing, not_mounted, denied"}),

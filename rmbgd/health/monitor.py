@@ -1,0 +1,219 @@
+"""The health thread: the heartbeat event, the status file, and the watchdog fed from the progress of every thread.
+
+Does not touch jobs, devices or folders, and waits for none of them: the daemon's snapshot tells it what to say of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from rmbgd import __version__, config
+from rmbgd.clock import Clock
+from rmbgd.events import EVENTS, Emit
+from rmbgd.health import lines, snapshot
+from rmbgd.health.beats import Beats
+from rmbgd.health.systemd import Notifier
+
+STATUS_FILE = "status.json"
+STATUS_MODE = 0o644  # who may enter the runtime directory may read it
+RATE_WINDOWS = {"1m": 60.0, "5m": 300.0}  # s
+FEEDINGS = 4  # of systemd's watchdog within its period: three may be late before it bites
+PROBLEM_LEVELS = ("warning", "error", "critical")
+
+
+class Counters:
+    """An Emit that counts what passes through it, and keeps the last problem. Wraps the real one; any thread."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}  # under the lock
+        self._last_problem: tuple[str, dict[str, object]] | None = None  # under the lock
+
+    def __call__(self, event: str, /, **keys: object) -> None:
+        with self._lock:
+            self._counts[event] = self._counts.get(event, 0) + 1
+            if (kind := EVENTS.get(event)) and kind.level in PROBLEM_LEVELS:
+                self._last_problem = (event, keys)
+        self._emit(event, **keys)
+
+    def counts(self) -> dict[str, int]:
+        """Events so far, by name."""
+        with self._lock:
+            return dict(self._counts)
+
+    def last_problem(self) -> tuple[str, dict[str, object]] | None:
+        """The last event of level warning or worse."""
+        with self._lock:
+            return self._last_problem
+
+
+def process_facts() -> snapshot.ProcessFacts:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        pages = int(file.read().split()[1])
+    return snapshot.ProcessFacts(
+        rss_bytes=pages * os.sysconf("SC_PAGE_SIZE"),
+        descriptors=len(os.listdir("/proc/self/fd")) - 1,  # the listing holds one itself
+        threads=len(os.listdir("/proc/self/task")),
+    )
+
+
+class HealthMonitor:
+    """Everything below belongs to the health thread, which alone calls `tick`, unless a line says otherwise.
+
+    `describe` is the daemon's snapshot: a dict with snapshot.SNAPSHOT_KEYS and what else the status file shall show. It
+    must not wait for a device, a disk or a lock that is held for long; what it raises ends the health thread and so the
+    service.
+    """
+
+    def __init__(
+        self,
+        service: config.Service,
+        *,
+        beats: Beats,
+        counters: Counters,
+        describe: Callable[[], Mapping[str, Any]],
+        notifier: Notifier,
+        clock: Clock,
+        unwritten: Callable[[], Mapping[str, int]] = dict,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        environ = os.environ if environ is None else environ
+        self._service = service
+        self._beats = beats
+        self._counters = counters
+        self._describe = describe
+        self._notifier = notifier
+        self._clock = clock
+        self._unwritten = unwritten
+        self._path = os.path.join(service.runtime_directory, STATUS_FILE)
+        now = clock.monotonic()
+        self._identity = snapshot.Identity(
+            pid=os.getpid(),
+            boot_id=lines.boot_id(),
+            invocation_id=environ.get("INVOCATION_ID", ""),
+            version=__version__,
+            started=now,
+            started_at=lines.rfc3339(clock.wall()),
+        )
+        self._rates = {name: snapshot.Rate(window) for name, window in RATE_WINDOWS.items()}
+        self._problem: tuple[tuple[str, dict[str, object]], str] | None = None  # with the time it was first seen here
+        self._status_lost = 0
+        self._stalled_since: float | None = None
+        self._awake_since = self._last_tick = now
+        self._next_health: float | None = None
+        self._next_status = now
+        self._phase = "starting"  # written by the main thread, read here; one reference
+        self._closing = threading.Event()  # set by the main thread
+
+    @property
+    def period(self) -> float:
+        """Seconds between two ticks."""
+        shortest = min(self._service.status_interval, self._service.health_interval)
+        watchdog = self._notifier.watchdog_seconds
+        return min(shortest, watchdog / FEEDINGS) if watchdog else shortest
+
+    def phase(self, name: str) -> None:
+        """Called by the main thread: starting, ready, stopping. Health events begin with ready."""
+        self._phase = name
+
+    def run(self) -> None:
+        """Tick until closed. The health thread's body."""
+        self.tick()
+        while not self._closing.wait(self.period):
+            self.tick()
+
+    def close(self) -> None:
+        """Called by the main thread: ends `run`."""
+        self._closing.set()
+
+    def finished(self) -> None:
+        """The last word in the status file; call it when `run` has returned."""
+        self._phase = "stopped"
+        self._next_status = self._clock.monotonic()
+        self.tick()
+
+    def tick(self) -> None:
+        now = self._clock.monotonic()
+        if now - self._last_tick > max(2 * self.period, 5.0):  # this thread stood still too, so everybody did
+            self._awake_since = now
+        self._last_tick = now
+        hung = self._watch(now)
+        if now >= self._next_status:
+            self._next_status = now + self._service.status_interval
+            self._publish(now, hung)
+
+    def _watch(self, now: float) -> list[str]:
+        """Feed systemd's watchdog while everybody moves; tell once when somebody hangs, and once when it is over."""
+        hung = self._beats.stalled(now, self._service.stall_after, awake_since=self._awake_since)
+        if hung and self._stalled_since is None:
+            self._stalled_since = now
+            self._counters("service.stalled", threads=hung, seconds=self._service.stall_after)
+        elif not hung and self._stalled_since is not None:
+            self._counters("service.stall_ended", seconds=round(now - self._stalled_since, 3))
+            self._stalled_since = None
+        if not hung:
+            self._notifier.watchdog()
+        return hung
+
+    def _publish(self, now: float, hung: list[str]) -> None:
+        described = self._describe()
+        counts = self._counters.counts()
+        for rate in self._rates.values():
+            rate.sample(now, counts.get(snapshot.OUTCOMES["done"], 0))
+        unwritten = dict(self._unwritten()) | ({"status": self._status_lost} if self._status_lost else {})
+        uptime = now - self._identity.started
+        health = snapshot.health_keys(described, counts, process_facts(), uptime, unwritten)
+        rates = {name: rate.per_minute() for name, rate in self._rates.items()}
+        record = snapshot.status_record(
+            self._identity,
+            self._phase,
+            health,
+            extra=described,
+            rates=rates,
+            stalled=hung,
+            last_problem=self._last_problem(),
+            written_at=lines.rfc3339(self._clock.wall()),
+            monotonic=now,
+            interval=self._service.status_interval,
+        )
+        self._write_status(lines.to_json(record))
+        if self._phase == "ready":
+            line = snapshot.status_line(self._phase, health, per_minute=rates["1m"], stalled=hung)
+            self._notifier.status(line)
+            self._heartbeat(now, health)
+
+    def _heartbeat(self, now: float, health: dict[str, Any]) -> None:
+        if self._next_health is None:
+            self._next_health = now + self._service.health_interval
+        elif now >= self._next_health:
+            self._next_health = max(self._next_health + self._service.health_interval, now)
+            self._counters("health", **health)
+
+    def _last_problem(self) -> dict[str, Any] | None:
+        found = self._counters.last_problem()
+        if found is None:
+            return None
+        if self._problem is None or self._problem[0] is not found:
+            self._problem = (found, lines.rfc3339(self._clock.wall()))
+        (event, keys), seen = self._problem
+        return {"event": event, "time": seen, **keys}
+
+    def _write_status(self, text: str) -> None:
+        temporary = self._path + ".tmp"
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, STATUS_MODE)
+            try:
+                os.fchmod(descriptor, STATUS_MODE)  # whatever the umask says
+                os.write(descriptor, text.encode() + b"\n")
+            finally:
+                os.close(descriptor)
+            os.rename(temporary, self._path)
+        except OSError:  # a full or missing runtime directory blinds `rmbgd status`, but stops no picture
+            self._status_lost += 1
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
