@@ -1,7 +1,7 @@
 """The preallocated memory of all pictures in flight: one shared block, leased in pieces, bounded in bytes.
 
 Does not know what a piece holds. The block is an anonymous memory file, so that the engine's process maps the same
-pages: pixels cross to it without a copy. Pages become real when first written; a service with little to do holds little.
+pages: pixels cross to it without a copy. Pages become real when first written: an idle service holds little.
 
 Leases are given in the order in which they were asked for: a large picture at the head waits for its room and nobody
 overtakes it, so it cannot starve. Only decoding leases and everything later only gives back, so waiting always ends.

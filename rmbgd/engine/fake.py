@@ -1,0 +1,159 @@
+"""An engine without a network, whose alpha is an exact function of the pixels and whose faults follow a script.
+
+Knows no torch and no model. Runs in the caller's process, or in the real child process through `create`.
+
+What it computes: alpha is the green channel, times the alpha that the picture came with.
+
+    a = green (0..255), s = source alpha (0..255, 255 where there is none)
+    rgba8    the picture's colours as they are, and round(a*s / 255)
+    alpha8   round(a*s / 255)
+    alpha16  round(a*s * 65535 / 255**2); that is 257*a where s = 255
+    (halves round up)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmbgd.engine.base import Answer, BatchReport, EngineDescription, MatteReport, Slot, Work, view
+from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense
+
+POISON_COLOUR = (255, 0, 254)
+"""A picture whose top left pixel is this is poison to an engine that was given `poison`."""
+
+
+class FakeEngine:
+    """`script` has a step per segment call, and "ok" for ever after. A step is one of
+
+    ok            answers
+    memory        raises EngineMemory
+    lost          raises EngineLost
+    nonsense      raises EngineNonsense, as for an alpha that is not finite
+    wrong_count   answers one picture too few
+    wrong_image   answers for a picture that nobody asked about
+    hang          answers only after `release()` was called, from another thread
+    delay:0.25    answers after so many seconds, or when released
+    exit:70       ends the process with this status
+    kill          ends the process by SIGKILL, as the kernel does when memory is short
+
+    `poison` is the step taken instead whenever a marked picture (POISON_COLOUR) is in the batch; `memory_limit` the
+    largest batch that does not raise EngineMemory; `start` the step taken by start().
+    """
+
+    def __init__(
+        self,
+        block: NDArray[np.uint8],
+        script: Sequence[str] = (),
+        *,
+        device: str = "fake",
+        batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16),
+        poison: str = "",
+        memory_limit: int = 0,
+        start: str = "ok",
+    ) -> None:
+        self._block = block
+        self._script = list(script)  # only the owner's thread touches it
+        self._device = device
+        self._batch_sizes = batch_sizes
+        self._poison = poison
+        self._memory_limit = memory_limit
+        self._start = start
+        self._released = threading.Event()
+        self.batches: list[list[int]] = []  # image ids per call; appended by the owner's thread, read by tests
+        self.closed = False
+
+    def start(self) -> EngineDescription:
+        self._act(self._start)
+        return EngineDescription(self._device, {"fake": {"alpha": "green channel"}}, self._batch_sizes)
+
+    def segment(self, batch: Sequence[Work]) -> BatchReport:
+        self.batches.append([work.image_id for work in batch])
+        slots = [view(self._block, work.region) for work in batch]
+        step = self._script.pop(0) if self._script else "ok"
+        if self._poison and any(tuple(slot.rgb[0, 0]) == POISON_COLOUR for slot in slots):
+            step = self._poison
+        if self._memory_limit and len(batch) > self._memory_limit:
+            step = "memory"
+        self._act(step)
+        answers: list[Answer] = []
+        for work, slot in zip(batch, slots, strict=True):
+            fill(slot)
+            answers.append(Answer(_report(work.image_id, slot), self._device, work.model, len(batch)))
+        if step == "wrong_count":
+            answers.pop()
+        if step == "wrong_image":
+            answers[-1] = Answer(_report(-1, slots[-1]), self._device, batch[-1].model, len(batch))
+        return BatchReport(list(answers), {"network": 0.0})
+
+    def release(self) -> None:
+        """Let a hanging call go on, and later ones not hang at all."""
+        self._released.set()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _act(self, step: str) -> None:
+        name, _, argument = step.partition(":")
+        match name:
+            case "ok" | "wrong_count" | "wrong_image":
+                pass
+            case "memory":
+                raise EngineMemory("the script says that device memory is short")
+            case "lost":
+                raise EngineLost("the script says that the device is lost")
+            case "nonsense":
+                raise EngineNonsense("the script says that alpha is not finite")
+            case "hang":
+                self._released.wait()
+            case "delay":
+                self._released.wait(float(argument))
+            case "exit":
+                os._exit(int(argument))
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case _:
+                raise ValueError(f"no step '{step}' in a fake engine's script")
+
+
+def expected_alpha(
+    rgb: NDArray[np.uint8], source_alpha: NDArray[np.uint8] | None = None, *, levels: int = 255
+) -> NDArray[np.uint16]:
+    """The alpha that FakeEngine answers for `rgb` uint8 [H,W,3]: uint16 [H,W] with values 0..levels (255 or 65535)."""
+    if source_alpha is None:
+        return rgb[..., 1].astype(np.uint16) * np.uint16(levels // 255)
+    product = rgb[..., 1].astype(np.uint64) * source_alpha
+    return ((2 * product * levels + 255**2) // (2 * 255**2)).astype(np.uint16)
+
+
+def fill(slot: Slot) -> None:
+    """Write the output plane of one picture."""
+    if slot.rgba is not None:
+        slot.rgba[..., :3] = slot.rgb
+        slot.rgba[..., 3] = expected_alpha(slot.rgb, slot.source_alpha)
+    elif slot.alpha is not None:
+        levels = 65535 if slot.alpha.dtype == np.uint16 else 255
+        slot.alpha[...] = expected_alpha(slot.rgb, slot.source_alpha, levels=levels)
+
+
+def _report(image_id: int, slot: Slot) -> MatteReport:
+    alpha = slot.rgb[..., 1]
+    histogram = np.bincount(alpha.ravel(), minlength=256) / alpha.size
+    return MatteReport(
+        image_id,
+        coverage=float(histogram @ np.arange(256) / 255),
+        peak=float(alpha.max()) / 255,
+        solid=float(histogram[128:].sum()),
+        soft=float(histogram[13:243].sum()),  # 0.05 < alpha < 0.95
+    )
+
+
+def create(block: NDArray[np.uint8], options: Mapping[str, object]) -> FakeEngine:
+    """The factory for the child process: `options` are the keyword arguments of FakeEngine, as JSON has them."""
+    sizes = options.get("batch_sizes", (1, 2, 4, 8, 16))
+    return FakeEngine(block, **{**options, "batch_sizes": tuple(sizes)})  # type: ignore[arg-type]
