@@ -17,7 +17,7 @@ from rmbgd.errors import Reason
 
 if TYPE_CHECKING:
     from rmbgd.engine.arena import Lease
-    from rmbgd.engine.base import MatteReport, Region
+    from rmbgd.engine.base import Answer, Region
     from rmbgd.intake.ledger import Known
 
 
@@ -108,11 +108,7 @@ class Cutout:
     """A frame whose output plane holds the answer."""
 
     frame: Frame
-    matte: MatteReport
-    device: str
-    model: str
-    batch: int
-    engine_tries: int
+    answer: Answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +142,7 @@ class Postponed:
 
 @dataclass(frozen=True, slots=True)
 class Duplicate:
-    """A job whose content and recipe were answered before: published by copying the known output, without the engine."""
+    """A job whose content and recipe were answered before: published by copying the known output."""
 
     job: Job
     facts: SourceFacts

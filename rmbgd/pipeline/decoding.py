@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 
+from rmbgd.beat import Beat
 from rmbgd.clock import Clock
 from rmbgd.config import Folder, Limits, Recipe
 from rmbgd.engine.arena import Arena
@@ -22,7 +23,7 @@ from rmbgd.imaging.decode import Header, decode_into, probe, read_limited
 from rmbgd.intake.gates import open_regular
 from rmbgd.intake.ledger import Ledger
 from rmbgd.jobs import Arrival, Duplicate, Frame, Job, Postponed, Rejection, SourceFacts, Timing
-from rmbgd.pipeline.channel import Beat, Receiver, Sender
+from rmbgd.pipeline.channel import Receiver, Sender
 from rmbgd.pipeline.reuse import InFlight, Twin
 
 # Above either, a decoder's own temporaries matter for the memory of the whole service: one such picture at a time.
@@ -164,11 +165,13 @@ def unreadable(job: Job, error: OSError, timing: Timing) -> Rejection | Postpone
     return Postponed(job, "storage", f"{errno.errorcode.get(error.errno or 0, 'error')}: {error.strerror}", timing)
 
 
-def decode_loop(decoder: Decoder, jobs: Receiver[Job], frames: Sender[Frame], arrivals: Sender[Arrival]) -> None:
+def decode_loop(
+    decoder: Decoder, jobs: Receiver[Job], frames: Sender[Frame], arrivals: Sender[Arrival], beat: Beat
+) -> None:
     """Until the last producer of jobs has gone: frames go to the device, everything else to the exit door."""
     with jobs, frames, arrivals:
         for job in jobs:
-            decoded = decoder.decode(job, jobs.beat)
+            decoded = decoder.decode(job, beat)
             if isinstance(decoded, Frame):
                 frames.send(decoded)
             elif decoded is not None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 
 from rmbgd.beat import Beat
 from rmbgd.clock import Clock
-from rmbgd.engine.base import BatchReport, Engine, EngineDescription, MatteReport, Poisoned, Work
+from rmbgd.engine.base import Answer, Engine, EngineDescription, Poisoned, Work
 from rmbgd.errors import EngineFault, Reason
 from rmbgd.jobs import Arrival, Cutout, Frame, Postponed, Rejection
 from rmbgd.pipeline.channel import Choice, NoSenders, Receiver, Sender
@@ -26,7 +26,7 @@ def segment_loop(
     clock: Clock,
     beat: Beat,
 ) -> None:
-    """Until the last decoder has gone. `started` learns what the engine is and answers with the batching policy for it."""
+    """Until the last decoder has gone. `started` learns what the engine is and answers with the policy for it."""
     with frames, arrivals:
         try:
             choose = started(engine.start())
@@ -56,10 +56,10 @@ def segment(
     spent = clock.monotonic() - begun
     for frame in batch:
         frame.timing.add("engine", spent)
-    return [answer(frame, matte, report, len(batch)) for frame, matte in zip(batch, report.mattes, strict=True)]
+    return [outcome(frame, answer) for frame, answer in zip(batch, report.answers, strict=True)]
 
 
-def answer(frame: Frame, matte: MatteReport | Poisoned, report: BatchReport, batch: int) -> Cutout | Rejection:
-    if isinstance(matte, Poisoned):
-        return Rejection(frame.job, Reason.POISON, matte.detail, "engine", frame.timing, frame.facts, frame.lease)
-    return Cutout(frame, matte, report.device, report.model, batch, matte.tries)
+def outcome(frame: Frame, answer: Answer | Poisoned) -> Cutout | Rejection:
+    if isinstance(answer, Poisoned):
+        return Rejection(frame.job, Reason.POISON, answer.detail, "engine", frame.timing, frame.facts, frame.lease)
+    return Cutout(frame, answer)
