@@ -1,0 +1,154 @@
+"""The batching policy: who goes, with whom, and when."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rmbgd.pipeline.batching import Limits, Waiting, batch_size, choose, table
+
+SIZES = (1, 2, 4, 8, 16)
+
+
+def bulk(since: float = 0.0, model: str = "a") -> Waiting:
+    return Waiting(model, realtime=False, suspect=False, since=since)
+
+
+def realtime(since: float = 0.0) -> Waiting:
+    return Waiting("a", realtime=True, suspect=False, since=since)
+
+
+def suspect(since: float = 0.0) -> Waiting:
+    return Waiting("a", realtime=False, suspect=True, since=since)
+
+
+@st.composite
+def queues(draw) -> list[Waiting]:
+    """Up to 24 waiting pictures of two models, oldest first."""
+    ages = sorted(draw(st.lists(st.floats(0, 10), min_size=1, max_size=24)))
+    flags = st.sampled_from([(False, False)] * 6 + [(True, False), (False, True), (True, True)])
+    pictures = []
+    for age in ages:
+        is_realtime, is_suspect = draw(flags)
+        pictures.append(Waiting(draw(st.sampled_from("ab")), is_realtime, is_suspect, age))
+    return pictures
+
+
+@st.composite
+def limits(draw) -> Limits:
+    """Any allowed set of sizes, with times measured for some of them, with and without a target."""
+    sizes = (1, *sorted(draw(st.sets(st.sampled_from(SIZES[1:])))))
+    seconds = draw(st.dictionaries(st.sampled_from(sizes), st.floats(0.001, 1.0)))
+    latency = draw(st.none() | st.floats(0.001, 2.0))
+    return Limits(sizes, draw(st.floats(0, 0.003)), seconds, latency)
+
+
+@given(queues(), limits(), st.floats(0, 11) | st.just(math.inf))
+def test_whoever_waits_is_served_within_the_limits(waiting, limits, now):
+    """The answer is a batch of an allowed size, or a moment that lies ahead by no more than the wait allowed."""
+    choice = choose(waiting, limits, now)
+
+    if isinstance(choice, float):
+        assert now < choice <= waiting[0].since + limits.wait
+    else:
+        assert len(choice) in limits.sizes
+        assert len(set(choice)) == len(choice)
+        assert all(0 <= index < len(waiting) for index in choice)
+
+
+@given(queues(), limits())
+def test_a_batch_has_one_model_and_its_suspects_and_realtime_pictures_are_alone(waiting, limits):
+    """Pictures of one batch ask for one model; one that is realtime or suspect has no company."""
+    batch = [waiting[index] for index in choose(waiting, limits, math.inf)]
+
+    assert len({picture.model for picture in batch}) == 1
+    if any(picture.realtime or picture.suspect for picture in batch):
+        assert len(batch) == 1
+
+
+@given(queues(), limits())
+def test_the_oldest_goes_unless_a_realtime_picture_is_there(waiting, limits):
+    """First come, first served; only realtime overtakes, the oldest realtime first."""
+    choice = choose(waiting, limits, math.inf)
+
+    hurried = [index for index, picture in enumerate(waiting) if picture.realtime]
+    assert choice[0] == (hurried[0] if hurried else 0)
+    assert choice == sorted(choice)
+
+
+@given(queues(), limits())
+def test_everybody_is_served_in_the_end(waiting, limits):
+    """Asked again and again, the policy empties the queue."""
+    left = list(waiting)
+    while left:
+        taken = set(choose(left, limits, math.inf))
+        left = [picture for index, picture in enumerate(left) if index not in taken]
+
+
+@given(st.integers(1, 40), limits())
+def test_a_realtime_picture_never_waits(count, limits):
+    """However many came before it, a realtime picture goes at once and alone, also when a wait is allowed."""
+    waiting = [bulk(since=0.0) for _ in range(count)] + [realtime(since=0.0)]
+
+    assert choose(waiting, limits, now=0.0) == [count]
+
+
+def test_a_suspect_never_waits_for_company():
+    """A suspect at the head goes at once, alone."""
+    assert choose([suspect(), bulk(), bulk()], Limits(SIZES, wait=0.003), now=0.0) == [0]
+
+
+def test_five_go_as_four_and_one():
+    """Only full sizes: no place is computed for nobody."""
+    five = [bulk() for _ in range(5)]
+
+    assert choose(five, Limits(SIZES), now=1.0) == [0, 1, 2, 3]
+    assert choose(five[4:], Limits(SIZES), now=1.0) == [0]
+
+
+def test_pictures_of_another_model_are_passed_over():
+    """The batch takes the head's model from all over the queue."""
+    waiting = [bulk(model="a"), bulk(model="b"), bulk(model="a"), suspect(), bulk(model="b")]
+
+    assert choose(waiting, Limits(SIZES), now=1.0) == [0, 2]
+
+
+def test_a_batch_that_cannot_grow_does_not_wait():
+    """With the largest size waiting there is nothing to wait for."""
+    limits = Limits((1, 2), wait=0.003)
+
+    assert choose([bulk(), bulk(), bulk()], limits, now=0.0) == [0, 1]
+    assert choose([bulk()], limits, now=0.0) == 0.003
+    assert choose([bulk()], limits, now=0.003) == [0]
+
+
+def test_two_batches_fit_into_the_latency_target():
+    """Sizes whose measured time takes more than half of the target are not used; nor are larger ones, unmeasured."""
+    limits = Limits(SIZES, seconds={1: 0.020, 2: 0.030, 4: 0.050, 8: 0.090}, latency=0.130)
+
+    assert batch_size(16, limits) == 4
+    assert batch_size(16, Limits(SIZES, seconds={1: 0.5}, latency=0.130)) == 1
+
+
+def test_a_larger_batch_must_save_time():
+    """Where four take four times as long as one, everybody goes alone; where company saves time, they go together."""
+    no_gain = Limits(SIZES, seconds={1: 0.1, 2: 0.2, 4: 0.4, 8: 0.8, 16: 1.6})
+    gain = Limits(SIZES, seconds={1: 0.1, 2: 0.2, 4: 0.3, 8: 0.6, 16: 1.2})
+
+    assert batch_size(16, no_gain) == 1
+    assert batch_size(16, gain) == 4
+
+
+def test_the_table_tells_how_many_go_for_every_number_that_waits():
+    """One line for the log."""
+    assert table(Limits((1, 2, 4))) == {1: 1, 2: 2, 3: 2, 4: 4}
+
+
+@pytest.mark.parametrize("sizes", [(), (2, 4), (1, 4, 2), (1, 1)])
+def test_sizes_that_make_no_sense_are_refused(sizes):
+    """Sizes ascend and one picture alone can always go."""
+    with pytest.raises(ValueError, match="batch sizes"):
+        Limits(sizes)
