@@ -522,6 +522,14 @@ class Config(Settings):
                 near = difflib.get_close_matches(folder.recipe, known, 1)
                 hint = f"; did you mean '{near[0]}'?" if near else f"; there is {', '.join(sorted(known))}"
                 findings.append(f"folder '{folder.name}': no recipe '{folder.recipe}'{hint}")
+        for name, recipe in sorted(self.recipe.items()):
+            if recipe.canvas:
+                width, height = (int(side) for side in recipe.canvas.split("x"))
+                if width * height > self.limits.pixels or max(width, height) > self.limits.side:
+                    findings.append(
+                        f"recipe.{name}.canvas = {recipe.canvas} is beyond limits.pixels = {self.limits.pixels} or "
+                        f"limits.side = {self.limits.side}: make it smaller, or raise the limit"
+                    )
         # rgb 3 + source alpha 1 + rgba 4 bytes a pixel, and some alignment
         largest = 8 * self.limits.pixels + 4096
         if self.pipeline.arena_bytes < largest:
