@@ -1,0 +1,33 @@
+"""`rmbgd check`: every problem of a configuration at once, before the service is started with it.
+
+Decides nothing itself: config.py knows the settings, the intake's layout rules know which folders go together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from rmbgd.exitcodes import Exit
+from rmbgd.verbs.options import add_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--print-default", action="store_true", help="print the commented default configuration instead, to begin with"
+    )
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.print_default:
+        from rmbgd import configdoc
+
+        sys.stdout.write(configdoc.default_toml())
+        return Exit.OK
+    from rmbgd import config
+
+    settings = config.load(options.config)  # raises ConfigError with all findings; main tells them
+    folders = ", ".join(folder.name for folder in settings.folder) or "none"
+    print(f"{options.config}: fine; folders: {folders}")
+    return Exit.OK

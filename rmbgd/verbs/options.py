@@ -1,0 +1,18 @@
+"""Arguments that several verbs share. Loads no configuration."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+DEFAULT_CONFIG = Path("/etc/rmbgd/rmbgd.toml")  # config.DEFAULT_PATH, without the price of importing pydantic
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="the configuration (default: %(default)s)"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table, for programs")
