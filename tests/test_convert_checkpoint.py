@@ -131,7 +131,7 @@ def test_a_missing_tensor_is_named(tmp_path, tensors, run):
     status, said = run(tmp_path / "a.pth", tmp_path / "model.safetensors")
 
     assert status == 1
-    assert "missing decoder.conv_out1.0.weight" in said
+    assert "1 missing: decoder.conv_out1.0.weight" in said
 
 
 def test_safetensors_with_prefixes_are_taken_too(tmp_path, run):

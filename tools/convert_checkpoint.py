@@ -24,7 +24,7 @@ from torch import Tensor
 from rmbgd.errors import ModelError
 from rmbgd.models.checkpoint import TensorInfo, read_header, sha256_of
 from rmbgd.models.placing import temporary_beside
-from rmbgd.models.published import BACKBONES, detect_backbone, difference, probable_cause
+from rmbgd.models.published import BACKBONES, require
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 NESTS = ("state_dict", "model", "model_state_dict", "params", "net", "ema")
@@ -82,20 +82,8 @@ def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def check(tensors: Mapping[str, Tensor], source: Path) -> str:
-    """The backbone of a checkpoint that has every needed tensor and no other.
-
-    Raises ModelError that lists what differs.
-    """
-    infos = {n: TensorInfo(tuple(t.shape), _SPELT.get(t.dtype, str(t.dtype))) for n, t in tensors.items()}
-    backbone = detect_backbone(infos)
-    if backbone is None:
-        raise ModelError(f"{source}: {probable_cause(infos, 'swin_v1_l')}")
-    missing, unexpected, misshapen = difference(infos, backbone)
-    wrong = [*(f"missing {n}" for n in missing), *(f"unexpected {n}" for n in unexpected), *misshapen]
-    if wrong:
-        more = f" and {len(wrong) - 10} more" if len(wrong) > 10 else ""
-        raise ModelError(f"{source}: {probable_cause(infos, backbone)}: {'; '.join(wrong[:10])}{more}")
-    return backbone
+    """The backbone of a checkpoint that has every needed tensor and no other; raises ModelError that lists the rest."""
+    return require({n: TensorInfo(tuple(t.shape), _SPELT.get(t.dtype, "?")) for n, t in tensors.items()}, source)
 
 
 def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> str:

@@ -14,6 +14,7 @@ import json
 import math
 import stat
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,9 @@ PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"})
 
 # The reference implementation's own limit; a published BiRefNet's header is 87 kB.
 _HEADER_LIMIT = 100_000_000
+# A progress bar for (label, total bytes); inside, a function that is told the bytes just done.
+Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+
 _HASH_CHUNK = 1 << 20  # read(2), not mmap: the pages stay the kernel's, the process's memory does not grow
 
 _ELEMENT_BYTES = {

@@ -34,11 +34,10 @@ class Place:
     called: str  # what the log calls it
     origin: dict[str, Any]  # of ORIGIN beside the weights; empty when they were not fetched by rmbgd
 
-    @property
-    def recorded_sha256(self) -> str | None:
-        """The digest that was verified when the weights were fetched."""
-        value = self.origin.get("sha256")
-        return value if isinstance(value, str) else None
+    def stated_sha256(self) -> dict[str, str]:
+        """Who states a digest -> the digest: the registry, and what was verified when the weights were fetched."""
+        voices = {"the registry": self.entry.sha256 if self.entry else None, ORIGIN: self.origin.get("sha256")}
+        return {voice: value for voice, value in voices.items() if isinstance(value, str)}
 
     def author_code(self) -> str | None:
         """Text of the author's birefnet.py beside the weights, None where there is none. Text only; nobody runs it."""
@@ -78,10 +77,15 @@ def installed(entry: ModelEntry, models: Path = DEFAULT_MODELS) -> Place:
     if not folder.is_dir():
         raise ModelError(
             f"{entry.name}: no weights in {folder}. Get them with: rmbgd models fetch {entry.name} "
-            "(or, without a network, rmbgd models fetch --from FOLDER)"
+            f"(without a network: rmbgd models fetch {entry.name} --from FOLDER)"
         )
     weights = _weights_in(folder)
-    return Place(weights, entry, entry.name, _json(weights.with_name(ORIGIN)))
+    return Place(weights, entry, entry.name, read_origin(folder))
+
+
+def read_origin(folder: Path) -> dict[str, Any]:
+    """What fetch wrote beside the weights of a folder; empty when it did not bring them."""
+    return _json(folder / ORIGIN)
 
 
 def _weights_in(folder: Path) -> Path:
@@ -111,7 +115,7 @@ def _identify(weights: Path, models: Path) -> tuple[ModelEntry | None, dict[str,
     if weights.resolve() == EMBEDDED.resolve():
         return REGISTRY["u2netp"], {}
     folder = weights.parent.resolve()
-    origin = _json(folder / ORIGIN)
+    origin = read_origin(folder)
     for entry in REGISTRY.values():
         if _belongs(entry, weights, folder, origin, models):
             return entry, origin

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from rmbgd.errors import ModelError
 from rmbgd.models.checkpoint import TensorInfo
 
 
@@ -81,6 +82,22 @@ def difference(names: Mapping[str, TensorInfo], backbone: str) -> tuple[list[str
     return missing, unexpected, misshapen
 
 
+def require(names: Mapping[str, TensorInfo], where: object, backbone: str | None = None) -> str:
+    """The backbone of a checkpoint that has every needed tensor in its shape, and no stranger.
+
+    `backbone`: the one that is expected; None takes what is there. Raises ModelError that names `where`, lists what
+    differs and says what the file probably is.
+    """
+    found = detect_backbone(names)
+    wanted = backbone or found or "swin_v1_l"
+    missing, unexpected, misshapen = difference(names, wanted)
+    if not missing and not unexpected and not misshapen:
+        return wanted
+    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
+    listed = "; ".join(f"{len(n)} {what}: {_some(n)}" for what, n in parts if n)
+    raise ModelError(f"{where}: these weights do not fit: {probable_cause(names, wanted)}. {listed}")
+
+
 def detect_backbone(names: Mapping[str, TensorInfo]) -> str | None:
     """The backbone whose patch embedding and depth these tensors have; None when they are no Swin BiRefNet's."""
     embedding = names.get("bb.patch_embed.proj.weight")
@@ -117,7 +134,14 @@ def probable_cause(names: Mapping[str, TensorInfo], backbone: str) -> str:
         return "no name begins with 'bb.': this is another architecture, or a later export with renamed tensors"
     if any("_int8" in n or n.endswith((".scales", ".qweight")) for n in names):
         return "this is a quantised export; use the original safetensors"
+    if names.keys() <= published(backbone).keys():
+        return "the rest fits, so a part of the checkpoint was left out: a partial export or a broken conversion"
     return "the backbone fits but the decoder differs: a variant of BiRefNet that was trained with other options"
+
+
+def _some(names: list[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 def _spelt(info: TensorInfo) -> str:
