@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.engine.base import Answer, BatchReport, EngineDescription, MatteReport, Slot, Work, view
-from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense
+from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 
 POISON_COLOUR = (255, 0, 254)
 """A picture whose top left pixel is this is poison to an engine that was given `poison`."""
@@ -34,6 +34,7 @@ class FakeEngine:
     ok            answers
     memory        raises EngineMemory
     lost          raises EngineLost
+    model         raises ModelError, as for weights that are damaged
     nonsense      raises EngineNonsense, as for an alpha that is not finite
     wrong_count   answers one picture too few
     wrong_image   answers for a picture that nobody asked about
@@ -107,6 +108,8 @@ class FakeEngine:
                 raise EngineMemory("the script says that device memory is short")
             case "lost":
                 raise EngineLost("the script says that the device is lost")
+            case "model":
+                raise ModelError("the script says that the weights are damaged")
             case "nonsense":
                 raise EngineNonsense("the script says that alpha is not finite")
             case "hang":

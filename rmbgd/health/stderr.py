@@ -17,35 +17,11 @@ from typing import Self
 
 from rmbgd.clock import Clock, SystemClock
 from rmbgd.events import Emit
+from rmbgd.linelimit import LineLimit
 
 LINE_MAXIMUM = 1000  # bytes of one line; decoders quote the file they choke on
-LINES_AT_ONCE = 50  # lines that may come together before the rest is only counted
-LINES_PER_SECOND = 5.0
 PIPE_BYTES = 1 << 20  # what a library may write while it holds the interpreter lock and nobody can read
 STDERR = 2
-
-
-class LineLimit:
-    """A token bucket: LINES_AT_ONCE together, LINES_PER_SECOND in the long run. One thread only."""
-
-    def __init__(self, now: float) -> None:
-        self._tokens = float(LINES_AT_ONCE)
-        self._at = now
-        self._left_out = 0
-
-    def allows(self, now: float) -> bool:
-        self._tokens = min(LINES_AT_ONCE, self._tokens + (now - self._at) * LINES_PER_SECOND)
-        self._at = now
-        if self._tokens < 1:
-            self._left_out += 1
-            return False
-        self._tokens -= 1
-        return True
-
-    def take_left_out(self) -> int:
-        """Lines refused since the last call."""
-        count, self._left_out = self._left_out, 0
-        return count
 
 
 class StderrCapture:

@@ -1,0 +1,121 @@
+"""The engine's own process: `python -m rmbgd.engine.child <connection> <arena> <parent>`, started by worker.py only.
+
+Knows no model and no device: the factory that it is told to call does. Opens no folder, writes no file.
+
+The parent decides when it ends: it ignores SIGTERM and SIGINT, which reach whole groups, ends when the connection does,
+and is killed by the kernel when its parent dies. After a fault that sticks it says so and is gone at once, without
+clean-up: in a poisoned device context every further call would fail or hang.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import importlib
+import os
+import signal
+import socket
+import sys
+import traceback
+from typing import NoReturn
+
+from rmbgd.engine import wire
+from rmbgd.engine.arena import attach
+from rmbgd.engine.base import Engine
+from rmbgd.errors import EngineFault, EngineMemory, EngineNonsense, ModelError
+
+STICKY_STATUS = 70  # EX_SOFTWARE
+OOM_SCORE_RAISE = 500  # when memory is short the kernel shall take this process, which can be had again
+STACKS_AT = 0.9  # of the deadline: then every thread's stack is written, so that a hang can be explained
+
+DETAIL_MAXIMUM = 4000  # characters
+
+_FAULTS: dict[type[Exception], str] = {
+    EngineMemory: "memory",
+    EngineNonsense: "nonsense",
+    ModelError: "model",
+    EngineFault: "lost",
+}
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NAME = 15
+
+
+def main(arguments: list[str]) -> None:
+    connection_fd, arena_fd, parent = (int(argument) for argument in arguments)
+    _belong_to(parent)
+    faulthandler.enable()
+    with socket.socket(fileno=connection_fd) as connection:
+        serve(connection, arena_fd)
+
+
+def _belong_to(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:  # it died before we asked
+        os._exit(STICKY_STATUS)
+    libc.prctl(_PR_SET_NAME, b"rmbgd-engine", 0, 0, 0)
+    with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as file:
+        score = min(1000, int(file.read()) + OOM_SCORE_RAISE)
+        file.seek(0)
+        file.write(str(score))
+
+
+def serve(connection: socket.socket, arena_fd: int) -> None:
+    """Answer until the parent says close, or is gone."""
+    engine: Engine | None = None
+    try:
+        while (request := wire.receive(connection))["do"] != "close":
+            faulthandler.dump_traceback_later(request["deadline"] * STACKS_AT)
+            try:
+                if engine is None:
+                    engine = _build(request, arena_fd)
+                    answer = {"description": wire.from_description(engine.start())}
+                else:
+                    batch = [wire.to_work(work) for work in request["batch"]]
+                    answer = {"report": wire.from_report(engine.segment(batch))}
+                sticky = False
+            except Exception as error:  # noqa: BLE001 - whatever it was, the parent must hear of it
+                answer, sticky = _fault(error)
+            faulthandler.cancel_dump_traceback_later()
+            wire.send(connection, answer)
+            if sticky:
+                _vanish()
+    except (EOFError, BrokenPipeError):
+        return
+    if engine is not None:
+        engine.close()
+
+
+def _build(request: wire.Message, arena_fd: int) -> Engine:
+    module, _, name = request["factory"].partition(":")
+    block = attach(arena_fd, request["arena_bytes"])
+    os.close(arena_fd)
+    engine: Engine = getattr(importlib.import_module(module), name)(block, request["options"])
+    return engine
+
+
+def _fault(error: Exception) -> tuple[wire.Message, bool]:
+    """What to tell the parent, and whether this process can no longer be trusted."""
+    if isinstance(error, (EngineFault, ModelError)):
+        kind = next(name for family, name in _FAULTS.items() if isinstance(error, family))
+        detail = str(error)
+    elif isinstance(error, MemoryError):
+        kind, detail = "memory", f"out of host memory {error}"
+    else:
+        traceback.print_exception(error)
+        kind, detail = "lost", f"{type(error).__name__}: {error}"
+    sticky = not isinstance(error, MemoryError) and getattr(error, "sticky", True)
+    return {"fault": kind, "detail": detail[:DETAIL_MAXIMUM]}, sticky
+
+
+def _vanish() -> NoReturn:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(STICKY_STATUS)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

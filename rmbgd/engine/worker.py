@@ -1,0 +1,171 @@
+"""The parent's side of one engine process: an Engine whose work is done by a child, under a deadline.
+
+Knows no device and no policy: when it is lost it says so and is not used again; resilient.py starts another. One object
+is one process. What it raises is the truth: EngineLost when the process died, hung or could not be started,
+EngineMemory when it is short of memory and otherwise well, EngineNonsense when what it answered cannot be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+from rmbgd.beat import Beat, NoBeat
+from rmbgd.engine import wire
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.base import BatchReport, EngineDescription, Work
+from rmbgd.engine.process import ChildProcess
+from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense, ModelError
+
+GRACE = 2.0  # seconds for a process that has said farewell, or was asked to go, to be gone by itself
+
+_FAULTS: dict[str, type[EngineFault]] = {"memory": EngineMemory, "nonsense": EngineNonsense, "lost": EngineLost}
+
+StartProcess = Callable[[Sequence[str], Sequence[int], Callable[[str], None]], ChildProcess]
+
+
+class EngineWorker:
+    """`factory` is "module:function" in the child, called with the block and `options` (which must be JSON).
+
+    start_timeout, batch_timeout  seconds after which the child counts as hung and is killed
+    on_output                     called with each line the child writes, from another thread
+    beat                          of the owner's thread; waiting for the child counts as waiting: it has a deadline
+    """
+
+    def __init__(
+        self,
+        arena: Arena,
+        factory: str,
+        options: Mapping[str, object],
+        *,
+        start_timeout: float,
+        batch_timeout: float,
+        on_output: Callable[[str], None],
+        beat: Beat | None = None,
+        start_process: StartProcess = ChildProcess,
+    ) -> None:
+        self._arena = arena
+        self._factory = factory
+        self._options = dict(options)
+        self._start_timeout = start_timeout
+        self._batch_timeout = batch_timeout
+        self._on_output = on_output
+        self._beat = beat or NoBeat()
+        self._start_process = start_process
+        self._process: ChildProcess | None = None  # None before start and after the end
+        self._connection: socket.socket | None = None  # likewise
+        self.abandoned = False  # the process could not even be killed: the device is lost until further notice
+
+    @property
+    def pid(self) -> int | None:
+        """Of the child, while there is one."""
+        return self._process.pid if self._process else None
+
+    def start(self) -> EngineDescription:
+        """Start the process and wait for its proof. Raises EngineFault, ModelError."""
+        self._launch()
+        request = {
+            "do": "start",
+            "factory": self._factory,
+            "options": self._options,
+            "arena_bytes": self._arena.byte_count,
+            "deadline": self._start_timeout,
+        }
+        try:
+            answer = self._ask(request, self._start_timeout)
+            return wire.to_description(answer["description"])
+        except EngineMemory:
+            self.close()
+            raise
+        except (wire.GarbledError, KeyError) as error:
+            self._fail(EngineNonsense, f"it described itself in a way that cannot be: {error}", 0)
+
+    def segment(self, batch: Sequence[Work]) -> BatchReport:
+        request = {
+            "do": "segment",
+            "batch": [wire.from_work(work) for work in batch],
+            "deadline": self._batch_timeout,
+        }
+        answer = self._ask(request, self._batch_timeout)
+        try:
+            report = wire.to_report(answer["report"])
+        except (wire.GarbledError, KeyError) as error:
+            self._fail(EngineNonsense, f"it answered what cannot be: {error}", 0)
+        asked = [work.image_id for work in batch]
+        answered = [entry.image_id for entry in report.answers]
+        if asked != answered:
+            self._fail(EngineNonsense, f"asked for pictures {asked} it answered for {answered}", 0)
+        return report
+
+    def close(self) -> None:
+        """Ask the process to go; kill it when it does not."""
+        if self._connection is not None:
+            with contextlib.suppress(OSError):
+                wire.send(self._connection, {"do": "close"})
+        self._end(GRACE)
+
+    def _launch(self) -> None:
+        if self._process is not None:
+            raise RuntimeError("this engine worker was started before; a bug")
+        ours, theirs = socket.socketpair()
+        command = [sys.executable, "-m", "rmbgd.engine.child"]
+        descriptors = (theirs.fileno(), self._arena.fd)
+        try:
+            self._process = self._start_process(
+                [*command, *map(str, descriptors), str(os.getpid())], descriptors, self._on_output
+            )
+        except OSError as error:
+            ours.close()
+            raise EngineLost(f"the engine's process cannot be started: {error}") from error
+        finally:
+            theirs.close()
+        self._connection = ours
+
+    def _ask(self, request: wire.Message, seconds: float) -> wire.Message:
+        """The child's answer to `request`. Every way to fail but shortage of memory ends the process."""
+        if self._connection is None:
+            raise EngineLost("the engine's process is not running")
+        self._beat.waiting()
+        try:
+            wire.send(self._connection, request)
+            answer = wire.receive(self._connection, seconds)
+        except TimeoutError:
+            self._fail(EngineLost, f"no answer within {seconds:g} s to '{request['do']}': hung, and killed", 0)
+        except (EOFError, OSError):
+            self._fail(EngineLost, f"gone in the middle of '{request['do']}'", GRACE)
+        except wire.GarbledError as error:
+            self._fail(EngineNonsense, f"no message: {error}", 0)
+        finally:
+            self._beat.working()
+        if "fault" in answer:
+            self._raise_told(str(answer["fault"]), str(answer.get("detail", "")))
+        return answer
+
+    def _raise_told(self, fault: str, detail: str) -> NoReturn:
+        if fault == "memory":
+            raise EngineMemory(detail)
+        how = self._end(GRACE)
+        if fault == "model":
+            raise ModelError(detail)
+        raise _FAULTS.get(fault, EngineLost)(f"{detail} ({how})")
+
+    def _fail(self, fault: type[EngineFault], why: str, grace: float) -> NoReturn:
+        raise fault(f"{why} ({self._end(grace)})")
+
+    def _end(self, grace: float) -> str:
+        """No process after this, and no descriptor. Says how it went."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        if self._process is None:
+            return "not running"
+        self._beat.waiting()
+        how = self._process.end(grace)
+        self._beat.working()
+        self.abandoned = self._process.abandoned
+        self._process = None
+        return how

@@ -1,0 +1,36 @@
+"""Looking at processes from the outside, without polling."""
+
+from __future__ import annotations
+
+import os
+import select
+import threading
+
+PATIENCE = 60  # seconds after which a test has hung; nothing waits that long
+
+
+def wait_until_gone(pid: int) -> bool:
+    """True once the process, anybody's child, has ended; False when it has not within PATIENCE."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        return bool(poll.poll(PATIENCE * 1000))
+    finally:
+        os.close(descriptor)
+
+
+class SpyBeat:
+    """A beat that says when its thread is about to block."""
+
+    def __init__(self) -> None:
+        self.blocked = threading.Event()
+
+    def waiting(self) -> None:
+        self.blocked.set()
+
+    def working(self) -> None:
+        self.blocked.clear()

@@ -1,0 +1,316 @@
+"""The engine worker with a real child process: it answers, and every way to fail is told truthfully."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.base import OutputPlane
+from rmbgd.engine.fake import expected_alpha
+from rmbgd.engine.process import ChildProcess, _abandoned
+from rmbgd.engine.worker import EngineWorker
+from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
+from tests.engine.processes import PATIENCE, SpyBeat, wait_until_gone
+
+FAKE = "rmbgd.engine.fake:create"
+
+
+class Workshop:
+    """Makes workers, and keeps what their children wrote."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.lines: list[str] = []
+        self.made: list[EngineWorker] = []
+
+    def worker(self, *script: str, factory: str = FAKE, batch_timeout: float = PATIENCE, **settings) -> EngineWorker:
+        start_timeout = settings.pop("start_timeout", PATIENCE)
+        beat = settings.pop("beat", None)
+        start_process = settings.pop("start_process", ChildProcess)
+        worker = EngineWorker(
+            self.arena,
+            factory,
+            settings | ({"script": list(script)} if factory == FAKE else {}),
+            start_timeout=start_timeout,
+            batch_timeout=batch_timeout,
+            on_output=self.lines.append,
+            beat=beat,
+            start_process=start_process,
+        )
+        self.made.append(worker)
+        return worker
+
+
+@pytest.fixture
+def workshop(pictures) -> Iterator[Workshop]:
+    workshop = Workshop(pictures.arena)
+    yield workshop
+    for worker in workshop.made:
+        worker.close()
+
+
+@pytest.mark.parametrize("output", list(OutputPlane))
+def test_the_child_fills_the_output_plane_in_shared_memory(pictures, workshop, output):
+    """What the child computes from the pixels in the arena stands in the arena, bit for bit."""
+    worker = workshop.worker()
+    description = worker.start()
+    works = [pictures.put(7, output=output, source_alpha=True), pictures.put(8, output=output, height=3, width=100)]
+    report = worker.segment(works)
+
+    assert description.device == "fake"
+    assert description.batch_sizes == (1, 2, 4, 8, 16)
+    assert [(a.image_id, a.model, a.batch, a.tries) for a in report.answers] == [(7, "fake", 2, 1), (8, "fake", 2, 1)]
+    levels = 65535 if output is OutputPlane.ALPHA16 else 255
+    for work in works:
+        slot = pictures.slot(work)
+        alpha = slot.alpha if slot.rgba is None else slot.rgba[..., 3]
+        assert np.array_equal(alpha, expected_alpha(slot.rgb, slot.source_alpha, levels=levels))
+
+
+def test_neither_side_imports_torch_for_a_fake():
+    """The service's process and a child with a fake engine come up without torch."""
+    program = (
+        "import sys; from rmbgd.engine import worker, child, fake; assert 'torch' not in sys.modules, 'torch is there'"
+    )
+
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
+def test_kill_9_in_the_middle_of_a_batch_is_an_engine_lost(pictures, workshop):
+    """The caller gets EngineLost that names the signal, at once and not at the deadline."""
+    beat = SpyBeat()
+    worker = workshop.worker("hang", beat=beat)
+    worker.start()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(worker.segment, [pictures.put()])
+        beat.blocked.wait(PATIENCE)
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(EngineLost, match="SIGKILL"):
+            answer.result(PATIENCE)
+
+    assert worker.pid is None
+
+
+def test_a_child_killed_by_itself_is_an_engine_lost(pictures, workshop):
+    """A child that the kernel takes leaves EngineLost, also for calls that come later."""
+    worker = workshop.worker("kill")
+    worker.start()
+    with pytest.raises(EngineLost, match="SIGKILL"):
+        worker.segment([pictures.put()])
+    with pytest.raises(EngineLost, match="not running"):
+        worker.segment([pictures.put(2)])
+
+
+def test_a_stopped_child_is_killed_at_the_deadline(pictures, workshop):
+    """A child that stands still past its deadline is gone afterwards, and the caller knows why."""
+    worker = workshop.worker(batch_timeout=0.2)
+    worker.start()
+    pid = worker.pid
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(EngineLost, match=r"no answer within 0.2 s.*hung.*SIGKILL"):
+        worker.segment([pictures.put()])
+
+    assert wait_until_gone(pid)
+
+
+def test_a_hanging_child_writes_its_stacks_before_it_is_killed(pictures, workshop):
+    """Shortly before the deadline the child writes where every thread stands; that ends up in the output lines."""
+    worker = workshop.worker("hang", batch_timeout=0.5)
+    worker.start()
+    with pytest.raises(EngineLost, match="hung"):
+        worker.segment([pictures.put()])
+
+    assert any("fake.py" in line and "_act" in line for line in workshop.lines)
+
+
+@pytest.mark.parametrize(
+    ("step", "why"),
+    [
+        ("nonsense", "not finite"),
+        ("wrong_count", "answered for"),
+        ("wrong_image", r"asked for pictures \[1\] it answered for \[-1\]"),
+    ],
+)
+def test_nonsense_is_told_and_ends_the_child(pictures, workshop, step, why):
+    """An answer that cannot be raises EngineNonsense, and the process that gave it is gone."""
+    worker = workshop.worker(step)
+    worker.start()
+    pid = worker.pid
+    with pytest.raises(EngineNonsense, match=why):
+        worker.segment([pictures.put()])
+
+    assert wait_until_gone(pid)
+
+
+def test_shortage_of_memory_leaves_the_child_alive(pictures, workshop):
+    """EngineMemory is not sticky: the same process answers the next, smaller batch."""
+    worker = workshop.worker(memory_limit=1)
+    worker.start()
+    pid = worker.pid
+    with pytest.raises(EngineMemory):
+        worker.segment([pictures.put(1), pictures.put(2)])
+    report = worker.segment([pictures.put(3)])
+
+    assert report.answers[0].image_id == 3
+    assert worker.pid == pid
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"start": "exit:3"}, "status 3"),
+        ({"start": "kill"}, "SIGKILL"),
+        ({"start": "lost"}, "device is lost.*status 70"),
+        ({"start": "hang", "start_timeout": 1.0}, "no answer within 1 s"),
+        ({"factory": "rmbgd.engine.nothing:create"}, "ModuleNotFoundError"),
+        ({"unheard_of": 1}, "TypeError"),
+    ],
+)
+def test_a_child_that_dies_at_start_says_why(workshop, settings, why):
+    """Whatever goes wrong before the engine is ready raises EngineLost with the cause, and leaves no process."""
+    worker = workshop.worker(**settings)
+    with pytest.raises(EngineLost, match=why):
+        worker.start()
+
+    assert worker.pid is None
+
+
+def test_a_process_that_cannot_be_started_is_an_engine_lost(workshop):
+    """No memory or no process slot for a child is the engine's fault, not a bug."""
+
+    def refuse(*_: object) -> ChildProcess:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    with pytest.raises(EngineLost, match=r"cannot be started.*temporarily"):
+        workshop.worker(start_process=refuse).start()
+
+
+def test_a_model_that_cannot_be_used_stays_the_operators_fault(workshop):
+    """ModelError crosses the process border with its text."""
+    with pytest.raises(ModelError, match="^the script says that the weights are damaged$"):
+        workshop.worker(start="model").start()
+
+
+@pytest.mark.parametrize("state", ["idle", "working", "stopped"])
+def test_no_child_outlives_a_parent_that_is_killed(tmp_path, state):
+    """SIGKILL for the parent ends the child too, whatever the child is doing."""
+    program = tmp_path / "parent.py"
+    program.write_text(
+        f"""
+import sys, threading
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.base import OutputPlane
+from rmbgd.engine.worker import EngineWorker
+from tests.engine.pictures import Pictures
+
+with Arena(1 << 20) as arena, Pictures(arena) as pictures:
+    worker = EngineWorker(arena, "{FAKE}", {{"script": ["hang"]}}, start_timeout=60, batch_timeout=60, on_output=print)
+    # started by a thread that is gone before anything else happens
+    thread = threading.Thread(target=worker.start)
+    thread.start()
+    thread.join()
+    print(worker.pid, flush=True)
+    if "{state}" == "working":
+        worker.segment([pictures.put()])
+    threading.Event().wait()
+"""
+    )
+    root = Path(__file__).parents[2]
+    environment = os.environ | {"PYTHONPATH": str(root)}
+    with subprocess.Popen([sys.executable, program], stdout=subprocess.PIPE, env=environment) as parent:
+        child = int(parent.stdout.readline())
+        if state == "stopped":
+            os.kill(child, signal.SIGSTOP)
+        parent.kill()
+
+    assert wait_until_gone(child)
+
+
+def test_the_child_outlives_the_thread_that_started_it(pictures, workshop):
+    """The parent-death signal is bound to threads; a worker started by one that has ended still answers."""
+    worker = workshop.worker()
+    thread = threading.Thread(target=worker.start)
+    thread.start()
+    thread.join()
+
+    assert worker.segment([pictures.put()]).answers[0].image_id == 1
+
+
+def test_signals_to_the_whole_group_do_not_end_the_child(pictures, workshop):
+    """SIGTERM and SIGINT, as systemd and terminals send them, are the parent's business."""
+    worker = workshop.worker()
+    worker.start()
+    os.kill(worker.pid, signal.SIGTERM)
+    os.kill(worker.pid, signal.SIGINT)
+
+    assert worker.segment([pictures.put()]).answers[0].image_id == 1
+
+
+def test_the_kernel_prefers_the_child_when_memory_is_short(workshop):
+    """The child raises its own out-of-memory score by 500."""
+    worker = workshop.worker()
+    worker.start()
+    own = int(Path("/proc/self/oom_score_adj").read_text())
+
+    assert int(Path(f"/proc/{worker.pid}/oom_score_adj").read_text()) == min(1000, own + 500)
+
+
+def test_a_child_that_nobody_can_kill_is_abandoned(pictures, workshop):
+    """When SIGKILL has no effect within the bound the caller goes on without the process, and says so."""
+    spared: list[subprocess.Popen] = []
+    start_process = partial(ChildProcess, kill=spared.append, reap_seconds=0.1)
+    worker = workshop.worker("hang", batch_timeout=0.1, start_process=start_process)
+    worker.start()
+    with pytest.raises(EngineLost, match=r"cannot be killed.*abandoned"):
+        worker.segment([pictures.put()])
+
+    assert worker.abandoned
+    assert worker.pid is None
+    assert spared[0] in _abandoned
+    spared[0].kill()
+    spared[0].wait(PATIENCE)
+    workshop.worker().start()  # looks after the abandoned
+    assert spared[0] not in _abandoned
+
+
+def test_twenty_restarts_leave_no_descriptor_and_no_thread_behind(pictures, workshop):
+    """Processes that end in every way give back what they held."""
+    steps = ["kill", "nonsense", "wrong_count", "ok"]
+
+    def round_trip(step: str) -> None:
+        worker = workshop.worker(step)
+        worker.start()
+        with contextlib.suppress(EngineLost, EngineNonsense):
+            worker.segment([pictures.put()])
+        worker.close()
+
+    round_trip("ok")
+    before = (len(os.listdir("/proc/self/fd")), threading.active_count())
+    for turn in range(20):
+        round_trip(steps[turn % 4])
+
+    assert (len(os.listdir("/proc/self/fd")), threading.active_count()) == before
+
+
+def test_closing_is_allowed_in_any_state(workshop):
+    """Before start, twice, after a fault: nothing happens."""
+    worker = workshop.worker()
+    worker.close()
+    worker.start()
+    pid = worker.pid
+    worker.close()
+    worker.close()
+
+    assert wait_until_gone(pid)
