@@ -1,0 +1,144 @@
+"""BiRefNet and RMBG-2.0: a Swin seen at two scales, and a decoder that looks back at the image at every level.
+
+Inference only. Does not know files, names of published tensors (`folding.py` does) or preprocessing.
+
+Paper: Zheng et al., "Bilateral Reference for High-Resolution Dichotomous Image Segmentation", CAAI AIR 2024.
+x is the normalised image, up(t, s) bilinear interpolation with aligned corners. BatchNorm is folded into convolutions;
+heads that only training uses do not exist here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rmbgd.models.deform import DeformableAspp
+from rmbgd.models.published import Backbone
+from rmbgd.models.swin import Swin
+
+WIDTH = 64  # channels inside the decoder
+
+
+def up(t: Tensor, size: Sequence[int]) -> Tensor:
+    return F.interpolate(t, size=tuple(size), mode="bilinear", align_corners=True)
+
+
+def patches(x: Tensor, grid: int) -> Tensor:
+    """[B,3,grid*h,grid*w] -> [B,3*grid*grid,h,w]: tiles of h x w on channels, as (c, tile row, tile column)."""
+    batch, channels, height, width = x.shape
+    tiles = x.view(batch, channels, grid, height // grid, grid, width // grid)
+    return tiles.transpose(3, 4).reshape(batch, -1, height // grid, width // grid)
+
+
+def conv3x3(c_in: int, c_out: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
+
+
+class DecoderBlock(nn.Module):
+    """[B,c_in,H,W] -> [B,64,H,W]; the last convolution of the paper's block is its user's."""
+
+    def __init__(self, c_in: int) -> None:
+        super().__init__()
+        self.conv_in = conv3x3(c_in, WIDTH)
+        self.aspp = DeformableAspp(WIDTH)
+
+    def forward(self, t: Tensor) -> Tensor:
+        answer: Tensor = self.aspp(F.relu(self.conv_in(t), inplace=True))
+        return answer
+
+
+class Gate(nn.Module):
+    """Gradient supervision's attention: each pixel times a number in 0..1. In place."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = conv3x3(channels, 16)
+        self.attention = nn.Conv2d(16, 1, 1)
+
+    def forward(self, p: Tensor) -> Tensor:
+        return p.mul_(self.attention(F.relu(self.conv(p), inplace=True)).sigmoid_())
+
+
+class ImageBranch(nn.Module):
+    """The image again, at one level of the decoder: two convolutions of its patches."""
+
+    def __init__(self, grid: int, c_out: int) -> None:
+        super().__init__()
+        self.grid = grid
+        self.conv1 = conv3x3(3 * grid * grid, WIDTH)
+        self.conv_out = conv3x3(WIDTH, c_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.conv_out(self.conv1(patches(x, self.grid)))
+        return answer
+
+
+class Head(nn.Module):
+    """Everything after the last ReLU is linear, so it is one map at the size of the last block plus a stencil on x.
+
+    The last block's convolution and the final 1x1 commute with the interpolation: 64 channels become one before they
+    grow. The image's two 3x3 convolutions are one 5x5 of three channels, but for the outermost pixels, where the map
+    between them ends: those are computed by the two.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.coarse = conv3x3(WIDTH, 1)
+        self.stencil = nn.Conv2d(3, 1, 5, padding=2)
+        self.border_in = conv3x3(3, WIDTH)
+        self.border_out = conv3x3(WIDTH, 1)
+
+    def forward(self, p: Tensor, x: Tensor) -> Tensor:
+        fine = self.stencil(x)
+        fine[..., :1, :] = self.two(x[..., :3, :])[..., :1, :]
+        fine[..., -1:, :] = self.two(x[..., -3:, :])[..., -1:, :]
+        fine[..., :1] = self.two(x[..., :3])[..., :1]
+        fine[..., -1:] = self.two(x[..., -3:])[..., -1:]
+        logits: Tensor = fine.add_(up(self.coarse(p), x.shape[-2:]))
+        return logits
+
+    def two(self, x: Tensor) -> Tensor:
+        answer: Tensor = self.border_out(self.border_in(x))
+        return answer
+
+
+class BiRefNet(nn.Module):
+    """Normalised image [B,3,H,W], H and W multiples of 32 -> logits [B,1,H,W]; alpha = sigmoid(logits)."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__()
+        c1, c2, c3, c4 = (2 * backbone.embed * 2**i for i in range(4))
+        self.bb = Swin(backbone)
+        self.squeeze = DecoderBlock(c1 + c2 + c3 + c4)
+        self.squeeze_out = conv3x3(WIDTH, c4)
+        self.image5, self.image4 = ImageBranch(32, c4 // 8), ImageBranch(16, c4 // 8)
+        self.image3, self.image2 = ImageBranch(8, c3 // 8), ImageBranch(4, c2 // 8)
+        self.block4, self.block3 = DecoderBlock(c4 + c4 // 8), DecoderBlock(c3 + c4 // 8)
+        self.block2, self.block1 = DecoderBlock(c2 + c3 // 8), DecoderBlock(c1 + c2 // 8)
+        self.out4, self.out3, self.out2 = conv3x3(WIDTH, c3), conv3x3(WIDTH, c2), conv3x3(WIDTH, c1)
+        self.gate4, self.gate3, self.gate2 = Gate(c3), Gate(c2), Gate(c1)
+        self.lateral4, self.lateral3, self.lateral2 = nn.Conv2d(c3, c3, 1), nn.Conv2d(c2, c2, 1), nn.Conv2d(c1, c1, 1)
+        self.head = Head()
+
+    def encode(self, x: Tensor) -> list[Tensor]:
+        """x1..x4: each scale's map beside that of the half-size image, channels 2*embed*2^i at H/4..H/32."""
+        full = self.bb(x)
+        half = self.bb(up(x, (x.shape[-2] // 2, x.shape[-1] // 2)))
+        return [torch.cat((f, up(h, f.shape[-2:])), dim=1) for f, h in zip(full, half, strict=True)]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x1, x2, x3, x4 = self.encode(x)
+        size = x4.shape[-2:]
+        t = self.squeeze_out(self.squeeze(torch.cat((up(x1, size), up(x2, size), up(x3, size), x4), dim=1)))
+        p = self.gate4(self.out4(self.block4(torch.cat((t, self.image5(x)), dim=1))))
+        t = up(p, x3.shape[-2:]) + self.lateral4(x3)
+        p = self.gate3(self.out3(self.block3(torch.cat((t, self.image4(x)), dim=1))))
+        t = up(p, x2.shape[-2:]) + self.lateral3(x2)
+        p = self.gate2(self.out2(self.block2(torch.cat((t, self.image3(x)), dim=1))))
+        t = up(p, x1.shape[-2:]) + self.lateral2(x1)
+        p = self.block1(torch.cat((t, self.image2(x)), dim=1))
+        logits: Tensor = self.head(p, x)
+        return logits
