@@ -87,6 +87,17 @@ def _plain(value: Any) -> Any:
     return _plain(repr(value))
 
 
+def _open(path: str) -> int:
+    """A descriptor for appending. A file that is made here has LOG_MODE, whatever the umask says; others keep theirs."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+    try:
+        return os.open(path, flags)
+    except FileNotFoundError:
+        descriptor = os.open(path, flags | os.O_CREAT, LOG_MODE)
+        os.fchmod(descriptor, LOG_MODE)
+        return descriptor
+
+
 class LineFile:
     """Appends lines to a file that others rotate, delete or fill the disk under. Never raises; what is lost is counted.
 
@@ -128,9 +139,7 @@ class LineFile:
         if self._descriptor is not None and identity == self._identity:
             return self._descriptor
         self._close()
-        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOCTTY
-        descriptor = os.open(self.path, flags, LOG_MODE)
-        self._descriptor = descriptor
+        self._descriptor = descriptor = _open(self.path)
         status = os.fstat(descriptor)
         self._identity = (status.st_dev, status.st_ino)
         # A power cut or a kill may have left half a line: it must not swallow the next one.
