@@ -98,7 +98,15 @@ class EngineFault(RmbgdError):
 
 
 class EngineLost(EngineFault):
-    """The engine's process died, hung past its deadline, or could not be started."""
+    """The engine's process died, hung past its deadline, or could not be started.
+
+    `cause` is empty, or one of: no_device (nothing answers under the device's name), unkillable (the process outlived
+    SIGKILL and was abandoned: it is stuck inside the driver).
+    """
+
+    def __init__(self, detail: str, *, cause: str = "") -> None:
+        self.cause = cause
+        super().__init__(detail)
 
 
 class EngineMemory(EngineFault):

@@ -108,7 +108,7 @@ def _fault(error: Exception) -> tuple[wire.Message, bool]:
         traceback.print_exception(error)
         kind, detail = "lost", f"{type(error).__name__}: {error}"
     sticky = not isinstance(error, MemoryError) and getattr(error, "sticky", True)
-    return {"fault": kind, "detail": detail[:DETAIL_MAXIMUM]}, sticky
+    return {"fault": kind, "detail": detail[:DETAIL_MAXIMUM], "cause": getattr(error, "cause", "")}, sticky
 
 
 def _vanish() -> NoReturn:

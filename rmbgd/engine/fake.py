@@ -34,6 +34,7 @@ class FakeEngine:
     ok            answers
     memory        raises EngineMemory
     lost          raises EngineLost
+    no_device     raises EngineLost with that cause
     model         raises ModelError, as for weights that are damaged
     nonsense      raises EngineNonsense, as for an alpha that is not finite
     wrong_count   answers one picture too few
@@ -108,6 +109,8 @@ class FakeEngine:
                 raise EngineMemory("the script says that device memory is short")
             case "lost":
                 raise EngineLost("the script says that the device is lost")
+            case "no_device":
+                raise EngineLost("the script says that there is no such device", cause="no_device")
             case "model":
                 raise ModelError("the script says that the weights are damaged")
             case "nonsense":

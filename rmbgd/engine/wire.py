@@ -5,7 +5,7 @@ Knows the shape of messages, not what they lead to. Pixels never travel here: th
 parent -> child   {"do": "start", "factory", "options", "arena_bytes", "deadline"}
                   {"do": "segment", "batch", "deadline"}
                   {"do": "close"}
-child -> parent   {"description"} | {"report"} | {"fault": lost, memory, nonsense or model, "detail"}
+child -> parent   {"description"} | {"report"} | {"fault": lost, memory, nonsense or model, "detail", "cause"}
 """
 
 from __future__ import annotations

@@ -19,11 +19,9 @@ from rmbgd.engine import wire
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.base import BatchReport, EngineDescription, Work
 from rmbgd.engine.process import ChildProcess
-from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 
 GRACE = 2.0  # seconds for a process that has said farewell, or was asked to go, to be gone by itself
-
-_FAULTS: dict[str, type[EngineFault]] = {"memory": EngineMemory, "nonsense": EngineNonsense, "lost": EngineLost}
 
 StartProcess = Callable[[Sequence[str], Sequence[int], Callable[[str], None]], ChildProcess]
 
@@ -58,7 +56,6 @@ class EngineWorker:
         self._start_process = start_process
         self._process: ChildProcess | None = None  # None before start and after the end
         self._connection: socket.socket | None = None  # likewise
-        self.abandoned = False  # the process could not even be killed: the device is lost until further notice
 
     @property
     def pid(self) -> int | None:
@@ -142,30 +139,40 @@ class EngineWorker:
         finally:
             self._beat.working()
         if "fault" in answer:
-            self._raise_told(str(answer["fault"]), str(answer.get("detail", "")))
+            self._raise_told(answer)
         return answer
 
-    def _raise_told(self, fault: str, detail: str) -> NoReturn:
-        if fault == "memory":
-            raise EngineMemory(detail)
-        how = self._end(GRACE)
-        if fault == "model":
-            raise ModelError(detail)
-        raise _FAULTS.get(fault, EngineLost)(f"{detail} ({how})")
+    def _raise_told(self, answer: wire.Message) -> NoReturn:
+        detail = str(answer.get("detail", ""))
+        match answer["fault"]:
+            case "memory":
+                raise EngineMemory(detail)
+            case "model":
+                self._end(GRACE)
+                raise ModelError(detail)
+            case "nonsense":
+                self._fail(EngineNonsense, detail, GRACE)
+            case _:
+                self._fail(EngineLost, detail, GRACE, cause=str(answer.get("cause", "")))
 
-    def _fail(self, fault: type[EngineFault], why: str, grace: float) -> NoReturn:
-        raise fault(f"{why} ({self._end(grace)})")
+    def _fail(self, fault: type[EngineLost | EngineNonsense], why: str, grace: float, *, cause: str = "") -> NoReturn:
+        how, is_gone = self._end(grace)
+        if not is_gone:
+            raise EngineLost(f"{why} ({how})", cause="unkillable")
+        if fault is EngineLost:
+            raise EngineLost(f"{why} ({how})", cause=cause)
+        raise fault(f"{why} ({how})")
 
-    def _end(self, grace: float) -> str:
-        """No process after this, and no descriptor. Says how it went."""
+    def _end(self, grace: float) -> tuple[str, bool]:
+        """No descriptor after this, and no process that we know. How it went, and whether it is gone."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
         if self._process is None:
-            return "not running"
+            return "not running", True
         self._beat.waiting()
         how = self._process.end(grace)
         self._beat.working()
-        self.abandoned = self._process.abandoned
+        is_gone = not self._process.abandoned
         self._process = None
-        return how
+        return how, is_gone

@@ -1,0 +1,91 @@
+"""POLICY: what to run again after an engine fault, and when a picture is to blame. Pure bookkeeping for one batch.
+
+Does not run anything, wait, or know engines: resilient.py asks for the next group and tells what became of it.
+
+A fault says nothing about who caused it, so a failed group is run again picture by picture, and only a picture that was
+alone can be accused. It then goes behind the others, and is convicted when it has failed alone `tries` times and, after
+the last of them, a fresh engine has passed its known picture. Shortage of memory accuses nobody while the group can be
+halved.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from rmbgd.engine.base import Answer, Poisoned, Work
+
+
+class Attempts:
+    """One batch on its way to one verdict per picture."""
+
+    def __init__(self, batch: Sequence[Work], tries: int) -> None:
+        self._order = [work.image_id for work in batch]
+        if len(set(self._order)) < len(self._order):
+            raise ValueError(f"pictures {self._order}: one is there twice")
+        self._tries = tries
+        self._todo: deque[list[Work]] = deque([list(batch)] if batch else [])
+        self._runs: Counter[int] = Counter()
+        self._accusations: Counter[int] = Counter()
+        self._last_fault: dict[int, str] = {}
+        self._verdicts: dict[int, Answer | Poisoned] = {}
+
+    @property
+    def open(self) -> bool:
+        """Whether any picture has no verdict yet."""
+        return len(self._verdicts) < len(self._order)
+
+    def next_group(self, limit: int) -> list[Work]:
+        """What to run now, at most `limit` pictures; empty when nothing is left.
+
+        Only to be asked while an engine is ready that has passed its known picture: it convicts by that.
+        """
+        while self._todo:
+            group = self._todo.popleft()
+            first = group[0].image_id
+            if self._accusations[first] >= self._tries:
+                self._verdicts[first] = Poisoned(first, self._last_fault[first], self._runs[first])
+                continue
+            if len(group) > limit:
+                self._todo.appendleft(group[limit:])
+                group = group[:limit]
+            self._runs.update(work.image_id for work in group)
+            return group
+        return []
+
+    def answered(self, answers: Iterable[Answer | Poisoned]) -> None:
+        for answer in answers:
+            runs = self._runs[answer.image_id]
+            self._verdicts[answer.image_id] = replace(answer, tries=max(runs, answer.tries))
+
+    def failed(self, group: Sequence[Work], detail: str) -> None:
+        """The engine is gone. Those that were together run one by one; one that was alone is accused."""
+        if len(group) == 1:
+            self._accusations[group[0].image_id] += 1
+            self._last_fault[group[0].image_id] = detail
+            self._todo.append(list(group))
+        else:
+            self._again([work] for work in group)
+
+    def too_large(self, group: Sequence[Work], detail: str) -> None:
+        """Not enough memory for the group: its halves may pass."""
+        if len(group) == 1:
+            self.failed(group, detail)
+        else:
+            half = (len(group) + 1) // 2
+            self._again([list(group[:half]), list(group[half:])])
+
+    def verdicts(self) -> list[Answer | Poisoned]:
+        """One per picture, in the order of the batch."""
+        return [self._verdicts[image_id] for image_id in self._order]
+
+    def _again(self, groups: Iterable[list[Work]]) -> None:
+        self._todo.extendleft(reversed([list(group) for group in groups]))
+
+
+def delay(failures: int, maximum: float) -> float:
+    """Seconds before the next start, after so many failures in a row: none at first, then 1, 2, 4 ... maximum."""
+    if failures <= 1:
+        return 0.0
+    return min(2.0 ** min(failures - 2, 32), maximum)

@@ -1,0 +1,301 @@
+"""The engine made of engines: restarts, splits, refuses poison, and gives up only when the service stops."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+from rmbgd.clock import FakeClock, SystemClock
+from rmbgd.engine.base import Answer, Engine, Poisoned, Work
+from rmbgd.engine.fake import POISON_COLOUR, FakeEngine, expected_alpha
+from rmbgd.engine.lane import GROW_AFTER, Lane
+from rmbgd.engine.resilient import OneLane, ResilientEngine
+from rmbgd.engine.worker import EngineWorker
+from rmbgd.errors import EngineLost, ModelError
+from rmbgd.events import RecordedEvents
+from tests.engine.pictures import Pictures
+from tests.engine.processes import PATIENCE, SpyBeat
+
+
+class FakeStop:
+    """A stop that moves the clock when waited for, remembers how long, and is set after so many waits."""
+
+    def __init__(self, clock: FakeClock, after: int = 1000) -> None:
+        self.clock = clock
+        self.waits: list[float] = []
+        self.after = after
+
+    def is_set(self) -> bool:
+        return len(self.waits) >= self.after
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.waits.append(timeout)
+        if self.is_set():
+            return True
+        self.clock.advance(timeout)
+        return False
+
+
+class House:
+    """A resilient engine over fake engines; `plans` are arguments for each FakeEngine in turn, the last for ever."""
+
+    def __init__(
+        self, pictures: Pictures, *plans: dict, stop_after: int = 1000, tries: int = 3, start_tries=None
+    ) -> None:
+        self.pictures = pictures
+        self.clock = FakeClock()
+        self.events = RecordedEvents()
+        self.stop = FakeStop(self.clock, stop_after)
+        self.made: list[FakeEngine] = []
+        self.plans = list(plans) or [{}]
+        self.lane = Lane("fake", self.make, emit=self.events, clock=self.clock, delay_maximum=8.0)
+        self.engine = ResilientEngine(
+            OneLane(self.lane), tries=tries, stop=self.stop, clock=self.clock, start_tries=start_tries
+        )
+
+    def make(self) -> Engine:
+        plan = self.plans[min(len(self.made), len(self.plans) - 1)]
+        self.made.append(FakeEngine(self.pictures.arena.block, **plan))
+        return self.made[-1]
+
+    def is_right(self, work: Work) -> bool:
+        slot = self.pictures.slot(work)
+        return np.array_equal(slot.rgba[..., 3], expected_alpha(slot.rgb))
+
+
+@pytest.mark.parametrize(("step", "kind"), [("lost", "lost"), ("nonsense", "nonsense")])
+def test_a_batch_that_fails_runs_again_picture_by_picture(pictures, step, kind):
+    """After a sticky fault a fresh engine computes the same slots, one by one; the events tell fault and restart."""
+    house = House(pictures, {"script": [step]}, {})
+    works = [pictures.put(n) for n in (1, 2, 3)]
+    house.engine.start()
+    report = house.engine.segment(works)
+
+    assert [(a.image_id, a.batch, a.tries) for a in report.answers] == [(1, 1, 2), (2, 1, 2), (3, 1, 2)]
+    assert all(house.is_right(work) for work in works)
+    assert [engine.batches for engine in house.made] == [[[1, 2, 3]], [[1], [2], [3]]]
+    assert house.made[0].closed
+    assert [name for name, _ in house.events.events] == ["engine.started", "engine.fault", "engine.restarted"]
+    fault = house.events.named("engine.fault")[0]
+    assert (fault["kind"], fault["images"], fault["restarts"]) == (kind, [1, 2, 3], 0)
+    assert house.events.named("engine.restarted")[0]["restarts"] == 1
+
+
+def test_the_first_restart_is_immediate_and_later_ones_wait_longer(pictures):
+    """An engine that does not come up is tried again at once, then after 1, 2, 4, 8, 8 seconds, until it does."""
+    house = House(pictures, {"script": ["lost"]}, *[{"start": "lost"}] * 6, {})
+    house.engine.start()
+    house.engine.segment([pictures.put()])
+
+    assert house.stop.waits == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+    assert house.events.named("engine.restarted")[0]["seconds"] == sum(house.stop.waits)
+    assert len(house.events.named("engine.fault")) == 7
+
+
+def test_an_answer_ends_the_series_of_failures(pictures):
+    """After a batch was answered the next fault is followed by an immediate restart again."""
+    house = House(pictures, {"script": ["ok", "lost"]})
+    house.engine.start()
+    for n in range(6):
+        house.engine.segment([pictures.put(n)])
+
+    assert house.stop.waits == []
+
+
+def test_poison_is_refused_and_its_company_is_not(pictures):
+    """A picture that alone brings down three engines is refused with the last cause; the others are answered."""
+    house = House(pictures, {"poison": "lost"})
+    works = [pictures.put(1), pictures.put(2, corner=POISON_COLOUR), pictures.put(3)]
+    house.engine.start()
+    answers = house.engine.segment(works).answers
+
+    assert [type(a) for a in answers] == [Answer, Poisoned, Answer]
+    assert answers[1] == Poisoned(2, "the script says that the device is lost", 4)
+    assert house.is_right(works[0])
+    assert house.is_right(works[2])
+    assert len(house.events.named("engine.fault")) == 4  # once in company, three times alone
+
+
+def test_nobody_is_refused_while_the_engine_does_not_pass_its_known_picture(pictures):
+    """A picture that failed alone often enough is not refused by an engine that then fails by itself, too."""
+    house = House(pictures, {"script": ["lost"]}, {"start": "lost"}, tries=1, stop_after=5)
+    house.engine.start()
+    with pytest.raises(EngineLost, match="stopping"):
+        house.engine.segment([pictures.put()])
+
+
+def test_shortage_of_memory_halves_the_batch_and_is_remembered(pictures):
+    """The engine stays; the batch goes in halves, and the next ones are cut at once, until more is tried again."""
+    house = House(pictures, {"memory_limit": 2})
+    works = [pictures.put(n) for n in range(8)]
+    house.engine.start()
+    first = house.engine.segment(works)
+    after_first = [len(batch) for batch in house.made[0].batches]
+    house.engine.segment(works)
+    second = [len(batch) for batch in house.made[0].batches[len(after_first) :]]
+    while len(house.events.named("engine.fault")) < 3:
+        house.engine.segment(works)
+
+    assert after_first == [8, 4, 2, 2, 2, 2]
+    assert [a.batch for a in first.answers] == [2] * 8
+    assert second == [2, 2, 2, 2]
+    assert [len(batch) for batch in house.made[0].batches[2 : 2 + GROW_AFTER]] == [2] * GROW_AFTER
+    assert len(house.made) == 1
+
+
+def test_a_picture_too_large_for_memory_gets_a_fresh_engine_each_time(pictures):
+    """Alone and still out of memory: a new process has the least in memory; then the picture is refused."""
+    house = House(pictures, {"script": ["memory"] * 3})
+    house.engine.start()
+    answers = house.engine.segment([pictures.put()]).answers
+
+    assert isinstance(answers[0], Poisoned)
+    assert len(house.made) == 4
+
+
+def test_stopping_ends_the_wait_for_an_engine(pictures):
+    """While no engine is ready a stop raises EngineLost, so that the pictures can go back."""
+    house = House(pictures, {"script": ["lost"]}, {"start": "lost"}, stop_after=3)
+    house.engine.start()
+    with pytest.raises(EngineLost, match="stopping"):
+        house.engine.segment([pictures.put()])
+
+    assert len(house.stop.waits) == 3
+
+
+def test_a_ready_engine_works_on_while_the_service_stops(pictures):
+    """A stop alone takes nothing away: what is decoded is computed."""
+    house = House(pictures)
+    house.engine.start()
+    house.stop.after = 0
+
+    assert house.engine.segment([pictures.put()]).answers[0].image_id == 1
+
+
+def test_an_engine_that_never_starts_can_be_given_up(pictures):
+    """With start_tries the last fault is raised; without, the tries go on."""
+    house = House(pictures, {"start": "lost"}, start_tries=2)
+    with pytest.raises(EngineLost, match="script"):
+        house.engine.start()
+
+    assert len(house.made) == 2
+    assert house.events.named("engine.started") == []
+
+
+def test_weights_that_cannot_be_used_end_the_first_start_only(pictures):
+    """ModelError goes to the operator at first; later it is a fault among others, and the service goes on trying."""
+    first = House(pictures, {"start": "model"})
+    with pytest.raises(ModelError):
+        first.engine.start()
+    later = House(pictures, {"script": ["lost"]}, {"start": "model"}, {})
+    later.engine.start()
+    later.engine.segment([pictures.put()])
+
+    assert first.made[0].closed
+    assert [fault["detail"] for fault in later.events.named("engine.fault")][1:] == [
+        "the script says that the weights are damaged"
+    ]
+
+
+def test_closing_closes_the_engine_in_use(pictures):
+    """close gives everything back, twice if asked."""
+    house = House(pictures)
+    house.engine.start()
+    house.engine.close()
+    house.engine.close()
+
+    assert house.made[0].closed
+
+
+@pytest.fixture
+def real(pictures) -> Iterator[tuple[Callable[..., ResilientEngine], list[EngineWorker], RecordedEvents, SpyBeat]]:
+    """Builds a resilient engine over real child processes; `scripts` has one script per process, the last for ever."""
+    workers: list[EngineWorker] = []
+    engines: list[ResilientEngine] = []
+    events = RecordedEvents()
+    beat = SpyBeat()
+
+    def build(*scripts: list[str], batch_timeout: float = PATIENCE, **options: object) -> ResilientEngine:
+        def make() -> Engine:
+            script = scripts[min(len(workers), len(scripts) - 1)]
+            workers.append(
+                EngineWorker(
+                    pictures.arena,
+                    "rmbgd.engine.fake:create",
+                    {"script": script, **options},
+                    start_timeout=PATIENCE,
+                    batch_timeout=batch_timeout,
+                    on_output=lambda line: events("engine.output", source="engine", line=line),
+                    beat=beat,
+                )
+            )
+            return workers[-1]
+
+        clock = FakeClock()
+        lane = Lane("fake", make, emit=events, clock=clock, delay_maximum=8.0)
+        engine = ResilientEngine(OneLane(lane), tries=3, stop=FakeStop(clock), clock=clock)
+        engines.append(engine)
+        return engine
+
+    yield build, workers, events, beat
+    for engine in engines:
+        engine.close()
+
+
+def test_kill_9_of_the_real_process_loses_nothing(pictures, real):
+    """The process is killed while it computes; the next one answers every picture of the batch."""
+    build, workers, events, beat = real
+    engine = build(["hang"], [])
+    works = [pictures.put(n) for n in (1, 2)]
+    engine.start()
+    with ThreadPoolExecutor(1) as pool:
+        report = pool.submit(engine.segment, works)
+        beat.blocked.wait(PATIENCE)
+        os.kill(workers[0].pid, signal.SIGKILL)
+        answers = report.result(PATIENCE).answers
+
+    assert [(a.image_id, a.tries) for a in answers] == [(1, 2), (2, 2)]
+    assert "SIGKILL" in events.named("engine.fault")[0]["detail"]
+    for work in works:
+        slot = pictures.slot(work)
+        assert np.array_equal(slot.rgba[..., 3], expected_alpha(slot.rgb))
+
+
+def test_a_real_process_that_hangs_is_replaced(pictures, real):
+    """A hang is killed at the deadline and the picture runs again."""
+    build, _workers, events, _beat = real
+    engine = build(["hang"], [], batch_timeout=0.3)
+    engine.start()
+    answers = engine.segment([pictures.put()]).answers
+
+    assert answers[0].tries == 2
+    assert "hung" in events.named("engine.fault")[0]["detail"]
+
+
+def test_a_picture_that_kills_real_processes_is_refused(pictures, real):
+    """Poison ends each process it meets by SIGKILL; after three alone it is refused, its company is answered."""
+    build, workers, _events, _beat = real
+    engine = build([], poison="kill")
+    engine.start()
+    answers = engine.segment([pictures.put(1, corner=POISON_COLOUR), pictures.put(2)]).answers
+
+    assert isinstance(answers[0], Poisoned)
+    assert "SIGKILL" in answers[0].detail
+    assert isinstance(answers[1], Answer)
+    assert len(workers) == 5
+
+
+def test_the_system_clock_serves_too(pictures):
+    """With real time and a real event nothing needs to wait when all is well."""
+    clock = SystemClock()
+    lane = Lane("fake", lambda: FakeEngine(pictures.arena.block), emit=RecordedEvents(), clock=clock, delay_maximum=1.0)
+    engine = ResilientEngine(OneLane(lane), tries=3, stop=FakeStop(FakeClock()), clock=clock)
+    engine.start()
+
+    assert engine.segment([pictures.put()]).answers[0].device == "fake"
+    engine.close()

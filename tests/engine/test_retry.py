@@ -1,0 +1,122 @@
+"""The retry policy: every picture gets one verdict, and only those that fail alone are refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rmbgd.engine.base import Answer, MatteReport, OutputPlane, Poisoned, Region, Work
+from rmbgd.engine.retry import Attempts, delay
+
+
+def work(image_id: int) -> Work:
+    return Work(image_id, Region(0, 1, 1, source_alpha=False, output=OutputPlane.RGBA8), "m")
+
+
+def answer(work: Work, batch: int) -> Answer:
+    return Answer(MatteReport(work.image_id, 0.5, 1.0, 0.5, 0.1), "cpu", work.model, batch)
+
+
+@given(
+    count=st.integers(1, 16),
+    poison=st.sets(st.integers(0, 15)),
+    memory=st.integers(1, 16),
+    tries=st.integers(1, 4),
+    limit=st.integers(1, 16),
+)
+def test_every_picture_gets_its_verdict_and_nobody_innocent_is_refused(count, poison, memory, tries, limit):
+    """With any poison and any shortage of memory: poison is refused after `tries` faults alone, the rest answered."""
+    attempts = Attempts([work(n) for n in range(count)], tries)
+    faults_alone = dict.fromkeys(range(count), 0)
+    faults_together = 0
+    while group := attempts.next_group(limit):
+        assert len(group) <= limit
+        ids = [picture.image_id for picture in group]
+        if len(group) > memory:
+            attempts.too_large(group, "memory")
+        elif poison & set(ids):
+            if len(ids) == 1:
+                faults_alone[ids[0]] += 1
+            else:
+                faults_together += 1
+            attempts.failed(group, "lost")
+        else:
+            attempts.answered([answer(picture, len(group)) for picture in group])
+    verdicts = attempts.verdicts()
+
+    assert not attempts.open
+    assert [verdict.image_id for verdict in verdicts] == list(range(count))
+    for verdict in verdicts:
+        guilty = verdict.image_id in poison
+        assert isinstance(verdict, Poisoned) == guilty
+        assert faults_alone[verdict.image_id] == (tries if guilty else 0)
+    assert faults_together <= len(poison)  # who failed in company runs alone from then on
+
+
+@given(count=st.integers(1, 8), outcomes=st.lists(st.booleans(), max_size=60))
+def test_faults_at_random_lose_nobody(count, outcomes):
+    """Whatever the order of luck, the bookkeeping ends and holds one verdict for each."""
+    attempts = Attempts([work(n) for n in range(count)], 3)
+    luck = iter(outcomes)
+    while group := attempts.next_group(16):
+        if next(luck, True):
+            attempts.answered([answer(picture, len(group)) for picture in group])
+        else:
+            attempts.failed(group, "lost")
+
+    assert [verdict.image_id for verdict in attempts.verdicts()] == list(range(count))
+
+
+def test_an_answer_tells_how_often_its_picture_ran():
+    """A picture that ran in a failed batch and then alone has two tries."""
+    attempts = Attempts([work(1), work(2)], 3)
+    attempts.failed(attempts.next_group(8), "lost")
+    first = attempts.next_group(8)
+    attempts.answered([answer(first[0], 1)])
+    second = attempts.next_group(8)
+    attempts.failed(second, "lost")
+    attempts.answered([answer(attempts.next_group(8)[0], 1)])
+
+    assert [verdict.tries for verdict in attempts.verdicts()] == [2, 3]
+
+
+def test_a_picture_that_failed_alone_goes_behind_the_others():
+    """The innocent are answered before the suspect has its next try."""
+    attempts = Attempts([work(1), work(2), work(3)], 3)
+    attempts.failed(attempts.next_group(8), "lost")
+    attempts.failed(attempts.next_group(8), "lost")
+
+    assert [picture.image_id for picture in attempts.next_group(8)] == [2]
+
+
+def test_a_conviction_says_what_happened_last():
+    """The refusal carries the last fault's text and the number of runs."""
+    attempts = Attempts([work(7)], 2)
+    attempts.failed(attempts.next_group(1), "first")
+    attempts.failed(attempts.next_group(1), "killed by SIGSEGV")
+    group = attempts.next_group(1)
+
+    assert group == []
+    assert attempts.verdicts() == [Poisoned(7, "killed by SIGSEGV", 2)]
+
+
+def test_a_picture_too_large_for_memory_alone_is_accused_like_any_other():
+    """When nothing is left to halve, shortage of memory counts."""
+    attempts = Attempts([work(7)], 1)
+    attempts.too_large(attempts.next_group(1), "out of memory")
+    attempts.next_group(1)
+
+    assert attempts.verdicts() == [Poisoned(7, "out of memory", 1)]
+
+
+def test_one_picture_twice_in_a_batch_is_a_bug():
+    """Verdicts are found by number, so numbers are unique."""
+    with pytest.raises(ValueError, match="twice"):
+        Attempts([work(1), work(1)], 3)
+
+
+def test_the_delay_doubles_up_to_its_maximum():
+    """The first restart comes at once, then 1, 2, 4 ... seconds, and the maximum for ever."""
+    assert [delay(n, 10.0) for n in range(7)] == [0.0, 0.0, 1.0, 2.0, 4.0, 8.0, 10.0]
+    assert delay(10_000, 60.0) == 60.0
