@@ -98,9 +98,16 @@ EVENTS: dict[str, EventKind] = {
     "engine.fault": EventKind("error", "a batch was not answered; its pictures run again", {"device": "", "kind": "lost, memory, nonsense", "detail": "", "images": "jobs concerned", "restarts": "since start"}),
     "engine.restarted": EventKind("info", "a fresh engine process is ready after a fault", {"device": "", "seconds": "since the fault", "restarts": "since start"}),
     "engine.output": EventKind("debug", "a line the engine's process or a C library wrote", {"source": "engine, service", "line": ""}),
-    "engine.failover": EventKind("error", "work moved to another device", {"from": "device", "to": "device", "reason": "", "reading?": "", "threshold?": "", "images": "jobs concerned", "model": "now in use"}),
+    "engine.failover": EventKind("error", "work moved to another device", {"from": "device", "to": "device", "reason": "", "reading?": "", "threshold?": "", "images": "jobs concerned", "model": "now in use", "operator_action?": "what only a person can do"}),
     "engine.failback": EventKind("info", "work moved back after the device proved itself", {"from": "device", "to": "device", "seconds": "away", "model": "now in use"}),
-    "engine.degraded": EventKind("warning", "a device is suspect or answers with a lesser model", {"device": "", "reason": "", "reading?": "", "threshold?": "", "model?": ""}),
+    "engine.degraded": EventKind("warning", "a device is suspect or answers with a lesser model", {"device": "", "reason": "", "reading?": "", "threshold?": "", "model?": "", "operator_action?": "what only a person can do"}),
+    "engine.state": EventKind(
+        "info", "the health of a device changed; pictures go to it in ok and suspect only",
+        {
+            "device": "", "from": "absent, probing, ok, suspect, cooling, quarantined, lost", "to": "likewise", "reason": "", "trips": "since it was last well for long",
+            "reading?": "", "threshold?": "", "until?": "monotonic time of the next probe, at the earliest", "operator_action?": "what only a person can do",
+        },
+    ),
     # --- one-shot runs
     "run.summary": EventKind("info", "end of `rmbgd once`", {"done": "", "failed": "", "seconds": ""}),
 }  # fmt: skip

@@ -1,0 +1,97 @@
+"""What a sensor says of one device, and the seam to whatever says it.
+
+A leaf: knows no driver, no thread and no threshold. What was not read is None, never zero, so that nobody takes a
+missing number for a healthy one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+
+class Problem(StrEnum):
+    """Why a reading says nothing. The last three mean that the device itself is out of reach."""
+
+    TIMEOUT = "sensor_timeout"
+    ERROR = "sensor_error"
+    NO_DEVICE = "no_device"
+    GPU_IS_LOST = "gpu_is_lost"
+    DRIVER_MISMATCH = "driver_mismatch"
+
+
+OUT_OF_REACH = frozenset({Problem.NO_DEVICE, Problem.GPU_IS_LOST, Problem.DRIVER_MISMATCH})
+
+
+class Throttle(StrEnum):
+    """Why the device runs slower than it could. Its ordinary power limit is no fault and is not listed."""
+
+    HARDWARE_THERMAL = "hardware_thermal"
+    SOFTWARE_THERMAL = "software_thermal"
+    POWER_BRAKE = "power_brake"
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One look at one device.
+
+    source             "nvml", "sysfs", "none", ...
+    problem            None when the source answered
+    unsupported        names of the fields below that this source or board can never give; any other None is a failure
+    temperature        °C
+    throttle           empty when it runs freely
+    ecc_uncorrected    uncorrectable memory errors since the driver was loaded
+    remap_failed       the board has no spare memory rows left: it is to be replaced
+    remap_pending      a row is replaced at the next reset; harmless until then
+    memory_used        bytes
+    memory_total       bytes
+    recovery           what the driver asks for: "none", or e.g. "gpu_reset", "reboot"
+    power              W
+    xids               driver messages since the last reading
+    """
+
+    source: str
+    problem: Problem | None = None
+    detail: str = ""
+    unsupported: frozenset[str] = frozenset()
+    temperature: float | None = None
+    throttle: frozenset[Throttle] | None = None
+    ecc_uncorrected: int | None = None
+    remap_failed: bool | None = None
+    remap_pending: bool | None = None
+    memory_used: int | None = None
+    memory_total: int | None = None
+    recovery: str | None = None
+    power: float | None = None
+    xids: tuple[int, ...] = ()
+
+    def lacks(self, name: str) -> bool:
+        """Whether the source should have given `name` and did not."""
+        return getattr(self, name) is None and name not in self.unsupported
+
+
+MEASURES = (
+    "temperature",
+    "throttle",
+    "ecc_uncorrected",
+    "remap_failed",
+    "remap_pending",
+    "memory_used",
+    "memory_total",
+    "recovery",
+    "power",
+)
+"""The fields of a reading that a source may or may not support."""
+
+
+class Sensor(Protocol):
+    """Reads one device. Owned by one thread; may hang as long as its driver does."""
+
+    source: str
+
+    def read(self) -> Reading:
+        """Never raises for a device that is unwell: the reading's `problem` says so."""
+        ...
+
+    def close(self) -> None: ...
