@@ -1,0 +1,297 @@
+"""Watches one drop folder through watchdog, and never believes that it works: it is checked from outside.
+
+Turns events into hints and nothing else; reads no picture, knows no ledger. That the folder is still the same one, that
+the kernel still watches every directory, that threads live and that nothing arrives unannounced is asked again and
+again; where events cannot be relied on, the folder is compared more often instead.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from typing import Literal, Self
+
+from watchdog.events import (
+    DirCreatedEvent,
+    DirMovedEvent,
+    FileAttribEvent,
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers.api import BaseObserver
+from watchdog.observers.inotify import InotifyEmitter
+from watchdog.observers.inotify_c import InotifyConstants, Mask
+
+from rmbgd.clock import Clock
+from rmbgd.config import Folder, Intake
+from rmbgd.events import Emit
+from rmbgd.intake.hints import Heard, Hints
+from rmbgd.intake.mounts import file_system, is_local, watched_inodes
+from rmbgd.intake.names import CLAIM_FOLDER
+
+MISSED_LIMIT, MISSED_WINDOW = 3, 3600.0  # so many unannounced files within so many seconds: the file system is silent
+OVERFLOW_LOGGER = "watchdog.observers.inotify_c"  # the only place where watchdog tells of an overflow
+
+Mode = Literal["events", "poll", "waiting"]
+
+_HEARD: dict[type[FileSystemEvent], Heard] = {
+    FileAttribEvent: Heard.TOUCHED,
+    FileCreatedEvent: Heard.APPEARED,
+    FileClosedEvent: Heard.CLOSED,
+    FileMovedEvent: Heard.MOVED,
+}
+
+
+class _Emitter(InotifyEmitter):
+    """Asks the kernel for what matters: about two events a file, so that its queue holds thousands of files."""
+
+    def get_event_mask_from_filter(self) -> Mask:
+        inotify = InotifyConstants
+        return Mask(
+            inotify.IN_CREATE
+            | inotify.IN_CLOSE_WRITE
+            | inotify.IN_MOVE
+            | inotify.IN_ATTRIB
+            | inotify.IN_DELETE_SELF
+            | inotify.IN_EXCL_UNLINK
+        )
+
+
+class _Handler(FileSystemEventHandler):
+    """Called in watchdog's thread. It must not raise: that would end the thread and nobody would notice."""
+
+    def __init__(self, folder: str, root: str, hints: Hints) -> None:
+        self._folder = folder
+        self._prefix = root.rstrip("/") + "/"
+        self._hints = hints
+        self.heard = 0  # events on files; written by watchdog's thread only
+
+    def on_any_event(self, event: FileSystemEvent) -> None:
+        path = os.fsdecode(event.dest_path or event.src_path)
+        relative = path.removeprefix(self._prefix)
+        if relative == path or relative.split("/", 1)[0] == CLAIM_FOLDER:
+            return
+        if isinstance(event, (DirCreatedEvent, DirMovedEvent)):
+            self._hints.directory(self._folder, relative)
+        elif type(event) in _HEARD:
+            self.heard += 1
+            self._hints.file(self._folder, relative, _HEARD[type(event)])
+
+
+@dataclass(slots=True)
+class WatchStatus:
+    """What the health event says of one folder's watch."""
+
+    mode: Mode
+    cause: str | None
+    armed: int
+    wanted: int
+    overflows: int
+    missed: int
+
+
+class FolderWatch:
+    """The watch on one drop folder. Every method is the reconcile thread's, unless it says otherwise."""
+
+    def __init__(self, folder: Folder, settings: Intake, hints: Hints, emit: Emit, clock: Clock) -> None:
+        self.folder = folder
+        self._settings = settings
+        self._hints = hints
+        self._emit = emit
+        self._clock = clock
+        self._root = str(folder.input)
+        self._identity: tuple[int, int] | None = None  # (device, inode) of the directory that is watched
+        self._observer: BaseObserver | None = None
+        self._handler = _Handler(folder.name, self._root, hints)
+        self._mode: Mode | None = None  # None before the first look
+        self._cause: str | None = None
+        self._heard_when_degraded = 0
+        self._wanted = self._armed = 0
+        self._missed: list[float] = []  # when; within MISSED_WINDOW
+        self._missed_total = 0
+        self._overflows = 0
+        self._incomplete_scans = 0
+        self._next_check = float("-inf")
+
+    @property
+    def present(self) -> bool:
+        """There is a folder to look into."""
+        return self._mode in ("events", "poll")
+
+    @property
+    def compare_every(self) -> float:
+        """Seconds between two comparisons of the whole folder with the ledger."""
+        return self._settings.reconcile if self._mode == "events" else self._settings.reconcile_lossy
+
+    def status(self) -> WatchStatus:
+        """For the health thread; reads single values only."""
+        return WatchStatus(
+            self._mode or "waiting", self._cause, self._armed, self._wanted, self._overflows, self._missed_total
+        )
+
+    def check(self) -> bool:
+        """Is everything as it was? True: compare the whole folder at once. Cheap when called too often."""
+        now = self._clock.monotonic()
+        if now < self._next_check:
+            return False
+        self._next_check = now + self._settings.root_check
+        identity, trouble = self._look()
+        if identity is None:
+            self._lose(trouble)
+            return False
+        if identity != self._identity:
+            replaced = self._identity is not None
+            self._arm(identity)
+            if replaced:
+                self._emit("folder.replaced", folder=self.folder.name)
+            return True
+        if self._observer is not None and not self._alive(self._observer):
+            self._arm(identity)
+            self._degrade("dead")
+            return True
+        if self._cause == "silent" and self._handler.heard > self._heard_when_degraded:
+            self._restore()
+        return False
+
+    def overflowed(self) -> None:
+        """The kernel dropped events. Called from watchdog's thread by way of its log."""
+        self._overflows += 1
+        if self._mode == "events":
+            self._hints.whole(self.folder.name)
+
+    def compared(self, directories: set[int], missed: int) -> None:
+        """A whole comparison is over: it saw these directory inodes, and `missed` files that no event had announced."""
+        now = self._clock.monotonic()
+        self._missed_total += missed
+        self._missed = [then for then in self._missed if now - then < MISSED_WINDOW] + [now] * min(missed, MISSED_LIMIT)
+        if self._observer is None:
+            return
+        watched = watched_inodes() & directories
+        self._wanted, self._armed = len(directories), len(watched)
+        # A directory made during the scan may not be watched yet; one that is missing twice is missing.
+        self._incomplete_scans = self._incomplete_scans + 1 if watched < directories else 0
+        if self._incomplete_scans == 1:
+            self._hints.whole(self.folder.name)
+        elif self._incomplete_scans == 2:
+            self._arm_observer()
+            self._hints.whole(self.folder.name)
+        elif self._incomplete_scans > 2:
+            self._degrade("watch_limit")
+        elif self._cause in ("watch_limit", "dead"):
+            self._restore()
+        if len(self._missed) >= MISSED_LIMIT and self._mode == "events":
+            self._degrade("silent")
+
+    def close(self) -> None:
+        self._disarm()
+
+    # ------------------------------------------------------------------------------------------------------ state
+
+    def _look(self) -> tuple[tuple[int, int] | None, str]:
+        """(device, inode) of the folder, or None and why."""
+        try:
+            found = os.stat(self._root)
+            readable = os.access(self._root, os.R_OK | os.X_OK)
+        except PermissionError:
+            return None, "denied"
+        except OSError:
+            return None, "missing"
+        if not os.path.isdir(self._root):
+            return None, "missing"
+        if self.folder.require_mount and not os.path.ismount(self._root):
+            return None, "not_mounted"
+        return ((found.st_dev, found.st_ino), "") if readable else (None, "denied")
+
+    def _lose(self, cause: str) -> None:
+        self._disarm()
+        self._identity = None
+        if (self._mode, self._cause) != ("waiting", cause):
+            self._mode, self._cause = "waiting", cause
+            self._emit("folder.waiting", folder=self.folder.name, cause=cause)
+
+    def _arm(self, identity: tuple[int, int]) -> None:
+        self._identity = identity
+        self._missed.clear()
+        self._incomplete_scans = 0
+        self._cause = None
+        kind = file_system(self._root)
+        wanted = self.folder.watch == "events" or (self.folder.watch == "auto" and is_local(kind))
+        self._mode = "events" if wanted else "poll"
+        if wanted:
+            self._arm_observer()
+        else:
+            self._disarm()
+        self._armed = 1 if self._observer is not None else 0
+        if self._mode == "events" or not wanted:
+            self._emit(
+                "folder.watching", folder=self.folder.name, mode=self._mode, file_system=kind, watches=self._armed
+            )
+
+    def _arm_observer(self) -> None:
+        self._disarm()
+        observer = BaseObserver(_Emitter)
+        kinds = [*_HEARD, DirCreatedEvent, DirMovedEvent]
+        try:
+            observer.schedule(self._handler, self._root, recursive=self.folder.recursive, event_filter=kinds)
+            observer.start()
+        except OSError:  # no instance or no watch left for us, or the folder has just gone: comparing finds out
+            observer.unschedule_all()
+            self._degrade("watch_limit")
+            return
+        self._observer = observer
+
+    def _disarm(self) -> None:
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+            self._observer = None
+        self._armed = 0
+
+    @staticmethod
+    def _alive(observer: BaseObserver) -> bool:
+        return observer.is_alive() and bool(observer.emitters) and all(each.is_alive() for each in observer.emitters)
+
+    def _degrade(self, cause: str) -> None:
+        if self._mode == "poll" and self._cause == cause:
+            return
+        self._mode, self._cause = "poll", cause
+        self._heard_when_degraded = self._handler.heard
+        self._emit("watch.degraded", folder=self.folder.name, cause=cause, wanted=self._wanted, armed=self._armed)
+
+    def _restore(self) -> None:
+        self._mode, self._cause = "events", None
+        self._missed.clear()
+        self._emit("watch.restored", folder=self.folder.name)
+
+
+class OverflowListener(logging.Handler):
+    """Hears watchdog's log, the only place where it tells that the kernel dropped events."""
+
+    def __init__(self, watches: list[FolderWatch], emit: Emit) -> None:
+        super().__init__(logging.WARNING)
+        self._watches = watches
+        self._emit_event = emit
+        self._logger = logging.getLogger(OVERFLOW_LOGGER)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if "overflow" in record.getMessage():
+            for watch in self._watches:
+                watch.overflowed()
+            self._emit_event("watch.overflow")
+
+    def __enter__(self) -> Self:
+        """Also keeps watchdog from writing beside the event log, whole watch tables among it."""
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=r"watchdog\.")
+        package = logging.getLogger("watchdog")
+        package.addHandler(logging.NullHandler())
+        package.propagate = False
+        self._logger.addHandler(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)

@@ -1,0 +1,209 @@
+"""The watch on a drop folder, and what shows that it does not work."""
+
+import os
+import shutil
+import threading
+
+import pytest
+
+from rmbgd.clock import FakeClock
+from rmbgd.config import Folder, Intake
+from rmbgd.events import RecordedEvents
+from rmbgd.intake.hints import Heard, Hints
+from rmbgd.intake.watcher import FolderWatch, OverflowListener
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class Watched:
+    def __init__(self, base, **options):
+        self.root = base / "input"
+        self.root.mkdir()
+        names = {role: str(base / role) for role in ("input", "output", "done", "failed")}
+        self.woken = threading.Event()
+        self.hints = Hints(1000, self.woken.set)
+        self.clock = FakeClock()
+        self.events = RecordedEvents()
+        self.watch = FolderWatch(Folder(name="shop", **names, **options), Intake(), self.hints, self.events, self.clock)
+
+    def check(self):
+        self.clock.advance(10)
+        return self.watch.check()
+
+    def hinted(self, wanted):
+        """Collect hints until `wanted` is among them."""
+        files, directories = {}, set()
+        while not wanted(files, directories):
+            assert self.woken.wait(10), f"heard only {files} {directories}"
+            self.woken.clear()
+            taken = self.hints.take()
+            files |= {path: heard for (_, path), heard in taken.files.items()}
+            directories |= {path for _, path in taken.directories}
+        return files
+
+
+@pytest.fixture
+def watched(tmp_path):
+    made = []
+
+    def make(**options):
+        made.append(Watched(tmp_path, **options))
+        made[-1].check()
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.watch.close()
+
+
+def test_each_way_of_arriving_leaves_a_hint(watched, tmp_path):
+    """Written, linked, renamed in, renamed within, in a new sub-folder: all are heard of, under their final names."""
+    it = watched()
+    outside = tmp_path / "outside.jpg"
+    outside.write_bytes(b"x")
+
+    (it.root / "written.jpg").write_bytes(b"x")
+    os.link(outside, it.root / "linked.jpg")
+    os.rename(outside, it.root / "renamed.jpg")
+    (it.root / ".a.part").write_bytes(b"x")
+    os.rename(it.root / ".a.part", it.root / "a.jpg")
+    os.makedirs(it.root / "b" / "c")
+
+    names = {"written.jpg", "linked.jpg", "renamed.jpg", "a.jpg"}
+    heard = it.hinted(lambda files, directories: names <= files.keys() and "b" in directories)
+    assert Heard.CLOSED == heard["written.jpg"]
+    assert Heard.APPEARED == heard["linked.jpg"]
+    assert Heard.MOVED == heard["a.jpg"]
+
+
+def test_a_change_of_rights_leaves_a_hint(watched):
+    """A file that could not be read is looked at again as soon as somebody mends it."""
+    it = watched()
+    (it.root / "a.jpg").write_bytes(b"x")
+    it.hinted(lambda files, _: files.get("a.jpg") == Heard.CLOSED)
+
+    os.chmod(it.root / "a.jpg", 0o600)
+
+    it.hinted(lambda files, _: files.get("a.jpg") == Heard.TOUCHED)
+
+
+def test_our_own_folder_leaves_no_hint(watched):
+    """Claims are renames inside the drop folder; they announce nothing."""
+    it = watched()
+    (it.root / ".rmbgd").mkdir()
+    (it.root / "a.jpg").write_bytes(b"x")
+    os.rename(it.root / "a.jpg", it.root / ".rmbgd" / "1-a.jpg")
+    (it.root / "z.jpg").write_bytes(b"x")
+
+    heard = it.hinted(lambda files, _: "z.jpg" in files)
+    assert not [path for path in heard if path.startswith(".rmbgd")]
+
+
+def test_a_replaced_folder_is_watched_anew_and_compared(watched):
+    """Another directory under the same name: told once, compared at once, and heard again."""
+    it = watched()
+    os.rename(it.root, it.root.with_name("old"))
+    it.root.mkdir()
+
+    assert it.check() is True
+    assert 1 == len(it.events.named("folder.replaced"))
+    (it.root / "a.jpg").write_bytes(b"x")
+    it.hinted(lambda files, _: "a.jpg" in files)
+
+
+def test_a_missing_folder_is_waited_for(watched):
+    """Gone and back: one event when it goes, one when it is watched again, and then it is compared."""
+    it = watched()
+    shutil.rmtree(it.root)
+
+    assert [it.check(), it.check()] == [False, False]
+    assert ["missing"] == [event["cause"] for event in it.events.named("folder.waiting")]
+    assert it.watch.present is False
+    it.root.mkdir()
+    assert it.check() is True
+    assert 2 == len(it.events.named("folder.watching"))
+
+
+def test_a_disk_that_is_not_mounted_is_waited_for(watched):
+    """With require_mount an ordinary directory under the mount point is not taken for the disk."""
+    it = watched(require_mount=True)
+
+    assert ["not_mounted"] == [event["cause"] for event in it.events.named("folder.waiting")]
+
+
+def test_files_that_nobody_announced_make_it_poll(watched):
+    """Three files found and never announced: the file system is silent; an announcement brings the events back."""
+    it = watched()
+
+    it.watch.compared({os.stat(it.root).st_ino}, 3)
+
+    assert ["silent"] == [event["cause"] for event in it.events.named("watch.degraded")]
+    assert Intake().reconcile_lossy == it.watch.compare_every
+    (it.root / "a.jpg").write_bytes(b"x")
+    it.hinted(lambda files, _: "a.jpg" in files)
+    it.check()
+    assert 1 == len(it.events.named("watch.restored"))
+    assert Intake().reconcile == it.watch.compare_every
+
+
+def test_a_directory_without_a_watch_makes_it_poll(watched):
+    """The kernel's own list decides: what stays unwatched after arming again is compared often instead."""
+    it = watched()
+    directories = {os.stat(it.root).st_ino, 1}  # inode 1 is nobody's
+
+    for _ in range(3):
+        it.watch.compared(directories, 0)
+
+    assert ["watch_limit"] == [event["cause"] for event in it.events.named("watch.degraded")]
+    assert (2, 1) == (it.watch.status().wanted, it.watch.status().armed)
+
+
+def test_a_dead_thread_is_noticed(watched):
+    """A watch whose threads ended is armed again, and the folder compared."""
+    it = watched()
+    it.watch._observer.stop()
+    it.watch._observer.join()
+
+    assert it.check() is True
+    assert ["dead"] == [event["cause"] for event in it.events.named("watch.degraded")]
+    (it.root / "a.jpg").write_bytes(b"x")
+    it.hinted(lambda files, _: "a.jpg" in files)
+
+
+def test_an_overflow_asks_for_a_comparison(watched):
+    """What watchdog writes into its log reaches the hints and the event log, and nothing reaches standard error."""
+    import logging
+
+    it = watched()
+    with OverflowListener([it.watch], it.events):
+        logging.getLogger("watchdog.observers.inotify_c").warning("Inotify queue overflowed; events were lost")
+
+    assert {"shop"} == it.hints.take().whole
+    assert 1 == len(it.events.named("watch.overflow"))
+
+
+def test_polling_folders_have_no_watch(watched):
+    """watch = "poll" arms nothing and compares often."""
+    it = watched(watch="poll")
+
+    assert "poll" == it.events.named("folder.watching")[0]["mode"]
+    assert Intake().reconcile_lossy == it.watch.compare_every
+
+
+def test_too_many_hints_become_a_comparison():
+    """The set is bounded: beyond it the folder is compared whole, and later hints of it add nothing."""
+    hints = Hints(3, lambda: None)
+    for number in range(5):
+        hints.file("shop", f"{number}.jpg", Heard.CLOSED)
+
+    taken = hints.take()
+    assert ({"shop"}, {}) == (taken.whole, taken.files)
+
+
+def test_a_hint_never_says_less_than_before():
+    """Touching a file after its writer closed it does not make the close unheard."""
+    hints = Hints(10, lambda: None)
+    hints.file("shop", "a.jpg", Heard.CLOSED)
+    hints.file("shop", "a.jpg", Heard.TOUCHED)
+
+    assert {("shop", "a.jpg"): Heard.CLOSED} == hints.take().files
