@@ -10,8 +10,27 @@ import re
 
 # File systems whose every change passes through this machine's kernel, so that no writer goes unseen.
 LOCAL = frozenset(
-    """bcachefs btrfs erofs exfat ext2 ext3 ext4 f2fs jfs nilfs2 ntfs3 overlay ramfs reiserfs tmpfs ubifs vfat xfs
-    zfs""".split()
+    [
+        "bcachefs",
+        "btrfs",
+        "erofs",
+        "exfat",
+        "ext2",
+        "ext3",
+        "ext4",
+        "f2fs",
+        "jfs",
+        "nilfs2",
+        "ntfs3",
+        "overlay",
+        "ramfs",
+        "reiserfs",
+        "tmpfs",
+        "ubifs",
+        "vfat",
+        "xfs",
+        "zfs",
+    ]
 )
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
