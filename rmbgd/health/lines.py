@@ -88,7 +88,7 @@ def _plain(value: Any) -> Any:
 
 
 def _open(path: str) -> int:
-    """A descriptor for appending. A file that is made here has LOG_MODE, whatever the umask says; others keep theirs."""
+    """A descriptor for appending. A file made here has LOG_MODE, whatever the umask says; one found keeps its mode."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
     try:
         return os.open(path, flags)

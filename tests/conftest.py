@@ -1,0 +1,21 @@
+"""What holds for every test: tests of a real systemd may be required, and then do not get away with skipping."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+
+import pytest
+
+REQUIRE_SYSTEM = "RMBGD_REQUIRE_SYSTEM"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and item.get_closest_marker("system") and os.environ.get(REQUIRE_SYSTEM) == "1":
+        report.outcome = "failed"
+        report.longrepr = f"{REQUIRE_SYSTEM}=1, but this was skipped: {call.excinfo and call.excinfo.value}"
+    return report

@@ -1,0 +1,100 @@
+"""The machine on which the service is installed as README.md says, and the service in a known state for each test."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.system import machine as container
+from tests.system.service import InstalledService
+
+REPOSITORY = Path(__file__).parents[2]
+SHARED_LIBRARIES = "/opt/libraries"  # this environment's, so that nothing is downloaded
+WHEELS = container.CACHE / "wheels"
+
+
+@pytest.fixture(scope="session")
+def machine() -> Iterator[container.Machine]:
+    """A booted Debian with nothing of rmbgd on it."""
+    try:
+        container.require()
+        libraries = {Path(sysconfig.get_path("purelib")): SHARED_LIBRARIES}
+        with (
+            tempfile.TemporaryDirectory(prefix="rmbgd-system-", dir="/var/tmp") as scratch,
+            container.Machine(Path(scratch), bind_read_only=libraries) as booted,
+        ):
+            booted.run("systemctl", "is-system-running", "--wait")
+            yield booted
+    except container.Unavailable as reason:
+        pytest.skip(str(reason))
+
+
+def readme_commands() -> list[str]:
+    """The shell commands below 'Install as a service', one a line."""
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"^## Install as a service\n.*?```sh\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    assert block, "README.md has no commands under 'Install as a service'"
+    return [line for line in block[1].splitlines() if line.strip() and not line.startswith("#")]
+
+
+@pytest.fixture(scope="session")
+def installed(machine: container.Machine) -> container.Machine:
+    """README's commands, carried out one by one, from the enabled unit to READY.
+
+    Three things differ from a user's machine, so that this needs no network: Debian's packages are there already, pip
+    finds the dependencies in the libraries of the environment that runs the tests, and its build tool as a wheel.
+    """
+    source = machine.path("/root/rmbgd")
+    source.mkdir(parents=True)
+    for name in ("rmbgd", "systemd", "config"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(REPOSITORY / name, source)
+    _shim(machine, "sudo", 'exec "$@"')
+    _shim(machine, "apt-get", "exit 0")
+    shutil.copytree(_build_tool(), machine.path("/root/wheels"))
+    offline = {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": "/root/wheels",
+        "PIP_DISABLE_PIP_VERSION_CHECK": "1",
+        "PIP_ROOT_USER_ACTION": "ignore",
+    }
+    for command in readme_commands():
+        machine.sh(f"cd /root/rmbgd\n{command}", **offline)
+        if "-m venv /opt/rmbgd" in command:
+            packages = "/opt/rmbgd/lib/python3.11/site-packages"
+            machine.path(f"{packages}/libraries.pth").write_text(f"{SHARED_LIBRARIES}\n")
+    return machine
+
+
+def _shim(machine: container.Machine, name: str, script: str) -> None:
+    path = machine.path(f"/usr/local/bin/{name}")
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def _build_tool() -> Path:
+    if not list(WHEELS.glob("setuptools-*.whl")):
+        command = [sys.executable, "-m", "pip", "download", "--no-deps", "-q", "-d", WHEELS, "setuptools>=77"]
+        done = subprocess.run(command, capture_output=True, check=False)
+        if done.returncode != 0:
+            pytest.skip(f"pip cannot fetch setuptools: {done.stderr.decode(errors='replace')[-300:]}")
+    return WHEELS
+
+
+@pytest.fixture
+def service(installed: container.Machine) -> Iterator[InstalledService]:
+    """The service, running, with empty folders, an empty ledger and the unit as it is shipped."""
+    under_test = InstalledService(installed)
+    under_test.reset()
+    under_test.start()
+    yield under_test
+    under_test.stop(check=False)

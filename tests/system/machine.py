@@ -1,0 +1,177 @@
+"""A Debian machine with a real systemd, in a container: built once, booted on a throw-away layer, entered with nsenter.
+
+Knows how to boot and how to run commands; nothing of rmbgd.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+SUITE = "bookworm"
+MIRROR = os.environ.get("RMBGD_TEST_MIRROR", "http://deb.debian.org/debian")
+CACHE = Path(os.environ.get("RMBGD_TEST_ROOTFS", "/var/cache/rmbgd-tests"))
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "acl", "python3", "python3-venv")
+PYTHON = (3, 11)  # Debian 12's
+TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "mount")
+BOOT_PATIENCE = 120.0  # s
+COMMAND_PATIENCE = 240.0  # s
+
+
+class Unavailable(Exception):
+    """This machine cannot hold a container; says what is missing."""
+
+
+def require() -> None:
+    """Raises Unavailable unless a container can be built and booted here."""
+    if os.geteuid() != 0:
+        raise Unavailable("needs root, to boot a systemd in a container")
+    if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        raise Unavailable(f"needs {', '.join(missing)} (apt-get install debootstrap systemd-container)")
+    if sys.version_info[:2] != PYTHON:
+        raise Unavailable(
+            f"the container's Python is {PYTHON[0]}.{PYTHON[1]} and shares the libraries of this environment, which is "
+            f"for {sys.version_info[0]}.{sys.version_info[1]}"
+        )
+
+
+def base() -> Path:
+    """The root of a fresh Debian, built with debootstrap when it is not there yet."""
+    recipe = hashlib.sha256(repr((SUITE, PACKAGES)).encode()).hexdigest()[:12]
+    root = CACHE / f"{SUITE}-{recipe}"
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with _alone(CACHE / "lock"):
+        if not root.exists():
+            building = CACHE / f"building-{recipe}"
+            shutil.rmtree(building, ignore_errors=True)
+            command = ["debootstrap", "--variant=minbase", f"--include={','.join(PACKAGES)}", SUITE, building, MIRROR]
+            done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+            if done.returncode != 0:
+                raise Unavailable(f"debootstrap failed: {done.stdout.decode(errors='replace')[-500:]}")
+            building.rename(root)
+    return root
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+class Failed(AssertionError):
+    """A command inside the machine failed; carries what it said."""
+
+
+class Machine:
+    """One booted container. `root` is its file system as seen from outside."""
+
+    def __init__(self, scratch: Path, *, bind_read_only: dict[Path, str] | None = None) -> None:
+        self._scratch = scratch
+        self._bind = bind_read_only or {}
+        self.root = scratch / "root"
+        self._process: subprocess.Popen[bytes] | None = None
+        self._leader = 0
+
+    def __enter__(self) -> Self:
+        for name in ("upper", "work", "root"):
+            (self._scratch / name).mkdir()
+        layers = f"lowerdir={base()},upperdir={self._scratch / 'upper'},workdir={self._scratch / 'work'}"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self.root], check=True)
+        try:
+            self._boot()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _boot(self) -> None:
+        notify = self._scratch / "notify"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+            listener.bind(os.fspath(notify))
+            listener.settimeout(BOOT_PATIENCE)
+            command: list[Any] = [
+                "systemd-nspawn",
+                "--quiet",
+                "--register=no",
+                "--keep-unit",
+                "--notify-ready=yes",
+                "--console=read-only",
+                "--boot",
+                f"--machine=rmbgd-test-{os.getpid()}",
+                f"--directory={self.root}",
+                *(f"--bind-ro={source}:{target}" for source, target in self._bind.items()),
+            ]
+            with (self._scratch / "console").open("wb") as console:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=console,
+                    stderr=subprocess.STDOUT,
+                    env=os.environ | {"NOTIFY_SOCKET": os.fspath(notify)},
+                )
+            told: dict[str, str] = {}
+            deadline = time.monotonic() + BOOT_PATIENCE
+            while told.get("READY") != "1" or "X_NSPAWN_LEADER_PID" not in told:
+                if self._process.poll() is not None or time.monotonic() > deadline:
+                    raise Unavailable(f"the container did not boot: {self.console()[-800:]}")
+                listener.settimeout(1.0)
+                with contextlib.suppress(TimeoutError):
+                    message = listener.recv(65536).decode(errors="replace")
+                    told |= dict(line.split("=", 1) for line in message.splitlines() if "=" in line)
+        self._leader = int(told["X_NSPAWN_LEADER_PID"])
+
+    def console(self) -> str:
+        with contextlib.suppress(FileNotFoundError):
+            return (self._scratch / "console").read_text(errors="replace")
+        return ""
+
+    def __exit__(self, *_: object) -> None:
+        if self._process is not None and self._process.poll() is None:
+            self._process.send_signal(signal.SIGTERM)  # nspawn asks the system inside to power off
+            try:
+                self._process.wait(60)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        subprocess.run(["umount", self.root], check=False)
+
+    def run(self, *command: str | Path, check: bool = True, patience: float = COMMAND_PATIENCE, **env: str) -> str:
+        """What `command` prints inside. Raises Failed with all it said when its status is not 0."""
+        done = self.call(*command, patience=patience, **env)
+        if check and done.returncode != 0:
+            said = (done.stdout + done.stderr).decode(errors="replace")
+            raise Failed(f"{' '.join(map(str, command))}: status {done.returncode}\n{said}")
+        return done.stdout.decode(errors="replace")
+
+    def call(
+        self, *command: str | Path, patience: float = COMMAND_PATIENCE, **env: str
+    ) -> subprocess.CompletedProcess[bytes]:
+        enter = ["nsenter", f"--target={self._leader}", "--all", f"--wd={Path('/')}", "--"]
+        clean = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
+        return subprocess.run(
+            [*enter, *command],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=patience,
+            env=clean | env,
+            check=False,
+        )
+
+    def sh(self, script: str, *, check: bool = True, **env: str) -> str:
+        return self.run("/bin/sh", "-ec", script, check=check, **env)
+
+    def path(self, inside: str) -> Path:
+        """Where a file of the machine lies, seen from outside."""
+        return self.root / inside.lstrip("/")
