@@ -16,6 +16,7 @@ class Problem(StrEnum):
 
     TIMEOUT = "sensor_timeout"
     ERROR = "sensor_error"
+    NO_SOURCE = "no_source"  # the driver's library is missing, as in containers without it; the device may be well
     NO_DEVICE = "no_device"
     GPU_IS_LOST = "gpu_is_lost"
     DRIVER_MISMATCH = "driver_mismatch"
@@ -88,7 +89,8 @@ MEASURES = (
 class Sensor(Protocol):
     """Reads one device. Owned by one thread; may hang as long as its driver does."""
 
-    source: str
+    @property
+    def source(self) -> str: ...
 
     def read(self) -> Reading:
         """Never raises for a device that is unwell: the reading's `problem` says so."""
