@@ -18,13 +18,14 @@ from typing import Protocol
 
 from rmbgd.errors import ModelError
 from rmbgd.models.checkpoint import Bar, read_header, sha256_of
-from rmbgd.models.places import AUTHOR_CODE, ORIGIN, WEIGHTS, read_origin
+from rmbgd.models.places import AUTHOR_CODE, CONFIG, ORIGIN, WEIGHTS, read_config, read_origin
 from rmbgd.models.placing import open_folder, place_folder, write_json
 from rmbgd.models.published import require
 from rmbgd.models.registry import ModelEntry
 
 # Beside the weights, as text: the patch order (birefnet.py), what the author says of sizes, and the licence.
-TEXTS = ("config.json", AUTHOR_CODE, "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
+PUBLISHED_CONFIG = "config.published.json"
+TEXTS = (CONFIG, PUBLISHED_CONFIG, AUTHOR_CODE, "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
 _TEXT_LIMIT = 1 << 20  # bytes; the largest published one has 90 kB
 _SPARE = 64 << 20  # bytes left free on the disk after a fetch
 
@@ -87,6 +88,7 @@ def fetch(
             _check_room(staged, offer)
             source.bring(entry, offer, staged, bar)
             digest = _verified(entry, offer, staged, bar)
+            _write_config(entry, staged)
             _write_origin(entry, offer, staged, digest, now)
             shutil.rmtree(staged / ".cache", ignore_errors=True)  # the hub client's notes on the download
             place_folder(staged, target)
@@ -174,6 +176,20 @@ def _compare(entry: ModelEntry, digest: str, stated: dict[str, str | None]) -> N
     for voice, expected in stated.items():
         if expected and expected != digest:
             raise ModelError(f"{entry.name}: sha256 is {digest}, but {voice} states {expected}; fetch it again")
+
+
+def _write_config(entry: ModelEntry, staged: Path) -> None:
+    """A config.json with which transformers opens the folder without remote code (`interop.py`).
+
+    The published one names the author's code instead; it is kept beside. One that rmbgd saved stays as it is.
+    """
+    config = staged / CONFIG
+    if read_config(staged).get("model_type") == "birefnet":
+        return
+    if config.exists():
+        config.rename(staged / PUBLISHED_CONFIG)
+    facts = {"model_type": "birefnet", "backbone": entry.backbone, "input_size": list(entry.input_size)}
+    write_json(config, {"architectures": ["BiRefNetForImageSegmentation"], **facts, "published_as": entry.name})
 
 
 def _write_origin(entry: ModelEntry, offer: Offer, staged: Path, digest: str, now: datetime) -> None:

@@ -19,6 +19,7 @@ from rmbgd.models.registry import REGISTRY, ModelEntry, PatchOrder, lookup
 DEFAULT_MODELS = Path("/var/lib/rmbgd/models")
 WEIGHTS = "model.safetensors"
 AUTHOR_CODE = "birefnet.py"
+CONFIG = "config.json"
 ORIGIN = "origin.json"  # written by fetch: which model, which revision, which digest
 EMBEDDED = Path(__file__).parent / "data" / "u2netp.safetensors"
 
@@ -43,9 +44,19 @@ class Place:
         """Text of the author's birefnet.py beside the weights, None where there is none. Text only; nobody runs it."""
         return _small_text(self.weights.with_name(AUTHOR_CODE))
 
+    def input_size(self) -> tuple[int, int]:
+        """(height, width) that the weights are meant for: the registry's, what was saved with them, or 1024x1024."""
+        if self.entry:
+            return self.entry.input_size
+        saved = _json(self.weights.with_name(CONFIG)).get("input_size")
+        match saved:
+            case [int(height), int(width)] if height > 0 and width > 0 and height % 32 == width % 32 == 0:
+                return height, width
+        return 1024, 1024
+
     def saved_patch_order(self) -> PatchOrder | None:
         """What rmbgd wrote into config.json when it saved these weights."""
-        value = _json(self.weights.with_name("config.json")).get("patch_order")
+        value = _json(self.weights.with_name(CONFIG)).get("patch_order")
         return PatchOrder(value) if value in set(PatchOrder) else None
 
 
@@ -86,6 +97,11 @@ def installed(entry: ModelEntry, models: Path = DEFAULT_MODELS) -> Place:
 def read_origin(folder: Path) -> dict[str, Any]:
     """What fetch wrote beside the weights of a folder; empty when it did not bring them."""
     return _json(folder / ORIGIN)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json beside the weights; empty when there is none, or none that can be read."""
+    return _json(folder / CONFIG)
 
 
 def _weights_in(folder: Path) -> Path:
@@ -134,8 +150,9 @@ def _belongs(entry: ModelEntry, weights: Path, folder: Path, origin: dict[str, A
     # A licence that binds is looked for with weaker signs too: names that people give to folders and files.
     names = {entry.name, entry.hub_id.rpartition("/")[2].lower()}
     said = {folder.name.lower(), weights.stem.lower()}
-    hub = _json(folder / "config.json").get("_name_or_path")
-    return entry.needs_consent and (bool(names & said) or hub == entry.hub_id)
+    config = _json(folder / CONFIG)
+    saved = config.get("published_as") == entry.name or config.get("_name_or_path") == entry.hub_id
+    return entry.needs_consent and (saved or bool(names & said))
 
 
 def _by_model_card(folder: Path) -> ModelEntry | None:

@@ -67,7 +67,13 @@ def test_the_hub_gives_weights_and_texts_only(hub, tmp_path):
     """Weights, configuration and the author's text arrive; the pickle beside them is not even asked for."""
     bring(HubSource(endpoint=hub.endpoint), tmp_path / "models")
 
-    assert sorted(os.listdir(tmp_path / "models" / LITE.name)) == ["birefnet.py", "config.json", WEIGHTS, ORIGIN]
+    assert sorted(os.listdir(tmp_path / "models" / LITE.name)) == [
+        "birefnet.py",
+        "config.json",
+        "config.published.json",
+        WEIGHTS,
+        ORIGIN,
+    ]
     assert not any("pytorch_model.bin" in line for line in hub.asked)
 
 
@@ -79,6 +85,26 @@ def test_what_arrives_is_what_the_hub_has(hub, tmp_path):
     assert (fetched.folder / WEIGHTS).read_bytes() == (hub.folder / WEIGHTS).read_bytes()
     assert origin["sha256"] == fetched.sha256 == sha256_of(hub.folder / WEIGHTS)
     assert (origin["model"], origin["revision"], origin["licence"]) == (LITE.name, COMMIT, "MIT")
+
+
+def test_the_published_configuration_is_kept(hub, tmp_path):
+    """config.json names classes of ours instead of the author's code, whose own configuration stays beside it."""
+    published = {"auto_map": {"AutoModelForImageSegmentation": "birefnet.BiRefNet"}, "bb_pretrained": False}
+    (hub.folder / "config.json").write_text(json.dumps(published))
+    folder = bring(HubSource(endpoint=hub.endpoint), tmp_path / "models").folder
+
+    assert json.loads((folder / "config.published.json").read_text()) == published
+    assert json.loads((folder / "config.json").read_text())["model_type"] == "birefnet"
+
+
+def test_a_configuration_of_ours_is_carried_as_it_is(tmp_path):
+    """What was saved with a known patch order keeps it when it is carried to another machine."""
+    saved = {"model_type": "birefnet", "patch_order": "tile_first"}
+    weights_into(tmp_path / "usb")
+    (tmp_path / "usb" / "config.json").write_text(json.dumps(saved))
+    folder = bring(FolderSource(tmp_path / "usb"), tmp_path / "models").folder
+
+    assert json.loads((folder / "config.json").read_text()) == saved
 
 
 def test_size_is_said_before_the_first_byte(hub, tmp_path):
@@ -111,7 +137,7 @@ def test_a_new_version_replaces_the_old_folder_whole(hub, tmp_path):
     placed = tmp_path / "models" / LITE.name
 
     assert sha256_of(placed / WEIGHTS) == sha256_of(hub.folder / WEIGHTS)
-    assert sorted(os.listdir(placed)) == ["config.json", WEIGHTS, ORIGIN]
+    assert sorted(os.listdir(placed)) == ["config.json", "config.published.json", WEIGHTS, ORIGIN]
     assert os.listdir(tmp_path / "models") == [LITE.name]
 
 
