@@ -191,7 +191,8 @@ class HealthMonitor:
         if self._next_health is None:
             self._next_health = now + self._service.health_interval
         elif now >= self._next_health:
-            self._next_health = max(self._next_health + self._service.health_interval, now)
+            due = self._next_health + self._service.health_interval
+            self._next_health = due if due > now else now + self._service.health_interval  # after standing still
             self._counters("health", **health)
 
     def _last_problem(self) -> dict[str, Any] | None:

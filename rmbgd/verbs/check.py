@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from rmbgd.errors import ConfigError
 from rmbgd.exitcodes import Exit
 from rmbgd.verbs.options import add_config
 
@@ -26,8 +27,12 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(configdoc.default_toml())
         return Exit.OK
     from rmbgd import config
+    from rmbgd.intake.layout import check_layout
 
-    settings = config.load(options.config)  # raises ConfigError with all findings; main tells them
-    folders = ", ".join(folder.name for folder in settings.folder) or "none"
-    print(f"{options.config}: fine; folders: {folders}")
+    # Each raises ConfigError with all its findings, which main tells. Folders can be compared once the settings are right.
+    settings = config.load(options.config)
+    if not settings.folder:
+        raise ConfigError(f"{options.config}: no [[folder]] is defined; see config/rmbgd.toml")
+    check_layout(settings)
+    print(f"{options.config}: fine; folders: {', '.join(folder.name for folder in settings.folder)}")
     return Exit.OK

@@ -1,0 +1,33 @@
+"""README.md says what the source says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rmbgd import cli, configdoc
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_tables_are_those_of_the_source() -> None:
+    """Events, reasons, exit statuses and settings: renew them with `python -m rmbgd.configdoc --readme README.md`."""
+    text = README.read_text(encoding="utf-8")
+
+    assert configdoc.renewed(text) == text
+
+
+def test_missing_marker_is_told() -> None:
+    """A table cannot vanish from the README unnoticed."""
+    with pytest.raises(LookupError, match="<!-- events -->"):
+        configdoc.renewed("no markers here")
+
+
+def test_every_verb_is_in_the_readme() -> None:
+    """Who reads it finds every command that there is."""
+    text = README.read_text(encoding="utf-8")
+
+    assert [] == [
+        verb for verb, (module, _) in cli.VERBS.items() if cli._exists(module) and f"`rmbgd {verb}" not in text
+    ]
