@@ -1,0 +1,117 @@
+"""What the recipe asks of a finished cutout: cut to the subject, put on a canvas, laid on a colour, or its alpha alone.
+
+Does not encode and does not touch files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from rmbgd.config import Recipe
+from rmbgd.imaging.compose import bands, flatten, zero_hidden
+
+Bytes = NDArray[np.uint8]
+Words = NDArray[np.uint16]
+Box = tuple[int, int, int, int]
+"""top, bottom, left, right; pixels, half open."""
+
+VISIBLE = 10  # of 255; fainter alpha is haze, and single faint specks would otherwise decide the box
+SPECK = 0.01  # share of the largest component's area; smaller ones do not widen the box
+
+
+@dataclass(frozen=True, slots=True)
+class EncodeInput:
+    """What is encoded: uint8 [H, W, 4] straight RGBA or [H, W, 3] RGB, or a uint8 or uint16 [H, W] mask; contiguous."""
+
+    pixels: Bytes | Words
+
+
+def arrange(rgba: Bytes | None, alpha: Bytes | Words | None, recipe: Recipe) -> EncodeInput:
+    """The picture that `recipe` asks for, from the engine's output plane (exactly one of `rgba` and `alpha`).
+
+    The planes belong to the caller and are changed in place where that saves a copy.
+    """
+    pixels: Bytes | Words | None = alpha if rgba is None else rgba
+    assert pixels is not None
+    if recipe.crop:
+        matte = pixels if rgba is None else rgba[:, :, 3]
+        top, bottom, left, right = crop_box(matte, recipe.crop_margin)
+        pixels = np.ascontiguousarray(pixels[top:bottom, left:right])  # type: ignore[assignment]
+    if recipe.canvas:
+        width, height = (int(side) for side in recipe.canvas.split("x"))
+        pixels = place_on_canvas(pixels, height, width)
+    if rgba is None:
+        return EncodeInput(pixels)
+    if recipe.content == "colour":
+        flat = np.empty((*pixels.shape[:2], 3), np.uint8)
+        flatten(np.asarray(pixels, np.uint8), parse_colour(recipe.background), flat)
+        return EncodeInput(flat)
+    if recipe.hidden_colours == "zero":
+        zero_hidden(np.asarray(pixels, np.uint8))
+    return EncodeInput(pixels)
+
+
+def parse_colour(text: str) -> tuple[int, int, int]:
+    """(red, green, blue) of "#rrggbb"."""
+    red, green, blue = bytes.fromhex(text.removeprefix("#"))
+    return red, green, blue
+
+
+def crop_box(alpha: Bytes | Words, margin: float) -> Box:
+    """The subject's box with air around it, cut at the picture's borders; the whole picture when there is no subject.
+
+    alpha   uint8 or uint16 [H, W]
+    margin  share of the box's longer side
+    Components smaller than SPECK of the largest one do not count (specks ruin a plain bounding box).
+    """
+    height, width = alpha.shape
+    threshold = VISIBLE * (257 if alpha.dtype == np.uint16 else 1)
+    visible = (alpha >= threshold).astype(np.uint8)
+    count, _labels, found, _centres = cv2.connectedComponentsWithStats(visible, connectivity=8)
+    if count < 2:
+        return 0, height, 0, width
+    parts = found[1:][found[1:, cv2.CC_STAT_AREA] >= SPECK * found[1:, cv2.CC_STAT_AREA].max()]
+    left, top = int(parts[:, cv2.CC_STAT_LEFT].min()), int(parts[:, cv2.CC_STAT_TOP].min())
+    right = int((parts[:, cv2.CC_STAT_LEFT] + parts[:, cv2.CC_STAT_WIDTH]).max())
+    bottom = int((parts[:, cv2.CC_STAT_TOP] + parts[:, cv2.CC_STAT_HEIGHT]).max())
+    air = round(margin * max(bottom - top, right - left))
+    return max(0, top - air), min(height, bottom + air), max(0, left - air), min(width, right + air)
+
+
+def place_on_canvas(pixels: Bytes | Words, height: int, width: int) -> Bytes | Words:
+    """The picture fitted into height x width, aspect kept, in the middle; the rest is transparent.
+
+    pixels  uint8 [H, W, 4] straight RGBA, or uint8 / uint16 [H, W]
+    It is made smaller or larger as needed, with colours weighted by alpha so that hidden ones cannot bleed in.
+    """
+    factor = min(height / pixels.shape[0], width / pixels.shape[1])
+    new_height = max(1, min(height, round(pixels.shape[0] * factor)))
+    new_width = max(1, min(width, round(pixels.shape[1] * factor)))
+    canvas = np.zeros((height, width, *pixels.shape[2:]), pixels.dtype)
+    top, left = (height - new_height) // 2, (width - new_width) // 2
+    canvas[top : top + new_height, left : left + new_width] = _resized(pixels, new_height, new_width)
+    return canvas
+
+
+def _resized(pixels: Bytes | Words, height: int, width: int) -> Bytes | Words:
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    shrinks = height < pixels.shape[0] or width < pixels.shape[1]
+    filtering = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
+    if pixels.ndim == 2:
+        single = np.asarray(cv2.resize(pixels, (width, height), interpolation=filtering)).reshape(height, width)
+        return single.astype(np.uint8) if pixels.dtype == np.uint8 else single.astype(np.uint16)
+    weighted = pixels.astype(np.float32)
+    weighted[:, :, :3] *= weighted[:, :, 3:] * np.float32(1 / 255)
+    weighted = np.asarray(cv2.resize(weighted, (width, height), interpolation=filtering), np.float32)
+    weighted = weighted.reshape(height, width, 4)
+    result = np.empty((height, width, 4), np.uint8)
+    for rows in bands(result):
+        band = weighted[rows]
+        band[:, :, :3] *= 255.0 / np.maximum(band[:, :, 3:], np.float32(1e-3))
+        result[rows] = np.rint(band).clip(0, 255)
+    return result

@@ -1,0 +1,234 @@
+"""From a file's bytes to upright 8-bit RGB, and alpha where the picture has it, in planes that the caller owns.
+
+Everything that can be refused from the header is refused before memory is taken for pixels. Does not know folders, jobs
+or where the planes lie; takes no thread and starts no program.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Sequence
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ImageFile
+
+from rmbgd.config import Limits
+from rmbgd.errors import ImageError, Reason
+from rmbgd.imaging import orient
+from rmbgd.imaging.colour import colour_plan
+from rmbgd.imaging.header import Found, Header
+from rmbgd.imaging.jpeg import decode_jpeg, read_jpeg
+from rmbgd.imaging.metadata import read_exif, xmp_orientation
+from rmbgd.imaging.modes import convert_band, float_scale_of
+from rmbgd.imaging.orient import upright
+from rmbgd.imaging.pillow import configure_opencv, configure_pillow, heif_installed, opened, read_pillow
+from rmbgd.imaging.png_reader import read_png
+from rmbgd.imaging.sniff import sniff
+from rmbgd.imaging.webp import decode_webp, read_webp
+from rmbgd.jobs import SourceFacts
+
+__all__ = ["Header", "configure_opencv", "configure_pillow", "decode_into", "heif_installed", "probe", "read_limited"]
+
+Bytes = NDArray[np.uint8]
+
+_TURNED_BY_THE_DECODER = ("TIFF", "HEIF")
+_BAND_PIXELS = 1 << 20  # converted at once: 3 MiB of RGB
+
+
+def read_limited(fd: int, limits: Limits) -> bytes:
+    """All bytes of an open regular file, from its beginning. The file may grow or shrink meanwhile.
+
+    Raises ImageError (NOT_REGULAR, EMPTY, TOO_MANY_BYTES) and OSError as the storage gives it.
+    """
+    state = os.fstat(fd)
+    if not stat.S_ISREG(state.st_mode):
+        raise ImageError(Reason.NOT_REGULAR, "not a regular file")
+    pieces: list[bytes] = []
+    length = 0
+    while length <= limits.file_bytes:
+        wanted = max(state.st_size - length, 0) + 1  # one more than expected shows the end in the same call
+        piece = os.pread(fd, min(wanted, limits.file_bytes + 1 - length), length)
+        if not piece:
+            break
+        pieces.append(piece)
+        length += len(piece)
+        if length == state.st_size:
+            break
+    if length > limits.file_bytes or state.st_size > limits.file_bytes:
+        told = max(length, state.st_size)
+        raise ImageError(Reason.TOO_MANY_BYTES, f"{told} bytes; limits.file_bytes allows {limits.file_bytes}")
+    if not length:
+        raise ImageError(Reason.EMPTY, "0 bytes", maybe_incomplete=True)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def probe(
+    data: bytes | memoryview,
+    limits: Limits,
+    *,
+    animated: Literal["refuse", "first_frame"],
+    metadata: Sequence[str],
+) -> Header:
+    """The header of a picture, by content alone, checked against `limits`; no memory is taken for pixels.
+
+    animated  what to do with more than one frame or page; the first picture of an MPO or HEIC is always taken
+    metadata  words of the text fields to carry over, from metadata.TEXT_TAGS
+    Raises ImageError.
+    """
+    data = data if isinstance(data, bytes) else bytes(data)
+    form = sniff(data)
+    if form == "JPEG":
+        found = read_jpeg(data, limits)
+    elif form == "PNG":
+        found = read_png(data, limits)
+    elif form == "WEBP":
+        found = read_webp(data, limits)
+    else:
+        found = read_pillow(data, form, limits)
+    if found.animated and animated == "refuse":
+        count = f"{found.frames} frames" if form not in ("TIFF", "GIF") else "more than one frame or page"
+        raise ImageError(Reason.ANIMATED, f'{form} with {count}; recipe.animated = "first_frame" takes the first')
+    return _header(found, metadata)
+
+
+def _header(found: Found, wanted: Sequence[str]) -> Header:
+    notes, text, dpi = list(dict.fromkeys(found.notes)), dict(found.text), found.dpi
+    orientation = found.orientation
+    if found.exif:
+        exif = read_exif(found.exif)
+        if not exif.sound:
+            notes.append("EXIF damaged, read as far as possible")
+        orientation, dpi = exif.orientation if orientation is None else orientation, dpi or exif.dpi
+        text = exif.text | text
+    if orientation is None and found.xmp:
+        orientation = xmp_orientation(found.xmp)
+    if found.animated:
+        notes.append("first of several frames taken")
+    turn = 1 if orientation is None else orientation
+    if not 1 <= turn <= 8:
+        notes.append(f"orientation {turn} means nothing, not turned")
+        turn = 1
+    if found.format in _TURNED_BY_THE_DECODER:
+        turn = 1
+    return Header(
+        format=found.format,
+        mode=found.mode,
+        size=upright(found.size, turn),
+        stored_size=found.size,
+        orientation=orientation or 1,
+        turn=turn,
+        has_alpha=found.has_alpha,
+        frames=found.frames,
+        icc_profile=found.icc_profile,
+        dpi=dpi,
+        metadata={word: text[word] for word in wanted if word in text},
+        notes=tuple(notes),
+        colour_key=found.colour_key,
+        maximum=found.maximum,
+        stream=found.stream,
+    )
+
+
+def decode_into(
+    data: bytes | memoryview, header: Header, rgb: Bytes, source_alpha: Bytes | None, *, sha256: str = ""
+) -> SourceFacts:
+    """Decode into `rgb` (uint8 [H, W, 3], contiguous) and `source_alpha` (uint8 [H, W]), upright.
+
+    Both are written completely. `source_alpha` may be None only when header.has_alpha is False; it is filled with 255
+    when it is given and the picture has none. Raises ImageError; the planes are then undefined.
+    """
+    width, height = header.size
+    if rgb.shape != (height, width, 3) or (source_alpha is not None and source_alpha.shape != (height, width)):
+        raise ValueError(f"planes of {rgb.shape} for a picture of {width} x {height}")
+    if header.has_alpha and source_alpha is None:
+        raise ValueError("a picture with alpha needs a source_alpha plane")
+    data = data if isinstance(data, bytes) else bytes(data)
+    if source_alpha is not None and not header.has_alpha:
+        source_alpha.fill(255)
+    notes = list(header.notes)
+    profile = _decode(data, header, rgb, source_alpha, notes)
+    return SourceFacts(
+        format=header.format,
+        mode=header.mode,
+        size=header.size,
+        orientation=header.orientation,
+        icc_profile=profile,
+        dpi=header.dpi,
+        metadata=dict(header.metadata),
+        sha256=sha256,
+        notes=tuple(notes),
+    )
+
+
+def _decode(data: bytes, header: Header, rgb: Bytes, alpha: Bytes | None, notes: list[str]) -> bytes | None:
+    """Fill the planes by the quickest way that is exact; the profile that the RGB is in."""
+    plan = colour_plan(header.mode.partition(";")[0] if header.mode != "I;16" else "I", header.icc_profile)
+    if header.format in ("JPEG", "MPO") and header.mode in ("L", "RGB") and plan.transform is None:
+        target = rgb if header.turn == 1 else np.empty((*header.stored_size[::-1], 3), np.uint8)
+        warning = decode_jpeg(data, target)
+        if warning is None:
+            if header.turn != 1:
+                orient.place_whole(rgb, target, header.turn)
+            notes += [plan.note] if plan.note else []
+            return plan.kept
+        notes.append(f"JPEG: {warning}")
+    elif header.format == "WEBP" and header.frames == 1:
+        _place_blue_first(decode_webp(data), header, rgb, alpha)
+        notes += [plan.note] if plan.note else []
+        return plan.kept
+    elif header.colour_key is not None and header.mode == "RGB;16":
+        _decode_keyed_16(data, header, rgb, alpha)
+        notes += [plan.note] if plan.note else []
+        return plan.kept
+    form = "JPEG" if header.format == "MPO" else header.format
+    with opened(data, form, header) as image:
+        image.load()
+        return _convert(image, header, rgb, alpha, notes)
+
+
+def _convert(
+    image: ImageFile.ImageFile, header: Header, rgb: Bytes, alpha: Bytes | None, notes: list[str]
+) -> bytes | None:
+    """Band by band from Pillow's picture, so that no second full-size copy is made."""
+    if image.size != header.stored_size:
+        raise ImageError(Reason.CORRUPT, f"the header says {header.stored_size}, the decoder gives {image.size}")
+    plan = colour_plan(image.mode, header.icc_profile)
+    scale = float_scale_of(image)
+    width, height = image.size
+    rows = max(1, _BAND_PIXELS // width)
+    for first in range(0, height, rows):
+        band = image.crop((0, first, width, min(first + rows, height)))
+        colours, transparency = convert_band(
+            band, plan, has_alpha=header.has_alpha, key=header.colour_key, maximum=header.maximum, float_scale=scale
+        )
+        orient.place(rgb, first, colours, header.turn)
+        if alpha is not None and header.has_alpha:
+            opaque = np.full(colours.shape[:2], 255, np.uint8)
+            orient.place(alpha, first, opaque if transparency is None else transparency, header.turn)
+    notes += [plan.note] if plan.note else []
+    return plan.kept
+
+
+def _place_blue_first(pixels: Bytes, header: Header, rgb: Bytes, alpha: Bytes | None) -> None:
+    if pixels.shape[1::-1] != header.stored_size:
+        raise ImageError(Reason.CORRUPT, f"the header says {header.stored_size}, the decoder gives {pixels.shape}")
+    rows = max(1, _BAND_PIXELS // pixels.shape[1])
+    code = cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    for first in range(0, len(pixels), rows):
+        band = pixels[first : first + rows]
+        orient.place(rgb, first, np.asarray(cv2.cvtColor(band, code), np.uint8), header.turn)
+        if alpha is not None and header.has_alpha:
+            seen = cv2.extractChannel(band, 3) if pixels.shape[2] == 4 else np.full(band.shape[:2], 255, np.uint8)
+            orient.place(alpha, first, np.asarray(seen, np.uint8), header.turn)
+
+
+def _decode_keyed_16(data: bytes, header: Header, rgb: Bytes, alpha: Bytes | None) -> None:
+    """A 16-bit RGB PNG with one transparent colour: only libpng, in OpenCV, compares all 16 bits."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] != 4:
+        raise ImageError(Reason.CORRUPT, "libpng cannot decode the picture data")
+    _place_blue_first(np.asarray(cv2.convertScaleAbs(pixels, alpha=1 / 257), np.uint8), header, rgb, alpha)

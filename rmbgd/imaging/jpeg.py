@@ -1,0 +1,164 @@
+"""JPEG: the header from its marker segments, and decoding straight into a caller's plane through libjpeg-turbo.
+
+Does not turn, does not convert CMYK (Pillow and colour.py do), and does not repair: a decoder's warning is either known
+to be harmless or the picture is refused.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from rmbgd.config import Limits
+from rmbgd.errors import ImageError, Reason
+from rmbgd.imaging.header import Found, check_size, cut_short, damaged
+from rmbgd.imaging.metadata import sensible_dpi
+
+SCAN_PIXELS_MAXIMUM = 5_000_000_000
+"""Pixels times scans of a progressive file. 3 ns each were measured: 15 s at most; encoders write about ten scans."""
+
+_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
+_SEQUENTIAL = {0xC0, 0xC1}
+_SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+_LOSSLESS_OR_HIERARCHICAL = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}
+_ALONE = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI: markers without a length
+_SOI, _EOI, _SOS = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
+
+# libjpeg's warnings (jerror.h) after which pixels are wrong. Its other warnings leave the picture as it was meant.
+_DAMAGE = ("premature end of data segment", "bad Huffman code", "bad arithmetic code", "instead of RST")
+
+
+def read_jpeg(data: bytes, limits: Limits) -> Found:
+    """Header of a JPEG or of the first picture of an MPO. See header.Reader."""
+    found: Found | None = None
+    exif, profile = b"", _ProfilePieces()
+    dpi: tuple[float, float] | None = None
+    xmp: bytes | None = None
+    several, at, marker = False, 2, 0
+    while True:
+        at = data.find(b"\xff", at)
+        while at >= 0 and data[at : at + 2] == b"\xff\xff":  # fill bytes
+            at += 1
+        if at < 0 or at + 2 > len(data):
+            raise _no_pixels(data, "the file ends inside the header")
+        marker, at = data[at + 1], at + 2
+        if marker == 0 or marker in _ALONE:
+            continue
+        if marker == 0xD9:
+            raise damaged(data, "the end marker comes before any picture data")
+        length = int.from_bytes(data[at : at + 2], "big")
+        if at + 2 > len(data) or at + length > len(data):
+            raise _no_pixels(data, "the file ends inside the header")
+        if length < 2:
+            raise damaged(data, f"segment 0x{marker:02x} with impossible length {length}")
+        segment, at = data[at + 2 : at + length], at + length
+        if marker == 0xDA:
+            break
+        if marker in _SOF:
+            found = _frame(data, marker, segment, limits)
+        elif marker == 0xE0 and segment.startswith(b"JFIF\x00") and len(segment) >= 12:
+            dpi = _jfif_dpi(segment)
+        elif marker == 0xE1 and segment.startswith(b"Exif\x00\x00"):
+            exif += segment[6:]
+        elif marker == 0xE1 and segment.startswith(b"http://ns.adobe.com/xap/1.0/\x00"):
+            xmp = segment
+        elif marker == 0xE2 and segment.startswith(b"ICC_PROFILE\x00"):
+            profile.add(segment)
+        elif marker == 0xE2 and segment.startswith(b"MPF\x00"):
+            several = True
+    if found is None:
+        raise damaged(data, "picture data without a frame header")
+    found.exif, found.xmp, found.dpi = exif or None, xmp, dpi
+    found.icc_profile = profile.joined(limits.metadata_bytes, found.notes)
+    if several:
+        found.format, found.frames = "MPO", 2
+    _check_scans(data, found)
+    return found
+
+
+def _frame(data: bytes, marker: int, segment: bytes, limits: Limits) -> Found:
+    if len(segment) < 6:
+        raise damaged(data, "the frame header is too short")
+    bits, components = segment[0], segment[5]
+    size = (int.from_bytes(segment[3:5], "big"), int.from_bytes(segment[1:3], "big"))
+    check_size(size, limits)
+    if marker in _LOSSLESS_OR_HIERARCHICAL:
+        raise ImageError(Reason.UNSUPPORTED_MODE, "lossless or hierarchical JPEG")
+    if bits != 8:
+        raise ImageError(Reason.UNSUPPORTED_MODE, f"JPEG with {bits} bits a sample")
+    if components not in _MODES:
+        raise ImageError(Reason.UNSUPPORTED_MODE, f"JPEG with {components} components")
+    return Found("JPEG", _MODES[components], size)
+
+
+def _check_scans(data: bytes, found: Found) -> None:
+    scans = data.count(_SOS)
+    if scans * found.size[0] * found.size[1] > SCAN_PIXELS_MAXIMUM:
+        raise ImageError(Reason.TOO_LARGE, f"{scans} scans over {found.size[0]} x {found.size[1]} pixels to decode")
+
+
+def _no_pixels(data: bytes, detail: str) -> ImageError:
+    return damaged(data, detail) if data.endswith(_EOI) else cut_short(detail)
+
+
+def _jfif_dpi(segment: bytes) -> tuple[float, float] | None:
+    scale = {1: 1.0, 2: 2.54}.get(segment[7], 0.0)
+    return sensible_dpi(int.from_bytes(segment[8:10], "big") * scale, int.from_bytes(segment[10:12], "big") * scale)
+
+
+class _ProfilePieces:
+    """An ICC profile in APP2 segments (ICC.1:2010, annex B.4), which may come in any order."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[int, bytes] = {}
+        self.count = 0
+
+    def add(self, segment: bytes) -> None:
+        if len(segment) > 14:
+            self.pieces[segment[12]] = segment[14:]
+            self.count = segment[13]
+
+    def joined(self, maximum: int, notes: list[str]) -> bytes | None:
+        if not self.pieces:
+            return None
+        whole = b"".join(self.pieces[number] for number in sorted(self.pieces))
+        if sorted(self.pieces) != list(range(1, self.count + 1)):
+            notes.append("colour profile incomplete, left out")
+            return None
+        if len(whole) > maximum:
+            notes.append(f"colour profile of {len(whole)} bytes left out")
+            return None
+        return whole
+
+
+def decode_jpeg(data: bytes, out: NDArray[np.uint8]) -> str | None:
+    """Decode a grey or colour JPEG, as stored, into `out` (uint8 [H, W, 3], contiguous).
+
+    None when `out` is filled. Otherwise the warning of libjpeg-turbo that asks for a second opinion: Pillow's decoder
+    is patient with harmless oddities and exact about truncation. Raises ImageError when pixels are certainly wrong.
+    """
+    try:
+        simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+    except ValueError as error:
+        text = str(error)
+        if any(sign in text for sign in _DAMAGE):
+            raise damaged(data, text) from error
+        if "Premature end" in text and _only_the_end_marker_is_missing(data, out):
+            return None
+        return text
+    return None
+
+
+def _only_the_end_marker_is_missing(data: bytes, out: NDArray[np.uint8]) -> bool:
+    """Whether every block of a one-scan file is there. Fills `out` if so.
+
+    A progressive file may lack whole scans without a warning, so it is never taken for complete.
+    """
+    if data.count(_SOS) != 1 or not any(bytes((0xFF, marker)) in data for marker in _SEQUENTIAL):
+        return False
+    try:
+        simplejpeg.decode_jpeg(data + _EOI, "RGB", buffer=out)
+    except ValueError:
+        return False
+    return True

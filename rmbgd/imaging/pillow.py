@@ -1,0 +1,225 @@
+"""Pillow at arm's length: its global settings in one function, its errors as ours, headers of the formats it reads.
+
+Only formats named by sniff.py are ever opened, so no plugin that starts a program (EPS) or parses markup is reachable.
+Does not convert pixels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import logging
+import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import cv2
+from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
+
+from rmbgd.config import Limits
+from rmbgd.errors import ImageError, Reason
+from rmbgd.imaging.header import Found, check_size, cut_short, damaged
+from rmbgd.imaging.metadata import TEXT_TAGS, clean_text, sensible_dpi
+from rmbgd.imaging.png_reader import PixelReader
+
+_COMPRESSION, _PREVIEW, _SUB_FILE, _BITS, _DNG = 259, 1, 254, 258, 50706
+_SAMPLE_FORMAT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 339, 273, 279, 324, 325
+_SUB_DIRECTORIES = 330
+_SINGLE_IMAGE_FORMATS = ("HEIF",)  # several pictures in one file are a collection there, with one of them primary
+
+
+def configure_pillow(limits: Limits) -> None:
+    """Set what Pillow and its plugins keep per process. Called once by the composition root, before any thread starts.
+
+    Second line of defence behind the headers' checks: no decoder allocates more than twice limits.pixels. Warnings of
+    Pillow are silenced: what they tell is found and noted by our own readers.
+    """
+    Image.MAX_IMAGE_PIXELS = limits.pixels
+    ImageFile.LOAD_TRUNCATED_IMAGES = False
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+    if heif_installed():
+        importlib.import_module("pillow_heif").register_heif_opener(
+            thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
+        )
+
+
+def configure_opencv() -> None:
+    """One thread per call, as the parallelism is across pictures; nothing on stderr. Called like configure_pillow."""
+    cv2.setNumThreads(1)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+def heif_installed() -> bool:
+    return importlib.util.find_spec("pillow_heif") is not None
+
+
+def read_pillow(data: bytes, form: str, limits: Limits) -> Found:
+    """Header of a TIFF, BMP, GIF, AVIF or HEIF. See header.Reader."""
+    _require_plugin(form)
+    if form == "BMP":
+        _check_bmp_length(data)
+    elif form == "GIF":
+        check_size((int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")), limits)
+    with opened(data, form) as image:
+        check_size(image.size, limits)
+        found = Found(form, image.mode, image.size, bool(image.has_transparency_data))
+        found.dpi = _dpi(image)
+        profile = image.info.get("icc_profile")
+        if isinstance(profile, bytes) and 0 < len(profile) <= limits.metadata_bytes:
+            found.icc_profile = profile
+        elif profile:
+            found.notes.append(f"colour profile of {len(profile)} bytes left out")
+        if isinstance(image, TiffImagePlugin.TiffImageFile):
+            _read_tiff(data, image, found)
+        else:
+            found.exif, found.xmp = image.info.get("exif"), image.info.get("xmp")
+        if getattr(image, "is_animated", False):
+            found.frames = 2 if form in ("TIFF", "GIF") else int(getattr(image, "n_frames", 2))
+            found.animated = form not in _SINGLE_IMAGE_FORMATS and not _only_smaller_copies(image)
+        return found
+
+
+def _require_plugin(form: str) -> None:
+    if form == "HEIF" and "HEIF" not in Image.OPEN:
+        raise ImageError(Reason.FORMAT_NOT_ALLOWED, "HEIC needs the package pillow-heif: pip install 'rmbgd[heif]'")
+    if form == "AVIF" and not features.check("avif"):
+        raise ImageError(Reason.FORMAT_NOT_ALLOWED, "this build of Pillow has no AVIF decoder")
+
+
+@contextmanager
+def opened(data: bytes, form: str, found: Any = None) -> Iterator[ImageFile.ImageFile]:
+    """The picture in Pillow's hands, not yet decoded; whatever goes wrong inside the block becomes an ImageError.
+
+    Decoders meet hostile bytes here and raise nearly anything, so this one place catches nearly anything.
+    """
+    stream = getattr(found, "stream", None)
+    source: Any = io.BytesIO(data) if stream is None else PixelReader(data, stream)
+    try:
+        with Image.open(source, formats=[form]) as image:
+            yield image
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise _unopened(data, form, source) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(Reason.TOO_LARGE, "more pixels than limits.pixels allows, inside the file") from error
+    except MemoryError as error:
+        raise ImageError(Reason.TOO_LARGE, "the decoder asked for more memory than there is") from error
+    except Exception as error:
+        detail = _wording(error, form)
+        if _is_cut(data, form, detail):
+            raise cut_short(detail) from error
+        raise damaged(data, detail) from error
+
+
+def _unopened(data: bytes, form: str, source: Any) -> ImageError:
+    """Why a plugin did not open what carries its signature: Image.open does not say, the plugin does."""
+    source.seek(0)
+    try:
+        Image.OPEN[form][0](source, "").close()
+    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # what Image.open takes for "not this format"
+        detail = _wording(error, form)
+        if "pixel mode" in detail:
+            return ImageError(Reason.UNSUPPORTED_MODE, detail)
+    else:
+        detail = f"{form}: the header makes no sense"
+    return cut_short(detail) if _is_cut(data, form, detail) else damaged(data, detail)
+
+
+def _wording(error: Exception, form: str) -> str:
+    return f"{form}: {str(error)[:200] or type(error).__name__}"
+
+
+def _is_cut(data: bytes, form: str, detail: str) -> bool:
+    """Whether a missing tail explains the error. PNG and WebP are measured before they get here."""
+    if form == "JPEG":
+        return "truncated" in detail
+    if form == "GIF":
+        return not data.rstrip(b"\x00").endswith(b";")
+    if form in ("AVIF", "HEIF"):
+        return _boxes_incomplete(data)
+    if form == "TIFF":
+        first = int.from_bytes(data[4:8], "little" if data[:2] == b"II" else "big")
+        return b"+" not in data[2:4] and len(data) < first < 1 << 31
+    return False
+
+
+def _boxes_incomplete(data: bytes) -> bool:
+    """Whether top-level boxes of an ISO media file reach beyond its end, or the one with the directory is missing."""
+    at, described = 0, False
+    while at + 8 <= len(data):
+        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
+        described |= kind == b"meta"
+        if length == 1:
+            length = int.from_bytes(data[at + 8 : at + 16], "big")
+        if length < 8:  # 0: to the end of the file
+            break
+        at += length
+    return at > len(data) or not described
+
+
+def _check_bmp_length(data: bytes) -> None:
+    """An uncompressed BMP whose rows do not fit into the file is cut short; Pillow would say so only after decoding."""
+    offset, header = int.from_bytes(data[10:14], "little"), int.from_bytes(data[14:18], "little")
+    if header < 40 or len(data) < 34:
+        return
+    width = int.from_bytes(data[18:22], "little", signed=True)
+    height = abs(int.from_bytes(data[22:26], "little", signed=True))
+    bits, compression = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
+    if compression in (0, 3) and bits in (1, 4, 8, 16, 24, 32) and 0 < width < 1 << 16 and height < 1 << 16:
+        rows = (width * bits + 31) // 32 * 4 * height
+        if offset + rows > len(data) + 3:  # writers leave out the padding of the last row
+            raise cut_short(f"the rows end at byte {offset + rows}, the file at {len(data)}")
+
+
+def _dpi(image: ImageFile.ImageFile) -> tuple[float, float] | None:
+    dpi = image.info.get("dpi")
+    try:
+        return sensible_dpi(float(dpi[0]), float(dpi[1])) if dpi else None
+    except (TypeError, ValueError, ZeroDivisionError, IndexError, OverflowError):
+        return None
+
+
+def _read_tiff(data: bytes, image: TiffImagePlugin.TiffImageFile, found: Found) -> None:
+    """Refuse previews, find a missing tail, and take text. Pillow has applied the orientation to the size already."""
+    tags = image.tag_v2
+    if _DNG in tags or (tags.get(_SUB_FILE) == _PREVIEW and _SUB_DIRECTORIES in tags):
+        raise ImageError(Reason.FORMAT_NOT_ALLOWED, "camera raw (DNG, NEF, ARW): its first image is only a preview")
+    for offsets, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
+        pairs = zip(_integers(tags.get(offsets)), _integers(tags.get(lengths)), strict=False)
+        end = max((offset + length for offset, length in pairs), default=0)
+        if len(data) < end < 1 << 32:
+            raise cut_short(f"picture data ends at byte {end}, the file at {len(data)}")
+    bits = _integers(tags.get(_BITS))
+    if image.mode.startswith("I") and bits:
+        signed = 2 in _integers(tags.get(_SAMPLE_FORMAT))
+        found.maximum = (1 << (bits[0] - signed)) - 1
+    for word, tag in TEXT_TAGS.items():
+        value = tags.get(tag)
+        if isinstance(value, str) and (text := clean_text(value)):
+            found.text[word] = text
+    orientation = tags.get(0x0112)
+    if isinstance(orientation, int):
+        found.orientation = orientation
+
+
+def _integers(value: object) -> list[int]:
+    values = value if isinstance(value, tuple) else (value,)
+    return [number for number in values if isinstance(number, int)]
+
+
+def _only_smaller_copies(image: ImageFile.ImageFile) -> bool:
+    """Whether the second page of a TIFF is a reduced copy of the first, as picture editors and scanners write."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return False
+    try:
+        image.seek(1)
+    except (EOFError, OSError, ValueError, SyntaxError, KeyError, TypeError):
+        return True  # there is no second page that anything could read
+    return bool(_integers(image.tag_v2.get(_SUB_FILE)) and image.tag_v2[_SUB_FILE] & 1)
