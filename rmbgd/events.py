@@ -37,7 +37,7 @@ EVENTS: dict[str, EventKind] = {
     # --- life of the service
     "service.start": EventKind(
         "info", "the process began; nothing is watched yet",
-        {"config": "file it was read from", "folders": "names", "device": "as configured", "python": "version"},
+        {"config": "file it was read from", "folders": "names", "device": "as configured", "python": "version", "host?": "name of the machine", "heartbeat?": "s between two health events"},
     ),
     "service.ready": EventKind(
         "info", "folders are watched and an engine answered", {"seconds": "since service.start", "device": "in use", "recovered": "jobs taken up again"},
@@ -49,7 +49,7 @@ EVENTS: dict[str, EventKind] = {
     "service.failed": EventKind("critical", "a part broke and the process ends; systemd starts it again", {"stage": "which thread", "error": "type and text", "traceback": "where"}),
     "service.exit": EventKind(
         "info", "written after the process is gone, by the exit recorder: the only trace of SIGKILL, a segfault or the watchdog",
-        {"result": "systemd's SERVICE_RESULT", "code": "exited, killed, dumped", "status": "exit status or signal name", "uptime?": "seconds"},
+        {"result": "systemd's SERVICE_RESULT", "code": "exited, killed, dumped", "status": "exit status or signal name", "uptime?": "seconds", "ended_pid?": "process that ended"},
     ),
     "service.reload": EventKind("info", "SIGHUP: folders are compared with the ledger at once", {}),
     "health": EventKind(

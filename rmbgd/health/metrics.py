@@ -1,0 +1,177 @@
+"""Counters and gauges for those who scrape: a text file for Prometheus' node exporter, under the names of the events.
+
+`image.done` becomes `rmbgd_image_done_total`, and so on for every event. Does not serve HTTP, and never labels with a
+path or anything else that outsiders choose, so that the number of series stays small.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import threading
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+
+from rmbgd import __version__
+from rmbgd.events import EVENTS, Emit
+from rmbgd.health.reading import devices_of
+
+FILE_MODE = 0o644  # the exporter runs as somebody else, and the service's umask lets nobody read
+
+LABELS: dict[str, tuple[str, ...]] = {
+    "service.failed": ("stage",),
+    "service.exit": ("result",),
+    "folder.watching": ("folder", "mode"),
+    "folder.waiting": ("folder", "cause"),
+    "folder.replaced": ("folder",),
+    "watch.degraded": ("folder", "cause"),
+    "watch.restored": ("folder",),
+    "intake.incomplete": ("folder",),
+    "intake.stuck_upload": ("folder",),
+    "intake.blocked": ("folder", "cause"),
+    "image.done": ("folder", "device", "model", "verdict"),
+    "image.failed": ("folder", "reason"),
+    "image.postponed": ("folder", "why"),
+    "storage.paused": ("kind",),
+    "storage.retire_failed": ("folder",),
+    "engine.started": ("device",),
+    "engine.fault": ("device", "kind"),
+    "engine.restarted": ("device",),
+    "engine.failover": ("from", "to", "reason"),
+    "engine.failback": ("from", "to"),
+    "engine.degraded": ("device", "reason"),
+    "engine.state": ("device", "to"),
+    "engine.sensor": ("device", "source"),
+}
+"""Keys of an event that become labels; an event that is not here is counted without any."""
+
+NOT_COUNTED = frozenset({"health", "engine.output", "run.summary"})
+
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+
+GAUGES = {
+    "uptime": ("uptime_seconds", "since the service started"),
+    "waiting": ("waiting_files", "seen and not yet claimed"),
+    "in_flight": ("in_flight_images", "claimed and not yet concluded"),
+    "oldest_waiting": ("oldest_waiting_seconds", "age of the file that waits longest"),
+    "rss_bytes": ("resident_memory_bytes", "of the service's own process"),
+    "descriptors": ("open_descriptors", "of the service's own process"),
+    "threads": ("threads", "of the service's own process"),
+    "arena_bytes": ("arena_bytes", "leased for pictures in flight"),
+    "ledger_rows": ("ledger_rows", "jobs remembered"),
+}
+"""Key of the health event -> name and meaning of the gauge."""
+
+
+class Metrics:
+    """An Emit that counts what passes through it and hands it on. Safe from any thread."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._registry = CollectorRegistry()
+        self._counters = {
+            event: Counter(_metric_name(event), kind.meaning, LABELS.get(event, ()), registry=self._registry)
+            for event, kind in EVENTS.items()
+            if event not in NOT_COUNTED
+        }
+        self._bytes = Counter(
+            "rmbgd_image_bytes", "of pictures read and written", ["direction"], registry=self._registry
+        )
+        self._seconds = Histogram(
+            "rmbgd_image_seconds",
+            "time of one picture in each stage",
+            ["stage"],
+            registry=self._registry,
+            buckets=SECONDS,
+        )
+        self._gauges = {
+            key: Gauge(f"rmbgd_{name}", meaning, registry=self._registry) for key, (name, meaning) in GAUGES.items()
+        }
+        for gauge in self._gauges.values():
+            gauge.set(math.nan)  # until the first heartbeat nothing is known
+        self._paused = Gauge("rmbgd_paused", "1 while nothing new is claimed", registry=self._registry)
+        self._temperature = Gauge(
+            "rmbgd_device_temperature_celsius", "where it is known", ["device"], registry=self._registry
+        )
+        self._state = Gauge(
+            "rmbgd_device_state", "1 for the state it is in", ["device", "state"], registry=self._registry
+        )
+        self._in_use = Gauge("rmbgd_device_in_use", "1 for the device in use", ["device"], registry=self._registry)
+        build = Gauge("rmbgd_build_info", "always 1", ["version"], registry=self._registry)
+        build.labels(version=__version__).set(1)
+        self.lost = 0  # files that could not be written; only the thread that writes touches it
+
+    def __call__(self, event: str, /, **keys: object) -> None:
+        if event == "health":
+            self.health(keys)
+        elif counter := self._counters.get(event):
+            labels = {name: str(keys.get(name, "")) for name in LABELS.get(event, ())}
+            (counter.labels(**labels) if labels else counter).inc()
+            if event == "image.done":
+                self._picture(keys)
+        self._emit(event, **keys)
+
+    def health(self, keys: Mapping[str, Any]) -> None:
+        """Take the gauges from the keys of a health event; what is not known is left out rather than shown as 0."""
+        for key, gauge in self._gauges.items():
+            value = keys.get(key)
+            gauge.set(float(value) if isinstance(value, (int, float)) else math.nan)
+        self._paused.set(1 if keys.get("paused") else 0)
+        for table in (self._temperature, self._state, self._in_use):
+            table.clear()
+        if keys.get("device"):
+            self._in_use.labels(device=str(keys["device"])).set(1)
+        for device, facts in devices_of(keys).items():
+            temperature, state = facts.get("temperature"), facts.get("state")
+            if isinstance(temperature, (int, float)):
+                self._temperature.labels(device=device).set(temperature)
+            if state is not None:
+                self._state.labels(device=device, state=str(state)).set(1)
+
+    def _picture(self, keys: Mapping[str, Any]) -> None:
+        for direction in ("in", "out"):
+            self._bytes.labels(direction=direction).inc(max(float(keys.get(f"bytes_{direction}") or 0), 0.0))
+        for stage, milliseconds in (keys.get("milliseconds") or {}).items():
+            self._seconds.labels(stage=str(stage)).observe(float(milliseconds) / 1000.0)
+
+    def text(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(_WithoutCreation(self._registry))
+
+    def write(self, path: Path) -> bool:
+        """Replace the file at once, readable by all. False when the disk refuses; no picture depends on it."""
+        temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")  # the exporter reads *.prom only
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
+            with open(descriptor, "wb") as file:
+                os.fchmod(descriptor, FILE_MODE)
+                file.write(self.text())
+            os.rename(temporary, path)
+        except OSError:
+            self.lost += 1
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            return False
+        return True
+
+
+class _WithoutCreation:
+    """The registry without the `_created` series, which this format would show as one more gauge per counter."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._registry = registry
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in self._registry.collect():
+            kept = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            shown = Metric(metric.name, metric.documentation, metric.type, metric.unit)
+            shown.samples = kept
+            yield shown
+
+
+def _metric_name(event: str) -> str:
+    return "rmbgd_" + event.replace(".", "_")
