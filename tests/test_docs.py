@@ -28,6 +28,5 @@ def test_every_verb_is_in_the_readme() -> None:
     """Who reads it finds every command that there is."""
     text = README.read_text(encoding="utf-8")
 
-    assert [] == [
-        verb for verb, (module, _) in cli.VERBS.items() if cli._exists(module) and f"`rmbgd {verb}" not in text
-    ]
+    there = [verb for verb, (module, _) in cli.VERBS.items() if cli._exists(module)]
+    assert [] == [verb for verb in there if f"`rmbgd {verb}" not in text]

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from rmbgd import config
     from rmbgd.intake.layout import check_layout
 
-    # Each raises ConfigError with all its findings, which main tells. Folders can be compared once the settings are right.
+    # Each raises ConfigError with all its findings, which main tells. Folders are compared once the settings are right.
     settings = config.load(options.config)
     if not settings.folder:
         raise ConfigError(f"{options.config}: no [[folder]] is defined; see config/rmbgd.toml")

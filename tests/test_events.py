@@ -1,0 +1,89 @@
+"""What the source emits is what the vocabulary says, and the other way round."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from rmbgd.events import EVENTS, RecordedEvents, problems_with
+from tests.source import calls, modules
+
+# How the source calls its injected `emit`; what wraps one is called by the names that it is kept under.
+EMITTERS = {"emit", "_emit", "counters", "_counters", "say", "_say", "tell", "_tell"}
+NAME = re.compile(r"[a-z_]+(\.[a-z_]+)?")
+LEVELS = {"debug", "info", "warning", "error", "critical"}
+
+
+def emitted() -> Iterator[tuple[str, str, ast.Call]]:
+    """(module, event, call) wherever an event is emitted by its literal name."""
+    for module, tree in modules().items():
+        for name, call in calls(tree):
+            if name in EMITTERS and call.args and isinstance(call.args[0], ast.Constant):
+                event = call.args[0].value
+                if isinstance(event, str) and NAME.fullmatch(event):
+                    yield module, event, call
+
+
+def literals() -> set[str]:
+    """Every text in the source but the vocabulary's own."""
+    return {
+        node.value
+        for module, tree in modules().items()
+        if module != "rmbgd.events"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    }
+
+
+def test_source_emits_events() -> None:
+    """The rule below would hold for an empty list too."""
+    assert len(list(emitted())) > 20
+
+
+def test_every_emitted_event_is_in_the_vocabulary() -> None:
+    """A name or a key that README's table does not have cannot get into the log unnoticed."""
+    wrong = []
+    for module, event, call in emitted():
+        keys = {word.arg: None for word in call.keywords if word.arg is not None}
+        spread = len(keys) < len(call.keywords)  # **keys: which ones is seen when it runs
+        problems = problems_with(event, dict(keys))
+        where = f"{module}:{call.lineno}"
+        wrong += [f"{where}: {problem}" for problem in problems if not (spread and "is missing" in problem)]
+
+    assert [] == wrong
+
+
+def test_every_event_of_the_vocabulary_is_emitted() -> None:
+    """README promises no event that never comes."""
+    assert set() == set(EVENTS) - literals()
+
+
+@pytest.mark.parametrize("event", sorted(EVENTS))
+def test_event_has_a_level_and_a_meaning(event: str) -> None:
+    """The table in the README has no holes; names are two words at most, in lower case."""
+    kind = EVENTS[event]
+
+    assert kind.level in LEVELS
+    assert kind.meaning
+    assert event == event.lower()
+    assert event.count(".") <= 1
+
+
+def test_optional_key_may_be_absent() -> None:
+    """A key with '?' is known and not required."""
+    keys: dict[str, object] = {"result": "signal", "code": "killed", "status": "KILL"}
+
+    assert [] == problems_with("service.exit", keys)
+    assert [] == problems_with("service.exit", keys | {"uptime": 1.0})
+    assert ["service.exit: key 'code' is missing"] == problems_with("service.exit", {"result": "", "status": ""})
+    assert ["service.exit: unknown key 'reason'"] == problems_with("service.exit", keys | {"reason": ""})
+    assert ["unknown event 'service.gone'"] == problems_with("service.gone", {})
+
+
+def test_recorded_events_refuse_what_the_vocabulary_does_not_know() -> None:
+    """Every test that records events checks them on the way."""
+    with pytest.raises(ValueError, match="unknown key"):
+        RecordedEvents()("service.reload", colour="red")
