@@ -36,6 +36,7 @@ class Reason(StrEnum):
     NAME_TOO_LONG = "name_too_long"
     OUTPUT_TOO_LARGE = "output_too_large"
     IO_ERROR = "io_error"
+    NO_SUBJECT = "no_subject"
     CRASH_LOOP = "crash_loop"
     POISON = "poison"
 
@@ -56,6 +57,7 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.NAME_TOO_LONG: "no output name of legal length can be derived from the input's",
     Reason.OUTPUT_TOO_LARGE: "the result exceeds what the output format can hold",
     Reason.IO_ERROR: "the storage could not read the file, three times",
+    Reason.NO_SUBJECT: 'nothing stands out, and the recipe says on_empty = "refuse"',
     Reason.CRASH_LOOP: "the service died three times with this file in hand",
     Reason.POISON: "the engine died or answered nonsense with this picture alone, again and again, and not with others",
 }

@@ -20,7 +20,7 @@ from rmbgd.imaging.metadata import PNG_KEYWORDS, RESOLUTION_UNIT, TEXT_TAGS, X_R
 from rmbgd.imaging.png_writer import write_png
 from rmbgd.jobs import SourceFacts
 
-Write = Callable[[bytes | memoryview], None]
+Write = Callable[[bytes | memoryview], object]
 
 WEBP_SIDE_MAXIMUM = 16_383  # pixels; 14 bits in the bitstream
 TIFF_BYTES_MAXIMUM = (1 << 32) - (1 << 20)  # offsets of 32 bits; what leaves room for the directory

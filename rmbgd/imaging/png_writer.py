@@ -18,7 +18,7 @@ SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BAND_BYTES = 1 << 19  # filtered at once; 256 KiB to 2 MiB make no difference
 SIDE_MAXIMUM = (1 << 31) - 1
 
-Write = Callable[[bytes | memoryview], None]
+Write = Callable[[bytes | memoryview], object]
 
 _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # channels -> grey, truecolour, truecolour with alpha
 _UP = 2

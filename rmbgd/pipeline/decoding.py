@@ -9,9 +9,8 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 
 from rmbgd.beat import Beat
 from rmbgd.clock import Clock
@@ -20,10 +19,10 @@ from rmbgd.engine.arena import Arena
 from rmbgd.engine.base import OutputPlane, Region, region_bytes, view
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.decode import Header, decode_into, probe, read_limited
-from rmbgd.intake.gates import open_regular
-from rmbgd.intake.ledger import Ledger
+from rmbgd.intake.ledger import ContentKey, Ledger
+from rmbgd.intake.opening import open_regular, same_content
 from rmbgd.jobs import Arrival, Duplicate, Frame, Job, Postponed, Rejection, SourceFacts, Timing
-from rmbgd.pipeline.channel import Receiver, Sender
+from rmbgd.pipeline.channel import NoSenders, Receiver, Sender
 from rmbgd.pipeline.reuse import InFlight, Twin
 
 # Above either, a decoder's own temporaries matter for the memory of the whole service: one such picture at a time.
@@ -81,9 +80,10 @@ class Decoder:
         finally:
             timing.add("decode", self._clock.monotonic() - begun)
 
-    def content_key(self, folder: str, sha256: str) -> str:
-        """What makes two answers equal: the bytes, the recipe and the model."""
-        return f"{sha256}:{self._recipe_keys[folder]}"
+    def first(self, jobs: Sequence[Job], _now: float) -> tuple[int]:
+        """Which waiting job goes first: one of a realtime folder, else the oldest."""
+        realtime = (i for i, job in enumerate(jobs) if self._folders[job.folder][0].latency == "realtime")
+        return (next(realtime, 0),)
 
     def _decode(self, job: Job, timing: Timing, beat: Beat) -> Decoded | None:
         _, recipe = self._folders[job.folder]
@@ -92,11 +92,11 @@ class Decoder:
             return Postponed(job, "changed", "the file is no longer the one that was claimed", timing)
         digest = hashlib.sha256(data).hexdigest()
         header = probe(data, self._limits, animated=recipe.animated, metadata=recipe.metadata)
-        facts = header.facts(digest)
+        facts = facts_of(header, digest)
         known = self._ledger.same_content(digest, self._recipe_keys[job.folder])
         if known is not None:
             return Duplicate(job, facts, known, timing)
-        if not self._in_flight.enter(self.content_key(job.folder, digest), Twin(job, facts, timing)):
+        if not self._in_flight.enter(ContentKey(digest, self._recipe_keys[job.folder]), Twin(job, facts, timing)):
             return None
         try:
             return self._pixels(job, data, header, facts, timing, beat)
@@ -112,23 +112,17 @@ class Decoder:
             region = Region(lease.offset, height, width, header.has_alpha, plane)
             slot = view(lease.block, region)
             with self._alone_if(height * width > LARGE_PIXELS and len(data) <= LARGE_BYTES):
-                notes = decode_into(data, header, slot.rgb, slot.source_alpha)
+                facts = decode_into(data, header, slot.rgb, slot.source_alpha, sha256=facts.sha256)
         except BaseException:
             lease.release()
             raise
-        facts = replace(facts, notes=facts.notes + tuple(notes))
         return Frame(job, region, lease, facts, timing, self._clock.monotonic())
 
     def _read(self, job: Job) -> bytes | None:
         """The bytes of the claimed version, or None when another version stands there. Raises OSError, ImageError."""
         descriptor = open_regular(job.source)
         try:
-            found = os.fstat(descriptor)
-            if (found.st_ino, found.st_size, found.st_mtime_ns) != (
-                job.version.inode,
-                job.version.size,
-                job.version.mtime_ns,
-            ):
+            if not same_content(os.fstat(descriptor), job.version):
                 return None
             return self._read_stubbornly(descriptor)
         finally:
@@ -146,6 +140,21 @@ class Decoder:
 
     def _alone_if(self, large: bool) -> AbstractContextManager[object]:
         return self._large if large else nullcontext()
+
+
+def facts_of(header: Header, sha256: str) -> SourceFacts:
+    """What is known before decoding, which may add notes and settle which profile the pixels are in."""
+    return SourceFacts(
+        format=header.format,
+        mode=header.mode,
+        size=header.size,
+        orientation=header.orientation,
+        icc_profile=header.icc_profile,
+        dpi=header.dpi,
+        metadata=dict(header.metadata),
+        sha256=sha256,
+        notes=header.notes,
+    )
 
 
 def refusal(job: Job, error: ImageError, timing: Timing, facts: SourceFacts | None) -> Rejection | Postponed:
@@ -170,7 +179,11 @@ def decode_loop(
 ) -> None:
     """Until the last producer of jobs has gone: frames go to the device, everything else to the exit door."""
     with jobs, frames, arrivals:
-        for job in jobs:
+        while True:
+            try:
+                [job] = jobs.receive_chosen(decoder.first)
+            except NoSenders:
+                return
             decoded = decoder.decode(job, beat)
             if isinstance(decoded, Frame):
                 frames.send(decoded)

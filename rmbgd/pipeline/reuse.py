@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rmbgd.config import Recipe
+from rmbgd.intake.ledger import ContentKey
 from rmbgd.jobs import Job, SourceFacts, Timing
 
 
@@ -34,11 +35,11 @@ class InFlight:
 
     def __init__(self, *, twins_maximum: int) -> None:
         self._lock = threading.Lock()
-        self._groups: dict[str, _Group] = {}  # guarded by _lock
+        self._groups: dict[ContentKey, _Group] = {}  # guarded by _lock
         self._parked = 0  # guarded by _lock
         self._twins_maximum = twins_maximum
 
-    def enter(self, key: str, twin: Twin) -> bool:
+    def enter(self, key: ContentKey, twin: Twin) -> bool:
         """True: compute it. False: it is parked, and comes back from `leave` of the picture that leads.
 
         Parked pictures are claimed and hold a place, so their number is bounded; one too many is simply computed.
@@ -54,7 +55,7 @@ class InFlight:
             self._parked += 1
             return False
 
-    def leave(self, key: str, job: Job) -> list[Twin]:
+    def leave(self, key: ContentKey, job: Job) -> list[Twin]:
         """The twins that waited for `job`; empty when it did not lead."""
         with self._lock:
             group = self._groups.get(key)

@@ -5,10 +5,14 @@ import threading
 import pytest
 
 from rmbgd.config import Recipe
+from rmbgd.intake.ledger import ContentKey
 from rmbgd.jobs import Job, SourceFacts, Timing, Version
 from rmbgd.pipeline.reuse import InFlight, Twin, recipe_hash
 
 pytestmark = pytest.mark.timeout(10)
+
+
+KEY = ContentKey("00", "recipe")
 
 
 def twin(number: int) -> Twin:
@@ -22,10 +26,10 @@ def test_the_first_computes_and_the_others_wait_for_it():
     in_flight = InFlight(twins_maximum=8)
     first, second, third = twin(1), twin(2), twin(3)
 
-    entered = [in_flight.enter("k", each) for each in (first, second, third)]
+    entered = [in_flight.enter(KEY, each) for each in (first, second, third)]
 
     assert [True, False, False] == entered
-    assert [second, third] == in_flight.leave("k", first.job)
+    assert [second, third] == in_flight.leave(KEY, first.job)
     assert 0 == in_flight.parked()
 
 
@@ -34,18 +38,18 @@ def test_only_the_leader_releases_the_twins():
     in_flight = InFlight(twins_maximum=1)
     first, second, surplus = twin(1), twin(2), twin(3)
     for each in (first, second, surplus):
-        in_flight.enter("k", each)
+        in_flight.enter(KEY, each)
 
-    assert [] == in_flight.leave("k", surplus.job)
-    assert [second] == in_flight.leave("k", first.job)
+    assert [] == in_flight.leave(KEY, surplus.job)
+    assert [second] == in_flight.leave(KEY, first.job)
 
 
 def test_parked_pictures_are_bounded():
     """Beyond the bound an equal picture is simply computed: claimed pictures never pile up."""
     in_flight = InFlight(twins_maximum=2)
-    in_flight.enter("k", twin(0))
+    in_flight.enter(KEY, twin(0))
 
-    entered = [in_flight.enter("k", twin(number)) for number in range(1, 5)]
+    entered = [in_flight.enter(KEY, twin(number)) for number in range(1, 5)]
 
     assert [False, False, True, True] == entered
 
@@ -58,9 +62,9 @@ def test_every_twin_comes_back_once_under_contention():
     def work(numbers: range) -> None:
         for number in numbers:
             mine = twin(number)
-            if in_flight.enter(str(number % 3), mine):
+            if in_flight.enter(ContentKey(str(number % 3), "r"), mine):
                 answered.append(number)
-                answered.extend(each.job.job_id for each in in_flight.leave(str(number % 3), mine.job))
+                answered.extend(each.job.job_id for each in in_flight.leave(ContentKey(str(number % 3), "r"), mine.job))
 
     threads = [threading.Thread(target=work, args=(range(start, 2000, 4),)) for start in range(4)]
     for thread in threads:

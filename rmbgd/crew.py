@@ -1,0 +1,51 @@
+"""Threads that are waited for: each has a name, and one that breaks tells its owner instead of dying in silence.
+
+Knows no stage and decides nothing about what a failure means.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A thread ended by an exception."""
+
+    stage: str
+    error: BaseException
+
+    def traceback(self) -> str:
+        return "".join(traceback.format_exception(self.error))
+
+
+class Crew:
+    """Belongs to the main thread. `on_broken` is called in the thread that broke."""
+
+    def __init__(self, on_broken: Callable[[Broken], None]) -> None:
+        self._on_broken = on_broken
+        self._threads: list[threading.Thread] = []
+
+    def start(self, name: str, body: Callable[[], None]) -> threading.Thread:
+        def guarded() -> None:
+            try:
+                body()
+            except BaseException as error:  # noqa: BLE001 - whatever it is, the owner must hear of it
+                self._on_broken(Broken(name, error))
+
+        # Daemon, so that a thread stuck in a sick disk or driver cannot keep the process from ending.
+        thread = threading.Thread(target=guarded, name=name, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return thread
+
+    def join(self, seconds: float) -> list[str]:
+        """Wait for everybody, together at most that long. Names of those that have not ended."""
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        return [thread.name for thread in self._threads if thread.is_alive()]

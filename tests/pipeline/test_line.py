@@ -1,0 +1,290 @@
+"""The three stages wired together, with an engine that is an exact function of the pixels, and real files."""
+
+import io
+import os
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmbgd.beat import NoBeat
+from rmbgd.clock import SystemClock
+from rmbgd.config import parse
+from rmbgd.crew import Crew
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.fake import FakeEngine
+from rmbgd.events import RecordedEvents
+from rmbgd.intake.ledger import Candidate, Ledger
+from rmbgd.jobs import Version
+from rmbgd.pipeline.hold import StorageHold
+from rmbgd.pipeline.publish import Publisher
+from rmbgd.pipeline.stages import Line, Surroundings
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class RecordedIntake:
+    def __init__(self):
+        self.returned = []
+
+    def give_back(self, job, why, detail):
+        self.returned.append((job.relative_path, why))
+
+    def pause(self, reason):
+        pass
+
+    def resume(self, reason):
+        pass
+
+
+class Works:
+    """A line with everything around it, fed by hand with files that stay in place."""
+
+    def __init__(self, base, engine=None, **recipe):
+        self.input = base / "input"
+        self.output = base / "output"
+        for name in ("input", "output", "failed"):
+            (base / name).mkdir()
+        folder = {"name": "shop", "originals": "keep"} | {n: str(base / n) for n in ("input", "output", "failed")}
+        self.config = parse(
+            {
+                "folder": [folder],
+                "recipe": {"default": {"model": "fake"} | recipe},
+                "pipeline": {"arena_bytes": 32 << 20},
+                "limits": {"pixels": 1_000_000},
+            }
+        )
+        clock = SystemClock()
+        self.events, self.intake, self.broken = RecordedEvents(), RecordedIntake(), []
+        self.ledger = Ledger(":memory:", clock)
+        self.arena = Arena(self.config.pipeline.arena_bytes)
+        self.engine = FakeEngine(self.arena.block, **(engine or {}))
+        self.crew = Crew(self.broken.append)
+        self.hold = StorageHold(self.intake, self.events, clock)
+        self.clock = clock
+        around = Surroundings(
+            config=self.config,
+            arena=self.arena,
+            ledger=self.ledger,
+            publisher=Publisher(self.config, self.ledger, clock, self.events),
+            hold=self.hold,
+            intake=self.intake,
+            emit=self.events,
+            clock=clock,
+            new_beat=lambda _name: NoBeat(),
+            start_thread=self.crew.start,
+            on_ready=lambda _description: None,
+        )
+        self.line = Line(around, lambda _beat: self.engine)
+
+    def claim(self, *names, final=False):
+        candidates = []
+        for name in names:
+            found = os.stat(self.input / name)
+            version = Version(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            candidates.append(Candidate("shop", name, str(self.input), version, 0.0, by_rename=False, final=final))
+        return self.ledger.claim(candidates)
+
+    def run(self, *names, final=False):
+        """Everything through the line, to its end."""
+        jobs = self.claim(*names, final=final)
+        self.line.start()
+        with self.line.jobs as sender:
+            for job in jobs:
+                sender.send(job)
+        self.line.let_run()
+        assert [] == self.crew.join(30)
+        assert [] == [each.traceback() for each in self.broken]
+        return self
+
+    def close(self):
+        self.ledger.close()
+        self.arena.close()
+
+    def opened(self, name):
+        with Image.open(self.output / name) as image:
+            image.load()
+            return image
+
+
+@pytest.fixture
+def works(tmp_path):
+    made = []
+
+    def make(**options):
+        made.append(Works(tmp_path, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def pixels(seed=0, height=40, width=60):
+    array = np.random.default_rng(seed).integers(1, 256, (height, width, 3), dtype=np.uint8)
+    array[: height // 2, :, 1] = 255
+    return array
+
+
+def save(works, name, array, **options):
+    Image.fromarray(array).save(works.input / name, **options)
+
+
+def test_the_published_pixels_are_exact(works):
+    """Alpha is what the engine answered, colours are the photo's: nothing is darkened, shifted or rounded twice."""
+    it = works(edge_colours="keep", hidden_colours="keep")
+    array = pixels()
+    save(it, "a.png", array)
+
+    it.run("a.png")
+
+    result = np.asarray(it.opened("a.png"))
+    assert np.array_equal(array[..., 1], result[..., 3])
+    assert np.array_equal(array, result[..., :3])
+
+
+def test_one_event_per_picture_with_all_its_keys(works):
+    """image.done satisfies the vocabulary and names device, model, verdict, hashes and the time of every stage."""
+    it = works()
+    save(it, "a.png", pixels())
+
+    it.run("a.png")
+
+    [done] = it.events.named("image.done")
+    assert ("fake", "fake", "ok") == (done["device"], done["model"], done["verdict"])
+    assert {"wait", "decode", "queue", "engine", "encode", "sync", "total"} == done["milliseconds"].keys()
+
+
+def test_equal_pictures_are_computed_once(works):
+    """The same bytes under three names: three outputs, one computation."""
+    it = works()
+    for name in ("a.png", "b.png", "c.png"):
+        save(it, name, pixels())
+
+    it.run("a.png", "b.png", "c.png")
+
+    assert 1 == sum(len(batch) for batch in it.engine.batches)
+    assert {"a.png", "b.png", "c.png"} == {path.name for path in it.output.iterdir() if path.suffix == ".png"}
+    assert [False, True, True] == sorted(event["reused"] for event in it.events.named("image.done"))
+
+
+def test_a_picture_without_subject_is_empty_not_garbage(works):
+    """Faint alpha everywhere gives the verdict, a sidecar that says so, and a fully transparent picture."""
+    it = works()
+    faint = pixels()
+    faint[..., 1] = np.random.default_rng(1).integers(0, 100, faint.shape[:2])
+    save(it, "a.png", faint)
+
+    it.run("a.png")
+
+    assert "empty" == it.events.named("image.done")[0]["verdict"]
+    assert not np.asarray(it.opened("a.png"))[..., 3].any()
+    assert (it.output / "a.png.json").exists()
+
+
+def test_a_picture_without_subject_can_be_refused(works):
+    """on_empty = "refuse" sets it aside with its reason."""
+    it = works(on_empty="refuse")
+    dark = pixels()
+    dark[..., 1] = 3
+    save(it, "a.png", dark)
+
+    it.run("a.png")
+
+    assert ["no_subject"] == [event["reason"] for event in it.events.named("image.failed")]
+
+
+def test_a_bad_picture_does_not_hold_up_the_others(works):
+    """Text named .png is refused with a reason; its neighbours come out."""
+    it = works()
+    (it.input / "bad.png").write_bytes(b"<?php echo 1; ?>")
+    save(it, "a.png", pixels(1))
+    save(it, "b.png", pixels(2))
+
+    it.run("a.png", "bad.png", "b.png")
+
+    assert ["unidentified"] == [event["reason"] for event in it.events.named("image.failed")]
+    assert 2 == len(it.events.named("image.done"))
+
+
+def test_a_half_file_goes_back_until_waiting_is_over(works):
+    """Damage that more bytes could mend is put back; on the last try it is refused as truncated."""
+    it = works()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(1, 200, 200)).save(buffer, "PNG")
+    (it.input / "half.png").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+
+    it.run("half.png")
+
+    assert [("half.png", "incomplete")] == it.intake.returned
+
+
+def test_a_half_file_is_refused_at_the_last_try(works):
+    """`final` turns waiting into a refusal."""
+    it = works()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(1, 200, 200)).save(buffer, "PNG")
+    (it.input / "half.png").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+
+    it.run("half.png", final=True)
+
+    assert ["truncated"] == [event["reason"] for event in it.events.named("image.failed")]
+
+
+def test_a_replaced_input_is_not_answered_with_the_old_result(works):
+    """Another version stands at the path by now: nothing is published, the job goes back."""
+    it = works()
+    save(it, "a.png", pixels(1))
+    [job] = it.claim("a.png")
+    save(it, "new.png", pixels(2))
+    os.replace(it.input / "new.png", it.input / "a.png")
+    it.line.start()
+    with it.line.jobs as sender:
+        sender.send(job)
+    it.line.let_run()
+    it.crew.join(30)
+
+    assert [("a.png", "changed")] == it.intake.returned
+    assert [] == [path.name for path in it.output.iterdir()]
+
+
+def test_all_memory_is_given_back(works):
+    """Done, refused, put back or twinned: after the line has ended nothing is leased."""
+    it = works()
+    for number in range(12):
+        save(it, f"{number}.png", pixels(number % 5))
+    (it.input / "bad.png").write_bytes(b"nothing")
+
+    it.run(*[f"{number}.png" for number in range(12)], "bad.png")
+
+    assert 0 == it.arena.statistics().leased_bytes
+
+
+def test_recipes_ask_for_masks_and_colours(works, tmp_path):
+    """content = mask gives the alpha alone, with 16 bits when asked."""
+    it = works(content="mask", mask_bits=16)
+    array = pixels()
+    save(it, "a.png", array)
+
+    it.run("a.png")
+
+    assert np.array_equal(array[..., 1].astype(np.uint16) * 257, np.asarray(it.opened("a.png")))
+
+
+def test_an_engine_that_never_starts_lets_everything_go_back(works):
+    """When the start fails for good, the jobs return to their folders and every thread ends."""
+    it = works(engine={"start": "lost"})
+    save(it, "a.png", pixels())
+    jobs = it.claim("a.png")
+    it.line.start()
+    drained = threading.Thread(target=it.line.take_back)
+    with it.line.jobs as sender:
+        for job in jobs:
+            sender.send(job)
+    drained.start()
+    assert [] == it.crew.join(30)
+    drained.join(10)
+
+    assert ["segment"] == [each.stage for each in it.broken]
+    assert [("a.png", "stopping")] == it.intake.returned
