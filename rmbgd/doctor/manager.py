@@ -49,13 +49,20 @@ def _systemctl(*arguments: str) -> str:
 
 
 def notify_library() -> Finding:
-    if importlib.util.find_spec("systemd.daemon") is None:
+    if not _installed("systemd.daemon"):
         return warn(
             "systemd-python",
             "missing: the service runs by hand, but refuses to start under systemd",
             "pip install 'rmbgd[systemd]'; needs libsystemd-dev, pkg-config and a C compiler",
         )
     return ok("systemd-python", "present")
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
 
 
 def user() -> Finding:

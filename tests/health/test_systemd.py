@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import importlib
-import importlib.util
 import os
 import socket
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 
 import pytest
 
+from rmbgd.doctor import manager
 from rmbgd.errors import ConfigError
 from rmbgd.health.systemd import Notifier, open_notifier, watchdog_seconds
 
-needs_library = pytest.mark.skipif(
-    importlib.util.find_spec("systemd.daemon") is None, reason="systemd-python is not installed"
-)
+needs_library = pytest.mark.skipif(not manager._installed("systemd.daemon"), reason="systemd-python is not installed")
 
 
 @needs_library
