@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbgd.engine.canary import BLOCK_BYTES, WORDS, Canary, CanaryPass, ErrorWindow, FakeDeviceMemory, Pattern
@@ -105,6 +105,7 @@ def test_a_pass_that_breaks_gives_the_memory_back():
     assert memory.words is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 500), st.integers(1, 20_000), st.integers(0, 50)), max_size=30))
 def test_the_rate_is_bad_blocks_over_blocks_of_the_window(passes):
     """Against a plain sum over the passes that are not older than the window."""
