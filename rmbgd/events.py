@@ -6,8 +6,9 @@ logs.py does, and adds to every line `event`, `level`, `time` (RFC 3339, UTC), `
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ EVENTS: dict[str, EventKind] = {
             "uptime": "s", "device": "in use", "done": "pictures published since start", "failed": "refused since start", "postponed": "put back since start",
             "waiting": "files seen and not yet claimed", "in_flight": "jobs", "oldest_waiting": "s", "rss_bytes": "of the service", "descriptors": "open",
             "threads": "alive", "arena_bytes": "leased", "channels": "per channel: depth, seconds its producers and its consumers waited",
-            "paused": "reason or null", "engine": "state, restarts, temperature where known", "ledger_rows": "jobs remembered",
+            "paused": "reason or null", "engine": "state, restarts; `devices`: per device its state, temperature where known, trips", "ledger_rows": "jobs remembered",
             "unwritten?": "lines and status files lost to a full disk or a reader that hangs, by place",
         },
     ),
@@ -127,6 +128,20 @@ def problems_with(event: str, keys: dict[str, object]) -> list[str]:
     missing = [f"{event}: key '{key}' is missing" for key in sorted(required - keys.keys())]
     unknown = [f"{event}: unknown key '{key}'" for key in sorted(keys.keys() - allowed)]
     return missing + unknown
+
+
+def devices_of(health: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What a health event says of each device: name -> state, temperature, ... as far as it is there.
+
+    Its key `engine` holds a table `devices`; where it does not, it speaks of the one device in use.
+    """
+    engine = health.get("engine")
+    if not isinstance(engine, Mapping):
+        return {}
+    devices = engine.get("devices")
+    if isinstance(devices, Mapping):
+        return {str(name): facts for name, facts in devices.items() if isinstance(facts, Mapping)}
+    return {str(health["device"]): engine} if health.get("device") else {}
 
 
 class RecordedEvents:

@@ -17,8 +17,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 from rmbgd import __version__
-from rmbgd.events import EVENTS, Emit
-from rmbgd.health.reading import devices_of
+from rmbgd.events import EVENTS, Emit, devices_of
 
 FILE_MODE = 0o644  # the exporter runs as somebody else, and the service's umask lets nobody read
 

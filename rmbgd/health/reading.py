@@ -6,10 +6,9 @@ missing number for a healthy one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Protocol
 
 
 class Problem(StrEnum):
@@ -98,17 +97,3 @@ class Sensor(Protocol):
         ...
 
     def close(self) -> None: ...
-
-
-def devices_of(health: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What a health event says of each device: name -> state, temperature, ... as far as it is there.
-
-    Its key `engine` holds a table `devices`; where it does not, it speaks of the one device in use.
-    """
-    engine = health.get("engine")
-    if not isinstance(engine, Mapping):
-        return {}
-    devices = engine.get("devices")
-    if isinstance(devices, Mapping):
-        return {str(name): facts for name, facts in devices.items() if isinstance(facts, Mapping)}
-    return {str(health["device"]): engine} if health.get("device") else {}

@@ -13,6 +13,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
+from rmbgd.events import Emit
 from rmbgd.health.deadline import DeadlineSensor
 from rmbgd.health.nvml import NvmlSensor
 from rmbgd.health.reading import MEASURES, Problem, Reading, Sensor
@@ -45,6 +46,10 @@ class Choice:
     @property
     def source(self) -> str:
         return self.sensor.source
+
+    def announce(self, emit: Emit, device: str) -> None:
+        """Say once where the health of `device` is read from."""
+        emit("engine.sensor", device=device, source=self.source, why=self.why)
 
 
 def import_nvml() -> Any:

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from rmbgd.events import RecordedEvents
 from rmbgd.health.deadline import DeadlineSensor
 from rmbgd.health.nvml import EVENTS_MAXIMUM, NvmlSensor
 from rmbgd.health.reading import MEASURES, Problem, Reading, Throttle
@@ -333,7 +334,10 @@ def test_nvml_is_chosen_where_it_tells_a_temperature(tmp_path: Path, nvml: FakeN
     zone(tmp_path, 0, "gpu-thermal", "50000")
     choice = choose("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
 
-    assert choice.why == "NVML answers with a temperature"
+    recorded = RecordedEvents()
+    choice.announce(recorded, "cuda:0")
+    why = "NVML answers with a temperature"
+    assert recorded.named("engine.sensor") == [{"device": "cuda:0", "source": "nvml", "why": why}]
     assert chosen(choice)[0] == "nvml"
 
 
