@@ -111,7 +111,7 @@ EVENTS: dict[str, EventKind] = {
         },
     ),
     # --- one-shot runs
-    "run.summary": EventKind("info", "end of `rmbgd once`", {"done": "", "failed": "", "seconds": ""}),
+    "run.summary": EventKind("info", "end of `rmbgd once`", {"done": "", "failed": "", "skipped": "output was there already", "seconds": ""}),
 }  # fmt: skip
 
 ENVELOPE = ("event", "level", "time", "monotonic", "boot_id", "pid", "version")
