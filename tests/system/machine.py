@@ -158,7 +158,7 @@ class Machine:
     def call(
         self, *command: str | Path, patience: float = COMMAND_PATIENCE, **env: str
     ) -> subprocess.CompletedProcess[bytes]:
-        enter = ["nsenter", f"--target={self._leader}", "--all", f"--wd={Path('/')}", "--"]
+        enter = ["nsenter", f"--target={self._leader}", "--all", "--"]
         clean = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
         return subprocess.run(
             [*enter, *command],

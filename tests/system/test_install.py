@@ -93,7 +93,8 @@ def test_missing_notify_library_is_named(service: InstalledService) -> None:
 
 def test_systemd_understands_every_line_of_the_unit(installed: Machine) -> None:
     """`systemd-analyze verify` has nothing to say about the units."""
-    said = installed.call("systemd-analyze", "verify", UNIT, "rmbgd-gpu-prepare.service")
+    units = [f"/etc/systemd/system/{name}" for name in (UNIT, "rmbgd-gpu-prepare.service")]
+    said = installed.call("systemd-analyze", "verify", *units)
 
     assert (0, b"", b"") == (said.returncode, said.stdout, said.stderr)
 
