@@ -78,8 +78,8 @@ def once(
 ) -> Summary:
     """Cutouts of `source` (a file or a folder) below `output`, or as `output` when both are single files.
 
-    An output that is there already is left alone, and its input skipped, unless `overwrite`. `emit` hears image.done and
-    image.failed per file, with paths below the source. Raises ConfigError, and what broke if a part broke.
+    An output that is there already is left alone, and its input skipped, unless `overwrite`. `emit` hears image.done
+    and image.failed per file, with paths below the source. Raises ConfigError, and what broke if a part broke.
     """
     root, paths = sources_of(source.absolute())
     single = output.name if source.is_file() and output.suffix in set(SUFFIXES.values()) | {".tiff"} else None
