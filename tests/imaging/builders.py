@@ -1,0 +1,185 @@
+"""Pictures and parts of picture files, made byte by byte, for tests. Knows formats; asserts nothing."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+from rmbgd.config import Limits
+from rmbgd.errors import ImageError
+from rmbgd.imaging.decode import Header, decode_into, probe
+from rmbgd.jobs import SourceFacts
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+TEXT_WORDS = ("copyright", "artist", "description", "software", "datetime")
+
+
+def photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
+    """A smooth colour picture with a little noise, uint8 [H, W, 3], no two corners alike."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / max(height, width, 2)
+    channels = [128 + 100 * np.sin(3 * x + k) * np.cos(2 * y - k) + 20 * x - 15 * y for k in range(3)]
+    return np.clip(np.stack(channels, axis=2) + rng.normal(0, 3, (height, width, 1)), 0, 255).astype(np.uint8)
+
+
+def saved(image: Image.Image | NDArray[Any], form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def probed(data: bytes, *, animated: str = "refuse", limits: Limits | None = None) -> Header:
+    return probe(data, limits or Limits(), animated=animated, metadata=TEXT_WORDS)  # type: ignore[arg-type]
+
+
+def decoded(
+    data: bytes, *, animated: str = "refuse", limits: Limits | None = None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, SourceFacts]:
+    """RGB, alpha where the picture has it, and facts. The planes hold rubbish before, so that unwritten pixels show."""
+    header = probed(data, animated=animated, limits=limits)
+    width, height = header.size
+    rgb = np.full((height, width, 3), 77, np.uint8)
+    alpha = np.full((height, width), 77, np.uint8) if header.has_alpha else None
+    facts = decode_into(data, header, rgb, alpha, sha256="0" * 64)
+    return rgb, alpha, facts
+
+
+def outcome(data: bytes, *, animated: str = "refuse", limits: Limits | None = None) -> NDArray[np.uint8] | ImageError:
+    """RGB, or the refusal."""
+    try:
+        return decoded(data, animated=animated, limits=limits)[0]
+    except ImageError as error:
+        return error
+
+
+# ------------------------------------------------------------------------------------------------------------------ PNG
+
+
+def chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def ihdr(width: int, height: int, bits: int, colour_type: int, interlace: int = 0) -> bytes:
+    return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, interlace))
+
+
+def png(
+    rows: Sequence[bytes],
+    width: int,
+    bits: int,
+    colour_type: int,
+    *,
+    before: bytes = b"",
+    after: bytes = b"",
+) -> bytes:
+    """A PNG of packed rows, filter 0. `before` and `after` are chunks around the picture data."""
+    packed = zlib.compress(b"".join(b"\x00" + row for row in rows))
+    header = ihdr(width, len(rows), bits, colour_type)
+    return PNG_SIGNATURE + header + before + chunk(b"IDAT", packed) + after + chunk(b"IEND", b"")
+
+
+def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
+    """Kind and body of every chunk; each checksum is verified."""
+    assert data.startswith(PNG_SIGNATURE)
+    found, at = [], 8
+    while at < len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        body = data[at + 8 : at + 8 + length]
+        assert struct.unpack_from(">I", data, at + 8 + length)[0] == zlib.crc32(kind + body)
+        found.append((kind, body))
+        at += 12 + length
+    return found
+
+
+# ----------------------------------------------------------------------------------------------------------------- EXIF
+
+
+def exif(
+    *,
+    orientation: int | None = None,
+    text: dict[int, bytes] | None = None,
+    dpi: int | None = None,
+    gps: bool = False,
+    order: str = "<",
+) -> bytes:
+    """A TIFF-structured block, without the "Exif" prefix."""
+    entries: list[tuple[int, int, int, bytes]] = []
+    if orientation is not None:
+        entries.append((0x0112, 3, 1, struct.pack(f"{order}HH", orientation, 0)))
+    if dpi is not None:
+        entries += [(tag, 5, 1, struct.pack(f"{order}II", dpi, 1)) for tag in (0x011A, 0x011B)]
+        entries.append((0x0128, 3, 1, struct.pack(f"{order}HH", 2, 0)))
+    entries += [(tag, 2, len(value) + 1, value + b"\x00") for tag, value in (text or {}).items()]
+    if gps:
+        entries.append((0x8825, 4, 1, b"GPS!"))  # replaced below by the offset of the directory
+    entries.sort()
+    body_at = 8 + 2 + 12 * len(entries) + 4
+    directory, bodies = struct.pack(f"{order}H", len(entries)), b""
+    for tag, kind, count, content in entries:
+        value = content
+        if tag == 0x8825:
+            value = struct.pack(f"{order}I", body_at + len(bodies))
+            bodies += struct.pack(f"{order}HHHI", 1, 0x0001, 2, 2) + b"N\x00\x00\x00" + struct.pack(f"{order}I", 0)
+        elif len(content) > 4:
+            value = struct.pack(f"{order}I", body_at + len(bodies))
+            bodies += content
+        directory += struct.pack(f"{order}HHI", tag, kind, count) + value.ljust(4, b"\x00")
+    magic = b"II*\x00" if order == "<" else b"MM\x00*"
+    return magic + struct.pack(f"{order}I", 8) + directory + struct.pack(f"{order}I", 0) + bodies
+
+
+def jpeg_segment(marker: int, body: bytes) -> bytes:
+    return bytes((0xFF, marker)) + struct.pack(">H", len(body) + 2) + body
+
+
+def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
+    """The JPEG with segments put in after its start marker."""
+    return jpeg[:2] + b"".join(segments) + jpeg[2:]
+
+
+# ------------------------------------------------------------------------------------------------------------- profiles
+
+
+def rgb_profile() -> bytes:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def _profile(space: bytes, kind: bytes, connection: bytes, tags: dict[bytes, bytes]) -> bytes:
+    """An ICC version 2 profile (ICC.1:2001-04) of these tags."""
+    tags = {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 5) + b"test\0" + bytes(78), **tags}
+    tags[b"cprt"] = b"text\0\0\0\0none\0"
+    tags[b"wtpt"] = b"XYZ \0\0\0\0" + struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D)
+    at, table, bodies = 128 + 4 + 12 * len(tags), struct.pack(">I", len(tags)), b""
+    for name, body in tags.items():
+        table += name + struct.pack(">II", at + len(bodies), len(body))
+        bodies += body + bytes(-len(body) % 4)
+    total = 128 + len(table) + len(bodies)
+    header = struct.pack(">I", total) + b"\0\0\0\0" + struct.pack(">I", 0x02400000) + kind + space + connection
+    header = header.ljust(36, b"\0") + b"acsp"
+    header = header.ljust(68, b"\0") + struct.pack(">iii", 0xF6D6, 0x10000, 0xD32D)
+    return header.ljust(128, b"\0") + table + bodies
+
+
+def grey_profile(gamma: float) -> bytes:
+    curve = b"curv\0\0\0\0" + struct.pack(">IH", 1, round(gamma * 256))
+    return _profile(b"GRAY", b"mntr", b"XYZ ", {b"kTRC": curve})
+
+
+def cmyk_profile() -> bytes:
+    """A printer whose inks are mixed up, so that no formula gives its colours: cyan is grey, magenta is pale."""
+    nodes = bytearray()
+    for corner in range(16):  # C changes slowest, K fastest
+        c, m, y, k = (corner >> 3) & 1, (corner >> 2) & 1, (corner >> 1) & 1, corner & 1
+        lightness = 255 * (1 - 0.5 * c) * (1 - 0.9 * k)
+        nodes += bytes((round(lightness), 128 + 60 * m * (1 - k), 128 + 60 * y * (1 - k)))
+    ramp = bytes(range(256))
+    matrix = struct.pack(">9i", *(0x10000 if i % 4 == 0 else 0 for i in range(9)))
+    table = b"mft1\0\0\0\0" + bytes((4, 3, 2, 0)) + matrix + ramp * 4 + bytes(nodes) + ramp * 3
+    return _profile(b"CMYK", b"prtr", b"Lab ", {b"A2B0": table})

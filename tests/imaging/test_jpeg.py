@@ -1,0 +1,189 @@
+"""JPEG: equal pixels, equal judgement of damage, no work that was not asked for."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rmbgd.config import Limits
+from rmbgd.errors import ImageError, Reason
+from tests.imaging.builders import decoded, exif, jpeg_segment, outcome, photo, probed, saved, with_segments
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 50), st.integers(1, 50), st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]), st.booleans())
+def test_pixels_are_those_of_the_reference_decoder(
+    height: int, width: int, subsampling: str, progressive: bool
+) -> None:
+    """Bit by bit, for every size and subsampling."""
+    data = saved(photo(height, width), "JPEG", quality=85, subsampling=subsampling, progressive=progressive)
+
+    rgb, _, _ = decoded(data)
+
+    assert np.array_equal(rgb, np.asarray(Image.open(io.BytesIO(data))))
+
+
+def test_grey_jpeg_pixels_are_those_of_the_reference_decoder() -> None:
+    """One component becomes three."""
+    data = saved(photo(33, 21)[:, :, 0], "JPEG")
+
+    rgb, _, _ = decoded(data)
+
+    assert np.array_equal(rgb, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_every_cut_is_truncated_and_waited_for(progressive: bool) -> None:
+    """No beginning of a JPEG is ever taken for the picture, except where only the end marker is missing."""
+    data = saved(photo(90, 120), "JPEG", quality=80, progressive=progressive)
+    whole, _, _ = decoded(data)
+    complete = 0 if progressive else 2
+
+    for end in [*range(1, len(data), 97), *range(len(data) - 60, len(data))]:
+        result = outcome(data[:end])
+        if isinstance(result, ImageError):
+            assert result.maybe_incomplete, (end, result)
+            assert result.reason is (Reason.TRUNCATED if end >= 16 else Reason.UNIDENTIFIED)
+        else:
+            assert end >= len(data) - complete
+            assert np.array_equal(result, whole)
+
+
+def test_a_copy_that_is_still_being_filled_in_is_waited_for() -> None:
+    """Space reserved first, then written: the rest is zeros."""
+    data = saved(photo(90, 120), "JPEG", quality=80)
+
+    with pytest.raises(ImageError) as caught:
+        decoded(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+
+    assert (caught.value.reason, caught.value.maybe_incomplete) == (Reason.TRUNCATED, True)
+
+
+def test_damage_in_the_middle_is_corrupt_for_good() -> None:
+    """The end marker is there: waiting would not help. Pillow alone would give garbage."""
+    data = bytearray(saved(photo(90, 120), "JPEG", quality=80))
+    middle = len(data) // 2
+    data[middle : middle + 200] = b"\xff\xd9" * 100
+
+    with pytest.raises(ImageError) as caught:
+        decoded(bytes(data))
+
+    assert (caught.value.reason, caught.value.maybe_incomplete) == (Reason.CORRUPT, False)
+
+
+def test_harmless_oddities_are_noted_and_pass() -> None:
+    """Bytes before a marker, as some cameras write."""
+    plain = saved(photo(20, 20), "JPEG")
+    at = plain.index(b"\xff\xdb")
+
+    rgb, _, facts = decoded(plain[:at] + b"\x00\x01\x02" + plain[at:])
+
+    assert np.array_equal(rgb, np.asarray(Image.open(io.BytesIO(plain))))
+    assert any("extraneous" in note for note in facts.notes)
+
+
+def test_what_follows_the_end_is_not_read() -> None:
+    """An archive glued to the picture, as polyglot files have."""
+    plain = saved(photo(20, 20), "JPEG")
+
+    rgb, _, _ = decoded(plain + b"PK\x03\x04" + bytes(100))
+
+    assert np.array_equal(rgb, np.asarray(Image.open(io.BytesIO(plain))))
+
+
+def _frame_header(data: bytes, **changes: int) -> bytes:
+    """The JPEG with fields of its frame header changed: bits, height, width, marker."""
+    at = data.index(b"\xff\xc0")
+    changed = bytearray(data)
+    if "marker" in changes:
+        changed[at + 1] = changes["marker"]
+    if "bits" in changes:
+        changed[at + 4] = changes["bits"]
+    for field, offset in (("height", 5), ("width", 7)):
+        if field in changes:
+            changed[at + offset : at + offset + 2] = struct.pack(">H", changes[field])
+    return bytes(changed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"bits": 12}, Reason.UNSUPPORTED_MODE),
+        ({"marker": 0xC3}, Reason.UNSUPPORTED_MODE),
+        ({"marker": 0xC5}, Reason.UNSUPPORTED_MODE),
+        ({"height": 0}, Reason.UNIDENTIFIED),
+        ({"width": 0}, Reason.UNIDENTIFIED),
+        ({"width": 65535, "height": 65535}, Reason.TOO_LARGE),
+        ({"width": 20000, "height": 20000}, Reason.TOO_LARGE),
+    ],
+)
+def test_frames_that_cannot_be_decoded_are_refused_by_their_header(changes: dict[str, int], reason: Reason) -> None:
+    """12 bits, lossless, hierarchical, without area, too large: known before any pixel."""
+    with pytest.raises(ImageError) as caught:
+        probed(_frame_header(saved(photo(8, 8), "JPEG"), **changes))
+
+    assert caught.value.reason is reason
+
+
+def test_thousands_of_scans_over_a_large_picture_are_refused() -> None:
+    """A progressive file may repeat its last scan for ever; decoding costs seconds each time."""
+    data = saved(photo(64, 64), "JPEG", progressive=True)
+    at = data.rindex(b"\xff\xda")
+    frame = data.index(b"\xff\xc2")
+    large = data[: frame + 5] + struct.pack(">HH", 6000, 8000) + data[frame + 9 : -2]
+
+    with pytest.raises(ImageError) as caught:
+        probed(large + data[at:-2] * 1000 + b"\xff\xd9")
+
+    assert caught.value.reason is Reason.TOO_LARGE
+    assert "scans" in caught.value.detail
+
+
+def test_the_second_picture_of_an_mpo_is_left_alone() -> None:
+    """Stereo cameras and phones: the first picture is the photograph, and it is no animation."""
+    first, second = photo(24, 32), photo(24, 32, seed=1)
+    data = saved(Image.fromarray(first), "MPO", save_all=True, append_images=[Image.fromarray(second)], quality=95)
+
+    rgb, _, facts = decoded(data)
+
+    with Image.open(io.BytesIO(data)) as opened:
+        assert np.array_equal(rgb, np.asarray(opened))
+    assert facts.format == "MPO"
+
+
+def test_text_resolution_and_orientation_are_taken_and_nothing_else() -> None:
+    """The header's facts, from EXIF."""
+    block = exif(orientation=6, dpi=240, text={0x8298: b"Someone", 0x0132: b"2026:01:02 03:04:05"}, gps=True)
+    data = with_segments(saved(photo(8, 12), "JPEG"), jpeg_segment(0xE1, b"Exif\x00\x00" + block))
+
+    header = probed(data)
+
+    assert (header.size, header.stored_size, header.orientation) == ((8, 12), (12, 8), 6)
+    assert header.dpi == (240.0, 240.0)
+    assert header.metadata == {"copyright": "Someone", "datetime": "2026:01:02 03:04:05"}
+
+
+def test_resolution_of_jfif_counts_in_inches_and_centimetres() -> None:
+    """Units 1 and 2."""
+    data = saved(photo(8, 8), "JPEG", dpi=(300, 200))
+    assert probed(data).dpi == (300.0, 200.0)
+    assert probed(data.replace(b"JFIF\x00\x01\x01\x01", b"JFIF\x00\x01\x01\x02")).dpi == (762.0, 508.0)
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(0, 10_000), st.binary(min_size=1, max_size=8))
+def test_any_damage_is_a_reason_or_a_picture(at: int, bytes_: bytes) -> None:
+    """Overwritten bytes anywhere: ImageError or pixels, nothing else."""
+    data = bytearray(saved(photo(24, 24), "JPEG", quality=70, progressive=at % 2 == 0))
+    at %= len(data)
+    data[at : at + len(bytes_)] = bytes_
+
+    result = outcome(bytes(data), limits=Limits(pixels=100_000))
+
+    assert result.detail if isinstance(result, ImageError) else result.shape[2] == 3

@@ -1,0 +1,245 @@
+"""PNG: structure, checksums and weights are judged before any pixel; the decoder sees only what makes pixels."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rmbgd.config import Limits
+from rmbgd.errors import ImageError, Reason
+from rmbgd.imaging.header import PixelStream
+from rmbgd.imaging.png_reader import PixelReader
+from tests.imaging.builders import PNG_SIGNATURE, chunk, decoded, ihdr, outcome, photo, png, probed, saved
+
+STORED = photo(40, 30)
+ROWS = [row.tobytes() for row in STORED]
+
+
+def refusal(data: bytes, **options: object) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        decoded(data, **options)  # type: ignore[arg-type]
+    return caught.value
+
+
+def test_every_cut_is_truncated_and_waited_for() -> None:
+    """No beginning of a PNG is taken for the picture, not even all of it but the end chunk."""
+    data = saved(STORED, "PNG")
+
+    for end in range(1, len(data), 53 if len(data) > 5000 else 7):
+        error = refusal(data[:end])
+        assert error.maybe_incomplete, (end, error)
+        assert error.reason is (Reason.TRUNCATED if end >= 16 else Reason.UNIDENTIFIED)
+
+
+@pytest.mark.parametrize("kind", [b"IHDR", b"IDAT"])
+def test_a_wrong_checksum_of_pixels_or_header_is_corrupt(kind: bytes) -> None:
+    """Pillow alone would not look at the checksum of picture data."""
+    data = bytearray(png(ROWS, 30, 8, 2))
+    at = data.index(kind)
+    length = struct.unpack_from(">I", data, at - 4)[0]
+    data[at + 4 + length] ^= 1
+
+    assert (refusal(bytes(data)).reason, refusal(bytes(data)).maybe_incomplete) == (Reason.CORRUPT, False)
+
+
+def test_a_wrong_checksum_of_text_costs_the_text_only() -> None:
+    """Left out and noted; the picture is whole."""
+    text = bytearray(chunk(b"tEXt", b"Copyright\x00Someone"))
+    text[-1] ^= 1
+
+    rgb, _, facts = decoded(png(ROWS, 30, 8, 2, before=bytes(text)))
+
+    assert np.array_equal(rgb, STORED)
+    assert facts.metadata == {}
+    assert any("tEXt" in note for note in facts.notes)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (PNG_SIGNATURE + ihdr(0, 5, 8, 2), Reason.UNIDENTIFIED),
+        (PNG_SIGNATURE + ihdr(5, 0, 8, 2), Reason.UNIDENTIFIED),
+        (PNG_SIGNATURE + ihdr(2**31 - 1, 2**31 - 1, 8, 2), Reason.TOO_LARGE),
+        (PNG_SIGNATURE + ihdr(30_000, 30_000, 8, 0), Reason.TOO_LARGE),
+        (PNG_SIGNATURE + ihdr(1, 50_000_000, 8, 0), Reason.TOO_LARGE),
+        (PNG_SIGNATURE + ihdr(8, 8, 3, 2), Reason.CORRUPT),
+        (PNG_SIGNATURE + ihdr(8, 8, 8, 1), Reason.CORRUPT),
+        (PNG_SIGNATURE + ihdr(8, 8, 8, 2, interlace=7), Reason.CORRUPT),
+        (PNG_SIGNATURE + chunk(b"IDAT", bytes(40)), Reason.CORRUPT),
+    ],
+)
+def test_a_header_that_cannot_be_is_refused_from_33_bytes(data: bytes, reason: Reason) -> None:
+    """Without area, beyond the limits, of no known layout: nothing behind the header is needed."""
+    assert refusal(data + bytes(12)).reason is reason
+
+
+def test_picture_data_in_two_runs_is_corrupt() -> None:
+    """The specification wants it in one."""
+    packed = zlib.compress(b"".join(b"\x00" + row for row in ROWS))
+    parts = [chunk(b"IDAT", packed[:50]), chunk(b"tEXt", b"a\x00b"), chunk(b"IDAT", packed[50:])]
+
+    error = refusal(PNG_SIGNATURE + ihdr(30, 40, 8, 2) + b"".join(parts) + chunk(b"IEND", b""))
+
+    assert error.reason is Reason.CORRUPT
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        ihdr(30, 40, 8, 2) + chunk(b"IEND", b""),
+        ihdr(30, 40, 8, 3) + chunk(b"IDAT", b"x") + chunk(b"IEND", b""),
+        ihdr(30, 40, 8, 2) + chunk(b"QDAT", b"x") + chunk(b"IDAT", b"x") + chunk(b"IEND", b""),
+        ihdr(30, 40, 8, 2) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""),
+    ],
+)
+def test_a_whole_file_without_a_whole_picture_is_corrupt(body: bytes) -> None:
+    """No data, no palette, an unknown critical chunk, too little data: the end is there, so it is not truncated."""
+    error = refusal(PNG_SIGNATURE + body)
+
+    assert (error.reason, error.maybe_incomplete) == (Reason.CORRUPT, False)
+
+
+@pytest.fixture(scope="module")
+def bomb() -> bytes:
+    """200 MB of zeros in 200 kB."""
+    return zlib.compress(bytes(200_000_000), 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "start"),
+    [
+        (b"zTXt", b"Comment\x00\x00"),
+        (b"iTXt", b"Comment\x00\x01\x00\x00\x00"),
+        (b"iCCP", b"profile\x00\x00"),
+    ],
+)
+def test_text_that_unpacks_to_200_megabytes_is_a_metadata_bomb(kind: bytes, start: bytes, bomb: bytes) -> None:
+    """Found with no more memory than the limit allows."""
+    assert refusal(png(ROWS, 30, 8, 2, before=chunk(kind, start + bomb))).reason is Reason.METADATA_BOMB
+
+
+def test_many_small_bombs_count_together() -> None:
+    """The limit is for the file, not for the chunk."""
+    part = chunk(b"zTXt", b"Comment\x00\x00" + zlib.compress(bytes(300_000)))
+
+    assert refusal(png(ROWS, 30, 8, 2, before=part * 30)).reason is Reason.METADATA_BOMB
+    assert np.array_equal(decoded(png(ROWS, 30, 8, 2, before=part * 20))[0], STORED)
+
+
+def test_200_000_text_chunks_are_read_over() -> None:
+    """4 MB of text chunks cost no memory and are no reason to refuse."""
+    rgb, _, _ = decoded(png(ROWS, 30, 8, 2, before=chunk(b"tEXt", b"k\x00value") * 200_000))
+
+    assert np.array_equal(rgb, STORED)
+
+
+def test_a_chunk_that_claims_more_than_any_file_may_have_is_corrupt() -> None:
+    """It is not truncated: no upload would ever complete it."""
+    data = PNG_SIGNATURE + ihdr(8, 8, 8, 2) + struct.pack(">I", 0x7FFFFFFF) + b"IDAT" + bytes(50) + b"x"
+
+    assert refusal(data).reason is Reason.CORRUPT
+
+
+def test_allow_listed_text_is_taken_from_all_three_kinds_of_chunks() -> None:
+    """Latin-1, compressed, and UTF-8; keywords in any case."""
+    before = chunk(b"tEXt", b"Copyright\x00" + "© Müller".encode("latin-1"))
+    before += chunk(b"zTXt", b"description\x00\x00" + zlib.compress(b"a chair"))
+    before += chunk(b"iTXt", b"Author\x00\x00\x00\x00\x00" + "漢字".encode())
+    before += chunk(b"tEXt", b"GPS\x00somewhere")
+
+    header = probed(png(ROWS, 30, 8, 2, before=before))
+
+    assert header.metadata == {"copyright": "© Müller", "artist": "漢字", "description": "a chair"}
+
+
+def test_resolution_is_read_in_pixels_per_metre() -> None:
+    """pHYs of unit 1; unit 0 is an aspect, not a resolution."""
+    metre, aspect = struct.pack(">IIB", 11811, 11811, 1), struct.pack(">IIB", 2, 1, 0)
+
+    assert probed(png(ROWS, 30, 8, 2, before=chunk(b"pHYs", metre))).dpi == (300.0, 300.0)
+    assert probed(png(ROWS, 30, 8, 2, before=chunk(b"pHYs", aspect))).dpi is None
+
+
+def test_a_transparency_chunk_that_does_not_fit_is_noted() -> None:
+    """Of the wrong length, or longer than the palette."""
+    for colour_type, content in ((2, b"\x00\x01"), (0, b"\x00"), (3, bytes(9)), (6, bytes(6))):
+        channels = {0: 1, 2: 3, 3: 1, 6: 4}[colour_type]
+        palette = chunk(b"PLTE", bytes(6)) if colour_type == 3 else b""
+        data = png([bytes(4 * channels)], 4, 8, colour_type, before=palette + chunk(b"tRNS", content))
+        header = probed(data)
+        assert any("transparency" in note for note in header.notes)
+        assert header.has_alpha == (colour_type == 6)
+
+
+def test_an_animated_png_is_refused_or_gives_its_first_picture() -> None:
+    """As the recipe says; what follows the first picture is not read."""
+    frames = [Image.fromarray(photo(20, 20, seed)) for seed in range(3)]
+    data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
+
+    error = refusal(data)
+    rgb, _, facts = decoded(data, animated="first_frame")
+
+    assert (error.reason, "3 frames" in error.detail) == (Reason.ANIMATED, True)
+    assert np.array_equal(rgb, np.asarray(frames[0]))
+    assert any("first" in note for note in facts.notes)
+
+
+def test_an_interlaced_png_is_decoded() -> None:
+    """Adam7: the decoder gets the header as it is."""
+    with Image.open(io.BytesIO(_interlaced())) as opened:
+        expected = np.asarray(opened.convert("RGB"))
+
+    rgb, _, _ = decoded(_interlaced())
+
+    assert np.array_equal(rgb, expected)
+    assert len(np.unique(rgb)) > 10
+
+
+def _interlaced() -> bytes:
+    """8 x 8 grey, Adam7, made from its seven passes (PNG specification, section 8.2)."""
+    values = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
+    passes = [(0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1)]
+    raw = b"".join(
+        b"\x00" + row.tobytes() for top, down, left, right in passes for row in values[top::down, left::right]
+    )
+    parts = ihdr(8, 8, 8, 0, interlace=1) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
+    return PNG_SIGNATURE + parts
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.data())
+def test_the_pieces_read_like_one_file(data: st.DataObject) -> None:
+    """Any sequence of reads and seeks gives what a file of the joined pieces gives."""
+    prefix, whole, suffix = (data.draw(st.binary(min_size=1, max_size=30)) for _ in range(3))
+    start = data.draw(st.integers(0, len(whole)))
+    end = data.draw(st.integers(start, len(whole)))
+    pieces = PixelReader(whole, PixelStream(prefix, start, end, suffix))
+    reference = io.BytesIO(prefix + whole[start:end] + suffix)
+
+    for _ in range(data.draw(st.integers(1, 8))):
+        if data.draw(st.booleans()):
+            place = data.draw(st.integers(0, 100))
+            assert pieces.seek(place) == reference.seek(place)
+        size = data.draw(st.integers(-1, 40))
+        assert pieces.read(size) == reference.read(size)
+        assert pieces.tell() == reference.tell()
+
+
+@settings(deadline=None, max_examples=150)
+@given(st.integers(0, 100_000), st.binary(min_size=1, max_size=6))
+def test_any_damage_is_a_reason_or_the_same_picture(at: int, bytes_: bytes) -> None:
+    """Checksums see every change of pixels, so what decodes is what was stored."""
+    data = bytearray(saved(photo(12, 10), "PNG"))
+    at %= len(data)
+    data[at : at + len(bytes_)] = bytes_
+
+    result = outcome(bytes(data), limits=Limits(pixels=100_000))
+
+    assert result.detail if isinstance(result, ImageError) else np.array_equal(result, photo(12, 10))
