@@ -5,6 +5,7 @@ Works in bands of rows so that each stays in the cache. Does not resize, crop or
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 
 import cv2
@@ -38,18 +39,20 @@ def compose_rgba(rgb: Bytes, alpha: Floats, source_alpha: Bytes | None, out: Byt
 
     The edges are cleaned for the network's alpha alone: the picture's own alpha never mixed its colours.
     """
+    rounding = _Rounding(alpha, source_alpha, out)
     for rows in bands(out):
         cv2.cvtColor(rgb[rows], cv2.COLOR_RGB2RGBA, dst=out[rows])
-        cv2.insertChannel(_rounded(alpha[rows], source_alpha, rows), out[rows], 3)
+        cv2.insertChannel(rounding.of(rows), out[rows], 3)
     if clean:
         clean_edges(rgb, alpha, out)
 
 
 def quantise_alpha(alpha: Floats, source_alpha: Bytes | None, out: Bytes | Words) -> None:
     """Alpha as integers into `out` (uint8 or uint16 [H, W]), rounded once, the picture's own alpha multiplied in."""
+    rounding = _Rounding(alpha, source_alpha, alpha)
     for rows in bands(alpha):
         if out.dtype == np.uint8:
-            out[rows] = _rounded(alpha[rows], source_alpha, rows)
+            out[rows] = rounding.of(rows)
             continue
         scaled = alpha[rows].clip(0.0, 1.0) * np.float32(65535.0)
         if source_alpha is not None:
@@ -62,9 +65,15 @@ def zero_hidden(rgba: Bytes) -> None:
 
     rgba  uint8 [H, W, 4], contiguous
     """
+    visible = np.empty(_first_band(rgba).shape[:2], np.bool_)
     for rows in bands(rgba):
         pixels = rgba[rows].view(np.uint32)[:, :, 0]
-        np.multiply(pixels, rgba[rows, :, 3] != 0, out=pixels)
+        here = visible[: len(pixels)]
+        if sys.byteorder == "little":
+            np.greater(pixels, 0x00FFFFFF, out=here)  # alpha is the highest byte
+        else:
+            np.not_equal(rgba[rows, :, 3], 0, out=here)
+        np.multiply(pixels, here, out=pixels)
 
 
 def flatten(rgba: Bytes, colour: tuple[int, int, int], out: Bytes) -> None:
@@ -88,10 +97,28 @@ def extract_mask(rgba: Bytes) -> Bytes:
     return np.asarray(cv2.extractChannel(rgba, 3), np.uint8).reshape(rgba.shape[:2])
 
 
-def _rounded(alpha: Floats, source_alpha: Bytes | None, rows: slice) -> Bytes:
-    """round(255 alpha), times the picture's own alpha before rounding."""
-    if source_alpha is None:
-        values = cv2.convertScaleAbs(np.maximum(alpha, 0.0), alpha=255.0)
-    else:
-        values = cv2.convertScaleAbs(alpha.clip(0.0, 1.0) * source_alpha[rows])
-    return np.asarray(values, np.uint8).reshape(alpha.shape)
+class _Rounding:
+    """round(255 alpha) band by band, times the picture's own alpha before rounding, in buffers that are used again."""
+
+    def __init__(self, alpha: Floats, source_alpha: Bytes | None, banded: NDArray[np.generic]) -> None:
+        self._alpha = alpha
+        self._source_alpha = source_alpha
+        shape = _first_band(banded).shape[:2]
+        self._floats = np.empty(shape, np.float32)
+        self._bytes = np.empty(shape, np.uint8)
+
+    def of(self, rows: slice) -> Bytes:
+        count = rows.stop - rows.start
+        floats, values = self._floats[:count], self._bytes[:count]
+        cv2.max(self._alpha[rows], 0.0, dst=floats)  # type: ignore[call-overload]
+        if self._source_alpha is None:
+            cv2.convertScaleAbs(floats, dst=values, alpha=255.0)
+        else:
+            np.minimum(floats, 1.0, out=floats)
+            floats *= self._source_alpha[rows]
+            cv2.convertScaleAbs(floats, dst=values)
+        return values
+
+
+def _first_band(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    return array[next(bands(array))]

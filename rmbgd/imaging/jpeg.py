@@ -16,10 +16,11 @@ from rmbgd.imaging.header import Found, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import sensible_dpi
 
 SCAN_PIXELS_MAXIMUM = 5_000_000_000
-"""Pixels times scans of a progressive file. 3 ns each were measured: 15 s at most; encoders write about ten scans."""
+"""Pixels times scans of one file. 3 ns each were measured: 15 s at most; progressive files have about ten scans."""
 
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _SEQUENTIAL = {0xC0, 0xC1}
+_PROGRESSIVE = {0xC2, 0xCA}
 _SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _LOSSLESS_OR_HIERARCHICAL = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI: markers without a length
@@ -35,7 +36,7 @@ def read_jpeg(data: bytes, limits: Limits) -> Found:
     exif, profile = b"", _ProfilePieces()
     dpi: tuple[float, float] | None = None
     xmp: bytes | None = None
-    several, at, marker = False, 2, 0
+    several, progressive, at, marker = False, False, 2, 0
     while True:
         at = data.find(b"\xff", at)
         while at >= 0 and data[at : at + 2] == b"\xff\xff":  # fill bytes
@@ -57,6 +58,7 @@ def read_jpeg(data: bytes, limits: Limits) -> Found:
             break
         if marker in _SOF:
             found = _frame(data, marker, segment, limits)
+            progressive = marker in _PROGRESSIVE
         elif marker == 0xE0 and segment.startswith(b"JFIF\x00") and len(segment) >= 12:
             dpi = _jfif_dpi(segment)
         elif marker == 0xE1 and segment.startswith(b"Exif\x00\x00"):
@@ -73,7 +75,8 @@ def read_jpeg(data: bytes, limits: Limits) -> Found:
     found.icc_profile = profile.joined(limits.metadata_bytes, found.notes)
     if several:
         found.format, found.frames = "MPO", 2
-    _check_scans(data, found)
+    if progressive or segment[:1] != bytes((len(found.mode),)):  # the first scan does not hold every component
+        _check_scans(data, found)
     return found
 
 

@@ -103,7 +103,7 @@ def sensible_dpi(x: float, y: float) -> tuple[float, float] | None:
     """The resolution if it can be meant: absent, zero and absurd values give None."""
     if not (1.0 <= x <= 100_000.0 and 1.0 <= y <= 100_000.0):
         return None
-    return (round(x, 4), round(y, 4))
+    return (round(x, 2), round(y, 2))
 
 
 def _integer(entry: tuple[int, bytes] | None, order: str) -> int | None:

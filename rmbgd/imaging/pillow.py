@@ -202,7 +202,7 @@ def _read_tiff(data: bytes, image: TiffImagePlugin.TiffImageFile, found: Found) 
         found.maximum = (1 << (bits[0] - signed)) - 1
     for word, tag in TEXT_TAGS.items():
         value = tags.get(tag)
-        if isinstance(value, str) and (text := clean_text(value)):
+        if isinstance(value, str) and (text := clean_text(value.encode("latin-1", "replace"))):  # UTF-8 mostly
             found.text[word] = text
     orientation = tags.get(0x0112)
     if isinstance(orientation, int):
