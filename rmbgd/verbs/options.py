@@ -1,4 +1,4 @@
-"""Arguments that several verbs share. Loads no configuration."""
+"""What several verbs share: arguments, and how text from files is shown. Loads no configuration."""
 
 from __future__ import annotations
 
@@ -16,3 +16,8 @@ def add_config(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table, for programs")
+
+
+def printable(text: str) -> str:
+    """File names are hostile: nothing in them may steer the terminal."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

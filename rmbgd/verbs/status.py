@@ -19,7 +19,7 @@ from typing import Any
 from rmbgd.exitcodes import Exit
 from rmbgd.health import lines
 from rmbgd.health.exits import DEFAULT_RUNTIME_DIRECTORY, STATUS_FILE
-from rmbgd.verbs.options import DEFAULT_CONFIG, add_config, add_json
+from rmbgd.verbs.options import DEFAULT_CONFIG, add_config, add_json, printable
 
 LATE = 5  # status intervals without a new file: the health thread does not run
 LATE_MINIMUM = 10.0  # s; a busy small board may be late by seconds
@@ -160,12 +160,7 @@ def _print(judgement: Judgement, record: Mapping[str, Any] | None) -> None:
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for label, text in rows(record):
-        table.add_row(label, escape(_printable(text)))
+        table.add_row(label, escape(printable(text)))
     console.print(table)
     for folder in record.get("folders") or []:
-        console.print("  " + escape(_printable(_flat(folder))), soft_wrap=True)
-
-
-def _printable(text: str) -> str:
-    """File names are hostile: nothing in them may steer the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        console.print("  " + escape(printable(_flat(folder))), soft_wrap=True)
