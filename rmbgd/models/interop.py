@@ -128,7 +128,7 @@ class BiRefNetForImageSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
                 window = BACKBONES[self.config.backbone].window
                 tensor.copy_(relative_position_index(window, tensor.device).view(tensor.shape))
             elif tensor.dim() > 1:
-                nn.init.trunc_normal_(tensor, std=self.config.initializer_range)
+                nn.init.trunc_normal_(tensor, std=0.02)
             else:
                 tensor.fill_(1 if name in {"weight", "running_var"} else 0)
 

@@ -1,16 +1,18 @@
 """From a name, a folder or a file to a network that is ready: checked, mapped, folded, on its device, with provenance.
 
 The one path by which weights are loaded. Never goes to the network, never unpickles, never runs code that lies beside
-weights, and prints nothing: what was loaded and why is returned, for whoever writes the log.
+weights, and writes no events: what was loaded and why is returned, for whoever does.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -25,6 +27,8 @@ from rmbgd.models.places import DEFAULT_MODELS, Place, resolve
 from rmbgd.models.published import BACKBONES, require
 from rmbgd.models.registry import Architecture, PatchOrder
 from rmbgd.models.u2net import build_u2netp
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -52,19 +56,28 @@ class Provenance:
     input_size: tuple[int, int]
     mapped_bytes: int
     private_bytes: int
-    seconds: float
+    seconds: float  # until the module could compute
 
     def facts(self) -> dict[str, object]:
         """As JSON takes it."""
         return asdict(self)
 
 
-@dataclass(frozen=True)
 class LoadedModel:
     """`module` maps normalised images [B,3,H,W] to logits [B,1,H,W]; alpha = sigmoid(logits)."""
 
-    module: nn.Module
-    provenance: Provenance
+    def __init__(self, module: nn.Module, settle: Callable[[], Provenance]) -> None:
+        self.module = module
+        self._settle = settle
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """What was loaded. Waits for the file's digest, which is computed meanwhile.
+
+        Raises ModelError when somebody stated another digest. Until this has returned, what the module computes comes
+        from weights that nobody has checked.
+        """
+        return self._settle()
 
 
 def load(
@@ -76,8 +89,10 @@ def load(
     patch_order: PatchOrder | str | None = None,
     sha256: str | None = None,
 ) -> nn.Module:
-    """The module of `load_model`, for those who do not log."""
-    return load_model(source, device=device, dtype=dtype, models=models, patch_order=patch_order, sha256=sha256).module
+    """The module of `load_model`, its digest checked; for those who do not log."""
+    loaded = load_model(source, device=device, dtype=dtype, models=models, patch_order=patch_order, sha256=sha256)
+    logger.info("loaded %s", loaded.provenance.facts())
+    return loaded.module
 
 
 def load_model(
@@ -95,6 +110,9 @@ def load_model(
     patch_order  the operator's setting, for weights that say nothing themselves; None or "auto": not set
     sha256       what the file's digest must be, hex, beside what the registry and the record of its fetch state
 
+    Returns as soon as the module can compute; read `.provenance` before anything it computed is used. An engine
+    warms up in between, so the digest costs no time.
+
     Raises ModelError, an operator's error, in one line that says what is wrong and what to do: weights that are not
     there, damaged, pickled, of another network or digest, whose licence nobody accepted, whose patch order is unknown.
     """
@@ -103,33 +121,37 @@ def load_model(
     record = consent.require(place.entry, models) if place.entry else None
     header = read_header(place.weights)
     # The digest needs every byte and no interpreter: it is computed while the network is put together.
-    with ThreadPoolExecutor(1, thread_name_prefix="sha256") as hashing:
-        digest = hashing.submit(_digest, place)
-        built = _build(place, header, torch.device(device), dtype, _order(patch_order))
-        agrees = _agreement(place, digest.result(), sha256)
-    tensors = [*built.module.parameters(), *built.module.buffers()]
-    mapped = sum(t.nbytes for t in tensors if t.data_ptr() in built.mapped)
-    provenance = Provenance(
-        model=place.called,
-        path=str(place.weights),
-        sha256=digest.result(),
-        sha256_agrees_with=agrees,
-        licence=place.entry.licence if place.entry else "unknown",
-        accepted_by=record.accepted_by if record else "",
-        architecture=built.architecture.value,
-        backbone=built.backbone,
-        patch_order=built.choice.order.value if built.choice else "",
-        patch_order_because=built.choice.reason if built.choice else "",
-        stored_precision=header.precision,
-        precision=str(dtype).removeprefix("torch."),
-        device=str(device),
-        parameters=sum(t.elements for t in header.tensors.values() if t.floating),
-        input_size=place.input_size(),
-        mapped_bytes=mapped,
-        private_bytes=sum(t.nbytes for t in tensors) - mapped,
-        seconds=round(time.monotonic() - started, 3),
-    )
-    return LoadedModel(built.module, provenance)
+    hashing = ThreadPoolExecutor(1, thread_name_prefix="sha256")
+    digest = hashing.submit(_digest, place)
+    hashing.shutdown(wait=False)
+    built = _build(place, header, torch.device(device), dtype, _order(patch_order))
+    seconds = round(time.monotonic() - started, 3)
+
+    def settle() -> Provenance:
+        tensors = [*built.module.parameters(), *built.module.buffers()]
+        mapped = sum(t.nbytes for t in tensors if t.data_ptr() in built.mapped)
+        return Provenance(
+            model=place.called,
+            path=str(place.weights),
+            sha256=digest.result(),
+            sha256_agrees_with=_agreement(place, digest.result(), sha256),
+            licence=place.entry.licence if place.entry else "unknown",
+            accepted_by=record.accepted_by if record else "",
+            architecture=built.architecture.value,
+            backbone=built.backbone,
+            patch_order=built.choice.order.value if built.choice else "",
+            patch_order_because=built.choice.reason if built.choice else "",
+            stored_precision=header.precision,
+            precision=str(dtype).removeprefix("torch."),
+            device=str(device),
+            parameters=sum(t.elements for t in header.tensors.values() if t.floating),
+            input_size=place.input_size(),
+            mapped_bytes=mapped,
+            private_bytes=sum(t.nbytes for t in tensors) - mapped,
+            seconds=seconds,
+        )
+
+    return LoadedModel(built.module, settle)
 
 
 @dataclass(frozen=True)

@@ -286,6 +286,35 @@ def test_the_embedded_model_loads_by_name():
     assert loaded.provenance.sha256_agrees_with == ("the registry",)
 
 
+def test_the_package_itself_has_load():
+    """`rmbgd.models.load` is the loader, and importing the package alone imports no torch."""
+    code = (
+        "import sys, rmbgd.models\n"
+        "before = 'torch' in sys.modules\n"
+        "print(before, rmbgd.models.load.__module__, hasattr(rmbgd.models, 'nothing'))"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert answer.stdout.split() == ["False", "rmbgd.models.weights", "False"]
+
+
+def test_a_wrong_digest_is_told_when_the_provenance_is_read(folder):
+    """The module is there before its digest; reading the provenance is what refuses a wrong one."""
+    loaded = load_model(folder, sha256="0" * 64, **CPU)
+
+    assert isinstance(loaded.module, torch.nn.Module)
+    with pytest.raises(ModelError, match="the setting states 0000"):
+        _ = loaded.provenance
+
+
+def test_loading_is_logged_with_its_digest(folder, caplog):
+    """`load` writes one log record with path and digest, for programs that read no provenance."""
+    caplog.set_level("INFO", logger="rmbgd.models.weights")
+    load(folder, **CPU)
+
+    assert [sha256_of(folder / WEIGHTS) in record.getMessage() for record in caplog.records] == [True]
+
+
 def test_loading_knows_no_network_and_no_transformers():
     """Importing the loader imports neither the hub client nor transformers nor an unpickler of checkpoints."""
     code = (

@@ -1,0 +1,136 @@
+"""How long a checkpoint takes to become a ready network, and what memory it costs: rmbgd against transformers.
+
+    python tools/bench_load.py FOLDER [--patch-order channel_first] [--repeat 5] [--dtype float32]
+
+FOLDER holds model.safetensors, float32 or float16. Every run is a fresh process on a warm page cache; runs of the ways
+alternate, so that a busy machine hurts them alike, and the median is shown. Prints a table, then one JSON line.
+
+ways      `rmbgd`: load_model until the module can compute. `rmbgd, digest checked`: until its provenance is known too.
+          `transformers`: AutoModelForImageSegmentation.from_pretrained of the same folder, until the network can
+          compute (folded); `transformers, not folded`: until from_pretrained returns.
+call      seconds from the call to that point; libraries are imported before the clock starts
+start     seconds from the start of Python to that point, imports and all: what a restarted process waits
+cpu       processor seconds of all threads in `call` and in `start`: what a busy machine does not change
+peak      highest resident size during the call, over that before it: every page, those of the mapped file too
+private   anonymous memory after the call, over that before it: what the kernel cannot take back
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+WAYS = ("rmbgd", "rmbgd, digest checked", "transformers", "transformers, not folded")
+
+
+def child(way: str, folder: Path, dtype: str, order: str | None) -> dict[str, float]:
+    """Load once in this process and measure. Linux: /proc."""
+    started = time.perf_counter()
+    import torch
+
+    torch.set_num_threads(2)
+    kind = getattr(torch, dtype)
+    if way.startswith("rmbgd"):
+        from rmbgd.models.weights import load_model
+    else:
+        from transformers import AutoModelForImageSegmentation
+        from transformers.utils import logging
+
+        import rmbgd.models.interop  # noqa: F401, registers the classes
+
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    imported, imported_cpu = time.perf_counter(), time.process_time()
+    before = memory()
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+    if way.startswith("rmbgd"):
+        loaded = load_model(folder, device="cpu", dtype=kind, patch_order=order)
+        if way == "rmbgd, digest checked":
+            _ = loaded.provenance
+    else:
+        model = AutoModelForImageSegmentation.from_pretrained(folder, dtype=kind)
+        if way == "transformers":
+            model.refold()
+    ready, ready_cpu = time.perf_counter(), time.process_time()
+    after = memory()
+    return {
+        "call_s": ready - imported,
+        "start_s": ready - started,
+        "call_cpu_s": ready_cpu - imported_cpu,
+        "start_cpu_s": ready_cpu,
+        "peak_mb": after["VmHWM"] - before["VmRSS"],
+        "private_mb": after["RssAnon"] - before["RssAnon"],
+        "private_total_mb": after["RssAnon"],
+    }
+
+
+def memory() -> dict[str, float]:
+    """/proc/self/status, MB (10⁶ bytes)."""
+    rows = (line.split() for line in Path("/proc/self/status").read_text().splitlines())
+    return {row[0].rstrip(":"): int(row[1]) * 1024 / 1e6 for row in rows if row[-1] == "kB"}
+
+
+def prepared(folder: Path, scratch: Path, order: str | None) -> Path:
+    """The folder as transformers and rmbgd both take it: the weights by a link, a config.json of ours."""
+    from rmbgd.models.patches import choose
+    from rmbgd.models.places import CONFIG, WEIGHTS, resolve
+    from rmbgd.models.registry import PatchOrder
+
+    place = resolve(folder / WEIGHTS)
+    known = place.entry.patch_order if place.entry else None
+    saved, setting = place.saved_patch_order(), PatchOrder(order) if order else None
+    choice = choose(model=str(folder), registry=known, author_code=place.author_code(), saved=saved, setting=setting)
+    (scratch / WEIGHTS).symlink_to(place.weights.resolve())
+    (scratch / CONFIG).write_text(json.dumps({"model_type": "birefnet", "patch_order": choice.order.value}))
+    return scratch
+
+
+def measure(folder: Path, repeat: int, dtype: str) -> dict[str, dict[str, float]]:
+    """Medians of `repeat` fresh processes a way."""
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    (folder / "model.safetensors").read_bytes()  # warm page cache
+    for _ in range(repeat):
+        for way in WAYS:
+            command = [sys.executable, __file__, str(folder), "--child", way, "--dtype", dtype]
+            answer = subprocess.run(command, capture_output=True, text=True, check=True)
+            runs[way].append(json.loads(answer.stdout.splitlines()[-1]))
+    return {way: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for way, rows in runs.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+    parser.add_argument("folder", type=Path, help="with model.safetensors")
+    parser.add_argument("--patch-order", choices=("channel_first", "tile_first"), help="where nothing beside it tells")
+    parser.add_argument("--repeat", type=int, default=5, help="processes a way (default: 5)")
+    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="to load in")
+    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.child:
+        print(json.dumps(child(chosen.child, chosen.folder, chosen.dtype, chosen.patch_order)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = prepared(chosen.folder, Path(scratch), chosen.patch_order)
+        size = (folder / "model.safetensors").stat().st_size / 1e6
+        table = measure(folder, chosen.repeat, chosen.dtype)
+    print(f"{size:.0f} MB in the file, loaded in {chosen.dtype}; medians of {chosen.repeat} processes")
+    print(f"{'':26}{'call':>8}{'cpu':>8}{'start':>8}{'cpu':>8}{'peak':>10}{'of file':>9}{'private':>10}")
+    for way, row in table.items():
+        peak = f"{row['peak_mb']:7.0f} MB{row['peak_mb'] / size:9.2f}"
+        clocks = "".join(f"{row[k]:8.2f}" for k in ("call_s", "call_cpu_s", "start_s", "start_cpu_s"))
+        print(f"{way:26}{clocks}{peak}{row['private_mb']:7.0f} MB")
+    ratios = {
+        f"{clock}_{ours}_vs_{theirs}": round(table[theirs][clock] / table[ours][clock], 2)
+        for clock in ("call_s", "start_s", "start_cpu_s")
+        for ours in WAYS[:2]
+        for theirs in WAYS[2:]
+    }
+    print(json.dumps({"file_mb": round(size, 1), "dtype": chosen.dtype, "ratios": ratios, "ways": table}))
+
+
+if __name__ == "__main__":
+    main()
