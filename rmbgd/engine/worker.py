@@ -23,7 +23,12 @@ from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 
 GRACE = 2.0  # seconds for a process that has said farewell, or was asked to go, to be gone by itself
 
-StartProcess = Callable[[Sequence[str], Sequence[int], Callable[[str], None]], ChildProcess]
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
+"""Of the child, where the operator has not said otherwise. The network's threads sleep while they wait for each other:
+decoders and encoders want the same cores. With several busy threads to a core u2netp took 2.0 s a picture instead of
+4.2, and 0.7 s of CPU time instead of 1.9."""
+
+StartProcess = Callable[..., ChildProcess]
 
 
 class EngineWorker:
@@ -113,7 +118,10 @@ class EngineWorker:
         descriptors = (theirs.fileno(), self._arena.fd)
         try:
             self._process = self._start_process(
-                [*command, *map(str, descriptors), str(os.getpid())], descriptors, self._on_output
+                [*command, *map(str, descriptors), str(os.getpid())],
+                descriptors,
+                self._on_output,
+                environment={**ENVIRONMENT, **os.environ},
             )
         except OSError as error:
             ours.close()

@@ -199,7 +199,7 @@ def test_a_device_that_is_not_there_is_told_apart(workshop):
 def test_a_process_that_cannot_be_started_is_an_engine_lost(workshop):
     """No memory or no process slot for a child is the engine's fault, not a bug."""
 
-    def refuse(*_: object) -> ChildProcess:
+    def refuse(*_: object, **__: object) -> ChildProcess:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     with pytest.raises(EngineLost, match=r"cannot be started.*temporarily"):
