@@ -82,9 +82,8 @@ def _parse(verb: str | None, arguments: Sequence[str]) -> tuple[ModuleType, argp
 
 def _exists(path: str) -> bool:
     """Whether the module is there, without importing it."""
-    *parents, name = path.split(".")
-    folder = os.path.join(os.path.dirname(__file__), *parents[1:])
-    return os.path.exists(os.path.join(folder, f"{name}.py"))
+    place = os.path.join(os.path.dirname(__file__), *path.split(".")[1:])
+    return os.path.exists(f"{place}.py") or os.path.exists(os.path.join(place, "__init__.py"))
 
 
 if __name__ == "__main__":

@@ -21,18 +21,19 @@ MAY_USE: dict[str, set[str]] = {
     "config": LEAVES,
     "fsops": LEAVES,
     "health": BASE,
-    "imaging": BASE | {"engine"},  # the engine's leaf: planes and slots
+    "imaging": BASE,
     "models": LEAVES,  # knows nothing of files in folders, threads or events
-    "engine": BASE | {"health", "models"},
+    "engine": BASE | {"health", "imaging", "models"},  # models in torch_engine alone, in the child
     "intake": BASE,
     "pipeline": BASE | {"engine", "imaging", "intake"},
     "mtbf": LEAVES,
     "crew": BASE,
     "engines": BASE | {"engine", "health"},
     "daemon": BASE | {"health", "imaging", "engine", "intake", "pipeline", "crew", "engines"},
+    "oneshot": BASE | {"health", "imaging", "engine", "intake", "pipeline", "crew", "engines"},
     "configdoc": BASE,
     "doctor": BASE | {"models", "health"},
-    "verbs": BASE | {"daemon", "doctor", "health", "intake", "models", "configdoc", "mtbf"},
+    "verbs": BASE | {"daemon", "oneshot", "doctor", "health", "intake", "models", "configdoc", "mtbf"},
     "cli": BASE | {"verbs"},
     "__main__": {"cli"},
 }
@@ -95,6 +96,17 @@ def test_torch_stays_in_its_room(module: str) -> None:
         return
 
     assert not roots(module) & {"torch", "torchvision", "transformers", "triton"}
+
+
+def test_only_the_child_knows_the_models() -> None:
+    """The engine's rooms that run in the service's own process load no network."""
+    knowing = {
+        module
+        for module in modules()
+        if room(module) == "engine" and any(name.startswith("rmbgd.models") for name in own_imports(module))
+    }
+
+    assert knowing <= {"rmbgd.engine.torch_engine"}
 
 
 def test_models_know_neither_pictures_nor_threads() -> None:
