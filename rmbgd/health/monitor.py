@@ -67,7 +67,7 @@ class HealthMonitor:
 
     `describe` is the daemon's snapshot: a dict with snapshot.SNAPSHOT_KEYS and what else the status file shall show. It
     must not wait for a device, a disk or a lock that is held for long; what it raises ends the health thread and so the
-    service.
+    service. `on_status` is given the keys of the health event each time the status file is written (metrics).
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class HealthMonitor:
         notifier: Notifier,
         clock: Clock,
         unwritten: Callable[[], Mapping[str, int]] = dict,
+        on_status: Callable[[Mapping[str, Any]], object] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
@@ -90,6 +91,7 @@ class HealthMonitor:
         self._notifier = notifier
         self._clock = clock
         self._unwritten = unwritten
+        self._on_status = on_status
         self._path = os.path.join(service.runtime_directory, STATUS_FILE)
         now = clock.monotonic()
         self._identity = snapshot.Identity(
@@ -182,6 +184,8 @@ class HealthMonitor:
             interval=self._service.status_interval,
         )
         self._write_status(lines.to_json(record))
+        if self._on_status is not None:
+            self._on_status(health)
         if self._phase == "ready":
             line = snapshot.status_line(self._phase, health, per_minute=rates["1m"], stalled=hung)
             self._notifier.status(line)

@@ -207,6 +207,15 @@ def test_systemd_is_told_the_status_when_ready(watched: Watched) -> None:
     assert "STATUS=ready on cpu; 3 waiting, 2 in flight; 0 done, 0 refused; 0 a minute" in watched.told
 
 
+def test_metrics_get_the_health_keys_with_every_status(watched: Watched) -> None:
+    """What scrapes see is as old as what `rmbgd status` shows, whatever the heartbeat's interval."""
+    seen: list[Any] = []
+    watched.monitor._on_status = seen.append
+    watched.ticks(6)
+
+    assert [2.0, 4.0, 6.0] == [health["uptime"] for health in seen]
+
+
 def test_run_returns_when_closed(watched: Watched) -> None:
     """The loop ends by closing, and ticks at least once."""
     thread = threading.Thread(target=watched.monitor.run)

@@ -91,6 +91,27 @@ def test_missing_notify_library_is_named(service: InstalledService) -> None:
     assert MISSING in service.journal("-o", "cat", "-n", "20")
 
 
+def test_running_service_is_as_confined_as_rated(service: InstalledService) -> None:
+    """The rating of the unit that runs, not of a file; and the work is done under it (see the other tests)."""
+    rated = service.machine.call("systemd-analyze", "security", "--threshold=5", UNIT)
+
+    assert 0 == rated.returncode, rated.stdout.decode()[-200:]
+
+
+@pytest.mark.parametrize(("denied", "status"), [("no", 0), ("yes", 1)])
+def test_memory_deny_write_execute_stays_off(installed: Machine, denied: str, status: int) -> None:
+    """Why: torch compiles convolutions for the CPU at run time, and fails where it may not. Turn it on when it does not."""
+    convolution = "import torch
+torch.nn.functional.conv2d(torch.ones(1, 8, 64, 64), torch.ones(8, 8, 3, 3)).sum()"
+    tried = installed.call(
+        "systemd-run", "--wait", "--pipe", "--quiet", f"--property=MemoryDenyWriteExecute={denied}",
+        "/opt/rmbgd/bin/python", "-c", convolution,
+    )  # fmt: skip
+
+    assert status == tried.returncode
+    assert (b"could not create a primitive" in tried.stderr) == bool(status)
+
+
 def test_systemd_understands_every_line_of_the_unit(installed: Machine) -> None:
     """`systemd-analyze verify` has nothing to say about the units."""
     units = [f"/etc/systemd/system/{name}" for name in (UNIT, "rmbgd-gpu-prepare.service")]
