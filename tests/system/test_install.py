@@ -100,9 +100,8 @@ def test_running_service_is_as_confined_as_rated(service: InstalledService) -> N
 
 @pytest.mark.parametrize(("denied", "status"), [("no", 0), ("yes", 1)])
 def test_memory_deny_write_execute_stays_off(installed: Machine, denied: str, status: int) -> None:
-    """Why: torch compiles convolutions for the CPU at run time, and fails where it may not. Turn it on when it does not."""
-    convolution = "import torch
-torch.nn.functional.conv2d(torch.ones(1, 8, 64, 64), torch.ones(8, 8, 3, 3)).sum()"
+    """Why: torch compiles convolutions for the CPU at run time. When it no longer has to, turn the setting on."""
+    convolution = "import torch; torch.nn.functional.conv2d(torch.ones(1, 8, 64, 64), torch.ones(8, 8, 3, 3)).sum()"
     tried = installed.call(
         "systemd-run", "--wait", "--pipe", "--quiet", f"--property=MemoryDenyWriteExecute={denied}",
         "/opt/rmbgd/bin/python", "-c", convolution,
