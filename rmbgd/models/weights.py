@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rmbgd.errors import ModelError
@@ -120,6 +120,7 @@ def load_model(
     place = resolve(source, models)
     record = consent.require(place.entry, models) if place.entry else None
     header = read_header(place.weights)
+    seen = _identity(place.weights)
     # The digest needs every byte and no interpreter: it is computed while the network is put together.
     hashing = ThreadPoolExecutor(1, thread_name_prefix="sha256")
     digest = hashing.submit(_digest, place)
@@ -128,6 +129,9 @@ def load_model(
     seconds = round(time.monotonic() - started, 3)
 
     def settle() -> Provenance:
+        digest.result()
+        if _identity(place.weights) != seen:
+            raise ModelError(f"{place.weights}: was replaced or written to while it was read; load it again")
         tensors = [*built.module.parameters(), *built.module.buffers()]
         mapped = sum(t.nbytes for t in tensors if t.data_ptr() in built.mapped)
         return Provenance(
@@ -189,7 +193,10 @@ def _mapped(weights: Path) -> tuple[Callable[[str], Tensor], set[int]]:
     The mapping lives as long as a tensor of it does. Whoever replaces the file must put another in its place, as
     `fetch` does: a mapped file that is cut short kills its readers.
     """
-    file = safe_open(weights, framework="pt", device="cpu")
+    try:
+        file = safe_open(weights, framework="pt", device="cpu")
+    except SafetensorError as error:
+        raise ModelError(f"{weights}: damaged: {error}. Fetch or copy it again") from error
     given: set[int] = set()
 
     def get(name: str) -> Tensor:
@@ -198,6 +205,15 @@ def _mapped(weights: Path) -> tuple[Callable[[str], Tensor], set[int]]:
         return tensor
 
     return get, given
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What stays the same while a file is the same file with the same content."""
+    try:
+        facts = path.stat()
+    except OSError as error:
+        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def _digest(place: Place) -> str:

@@ -79,9 +79,9 @@ def test_the_old_patch_order_computes_its_reference(tmp_path):
     (tmp_path / AUTHOR_CODE).write_text(OLD_CODE)
     image = torch.from_numpy(recipe.image(str(golden["image"]), *golden["shape"][[0, 2, 3]]))
     loaded = load_model(tmp_path, **CPU)
-    os.unlink(tmp_path / WEIGHTS)  # it is mapped; the disk has it back when the test ends
 
     assert loaded.provenance.patch_order == PatchOrder.TILE_FIRST
+    os.unlink(tmp_path / WEIGHTS)  # it is mapped; the disk has it back when the test ends
     assert np.abs(logits(loaded.module, image).numpy() - golden["logits"]).max() < 1e-3
 
 
@@ -284,6 +284,31 @@ def test_the_embedded_model_loads_by_name():
 
     assert answer.shape == (1, 1, height, width)
     assert loaded.provenance.sha256_agrees_with == ("the registry",)
+
+
+def test_a_file_replaced_during_the_load_is_noticed(beside, folder):
+    """The digest is that of the file that was mapped: when another one took its name meanwhile, loading is refused."""
+    loaded = load_model(beside, patch_order="channel_first", **CPU)
+    shutil.copyfile(folder / WEIGHTS, beside / "new")
+    os.replace(beside / "new", beside / WEIGHTS)
+
+    with pytest.raises(ModelError, match="was replaced"):
+        _ = loaded.provenance
+
+
+def test_overlapping_tensors_are_damage(beside, tmp_path):
+    """A header whose tensors overlap is refused in one line, though names, shapes and length are right."""
+    with (beside / WEIGHTS).open("rb") as file:
+        records = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    records["bb.norm0.bias"]["data_offsets"] = records["bb.norm0.weight"]["data_offsets"]
+    text = json.dumps(records).encode()
+    data = max(r["data_offsets"][1] for n, r in records.items() if n != "__metadata__")
+    with (tmp_path / WEIGHTS).open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + data)
+
+    with pytest.raises(ModelError, match="damaged"):
+        load(tmp_path, patch_order="channel_first", **CPU)
 
 
 def test_the_package_itself_has_load():
