@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from rmbgd.errors import ModelError
 from rmbgd.models import consent
+from rmbgd.models.fetch import FolderSource, fetch
 from rmbgd.models.places import AUTHOR_CODE, CONFIG, WEIGHTS
 from rmbgd.models.registry import REGISTRY
 from rmbgd.models.weights import load
@@ -87,6 +89,19 @@ def test_auto_classes_open_what_was_saved(saved, model, x):
 
     assert type(auto) is BiRefNetForImageSegmentation
     assert torch.equal(logits(auto, x), logits(model, x))
+
+
+def test_auto_classes_open_what_was_fetched(published, model, x, tmp_path):
+    """A folder that `rmbgd models fetch` placed, from the author's own files, opens with Auto classes as it is."""
+    entry = REGISTRY["birefnet-lite"]
+    bar = contextlib.nullcontext(lambda count: None)
+    now = datetime(2026, 3, 1, tzinfo=UTC)
+    source = FolderSource(published)
+    fetched = fetch(entry, source, tmp_path, now=now, announce=lambda offer: None, bar=lambda label, total: bar)
+    auto = AutoModelForImageSegmentation.from_pretrained(fetched.folder)
+
+    assert torch.equal(logits(auto, x), logits(model, x))
+    assert auto.config.published_as == "birefnet-lite"
 
 
 def test_auto_config_knows_the_model(saved):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -118,3 +119,16 @@ def test_the_embedded_file_is_the_one_stated():
     entry = REGISTRY["u2netp"]
 
     assert (entry.file_bytes, entry.sha256) == (read_header(EMBEDDED).file_bytes, sha256_of(EMBEDDED))
+
+
+@pytest.mark.parametrize("entry", REGISTRY.values(), ids=lambda e: e.name)
+def test_the_documentation_has_the_registrys_facts(entry):
+    """docs/models.md has one row a model with purpose, size, licence, bytes and hub id as the registry states them."""
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    (row,) = [line for line in text.splitlines() if line.startswith(f"| `{entry.name}` |")]
+    height, width = entry.input_size
+    megabytes = f"{'' if entry.size_confirmed else '~'}{entry.file_bytes / 1e6:.0f}"
+    hub = entry.hub_id or "ships inside the package"
+
+    expected = [f"`{entry.name}`", entry.summary, f"{width} x {height}", entry.licence, megabytes, hub]
+    assert [cell.strip() for cell in row.strip("|").split("|")] == expected
