@@ -108,16 +108,14 @@ class _Rounding:
         self._bytes = np.empty(shape, np.uint8)
 
     def of(self, rows: slice) -> Bytes:
-        count = rows.stop - rows.start
-        floats, values = self._floats[:count], self._bytes[:count]
-        cv2.max(self._alpha[rows], 0.0, dst=floats)  # type: ignore[call-overload]
-        if self._source_alpha is None:
-            cv2.convertScaleAbs(floats, dst=values, alpha=255.0)
-        else:
-            np.minimum(floats, 1.0, out=floats)
-            floats *= self._source_alpha[rows]
-            cv2.convertScaleAbs(floats, dst=values)
-        return values
+        alpha = self._alpha[rows]
+        floats, values = self._floats[: len(alpha)], self._bytes[: len(alpha)]
+        shares = np.asarray(cv2.threshold(alpha, 0.0, 0.0, cv2.THRESH_TOZERO, dst=floats)[1]).reshape(alpha.shape)
+        if self._source_alpha is not None:
+            np.minimum(shares, 1.0, out=shares)
+            shares *= self._source_alpha[rows]
+        scale = 255.0 if self._source_alpha is None else 1.0
+        return np.asarray(cv2.convertScaleAbs(shares, dst=values, alpha=scale), np.uint8).reshape(alpha.shape)
 
 
 def _first_band(array: NDArray[np.generic]) -> NDArray[np.generic]:

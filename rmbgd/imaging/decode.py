@@ -37,6 +37,7 @@ Bytes = NDArray[np.uint8]
 
 _TURNED_BY_THE_DECODER = ("TIFF", "HEIF")
 _BAND_PIXELS = 1 << 20  # converted at once: 3 MiB of RGB
+_READ_BYTES = 1 << 16  # at least, per call
 
 
 def read_limited(fd: int, limits: Limits) -> bytes:
@@ -48,22 +49,19 @@ def read_limited(fd: int, limits: Limits) -> bytes:
     if not stat.S_ISREG(state.st_mode):
         raise ImageError(Reason.NOT_REGULAR, "not a regular file")
     pieces: list[bytes] = []
-    length = 0
-    while length <= limits.file_bytes:
-        wanted = max(state.st_size - length, 0) + 1  # one more than expected shows the end in the same call
-        piece = os.pread(fd, min(wanted, limits.file_bytes + 1 - length), length)
-        if not piece:
-            break
+    length, expected = 0, state.st_size
+    while expected <= limits.file_bytes:
+        piece = os.pread(fd, max(expected - length + 1, _READ_BYTES), length)  # asks for more, so the end shows at once
         pieces.append(piece)
         length += len(piece)
-        if length == state.st_size:
+        if not piece or length == expected:
             break
-    if length > limits.file_bytes or state.st_size > limits.file_bytes:
-        told = max(length, state.st_size)
-        raise ImageError(Reason.TOO_MANY_BYTES, f"{told} bytes; limits.file_bytes allows {limits.file_bytes}")
+        expected = max(expected, length)
+    if expected > limits.file_bytes:
+        raise ImageError(Reason.TOO_MANY_BYTES, f"{expected} bytes; limits.file_bytes allows {limits.file_bytes}")
     if not length:
         raise ImageError(Reason.EMPTY, "0 bytes", maybe_incomplete=True)
-    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    return b"".join(pieces)
 
 
 def probe(
