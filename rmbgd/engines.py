@@ -5,9 +5,6 @@ Does not choose between devices while the service runs: the routing that is buil
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -121,10 +118,8 @@ class EngineRoom:
     def abort(self) -> None:
         """Patience is over: kill the engine's process, so that its owner gets its answer and can put the rest back."""
         self._stopping.set()
-        worker = self._watch.worker
-        if worker is not None and (pid := worker.pid) is not None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        if self._watch.worker is not None:
+            self._watch.worker.abort()
 
     def describe(self) -> dict[str, object]:
         """For the health event. Reads single values only."""

@@ -45,7 +45,8 @@ class FakeEngine:
     kill          ends the process by SIGKILL, as the kernel does when memory is short
 
     `poison` is the step taken instead whenever a marked picture (POISON_COLOUR) is in the batch; `memory_limit` the
-    largest batch that does not raise EngineMemory; `start` the step taken by start().
+    largest batch that does not raise EngineMemory; `start` the step taken by start(); `seconds` what the engine claims
+    that one picture takes.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class FakeEngine:
         poison: str = "",
         memory_limit: int = 0,
         start: str = "ok",
+        seconds: float = 0.0,
     ) -> None:
         self._block = block
         self._script = list(script)  # only the owner's thread touches it
@@ -66,13 +68,15 @@ class FakeEngine:
         self._poison = poison
         self._memory_limit = memory_limit
         self._start = start
+        self._seconds = {1: seconds} if seconds else {}
         self._released = threading.Event()
         self.batches: list[list[int]] = []  # image ids per call; appended by the owner's thread, read by tests
         self.closed = False
 
     def start(self) -> EngineDescription:
         self._act(self._start)
-        return EngineDescription(self._device, {"fake": {"alpha": "green channel"}}, self._batch_sizes)
+        models: dict[str, dict[str, object]] = {"fake": {"alpha": "green channel"}}
+        return EngineDescription(self._device, models, self._batch_sizes, self._seconds)
 
     def segment(self, batch: Sequence[Work]) -> BatchReport:
         self.batches.append([work.image_id for work in batch])

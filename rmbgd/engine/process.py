@@ -76,6 +76,10 @@ class ChildProcess:
                 self._output.feed(data)
         self._output.finish()
 
+    def kill(self) -> None:
+        """SIGKILL, from any thread; the owner still has to call `end`. Nothing when it has ended."""
+        self._kill(self._process)
+
     def end(self, grace: float = 0.0) -> str:
         """Make sure that it is gone, and say how it went. It has `grace` seconds to go by itself, then SIGKILL.
 
@@ -84,7 +88,7 @@ class ChildProcess:
         try:
             self._process.wait(grace)
         except subprocess.TimeoutExpired:
-            self._kill(self._process)
+            self.kill()
             try:
                 self._process.wait(self._reap_seconds)
             except subprocess.TimeoutExpired:

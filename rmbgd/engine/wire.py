@@ -15,6 +15,7 @@ import math
 import socket
 import struct
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -45,14 +46,20 @@ def send(connection: socket.socket, message: Message) -> None:
     connection.sendall(_LENGTH.pack(len(body)) + body)
 
 
-def receive(connection: socket.socket, seconds: float | None = None) -> Message:
-    """The next message. Raises EOFError when the other side is gone, TimeoutError after `seconds`, GarbledError."""
-    deadline = None if seconds is None else time.monotonic() + seconds
-    (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size, deadline))
+def receive(
+    connection: socket.socket, seconds: float | None = None, monotonic: Callable[[], float] = time.monotonic
+) -> Message:
+    """The next message. Raises EOFError when the other side is gone, TimeoutError after `seconds`, GarbledError.
+
+    Time in which this whole process stood still (SIGSTOP, a frozen container, a suspended machine) does not count: the
+    other side stood still, too.
+    """
+    patience = _Patience(seconds, monotonic)
+    (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size, patience))
     if length > MESSAGE_MAXIMUM:
         raise GarbledError(f"a message of {length} bytes")
     try:
-        message = json.loads(_exactly(connection, length, deadline))
+        message = json.loads(_exactly(connection, length, patience))
     except ValueError as error:
         raise GarbledError(str(error)) from error
     if not isinstance(message, dict):
@@ -60,18 +67,36 @@ def receive(connection: socket.socket, seconds: float | None = None) -> Message:
     return message
 
 
-def _exactly(connection: socket.socket, count: int, deadline: float | None) -> bytes:
+class _Patience:
+    """Seconds left, spent in slices; a slice that took much longer than it should was a standstill."""
+
+    SLICE = 1.0  # seconds
+
+    def __init__(self, seconds: float | None, monotonic: Callable[[], float]) -> None:
+        self._left = seconds
+        self._monotonic = monotonic
+        self._began = monotonic()
+
+    def slice(self) -> float | None:
+        """How long to wait now. Raises TimeoutError when nothing is left."""
+        now = self._monotonic()
+        if self._left is None:
+            return None
+        self._left -= min(now - self._began, 2 * self.SLICE)
+        self._began = now
+        if self._left <= 0:
+            raise TimeoutError
+        return min(self._left, self.SLICE)
+
+
+def _exactly(connection: socket.socket, count: int, patience: _Patience) -> bytes:
     data = bytearray()
     while len(data) < count:
-        if deadline is not None:
-            left = deadline - time.monotonic()
-            if left <= 0:
-                raise TimeoutError
-            connection.settimeout(left)
-        else:
-            connection.settimeout(None)
+        connection.settimeout(patience.slice())
         try:
             piece = connection.recv(count - len(data))
+        except TimeoutError:
+            continue
         except ConnectionResetError:
             piece = b""
         if not piece:

@@ -21,6 +21,7 @@ from rmbgd.engine.base import BatchReport, EngineDescription, Work
 from rmbgd.engine.process import ChildProcess
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 
+HUNG = 10.0  # times what a batch took when it was measured at start: then it is not slow but hung
 GRACE = 2.0  # seconds for a process that has said farewell, or was asked to go, to be gone by itself
 
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
@@ -34,7 +35,8 @@ StartProcess = Callable[..., ChildProcess]
 class EngineWorker:
     """`factory` is "module:function" in the child, called with the block and `options` (which must be JSON).
 
-    start_timeout, batch_timeout  seconds after which the child counts as hung and is killed
+    start_timeout, batch_timeout  seconds after which the child counts as hung and is killed; a batch gets longer on a
+                                  machine so slow that its own measure at start says so
     on_output                     called with each line the child writes, from another thread
     beat                          of the owner's thread; waiting for the child counts as waiting: it has a deadline
     """
@@ -61,6 +63,8 @@ class EngineWorker:
         self._start_process = start_process
         self._process: ChildProcess | None = None  # None before start and after the end
         self._connection: socket.socket | None = None  # likewise
+        self._seconds: dict[int, float] = {}  # per batch size, as the child measured at start
+        self._aborted = False  # set by any thread, once
 
     @property
     def pid(self) -> int | None:
@@ -79,20 +83,19 @@ class EngineWorker:
         }
         try:
             answer = self._ask(request, self._start_timeout)
-            return wire.to_description(answer["description"])
+            description = wire.to_description(answer["description"])
         except EngineMemory:
             self.close()
             raise
         except (wire.GarbledError, KeyError) as error:
             self._fail(EngineNonsense, f"it described itself in a way that cannot be: {error}", 0)
+        self._seconds = description.seconds
+        return description
 
     def segment(self, batch: Sequence[Work]) -> BatchReport:
-        request = {
-            "do": "segment",
-            "batch": [wire.from_work(work) for work in batch],
-            "deadline": self._batch_timeout,
-        }
-        answer = self._ask(request, self._batch_timeout)
+        seconds = max(self._batch_timeout, HUNG * expected_seconds(self._seconds, len(batch)))
+        request = {"do": "segment", "batch": [wire.from_work(work) for work in batch], "deadline": seconds}
+        answer = self._ask(request, seconds)
         try:
             report = wire.to_report(answer["report"])
         except (wire.GarbledError, KeyError) as error:
@@ -109,6 +112,13 @@ class EngineWorker:
             with contextlib.suppress(OSError):
                 wire.send(self._connection, {"do": "close"})
         self._end(GRACE)
+
+    def abort(self) -> None:
+        """Kill the process, now or as soon as there is one. From any thread; the owner gets EngineLost."""
+        self._aborted = True
+        process = self._process
+        if process is not None:
+            process.kill()
 
     def _launch(self) -> None:
         if self._process is not None:
@@ -129,6 +139,8 @@ class EngineWorker:
         finally:
             theirs.close()
         self._connection = ours
+        if self._aborted:  # between our question and the process's birth
+            self._process.kill()
 
     def _ask(self, request: wire.Message, seconds: float) -> wire.Message:
         """The child's answer to `request`. Every way to fail but shortage of memory ends the process."""
@@ -184,3 +196,12 @@ class EngineWorker:
         is_gone = not self._process.abandoned
         self._process = None
         return how, is_gone
+
+
+def expected_seconds(measured: Mapping[int, float], pictures: int) -> float:
+    """What a batch of so many takes, from measured seconds by batch size; 0 where nothing was measured."""
+    larger = [size for size in measured if size >= pictures]
+    if larger:
+        return measured[min(larger)]
+    largest = max(measured, default=0)
+    return measured[largest] * pictures / largest if largest else 0.0

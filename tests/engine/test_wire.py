@@ -115,3 +115,27 @@ def test_an_absurd_length_takes_no_memory(ends):
     one.sendall(b"HTTP/1.1 400 Bad Request")
     with pytest.raises(wire.GarbledError, match="bytes"):
         wire.receive(other)
+
+
+def test_a_standstill_of_the_whole_process_does_not_count(ends):
+    """When the clock jumps by an hour within one slice of waiting, an answer that comes afterwards is still taken."""
+    one, other = ends
+    times = iter([0.0, 0.0, 3600.0])
+
+    def monotonic() -> float:
+        now = next(times, 3600.0)
+        if now:
+            wire.send(one, {"late": True})
+        return now
+
+    assert wire.receive(other, 5.0, monotonic) == {"late": True}
+
+
+def test_time_allowed_is_spent_in_slices_and_no_longer():
+    """Each wait is a second at most, and what passed is taken off what was allowed."""
+    times = iter([0.0, 0.5, 1.5, 2.5, 4.0, 5.0])
+    patience = wire._Patience(3.0, lambda: next(times))
+
+    assert [patience.slice() for _ in range(3)] == [1.0, 1.0, 0.5]
+    with pytest.raises(TimeoutError):
+        patience.slice()

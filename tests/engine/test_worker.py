@@ -21,7 +21,7 @@ from rmbgd.engine.arena import Arena
 from rmbgd.engine.base import OutputPlane
 from rmbgd.engine.fake import expected_alpha
 from rmbgd.engine.process import ChildProcess, _abandoned
-from rmbgd.engine.worker import EngineWorker
+from rmbgd.engine.worker import EngineWorker, expected_seconds
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from tests.engine.processes import PATIENCE, SpyBeat, wait_until_gone
 
@@ -221,7 +221,7 @@ def test_no_child_outlives_a_parent_that_is_killed(tmp_path, state):
 import sys, threading
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.base import OutputPlane
-from rmbgd.engine.worker import EngineWorker
+from rmbgd.engine.worker import EngineWorker, expected_seconds
 from tests.engine.pictures import Pictures
 
 with Arena(1 << 20) as arena, Pictures(arena) as pictures:
@@ -316,6 +316,44 @@ def test_twenty_restarts_leave_no_descriptor_and_no_thread_behind(pictures, work
     after = held()
 
     assert after <= before
+
+
+def test_an_aborted_worker_ends_its_owners_wait(pictures, workshop):
+    """Another thread takes the process away; the owner's call raises at once."""
+    beat = SpyBeat()
+    worker = workshop.worker("hang", beat=beat)
+    worker.start()
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(worker.segment, [pictures.put()])
+        beat.blocked.wait(PATIENCE)
+        worker.abort()
+        with pytest.raises(EngineLost, match="SIGKILL"):
+            answer.result(PATIENCE)
+
+
+def test_a_worker_aborted_before_its_start_does_not_start(workshop):
+    """An abort that comes first is not forgotten."""
+    worker = workshop.worker()
+    worker.abort()
+    with pytest.raises(EngineLost, match="SIGKILL"):
+        worker.start()
+
+
+@pytest.mark.parametrize(
+    ("measured", "pictures", "seconds"),
+    [({}, 3, 0.0), ({1: 2.0}, 1, 2.0), ({1: 2.0}, 3, 6.0), ({1: 2.0, 4: 5.0}, 2, 5.0), ({1: 2.0, 4: 5.0}, 8, 10.0)],
+)
+def test_what_a_batch_should_take_follows_from_what_was_measured(measured, pictures, seconds):
+    """The next larger measured size, or the largest in proportion; nothing where nothing was measured."""
+    assert expected_seconds(measured, pictures) == seconds
+
+
+def test_a_slow_machine_is_not_a_hung_one(pictures, workshop):
+    """A batch may take ten times what it took at start, however short the timeout set."""
+    worker = workshop.worker("delay:0.5", batch_timeout=0.1, seconds=1.0)
+    worker.start()
+
+    assert worker.segment([pictures.put()]).answers[0].image_id == 1
 
 
 def test_closing_is_allowed_in_any_state(workshop):
