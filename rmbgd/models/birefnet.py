@@ -22,6 +22,11 @@ from rmbgd.models.swin import Swin
 WIDTH = 64  # channels inside the decoder
 
 
+def stays_wide(name: str) -> bool:
+    """Whether a parameter stays in float32 when the network runs in half precision: few are, and they matter most."""
+    return name.startswith(("bb.patch_embed.", "head.")) or (name.startswith("bb.") and ".norm" in name)
+
+
 def up(t: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(t, size=tuple(size), mode="bilinear", align_corners=True)
 
@@ -97,7 +102,7 @@ class Head(nn.Module):
         fine[..., -1:, :] = self.two(x[..., -3:, :])[..., -1:, :]
         fine[..., :1] = self.two(x[..., :3])[..., :1]
         fine[..., -1:] = self.two(x[..., -3:])[..., -1:]
-        logits: Tensor = fine.add_(up(self.coarse(p), x.shape[-2:]))
+        logits: Tensor = fine.add_(up(self.coarse(p.to(x.dtype)), x.shape[-2:]))
         return logits
 
     def two(self, x: Tensor) -> Tensor:
@@ -106,7 +111,10 @@ class Head(nn.Module):
 
 
 class BiRefNet(nn.Module):
-    """Normalised image [B,3,H,W], H and W multiples of 32 -> logits [B,1,H,W]; alpha = sigmoid(logits)."""
+    """Normalised image [B,3,H,W], H and W multiples of 32 -> logits [B,1,H,W]; alpha = sigmoid(logits).
+
+    The image may have any floating type, float32 is best; the logits are float32 (float64 in a float64 network).
+    """
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -129,8 +137,10 @@ class BiRefNet(nn.Module):
         half = self.bb(up(x, (x.shape[-2] // 2, x.shape[-1] // 2)))
         return [torch.cat((f, up(h, f.shape[-2:])), dim=1) for f, h in zip(full, half, strict=True)]
 
-    def forward(self, x: Tensor) -> Tensor:
-        x1, x2, x3, x4 = self.encode(x)
+    def forward(self, image: Tensor) -> Tensor:
+        wide = image.to(self.head.stencil.weight.dtype)
+        x = image.to(self.squeeze_out.weight.dtype)
+        x1, x2, x3, x4 = (t.to(x.dtype) for t in self.encode(wide))
         size = x4.shape[-2:]
         t = self.squeeze_out(self.squeeze(torch.cat((up(x1, size), up(x2, size), up(x3, size), x4), dim=1)))
         p = self.gate4(self.out4(self.block4(torch.cat((t, self.image5(x)), dim=1))))
@@ -140,5 +150,5 @@ class BiRefNet(nn.Module):
         p = self.gate2(self.out2(self.block2(torch.cat((t, self.image3(x)), dim=1))))
         t = up(p, x1.shape[-2:]) + self.lateral2(x1)
         p = self.block1(torch.cat((t, self.image2(x)), dim=1))
-        logits: Tensor = self.head(p, x)
+        logits: Tensor = self.head(p, wide)
         return logits

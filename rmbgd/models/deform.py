@@ -104,9 +104,10 @@ class DeformableAspp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
-        mean = x.mean(dim=(2, 3), dtype=torch.promote_types(x.dtype, torch.float32)).to(x.dtype)
-        total = self.join_mean(F.relu(self.mean(mean))).repeat_interleave(height * width, dim=0)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        mean = x.mean(dim=(2, 3), dtype=wide).to(x.dtype)
+        total = self.join_mean(F.relu(self.mean(mean))).to(wide).repeat_interleave(height * width, dim=0)
         for branch, join in zip(self.branches, self.join, strict=True):
             for piece, answer in branch(x):
                 total[piece] += linear(F.relu(answer, inplace=True), join)
-        return F.relu(total, inplace=True).view(batch, height, width, channels).permute(0, 3, 1, 2)
+        return F.relu(total, inplace=True).to(x.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)

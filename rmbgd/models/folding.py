@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmbgd.models.birefnet import BiRefNet
+from rmbgd.models.birefnet import BiRefNet, stays_wide
 from rmbgd.models.published import Backbone
 from rmbgd.models.registry import PatchOrder
 
@@ -49,7 +49,11 @@ def assemble(
     """
     with torch.device("meta"):
         network = BiRefNet(config.backbone)
-    state = {name: _placed(tensor, device, dtype) for name, tensor in network_state(config, get_tensor)}
+    wide = torch.promote_types(dtype, torch.float32)
+    state = {
+        name: _placed(tensor, device, wide if stays_wide(name) else dtype)
+        for name, tensor in network_state(config, get_tensor)
+    }
     network.requires_grad_(requires_grad=False)
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval()

@@ -8,6 +8,9 @@ brackets are its equations. Parameter names are those of the published checkpoin
 Exact savings, against the paper's code: tokens that pad the map to whole windows never pass through qkv and proj
 (LayerNorm comes before the padding, so their query, key and value are the bias); which token sits in which window is
 computed once per shape; only the windows that the shift cuts carry a mask, and it has three patterns.
+
+In half precision the stream between the blocks, the norms' parameters and the patch embedding stay in float32: products
+are in the type of their weights. Measured in bfloat16, the three made half of the error, and they cost next to nothing.
 """
 
 from __future__ import annotations
@@ -121,11 +124,11 @@ class WindowAttention(nn.Module):
         """[B,H,W,C] -> [B,H,W,C]"""
         batch, height, width, dim = x.shape
         in_window = self.window**2
-        pieces = rows_per_piece(in_window * 3 * dim, x)
+        qkv = self.qkv(x).view(-1, 3 * dim)
+        pieces = rows_per_piece(in_window * 3 * dim, qkv)
         plan = window_plan(batch, height, width, self.window, self.shift, pieces, x.device)
         bias = self.position_bias()
         biases = [bias if seen is None else bias.masked_fill(~seen, float("-inf")) for seen in plan.masks]
-        qkv = self.qkv(x).view(-1, 3 * dim)
         answers = []
         for piece in plan.pieces:
             windows = qkv.index_select(0, piece.tokens)
@@ -179,7 +182,7 @@ class PatchMerging(nn.Module):
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         neighbours = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
         merged: Tensor = self.reduction(self.norm(torch.cat(neighbours, dim=-1)))
-        return merged
+        return merged.to(x.dtype)
 
 
 class Stage(nn.Module):

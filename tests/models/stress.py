@@ -1,0 +1,74 @@
+"""Weights and inputs that exercise every part of BiRefNet: drawn at any size, or the recipe's at the published ones."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rmbgd.models.published import Backbone
+from tests.models import oracle
+
+# Windows of 3 and maps that are no multiples of it; stages whose sides do not halve evenly.
+TINY = Backbone(embed=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), window=3, called="tiny")
+
+
+def drawn(network: torch.nn.Module, seed: int = 0) -> dict[str, Tensor]:
+    """Weights for any module of the oracle, in its dtype, under its names.
+
+    Untrained weights would prove little: freshly made, BatchNorm is the identity, biases are small and offsets are
+    zero. Here statistics differ by channel, scores are peaky, and samples land between pixels, far away and outside.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    weights: dict[str, Tensor] = {}
+    for name, like in network.state_dict().items():
+        draw = torch.randn(like.shape, generator=generator, dtype=torch.float64)
+        if not like.is_floating_point():
+            weights[name] = like
+            continue
+        if name.endswith("running_var"):
+            draw = (0.4 * draw).exp()
+        elif name.endswith("relative_position_bias_table"):
+            pass
+        elif "offset_conv.bias" in name:
+            draw = torch.where(draw.abs() > 1.5, 40 * draw, 1.5 * draw)
+        elif "offset_conv.weight" in name:
+            draw = 2 * draw / like[0].numel() ** 0.5
+        elif like.dim() >= 2:
+            draw = 1.4 * draw / like[0].numel() ** 0.5
+        elif name.endswith("weight"):
+            draw = 1 + 0.3 * draw
+        else:
+            draw = 0.3 * draw
+        weights[name] = draw.to(like.dtype)
+    return weights
+
+
+@cache
+def tiny_oracle(patch_order: str = "channel_first") -> oracle.BiRefNet:
+    """The oracle at `TINY` in float64, with drawn weights, in eval mode."""
+    network = oracle.BiRefNet(TINY.embed, TINY.depths, TINY.heads, TINY.window, patch_order).double()
+    network.load_state_dict(drawn(network))
+    return network.requires_grad_(requires_grad=False).eval()
+
+
+def recipe(folder: Path) -> ModuleType:
+    """The module recipe.py of a folder of measuring data."""
+    spec = importlib.util.spec_from_file_location("birefnet_recipe", folder / "recipe.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def recipe_tensors(module: ModuleType, backbone: str) -> Callable[[str], Tensor]:
+    """Published name -> float32 tensor of the recipe's checkpoint, drawn when asked for."""
+    shapes = {name: shape for name, shape, _ in module.keys(backbone)}
+    return lambda name: torch.from_numpy(np.asarray(module.weight(name, shapes[name])))

@@ -1,0 +1,98 @@
+"""The backbone against the plain one, in float64, at sizes that leave windows and pairs incomplete."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rmbgd.models import swin
+from rmbgd.models.published import Backbone
+from tests.models import oracle, stress
+
+TINY = stress.TINY
+EXACT = {"rtol": 1e-11, "atol": 1e-11}
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
+
+
+def pair(window: int = 3) -> tuple[swin.Swin, oracle.Swin]:
+    """The backbone and the plain one, with the same drawn weights."""
+    shape = Backbone(TINY.embed, TINY.depths, TINY.heads, window, "tiny")
+    plain = oracle.Swin(shape.embed, shape.depths, shape.heads, shape.window).double()
+    plain.load_state_dict(stress.drawn(plain))
+    mine = swin.Swin(shape).double()
+    mine.load_state_dict(plain.state_dict())
+    return mine.requires_grad_(requires_grad=False).eval(), plain.requires_grad_(requires_grad=False).eval()
+
+
+@pytest.mark.parametrize("window", [2, 3, 4, 7])
+@pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 96), (80, 36)])
+def test_four_maps_are_exact(window, height, width):
+    """All four maps equal the plain backbone's, for even and odd windows, maps smaller than a window, odd maps."""
+    mine, plain = pair(window)
+    x = noise(2, 3, height, width)
+
+    for ours, theirs in zip(mine(x), plain(x), strict=True):
+        torch.testing.assert_close(ours, theirs, **EXACT)
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize(("height", "width"), [(9, 9), (7, 11), (2, 2), (3, 10)])
+def test_attention_without_padded_tokens_is_exact(height, width, shift):
+    """Padding that never passes through qkv and proj gives what padding before them gives."""
+    plain = oracle.SwinBlock(16, 2, 3, shift).double()
+    plain.load_state_dict(stress.drawn(plain))
+    mine = swin.SwinBlock(16, 2, 3, shift).double()
+    mine.load_state_dict(plain.state_dict())
+    x = noise(2, height, width, 16)
+    with torch.inference_mode():
+        expected = plain(x)
+
+        torch.testing.assert_close(mine(x.clone()), expected, **EXACT)
+
+
+@pytest.mark.parametrize("windows_per_piece", [1, 2, 5, 1000])
+def test_plan_places_every_token_once(windows_per_piece):
+    """Each token has one slot, each other slot is named as padding, whatever the size of a piece."""
+    plan = swin.window_plan(2, 7, 10, 4, 2, windows_per_piece, torch.device("cpu"))
+    tokens, padding, start = [], [], 0
+    for piece in plan.pieces:
+        assert len(piece.tokens) <= windows_per_piece * 16
+        tokens.append(piece.tokens)
+        padding.append(piece.padding + start)
+        start += len(piece.tokens)
+    everything, empty = torch.cat(tokens), torch.cat(padding)
+
+    assert len(everything) == 2 * 8 * 12
+    assert torch.equal(everything[plan.slots], torch.arange(2 * 7 * 10))
+    assert torch.equal(torch.cat((plan.slots, empty)).sort().values, torch.arange(len(everything)))
+
+
+def test_only_cut_windows_carry_a_mask():
+    """Without a shift nothing is masked; with one, only the last row and column of windows are."""
+    still = swin.window_plan(1, 12, 12, 4, 0, 99, torch.device("cpu"))
+    moved = swin.window_plan(1, 12, 12, 4, 2, 99, torch.device("cpu"))
+
+    assert [(p.pattern, len(p.tokens) // 16) for p in still.pieces] == [(0, 9)]
+    assert [(p.pattern, len(p.tokens) // 16) for p in moved.pieces] == [(0, 4), (1, 2), (2, 2), (3, 1)]
+    assert moved.masks[0] is None
+
+
+def test_plan_is_made_once_per_shape():
+    """The second image of a shape finds the plan ready."""
+    plans = [swin.window_plan(1, 12, 20, 3, 1, 9, torch.device("cpu")) for _ in range(2)]
+
+    assert plans[0] is plans[1]
+
+
+def test_image_in_a_batch_is_as_alone():
+    """An image gives the same maps alone and beside others."""
+    mine, _ = pair()
+    x = noise(3, 3, 64, 32)
+    together = mine(x)
+
+    for i in range(3):
+        for alone, map_ in zip(mine(x[i : i + 1]), together, strict=True):
+            torch.testing.assert_close(alone[0], map_[i], **EXACT)
