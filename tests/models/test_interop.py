@@ -167,7 +167,8 @@ def test_the_network_follows_its_parameters(published, x):
     model.load_state_dict(changed)
 
     assert torch.allclose(logits(model, x), first + 1, atol=1e-4)
-    assert logits(model.bfloat16(), x.bfloat16()).dtype == torch.bfloat16
+    rounded = logits(model.bfloat16(), x.bfloat16()).float()
+    assert 0 < (rounded - first - 1).abs().mean() < 0.1
 
 
 def test_the_answer_reads_as_the_authors_does(model, x):
