@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
@@ -147,7 +148,9 @@ def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
 # ------------------------------------------------------------------------------------------------------------- profiles
 
 
+@functools.cache
 def rgb_profile() -> bytes:
+    """sRGB, made once: LittleCMS writes the time into it."""
     return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 
 
