@@ -6,6 +6,7 @@ because the kernel sends the parent-death signal when the *thread* that started 
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import threading
@@ -43,7 +44,10 @@ class ChildProcess:
         self._keeper = threading.Thread(
             target=self._keep, args=(list(command), tuple(pass_fds), environment, started), name="engine", daemon=True
         )
-        self._keeper.start()
+        try:
+            self._keeper.start()
+        except RuntimeError as error:  # how Python says EAGAIN for threads
+            raise BlockingIOError(errno.EAGAIN, str(error)) from error
         self._process = started.result()
         self.pid = self._process.pid
         self.abandoned = False

@@ -123,21 +123,20 @@ class EngineWorker:
     def _launch(self) -> None:
         if self._process is not None:
             raise RuntimeError("this engine worker was started before; a bug")
-        ours, theirs = socket.socketpair()
-        command = [sys.executable, "-m", "rmbgd.engine.child"]
-        descriptors = (theirs.fileno(), self._arena.fd)
         try:
-            self._process = self._start_process(
-                [*command, *map(str, descriptors), str(os.getpid())],
-                descriptors,
-                self._on_output,
-                environment={**ENVIRONMENT, **os.environ},
-            )
+            ours, theirs = socket.socketpair()
         except OSError as error:
-            ours.close()
             raise EngineLost(f"the engine's process cannot be started: {error}") from error
-        finally:
-            theirs.close()
+        with theirs:
+            descriptors = (theirs.fileno(), self._arena.fd)
+            command = [sys.executable, "-m", "rmbgd.engine.child", *map(str, descriptors), str(os.getpid())]
+            try:
+                self._process = self._start_process(
+                    command, descriptors, self._on_output, environment={**ENVIRONMENT, **os.environ}
+                )
+            except OSError as error:
+                ours.close()
+                raise EngineLost(f"the engine's process cannot be started: {error}") from error
         self._connection = ours
         if self._aborted:  # between our question and the process's birth
             self._process.kill()

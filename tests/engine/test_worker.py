@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -196,14 +197,27 @@ def test_a_device_that_is_not_there_is_told_apart(workshop):
     assert told.value.cause == "no_device"
 
 
-def test_a_process_that_cannot_be_started_is_an_engine_lost(workshop):
-    """No memory or no process slot for a child is the engine's fault, not a bug."""
+@pytest.mark.parametrize(
+    ("owner", "name", "error"),
+    [
+        (subprocess, "Popen", BlockingIOError(11, "Resource temporarily unavailable")),
+        (socket, "socketpair", OSError(24, "Too many open files")),
+        (threading.Thread, "start", RuntimeError("can't start new thread")),
+    ],
+)
+def test_a_process_that_cannot_be_started_is_an_engine_lost(workshop, monkeypatch, owner, name, error):
+    """No process slot, no descriptor or no thread left for a child is a fault that passes, and nothing is left open."""
 
-    def refuse(*_: object, **__: object) -> ChildProcess:
-        raise BlockingIOError(11, "Resource temporarily unavailable")
+    def refuse(*_: object, **__: object) -> None:
+        raise error
 
-    with pytest.raises(EngineLost, match=r"cannot be started.*temporarily"):
-        workshop.worker(start_process=refuse).start()
+    descriptors = set(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, refuse)
+        with pytest.raises(EngineLost, match=f"cannot be started.*{error.args[-1]}"):
+            workshop.worker().start()
+
+    assert set(os.listdir("/proc/self/fd")) <= descriptors
 
 
 def test_a_model_that_cannot_be_used_stays_the_operators_fault(workshop):
