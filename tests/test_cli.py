@@ -168,7 +168,26 @@ def test_output_inside_input_is_refused(configuration: Callable[..., Path], tmp_
     path = configuration()
     path.write_text(path.read_text().replace(str(tmp_path / "out"), str(tmp_path / "in" / "out")))
 
-    assert Exit.CONFIGURATION == rmbgd("check", "--config", path).returncode
+    done = rmbgd("check", "--config", path)
+    assert Exit.CONFIGURATION == done.returncode
+    assert str(tmp_path / "in" / "out") in done.stderr
+
+
+def test_missing_model_is_refused_with_the_way_to_get_it(configuration: Callable[..., Path]) -> None:
+    """What would end the service at start is told before, beside everything else that is wrong."""
+    done = rmbgd("check", "--config", configuration('[recipe.default]\nmodel = "birefnet"\n'))
+
+    assert Exit.CONFIGURATION == done.returncode
+    assert "rmbgd models fetch birefnet" in done.stderr
+
+
+def test_configuration_without_folders_is_refused(tmp_path: Path) -> None:
+    """There would be nothing to do."""
+    (tmp_path / "rmbgd.toml").write_text("")
+    done = rmbgd("check", "--config", tmp_path / "rmbgd.toml")
+
+    assert Exit.CONFIGURATION == done.returncode
+    assert "no [[folder]] is defined" in done.stderr
 
 
 def test_default_configuration_can_be_printed_and_checked(tmp_path: Path) -> None:

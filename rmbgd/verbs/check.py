@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rmbgd.errors import ConfigError
 from rmbgd.exitcodes import Exit
 from rmbgd.verbs.options import add_config
+
+if TYPE_CHECKING:
+    from rmbgd.config import Config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -27,12 +32,30 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(configdoc.default_toml())
         return Exit.OK
     from rmbgd import config
-    from rmbgd.intake.layout import check_layout
 
-    # Each raises ConfigError with all its findings, which main tells. Folders are compared once the settings are right.
-    settings = config.load(options.config)
-    if not settings.folder:
-        raise ConfigError(f"{options.config}: no [[folder]] is defined; see config/rmbgd.toml")
-    check_layout(settings)
+    settings = config.load(options.config)  # raises ConfigError with all findings; main tells them
+    if findings := list(_beyond_the_settings(settings)):
+        raise ConfigError([f"{options.config}: {finding}" for finding in findings])
     print(f"{options.config}: fine; folders: {', '.join(folder.name for folder in settings.folder)}")
     return Exit.OK
+
+
+def _beyond_the_settings(settings: Config) -> Iterator[str]:
+    """What no setting shows alone: whether there is anything to do, on folders that go together, with a model."""
+    from rmbgd.intake.layout import check_layout
+    from rmbgd.models import consent, places
+
+    if not settings.folder:
+        yield "no [[folder]] is defined, so there is nothing to do; see config/rmbgd.toml"
+    try:
+        check_layout(settings)
+    except ConfigError as error:
+        yield from error.problems
+    models = settings.service.models_directory
+    for name in sorted({settings.recipe_of(folder).model for folder in settings.folder}):
+        try:
+            place = places.resolve(name, models)
+            if place.entry is not None:
+                consent.require(place.entry, models)
+        except ConfigError as error:
+            yield from error.problems
