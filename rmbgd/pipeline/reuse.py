@@ -70,7 +70,12 @@ class InFlight:
             return self._parked
 
 
+IDENTITY = ("sha256", "architecture", "patch_order", "input_size")
+"""Facts that make a model what it is. Others tell of one start of the engine (seconds, bytes, paths): with them in the
+key nothing would ever be found again after a restart."""
+
+
 def recipe_hash(recipe: Recipe, model_facts: Mapping[str, object]) -> str:
     """What else, beside the bytes, an output depends on: the recipe and the identity of its model. Hex."""
-    text = recipe.model_dump_json() + repr(sorted((key, str(value)) for key, value in model_facts.items()))
+    text = recipe.model_dump_json() + repr([str(model_facts.get(fact)) for fact in IDENTITY])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
