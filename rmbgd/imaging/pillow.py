@@ -63,7 +63,7 @@ def read_pillow(data: bytes, form: str, limits: Limits) -> Found:
     """Header of a TIFF, BMP, GIF, AVIF or HEIF. See header.Reader."""
     _require_plugin(form)
     if form == "BMP":
-        _check_bmp_length(data)
+        _check_bmp(data, limits)
     elif form == "GIF":
         check_size((int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")), limits)
     with opened(data, form) as image:
@@ -164,15 +164,16 @@ def _boxes_incomplete(data: bytes) -> bool:
     return at > len(data) or not described
 
 
-def _check_bmp_length(data: bytes) -> None:
-    """An uncompressed BMP whose rows do not fit into the file is cut short; Pillow would say so only after decoding."""
+def _check_bmp(data: bytes, limits: Limits) -> None:
+    """Size, and whether the rows of an uncompressed BMP fit into the file: Pillow would say so only after decoding."""
     offset, header = int.from_bytes(data[10:14], "little"), int.from_bytes(data[14:18], "little")
     if header < 40 or len(data) < 34:
         return
-    width = int.from_bytes(data[18:22], "little", signed=True)
+    width = int.from_bytes(data[18:22], "little")  # a negative one is as good as a huge one
     height = abs(int.from_bytes(data[22:26], "little", signed=True))
+    check_size((width, height), limits)
     bits, compression = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
-    if compression in (0, 3) and bits in (1, 4, 8, 16, 24, 32) and 0 < width < 1 << 16 and height < 1 << 16:
+    if compression in (0, 3) and bits in (1, 4, 8, 16, 24, 32):
         rows = (width * bits + 31) // 32 * 4 * height
         if offset + rows > len(data) + 3:  # writers leave out the padding of the last row
             raise cut_short(f"the rows end at byte {offset + rows}, the file at {len(data)}")
@@ -197,7 +198,7 @@ def _read_tiff(data: bytes, image: TiffImagePlugin.TiffImageFile, found: Found) 
         if len(data) < end < 1 << 32:
             raise cut_short(f"picture data ends at byte {end}, the file at {len(data)}")
     bits = _integers(tags.get(_BITS))
-    if image.mode.startswith("I") and bits:
+    if image.mode.startswith("I"):
         signed = 2 in _integers(tags.get(_SAMPLE_FORMAT))
         found.maximum = (1 << (bits[0] - signed)) - 1
     for word, tag in TEXT_TAGS.items():

@@ -1,0 +1,69 @@
+"""Decodes every file of a folder as the service does, in a process of its own, and says what became of each.
+
+    python tests/imaging/hostile_worker.py FOLDER
+
+One JSON line per file, then one with the highest resident size and every process that was started or asked for. Decodes
+nothing in any other way, so that the memory measured is that of the decoders alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import sys
+
+import numpy as np
+
+from rmbgd.config import Limits
+from rmbgd.errors import ImageError
+from rmbgd.imaging.decode import configure_opencv, configure_pillow, decode_into, probe, read_limited
+
+STARTS = (
+    "subprocess.Popen",
+    "os.system",
+    "os.exec",
+    "os.posix_spawn",
+    "os.spawn",
+    "os.fork",
+    "os.forkpty",
+    "pty.spawn",
+)
+
+
+def become_of(path: str, limits: Limits) -> dict[str, object]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        data = read_limited(descriptor, limits)
+        header = probe(data, limits, animated="refuse", metadata=("copyright",))
+        width, height = header.size
+        rgb = np.empty((height, width, 3), np.uint8)
+        alpha = np.empty((height, width), np.uint8) if header.has_alpha else None
+        facts = decode_into(data, header, rgb, alpha)
+    except ImageError as error:
+        return {"outcome": str(error.reason), "waits": error.maybe_incomplete, "detail": error.detail}
+    finally:
+        os.close(descriptor)
+    planes = rgb if alpha is None else np.dstack([rgb, alpha])
+    digest = hashlib.sha256(np.ascontiguousarray(planes)).hexdigest()
+    return {"outcome": f"{width}x{height}", "mode": facts.mode, "notes": facts.notes, "pixels": digest}
+
+
+def main() -> None:
+    started: list[str] = []
+    sys.addaudithook(lambda event, _: started.append(event) if event in STARTS else None)
+    limits = Limits()
+    configure_pillow(limits)
+    configure_opencv()
+    folder = sys.argv[1]
+    for name in sorted(os.listdir(folder)):
+        print(json.dumps({"name": name, **become_of(os.path.join(folder, name), limits)}), flush=True)
+    with open("/proc/self/status") as status:  # ru_maxrss would begin at what the parent had when it forked
+        peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    print(json.dumps({"peak_rss_bytes": peak, "started": started, "children_rss": children}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Files that broke decoders, and the largest that limits allow: right pixels or the right reason, in bounded memory."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from rmbgd.imaging.png_writer import write_png
+from tests.imaging.builders import ihdr, photo
+from tests.shared_data import shared
+
+HERE = Path(__file__).parent
+GIGABYTE = 1 << 30
+
+# What Pillow alone reads differently, and why we are right.
+OTHERWISE = {
+    "made_png_16bit_gray.png": "Pillow clips 16-bit grey to white",
+    "imagepng_issue_430.png": "Pillow stumbles over a damaged profile that pixels do not need",
+    "pillow_unknown_compression_method.png": "likewise",
+}
+
+
+def become_of(folder: Path) -> tuple[dict[str, dict[str, object]], dict[str, object]]:
+    """What the worker says of each file, and of itself."""
+    command = [sys.executable, str(HERE / "hostile_worker.py"), str(folder)]
+    worker = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110, cwd=HERE.parents[1])
+    assert worker.returncode == 0, worker.stderr[-2000:]
+    lines = [json.loads(line) for line in worker.stdout.splitlines()]
+    return {str(line["name"]): line for line in lines[:-1]}, lines[-1]
+
+
+@pytest.fixture(scope="module")
+def corpus() -> Path:
+    return shared("hostile") / "files"
+
+
+@pytest.fixture(scope="module")
+def outcomes(corpus: Path) -> tuple[dict[str, dict[str, object]], dict[str, object]]:
+    return become_of(corpus)
+
+
+def test_every_hostile_file_ends_as_it_should(
+    outcomes: tuple[dict[str, dict[str, object]], dict[str, object]],
+) -> None:
+    """Each as a picture of its size or with its reason; a missing tail is waited for, damage is not."""
+    with (HERE / "hostile_expected.tsv").open(newline="") as stream:
+        expected = {
+            row["file"]: (row["outcome"], row["waits"] == "yes") for row in csv.DictReader(stream, delimiter="\t")
+        }
+
+    seen = {name: (line["outcome"], line.get("waits", False)) for name, line in outcomes[0].items()}
+
+    assert {name: seen[name] for name in seen if seen[name] != expected.get(name)} == {}
+    assert seen.keys() == expected.keys()
+
+
+def test_hostile_pictures_have_the_pixels_that_pillow_sees(
+    corpus: Path, outcomes: tuple[dict[str, dict[str, object]], dict[str, object]]
+) -> None:
+    """Upright RGB and alpha, bit by bit, wherever Pillow alone can read the file rightly."""
+    pictures = {name: line for name, line in outcomes[0].items() if "pixels" in line}
+    different = []
+    for name, line in pictures.items():
+        alpha = _has_alpha(corpus / name)
+        if alpha is None or name in OTHERWISE:
+            assert name in OTHERWISE
+            continue
+        with Image.open(corpus / name) as opened:
+            planes = np.asarray(ImageOps.exif_transpose(opened).convert("RGBA" if alpha else "RGB"))
+        if hashlib.sha256(np.ascontiguousarray(planes)).hexdigest() != line["pixels"]:
+            different.append(name)
+
+    assert len(pictures) > 90
+    assert different == []
+
+
+def _has_alpha(path: Path) -> bool | None:
+    """None where Pillow cannot open the file."""
+    try:
+        with Image.open(path) as opened:
+            return bool(opened.has_transparency_data)
+    except UnidentifiedImageError:
+        return None
+
+
+def test_no_hostile_file_starts_a_process_or_takes_much_memory(
+    outcomes: tuple[dict[str, dict[str, object]], dict[str, object]],
+) -> None:
+    """Bombs stay packed: less than a tenth of what one of them unpacks to. EPS never reaches Ghostscript."""
+    facts = outcomes[1]
+
+    assert (facts["started"], facts["children_rss"]) == ([], 0)
+    assert int(str(facts["peak_rss_bytes"])) < GIGABYTE // 4
+
+
+@pytest.fixture(scope="module")
+def largest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Pictures of just under 50 megapixels, 8000 x 6250, in the formats whose decoders take the most memory."""
+    folder = tmp_path_factory.mktemp("largest")
+    tile = np.dstack([photo(250, 250), np.arange(250 * 250, dtype=np.uint32).reshape(250, 250).astype(np.uint8)])
+    rgba = np.tile(tile, (25, 32, 1))
+    with (folder / "rgba.png").open("wb") as stream:
+        write_png(rgba, stream.write, level=0)
+    rgb = Image.fromarray(np.ascontiguousarray(rgba[:, :, :3]))
+    rgb.save(folder / "progressive.jpg", quality=60, progressive=True)
+    rgb.save(folder / "turned.jpg", quality=60, exif=_orientation(6))
+    rgb.save(folder / "lzw.tif", compression="tiff_lzw")
+    flat = Image.new("RGBA", (8000, 6250), (10, 200, 30, 128))
+    flat.save(folder / "flat.webp", lossless=True, quality=0, method=0)
+    yield folder
+    for path in folder.iterdir():
+        path.unlink()
+
+
+def _orientation(value: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+@pytest.mark.slow
+def test_the_largest_pictures_allowed_are_decoded_in_less_than_a_gigabyte(largest: Path) -> None:
+    """Planes and decoder together, one picture at a time as the decode stage does it."""
+    pictures, facts = become_of(largest)
+
+    sizes = {name: line["outcome"] for name, line in pictures.items()}
+    assert sizes.pop("turned.jpg") == "6250x8000"
+    assert set(sizes.values()) == {"8000x6250"}
+    assert int(str(facts["peak_rss_bytes"])) < GIGABYTE
+
+
+def test_bombs_made_of_a_header_are_refused_unread(tmp_path: Path) -> None:
+    """30,000 x 30,000, 2^31 - 1 squared, 1 x 50,000,000: some hundred bytes that claim gigabytes."""
+    pieces: list[bytes] = []
+    write_png(np.zeros((1, 8, 3), np.uint8), lambda piece: pieces.append(bytes(piece)), level=1)
+    small = b"".join(pieces)
+    bitmap = io.BytesIO()
+    Image.new("RGB", (8, 1)).save(bitmap, "BMP")
+    for name, width, height in (("a", 30_000, 30_000), ("b", 2**31 - 1, 2**31 - 1), ("c", 1, 50_000_000)):
+        (tmp_path / f"{name}.png").write_bytes(_with_size(small, width, height))
+        changed = bytearray(bitmap.getvalue())
+        changed[18:26] = width.to_bytes(4, "little") + height.to_bytes(4, "little")
+        (tmp_path / f"{name}.bmp").write_bytes(changed)
+
+    pictures, facts = become_of(tmp_path)
+
+    assert {line["outcome"] for line in pictures.values()} == {"too_large"}
+    assert int(str(facts["peak_rss_bytes"])) < GIGABYTE // 4
+
+
+def _with_size(png: bytes, width: int, height: int) -> bytes:
+    return png[:8] + ihdr(width, height, 8, 2) + png[33:]
