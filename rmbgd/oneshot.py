@@ -148,6 +148,9 @@ class _Nowhere:
     def give_back(self, job: Job, why: str, detail: str) -> None:
         pass
 
+    def ended(self, job: Job) -> None:
+        pass
+
     def pause(self, reason: str) -> None:
         pass
 
@@ -186,6 +189,7 @@ def _through_the_line(
                 new_beat=beats.new,
                 start_thread=crew.start,
                 on_ready=_ignore,
+                on_room=lambda: None,
             ),
             engines.engine,
         )

@@ -15,9 +15,8 @@ class Heard(IntEnum):
     """What was heard of a file last; higher says more."""
 
     TOUCHED = 0  # mode, owner or times changed
-    APPEARED = 1  # created, linked, or renamed in from outside
+    APPEARED = 1  # created, linked, or renamed
     CLOSED = 2  # a writer closed it
-    MOVED = 3  # renamed within the folder
 
 
 @dataclass(slots=True)

@@ -43,7 +43,7 @@ _HEARD: dict[type[FileSystemEvent], Heard] = {
     FileAttribEvent: Heard.TOUCHED,
     FileCreatedEvent: Heard.APPEARED,
     FileClosedEvent: Heard.CLOSED,
-    FileMovedEvent: Heard.MOVED,
+    FileMovedEvent: Heard.APPEARED,
 }
 
 
@@ -55,7 +55,7 @@ class _Emitter(InotifyEmitter):
         return Mask(
             inotify.IN_CREATE
             | inotify.IN_CLOSE_WRITE
-            | inotify.IN_MOVE
+            | inotify.IN_MOVED_TO  # not MOVED_FROM: the library holds every event behind an unpaired one for 0.5 s
             | inotify.IN_ATTRIB
             | inotify.IN_DELETE_SELF
             | inotify.IN_EXCL_UNLINK

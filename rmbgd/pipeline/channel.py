@@ -75,7 +75,8 @@ class _WaitMeter:
 class _Shared(Generic[T]):
     """What both ends share. Every field is guarded by `lock`; the two conditions are built on it."""
 
-    def __init__(self, capacity: int, name: str, clock: Clock) -> None:
+    def __init__(self, capacity: int, name: str, clock: Clock, on_taken: Callable[[], None]) -> None:
+        self.on_taken = on_taken
         self.capacity = capacity
         self.name = name
         self.clock = clock
@@ -251,6 +252,7 @@ class Receiver(_End[T]):
                 shared.block(shared.not_empty, shared.receive_wait, self._beat, choice - now)
             taken = self._take(choice)
         self._beat.working()
+        shared.on_taken()
         return taken
 
     def _take(self, indices: Sequence[int]) -> list[T]:
@@ -266,9 +268,14 @@ class Receiver(_End[T]):
         return taken
 
 
-def channel(capacity: int, name: str, clock: Clock | None = None) -> tuple[Sender[T], Receiver[T]]:
-    """The first two ends of a new channel that holds at most `capacity` items. Close both, like their clones."""
+def channel(
+    capacity: int, name: str, clock: Clock | None = None, on_taken: Callable[[], None] = lambda: None
+) -> tuple[Sender[T], Receiver[T]]:
+    """The first two ends of a new channel that holds at most `capacity` items. Close both, like their clones.
+
+    `on_taken` is called, without the lock, after items were received: for a producer that waits for other things too.
+    """
     if capacity < 1:
         raise ValueError(f"channel '{name}': capacity {capacity} is below 1")
-    shared: _Shared[T] = _Shared(capacity, name, clock or SystemClock())
+    shared: _Shared[T] = _Shared(capacity, name, clock or SystemClock(), on_taken)
     return Sender(shared, None), Receiver(shared, None)

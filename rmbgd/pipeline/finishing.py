@@ -31,6 +31,8 @@ class Returns(Protocol):
 
     def give_back(self, job: Job, why: str, detail: str) -> None: ...
 
+    def ended(self, job: Job) -> None: ...
+
 
 class Finisher:
     """One instance serves all finish threads; it keeps no state of a picture."""
@@ -103,6 +105,7 @@ class Finisher:
         report = self._report(cutout, verdict)
         published = self._hold.insist(lambda: self._publish(cutout, recipe, report), job.folder, beat)
         self._emit_done(job, frame.facts, timing, published, report)
+        self._intake.ended(job)
         key = ContentKey(frame.facts.sha256, self._recipe_keys[job.folder])
         return Known(key, published.output, published.path, published.sha256, published.size, report)
 
@@ -142,6 +145,7 @@ class Finisher:
             detail = "the output of an equal picture is not there any more; computed anew"
             return self._put_back(Postponed(job, "changed", detail, duplicate.timing, duplicate.facts))
         self._emit_done(job, duplicate.facts, duplicate.timing, published, known.report)
+        self._intake.ended(job)
         return known
 
     def _refuse(self, rejection: Rejection, beat: Beat) -> Rejection:
@@ -163,6 +167,7 @@ class Finisher:
             stage=rejection.stage,
             **{key: value for key, value in extra.items() if value is not None},
         )
+        self._intake.ended(job)
         return rejection
 
     def _put_back(self, postponed: Postponed) -> Postponed:

@@ -22,6 +22,7 @@ from rmbgd.intake.ledger import ContentKey, Known, Ledger, OutputKey, Published,
 from rmbgd.intake.opening import open_regular, same_content
 from rmbgd.jobs import Job
 from rmbgd.pipeline import sidecar
+from rmbgd.pipeline.leftovers import Leftovers
 from rmbgd.pipeline.placing import GONE, Temporary, copy, hash_of, make_folders
 from rmbgd.pipeline.quarantine import Quarantine
 from rmbgd.pipeline.retire import Retirer, original_of
@@ -55,6 +56,7 @@ class Publisher:
         self._fs = fs or SystemFs()
         self.retirer = Retirer(self._folders, ledger, clock, emit, self._fs)
         self.quarantine = Quarantine(self._folders, ledger, clock, self._fs)
+        self.leftovers = Leftovers(self._folders, ledger, self.retirer, self._fs)
 
     def open_temporary(self, folder: Folder, job: Job) -> Temporary:
         """A file to encode into; use it in a `with` block, and publish it inside."""

@@ -46,6 +46,7 @@ class Surroundings:
     new_beat: Callable[[str], Beat]
     start_thread: Callable[[str, Callable[[], None]], object]
     on_ready: Callable[[EngineDescription], None]
+    on_room: Callable[[], None]
 
 
 class Line:
@@ -61,7 +62,7 @@ class Line:
         places = config.pipeline.queue
         self.jobs: Sender[Job]
         self._waiting: Receiver[Job]  # the owner's own end, to take back what nobody decoded
-        self.jobs, self._waiting = channel(places, "jobs", around.clock)
+        self.jobs, self._waiting = channel(places, "jobs", around.clock, around.on_room)
         self._frames: tuple[Sender[Frame], Receiver[Frame]] = channel(places, "frames", around.clock)
         self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = channel(places, "arrivals", around.clock)
         self._in_flight = InFlight(twins_maximum=TWINS_MAXIMUM)
@@ -87,6 +88,10 @@ class Line:
         self._frames[0].close()
         self._frames[1].close()
         self._arrivals[1].close()
+
+    def door(self) -> Sender[Arrival]:
+        """Another end of the exit door, for who refuses pictures before they are decoded. Ask before `let_run`."""
+        return self._arrivals[0].clone()
 
     def take_back(self) -> None:
         """Put back what is only a path. Returns when the last producer of jobs has gone and nothing waits any more."""

@@ -73,7 +73,7 @@ def test_each_way_of_arriving_leaves_a_hint(watched, tmp_path):
     heard = it.hinted(lambda files, directories: names <= files.keys() and "b" in directories)
     assert Heard.CLOSED == heard["written.jpg"]
     assert Heard.APPEARED == heard["linked.jpg"]
-    assert Heard.MOVED == heard["a.jpg"]
+    assert Heard.APPEARED == heard["a.jpg"]
 
 
 def test_a_change_of_rights_leaves_a_hint(watched):

@@ -27,9 +27,13 @@ pytestmark = pytest.mark.timeout(60)
 class RecordedIntake:
     def __init__(self):
         self.returned = []
+        self.answered = []
 
     def give_back(self, job, why, detail):
         self.returned.append((job.relative_path, why))
+
+    def ended(self, job):
+        self.answered.append(job.relative_path)
 
     def pause(self, reason):
         pass
@@ -75,6 +79,7 @@ class Works:
             new_beat=lambda _name: NoBeat(),
             start_thread=self.crew.start,
             on_ready=lambda _description: None,
+            on_room=lambda: None,
         )
         self.line = Line(around, lambda _beat: self.engine)
 

@@ -1,0 +1,296 @@
+"""The composition root and the life cycle: build, recover, start, guard, drain. Only this file constructs the service.
+
+Does no work of any stage. The main thread owns signals, deadlines and the notify socket, and touches no pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import FrameType
+
+from rmbgd import config as configuration
+from rmbgd.clock import Clock, SystemClock
+from rmbgd.config import Config
+from rmbgd.crew import Broken, Crew
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.base import EngineDescription
+from rmbgd.engines import EngineFactory, EngineParts, EngineRoom, default_engine
+from rmbgd.errors import ConfigError
+from rmbgd.exitcodes import Exit
+from rmbgd.health.beats import Beats
+from rmbgd.health.logs import EventLog, open_log
+from rmbgd.health.monitor import Counters, HealthMonitor
+from rmbgd.health.stderr import capture_stderr
+from rmbgd.health.systemd import Notifier, open_notifier
+from rmbgd.imaging.decode import configure_opencv, configure_pillow
+from rmbgd.intake.hints import Hints
+from rmbgd.intake.layout import check_layout
+from rmbgd.intake.ledger import Ledger
+from rmbgd.intake.reconcile import Reconciler
+from rmbgd.intake.watcher import FolderWatch, OverflowListener
+from rmbgd.pipeline.hold import StorageHold
+from rmbgd.pipeline.publish import Publisher
+from rmbgd.pipeline.stages import Line, Surroundings
+
+__all__ = ["EngineParts", "run"]
+
+LEDGER = "ledger.sqlite"
+ABORT_TIMEOUT = 5.0  # s that threads get to end after the engine was taken from them
+
+
+@dataclass(frozen=True, slots=True)
+class Signalled:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReady:
+    description: EngineDescription
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Every folder that is there has been compared with the ledger once."""
+
+
+Message = Signalled | EngineReady | Compared | Broken
+
+
+def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) -> int:
+    """`rmbgd run`: serve until told to stop. Returns an exit status; raises ConfigError."""
+    config = configuration.load(config_path)
+    if not config.folder:
+        raise ConfigError(f"{config_path}: no [[folder]] is defined, so there is nothing to do; see config/rmbgd.toml")
+    check_layout(config)
+    notifier = open_notifier()
+    clock = SystemClock()
+    with open_log(config.service) as log, capture_stderr(log.emit), ExitStack() as stack:
+        counters = Counters(log.emit)
+        counters(
+            "service.start",
+            config=str(config_path),
+            folders=[folder.name for folder in config.folder],
+            device=config.engine.device,
+            python=platform.python_version(),
+        )
+        try:
+            service = Service(config, log, counters, notifier, clock, engine_factory, stack)
+        except ConfigError as error:
+            counters("service.failed", stage="start", error=str(error), traceback="")
+            raise
+        with signals(service.messages):
+            return service.serve()
+
+
+@contextmanager
+def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
+    """Handlers only leave a message; SimpleQueue.put is safe in them."""
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        messages.put(Signalled(number))
+
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
+class Service:
+    """The running service. Every method is the main thread's unless it says otherwise."""
+
+    def __init__(
+        self,
+        config: Config,
+        log: EventLog,
+        emit: Counters,
+        notifier: Notifier,
+        clock: Clock,
+        engine_factory: EngineFactory,
+        stack: ExitStack,
+    ) -> None:
+        self.messages: SimpleQueue[Message] = SimpleQueue()  # put by any thread, taken by the main thread
+        self._config, self._emit, self._clock, self._notifier = config, emit, clock, notifier
+        self._began = clock.monotonic()
+        self._device = "starting"  # written by the segment thread, read by the health thread; one reference
+        self._broken: Broken | None = None
+        configure_pillow(config.limits)
+        configure_opencv()
+        self._beats = Beats(clock)
+        self._ledger = Ledger(config.service.state_directory / LEDGER, clock)
+        stack.callback(self._ledger.close)
+        self._arena = Arena(config.pipeline.arena_bytes)
+        stack.callback(self._arena.close)
+        self._crew = Crew(self.messages.put)
+        self._engines = EngineRoom(config, self._arena, emit, clock, engine_factory)
+        publisher = Publisher(config, self._ledger, clock, emit)
+        reconcile_beat = self._beats.new("reconcile")
+        self._intake = Reconciler(
+            config,
+            ledger=self._ledger,
+            publisher=publisher,
+            clock=clock,
+            emit=emit,
+            beat=reconcile_beat,
+            on_compared=lambda: self.messages.put(Compared()),
+        )
+        hints = Hints(config.intake.hints_maximum, self._intake.wake)
+        watches = [FolderWatch(folder, config.intake, hints, emit, clock) for folder in config.folder]
+        stack.enter_context(OverflowListener(watches, emit))
+        self._intake.attach(hints, watches)
+        self._hold = StorageHold(self._intake, emit, clock)
+        around = Surroundings(
+            config=config,
+            arena=self._arena,
+            ledger=self._ledger,
+            publisher=publisher,
+            hold=self._hold,
+            intake=self._intake,
+            emit=emit,
+            clock=clock,
+            new_beat=self._beats.new,
+            start_thread=self._crew.start,
+            on_ready=self._engine_ready,
+            on_room=self._intake.wake,
+        )
+        self._line = Line(around, self._engines.engine)
+        self._monitor = HealthMonitor(
+            config.service,
+            beats=self._beats,
+            counters=emit,
+            describe=self._describe,
+            notifier=notifier,
+            clock=clock,
+            unwritten=lambda: log.dropped,
+        )
+
+    def serve(self) -> int:
+        """Start everything, wait, and end it in the order of the flow."""
+        recovered = self._intake.recover()
+        self._emit("intake.recovered", **recovered.event())
+        self._crew.start("health", self._monitor.run)
+        self._line.start()
+        jobs, door = self._line.jobs, self._line.door()
+        self._crew.start("reconcile", lambda: self._intake.run(jobs, door))
+        self._wait_until_ready(recovered.jobs)
+        return self._end(self._wait_for_an_end())
+
+    # ------------------------------------------------------------------------------------------------ while it runs
+
+    def _engine_ready(self, description: EngineDescription) -> None:
+        """Called by the segment thread."""
+        self._device = description.device
+        self.messages.put(EngineReady(description))
+
+    def _wait_until_ready(self, recovered: int) -> None:
+        """Ready is when an engine has answered and every folder was compared once."""
+        missing: set[type[Message]] = {EngineReady, Compared}
+        while missing and self._handle(message := self.messages.get()):
+            missing.discard(type(message))
+            if not missing:
+                seconds = round(self._clock.monotonic() - self._began, 3)
+                self._emit("service.ready", seconds=seconds, device=self._device, recovered=recovered)
+                self._monitor.phase("ready")
+                self._notifier.ready(f"ready on {self._device}")
+
+    def _wait_for_an_end(self) -> str:
+        while self._cause is None:
+            self._handle(self.messages.get())
+        return self._cause
+
+    _cause: str | None = None
+
+    def _handle(self, message: Message) -> bool:
+        """Act on one message. False when it means the end."""
+        if isinstance(message, Broken):
+            self._broken = self._broken or message
+            self._cause = self._cause or message.stage
+            error = f"{type(message.error).__name__}: {message.error}"
+            self._emit("service.failed", stage=message.stage, error=error, traceback=message.traceback())
+        elif isinstance(message, Signalled) and message.number == signal.SIGHUP:
+            self._emit("service.reload")
+            self._intake.rescan()
+        elif isinstance(message, Signalled):
+            self._cause = self._cause or signal.Signals(message.number).name
+        return self._cause is None
+
+    def _describe(self) -> dict[str, object]:
+        """What the health event and the status file say. Called by the health thread."""
+        intake = self._intake.statistics()
+        channels = {
+            each.name: {
+                "depth": each.depth,
+                "send_waited": round(each.send_waited, 3),
+                "receive_waited": round(each.receive_waited, 3),
+            }
+            for each in self._line.statistics()
+        }
+        return {
+            "device": self._device,
+            "waiting": intake.waiting,
+            "in_flight": intake.in_flight,
+            "oldest_waiting": intake.oldest_waiting,
+            "arena_bytes": self._arena.statistics().leased_bytes,
+            "channels": channels,
+            "paused": intake.paused,
+            "engine": self._engines.describe(),
+            "ledger_rows": intake.ledger_rows,
+            "folders": intake.folders,
+        }
+
+    # ------------------------------------------------------------------------------------------------ the end
+
+    def _end(self, cause: str) -> int:
+        """Stop with the flow: claim nothing, put back what is only a path, finish what is decoded."""
+        began = self._clock.monotonic()
+        failed = self._broken is not None
+        self._monitor.phase("stopping")
+        self._notifier.stopping(f"stopping ({cause})")
+        self._emit("service.stopping", cause=cause, in_flight=self._intake.statistics().in_flight)
+        self._intake.close()
+        self._hold.release()
+        self._crew.start("drain", self._line.take_back)
+        # A broken stage may hold up the others for ever; what they have is taken up again at the next start.
+        patience = ABORT_TIMEOUT if failed else self._config.service.stop_timeout
+        left = self._wait_for_the_line(patience)
+        if left:
+            self._engines.abort()
+            self._arena.close()
+            left = self._wait_for_the_line(ABORT_TIMEOUT)
+        returned = self._intake.finish_returns()
+        self._monitor.close()
+        self._crew.join(1.0)
+        self._monitor.finished()
+        code = Exit.CONFIGURATION if self._operators_fault() else Exit.INTERNAL if failed else Exit.OK
+        seconds = round(self._clock.monotonic() - began, 3)
+        self._emit("service.stop", exit_code=int(code), seconds=seconds, returned=returned)
+        if left:  # threads stuck in a disk or a driver: leaving them is all that can be done
+            os._exit(code)
+        return code
+
+    def _wait_for_the_line(self, seconds: float) -> list[str]:
+        """Threads of the line that have not ended after `seconds`, or after a second order to stop."""
+        deadline = self._clock.monotonic() + seconds
+        while (left := [name for name in self._crew.join(0.05) if name != "health"]) and (
+            self._clock.monotonic() < deadline
+        ):
+            try:
+                message = self.messages.get_nowait()
+            except Empty:
+                continue
+            self._handle(message)
+            if isinstance(message, Signalled) and message.number != signal.SIGHUP:
+                break
+        return left
+
+    def _operators_fault(self) -> bool:
+        return self._broken is not None and isinstance(self._broken.error, ConfigError)

@@ -1,0 +1,124 @@
+"""Taking complete files into work and putting back what could not be judged: ledger first, then the rename.
+
+Does not choose what is claimed or when. A crash between two steps leaves a row and a file that recovery joins again.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rmbgd.config import Folder
+from rmbgd.fsops import FsOps
+from rmbgd.intake.claiming import claim_by_rename, put_back
+from rmbgd.intake.ledger import Candidate, Ledger
+from rmbgd.intake.opening import same_content, version_of
+from rmbgd.intake.waiting import Complete
+from rmbgd.jobs import Job, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    complete: Complete
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """why  "changed" (look again), "vanished" (forget it), "busy" (an older version is in work), "blocked"."""
+
+    complete: Complete
+    why: str
+    detail: str = ""
+
+
+class Claims:
+    """Used by the reconcile thread."""
+
+    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, fs: FsOps) -> None:
+        self._folders = folders
+        self._ledger = ledger
+        self._fs = fs
+
+    def claim(self, files: Sequence[Complete]) -> list[Claimed | Unclaimed]:
+        """Take these, in one commit. Raises StorageFault when the ledger cannot be written: nothing is claimed then."""
+        results: list[Claimed | Unclaimed] = []
+        candidates: list[tuple[Complete, Candidate]] = []
+        for complete in files:
+            found = self._candidate(complete)
+            if isinstance(found, Candidate):
+                candidates.append((complete, found))
+            else:
+                results.append(found)
+        jobs = {(job.folder, job.relative_path): job for job in self._ledger.claim([each for _, each in candidates])}
+        for complete, candidate in candidates:
+            job = jobs.get(complete.key)
+            results.append(Unclaimed(complete, "busy") if job is None else self._take(complete, candidate, job))
+        return results
+
+    def give_back(self, job: Job) -> str | None:
+        """Undo a claim. The path where the file stands now, below its folder, or None when there is none any more.
+
+        Raises OSError when the folder cannot be reached: the row stays, and recovery ends it when the folder is back.
+        """
+        path: str | None = job.relative_path
+        if job.claimed_by_rename:
+            root = str(self._folders[job.folder].input)
+            try:
+                path = put_back(root, os.path.basename(job.source), job.relative_path, self._fs)
+            except FileNotFoundError:
+                if not os.path.isdir(root):
+                    raise
+                path = None
+        self._ledger.release([job.job_id])
+        return path
+
+    def version_at(self, folder: str, path: str) -> Version | None:
+        try:
+            return version_of(os.lstat(os.path.join(self._folders[folder].input, path)))
+        except OSError:
+            return None
+
+    def _candidate(self, complete: Complete) -> Candidate | Unclaimed:
+        """What is to be claimed, if the file is still the version that was found complete."""
+        name, path = complete.key
+        folder = self._folders[name]
+        root = str(folder.input)
+        try:
+            status = os.lstat(os.path.join(root, path))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return Unclaimed(complete, "vanished")
+            return Unclaimed(complete, "blocked", error.strerror or str(error))
+        if version_of(status) != complete.arrival.version:
+            return Unclaimed(complete, "changed")
+        return Candidate(
+            name,
+            path,
+            root,
+            complete.arrival.version,
+            complete.arrival.first_seen,
+            by_rename=folder.originals != "keep",
+            final=complete.final,
+        )
+
+    def _take(self, complete: Complete, candidate: Candidate, job: Job) -> Claimed | Unclaimed:
+        if not job.claimed_by_rename:
+            return Claimed(complete, job)
+        root = str(self._folders[job.folder].input)
+        try:
+            status = claim_by_rename(root, job.relative_path, os.path.basename(job.source), self._fs)
+        except OSError as error:
+            self._ledger.release([job.job_id])
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return Unclaimed(complete, "vanished")
+            if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):  # may be read, may not be moved: work in place
+                again = self._ledger.claim([replace(candidate, by_rename=False)])
+                return Claimed(complete, again[0]) if again else Unclaimed(complete, "busy")
+            return Unclaimed(complete, "blocked", error.strerror or str(error))
+        if not same_content(status, job.version):  # replaced between our look and the rename
+            self.give_back(job)
+            return Unclaimed(complete, "changed")
+        return Claimed(complete, job)
