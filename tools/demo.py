@@ -176,7 +176,7 @@ def contact_sheet(pairs: list[tuple[Path, Path]], target: Path) -> None:
 
 def run(result: Path, console: Console) -> int:
     result.mkdir(parents=True, exist_ok=True)
-    base = Path(tempfile.mkdtemp(prefix="service-", dir=result))
+    base = Path(tempfile.mkdtemp(prefix="service-", dir=result.resolve()))
     files = prepare(base / "photographs")
     config = configure(base)
     deadline = time.monotonic() + PATIENCE
