@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from rmbgd.beat import Beat
 from rmbgd.clock import Clock
@@ -26,7 +27,7 @@ from rmbgd.intake.hints import Heard, Hints
 from rmbgd.intake.ledger import Ledger
 from rmbgd.intake.mounts import file_system, is_local
 from rmbgd.intake.opening import kind_of, version_of
-from rmbgd.intake.recovery import Recovered, Recovery
+from rmbgd.intake.recovery import Answers, Recovered, Recovery
 from rmbgd.intake.room import SpaceGuard
 from rmbgd.intake.scanning import Ignored, Seen, scan
 from rmbgd.intake.settle import Arrival, Verdict
@@ -35,12 +36,26 @@ from rmbgd.intake.watcher import FolderWatch
 from rmbgd.jobs import Arrival as AtTheDoor
 from rmbgd.jobs import Job, Rejection, Timing, Version
 from rmbgd.pipeline.channel import Sender
-from rmbgd.pipeline.publish import Publisher
 
 LOOKS_AT_ONCE = 512  # files looked into before the other duties get their turn again
 UNANNOUNCED_AFTER = 5.0  # s; a file that is older and that no event told of was missed, not just faster than its event
 PRUNE_EVERY = 3600.0  # s
 LEDGER_PROBE = 2.0  # s between tries to claim while the ledger cannot be written
+
+
+class Retirer(Protocol):
+    """Originals that could not be moved or deleted after success."""
+
+    def retry(self) -> float | None:
+        """Try those that are due; when the next one will be."""
+        ...
+
+
+class Publisher(Answers, Protocol):
+    """What the intake needs of the one who publishes."""
+
+    @property
+    def retirer(self) -> Retirer: ...
 
 
 @dataclass(frozen=True, slots=True)
