@@ -1,51 +1,116 @@
 """The real service with a fake engine: `python launcher.py CONFIG OPTIONS`, where OPTIONS is JSON.
 
-Calls the composition root as the command line does; the product itself has no switch for tests.
+Goes through the command line's own door, so that exit statuses are the real ones; the product itself has no switch for
+tests. Everything is off unless asked for.
 
     engine   keyword arguments of FakeEngine (script, poison, start, ...), and `delay`: seconds for every batch
     count    a file that gets one line per picture the engine computed
+    entered  a file that gets one line per picture the engine was given, before it computes
+    hold     a path: while a file stands there, the engine does not answer
+    fuse     a path: a number in it counts down with each file operation and each ledger transaction, and at its end the
+             process is killed, before that step
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
+import os
+import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rmbgd import daemon
+from rmbgd import cli, daemon
 from rmbgd.engine.base import BatchReport, Work
 from rmbgd.engine.fake import FakeEngine
+from rmbgd.fsops import FsOps, SystemFs
+from rmbgd.intake.store import Store
+
+HOLD_CHECK = 0.01  # s between two looks whether the engine may answer; stands for the device's time
 
 
-class CountedEngine(FakeEngine):
-    """Slow when told, and says what it computed in a file that survives the process."""
+class ObservedEngine(FakeEngine):
+    """Slow when told, and says what it was given and what it computed in files that survive the process."""
 
-    def __init__(self, block: Any, *, delay: float = 0.0, count: str = "", **options: Any) -> None:
+    def __init__(
+        self, block: Any, *, delay: float = 0.0, count: str = "", entered: str = "", hold: str = "", **options: Any
+    ) -> None:
         super().__init__(block, **options)
-        self._delay = delay
-        self._count = count
+        self._delay, self._count, self._entered, self._hold = delay, count, entered, hold
         self._never = threading.Event()
 
     def segment(self, batch: Sequence[Work]) -> BatchReport:
+        self._note(self._entered, batch)
+        while self._hold and os.path.exists(self._hold):
+            self._never.wait(HOLD_CHECK)
         if self._delay:
-            self._never.wait(self._delay)  # stands for the device's time
+            self._never.wait(self._delay)
         report = super().segment(batch)
-        if self._count:
-            with open(self._count, "a") as file:
-                file.writelines(f"{work.image_id}\n" for work in batch)
+        self._note(self._count, batch)
         return report
+
+    @staticmethod
+    def _note(path: str, batch: Sequence[Work]) -> None:
+        if path:
+            with open(path, "a") as file:
+                file.write("".join(f"{work.image_id}\n" for work in batch))
+
+
+class Fuse:
+    """Kills the process before the step at which the number in the file reaches zero. No file: nothing burns."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+
+    def step(self) -> None:
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            with open(self._path) as file:
+                left = int(file.read()) - 1
+            if left <= 0:
+                os.unlink(self._path)
+                os.kill(os.getpid(), signal.SIGKILL)
+            with open(self._path, "w") as file:
+                file.write(str(left))
+
+    def lay(self) -> None:
+        """Along every operation of the file system seam, and every transaction of the ledger."""
+        for name in (name for name in vars(FsOps) if not name.startswith("_")):
+            setattr(SystemFs, name, self._before(getattr(SystemFs, name)))
+        transaction = Store.transaction
+
+        @contextlib.contextmanager
+        def burning(store: Store) -> Iterator[Any]:
+            self.step()
+            with transaction(store) as db:
+                yield db
+
+        Store.transaction = burning  # type: ignore[method-assign]
+
+    def _before(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(operation)
+        def burning(*given: Any, **named: Any) -> Any:
+            self.step()
+            return operation(*given, **named)
+
+        return burning
 
 
 def main() -> int:
-    options = json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+    config, options = Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+    seen = {name: options.get(name, "") for name in ("count", "entered", "hold")}
+    if options.get("fuse"):
+        Fuse(options["fuse"]).lay()
 
     def engine(parts: daemon.EngineParts) -> FakeEngine:
-        return CountedEngine(parts.arena.block, count=options.get("count", ""), **options.get("engine", {}))
+        return ObservedEngine(parts.arena.block, **seen, **options.get("engine", {}))
 
-    return daemon.run(Path(sys.argv[1]), engine_factory=engine)
+    daemon.run = functools.partial(daemon.run, engine_factory=engine)  # type: ignore[assignment]
+    return cli.main(["run", "--config", str(config)])
 
 
 if __name__ == "__main__":

@@ -1,0 +1,140 @@
+"""What scenarios need of the machine: disks of their own, file flags, kernel settings; each skips where it cannot be had."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+def run(*command: str | Path) -> None:
+    """Raises CalledProcessError with what it said."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{command}: {done.stderr or done.stdout}")
+
+
+@functools.cache
+def _cannot_mount() -> str:
+    """Why not, or nothing."""
+    if os.geteuid():
+        return "mounting needs root"
+    with tempfile.TemporaryDirectory() as place:
+        try:
+            run("mount", "-t", "tmpfs", "-o", "size=64k", "none", place)
+        except (RuntimeError, OSError) as error:
+            return f"this machine lets nobody mount: {error}"
+        run("umount", place)
+    return ""
+
+
+def need_mounts() -> None:
+    if reason := _cannot_mount():
+        pytest.skip(reason)
+
+
+@contextlib.contextmanager
+def mounted(where: Path, kind: str, options: str, source: str = "none") -> Iterator[None]:
+    """A file system at `where`, taken away at the end, even if somebody uses it still."""
+    need_mounts()
+    mount(where, kind, options, source)
+    try:
+        yield
+    finally:
+        unmount(where)
+
+
+def mount(where: Path, kind: str, options: str, source: str | Path = "none") -> None:
+    run("mount", "-t", kind, "-o", options, source, where)
+
+
+def unmount(where: Path) -> None:
+    """Everything that is mounted there; like a stick that is pulled: whoever has a file open keeps it."""
+    while os.path.ismount(where):
+        run("umount", "-l", where)
+
+
+@contextlib.contextmanager
+def disk(image: Path, megabytes: int = 32) -> Iterator[str]:
+    """An ext4 file system in a file, behind a loop device: the device's path. Mount it where and as often as you like."""
+    need_mounts()
+    if shutil.which("mkfs.ext4", path="/usr/sbin:/sbin:" + os.environ["PATH"]) is None:
+        pytest.skip("mkfs.ext4 is not installed (e2fsprogs)")
+    with open(image, "wb") as file:
+        file.truncate(megabytes << 20)
+    run("mkfs.ext4", "-q", "-F", image)
+    found = subprocess.run(["losetup", "--find", "--show", image], capture_output=True, text=True, check=False)
+    if found.returncode:
+        pytest.skip(f"no loop device: {found.stderr.strip()}")
+    try:
+        yield found.stdout.strip()
+    finally:
+        run("losetup", "--detach", found.stdout.strip())
+
+
+@contextlib.contextmanager
+def immutable(path: Path) -> Iterator[None]:
+    """Nobody can change, rename or remove it, not even root."""
+    try:
+        run("chattr", "+i", path)
+    except (RuntimeError, FileNotFoundError) as error:
+        pytest.skip(f"no immutable files here: {error}")
+    try:
+        yield
+    finally:
+        run("chattr", "-i", path)
+
+
+@contextlib.contextmanager
+def kernel_setting(name: str, value: int) -> Iterator[None]:
+    """A value below /proc/sys, put back at the end."""
+    path = Path("/proc/sys") / name
+    try:
+        before = path.read_text()
+        path.write_text(str(value))
+    except OSError as error:
+        pytest.skip(f"cannot set {name}: {error.strerror}")
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def without_override() -> list[str]:
+    """A command prefix: root whom file modes bind, as they bind everybody else."""
+    if os.geteuid() or shutil.which("setpriv") is None:
+        pytest.skip("needs root and setpriv, to have files that the service may not read")
+    return ["setpriv", "--bounding-set", "-dac_override,-dac_read_search"]
+
+
+def false_clock(control: Path) -> dict[str, str]:
+    """Environment of a process whose wall clock says what stands in `control` (faketime(1)); monotonic time is true."""
+    libraries = glob.glob("/usr/lib/*/faketime/libfaketimeMT.so.1")
+    if not libraries:
+        pytest.skip("libfaketime is not installed (Debian package faketime)")
+    return {
+        "LD_PRELOAD": libraries[0],
+        "FAKETIME_TIMESTAMP_FILE": str(control),
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_NO_CACHE": "1",
+        "NO_FAKE_STAT": "1",
+    }
+
+
+@contextlib.contextmanager
+def memory_folder(fallback: Path) -> Iterator[Path]:
+    """A folder on a file system in memory where there is one, so that thousands of syncs cost nothing."""
+    shared = Path("/dev/shm")
+    if not os.access(shared, os.W_OK) or shutil.disk_usage(shared).free < 2 << 30:
+        yield fallback
+        return
+    with tempfile.TemporaryDirectory(prefix="rmbgd-scenario-", dir=shared) as place:
+        yield Path(place)

@@ -1,0 +1,133 @@
+"""SIGKILL at every step and at random moments: nothing lost, nothing twice, nothing half (T25; T26 for a picture that kills)."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rmbgd.engine.fake import POISON_COLOUR
+from rmbgd.errors import Reason
+from tests.scenarios import audit
+from tests.scenarios.pictures import encoded, expected_cutout, picture, rgba_of
+from tests.scenarios.service import ServiceUnderTest
+
+KILLS, PICTURES = 40, 300  # the full measure is 200 kills over 1,000 pictures, some ten minutes
+STEPS_MAXIMUM = 400  # more steps than this for four pictures is a defect of the test
+PATIENT = {"intake": {"attempts": 10}}  # kills that the picture has nothing to do with must not set it aside
+
+
+def delivery(number: int) -> dict[str, bytes]:
+    """New versions of the same names each time: a picture, its twin, one in a folder, and no picture at all."""
+    return {
+        "a.png": picture(number),
+        "twin.png": picture(number),
+        "s/b.png": picture(10_000 + number),
+        "bad.png": b"no picture, number %d" % number,
+    }
+
+
+def is_over(service: ServiceUnderTest) -> bool:
+    return service.is_idle() and not [name for name in audit.files(service.output) if ".rmbgd" in name]
+
+
+def assert_delivered(service: ServiceUnderTest, number: int) -> None:
+    """The newest versions are published, every version is archived once, every bad one refused once."""
+    for name, data in delivery(number).items():
+        if name != "bad.png":
+            assert (rgba_of(service.output / name) == expected_cutout(data)).all(), f"{name} is not version {number}"
+    assert audit.files(service.output) == ["a.png", "s/b.png", "twin.png"]
+    archived = sorted((service.done / name).read_bytes() for name in audit.files(service.done))
+    versions = [delivery(version) for version in range(number + 1)]
+    assert archived == sorted(data for version in versions for name, data in version.items() if name != "bad.png")
+    refused = [name for name in audit.files(service.failed) if not name.endswith(".error.json")]
+    assert len(refused) == len(set(refused)) == number + 1
+    assert sorted((service.failed / name).read_bytes() for name in refused) == sorted(
+        version["bad.png"] for version in versions
+    )
+    assert audit.files(service.failed) == sorted([*refused, *(f"{name}.error.json" for name in refused)])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_killed_before_each_step(tmp_path: Path) -> None:
+    """Killed before its first, second ... last file operation or commit of a delivery, the next start ends it right."""
+    service = ServiceUnderTest(tmp_path, settings=PATIENT)
+    service.options["fuse"] = str(service.fuse)
+    with service:
+        for step in range(STEPS_MAXIMUM):
+            service.fuse.write_text(str(step + 1))
+            for name, data in delivery(step).items():
+                service.drop(name, data)
+            service.wait(lambda: service.ended or is_over(service), "an end, of one or the other kind", alive=False)
+            burnt = service.ended or not service.fuse.exists()
+            if burnt:
+                service.reap()
+                service.start()
+                service.wait(lambda: is_over(service), f"everything after a kill before step {step + 1}")
+            assert_delivered(service, step)
+            if not burnt:
+                break
+        else:
+            pytest.fail("the fuse was never longer than the delivery")
+        service.fuse.unlink()
+        assert step > 20, "the steps were not counted"
+        assert service.stop() == 0
+    counted = [event["path"] for name in ("image.done", "image.failed") for event in service.recorded(name)]
+    assert len(counted) <= 4 * (step + 1), "something was done twice"
+    audit.assert_ledger_settled(service.state, done=3 * (step + 1), failed=step + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    """Many kills at random steps and times, in start-up, at work and in recovery: every picture comes out once."""
+    dice = random.Random(20_261_122)
+    data = {f"{number % 9}/{number}.png": picture(number) for number in range(PICTURES)}
+    data |= {f"bad/{number}.png": b"no picture %d" % number for number in range(10)}
+    bad = {name: Reason.UNIDENTIFIED for name in data if name.startswith("bad/")}
+    service = ServiceUnderTest(tmp_path, settings={"intake": {"attempts": 10}}, options={"engine": {"delay": 0.01}})
+    service.options["fuse"] = str(service.fuse)
+    names = sorted(data)
+    dice.shuffle(names)
+    share = len(names) // KILLS + 1
+    for kill in range(KILLS):
+        for name in names[kill * share : (kill + 1) * share]:
+            service.drop(name, data[name])
+        if kill % 2:
+            service.fuse.write_text(str(dice.randint(1, 120)))
+        service.start(ready=False)
+        try:
+            assert service.process is not None
+            service.process.wait(dice.uniform(0.3, 2.0))
+        except subprocess.TimeoutExpired:
+            service.kill()
+        else:
+            service.reap()
+        service.fuse.unlink(missing_ok=True)
+    with service.start():
+        service.wait(service.is_idle, "the rest after the last kill")
+    audit.assert_complete(service.roots, data, bad=bad)
+    audit.assert_ledger_settled(service.state, done=len(data) - len(bad), failed=len(bad))
+
+
+def test_picture_that_kills_the_service_is_set_aside(tmp_path: Path) -> None:
+    """At its third attempt it is refused as crash_loop; every other picture comes out."""
+    poison = rgba_of(picture(1))[..., :3].copy()
+    poison[0, 0] = POISON_COLOUR
+    data = {f"{number}.png": picture(number) for number in range(2, 20)} | {"poison.png": encoded(poison)}
+    service = ServiceUnderTest(tmp_path, options={"engine": {"poison": "kill"}})
+    for name, content in data.items():
+        service.drop(name, content)
+    for _ in range(5):
+        service.start(ready=False)
+        service.wait(lambda: service.ended or service.is_idle(), "an end, of one or the other kind", alive=False)
+        if not service.ended:
+            break
+        service.reap()
+    else:
+        pytest.fail(f"killed five times: {service.tail()}")
+    service.stop()
+    audit.assert_complete(service.roots, data, bad={"poison.png": Reason.CRASH_LOOP})
