@@ -209,7 +209,7 @@ def status_record(**changes: Any) -> dict[str, Any]:
         "monotonic": 1000.0,
         "interval": 2.0,
         "pid": 42,
-        "boot_id": "this boot",
+        "process_start": 777,
         "version": "0.1.0",
         "started_at": "2025-12-31T00:00:00.000Z",
         "per_minute": {"1m": 12.0, "5m": 10.5},
@@ -224,22 +224,24 @@ def status_record(**changes: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("record", "now", "alive", "expected"),
+    ("record", "now", "start", "expected"),
     [
-        (None, 1001.0, True, Verdict.NOT_RUNNING),
-        (status_record(), 1001.0, True, Verdict.RUNNING),
-        (status_record(), 1001.0, False, Verdict.NOT_RUNNING),
-        (status_record(), 1010.0, True, Verdict.RUNNING),
-        (status_record(), 1010.1, True, Verdict.STALE),
-        (status_record(interval=60.0), 1300.0, True, Verdict.RUNNING),
-        (status_record(boot_id="another"), 1001.0, True, Verdict.NOT_RUNNING),
-        (status_record(phase="stopped"), 9999.0, False, Verdict.STOPPED),
-        (status_record(stalled=["decode-0"]), 1001.0, True, Verdict.HUNG),
+        (None, 1001.0, 777, Verdict.NOT_RUNNING),
+        (status_record(), 1001.0, 777, Verdict.RUNNING),
+        (status_record(), 1001.0, None, Verdict.NOT_RUNNING),
+        (status_record(), 1001.0, 778, Verdict.NOT_RUNNING),  # another process got the number
+        (status_record(), 1010.0, 777, Verdict.RUNNING),
+        (status_record(), 1010.1, 777, Verdict.STALE),
+        (status_record(interval=60.0), 1300.0, 777, Verdict.RUNNING),
+        (status_record(phase="stopped"), 9999.0, None, Verdict.STOPPED),
+        (status_record(stalled=["decode-0"]), 1001.0, 777, Verdict.HUNG),
     ],
 )
-def test_verdict_on_a_status_file(record: dict[str, Any] | None, now: float, alive: bool, expected: Verdict) -> None:
-    """Running only when the process lives, wrote lately, in this boot, and every thread moves."""
-    judgement = judge(record, boot_id="this boot", now=now, alive=lambda _: alive, where="/run/rmbgd/status.json")
+def test_verdict_on_a_status_file(
+    record: dict[str, Any] | None, now: float, start: int | None, expected: Verdict
+) -> None:
+    """Running only when that very process lives, wrote lately, and every thread moves."""
+    judgement = judge(record, now=now, process_start=lambda _: start, where="/run/rmbgd/status.json")
 
     assert expected == judgement.verdict
 
@@ -276,7 +278,8 @@ def test_status_of_a_running_service(configuration: Callable[..., Path], tmp_pat
     path = configuration()
     now = float(Path("/proc/uptime").read_text().split()[0])
     problem = {"event": "image.failed", "path": "\x1b[2J[bold]a.jpg"}
-    record = status_record(boot_id=lines.boot_id(), pid=os.getpid(), interval=60.0, last_problem=problem, monotonic=now)
+    start = lines.process_start(os.getpid())
+    record = status_record(pid=os.getpid(), process_start=start, interval=60.0, last_problem=problem, monotonic=now)
     (tmp_path / "run" / "status.json").write_text(json.dumps(record))
     done = rmbgd("status", "--config", path)
 

@@ -35,6 +35,15 @@ def boot_id() -> str:
         return "unknown"
 
 
+def process_start(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot; None when there is none. Unique together with the pid."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[19])  # after the name, which may hold anything
+    except (OSError, ValueError, IndexError):
+        return None
+
+
 def rfc3339(moment: datetime) -> str:
     """UTC with milliseconds: 2026-01-31T09:15:00.123Z."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

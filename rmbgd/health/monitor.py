@@ -96,6 +96,7 @@ class HealthMonitor:
         now = clock.monotonic()
         self._identity = snapshot.Identity(
             pid=os.getpid(),
+            process_start=lines.process_start(os.getpid()),
             boot_id=lines.boot_id(),
             invocation_id=environ.get("INVOCATION_ID", ""),
             version=__version__,

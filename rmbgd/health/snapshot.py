@@ -37,9 +37,14 @@ class ProcessFacts:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Which run of the service a status file speaks of. `started` is on the monotonic clock of boot `boot_id`."""
+    """Which run of the service a status file speaks of.
+
+    process_start  in the kernel's clock ticks: tells the process from another that got its pid
+    started        in seconds, on the monotonic clock of boot `boot_id`
+    """
 
     pid: int
+    process_start: int | None
     boot_id: str
     invocation_id: str
     version: str
@@ -103,6 +108,7 @@ def status_record(
         "monotonic": round(monotonic, 3),
         "interval": interval,
         "pid": identity.pid,
+        "process_start": identity.process_start,
         "boot_id": identity.boot_id,
         "invocation_id": identity.invocation_id,
         "version": identity.version,

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -51,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     except PermissionError:
         print(f"rmbgd: you may not read {path}: be root, or in the group of the service", file=sys.stderr)
         return Exit.FAILED
-    judgement = judge(record, boot_id=lines.boot_id(), now=time.monotonic(), alive=_alive, where=str(path))
+    judgement = judge(record, now=time.monotonic(), process_start=lines.process_start, where=str(path))
     if options.json:
         print(lines.to_json({"verdict": judgement.verdict, "why": judgement.why, "status": record}))
     else:
@@ -77,33 +76,27 @@ def read(path: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) else None
 
 
-def judge(record: Mapping[str, Any] | None, *, boot_id: str, now: float, alive: Any, where: str) -> Judgement:
-    """Pure but for `alive(pid) -> bool`. `now` is monotonic, in s."""
+def judge(
+    record: Mapping[str, Any] | None, *, now: float, process_start: Callable[[int], int | None], where: str
+) -> Judgement:
+    """Pure but for `process_start(pid)`. `now` is monotonic, in s.
+
+    A process is known by its pid and its start, which neither a reboot nor a container can confuse: a sandboxed service
+    may see another boot id than we do.
+    """
     if record is None:
         return Judgement(Verdict.NOT_RUNNING, f"there is no status file at {where}")
-    written = record.get("written_at", "an unknown time")
-    if record.get("boot_id") != boot_id:
-        return Judgement(Verdict.NOT_RUNNING, f"the last status is of {written}, before this machine was started")
-    if record.get("phase") == "stopped":
+    written, pid = record["written_at"], record["pid"]
+    if record["phase"] == "stopped":
         return Judgement(Verdict.STOPPED, f"stopped in good order at {written}")
-    if not alive(int(record["pid"])):
-        return Judgement(Verdict.NOT_RUNNING, f"process {record['pid']} is gone; it wrote its last status at {written}")
+    if process_start(pid) != record["process_start"]:
+        return Judgement(Verdict.NOT_RUNNING, f"process {pid} is gone; it wrote its last status at {written}")
     age = now - float(record["monotonic"])
     if age > max(LATE * float(record["interval"]), LATE_MINIMUM):
-        return Judgement(Verdict.STALE, f"process {record['pid']} is there but has said nothing for {duration(age)}")
+        return Judgement(Verdict.STALE, f"process {pid} is there but has said nothing for {duration(age)}")
     if record["stalled"]:
         return Judgement(Verdict.HUNG, f"no progress: {', '.join(record['stalled'])}")
-    return Judgement(Verdict.RUNNING, f"process {record['pid']}, as of {duration(age)} ago")
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # it is there, and belongs to somebody else
-        return True
-    return True
+    return Judgement(Verdict.RUNNING, f"process {pid}, as of {duration(age)} ago")
 
 
 def duration(seconds: float) -> str:
@@ -135,6 +128,7 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("memory", f"{health['rss_bytes'] / 2**20:.0f} MiB, {health['arena_bytes'] / 2**20:.0f} MiB of pictures"),
         ("version", str(record["version"])),
     ]
+    found += [(f"folder {name}", _flat(facts)) for name, facts in (record.get("folders") or {}).items()]
     if problem := record.get("last_problem"):
         found.append(("last problem", _flat(problem)))
     return [row for row in found if row is not None]
@@ -162,5 +156,3 @@ def _print(judgement: Judgement, record: Mapping[str, Any] | None) -> None:
     for label, text in rows(record):
         table.add_row(label, escape(printable(text)))
     console.print(table)
-    for folder in record.get("folders") or []:
-        console.print("  " + escape(printable(_flat(folder))), soft_wrap=True)

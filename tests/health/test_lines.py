@@ -98,6 +98,15 @@ def test_time_is_rfc_3339_in_utc_with_milliseconds() -> None:
     assert stamp.endswith("Z")
 
 
+def test_process_is_known_by_its_start() -> None:
+    """The same for as long as it lives, and nothing for a number that no process has."""
+    own = lines.process_start(os.getpid())
+
+    assert own is not None
+    assert own == lines.process_start(os.getpid())
+    assert lines.process_start(2**22 + 1) is None
+
+
 def test_line_goes_to_the_new_file_after_rotation_by_rename(tmp_path: Path) -> None:
     """logrotate needs no signal: the old file keeps the old lines, a new one gets the new."""
     path = tmp_path / "log"

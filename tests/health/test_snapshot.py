@@ -55,7 +55,7 @@ def test_snapshot_that_lacks_a_key_is_a_defect() -> None:
 def test_more_than_the_event_needs_goes_to_the_status_file() -> None:
     """The daemon may show more there, and cannot overwrite what the file says of itself."""
     record = status_record(
-        Identity(7, "boot", "run", "1.0", 100.0, "then"),
+        Identity(7, 99, "boot", "run", "1.0", 100.0, "then"),
         "ready",
         {"uptime": 1.0},
         extra=described(folders=["a"]),
