@@ -102,10 +102,11 @@ class Ledger:
         query = "SELECT 1 FROM job WHERE id=? AND state IN ('claimed','publishing')"
         return self._store.one(query, (job_id,)) is not None
 
-    def is_unfinished(self, job_id: int) -> bool:
-        """In flight, or ended and not yet retired: its claimed file, if there is one, is not an orphan."""
-        query = "SELECT 1 FROM job WHERE id=? AND retired_at IS NULL AND state<>'waiting'"
-        return self._store.one(query, (job_id,)) is not None
+    def owner_of(self, job_id: int) -> tuple[str, str] | None:
+        """(folder, relative path) of a job in flight or not yet retired: its claimed file is no orphan."""
+        query = "SELECT folder, path FROM job WHERE id=? AND retired_at IS NULL AND state<>'waiting'"
+        row = self._store.one(query, (job_id,))
+        return None if row is None else (row[0], os.fsdecode(row[1]))
 
     def handled(self, folder: str, relative_path: str, version: Version) -> bool:
         """Was this very version answered while it stayed in place (originals = "keep", refused entries)?

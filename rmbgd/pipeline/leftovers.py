@@ -14,6 +14,7 @@ from rmbgd.errors import ImageError
 from rmbgd.fsops import FsOps, storage_faults
 from rmbgd.intake import names
 from rmbgd.intake.ledger import Ledger, Published, Unfinished
+from rmbgd.pipeline import sidecar
 from rmbgd.pipeline.placing import GONE, hash_of
 from rmbgd.pipeline.retire import Retirer, original_of_row
 
@@ -49,9 +50,9 @@ class Leftovers:
                 raise
             # The rename may not be on the disk yet: what is recorded as done must be.
             self._fs.sync_folder(os.path.dirname(path))
-        sidecar = os.path.lexists(os.path.join(folder.output, names.sidecar_name(row.target)))
+            beside = sidecar.settle(str(folder.output), row, self._fs)
         identity = (row.sha256_out, status.st_size, status.st_ino, status.st_mtime_ns)
-        self._ledger.done(row.job_id, Published(str(folder.output), row.target, *identity, sidecar=sidecar))
+        self._ledger.done(row.job_id, Published(str(folder.output), row.target, *identity, sidecar=beside))
         return True
 
     def retire(self, row: Unfinished, source: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from rmbgd.fsops import FsOps
 from rmbgd.intake import names
-from rmbgd.intake.ledger import Target
+from rmbgd.intake.ledger import Target, Unfinished
 from rmbgd.jobs import Job
 from rmbgd.pipeline.placing import Temporary
 
@@ -48,17 +48,34 @@ def remove(target: Target, job: Job, fs: FsOps) -> None:
         fs.unlink(path)
 
 
+def settle(output: str, row: Unfinished, fs: FsOps) -> bool:
+    """After a crash: is there a sidecar of the row's own output? One that tells of an older version is taken away."""
+    path = os.path.join(output, names.sidecar_name(row.target or ""))
+    if not is_ours(path, row):
+        return False
+    if _read(path).get("sha256") == row.sha256_out:
+        return True
+    fs.unlink(path)
+    return False
+
+
 def sidecar_path(target: Target) -> str:
     return os.path.join(target.output, names.sidecar_name(target.path))
 
 
-def is_ours(path: str, job: Job) -> bool:
+def is_ours(path: str, of: Job | Unfinished) -> bool:
     """Was this sidecar written for the same input?"""
+    found = _read(path)
+    return (found.get("folder"), found.get("path")) == (of.folder, of.relative_path)
+
+
+def _read(path: str) -> dict[str, object]:
+    """A sidecar's content; empty for anything that is none."""
     try:
         if os.path.islink(path) or not os.path.isfile(path) or os.path.getsize(path) > SIDECAR_BYTES:
-            return False
+            return {}
         with open(path, "rb") as file:
             found = json.load(file)
     except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and (found.get("folder"), found.get("path")) == (job.folder, job.relative_path)
+        return {}
+    return found if isinstance(found, dict) else {}
