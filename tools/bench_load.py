@@ -3,7 +3,7 @@
     python tools/bench_load.py FOLDER [--patch-order channel_first] [--repeat 5] [--dtype float32]
 
 FOLDER holds model.safetensors, float32 or float16. Every run is a fresh process on a warm page cache; runs of the ways
-alternate, so that a busy machine hurts them alike, and the median is shown. Prints a table, then one JSON line.
+alternate, so that a busy machine hurts them alike, and the shortest is shown. Prints a table, then one JSON line.
 
 ways      `rmbgd`: load_model until the module can compute. `rmbgd, digest checked`: until its provenance is known too.
           `transformers`: AutoModelForImageSegmentation.from_pretrained of the same folder, until the network can
@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -91,7 +90,7 @@ def prepared(folder: Path, scratch: Path, order: str | None) -> Path:
 
 
 def measure(folder: Path, repeat: int, dtype: str) -> dict[str, dict[str, float]]:
-    """Medians of `repeat` fresh processes a way."""
+    """The least of each figure over `repeat` fresh processes a way."""
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     (folder / "model.safetensors").read_bytes()  # warm page cache
     for _ in range(repeat):
@@ -99,7 +98,7 @@ def measure(folder: Path, repeat: int, dtype: str) -> dict[str, dict[str, float]
             command = [sys.executable, __file__, str(folder), "--child", way, "--dtype", dtype]
             answer = subprocess.run(command, capture_output=True, text=True, check=True)
             runs[way].append(json.loads(answer.stdout.splitlines()[-1]))
-    return {way: {k: statistics.median(r[k] for r in rows) for k in rows[0]} for way, rows in runs.items()}
+    return {way: {k: min(r[k] for r in rows) for k in rows[0]} for way, rows in runs.items()}
 
 
 def main() -> None:
@@ -117,7 +116,7 @@ def main() -> None:
         folder = prepared(chosen.folder, Path(scratch), chosen.patch_order)
         size = (folder / "model.safetensors").stat().st_size / 1e6
         table = measure(folder, chosen.repeat, chosen.dtype)
-    print(f"{size:.0f} MB in the file, loaded in {chosen.dtype}; medians of {chosen.repeat} processes")
+    print(f"{size:.0f} MB in the file, loaded in {chosen.dtype}; shortest of {chosen.repeat} processes")
     print(f"{'':26}{'call':>8}{'cpu':>8}{'start':>8}{'cpu':>8}{'peak':>10}{'of file':>9}{'private':>10}")
     for way, row in table.items():
         peak = f"{row['peak_mb']:7.0f} MB{row['peak_mb'] / size:9.2f}"

@@ -171,7 +171,7 @@ def test_a_replaced_file_does_not_disturb(beside, x):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_rounds_the_folded_values(reference, folder, dtype):
-    """In half precision every tensor has that type, but those that the network keeps wide, and is the exact one rounded."""
+    """In half precision each tensor has that type, but those the network keeps wide, and is the exact one rounded."""
     exact, half = reference.module.state_dict(), load(folder, device="cpu", dtype=dtype).state_dict()
 
     assert sum(t.nbytes for t in half.values()) < 0.52 * sum(t.nbytes for t in exact.values())
