@@ -64,10 +64,14 @@ class Provenance:
 
 
 class LoadedModel:
-    """`module` maps normalised images [B,3,H,W] to logits [B,1,H,W]; alpha = sigmoid(logits)."""
+    """`module` maps normalised images [B,3,H,W] to logits [B,1,H,W]; alpha = sigmoid(logits).
 
-    def __init__(self, module: nn.Module, settle: Callable[[], Provenance]) -> None:
+    `input_size` is the (height, width) that the weights are meant for, known without waiting for the digest.
+    """
+
+    def __init__(self, module: nn.Module, input_size: tuple[int, int], settle: Callable[[], Provenance]) -> None:
         self.module = module
+        self.input_size = input_size
         self._settle = settle
 
     @cached_property
@@ -155,7 +159,7 @@ def load_model(
             seconds=seconds,
         )
 
-    return LoadedModel(built.module, settle)
+    return LoadedModel(built.module, place.input_size(), settle)
 
 
 @dataclass(frozen=True)

@@ -329,7 +329,7 @@ def test_a_wrong_digest_is_told_when_the_provenance_is_read(folder):
     """The module is there before its digest; reading the provenance is what refuses a wrong one."""
     loaded = load_model(folder, sha256="0" * 64, **CPU)
 
-    assert isinstance(loaded.module, torch.nn.Module)
+    assert (loaded.input_size, isinstance(loaded.module, torch.nn.Module)) == ((1024, 1024), True)
     with pytest.raises(ModelError, match="the setting states 0000"):
         _ = loaded.provenance
 
