@@ -97,7 +97,8 @@ def once(
         config = Config(service=service, engine=engine, recipe={"default": recipe}, folder=[folder])
         moving = _Moving(Path(staging), place, single, emit, summary)
         wanted = list(_wanted(paths, place, single, recipe, summary, overwrite=overwrite))
-        _through_the_line(config, root, wanted, moving, summary, engine_factory)
+        if wanted:
+            _through_the_line(config, root, wanted, moving, summary, engine_factory)
     summary.seconds = clock.monotonic() - began
     emit("run.summary", done=summary.done, failed=summary.failed, skipped=summary.skipped, seconds=summary.seconds)
     return summary

@@ -15,7 +15,7 @@ from contextlib import AbstractContextManager, nullcontext
 from rmbgd.beat import Beat
 from rmbgd.clock import Clock
 from rmbgd.config import Folder, Limits, Recipe
-from rmbgd.engine.arena import Arena
+from rmbgd.engine.arena import Arena, ArenaClosed
 from rmbgd.engine.base import OutputPlane, Region, region_bytes, view
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.decode import Header, decode_into, probe, read_limited
@@ -77,6 +77,8 @@ class Decoder:
             return refusal(job, error, timing, None)
         except OSError as error:
             return unreadable(job, error, timing)
+        except ArenaClosed:
+            return Postponed(job, "stopping", "read, but no memory was lent any more", timing)
         finally:
             timing.add("decode", self._clock.monotonic() - begun)
 
@@ -162,7 +164,8 @@ def refusal(job: Job, error: ImageError, timing: Timing, facts: SourceFacts | No
     if not error.maybe_incomplete:
         return Rejection(job, error.reason, error.detail, "decode", timing, facts)
     if job.final:
-        return Rejection(job, Reason.TRUNCATED, error.detail, "decode", timing, facts)
+        reason = Reason.EMPTY if error.reason is Reason.EMPTY else Reason.TRUNCATED
+        return Rejection(job, reason, error.detail, "decode", timing, facts)
     return Postponed(job, "incomplete", error.detail, timing, facts=facts)
 
 
