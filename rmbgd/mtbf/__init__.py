@@ -1,0 +1,5 @@
+"""Mean time between failures, from event logs. Standard library only; knows nothing but the vocabulary of events."""
+
+from rmbgd.mtbf.command import add_arguments, run
+
+__all__ = ["add_arguments", "run"]

@@ -1,0 +1,8 @@
+"""`python -m rmbgd.mtbf LOG...`: the report tool alone."""
+
+import sys
+
+from rmbgd.mtbf.command import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,117 @@
+"""`rmbgd mtbf`: reads logs, prints the report for people or programs, and writes it as a page.
+
+Has no arithmetic of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rmbgd.errors import RmbgdError
+from rmbgd.exitcodes import Exit
+from rmbgd.mtbf import ingest, text
+from rmbgd.mtbf.machine import machines
+from rmbgd.mtbf.page import render_page
+from rmbgd.mtbf.report import Report
+from rmbgd.mtbf.sources import gather
+
+PAGE_MODE = 0o644
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "log",
+        nargs="+",
+        metavar="LOG",
+        help="event log, rotated and compressed parts too; a folder of them; - for standard input. "
+        "NAME=LOG names the machine it came from",
+    )
+    parser.add_argument(
+        "--device",
+        metavar="REGEX",
+        help="the machine's name is what this finds in a file's path (its first group, where it has one); "
+        "otherwise it is the host that the log names, else the file's or the folder's name",
+    )
+    parser.add_argument(
+        "--claim", metavar="HOURS", type=_positive, help="say how sure one can be that the MTBF is at least this"
+    )
+    parser.add_argument(
+        "--confidence", metavar="SHARE", type=_share, default=0.9, help="of the bounds, e.g. 0.95 (default: 0.9)"
+    )
+    parser.add_argument("--since", metavar="TIME", type=_moment, help="leave out lines before, e.g. 2026-01-31")
+    parser.add_argument("--until", metavar="TIME", type=_moment, help="leave out lines after")
+    parser.add_argument(
+        "--power-loss",
+        choices=("apart", "failure"),
+        default="apart",
+        help="a boot without an end of the one before: told apart (default), or counted as a failure",
+    )
+    parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with plots, which needs no network")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print the report. Returns Exit.FAILED when the logs hold no run of the service. Raises RmbgdError."""
+    report = make_report(options)
+    if options.html is not None:
+        _write(options.html, render_page(report))
+    if options.json:
+        print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
+    else:
+        print(text.render(report), end="")
+    return Exit.OK if report.total.window else Exit.FAILED
+
+
+def make_report(options: argparse.Namespace) -> Report:
+    found = ingest.read(gather(options.log, options.device), options.since, options.until)
+    known = machines(found, power_loss_is_failure=options.power_loss == "failure")
+    return Report(known, options.confidence, options.claim, found.lines)
+
+
+def _write(path: Path, page: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(page, encoding="utf-8")
+        temporary.chmod(PAGE_MODE)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise RmbgdError(f"{path}: {error.strerror or error}; name a file that can be written") from error
+
+
+def _positive(word: str) -> float:
+    value = float(word)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"'{word}' is no number of hours above 0")
+    return value
+
+
+def _share(word: str) -> float:
+    value = float(word)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"'{word}' is not between 0 and 1; for 95 % write 0.95")
+    return value
+
+
+def _moment(word: str) -> float:
+    try:
+        moment = datetime.fromisoformat(word)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"'{word}' is no time; write 2026-01-31 or 2026-01-31T09:15Z") from error
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def main() -> int:
+    """`python -m rmbgd.mtbf`, where nothing but the standard library is installed."""
+    parser = argparse.ArgumentParser(prog="rmbgd mtbf", description="Mean time between failures from event logs.")
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args())
+    except RmbgdError as error:
+        print(f"rmbgd: {error}", file=sys.stderr)
+        return Exit.FAILED

@@ -1,0 +1,223 @@
+"""From the lines of one boot to the runs of the service in it: when each began, was ready, and how it ended.
+
+Does not know what came before or after the boot: timeline.py puts boots together.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from itertools import pairwise
+from typing import Any
+
+from rmbgd.mtbf.ingest import Boot, Mark
+from rmbgd.mtbf.pictures import Pictures
+
+EXIT_SLACK = 1.0  # s; the recorder's clock is read in another process, lines may cross
+BAD_CONFIGURATION = "78"  # the exit status that means: mend the configuration, no restart
+
+
+class End(StrEnum):
+    """How a run ended, as far as its own boot tells."""
+
+    PLANNED = "planned"  # asked to stop
+    FAILED = "failed"
+    REFUSED = "refused"  # the configuration cannot be used: the operator's to mend, no failure of the service
+    UNKNOWN = "unknown"  # the last line is just the last line
+
+
+@dataclass(slots=True)
+class Ending:
+    """`late` is set when a stop that was asked for ended badly, e.g. by the stop timeout."""
+
+    how: End
+    at: float
+    cause: str = ""
+    detail: str = ""
+    late: str = ""
+
+
+@dataclass(slots=True)
+class Run:
+    """One process of the service. Times are monotonic seconds of its boot; `ready` is None when it never was."""
+
+    pid: int
+    start: float
+    ready: float | None
+    last: float
+    marks: list[Mark] = field(default_factory=list)
+    exit: Mark | None = None
+    begins_in_the_middle: bool = False
+
+    def named(self, *events: str) -> list[Mark]:
+        return [mark for mark in self.marks if mark.event in events]
+
+
+@dataclass(slots=True)
+class Epoch:
+    """One boot, cleaned: lines in order and once, its place on the wall clock, its runs.
+
+    offset   wall minus monotonic time, as it held for longest
+    steps    (monotonic time, seconds) of each jump of the wall clock
+    orphans  exits recorded of processes that wrote nothing else
+    """
+
+    boot_id: str
+    offset: float
+    last: float
+    runs: list[Run]
+    pictures: Pictures
+    steps: list[tuple[float, float]]
+    orphans: list[Mark]
+    twice: int
+    one_shots: int
+
+
+def epoch(boots: Iterable[Boot]) -> Epoch:
+    """The boot that all of these are parts of."""
+    parts = list(boots)
+    marks = sorted((mark for part in parts for mark in part.marks), key=lambda mark: (mark.at, mark.digest))
+    single = [
+        mark
+        for before, mark in zip([None, *marks], marks, strict=False)
+        if before is None or (before.at, before.digest) != (mark.at, mark.digest)
+    ]
+    columns = parts[0].pictures
+    for part in parts[1:]:
+        columns.extend(part.pictures)
+    pictures, twice = columns.ordered()
+    last = max(part.last for part in parts)
+    offset, steps = _clock(sorted(entry for part in parts for entry in part.clock), last)
+    runs, one_shots = _runs(single, pictures)
+    orphans = _pair_exits(runs, [mark for mark in single if mark.event == "service.exit"])
+    return Epoch(
+        parts[0].boot_id, offset, last, runs, pictures, steps, orphans, twice + len(marks) - len(single), one_shots
+    )
+
+
+def _clock(entries: list[tuple[float, float]], last: float) -> tuple[float, list[tuple[float, float]]]:
+    """(the offset that held for longest, the jumps between one and the next)."""
+    held: dict[float, float] = {}
+    for (at, offset), (until, _) in zip(entries, [*entries[1:], (last, 0.0)], strict=True):
+        known = next((known for known in held if abs(known - offset) <= 1.0), offset)
+        held[known] = held.get(known, 0.0) + max(until - at, 0.0)
+    jumps = [(at, offset - before) for (_, before), (at, offset) in pairwise(entries) if abs(offset - before) > 1.0]
+    return max(held, key=lambda offset: held[offset]), jumps
+
+
+def _runs(marks: list[Mark], pictures: Pictures) -> tuple[list[Run], int]:
+    """(runs of the service, how many one-shot runs were left out)."""
+    runs: list[Run] = []
+    open_run: dict[int, Run] = {}
+    for mark in marks:
+        if mark.event == "service.exit":
+            continue
+        run = open_run.get(mark.pid)
+        if run is None or mark.event == "service.start":
+            run = Run(mark.pid, mark.at, None, mark.at, begins_in_the_middle=mark.event != "service.start")
+            open_run[mark.pid] = run
+            runs.append(run)
+        run.marks.append(mark)
+        run.last = mark.at
+    _add_pictures(runs, pictures)
+    service = [run for run in runs if run.named("service.start", "service.ready", "health", "service.stopping")]
+    for run in service:
+        ready = run.named("service.ready")
+        if ready:
+            run.ready = ready[0].at
+        elif run.begins_in_the_middle:
+            run.ready = run.start
+    return sorted(service, key=lambda run: (run.start, run.pid)), len(runs) - len(service)
+
+
+def _add_pictures(runs: list[Run], pictures: Pictures) -> None:
+    """Pictures are signs of life too. Those of a process without any other line make a one-shot run."""
+    by_pid: dict[int, list[Run]] = {}
+    for run in runs:
+        by_pid.setdefault(run.pid, []).append(run)
+    for at, pid in zip(pictures.at, pictures.pid, strict=True):
+        mine = by_pid.get(pid)
+        if mine is None:
+            run = Run(pid, at, None, at)
+            by_pid[pid] = [run]
+            runs.append(run)
+            continue
+        run = next((run for run in reversed(mine) if run.start <= at), mine[0])
+        run.last = max(run.last, at)
+        if at < run.start and run.begins_in_the_middle:
+            run.start = at
+
+
+def _pair_exits(runs: list[Run], exits: list[Mark]) -> list[Mark]:
+    """Give each recorded exit to the run that it ended; what is left over is returned. Runs are in order of start."""
+    starts = [run.start for run in runs]
+    orphans = []
+    for mark in exits:
+        for run in reversed(runs[: bisect_right(starts, mark.at)]):
+            pid = mark.keys.get("ended_pid")
+            if run.last > mark.at + EXIT_SLACK or (pid is not None and run.pid != pid):
+                continue  # still alive then, or another process: two of them at once
+            if run.exit is None:
+                run.exit = mark
+            else:
+                orphans.append(mark)
+            break
+        else:
+            orphans.append(mark)
+    return orphans
+
+
+def ending(run: Run) -> Ending:
+    """How the run ended, by what it said itself and by what the exit recorder saw."""
+    asked = next((mark for mark in run.named("service.stopping") if _is_signal(mark.keys)), None)
+    failed = next(iter(run.named("service.failed")), None)
+    stopping = next(iter(run.named("service.stopping")), None)
+    stopped = next(iter(run.named("service.stop")), None)
+    seen = _exit_words(run.exit)
+    if asked and (failed is None or failed.at >= asked.at):
+        late = seen[0] if seen else ""
+        if failed is not None:
+            late = f"failed: {failed.keys.get('stage', '?')}"
+        return Ending(End.PLANNED, asked.at, str(asked.keys.get("cause", "")), late=late)
+    if failed:
+        detail = str(failed.keys.get("error", ""))
+        at = min(failed.at, stopping.at) if stopping else failed.at
+        return Ending(End.FAILED, at, f"failed: {failed.keys.get('stage', '?')}", detail)
+    if stopping:
+        return Ending(End.FAILED, stopping.at, f"failed: {stopping.keys.get('cause', '?')}")
+    if stopped:
+        clean = stopped.keys.get("exit_code") in (0, None)
+        how = End.PLANNED if clean else End.FAILED
+        return Ending(how, stopped.at, "stopped" if clean else f"exit status {stopped.keys.get('exit_code')}")
+    if run.exit is not None:
+        if seen is None:
+            return Ending(End.PLANNED, run.exit.at, "exit 0")
+        how = End.REFUSED if refused(run.exit) else End.FAILED
+        return Ending(how, run.exit.at, *seen)
+    return Ending(End.UNKNOWN, run.last)
+
+
+def _is_signal(keys: dict[str, Any]) -> bool:
+    return str(keys.get("cause", "")).startswith("SIG")
+
+
+def refused(mark: Mark) -> bool:
+    """The process found its configuration unusable and said so by its exit status."""
+    return str(mark.keys.get("status")) == BAD_CONFIGURATION
+
+
+def _exit_words(mark: Mark | None) -> tuple[str, str] | None:
+    """(cause, detail) of a recorded exit; None when it was a success or was not recorded."""
+    if mark is None or mark.keys.get("result") == "success":
+        return None
+    result, code, status = (str(mark.keys.get(key, "?")) for key in ("result", "code", "status"))
+    return exit_cause(result, status), f"{code} {status}"
+
+
+def exit_cause(result: str, status: str) -> str:
+    """One phrase for systemd's words: watchdog, signal KILL, exit status 1, ..."""
+    if result in ("signal", "core-dump"):
+        return f"signal {status.removeprefix('SIG')}"
+    return f"exit status {status}" if result == "exit-code" else result

@@ -1,0 +1,130 @@
+"""A machine on simulated time that writes the event log that the service would write. Every event is checked."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+
+from rmbgd.events import EVENTS, problems_with
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+
+
+class Box:
+    def __init__(self, name: str = "box", *, at: float = EPOCH, heartbeat: float = 60.0, host: str | None = None):
+        self.name = name
+        self.wall = at
+        self.mono = 50.0
+        self.boots = 1
+        self.pid = 1000
+        self.heartbeat = heartbeat
+        self.host = host
+        self.lines: list[str] = []
+        self.device = "cuda:0"
+        self.temperature: float | None = 60.0
+        self.in_flight = 0
+        self.paused: str | None = None
+        self.jobs = 0
+
+    # --- time
+
+    def sleep(self, seconds: float) -> Box:
+        self.wall += seconds
+        self.mono += seconds
+        return self
+
+    def step_clock(self, seconds: float) -> Box:
+        self.wall += seconds
+        return self
+
+    def reboot(self, seconds: float = 30.0) -> Box:
+        self.wall += seconds
+        self.mono = 5.0
+        self.boots += 1
+        return self
+
+    # --- lines
+
+    def emit(self, event: str, *, pid: int | None = None, **keys: object) -> Box:
+        assert problems_with(event, keys) == []
+        envelope = {
+            "event": event,
+            "level": EVENTS[event].level,
+            "time": datetime.fromtimestamp(self.wall, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "monotonic": round(self.mono, 3),
+            "boot_id": f"{self.name}-boot-{self.boots}",
+            "pid": self.pid if pid is None else pid,
+            "version": "0.1.0",
+        }
+        self.lines.append(json.dumps(envelope | keys))
+        return self
+
+    def start(self, *, ready_after: float = 2.0) -> Box:
+        self.pid += 1
+        host = {"host": self.host} if self.host else {}
+        self.emit(
+            "service.start", config="/etc/rmbgd/rmbgd.toml", folders=["shop"], device="auto", python="3.11",
+            heartbeat=self.heartbeat, **host,
+        )  # fmt: skip
+        self.sleep(ready_after)
+        return self.emit("service.ready", seconds=ready_after, device=self.device, recovered=0)
+
+    def beat(self) -> Box:
+        state = {"state": "ok"} if self.temperature is None else {"state": "ok", "temperature": self.temperature}
+        return self.emit(
+            "health", uptime=1.0, device=self.device, done=0, failed=0, postponed=0, waiting=0,
+            in_flight=self.in_flight, oldest_waiting=0.0, rss_bytes=1, descriptors=1, threads=1, arena_bytes=0,
+            channels={}, paused=self.paused, ledger_rows=0, engine={"devices": {self.device: state}},
+        )  # fmt: skip
+
+    def serve(self, seconds: float) -> Box:
+        """Beat for so long; the last beat falls on the end when it divides evenly."""
+        left = seconds
+        while left > self.heartbeat - 1e-9:
+            self.sleep(self.heartbeat).beat()
+            left -= self.heartbeat
+        return self.sleep(left)
+
+    def picture(self, *, total: float = 300.0, device: str | None = None, **changes: object) -> Box:
+        self.jobs += 1
+        times = {"wait": 1.0, "decode": 20.0, "queue": 3.0, "engine": total / 2, "encode": 30.0, "total": total}
+        keys = {
+            "job": self.jobs, "folder": "shop", "path": f"{self.jobs}.jpg", "attempt": 1, "milliseconds": times,
+            "output": f"{self.jobs}.png", "device": device or self.device, "model": "m", "width": 1, "height": 1,
+            "format": "JPEG", "bytes_in": 1, "bytes_out": 1, "coverage": 0.5, "soft": 0.1, "verdict": "ok", "batch": 1,
+            "reused": False, "sha256_in": f"{self.jobs:x}", "sha256_out": "",
+        }  # fmt: skip
+        return self.emit("image.done", **keys | changes)
+
+    def refuse(self, reason: str = "truncated", stage: str = "decode") -> Box:
+        self.jobs += 1
+        return self.emit(
+            "image.failed", job=self.jobs, folder="shop", path=f"{self.jobs}.jpg", attempt=1,
+            milliseconds={"total": 5.0}, reason=reason, detail="", stage=stage,
+        )  # fmt: skip
+
+    def stop(self, cause: str = "SIGTERM", exit_code: int = 0, seconds: float = 1.0) -> Box:
+        self.emit("service.stopping", cause=cause, in_flight=0).sleep(seconds)
+        return self.emit("service.stop", exit_code=exit_code, seconds=seconds, returned=0)
+
+    def recorded(self, result: str = "signal", code: str = "killed", status: str = "KILL", **more: object) -> Box:
+        """The exit recorder, in a process of its own."""
+        return self.emit("service.exit", pid=90_000 + self.pid, result=result, code=code, status=status, **more)
+
+    def failover(self, reason: str = "temperature", images: int = 1) -> Box:
+        self.emit(
+            "engine.failover", **{"from": "cuda:0", "to": "cpu"}, reason=reason, reading=86.0, threshold=85.0,
+            images=images, model="u2netp",
+        )  # fmt: skip
+        self.device = "cpu"
+        return self
+
+    def failback(self) -> Box:
+        self.device = "cuda:0"
+        return self.emit("engine.failback", **{"from": "cpu", "to": "cuda:0"}, seconds=1.0, model="m")
+
+    def write(self, path: Path) -> Path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(line + "\n" for line in self.lines))
+        return path

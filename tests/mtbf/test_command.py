@@ -1,0 +1,242 @@
+"""`rmbgd mtbf` as a whole: both published vectors from real logs, what is printed, and what is never printed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmbgd.errors import RmbgdError
+from rmbgd.mtbf.command import add_arguments, make_report, run
+from rmbgd.mtbf.text import render
+from tests.mtbf.box import Box
+from tests.mtbf.test_timeline import PARTS, play
+
+HOUR = 3600.0
+
+
+def options(*words: object) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
+    run(options(*words))
+    return capsys.readouterr().out
+
+
+@pytest.fixture
+def v1(tmp_path: Path) -> Path:
+    """127 days, one planned restart of 120 s, no failure."""
+    box = Box("edge", heartbeat=HOUR).start().serve(1000 * HOUR).stop(seconds=1).sleep(117).start()
+    return box.serve(2048 * HOUR - 120).beat().write(tmp_path / "edge.jsonl")
+
+
+@pytest.fixture
+def v2(tmp_path: Path) -> Path:
+    """13 machines for 720 h each; three failures with 2.6 s, 31 s and 300 s down."""
+    for number in range(13):
+        box = Box(f"edge{number:02}", heartbeat=HOUR).start()
+        if number < 3:
+            at, down = [(153, 2.6), (300, 31.0), (615, 300.0)][number]
+            box.serve(at * HOUR).recorded().sleep(down - 2).start(ready_after=2).serve((720 - at) * HOUR - down).beat()
+        else:
+            box.serve(720 * HOUR)
+        box.write(tmp_path / "fleet" / f"edge{number:02}.jsonl")
+    return tmp_path / "fleet"
+
+
+def test_vector_without_a_failure(v1: Path):
+    """T, the bounds at five confidences, and the confidence in 3,120 h, to all printed digits; no estimate."""
+    total = make_report(options(v1, "--claim", 3120)).total
+
+    assert round(total.hours, 4) == 3047.9667
+    assert total.mtbf.point is None
+    lower = {confidence: round(bound, 2) for confidence, bound in total.mtbf.lower.items()}
+    assert lower == {0.5: 4397.29, 0.6: 3326.42, 0.8: 1893.81, 0.9: 1323.72, 0.95: 1017.44}
+    assert total.claimed is not None
+    assert round(total.claimed[1], 5) == 0.62353
+
+
+def test_vector_of_thirteen_machines(v2: Path):
+    """T, MTBF, MTTR, availability, bounds, interval and confidence, to all printed digits."""
+    total = make_report(options(v2, "--claim", 3120)).total
+
+    assert round(total.hours, 4) == 9359.9073
+    assert round(total.mtbf.point or 0, 3) == 3119.969
+    assert round(total.mttr or 0, 1) == 111.2
+    assert round(total.availability or 0, 10) == 0.9999900997
+    assert (round(total.mtbf.lower[0.9], 3), round(total.mtbf.lower[0.95], 3)) == (1401.019, 1207.160)
+    assert tuple(round(value, 3) for value in total.mtbf.interval) == (1207.160, 11446.747)
+    assert total.claimed is not None
+    assert round(total.claimed[1], 5) == 0.35276
+
+
+def test_text_of_the_vectors(v1: Path, v2: Path, capsys: pytest.CaptureFixture[str]):
+    """The same digits as a person reads them."""
+    text = said(capsys, v1, "--claim", 3120)
+    for words in ("3,047.9667 h", "at least 1,323.715 h at 90 %", "no failure, so no estimate", "62.353 %"):
+        assert words in text
+
+    text = said(capsys, v2, "--claim", 3120)
+    for words in (
+        "9,359.9073 h", "3,119.969 h, at least 1,401.019 h at 90 %", "1,207.160 h to 11,446.747 h", "35.276 %",
+        "111.2 s", "0.9999900997, 5.20 minutes down a year",
+    ):  # fmt: skip
+        assert words in text
+
+
+def test_a_trend_takes_the_single_number_away(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Five failures in the last days of a month: they come more often, and no mean time is printed."""
+    box = Box("edge", heartbeat=HOUR).start().serve(600 * HOUR)
+    for _ in range(5):
+        box.recorded().sleep(5).start().serve(10 * HOUR)
+    path = box.write(tmp_path / "edge.jsonl")
+
+    text = said(capsys, path)
+    assert "no single number: they come more often with time (Laplace U = +" in text
+    found = json.loads(said(capsys, path, "--json"))["total"]["mtbf"]
+    assert found["hours"] is None
+    assert found["constant_rate_doubtful"]
+
+
+def no_bare_point(text: str, found: dict[str, object]) -> None:
+    mtbf = found["mtbf"]
+    assert isinstance(mtbf, dict)
+    for line in text.splitlines():
+        if re.match(r"(MTBF|between failovers) +[\d,.]+ h", line):
+            assert "at least" in line
+    if mtbf["failures"] == 0 or mtbf["constant_rate_doubtful"]:
+        assert mtbf["hours"] is None
+    assert mtbf["lower_hours"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(PARTS, st.sets(st.integers(0, 200), max_size=40))
+def test_no_point_estimate_without_its_bound(tmp_path_factory, parts, dropped):
+    """Whatever the log: text and JSON give the estimate with its bound, and without failures the bound alone."""
+    path = play([("serve", 30), *parts], dropped).write(tmp_path_factory.mktemp("log") / "edge.jsonl")
+    report = make_report(options(path))
+    text, found = render(report), report.as_dict()
+
+    assert "MTBF" in text
+    for one in [found["total"], *found["machines"]]:
+        no_bare_point(text, one)
+    json.dumps(found, allow_nan=False)
+
+
+def test_failovers_and_what_they_avoided(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """One with work that came out on the CPU, one with nothing to do, one that lost a picture, one not over."""
+    box = Box("edge").start().serve(600)
+    box.failover().serve(60).picture().picture().serve(60).failback().serve(600)
+    box.failover("xid", images=0).serve(120).failback().serve(600)
+    box.failover("sticky_fault").serve(60).refuse("poison", stage="engine").serve(60).failback().serve(600)
+    box.failover(images=0).serve(120)
+    found = json.loads(said(capsys, box.write(tmp_path / "edge.jsonl"), "--json"))["total"]["failovers"]
+
+    assert found["outcomes"] == {"avoided": 1, "idle": 1, "broken": 1, "open": 1}
+    assert found["coverage"]["avoided"] == 1
+    assert found["coverage"]["of"] == 2
+    assert [trip["reason"] for trip in found["list"]] == ["temperature", "xid", "sticky_fault", "temperature"]
+    assert round(found["away_hours"] * HOUR) == 4 * 120
+
+
+def test_a_late_picture_and_a_failure_spoil_a_failover(tmp_path: Path):
+    """Out in time means within ten times the usual, or two minutes; a crash meanwhile is no avoided outage."""
+    late = Box("late").start()
+    for _ in range(100):
+        late.sleep(1).picture()
+    late.failover().picture(total=120_001).serve(60).failback().serve(60)
+    late.write(tmp_path / "late.jsonl")
+    crash = Box("crash").start().failover().picture().serve(60).recorded().sleep(5).start().serve(60)
+    crash.write(tmp_path / "crash.jsonl")
+
+    outcomes = {one.name: str(one.trips[0].outcome) for one in make_report(options(tmp_path)).each}
+    assert outcomes == {"late": "broken", "crash": "broken"}
+
+
+def test_failures_per_million_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """With their bound; refused pictures are concluded too."""
+    box = Box("edge").start()
+    for _ in range(1000):
+        box.sleep(1).picture()
+    box.refuse()
+    path = box.write(tmp_path / "edge.jsonl")
+    assert "at most 2,300.28 at 90 % confidence" in said(capsys, path)  # ln 10 in 1001 pictures
+
+    box.recorded().sleep(5).start().serve(60).write(path)
+    assert "999.00, at most 3,885.83 at 90 % confidence" in said(capsys, path)
+
+
+def test_top_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Each table with its most frequent reason first."""
+    box = Box("edge").start().refuse("truncated").refuse("corrupt").refuse("truncated").serve(60)
+    found = json.loads(said(capsys, box.write(tmp_path / "edge.jsonl"), "--json"))["total"]["reasons"]
+
+    assert list(found["refused pictures"].items()) == [("truncated", 2), ("corrupt", 1)]
+
+
+def test_a_log_without_a_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """And the exit status tells a script."""
+    path = tmp_path / "edge.jsonl"
+    path.write_text("")
+
+    assert run(options(path)) == 1
+    assert "nothing to count" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "words", [["--confidence", "1"], ["--confidence", "90"], ["--claim", "0"], ["--since", "yesterday"]]
+)
+def test_numbers_out_of_bounds_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]):
+    """With what to write instead."""
+    with pytest.raises(SystemExit):
+        options("x", *words)
+
+    assert "error: argument" in capsys.readouterr().err
+
+
+def test_since_and_until_cut_the_log(tmp_path: Path):
+    """To whole days of UTC here; a run cut in the middle counts from its first line in the window."""
+    box = Box("edge", heartbeat=60).start(ready_after=0).serve(3 * 24 * HOUR)
+    path = box.write(tmp_path / "edge.jsonl")
+
+    report = make_report(options(path, "--since", "2026-01-02", "--until", "2026-01-03"))
+    assert round(report.total.hours, 6) == 24
+
+
+def test_what_others_wrote_cannot_steer_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Escapes in a reason or a machine's name come out as text."""
+    box = Box("edge").start().serve(60)
+    box.emit("service.failed", stage="\x1b[31mx", error="\x9bboom\n", traceback="").sleep(5)
+    path = box.start().serve(60).write(tmp_path / "edge.jsonl")
+    text = said(capsys, f"bad\x07name={path}")
+
+    assert not {char for char in text if not char.isprintable()} - {"\n"}
+    assert "\\x1b[31mx" in text
+
+
+def test_the_tool_runs_where_nothing_is_installed(v1: Path):
+    """Standard library only: Python's isolated mode, without site packages."""
+    root = Path(__file__).parents[2]
+    script = f"import sys; sys.path.insert(0, {str(root)!r}); from rmbgd.mtbf.command import main; sys.exit(main())"
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", script, str(v1)], capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "3,047.9667 h" in done.stdout
+
+
+def test_a_missing_log_is_said_with_what_to_do(tmp_path: Path):
+    """Not a traceback."""
+    with pytest.raises(RmbgdError, match="no such file; name the log_file"):
+        run(options(tmp_path / "nowhere.jsonl"))
