@@ -5,16 +5,18 @@ Does not choose what is claimed or when. A crash between two steps leaves a row 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rmbgd.config import Folder
+from rmbgd.errors import StorageFault
 from rmbgd.fsops import FsOps
 from rmbgd.intake.claiming import claim_by_rename, put_back
 from rmbgd.intake.ledger import Candidate, Ledger
-from rmbgd.intake.opening import same_content, version_of
+from rmbgd.intake.opening import version_of
 from rmbgd.intake.waiting import Complete
 from rmbgd.jobs import Job, Version
 
@@ -41,9 +43,11 @@ class Claims:
         self._folders = folders
         self._ledger = ledger
         self._fs = fs
+        self._owed: list[int] = []  # rows to release that the ledger has not taken yet
 
     def claim(self, files: Sequence[Complete]) -> list[Claimed | Unclaimed]:
         """Take these, in one commit. Raises StorageFault when the ledger cannot be written: nothing is claimed then."""
+        self._release_owed()
         results: list[Claimed | Unclaimed] = []
         candidates: list[tuple[Complete, Candidate]] = []
         for complete in files:
@@ -56,6 +60,8 @@ class Claims:
         for complete, candidate in candidates:
             job = jobs.get(complete.key)
             results.append(Unclaimed(complete, "busy") if job is None else self._take(complete, candidate, job))
+        with contextlib.suppress(StorageFault):  # tried again before the next claim; what was claimed is claimed
+            self._release_owed()
         return results
 
     def give_back(self, job: Job) -> str | None:
@@ -109,16 +115,27 @@ class Claims:
             return Claimed(complete, job)
         root = str(self._folders[job.folder].input)
         try:
-            status = claim_by_rename(root, job.relative_path, os.path.basename(job.source), self._fs)
+            claim_by_rename(root, job.relative_path, os.path.basename(job.source), self._fs)
         except OSError as error:
-            self._ledger.release([job.job_id])
+            self._owed.append(job.job_id)
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
                 return Unclaimed(complete, "vanished")
-            if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):  # may be read, may not be moved: work in place
-                again = self._ledger.claim([replace(candidate, by_rename=False)])
-                return Claimed(complete, again[0]) if again else Unclaimed(complete, "busy")
+            if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
+                return self._in_place(complete, candidate)
             return Unclaimed(complete, "blocked", error.strerror or str(error))
-        if not same_content(status, job.version):  # replaced between our look and the rename
-            self.give_back(job)
-            return Unclaimed(complete, "changed")
+        # Replaced between our look and the rename? The decoder sees it too, and sends it back like any other.
         return Claimed(complete, job)
+
+    def _in_place(self, complete: Complete, candidate: Candidate) -> Claimed | Unclaimed:
+        """It may be read and may not be moved: worked on where it is."""
+        try:
+            self._release_owed()
+            jobs = self._ledger.claim([replace(candidate, by_rename=False)])
+        except StorageFault as fault:
+            return Unclaimed(complete, "blocked", str(fault))
+        return Claimed(complete, jobs[0]) if jobs else Unclaimed(complete, "busy")
+
+    def _release_owed(self) -> None:
+        if self._owed:
+            self._ledger.release(self._owed)
+            self._owed.clear()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from rmbgd.clock import Clock
 from rmbgd.errors import Reason
 from rmbgd.intake import names
+from rmbgd.intake.ledger_schema import SCHEMA_VERSION
 from rmbgd.intake.records import Candidate, ContentKey, Known, OutputKey, Published, Target, Unfinished
 from rmbgd.intake.store import Row, Store, signed, storable, unsigned, version_values
 from rmbgd.intake.targets import Targets
@@ -210,6 +211,11 @@ class Ledger:
         """Jobs claimed and not retired, oldest first."""
         rows = self._store.all(f"{_UNFINISHED} WHERE retired_at IS NULL AND state<>'waiting' ORDER BY id")
         return [_unfinished(row) for row in rows]
+
+    def probe(self) -> None:
+        """Write something that changes nothing: does the disk take it?"""
+        with self._store.transaction() as db:
+            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def counts(self) -> dict[str, int]:
         """Rows per state."""

@@ -40,6 +40,7 @@ from rmbgd.pipeline.channel import Sender
 LOOKS_AT_ONCE = 512  # files looked into before the other duties get their turn again
 UNANNOUNCED_AFTER = 5.0  # s; a file that is older and that no event told of was missed, not just faster than its event
 PRUNE_EVERY = 3600.0  # s
+COUNT_EVERY = 60.0  # s between two counts of the ledger's rows, which read all of them
 LEDGER_PROBE = 2.0  # s between tries to claim while the ledger cannot be written
 
 
@@ -125,6 +126,8 @@ class Reconciler:
         self._next_prune = clock.monotonic() + PRUNE_EVERY
         self._next_retire: float | None = clock.monotonic()
         self._prune_after = 0
+        self._ledger_rows = 0
+        self._next_count = clock.monotonic()
         self._sent = 0
         self._statistics = IntakeStatistics()  # one reference, replaced
         self._changed = threading.Condition()
@@ -212,20 +215,39 @@ class Reconciler:
         with jobs, door:
             try:
                 while not self._is_closing():
-                    self._beat.working()
-                    self._check_folders()
-                    self._take_returns()
-                    self._send_suspect(jobs)
-                    self._take_hints()
-                    self._compare_due()
-                    self._look_due()
-                    claimed = self._claim(jobs, door)
-                    self._housekeeping()
-                    if not claimed:
+                    if not self._turn(jobs, door):
                         self._wait()
             finally:
                 for watched in self._watched.values():
                     watched.watch.close()
+
+    def _turn(self, jobs: Sender[Job], door: Sender[AtTheDoor]) -> bool:
+        """Every duty once. False when there is nothing more to do for now."""
+        self._beat.working()
+        try:
+            self._check_ledger()
+            self._check_folders()
+            self._take_returns()
+            self._send_suspect(jobs)
+            self._take_hints()
+            self._compare_due()
+            self._look_due()
+            claimed = self._claim(jobs, door)
+        except StorageFault as fault:  # of the ledger: whatever was being considered is considered again
+            self._ledger_refused(fault, [], self._clock.monotonic())
+            for watched in self._watched.values():
+                watched.due = watched.surprised = True
+            claimed = False
+        self._housekeeping()
+        return claimed
+
+    def _check_ledger(self) -> None:
+        """While it refuses, is it asked again now and then; nothing is claimed and nothing compared until it takes."""
+        now = self._clock.monotonic()
+        if self._ledger_refused_at is not None and now >= self._ledger_refused_at + LEDGER_PROBE:
+            self._ledger.probe()
+            self._emit("storage.resumed", kind="ledger", seconds=round(now - self._ledger_refused_since, 3))
+            self._ledger_refused_at = None
 
     def _is_closing(self) -> bool:
         with self._changed:
@@ -252,11 +274,7 @@ class Reconciler:
         if self._suspect is not None and not self._ledger.is_in_flight(self._suspect):
             self._suspect = None
         if self._suspect is None and len(self._recovery.suspects) and jobs.free():
-            try:
-                job = self._recovery.suspects.next()
-            except StorageFault as fault:
-                self._ledger_refused(fault, [], self._clock.monotonic())
-                return
+            job = self._recovery.suspects.next()
             if job is not None:
                 self._suspect = job.job_id
                 self._sent += 1
@@ -311,12 +329,14 @@ class Reconciler:
         return watched.compared_at + watched.watch.compare_every
 
     def _compare_due(self) -> None:
+        if self._ledger_refused_at is not None:
+            return
         now = self._clock.monotonic()
         for watched in self._watched.values():
             if not watched.watch.present:
                 continue
             moment = self._next_compare(watched)
-            more = watched.more and self._room.half_empty
+            more = watched.more and self._room.half_empty(watched.folder.name)
             if watched.due or more or moment is None or moment <= now:
                 self._compare(watched, now)
         if not self._first_round_told and all(
@@ -341,7 +361,8 @@ class Reconciler:
         wall = self._clock.wall().timestamp()
         try:
             for entry in scan(root, below, watched.ignored, recursive=watched.folder.recursive, seen=seen):
-                if self._room.full and self._room.get((watched.folder.name, entry.relative_path)) is None:
+                key = (watched.folder.name, entry.relative_path)
+                if self._room.full(watched.folder.name) and self._room.get(key) is None:
                     watched.more = True  # they wait in the folder, which costs no memory
                     break
                 self._beat.working()
@@ -364,7 +385,7 @@ class Reconciler:
             return
         if stat.S_ISDIR(status.st_mode):
             return
-        if self._room.full and self._room.get(key) is None:
+        if self._room.full(key[0]) and self._room.get(key) is None:
             watched.more = watched.surprised = True
             return
         self._consider(watched, path, status, announced=announced)
@@ -387,7 +408,7 @@ class Reconciler:
             ):
                 self._room.put(key, arrival)
             return False
-        if watched.folder.originals == "keep" and self._ledger.handled(*key, version):
+        if self._ledger.handled(*key, version):  # kept, or refused, or done and nobody lets us move it
             return False
         self._room.put(
             key, settle.appeared(version, now, announced=announced, remote=watched.remote, rules=self._rules)
@@ -397,11 +418,9 @@ class Reconciler:
     def _not_ours_to_read(self, watched: _Watched, status: os.stat_result) -> tuple[Reason, str] | None:
         if not stat.S_ISREG(status.st_mode):
             return Reason.NOT_REGULAR, kind_of(status.st_mode)
-        if status.st_nlink > 1:
+        if status.st_nlink > 1 and status.st_uid not in (os.geteuid(), _owner_of(str(watched.folder.input))):
             # Somebody else's file, linked in to be read with our rights; the folder's owner may link what is theirs.
-            owners = {os.geteuid(), os.stat(watched.folder.input).st_uid}
-            if status.st_uid not in owners:
-                return Reason.HARDLINK, f"{status.st_nlink} names, and owned by user {status.st_uid}"
+            return Reason.HARDLINK, f"{status.st_nlink} names, and owned by user {status.st_uid}"
         return None
 
     def _refuse_in_place(self, key: Key, version: Version, reason: Reason, detail: str) -> None:
@@ -472,9 +491,9 @@ class Reconciler:
 
     def _claim(self, jobs: Sender[Job], door: Sender[AtTheDoor]) -> bool:
         """Take as many complete files as the decoders have room for. False when there was nothing to do."""
-        now = self._clock.monotonic()
-        if self._ledger_refused_at is not None and now < self._ledger_refused_at + LEDGER_PROBE:
+        if self._ledger_refused_at is not None:
             return False
+        now = self._clock.monotonic()
         suspects = self._suspect is not None or len(self._recovery.suspects)
         files = [] if suspects else self._room.take(jobs.free(), self._closed_folders())
         if not files:
@@ -484,7 +503,6 @@ class Reconciler:
         except StorageFault as fault:
             self._ledger_refused(fault, files, now)
             return False
-        self._ledger_works(now)
         progress = False
         for result in results:
             if isinstance(result, Claimed):
@@ -527,11 +545,6 @@ class Reconciler:
         self._ledger_refused_at = now
         for complete in files:
             self._room.complete(complete)
-
-    def _ledger_works(self, now: float) -> None:
-        if self._ledger_refused_at is not None:
-            self._emit("storage.resumed", kind="ledger", seconds=round(now - self._ledger_refused_since, 3))
-            self._ledger_refused_at = None
 
     _ledger_refused_since = 0.0
 
@@ -587,6 +600,8 @@ class Reconciler:
             self._next_retire = self._publisher.retirer.retry() or now + self._config.intake.reconcile
         if now >= self._next_prune:
             self._prune(now)
+        if now >= self._next_count:
+            self._ledger_rows, self._next_count = self._count_rows(), now + COUNT_EVERY
         with self._changed:
             in_flight = self._sent - self._ended_total
             paused = next((reason.partition(":")[0] for reason in sorted(self._paused)), None)
@@ -596,7 +611,7 @@ class Reconciler:
             in_flight=max(0, in_flight),
             oldest_waiting=None if oldest is None else round(now - oldest, 3),
             paused=paused or self._space.paused() or ("ledger" if self._ledger_refused_at is not None else None),
-            ledger_rows=self._statistics.ledger_rows,
+            ledger_rows=self._ledger_rows,
             folders={name: self._folder_facts(watched) for name, watched in self._watched.items()},
         )
 
@@ -620,7 +635,20 @@ class Reconciler:
             self._prune_after = 0
         self._next_prune = now + (1.0 if self._prune_after else PRUNE_EVERY)
 
+    def _count_rows(self) -> int:
+        try:
+            return sum(self._ledger.counts().values())
+        except StorageFault:
+            return self._statistics.ledger_rows
+
     def _still_there(self, row: object) -> bool:
         folder, path = getattr(row, "folder", ""), getattr(row, "relative_path", "")
         watched = self._watched.get(folder)
         return watched is not None and os.path.lexists(os.path.join(watched.folder.input, path))
+
+
+def _owner_of(path: str) -> int | None:
+    try:
+        return os.stat(path).st_uid
+    except OSError:  # it has just gone; so has what is in it
+        return None

@@ -30,11 +30,13 @@ class Complete:
 
 
 class WaitingRoom:
-    """Every file is in it at most once: arriving, or complete."""
+    """Every file is in it at most once: arriving, or complete. Its places are shared evenly among the folders, so that
+    the backlog of one does not keep the files of another, which may go before them, from being seen."""
 
     def __init__(self, folders: Collection[Folder], maximum: int) -> None:
         self._folders = {folder.name: folder for folder in folders}
-        self._maximum = maximum
+        self._share = max(1, maximum // max(1, len(self._folders)))
+        self._counts = dict.fromkeys(self._folders, 0)
         self._arriving: dict[Key, Arrival] = {}
         self._complete: dict[Key, Complete] = {}
         self._looks: list[tuple[float, int, Key]] = []  # heap; entries of files that moved on are skipped
@@ -44,13 +46,11 @@ class WaitingRoom:
     def __len__(self) -> int:
         return len(self._arriving) + len(self._complete)
 
-    @property
-    def full(self) -> bool:
-        return len(self) >= self._maximum
+    def full(self, folder: str) -> bool:
+        return self._counts[folder] >= self._share
 
-    @property
-    def half_empty(self) -> bool:
-        return len(self) <= self._maximum // 2
+    def half_empty(self, folder: str) -> bool:
+        return 2 * self._counts[folder] <= self._share
 
     def get(self, key: Key) -> Arrival | None:
         complete = self._complete.get(key)
@@ -58,21 +58,26 @@ class WaitingRoom:
 
     def put(self, key: Key, arrival: Arrival) -> None:
         """It arrives, or has changed: look at it when its `look_at` says."""
-        self._complete.pop(key, None)
+        self._leave(key)
         self._arriving[key] = arrival
+        self._counts[key[0]] += 1
         heapq.heappush(self._looks, (arrival.look_at, next(self._numbers), key))
 
     def complete(self, complete: Complete) -> None:
         """It may be claimed. Realtime folders go first; else priority, raised by waiting: that order is fixed here."""
-        self._arriving.pop(complete.key, None)
+        self._leave(complete.key)
         self._complete[complete.key] = complete
+        self._counts[complete.key[0]] += 1
         folder = self._folders[complete.key[0]]
         rank = complete.arrival.first_seen / AGEING - folder.priority
         heapq.heappush(self._order[folder.name], (rank, next(self._numbers), complete.key))
 
     def forget(self, key: Key) -> None:
-        self._arriving.pop(key, None)
-        self._complete.pop(key, None)
+        self._leave(key)
+
+    def _leave(self, key: Key) -> None:
+        if self._arriving.pop(key, None) is not None or self._complete.pop(key, None) is not None:
+            self._counts[key[0]] -= 1
 
     def forget_folder(self, folder: str) -> None:
         for key in [key for key in (*self._arriving, *self._complete) if key[0] == folder]:
@@ -99,7 +104,9 @@ class WaitingRoom:
             if not heads:
                 break
             folder = min(heads)[3]
-            taken.append(self._complete.pop(heapq.heappop(self._order[folder])[2]))
+            complete = self._complete[heapq.heappop(self._order[folder])[2]]
+            self._leave(complete.key)
+            taken.append(complete)
         return taken
 
     def _head(self, folder: str) -> tuple[bool, float, int, str] | None:
