@@ -76,12 +76,12 @@ class InstalledService:
 
     def drop(self, name: str, data: bytes, *, user: str = USER) -> None:
         """Copy a file into the input as `user` does: written in place, with that user's usual mode."""
-        staged = self.machine.path("/tmp/staged")
+        staged = self.machine.path("/var/tmp/staged")
         staged.write_bytes(data)
         staged.chmod(0o644)
         parent = os.path.dirname(name)
         make = f"mkdir -p '/srv/rmbgd/in/{parent}'\n" if parent else ""
-        self.machine.run("runuser", "-u", user, "--", "/bin/sh", "-ec", f"{make}cp /tmp/staged '/srv/rmbgd/in/{name}'")
+        self.machine.run("runuser", "-u", user, "--", "/bin/sh", "-ec", f"{make}cp /var/tmp/staged '/srv/rmbgd/in/{name}'")
 
     def files(self, folder: str) -> set[str]:
         """Relative paths below one of FOLDERS, without what is ours."""
