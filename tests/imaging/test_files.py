@@ -91,6 +91,18 @@ def test_a_tiff_with_a_thumbnail_behind_it_is_one_picture() -> None:
     assert np.array_equal(rgb, photo(20, 30))
 
 
+def test_a_tiff_whose_second_directory_is_broken_is_one_picture() -> None:
+    """What nothing can read is no page."""
+    data = bytearray(saved(photo(8, 8), "TIFF", compression="raw"))
+    (first,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, first)
+    struct.pack_into("<I", data, first + 2 + 12 * count, len(data) - 3)
+
+    rgb, _, _ = decoded(bytes(data))
+
+    assert np.array_equal(rgb, photo(8, 8))
+
+
 def test_the_preview_of_a_camera_raw_file_is_never_taken_for_the_photograph() -> None:
     """DNG, NEF and ARW are TIFFs whose first page is a small preview."""
     tags = TiffImagePlugin.ImageFileDirectory_v2()

@@ -77,6 +77,39 @@ def test_damage_in_the_middle_is_corrupt_for_good() -> None:
     assert (caught.value.reason, caught.value.maybe_incomplete) == (Reason.CORRUPT, False)
 
 
+def test_damage_in_a_cmyk_picture_is_seen_too() -> None:
+    """Its decoder says nothing; another look does."""
+    image = Image.fromarray(np.dstack([photo(90, 120), photo(90, 120)[:, :, 0]]), "CMYK")
+    data = bytearray(saved(image, "JPEG", quality=80))
+    middle = len(data) // 2
+    data[middle : middle + 200] = b"\xff\xd9" * 100
+
+    result = outcome(bytes(data))
+
+    assert isinstance(result, ImageError)
+    assert result.reason is Reason.CORRUPT
+
+
+def test_a_jpeg_stored_as_rgb_is_not_converted_twice() -> None:
+    """Adobe's transform 0: the components are red, green and blue already."""
+    data = saved(photo(30, 20), "JPEG", quality=90, keep_rgb=True)
+
+    rgb, _, _ = decoded(data)
+
+    assert np.array_equal(rgb, np.asarray(Image.open(io.BytesIO(data))))
+    assert np.abs(rgb.astype(int) - photo(30, 20)).max() < 30
+
+
+def test_a_header_of_a_million_segments_is_refused() -> None:
+    """Walking over it would take longer than the watchdog's patience."""
+    plain = saved(photo(8, 8), "JPEG")
+
+    result = outcome(with_segments(plain, b"\xff\xe5\x00\x02" * 600_000))
+
+    assert isinstance(result, ImageError)
+    assert result.reason is Reason.METADATA_BOMB
+
+
 def test_harmless_oddities_are_noted_and_pass() -> None:
     """Bytes before a marker, as some cameras write."""
     plain = saved(photo(20, 20), "JPEG")

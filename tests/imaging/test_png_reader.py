@@ -140,6 +140,22 @@ def test_200_000_text_chunks_are_read_over() -> None:
     assert np.array_equal(rgb, STORED)
 
 
+def test_a_million_chunks_are_refused() -> None:
+    """Walking over them would take longer than the watchdog's patience."""
+    error = refusal(png(ROWS, 30, 8, 2, before=chunk(b"tEXt", b"") * 600_000))
+
+    assert error.reason is Reason.METADATA_BOMB
+
+
+def test_a_thousand_damaged_chunks_make_a_few_notes() -> None:
+    """The event stays readable."""
+    before = b"".join(chunk(b"te" + bytes((a, b)), b"x")[:-1] + b"!" for a in range(65, 91) for b in range(65, 91))
+
+    _, _, facts = decoded(png(ROWS, 30, 8, 2, before=before))
+
+    assert 1 < len(facts.notes) < 10
+
+
 def test_a_chunk_that_claims_more_than_any_file_may_have_is_corrupt() -> None:
     """It is not truncated: no upload would ever complete it."""
     data = PNG_SIGNATURE + ihdr(8, 8, 8, 2) + struct.pack(">I", 0x7FFFFFFF) + b"IDAT" + bytes(50) + b"x"

@@ -1,0 +1,347 @@
+"""Pictures per second without a network: rmbgd's imaging against the common way, interleaved in one run.
+
+    python tools/bench_pipeline.py [--quick] [--sizes 1024,2000,12MP] [--rounds 3] [--threads 2]
+
+Both ways start at a JPEG file (quality 90, 4:2:0, with profile and 300 dpi) and end at a published output file
+(temporary name, then rename; nobody syncs). The network is null: both make its input, uint8 [1024, 1024, 3], and take a
+ready 1024 x 1024 alpha for its answer.
+
+rmbgd       what the service calls: read and hash the file, probe, decode into planes that exist already, shrink to the
+            network's size (torch's antialiased uint8 filter, like the engine; Pillow's where torch is missing), alpha
+            back to the picture's size in float, compose, clean the edges or not, arrange, encode, hash the output.
+common way  Pillow throughout: decode, LANCZOS to the network's size, LANCZOS of the 8-bit alpha back, Image.composite
+            on transparent black, save at the format's defaults (lossless for WebP, as rmbgd's default is). No hashing,
+            no limits.
+
+Not included on either side: settling, ledger, shared memory, normalisation, the network. Every kind of output of rmbgd
+is decoded with Pillow and with OpenCV and compared with what was to be stored. Prints a table, then one JSON
+line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import PIL
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+from rich.console import Console
+from rich.table import Table
+
+from rmbgd.config import Limits, Recipe
+from rmbgd.imaging.arrange import EncodeInput, arrange
+from rmbgd.imaging.compose import compose_rgba, quantise_alpha
+from rmbgd.imaging.decode import configure_opencv, configure_pillow, decode_into, probe, read_limited
+from rmbgd.imaging.encode import SUFFIXES, encode
+from rmbgd.imaging.resize import image_to_network, matte_to_image
+
+NETWORK = 1024  # pixels a side
+SIZES = {"1024": (1024, 1024, 2, 2), "2000": (2000, 2000, 4, 4), "12MP": (4000, 3000, 8, 6)}  # width, height, mosaic
+BATCH = {"1024": 16, "2000": 6, "12MP": 2}  # pictures a thread works on between two readings of the clock
+LIMITS = Limits()
+
+
+@dataclass(frozen=True)
+class Way:
+    """One row: a recipe, worked off by us or in the common way. `against` names the common way with the same output."""
+
+    name: str
+    recipe: Recipe
+    ours: bool
+    clean: bool = False
+    against: str = ""
+
+
+WAYS = (
+    Way("common way, PNG", Recipe(), ours=False),
+    Way("rmbgd, PNG", Recipe(), ours=True, against="common way, PNG"),
+    Way("rmbgd, PNG, edges cleaned", Recipe(), ours=True, clean=True, against="common way, PNG"),
+    Way("common way, mask", Recipe(content="mask"), ours=False),
+    Way("rmbgd, mask", Recipe(content="mask"), ours=True, against="common way, mask"),
+    Way("common way, WebP lossless", Recipe(format="webp"), ours=False),
+    Way("rmbgd, WebP lossless", Recipe(format="webp"), ours=True, against="common way, WebP lossless"),
+)
+
+
+# ------------------------------------------------------------------------------------------------------- the pictures
+
+
+def photographs() -> list[NDArray[np.uint8]]:
+    """Public-domain photographs that scikit-image carries inside its package."""
+    try:
+        from skimage import data
+    except ImportError:
+        sys.exit("bench_pipeline: the test photographs come from scikit-image; pip install 'rmbgd[demo]'")
+    names = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "hubble_deep_field")
+    return [np.asarray(getattr(data, name)(), np.uint8) for name in names]
+
+
+def picture(width: int, height: int, columns: int, rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A mosaic at about the photographs' own resolution, with a camera's noise: 1.7 to 2 bits a pixel as JPEG."""
+    tiles = photographs()
+    out = np.empty((height, width, 3), np.uint8)
+    xs, ys = np.linspace(0, width, columns + 1).astype(int), np.linspace(0, height, rows + 1).astype(int)
+    for index in range(rows * columns):
+        row, column = divmod(index, columns)
+        top, bottom, left, right = ys[row], ys[row + 1], xs[column], xs[column + 1]
+        tile = tiles[(index + index // len(tiles)) % len(tiles)]
+        factor = max((right - left) / tile.shape[1], (bottom - top) / tile.shape[0])
+        size = (max(right - left, round(tile.shape[1] * factor)), max(bottom - top, round(tile.shape[0] * factor)))
+        filled = cv2.resize(tile, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+        out[top:bottom, left:right] = filled[: bottom - top, : right - left]
+    noise = rng.standard_normal((height, width, 1), np.float32) * 2.0
+    return np.asarray(np.clip(out + noise, 0, 255), np.uint8)
+
+
+def matte(rng: np.random.Generator) -> NDArray[np.float32]:
+    """A ragged, soft-edged ellipse, float32 [1024, 1024]: some 58 % transparent, 8 % soft."""
+    y, x = np.mgrid[0:NETWORK, 0:NETWORK].astype(np.float32) / NETWORK
+    distance = 1.0 - np.hypot((x - 0.5) / 0.42, (y - 0.55) / 0.48)
+    for cells, strength in ((8, 0.10), (24, 0.06), (80, 0.035), (200, 0.02)):
+        grid = rng.standard_normal((cells, cells), np.float32)
+        distance += strength * cv2.resize(grid, (NETWORK, NETWORK), interpolation=cv2.INTER_CUBIC)
+    ramp = np.clip((distance - np.quantile(distance, 0.6)) / 0.05, 0.0, 1.0)
+    return np.asarray(cv2.GaussianBlur(ramp, (0, 0), 1.0), np.float32)
+
+
+def write_source(path: Path, pixels: NDArray[np.uint8]) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(pixels).save(path, "JPEG", quality=90, subsampling="4:2:0", icc_profile=profile, dpi=(300, 300))
+
+
+# --------------------------------------------------------------------------------------------------------- the two ways
+
+
+@dataclass
+class Workbench:
+    """What one size needs. `planes` are kept per thread, as the service's arena keeps them for all."""
+
+    source: Path
+    folder: Path
+    size: tuple[int, int]
+    alpha: NDArray[np.float32]
+    network: Callable[[NDArray[np.uint8]], object]
+    planes: threading.local = field(default_factory=threading.local)
+
+    def rgb(self) -> NDArray[np.uint8]:
+        return self._plane("rgb", (self.size[1], self.size[0], 3))
+
+    def rgba(self) -> NDArray[np.uint8]:
+        return self._plane("rgba", (self.size[1], self.size[0], 4))
+
+    def mask(self) -> NDArray[np.uint8]:
+        return self._plane("mask", (self.size[1], self.size[0]))
+
+    def _plane(self, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        plane: NDArray[np.uint8] | None = getattr(self.planes, name, None)
+        if plane is None:
+            plane = np.zeros(shape, np.uint8)
+            setattr(self.planes, name, plane)
+        return plane
+
+
+def rmbgd_way(bench: Workbench, way: Way, target: Path) -> EncodeInput:
+    """One picture as the service works it off, from path to published name. What was to be stored."""
+    descriptor = os.open(bench.source, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        data = read_limited(descriptor, LIMITS)
+    finally:
+        os.close(descriptor)
+    digest = hashlib.sha256(data).hexdigest()
+    header = probe(data, LIMITS, animated="refuse", metadata=way.recipe.metadata)
+    rgb = bench.rgb()
+    facts = decode_into(data, header, rgb, None, sha256=digest)
+    bench.network(rgb)
+    alpha = matte_to_image(bench.alpha, *rgb.shape[:2])
+    if way.recipe.content == "mask":
+        mask = bench.mask()
+        quantise_alpha(alpha, None, mask)
+        stored = arrange(None, mask, way.recipe)
+    else:
+        rgba = bench.rgba()
+        compose_rgba(rgb, alpha, None, rgba, clean=way.clean)
+        stored = arrange(rgba, None, way.recipe)
+    temporary = target.with_suffix(".part")
+    with temporary.open("wb", buffering=0) as stream:
+        hashed = hashlib.sha256()
+
+        def write(piece: bytes | memoryview) -> None:
+            hashed.update(piece)
+            stream.write(piece)
+
+        encode(stored, way.recipe, facts, write)
+    temporary.rename(target)
+    return stored
+
+
+def common_way(bench: Workbench, way: Way, target: Path) -> None:
+    """One picture as widely used tools work it off."""
+    with Image.open(bench.source) as opened:
+        photo = opened.convert("RGB")
+    np.asarray(photo.resize((NETWORK, NETWORK), Image.Resampling.LANCZOS))
+    small = Image.fromarray(np.asarray(bench.alpha * 255.0, np.uint8))
+    mask = small.resize(photo.size, Image.Resampling.LANCZOS)
+    temporary = target.with_suffix(".part")
+    if way.recipe.content == "mask":
+        mask.save(temporary, "PNG")
+    else:
+        cutout = Image.composite(photo, Image.new("RGBA", photo.size, 0), mask)
+        if way.recipe.format == "webp":
+            cutout.save(temporary, "WEBP", lossless=True)
+        else:
+            cutout.save(temporary, "PNG")
+    temporary.rename(target)
+
+
+def network_input() -> tuple[str, Callable[[NDArray[np.uint8]], object]]:
+    """The resize to the network's size, and its name."""
+    if importlib.util.find_spec("torch") is None:
+        return "Pillow bilinear", lambda rgb: image_to_network(rgb, NETWORK, NETWORK)
+    import torch
+
+    torch.set_num_threads(1)
+
+    def shrink(rgb: NDArray[np.uint8]) -> object:
+        image = torch.from_numpy(rgb).permute(2, 0, 1)[None]
+        if rgb.shape[:2] != (NETWORK, NETWORK):
+            image = torch.nn.functional.interpolate(image, (NETWORK, NETWORK), mode="bilinear", antialias=True)
+        return image
+
+    return "torch uint8 antialiased bilinear", shrink
+
+
+# ------------------------------------------------------------------------------------------------------------ measuring
+
+
+@dataclass
+class Reading:
+    per_second: list[float] = field(default_factory=list)
+    cpu_milliseconds: list[float] = field(default_factory=list)
+    output_bytes: int = 0
+
+
+def run_batch(bench: Workbench, way: Way, pool: ThreadPoolExecutor, threads: int, count: int, into: Reading) -> None:
+    def work(thread: int) -> None:
+        target = bench.folder / f"out{thread}{SUFFIXES[way.recipe.format]}"
+        for _ in range(count):
+            (rmbgd_way if way.ours else common_way)(bench, way, target)
+
+    cpu, wall = time.process_time(), time.perf_counter()
+    list(pool.map(work, range(threads)))
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    into.per_second.append(threads * count / wall)
+    into.cpu_milliseconds.append(1000.0 * cpu / (threads * count))
+    into.output_bytes = (bench.folder / f"out0{SUFFIXES[way.recipe.format]}").stat().st_size
+
+
+def verify(bench: Workbench, way: Way) -> None:
+    """One output of `way`, read back by two decoders: every pixel, the profile and the resolution."""
+    target = bench.folder / f"verify{SUFFIXES[way.recipe.format]}"
+    stored = np.array(rmbgd_way(bench, way, target).pixels)
+    data = target.read_bytes()
+    with Image.open(io.BytesIO(data)) as opened:
+        by_pillow = np.asarray(opened)
+        header = probe(data, LIMITS, animated="refuse", metadata=())
+    by_opencv = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    assert by_opencv is not None
+    if stored.ndim == 3:
+        by_opencv = cv2.cvtColor(by_opencv, cv2.COLOR_BGRA2RGBA)
+    assert np.array_equal(by_pillow, stored), f"{way.name}: Pillow reads other pixels than were stored"
+    assert np.array_equal(by_opencv, stored), f"{way.name}: OpenCV reads other pixels than were stored"
+    assert header.dpi is not None, f"{way.name}: the resolution is lost"
+    assert abs(header.dpi[0] - 300) < 0.1, f"{way.name}: the resolution is {header.dpi}"
+    assert (header.icc_profile is not None) == (stored.ndim == 3), f"{way.name}: the profile is lost"
+
+
+def measure(size: str, rounds: int, threads: int, quick: bool, console: Console) -> list[dict[str, Any]]:
+    width, height, columns, rows = SIZES[size]
+    rng = np.random.default_rng(7)
+    with tempfile.TemporaryDirectory(prefix="rmbgd-bench-") as name:
+        folder = Path(name)
+        write_source(folder / "photo.jpg", picture(width, height, columns, rows, rng))
+        bench = Workbench(folder / "photo.jpg", folder, (width, height), matte(rng), network_input()[1])
+        readings = {way.name: Reading() for way in WAYS}
+        for way in WAYS:
+            if way.ours:
+                verify(bench, way)
+        with ThreadPoolExecutor(threads) as pool:
+            for number in range(rounds + 1):  # the first one warms up
+                for way in WAYS:
+                    slow = way.recipe.format == "webp" and not way.ours
+                    if slow and number > 1:
+                        continue  # tens of seconds; one reading is enough beside a ratio this large
+                    count = 1 if number == 0 or slow or quick else BATCH[size] * (3 if way.ours else 1)
+                    console.print(f"[dim]{size}: round {number} of {rounds}, {way.name}[/dim]", highlight=False)
+                    reading = Reading() if number == 0 else readings[way.name]
+                    if not (slow and number == 0):
+                        run_batch(bench, way, pool, threads, count, reading)
+        return list(rows_of(size, bench, readings))
+
+
+def rows_of(size: str, bench: Workbench, readings: dict[str, Reading]) -> Iterable[dict[str, Any]]:
+    for way in WAYS:
+        own = readings[way.name]
+        row: dict[str, Any] = {
+            "size": size,
+            "way": way.name,
+            "input_bytes": bench.source.stat().st_size,
+            "images_per_second": round(statistics.median(own.per_second), 2),
+            "best_images_per_second": round(max(own.per_second), 2),
+            "cpu_milliseconds": round(statistics.median(own.cpu_milliseconds), 1),
+            "output_bytes": own.output_bytes,
+        }
+        if way.against:
+            base = readings[way.against]
+            row["times_faster"] = round(statistics.median(own.per_second) / statistics.median(base.per_second), 2)
+            cpu = statistics.median(base.cpu_milliseconds) / statistics.median(own.cpu_milliseconds)
+            row["times_less_cpu"] = round(cpu, 2)
+            row["times_the_bytes"] = round(own.output_bytes / base.output_bytes, 3)
+        yield row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sizes", default=",".join(SIZES), help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="one picture per thread and round: is it working at all?")
+    arguments = parser.parse_args()
+    configure_pillow(LIMITS)
+    configure_opencv()
+    console = Console(stderr=True)
+    rows = [
+        row
+        for size in arguments.sizes.split(",")
+        for row in measure(size, arguments.rounds, arguments.threads, arguments.quick, console)
+    ]
+    titles = ("size", "way", "images/s", "best", "CPU ms", "kB out", "times faster", "times the bytes")
+    table = Table(*titles, title=f"null network, {arguments.threads} threads, medians of {arguments.rounds} rounds")
+    for row in rows:
+        faster, heavier = row.get("times_faster", ""), row.get("times_the_bytes", "")
+        rates = (row["images_per_second"], row["best_images_per_second"], row["cpu_milliseconds"])
+        table.add_row(*map(str, (row["size"], row["way"], *rates, row["output_bytes"] // 1000, faster, heavier)))
+    Console().print(table)
+    settings = {"threads": arguments.threads, "rounds": arguments.rounds, "cores": os.cpu_count()}
+    versions = {"pillow": PIL.__version__, "opencv": cv2.__version__, "numpy": np.__version__}
+    print(json.dumps({"bench": "pipeline", **settings, **versions, "resize": network_input()[0], "rows": rows}))
+
+
+if __name__ == "__main__":
+    main()
