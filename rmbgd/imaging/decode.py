@@ -20,8 +20,8 @@ from rmbgd.config import Limits
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging import orient
 from rmbgd.imaging.colour import colour_plan
-from rmbgd.imaging.header import Found, Header
-from rmbgd.imaging.jpeg import decode_jpeg, read_jpeg
+from rmbgd.imaging.header import NOTES_MAXIMUM, Found, Header
+from rmbgd.imaging.jpeg import decode_jpeg, inspect_jpeg, read_jpeg
 from rmbgd.imaging.metadata import read_exif, xmp_orientation
 from rmbgd.imaging.modes import convert_band, float_scale_of
 from rmbgd.imaging.orient import upright
@@ -124,7 +124,7 @@ def _header(found: Found, wanted: Sequence[str]) -> Header:
         icc_profile=found.icc_profile,
         dpi=dpi,
         metadata={word: text[word] for word in wanted if word in text},
-        notes=tuple(notes),
+        notes=tuple(notes[:NOTES_MAXIMUM]),
         colour_key=found.colour_key,
         maximum=found.maximum,
         stream=found.stream,
@@ -174,6 +174,8 @@ def _decode(data: bytes, header: Header, rgb: Bytes, alpha: Bytes | None, notes:
             notes += [plan.note] if plan.note else []
             return plan.kept
         notes.append(f"JPEG: {warning}")
+    elif header.format in ("JPEG", "MPO"):
+        inspect_jpeg(data)
     elif header.format == "WEBP" and header.frames == 1:
         _place_blue_first(decode_webp(data), header, rgb, alpha)
         notes += [plan.note] if plan.note else []

@@ -221,6 +221,6 @@ def _only_smaller_copies(image: ImageFile.ImageFile) -> bool:
         return False
     try:
         image.seek(1)
-    except (EOFError, OSError, ValueError, SyntaxError, KeyError, TypeError):
+    except (EOFError, OSError, ValueError, SyntaxError, KeyError, TypeError, IndexError, struct.error):
         return True  # there is no second page that anything could read
     return bool(_integers(image.tag_v2.get(_SUB_FILE)) and image.tag_v2[_SUB_FILE] & 1)

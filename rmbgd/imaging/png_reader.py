@@ -6,6 +6,7 @@ The decoder is Pillow's, but it never sees text, profiles or animation, so none 
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from rmbgd.config import Limits
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.deflate import crc32
-from rmbgd.imaging.header import Found, PixelStream, check_size, cut_short, damaged
+from rmbgd.imaging.header import Found, PixelStream, check_parts, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import PNG_KEYWORDS, clean_text, sensible_dpi
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -53,7 +54,8 @@ def read_png(data: bytes, limits: Limits) -> Found:
     """
     walk = _begin(data, limits)
     view, at = memoryview(data), 33
-    while True:
+    for count in itertools.count():
+        check_parts(count)
         if at + 12 > len(data):
             raise _ended(data, at, limits)
         length, kind = struct.unpack_from(">I4s", data, at)
@@ -74,7 +76,7 @@ def read_png(data: bytes, limits: Limits) -> Found:
                 raise damaged(data, "picture data is not in one run of chunks")
             walk.start, walk.end = walk.start or at, after
         else:
-            _take(walk, data, kind, view[at + 8 : after - 4], bytes(view[at:after]))
+            _take(walk, data, kind, at, after)
         at = after
     if not walk.start:
         raise damaged(data, "no picture data")
@@ -110,8 +112,9 @@ def _ended(data: bytes, wanted: int, limits: Limits) -> ImageError:
     return cut_short(f"the file ends at byte {len(data)}, before the picture does")
 
 
-def _take(walk: _Walk, data: bytes, kind: bytes, body: memoryview, chunk: bytes) -> None:
-    """One chunk other than IHDR, IDAT and IEND."""
+def _take(walk: _Walk, data: bytes, kind: bytes, at: int, after: int) -> None:
+    """One chunk other than IHDR, IDAT and IEND, at data[at:after]."""
+    body = data[at + 8 : after - 4]
     found, first = walk.found, kind not in walk.seen
     walk.seen.add(kind)
     if kind == b"PLTE" and first and not walk.start:
@@ -119,19 +122,19 @@ def _take(walk: _Walk, data: bytes, kind: bytes, body: memoryview, chunk: bytes)
             raise damaged(data, f"palette of {len(body)} bytes")
         walk.palette = len(body) // 3
         if walk.colour_type == 3:
-            walk.prefix += chunk
+            walk.prefix += data[at:after]
     elif kind == b"tRNS" and first and not walk.start:
-        _transparency(walk, bytes(body), chunk)
+        _transparency(walk, body, data[at:after])
     elif kind == b"iCCP" and first:
-        _profile(walk, bytes(body))
+        _profile(walk, body)
     elif kind == b"pHYs" and first and len(body) == 9:
         x, y, unit = struct.unpack(">IIB", body)
         if unit == 1:  # pixels per metre
             found.dpi = sensible_dpi(x * 0.0254, y * 0.0254)
     elif kind == b"eXIf" and first:
-        found.exif = bytes(body)
+        found.exif = body
     elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-        _text(walk, kind, bytes(body))
+        _text(walk, kind, body)
     elif kind == b"acTL" and first and not walk.start and len(body) == 8:
         found.frames = max(1, int.from_bytes(body[:4], "big") & 0x7FFFFFFF)
         found.animated = found.frames > 1

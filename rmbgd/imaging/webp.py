@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.config import Limits
-from rmbgd.imaging.header import Found, Size, check_size, cut_short, damaged
+from rmbgd.imaging.header import Found, Size, check_parts, check_size, cut_short, damaged
 
 _PROFILE, _ALPHA, _ANIMATION = 0x20, 0x10, 0x02  # bits of VP8X, in the order of the container specification
 
@@ -19,8 +19,9 @@ def read_webp(data: bytes, limits: Limits) -> Found:
     """Header of a WebP. See header.Reader."""
     claimed = 8 + int.from_bytes(data[4:8], "little")
     found: Found | None = None
-    pixels, frames, at = False, 0, 12
+    pixels, frames, count, at = False, 0, 0, 12
     while at + 8 <= min(claimed, len(data)):
+        check_parts(count := count + 1)
         kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
         head = data[at + 8 : at + 18]
         if found is None:
