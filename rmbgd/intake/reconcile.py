@@ -41,6 +41,7 @@ LOOKS_AT_ONCE = 512  # files looked into before the other duties get their turn 
 UNANNOUNCED_AFTER = 5.0  # s; a file that is older and that no event told of was missed, not just faster than its event
 PRUNE_EVERY = 3600.0  # s
 COUNT_EVERY = 60.0  # s between two counts of the ledger's rows, which read all of them
+CHANNEL_POLL = 0.02  # s; a decoder that takes a job makes room without telling, a job that ends tells
 LEDGER_PROBE = 2.0  # s between tries to claim while the ledger cannot be written
 
 
@@ -261,6 +262,8 @@ class Reconciler:
         moments.append(now + self._config.intake.root_check)
         if self._ledger_refused_at is not None:
             moments.append(self._ledger_refused_at + LEDGER_PROBE)
+        if self._room.claimable(self._closed_folders()):
+            moments.append(now + CHANNEL_POLL)
         soonest = min(moment for moment in moments if moment is not None)
         with self._changed:
             if not self._awake and soonest > now:
@@ -525,7 +528,7 @@ class Reconciler:
 
     def _not_claimed(self, result: Unclaimed, now: float) -> None:
         key, arrival = result.complete.key, result.complete.arrival
-        if result.why == "vanished":
+        if result.why in ("vanished", "handled"):
             return
         if result.why == "blocked":
             self._tell_blocked(key, arrival.version.ctime_ns, result.detail)

@@ -109,6 +109,10 @@ class WaitingRoom:
             taken.append(complete)
         return taken
 
+    def claimable(self, closed: Collection[str]) -> bool:
+        """Would take() find anything?"""
+        return any(name not in closed and self._head(name) for name in self._order)
+
     def _head(self, folder: str) -> tuple[bool, float, int, str] | None:
         order = self._order[folder]
         while order and order[0][2] not in self._complete:
