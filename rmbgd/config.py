@@ -66,13 +66,13 @@ class Service(Settings):
 
     state_directory: AbsolutePath = setting(
         Path("/var/lib/rmbgd"),
-        reason="the ledger and accepted licences live here; must survive a reboot, on a local disk",
+        reason="the ledger lives here; must survive a reboot, on a local disk",
     )
     runtime_directory: AbsolutePath = setting(
         Path("/run/rmbgd"), reason="the status file lives here; may vanish at reboot"
     )
     models_directory: AbsolutePath = setting(
-        Path("/var/lib/rmbgd/models"), reason="fetched weights: <name>/model.safetensors"
+        Path("/var/lib/rmbgd/models"), reason="fetched weights, <name>/model.safetensors, and accepted licences"
     )
     log_file: AbsolutePath | None = setting(
         None,
@@ -414,6 +414,12 @@ class Recipe(Settings):
     patch_order: Literal["auto", "channel_first", "tile_first"] = setting(
         "auto",
         reason="layout of the network's image patches, for weights of your own; auto reads it beside the weights",
+    )
+    model_sha256: str = setting(
+        "",
+        pattern=r"^([0-9a-f]{64})?$",
+        unit="hex digits",
+        reason="what the model's file must hash to; empty trusts the registry's digest where there is one, and always logs it",
     )
     format: Literal["png", "webp", "tiff"] = setting("png", reason="every tool reads it; lossless")
     content: Literal["rgba", "mask", "colour"] = setting(

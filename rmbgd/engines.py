@@ -91,10 +91,10 @@ def _models(config: Config) -> dict[str, dict[str, str]]:
     models: dict[str, dict[str, str]] = {}
     for folder in config.folder:
         recipe = config.recipe_of(folder)
-        choice = {"source": recipe.model, "patch_order": recipe.patch_order}
+        choice = {"source": recipe.model, "patch_order": recipe.patch_order, "sha256": recipe.model_sha256}
         if models.setdefault(recipe.model, choice) != choice:
             raise ConfigError(
-                f"recipes disagree about the patch_order of model '{recipe.model}'; one file has one order"
+                f"recipes disagree about patch_order or model_sha256 of model '{recipe.model}'; one file has one of each"
             )
     return models
 

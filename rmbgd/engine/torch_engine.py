@@ -47,6 +47,7 @@ class ModelChoice:
 
     source: str
     patch_order: str = "auto"
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -156,6 +157,7 @@ class TorchEngine:
             dtype=self._dtype,
             models=self._options.models_directory,
             patch_order=choice.patch_order,
+            sha256=choice.sha256 or None,
         )
         height, width = loaded.provenance.input_size
         largest = self._options.batch_maximum
