@@ -313,6 +313,7 @@ def test_the_real_child_cuts_out_the_ball(arena, canvas):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_engine_is_as_good_as_the_network_alone(engine, canvas):
     """On the 80 photographs with ground truth, through the whole engine: mean IoU >= 0.857, mean error <= 0.033."""
     folder = shared("eval")
