@@ -71,7 +71,8 @@ def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) ->
     check_layout(config)
     notifier = open_notifier()
     clock = SystemClock()
-    with open_log(config.service) as log, capture_stderr(log.emit), ExitStack() as stack:
+    messages: SimpleQueue[Message] = SimpleQueue()
+    with open_log(config.service) as log, capture_stderr(log.emit), ExitStack() as stack, signals(messages):
         counters = Counters(log.emit)
         counters(
             "service.start",
@@ -79,14 +80,15 @@ def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) ->
             folders=[folder.name for folder in config.folder],
             device=config.engine.device,
             python=platform.python_version(),
+            host=platform.node(),
+            heartbeat=config.service.health_interval,
         )
         try:
-            service = Service(config, log, counters, notifier, clock, engine_factory, stack)
+            service = Service(config, log, counters, notifier, clock, engine_factory, stack, messages)
         except ConfigError as error:
             counters("service.failed", stage="start", error=str(error), traceback="")
             raise
-        with signals(service.messages):
-            return service.serve()
+        return service.serve()
 
 
 @contextmanager
@@ -117,8 +119,9 @@ class Service:
         clock: Clock,
         engine_factory: EngineFactory,
         stack: ExitStack,
+        messages: SimpleQueue[Message],
     ) -> None:
-        self.messages: SimpleQueue[Message] = SimpleQueue()  # put by any thread, taken by the main thread
+        self.messages = messages  # put by any thread, taken by the main thread
         self._config, self._emit, self._clock, self._notifier = config, emit, clock, notifier
         self._began = clock.monotonic()
         self._device = "starting"  # written by the segment thread, read by the health thread; one reference

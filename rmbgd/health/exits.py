@@ -57,6 +57,8 @@ def exit_keys(environ: Mapping[str, str], status: Mapping[str, Any], boot_id: st
     started = status.get("started")
     if same_run and isinstance(started, (int, float)):
         keys["uptime"] = round(now - started, 3)
+        if isinstance(pid := status.get("pid"), int):
+            keys["ended_pid"] = pid
     return keys
 
 
