@@ -129,7 +129,12 @@ class Console:
 
     def _write(self, line: str, level: str, fields: dict[str, bytes]) -> None:
         if self._journal is not None:
-            entry = {"MESSAGE": line.encode(), "PRIORITY": str(PRIORITY.get(level, 6)).encode()} | fields
+            entry = {
+                "MESSAGE": line.encode(),
+                "PRIORITY": str(PRIORITY.get(level, 6)).encode(),
+                "SYSLOG_IDENTIFIER": b"rmbgd",  # what the unit says holds for stdout only
+                **fields,
+            }
             self._journal(*(name.encode() + b"=" + value for name, value in entry.items()))
         elif self._descriptor is not None:
             rest = memoryview(line.encode() + b"\n")

@@ -82,7 +82,7 @@ def test_journal_gets_the_line_its_priority_and_fields() -> None:
         log.emit("intake.blocked", **BLOCKED)
 
     (entry,) = kept.entries
-    assert b"4" == entry["PRIORITY"]
+    assert (b"4", b"rmbgd") == (entry["PRIORITY"], entry["SYSLOG_IDENTIFIER"])
     assert b"a\xff\n.jpg" == entry["RMBGD_PATH"]
     assert (b"intake.blocked", b"shop") == (entry["RMBGD_EVENT"], entry["RMBGD_FOLDER"])
     assert BLOCKED["path"] == json.loads(entry["MESSAGE"])["path"]
