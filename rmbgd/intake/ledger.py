@@ -246,13 +246,25 @@ class Ledger:
         gone = [(row.job_id,) for row in old if row.by_rename or not still_there(row)]
         with self._store.transaction() as db:
             db.executemany("DELETE FROM job WHERE id=?", gone)
-            db.execute("DELETE FROM content WHERE used_at<?", (cutoff,))
+            db.execute("DELETE FROM content WHERE used_at<?", (_oldest(db, "content", rows, cutoff),))
             db.execute(
                 "DELETE FROM target WHERE used_at<? AND NOT EXISTS "
                 "(SELECT 1 FROM job WHERE job.folder=target.folder AND job.path=target.source)",
-                (cutoff,),
+                (_oldest(db, "target", rows, cutoff),),
             )
         return old[-1].job_id if old else 0
+
+
+_NEWEST = {
+    "content": "SELECT used_at FROM content ORDER BY used_at DESC LIMIT 1 OFFSET ?",
+    "target": "SELECT used_at FROM target ORDER BY used_at DESC LIMIT 1 OFFSET ?",
+}
+
+
+def _oldest(db: sqlite3.Connection, table: str, rows: int, cutoff: float) -> float:
+    """Before when a table's rows are to be forgotten: `cutoff`, or later if more than `rows` are younger."""
+    row = db.execute(_NEWEST[table], (rows - 1,)).fetchone()
+    return cutoff if row is None else max(cutoff, float(row[0]))
 
 
 def _key(key: ContentKey) -> tuple[str, str]:

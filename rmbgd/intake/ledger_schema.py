@@ -73,6 +73,9 @@ CREATE TABLE content (
   used_at      REAL NOT NULL,
   PRIMARY KEY (sha256_in, recipe_hash)
 ) WITHOUT ROWID;
+
+CREATE INDEX target_by_age ON target (used_at);
+CREATE INDEX content_by_age ON content (used_at);
 """
 
 QUICK_CHECK_BYTES = 64 << 20  # after an unclean end a file up to this size is checked whole: well below a second

@@ -266,6 +266,21 @@ def test_pruning_bounds_the_number_of_rows(ledger: Ledger) -> None:
     assert ledger.counts() == {"done": 4}
 
 
+def test_pruning_bounds_names_and_known_content_too(ledger: Ledger, clock: FakeClock) -> None:
+    """A busy service forgets the oldest of these as well; names of originals that are still remembered stay."""
+    for number in range(10):
+        clock.advance(1)
+        job = claim_one(ledger, path=f"{number}.jpg", by_rename=number > 0)
+        publish(ledger, job, job.relative_path, content=ContentKey(str(number), "recipe"))
+        ledger.retired(job.job_id)
+    last = -1
+    while last:
+        last = ledger.prune(lambda _: True, rows=4, after=max(last, 0))
+
+    assert [number for number in range(10) if ledger.same_content(str(number), "recipe")] == [6, 7, 8, 9]
+    assert [number for number in range(10) if ledger.targets.find(key(f"{number}.jpg"))] == [0, 6, 7, 8, 9]
+
+
 def test_threads_share_one_ledger(ledger: Ledger) -> None:
     """Claims of several threads at once are all there, each with a number of its own."""
     numbers: list[int] = []
