@@ -123,7 +123,7 @@ def _unopened(data: bytes, form: str, source: Any) -> ImageError:
     source.seek(0)
     try:
         Image.OPEN[form][0](source, "").close()
-    except (SyntaxError, IndexError, TypeError, struct.error) as error:  # what Image.open takes for "not this format"
+    except Exception as error:  # noqa: BLE001, for the reason given in `opened`
         detail = _wording(error, form)
         if "pixel mode" in detail:
             return ImageError(Reason.UNSUPPORTED_MODE, detail)

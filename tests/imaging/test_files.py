@@ -170,6 +170,19 @@ def test_avif_pixels_are_those_of_the_reference_decoder() -> None:
         assert np.array_equal(np.dstack([rgb, alpha]), np.asarray(opened))
 
 
+def test_any_damage_of_an_avif_is_a_reason_or_a_picture() -> None:
+    """Its plugin raises what no other plugin does."""
+    if not features.check("avif"):
+        pytest.skip("this Pillow has no AVIF decoder")
+    data = saved(photo(16, 16), "AVIF", quality=50)
+
+    for at in range(len(data)):
+        changed = bytearray(data)
+        changed[at] ^= 0xFF
+        result = outcome(bytes(changed), limits=Limits(pixels=100_000))
+        assert result.detail if isinstance(result, ImageError) else result.shape[2] == 3
+
+
 def test_heic_pixels_are_those_of_the_plugin_turned_once() -> None:
     """With its orientation, where pillow-heif is installed."""
     if not heif_installed():
