@@ -27,9 +27,9 @@ def claim_by_rename(root: str, relative_path: str, name: str, fs: FsOps) -> os.s
 def put_back(root: str, name: str, relative_path: str, fs: FsOps) -> str:
     """Move a claimed file back where it was, and answer where that is: a~2.jpg when a newer a.jpg has come meanwhile.
 
-    Raises OSError; FileNotFoundError when the claimed file is gone.
+    Raises OSError; FileNotFoundError when the claimed file is gone, or its disk with it: nothing is made there then.
     """
-    with claim_folder(root) as here:
+    with folder_beneath(root, names.CLAIM_FOLDER) as here:
         os.stat(name, dir_fd=here, follow_symlinks=False)
         parent = _folder_again(root, os.path.dirname(relative_path))
         with folder_beneath(root, parent) as there:

@@ -16,6 +16,7 @@ from rmbgd.errors import StorageFault
 from rmbgd.fsops import FsOps
 from rmbgd.intake.claiming import claim_by_rename, put_back
 from rmbgd.intake.ledger import Candidate, Ledger
+from rmbgd.intake.mounts import is_there
 from rmbgd.intake.opening import version_of
 from rmbgd.intake.waiting import Complete
 from rmbgd.jobs import Job, Version
@@ -29,7 +30,7 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class Unclaimed:
-    """why  "changed" (look again), "vanished" (forget it), "busy" (an older version is in work), "blocked"."""
+    """why  "changed" (look again), "vanished", "handled" (forget it), "busy" (a version is in work), "blocked"."""
 
     complete: Complete
     why: str
@@ -71,11 +72,11 @@ class Claims:
         """
         path: str | None = job.relative_path
         if job.claimed_by_rename:
-            root = str(self._folders[job.folder].input)
+            folder = self._folders[job.folder]
             try:
-                path = put_back(root, os.path.basename(job.source), job.relative_path, self._fs)
+                path = put_back(str(folder.input), os.path.basename(job.source), job.relative_path, self._fs)
             except FileNotFoundError:
-                if not os.path.isdir(root):
+                if not is_there(str(folder.input), require_mount=folder.require_mount):
                     raise
                 path = None
         self._ledger.release([job.job_id])
@@ -100,6 +101,8 @@ class Claims:
             return Unclaimed(complete, "blocked", error.strerror or str(error))
         if version_of(status) != complete.arrival.version:
             return Unclaimed(complete, "changed")
+        if self._ledger.handled(name, path, complete.arrival.version):  # seen once more while it was in work
+            return Unclaimed(complete, "handled")
         return Candidate(
             name,
             path,

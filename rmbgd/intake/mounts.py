@@ -1,6 +1,6 @@
-"""What kind of file system a folder lies on, and which directories the kernel really watches for us.
+"""Whether a drop folder is there, what kind of file system it lies on, and what the kernel really watches for us.
 
-Reads /proc only. Does not open or change any folder.
+Reads /proc and stat only. Does not open or change any folder.
 """
 
 from __future__ import annotations
@@ -35,6 +35,11 @@ LOCAL = frozenset(
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _WATCHED = re.compile(rb"^inotify wd:[0-9a-f]+ ino:([0-9a-f]+) ", re.MULTILINE)
+
+
+def is_there(root: str, *, require_mount: bool) -> bool:
+    """Is the drop folder there, and its disk in it where it must be one of its own?"""
+    return os.path.isdir(root) and (not require_mount or os.path.ismount(root))
 
 
 def file_system(path: str) -> str:

@@ -20,6 +20,7 @@ from rmbgd.fsops import FsOps, SystemFs
 from rmbgd.intake import names
 from rmbgd.intake.claiming import put_back
 from rmbgd.intake.ledger import Ledger, Unfinished
+from rmbgd.intake.mounts import is_there
 from rmbgd.intake.opening import folder_beneath, same_content
 from rmbgd.jobs import Job
 
@@ -151,7 +152,7 @@ class Recovery:
 
     def _recover_into(self, found: Recovered, name: str) -> None:
         folder = self._folders[name]
-        if not self._is_there(folder):
+        if not is_there(str(folder.input), require_mount=folder.require_mount):
             return
         left = []
         for row in self._rows.pop(name, ()):
@@ -162,11 +163,6 @@ class Recovery:
         if left:
             self._rows[name] = left
         self._adopt(found, folder)
-
-    @staticmethod
-    def _is_there(folder: Folder) -> bool:
-        root = str(folder.input)
-        return os.path.isdir(root) and not (folder.require_mount and not os.path.ismount(root))
 
     def _recover_row(self, found: Recovered, row: Unfinished, folder: Folder) -> None:
         root, leftovers = str(folder.input), self._publisher.leftovers
