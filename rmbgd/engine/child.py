@@ -17,11 +17,12 @@ import signal
 import socket
 import sys
 import traceback
+from dataclasses import asdict
 from typing import NoReturn
 
 from rmbgd.engine import wire
 from rmbgd.engine.arena import attach
-from rmbgd.engine.base import Engine
+from rmbgd.engine.examine import Examined, from_golden
 from rmbgd.errors import EngineFault, EngineMemory, EngineNonsense, ModelError
 
 STICKY_STATUS = 70  # EX_SOFTWARE
@@ -65,7 +66,7 @@ def _belong_to(parent: int) -> None:
 
 def serve(connection: socket.socket, arena_fd: int) -> None:
     """Answer until the parent says close, or is gone."""
-    engine: Engine | None = None
+    engine: Examined | None = None
     try:
         while (request := wire.receive(connection))["do"] != "close":
             faulthandler.dump_traceback_later(request["deadline"] * STACKS_AT)
@@ -73,6 +74,10 @@ def serve(connection: socket.socket, arena_fd: int) -> None:
                 if engine is None:
                     engine = _build(request, arena_fd)
                     answer = {"description": wire.from_description(engine.start())}
+                elif request["do"] == "golden":
+                    answer = {"golden": from_golden(engine.golden(request["model"]))}
+                elif request["do"] == "canary":
+                    answer = {"canary": asdict(engine.canary(request["blocks"]))}
                 else:
                     batch = [wire.to_work(work) for work in request["batch"]]
                     answer = {"report": wire.from_report(engine.segment(batch))}
@@ -89,11 +94,11 @@ def serve(connection: socket.socket, arena_fd: int) -> None:
         engine.close()
 
 
-def _build(request: wire.Message, arena_fd: int) -> Engine:
+def _build(request: wire.Message, arena_fd: int) -> Examined:
     module, _, name = request["factory"].partition(":")
     block = attach(arena_fd, request["arena_bytes"])
     os.close(arena_fd)
-    engine: Engine = getattr(importlib.import_module(module), name)(block, request["options"])
+    engine: Examined = getattr(importlib.import_module(module), name)(block, request["options"])
     return engine
 
 

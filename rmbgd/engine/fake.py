@@ -22,6 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.engine.base import Answer, BatchReport, EngineDescription, MatteReport, Slot, Work, view
+from rmbgd.engine.canary import Canary, CanaryPass, FakeDeviceMemory
+from rmbgd.engine.chaos import CUDA_ERRORS, Orders
+from rmbgd.engine.cuda_errors import fault_of
+from rmbgd.engine.examine import Golden
+from rmbgd.engine.known_picture import known_picture
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 
 POISON_COLOUR = (255, 0, 254)
@@ -43,10 +48,12 @@ class FakeEngine:
     delay:0.25    answers after so many seconds, or when released
     exit:70       ends the process with this status
     kill          ends the process by SIGKILL, as the kernel does when memory is short
+    cuda:assert   raises what torch would, see chaos.CUDA_ERRORS, and has it judged as torch's errors are
 
-    `poison` is the step taken instead whenever a marked picture (POISON_COLOUR) is in the batch; `memory_limit` the
-    largest batch that does not raise EngineMemory; `start` the step taken by start(); `seconds` what the engine claims
-    that one picture takes.
+    `orders` is a folder with steps for an engine in another process (chaos.Orders); they go before the script.
+    `models` are the names that it claims to have loaded; `poison` is the step taken instead whenever a marked picture
+    (POISON_COLOUR) is in the batch; `memory_limit` the largest batch that does not raise EngineMemory; `start` the step
+    taken by start(); `seconds` what the engine claims that one picture takes.
     """
 
     def __init__(
@@ -60,6 +67,8 @@ class FakeEngine:
         memory_limit: int = 0,
         start: str = "ok",
         seconds: float = 0.0,
+        models: Sequence[str] = ("fake",),
+        orders: str = "",
     ) -> None:
         self._block = block
         self._script = list(script)  # only the owner's thread touches it
@@ -69,19 +78,22 @@ class FakeEngine:
         self._memory_limit = memory_limit
         self._start = start
         self._seconds = {1: seconds} if seconds else {}
+        self._models = tuple(models)
+        self._orders = Orders(orders)
+        self._canary: Canary | None = None
         self._released = threading.Event()
         self.batches: list[list[int]] = []  # image ids per call; appended by the owner's thread, read by tests
         self.closed = False
 
     def start(self) -> EngineDescription:
-        self._act(self._start)
-        models: dict[str, dict[str, object]] = {"fake": {"alpha": "green channel"}}
+        self._act(self._orders.start() or self._start)
+        models: dict[str, dict[str, object]] = {name: {"alpha": "green channel"} for name in self._models}
         return EngineDescription(self._device, models, self._batch_sizes, self._seconds)
 
     def segment(self, batch: Sequence[Work]) -> BatchReport:
         self.batches.append([work.image_id for work in batch])
         slots = [view(self._block, work.region) for work in batch]
-        step = self._script.pop(0) if self._script else "ok"
+        step = self._orders.next_step() or (self._script.pop(0) if self._script else "ok")
         if self._poison and any(tuple(slot.rgb[0, 0]) == POISON_COLOUR for slot in slots):
             step = self._poison
         if self._memory_limit and len(batch) > self._memory_limit:
@@ -90,12 +102,26 @@ class FakeEngine:
         answers: list[Answer] = []
         for work, slot in zip(batch, slots, strict=True):
             fill(slot)
+            if self._orders.zero():
+                clear(slot)
             answers.append(Answer(_report(work.image_id, slot), self._device, work.model, len(batch)))
         if step == "wrong_count":
             answers.pop()
         if step == "wrong_image":
             answers[-1] = Answer(_report(-1, slots[-1]), self._device, batch[-1].model, len(batch))
         return BatchReport(list(answers), {"network": 0.0})
+
+    def golden(self, model: str) -> Golden:  # noqa: ARG002 - whatever the model
+        """Alpha of the known picture: its green channel, or nothing when so ordered."""
+        rgb, _ = known_picture()
+        scale = np.float32(0.0 if self._orders.zero() else 1 / 255)
+        return Golden(rgb[..., 1].astype(np.float32) * scale, 0.001)
+
+    def canary(self, blocks: int) -> CanaryPass:
+        if self._canary is None:
+            self._canary = Canary(FakeDeviceMemory(), blocks)
+        found = self._canary.check()
+        return CanaryPass(found.blocks, found.bad + self._orders.bad_blocks())
 
     def release(self) -> None:
         """Let a hanging call go on, and later ones not hang at all."""
@@ -125,6 +151,8 @@ class FakeEngine:
                 self._released.wait(float(argument))
             case "exit":
                 os._exit(int(argument))
+            case "cuda":
+                raise fault_of(CUDA_ERRORS[argument]) or CUDA_ERRORS[argument]
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             case _:
@@ -149,6 +177,14 @@ def fill(slot: Slot) -> None:
     elif slot.alpha is not None:
         levels = 65535 if slot.alpha.dtype == np.uint16 else 255
         slot.alpha[...] = expected_alpha(slot.rgb, slot.source_alpha, levels=levels)
+
+
+def clear(slot: Slot) -> None:
+    """An answer that is wrong and looks like one: alpha is zero."""
+    if slot.rgba is not None:
+        slot.rgba[..., 3] = 0
+    elif slot.alpha is not None:
+        slot.alpha.fill(0)
 
 
 def _report(image_id: int, slot: Slot) -> MatteReport:

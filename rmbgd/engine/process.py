@@ -80,6 +80,11 @@ class ChildProcess:
                 self._output.feed(data)
         self._output.finish()
 
+    @property
+    def alive(self) -> bool:
+        """From any thread. A process that has ended but was not reaped yet is not alive."""
+        return self._process.poll() is None
+
     def kill(self) -> None:
         """SIGKILL, from any thread; the owner still has to call `end`. Nothing when it has ended."""
         self._kill(self._process)

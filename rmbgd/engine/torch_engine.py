@@ -26,6 +26,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rmbgd.engine.base import Answer, BatchReport, EngineDescription, MatteReport, Slot, Work, view
+from rmbgd.engine.canary import WORDS, Canary, CanaryPass, Pattern, chunks
+from rmbgd.engine.cuda_errors import fault_of
+from rmbgd.engine.examine import Golden
 from rmbgd.engine.known_picture import OVERLAP_EXPECTED, known_picture, overlap
 from rmbgd.errors import EngineMemory, EngineNonsense
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha
@@ -56,8 +59,8 @@ class Options:
 
     models            by the name that Work.model uses
     models_directory  where fetched weights lie
-    device            "cpu"
-    precision         auto, float32, float16, bfloat16
+    device            "cpu", "cuda:0", ...
+    precision         auto (float16 on a GPU, else float32), float32, float16, bfloat16
     threads           0: one per core that the process may use
     batch_maximum     pictures; the largest size that may be offered
     """
@@ -92,15 +95,17 @@ class Network:
 
 class TorchEngine:
     def __init__(self, block: NDArray[np.uint8], options: Options) -> None:
-        self._block = block
         self._options = options
         self._device = torch.device(options.device)
-        self._dtype = torch.float32 if options.precision == "auto" else getattr(torch, options.precision)
-        # x / 255 normalised is scale * x + shift, per channel
-        self._scale = torch.tensor([1 / (255 * d) for d in DEVIATION], device=self._device).view(3, 1, 1)
-        self._shift = torch.tensor([-m / d for m, d in zip(MEAN, DEVIATION, strict=True)], device=self._device)
-        self._shift = self._shift.view(3, 1, 1)
+        automatic = "float16" if self._on_gpu else "float32"
+        self._dtype = getattr(torch, automatic if options.precision == "auto" else options.precision)
+        self._block = block
         self._networks: dict[str, Network] = {}
+        self._canary: Canary | None = None
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self._device.type == "cuda"
 
     def start(self) -> EngineDescription:
         """Load every model, prove each on the known picture, measure. Raises ModelError, EngineFault."""
@@ -109,7 +114,13 @@ class TorchEngine:
         cv2.setNumThreads(threads)
         detail: dict[str, object] = {"torch": torch.__version__, "threads": threads}
         measured: list[dict[int, float]] = []
-        with torch.inference_mode(), _memory():
+        with torch.inference_mode(), _faults():
+            if self._on_gpu:
+                detail |= {"name": torch.cuda.get_device_name(self._device), "cuda": torch.version.cuda}
+            # x / 255 normalised is scale * x + shift, per channel
+            self._scale = torch.tensor([1 / (255 * d) for d in DEVIATION], device=self._device).view(3, 1, 1)
+            shift = [-m / d for m, d in zip(MEAN, DEVIATION, strict=True)]
+            self._shift = torch.tensor(shift, device=self._device).view(3, 1, 1)
             for name, choice in self._options.models.items():
                 network = self._load(name, choice)
                 self._networks[name] = network
@@ -128,7 +139,7 @@ class TorchEngine:
             raise ValueError("a batch has one model; a bug")
         slots = [view(self._block, work.region) for work in batch]
         began = time.perf_counter()
-        with torch.inference_mode(), _memory():
+        with torch.inference_mode(), _faults():
             for place, slot in enumerate(slots):
                 self._put(network, place, slot.rgb)
             resized = time.perf_counter()
@@ -147,8 +158,28 @@ class TorchEngine:
             },
         )
 
+    def golden(self, model: str) -> Golden:
+        """The known picture, at its own size. Raises EngineFault."""
+        rgb, truth = known_picture()
+        network = self._networks[model]
+        with torch.inference_mode(), _faults():
+            began = time.perf_counter()
+            self._put(network, 0, rgb)
+            matte = self._mattes(network, 1)[0].numpy()
+            seconds = time.perf_counter() - began
+        return Golden(matte_to_image(matte, *truth.shape), seconds)
+
+    def canary(self, blocks: int) -> CanaryPass:
+        """One pass over 4 KiB blocks of this device's memory, which stays taken. Raises EngineFault."""
+        with torch.inference_mode(), _faults():
+            if self._canary is None:
+                self._canary = Canary(TorchMemory(self._device), blocks)
+            return self._canary.check()
+
     def close(self) -> None:
         self._networks.clear()
+        if self._canary is not None:
+            self._canary.close()
 
     def _load(self, name: str, choice: ModelChoice) -> Network:
         loaded = load_model(
@@ -170,7 +201,8 @@ class TorchEngine:
         picture = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # uint8 [1, 3, H, W], pixel-major: the fast path
         if picture.shape[2:] != network.size:
             picture = F.interpolate(picture, network.size, mode="bilinear", antialias=True)
-        network.inputs[place] = picture[0] * self._scale + self._shift
+        # Resized on the CPU: torch has no antialiased bilinear of bytes on a GPU. Then up, a few megabytes.
+        network.inputs[place] = picture[0].to(self._device) * self._scale + self._shift
 
     def _mattes(self, network: Network, count: int) -> Tensor:
         """Alpha of the first `count` places, float32 [count, h, w]. Raises EngineNonsense."""
@@ -199,7 +231,7 @@ class TorchEngine:
         """Seconds per batch by its size; stops where the next size would take too long. `first`: of the first run."""
         if first > MEASURE_SECONDS:
             return {1: first}
-        largest = min(self._options.batch_maximum, CPU_BATCH_MAXIMUM)
+        largest = self._options.batch_maximum if self._on_gpu else min(self._options.batch_maximum, CPU_BATCH_MAXIMUM)
         seconds: dict[int, float] = {}
         left = MEASURE_SECONDS
         for size in SIZES:
@@ -211,6 +243,35 @@ class TorchEngine:
             seconds[size] = time.perf_counter() - began
             left -= seconds[size]
         return seconds
+
+
+class TorchMemory:
+    """Memory on a torch device, for the canary: int64 [blocks, WORDS]. Expected values are computed there, too."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._words = torch.empty(0, dtype=torch.int64)
+
+    def allocate(self, blocks: int) -> None:
+        self._words = torch.empty((blocks, WORDS), dtype=torch.int64, device=self._device)
+
+    def write(self, pattern: Pattern) -> None:
+        for first, count in chunks(len(self._words)):
+            self._words[first : first + count] = self._expected(pattern, first, count)
+
+    def compare(self, pattern: Pattern) -> list[int]:
+        bad: list[int] = []
+        for first, count in chunks(len(self._words)):
+            wrong = (self._words[first : first + count] != self._expected(pattern, first, count)).any(dim=1)
+            bad += [first + int(block) for block in wrong.nonzero().flatten().tolist()]
+        return bad
+
+    def release(self) -> None:
+        self._words = torch.empty(0, dtype=torch.int64)
+
+    def _expected(self, pattern: Pattern, first: int, count: int) -> Tensor:
+        index = torch.arange(first * WORDS, (first + count) * WORDS, dtype=torch.int64, device=self._device)
+        return pattern.words(index).view(count, WORDS)
 
 
 def _measured(image_id: int, matte: Tensor) -> MatteReport:
@@ -233,16 +294,19 @@ def _finish(slot: Slot, matte: NDArray[np.float32], *, clean: bool) -> None:
 
 
 @contextmanager
-def _memory() -> Iterator[None]:
-    """Name shortage of memory for what it is: torch's allocator for the CPU has no exception of its own."""
+def _faults() -> Iterator[None]:
+    """Name what torch raises for what it is, where it is an error of the device."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        raise EngineMemory(str(error)) from error
-    except RuntimeError as error:
-        if "allocate memory" in str(error) or "not enough memory" in str(error):
-            raise EngineMemory(str(error)) from error
-        raise
+        return
+    except (RuntimeError, AssertionError) as error:
+        fault = fault_of(error)
+        if fault is None:
+            raise
+    # Raised out here, so that no traceback keeps the tensors of the failed batch.
+    if isinstance(fault, EngineMemory) and torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    raise fault
 
 
 def create(block: NDArray[np.uint8], options: Mapping[str, Any]) -> TorchEngine:

@@ -4,8 +4,11 @@ Knows the shape of messages, not what they lead to. Pixels never travel here: th
 
 parent -> child   {"do": "start", "factory", "options", "arena_bytes", "deadline"}
                   {"do": "segment", "batch", "deadline"}
+                  {"do": "golden", "model", "deadline"}
+                  {"do": "canary", "blocks", "deadline"}
                   {"do": "close"}
-child -> parent   {"description"} | {"report"} | {"fault": lost, memory, nonsense or model, "detail", "cause"}
+child -> parent   {"description"} | {"report"} | {"golden"} | {"canary"}
+                  | {"fault": lost, memory, nonsense or model, "detail", "cause"}
 """
 
 from __future__ import annotations

@@ -18,14 +18,17 @@ from rmbgd.beat import Beat, NoBeat
 from rmbgd.engine import wire
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.base import BatchReport, EngineDescription, Work
+from rmbgd.engine.canary import CanaryPass
+from rmbgd.engine.examine import Golden, to_golden
 from rmbgd.engine.process import ChildProcess
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 
 HUNG = 10.0  # times what a batch took when it was measured at start: then it is not slow but hung
 GRACE = 2.0  # seconds for a process that has said farewell, or was asked to go, to be gone by itself
 
-ENVIRONMENT = {"OMP_WAIT_POLICY": "passive"}
-"""Of the child, where the operator has not said otherwise. The network's threads sleep while they wait for each other:
+ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""Of the child, where the operator has not said otherwise. CUDA counts devices as NVML does, so that the sensor reads
+the device that computes. The network's threads sleep while they wait for each other:
 decoders and encoders want the same cores. With several busy threads to a core u2netp took 2.0 s a picture instead of
 4.2, and 0.7 s of CPU time instead of 1.9."""
 
@@ -65,11 +68,23 @@ class EngineWorker:
         self._connection: socket.socket | None = None  # likewise
         self._seconds: dict[int, float] = {}  # per batch size, as the child measured at start
         self._aborted = False  # set by any thread, once
+        self._abandoned = False
 
     @property
     def pid(self) -> int | None:
         """Of the child, while there is one."""
         return self._process.pid if self._process else None
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a process, now. From any thread."""
+        process = self._process
+        return process is not None and process.alive
+
+    @property
+    def abandoned(self) -> bool:
+        """Its process could not be killed. Once closed."""
+        return self._abandoned
 
     def start(self) -> EngineDescription:
         """Start the process and wait for its proof. Raises EngineFault, ModelError."""
@@ -106,6 +121,22 @@ class EngineWorker:
             self._fail(EngineNonsense, f"asked for pictures {asked} it answered for {answered}", 0)
         return report
 
+    def golden(self, model: str) -> Golden:
+        """The known picture, computed by `model`. Raises EngineFault."""
+        answer = self._look({"do": "golden", "model": model})
+        try:
+            return to_golden(answer["golden"])
+        except (KeyError, TypeError, ValueError) as error:
+            self._fail(EngineNonsense, f"a known picture that cannot be one: {error}", 0)
+
+    def canary(self, blocks: int) -> CanaryPass:
+        """One pass over so many blocks of its device's memory. Raises EngineFault."""
+        answer = self._look({"do": "canary", "blocks": blocks})
+        try:
+            return CanaryPass(int(answer["canary"]["blocks"]), int(answer["canary"]["bad"]))
+        except (KeyError, TypeError, ValueError) as error:
+            self._fail(EngineNonsense, f"a canary's pass that cannot be: {error}", 0)
+
     def close(self) -> None:
         """Ask the process to go; kill it when it does not."""
         if self._connection is not None:
@@ -119,6 +150,10 @@ class EngineWorker:
         process = self._process
         if process is not None:
             process.kill()
+
+    def _look(self, request: wire.Message) -> wire.Message:
+        seconds = max(self._batch_timeout, HUNG * expected_seconds(self._seconds, 1))
+        return self._ask(request | {"deadline": seconds}, seconds)
 
     def _launch(self) -> None:
         if self._process is not None:
@@ -192,9 +227,9 @@ class EngineWorker:
         self._beat.waiting()
         how = self._process.end(grace)
         self._beat.working()
-        is_gone = not self._process.abandoned
+        self._abandoned = self._process.abandoned
         self._process = None
-        return how, is_gone
+        return how, not self._abandoned
 
 
 def expected_seconds(measured: Mapping[int, float], pictures: int) -> float:
