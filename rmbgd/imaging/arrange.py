@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from rmbgd.config import Recipe
-from rmbgd.imaging.compose import bands, flatten, zero_hidden
+from rmbgd.imaging.compose import flatten, zero_hidden
 
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint16]
@@ -21,6 +22,7 @@ Box = tuple[int, int, int, int]
 
 VISIBLE = 10  # of 255; fainter alpha is haze, and single faint specks would otherwise decide the box
 SPECK = 0.01  # share of the largest component's area; smaller ones do not widen the box
+GRID_SIDE = 1024  # cells; components are looked for on a grid of about this size, the box's sides on all pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,17 +71,33 @@ def crop_box(alpha: Bytes | Words, margin: float) -> Box:
     Components smaller than SPECK of the largest one do not count (specks ruin a plain bounding box).
     """
     height, width = alpha.shape
-    threshold = VISIBLE * (257 if alpha.dtype == np.uint16 else 1)
-    visible = (alpha >= threshold).astype(np.uint8)
-    count, _labels, found, _centres = cv2.connectedComponentsWithStats(visible, connectivity=8)
+    visible = alpha >= VISIBLE * (257 if alpha.dtype == np.uint16 else 1)
+    step = max(1, max(height, width) // GRID_SIDE)
+    grid = np.maximum.reduceat(visible.view(np.uint8), np.arange(0, height, step), axis=0)
+    grid = np.maximum.reduceat(grid, np.arange(0, width, step), axis=1)
+    count, labels, found, _centres = cv2.connectedComponentsWithStats(grid, connectivity=8)
     if count < 2:
         return 0, height, 0, width
-    parts = found[1:][found[1:, cv2.CC_STAT_AREA] >= SPECK * found[1:, cv2.CC_STAT_AREA].max()]
-    left, top = int(parts[:, cv2.CC_STAT_LEFT].min()), int(parts[:, cv2.CC_STAT_TOP].min())
-    right = int((parts[:, cv2.CC_STAT_LEFT] + parts[:, cv2.CC_STAT_WIDTH]).max())
-    bottom = int((parts[:, cv2.CC_STAT_TOP] + parts[:, cv2.CC_STAT_HEIGHT]).max())
+    areas = found[1:, cv2.CC_STAT_AREA]
+    kept = np.isin(labels, 1 + np.flatnonzero(areas >= SPECK * areas.max()))
+    top, bottom = _ends(visible, kept, step)
+    left, right = _ends(visible.T, kept.T, step)
     air = round(margin * max(bottom - top, right - left))
     return max(0, top - air), min(height, bottom + air), max(0, left - air), min(width, right + air)
+
+
+def _ends(visible: NDArray[np.bool_], kept: NDArray[np.bool_], step: int) -> tuple[int, int]:
+    """First row, and one after the last, with a visible pixel in a kept cell of the grid."""
+    rows = np.flatnonzero(kept.any(axis=1))
+    first, last = (
+        np.flatnonzero((visible[row * step : (row + 1) * step] & _spread(kept[row], step, visible)).any(axis=1))
+        for row in (rows[0], rows[-1])
+    )
+    return int(rows[0] * step + first[0]), int(rows[-1] * step + last[-1] + 1)
+
+
+def _spread(cells: NDArray[np.bool_], step: int, like: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    return np.repeat(cells, step)[: like.shape[1]]
 
 
 def place_on_canvas(pixels: Bytes | Words, height: int, width: int) -> Bytes | Words:
@@ -98,20 +116,14 @@ def place_on_canvas(pixels: Bytes | Words, height: int, width: int) -> Bytes | W
 
 
 def _resized(pixels: Bytes | Words, height: int, width: int) -> Bytes | Words:
+    """Filters without negative lobes, so that no rim brighter than the subject appears around it."""
     if pixels.shape[:2] == (height, width):
         return pixels
     shrinks = height < pixels.shape[0] or width < pixels.shape[1]
-    filtering = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     if pixels.ndim == 2:
+        filtering = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
         single = np.asarray(cv2.resize(pixels, (width, height), interpolation=filtering)).reshape(height, width)
         return single.astype(np.uint8) if pixels.dtype == np.uint8 else single.astype(np.uint16)
-    weighted = pixels.astype(np.float32)
-    weighted[:, :, :3] *= weighted[:, :, 3:] * np.float32(1 / 255)
-    weighted = np.asarray(cv2.resize(weighted, (width, height), interpolation=filtering), np.float32)
-    weighted = weighted.reshape(height, width, 4)
-    result = np.empty((height, width, 4), np.uint8)
-    for rows in bands(result):
-        band = weighted[rows]
-        band[:, :, :3] *= 255.0 / np.maximum(band[:, :, 3:], np.float32(1e-3))
-        result[rows] = np.rint(band).clip(0, 255)
-    return result
+    weighted = Image.fromarray(pixels).convert("RGBa")  # colours times alpha
+    kernel = Image.Resampling.HAMMING if shrinks else Image.Resampling.BILINEAR
+    return np.asarray(weighted.resize((width, height), kernel).convert("RGBA"), np.uint8)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rmbgd.config import Recipe
 from rmbgd.imaging.arrange import arrange, crop_box, place_on_canvas
@@ -36,6 +38,18 @@ def test_specks_and_haze_do_not_widen_the_box() -> None:
     alpha[alpha == 0] = 9
 
     assert crop_box(alpha, 0.0) == (60, 120, 100, 220)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 5000), st.integers(1, 3000), st.data())
+def test_the_box_is_exact_to_the_pixel_in_pictures_of_any_size(height: int, width: int, data: st.DataObject) -> None:
+    """Also where components are looked for on a coarser grid."""
+    top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
+    bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
+    alpha = np.zeros((height, width), np.uint8)
+    alpha[top:bottom, left:right] = 10
+
+    assert crop_box(alpha, 0.0) == (top, bottom, left, right)
 
 
 def test_a_second_subject_counts() -> None:
