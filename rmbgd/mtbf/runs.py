@@ -17,6 +17,7 @@ from rmbgd.mtbf.pictures import Pictures
 
 EXIT_SLACK = 1.0  # s; the recorder's clock is read in another process, lines may cross
 BAD_CONFIGURATION = "78"  # the exit status that means: mend the configuration, no restart
+CONFIGURING = "start"  # the stage that service.failed names then
 
 
 class End(StrEnum):
@@ -77,13 +78,10 @@ class Epoch:
 
 def epoch(boots: Iterable[Boot]) -> Epoch:
     """The boot that all of these are parts of."""
-    parts = list(boots)
-    marks = sorted((mark for part in parts for mark in part.marks), key=lambda mark: (mark.at, mark.digest))
-    single = [
-        mark
-        for before, mark in zip([None, *marks], marks, strict=False)
-        if before is None or (before.at, before.digest) != (mark.at, mark.digest)
-    ]
+    parts = sorted(boots, key=lambda boot: boot.first)
+    # Lines of one millisecond stay in the order in which they were written.
+    marks = sorted((mark for part in parts for mark in part.marks), key=lambda mark: mark.at)
+    single = list({(mark.at, mark.digest): mark for mark in marks}.values())  # the place of the first
     columns = parts[0].pictures
     for part in parts[1:]:
         columns.extend(part.pictures)
@@ -206,6 +204,13 @@ def _is_signal(keys: dict[str, Any]) -> bool:
 def refused(mark: Mark) -> bool:
     """The process found its configuration unusable and said so by its exit status."""
     return str(mark.keys.get("status")) == BAD_CONFIGURATION
+
+
+def never_could(run: Run) -> bool:
+    """The run found its configuration unusable: by its exit status, else by the stage that it says it failed in."""
+    if run.exit is not None:
+        return refused(run.exit)
+    return any(mark.keys.get("stage") == CONFIGURING for mark in run.named("service.failed"))
 
 
 def _exit_words(mark: Mark | None) -> tuple[str, str] | None:

@@ -20,7 +20,7 @@ from enum import StrEnum
 
 from rmbgd.mtbf.gaps import gaps, stalls
 from rmbgd.mtbf.ingest import Mark
-from rmbgd.mtbf.runs import End, Ending, Epoch, Run, ending, exit_cause, refused
+from rmbgd.mtbf.runs import End, Ending, Epoch, Run, ending, exit_cause, never_could, refused
 
 
 class Kind(StrEnum):
@@ -198,8 +198,7 @@ class _Walk:
             return
         if end.how is End.PLANNED or (end.how is End.UNKNOWN and last_of_all):
             return  # stopped, or the log ends, while starting
-        by_configuration = run.exit is not None and refused(run.exit)
-        self._failed_start(start, end.cause or "vanished", end.detail, by_configuration=by_configuration)
+        self._failed_start(start, end.cause or "vanished", end.detail, by_configuration=never_could(run))
 
     def _failed_start(self, at: float, cause: str, detail: str = "", *, by_configuration: bool) -> None:
         """The first one after a planned stop is a failure; in an outage it only prolongs it."""

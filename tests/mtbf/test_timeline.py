@@ -163,6 +163,18 @@ def test_a_refused_configuration_is_the_operator_s(tmp_path: Path):
     assert any("configuration refused" in note for note in machine.notes)
 
 
+def test_a_refused_configuration_is_known_without_the_recorder(tmp_path: Path):
+    """By the stage in which the service says that it failed."""
+    box = Box().start().serve(600).stop(seconds=1).sleep(9)
+    box.pid += 1
+    box.emit("service.start", config="", folders=[], device="auto", python="")
+    box.emit("service.failed", stage="start", error="no such model", traceback="").sleep(30)
+    machine = machine_of(box.start(ready_after=10).serve(600), tmp_path)
+
+    assert causes(machine) == []
+    assert seconds(machine) == {"up": 1200, "planned": 50}
+
+
 def test_a_stop_that_ends_badly_is_a_failure_of_no_duration(tmp_path: Path):
     """The stop was asked for, its violent end was not."""
     box = Box().start().serve(600).emit("service.stopping", cause="SIGTERM", in_flight=2).sleep(60)
@@ -288,6 +300,17 @@ def test_lines_in_any_order_give_the_same_time(tmp_path: Path):
     box.lines[3:9] = box.lines[3:9][::-1]
 
     assert seconds(machine_of(box, tmp_path)) == straight
+
+
+def test_lines_of_one_millisecond_keep_their_order(tmp_path: Path):
+    """A process that starts, is ready and fails within it, ten times over, twice in the log."""
+    box = Box().start().serve(600).stop().sleep(60)
+    for _ in range(10):
+        box.start(ready_after=0).emit("service.failed", stage="finish", error="", traceback="").sleep(10)
+    box.start(ready_after=0).serve(60)
+    box.lines *= 2
+
+    assert causes(machine_of(box, tmp_path)) == ["failed: finish"] * 10
 
 
 @pytest.mark.parametrize("jump", [DAY, -DAY, -(56 * 365 * DAY)])
