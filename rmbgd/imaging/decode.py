@@ -20,7 +20,7 @@ from rmbgd.config import Limits
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging import orient
 from rmbgd.imaging.colour import colour_plan
-from rmbgd.imaging.header import NOTES_MAXIMUM, Found, Header
+from rmbgd.imaging.header import NOTES_MAXIMUM, Found, Header, Reader
 from rmbgd.imaging.jpeg import decode_jpeg, inspect_jpeg, read_jpeg
 from rmbgd.imaging.metadata import read_exif, xmp_orientation
 from rmbgd.imaging.modes import convert_band, float_scale_of
@@ -35,6 +35,7 @@ __all__ = ["Header", "configure_opencv", "configure_pillow", "decode_into", "hei
 
 Bytes = NDArray[np.uint8]
 
+_READERS: dict[str, Reader] = {"JPEG": read_jpeg, "PNG": read_png, "WEBP": read_webp}  # the others are Pillow's
 _TURNED_BY_THE_DECODER = ("TIFF", "HEIF")
 _BAND_PIXELS = 1 << 20  # converted at once: 3 MiB of RGB
 _READ_BYTES = 1 << 16  # at least, per call
@@ -79,14 +80,7 @@ def probe(
     """
     data = data if isinstance(data, bytes) else bytes(data)
     form = sniff(data)
-    if form == "JPEG":
-        found = read_jpeg(data, limits)
-    elif form == "PNG":
-        found = read_png(data, limits)
-    elif form == "WEBP":
-        found = read_webp(data, limits)
-    else:
-        found = read_pillow(data, form, limits)
+    found = _READERS[form](data, limits) if form in _READERS else read_pillow(data, form, limits)
     if found.animated and animated == "refuse":
         count = f"{found.frames} frames" if form not in ("TIFF", "GIF") else "more than one frame or page"
         raise ImageError(Reason.ANIMATED, f'{form} with {count}; recipe.animated = "first_frame" takes the first')
