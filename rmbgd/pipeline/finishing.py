@@ -6,7 +6,9 @@ and tried again; nothing is dropped.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Protocol
 
 from rmbgd.beat import Beat
@@ -20,6 +22,7 @@ from rmbgd.imaging.encode import encode
 from rmbgd.intake.ledger import ContentKey, Known, Published
 from rmbgd.jobs import Arrival, Cutout, Duplicate, Frame, Job, Postponed, Rejection, SourceFacts, Timing
 from rmbgd.pipeline.channel import Receiver
+from rmbgd.pipeline.decoding import LARGE_PIXELS
 from rmbgd.pipeline.hold import Released, StorageHold
 from rmbgd.pipeline.publish import Publisher, SourceChanged
 from rmbgd.pipeline.reuse import InFlight, Twin
@@ -57,6 +60,7 @@ class Finisher:
         self._hold = hold
         self._emit = emit
         self._clock = clock
+        self._large = threading.Lock()  # held while one large WebP is encoded: libwebp takes 12 to 24 bytes a pixel
 
     def finish(self, arrival: Arrival, beat: Beat) -> None:
         """End one job, and the jobs that waited for its answer."""
@@ -117,7 +121,8 @@ class Finisher:
             slot = view(frame.lease.block, frame.region)
             if report["verdict"] == "empty":
                 _clear(slot)
-            encode(arrange(slot.rgba, slot.alpha, recipe), recipe, frame.facts, temporary.write)
+            with self._alone_if(recipe.format == "webp" and slot.rgb.size > 3 * LARGE_PIXELS):
+                encode(arrange(slot.rgba, slot.alpha, recipe), recipe, frame.facts, temporary.write)
             encoded = self._clock.monotonic()
             frame.timing.add("encode", encoded - begun)
             # A lesser model's answer is published but not remembered: equal pictures deserve what was asked for.
@@ -175,6 +180,9 @@ class Finisher:
         self._emit("image.postponed", **self._common(job, postponed.timing), why=postponed.why, detail=postponed.detail)
         self._intake.give_back(job, postponed.why, postponed.detail)
         return postponed
+
+    def _alone_if(self, large: bool) -> AbstractContextManager[object]:
+        return self._large if large else nullcontext()
 
     # ------------------------------------------------------------------------------------------------ what is said
 
