@@ -6,6 +6,11 @@ import os
 from collections.abc import Generator
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more about the machine's other work than about us; every test has a limit anyway.
+settings.register_profile("rmbgd", deadline=None)
+settings.load_profile("rmbgd")
 
 REQUIRE_SYSTEM = "RMBGD_REQUIRE_SYSTEM"
 
