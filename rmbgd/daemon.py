@@ -8,12 +8,14 @@ from __future__ import annotations
 import os
 import platform
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from types import FrameType
+from typing import Any
 
 from rmbgd import config as configuration
 from rmbgd.clock import Clock, SystemClock
@@ -26,6 +28,7 @@ from rmbgd.errors import ConfigError
 from rmbgd.exitcodes import Exit
 from rmbgd.health.beats import Beats
 from rmbgd.health.logs import EventLog, open_log
+from rmbgd.health.metrics import Metrics
 from rmbgd.health.monitor import Counters, HealthMonitor
 from rmbgd.health.stderr import capture_stderr
 from rmbgd.health.systemd import Notifier, open_notifier
@@ -73,7 +76,8 @@ def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) ->
     clock = SystemClock()
     messages: SimpleQueue[Message] = SimpleQueue()
     with open_log(config.service) as log, capture_stderr(log.emit), ExitStack() as stack, signals(messages):
-        counters = Counters(log.emit)
+        metrics = Metrics(log.emit)
+        counters = Counters(metrics)
         counters(
             "service.start",
             config=str(config_path),
@@ -84,11 +88,17 @@ def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) ->
             heartbeat=config.service.health_interval,
         )
         try:
-            service = Service(config, log, counters, notifier, clock, engine_factory, stack, messages)
+            service = Service(config, log, counters, metrics, notifier, clock, engine_factory, stack, messages)
         except ConfigError as error:
             counters("service.failed", stage="start", error=str(error), traceback="")
             raise
         return service.serve()
+
+
+def _write_metrics(metrics: Metrics, path: Path | None, health: Mapping[str, Any]) -> None:
+    if path is not None:
+        metrics.health(health)
+        metrics.write(path)
 
 
 @contextmanager
@@ -115,6 +125,7 @@ class Service:
         config: Config,
         log: EventLog,
         emit: Counters,
+        metrics: Metrics,
         notifier: Notifier,
         clock: Clock,
         engine_factory: EngineFactory,
@@ -174,6 +185,7 @@ class Service:
             notifier=notifier,
             clock=clock,
             unwritten=lambda: log.dropped,
+            on_status=partial(_write_metrics, metrics, config.health.metrics_file),
         )
 
     def serve(self) -> int:
