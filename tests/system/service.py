@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -74,14 +75,20 @@ class InstalledService:
 
     # --- folders
 
-    def drop(self, name: str, data: bytes, *, user: str = USER) -> None:
-        """Copy a file into the input as `user` does: written in place, with that user's usual mode."""
+    def drop(self, name: str, data: bytes) -> None:
+        """Copy a file into the input as USER does: written in place, with that user's usual mode."""
+        self.drop_all({name: data})
+
+    def drop_all(self, files: dict[str, bytes]) -> None:
+        """Copy files, at relative paths, with one command."""
         staged = self.machine.path("/var/tmp/staged")
-        staged.write_bytes(data)
-        staged.chmod(0o644)
-        parent = os.path.dirname(name)
-        make = f"mkdir -p '/srv/rmbgd/in/{parent}'\n" if parent else ""
-        self.machine.run("runuser", "-u", user, "--", "/bin/sh", "-ec", f"{make}cp /var/tmp/staged '/srv/rmbgd/in/{name}'")
+        shutil.rmtree(staged, ignore_errors=True)
+        for name, data in files.items():
+            path = staged / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+        copy = "cp -r /var/tmp/staged/. /srv/rmbgd/in/"
+        self.machine.run("runuser", "-u", USER, "--", "/bin/sh", "-ec", copy)
 
     def files(self, folder: str) -> set[str]:
         """Relative paths below one of FOLDERS, without what is ours."""
