@@ -49,7 +49,7 @@ def places(roots: Mapping[str, Path], dropped: Mapping[str, bytes]) -> dict[str,
 def assert_complete(
     roots: Mapping[str, Path], dropped: Mapping[str, bytes], *, bad: Mapping[str, Reason] | None = None
 ) -> None:
-    """All is over: the good ones are cutouts and archived, the bad ones refused with their reason, nothing else lies about.
+    """All is over: good ones are cutouts and archived, bad ones refused with their reason, nothing else lies about.
 
     For archive mode, inputs with stems of their own, and losslessly compressed pictures.
     """

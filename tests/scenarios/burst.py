@@ -1,4 +1,4 @@
-"""Writes many small bitmaps as fast as it can: `python burst.py FOLDER FIRST COUNT`. Each is different; see `bitmap`."""
+"""Writes many small bitmaps as fast as it can, each different: `python burst.py FOLDER FIRST COUNT`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import struct
 import sys
 
 SIDE = 8
-HEADER = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 54 + 3 * SIDE * SIDE, 0, 0, 54, 40, SIDE, SIDE, 1, 24, 0, 0, 0, 0, 0, 0)
+HEADER = struct.pack(
+    "<2sIHHIIiiHHIIiiII", b"BM", 54 + 3 * SIDE * SIDE, 0, 0, 54, 40, SIDE, SIDE, 1, 24, 0, 0, 0, 0, 0, 0
+)
 
 
 def bitmap(number: int) -> bytes:

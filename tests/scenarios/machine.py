@@ -1,4 +1,4 @@
-"""What scenarios need of the machine: disks of their own, file flags, kernel settings; each skips where it cannot be had."""
+"""What scenarios need of the machine: disks of their own, file flags, kernel settings; skips what cannot be had."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from rmbgd.intake.mounts import mounts
 
 
 def run(*command: str | Path) -> None:
@@ -58,13 +60,13 @@ def mount(where: Path, kind: str, options: str, source: str | Path = "none") -> 
 
 def unmount(where: Path) -> None:
     """Everything that is mounted there; like a stick that is pulled: whoever has a file open keeps it."""
-    while os.path.ismount(where):
+    while str(where) in (point for point, _ in mounts()):  # os.path.ismount does not see all bind mounts
         run("umount", "-l", where)
 
 
 @contextlib.contextmanager
 def disk(image: Path, megabytes: int = 32) -> Iterator[str]:
-    """An ext4 file system in a file, behind a loop device: the device's path. Mount it where and as often as you like."""
+    """An ext4 file system in a file, behind a loop device: the device's path, to be mounted as often as you like."""
     need_mounts()
     if shutil.which("mkfs.ext4", path="/usr/sbin:/sbin:" + os.environ["PATH"]) is None:
         pytest.skip("mkfs.ext4 is not installed (e2fsprogs)")

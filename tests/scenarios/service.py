@@ -95,7 +95,7 @@ class ServiceUnderTest:
             "log_file": str(self.log_file),
         }
         intake = {"quiet_closed": 0.1, "quiet_unknown": 0.3, "quiet_remote": 0.5, "reconcile": 2.0, "root_check": 0.2}
-        tables = {
+        tables: Settings = {
             "service": service,
             "intake": intake,
             "limits": {"pixels": 4_000_000},

@@ -32,7 +32,7 @@ def drop_stamped(service: ServiceUnderTest, name: str, data: bytes, seconds: int
 
 @pytest.mark.parametrize("originals", ["archive", "keep"])
 def test_stamps_of_any_year_are_no_obstacle(tmp_path: Path, originals: str) -> None:
-    """Files from 1969, 1970, 2100 and 2242 come out in the order of their arrival, and once only, over a restart too."""
+    """Files from 1969, 1970, 2100 and 2242 come out in the order of their arrival and once only, over a restart too."""
     data = {name: picture(number) for number, name in enumerate(STAMPS)}
     with ServiceUnderTest(tmp_path, folder={"originals": originals}) as service:
         for name, content in data.items():

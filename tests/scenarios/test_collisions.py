@@ -37,7 +37,9 @@ def test_four_inputs_of_one_stem_have_four_outputs(tmp_path: Path) -> None:
                     contents[name] = picture(next(fresh), kind=kind)
                     service.drop(name, contents[name])
                 done = (step + 1) * len(orders)
-                service.wait(lambda done=done, since=since: len(outputs(service, since)) == done, "this arrival's outputs")
+                service.wait(
+                    lambda done=done, since=since: len(outputs(service, since)) == done, "this arrival's outputs"
+                )
             seen.append(outputs(service, since))
             if upload == 1:
                 assert service.stop() == 0
@@ -55,7 +57,7 @@ def test_four_inputs_of_one_stem_have_four_outputs(tmp_path: Path) -> None:
 
 
 def test_file_of_a_stranger_is_left_alone(tmp_path: Path) -> None:
-    """A file at the target that the service did not write stays as it is; the output goes beside it, and stays there."""
+    """A file at the target that the service did not write stays as it is; the output goes beside it, for good."""
     with ServiceUnderTest(tmp_path) as service:
         (service.output / "a.png").write_bytes(b"mine")
         service.drop("a.png", picture(1))
@@ -107,7 +109,9 @@ def test_folders_that_share_an_output_do_not_meet(tmp_path: Path) -> None:
             for number, root in enumerate((service.input, tmp_path / "second")):
                 service.drop("a.png", picture(10 * version + number), root)
                 service.wait_for("image.done", folder=("shop", "second")[number], count=version)
-        by_folder = {name: {e["output"] for e in service.named("image.done", folder=name)} for name in ("shop", "second")}
+        by_folder = {
+            name: {e["output"] for e in service.named("image.done", folder=name)} for name in ("shop", "second")
+        }
         assert by_folder == {"shop": {"a.png"}, "second": {"a_png.png"}}
         assert_cutout_of(picture(20), service.output / "a.png")
         assert_cutout_of(picture(21), service.output / "a_png.png")
@@ -131,7 +135,9 @@ def test_equal_pictures_are_computed_once(tmp_path: Path) -> None:
         service.drop("five.png", data)
         service.wait_for("image.done", path="five.png", reused=True)
         assert service.computed() == 1
-    audit.assert_complete(service.roots, dict.fromkeys(("one.png", "two.png", "s/three.png", "four.png", "five.png"), data))
+    audit.assert_complete(
+        service.roots, dict.fromkeys(("one.png", "two.png", "s/three.png", "four.png", "five.png"), data)
+    )
 
 
 def test_same_bytes_under_the_same_name_are_not_computed_again(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_files_written_during_the_start_are_neither_missed_nor_taken_half(tmp_pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_under_load_finishes_or_returns_everything(tmp_path: Path, number: int) -> None:
-    """A stop in the middle of work ends with status 0 and an audit that adds up; the next start does exactly the rest."""
+    """A stop in the middle of work ends with status 0 and adds up; the next start does exactly the rest."""
     data = {f"{number}.png": picture(number) for number in range(LOAD)}
     service = ServiceUnderTest(tmp_path, options={"engine": {"delay": 0.02}})
     for name, content in data.items():

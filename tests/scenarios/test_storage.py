@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def assert_all_at_first_attempt(service: ServiceUnderTest, data: dict[str, bytes
 
 
 def test_full_output_is_waited_for(tmp_path: Path) -> None:
-    """A full output pauses the service; nothing is refused or cut off; with space again all come out, each computed once."""
+    """A full output pauses the service, nothing is refused or cut off; with space all come out, each computed once."""
     data = many()
     service = ServiceUnderTest(tmp_path)
     with mounted(service.output, "tmpfs", "size=1m"), service:
@@ -189,7 +190,7 @@ def test_stop_while_the_output_refuses_loses_nothing(tmp_path: Path) -> None:
 
 def test_failed_folder_that_refuses_is_waited_for(tmp_path: Path) -> None:
     """A bad picture whose quarantine cannot be written is refused when it can, and others are not lost meanwhile."""
-    data = {"bad.png": b"no picture", "good.png": picture(1)}
+    data = {"bad.png": b"no picture " * 40, "good.png": picture(1)}
     with ServiceUnderTest(tmp_path) as service:
         with immutable(service.failed):
             service.drop("bad.png", data["bad.png"])
@@ -253,17 +254,23 @@ def test_unreadable_sub_folder_waits_for_its_rights(tmp_path: Path) -> None:
     audit.assert_complete(service.roots, {"closed/a.png": picture(1)})
 
 
-def test_input_that_cannot_be_claimed_waits(tmp_path: Path) -> None:
-    """An immutable input stays where it is, is told as blocked, and comes out when it may be moved."""
-    with ServiceUnderTest(tmp_path) as service:
-        (service.desk / "fixed.png").write_bytes(picture(1))
-        os.rename(service.desk / "fixed.png", service.input / "fixed.png")
-        with immutable(service.input / "fixed.png"):
-            service.wait_for("intake.blocked", path="fixed.png")
-            service.turn(3)
-            assert service.endings() == []
-        service.wait_for("image.done", path="fixed.png")
-        assert {event["attempt"] for event in service.endings()} == {1}
+def test_input_that_nobody_may_move_is_computed_once_where_it_is(tmp_path: Path) -> None:
+    """An immutable input is read in place, once over many comparisons and a restart, and archived when it may be."""
+    service = ServiceUnderTest(tmp_path)
+    (service.input / "fixed.png").write_bytes(picture(1))
+    with immutable(service.input / "fixed.png"):
+        with service:
+            service.wait_for("image.done", path="fixed.png")
+            service.wait_for("storage.retire_failed", path="fixed.png")
+            service.signal(signal.SIGHUP)
+            service.wait_for("service.reload")
+            service.turn(5)
+        service.start()
+        service.turn(3)
+        assert len(service.endings()) == service.computed() == 1
+    with service:
+        service.wait(service.is_idle, "the original archived")
+        assert len(service.endings()) == service.computed() == 1
     audit.assert_complete(service.roots, {"fixed.png": picture(1)})
 
 
