@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -30,3 +31,10 @@ def test_every_verb_is_in_the_readme() -> None:
 
     there = [verb for verb, (module, _) in cli.VERBS.items() if cli._exists(module)]
     assert [] == [verb for verb in there if f"`rmbgd {verb}" not in text]
+
+
+def test_every_drop_in_is_in_the_readme() -> None:
+    """And the README names none that does not exist."""
+    there = {path.name for path in (README.parent / "systemd" / "drop-ins").iterdir()}
+
+    assert there == set(re.findall(r"`(\d\d-[a-z-]+\.conf)`", README.read_text(encoding="utf-8")))

@@ -111,6 +111,50 @@ def test_memory_deny_write_execute_stays_off(installed: Machine, denied: str, st
     assert (b"could not create a primitive" in tried.stderr) == bool(status)
 
 
+@pytest.mark.parametrize(
+    ("properties", "granted"),
+    [
+        ([], False),
+        (["AmbientCapabilities=CAP_LEASE", "PrivateUsers=yes"], False),
+        (["AmbientCapabilities=CAP_LEASE", "PrivateUsers=no"], True),
+    ],
+)
+def test_lease_on_files_of_others_costs_the_user_namespace(
+    service: InstalledService, properties: list[str], granted: bool
+) -> None:
+    """Why 35-lease.conf is a drop-in: for files of others the kernel wants CAP_LEASE in the first user namespace."""
+    service.stop()
+    service.drop("others.bmp", picture(4))
+    lease = "import fcntl, os; fcntl.fcntl(os.open('/srv/rmbgd/in/others.bmp', 0), fcntl.F_SETLEASE, fcntl.F_RDLCK)"
+    tried = service.machine.call(
+        "systemd-run", "--wait", "--pipe", "--quiet", "--property=User=rmbgd",
+        *(f"--property={text}" for text in properties), "/opt/rmbgd/bin/python", "-c", lease,
+    )  # fmt: skip
+
+    assert granted == (tried.returncode == 0)
+    assert (b"Permission denied" in tried.stderr) != granted
+
+
+def test_service_runs_with_the_lease_drop_in(service: InstalledService) -> None:
+    """Outside of a user namespace, with one capability, and still doing its work."""
+    service.stop()
+    service.drop_in((DROP_INS / "35-lease.conf").read_text())
+    service.start()
+    service.drop("shoe.jpg", picture(6))
+
+    service.wait(lambda: "shoe.png" in service.files("out"), "the cutout")
+
+
+def test_service_runs_with_the_cpu_only_drop_in(service: InstalledService) -> None:
+    """Without any device, the network still computes."""
+    service.stop()
+    service.drop_in((DROP_INS / "30-cpu-only.conf").read_text())
+    service.start()
+    service.drop("shoe.jpg", picture(7))
+
+    service.wait(lambda: "shoe.png" in service.files("out"), "the cutout")
+
+
 def test_systemd_understands_every_line_of_the_unit(installed: Machine) -> None:
     """`systemd-analyze verify` has nothing to say about the units."""
     units = [f"/etc/systemd/system/{name}" for name in (UNIT, "rmbgd-gpu-prepare.service")]
