@@ -1,0 +1,155 @@
+"""SIGKILL, thousands of times, at random moments and steps, while pictures come in: nothing lost, twice, or half.
+
+The real service process with an engine that costs nothing. After each kill the folders are counted and what is new is
+decoded; after the last the service ends its work and everything is audited. Says nothing about power cuts:
+tools/power_cut.py does. Prints a table, then one JSON line; exit status 1 when the audit finds something.
+
+    python -m tools.kill [--kills 2302] [--pictures 4604] [--seed 1]      from the checkout: uses its tests' harness
+
+2,302 kills without a loss show a chance below 0.1 % per kill with 90 % confidence: ln(0.1) / ln(0.999).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from rmbgd.errors import Reason
+from tests.faults.conservation import Conservation
+from tests.scenarios import audit
+from tests.scenarios.machine import memory_folder
+from tests.scenarios.pictures import picture
+from tests.scenarios.service import ServiceUnderTest
+
+PICTURES_MINIMUM = 1_000
+BAD_SHARE = 50  # one in so many is no picture
+WAYS = ("start", "step", "work", "work")  # how the moment is chosen, in turn
+LIFE = {"start": (0.2, 1.5), "step": (2.0, 4.0), "work": (0.0, 1.0)}  # s until a kill; of work, from ready on
+STEPS = 120  # file operations and transactions until a kill; where there are fewer, it comes when LIFE says
+FINISH = 600.0  # s for the rest after the last kill
+
+
+class Campaign:
+    """A service that is fed and killed."""
+
+    def __init__(self, base: Path, *, kills: int, pictures: int, seed: int) -> None:
+        self._dice = random.Random(seed)
+        self._kills, self._pictures = kills, pictures
+        # A kill that a picture has nothing to do with must not set it aside: the most attempts that can be set.
+        self._service = ServiceUnderTest(
+            base, settings={"intake": {"attempts": 10}}, options={"engine": {"delay": 0.01}, "fuse": str(base / "fuse")}
+        )
+        self._dropped: dict[str, bytes] = {}
+        self._conservation = Conservation(self._service.roots, self._dropped)
+        self._found: Counter[str] = Counter()
+        self._lives: list[float] = []
+        self._ready = 0  # so many lives got ready
+        self._broken: list[str] = []
+        threading.excepthook = self._note_broken  # readers of the harness: a line of the log that is no JSON
+
+    def run(self) -> dict[str, Any]:
+        began = time.monotonic()
+        for kill in track(range(self._kills), "kills", console=Console(stderr=True)):
+            self._life(kill)
+            self._found.update(self._conservation.check())
+        with self._service.start() as service:
+            service.wait(service.is_idle, "the rest after the last kill", timeout=FINISH)
+        bad = {name: Reason.UNIDENTIFIED for name in self._dropped if name.startswith("bad/")}
+        audit.assert_complete(self._service.roots, self._dropped, bad=bad)
+        good = len(self._dropped) - len(bad)
+        audit.assert_ledger_settled(self._service.state, done=good, failed=len(bad))
+        assert not self._broken, self._broken
+        endings = Counter(event["path"] for name in ("image.done", "image.failed") for event in self._recorded(name))
+        return {
+            "kills": self._kills,
+            "pictures": good,
+            "refused": len(bad),
+            "lost": 0,
+            "half": 0,
+            "told_twice": sum(count > 1 for count in endings.values()),
+            "untold": len(set(self._dropped) - set(endings)),
+            "computed": self._service.computed(),
+            "found_claimed": self._found["claimed"],
+            "found_waiting": self._found["input"],
+            "life_median_s": round(statistics.median(self._lives), 2),
+            "seconds": round(time.monotonic() - began, 1),
+        }
+
+    def _life(self, kill: int) -> None:
+        service = self._service
+        for number in range(self._pictures * kill // self._kills, self._pictures * (kill + 1) // self._kills):
+            self._drop(number)
+        way = kill % len(WAYS)
+        if WAYS[way] == "step":
+            service.fuse.write_text(str(self._dice.randint(1, STEPS)))
+        service.start(ready=False)
+        began = time.monotonic()
+        assert service.process is not None
+        if WAYS[way] == "work":
+            service.wait_for("service.ready", count=1 + self._ready)
+        try:
+            service.process.wait(self._dice.uniform(*LIFE[WAYS[way]]))
+        except subprocess.TimeoutExpired:
+            service.kill()
+        else:
+            assert service.reap() == -9, service.tail()  # only the fuse ends it
+        self._ready = len(service.named("service.ready"))
+        self._lives.append(time.monotonic() - began)
+        service.fuse.unlink(missing_ok=True)
+
+    def _drop(self, number: int) -> None:
+        if number % BAD_SHARE == BAD_SHARE - 1:
+            name, data = f"bad/{number}.png", b"no picture %06d " % number * 20
+        else:
+            name, data = f"{number % 9}/{number}.png", picture(number)
+        self._dropped[name] = data
+        self._service.drop(name, data)
+
+    def _recorded(self, name: str) -> list[dict[str, Any]]:
+        return self._service.recorded(name)
+
+    def _note_broken(self, happened: threading.ExceptHookArgs) -> None:
+        self._broken.append(repr(happened.exc_value))
+
+
+def table(result: dict[str, Any]) -> Table:
+    shown = Table("measure", "value", title="kill -9 at random moments")
+    for key, value in result.items():
+        shown.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    return shown
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=2_302)
+    parser.add_argument("--pictures", type=int, default=0, help="default: two per kill, at least 1,000")
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    pictures = given.pictures or max(PICTURES_MINIMUM, 2 * given.kills)
+    with tempfile.TemporaryDirectory(prefix="rmbgd-kill-") as fallback, memory_folder(Path(fallback)) as base:
+        try:
+            result = Campaign(base, kills=given.kills, pictures=pictures, seed=given.seed).run()
+        except AssertionError as error:
+            print(json.dumps({"kills": given.kills, "seed": given.seed, "found": str(error)[:4000]}))
+            return 1
+    Console().print(table(result))
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
