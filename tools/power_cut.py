@@ -1,0 +1,143 @@
+"""Power cuts on a real ext4 while the service publishes: nothing truncated, nothing lost, the ledger opens.
+
+All folders of the service lie on an ext4 behind a loop device. At a random moment the file system is shut down without
+its journal being flushed (FS_IOC_SHUTDOWN, as xfstests do), the process is killed, the disk mounted again, and what is
+there is audited before the next start. Needs root and loop devices. Does not test what a drive does with its own cache.
+
+    python -m tools.power_cut [--rounds 200] [--seed 1]      from the checkout: uses its tests' harness
+
+Prints a table, then one JSON line; exit status 1 when the audit finds something, 2 where it cannot run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import sqlite3
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from tests.faults.conservation import Conservation
+from tests.faults.disks import cut_power
+from tests.scenarios import audit
+from tests.scenarios.machine import disk, memory_folder, mount, run
+from tests.scenarios.pictures import picture
+from tests.scenarios.service import ServiceUnderTest
+
+PICTURES = 12  # new ones per round
+LIFE = (0.0, 1.2)  # s from ready until the cut
+FINISH = 300.0  # s for the rest after the last cut
+SIZE = (160, 120)  # pixels; some 60 kB of cutout, so that there is something to truncate
+
+
+class Campaign:
+    """A service on a disk of its own whose power is cut again and again. `base` is an empty folder."""
+
+    def __init__(self, base: Path, device: str, *, rounds: int, seed: int) -> None:
+        self._dice = random.Random(seed)
+        self._rounds, self._device, self._base = rounds, device, base
+        self._dropped: dict[str, bytes] = {}
+        self._found: Counter[str] = Counter()
+
+    def run(self) -> dict[str, Any]:
+        """Raises AssertionError for what the audit finds."""
+        began = time.monotonic()
+        self._mount()
+        try:
+            settings = {"intake": {"attempts": 10}}  # cuts that a picture has nothing to do with
+            self._service = ServiceUnderTest(self._base, settings=settings, options={"count": "", "entered": ""})
+            conservation = Conservation(self._service.roots, self._dropped)
+            for number in track(range(self._rounds), "power cuts", console=Console(stderr=True)):
+                self._round(number)
+                self._found.update(conservation.check())
+                self._check_ledger()
+            with self._service.start() as service:
+                service.wait(service.is_idle, "the rest after the last cut", timeout=FINISH)
+            audit.assert_complete(self._service.roots, self._dropped)
+            audit.assert_ledger_settled(self._service.state, done=len(self._dropped))
+        finally:
+            self._unmount()
+        return {
+            "rounds": self._rounds,
+            "pictures": len(self._dropped),
+            "lost": 0,
+            "truncated": 0,
+            "temporaries": self._found["temporaries"],
+            "found_claimed": self._found["claimed"],
+            "found_waiting": self._found["input"],
+            "seconds": round(time.monotonic() - began, 1),
+        }
+
+    def _round(self, number: int) -> None:
+        service = self._service
+        for each in range(number * PICTURES, (number + 1) * PICTURES):
+            name, data = f"{each % 3}/{each}.png", picture(each, size=SIZE)
+            self._dropped[name] = data
+            service.drop(name, data)
+        run("sync", "-f", self._base)  # what the cut takes must be the service's to lose
+        try:
+            service.start()
+            time.sleep(self._dice.uniform(*LIFE))
+            cut_power(self._base)
+        finally:
+            service.kill()
+        self._unmount()
+        self._mount()
+        self._found["temporaries"] += sum(".rmbgd" in name for name in audit.files(service.output))
+
+    def _check_ledger(self) -> None:
+        with contextlib.closing(sqlite3.connect(self._service.state / "ledger.sqlite")) as db:
+            answer = db.execute("PRAGMA integrity_check").fetchall()
+        assert answer == [("ok",)], f"the ledger is damaged: {answer}"
+
+    def _mount(self) -> None:
+        mount(self._base, "ext4", "rw", self._device)
+
+    def _unmount(self) -> None:
+        run("umount", self._base)  # not lazily: the next mount must find the disk, not the dead file system
+
+
+def campaign(place: Path, *, rounds: int, seed: int) -> dict[str, Any]:
+    """Below the empty folder `place`. Raises AssertionError, and pytest's Skipped where there are no such disks."""
+    # The image lies in memory: whether a cut loses anything is decided by ext4, and syncs cost nothing.
+    base = place / "disk"
+    base.mkdir()
+    with memory_folder(place) as memory, disk(memory / "image", 64 + rounds) as device:
+        return Campaign(base, device, rounds=rounds, seed=seed).run()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=1)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="rmbgd-power-") as place:
+        try:
+            result = campaign(Path(place), rounds=given.rounds, seed=given.seed)
+        except AssertionError as error:
+            print(json.dumps({"rounds": given.rounds, "seed": given.seed, "found": str(error)[:4000]}))
+            return 1
+        except pytest.skip.Exception as reason:
+            print(f"cannot cut power here: {reason}", file=sys.stderr)
+            return 2
+    shown = Table("measure", "value", title="power cuts on ext4")
+    for key, value in result.items():
+        shown.add_row(key.replace("_", " "), f"{value:,}")
+    Console().print(shown)
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
