@@ -13,7 +13,7 @@ from rmbgd.beat import NoBeat
 from rmbgd.config import parse
 from rmbgd.errors import Reason
 from rmbgd.fsops import FailingFs
-from rmbgd.intake import reconcile
+from rmbgd.intake import survey
 from rmbgd.intake.hints import Heard, Hints
 from rmbgd.intake.reconcile import Reconciler
 from rmbgd.intake.watcher import FolderWatch
@@ -442,7 +442,7 @@ def test_a_blocked_file_is_told_once_and_tried_again(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr(reconcile, "look", refuse)
+        patched.setattr(survey, "look", refuse)
         assert it.turn(3, times=20) == []
     assert [event["cause"] for event in it.events.named("intake.blocked")] == ["Permission denied"]
     os.chmod(it.roots["input"] / "a.jpg", 0o600)
