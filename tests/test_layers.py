@@ -18,7 +18,8 @@ BASE = LEAVES | {"config", "fsops"}
 # Which rooms a room may use, besides itself. Above it is nothing that it knows.
 MAY_USE: dict[str, set[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
-    "config": LEAVES,
+    "settings": LEAVES,
+    "config": LEAVES | {"settings"},
     "fsops": LEAVES,
     "health": BASE,
     "imaging": BASE,
@@ -28,7 +29,7 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline": BASE | {"engine", "imaging", "intake"},
     "mtbf": LEAVES,
     "crew": BASE,
-    "engines": BASE | {"engine", "health"},
+    "engines": BASE | {"engine", "health", "models", "doctor"},  # of the models only where they lie
     "daemon": BASE | {"health", "imaging", "engine", "intake", "pipeline", "crew", "engines"},
     "oneshot": BASE | {"health", "imaging", "engine", "intake", "pipeline", "crew", "engines"},
     "configdoc": BASE,

@@ -1,0 +1,1 @@
+"""The tables of settings, one room per subject. config.py puts them together."""
