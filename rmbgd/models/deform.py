@@ -16,11 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmbgd.models.linear import linear
-
-# Bytes of samples alive at once. On a CPU they should stay in the last-level cache until the product has read them.
-_PIECE_BYTES = {"cpu": 16 << 20}
-_PIECE_BYTES_ELSEWHERE = 512 << 20
+from rmbgd.models.pieces import linear, rows_per_piece
 
 
 class DeformableConv(nn.Module):
@@ -39,52 +35,48 @@ class DeformableConv(nn.Module):
 
     def forward(self, x: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Map [B,c_in,H,W] -> pieces of y: which rows of [B*H*W, c_out] they are, and the rows."""
-        channels, height, width = x.shape[1:]
-        rows = x.permute(0, 2, 3, 1).reshape(-1, channels)
-        moves = self.offset(x).permute(0, 2, 3, 1).reshape(len(rows), -1)
-        budget = _PIECE_BYTES.get(x.device.type, _PIECE_BYTES_ELSEWHERE)
-        step = max(1, budget // (self.weight.shape[1] * x.element_size()))
-        for first in range(0, len(rows), step):
+        batch, channels, height, width = x.shape
+        # With a margin of zeros around each image no sample needs to be told that it lies outside.
+        table = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 2, 1, 2)).view(-1, channels)
+        moves = self.offset(x).permute(0, 2, 3, 1).reshape(batch * height * width, -1)
+        step = rows_per_piece(self.weight.shape[1], x)
+        for first in range(0, len(moves), step):
             piece = slice(first, first + step)
-            samples = self.sample(rows, moves[piece], first, (height, width))
+            samples = self.sample(table, moves[piece], first, (height, width))
             yield piece, linear(samples, self.weight, self.bias)
 
-    def sample(self, rows: Tensor, moves: Tensor, first: int, size: tuple[int, int]) -> Tensor:
+    def sample(self, table: Tensor, moves: Tensor, first: int, size: tuple[int, int]) -> Tensor:
         """Modulated samples of some pixels.
 
-        rows: all pixels of the batch [B*H*W, C]; moves: `offset`'s answer [n, 3k²] for the n pixels from `first` on;
-        size: (H, W). -> [n, k²*C], taps before channels.
+        table: the batch's pixels with their margins [B*(H+3)*(W+3), C]; moves: `offset`'s answer [n, 3k²] for the n
+        pixels from `first` on; size: (H, W). -> [n, k²*C], taps before channels.
         """
         height, width = size
-        taps = self.kernel**2
-        moves = moves.float() if moves.dtype is not torch.float64 else moves
-        pixel = torch.arange(first, first + len(moves), device=rows.device).unsqueeze(1)
-        tap = torch.arange(taps, device=rows.device)
-        reach = self.kernel // 2
-        # Beyond one pixel outside, a sample is zero wherever it lies: clamping keeps the integers small.
+        pitch = width + 3
+        taps, reach = self.kernel**2, self.kernel // 2
+        moves = moves.to(torch.promote_types(moves.dtype, torch.float32))
+        pixel = torch.arange(first, first + len(moves), device=table.device).unsqueeze(1)
+        tap = torch.arange(taps, device=table.device)
         y = pixel // width % height + tap // self.kernel - reach + moves[:, 0 : 2 * taps : 2]
         x = pixel % width + tap % self.kernel - reach + moves[:, 1 : 2 * taps : 2]
-        row, row_share = _corners(y, height)
-        column, column_share = _corners(x, width)
-        start = pixel // (height * width) * (height * width)
-        index = (start.view(-1, 1, 1, 1) + row.unsqueeze(-1) * width) + column.unsqueeze(-2)
+        # One pixel outside everything is zero already: clamping changes no sample and keeps them inside the margin.
+        top, left = y.clamp_(-1, height).floor(), x.clamp_(-1, width).floor()
+        corner = ((top + 1) * pitch + left + 1).int().clamp_(0, (height + 2) * pitch - 2)
+        corner += (pixel // (height * width) * (height + 3) * pitch).int()
+        index = corner.new_empty(*corner.shape, 4)
+        share = table.new_empty(index.shape)
+        for i, step in enumerate((0, 1, pitch, pitch + 1)):
+            torch.add(corner, step, out=index[..., i])
         modulation = 2 * moves[:, 2 * taps :].sigmoid()
-        share = (row_share * modulation.unsqueeze(-1)).unsqueeze(-1) * column_share.unsqueeze(-2)
-        samples = F.embedding_bag(
-            index.view(-1, 4), rows, per_sample_weights=share.view(-1, 4).to(rows.dtype), mode="sum"
-        )
+        below = modulation * y.sub_(top)
+        above = modulation - below
+        right = x.sub_(left)
+        torch.mul(above, right, out=share[..., 1])
+        torch.sub(above, share[..., 1], out=share[..., 0])
+        torch.mul(below, right, out=share[..., 3])
+        torch.sub(below, share[..., 3], out=share[..., 2])
+        samples = F.embedding_bag(index.view(-1, 4), table, per_sample_weights=share.view(-1, 4), mode="sum")
         return samples.view(len(moves), -1)
-
-
-def _corners(position: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """The two pixels around each position on one axis, [..., 2] each: index clamped to the map, share 0 outside it."""
-    position = position.clamp(-1, length)
-    lower = position.floor()
-    upper_share = position - lower
-    pixel = torch.stack((lower, lower + 1), dim=-1)
-    share = torch.stack((1 - upper_share, upper_share), dim=-1)
-    share = share * ((pixel >= 0) & (pixel < length))
-    return pixel.long().clamp(0, length - 1), share
 
 
 class DeformableAspp(nn.Module):

@@ -9,6 +9,8 @@ Exact savings, against the paper's code: tokens that pad the map to whole window
 (LayerNorm comes before the padding, so their query, key and value are the bias); which token sits in which window is
 computed once per shape; only the windows that the shift cuts carry a mask, and it has three patterns.
 
+A block works on pieces of its map, in place, so that no map of queries, scores or hidden units exists as a whole.
+
 In half precision the stream between the blocks, the norms' parameters and the patch embedding stay in float32: products
 are in the type of their weights. Measured in bfloat16, the three made half of the error, and they cost next to nothing.
 """
@@ -17,33 +19,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import groupby
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmbgd.models.linear import Linear
+from rmbgd.models.pieces import Linear, rows_per_piece
 from rmbgd.models.published import Backbone
-
-# The working set of one piece of a block, in bytes. On a CPU: small enough that the allocator gives the same warm
-# pages again instead of fresh ones from the kernel (glibc's limit is 32 MiB). Elsewhere: few, large kernels.
-_PIECE_BYTES = {"cpu": 24 << 20}
-_PIECE_BYTES_ELSEWHERE = 512 << 20
-
-
-def rows_per_piece(row_elements: int, like: Tensor) -> int:
-    """How many rows of `row_elements` elements in the type of `like` make one piece of work on its device."""
-    budget = _PIECE_BYTES.get(like.device.type, _PIECE_BYTES_ELSEWHERE)
-    return max(1, budget // (row_elements * like.element_size()))
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some windows with one mask pattern. Slots are the places of the windows' tokens, window by window."""
+    """Some windows with one mask pattern. A slot is a token's place in them, counted window by window."""
 
-    tokens: Tensor  # [slots] index of the token in each slot; any index where the slot is padding
-    padding: Tensor  # [<= slots] the slots that hold no token
+    tokens: Tensor  # [tokens] which tokens of the batch sit in these windows, in the order of their slots
+    slots: Tensor | None  # [tokens] the slot of each; None where no slot is empty
+    padding: Tensor  # the empty slots
+    windows: int
     pattern: int  # index into WindowPlan.masks
 
 
@@ -52,8 +44,7 @@ class WindowPlan:
     """Which token goes into which window: all of attention that depends on shapes and not on weights."""
 
     pieces: tuple[Piece, ...]
-    slots: Tensor  # [batch*height*width] where each token's answer stands in the pieces' answers, end to end
-    masks: tuple[Tensor | None, ...]  # [window², window²] True where two tokens may see each other
+    masks: tuple[Tensor | None, ...]  # [window², window²] True where two tokens may see each other; None: everywhere
 
 
 @lru_cache(maxsize=64)
@@ -68,24 +59,27 @@ def window_plan(
     # The roll brings the map's far side next to its near side in the last row and in the last column of windows.
     last_row = torch.arange(rows).eq(rows - 1).view(1, rows, 1)
     last_column = torch.arange(columns).eq(columns - 1).view(1, 1, columns)
-    pattern = (2 * last_row + 1 * last_column).expand(batch, -1, -1).reshape(-1) * bool(shift)
-    order = pattern.argsort(stable=True)
-    pieces, start = [], 0
-    for kind, members in groupby(pattern[order].tolist()):
-        count = len(list(members))
-        for piece in torch.split(windows[order[start : start + count]], windows_per_piece):
-            slots = piece.flatten()
-            padding = slots.lt(0).nonzero().flatten()
-            pieces.append(Piece(slots.clamp_min(0).to(device), padding.to(device), kind))
-        start += count
-    placed = windows[order].flatten()
-    position = torch.empty(batch * height * width, dtype=torch.long)
-    position[placed[placed >= 0]] = placed.ge(0).nonzero().flatten()
-    masks = tuple(
-        None if kind == 0 else _neighbours(window, shift, cut_rows=kind >= 2, cut_columns=kind % 2 == 1).to(device)
-        for kind in range(4)
+    pattern = (2 * last_row + 1 * last_column).expand(batch, -1, -1).flatten() * bool(shift)
+    padded = windows.lt(0).any(dim=1)
+    kinds = 2 * pattern + 1 * padded
+    pieces = []
+    for kind in sorted(set(kinds.tolist())):
+        alike = windows[kinds == kind]
+        pieces += [_piece(part, kind // 2, device) for part in torch.split(alike, windows_per_piece)]
+    cuts = ((False, True), (True, False), (True, True)) if shift else ()
+    masks = tuple(_neighbours(window, shift, cut_rows=r, cut_columns=c).to(device) for r, c in cuts)
+    return WindowPlan(tuple(pieces), (None, *masks))
+
+
+def _piece(windows: Tensor, pattern: int, device: torch.device) -> Piece:
+    """From [windows, window²] token indices, -1 where a slot is empty."""
+    slots = windows.flatten()
+    filled = slots.ge(0).nonzero().flatten()
+    padding = slots.lt(0).nonzero().flatten()
+    whole = len(padding) == 0
+    return Piece(
+        slots[filled].to(device), None if whole else filled.to(device), padding.to(device), len(windows), pattern
     )
-    return WindowPlan(tuple(pieces), position.to(device), masks)
 
 
 def _neighbours(window: int, shift: int, *, cut_rows: bool, cut_columns: bool) -> Tensor:
@@ -107,37 +101,33 @@ def relative_position_index(window: int, device: torch.device) -> Tensor:
 class WindowAttention(nn.Module):
     """softmax(q kᵀ / sqrt(d) + position bias) v within each window (4), for all heads."""
 
-    def __init__(self, dim: int, heads: int, window: int, shift: int) -> None:
+    def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
-        self.heads, self.window, self.shift = heads, window, shift
+        self.heads, self.window = heads, window
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
 
-    def position_bias(self) -> Tensor:
-        """[1, heads, window², window²]"""
+    def position_bias(self, plan: WindowPlan) -> list[Tensor]:
+        """[1, heads, window², window²] for each mask of the plan, -inf where the mask says no."""
         index = relative_position_index(self.window, self.relative_position_bias_table.device)
         bias = self.relative_position_bias_table.t().index_select(1, index)
-        return bias.view(1, self.heads, self.window**2, self.window**2)
+        bias = bias.view(1, self.heads, self.window**2, self.window**2)
+        return [bias if seen is None else bias.masked_fill(~seen, float("-inf")) for seen in plan.masks]
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B,H,W,C] -> [B,H,W,C]"""
-        batch, height, width, dim = x.shape
-        in_window = self.window**2
-        qkv = self.qkv(x).view(-1, 3 * dim)
-        pieces = rows_per_piece(in_window * 3 * dim, qkv)
-        plan = window_plan(batch, height, width, self.window, self.shift, pieces, x.device)
-        bias = self.position_bias()
-        biases = [bias if seen is None else bias.masked_fill(~seen, float("-inf")) for seen in plan.masks]
-        answers = []
-        for piece in plan.pieces:
-            windows = qkv.index_select(0, piece.tokens)
+    def forward(self, tokens: Tensor, piece: Piece, bias: Tensor) -> Tensor:
+        """The piece's tokens [n, C] -> their answers [n, C]."""
+        in_window, dim = self.window**2, tokens.shape[1]
+        qkv = self.qkv(tokens)
+        if piece.slots is not None:
+            windows = qkv.new_empty(piece.windows * in_window, 3 * dim).index_copy_(0, piece.slots, qkv)
             windows[piece.padding] = self.qkv.bias
-            q, k, v = windows.view(-1, in_window, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-            answer = F.scaled_dot_product_attention(q, k, v, attn_mask=biases[piece.pattern])
-            answers.append(answer.transpose(1, 2).reshape(-1, dim))
-        tokens = torch.cat(answers).index_select(0, plan.slots)
-        projected: Tensor = self.proj(tokens.view(batch, height, width, dim))
+            qkv = windows
+        q, k, v = qkv.view(-1, in_window, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
+        answer = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(-1, dim)
+        if piece.slots is not None:
+            answer = answer.index_select(0, piece.slots)
+        projected: Tensor = self.proj(answer)
         return projected
 
 
@@ -157,15 +147,22 @@ class SwinBlock(nn.Module):
 
     def __init__(self, dim: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
+        self.window, self.shift = window, shift
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, heads, window, shift)
+        self.attn = WindowAttention(dim, heads, window)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x += self.attn(self.norm1(x))
-        tokens = x.view(-1, x.shape[-1])
-        for part in torch.split(tokens, rows_per_piece(4 * x.shape[-1], x)):
+        batch, height, width, dim = x.shape
+        in_piece = rows_per_piece(self.window**2 * 3 * dim, x)
+        plan = window_plan(batch, height, width, self.window, self.shift, in_piece, x.device)
+        biases = self.attn.position_bias(plan)
+        tokens = x.view(-1, dim)
+        for piece in plan.pieces:
+            rows = self.norm1(tokens.index_select(0, piece.tokens))
+            tokens.index_add_(0, piece.tokens, self.attn(rows, piece, biases[piece.pattern]).to(x.dtype))
+        for part in torch.split(tokens, rows_per_piece(4 * dim, x)):
             part.add_(self.mlp(self.norm2(part)))
         return x
 

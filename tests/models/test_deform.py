@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rmbgd.models import deform
+from rmbgd.models import pieces
 from rmbgd.models.deform import DeformableConv
 
 HEIGHT, WIDTH = 5, 7
@@ -92,7 +92,7 @@ def test_pieces_do_not_change_the_answer(monkeypatch, budget):
     """However little memory a piece may take, images and rows of a batch come out the same."""
     layer, x = drawn(3), noise(2, 3, HEIGHT, WIDTH)
     expected = definition(layer, x)
-    monkeypatch.setitem(deform._PIECE_BYTES, "cpu", budget)
+    monkeypatch.setitem(pieces._PIECE_BYTES, "cpu", budget)
 
     torch.testing.assert_close(answer(layer, x), expected, rtol=1e-12, atol=1e-12)
 
@@ -109,7 +109,7 @@ def test_samples_never_exist_at_once(monkeypatch):
         return samples
 
     monkeypatch.setattr(layer, "sample", watched)
-    monkeypatch.setitem(deform._PIECE_BYTES, "cpu", 64 << 10)
+    monkeypatch.setitem(pieces._PIECE_BYTES, "cpu", 64 << 10)
     answer(layer, x)
 
     assert sum(taken) == 32 * 32 * 49 * 3 * 8

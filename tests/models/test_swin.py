@@ -57,17 +57,13 @@ def test_attention_without_padded_tokens_is_exact(height, width, shift):
 def test_plan_places_every_token_once(windows_per_piece):
     """Each token has one slot, each other slot is named as padding, whatever the size of a piece."""
     plan = swin.window_plan(2, 7, 10, 4, 2, windows_per_piece, torch.device("cpu"))
-    tokens, padding, start = [], [], 0
-    for piece in plan.pieces:
-        assert len(piece.tokens) <= windows_per_piece * 16
-        tokens.append(piece.tokens)
-        padding.append(piece.padding + start)
-        start += len(piece.tokens)
-    everything, empty = torch.cat(tokens), torch.cat(padding)
 
-    assert len(everything) == 2 * 8 * 12
-    assert torch.equal(everything[plan.slots], torch.arange(2 * 7 * 10))
-    assert torch.equal(torch.cat((plan.slots, empty)).sort().values, torch.arange(len(everything)))
+    assert sum(piece.windows for piece in plan.pieces) == 2 * 2 * 3
+    assert torch.equal(torch.cat([piece.tokens for piece in plan.pieces]).sort().values, torch.arange(2 * 7 * 10))
+    for piece in plan.pieces:
+        filled = torch.arange(len(piece.tokens)) if piece.slots is None else piece.slots
+        assert piece.windows <= windows_per_piece
+        assert torch.equal(torch.cat((filled, piece.padding)).sort().values, torch.arange(piece.windows * 16))
 
 
 def test_only_cut_windows_carry_a_mask():
@@ -75,8 +71,8 @@ def test_only_cut_windows_carry_a_mask():
     still = swin.window_plan(1, 12, 12, 4, 0, 99, torch.device("cpu"))
     moved = swin.window_plan(1, 12, 12, 4, 2, 99, torch.device("cpu"))
 
-    assert [(p.pattern, len(p.tokens) // 16) for p in still.pieces] == [(0, 9)]
-    assert [(p.pattern, len(p.tokens) // 16) for p in moved.pieces] == [(0, 4), (1, 2), (2, 2), (3, 1)]
+    assert [(p.pattern, p.windows) for p in still.pieces] == [(0, 9)]
+    assert [(p.pattern, p.windows) for p in moved.pieces] == [(0, 4), (1, 2), (2, 2), (3, 1)]
     assert moved.masks[0] is None
 
 
