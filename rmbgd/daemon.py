@@ -250,7 +250,7 @@ class Service:
             for each in self._line.statistics()
         }
         return {
-            "device": self._device,
+            "device": self._engines.device or self._device,
             "waiting": intake.waiting,
             "in_flight": intake.in_flight,
             "oldest_waiting": intake.oldest_waiting,

@@ -95,6 +95,10 @@ EVENTS: dict[str, EventKind] = {
     "storage.resumed": EventKind("info", "the disk takes data again", {"kind": "of the refusal that is over", "seconds": "paused"}),
     "storage.retire_failed": EventKind("warning", "an original could not be moved or deleted after success; tried again later, never processed again", {"folder": "name", "path": "", "detail": ""}),
     # --- engine
+    "engine.chosen": EventKind(
+        "info", "which device computes, and what stands in for it; once, at start",
+        {"device": "", "why": "", "standby?": "on the CPU while the GPU is away: model asked for -> model that computes", "start?": "whether those stay loaded, and why"},
+    ),
     "engine.started": EventKind("info", "an engine is ready", {"device": "", "models": "facts per model", "batch_sizes": "it takes", "seconds": "to start", "detail?": ""}),
     "engine.fault": EventKind("error", "a batch was not answered; its pictures run again", {"device": "", "kind": "lost, memory, nonsense", "detail": "", "images": "jobs concerned", "restarts": "since start"}),
     "engine.restarted": EventKind("info", "a fresh engine process is ready after a fault", {"device": "", "seconds": "since the fault", "restarts": "since start"}),

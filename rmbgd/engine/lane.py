@@ -6,6 +6,7 @@ Does not choose between devices and does not know pictures' fates: resilient.py 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from rmbgd.clock import Clock
 from rmbgd.engine.base import BatchReport, Engine, EngineDescription, Work
@@ -13,17 +14,29 @@ from rmbgd.engine.retry import delay
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.events import Emit
 
+T = TypeVar("T")
+
 GROW_AFTER = 64  # batches answered at a limit that memory imposed, after which twice as many are tried again
 
 
 class Lane:
     """`make` gives a new engine that was not started; each is used until its first sticky fault.
 
-    delay_maximum  seconds; longest pause between two starts of an engine that keeps failing
+    delay_maximum    seconds; longest pause between two starts of an engine that keeps failing
+    keep_when_short  an engine that lacks memory for one picture alone stays: the picture can go to another device, and
+                     whoever takes the memory may give it back. Without another device a fresh process is tried, which
+                     has the least in memory
     """
 
     def __init__(
-        self, device: str, make: Callable[[], Engine], *, emit: Emit, clock: Clock, delay_maximum: float
+        self,
+        device: str,
+        make: Callable[[], Engine],
+        *,
+        emit: Emit,
+        clock: Clock,
+        delay_maximum: float,
+        keep_when_short: bool = False,
     ) -> None:
         self.device = device
         self.description: EngineDescription | None = None  # of the last engine that was ready
@@ -34,6 +47,7 @@ class Lane:
         self._emit = emit
         self._clock = clock
         self._delay_maximum = delay_maximum
+        self._keep_when_short = keep_when_short
         self._engine: Engine | None = None  # started, or None
         self._fault_at: float | None = None  # of the first fault since an engine was ready
         self._memory_limit: int | None = None  # pictures that fit into memory, when that was found out
@@ -75,13 +89,37 @@ class Lane:
         self._tell_ready(description, began)
         return description
 
+    def adopt(self, engine: Engine, description: EngineDescription, began: float) -> None:
+        """Take over an engine that was started elsewhere, from `began` on, and has proved itself."""
+        assert self._engine is None
+        self._engine = engine
+        self._memory_limit = None
+        self.failures = 0
+        self._tell_ready(description, began)
+
+    def surrender(self) -> Engine | None:
+        """Give the engine away without closing it, for an end that may take long; None when there is none."""
+        engine, self._engine = self._engine, None
+        return engine
+
+    def look(self, examine: Callable[[], T]) -> T:
+        """A look at its engine between two batches. Raises EngineFault, like `segment`."""
+        try:
+            return examine()
+        except EngineMemory:
+            raise
+        except EngineFault as fault:
+            self.replace()
+            self._failed(fault, [])
+            raise
+
     def segment(self, batch: Sequence[Work]) -> BatchReport:
         """Raises EngineFault; after a sticky one there is no engine until the next start."""
         assert self._engine is not None
         try:
             report = self._engine.segment(batch)
         except EngineMemory as fault:
-            if len(batch) == 1:  # nothing is left to halve; a fresh process has the least in memory
+            if len(batch) == 1 and not self._keep_when_short:  # nothing is left to halve
                 self.replace()
             self._memory_limit = max(1, len(batch) // 2)
             self._since_limit = 0

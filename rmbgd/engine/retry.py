@@ -54,6 +54,10 @@ class Attempts:
             return group
         return []
 
+    def accused(self, group: Sequence[Work]) -> bool:
+        """Whether it is one picture that has failed alone before."""
+        return len(group) == 1 and self._accusations[group[0].image_id] > 0
+
     def answered(self, answers: Iterable[Answer | Poisoned]) -> None:
         for answer in answers:
             runs = self._runs[answer.image_id]

@@ -69,6 +69,7 @@ class EngineWorker:
         self._seconds: dict[int, float] = {}  # per batch size, as the child measured at start
         self._aborted = False  # set by any thread, once
         self._abandoned = False
+        self._launched = False
 
     @property
     def pid(self) -> int | None:
@@ -82,9 +83,18 @@ class EngineWorker:
         return process is not None and process.alive
 
     @property
+    def ended(self) -> bool:
+        """It had a process and will never have one again. From any thread."""
+        return self._launched and self._process is None
+
+    @property
     def abandoned(self) -> bool:
         """Its process could not be killed. Once closed."""
         return self._abandoned
+
+    def belongs_to(self, beat: Beat) -> None:
+        """It has a new owner, with this beat."""
+        self._beat = beat
 
     def start(self) -> EngineDescription:
         """Start the process and wait for its proof. Raises EngineFault, ModelError."""
@@ -173,6 +183,7 @@ class EngineWorker:
                 ours.close()
                 raise EngineLost(f"the engine's process cannot be started: {error}") from error
         self._connection = ours
+        self._launched = True
         if self._aborted:  # between our question and the process's birth
             self._process.kill()
 

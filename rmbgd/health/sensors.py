@@ -6,6 +6,7 @@ Does not judge what is read: the failover policy does.
 from __future__ import annotations
 
 import importlib
+import json
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -108,6 +109,36 @@ def _what_nvml_lacks(reading: Reading) -> str:
     if reading.problem is None:
         return "NVML answers without a temperature"
     return f"NVML does not answer ({reading.problem}: {reading.detail})"
+
+
+class ToldSensor:
+    """Says what stands in a file, for tests of the whole service: JSON with fields of a Reading, or "hang": then the
+    reading does not return until the file says something else. No file: the source has vanished."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._closed = threading.Event()
+
+    @property
+    def source(self) -> str:
+        return "told"
+
+    def read(self) -> Reading:
+        while True:
+            try:
+                text = self._path.read_text()
+            except FileNotFoundError:
+                return Reading(self.source, Problem.NO_SOURCE, f"{self._path} is not there")
+            if text != "hang":
+                break
+            self._closed.wait(0.02)  # stands for a call into a driver
+        told = json.loads(text)
+        problem = Problem(told.pop("problem")) if "problem" in told else None
+        missing = frozenset(MEASURES) - told.keys() if problem is None else frozenset()
+        return Reading(self.source, problem, unsupported=missing, **told)
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 class Never(Enum):

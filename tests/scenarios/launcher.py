@@ -4,6 +4,9 @@ Goes through the command line's own door, so that exit statuses are the real one
 tests. Everything is off unless asked for.
 
     engine   keyword arguments of FakeEngine (script, poison, start, ...), and `delay`: seconds for every batch
+    gpu      the real failover over child processes with fake engines: `orders` (a folder, see chaos.Orders), `sensor`
+             (a file, see ToldSensor), `health` (settings, also beyond their bounds), `standby` (arguments of its
+             FakeEngine), `warm`, `count` (visible GPUs), `largest` (batch)
     count    a file that gets one line per picture the engine computed
     entered  a file that gets one line per picture the engine was given, before it computes
     hold     a path: while a file stands there, the engine does not answer
@@ -14,6 +17,7 @@ tests. Everything is off unless asked for.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -25,11 +29,19 @@ from pathlib import Path
 from typing import Any
 
 from rmbgd import cli, daemon
-from rmbgd.engine.base import BatchReport, Work
+from rmbgd.config import Config
+from rmbgd.engine.base import BatchReport, Engine, Work
 from rmbgd.engine.fake import FakeEngine
+from rmbgd.engines import Machine, build
+from rmbgd.engines.build import Models
+from rmbgd.engines.standins import StandIns
+from rmbgd.engines.visible import Visible
 from rmbgd.fsops import FsOps, SystemFs
+from rmbgd.health.deadline import DeadlineSensor
+from rmbgd.health.sensors import Choice, ToldSensor
 from rmbgd.intake.store import Store
 
+SENSOR_TIMEOUT = 0.2  # s; a reading of a file takes none, and what hangs in a test need not hang long
 HOLD_CHECK = 0.01  # s between two looks whether the engine may answer; stands for the device's time
 
 
@@ -100,13 +112,44 @@ class Fuse:
         return burning
 
 
+def failover(
+    parts: daemon.EngineParts,
+    *,
+    orders: str,
+    sensor: str,
+    health: dict[str, Any],
+    standby: dict[str, Any] | None = None,
+    warm: bool = True,
+    count: int = 1,
+    largest: int = 4,
+) -> Engine:
+    """As the product builds it, on a machine whose GPU is told by files and whose CPU has a lesser model."""
+    config = parts.config.model_copy(update={"health": parts.config.health.model_copy(update=health)})
+
+    def fake(_config: Config, device: str, models: Models, _precision: str) -> dict[str, object]:
+        mine: dict[str, object] = {"orders": orders} if device != "cpu" else standby or {}
+        sizes = [size for size in (1, 2, 4, 8, 16) if size <= largest]
+        return {"device": device, "models": list(models), "batch_sizes": sizes} | mine
+
+    machine = Machine(
+        gpus=lambda: Visible(count, "told by a test"),
+        sensor=lambda _config, _index: Choice(DeadlineSensor(ToldSensor(Path(sensor)), SENSOR_TIMEOUT), "a test"),
+        stand_ins=lambda _config: StandIns({"u2netp": "lesser"}, warm, "told by a test"),
+        factory="rmbgd.engine.fake:create",
+        options=fake,
+    )
+    return build(dataclasses.replace(parts, config=config), machine)
+
+
 def main() -> int:
     config, options = Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
     seen = {name: options.get(name, "") for name in ("count", "entered", "hold")}
     if options.get("fuse"):
         Fuse(options["fuse"]).lay()
 
-    def engine(parts: daemon.EngineParts) -> FakeEngine:
+    def engine(parts: daemon.EngineParts) -> Engine:
+        if "gpu" in options:
+            return failover(parts, **options["gpu"])
         return ObservedEngine(parts.arena.block, **seen, **options.get("engine", {}))
 
     daemon.run = functools.partial(daemon.run, engine_factory=engine)  # type: ignore[assignment]
