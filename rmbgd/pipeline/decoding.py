@@ -17,7 +17,7 @@ from rmbgd.clock import Clock
 from rmbgd.config import Folder, Limits, Recipe
 from rmbgd.engine.arena import Arena, ArenaClosed
 from rmbgd.engine.base import OutputPlane, Region, region_bytes, view
-from rmbgd.errors import ImageError, Reason
+from rmbgd.errors import ImageError, Reason, StorageFault
 from rmbgd.imaging.decode import Header, decode_into, probe, read_limited
 from rmbgd.intake.ledger import ContentKey, Ledger
 from rmbgd.intake.opening import open_regular, same_content
@@ -77,6 +77,8 @@ class Decoder:
             return refusal(job, error, timing, None)
         except OSError as error:
             return unreadable(job, error, timing)
+        except StorageFault as fault:  # the ledger could not be asked whether this content is known
+            return Postponed(job, "storage", str(fault), timing)
         except ArenaClosed:
             return Postponed(job, "stopping", "read, but no memory was lent any more", timing)
         finally:

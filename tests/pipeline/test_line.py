@@ -14,6 +14,7 @@ from rmbgd.config import parse
 from rmbgd.crew import Crew
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.fake import FakeEngine
+from rmbgd.errors import StorageFault
 from rmbgd.events import RecordedEvents
 from rmbgd.intake.ledger import Candidate, Ledger
 from rmbgd.jobs import Version
@@ -252,6 +253,20 @@ def test_a_replaced_input_is_not_answered_with_the_old_result(works):
 
     assert [("a.png", "changed")] == it.intake.returned
     assert [] == [path.name for path in it.output.iterdir()]
+
+
+def test_a_ledger_that_cannot_be_asked_sends_the_picture_back(works, monkeypatch):
+    """The disk under the ledger is at fault: the picture waits in its folder, and the service goes on."""
+    it = works()
+    save(it, "a.png", pixels())
+
+    def refuse(*_):
+        raise StorageFault("io_error", "disk I/O error")
+
+    monkeypatch.setattr(it.ledger, "same_content", refuse)
+    it.run("a.png")
+
+    assert [("a.png", "storage")] == it.intake.returned
 
 
 def test_all_memory_is_given_back(works):
