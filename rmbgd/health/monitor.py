@@ -107,6 +107,7 @@ class HealthMonitor:
         self._problem: tuple[tuple[str, dict[str, object]], str] | None = None  # with the time it was first seen here
         self._status_lost = 0
         self._stalled_since: float | None = None
+        self._facts = process_facts()
         self._awake_since = self._last_tick = now
         self._next_health: float | None = None
         self._next_status = now
@@ -170,7 +171,9 @@ class HealthMonitor:
             rate.sample(now, counts.get(snapshot.OUTCOMES["done"], 0))
         unwritten = dict(self._unwritten()) | ({"status": self._status_lost} if self._status_lost else {})
         uptime = now - self._identity.started
-        health = snapshot.health_keys(described, counts, process_facts(), uptime, unwritten)
+        with contextlib.suppress(OSError):  # no descriptor is left to look with: no reason to end; the last word stands
+            self._facts = process_facts()
+        health = snapshot.health_keys(described, counts, self._facts, uptime, unwritten)
         rates = {name: rate.per_minute() for name, rate in self._rates.items()}
         record = snapshot.status_record(
             self._identity,

@@ -35,9 +35,15 @@ class Conservation:
         for name in set(done) - self._whole:
             cutout = self._roots["output"] / (os.path.splitext(name)[0] + ".png")
             assert cutout.exists(), f"{name} is archived without a cutout"
-            assert_cutout_of(self._dropped[name], cutout)
+            self._check_cutout(name, cutout)
             self._whole.add(name)
         for name in audit.files(self._roots["output"]):
             if ".rmbgd" not in name and name not in self._whole:  # published, and its original not yet archived
-                assert_cutout_of(self._dropped[name], self._roots["output"] / name)
+                self._check_cutout(name, self._roots["output"] / name)
         return where
+
+    def _check_cutout(self, name: str, cutout: Path) -> None:
+        try:
+            assert_cutout_of(self._dropped[name], cutout)
+        except OSError as error:  # what Pillow says of a file that is cut off
+            raise AssertionError(f"{cutout}, {cutout.stat().st_size} bytes, is no picture: {error}") from error

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), linux/fs/ext4/ext4.h
+FIBMAP = 1  # _IO(0x00, 1), linux/fs.h
 NO_LOG_FLUSH = 2  # what the journal has not written is gone, as when the power goes
 
 
@@ -22,3 +23,10 @@ def cut_power(mount: Path) -> None:
         pytest.skip(f"this file system cannot be shut down: {error}")
     finally:
         os.close(descriptor)
+
+
+def first_block(path: Path) -> int:
+    """Where on its disk the file begins, in bytes (the FIBMAP ioctl; the file must be synced)."""
+    with open(path, "rb") as file:
+        answer = fcntl.ioctl(file, FIBMAP, struct.pack("I", 0))
+        return int(struct.unpack("I", answer)[0]) * os.fstatvfs(file.fileno()).f_bsize
