@@ -46,4 +46,5 @@ def assert_cutout_of(source: bytes, output: bytes | Path, *, within: int = 0) ->
     seen = (found[..., 3] > within) & (expected[..., 3] > within)
     difference = np.abs(found.astype(int) - expected.astype(int))
     assert difference[..., 3].max() <= within, f"{output!r}: alpha differs by {difference[..., 3].max()}"
-    assert difference[seen].max() <= within, f"{output!r}: colours differ by {difference[seen].max()}"
+    colours = difference[seen].max(initial=0)
+    assert colours <= within, f"{output!r}: colours differ by {colours}"
