@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -117,8 +118,13 @@ class Claims:
         if not job.claimed_by_rename:
             return Claimed(complete, job)
         root = str(self._folders[job.folder].input)
+        name = os.path.basename(job.source)
         try:
-            claim_by_rename(root, job.relative_path, os.path.basename(job.source), self._fs)
+            found = claim_by_rename(root, job.relative_path, name, self._fs)
+            if not stat.S_ISREG(found.st_mode):  # swapped for a link or a pipe since: back, and looked at again
+                put_back(root, name, job.relative_path, self._fs)
+                self._owed.append(job.job_id)
+                return Unclaimed(complete, "changed")
         except OSError as error:
             self._owed.append(job.job_id)
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):

@@ -166,8 +166,7 @@ def refusal(job: Job, error: ImageError, timing: Timing, facts: SourceFacts | No
     if not error.maybe_incomplete:
         return Rejection(job, error.reason, error.detail, "decode", timing, facts)
     if job.final:
-        reason = Reason.EMPTY if error.reason is Reason.EMPTY else Reason.TRUNCATED
-        return Rejection(job, reason, error.detail, "decode", timing, facts)
+        return Rejection(job, error.reason, error.detail, "decode", timing, facts)
     return Postponed(job, "incomplete", error.detail, timing, facts=facts)
 
 
