@@ -9,7 +9,9 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import itertools
 import os
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
@@ -192,12 +194,30 @@ def place(root: str, relative_path: str, fs: FsOps) -> tuple[str, str]:
     return make_folders(root, below, fs), basename
 
 
+def versions_to_try(root: str, path: str) -> Iterator[str]:
+    """Versions of `path` below `root`, from the last of those that are taken on.
+
+    Found in steps that double and then halve: a camera that uses one name each minute has half a million in a year. The
+    last taken one comes first, because a try that died may have left our own file there.
+    """
+    taken, free = 0, 1
+    while os.path.lexists(os.path.join(root, names.version_of(path, free))):
+        taken, free = free, 2 * free
+    while free - taken > 1:
+        middle = (taken + free) // 2
+        if os.path.lexists(os.path.join(root, names.version_of(path, middle))):
+            taken = middle
+        else:
+            free = middle
+    return (names.version_of(path, number) for number in itertools.count(max(1, taken)))
+
+
 def move_into(root: str, relative_path: str, source: str, job_id: int, fs: FsOps) -> str:
     """Move `source` below `root`, to its own relative path or to a version of it that is free; answers which.
 
     Raises OSError.
     """
-    for path in names.versions(os.path.join(*place(root, relative_path, fs))):
+    for path in versions_to_try(root, os.path.join(*place(root, relative_path, fs))):
         with contextlib.suppress(FileExistsError):
             move_exactly(root, path, source, job_id, fs)
             return path

@@ -19,7 +19,7 @@ from rmbgd.fsops import FsOps, storage_faults
 from rmbgd.intake import names
 from rmbgd.intake.ledger import Ledger
 from rmbgd.jobs import Job
-from rmbgd.pipeline.placing import Temporary, hash_of, move_exactly, place
+from rmbgd.pipeline.placing import Temporary, hash_of, move_exactly, place, versions_to_try
 
 REASON_MODE = 0o640
 HASHED_BYTES = 64 << 20  # a larger file is not read once more only to tell its hash
@@ -51,7 +51,7 @@ class Quarantine:
 
     def _set_aside(self, job: Job, folder: Folder, story: dict[str, object]) -> str | None:
         failed = str(folder.failed)
-        for path in names.versions(os.path.join(*place(failed, job.relative_path, self._fs))):
+        for path in versions_to_try(failed, os.path.join(*place(failed, job.relative_path, self._fs))):
             if not self._write_reason(failed, path, job.job_id, story):
                 continue
             if folder.originals == "keep" and not job.claimed_by_rename:
