@@ -8,13 +8,11 @@ from __future__ import annotations
 import os
 import platform
 import signal
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from types import FrameType
 from typing import Any
 
 from rmbgd import config as configuration
@@ -38,6 +36,7 @@ from rmbgd.intake.layout import check_layout
 from rmbgd.intake.ledger import Ledger
 from rmbgd.intake.reconcile import Reconciler
 from rmbgd.intake.watcher import FolderWatch, OverflowListener
+from rmbgd.messages import Compared, EngineReady, Message, Signalled, signals
 from rmbgd.pipeline.hold import StorageHold
 from rmbgd.pipeline.publish import Publisher
 from rmbgd.pipeline.stages import Line, Surroundings
@@ -45,25 +44,8 @@ from rmbgd.pipeline.stages import Line, Surroundings
 __all__ = ["EngineParts", "run"]
 
 LEDGER = "ledger.sqlite"
+GRACE = 30.0  # s beside the configured patience before systemd is to lose its own
 ABORT_TIMEOUT = 5.0  # s that threads get to end after the engine was taken from them
-
-
-@dataclass(frozen=True, slots=True)
-class Signalled:
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class EngineReady:
-    description: EngineDescription
-
-
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """Every folder that is there has been compared with the ledger once."""
-
-
-Message = Signalled | EngineReady | Compared | Broken
 
 
 def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) -> int:
@@ -99,22 +81,6 @@ def _write_metrics(metrics: Metrics, path: Path | None, health: Mapping[str, Any
     if path is not None:
         metrics.health(health)
         metrics.write(path)
-
-
-@contextmanager
-def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
-    """Handlers only leave a message; SimpleQueue.put is safe in them."""
-
-    def handler(number: int, _frame: FrameType | None) -> None:
-        messages.put(Signalled(number))
-
-    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
 
 
 class Service:
@@ -190,6 +156,7 @@ class Service:
 
     def serve(self) -> int:
         """Start everything, wait, and end it in the order of the flow."""
+        self._notifier.extend_timeout(self._config.engine.start_timeout + GRACE)
         recovered = self._intake.recover()
         self._emit("intake.recovered", **recovered.event())
         self._crew.start("health", self._monitor.run)
@@ -270,6 +237,7 @@ class Service:
         failed = self._broken is not None
         self._monitor.phase("stopping")
         self._notifier.stopping(f"stopping ({cause})")
+        self._notifier.extend_timeout(self._config.service.stop_timeout + ABORT_TIMEOUT + GRACE)
         self._emit("service.stopping", cause=cause, in_flight=self._intake.statistics().in_flight)
         self._intake.close()
         self._hold.release()

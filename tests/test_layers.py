@@ -30,7 +30,8 @@ MAY_USE: dict[str, set[str]] = {
     "mtbf": LEAVES,
     "crew": BASE,
     "engines": BASE | {"engine", "health", "models", "doctor"},  # of the models only where they lie
-    "daemon": BASE | {"health", "imaging", "engine", "intake", "pipeline", "crew", "engines"},
+    "messages": BASE | {"crew", "engine"},
+    "daemon": BASE | {"messages", "health", "imaging", "engine", "intake", "pipeline", "crew", "engines"},
     "oneshot": BASE | {"health", "imaging", "engine", "intake", "pipeline", "crew", "engines"},
     "configdoc": BASE,
     "doctor": BASE | {"models", "health"},
