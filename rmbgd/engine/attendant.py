@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from rmbgd.clock import Clock
 from rmbgd.config import Health
-from rmbgd.engine.base import Engine, EngineDescription
+from rmbgd.engine.base import EngineDescription
 from rmbgd.engine.device import (
     Changed,
     Check,
@@ -223,12 +223,12 @@ class Attendant:
                 model = {"model": self._moves.aside_model} if self._moves.aside else {}
                 self._emit("engine.degraded", device=self.device, reason=reason, **model)
 
-    def bury(self, engine: Engine) -> None:
+    def bury(self, worker: EngineWorker) -> None:
         """End a process on a thread of its own."""
 
         def end() -> None:
-            engine.close()
-            if isinstance(engine, EngineWorker) and engine.abandoned:
+            worker.close()
+            if worker.abandoned:
                 self.tell(Fault(FaultKind.UNKILLABLE, 0, "its process cannot be killed"))
 
         self._spawn("burial", end)

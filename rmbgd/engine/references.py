@@ -72,8 +72,8 @@ class References:
 
     def _read(self, name: str) -> Alpha | None:
         try:
-            with np.load(self._directory / name, allow_pickle=False) as file:
-                levels = file["alpha"]
+            with open(self._directory / name, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                levels = arrays["alpha"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
         if levels.shape != (HEIGHT, WIDTH) or levels.dtype != np.uint16:

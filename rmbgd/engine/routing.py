@@ -17,10 +17,10 @@ from rmbgd.config import Health
 from rmbgd.engine.attendant import Attendant
 from rmbgd.engine.base import EngineDescription
 from rmbgd.engine.device import Answered, Fault, FaultKind, Golden
-from rmbgd.engine.examine import Examined
 from rmbgd.engine.lane import Lane
 from rmbgd.engine.probe import golden_difference, judge_golden
 from rmbgd.engine.resilient import Stop
+from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineMemory
 
 SIZES = (1, 2, 4, 8, 16)  # offered while the GPU has not said what it takes; a lane splits what is too much for it
@@ -50,9 +50,8 @@ class FailoverRouting:
         self._warm, self._models, self._health, self._clock = warm, tuple(models), health, clock
         self._beat = beat or NoBeat()
         self._number = 0  # of the process that the GPU lane holds
-        self._engine: Examined | None = None  # that process
+        self._worker: EngineWorker | None = None  # that process
         self._canary_due = self._golden_due = 0.0
-        attendant.start()
 
     # ------------------------------------------------------------------------------------------------ Routing
 
@@ -164,10 +163,10 @@ class FailoverRouting:
             if adopted is None:  # condemned between two questions; should it not be, there is no process to use
                 self._attendant.tell(Fault(FaultKind.STICKY, number, "no process came up"))
                 continue
-            engine, description, began = adopted
-            engine.belongs_to(self._beat)
-            self._gpu.adopt(engine, description, began)
-            self._number, self._engine = number, engine
+            worker, description, began = adopted
+            worker.belongs_to(self._beat)
+            self._gpu.adopt(worker, description, began)
+            self._number, self._worker = number, worker
             now = self._clock.monotonic()
             self._canary_due = now + self._health.canary_interval
             self._golden_due = now + self._health.golden_interval
@@ -175,10 +174,9 @@ class FailoverRouting:
         return False
 
     def _give_up_gpu(self) -> None:
-        engine = self._gpu.surrender()
-        self._engine = None
-        if engine is not None:
-            self._attendant.bury(engine)
+        worker, self._worker = self._worker, None
+        if self._gpu.surrender() is not None and worker is not None:
+            self._attendant.bury(worker)
 
     def _look(self) -> bool:
         """The canary and the known picture, when due. False when the question which device to use is open again."""
@@ -196,20 +194,20 @@ class FailoverRouting:
         return self._attendant.process() == self._number and self._gpu.ready
 
     def _run_canary(self) -> None:
-        engine = self._engine
-        assert engine is not None
+        worker = self._worker
+        assert worker is not None
         try:
-            found = self._gpu.look(partial(engine.canary, self._health.canary_blocks))
+            found = self._gpu.look(partial(worker.canary, self._health.canary_blocks))
         except EngineMemory:  # pictures have the memory: no pass this time, and nobody's fault
             return
         self._attendant.tell(found)
 
     def _run_golden(self) -> None:
-        engine, description = self._engine, self._gpu.description
-        assert engine is not None
+        worker, description = self._worker, self._gpu.description
+        assert worker is not None
         assert description is not None
         for model, reference in self._attendant.references(description).items():
-            found = self._gpu.look(partial(engine.golden, model))
+            found = self._gpu.look(partial(worker.golden, model))
             mean, peak = golden_difference(found.alpha, reference, self._health.golden_outliers)
             verdict = judge_golden(mean, peak, self._health)
             self._attendant.tell(Golden(verdict.passed, self._number, verdict.reading, verdict.threshold))

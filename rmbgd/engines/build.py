@@ -1,6 +1,6 @@
 """From the configuration and the machine to an engine: one lane, or a GPU's lane with its attendant and a standby.
 
-Starts no process: the engine's owner and the attendant do. The machine is a value, so that tests can bring their own.
+Starts no process: the engine's owner and the attendant's threads do. The machine is a value: tests bring their own.
 """
 
 from __future__ import annotations
@@ -121,6 +121,7 @@ def _with_failover(
         emit=parts.emit,
         clock=parts.clock,
     )
+    attendant.start()
     gpu = _lane(parts, device, _never, keep_when_short=standby is not None)
     warm = stand is not None and stand.warm
     routing = FailoverRouting(
