@@ -6,11 +6,12 @@ Does not act on any of it: daemon.py does.
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import socket
+import threading
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from queue import SimpleQueue
-from types import FrameType
 
 from rmbgd.crew import Broken
 from rmbgd.engine.base import EngineDescription
@@ -36,15 +37,32 @@ Message = Signalled | EngineReady | Compared | Broken
 
 @contextmanager
 def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
-    """Handlers only leave a message; SimpleQueue.put is safe in them."""
+    """Every signal becomes a message at once, by way of the interpreter's wakeup descriptor. The main thread's.
 
-    def handler(number: int, _frame: FrameType | None) -> None:
-        messages.put(Signalled(number))
-
+    A handler in Python would not do: it runs when the main thread gets to it, and a signal that comes between that
+    thread's last look and its wait for a message would be noticed only with the next message, which may never come.
+    """
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-    before = {number: signal.signal(number, handler) for number in numbers}
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    relay = threading.Thread(target=_relay, args=(reading, messages, numbers), name="signals", daemon=True)
+    relay.start()
+    former_descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
         yield
     finally:
         for number, former in before.items():
             signal.signal(number, former)
+        signal.set_wakeup_fd(former_descriptor)
+        writing.close()
+        relay.join()
+        reading.close()
+
+
+def _relay(reading: socket.socket, messages: SimpleQueue[Message], numbers: Collection[int]) -> None:
+    """Until the other end is closed."""
+    while received := reading.recv(64):
+        for number in received:
+            if number in numbers:
+                messages.put(Signalled(number))
