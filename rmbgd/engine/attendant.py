@@ -91,6 +91,7 @@ class Attendant:
         # Everything from here to `_reading` is under the lock.
         self._changed = threading.Condition(threading.RLock())
         self._state = DeviceState()
+        self._undecided = True
         self._proof: Proof | None = None  # the newest one, until it is adopted or dismissed
         self._worker: EngineWorker | None = None  # adopted, until it is condemned
         self._worker_number = 0
@@ -125,7 +126,7 @@ class Attendant:
             self.tell(Check(reading))
             if gone and self._worker is worker:
                 self.tell(Fault(FaultKind.STICKY, number, "its process is gone"))
-            starting = self._state.phase is Phase.PROBING and self._state.trips == 0
+            starting = self._undecided and self._state.phase is Phase.PROBING
             return min(self._health.interval, FIRST_PROBE_INTERVAL) if starting else self._health.interval
 
     # ------------------------------------------------------------------------------------------------ any thread
@@ -136,6 +137,9 @@ class Attendant:
             if self._closing.is_set():
                 return
             self._state, decisions = step(self._state, sample, self._clock.monotonic(), self._health)
+            state = self._state
+            if state.trips or state.looks or state.in_use:
+                self._undecided = False
             for decision in decisions:
                 self._obey(decision)
             self._changed.notify_all()
@@ -171,9 +175,9 @@ class Attendant:
 
     @property
     def undecided(self) -> bool:
-        """The device has not failed yet, but nor has it proved itself: the service is starting."""
-        state = self.state
-        return state.trips == 0 and (state.phase is Phase.PROBING or (state.phase is Phase.ABSENT and not state.looks))
+        """The device has neither proved itself nor failed, and never has: the service is starting."""
+        with self._changed:
+            return self._undecided
 
     @property
     def model_error(self) -> ModelError | None:

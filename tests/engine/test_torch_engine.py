@@ -18,9 +18,11 @@ from PIL import Image
 from rmbgd.engine import known_picture, torch_engine
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.base import OutputPlane, Region, Slot, Work, region_bytes, view
-from rmbgd.engine.torch_engine import DEVIATION, MEAN, ModelChoice, Options, TorchEngine
+from rmbgd.engine.canary import Canary, FakeDeviceMemory, Pattern
+from rmbgd.engine.probe import golden_difference
+from rmbgd.engine.torch_engine import DEVIATION, MEAN, ModelChoice, Options, TorchEngine, TorchMemory
 from rmbgd.engine.worker import EngineWorker
-from rmbgd.errors import EngineMemory, EngineNonsense, ModelError
+from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha
 from rmbgd.imaging.resize import image_to_network, matte_to_image
 from rmbgd.models.u2net import build_u2netp
@@ -337,3 +339,77 @@ def test_the_engine_is_as_good_as_the_network_alone(engine, canvas):
     assert len(rows) == 80
     assert np.mean(overlaps) >= 0.857
     assert np.mean(errors) <= 0.033
+
+
+# --- looks between two batches
+
+
+def test_the_known_picture_is_the_same_each_time(engine):
+    """On the CPU bit for bit; it is the ball's matte, near the truth."""
+    first, second = engine.golden("u2netp"), engine.golden("u2netp")
+
+    assert np.array_equal(first.alpha, second.alpha)
+    assert first.alpha.dtype == np.float32
+    assert np.abs(first.alpha - known_picture.known_picture()[1]).mean() < 0.02
+    assert first.seconds > 0
+
+
+def test_the_canary_finds_flipped_bits():
+    """The pattern is computed by torch as by numpy, and one wrong bit is one bad block."""
+    memory = TorchMemory(torch.device("cpu"))
+    canary = Canary(memory, 1500)  # more than one chunk
+
+    assert canary.check().bad == 0
+    fake = FakeDeviceMemory()
+    fake.allocate(1500)
+    fake.write(Pattern(0))
+    assert np.array_equal(memory._words.numpy(), fake.words)
+    memory._words[1400, 3] ^= 1 << 40
+    assert canary.check().bad == 1
+    assert canary.check().bad == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), EngineMemory),
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), EngineLost),
+    ],
+)
+def test_torch_s_own_classes_are_recognised(engine, network, monkeypatch, error, fault):
+    """What the device raises in the middle of a batch becomes the fault it is."""
+
+    def fails(inputs):
+        raise error
+
+    monkeypatch.setattr(network, "module", fails)
+    with pytest.raises(fault):
+        engine.golden("u2netp")
+
+
+# --- on a GPU
+
+
+@pytest.fixture(scope="module")
+def on_gpu(arena):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    engine = TorchEngine(arena.block, replace(OPTIONS, device="cuda:0"))
+    engine.start()
+    yield engine
+    engine.close()
+
+
+@pytest.mark.gpu
+def test_a_gpu_answers_as_the_cpu_does(on_gpu, engine):
+    """The known picture within the bounds that a probe demands."""
+    mean, peak = golden_difference(on_gpu.golden("u2netp").alpha, engine.golden("u2netp").alpha, 0.001)
+
+    assert mean <= 2 / 255
+    assert peak <= 16 / 255
+
+
+@pytest.mark.gpu
+def test_a_gpu_s_memory_holds_the_canary(on_gpu):
+    """Two passes over 64 MiB without a bad block."""
+    assert [on_gpu.canary(16_384).bad for _ in range(2)] == [0, 0]
