@@ -5,7 +5,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 # The torch release that the project is tested with; any of the range in pyproject.toml works.
 TORCH ?= torch==2.13.0
-PYTEST_FLAGS ?=
+# Half of the suite waits for processes, disks and machines: two workers on two cores halve it.
+PYTEST_FLAGS ?= -n 2 --dist loadgroup
 
 .PHONY: demo test install clean
 .DELETE_ON_ERROR:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
@@ -13,6 +14,16 @@ settings.register_profile("rmbgd", deadline=None)
 settings.load_profile("rmbgd")
 
 REQUIRE_SYSTEM = "RMBGD_REQUIRE_SYSTEM"
+
+
+SYSTEM = Path(__file__).parent / "system"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers, a file's tests stay together, for they share what is dear; so do all with the container."""
+    for item in items:
+        group = "system" if SYSTEM in item.path.parents else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.hookimpl(wrapper=True)

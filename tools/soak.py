@@ -44,7 +44,7 @@ from tests.scenarios.pictures import assert_cutout_of, picture, rgba_of
 RATE = 4.0  # pictures a second
 HOSTILE_SHARE = 0.2
 SAMPLE = 1.0  # s between two readings
-WARM_UP = 5  # readings of each life that are not counted
+WARM_UP = 60  # readings of each life that are not counted
 SHORTAGE = 1.5  # s that a fault lasts which ends
 FINISH = 120.0  # s for the rest after the last fault
 JUDGED_FROM = 600.0  # s

@@ -6,6 +6,7 @@ goes to the decoders as long as they have room; what they have no room for stays
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -273,7 +274,11 @@ class Reconciler:
             return
         reason = Reason.EMPTY if complete.refusal == "empty" else Reason.TRUNCATED
         waited = f"no change for {self._config.intake.incomplete_timeout:g} s"
-        door.send(Rejection(job, reason, f"its end is missing ({complete.refusal}); {waited}", "intake", Timing()))
+        detail = f"its end is missing ({complete.refusal}); {waited}"
+        # Recorded before anything else can happen: a next run must not let a decoder that overlooks the end judge it.
+        with contextlib.suppress(StorageFault):  # the exit door records it too, and waits for the disk
+            self._ledger.failed(job.job_id, reason, detail)
+        door.send(Rejection(job, reason, detail, "intake", Timing()))
 
     def _not_claimed(self, result: Unclaimed, now: float) -> None:
         key, arrival = result.complete.key, result.complete.arrival
