@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -39,11 +38,11 @@ from rmbgd.engine.device import (
     RepeatGolden,
     Sample,
     StartProbe,
-    event_of,
 )
 from rmbgd.engine.failover import step
 from rmbgd.engine.proving import Proof, Result, sha256_of
 from rmbgd.engine.references import References
+from rmbgd.engine.telling import Moves, Teller
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
 from rmbgd.events import Emit
@@ -59,15 +58,6 @@ class TimedSensor(Protocol):
     def read(self) -> Reading: ...
 
     def close(self) -> None: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Moves:
-    """How events call the two sides. `aside`: where work goes while the GPU is away; empty when it waits."""
-
-    aside: str
-    aside_model: str
-    own_model: str
 
 
 class Attendant:
@@ -87,7 +77,7 @@ class Attendant:
     ) -> None:
         self.device = device
         self._health, self._sensor, self._make, self._references = health, sensor, make, references
-        self._moves, self._emit, self._clock = moves, emit, clock
+        self._clock = clock
         # Everything from here to `_reading` is under the lock.
         self._changed = threading.Condition(threading.RLock())
         self._state = DeviceState()
@@ -99,7 +89,7 @@ class Attendant:
         self._baseline: float | None = None
         self._sha256: dict[str, object] = {}
         self._model_error: ModelError | None = None
-        self._away_since: float | None = None  # since work goes elsewhere
+        self._teller = Teller(device, moves, emit, clock)
         self._golden_wanted = False
         self._reading: Reading | None = None
         self._closing = threading.Event()
@@ -221,11 +211,8 @@ class Attendant:
     def went_aside(self) -> None:
         """Work goes elsewhere although the device was never in use: once, at start."""
         with self._changed:
-            if self._away_since is None and not self._state.in_use:
-                self._away_since = self._clock.monotonic()
-                reason = "gpu_not_ready" if self._moves.aside else "waiting_for_gpu"
-                model = {"model": self._moves.aside_model} if self._moves.aside else {}
-                self._emit("engine.degraded", device=self.device, reason=reason, **model)
+            if not self._state.in_use:
+                self._teller.never_came()
 
     def bury(self, worker: EngineWorker) -> None:
         """End a process on a thread of its own."""
@@ -264,42 +251,14 @@ class Attendant:
 
     def _obey(self, decision: Decision) -> None:
         match decision:
-            case Changed() | Degraded():
-                event, keys = event_of(self.device, decision)
-                self._emit(event, **keys)
-                if isinstance(decision, Changed) and decision.after is Phase.OK and self._state.away_since is None:
-                    self._told_back()
-            case Failover():
-                self._told_away(decision)
-            case Failback():
-                self._told_back()
+            case Changed() | Degraded() | Failover() | Failback():
+                self._teller.tell(decision, self._computing)
             case EndProcess():
                 self._end_process(at_once=decision.at_once)
             case StartProbe():
                 self._start_probe(decision.process)
             case RepeatGolden():
                 self._golden_wanted = True
-
-    def _told_away(self, decision: Failover) -> None:
-        self._away_since = self._clock.monotonic()
-        keys: dict[str, object] = {"reason": decision.reason}
-        optional = {"reading": decision.reading, "threshold": decision.threshold}
-        keys |= {name: value for name, value in optional.items() if value is not None}
-        if decision.operator_action:
-            keys["operator_action"] = decision.operator_action
-        if not self._moves.aside:
-            self._emit("engine.degraded", device=self.device, **keys | {"reason": "waiting_for_gpu"})
-            return
-        keys |= {"from": self.device, "to": self._moves.aside, "model": self._moves.aside_model}
-        self._emit("engine.failover", images=list(self._computing), **keys)
-
-    def _told_back(self) -> None:
-        if self._away_since is None:
-            return
-        seconds = round(self._clock.monotonic() - self._away_since, 3)
-        self._away_since = None
-        keys = {"from": self._moves.aside or "none", "to": self.device, "model": self._moves.own_model}
-        self._emit("engine.failback", **keys, seconds=seconds)
 
     def _end_process(self, *, at_once: bool) -> None:
         proof, self._proof = self._proof, None

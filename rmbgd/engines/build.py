@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 
 from rmbgd.config import Config
-from rmbgd.engine.attendant import Attendant, Moves
+from rmbgd.engine.attendant import Attendant
 from rmbgd.engine.base import Engine
 from rmbgd.engine.lane import Lane
 from rmbgd.engine.references import References
 from rmbgd.engine.resilient import OneLane, ResilientEngine
 from rmbgd.engine.routing import FailoverRouting
 from rmbgd.engine.standby import SubstituteEngine
+from rmbgd.engine.telling import Moves
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.engines.room import EngineParts
 from rmbgd.engines.standins import StandIns, stand_ins

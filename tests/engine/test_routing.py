@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from rmbgd.clock import FakeClock
 from rmbgd.config import Health
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.attendant import Attendant, Moves
+from rmbgd.engine.attendant import Attendant
 from rmbgd.engine.base import Answer, EngineDescription, Work
 from rmbgd.engine.canary import CanaryPass
 from rmbgd.engine.device import Phase
@@ -23,6 +23,7 @@ from rmbgd.engine.lane import Lane
 from rmbgd.engine.resilient import ResilientEngine
 from rmbgd.engine.routing import FailoverRouting
 from rmbgd.engine.standby import SubstituteEngine
+from rmbgd.engine.telling import Moves
 from rmbgd.errors import EngineLost, ModelError
 from rmbgd.events import RecordedEvents
 from rmbgd.health.reading import Problem, Reading

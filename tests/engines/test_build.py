@@ -77,7 +77,7 @@ def test_a_gpu_that_is_visible_computes(builder, device, found):
 
     assert description.device == found
     assert builder.events.named("engine.chosen")[0]["device"] == found
-    assert [event["device"] for event in builder.events.named("engine.started")] == ["cpu"]
+    assert [event["device"] for event in builder.events.named("engine.started")] == ["cpu", found]
 
 
 @pytest.mark.parametrize(("device", "count"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
