@@ -52,7 +52,8 @@ def _beyond_the_settings(settings: Config) -> Iterator[str]:
     except ConfigError as error:
         yield from error.problems
     models = settings.service.models_directory
-    for name in sorted({settings.recipe_of(folder).model for folder in settings.folder}):
+    stands_in = {settings.health.fallback_model} - {"auto"}
+    for name in sorted({settings.recipe_of(folder).model for folder in settings.folder} | stands_in):
         try:
             place = places.resolve(name, models)
             if place.entry is not None:
