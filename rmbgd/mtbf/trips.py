@@ -56,7 +56,7 @@ def _of_run(run: Run, epoch: Epoch, failures: list[float], deadline: float) -> l
         end = run.last if back is None else back
         concerned, fine = _pictures(run, epoch, mark.at, end, deadline)
         announced = mark.keys.get("images")
-        concerned = max(concerned, announced if isinstance(announced, int) else 0)
+        concerned = max(concerned, len(announced) if isinstance(announced, list) else 0)
         fine = fine and not any(mark.at <= at - epoch.offset <= end for at in failures)
         if not fine:
             outcome = Outcome.BROKEN

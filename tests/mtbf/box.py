@@ -115,7 +115,7 @@ class Box:
     def failover(self, reason: str = "temperature", images: int = 1) -> Box:
         self.emit(
             "engine.failover", **{"from": "cuda:0", "to": "cpu"}, reason=reason, reading=86.0, threshold=85.0,
-            images=images, model="u2netp",
+            images=list(range(1, images + 1)), model="u2netp",
         )  # fmt: skip
         self.device = "cpu"
         return self
