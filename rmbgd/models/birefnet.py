@@ -31,6 +31,11 @@ def up(t: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(t, size=tuple(size), mode="bilinear", align_corners=True)
 
 
+def lift(p: Tensor, lateral: Tensor) -> Tensor:
+    """up(p) + lateral, in the lateral's memory."""
+    return lateral.add_(up(p, lateral.shape[-2:]))
+
+
 def patches(x: Tensor, grid: int) -> Tensor:
     """[B,3,grid*h,grid*w] -> [B,3*grid*grid,h,w]: tiles of h x w on channels, as (c, tile row, tile column)."""
     batch, channels, height, width = x.shape
@@ -43,16 +48,19 @@ def conv3x3(c_in: int, c_out: int) -> nn.Conv2d:
 
 
 class DecoderBlock(nn.Module):
-    """[B,c_in,H,W] -> [B,64,H,W]; the last convolution of the paper's block is its user's."""
+    """The paper's block but for its last convolution, which belongs to whoever uses the answer.
+
+    [B,c_in,H,W] -> [B,64,H,W], in two steps, so that the wide map can be gone when the second begins.
+    """
 
     def __init__(self, c_in: int) -> None:
         super().__init__()
         self.conv_in = conv3x3(c_in, WIDTH)
         self.aspp = DeformableAspp(WIDTH)
 
-    def forward(self, t: Tensor) -> Tensor:
-        answer: Tensor = self.aspp(F.relu(self.conv_in(t), inplace=True))
-        return answer
+    def enter(self, *maps: Tensor) -> Tensor:
+        """Maps of one size, joined on channels."""
+        return F.relu(self.conv_in(torch.cat(maps, dim=1)), inplace=True)
 
 
 class Gate(nn.Module):
@@ -131,24 +139,31 @@ class BiRefNet(nn.Module):
         self.lateral4, self.lateral3, self.lateral2 = nn.Conv2d(c3, c3, 1), nn.Conv2d(c2, c2, 1), nn.Conv2d(c1, c1, 1)
         self.head = Head()
 
-    def encode(self, x: Tensor) -> list[Tensor]:
+    def encode(self, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """x1..x4: each scale's map beside that of the half-size image, channels 2*embed*2^i at H/4..H/32."""
-        full = self.bb(x)
-        half = self.bb(up(x, (x.shape[-2] // 2, x.shape[-1] // 2)))
+        full = [t.to(dtype) for t in self.bb(x)]
+        half = [t.to(dtype) for t in self.bb(up(x, (x.shape[-2] // 2, x.shape[-1] // 2)))]
         return [torch.cat((f, up(h, f.shape[-2:])), dim=1) for f, h in zip(full, half, strict=True)]
 
     def forward(self, image: Tensor) -> Tensor:
+        # Names are used again and maps popped so that what has been read is gone: the decoder's memory is one level's.
         wide = image.to(self.head.stencil.weight.dtype)
         x = image.to(self.squeeze_out.weight.dtype)
-        x1, x2, x3, x4 = (t.to(x.dtype) for t in self.encode(wide))
-        size = x4.shape[-2:]
-        t = self.squeeze_out(self.squeeze(torch.cat((up(x1, size), up(x2, size), up(x3, size), x4), dim=1)))
-        p = self.gate4(self.out4(self.block4(torch.cat((t, self.image5(x)), dim=1))))
-        t = up(p, x3.shape[-2:]) + self.lateral4(x3)
-        p = self.gate3(self.out3(self.block3(torch.cat((t, self.image4(x)), dim=1))))
-        t = up(p, x2.shape[-2:]) + self.lateral3(x2)
-        p = self.gate2(self.out2(self.block2(torch.cat((t, self.image3(x)), dim=1))))
-        t = up(p, x1.shape[-2:]) + self.lateral2(x1)
-        p = self.block1(torch.cat((t, self.image2(x)), dim=1))
-        logits: Tensor = self.head(p, wide)
+        maps = self.encode(wide, x.dtype)
+        x4 = maps.pop()
+        t = self.squeeze.enter(*(up(m, x4.shape[-2:]) for m in maps), x4)
+        del x4
+        t = self.squeeze_out(self.squeeze.aspp(t))
+
+        t = self.block4.enter(t, self.image5(x))
+        t = self.gate4(self.out4(self.block4.aspp(t)))
+        t = lift(t, self.lateral4(maps.pop()))
+        t = self.block3.enter(t, self.image4(x))
+        t = self.gate3(self.out3(self.block3.aspp(t)))
+        t = lift(t, self.lateral3(maps.pop()))
+        t = self.block2.enter(t, self.image3(x))
+        t = self.gate2(self.out2(self.block2.aspp(t)))
+        t = lift(t, self.lateral2(maps.pop()))
+        t = self.block1.enter(t, self.image2(x))
+        logits: Tensor = self.head(self.block1.aspp(t), wide)
         return logits

@@ -39,7 +39,7 @@ class DeformableConv(nn.Module):
         # With a margin of zeros around each image no sample needs to be told that it lies outside.
         table = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 2, 1, 2)).view(-1, channels)
         moves = self.offset(x).permute(0, 2, 3, 1).reshape(batch * height * width, -1)
-        step = rows_per_piece(self.weight.shape[1], x)
+        step = rows_per_piece(max(self.weight.shape), x)
         for first in range(0, len(moves), step):
             piece = slice(first, first + step)
             samples = self.sample(table, moves[piece], first, (height, width))

@@ -51,18 +51,18 @@ class ResidualUBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = residual = F.relu(self.conv_in(x))
+        x = residual = F.relu(self.conv_in(x), inplace=True)
         skips: list[Tensor] = []
         for conv in self.encoder:
-            x = F.relu(conv(_halve(x) if skips and not self.dilated else x))
+            x = F.relu(conv(_halve(x) if skips and not self.dilated else x), inplace=True)
             skips.append(x)
-        x = F.relu(self.bottom(x))
+        x = F.relu(self.bottom(x), inplace=True)
         for conv in self.decoder:
             skip = skips.pop()
             if x.shape != skip.shape:
                 x = _resize_like(x, skip)
-            x = F.relu(conv(torch.cat((x, skip), dim=1)))
-        return x + residual
+            x = F.relu(conv(torch.cat((x, skip), dim=1)), inplace=True)
+        return x.add_(residual)
 
 
 class U2NetP(nn.Module):
