@@ -122,6 +122,7 @@ class BiRefNet(nn.Module):
     """Normalised image [B,3,H,W], H and W multiples of 32 -> logits [B,1,H,W]; alpha = sigmoid(logits).
 
     The image may have any floating type, float32 is best; the logits are float32 (float64 in a float64 network).
+    Raises ValueError for sides that are no multiples of 32.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -146,6 +147,9 @@ class BiRefNet(nn.Module):
         return [torch.cat((f, up(h, f.shape[-2:])), dim=1) for f, h in zip(full, half, strict=True)]
 
     def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        if height % 32 or width % 32:
+            raise ValueError(f"the image is {height} x {width} (height x width); both sides must be multiples of 32")
         # Names are used again and maps popped so that what has been read is gone: the decoder's memory is one level's.
         wide = image.to(self.head.stencil.weight.dtype)
         x = image.to(self.squeeze_out.weight.dtype)

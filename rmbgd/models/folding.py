@@ -21,6 +21,7 @@ from torch import Tensor
 from rmbgd.models.birefnet import BiRefNet, stays_wide
 from rmbgd.models.published import Backbone
 from rmbgd.models.registry import PatchOrder
+from rmbgd.models.swin import Swin
 
 BATCH_NORM_EPSILON = 1e-5
 _BRANCHES = ("aspp1", "aspp_deforms.0", "aspp_deforms.1", "aspp_deforms.2")
@@ -90,7 +91,7 @@ def _placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> T
 
 def _backbone(shape: Backbone, get: GetTensor) -> Named:
     with torch.device("meta"):
-        names = BiRefNet(shape).bb.state_dict().keys()
+        names = Swin(shape).state_dict().keys()
     for name in names:
         yield f"bb.{name}", get(f"bb.{name}")
 

@@ -45,6 +45,7 @@ def test_lite_equals_the_reference(lite, name):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "order"),
     [("swin_v1_l-512x512", PatchOrder.CHANNEL_FIRST), ("rmbg2-512x512", PatchOrder.TILE_FIRST)],
@@ -77,6 +78,13 @@ def test_bfloat16_alpha_is_near_float32():
         alpha = half(x.bfloat16()).float().sigmoid()
 
     assert (alpha - expected.sigmoid()).abs().mean() <= 1.5 / 255
+
+
+@pytest.mark.parametrize(("height", "width"), [(48, 64), (64, 100), (31, 32)])
+def test_sides_must_be_multiples_of_32(lite, height, width):
+    """An image that the network cannot halve five times is refused with its size, height first."""
+    with pytest.raises(ValueError, match=f"{height} x {width}"):
+        lite(torch.zeros(1, 3, height, width))
 
 
 def test_input_is_left_alone(lite):

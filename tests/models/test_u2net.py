@@ -126,6 +126,7 @@ def test_bfloat16_stays_near(network):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_quality_on_ground_truth(network):
     """On the 80 photographs with ground truth: mean IoU at 0.5 of at least 0.857, mean absolute error of at most 0.033.
 
