@@ -143,8 +143,10 @@ def _batch_norm(conv: str, norm: str, get: GetTensor, *, has_bias: bool = True) 
     """Weight and bias of a convolution with the BatchNorm that follows it."""
     scale = _wide(get(f"{norm}.weight")) * (_wide(get(f"{norm}.running_var")) + BATCH_NORM_EPSILON).rsqrt()
     shift = _wide(get(f"{norm}.bias")) - scale * _wide(get(f"{norm}.running_mean"))
-    weight = _wide(get(f"{conv}.weight")) * scale.view(-1, 1, 1, 1)
-    return weight, shift + scale * _wide(get(f"{conv}.bias")) if has_bias else shift
+    weight = _wide(get(f"{conv}.weight"))
+    folded = torch.empty_like(weight, memory_format=torch.channels_last)  # pixel-major at once: one pass, one tensor
+    torch.mul(weight, scale.view(-1, 1, 1, 1), out=folded)
+    return folded, shift + scale * _wide(get(f"{conv}.bias")) if has_bias else shift
 
 
 def _mixed(mix: Tensor, weight: Tensor) -> Tensor:
