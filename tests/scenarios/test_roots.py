@@ -132,6 +132,7 @@ def test_stick_that_is_pulled_while_its_pictures_are_computed(tmp_path: Path) ->
                 assert os.listdir(service.input) == [], "something was written below the mount point"
                 mount(service.input, "ext4", "rw", device)
                 service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
+                service.wait(lambda: len(service.endings()) >= len(data), "every event, which follows its original")
                 assert service.named("image.failed") == []
                 assert sorted(event["path"] for event in service.endings()) == sorted(data)
                 assert {event["attempt"] for event in service.endings()} == {1}

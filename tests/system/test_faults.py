@@ -49,6 +49,7 @@ def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService)
     assert left > 0, "the load was too small to be stopped in"
     stop = service.events("service.stop")
     assert [0] == [event["exit_code"] for event in stop]
+    service.wait(lambda: service.events("service.exit"), "the exit recorder")
     recorded = [(event["result"], event["code"], event["status"]) for event in service.events("service.exit")]
     assert [("success", "exited", "0")] == recorded
 
@@ -85,7 +86,10 @@ def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: Installed
 
     service.wait(lambda: len(service.events("service.ready")) > ready, "the next start")
     recorded = service.events("service.exit")[-1]
-    assert ("watchdog", "ABRT") == (recorded["result"], recorded["status"])
+    assert "watchdog" == recorded["result"]
+    # Python's fault handler walks the frames of running threads without the interpreter's lock; having shown the stacks
+    # it is ended by the watchdog's own signal or, rarely, by a fault of that walk.
+    assert recorded["status"] in ("ABRT", "SEGV")
     journal = service.journal("-o", "cat", "-n", "400")
     assert "Fatal Python error: Aborted" in journal
     assert "rmbgd/health/monitor.py" in journal
