@@ -66,4 +66,4 @@ def test_pictures_are_resized_as_defined(height: int, width: int, new_height: in
     result = image_to_network(image, new_height, new_width)
 
     assert (result.dtype, result.shape) == (np.uint8, (new_height, new_width, 3))
-    assert np.abs(result - resized(image, new_height, new_width)).max() <= 1.0
+    assert np.abs(result - resized(image, new_height, new_width)).max() <= 1.0 + 1e-9  # the yardstick rounds too
