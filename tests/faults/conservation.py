@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from rmbgd.intake import names
 from tests.scenarios import audit
 from tests.scenarios.pictures import assert_cutout_of
 
@@ -23,22 +24,24 @@ class Conservation:
 
     def check(self) -> dict[str, int]:
         """How many originals are where. Raises AssertionError."""
-        done = audit.files(self._roots["done"])
-        failed = [name for name in audit.files(self._roots["failed"]) if not name.endswith(".error.json")]
+        done = _originals(self._roots["done"])
+        failed = [name for name in _originals(self._roots["failed"]) if not name.endswith(".error.json")]
         where = {
             "input": len(audit.files(self._roots["input"])),
             "claimed": len(audit.claimed(self._roots["input"])),
             "done": len(done),
             "failed": len(failed),
         }
-        assert sum(where.values()) == len(self._dropped), f"{len(self._dropped)} were dropped, but there are {where}"
+        assert sum(where.values()) == len(self._dropped), (
+            f"{len(self._dropped)} were dropped, but there are {where}; failed: {failed}"
+        )
         for name in set(done) - self._whole:
             cutout = self._roots["output"] / (os.path.splitext(name)[0] + ".png")
             assert cutout.exists(), f"{name} is archived without a cutout"
             self._check_cutout(name, cutout)
             self._whole.add(name)
         for name in audit.files(self._roots["output"]):
-            if ".rmbgd" not in name and name not in self._whole:  # published, and its original not yet archived
+            if not _is_temporary(name) and name not in self._whole:  # published, and its original not yet archived
                 self._check_cutout(name, self._roots["output"] / name)
         return where
 
@@ -47,3 +50,12 @@ class Conservation:
             assert_cutout_of(self._dropped[name], cutout)
         except OSError as error:  # what Pillow says of a file that is cut off
             raise AssertionError(f"{cutout}, {cutout.stat().st_size} bytes, is no picture: {error}") from error
+
+
+def _originals(root: Path) -> list[str]:
+    """Without the temporaries that a killed service leaves beside them: a reason file half written, a copy."""
+    return [name for name in audit.files(root) if not _is_temporary(name)]
+
+
+def _is_temporary(name: str) -> bool:
+    return names.is_temporary(os.path.basename(name))
