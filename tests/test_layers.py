@@ -23,8 +23,9 @@ MAY_USE: dict[str, set[str]] = {
     "fsops": LEAVES,
     "health": BASE,
     "imaging": BASE,
-    "models": LEAVES,  # knows nothing of files in folders, threads or events
-    "engine": BASE | {"health", "imaging", "models"},  # models in torch_engine alone, in the child
+    "kernels": LEAVES,  # knows nothing of networks but what it is called with
+    "models": LEAVES | {"kernels"},  # knows nothing of files in folders, threads or events
+    "engine": BASE | {"health", "imaging", "models", "kernels"},  # both in the child alone
     "intake": BASE,
     "pipeline": BASE | {"engine", "imaging", "intake"},
     "mtbf": LEAVES,
@@ -40,8 +41,8 @@ MAY_USE: dict[str, set[str]] = {
     "__main__": {"cli"},
 }
 
-# torch's own rooms: the models, what runs in the engine's child, and the doctor's question in a process of its own.
-TORCH_ROOM = "rmbgd.models."
+# torch's own rooms: models and kernels, what runs in the engine's child, the doctor's question in a process of its own.
+TORCH_ROOMS = ("rmbgd.models.", "rmbgd.kernels.")
 TORCH_MODULES = {"rmbgd.engine.torch_engine", "rmbgd.doctor.probe"}
 
 # Decisions. A module whose docstring begins with POLICY is one too.
@@ -97,7 +98,7 @@ def test_no_module_imports_itself_by_a_detour() -> None:
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_torch_stays_in_its_room(module: str) -> None:
     """Models, the engine's child and the doctor's question; nothing else names torch."""
-    if module.startswith(TORCH_ROOM) or module in TORCH_MODULES:
+    if module.startswith(TORCH_ROOMS) or module in TORCH_MODULES:
         return
 
     assert not roots(module) & {"torch", "torchvision", "transformers", "triton"}
@@ -119,7 +120,7 @@ def test_models_know_neither_pictures_nor_threads() -> None:
     strangers = {"PIL", "cv2", "simplejpeg", "threading", "watchdog", "structlog"}
 
     assert {} == {
-        module: found for module in modules() if module.startswith(TORCH_ROOM) and (found := roots(module) & strangers)
+        module: found for module in modules() if module.startswith(TORCH_ROOMS) and (found := roots(module) & strangers)
     }
 
 
