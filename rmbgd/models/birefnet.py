@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmbgd.models.deform import DeformableAspp
+from rmbgd.models.pieces import Conv2d
 from rmbgd.models.published import Backbone
 from rmbgd.models.swin import Swin
 
@@ -43,8 +44,8 @@ def patches(x: Tensor, grid: int) -> Tensor:
     return tiles.transpose(3, 4).reshape(batch, -1, height // grid, width // grid)
 
 
-def conv3x3(c_in: int, c_out: int) -> nn.Conv2d:
-    return nn.Conv2d(c_in, c_out, 3, padding=1)
+def conv3x3(c_in: int, c_out: int) -> Conv2d:
+    return Conv2d(c_in, c_out, 3, padding=1)
 
 
 class DecoderBlock(nn.Module):
@@ -69,7 +70,7 @@ class Gate(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv = conv3x3(channels, 16)
-        self.attention = nn.Conv2d(16, 1, 1)
+        self.attention = Conv2d(16, 1, 1)
 
     def forward(self, p: Tensor) -> Tensor:
         return p.mul_(self.attention(F.relu(self.conv(p), inplace=True)).sigmoid_())
@@ -100,7 +101,7 @@ class Head(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.coarse = conv3x3(WIDTH, 1)
-        self.stencil = nn.Conv2d(3, 1, 5, padding=2)
+        self.stencil = Conv2d(3, 1, 5, padding=2)
         self.border_in = conv3x3(3, WIDTH)
         self.border_out = conv3x3(WIDTH, 1)
 
@@ -137,7 +138,7 @@ class BiRefNet(nn.Module):
         self.block2, self.block1 = DecoderBlock(c2 + c3 // 8), DecoderBlock(c1 + c2 // 8)
         self.out4, self.out3, self.out2 = conv3x3(WIDTH, c3), conv3x3(WIDTH, c2), conv3x3(WIDTH, c1)
         self.gate4, self.gate3, self.gate2 = Gate(c3), Gate(c2), Gate(c1)
-        self.lateral4, self.lateral3, self.lateral2 = nn.Conv2d(c3, c3, 1), nn.Conv2d(c2, c2, 1), nn.Conv2d(c1, c1, 1)
+        self.lateral4, self.lateral3, self.lateral2 = Conv2d(c3, c3, 1), Conv2d(c2, c2, 1), Conv2d(c1, c1, 1)
         self.head = Head()
 
     def encode(self, x: Tensor, dtype: torch.dtype) -> list[Tensor]:

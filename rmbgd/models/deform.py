@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmbgd.models.pieces import linear, rows_per_piece
+from rmbgd.models.pieces import Conv2d, linear, rows_per_piece
 
 
 class DeformableConv(nn.Module):
@@ -29,7 +29,7 @@ class DeformableConv(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
         super().__init__()
         self.kernel = kernel
-        self.offset = nn.Conv2d(c_in, 3 * kernel**2, kernel, padding=kernel // 2)
+        self.offset = Conv2d(c_in, 3 * kernel**2, kernel, padding=kernel // 2)
         self.weight = nn.Parameter(torch.empty(c_out, kernel**2 * c_in))
         self.bias = nn.Parameter(torch.empty(c_out))
 

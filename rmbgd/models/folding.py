@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmbgd.models.birefnet import BiRefNet, stays_wide
-from rmbgd.models.published import Backbone
+from rmbgd.models.published import Backbone, is_optional, swin_tensors
 from rmbgd.models.registry import PatchOrder
-from rmbgd.models.swin import Swin
 
 BATCH_NORM_EPSILON = 1e-5
 _BRANCHES = ("aspp1", "aspp_deforms.0", "aspp_deforms.1", "aspp_deforms.2")
@@ -90,10 +89,9 @@ def _placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> T
 
 
 def _backbone(shape: Backbone, get: GetTensor) -> Named:
-    with torch.device("meta"):
-        names = Swin(shape).state_dict().keys()
-    for name in names:
-        yield f"bb.{name}", get(f"bb.{name}")
+    for name, _ in swin_tensors(shape):
+        if not is_optional(name):
+            yield name, get(name)
 
 
 def _decoder_block(to: str, at: str, get: GetTensor) -> Named:

@@ -1,4 +1,8 @@
-"""Matrix products on rows, and how many rows make a good piece of work. Knows nothing of networks."""
+"""Layers, matrix products on rows, and how many rows make a good piece of work. Knows nothing of networks.
+
+The layers draw no first weights on the meta device: drawing does nothing there, and took most of the time that building
+a network takes.
+"""
 
 from __future__ import annotations
 
@@ -39,3 +43,19 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class Conv2d(nn.Conv2d):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
+
+class LayerNorm(nn.LayerNorm):
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()

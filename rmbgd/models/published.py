@@ -44,7 +44,7 @@ def is_optional(name: str) -> bool:
 def published(backbone: str) -> dict[str, TensorInfo]:
     """Every tensor of a published float32 checkpoint."""
     spec = BACKBONES[backbone]
-    tensors = dict(_swin(spec))
+    tensors = dict(swin_tensors(spec))
     # Channels of the four stages after both passes of the encoder (full and half size) are concatenated.
     c1, c2, c3, c4 = (2 * spec.embed * 2**i for i in range(4))
     tensors.update(_decoder_block("squeeze_module.0", c1 + c2 + c3 + c4, c4))
@@ -148,7 +148,7 @@ def _spelt(info: TensorInfo) -> str:
     return f"{info.dtype}[{','.join(map(str, info.shape))}]"
 
 
-def _swin(spec: Backbone) -> Iterator[tuple[str, TensorInfo]]:
+def swin_tensors(spec: Backbone) -> Iterator[tuple[str, TensorInfo]]:
     window_tokens, offsets = spec.window**2, (2 * spec.window - 1) ** 2
     yield from _conv("bb.patch_embed.proj", 3, spec.embed, 4)
     yield from _affine("bb.patch_embed.norm", spec.embed)

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmbgd.models.pieces import Linear, rows_per_piece
+from rmbgd.models.pieces import Conv2d, LayerNorm, Linear, rows_per_piece
 from rmbgd.models.published import Backbone
 
 
@@ -151,9 +151,9 @@ class SwinBlock(nn.Module):
     def __init__(self, dim: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
         self.window, self.shift = window, shift
-        self.norm1 = nn.LayerNorm(dim)
+        self.norm1 = LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window)
-        self.norm2 = nn.LayerNorm(dim)
+        self.norm2 = LayerNorm(dim)
         self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(4 * dim)
+        self.norm = LayerNorm(4 * dim)
         self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -203,8 +203,8 @@ class PatchEmbed(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, 4, stride=4)
-        self.norm = nn.LayerNorm(dim)
+        self.proj = Conv2d(3, dim, 4, stride=4)
+        self.norm = LayerNorm(dim)
 
     def forward(self, image: Tensor) -> Tensor:
         tokens: Tensor = self.norm(self.proj(image).permute(0, 2, 3, 1))
@@ -223,7 +223,7 @@ class Swin(nn.Module):
             Stage(dim, depth, heads, shape.window, last=dim == dims[-1]) for dim, depth, heads in stages
         )
         for i, dim in enumerate(dims):
-            self.add_module(f"norm{i}", nn.LayerNorm(dim))
+            self.add_module(f"norm{i}", LayerNorm(dim))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         x = self.patch_embed(image)
