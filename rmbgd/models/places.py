@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rmbgd.errors import ModelError
-from rmbgd.models.checkpoint import CONVERTER, PICKLE_SUFFIXES, refuse_pickle
+from rmbgd.models.checkpoint import CONVERTER, PICKLE_SUFFIXES, refuse_pickle, sha256_of
 from rmbgd.models.registry import REGISTRY, ModelEntry, PatchOrder, lookup
 
 DEFAULT_MODELS = Path("/var/lib/rmbgd/models")
@@ -128,7 +128,7 @@ def _weights_in(folder: Path) -> Path:
 
 def _identify(weights: Path, models: Path) -> tuple[ModelEntry | None, dict[str, Any]]:
     """Which registry model a file on disk is, if anything says so: the licence follows the weights, not the path."""
-    if weights.resolve() == EMBEDDED.resolve():
+    if _is_embedded(weights):
         return REGISTRY["u2netp"], {}
     folder = weights.parent.resolve()
     origin = read_origin(folder)
@@ -136,6 +136,16 @@ def _identify(weights: Path, models: Path) -> tuple[ModelEntry | None, dict[str,
         if _belongs(entry, weights, folder, origin, models):
             return entry, origin
     return _by_model_card(folder), origin
+
+
+def _is_embedded(weights: Path) -> bool:
+    """The weights of the package, or a copy of them under whatever name."""
+    try:
+        return weights.resolve() == EMBEDDED.resolve() or (
+            weights.stat().st_size == EMBEDDED.stat().st_size and sha256_of(weights) == sha256_of(EMBEDDED)
+        )
+    except OSError:
+        return False  # whoever reads it will say why it cannot be read
 
 
 def _belongs(entry: ModelEntry, weights: Path, folder: Path, origin: dict[str, Any], models: Path) -> bool:

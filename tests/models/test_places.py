@@ -29,6 +29,18 @@ def test_the_embedded_model_needs_no_directory(tmp_path):
     assert resolve(EMBEDDED, tmp_path).entry is REGISTRY["u2netp"]
 
 
+def test_a_copy_of_the_embedded_weights_is_known_by_its_content(tmp_path):
+    """Under another name too; one flipped byte makes it a stranger."""
+    copy = tmp_path / "small.safetensors"
+    content = bytearray(EMBEDDED.read_bytes())
+    copy.write_bytes(content)
+    assert resolve(copy, tmp_path).entry is REGISTRY["u2netp"]
+
+    content[-1] ^= 1
+    copy.write_bytes(content)
+    assert resolve(copy, tmp_path).entry is None
+
+
 def test_folders_and_files_of_ones_own(tmp_path):
     """Weights that the registry does not know are taken by folder or by file, and called by their path."""
     path = weights(tmp_path / "mine")
