@@ -25,7 +25,8 @@ MAY_USE: dict[str, set[str]] = {
     "imaging": BASE,
     "kernels": LEAVES,  # knows nothing of networks but what it is called with
     "models": LEAVES | {"kernels"},  # knows nothing of files in folders, threads or events
-    "engine": BASE | {"health", "imaging", "models", "kernels"},  # both in the child alone
+    "gpu": BASE | {"engine", "imaging", "models", "kernels"},  # of the engine what it answers and raises
+    "engine": BASE | {"health", "imaging", "models", "kernels", "gpu"},  # the last three in the child alone
     "intake": BASE,
     "pipeline": BASE | {"engine", "imaging", "intake"},
     "mtbf": LEAVES,
@@ -42,7 +43,7 @@ MAY_USE: dict[str, set[str]] = {
 }
 
 # torch's own rooms: models and kernels, what runs in the engine's child, the doctor's question in a process of its own.
-TORCH_ROOMS = ("rmbgd.models.", "rmbgd.kernels.")
+TORCH_ROOMS = ("rmbgd.models.", "rmbgd.kernels.", "rmbgd.gpu.")
 TORCH_MODULES = {"rmbgd.engine.torch_engine", "rmbgd.doctor.probe"}
 
 # Decisions. A module whose docstring begins with POLICY is one too.

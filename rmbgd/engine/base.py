@@ -144,11 +144,29 @@ class Poisoned:
 
 
 @dataclass(frozen=True, slots=True)
+class Limit:
+    """An engine does with less than it was made for; no picture is worse for it.
+
+    what    one word for machines: memory_low, batch, pinned, graphs, kernels, float8, not_finite
+    detail  one sentence for people
+    """
+
+    what: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class BatchReport:
-    """The answers to one batch, one per picture, in order. Only an engine made of engines answers Poisoned."""
+    """The answers to one batch, one per picture, in order. Only an engine made of engines answers Poisoned.
+
+    again   pictures whose alpha was not finite at first, and was computed again in float32
+    limits  what the engine found out in this batch
+    """
 
     answers: list[Answer | Poisoned]
     milliseconds: dict[str, float] = field(default_factory=dict)
+    again: int = 0
+    limits: list[Limit] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +178,7 @@ class EngineDescription:
     batch_sizes  sizes that it takes, ascending, e.g. (1, 2, 4, 8, 16)
     seconds      measured seconds per batch size, where measured
     detail       anything else worth one log line
+    limits       what it does without, from the start
     """
 
     device: str
@@ -167,6 +186,7 @@ class EngineDescription:
     batch_sizes: tuple[int, ...]
     seconds: dict[int, float] = field(default_factory=dict)
     detail: dict[str, object] = field(default_factory=dict)
+    limits: list[Limit] = field(default_factory=list)
 
 
 class Engine(Protocol):

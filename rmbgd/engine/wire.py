@@ -26,6 +26,7 @@ from rmbgd.engine.base import (
     Answer,
     BatchReport,
     EngineDescription,
+    Limit,
     MatteReport,
     OutputPlane,
     Region,
@@ -136,6 +137,7 @@ def to_description(message: Message) -> EngineDescription:
             tuple(int(size) for size in message["batch_sizes"]),
             {int(size): float(seconds) for size, seconds in message["seconds"]},
             dict(message["detail"]),
+            _to_limits(message["limits"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise GarbledError(f"a description without sense: {error!r}") from error
@@ -150,9 +152,14 @@ def to_report(message: Message) -> BatchReport:
     try:
         answers = [_to_answer(entry) for entry in message["answers"]]
         milliseconds = {str(stage): float(value) for stage, value in message["milliseconds"].items()}
+        again, limits = int(message["again"]), _to_limits(message["limits"])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise GarbledError(f"a report without sense: {error!r}") from error
-    return BatchReport(list(answers), milliseconds)
+    return BatchReport(list(answers), milliseconds, again, limits)
+
+
+def _to_limits(entries: list[Message]) -> list[Limit]:
+    return [Limit(str(entry["what"]), str(entry["detail"])) for entry in entries]
 
 
 def _to_answer(entry: Message) -> Answer:

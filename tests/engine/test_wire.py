@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmbgd.engine import wire
-from rmbgd.engine.base import Answer, BatchReport, EngineDescription, MatteReport, OutputPlane, Region, Work
+from rmbgd.engine.base import Answer, BatchReport, EngineDescription, Limit, MatteReport, OutputPlane, Region, Work
 
 shares = st.floats(0, 1)
 regions = st.builds(
@@ -41,10 +41,10 @@ def test_work_survives_the_journey(work):
     assert wire.to_work(json.loads(json.dumps(wire.from_work(work)))) == work
 
 
-@given(st.lists(answers, max_size=16), st.dictionaries(st.text(), st.floats(0, 1e6)))
-def test_a_report_survives_the_journey(entries, milliseconds):
+@given(st.lists(answers, max_size=16), st.dictionaries(st.text(), st.floats(0, 1e6)), st.integers(0, 16), st.text())
+def test_a_report_survives_the_journey(entries, milliseconds, again, detail):
     """A BatchReport is the same after JSON."""
-    report = BatchReport(list(entries), milliseconds)
+    report = BatchReport(list(entries), milliseconds, again, [Limit("graphs", detail)])
 
     assert wire.to_report(json.loads(json.dumps(wire.from_report(report)))) == report
 
@@ -52,7 +52,9 @@ def test_a_report_survives_the_journey(entries, milliseconds):
 @given(st.dictionaries(st.integers(1, 16), st.floats(0, 100)))
 def test_a_description_survives_the_journey(seconds):
     """An EngineDescription is the same after JSON, which knows no numbers as keys."""
-    description = EngineDescription("cpu", {"u2netp": {"sha256": "ab"}}, (1, 2, 4), seconds, {"threads": 2})
+    description = EngineDescription(
+        "cpu", {"u2netp": {"sha256": "ab"}}, (1, 2, 4), seconds, {"threads": 2}, [Limit("pinned", "none")]
+    )
 
     assert wire.to_description(json.loads(json.dumps(wire.from_description(description)))) == description
 
@@ -62,8 +64,8 @@ def test_a_share_that_is_none_is_garbled(value):
     """Alpha statistics are finite numbers from 0 to 1, or the report is refused."""
     matte = {"image_id": 1, "coverage": value, "peak": 1.0, "solid": 0.5, "soft": 0.1}
     entry = {"matte": matte, "device": "cpu", "model": "m", "batch": 1, "tries": 1}
-    with pytest.raises(wire.GarbledError):
-        wire.to_report({"answers": [entry], "milliseconds": {}})
+    with pytest.raises(wire.GarbledError, match="ValueError"):
+        wire.to_report({"answers": [entry], "milliseconds": {}, "again": 0, "limits": []})
 
 
 @pytest.mark.parametrize("message", [{}, {"answers": 1}, {"answers": [{}], "milliseconds": {}}, {"answers": [[]]}])
