@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import faulthandler
+import gc
 import importlib
 import os
 import signal
@@ -74,6 +75,8 @@ def serve(connection: socket.socket, arena_fd: int) -> None:
                 if engine is None:
                     engine = _build(request, arena_fd)
                     answer = {"description": wire.from_description(engine.start())}
+                    gc.collect()
+                    gc.freeze()  # a full pass over all that torch imported would make a batch late, again and again
                 elif request["do"] == "golden":
                     answer = {"golden": from_golden(engine.golden(request["model"]))}
                 elif request["do"] == "canary":
