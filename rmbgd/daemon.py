@@ -17,14 +17,15 @@ from typing import Any
 
 from rmbgd import config as configuration
 from rmbgd.clock import Clock, SystemClock
-from rmbgd.config import Config
 from rmbgd.crew import Broken, Crew
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.base import EngineDescription
 from rmbgd.engines import EngineFactory, EngineParts, EngineRoom, default_engine
 from rmbgd.errors import ConfigError
+from rmbgd.events import SAFE_MODE_OVER
 from rmbgd.exitcodes import Exit
 from rmbgd.health.beats import Beats
+from rmbgd.health.crashloop import CrashLoop
 from rmbgd.health.logs import EventLog, open_log
 from rmbgd.health.metrics import Metrics
 from rmbgd.health.monitor import Counters, HealthMonitor
@@ -36,7 +37,7 @@ from rmbgd.intake.layout import check_layout
 from rmbgd.intake.ledger import Ledger
 from rmbgd.intake.reconcile import Reconciler
 from rmbgd.intake.watcher import FolderWatch, OverflowListener
-from rmbgd.messages import Compared, EngineReady, Message, Signalled, signals
+from rmbgd.messages import Compared, EngineReady, Message, Signalled, keep_signals, signals
 from rmbgd.pipeline.hold import StorageHold
 from rmbgd.pipeline.publish import Publisher
 from rmbgd.pipeline.stages import Line, Surroundings
@@ -55,22 +56,39 @@ def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) ->
         raise ConfigError(f"{config_path}: no [[folder]] is defined, so there is nothing to do; see config/rmbgd.toml")
     check_layout(config)
     notifier = open_notifier()
-    clock = SystemClock()
     messages: SimpleQueue[Message] = SimpleQueue()
-    with open_log(config.service) as log, capture_stderr(log.emit), ExitStack() as stack, signals(messages):
-        metrics = Metrics(log.emit)
-        counters = Counters(metrics)
-        counters(
-            "service.start",
-            config=str(config_path),
-            folders=[folder.name for folder in config.folder],
-            device=config.engine.device,
-            python=platform.python_version(),
-            host=platform.node(),
-            heartbeat=config.service.health_interval,
-        )
+    with open_log(config.service) as log, capture_stderr(log.emit), signals(messages):
+        while True:
+            life = CrashLoop(config, SystemClock())
+            code = _live(config_path, life, log, notifier, engine_factory, messages)
+            if not life.over:
+                return code
+            keep_signals(messages)  # safe mode is over: once more, with everything
+
+
+def _live(
+    config_path: Path,
+    life: CrashLoop,
+    log: EventLog,
+    notifier: Notifier,
+    engine_factory: EngineFactory,
+    messages: SimpleQueue[Message],
+) -> int:
+    config = life.config
+    metrics = Metrics(log.emit)
+    counters = Counters(metrics)
+    counters(
+        "service.start",
+        config=str(config_path),
+        folders=[folder.name for folder in config.folder],
+        device=config.engine.device,
+        python=platform.python_version(),
+        host=platform.node(),
+        heartbeat=config.service.health_interval,
+    )
+    with ExitStack() as stack:
         try:
-            service = Service(config, log, counters, metrics, notifier, clock, engine_factory, stack, messages)
+            service = Service(life, log, counters, metrics, notifier, SystemClock(), engine_factory, stack, messages)
         except ConfigError as error:
             counters("service.failed", stage="start", error=str(error), traceback="")
             raise
@@ -88,7 +106,7 @@ class Service:
 
     def __init__(
         self,
-        config: Config,
+        life: CrashLoop,
         log: EventLog,
         emit: Counters,
         metrics: Metrics,
@@ -99,7 +117,8 @@ class Service:
         messages: SimpleQueue[Message],
     ) -> None:
         self.messages = messages  # put by any thread, taken by the main thread
-        self._config, self._emit, self._clock, self._notifier = config, emit, clock, notifier
+        config = life.config
+        self._life, self._config, self._emit, self._clock, self._notifier = life, config, emit, clock, notifier
         self._began = clock.monotonic()
         self._device = "starting"  # written by the segment thread, read by the health thread; one reference
         self._broken: Broken | None = None
@@ -108,6 +127,7 @@ class Service:
         self._beats = Beats(clock)
         self._ledger = Ledger(config.service.state_directory / LEDGER, clock)
         stack.callback(self._ledger.close)
+        life.begin(emit)
         self._arena = Arena(config.pipeline.arena_bytes)
         stack.callback(self._arena.close)
         self._crew = Crew(self.messages.put)
@@ -123,6 +143,10 @@ class Service:
             beat=reconcile_beat,
             on_compared=lambda: self.messages.put(Compared()),
         )
+        if life.safe:
+            self._intake.hold_suspects()
+        for folder in config.folder if life.waits else ():
+            self._intake.pause(f"safe_mode:{folder.name}")
         hints = Hints(config.intake.hints_maximum, self._intake.wake)
         watches = [FolderWatch(folder, config.intake, hints, emit, clock) for folder in config.folder]
         stack.enter_context(OverflowListener(watches, emit))
@@ -181,12 +205,17 @@ class Service:
             if not missing:
                 seconds = round(self._clock.monotonic() - self._began, 3)
                 self._emit("service.ready", seconds=seconds, device=self._device, recovered=recovered)
+                self._life.ready()
                 self._monitor.phase("ready")
                 self._notifier.ready(f"ready on {self._device}")
 
     def _wait_for_an_end(self) -> str:
         while self._cause is None:
-            self._handle(self.messages.get())
+            try:
+                self._handle(self.messages.get(timeout=self._life.patience()))
+            except Empty:
+                if self._life.settle():
+                    self._cause = SAFE_MODE_OVER
         return self._cause
 
     _cause: str | None = None
@@ -203,6 +232,7 @@ class Service:
             self._intake.rescan()
         elif isinstance(message, Signalled):
             self._cause = self._cause or signal.Signals(message.number).name
+            self._life.over = False
         return self._cause is None
 
     def _describe(self) -> dict[str, object]:
@@ -227,6 +257,7 @@ class Service:
             "engine": self._engines.describe(),
             "ledger_rows": intake.ledger_rows,
             "folders": intake.folders,
+            "safe_mode": self._life.describe(),
         }
 
     # ------------------------------------------------------------------------------------------------ the end
@@ -256,6 +287,8 @@ class Service:
         code = Exit.CONFIGURATION if self._operators_fault() else Exit.INTERNAL if failed else Exit.OK
         seconds = round(self._clock.monotonic() - began, 3)
         self._emit("service.stop", exit_code=int(code), seconds=seconds, returned=returned)
+        broken = f"{self._broken.stage}: {self._broken.error}" if self._broken is not None else None
+        self._life.ended(broken, of_operator=self._operators_fault())
         if left:  # threads stuck in a disk or a driver: leaving them is all that can be done
             os._exit(code)
         return code

@@ -26,12 +26,18 @@ class Emit(Protocol):
     def __call__(self, event: str, /, **keys: object) -> None: ...
 
 
+SAFE_MODE_OVER = "safe mode is over"
+"""The cause of a planned stop that is followed, in the same process, by a start with everything."""
+
 _IMAGE = {
     "job": "number of the job in the ledger",
     "folder": "name of the drop folder",
     "path": "path below the drop folder; bytes that are no UTF-8 as \\udcXX escapes",
     "attempt": "1 for the first try; raised by crashes only",
     "milliseconds": "time per stage: wait, decode, queue, engine, encode, sync, total",
+}
+_ENDED = _IMAGE | {
+    "recovered?": "true when the run that ended the job was killed about then and the next start tells it; may repeat an event, of the same job",
 }
 
 EVENTS: dict[str, EventKind] = {
@@ -43,7 +49,7 @@ EVENTS: dict[str, EventKind] = {
     "service.ready": EventKind(
         "info", "folders are watched and an engine answered", {"seconds": "since service.start", "device": "in use", "recovered": "jobs taken up again"},
     ),
-    "service.stopping": EventKind("info", "asked to stop; nothing new is claimed", {"cause": "SIGTERM, SIGINT, or the failed stage", "in_flight": "jobs"}),
+    "service.stopping": EventKind("info", "asked to stop; nothing new is claimed", {"cause": "SIGTERM, SIGINT, safe mode is over, or the failed stage", "in_flight": "jobs"}),
     "service.stop": EventKind(
         "info", "the end of an orderly stop", {"exit_code": "0 when asked to stop", "seconds": "since service.stopping", "returned": "jobs put back into their folders"},
     ),
@@ -51,6 +57,13 @@ EVENTS: dict[str, EventKind] = {
     "service.exit": EventKind(
         "info", "written after the process is gone, by the exit recorder: the only trace of SIGKILL, a segfault or the watchdog",
         {"result": "systemd's SERVICE_RESULT", "code": "exited, killed, dumped", "status": "exit status or signal name", "uptime?": "seconds", "ended_pid?": "process that ended"},
+    ),
+    "service.safe_mode": EventKind(
+        "error", "the last starts died soon: this one runs on the CPU with the embedded model, one picture at a time, and holds back those that were in work",
+        {
+            "causes": "how those starts ended", "window": "s in which they began", "seconds": "quiet time after which everything is tried again", "device": "", "model": "",
+            "waits": "true with health.require_gpu: nothing is claimed meanwhile",
+        },
     ),
     "service.reload": EventKind("info", "SIGHUP: folders are compared with the ledger at once", {}),
     "health": EventKind(
@@ -75,11 +88,11 @@ EVENTS: dict[str, EventKind] = {
     "intake.incomplete": EventKind("info", "a closed file lacks its end; waited for", {"folder": "name", "path": "below it", "gate": "which check holds it"}),
     "intake.stuck_upload": EventKind("warning", "still open or changing after a long time; told once", {"folder": "name", "path": "below it", "seconds": "since first seen"}),
     "intake.blocked": EventKind("warning", "a file cannot be read or claimed; stays in place, tried again", {"folder": "name", "path": "below it", "cause": "permission, busy, ..."}),
-    "intake.recovered": EventKind("info", "what the last run left unfinished was taken up", {"jobs": "claimed again", "published": "found complete", "temporaries": "removed", "set_aside": "for crashing the service"}),
+    "intake.recovered": EventKind("info", "what the last run left unfinished was taken up", {"jobs": "claimed again", "published": "found complete", "temporaries": "removed", "set_aside": "for crashing the service", "told": "outcomes whose events may be missing, told with `recovered`"}),
     # --- pictures: one of these per job
     "image.done": EventKind(
         "info", "a cutout is published",
-        _IMAGE | {
+        _ENDED | {
             "output": "path below the output folder", "device": "that computed it", "model": "that computed it", "width": "px", "height": "px", "format": "of the input",
             "bytes_in": "", "bytes_out": "", "coverage": "mean alpha, 0..1", "soft": "share of soft-edge pixels", "verdict": "ok, empty, full", "batch": "pictures it was computed with",
             "reused": "true when copied from an equal picture's result", "sha256_in": "", "sha256_out": "", "notes?": "oddities of the input that were mended", "engine_tries?": "more than one after an engine fault",
@@ -87,7 +100,7 @@ EVENTS: dict[str, EventKind] = {
     ),
     "image.failed": EventKind(
         "warning", "a picture is refused; its original stands in the failed folder with a .error.json",
-        _IMAGE | {"reason": "from the list of reasons", "detail": "what exactly", "stage": "intake, decode, engine, finish", "quarantine?": "path below the failed folder", "sha256_in?": ""},
+        _ENDED | {"reason": "from the list of reasons", "detail": "what exactly", "stage": "intake, decode, engine, finish", "quarantine?": "path below the failed folder", "sha256_in?": ""},
     ),
     "image.postponed": EventKind("info", "a picture went back to waiting; attempts unchanged", _IMAGE | {"why": "incomplete, storage, changed, stopping, vanished", "detail": ""}),
     # --- storage

@@ -9,9 +9,9 @@ import signal
 import socket
 import threading
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from rmbgd.crew import Broken
 from rmbgd.engine.base import EngineDescription
@@ -58,6 +58,17 @@ def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
         writing.close()
         relay.join()
         reading.close()
+
+
+def keep_signals(messages: SimpleQueue[Message]) -> None:
+    """Forget what else is in there: it is of a service that has ended, and signals are meant for the process."""
+    kept = []
+    with suppress(Empty):
+        while True:
+            kept.append(messages.get_nowait())
+    for message in kept:
+        if isinstance(message, Signalled):
+            messages.put(message)
 
 
 def _relay(reading: socket.socket, messages: SimpleQueue[Message], numbers: Collection[int]) -> None:

@@ -9,7 +9,10 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 
+from rmbgd import config
+from rmbgd.clock import SystemClock
 from rmbgd.doctor.findings import Finding, ok, warn
+from rmbgd.health.crashloop import CrashLoop
 
 UNIT = "rmbgd.service"
 USER = "rmbgd"
@@ -17,8 +20,9 @@ OLDEST = 249  # systemd of Ubuntu 22.04 and JetPack 6; the unit uses nothing new
 PATIENCE = 10.0  # s
 
 
-def examine() -> Iterator[Finding]:
+def examine(settings: config.Config) -> Iterator[Finding]:
     yield systemd()
+    yield starts(settings)
     yield notify_library()
     yield user()
 
@@ -46,6 +50,21 @@ def _systemctl(*arguments: str) -> str:
     except subprocess.TimeoutExpired:
         return ""
     return done.stdout.decode(errors="replace")
+
+
+def starts(settings: config.Config) -> Finding:
+    """Whether the service keeps dying, by the record that it and the exit recorder keep."""
+    record = CrashLoop(settings, SystemClock())
+    died = ", ".join(record.causes())
+    if record.safe:
+        return warn(
+            "starts",
+            f"the last ones died ({died}): the next is in safe mode, on the CPU with the embedded model",
+            "`journalctl -u rmbgd` from before service.safe_mode says why; it leaves safe mode by itself",
+        )
+    if died:
+        return warn("starts", f"died within {settings.service.safe_window:g} s: {died}", "see `journalctl -u rmbgd`")
+    return ok("starts", "none died lately")
 
 
 def notify_library() -> Finding:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from rmbgd import events
-from rmbgd.health import lines
+from rmbgd.health import lines, starts
 
 # As in config.py, which is not imported here: it would load pydantic.
 DEFAULT_CONFIG = Path("/etc/rmbgd/rmbgd.toml")
 DEFAULT_RUNTIME_DIRECTORY = Path("/run/rmbgd")
+DEFAULT_STATE_DIRECTORY = Path("/var/lib/rmbgd")
 STATUS_FILE = "status.json"
 
 
@@ -41,6 +42,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keys = exit_keys(os.environ, _status(runtime / STATUS_FILE), lines.boot_id(), time.monotonic())
     line = lines.to_json(lines.envelope("service.exit", events.EVENTS["service.exit"].level) | keys)
     print(line, flush=True)
+    state = Path(str(service.get("state_directory", DEFAULT_STATE_DIRECTORY)))
+    starts.record_exit(state, os.environ, starts.moment(time.monotonic(), time.time()))
     if isinstance(log_file := service.get("log_file"), str):
         return 0 if lines.LineFile(log_file).write(line) else 1
     return 0

@@ -191,7 +191,8 @@ class HealthMonitor:
         if self._on_status is not None:
             self._on_status(health)
         if self._phase == "ready":
-            line = snapshot.status_line(self._phase, health, per_minute=rates["1m"], stalled=hung)
+            safe = bool(described.get("safe_mode"))
+            line = snapshot.status_line(self._phase, health, per_minute=rates["1m"], stalled=hung, safe_mode=safe)
             self._notifier.status(line)
             self._heartbeat(now, health)
 

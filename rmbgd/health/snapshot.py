@@ -122,11 +122,13 @@ def status_record(
     }
 
 
-def status_line(phase: str, health: Mapping[str, Any], *, per_minute: float, stalled: list[str]) -> str:
+def status_line(
+    phase: str, health: Mapping[str, Any], *, per_minute: float, stalled: list[str], safe_mode: bool = False
+) -> str:
     """One line for `systemctl status`."""
     if stalled:
         return f"hung: {', '.join(stalled)}; the watchdog is not fed"
-    parts = [f"{phase} on {health['device']}"]
+    parts = [f"{phase} on {health['device']}" + (" in safe mode" if safe_mode else "")]
     if health["paused"]:
         parts.append(f"paused ({health['paused']})")
     parts.append(f"{health['waiting']} waiting, {health['in_flight']} in flight")

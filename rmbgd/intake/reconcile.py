@@ -80,6 +80,7 @@ class Reconciler:
             ledger, publisher.retirer, clock, self._survey.stands, retry=config.intake.reconcile
         )
         self._suspect: int | None = None  # a job that the last run died with, in work now; nothing else is meanwhile
+        self._suspects_held = False  # written before `run`
         self._stranded: list[tuple[Job, str]] = []  # came back while their folder was away
         self._waiting_for_answer: dict[int, Arrival] = {}  # what was known of the files in work, by job
         self._ledger_refused_at: float | None = None  # the last time
@@ -92,6 +93,10 @@ class Reconciler:
     def attach(self, hints: Hints, watches: list[FolderWatch]) -> None:
         """Before `recover` and `run`."""
         self._survey.attach(hints, watches)
+
+    def hold_suspects(self) -> None:
+        """Before `run`: what the last run died with stays claimed and waits for another run; the rest is served."""
+        self._suspects_held = True
 
     def recover(self) -> Recovered:
         """Take up what the last run left. Before `run`."""
@@ -215,6 +220,8 @@ class Reconciler:
         """One picture at a time of those that the last run died with, and nothing beside it."""
         if self._suspect is not None and not self._ledger.is_in_flight(self._suspect):
             self._suspect = None
+        if self._suspects_held:
+            return
         if self._suspect is None and len(self._recovery.suspects) and jobs.free():
             job = self._recovery.suspects.next()
             if job is not None:
@@ -247,7 +254,7 @@ class Reconciler:
             return False
         now = self._clock.monotonic()
         closed = set(self._mailbox.paused()) | self._space.closed()
-        suspects = self._suspect is not None or len(self._recovery.suspects)
+        suspects = not self._suspects_held and (self._suspect is not None or len(self._recovery.suspects))
         files = [] if suspects else self._room.take(jobs.free(), closed)
         if not files:
             return False

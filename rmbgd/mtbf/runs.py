@@ -12,6 +12,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Any
 
+from rmbgd import events
 from rmbgd.mtbf.ingest import Boot, Mark
 from rmbgd.mtbf.pictures import Pictures
 
@@ -198,7 +199,8 @@ def ending(run: Run) -> Ending:
 
 
 def _is_signal(keys: dict[str, Any]) -> bool:
-    return str(keys.get("cause", "")).startswith("SIG")
+    cause = str(keys.get("cause", ""))
+    return cause.startswith("SIG") or cause == events.SAFE_MODE_OVER
 
 
 def refused(mark: Mark) -> bool:

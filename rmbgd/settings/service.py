@@ -50,6 +50,22 @@ class Service(Settings):
         le=3600,
         reason="a thread that neither waits nor progresses this long is hung; the watchdog is then not fed",
     )
+    safe_starts: int = setting(
+        3,
+        unit="starts",
+        ge=0,
+        le=20,
+        reason="so many that died within safe_window: the next is in safe mode (CPU, u2netp, one by one); 0: never",
+    )
+    safe_window: float = setting(
+        600.0, unit="s", ge=10, le=86_400, reason="a service that lives longer than this does not die of its start"
+    )
+    safe_quiet: float = setting(
+        600.0, unit="s", ge=1, le=86_400, reason="in safe mode without a death, before everything is tried again"
+    )
+    safe_quiet_maximum: float = setting(
+        86_400.0, unit="s", ge=1, le=604_800, reason="safe_quiet is doubled, up to this, each time that it did not help"
+    )
 
 
 class Intake(Settings):

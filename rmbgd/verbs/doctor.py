@@ -57,4 +57,4 @@ def examine(path: Path) -> Iterator[Finding]:
             yield fail("configuration", "; ".join(error.problems), f"rmbgd check --config {path}")
     yield from compute.examine(settings)
     yield from places.examine(settings)
-    yield from manager.examine()
+    yield from manager.examine(settings)

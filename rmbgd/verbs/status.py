@@ -119,6 +119,7 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("phase", str(record["phase"])),
         ("up", f"{duration(health['uptime'])}, since {record['started_at']}"),
         ("device", str(health["device"])),
+        ("safe mode", _safe_mode(record["safe_mode"])) if record.get("safe_mode") else None,
         ("paused", str(health["paused"])) if health["paused"] else None,
         ("queue", f"{health['waiting']} waiting, {health['in_flight']} in flight"),
         ("oldest", duration(health["oldest_waiting"])) if health["oldest_waiting"] else None,
@@ -132,6 +133,13 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     if problem := record.get("last_problem"):
         found.append(("last problem", _flat(problem)))
     return [row for row in found if row is not None]
+
+
+def _safe_mode(facts: Mapping[str, Any]) -> str:
+    left = facts["left_in"]
+    ends = "its time counts when it is ready" if left is None else f"everything is tried again in {duration(left)}"
+    waits = "; pictures wait for the GPU" if facts["waits"] else ""
+    return f"the last starts died ({', '.join(facts['causes'])}); {ends}{waits}"
 
 
 def _flat(value: Any) -> str:

@@ -93,6 +93,7 @@ class ServiceUnderTest:
             "runtime_directory": str(self.runtime),
             "models_directory": str(self.state / "models"),
             "log_file": str(self.log_file),
+            "safe_starts": 0,  # who kills on purpose wants the next start to be like the one before
         }
         intake = {"quiet_closed": 0.1, "quiet_unknown": 0.3, "quiet_remote": 0.5, "reconcile": 2.0, "root_check": 0.2}
         tables: Settings = {
@@ -246,9 +247,9 @@ class ServiceUnderTest:
         self.wait(lambda: sum(len(self._named[n]) for n in ENDINGS) >= jobs, f"{jobs} outcomes", timeout=timeout)
 
     def recorded(self, event: str) -> list[Event]:
-        """Events of that name in the log file, which holds what was said up to a SIGKILL."""
+        """Events of that name in the log file, which holds what was said up to a SIGKILL; one may be torn by it."""
         lines = self.log_file.read_bytes().splitlines() if self.log_file.exists() else []
-        return [each for each in map(json.loads, lines) if each["event"] == event]
+        return [each for each in map(json.loads, filter(_is_whole, lines)) if each["event"] == event]
 
     def computed(self) -> int:
         """Pictures that went through the engine, over all starts, without the turns."""
@@ -282,6 +283,11 @@ class ServiceUnderTest:
     def is_idle(self) -> bool:
         """Nothing waits and nothing is claimed."""
         return not audit.files(self.input) and not audit.claimed(self.input)
+
+
+def _is_whole(line: bytes) -> bool:
+    """A kill in the middle of a write leaves the line's beginning; the next process begins a line of its own."""
+    return line.endswith(b"}")
 
 
 def _toml(values: dict[str, Any]) -> list[str]:

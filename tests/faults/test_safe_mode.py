@@ -1,0 +1,187 @@
+"""A service that keeps dying: safe mode in the real process, entered, served from, and left by itself (F8)."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rmbgd.engine.fake import POISON_COLOUR
+from rmbgd.errors import Reason
+from rmbgd.verbs import status
+from tests.faults.gpu import GpuUnderTest
+from tests.scenarios import audit
+from tests.scenarios.pictures import encoded, picture, rgba_of
+from tests.scenarios.service import ServiceUnderTest, Settings
+
+STARTS = 3
+LONG = 3600.0  # s; nobody waits for it
+
+
+def careful(*, quiet: float = LONG, **tables: Any) -> Settings:
+    service = {"safe_starts": STARTS, "safe_quiet": quiet, "status_interval": 0.1}
+    return {"service": service | tables.pop("service", {})} | tables
+
+
+def die(service: ServiceUnderTest, times: int = STARTS) -> None:
+    """Killed as soon as it has begun, as often as that."""
+    for _ in range(times):
+        since = len(service.events)
+        service.start(ready=False)
+        service.wait_for("intake.recovered", since=since)
+        service.kill()
+
+
+def marked(number: int) -> bytes:
+    """A picture that the fake engine dies of when it is told to."""
+    pixels = rgba_of(picture(number))[..., :3].copy()
+    pixels[0, 0] = POISON_COLOUR
+    return encoded(pixels)
+
+
+def test_a_gpu_service_that_keeps_dying_serves_from_the_cpu(tmp_path: Path) -> None:
+    """The fourth start uses the CPU with the embedded model, one by one; event, status and verb say so."""
+    settings = careful(engine={"device": "cuda:0"})
+    with GpuUnderTest(tmp_path, settings=settings) as service:
+        assert service.named("service.safe_mode") == []
+        service.kill()
+        die(service, STARTS - 1)
+        since = len(service.events)
+        service.start()
+        data = {f"{number}.png": picture(number) for number in range(8)}
+        for name, content in data.items():
+            service.drop(name, content)
+        service.wait_for_endings(len(data))
+
+        (told,) = service.named("service.safe_mode", since=since)
+        assert told["causes"] == ["died without a word"] * STARTS
+        assert service.named("service.ready", since=since)[0]["device"] == "cpu"
+        assert {(done["device"], done["batch"]) for done in service.named("image.done", since=since)} == {("cpu", 1)}
+        record = json.loads((service.runtime / "status.json").read_text())
+        shown = dict(status.rows(record))
+        assert "the last starts died" in shown["safe mode"]
+        assert service.named("service.safe_mode") == [told]
+    audit.assert_complete(service.roots, data)
+    audit.assert_ledger_settled(service.state, done=len(data))
+
+
+def test_safe_mode_is_left_without_a_new_process(tmp_path: Path) -> None:
+    """After its quiet time the service is stopped and started with everything by itself; no picture is lost by it."""
+    settings = careful(quiet=1.0, engine={"device": "cuda:0"})
+    with GpuUnderTest(tmp_path, settings=settings) as service:
+        service.kill()
+        die(service, STARTS - 1)
+        since = len(service.events)
+        service.start()
+        assert service.process is not None
+        pid = service.process.pid
+        data = {f"{number}.png": picture(number) for number in range(40)}
+        for name, content in data.items():
+            service.drop(name, content)
+        service.wait_for("service.ready", since=since, device="cuda:0")
+        service.wait_for_endings(len(data))
+        service.drop("after.png", picture(99))
+        assert service.made_by("after.png")[0] == "cuda:0"
+
+        assert service.process.pid == pid
+        assert service.named("service.stopping", since=since)[0]["cause"] == "safe mode is over"
+        assert [event["exit_code"] for event in service.named("service.stop", since=since)] == [0]
+        assert len(service.named("service.safe_mode")) == 1
+        assert service.named("image.failed") == []
+    audit.assert_complete(service.roots, data | {"after.png": picture(99)})
+    audit.assert_ledger_settled(service.state, done=len(data) + 1)
+
+
+def test_a_service_restarted_in_good_order_has_everything_again(tmp_path: Path) -> None:
+    """An operator need not wait for the quiet time."""
+    service = ServiceUnderTest(tmp_path, settings=careful())
+    die(service)
+    with service.start():
+        assert len(service.named("service.safe_mode")) == 1
+    since = len(service.events)
+    with service.start():
+        service.turn()
+    assert service.named("service.safe_mode", since=since) == []
+
+
+def test_pictures_of_the_crashes_are_held_back_and_others_served(tmp_path: Path) -> None:
+    """What was in work when the service died waits for the end of safe mode; then it is worked on, and none is lost.
+
+    The picture that kills is in hand with others. Its attempts are counted as ever: it is refused at its third.
+    """
+    settings = careful(intake={"attempts": 5})
+    data = {f"{number}.png": picture(number) for number in range(6)} | {"poison.png": marked(1)}
+    service = ServiceUnderTest(tmp_path, settings=settings, options={"engine": {"poison": "kill"}})
+    for name, content in data.items():
+        service.drop(name, content)
+    for _ in range(STARTS):
+        service.start(ready=False)
+        service.wait(lambda: service.ended, "the picture that kills", alive=False)
+        assert service.reap() == -signal.SIGKILL
+    with service.start():
+        held = audit.claimed(service.input)
+        assert [name for name in held if "poison" in name]
+        service.turn(3)
+        assert audit.claimed(service.input) == held
+        assert service.named("service.safe_mode")[0]["causes"] == ["died without a word"] * STARTS
+    service.options["engine"] = {}
+    with service.start():
+        service.wait(service.is_idle, "what was held back")
+    audit.assert_complete(service.roots, data)
+    assert sorted(event["path"] for event in service.recorded("image.done") if "turn" not in event["path"]) == sorted(
+        data
+    )
+
+
+def test_a_picture_that_kills_each_start_ends_in_quarantine_and_the_service_in_order(tmp_path: Path) -> None:
+    """With the default number of attempts the start after the third death sets it aside, and serves all others."""
+    data = {f"{number}.png": picture(number) for number in range(6)} | {"poison.png": marked(1)}
+    service = ServiceUnderTest(tmp_path, settings=careful(quiet=1.0), options={"engine": {"poison": "kill"}})
+    for name, content in data.items():
+        service.drop(name, content)
+    for _ in range(STARTS):
+        service.start(ready=False)
+        service.wait(lambda: service.ended, "the picture that kills", alive=False)
+        service.reap()
+    with service.start():
+        service.wait_for("service.stopping", cause="safe mode is over")
+        service.wait(service.is_idle, "every picture, those held back too")
+    audit.assert_complete(service.roots, data, bad={"poison.png": Reason.CRASH_LOOP})
+
+
+def test_with_require_gpu_safe_mode_waits(tmp_path: Path) -> None:
+    """Who prefers waiting over a lesser model keeps that wish: nothing is claimed, all of it is done by the GPU later."""
+    settings = careful(quiet=1.0, engine={"device": "cuda:0"}, health={"require_gpu": True})
+    data = {f"{number}.png": picture(number) for number in range(5)}
+    with GpuUnderTest(tmp_path, settings=settings) as service:
+        service.kill()
+        for name, content in data.items():
+            service.drop(name, content)
+        die(service, STARTS - 1)
+        since = len(service.events)
+        service.start()
+        assert service.wait_for("service.safe_mode", since=since)["waits"]
+        service.wait_for("service.ready", since=since, device="cuda:0")
+        service.wait_for_endings(len(data))
+    assert {event["device"] for event in service.named("image.done")} == {"cuda:0"}
+    audit.assert_complete(service.roots, data)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_while_safe_mode_is_left_is_a_stop(tmp_path: Path, number: int) -> None:
+    """The signal that comes when the service was about to begin anew ends it, with status 0."""
+    service = ServiceUnderTest(tmp_path, settings=careful(quiet=1.0))
+    die(service)
+    service.hold.touch()
+    service.drop("a.png", picture(1))
+    service.start(ready=False)
+    service.wait_for("service.stopping", cause="safe mode is over")
+    service.signal(number)
+    service.hold.unlink()
+    assert service.reap() == 0
+    with service.start():
+        service.wait(service.is_idle, "the picture")
+    audit.assert_complete(service.roots, {"a.png": picture(1)})
