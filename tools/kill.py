@@ -1,7 +1,8 @@
 """SIGKILL, thousands of times, at random moments and steps, while pictures come in: nothing lost, twice, or half.
 
 The real service process with an engine that costs nothing. After each kill the folders are counted and what is new is
-decoded; after the last the service ends its work and everything is audited. Says nothing about power cuts:
+decoded; after the last the service ends its work and everything is audited: folders, cutouts, ledger, and an event for
+every outcome. Says nothing about power cuts:
 tools/power_cut.py does. Prints a table, then one JSON line; exit status 1 when the audit finds something.
 
     python -m tools.kill [--kills 2302] [--pictures 4604] [--seed 1]      from the checkout: uses its tests' harness
@@ -33,7 +34,7 @@ from tests.faults.conservation import Conservation
 from tests.scenarios import audit
 from tests.scenarios.machine import memory_folder
 from tests.scenarios.pictures import picture
-from tests.scenarios.service import ServiceUnderTest
+from tests.scenarios.service import ENDINGS, ServiceUnderTest
 
 PICTURES_MINIMUM = 1_000
 BAD_SHARE = 50  # one in so many is no picture
@@ -73,15 +74,16 @@ class Campaign:
         good = len(self._dropped) - len(bad)
         audit.assert_ledger_settled(self._service.state, done=good, failed=len(bad))
         assert not self._broken, self._broken
-        endings = Counter(event["path"] for name in ("image.done", "image.failed") for event in self._recorded(name))
+        told = audit.assert_each_told([event for name in ENDINGS for event in self._service.recorded(name)])
+        assert len(told) == len(self._dropped), f"{len(self._dropped)} pictures ended, {len(told)} jobs were told"
         return {
             "kills": self._kills,
             "pictures": good,
             "refused": len(bad),
             "lost": 0,
             "half": 0,
-            "told_twice": sum(count > 1 for count in endings.values()),
-            "untold": len(set(self._dropped) - set(endings)),
+            "untold": 0,
+            "told_again": sum(count > 1 for count in told.values()),
             "computed": self._service.computed(),
             "found_claimed": self._found["claimed"],
             "found_waiting": self._found["input"],
@@ -118,9 +120,6 @@ class Campaign:
             name, data = f"{number % 9}/{number}.png", picture(number)
         self._dropped[name] = data
         self._service.drop(name, data)
-
-    def _recorded(self, name: str) -> list[dict[str, Any]]:
-        return self._service.recorded(name)
 
     def _note_broken(self, happened: threading.ExceptHookArgs) -> None:
         self._broken.append(repr(happened.exc_value))

@@ -18,6 +18,7 @@ from rmbgd.intake.ledger_schema import SCHEMA_VERSION
 from rmbgd.intake.records import Candidate, ContentKey, Known, OutputKey, Published, Target, Unfinished
 from rmbgd.intake.store import Row, Store, signed, storable, unsigned, version_values
 from rmbgd.intake.targets import Targets
+from rmbgd.intake.untold import Untold
 from rmbgd.jobs import Job, Version
 
 __all__ = ["Candidate", "ContentKey", "Known", "Ledger", "OutputKey", "Published", "Target", "Unfinished"]
@@ -47,6 +48,7 @@ class Ledger:
         self._clock = clock
         self._store = Store(os.fspath(path), clock)
         self.targets = Targets(self._store)
+        self.untold = Untold(self._store)
 
     @property
     def path(self) -> str:
@@ -83,6 +85,7 @@ class Ledger:
         with self._store.transaction() as db:
             update = "UPDATE job SET state='claimed', attempt=attempt+1, claimed_at=? WHERE id=?"
             db.execute(update, (wall, row.job_id))
+            self.untold.drop(db, row.job_id)
         seen = min(now, now - (wall - row.first_seen))
         attempt, by_rename, final = row.attempt + 1, row.by_rename, row.final
         return Job(row.job_id, row.folder, row.relative_path, source, row.version, attempt, seen, now, by_rename, final)
@@ -93,6 +96,7 @@ class Ledger:
             for job_id in job_ids:
                 db.execute("UPDATE job SET state='waiting', attempt=attempt-1 WHERE id=?", (job_id,))
                 db.execute("DELETE FROM job WHERE id=? AND attempt<=0", (job_id,))
+                self.untold.drop(db, job_id)
 
     def in_flight(self, folder: str, relative_path: str) -> bool:
         """Is a version of this path being worked on?"""
@@ -122,10 +126,19 @@ class Ledger:
 
     # ---------------------------------------------------------------------------------------------- outcomes
 
-    def publishing(self, job_id: int, key: OutputKey, below: str, sha256: str, size: int) -> Target:
+    def publishing(
+        self,
+        job_id: int,
+        key: OutputKey,
+        below: str,
+        sha256: str,
+        size: int,
+        telling: Mapping[str, object] | None = None,
+    ) -> Target:
         """About to rename: after a crash, a file of this hash at the target means that the rename has happened.
 
-        Answers the target as it was before: its `pending` and `sha256` tell which files there are ours.
+        Answers the target as it was before: its `pending` and `sha256` tell which files there are ours. `telling`: what
+        the event will say beyond the row, here and below; whoever has emitted it calls `untold.told`.
         """
         with self._store.transaction() as db:
             target = self.targets.assign(db, key, below)
@@ -133,6 +146,7 @@ class Ledger:
             update = "UPDATE job SET state='publishing', target=?, sha256_out=?, size_out=? WHERE id=?"
             db.execute(update, (path, sha256, size, job_id))
             db.execute("UPDATE target SET pending=? WHERE output=? AND target=?", (sha256, output, path))
+            self.untold.put(db, job_id, telling)
         return target
 
     def done(
@@ -143,6 +157,7 @@ class Ledger:
         content: ContentKey | None = None,
         report: Mapping[str, object] | None = None,
         retired: bool = False,
+        telling: Mapping[str, object] | None = None,
     ) -> None:
         """The output stands. `retired`: nothing is left to do with the original. `content` makes it known for reuse."""
         wall = self._store.wall()
@@ -163,12 +178,14 @@ class Ledger:
                     "INSERT OR REPLACE INTO content VALUES (?,?,?,?,?,?,?,?)",
                     (*_key(content), output, path, sha256, size, json.dumps(dict(report or {})), wall),
                 )
+            self.untold.put(db, job_id, telling)
 
-    def failed(self, job_id: int, reason: Reason, detail: str) -> None:
+    def failed(self, job_id: int, reason: Reason, detail: str, *, telling: Mapping[str, object] | None = None) -> None:
         """Refused; the original is still to be moved."""
         with self._store.transaction() as db:
             update = "UPDATE job SET state='failed', ended_at=?, reason=?, detail=? WHERE id=?"
             db.execute(update, (self._store.wall(), str(reason), storable(detail), job_id))
+            self.untold.put(db, job_id, telling)
 
     def refuse(self, folder: str, relative_path: str, version: Version, reason: Reason, detail: str) -> int | None:
         """Record an entry that is refused and stays where it is; None when this version of it was refused before."""
@@ -182,6 +199,7 @@ class Ledger:
                 "VALUES (?,?,?,?,?,?,'failed',0,0,0,?,?,?,?,?,?) RETURNING id",
                 (folder, os.fsencode(relative_path), *version_values(version), *stamps, str(reason), storable(detail)),
             ).fetchall()
+            self.untold.put(db, int(row[0][0]), {"milliseconds": {}, "stage": "intake"})
         return int(row[0][0])
 
     def retired(self, job_id: int) -> None:
@@ -210,6 +228,12 @@ class Ledger:
     def unfinished(self) -> list[Unfinished]:
         """Jobs claimed and not retired, oldest first."""
         rows = self._store.all(f"{_UNFINISHED} WHERE retired_at IS NULL AND state<>'waiting' ORDER BY id")
+        return [_unfinished(row) for row in rows]
+
+    def ended_untold(self) -> list[Unfinished]:
+        """Jobs with which nothing is left to do, but perhaps to tell how they ended; oldest first."""
+        ended = "retired_at IS NOT NULL AND id IN (SELECT job FROM untold)"
+        rows = self._store.all(f"{_UNFINISHED} WHERE {ended} ORDER BY id")
         return [_unfinished(row) for row in rows]
 
     def probe(self) -> None:

@@ -13,9 +13,16 @@ from collections.abc import Iterator
 
 from rmbgd.errors import ConfigError, StorageFault
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
-SCHEMA = """
+_UNTOLD = """
+CREATE TABLE untold (
+  job   INTEGER PRIMARY KEY,
+  keys  TEXT NOT NULL                              -- JSON: what the event of its outcome says beyond the job's row
+);
+"""
+
+SCHEMA = f"""
 CREATE TABLE job (
   id           INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: names of temporaries hang on it
   folder       TEXT    NOT NULL,
@@ -76,7 +83,10 @@ CREATE TABLE content (
 
 CREATE INDEX target_by_age ON target (used_at);
 CREATE INDEX content_by_age ON content (used_at);
-"""
+{_UNTOLD}"""
+
+MIGRATIONS = {1: _UNTOLD}
+"""Schema -> what makes it the next one. Rows stay; a ledger is brought up in one transaction, or not at all."""
 
 QUICK_CHECK_BYTES = 64 << 20  # after an unclean end a file up to this size is checked whole: well below a second
 
@@ -136,7 +146,7 @@ class LedgerFile:
         if version == 0 and tables == 0:
             connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
             return
-        if version != SCHEMA_VERSION:
+        if not 1 <= version <= SCHEMA_VERSION:
             raise ConfigError(
                 f"{self.path}: ledger of schema {version}, this rmbgd knows {SCHEMA_VERSION}; "
                 "start the version that wrote it, or move the file aside to begin a new one"
@@ -145,6 +155,9 @@ class LedgerFile:
             finding = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
             if finding != "ok":
                 raise ConfigError(_damaged(self.path, finding))
+        if version < SCHEMA_VERSION:
+            steps = "".join(MIGRATIONS[each] for each in range(version, SCHEMA_VERSION))
+            connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
 
 
 def _damaged(path: str, finding: str) -> str:

@@ -1,14 +1,15 @@
 """What the last run left unfinished is ended as if it had not died: from the ledger's rows and the files there are.
 
 Runs before anything is watched, and for one folder again when its disk comes back. Computes nothing, and counts no
-attempt before the work begins.
+attempt before the work begins. What may have been ended without being told is told: events of outcomes come once, or,
+when the last run was killed just after one, once more with `recovered`.
 """
 
 from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +23,7 @@ from rmbgd.intake.claiming import put_back
 from rmbgd.intake.ledger import Ledger, Unfinished
 from rmbgd.intake.mounts import is_there
 from rmbgd.intake.opening import folder_beneath, same_content
+from rmbgd.intake.outcomes import UNSAID, Outcomes
 from rmbgd.jobs import Job
 
 
@@ -39,7 +41,14 @@ class Leftovers(Protocol):
 
 class Quarantine(Protocol):
     def __call__(
-        self, job: Job, reason: Reason, detail: str, *, stage: str, sha256: str | None = None
+        self,
+        job: Job,
+        reason: Reason,
+        detail: str,
+        *,
+        stage: str,
+        sha256: str | None = None,
+        telling: Mapping[str, object] | None = None,
     ) -> str | None: ...
 
 
@@ -96,6 +105,7 @@ class Recovered:
     published: int = 0
     temporaries: int = 0
     set_aside: int = 0
+    told: int = 0  # outcomes whose events may be missing
     adopted: int = field(default=0)  # claimed files without a row, put back where they were
 
     def event(self) -> dict[str, int]:
@@ -105,10 +115,11 @@ class Recovered:
             "published": self.published,
             "temporaries": self.temporaries,
             "set_aside": self.set_aside,
+            "told": self.told,
         }
 
     def __bool__(self) -> bool:
-        return any((self.jobs, self.published, self.temporaries, self.set_aside, self.adopted))
+        return any((self.jobs, self.published, self.temporaries, self.set_aside, self.told, self.adopted))
 
 
 class Recovery:
@@ -125,6 +136,7 @@ class Recovery:
         self._emit = emit
         self._fs = fs or SystemFs()
         self._rows: dict[str, list[Unfinished]] = {}
+        self._outcomes = Outcomes(ledger, emit)
         self.suspects = Suspects(ledger)
 
     def recover(self) -> Recovered:
@@ -132,16 +144,19 @@ class Recovery:
         for row in self._ledger.unfinished():
             self._rows.setdefault(row.folder, []).append(row)
         found = Recovered()
+        self._outcomes.load()
         if self._ledger.is_new:
             found.temporaries += self._publisher.leftovers.remove_all()
         for name in self._folders:
             self._recover_into(found, name)
+        found.told = self._outcomes.told
         return found
 
     def recover_folder(self, name: str) -> Recovered:
         """The same for one folder, when it is there again. Cheap, and changes nothing when nothing is left."""
-        found = Recovered()
+        found, told = Recovered(), self._outcomes.told
         self._recover_into(found, name)
+        found.told = self._outcomes.told - told
         return found
 
     def left(self, name: str) -> int:
@@ -173,16 +188,18 @@ class Recovery:
         found.temporaries += leftovers.remove(row)
         if row.state == "done":
             leftovers.retire(row, source)
+            self._outcomes.done(row)
         elif row.state == "failed":
-            self._set_aside(row, source, Reason(row.reason or Reason.CORRUPT), row.detail or "")
+            self._refuse_again(row, source)
         elif row.state == "publishing" and leftovers.complete(row):
             leftovers.retire(row, source)
             found.published += 1
+            self._outcomes.done(row)
         elif not _is_same(source, row):
             self._release(row, root, name, source)
         elif row.attempt >= self._config.intake.attempts:
             detail = f"the service died {row.attempt} times with this picture in hand"
-            self._set_aside(row, source, Reason.CRASH_LOOP, detail)
+            self._set_aside(row, source, detail)
             found.set_aside += 1
         else:
             self.suspects.add(row, source)
@@ -194,37 +211,24 @@ class Recovery:
             put_back(root, name, row.relative_path, self._fs)
         self._ledger.release([row.job_id])
 
-    def _set_aside(self, row: Unfinished, source: str, reason: Reason, detail: str) -> None:
-        """Told only when the original is still to be moved: otherwise the run that moved it has told."""
-        untold = os.path.lexists(source)
+    def _set_aside(self, row: Unfinished, source: str, detail: str) -> None:
+        """It has been the end of too many runs."""
+        job, reason = self._job(row, source), Reason.CRASH_LOOP
+        placed = self._publisher.quarantine(job, reason, detail, stage="intake", telling=UNSAID)
+        self._outcomes.set_aside(row, reason, detail, placed)
+
+    def _refuse_again(self, row: Unfinished, source: str) -> None:
+        """It was refused, and perhaps not moved, and perhaps not told."""
+        there = os.path.lexists(source)
+        reason, stage = Reason(row.reason or Reason.CORRUPT), self._outcomes.stage(row)
+        placed = self._publisher.quarantine(self._job(row, source), reason, row.detail or "", stage=stage)
+        self._outcomes.refused(row, placed, otherwise=UNSAID if there else None)
+
+    def _job(self, row: Unfinished, source: str) -> Job:
         now = self._clock.monotonic()
         seen = min(now, now - (self._clock.wall().timestamp() - row.first_seen))
-        job = Job(
-            row.job_id,
-            row.folder,
-            row.relative_path,
-            source,
-            row.version,
-            row.attempt,
-            seen,
-            now,
-            row.by_rename,
-            row.final,
-        )
-        placed = self._publisher.quarantine(job, reason, detail, stage="intake")
-        if untold:
-            self._emit(
-                "image.failed",
-                job=row.job_id,
-                folder=row.folder,
-                path=row.relative_path,
-                attempt=row.attempt,
-                milliseconds={},
-                reason=str(reason),
-                detail=detail,
-                stage="intake",
-                **({} if placed is None else {"quarantine": placed}),
-            )
+        how = (row.version, row.attempt, seen, now, row.by_rename, row.final)
+        return Job(row.job_id, row.folder, row.relative_path, source, *how)
 
     def _adopt(self, found: Recovered, folder: Folder) -> None:
         """Claimed files that no job knows: the ledger was lost, or a power cut took the last rename back."""

@@ -246,6 +246,7 @@ class Survey:
                 "image.failed", job=job, folder=folder, path=path, attempt=0, milliseconds={}, reason=str(reason),
                 detail=detail, stage="intake",
             )  # fmt: skip
+            self._ledger.untold.told(job)
 
     # ------------------------------------------------------------------------------------------------ is it complete?
 

@@ -107,13 +107,16 @@ class Finisher:
                 Rejection(job, Reason.NO_SUBJECT, detail, "finish", timing, frame.facts, frame.lease), beat
             )
         report = self._report(cutout, verdict)
-        published = self._hold.insist(lambda: self._publish(cutout, recipe, report), job.folder, beat)
-        self._emit_done(job, frame.facts, timing, published, report)
+        telling = self._telling(job, frame.facts, report, reused=False)
+        published = self._hold.insist(lambda: self._publish(cutout, recipe, report, telling), job.folder, beat)
+        self._emit_done(job, timing, published, telling)
         self._intake.ended(job)
         key = ContentKey(frame.facts.sha256, self._recipe_keys[job.folder])
         return Known(key, published.output, published.path, published.sha256, published.size, report)
 
-    def _publish(self, cutout: Cutout, recipe: Recipe, report: Mapping[str, object]) -> Published:
+    def _publish(
+        self, cutout: Cutout, recipe: Recipe, report: Mapping[str, object], telling: Mapping[str, object]
+    ) -> Published:
         frame = cutout.frame
         folder, _ = self._folders[frame.job.folder]
         begun = self._clock.monotonic()
@@ -133,6 +136,7 @@ class Finisher:
                 content=ContentKey(frame.facts.sha256, self._recipe_keys[folder.name]) if intended else None,
                 report=report,
                 sidecar_facts=self._sidecar(frame.facts, recipe, report),
+                telling={**telling, **self._took(frame.job, frame.timing)},
             )
         frame.timing.add("sync", self._clock.monotonic() - encoded)
         return published
@@ -142,36 +146,40 @@ class Finisher:
         _, recipe = self._folders[job.folder]
         begun = self._clock.monotonic()
         sidecar = self._sidecar(duplicate.facts, recipe, known.report)
+        telling = self._telling(job, duplicate.facts, known.report, reused=True)
+        so_far = telling | self._took(job, duplicate.timing)
         published = self._hold.insist(
-            lambda: self._publisher.publish_copy(job, known, sidecar_facts=sidecar), job.folder, beat
+            lambda: self._publisher.publish_copy(job, known, sidecar_facts=sidecar, telling=so_far), job.folder, beat
         )
         duplicate.timing.add("sync", self._clock.monotonic() - begun)
         if published is None:
             detail = "the output of an equal picture is not there any more; computed anew"
             return self._put_back(Postponed(job, "changed", detail, duplicate.timing, duplicate.facts))
-        self._emit_done(job, duplicate.facts, duplicate.timing, published, known.report)
+        self._emit_done(job, duplicate.timing, published, telling)
         self._intake.ended(job)
         return known
 
     def _refuse(self, rejection: Rejection, beat: Beat) -> Rejection:
         job = rejection.job
         sha256 = rejection.facts.sha256 if rejection.facts else None
+        telling: dict[str, object] = {"stage": rejection.stage, **({} if sha256 is None else {"sha256_in": sha256})}
+        so_far = telling | self._took(job, rejection.timing)
         quarantine = self._hold.insist(
             lambda: self._publisher.quarantine(
-                job, rejection.reason, rejection.detail, stage=rejection.stage, sha256=sha256
+                job, rejection.reason, rejection.detail, stage=rejection.stage, sha256=sha256, telling=so_far
             ),
             job.folder,
             beat,
         )
-        extra = {"quarantine": quarantine, "sha256_in": sha256}
         self._emit(
             "image.failed",
             **self._common(job, rejection.timing),
+            **telling,
             reason=str(rejection.reason),
             detail=rejection.detail,
-            stage=rejection.stage,
-            **{key: value for key, value in extra.items() if value is not None},
+            **({} if quarantine is None else {"quarantine": quarantine}),
         )
+        self._publisher.told(job)
         self._intake.ended(job)
         return rejection
 
@@ -206,36 +214,41 @@ class Finisher:
         width, height = facts.size
         return {"width": width, "height": height, "format": facts.format, "notes": list(facts.notes), **report}
 
-    def _emit_done(
-        self, job: Job, facts: SourceFacts, timing: Timing, published: Published, report: Mapping[str, object]
-    ) -> None:
-        notes: dict[str, object] = {"notes": list(facts.notes)} if facts.notes else {}
+    def _telling(
+        self, job: Job, facts: SourceFacts, report: Mapping[str, object], *, reused: bool
+    ) -> dict[str, object]:
+        """What image.done says beyond the job's row: the ledger has it before the event is written."""
+        width, height = facts.size
+        return {
+            **({"notes": list(facts.notes)} if facts.notes else {}),
+            **{key: value for key, value in report.items() if key != "peak"},
+            "width": width,
+            "height": height,
+            "format": facts.format,
+            "bytes_in": job.version.size,
+            "reused": reused,
+            "sha256_in": facts.sha256,
+        }
+
+    def _emit_done(self, job: Job, timing: Timing, published: Published, telling: Mapping[str, object]) -> None:
         self._emit(
             "image.done",
             **self._common(job, timing),
-            **notes,
-            **{key: value for key, value in report.items() if key != "peak"},
+            **telling,
             output=published.path,
-            width=facts.size[0],
-            height=facts.size[1],
-            format=facts.format,
-            bytes_in=job.version.size,
             bytes_out=published.size,
-            reused=published.reused,
-            sha256_in=facts.sha256,
             sha256_out=published.sha256,
         )
+        self._publisher.told(job)
 
     def _common(self, job: Job, timing: Timing) -> dict[str, object]:
+        whose = {"job": job.job_id, "folder": job.folder, "path": job.relative_path, "attempt": job.attempt}
+        return whose | self._took(job, timing)
+
+    def _took(self, job: Job, timing: Timing) -> dict[str, object]:
         total = (self._clock.monotonic() - job.claimed_at) * 1000.0
         spent = {stage: round(value, 2) for stage, value in timing.milliseconds.items()}
-        return {
-            "job": job.job_id,
-            "folder": job.folder,
-            "path": job.relative_path,
-            "attempt": job.attempt,
-            "milliseconds": spent | {"total": round(total, 2)},
-        }
+        return {"milliseconds": spent | {"total": round(total, 2)}}
 
     def _twins_of(self, arrival: Arrival) -> list[Twin]:
         """Only a job that was decoded, and so may lead others, has any."""

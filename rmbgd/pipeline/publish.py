@@ -73,22 +73,28 @@ class Publisher:
         content: ContentKey | None = None,
         report: Mapping[str, object] | None = None,
         sidecar_facts: Mapping[str, object] | None = None,
+        telling: Mapping[str, object] | None = None,
     ) -> Published:
         """Make the temporary the output of the job's input, then retire the original.
 
         `content` and `report` make the answer known for equal pictures; `sidecar_facts` become the <output>.json, which
-        is published before the picture.
+        is published before the picture. `telling`: what the event will say, for the ledger; `told` when it has.
         """
         folder = self._folders[job.folder]
         with storage_faults(str(folder.output)):
             _check_unchanged(job)
             temporary.seal()
-            published = self._place(temporary, job, folder, sidecar_facts)
+            published = self._place(temporary, job, folder, sidecar_facts, telling)
             self._fs.sync_folder(os.path.dirname(published.full_path))
         return self._finish(job, folder, published, content, report)
 
     def publish_copy(
-        self, job: Job, known: Known, *, sidecar_facts: Mapping[str, object] | None = None
+        self,
+        job: Job,
+        known: Known,
+        *,
+        sidecar_facts: Mapping[str, object] | None = None,
+        telling: Mapping[str, object] | None = None,
     ) -> Published | None:
         """Publish the answer that equal content got before.
 
@@ -103,12 +109,17 @@ class Publisher:
                 assert target.mtime_ns is not None
                 identity = (known.sha256, known.size, target.inode, target.mtime_ns)
                 published = Published(target.output, target.path, *identity, sidecar=target.sidecar, reused=True)
-                return self._finish(job, folder, published, None, None)
+                return self._finish(job, folder, published, None, None, telling)
         with self.open_temporary(folder, job) as temporary:
             if not _copy_known(known, temporary):
                 self._ledger.forget_content(known.key)
                 return None
-            return replace(self.publish(temporary, job, sidecar_facts=sidecar_facts), reused=True)
+            published = self.publish(temporary, job, sidecar_facts=sidecar_facts, telling=telling)
+            return replace(published, reused=True)
+
+    def told(self, job: Job) -> None:
+        """The job's outcome stands in the log."""
+        self._ledger.untold.told(job.job_id)
 
     # ---------------------------------------------------------------------------------------------- steps
 
@@ -119,18 +130,27 @@ class Publisher:
         published: Published,
         content: ContentKey | None,
         report: Mapping[str, object] | None,
+        telling: Mapping[str, object] | None = None,
     ) -> Published:
         kept = folder.originals == "keep" and not job.claimed_by_rename
-        self._ledger.done(job.job_id, published, content=content, report=report, retired=kept)
+        self._ledger.done(job.job_id, published, content=content, report=report, retired=kept, telling=telling)
         if not kept:
             self.retirer.retire(original_of(job))
         return published
 
-    def _place(self, temporary: Temporary, job: Job, folder: Folder, facts: Mapping[str, object] | None) -> Published:
+    def _place(
+        self,
+        temporary: Temporary,
+        job: Job,
+        folder: Folder,
+        facts: Mapping[str, object] | None,
+        telling: Mapping[str, object] | None,
+    ) -> Published:
         """Rename to the name that belongs to this input, or to another where a file that is not ours stands."""
         key = self._key(folder, job)
         while True:
-            target = self._ledger.publishing(job.job_id, key, temporary.below, temporary.sha256, temporary.size)
+            result = (temporary.below, temporary.sha256, temporary.size)
+            target = self._ledger.publishing(job.job_id, key, *result, telling)
             below = make_folders(target.output, os.path.dirname(target.path), self._fs)
             if below != os.path.dirname(target.path):
                 self._ledger.targets.move(key, below=below)

@@ -35,12 +35,22 @@ class Quarantine:
         self._clock = clock
         self._fs = fs
 
-    def __call__(self, job: Job, reason: Reason, detail: str, *, stage: str, sha256: str | None = None) -> str | None:
+    def __call__(
+        self,
+        job: Job,
+        reason: Reason,
+        detail: str,
+        *,
+        stage: str,
+        sha256: str | None = None,
+        telling: Mapping[str, object] | None = None,
+    ) -> str | None:
         """Set the job's original aside; answers its path below the failed folder.
 
         None when it stayed in place, with originals = "keep" or where nobody lets us move it, and when it is gone.
+        `telling`: what the event will say, for the ledger.
         """
-        self._ledger.failed(job.job_id, reason, detail)
+        self._ledger.failed(job.job_id, reason, detail, telling=telling)
         folder = self._folders[job.folder]
         with storage_faults(str(folder.failed)):
             placed = None

@@ -14,6 +14,7 @@ import pytest
 from rmbgd.clock import FakeClock
 from rmbgd.errors import ConfigError, Reason, StorageFault
 from rmbgd.intake.ledger import Candidate, ContentKey, Ledger, OutputKey, Published
+from rmbgd.intake.ledger_schema import SCHEMA_VERSION
 from rmbgd.jobs import Job, Version
 
 
@@ -339,6 +340,39 @@ def test_a_ledger_of_the_future_is_refused(tmp_path: Path, clock: FakeClock) -> 
     db.close()
 
     with pytest.raises(ConfigError, match="schema 99"):
+        Ledger(path, clock)
+
+
+def test_a_ledger_of_the_first_schema_is_brought_up(tmp_path: Path, clock: FakeClock) -> None:
+    """An upgrade keeps every row, and the ledger is then of the new schema; nothing is asked of the operator."""
+    path = tmp_path / "ledger.sqlite"
+    before = Ledger(path, clock)
+    done, open_job = (claim_one(before, path=name) for name in ("a.jpg", "b.jpg"))
+    publish(before, done)
+    before.close()
+    with sqlite3.connect(path) as db:
+        db.executescript("DROP TABLE untold; PRAGMA user_version=1")
+    db.close()
+
+    after = Ledger(path, clock)
+    assert after.counts() == {"claimed": 1, "done": 1}
+    assert [row.job_id for row in after.unfinished()] == [done.job_id, open_job.job_id]
+    after.failed(open_job.job_id, Reason.CORRUPT, "torn", telling={"stage": "decode"})
+    assert after.untold.keys() == {open_job.job_id: {"stage": "decode"}}
+    after.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    db.close()
+
+
+def test_a_database_of_nobody_is_refused(tmp_path: Path, clock: FakeClock) -> None:
+    """It has tables and no schema number: not ours to bring up."""
+    path = tmp_path / "ledger.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE recipes (cake TEXT)")
+    db.close()
+
+    with pytest.raises(ConfigError, match="schema 0"):
         Ledger(path, clock)
 
 

@@ -28,6 +28,13 @@ from tests.house import House, sha256
 STEPS_OF_THE_LEDGER = {"claim", "release", "publishing", "done", "failed", "next_attempt", "forget_content"}
 
 
+OF_REFUSED: dict[str, object] = {"milliseconds": {"decode": 1.0}, "stage": "decode"}
+OF_DONE: dict[str, object] = {
+    "milliseconds": {"total": 9.0}, "device": "cpu", "model": "m", "width": 1, "height": 1, "format": "JPEG",
+    "bytes_in": 8, "coverage": 0.5, "soft": 0.1, "verdict": "ok", "batch": 1, "reused": False, "sha256_in": "",
+}  # fmt: skip
+
+
 class SteppingLedger:
     """The ledger, each of whose commits is a step at which the world may stop."""
 
@@ -91,7 +98,8 @@ class Run:
         data = Path(job.source).read_bytes()
         publisher, key = self.house.publisher, ContentKey(sha256(data), "recipe")
         if data.startswith(b"bad"):
-            publisher.quarantine(job, Reason.CORRUPT, "torn", stage="decode")
+            publisher.quarantine(job, Reason.CORRUPT, "torn", stage="decode", telling=OF_REFUSED)
+            self.tell("image.failed", job, OF_REFUSED | {"reason": "corrupt", "detail": "torn"})
             return
         if data.startswith(b"later") and job.attempt == 1 and self.house.clock.monotonic() < 2000:
             put_back(
@@ -100,12 +108,25 @@ class Run:
             self.ledger.release([job.job_id])
             return
         known = self.house.ledger.same_content(*(key.sha256_in, key.recipe_hash))
-        if known is not None and publisher.publish_copy(job, known) is not None:
-            return
-        with publisher.open_temporary(self.house.folder, job) as temporary:
-            temporary.write(b"cutout of " + data)
-            facts = {"verdict": "empty"} if data.startswith(b"empty") else None
-            publisher.publish(temporary, job, content=key, sidecar_facts=facts)
+        published = None if known is None else publisher.publish_copy(job, known, telling=OF_DONE)
+        if published is None:
+            with publisher.open_temporary(self.house.folder, job) as temporary:
+                temporary.write(b"cutout of " + data)
+                facts = {"verdict": "empty"} if data.startswith(b"empty") else None
+                published = publisher.publish(temporary, job, content=key, sidecar_facts=facts, telling=OF_DONE)
+        ends = {"output": published.path, "bytes_out": published.size, "sha256_out": published.sha256}
+        self.tell("image.done", job, OF_DONE | ends)
+
+    def tell(self, event: str, job: Job, keys: dict[str, object]) -> None:
+        """The event, then that it was told; the world may stop before either."""
+        self.step()
+        self.house.events(event, job=job.job_id, folder=job.folder, path=job.relative_path, attempt=job.attempt, **keys)
+        self.step()
+        self.house.publisher.told(job)
+
+    def step(self) -> None:
+        if isinstance(self.fs, CrashingFs):
+            self.fs.step()
 
     def work_off(self) -> Recovered:
         """Recover, then everything that waits, as the loop would."""
@@ -157,6 +178,20 @@ def check_ended(house: House, dropped: dict[str, bytes]) -> None:
     assert not any(row.state in ("claimed", "publishing") for row in house.ledger.unfinished())
 
 
+def check_told(runs: list[Run], dropped: dict[str, bytes]) -> None:
+    """How each picture ended is told by one run, and once more at most, by a next one that says so."""
+    for path, data in dropped.items():
+        event = "image.failed" if data.startswith(b"bad") else "image.done"
+        told = [keys for run in runs for keys in run.house.events.named(event) if keys["path"] == path]
+        assert 1 <= len(told) <= 2, f"{path} was told {len(told)} times"
+        assert [keys.get("recovered", False) for keys in told][1:] in ([], [True])
+        assert len({keys["job"] for keys in told}) == 1
+        if event == "image.done":
+            assert {(keys["output"], keys["sha256_out"]) for keys in told} == {
+                (path.replace(".jpg", ".png"), sha256(b"cutout of " + data))
+            }
+
+
 @pytest.fixture
 def base() -> Iterator[Path]:
     """In memory where possible: thousands of synced commits."""
@@ -196,11 +231,13 @@ def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None
             again.house.clock.advance(2000)
             again.work_off()
             check_ended(again.house, UNIQUE)
+            check_told([run, again], UNIQUE)
         with Run(place, originals=originals) as once_more:
             once_more.house.clock.advance(4000)
             before = once_more.house.files("output"), once_more.house.ledger.counts()
             assert not once_more.work_off()
             assert (once_more.house.files("output"), once_more.house.ledger.counts()) == before
+            assert once_more.house.events.events == []
         shutil.rmtree(place)
         if not died:
             break
@@ -361,7 +398,9 @@ def test_an_output_that_was_renamed_is_not_made_again(run: Callable[..., Run]) -
     first.house.roots["output"].joinpath("s/a.png").write_bytes(b"x")
 
     again = run()
-    assert again.recovery.recover().event() == {"jobs": 0, "published": 1, "temporaries": 0, "set_aside": 0}
+    assert again.recovery.recover().event() == {
+        "jobs": 0, "published": 1, "temporaries": 0, "set_aside": 0, "told": 0,
+    }  # fmt: skip
     assert set(again.house.files("done")) == {"s/a.jpg"}
     assert again.house.ledger.counts() == {"done": 1}
 
@@ -502,3 +541,63 @@ def test_nothing_is_computed_before_the_attempt_is_on_record(run: Callable[..., 
         assert run().recovery.recover().jobs == 1
 
     assert [row.attempt for row in run(clock=FakeClock()).house.ledger.unfinished()] == [1]
+
+
+def test_an_outcome_that_was_not_told_is_told_with_all_that_was_known(run: Callable[..., Run]) -> None:
+    """Killed between the ledger and the log: the next start writes the event, whole, and says that it was late."""
+    first = run()
+    first.house.drop("a.jpg", b"good")
+    job = first.claim("a.jpg")
+    first.house.publish(job, telling=OF_DONE)
+
+    again = run()
+    assert again.recovery.recover().told == 1
+    (event,) = again.house.events.named("image.done")
+    ends = {"output": "a.png", "bytes_out": 6, "sha256_out": sha256(b"cutout")}
+    whose = {"job": job.job_id, "folder": "shop", "path": "a.jpg", "attempt": 1, "recovered": True}
+    assert event == OF_DONE | ends | whose
+    assert not run().recovery.recover()
+
+
+def test_an_outcome_that_was_told_is_not_told_again(run: Callable[..., Run]) -> None:
+    """Once its telling is on the disk, with whatever was recorded next."""
+    first = run()
+    for name in "ab":
+        first.house.drop(f"{name}.jpg", b"good " + name.encode())
+    for name in "ab":
+        first.end(first.claim(f"{name}.jpg"))
+
+    again = run()
+    assert not again.recovery.recover()
+    assert again.house.events.events == []
+
+
+def test_an_entry_that_is_refused_in_place_is_told_after_a_crash(run: Callable[..., Run]) -> None:
+    """It is nobody's to move; its event is all there is."""
+    first = run()
+    link = first.house.roots["input"] / "a.jpg"
+    link.symlink_to("/etc/passwd")
+    version = version_of(link.lstat())
+    first.house.ledger.refuse("shop", "a.jpg", version, Reason.NOT_REGULAR, "symbolic link")
+
+    again = run()
+    assert again.recovery.recover().told == 1
+    (event,) = again.house.events.named("image.failed")
+    assert (event["path"], event["reason"], event["detail"]) == ("a.jpg", "not_regular", "symbolic link")
+    assert link.is_symlink()
+
+
+def test_a_picture_that_goes_back_has_no_outcome(run: Callable[..., Run]) -> None:
+    """Its cutout was announced, then its owner wrote on: nothing was published, and nothing is told."""
+    first = run()
+    first.house.drop("a.jpg", b"good")
+    job = first.claim("a.jpg")
+    key = first.house.publisher._key(first.house.folder, job)
+    first.house.ledger.publishing(job.job_id, key, "", sha256(b"x"), 1, OF_DONE)
+    put_back(first.root, os.path.basename(job.source), "a.jpg", SystemFs())
+    first.house.ledger.release([job.job_id])
+
+    again = run()
+    again.recovery.recover()
+    assert again.house.events.events == []
+    assert again.house.ledger.untold.keys() == {}

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from rmbgd.clock import SystemClock
 from rmbgd.errors import Reason
@@ -80,3 +81,13 @@ def assert_ledger_settled(state: Path, *, done: int, failed: int = 0) -> None:
     finally:
         ledger.close()
     assert found == {key: count for key, count in (("done", done), ("failed", failed)) if count}
+
+
+def assert_each_told(endings: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """Job -> how many events told its outcome: one, and others only by a next start that says so. In any order."""
+    told: dict[int, list[bool]] = {}
+    for event in endings:
+        told.setdefault(event["job"], []).append(bool(event.get("recovered")))
+    twice = {job: each for job, each in told.items() if each.count(False) > 1}
+    assert not twice, f"told more than once, job -> whether by a next start: {twice}"
+    return {job: len(each) for job, each in told.items()}

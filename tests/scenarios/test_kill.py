@@ -73,8 +73,8 @@ def test_killed_before_each_step(tmp_path: Path) -> None:
         service.fuse.unlink()
         assert step > 20, "the steps were not counted"
         assert service.stop() == 0
-    counted = [event["path"] for name in ("image.done", "image.failed") for event in service.recorded(name)]
-    assert len(counted) <= 4 * (step + 1), "something was done twice"
+    told = audit.assert_each_told(service.recorded("image.done") + service.recorded("image.failed"))
+    assert len(told) == 4 * (step + 1), "something was done twice, or not told"
     audit.assert_ledger_settled(service.state, done=3 * (step + 1), failed=step + 1)
 
 
@@ -109,6 +109,8 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         service.wait(service.is_idle, "the rest after the last kill")
     audit.assert_complete(service.roots, data, bad=bad)
     audit.assert_ledger_settled(service.state, done=len(data) - len(bad), failed=len(bad))
+    told = audit.assert_each_told(service.recorded("image.done") + service.recorded("image.failed"))
+    assert len(told) == len(data)
 
 
 def test_picture_that_kills_the_service_is_set_aside(tmp_path: Path) -> None:
