@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 
 # File systems whose every change passes through this machine's kernel, so that no writer goes unseen.
 LOCAL = frozenset(
@@ -39,7 +40,42 @@ _WATCHED = re.compile(rb"^inotify wd:[0-9a-f]+ ino:([0-9a-f]+) ", re.MULTILINE)
 
 def is_there(root: str, *, require_mount: bool) -> bool:
     """Is the drop folder there, and its disk in it where it must be one of its own?"""
-    return os.path.isdir(root) and (not require_mount or os.path.ismount(root))
+    return os.path.isdir(root) and (not require_mount or is_mounted(root))
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """One line of mountinfo (proc(5)): `root` is the directory of the file system `device` that is seen at `point`."""
+
+    number: int
+    parent: int
+    device: str
+    root: str
+    point: str
+    kind: str
+
+
+def is_mounted(path: str) -> bool:
+    """Is a directory from elsewhere mounted exactly at `path`?
+
+    os.path.ismount compares device numbers and so does not see what is bound from the same file system. A directory
+    bound onto itself is none: systemd makes such mounts of the paths in ReadWritePaths=, and nobody's disk is in them.
+    """
+    path = os.path.realpath(path)
+    table = read_mounts()
+    by_number = {mount.number: mount for mount in table}
+    here = next((mount for mount in reversed(table) if mount.point == path), None)
+    while here is not None:
+        below = by_number.get(here.parent)
+        if below is None or below is here or not _shows_what_is_below(here, below):
+            return True
+        here = below if below.point == path else None  # bound over a mount: that one counts
+    return False
+
+
+def _shows_what_is_below(mount: Mount, below: Mount) -> bool:
+    inner = os.path.relpath(mount.point, below.point)
+    return mount.device == below.device and mount.root == os.path.normpath(os.path.join(below.root, inner))
 
 
 def file_system(path: str) -> str:
@@ -55,13 +91,23 @@ def file_system(path: str) -> str:
 
 def mounts() -> list[tuple[str, str]]:
     """(mount point, type) in the order in which they were mounted."""
-    found = []
+    return [(mount.point, mount.kind) for mount in read_mounts()]
+
+
+def read_mounts() -> list[Mount]:
+    """Every mount that this process sees, in the order in which they were mounted."""
     with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
-        for line in lines:
-            left, _, right = line.partition(" - ")
-            mount_point = _ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), left.split(" ")[4])
-            found.append((mount_point, right.split(" ")[0]))
-    return found
+        return [_parsed(line) for line in lines]
+
+
+def _parsed(line: str) -> Mount:
+    left, _, right = line.partition(" - ")
+    number, parent, device, root, point = left.split(" ")[:5]
+    return Mount(int(number), int(parent), device, _plain(root), _plain(point), right.split(" ")[0])
+
+
+def _plain(text: str) -> str:
+    return _ESCAPE.sub(lambda octal: chr(int(octal[1], 8)), text)
 
 
 def is_local(kind: str) -> bool:

@@ -31,7 +31,7 @@ from rmbgd.clock import Clock
 from rmbgd.config import Folder, Intake
 from rmbgd.events import Emit
 from rmbgd.intake.hints import Heard, Hints
-from rmbgd.intake.mounts import file_system, is_local, watched_inodes
+from rmbgd.intake.mounts import file_system, is_local, is_mounted, watched_inodes
 from rmbgd.intake.names import CLAIM_FOLDER
 
 MISSED_LIMIT, MISSED_WINDOW = 3, 3600.0  # so many unannounced files within so many seconds: the file system is silent
@@ -203,7 +203,7 @@ class FolderWatch:
             return None, "missing"
         if not os.path.isdir(self._root):
             return None, "missing"
-        if self.folder.require_mount and not os.path.ismount(self._root):
+        if self.folder.require_mount and not is_mounted(self._root):
             return None, "not_mounted"
         return ((found.st_dev, found.st_ino), "") if readable else (None, "denied")
 

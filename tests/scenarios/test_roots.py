@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.scenarios import audit
-from tests.scenarios.machine import disk, mount, mounted, unmount
+from tests.scenarios.machine import disk, mount, mounted, need_mounts, run, unmount
 from tests.scenarios.pictures import picture
 from tests.scenarios.service import ServiceUnderTest
 
@@ -96,6 +96,26 @@ def test_stick_that_comes_and_goes(tmp_path: Path) -> None:
     assert service.endings("below.png") == []
     (service.input / "below.png").unlink()
     audit.assert_complete(service.roots, data)
+
+
+def test_store_that_is_bound_from_the_same_disk(tmp_path: Path) -> None:
+    """With require_mount a bind mount is a mount, also where its device number gives nothing away."""
+    need_mounts()
+    store = _folder(tmp_path / "store")
+    service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY, folder={"require_mount": True})
+    try:
+        with service.start(ready=False):
+            service.wait_for("folder.waiting", folder="shop", cause="not_mounted")
+            run("mount", "--bind", store, service.input)
+            (store / "a.png").write_bytes(picture(1))
+            service.wait_for("image.done", path="a.png")
+            unmount(service.input)
+            service.wait_for("folder.waiting", folder="shop", cause="not_mounted", count=2)
+            assert os.listdir(service.input) == [], "something was written below the mount point"
+    finally:
+        unmount(service.input)
+    assert audit.files(store) == []
+    audit.assert_complete(service.roots, {"a.png": picture(1)})
 
 
 def test_file_system_mounted_over_a_folder_in_use(tmp_path: Path) -> None:

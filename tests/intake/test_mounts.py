@@ -1,0 +1,113 @@
+"""Whether something is mounted at a folder, with real mounts: disks, binds from the same disk, binds onto itself."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rmbgd.intake import mounts
+from rmbgd.intake.mounts import Mount, file_system, is_mounted, is_there
+from tests.scenarios.machine import mounted, need_mounts, run
+
+
+@contextlib.contextmanager
+def bound(source: Path, where: Path) -> Iterator[None]:
+    need_mounts()
+    run("mount", "--bind", source, where)
+    try:
+        yield
+    finally:
+        run("umount", where)
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """With a space and an accent in its name, which mountinfo writes as it likes."""
+    path = tmp_path / "drop foldér"
+    path.mkdir()
+    return path
+
+
+def test_an_ordinary_directory_is_no_mount(place: Path) -> None:
+    """Nor is one that does not exist."""
+    assert not is_mounted(str(place))
+    assert not is_mounted(str(place / "missing"))
+    assert is_there(str(place), require_mount=False)
+    assert not is_there(str(place), require_mount=True)
+
+
+def test_a_file_system_is_a_mount_while_it_is_there(place: Path) -> None:
+    """Its own directories are none."""
+    with mounted(place, "tmpfs", "size=1m"):
+        (place / "inner").mkdir()
+        assert is_mounted(str(place))
+        assert not is_mounted(str(place / "inner"))
+        assert file_system(str(place / "inner")) == "tmpfs"
+    assert not is_mounted(str(place))
+
+
+def test_a_directory_bound_from_the_same_disk_is_a_mount(place: Path, tmp_path: Path) -> None:
+    """Its device number is that of the folder around it: os.path.ismount cannot see it."""
+    (tmp_path / "store").mkdir()
+    with bound(tmp_path / "store", place):
+        assert not os.path.ismount(place)
+        assert is_mounted(str(place))
+        assert is_there(str(place), require_mount=True)
+    assert not is_mounted(str(place))
+
+
+def test_a_directory_bound_onto_itself_is_none(place: Path) -> None:
+    """As systemd does with the paths that a service may write: nothing has been plugged in."""
+    with bound(place, place):
+        assert not is_mounted(str(place))
+        with bound(place, place):
+            assert not is_mounted(str(place))
+
+
+def test_a_disk_bound_onto_itself_still_is_one(place: Path, tmp_path: Path) -> None:
+    """Also a directory bound from the same disk that is bound onto itself again."""
+    with mounted(place, "tmpfs", "size=1m"):
+        run("mount", "--bind", place, place)
+        assert is_mounted(str(place))
+    (tmp_path / "store").mkdir()
+    with bound(tmp_path / "store", place), bound(place, place):
+        assert is_mounted(str(place))
+
+
+def test_a_link_to_a_mount_is_followed(place: Path, tmp_path: Path) -> None:
+    """The configuration may name the folder by a link."""
+    (tmp_path / "link").symlink_to(place)
+    with mounted(place, "tmpfs", "size=1m"):
+        assert is_mounted(str(tmp_path / "link"))
+
+
+def test_the_root_directory_is_mounted() -> None:
+    """It has no parent in our sight."""
+    assert is_mounted("/")
+
+
+def test_a_part_of_a_file_system_is_known_by_its_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sub-volumes and binds show a root of their own; what lies at the same place below its parent is no mount."""
+    table = [
+        Mount(1, 0, "0:30", "/@", "/", "btrfs"),
+        Mount(2, 1, "0:30", "/@data", "/data", "btrfs"),
+        Mount(3, 1, "0:30", "/@/srv/in", "/srv/in", "btrfs"),
+        Mount(4, 2, "0:30", "/@data/in", "/data/in", "btrfs"),
+        Mount(5, 2, "8:1", "/", "/data/stick", "vfat"),
+    ]
+    monkeypatch.setattr(mounts, "read_mounts", lambda: table)
+
+    found = {mount.point: is_mounted(mount.point) for mount in table}
+
+    assert found == {"/": True, "/data": True, "/srv/in": False, "/data/in": False, "/data/stick": True}
+
+
+def test_every_line_of_this_machine_is_understood(place: Path) -> None:
+    """Names with spaces come out as they are."""
+    with mounted(place, "tmpfs", "size=1m"):
+        assert (str(place), "tmpfs") in mounts.mounts()
+    assert (str(place), "tmpfs") not in mounts.mounts()
