@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -98,7 +99,7 @@ def once(
         moving = _Moving(Path(staging), place, single, emit, summary)
         wanted = list(_wanted(paths, place, single, recipe, summary, overwrite=overwrite))
         if wanted:
-            _through_the_line(config, root, wanted, moving, summary, engine_factory)
+            through_the_line(config, moving, engine_factory, partial(_feed, root, wanted, summary))
     summary.seconds = clock.monotonic() - began
     emit("run.summary", done=summary.done, failed=summary.failed, skipped=summary.skipped, seconds=summary.seconds)
     return summary
@@ -159,9 +160,14 @@ class _Nowhere:
         pass
 
 
-def _through_the_line(
-    config: Config, root: Path, paths: list[str], emit: Emit, summary: Summary, factory: EngineFactory
+def through_the_line(
+    config: Config, emit: Emit, factory: EngineFactory, feed: Callable[[Line, Callable[[Path, str], list[Job]]], None]
 ) -> None:
+    """A line for `config`'s one folder, until everything that `feed` sends is through. Raises what broke.
+
+    `feed(line, claim)` runs on a thread of its own and owns `line.jobs`; `claim(root, path)` makes a file below a
+    folder a job: none where the file has been claimed before. Raises OSError where there is no such file.
+    """
     configure_pillow(config.limits)
     configure_opencv()
     clock = SystemClock()
@@ -195,7 +201,7 @@ def _through_the_line(
             engines.engine,
         )
         line.start()
-        crew.start("feed", lambda: _feed(line, ledger, root, paths, clock, summary))
+        crew.start("feed", lambda: feed(line, partial(_claim, ledger, clock, config.folder[0].name)))
         line.let_run()
         while crew.join(0.2) and ended.empty():
             pass
@@ -203,21 +209,23 @@ def _through_the_line(
             raise ended.get().error
 
 
-def _feed(line: Line, ledger: Ledger, root: Path, paths: list[str], clock: Clock, summary: Summary) -> None:
+def _claim(ledger: Ledger, clock: Clock, folder: str, root: Path, path: str) -> list[Job]:
+    version = version_of(os.lstat(root / path))
+    return ledger.claim([Candidate(folder, path, str(root), version, clock.monotonic(), by_rename=False, final=True)])
+
+
+def _feed(root: Path, paths: list[str], summary: Summary, line: Line, claim: Callable[[Path, str], list[Job]]) -> None:
     """Claim and send one file after another, as the line takes them."""
     with line.jobs as jobs:
         for path in paths:
             try:
-                status = os.lstat(root / path)
+                claimed = claim(root, path)
             except OSError as error:
                 summary.failed += 1
                 summary.problems.append((path, f"{error.strerror}"))
                 continue
-            candidate = Candidate(
-                NAME, path, str(root), version_of(status), clock.monotonic(), by_rename=False, final=True
-            )
             try:
-                for job in ledger.claim([candidate]):
+                for job in claimed:
                     jobs.send(job)
             except NoReceivers:  # the engine broke, and says so itself
                 return

@@ -35,9 +35,10 @@ MAY_USE: dict[str, set[str]] = {
     "messages": BASE | {"crew", "engine"},
     "daemon": BASE | {"messages", "health", "imaging", "engine", "intake", "pipeline", "crew", "engines"},
     "oneshot": BASE | {"health", "imaging", "engine", "intake", "pipeline", "crew", "engines"},
+    "bench": BASE | {"health", "imaging", "engine", "engines", "models", "pipeline", "oneshot"},
     "configdoc": BASE,
     "doctor": BASE | {"models", "health"},
-    "verbs": BASE | {"daemon", "oneshot", "doctor", "health", "intake", "models", "configdoc", "mtbf"},
+    "verbs": BASE | {"daemon", "oneshot", "doctor", "health", "intake", "models", "configdoc", "mtbf", "bench"},
     "cli": BASE | {"verbs"},
     "__main__": {"cli"},
 }

@@ -1,0 +1,174 @@
+"""One engine process under measurement: the service's arena, worker and child, asked for one batch after another.
+
+Does not choose what is compared, and shows nothing. A time is a round trip as the service's segment thread sees it:
+from pixels in the arena to finished planes in the arena.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import cycle, islice
+from typing import Any, Self
+
+from rmbgd.bench import memory
+from rmbgd.bench.figures import Spread, largest, spread, stages_of
+from rmbgd.bench.pictures import Picture
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.base import EngineDescription, OutputPlane, Region, Work, region_bytes, view
+from rmbgd.engine.worker import EngineWorker
+
+WARM_UP = 2  # batches of each size before the clock starts: first-use costs are not the service's daily ones
+BATCHES_MINIMUM = 5  # that count, however slow the device
+BATCHES_MAXIMUM = 2000
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Batches of one size. Times in ms, memory in bytes; a figure that nobody can read is missing.
+
+    stages   mean ms per batch, with figures.HAND_OVER
+    device   bytes on the device as NVML sees them
+    """
+
+    size: int
+    spread: Spread
+    stages: dict[str, float]
+    memory: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def per_second(self) -> float:
+        """Pictures."""
+        return 1000.0 * self.size / self.spread.mean
+
+    @property
+    def bound(self) -> tuple[str, float]:
+        """What takes the largest share of a batch, and the share."""
+        return largest(self.stages)
+
+
+class EngineUnderTest:
+    """Context manager: the process runs inside it. Raises EngineFault or ModelError on entering and on measuring.
+
+    factory, options   as EngineWorker takes them
+    places             pictures of the largest batch that will be asked for
+    """
+
+    def __init__(
+        self,
+        factory: str,
+        options: Mapping[str, object],
+        *,
+        model: str,
+        pictures: Sequence[Picture],
+        places: int,
+        arena_bytes: int,
+        start_timeout: float,
+        batch_timeout: float,
+        nvml: Any = None,
+        nvml_index: int = 0,
+        nvml_uuid: str | None = None,
+        on_output: Callable[[str], None] = lambda _line: None,
+    ) -> None:
+        self._model = model
+        self._pictures = pictures
+        self._places = places
+        self._arena = Arena(arena_bytes)
+        self._worker = EngineWorker(
+            self._arena,
+            factory,
+            options,
+            start_timeout=start_timeout,
+            batch_timeout=batch_timeout,
+            on_output=on_output,
+        )
+        self._device = memory.DeviceMemory(nvml, index=nvml_index, uuid=nvml_uuid)
+        self._stack = ExitStack()
+        self._regions: list[Region] = []
+        self._next = 0
+        self.start_seconds = 0.0
+        self.description: EngineDescription
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            stack.callback(self._arena.close)
+            stack.enter_context(self._device)
+            self._fill(stack)
+            stack.callback(self._worker.close)
+            began = time.perf_counter()
+            self.description = self._worker.start()
+            self.start_seconds = time.perf_counter() - began
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def places(self) -> int:
+        """Pictures that lie in the arena: no batch can be larger."""
+        return len(self._regions)
+
+    def sizes(self, wanted: Sequence[int] | None) -> tuple[list[int], dict[int, str]]:
+        """(sizes to measure, size -> why it is left out); None wants what the engine offers."""
+        offered = self.description.batch_sizes
+        left_out: dict[int, str] = {}
+        for size in wanted or offered:
+            if size not in offered:
+                left_out[size] = f"the engine offers {', '.join(map(str, offered))}"
+            elif size > self.places:
+                left_out[size] = f"only {self.places} of these pictures fit into pipeline.arena_bytes"
+        return [size for size in wanted or offered if size not in left_out], left_out
+
+    def measure(self, size: int, seconds: float, *, batches: int = BATCHES_MAXIMUM) -> Reading:
+        """Batches of `size` for about `seconds`, `batches` at most, after WARM_UP that do not count."""
+        for _ in range(WARM_UP):
+            self._batch(size)
+        times: list[float] = []
+        stages: dict[str, float] = {}
+        until = time.perf_counter() + seconds
+        while len(times) < batches and (len(times) < BATCHES_MINIMUM or time.perf_counter() < until):
+            milliseconds, spent = self._batch(size)
+            times.append(milliseconds)
+            for name, value in stages_of(milliseconds, spent).items():
+                stages[name] = stages.get(name, 0.0) + value
+        means = {name: value / len(times) for name, value in stages.items()}
+        return Reading(size, spread(times), means, self._memory())
+
+    def planes(self, index: int) -> Any:
+        """The slot of the picture in place `index`, for looking at what came out."""
+        return view(self._arena.block, self._regions[index])
+
+    def _batch(self, size: int) -> tuple[float, dict[str, float]]:
+        places = [(self._next + k) % len(self._regions) for k in range(size)]
+        self._next = (places[-1] + 1) % len(self._regions)
+        batch = [Work(place, self._regions[place], self._model) for place in places]
+        began = time.perf_counter()
+        report = self._worker.segment(batch)
+        return 1000.0 * (time.perf_counter() - began), report.milliseconds
+
+    def _fill(self, stack: ExitStack) -> None:
+        """Put the pictures into the arena, again and again until there are `places`, or no more fit."""
+        count = max(self._places, len(self._pictures))
+        room = self._arena.byte_count
+        for picture in islice(cycle(self._pictures), count):
+            height, width = picture.rgb.shape[:2]
+            need = region_bytes(height, width, source_alpha=False, output=OutputPlane.RGBA8)
+            if need > room:
+                break
+            room -= need
+            lease = self._arena.lease(need)
+            stack.callback(lease.release)
+            region = Region(lease.offset, height, width, source_alpha=False, output=OutputPlane.RGBA8)
+            view(self._arena.block, region).rgb[:] = picture.rgb
+            self._regions.append(region)
+
+    def _memory(self) -> dict[str, int]:
+        pid = self._worker.pid
+        if pid is None:
+            return {}
+        found = memory.resident(pid)
+        seen = self._device.of(pid)
+        return found if seen is None else found | {"nvml": seen}

@@ -1,0 +1,202 @@
+"""One whole measurement: batches of every size through the engine process, then files through the whole line.
+
+Shows nothing; `step` hears, in words, what is measured next. The same parts and the same settings as the service's.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rmbgd import __version__
+from rmbgd.bench import line
+from rmbgd.bench.device import Target, require_model, target
+from rmbgd.bench.engine import EngineUnderTest, Reading
+from rmbgd.bench.figures import Spread
+from rmbgd.bench.pictures import Picture, drawn, from_folder
+from rmbgd.config import Config, Recipe
+from rmbgd.engine.base import Engine, EngineDescription
+from rmbgd.engine.worker import EngineWorker
+from rmbgd.engines import EngineParts, Machine, default_machine
+from rmbgd.errors import ConfigError
+from rmbgd.imaging.decode import configure_opencv, configure_pillow
+
+SIZES = (1, 2, 4, 8, 16)  # that pipeline.batch_maximum may be
+DRAWN, DRAWN_SIDE = 8, 1024  # pictures, pixels a side
+LINE_PICTURES_MAXIMUM = 100_000
+
+
+__all__ = ["SIZES", "Result", "Wanted", "default_machine", "measure", "prepared", "to_json"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What is measured. `seconds` for each half: all batch sizes together, and the line."""
+
+    config: Config
+    recipe: Recipe
+    target: Target
+    pictures: Sequence[Picture]
+    sizes: Sequence[int] | None
+    seconds: float
+    scratch: Path | None = None
+
+
+@dataclass(slots=True)
+class Result:
+    """What was found; `left_out` says why a size that was wished for is not among the readings."""
+
+    description: EngineDescription
+    start_seconds: float
+    readings: list[Reading] = field(default_factory=list)
+    left_out: dict[int, str] = field(default_factory=dict)
+    throughput: line.Throughput | None = None
+
+
+def prepared(
+    config: Config,
+    recipe: Recipe,
+    machine: Machine,
+    *,
+    folder: Path | None = None,
+    sizes: Sequence[int] | None = None,
+    seconds: float = 20.0,
+    scratch: Path | None = None,
+) -> Wanted:
+    """Look that everything is there; pictures of `folder`, or drawn ones. Raises ConfigError with what to do."""
+    configure_pillow(config.limits)
+    configure_opencv()
+    if scratch is not None and not scratch.is_dir():
+        raise ConfigError(f"{scratch}: not a folder to write into; make it, or name another")
+    require_model(recipe, config)
+    found = target(config.engine.device, machine)
+    pictures = from_folder(folder, config.limits) if folder else drawn(DRAWN, DRAWN_SIDE)
+    return Wanted(config, recipe, found, pictures, sizes, seconds, scratch)
+
+
+def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Result:
+    """Raises ConfigError, ModelError, EngineFault, and what broke in the line."""
+    config = wanted.config
+    options = engine_options(wanted, machine)
+    step("starting the engine")
+    with EngineUnderTest(
+        machine.factory,
+        options,
+        model=wanted.recipe.model,
+        pictures=wanted.pictures,
+        places=config.pipeline.batch_maximum,
+        arena_bytes=config.pipeline.arena_bytes,
+        start_timeout=config.engine.start_timeout,
+        batch_timeout=config.engine.batch_timeout,
+        nvml=wanted.target.nvml(),
+        nvml_index=wanted.target.nvml_index,
+        nvml_uuid=wanted.target.nvml_uuid,
+    ) as engine:
+        result = Result(engine.description, engine.start_seconds)
+        sizes, result.left_out = engine.sizes(wanted.sizes)
+        for size in sizes:
+            step(f"batches of {size}")
+            result.readings.append(engine.measure(size, wanted.seconds / len(sizes)))
+    step("files through the whole line")
+    result.throughput = _through_the_line(wanted, machine, options, result.readings)
+    return result
+
+
+def engine_options(wanted: Wanted, machine: Machine) -> Mapping[str, object]:
+    """As the service would ask the engine's process for this model on this device."""
+    config, recipe = wanted.config, wanted.recipe
+    models = {recipe.model: {"source": recipe.model, "patch_order": recipe.patch_order}}
+    return machine.options(config, wanted.target.device, models, config.engine.precision)
+
+
+def plain_engine(parts: EngineParts, machine: Machine, options: Mapping[str, object]) -> Engine:
+    """One process on one device, with nothing to stand in: a device that fails ends the measurement."""
+    settings = parts.config.engine
+    worker = EngineWorker(
+        parts.arena,
+        machine.factory,
+        options,
+        start_timeout=settings.start_timeout,
+        batch_timeout=settings.batch_timeout,
+        on_output=lambda text: parts.emit("engine.output", source="engine", line=text),
+        beat=parts.beat,
+    )
+    return parts.watch.add(worker)
+
+
+def _through_the_line(
+    wanted: Wanted, machine: Machine, options: Mapping[str, object], readings: Sequence[Reading]
+) -> line.Throughput:
+    config = wanted.config
+    best = max((reading.per_second for reading in readings), default=1.0)
+    with tempfile.TemporaryDirectory(prefix="rmbgd-bench-", dir=wanted.scratch) as base:
+        settings = line.line_config(Path(base), wanted.recipe, config.engine, config.pipeline, config.service)
+        return line.run(
+            settings,
+            wanted.pictures,
+            lambda parts: plain_engine(parts, machine, options),
+            seconds=wanted.seconds,
+            most=LINE_PICTURES_MAXIMUM,
+            warm_up=min(line.WARM_UP, int(best * wanted.seconds / 4)),
+        )
+
+
+def to_json(wanted: Wanted, result: Result) -> dict[str, object]:
+    """Everything that was found, and on what. Times in ms, memory in bytes, rates in pictures a second."""
+    description, through = result.description, result.throughput
+    sides = sorted({picture.rgb.shape[:2] for picture in wanted.pictures})
+    found: dict[str, object] = {
+        "version": __version__,
+        "python": platform.python_version(),
+        "processors": len(os.sched_getaffinity(0)),
+        "device": description.device,
+        "detail": description.detail,
+        "model": description.models.get(wanted.recipe.model, {}) | {"asked": wanted.recipe.model},
+        "pictures": {
+            "count": len(wanted.pictures),
+            "smallest": [sides[0][1], sides[0][0]],
+            "largest": [sides[-1][1], sides[-1][0]],
+        },
+        "start_seconds": round(result.start_seconds, 3),
+        "batches": [_batch(reading) for reading in result.readings],
+        "left_out": {str(size): why for size, why in result.left_out.items()},
+    }
+    if through is not None:
+        found["line"] = {
+            "pictures": through.pictures,
+            "per_second": round(through.per_second, 3),
+            "claim_to_published": _spread(through.total),
+            "stages": _rounded(through.milliseconds),
+            "busy": _rounded(through.busy),
+            "bound": through.bound,
+            "mean_batch": round(through.batch, 2),
+            "decode_threads": wanted.config.pipeline.decode_threads,
+            "finish_threads": wanted.config.pipeline.finish_threads,
+        }
+    return found
+
+
+def _batch(reading: Reading) -> dict[str, object]:
+    name, share = reading.bound
+    return {
+        "size": reading.size,
+        "per_second": round(reading.per_second, 3),
+        **_spread(reading.spread),
+        "stages": _rounded(reading.stages),
+        "bound": name,
+        "bound_share": round(share, 3),
+        "memory": reading.memory,
+    }
+
+
+def _spread(values: Spread) -> dict[str, float | int | None]:
+    found = {name: getattr(values, name) for name in ("count", "mean", "p50", "p95", "p99", "jitter", "longest")}
+    return {name: round(value, 3) if value is not None else None for name, value in found.items()}
+
+
+def _rounded(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: round(value, 3) for name, value in values.items()}
