@@ -16,7 +16,6 @@ import argparse
 import json
 import random
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
@@ -33,32 +32,35 @@ from rmbgd.errors import Reason
 from tests.faults.conservation import Conservation
 from tests.scenarios import audit
 from tests.scenarios.machine import memory_folder
+from tests.scenarios.nursery import Nursery
 from tests.scenarios.pictures import picture
 from tests.scenarios.service import ENDINGS, ServiceUnderTest
 
 PICTURES_MINIMUM = 1_000
 BAD_SHARE = 50  # one in so many is no picture
 WAYS = ("start", "step", "work", "work")  # how the moment is chosen, in turn
-LIFE = {"start": (0.2, 1.5), "step": (2.0, 4.0), "work": (0.0, 1.0)}  # s until a kill; of work, from ready on
-STEPS = 120  # file operations and transactions until a kill; where there are fewer, it comes when LIFE says
+LIFE = {"start": (0.0, 0.5), "work": (0.0, 1.0)}  # s until a kill; of work, from ready on
+STEPS = 60  # file operations and transactions until a kill; where there are fewer, it comes when all is done
+FRESH = 16  # one start in so many is of a fresh interpreter, the others by fork: a kill during imports shows nothing
 FINISH = 600.0  # s for the rest after the last kill
 
 
 class Campaign:
     """A service that is fed and killed."""
 
-    def __init__(self, base: Path, *, kills: int, pictures: int, seed: int) -> None:
+    def __init__(self, base: Path, nursery: Nursery, *, kills: int, pictures: int, seed: int) -> None:
         self._dice = random.Random(seed)
         self._kills, self._pictures = kills, pictures
         # A kill that a picture has nothing to do with must not set it aside: the most attempts that can be set.
-        self._service = ServiceUnderTest(
-            base, settings={"intake": {"attempts": 10}}, options={"engine": {"delay": 0.01}, "fuse": str(base / "fuse")}
-        )
+        options = {"engine": {"delay": 0.01}, "fuse": str(base / "fuse")}
+        self._service = ServiceUnderTest(base, settings={"intake": {"attempts": 10}}, options=options)
+        self._nursery = nursery
         self._dropped: dict[str, bytes] = {}
         self._conservation = Conservation(self._service.roots, self._dropped)
         self._found: Counter[str] = Counter()
         self._lives: list[float] = []
         self._ready = 0  # so many lives got ready
+        self._burnt = 0  # so many were killed right before a step
         self._broken: list[str] = []
         threading.excepthook = self._note_broken  # readers of the harness: a line of the log that is no JSON
 
@@ -78,6 +80,8 @@ class Campaign:
         assert len(told) == len(self._dropped), f"{len(self._dropped)} pictures ended, {len(told)} jobs were told"
         return {
             "kills": self._kills,
+            "at_a_step": self._burnt,
+            "lives_ready": self._ready,
             "pictures": good,
             "refused": len(bad),
             "lost": 0,
@@ -98,20 +102,27 @@ class Campaign:
         way = kill % len(WAYS)
         if WAYS[way] == "step":
             service.fuse.write_text(str(self._dice.randint(1, STEPS)))
+        service.nursery = None if kill % FRESH == 0 else self._nursery
         service.start(ready=False)
         began = time.monotonic()
-        assert service.process is not None
-        if WAYS[way] == "work":
-            service.wait_for("service.ready", count=1 + self._ready)
-        try:
-            service.process.wait(self._dice.uniform(*LIFE[WAYS[way]]))
-        except subprocess.TimeoutExpired:
-            service.kill()
+        if WAYS[way] == "step":
+            service.wait(lambda: service.ended or self._is_over(), "the fuse, or the end of the work", alive=False)
         else:
+            if WAYS[way] == "work":
+                service.wait_for("service.ready", count=1 + self._ready)
+            time.sleep(self._dice.uniform(*LIFE[WAYS[way]]))
+        if service.ended:
+            assert WAYS[way] == "step", service.tail()
             assert service.reap() == -9, service.tail()  # only the fuse ends it
+            self._burnt += 1
+        else:
+            service.kill()
         self._ready = len(service.named("service.ready"))
         self._lives.append(time.monotonic() - began)
         service.fuse.unlink(missing_ok=True)
+
+    def _is_over(self) -> bool:
+        return len(self._service.named("service.ready")) > self._ready and self._service.is_idle()
 
     def _drop(self, number: int) -> None:
         if number % BAD_SHARE == BAD_SHARE - 1:
@@ -139,9 +150,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
     pictures = given.pictures or max(PICTURES_MINIMUM, 2 * given.kills)
-    with tempfile.TemporaryDirectory(prefix="rmbgd-kill-") as fallback, memory_folder(Path(fallback)) as base:
+    with (
+        tempfile.TemporaryDirectory(prefix="rmbgd-kill-") as fallback,
+        memory_folder(Path(fallback)) as base,
+        Nursery() as nursery,
+    ):
         try:
-            result = Campaign(base, kills=given.kills, pictures=pictures, seed=given.seed).run()
+            result = Campaign(base, nursery, kills=given.kills, pictures=pictures, seed=given.seed).run()
         except AssertionError as error:
             print(json.dumps({"kills": given.kills, "seed": given.seed, "found": str(error)[:4000]}))
             return 1

@@ -21,6 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.scenarios import audit
+from tests.scenarios.nursery import Born, Nursery
 from tests.scenarios.pictures import picture
 
 PATIENCE = 60.0  # seconds until a wait fails the test; generous, as nothing depends on it when all is well
@@ -44,6 +45,7 @@ class ServiceUnderTest:
     more_folders  further [[folder]] tables
     options       for the launcher
     prefix        a command in front of the service's own, such as setpriv
+    nursery       whence processes come that are started by the thousand; else each is a fresh interpreter
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class ServiceUnderTest:
         more_folders: Iterable[dict[str, Any]] = (),
         options: dict[str, Any] | None = None,
         prefix: list[str] | None = None,
+        nursery: Nursery | None = None,
     ) -> None:
         self.base = base
         names = ("input", "output", "done", "failed", "state", "run", "desk")
@@ -68,13 +71,13 @@ class ServiceUnderTest:
         self.hold, self.fuse = base / "hold", base / "fuse"
         watched = {name: str(getattr(self, name)) for name in ("count", "entered", "hold")}
         self.options = watched | (options or {})
-        self.prefix = prefix or []
+        self.prefix, self.nursery = prefix or [], nursery
         self.config, self.log_file = base / "rmbgd.toml", base / "events.jsonl"
         self.events: list[Event] = []  # appended by the reader thread under `_changed`, like `_named`
         self._named: defaultdict[str, list[tuple[int, Event]]] = defaultdict(list)
         self._changed = threading.Condition()
         self.ended = True
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Born | None = None
         self.stderr: list[bytes] = []
         self._readers: list[threading.Thread] = []
         self._turns = 0
@@ -115,16 +118,9 @@ class ServiceUnderTest:
     # ------------------------------------------------------------------------------------------------ the process
 
     def start(self, *, ready: bool = True, environment: dict[str, str] | None = None) -> Self:
-        launcher = Path(__file__).with_name("launcher.py")
-        command = [*self.prefix, sys.executable, str(launcher), str(self.config), json.dumps(self.options)]
+        arguments = [str(self.config), json.dumps(self.options)]
         since, self.ended, self.stderr = len(self.events), False, []
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | (environment or {}),
-        )
+        self.process = self.nursery.bear(arguments) if self.nursery else self._interpreter(arguments, environment)
         self._readers = [
             threading.Thread(target=self._read, args=(self.process,)),
             threading.Thread(target=self._read_stderr, args=(self.process,)),
@@ -135,7 +131,16 @@ class ServiceUnderTest:
             self.wait_for("service.ready", since=since)
         return self
 
-    def _read(self, process: subprocess.Popen[bytes]) -> None:
+    def _interpreter(self, arguments: list[str], environment: dict[str, str] | None) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [*self.prefix, sys.executable, str(Path(__file__).with_name("launcher.py")), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | (environment or {}),
+        )
+
+    def _read(self, process: subprocess.Popen[bytes] | Born) -> None:
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -149,7 +154,7 @@ class ServiceUnderTest:
                 self.ended = True
                 self._changed.notify_all()
 
-    def _read_stderr(self, process: subprocess.Popen[bytes]) -> None:
+    def _read_stderr(self, process: subprocess.Popen[bytes] | Born) -> None:
         assert process.stderr is not None
         self.stderr.extend(process.stderr)
 
