@@ -29,7 +29,7 @@ from rmbgd.health.crashloop import CrashLoop
 from rmbgd.health.logs import EventLog, open_log
 from rmbgd.health.metrics import Metrics
 from rmbgd.health.monitor import Counters, HealthMonitor
-from rmbgd.health.stderr import capture_stderr
+from rmbgd.health.stderr import StderrCapture, capture_stderr
 from rmbgd.health.systemd import Notifier, open_notifier
 from rmbgd.imaging.decode import configure_opencv, configure_pillow
 from rmbgd.intake.hints import Hints
@@ -57,10 +57,10 @@ def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) ->
     check_layout(config)
     notifier = open_notifier()
     messages: SimpleQueue[Message] = SimpleQueue()
-    with open_log(config.service) as log, capture_stderr(log.emit), signals(messages):
+    with open_log(config.service) as log, capture_stderr(log.emit) as stderr, signals(messages):
         while True:
             life = CrashLoop(config, SystemClock())
-            code = _live(config_path, life, log, notifier, engine_factory, messages)
+            code = _live(config_path, life, log, stderr, notifier, engine_factory, messages)
             if not life.over:
                 return code
             keep_signals(messages)  # safe mode is over: once more, with everything
@@ -70,6 +70,7 @@ def _live(
     config_path: Path,
     life: CrashLoop,
     log: EventLog,
+    stderr: StderrCapture,
     notifier: Notifier,
     engine_factory: EngineFactory,
     messages: SimpleQueue[Message],
@@ -88,7 +89,9 @@ def _live(
     )
     with ExitStack() as stack:
         try:
-            service = Service(life, log, counters, metrics, notifier, SystemClock(), engine_factory, stack, messages)
+            service = Service(
+                life, log, stderr, counters, metrics, notifier, SystemClock(), engine_factory, stack, messages
+            )
         except ConfigError as error:
             counters("service.failed", stage="start", error=str(error), traceback="")
             raise
@@ -108,6 +111,7 @@ class Service:
         self,
         life: CrashLoop,
         log: EventLog,
+        stderr: StderrCapture,
         emit: Counters,
         metrics: Metrics,
         notifier: Notifier,
@@ -176,6 +180,7 @@ class Service:
             clock=clock,
             unwritten=lambda: log.dropped,
             on_status=partial(_write_metrics, metrics, config.health.metrics_file),
+            on_stall=stderr.show_stacks,
         )
 
     def serve(self) -> int:

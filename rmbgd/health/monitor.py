@@ -67,7 +67,8 @@ class HealthMonitor:
 
     `describe` is the daemon's snapshot: a dict with snapshot.SNAPSHOT_KEYS and what else the status file shall show. It
     must not wait for a device, a disk or a lock that is held for long; what it raises ends the health thread and so the
-    service. `on_status` is given the keys of the health event each time the status file is written (metrics).
+    service. `on_status` is given the keys of the health event each time the status file is written (metrics);
+    `on_stall` is called when a stall begins (stacks).
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class HealthMonitor:
         clock: Clock,
         unwritten: Callable[[], Mapping[str, int]] = dict,
         on_status: Callable[[Mapping[str, Any]], object] | None = None,
+        on_stall: Callable[[], object] | None = None,
         environ: Mapping[str, str] | None = None,
     ) -> None:
         environ = os.environ if environ is None else environ
@@ -92,6 +94,7 @@ class HealthMonitor:
         self._clock = clock
         self._unwritten = unwritten
         self._on_status = on_status
+        self._on_stall = on_stall
         self._path = os.path.join(service.runtime_directory, STATUS_FILE)
         now = clock.monotonic()
         self._identity = snapshot.Identity(
@@ -157,6 +160,8 @@ class HealthMonitor:
         if hung and self._stalled_since is None:
             self._stalled_since = now
             self._counters("service.stalled", threads=hung, seconds=self._service.stall_after)
+            if self._on_stall is not None:
+                self._on_stall()
         elif not hung and self._stalled_since is not None:
             self._counters("service.stall_ended", seconds=round(now - self._stalled_since, 3))
             self._stalled_since = None

@@ -87,6 +87,14 @@ class StderrCapture:
         if sys.stderr is not None:
             sys.stderr.flush()
 
+    def show_stacks(self) -> None:
+        """Where every thread stands, on the true stderr. Any thread: it holds the interpreter's lock meanwhile.
+
+        What a signal makes the fault handler write comes without that lock, walks frames that change under it, and may
+        end in the middle (seen with CPython 3.11): a thread that hangs is shown here first, while the others wait.
+        """
+        faulthandler.dump_traceback(self.original, all_threads=True)
+
     def close(self) -> None:
         """Give descriptor 2 back; what was written before is emitted first."""
         if self._closing < 0:

@@ -79,6 +79,21 @@ def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path
         assert {event["pid"] for event in service.events} == {service.process.pid}
 
 
+@pytest.mark.slow
+def test_thread_that_hangs_is_shown_and_told_and_may_go_on(tmp_path: Path) -> None:
+    """Beyond stall_after: one event, every stack on stderr, and when it moves again nothing is lost."""
+    settings = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
+    with ServiceUnderTest(tmp_path, settings=settings) as service:
+        service.hold.touch()
+        service.drop("a.png", picture(1))
+        service.wait_for("service.stalled")
+        service.wait(lambda: any(b"in segment_loop" in line for line in service.stderr), "the stacks")
+        service.hold.unlink()
+        service.wait_for("service.stall_ended")
+        service.wait_for("image.done", path="a.png")
+    audit.assert_complete(service.roots, {"a.png": picture(1)})
+
+
 def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
     """A stopped child is killed at its deadline, another takes over, every picture comes out; the service stays."""
     data = {f"{number}.png": picture(number) for number in range(10)}

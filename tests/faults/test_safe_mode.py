@@ -153,7 +153,7 @@ def test_a_picture_that_kills_each_start_ends_in_quarantine_and_the_service_in_o
 
 
 def test_with_require_gpu_safe_mode_waits(tmp_path: Path) -> None:
-    """Who prefers waiting over a lesser model keeps that wish: nothing is claimed, all of it is done by the GPU later."""
+    """Who prefers waiting over a lesser model keeps that wish: nothing is claimed until the GPU is tried again."""
     settings = careful(quiet=1.0, engine={"device": "cuda:0"}, health={"require_gpu": True})
     data = {f"{number}.png": picture(number) for number in range(5)}
     with GpuUnderTest(tmp_path, settings=settings) as service:

@@ -38,6 +38,7 @@ class Watched:
             notifier=Notifier(self.told.append, watchdog_seconds=watchdog),
             clock=self.clock,
             unwritten=lambda: self.unwritten,
+            on_stall=lambda: self.told.append("stacks"),
             environ={"INVOCATION_ID": "abc"},
         )
 
@@ -116,6 +117,16 @@ def test_end_of_a_stall_is_told_once_and_feeds_again(watched: Watched) -> None:
     (ended,) = watched.events.named("service.stall_ended")
     assert pytest.approx(10.0, abs=2.0) == ended["seconds"]
     assert watched.fed() > before
+
+
+def test_stacks_are_shown_when_a_stall_begins(watched: Watched) -> None:
+    """Once, and long before systemd aborts: what an abort shows may end in the middle."""
+    watched.beats.new("finish-1").working()
+    watched.ticks(28)
+    assert "stacks" not in watched.told
+    watched.ticks(120)
+
+    assert 1 == watched.told.count("stacks")
 
 
 def test_waking_after_a_stop_of_the_whole_process_is_no_stall(watched: Watched) -> None:

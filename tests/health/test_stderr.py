@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import textwrap
 
 from rmbgd.linelimit import LINES_AT_ONCE
 
@@ -88,6 +89,26 @@ def test_stacks_of_a_dying_process_reach_the_true_stderr() -> None:
 
     assert -6 == done.returncode
     assert "Fatal Python error: Aborted" in done.stderr
+
+
+def test_stacks_of_a_living_process_reach_the_true_stderr() -> None:
+    """Every thread's, and the process goes on."""
+    script = """
+    import threading
+    gate = threading.Event()
+    def somebody_who_waits():
+        gate.wait()
+    thread = threading.Thread(target=somebody_who_waits)
+    thread.start()
+    capture.show_stacks()
+    gate.set()
+    thread.join()
+    capture.close()
+    """
+    events, rest = captured(textwrap.dedent(script))
+
+    assert "in somebody_who_waits" in rest
+    assert [] == events
 
 
 def test_descriptor_is_given_back() -> None:
