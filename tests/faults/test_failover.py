@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,9 @@ from rmbgd.errors import Reason
 from tests.faults.gpu import MEMORY_WORDS, GpuUnderTest, assert_proved_before_use
 from tests.scenarios import audit
 from tests.scenarios.pictures import encoded, picture, rgba_of
+from tools.failover import STICKY_WORDS, campaign
 
 GPU, CPU = ("cuda:0", "u2netp"), ("cpu", "lesser")
-STICKY_WORDS = sorted(set(CUDA_ERRORS) - {*MEMORY_WORDS, "no_device", "driver_mismatch", "init"})
 
 
 def drop_all(service: GpuUnderTest, first: int, count: int) -> dict[str, bytes]:
@@ -339,30 +338,6 @@ def test_a_picture_that_kills_the_gpu_and_the_cpu_is_poison(tmp_path: Path) -> N
 @pytest.mark.timeout(900)
 def test_169_gpu_failures_lose_no_picture(tmp_path: Path) -> None:
     """One failure after another of every kind, with pictures always on their way: each comes out once, and is right."""
-    failures = 169
-    dice = random.Random(20_261_122)
-    kinds = [f"cuda:{word}" for word in STICKY_WORDS] + ["kill", "exit:70", "nonsense", "wrong_image"]
-    data: dict[str, bytes] = {}
-    health = {"interval": 0.02, "dwell": 0.02, "dwell_maximum": 0.02, "good_checks": 1, "canary_blocks": 16}
-    health |= {"trial_pictures": 2}
-    with GpuUnderTest(tmp_path, health=health) as service:
-        service.wait_for_gpu()
-        for failure in range(failures):
-            since = len(service.events)
-            if failure % 10 == 9:
-                service.temperature(90.0)
-            else:
-                service.steps(["ok"] * dice.randint(0, 2) + [dice.choice(kinds)])
-            while not service.named("engine.failover", since=since):
-                data |= drop_all(service, len(data), dice.randint(1, 5))
-                service.wait_for_endings(len(data))
-            service.temperature(60.0)
-            service.wait_for("engine.failback", since=since)
-
-    audit.assert_complete(service.roots, data)
-    audit.assert_ledger_settled(service.state, done=len(data))
-    assert len(service.named("engine.failover")) == failures
-    assert (
-        len({event["path"] for event in service.named("image.done")}) == len(service.named("image.done")) == len(data)
-    )
-    assert_proved_before_use(service.events)
+    result = campaign(tmp_path / "campaign", failures=169, seed=20_261_122)
+    assert result["failovers"] == result["failbacks"] == 169
+    assert len(result["kinds"]) > 10
