@@ -45,7 +45,12 @@ MAY_USE: dict[str, set[str]] = {
 
 # torch's own rooms: models and kernels, what runs in the engine's child, the doctor's question in a process of its own.
 TORCH_ROOMS = ("rmbgd.models.", "rmbgd.kernels.", "rmbgd.gpu.")
-TORCH_MODULES = {"rmbgd.engine.torch_engine", "rmbgd.doctor.probe"}
+TORCH_MODULES = {
+    "rmbgd.engine.torch_engine",
+    "rmbgd.engine.torch_faults",
+    "rmbgd.engine.torch_memory",
+    "rmbgd.doctor.probe",
+}
 
 # Decisions. A module whose docstring begins with POLICY is one too.
 POLICIES = {
@@ -111,7 +116,7 @@ def test_only_the_child_knows_the_models() -> None:
     knowing = {
         module
         for module in modules()
-        if room(module) == "engine" and any(name.startswith("rmbgd.models") for name in own_imports(module))
+        if room(module) == "engine" and any(name.startswith(TORCH_ROOMS) for name in own_imports(module))
     }
 
     assert knowing <= {"rmbgd.engine.torch_engine"}

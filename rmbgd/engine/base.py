@@ -24,10 +24,12 @@ class OutputPlane(StrEnum):
     ALPHA16 = "alpha16"
 
 
-_OUTPUT_BYTES = {OutputPlane.RGBA8: 4, OutputPlane.ALPHA8: 1, OutputPlane.ALPHA16: 2}
+OUTPUT_BYTES = {OutputPlane.RGBA8: 4, OutputPlane.ALPHA8: 1, OutputPlane.ALPHA16: 2}
+"""Of one pixel."""
 
 
-def _aligned(count: int) -> int:
+def aligned(count: int) -> int:
+    """Bytes, rounded up: every plane begins at a multiple of ALIGNMENT."""
     return -(-count // ALIGNMENT) * ALIGNMENT
 
 
@@ -42,6 +44,12 @@ class Region:
     output: OutputPlane
 
     @property
+    def output_offset(self) -> int:
+        """Where the output plane begins; before it lie the planes that are read."""
+        pixels = self.height * self.width
+        return self.offset + aligned(3 * pixels) + (aligned(pixels) if self.source_alpha else 0)
+
+    @property
     def byte_count(self) -> int:
         """Bytes from `offset` to the end of the last plane, rounded up to ALIGNMENT."""
         return region_bytes(self.height, self.width, source_alpha=self.source_alpha, output=self.output)
@@ -49,8 +57,8 @@ class Region:
 
 def region_bytes(height: int, width: int, *, source_alpha: bool, output: OutputPlane) -> int:
     pixels = height * width
-    planes = [3 * pixels, pixels if source_alpha else 0, _OUTPUT_BYTES[output] * pixels]
-    return sum(_aligned(plane) for plane in planes)
+    planes = [3 * pixels, pixels if source_alpha else 0, OUTPUT_BYTES[output] * pixels]
+    return sum(aligned(plane) for plane in planes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +81,12 @@ def view(block: NDArray[np.uint8], region: Region) -> Slot:
     """The slot of `region` inside `block` (uint8 [bytes]); nothing is copied."""
     height, width, pixels, at = region.height, region.width, region.height * region.width, region.offset
     rgb = block[at : at + 3 * pixels].reshape(height, width, 3)
-    at += _aligned(3 * pixels)
+    at += aligned(3 * pixels)
     source_alpha = None
     if region.source_alpha:
         source_alpha = block[at : at + pixels].reshape(height, width)
-        at += _aligned(pixels)
-    output = block[at : at + _OUTPUT_BYTES[region.output] * pixels]
+        at += aligned(pixels)
+    output = block[at : at + OUTPUT_BYTES[region.output] * pixels]
     if region.output is OutputPlane.RGBA8:
         return Slot(rgb, source_alpha, output.reshape(height, width, 4), None)
     if region.output is OutputPlane.ALPHA8:

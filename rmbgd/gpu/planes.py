@@ -10,6 +10,9 @@ from torch import Tensor
 
 from rmbgd.engine.base import OutputPlane
 
+SUMMARY = 5  # numbers per answer
+FINITE = 4  # of them the one that says whether all of the answer is finite
+
 
 def pack(output: OutputPlane, rgb: Tensor | None, alpha: Tensor, source_alpha: Tensor | None, out: Tensor) -> None:
     """Write a band into `out`, uint8 [h * W * bytes of a pixel], as the plane has it (16 bits in the host's order).

@@ -57,7 +57,7 @@ def bands(outputs: int, pixels_per_output: float) -> list[tuple[int, int]]:
 
 
 def picture_to_network(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [H, W, 3] -> float32 [h, w, 3] in 0..255, not rounded, band by band; within one level of Pillow's BILINEAR."""
+    """uint8 [H, W, 3] -> float32 [h, w, 3] in 0..255, in bands, not rounded; within one level of Pillow's BILINEAR."""
     height, width = picture.shape[:2]
     answer = torch.empty((*size, 3), device=picture.device)
     taps = taps_of(triangle, height, size[0])

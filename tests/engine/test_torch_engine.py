@@ -19,8 +19,10 @@ from rmbgd.engine import known_picture, torch_engine
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.base import OutputPlane, Region, Slot, Work, region_bytes, view
 from rmbgd.engine.canary import Canary, FakeDeviceMemory, Pattern
-from rmbgd.engine.probe import golden_difference
-from rmbgd.engine.torch_engine import DEVIATION, MEAN, ModelChoice, Options, TorchEngine, TorchMemory
+from rmbgd.engine.normalisation import DEVIATION, MEAN
+from rmbgd.engine.options import ModelChoice, Options
+from rmbgd.engine.torch_engine import TorchEngine
+from rmbgd.engine.torch_memory import TorchMemory
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha
@@ -385,31 +387,3 @@ def test_torch_s_own_classes_are_recognised(engine, network, monkeypatch, error,
     monkeypatch.setattr(network, "module", fails)
     with pytest.raises(fault):
         engine.golden("u2netp")
-
-
-# --- on a GPU
-
-
-@pytest.fixture(scope="module")
-def on_gpu(arena):
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    engine = TorchEngine(arena.block, replace(OPTIONS, device="cuda:0"))
-    engine.start()
-    yield engine
-    engine.close()
-
-
-@pytest.mark.gpu
-def test_a_gpu_answers_as_the_cpu_does(on_gpu, engine):
-    """The known picture within the bounds that a probe demands."""
-    mean, peak = golden_difference(on_gpu.golden("u2netp").alpha, engine.golden("u2netp").alpha, 0.001)
-
-    assert mean <= 2 / 255
-    assert peak <= 16 / 255
-
-
-@pytest.mark.gpu
-def test_a_gpu_s_memory_holds_the_canary(on_gpu):
-    """Two passes over 64 MiB without a bad block."""
-    assert [on_gpu.canary(16_384).bad for _ in range(2)] == [0, 0]

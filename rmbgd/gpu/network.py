@@ -1,0 +1,187 @@
+"""One network on a device: its fixed inputs and answers, and a recorded launch of all its kernels for each batch size.
+
+Does not know where pictures come from or go to, nor how memory is divided: sizes are given. Inputs and answers lie
+outside the graphs' memory; a smaller batch uses the first places of them.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rmbgd.engine.known_picture import known_picture
+from rmbgd.engine.normalisation import SCALE, SHIFT
+from rmbgd.engine.options import ModelChoice
+from rmbgd.gpu.device import CaptureFailed, Device
+from rmbgd.gpu.plan import BAND_PIXELS, NetworkNeed
+from rmbgd.gpu.planes import SUMMARY, summary
+from rmbgd.gpu.resample import picture_to_network
+from rmbgd.kernels.head import mattes
+from rmbgd.kernels.pictures import put_pictures
+from rmbgd.models.weights import load_model
+
+ROUNDS = 3  # of each batch size, measured at start
+GRAPH_TOLERANCE = 1 / 255
+"""Largest difference of alpha between a graph and the same kernels launched one by one. Both should be equal to the
+bit; a graph that reads memory which is no longer its own is far beyond this."""
+
+
+class Network:
+    """`facts` for the log. Owned by the engine's thread.
+
+    inputs   [places, 3, h, w], pixel-major, normalised; no places until `allocate`
+    mattes   float32 [places, h, w]
+    summary  float32 [places, 5]
+    """
+
+    def __init__(
+        self, device: Device, name: str, choice: ModelChoice, dtype: torch.dtype, models: Path, *, triton: bool
+    ) -> None:
+        """Raises ModelError."""
+        loaded = load_model(
+            choice.source,
+            device=device.torch,
+            dtype=dtype,
+            models=models,
+            patch_order=choice.patch_order,
+            sha256=choice.sha256 or None,
+        )
+        self.name = name
+        self.module: nn.Module = loaded.module
+        self.size: tuple[int, int] = loaded.input_size
+        self.facts: dict[str, object] = loaded.provenance.facts()
+        self.seconds: dict[int, float] = {}
+        self._device = device
+        self._dtype = dtype
+        self._triton = triton
+        # BiRefNet reads its input in float32 where it matters; the small network computes in one type.
+        self._input_dtype = torch.float32 if self.facts["architecture"] == "birefnet" else dtype
+        self._scale = torch.tensor(SCALE, device=device.torch)
+        self._shift = torch.tensor(SHIFT, device=device.torch)
+        self._recorded: dict[int, Callable[[], object]] = {}
+        self.inputs = self._places(0)
+        self.mattes = torch.empty((0, *self.size), device=device.torch)
+        self.summary = torch.empty((0, SUMMARY), device=device.torch)
+
+    def need(self) -> NetworkNeed:
+        """Measured on batches of one and two, in memory that is given back."""
+        inputs = self._places(2).zero_()
+        for count in (1, 2):  # libraries take their workspaces at the first run
+            self._device.peak(lambda count=count: self._answer(inputs[:count]))  # type: ignore[misc]
+        one, two = (
+            self._device.peak(lambda count=count: self._answer(inputs[:count]))  # type: ignore[misc]
+            for count in (1, 2)
+        )
+        each = max(0, two - one)
+        pixels = self.size[0] * self.size[1]
+        return NetworkNeed(max(0, one - each), each, 3 * pixels * inputs.element_size(), 4 * pixels)
+
+    def allocate(self, places: int) -> None:
+        self.inputs = self._places(places).zero_()
+        self.mattes = torch.zeros((places, *self.size), device=self._device.torch)
+        self.summary = torch.zeros((places, SUMMARY), device=self._device.torch)
+
+    def put(self, first: int, pictures: Sequence[Tensor]) -> None:
+        """Pictures, uint8 [H, W, 3] on the device, into the places from `first` on."""
+        if self._triton or all(picture.shape[0] * picture.shape[1] <= BAND_PIXELS for picture in pictures):
+            places = self.inputs[first : first + len(pictures)]
+            put_pictures(pictures, places, self._scale, self._shift, triton=self._triton)
+            return
+        for place, picture in enumerate(pictures, start=first):
+            self.put_resized(place, picture_to_network(picture, self.size))
+
+    def put_resized(self, place: int, pixels: Tensor) -> None:
+        """Levels 0..255 at the network's size, [h, w, 3] of any type, on any device."""
+        levels = pixels.to(self._device.torch)
+        self.inputs[place] = (levels * self._scale + self._shift).permute(2, 0, 1)
+
+    def run(self, size: int) -> None:
+        """Answers of the first `size` places."""
+        self._recorded.get(size, partial(self._write, size))()
+
+    def prepare(self, size: int, *, record: bool) -> str:
+        """Warm up for batches of `size`, and record one: why it could not be recorded, or nothing."""
+        with self._device.compute():  # where it will run: libraries choose their algorithms and take workspaces now
+            self._write(size)
+        if not record:
+            return ""
+        try:
+            replay = self._device.capture(partial(self._write, size))
+        except CaptureFailed as failure:
+            return str(failure)
+        if wrong := self._wrong(size, replay):
+            return f"the recording answers otherwise than its kernels do, in {wrong} pixels"
+        self._recorded[size] = replay
+        return ""
+
+    def forget(self) -> None:
+        """Everything recorded."""
+        self._recorded.clear()
+
+    @property
+    def recorded(self) -> tuple[int, ...]:
+        return tuple(sorted(self._recorded))
+
+    def again(self, place: int) -> None:
+        """One place once more, all of it in float32, by plain kernels. Takes memory, and gives it back."""
+        wide = copy.deepcopy(self.module).float()
+        alpha, finite = mattes(wide, self.inputs[place : place + 1].float(), triton=False)
+        self.mattes[place] = alpha[0]
+        self.summary[place] = summary(alpha, finite)[0]
+
+    def measure(self, sizes: Sequence[int]) -> None:
+        """Seconds of each size, the middle of some rounds, on the known picture."""
+        rgb = torch.from_numpy(known_picture()[0]).to(self._device.torch)
+        with self._device.compute():
+            self.put(0, [rgb])
+            self.inputs[1:] = self.inputs[:1]
+        for size in sizes:
+            rounds = [self._timed(size) for _ in range(ROUNDS)]
+            self.seconds[size] = statistics.median(rounds)
+
+    def _timed(self, size: int) -> float:
+        self._device.settle()
+        began = time.perf_counter()
+        with self._device.compute():
+            self.run(size)
+        self._device.settle()
+        return time.perf_counter() - began
+
+    def _wrong(self, size: int, replay: Callable[[], object]) -> int:
+        """Pixels of two replays that are not as the kernels have them, on noise that differs from place to place."""
+        generator = torch.Generator(self._device.torch).manual_seed(size)
+        with self._device.compute():
+            self.inputs[:size].normal_(generator=generator)
+            self._write(size)
+            expected = self.mattes[:size].clone()
+            wrong = torch.zeros((), dtype=torch.int64, device=self._device.torch)
+            for _ in range(2):
+                self.mattes[:size].fill_(float("nan"))
+                replay()
+                alike = torch.isclose(self.mattes[:size], expected, rtol=0, atol=GRAPH_TOLERANCE, equal_nan=True)
+                wrong += (~alike).sum()
+        return int(wrong)
+
+    def _write(self, size: int) -> None:
+        alpha, told = self._answer(self.inputs[:size])
+        self.mattes[:size].copy_(alpha)
+        self.summary[:size].copy_(told)
+
+    def _answer(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, finite = mattes(self.module, inputs, triton=self._triton)
+        return alpha, summary(alpha, finite)
+
+    def _places(self, count: int) -> Tensor:
+        return torch.empty(
+            (count, 3, *self.size),
+            dtype=self._input_dtype,
+            device=self._device.torch,
+            memory_format=torch.channels_last,
+        )

@@ -1,0 +1,148 @@
+"""The memory of an engine on a GPU: taken before the first picture, given up in part when memory runs short.
+
+Does what `plan.py` decides. Knows networks as things that take memory, and no pictures.
+
+Recordings share their memory, so that it is free only when all of them are gone: after a shortage every batch is
+launched kernel by kernel, and between batches they are recorded anew, one at a time, for the sizes that are left.
+Larger batches are tried again later: whoever took the memory may have left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmbgd.engine.base import Limit
+from rmbgd.engine.options import Options
+from rmbgd.engine.torch_faults import faults
+from rmbgd.errors import EngineMemory
+from rmbgd.gpu.device import Device, host_free
+from rmbgd.gpu.network import Network
+from rmbgd.gpu.plan import Plan, Wishes, place_count, plan
+from rmbgd.gpu.planes import SUMMARY
+from rmbgd.gpu.staging import Staging
+
+GROW_AFTER = 256  # batches without a shortage, after which batches twice as large are tried again
+
+
+class Pool:
+    """`sizes`: of batches, in use; fewer than planned after a shortage. `tell` hears of what is done without.
+
+    The owner calls everything within faults(), for it raises what torch does where nothing else is said.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        block: NDArray[np.uint8],
+        networks: Sequence[Network],
+        options: Options,
+        tell: Callable[[Limit], None],
+    ) -> None:
+        self._device = device
+        self._networks = networks
+        self._graphs = options.graphs
+        self._spare = options.spare_bytes
+        self._tell = tell
+        self._unprepared: list[tuple[Network, int]] = []  # to be recorded between batches
+        self._since_shortage = 0  # batches
+        needs = [network.need() for network in networks]
+        device.empty()
+        free, total = device.memory()
+        self.plan: Plan = plan(
+            free=free,
+            total=total,
+            host_free=host_free(),
+            arena=len(block),
+            networks=needs,
+            wishes=Wishes(options.batch_maximum, options.staging_bytes, options.pinned_bytes, options.spare_bytes),
+        )
+        for limit in self.plan.limits:
+            tell(limit)
+        self._working = {size: max(need.batch(size) for need in needs) for size in self.plan.sizes}
+        pinned = self.plan.pinned
+        if pinned and (why := device.pin(block, pinned)):
+            tell(Limit("pinned", f"no memory is page-locked, so copies wait for each other: {why}"))
+            pinned = 0
+        self.staging = Staging(device, block, self.plan.upload, self.plan.download, pinned)
+        self.sizes = self.plan.sizes
+        self.summary = device.host_tensor((self.sizes[-1], SUMMARY))
+        for network in networks:
+            network.allocate(self.sizes[-1])
+
+    def prepare(self) -> None:
+        """Every network and size, the largest first: later ones find the memory of the first. Raises EngineMemory."""
+        while True:
+            try:
+                with faults():
+                    self._prepare(self._all())
+                return
+            except EngineMemory as shortage:
+                self._give_up()
+                if len(self.sizes) == 1:
+                    raise
+                self.sizes = self.sizes[:-1]
+                self._tell(Limit("batch", f"at most {self.sizes[-1]} pictures at once: {shortage}"))
+
+    def settle_down(self) -> None:
+        """Only what batches need is kept at hand, and all of that."""
+        self._device.empty()
+        self._device.reserve(self.plan.working)
+
+    def shrink(self, count: int, shortage: EngineMemory) -> None:
+        """There was no room for so many at once. Raises `shortage` when nothing is left to give up."""
+        recorded = any(network.recorded for network in self._networks)
+        smaller = tuple(size for size in self.sizes if size < place_count(count, self.sizes))
+        self._give_up()
+        if not smaller and not recorded:
+            raise shortage
+        self.sizes = smaller or self.sizes[:1]
+        self._since_shortage = 0
+        self._unprepared = self._all() if self._graphs else []
+        self._tell(Limit("batch", f"at most {self.sizes[-1]} pictures at once for now: {shortage}"))
+
+    def tend(self) -> None:
+        """Before each batch; after a shortage this is one step back to what was planned."""
+        self._since_shortage += 1
+        if not self._unprepared and self.sizes != self.plan.sizes and self._since_shortage > GROW_AFTER:
+            self._grow()
+        if not self._unprepared:
+            return
+        try:
+            with faults():
+                self._prepare([self._unprepared.pop(0)])
+        except EngineMemory:
+            self._unprepared.clear()  # as they are launched now, they work
+            self._device.empty()
+        if not self._unprepared:
+            with faults():
+                self._device.reserve(self.plan.working)
+
+    def _grow(self) -> None:
+        self._since_shortage = 0
+        larger = self.plan.sizes[len(self.sizes)]
+        if self._device.memory()[0] >= self._working[larger] + self._spare:
+            self.sizes = (*self.sizes, larger)
+            self._unprepared = [(network, larger) for network in self._networks]
+            self._tell(Limit("batch", f"{larger} pictures at once are tried again"))
+
+    def _prepare(self, wanted: Sequence[tuple[Network, int]]) -> None:
+        failed = ""
+        for network, size in wanted:
+            why = network.prepare(size, record=self._graphs and not failed)
+            if why and not failed:
+                failed = f"batches of {size} ({network.name}) and smaller are launched kernel by kernel: {why}"
+        if failed:
+            self._tell(Limit("graphs", failed))
+
+    def _give_up(self) -> None:
+        """The recordings' memory, and what is kept at hand."""
+        for network in self._networks:
+            network.forget()
+        self._device.forget_graphs()
+        self._device.empty()
+
+    def _all(self) -> list[tuple[Network, int]]:
+        return [(network, size) for size in reversed(self.sizes) for network in self._networks]
