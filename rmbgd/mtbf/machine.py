@@ -121,9 +121,12 @@ def _machine(name: str, boots: list[Boot], *, power_loss_is_failure: bool) -> Ma
         parts.setdefault(boot.boot_id, []).append(boot)
     first = {key: min(boot.first for boot in group) for key, group in parts.items()}
     epochs = [epoch(parts[key]) for key in _in_order(parts, first)]
+    again = _once(epochs)
     limits = _limits(epochs)
     life = timeline(epochs, limits, power_loss_is_failure=power_loss_is_failure)
     notes = _notes(epochs, life)
+    if again:
+        notes.append(f"{again} outcome{'s' * (again > 1)} told again by the start after a crash, counted once")
     _published_twice(epochs, life)
     return Machine(
         name=name,
@@ -173,6 +176,17 @@ def _limits(epochs: Sequence[Epoch]) -> Limits:
         gap=max(MISSED_BEATS * heartbeat, heartbeat + GAP_MINIMUM),
         stall=max(stall, STALL_MINIMUM),
     )
+
+
+def _once(epochs: Sequence[Epoch]) -> int:
+    """Leave out what a start told again for a run that was killed when it had told it already; answers how many."""
+    asked = set[int]().union(*(each.pictures.told_again() for each in epochs))
+    told: set[int] = set()
+    count = 0
+    for each in epochs if asked else ():
+        each.pictures, repeated = each.pictures.without_repeats(asked, told)
+        count += repeated
+    return count
 
 
 def _published_twice(epochs: Sequence[Epoch], life: Timeline) -> None:

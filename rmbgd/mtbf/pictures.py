@@ -26,6 +26,7 @@ class Pictures:
     kind    DONE, FAILED or POSTPONED
     word    index into `words`: the device that computed it, the reason it was refused, why it was put back
     engine  1 when the engine stage refused it
+    again   1 when the next start told it for a run that was killed about then: it may have been told before
     same    hash of folder, path, job and content: equal for the same work
     digest  hash of the line
     stages  milliseconds per stage, NaN where a row has none; "total" is one of them
@@ -37,6 +38,7 @@ class Pictures:
         self.kind = array("B")
         self.word = array("H")
         self.engine = array("B")
+        self.again = array("B")
         self.same = array("q")
         self.digest = array("q")
         self.stages: dict[str, array[float]] = {}
@@ -57,6 +59,7 @@ class Pictures:
             kind,
             str(record.get(WORD_OF[kind], "")),
             record.get("stage") == "engine",
+            record.get("recovered") is True,
             hash((record.get("folder"), record.get("path"), record.get("job"), record.get("sha256_in"))),
             digest,
             {str(stage): value for stage, value in times.items()} if isinstance(times, dict) else {},
@@ -69,6 +72,7 @@ class Pictures:
         kind: int,
         word: str,
         engine: bool,
+        again: bool,
         same: int,
         digest: int,
         times: Mapping[str, Any],
@@ -85,6 +89,7 @@ class Pictures:
                 self.words.append(word)
         self.word.append(self._index[word])
         self.engine.append(engine)
+        self.again.append(again)
         self.same.append(same)
         self.digest.append(digest)
         for stage, value in times.items():
@@ -98,12 +103,11 @@ class Pictures:
         for row in range(len(other)):
             self._append(*other.row(row))
 
-    def row(self, i: int) -> tuple[float, int, int, str, bool, int, int, dict[str, float]]:
+    def row(self, i: int) -> tuple[float, int, int, str, bool, bool, int, int, dict[str, float]]:
         times = {stage: column[i] for stage, column in self.stages.items() if not math.isnan(column[i])}
         word = self.words[self.word[i]]
-        return (
-            self.at[i], self.pid[i], self.kind[i], word, bool(self.engine[i]), self.same[i], self.digest[i], times,
-        )  # fmt: skip
+        marks = bool(self.engine[i]), bool(self.again[i])
+        return (self.at[i], self.pid[i], self.kind[i], word, *marks, self.same[i], self.digest[i], times)
 
     def ordered(self) -> tuple[Pictures, int]:
         """(rows by time, each line once; how many lines stood more than once)."""
@@ -115,13 +119,37 @@ class Pictures:
         ]
         if kept == list(range(len(self))):
             return self, 0
+        return self._only(kept), len(self) - len(kept)
+
+    def told_again(self) -> set[int]:
+        """`same` of what may repeat another row: few, as each needs a crash."""
+        return {self.same[i] for i, again in enumerate(self.again) if again}
+
+    def without_repeats(self, asked: set[int], told: set[int]) -> tuple[Pictures, int]:
+        """(rows without those that repeat what another has told, how many those were). The rows must be in order.
+
+        `asked`: `told_again` of all boots. `told`: those of them that boots before have told; what is here is added.
+        """
+        told |= {self.same[i] for i, again in enumerate(self.again) if not again and self._ends(i, asked)}
+        kept = []
+        for i, again in enumerate(self.again):
+            if not again or self.same[i] not in told:
+                kept.append(i)
+            if again:
+                told.add(self.same[i])
+        return (self, 0) if len(kept) == len(self) else (self._only(kept), len(self) - len(kept))
+
+    def _ends(self, i: int, asked: set[int]) -> bool:
+        return self.kind[i] != POSTPONED and self.same[i] in asked
+
+    def _only(self, kept: list[int]) -> Pictures:
         result = Pictures()
         result.words, result._index = self.words, self._index
-        for name in ("at", "pid", "kind", "word", "engine", "same", "digest"):
+        for name in ("at", "pid", "kind", "word", "engine", "again", "same", "digest"):
             column = getattr(self, name)
             getattr(result, name).extend(column[i] for i in kept)
         result.stages = {stage: array("f", (column[i] for i in kept)) for stage, column in self.stages.items()}
-        return result, len(self) - len(kept)
+        return result
 
     def between(self, begin: float, end: float) -> range:
         """Rows with begin <= at <= end; the rows must be in order."""

@@ -290,6 +290,34 @@ def test_a_job_that_is_published_twice_is_a_failure(tmp_path: Path):
     assert causes(machine_of(box.picture().serve(60), tmp_path)) == ["published twice"]
 
 
+@pytest.mark.parametrize("rebooted", [False, True])
+def test_an_outcome_that_a_next_start_tells_again_counts_once(tmp_path: Path, rebooted: bool):
+    """By the job's number, not by the line; in the same boot or after a reboot. What was never told counts, too."""
+    box = Box().start().serve(60).picture().picture()
+    box.recorded().sleep(5) if not rebooted else box.reboot()
+    box.jobs -= 1
+    box.pid += 1
+    box.start(ready_after=0)
+    for _ in range(2):
+        box.picture(recovered=True)  # the second of those above, and one that nobody has told
+    machine = machine_of(box.serve(60), tmp_path)
+
+    assert machine.counts["outcomes"] == {"done": 3}
+    assert "published twice" not in causes(machine)
+    assert any("1 outcome told again" in note for note in machine.notes)
+
+
+def test_what_two_starts_tell_again_counts_once(tmp_path: Path):
+    """The next start was killed as well, when it had just told."""
+    box = Box().start().serve(60).recorded().sleep(5).start()
+    box.picture(recovered=True).recorded().sleep(5).start()
+    box.jobs -= 1
+    machine = machine_of(box.picture(recovered=True).serve(60), tmp_path)
+
+    assert machine.counts["outcomes"] == {"done": 1}
+    assert "published twice" not in causes(machine)
+
+
 # --- logs as they are found
 
 
