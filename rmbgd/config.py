@@ -15,6 +15,7 @@ from pydantic import Field, ValidationError, model_validator
 from rmbgd.errors import ConfigError
 from rmbgd.settings.basics import Name, Settings
 from rmbgd.settings.engine import EngineSettings, Health
+from rmbgd.settings.gpu import GpuSettings
 from rmbgd.settings.pictures import Folder, Recipe
 from rmbgd.settings.service import Intake, Limits, Pipeline, Service
 
@@ -22,6 +23,7 @@ __all__ = [
     "Config",
     "EngineSettings",
     "Folder",
+    "GpuSettings",
     "Health",
     "Intake",
     "Limits",
@@ -41,6 +43,7 @@ class Config(Settings):
     limits: Limits = Field(default_factory=Limits)
     pipeline: Pipeline = Field(default_factory=Pipeline)
     engine: EngineSettings = Field(default_factory=EngineSettings)
+    gpu: GpuSettings = Field(default_factory=GpuSettings)
     health: Health = Field(default_factory=Health)
     recipe: dict[Name, Recipe] = Field(default_factory=dict)
     folder: list[Folder] = Field(default_factory=list)

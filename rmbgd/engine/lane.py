@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rmbgd.clock import Clock
-from rmbgd.engine.base import BatchReport, Engine, EngineDescription, Work
+from rmbgd.engine.base import BatchReport, Engine, EngineDescription, Limit, Work
 from rmbgd.engine.retry import delay
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.events import Emit
@@ -131,6 +131,7 @@ class Lane:
             raise
         self.failures = 0
         self._grow()
+        self._tell_limits(report.limits)
         return report
 
     def replace(self) -> None:
@@ -187,6 +188,11 @@ class Lane:
                 restarts=self.restarts,
             )
         self._fault_at = None
+        self._tell_limits(description.limits)
+
+    def _tell_limits(self, limits: Sequence[Limit]) -> None:
+        for limit in limits:
+            self._emit("engine.limited", device=self.device, what=limit.what, detail=limit.detail)
 
 
 def kind_of(fault: EngineFault) -> str:

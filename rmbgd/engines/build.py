@@ -206,6 +206,7 @@ def _torch_options(config: Config, device: str, models: Models, precision: str) 
         "precision": precision,
         "threads": config.engine.threads,
         "batch_maximum": config.pipeline.batch_maximum,
+        **config.gpu.model_dump(),
     }
 
 

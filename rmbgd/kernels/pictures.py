@@ -27,9 +27,30 @@ def put_pictures(
     """
     if len(pictures) > len(inputs):
         raise ValueError(f"{len(pictures)} pictures for {len(inputs)} places")
-    del triton  # one path so far
+    if triton:
+        from rmbgd.kernels.pictures_kernel import put_described
+
+        put_described(describe(pictures).to(inputs.device), inputs, scale, shift)
+        return
     for place, picture in zip(inputs, pictures, strict=False):
         place.copy_(resized(picture, place.shape[1:]) * scale.view(3, 1, 1) + shift.view(3, 1, 1))
+
+
+def describe(pictures: Sequence[Tensor]) -> Tensor:
+    """A row for each picture, on the CPU: address, height, width, bytes from row to row. int64 [n, 4]
+
+    For who keeps a table on the device: copy these rows into it, then `pictures_kernel.put_described`. Raises
+    ValueError for pictures that are not uint8 [H, W, 3] with whole pixels one after another.
+    """
+    rows = []
+    for picture in pictures:
+        if picture.dtype != torch.uint8 or picture.dim() != 3 or picture.shape[2] != 3 or not picture.numel():
+            raise ValueError(f"a picture is {picture.dtype} {list(picture.shape)}, not uint8 [H, W, 3]")
+        height, width, _ = picture.shape
+        if picture.stride()[1:] != (3, 1) and width > 1:
+            raise ValueError(f"the pixels of a row lie {picture.stride()[1:]} apart, not (3, 1)")
+        rows.append((picture.data_ptr(), height, width, picture.stride(0)))
+    return torch.tensor(rows, dtype=torch.int64).view(-1, 4)
 
 
 def resized(picture: Tensor, size: Sequence[int]) -> Tensor:

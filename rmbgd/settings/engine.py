@@ -21,8 +21,9 @@ class EngineSettings(Settings):
         reason='"auto" takes the GPU when there is one; "cuda" all of them, "cuda:1" one',
     )
     threads: int = setting(0, unit="threads", ge=0, le=256, reason="CPU threads of the network; 0 takes one per core")
-    precision: Literal["auto", "float32", "float16", "bfloat16"] = setting(
-        "auto", reason="auto: float16 on a GPU, float32 on a CPU"
+    precision: Literal["auto", "float32", "float16", "bfloat16", "float8"] = setting(
+        "auto",
+        reason="auto: float16 on a GPU, float32 on a CPU; float8 (Ada, Hopper) only while its answers stay near float16's",
     )
     start_timeout: float = setting(180.0, unit="s", ge=1, le=3600, reason="loading, warming up and the known picture")
     batch_timeout: float = setting(

@@ -1,0 +1,176 @@
+"""Deformable atrous spatial pyramid pooling in one launch: four modulated deformable convolutions, ReLU, and their join.
+
+Does not compute the offsets (an ordinary convolution does) nor the mean's branch (a vector per image, given as `base`).
+
+A program owns a small square of pixels and all channels. For each tap it reads four neighbouring rows of the pixel-major
+map per pixel, blends them, and feeds them to a matrix product with that tap's weights: neither the samples of a map nor
+the branches' 4 x 256 channels ever exist in memory. Positions are float32 whatever the map's type, sums are float32.
+Corners outside the map are read from inside it with weight zero: no branch, no margin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Pixels of a tile (height x width), channels of a branch that one pass over the taps computes, warps, stages.
+
+    The accumulator is pixels x channels float32 in registers, the weights of the next tap wait in shared memory.
+    """
+
+    height: int
+    width: int
+    channels: int
+    warps: int
+    stages: int
+
+
+# Chosen from what the compiler reports (registers, spills, shared memory) for capabilities 8.0, 8.6, 8.9 and 9.0.
+LARGE = Tile(8, 16, 256, 8, 2)  # 147 kB of shared memory: A100, H100 and later
+SMALL = Tile(8, 8, 256, 8, 2)  # 74 kB: cards with 100 kB (RTX, Orin)
+WIDE = Tile(4, 8, 64, 4, 1)  # float32: a product is three of TF32, so samples are read four times instead
+LARGE_NEEDS = 150_000  # bytes of shared memory that a program may have
+
+
+def tile_for(x: Tensor) -> Tile:
+    if x.element_size() > 2:
+        return WIDE
+    if x.is_cuda and torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin < LARGE_NEEDS:
+        return SMALL
+    return LARGE
+
+
+@triton.jit
+def _corner(rows, y, x, weight, height, width, channel):
+    """One corner's rows [pixels, channels] times its weight [pixels]; zero where it lies outside."""
+    there = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    at = tl.minimum(tl.maximum(y, 0), height - 1) * width + tl.minimum(tl.maximum(x, 0), width - 1)
+    values = tl.load(rows + at[:, None] * channel.shape[0] + channel[None, :]).to(tl.float32)
+    # The weight of a corner outside is zero already, unless it is no number.
+    return values * tl.where(there | (weight != weight), weight, 0.0)[:, None]
+
+
+@triton.jit
+def _branch(
+    total, x, moves, weight, bias, join, first, pixel, y, x_, there, height, width,
+    K: tl.constexpr, WIDTH: tl.constexpr, BRANCH: tl.constexpr, AT_ONCE: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """total [pixels, WIDTH] + join relu(deformable convolution + bias)."""
+    taps: tl.constexpr = K * K
+    pixels: tl.constexpr = total.shape[0]
+    channel = tl.arange(0, WIDTH)
+    rows = x + first * WIDTH
+    move = moves + (first + pixel) * (3 * taps)
+    for some in range(0, BRANCH, AT_ONCE):
+        unit = some + tl.arange(0, AT_ONCE)
+        answer = tl.zeros([pixels, AT_ONCE], tl.float32)
+        for tap in range(taps):
+            down = tl.load(move + 2 * tap, mask=there, other=0).to(tl.float32)
+            across = tl.load(move + 2 * tap + 1, mask=there, other=0).to(tl.float32)
+            modulation = 2.0 * tl.sigmoid(tl.load(move + 2 * taps + tap, mask=there, other=0).to(tl.float32))
+            at_y = (y + tap // K - K // 2).to(tl.float32) + down
+            at_x = (x_ + tap % K - K // 2).to(tl.float32) + across
+            # One pixel outside everything is zero already. What is no number stays none.
+            at_y = tl.clamp(at_y, -1.0, height.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
+            at_x = tl.clamp(at_x, -1.0, width.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
+            top, left = tl.floor(at_y), tl.floor(at_x)
+            below = modulation * (at_y - top)
+            above = modulation - below
+            right = at_x - left
+            above_right, below_right = above * right, below * right
+            up, to_left = top.to(tl.int32), left.to(tl.int32)
+            sample = _corner(rows, up, to_left, above - above_right, height, width, channel)
+            sample += _corner(rows, up, to_left + 1, above_right, height, width, channel)
+            sample += _corner(rows, up + 1, to_left, below - below_right, height, width, channel)
+            sample += _corner(rows, up + 1, to_left + 1, below_right, height, width, channel)
+            part = tl.load(weight + unit[None, :] * (taps * WIDTH) + (tap * WIDTH + channel)[:, None])
+            answer = tl.dot(sample.to(part.dtype), part, answer, input_precision=PRECISION)
+        answer += tl.load(bias + unit)[None, :].to(tl.float32)
+        answer = tl.where(answer < 0, 0.0, answer)  # ReLU that keeps what is no number
+        joint = tl.load(join + channel[None, :] * BRANCH + unit[:, None])
+        total = tl.dot(answer.to(joint.dtype), joint, total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def _pyramid(
+    x, y, base, height, width, tiles_x,
+    moves0, weight0, bias0, join0, moves1, weight1, bias1, join1,
+    moves2, weight2, bias2, join2, moves3, weight3, bias3, join3,
+    K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
+    TILE_Y: tl.constexpr, TILE_X: tl.constexpr, WIDTH: tl.constexpr, BRANCH: tl.constexpr, AT_ONCE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    tile, image = tl.program_id(0), tl.program_id(1)
+    slot = tl.arange(0, TILE_Y * TILE_X)
+    row = tile // tiles_x * TILE_Y + slot // TILE_X
+    column = tile % tiles_x * TILE_X + slot % TILE_X
+    there = (row < height) & (column < width)
+    pixel = row * width + column
+    first = image.to(tl.int64) * height * width
+    channel = tl.arange(0, WIDTH)
+    total = tl.zeros([TILE_Y * TILE_X, WIDTH], tl.float32) + tl.load(base + image * WIDTH + channel)[None, :]
+    total = _branch(
+        total, x, moves0, weight0, bias0, join0, first, pixel, row, column, there, height, width,
+        K0, WIDTH, BRANCH, AT_ONCE, PRECISION,
+    )  # fmt: skip
+    total = _branch(
+        total, x, moves1, weight1, bias1, join1, first, pixel, row, column, there, height, width,
+        K1, WIDTH, BRANCH, AT_ONCE, PRECISION,
+    )  # fmt: skip
+    total = _branch(
+        total, x, moves2, weight2, bias2, join2, first, pixel, row, column, there, height, width,
+        K2, WIDTH, BRANCH, AT_ONCE, PRECISION,
+    )  # fmt: skip
+    total = _branch(
+        total, x, moves3, weight3, bias3, join3, first, pixel, row, column, there, height, width,
+        K3, WIDTH, BRANCH, AT_ONCE, PRECISION,
+    )  # fmt: skip
+    total = tl.where(total < 0, 0.0, total).to(y.dtype.element_ty)
+    tl.store(y + (first + pixel)[:, None] * WIDTH + channel[None, :], total, mask=there[:, None])
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One deformable convolution k x k. Names as in models.deform: `moves` is what its `offset` answered."""
+
+    kernel: int
+    moves: Tensor
+    weight: Tensor
+    bias: Tensor
+    join: Tensor
+
+
+def pyramid(x: Tensor, base: Tensor, branches: Sequence[Branch]) -> Tensor:
+    """relu(base + Σ join relu(deformable convolution of x)), in float32 sums.
+
+    x        [B, C, H, W], C a power of two of at least 16, in any layout (pixel-major costs nothing)
+    base     float32 [B, C]: what the branches are added to
+    branches  four, each with moves [B, 3k², H, W], weight [N, k*k*C], bias [N], join [C, N]; N a power of two
+
+    -> [B, C, H, W] pixel-major, in the type of x. Synchronises nothing.
+    """
+    batch, channels, height, width = x.shape
+    x = x.contiguous(memory_format=torch.channels_last)
+    y = torch.empty_like(x)
+    tile = tile_for(x)
+    tiles_x = triton.cdiv(width, tile.width)
+    tensors: list[Tensor] = []
+    for branch in branches:
+        moves = branch.moves.contiguous(memory_format=torch.channels_last)
+        tensors += (moves, branch.weight.contiguous(), branch.bias.contiguous(), branch.join.contiguous())
+    units = len(branches[0].bias)
+    _pyramid[(tiles_x * triton.cdiv(height, tile.height), batch)](
+        x, y, base, height, width, tiles_x, *tensors, *(branch.kernel for branch in branches),
+        TILE_Y=tile.height, TILE_X=tile.width, WIDTH=channels, BRANCH=units, AT_ONCE=min(units, tile.channels),
+        PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32", num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return y

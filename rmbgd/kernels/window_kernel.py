@@ -1,0 +1,138 @@
+"""Window attention on a map that is never cut into windows: shift, padding and masks are arithmetic on positions.
+
+Does not know qkv and proj, the products around it: reads queries, keys and values of the map's own tokens, in the order
+of its pixels, and writes answers in that order. Tokens that would pad the map to whole windows are the bias of qkv, for
+LayerNorm comes before the padding; their answers are never computed.
+
+A program keeps one head's position bias for some of a window's queries in registers and goes from window to window.
+Softmax is in float32 over blocks of keys, with a running maximum (Milakov and Gimelshein, 2018). Two tokens that the
+roll brought together do not see each other: -1e30 in float32 stands for minus infinity and needs no special case.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 64  # queries, and keys, at once: a window of 12 x 12 is three blocks, the last one a quarter full
+PER_PROCESSOR = 16  # programs for each multiprocessor, of which a few run at once: enough that none waits for the last
+PROCESSORS = 64  # assumed where there is no GPU to ask
+
+
+@triton.jit
+def _place(slot, window_row, window_column, rows, columns, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
+    """Of slots of a window: the token's index in its image, whether there is one, and its side of the shift's cuts."""
+    row, column = slot // WINDOW, slot % WINDOW
+    y = window_row * WINDOW + row + SHIFT
+    x = window_column * WINDOW + column + SHIFT
+    y = tl.where(y >= rows * WINDOW, y - rows * WINDOW, y)
+    x = tl.where(x >= columns * WINDOW, x - columns * WINDOW, x)
+    side = tl.zeros_like(slot)
+    if SHIFT > 0:
+        beyond_row = (row >= WINDOW - SHIFT) & (window_row == rows - 1)
+        beyond_column = (column >= WINDOW - SHIFT) & (window_column == columns - 1)
+        side = 2 * beyond_row.to(tl.int32) + beyond_column.to(tl.int32)
+    return y * width + x, (y < height) & (x < width) & (slot < WINDOW * WINDOW), side
+
+
+@triton.jit
+def _rows(base, token, there, feature, real, pitch, filler):
+    """[BLOCK, D]: the tokens' rows, `filler` [D] where there is none."""
+    values = tl.load(base + token[:, None] * pitch + feature[None, :], mask=there[:, None] & real[None, :], other=0)
+    return tl.where(there[:, None], values, filler[None, :])
+
+
+@triton.jit
+def _attention(
+    qkv, padding, bias, out, windows, rows, columns, height, width, dim, scale,
+    WINDOW: tl.constexpr, SHIFT: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCKS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    head, part = tl.program_id(0), tl.program_id(1)
+    side_of_bias: tl.constexpr = BLOCKS * BLOCK
+    feature = tl.arange(0, D)
+    real = feature < HEAD
+    mine = part * BLOCK + tl.arange(0, BLOCK)
+    kind = qkv.dtype.element_ty
+    pad_q = tl.load(padding + head * HEAD + feature, mask=real, other=0)
+    pad_k = tl.load(padding + dim + head * HEAD + feature, mask=real, other=0)
+    pad_v = tl.load(padding + 2 * dim + head * HEAD + feature, mask=real, other=0)
+    bias_rows = bias + head * side_of_bias * side_of_bias + mine[:, None] * side_of_bias
+    biases = ()
+    for block in tl.static_range(BLOCKS):
+        biases = biases + (tl.load(bias_rows + (block * BLOCK + tl.arange(0, BLOCK))[None, :]),)
+    # `while`, not `range`: bounds that only the device knows are no range for the interpreter beside NumPy 2.4.
+    at = tl.program_id(2)
+    while at < windows:
+        image = (at // (rows * columns)).to(tl.int64)
+        window_row, window_column = at // columns % rows, at % columns
+        base = qkv + image * height * width * 3 * dim + head * HEAD
+        token, there, side = _place(mine, window_row, window_column, rows, columns, height, width, WINDOW, SHIFT)
+        q = _rows(base, token, there, feature, real, 3 * dim, pad_q)
+        highest = tl.full([BLOCK], -1e30, tl.float32)
+        norm = tl.zeros([BLOCK], tl.float32)
+        answer = tl.zeros([BLOCK, D], tl.float32)
+        for block in tl.static_range(BLOCKS):
+            theirs = block * BLOCK + tl.arange(0, BLOCK)
+            other, present, far = _place(theirs, window_row, window_column, rows, columns, height, width, WINDOW, SHIFT)
+            k = _rows(base + dim, other, present, feature, real, 3 * dim, pad_k)
+            v = _rows(base + 2 * dim, other, present, feature, real, 3 * dim, pad_v)
+            scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
+            scores += biases[block].to(tl.float32)
+            seen = (theirs < WINDOW * WINDOW)[None, :] & (side[:, None] == far[None, :])
+            scores = tl.where(seen, scores, -1e30)
+            higher = tl.maximum(highest, tl.max(scores, axis=1), propagate_nan=tl.PropagateNan.ALL)
+            weight = tl.exp(scores - higher[:, None])
+            fade = tl.exp(highest - higher)
+            norm = norm * fade + tl.sum(weight, axis=1)
+            answer = tl.dot(weight.to(kind), v, answer * fade[:, None], input_precision=PRECISION)
+            highest = higher
+        answer = answer / norm[:, None]
+        pixels = out + (image * height * width + token)[:, None] * dim + head * HEAD + feature[None, :]
+        tl.store(pixels, answer.to(kind), mask=there[:, None] & real[None, :])
+        at += tl.num_programs(2)
+
+
+def window_attention(qkv: Tensor, padding: Tensor, bias: Tensor, window: int, shift: int, heads: int) -> Tensor:
+    """softmax(q kᵀ / sqrt(d) + bias) v within the windows of a map that is rolled by -shift.
+
+    qkv      [B, H, W, 3C] without gaps, of the map's own tokens; within 3C: queries, keys, values, then heads
+    padding  [3C]: what qkv gives for a token that pads the map, its bias
+    bias     `padded_bias` of the position bias
+
+    -> [B, H, W, C] in the type of qkv. Synchronises nothing.
+    """
+    batch, height, width, triple = qkv.shape
+    dim = triple // 3
+    out = qkv.new_empty((batch, height, width, dim))
+    rows, columns = triton.cdiv(height, window), triton.cdiv(width, window)
+    windows, blocks = batch * rows * columns, blocks_of(window)
+    programs = max(1, PER_PROCESSOR * _processors(qkv.device) // (heads * blocks))
+    size = dim // heads
+    _attention[(heads, blocks, min(windows, programs))](
+        qkv, padding, bias, out, windows, rows, columns, height, width, dim, size**-0.5,
+        WINDOW=window, SHIFT=shift, HEAD=size, D=max(16, triton.next_power_of_2(size)), BLOCK=BLOCK, BLOCKS=blocks,
+        PRECISION="tf32x3" if qkv.dtype == torch.float32 else "tf32", num_warps=4, num_stages=1,
+    )  # fmt: skip
+    return out
+
+
+def padded_bias(bias: Tensor) -> Tensor:
+    """Position bias [heads, window², window²] -> [heads, n, n] with n whole blocks: what `window_attention` reads."""
+    side = blocks_of(round(bias.shape[1] ** 0.5)) * BLOCK
+    padded = bias.new_zeros((bias.shape[0], side, side))
+    padded[:, : bias.shape[1], : bias.shape[2]] = bias
+    return padded
+
+
+def blocks_of(window: int) -> int:
+    return triton.cdiv(window * window, BLOCK)
+
+
+@functools.cache
+def _processors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
