@@ -48,6 +48,8 @@ class FakeEngine:
     delay:0.25    answers after so many seconds, or when released
     exit:70       ends the process with this status
     kill          ends the process by SIGKILL, as the kernel does when memory is short
+    eat:1024      takes so many MiB, and raises EngineMemory when it could
+    write:/a/b    writes a file: where that disk is frozen, the kernel keeps the process and no signal ends it
     cuda:assert   raises what torch would, see chaos.CUDA_ERRORS, and has it judged as torch's errors are
 
     `orders` is a folder with steps for an engine in another process (chaos.Orders); they go before the script.
@@ -155,6 +157,12 @@ class FakeEngine:
                 raise fault_of(CUDA_ERRORS[argument]) or CUDA_ERRORS[argument]
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "eat":
+                held = [b"\xff" * (1 << 20) for _ in range(int(argument))]
+                raise EngineMemory(f"{len(held)} MiB were there")
+            case "write":
+                with open(argument, "wb") as file:
+                    file.write(b"x")
             case _:
                 raise ValueError(f"no step '{step}' in a fake engine's script")
 
