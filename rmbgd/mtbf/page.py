@@ -18,6 +18,7 @@ from rmbgd.mtbf.trips import Outcome
 
 FAILURES_SHOWN = 200
 REASONS_SHOWN = 8
+SHORT = 0.05  # h
 
 
 def render_page(report: Report) -> str:
@@ -65,7 +66,7 @@ def _tiles(one: Summary) -> Iterator[str]:
     planned, unseen = one.seconds(Kind.PLANNED), one.seconds(Kind.UNOBSERVED)
     yield _tile(
         "Operating time",
-        f"{one.hours:,.1f} h",
+        _hours(one.hours, 1),
         f"{duration(planned)} stopped on purpose" if planned else "",
         f"{duration(unseen)} not observed" if unseen else "",
     )
@@ -97,16 +98,16 @@ def _tiles(one: Summary) -> Iterator[str]:
 def _mean_tile(name: str, found: Estimate) -> str:
     percent = f"{100 * found.confidence:g} %"
     if not found.failures:
-        return _tile(name, f"≥ {found.bound:,.1f} h", f"at {percent} confidence; no failure, so no estimate")
+        return _tile(name, f"≥ {_hours(found.bound, 1)}", f"at {percent} confidence; no failure, so no estimate")
     if found.doubtful:
         return _tile(name, "no single number", f"failures show a trend, U = {found.trend:+.2f}")
     lower, upper = found.interval
-    end = f"{upper:,.0f} h" if math.isfinite(upper) else "no end"
+    end = _hours(upper, 0) if math.isfinite(upper) else "no end"
     return _tile(
         name,
-        f"{found.point:,.1f} h",
-        f"at least {found.bound:,.1f} h at {percent} confidence",
-        f"two-sided {percent}: {lower:,.0f} h to {end}",
+        _hours(found.point or 0.0, 1),
+        f"at least {_hours(found.bound, 1)} at {percent} confidence",
+        f"two-sided {percent}: {_hours(lower, 0)} to {end}",
     )
 
 
@@ -128,6 +129,11 @@ def _statements(one: Summary) -> Iterator[str]:
         )
 
 
+def _hours(value: float, digits: int) -> str:
+    """Hours, but what would be no more than zeros of them in minutes and seconds."""
+    return f"{value:,.{digits}f} h" if value >= SHORT else duration(value * 3600)
+
+
 def _percent(share: float) -> str:
     return "less than 0.01 %" if share < 0.0001 else f"{100 * share:.2f} %"
 
@@ -138,7 +144,7 @@ def _bounds(one: Summary) -> Iterator[str]:
     yield '<p class="hint">One-sided lower bounds, exact for failures at a constant rate watched for a given time.</p>'
     yield '<div class="scroll"><table><tr><th>confidence</th>'
     yield "".join(f'<th class="n">{100 * share:g} %</th>' for share in shares) + "</tr><tr><td>mean time ≥</td>"
-    yield "".join(f'<td class="n">{one.mtbf.lower[share]:,.2f} h</td>' for share in shares) + "</tr></table></div>"
+    yield "".join(f'<td class="n">{_hours(one.mtbf.lower[share], 2)}</td>' for share in shares) + "</tr></table></div>"
 
 
 def _legend(entries: dict[str, str]) -> str:
@@ -198,8 +204,8 @@ def _machines(report: Report) -> Iterator[str]:
     for one in report.each:
         doubt = " ?" if one.mtbf.doubtful else ""
         yield (
-            f'<tr><td>{escape(one.name)}</td><td class="n">{one.hours:,.2f} h</td>'
-            f'<td class="n">{len(one.failures)}</td><td class="n">{one.mtbf.bound:,.1f} h{doubt}</td>'
+            f'<tr><td>{escape(one.name)}</td><td class="n">{_hours(one.hours, 2)}</td>'
+            f'<td class="n">{len(one.failures)}</td><td class="n">{_hours(one.mtbf.bound, 1)}{doubt}</td>'
             f'<td class="n">{len(one.trips)}</td><td class="n">{one.pictures:,}</td>'
             f'<td class="n">{one.count("outcomes")["failed"]:,}</td></tr>'
         )

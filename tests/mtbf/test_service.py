@@ -1,0 +1,196 @@
+"""From real runs of the service to the report: crashes, restarts, rotation, two machines, through the command line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from tests.faults.gpu import GpuUnderTest
+from tests.mtbf.test_page import Tags
+from tests.scenarios.machine import false_clock
+from tests.scenarios.pictures import picture
+from tests.scenarios.service import ServiceUnderTest
+
+ROOT = Path(__file__).parents[2]
+BEAT = 1.0  # s; the shortest that may be set
+DAY = 86_400.0
+
+
+def rmbgd_mtbf(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "rmbgd", "mtbf", *map(str, words)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def record_exit(service: ServiceUnderTest) -> None:
+    """As systemd does after a SIGKILL, with the recorder that ships."""
+    said = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}
+    command = [sys.executable, "-m", "rmbgd.health.exits", "--config", str(service.config)]
+    subprocess.run(command, cwd=ROOT, env=os.environ | said, check=True, capture_output=True)
+
+
+def rotate(service: ServiceUnderTest, kept: Path, name: str, *, compress: bool = False) -> None:
+    """As logrotate does: by rename, under the running service."""
+    target = kept / name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    service.log_file.rename(target)
+    if compress:
+        with open(target, "rb") as plain, gzip.open(f"{target}.gz", "wb") as packed:
+            shutil.copyfileobj(plain, packed)
+        target.unlink()
+
+
+@dataclass(frozen=True)
+class Fleet:
+    logs: Path
+    text: str
+    report: dict[str, Any]
+    page: str
+
+    def machine(self, name: str) -> dict[str, Any]:
+        return next(each for each in self.report["machines"] if each["name"] == name)
+
+
+def life_of_one(base: Path, kept: Path) -> None:
+    """Pictures, a bad one, heat with pictures meanwhile, a recorded SIGKILL, two rotations, an orderly end."""
+    service = GpuUnderTest(base, settings={"service": {"health_interval": BEAT}})
+    with service:
+        service.wait_for_gpu()
+        for number in range(6):
+            service.drop(f"{number}.png", picture(number))
+        service.drop("bad.png", b"no picture at all " * 20)
+        service.wait_for_endings(7)
+        rotate(service, kept, "events.jsonl.2", compress=True)
+        service.temperature(91.0)
+        service.wait_for("engine.failover")
+        service.drop("hot.png", picture(7))
+        service.wait_for("image.done", path="hot.png")
+        service.temperature(50.0)
+        service.wait_for("engine.failback")
+        service.drop("cool.png", picture(8))
+        service.wait_for("image.done", path="cool.png")
+        service.wait_for("health", count=2)
+        rotate(service, kept, "events.jsonl.1")
+        service.kill()
+        record_exit(service)
+        service.start()
+        service.drop("after.png", picture(9))
+        service.wait_for("image.done", path="after.png")
+    rotate(service, kept, "events.jsonl")
+
+
+def life_of_two(base: Path, kept: Path) -> None:
+    """A SIGKILL that nobody recorded and that tore the last line; the second run is still at work when it is read."""
+    service = ServiceUnderTest(base, settings={"service": {"health_interval": BEAT}})
+    with service:
+        service.drop("a.png", picture(1))
+        service.wait_for("image.done", path="a.png")
+        service.kill()
+        with open(service.log_file, "ab") as log:
+            log.write(b'{"event":"health","level":"info","ti')
+        service.start()
+        service.drop("b.png", picture(2))
+        service.wait_for("image.done", path="b.png")
+        kept.mkdir(parents=True)
+        shutil.copy(service.log_file, kept / "events.jsonl")
+
+
+@pytest.fixture(scope="module")
+def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
+    base = tmp_path_factory.mktemp("fleet")
+    logs = base / "logs"
+    life_of_one(base / "one", logs / "one")
+    life_of_two(base / "two", logs / "two")
+    named = [f"{name}={logs / name}" for name in ("one", "two")]
+    text = rmbgd_mtbf(*named, "--claim", "3120", "--html", base / "report.html")
+    report = rmbgd_mtbf(*named, "--json")
+    assert (text.returncode, text.stderr, report.returncode, report.stderr) == (0, "", 0, "")
+    return Fleet(logs, text.stdout, json.loads(report.stdout), (base / "report.html").read_text())
+
+
+def test_each_crash_is_a_failure_with_its_cause(fleet: Fleet) -> None:
+    """The recorded one by its signal, the other as vanished; both are over, with the time until ready again."""
+    failures = {each["machine"]: each for each in fleet.report["total"]["failures"]}
+
+    assert {name: each["cause"] for name, each in failures.items()} == {"one": "signal KILL", "two": "vanished"}
+    assert all(0 < each["down_seconds"] < 120 for each in failures.values())
+
+
+def test_every_picture_counts_once(fleet: Fleet) -> None:
+    """Over rotated and compressed parts, crashes, and what a next start tells again."""
+    counted = {each["name"]: each["pictures"] for each in fleet.report["machines"]}
+
+    assert {name: (each["done"], each["refused"]) for name, each in counted.items()} == {"one": (9, 1), "two": (2, 0)}
+    assert sorted(counted["one"]["by_device"]) == ["cpu", "cuda:0"]
+
+
+def test_the_failover_avoided_an_outage(fleet: Fleet) -> None:
+    """A picture came out on the CPU meanwhile, in time, and nothing failed."""
+    (trip,) = fleet.machine("one")["failovers"]["list"]
+
+    assert (trip["reason"], trip["from"], trip["to"], trip["outcome"]) == ("temperature", "cuda:0", "cpu", "avoided")
+
+
+def test_what_had_to_be_assumed_is_told(fleet: Fleet) -> None:
+    """The torn line, the run without an end; and the stop that is missing is no failure."""
+    notes = " / ".join(fleet.machine("two")["notes"])
+
+    assert "1 torn or unreadable line left out" in notes
+    assert "1 run without a recorded end" in notes
+    assert fleet.machine("two")["mtbf"]["failures"] == 1
+
+
+def test_no_estimate_stands_without_its_bound(fleet: Fleet) -> None:
+    """In the text, in the JSON, and on the page."""
+    words = " ".join(Tags(fleet.page).words).replace("\u00a0", " ")
+
+    estimates = [line for line in fleet.text.splitlines() if re.match(r"MTBF +[\d,.]+ h", line)]
+    assert all("at least" in line for line in estimates)
+    assert "confidence" in fleet.text
+    for each in (fleet.report["total"], *fleet.report["machines"]):
+        assert each["mtbf"]["lower_hours"]["0.9"] > 0
+    assert re.search(r"at least [\d.,]+ (h|s|min \d+ s) at 90 % confidence|no single number", words)
+
+
+def test_the_page_needs_no_network_and_shows_every_plot(fleet: Fleet) -> None:
+    """Failures and operating time per device, temperature and device in use, pictures an hour, stage times."""
+    tags = Tags(fleet.page)
+
+    labels = [attrs.get("aria-label") for tag, attrs in tags.seen if tag == "svg"]
+    assert labels == [
+        "operating time and failures of each machine", "temperature and device in use of one",
+        "pictures an hour", "time in each stage", "time from claim to outcome",
+    ]  # fmt: skip
+    assert not {name for _, attrs in tags.seen for name in attrs if name in ("src", "href", "action", "srcset")}
+    assert "http" not in fleet.page
+    for drawing in re.findall(r"<svg.*?</svg>", fleet.page, re.DOTALL):
+        ET.fromstring(drawing)
+
+
+def test_a_wall_clock_that_jumps_changes_no_duration(tmp_path: Path) -> None:
+    """A day forward while the service runs: told, and not counted as operating time."""
+    control = tmp_path / "clock"
+    control.write_text("+0")
+    service = ServiceUnderTest(tmp_path / "edge")
+    service.start(environment=false_clock(control))
+    with service:
+        service.turn()
+        control.write_text(f"+{DAY:.0f}")
+        service.turn()
+        assert service.stop() == 0
+    report = json.loads(rmbgd_mtbf(service.log_file, "--json").stdout)
+
+    (machine,) = report["machines"]
+    assert 0 < machine["operating_hours"] < 0.5
+    assert machine["mtbf"]["failures"] == 0
+    assert any(f"jumped by +{DAY:.0f} s" in note for note in machine["notes"])
