@@ -6,11 +6,13 @@ from pathlib import PurePath
 
 import pytest
 
-from tests.system.service import InstalledService, picture
+from tests.system.service import UNIT, InstalledService, picture
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
 LOAD = 30  # pictures; seconds of work for the small network
+FAILURES = 6  # of the start; more than the five after which systemd gives up where nobody tells it otherwise
+RELOADS = 10
 
 
 def drop_load(service: InstalledService) -> set[str]:
@@ -88,9 +90,53 @@ def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: Installed
     recorded = service.events("service.exit")[-1]
     assert "watchdog" == recorded["result"]
     # CPython's fault handler walks the frames of running threads without the interpreter's lock. In 3 of 60 trials on a
-    # busy service (3.11, SIGSTOP, SIGABRT, SIGCONT; no handler of ours in the chain) that walk ended in a fault of its own,
-    # in the middle of a line. Threads that hang do not change their frames; and service.stalled has shown them before.
+    # busy service (3.11; SIGSTOP, SIGABRT, SIGCONT; no handler of ours in the chain) that walk ended in a fault of its
+    # own, in the middle of a line. Threads that hang do not change their frames, and were shown when the stall began.
     assert recorded["status"] in ("ABRT", "SEGV")
     journal = service.journal("-o", "cat", "-n", "400")
     assert "Fatal Python error: Aborted" in journal
     assert "rmbgd/health/monitor.py" in journal
+
+
+def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: InstalledService) -> None:
+    """systemd never gives up, the recorder has seen each death, and the first start that works is a careful one."""
+    service.stop()
+    count = "/var/lib/rmbgd/tries"
+    service.drop_in(
+        "[Service]\nRestartSec=100ms\nExecStart=\n"
+        f"ExecStart=/bin/sh -c 'echo >> {count}; [ $(wc -l < {count}) -gt {FAILURES} ] || exit 1; "
+        "exec /opt/rmbgd/bin/rmbgd run --config /etc/rmbgd/rmbgd.toml'\n"
+    )
+    ready = len(service.events("service.ready"))
+    service.machine.run("systemctl", "start", "--no-block", UNIT)
+
+    service.wait(lambda: len(service.events("service.ready")) > ready, "a start that works")
+
+    assert str(FAILURES) == service.show("NRestarts")["NRestarts"]
+    (told,) = service.events("service.safe_mode")
+    assert ["exit status 1"] * FAILURES == told["causes"]
+    service.wait(lambda: "in safe mode" in service.show("StatusText")["StatusText"], "the status line")
+    assert "safe mode" in service.machine.run("/opt/rmbgd/bin/rmbgd", "status")
+    service.drop("shoe.jpg", picture(1))
+    service.wait(lambda: all_accounted_for(service, {"shoe.jpg"}), "the picture")
+
+    service.stop()
+    service.drop_in("")
+    service.start()
+
+    assert 1 == len(service.events("service.safe_mode")), "an orderly stop forgives"
+
+
+def test_manager_and_journal_may_be_restarted_under_load(service: InstalledService) -> None:
+    """`daemon-reload` again and again, and a new journald: nothing is lost, nobody restarts, the log has it all."""
+    names = drop_load(service)
+    service.wait(lambda: service.events("image.done"), "the first of the load")
+
+    service.machine.run("systemctl", "restart", "systemd-journald")
+    service.machine.sh(f"for n in $(seq {RELOADS}); do systemctl daemon-reload; done")
+
+    service.wait(lambda: all_accounted_for(service, names), "the load")
+    assert_each_done_once(service, names)
+    assert "0" == service.show("NRestarts")["NRestarts"]
+    service.drop("after.jpg", picture(99))
+    service.wait(lambda: '"after.jpg"' in service.journal("-o", "cat", "RMBGD_EVENT=image.done"), "the new journal")

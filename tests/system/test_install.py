@@ -46,6 +46,25 @@ def test_picture_of_another_user_becomes_a_cutout(service: InstalledService) -> 
     assert set() == service.files("in")
 
 
+def test_archived_original_is_for_those_who_may_fetch_results(service: InstalledService) -> None:
+    """It still belongs to who dropped it, who cannot reach it any more; members of rmbgd can read it."""
+    service.machine.sh("id bob >/dev/null 2>&1 || useradd --no-create-home --groups rmbgd bob")
+    drop = "umask 027; cp /var/tmp/staged.jpg /srv/rmbgd/in/shoe.jpg"
+    service.machine.path("/var/tmp/staged.jpg").write_bytes(picture(5))
+    service.machine.sh("chmod 644 /var/tmp/staged.jpg")
+    service.machine.run("runuser", "-u", "ada", "--", "/bin/sh", "-ec", drop)
+    service.wait(lambda: "shoe.jpg" in service.files("done"), "the archived original")
+
+    def can(user: str, *command: str) -> bool:
+        return service.machine.call("runuser", "-u", user, "--", *command, "/srv/rmbgd/done/shoe.jpg").returncode == 0
+
+    assert "640 ada:rmbgd-in" == service.machine.run("stat", "-c", "%a %U:%G", "/srv/rmbgd/done/shoe.jpg").strip()
+    assert can("bob", "cat")
+    assert not can("bob", "truncate", "-s0")
+    service.machine.sh("id eve >/dev/null 2>&1 || useradd --no-create-home --groups rmbgd-in eve")
+    assert not can("eve", "cat")
+
+
 def test_sub_folder_of_another_user_is_mirrored_and_readable(service: InstalledService) -> None:
     """What was dropped into a sub-folder that somebody else made comes out below the same name, for the group too."""
     service.drop("spring/shoe.jpg", picture(2))
