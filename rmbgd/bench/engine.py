@@ -17,7 +17,7 @@ from rmbgd.bench import memory
 from rmbgd.bench.figures import Spread, largest, spread, stages_of
 from rmbgd.bench.pictures import Picture
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.base import EngineDescription, OutputPlane, Region, Work, region_bytes, view
+from rmbgd.engine.base import EngineDescription, Limit, OutputPlane, Region, Work, region_bytes, view
 from rmbgd.engine.worker import EngineWorker
 
 WARM_UP = 2  # batches of each size before the clock starts: first-use costs are not the service's daily ones
@@ -90,6 +90,8 @@ class EngineUnderTest:
         self._next = 0
         self.start_seconds = 0.0
         self.description: EngineDescription
+        self.limits: list[Limit] = []  # what it does without, as told at start and with batches
+        self.again = 0  # pictures that needed a second computation, in float32
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -100,6 +102,7 @@ class EngineUnderTest:
             began = time.perf_counter()
             self.description = self._worker.start()
             self.start_seconds = time.perf_counter() - began
+            self.limits += self.description.limits
             self._stack = stack.pop_all()
         return self
 
@@ -147,7 +150,10 @@ class EngineUnderTest:
         batch = [Work(place, self._regions[place], self._model) for place in places]
         began = time.perf_counter()
         report = self._worker.segment(batch)
-        return 1000.0 * (time.perf_counter() - began), report.milliseconds
+        milliseconds = 1000.0 * (time.perf_counter() - began)
+        self.limits += report.limits
+        self.again += report.again
+        return milliseconds, report.milliseconds
 
     def _fill(self, stack: ExitStack) -> None:
         """Put the pictures into the arena, again and again until there are `places`, or no more fit."""

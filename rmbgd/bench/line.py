@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rmbgd.bench.figures import Spread, Waits, bottleneck, busy, spread
 from rmbgd.bench.pictures import Picture, versions
 from rmbgd.config import Config, EngineSettings, Folder, Pipeline, Recipe, Service
-from rmbgd.engine.base import Engine
 from rmbgd.engines import EngineFactory, EngineParts
 from rmbgd.errors import EngineLost
 from rmbgd.jobs import Job
@@ -91,7 +91,7 @@ def run(
                 except NoReceivers:  # the line broke, and says so itself
                     return
 
-    def made(parts: EngineParts) -> Engine:
+    def made(parts: EngineParts) -> Any:  # whatever the factory makes
         watch.give_up = parts.watch.abort
         return factory(parts)
 

@@ -19,7 +19,7 @@ from rmbgd.bench.engine import EngineUnderTest, Reading
 from rmbgd.bench.figures import Spread
 from rmbgd.bench.pictures import Picture, drawn, from_folder
 from rmbgd.config import Config, Recipe
-from rmbgd.engine.base import Engine, EngineDescription
+from rmbgd.engine.base import Engine, EngineDescription, Limit
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.engines import EngineParts, Machine, default_machine
 from rmbgd.errors import ConfigError
@@ -48,12 +48,19 @@ class Wanted:
 
 @dataclass(slots=True)
 class Result:
-    """What was found; `left_out` says why a size that was wished for is not among the readings."""
+    """What was found.
+
+    left_out  why a size that was wished for is not among the readings
+    limits    what the engine did without
+    again     pictures that it computed a second time, in float32
+    """
 
     description: EngineDescription
     start_seconds: float
     readings: list[Reading] = field(default_factory=list)
     left_out: dict[int, str] = field(default_factory=dict)
+    limits: list[Limit] = field(default_factory=list)
+    again: int = 0
     throughput: line.Throughput | None = None
 
 
@@ -101,6 +108,7 @@ def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Re
         for size in sizes:
             step(f"batches of {size}")
             result.readings.append(engine.measure(size, wanted.seconds / len(sizes)))
+        result.limits, result.again = list(engine.limits), engine.again
     step("files through the whole line")
     result.throughput = _through_the_line(wanted, machine, options, result.readings)
     return result
@@ -164,6 +172,8 @@ def to_json(wanted: Wanted, result: Result) -> dict[str, object]:
         "start_seconds": round(result.start_seconds, 3),
         "batches": [_batch(reading) for reading in result.readings],
         "left_out": {str(size): why for size, why in result.left_out.items()},
+        "limits": {limit.what: limit.detail for limit in result.limits},
+        "again": result.again,
     }
     if through is not None:
         found["line"] = {

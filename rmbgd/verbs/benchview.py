@@ -67,6 +67,8 @@ class BenchView:
         self._console.print(_stages(result.readings))
         for left_out, why in result.left_out.items():
             self._line(f"[yellow]no batches of {left_out}[/]: {_safe(why)}")
+        for limit in result.limits:
+            self._line(f"[yellow]{_safe(limit.what)}[/]: {_safe(limit.detail)}")
         if result.readings:
             self._verdict(result.readings)
         if result.throughput is not None:

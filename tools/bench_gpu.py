@@ -1,0 +1,210 @@
+"""Everything that we claim about a GPU, measured in one command: the plain way first, then our steps, one by one.
+
+    python -m tools.bench_gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540] [--recipe FOLDER]
+    python -m tools.bench_gpu --out FOLDER --device cpu --tiny      # does every section work? no figure means anything
+
+Run it in the checkout's root, on a machine that nobody else uses. tools/gpu_session.sh runs the GPU tests before it.
+Each section is a process of its own, so that one that fails, hangs or breaks the device's context loses only itself;
+the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt and a log of each section.
+
+Weights are drawn by the recipe where its folder is found (--recipe, RMBGD_SHARED/birefnet, ../shared/birefnet, or
+shared/birefnet in the checkout), else by the same rule from other numbers; --checkpoint takes a folder of your own.
+
+ceilings    a large matrix product and a copy on this device: what 100 % means
+goldens     logits in float32 (TF32 off), float16 and bfloat16 against the reference's
+accuracy    error against float32 of the plain ways, of our network, and of the engine's alpha; absolute limits and the
+            relative gate (no worse than plain autocast)
+naive       one image at a time from picture to cutout, as the author's page does it: float32, autocast, float16
+forwards    our network alone, eager, batches 1 to 8
+waterfall   the engine in its process, step by step: eager, own kernels, graphs, batches, types
+latency     1,000 images, one at a time, arena to arena; memory as NVML sees it
+hot_folder  2,000 files through the real service, with the stage that bounds it
+sources     eight droppers beside one, below capacity
+lite        the small backbone
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tools.gpubench.plan import ROOT, TINY, Answer, Plan, answers, load, recipe_folder
+from tools.gpubench.tables import text
+
+PREPARE = "prepare"
+SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds that it may take)
+    PREPARE: ("tools.bench_gpu:prepare", 150),
+    "ceilings": ("tools.gpubench.roofline:ceilings", 60),
+    "goldens": ("tools.gpubench.networks:goldens", 90),
+    "accuracy": ("tools.gpubench.accuracy:measure", 180),
+    "naive": ("tools.gpubench.naive:measure", 60),
+    "latency": ("tools.gpubench.engines:latency", 120),
+    "waterfall": ("tools.gpubench.engines:waterfall", 300),
+    "forwards": ("tools.gpubench.networks:forwards", 90),
+    "hot_folder": ("tools.gpubench.service:hot_folder", 180),
+    "sources": ("tools.gpubench.service:sources", 90),
+    "lite": ("tools.gpubench.engines:lite", 120),
+}
+LEAST = 10.0  # s left of the budget, below which no section begins
+LIBRARIES = ("torch", "triton", "torchvision", "numpy", "pillow", "opencv-python-headless", "transformers")
+
+
+def prepare(plan: Plan, answer: Answer) -> None:
+    """Weights, and on what this runs."""
+    from tools.gpubench.weights import write
+
+    for name, value in facts(plan).items():
+        answer.put(name, value)
+    answer.put("weights", write(plan, plan.backbone))
+
+
+def facts(plan: Plan) -> dict[str, Any]:
+    import torch
+
+    cpuinfo = Path("/proc/cpuinfo").read_text()
+    found: dict[str, Any] = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "python": platform.python_version(),
+        "processors": len(os.sched_getaffinity(0)),
+        "processor": next(
+            (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), ""
+        ),
+        "commit": subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
+        ).stdout.strip(),
+        "device": plan.device,
+    }
+    for name in LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    if plan.is_gpu:
+        properties = torch.cuda.get_device_properties(plan.device)
+        found |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda}
+        driver = "/proc/driver/nvidia/version"
+        found["driver"] = Path(driver).read_text().splitlines()[0] if os.path.exists(driver) else "unknown"
+    return found
+
+
+def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
+    """Its error in one line; empty when it came to its end. What it found before is kept in either case."""
+    log = out / f"log-{name}.txt"
+    command = [sys.executable, "-m", "tools.bench_gpu", "--section", name, "--plan", str(plan.save())]
+    with log.open("wb") as stream:
+        environment = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
+        )
+        try:
+            code = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return f"did not end within {seconds:.0f} s"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    if code == 0:
+        return ""
+    last = log.read_text(errors="replace").strip().splitlines()
+    return f"status {code}: {last[-1] if last else 'it said nothing'} (see {log.name})"
+
+
+def run_all(plan: Plan, chosen: Sequence[str], out: Path, budget: float) -> dict[str, Any]:
+    until = time.monotonic() + budget
+    errors: dict[str, str] = {}
+    seconds: dict[str, float] = {}
+    for name in SECTIONS:
+        if name not in (*chosen, PREPARE):
+            continue
+        left = until - time.monotonic()
+        if left < LEAST:
+            errors[name] = "not begun: the time budget was used up"
+            continue
+        print(f"{name} ...", flush=True)
+        began = time.monotonic()
+        error = run_section(name, plan, out, min(left, SECTIONS[name][1]))
+        seconds[name] = round(time.monotonic() - began, 1)
+        if error:
+            errors[name] = error
+            print(f"{name}: {error}", flush=True)
+    found = answers(plan.work)
+    return {"plan": asdict(plan), "errors": errors, "seconds": seconds, "answers": found}
+
+
+def without_starts(result: dict[str, Any]) -> dict[str, Any]:
+    """Short enough for a line: what engines said of themselves at start stands in the file."""
+    found = {
+        section: {name: value for name, value in values.items() if name != "starts"}
+        for section, values in result["answers"].items()
+    }
+    return result | {"answers": found}
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "bench-gpu"), help="a folder")
+    parser.add_argument("--device", default="cuda:0", help='"cuda:N" or "cpu" (default: cuda:0)')
+    parser.add_argument("--only", help=f"of {', '.join(name for name in SECTIONS if name != PREPARE)}")
+    parser.add_argument("--budget", type=float, default=540.0, metavar="S", help="for all sections (default: 540)")
+    parser.add_argument("--backbone", choices=("swin_v1_l", "swin_v1_t"), help="default: swin_v1_l")
+    parser.add_argument("--recipe", default="", metavar="FOLDER", help="with recipe.py and the goldens")
+    parser.add_argument("--checkpoint", default="", metavar="FOLDER", help="with model.safetensors for --backbone")
+    parser.add_argument("--patch-order", default="channel_first", choices=("channel_first", "tile_first"))
+    parser.add_argument(
+        "--tiny", action="store_true", help="small sides, few images: a test of the sections themselves"
+    )
+    parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
+    parser.add_argument("--plan", type=Path, help=argparse.SUPPRESS)
+    return parser
+
+
+def main() -> int:
+    parser = options()
+    said = parser.parse_args()
+    if said.section:
+        plan = load(said.plan)
+        module, _, function = SECTIONS[said.section][0].partition(":")
+        measure: Callable[[Plan, Answer], None] = getattr(importlib.import_module(module), function)
+        measure(plan, Answer(Path(plan.work) / f"answer-{said.section}.json"))
+        return 0
+    chosen = said.only.split(",") if said.only else list(SECTIONS)
+    if unknown := sorted(set(chosen) - set(SECTIONS)):
+        parser.error(f"no section {', '.join(unknown)}")
+    said.out.mkdir(parents=True, exist_ok=True)
+    values: dict[str, Any] = dict(TINY) if said.tiny else {}
+    values |= {"backbone": said.backbone} if said.backbone else {}
+    with tempfile.TemporaryDirectory(prefix="rmbgd-bench-gpu-") as work:
+        plan = Plan(
+            work=work,
+            device=said.device,
+            recipe=recipe_folder(said.recipe),
+            checkpoint=str(Path(said.checkpoint).absolute()) if said.checkpoint else "",
+            patch_order=said.patch_order,
+            **values,
+        )
+        result = run_all(plan, chosen, said.out.absolute(), said.budget)
+    tables = text(result)
+    (said.out / "bench_gpu.json").write_text(json.dumps(result, indent=1))
+    (said.out / "bench_gpu.txt").write_text(tables)
+    print(tables)
+    print(json.dumps(without_starts(result)))
+    return 1 if result["errors"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+#!/bin/sh
+# Everything that a GPU machine is wanted for, in one command: the tests that need a GPU first, then tools/bench_gpu.py.
+#
+#     tools/gpu_session.sh OUT [arguments of tools/bench_gpu.py]
+#
+# OUT is a folder (default: $OUT, else gpu-session); it gets tests.txt, bench_gpu.json, bench_gpu.txt and a log per
+# section. Exits 1 when a test failed or a section did, after doing all of both.
+#
+#   PYTHON   the interpreter that has torch (default: .venv/bin/python, else python3)
+#   WHEELS   a folder of wheels for what that interpreter lacks; they are unpacked beside the system, nothing is fetched:
+#            pip download --only-binary=:all: --no-deps -d WHEELS pydantic pydantic-core annotated-types \
+#                typing-inspection isal simplejpeg structlog watchdog pytest-randomly
+#   SECONDS_ALL    for everything (default: 570, for machines that are lent for ten minutes at a time)
+#   SECONDS_TESTS  of them for the tests (default: 150)
+#   RMBGD_SHARED   the folder above birefnet/recipe.py, where the goldens are (default: shared in the checkout, or beside)
+set -u
+cd "$(dirname "$0")/.." || exit 1
+began=$(date +%s)
+out=${1:-${OUT:-gpu-session}}
+[ $# -gt 0 ] && shift
+mkdir -p "$out" || exit 1
+python=${PYTHON:-}
+[ -n "$python" ] || { [ -x .venv/bin/python ] && python=.venv/bin/python || python=python3; }
+if [ -z "${RMBGD_SHARED:-}" ] && [ -d shared/birefnet ]; then
+    RMBGD_SHARED=$PWD/shared
+    export RMBGD_SHARED
+fi
+if [ -n "${WHEELS:-}" ]; then
+    site=$(mktemp -d) || exit 1
+    "$python" -m pip install -q --no-index --no-deps --no-compile --target "$site" "$WHEELS"/*.whl || exit 1
+    PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+fi
+PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH
+OMP_WAIT_POLICY=passive PYTHONUNBUFFERED=1
+export OMP_WAIT_POLICY PYTHONUNBUFFERED
+
+failed=0
+timeout "${SECONDS_TESTS:-150}" "$python" -m pytest -m gpu -q -p no:cacheprovider tests >"$out/tests.txt" 2>&1
+status=$?
+tail -n 15 "$out/tests.txt"
+case $status in
+0) ;;
+5) echo "gpu_session: no test is marked gpu" ;;
+124) failed=1 && echo "gpu_session: the tests did not end within their time; see $out/tests.txt" ;;
+*) failed=1 && echo "gpu_session: tests failed ($status); see $out/tests.txt" ;;
+esac
+left=$((${SECONDS_ALL:-570} - $(date +%s) + began - 10))
+"$python" -m tools.bench_gpu --out "$out" --budget "$left" "$@" || failed=1
+exit $failed

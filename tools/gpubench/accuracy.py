@@ -1,0 +1,115 @@
+"""Errors against float32 with TF32 off, on the same pictures: of the networks' logits, and of the engine's alpha.
+
+The binding gate is relative: no worse than the plain network under autocast in float16, whatever the weights are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rmbgd.bench.pictures import drawn
+from rmbgd.errors import RmbgdError
+from tools.gpubench.engines import require_size, started
+from tools.gpubench.naive import normalised
+from tools.gpubench.networks import exact_float32
+from tools.gpubench.plan import Answer, Plan
+from tools.gpubench.weights import ours, plain
+
+# logits (relative, L2); alpha in steps of 1/255: mean, 99.9th percentile; share off by more than 8; overlap at 0.5
+LIMITS = {
+    "float32": {"relative": 1e-3, "mean": 0.05, "p999": 1.0, "far": 1e-5, "overlap": 0.9999},
+    "float16": {"relative": 1e-2, "mean": 0.3, "p999": 4.0, "far": 1e-4, "overlap": 0.9995},
+    "bfloat16": {"relative": 6e-2, "mean": 1.5, "p999": 16.0, "far": 5e-3, "overlap": 0.998},
+    "float8": {"relative": 1e-1, "mean": 1.5, "p999": 16.0, "far": 5e-3, "overlap": 0.998},
+}
+GATE = {"float32": 1.0, "float16": 1.0, "bfloat16": None, "float8": 1.5}  # times the plain autocast's error
+PLAIN = "naive, autocast float16"
+
+
+def measure(plan: Plan, answer: Answer) -> None:
+    import torch
+
+    exact_float32()
+    pictures = drawn(plan.accuracy_images, plan.side)
+    x = torch.cat([normalised(Image.fromarray(picture.rgb), plan.side, torch) for picture in pictures])
+    x = x.to(plan.device)
+    network, _ = plain(plan, plan.backbone)
+    reference = answers_of(network, x, torch)
+    half = torch.float16 if plan.is_gpu else torch.bfloat16
+    with torch.autocast(x.device.type, half):
+        autocast = compared(answers_of(network, x, torch), reference)
+    answer.row("rows", {"step": PLAIN, "precision": "float16"} | autocast)
+    if plan.is_gpu:
+        torch.set_float32_matmul_precision("high")
+        row = compared(answers_of(network, x, torch), reference)
+        answer.row("rows", {"step": "naive float32 with TF32 (noise floor)", "precision": "tf32"} | row)
+        exact_float32()
+    del network
+    for kind in ("float16", "bfloat16") if plan.is_gpu else ("bfloat16",):
+        row = compared(answers_of(ours(plan, plan.backbone, getattr(torch, kind)), x, torch), reference)
+        answer.row("rows", {"step": f"our network, eager {kind}", "precision": kind} | judged(row, kind, autocast))
+    for kind in ("float16", "bfloat16", "float8") if plan.is_gpu else ("float32",):
+        for batch in sorted({1, min(8, max(plan.batches))}):
+            step = f"engine, {kind}, batches of {batch}"
+            try:
+                alpha = through_the_engine(plan, kind, batch, pictures)
+            except RmbgdError as error:
+                answer.row("rows", {"step": step, "precision": kind, "error": str(error).splitlines()[0]})
+                continue
+            row = alphas(alpha, quantised(reference))
+            answer.row("rows", {"step": step, "precision": kind} | judged(row, kind, autocast))
+
+
+def answers_of(network: Any, x: Any, torch: Any) -> NDArray[np.float32]:
+    """Logits float32 [B, h, w], image by image: the plain network takes gigabytes for each."""
+    network_type = next(network.parameters(), x).dtype
+    with torch.inference_mode():
+        logits = [network(one[None].to(network_type) if network_type != x.dtype else one[None]) for one in x]
+        return np.asarray(torch.cat(logits)[:, 0].float().cpu().numpy())
+
+
+def through_the_engine(plan: Plan, kind: str, batch: int, pictures: Any) -> NDArray[np.uint8]:
+    with started(
+        plan, plan.backbone, pictures, places=max(batch, len(pictures)), batches=batch, precision=kind
+    ) as engine:
+        require_size(engine, batch)
+        engine.measure(batch, 0.0)
+        return np.stack([engine.planes(place).rgba[..., 3] for place in range(len(pictures))])
+
+
+def quantised(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+    with np.errstate(over="ignore"):
+        return np.asarray(np.floor(255 / (1 + np.exp(-logits.astype(np.float64))) + 0.5), np.uint8)
+
+
+def compared(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, float]:
+    relative = float(np.linalg.norm(logits - reference) / np.linalg.norm(reference))
+    return {"relative": relative, **alphas(quantised(logits), quantised(reference))}
+
+
+def alphas(alpha: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
+    off = np.abs(alpha.astype(np.int16) - reference)
+    ours_solid, theirs = alpha >= 128, reference >= 128
+    union = int(np.count_nonzero(ours_solid | theirs))
+    return {
+        "mean": float(off.mean()),
+        "p999": float(np.quantile(off, 0.999)),
+        "far": float((off > 8).mean()),
+        "overlap": np.count_nonzero(ours_solid & theirs) / union if union else 1.0,
+    }
+
+
+def judged(row: dict[str, float], kind: str, autocast: dict[str, float]) -> dict[str, Any]:
+    """With `well` (the absolute limits) and `gate` (against the plain autocast's error; None where there is none)."""
+    limits = LIMITS[kind]
+    well = all(
+        row[name] >= limit if name == "overlap" else row[name] <= limit for name, limit in limits.items() if name in row
+    )
+    factor = GATE[kind]
+    name = "relative" if "relative" in row else "mean"
+    gate = None if factor is None else bool(row[name] <= factor * autocast[name])
+    return {**row, "well": bool(well), "gate": gate, "gate_by": name}

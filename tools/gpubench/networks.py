@@ -1,0 +1,90 @@
+"""Networks alone, in torch's own process: the reference's goldens, and milliseconds of a forward by type and batch."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tools.gpubench.plan import Answer, Plan
+from tools.gpubench.roofline import timed
+from tools.gpubench.weights import module, ours, write
+
+GOLDENS = (
+    ("swin_v1_t-512x512", "swin_v1_t", "channel_first"),
+    ("swin_v1_t-2x256x384", "swin_v1_t", "channel_first"),
+    ("swin_v1_l-512x512", "swin_v1_l", "channel_first"),
+    ("rmbg2-512x512", "swin_v1_l", "tile_first"),
+)
+FLOAT32_LIMIT = 1e-3  # of any logit
+RELATIVE_LIMITS = {"float16": 1e-2, "bfloat16": 6e-2}  # of all logits, L2
+
+
+def exact_float32() -> None:
+    """Products of float32 are float32's: TF32 off, for matrices and convolutions."""
+    import torch
+
+    convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
+    convolutions.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def goldens(plan: Plan, answer: Answer) -> None:
+    """Logits against the reference's in float32, and how far the half types are off. Skips without the recipe."""
+    import torch
+
+    if not plan.recipe or plan.checkpoint:
+        answer.put("skipped", "needs the recipe's folder, which holds the goldens (--recipe FOLDER), and its weights")
+        return
+    exact_float32()
+    for name, backbone, order in GOLDENS:
+        if not plan.is_gpu and backbone != plan.backbone:
+            continue  # minutes on a CPU, where tests/models says the same
+        write(plan, backbone)
+        with np.load(Path(plan.recipe) / f"golden-{name}.npz") as stored:
+            batch, _, height, width = (int(side) for side in stored["shape"])
+            image, expected = str(stored["image"]), torch.from_numpy(stored["logits"])
+        drawing = module("stress").recipe(Path(plan.recipe)).image(image, batch, height, width)
+        x = torch.from_numpy(drawing).to(plan.device)
+        for kind in ("float32", "float16", "bfloat16") if plan.is_gpu else ("float32",):
+            network = ours(plan, backbone, getattr(torch, kind), order)
+            with torch.inference_mode():
+                logits = network(x).float().cpu()
+            del network
+            answer.row("rows", golden_row(name, kind, logits, expected))
+
+
+def golden_row(name: str, kind: str, logits: Any, expected: Any) -> dict[str, Any]:
+    largest = float((logits - expected).abs().max())
+    relative = float((logits - expected).norm() / expected.norm())
+    steps = float((logits.sigmoid() - expected.sigmoid()).abs().mean() * 255)
+    # Asked this way round, a figure that is no number fails, too.
+    well = largest <= FLOAT32_LIMIT if kind == "float32" else relative <= RELATIVE_LIMITS[kind]
+    return {
+        "golden": name, "precision": kind, "largest": largest, "relative": relative, "alpha_steps": steps, "well": well,
+    }  # fmt: skip
+
+
+def forwards(plan: Plan, answer: Answer) -> None:
+    """Milliseconds and peak memory of a forward of our network in eager torch, without pictures around it."""
+    import torch
+
+    exact_float32()
+    for kind in ("float32", "float16", "bfloat16") if plan.is_gpu else ("float32",):
+        network = ours(plan, plan.backbone, getattr(torch, kind))
+        for batch in plan.eager_batches:
+            x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device, dtype=getattr(torch, kind))
+            x = x.to(memory_format=torch.channels_last)
+            if plan.is_gpu:
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            try:
+                with torch.inference_mode():
+                    seconds = timed(partial(network, x), plan.device, repeats=plan.repeats, warm_up=2)
+            except torch.OutOfMemoryError as error:
+                answer.row("rows", {"step": f"eager {kind}", "batch": batch, "error": str(error).splitlines()[0]})
+                continue
+            memory = {"allocator": torch.cuda.max_memory_allocated()} if plan.is_gpu else {}
+            answer.row("rows", {"step": f"eager {kind}", "batch": batch, "ms": 1000 * seconds, "memory": memory})
+        del network

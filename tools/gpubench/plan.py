@@ -1,0 +1,128 @@
+"""How much is measured, and what the sections hand to each other: plain values in JSON files. Measures nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One run. Sides in pixels, times in s.
+
+    work            folder of weights, pictures and answers, for the length of the run
+    recipe          folder with recipe.py and the goldens, or empty: weights are then drawn by rule
+    checkpoint      folder of weights of one's own for `backbone`, or empty
+    repeats         forwards that count, per row of networks alone
+    naive_images    images of the plain ways
+    row_seconds     per row of the waterfall
+    latency_images  one at a time
+    hot_files       through the service
+    source_seconds  with one, and with eight sources
+    """
+
+    work: str
+    device: str = "cuda:0"
+    backbone: str = "swin_v1_l"
+    lite: str = "swin_v1_t"
+    side: int = 1024
+    recipe: str = ""
+    checkpoint: str = ""
+    patch_order: str = "channel_first"
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    eager_batches: tuple[int, ...] = (1, 2, 4, 8)
+    repeats: int = 10
+    naive_images: int = 30
+    row_seconds: float = 5.0
+    latency_images: int = 1000
+    accuracy_images: int = 4
+    hot_files: int = 2000
+    source_seconds: float = 10.0
+    start_timeout: float = 180.0
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    def weights(self, backbone: str) -> Path:
+        return Path(self.checkpoint) if self.checkpoint and backbone == self.backbone else Path(self.work) / backbone
+
+    def save(self) -> Path:
+        path = Path(self.work) / "plan.json"
+        path.write_text(json.dumps(asdict(self)))
+        return path
+
+
+TINY: Mapping[str, Any] = {
+    "backbone": "swin_v1_t",
+    "side": 64,
+    "batches": (1, 2),
+    "eager_batches": (1, 2),
+    "repeats": 2,
+    "naive_images": 2,
+    "row_seconds": 0.2,
+    "latency_images": 110,
+    "accuracy_images": 1,
+    "hot_files": 16,
+    "source_seconds": 1.0,
+}
+"""Proves that every section works; no figure of it means anything."""
+
+
+def load(path: Path) -> Plan:
+    values: dict[str, Any] = json.loads(path.read_text())
+    lists = {name: tuple(values[name]) for name in ("batches", "eager_batches")}
+    return Plan(**{**values, **lists})
+
+
+def recipe_folder(said: str) -> str:
+    """Where recipe.py lies: as said, or where the tests look, or inside the checkout. Empty when nowhere."""
+    places = (
+        [Path(said)]
+        if said
+        else [
+            Path(os.environ.get("RMBGD_SHARED", ROOT.parent / "shared")) / "birefnet",
+            ROOT / "shared" / "birefnet",
+        ]
+    )
+    for place in places:
+        if (place / "recipe.py").exists():
+            return str(place.absolute())
+    if said:
+        raise SystemExit(f"--recipe {said}: no recipe.py there")
+    return ""
+
+
+class Answer:
+    """What a section has found so far. Written after every row: a section that is killed loses only its last."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._values: dict[str, Any] = {}
+
+    def put(self, name: str, value: Any) -> None:
+        self._values[name] = value
+        self._write()
+
+    def row(self, name: str, row: Mapping[str, Any]) -> None:
+        self._values.setdefault(name, []).append(dict(row))
+        self._write()
+
+    def _write(self) -> None:
+        part = self._path.with_suffix(".part")
+        part.write_text(json.dumps(self._values))
+        part.replace(self._path)
+
+
+def answers(work: str) -> dict[str, Any]:
+    """What the sections before have found, by section."""
+    found = {}
+    for path in sorted(Path(work).glob("answer-*.json")):
+        found[path.stem.removeprefix("answer-")] = json.loads(path.read_text())
+    return found
