@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from rmbgd import cli, configdoc
+from rmbgd.events import EVENTS
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -38,3 +39,13 @@ def test_every_drop_in_is_in_the_readme() -> None:
     there = {path.name for path in (README.parent / "systemd" / "drop-ins").iterdir()}
 
     assert there == set(re.findall(r"`(\d\d-[a-z-]+\.conf)`", README.read_text(encoding="utf-8")))
+
+
+def test_operators_are_told_what_to_do_at_every_event() -> None:
+    """docs/operations.md has a row for each event of the vocabulary, in its order, and for no other."""
+    page = (README.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    table = page.partition("## Every event, and what to do\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \| (.+?) \|$", table, re.MULTILINE)
+
+    assert [event for event, _, _ in rows] == list(EVENTS)
+    assert all(meaning and action for _, meaning, action in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -24,6 +25,13 @@ WHEELS = container.CACHE / "wheels"
 @pytest.fixture(scope="session")
 def machine() -> Iterator[container.Machine]:
     """A booted Debian with nothing of rmbgd on it."""
+    with booted_machine() as booted:
+        yield booted
+
+
+@contextlib.contextmanager
+def booted_machine() -> Iterator[container.Machine]:
+    """Skips the test where there can be none."""
     try:
         container.require()
         libraries = {Path(sysconfig.get_path("purelib")): SHARED_LIBRARIES}
@@ -47,7 +55,15 @@ def readme_commands() -> list[str]:
 
 @pytest.fixture(scope="session")
 def installed(machine: container.Machine) -> container.Machine:
-    """README's commands, carried out one by one, from the enabled unit to READY.
+    """README's commands, carried out one by one, from the enabled unit to READY."""
+    prepare(machine)
+    for command in readme_commands():
+        carry_out(machine, command)
+    return machine
+
+
+def prepare(machine: container.Machine) -> None:
+    """Bring the checkout to where `carry_out` works.
 
     Three things differ from a user's machine, so that this needs no network: Debian's packages are there already, pip
     finds the dependencies in the libraries of the environment that runs the tests, and its build tool as a wheel.
@@ -61,18 +77,23 @@ def installed(machine: container.Machine) -> container.Machine:
     _shim(machine, "sudo", 'exec "$@"')
     _shim(machine, "apt-get", "exit 0")
     shutil.copytree(_build_tool(), machine.path("/root/wheels"))
+
+
+def carry_out(machine: container.Machine, commands: str) -> str:
+    """What a shell prints that is given these lines in the checkout; Failed at the first that fails."""
     offline = {
         "PIP_NO_INDEX": "1",
         "PIP_FIND_LINKS": "/root/wheels",
         "PIP_DISABLE_PIP_VERSION_CHECK": "1",
         "PIP_ROOT_USER_ACTION": "ignore",
     }
-    for command in readme_commands():
-        machine.sh(f"cd /root/rmbgd\n{command}", **offline)
+    said = ""
+    for command in commands.splitlines():
+        said += machine.sh(f"cd /root/rmbgd\n{command}", **offline)
         if "-m venv /opt/rmbgd" in command:
             packages = "/opt/rmbgd/lib/python3.11/site-packages"
             machine.path(f"{packages}/libraries.pth").write_text(f"{SHARED_LIBRARIES}\n")
-    return machine
+    return said
 
 
 def _shim(machine: container.Machine, name: str, script: str) -> None:
