@@ -34,13 +34,15 @@ def coarse(rgb: Tensor, alpha: FullSize) -> Tensor:
     height, width = alpha.height, alpha.width
     size = coarse_size(height, width)
     answer = torch.empty((4, *size), device=rgb.device)
+    halves = (2 * size[0], 2 * size[1]) == (height, width)  # OpenCV rounds means of four upwards, others to even
     taps = taps_of(area, height, size[0])
     index, weight = table(area, height, size[0], rgb.device)
     for first, last in bands(size[0], height * width / size[0]):
         top, bottom = taps.span(first, last)
         index_here, weight_here = index[:, first:last].sub(top).clamp_(min=0), weight[:, first:last]
         colours = resample(rows_of(rgb[top:bottom], 1, area, size[1]), 0, index_here, weight_here)
-        answer[:3, first:last] = colours.round_().permute(2, 0, 1)
+        whole = colours.add_(0.5).floor_() if halves else colours.round_()
+        answer[:3, first:last] = whole.permute(2, 0, 1)
         matte = rows_of(alpha.rows(top, bottom), 1, area, size[1])
         answer[3, first:last] = resample(matte, 0, index_here, weight_here)
     return answer

@@ -28,7 +28,7 @@ from rmbgd.errors import EngineMemory, EngineNonsense
 from rmbgd.gpu.device import Device
 from rmbgd.gpu.network import Network
 from rmbgd.gpu.passage import Passage
-from rmbgd.gpu.plan import place_count, split
+from rmbgd.gpu.plan import split
 from rmbgd.gpu.planes import FINITE
 from rmbgd.gpu.pool import Pool
 from rmbgd.gpu.precision import Precision, precision_of
@@ -97,12 +97,12 @@ class GpuEngine:
         with torch.inference_mode():
             self._pool.tend()
             while left:
-                count = split(len(left), self._pool.sizes, network.seconds)[0]
+                count, size = split(len(left), self._pool.sizes, network.seconds)[0]
                 try:
                     with faults():
-                        again += self._pass(network, left[:count], report)
+                        again += self._pass(network, left[:count], size, report)
                 except EngineMemory as shortage:
-                    self._pool.shrink(count, shortage)
+                    self._pool.shrink(size, shortage)
                 else:
                     del left[:count]
         if again:
@@ -166,13 +166,12 @@ class GpuEngine:
             raise EngineNonsense(f"alpha of the known picture is not finite ({network.name})")
         return np.asarray(matte.numpy(), np.float32)
 
-    def _pass(self, network: Network, batch: Sequence[Work], report: BatchReport) -> int:
-        """Through the device as one batch; into the report. How many needed a second try."""
+    def _pass(self, network: Network, batch: Sequence[Work], size: int, report: BatchReport) -> int:
+        """Through the device as one batch of `size`; into the report. How many pictures needed a second try."""
         assert self._device is not None
         assert self._pool is not None
         assert self._precision is not None
         pool = self._pool
-        size = place_count(len(batch), pool.sizes)
         passage = Passage(
             self._device, pool.staging, network, self._block, batch, size, pool.summary, wide=self._precision.wide
         )

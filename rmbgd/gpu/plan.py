@@ -121,31 +121,26 @@ def _need(networks: Sequence[NetworkNeed], size: int) -> int:
     return max(n.batch(size) for n in networks) + sum(n.static(size) for n in networks)
 
 
-def split(pictures: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> list[int]:
-    """How many pictures go together, one after the other: those batches that take least, by the measured `seconds`.
+def split(pictures: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> list[tuple[int, int]]:
+    """Which batches are computed one after the other, as (pictures, batch size): those that take least, as measured.
 
-    A batch may be computed with empty places where that is quicker: 5 go as 4 + 1 unless a batch of 8 takes less than
-    both. Sizes that were not measured count as taking time in proportion, so they are used exactly full.
+    A batch may have empty places where that is quicker: 5 go as 4 + 1 unless a batch of 8 takes less than both. Sizes
+    without `seconds` count as taking time in proportion, so they are used exactly full.
     """
     per_picture = max((seconds[size] / size for size in sizes if size in seconds), default=1.0)
 
     @cache
-    def best(count: int) -> tuple[float, tuple[int, ...]]:
+    def best(count: int) -> tuple[float, tuple[tuple[int, int], ...]]:
         if count == 0:
             return 0.0, ()
         choices = []
-        for size in sorted(sizes, reverse=True):
+        for size in sizes:
             filled = min(size, count)
             cost, rest = best(count - filled)
-            choices.append((cost + seconds.get(size, size * per_picture), (filled, *rest)))
+            choices.append((cost + seconds.get(size, size * per_picture), ((filled, size), *rest)))
         return min(choices, key=lambda choice: (round(choice[0], 9), len(choice[1])))
 
     return sorted(best(pictures)[1], reverse=True)
-
-
-def place_count(pictures: int, sizes: Sequence[int]) -> int:
-    """The batch size that computes so many: the smallest that holds them."""
-    return min(size for size in sizes if size >= pictures)
 
 
 def _mib(byte_count: int) -> str:

@@ -20,7 +20,7 @@ from rmbgd.engine.torch_faults import faults
 from rmbgd.errors import EngineMemory
 from rmbgd.gpu.device import Device, host_free
 from rmbgd.gpu.network import Network
-from rmbgd.gpu.plan import Plan, Wishes, place_count, plan
+from rmbgd.gpu.plan import Plan, Wishes, plan
 from rmbgd.gpu.planes import SUMMARY
 from rmbgd.gpu.staging import Staging
 
@@ -91,10 +91,10 @@ class Pool:
         self._device.empty()
         self._device.reserve(self.plan.working)
 
-    def shrink(self, count: int, shortage: EngineMemory) -> None:
-        """There was no room for so many at once. Raises `shortage` when nothing is left to give up."""
+    def shrink(self, size: int, shortage: EngineMemory) -> None:
+        """There was no room for a batch of `size`. Raises `shortage` when nothing is left to give up."""
         recorded = any(network.recorded for network in self._networks)
-        smaller = tuple(size for size in self.sizes if size < place_count(count, self.sizes))
+        smaller = tuple(other for other in self.sizes if other < size)
         self._give_up()
         if not smaller and not recorded:
             raise shortage
