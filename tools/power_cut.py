@@ -31,7 +31,7 @@ from rich.table import Table
 from tests.faults.conservation import Conservation
 from tests.faults.disks import cut_power
 from tests.scenarios import audit
-from tests.scenarios.machine import disk, memory_folder, mount, run
+from tests.scenarios.machine import disk, memory_folder, mount, own_mounts, run
 from tests.scenarios.pictures import picture
 from tests.scenarios.service import ServiceUnderTest
 
@@ -109,7 +109,10 @@ class Campaign:
 
 
 def campaign(place: Path, *, rounds: int, seed: int) -> dict[str, Any]:
-    """Below the empty folder `place`. Raises AssertionError, and pytest's Skipped where there are no such disks."""
+    """Below the empty folder `place`, in a process with `own_mounts`.
+
+    Raises AssertionError, and pytest's Skipped where there are no such disks.
+    """
     # The image lies in memory: whether a cut loses anything is decided by ext4, and syncs cost nothing.
     base = place / "disk"
     base.mkdir()
@@ -124,6 +127,7 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="rmbgd-power-") as place:
         try:
+            own_mounts()
             result = campaign(Path(place), rounds=given.rounds, seed=given.seed)
         except AssertionError as error:
             print(json.dumps({"rounds": given.rounds, "seed": given.seed, "found": str(error)[:4000]}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import glob
 import os
@@ -15,6 +16,8 @@ from pathlib import Path
 import pytest
 
 from rmbgd.intake.mounts import mounts
+
+CLONE_NEWNS = 0x20000  # linux/sched.h
 
 
 def run(*command: str | Path) -> None:
@@ -62,6 +65,21 @@ def unmount(where: Path) -> None:
     """Everything that is mounted there; like a stick that is pulled: whoever has a file open keeps it."""
     while str(where) in (point for point, _ in mounts()):  # os.path.ismount does not see all bind mounts
         run("umount", "-l", where)
+
+
+def own_mounts() -> None:
+    """What this process mounts is nobody else's: a container that starts meanwhile would inherit it and keep the file
+    system alive over an unmount. Of others' disks it lets go for the same reason. Before any thread is started.
+
+    Raises OSError.
+    """
+    need_mounts()
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
+        raise OSError(ctypes.get_errno(), "no mounts of its own")
+    run("mount", "--make-rprivate", "/")
+    loops = [line.split()[1] for line in Path("/proc/self/mounts").read_text().splitlines() if "/dev/loop" in line]
+    for point in reversed(loops):
+        run("umount", "-l", point)
 
 
 @contextlib.contextmanager

@@ -102,16 +102,20 @@ def serve(door: socket.socket) -> None:
         data, descriptors, _, _ = socket.recv_fds(door, 1 << 16, 2)
         if not data:
             return
+        reading, writing = os.pipe()
         middle = os.fork()
         if middle == 0:
             child = os.fork()
             if child:
-                door.send(str(child).encode())
+                os.write(writing, str(child).encode())
                 os._exit(0)
+            for descriptor in (reading, writing):
+                os.close(descriptor)
             door.close()
             _live(main, json.loads(data), *descriptors)
-        os.waitpid(middle, 0)
-        for descriptor in descriptors:
+        os.waitpid(middle, 0)  # from now on the child is an orphan, and the tool can wait for it
+        door.send(os.read(reading, 64))
+        for descriptor in (reading, writing, *descriptors):
             os.close(descriptor)
 
 
