@@ -1,0 +1,127 @@
+"""A file and a folder that another process swaps for links, thousands of times a second, while they are opened (B34).
+
+The doors alone; the scenario does it with the whole service and fewer swaps.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rmbgd.errors import ImageError
+from rmbgd.fsops import SystemFs
+from rmbgd.intake import gates
+from rmbgd.intake.claiming import claim_by_rename, put_back
+from rmbgd.intake.opening import folder_beneath, open_regular
+
+SECRET, OURS = b"secret " * 20, b"picture " * 20
+TRIES = 5_000
+ENOUGH = 50  # of each outcome; a machine that is busy with other things takes more tries for them
+TRIES_MAXIMUM = 1_000_000
+PATHS = ("file.png", "folder/file.png")
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[int]:
+    """The true folder, wherever it is at the moment."""
+    (tmp_path / "input" / "folder").mkdir(parents=True)
+    descriptor = os.open(tmp_path / "input" / "folder", os.O_RDONLY)
+    yield descriptor
+    os.close(descriptor)
+
+
+@pytest.fixture
+def root(tmp_path: Path, home: int) -> Iterator[Path]:
+    """The drop folder, and somebody who swaps in it."""
+    root, outside = tmp_path / "input", tmp_path / "outside"
+    outside.mkdir()
+    for path in PATHS:
+        (root / path).write_bytes(OURS)
+    for name in ("secret.png", "file.png"):
+        (outside / name).write_bytes(SECRET)
+    command = [sys.executable, Path(__file__).with_name("swapper.py"), root, outside]
+    swapper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert swapper.stdin is not None
+    assert swapper.stdout is not None
+    assert swapper.stdout.readline() == b"up\n"
+    try:
+        yield root
+    finally:
+        swapper.stdin.close()
+        swapper.wait()
+        swapper.stdout.close()
+    for name in ("secret.png", "file.png"):
+        assert (outside / name).read_bytes() == SECRET, "somebody else's file was touched"
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_link_is_ever_followed_to_read(root: Path, path: str) -> None:
+    """Each try gives the picture or an error, never what a link leads to."""
+    read = refused = 0
+    for number in range(TRIES_MAXIMUM):
+        if number >= TRIES and min(read, refused) >= ENOUGH:
+            break
+        try:
+            with folder_beneath(str(root), os.path.dirname(path)) as folder:
+                descriptor = open_regular(os.path.basename(path), folder=folder)
+        except (ImageError, OSError):
+            refused += 1
+            continue
+        try:
+            assert os.read(descriptor, 1000) == OURS
+        finally:
+            os.close(descriptor)
+        read += 1
+    else:
+        pytest.fail(f"{read} were read, {refused} were refused: nobody swapped")
+
+
+def test_no_link_is_ever_looked_into(root: Path) -> None:
+    """Nor by the look that decides whether a file is complete."""
+    sizes = set()
+    for _ in range(TRIES):
+        with contextlib.suppress(ImageError, OSError):
+            version, _ = gates.look(str(root), PATHS[1], remote=False)
+            sizes.add(version.size)
+    assert sizes == {len(OURS)}
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_strangers_file_is_ever_claimed(root: Path, home: int, path: str) -> None:
+    """What is moved into the claim folder is the picture, or a link, which is put back and never opened."""
+    fs, moved, refused = SystemFs(), 0, 0
+    claim = root / ".rmbgd" / "1__claimed"
+    for number in range(TRIES_MAXIMUM):
+        if number >= TRIES and min(moved, refused) >= ENOUGH:
+            break
+        try:
+            status = claim_by_rename(str(root), path, claim.name, fs)
+        except OSError:
+            refused += 1
+            continue
+        if stat.S_ISLNK(status.st_mode):
+            refused += 1
+        else:
+            assert claim.read_bytes() == OURS
+            moved += 1
+        back = _put_back(root, claim, path, fs)
+        if back != path:  # its folder was a link at that moment: beside it, where the swapper does not look for it
+            os.rename(root / back, os.path.basename(path), dst_dir_fd=home)
+    else:
+        pytest.fail(f"{moved} were moved, {refused} were refused: nobody swapped")
+
+
+def _put_back(root: Path, claim: Path, path: str, fs: SystemFs) -> str:
+    """Tried again when the folder turned into a link in the middle: the file is then still where it was."""
+    while True:
+        try:
+            return put_back(str(root), claim.name, path, fs)
+        except NotADirectoryError:
+            assert os.path.lexists(claim)
