@@ -35,6 +35,7 @@ class CudaDevice:
 
     def __init__(self, name: str) -> None:
         self._device = torch.device(name)
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # says best what is missing
         torch.cuda.set_device(self._device)
         # Products of float32 are float32: where they stand, a network needs their precision.
         torch.backends.cuda.matmul.allow_tf32 = False
