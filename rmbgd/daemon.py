@@ -198,7 +198,7 @@ class Service:
     # ------------------------------------------------------------------------------------------------ while it runs
 
     def _engine_ready(self, description: EngineDescription) -> None:
-        """Called by the segment thread."""
+        """Called by the first segment thread."""
         self._device = description.device
         self.messages.put(EngineReady(description))
 
@@ -209,10 +209,11 @@ class Service:
             missing.discard(type(message))
             if not missing:
                 seconds = round(self._clock.monotonic() - self._began, 3)
-                self._emit("service.ready", seconds=seconds, device=self._device, recovered=recovered)
+                device = self._engines.device or self._device
+                self._emit("service.ready", seconds=seconds, device=device, recovered=recovered)
                 self._life.ready()
                 self._monitor.phase("ready")
-                self._notifier.ready(f"ready on {self._device}")
+                self._notifier.ready(f"ready on {device}")
 
     def _wait_for_an_end(self) -> str:
         while self._cause is None:
@@ -277,6 +278,7 @@ class Service:
         self._emit("service.stopping", cause=cause, in_flight=self._intake.statistics().in_flight)
         self._intake.close()
         self._hold.release()
+        self._engines.give_up_waiting()
         self._crew.start("drain", self._line.take_back)
         # A broken stage may hold up the others for ever; what they have is taken up again at the next start.
         patience = ABORT_TIMEOUT if failed else self._config.service.stop_timeout

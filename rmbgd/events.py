@@ -113,6 +113,10 @@ EVENTS: dict[str, EventKind] = {
         {"device": "", "why": "", "standby?": "on the CPU while the GPU is away: model asked for -> model that computes", "start?": "whether those stay loaded, and why"},
     ),
     "engine.started": EventKind("info", "an engine is ready", {"device": "", "models": "facts per model", "batch_sizes": "it takes", "seconds": "to start", "detail?": ""}),
+    "engine.batching": EventKind(
+        "info", "how pictures are batched on a device; at its start, and when its measured times change that",
+        {"device": "", "milliseconds": "that a batch takes, by its size, where measured", "folders": "per folder: its latency_target, and how many go when 1, 2, 3 ... wait"},
+    ),
     "engine.limited": EventKind("warning", "an engine does with less than it was made for; no picture is worse for it", {"device": "", "what": "memory_low, batch, pinned, graphs, kernels, bfloat16, float8, not_finite", "detail": "what exactly, and why"}),
     "engine.fault": EventKind("error", "a batch was not answered; its pictures run again", {"device": "", "kind": "lost, memory, nonsense", "detail": "", "images": "jobs concerned", "restarts": "since start"}),
     "engine.restarted": EventKind("info", "a fresh engine process is ready after a fault", {"device": "", "seconds": "since the fault", "restarts": "since start"}),

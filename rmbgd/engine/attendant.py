@@ -8,6 +8,8 @@ nobody holds while a device, a process or a sensor is waited for:
 - the engine's owner tells of faults and answers, and asks for the process that has proved itself;
 - a process that is not wanted any more is killed, then ended and reaped on a thread of its own: one that is stuck
   inside the driver keeps nobody waiting.
+
+Where there are several GPUs their attendants share that lock, so that one can wait for a change of any of them.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rmbgd.beat import NoBeat
 from rmbgd.clock import Clock
 from rmbgd.config import Health
 from rmbgd.engine.base import EngineDescription
@@ -61,7 +64,8 @@ class TimedSensor(Protocol):
 
 
 class Attendant:
-    """Looks after `device`. `make` gives a worker for it that was not started."""
+    """Looks after `device`. `make` gives a worker for it that was not started; `others` says which GPUs besides it are
+    in use now; `changed` is the lock, where it is shared."""
 
     def __init__(
         self,
@@ -74,12 +78,17 @@ class Attendant:
         moves: Moves,
         emit: Emit,
         clock: Clock,
+        others: Callable[[], Sequence[str]] = tuple,
+        changed: threading.Condition | None = None,
     ) -> None:
         self.device = device
         self._health, self._sensor, self._make, self._references = health, sensor, make, references
         self._clock = clock
+        self.in_use = False  # written under the lock, read by any thread without it: it may hold a lock of its own
+        self._sweep: Callable[[], None] = _nothing  # set before it starts
+        self._listener: Callable[[], None] = _nothing  # set once, by whoever feeds the device
         # Everything from here to `_reading` is under the lock.
-        self._changed = threading.Condition(threading.RLock())
+        self._changed = changed or threading.Condition(threading.RLock())
         self._state = DeviceState()
         self._undecided = True
         self._proof: Proof | None = None  # the newest one, until it is adopted or dismissed
@@ -89,7 +98,7 @@ class Attendant:
         self._baseline: float | None = None
         self._sha256: dict[str, object] = {}
         self._model_error: ModelError | None = None
-        self._teller = Teller(device, moves, emit, clock)
+        self._teller = Teller(device, moves, emit, clock, others)
         self._golden_wanted = False
         self._reading: Reading | None = None
         self._closing = threading.Event()
@@ -98,6 +107,14 @@ class Attendant:
 
     def start(self) -> None:
         self._own.start()
+
+    def after_check(self, sweep: Callable[[], None]) -> None:
+        """Call it after every check, on this one's thread, without the lock. Before the start."""
+        self._sweep = sweep
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call it after every change, with the lock: it must not wait."""
+        self._listener = listener
 
     # ------------------------------------------------------------------------------------------------ its own thread
 
@@ -108,6 +125,11 @@ class Attendant:
 
     def tick(self) -> float:
         """One check. Seconds until the next one."""
+        seconds = self._check()
+        self._sweep()
+        return seconds
+
+    def _check(self) -> float:
         reading = self._sensor.read()
         with self._changed:
             self._reading = reading
@@ -130,9 +152,10 @@ class Attendant:
             state = self._state
             if state.trips or state.looks or state.in_use:
                 self._undecided = False
+            self.in_use = state.in_use
             for decision in decisions:
                 self._obey(decision)
-            self._changed.notify_all()
+            self._tell_everybody()
 
     @property
     def state(self) -> DeviceState:
@@ -159,7 +182,7 @@ class Attendant:
 
     def wake(self) -> None:
         with self._changed:
-            self._changed.notify_all()
+            self._tell_everybody()
 
     # ------------------------------------------------------------------------------------------- the engine's owner
 
@@ -178,7 +201,7 @@ class Attendant:
     def process(self) -> int | None:
         """The number of the process that may compute, None while none may."""
         with self._changed:
-            return self._state.process if self._state.in_use else None
+            return self._state.process if self.in_use else None
 
     def adopt(self, number: int) -> tuple[EngineWorker, EngineDescription, float] | None:
         """The process that proved itself, when it came up, and what it is. It is the owner's from now on."""
@@ -215,7 +238,8 @@ class Attendant:
                 self._teller.never_came()
 
     def bury(self, worker: EngineWorker) -> None:
-        """End a process on a thread of its own."""
+        """End a process on a thread of its own, which is nobody's heartbeat."""
+        worker.belongs_to(NoBeat())
 
         def end() -> None:
             worker.close()
@@ -228,6 +252,8 @@ class Attendant:
         """From now on nothing that happens means anything. Before the owner gives his processes up."""
         with self._changed:
             self._closing.set()
+            self.in_use = False
+            self._tell_everybody()
 
     def close(self) -> None:
         """No process and, as far as nothing is stuck, no thread after this. The owner's last call."""
@@ -248,6 +274,10 @@ class Attendant:
             thread.join(END_PATIENCE)
 
     # ------------------------------------------------------------------------------------------------ under the lock
+
+    def _tell_everybody(self) -> None:
+        self._changed.notify_all()
+        self._listener()
 
     def _obey(self, decision: Decision) -> None:
         match decision:
@@ -304,6 +334,10 @@ class Attendant:
             if self._state.proved and result.description is not None:
                 self._baseline = self._baseline or result.report.seconds
                 self._sha256 = self._sha256 or sha256_of(result.description)
+
+
+def _nothing() -> None:
+    pass
 
 
 def fault_kind(fault: EngineFault) -> FaultKind:

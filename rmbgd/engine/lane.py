@@ -26,6 +26,8 @@ class Lane:
     keep_when_short  an engine that lacks memory for one picture alone stays: the picture can go to another device, and
                      whoever takes the memory may give it back. Without another device a fresh process is tried, which
                      has the least in memory
+    forgiving        weights that cannot be used are a fault among others even at the first start: it only stands by,
+                     and `model_error` says it to whoever has nothing else
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class Lane:
         clock: Clock,
         delay_maximum: float,
         keep_when_short: bool = False,
+        forgiving: bool = False,
     ) -> None:
         self.device = device
         self.description: EngineDescription | None = None  # of the last engine that was ready
@@ -48,6 +51,8 @@ class Lane:
         self._clock = clock
         self._delay_maximum = delay_maximum
         self._keep_when_short = keep_when_short
+        self._forgiving = forgiving
+        self.model_error: ModelError | None = None  # why the last start failed, if for that
         self._engine: Engine | None = None  # started, or None
         self._fault_at: float | None = None  # of the first fault since an engine was ready
         self._memory_limit: int | None = None  # pictures that fit into memory, when that was found out
@@ -73,18 +78,21 @@ class Lane:
             description = engine.start()
         except ModelError as error:
             engine.close()
-            if self.description is None:
+            if self.description is None and not self._forgiving:
                 raise
+            self.model_error = error
             self._failed(EngineLost(str(error)), [])
             raise EngineLost(str(error)) from error
         except EngineFault as fault:
             engine.close()
+            self.model_error = None
             self._failed(fault, [])
             raise
         except BaseException:
             engine.close()
             raise
         self._engine = engine
+        self.model_error = None
         self._memory_limit = None
         self._tell_ready(description, began)
         return description

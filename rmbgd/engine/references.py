@@ -10,8 +10,9 @@ import contextlib
 import hashlib
 import os
 import re
+import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -30,10 +31,11 @@ Alpha = NDArray[np.float32]
 
 class References:
     """Belongs to the thread of a probe; `abort` may come from any. `make` gives a worker on the CPU, not started, that
-    will load the very models of the GPU."""
+    will load the very models of the GPU. `alone`, where several GPUs share it, keeps two from computing the same."""
 
-    def __init__(self, directory: Path, make: Callable[[], EngineWorker]) -> None:
+    def __init__(self, directory: Path, make: Callable[[], EngineWorker], alone: threading.Lock | None = None) -> None:
         self._directory = directory
+        self._alone = alone or threading.Lock()
         self._make = make
         self._known: dict[str, Alpha] = {}  # by file name
         self._worker: EngineWorker | None = None  # written by the probe's thread, read by any
@@ -44,14 +46,19 @@ class References:
         May take as long as loading and computing every model on the CPU once. Raises EngineFault, ModelError.
         """
         names = {model: file_name(model, facts) for model, facts in description.models.items()}
-        for name in names.values():
-            if name not in self._known and (stored := self._read(name)) is not None:
-                self._known[name] = stored
-        if set(names.values()) - self._known.keys():
-            self._compute()
+        if not self._know(names.values()):
+            with self._alone:
+                if not self._know(names.values()):  # nobody else has computed them meanwhile
+                    self._compute()
         if set(names.values()) - self._known.keys():
             return None
         return {model: self._known[name] for model, name in names.items()}
+
+    def _know(self, names: Iterable[str]) -> bool:
+        for name in names:
+            if name not in self._known and (stored := self._read(name)) is not None:
+                self._known[name] = stored
+        return set(names) <= self._known.keys()
 
     def abort(self) -> None:
         worker = self._worker

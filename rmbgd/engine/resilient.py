@@ -31,15 +31,31 @@ class Stop(Protocol):
         ...
 
 
+class Stopped(EngineLost):
+    """The service is stopping, and nobody waits for an engine any more."""
+
+
 class Routing(Protocol):
     """Which device the pictures go to. Called by the engine's owner only, except where it says otherwise."""
 
     def lane(self, *, accused: bool = False) -> Lane | None:
-        """To be used now. It need not be ready; it is then waited for. None: no device may be used, so pictures wait.
+        """To be used now, by the caller alone until the next question or `release`. It need not be ready; it is then
+        waited for. None: no device may be used, so pictures wait.
 
-        `accused`: the next picture brought an engine down, alone; it is better tried on another device.
+        `accused`: the next pictures met a fault; they are better tried where the least is lost by another one.
         """
         ...
+
+    def release(self) -> None:
+        """Nothing is computed for now: others may use the lane."""
+        ...
+
+    @property
+    def has_fallback(self) -> bool:
+        """Whether there is a device of last resort besides those that pictures go to first."""
+        ...
+
+    def is_fallback(self, lane: Lane) -> bool: ...
 
     def limit(self, lane: Lane) -> int:
         """Pictures that may go to `lane` at once, at least 1."""
@@ -49,9 +65,19 @@ class Routing(Protocol):
         """These are computed now, until `answered` or `faulted`."""
         ...
 
-    def faulted(self, lane: Lane, fault: EngineFault, pictures: Sequence[int]) -> None: ...
+    def faulted(self, lane: Lane, fault: EngineFault, pictures: Sequence[int]) -> bool:
+        """Whether the pictures may have caused it."""
+        ...
 
     def answered(self, lane: Lane, pictures: int) -> None: ...
+
+    def to_start(self) -> Lane | None:
+        """While there is no description: a lane to be started for it, or None where there is nothing to do but wait."""
+        ...
+
+    def came_up(self, lane: Lane, fault: EngineFault | None) -> None:
+        """What became of a start: `fault` is None when it is ready."""
+        ...
 
     def description(self) -> EngineDescription | None:
         """What the pictures will be computed by; None while that is not decided. Raises ModelError."""
@@ -75,16 +101,32 @@ class OneLane:
     def lane(self, *, accused: bool = False) -> Lane | None:  # noqa: ARG002 - there is no other
         return self._lane
 
+    def release(self) -> None:
+        pass
+
+    @property
+    def has_fallback(self) -> bool:
+        return False
+
+    def is_fallback(self, lane: Lane) -> bool:  # noqa: ARG002
+        return False
+
     def limit(self, lane: Lane) -> int:
         return lane.limit
 
     def began(self, lane: Lane, pictures: Sequence[int]) -> None:
         pass
 
-    def faulted(self, lane: Lane, fault: EngineFault, pictures: Sequence[int]) -> None:
-        pass
+    def faulted(self, lane: Lane, fault: EngineFault, pictures: Sequence[int]) -> bool:  # noqa: ARG002
+        return True
 
     def answered(self, lane: Lane, pictures: int) -> None:
+        pass
+
+    def to_start(self) -> Lane | None:
+        return self._lane
+
+    def came_up(self, lane: Lane, fault: EngineFault | None) -> None:
         pass
 
     def description(self) -> EngineDescription | None:
@@ -112,9 +154,9 @@ class OneLane:
 
 
 class ResilientEngine:
-    """Raises EngineLost only when `stop` is set while no engine is ready; the pictures are then to be put back.
+    """Raises Stopped only when `stop` is set while no engine is ready; the pictures are then to be put back.
 
-    tries        faults that a picture alone may cause before it is refused
+    tries        faults that a picture may be part of before it is refused; the last of them alone, see retry.py
     start_tries  starts in a row that may fail before start() gives up; None: it never does
     """
 
@@ -136,44 +178,56 @@ class ResilientEngine:
         self._start_tries = start_tries
 
     def start(self) -> EngineDescription:
-        """Raises ModelError, EngineLost when stopping or when every allowed try failed."""
+        """Raises ModelError, Stopped, and the last fault when every allowed try failed."""
         failed = 0
-        while (description := self._routing.description()) is None:
-            lane = self._routing.lane()
-            if lane is None or lane.ready:
-                self._wait_for_change()
-            elif (fault := self._bring_up(lane)) is not None:
-                failed += 1
-                if self._start_tries is not None and failed >= self._start_tries:
-                    raise fault
+        try:
+            while (description := self._routing.description()) is None:
+                lane = self._routing.to_start()
+                if lane is None:
+                    self._wait_for_change()
+                elif (fault := self._bring_up(lane)) is not None:
+                    failed += 1
+                    if self._start_tries is not None and failed >= self._start_tries:
+                        raise fault
+        finally:
+            self._routing.release()
         return description
 
     def segment(self, batch: Sequence[Work]) -> BatchReport:
         attempts = Attempts(batch, self._tries)
         milliseconds: Counter[str] = Counter()
-        while attempts.open:
-            lane = self._ready_lane()
-            group = attempts.next_group(self._routing.limit(lane))
-            if not group:
-                break
-            if attempts.accused(group):
-                lane = self._ready_lane(accused=True)
-            pictures = [work.image_id for work in group]
-            self._routing.began(lane, pictures)
-            try:
-                report = lane.segment(group)
-            except EngineMemory as fault:
-                attempts.too_large(group, str(fault))
-                self._routing.faulted(lane, fault, pictures)
-            except EngineFault as fault:
-                attempts.failed(group, str(fault))
-                self._routing.faulted(lane, fault, pictures)
-            else:
-                attempts.answered(report.answers)
-                milliseconds.update(report.milliseconds)
-                self._routing.answered(lane, len(group))
-            self._beat.working()
+        try:
+            while attempts.open:
+                lane = self._ready_lane(accused=attempts.accused_next())
+                group = attempts.next_group(self._routing.limit(lane), fallback=self._routing.has_fallback)
+                if not group:
+                    break
+                if (report := self._run(lane, group, attempts)) is not None:
+                    milliseconds.update(report.milliseconds)
+                self._beat.working()
+        finally:
+            self._routing.release()
         return BatchReport(attempts.verdicts(), dict(milliseconds))
+
+    def _run(self, lane: Lane, group: Sequence[Work], attempts: Attempts) -> BatchReport | None:
+        """One group on one lane, and what became of it written down; None after a fault."""
+        routing, pictures = self._routing, [work.image_id for work in group]
+        routing.began(lane, pictures)
+        try:
+            report = lane.segment(group)
+        except EngineMemory as fault:
+            routing.faulted(lane, fault, pictures)
+            attempts.too_large(group, str(fault), on_fallback=routing.is_fallback(lane))
+        except EngineFault as fault:
+            if routing.faulted(lane, fault, pictures):
+                attempts.failed(group, str(fault), on_fallback=routing.is_fallback(lane))
+            else:
+                attempts.interrupted(group)
+        else:
+            attempts.answered(report.answers)
+            routing.answered(lane, len(group))
+            return report
+        return None
 
     def close(self) -> None:
         self._routing.close()
@@ -196,23 +250,23 @@ class ResilientEngine:
         try:
             lane.start()
         except EngineFault as error:
-            self._routing.faulted(lane, error, [])
             fault = error
+        self._routing.came_up(lane, fault)
         self._beat.working()
         return fault
 
     def _wait_for_change(self) -> None:
-        """Raises EngineLost when the service is stopping."""
+        """Raises Stopped."""
         self._beat.waiting()
         self._routing.wait(self._stop)
         if self._stop.is_set():
-            raise EngineLost("the service is stopping and no device may be used")
+            raise Stopped("the service is stopping and no device may be used")
         self._beat.working()
 
     def _wait_until(self, moment: float) -> None:
-        """Raises EngineLost when the service is stopping: there is no engine, and nobody waits for another one."""
+        """Raises Stopped: there is no engine, and nobody waits for another one."""
         seconds = moment - self._clock.monotonic()
         self._beat.waiting()
         if self._stop.is_set() or (seconds > 0 and self._stop.wait(seconds)):
-            raise EngineLost("the service is stopping and no engine is ready")
+            raise Stopped("the service is stopping and no engine is ready")
         self._beat.working()

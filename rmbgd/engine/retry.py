@@ -3,9 +3,10 @@
 Does not run anything, wait, or know engines: resilient.py asks for the next group and tells what became of it.
 
 A fault says nothing about who caused it, so a failed group is run again picture by picture, and only a picture that was
-alone can be accused. It then goes behind the others, and is convicted when it has failed alone `tries` times and, after
-the last of them, a fresh engine has passed its known picture. Shortage of memory accuses nobody while the group can be
-halved.
+alone can be accused. It then goes behind the others. It is convicted when it was part of `tries` faults, the last of
+them alone and, where a fallback stands by, there; and after that a fresh engine has passed its known picture. So the
+fault in company counts, which saves a process, and nobody is convicted by a device that may be sick itself. Shortage of
+memory accuses nobody while the group can be halved.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ class Attempts:
         self._tries = tries
         self._todo: deque[list[Work]] = deque([list(batch)] if batch else [])
         self._runs: Counter[int] = Counter()
-        self._accusations: Counter[int] = Counter()
+        self._faults: Counter[int] = Counter()  # that a picture was part of
+        self._alone: set[int] = set()  # failed alone, anywhere
+        self._on_fallback: set[int] = set()  # failed alone where nothing is left to go to
         self._last_fault: dict[int, str] = {}
         self._verdicts: dict[int, Answer | Poisoned] = {}
 
@@ -36,15 +39,19 @@ class Attempts:
         """Whether any picture has no verdict yet."""
         return len(self._verdicts) < len(self._order)
 
-    def next_group(self, limit: int) -> list[Work]:
-        """What to run now, at most `limit` pictures; empty when nothing is left.
+    def accused_next(self) -> bool:
+        """Whether the next group has met a fault before: it is better tried where it does the least harm."""
+        return bool(self._todo) and any(self._faults[work.image_id] for work in self._todo[0])
+
+    def next_group(self, limit: int, *, fallback: bool = False) -> list[Work]:
+        """What to run now, at most `limit` pictures; empty when nothing is left. `fallback`: one stands by.
 
         Only to be asked while an engine is ready that has passed its known picture: it convicts by that.
         """
         while self._todo:
             group = self._todo.popleft()
             first = group[0].image_id
-            if self._accusations[first] >= self._tries:
+            if self._guilty(first, fallback=fallback):
                 self._verdicts[first] = Poisoned(first, self._last_fault[first], self._runs[first])
                 continue
             if len(group) > limit:
@@ -54,28 +61,32 @@ class Attempts:
             return group
         return []
 
-    def accused(self, group: Sequence[Work]) -> bool:
-        """Whether it is one picture that has failed alone before."""
-        return len(group) == 1 and self._accusations[group[0].image_id] > 0
-
     def answered(self, answers: Iterable[Answer | Poisoned]) -> None:
         for answer in answers:
             runs = self._runs[answer.image_id]
             self._verdicts[answer.image_id] = replace(answer, tries=max(runs, answer.tries))
 
-    def failed(self, group: Sequence[Work], detail: str) -> None:
+    def failed(self, group: Sequence[Work], detail: str, *, on_fallback: bool = False) -> None:
         """The engine is gone. Those that were together run one by one; one that was alone is accused."""
-        if len(group) == 1:
-            self._accusations[group[0].image_id] += 1
-            self._last_fault[group[0].image_id] = detail
-            self._todo.append(list(group))
-        else:
+        self._faults.update(work.image_id for work in group)
+        if len(group) > 1:
             self._again([work] for work in group)
+            return
+        first = group[0].image_id
+        self._last_fault[first] = detail
+        self._alone.add(first)
+        if on_fallback:
+            self._on_fallback.add(first)
+        self._todo.append(list(group))
 
-    def too_large(self, group: Sequence[Work], detail: str) -> None:
+    def interrupted(self, group: Sequence[Work]) -> None:
+        """The device was taken away for another reason than the group: it runs again as it was."""
+        self._again([list(group)])
+
+    def too_large(self, group: Sequence[Work], detail: str, *, on_fallback: bool = False) -> None:
         """Not enough memory for the group: its halves may pass."""
         if len(group) == 1:
-            self.failed(group, detail)
+            self.failed(group, detail, on_fallback=on_fallback)
         else:
             half = (len(group) + 1) // 2
             self._again([list(group[:half]), list(group[half:])])
@@ -83,6 +94,10 @@ class Attempts:
     def verdicts(self) -> list[Answer | Poisoned]:
         """One per picture, in the order of the batch."""
         return [self._verdicts[image_id] for image_id in self._order]
+
+    def _guilty(self, image_id: int, *, fallback: bool) -> bool:
+        proof = self._on_fallback if fallback else self._alone
+        return image_id in proof and self._faults[image_id] >= self._tries
 
     def _again(self, groups: Iterable[list[Work]]) -> None:
         self._todo.extendleft(reversed([list(group) for group in groups]))

@@ -1,215 +1,214 @@
-"""Which device the next pictures go to: the GPU while its attendant says so, else the CPU, else nowhere.
+"""Which device the next pictures of one GPU's thread go to: its GPU while that is in use, else another GPU, else the
+CPU, else nowhere.
 
-Does not judge the GPU (failover.py) nor do what that judgement asks for (attendant.py). Belongs to the engine's owner,
-who also looks at the GPU between two batches when it is due: with work at hand that costs milliseconds, and without any
-a sick device does no harm until the next picture, before which it is looked at.
+Does not judge a GPU (failover.py) nor do what that judgement asks for (attendant.py). Pictures that met a fault go to
+the CPU first, where there is one: what kills one GPU's process may kill the next one's.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
-from functools import partial
 
 from rmbgd.beat import Beat, NoBeat
-from rmbgd.clock import Clock
-from rmbgd.config import Health
-from rmbgd.engine.attendant import Attendant
 from rmbgd.engine.base import EngineDescription
-from rmbgd.engine.device import Answered, Fault, FaultKind, Golden
+from rmbgd.engine.devices import Devices
+from rmbgd.engine.keeper import Standby
 from rmbgd.engine.lane import Lane
-from rmbgd.engine.probe import golden_difference, judge_golden
-from rmbgd.engine.resilient import Stop
-from rmbgd.engine.worker import EngineWorker
-from rmbgd.errors import EngineFault, EngineMemory
+from rmbgd.engine.resilient import Stop, Stopped
+from rmbgd.engine.station import Station, by_queue
+from rmbgd.errors import EngineFault
 
 SIZES = (1, 2, 4, 8, 16)  # offered while the GPU has not said what it takes; a lane splits what is too much for it
 
 
 class FailoverRouting:
-    """A GPU lane and, unless the operator requires the GPU, a standby lane on the CPU.
+    """Belongs to the thread of the GPU with that `index`; the first one speaks for all of them when the service starts.
 
-    standby  starts as any lane does; None: pictures wait for the GPU
-    warm     the standby is started with the service and stays loaded; else it starts when it is needed
     models   that pictures ask for
     """
 
-    def __init__(
-        self,
-        gpu: Lane,
-        standby: Lane | None,
-        attendant: Attendant,
-        *,
-        warm: bool,
-        models: Sequence[str],
-        health: Health,
-        clock: Clock,
-        beat: Beat | None = None,
-    ) -> None:
-        self._gpu, self._standby, self._attendant = gpu, standby, attendant
-        self._warm, self._models, self._health, self._clock = warm, tuple(models), health, clock
+    def __init__(self, devices: Devices, *, models: Sequence[str], index: int = 0, beat: Beat | None = None) -> None:
+        self._devices, self._standby = devices, devices.standby
+        self._own = devices.stations[index]
+        self._index, self._leads = index, index == 0
+        self._models = tuple(models)
         self._beat = beat or NoBeat()
-        self._number = 0  # of the process that the GPU lane holds
-        self._worker: EngineWorker | None = None  # that process
-        self._canary_due = self._golden_due = 0.0
+        self._held: Station | Standby | None = None
+        self._started = self._closed = False
 
     # ------------------------------------------------------------------------------------------------ Routing
 
     def lane(self, *, accused: bool = False) -> Lane | None:
-        if accused and self._standby is not None:
-            return self._standby
-        if self._gpu_is_usable():
-            return self._gpu
+        self.release()
         standby = self._standby
-        if standby is not None and (standby.ready or not self._warm) and self._attendant.undecided:
+        if accused and standby is not None and not standby.missing:
+            return self._hold(standby)
+        if (station := self._well()) is not None:
+            self._give_standby_back()
+            return station.lane
+        if self._devices.undecided and (standby is None or standby.ready or standby.missing or not standby.warm):
             return None
-        if standby is not None and not standby.ready and self._warm:
-            return standby
-        if not self._attendant.undecided:
-            self._attendant.went_aside()
-        return standby
+        if standby is None or standby.ready or not standby.warm:
+            self._went_aside()
+        return None if standby is None else self._hold(standby)
 
     def limit(self, lane: Lane) -> int:
-        if lane is not self._gpu:
-            return lane.limit
-        limit = self._attendant.state.batch_limit
-        return lane.limit if limit is None else max(min(lane.limit, limit), 1)
+        station = self._station_of(lane)
+        return lane.limit if station is None else station.limit()
 
-    def began(self, lane: Lane, pictures: Sequence[int]) -> None:  # noqa: ARG002 - concerned wherever they are
-        self._attendant.computing(pictures)
+    def began(self, lane: Lane, pictures: Sequence[int]) -> None:
+        self._concerned(lane, pictures)
 
     def answered(self, lane: Lane, pictures: int) -> None:
-        self._attendant.computing(())
-        if lane is self._gpu:
-            self._attendant.tell(Answered(self._number, pictures))
+        self._concerned(lane, ())
+        if (station := self._station_of(lane)) is not None:
+            station.answered(pictures)
 
-    def faulted(self, lane: Lane, fault: EngineFault, pictures: Sequence[int]) -> None:
-        if lane is self._gpu:
-            self._attendant.computing(pictures)
-            self._attendant.faulted(self._number, fault)
-        self._attendant.computing(())
-
-    def description(self) -> EngineDescription | None:
-        if (error := self._attendant.model_error) is not None:
-            raise error
-        if self._gpu_is_usable():
-            return self._gpu.description
-        if self._attendant.undecided or (self._standby is not None and not self._standby.ready):
-            return None
-        self._attendant.went_aside()
-        # The weights that were asked for have not been seen: what is computed now must not be found again later.
-        unseen: dict[str, dict[str, object]] = {name: {"sha256": f"not seen {uuid.uuid4()}"} for name in self._models}
-        return EngineDescription(self.device, unseen, SIZES)
-
-    def wait(self, stop: Stop) -> None:
-        undecided = self._attendant.undecided
-
-        def changed() -> bool:
-            return stop.is_set() or self._attendant.process() is not None or self._attendant.undecided != undecided
-
-        self._attendant.wait(changed)
-
-    def close(self) -> None:
-        self._attendant.stop()
-        self._give_up_gpu()
-        if self._standby is not None:
-            self._standby.close()
-        self._attendant.close()
-
-    # ------------------------------------------------------------------------------------------------ for others
+    def faulted(self, lane: Lane, fault: EngineFault, pictures: Sequence[int]) -> bool:
+        blamed = True
+        if (station := self._station_of(lane)) is not None:
+            station.attendant.computing(pictures)
+            blamed = station.faulted(fault)
+        self._concerned(lane, ())
+        return blamed
 
     @property
-    def device(self) -> str:
-        """In use now. Any thread."""
-        if self._attendant.process() is not None:
-            return self._gpu.device
-        return self._standby.device if self._standby is not None else "none"
+    def has_fallback(self) -> bool:
+        return self._standby is not None and not self._standby.missing
 
-    def describe(self) -> dict[str, object]:
-        """For the health event. Any thread; reads single values only."""
-        lanes = [lane for lane in (self._gpu, self._standby) if lane is not None]
-        devices: dict[str, object] = {self._gpu.device: self._attendant.describe()}
-        if self._standby is not None:
-            in_use = self._attendant.process() is None
-            state = "ready" if self._standby.ready else "starting" if self._warm or in_use else "on_demand"
-            devices[self._standby.device] = {"state": state}
-        usable = self._attendant.process() is not None or (self._standby is not None and self._standby.ready)
-        state = "starting" if self._attendant.undecided else "ready" if usable else "waiting"
-        return {
-            "state": state,
-            "device": self.device,
-            "restarts": sum(lane.restarts for lane in lanes),
-            "failures": sum(lane.failures for lane in lanes),
-            "devices": devices,
-        }
+    def is_fallback(self, lane: Lane) -> bool:
+        return self._standby is not None and lane is self._standby.lane
 
-    def wake(self) -> None:
-        """Something outside has changed: who waits looks again. Any thread."""
-        self._attendant.wake()
+    def description(self) -> EngineDescription | None:
+        said = self._of_all() if self._leads else self._of_own()
+        self._started = said is not None
+        return said
 
-    # ------------------------------------------------------------------------------------------------ the owner's own
+    def to_start(self) -> Lane | None:
+        lane = self.lane() if self._leads else None
+        return lane if lane is not None and not lane.ready else None
 
-    def _gpu_is_usable(self) -> bool:
-        """With its newest process in the lane, looked at when that was due."""
-        while (number := self._attendant.process()) is not None:
-            if self._gpu.ready and number == self._number:
-                if not self._look():
-                    continue
-                if self._standby is not None and self._standby.ready and not self._warm:
-                    self._standby.close()
-                return True
-            self._give_up_gpu()
-            adopted = self._attendant.adopt(number)
-            if adopted is None:  # condemned between two questions; should it not be, there is no process to use
-                self._attendant.tell(Fault(FaultKind.STICKY, number, "no process came up"))
-                continue
-            worker, description, began = adopted
-            worker.belongs_to(self._beat)
-            self._gpu.adopt(worker, description, began)
-            self._number, self._worker = number, worker
-            now = self._clock.monotonic()
-            self._canary_due = now + self._health.canary_interval
-            self._golden_due = now + self._health.golden_interval
-        self._give_up_gpu()
-        return False
-
-    def _give_up_gpu(self) -> None:
-        worker, self._worker = self._worker, None
-        if self._gpu.surrender() is not None and worker is not None:
-            self._attendant.bury(worker)
-
-    def _look(self) -> bool:
-        """The canary and the known picture, when due. False when the question which device to use is open again."""
-        now = self._clock.monotonic()
-        try:
-            if now >= self._canary_due:
-                self._canary_due = now + self._health.canary_interval
-                self._run_canary()
-            # A wrong answer is repeated at once, until it is right or the device is left: no picture goes there before.
-            while self._attendant.take_golden_wish() or now >= self._golden_due:
-                self._golden_due = now + self._health.golden_interval
-                self._run_golden()
-        except EngineFault as fault:
-            self._attendant.faulted(self._number, fault)
-        return self._attendant.process() == self._number and self._gpu.ready
-
-    def _run_canary(self) -> None:
-        worker = self._worker
-        assert worker is not None
-        try:
-            found = self._gpu.look(partial(worker.canary, self._health.canary_blocks))
-        except EngineMemory:  # pictures have the memory: no pass this time, and nobody's fault
+    def came_up(self, lane: Lane, fault: EngineFault | None) -> None:
+        if self._standby is None or lane is not self._standby.lane:
             return
-        self._attendant.tell(found)
+        if fault is None:
+            self._standby.started()
+        else:
+            self._standby.failed(fault)
 
-    def _run_golden(self) -> None:
-        worker, description = self._worker, self._gpu.description
-        assert worker is not None
-        assert description is not None
-        for model, reference in self._attendant.references(description).items():
-            found = self._gpu.look(partial(worker.golden, model))
-            mean, peak = golden_difference(found.alpha, reference, self._health.golden_outliers)
-            verdict = judge_golden(mean, peak, self._health)
-            self._attendant.tell(Golden(verdict.passed, self._number, verdict.reading, verdict.threshold))
-            if not verdict.passed:
-                return
+    def wait(self, stop: Stop) -> None:
+        self.release()
+        devices, own = self._devices, self._own
+        if self._leads or self._started:
+
+            def over() -> bool:
+                decided = not devices.undecided and (self._standby is not None or not self._started)
+                return stop.is_set() or decided or bool(devices.in_use)
+
+        else:
+            told = not own.attendant.undecided
+
+            def over() -> bool:
+                failed = not told and not own.attendant.undecided
+                return stop.is_set() or devices.is_over or own.in_use or failed
+
+        devices.wait(over)
+        if devices.is_over and not self._started:
+            raise Stopped("no more pictures come")
+
+    def release(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            if isinstance(held, Station):
+                held.tidy()  # a process that must not be used any more is not kept till the next picture
+            held.turn.give()
+        self._own.sweep()
+
+    def close(self) -> None:
+        self.release()
+        if self._closed:
+            return
+        self._closed = True
+        own = self._own
+        own.attendant.stop()  # who waits for its turn finds out that there is nothing to be had
+        own.turn.take(self._beat)
+        try:
+            own.close()
+        finally:
+            own.turn.give()
+        self._devices.leave(self._index)
+
+    # ------------------------------------------------------------------------------------------------ its own
+
+    def _hold(self, place: Station | Standby) -> Lane:
+        """Wait for its turn there. Never while having one elsewhere: two threads could wait for each other."""
+        place.turn.take(self._beat)
+        self._held = place
+        return place.lane
+
+    def _well(self) -> Station | None:
+        """A GPU that may compute now, its turn taken: its own, or else the one with the shortest queue."""
+        others = [station for station in self._devices.stations if station is not self._own]
+        for station in (self._own, *by_queue(others)):
+            if station.in_use:
+                self._hold(station)
+                if station.usable():
+                    return station
+                self.release()
+        return None
+
+    def _station_of(self, lane: Lane) -> Station | None:
+        return next((station for station in self._devices.stations if station.lane is lane), None)
+
+    def _concerned(self, lane: Lane, pictures: Sequence[int]) -> None:
+        """Where there is one GPU, its pictures are its pictures wherever they are computed."""
+        station = self._station_of(lane)
+        if station is None and len(self._devices.stations) == 1:
+            station = self._own
+        if station is not None:
+            station.attendant.computing(pictures)
+
+    def _went_aside(self) -> None:
+        for station in self._devices.stations:
+            if not station.attendant.undecided:
+                station.attendant.went_aside()
+
+    def _give_standby_back(self) -> None:
+        """On demand it is not kept while a GPU works, unless another thread is at it."""
+        standby = self._standby
+        if standby is None or standby.warm or not standby.ready or not standby.turn.try_take(self._beat):
+            return
+        try:
+            standby.lane.close()
+        finally:
+            standby.turn.give()
+
+    def _of_own(self) -> EngineDescription | None:
+        if self._own.in_use:
+            self._hold(self._own)
+            if self._own.usable():
+                return self._own.lane.description
+        if not self._own.attendant.undecided:
+            self._own.attendant.went_aside()
+        return None
+
+    def _of_all(self) -> EngineDescription | None:
+        """Raises ModelError when the operator has to mend something before any device can compute."""
+        errors = [station.attendant.model_error for station in self._devices.stations]
+        if errors[0] is not None and all(error is not None for error in errors):
+            raise errors[0]
+        if (station := self._well()) is not None:
+            self._went_aside()
+            return station.lane.description
+        if self._devices.undecided:
+            return None
+        standby = self._standby
+        if standby is not None and not standby.ready:
+            if standby.model_error is not None:
+                raise standby.model_error
+            return None
+        self._went_aside()
+        # The weights that were asked for have not been seen: what is computed now must not be found again later.
+        unseen: dict[str, dict[str, object]] = {name: {"sha256": f"not seen {uuid.uuid4()}"} for name in self._models}
+        return EngineDescription(self._devices.device, unseen, SIZES)

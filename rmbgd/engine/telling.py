@@ -5,7 +5,7 @@ Decides nothing. Belongs to the attendant, who calls it under its lock.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rmbgd.clock import Clock
@@ -15,7 +15,7 @@ from rmbgd.events import Emit
 
 @dataclass(frozen=True, slots=True)
 class Moves:
-    """How events call the two sides. `aside`: where work goes while the GPU is away; empty when it waits."""
+    """How events call the two sides. `aside`: where work goes while no GPU is well; empty when it waits."""
 
     aside: str
     aside_model: str
@@ -23,8 +23,12 @@ class Moves:
 
 
 class Teller:
-    def __init__(self, device: str, moves: Moves, emit: Emit, clock: Clock) -> None:
-        self._device, self._moves, self._emit, self._clock = device, moves, emit, clock
+    """`others`: the GPUs besides `device` that are in use now."""
+
+    def __init__(
+        self, device: str, moves: Moves, emit: Emit, clock: Clock, others: Callable[[], Sequence[str]] = tuple
+    ) -> None:
+        self._device, self._moves, self._emit, self._clock, self._others = device, moves, emit, clock, others
         self._away_since: float | None = None  # since work goes elsewhere, or waits
 
     def tell(self, decision: Changed | Degraded | Failover | Failback, computing: Sequence[int]) -> None:
@@ -44,8 +48,9 @@ class Teller:
         """Work goes elsewhere because the device was not well when the service started. Told once."""
         if self._away_since is None:
             self._away_since = self._clock.monotonic()
-            reason = "gpu_not_ready" if self._moves.aside else "waiting_for_gpu"
-            model = {"model": self._moves.aside_model} if self._moves.aside else {}
+            aside, aside_model = self._aside()
+            reason = "gpu_not_ready" if aside else "waiting_for_gpu"
+            model = {"model": aside_model} if aside else {}
             self._emit("engine.degraded", device=self._device, reason=reason, **model)
 
     def _away(self, decision: Failover, computing: Sequence[int]) -> None:
@@ -55,10 +60,11 @@ class Teller:
         keys |= {name: value for name, value in optional.items() if value is not None}
         if decision.operator_action:
             keys["operator_action"] = decision.operator_action
-        if not self._moves.aside:
+        aside, aside_model = self._aside()
+        if not aside:
             self._emit("engine.degraded", device=self._device, **keys | {"reason": "waiting_for_gpu"})
             return
-        keys |= {"from": self._device, "to": self._moves.aside, "model": self._moves.aside_model}
+        keys |= {"from": self._device, "to": aside, "model": aside_model}
         self._emit("engine.failover", images=list(computing), **keys)
 
     def _back(self) -> None:
@@ -66,5 +72,10 @@ class Teller:
             return
         seconds = round(self._clock.monotonic() - self._away_since, 3)
         self._away_since = None
-        keys = {"from": self._moves.aside or "none", "to": self._device, "model": self._moves.own_model}
+        keys = {"from": self._aside()[0] or "none", "to": self._device, "model": self._moves.own_model}
         self._emit("engine.failback", **keys, seconds=seconds)
+
+    def _aside(self) -> tuple[str, str]:
+        """(devices, model) that do this one's work now: the other GPUs as long as one is well, else what stands in."""
+        others = ", ".join(self._others())
+        return (others, self._moves.own_model) if others else (self._moves.aside, self._moves.aside_model)

@@ -23,7 +23,13 @@ from rmbgd.engine.examine import Golden, to_golden
 from rmbgd.engine.process import ChildProcess
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 
-HUNG = 10.0  # times what a batch took when it was measured at start: then it is not slow but hung
+HUNG = 10.0  # times what a batch takes: then it is not slow but hung
+LOOK = 10.0  # times the shortest deadline, for a canary or a known picture on a GPU: its first pass takes memory
+MEGAPIXEL_SECONDS = 0.02
+"""Allowed for each megapixel of a batch beside its measured time, which is that of small pictures: up and down again,
+both changes of size, edge colours, and for what no staging memory holds the way through the host. A guess that is too
+large costs some seconds before a hang is noticed; one that is too small takes a GPU away that does its work."""
+
 GRACE = 2.0  # seconds for a process that has said farewell, or was asked to go, to be gone by itself
 
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
@@ -40,6 +46,8 @@ class EngineWorker:
 
     start_timeout, batch_timeout  seconds after which the child counts as hung and is killed; a batch gets longer on a
                                   machine so slow that its own measure at start says so
+    hang_minimum                  for a GPU, whose times are steady: a batch is hung after HUNG times its measured time,
+                                  but not before so many seconds; `batch_timeout` is then for what was not measured
     on_output                     called with each line the child writes, from another thread
     beat                          of the owner's thread; waiting for the child counts as waiting: it has a deadline
     """
@@ -53,6 +61,7 @@ class EngineWorker:
         start_timeout: float,
         batch_timeout: float,
         on_output: Callable[[str], None],
+        hang_minimum: float | None = None,
         beat: Beat | None = None,
         start_process: StartProcess = ChildProcess,
     ) -> None:
@@ -61,6 +70,7 @@ class EngineWorker:
         self._options = dict(options)
         self._start_timeout = start_timeout
         self._batch_timeout = batch_timeout
+        self._hang_minimum = hang_minimum
         self._on_output = on_output
         self._beat = beat or NoBeat()
         self._start_process = start_process
@@ -118,7 +128,7 @@ class EngineWorker:
         return description
 
     def segment(self, batch: Sequence[Work]) -> BatchReport:
-        seconds = max(self._batch_timeout, HUNG * expected_seconds(self._seconds, len(batch)))
+        seconds = self._deadline(len(batch), sum(work.region.height * work.region.width for work in batch))
         request = {"do": "segment", "batch": [wire.from_work(work) for work in batch], "deadline": seconds}
         answer = self._ask(request, seconds)
         try:
@@ -162,8 +172,17 @@ class EngineWorker:
             process.kill()
 
     def _look(self, request: wire.Message) -> wire.Message:
-        seconds = max(self._batch_timeout, HUNG * expected_seconds(self._seconds, 1))
+        seconds = self._deadline(1, 0)
+        if self._hang_minimum is not None:
+            seconds = max(seconds, LOOK * self._hang_minimum)
         return self._ask(request | {"deadline": seconds}, seconds)
+
+    def _deadline(self, pictures: int, pixels: int) -> float:
+        """Seconds after which a batch is hung."""
+        measured = expected_seconds(self._seconds, pictures)
+        if self._hang_minimum is None or not measured:
+            return max(self._batch_timeout, HUNG * measured)
+        return max(self._hang_minimum, HUNG * (measured + MEGAPIXEL_SECONDS * pixels / 1e6))
 
     def _launch(self) -> None:
         if self._process is not None:

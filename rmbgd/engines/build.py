@@ -1,4 +1,4 @@
-"""From the configuration and the machine to an engine: one lane, or a GPU's lane with its attendant and a standby.
+"""From the configuration and the machine to engines: one lane, or a station per GPU and one standby for all of them.
 
 Starts no process: the engine's owner and the attendant's threads do. The machine is a value: tests bring their own.
 """
@@ -6,18 +6,24 @@ Starts no process: the engine's owner and the attendant's threads do. The machin
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+from rmbgd.beat import Beat
 from rmbgd.config import Config
 from rmbgd.engine.attendant import Attendant
 from rmbgd.engine.base import Engine
+from rmbgd.engine.devices import Devices
+from rmbgd.engine.keeper import Standby
 from rmbgd.engine.lane import Lane
 from rmbgd.engine.references import References
-from rmbgd.engine.resilient import OneLane, ResilientEngine
+from rmbgd.engine.resilient import OneLane, ResilientEngine, Routing
 from rmbgd.engine.routing import FailoverRouting
+from rmbgd.engine.seats import Seat, Seats
 from rmbgd.engine.standby import SubstituteEngine
+from rmbgd.engine.station import Station
 from rmbgd.engine.telling import Moves
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.engines.room import EngineParts
@@ -56,13 +62,14 @@ def default_machine() -> Machine:
     return Machine(visible_gpus, _sensor, stand_ins, TORCH_ENGINE, _torch_options)
 
 
-def default_engine(parts: EngineParts) -> Engine:
+def default_engine(parts: EngineParts) -> Seats:
     """A process of its own per device, replaced after faults. Raises ConfigError for a device that is not there."""
     return build(parts, default_machine())
 
 
-def build(parts: EngineParts, machine: Machine) -> Engine:
-    """`engine.device` "auto" takes a GPU that is visible, "cuda" insists on one, "cpu" looks for none."""
+def build(parts: EngineParts, machine: Machine) -> Seats:
+    """`engine.device` "auto" takes the GPUs that are visible, "cuda" insists on them, "cuda:1" on that one; "cpu" looks
+    for none. The engine of the first seat belongs to the thread of `parts.beat`."""
     config = parts.config
     asked, health = config.engine.device, config.health
     models = _models(config)
@@ -71,80 +78,121 @@ def build(parts: EngineParts, machine: Machine) -> Engine:
             raise ConfigError('engine.device = "cpu" and health.require_gpu = true contradict each other; drop one')
         return _on_cpu(parts, machine, models, "as configured in engine.device")
     visible = machine.gpus()
-    index = int(asked.partition(":")[2] or 0)
-    if index < visible.count or health.require_gpu:
-        return _with_failover(parts, machine, models, index, visible)
-    if asked == "auto":
+    one = asked.partition(":")[2]
+    indices = [int(one)] if one else list(range(visible.count))
+    if health.require_gpu:
+        indices = indices or [0]
+    elif not indices and asked == "auto":
         return _on_cpu(parts, machine, models, f"no GPU is visible: {visible.why}")
-    raise ConfigError(
-        f'engine.device = "{asked}", but {visible.count} GPUs are visible: {visible.why}; see `rmbgd doctor`, '
-        f'or set engine.device = "auto"'
-    )
+    elif not indices or indices[-1] >= visible.count:
+        raise ConfigError(
+            f'engine.device = "{asked}", but {visible.count} GPUs are visible: {visible.why}; see `rmbgd doctor`, '
+            f'or set engine.device = "auto"'
+        )
+    return _on_gpus(parts, machine, models, indices, visible)
 
 
-def _on_cpu(parts: EngineParts, machine: Machine, models: Models, why: str) -> ResilientEngine:
+def _on_cpu(parts: EngineParts, machine: Machine, models: Models, why: str) -> Seats:
     parts.emit("engine.chosen", device="cpu", why=why)
-    lane = _lane(
-        parts, "cpu", partial(_worker, parts, machine, "cpu", models, parts.config.engine.precision, mine=True)
-    )
-    return _resilient(parts, OneLane(lane))
-
-
-def _with_failover(
-    parts: EngineParts, machine: Machine, models: Models, index: int, visible: Visible
-) -> ResilientEngine:
-    config, health = parts.config, parts.config.health
-    device = f"cuda:{index}"
-    standby, stand = None, None
-    if not health.require_gpu:
-        stand = machine.stand_ins(config)
-        substitutes = dict(stand.models)
-        make = partial(_standby, parts, machine, _choices(models, substitutes), substitutes)
-        standby = _lane(parts, "cpu", make)
-    stands: dict[str, object] = {"standby": dict(stand.models), "start": stand.why} if stand else {}
-    parts.emit("engine.chosen", device=device, why=_of_several(visible), **stands)
-    sensor = machine.sensor(config, index)
-    sensor.announce(parts.emit, device)
-    attendant = Attendant(
-        device,
-        health=health,
-        sensor=sensor.sensor,
-        make=partial(_worker, parts, machine, device, models, config.engine.precision),
-        references=References(
-            config.service.state_directory / GOLDEN_FOLDER,
-            partial(_worker, parts, machine, "cpu", models, CPU_PRECISION),
-        ),
-        moves=Moves(
-            aside="cpu" if stand else "",
-            aside_model=", ".join(sorted(set(stand.models.values()))) if stand else "",
-            own_model=", ".join(sorted(models)),
-        ),
-        emit=parts.emit,
-        clock=parts.clock,
-    )
-    attendant.start()
-    gpu = _lane(parts, device, _never, keep_when_short=standby is not None)
-    warm = stand is not None and stand.warm
-    routing = FailoverRouting(
-        gpu, standby, attendant, warm=warm, models=list(models), health=health, clock=parts.clock, beat=parts.beat
-    )
-    return _resilient(parts, routing)
-
-
-def _of_several(visible: Visible) -> str:
-    if visible.count > 1:
-        return f"{visible.why}; this version computes on one of them"
-    return visible.why
-
-
-def _resilient(parts: EngineParts, routing: OneLane | FailoverRouting) -> ResilientEngine:
+    make = partial(_worker, parts, machine, "cpu", models, parts.config.engine.precision, parts.beat)
+    lane = _lane(parts, "cpu", make)
+    routing = OneLane(lane)
     parts.watch.routing = routing
-    return ResilientEngine(
-        routing, tries=parts.config.engine.tries, stop=parts.stopping, clock=parts.clock, beat=parts.beat
+    return Seats((Seat("cpu", partial(_resilient, parts, routing), description=lambda: lane.description),))
+
+
+def _on_gpus(parts: EngineParts, machine: Machine, models: Models, indices: Sequence[int], visible: Visible) -> Seats:
+    config = parts.config
+    stand = None if config.health.require_gpu else machine.stand_ins(config)
+    stands: dict[str, object] = {"standby": dict(stand.models), "start": stand.why} if stand else {}
+    names = [f"cuda:{index}" for index in indices]
+    parts.emit("engine.chosen", device=", ".join(names), why=visible.why, **stands)
+    standby = _standby(parts, machine, models, stand) if stand is not None else None
+    changed, alone = threading.Condition(threading.RLock()), threading.Lock()
+    stations: list[Station] = []
+    found: list[Devices] = []  # the one, once all its stations are there
+    for place, index in enumerate(indices):
+        sensor = machine.sensor(config, index)
+        sensor.announce(parts.emit, names[place])
+        attendant = Attendant(
+            names[place],
+            health=config.health,
+            sensor=sensor.sensor,
+            make=partial(_worker, parts, machine, names[place], models, config.engine.precision),
+            references=References(
+                config.service.state_directory / GOLDEN_FOLDER,
+                partial(_worker, parts, machine, "cpu", models, CPU_PRECISION),
+                alone,
+            ),
+            moves=_moves(models, stand),
+            emit=parts.emit,
+            clock=parts.clock,
+            others=partial(_others, found, place),
+            changed=changed,
+        )
+        gpu = _lane(parts, names[place], _never, keep_when_short=standby is not None)
+        stations.append(Station(gpu, attendant, health=config.health, clock=parts.clock))
+    devices = Devices(stations, standby, changed=changed, is_stopping=parts.stopping.is_set)
+    found.append(devices)
+    parts.watch.routing = devices
+    for station in stations:
+        station.attendant.start()
+    if standby is not None:
+        standby.start()
+    seats = [
+        Seat(
+            name,
+            partial(_fed_by, parts, devices, list(models), place),
+            partial(devices.may_take, place),
+            partial(devices.description, place),
+        )
+        for place, name in enumerate(names)
+    ]
+    return Seats(tuple(seats), devices.listen)
+
+
+def _others(found: Sequence[Devices], place: int) -> list[str]:
+    return found[0].others(place)
+
+
+def _moves(models: Models, stand: StandIns | None) -> Moves:
+    return Moves(
+        aside="cpu" if stand else "",
+        aside_model=", ".join(sorted(set(stand.models.values()))) if stand else "",
+        own_model=", ".join(sorted(models)),
     )
 
 
-def _lane(parts: EngineParts, device: str, make: Callable[[], Engine], *, keep_when_short: bool = False) -> Lane:
+def _standby(parts: EngineParts, machine: Machine, models: Models, stand: StandIns) -> Standby:
+    standby: Standby
+    substitutes = dict(stand.models)
+
+    def make() -> Engine:
+        worker = _worker(parts, machine, "cpu", _choices(models, substitutes), CPU_PRECISION, standby.turn)
+        standby.process = worker
+        return SubstituteEngine(worker, substitutes)
+
+    lane = _lane(parts, "cpu", make, forgiving=True)
+    standby = Standby(lane, warm=stand.warm, interval=parts.config.health.interval, emit=parts.emit, clock=parts.clock)
+    return standby
+
+
+def _fed_by(parts: EngineParts, devices: Devices, models: Sequence[str], place: int, beat: Beat) -> ResilientEngine:
+    return _resilient(parts, FailoverRouting(devices, models=models, index=place, beat=beat), beat)
+
+
+def _resilient(parts: EngineParts, routing: Routing, beat: Beat) -> ResilientEngine:
+    return ResilientEngine(routing, tries=parts.config.engine.tries, stop=parts.stopping, clock=parts.clock, beat=beat)
+
+
+def _lane(
+    parts: EngineParts,
+    device: str,
+    make: Callable[[], Engine],
+    *,
+    keep_when_short: bool = False,
+    forgiving: bool = False,
+) -> Lane:
     return Lane(
         device,
         make,
@@ -152,6 +200,7 @@ def _lane(parts: EngineParts, device: str, make: Callable[[], Engine], *, keep_w
         clock=parts.clock,
         delay_maximum=parts.config.engine.restart_delay_maximum,
         keep_when_short=keep_when_short,
+        forgiving=forgiving,
     )
 
 
@@ -160,9 +209,9 @@ def _never() -> Engine:
 
 
 def _worker(
-    parts: EngineParts, machine: Machine, device: str, models: Models, precision: str, *, mine: bool = False
+    parts: EngineParts, machine: Machine, device: str, models: Models, precision: str, beat: Beat | None = None
 ) -> EngineWorker:
-    """`mine`: it is started by the engine's owner, whose beat waits while it does."""
+    """`beat`: of whoever starts it, where waiting for it must not look like a hang."""
     config = parts.config
     worker = EngineWorker(
         parts.arena,
@@ -170,14 +219,11 @@ def _worker(
         machine.options(config, device, models, precision),
         start_timeout=config.engine.start_timeout,
         batch_timeout=config.engine.batch_timeout,
+        hang_minimum=None if device == "cpu" else config.engine.hang_minimum,
         on_output=lambda line: parts.emit("engine.output", source="engine", line=line),
-        beat=parts.beat if mine else None,
+        beat=beat,
     )
     return parts.watch.add(worker)
-
-
-def _standby(parts: EngineParts, machine: Machine, models: Models, substitutes: Mapping[str, str]) -> Engine:
-    return SubstituteEngine(_worker(parts, machine, "cpu", models, CPU_PRECISION, mine=True), substitutes)
 
 
 def _choices(models: Models, substitutes: Mapping[str, str]) -> Models:

@@ -15,6 +15,7 @@ from rmbgd.clock import Clock
 from rmbgd.config import Config
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.base import Engine
+from rmbgd.engine.seats import Seats
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.events import Emit
 
@@ -68,18 +69,19 @@ class EngineParts:
     watch: EngineWatch = field(default_factory=EngineWatch)
 
 
-EngineFactory = Callable[[EngineParts], Engine]
+EngineFactory = Callable[[EngineParts], Engine | Seats]
+"""One engine, or a seat per device. Called by the thread of the first one."""
 
 
 class EngineRoom:
-    """Belongs to the main thread, except `engine`, which the segment thread calls once."""
+    """Belongs to the main thread, except `engine`, which the first segment thread calls once."""
 
     def __init__(self, config: Config, arena: Arena, emit: Emit, clock: Clock, factory: EngineFactory) -> None:
         self._config, self._arena, self._emit, self._clock, self._factory = config, arena, emit, clock, factory
         self._stopping = threading.Event()
         self._watch = EngineWatch()
 
-    def engine(self, beat: Beat) -> Engine:
+    def engine(self, beat: Beat) -> Engine | Seats:
         parts = EngineParts(self._config, self._arena, self._emit, self._clock, beat, self._stopping, self._watch)
         return self._factory(parts)
 

@@ -30,7 +30,8 @@ class StandIns:
 
 
 def stand_ins(config: Config) -> StandIns:
-    """Raises ConfigError for a fallback_model that is not there."""
+    """A fallback_model that is not there is tried all the same, again and again: the GPU may serve without it, and who
+    mends it need not start the service again. Raises ConfigError for a recipe's model that is not there."""
     directory = config.service.models_directory
 
     def size(model: str) -> int:
@@ -41,9 +42,15 @@ def stand_ins(config: Config) -> StandIns:
     if fallback == "auto":
         fallback = _best_here(size)
     try:
+        for model in asked:
+            size(model)
+    except ModelError as error:
+        raise ConfigError(f"a recipe's model cannot be used: {error}") from error
+    try:
         models = substitutes(asked, fallback, size)
     except ModelError as error:
-        raise ConfigError(f"a model cannot be used, for recipes or as health.fallback_model: {error}") from error
+        why = f"health.fallback_model cannot be used now: {error}"
+        return StandIns(dict.fromkeys(asked, fallback), config.health.fallback_start != "on_demand", why)
     need = sum(PROCESS_BYTES + WEIGHTS_FACTOR * size(model) for model in set(models.values()))
     warm, why = warmth(config.health.fallback_start, need, available_bytes())
     return StandIns(models, warm, why)

@@ -122,8 +122,9 @@ class Metrics:
         self._paused.set(1 if keys.get("paused") else 0)
         for table in (self._temperature, self._state, self._in_use):
             table.clear()
-        if keys.get("device"):
-            self._in_use.labels(device=str(keys["device"])).set(1)
+        for device in str(keys.get("device") or "").split(", "):
+            if device:
+                self._in_use.labels(device=device).set(1)
         for device, facts in devices_of(keys).items():
             temperature, state = facts.get("temperature"), facts.get("state")
             if isinstance(temperature, (int, float)):

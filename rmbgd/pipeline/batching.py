@@ -4,16 +4,23 @@ Does not take anything from a channel, wait, or measure: the segment loop does, 
 
 The busy device is the timer: while it computes, pictures gather, and when it is free whatever waits goes, up to the
 largest size that is allowed. A size is used only exactly full (5 go as 4, then 1): an empty place costs as much as a
-picture. Realtime pictures go first and alone, suspects alone, all others in the order in which they came.
+picture. Realtime pictures go first and alone, suspects alone, all others in the order in which they came, whatever
+folder they are from: a folder that drops thousands delays the others by what was there before them, and no more.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 GAIN = 0.02
 """A larger batch must save at least this share of the time per picture, or it only makes each of them later."""
+
+HEAD_START = 60.0
+"""Seconds by which a realtime picture counts as older than it is. It overtakes all that wait in any line that is not
+beyond help, and whoever has waited longer than this is not overtaken any more: a flood of realtime pictures delays the
+others, but does not starve them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +31,14 @@ class Waiting:
     realtime  its folder does not want to wait for company
     suspect   the service or an engine went down with it before: nobody else should suffer again
     since     when it became ready, seconds on the clock that `now` is read from
+    latency   seconds that it should take at most, as its folder wants; infinite where it does not matter
     """
 
     model: str
     realtime: bool
     suspect: bool
     since: float
+    latency: float = math.inf
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,14 +48,11 @@ class Limits:
     sizes    allowed by the engine and the settings, ascending, 1 among them
     wait     seconds that the oldest picture may wait for company; 0 is hardly ever worse
     seconds  measured seconds per batch, by size, where measured
-    latency  target in seconds for one picture, or None: a picture may just miss one batch and be in the next, so two
-             batches must fit into it
     """
 
     sizes: tuple[int, ...]
     wait: float = 0.0
     seconds: Mapping[int, float] = field(default_factory=dict)
-    latency: float | None = None
 
     def __post_init__(self) -> None:
         if 1 not in self.sizes or list(self.sizes) != sorted(set(self.sizes)):
@@ -58,41 +64,56 @@ def choose(waiting: Sequence[Waiting], limits: Limits, now: float) -> list[int] 
 
     An infinite `now` means that nothing more will come.
     """
-    for index, picture in enumerate(waiting):
-        if picture.realtime:
-            return [index]
-    first = waiting[0]
-    if first.suspect:
-        return [0]
-    alike = [i for i, picture in enumerate(waiting) if picture.model == first.model and not picture.suspect]
-    size = batch_size(len(alike), limits)
+    head = min(range(len(waiting)), key=lambda index: (_place(waiting[index]), index))
+    first = waiting[head]
+    if first.realtime or first.suspect:
+        return [head]
+    alike = [
+        index
+        for index, picture in enumerate(waiting)
+        if picture.model == first.model and not picture.suspect and not picture.realtime
+    ]
+    targets = [waiting[index].latency for index in alike]
+    size = batch_size(targets, limits)
     deadline = first.since + limits.wait
-    if now < deadline and size < batch_size(limits.sizes[-1], limits):
+    if now < deadline and size < batch_size(targets + [min(targets)] * limits.sizes[-1], limits):
         return deadline
     return alike[:size]
 
 
-def batch_size(count: int, limits: Limits) -> int:
-    """The size to use when `count` pictures are there: the largest that is full, in time, and worth it."""
+def batch_size(targets: Sequence[float], limits: Limits) -> int:
+    """The size to use when pictures with these latencies wait, in order: the largest full, in time, and worth it."""
     best = 1
     for size in limits.sizes:
-        if size > count or _too_slow(size, limits):
+        if size > len(targets) or _too_slow(size, min(targets[:size]), limits):
             break
         if _worth_it(size, best, limits):
             best = size
     return best
 
 
-def table(limits: Limits) -> dict[int, int]:
-    """How many go, by how many wait; for the log."""
-    return {count: batch_size(count, limits) for count in range(1, limits.sizes[-1] + 1)}
+def table(limits: Limits, latency: float) -> dict[int, int]:
+    """How many go, by how many wait, of a folder with this latency; for the log."""
+    return {count: batch_size([latency] * count, limits) for count in range(1, limits.sizes[-1] + 1)}
 
 
-def _too_slow(size: int, limits: Limits) -> bool:
-    if limits.latency is None or size == 1:
-        return False
-    known = [seconds for measured, seconds in limits.seconds.items() if measured <= size]
-    return 2 * max(known, default=0.0) > limits.latency
+def _place(picture: Waiting) -> float:
+    """Its place in the line, as if it had come then."""
+    return picture.since - HEAD_START if picture.realtime else picture.since
+
+
+def _too_slow(size: int, latency: float, limits: Limits) -> bool:
+    """A picture may just miss one batch and be in the next, so two batches must fit into what it should take."""
+    return size > 1 and 2 * _expected(size, limits.seconds) > latency
+
+
+def _expected(size: int, seconds: Mapping[int, float]) -> float:
+    """What a batch takes; where not measured, no more than a larger one, nor than smaller ones in its place."""
+    if size in seconds:
+        return seconds[size]
+    larger = [taken for measured, taken in seconds.items() if measured > size]
+    smaller = [taken * size / measured for measured, taken in seconds.items() if measured < size]
+    return min(larger + smaller, default=0.0)
 
 
 def _worth_it(size: int, smaller: int, limits: Limits) -> bool:

@@ -23,9 +23,10 @@ from rmbgd.clock import Clock, SystemClock
 
 T = TypeVar("T")
 
-Choice = Sequence[int] | float
+Choice = Sequence[int] | float | None
 """What a batching policy answers: indices of the waiting items to take now (at least one), or, as a float, the moment
-(seconds on the channel's clock) to ask again unless something arrives before."""
+(seconds on the channel's clock) to ask again unless something arrives before, or None: all is left to the other
+receivers, until `look_again`."""
 
 
 class NoReceivers(Exception):
@@ -87,6 +88,7 @@ class _Shared(Generic[T]):
         self.senders = 0
         self.receivers = 0
         self.total = 0
+        self.choosy = False  # a receiver has left items to others: whoever is woken alone may be the wrong one
         self.send_wait = _WaitMeter()
         self.receive_wait = _WaitMeter()
 
@@ -100,6 +102,13 @@ class _Shared(Generic[T]):
             condition.wait(timeout)
         finally:
             meter.change(-1, self.clock.monotonic())
+
+    def wake_receiver(self) -> None:
+        """Something is there to be taken, the lock held."""
+        if self.choosy:
+            self.not_empty.notify_all()
+        else:
+            self.not_empty.notify()
 
     def statistics(self) -> ChannelStatistics:
         with self.lock:
@@ -206,7 +215,7 @@ class Sender(_End[T]):
             raise NoReceivers(shared.name)
         shared.items.append(item)
         shared.total += 1
-        shared.not_empty.notify()
+        shared.wake_receiver()
 
 
 class Receiver(_End[T]):
@@ -245,6 +254,9 @@ class Receiver(_End[T]):
                     shared.block(shared.not_empty, shared.receive_wait, self._beat)
                 now = shared.clock.monotonic() if shared.senders else math.inf
                 choice = choose(shared.items, now)
+                if choice is None:
+                    self._leave_to_others()
+                    continue
                 if not isinstance(choice, float):
                     break
                 if choice <= now:
@@ -255,6 +267,19 @@ class Receiver(_End[T]):
         shared.on_taken()
         return taken
 
+    def look_again(self) -> None:
+        """Something that `choose` knows has changed. From any thread, also after closing; does not wait for items."""
+        with self._shared.lock:
+            self._shared.not_empty.notify_all()
+
+    def _leave_to_others(self) -> None:
+        shared = self._shared
+        if not shared.choosy:
+            shared.choosy = True
+            shared.not_empty.notify_all()  # the wake-up that came here may have been meant for another
+        self._beat.waiting()
+        shared.not_empty.wait()
+
     def _take(self, indices: Sequence[int]) -> list[T]:
         shared = self._shared
         if not indices or len(set(indices)) < len(indices) or min(indices) < 0:
@@ -264,7 +289,9 @@ class Receiver(_End[T]):
             del shared.items[index]
         shared.not_full.notify(len(taken))
         if shared.items:  # the wake-up meant for another receiver may have been ours
-            shared.not_empty.notify()
+            shared.wake_receiver()
+        elif not shared.senders:  # who left them to others has nothing to wait for any more
+            shared.not_empty.notify_all()
         return taken
 
 

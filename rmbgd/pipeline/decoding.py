@@ -22,6 +22,7 @@ from rmbgd.imaging.decode import Header, decode_into, probe, read_limited
 from rmbgd.intake.ledger import ContentKey, Ledger
 from rmbgd.intake.opening import open_regular, same_content
 from rmbgd.jobs import Arrival, Duplicate, Frame, Job, Postponed, Rejection, SourceFacts, Timing
+from rmbgd.pipeline.batching import HEAD_START
 from rmbgd.pipeline.channel import NoSenders, Receiver, Sender
 from rmbgd.pipeline.reuse import InFlight, Twin
 
@@ -85,9 +86,14 @@ class Decoder:
             timing.add("decode", self._clock.monotonic() - begun)
 
     def first(self, jobs: Sequence[Job], _now: float) -> tuple[int]:
-        """Which waiting job goes first: one of a realtime folder, else the oldest."""
-        realtime = (i for i, job in enumerate(jobs) if self._folders[job.folder][0].latency == "realtime")
-        return (next(realtime, 0),)
+        """Which waiting job goes first: one of a realtime folder, else the oldest, as the batching policy has it."""
+
+        def place(index: int) -> tuple[float, int]:
+            job = jobs[index]
+            realtime = self._folders[job.folder][0].latency == "realtime"
+            return job.claimed_at - (HEAD_START if realtime else 0.0), index
+
+        return (min(range(len(jobs)), key=place),)
 
     def _decode(self, job: Job, timing: Timing, beat: Beat) -> Decoded | None:
         _, recipe = self._folders[job.folder]

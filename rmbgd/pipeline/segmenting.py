@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from rmbgd.beat import Beat
 from rmbgd.clock import Clock
 from rmbgd.engine.base import Answer, Engine, EngineDescription, Poisoned, Work
+from rmbgd.engine.resilient import Stopped
 from rmbgd.errors import EngineFault, Reason
 from rmbgd.jobs import Arrival, Cutout, Frame, Postponed, Rejection
 from rmbgd.pipeline.channel import Choice, NoSenders, Receiver, Sender
@@ -19,20 +20,24 @@ Choose = Callable[[Sequence[Frame], float], Choice]
 
 def segment_loop(
     engine: Engine,
-    started: Callable[[EngineDescription], Choose],
+    started: Callable[[EngineDescription], Callable[[], Choose]],
     work_of: Callable[[Frame], Work],
     frames: Receiver[Frame],
     arrivals: Sender[Arrival],
     clock: Clock,
     beat: Beat,
 ) -> None:
-    """Until the last decoder has gone. `started` learns what the engine is and answers with the policy for it."""
+    """Until the last decoder has gone. `started` learns what the engine is; what it answers gives the policy for it,
+    and is asked before each batch, since another device may compute by then."""
     with frames, arrivals:
         try:
-            choose = started(engine.start())
+            try:
+                policy = started(engine.start())
+            except Stopped:  # nothing was computed here, and nothing is in hand
+                return
             while True:
                 try:
-                    batch = frames.receive_chosen(choose)
+                    batch = frames.receive_chosen(policy())
                 except NoSenders:
                     return
                 for arrival in segment(engine, batch, work_of, clock, beat):

@@ -6,7 +6,7 @@ ends: it closes the last sender of jobs, and everything behind ends by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
@@ -16,14 +16,15 @@ from rmbgd.clock import Clock
 from rmbgd.config import Config, Folder, Recipe
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.base import Engine, EngineDescription, Work
+from rmbgd.engine.seats import Seat, Seats, seats_of
 from rmbgd.events import Emit
 from rmbgd.intake.ledger import Ledger
 from rmbgd.jobs import Arrival, Frame, Job, Postponed, Timing
-from rmbgd.pipeline import batching
-from rmbgd.pipeline.channel import ChannelStatistics, Choice, Receiver, Sender, channel
+from rmbgd.pipeline.channel import ChannelStatistics, Receiver, Sender, channel
 from rmbgd.pipeline.decoding import Decoder, decode_loop
 from rmbgd.pipeline.finishing import Finisher, Returns, finish_loop
 from rmbgd.pipeline.hold import StorageHold
+from rmbgd.pipeline.policy import Policy
 from rmbgd.pipeline.publish import Publisher
 from rmbgd.pipeline.reuse import InFlight, recipe_hash
 from rmbgd.pipeline.segmenting import Choose, segment_loop
@@ -52,7 +53,7 @@ class Surroundings:
 class Line:
     """Channels, threads and what they share. Built and ended by one thread, its owner."""
 
-    def __init__(self, around: Surroundings, engine_of: Callable[[Beat], Engine]) -> None:
+    def __init__(self, around: Surroundings, engine_of: Callable[[Beat], Engine | Seats]) -> None:
         config = around.config
         self._around = around
         self._engine_of = engine_of
@@ -66,7 +67,7 @@ class Line:
         self._frames: tuple[Sender[Frame], Receiver[Frame]] = channel(places, "frames", around.clock)
         self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = channel(places, "arrivals", around.clock)
         self._in_flight = InFlight(twins_maximum=TWINS_MAXIMUM)
-        # What depends on the engine's answer to "what are you": set by the segment thread when it is ready.
+        # What depends on the engine's answer to "what are you": set by the first segment thread when it is ready.
         self._stages: Future[tuple[Decoder, Finisher]] = Future()
 
     def start(self) -> None:
@@ -122,11 +123,34 @@ class Line:
             decode_loop(decoder, jobs, frames, arrivals, beat)
 
     def _segment(self, frames: Receiver[Frame], arrivals: Sender[Arrival], beat: Beat) -> None:
+        """The first device's thread, which finds out how many there are and starts the others'."""
         with frames, arrivals:
             try:
-                segment_loop(self._engine_of(beat), self._ready, self._work, frames, arrivals, self._around.clock, beat)
+                found = seats_of(self._engine_of(beat))
+                found.listen(frames.look_again)
+                for seat in found.seats[1:]:
+                    self._seat(seat, frames, arrivals)
+                first = found.seats[0]
+                started = partial(self._first_started, first)
+                self._feed(first.engine(beat), started, frames, arrivals, beat)
             finally:
                 self._stages.cancel()
+
+    def _seat(self, seat: Seat, frames: Receiver[Frame], arrivals: Sender[Arrival]) -> None:
+        beat = self._around.new_beat(name := f"segment-{seat.name}")
+        ends = frames.clone(beat), arrivals.clone(beat)
+        started = partial(self._policy, seat)
+        self._around.start_thread(name, lambda: self._feed(seat.engine(beat), started, *ends, beat))
+
+    def _feed(
+        self,
+        engine: Engine,
+        started: Callable[[EngineDescription], Callable[[], Choose]],
+        frames: Receiver[Frame],
+        arrivals: Sender[Arrival],
+        beat: Beat,
+    ) -> None:
+        segment_loop(engine, started, self._work, frames, arrivals, self._around.clock, beat)
 
     def _finish(self, arrivals: Receiver[Arrival], beat: Beat) -> None:
         with arrivals:
@@ -139,8 +163,15 @@ class Line:
 
     # ------------------------------------------------------------------------------------------------ what they share
 
-    def _ready(self, description: EngineDescription) -> Choose:
-        """The engine has said what it is: the other stages can begin."""
+    def _first_started(self, seat: Seat, description: EngineDescription) -> Callable[[], Choose]:
+        """The first engine has said what it is: the other stages can begin."""
+        self._begin(description)
+        return self._policy(seat, description)
+
+    def _policy(self, seat: Seat, description: EngineDescription) -> Callable[[], Choose]:
+        return Policy(seat, description, self._folders, self._around.config.pipeline, self._around.emit).now
+
+    def _begin(self, description: EngineDescription) -> None:
         keys = {
             name: recipe_hash(recipe, description.models.get(recipe.model, {}))
             for name, (_, recipe) in self._folders.items()
@@ -157,14 +188,6 @@ class Line:
         )
         self._stages.set_result((decoder, self._finisher(keys)))
         around.on_ready(description)
-        pipeline = around.config.pipeline
-        sizes = tuple(size for size in description.batch_sizes if size <= pipeline.batch_maximum)
-        limits = batching.Limits(sizes, pipeline.batch_wait, description.seconds)
-
-        def choose(frames: Sequence[Frame], now: float) -> Choice:
-            return batching.choose([self._waiting_facts(frame) for frame in frames], limits, now)
-
-        return choose
 
     def _finisher(self, keys: Mapping[str, str]) -> Finisher:
         around = self._around
@@ -178,10 +201,6 @@ class Line:
             emit=around.emit,
             clock=around.clock,
         )
-
-    def _waiting_facts(self, frame: Frame) -> batching.Waiting:
-        folder, recipe = self._folders[frame.job.folder]
-        return batching.Waiting(recipe.model, folder.latency == "realtime", frame.job.attempt > 1, frame.ready_at)
 
     def _work(self, frame: Frame) -> Work:
         _, recipe = self._folders[frame.job.folder]

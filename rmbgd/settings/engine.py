@@ -33,11 +33,22 @@ class EngineSettings(Settings):
         le=3600,
         reason="the longest honest batch on a slow CPU; beyond it the process is hung and is killed",
     )
+    hang_minimum: float = setting(
+        1.0,
+        unit="s",
+        ge=0.1,
+        le=600,
+        reason="a batch on a GPU is hung after ten times its measured time, but not before this; batch_timeout is for CPUs",
+    )
     restart_delay_maximum: float = setting(
         60.0, unit="s", ge=0.1, le=3600, reason="a process that keeps dying is started again at 1, 2, 4 ... up to this"
     )
     tries: int = setting(
-        3, unit="tries", ge=1, le=10, reason="faults that one picture alone may cause before it is set aside as poison"
+        3,
+        unit="tries",
+        ge=1,
+        le=10,
+        reason="faults a picture may be part of, the last one alone (on the CPU where that stands by), before it is poison"
     )
 
 

@@ -99,6 +99,14 @@ class Folder(Settings):
     latency: Literal["bulk", "realtime"] = setting(
         "bulk", reason="realtime pictures go first and alone, so that none waits for a batch"
     )
+    latency_target: float = setting(
+        0.13,
+        unit="s",
+        ge=0.005,
+        le=3600,
+        reason="of the engine: a batch takes half of it at most, as a picture may just miss one and be in the next; "
+        "raise it where only the rate counts",
+    )
     watch: Literal["auto", "events", "poll"] = setting("auto", reason="auto polls where events do not arrive")
     require_mount: bool = setting(
         False, reason="a removable disk: while nothing is mounted at input, wait and write nothing there"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -17,12 +18,15 @@ from rmbgd.engine.attendant import Attendant
 from rmbgd.engine.base import Answer, EngineDescription, Work
 from rmbgd.engine.canary import CanaryPass
 from rmbgd.engine.device import Phase
+from rmbgd.engine.devices import Devices
 from rmbgd.engine.examine import Golden
 from rmbgd.engine.fake import POISON_COLOUR, FakeEngine, expected_alpha
+from rmbgd.engine.keeper import Standby
 from rmbgd.engine.lane import Lane
 from rmbgd.engine.resilient import ResilientEngine
 from rmbgd.engine.routing import FailoverRouting
 from rmbgd.engine.standby import SubstituteEngine
+from rmbgd.engine.station import Station
 from rmbgd.engine.telling import Moves
 from rmbgd.errors import EngineLost, ModelError
 from rmbgd.events import RecordedEvents
@@ -122,6 +126,7 @@ class House:
         self.standby_plan: dict[str, object] = {}
         self.sick = ""
         with_standby = not health.require_gpu
+        changed = threading.Condition(threading.RLock())
         self.attendant = Attendant(
             "cuda:0",
             health=health,
@@ -131,16 +136,20 @@ class House:
             moves=Moves("cpu" if with_standby else "", LESSER if with_standby else "", MODEL),
             emit=self.events,
             clock=self.clock,
+            changed=changed,
         )
-        gpu = Lane(
+        self.gpu = Lane(
             "cuda:0", self.never, emit=self.events, clock=self.clock, delay_maximum=8.0, keep_when_short=with_standby
         )
-        self.standby = None
+        station = Station(self.gpu, self.attendant, health=health, clock=self.clock)
+        self.standby, self.keeper = None, None
         if with_standby:
-            self.standby = Lane("cpu", self.stand_in, emit=self.events, clock=self.clock, delay_maximum=8.0)
-        self.routing = FailoverRouting(
-            gpu, self.standby, self.attendant, warm=warm, models=[MODEL], health=health, clock=self.clock
-        )
+            self.standby = Lane(
+                "cpu", self.stand_in, emit=self.events, clock=self.clock, delay_maximum=8.0, forgiving=True
+            )
+            self.keeper = Standby(self.standby, warm=warm, interval=5.0, emit=self.events, clock=self.clock)
+        self.fleet = Devices([station], self.keeper, changed=changed, is_stopping=self.stop.is_set)
+        self.routing = FailoverRouting(self.fleet, models=[MODEL])
         self.engine = ResilientEngine(self.routing, tries=3, stop=self.stop, clock=self.clock)
         self.count = 0
 
@@ -246,7 +255,7 @@ def test_what_is_computed_when_it_gets_hot_may_finish(house: House):
     house.attendant.computing([])
     assert house.devices() == [ON_CPU]
     house.attendant.wait(lambda: True)
-    assert house.routing._gpu.ready is False
+    assert house.gpu.ready is False
 
 
 def test_an_idle_hot_process_ends_at_once(house: House):
@@ -440,8 +449,8 @@ def test_without_a_standby_there_is_no_lane_while_the_gpu_is_away(pictures: Pict
     house.check()
 
     assert house.routing.lane() is None
-    assert house.routing.describe()["state"] == "waiting"
-    assert house.routing.device == "none"
+    assert house.fleet.describe()["state"] == "waiting"
+    assert house.fleet.device == "none"
     assert house.events.named("engine.degraded")[-1]["reason"] == "waiting_for_gpu"
     house.stop.told = True
     with pytest.raises(EngineLost):

@@ -41,6 +41,7 @@ class Workshop:
         start_timeout = settings.pop("start_timeout", PATIENCE)
         beat = settings.pop("beat", None)
         start_process = settings.pop("start_process", ChildProcess)
+        hang_minimum = settings.pop("hang_minimum", None)
         worker = EngineWorker(
             self.arena,
             factory,
@@ -48,6 +49,7 @@ class Workshop:
             start_timeout=start_timeout,
             batch_timeout=batch_timeout,
             on_output=self.lines.append,
+            hang_minimum=hang_minimum,
             beat=beat,
             start_process=start_process,
         )
@@ -368,6 +370,42 @@ def test_a_slow_machine_is_not_a_hung_one(pictures, workshop):
     worker.start()
 
     assert worker.segment([pictures.put()]).answers[0].image_id == 1
+
+
+def test_a_gpu_s_batch_is_hung_after_ten_times_its_measured_time(pictures, workshop):
+    """Where the GPU said what a batch takes, nobody waits for the time that a slow CPU is given."""
+    worker = workshop.worker("hang", hang_minimum=0.2, seconds=0.01)
+    worker.start()
+
+    with pytest.raises(EngineLost, match=r"no answer within 0\.2\d* s to 'segment'"):
+        worker.segment([pictures.put()])
+
+
+@pytest.mark.parametrize(
+    ("measured", "count", "pixels", "seconds"),
+    [
+        (0.01, 1, 0, 1.0),  # quick: the least
+        (0.2, 4, 0, 8.0),  # ten times T(4)
+        (0.2, 1, 50_000_000, 12.0),  # a large picture's way there and back
+        (0.0, 1, 0, 60.0),  # not measured: as for a CPU
+    ],
+)
+def test_the_deadline_of_a_gpu_s_batch(workshop, measured, count, pixels, seconds):
+    """The larger of a second and ten times the measured time, with the pixels beyond the network's added."""
+    worker = workshop.worker(hang_minimum=1.0, seconds=measured)
+    worker.start()
+
+    assert worker._deadline(count, pixels) == pytest.approx(seconds)
+
+
+def test_a_look_at_a_gpu_has_a_deadline_too(workshop):
+    """The known picture and the canary may take longer than a batch, their first time, but not as long as a CPU."""
+    worker = workshop.worker(hang_minimum=0.02, seconds=0.001, orders="")
+    worker.start()
+    os.kill(worker.pid, signal.SIGSTOP)
+
+    with pytest.raises(EngineLost, match=r"no answer within 0\.2 s to 'canary'"):
+        worker.canary(64)
 
 
 def test_closing_is_allowed_in_any_state(workshop):

@@ -46,9 +46,11 @@ class Builder(ExitStack):
             options=lambda _config, device, models, _precision: {"device": device, "models": list(models)},
         )
         self.parts = EngineParts(config, self.arena, self.events, SystemClock(), NoBeat(), self.stop_event)
-        engine = build(self.parts, machine)
-        self.callback(engine.close)
-        return engine
+        self.seats = build(self.parts, machine).seats
+        engines = [seat.engine(NoBeat()) for seat in self.seats]
+        for engine in engines:
+            self.callback(engine.close)
+        return engines[0]
 
 
 @pytest.fixture
@@ -70,14 +72,27 @@ def test_the_cpu_computes_what_was_asked_for(builder, device, count):
     assert builder.parts.watch.routing.describe()["state"] == "ready"
 
 
-@pytest.mark.parametrize(("device", "found"), [("auto", "cuda:0"), ("cuda", "cuda:0"), ("cuda:1", "cuda:1")])
-def test_a_gpu_that_is_visible_computes(builder, device, found):
+@pytest.mark.parametrize(
+    ("device", "count", "found"), [("auto", 1, "cuda:0"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1")]
+)
+def test_a_gpu_that_is_visible_computes(builder, device, count, found):
     """It proves itself first, and the CPU stands by; the processes of both are gone at the end."""
-    description = builder(device, 2, good_checks=1).start()
+    description = builder(device, count, good_checks=1).start()
 
     assert description.device == found
     assert builder.events.named("engine.chosen")[0]["device"] == found
     assert [event["device"] for event in builder.events.named("engine.started")] == ["cpu", found]
+
+
+@pytest.mark.parametrize("device", ["auto", "cuda"])
+def test_all_gpus_that_are_visible_have_a_seat(builder, device):
+    """Each has its own engine and its own sensor; one CPU stands by for all of them."""
+    builder(device, 3)
+
+    assert [seat.name for seat in builder.seats] == ["cuda:0", "cuda:1", "cuda:2"]
+    assert [event["device"] for event in builder.events.named("engine.chosen")] == ["cuda:0, cuda:1, cuda:2"]
+    assert [event["device"] for event in builder.events.named("engine.sensor")] == ["cuda:0", "cuda:1", "cuda:2"]
+    assert set(builder.parts.watch.routing.describe()["devices"]) == {"cuda:0", "cuda:1", "cuda:2", "cpu"}
 
 
 @pytest.mark.parametrize(("device", "count"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from rmbgd.config import Config, parse
@@ -60,7 +62,16 @@ def test_birefnet_lite_stands_in_where_it_is_installed(tmp_path):
     assert stand_ins(config_of(tmp_path, "u2netp")).models == {"u2netp": "u2netp"}
 
 
-def test_a_fallback_model_that_is_not_there_is_the_operator_s(tmp_path):
+def test_a_fallback_model_that_is_not_there_is_said_and_tried(tmp_path):
+    """The GPU may serve without it; the reason names the model and how to get it."""
+    found = stand_ins(config_of(tmp_path, "u2netp", fallback_model="birefnet-lite"))
+
+    assert found.models == {"u2netp": "birefnet-lite"}
+    assert found.warm
+    assert re.search(r"birefnet-lite.*rmbgd models fetch", found.why)
+
+
+def test_a_recipe_s_model_that_is_not_there_is_the_operator_s(tmp_path):
     """The error names the model and how to get it."""
     with pytest.raises(ConfigError, match=r"birefnet-lite.*rmbgd models fetch"):
-        stand_ins(config_of(tmp_path, "u2netp", fallback_model="birefnet-lite"))
+        stand_ins(config_of(tmp_path, "birefnet-lite"))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from tests.scenarios.launcher import suffix
 from tests.scenarios.service import Event, ServiceUnderTest
 
 QUICK: dict[str, Any] = {
@@ -26,46 +27,57 @@ MEMORY_WORDS = ("memory", "memory_runtime")
 
 
 class GpuUnderTest(ServiceUnderTest):
-    """`gpu` are options of the launcher's failover; `health` goes over QUICK."""
+    """`gpu` are options of the launcher's failover, `more_options` others of it; `health` goes over QUICK."""
 
     def __init__(
-        self, base: Path, *, health: dict[str, Any] | None = None, gpu: dict[str, Any] | None = None, **more: Any
+        self,
+        base: Path,
+        *,
+        health: dict[str, Any] | None = None,
+        gpu: dict[str, Any] | None = None,
+        more_options: dict[str, Any] | None = None,
+        **more: Any,
     ) -> None:
         self.orders, self.sensor = base / "orders", base / "sensor.json"
-        self.orders.mkdir(parents=True)
-        self.temperature(60.0)
+        for index in range(max((gpu or {}).get("count", 1), 1)):
+            self._orders(index).mkdir(parents=True)
+            self.temperature(60.0, index)
         told = {"orders": str(self.orders), "sensor": str(self.sensor), "health": QUICK | (health or {})}
         settings = {"engine": {"device": "cuda:0", "batch_timeout": 10.0}} | more.pop("settings", {})
-        super().__init__(base, settings=settings, options={"gpu": told | (gpu or {})}, **more)
+        super().__init__(base, settings=settings, options={"gpu": told | (gpu or {})} | (more_options or {}), **more)
 
-    def tell(self, text: str) -> None:
-        fresh = self.sensor.with_suffix(".fresh")
+    def _orders(self, index: int) -> Path:
+        return self.orders.with_name(self.orders.name + suffix(index))
+
+    def tell(self, text: str, index: int = 0) -> None:
+        sensor = self.sensor.with_name(self.sensor.name + suffix(index))
+        fresh = sensor.with_suffix(".fresh")
         fresh.write_text(text)
-        fresh.rename(self.sensor)
+        fresh.rename(sensor)
 
-    def temperature(self, degrees: float) -> None:
-        self.tell(json.dumps({"temperature": degrees, "throttle": []}))
+    def temperature(self, degrees: float, index: int = 0) -> None:
+        self.tell(json.dumps({"temperature": degrees, "throttle": []}), index)
 
-    def order(self, name: str, text: str) -> None:
-        fresh = self.orders / f"{name}.fresh"
+    def order(self, name: str, text: str, index: int = 0) -> None:
+        fresh = self._orders(index) / f"{name}.fresh"
         fresh.write_text(text)
-        fresh.rename(self.orders / name)
+        fresh.rename(self._orders(index) / name)
 
-    def steps(self, steps: Iterable[str]) -> None:
-        """What the next batches on the GPU will meet."""
-        self.order("segment", "".join(f"{step}\n" for step in steps))
+    def steps(self, steps: Iterable[str], index: int = 0) -> None:
+        """What the next batches on the GPU of that number will meet."""
+        self.order("segment", "".join(f"{step}\n" for step in steps), index)
 
-    def withdraw(self, name: str) -> None:
-        (self.orders / name).unlink(missing_ok=True)
+    def withdraw(self, name: str, index: int = 0) -> None:
+        (self._orders(index) / name).unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------------------------ what it says
 
-    def states(self) -> list[tuple[str, str]]:
+    def states(self, index: int = 0) -> list[tuple[str, str]]:
         """Where the GPU went, and why."""
-        return [(event["to"], event["reason"]) for event in self.named("engine.state")]
+        return [(event["to"], event["reason"]) for event in self.named("engine.state", device=f"cuda:{index}")]
 
-    def wait_for_gpu(self, *, count: int = 1) -> Event:
-        return self.wait_for("engine.state", count=count, to="ok", reason="probe_passed")
+    def wait_for_gpu(self, index: int = 0, *, count: int = 1) -> Event:
+        return self.wait_for("engine.state", count=count, device=f"cuda:{index}", to="ok", reason="probe_passed")
 
     def made_by(self, path: str) -> tuple[str, str]:
         """(device, model) of a picture's cutout."""
@@ -92,13 +104,13 @@ class GpuUnderTest(ServiceUnderTest):
 
 
 def assert_proved_before_use(events: list[Event]) -> None:
-    """No failback, and no picture by the GPU, without a passed probe since the last trip."""
-    proved = False
+    """No failback to a GPU without a passed probe of it since its last trip."""
+    proved = set()
     for event in events:
         match event["event"]:
             case "engine.state" if event["to"] == "ok" and event["reason"] == "probe_passed":
-                proved = True
+                proved.add(event["device"])
             case "engine.failover":
-                proved = False
+                proved.discard(event["from"])
             case "engine.failback":
-                assert proved, f"back without a probe: {event}"
+                assert event["to"] in proved, f"back without a probe: {event}"

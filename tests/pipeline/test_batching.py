@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.pipeline.batching import Limits, Waiting, batch_size, choose, table
+from rmbgd.pipeline.batching import HEAD_START, Limits, Waiting, batch_size, choose, table
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -33,17 +33,17 @@ def queues(draw) -> list[Waiting]:
     pictures = []
     for age in ages:
         is_realtime, is_suspect = draw(flags)
-        pictures.append(Waiting(draw(st.sampled_from("ab")), is_realtime, is_suspect, age))
+        latency = draw(st.sampled_from([math.inf, 0.01, 0.13, 1.0]))
+        pictures.append(Waiting(draw(st.sampled_from("ab")), is_realtime, is_suspect, age, latency))
     return pictures
 
 
 @st.composite
 def limits(draw) -> Limits:
-    """Any allowed set of sizes, with times measured for some of them, with and without a target."""
+    """Any allowed set of sizes, with times measured for some of them."""
     sizes = (1, *sorted(draw(st.sets(st.sampled_from(SIZES[1:])))))
     seconds = draw(st.dictionaries(st.sampled_from(sizes), st.floats(0.001, 1.0)))
-    latency = draw(st.none() | st.floats(0.001, 2.0))
-    return Limits(sizes, draw(st.floats(0, 0.003)), seconds, latency)
+    return Limits(sizes, draw(st.floats(0, 0.003)), seconds)
 
 
 @given(queues(), limits(), st.floats(0, 11) | st.just(math.inf))
@@ -53,6 +53,7 @@ def test_whoever_waits_is_served_within_the_limits(waiting, limits, now):
 
     if isinstance(choice, float):
         assert now < choice <= waiting[0].since + limits.wait
+        assert not any(picture.realtime for picture in waiting)
     else:
         assert len(choice) in limits.sizes
         assert len(set(choice)) == len(choice)
@@ -125,12 +126,72 @@ def test_a_batch_that_cannot_grow_does_not_wait():
     assert choose([bulk()], limits, now=0.003) == [0]
 
 
+MEASURED = {1: 0.020, 2: 0.030, 4: 0.050, 8: 0.090}
+
+
 def test_two_batches_fit_into_the_latency_target():
     """Sizes whose measured time takes more than half of the target are not used; nor are larger ones, unmeasured."""
-    limits = Limits(SIZES, seconds={1: 0.020, 2: 0.030, 4: 0.050, 8: 0.090}, latency=0.130)
+    limits = Limits(SIZES, seconds=MEASURED)
 
-    assert batch_size(16, limits) == 4
-    assert batch_size(16, Limits(SIZES, seconds={1: 0.5}, latency=0.130)) == 1
+    assert batch_size([0.130] * 16, limits) == 4
+    assert batch_size([0.180] * 16, limits) == 8
+    assert batch_size([0.130] * 16, Limits(SIZES, seconds={1: 0.5})) == 1
+    assert batch_size([0.130] * 16, Limits(SIZES, seconds={1: 0.01, 8: 0.06})) == 8
+
+
+def test_a_picture_that_is_in_no_hurry_is_not_in_the_way_of_one_that_is():
+    """In one batch the shortest target of those that would be in it counts, not that of those behind."""
+    limits = Limits(SIZES, seconds=MEASURED)
+
+    assert batch_size([math.inf] * 7 + [0.130], limits) == 4
+    assert batch_size([math.inf] * 3 + [0.070] + [math.inf] * 4, limits) == 2
+    assert batch_size([math.inf] * 8 + [0.070], limits) == 8
+
+
+@given(queues(), limits())
+def test_no_batch_takes_longer_than_half_of_what_its_pictures_should_take(waiting, limits):
+    """Unless it is a picture alone, for which there is nothing quicker."""
+    batch = choose(waiting, limits, math.inf)
+
+    if len(batch) > 1 and len(batch) in limits.seconds:
+        assert 2 * limits.seconds[len(batch)] <= min(waiting[index].latency for index in batch)
+
+
+@given(
+    arrivals=st.lists(st.tuples(st.integers(0, 7), st.floats(0, 20), st.booleans()), min_size=1, max_size=80),
+    limits=limits(),
+    places=st.integers(1, 24),
+)
+def test_no_folder_starves_another(arrivals, limits, places):
+    """Eight folders, one flooding: whoever waits sees nobody served who came later, but realtime pictures that came
+    within their head start; so a picture waits for no more than what was there before it."""
+    order = sorted(arrivals, key=lambda arrival: arrival[1])
+    realtime = {0}  # one of the folders
+    queue = [
+        (number, Waiting("ab"[suspect], folder in realtime, False, 10 * at))
+        for number, (folder, at, suspect) in enumerate(order)
+    ]
+    line, rest = queue[:places], queue[places:]
+    rounds = dict.fromkeys(range(len(queue)), 0)
+    overtaken = dict.fromkeys(range(len(queue)), 0)
+    while line:
+        taken = choose([picture for _, picture in line], limits, math.inf)
+        served = [line[index] for index in taken]
+        left = [entry for index, entry in enumerate(line) if index not in taken]
+        for number, picture in left:
+            rounds[number] += 1
+            hurried = [each for _, each in served if each.realtime]
+            assert picture.realtime or all(each.since < picture.since + HEAD_START for each in hurried)
+            overtaken[number] += sum(each.since > picture.since and not picture.realtime for each in hurried)
+        line, rest = left + rest[: len(served)], rest[len(served) :]
+    for number, count in rounds.items():
+        assert count <= number + overtaken[number]
+
+
+def test_who_has_waited_for_long_is_not_overtaken_any_more():
+    """A realtime picture counts as a minute older than it is, not as older than everything."""
+    assert choose([bulk(since=0.0), realtime(since=HEAD_START - 1)], Limits(SIZES), now=99.0) == [1]
+    assert choose([bulk(since=0.0), realtime(since=HEAD_START + 1)], Limits(SIZES), now=99.0) == [0]
 
 
 def test_a_larger_batch_must_save_time():
@@ -138,13 +199,14 @@ def test_a_larger_batch_must_save_time():
     no_gain = Limits(SIZES, seconds={1: 0.1, 2: 0.2, 4: 0.4, 8: 0.8, 16: 1.6})
     gain = Limits(SIZES, seconds={1: 0.1, 2: 0.2, 4: 0.3, 8: 0.6, 16: 1.2})
 
-    assert batch_size(16, no_gain) == 1
-    assert batch_size(16, gain) == 4
+    assert batch_size([math.inf] * 16, no_gain) == 1
+    assert batch_size([math.inf] * 16, gain) == 4
 
 
 def test_the_table_tells_how_many_go_for_every_number_that_waits():
     """One line for the log."""
-    assert table(Limits((1, 2, 4))) == {1: 1, 2: 2, 3: 2, 4: 4}
+    assert table(Limits((1, 2, 4)), math.inf) == {1: 1, 2: 2, 3: 2, 4: 4}
+    assert table(Limits(SIZES, seconds=MEASURED), 0.13) == {n: 1 if n == 1 else 2 if n < 4 else 4 for n in range(1, 17)}
 
 
 @pytest.mark.parametrize("sizes", [(), (2, 4), (1, 4, 2), (1, 1)])

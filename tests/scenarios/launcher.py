@@ -6,7 +6,8 @@ tests. Everything is off unless asked for.
     engine   keyword arguments of FakeEngine (script, poison, start, ...), and `delay`: seconds for every batch
     gpu      the real failover over child processes with fake engines: `orders` (a folder, see chaos.Orders), `sensor`
              (a file, see ToldSensor), `health` (settings, also beyond their bounds), `standby` (arguments of its
-             FakeEngine), `warm`, `count` (visible GPUs), `largest` (batch)
+             FakeEngine), `warm`, `count` (visible GPUs), `largest` (batch), `seconds` (a GPU's, for a picture);
+             each GPU but the first has a folder and a file of its own, which end in "-1", "-2" ...
     count    a file that gets one line per picture the engine computed
     entered  a file that gets one line per picture the engine was given, before it computes
     hold     a path: while a file stands there, the engine does not answer
@@ -32,6 +33,7 @@ from rmbgd import cli, daemon
 from rmbgd.config import Config
 from rmbgd.engine.base import BatchReport, Engine, Work
 from rmbgd.engine.fake import FakeEngine
+from rmbgd.engine.seats import Seats
 from rmbgd.engines import Machine, build
 from rmbgd.engines.build import Models
 from rmbgd.engines.standins import StandIns
@@ -112,6 +114,11 @@ class Fuse:
         return burning
 
 
+def suffix(index: int) -> str:
+    """Of what belongs to the GPU of that number."""
+    return f"-{index}" if index else ""
+
+
 def failover(
     parts: daemon.EngineParts,
     *,
@@ -122,18 +129,24 @@ def failover(
     warm: bool = True,
     count: int = 1,
     largest: int = 4,
-) -> Engine:
-    """As the product builds it, on a machine whose GPU is told by files and whose CPU has a lesser model."""
+    seconds: float = 0.0,
+) -> Seats:
+    """As the product builds it, on a machine whose GPUs are told by files and whose CPU has a lesser model."""
     config = parts.config.model_copy(update={"health": parts.config.health.model_copy(update=health)})
 
     def fake(_config: Config, device: str, models: Models, _precision: str) -> dict[str, object]:
-        mine: dict[str, object] = {"orders": orders} if device != "cpu" else standby or {}
+        index = device.partition(":")[2]
+        mine: dict[str, object] = standby or {}
+        if index:
+            mine = {"orders": orders + suffix(int(index)), "seconds": seconds}
         sizes = [size for size in (1, 2, 4, 8, 16) if size <= largest]
         return {"device": device, "models": list(models), "batch_sizes": sizes} | mine
 
     machine = Machine(
         gpus=lambda: Visible(count, "told by a test"),
-        sensor=lambda _config, _index: Choice(DeadlineSensor(ToldSensor(Path(sensor)), SENSOR_TIMEOUT), "a test"),
+        sensor=lambda _config, index: Choice(
+            DeadlineSensor(ToldSensor(Path(sensor + suffix(index))), SENSOR_TIMEOUT), "a test"
+        ),
         stand_ins=lambda _config: StandIns({"u2netp": "lesser"}, warm, "told by a test"),
         factory="rmbgd.engine.fake:create",
         options=fake,
@@ -147,7 +160,7 @@ def main() -> int:
     if options.get("fuse"):
         Fuse(options["fuse"]).lay()
 
-    def engine(parts: daemon.EngineParts) -> Engine:
+    def engine(parts: daemon.EngineParts) -> Engine | Seats:
         if "gpu" in options:
             return failover(parts, **options["gpu"])
         return ObservedEngine(parts.arena.block, **seen, **options.get("engine", {}))
