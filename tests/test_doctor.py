@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from rmbgd import config
 from rmbgd.doctor import compute, findings, manager, places
 from rmbgd.doctor.findings import State
+from rmbgd.health import starts
 
 CPU_TORCH = {"version": "2.13.0", "built_for_cuda": None, "cuda": False, "threads": 2, "devices": []}
 CUDA_TORCH = CPU_TORCH | {"built_for_cuda": "12.6", "cause": "CUDA driver version is insufficient"}
@@ -73,6 +75,22 @@ def test_torch_that_cannot_be_imported_fails_with_the_reason() -> None:
 
     assert (State.FAIL, "ImportError: libcudart.so.12: cannot open") == (found.state, found.text)
     assert "pip install" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("deaths", "state", "said"), [(0, State.OK, "none"), (1, State.WARN, "died within"), (3, State.WARN, "safe mode")]
+)
+def test_starts_that_died_are_told(tmp_path: Path, deaths: int, state: State, said: str) -> None:
+    """One is worth a look, three make the next start careful."""
+    settings = config.Config(service=config.Service(state_directory=tmp_path))
+    now = starts.moment(time.monotonic(), time.time())
+    starts.write(tmp_path, starts.Record(tuple(starts.Run(*now, str(n), ended="signal SEGV") for n in range(deaths))))
+
+    found = manager.starts(settings)
+
+    assert state == found.state
+    assert said in found.text
+    assert ("signal SEGV" in found.text) == bool(deaths)
 
 
 def test_question_that_hangs_is_given_up() -> None:

@@ -98,6 +98,15 @@ def test_status_line_names_what_matters_first() -> None:
     )
 
 
+def test_status_line_says_safe_mode() -> None:
+    """Who looks at systemctl status sees why the GPU is idle."""
+    health = health_keys(described(), {}, PROCESS, 60.0, {})
+
+    line = status_line("ready", health, per_minute=0.0, stalled=[], safe_mode=True)
+
+    assert line.startswith("ready on cpu in safe mode; 3 waiting")
+
+
 def test_status_line_of_a_hung_service_says_who() -> None:
     """The last words before the watchdog bites name the thread."""
     health = health_keys(described(), {}, PROCESS, 60.0, {})

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmbgd.events import SAFE_MODE_OVER
 from rmbgd.mtbf.ingest import read
 from rmbgd.mtbf.machine import Machine, machines
 from rmbgd.mtbf.sources import Source
@@ -49,6 +50,16 @@ def test_a_planned_stop_is_neither_operating_nor_down(tmp_path: Path):
     box = Box().start().serve(600).stop(seconds=3).sleep(100).start(ready_after=17).serve(600)
 
     assert seconds(machine_of(box, tmp_path)) == {"up": 1200, "planned": 120}
+
+
+def test_leaving_safe_mode_is_planned_though_the_process_stays(tmp_path: Path):
+    """The service stops and starts itself under the same pid; the time between is neither operating nor down."""
+    box = Box().start().serve(600).stop(SAFE_MODE_OVER, seconds=3)
+    box.pid -= 1
+    machine = machine_of(box.start(ready_after=7).serve(600), tmp_path)
+
+    assert seconds(machine) == {"up": 1200, "planned": 10}
+    assert causes(machine) == []
 
 
 def test_a_recorded_kill_is_a_failure_from_the_exit_until_ready(tmp_path: Path):
