@@ -54,9 +54,9 @@ SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds 
     "naive": ("tools.gpubench.naive:measure", 60),
     "latency": ("tools.gpubench.engines:latency", 120),
     "waterfall": ("tools.gpubench.engines:waterfall", 300),
-    "forwards": ("tools.gpubench.networks:forwards", 90),
     "hot_folder": ("tools.gpubench.service:hot_folder", 180),
     "sources": ("tools.gpubench.service:sources", 90),
+    "forwards": ("tools.gpubench.networks:forwards", 90),
     "lite": ("tools.gpubench.engines:lite", 120),
 }
 LEAST = 10.0  # s left of the budget, below which no section begins

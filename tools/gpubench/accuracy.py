@@ -5,6 +5,7 @@ The binding gate is relative: no worse than the plain network under autocast in 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,10 +14,11 @@ from PIL import Image
 
 from rmbgd.bench.pictures import drawn
 from rmbgd.errors import RmbgdError
-from tools.gpubench.engines import require_size, started
+from tools.gpubench.engines import started, type_of
 from tools.gpubench.naive import normalised
-from tools.gpubench.networks import exact_float32
+from tools.gpubench.networks import float32_products
 from tools.gpubench.plan import Answer, Plan
+from tools.gpubench.roofline import choose_device
 from tools.gpubench.weights import ours, plain
 
 # logits (relative, L2); alpha in steps of 1/255: mean, 99.9th percentile; share off by more than 8; overlap at 0.5
@@ -33,7 +35,8 @@ PLAIN = "naive, autocast float16"
 def measure(plan: Plan, answer: Answer) -> None:
     import torch
 
-    exact_float32()
+    choose_device(plan)
+    float32_products("ieee")
     pictures = drawn(plan.accuracy_images, plan.side)
     x = torch.cat([normalised(Image.fromarray(picture.rgb), plan.side, torch) for picture in pictures])
     x = x.to(plan.device)
@@ -44,24 +47,21 @@ def measure(plan: Plan, answer: Answer) -> None:
         autocast = compared(answers_of(network, x, torch), reference)
     answer.row("rows", {"step": PLAIN, "precision": "float16"} | autocast)
     if plan.is_gpu:
-        torch.set_float32_matmul_precision("high")
+        float32_products("tf32")
         row = compared(answers_of(network, x, torch), reference)
         answer.row("rows", {"step": "naive float32 with TF32 (noise floor)", "precision": "tf32"} | row)
-        exact_float32()
+        float32_products("ieee")
     del network
     for kind in ("float16", "bfloat16") if plan.is_gpu else ("bfloat16",):
         row = compared(answers_of(ours(plan, plan.backbone, getattr(torch, kind)), x, torch), reference)
         answer.row("rows", {"step": f"our network, eager {kind}", "precision": kind} | judged(row, kind, autocast))
     for kind in ("float16", "bfloat16", "float8") if plan.is_gpu else ("float32",):
-        for batch in sorted({1, min(8, max(plan.batches))}):
-            step = f"engine, {kind}, batches of {batch}"
-            try:
-                alpha = through_the_engine(plan, kind, batch, pictures)
-            except RmbgdError as error:
-                answer.row("rows", {"step": step, "precision": kind, "error": str(error).splitlines()[0]})
-                continue
-            row = alphas(alpha, quantised(reference))
-            answer.row("rows", {"step": step, "precision": kind} | judged(row, kind, autocast))
+        try:
+            for step, alpha in through_the_engine(plan, kind, pictures):
+                row = judged(alphas(alpha, quantised(reference)), kind, autocast)
+                answer.row("rows", {"step": step, "precision": kind} | row)
+        except RmbgdError as error:
+            answer.row("rows", {"step": f"engine, {kind}", "precision": kind, "error": str(error).splitlines()[0]})
 
 
 def answers_of(network: Any, x: Any, torch: Any) -> NDArray[np.float32]:
@@ -72,13 +72,18 @@ def answers_of(network: Any, x: Any, torch: Any) -> NDArray[np.float32]:
         return np.asarray(torch.cat(logits)[:, 0].float().cpu().numpy())
 
 
-def through_the_engine(plan: Plan, kind: str, batch: int, pictures: Any) -> NDArray[np.uint8]:
-    with started(
-        plan, plan.backbone, pictures, places=max(batch, len(pictures)), batches=batch, precision=kind
-    ) as engine:
-        require_size(engine, batch)
-        engine.measure(batch, 0.0)
-        return np.stack([engine.planes(place).rgba[..., 3] for place in range(len(pictures))])
+def through_the_engine(plan: Plan, kind: str, pictures: Any) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """(row's name, alpha of every picture as published) for batches of one, and the largest up to eight on offer."""
+    largest = min(8, max(plan.batches))
+    places = max(largest, len(pictures))
+    with started(plan, plan.backbone, pictures, places=places, batches=largest, precision=kind) as engine:
+        used = type_of(engine)
+        for batch in sorted({1, engine.description.batch_sizes[-1]}):
+            for place in range(engine.places):
+                engine.planes(place).rgba.fill(77)  # what is not written now is wrong
+            engine.measure(batch, 0.0)
+            alpha = np.stack([engine.planes(place).rgba[..., 3] for place in range(len(pictures))])
+            yield f"engine, {kind}, batches of {batch}" + ("" if used == kind else f" ({used} is used)"), alpha
 
 
 def quantised(logits: NDArray[np.float32]) -> NDArray[np.uint8]:

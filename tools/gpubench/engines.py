@@ -23,8 +23,9 @@ STEPS: tuple[tuple[str, dict[str, Any], bool], ...] = (
     ("+ own kernels", {"precision": "float16", "graphs": False, "kernels": "auto"}, False),
     ("+ graphs", {"precision": "float16", "graphs": True, "kernels": "auto"}, True),
     ("graphs without own kernels", {"precision": "float16", "graphs": True, "kernels": "off"}, False),
-    ("bfloat16", {"precision": "bfloat16"}, True),
-    ("float8 products", {"precision": "float8"}, True),
+    ("copies from pageable memory", {"precision": "float16", "pinned_bytes": 0}, False),
+    ("bfloat16", {"precision": "bfloat16"}, False),
+    ("float8 products", {"precision": "float8"}, False),
     ("float32", {"precision": "float32"}, False),
 )
 """(name, options, whether every batch size is measured, or only the smallest and the eighth)"""
@@ -69,6 +70,8 @@ def waterfall(plan: Plan, answer: Answer) -> None:
     """A row per step and batch size."""
     pictures = drawn(4, plan.side)
     for name, options, all_sizes in STEPS:
+        if plan.steps and name not in plan.steps:
+            continue
         if not plan.is_gpu and options["precision"] in ("float16", "float8"):
             options = options | {"precision": "float32"}  # noqa: PLW2901, the same code, and minutes less on a CPU
         sizes = plan.batches if all_sizes else tuple(size for size in plan.batches if size in (1, 8))
@@ -150,8 +153,10 @@ def require_size(engine: EngineUnderTest, size: int) -> None:
 def lite(plan: Plan, answer: Answer) -> None:
     """The small backbone: the plain way, and the engine at its best."""
     from tools.gpubench import naive
+    from tools.gpubench.roofline import choose_device
     from tools.gpubench.weights import write
 
+    choose_device(plan)
     write(plan, plan.lite)
     naive.measure(plan, answer, plan.lite, naive.WAYS[:2])
     step(plan, answer, plan.lite, "engine", {}, plan.batches, drawn(4, plan.side))

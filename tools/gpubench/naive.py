@@ -17,6 +17,7 @@ from PIL import Image
 from rmbgd.bench.figures import spread
 from rmbgd.bench.pictures import drawn
 from tools.gpubench.plan import Answer, Plan
+from tools.gpubench.roofline import choose_device
 from tools.gpubench.weights import plain
 
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -51,6 +52,7 @@ def measure(plan: Plan, answer: Answer, backbone: str = "", ways: tuple[str, ...
     """A row per way. TF32 as the author's page has it: on for float32 products."""
     import torch
 
+    choose_device(plan)
     torch.set_float32_matmul_precision("high")
     images = [Image.fromarray(picture.rgb) for picture in drawn(4, plan.side)]
     network, deformable = plain(plan, backbone or plan.backbone)

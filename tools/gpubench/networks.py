@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from tools.gpubench.plan import Answer, Plan
-from tools.gpubench.roofline import timed
+from tools.gpubench.roofline import choose_device, timed
 from tools.gpubench.weights import module, ours, write
 
 GOLDENS = (
-    ("swin_v1_t-512x512", "swin_v1_t", "channel_first"),
     ("swin_v1_t-2x256x384", "swin_v1_t", "channel_first"),
+    ("swin_v1_t-512x512", "swin_v1_t", "channel_first"),
     ("swin_v1_l-512x512", "swin_v1_l", "channel_first"),
     ("rmbg2-512x512", "swin_v1_l", "tile_first"),
 )
@@ -22,12 +22,12 @@ FLOAT32_LIMIT = 1e-3  # of any logit
 RELATIVE_LIMITS = {"float16": 1e-2, "bfloat16": 6e-2}  # of all logits, L2
 
 
-def exact_float32() -> None:
-    """Products of float32 are float32's: TF32 off, for matrices and convolutions."""
+def float32_products(kind: str) -> None:
+    """What computes products of float32, of matrices and in convolutions: "ieee" (TF32 off) or "tf32"."""
     import torch
 
     convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    convolutions.fp32_precision = torch.backends.cuda.matmul.fp32_precision = "ieee"
+    convolutions.fp32_precision = torch.backends.cuda.matmul.fp32_precision = kind
 
 
 def goldens(plan: Plan, answer: Answer) -> None:
@@ -37,10 +37,9 @@ def goldens(plan: Plan, answer: Answer) -> None:
     if not plan.recipe or plan.checkpoint:
         answer.put("skipped", "needs the recipe's folder, which holds the goldens (--recipe FOLDER), and its weights")
         return
-    exact_float32()
-    for name, backbone, order in GOLDENS:
-        if not plan.is_gpu and backbone != plan.backbone:
-            continue  # minutes on a CPU, where tests/models says the same
+    choose_device(plan)
+    float32_products("ieee")
+    for name, backbone, order in GOLDENS if plan.is_gpu else GOLDENS[:1]:  # on a CPU tests/models compares them all
         write(plan, backbone)
         with np.load(Path(plan.recipe) / f"golden-{name}.npz") as stored:
             batch, _, height, width = (int(side) for side in stored["shape"])
@@ -70,7 +69,8 @@ def forwards(plan: Plan, answer: Answer) -> None:
     """Milliseconds and peak memory of a forward of our network in eager torch, without pictures around it."""
     import torch
 
-    exact_float32()
+    choose_device(plan)
+    float32_products("ieee")
     for kind in ("float32", "float16", "bfloat16") if plan.is_gpu else ("float32",):
         network = ours(plan, plan.backbone, getattr(torch, kind))
         for batch in plan.eager_batches:

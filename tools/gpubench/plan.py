@@ -24,6 +24,7 @@ class Plan:
     row_seconds     per row of the waterfall
     latency_images  one at a time
     hot_files       through the service
+    steps           of the waterfall; empty means all
     source_seconds  with one, and with eight sources
     """
 
@@ -39,10 +40,11 @@ class Plan:
     eager_batches: tuple[int, ...] = (1, 2, 4, 8)
     repeats: int = 10
     naive_images: int = 30
-    row_seconds: float = 5.0
+    row_seconds: float = 3.0
     latency_images: int = 1000
     accuracy_images: int = 4
     hot_files: int = 2000
+    steps: tuple[str, ...] = ()
     source_seconds: float = 10.0
     start_timeout: float = 180.0
 
@@ -67,9 +69,10 @@ TINY: Mapping[str, Any] = {
     "repeats": 2,
     "naive_images": 2,
     "row_seconds": 0.2,
-    "latency_images": 110,
+    "latency_images": 25,
     "accuracy_images": 1,
-    "hot_files": 16,
+    "hot_files": 10,
+    "steps": ("engine, eager float16, folded", "+ graphs", "float8 products"),
     "source_seconds": 1.0,
 }
 """Proves that every section works; no figure of it means anything."""
@@ -77,7 +80,7 @@ TINY: Mapping[str, Any] = {
 
 def load(path: Path) -> Plan:
     values: dict[str, Any] = json.loads(path.read_text())
-    lists = {name: tuple(values[name]) for name in ("batches", "eager_batches")}
+    lists = {name: tuple(values[name]) for name in ("batches", "eager_batches", "steps")}
     return Plan(**{**values, **lists})
 
 

@@ -33,6 +33,7 @@ def ceilings(plan: Plan, answer: Answer) -> None:
     """TFLOP/s of a large matrix product by type, and TB/s of a copy inside the device (read and written)."""
     import torch
 
+    choose_device(plan)
     device = torch.device(plan.device)
     side = MATRIX if plan.is_gpu else 256
     for name in ("float16", "bfloat16", "float32"):
@@ -44,6 +45,14 @@ def ceilings(plan: Plan, answer: Answer) -> None:
     answer.put("copy_tbs", 2 * 4 * count / timed(lambda: target.copy_(source), plan.device, repeats=10) / 1e12)
     answer.put("flops", {backbone: flops(backbone, plan.side) for backbone in {plan.backbone, plan.lite}})
     answer.put("matrix", side)
+
+
+def choose_device(plan: Plan) -> None:
+    """For what counts on the current device: events, and the allocator's figures. Takes memory on it."""
+    import torch
+
+    if plan.is_gpu:
+        torch.cuda.set_device(plan.device)
 
 
 def timed(call: Any, device: str, *, repeats: int, warm_up: int = 3) -> float:

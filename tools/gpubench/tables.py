@@ -54,7 +54,7 @@ def _facts(console: Console, answers: Answers, plan: Mapping[str, Any]) -> None:
     facts, ceilings = answers.get("prepare", {}), answers.get("ceilings", {})
     console.print(escape(", ".join(f"{name} {value}" for name, value in facts.items())))
     console.print(f"{plan['backbone']}, {plan['side']} x {plan['side']}, on {plan['device']}")
-    if "float16_tflops" in ceilings:
+    if "matrix" in ceilings:  # written last: nothing is missing
         flops = ceilings.get("flops", {}).get(plan["backbone"], 0.0)
         console.print(
             f"ceilings measured here: {ceilings['float16_tflops']:.2f} TFLOP/s float16, "
@@ -152,16 +152,17 @@ def _accuracy(console: Console, answers: Answers) -> None:
 def _service(console: Console, answers: Answers) -> None:
     hot, sources = answers.get("hot_folder", {}), answers.get("sources", {})
     if "per_second" in hot:
-        stages = ", ".join(f"{stage} {value:.1f}" for stage, value in hot["milliseconds"].items())
+        stages = ", ".join(f"{stage} {value:.1f}" for stage, value in hot.get("milliseconds", {}).items())
         shares = ", ".join(f"{stage} {share:.0%}" for stage, share in hot.get("busy", {}).items())
         console.print(
             f"Hot folder, {hot['files']} JPEG in, PNG out: {hot['per_second']:.2f} a second on "
-            f"{', '.join(hot['devices'])}, mean batch {hot['mean_batch']:.1f}, threads {hot['threads']}; "
+            f"{', '.join(hot.get('devices', []))}, mean batch {hot.get('mean_batch', 0):.1f}, "
+            f"threads {hot.get('threads', '')}; "
             f"not waiting for others: {shares}; bound by {hot.get('bound', 'unknown')}; ms per picture: {stages}"
         )
     for droppers in ("1", "8"):
-        if droppers in sources:
-            row = sources[droppers]
+        row = sources.get(droppers, {})
+        if "p50" in row and "rate_of_each" in sources:
             console.print(
                 f"{droppers} dropping {sources['rate_of_each']:.2f} a second each ({sources['rate_is']}): "
                 f"p50 {row['p50']:.0f} ms, p95 {_number(row['p95'], 0)} ms over {row['count']}"

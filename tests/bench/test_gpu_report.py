@@ -1,0 +1,136 @@
+"""The report of tools/bench_gpu.py: rows get ratio and share, targets are judged by figures and by nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tools.gpubench.report import completed, limits_of, naive_ms, targets
+from tools.gpubench.tables import text
+
+PLAN = {"backbone": "swin_v1_l", "lite": "swin_v1_t", "side": 1024, "device": "cuda:0"}
+
+
+def answers(**changes: Any) -> dict[str, Any]:
+    """A run in which every target is reached."""
+    latency = {"batch": 1, "ms": 8.0, "p50": 8.0, "p99": 9.0, "jitter": 1.0, "count": 1000, "memory": {"nvml": 1.2e9}}
+    accuracy = {"step": "engine, float16, batches of 1", "mean": 0.1, "p999": 1.0, "far": 0.0, "overlap": 1.0}
+    found: dict[str, Any] = {
+        "ceilings": {"flops": {"swin_v1_l": 2.5e12}, "float16_tflops": 800.0, "bfloat16_tflops": 800.0,
+                     "float32_tflops": 50.0, "copy_tbs": 4.0, "matrix": 8192},
+        "naive": {"rows": [{"step": "naive float32", "batch": 1, "ms": 40.0, "p50": 40.0, "p99": None}]},
+        "waterfall": {"rows": [
+            {"step": "engine, eager float16, folded", "batch": 1, "ms": 4.0},  # no target: the service does not run so
+            {"step": "+ graphs", "batch": 1, "ms": 8.0},
+            {"step": "+ graphs", "batch": 8, "ms": 5.0},
+        ]},
+        "latency": {"rows": [
+            {"step": "sized for batches of 1"} | latency,
+            {"step": "sized for batches of 8"} | latency | {"batch": 8, "count": 20, "memory": {"nvml": 2.4e9}},
+        ]},
+        "accuracy": {"rows": [accuracy | {"well": True, "gate": True}]},
+        "sources": {"1": {"p95": 100.0}, "8": {"p95": 150.0}},
+        "hot_folder": {"per_second": 120.0, "files": 2000, "bound": "device"},
+    }  # fmt: skip
+    return found | changes
+
+
+def verdicts(found: dict[str, Any]) -> list[bool | None]:
+    return [target.reached for target in targets(found)]
+
+
+def changed(section: str, number: int, **values: Any) -> dict[str, Any]:
+    """The reached run with other values in one row of a section."""
+    found = answers()
+    found[section]["rows"][number] |= values
+    return found
+
+
+def test_reached_run_reaches_everything() -> None:
+    """Each of the eight targets."""
+    assert [True] * 8 == verdicts(answers())
+
+
+def test_nothing_measured_is_neither_reached_nor_missed() -> None:
+    """A target without figures says so."""
+    assert [None] * 8 == verdicts({})
+    assert {"not measured"} == {target.verdict for target in targets({})}
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        (0, changed("waterfall", 2, ms=6.7)),  # 149 a second, though 6x naive
+        (0, changed("naive", 0, ms=15.0)),  # 200 a second, but 3.0x naive
+        (1, changed("latency", 0, p50=12.1)),
+        (1, changed("naive", 0, ms=13.5)),  # 8 ms, but only 1/1.69 of naive
+        (2, changed("latency", 0, jitter=5.1)),
+        (3, changed("latency", 1, memory={"nvml": 2.91e9})),
+        (4, changed("latency", 0, memory={"nvml": 1.51e9})),
+        (5, changed("accuracy", 0, well=False)),
+        (5, changed("accuracy", 0, gate=False)),
+        (6, answers(sources={"1": {"p95": 100.0}, "8": {"p95": 201.0}})),
+    ],
+)
+def test_each_bound_can_be_missed(place: int, found: dict[str, Any]) -> None:
+    """Just beyond it, whatever the others say."""
+    assert verdicts(found)[place] is False
+
+
+@pytest.mark.parametrize(
+    ("place", "found"),
+    [
+        (2, changed("latency", 0, count=999)),
+        (7, answers(hot_folder={"per_second": 120.0, "files": 1999, "bound": "device"})),
+        (6, answers(sources={"1": {"p95": None}, "8": {"p95": 150.0}})),
+        (5, changed("accuracy", 0, error="out of memory")),
+    ],
+)
+def test_too_little_measured_reaches_nothing(place: int, found: dict[str, Any]) -> None:
+    """Jitter over fewer than 1,000 and a folder of fewer than 2,000 are no answers to the question."""
+    assert verdicts(found)[place] is None
+
+
+def test_rows_are_completed() -> None:
+    """10 ms for 2.5 TFLOP are 250 TFLOP/s, which is 31 % of 800; beside 40 ms it is four times as fast."""
+    found = answers(waterfall={"rows": [{"step": "s", "batch": 8, "ms": 10.0}, {"step": "t", "error": "no"}]})
+    row, failed = completed(found, "waterfall", "swin_v1_l", naive_ms(found))
+
+    assert (100.0, 4.0, 250.0, 0.3125) == (row["per_second"], row["ratio"], row["tflops"], row["roofline"])
+    assert {"step": "t", "error": "no"} == failed
+
+
+def test_forwards_are_per_batch_and_shown_per_image() -> None:
+    """A forward of eight in 80 ms is 10 ms an image."""
+    found = answers(forwards={"rows": [{"step": "eager", "batch": 8, "ms": 80.0}]})
+
+    assert 10.0 == completed(found, "forwards", "swin_v1_l", None)[0]["ms"]
+
+
+def test_what_an_engine_did_without_is_said_once() -> None:
+    """However many batches told it."""
+    limit = {"step": "+ graphs", "what": "graphs", "detail": "no"}
+
+    assert [limit] == limits_of({"waterfall": {"limits": [limit, dict(limit)]}}, "waterfall")
+
+
+def test_text_has_every_row_the_errors_and_the_targets_last() -> None:
+    """What failed stands between the tables and the targets; rows that could not be measured say why."""
+    found = answers()
+    found["waterfall"]["rows"].append({"step": "float8 products", "batch": 8, "error": "needs [Hopper]"})
+    shown = text({"plan": PLAN, "answers": found, "errors": {"lite": "did not end within 9 s"}})
+
+    assert "float8 products, batches of 8: not measured: needs [Hopper]" in shown
+    assert "lite FAILED: did not end within 9 s" in shown
+    assert shown.index("lite FAILED") < shown.index("Targets for one H200")
+    assert 8 == shown.count(" reached")
+
+
+def test_text_of_nothing_is_still_a_report() -> None:
+    """Every section may have failed, or have been ended before its second row."""
+    cut_short = {"ceilings": {"float16_tflops": 1.0}}
+    shown = text({"plan": PLAN, "answers": cut_short, "errors": {"prepare": "status 1: no torch"}})
+
+    assert "prepare FAILED: status 1: no torch" in shown
+    assert 8 == shown.count("not measured")
