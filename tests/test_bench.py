@@ -162,3 +162,20 @@ def test_settings_error_of_a_file_is_told_as_such(tmp_path: Path) -> None:
     """As every verb does."""
     with pytest.raises(ConfigError, match="no recipe 'shop'; there is default"):
         bench.settings(parsed("--recipe", "shop"))
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_gpu_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """The embedded model on the first GPU: every size on offer, memory as NVML sees it, and files through the line."""
+    torch = pytest.importorskip("torch")
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    assert Exit.OK == cli.main(["bench", "--device", "cuda", "--seconds", "3", "--json"])
+
+    found = json.loads(capsys.readouterr().out)
+    assert "cuda:0" == found["device"]
+    assert [1, 2, 4, 8] == [row["size"] for row in found["batches"]]
+    assert all(row["memory"]["nvml"] > 100e6 for row in found["batches"])
+    assert found["line"]["per_second"] > 0

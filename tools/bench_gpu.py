@@ -5,7 +5,7 @@
 
 Run it in the checkout's root, on a machine that nobody else uses. tools/gpu_session.sh runs the GPU tests before it.
 Each section is a process of its own, so that one that fails, hangs or breaks the device's context loses only itself;
-the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt and a log of each section.
+the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt and bench_gpu.log.
 
 Weights are drawn by the recipe where its folder is found (--recipe, RMBGD_SHARED/birefnet, ../shared/birefnet, or
 shared/birefnet in the checkout), else by the same rule from other numbers; --checkpoint takes a folder of your own.
@@ -45,7 +45,7 @@ from typing import Any
 from tools.gpubench.plan import ROOT, TINY, Answer, Plan, answers, load, recipe_folder
 from tools.gpubench.tables import text
 
-PREPARE = "prepare"
+PREPARE, LOG = "prepare", "bench_gpu.log"
 SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds that it may take)
     PREPARE: ("tools.bench_gpu:prepare", 150),
     "ceilings": ("tools.gpubench.roofline:ceilings", 60),
@@ -103,7 +103,7 @@ def facts(plan: Plan) -> dict[str, Any]:
 
 def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
     """Its error in one line; empty when it came to its end. What it found before is kept in either case."""
-    log = out / f"log-{name}.txt"
+    log = Path(plan.work) / f"log-{name}.txt"
     command = [sys.executable, "-m", "tools.bench_gpu", "--section", name, "--plan", str(plan.save())]
     with log.open("wb") as stream:
         environment = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
@@ -118,10 +118,12 @@ def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+            said = log.read_text(errors="replace").strip()
+            with (out / LOG).open("a") as whole:
+                whole.write(f"--- {name}\n{said}\n")
     if code == 0:
         return ""
-    last = log.read_text(errors="replace").strip().splitlines()
-    return f"status {code}: {last[-1] if last else 'it said nothing'} (see {log.name})"
+    return f"status {code}: {said.splitlines()[-1] if said else 'it said nothing'} (see {LOG})"
 
 
 def run_all(plan: Plan, chosen: Sequence[str], out: Path, budget: float) -> dict[str, Any]:
@@ -186,6 +188,7 @@ def main() -> int:
     if unknown := sorted(set(chosen) - set(SECTIONS)):
         parser.error(f"no section {', '.join(unknown)}")
     said.out.mkdir(parents=True, exist_ok=True)
+    (said.out / LOG).unlink(missing_ok=True)
     values: dict[str, Any] = dict(TINY) if said.tiny else {}
     values |= {"backbone": said.backbone} if said.backbone else {}
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-gpu-") as work:

@@ -3,13 +3,15 @@
 #
 #     tools/gpu_session.sh OUT [arguments of tools/bench_gpu.py]
 #
-# OUT is a folder (default: $OUT, else gpu-session); it gets tests.txt, bench_gpu.json, bench_gpu.txt and a log per
-# section. Exits 1 when a test failed or a section did, after doing all of both.
+# OUT is a folder (default: $OUT, else gpu-session); it gets tests.txt, bench_gpu.json, bench_gpu.txt and
+# bench_gpu.log. Exits 1 when a test failed or a section did, after doing all of both.
 #
 #   PYTHON   the interpreter that has torch (default: .venv/bin/python, else python3)
 #   WHEELS   a folder of wheels for what that interpreter lacks; they are unpacked beside the system, nothing is fetched:
-#            pip download --only-binary=:all: --no-deps -d WHEELS pydantic pydantic-core annotated-types \
+#            pip download --only-binary=:all: --no-deps -d WHEELS pydantic pydantic-core==VERSION annotated-types \
 #                typing-inspection isal simplejpeg structlog watchdog pytest-randomly
+#            (VERSION as `unzip -p WHEELS/pydantic-2*.whl "*/METADATA" | grep pydantic-core` says; name the other machine's
+#            Python and platform: --python-version 3.12 --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64)
 #   SECONDS_ALL    for everything (default: 570, for machines that are lent for ten minutes at a time)
 #   SECONDS_TESTS  of them for the tests (default: 150)
 #   RMBGD_SHARED   the folder above birefnet/recipe.py, where the goldens are (default: shared in the checkout, or beside)
@@ -36,7 +38,9 @@ OMP_WAIT_POLICY=passive PYTHONUNBUFFERED=1
 export OMP_WAIT_POLICY PYTHONUNBUFFERED
 
 failed=0
-timeout "${SECONDS_TESTS:-150}" "$python" -m pytest -m gpu -q -p no:cacheprovider tests >"$out/tests.txt" 2>&1
+tests=$(grep -rlE 'mark\.gpu' tests --include='*.py') # only these: collecting all of them takes a minute
+# shellcheck disable=SC2086 # file names of ours, without spaces
+timeout "${SECONDS_TESTS:-150}" "$python" -m pytest -m gpu -q -p no:cacheprovider $tests >"$out/tests.txt" 2>&1
 status=$?
 tail -n 15 "$out/tests.txt"
 case $status in
