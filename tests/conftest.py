@@ -10,7 +10,7 @@ import pytest
 from hypothesis import settings
 
 # How long an example takes says more about the machine's other work than about us; every test has a limit anyway. The
-# same examples for everyone: a red test is red again. Who looks for new ones names the profile: --hypothesis-profile explore.
+# same examples for everyone: a red test is red again. Who looks for new ones says --hypothesis-profile explore.
 settings.register_profile("rmbgd", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("rmbgd")
