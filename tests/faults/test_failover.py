@@ -179,6 +179,66 @@ def test_a_process_that_hangs_dies_or_talks_nonsense(tmp_path: Path, step: str) 
     assert_proved_before_use(service.events)
 
 
+def test_a_hang_is_told_by_the_gpu_s_own_measure(tmp_path: Path) -> None:
+    """A GPU that said what a batch takes is killed long before the time that a CPU may take, which here is an hour."""
+    settings = {"engine": {"device": "cuda:0", "batch_timeout": 3600.0, "hang_minimum": 0.5}}
+    with GpuUnderTest(tmp_path, settings=settings, gpu={"seconds": 0.01}) as service:
+        service.wait_for_gpu()
+        service.steps(["hang"])
+        service.drop("a.png", picture(1))
+        assert service.made_by("a.png") == CPU
+        fault = service.named("engine.fault")[0]
+
+    assert "hung" in fault["detail"]
+    assert service.named("engine.failover")[0]["reason"] == "sticky_fault"
+
+
+def test_a_standby_that_cannot_be_loaded_does_not_end_the_start(tmp_path: Path) -> None:
+    """The GPU works: the service is ready, says that nothing stands by and why, and tries until it is there."""
+    orders = tmp_path / "standby"
+    orders.mkdir()
+    (orders / "start").write_text("model")
+    with GpuUnderTest(tmp_path / "service", gpu={"standby": {"orders": str(orders)}}) as service:
+        missing = service.wait_for("engine.degraded", reason="no_standby")
+        service.drop("a.png", picture(1))
+        assert service.made_by("a.png") == GPU
+        (orders / "start").unlink()
+        service.wait_for("engine.started", device="cpu")
+        service.temperature(95.0)
+        service.drop("b.png", picture(2))
+        service.wait_for("engine.failover")
+        service.drop("c.png", picture(3))
+        assert service.made_by("c.png") == CPU
+
+    assert (missing["device"], missing["reading"]) == ("cpu", "the script says that the weights are damaged")
+    assert len(service.named("engine.degraded", reason="no_standby")) == 1
+
+
+def test_with_neither_a_gpu_nor_a_standby_the_start_fails(tmp_path: Path) -> None:
+    """Nothing can compute and only the operator can mend it: the exit status says so to systemd."""
+    service = GpuUnderTest(tmp_path, gpu={"standby": {"start": "model"}})
+    service.order("start", "lost")
+    service.start(ready=False)
+
+    assert service.reap() == 78
+    assert "damaged" in service.named("service.failed")[0]["error"]
+
+
+def test_pictures_that_wait_for_a_gpu_go_back_when_the_service_stops(tmp_path: Path) -> None:
+    """What nothing computes is not waited for: the picture is in its folder when the service has stopped."""
+    settings = {"health": {"require_gpu": True}, "engine": {"device": "cuda:0"}, "service": {"stop_timeout": 3600.0}}
+    health = {"dwell": 1e6, "dwell_maximum": 1e6}
+    with GpuUnderTest(tmp_path, settings=settings, health=health) as service:
+        service.wait_for_gpu()
+        service.steps(["kill"])
+        service.drop("a.png", picture(1))
+        service.wait_for("engine.degraded", reason="waiting_for_gpu")
+        assert service.stop() == 0
+        assert service.named("image.postponed", path="a.png")
+
+    assert audit.files(service.input) == ["a.png"]
+
+
 def test_wrong_answers_without_an_error_are_found_by_the_known_picture(tmp_path: Path) -> None:
     """A GPU that answers zeros is left at the next look, before it makes another picture, until it is right."""
     with GpuUnderTest(tmp_path, health={"golden_interval": 1e-6}) as service:

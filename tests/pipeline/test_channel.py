@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 from hypothesis import given, settings
@@ -283,3 +283,63 @@ def test_a_channel_needs_a_place():
     """Capacity below one is refused at once."""
     with pytest.raises(ValueError, match="capacity 0"):
         channel(0, "items")
+
+
+class Leaving:
+    """A policy that leaves everything to others until told to take."""
+
+    def __init__(self) -> None:
+        self.takes = False
+        self.asked = threading.Event()
+
+    def __call__(self, _items, _now):
+        self.asked.set()
+        return (0,) if self.takes else None
+
+
+def test_what_one_receiver_leaves_another_takes():
+    """Whoever is woken first: an item that one leaves does not lie there while another would take it."""
+    sender, receiver = channel(4, "items")
+    leaving = Leaving()
+    with ThreadPoolExecutor(2) as pool, sender, receiver:
+        choosy, other = receiver.clone(), receiver.clone()
+        left = pool.submit(choosy.receive_chosen, leaving)
+        for number in range(50):
+            taken = pool.submit(other.receive)
+            sender.send(number)
+            assert taken.result(PATIENCE) == number
+        assert not left.done()
+        sender.close()
+        with pytest.raises(NoSenders):
+            left.result(PATIENCE)
+        choosy.close()
+        other.close()
+
+
+def test_who_left_items_to_others_looks_again_when_told():
+    """What its policy knows has changed: it takes what still waits."""
+    sender, receiver = channel(4, "items")
+    leaving = Leaving()
+    with ThreadPoolExecutor(1) as pool, sender, receiver:
+        sender.send("a")
+        left = pool.submit(receiver.receive_chosen, leaving)
+        assert leaving.asked.wait(PATIENCE)
+        leaving.takes = True
+        receiver.look_again()
+        assert left.result(PATIENCE) == ["a"]
+
+
+def test_who_left_the_last_items_to_others_learns_that_nothing_comes_any_more():
+    """All senders have left, another receiver takes the last item: NoSenders for the one that waited."""
+    sender, receiver = channel(4, "items")
+    leaving = Leaving()
+    with ThreadPoolExecutor(1) as pool, receiver:
+        other = receiver.clone()
+        sender.send("a")
+        sender.close()
+        left = pool.submit(receiver.receive_chosen, leaving)
+        assert leaving.asked.wait(PATIENCE)
+        with other:
+            assert other.receive() == "a"
+        with pytest.raises(NoSenders):
+            left.result(PATIENCE)
