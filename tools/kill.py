@@ -66,9 +66,14 @@ class Campaign:
 
     def run(self) -> dict[str, Any]:
         began = time.monotonic()
-        for kill in track(range(self._kills), "kills", console=Console(stderr=True)):
-            self._life(kill)
-            self._found.update(self._conservation.check())
+        try:
+            for kill in track(range(self._kills), "kills", console=Console(stderr=True)):
+                self._life(kill)
+                self._found.update(self._conservation.check())
+        except BaseException:
+            if not self._service.ended:
+                self._service.kill()
+            raise
         with self._service.start() as service:
             service.wait(service.is_idle, "the rest after the last kill", timeout=FINISH)
         bad = {name: Reason.UNIDENTIFIED for name in self._dropped if name.startswith("bad/")}

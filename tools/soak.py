@@ -3,7 +3,11 @@
 The real service with the real failover and child processes; the engine in them is a fake with a scripted GPU, so that
 what is measured is the service. Good pictures are made here, hostile ones too, and those of shared/hostile come along
 where that folder is. Faults: the service killed, stopped in good order, frozen, told to look again; an engine process
-killed or frozen; CUDA errors; heat; the output folder gone; no descriptor left. Everything is audited at the end.
+killed or frozen; CUDA errors; heat; the output folder gone; no descriptor left; the log rotated. Everything is audited
+at the end: folders, cutouts, ledger, and an event for every picture in the log and its rotated parts.
+
+Where time is the mechanism it runs fast: half a day a second for what the ledger remembers (30 days), dwells and
+intervals of the GPU's health in fractions of a second.
 
 Writes a report: the slope of memory, descriptors, threads, the ledger's size and shared memory, per hour and per 1,000
 pictures, each with its 95 % bounds. Slopes are judged in runs of ten minutes or more.
@@ -29,25 +33,31 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rmbgd.clock import SystemClock
 from rmbgd.engine.chaos import CUDA_ERRORS
+from rmbgd.intake.ledger import Ledger
 from tests.faults.gpu import GpuUnderTest
 from tests.faults.slopes import Slope, slope
 from tests.scenarios import audit
 from tests.scenarios.machine import memory_folder
 from tests.scenarios.pictures import assert_cutout_of, picture, rgba_of
+from tests.scenarios.service import ENDINGS
 
 RATE = 4.0  # pictures a second
 HOSTILE_SHARE = 0.2
 SAMPLE = 1.0  # s between two readings
-WARM_UP = 60  # readings of each life that are not counted
+WARM_UP = 60.0  # s of each life that are not counted; in runs of less than ten minutes a tenth of the run
 SHORTAGE = 1.5  # s that a fault lasts which ends
 FINISH = 120.0  # s for the rest after the last fault
 JUDGED_FROM = 600.0  # s
+PACE = 43_200.0  # s of the service's wall clock in one of ours: what it remembers for 30 days is forgotten in a minute
+REMEMBERED = 100.0  # s after which that has surely begun
+LIFE_ENDS = 0.3  # weight, among the others, of faults that end a life: slopes need lives of some length
 GROWTH = 1 << 20  # bytes per 1,000 pictures that memory may at most be growing by, for certain
 QUANTITIES = ("rss", "descriptors", "threads", "ledger", "shared")
 
@@ -95,11 +105,13 @@ class Soak:
                 "intake": {"attempts": 10, "incomplete_timeout": 3.0},
             },
         )
+        self._service.options["pace"] = {"factor": PACE, "since": time.time()}
         self._good: dict[str, bytes] = {}
         self._other: dict[str, bytes] = {}
         self._faults: Counter[str] = Counter()
         self._readings: list[Reading] = []
         self._life = 0
+        self._parts: list[Path] = []  # of the log, oldest first, without the newest
         self._repair: tuple[float, Callable[[], None]] | None = None
         self._began = time.monotonic()
 
@@ -134,7 +146,7 @@ class Soak:
                 self._mend()
             if now >= next_fault and not self._repair:
                 next_fault = now + self._dice.uniform(0.5, 1.5) * self._fault_every
-                fault = self._dice.choice(self._repertoire())
+                fault = self._dice.choices(*zip(*self._repertoire(), strict=True))[0]
                 self._faults[fault.__name__.strip("_")] += 1
                 fault()
             time.sleep(0.02)
@@ -173,19 +185,24 @@ class Soak:
             )
 
     def _slopes(self) -> dict[str, Slope]:
-        """Per hour. The ledger outlives the process, the others begin anew with each life."""
-        lives = {reading.life for reading in self._readings}
-        counted = [[each for each in self._readings if each.life == life][WARM_UP:] for life in sorted(lives)]
-        counted = [life for life in counted if life]
-        hours = [[each.seconds / 3600 for each in life] for life in counted]
-        return {name: slope(hours, [[getattr(each, name) for each in life] for life in counted]) for name in QUANTITIES}
+        """Per hour. The ledger outlives the process, and is judged once it forgets; the others begin anew each life."""
+        warm_up = min(WARM_UP, self._seconds / 10)
+        lives: dict[int, list[Reading]] = {}
+        for reading in self._readings:
+            lives.setdefault(reading.life, []).append(reading)
+        counted = [[each for each in life if each.seconds >= life[0].seconds + warm_up] for life in lives.values()]
+        full = [[each for each in self._readings if each.seconds >= min(REMEMBERED, self._seconds / 2)]]
+        return {
+            name: _slope_of(name, full if name == "ledger" else [life for life in counted if life])
+            for name in QUANTITIES
+        }
 
     # ------------------------------------------------------------------------------------------ what is done to it
 
-    def _repertoire(self) -> list[Callable[[], None]]:
-        return [
-            self._kill,
-            self._restart,
+    def _repertoire(self) -> list[tuple[Callable[[], None], float]]:
+        """Faults, and how often they come among each other."""
+        ending = [(self._kill, LIFE_ENDS), (self._restart, LIFE_ENDS)]
+        others = [
             self._freeze,
             self._look_again,
             self._kill_engine,
@@ -194,7 +211,9 @@ class Soak:
             self._heat,
             self._output_gone,
             self._no_descriptors,
+            self._rotate,
         ]
+        return [*ending, *((fault, 1.0) for fault in others)]
 
     def _pid(self) -> int:
         assert self._service.process is not None
@@ -239,6 +258,11 @@ class Soak:
     def _cuda_error(self) -> None:
         self._service.steps([f"cuda:{self._dice.choice(sorted(CUDA_ERRORS))}"])
 
+    def _rotate(self) -> None:
+        log = self._service.log_file
+        self._parts.append(log.with_name(f"{log.name}.{len(self._parts) + 1:04}"))
+        log.rename(self._parts[-1])
+
     def _heat(self) -> None:
         self._service.temperature(90.0)
         self._repair_later(lambda: self._service.temperature(60.0))
@@ -268,6 +292,19 @@ class Soak:
 
     # ------------------------------------------------------------------------------------------------ what must be true
 
+    def _endings(self) -> list[dict[str, Any]]:
+        """Events of outcomes in every part of the log; a kill may have torn a line."""
+        return [event for part in (*self._parts, self._service.log_file) for event in _endings_of(part)]
+
+    def _remembered(self) -> int:
+        """Rows that the ledger still has. The service is down, and nothing is left open."""
+        ledger = Ledger(self._service.state / "ledger.sqlite", SystemClock())
+        try:
+            assert ledger.unfinished() == []
+            return sum(ledger.counts().values())
+        finally:
+            ledger.close()
+
     def _audited(self) -> dict[str, Any]:
         service = self._service
         ended = audit.places(service.roots, self._good | self._other)
@@ -281,7 +318,11 @@ class Soak:
             if name.startswith("strange/") and not name.endswith(".json"):  # an empty cutout has a sidecar
                 rgba_of(service.output / name)
         done = sum(where == "done" for where in ended.values())
-        audit.assert_ledger_settled(service.state, done=done, failed=len(ended) - done)
+        told = audit.assert_each_told(self._endings())
+        assert len(told) == len(ended), f"{len(ended)} pictures ended, {len(told)} jobs were told"
+        remembered = self._remembered()
+        if self._seconds > REMEMBERED:
+            assert remembered < len(ended), "nothing was ever forgotten"
         slopes = self._slopes()
         per_hour = done / (time.monotonic() - self._began) * 3600
         leaks = per_hour and slopes["rss"].low / per_hour * 1000 > GROWTH
@@ -291,6 +332,10 @@ class Soak:
             "done": done,
             "refused": len(ended) - done,
             "lost": 0,
+            "told_again": sum(count > 1 for count in told.values()),
+            "days_of_the_ledger": round(self._seconds * PACE / 86_400),
+            "remembered": remembered,
+            "parts_of_the_log": len(self._parts) + 1,
             "faults": dict(sorted(self._faults.items())),
             "readings": len(self._readings),
             "per_hour": {name: each.rounded() for name, each in slopes.items()},
@@ -305,6 +350,17 @@ class Soak:
         }
 
 
+def _slope_of(name: str, lives: Sequence[Sequence[Reading]]) -> Slope:
+    hours = [[each.seconds / 3600 for each in life] for life in lives]
+    return slope(hours, [[getattr(each, name) for each in life] for life in lives])
+
+
+def _endings_of(part: Path) -> Iterator[dict[str, Any]]:
+    for line in part.read_bytes().splitlines():
+        if line.endswith(b"}") and (event := json.loads(line))["event"] in ENDINGS:
+            yield event
+
+
 def _restore_limit(pid: int, before: tuple[int, int]) -> None:
     with contextlib.suppress(ProcessLookupError):
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
@@ -316,6 +372,12 @@ def report(result: dict[str, Any]) -> str:
     print(f"# Soak of {result['seconds']:g} s\n", file=out)
     print(
         f"{result['done']} pictures done, {result['refused']} refused, none lost, in {result['lives']} lives.", file=out
+    )
+    print(
+        f"{result['parts_of_the_log']} parts of the log hold an event for every picture, {result['told_again']} of "
+        f"them twice, as they say. {result['days_of_the_ledger']} days by the ledger's clock; it remembers "
+        f"{result['remembered']} pictures.",
+        file=out,
     )
     print("Faults: " + ", ".join(f"{name} {count}" for name, count in result["faults"].items()) + ".\n", file=out)
     print(

@@ -270,6 +270,7 @@ class Ledger:
         gone = [(row.job_id,) for row in old if row.by_rename or not still_there(row)]
         with self._store.transaction() as db:
             db.executemany("DELETE FROM job WHERE id=?", gone)
+            self.untold.forget(db)
             db.execute("DELETE FROM content WHERE used_at<?", (_oldest(db, "content", rows, cutoff),))
             db.execute(
                 "DELETE FROM target WHERE used_at<? AND NOT EXISTS "

@@ -28,6 +28,10 @@ class Untold:
         """The job goes on, or is forgotten: there is no outcome to be told."""
         db.execute("DELETE FROM untold WHERE job=?", (job_id,))
 
+    def forget(self, db: sqlite3.Connection) -> None:
+        """Rows of jobs that are remembered no more."""
+        db.execute("DELETE FROM untold WHERE job NOT IN (SELECT id FROM job)")
+
     def told(self, job_id: int) -> None:
         """The event is written. On the disk with the next transaction: at worst it is told once more."""
         self._store.later("DELETE FROM untold WHERE job=?", (job_id,))

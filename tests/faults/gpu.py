@@ -27,16 +27,10 @@ MEMORY_WORDS = ("memory", "memory_runtime")
 
 
 class GpuUnderTest(ServiceUnderTest):
-    """`gpu` are options of the launcher's failover, `more_options` others of it; `health` goes over QUICK."""
+    """`gpu` are options of the launcher's failover; `health` goes over QUICK."""
 
     def __init__(
-        self,
-        base: Path,
-        *,
-        health: dict[str, Any] | None = None,
-        gpu: dict[str, Any] | None = None,
-        more_options: dict[str, Any] | None = None,
-        **more: Any,
+        self, base: Path, *, health: dict[str, Any] | None = None, gpu: dict[str, Any] | None = None, **more: Any
     ) -> None:
         self.orders, self.sensor = base / "orders", base / "sensor.json"
         for index in range(max((gpu or {}).get("count", 1), 1)):
@@ -44,7 +38,7 @@ class GpuUnderTest(ServiceUnderTest):
             self.temperature(60.0, index)
         told = {"orders": str(self.orders), "sensor": str(self.sensor), "health": QUICK | (health or {})}
         settings = {"engine": {"device": "cuda:0", "batch_timeout": 10.0}} | more.pop("settings", {})
-        super().__init__(base, settings=settings, options={"gpu": told | (gpu or {})} | (more_options or {}), **more)
+        super().__init__(base, settings=settings, options={"gpu": told | (gpu or {})}, **more)
 
     def _orders(self, index: int) -> Path:
         return self.orders.with_name(self.orders.name + suffix(index))

@@ -365,6 +365,19 @@ def test_a_ledger_of_the_first_schema_is_brought_up(tmp_path: Path, clock: FakeC
     db.close()
 
 
+def test_what_is_forgotten_is_not_told(ledger: Ledger, clock: FakeClock) -> None:
+    """An outcome of a job that is remembered no more leaves no row behind."""
+    job = claim_one(ledger)
+    ledger.failed(job.job_id, Reason.CORRUPT, "torn", telling={"stage": "decode"})
+    ledger.retired(job.job_id)
+    ledger.probe()
+    clock.advance(31 * 86_400)
+    ledger.prune(lambda _row: False)
+
+    assert ledger.counts() == {}
+    assert ledger.untold.keys() == {}
+
+
 def test_a_database_of_nobody_is_refused(tmp_path: Path, clock: FakeClock) -> None:
     """It has tables and no schema number: not ours to bring up."""
     path = tmp_path / "ledger.sqlite"

@@ -43,7 +43,7 @@ class ServiceUnderTest:
     folder        settings of the drop folder "shop"
     recipe        settings of its recipe
     more_folders  further [[folder]] tables
-    options       for the launcher
+    options       for the launcher; with `pace`, for the one on a fast clock
     prefix        a command in front of the service's own, such as setpriv
     nursery       whence processes come that are started by the thousand; else each is a fresh interpreter
     """
@@ -132,8 +132,9 @@ class ServiceUnderTest:
         return self
 
     def _interpreter(self, arguments: list[str], environment: dict[str, str] | None) -> subprocess.Popen[bytes]:
+        launcher = "paced.py" if "pace" in self.options else "launcher.py"
         return subprocess.Popen(
-            [*self.prefix, sys.executable, str(Path(__file__).with_name("launcher.py")), *arguments],
+            [*self.prefix, sys.executable, str(Path(__file__).with_name(launcher)), *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=Path(__file__).parents[2],
