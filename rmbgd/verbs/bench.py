@@ -33,7 +33,9 @@ exit status:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = ABOUT, argparse.RawDescriptionHelpFormatter
     parser.add_argument("--model", metavar="MODEL", help="a name of `rmbgd models list`, or a path (default: u2netp)")
-    parser.add_argument("--device", metavar="DEVICE", help='"auto", "cpu", "cuda" or "cuda:N" (default: auto)')
+    parser.add_argument(
+        "--device", metavar="DEVICE", help='"auto", "cpu", "cuda" (the first) or "cuda:N" (default: auto)'
+    )
     parser.add_argument("--precision", choices=PRECISIONS, help="of the network's arithmetic (default: auto)")
     parser.add_argument(
         "--pictures",

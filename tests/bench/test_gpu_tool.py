@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -216,3 +217,27 @@ def test_alpha_that_is_off_is_counted() -> None:
     found = accuracy.alphas(alpha, reference)
 
     assert (0.09, 0.01, 1.0) == (found["mean"], found["far"], found["overlap"])
+
+
+# --- the whole session
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_session_runs_tests_then_measures(tmp_path: Path) -> None:
+    """One command: what the tests said, then the tables, in one folder of few files; arguments go to the benchmark."""
+    command = ["tools/gpu_session.sh", str(tmp_path / "out"), "--device", "cpu", "--tiny", "--only", "ceilings"]
+    environment = {**os.environ, "SECONDS_TESTS": "300", "SECONDS_ALL": "600", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert "skipped" in (tmp_path / "out" / "tests.txt").read_text()
+    assert {"prepare", "ceilings"} == set(json.loads(done.stdout.splitlines()[-1])["answers"])
+    assert {"tests.txt", "bench_gpu.json", "bench_gpu.txt", "bench_gpu.log"} == {
+        path.name for path in (tmp_path / "out").iterdir()
+    }
+
+
+def test_session_is_a_shell_script_that_parses() -> None:
+    """Read, not run."""
+    subprocess.run(["sh", "-n", "tools/gpu_session.sh"], cwd=REPOSITORY, check=True)

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -56,6 +57,7 @@ class Service:
         self._command = [sys.executable, "-m", "rmbgd", "run", "--config", str(config)]
         self._heard = threading.Condition()
         self.events: list[tuple[float, dict[str, Any]]] = []  # under the condition; (monotonic s, event)
+        self._counts: Counter[str] = Counter()  # likewise; of the events, by name
 
     def __enter__(self) -> Self:
         self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
@@ -80,11 +82,13 @@ class Service:
     def _read(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
-            with self._heard:
-                self.events.append((time.monotonic(), json.loads(line)))
-                self._heard.notify_all()
+            self._note(json.loads(line))
+        self._note({"event": "end of the log"})
+
+    def _note(self, event: dict[str, Any]) -> None:
         with self._heard:
-            self.events.append((time.monotonic(), {"event": "end of the log"}))
+            self.events.append((time.monotonic(), event))
+            self._counts[event["event"]] += 1
             self._heard.notify_all()
 
     def named(self, name: str) -> list[tuple[float, dict[str, Any]]]:
@@ -93,8 +97,8 @@ class Service:
     def wait(self, name: str, count: int) -> None:
         """Until so many events of that name were heard. Raises RuntimeError when they do not come."""
         with self._heard:
-            while len(self.named(name)) < count:
-                if self.named("image.failed") or self.named("service.failed") or self.named("end of the log"):
+            while self._counts[name] < count:
+                if any(self._counts[bad] for bad in ("image.failed", "service.failed", "end of the log")):
                     raise RuntimeError(f"the service: {self._last()}")
                 if not self._heard.wait(PATIENCE):
                     raise RuntimeError(f"the service said nothing for {PATIENCE:g} s: {self._last()}")
