@@ -42,7 +42,7 @@ def test_engine_that_sigkill_does_not_end_is_left_behind(tmp_path: Path) -> None
     """While it is stuck its pictures are made by the CPU and the GPU is lost; the service stays, and stops in order."""
     where = tmp_path / "disk"
     where.mkdir()
-    settings = {"engine": {"device": "cuda:0", "batch_timeout": 1.0}}
+    settings = {"engine": {"device": "cuda:0", "batch_timeout": 3.0}}
     with disk(tmp_path / "image") as device:
         mount(where, "ext4", "rw", device)
         try:
