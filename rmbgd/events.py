@@ -123,7 +123,7 @@ EVENTS: dict[str, EventKind] = {
     "engine.output": EventKind("debug", "a line the engine's process or a C library wrote", {"source": "engine, service", "line": ""}),
     "engine.failover": EventKind("error", "work moved to another device", {"from": "device", "to": "device", "reason": "", "reading?": "", "threshold?": "", "images": "jobs concerned", "model": "now in use", "operator_action?": "what only a person can do"}),
     "engine.failback": EventKind("info", "work moved back after the device proved itself", {"from": "device", "to": "device", "seconds": "away", "model": "now in use"}),
-    "engine.degraded": EventKind("warning", "a device is suspect or answers with a lesser model", {"device": "", "reason": "", "reading?": "", "threshold?": "", "model?": "", "operator_action?": "what only a person can do"}),
+    "engine.degraded": EventKind("warning", "a device is suspect, a lesser model answers, or nothing stands by", {"device": "", "reason": "", "reading?": "", "threshold?": "", "model?": "", "operator_action?": "what only a person can do"}),
     "engine.sensor": EventKind("info", "where the health of a device is read from", {"device": "", "source": "nvml, sysfs, none", "why": ""}),
     "engine.state": EventKind(
         "info", "the health of a device changed; pictures go to it in ok and suspect only",

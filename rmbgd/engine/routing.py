@@ -132,7 +132,7 @@ class FailoverRouting:
         self._closed = True
         own = self._own
         own.attendant.stop()  # who waits for its turn finds out that there is nothing to be had
-        own.turn.take(self._beat)
+        own.turn.take(NoBeat())
         try:
             own.close()
         finally:

@@ -43,7 +43,9 @@ def segment_loop(
                 for arrival in segment(engine, batch, work_of, clock, beat):
                     arrivals.send(arrival)
         finally:
+            beat.waiting()  # this thread ends, and nobody is to wonder why it says nothing any more
             engine.close()
+            beat.waiting()
 
 
 def segment(

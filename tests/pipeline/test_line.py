@@ -14,6 +14,7 @@ from rmbgd.config import parse
 from rmbgd.crew import Crew
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.fake import FakeEngine
+from rmbgd.engine.seats import Seat, Seats
 from rmbgd.errors import StorageFault
 from rmbgd.events import RecordedEvents
 from rmbgd.intake.ledger import Candidate, Ledger
@@ -46,12 +47,13 @@ class RecordedIntake:
 class Works:
     """A line with everything around it, fed by hand with files that stay in place."""
 
-    def __init__(self, base, engine=None, **recipe):
+    def __init__(self, base, engine=None, seats=None, folder=None, **recipe):
         self.input = base / "input"
         self.output = base / "output"
         for name in ("input", "output", "failed"):
             (base / name).mkdir()
-        folder = {"name": "shop", "originals": "keep"} | {n: str(base / n) for n in ("input", "output", "failed")}
+        roots = {n: str(base / n) for n in ("input", "output", "failed")}
+        folder = {"name": "shop", "originals": "keep"} | roots | (folder or {})
         self.config = parse(
             {
                 "folder": [folder],
@@ -82,7 +84,7 @@ class Works:
             on_ready=lambda _description: None,
             on_room=lambda: None,
         )
-        self.line = Line(around, lambda _beat: self.engine)
+        self.line = Line(around, lambda _beat: seats(self.arena) if seats else self.engine)
 
     def claim(self, *names, final=False):
         candidates = []
@@ -308,3 +310,99 @@ def test_an_engine_that_never_starts_lets_everything_go_back(works):
 
     assert ["segment"] == [each.stage for each in it.broken]
     assert [("a.png", "stopping")] == it.intake.returned
+
+
+class TwoSeats:
+    """Two engines; which of them may take pictures is told by the test."""
+
+    def __init__(self, **options):
+        self.may_take = [True, True]
+        self.asked = threading.Event()  # whether somebody may take: there is something to be taken
+        self.engines = []
+        self.options = options
+
+    def __call__(self, arena):
+        self.engines = [FakeEngine(arena.block, device=f"cuda:{n}", **self.options) for n in range(2)]
+        return Seats(tuple(self.seat(n) for n in range(2)), self.listen)
+
+    def seat(self, number):
+        def may_take():
+            self.asked.set()
+            return self.may_take[number]
+
+        return Seat(f"cuda:{number}", lambda _beat: self.engines[number], may_take)
+
+    def listen(self, listener):
+        self.look_again = listener
+
+
+def test_every_device_has_a_thread_and_takes_from_the_one_channel(works):
+    """Each is started, named after its device, and closed; together they make every picture once."""
+    seats = TwoSeats(script=["delay:0.05"] * 20)
+    it = works(seats=seats)
+    names = [f"{number}.png" for number in range(12)]
+    for number, name in enumerate(names):
+        save(it, name, pixels(number))
+
+    it.run(*names)
+
+    batches = [batch for engine in seats.engines for batch in engine.batches]
+    assert 12 == sum(len(batch) for batch in batches)
+    assert 12 == len(it.events.named("image.done"))
+    assert {"cuda:0", "cuda:1"} == {event["device"] for event in it.events.named("engine.batching")}
+    assert [True, True] == [engine.closed for engine in seats.engines]
+
+
+def test_a_device_that_is_away_leaves_every_picture_to_the_other(works):
+    """Its thread takes none, and ends with the other's."""
+    seats = TwoSeats()
+    seats.may_take[0] = False
+    it = works(seats=seats)
+    names = [f"{number}.png" for number in range(12)]
+    for number, name in enumerate(names):
+        save(it, name, pixels(number))
+
+    it.run(*names)
+
+    assert [] == seats.engines[0].batches
+    assert {"cuda:1"} == {event["device"] for event in it.events.named("image.done")}
+
+
+def test_a_device_that_comes_back_takes_what_waits(works):
+    """Nobody may take anything; then one of them may, and is told to look again."""
+    seats = TwoSeats()
+    seats.may_take[:] = [False, False]
+    it = works(seats=seats)
+    save(it, "a.png", pixels())
+    jobs = it.claim("a.png")
+    it.line.start()
+    with it.line.jobs as sender:
+        sender.send(jobs[0])
+    it.line.let_run()
+    assert seats.asked.wait(30)
+    seats.may_take[1] = True
+    seats.look_again()
+    assert [] == it.crew.join(30)
+
+    assert ["cuda:1"] == [event["device"] for event in it.events.named("image.done")]
+
+
+@pytest.mark.parametrize(
+    ("folder", "table"),
+    [
+        ({}, [1] * 8),
+        ({"latency_target": 1000.0}, [1, 2, 2, 4, 4, 4, 4, 8]),
+        ({"latency": "realtime"}, [1]),
+    ],
+)
+def test_how_pictures_are_batched_is_told_once(works, folder, table):
+    """The table of the device at its start: a picture takes 0.1 s, two of them fit into a target of 0.13 s alone."""
+    it = works(engine={"seconds": 0.1}, folder=folder)
+    for number in range(3):
+        save(it, f"{number}.png", pixels(number))
+
+    it.run("0.png", "1.png", "2.png")
+
+    [told] = it.events.named("engine.batching")
+    assert ("fake", {"1": 100.0}) == (told["device"], told["milliseconds"])
+    assert table == told["folders"]["shop"]["table"]
