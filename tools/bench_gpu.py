@@ -16,6 +16,7 @@ accuracy    error against float32 of the plain ways, of our network, and of the 
             relative gate (no worse than plain autocast)
 naive       one image at a time from picture to cutout, as the author's page does it: float32, autocast, float16
 forwards    our network alone, eager, batches 1 to 8
+kernels     what each kind of kernel is worth alone
 waterfall   the engine in its process, step by step: eager, own kernels, graphs, batches, types
 latency     1,000 images, one at a time, arena to arena; memory as NVML sees it
 hot_folder  2,000 files through the real service, with the stage that bounds it
@@ -54,6 +55,7 @@ SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds 
     "naive": ("tools.gpubench.naive:measure", 60),
     "latency": ("tools.gpubench.engines:latency", 120),
     "waterfall": ("tools.gpubench.engines:waterfall", 300),
+    "kernels": ("tools.gpubench.networks:kernels", 60),
     "hot_folder": ("tools.gpubench.service:hot_folder", 180),
     "sources": ("tools.gpubench.service:sources", 90),
     "forwards": ("tools.gpubench.networks:forwards", 90),

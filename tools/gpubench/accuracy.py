@@ -66,9 +66,8 @@ def measure(plan: Plan, answer: Answer) -> None:
 
 def answers_of(network: Any, x: Any, torch: Any) -> NDArray[np.float32]:
     """Logits float32 [B, h, w], image by image: the plain network takes gigabytes for each."""
-    network_type = next(network.parameters(), x).dtype
     with torch.inference_mode():
-        logits = [network(one[None].to(network_type) if network_type != x.dtype else one[None]) for one in x]
+        logits = [network(one[None]) for one in x]
         return np.asarray(torch.cat(logits)[:, 0].float().cpu().numpy())
 
 

@@ -1,4 +1,4 @@
-"""Networks alone, in torch's own process: the reference's goldens, and milliseconds of a forward by type and batch."""
+"""Networks alone, without an engine: the reference's goldens, forwards by type and batch, and each kernel's worth."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from rmbgd.kernels.choosing import HasKernel
+from rmbgd.kernels.head import mattes
 from tools.gpubench.plan import Answer, Plan
 from tools.gpubench.roofline import choose_device, timed
 from tools.gpubench.weights import module, ours, write
@@ -74,7 +76,7 @@ def forwards(plan: Plan, answer: Answer) -> None:
     for kind in ("float32", "float16", "bfloat16") if plan.is_gpu else ("float32",):
         network = ours(plan, plan.backbone, getattr(torch, kind))
         for batch in plan.eager_batches:
-            x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device, dtype=getattr(torch, kind))
+            x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device)  # float32, as the engine gives it
             x = x.to(memory_format=torch.channels_last)
             if plan.is_gpu:
                 torch.cuda.empty_cache()
@@ -88,3 +90,37 @@ def forwards(plan: Plan, answer: Answer) -> None:
             memory = {"allocator": torch.cuda.max_memory_allocated()} if plan.is_gpu else {}
             answer.row("rows", {"step": f"eager {kind}", "batch": batch, "ms": 1000 * seconds, "memory": memory})
         del network
+
+
+def kernels(plan: Plan, answer: Answer) -> None:
+    """What each kind of kernel is worth alone, and all together: from input to alpha, launched one by one.
+
+    On a CPU the layers are asked for their plain ways: the rows are then alike.
+    """
+    import torch
+
+    choose_device(plan)
+    network = ours(plan, plan.backbone, torch.float16 if plan.is_gpu else torch.float32)
+    layers = [layer for layer in network.modules() if isinstance(layer, HasKernel)]
+    kinds = sorted({type(layer).__name__ for layer in layers})
+    rows: dict[str, list[str]] = {"no kernels": []}
+    rows |= {f"{kind} alone": [kind] for kind in kinds} | {"all kernels": kinds}
+    for name, chosen in rows.items():
+        for layer in layers:
+            layer.use_kernels(triton=plan.is_gpu and type(layer).__name__ in chosen)
+        # The kernel of the head is chosen by whoever asks for alpha.
+        ask = partial(mattes, network, triton=plan.is_gpu and type(network.head).__name__ in chosen)
+        for batch in sorted({1, min(8, max(plan.eager_batches))}):
+            x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device)
+            x = x.to(memory_format=torch.channels_last)
+            if plan.is_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            row: dict[str, Any] = {"step": name, "type": "float16" if plan.is_gpu else "float32", "batch": batch}
+            try:
+                with torch.inference_mode():
+                    seconds = timed(partial(ask, x), plan.device, repeats=plan.repeats, warm_up=2)
+            except (RuntimeError, ValueError) as error:
+                answer.row("rows", row | {"error": str(error).splitlines()[0]})
+                continue
+            memory = {"allocator": torch.cuda.max_memory_allocated()} if plan.is_gpu else {}
+            answer.row("rows", row | {"ms": 1000 * seconds, "memory": memory})

@@ -55,7 +55,7 @@ def completed(answers: Answers, section: str, backbone: str, naive: float | None
     found = []
     for row in rows_of(answers, section):
         if "ms" in row:
-            per_image = row["ms"] / (row["batch"] if section == "forwards" else 1)
+            per_image = row["ms"] / (row["batch"] if section in ("forwards", "kernels") else 1)
             row |= {"ms": per_image, "per_second": 1000 / per_image}
             row["ratio"] = naive / per_image if naive else None
             row["tflops"] = flops / per_image / 1e9 if flops else None

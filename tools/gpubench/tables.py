@@ -32,6 +32,7 @@ def text(result: Mapping[str, Any]) -> str:
         ("naive", "The plain ways, from picture to cutout, one at a time"),
         ("waterfall", "The engine, from arena to arena"),
         ("latency", "One image at a time; memory"),
+        ("kernels", "Each kernel alone, launched one by one"),
         ("forwards", "Our network alone, eager"),
     ):
         _rows(
