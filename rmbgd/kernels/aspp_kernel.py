@@ -1,10 +1,10 @@
-"""Deformable atrous spatial pyramid pooling in one launch: four modulated deformable convolutions, ReLU, and their join.
+"""Deformable atrous spatial pyramid pooling in one launch: four deformable convolutions, ReLU, and their join.
 
 Does not compute the offsets (an ordinary convolution does) nor the mean's branch (a vector per image, given as `base`).
 
-A program owns a small square of pixels and all channels. For each tap it reads four neighbouring rows of the pixel-major
-map per pixel, blends them, and feeds them to a matrix product with that tap's weights: neither the samples of a map nor
-the branches' 4 x 256 channels ever exist in memory. Positions are float32 whatever the map's type, sums are float32.
+A program owns a small rectangle of pixels and all channels. For each tap it reads four rows of the pixel-major map per
+pixel, blends them, and feeds them to a matrix product with that tap's weights: neither the samples of a map nor the
+branches' 4 x 256 channels ever exist in memory. Positions are float32 whatever the map's type, and so are sums.
 Corners outside the map are read from inside it with weight zero: no branch, no margin.
 """
 
@@ -43,9 +43,10 @@ LARGE_NEEDS = 150_000  # bytes of shared memory that a program may have
 def tile_for(x: Tensor) -> Tile:
     if x.element_size() > 2:
         return WIDE
-    if x.is_cuda and torch.cuda.get_device_properties(x.device).shared_memory_per_block_optin < LARGE_NEEDS:
-        return SMALL
-    return LARGE
+    if not x.is_cuda:
+        return LARGE
+    found = triton.runtime.driver.active.utils.get_device_properties(x.device.index)
+    return LARGE if found["max_shared_mem"] >= LARGE_NEEDS else SMALL
 
 
 @triton.jit
@@ -54,8 +55,7 @@ def _corner(rows, y, x, weight, height, width, channel):
     there = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     at = tl.minimum(tl.maximum(y, 0), height - 1) * width + tl.minimum(tl.maximum(x, 0), width - 1)
     values = tl.load(rows + at[:, None] * channel.shape[0] + channel[None, :]).to(tl.float32)
-    # The weight of a corner outside is zero already, unless it is no number.
-    return values * tl.where(there | (weight != weight), weight, 0.0)[:, None]
+    return values * tl.where(there, weight, 0.0 * weight)[:, None]  # what is no number stays none
 
 
 @triton.jit
@@ -63,7 +63,7 @@ def _branch(
     total, x, moves, weight, bias, join, first, pixel, y, x_, there, height, width,
     K: tl.constexpr, WIDTH: tl.constexpr, BRANCH: tl.constexpr, AT_ONCE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """total [pixels, WIDTH] + join relu(deformable convolution + bias)."""
+    """Sum: total [pixels, WIDTH] + join relu(deformable convolution + bias)."""
     taps: tl.constexpr = K * K
     pixels: tl.constexpr = total.shape[0]
     channel = tl.arange(0, WIDTH)
@@ -100,7 +100,8 @@ def _branch(
     return total
 
 
-@triton.jit
+# One compilation serves every map.
+@triton.jit(do_not_specialize=["height", "width", "tiles_x"])
 def _pyramid(
     x, y, base, height, width, tiles_x,
     moves0, weight0, bias0, join0, moves1, weight1, bias1, join1,

@@ -21,7 +21,9 @@ TAPS = 3 * 5 * 5
 
 
 @triton.jit
-def _logits(coarse, x, stencils, image, y, x_, height, width, low, narrow, sx_b, sx_c, sx_y, sx_x, variant, REACH: tl.constexpr):
+def _logits(
+    coarse, x, stencils, image, y, x_, height, width, low, narrow, sx_b, sx_c, sx_y, sx_x, variant, REACH: tl.constexpr
+):
     """float32 [TILE_Y, TILE_X] at pixels y, x_. variant: which of the nine stencils, one for all or one per pixel."""
     side: tl.constexpr = 2 * REACH + 1
     taps: tl.constexpr = 3 * side * side
@@ -55,7 +57,7 @@ def _logits(coarse, x, stencils, image, y, x_, height, width, low, narrow, sx_b,
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "low", "narrow"])
 def _finish(
     coarse, x, stencils, alpha, bytes_, unfit, height, width, low, narrow, sx_b, sx_c, sx_y, sx_x,
     REACH: tl.constexpr, TILE_Y: tl.constexpr, TILE_X: tl.constexpr, BYTES: tl.constexpr,
@@ -91,14 +93,17 @@ def _finish(
 def finish(head: nn.Module, p: Tensor, x: Tensor, *, levels: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """sigmoid(up(head.coarse(p)) + stencil(x)), and which images are finite.
 
-    head    birefnet.Head, after its `use_kernels(triton=True)`
+    head    birefnet.Head, after `choosing.use_kernels(network, triton=True)`
     p       the last block's map [B, C, h, w]; x: normalised image [B, 3, H, W], H and W at least 2, any float dtype
     levels  uint8 [B, H, W]: where alpha, rounded to bytes, is written besides
 
     -> alpha float32 [B, H, W], and bool [B]: all logits of this image are finite. Synchronises nothing.
     """
+    table = head.get_buffer("stencils")
+    if table is None:
+        raise ValueError("the head has no stencils: call choosing.use_kernels first; a bug")
     coarse = head.get_submodule("coarse")(p.to(head.get_parameter("coarse.weight").dtype)).contiguous()
-    return finish_maps(coarse, x, head.get_buffer("stencils"), levels=levels)
+    return finish_maps(coarse, x, table, levels=levels)
 
 
 def finish_maps(coarse: Tensor, x: Tensor, stencils: Tensor, *, levels: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -108,7 +113,8 @@ def finish_maps(coarse: Tensor, x: Tensor, stencils: Tensor, *, levels: Tensor |
     unfit = torch.zeros(batch, dtype=torch.int32, device=x.device)
     grid = (triton.cdiv(width, TILE_X), triton.cdiv(height, TILE_Y), batch)
     _finish[grid](
-        coarse, x, stencils, alpha, alpha if levels is None else levels, unfit, height, width, *coarse.shape[2:], *x.stride(),
+        coarse, x, stencils, alpha, alpha if levels is None else levels, unfit, height, width, *coarse.shape[2:],
+        *x.stride(),
         REACH=REACH, TILE_Y=TILE_Y, TILE_X=TILE_X, BYTES=levels is not None, num_warps=4,
     )  # fmt: skip
     return alpha, unfit == 0
@@ -118,7 +124,7 @@ def stencils(inner: nn.Conv2d, outer: nn.Conv2d) -> Tensor:
     """Two 3x3 convolutions 3 -> c -> 1, zero-padded each, as nine stencils [9, 3*5*5 + 1], the bias last.
 
     Stencil 3 * row + column, where row is 0 for the map's first row, 2 for its last, 1 between, and column likewise:
-    the taps of the outer convolution that would read beyond the map are left out. In the weights' type, at least float32.
+    the taps of the outer convolution that would read beyond the map are left out. In float32, or the weights' float64.
     """
     wide = torch.promote_types(inner.weight.dtype, torch.float32)
     first, last = inner.weight.to(wide), outer.weight.to(wide)

@@ -3,13 +3,12 @@
 The table lies on the device, so a captured launch stays the same while pictures of other sizes and places are written
 into it. Does not copy pictures to the device and does not know who fills the table.
 
-A tile of the answer is a product W_y P W_xᵀ of the pixels under it with two bands of triangle weights, which are made on
-the fly from exact integer positions: every byte is read once per tile, whatever the reduction. Products are in float32.
+A tile of the answer is a product W_y P W_xᵀ of the pixels under it with two bands of triangle weights, made on the
+fly from exact integer positions: every byte is read once per tile, whatever the reduction. Products are in float32.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -39,7 +38,18 @@ def _range(first, inner_size, outer_size, TILE: tl.constexpr):
 
 @triton.jit
 def _resize(
-    table, inputs, scale, shift, height, width, stride_b, stride_c, stride_y, stride_x, TILE: tl.constexpr, STEP: tl.constexpr
+    table,
+    inputs,
+    scale,
+    shift,
+    height,
+    width,
+    stride_b,
+    stride_c,
+    stride_y,
+    stride_x,
+    TILE: tl.constexpr,
+    STEP: tl.constexpr,
 ):
     place = tl.program_id(2)
     row = table + 4 * place

@@ -4,9 +4,10 @@ Does not know qkv and proj, the products around it: reads queries, keys and valu
 of its pixels, and writes answers in that order. Tokens that would pad the map to whole windows are the bias of qkv, for
 LayerNorm comes before the padding; their answers are never computed.
 
-A program keeps one head's position bias for some of a window's queries in registers and goes from window to window.
-Softmax is in float32 over blocks of keys, with a running maximum (Milakov and Gimelshein, 2018). Two tokens that the
-roll brought together do not see each other: -1e30 in float32 stands for minus infinity and needs no special case.
+A program takes some of a window's queries of one head and goes from window to window, so that this head's position bias
+stays in the nearest cache. Softmax is in float32 over blocks of keys, with a running maximum (Milakov and Gimelshein,
+2018). Two tokens that the roll brought together do not see each other: -1e30 in float32 stands for minus infinity and
+needs no special case.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch import Tensor
 
 BLOCK = 64  # queries, and keys, at once: a window of 12 x 12 is three blocks, the last one a quarter full
 PER_PROCESSOR = 16  # programs for each multiprocessor, of which a few run at once: enough that none waits for the last
+REGISTERS = 168  # for a thread in half precision: three programs share a multiprocessor, and the compiler spills none
 PROCESSORS = 64  # assumed where there is no GPU to ask
 
 
@@ -46,7 +48,8 @@ def _rows(base, token, there, feature, real, pitch, filler):
     return tl.where(there[:, None], values, filler[None, :])
 
 
-@triton.jit
+# What depends on the batch or the map is not specialised on: one compilation serves every batch size.
+@triton.jit(do_not_specialize=["windows", "rows", "columns", "height", "width"])
 def _attention(
     qkv, padding, bias, out, windows, rows, columns, height, width, dim, scale,
     WINDOW: tl.constexpr, SHIFT: tl.constexpr, HEAD: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr,
@@ -62,9 +65,6 @@ def _attention(
     pad_k = tl.load(padding + dim + head * HEAD + feature, mask=real, other=0)
     pad_v = tl.load(padding + 2 * dim + head * HEAD + feature, mask=real, other=0)
     bias_rows = bias + head * side_of_bias * side_of_bias + mine[:, None] * side_of_bias
-    biases = ()
-    for block in tl.static_range(BLOCKS):
-        biases = biases + (tl.load(bias_rows + (block * BLOCK + tl.arange(0, BLOCK))[None, :]),)
     # `while`, not `range`: bounds that only the device knows are no range for the interpreter beside NumPy 2.4.
     at = tl.program_id(2)
     while at < windows:
@@ -76,16 +76,16 @@ def _attention(
         highest = tl.full([BLOCK], -1e30, tl.float32)
         norm = tl.zeros([BLOCK], tl.float32)
         answer = tl.zeros([BLOCK, D], tl.float32)
-        for block in tl.static_range(BLOCKS):
+        for block in range(BLOCKS):
             theirs = block * BLOCK + tl.arange(0, BLOCK)
             other, present, far = _place(theirs, window_row, window_column, rows, columns, height, width, WINDOW, SHIFT)
             k = _rows(base + dim, other, present, feature, real, 3 * dim, pad_k)
             v = _rows(base + 2 * dim, other, present, feature, real, 3 * dim, pad_v)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-            scores += biases[block].to(tl.float32)
+            scores += tl.load(bias_rows + theirs[None, :]).to(tl.float32)
             seen = (theirs < WINDOW * WINDOW)[None, :] & (side[:, None] == far[None, :])
             scores = tl.where(seen, scores, -1e30)
-            higher = tl.maximum(highest, tl.max(scores, axis=1), propagate_nan=tl.PropagateNan.ALL)
+            higher = tl.maximum(highest, tl.max(scores, axis=1))
             weight = tl.exp(scores - higher[:, None])
             fade = tl.exp(highest - higher)
             norm = norm * fade + tl.sum(weight, axis=1)
@@ -113,10 +113,11 @@ def window_attention(qkv: Tensor, padding: Tensor, bias: Tensor, window: int, sh
     windows, blocks = batch * rows * columns, blocks_of(window)
     programs = max(1, PER_PROCESSOR * _processors(qkv.device) // (heads * blocks))
     size = dim // heads
+    wide = qkv.dtype == torch.float32
     _attention[(heads, blocks, min(windows, programs))](
         qkv, padding, bias, out, windows, rows, columns, height, width, dim, size**-0.5,
         WINDOW=window, SHIFT=shift, HEAD=size, D=max(16, triton.next_power_of_2(size)), BLOCK=BLOCK, BLOCKS=blocks,
-        PRECISION="tf32x3" if qkv.dtype == torch.float32 else "tf32", num_warps=4, num_stages=1,
+        PRECISION="tf32x3" if wide else "tf32", num_warps=4, num_stages=1, maxnreg=None if wide else REGISTERS,
     )  # fmt: skip
     return out
 
@@ -130,9 +131,9 @@ def padded_bias(bias: Tensor) -> Tensor:
 
 
 def blocks_of(window: int) -> int:
-    return triton.cdiv(window * window, BLOCK)
+    return int(triton.cdiv(window * window, BLOCK))
 
 
 @functools.cache
 def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else PROCESSORS
+    return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else PROCESSORS

@@ -104,6 +104,16 @@ class Head(nn.Module):
         self.stencil = Conv2d(3, 1, 5, padding=2)
         self.border_in = conv3x3(3, WIDTH)
         self.border_out = conv3x3(WIDTH, 1)
+        # float32 [9, 76]: the stencil at each corner and side and inside, for the kernel of head and sigmoid in one.
+        self.register_buffer("stencils", None, persistent=False)
+        self.stencils: Tensor | None
+
+    def use_kernels(self, *, triton: bool) -> None:
+        self.stencils = None
+        if triton:
+            from rmbgd.kernels.head_kernel import stencils
+
+            self.stencils = stencils(self.border_in, self.border_out).float()
 
     def forward(self, p: Tensor, x: Tensor) -> Tensor:
         fine = self.stencil(x)
@@ -148,6 +158,11 @@ class BiRefNet(nn.Module):
         return [torch.cat((f, up(h, f.shape[-2:])), dim=1) for f, h in zip(full, half, strict=True)]
 
     def forward(self, image: Tensor) -> Tensor:
+        logits: Tensor = self.head(*self.before_head(image))
+        return logits
+
+    def before_head(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """The last block's map [B,64,H/4,W/4], and the image in the head's type."""
         height, width = image.shape[-2:]
         if height % 32 or width % 32:
             raise ValueError(f"the image is {height} x {width} (height x width); both sides must be multiples of 32")
@@ -170,5 +185,4 @@ class BiRefNet(nn.Module):
         t = self.gate2(self.out2(self.block2.aspp(t)))
         t = lift(t, self.lateral2(maps.pop()))
         t = self.block1.enter(t, self.image2(x))
-        logits: Tensor = self.head(self.block1.aspp(t), wide)
-        return logits
+        return self.block1.aspp(t), wide

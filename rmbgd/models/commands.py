@@ -1,7 +1,7 @@
-"""`rmbgd models list | fetch | accept | path | verify`: what people type.
+"""`rmbgd models list | fetch | accept | path | verify | optimize`: what people type.
 
 Says and asks; what is true, allowed or brought is decided by the registry, `consent.py`, `verify.py` and `fetch.py`.
-Imports no torch, and the hub client only to fetch from the hub.
+Imports torch only to optimise, and the hub client only to fetch from the hub.
 """
 
 from __future__ import annotations
@@ -25,12 +25,13 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, models: Path = places.DEFAULT_MODELS) -> None:
-    """Give `parser` the five verbs. `models`: the directory that is used when --models-dir does not name another."""
+    """Give `parser` the six verbs. `models`: the directory that is used when --models-dir does not name another."""
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument(
         "--models-dir", type=Path, default=models, metavar="FOLDER", help="where weights live (default: %(default)s)"
     )
-    verbs = parser.add_subparsers(dest="models_verb", required=True, metavar="list | fetch | accept | path | verify")
+    known = "list | fetch | accept | path | verify | optimize"
+    verbs = parser.add_subparsers(dest="models_verb", required=True, metavar=known)
 
     def verb(name: str, text: str, action: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", parents=[shared])
@@ -56,6 +57,21 @@ def add_arguments(parser: argparse.ArgumentParser, *, models: Path = places.DEFA
     verifying.add_argument("name", nargs="*", help="names, folders or files (default: every model that is here)")
     verifying.add_argument("--sha256", help="what the file's digest must be; for one name")
     verifying.add_argument("--json", action="store_true", help="one JSON document instead of text")
+    text = "compile a model's kernels for the GPU of this machine, once, so that the service starts without a compiler"
+    optimising = verb("optimize", text, _optimise)
+    optimising.add_argument("name", help="as `rmbgd models list` shows it, or a folder, or a file")
+    optimising.add_argument(
+        "--device", default="cuda", help="cuda, or cuda:N for one of several (default: %(default)s)"
+    )
+    optimising.add_argument(
+        "--precision",
+        choices=("float16", "bfloat16", "float32"),
+        default="float16",
+        help="what the service computes in there (default: %(default)s)",
+    )
+    optimising.add_argument(
+        "--patch-order", default="auto", help="for weights that say nothing themselves (default: %(default)s)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -215,6 +231,21 @@ def _agreed(entry: ModelEntry) -> bool:
 
 def _path(arguments: argparse.Namespace) -> int:
     print(places.resolve(arguments.name, arguments.models_dir).weights)
+    return 0
+
+
+def _optimise(arguments: argparse.Namespace) -> int:
+    from rmbgd.models.optimize import optimise
+
+    done = optimise(
+        arguments.name,
+        arguments.models_dir,
+        device=arguments.device,
+        precision=arguments.precision,
+        patch_order=arguments.patch_order,
+    )
+    print(f"{arguments.name}: {done.layers} layers have kernels; compiled and run in {done.seconds} s")
+    print(f"  {done.directory}: {done.files} files, {done.bytes / 1e6:.1f} MB")
     return 0
 
 

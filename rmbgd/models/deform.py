@@ -1,6 +1,7 @@
 """Modulated deformable convolution and the pyramid of them that BiRefNet's decoder is made of. Inference only.
 
-Does not know the decoder. Plain torch: runs, and means the same, on every device and in every floating type.
+Does not know the decoder. Plain torch: runs, and means the same, on every device and in every floating type. Once
+`use_kernels` has chosen it, the pyramid runs as one kernel (`rmbgd.kernels.aspp_kernel`).
 
 Papers: Zhu et al., "Deformable ConvNets v2", CVPR 2019 (1); Zheng et al., "Bilateral Reference for High-Resolution
 Dichotomous Image Segmentation", CAAI AIR 2024. Sampling, bilinear with zeros outside, is a weighted sum of four rows of
@@ -94,13 +95,30 @@ class DeformableAspp(nn.Module):
         self.join = nn.ParameterList(torch.empty(width, branch) for _ in kernels)
         self.mean = nn.Linear(width, branch)
         self.join_mean = nn.Linear(branch, width)
+        self.triton = False
+
+    def use_kernels(self, *, triton: bool) -> None:
+        self.triton = triton
 
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         wide = torch.promote_types(x.dtype, torch.float32)
         mean = x.mean(dim=(2, 3), dtype=wide).to(x.dtype)
-        total = self.join_mean(F.relu(self.mean(mean))).to(wide).repeat_interleave(height * width, dim=0)
+        base = self.join_mean(F.relu(self.mean(mean))).to(wide)
+        if self.triton:
+            return self.in_one(x, base)
+        total = base.repeat_interleave(height * width, dim=0)
         for branch, join in zip(self.branches, self.join, strict=True):
             for piece, answer in branch(x):
                 total[piece] += linear(F.relu(answer, inplace=True), join)
         return F.relu(total, inplace=True).to(x.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+    def in_one(self, x: Tensor, base: Tensor) -> Tensor:
+        """All branches in one kernel. `base` [B,64]: the mean's, joined."""
+        from rmbgd.kernels.aspp_kernel import Branch, pyramid
+
+        given = []
+        for layer, join in zip(self.branches, self.join, strict=True):
+            assert isinstance(layer, DeformableConv)
+            given.append(Branch(layer.kernel, layer.offset(x), layer.weight, layer.bias, join))
+        return pyramid(x, base, given)

@@ -9,7 +9,8 @@ Exact savings, against the paper's code: tokens that pad the map to whole window
 (LayerNorm comes before the padding, so their query, key and value are the bias); which token sits in which window is
 computed once per shape; only the windows that the shift cuts carry a mask, and it has three patterns.
 
-A block works on pieces of its map, in place, so that no map of queries, scores or hidden units exists as a whole.
+A block works on pieces of its map, in place, so that no map of queries, scores or hidden units exists as a whole. Once
+`use_kernels` has chosen it, attention is one kernel on whole maps (`rmbgd.kernels.window_kernel`), and has no plan.
 
 In half precision the stream between the blocks, the norms' parameters and the patch embedding stay in float32: products
 are in the type of their weights. Measured in bfloat16, the three made half of the error, and they cost next to nothing.
@@ -47,7 +48,9 @@ class WindowPlan:
     masks: tuple[Tensor | None, ...]  # [window², window²] True where two tokens may see each other; None: everywhere
 
 
-@lru_cache(maxsize=64)
+# A captured CUDA graph keeps the addresses of its plans: none may be dropped while a few batch sizes of a few networks
+# are in use (16 plans for each).
+@lru_cache(maxsize=512)
 def window_plan(
     batch: int, height: int, width: int, window: int, shift: int, windows_per_piece: int, device: torch.device
 ) -> WindowPlan:
@@ -107,6 +110,29 @@ class WindowAttention(nn.Module):
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         self.qkv = Linear(dim, 3 * dim)
         self.proj = Linear(dim, dim)
+        # [heads, n, n], the window's slots in whole blocks; None: plain. Half precision, Swin-L: 42 MB for all layers.
+        self.register_buffer("kernel_bias", None, persistent=False)
+        self.kernel_bias: Tensor | None
+
+    def use_kernels(self, *, triton: bool) -> None:
+        self.kernel_bias = None
+        if triton:
+            from rmbgd.kernels.window_kernel import padded_bias
+
+            table, slots = self.relative_position_bias_table, self.window**2
+            bias = table.t().index_select(1, relative_position_index(self.window, table.device))
+            self.kernel_bias = padded_bias(bias.view(self.heads, slots, slots))
+
+    def on_map(self, x: Tensor, shift: int) -> Tensor:
+        """Whole maps [B,H,W,C] -> their answers, by the kernel."""
+        from rmbgd.kernels.window_kernel import window_attention
+
+        assert self.kernel_bias is not None
+        qkv = self.qkv(x)
+        projected: Tensor = self.proj(
+            window_attention(qkv, self.qkv.bias, self.kernel_bias, self.window, shift, self.heads)
+        )
+        return projected
 
     def position_bias(self, plan: WindowPlan) -> list[Tensor]:
         """[1, heads, window², window²] for each mask of the plan, -inf where the mask says no.
@@ -157,7 +183,19 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        self.attend(x)
+        dim = x.shape[-1]
+        for part in torch.split(x.view(-1, dim), rows_per_piece(4 * dim, x)):
+            part.add_(self.mlp(self.norm2(part)))
+        return x
+
+    def attend(self, x: Tensor) -> None:
+        """Add attention(LN(x)) to x."""
         batch, height, width, dim = x.shape
+        if self.attn.kernel_bias is not None:
+            for images in torch.split(x, rows_per_piece(height * width * 3 * dim, x)):
+                images.add_(self.attn.on_map(self.norm1(images), self.shift))
+            return
         in_piece = rows_per_piece(self.window**2 * 3 * dim, x)
         plan = window_plan(batch, height, width, self.window, self.shift, in_piece, x.device)
         biases = self.attn.position_bias(plan)
@@ -165,9 +203,6 @@ class SwinBlock(nn.Module):
         for piece in plan.pieces:
             rows = self.norm1(tokens.index_select(0, piece.tokens))
             tokens.index_add_(0, piece.tokens, self.attn(rows, piece, biases[piece.pattern]).to(x.dtype))
-        for part in torch.split(tokens, rows_per_piece(4 * dim, x)):
-            part.add_(self.mlp(self.norm2(part)))
-        return x
 
 
 class PatchMerging(nn.Module):
