@@ -22,6 +22,8 @@ from tests.scenarios.machine import false_clock
 from tests.scenarios.pictures import picture
 from tests.scenarios.service import ServiceUnderTest
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 ROOT = Path(__file__).parents[2]
 BEAT = 1.0  # s; the shortest that may be set
 DAY = 86_400.0
