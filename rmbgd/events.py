@@ -102,7 +102,7 @@ EVENTS: dict[str, EventKind] = {
         "warning", "a picture is refused; its original stands in the failed folder with a .error.json",
         _ENDED | {"reason": "from the list of reasons", "detail": "what exactly", "stage": "intake, decode, engine, finish", "quarantine?": "path below the failed folder", "sha256_in?": ""},
     ),
-    "image.postponed": EventKind("info", "a picture went back to waiting; attempts unchanged", _IMAGE | {"why": "incomplete, storage, changed, stopping, vanished", "detail": ""}),
+    "image.postponed": EventKind("info", "a picture went back to waiting; attempts unchanged", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished", "detail": ""}),
     # --- storage
     "storage.paused": EventKind("error", "the disk refuses; results are held and nothing new is claimed", {"kind": "disk_full, quota, read_only, io_error, denied, missing", "path": "", "detail": ""}),
     "storage.resumed": EventKind("info", "the disk takes data again", {"kind": "of the refusal that is over", "seconds": "paused"}),

@@ -129,7 +129,7 @@ class Postponed:
     """A picture that cannot be judged yet: back to the folder, attempts unchanged.
 
     why  "incomplete" (an upload may still be under way) | "storage" (the disk is at fault) | "changed" | "stopping"
-         | "vanished"
+         | "vanished" | "memory" (the kernel gave none: limits of the process, strict accounting)
     """
 
     job: Job

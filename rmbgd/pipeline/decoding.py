@@ -31,6 +31,7 @@ LARGE_PIXELS = 16_000_000
 LARGE_BYTES = 64 << 20
 
 READ_TRIES = 3
+SHORTAGE = "the system gave no memory for it"
 GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTDIR}
 
 Decoded = Frame | Rejection | Postponed | Duplicate
@@ -80,6 +81,8 @@ class Decoder:
             return unreadable(job, error, timing)
         except StorageFault as fault:  # the ledger could not be asked whether this content is known
             return Postponed(job, "storage", str(fault), timing)
+        except MemoryError:
+            return Postponed(job, "memory", SHORTAGE, timing)
         except ArenaClosed:
             return Postponed(job, "stopping", "read, but no memory was lent any more", timing)
         finally:
@@ -112,6 +115,8 @@ class Decoder:
             return self._pixels(job, data, header, facts, timing, beat)
         except ImageError as error:  # with the facts, so that twins of this picture get the same answer
             return refusal(job, error, timing, facts)
+        except MemoryError:
+            return Postponed(job, "memory", SHORTAGE, timing, facts)
 
     def _pixels(self, job: Job, data: bytes, header: Header, facts: SourceFacts, timing: Timing, beat: Beat) -> Frame:
         _, recipe = self._folders[job.folder]

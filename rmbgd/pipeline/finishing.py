@@ -22,7 +22,7 @@ from rmbgd.imaging.encode import encode
 from rmbgd.intake.ledger import ContentKey, Known, Published
 from rmbgd.jobs import Arrival, Cutout, Duplicate, Frame, Job, Postponed, Rejection, SourceFacts, Timing
 from rmbgd.pipeline.channel import Receiver
-from rmbgd.pipeline.decoding import LARGE_PIXELS
+from rmbgd.pipeline.decoding import LARGE_PIXELS, SHORTAGE
 from rmbgd.pipeline.hold import Released, StorageHold
 from rmbgd.pipeline.publish import Publisher, SourceChanged
 from rmbgd.pipeline.reuse import InFlight, Twin
@@ -35,6 +35,10 @@ class Returns(Protocol):
     def give_back(self, job: Job, why: str, detail: str) -> None: ...
 
     def ended(self, job: Job) -> None: ...
+
+
+class Unencoded(Exception):
+    """There was no memory to encode with; nothing has been published."""
 
 
 class Finisher:
@@ -82,6 +86,8 @@ class Finisher:
                 return self._refuse(_refused(arrival, error), beat)
         except Released as released:
             return self._put_back(_postponed(arrival, "stopping", f"held back by the disk: {released.fault}"))
+        except Unencoded:
+            return self._put_back(_postponed(arrival, "memory", SHORTAGE))
         except SourceChanged as changed:
             return self._put_back(_postponed(arrival, changed.why, changed.detail))
 
@@ -125,7 +131,10 @@ class Finisher:
             if report["verdict"] == "empty":
                 _clear(slot)
             with self._alone_if(recipe.format == "webp" and slot.rgb.size > 3 * LARGE_PIXELS):
-                encode(arrange(slot.rgba, slot.alpha, recipe), recipe, frame.facts, temporary.write)
+                try:
+                    encode(arrange(slot.rgba, slot.alpha, recipe), recipe, frame.facts, temporary.write)
+                except MemoryError as error:
+                    raise Unencoded from error
             encoded = self._clock.monotonic()
             frame.timing.add("encode", encoded - begun)
             # A lesser model's answer is published but not remembered: equal pictures deserve what was asked for.

@@ -2,6 +2,7 @@
 
 import io
 import os
+import pkgutil
 import threading
 
 import numpy as np
@@ -269,6 +270,36 @@ def test_a_ledger_that_cannot_be_asked_sends_the_picture_back(works, monkeypatch
     it.run("a.png")
 
     assert [("a.png", "storage")] == it.intake.returned
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["rmbgd.pipeline.decoding.read_limited", "rmbgd.pipeline.decoding.decode_into", "rmbgd.pipeline.finishing.encode"],
+)
+def test_shortage_of_memory_is_not_the_pictures_fault(works, monkeypatch, where):
+    """Reading, decoding or encoding gets none: the picture and its twin wait in their folder, the others are served."""
+    it = works()
+    for name in ("a.png", "twin.png"):
+        save(it, name, pixels())
+    save(it, "other.png", pixels(7))
+    other = (it.input / "other.png").read_bytes()
+    real, asked = pkgutil.resolve_name(where), []
+
+    def short(first, *more, **named):
+        asked.append(first)
+        if len(asked) <= 2:
+            raise MemoryError
+        return real(first, *more, **named)
+
+    monkeypatch.setattr(where, short)
+    it.run("a.png", "twin.png", "other.png")
+
+    assert {"memory"} == {why for _, why in it.intake.returned}
+    assert [] == it.events.named("image.failed")
+    assert 3 == len(it.intake.returned) + len(it.events.named("image.done"))
+    assert 0 == it.arena.statistics().leased_bytes
+    assert other == (it.input / "other.png").read_bytes()
+    assert [] == [name for name in os.listdir(it.output) if name.startswith(".")]
 
 
 def test_all_memory_is_given_back(works):
