@@ -10,17 +10,20 @@ the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt a
 Weights are drawn by the recipe where its folder is found (--recipe, RMBGD_SHARED/birefnet, ../shared/birefnet, or
 shared/birefnet in the checkout), else by the same rule from other numbers; --checkpoint takes a folder of your own.
 
+Sections, in the order in which they run:
+
 ceilings    a large matrix product and a copy on this device: what 100 % means
 goldens     logits in float32 (TF32 off), float16 and bfloat16 against the reference's
 accuracy    error against float32 of the plain ways, of our network, and of the engine's alpha; absolute limits and the
             relative gate (no worse than plain autocast)
 naive       one image at a time from picture to cutout, as the author's page does it: float32, autocast, float16
-forwards    our network alone, eager, batches 1 to 8
-kernels     what each kind of kernel is worth alone
-waterfall   the engine in its process, step by step: eager, own kernels, graphs, batches, types
 latency     1,000 images, one at a time, arena to arena; memory as NVML sees it
+waterfall   the engine in its process, step by step: eager, own kernels, graphs, batches, types
+memory      the engine from within: the allocator's peak, and blocks taken from the device after the first batches
 hot_folder  2,000 files through the real service, with the stage that bounds it
 sources     eight droppers beside one, below capacity
+kernels     what each kind of kernel is worth alone
+forwards    our network alone, eager, batches 1 to 8
 lite        the small backbone
 """
 
@@ -47,7 +50,7 @@ from tools.gpubench.plan import ROOT, TINY, Answer, Plan, answers, load, recipe_
 from tools.gpubench.tables import text
 
 PREPARE, LOG = "prepare", "bench_gpu.log"
-SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds that it may take)
+SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds that it may take), what matters first
     PREPARE: ("tools.bench_gpu:prepare", 150),
     "ceilings": ("tools.gpubench.roofline:ceilings", 60),
     "goldens": ("tools.gpubench.networks:goldens", 90),
@@ -55,9 +58,10 @@ SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds 
     "naive": ("tools.gpubench.naive:measure", 60),
     "latency": ("tools.gpubench.engines:latency", 120),
     "waterfall": ("tools.gpubench.engines:waterfall", 300),
-    "kernels": ("tools.gpubench.networks:kernels", 60),
+    "memory": ("tools.gpubench.inside:measure", 90),
     "hot_folder": ("tools.gpubench.service:hot_folder", 180),
     "sources": ("tools.gpubench.service:sources", 90),
+    "kernels": ("tools.gpubench.networks:kernels", 90),
     "forwards": ("tools.gpubench.networks:forwards", 90),
     "lite": ("tools.gpubench.engines:lite", 120),
 }

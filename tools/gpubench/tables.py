@@ -44,6 +44,7 @@ def text(result: Mapping[str, Any]) -> str:
         )
     lite = completed(answers, "lite", plan["lite"], naive_ms(answers, "lite"))
     _rows(console, f"{plan['lite']}, likewise", lite, limits_of(answers, "lite"), on_gpu=on_gpu)
+    _memory(console, answers)
     _service(console, answers)
     for name, error in result["errors"].items():
         console.print(f"[bold]{name}[/] FAILED: {escape(error)}")
@@ -148,6 +149,15 @@ def _accuracy(console: Console, answers: Answers) -> None:
             _yes(row.get("gate")),
         )
     console.print(table)
+
+
+def _memory(console: Console, answers: Answers) -> None:
+    for row in rows_of(answers, "memory"):
+        memory = row.get("memory", {})
+        console.print(
+            f"{row['step']}, from within: allocator {_giga(memory.get('allocator')) or '?'} GB, reserved "
+            f"{_giga(memory.get('reserved')) or '?'} GB; {row['new_blocks']} new blocks after the first batches"
+        )
 
 
 def _service(console: Console, answers: Answers) -> None:
