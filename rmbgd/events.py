@@ -76,7 +76,7 @@ EVENTS: dict[str, EventKind] = {
             "unwritten?": "lines and status files lost to a full disk or a reader that hangs, by place",
         },
     ),
-    "service.stalled": EventKind("error", "a thread neither waits nor progresses; the watchdog is no longer fed", {"threads": "names", "seconds": "without progress, at least"}),
+    "service.stalled": EventKind("error", "a thread neither waits nor progresses; the watchdog is no longer fed", {"threads": "names; `line`: all of them wait, and pictures stand still", "seconds": "without progress, at least"}),
     "service.stall_ended": EventKind("info", "every thread moves again", {"seconds": "stalled"}),
     # --- folders and arrivals
     "folder.watching": EventKind("info", "a drop folder is watched", {"folder": "name", "mode": "events or poll", "file_system": "type", "watches": "armed"}),

@@ -80,6 +80,12 @@ class EngineWorker:
         self._aborted = False  # set by any thread, once
         self._abandoned = False
         self._launched = False
+        self._asking = False  # the child has a request and a deadline; written by the owner, read by any thread
+
+    @property
+    def asking(self) -> bool:
+        """The child has something to do, and a deadline for it. From any thread."""
+        return self._asking
 
     @property
     def pid(self) -> int | None:
@@ -211,6 +217,7 @@ class EngineWorker:
         if self._connection is None:
             raise EngineLost("the engine's process is not running")
         self._beat.waiting()
+        self._asking = True
         try:
             wire.send(self._connection, request)
             answer = wire.receive(self._connection, seconds)
@@ -221,6 +228,7 @@ class EngineWorker:
         except wire.GarbledError as error:
             self._fail(EngineNonsense, f"no message: {error}", 0)
         finally:
+            self._asking = False
             self._beat.working()
         if "fault" in answer:
             self._raise_told(answer)

@@ -48,6 +48,12 @@ class EngineWatch:
                 worker.abort()
         return worker
 
+    @property
+    def busy(self) -> bool:
+        """A process computes, is looked at, or starts: each of that has a deadline."""
+        with self._lock:
+            return any(worker.asking for worker in self._workers)
+
     def abort(self) -> None:
         """Kill every process, and those that are still to come."""
         with self._lock:
@@ -100,6 +106,11 @@ class EngineRoom:
     def device(self) -> str | None:
         """In use now; None before that is known."""
         return self._watch.routing.device if self._watch.routing is not None else None
+
+    @property
+    def busy(self) -> bool:
+        """A process has something to do, under a deadline."""
+        return self._watch.busy
 
     def describe(self) -> dict[str, object]:
         """For the health event. Waits for nothing."""

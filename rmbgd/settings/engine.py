@@ -48,7 +48,7 @@ class EngineSettings(Settings):
         unit="tries",
         ge=1,
         le=10,
-        reason="faults a picture may be part of, the last one alone (on the CPU where that stands by), before it is poison"
+        reason="faults a picture may be part of, the last one alone (on the CPU where that stands by), before it is poison",
     )
 
 

@@ -50,6 +50,13 @@ class Service(Settings):
         le=3600,
         reason="a thread that neither waits nor progresses this long is hung; the watchdog is then not fed",
     )
+    stuck_after: float = setting(
+        300.0,
+        unit="s",
+        ge=10,
+        le=86_400,
+        reason="pictures wait, no device computes, nothing is paused, and none moves this long: the line is hung as well",
+    )
     safe_starts: int = setting(
         3,
         unit="starts",

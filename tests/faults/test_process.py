@@ -56,6 +56,17 @@ def test_second_service_on_one_state_directory_is_refused(tmp_path: Path) -> Non
         assert service.named("service.failed") == []
 
 
+def test_line_in_which_everybody_waits_is_told_as_hung(tmp_path: Path) -> None:
+    """No thread is hung, no device computes, nothing is paused, and the pictures that wait do not move."""
+    settings = {"service": {"status_interval": 0.1, "stall_after": STALL_AFTER, "stuck_after": 10.0}}
+    with ServiceUnderTest(tmp_path, settings=settings, options={"left": True}) as service:
+        service.drop("a.png", picture(1))
+        stalled = service.wait_for("service.stalled")
+        service.kill()
+
+    assert stalled["threads"] == ["line"]
+
+
 @pytest.mark.slow
 def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path) -> None:
     """Frozen in the middle of a batch for longer than stall_after, it goes on: no stall is told, no picture lost."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
 
 from tests.faults.gpu import GpuUnderTest, assert_proved_before_use
-from tests.faults.test_failover import CPU, GPU, drop_all
+from tests.faults.test_failover import CPU, GPU, STICKY_WORDS, drop_all
 from tests.scenarios import audit
 from tests.scenarios.pictures import picture
 
@@ -135,3 +136,41 @@ def test_a_gpu_that_is_not_well_at_start_keeps_nobody_waiting(tmp_path: Path) ->
         assert service.made_by("b.png") == GPU
 
     assert "cpu" not in service.devices()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_169_failures_of_two_gpus_lose_no_picture(tmp_path: Path) -> None:
+    """Failures of every kind on either GPU or both, pictures always on their way: each comes out once, and right."""
+    failures = 169
+    dice = random.Random(20_261_123)
+    kinds = [f"cuda:{word}" for word in STICKY_WORDS] + ["kill", "exit:70", "nonsense", "wrong_image"]
+    data: dict[str, bytes] = {}
+    health = {"interval": 0.02, "dwell": 0.02, "dwell_maximum": 0.02, "good_checks": 1, "canary_blocks": 16}
+    with TwoGpus(tmp_path, health=health | {"trial_pictures": 2}) as service:
+        service.wait_for_both()
+        failed = 0
+        while failed < failures:
+            since = len(service.events)
+            sick = dice.choice([[0], [1], [0, 1]])
+            for index in sick:
+                if dice.random() < 0.1:
+                    service.temperature(90.0, index)
+                else:
+                    service.steps([*["delay:0.01"] * dice.randint(0, 2), dice.choice(kinds)], index)
+            while len({event["from"] for event in service.named("engine.failover", since=since)}) < len(sick):
+                data |= drop_all(service, len(data), dice.randint(2, 8))
+                service.wait_for_endings(len(data))
+            for index in sick:
+                service.temperature(60.0, index)
+            for index in sick:
+                service.wait_for("engine.failback", since=since, to=f"cuda:{index}")
+            failed += len(sick)
+
+    audit.assert_complete(service.roots, data)
+    audit.assert_ledger_settled(service.state, done=len(data))
+    done = service.named("image.done")
+    assert len({event["path"] for event in done}) == len(done) == len(data)
+    assert {event["device"] for event in done} == {"cuda:0", "cuda:1", "cpu"}
+    assert service.named("service.stalled") == []
+    assert_proved_before_use(service.events)

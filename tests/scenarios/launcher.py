@@ -8,6 +8,7 @@ tests. Everything is off unless asked for.
              (a file, see ToldSensor), `health` (settings, also beyond their bounds), `standby` (arguments of its
              FakeEngine), `warm`, `count` (visible GPUs), `largest` (batch), `seconds` (a GPU's, for a picture);
              each GPU but the first has a folder and a file of its own, which end in "-1", "-2" ...
+    left     every picture is left to another device, which is not there: no thread is hung, and nothing moves
     count    a file that gets one line per picture the engine computed
     entered  a file that gets one line per picture the engine was given, before it computes
     hold     a path: while a file stands there, the engine does not answer
@@ -33,7 +34,7 @@ from rmbgd import cli, daemon
 from rmbgd.config import Config
 from rmbgd.engine.base import BatchReport, Engine, Work
 from rmbgd.engine.fake import FakeEngine
-from rmbgd.engine.seats import Seats
+from rmbgd.engine.seats import Seat, Seats
 from rmbgd.engines import Machine, build
 from rmbgd.engines.build import Models
 from rmbgd.engines.standins import StandIns
@@ -72,6 +73,18 @@ class ObservedEngine(FakeEngine):
         if path:
             with open(path, "a") as file:
                 file.write("".join(f"{work.image_id}\n" for work in batch))
+
+
+class Idle:
+    """A device in good health that has nothing to do."""
+
+    device = "cpu"
+
+    def describe(self) -> dict[str, object]:
+        return {"state": "ready"}
+
+    def wake(self) -> None:
+        """Nobody waits here."""
 
 
 class Fuse:
@@ -136,7 +149,8 @@ def failover(
 
     def fake(_config: Config, device: str, models: Models, _precision: str) -> dict[str, object]:
         index = device.partition(":")[2]
-        mine: dict[str, object] = (standby or {}) if "lesser" in models else {}  # not for the known picture's answers
+        for_pictures = "lesser" in models or config.engine.device == "cpu"  # else for the known picture's answers
+        mine: dict[str, object] = (standby or {}) if for_pictures else {}
         if index:
             mine = {"orders": orders + suffix(int(index)), "seconds": seconds}
         sizes = [size for size in (1, 2, 4, 8, 16) if size <= largest]
@@ -163,7 +177,11 @@ def main() -> int:
     def engine(parts: daemon.EngineParts) -> Engine | Seats:
         if "gpu" in options:
             return failover(parts, **options["gpu"])
-        return ObservedEngine(parts.arena.block, **seen, **options.get("engine", {}))
+        alone = ObservedEngine(parts.arena.block, **seen, **options.get("engine", {}))
+        if options.get("left"):
+            parts.watch.routing = Idle()
+            return Seats((Seat("cpu", lambda _beat: alone, may_take=lambda: False),))
+        return alone
 
     daemon.run = functools.partial(daemon.run, engine_factory=engine)
     return cli.main(["run", "--config", str(config)])
