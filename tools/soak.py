@@ -48,16 +48,16 @@ from tests.scenarios.machine import memory_folder
 from tests.scenarios.pictures import assert_cutout_of, picture, rgba_of
 from tests.scenarios.service import ENDINGS
 
-RATE = 4.0  # pictures a second
+RATE = 12.0  # pictures a second: heaps and caches fill in some thousand pictures, and what grows after that is meant
 HOSTILE_SHARE = 0.2
 SAMPLE = 1.0  # s between two readings
-WARM_UP = 60.0  # s of each life that are not counted; in runs of less than ten minutes a tenth of the run
+WARM_UP = 100.0  # s of each life that are not counted; in runs of less than ten minutes a tenth of the run
 SHORTAGE = 1.5  # s that a fault lasts which ends
 FINISH = 120.0  # s for the rest after the last fault
 JUDGED_FROM = 600.0  # s
 PACE = 43_200.0  # s of the service's wall clock in one of ours: what it remembers for 30 days is forgotten in a minute
 REMEMBERED = 100.0  # s after which that has surely begun
-LIFE_ENDS = 0.3  # weight, among the others, of faults that end a life: slopes need lives of some length
+LIFE_ENDS = 0.15  # weight, among the others, of faults that end a life: slopes need lives of some length
 GROWTH = 1 << 20  # bytes per 1,000 pictures that memory may at most be growing by, for certain
 QUANTITIES = ("rss", "descriptors", "threads", "ledger", "shared")
 
