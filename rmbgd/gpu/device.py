@@ -121,15 +121,17 @@ class HostDevice:
     """The CPU in a device's place: one stream, on which everything is done at once. For tests, and it is no toy: the
     engine computes real pictures with it.
 
-    memory   (free, total) that it pretends to have
-    capture  what a graph is made of, instead of the body itself
-    pins     why nothing can be page-locked
+    memory      (free, total) that it pretends to have
+    capability  of CUDA, likewise
+    capture     what a graph is made of, instead of the body itself
+    pins        why nothing can be page-locked
     """
 
     def __init__(
         self,
         memory: tuple[int, int] = (8 << 30, 8 << 30),
         *,
+        capability: tuple[int, int] | None = None,
         capture: Callable[[Callable[[], object]], Callable[[], object]] | None = None,
         pins: str = "",
     ) -> None:
@@ -137,6 +139,7 @@ class HostDevice:
         self.pinned = 0
         self.graphs_forgotten = 0
         self._memory = memory
+        self._capability = capability
         self._capture = capture or (lambda body: body)
         self._pins = pins
 
@@ -148,7 +151,7 @@ class HostDevice:
         return {"name": "the host in place of a GPU"}
 
     def capability(self) -> tuple[int, int] | None:
-        return None
+        return self._capability
 
     def memory(self) -> tuple[int, int]:
         return self._memory

@@ -20,7 +20,7 @@ from rmbgd.engine.base import Answer, BatchReport, EngineDescription, Limit, Wor
 from rmbgd.engine.canary import Canary, CanaryPass
 from rmbgd.engine.examine import Golden
 from rmbgd.engine.known_picture import known_picture
-from rmbgd.engine.options import Options
+from rmbgd.engine.options import ModelChoice, Options
 from rmbgd.engine.proof import proven
 from rmbgd.engine.torch_faults import faults
 from rmbgd.engine.torch_memory import TorchMemory
@@ -34,6 +34,7 @@ from rmbgd.gpu.pool import Pool
 from rmbgd.gpu.precision import Precision, precision_of
 from rmbgd.imaging.resize import matte_to_image
 from rmbgd.kernels.available import triton_for
+from rmbgd.kernels.cache import use_cache
 
 
 class GpuEngine:
@@ -58,11 +59,13 @@ class GpuEngine:
         with torch.inference_mode(), faults():
             device = self._device = self._make_device()
             self._precision = precision = precision_of(self._options.precision, device.capability())
+            use_cache(self._options.models_directory, device.torch)
             kernels = triton_for(device.torch, "off" if self._options.kernels == "off" else "auto")
             self._limits += precision.limits
             if not kernels.usable and self._options.kernels != "off":
                 self._limits.append(Limit("kernels", f"plain kernels are used: {kernels.why}"))
-            self._load(device, precision, triton=kernels.usable)
+            for name, choice in self._options.models.items():
+                self._networks[name] = self._loaded(device, name, choice, precision, triton=kernels.usable)
             loaded = time.perf_counter()
             networks = list(self._networks.values())
             pool = self._pool = Pool(device, self._block, networks, self._options, self._limits.append)
@@ -76,7 +79,6 @@ class GpuEngine:
             "torch": torch.__version__,
             "threads": threads,
             **device.facts(),
-            "precision": precision.name,
             "kernels": kernels.why,
             "graphs": self._options.graphs,
             **pool.plan.facts(),
@@ -137,10 +139,17 @@ class GpuEngine:
             self._device.close()
             self._device = None
 
-    def _load(self, device: Device, precision: Precision, *, triton: bool) -> None:
-        dtype: torch.dtype = getattr(torch, precision.storage)
-        for name, choice in self._options.models.items():
-            self._networks[name] = Network(device, name, choice, dtype, self._options.models_directory, triton=triton)
+    def _loaded(self, device: Device, name: str, choice: ModelChoice, precision: Precision, *, triton: bool) -> Network:
+        """A network that computes as quickly as it may; what it does without is told."""
+        network = Network(device, name, choice, getattr(torch, precision.storage), self._options.models_directory)
+        if triton and (why := network.use_kernels()):
+            self._limits.append(Limit("kernels", f"{name} runs on plain kernels: {why}"))
+        if precision.float8:
+            if why := network.use_float8():
+                self._limits.append(Limit("float8", f"{name} computes in {precision.storage}: {why}"))
+            else:
+                network.facts["precision"] = "float8"
+        return network
 
     def _prove(self, network: Network) -> None:
         """The known picture, through what pictures will go through; and how far it is from float32."""

@@ -13,16 +13,21 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from rmbgd.engine.cuda_errors import fault_of
 from rmbgd.engine.known_picture import known_picture
 from rmbgd.engine.normalisation import SCALE, SHIFT
 from rmbgd.engine.options import ModelChoice
+from rmbgd.gpu import float8, gates
 from rmbgd.gpu.device import CaptureFailed, Device
 from rmbgd.gpu.plan import BAND_PIXELS, NetworkNeed
 from rmbgd.gpu.planes import SUMMARY, summary
 from rmbgd.gpu.resample import picture_to_network
+from rmbgd.kernels.choosing import use_kernels
 from rmbgd.kernels.head import mattes
 from rmbgd.kernels.pictures import put_pictures
 from rmbgd.models.weights import load_model
@@ -41,9 +46,7 @@ class Network:
     summary  float32 [places, 5]
     """
 
-    def __init__(
-        self, device: Device, name: str, choice: ModelChoice, dtype: torch.dtype, models: Path, *, triton: bool
-    ) -> None:
+    def __init__(self, device: Device, name: str, choice: ModelChoice, dtype: torch.dtype, models: Path) -> None:
         """Raises ModelError."""
         loaded = load_model(
             choice.source,
@@ -60,7 +63,7 @@ class Network:
         self.seconds: dict[int, float] = {}
         self._device = device
         self._dtype = dtype
-        self._triton = triton
+        self._triton = False
         # BiRefNet reads its input in float32 where it matters; the small network computes in one type.
         self._input_dtype = torch.float32 if self.facts["architecture"] == "birefnet" else dtype
         self._scale = torch.tensor(SCALE, device=device.torch)
@@ -69,6 +72,47 @@ class Network:
         self.inputs = self._places(0)
         self.mattes = torch.empty((0, *self.size), device=device.torch)
         self.summary = torch.empty((0, SUMMARY), device=device.torch)
+
+    def use_kernels(self) -> str:
+        """Triton's kernels from now on: why not, or nothing. Compiles them where that was not done before."""
+
+        def choose(*, triton: bool) -> None:
+            self._triton = triton
+            use_kernels(self.module, triton=triton)
+
+        return self._tried(partial(choose, triton=True), partial(choose, triton=False), gates.KERNELS)
+
+    def use_float8(self) -> str:
+        """Wide products in float8 from now on: why not, or nothing."""
+        before: dict[str, nn.Module] = {}
+        return self._tried(
+            lambda: before.update(float8.convert(self.module)),
+            lambda: float8.restore(self.module, before),
+            gates.FLOAT8,
+        )
+
+    def _tried(self, change: Callable[[], object], undo: Callable[[], object], gate: gates.Gate) -> str:
+        """Compute the known picture before and after `change`, and undo it where that fails or is too far off."""
+        expected = self._known_alpha()
+        try:
+            change()
+            why = gate.refusal(self._known_alpha(), expected)
+        except Exception as error:
+            if fault_of(error) is not None:  # of the device, and not of this way to compute
+                raise
+            why = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        if why:
+            undo()
+        return why
+
+    def _known_alpha(self) -> NDArray[np.float32]:
+        """float32 [h, w], in memory of its own."""
+        inputs = self._places(1)
+        with self._device.compute():
+            rgb = torch.from_numpy(known_picture()[0]).to(self._device.torch)
+            put_pictures([rgb], inputs, self._scale, self._shift, triton=self._triton)
+            alpha = self._answer(inputs)[0][0].cpu()
+        return np.asarray(alpha.numpy(), np.float32)
 
     def need(self) -> NetworkNeed:
         """Measured on batches of one and two, in memory that is given back."""
@@ -107,16 +151,23 @@ class Network:
         self._recorded.get(size, partial(self._write, size))()
 
     def prepare(self, size: int, *, record: bool) -> str:
-        """Warm up for batches of `size`, and record one: why it could not be recorded, or nothing."""
+        """Warm up for batches of `size`, and record one: why it could not be recorded, or nothing.
+
+        What a recording answers to noise, which differs from place to place, is compared with what the kernels answered
+        before: afterwards there may be no memory to run them beside it.
+        """
+        generator = torch.Generator(self._device.torch).manual_seed(size)
         with self._device.compute():  # where it will run: libraries choose their algorithms and take workspaces now
+            self.inputs[:size].normal_(generator=generator)
             self._write(size)
+            expected = self.mattes[:size].clone()
         if not record:
             return ""
         try:
             replay = self._device.capture(partial(self._write, size))
         except CaptureFailed as failure:
             return str(failure)
-        if wrong := self._wrong(size, replay):
+        if wrong := self._wrong(expected, replay):
             return f"the recording answers otherwise than its kernels do, in {wrong} pixels"
         self._recorded[size] = replay
         return ""
@@ -131,7 +182,9 @@ class Network:
 
     def again(self, place: int) -> None:
         """One place once more, all of it in float32, by plain kernels. Takes memory, and gives it back."""
-        wide = copy.deepcopy(self.module).float()
+        wide = copy.deepcopy(self.module)
+        use_kernels(wide, triton=False)
+        wide = float8.widened(wide).float()
         alpha, finite = mattes(wide, self.inputs[place : place + 1].float(), triton=False)
         self.mattes[place] = alpha[0]
         self.summary[place] = summary(alpha, finite)[0]
@@ -154,18 +207,15 @@ class Network:
         self._device.settle()
         return time.perf_counter() - began
 
-    def _wrong(self, size: int, replay: Callable[[], object]) -> int:
-        """Pixels of two replays that are not as the kernels have them, on noise that differs from place to place."""
-        generator = torch.Generator(self._device.torch).manual_seed(size)
+    def _wrong(self, expected: Tensor, replay: Callable[[], object]) -> int:
+        """Pixels of two replays that are not as expected, float32 [size, h, w]."""
+        found = self.mattes[: len(expected)]
+        wrong = torch.zeros((), dtype=torch.int64, device=self._device.torch)
         with self._device.compute():
-            self.inputs[:size].normal_(generator=generator)
-            self._write(size)
-            expected = self.mattes[:size].clone()
-            wrong = torch.zeros((), dtype=torch.int64, device=self._device.torch)
             for _ in range(2):
-                self.mattes[:size].fill_(float("nan"))
+                found.fill_(-1.0)
                 replay()
-                alike = torch.isclose(self.mattes[:size], expected, rtol=0, atol=GRAPH_TOLERANCE, equal_nan=True)
+                alike = torch.isclose(found, expected, rtol=0, atol=GRAPH_TOLERANCE, equal_nan=True)
                 wrong += (~alike).sum()
         return int(wrong)
 

@@ -24,6 +24,7 @@ WORKING_BYTES = 96 * BAND_PIXELS
 STAGING_LEAST = 32 * MEBI  # holds a picture of 8 megapixels and a band of output
 STAGING_SHARE = 4  # staging gets at most one in so many of the bytes that may be taken
 OUTPUT_SHARE = 4  # one in so many of the staging bytes are for what comes down
+WORKING_SLACK = 1.125  # of a network's working memory: torch's allocator rounds, and graphs lie in a pool of their own
 HOST_SHARE = 8  # at most one in so many bytes of the host's free memory are locked
 
 
@@ -43,7 +44,7 @@ class NetworkNeed:
     mattes: int
 
     def batch(self, pictures: int) -> int:
-        return self.fixed + pictures * self.each
+        return int(WORKING_SLACK * (self.fixed + pictures * self.each))
 
     def static(self, pictures: int) -> int:
         return pictures * (self.inputs + self.mattes)

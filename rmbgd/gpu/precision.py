@@ -26,10 +26,6 @@ class Precision:
     limits: tuple[Limit, ...] = field(default=())
 
     @property
-    def name(self) -> str:
-        return "float8" if self.float8 else self.storage
-
-    @property
     def wide(self) -> bool:
         """Nothing is gained by computing again in float32."""
         return self.storage == "float32"

@@ -15,8 +15,11 @@ from rmbgd.engine.base import OutputPlane
 from rmbgd.engine.probe import golden_difference
 from rmbgd.engine.torch_engine import TorchEngine, create
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
-from rmbgd.gpu import pool, resample
+from rmbgd.gpu import engine, float8, network, pool, resample
 from rmbgd.gpu.device import CaptureFailed, HostDevice
+from rmbgd.kernels import head
+from rmbgd.kernels.available import Availability
+from rmbgd.kernels.pictures import put_pictures
 from tests.gpu.conftest import OPTIONS, Canvas, Green
 
 GIBI = 1 << 30
@@ -221,7 +224,59 @@ def test_float8_is_refused_where_there_is_none(make, green):
     description = make(replace(OPTIONS, precision="float8"), start=False).start()
 
     assert [limit.what for limit in description.limits] == ["float8", "kernels"]
-    assert description.detail["precision"] == "float32"
+    assert description.models["u2netp"]["precision"] == "float32"
+
+
+def test_float8_is_used_while_its_gate_holds(make, green, monkeypatch):
+    """An answer too far from float16's is told, and the layers are as they were; one that is near is used."""
+    options, hopper = replace(OPTIONS, precision="float8"), HostDevice(capability=(9, 0))
+
+    def spoil(module: Green) -> dict:
+        module.after = lambda logits, _: logits + 0.1
+        return {}
+
+    def restore(module: Green, _: dict) -> None:
+        module.after = lambda logits, _: logits
+
+    monkeypatch.setattr(float8, "restore", restore)
+    near = make(options, hopper, start=False).start()
+    monkeypatch.setattr(float8, "convert", spoil)
+    far = make(options, hopper, start=False).start()
+
+    assert near.models["u2netp"]["precision"] == "float8"
+    assert [limit.what for limit in near.limits] == ["kernels"]
+    assert far.models["u2netp"]["precision"] == "float16"
+    (told,) = [limit.detail for limit in far.limits if limit.what == "float8"]
+    assert "u2netp computes in float16: alpha of the known picture is off by" in told
+
+
+def plain_pictures(*given, triton: bool) -> None:
+    """There is no Triton here, whatever is said."""
+    put_pictures(*given, triton=False)
+
+
+@pytest.mark.parametrize("fault", ["out of resource: shared memory", "a library is missing"])
+def test_kernels_that_do_not_run_leave_plain_ones(make, green, monkeypatch, fault):
+    """What a compiler or a driver has against a kernel is told, not raised; pictures go on."""
+    chosen = []
+
+    def choose(_module, *, triton: bool) -> int:
+        chosen.append(triton)
+        return 1
+
+    def answers(module, inputs, *, triton: bool):
+        if triton:
+            raise ValueError(fault)
+        return head.finished(module(inputs))
+
+    monkeypatch.setattr(engine, "triton_for", lambda *_: Availability(True, "a test"))
+    monkeypatch.setattr(network, "use_kernels", choose)
+    monkeypatch.setattr(network, "mattes", answers)
+    monkeypatch.setattr(network, "put_pictures", plain_pictures)
+    description = make(start=False).start()
+
+    assert chosen == [True, False]
+    assert [limit.detail for limit in description.limits] == [f"u2netp runs on plain kernels: ValueError: {fault}"]
 
 
 # --- looks between batches
@@ -514,7 +569,7 @@ def test_a_gpu_that_is_not_there_is_lost(arena):
 def test_an_engine_can_be_closed_in_any_state(make, green):
     """Before its start, after it, and again."""
     fresh, started = make(start=False), make()
-    for engine in (fresh, started, started):
-        engine.close()
+    for either in (fresh, started, started):
+        either.close()
 
     assert started._device is None
