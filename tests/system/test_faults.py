@@ -112,7 +112,7 @@ def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: Install
 
     service.wait(lambda: len(service.events("service.ready")) > ready, "a start that works")
 
-    assert str(FAILURES) == service.show("NRestarts")["NRestarts"]
+    assert {"NRestarts": str(FAILURES), "SubState": "running"} == service.show("NRestarts", "SubState")
     (told,) = service.events("service.safe_mode")
     assert ["exit status 1"] * FAILURES == told["causes"]
     service.wait(lambda: "in safe mode" in service.show("StatusText")["StatusText"], "the status line")
@@ -121,10 +121,33 @@ def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: Install
     service.wait(lambda: all_accounted_for(service, {"shoe.jpg"}), "the picture")
 
     service.stop()
-    service.drop_in("")
     service.start()
 
     assert 1 == len(service.events("service.safe_mode")), "an orderly stop forgives"
+
+
+def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledService) -> None:
+    """For systemd the service runs all the time: it is neither told of a stop nor kept waiting for the watchdog."""
+    began = len(service.events("service.ready"))
+    service.stop()
+    service.machine.sh(
+        "sed -i 's/^safe_quiet = .*/safe_quiet = 1.0/; s/^safe_starts = .*/safe_starts = 1/' /etc/rmbgd/rmbgd.toml"
+    )
+    service.start()
+    service.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT)
+
+    service.wait(lambda: service.events("service.safe_mode"), "safe mode")
+    service.wait(lambda: len(service.events("service.ready")) == began + 3, "the start with everything")
+
+    assert "safe mode is over" == service.events("service.stopping")[-1]["cause"]
+
+    assert {"NRestarts": "1", "ActiveState": "active", "SubState": "running"} == service.show(
+        "NRestarts", "ActiveState", "SubState"
+    )
+    assert 1 == len({event["pid"] for event in service.events("service.ready")[-2:]})
+    assert ["signal KILL"] == service.events("service.safe_mode")[0]["causes"]
+    service.drop("shoe.jpg", picture(1))
+    service.wait(lambda: all_accounted_for(service, {"shoe.jpg"}), "the picture")
 
 
 def test_manager_and_journal_may_be_restarted_under_load(service: InstalledService) -> None:
