@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import platform
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from rmbgd.health.metrics import Metrics
 from rmbgd.health.monitor import Counters, HealthMonitor
 from rmbgd.health.stderr import StderrCapture, capture_stderr
 from rmbgd.health.systemd import Notifier, open_notifier
+from rmbgd.health.watermark import Facts, Watermark, is_excused
 from rmbgd.imaging.decode import configure_opencv, configure_pillow
 from rmbgd.intake.hints import Hints
 from rmbgd.intake.layout import check_layout
@@ -38,6 +39,7 @@ from rmbgd.intake.ledger import Ledger
 from rmbgd.intake.reconcile import Reconciler
 from rmbgd.intake.watcher import FolderWatch, OverflowListener
 from rmbgd.messages import Compared, EngineReady, Message, Signalled, keep_signals, signals
+from rmbgd.pipeline.channel import ChannelStatistics
 from rmbgd.pipeline.hold import StorageHold
 from rmbgd.pipeline.publish import Publisher
 from rmbgd.pipeline.stages import Line, Surroundings
@@ -130,6 +132,8 @@ class Service:
         configure_pillow(config.limits)
         configure_opencv()
         self._beats = Beats(clock)
+        self._line_beat = self._beats.new("line")  # the health thread's, which speaks for all
+        self._watermark = Watermark(config.service.stuck_after)  # likewise
         self._ledger = Ledger(config.service.state_directory / LEDGER, clock)
         stack.callback(self._ledger.close)
         life.begin(emit)
@@ -245,13 +249,15 @@ class Service:
     def _describe(self) -> dict[str, object]:
         """What the health event and the status file say. Called by the health thread."""
         intake = self._intake.statistics()
+        statistics, engine = self._line.statistics(), self._engines.describe()
+        self._watch_the_line(statistics, is_excused(paused=intake.paused, engine=engine))
         channels = {
             each.name: {
                 "depth": each.depth,
                 "send_waited": round(each.send_waited, 3),
                 "receive_waited": round(each.receive_waited, 3),
             }
-            for each in self._line.statistics()
+            for each in statistics
         }
         return {
             "device": self._engines.device or self._device,
@@ -261,11 +267,20 @@ class Service:
             "arena_bytes": self._arena.statistics().leased_bytes,
             "channels": channels,
             "paused": intake.paused,
-            "engine": self._engines.describe(),
+            "engine": engine,
             "ledger_rows": intake.ledger_rows,
             "folders": intake.folders,
             "safe_mode": self._life.describe(),
         }
+
+    def _watch_the_line(self, statistics: Sequence[ChannelStatistics], excused: bool) -> None:
+        """A line that stands still is a hung thread, whatever its threads say. Called by the health thread."""
+        marks = [(each.total, each.depth) for each in statistics]
+        facts = Facts(marks, computing=self._engines.busy, excused=excused or self._cause is not None)
+        if not self._watermark.stuck(facts, self._clock.monotonic()):
+            self._line_beat.waiting()
+        elif self._line_beat.reading().waiting:
+            self._line_beat.working()
 
     # ------------------------------------------------------------------------------------------------ the end
 
