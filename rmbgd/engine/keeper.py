@@ -78,8 +78,8 @@ class Standby:
         self._missing = False
 
     def failed(self, fault: EngineFault) -> None:
-        """It could not be started. Told once, until it is there."""
-        if not self._missing:
+        """It could not be started. Told once, until it is there; not when the service is stopping."""
+        if not self._missing and not self._closing.is_set():
             self._missing = True
             why = str(fault).partition("\n")[0]
             self._emit("engine.degraded", device=self.lane.device, reason="no_standby", reading=why)

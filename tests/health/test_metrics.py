@@ -103,6 +103,16 @@ def test_gauges_follow_the_heartbeat(metrics: Metrics):
     assert found["rmbgd_device_state", labelled(device="cpu", state="standby")] == 1
 
 
+def test_every_device_in_use_is_shown(metrics: Metrics):
+    """Two GPUs that compute: one line for each, none for both together."""
+    metrics("health", **HEALTH | {"device": "cuda:0, cuda:1"})
+    seen = samples(metrics)
+
+    assert seen["rmbgd_device_in_use", labelled(device="cuda:0")] == 1
+    assert seen["rmbgd_device_in_use", labelled(device="cuda:1")] == 1
+    assert len([name for name, _ in seen if name == "rmbgd_device_in_use"]) == 2
+
+
 def test_a_temperature_that_is_not_known_is_not_shown(metrics: Metrics):
     """Nor is that of the heartbeat before: a stale number would look healthy."""
     metrics("health", **HEALTH)
