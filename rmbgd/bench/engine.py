@@ -29,13 +29,15 @@ BATCHES_MAXIMUM = 2000
 class Reading:
     """Batches of one size. Times in ms, memory in bytes; a figure that nobody can read is missing.
 
-    stages   mean ms per batch, with figures.HAND_OVER
-    device   bytes on the device as NVML sees them
+    stages     mean ms per batch, with figures.HAND_OVER
+    processor  mean ms of processor time per batch, of all threads of the engine's process: what other work on a busy
+               machine changes least
     """
 
     size: int
     spread: Spread
     stages: dict[str, float]
+    processor: float = 0.0
     memory: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -129,6 +131,8 @@ class EngineUnderTest:
         """Batches of `size` for about `seconds`, `batches` at most, after WARM_UP that do not count."""
         for _ in range(WARM_UP):
             self._batch(size)
+        pid = self._worker.pid or 0
+        began = memory.processor_seconds(pid)
         times: list[float] = []
         stages: dict[str, float] = {}
         until = time.perf_counter() + seconds
@@ -138,7 +142,8 @@ class EngineUnderTest:
             for name, value in stages_of(milliseconds, spent).items():
                 stages[name] = stages.get(name, 0.0) + value
         means = {name: value / len(times) for name, value in stages.items()}
-        return Reading(size, spread(times), means, self._memory())
+        processor = 1000.0 * (memory.processor_seconds(pid) - began) / len(times)
+        return Reading(size, spread(times), means, processor, self._memory())
 
     def planes(self, index: int) -> Any:
         """The slot of the picture in place `index`, for looking at what came out."""

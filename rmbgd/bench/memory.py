@@ -1,10 +1,11 @@
-"""How much memory an engine process holds: resident, and on its device as NVML sees it.
+"""What an engine process takes: memory, resident and on its device as NVML sees it, and processor time.
 
 Judges nothing. NVML is injected (pynvml); a machine without it simply has no such figure.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,6 +20,16 @@ def resident(pid: int) -> dict[str, int]:
         name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines) if "kB" in rest
     }
     return {"rss": found.get("VmRSS", 0), "rss_peak": found.get("VmHWM", 0)}
+
+
+def processor_seconds(pid: int) -> float:
+    """Of all its threads since it began; 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0.0
+    fields = text.rpartition(")")[2].split()  # the name before may hold anything
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class DeviceMemory:

@@ -197,6 +197,7 @@ def _batch(reading: Reading) -> dict[str, object]:
         "per_second": round(reading.per_second, 3),
         **_spread(reading.spread),
         "stages": _rounded(reading.stages),
+        "processor": round(reading.processor, 1),
         "bound": name,
         "bound_share": round(share, 3),
         "memory": reading.memory,

@@ -63,7 +63,7 @@ class BenchView:
             f"ready after {result.start_seconds:.1f} s, which is not counted, nor are the first batches of each size"
         )
         self._console.print(_times(result.readings))
-        self._line("ms of a batch by stage, and the engine process's memory:")
+        self._line("ms of a batch by stage, its processor time, and the engine process's memory:")
         self._console.print(_stages(result.readings))
         for left_out, why in result.left_out.items():
             self._line(f"[yellow]no batches of {left_out}[/]: {_safe(why)}")
@@ -116,11 +116,12 @@ def _times(readings: list[Reading]) -> Table:
 def _stages(readings: list[Reading]) -> Table:
     stages = list(dict.fromkeys(stage for reading in readings for stage in reading.stages))
     kinds = list(dict.fromkeys(kind for reading in readings for kind in reading.memory))
-    table = _table("batch", *stages, *(f"{KINDS.get(kind, kind)} MB" for kind in kinds))
+    table = _table("batch", *stages, "processor", *(f"{KINDS.get(kind, kind)} MB" for kind in kinds))
     for reading in readings:
         table.add_row(
             str(reading.size),
             *(f"{reading.stages.get(stage, 0.0):.1f}" for stage in stages),
+            f"{reading.processor:.0f}",
             *(f"{reading.memory[kind] / 1e6:.0f}" if kind in reading.memory else "-" for kind in kinds),
         )
     return table

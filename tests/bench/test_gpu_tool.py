@@ -77,6 +77,7 @@ def test_engine_agrees_with_the_plain_network(whole: tuple[int, str, Path]) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_failing_section_loses_itself_alone(tmp_path: Path) -> None:
     """Without weights the first sections fail, with their reason; the report is written all the same; exit 1."""
     code, shown = run(tmp_path, "--checkpoint", str(tmp_path / "nowhere"), "--only", "naive,ceilings")
@@ -150,6 +151,7 @@ def lite(tmp_path_factory: pytest.TempPathFactory) -> Plan:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_plain_and_ours_compute_the_same(lite: Plan) -> None:
     """The naive way, with its replaced deformable convolution, and our network: one function, from one file."""
     x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rmbgd.bench.memory import DeviceMemory, resident
+from rmbgd.bench.memory import DeviceMemory, processor_seconds, resident
 from tests.bench.machines import Nvml
 
 
@@ -25,6 +25,17 @@ def test_process_that_is_gone_has_no_memory() -> None:
     process.wait()
 
     assert {} == resident(process.pid)
+
+
+def test_processor_time_grows_with_work() -> None:
+    """And is nothing for a process that is gone."""
+    before = processor_seconds(os.getpid())
+    while processor_seconds(os.getpid()) <= before:  # each look is work
+        pass
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+
+    assert 0.0 == processor_seconds(process.pid)
 
 
 def test_driver_books_by_process() -> None:
