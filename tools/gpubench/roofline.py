@@ -9,7 +9,7 @@ from typing import Any
 from tools.gpubench.plan import Answer, Plan
 from tools.gpubench.weights import module
 
-MATRIX, COPY_BYTES = 8192, 4 << 30  # of the products and copies on a GPU
+MATRIX, COPY_BYTES = 8192, 4 << 30  # of the products and copies on a GPU, where it has the memory
 
 
 def flops(backbone: str, side: int) -> float:
@@ -40,7 +40,7 @@ def ceilings(plan: Plan, answer: Answer) -> None:
         left, right = (torch.randn(side, side, device=device, dtype=getattr(torch, name)) for _ in range(2))
         seconds = timed(partial(torch.matmul, left, right), plan.device, repeats=10)
         answer.put(f"{name}_tflops", 2 * side**3 / seconds / 1e12)
-    count = COPY_BYTES // 4 if plan.is_gpu else 1 << 20
+    count = min(COPY_BYTES, torch.cuda.mem_get_info()[0] // 4) // 4 if plan.is_gpu else 1 << 20
     source, target = torch.randn(count, device=device), torch.empty(count, device=device)
     answer.put("copy_tbs", 2 * 4 * count / timed(lambda: target.copy_(source), plan.device, repeats=10) / 1e12)
     answer.put("flops", {backbone: flops(backbone, plan.side) for backbone in {plan.backbone, plan.lite}})

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from rmbgd.bench.figures import Waits, bottleneck, busy, spread
+from rmbgd.bench.figures import P95_NEEDS, Waits, bottleneck, busy, spread
 from rmbgd.bench.pictures import drawn, versions
 from rmbgd.health.exits import STATUS_FILE
 from tools.gpubench.plan import Answer, Plan, answers
@@ -166,7 +166,7 @@ def sources(plan: Plan, answer: Answer) -> None:
 
 def dropping(plan: Plan, service: Service, droppers: int, rate: float) -> list[float]:
     """How long every picture took, in ms; each dropper keeps its pace, whatever becomes of its pictures."""
-    count = max(2, int(plan.source_seconds * rate))
+    count = max(P95_NEEDS if plan.is_gpu else 2, int(plan.source_seconds * rate))
     files = list(islice(versions(drawn(8, plan.side)), (droppers * count)))
     dropped: dict[str, float] = {}
     lock = threading.Lock()
