@@ -73,9 +73,9 @@ def prepare(plan: Plan, answer: Answer) -> None:
     """Weights, and on what this runs."""
     from tools.gpubench.weights import write
 
+    answer.put("weights", write(plan, plan.backbone))  # first: every other section needs them
     for name, value in facts(plan).items():
         answer.put(name, value)
-    answer.put("weights", write(plan, plan.backbone))
 
 
 def facts(plan: Plan) -> dict[str, Any]:
@@ -89,9 +89,7 @@ def facts(plan: Plan) -> dict[str, Any]:
         "processor": next(
             (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), ""
         ),
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": commit(),
         "device": plan.device,
     }
     for name in LIBRARIES:
@@ -105,6 +103,15 @@ def facts(plan: Plan) -> dict[str, Any]:
         driver = "/proc/driver/nvidia/version"
         found["driver"] = Path(driver).read_text().splitlines()[0] if os.path.exists(driver) else "unknown"
     return found
+
+
+def commit() -> str:
+    """Of the checkout, where there is one, and git."""
+    try:
+        command = ["git", "describe", "--always", "--dirty"]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return "unknown"
 
 
 def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
