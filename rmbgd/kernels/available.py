@@ -61,7 +61,8 @@ def triton_for(device: torch.device | str, wanted: Wanted = "auto") -> Availabil
 def _trial(device: torch.device) -> str:
     """Compile and run the smallest kernel: what went wrong, or nothing."""
     try:
-        answer = importlib.import_module("rmbgd.kernels.trial_kernel").doubled(torch.arange(8, device=device))
+        with torch.cuda.device(device):  # Triton launches on the current one
+            answer = importlib.import_module("rmbgd.kernels.trial_kernel").doubled(torch.arange(8, device=device))
     # Triton raises what its parts raise: subprocess errors, OSError, its own. Each means: do without.
     except Exception as error:  # noqa: BLE001
         return f"a kernel does not compile or run: {_line(error)}; see rmbgd models optimize"

@@ -38,6 +38,8 @@ def use_cache(models: Path, device: torch.device) -> Path | None:
 
     Call it before the first kernel, in the process that runs kernels: it sets that process's environment.
     """
+    if device.type != "cuda":
+        return None
     try:
         found = directory_here(models, device)
     except (ImportError, RuntimeError, AssertionError):

@@ -45,6 +45,7 @@ def optimise(source: str, models: Path, *, device: str, precision: str, patch_or
     precision  one of PRECISIONS: what the service is going to compute in
     """
     place = _card(device)
+    torch.cuda.set_device(place)  # Triton launches on the current one
     try:
         directory = cache.directory_here(models, place)
         directory.mkdir(parents=True, exist_ok=True, mode=0o755)

@@ -183,6 +183,8 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.attn.kernel_bias is not None:
+            return self.by_kernels(x)
         self.attend(x)
         dim = x.shape[-1]
         for part in torch.split(x.view(-1, dim), rows_per_piece(4 * dim, x)):
@@ -192,10 +194,6 @@ class SwinBlock(nn.Module):
     def attend(self, x: Tensor) -> None:
         """Add attention(LN(x)) to x."""
         batch, height, width, dim = x.shape
-        if self.attn.kernel_bias is not None:
-            for images in torch.split(x, rows_per_piece(height * width * 3 * dim, x)):
-                images.add_(self.attn.on_map(self.norm1(images), self.shift))
-            return
         in_piece = rows_per_piece(self.window**2 * 3 * dim, x)
         plan = window_plan(batch, height, width, self.window, self.shift, in_piece, x.device)
         biases = self.attn.position_bias(plan)
@@ -203,6 +201,17 @@ class SwinBlock(nn.Module):
         for piece in plan.pieces:
             rows = self.norm1(tokens.index_select(0, piece.tokens))
             tokens.index_add_(0, piece.tokens, self.attn(rows, piece, biases[piece.pattern]).to(x.dtype))
+
+    def by_kernels(self, x: Tensor) -> Tensor:
+        """`forward`, some images at a time: norms write the type of the products, the first sum is part of one."""
+        from rmbgd.kernels.norm_kernel import normalise
+
+        _, height, width, dim = x.shape
+        dtype = self.attn.qkv.bias.dtype
+        for images in torch.split(x, rows_per_piece(height * width * 4 * dim, x)):
+            answer = self.attn.on_map(normalise(images, self.norm1, dtype), self.shift)
+            images.add_(self.mlp(normalise(images, self.norm2, dtype, add=answer)))
+        return x
 
 
 class PatchMerging(nn.Module):

@@ -21,7 +21,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rmbgd.kernels import aspp_kernel, head_kernel, pictures_kernel, window_kernel
+from rmbgd.kernels import aspp_kernel, head_kernel, norm_kernel, pictures_kernel, window_kernel
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,10 @@ def launches(capability: int) -> Iterator[Launch]:
         constants |= {"TILE_Y": tile.height, "TILE_X": tile.width, "AT_ONCE": tile.channels, "PRECISION": precision}
         options: dict[str, object] = {"num_warps": tile.warps, "num_stages": tile.stages}
         yield Launch(f"pyramid {kind}", aspp_kernel._pyramid, types, constants, options)
+
+        types = dict.fromkeys(("x", "weight", "bias"), "*fp32") | dict.fromkeys(("addend", "y"), f"*{kind}")
+        constants = {"ADD": True, "BLOCK": 2048}
+        yield Launch(f"norm {kind}", norm_kernel._norm, types | {"epsilon": "fp32"}, constants, {"num_warps": 8})
 
         for window in (7, 12):
             types = dict.fromkeys(("qkv", "padding", "bias", "out"), f"*{kind}") | {"scale": "fp32"}

@@ -9,6 +9,9 @@ from torch import nn
 from rmbgd.kernels.choosing import use_kernels
 from rmbgd.models.deform import DeformableAspp
 
+# Sixty taps, interpreted, on a machine that does other work.
+pytestmark = pytest.mark.timeout(600)
+
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 

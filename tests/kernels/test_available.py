@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 
@@ -71,6 +72,7 @@ def test_a_kernel_that_does_not_compile_is_said(device, monkeypatch):
     monkeypatch.setattr(trial_kernel, "doubled", broken)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
+    monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     arange = torch.arange
     monkeypatch.setattr(torch, "arange", lambda n, device: arange(n))
     found = available.triton_for("cuda", "auto")

@@ -35,7 +35,7 @@ def test_kernels_compile_and_fit(tmp_path, capability):
     assert done.returncode == 0, done.stderr[-3000:]
     told = [json.loads(line) for line in done.stdout.splitlines()]
 
-    assert len(told) == 13
+    assert len(told) == 16
     for one in told:
         assert one["shared"] <= SHARED[capability], one
         assert one["spilled"] <= SPILLED, one
