@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch", type=_sizes, metavar="LIST", help="sizes such as 1,2,4 (default: what the engine offers)"
     )
     parser.add_argument(
-        "--scratch", type=Path, metavar="FOLDER", help="on the disk that shall be measured (default: /tmp)"
+        "--scratch", type=Path, metavar="FOLDER", help="on the disk that shall be measured (default: the system's)"
     )
     parser.add_argument(
         "--config", type=Path, metavar="FILE", help="take recipe, engine, threads and directories from here"
