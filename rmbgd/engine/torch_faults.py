@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rmbgd.engine.cuda_errors import fault_of
+from rmbgd.errors import EngineMemory
 
 
 @contextmanager
@@ -18,5 +19,10 @@ def faults() -> Iterator[None]:
         fault = fault_of(error)
         if fault is None:
             raise
-    # Raised out here, so that no traceback keeps the tensors of the failed batch.
     raise fault
+
+
+def unburdened(shortage: EngineMemory) -> EngineMemory:
+    """The same, without the tracebacks whose frames keep the tensors of the batch that failed."""
+    shortage.__context__ = None
+    return shortage.with_traceback(None)

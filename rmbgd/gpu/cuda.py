@@ -38,8 +38,8 @@ class CudaDevice:
         torch.cuda.init()  # type: ignore[no-untyped-call]  # says best what is missing
         torch.cuda.set_device(self._device)
         # Products of float32 are float32: where they stand, a network needs their precision.
-        torch.backends.cuda.matmul.allow_tf32 = False
-        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
         self._upload, self._compute, self._download = (_stream(self._device) for _ in range(3))
         self._pool = torch.cuda.graph_pool_handle()
         self._pinned: int | None = None  # address
@@ -151,7 +151,7 @@ class CudaDevice:
         code = runtime.cudaHostRegister(block.ctypes.data, byte_count, 1)  # portable: for every context
         if int(code) != 0:
             self._clear_error()
-            return f"cudaHostRegister of {byte_count} bytes: {runtime.cudaGetErrorString(code)}; see ulimit -l"
+            return f"cudaHostRegister of {byte_count} bytes: {runtime.cudaGetErrorString(code)}"
         self._pinned = block.ctypes.data
         return ""
 

@@ -22,7 +22,7 @@ from rmbgd.engine.examine import Golden
 from rmbgd.engine.known_picture import known_picture
 from rmbgd.engine.options import ModelChoice, Options
 from rmbgd.engine.proof import proven
-from rmbgd.engine.torch_faults import faults
+from rmbgd.engine.torch_faults import faults, unburdened
 from rmbgd.engine.torch_memory import TorchMemory
 from rmbgd.errors import EngineMemory, EngineNonsense
 from rmbgd.gpu.device import Device
@@ -59,22 +59,24 @@ class GpuEngine:
         with torch.inference_mode(), faults():
             device = self._device = self._make_device()
             self._precision = precision = precision_of(self._options.precision, device.capability())
+            self._limits += precision.limits
             use_cache(self._options.models_directory, device.torch)
             kernels = triton_for(device.torch, "off" if self._options.kernels == "off" else "auto")
-            self._limits += precision.limits
             if not kernels.usable and self._options.kernels != "off":
                 self._limits.append(Limit("kernels", f"plain kernels are used: {kernels.why}"))
-            for name, choice in self._options.models.items():
-                self._networks[name] = self._loaded(device, name, choice, precision, triton=kernels.usable)
-            loaded = time.perf_counter()
-            networks = list(self._networks.values())
-            pool = self._pool = Pool(device, self._block, networks, self._options, self._limits.append)
-            pool.prepare()
-            for network in networks:
-                self._prove(network)
-            pool.settle_down()
-            for network in networks:
-                network.measure(pool.sizes)
+            # All on one stream: whatever is loaded or zeroed there is there before it is read.
+            with device.compute():
+                for name, choice in self._options.models.items():
+                    self._networks[name] = self._loaded(device, name, choice, precision, triton=kernels.usable)
+                loaded = time.perf_counter()
+                networks = list(self._networks.values())
+                pool = self._pool = Pool(device, self._block, networks, self._options, self._limits.append)
+                pool.prepare()
+                for network in networks:
+                    self._prove(network)
+                pool.settle_down()
+                for network in networks:
+                    network.measure(pool.sizes)
         detail = {
             "torch": torch.__version__,
             "threads": threads,
@@ -97,16 +99,21 @@ class GpuEngine:
         report = BatchReport([], {"network": 0.0, "finish": 0.0})
         left, again = list(batch), 0
         with torch.inference_mode():
-            self._pool.tend()
+            with faults():
+                self._pool.tend()
             while left:
                 count, size = split(len(left), self._pool.sizes, network.seconds)[0]
+                shortage = None
                 try:
                     with faults():
                         again += self._pass(network, left[:count], size, report)
-                except EngineMemory as shortage:
-                    self._pool.shrink(size, shortage)
-                else:
+                except EngineMemory as fault:
+                    shortage = unburdened(fault)
+                if shortage is None:
                     del left[:count]
+                    continue
+                with faults():
+                    self._pool.shrink(size, shortage)
         if again:
             told = f"{again} of {len(batch)} pictures were computed again in float32: their alpha was not finite"
             self._limits.append(Limit("not_finite", told))

@@ -25,6 +25,7 @@ from rmbgd.errors import EngineNonsense
 from rmbgd.gpu import edges
 from rmbgd.gpu.device import Device, Mark
 from rmbgd.gpu.network import Network
+from rmbgd.gpu.plan import COARSE_PIXELS
 from rmbgd.gpu.planes import FINITE, pack
 from rmbgd.gpu.resample import FullSize, bands
 from rmbgd.gpu.staging import Band, Source, Staging
@@ -161,9 +162,14 @@ class Passage:
         places.sort(key=lambda place: (self._sources[place].piece.gone, *self._alike(place)))
         for alike, run in groupby(places, self._alike):
             group = list(run)
-            most = self._staging.together(self._batch[group[0]].region) if alike[0] else 1
+            most = self._together(alike) if alike[0] else 1
             for first in range(0, len(group), most):
                 yield group[first : first + most]
+
+    def _together(self, alike: tuple[bool, int, int]) -> int:
+        """How many pictures of one size are estimated in one, by the memory that it takes."""
+        height, width = edges.coarse_size(*alike[1:])
+        return max(1, COARSE_PIXELS // (height * width))
 
     def _alike(self, place: int) -> tuple[bool, int, int]:
         work = self._batch[place]

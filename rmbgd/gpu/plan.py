@@ -19,8 +19,10 @@ MEBI = 1 << 20
 SIZES = (1, 2, 4, 8, 16)
 BAND_PIXELS = 1 << 20
 """Pixels of a picture that are worked on at a time at full size: few enough to bound memory, enough to fill a GPU."""
-WORKING_BYTES = 96 * BAND_PIXELS
-"""For one band: six float planes of colour estimates, twice, alpha, masks and what a reduction gathers."""
+COARSE_PIXELS = 1 << 19
+"""Pixels of small levels whose colours are estimated together."""
+WORKING_BYTES = 128 * BAND_PIXELS
+"""For one band six float planes of colour estimates, twice, alpha and masks; the small levels take less."""
 STAGING_LEAST = 32 * MEBI  # holds a picture of 8 megapixels and a band of output
 STAGING_SHARE = 4  # staging gets at most one in so many of the bytes that may be taken
 OUTPUT_SHARE = 4  # one in so many of the staging bytes are for what comes down

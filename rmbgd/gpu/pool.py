@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rmbgd.engine.base import Limit
 from rmbgd.engine.options import Options
-from rmbgd.engine.torch_faults import faults
+from rmbgd.engine.torch_faults import faults, unburdened
 from rmbgd.errors import EngineMemory
 from rmbgd.gpu.device import Device, host_free
 from rmbgd.gpu.network import Network
@@ -74,17 +74,12 @@ class Pool:
 
     def prepare(self) -> None:
         """Every network and size, the largest first: later ones find the memory of the first. Raises EngineMemory."""
-        while True:
-            try:
-                with faults():
-                    self._prepare(self._all())
-                return
-            except EngineMemory as shortage:
-                self._give_up()
-                if len(self.sizes) == 1:
-                    raise
-                self.sizes = self.sizes[:-1]
-                self._tell(Limit("batch", f"at most {self.sizes[-1]} pictures at once: {shortage}"))
+        while (shortage := self._short_of(self._all())) is not None:
+            self._give_up()
+            if len(self.sizes) == 1:
+                raise shortage
+            self.sizes = self.sizes[:-1]
+            self._tell(Limit("batch", f"at most {self.sizes[-1]} pictures at once: {shortage}"))
 
     def settle_down(self) -> None:
         """Only what batches need is kept at hand, and all of that."""
@@ -110,15 +105,11 @@ class Pool:
             self._grow()
         if not self._unprepared:
             return
-        try:
-            with faults():
-                self._prepare([self._unprepared.pop(0)])
-        except EngineMemory:
+        if self._short_of([self._unprepared.pop(0)]) is not None:
             self._unprepared.clear()  # as they are launched now, they work
             self._device.empty()
         if not self._unprepared:
-            with faults():
-                self._device.reserve(self.plan.working)
+            self._device.reserve(self.plan.working)
 
     def _grow(self) -> None:
         self._since_shortage = 0
@@ -127,6 +118,15 @@ class Pool:
             self.sizes = (*self.sizes, larger)
             self._unprepared = [(network, larger) for network in self._networks]
             self._tell(Limit("batch", f"{larger} pictures at once are tried again"))
+
+    def _short_of(self, wanted: Sequence[tuple[Network, int]]) -> EngineMemory | None:
+        """Prepare them: the shortage that it ends with, if any."""
+        try:
+            with faults():
+                self._prepare(wanted)
+        except EngineMemory as shortage:
+            return unburdened(shortage)
+        return None
 
     def _prepare(self, wanted: Sequence[tuple[Network, int]]) -> None:
         failed = ""

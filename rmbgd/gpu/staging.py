@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rmbgd.engine.base import OUTPUT_BYTES, Region, aligned
 from rmbgd.gpu.device import Device, Mark
-from rmbgd.gpu.ring import ALIGNMENT, Piece, Ring
+from rmbgd.gpu.ring import Piece, Ring
 
 
 @dataclass
@@ -56,10 +56,6 @@ class Staging:
         """Whether a picture can be on the device at all, as a whole, and a row of its output."""
         row = OUTPUT_BYTES[region.output] * region.width
         return region.output_offset - region.offset <= self._up.byte_count and row <= self._down.byte_count
-
-    def together(self, region: Region) -> int:
-        """How many pictures like this one can be on the device at once."""
-        return max(1, self._up.byte_count // (region.output_offset - region.offset + ALIGNMENT))
 
     def bring(self, region: Region) -> Source | None:
         """Start copying the planes that are read; None while a held piece lies in the way. To be followed: its mark."""

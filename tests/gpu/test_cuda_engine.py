@@ -384,8 +384,8 @@ def test_float32_means_float32(cuda):
     """TF32 is off for products and for convolutions, also for parts of a network in half precision."""
     CudaDevice(DEVICE).close()
 
-    assert not torch.backends.cuda.matmul.allow_tf32
-    assert not torch.backends.cudnn.allow_tf32
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
 
 
 def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
