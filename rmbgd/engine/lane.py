@@ -53,6 +53,7 @@ class Lane:
         self._keep_when_short = keep_when_short
         self._forgiving = forgiving
         self.model_error: ModelError | None = None  # why the last start failed, if for that
+        self._dispose: Callable[[Engine], None] = _close
         self._engine: Engine | None = None  # started, or None
         self._fault_at: float | None = None  # of the first fault since an engine was ready
         self._memory_limit: int | None = None  # pictures that fit into memory, when that was found out
@@ -142,11 +143,15 @@ class Lane:
         self._tell_limits(report.limits)
         return report
 
+    def disposes_by(self, dispose: Callable[[Engine], None]) -> None:
+        """Have engines that met a fault ended by somebody else: `close` may take long."""
+        self._dispose = dispose
+
     def replace(self) -> None:
         """Give up the engine that is there, if any; the next start makes another."""
         engine, self._engine = self._engine, None
         if engine is not None:
-            engine.close()
+            self._dispose(engine)
 
     close = replace
 
@@ -201,6 +206,10 @@ class Lane:
     def _tell_limits(self, limits: Sequence[Limit]) -> None:
         for limit in limits:
             self._emit("engine.limited", device=self.device, what=limit.what, detail=limit.detail)
+
+
+def _close(engine: Engine) -> None:
+    engine.close()
 
 
 def kind_of(fault: EngineFault) -> str:

@@ -107,6 +107,20 @@ class ChildProcess:
         self._keeper.join(1.0)  # its last lines; a grandchild may hold the pipe open, hence the bound
         return self._how()
 
+    def leaves(self, grace: float, patience: float) -> str | None:
+        """How it went, if it goes by itself within `grace` seconds or, killed then, within `patience`. None when it is
+        still there: `end` is then left to somebody who has the time."""
+        try:
+            self._process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            try:
+                self._process.wait(patience)
+            except subprocess.TimeoutExpired:
+                return None
+        self._keeper.join(1.0)
+        return self._how()
+
     def _how(self) -> str:
         code = self._process.returncode
         if code >= 0:

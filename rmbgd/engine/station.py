@@ -14,12 +14,15 @@ from rmbgd.beat import NoBeat
 from rmbgd.clock import Clock
 from rmbgd.config import Health
 from rmbgd.engine.attendant import Attendant
+from rmbgd.engine.base import Engine
 from rmbgd.engine.device import Answered, Fault, FaultKind, Golden
 from rmbgd.engine.lane import Lane
 from rmbgd.engine.probe import golden_difference, judge_golden
 from rmbgd.engine.turns import Turn
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory
+
+PATIENCE = 0.5  # s for a faulty process to be gone; its pictures are to be elsewhere within two
 
 
 class Station:
@@ -33,6 +36,7 @@ class Station:
         self._worker: EngineWorker | None = None  # that process
         self._canary_due = self._golden_due = 0.0
         attendant.after_check(self.sweep)
+        lane.disposes_by(self._dispose)
 
     @property
     def device(self) -> str:
@@ -57,7 +61,7 @@ class Station:
                 self.attendant.tell(Fault(FaultKind.STICKY, number, "no process came up"))
                 continue
             worker, description, began = adopted
-            worker.belongs_to(self.turn)
+            worker.belongs_to(self.turn, patience=PATIENCE)
             self.lane.adopt(worker, description, began)
             self._number, self._worker = number, worker
             now = self._clock.monotonic()
@@ -104,6 +108,14 @@ class Station:
         worker, self._worker = self._worker, None
         if self.lane.surrender() is not None and worker is not None:
             self.attendant.bury(worker)
+
+    def _dispose(self, engine: Engine) -> None:
+        """After a fault: at once, unless the process is still on its way out of the driver."""
+        worker, self._worker = self._worker, None
+        if worker is not None and worker.lingers:
+            self.attendant.bury(worker)
+        else:
+            engine.close()
 
     def _look(self) -> bool:
         """The canary and the known picture, when due. False when the question which device to use is open again."""

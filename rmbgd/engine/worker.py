@@ -80,6 +80,7 @@ class EngineWorker:
         self._aborted = False  # set by any thread, once
         self._abandoned = False
         self._launched = False
+        self._patience: float | None = None  # set by its owner
         self._asking = False  # the child has a request and a deadline; written by the owner, read by any thread
 
     @property
@@ -108,9 +109,15 @@ class EngineWorker:
         """Its process could not be killed. Once closed."""
         return self._abandoned
 
-    def belongs_to(self, beat: Beat) -> None:
-        """It has a new owner, with this beat."""
-        self._beat = beat
+    @property
+    def lingers(self) -> bool:
+        """Its process was killed after a fault and is not gone yet: `close` may take long. The owner's question."""
+        return self._process is not None and self._connection is None
+
+    def belongs_to(self, beat: Beat, *, patience: float | None = None) -> None:
+        """It has a new owner, with this beat. `patience`: seconds that he waits for the end of a process after a fault;
+        a driver may hold it for long, and other devices wait for its pictures. None: until it is gone, or abandoned."""
+        self._beat, self._patience = beat, patience
 
     def start(self) -> EngineDescription:
         """Start the process and wait for its proof. Raises EngineFault, ModelError."""
@@ -248,12 +255,26 @@ class EngineWorker:
                 self._fail(EngineLost, detail, GRACE, cause=str(answer.get("cause", "")))
 
     def _fail(self, fault: type[EngineLost | EngineNonsense], why: str, grace: float, *, cause: str = "") -> NoReturn:
-        how, is_gone = self._end(grace)
+        how, is_gone = self._end(grace) if self._patience is None else self._leave(grace, self._patience)
         if not is_gone:
             raise EngineLost(f"{why} ({how})", cause="unkillable")
         if fault is EngineLost:
             raise EngineLost(f"{why} ({how})", cause=cause)
         raise fault(f"{why} ({how})")
+
+    def _leave(self, grace: float, patience: float) -> tuple[str, bool]:
+        """Like `_end`, without waiting for a process that does not go at once: it is then killed, and lingers."""
+        process = self._process
+        if process is None or self._connection is None:
+            return self._end(grace)
+        self._beat.waiting()
+        how = process.leaves(min(grace, patience), patience)
+        self._beat.working()
+        if how is not None:
+            return self._end(0)
+        self._connection.close()
+        self._connection = None
+        return f"process {process.pid} was killed, and is not gone yet", True
 
     def _end(self, grace: float) -> tuple[str, bool]:
         """No descriptor after this, and no process that we know. How it went, and whether it is gone."""

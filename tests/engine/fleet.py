@@ -54,8 +54,10 @@ class Child(FakeEngine):
         self.gpu = gpu
         self.alive, self.ended, self.abandoned, self.aborted = True, False, False, False
 
-    def belongs_to(self, beat: object) -> None:
-        """Nobody judges here."""
+    lingers = False
+
+    def belongs_to(self, beat: object, *, patience: float | None = None) -> None:
+        """Nobody judges here, nor waits."""
 
     def abort(self) -> None:
         self.alive, self.aborted = False, True

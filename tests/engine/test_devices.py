@@ -209,6 +209,20 @@ def test_the_standby_ends_with_its_last_user(fleet):
     assert all(child.ended for gpu in both.gpus for child in gpu.made)
 
 
+def test_a_faulty_process_that_does_not_go_keeps_no_picture_waiting(fleet):
+    """It is stuck in the driver: somebody else waits for its end, and finds that the device is lost."""
+    both = fleet()
+    both.gpus[0].plan = {"script": ["lost"]}
+    both.well()
+    both.made_by(1)
+    child = both.gpus[0].made[-1]
+    child.lingers = child.abandoned = True
+
+    assert both.made_by(0) != [FIRST]
+    both.gpus[0].attendant.wait(lambda: both.gpus[0].phase is Phase.LOST)
+    assert child.ended
+
+
 def test_a_process_of_a_hot_gpu_is_not_kept_until_somebody_comes(fleet):
     """Its thread takes no more pictures: who looks after the GPU lets its process go."""
     both = fleet().well()

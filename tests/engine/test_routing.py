@@ -60,8 +60,10 @@ class InProcess(FakeEngine):
         self.house = house
         self.alive, self.ended, self.abandoned, self.aborted = True, False, False, False
 
-    def belongs_to(self, beat: object) -> None:
-        """Nobody judges here."""
+    lingers = False
+
+    def belongs_to(self, beat: object, *, patience: float | None = None) -> None:
+        """Nobody judges here, nor waits."""
 
     def abort(self) -> None:
         self.alive, self.aborted = False, True

@@ -310,6 +310,42 @@ def test_a_child_that_nobody_can_kill_is_abandoned(pictures, workshop):
     assert spared[0] not in _abandoned
 
 
+def test_an_owner_in_a_hurry_does_not_wait_for_a_process_stuck_in_the_kernel(pictures, workshop):
+    """He has his answer when his patience is over, not the bound for reaping; closing waits, and abandons it."""
+    spared: list[subprocess.Popen] = []
+    start_process = partial(ChildProcess, kill=spared.append, reap_seconds=0.1)
+    worker = workshop.worker("hang", batch_timeout=0.1, start_process=start_process)
+    worker.start()
+    worker.belongs_to(SpyBeat(), patience=0.01)
+    with pytest.raises(EngineLost, match="not gone yet") as told:
+        worker.segment([pictures.put()])
+
+    assert told.value.cause == ""
+    assert worker.lingers
+    assert not worker.abandoned
+    with pytest.raises(EngineLost, match="not running"):
+        worker.segment([pictures.put(2)])
+    worker.close()
+    assert worker.abandoned
+    assert not worker.lingers
+    spared[0].kill()
+    spared[0].wait(PATIENCE)
+
+
+def test_an_owner_in_a_hurry_learns_how_a_process_went_that_goes(pictures, workshop):
+    """One that can be killed is gone at once, and nothing lingers."""
+    worker = workshop.worker("hang", batch_timeout=0.1)
+    worker.start()
+    pid = worker.pid
+    worker.belongs_to(SpyBeat(), patience=PATIENCE)
+    with pytest.raises(EngineLost, match="SIGKILL"):
+        worker.segment([pictures.put()])
+
+    assert not worker.lingers
+    assert worker.ended
+    assert wait_until_gone(pid)
+
+
 def test_twenty_restarts_leave_no_descriptor_and_no_thread_behind(pictures, workshop):
     """Processes that end in every way give back what they held."""
     steps = ["kill", "nonsense", "wrong_count", "ok"]
