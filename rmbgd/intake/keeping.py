@@ -1,4 +1,5 @@
-"""What is done now and then beside the intake's work: originals retired late, old rows forgotten, rows counted.
+"""What is done now and then beside the intake's work: originals retired late, old rows forgotten, rows counted; and what
+waits for a commit is committed when none comes.
 
 Belongs to the reconcile thread. Decides nothing about files that are arriving.
 """
@@ -14,6 +15,7 @@ from rmbgd.intake.ledger import Ledger, Unfinished
 
 PRUNE_EVERY = 3600.0  # s
 PRUNE_PAUSE = 1.0  # s between two batches of one pruning
+SETTLE_EVERY = 5.0  # s between two looks whether something waits for a commit that does not come
 COUNT_EVERY = 60.0  # s between two counts of the ledger's rows, which read all of them
 
 
@@ -33,7 +35,7 @@ class Housekeeping:
     ) -> None:
         self.ledger_rows = 0
         self._ledger, self._retirer, self._still_there, self._retry = ledger, retirer, still_there, retry
-        self._next_retire = self._next_count = clock.monotonic()
+        self._next_retire = self._next_count = self._next_settle = clock.monotonic()
         self._next_prune = clock.monotonic() + PRUNE_EVERY
         self._prune_after = 0
 
@@ -47,6 +49,9 @@ class Housekeeping:
             if now >= self._next_prune:
                 self._prune_after = self._ledger.prune(self._is_kept, after=self._prune_after)
                 self._next_prune = now + (PRUNE_PAUSE if self._prune_after else PRUNE_EVERY)
+            if now >= self._next_settle:
+                self._next_settle = now + SETTLE_EVERY
+                self._ledger.settle()
             if now >= self._next_count:
                 self._next_count = now + COUNT_EVERY
                 self.ledger_rows = sum(self._ledger.counts().values())

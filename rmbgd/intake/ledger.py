@@ -206,6 +206,10 @@ class Ledger:
         """The original is archived, deleted, or in quarantine. Written with the next transaction, or at closing."""
         self._store.later("UPDATE job SET retired_at=? WHERE id=?", (self._store.wall(), job_id))
 
+    def settle(self) -> None:
+        """Write what waits for the next transaction. Nothing, and no commit, where nothing does."""
+        self._store.settle()
+
     # ---------------------------------------------------------------------------------------------- known content
 
     def same_content(self, sha256_in: str, recipe_hash: str) -> Known | None:

@@ -54,9 +54,7 @@ class Store:
     def close(self) -> None:
         with self._lock:
             try:
-                if self._later:
-                    with self.transaction():
-                        pass
+                self.settle()
             finally:
                 self._file.close()
 
@@ -77,6 +75,13 @@ class Store:
         """Part of whatever transaction comes next, or of closing."""
         with self._lock:
             self._later.append((statement, values))
+
+    def settle(self) -> None:
+        """What was put off until later, now."""
+        with self._lock:
+            if self._later:
+                with self.transaction():
+                    pass
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:

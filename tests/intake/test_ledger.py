@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import posixpath
 import sqlite3
@@ -363,6 +364,19 @@ def test_a_ledger_of_the_first_schema_is_brought_up(tmp_path: Path, clock: FakeC
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
     db.close()
+
+
+def test_what_waits_for_a_commit_is_settled(ledger: Ledger) -> None:
+    """An idle service that is killed has neither a picture to tell of nor an original to look after."""
+    job = claim_one(ledger)
+    ledger.failed(job.job_id, Reason.CORRUPT, "torn", telling={"stage": "decode"})
+    ledger.retired(job.job_id)
+    ledger.untold.told(job.job_id)
+    question = "SELECT (SELECT count(*) FROM untold), (SELECT count(*) FROM job WHERE retired_at IS NULL)"
+    with contextlib.closing(sqlite3.connect(ledger.path)) as other:
+        assert other.execute(question).fetchone() == (1, 1)
+        ledger.settle()
+        assert other.execute(question).fetchone() == (0, 0)
 
 
 def test_what_is_forgotten_is_not_told(ledger: Ledger, clock: FakeClock) -> None:
