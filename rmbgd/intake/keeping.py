@@ -1,5 +1,5 @@
-"""What is done now and then beside the intake's work: originals retired late, old rows forgotten, rows counted; and what
-waits for a commit is committed when none comes.
+"""What is done now and then beside the intake's work: originals retired late, old rows forgotten, rows counted, and
+what waits for a commit written when none comes.
 
 Belongs to the reconcile thread. Decides nothing about files that are arriving.
 """
