@@ -66,10 +66,13 @@ def test_options_replace_settings() -> None:
 def test_configuration_is_what_is_measured(tmp_path: Path) -> None:
     """Threads and recipes of the operator's own file."""
     path = tmp_path / "rmbgd.toml"
-    path.write_text('[pipeline]\nfinish_threads = 7\n[engine]\ndevice = "cpu"\n[recipe.shop]\nformat = "tiff"\n')
+    tables = ("[pipeline]\nfinish_threads = 7", "[limits]\nside = 4096", '[engine]\ndevice = "cpu"')
+    path.write_text("\n".join((*tables, "[recipe.shop]", 'format = "tiff"')))
     found, recipe = bench.settings(parsed("--config", str(path), "--recipe", "shop"))
 
-    assert (7, "cpu", "tiff") == (found.pipeline.finish_threads, found.engine.device, recipe.format)
+    assert (7, 4096, "cpu", "tiff") == (
+        found.pipeline.finish_threads, found.limits.side, found.engine.device, recipe.format,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(

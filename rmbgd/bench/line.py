@@ -16,7 +16,7 @@ from typing import Any
 
 from rmbgd.bench.figures import Spread, Waits, bottleneck, busy, spread
 from rmbgd.bench.pictures import Picture, versions
-from rmbgd.config import Config, EngineSettings, Folder, Pipeline, Recipe, Service
+from rmbgd.config import Config, Folder, Recipe
 from rmbgd.engines import EngineFactory, EngineParts
 from rmbgd.errors import EngineLost
 from rmbgd.jobs import Job
@@ -47,8 +47,8 @@ class Throughput:
         return self.pictures / self.seconds
 
 
-def line_config(base: Path, recipe: Recipe, engine: EngineSettings, pipeline: Pipeline, service: Service) -> Config:
-    """One folder below `base`, whose originals stay. Makes the directories."""
+def line_config(base: Path, recipe: Recipe, config: Config) -> Config:
+    """`config` with one folder, below `base`, whose originals stay. Makes the directories."""
     for name in ("in", "out", "failed"):
         (base / name).mkdir()
     folder = Folder(
@@ -59,7 +59,8 @@ def line_config(base: Path, recipe: Recipe, engine: EngineSettings, pipeline: Pi
         originals="keep",
         recipe="default",
     )
-    return Config(service=service, engine=engine, pipeline=pipeline, recipe={"default": recipe}, folder=[folder])
+    tables = {name: getattr(config, name) for name in Config.model_fields if name not in ("recipe", "folder")}
+    return Config(**tables, recipe={"default": recipe}, folder=[folder])
 
 
 def run(

@@ -142,9 +142,8 @@ def _through_the_line(
     config = wanted.config
     best = max((reading.per_second for reading in readings), default=1.0)
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-", dir=wanted.scratch) as base:
-        settings = line.line_config(Path(base), wanted.recipe, config.engine, config.pipeline, config.service)
         return line.run(
-            settings,
+            line.line_config(Path(base), wanted.recipe, config),
             wanted.pictures,
             lambda parts: plain_engine(parts, machine, options),
             seconds=wanted.seconds,

@@ -84,9 +84,7 @@ def settings(options: argparse.Namespace) -> tuple[config.Config, config.Recipe]
         raise ConfigError(f"no recipe '{options.recipe}'; there is {', '.join(sorted({'default', *base.recipe}))}")
     recipe = base.recipe.get(options.recipe, config.Recipe())
     said: dict[str, Any] = {"device": options.device, "precision": options.precision}
-    tables: dict[str, Any] = {
-        name: getattr(base, name).model_dump() for name in ("service", "limits", "pipeline", "engine", "health")
-    }
+    tables: dict[str, Any] = base.model_dump(exclude={"recipe", "folder"})
     tables["recipe"] = {options.recipe: recipe.model_dump() | ({"model": options.model} if options.model else {})}
     tables["engine"] |= {name: value for name, value in said.items() if value}
     if options.models_dir:

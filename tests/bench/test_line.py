@@ -9,19 +9,29 @@ import pytest
 
 from rmbgd.bench import line
 from rmbgd.bench.pictures import drawn
-from rmbgd.config import EngineSettings, Pipeline, Recipe, Service
+from rmbgd.config import Config, Limits, Pipeline, Recipe
 from rmbgd.engine.fake import FakeEngine
 from rmbgd.engines import EngineParts, EngineWatch
 from rmbgd.errors import EngineLost
 
 
 def through(base: Path, *, most: int = 20, warm_up: int = 2, script: tuple[str, ...] = ()) -> line.Throughput:
-    config = line.line_config(base, Recipe(model="fake"), EngineSettings(), Pipeline(batch_maximum=4), Service())
+    config = line.line_config(base, Recipe(model="fake"), Config(pipeline=Pipeline(batch_maximum=4)))
 
     def engine(parts: EngineParts) -> FakeEngine:
         return FakeEngine(parts.arena.block, script)
 
     return line.run(config, drawn(2, 64), engine, seconds=3600.0, most=most, warm_up=warm_up)
+
+
+def test_every_table_of_the_configuration_counts(tmp_path: Path) -> None:
+    """Only the folder and its recipe are the run's own."""
+    given = Config(pipeline=Pipeline(finish_threads=7), limits=Limits(side=4096))
+    found = line.line_config(tmp_path, Recipe(format="tiff"), given)
+
+    own = {"recipe", "folder"}
+    assert given.model_dump(exclude=own) == found.model_dump(exclude=own)
+    assert "tiff" == found.recipe_of(found.folder[0]).format
 
 
 def test_as_many_as_asked_for_are_counted(tmp_path: Path) -> None:
