@@ -57,7 +57,7 @@ FINISH = 120.0  # s for the rest after the last fault
 JUDGED_FROM = 600.0  # s
 PACE = 43_200.0  # s of the service's wall clock in one of ours: what it remembers for 30 days is forgotten in a minute
 REMEMBERED = 100.0  # s after which that has surely begun
-LIFE_ENDS = 0.15  # weight, among the others, of faults that end a life: slopes need lives of some length
+LIVES_END = 0.4  # share of the run in which faults end lives, too: slopes need a life of some length
 GROWTH = 1 << 20  # bytes per 1,000 pictures that memory may at most be growing by, for certain
 QUANTITIES = ("rss", "descriptors", "threads", "ledger", "shared")
 
@@ -146,7 +146,7 @@ class Soak:
                 self._mend()
             if now >= next_fault and not self._repair:
                 next_fault = now + self._dice.uniform(0.5, 1.5) * self._fault_every
-                fault = self._dice.choices(*zip(*self._repertoire(), strict=True))[0]
+                fault = self._dice.choice(self._repertoire(ending=now < LIVES_END * self._seconds))
                 self._faults[fault.__name__.strip("_")] += 1
                 fault()
             time.sleep(0.02)
@@ -197,12 +197,21 @@ class Soak:
             for name in QUANTITIES
         }
 
+    def _levels(self) -> dict[str, list[float]]:
+        """Of each quantity in the last life: where its slope begins, at the end, and the highest."""
+        last = [each for each in self._readings if each.life == self._life]
+        last = [each for each in last if each.seconds >= last[0].seconds + min(WARM_UP, self._seconds / 10)] or last
+        return {
+            name: [getattr(last[0], name), getattr(last[-1], name), max(getattr(each, name) for each in last)]
+            for name in QUANTITIES
+        }
+
     # ------------------------------------------------------------------------------------------ what is done to it
 
-    def _repertoire(self) -> list[tuple[Callable[[], None], float]]:
-        """Faults, and how often they come among each other."""
-        ending = [(self._kill, LIFE_ENDS), (self._restart, LIFE_ENDS)]
-        others = [
+    def _repertoire(self, *, ending: bool) -> list[Callable[[], None]]:
+        """Faults; `ending`: those that end a life as well."""
+        return [
+            *((self._kill, self._restart) if ending else ()),
             self._freeze,
             self._look_again,
             self._kill_engine,
@@ -213,7 +222,6 @@ class Soak:
             self._no_descriptors,
             self._rotate,
         ]
-        return [*ending, *((fault, 1.0) for fault in others)]
 
     def _pid(self) -> int:
         assert self._service.process is not None
@@ -345,6 +353,7 @@ class Soak:
             }
             if per_hour
             else {},
+            "levels": self._levels(),
             "judged": self._seconds >= JUDGED_FROM,
             "grows": bool(leaks and self._seconds >= JUDGED_FROM),
         }
@@ -381,14 +390,16 @@ def report(result: dict[str, Any]) -> str:
     )
     print("Faults: " + ", ".join(f"{name} {count}" for name, count in result["faults"].items()) + ".\n", file=out)
     print(
-        "| quantity | slope per hour | 95 % bounds | per 1,000 pictures | 95 % bounds |\n|---|---|---|---|---|",
+        "| quantity | slope per hour | 95 % bounds | per 1,000 pictures | 95 % bounds | last life: from, to, most |\n"
+        "|---|---|---|---|---|---|",
         file=out,
     )
     for name, hourly in result["per_hour"].items():
         per_picture = result["per_1000_pictures"].get(name, [None] * 3)
         numbers = ["unknown" if each is None else f"{each:,.1f}" for each in (*hourly, *per_picture)]
         cells = "{} | {} to {} | {} | {} to {}".format(*numbers)
-        print(f"| {name} | {cells} |", file=out)
+        levels = ", ".join(f"{level:,.0f}" for level in result["levels"][name])
+        print(f"| {name} | {cells} | {levels} |", file=out)
     verdict = "memory grows" if result["grows"] else "no growth shown" if result["judged"] else "too short to be judged"
     print(f"\nMemory, the ledger and shared memory in bytes. Verdict on memory: {verdict}.", file=out)
     return out.getvalue()
