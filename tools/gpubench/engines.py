@@ -30,6 +30,8 @@ STEPS: tuple[tuple[str, dict[str, Any], bool], ...] = (
 )
 """(name, options, whether every batch size is measured, or only the smallest and the eighth)"""
 
+LARGE, LARGE_SIDES = "as the service runs it, 12 megapixels", 3.4  # times the network's side: 12 at 1024
+
 
 def started(
     plan: Plan, backbone: str, pictures: Sequence[Picture], *, places: int, batches: int, **overrides: Any
@@ -76,6 +78,9 @@ def waterfall(plan: Plan, answer: Answer) -> None:
             options = options | {"precision": "float32"}  # noqa: PLW2901, the same code, and minutes less on a CPU
         sizes = plan.batches if all_sizes else tuple(size for size in plan.batches if size in (1, 8))
         step(plan, answer, plan.backbone, name, options, sizes, pictures)
+    if not plan.steps or LARGE in plan.steps:
+        sizes = tuple(size for size in plan.batches if size in (1, 4))
+        step(plan, answer, plan.backbone, LARGE, {}, sizes, drawn(2, round(LARGE_SIDES * plan.side)))
 
 
 def step(
