@@ -180,7 +180,7 @@ class GpuEngine:
             told, matte = network.summary[0].cpu(), network.mattes[0].cpu()
         if float(told[FINITE]) != 1.0:
             raise EngineNonsense(f"alpha of the known picture is not finite ({network.name})")
-        return np.asarray(matte.numpy(), np.float32)
+        return np.array(matte.numpy(), np.float32)  # on the host it would still be the network's own
 
     def _pass(self, network: Network, batch: Sequence[Work], size: int, report: BatchReport) -> int:
         """Through the device as one batch of `size`; into the report. How many pictures needed a second try."""

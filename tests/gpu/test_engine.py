@@ -212,10 +212,11 @@ def test_no_more_of_the_arena_is_locked_than_was_asked_for(make, green):
 
 def test_half_precision_says_how_far_it_is_from_float32(make, green):
     """On the known picture, in levels; float32 itself says nothing."""
+    green.after = lambda logits, module: logits + (0.004 if module.weight.dtype is torch.float16 else 0.0)
     half = make(replace(OPTIONS, precision="float16"), start=False).start()
     full = make(replace(OPTIONS, precision="float32"), start=False).start()
 
-    assert 0 <= half.models["u2netp"]["levels_from_float32"] < 0.5
+    assert 0.15 < half.models["u2netp"]["levels_from_float32"] < 0.3
     assert "levels_from_float32" not in full.models["u2netp"]
 
 
