@@ -9,6 +9,7 @@ import pytest
 from rmbgd.engine.chaos import CUDA_ERRORS
 from rmbgd.engine.fake import POISON_COLOUR
 from rmbgd.errors import Reason
+from tests.faults import p0
 from tests.faults.gpu import MEMORY_WORDS, GpuUnderTest, assert_proved_before_use
 from tests.scenarios import audit
 from tests.scenarios.pictures import encoded, picture, rgba_of
@@ -106,7 +107,7 @@ def test_a_sticky_error_costs_one_process_and_no_picture(tmp_path: Path, word: s
         service.drop("after.png", after)
         assert service.made_by("after.png") == GPU
 
-    audit.assert_complete(service.roots, data | {"after.png": after})
+    p0.check(service, data | {"after.png": after})
     away = service.named("engine.failover")
     assert [event["reason"] for event in away] == ["sticky_fault"]
     assert away[0]["reading"].startswith(str(CUDA_ERRORS[word]).partition("\n")[0])
@@ -114,7 +115,6 @@ def test_a_sticky_error_costs_one_process_and_no_picture(tmp_path: Path, word: s
     assert (fault["device"], fault["kind"], fault["images"]) == ("cuda:0", "lost", away[0]["images"])
     assert len(away[0]["images"]) >= 1
     assert_proved_before_use(service.events)
-    audit.assert_ledger_settled(service.state, done=6)
 
 
 @pytest.mark.parametrize("word", MEMORY_WORDS)
@@ -173,7 +173,7 @@ def test_a_process_that_hangs_dies_or_talks_nonsense(tmp_path: Path, step: str) 
         service.wait_for_endings(3)
         service.wait_for("engine.failback")
 
-    audit.assert_complete(service.roots, data)
+    p0.check(service, data)
     assert [event["reason"] for event in service.named("engine.failover")] == ["sticky_fault"]
     assert service.named("service.stalled") == []
     assert_proved_before_use(service.events)
@@ -252,7 +252,7 @@ def test_wrong_answers_without_an_error_are_found_by_the_known_picture(tmp_path:
         service.withdraw("zero")
         service.wait_for("engine.failback")
 
-    audit.assert_complete(service.roots, {"well.png": picture(1), "sick.png": picture(2)})
+    p0.check(service, {"well.png": picture(1), "sick.png": picture(2)})
     assert service.named("engine.failover")[0]["reason"] == "golden_mismatch"
 
 
@@ -311,7 +311,7 @@ def test_with_require_gpu_pictures_wait_and_nothing_fails(tmp_path: Path) -> Non
     assert back["from"] == "none"
     assert {event["device"] for event in service.named("image.done")} == {"cuda:0"}
     assert service.named("engine.failover") == []
-    audit.assert_complete(service.roots, data)
+    p0.check(service, data)
 
 
 def test_a_service_that_requires_a_gpu_starts_without_one(tmp_path: Path) -> None:
@@ -391,7 +391,7 @@ def test_a_picture_that_kills_the_gpu_and_the_cpu_is_poison(tmp_path: Path) -> N
             service.drop(name, data[name])
         service.wait_for_endings(5)
 
-    audit.assert_complete(service.roots, data, bad={"poison.png": Reason.POISON})
+    p0.check(service, data, bad={"poison.png": Reason.POISON})
 
 
 @pytest.mark.slow

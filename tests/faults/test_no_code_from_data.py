@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rmbgd.errors import Reason
-from tests.scenarios import audit
+from tests.faults import p0
 from tests.scenarios.pictures import picture
 from tests.scenarios.service import ServiceUnderTest
 from tests.source import calls, imports, modules
@@ -72,7 +72,7 @@ def test_a_pickle_in_the_drop_folder_is_no_picture(tmp_path: Path) -> None:
         service.drop("good.png", picture(1))
         service.wait_for_endings(len(data) + 1)
     bad = dict.fromkeys(names, Reason.UNIDENTIFIED)
-    audit.assert_complete(service.roots, data | {"good.png": picture(1)}, bad=bad)
+    p0.check(service, data | {"good.png": picture(1)}, bad=bad)
     assert not ran.exists()
     pickle.loads(stream.getvalue())
     assert ran.exists(), "the pickle was harmless: the test showed nothing"

@@ -17,8 +17,8 @@ from rmbgd.engine.fake import POISON_COLOUR
 from rmbgd.errors import Reason
 from rmbgd.exitcodes import Exit
 from rmbgd.models.places import EMBEDDED
+from tests.faults import p0
 from tests.faults.gpu import GpuUnderTest
-from tests.scenarios import audit
 from tests.scenarios.pictures import encoded, picture, rgba_of
 from tests.scenarios.service import PATIENCE, ServiceUnderTest
 
@@ -85,7 +85,7 @@ def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path
         service.wait(lambda: status.stat().st_mtime_ns > written, "a look at the threads, while the batch still runs")
         service.hold.unlink()
         service.wait_for_endings(len(data))
-        audit.assert_complete(service.roots, data)
+        p0.check(service, data)
         assert service.named("service.stalled") == []
         assert {event["pid"] for event in service.events} == {service.process.pid}
 
@@ -102,7 +102,7 @@ def test_thread_that_hangs_is_shown_and_told_and_may_go_on(tmp_path: Path) -> No
         service.hold.unlink()
         service.wait_for("service.stall_ended")
         service.wait_for("image.done", path="a.png")
-    audit.assert_complete(service.roots, {"a.png": picture(1)})
+    p0.check(service, {"a.png": picture(1)})
 
 
 def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
         for name, content in data.items():
             service.drop(name, content)
         service.wait_for_endings(1 + len(data))
-        audit.assert_complete(service.roots, data)
+        p0.check(service, data)
         assert service.named("image.failed") == []
         (fresh,) = children(service.process.pid)
         assert fresh != child
@@ -130,7 +130,7 @@ def test_picture_that_kills_the_engine_is_refused_alone(tmp_path: Path) -> None:
         for name, content in data.items():
             service.drop(name, content)
         service.wait_for_endings(len(data))
-        audit.assert_complete(service.roots, data, bad={"marked.png": Reason.POISON})
+        p0.check(service, data, bad={"marked.png": Reason.POISON})
         deaths = service.named("engine.fault")
         assert 1 <= len(deaths) <= 2 * 3, "each try of the picture may cost one process, and its company's one more"
 

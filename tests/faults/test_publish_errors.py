@@ -21,6 +21,7 @@ from rmbgd.fsops import FailingFs
 from rmbgd.intake import names
 from rmbgd.jobs import Job
 from rmbgd.pipeline import hold
+from tests.faults import p0
 from tests.faults.disks import first_block
 from tests.house import House, sha256
 from tests.scenarios import audit
@@ -151,11 +152,10 @@ def test_syncs_of_the_running_service_fail(tmp_path: Path) -> None:
             assert "(INJECTED)" in log.read_text(), "no sync failed"
         service.wait(service.is_idle, "everything")
         service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
-        audit.assert_complete(service.roots, data)
+        p0.check(service, data)
         assert service.named("image.failed") == []
         assert service.computed() == len(data)
         assert service.stop() == 0
-        audit.assert_ledger_settled(service.state, done=len(data))
 
 
 @pytest.mark.parametrize("role", ["done", "state"])
@@ -178,7 +178,7 @@ def test_no_names_left(tmp_path: Path, role: str) -> None:
             filler.unlink()
         service.signal(1)
         service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
-        audit.assert_complete(service.roots, data)
+        p0.check(service, data)
         assert service.computed() == len(data)
 
 
@@ -224,5 +224,5 @@ def test_descriptors_run_out(tmp_path: Path) -> None:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
         service.wait_for_endings(len(data) + 1)
         service.wait(lambda: status.stat().st_mtime_ns > written, "a status after the shortage")
-        audit.assert_complete(service.roots, data)
+        p0.check(service, data)
         assert service.named("image.failed") == []

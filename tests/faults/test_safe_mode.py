@@ -12,6 +12,7 @@ from rmbgd.engine.fake import POISON_COLOUR
 from rmbgd.errors import Reason
 from rmbgd.health import starts
 from rmbgd.verbs import status
+from tests.faults import p0
 from tests.faults.gpu import GpuUnderTest
 from tests.scenarios import audit
 from tests.scenarios.pictures import encoded, picture, rgba_of
@@ -75,8 +76,7 @@ def test_a_gpu_service_that_keeps_dying_serves_from_the_cpu_and_comes_back(tmp_p
         assert {event["pid"] for event in service.events[since:]} == {service.process.pid}
         assert service.named("service.safe_mode") == [told]
         assert service.named("image.failed") == []
-    audit.assert_complete(service.roots, data | {"after.png": picture(99)})
-    audit.assert_ledger_settled(service.state, done=len(data) + 1)
+    p0.check(service, data | {"after.png": picture(99)})
 
 
 def test_pictures_of_the_crashes_are_held_back_and_others_served(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_pictures_of_the_crashes_are_held_back_and_others_served(tmp_path: Path)
     with service.start():
         service.wait(service.is_idle, "what was held back")
         assert len(service.named("service.safe_mode")) == 1
-    audit.assert_complete(service.roots, data)
+    p0.check(service, data)
     assert sorted(event["path"] for event in service.recorded("image.done") if "turn" not in event["path"]) == sorted(
         data
     )
@@ -121,7 +121,7 @@ def test_a_picture_that_kills_is_refused_at_its_third_attempt_all_the_same(tmp_p
     with service.start():
         service.wait(service.is_idle, "every picture, those held back too")
     assert len(service.named("service.stopping", cause="safe mode is over")) >= 1
-    audit.assert_complete(service.roots, data, bad={"poison.png": Reason.CRASH_LOOP})
+    p0.check(service, data, bad={"poison.png": Reason.CRASH_LOOP})
 
 
 def test_with_require_gpu_safe_mode_waits(tmp_path: Path) -> None:
@@ -137,7 +137,7 @@ def test_with_require_gpu_safe_mode_waits(tmp_path: Path) -> None:
         service.wait_for("service.ready", device="cuda:0")
         service.wait_for_endings(len(data))
     assert {event["device"] for event in service.named("image.done")} == {"cuda:0"}
-    audit.assert_complete(service.roots, data)
+    p0.check(service, data)
 
 
 def test_a_stop_while_safe_mode_is_left_is_a_stop(tmp_path: Path) -> None:
@@ -153,4 +153,4 @@ def test_a_stop_while_safe_mode_is_left_is_a_stop(tmp_path: Path) -> None:
     assert service.reap() == 0
     with service.start():
         service.wait(service.is_idle, "the picture")
-    audit.assert_complete(service.roots, {"a.png": picture(1)})
+    p0.check(service, {"a.png": picture(1)})

@@ -7,10 +7,10 @@ import signal
 import threading
 from pathlib import Path
 
+from tests.faults import p0
 from tests.faults.gpu import GpuUnderTest
 from tests.faults.limits import group
 from tests.faults.test_process import STALL_AFTER, children
-from tests.scenarios import audit
 from tests.scenarios.pictures import picture
 from tests.scenarios.service import ServiceUnderTest
 
@@ -51,8 +51,7 @@ def test_kernel_takes_the_engine_when_memory_is_short(tmp_path: Path) -> None:
             assert fresh != old
         assert service.named("image.failed") == []
         assert {event["pid"] for event in service.events} == {service.process.pid}
-    audit.assert_complete(service.roots, data)
-    audit.assert_ledger_settled(service.state, done=1 + len(data))
+    p0.check(service, data)
 
 
 def test_no_task_can_be_started(tmp_path: Path) -> None:
@@ -73,8 +72,7 @@ def test_no_task_can_be_started(tmp_path: Path) -> None:
         assert {event["pid"] for event in service.events} == {service.process.pid}
         detail = service.named("engine.fault")[1]["detail"]
         assert "new thread" in detail or "Resource temporarily unavailable" in detail
-    audit.assert_complete(service.roots, data)
-    audit.assert_ledger_settled(service.state, done=1 + len(data))
+    p0.check(service, data)
 
 
 def test_starved_service_is_slow_and_not_hung(tmp_path: Path) -> None:
@@ -91,5 +89,4 @@ def test_starved_service_is_slow_and_not_hung(tmp_path: Path) -> None:
             service.wait_for_endings(len(data))
         assert service.named("service.stalled") == []
         assert service.named("image.failed") == []
-    audit.assert_complete(service.roots, data)
-    audit.assert_ledger_settled(service.state, done=len(data))
+    p0.check(service, data)

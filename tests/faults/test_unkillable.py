@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.faults import p0
 from tests.faults.gpu import GpuUnderTest
 from tests.faults.test_process import children
-from tests.scenarios import audit
 from tests.scenarios.machine import disk, mount, unmount
 from tests.scenarios.pictures import picture
 
@@ -68,5 +68,4 @@ def test_engine_that_sigkill_does_not_end_is_left_behind(tmp_path: Path) -> None
     assert away["to"] == "cpu"
     assert f"process {stuck} cannot be killed" in service.named("engine.fault")[0]["detail"]
     assert {event["device"] for event in service.named("image.done")} == {"cpu"}
-    audit.assert_complete(service.roots, data)
-    audit.assert_ledger_settled(service.state, done=len(data) + 2)
+    p0.check(service, data)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scenarios import audit
+from tests.faults import p0
 from tests.scenarios.pictures import picture
 from tests.scenarios.service import ServiceUnderTest
 
@@ -45,4 +45,4 @@ def test_without_watches_the_folder_is_polled(tmp_path: Path, name: str, value: 
         service.turn()
         assert len(service.named("watch.degraded")) == 1
         assert service.named("service.failed") == []
-    audit.assert_complete(service.roots, data)
+    p0.check(service, data)
