@@ -1,5 +1,6 @@
-"""POLICY: whether the line stands still although nothing holds it up: pictures wait in its channels, nobody moves one, and
-no device computes. Every thread may then say that it waits for another one, and no heartbeat shows it.
+"""POLICY: whether the line stands still although nothing holds it up: pictures wait, none moves, nothing computes.
+
+Every thread may then say that it waits for another one, and no heartbeat shows it.
 
 Does not look at anything, and does not act: the daemon gathers the facts and tells.
 """
@@ -54,5 +55,5 @@ class Watermark:
 
 
 def is_excused(*, paused: object, engine: Mapping[str, object]) -> bool:
-    """Whether the line may stand still. `paused`: why nothing is claimed, if so; `engine`: as the health event has it."""
+    """Whether the line may stand still. `paused`: why nothing is claimed; `engine`: as the health event has it."""
     return bool(paused) or engine.get("state") not in ENGINE_AT_WORK
