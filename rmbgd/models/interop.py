@@ -26,7 +26,7 @@ from rmbgd.models import consent, folding, patches, places
 from rmbgd.models.checkpoint import read_header
 from rmbgd.models.published import BACKBONES, DERIVED, TRAINING_HEADS, published, require
 from rmbgd.models.registry import PatchOrder
-from rmbgd.models.swin import relative_position_index
+from rmbgd.models.windows import relative_position_index
 
 
 class BiRefNetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rmbgd.models import swin
+from rmbgd.models import swin, windows
 from rmbgd.models.published import Backbone
 from tests.models import oracle, stress
 
@@ -56,7 +56,7 @@ def test_attention_without_padded_tokens_is_exact(height, width, shift):
 @pytest.mark.parametrize("windows_per_piece", [1, 2, 5, 1000])
 def test_plan_places_every_token_once(windows_per_piece):
     """Each token has one slot, each other slot is named as padding, whatever the size of a piece."""
-    plan = swin.window_plan(2, 7, 10, 4, 2, windows_per_piece, torch.device("cpu"))
+    plan = windows.window_plan(2, 7, 10, 4, 2, windows_per_piece, torch.device("cpu"))
 
     assert sum(piece.windows for piece in plan.pieces) == 2 * 2 * 3
     assert torch.equal(torch.cat([piece.tokens for piece in plan.pieces]).sort().values, torch.arange(2 * 7 * 10))
@@ -68,8 +68,8 @@ def test_plan_places_every_token_once(windows_per_piece):
 
 def test_only_cut_windows_carry_a_mask():
     """Without a shift nothing is masked; with one, only the last row and column of windows are."""
-    still = swin.window_plan(1, 12, 12, 4, 0, 99, torch.device("cpu"))
-    moved = swin.window_plan(1, 12, 12, 4, 2, 99, torch.device("cpu"))
+    still = windows.window_plan(1, 12, 12, 4, 0, 99, torch.device("cpu"))
+    moved = windows.window_plan(1, 12, 12, 4, 2, 99, torch.device("cpu"))
 
     assert [(p.pattern, p.windows) for p in still.pieces] == [(0, 9)]
     assert [(p.pattern, p.windows) for p in moved.pieces] == [(0, 4), (1, 2), (2, 2), (3, 1)]
@@ -78,7 +78,7 @@ def test_only_cut_windows_carry_a_mask():
 
 def test_plan_is_made_once_per_shape():
     """The second image of a shape finds the plan ready."""
-    plans = [swin.window_plan(1, 12, 20, 3, 1, 9, torch.device("cpu")) for _ in range(2)]
+    plans = [windows.window_plan(1, 12, 20, 3, 1, 9, torch.device("cpu")) for _ in range(2)]
 
     assert plans[0] is plans[1]
 
