@@ -24,6 +24,10 @@ from rmbgd.gpu.plan import Plan, Wishes, plan
 from rmbgd.gpu.planes import SUMMARY
 from rmbgd.gpu.staging import Staging
 
+LOOK_AFTER = 64  # batches, after which the device is asked how much is free
+LOW_SHARE = (
+    2  # less than one in so many of the spare bytes is told: a canary and others' small needs may come out of them
+)
 GROW_AFTER = 256  # batches without a shortage, after which batches twice as large are tried again
 
 
@@ -48,6 +52,7 @@ class Pool:
         self._tell = tell
         self._unprepared: list[tuple[Network, int]] = []  # to be recorded between batches
         self._since_shortage = 0  # batches
+        self._since_look = 0
         needs = [network.need() for network in networks]
         device.empty()
         free, total = device.memory()
@@ -61,6 +66,7 @@ class Pool:
         )
         for limit in self.plan.limits:
             tell(limit)
+        self._is_low = free < options.spare_bytes  # told, and not yet over
         self._working = {size: max(need.batch(size) for need in needs) for size in self.plan.sizes}
         pinned = self.plan.pinned
         if pinned and (why := device.pin(block, pinned)):
@@ -101,6 +107,9 @@ class Pool:
     def tend(self) -> None:
         """Before each batch; after a shortage this is one step back to what was planned."""
         self._since_shortage += 1
+        self._since_look += 1
+        if self._since_look >= LOOK_AFTER:
+            self._look()
         if not self._unprepared and self.sizes != self.plan.sizes and self._since_shortage > GROW_AFTER:
             self._grow()
         if not self._unprepared:
@@ -110,6 +119,18 @@ class Pool:
             self._device.empty()
         if not self._unprepared:
             self._device.reserve(self.plan.working)
+
+    def _look(self) -> None:
+        """Tell once when others have taken what should be spared; and again after it was free in between."""
+        self._since_look = 0
+        free, total = self._device.memory()
+        is_low = free < self._spare // (1 if self._is_low else LOW_SHARE)
+        if is_low and not self._is_low:
+            told = (
+                f"{free >> 20} of {total >> 20} MiB are free on the device; {self._spare >> 20} were left so at start"
+            )
+            self._tell(Limit("memory_low", told))
+        self._is_low = is_low
 
     def _grow(self) -> None:
         self._since_shortage = 0

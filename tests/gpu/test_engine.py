@@ -193,6 +193,25 @@ def test_little_memory_is_told_and_one_picture_at_a_time_goes(make, green, canva
     assert [answer.batch for answer in engine.segment(works).answers] == [1, 1]
 
 
+def test_memory_that_others_take_later_is_told_once(make, green, canvas, monkeypatch):
+    """When it falls below half of what was spared; and again when it was free in between."""
+    monkeypatch.setattr(pool, "LOOK_AFTER", 2)
+    work = assorted(canvas)[0]
+    device = HostDevice()
+    engine = make(device=device)
+
+    def told(free: int) -> list[str]:
+        device._memory = (free, 8 * GIBI)
+        return [limit.what for _ in range(6) for limit in engine.segment([work]).limits]
+
+    assert told(7 * GIBI) == []
+    assert told(GIBI // 3) == ["memory_low"]
+    assert told(3 * GIBI // 4) == []
+    assert told(GIBI // 3) == []
+    assert told(2 * GIBI) == []
+    assert told(GIBI // 3) == ["memory_low"]
+
+
 def test_no_page_locked_memory_is_told(make, green, canvas):
     """The arena then stays pageable, and pictures go the same way."""
     description = make(device=HostDevice(pins="the limit is 64 kB"), start=False).start()
