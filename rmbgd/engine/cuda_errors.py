@@ -15,6 +15,7 @@ MEMORY_CLASSES = frozenset({"OutOfMemoryError"})
 MEMORY_TEXTS = (
     "CUDA out of memory",
     "CUDA error: out of memory",
+    "Triton Error [CUDA]: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "can't allocate memory",  # the CPU's allocator, which has no exception of its own
     "not enough memory",

@@ -28,10 +28,11 @@ def test_each_error_has_its_kind(word):
         "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to",
         "DefaultCPUAllocator: not enough memory: you tried to allocate 17179869184 bytes.",
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "Triton Error [CUDA]: out of memory",
     ],
 )
 def test_other_ways_to_be_short_of_memory(text):
-    """The CPU's allocator and cuBLAS have no class of their own for it."""
+    """The CPU's allocator, cuBLAS and Triton have no class of their own for it."""
     assert type(fault_of(RuntimeError(text))) is EngineMemory
 
 
