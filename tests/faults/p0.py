@@ -53,7 +53,8 @@ def _rows(service: ServiceUnderTest) -> dict[str, dict[str, Any]]:
     with closing(sqlite3.connect(f"file:{service.state / 'ledger.sqlite'}?mode=ro", uri=True)) as ledger:
         ledger.row_factory = sqlite3.Row
         rows = [dict(row) for row in ledger.execute("SELECT * FROM job WHERE state <> 'waiting' ORDER BY id")]
-        assert not down or not [row for row in rows if row["retired_at"] is None], "the ledger has open rows"
+        unretired = [row for row in rows if row["retired_at"] is None]
+        assert not down or not unretired, f"the ledger has open rows: {unretired}"
     found: dict[str, dict[str, Any]] = {}
     for row in rows:
         path = os.fsdecode(row["path"])
