@@ -142,7 +142,8 @@ class FailoverRouting:
     # ------------------------------------------------------------------------------------------------ its own
 
     def _hold(self, place: Station | Standby) -> Lane:
-        """Wait for its turn there. Never while having one elsewhere: two threads could wait for each other."""
+        """Wait for its turn there. What it has is given back first: two threads could wait for each other."""
+        self.release()
         place.turn.take(self._beat)
         self._held = place
         return place.lane

@@ -45,7 +45,7 @@ class WindowAttention(nn.Module):
         if triton:
             from rmbgd.kernels.window_kernel import padded_bias
 
-            table, slots = self.relative_position_bias_table, self.window**2
+            table, slots = self.relative_position_bias_table.detach(), self.window**2
             bias = table.t().index_select(1, relative_position_index(self.window, table.device))
             self.kernel_bias = padded_bias(bias.view(self.heads, slots, slots))
 

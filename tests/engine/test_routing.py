@@ -387,6 +387,17 @@ def test_start_waits_for_the_first_probe_and_loads_the_standby(house: House):
     assert house.routing.description().device == "cuda:0"
 
 
+def test_a_gpu_that_comes_up_while_the_standby_is_loaded_leaves_nobody_waiting(house: House):
+    """Whoever loaded the standby has given its turn back when he goes on with the GPU."""
+    assert house.routing.to_start() is house.standby
+    house.standby.start()
+    house.well()
+    assert house.routing.description().device == "cuda:0"
+    house.routing.release()
+
+    assert house.keeper.turn.asking == 0
+
+
 def test_start_goes_on_with_the_cpu_when_the_gpu_fails_its_probe(house: House):
     """One event says so; what is computed meanwhile is keyed by weights that nobody has seen."""
     house.sick = "golden"
