@@ -22,10 +22,19 @@ SYSTEM = Path(__file__).parent / "system"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers, a file's tests stay together, for they share what is dear; so do all with the container."""
+    """With several workers, a file's tests stay together, for they share what is dear; so do all with the container.
+
+    The slow files begin, so that no worker is left with one at the end.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+
+    def rank(item: pytest.Item) -> int:
+        return 0 if SYSTEM in item.path.parents else 1 if item.path in slow else 2
+
     for item in items:
         group = "system" if SYSTEM in item.path.parents else str(item.path)
         item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=rank)
 
 
 @pytest.hookimpl(wrapper=True)

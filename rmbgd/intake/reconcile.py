@@ -312,12 +312,9 @@ class Reconciler:
             arrival = self._waiting_for_answer.pop(job.job_id, None)
             try:
                 path = self._claims.give_back(job)
-            except StorageFault:
+            except (StorageFault, OSError):  # the ledger refuses, the folder is away, no descriptor is left
                 self._stranded.append((job, why))
                 self._survey.treat_as_absent(job.folder)
-                continue
-            except OSError:  # its folder is away, and the claimed file with it
-                self._stranded.append((job, why))
                 continue
             self._back(job, why, path, arrival)
 

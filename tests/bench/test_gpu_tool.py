@@ -30,7 +30,7 @@ def run(out: Path, *more: str) -> tuple[int, str]:
     return done.returncode, done.stdout
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
     """One run of everything."""
     out = tmp_path_factory.mktemp("whole")

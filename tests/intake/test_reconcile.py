@@ -13,7 +13,7 @@ from rmbgd.beat import NoBeat
 from rmbgd.config import parse
 from rmbgd.errors import Reason
 from rmbgd.fsops import FailingFs
-from rmbgd.intake import survey
+from rmbgd.intake import claims, survey
 from rmbgd.intake.hints import Heard, Hints
 from rmbgd.intake.reconcile import Reconciler
 from rmbgd.intake.watcher import FolderWatch
@@ -508,6 +508,26 @@ def test_a_folder_that_goes_and_comes_is_compared_again(loop: Callable[..., Loop
     away.rename(it.roots["input"])
 
     assert sorted(names(it.turn(6) + it.turn(6) + it.turn(6))) == ["a.jpg", "b.jpg"]
+
+
+def test_a_picture_that_cannot_go_back_now_goes_back_later(
+    loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its folder stands there all the time, only no descriptor was left: it is not forgotten among the claimed."""
+
+    def no_descriptor(*_: object) -> str:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    it = loop()
+    it.drop("a.jpg")
+    it.turn()
+    (job,) = it.turn(2)
+    with monkeypatch.context() as patch:
+        patch.setattr(claims, "put_back", no_descriptor)
+        it.reconciler.give_back(job, "storage", "EMFILE")
+        it.turn()
+
+    assert names(it.turn(6) + it.turn(6) + it.turn(6)) == ["a.jpg"]
 
 
 def test_too_many_hints_become_a_comparison(loop: Callable[..., Loop]) -> None:
