@@ -1,7 +1,9 @@
 """`python -m rmbgd` is the `rmbgd` command."""
 
+from __future__ import annotations
+
 import sys
 
-from rmbgd.cli import main
+from rmbgd.cli.main import main
 
 sys.exit(main())

@@ -20,8 +20,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from rmbgd import config, errors, events
-from rmbgd.exitcodes import EXIT_TEXT
+from rmbgd import errors, events
+from rmbgd.config import load as config
+from rmbgd.errors import EXIT_TEXT
 
 WIDTH = 118
 SIZES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))

@@ -16,12 +16,12 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 from pydantic_core import PydanticUndefined
 
-from rmbgd import cli, configdoc
+from rmbgd import configdoc
+from rmbgd.cli import main as cli
 from rmbgd.clock import SystemClock
-from rmbgd.errors import REASON_TEXT, Reason
+from rmbgd.errors import EXIT_TEXT, REASON_TEXT, Exit, Reason
 from rmbgd.events import ENVELOPE, EVENTS
-from rmbgd.exitcodes import EXIT_TEXT, Exit
-from rmbgd.intake.ledger import Ledger
+from rmbgd.store.ledger import Ledger
 
 REPOSITORY = Path(__file__).parents[1]
 FROZEN = REPOSITORY / "tests" / "contract"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from rmbgd import cli, configdoc
+from rmbgd import configdoc
+from rmbgd.cli import main as cli
 from rmbgd.events import EVENTS
 
 README = Path(__file__).parents[1] / "README.md"

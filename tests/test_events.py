@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from rmbgd.events import EVENTS, RecordedEvents, problems_with
-from tests.source import calls, modules
+from tests.support.source import calls, modules
 
 # How the source calls its injected `emit`; what wraps one is called by the names that it is kept under.
 EMITTERS = {"emit", "_emit", "counters", "_counters", "say", "_say", "tell", "_tell"}

@@ -38,12 +38,12 @@ def child(way: str, folder: Path, dtype: str, order: str | None) -> dict[str, fl
     kind = getattr(torch, dtype)
     torch_there, torch_there_cpu = time.perf_counter(), time.process_time()
     if way.startswith("rmbgd"):
-        from rmbgd.models.weights import load_model
+        from rmbgd.models.load import load_model
     else:
         from transformers import AutoModelForImageSegmentation
         from transformers.utils import logging
 
-        import rmbgd.models.interop  # noqa: F401, registers the classes
+        import rmbgd.models.hf  # noqa: F401, registers the classes
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     imported = time.perf_counter()
@@ -79,9 +79,9 @@ def memory() -> dict[str, float]:
 
 def prepared(folder: Path, scratch: Path, order: str | None) -> Path:
     """The folder as transformers and rmbgd both take it: the weights by a link, a config.json of ours."""
-    from rmbgd.models.patches import choose
-    from rmbgd.models.places import CONFIG, WEIGHTS, resolve
+    from rmbgd.models.checkpoint import choose
     from rmbgd.models.registry import PatchOrder
+    from rmbgd.models.store import CONFIG, WEIGHTS, resolve
 
     place = resolve(folder / WEIGHTS)
     known = place.entry.patch_order if place.entry else None

@@ -51,8 +51,8 @@ def built(variant: str, backbone: str, folder: Path, device: str) -> tuple[Calla
     """The network of a variant with the recipe's weights, and the recipe."""
     import torch
 
-    from rmbgd.models.folding import BiRefNetConfig, assemble
-    from rmbgd.models.published import BACKBONES
+    from rmbgd.models.checkpoint import BACKBONES
+    from rmbgd.models.convert import BiRefNetConfig, assemble
     from rmbgd.models.registry import PatchOrder
 
     oracle, stress = (importlib.import_module(f"tests.models.{name}") for name in ("oracle", "stress"))

@@ -45,11 +45,11 @@ from PIL import Image, ImageCms
 from rich.console import Console
 from rich.table import Table
 
-from rmbgd.config import Limits, Recipe
-from rmbgd.imaging.arrange import EncodeInput, arrange
-from rmbgd.imaging.compose import compose_rgba, quantise_alpha
-from rmbgd.imaging.decode import configure_opencv, configure_pillow, decode_into, probe, read_limited
+from rmbgd.config.load import Limits, Recipe
+from rmbgd.imaging.compose import EncodeInput, arrange, compose_rgba, quantise_alpha
+from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.encode import SUFFIXES, encode
+from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.imaging.resize import image_to_network, matte_to_image
 
 NETWORK = 1024  # pixels a side

@@ -30,7 +30,7 @@ LAUNCH = """
 import sys
 from pathlib import Path
 from rmbgd import daemon
-from rmbgd.engine.fake import FakeEngine
+from rmbgd.testing.engine import FakeEngine
 delay = sys.argv[2]
 make = lambda parts: FakeEngine(parts.arena.block, [f"delay:{delay}"] * 100000 if float(delay) else ())
 sys.exit(daemon.run(Path(sys.argv[1]), engine_factory=make))
@@ -164,17 +164,17 @@ def backlog(base: Path, files: int) -> dict[str, float]:
 
 def claims(base: Path, files: int) -> dict[str, float]:
     """The intake alone, into a line that takes everything at once: files claimed a second, each commit on the disk."""
-    from rmbgd.beat import NoBeat
     from rmbgd.clock import SystemClock
-    from rmbgd.config import load
+    from rmbgd.config.load import load
     from rmbgd.events import EVENTS
-    from rmbgd.intake.hints import Hints
-    from rmbgd.intake.ledger import Ledger
-    from rmbgd.intake.reconcile import Reconciler
-    from rmbgd.intake.watcher import FolderWatch
-    from rmbgd.jobs import Arrival, Job
-    from rmbgd.pipeline.channel import Receiver, Sender, channel
-    from rmbgd.pipeline.publish import Publisher
+    from rmbgd.heartbeat import NoBeat
+    from rmbgd.intake.reconciler import Reconciler
+    from rmbgd.intake.watcher import FolderWatch, Hints
+    from rmbgd.pipeline.items import Arrival
+    from rmbgd.pipeline.queue import Receiver, Sender, channel
+    from rmbgd.publish.publisher import Publisher
+    from rmbgd.store.ledger import Ledger
+    from rmbgd.store.records import Job
 
     for name in ("input", "output", "done", "failed"):
         (base / name).mkdir(parents=True)

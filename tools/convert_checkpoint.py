@@ -22,9 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rmbgd.errors import ModelError
-from rmbgd.models.checkpoint import TensorInfo, read_header, sha256_of
-from rmbgd.models.placing import temporary_beside
-from rmbgd.models.published import BACKBONES, require
+from rmbgd.fs import temporary_beside
+from rmbgd.models.checkpoint import BACKBONES, TensorInfo, read_header, require, sha256_of
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 NESTS = ("state_dict", "model", "model_state_dict", "params", "net", "ema")

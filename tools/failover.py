@@ -29,11 +29,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from rmbgd.engine.chaos import CUDA_ERRORS
-from tests.faults.gpu import MEMORY_WORDS, GpuUnderTest, assert_proved_before_use
-from tests.scenarios import audit
-from tests.scenarios.machine import memory_folder
-from tests.scenarios.pictures import picture
+from rmbgd.testing.engine import CUDA_ERRORS
+from tests.support import audit
+from tests.support.gpu_service import MEMORY_WORDS, GpuUnderTest, assert_proved_before_use
+from tests.support.images import picture
+from tests.support.mounts import memory_folder
 
 LOST_WORDS = {"no_device", "driver_mismatch", "init"}  # looked for at intervals of minutes: not for a campaign
 STICKY_WORDS = sorted(set(CUDA_ERRORS) - {*MEMORY_WORDS, *LOST_WORDS})

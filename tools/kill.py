@@ -29,12 +29,12 @@ from rich.progress import track
 from rich.table import Table
 
 from rmbgd.errors import Reason
-from tests.faults.conservation import Conservation
-from tests.scenarios import audit
-from tests.scenarios.machine import memory_folder
-from tests.scenarios.nursery import Nursery
-from tests.scenarios.pictures import picture
-from tests.scenarios.service import ENDINGS, ServiceUnderTest
+from tests.support import audit
+from tests.support.fork_server import Nursery
+from tests.support.images import picture
+from tests.support.invariants import Conservation
+from tests.support.mounts import memory_folder
+from tests.support.service import ENDINGS, ServiceUnderTest
 
 PICTURES_MINIMUM = 1_000
 BAD_SHARE = 50  # one in so many is no picture

@@ -28,12 +28,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from tests.faults.conservation import Conservation
-from tests.faults.disks import cut_power
-from tests.scenarios import audit
-from tests.scenarios.machine import disk, memory_folder, mount, own_mounts, run
-from tests.scenarios.pictures import picture
-from tests.scenarios.service import ServiceUnderTest
+from tests.support import audit
+from tests.support.disks import cut_power
+from tests.support.images import picture
+from tests.support.invariants import Conservation
+from tests.support.mounts import disk, memory_folder, mount, own_mounts, run
+from tests.support.service import ServiceUnderTest
 
 PICTURES = 12  # new ones per round
 LIFE = (0.0, 1.2)  # s from ready until the cut

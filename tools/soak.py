@@ -39,14 +39,14 @@ from pathlib import Path
 from typing import Any
 
 from rmbgd.clock import SystemClock
-from rmbgd.engine.chaos import CUDA_ERRORS
-from rmbgd.intake.ledger import Ledger
-from tests.faults.gpu import GpuUnderTest
-from tests.faults.slopes import Slope, slope
-from tests.scenarios import audit
-from tests.scenarios.machine import memory_folder
-from tests.scenarios.pictures import assert_cutout_of, picture, rgba_of
-from tests.scenarios.service import ENDINGS
+from rmbgd.store.ledger import Ledger
+from rmbgd.testing.engine import CUDA_ERRORS
+from tests.support import audit
+from tests.support.gpu_service import GpuUnderTest
+from tests.support.images import assert_cutout_of, picture, rgba_of
+from tests.support.mounts import memory_folder
+from tests.support.service import ENDINGS
+from tests.support.slopes import Slope, slope
 
 RATE = 12.0  # pictures a second: heaps and caches fill in some thousand pictures, and what grows after that is meant
 HOSTILE_SHARE = 0.2

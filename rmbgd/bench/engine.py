@@ -6,19 +6,109 @@ from pixels in the arena to finished planes in the arena.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import cycle, islice
+from pathlib import Path
 from typing import Any, Self
 
-from rmbgd.bench import memory
-from rmbgd.bench.figures import Spread, largest, spread, stages_of
-from rmbgd.bench.pictures import Picture
+from rmbgd.bench.samples import Picture, Spread, largest, spread, stages_of
+from rmbgd.config.load import Config, Recipe
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.base import EngineDescription, Limit, OutputPlane, Region, Work, region_bytes, view
+from rmbgd.engine.device_query import nvml_target
+from rmbgd.engine.types import EngineDescription, Limit, OutputPlane, Region, Work, region_bytes, view
+from rmbgd.engine.wiring import Machine
 from rmbgd.engine.worker import EngineWorker
+from rmbgd.errors import ConfigError
+from rmbgd.models import licences as consent
+from rmbgd.models import store as places
+
+# --- What an engine process takes: memory, resident and on its device as NVML sees it, and processor time.
+
+
+def resident(pid: int) -> dict[str, int]:
+    """{"rss", "rss_peak"} of a process in bytes; empty when it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return {}
+    found = {
+        name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines) if "kB" in rest
+    }
+    return {"rss": found.get("VmRSS", 0), "rss_peak": found.get("VmHWM", 0)}
+
+
+def processor_seconds(pid: int) -> float:
+    """Of all its threads since it began; 0 when it is gone."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return 0.0
+    fields = text.rpartition(")")[2].split()  # the name before may hold anything
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class DeviceMemory:
+    """One device's memory. `base` is what was in use before the engine started: others' and the driver's.
+
+    Used as a context manager. With `nvml` None, or a driver that does not answer, every reading is None.
+    """
+
+    def __init__(self, nvml: Any, *, index: int = 0, uuid: str | None = None) -> None:
+        self._nvml = nvml
+        self._index = index
+        self._uuid = uuid
+        self._handle: Any = None
+        self.base: int | None = None
+
+    def __enter__(self) -> Self:
+        nvml = self._nvml
+        if nvml is None:
+            return self
+        try:
+            nvml.nvmlInit()
+            if self._uuid is not None:
+                self._handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
+            else:
+                self._handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
+            self.base = int(nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+        except nvml.NVMLError:
+            self._handle = None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._handle is not None:
+            self._handle = None
+            self._nvml.nvmlShutdown()
+
+    def of(self, pid: int) -> int | None:
+        """Bytes that the process holds: as the driver books them, else what the device's total rose since `base`."""
+        if self._handle is None or self.base is None:
+            return None
+        nvml = self._nvml
+        try:
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
+                if process.pid == pid and process.usedGpuMemory:
+                    return int(process.usedGpuMemory)
+            return max(0, int(nvml.nvmlDeviceGetMemoryInfo(self._handle).used) - self.base)
+        except nvml.NVMLError:
+            return None
+
+
+def nvml_or_none() -> Any:
+    """The module pynvml where it is installed; whether a driver is there shows when it is used."""
+    try:
+        import pynvml
+    except ImportError:
+        return None
+    return pynvml
+
+
+# --- One engine process under measurement: the service's arena, worker and child, asked for one batch after another.
+
 
 WARM_UP = 2  # batches of each size before the clock starts: first-use costs are not the service's daily ones
 BATCHES_MINIMUM = 5  # that count, however slow the device
@@ -86,7 +176,7 @@ class EngineUnderTest:
             batch_timeout=batch_timeout,
             on_output=on_output,
         )
-        self._device = memory.DeviceMemory(nvml, index=nvml_index, uuid=nvml_uuid)
+        self._device = DeviceMemory(nvml, index=nvml_index, uuid=nvml_uuid)
         self._stack = ExitStack()
         self._regions: list[Region] = []
         self._next = 0
@@ -132,7 +222,7 @@ class EngineUnderTest:
         for _ in range(WARM_UP):
             self._batch(size)
         pid = self._worker.pid or 0
-        began = memory.processor_seconds(pid)
+        began = processor_seconds(pid)
         times: list[float] = []
         stages: dict[str, float] = {}
         until = time.perf_counter() + seconds
@@ -142,7 +232,7 @@ class EngineUnderTest:
             for name, value in stages_of(milliseconds, spent).items():
                 stages[name] = stages.get(name, 0.0) + value
         means = {name: value / len(times) for name, value in stages.items()}
-        processor = 1000.0 * (memory.processor_seconds(pid) - began) / len(times)
+        processor = 1000.0 * (processor_seconds(pid) - began) / len(times)
         return Reading(size, spread(times), means, processor, self._memory())
 
     def planes(self, index: int) -> Any:
@@ -180,6 +270,52 @@ class EngineUnderTest:
         pid = self._worker.pid
         if pid is None:
             return {}
-        found = memory.resident(pid)
+        found = resident(pid)
         seen = self._device.of(pid)
         return found if seen is None else found | {"nvml": seen}
+
+
+# --- Which device is measured, and that what is needed for it is there, before any process is started.
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`device` as the engine wants it ("cpu", "cuda:0"), in words, and where NVML finds it."""
+
+    device: str
+    called: str
+    nvml_index: int = 0
+    nvml_uuid: str | None = None
+
+    @property
+    def is_gpu(self) -> bool:
+        return self.device != "cpu"
+
+    def nvml(self) -> object:
+        """The module pynvml, where this is a GPU and the module is installed."""
+        return nvml_or_none() if self.is_gpu else None
+
+
+def target(asked: str, machine: Machine) -> Target:
+    """For "auto" and "cuda" the first visible GPU; for "auto" else the CPU. Raises ConfigError where there is none."""
+    if asked == "cpu":
+        return Target("cpu", "CPU")
+    visible = machine.gpus()
+    index = int(asked.partition(":")[2] or 0)
+    if index < visible.count:
+        nvml_index, uuid = nvml_target(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        return Target(f"cuda:{index}", visible.why, nvml_index, uuid)
+    if asked == "auto":
+        return Target("cpu", f"CPU; no GPU is visible: {visible.why}")
+    raise ConfigError(
+        f"--device {asked}: {visible.count} GPUs are visible: {visible.why}. See `rmbgd doctor`, or measure the CPU "
+        "with --device cpu"
+    )
+
+
+def require_model(recipe: Recipe, config: Config) -> None:
+    """Raises ModelError where the model's weights are not here or not accepted, with the way to get them."""
+    models = config.service.models_directory
+    place = places.resolve(recipe.model, models)
+    if place.entry is not None:
+        consent.require(place.entry, models)

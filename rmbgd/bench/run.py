@@ -13,17 +13,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from rmbgd import __version__
-from rmbgd.bench import line
-from rmbgd.bench.device import Target, require_model, target
-from rmbgd.bench.engine import EngineUnderTest, Reading
-from rmbgd.bench.figures import Spread
-from rmbgd.bench.pictures import Picture, drawn, from_folder
-from rmbgd.config import Config, Recipe
-from rmbgd.engine.base import Engine, EngineDescription, Limit
+from rmbgd.bench import pipeline as line
+from rmbgd.bench.engine import EngineUnderTest, Reading, Target, require_model, target
+from rmbgd.bench.samples import Picture, Spread, drawn, from_folder
+from rmbgd.config.load import Config, Recipe
+from rmbgd.engine.room import EngineParts
+from rmbgd.engine.types import Engine, EngineDescription, Limit
+from rmbgd.engine.wiring import Machine, default_machine
 from rmbgd.engine.worker import EngineWorker
-from rmbgd.engines import EngineParts, Machine, default_machine
 from rmbgd.errors import ConfigError
-from rmbgd.imaging.decode import configure_opencv, configure_pillow
+from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 
 SIZES = (1, 2, 4, 8, 16)  # that pipeline.batch_maximum may be
 DRAWN, DRAWN_SIDE = 8, 1024  # pictures, pixels a side

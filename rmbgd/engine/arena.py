@@ -23,8 +23,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.beat import Beat, NoBeat
-from rmbgd.engine.base import ALIGNMENT
+from rmbgd.engine.types import ALIGNMENT
+from rmbgd.heartbeat import Beat, NoBeat
 
 
 class ArenaClosed(Exception):

@@ -21,11 +21,11 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.beat import NoBeat
 from rmbgd.clock import Clock
-from rmbgd.config import Health
-from rmbgd.engine.base import EngineDescription
-from rmbgd.engine.device import (
+from rmbgd.config.load import Health
+from rmbgd.engine.failover import step
+from rmbgd.engine.golden_references import References
+from rmbgd.engine.health_types import (
     Changed,
     Check,
     Decision,
@@ -42,14 +42,14 @@ from rmbgd.engine.device import (
     Sample,
     StartProbe,
 )
-from rmbgd.engine.failover import step
 from rmbgd.engine.proving import Proof, Result, sha256_of
-from rmbgd.engine.references import References
+from rmbgd.engine.sensors.base import Reading
 from rmbgd.engine.telling import Moves, Teller
+from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
 from rmbgd.events import Emit
-from rmbgd.health.reading import Reading
+from rmbgd.heartbeat import NoBeat
 
 FIRST_PROBE_INTERVAL = 0.5  # s between checks while a device that was never left proves itself: the service is starting
 END_PATIENCE = 15.0  # s for threads and processes to be gone when the service stops; what is stuck is left behind

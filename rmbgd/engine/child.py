@@ -21,7 +21,7 @@ import traceback
 from dataclasses import asdict
 from typing import NoReturn
 
-from rmbgd.engine import wire
+from rmbgd.engine import ipc as wire
 from rmbgd.engine.arena import attach
 from rmbgd.engine.examine import Examined, from_golden
 from rmbgd.errors import EngineFault, EngineMemory, EngineNonsense, ModelError

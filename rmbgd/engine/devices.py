@@ -8,9 +8,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 
-from rmbgd.engine.base import EngineDescription
 from rmbgd.engine.keeper import Standby
 from rmbgd.engine.station import Station
+from rmbgd.engine.types import EngineDescription
 
 
 class Devices:

@@ -13,9 +13,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.engine.base import Engine
-from rmbgd.engine.canary import CanaryPass
-from rmbgd.engine.known_picture import HEIGHT, WIDTH
+from rmbgd.engine.golden_image import HEIGHT, WIDTH
+from rmbgd.engine.types import CanaryPass, Engine
 
 LEVELS = 65535
 

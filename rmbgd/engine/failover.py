@@ -23,10 +23,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rmbgd.config import Health
+from rmbgd.config.load import Health
 from rmbgd.engine import findings
-from rmbgd.engine.canary import CanaryPass
-from rmbgd.engine.device import (
+from rmbgd.engine.findings import Finding
+from rmbgd.engine.health_types import (
     IN_USE,
     Answered,
     Check,
@@ -42,10 +42,10 @@ from rmbgd.engine.device import (
     RepeatGolden,
     Sample,
 )
-from rmbgd.engine.findings import Finding
-from rmbgd.engine.probe import judge
+from rmbgd.engine.selftest import judge
+from rmbgd.engine.sensors.base import Reading
 from rmbgd.engine.transition import Turn, dwell
-from rmbgd.health.reading import Reading
+from rmbgd.engine.types import CanaryPass
 
 
 def step(state: DeviceState, sample: Sample, now: float, health: Health) -> tuple[DeviceState, list[Decision]]:

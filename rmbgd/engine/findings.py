@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rmbgd.config import Health
-from rmbgd.engine.device import Check
-from rmbgd.health.reading import OUT_OF_REACH, Problem, Reading
+from rmbgd.config.load import Health
+from rmbgd.engine.health_types import Check
+from rmbgd.engine.sensors.base import OUT_OF_REACH, Problem, Reading
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,12 @@ import threading
 from contextlib import suppress
 from typing import Protocol
 
-from rmbgd.beat import NoBeat
 from rmbgd.clock import Clock
 from rmbgd.engine.lane import Lane
 from rmbgd.engine.turns import Turn
 from rmbgd.errors import EngineFault, EngineLost, ModelError
 from rmbgd.events import Emit
+from rmbgd.heartbeat import NoBeat
 
 END_PATIENCE = 15.0  # s for the thread to be gone when the service stops
 ABORT_AGAIN = 0.1  # s between two orders to a process that was about to be started just then

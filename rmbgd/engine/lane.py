@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rmbgd.clock import Clock
-from rmbgd.engine.base import BatchReport, Engine, EngineDescription, Limit, Work
 from rmbgd.engine.retry import delay
+from rmbgd.engine.types import BatchReport, Engine, EngineDescription, Limit, Work
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.events import Emit
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
 from rmbgd.clock import Clock, SystemClock
-from rmbgd.engine.output import OutputLines
+from rmbgd.telemetry.captured_output import OutputLines
 
 REAP_SECONDS = 10.0  # after SIGKILL; a process still there is stuck inside the kernel (state D) and nobody can end it
 

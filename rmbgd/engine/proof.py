@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.engine.known_picture import OVERLAP_EXPECTED, known_picture, overlap
+from rmbgd.engine.golden_image import OVERLAP_EXPECTED, known_picture, overlap
 from rmbgd.errors import EngineNonsense
 from rmbgd.imaging.resize import matte_to_image
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rmbgd.clock import Clock
-from rmbgd.config import Health
-from rmbgd.engine.base import EngineDescription
-from rmbgd.engine.probe import ProbeReport, golden_difference
-from rmbgd.engine.references import References
+from rmbgd.config.load import Health
+from rmbgd.engine.golden_references import References
+from rmbgd.engine.health_types import ProbeReport
+from rmbgd.engine.selftest import golden_difference
+from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
 

@@ -13,12 +13,12 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
 
-from rmbgd.beat import Beat, NoBeat
 from rmbgd.clock import Clock
-from rmbgd.engine.base import BatchReport, EngineDescription, Work
 from rmbgd.engine.lane import Lane
 from rmbgd.engine.retry import Attempts
+from rmbgd.engine.types import BatchReport, EngineDescription, Work
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory
+from rmbgd.heartbeat import Beat, NoBeat
 
 
 class Stop(Protocol):

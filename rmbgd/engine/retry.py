@@ -15,7 +15,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from rmbgd.engine.base import Answer, Poisoned, Work
+from rmbgd.engine.types import Answer, Poisoned, Work
 
 
 class Attempts:

@@ -10,14 +10,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Sequence
 
-from rmbgd.beat import Beat, NoBeat
-from rmbgd.engine.base import EngineDescription
 from rmbgd.engine.devices import Devices
 from rmbgd.engine.keeper import Standby
 from rmbgd.engine.lane import Lane
 from rmbgd.engine.resilient import Stop, Stopped
 from rmbgd.engine.station import Station, by_queue
+from rmbgd.engine.types import EngineDescription
 from rmbgd.errors import EngineFault
+from rmbgd.heartbeat import Beat, NoBeat
 
 SIZES = (1, 2, 4, 8, 16)  # offered while the GPU has not said what it takes; a lane splits what is too much for it
 

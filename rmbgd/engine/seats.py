@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rmbgd.beat import Beat
-from rmbgd.engine.base import Engine, EngineDescription
+from rmbgd.engine.types import Engine, EngineDescription
+from rmbgd.heartbeat import Beat
 
 
 def _always() -> bool:

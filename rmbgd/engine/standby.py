@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rmbgd.engine.base import BatchReport, Engine, EngineDescription, Work
+from rmbgd.engine.types import BatchReport, Engine, EngineDescription, Work
 
 
 class SubstituteEngine:

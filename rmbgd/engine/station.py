@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-from rmbgd.beat import NoBeat
 from rmbgd.clock import Clock
-from rmbgd.config import Health
+from rmbgd.config.load import Health
 from rmbgd.engine.attendant import Attendant
-from rmbgd.engine.base import Engine
-from rmbgd.engine.device import Answered, Fault, FaultKind, Golden
+from rmbgd.engine.health_types import Answered, Fault, FaultKind, Golden
 from rmbgd.engine.lane import Lane
-from rmbgd.engine.probe import golden_difference, judge_golden
+from rmbgd.engine.selftest import golden_difference, judge_golden
 from rmbgd.engine.turns import Turn
+from rmbgd.engine.types import Engine
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory
+from rmbgd.heartbeat import NoBeat
 
 PATIENCE = 0.5  # s for a faulty process to be gone; its pictures are to be elsewhere within two
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from rmbgd.clock import Clock
-from rmbgd.engine.device import Changed, Degraded, Failback, Failover, Phase, event_of
+from rmbgd.engine.health_types import Changed, Degraded, Failback, Failover, Phase, event_of
 from rmbgd.events import Emit
 
 

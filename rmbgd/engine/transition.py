@@ -7,22 +7,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rmbgd.config import Health
+from rmbgd.config.load import Health
 from rmbgd.engine import findings
-from rmbgd.engine.canary import ErrorWindow
-from rmbgd.engine.device import (
+from rmbgd.engine.findings import Finding
+from rmbgd.engine.health_types import (
     IN_USE,
     Changed,
     Decision,
     DeviceState,
     EndProcess,
+    ErrorWindow,
     Failback,
     Failover,
     Phase,
     StartProbe,
 )
-from rmbgd.engine.findings import Finding
-from rmbgd.health.reading import Reading
+from rmbgd.engine.sensors.base import Reading
 
 STOOD_STILL = 3  # intervals between two checks: beyond it this process was frozen, and its ages mean nothing
 

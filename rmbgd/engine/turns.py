@@ -8,7 +8,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from rmbgd.beat import Beat, NoBeat
+from rmbgd.heartbeat import Beat, NoBeat
 
 
 class Turn:

@@ -14,14 +14,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import NoReturn
 
-from rmbgd.beat import Beat, NoBeat
-from rmbgd.engine import wire
+from rmbgd.engine import ipc as wire
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.base import BatchReport, EngineDescription, Work
-from rmbgd.engine.canary import CanaryPass
 from rmbgd.engine.examine import Golden, to_golden
 from rmbgd.engine.process import ChildProcess
+from rmbgd.engine.types import BatchReport, CanaryPass, EngineDescription, Work
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.heartbeat import Beat, NoBeat
 
 HUNG = 10.0  # times what a batch takes: then it is not slow but hung
 LOOK = 10.0  # times the shortest deadline, for a canary or a known picture on a GPU: its first pass takes memory

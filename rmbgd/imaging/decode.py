@@ -14,26 +14,165 @@ from typing import Literal
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
-from rmbgd.config import Limits
+from rmbgd.config.load import Limits
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging import orient
-from rmbgd.imaging.colour import colour_plan
-from rmbgd.imaging.header import NOTES_MAXIMUM, Found, Header, Reader
+from rmbgd.imaging.formats import NOTES_MAXIMUM, Found, Header, Reader, SourceFacts, sniff
 from rmbgd.imaging.jpeg import decode_jpeg, inspect_jpeg, read_jpeg
-from rmbgd.imaging.metadata import read_exif, xmp_orientation
-from rmbgd.imaging.modes import convert_band, float_scale_of
-from rmbgd.imaging.orient import upright
+from rmbgd.imaging.metadata import ColourPlan, applied, colour_plan, read_exif, xmp_orientation
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow, heif_installed, opened, read_pillow
-from rmbgd.imaging.png_reader import read_png
-from rmbgd.imaging.sniff import sniff
+from rmbgd.imaging.png import read_png
 from rmbgd.imaging.webp import decode_webp, read_webp
-from rmbgd.jobs import SourceFacts
+
+# --- Every pixel layout that Pillow decodes to, as 8-bit RGB and alpha, band by band.
+
+
+Bytes = NDArray[np.uint8]
+Band = tuple[Bytes, Bytes | None]
+"""uint8 [k, W, 3], and uint8 [k, W] or None where everything is opaque."""
+
+_VIA_RGBA = {"RGBA", "RGBa", "PA"}
+_VIA_RGB = {"RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
+_UNSIGNED_32_MAXIMUM = (1 << 32) - 1
+
+
+def convert_band(
+    band: Image.Image,
+    plan: ColourPlan,
+    *,
+    has_alpha: bool,
+    key: tuple[int, ...] | None,
+    maximum: int,
+    float_scale: float,
+) -> Band:
+    """One band of rows. `float_scale` is what makes 255 of white in mode F (see float_scale_of).
+
+    Raises ImageError(UNSUPPORTED_MODE).
+    """
+    mode = band.mode
+    if mode == "P" and has_alpha:
+        band, mode = band.convert("RGBA"), "RGBA"
+    if mode in _VIA_RGBA:
+        both = np.asarray(band if mode == "RGBA" else band.convert("RGBA"))
+        return _bytes(cv2.cvtColor(both, cv2.COLOR_RGBA2RGB)), _bytes(cv2.extractChannel(both, 3))
+    if mode in ("LA", "La"):
+        both = np.asarray(band if mode == "LA" else band.convert("LA"))
+        return _grey(both[:, :, 0], plan), np.ascontiguousarray(both[:, :, 1])
+    if mode in ("1", "L"):
+        grey = np.asarray(band.convert("L"))
+        return _grey(grey, plan), _keyed(grey, key)
+    if mode.startswith("I;16"):
+        wide = np.asarray(band).astype(np.uint32)
+        scaled = np.minimum((wide * 255 + maximum // 2) // maximum, 255).astype(np.uint8)
+        return _grey(scaled, plan), _keyed(wide, key)
+    if mode == "I":
+        numbers = np.asarray(band)  # int32
+        numbers = numbers.view(np.uint32) if maximum == _UNSIGNED_32_MAXIMUM else numbers
+        shares = numbers.astype(np.float64) * (255.0 / maximum)
+        return _grey(_bytes(np.rint(shares.clip(0.0, 255.0))), plan), None
+    if mode == "F":
+        values = np.nan_to_num(np.asarray(band), nan=0.0, posinf=np.inf, neginf=0.0) * float_scale
+        return _grey(_bytes(np.rint(values.clip(0.0, 255.0))), plan), None
+    if plan.transform is not None:
+        return np.asarray(applied(plan, band)), None
+    if mode in _VIA_RGB or mode == "P":
+        colours = np.asarray(band if mode == "RGB" else band.convert("RGB"))
+        return colours, _keyed(colours, key)
+    raise ImageError(Reason.UNSUPPORTED_MODE, f"pixels of mode {mode}")
+
+
+def float_scale_of(image: Image.Image) -> float:
+    """What a floating point picture is multiplied by. Raises ImageError(UNSUPPORTED_MODE) when nobody can know."""
+    if image.mode != "F":
+        return 1.0
+    values = np.asarray(image)
+    finite = values[np.isfinite(values)]
+    highest = float(finite.max()) if finite.size else 0.0
+    if highest <= 2.0:  # white at 1, with highlights above it
+        return 255.0
+    if highest <= 255.0:
+        return 1.0
+    raise ImageError(Reason.UNSUPPORTED_MODE, f"floating point pixels up to {highest:g}, without saying what white is")
+
+
+def _grey(values: Bytes, plan: ColourPlan) -> Bytes:
+    values = np.ascontiguousarray(values)
+    if plan.transform is not None:
+        return np.asarray(applied(plan, Image.fromarray(values)))
+    return _bytes(cv2.cvtColor(values, cv2.COLOR_GRAY2RGB))
+
+
+def _bytes(values: object) -> Bytes:
+    return np.asarray(values, dtype=np.uint8)
+
+
+def _keyed(values: NDArray[np.uint8] | NDArray[np.uint32], key: tuple[int, ...] | None) -> Bytes | None:
+    if key is None:
+        return None
+    same = values == np.asarray(key, values.dtype) if values.ndim == 3 else values == key[0]
+    if same.ndim == 3:
+        same = same.all(axis=2)
+    return np.where(same, np.uint8(0), np.uint8(255))
+
+
+# --- Puts bands of rows, in stored order, where an upright picture wants them (EXIF 2.32, orientation 1 to 8).
+
+
+_SWAPPED = {5, 6, 7, 8}
+BAND_ROWS = 128  # rows turned at once: small enough for the cache, large enough that columns become long runs
+
+
+def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(width, height) after the turn."""
+    return (size[1], size[0]) if orientation in _SWAPPED else size
+
+
+def place(plane: Bytes, first: int, band: Bytes, orientation: int) -> None:
+    """Write rows first .. first + k of the stored picture into the upright `plane`.
+
+    plane  uint8 [H, W] or [H, W, C], upright
+    band   uint8 [k, w] or [k, w, C], w being the stored width
+    """
+    last = first + len(band)
+    height, width = plane.shape[:2]
+    if orientation == 1:
+        plane[first:last] = band
+    elif orientation == 2:
+        plane[first:last] = cv2.flip(band, 1).reshape(band.shape)
+    elif orientation == 3:
+        plane[height - last : height - first] = cv2.flip(band, -1).reshape(band.shape)
+    elif orientation == 4:
+        plane[height - last : height - first] = cv2.flip(band, 0).reshape(band.shape)
+    elif orientation == 5:
+        plane[:, first:last] = _transposed(band)
+    elif orientation == 6:
+        plane[:, width - last : width - first] = _flipped(_transposed(band), 1)
+    elif orientation == 7:
+        plane[:, width - last : width - first] = _flipped(_transposed(band), -1)
+    else:
+        plane[:, first:last] = _flipped(_transposed(band), 0)
+
+
+def place_whole(plane: Bytes, stored: Bytes, orientation: int) -> None:
+    """Turn a whole decoded picture into `plane`."""
+    for first in range(0, len(stored), BAND_ROWS):
+        place(plane, first, stored[first : first + BAND_ROWS], orientation)
+
+
+def _transposed(band: Bytes) -> Bytes:
+    return np.asarray(cv2.transpose(band), np.uint8).reshape(band.shape[1], band.shape[0], *band.shape[2:])
+
+
+def _flipped(band: Bytes, axis: int) -> Bytes:
+    return np.asarray(cv2.flip(band, axis), np.uint8).reshape(band.shape)
+
+
+# --- From a file's bytes to upright 8-bit RGB, and alpha where the picture has it, in planes that the caller owns.
+
 
 __all__ = ["Header", "configure_opencv", "configure_pillow", "decode_into", "heif_installed", "probe", "read_limited"]
 
-Bytes = NDArray[np.uint8]
 
 _READERS: dict[str, Reader] = {"JPEG": read_jpeg, "PNG": read_png, "WEBP": read_webp}  # the others are Pillow's
 _TURNED_BY_THE_DECODER = ("TIFF", "HEIF")
@@ -164,7 +303,7 @@ def _decode(data: bytes, header: Header, rgb: Bytes, alpha: Bytes | None, notes:
         warning = decode_jpeg(data, target)
         if warning is None:
             if header.turn != 1:
-                orient.place_whole(rgb, target, header.turn)
+                place_whole(rgb, target, header.turn)
             notes += [plan.note] if plan.note else []
             return plan.kept
         notes.append(f"JPEG: {warning}")
@@ -199,10 +338,10 @@ def _convert(
         colours, transparency = convert_band(
             band, plan, has_alpha=header.has_alpha, key=header.colour_key, maximum=header.maximum, float_scale=scale
         )
-        orient.place(rgb, first, colours, header.turn)
+        place(rgb, first, colours, header.turn)
         if alpha is not None and header.has_alpha:
             opaque = np.full(colours.shape[:2], 255, np.uint8)
-            orient.place(alpha, first, opaque if transparency is None else transparency, header.turn)
+            place(alpha, first, opaque if transparency is None else transparency, header.turn)
     notes += [plan.note] if plan.note else []
     return plan.kept
 
@@ -214,10 +353,10 @@ def _place_blue_first(pixels: Bytes, header: Header, rgb: Bytes, alpha: Bytes | 
     code = cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
     for first in range(0, len(pixels), rows):
         band = pixels[first : first + rows]
-        orient.place(rgb, first, np.asarray(cv2.cvtColor(band, code), np.uint8), header.turn)
+        place(rgb, first, np.asarray(cv2.cvtColor(band, code), np.uint8), header.turn)
         if alpha is not None and header.has_alpha:
             seen = cv2.extractChannel(band, 3) if pixels.shape[2] == 4 else np.full(band.shape[:2], 255, np.uint8)
-            orient.place(alpha, first, np.asarray(seen, np.uint8), header.turn)
+            place(alpha, first, np.asarray(seen, np.uint8), header.turn)
 
 
 def _decode_keyed_16(data: bytes, header: Header, rgb: Bytes, alpha: Bytes | None) -> None:

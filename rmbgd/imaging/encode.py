@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-from rmbgd.config import Recipe
+from rmbgd.config.load import Recipe
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.arrange import EncodeInput
+from rmbgd.imaging.compose import EncodeInput
+from rmbgd.imaging.formats import SourceFacts
 from rmbgd.imaging.metadata import PNG_KEYWORDS, RESOLUTION_UNIT, TEXT_TAGS, X_RESOLUTION, Y_RESOLUTION
-from rmbgd.imaging.png_writer import write_png
-from rmbgd.jobs import SourceFacts
+from rmbgd.imaging.png import write_png
 
 Write = Callable[[bytes | memoryview], object]
 

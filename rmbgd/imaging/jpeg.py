@@ -12,9 +12,9 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from rmbgd.config import Limits
+from rmbgd.config.load import Limits
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.header import Found, check_parts, check_size, cut_short, damaged
+from rmbgd.imaging.formats import Found, check_parts, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import sensible_dpi
 
 SCAN_PIXELS_MAXIMUM = 5_000_000_000

@@ -19,11 +19,11 @@ from typing import Any
 import cv2
 from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
-from rmbgd.config import Limits
+from rmbgd.config.load import Limits
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.header import Found, check_size, cut_short, damaged
+from rmbgd.imaging.formats import Found, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import TEXT_TAGS, clean_text, sensible_dpi
-from rmbgd.imaging.png_reader import PixelReader
+from rmbgd.imaging.png import PixelReader
 
 _COMPRESSION, _PREVIEW, _SUB_FILE, _BITS, _DNG = 259, 1, 254, 258, 50706
 _SAMPLE_FORMAT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 339, 273, 279, 324, 325

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.config import Limits
-from rmbgd.imaging.header import Found, Size, check_parts, check_size, cut_short, damaged
+from rmbgd.config.load import Limits
+from rmbgd.imaging.formats import Found, Size, check_parts, check_size, cut_short, damaged
 
 _PROFILE, _ALPHA, _ANIMATION = 0x20, 0x10, 0x02  # bits of VP8X, in the order of the container specification
 

@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Literal, Self
 
 from watchdog.events import (
@@ -28,11 +31,80 @@ from watchdog.observers.inotify import InotifyEmitter
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 
 from rmbgd.clock import Clock
-from rmbgd.config import Folder, Intake
+from rmbgd.config.load import Folder, Intake
 from rmbgd.events import Emit
-from rmbgd.intake.hints import Heard, Hints
 from rmbgd.intake.mounts import file_system, is_local, is_mounted, watched_inodes
-from rmbgd.intake.names import CLAIM_FOLDER
+from rmbgd.naming import CLAIM_FOLDER
+
+# --- Where to look sooner: a bounded, de-duplicated set of paths that events left behind.
+
+
+class Heard(IntEnum):
+    """What was heard of a file last; higher says more."""
+
+    TOUCHED = 0  # mode, owner or times changed
+    APPEARED = 1  # created, linked, or renamed
+    CLOSED = 2  # a writer closed it
+
+
+@dataclass(slots=True)
+class Hinted:
+    """What was heard since the last look. `whole`: folders to compare; `directories`: below a folder, to scan."""
+
+    files: dict[tuple[str, str], Heard] = field(default_factory=dict)  # (folder, relative path)
+    directories: set[tuple[str, str]] = field(default_factory=set)
+    whole: set[str] = field(default_factory=set)
+
+    def __bool__(self) -> bool:
+        return bool(self.files or self.directories or self.whole)
+
+
+class Hints:
+    """Filled by watchdog's threads, emptied by the reconcile thread. Never makes its callers wait for anything else."""
+
+    def __init__(self, maximum: int, wake: Callable[[], None]) -> None:
+        self._maximum = maximum
+        self._wake = wake  # called without the lock, whenever the set stops being empty
+        self._lock = threading.Lock()
+        self._hinted = Hinted()  # guarded by _lock
+        self.dropped = 0  # how often the set was full; guarded by _lock
+
+    def file(self, folder: str, path: str, heard: Heard) -> None:
+        def note(hinted: Hinted) -> None:
+            before = hinted.files.get((folder, path), heard)
+            hinted.files[folder, path] = max(before, heard)
+
+        self._add(folder, note)
+
+    def directory(self, folder: str, path: str) -> None:
+        self._add(folder, lambda hinted: hinted.directories.add((folder, path)))
+
+    def whole(self, folder: str) -> None:
+        self._add(folder, lambda hinted: hinted.whole.add(folder))
+
+    def take(self) -> Hinted:
+        """Everything since the last call."""
+        with self._lock:
+            hinted, self._hinted = self._hinted, Hinted()
+            return hinted
+
+    def _add(self, folder: str, note: Callable[[Hinted], None]) -> None:
+        with self._lock:
+            hinted = self._hinted
+            was_empty = not hinted
+            if folder in hinted.whole:
+                return
+            note(hinted)
+            if len(hinted.files) + len(hinted.directories) > self._maximum:
+                everybody = {name for name, _ in hinted.files} | {name for name, _ in hinted.directories}
+                self._hinted = Hinted(whole=everybody | hinted.whole)
+                self.dropped += 1
+        if was_empty:
+            self._wake()
+
+
+# --- Watches one drop folder through watchdog, and never believes that it works: it is checked from outside.
+
 
 MISSED_LIMIT, MISSED_WINDOW = 3, 3600.0  # so many unannounced files within so many seconds: the file system is silent
 OVERFLOW_LOGGER = "watchdog.observers.inotify_c"  # the only place where watchdog tells of an overflow

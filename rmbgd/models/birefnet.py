@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rmbgd.models.checkpoint import Backbone
 from rmbgd.models.deform import DeformableAspp
-from rmbgd.models.pieces import Conv2d
-from rmbgd.models.published import Backbone
+from rmbgd.models.layers import Conv2d
 from rmbgd.models.swin import Swin
 
 WIDTH = 64  # channels inside the decoder
@@ -111,7 +111,7 @@ class Head(nn.Module):
     def use_kernels(self, *, triton: bool) -> None:
         self.stencils = None
         if triton:
-            from rmbgd.kernels.head_kernel import stencils
+            from rmbgd.models.kernels.head_kernel import stencils
 
             self.stencils = stencils(self.border_in, self.border_out).float()
 

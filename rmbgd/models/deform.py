@@ -1,7 +1,7 @@
 """Modulated deformable convolution and the pyramid of them that BiRefNet's decoder is made of. Inference only.
 
 Does not know the decoder. Plain torch: runs, and means the same, on every device and in every floating type. Once
-`use_kernels` has chosen it, the pyramid runs as one kernel (`rmbgd.kernels.aspp_kernel`).
+`use_kernels` has chosen it, the pyramid runs as one kernel (`rmbgd.models.kernels.aspp`).
 
 Papers: Zhu et al., "Deformable ConvNets v2", CVPR 2019 (1); Zheng et al., "Bilateral Reference for High-Resolution
 Dichotomous Image Segmentation", CAAI AIR 2024. Sampling, bilinear with zeros outside, is a weighted sum of four rows of
@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmbgd.models.pieces import Conv2d, linear, rows_per_piece
+from rmbgd.models.layers import Conv2d, linear, rows_per_piece
 
 
 class DeformableConv(nn.Module):
@@ -115,7 +115,7 @@ class DeformableAspp(nn.Module):
 
     def in_one(self, x: Tensor, base: Tensor) -> Tensor:
         """All branches in one kernel. `base` [B,64]: the mean's, joined."""
-        from rmbgd.kernels.aspp_kernel import Branch, pyramid
+        from rmbgd.models.kernels.aspp import Branch, pyramid
 
         given = []
         for layer, join in zip(self.branches, self.join, strict=True):

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Protocol
 
 from rmbgd.errors import ModelError
-from rmbgd.models.checkpoint import Bar, read_header, sha256_of
-from rmbgd.models.places import AUTHOR_CODE, CONFIG, ORIGIN, WEIGHTS, read_config, read_origin
-from rmbgd.models.placing import open_folder, place_folder, write_json
-from rmbgd.models.published import require
+from rmbgd.fs import make_readable_folder as open_folder
+from rmbgd.fs import place_folder, write_json
+from rmbgd.models.checkpoint import Bar, read_header, require, sha256_of
 from rmbgd.models.registry import ModelEntry
+from rmbgd.models.store import AUTHOR_CODE, CONFIG, ORIGIN, WEIGHTS, read_config, read_origin
 
 # Beside the weights, as text: the patch order (birefnet.py), what the author says of sizes, and the licence.
 PUBLISHED_CONFIG = "config.published.json"

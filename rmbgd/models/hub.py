@@ -1,8 +1,4 @@
-"""The Hugging Face hub as a source of weights: what it has, and downloading it with huggingface_hub.
-
-The only file of rmbgd that goes to the network, and only `rmbgd models fetch` imports it. Decides nothing about the
-weights: `fetch.py` verifies them.
-"""
+"""The Hugging Face hub as a source of weights: what it has, and downloading it with huggingface_hub."""
 
 from __future__ import annotations
 
@@ -16,8 +12,8 @@ import rmbgd
 from rmbgd.errors import ModelError
 from rmbgd.models.checkpoint import Bar
 from rmbgd.models.fetch import TEXTS, Offer
-from rmbgd.models.places import WEIGHTS
 from rmbgd.models.registry import ModelEntry
+from rmbgd.models.store import WEIGHTS
 
 # Of httpx in huggingface_hub 1.x, of httpx2 in 2.x; the hub's own errors derive from it.
 _HTTPError: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]

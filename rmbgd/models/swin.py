@@ -10,7 +10,7 @@ Exact savings, against the paper's code: tokens that pad the map to whole window
 computed once per shape; only the windows that the shift cuts carry a mask, and it has three patterns.
 
 A block works on pieces of its map, in place, so that no map of queries, scores or hidden units exists as a whole. Once
-`use_kernels` has chosen it, attention is one kernel on whole maps (`rmbgd.kernels.window_kernel`), and has no plan.
+`use_kernels` has chosen it, attention is one kernel on whole maps (`rmbgd.models.kernels.window`), and has no plan.
 
 In half precision the stream between the blocks, the norms' parameters and the patch embedding stay in float32: products
 are in the type of their weights. Measured in bfloat16, the three made half of the error, and they cost next to nothing.
@@ -18,13 +18,92 @@ are in the type of their weights. Measured in bfloat16, the three made half of t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmbgd.models.pieces import Conv2d, LayerNorm, Linear, rows_per_piece
-from rmbgd.models.published import Backbone
-from rmbgd.models.windows import Piece, WindowPlan, relative_position_index, window_plan
+from rmbgd.models.checkpoint import Backbone
+from rmbgd.models.layers import Conv2d, LayerNorm, Linear, rows_per_piece
+
+# --- Which token of a map sits in which window: all of windowed attention that depends on shapes and not on weights.
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Some windows with one mask pattern. A slot is a token's place in them, counted window by window."""
+
+    tokens: Tensor  # [tokens] which tokens of the batch sit in these windows, in the order of their slots
+    slots: Tensor | None  # [tokens] the slot of each; None where no slot is empty
+    padding: Tensor  # the empty slots
+    windows: int
+    pattern: int  # index into WindowPlan.masks
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """Which token goes into which window: all of attention that depends on shapes and not on weights."""
+
+    pieces: tuple[Piece, ...]
+    masks: tuple[Tensor | None, ...]  # [window², window²] True where two tokens may see each other; None: everywhere
+
+
+# A captured CUDA graph keeps the addresses of its plans: none may be dropped while a few batch sizes of a few networks
+# are in use (16 plans for each).
+@lru_cache(maxsize=512)
+def window_plan(
+    batch: int, height: int, width: int, window: int, shift: int, windows_per_piece: int, device: torch.device
+) -> WindowPlan:
+    """The plan for maps of this shape. Cached: a service sees few shapes, each many times."""
+    tokens = torch.arange(batch * height * width).view(batch, height, width)
+    tokens = F.pad(tokens, (0, -width % window, 0, -height % window), value=-1).roll((-shift, -shift), dims=(1, 2))
+    rows, columns = tokens.shape[1] // window, tokens.shape[2] // window
+    windows = tokens.view(batch, rows, window, columns, window).transpose(2, 3).reshape(-1, window * window)
+    # The roll brings the map's far side next to its near side in the last row and in the last column of windows.
+    last_row = torch.arange(rows).eq(rows - 1).view(1, rows, 1)
+    last_column = torch.arange(columns).eq(columns - 1).view(1, 1, columns)
+    pattern = (2 * last_row + 1 * last_column).expand(batch, -1, -1).flatten() * bool(shift)
+    padded = windows.lt(0).any(dim=1)
+    kinds = 2 * pattern + 1 * padded
+    pieces = []
+    for kind in sorted(set(kinds.tolist())):
+        alike = windows[kinds == kind]
+        pieces += [_piece(part, kind // 2, device) for part in torch.split(alike, windows_per_piece)]
+    cuts = ((False, True), (True, False), (True, True)) if shift else ()
+    masks = tuple(_neighbours(window, shift, cut_rows=r, cut_columns=c).to(device) for r, c in cuts)
+    return WindowPlan(tuple(pieces), (None, *masks))
+
+
+def _piece(windows: Tensor, pattern: int, device: torch.device) -> Piece:
+    """From [windows, window²] token indices, -1 where a slot is empty."""
+    slots = windows.flatten()
+    filled = slots.ge(0).nonzero().flatten()
+    padding = slots.lt(0).nonzero().flatten()
+    whole = len(padding) == 0
+    return Piece(
+        slots[filled].to(device), None if whole else filled.to(device), padding.to(device), len(windows), pattern
+    )
+
+
+def _neighbours(window: int, shift: int, *, cut_rows: bool, cut_columns: bool) -> Tensor:
+    """[window², window²]: True for two tokens on the same side of the cuts that the roll made through a window."""
+    beyond = torch.arange(window) >= window - shift
+    side = 2 * (beyond & cut_rows).view(-1, 1) + 1 * (beyond & cut_columns)
+    return side.view(-1, 1) == side.view(1, -1)
+
+
+@lru_cache(maxsize=8)
+def relative_position_index(window: int, device: torch.device) -> Tensor:
+    """[window⁴]: for each pair of tokens of a window, the row of the position bias table."""
+    y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
+    dy = y.reshape(-1, 1) - y.reshape(1, -1) + window - 1
+    dx = x.reshape(-1, 1) - x.reshape(1, -1) + window - 1
+    return (dy * (2 * window - 1) + dx).flatten().to(device)
+
+
+# --- Swin v1, the backbone: attention in windows that shift by half a window from block to block. Inference only.
 
 
 class WindowAttention(nn.Module):
@@ -43,7 +122,7 @@ class WindowAttention(nn.Module):
     def use_kernels(self, *, triton: bool) -> None:
         self.kernel_bias = None
         if triton:
-            from rmbgd.kernels.window_kernel import padded_bias
+            from rmbgd.models.kernels.window import padded_bias
 
             table, slots = self.relative_position_bias_table.detach(), self.window**2
             bias = table.t().index_select(1, relative_position_index(self.window, table.device))
@@ -51,7 +130,7 @@ class WindowAttention(nn.Module):
 
     def on_map(self, x: Tensor, shift: int) -> Tensor:
         """Whole maps [B,H,W,C] -> their answers, by the kernel."""
-        from rmbgd.kernels.window_kernel import window_attention
+        from rmbgd.models.kernels.window import window_attention
 
         assert self.kernel_bias is not None
         qkv = self.qkv(x)
@@ -130,7 +209,7 @@ class SwinBlock(nn.Module):
 
     def by_kernels(self, x: Tensor) -> Tensor:
         """`forward`, some images at a time: norms write the type of the products, the first sum is part of one."""
-        from rmbgd.kernels.norm_kernel import normalise
+        from rmbgd.models.kernels.norm import normalise
 
         _, height, width, dim = x.shape
         dtype = self.attn.qkv.bias.dtype

@@ -1,5 +1,7 @@
 """`python -m rmbgd.mtbf LOG...`: the report tool alone."""
 
+from __future__ import annotations
+
 import sys
 
 from rmbgd.mtbf.command import main

@@ -12,13 +12,13 @@ import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rmbgd.errors import RmbgdError
-from rmbgd.exitcodes import Exit
-from rmbgd.mtbf import ingest, text
+from rmbgd.errors import Exit, RmbgdError
+from rmbgd.mtbf import logs as ingest
+from rmbgd.mtbf import text
+from rmbgd.mtbf.html import render_page
+from rmbgd.mtbf.logs import gather
 from rmbgd.mtbf.machine import machines
-from rmbgd.mtbf.page import render_page
 from rmbgd.mtbf.report import Report
-from rmbgd.mtbf.sources import gather
 
 PAGE_MODE = 0o644
 

@@ -12,12 +12,10 @@ from dataclasses import dataclass, field
 from statistics import median
 
 from rmbgd.events import devices_of
-from rmbgd.mtbf.ingest import Boot, Reading
-from rmbgd.mtbf.pictures import DONE, FAILED, POSTPONED
+from rmbgd.mtbf.logs import DONE, FAILED, POSTPONED, Boot, Reading
 from rmbgd.mtbf.runs import Epoch, epoch
 from rmbgd.mtbf.statistics import quantile
-from rmbgd.mtbf.timeline import Failure, Kind, Limits, Timeline, stamp, timeline
-from rmbgd.mtbf.trips import Trip, trips
+from rmbgd.mtbf.timeline import Failure, Kind, Limits, Timeline, Trip, stamp, timeline, trips
 
 HEARTBEAT = 60.0  # s, the service's default, where the log does not tell
 MISSED_BEATS = 3  # heartbeats that may be missing before a time counts as not observed

@@ -25,8 +25,7 @@ from rmbgd.mtbf.statistics import (
     quantile,
     two_sided,
 )
-from rmbgd.mtbf.timeline import Failure, Kind
-from rmbgd.mtbf.trips import Outcome, Trip
+from rmbgd.mtbf.timeline import Failure, Kind, Outcome, Trip
 
 FORMAT = 1  # of the JSON; raised when a key changes its meaning
 HOUR = 3600.0

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 
 from rmbgd.mtbf.machine import Machine
 from rmbgd.mtbf.report import Estimate, Report, Summary
-from rmbgd.mtbf.timeline import Kind, stamp
-from rmbgd.mtbf.trips import Outcome
+from rmbgd.mtbf.timeline import Kind, Outcome, stamp
 
 REASONS_SHOWN = 5
 FAILURES_SHOWN = 20

@@ -14,6 +14,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from rmbgd.config.load import Folder, Pipeline, Recipe
+from rmbgd.engine.seats import Seat
+from rmbgd.engine.types import EngineDescription
+from rmbgd.events import Emit
+from rmbgd.pipeline.infer import Choose
+from rmbgd.pipeline.items import Frame
+from rmbgd.pipeline.queue import Choice
+
 GAIN = 0.02
 """A larger batch must save at least this share of the time per picture, or it only makes each of them later."""
 
@@ -120,3 +128,61 @@ def _worth_it(size: int, smaller: int, limits: Limits) -> bool:
     if size not in limits.seconds or smaller not in limits.seconds:
         return True
     return limits.seconds[size] / size <= (1 - GAIN) * limits.seconds[smaller] / smaller
+
+
+# --- The batching policy with everything it needs to know of one seat: what computes now, and what its folders want.
+
+
+class Policy:
+    """Belongs to the seat's thread. `description`: what the seat's engine said at its start."""
+
+    def __init__(
+        self,
+        seat: Seat,
+        description: EngineDescription,
+        folders: Mapping[str, tuple[Folder, Recipe]],
+        pipeline: Pipeline,
+        emit: Emit,
+    ) -> None:
+        self._seat, self._at_start, self._folders, self._pipeline, self._emit = (
+            seat, description, folders, pipeline, emit,
+        )  # fmt: skip
+        self._told: dict[str, object] = {}  # by device
+
+    def now(self) -> Choose:
+        """For the next batch. Tells the table when the device that computes has none told, or another one."""
+        description = self._description()
+        limits = self._limits(description)
+        folders = {
+            name: {"latency": folder.latency_target, "table": self._table(folder, limits)}
+            for name, (folder, _) in self._folders.items()
+        }
+        if self._told.get(description.device) != folders:
+            self._told[description.device] = folders
+            milliseconds = {str(size): round(1000 * seconds, 3) for size, seconds in limits.seconds.items()}
+            self._emit("engine.batching", device=description.device, milliseconds=milliseconds, folders=folders)
+        return self._choose
+
+    def _choose(self, frames: Sequence[Frame], now: float) -> Choice:
+        """Called with the channel's lock held: waits for nothing."""
+        if not self._seat.may_take():
+            return None
+        return choose([self._facts(frame) for frame in frames], self._limits(self._description()), now)
+
+    def _description(self) -> EngineDescription:
+        return self._seat.description() or self._at_start
+
+    def _limits(self, description: EngineDescription) -> Limits:
+        sizes = tuple(size for size in description.batch_sizes if size <= self._pipeline.batch_maximum)
+        return Limits(sizes, self._pipeline.batch_wait, description.seconds)
+
+    def _table(self, folder: Folder, limits: Limits) -> list[int]:
+        if folder.latency == "realtime":
+            return [1]
+        return list(table(limits, folder.latency_target).values())
+
+    def _facts(self, frame: Frame) -> Waiting:
+        folder, recipe = self._folders[frame.job.folder]
+        return Waiting(
+            recipe.model, folder.latency == "realtime", frame.job.attempt > 1, frame.ready_at, folder.latency_target
+        )

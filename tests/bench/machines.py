@@ -5,8 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from rmbgd.engines import Machine
-from rmbgd.engines.visible import Visible
+from rmbgd.engine.device_query import Visible
+from rmbgd.engine.wiring import Machine
 
 
 def machine(gpus: int = 0, **fake: Any) -> Machine:
@@ -19,7 +19,7 @@ def machine(gpus: int = 0, **fake: Any) -> Machine:
         gpus=lambda: Visible(gpus, "looked for by a test"),
         sensor=nobody,
         stand_ins=nobody,
-        factory="rmbgd.engine.fake:create",
+        factory="rmbgd.testing.engine:create",
         options=lambda _config, device, models, _precision: {"device": device, "models": list(models)} | fake,
     )
 

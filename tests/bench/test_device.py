@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rmbgd.bench.device import require_model, target
-from rmbgd.config import Config, Recipe, Service
+from rmbgd.bench.engine import require_model, target
+from rmbgd.config.load import Config, Recipe, Service
 from rmbgd.errors import ConfigError, ModelError
 from tests.bench.machines import machine
 

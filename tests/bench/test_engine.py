@@ -9,15 +9,14 @@ import numpy as np
 import pytest
 
 from rmbgd.bench.engine import BATCHES_MINIMUM, EngineUnderTest
-from rmbgd.bench.figures import HAND_OVER
-from rmbgd.bench.pictures import Picture, drawn
-from rmbgd.engine.fake import expected_alpha
+from rmbgd.bench.samples import HAND_OVER, Picture, drawn
 from rmbgd.errors import EngineLost, EngineMemory
+from rmbgd.testing.engine import expected_alpha
 
 
 def under_test(pictures: list[Picture], *, places: int = 4, arena_bytes: int = 1 << 22, **fake: Any) -> EngineUnderTest:
     return EngineUnderTest(
-        "rmbgd.engine.fake:create",
+        "rmbgd.testing.engine:create",
         {"models": ["m"]} | fake,
         model="m",
         pictures=pictures,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.bench.figures import HAND_OVER, Waits, bottleneck, busy, largest, ranked, spread, stages_of
+from rmbgd.bench.samples import HAND_OVER, Waits, bottleneck, busy, largest, ranked, spread, stages_of
 
 NO_WAITS = Waits(0.0, 0.0, 0.0, 0.0, 0.0)
 

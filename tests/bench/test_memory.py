@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rmbgd.bench.memory import DeviceMemory, processor_seconds, resident
+from rmbgd.bench.engine import DeviceMemory, processor_seconds, resident
 from tests.bench.machines import Nvml
 
 

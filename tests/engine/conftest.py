@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from rmbgd.engine.arena import Arena
-from tests.engine.pictures import Pictures
+from tests.engine.images import Pictures
 
 
 @pytest.fixture

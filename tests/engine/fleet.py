@@ -7,24 +7,24 @@ from dataclasses import replace
 
 import numpy as np
 
-from rmbgd.clock import FakeClock
-from rmbgd.config import Health
+from rmbgd.config.load import Health
 from rmbgd.engine.attendant import Attendant
-from rmbgd.engine.base import Answer, EngineDescription, Poisoned, Work
-from rmbgd.engine.device import Phase
 from rmbgd.engine.devices import Devices
-from rmbgd.engine.fake import FakeEngine, expected_alpha
+from rmbgd.engine.health_types import Phase
 from rmbgd.engine.keeper import Standby
 from rmbgd.engine.lane import Lane
 from rmbgd.engine.resilient import ResilientEngine
 from rmbgd.engine.routing import FailoverRouting
+from rmbgd.engine.sensors.base import Reading
 from rmbgd.engine.standby import SubstituteEngine
 from rmbgd.engine.station import Station
 from rmbgd.engine.telling import Moves
+from rmbgd.engine.types import Answer, EngineDescription, Poisoned, Work
 from rmbgd.errors import EngineLost, ModelError
 from rmbgd.events import RecordedEvents
-from rmbgd.health.reading import Reading
-from tests.engine.pictures import Pictures
+from rmbgd.testing.clock import FakeClock
+from rmbgd.testing.engine import FakeEngine, expected_alpha
+from tests.engine.images import Pictures
 
 WELL = Reading("fake", temperature=60.0, throttle=frozenset())
 HOT = replace(WELL, temperature=91.0)

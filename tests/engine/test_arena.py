@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from rmbgd.engine.arena import Arena, ArenaClosed, Lease
-from rmbgd.engine.base import ALIGNMENT
+from rmbgd.engine.types import ALIGNMENT
 
 PATIENCE = 60  # seconds after which a test has hung; nothing waits that long
 

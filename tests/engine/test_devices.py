@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.base import Answer, Poisoned
-from rmbgd.engine.device import Phase
-from rmbgd.engine.fake import POISON_COLOUR
+from rmbgd.engine.health_types import Phase
 from rmbgd.engine.resilient import Stopped
+from rmbgd.engine.types import Answer, Poisoned
 from rmbgd.errors import EngineLost, ModelError
+from rmbgd.testing.engine import POISON_COLOUR
 from tests.engine.fleet import HEALTH, HOT, WELL, Fleet
-from tests.engine.pictures import Pictures
+from tests.engine.images import Pictures
 from tests.engine.processes import PATIENCE
 
 FIRST, SECOND, STANDBY = "cuda:0", "cuda:1", "cpu"

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbgd import events
-from rmbgd.config import Health
-from rmbgd.engine.canary import CanaryPass
-from rmbgd.engine.device import (
+from rmbgd.config.load import Health
+from rmbgd.engine.failover import route, step
+from rmbgd.engine.health_types import (
     Answered,
     Changed,
     Check,
@@ -28,14 +28,15 @@ from rmbgd.engine.device import (
     Golden,
     Phase,
     Probed,
+    ProbeReport,
     RepeatGolden,
     Sample,
     StartProbe,
     event_of,
 )
-from rmbgd.engine.failover import dwell, route, step
-from rmbgd.engine.probe import ProbeReport
-from rmbgd.health.reading import Problem, Reading, Throttle
+from rmbgd.engine.sensors.base import Problem, Reading, Throttle
+from rmbgd.engine.transition import dwell
+from rmbgd.engine.types import CanaryPass
 
 HEALTH = Health()
 TICK = HEALTH.interval

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rmbgd.clock import SystemClock
-from rmbgd.engine.base import BatchReport, EngineDescription, Limit, Work
 from rmbgd.engine.lane import Lane
+from rmbgd.engine.types import BatchReport, EngineDescription, Limit, Work
 from rmbgd.events import RecordedEvents
 
 

@@ -10,15 +10,16 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from rmbgd.clock import FakeClock, SystemClock
-from rmbgd.engine.base import Answer, Engine, Poisoned, Work
-from rmbgd.engine.fake import POISON_COLOUR, FakeEngine, expected_alpha
+from rmbgd.clock import SystemClock
 from rmbgd.engine.lane import GROW_AFTER, Lane
 from rmbgd.engine.resilient import OneLane, ResilientEngine
+from rmbgd.engine.types import Answer, Engine, Poisoned, Work
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost, ModelError
 from rmbgd.events import RecordedEvents
-from tests.engine.pictures import Pictures
+from rmbgd.testing.clock import FakeClock
+from rmbgd.testing.engine import POISON_COLOUR, FakeEngine, expected_alpha
+from tests.engine.images import Pictures
 from tests.engine.processes import PATIENCE, SpyBeat
 
 
@@ -226,7 +227,7 @@ def real(pictures) -> Iterator[tuple[Callable[..., ResilientEngine], list[Engine
             workers.append(
                 EngineWorker(
                     pictures.arena,
-                    "rmbgd.engine.fake:create",
+                    "rmbgd.testing.engine:create",
                     {"script": script, **options},
                     start_timeout=PATIENCE,
                     batch_timeout=batch_timeout,

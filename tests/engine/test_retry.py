@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.engine.base import Answer, MatteReport, OutputPlane, Poisoned, Region, Work
 from rmbgd.engine.retry import Attempts, delay
+from rmbgd.engine.types import Answer, MatteReport, OutputPlane, Poisoned, Region, Work
 
 
 def work(image_id: int) -> Work:

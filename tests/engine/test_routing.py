@@ -11,27 +11,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rmbgd.clock import FakeClock
-from rmbgd.config import Health
+from rmbgd.config.load import Health
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.attendant import Attendant
-from rmbgd.engine.base import Answer, EngineDescription, Work
-from rmbgd.engine.canary import CanaryPass
-from rmbgd.engine.device import Phase
 from rmbgd.engine.devices import Devices
 from rmbgd.engine.examine import Golden
-from rmbgd.engine.fake import POISON_COLOUR, FakeEngine, expected_alpha
+from rmbgd.engine.health_types import Phase
 from rmbgd.engine.keeper import Standby
 from rmbgd.engine.lane import Lane
 from rmbgd.engine.resilient import ResilientEngine
 from rmbgd.engine.routing import FailoverRouting
+from rmbgd.engine.sensors.base import Problem, Reading
 from rmbgd.engine.standby import SubstituteEngine
 from rmbgd.engine.station import Station
 from rmbgd.engine.telling import Moves
+from rmbgd.engine.types import Answer, CanaryPass, EngineDescription, Work
 from rmbgd.errors import EngineLost, ModelError
 from rmbgd.events import RecordedEvents
-from rmbgd.health.reading import Problem, Reading
-from tests.engine.pictures import Pictures
+from rmbgd.testing.clock import FakeClock
+from rmbgd.testing.engine import POISON_COLOUR, FakeEngine, expected_alpha
+from tests.engine.images import Pictures
 
 WELL = Reading("fake", temperature=60.0, throttle=frozenset())
 HEALTH = Health(canary_blocks=256, probe_passes=1, canary_interval=86_400, golden_interval=86_400)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from rmbgd.beat import NoBeat
 from rmbgd.engine.turns import Turn
+from rmbgd.heartbeat import NoBeat
 from tests.engine.processes import PATIENCE, SpyBeat
 
 USERS = 8

@@ -19,14 +19,14 @@ import numpy as np
 import pytest
 
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.base import OutputPlane
-from rmbgd.engine.fake import expected_alpha
 from rmbgd.engine.process import ChildProcess, _abandoned
+from rmbgd.engine.types import OutputPlane
 from rmbgd.engine.worker import EngineWorker, expected_seconds
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.testing.engine import expected_alpha
 from tests.engine.processes import PATIENCE, SpyBeat, wait_until_gone
 
-FAKE = "rmbgd.engine.fake:create"
+FAKE = "rmbgd.testing.engine:create"
 
 
 class Workshop:
@@ -86,7 +86,7 @@ def test_the_child_fills_the_output_plane_in_shared_memory(pictures, workshop, o
 def test_neither_side_imports_torch_for_a_fake():
     """The service's process and a child with a fake engine come up without torch."""
     program = (
-        "import sys; from rmbgd.engine import worker, child, fake; assert 'torch' not in sys.modules, 'torch is there'"
+        "import sys, rmbgd.engine.child, rmbgd.engine.worker, rmbgd.testing.engine; assert 'torch' not in sys.modules"
     )
 
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
@@ -136,7 +136,7 @@ def test_a_hanging_child_writes_its_stacks_before_it_is_killed(pictures, worksho
     with pytest.raises(EngineLost, match="hung"):
         worker.segment([pictures.put()])
 
-    assert any("fake.py" in line and "_act" in line for line in workshop.lines)
+    assert any("testing/engine.py" in line and "_act" in line for line in workshop.lines)
 
 
 @pytest.mark.parametrize(
@@ -236,9 +236,9 @@ def test_no_child_outlives_a_parent_that_is_killed(tmp_path, state):
         f"""
 import sys, threading
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.base import OutputPlane
+from rmbgd.engine.types import OutputPlane
 from rmbgd.engine.worker import EngineWorker, expected_seconds
-from tests.engine.pictures import Pictures
+from tests.engine.images import Pictures
 
 with Arena(1 << 20) as arena, Pictures(arena) as pictures:
     worker = EngineWorker(arena, "{FAKE}", {{"script": ["hang"]}}, start_timeout=60, batch_timeout=60, on_output=print)

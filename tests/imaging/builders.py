@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from rmbgd.config import Limits
+from rmbgd.config.load import Limits
 from rmbgd.errors import ImageError
-from rmbgd.imaging.decode import Header, decode_into, probe
-from rmbgd.jobs import SourceFacts
+from rmbgd.imaging.decode import decode_into, probe
+from rmbgd.imaging.formats import Header, SourceFacts
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 TEXT_WORDS = ("copyright", "artist", "description", "software", "datetime")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rmbgd.config import Limits
-from rmbgd.imaging.decode import configure_opencv, configure_pillow
+from rmbgd.config.load import Limits
+from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,10 @@ import sys
 
 import numpy as np
 
-from rmbgd.config import Limits
+from rmbgd.config.load import Limits
 from rmbgd.errors import ImageError
-from rmbgd.imaging.decode import configure_opencv, configure_pillow, decode_into, probe, read_limited
+from rmbgd.imaging.decode import decode_into, probe, read_limited
+from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 
 STARTS = (
     "subprocess.Popen",

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmbgd.config import Recipe
-from rmbgd.imaging.arrange import arrange, crop_box, place_on_canvas
+from rmbgd.config.load import Recipe
+from rmbgd.imaging.compose import arrange, crop_box, place_on_canvas
 from tests.imaging.builders import photo
 
 

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image, TiffImagePlugin
 
-from rmbgd.config import Recipe
+from rmbgd.config.load import Recipe
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.arrange import EncodeInput
+from rmbgd.imaging.compose import EncodeInput
 from rmbgd.imaging.encode import SUFFIXES, encode
-from rmbgd.jobs import SourceFacts
+from rmbgd.imaging.formats import SourceFacts
 from tests.imaging.builders import (
     TEXT_WORDS,
     chunk,

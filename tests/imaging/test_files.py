@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence, TiffImagePlugin, features
 
-from rmbgd.config import Limits
+from rmbgd.config.load import Limits
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.decode import decode_into, heif_installed, read_limited
+from rmbgd.imaging.decode import decode_into, read_limited
+from rmbgd.imaging.pillow import heif_installed
 from tests.imaging.builders import decoded, exif, outcome, photo, probed, saved
 
 

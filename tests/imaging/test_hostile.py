@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from rmbgd.imaging.png_writer import write_png
+from rmbgd.imaging.png import write_png
 from tests.imaging.builders import ihdr, photo
-from tests.shared_data import shared
+from tests.support.shared_data import shared
 
 HERE = Path(__file__).parent
 GIGABYTE = 1 << 30

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rmbgd.config import Limits
+from rmbgd.config.load import Limits
 from rmbgd.errors import ImageError, Reason
 from tests.imaging.builders import decoded, exif, jpeg_segment, outcome, photo, probed, saved, with_segments
 

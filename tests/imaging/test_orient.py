@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from rmbgd.imaging import orient
+from rmbgd.imaging import decode as orient
 from tests.imaging.builders import chunk, decoded, exif, jpeg_segment, photo, png, saved, with_segments
 
 # What EXIF says where row 0 and column 0 of the stored picture belong, as array operations.

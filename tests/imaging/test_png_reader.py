@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rmbgd.config import Limits
+from rmbgd.config.load import Limits
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.header import PixelStream
-from rmbgd.imaging.png_reader import PixelReader
+from rmbgd.imaging.formats import PixelStream
+from rmbgd.imaging.png import PixelReader
 from tests.imaging.builders import PNG_SIGNATURE, chunk, decoded, ihdr, outcome, photo, png, probed, saved
 
 STORED = photo(40, 30)

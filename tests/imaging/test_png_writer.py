@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rmbgd.imaging import deflate
-from rmbgd.imaging.png_writer import BAND_BYTES, write_png
+from rmbgd.imaging import png as deflate
+from rmbgd.imaging.png import BAND_BYTES, write_png
 from tests.imaging.builders import photo, png_chunks, rgb_profile
 
 

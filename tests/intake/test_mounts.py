@@ -11,7 +11,7 @@ import pytest
 
 from rmbgd.intake import mounts
 from rmbgd.intake.mounts import Mount, file_system, is_mounted, is_there
-from tests.scenarios.machine import mounted, need_mounts, run
+from tests.support.mounts import mounted, need_mounts, run
 
 
 @contextlib.contextmanager

@@ -16,10 +16,9 @@ from pathlib import Path
 import pytest
 
 from rmbgd.errors import ImageError
-from rmbgd.fsops import SystemFs
-from rmbgd.intake import gates
-from rmbgd.intake.claiming import claim_by_rename, put_back
-from rmbgd.intake.opening import folder_beneath, open_regular
+from rmbgd.fs import SystemFs, folder_beneath, open_regular
+from rmbgd.intake import file_checks as gates
+from rmbgd.store.claims import claim_by_rename, put_back
 
 SECRET, OURS = b"secret " * 20, b"picture " * 20
 TRIES = 5_000

@@ -6,11 +6,10 @@ import threading
 
 import pytest
 
-from rmbgd.clock import FakeClock
-from rmbgd.config import Folder, Intake
+from rmbgd.config.load import Folder, Intake
 from rmbgd.events import RecordedEvents
-from rmbgd.intake.hints import Heard, Hints
-from rmbgd.intake.watcher import FolderWatch, OverflowListener
+from rmbgd.intake.watcher import FolderWatch, Heard, Hints, OverflowListener
+from rmbgd.testing.clock import FakeClock
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -7,9 +7,8 @@ import json
 from pathlib import Path
 from types import ModuleType
 
-from rmbgd.models.checkpoint import TensorInfo
-from rmbgd.models.published import published
-from tests.shared_data import shared
+from rmbgd.models.checkpoint import TensorInfo, published
+from tests.support.shared_data import shared
 
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 

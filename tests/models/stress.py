@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rmbgd.models.published import Backbone
+from rmbgd.models.checkpoint import Backbone
 from tests.models import oracle
 
 # Windows of 3 and maps that are no multiples of it; stages whose sides do not halve evenly.

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from rmbgd.models import birefnet
-from rmbgd.models.folding import BiRefNetConfig, assemble
-from rmbgd.models.published import BACKBONES
+from rmbgd.models.checkpoint import BACKBONES
+from rmbgd.models.convert import BiRefNetConfig, assemble
 from rmbgd.models.registry import PatchOrder
 from tests.models import stress
-from tests.shared_data import shared
+from tests.support.shared_data import shared
 
 
 def network(backbone: str, order: PatchOrder, dtype: torch.dtype = torch.float32) -> birefnet.BiRefNet:

@@ -6,8 +6,7 @@ import os
 import pytest
 
 from rmbgd.errors import ModelError
-from rmbgd.models.checkpoint import TensorInfo, read_header, sha256_of
-from rmbgd.models.published import detect_backbone, published, require
+from rmbgd.models.checkpoint import TensorInfo, detect_backbone, published, read_header, require, sha256_of
 from tests.models.checkpoints import halved, hollow
 
 SMALL = {"a.weight": TensorInfo((3, 4), "F32"), "a.count": TensorInfo((), "I64")}

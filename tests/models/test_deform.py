@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rmbgd.models import pieces
+from rmbgd.models import layers as pieces
 from rmbgd.models.deform import DeformableConv
 
 HEIGHT, WIDTH = 5, 7

@@ -17,8 +17,8 @@ from rmbgd.models import fetch as fetching
 from rmbgd.models.checkpoint import sha256_of
 from rmbgd.models.fetch import FolderSource, Offer, fetch
 from rmbgd.models.hub import HubSource
-from rmbgd.models.places import ORIGIN, WEIGHTS, installed
 from rmbgd.models.registry import REGISTRY
+from rmbgd.models.store import ORIGIN, WEIGHTS, installed
 from tests.models.checkpoints import NEW_CODE, hollow
 from tests.models.hub_server import COMMIT, Hub, serving
 
@@ -307,7 +307,7 @@ def test_the_service_may_read_what_was_fetched(tmp_path):
 
 def test_fetching_from_a_folder_never_loads_the_hub_client():
     """The offline way imports no network library."""
-    code = "import sys, rmbgd.models.fetch, rmbgd.models.verify; print('huggingface_hub' in sys.modules)"
+    code = "import sys, rmbgd.models.fetch, rmbgd.models.store; print('huggingface_hub' in sys.modules)"
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
     assert answer.stdout.strip() == "False"

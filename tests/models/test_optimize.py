@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rmbgd.kernels import cache
-from rmbgd.models import commands, optimize
-from rmbgd.models.weights import load_model
+from rmbgd.cli import models as commands
+from rmbgd.models.kernels import optimize
+from rmbgd.models.kernels import runtime as cache
+from rmbgd.models.load import load_model
 
 
 @pytest.fixture

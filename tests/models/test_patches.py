@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from rmbgd.errors import ModelError
-from rmbgd.models.patches import choose, read_author_code
+from rmbgd.models.checkpoint import choose, read_author_code
 from rmbgd.models.registry import PatchOrder
 from tests.models.checkpoints import NEW_CODE, OLD_CODE
 

@@ -8,12 +8,11 @@ import pytest
 
 from rmbgd.errors import ModelError
 from rmbgd.models import registry
-from rmbgd.models.checkpoint import read_header, sha256_of
-from rmbgd.models.places import EMBEDDED
-from rmbgd.models.published import published
+from rmbgd.models.checkpoint import published, read_header, sha256_of
 from rmbgd.models.registry import REGISTRY, LicenceClass, PatchOrder, alternatives, lookup
+from rmbgd.models.store import EMBEDDED
 from tests.models.checkpoints import halved, hollow
-from tests.shared_data import shared
+from tests.support.shared_data import shared
 
 NAMES = {
     "birefnet",
@@ -38,8 +37,8 @@ def test_every_promised_model_is_there():
 def test_reading_the_registry_loads_no_torch():
     """The service's own process can read sizes, licences and places without importing torch or a hub client."""
     code = (
-        "import sys, rmbgd.models.registry, rmbgd.models.places, rmbgd.models.consent, rmbgd.models.published, "
-        "rmbgd.models.patches\n"
+        "import sys, rmbgd.models.registry, rmbgd.models.store, rmbgd.models.licences, rmbgd.models.checkpoint, "
+        "rmbgd.models.checkpoint\n"
         "print([m for m in ('torch', 'numpy', 'huggingface_hub', 'transformers', 'safetensors') if m in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

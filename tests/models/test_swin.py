@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rmbgd.models import swin, windows
-from rmbgd.models.published import Backbone
+from rmbgd.models import swin
+from rmbgd.models import swin as windows
+from rmbgd.models.checkpoint import Backbone
 from tests.models import oracle, stress
 
 TINY = stress.TINY

@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from rmbgd.models.u2net import WEIGHTS, U2NetP, build_u2netp
-from tests.shared_data import shared
+from tests.support.shared_data import shared
 from tools.convert_u2netp import convert
 
 SIZE = 320

@@ -16,11 +16,11 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from tests.faults.gpu import GpuUnderTest
-from tests.mtbf.test_page import Tags
-from tests.scenarios.machine import false_clock
-from tests.scenarios.pictures import picture
-from tests.scenarios.service import ServiceUnderTest
+from tests.mtbf.test_html import Tags
+from tests.support.gpu_service import GpuUnderTest
+from tests.support.images import picture
+from tests.support.mounts import false_clock
+from tests.support.service import ServiceUnderTest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -37,7 +37,7 @@ def rmbgd_mtbf(*words: str | Path) -> subprocess.CompletedProcess[str]:
 def record_exit(service: ServiceUnderTest) -> None:
     """As systemd does after a SIGKILL, with the recorder that ships."""
     said = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}
-    command = [sys.executable, "-m", "rmbgd.health.exits", "--config", str(service.config)]
+    command = [sys.executable, "-m", "rmbgd.service.exit_recorder", "--config", str(service.config)]
     subprocess.run(command, cwd=ROOT, env=os.environ | said, check=True, capture_output=True)
 
 

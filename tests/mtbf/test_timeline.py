@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbgd.events import SAFE_MODE_OVER
-from rmbgd.mtbf.ingest import read
+from rmbgd.mtbf.logs import Source, read
 from rmbgd.mtbf.machine import Machine, machines
-from rmbgd.mtbf.sources import Source
 from rmbgd.mtbf.timeline import Kind
 from tests.mtbf.box import Box
 from tests.mtbf.oracle import judge

@@ -182,7 +182,7 @@ def test_no_folder_starves_another(arrivals, limits, places):
             rounds[number] += 1
             hurried = [each for _, each in served if each.realtime]
             assert picture.realtime or all(each.since < picture.since + HEAD_START for each in hurried)
-            overtaken[number] += sum(each.since > picture.since and not picture.realtime for each in hurried)
+            overtaken[number] += sum(each.since >= picture.since and not picture.realtime for each in hurried)
         line, rest = left + rest[: len(served)], rest[len(served) :]
     for number, count in rounds.items():
         assert count <= number + overtaken[number]

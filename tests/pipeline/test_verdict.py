@@ -2,8 +2,8 @@
 
 import pytest
 
-from rmbgd.engine.base import MatteReport
-from rmbgd.pipeline.verdict import verdict_of
+from rmbgd.engine.types import MatteReport
+from rmbgd.pipeline.finish import verdict_of
 
 pytestmark = pytest.mark.timeout(10)
 

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from rmbgd.health.systemd import MISSING
+from rmbgd.service.systemd import MISSING
 from tests.system.conftest import REPOSITORY
 from tests.system.machine import Machine
 from tests.system.service import UNIT, InstalledService, picture

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rmbgd.bench.pictures import drawn
+from rmbgd.bench.samples import drawn
 from rmbgd.errors import RmbgdError
 from tools.gpubench.engines import started, type_of
 from tools.gpubench.naive import normalised

@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from rmbgd.bench.device import Target
-from rmbgd.bench.engine import EngineUnderTest, Reading
-from rmbgd.bench.pictures import Picture, drawn
-from rmbgd.config import parse
-from rmbgd.engines import default_machine
+from rmbgd.bench.engine import EngineUnderTest, Reading, Target
+from rmbgd.bench.samples import Picture, drawn
+from rmbgd.config.load import parse
+from rmbgd.engine.wiring import default_machine
 from rmbgd.errors import RmbgdError
 from tools.gpubench.plan import Answer, Plan
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from rmbgd.bench.pictures import Picture, drawn
-from rmbgd.config import parse
-from rmbgd.engine.base import OutputPlane, Region, Work, region_bytes, view
-from rmbgd.engines import default_machine
+from rmbgd.bench.samples import Picture, drawn
+from rmbgd.config.load import parse
+from rmbgd.engine.types import OutputPlane, Region, Work, region_bytes, view
+from rmbgd.engine.wiring import default_machine
 from tools.gpubench.plan import Answer, Plan
 
 BATCHES = 50  # of changing sizes, after which nothing new may have been allocated on the device
@@ -30,7 +30,7 @@ def sized(plan: Plan, size: int) -> dict[str, Any]:
     """Bytes of the allocator with an engine made for batches of `size`, and what it allocated in BATCHES batches."""
     import torch
 
-    from rmbgd.engine.torch_engine import create
+    from rmbgd.backends.factory import create
     from tools.gpubench.roofline import choose_device
 
     choose_device(plan)

@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from rmbgd.bench.figures import spread
-from rmbgd.bench.pictures import drawn
+from rmbgd.bench.samples import drawn, spread
 from tools.gpubench.plan import Answer, Plan
 from tools.gpubench.roofline import choose_device
 from tools.gpubench.weights import plain
@@ -89,8 +88,7 @@ def device_memory(plan: Plan) -> dict[str, int]:
     """Of our own process, as the driver books it; where it keeps no such books, all that is used on the device."""
     import os
 
-    from rmbgd.bench.device import Target
-    from rmbgd.bench.memory import DeviceMemory
+    from rmbgd.bench.engine import DeviceMemory, Target
 
     with DeviceMemory(Target(plan.device, "").nvml()) as memory:
         held = memory.of(os.getpid())

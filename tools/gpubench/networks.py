@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from rmbgd.kernels.choosing import HasKernel
-from rmbgd.kernels.head import mattes
+from rmbgd.models.kernels.head import mattes
+from rmbgd.models.kernels.runtime import HasKernel
 from tools.gpubench.plan import Answer, Plan
 from tools.gpubench.roofline import choose_device, timed
 from tools.gpubench.weights import module, ours, write

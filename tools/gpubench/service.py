@@ -19,9 +19,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from rmbgd.bench.figures import P95_NEEDS, Waits, bottleneck, busy, spread
-from rmbgd.bench.pictures import drawn, versions
-from rmbgd.health.exits import STATUS_FILE
+from rmbgd.bench.samples import P95_NEEDS, Waits, bottleneck, busy, drawn, spread, versions
+from rmbgd.service.exit_recorder import STATUS_FILE
 from tools.gpubench.plan import Answer, Plan, answers
 
 STATUS_SECONDS = 0.25  # between two status files, in which the channels' waits stand

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.models.folding import BiRefNetConfig, assemble
-from rmbgd.models.places import CONFIG, WEIGHTS
-from rmbgd.models.published import BACKBONES, is_optional, published
+from rmbgd.models.checkpoint import BACKBONES, is_optional, published
+from rmbgd.models.convert import BiRefNetConfig, assemble
 from rmbgd.models.registry import PatchOrder
+from rmbgd.models.store import CONFIG, WEIGHTS
 from tools.gpubench.plan import Plan
 
 

@@ -1,0 +1,204 @@
+"""Networks on the CPU, from pictures in the arena to finished planes in the arena; the door to all engines on torch.
+
+Runs in the engine's process. Knows no process, folder or recipe: which models and how many threads come as options.
+For a GPU see rmbgd/gpu.
+
+A batch goes through four steps: each picture resized into its place of the network's preallocated input (antialiased
+bilinear, as the networks were trained), the network, a check that every alpha is a number, and only then, picture by
+picture, alpha at full size in float, clean colours, and the output plane. A batch that fails has written nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from rmbgd.backends.faults import faults
+from rmbgd.backends.memtest import Canary, TorchMemory
+from rmbgd.backends.planes import SCALE, SHIFT, finish
+from rmbgd.engine.examine import Golden
+from rmbgd.engine.golden_image import known_picture
+from rmbgd.engine.options import ModelChoice, Options
+from rmbgd.engine.proof import proven
+from rmbgd.engine.types import Answer, BatchReport, CanaryPass, EngineDescription, Limit, MatteReport, Work, view
+from rmbgd.errors import EngineNonsense
+from rmbgd.imaging.resize import matte_to_image
+from rmbgd.models.load import load_model
+
+DEVICE = "cpu"
+SIZES = (1, 2, 4, 8, 16)
+MEASURE_SECONDS = 1.0  # that measuring batch sizes may take at start, per model
+CPU_BATCH_MAXIMUM = 4  # pictures: u2netp takes 0.19 GB for each, and in CPU time a batch saves nothing
+
+
+@dataclass
+class Network:
+    """One loaded model. `inputs` float [largest batch, 3, h, w], pixel-major, is reused by every batch."""
+
+    name: str
+    module: nn.Module
+    facts: dict[str, object]
+    inputs: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) in pixels of its input."""
+        return self.inputs.shape[2], self.inputs.shape[3]
+
+
+class TorchEngine:
+    def __init__(self, block: NDArray[np.uint8], options: Options) -> None:
+        self._options = options
+        self._limits: list[Limit] = []
+        precision = "float32" if options.precision == "auto" else options.precision
+        if precision == "float8":
+            self._limits.append(Limit("float8", "a CPU has no float8 products: float32 is used"))
+            precision = "float32"
+        self._dtype: torch.dtype = getattr(torch, precision)
+        self._block = block
+        self._networks: dict[str, Network] = {}
+        self._canary: Canary | None = None
+
+    def start(self) -> EngineDescription:
+        """Load every model, prove each on the known picture, measure. Raises ModelError, EngineFault."""
+        threads = self._options.threads or len(os.sched_getaffinity(0))
+        torch.set_num_threads(threads)
+        cv2.setNumThreads(threads)
+        detail: dict[str, object] = {"torch": torch.__version__, "threads": threads}
+        measured: list[dict[int, float]] = []
+        with torch.inference_mode(), faults():
+            self._scale = torch.tensor(SCALE).view(3, 1, 1)
+            self._shift = torch.tensor(SHIFT).view(3, 1, 1)
+            for name, choice in self._options.models.items():
+                network = self._load(name, choice)
+                self._networks[name] = network
+                began = time.perf_counter()
+                network.facts["overlap"] = round(self._prove(network), 4)
+                measured.append(self._measure(network, time.perf_counter() - began))
+        # What nobody measured for every model is not offered: a larger batch takes memory and may save nothing.
+        sizes = tuple(size for size in SIZES if all(size in seconds for seconds in measured))
+        slowest = {size: max(seconds[size] for seconds in measured) for size in sizes}
+        models = {name: network.facts for name, network in self._networks.items()}
+        return EngineDescription(DEVICE, models, sizes, slowest, detail, self._limits)
+
+    def segment(self, batch: Sequence[Work]) -> BatchReport:
+        network = self._networks[batch[0].model]
+        if any(work.model != network.name for work in batch):
+            raise ValueError("a batch has one model; a bug")
+        slots = [view(self._block, work.region) for work in batch]
+        began = time.perf_counter()
+        with torch.inference_mode(), faults():
+            for place, slot in enumerate(slots):
+                self._put(network, place, slot.rgb)
+            resized = time.perf_counter()
+            mattes = self._mattes(network, len(batch))
+            computed = time.perf_counter()
+            reports = [_measured(work.image_id, matte) for work, matte in zip(batch, mattes, strict=True)]
+            for work, slot, matte in zip(batch, slots, mattes, strict=True):
+                finish(slot, matte.numpy(), clean=work.clean_edges)
+        finished = time.perf_counter()
+        return BatchReport(
+            [Answer(report, DEVICE, network.name, len(batch)) for report in reports],
+            {
+                "resize": 1000 * (resized - began),
+                "network": 1000 * (computed - resized),
+                "finish": 1000 * (finished - computed),
+            },
+        )
+
+    def golden(self, model: str) -> Golden:
+        """The known picture, at its own size. Raises EngineFault."""
+        rgb, truth = known_picture()
+        network = self._networks[model]
+        with torch.inference_mode(), faults():
+            began = time.perf_counter()
+            self._put(network, 0, rgb)
+            matte = self._mattes(network, 1)[0].numpy()
+            seconds = time.perf_counter() - began
+        return Golden(matte_to_image(matte, *truth.shape), seconds)
+
+    def canary(self, blocks: int) -> CanaryPass:
+        """One pass over 4 KiB blocks of this device's memory, which stays taken. Raises EngineFault."""
+        with torch.inference_mode(), faults():
+            if self._canary is None:
+                self._canary = Canary(TorchMemory(torch.device(DEVICE)), blocks)
+            return self._canary.check()
+
+    def close(self) -> None:
+        self._networks.clear()
+        if self._canary is not None:
+            self._canary.close()
+
+    def _load(self, name: str, choice: ModelChoice) -> Network:
+        loaded = load_model(
+            choice.source,
+            device=DEVICE,
+            dtype=self._dtype,
+            models=self._options.models_directory,
+            patch_order=choice.patch_order,
+            sha256=choice.sha256 or None,
+        )
+        height, width = loaded.provenance.input_size
+        largest = self._options.batch_maximum
+        inputs = torch.empty((largest, 3, height, width), dtype=self._dtype, device=DEVICE)
+        inputs = inputs.to(memory_format=torch.channels_last)
+        return Network(name, loaded.module, loaded.provenance.facts(), inputs)
+
+    def _put(self, network: Network, place: int, rgb: NDArray[np.uint8]) -> None:
+        """Resize one picture, uint8 [H, W, 3], into its place of the network's input."""
+        picture = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # uint8 [1, 3, H, W], pixel-major: the fast path
+        if picture.shape[2:] != network.size:
+            picture = F.interpolate(picture, network.size, mode="bilinear", antialias=True)
+        network.inputs[place] = picture[0] * self._scale + self._shift
+
+    def _mattes(self, network: Network, count: int) -> Tensor:
+        """Alpha of the first `count` places, float32 [count, h, w]. Raises EngineNonsense."""
+        logits = network.module(network.inputs[:count])
+        mattes: Tensor = torch.sigmoid(logits[:, 0].float())
+        finite = torch.isfinite(mattes).flatten(1).all(dim=1)
+        if not bool(finite.all()):
+            places = [place for place, well in enumerate(finite.tolist()) if not well]
+            raise EngineNonsense(f"alpha is not finite for pictures {places} of a batch of {count} ({network.name})")
+        return mattes
+
+    def _prove(self, network: Network) -> float:
+        """Compute the known picture. Raises EngineNonsense when it comes out wrong."""
+        rgb, _ = known_picture()
+        self._put(network, 0, rgb)
+        return proven(self._mattes(network, 1)[0].numpy(), str(network.facts["model"]), network.name)
+
+    def _measure(self, network: Network, first: float) -> dict[int, float]:
+        """Seconds per batch by its size; stops where the next size would take too long. `first`: of the first run."""
+        if first > MEASURE_SECONDS:
+            return {1: first}
+        largest = min(self._options.batch_maximum, CPU_BATCH_MAXIMUM)
+        seconds: dict[int, float] = {}
+        left = MEASURE_SECONDS
+        for size in SIZES:
+            if size > largest or size * seconds.get(1, 0.0) > left:
+                break
+            network.inputs[:size] = network.inputs[:1]
+            began = time.perf_counter()
+            self._mattes(network, size)
+            seconds[size] = time.perf_counter() - began
+            left -= seconds[size]
+        return seconds
+
+
+def _measured(image_id: int, matte: Tensor) -> MatteReport:
+    return MatteReport(
+        image_id,
+        coverage=float(matte.mean()),
+        peak=float(matte.max()),
+        solid=float((matte >= 0.5).float().mean()),
+        soft=float(((matte > 0.05) & (matte < 0.95)).float().mean()),
+    )

@@ -1,0 +1,165 @@
+"""One CUDA device: three streams, events between them, graphs in one pool, page-locked host memory.
+
+Only what needs CUDA stands here; nobody without a GPU can run it, so it decides as little as it can.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rmbgd.backends.cuda.device import CaptureFailed, Mark
+
+SMALL_BYTES = 1 << 20  # torch's allocator takes tensors up to this from blocks of their own kind
+SMALL_RESERVED = 24  # of them are kept at hand: tables of weights and the like
+
+
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+
+def _runtime() -> Any:
+    """The CUDA runtime that torch has loaded."""
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+class CudaDevice:
+    """`name` is "cuda:0", "cuda:1", ... Raises what torch raises for a device that is not there."""
+
+    def __init__(self, name: str) -> None:
+        self._device = torch.device(name)
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # says best what is missing
+        torch.cuda.set_device(self._device)
+        # Products of float32 are float32: where they stand, a network needs their precision.
+        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        self._upload, self._compute, self._download = (_stream(self._device) for _ in range(3))
+        self._pool = torch.cuda.graph_pool_handle()
+        self._pinned: int | None = None  # address
+
+    @property
+    def torch(self) -> torch.device:
+        return self._device
+
+    def facts(self) -> dict[str, object]:
+        major, minor = self.capability()
+        return {
+            "name": torch.cuda.get_device_name(self._device),
+            "capability": f"{major}.{minor}",
+            "cuda": torch.version.cuda,
+            "memory_bytes": self.memory()[1],
+        }
+
+    def capability(self) -> tuple[int, int]:
+        return torch.cuda.get_device_capability(self._device)
+
+    def memory(self) -> tuple[int, int]:
+        return torch.cuda.mem_get_info(self._device)
+
+    def peak(self, body: Callable[[], object]) -> int:
+        torch.cuda.synchronize(self._device)
+        torch.cuda.reset_peak_memory_stats(self._device)
+        before = torch.cuda.memory_allocated(self._device)
+        with self.compute():
+            body()
+        torch.cuda.synchronize(self._device)
+        return torch.cuda.max_memory_allocated(self._device) - before
+
+    def allocations(self) -> int:
+        return int(torch.cuda.memory_stats(self._device)["num_device_alloc"])
+
+    def upload(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._upload)
+
+    def compute(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._compute)
+
+    def download(self) -> AbstractContextManager[object]:
+        return torch.cuda.stream(self._download)
+
+    def mark(self) -> Mark:
+        # A blocking event lets the host's thread sleep while it waits: decoders and encoders want the core.
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        return torch.cuda.current_stream(self._device).record_event(event)
+
+    def follow(self, mark: Mark) -> None:
+        assert isinstance(mark, torch.cuda.Event)
+        torch.cuda.current_stream(self._device).wait_event(mark)
+
+    def wait(self, mark: Mark) -> None:
+        assert isinstance(mark, torch.cuda.Event)
+        mark.synchronize()
+
+    def settle(self) -> None:
+        torch.cuda.synchronize(self._device)
+
+    def capture(self, body: Callable[[], object]) -> Callable[[], object]:
+        graph = torch.cuda.CUDAGraph()
+        self.settle()
+        before = torch.cuda.current_stream(self._device)
+        try:
+            # "thread_local": calls that other threads make meanwhile, a sensor's for one, do not spoil the recording.
+            # The stream is the one that replays, so that the libraries' workspaces are its own.
+            with torch.cuda.graph(graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local"):
+                body()
+        except RuntimeError as error:
+            torch.cuda.set_stream(before)  # torch's context does not put it back when the recording cannot be ended
+            self._still_well(error)
+            raise CaptureFailed(str(error).strip().partition("\n")[0]) from error
+        return graph.replay
+
+    def _still_well(self, error: RuntimeError) -> None:
+        """Raises `error` when the device computes no more. A failed recording leaves its error to be fetched once."""
+        self._clear_error()
+        try:
+            with self.compute():
+                answer = torch.ones(8, device=self._device).sum().item()
+        except RuntimeError:
+            raise error from None
+        if answer != 8:
+            raise error
+
+    def _clear_error(self) -> None:
+        """The runtime keeps the last error until somebody asks; torch asks at each launch, and raises it."""
+        with suppress(RuntimeError):
+            torch.zeros(1, device=self._device)
+
+    def forget_graphs(self) -> None:
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def reserve(self, byte_count: int) -> None:
+        with self.compute():
+            kept = [torch.empty(byte_count, dtype=torch.uint8, device=self._device)]
+            kept += [torch.empty(SMALL_BYTES, dtype=torch.uint8, device=self._device) for _ in range(SMALL_RESERVED)]
+        del kept  # into the allocator's hands, which keeps them
+
+    def empty(self) -> None:
+        torch.cuda.empty_cache()
+
+    def pin(self, block: NDArray[np.uint8], byte_count: int) -> str:
+        byte_count -= byte_count % mmap.PAGESIZE
+        if byte_count <= 0:
+            return "nothing was asked for"
+        runtime = _runtime()
+        code = runtime.cudaHostRegister(block.ctypes.data, byte_count, 1)  # portable: for every context
+        if int(code) != 0:
+            self._clear_error()
+            return f"cudaHostRegister of {byte_count} bytes: {runtime.cudaGetErrorString(code)}"
+        self._pinned = block.ctypes.data
+        return ""
+
+    def host_tensor(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, pin_memory=True)
+
+    def close(self) -> None:
+        if self._pinned is not None:
+            self.settle()
+            _runtime().cudaHostUnregister(self._pinned)
+            self._pinned = None

@@ -1,0 +1,25 @@
+"""From options to a backend: the function that the child process loads by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmbgd.backends.cpu import DEVICE, TorchEngine
+from rmbgd.engine.examine import Examined
+from rmbgd.engine.options import Options
+
+
+def create(block: NDArray[np.uint8], options: Mapping[str, Any]) -> Examined:
+    """The factory for the child process. Raises EngineLost for a GPU that is not there."""
+    wanted = Options.from_json(options)
+    if wanted.device == DEVICE:
+        return TorchEngine(block, wanted)
+    from rmbgd.backends.cuda.backend import GpuEngine
+    from rmbgd.backends.cuda.runtime import CudaDevice
+
+    return GpuEngine(block, wanted, partial(CudaDevice, wanted.device))

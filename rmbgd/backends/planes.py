@@ -1,0 +1,32 @@
+"""How pixels become what the networks were trained on: the statistics of ImageNet, for every network here.
+
+Knows no tensors.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmbgd.engine.types import Slot
+from rmbgd.imaging.compose import compose_rgba, quantise_alpha
+from rmbgd.imaging.resize import matte_to_image
+
+MEAN = (0.485, 0.456, 0.406)
+DEVIATION = (0.229, 0.224, 0.225)
+
+# (x / 255 - mean) / deviation = SCALE * x + SHIFT, per channel, x in 0..255
+SCALE = tuple(1 / (255 * deviation) for deviation in DEVIATION)
+SHIFT = tuple(-mean / deviation for mean, deviation in zip(MEAN, DEVIATION, strict=True))
+
+
+# --- On the host, from a network's answer to the output plane of one picture: resize, clean colours, compose.
+
+
+def finish(slot: Slot, matte: NDArray[np.float32], *, clean: bool) -> None:
+    """Write the output plane of one picture from its matte, float32 [h, w]."""
+    alpha = matte_to_image(matte, *slot.rgb.shape[:2])
+    if slot.rgba is not None:
+        compose_rgba(slot.rgb, alpha, slot.source_alpha, slot.rgba, clean=clean)
+    elif slot.alpha is not None:
+        quantise_alpha(alpha, slot.source_alpha, slot.alpha)

@@ -1,0 +1,204 @@
+"""Pictures to measure with: the operator's own, or drawn ones that cost about what photographs cost.
+
+Decides nothing about how they are used. Drawn pictures are the same on every machine.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from rmbgd.config.load import Limits
+from rmbgd.errors import ConfigError, ImageError
+from rmbgd.imaging.decode import decode_into, probe, read_limited
+from rmbgd.service.oneshot import sources_of
+
+FOLDER_MAXIMUM = 32  # pictures taken from a folder: enough variety, and a few hundred MB decoded
+APPENDABLE = {"JPEG", "PNG"}  # decoders ignore what follows the end of these
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One picture as a file and as pixels. rgb: uint8 [H, W, 3]; its own alpha, where it has any, is not measured."""
+
+    name: str
+    data: bytes
+    form: str
+    rgb: NDArray[np.uint8]
+
+    def version(self, number: int) -> bytes:
+        """The same picture as a file that equals no other, so that it is computed and not copied from an equal one."""
+        return self.data + number.to_bytes(8, "little")
+
+
+def drawn(count: int, side: int) -> list[Picture]:
+    """Waves, discs and noise, seeded by number: JPEG, quality 90, about 2 bits a pixel."""
+    return [_decoded(f"{number}.jpg", _jpeg(number, side), Limits()) for number in range(count)]
+
+
+def from_folder(folder: Path, limits: Limits) -> list[Picture]:
+    """The first pictures below `folder` that the service would take. Raises ConfigError when there is none."""
+    found: list[Picture] = []
+    why = "it holds no files"
+    root, names = sources_of(folder)
+    for name in names:
+        try:
+            picture = _decoded(name, _read(root / name, limits), limits)
+        except ImageError as error:
+            why = f"{name}: {error}"
+            continue
+        except OSError as error:
+            why = f"{name}: {error.strerror}"
+            continue
+        if picture.form in APPENDABLE:
+            found.append(picture)
+        else:
+            why = f"{name}: measuring needs JPEG or PNG files, this is {picture.form}"
+        if len(found) == FOLDER_MAXIMUM:
+            break
+    if not found:
+        raise ConfigError(f"{folder}: no picture to measure with; {why}")
+    return found
+
+
+def versions(pictures: list[Picture]) -> Iterator[tuple[str, bytes]]:
+    """(file name, bytes) for ever; no two alike."""
+    number = 0
+    while True:
+        picture = pictures[number % len(pictures)]
+        yield f"{number:06}{'.jpg' if picture.form == 'JPEG' else '.png'}", picture.version(number)
+        number += 1
+
+
+def _read(path: Path, limits: Limits) -> bytes:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return read_limited(descriptor, limits)
+    finally:
+        os.close(descriptor)
+
+
+def _decoded(name: str, data: bytes, limits: Limits) -> Picture:
+    header = probe(data, limits, animated="first_frame", metadata=())
+    width, height = header.size
+    rgb = np.empty((height, width, 3), np.uint8)
+    alpha = np.empty((height, width), np.uint8) if header.has_alpha else None
+    decode_into(data, header, rgb, alpha)
+    return Picture(name, data, header.format, rgb)
+
+
+def _jpeg(number: int, side: int) -> bytes:
+    random = np.random.default_rng(number)
+    y, x = np.mgrid[0:side, 0:side].astype(np.float32) / side
+    pixels = np.empty((side, side, 3), np.float32)
+    for channel in range(3):
+        fx, fy, phase = random.uniform(1, 6, 3)
+        pixels[..., channel] = 128 + 70 * np.sin(2 * np.pi * (fx * x + fy * y) + phase)
+    cx, cy, radius = random.uniform(0.35, 0.65), random.uniform(0.35, 0.65), random.uniform(0.15, 0.3)
+    pixels[np.hypot(x - cx, y - cy) < radius] = random.uniform(30, 225, 3)
+    for cells, strength in ((side // 4 + 1, 14.0), (side, 3.0)):
+        grain = random.standard_normal((cells, cells), np.float32)
+        pixels += strength * cv2.resize(grain, (side, side), interpolation=cv2.INTER_CUBIC)[..., None]
+    stream = io.BytesIO()
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=90)
+    return stream.getvalue()
+
+
+# --- POLICY: what a list of measured times says, and which part of a line holds the others up.
+
+
+P95_NEEDS, P99_NEEDS = 20, 100  # measurements: below, the rank is the slowest one, which is chance
+HAND_OVER = "hand-over"  # what a round trip takes beyond the engine's own stages
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Times of one kind, in ms. `jitter` is p99 - p50. None where too few were measured."""
+
+    count: int
+    mean: float
+    p50: float
+    p95: float | None
+    p99: float | None
+    jitter: float | None
+    longest: float
+
+
+def spread(milliseconds: Sequence[float]) -> Spread:
+    """Raises ValueError for no times at all."""
+    if not milliseconds:
+        raise ValueError("nothing was measured")
+    ordered = sorted(milliseconds)
+    count, p50 = len(ordered), ranked(ordered, 0.50)
+    p99 = ranked(ordered, 0.99) if count >= P99_NEEDS else None
+    return Spread(
+        count=count,
+        mean=sum(ordered) / count,
+        p50=p50,
+        p95=ranked(ordered, 0.95) if count >= P95_NEEDS else None,
+        p99=p99,
+        jitter=None if p99 is None else p99 - p50,
+        longest=ordered[-1],
+    )
+
+
+def ranked(ordered: Sequence[float], share: float) -> float:
+    """The nearest-rank percentile of ascending values: the smallest that at least `share` of them do not exceed."""
+    return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def stages_of(round_trip: float, stages: Mapping[str, float]) -> dict[str, float]:
+    """What a batch took by stage, in ms; the round trip's rest are messages, and waking two processes."""
+    return {**stages, HAND_OVER: max(0.0, round_trip - sum(stages.values()))}
+
+
+def largest(shares: Mapping[str, float]) -> tuple[str, float]:
+    """The name with the largest value, and its share of the sum; ("", 0) where there is nothing to compare."""
+    total = sum(shares.values())
+    if not shares or total <= 0:
+        return "", 0.0
+    name = max(shares, key=lambda each: shares[each])
+    return name, shares[name] / total
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """Seconds that threads waited at the channels of a line, summed over the threads of a side, up to one moment."""
+
+    jobs_empty: float
+    frames_full: float
+    frames_empty: float
+    arrivals_full: float
+    arrivals_empty: float
+
+
+def busy(before: Waits, after: Waits, seconds: float, *, decoders: int, finishers: int) -> dict[str, float]:
+    """Share of its threads' time, 0..1, that each stage did not wait for another, between two readings.
+
+    A stage that never waits is the one that the others wait for. Decoders and engine share the way out (`arrivals`): a
+    full one is counted to the engine, whose results go there.
+    """
+    if seconds <= 0:
+        raise ValueError(f"{seconds} seconds between two readings")
+    decode = (after.jobs_empty - before.jobs_empty) + (after.frames_full - before.frames_full)
+    engine = (after.frames_empty - before.frames_empty) + (after.arrivals_full - before.arrivals_full)
+    finish = after.arrivals_empty - before.arrivals_empty
+    waited = {"decode": decode / decoders, "engine": engine, "finish": finish / finishers}
+    return {stage: min(1.0, max(0.0, 1.0 - each / seconds)) for stage, each in waited.items()}
+
+
+def bottleneck(shares: Mapping[str, float], milliseconds: Mapping[str, float]) -> str:
+    """The stage that waits least; of `finish`, the longer half in `milliseconds`: encode, or sync (disk)."""
+    stage = max(shares, key=lambda each: shares[each])
+    if stage != "finish":
+        return "decode" if stage == "decode" else "device"
+    return "disk" if milliseconds.get("sync", 0.0) > milliseconds.get("encode", 0.0) else "encode"

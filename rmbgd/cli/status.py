@@ -1,0 +1,166 @@
+"""`rmbgd status`: what the running service wrote into its status file, and whether that can be believed.
+
+Does not talk to the service: reading a file cannot disturb it, and works when it hangs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rmbgd.cli.options import DEFAULT_CONFIG, add_config, add_json, printable
+from rmbgd.errors import Exit
+from rmbgd.service.exit_recorder import DEFAULT_RUNTIME_DIRECTORY, STATUS_FILE
+from rmbgd.telemetry import jsonl as lines
+
+LATE = 5  # status intervals without a new file: the health thread does not run
+LATE_MINIMUM = 10.0  # s; a busy small board may be late by seconds
+
+
+class Verdict(StrEnum):
+    RUNNING = "running"
+    HUNG = "hung"
+    STALE = "stale"
+    STOPPED = "stopped"
+    NOT_RUNNING = "not running"
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    verdict: Verdict
+    why: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    add_json(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    path = runtime_directory(options.config) / STATUS_FILE
+    try:
+        record = read(path)
+    except PermissionError:
+        print(f"rmbgd: you may not read {path}: be root, or in the group of the service", file=sys.stderr)
+        return Exit.FAILED
+    judgement = judge(record, now=time.monotonic(), process_start=lines.process_start, where=str(path))
+    if options.json:
+        print(lines.to_json({"verdict": judgement.verdict, "why": judgement.why, "status": record}))
+    else:
+        _print(judgement, record)
+    return Exit.OK if judgement.verdict is Verdict.RUNNING else Exit.FAILED
+
+
+def runtime_directory(path: Path) -> Path:
+    """Where the status file lies. Raises ConfigError when a configuration is named that cannot be used."""
+    if path == DEFAULT_CONFIG and not path.exists():
+        return DEFAULT_RUNTIME_DIRECTORY
+    from rmbgd.config import load as config
+
+    return config.load(path).service.runtime_directory
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """The status file; None when there is none. Raises PermissionError: not being allowed to look is no answer."""
+    try:
+        record = json.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    return record if isinstance(record, dict) else None
+
+
+def judge(
+    record: Mapping[str, Any] | None, *, now: float, process_start: Callable[[int], int | None], where: str
+) -> Judgement:
+    """Pure but for `process_start(pid)`. `now` is monotonic, in s.
+
+    A process is known by its pid and its start, which neither a reboot nor a container can confuse: a sandboxed service
+    may see another boot id than we do.
+    """
+    if record is None:
+        return Judgement(Verdict.NOT_RUNNING, f"there is no status file at {where}")
+    written, pid = record["written_at"], record["pid"]
+    if record["phase"] == "stopped":
+        return Judgement(Verdict.STOPPED, f"stopped in good order at {written}")
+    if process_start(pid) != record["process_start"]:
+        return Judgement(Verdict.NOT_RUNNING, f"process {pid} is gone; it wrote its last status at {written}")
+    age = now - float(record["monotonic"])
+    if age > max(LATE * float(record["interval"]), LATE_MINIMUM):
+        return Judgement(Verdict.STALE, f"process {pid} is there but has said nothing for {duration(age)}")
+    if record["stalled"]:
+        return Judgement(Verdict.HUNG, f"no progress: {', '.join(record['stalled'])}")
+    return Judgement(Verdict.RUNNING, f"process {pid}, as of {duration(age)} ago")
+
+
+def duration(seconds: float) -> str:
+    """3 s, 12 min, 5 h 20 min, 4 d 3 h: two units at most."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min"
+    if whole < 86400:
+        return f"{whole // 3600} h {whole % 3600 // 60} min"
+    return f"{whole // 86400} d {whole % 86400 // 3600} h"
+
+
+def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What a person wants to know first, as (label, text)."""
+    health = record["health"]
+    rates = record["per_minute"]
+    found = [
+        ("phase", str(record["phase"])),
+        ("up", f"{duration(health['uptime'])}, since {record['started_at']}"),
+        ("device", str(health["device"])),
+        ("safe mode", _safe_mode(record["safe_mode"])) if record.get("safe_mode") else None,
+        ("paused", str(health["paused"])) if health["paused"] else None,
+        ("queue", f"{health['waiting']} waiting, {health['in_flight']} in flight"),
+        ("oldest", duration(health["oldest_waiting"])) if health["oldest_waiting"] else None,
+        ("pictures", f"{health['done']} done, {health['failed']} refused, {health['postponed']} put back"),
+        ("rate", ", ".join(f"{rate:g} a minute over {window}" for window, rate in rates.items())),
+        ("engine", _flat(health["engine"])) if health["engine"] else None,
+        ("memory", f"{health['rss_bytes'] / 2**20:.0f} MiB, {health['arena_bytes'] / 2**20:.0f} MiB of pictures"),
+        ("version", str(record["version"])),
+    ]
+    found += [(f"folder {name}", _flat(facts)) for name, facts in (record.get("folders") or {}).items()]
+    if problem := record.get("last_problem"):
+        found.append(("last problem", _flat(problem)))
+    return [row for row in found if row is not None]
+
+
+def _safe_mode(facts: Mapping[str, Any]) -> str:
+    left = facts["left_in"]
+    ends = "its time counts when it is ready" if left is None else f"everything is tried again in {duration(left)}"
+    waits = "; pictures wait for the GPU" if facts["waits"] else ""
+    return f"the last starts died ({', '.join(facts['causes'])}); {ends}{waits}"
+
+
+def _flat(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_flat(entry)}" for key, entry in value.items() if entry is not None)
+    return str(value)
+
+
+def _print(judgement: Judgement, record: Mapping[str, Any] | None) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    colour = "green" if judgement.verdict is Verdict.RUNNING else "red"
+    console.print(f"rmbgd is [bold {colour}]{judgement.verdict}[/]: {escape(judgement.why)}", soft_wrap=True)
+    if record is None or judgement.verdict is Verdict.NOT_RUNNING:
+        return
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for label, text in rows(record):
+        table.add_row(label, escape(printable(text)))
+    console.print(table)

@@ -1,0 +1,91 @@
+"""Refuses folders that cannot be used together, before anything is watched: all findings at once, each with a way out.
+
+Compares by real path and by (device, inode), so that links and bind mounts hide nothing. Creates and changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations
+
+from rmbgd.config.load import Config
+from rmbgd.errors import ConfigError
+
+_RESULTS = {"output", "done", "failed"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """One configured directory: `path` as written, `lineage` of every directory from it up to the root."""
+
+    owner: str
+    role: str
+    path: str
+    lineage: tuple[object, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.owner}.{self.role} ({self.path})"
+
+
+def check_layout(config: Config) -> None:
+    """Raises ConfigError with every finding."""
+    places = list(_places(config))
+    findings = [text for pair in combinations(places, 2) if (text := _conflict(*pair))]
+    if findings:
+        raise ConfigError(findings)
+
+
+def _places(config: Config) -> Iterator[_Place]:
+    for folder in config.folder:
+        owner = f"folder '{folder.name}'"
+        for role, path in (
+            ("input", folder.input),
+            ("output", folder.output),
+            ("done", folder.done if folder.originals == "archive" else None),
+            ("failed", folder.failed),
+        ):
+            if path is not None:
+                yield _Place(owner, role, str(path), _lineage(str(path)))
+    for role in ("state_directory", "runtime_directory"):
+        path = getattr(config.service, role)
+        yield _Place("service", role, str(path), _lineage(str(path)))
+
+
+def _lineage(path: str) -> tuple[object, ...]:
+    """The directory and its ancestors, each by (device, inode) where it exists, else by its real path."""
+    here = os.path.realpath(path)
+    lineage: list[object] = []
+    while True:
+        try:
+            found = os.stat(here)
+            lineage.append((found.st_dev, found.st_ino))
+        except OSError:
+            lineage.append(here)
+        parent = os.path.dirname(here)
+        if parent == here:
+            return tuple(lineage)
+        here = parent
+
+
+def _conflict(one: _Place, other: _Place) -> str | None:
+    if "input" not in (one.role, other.role):
+        return _mixed(one, other)
+    if one.role != "input":
+        one, other = other, one
+    if one.lineage[0] == other.lineage[0]:
+        return f"{one.name} and {other.name} are the same directory: give each its own"
+    if one.lineage[0] in other.lineage[1:]:
+        return f"{other.name} lies inside {one.name}: what stands there would come in again; move it out"
+    if other.lineage[0] in one.lineage[1:] and other.owner != "service":
+        return f"{one.name} lies inside {other.name}: what is written there would come in again; move it out"
+    return None
+
+
+def _mixed(one: _Place, other: _Place) -> str | None:
+    """Folders may share an output, the ledger keeps the names apart; one folder's results may not share a directory."""
+    if one.owner == other.owner and {one.role, other.role} < _RESULTS and one.lineage[0] == other.lineage[0]:
+        return f"{one.name} and its {other.role} are the same directory: cutouts and originals would mix; separate them"
+    return None

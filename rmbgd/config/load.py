@@ -1,0 +1,148 @@
+"""The configuration, from one TOML file: the tables of settings/ put together, and every finding told at once.
+
+Knows the shape of settings only: whether folders can be used together is layout.py's question. Opens no device.
+"""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from rmbgd.config.settings import (
+    EngineSettings,
+    Folder,
+    GpuSettings,
+    Health,
+    Intake,
+    Limits,
+    Name,
+    Pipeline,
+    Recipe,
+    Service,
+    Settings,
+)
+from rmbgd.errors import ConfigError
+
+__all__ = [
+    "Config",
+    "EngineSettings",
+    "Folder",
+    "GpuSettings",
+    "Health",
+    "Intake",
+    "Limits",
+    "Pipeline",
+    "Recipe",
+    "Service",
+    "load",
+    "parse",
+]
+
+DEFAULT_PATH = Path("/etc/rmbgd/rmbgd.toml")
+
+
+class Config(Settings):
+    service: Service = Field(default_factory=Service)
+    intake: Intake = Field(default_factory=Intake)
+    limits: Limits = Field(default_factory=Limits)
+    pipeline: Pipeline = Field(default_factory=Pipeline)
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    gpu: GpuSettings = Field(default_factory=GpuSettings)
+    health: Health = Field(default_factory=Health)
+    recipe: dict[Name, Recipe] = Field(default_factory=dict)
+    folder: list[Folder] = Field(default_factory=list)
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Config:
+        findings: list[str] = []
+        names = [folder.name for folder in self.folder]
+        findings += [f"folder '{name}' is defined twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        known = set(self.recipe) | {"default"}
+        for folder in self.folder:
+            if folder.recipe not in known:
+                near = difflib.get_close_matches(folder.recipe, known, 1)
+                hint = f"; did you mean '{near[0]}'?" if near else f"; there is {', '.join(sorted(known))}"
+                findings.append(f"folder '{folder.name}': no recipe '{folder.recipe}'{hint}")
+        for name, recipe in sorted(self.recipe.items()):
+            if recipe.canvas:
+                width, height = (int(side) for side in recipe.canvas.split("x"))
+                if width * height > self.limits.pixels or max(width, height) > self.limits.side:
+                    findings.append(
+                        f"recipe.{name}.canvas = {recipe.canvas} is beyond limits.pixels = {self.limits.pixels} or "
+                        f"limits.side = {self.limits.side}: make it smaller, or raise the limit"
+                    )
+        # rgb 3 + source alpha 1 + rgba 4 bytes a pixel, and some alignment
+        largest = 8 * self.limits.pixels + 4096
+        if self.pipeline.arena_bytes < largest:
+            allowed = (self.pipeline.arena_bytes - 4096) // 8
+            findings.append(
+                f"pipeline.arena_bytes = {self.pipeline.arena_bytes} cannot hold one picture of limits.pixels = "
+                f"{self.limits.pixels}: raise it to {largest}, or lower limits.pixels to {allowed}"
+            )
+        if findings:
+            raise ValueError("\n".join(findings))
+        return self
+
+    def recipe_of(self, folder: Folder) -> Recipe:
+        return self.recipe.get(folder.recipe) or Recipe()
+
+
+def load(path: Path) -> Config:
+    """The configuration in `path`. Raises ConfigError with every finding at once."""
+    try:
+        text = path.read_bytes().decode()
+        tables = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}; name another file with --config") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}; see config/rmbgd.toml for the notation") from error
+    return parse(tables, origin=str(path))
+
+
+def parse(tables: dict[str, Any], *, origin: str = "configuration") -> Config:
+    """The configuration in plain tables. Raises ConfigError with every finding at once."""
+    try:
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigError([f"{origin}: {finding}" for finding in _findings(error)]) from error
+
+
+def _findings(error: ValidationError) -> list[str]:
+    texts: list[str] = []
+    for entry in error.errors():
+        where = _where(entry["loc"])
+        if entry["type"] == "extra_forbidden":
+            siblings = _siblings(entry["loc"])
+            near = difflib.get_close_matches(str(entry["loc"][-1]), siblings, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(siblings))}"
+            texts.append(f"{where}: unknown setting; {hint}")
+        elif entry["type"] == "value_error":
+            lines = str(entry["ctx"]["error"]).splitlines()
+            texts += [f"{where}: {line}" if where else line for line in lines]
+        else:
+            value = f" (is {entry['input']!r})" if not isinstance(entry["input"], (dict, list)) else ""
+            texts.append(f"{where}: {entry['msg']}{value}")
+    return texts
+
+
+def _where(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """The settings known beside the last part of `location`."""
+    here: Any = Config
+    for part in location[:-1]:
+        if isinstance(part, int) or here is Recipe:
+            continue
+        here = {
+            "service": Service, "intake": Intake, "limits": Limits, "pipeline": Pipeline,
+            "engine": EngineSettings, "health": Health, "recipe": Recipe, "folder": Folder,
+        }.get(part, here)  # fmt: skip
+    return list(here.model_fields)

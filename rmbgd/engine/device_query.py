@@ -1,0 +1,162 @@
+"""Questions to torch and to the NVIDIA driver, asked in a process of their own and answered as JSON on stdout.
+
+Runs as `python -m rmbgd.engine.device_query torch|nvml`, so that a library that hangs, crashes or fills gigabytes
+does so elsewhere. Does not judge what it finds: compute.py does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PATIENCE = 120.0  # s; importing torch from a slow disk takes most of a minute
+
+
+def ask(question: str, *, patience: float = PATIENCE) -> dict[str, Any]:
+    """The probe's answer; when there is none, {"error": ..., "text": ...} with the reason."""
+    command = [sys.executable, "-m", "rmbgd.engine.device_query", question]
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=patience, check=False)
+    except subprocess.TimeoutExpired:
+        return {"error": "Timeout", "text": f"no answer within {patience:g} s"}
+    try:
+        answer = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        text = f"the asking process ended with {done.returncode}" + (f": {said[-1]}" if said else "")
+        return {"error": "Crash", "text": text}
+    return answer if isinstance(answer, dict) else {"error": "Nonsense", "text": repr(answer)}
+
+
+def ask_torch() -> dict[str, Any]:
+    torch = importlib.import_module("torch")
+    found: dict[str, Any] = {
+        "version": torch.__version__,
+        "built_for_cuda": torch.version.cuda,
+        "cuda": torch.cuda.is_available(),
+        "threads": torch.get_num_threads(),
+        "devices": [],
+    }
+    if not found["cuda"]:
+        if found["built_for_cuda"]:
+            try:
+                torch.cuda.init()
+            except Exception as error:  # noqa: BLE001, whatever it is: its text is the cause that is asked for
+                found["cause"] = str(error).splitlines()[0]
+        return found
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        # That it can be listed does not say that it computes: wrong architectures fail at the first kernel.
+        total = float(torch.ones(1024, device=f"cuda:{index}").sum().item())
+        found["devices"].append(
+            {
+                "name": properties.name,
+                "memory_bytes": properties.total_memory,
+                "capability": f"{properties.major}.{properties.minor}",
+                "computes": total == 1024.0,
+            }
+        )
+    return found
+
+
+def ask_nvml() -> dict[str, Any]:
+    nvml = importlib.import_module("pynvml")
+    nvml.nvmlInit()
+    try:
+        driver = nvml.nvmlSystemGetDriverVersion()
+        devices = []
+        for index in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            device: dict[str, Any] = {"name": nvml.nvmlDeviceGetName(handle)}
+            for key, read in _readings(nvml, handle).items():
+                try:
+                    device[key] = read()
+                except nvml.NVMLError as error:
+                    device[key] = None  # what a board does not have is unknown, not healthy
+                    device[f"{key}_error"] = str(error)
+            devices.append(device)
+        return {"driver": driver, "devices": devices}
+    finally:
+        nvml.nvmlShutdown()
+
+
+def _readings(nvml: Any, handle: Any) -> dict[str, Callable[[], Any]]:
+    return {
+        "memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
+        "temperature": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+    }
+
+
+QUESTIONS: dict[str, Callable[[], dict[str, Any]]] = {"torch": ask_torch, "nvml": ask_nvml}
+
+
+def main() -> int:
+    try:
+        answer = QUESTIONS[sys.argv[1]]()
+    except Exception as error:  # noqa: BLE001, the parent wants the cause, whatever it is
+        answer = {"error": type(error).__name__, "text": str(error).strip() or type(error).__name__}
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
+
+
+# --- Whether this machine has a GPU that can compute, asked in a process of its own: a driver that hangs, hangs there.
+
+
+NVML_PATIENCE = 20.0  # s; a sleeping card takes a few to wake up
+TORCH_PATIENCE = 120.0  # s; importing torch from a slow disk takes most of a minute
+NODES = ("nvidia0", "nvhost-gpu", "nvgpu", "nvmap")  # one of them is there where a GPU's driver is, Jetson included
+UNWELL = ("mismatch", "lost", "reset", "unknown error", "timeout")  # NVML's words for a GPU that is there all the same
+
+Ask = Callable[..., Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Visible:
+    """`count` GPUs; `why`, in words for the operator."""
+
+    count: int
+    why: str
+
+
+def visible_gpus(ask: Ask = ask, devices: Path = Path("/dev")) -> Visible:
+    """What NVML sees; where the driver has no NVML, what torch sees. A GPU that is unwell is there."""
+    answer = ask("nvml", patience=NVML_PATIENCE)
+    if "error" not in answer:
+        names = [str(each["name"]) for each in answer["devices"]]
+        if not names:
+            return Visible(0, f"the driver {answer['driver']} sees no card")
+        return Visible(len(names), f"the driver {answer['driver']} sees {', '.join(names)}")
+    said = f"{answer['error']}: {answer['text']}"
+    if any(word in said.lower() for word in UNWELL):
+        return Visible(1, f"the driver says {said}")
+    if not any((devices / node).exists() for node in NODES):
+        return Visible(0, f"no driver's device below {devices} ({said})")
+    answer = ask("torch", patience=TORCH_PATIENCE)
+    found = [str(each["name"]) for each in answer.get("devices", [])]
+    if found:
+        return Visible(len(found), f"torch sees {', '.join(found)}")
+    return Visible(0, f"torch sees none: {answer.get('cause') or answer.get('text') or 'no reason given'} ({said})")
+
+
+def nvml_target(index: int, order: str | None) -> tuple[int, str | None]:
+    """(index, uuid) for NVML of the device that CUDA counts as `index`; `order` is CUDA_VISIBLE_DEVICES.
+
+    Both count in PCI order, since the engine's process is told so; the variable hides and reorders for CUDA alone.
+    """
+    entries = [entry.strip() for entry in (order or "").split(",") if entry.strip()]
+    if index >= len(entries):
+        return index, None
+    entry = entries[index]
+    return (int(entry), None) if entry.isdigit() else (index, entry)

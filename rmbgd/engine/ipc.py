@@ -1,0 +1,162 @@
+"""What parent and child say to each other: JSON, each message preceded by its length. No pickles: they run code.
+
+Knows the shape of messages, not what they lead to. Pixels never travel here: they lie in the arena.
+
+parent -> child   {"do": "start", "factory", "options", "arena_bytes", "deadline"}
+                  {"do": "segment", "batch", "deadline"}
+                  {"do": "golden", "model", "deadline"}
+                  {"do": "canary", "blocks", "deadline"}
+                  {"do": "close"}
+child -> parent   {"description"} | {"report"} | {"golden"} | {"canary"}
+                  | {"fault": lost, memory, nonsense or model, "detail", "cause"}
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import struct
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+from rmbgd.engine.types import Answer, BatchReport, EngineDescription, Limit, MatteReport, OutputPlane, Region, Work
+
+Message = dict[str, Any]
+
+MESSAGE_MAXIMUM = 1 << 20  # bytes; a batch of 16 takes 4,000: anything near this is not from us
+_LENGTH = struct.Struct("!I")
+
+
+class GarbledError(Exception):
+    """The other side sent what cannot be a message, or a message that does not say what it must."""
+
+
+def send(connection: socket.socket, message: Message) -> None:
+    """Raises OSError when the other side is gone."""
+    body = json.dumps(message, separators=(",", ":")).encode()
+    connection.settimeout(None)
+    connection.sendall(_LENGTH.pack(len(body)) + body)
+
+
+def receive(
+    connection: socket.socket, seconds: float | None = None, monotonic: Callable[[], float] = time.monotonic
+) -> Message:
+    """The next message. Raises EOFError when the other side is gone, TimeoutError after `seconds`, GarbledError.
+
+    Time in which this whole process stood still (SIGSTOP, a frozen container, a suspended machine) does not count: the
+    other side stood still, too.
+    """
+    patience = _Patience(seconds, monotonic)
+    (length,) = _LENGTH.unpack(_exactly(connection, _LENGTH.size, patience))
+    if length > MESSAGE_MAXIMUM:
+        raise GarbledError(f"a message of {length} bytes")
+    try:
+        message = json.loads(_exactly(connection, length, patience))
+    except ValueError as error:
+        raise GarbledError(str(error)) from error
+    if not isinstance(message, dict):
+        raise GarbledError(f"a message that is a {type(message).__name__}")
+    return message
+
+
+class _Patience:
+    """Seconds left, spent in slices; a slice that took much longer than it should was a standstill."""
+
+    SLICE = 1.0  # seconds
+
+    def __init__(self, seconds: float | None, monotonic: Callable[[], float]) -> None:
+        self._left = seconds
+        self._monotonic = monotonic
+        self._began = monotonic()
+
+    def slice(self) -> float | None:
+        """How long to wait now. Raises TimeoutError when nothing is left."""
+        now = self._monotonic()
+        if self._left is None:
+            return None
+        self._left -= min(now - self._began, 2 * self.SLICE)
+        self._began = now
+        if self._left <= 0:
+            raise TimeoutError
+        return min(self._left, self.SLICE)
+
+
+def _exactly(connection: socket.socket, count: int, patience: _Patience) -> bytes:
+    data = bytearray()
+    while len(data) < count:
+        connection.settimeout(patience.slice())
+        try:
+            piece = connection.recv(count - len(data))
+        except TimeoutError:
+            continue
+        except ConnectionResetError:
+            piece = b""
+        if not piece:
+            raise EOFError
+        data += piece
+    return bytes(data)
+
+
+def from_work(work: Work) -> Message:
+    return asdict(work)
+
+
+def to_work(message: Message) -> Work:
+    region = message["region"]
+    return Work(
+        message["image_id"],
+        Region(**{**region, "output": OutputPlane(region["output"])}),
+        message["model"],
+        message["clean_edges"],
+    )
+
+
+def from_description(description: EngineDescription) -> Message:
+    # JSON has no integer keys
+    return asdict(description) | {"seconds": [[size, seconds] for size, seconds in description.seconds.items()]}
+
+
+def to_description(message: Message) -> EngineDescription:
+    """Raises GarbledError."""
+    try:
+        return EngineDescription(
+            str(message["device"]),
+            dict(message["models"]),
+            tuple(int(size) for size in message["batch_sizes"]),
+            {int(size): float(seconds) for size, seconds in message["seconds"]},
+            dict(message["detail"]),
+            _to_limits(message["limits"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise GarbledError(f"a description without sense: {error!r}") from error
+
+
+def from_report(report: BatchReport) -> Message:
+    return asdict(report)
+
+
+def to_report(message: Message) -> BatchReport:
+    """Raises GarbledError, also for shares that are no numbers between 0 and 1."""
+    try:
+        answers = [_to_answer(entry) for entry in message["answers"]]
+        milliseconds = {str(stage): float(value) for stage, value in message["milliseconds"].items()}
+        again, limits = int(message["again"]), _to_limits(message["limits"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise GarbledError(f"a report without sense: {error!r}") from error
+    return BatchReport(list(answers), milliseconds, again, limits)
+
+
+def _to_limits(entries: list[Message]) -> list[Limit]:
+    return [Limit(str(entry["what"]), str(entry["detail"])) for entry in entries]
+
+
+def _to_answer(entry: Message) -> Answer:
+    matte = MatteReport(**entry["matte"])
+    for name in ("coverage", "peak", "solid", "soft"):
+        value = getattr(matte, name)
+        if not (isinstance(value, (int, float)) and math.isfinite(value) and -1e-3 <= value <= 1 + 1e-3):
+            raise ValueError(f"{name} = {value}")
+    return Answer(matte, str(entry["device"]), str(entry["model"]), int(entry["batch"]), int(entry["tries"]))

@@ -1,0 +1,86 @@
+"""POLICY: whether a device has proved itself, from what a fresh process measured on it.
+
+Does not run the probe: the engine's child does, and reports. What it did not measure counts as failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmbgd.engine.health_types import ProbeReport
+
+if TYPE_CHECKING:
+    from rmbgd.config.load import Health
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """`failed` is empty when the device passed, else the name of the first step that did not."""
+
+    failed: str
+    detail: str = ""
+    reading: float | None = None
+    threshold: float | None = None
+
+    @property
+    def passed(self) -> bool:
+        return not self.failed
+
+
+PASSED = Verdict("")
+
+
+def judge(report: ProbeReport, health: Health) -> Verdict:
+    """The first step that failed, in the order in which they are taken. A number that is not finite fails its step."""
+    if not report.fresh_process:
+        return Verdict("process", "the process has served before; only a fresh one can clear a device")
+    if report.enumerated is not True:
+        return Verdict("enumerate", report.error or "the device did not answer")
+    if report.model_intact is not True:
+        return Verdict("model", report.error or "the loaded weights are not what was expected")
+    if report.canary_passes is None or report.canary_passes < health.probe_passes:
+        return Verdict("canary", report.error or "not finished", report.canary_passes, health.probe_passes)
+    if report.canary_bad != 0:
+        return Verdict("canary", "bad blocks", report.canary_bad, 0)
+    if not _within(report.golden_mean, health.golden_mean):
+        return Verdict("golden", report.error or "mean difference", report.golden_mean, health.golden_mean)
+    if not _within(report.golden_peak, health.golden_peak):
+        return Verdict("golden", report.error or "largest difference", report.golden_peak, health.golden_peak)
+    if not _within(report.seconds, float("inf")):
+        return Verdict("latency", report.error or "not measured")
+    if report.baseline is not None and not _within(report.seconds, health.probe_slowness * report.baseline):
+        return Verdict("latency", "slower than it was", report.seconds, health.probe_slowness * report.baseline)
+    if report.error:
+        return Verdict("error", report.error)
+    return PASSED
+
+
+def judge_golden(mean: float, peak: float, health: Health) -> Verdict:
+    """Whether the known picture came out as stored: the same two bounds as in a probe."""
+    if not _within(mean, health.golden_mean):
+        return Verdict("golden", "mean difference", mean, health.golden_mean)
+    if not _within(peak, health.golden_peak):
+        return Verdict("golden", "largest difference", peak, health.golden_peak)
+    return PASSED
+
+
+def _within(value: float | None, bound: float) -> bool:
+    return value is not None and 0 <= value <= bound and value < float("inf")
+
+
+def golden_difference(
+    alpha: NDArray[np.floating], stored: NDArray[np.floating], outliers: float
+) -> tuple[float, float]:
+    """(mean, peak) difference of two alphas, float [H, W] in 0..1; `peak` leaves out the worst share `outliers`.
+
+    Another shape, or anything that is not finite, gives infinities: an answer that cannot be is never close.
+    """
+    if alpha.shape != stored.shape or not np.isfinite(alpha).all():
+        return float("inf"), float("inf")
+    difference = np.abs(alpha.astype(np.float64) - stored.astype(np.float64)).ravel()
+    kept = max(difference.size - int(outliers * difference.size), 1)
+    return float(difference.mean()), float(np.partition(difference, kept - 1)[kept - 1])

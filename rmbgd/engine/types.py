@@ -1,0 +1,222 @@
+"""The seam between pictures in shared memory and whatever computes alpha: the protocol and the values that cross it.
+
+A leaf: knows nothing of devices, processes, files or models, and imports no other module of rmbgd but the error tree.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class CanaryPass:
+    """What one pass found: `bad` of `blocks` blocks."""
+
+    blocks: int
+    bad: int
+
+
+ALIGNMENT = 64  # bytes; a cache line, and what vector loads and pinned copies like
+
+
+class OutputPlane(StrEnum):
+    """What the engine writes for one picture. The recipe asks for no more than it needs."""
+
+    RGBA8 = "rgba8"  # straight (unassociated) alpha, colours cleaned at soft edges
+    ALPHA8 = "alpha8"
+    ALPHA16 = "alpha16"
+
+
+OUTPUT_BYTES = {OutputPlane.RGBA8: 4, OutputPlane.ALPHA8: 1, OutputPlane.ALPHA16: 2}
+"""Of one pixel."""
+
+
+def aligned(count: int) -> int:
+    """Bytes, rounded up: every plane begins at a multiple of ALIGNMENT."""
+    return -(-count // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """Where the planes of one picture lie in the shared block. Plain integers, so that it can cross to a process."""
+
+    offset: int
+    height: int
+    width: int
+    source_alpha: bool
+    output: OutputPlane
+
+    @property
+    def output_offset(self) -> int:
+        """Where the output plane begins; before it lie the planes that are read."""
+        pixels = self.height * self.width
+        return self.offset + aligned(3 * pixels) + (aligned(pixels) if self.source_alpha else 0)
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes from `offset` to the end of the last plane, rounded up to ALIGNMENT."""
+        return region_bytes(self.height, self.width, source_alpha=self.source_alpha, output=self.output)
+
+
+def region_bytes(height: int, width: int, *, source_alpha: bool, output: OutputPlane) -> int:
+    pixels = height * width
+    planes = [3 * pixels, pixels if source_alpha else 0, OUTPUT_BYTES[output] * pixels]
+    return sum(aligned(plane) for plane in planes)
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Views on the planes of one picture.
+
+    rgb           uint8 [H, W, 3], orientation applied; the engine only reads it, so that another can try again
+    source_alpha  uint8 [H, W] or None: alpha the picture came with; the result is multiplied by it
+    rgba          uint8 [H, W, 4] straight alpha, or None
+    alpha         uint8 or uint16 [H, W], or None; exactly one of rgba and alpha is there
+    """
+
+    rgb: NDArray[np.uint8]
+    source_alpha: NDArray[np.uint8] | None
+    rgba: NDArray[np.uint8] | None
+    alpha: NDArray[np.uint8] | NDArray[np.uint16] | None
+
+
+def view(block: NDArray[np.uint8], region: Region) -> Slot:
+    """The slot of `region` inside `block` (uint8 [bytes]); nothing is copied."""
+    height, width, pixels, at = region.height, region.width, region.height * region.width, region.offset
+    rgb = block[at : at + 3 * pixels].reshape(height, width, 3)
+    at += aligned(3 * pixels)
+    source_alpha = None
+    if region.source_alpha:
+        source_alpha = block[at : at + pixels].reshape(height, width)
+        at += aligned(pixels)
+    output = block[at : at + OUTPUT_BYTES[region.output] * pixels]
+    if region.output is OutputPlane.RGBA8:
+        return Slot(rgb, source_alpha, output.reshape(height, width, 4), None)
+    if region.output is OutputPlane.ALPHA8:
+        return Slot(rgb, source_alpha, None, output.reshape(height, width))
+    return Slot(rgb, source_alpha, None, output.view(np.uint16).reshape(height, width))
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One picture to segment. `model` is the name of a recipe's model; every Work of one batch names the same."""
+
+    image_id: int
+    region: Region
+    model: str
+    clean_edges: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class MatteReport:
+    """What the engine saw in one alpha, before quantisation and before the source's own alpha was multiplied in.
+
+    coverage  mean alpha, 0..1
+    peak      highest alpha, 0..1
+    solid     share of pixels with alpha >= 0.5
+    soft      share of pixels with 0.05 < alpha < 0.95
+    """
+
+    image_id: int
+    coverage: float
+    peak: float
+    solid: float
+    soft: float
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """One picture is done: its output plane holds the result.
+
+    device  that computed it, as the engine's description names it
+    model   that computed it: not the one asked for when a device falls back to a lesser one
+    batch   pictures it was computed with, itself included
+    tries   1 unless engine faults made it run again
+    """
+
+    matte: MatteReport
+    device: str
+    model: str
+    batch: int = 1
+    tries: int = 1
+
+    @property
+    def image_id(self) -> int:
+        return self.matte.image_id
+
+
+@dataclass(frozen=True, slots=True)
+class Poisoned:
+    """One picture is refused: alone it brought the engine down again and again, and the known picture did not."""
+
+    image_id: int
+    detail: str
+    tries: int
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """An engine does with less than it was made for; no picture is worse for it.
+
+    what    one word for machines: memory_low, batch, pinned, graphs, kernels, float8, not_finite
+    detail  one sentence for people
+    """
+
+    what: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
+class BatchReport:
+    """The answers to one batch, one per picture, in order. Only an engine made of engines answers Poisoned.
+
+    again   pictures whose alpha was not finite at first, and was computed again in float32
+    limits  what the engine found out in this batch
+    """
+
+    answers: list[Answer | Poisoned]
+    milliseconds: dict[str, float] = field(default_factory=dict)
+    again: int = 0
+    limits: list[Limit] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineDescription:
+    """What an engine says of itself once it is ready.
+
+    device       "cpu", "cuda:0", ...
+    models       name -> facts for the log (sha256, precision, parameters, input size)
+    batch_sizes  sizes that it takes, ascending, e.g. (1, 2, 4, 8, 16)
+    seconds      measured seconds per batch size, where measured
+    detail       anything else worth one log line
+    limits       what it does without, from the start
+    """
+
+    device: str
+    models: dict[str, dict[str, object]]
+    batch_sizes: tuple[int, ...]
+    seconds: dict[int, float] = field(default_factory=dict)
+    detail: dict[str, object] = field(default_factory=dict)
+    limits: list[Limit] = field(default_factory=list)
+
+
+class Engine(Protocol):
+    """Computes alpha on one device. Every call comes from one thread, its owner."""
+
+    def start(self) -> EngineDescription:
+        """Load, warm up, prove itself on a known picture. Raises EngineFault or ModelError."""
+        ...
+
+    def segment(self, batch: Sequence[Work]) -> BatchReport:
+        """Fill the output planes of every picture. Raises EngineFault; the input planes are then unchanged."""
+        ...
+
+    def close(self) -> None:
+        """Give everything back. May be called in any state, more than once."""
+        ...

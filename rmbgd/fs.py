@@ -1,0 +1,363 @@
+"""The few file operations that crash safety hangs on, behind one seam, and the table of whose fault their errors are.
+
+Knows neither jobs nor folders; decides nothing. Paths are text with surrogateescape, so that every byte name survives.
+Each operation is one step as a crash sees it: it has happened or it has not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import json
+import os
+import shutil
+import stat
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from rmbgd.errors import ImageError, Reason, StorageFault
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """Which content of a path is meant: changes whenever the file is replaced or rewritten.
+
+    ctime counts before a claim only: our own rename changes it.
+    """
+
+    inode: int
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+
+
+class FsOps(Protocol):
+    """Where `source_folder` or `target_folder` is an open descriptor, that path is relative to it."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Atomic; replaces `target`."""
+        ...
+
+    def rename_noreplace(
+        self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
+    ) -> None:
+        """Atomic where the file system can; raises FileExistsError when `target` is taken, by anything."""
+        ...
+
+    def unlink(self, path: str, *, folder: int | None = None) -> None: ...
+
+    def create(self, path: str, mode: int) -> int:
+        """A descriptor, open for reading and writing, of a file that did not exist; `mode` regardless of the umask."""
+        ...
+
+    def make_folder(self, path: str) -> None:
+        """One level; raises FileExistsError."""
+        ...
+
+    def sync_file(self, descriptor: int) -> None: ...
+
+    def sync_folder(self, path: str) -> None:
+        """Makes names that were created, renamed or removed in it survive a power cut."""
+        ...
+
+
+RENAME_NOREPLACE = 1
+# What the kernel or the file system says when it knows no such flag.
+_NO_SUCH_RENAME = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EISDIR}
+
+
+class SystemFs:
+    """The operating system's own."""
+
+    def __init__(self) -> None:
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._checked_rename = threading.Lock()  # our own threads never race each other where the kernel cannot help
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def rename_noreplace(
+        self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
+    ) -> None:
+        try:
+            self._rename_flagged(source, target, source_folder, target_folder)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_RENAME:
+                raise
+            self._rename_by_link(source, target, source_folder, target_folder)
+
+    def _rename_flagged(self, source: str, target: str, source_folder: int | None, target_folder: int | None) -> None:
+        function = getattr(self._libc, "renameat2", None)
+        if function is None:
+            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+        at_fdcwd = -100
+        failed = function(
+            at_fdcwd if source_folder is None else source_folder,
+            os.fsencode(source),
+            at_fdcwd if target_folder is None else target_folder,
+            os.fsencode(target),
+            RENAME_NOREPLACE,
+        )
+        if failed:
+            code = ctypes.get_errno()
+            raise OSError(code, os.strerror(code), source, None, target)
+
+    def _rename_by_link(self, source: str, target: str, source_folder: int | None, target_folder: int | None) -> None:
+        """For file systems without the flag: link and unlink; without links too (FAT): look, then rename."""
+        try:
+            os.link(source, target, src_dir_fd=source_folder, dst_dir_fd=target_folder, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            os.unlink(source, dir_fd=source_folder)
+            return
+        with self._checked_rename:
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(target) if target_folder is None else os.stat(
+                    target, dir_fd=target_folder, follow_symlinks=False
+                )
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+            os.rename(source, target, src_dir_fd=source_folder, dst_dir_fd=target_folder)
+
+    def unlink(self, path: str, *, folder: int | None = None) -> None:
+        os.unlink(path, dir_fd=folder)
+
+    def create(self, path: str, mode: int) -> int:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(descriptor, mode)
+        except PermissionError:  # FAT and some shares know no modes; the mount's own apply
+            pass
+        except BaseException:
+            os.close(descriptor)
+            os.unlink(path)
+            raise
+        return descriptor
+
+    def make_folder(self, path: str) -> None:
+        os.mkdir(path)
+
+    def sync_file(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def sync_folder(self, path: str) -> None:
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder, and need not
+                raise
+        finally:
+            os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------------- whose fault it is
+
+STORAGE_KINDS: dict[int, str] = {
+    errno.ENOSPC: "disk_full",
+    errno.EDQUOT: "quota",
+    errno.EROFS: "read_only",
+    errno.EACCES: "denied",
+    errno.EPERM: "denied",
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    errno.ESTALE: "missing",
+    errno.ENODEV: "missing",
+    errno.ENXIO: "missing",
+    errno.ENOTCONN: "missing",
+    errno.EHOSTDOWN: "missing",
+    errno.EHOSTUNREACH: "missing",
+    errno.ETIMEDOUT: "missing",
+}
+"""Everything else that a write can fail with is io_error: hold, say so, try again. Nothing is lost by waiting."""
+
+IMAGE_REASONS: dict[int, Reason] = {
+    errno.ENAMETOOLONG: Reason.NAME_TOO_LONG,
+    errno.EFBIG: Reason.OUTPUT_TOO_LARGE,
+}
+"""What waiting cannot mend, because it lies in the picture or its name."""
+
+
+def fault_of(error: OSError, path: str) -> StorageFault | ImageError:
+    """Whose fault an error while writing below `path` is. Every OSError has an answer."""
+    code = error.errno or 0
+    detail = f"{errno.errorcode.get(code, 'no errno')}: {error.strerror or error}"
+    if code in IMAGE_REASONS:
+        return ImageError(IMAGE_REASONS[code], detail)
+    return StorageFault(STORAGE_KINDS.get(code, "io_error"), detail, path=path)
+
+
+@contextlib.contextmanager
+def storage_faults(path: str) -> Iterator[None]:
+    """Turns every OSError of the block into the fault that the table names."""
+    try:
+        yield
+    except OSError as error:
+        raise fault_of(error, path) from error
+
+
+# ------------------------------------------------------------------------------------------------- fakes at this seam
+
+
+# The opening rule for a folder that strangers write to: no links, pipes or devices, nothing outside the drop folder.
+
+
+_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFDIR: "a folder",
+}
+
+
+def kind_of(mode: int) -> str:
+    """What an entry is that is no regular file, in words."""
+    return _KINDS.get(stat.S_IFMT(mode), "of an unknown kind")
+
+
+def version_of(status: os.stat_result) -> Version:
+    return Version(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+def same_content(status: os.stat_result, version: Version) -> bool:
+    """Is this still the version that was claimed? ctime is left out: our own rename changes it."""
+    return (status.st_ino, status.st_size, status.st_mtime_ns) == (version.inode, version.size, version.mtime_ns)
+
+
+def open_regular(path: str, *, folder: int | None = None) -> int:
+    """A descriptor for reading. Raises ImageError(not_regular) for anything but a regular file, and OSError.
+
+    Never blocks and never opens what it refuses: pipes and devices are open for the blink that fstat takes at most.
+    """
+    try:
+        descriptor = os.open(path, _FILE, dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ImageError(Reason.NOT_REGULAR, "a symbolic link") from error
+        if error.errno in (errno.ENXIO, errno.ENODEV):  # a socket, or a device without a driver
+            raise ImageError(Reason.NOT_REGULAR, "a socket or a device") from error
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        raise ImageError(Reason.NOT_REGULAR, kind_of(mode))
+    return descriptor
+
+
+def open_folder(root: str, below: str) -> int:
+    """A descriptor of a folder below `root`, reached without following a link. Raises OSError."""
+    descriptor = os.open(root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    for component in below.split("/") if below else ():
+        try:
+            deeper = os.open(component, _FOLDER, dir_fd=descriptor)
+        finally:
+            os.close(descriptor)
+        descriptor = deeper
+    return descriptor
+
+
+@contextlib.contextmanager
+def folder_beneath(root: str, below: str) -> Iterator[int]:
+    """open_folder, closed at the end: a descriptor kept open would keep a disk from being unmounted."""
+    descriptor = open_folder(root, below)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+# --- Putting files where others read them: whole, synced, or not at all.
+
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2  # linux/fs.h: swap two names in one step
+
+
+@contextlib.contextmanager
+def temporary_beside(path: Path, mode: int = 0o644) -> Iterator[Path]:
+    """A temporary file beside `path`; on leaving it is synced and takes the name, on an error it vanishes.
+
+    Readable by others by default: the service runs as another user than the operator.
+    """
+    make_readable_folder(path.parent)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    os.close(descriptor)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(mode)
+        sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync(path.parent)
+
+
+def make_readable_folder(path: Path) -> None:
+    """Make a folder that others may read, whatever the umask; one that is already there is left as it is."""
+    if not path.is_dir():
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o755)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write `value` to `path` as indented JSON, whole or not at all. Raises OSError."""
+    with temporary_beside(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def place_folder(staged: Path, target: Path) -> None:
+    """Give a finished folder its name, on one file system.
+
+    An older folder of that name is exchanged in one step, so that a reader sees either of them whole, and then removed.
+    Raises OSError.
+    """
+    for entry in staged.iterdir():
+        sync(entry)
+    sync(staged)
+    if not target.exists():
+        staged.rename(target)
+    elif _exchange(staged, target):
+        shutil.rmtree(staged)
+    else:  # a file system without exchange (NFS, some FUSE): two steps, nothing is lost between them
+        old = target.with_name(f".{target.name}.replaced")
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+        staged.rename(target)
+        shutil.rmtree(old)
+    sync(target.parent)
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names with renameat2(2); False where the file system or the kernel cannot."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
+        return False
+    raise OSError(code, os.strerror(code), str(other))

@@ -1,0 +1,149 @@
+"""Taking complete files into work and putting back what could not be judged: ledger first, then the rename.
+
+Does not choose what is claimed or when. A crash between two steps leaves a row and a file that recovery joins again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rmbgd.config.load import Folder
+from rmbgd.errors import StorageFault
+from rmbgd.fs import FsOps, Version, version_of
+from rmbgd.intake.mounts import is_there
+from rmbgd.intake.priority_queue import Complete
+from rmbgd.store.claims import claim_by_rename, put_back
+from rmbgd.store.ledger import Ledger
+from rmbgd.store.records import Candidate, Job
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    complete: Complete
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """why  "changed" (look again), "vanished", "handled" (forget it), "busy" (a version is in work), "blocked"."""
+
+    complete: Complete
+    why: str
+    detail: str = ""
+
+
+class Claims:
+    """Used by the reconcile thread."""
+
+    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, fs: FsOps) -> None:
+        self._folders = folders
+        self._ledger = ledger
+        self._fs = fs
+        self._owed: list[int] = []  # rows to release that the ledger has not taken yet
+
+    def claim(self, files: Sequence[Complete]) -> list[Claimed | Unclaimed]:
+        """Take these, in one commit. Raises StorageFault when the ledger cannot be written: nothing is claimed then."""
+        self._release_owed()
+        results: list[Claimed | Unclaimed] = []
+        candidates: list[tuple[Complete, Candidate]] = []
+        for complete in files:
+            found = self._candidate(complete)
+            if isinstance(found, Candidate):
+                candidates.append((complete, found))
+            else:
+                results.append(found)
+        jobs = {(job.folder, job.relative_path): job for job in self._ledger.claim([each for _, each in candidates])}
+        for complete, candidate in candidates:
+            job = jobs.get(complete.key)
+            results.append(Unclaimed(complete, "busy") if job is None else self._take(complete, candidate, job))
+        with contextlib.suppress(StorageFault):  # tried again before the next claim; what was claimed is claimed
+            self._release_owed()
+        return results
+
+    def give_back(self, job: Job) -> str | None:
+        """Undo a claim. The path where the file stands now, below its folder, or None when there is none any more.
+
+        Raises OSError when the folder cannot be reached: the row stays, and recovery ends it when the folder is back.
+        """
+        path: str | None = job.relative_path
+        if job.claimed_by_rename:
+            folder = self._folders[job.folder]
+            try:
+                path = put_back(str(folder.input), os.path.basename(job.source), job.relative_path, self._fs)
+            except FileNotFoundError:
+                if not is_there(str(folder.input), require_mount=folder.require_mount):
+                    raise
+                path = None
+        self._ledger.release([job.job_id])
+        return path
+
+    def version_at(self, folder: str, path: str) -> Version | None:
+        try:
+            return version_of(os.lstat(os.path.join(self._folders[folder].input, path)))
+        except OSError:
+            return None
+
+    def _candidate(self, complete: Complete) -> Candidate | Unclaimed:
+        """What is to be claimed, if the file is still the version that was found complete."""
+        name, path = complete.key
+        folder = self._folders[name]
+        root = str(folder.input)
+        try:
+            status = os.lstat(os.path.join(root, path))
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ENOTDIR):
+                return Unclaimed(complete, "vanished")
+            return Unclaimed(complete, "blocked", error.strerror or str(error))
+        if version_of(status) != complete.arrival.version:
+            return Unclaimed(complete, "changed")
+        if self._ledger.handled(name, path, complete.arrival.version):  # seen once more while it was in work
+            return Unclaimed(complete, "handled")
+        return Candidate(
+            name,
+            path,
+            root,
+            complete.arrival.version,
+            complete.arrival.first_seen,
+            by_rename=folder.originals != "keep",
+            final=complete.final,
+        )
+
+    def _take(self, complete: Complete, candidate: Candidate, job: Job) -> Claimed | Unclaimed:
+        if not job.claimed_by_rename:
+            return Claimed(complete, job)
+        root = str(self._folders[job.folder].input)
+        name = os.path.basename(job.source)
+        try:
+            found = claim_by_rename(root, job.relative_path, name, self._fs)
+            if not stat.S_ISREG(found.st_mode):  # swapped for a link or a pipe since: back, and looked at again
+                put_back(root, name, job.relative_path, self._fs)
+                self._owed.append(job.job_id)
+                return Unclaimed(complete, "changed")
+        except OSError as error:
+            self._owed.append(job.job_id)
+            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                return Unclaimed(complete, "vanished")
+            if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
+                return self._in_place(complete, candidate)
+            return Unclaimed(complete, "blocked", error.strerror or str(error))
+        # Replaced between our look and the rename? The decoder sees it too, and sends it back like any other.
+        return Claimed(complete, job)
+
+    def _in_place(self, complete: Complete, candidate: Candidate) -> Claimed | Unclaimed:
+        """It may be read and may not be moved: worked on where it is."""
+        try:
+            self._release_owed()
+            jobs = self._ledger.claim([replace(candidate, by_rename=False)])
+        except StorageFault as fault:
+            return Unclaimed(complete, "blocked", str(fault))
+        return Claimed(complete, jobs[0]) if jobs else Unclaimed(complete, "busy")
+
+    def _release_owed(self) -> None:
+        if self._owed:
+            self._ledger.release(self._owed)
+            self._owed.clear()

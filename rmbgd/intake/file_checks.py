@@ -1,0 +1,69 @@
+"""One look into an arriving file: is somebody writing to it, are there holes in it, is its end there?
+
+Mechanism only: what follows from the answers is settle.py's question. Reads a few kilobytes at most times, and never
+changes the file.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import signal
+
+from rmbgd.fs import Version, folder_beneath, open_regular, version_of
+from rmbgd.imaging.completeness import Tail, tail_of
+from rmbgd.intake.readiness import Facts, Writer
+
+__all__ = ["look", "open_regular", "writer_of"]
+
+
+def look(root: str, relative_path: str, *, remote: bool) -> tuple[Version, Facts]:
+    """The version that was looked into, and what it showed. Raises ImageError(not_regular) and OSError."""
+    parent, name = os.path.split(relative_path)
+    with folder_beneath(root, parent) as folder:
+        descriptor = open_regular(name, folder=folder)
+    try:
+        status = os.fstat(descriptor)
+        writer = Writer.UNSEEN if remote else writer_of(descriptor)
+        if writer is Writer.OPEN:
+            return version_of(status), Facts(writer, True, Tail.UNKNOWN)
+        return version_of(status), Facts(
+            writer, is_dense(descriptor, status.st_size), _tail(descriptor, status.st_size)
+        )
+    finally:
+        os.close(descriptor)
+
+
+def writer_of(descriptor: int) -> Writer:
+    """Asks the kernel for a read lease, which it refuses while anybody has the file open, or mapped, for writing.
+
+    A writer that opens during the lease waits until we give it back, microseconds later; the kernel then signals us. It
+    would be SIGIO, which ends a process: SIGURG, which does nothing unless asked to, is taken instead. fcntl(2).
+    """
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        # EACCES: neither our file nor CAP_LEASE; EINVAL: a file system without leases.
+        return Writer.OPEN if error.errno == errno.EAGAIN else Writer.UNSEEN
+    fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    return Writer.NONE
+
+
+def is_dense(descriptor: int, size: int) -> bool:
+    """No unwritten blocks: preallocated uploads have some until the last byte is there. True where nobody can tell."""
+    if size == 0:
+        return True
+    try:
+        return os.lseek(descriptor, 0, os.SEEK_HOLE) >= size
+    except OSError:
+        return True
+
+
+def _tail(descriptor: int, size: int) -> Tail:
+    """A disk that cannot read the file is not judged here: the decoder meets the same error and has a reason for it."""
+    try:
+        return tail_of(descriptor, size)
+    except OSError:
+        return Tail.UNKNOWN

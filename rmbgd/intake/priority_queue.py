@@ -1,0 +1,129 @@
+"""The waiting room: files that are arriving, when to look at each again, and those that are complete, in order.
+
+Bookkeeping of the reconcile thread, bounded in size. Opens nothing and decides nothing about a file.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+from rmbgd.config.load import Folder
+from rmbgd.intake.readiness import Arrival
+
+AGEING = 10.0  # seconds of waiting that are worth one step of priority, so that nothing waits for ever
+
+Key = tuple[str, str]
+"""(folder, relative path)"""
+
+
+@dataclass(frozen=True, slots=True)
+class Complete:
+    """A file that may be claimed. `refusal`: it is claimed only to be refused, and this gate is why."""
+
+    key: Key
+    arrival: Arrival
+    final: bool
+    refusal: str = ""
+
+
+class WaitingRoom:
+    """Every file is in it at most once: arriving, or complete. Its places are shared evenly among the folders, so that
+    the backlog of one does not keep the files of another, which may go before them, from being seen."""
+
+    def __init__(self, folders: Collection[Folder], maximum: int) -> None:
+        self._folders = {folder.name: folder for folder in folders}
+        self._share = max(1, maximum // max(1, len(self._folders)))
+        self._counts = dict.fromkeys(self._folders, 0)
+        self._arriving: dict[Key, Arrival] = {}
+        self._complete: dict[Key, Complete] = {}
+        self._looks: list[tuple[float, int, Key]] = []  # heap; entries of files that moved on are skipped
+        self._order: dict[str, list[tuple[float, int, Key]]] = {name: [] for name in self._folders}  # a heap each
+        self._numbers = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._arriving) + len(self._complete)
+
+    def full(self, folder: str) -> bool:
+        return self._counts[folder] >= self._share
+
+    def half_empty(self, folder: str) -> bool:
+        return 2 * self._counts[folder] <= self._share
+
+    def get(self, key: Key) -> Arrival | None:
+        complete = self._complete.get(key)
+        return self._arriving.get(key) or (complete.arrival if complete else None)
+
+    def put(self, key: Key, arrival: Arrival) -> None:
+        """It arrives, or has changed: look at it when its `look_at` says."""
+        self._leave(key)
+        self._arriving[key] = arrival
+        self._counts[key[0]] += 1
+        heapq.heappush(self._looks, (arrival.look_at, next(self._numbers), key))
+
+    def complete(self, complete: Complete) -> None:
+        """It may be claimed. Realtime folders go first; else priority, raised by waiting: that order is fixed here."""
+        self._leave(complete.key)
+        self._complete[complete.key] = complete
+        self._counts[complete.key[0]] += 1
+        folder = self._folders[complete.key[0]]
+        rank = complete.arrival.first_seen / AGEING - folder.priority
+        heapq.heappush(self._order[folder.name], (rank, next(self._numbers), complete.key))
+
+    def forget(self, key: Key) -> None:
+        self._leave(key)
+
+    def _leave(self, key: Key) -> None:
+        if self._arriving.pop(key, None) is not None or self._complete.pop(key, None) is not None:
+            self._counts[key[0]] -= 1
+
+    def forget_folder(self, folder: str) -> None:
+        for key in [key for key in (*self._arriving, *self._complete) if key[0] == folder]:
+            self.forget(key)
+
+    def due(self, now: float) -> Iterator[tuple[Key, Arrival]]:
+        """Files to look at now, each once; put() them back, complete() or forget() them."""
+        while self._looks and self._looks[0][0] <= now:
+            look_at, _, key = heapq.heappop(self._looks)
+            arrival = self._arriving.get(key)
+            if arrival is not None and arrival.look_at <= look_at:
+                yield key, arrival
+
+    def next_look(self) -> float | None:
+        while self._looks and self._looks[0][2] not in self._arriving:
+            heapq.heappop(self._looks)
+        return self._looks[0][0] if self._looks else None
+
+    def take(self, count: int, closed: Collection[str]) -> list[Complete]:
+        """The first `count` complete files of folders that are not in `closed`; they leave the room."""
+        taken: list[Complete] = []
+        while len(taken) < count:
+            heads = [head for name in self._order if name not in closed and (head := self._head(name))]
+            if not heads:
+                break
+            folder = min(heads)[3]
+            complete = self._complete[heapq.heappop(self._order[folder])[2]]
+            self._leave(complete.key)
+            taken.append(complete)
+        return taken
+
+    def claimable(self, closed: Collection[str]) -> bool:
+        """Would take() find anything?"""
+        return any(name not in closed and self._head(name) for name in self._order)
+
+    def _head(self, folder: str) -> tuple[bool, float, int, str] | None:
+        order = self._order[folder]
+        while order and order[0][2] not in self._complete:
+            heapq.heappop(order)
+        if not order:
+            return None
+        rank, number, _ = order[0]
+        return self._folders[folder].latency != "realtime", rank, number, folder
+
+    def oldest(self) -> float | None:
+        """When the file that has waited longest was first seen. Looks at every file."""
+        seen = [arrival.first_seen for arrival in self._arriving.values()]
+        seen += [complete.arrival.first_seen for complete in self._complete.values()]
+        return min(seen, default=None)

@@ -1,0 +1,94 @@
+"""The operator's recorded acceptance of a licence that restricts use: who, when, which licence, for which model.
+
+Does not judge whether the use is allowed; it makes sure that somebody read the question. One small file a model, so two
+acceptances never overwrite each other and withdrawing one is deleting its file.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import socket
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+
+from rmbgd.errors import ModelError
+from rmbgd.fs import write_json
+from rmbgd.models.registry import ModelEntry, alternatives
+
+FOLDER = "accepted"  # below the models directory: no registry model has this name
+
+
+@dataclass(frozen=True)
+class Acceptance:
+    """One record. `accepted_at` is UTC, ISO 8601; `licence` is the SPDX identifier that was accepted."""
+
+    model: str
+    licence: str
+    licence_url: str
+    accepted_by: str
+    accepted_at: str
+    host: str
+
+
+def record_path(entry: ModelEntry, models: Path) -> Path:
+    return models / FOLDER / f"{entry.name}.json"
+
+
+def acting_person() -> str:
+    """Who is at the keyboard: the login behind sudo where there is one, with the numeric id, which cannot be chosen."""
+    if (login := os.environ.get("SUDO_USER")) and (uid := os.environ.get("SUDO_UID")):
+        return f"{login} (uid {uid}, through sudo)"
+    try:
+        login = getpass.getuser()
+    except (OSError, KeyError):  # a numeric user without an account, as in containers
+        login = "unknown"
+    return f"{login} (uid {os.getuid()})"
+
+
+def accept(entry: ModelEntry, models: Path, *, who: str, now: datetime) -> Acceptance:
+    """Record that `who` accepted the licence of `entry`; written whole and synced before it appears.
+
+    `now` is aware, UTC. Raises ModelError when the folder cannot be written.
+    """
+    record = Acceptance(
+        model=entry.name,
+        licence=entry.licence,
+        licence_url=entry.licence_url,
+        accepted_by=who,
+        accepted_at=now.isoformat(timespec="seconds"),
+        host=socket.gethostname(),
+    )
+    try:
+        write_json(record_path(entry, models), asdict(record))
+    except OSError as error:
+        raise ModelError(
+            f"{record_path(entry, models)}: the acceptance cannot be recorded: {error.strerror}. "
+            "Run the command as a user who may write there (sudo), or name another folder with --models-dir"
+        ) from error
+    return record
+
+
+def accepted(entry: ModelEntry, models: Path) -> Acceptance | None:
+    """The record that allows `entry` to load, or None: absent, unreadable, or given for another licence or model."""
+    try:
+        record = Acceptance(**json.loads(record_path(entry, models).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return None
+    return record if (record.model, record.licence) == (entry.name, entry.licence) else None
+
+
+def require(entry: ModelEntry, models: Path) -> Acceptance | None:
+    """None where no acceptance is needed, else the record. Raises ModelError naming the models that need none."""
+    if not entry.needs_consent:
+        return None
+    record = accepted(entry, models)
+    if record is None:
+        raise ModelError(
+            f"{entry.name}: licensed under {entry.licence}, which forbids commercial use; nobody has accepted that in "
+            f"{models}. Read {entry.licence_url}, then: rmbgd models accept {entry.name}. "
+            f"Free for commercial use: {', '.join(alternatives(entry))}"
+        )
+    return record

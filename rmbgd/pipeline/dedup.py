@@ -1,0 +1,82 @@
+"""One computation for pictures that are equal: the first goes through the engine, its twins wait for its answer.
+
+Remembers what is in flight only; what was finished earlier is the ledger's memory. Does not read or write files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from rmbgd.config.load import Recipe
+from rmbgd.imaging.formats import SourceFacts
+from rmbgd.pipeline.items import Timing
+from rmbgd.store.records import ContentKey, Job
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """A job with the same content and recipe as one in flight. It holds no memory but itself."""
+
+    job: Job
+    facts: SourceFacts
+    timing: Timing
+
+
+@dataclass(slots=True)
+class _Group:
+    leader: int
+    twins: list[Twin] = field(default_factory=list)
+
+
+class InFlight:
+    """Content keys that are being computed. Called by decode threads (enter) and finish threads (leave)."""
+
+    def __init__(self, *, twins_maximum: int) -> None:
+        self._lock = threading.Lock()
+        self._groups: dict[ContentKey, _Group] = {}  # guarded by _lock
+        self._parked = 0  # guarded by _lock
+        self._twins_maximum = twins_maximum
+
+    def enter(self, key: ContentKey, twin: Twin) -> bool:
+        """True: compute it. False: it is parked, and comes back from `leave` of the picture that leads.
+
+        Parked pictures are claimed and hold a place, so their number is bounded; one too many is simply computed.
+        """
+        with self._lock:
+            group = self._groups.get(key)
+            if group is None:
+                self._groups[key] = _Group(twin.job.job_id)
+                return True
+            if self._parked >= self._twins_maximum:
+                return True
+            group.twins.append(twin)
+            self._parked += 1
+            return False
+
+    def leave(self, key: ContentKey, job: Job) -> list[Twin]:
+        """The twins that waited for `job`; empty when it did not lead."""
+        with self._lock:
+            group = self._groups.get(key)
+            if group is None or group.leader != job.job_id:
+                return []
+            del self._groups[key]
+            self._parked -= len(group.twins)
+            return group.twins
+
+    def parked(self) -> int:
+        with self._lock:
+            return self._parked
+
+
+IDENTITY = ("sha256", "architecture", "patch_order", "input_size")
+"""Facts that make a model what it is. Others tell of one start of the engine (seconds, bytes, paths): with them in the
+key nothing would ever be found again after a restart."""
+
+
+def recipe_hash(recipe: Recipe, model_facts: Mapping[str, object]) -> str:
+    """What else, beside the bytes, an output depends on: the recipe and the identity of its model. Hex."""
+    text = recipe.model_dump_json() + repr([str(model_facts.get(fact)) for fact in IDENTITY])
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -1,0 +1,96 @@
+r"""The values that travel through the pipeline, in the order in which they arise.
+
+Values only: no behaviour, no files, no threads.
+
+Job -> Frame -> Cutout     |  published
+ \      \________________|  Rejection: refused, with a reason
+  \_______________________|  Postponed: looks unfinished, back to waiting
+   \______________________|  Duplicate: same bytes, same recipe, the answer is already known
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rmbgd.errors import Reason
+from rmbgd.imaging.formats import SourceFacts
+from rmbgd.store.records import Job
+
+if TYPE_CHECKING:
+    from rmbgd.engine.arena import Lease
+    from rmbgd.engine.types import Answer, Region
+    from rmbgd.store.records import Known
+
+
+@dataclass(slots=True)
+class Timing:
+    """Milliseconds per stage of one job; each key is written by the one thread that runs the stage."""
+
+    milliseconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, stage: str, seconds: float) -> None:
+        self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + seconds * 1000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A decoded picture: its planes lie in the lease, which the finish stage gives back."""
+
+    job: Job
+    region: Region
+    lease: Lease
+    facts: SourceFacts
+    timing: Timing
+    ready_at: float
+
+
+@dataclass(frozen=True, slots=True)
+class Cutout:
+    """A frame whose output plane holds the answer."""
+
+    frame: Frame
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """A picture that is refused. `lease` is given back by the finish stage when there is one."""
+
+    job: Job
+    reason: Reason
+    detail: str
+    stage: str
+    timing: Timing
+    facts: SourceFacts | None = None
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Postponed:
+    """A picture that cannot be judged yet: back to the folder, attempts unchanged.
+
+    why  "incomplete" (an upload may still be under way) | "storage" (the disk is at fault) | "changed" | "stopping"
+         | "vanished" | "memory" (the kernel gave none: limits of the process, strict accounting)
+    """
+
+    job: Job
+    why: str
+    detail: str
+    timing: Timing
+    facts: SourceFacts | None = None
+    lease: Lease | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """A job whose content and recipe were answered before: published by copying the known output."""
+
+    job: Job
+    facts: SourceFacts
+    known: Known
+    timing: Timing
+
+
+Arrival = Cutout | Rejection | Postponed | Duplicate
+"""What reaches the finish stage, the one exit door."""

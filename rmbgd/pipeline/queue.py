@@ -1,0 +1,308 @@
+"""A bounded channel between threads with two cloned ends; closing an end is the only shutdown message.
+
+Does not know what travels, who is to blame when an end is left open, or what to do with what nobody received.
+
+Each thread owns its own clone of an end in a `with` block. A receiver iterates until the last sender has left and the
+queue is empty; a sender learns from NoReceivers that nobody is left to take anything. There are no sentinels and no
+polling. What waited where, for how long, is counted, because that names the bottleneck without a profiler.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Generic, Self, TypeVar
+
+from rmbgd.clock import Clock, SystemClock
+from rmbgd.heartbeat import Beat, NoBeat
+
+T = TypeVar("T")
+
+Choice = Sequence[int] | float | None
+"""What a batching policy answers: indices of the waiting items to take now (at least one), or, as a float, the moment
+(seconds on the channel's clock) to ask again unless something arrives before, or None: all is left to the other
+receivers, until `look_again`."""
+
+
+class NoReceivers(Exception):
+    """The last receiver has left: nobody will ever take what is sent."""
+
+
+class NoSenders(Exception):
+    """The last sender has left and everything was received."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelStatistics:
+    """One channel at one moment.
+
+    depth           items waiting, of `capacity`
+    total           items ever sent
+    send_waited     seconds, summed over all senders, spent blocked because the channel was full: what follows is slow
+    receive_waited  seconds, summed over all receivers, spent blocked because it was empty: what precedes is slow
+    Waits that are still going on are counted up to now.
+    """
+
+    name: str
+    depth: int
+    capacity: int
+    total: int
+    send_waited: float
+    receive_waited: float
+
+
+class _WaitMeter:
+    """Seconds that threads spent waiting, summed, unfinished waits included. Guarded by the channel's lock."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._waiting = 0
+        self._since = 0.0
+
+    def change(self, by: int, now: float) -> None:
+        self._seconds = self.seconds(now)
+        self._since = now
+        self._waiting += by
+
+    def seconds(self, now: float) -> float:
+        return self._seconds + self._waiting * (now - self._since)
+
+
+class _Shared(Generic[T]):
+    """What both ends share. Every field is guarded by `lock`; the two conditions are built on it."""
+
+    def __init__(self, capacity: int, name: str, clock: Clock, on_taken: Callable[[], None]) -> None:
+        self.on_taken = on_taken
+        self.capacity = capacity
+        self.name = name
+        self.clock = clock
+        self.lock = threading.Lock()
+        self.not_full = threading.Condition(self.lock)
+        self.not_empty = threading.Condition(self.lock)
+        self.items: deque[T] = deque()
+        self.senders = 0
+        self.receivers = 0
+        self.total = 0
+        self.choosy = False  # a receiver has left items to others: whoever is woken alone may be the wrong one
+        self.send_wait = _WaitMeter()
+        self.receive_wait = _WaitMeter()
+
+    def block(
+        self, condition: threading.Condition, meter: _WaitMeter, beat: Beat, timeout: float | None = None
+    ) -> None:
+        """Wait once on `condition`, the lock held before and after; the caller looks again at what it waits for."""
+        beat.waiting()
+        meter.change(+1, self.clock.monotonic())
+        try:
+            condition.wait(timeout)
+        finally:
+            meter.change(-1, self.clock.monotonic())
+
+    def wake_receiver(self) -> None:
+        """Something is there to be taken, the lock held."""
+        if self.choosy:
+            self.not_empty.notify_all()
+        else:
+            self.not_empty.notify()
+
+    def statistics(self) -> ChannelStatistics:
+        with self.lock:
+            now = self.clock.monotonic()
+            return ChannelStatistics(
+                self.name,
+                len(self.items),
+                self.capacity,
+                self.total,
+                self.send_wait.seconds(now),
+                self.receive_wait.seconds(now),
+            )
+
+
+class _End(Generic[T]):
+    """What the two kinds of ends have in common: counted while open, closed once, missed when forgotten."""
+
+    def __init__(self, shared: _Shared[T], beat: Beat | None) -> None:
+        self._shared = shared
+        self._beat = beat or NoBeat()
+        self._open = True  # guarded by the channel's lock
+        with shared.lock:
+            self._count(+1)
+
+    def _count(self, by: int) -> None:
+        raise NotImplementedError
+
+    def clone(self, beat: Beat | None = None) -> Self:
+        """Another end of the same side, for another thread, whose `beat` is told when this end blocks.
+
+        Clone before the thread starts, so that the side is never empty by accident.
+        """
+        self._check_open()
+        return type(self)(self._shared, beat)
+
+    def close(self) -> None:
+        """Leave. Any thread may call it, more than once; only the first call counts."""
+        with self._shared.lock:
+            if self._open:
+                self._open = False
+                self._count(-1)
+
+    def statistics(self) -> ChannelStatistics:
+        """May be read from any thread, also after closing."""
+        return self._shared.statistics()
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise ValueError(f"this {type(self).__name__} of channel '{self._shared.name}' is closed")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        # Only a warning: taking the lock here could deadlock, as the collector runs wherever it likes.
+        if getattr(self, "_open", False):
+            warnings.warn(
+                f"a {type(self).__name__} of channel '{self._shared.name}' was never closed",
+                ResourceWarning,
+                stacklevel=2,
+                source=self,
+            )
+
+
+class Sender(_End[T]):
+    def _count(self, by: int) -> None:
+        self._shared.senders += by
+        if self._shared.senders == 0:
+            self._shared.not_empty.notify_all()
+
+    def send(self, item: T) -> None:
+        """Put `item` behind the others; blocks while the channel is full. Raises NoReceivers."""
+        shared = self._shared
+        with shared.lock:
+            self._check_open()
+            while shared.receivers and len(shared.items) >= shared.capacity:
+                shared.block(shared.not_full, shared.send_wait, self._beat)
+            self._put(item)
+        self._beat.working()
+
+    def try_send(self, item: T) -> bool:
+        """Like send, for a thread that must not block: False, and nothing sent, when the channel is full."""
+        shared = self._shared
+        with shared.lock:
+            self._check_open()
+            if shared.receivers and len(shared.items) >= shared.capacity:
+                return False
+            self._put(item)
+            return True
+
+    def free(self) -> int:
+        """Places free at this moment. A sole sender can rely on them; with several it is a hint."""
+        with self._shared.lock:
+            return self._shared.capacity - len(self._shared.items)
+
+    def _put(self, item: T) -> None:
+        shared = self._shared
+        if not shared.receivers:
+            raise NoReceivers(shared.name)
+        shared.items.append(item)
+        shared.total += 1
+        shared.wake_receiver()
+
+
+class Receiver(_End[T]):
+    def _count(self, by: int) -> None:
+        self._shared.receivers += by
+        if self._shared.receivers == 0:
+            self._shared.not_full.notify_all()
+
+    def receive(self) -> T:
+        """The oldest item; blocks while there is none. Raises NoSenders when there never will be one."""
+        return self.receive_chosen(lambda _items, _now: (0,))[0]
+
+    def __iter__(self) -> Iterator[T]:
+        return self
+
+    def __next__(self) -> T:
+        try:
+            return self.receive()
+        except NoSenders:
+            raise StopIteration from None
+
+    def receive_chosen(self, choose: Callable[[Sequence[T], float], Choice]) -> list[T]:
+        """The items that `choose` picks among those that wait, in the order picked; blocks until there are any.
+
+        `choose(items, now)` is a pure function: it is called with the lock held, at least one item, oldest first, and
+        `now` in seconds on the channel's clock. It answers as Choice says. When nothing can arrive any more, `now` is
+        infinite: there is no point in waiting for company. Raises NoSenders.
+        """
+        shared = self._shared
+        with shared.lock:
+            self._check_open()
+            while True:
+                while not shared.items:
+                    if not shared.senders:
+                        raise NoSenders(shared.name)
+                    shared.block(shared.not_empty, shared.receive_wait, self._beat)
+                now = shared.clock.monotonic() if shared.senders else math.inf
+                choice = choose(shared.items, now)
+                if choice is None:
+                    self._leave_to_others()
+                    continue
+                if not isinstance(choice, float):
+                    break
+                if choice <= now:
+                    raise RuntimeError(f"channel '{shared.name}': asked to wait for a moment that has passed; a bug")
+                shared.block(shared.not_empty, shared.receive_wait, self._beat, choice - now)
+            taken = self._take(choice)
+        self._beat.working()
+        shared.on_taken()
+        return taken
+
+    def look_again(self) -> None:
+        """Something that `choose` knows has changed. From any thread, also after closing; does not wait for items."""
+        with self._shared.lock:
+            self._shared.not_empty.notify_all()
+
+    def _leave_to_others(self) -> None:
+        shared = self._shared
+        if not shared.choosy:
+            shared.choosy = True
+            shared.not_empty.notify_all()  # the wake-up that came here may have been meant for another
+        self._beat.waiting()
+        shared.not_empty.wait()
+
+    def _take(self, indices: Sequence[int]) -> list[T]:
+        shared = self._shared
+        if not indices or len(set(indices)) < len(indices) or min(indices) < 0:
+            raise RuntimeError(f"channel '{shared.name}': cannot take {list(indices)}; a bug in the policy")
+        taken = [shared.items[index] for index in indices]
+        for index in sorted(indices, reverse=True):
+            del shared.items[index]
+        shared.not_full.notify(len(taken))
+        if shared.items:  # the wake-up meant for another receiver may have been ours
+            shared.wake_receiver()
+        elif not shared.senders:  # who left them to others has nothing to wait for any more
+            shared.not_empty.notify_all()
+        return taken
+
+
+def channel(
+    capacity: int, name: str, clock: Clock | None = None, on_taken: Callable[[], None] = lambda: None
+) -> tuple[Sender[T], Receiver[T]]:
+    """The first two ends of a new channel that holds at most `capacity` items. Close both, like their clones.
+
+    `on_taken` is called, without the lock, after items were received: for a producer that waits for other things too.
+    """
+    if capacity < 1:
+        raise ValueError(f"channel '{name}': capacity {capacity} is below 1")
+    shared: _Shared[T] = _Shared(capacity, name, clock or SystemClock(), on_taken)
+    return Sender(shared, None), Receiver(shared, None)

@@ -1,0 +1,228 @@
+"""Publishing: a temporary beside its target, synced, announced to the ledger, renamed, the folder synced, recorded.
+
+In that order and no step less, so that a name appears only when the file is complete and on disk, and a crash between
+any two steps ends the same way at the next start. Does not encode, and does not decide what is published.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import replace
+
+from rmbgd import naming as names
+from rmbgd.clock import Clock
+from rmbgd.config.load import Config, Folder
+from rmbgd.errors import ImageError, RmbgdError
+from rmbgd.events import Emit
+from rmbgd.fs import FsOps, SystemFs, open_regular, same_content, storage_faults
+from rmbgd.publish import sidecar
+from rmbgd.publish.archive import Leftovers, Retirer, original_of
+from rmbgd.publish.quarantine import Quarantine
+from rmbgd.publish.temporary import GONE, Temporary, copy, hash_of, make_folders
+from rmbgd.store.ledger import Ledger
+from rmbgd.store.records import ContentKey, Job, Known, OutputKey, Published, Target
+
+EXTENSIONS = {"png": ".png", "webp": ".webp", "tiff": ".tif"}
+
+
+class SourceChanged(RmbgdError):
+    """The input is no longer the version that was worked on: its result must not be published.
+
+    why  "changed" | "vanished", as in Postponed
+    """
+
+    def __init__(self, why: str, detail: str) -> None:
+        self.why = why
+        self.detail = detail
+        super().__init__(f"{why}: {detail}")
+
+
+class Publisher:
+    """Serves all finish threads; keeps no state of a job between calls.
+
+    Every method raises StorageFault when the disk is at fault (hold the result, call again), ImageError when the name
+    or the size is, SourceChanged when the input is another by now. Whatever it raises, no temporary is left.
+    """
+
+    def __init__(self, config: Config, ledger: Ledger, clock: Clock, emit: Emit, fs: FsOps | None = None) -> None:
+        self._config = config
+        self._folders: Mapping[str, Folder] = {folder.name: folder for folder in config.folder}
+        self._ledger = ledger
+        self._fs = fs or SystemFs()
+        self.retirer = Retirer(self._folders, ledger, clock, emit, self._fs)
+        self.quarantine = Quarantine(self._folders, ledger, clock, self._fs)
+        self.leftovers = Leftovers(self._folders, ledger, self.retirer, self._fs)
+
+    def open_temporary(self, folder: Folder, job: Job) -> Temporary:
+        """A file to encode into; use it in a `with` block, and publish it inside."""
+        output = str(folder.output)
+        with storage_faults(output):
+            below = make_folders(output, os.path.dirname(job.relative_path), self._fs)
+            return Temporary(output, below, names.temporary_name(job.job_id), self._mode(folder), self._fs)
+
+    def publish(
+        self,
+        temporary: Temporary,
+        job: Job,
+        *,
+        content: ContentKey | None = None,
+        report: Mapping[str, object] | None = None,
+        sidecar_facts: Mapping[str, object] | None = None,
+        telling: Mapping[str, object] | None = None,
+    ) -> Published:
+        """Make the temporary the output of the job's input, then retire the original.
+
+        `content` and `report` make the answer known for equal pictures; `sidecar_facts` become the <output>.json, which
+        is published before the picture. `telling`: what the event will say, for the ledger; `told` when it has.
+        """
+        folder = self._folders[job.folder]
+        with storage_faults(str(folder.output)):
+            _check_unchanged(job)
+            temporary.seal()
+            published = self._place(temporary, job, folder, sidecar_facts, telling)
+            self._fs.sync_folder(os.path.dirname(published.full_path))
+        return self._finish(job, folder, published, content, report)
+
+    def publish_copy(
+        self,
+        job: Job,
+        known: Known,
+        *,
+        sidecar_facts: Mapping[str, object] | None = None,
+        telling: Mapping[str, object] | None = None,
+    ) -> Published | None:
+        """Publish the answer that equal content got before.
+
+        None, and the answer is forgotten, when that output is not there any more or is another: compute it.
+        """
+        folder = self._folders[job.folder]
+        with storage_faults(str(folder.output)):
+            _check_unchanged(job)
+            target = self._ledger.targets.find(self._key(folder, job))
+            if target is not None and target.sha256 == known.sha256 and self._stands(target):
+                assert target.inode is not None
+                assert target.mtime_ns is not None
+                identity = (known.sha256, known.size, target.inode, target.mtime_ns)
+                published = Published(target.output, target.path, *identity, sidecar=target.sidecar, reused=True)
+                return self._finish(job, folder, published, None, None, telling)
+        with self.open_temporary(folder, job) as temporary:
+            if not _copy_known(known, temporary):
+                self._ledger.forget_content(known.key)
+                return None
+            published = self.publish(temporary, job, sidecar_facts=sidecar_facts, telling=telling)
+            return replace(published, reused=True)
+
+    def told(self, job: Job) -> None:
+        """The job's outcome stands in the log."""
+        self._ledger.untold.told(job.job_id)
+
+    # ---------------------------------------------------------------------------------------------- steps
+
+    def _finish(
+        self,
+        job: Job,
+        folder: Folder,
+        published: Published,
+        content: ContentKey | None,
+        report: Mapping[str, object] | None,
+        telling: Mapping[str, object] | None = None,
+    ) -> Published:
+        kept = folder.originals == "keep" and not job.claimed_by_rename
+        self._ledger.done(job.job_id, published, content=content, report=report, retired=kept, telling=telling)
+        if not kept:
+            self.retirer.retire(original_of(job))
+        return published
+
+    def _place(
+        self,
+        temporary: Temporary,
+        job: Job,
+        folder: Folder,
+        facts: Mapping[str, object] | None,
+        telling: Mapping[str, object] | None,
+    ) -> Published:
+        """Rename to the name that belongs to this input, or to another where a file that is not ours stands."""
+        key = self._key(folder, job)
+        while True:
+            result = (temporary.below, temporary.sha256, temporary.size)
+            target = self._ledger.publishing(job.job_id, key, *result, telling)
+            below = make_folders(target.output, os.path.dirname(target.path), self._fs)
+            if below != os.path.dirname(target.path):
+                self._ledger.targets.move(key, below=below)
+            elif self._place_at(target, temporary, job, folder, facts):
+                break
+            else:
+                self._ledger.targets.move(key)
+        temporary.renamed()
+        status = os.lstat(os.path.join(target.output, target.path))
+        identity = (temporary.sha256, temporary.size, status.st_ino, status.st_mtime_ns)
+        return Published(target.output, target.path, *identity, sidecar=facts is not None)
+
+    def _place_at(
+        self, target: Target, temporary: Temporary, job: Job, folder: Folder, facts: Mapping[str, object] | None
+    ) -> bool:
+        """False: a file that we did not write stands at the target, or where its sidecar belongs."""
+        path = os.path.join(target.output, target.path)
+        ours = self._stands(target)
+        if not ours and os.path.lexists(path):
+            return False
+        if facts is not None and not sidecar.write(target, temporary, job, facts, self._mode(folder), self._fs):
+            return False
+        try:
+            if ours:
+                self._fs.rename(temporary.path, path)
+            else:
+                self._fs.rename_noreplace(temporary.path, path)
+        except (FileExistsError, IsADirectoryError):
+            sidecar.remove(target, job, self._fs)
+            return False
+        if facts is None:
+            sidecar.remove(target, job, self._fs)
+        return True
+
+    def _stands(self, target: Target) -> bool:
+        """Is what stands at the target a file of ours, as we published it or were about to?"""
+        path = os.path.join(target.output, target.path)
+        try:
+            status = os.lstat(path)
+        except FileNotFoundError:
+            return False
+        if not stat.S_ISREG(status.st_mode):
+            return False
+        if (status.st_ino, status.st_size, status.st_mtime_ns) == (target.inode, target.size, target.mtime_ns):
+            return True
+        mine = {target.pending, target.sha256} - {None}
+        return bool(mine) and hash_of(path)[0] in mine  # restored from a backup, or renamed just before a crash
+
+    def _key(self, folder: Folder, job: Job) -> OutputKey:
+        extension = EXTENSIONS[self._config.recipe_of(folder).format]
+        return OutputKey(str(folder.output), job.folder, job.relative_path, extension)
+
+    def _mode(self, folder: Folder) -> int:
+        return int(self._config.recipe_of(folder).file_mode, 8)
+
+
+def _check_unchanged(job: Job) -> None:
+    try:
+        status = os.lstat(job.source)
+    except OSError as error:
+        if error.errno in GONE or error.errno == errno.ENOTDIR:
+            raise SourceChanged("vanished", "the input is not there any more") from error
+        raise
+    if not same_content(status, job.version):
+        raise SourceChanged("changed", "the input was written to, or replaced, while it was worked on")
+
+
+def _copy_known(known: Known, temporary: Temporary) -> bool:
+    """False when the known output cannot be read, or is not what was published."""
+    try:
+        source = open_regular(known.full_path)
+    except (OSError, ImageError):
+        return False
+    try:
+        return copy(source, temporary.fileno()) == (known.sha256, known.size)
+    finally:
+        os.close(source)

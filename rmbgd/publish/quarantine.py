@@ -1,0 +1,135 @@
+"""Refused originals: into the failed folder, each with a file that says why.
+
+Does not judge: the reason comes with the job. Safe to call again after a crash or a storage fault at any point.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Mapping
+from datetime import UTC, datetime
+
+import rmbgd
+from rmbgd import naming as names
+from rmbgd.clock import Clock
+from rmbgd.config.load import Folder
+from rmbgd.errors import REASON_TEXT, ImageError, Reason
+from rmbgd.fs import FsOps, storage_faults
+from rmbgd.publish.temporary import Temporary, hash_of, move_exactly, place, versions_to_try
+from rmbgd.store.ledger import Ledger
+from rmbgd.store.records import Job
+
+REASON_MODE = 0o640
+HASHED_BYTES = 64 << 20  # a larger file is not read once more only to tell its hash
+IMMOVABLE = {errno.EPERM, errno.EACCES, errno.EROFS}
+
+
+class Quarantine:
+    """Called by finish threads, and by the reconcile thread for what it refuses itself. Raises StorageFault."""
+
+    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, clock: Clock, fs: FsOps) -> None:
+        self._folders = folders
+        self._ledger = ledger
+        self._clock = clock
+        self._fs = fs
+
+    def __call__(
+        self,
+        job: Job,
+        reason: Reason,
+        detail: str,
+        *,
+        stage: str,
+        sha256: str | None = None,
+        telling: Mapping[str, object] | None = None,
+    ) -> str | None:
+        """Set the job's original aside; answers its path below the failed folder.
+
+        None when it stayed in place, with originals = "keep" or where nobody lets us move it, and when it is gone.
+        `telling`: what the event will say, for the ledger.
+        """
+        self._ledger.failed(job.job_id, reason, detail, telling=telling)
+        folder = self._folders[job.folder]
+        with storage_faults(str(folder.failed)):
+            placed = None
+            if os.path.lexists(job.source):
+                placed = self._set_aside(job, folder, self._story(job, reason, detail, stage, sha256))
+        self._ledger.retired(job.job_id)
+        return placed
+
+    def _set_aside(self, job: Job, folder: Folder, story: dict[str, object]) -> str | None:
+        failed = str(folder.failed)
+        for path in versions_to_try(failed, os.path.join(*place(failed, job.relative_path, self._fs))):
+            if not self._write_reason(failed, path, job.job_id, story):
+                continue
+            if folder.originals == "keep" and not job.claimed_by_rename:
+                return None
+            try:
+                move_exactly(failed, path, job.source, job.job_id, self._fs)
+            except FileExistsError:
+                self._fs.unlink(os.path.join(failed, names.reason_name(path)))
+                continue
+            except OSError as error:
+                if error.errno in IMMOVABLE and not job.claimed_by_rename:
+                    return None  # the reason could be written, so it is the input that cannot be
+                raise
+            return path
+        raise AssertionError("unreachable: some version is free")
+
+    def _write_reason(self, failed: str, path: str, job_id: int, story: dict[str, object]) -> bool:
+        """Publish the reason file of `path`; False when that of another file stands there."""
+        full = os.path.join(failed, names.reason_name(path))
+        name = names.temporary_name(job_id, ".error")
+        with Temporary(failed, os.path.dirname(path), name, REASON_MODE, self._fs) as temporary:
+            temporary.write(json.dumps(story, indent=1).encode() + b"\n")
+            temporary.seal()
+            try:
+                self._fs.rename_noreplace(temporary.path, full)
+            except FileExistsError:
+                return _same_story(full, story)
+            temporary.renamed()
+        self._fs.sync_folder(os.path.dirname(full))
+        return True
+
+    def _story(self, job: Job, reason: Reason, detail: str, stage: str, sha256: str | None) -> dict[str, object]:
+        now = self._clock.wall()
+        seen = now.timestamp() - (self._clock.monotonic() - job.first_seen)
+        version = job.version
+        return {
+            "reason": str(reason),
+            "meaning": REASON_TEXT[reason],
+            "detail": detail,
+            "stage": stage,
+            "path": job.relative_path,
+            "folder": job.folder,
+            "job": job.job_id,
+            "attempts": job.attempt,
+            "first_seen": datetime.fromtimestamp(seen, UTC).isoformat(timespec="milliseconds"),
+            "time": now.isoformat(timespec="milliseconds"),
+            "size": version.size,
+            "sha256": sha256 or _hash(job),
+            "version": {"inode": version.inode, "size": version.size, "mtime_ns": version.mtime_ns},
+            "rmbgd": rmbgd.__version__,
+        }
+
+
+def _hash(job: Job) -> str | None:
+    """Best effort: the file may be unreadable, which may be why it is here."""
+    if job.version.size > HASHED_BYTES:
+        return None
+    try:
+        return hash_of(job.source)[0]
+    except (OSError, ImageError):
+        return None
+
+
+def _same_story(path: str, story: dict[str, object]) -> bool:
+    """Was this reason file written for the same job, before a crash?"""
+    try:
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and all(found.get(key) == story[key] for key in ("job", "folder", "path", "version"))

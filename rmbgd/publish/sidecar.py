@@ -1,0 +1,80 @@
+"""The <output>.json beside a cutout: what was found, and whose cutout it is.
+
+Does not decide when there is one. Recognises its own, so that a stranger's file of that name is never overwritten and
+one that a crash left behind is not mistaken for a stranger's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+from rmbgd import naming as names
+from rmbgd.fs import FsOps
+from rmbgd.publish.temporary import Temporary
+from rmbgd.store.records import Job, Target, Unfinished
+
+SIDECAR_BYTES = 1 << 20  # a larger file of that name is none of ours
+
+
+def write(target: Target, cutout: Temporary, job: Job, facts: Mapping[str, object], mode: int, fs: FsOps) -> bool:
+    """Publish the sidecar of `cutout`, replacing an older one of the same input. False: a stranger's file stands there.
+
+    The folder is synced with the cutout itself.
+    """
+    path = sidecar_path(target)
+    story = {"folder": job.folder, "path": job.relative_path, "job": job.job_id, "output": target.path}
+    story |= {"sha256": cutout.sha256, "bytes": cutout.size}
+    with Temporary(target.output, cutout.below, names.temporary_name(job.job_id, ".json"), mode, fs) as temporary:
+        temporary.write(json.dumps(story | dict(facts), indent=1).encode() + b"\n")
+        temporary.seal()
+        if is_ours(path, job):
+            fs.rename(temporary.path, path)
+        else:
+            try:
+                fs.rename_noreplace(temporary.path, path)
+            except FileExistsError:
+                return False
+        temporary.renamed()
+    return True
+
+
+def remove(target: Target, job: Job, fs: FsOps) -> None:
+    """Take away the sidecar of a version that was replaced, or that never came to be."""
+    path = sidecar_path(target)
+    if is_ours(path, job):
+        fs.unlink(path)
+
+
+def settle(output: str, row: Unfinished, fs: FsOps) -> bool:
+    """After a crash: is there a sidecar of the row's own output? One that tells of an older version is taken away."""
+    path = os.path.join(output, names.sidecar_name(row.target or ""))
+    if not is_ours(path, row):
+        return False
+    if _read(path).get("sha256") == row.sha256_out:
+        return True
+    fs.unlink(path)
+    return False
+
+
+def sidecar_path(target: Target) -> str:
+    return os.path.join(target.output, names.sidecar_name(target.path))
+
+
+def is_ours(path: str, of: Job | Unfinished) -> bool:
+    """Was this sidecar written for the same input?"""
+    found = _read(path)
+    return (found.get("folder"), found.get("path")) == (of.folder, of.relative_path)
+
+
+def _read(path: str) -> dict[str, object]:
+    """A sidecar's content; empty for anything that is none."""
+    try:
+        if os.path.islink(path) or not os.path.isfile(path) or os.path.getsize(path) > SIDECAR_BYTES:
+            return {}
+        with open(path, "rb") as file:
+            found = json.load(file)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

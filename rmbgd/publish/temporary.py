@@ -1,0 +1,263 @@
+"""Where a file is written and how it gets there: folders below an output, temporaries beside their target, copies.
+
+Knows no job's fate and no ledger. Raises OSError: whose fault it is, the callers say.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Self
+
+from rmbgd import naming as names
+from rmbgd.fs import FsOps, fault_of, open_regular
+
+CHUNK = 1 << 20
+PATH_MAXIMUM = 4096 - 64  # bytes of a whole path, with room for the version and the suffix that a name may get
+GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTCONN}
+FICLONE = 0x40049409  # share the blocks of another file: btrfs, xfs, bcachefs
+
+
+def make_folders(root: str, below: str, fs: FsOps) -> str:
+    """Make sub-folder `below` of `root` and answer its name: x~2 where somebody's file is called x.
+
+    `root` itself is never made: a missing one is a disk that is not there.
+    """
+    if os.path.isdir(os.path.join(root, below)):
+        return below
+    if not os.path.isdir(root):
+        raise FileNotFoundError(errno.ENOENT, "the folder does not exist", root)
+    reached = ""
+    for component in below.split("/"):
+        for name in names.versions(component):
+            path = os.path.join(root, reached, name)
+            with contextlib.suppress(FileExistsError):
+                fs.make_folder(path)
+                fs.sync_folder(os.path.join(root, reached))
+            if os.path.isdir(path):
+                reached = os.path.join(reached, name)
+                break
+    return reached
+
+
+def hash_of(path: str) -> tuple[str, int]:
+    """(sha256 in hex, bytes) of a regular file."""
+    descriptor = open_regular(path)
+    try:
+        return hash_of_descriptor(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def hash_of_descriptor(descriptor: int) -> tuple[str, int]:
+    digest, size = hashlib.sha256(), 0
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    while chunk := os.read(descriptor, CHUNK):
+        digest.update(chunk)
+        size += len(chunk)
+    return digest.hexdigest(), size
+
+
+def copy(source: int, target: int) -> tuple[str, int]:
+    """Fill the empty file `target` with `source`, sharing blocks where possible; (sha256, bytes) of the result."""
+    try:
+        fcntl.ioctl(target, FICLONE, source)
+    except OSError:  # another file system, or one that cannot
+        os.lseek(source, 0, os.SEEK_SET)
+        while chunk := os.read(source, CHUNK):
+            write_all(target, chunk)
+    return hash_of_descriptor(target)
+
+
+def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
+    left = memoryview(data).cast("B")
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+class Temporary:
+    """A file that becomes an output: written beside its target, removed on every way out but success.
+
+    Looks like a binary file to an encoder. Hashes what passes through `write` in order; if an encoder goes back, or
+    asks for the descriptor, the file is read again at the end. Belongs to one thread.
+    """
+
+    def __init__(self, root: str, below: str, name: str, mode: int, fs: FsOps) -> None:
+        self.root = root
+        self.below = below
+        self.path = os.path.join(root, below, name)
+        self._fs = fs
+        try:
+            self._descriptor = fs.create(self.path, mode)
+        except FileExistsError:  # left by an earlier try of the same job, whose clean-up failed
+            fs.unlink(self.path)
+            self._descriptor = fs.create(self.path, mode)
+        self._open = True
+        self._there = True
+        self._digest = hashlib.sha256()
+        self._hashed = 0
+        self._in_order = True
+        self.sha256 = ""
+        self.size = 0
+
+    # ---- what an encoder sees
+
+    def fileno(self) -> int:
+        self._in_order = False  # whatever is written there passes us by
+        return self._descriptor
+
+    def write(self, data: bytes | bytearray | memoryview) -> int:
+        length = memoryview(data).nbytes
+        write_all(self._descriptor, data)
+        if self._in_order:
+            self._digest.update(data)
+            self._hashed += length
+        return length
+
+    def read(self, size: int = -1) -> bytes:
+        return os.read(self._descriptor, size if size >= 0 else self._bytes() - self.tell())
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        position = os.lseek(self._descriptor, offset, whence)
+        self._in_order = self._in_order and position == self._hashed
+        return position
+
+    def tell(self) -> int:
+        return os.lseek(self._descriptor, 0, os.SEEK_CUR)
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+    def seekable(self) -> bool:
+        return True
+
+    # ---- what the publisher does
+
+    def seal(self) -> None:
+        """Sync and close; `sha256` and `size` are then known. Raises OSError: the file must not be used then.
+
+        A failed sync is never tried again: the kernel may have dropped the pages, and would say that all is well.
+        """
+        if not self._open:
+            return
+        if self._in_order and self._bytes() == self._hashed:
+            self.sha256, self.size = self._digest.hexdigest(), self._hashed
+        else:
+            self.sha256, self.size = hash_of_descriptor(self._descriptor)
+        self._fs.sync_file(self._descriptor)
+        self._close()
+
+    def renamed(self) -> None:
+        """It is a temporary no more."""
+        self._there = False
+
+    def discard(self) -> None:
+        if self._open:
+            with contextlib.suppress(OSError):
+                self._close()
+        if self._there:
+            self._there = False
+            with contextlib.suppress(OSError):
+                self._fs.unlink(self.path)
+
+    def _bytes(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def _close(self) -> None:
+        self._open = False
+        os.close(self._descriptor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Removes what was not renamed. An OSError of the encoder's writes becomes the fault it is."""
+        self.discard()
+        if isinstance(error, OSError) and error.errno is not None:
+            raise fault_of(error, self.root) from error
+
+
+def place(root: str, relative_path: str, fs: FsOps) -> tuple[str, str]:
+    """(sub-folder, name) for a file that is mirrored below `root`: flat when the path would be too long."""
+    below, basename = os.path.split(relative_path)
+    if len(os.fsencode(os.path.join(root, relative_path))) > PATH_MAXIMUM:
+        return "", basename
+    return make_folders(root, below, fs), basename
+
+
+def versions_to_try(root: str, path: str) -> Iterator[str]:
+    """Versions of `path` below `root`, from the last of those that are taken on.
+
+    Found in steps that double and then halve: a camera that uses one name each minute has half a million in a year. The
+    last taken one comes first, because a try that died may have left our own file there.
+    """
+    taken, free = 0, 1
+    while os.path.lexists(os.path.join(root, names.version_of(path, free))):
+        taken, free = free, 2 * free
+    while free - taken > 1:
+        middle = (taken + free) // 2
+        if os.path.lexists(os.path.join(root, names.version_of(path, middle))):
+            taken = middle
+        else:
+            free = middle
+    return (names.version_of(path, number) for number in itertools.count(max(1, taken)))
+
+
+def move_into(root: str, relative_path: str, source: str, job_id: int, fs: FsOps) -> str:
+    """Move `source` below `root`, to its own relative path or to a version of it that is free; answers which.
+
+    Raises OSError.
+    """
+    for path in versions_to_try(root, os.path.join(*place(root, relative_path, fs))):
+        with contextlib.suppress(FileExistsError):
+            move_exactly(root, path, source, job_id, fs)
+            return path
+    raise AssertionError("unreachable: some version is free")
+
+
+def move_exactly(root: str, path: str, source: str, job_id: int, fs: FsOps) -> None:
+    """Move `source` to root/path. Raises FileExistsError when that is taken, and OSError.
+
+    Across file systems it is copied, synced and compared before it is removed. On one file system nothing is synced: a
+    rename that a power cut takes back leaves the file where it was, in exactly one place.
+    """
+    try:
+        fs.rename_noreplace(source, os.path.join(root, path))
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+    else:
+        return
+    full = os.path.join(root, path)
+    if os.path.lexists(full):
+        # A try that died between copying and removing left the very same file here.
+        if os.path.islink(full) or not os.path.isfile(full) or hash_of(full) != hash_of(source):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), full)
+    else:
+        _copy_over(root, path, source, job_id, fs)
+    fs.unlink(source)
+
+
+def _copy_over(root: str, path: str, source: str, job_id: int, fs: FsOps) -> None:
+    below, name = os.path.dirname(path), names.temporary_name(job_id, ".original")
+    descriptor = open_regular(source)
+    try:
+        status = os.fstat(descriptor)
+        with Temporary(root, below, name, status.st_mode & 0o777, fs) as temporary:
+            if copy(descriptor, temporary.fileno()) != hash_of_descriptor(descriptor):
+                raise OSError(errno.EIO, "the copy differs from the original", source)
+            os.utime(temporary.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
+            temporary.seal()
+            fs.rename_noreplace(temporary.path, os.path.join(root, path))
+            temporary.renamed()
+    finally:
+        os.close(descriptor)
+    fs.sync_folder(os.path.join(root, below))

@@ -1,0 +1,407 @@
+"""The composition root and the life cycle: build, recover, start, guard, drain. Only this file constructs the service.
+
+Does no work of any stage. The main thread owns signals, deadlines and the notify socket, and touches no pixels.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+import socket
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from rmbgd.clock import Clock, SystemClock
+from rmbgd.config import load as configuration
+from rmbgd.config.layout import check_layout
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.room import EngineFactory, EngineParts, EngineRoom
+from rmbgd.engine.types import EngineDescription
+from rmbgd.engine.wiring import default_engine
+from rmbgd.errors import ConfigError, Exit
+from rmbgd.events import SAFE_MODE_OVER
+from rmbgd.heartbeat import Beats
+from rmbgd.imaging.pillow import configure_opencv, configure_pillow
+from rmbgd.intake.reconciler import Reconciler
+from rmbgd.intake.watcher import FolderWatch, Hints, OverflowListener
+from rmbgd.pipeline.pipeline import Line, Surroundings
+from rmbgd.pipeline.queue import ChannelStatistics
+from rmbgd.pipeline.storage_retry import StorageHold
+from rmbgd.publish.publisher import Publisher
+from rmbgd.service.health import Counters, HealthMonitor
+from rmbgd.service.safe_mode import CrashLoop
+from rmbgd.service.stall import Facts, Watermark, is_excused
+from rmbgd.service.systemd import Notifier, open_notifier
+from rmbgd.service.threads import Broken, Crew
+from rmbgd.store.ledger import Ledger
+from rmbgd.telemetry.captured_output import StderrCapture, capture_stderr
+from rmbgd.telemetry.log import EventLog, open_log
+from rmbgd.telemetry.metrics import Metrics
+
+# --- What the main thread is told: signals, readiness, and parts that broke. One queue, one reader.
+
+
+@dataclass(frozen=True, slots=True)
+class Signalled:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReady:
+    description: EngineDescription
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """Every folder that is there has been compared with the ledger once."""
+
+
+Message = Signalled | EngineReady | Compared | Broken
+
+
+@contextmanager
+def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
+    """Every signal becomes a message at once, by way of the interpreter's wakeup descriptor. The main thread's.
+
+    A handler in Python would not do: it runs when the main thread gets to it, and a signal that comes between that
+    thread's last look and its wait for a message would be noticed only with the next message, which may never come.
+    """
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    relay = threading.Thread(target=_relay, args=(reading, messages, numbers), name="signals", daemon=True)
+    relay.start()
+    former_descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+        signal.set_wakeup_fd(former_descriptor)
+        writing.close()
+        relay.join()
+        reading.close()
+
+
+def keep_signals(messages: SimpleQueue[Message]) -> None:
+    """Forget what else is in there: it is of a service that has ended, and signals are meant for the process."""
+    kept = []
+    with suppress(Empty):
+        while True:
+            kept.append(messages.get_nowait())
+    for message in kept:
+        if isinstance(message, Signalled):
+            messages.put(message)
+
+
+def _relay(reading: socket.socket, messages: SimpleQueue[Message], numbers: Collection[int]) -> None:
+    """Until the other end is closed."""
+    while received := reading.recv(64):
+        for number in received:
+            if number in numbers:
+                messages.put(Signalled(number))
+
+
+# The composition root and the life cycle: build, recover, start, guard, drain. Only this file constructs the service.
+
+
+__all__ = ["EngineParts", "run"]
+
+LEDGER = "ledger.sqlite"
+GRACE = 30.0  # s beside the configured patience before systemd is to lose its own
+ABORT_TIMEOUT = 5.0  # s that threads get to end after the engine was taken from them
+
+
+def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) -> int:
+    """`rmbgd run`: serve until told to stop. Returns an exit status; raises ConfigError."""
+    config = configuration.load(config_path)
+    if not config.folder:
+        raise ConfigError(f"{config_path}: no [[folder]] is defined, so there is nothing to do; see config/rmbgd.toml")
+    check_layout(config)
+    notifier = open_notifier()
+    messages: SimpleQueue[Message] = SimpleQueue()
+    with open_log(config.service) as log, capture_stderr(log.emit) as stderr, signals(messages):
+        while True:
+            life = CrashLoop(config, SystemClock())
+            code = _live(config_path, life, log, stderr, notifier, engine_factory, messages)
+            if not life.over:
+                return code
+            keep_signals(messages)  # safe mode is over: once more, with everything
+            notifier.watchdog()
+
+
+def _live(
+    config_path: Path,
+    life: CrashLoop,
+    log: EventLog,
+    stderr: StderrCapture,
+    notifier: Notifier,
+    engine_factory: EngineFactory,
+    messages: SimpleQueue[Message],
+) -> int:
+    config = life.config
+    metrics = Metrics(log.emit)
+    counters = Counters(metrics)
+    counters(
+        "service.start",
+        config=str(config_path),
+        folders=[folder.name for folder in config.folder],
+        device=config.engine.device,
+        python=platform.python_version(),
+        host=platform.node(),
+        heartbeat=config.service.health_interval,
+    )
+    with ExitStack() as stack:
+        try:
+            service = Service(
+                life, log, stderr, counters, metrics, notifier, SystemClock(), engine_factory, stack, messages
+            )
+        except ConfigError as error:
+            counters("service.failed", stage="start", error=str(error), traceback="")
+            raise
+        return service.serve()
+
+
+def _write_metrics(metrics: Metrics, path: Path | None, health: Mapping[str, Any]) -> None:
+    if path is not None:
+        metrics.health(health)
+        metrics.write(path)
+
+
+class Service:
+    """The running service. Every method is the main thread's unless it says otherwise."""
+
+    def __init__(
+        self,
+        life: CrashLoop,
+        log: EventLog,
+        stderr: StderrCapture,
+        emit: Counters,
+        metrics: Metrics,
+        notifier: Notifier,
+        clock: Clock,
+        engine_factory: EngineFactory,
+        stack: ExitStack,
+        messages: SimpleQueue[Message],
+    ) -> None:
+        self.messages = messages  # put by any thread, taken by the main thread
+        config = life.config
+        self._life, self._config, self._emit, self._clock, self._notifier = life, config, emit, clock, notifier
+        self._began = clock.monotonic()
+        self._device = "starting"  # written by the segment thread, read by the health thread; one reference
+        self._broken: Broken | None = None
+        configure_pillow(config.limits)
+        configure_opencv()
+        self._beats = Beats(clock)
+        self._line_beat = self._beats.new("line")  # the health thread's, which speaks for all
+        self._watermark = Watermark(config.service.stuck_after)  # likewise
+        self._ledger = Ledger(config.service.state_directory / LEDGER, clock)
+        stack.callback(self._ledger.close)
+        life.begin(emit)
+        self._arena = Arena(config.pipeline.arena_bytes)
+        stack.callback(self._arena.close)
+        self._crew = Crew(self.messages.put)
+        self._engines = EngineRoom(config, self._arena, emit, clock, engine_factory)
+        publisher = Publisher(config, self._ledger, clock, emit)
+        reconcile_beat = self._beats.new("reconcile")
+        self._intake = Reconciler(
+            config,
+            ledger=self._ledger,
+            publisher=publisher,
+            clock=clock,
+            emit=emit,
+            beat=reconcile_beat,
+            on_compared=lambda: self.messages.put(Compared()),
+        )
+        if life.safe:
+            self._intake.hold_suspects()
+        for folder in config.folder if life.waits else ():
+            self._intake.pause(f"safe_mode:{folder.name}")
+        hints = Hints(config.intake.hints_maximum, self._intake.wake)
+        watches = [FolderWatch(folder, config.intake, hints, emit, clock) for folder in config.folder]
+        stack.enter_context(OverflowListener(watches, emit))
+        self._intake.attach(hints, watches)
+        self._hold = StorageHold(self._intake, emit, clock)
+        around = Surroundings(
+            config=config,
+            arena=self._arena,
+            ledger=self._ledger,
+            publisher=publisher,
+            hold=self._hold,
+            intake=self._intake,
+            emit=emit,
+            clock=clock,
+            new_beat=self._beats.new,
+            start_thread=self._crew.start,
+            on_ready=self._engine_ready,
+            on_room=self._intake.wake,
+        )
+        self._line = Line(around, self._engines.engine)
+        self._monitor = HealthMonitor(
+            config.service,
+            beats=self._beats,
+            counters=emit,
+            describe=self._describe,
+            notifier=notifier,
+            clock=clock,
+            unwritten=lambda: log.dropped,
+            on_status=partial(_write_metrics, metrics, config.health.metrics_file),
+            on_stall=stderr.show_stacks,
+        )
+
+    def serve(self) -> int:
+        """Start everything, wait, and end it in the order of the flow."""
+        self._notifier.extend_timeout(self._config.engine.start_timeout + GRACE)
+        recovered = self._intake.recover()
+        self._emit("intake.recovered", **recovered.event())
+        self._crew.start("health", self._monitor.run)
+        self._line.start()
+        jobs, door = self._line.jobs, self._line.door()
+        self._crew.start("reconcile", lambda: self._intake.run(jobs, door))
+        self._wait_until_ready(recovered.jobs)
+        return self._end(self._wait_for_an_end())
+
+    # ------------------------------------------------------------------------------------------------ while it runs
+
+    def _engine_ready(self, description: EngineDescription) -> None:
+        """Called by the first segment thread."""
+        self._device = description.device
+        self.messages.put(EngineReady(description))
+
+    def _wait_until_ready(self, recovered: int) -> None:
+        """Ready is when an engine has answered and every folder was compared once."""
+        missing: set[type[Message]] = {EngineReady, Compared}
+        while missing and self._handle(message := self.messages.get()):
+            missing.discard(type(message))
+            if not missing:
+                seconds = round(self._clock.monotonic() - self._began, 3)
+                device = self._engines.device or self._device
+                self._emit("service.ready", seconds=seconds, device=device, recovered=recovered)
+                self._life.ready()
+                self._monitor.phase("ready")
+                self._notifier.ready(f"ready on {device}")
+
+    def _wait_for_an_end(self) -> str:
+        while self._cause is None:
+            try:
+                self._handle(self.messages.get(timeout=self._life.patience()))
+            except Empty:
+                if self._life.settle():
+                    self._cause = SAFE_MODE_OVER
+        return self._cause
+
+    _cause: str | None = None
+
+    def _handle(self, message: Message) -> bool:
+        """Act on one message. False when it means the end."""
+        if isinstance(message, Broken):
+            self._broken = self._broken or message
+            self._cause = self._cause or message.stage
+            error = f"{type(message.error).__name__}: {message.error}"
+            self._emit("service.failed", stage=message.stage, error=error, traceback=message.traceback())
+        elif isinstance(message, Signalled) and message.number == signal.SIGHUP:
+            self._emit("service.reload")
+            self._intake.rescan()
+        elif isinstance(message, Signalled):
+            self._cause = self._cause or signal.Signals(message.number).name
+            self._life.over = False
+        return self._cause is None
+
+    def _describe(self) -> dict[str, object]:
+        """What the health event and the status file say. Called by the health thread."""
+        intake = self._intake.statistics()
+        statistics, engine = self._line.statistics(), self._engines.describe()
+        self._watch_the_line(statistics, is_excused(paused=intake.paused, engine=engine))
+        channels = {
+            each.name: {
+                "depth": each.depth,
+                "send_waited": round(each.send_waited, 3),
+                "receive_waited": round(each.receive_waited, 3),
+            }
+            for each in statistics
+        }
+        return {
+            "device": self._engines.device or self._device,
+            "waiting": intake.waiting,
+            "in_flight": intake.in_flight,
+            "oldest_waiting": intake.oldest_waiting,
+            "arena_bytes": self._arena.statistics().leased_bytes,
+            "channels": channels,
+            "paused": intake.paused,
+            "engine": engine,
+            "ledger_rows": intake.ledger_rows,
+            "folders": intake.folders,
+            "safe_mode": self._life.describe(),
+        }
+
+    def _watch_the_line(self, statistics: Sequence[ChannelStatistics], excused: bool) -> None:
+        """A line that stands still is a hung thread, whatever its threads say. Called by the health thread."""
+        marks = [(each.total, each.depth) for each in statistics]
+        facts = Facts(marks, computing=self._engines.busy, excused=excused or self._cause is not None)
+        if not self._watermark.stuck(facts, self._clock.monotonic()):
+            self._line_beat.waiting()
+        elif self._line_beat.reading().waiting:
+            self._line_beat.working()
+
+    # ------------------------------------------------------------------------------------------------ the end
+
+    def _end(self, cause: str) -> int:
+        """Stop with the flow: claim nothing, put back what is only a path, finish what is decoded."""
+        began = self._clock.monotonic()
+        failed = self._broken is not None
+        self._monitor.phase("stopping")
+        if self._life.over:  # systemd would take the word for the end of the process, and kill it after a while
+            self._notifier.status(cause)
+        else:
+            self._notifier.stopping(f"stopping ({cause})")
+        self._notifier.extend_timeout(self._config.service.stop_timeout + ABORT_TIMEOUT + GRACE)
+        self._emit("service.stopping", cause=cause, in_flight=self._intake.statistics().in_flight)
+        self._intake.close()
+        self._hold.release()
+        self._engines.give_up_waiting()
+        self._crew.start("drain", self._line.take_back)
+        # A broken stage may hold up the others for ever; what they have is taken up again at the next start.
+        patience = ABORT_TIMEOUT if failed else self._config.service.stop_timeout
+        left = self._wait_for_the_line(patience)
+        if left:
+            self._engines.abort()
+            self._arena.close()
+            left = self._wait_for_the_line(ABORT_TIMEOUT)
+        returned = self._intake.finish_returns()
+        self._monitor.close()
+        self._crew.join(1.0)
+        self._monitor.finished()
+        code = Exit.CONFIGURATION if self._operators_fault() else Exit.INTERNAL if failed else Exit.OK
+        seconds = round(self._clock.monotonic() - began, 3)
+        self._emit("service.stop", exit_code=int(code), seconds=seconds, returned=returned)
+        broken = f"{self._broken.stage}: {self._broken.error}" if self._broken is not None else None
+        self._life.ended(broken, of_operator=self._operators_fault())
+        if left:  # threads stuck in a disk or a driver: leaving them is all that can be done
+            os._exit(code)
+        return code
+
+    def _wait_for_the_line(self, seconds: float) -> list[str]:
+        """Threads of the line that have not ended after `seconds`, or after a second order to stop."""
+        deadline = self._clock.monotonic() + seconds
+        while (left := [name for name in self._crew.join(0.05) if name != "health"]) and (
+            self._clock.monotonic() < deadline
+        ):
+            try:
+                message = self.messages.get_nowait()
+            except Empty:
+                continue
+            self._handle(message)
+            if isinstance(message, Signalled) and message.number != signal.SIGHUP:
+                break
+        return left
+
+    def _operators_fault(self) -> bool:
+        return self._broken is not None and isinstance(self._broken.error, ConfigError)

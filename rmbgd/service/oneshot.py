@@ -1,0 +1,236 @@
+"""`rmbgd once`: a file or a folder through the same line as the service's, now, without watching anything.
+
+Originals stay where they are, nothing is remembered afterwards, and what cannot be done is said, not set aside.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from queue import SimpleQueue
+
+from rmbgd import naming as names
+from rmbgd.clock import Clock, SystemClock
+from rmbgd.config.load import Config, EngineSettings, Folder, Recipe, Service
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.room import EngineFactory, EngineRoom
+from rmbgd.engine.types import EngineDescription
+from rmbgd.engine.wiring import default_engine
+from rmbgd.errors import ConfigError
+from rmbgd.events import Emit
+from rmbgd.fs import version_of
+from rmbgd.heartbeat import Beats
+from rmbgd.imaging.encode import SUFFIXES
+from rmbgd.imaging.pillow import configure_opencv, configure_pillow
+from rmbgd.pipeline.pipeline import Line, Surroundings
+from rmbgd.pipeline.queue import NoReceivers
+from rmbgd.pipeline.storage_retry import StorageHold
+from rmbgd.publish.publisher import Publisher
+from rmbgd.service.threads import Broken, Crew
+from rmbgd.store.ledger import Ledger
+from rmbgd.store.records import Candidate, Job
+
+NAME = "once"
+
+
+@dataclass(slots=True)
+class Summary:
+    """What became of the files. `skipped`: their output was there already."""
+
+    done: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    problems: list[tuple[str, str]] = field(default_factory=list)  # (path, why)
+
+
+def sources_of(source: Path) -> tuple[Path, list[str]]:
+    """The folder that paths are relative to, and the files: one, or all below a folder but hidden and linked."""
+    if source.is_file():
+        return source.parent, [source.name]
+    if not source.is_dir():
+        raise ConfigError(f"{source}: neither a file nor a folder; nothing to do")
+    found = []
+    for directory, folders, files in os.walk(source):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        here = os.path.relpath(directory, source)
+        found += [
+            os.path.normpath(os.path.join(here, each))
+            for each in sorted(files)
+            if not each.startswith(".") and not os.path.islink(os.path.join(directory, each))
+        ]
+    return source, found
+
+
+def once(
+    source: Path,
+    output: Path,
+    recipe: Recipe,
+    *,
+    engine: EngineSettings,
+    service: Service,
+    emit: Emit,
+    overwrite: bool = False,
+    engine_factory: EngineFactory = default_engine,
+) -> Summary:
+    """Cutouts of `source` (a file or a folder) below `output`, or as `output` when both are single files.
+
+    An output that is there already is left alone, and its input skipped, unless `overwrite`. `emit` hears image.done
+    and image.failed per file, with paths below the source. Raises ConfigError, and what broke if a part broke.
+    """
+    root, paths = sources_of(source.absolute())
+    single = output.name if source.is_file() and output.suffix in set(SUFFIXES.values()) | {".tiff"} else None
+    place = (output.parent if single else output).absolute()
+    if place == root and not single:
+        raise ConfigError(f"{place}: results would be written among the sources; name another folder")
+    place.mkdir(parents=True, exist_ok=True)
+    clock = SystemClock()
+    began = clock.monotonic()
+    summary = Summary()
+    with tempfile.TemporaryDirectory(dir=place, prefix=".rmbgd-once-") as staging:
+        folder = Folder(
+            name=NAME, input=root, output=Path(staging), failed=Path(staging), originals="keep", recipe="default"
+        )
+        config = Config(service=service, engine=engine, recipe={"default": recipe}, folder=[folder])
+        moving = _Moving(Path(staging), place, single, emit, summary)
+        wanted = list(_wanted(paths, place, single, recipe, summary, overwrite=overwrite))
+        if wanted:
+            through_the_line(config, moving, engine_factory, partial(_feed, root, wanted, summary))
+    summary.seconds = clock.monotonic() - began
+    emit("run.summary", done=summary.done, failed=summary.failed, skipped=summary.skipped, seconds=summary.seconds)
+    return summary
+
+
+def _wanted(
+    paths: list[str], place: Path, single: str | None, recipe: Recipe, summary: Summary, *, overwrite: bool
+) -> Iterator[str]:
+    extension = SUFFIXES[recipe.format]
+    for path in paths:
+        expected = single or names.output_names(path, extension)[0]
+        if not overwrite and (place / expected).exists():
+            summary.skipped += 1
+        else:
+            yield path
+
+
+class _Moving:
+    """An Emit that puts a finished cutout from the staging folder to its place before anybody hears of it.
+
+    Called by the finish threads; each event is one file's.
+    """
+
+    def __init__(self, staging: Path, place: Path, single: str | None, emit: Emit, summary: Summary) -> None:
+        self._staging, self._place, self._single, self._emit, self._summary = staging, place, single, emit, summary
+
+    def __call__(self, event: str, /, **keys: object) -> None:
+        if event == "image.done":
+            self._move(str(keys["output"]))
+            self._summary.done += 1
+        elif event in ("image.failed", "image.postponed"):
+            self._summary.failed += 1
+            self._summary.problems.append((str(keys["path"]), f"{keys.get('reason') or keys['why']}: {keys['detail']}"))
+        self._emit(event, **keys)
+
+    def _move(self, name: str) -> None:
+        final = self._single or name
+        for found, wanted in ((name, final), (names.sidecar_name(name), names.sidecar_name(final))):
+            source, target = self._staging / found, self._place / wanted
+            if source.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(source, target)
+
+
+class _Nowhere:
+    """There is no folder to put a picture back into: postponed is failed, and was counted as such."""
+
+    def give_back(self, job: Job, why: str, detail: str) -> None:
+        pass
+
+    def ended(self, job: Job) -> None:
+        pass
+
+    def pause(self, reason: str) -> None:
+        pass
+
+    def resume(self, reason: str) -> None:
+        pass
+
+
+def through_the_line(
+    config: Config, emit: Emit, factory: EngineFactory, feed: Callable[[Line, Callable[[Path, str], list[Job]]], None]
+) -> None:
+    """A line for `config`'s one folder, until everything that `feed` sends is through. Raises what broke.
+
+    `feed(line, claim)` runs on a thread of its own and owns `line.jobs`; `claim(root, path)` makes a file below a
+    folder a job: none where the file has been claimed before. Raises OSError where there is no such file.
+    """
+    configure_pillow(config.limits)
+    configure_opencv()
+    clock = SystemClock()
+    ended: SimpleQueue[Broken] = SimpleQueue()
+    beats = Beats(clock)
+    with ExitStack() as stack:
+        ledger = Ledger(":memory:", clock)
+        stack.callback(ledger.close)
+        arena = Arena(config.pipeline.arena_bytes)
+        stack.callback(arena.close)
+        engines = EngineRoom(config, arena, emit, clock, factory)
+        stack.callback(engines.abort)
+        hold = StorageHold(_Nowhere(), emit, clock)
+        hold.release()  # nobody is there to make room on a full disk: say so and go on
+        crew = Crew(ended.put)
+        line = Line(
+            Surroundings(
+                config=config,
+                arena=arena,
+                ledger=ledger,
+                publisher=Publisher(config, ledger, clock, emit),
+                hold=hold,
+                intake=_Nowhere(),
+                emit=emit,
+                clock=clock,
+                new_beat=beats.new,
+                start_thread=crew.start,
+                on_ready=_ignore,
+                on_room=lambda: None,
+            ),
+            engines.engine,
+        )
+        line.start()
+        crew.start("feed", lambda: feed(line, partial(_claim, ledger, clock, config.folder[0].name)))
+        line.let_run()
+        while crew.join(0.2) and ended.empty():
+            pass
+        if not ended.empty():
+            raise ended.get().error
+
+
+def _claim(ledger: Ledger, clock: Clock, folder: str, root: Path, path: str) -> list[Job]:
+    version = version_of(os.lstat(root / path))
+    return ledger.claim([Candidate(folder, path, str(root), version, clock.monotonic(), by_rename=False, final=True)])
+
+
+def _feed(root: Path, paths: list[str], summary: Summary, line: Line, claim: Callable[[Path, str], list[Job]]) -> None:
+    """Claim and send one file after another, as the line takes them."""
+    with line.jobs as jobs:
+        for path in paths:
+            try:
+                claimed = claim(root, path)
+            except OSError as error:
+                summary.failed += 1
+                summary.problems.append((path, f"{error.strerror}"))
+                continue
+            try:
+                for job in claimed:
+                    jobs.send(job)
+            except NoReceivers:  # the engine broke, and says so itself
+                return
+
+
+def _ignore(_description: EngineDescription) -> None:
+    pass

@@ -1,0 +1,86 @@
+"""A claim is a rename into <input>/.rmbgd: the lock and the crash record at once. And the way back.
+
+Moves, and does not remember: the ledger does. Parents are reached without following links, so that a folder that is
+swapped for a link while we look cannot make us move a stranger's file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+
+from rmbgd import naming as names
+from rmbgd.fs import FsOps, folder_beneath, open_folder
+
+
+def claim_by_rename(root: str, relative_path: str, name: str, fs: FsOps) -> os.stat_result:
+    """Move the file into the claim folder and say how it looks there. Raises OSError; the file is then where it was."""
+    parent, basename = os.path.split(relative_path)
+    with folder_beneath(root, parent) as here, claim_folder(root) as there:
+        fs.rename_noreplace(basename, name, source_folder=here, target_folder=there)
+        return os.stat(name, dir_fd=there, follow_symlinks=False)
+
+
+def put_back(root: str, name: str, relative_path: str, fs: FsOps) -> str:
+    """Move a claimed file back where it was, and answer where that is: a~2.jpg when a newer a.jpg has come meanwhile.
+
+    Raises OSError; FileNotFoundError when the claimed file is gone, or its disk with it: nothing is made there then.
+    """
+    with folder_beneath(root, names.CLAIM_FOLDER) as here:
+        os.stat(name, dir_fd=here, follow_symlinks=False)
+        parent = _folder_again(root, os.path.dirname(relative_path))
+        with folder_beneath(root, parent) as there:
+            for path in names.versions(os.path.basename(relative_path)):
+                with contextlib.suppress(FileExistsError):
+                    fs.rename_noreplace(name, path, source_folder=here, target_folder=there)
+                    return os.path.join(parent, path)
+    raise AssertionError("unreachable: some version is free")
+
+
+@contextlib.contextmanager
+def claim_folder(root: str) -> Iterator[int]:
+    """A descriptor of the claim folder, made when it is missing. Raises PermissionError when it is not ours."""
+    descriptor = _open_claim_folder(root)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _open_claim_folder(root: str) -> int:
+    path = os.path.join(root, names.CLAIM_FOLDER)
+    try:
+        descriptor = open_folder(root, names.CLAIM_FOLDER)
+    except FileNotFoundError:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
+        descriptor = open_folder(root, names.CLAIM_FOLDER)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            raise PermissionError(
+                errno.EPERM, "a stranger's entry stands where the claim folder must be", path
+            ) from None
+        raise
+    if os.fstat(descriptor).st_uid != os.geteuid():
+        os.close(descriptor)
+        raise PermissionError(errno.EPERM, "the claim folder belongs to somebody else", path)
+    return descriptor
+
+
+def _folder_again(root: str, below: str) -> str:
+    """Make the sub-folder of a claimed file again if its owner has removed it; "" where that is impossible."""
+    reached = ""
+    for component in below.split("/") if below else ():
+        try:
+            with folder_beneath(root, reached) as parent, contextlib.suppress(FileExistsError):
+                os.mkdir(component, dir_fd=parent)
+            reached = os.path.join(reached, component)
+            with folder_beneath(root, reached):
+                pass
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR):
+                return ""
+            raise
+    return reached

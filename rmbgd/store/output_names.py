@@ -1,0 +1,81 @@
+"""Which output name belongs to which input: one owner each, the same over restarts and whatever arrives first.
+
+Does not look at the output folder: whether somebody else's file stands there is for the publisher to see and to say.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import sqlite3
+
+from rmbgd import naming as names
+from rmbgd.store.database import Row, Store, unsigned
+from rmbgd.store.records import OutputKey, Target
+
+
+def _values(key: OutputKey) -> Row:
+    return os.fsencode(key.output), key.folder, os.fsencode(key.relative_path), key.extension
+
+
+class Targets:
+    """Usable from every thread. Raises StorageFault. Methods that take a connection run inside its transaction."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def find(self, key: OutputKey) -> Target | None:
+        row = self._store.one(
+            "SELECT target, pending, sha256, size, inode, mtime_ns, sidecar FROM target "
+            "WHERE output=? AND folder=? AND source=? AND extension=?",
+            _values(key),
+        )
+        if row is None:
+            return None
+        path, pending, sha256, size, inode, mtime_ns, sidecar = row
+        inode = None if inode is None else unsigned(inode)
+        return Target(key.output, os.fsdecode(path), pending, sha256, size, inode, mtime_ns, bool(sidecar))
+
+    def assign(self, db: sqlite3.Connection, key: OutputKey, below: str) -> Target:
+        """The output name of this input: the one it has had, or a new one in sub-folder `below` that is nobody's."""
+        found = self.find(key)
+        if found is not None:
+            return found
+        plain, later = names.output_names(posixpath.join(below, posixpath.basename(key.relative_path)), key.extension)
+        self._own(db, key, later if self._is_owned(db, key.output, plain) else plain, 1)
+        return self._must_find(key)
+
+    def move(self, key: OutputKey, *, below: str | None = None) -> Target:
+        """Another name for the same input, because a file that we did not write has taken the one it had.
+
+        `below`: in this sub-folder, because the one it had cannot be made.
+        """
+        with self._store.transaction() as db:
+            delete = (
+                "DELETE FROM target WHERE output=? AND folder=? AND source=? AND extension=? RETURNING base, number"
+            )
+            stored, number = db.execute(delete, _values(key)).fetchall()[0]
+            base = os.fsdecode(stored)
+            if below is not None:
+                base, number = posixpath.join(below, posixpath.basename(base)), 0
+            self._own(db, key, base, number + 1)
+            return self._must_find(key)
+
+    def _own(self, db: sqlite3.Connection, key: OutputKey, base: str, number: int) -> None:
+        while self._is_owned(db, key.output, names.version_of(base, number)):
+            number += 1
+        target = os.fsencode(names.version_of(base, number))
+        db.execute(
+            "INSERT INTO target (output, folder, source, extension, target, base, number, used_at) "
+            "VALUES (?,?,?,?,?,?,?,?)",
+            (*_values(key), target, os.fsencode(base), number, self._store.wall()),
+        )
+
+    def _is_owned(self, db: sqlite3.Connection, output: str, target: str) -> bool:
+        values = (os.fsencode(output), os.fsencode(target))
+        return bool(db.execute("SELECT 1 FROM target WHERE output=? AND target=?", values).fetchall())
+
+    def _must_find(self, key: OutputKey) -> Target:
+        found = self.find(key)
+        assert found is not None
+        return found

@@ -1,0 +1,133 @@
+"""What the ledger is told and what it answers: candidates, open jobs of a former run, targets, outputs.
+
+Values only: no database, no files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from rmbgd.fs import Version
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One version of one input, claimed.
+
+    source         where its bytes are now: inside <input>/.rmbgd when claimed by rename, else the input path itself
+    relative_path  below the drop folder, decoded with surrogateescape
+    attempt        1 for the first try; counted before the work, so it survives a crash
+    final          the settle policy has given up waiting: damage is now a refusal, not a reason to wait
+    """
+
+    job_id: int
+    folder: str
+    relative_path: str
+    source: str
+    version: Version
+    attempt: int
+    first_seen: float
+    claimed_at: float
+    claimed_by_rename: bool
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A complete file that may be claimed. `root` is the drop folder; `first_seen` in monotonic seconds."""
+
+    folder: str
+    relative_path: str
+    root: str
+    version: Version
+    first_seen: float
+    by_rename: bool
+    final: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unfinished:
+    """A job that a former run of the service left open. `first_seen` in seconds of the wall clock."""
+
+    job_id: int
+    folder: str
+    relative_path: str
+    version: Version
+    state: str
+    attempt: int
+    by_rename: bool
+    final: bool
+    first_seen: float
+    target: str | None
+    sha256_out: str | None
+    size_out: int | None
+    reason: str | None
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class OutputKey:
+    """Which output is meant: of which input, in which output folder, in which format (".png")."""
+
+    output: str
+    folder: str
+    relative_path: str
+    extension: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The name below `output` that belongs to one input, and how the file looked that we last published there."""
+
+    output: str
+    path: str
+    pending: str | None
+    sha256: str | None
+    size: int | None
+    inode: int | None
+    mtime_ns: int | None
+    sidecar: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A finished output: `path` below `output`, and what identifies it there. `reused`: copied, not computed."""
+
+    output: str
+    path: str
+    sha256: str
+    size: int
+    inode: int
+    mtime_ns: int
+    sidecar: bool = False
+    reused: bool = False
+
+    @property
+    def full_path(self) -> str:
+        return os.path.join(self.output, self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentKey:
+    """What makes two answers equal: the bytes that came in, and the recipe with its model."""
+
+    sha256_in: str
+    recipe_hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """The answer that equal content got before. `report` is what the first computation said of the picture."""
+
+    key: ContentKey
+    output: str
+    path: str
+    sha256: str
+    size: int
+    report: Mapping[str, object]
+
+    @property
+    def full_path(self) -> str:
+        return os.path.join(self.output, self.path)

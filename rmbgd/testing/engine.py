@@ -1,0 +1,348 @@
+"""An engine without a network, whose alpha is an exact function of the pixels and whose faults follow a script.
+
+Knows no torch and no model. Runs in the caller's process, or in the real child process through `create`.
+
+What it computes: alpha is the green channel, times the alpha that the picture came with.
+
+    a = green (0..255), s = source alpha (0..255, 255 where there is none)
+    rgba8    the picture's colours as they are, and round(a*s / 255)
+    alpha8   round(a*s / 255)
+    alpha16  round(a*s * 65535 / 255**2); that is 257*a where s = 255
+    (halves round up)
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rmbgd.backends.faults import fault_of
+from rmbgd.backends.memtest import WORDS, Canary, Pattern, chunks
+from rmbgd.engine.examine import Golden
+from rmbgd.engine.golden_image import known_picture
+from rmbgd.engine.types import Answer, BatchReport, CanaryPass, EngineDescription, MatteReport, Slot, Work, view
+from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
+
+
+class FakeDeviceMemory:
+    """Host memory with faults on command: `flips[i]` holds the blocks that go bad right after the i-th write."""
+
+    def __init__(self, flips: list[list[int]] | None = None, *, fails: Exception | None = None) -> None:
+        self._flips = list(flips or [])
+        self._fails = fails
+        self.words: np.ndarray[Any, np.dtype[np.int64]] | None = None
+
+    def allocate(self, blocks: int) -> None:
+        if self._fails is not None:
+            raise self._fails
+        self.words = np.empty((blocks, WORDS), np.int64)
+
+    def write(self, pattern: Pattern) -> None:
+        assert self.words is not None
+        for first, count in chunks(len(self.words)):
+            self.words[first : first + count] = pattern.words(self._index(first, count))
+        for block in self._flips.pop(0) if self._flips else []:
+            self.words[block, block % WORDS] ^= 1 << (block % 63)
+
+    def compare(self, pattern: Pattern) -> list[int]:
+        assert self.words is not None
+        bad: list[int] = []
+        for first, count in chunks(len(self.words)):
+            expected = pattern.words(self._index(first, count))
+            wrong = (self.words[first : first + count] != expected).any(axis=1)
+            bad += [first + int(block) for block in np.flatnonzero(wrong)]
+        return bad
+
+    def release(self) -> None:
+        self.words = None
+
+    @staticmethod
+    def _index(first: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        return np.arange(first * WORDS, (first + count) * WORDS, dtype=np.int64).reshape(count, WORDS)
+
+
+# Errors of a GPU that is not there: PyTorch's classes by name and its texts to the letter, and orders from a folder.
+
+
+class AcceleratorError(RuntimeError):
+    """Named like torch's class for errors of the CUDA runtime."""
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named like the class that torch's allocator raises."""
+
+
+_MANUAL = "https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html"
+
+
+def _runtime(says: str, name: str) -> AcceleratorError:
+    return AcceleratorError(
+        f"CUDA error: {says}\n"
+        f"Search for `{name}' in {_MANUAL} for more information.\n"
+        "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
+        "incorrect.\n"
+        "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
+        "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
+    )
+
+
+CUDA_ERRORS: dict[str, RuntimeError] = {
+    "assert": _runtime("device-side assert triggered", "cudaErrorAssert"),
+    "illegal_address": _runtime("an illegal memory access was encountered", "cudaErrorIllegalAddress"),
+    "misaligned": _runtime("misaligned address", "cudaErrorMisalignedAddress"),
+    "launch_failure": _runtime("unspecified launch failure", "cudaErrorLaunchFailure"),
+    "launch_timeout": _runtime("the launch timed out and was terminated", "cudaErrorLaunchTimeout"),
+    "unknown": _runtime("unknown error", "cudaErrorUnknown"),
+    "ecc": _runtime("uncorrectable ECC error encountered", "cudaErrorECCUncorrectable"),
+    "no_device": _runtime("no CUDA-capable device is detected", "cudaErrorNoDevice"),
+    "driver_mismatch": _runtime(
+        "system has unsupported display driver / cuda driver combination", "cudaErrorSystemDriverMismatch"
+    ),
+    "memory_runtime": _runtime("out of memory", "cudaErrorMemoryAllocation"),
+    "memory": OutOfMemoryError(
+        "CUDA out of memory. Tried to allocate 1.25 GiB. GPU 0 has a total capacity of 7.62 GiB of which 401.06 MiB is "
+        "free. Process 4711 has 25.97 MiB memory in use. Including non-PyTorch memory, this process has 7.13 GiB "
+        "memory in use. Of the allocated memory 6.09 GiB is allocated by PyTorch, and 291.00 MiB is reserved by "
+        "PyTorch but unallocated. If reserved but unallocated memory is large try setting PYTORCH_CUDA_ALLOC_CONF="
+        "expandable_segments:True to avoid fragmentation.  See documentation for Memory Management  "
+        "(https://docs.pytorch.org/docs/stable/notes/cuda.html#environment-variables)"
+    ),
+    "cublas": RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasSgemm( handle, opa, opb)`"),
+    "init": RuntimeError("No CUDA GPUs are available"),
+}
+"""By the word that a script says after "cuda:"."""
+
+
+class Orders:
+    """A folder in which a test leaves orders for an engine in another process; each file is optional.
+
+    segment  steps, one a line; each batch takes the first line away
+    start    the step that every start takes while the file stands there
+    zero     while it stands there, every alpha is zero, and nobody is told
+    canary   bad blocks that a pass over the canary finds while it stands there
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder) if folder else None
+
+    def next_step(self) -> str:
+        """Of the next batch; empty when nothing is ordered."""
+        if self._folder is None:
+            return ""
+        file = self._folder / "segment"
+        lines = self._read(file).splitlines()
+        if not lines:
+            return ""
+        file.with_suffix(".rest").write_text("".join(f"{line}\n" for line in lines[1:]))
+        file.with_suffix(".rest").replace(file)
+        return lines[0]
+
+    def start(self) -> str:
+        return self._read(self._folder / "start").strip() if self._folder else ""
+
+    def zero(self) -> bool:
+        return self._folder is not None and (self._folder / "zero").exists()
+
+    def bad_blocks(self) -> int:
+        return int(self._read(self._folder / "canary") or 0) if self._folder else 0
+
+    @staticmethod
+    def _read(file: Path) -> str:
+        try:
+            return file.read_text()
+        except FileNotFoundError:
+            return ""
+
+
+# --- An engine without a network, whose alpha is an exact function of the pixels and whose faults follow a script.
+
+
+POISON_COLOUR = (255, 0, 254)
+"""A picture whose top left pixel is this is poison to an engine that was given `poison`."""
+
+
+class FakeEngine:
+    """`script` has a step per segment call, and "ok" for ever after. A step is one of
+
+    ok            answers
+    memory        raises EngineMemory
+    lost          raises EngineLost
+    no_device     raises EngineLost with that cause
+    model         raises ModelError, as for weights that are damaged
+    nonsense      raises EngineNonsense, as for an alpha that is not finite
+    wrong_count   answers one picture too few
+    wrong_image   answers for a picture that nobody asked about
+    hang          answers only after `release()` was called, from another thread
+    delay:0.25    answers after so many seconds, or when released
+    exit:70       ends the process with this status
+    kill          ends the process by SIGKILL, as the kernel does when memory is short
+    eat:1024      takes so many MiB, and raises EngineMemory when it could
+    write:/a/b    writes a file: where that disk is frozen, the kernel keeps the process and no signal ends it
+    cuda:assert   raises what torch would, see chaos.CUDA_ERRORS, and has it judged as torch's errors are
+
+    `orders` is a folder with steps for an engine in another process (chaos.Orders); they go before the script.
+    `models` are the names that it claims to have loaded; `poison` is the step taken instead whenever a marked picture
+    (POISON_COLOUR) is in the batch; `memory_limit` the largest batch that does not raise EngineMemory; `start` the step
+    taken by start(); `seconds` what the engine claims that one picture takes.
+    """
+
+    def __init__(
+        self,
+        block: NDArray[np.uint8],
+        script: Sequence[str] = (),
+        *,
+        device: str = "fake",
+        batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16),
+        poison: str = "",
+        memory_limit: int = 0,
+        start: str = "ok",
+        seconds: float = 0.0,
+        models: Sequence[str] = ("fake",),
+        orders: str = "",
+    ) -> None:
+        self._block = block
+        self._script = list(script)  # only the owner's thread touches it
+        self._device = device
+        self._batch_sizes = batch_sizes
+        self._poison = poison
+        self._memory_limit = memory_limit
+        self._start = start
+        self._seconds = {1: seconds} if seconds else {}
+        self._models = tuple(models)
+        self._orders = Orders(orders)
+        self._canary: Canary | None = None
+        self._released = threading.Event()
+        self.batches: list[list[int]] = []  # image ids per call; appended by the owner's thread, read by tests
+        self.closed = False
+
+    def start(self) -> EngineDescription:
+        self._act(self._orders.start() or self._start)
+        models: dict[str, dict[str, object]] = {name: {"alpha": "green channel"} for name in self._models}
+        return EngineDescription(self._device, models, self._batch_sizes, self._seconds)
+
+    def segment(self, batch: Sequence[Work]) -> BatchReport:
+        self.batches.append([work.image_id for work in batch])
+        slots = [view(self._block, work.region) for work in batch]
+        step = self._orders.next_step() or (self._script.pop(0) if self._script else "ok")
+        if self._poison and any(tuple(slot.rgb[0, 0]) == POISON_COLOUR for slot in slots):
+            step = self._poison
+        if self._memory_limit and len(batch) > self._memory_limit:
+            step = "memory"
+        self._act(step)
+        answers: list[Answer] = []
+        for work, slot in zip(batch, slots, strict=True):
+            fill(slot)
+            if self._orders.zero():
+                clear(slot)
+            answers.append(Answer(_report(work.image_id, slot), self._device, work.model, len(batch)))
+        if step == "wrong_count":
+            answers.pop()
+        if step == "wrong_image":
+            answers[-1] = Answer(_report(-1, slots[-1]), self._device, batch[-1].model, len(batch))
+        return BatchReport(list(answers), {"network": 0.0})
+
+    def golden(self, model: str) -> Golden:  # noqa: ARG002 - whatever the model
+        """Alpha of the known picture: its green channel, or nothing when so ordered."""
+        rgb, _ = known_picture()
+        scale = np.float32(0.0 if self._orders.zero() else 1 / 255)
+        return Golden(rgb[..., 1].astype(np.float32) * scale, 0.001)
+
+    def canary(self, blocks: int) -> CanaryPass:
+        if self._canary is None:
+            self._canary = Canary(FakeDeviceMemory(), blocks)
+        found = self._canary.check()
+        return CanaryPass(found.blocks, found.bad + self._orders.bad_blocks())
+
+    def release(self) -> None:
+        """Let a hanging call go on, and later ones not hang at all."""
+        self._released.set()
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _act(self, step: str) -> None:
+        name, _, argument = step.partition(":")
+        match name:
+            case "ok" | "wrong_count" | "wrong_image":
+                pass
+            case "memory":
+                raise EngineMemory("the script says that device memory is short")
+            case "lost":
+                raise EngineLost("the script says that the device is lost")
+            case "no_device":
+                raise EngineLost("the script says that there is no such device", cause="no_device")
+            case "model":
+                raise ModelError("the script says that the weights are damaged")
+            case "nonsense":
+                raise EngineNonsense("the script says that alpha is not finite")
+            case "hang":
+                self._released.wait()
+            case "delay":
+                self._released.wait(float(argument))
+            case "exit":
+                os._exit(int(argument))
+            case "cuda":
+                raise fault_of(CUDA_ERRORS[argument]) or CUDA_ERRORS[argument]
+            case "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            case "eat":
+                held = [b"\xff" * (1 << 20) for _ in range(int(argument))]
+                raise EngineMemory(f"{len(held)} MiB were there")
+            case "write":
+                with open(argument, "wb") as file:
+                    file.write(b"x")
+            case _:
+                raise ValueError(f"no step '{step}' in a fake engine's script")
+
+
+def expected_alpha(
+    rgb: NDArray[np.uint8], source_alpha: NDArray[np.uint8] | None = None, *, levels: int = 255
+) -> NDArray[np.uint16]:
+    """The alpha that FakeEngine answers for `rgb` uint8 [H,W,3]: uint16 [H,W] with values 0..levels (255 or 65535)."""
+    if source_alpha is None:
+        return rgb[..., 1].astype(np.uint16) * np.uint16(levels // 255)
+    product = rgb[..., 1].astype(np.uint64) * source_alpha
+    return ((2 * product * levels + 255**2) // (2 * 255**2)).astype(np.uint16)
+
+
+def fill(slot: Slot) -> None:
+    """Write the output plane of one picture."""
+    if slot.rgba is not None:
+        slot.rgba[..., :3] = slot.rgb
+        slot.rgba[..., 3] = expected_alpha(slot.rgb, slot.source_alpha)
+    elif slot.alpha is not None:
+        levels = 65535 if slot.alpha.dtype == np.uint16 else 255
+        slot.alpha[...] = expected_alpha(slot.rgb, slot.source_alpha, levels=levels)
+
+
+def clear(slot: Slot) -> None:
+    """An answer that is wrong and looks like one: alpha is zero."""
+    if slot.rgba is not None:
+        slot.rgba[..., 3] = 0
+    elif slot.alpha is not None:
+        slot.alpha.fill(0)
+
+
+def _report(image_id: int, slot: Slot) -> MatteReport:
+    alpha = slot.rgb[..., 1]
+    histogram = np.bincount(alpha.ravel(), minlength=256) / alpha.size
+    return MatteReport(
+        image_id,
+        coverage=float(histogram @ np.arange(256) / 255),
+        peak=float(alpha.max()) / 255,
+        solid=float(histogram[128:].sum()),
+        soft=float(histogram[13:243].sum()),  # 0.05 < alpha < 0.95
+    )
+
+
+def create(block: NDArray[np.uint8], options: Mapping[str, object]) -> FakeEngine:
+    """The factory for the child process: `options` are the keyword arguments of FakeEngine, as JSON has them."""
+    sizes = options.get("batch_sizes", (1, 2, 4, 8, 16))
+    return FakeEngine(block, **{**options, "batch_sizes": tuple(sizes)})  # type: ignore[arg-type]

@@ -1,0 +1,600 @@
+"""The GPU's engine, whole, with the host in the device's place: against the CPU's engine, and when things go wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rmbgd.backends.cpu import TorchEngine
+from rmbgd.backends.cuda import backend as engine
+from rmbgd.backends.cuda import memory as pool
+from rmbgd.backends.cuda import network, resample
+from rmbgd.backends.cuda import network as float8
+from rmbgd.backends.cuda.device import CaptureFailed
+from rmbgd.backends.factory import create
+from rmbgd.engine import golden_image as known_picture
+from rmbgd.engine.selftest import golden_difference
+from rmbgd.engine.types import OutputPlane
+from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.models.kernels import head
+from rmbgd.models.kernels.resize import put_pictures
+from rmbgd.models.kernels.runtime import Availability
+from rmbgd.testing.device import HostDevice
+from tests.backends.cuda.conftest import OPTIONS, Canvas, Green
+
+GIBI = 1 << 30
+
+
+def ball(height: int, width: int) -> np.ndarray:
+    rgb, _ = known_picture.known_picture()
+    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def veil(height: int, width: int) -> np.ndarray:
+    """Alpha of a source, uint8: a slope from left to right."""
+    return np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
+
+
+def assorted(canvas: Canvas) -> list:
+    """Every output, with and without alpha of their own, cleaned and not; smaller and larger than the network."""
+    return [
+        canvas.place(1, ball(400, 517), source_alpha=veil(400, 517)),
+        canvas.place(2, ball(400, 517)),
+        canvas.place(3, ball(240, 320), output=OutputPlane.ALPHA8),
+        canvas.place(4, ball(333, 77), source_alpha=veil(333, 77), output=OutputPlane.ALPHA16),
+        canvas.place(5, ball(5, 700), clean=False),
+        canvas.place(6, ball(1, 1)),
+        canvas.place(7, ball(320, 320), source_alpha=veil(320, 320), output=OutputPlane.ALPHA8),
+    ]
+
+
+def by_host(canvas: Canvas, works, options=OPTIONS) -> list[np.ndarray]:
+    """What the CPU's engine makes of them."""
+    engine = TorchEngine(canvas.arena.block, options)
+    engine.start()
+    for work in works:
+        engine.segment([work])
+    planes = [canvas.plane(work) for work in works]
+    engine.close()
+    for work in works:
+        canvas.plane_of(canvas.slot(work))[...] = 7
+    return planes
+
+
+def worst(plane: np.ndarray, expected: np.ndarray) -> float:
+    """Largest difference, in levels of 255."""
+    return np.abs(plane.astype(int) - expected).max() / (257 if plane.dtype == np.uint16 else 1)
+
+
+# --- the same pictures as the CPU's engine
+
+
+def test_every_plane_is_that_of_the_cpus_engine(make, green, canvas):
+    """Within one level; what is read was not changed; the report is the CPU's."""
+    works = assorted(canvas)
+    expected = by_host(canvas, works)
+    inputs = [canvas.slot(work).rgb.copy() for work in works]
+    report = make().segment(works)
+
+    assert [answer.image_id for answer in report.answers] == [work.image_id for work in works]
+    for work, wanted, rgb in zip(works, expected, inputs, strict=True):
+        assert worst(canvas.plane(work), wanted) <= 1
+        assert np.array_equal(canvas.slot(work).rgb, rgb)
+
+
+@pytest.mark.slow
+def test_the_embedded_model_answers_as_on_the_cpus_engine(make, canvas):
+    """A real network, through everything: the ball's alpha within two levels."""
+    works = [canvas.place(1, ball(400, 517)), canvas.place(2, ball(240, 320), output=OutputPlane.ALPHA8)]
+    options = replace(OPTIONS, batch_maximum=1)
+    expected = by_host(canvas, works, options)
+    make(options).segment(works)
+
+    assert worst(canvas.plane(works[0])[..., 3], expected[0][..., 3]) <= 2
+    assert worst(canvas.plane(works[1]), expected[1]) <= 2
+
+
+def test_pictures_worked_on_in_bands_are_the_same(make, green, canvas, monkeypatch):
+    """Bands of some rows instead of one for all: nothing is rounded on the way to the network then, so two levels."""
+    works = assorted(canvas)
+    expected = by_host(canvas, works)
+    monkeypatch.setattr(resample, "BAND_PIXELS", 10_000)
+    monkeypatch.setattr("rmbgd.backends.cuda.network.BAND_PIXELS", 10_000)
+    make().segment(works)
+
+    assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 2
+
+
+def test_more_than_staging_holds_goes_through_it_all_the_same(make, green, canvas, small_staging, monkeypatch):
+    """Pictures that push each other out are brought again; a picture larger than the ring goes by way of the host."""
+    monkeypatch.setattr(resample, "BAND_PIXELS", 20_000)  # a band of output fits
+    works = [canvas.place(n, ball(300 + 10 * n, 400), clean=n != 2) for n in range(4)]
+    works.append(canvas.place(4, ball(700, 600), source_alpha=veil(700, 600)))
+    works.append(canvas.place(5, ball(200, 200)))
+    expected = by_host(canvas, works)
+    engine = make(small_staging)
+
+    assert engine._pool.staging.fits(works[0].region)
+    assert not engine._pool.staging.fits(works[4].region)
+    for size in (1, 4, 6):
+        engine.segment(works[-size:])
+        for work, wanted in zip(works[-size:], expected[-size:], strict=True):
+            assert worst(canvas.plane(work), wanted) <= 1
+
+
+def test_a_picture_is_the_same_in_company_and_alone(make, green, canvas):
+    """Bit for bit, also beside others of its size, whose colours are estimated together."""
+    rng = np.random.default_rng(1)
+    shapes = [(320, 320), (333, 444), (333, 444), (100, 900)]
+    works = [canvas.place(n, rng.integers(0, 256, (*shape, 3), np.uint8)) for n, shape in enumerate(shapes)]
+    engine = make()
+    report = engine.segment(works)
+    together = [canvas.plane(work) for work in works]
+    for work in works:
+        engine.segment([work])
+
+    assert [answer.batch for answer in report.answers] == [4, 4, 4, 4]
+    for work, plane in zip(works, together, strict=True):
+        assert worst(canvas.plane(work)[..., 3], plane[..., 3]) == 0
+        assert worst(canvas.plane(work), plane) <= 1  # colours: the libraries' sums may run in another order
+
+
+def test_empty_places_of_a_batch_change_nothing(make, green, canvas):
+    """They hold NaN, and three pictures in a batch of four are computed as if they were alone."""
+    works = assorted(canvas)[:3]
+    expected = by_host(canvas, works)
+    engine = make()
+    network = engine._networks["u2netp"]
+    network.seconds = {1: 1.0, 2: 1.9, 4: 2.0}  # a batch of four is then quicker than one of two and a single
+    with torch.inference_mode():
+        network.inputs.fill_(float("nan"))
+    report = engine.segment(works)
+
+    assert [answer.batch for answer in report.answers] == [3, 3, 3]
+    assert report.again == 0
+    assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 1
+
+
+def test_the_report_measures_the_mattes(make, green, canvas):
+    """Coverage, peak, solid and soft shares as the CPU's engine has them."""
+    works = assorted(canvas)[:3]
+    host = TorchEngine(canvas.arena.block, OPTIONS)
+    host.start()
+    expected = [asdict(answer.matte) for answer in host.segment(works).answers]
+
+    assert [asdict(answer.matte) for answer in make().segment(works).answers] == [
+        pytest.approx(matte, abs=1e-4) for matte in expected
+    ]
+
+
+# --- what it says of itself
+
+
+def test_the_description_says_how_memory_was_divided(make, green):
+    """Batch sizes with their times, and bytes; as JSON takes it. A device without Triton is told."""
+    description = make(start=False).start()
+
+    assert description.batch_sizes == (1, 2, 4)
+    assert set(description.seconds) == {1, 2, 4}
+    assert description.detail["upload_bytes"] + description.detail["download_bytes"] == OPTIONS.staging_bytes
+    assert [limit.what for limit in description.limits] == ["kernels"]
+    assert json.loads(json.dumps(asdict(description)))["device"] == "cpu"
+
+
+def test_little_memory_is_told_and_one_picture_at_a_time_goes(make, green, canvas):
+    """Half a gibibyte free of eight: it is said once, and the engine works."""
+    engine = make(device=HostDevice((GIBI // 2, 8 * GIBI)), start=False)
+    description = engine.start()
+    works = assorted(canvas)[:2]
+
+    assert description.batch_sizes == (1,)
+    assert {"memory_low", "batch"} <= {limit.what for limit in description.limits}
+    assert engine.segment(works).limits == []
+    assert [answer.batch for answer in engine.segment(works).answers] == [1, 1]
+
+
+def test_memory_that_others_take_later_is_told_once(make, green, canvas, monkeypatch):
+    """When it falls below half of what was spared; and again when it was free in between."""
+    monkeypatch.setattr(pool, "LOOK_AFTER", 2)
+    work = assorted(canvas)[0]
+    device = HostDevice()
+    engine = make(device=device)
+
+    def told(free: int) -> list[str]:
+        device._memory = (free, 8 * GIBI)
+        return [limit.what for _ in range(6) for limit in engine.segment([work]).limits]
+
+    assert told(7 * GIBI) == []
+    assert told(GIBI // 3) == ["memory_low"]
+    assert told(3 * GIBI // 4) == []
+    assert told(GIBI // 3) == []
+    assert told(2 * GIBI) == []
+    assert told(GIBI // 3) == ["memory_low"]
+
+
+def test_no_page_locked_memory_is_told(make, green, canvas):
+    """The arena then stays pageable, and pictures go the same way."""
+    description = make(device=HostDevice(pins="the limit is 64 kB"), start=False).start()
+
+    assert [limit.detail for limit in description.limits if limit.what == "pinned"] == [
+        "no memory is page-locked, so copies wait for each other: the limit is 64 kB"
+    ]
+
+
+def test_no_more_of_the_arena_is_locked_than_was_asked_for(make, green):
+    """The cap is a setting, because locked pages are taken from everything else."""
+    device = HostDevice()
+    make(replace(OPTIONS, pinned_bytes=1 << 20), device)
+
+    assert device.pinned == 1 << 20
+
+
+def test_half_precision_says_how_far_it_is_from_float32(make, green):
+    """On the known picture, in levels; float32 itself says nothing."""
+    green.after = lambda logits, module: logits + (0.004 if module.weight.dtype is torch.float16 else 0.0)
+    half = make(replace(OPTIONS, precision="float16"), start=False).start()
+    full = make(replace(OPTIONS, precision="float32"), start=False).start()
+
+    assert 0.15 < half.models["u2netp"]["levels_from_float32"] < 0.3
+    assert "levels_from_float32" not in full.models["u2netp"]
+
+
+def test_float8_is_refused_where_there_is_none(make, green):
+    """One finding, and another type."""
+    description = make(replace(OPTIONS, precision="float8"), start=False).start()
+
+    assert [limit.what for limit in description.limits] == ["float8", "kernels"]
+    assert description.models["u2netp"]["precision"] == "float32"
+
+
+def test_float8_is_used_while_its_gate_holds(make, green, monkeypatch):
+    """An answer too far from float16's is told, and the layers are as they were; one that is near is used."""
+    options, hopper = replace(OPTIONS, precision="float8"), HostDevice(capability=(9, 0))
+
+    def spoil(module: Green) -> dict:
+        module.after = lambda logits, _: logits + 0.1
+        return {}
+
+    def restore(module: Green, _: dict) -> None:
+        module.after = lambda logits, _: logits
+
+    monkeypatch.setattr(float8, "restore", restore)
+    near = make(options, hopper, start=False).start()
+    monkeypatch.setattr(float8, "convert", spoil)
+    far = make(options, hopper, start=False).start()
+
+    assert near.models["u2netp"]["precision"] == "float8"
+    assert [limit.what for limit in near.limits] == ["kernels"]
+    assert far.models["u2netp"]["precision"] == "float16"
+    (told,) = [limit.detail for limit in far.limits if limit.what == "float8"]
+    assert "u2netp computes in float16: alpha of the known picture is off by" in told
+
+
+def plain_pictures(*given, triton: bool) -> None:
+    """There is no Triton here, whatever is said."""
+    put_pictures(*given, triton=False)
+
+
+@pytest.mark.parametrize("fault", ["out of resource: shared memory", "a library is missing"])
+def test_kernels_that_do_not_run_leave_plain_ones(make, green, monkeypatch, fault):
+    """What a compiler or a driver has against a kernel is told, not raised; pictures go on."""
+    chosen = []
+
+    def choose(_module, *, triton: bool) -> int:
+        chosen.append(triton)
+        return 1
+
+    def answers(module, inputs, *, triton: bool):
+        if triton:
+            raise ValueError(fault)
+        return head.finished(module(inputs))
+
+    monkeypatch.setattr(engine, "triton_for", lambda *_: Availability(True, "a test"))
+    monkeypatch.setattr(network, "use_kernels", choose)
+    monkeypatch.setattr(network, "mattes", answers)
+    monkeypatch.setattr(network, "put_pictures", plain_pictures)
+    description = make(start=False).start()
+
+    assert chosen == [True, False]
+    assert [limit.detail for limit in description.limits] == [f"u2netp runs on plain kernels: ValueError: {fault}"]
+
+
+# --- looks between batches
+
+
+def test_the_known_picture_is_that_of_the_cpus_engine(make, green, arena):
+    """Within the bounds that a probe demands, and far below them."""
+    host = TorchEngine(arena.block, OPTIONS)
+    host.start()
+    mean, peak = golden_difference(make().golden("u2netp").alpha, host.golden("u2netp").alpha, 0.0)
+
+    assert mean < 1e-4
+    assert peak < 1e-3
+
+
+def test_the_canary_stays_well(make, green):
+    """Two passes over memory of the device."""
+    engine = make()
+
+    assert [engine.canary(1500).bad for _ in range(2)] == [0, 0]
+
+
+# --- alpha that is not finite
+
+
+def overflows_in_half(logits: torch.Tensor, module: Green) -> torch.Tensor:
+    """A network whose float16 cannot bear the second picture."""
+    if module.weight.dtype is torch.float16 and len(logits) > 1:
+        logits[1, 0, 5, 5] = float("inf")
+    return logits
+
+
+def test_an_answer_that_is_not_finite_is_computed_again_in_float32(make, green, canvas):
+    """Alone, counted and told; what is written is that of the float32 network, the neighbours are as ever."""
+    works = assorted(canvas)[:2]
+    expected = by_host(canvas, works)
+    engine = make(replace(OPTIONS, precision="float16"))
+    green.after = overflows_in_half
+    report = engine.segment(works)
+
+    assert report.again == 1
+    assert [limit.what for limit in report.limits] == ["not_finite"]
+    assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 1
+    assert engine.segment(works[:1]).again == 0
+
+
+def test_an_answer_that_stays_not_finite_is_nonsense_and_not_written(make, green, canvas):
+    """The fault names its place; its plane was not touched."""
+    works = assorted(canvas)[:2]
+    engine = make(replace(OPTIONS, precision="float16"))
+    green.after = lambda logits, _: logits * float("nan")
+    with pytest.raises(EngineNonsense, match=r"pictures \[0, 1\] of a batch of 2 .* in float32 as well"):
+        engine.segment(works)
+
+    assert all((canvas.plane(work) == 7).all() for work in works)
+
+
+def test_float32_is_not_tried_twice(make, green, canvas):
+    """What is not finite in float32 is told at once."""
+    work = assorted(canvas)[0]
+    engine = make()
+    green.after = lambda logits, _: logits * float("nan")
+    with pytest.raises(EngineNonsense, match=r"\[0\] of a batch of 1 \(u2netp\)$"):
+        engine.segment([work])
+
+
+def test_weights_that_are_nonsense_do_not_start(make, green):
+    """The known picture is looked at before the engine says that it is ready."""
+    green.after = lambda logits, _: logits * float("nan")
+    with pytest.raises(EngineNonsense, match="known picture"):
+        make()
+
+
+# --- shortage of memory
+
+
+def short_above(pictures: int):
+    def before(inputs: torch.Tensor) -> None:
+        if len(inputs) > pictures:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    return before
+
+
+def test_a_batch_without_room_is_halved_inside_the_engine(make, green, canvas):
+    """All pictures are answered, in order; it is said once, and the next batch is small from the start."""
+    works = assorted(canvas)
+    expected = by_host(canvas, works)
+    device = HostDevice()
+    engine = make(device=device)
+    green.before = short_above(2)
+    report = engine.segment(works)
+
+    assert [answer.image_id for answer in report.answers] == [work.image_id for work in works]
+    assert max(answer.batch for answer in report.answers) == 2
+    assert [limit.what for limit in report.limits] == ["batch"]
+    assert "at most 2 pictures at once for now: CUDA out of memory" in report.limits[0].detail
+    assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 1
+    assert device.graphs_forgotten == 1
+    assert engine.segment(works).limits == []
+
+
+def test_one_picture_gets_the_recordings_memory_before_it_is_refused(make, green, canvas):
+    """A single picture without room: first the recordings go, then it is told, and the engine stays well."""
+    work = assorted(canvas)[0]
+    engine = make()
+    green.before = short_above(0)
+    with pytest.raises(EngineMemory, match="out of memory"):
+        engine.segment([work])
+    assert engine._networks["u2netp"].recorded == ()
+    green.before = lambda _: None
+
+    assert engine.segment([work]).answers[0].image_id == 1
+
+
+def test_after_a_while_larger_batches_are_tried_again(make, green, canvas, monkeypatch):
+    """Whoever took the memory has left: sizes come back one by one, recorded anew, as the plan had them."""
+    monkeypatch.setattr(pool, "GROW_AFTER", 4)
+    works = assorted(canvas)[:4]
+    engine = make()
+    green.before = short_above(1)
+    engine.segment(works)
+    assert engine._pool.sizes == (1,)
+    green.before = lambda _: None
+    for _ in range(20):
+        engine.segment(works)
+
+    assert engine._pool.sizes == (1, 2, 4)
+    assert engine._networks["u2netp"].recorded == (1, 2, 4)
+    assert {answer.batch for answer in engine.segment(works).answers} == {4}
+
+
+def test_batches_stay_small_while_the_memory_is_gone(make, green, canvas, monkeypatch):
+    """Nothing is tried for which nothing is free."""
+    monkeypatch.setattr(pool, "GROW_AFTER", 2)
+    works = assorted(canvas)[:4]
+    device = HostDevice()
+    engine = make(device=device)
+    green.before = short_above(1)
+    engine.segment(works)
+    device._memory = (0, 8 * GIBI)
+    for _ in range(10):
+        engine.segment(works)
+
+    assert engine._pool.sizes == (1,)
+
+
+def test_a_plan_that_was_too_bold_is_cut_at_start(make, green):
+    """Other programs took the memory between the plan and the first run: fewer at once, told, and it starts."""
+    green.before = short_above(2)
+    description = make(start=False).start()
+
+    assert description.batch_sizes == (1, 2)
+    assert "batch" in {limit.what for limit in description.limits}
+
+
+def test_a_device_without_room_for_one_picture_does_not_start(make, green):
+    """Told as what it is; smaller cannot be."""
+    green.before = short_above(0)
+    with pytest.raises(EngineMemory):
+        make()
+
+
+# --- recordings
+
+
+class Recorder:
+    """Records like a graph: replays what was recorded, on the memory of then, and counts."""
+
+    def __init__(self) -> None:
+        self.order: list[int] = []
+        self.replays = 0
+
+    def __call__(self, body):
+        size = body.args[0]
+        self.order.append(size)
+
+        def replay():
+            self.replays += 1
+            body()
+
+        return replay
+
+
+def test_the_largest_batch_is_recorded_first(make, green, canvas):
+    """So that the others find its memory; and batches go through recordings."""
+    recorder = Recorder()
+    engine = make(device=HostDevice(capture=recorder))
+    before = recorder.replays
+    engine.segment(assorted(canvas))
+
+    assert recorder.order == [4, 2, 1]
+    assert recorder.replays == before + 3  # seven pictures: 4, 2, 1
+
+
+def test_graphs_can_be_switched_off(make, green, canvas):
+    """Then nothing is recorded, and nothing needs to be told."""
+    recorder = Recorder()
+    engine = make(replace(OPTIONS, graphs=False), HostDevice(capture=recorder), start=False)
+    description = engine.start()
+    engine.segment(assorted(canvas))
+
+    assert recorder.order == []
+    assert "graphs" not in {limit.what for limit in description.limits}
+
+
+def test_a_recording_that_fails_is_told_once_and_pictures_go_on(make, green, canvas):
+    """No second try for smaller batches; the planes are the same."""
+    tried = []
+
+    def fails(body):
+        tried.append(body)
+        raise CaptureFailed("not permitted")
+
+    works = assorted(canvas)
+    expected = by_host(canvas, works)
+    engine = make(device=HostDevice(capture=fails), start=False)
+    description = engine.start()
+    engine.segment(works)
+
+    assert [limit.detail for limit in description.limits if limit.what == "graphs"] == [
+        "batches of 4 (u2netp) and smaller are launched kernel by kernel: not permitted"
+    ]
+    assert len(tried) == 1
+    assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 1
+
+
+def test_a_recording_that_answers_otherwise_is_not_used(make, green):
+    """It is compared with its own kernels before the first picture."""
+    description = make(device=HostDevice(capture=lambda body: lambda: None), start=False).start()
+
+    (told,) = [limit.detail for limit in description.limits if limit.what == "graphs"]
+    assert "answers otherwise than its kernels do" in told
+
+
+# --- faults
+
+
+def test_an_error_of_the_device_is_told_with_its_text(make, green, canvas):
+    """A sticky one: whoever runs the process ends it."""
+    engine = make()
+
+    def illegal(_):
+        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    green.before = illegal
+    with pytest.raises(EngineLost, match="illegal memory access"):
+        engine.segment(assorted(canvas)[:1])
+
+
+def test_a_bug_is_not_taken_for_a_fault_of_the_device(make, green, canvas):
+    """Other errors of torch stay what they are, and the next batch finds everything in order."""
+    engine, works = make(), assorted(canvas)
+
+    def bug(_):
+        raise RuntimeError("shapes cannot be multiplied")
+
+    green.before = bug
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        engine.segment(works)
+    green.before = lambda _: None
+
+    assert len(engine.segment(works).answers) == len(works)
+
+
+def test_a_batch_has_one_model(make, green, canvas):
+    """Two in one batch are a bug of whoever formed it."""
+    works = [canvas.place(1, ball(10, 10)), replace(canvas.place(2, ball(10, 10)), model="other")]
+    with pytest.raises(ValueError, match="one model"):
+        make().segment(works)
+
+
+def test_a_model_that_is_not_there_is_the_operators_fault(arena, make):
+    """As on the CPU: a ModelError that says what to do."""
+    options = replace(OPTIONS, models={"x": OPTIONS.models["u2netp"].__class__("birefnet")})
+    with pytest.raises(ModelError, match="rmbgd models fetch birefnet"):
+        make(options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_lost(arena):
+    """The factory of the child builds the engine; its start says that no device answers."""
+    options = {"models": {"u2netp": {"source": "u2netp"}}, "models_directory": "/nonexistent", "device": "cuda:0"}
+    with pytest.raises(EngineLost) as lost:
+        create(arena.block, options).start()
+
+    assert lost.value.cause == "no_device"
+
+
+def test_an_engine_can_be_closed_in_any_state(make, green):
+    """Before its start, after it, and again."""
+    fresh, started = make(start=False), make()
+    for either in (fresh, started, started):
+        either.close()
+
+    assert started._device is None

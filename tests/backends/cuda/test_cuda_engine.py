@@ -1,0 +1,445 @@
+"""The engine on a real CUDA device: memory, graphs, precision, company. Weights by the recipe, small backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from rmbgd.backends.cpu import TorchEngine
+from rmbgd.backends.cuda.backend import GpuEngine
+from rmbgd.backends.cuda.network import Network
+from rmbgd.backends.cuda.runtime import CudaDevice
+from rmbgd.backends.factory import create
+from rmbgd.engine import golden_image as known_picture
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.options import ModelChoice, Options
+from rmbgd.engine.selftest import golden_difference
+from rmbgd.engine.types import OutputPlane, Work
+from rmbgd.engine.worker import EngineWorker
+from rmbgd.models.checkpoint import is_optional, published
+from tests.backends.cuda.conftest import MEBI, Canvas
+from tests.models import stress
+from tests.support.shared_data import shared
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(300)]
+
+DEVICE = "cuda:0"
+MODEL = "u2netp"  # as Canvas calls every model
+SIDE = 1024
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cuda() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+
+
+@pytest.fixture(scope="module")
+def arena() -> Iterator[Arena]:
+    with Arena(512 * MEBI) as arena:
+        yield arena
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole checkpoint of BiRefNet with the small backbone, as published ones are."""
+    get = stress.recipe_tensors(stress.recipe(shared("birefnet")), "swin_v1_t")
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file({name: get(name).contiguous() for name in published("swin_v1_t") if not is_optional(name)}, path)
+    return path
+
+
+@pytest.fixture
+def launch(arena: Arena, checkpoint: Path) -> Iterator[Callable[..., GpuEngine]]:
+    """Engines on the device, started, closed at the end."""
+    engines = []
+
+    def build(source: str = "", **options: object) -> GpuEngine:
+        choice = ModelChoice(source or str(checkpoint), "auto" if source else "channel_first")
+        engine = create(
+            arena.block,
+            {
+                "models": {MODEL: {"source": choice.source, "patch_order": choice.patch_order}},
+                "models_directory": "/nonexistent",
+                "device": DEVICE,
+                "batch_maximum": 8,
+            }
+            | options,
+        )
+        assert isinstance(engine, GpuEngine)
+        engines.append(engine)
+        engine.description = engine.start()  # type: ignore[attr-defined]
+        return engine
+
+    yield build
+    for engine in engines:
+        engine.close()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+
+
+@pytest.fixture
+def canvas(arena: Arena) -> Canvas:
+    return Canvas(arena)
+
+
+def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Something with edges at every scale, uint8 [height, width, 3]."""
+    rng = np.random.default_rng(seed)
+    picture = np.zeros((height, width, 3), np.float32)
+    for side in (4, 16, 64):
+        layer = rng.integers(0, 256, (side, side, 3), np.uint8)
+        picture += np.asarray(Image.fromarray(layer).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    return (picture / 3).astype(np.uint8)
+
+
+def planes_by_host(canvas: Canvas, works: list[Work]) -> list[np.ndarray]:
+    """What the CPU's engine makes of them with the embedded model; the planes are spoilt again afterwards."""
+    host = TorchEngine(canvas.arena.block, Options({MODEL: ModelChoice("u2netp")}, Path("/nonexistent")))
+    host.start()
+    planes = []
+    for work in works:
+        host.segment([work])
+        planes.append(canvas.plane(work))
+        canvas.plane_of(canvas.slot(work))[...] = 7
+    return planes
+
+
+def network_of(engine: GpuEngine) -> Network:
+    return engine._networks[MODEL]
+
+
+def filled(network: Network, seed: int = 0) -> None:
+    """Normalised noise in every place."""
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    with torch.inference_mode():
+        network.inputs.normal_(generator=generator)
+
+
+def mattes(engine: GpuEngine, size: int) -> torch.Tensor:
+    """Of the first places, through whatever batches of that size go through."""
+    assert engine._device is not None
+    with torch.inference_mode(), engine._device.compute():
+        network_of(engine).run(size)
+        answer = network_of(engine).mattes[:size].clone()
+    torch.cuda.synchronize()
+    return answer
+
+
+# --- memory
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_no_memory_is_asked_of_the_device_in_steady_state(launch, canvas, graphs):
+    """200 batches of changing sizes, of pictures of changing sizes and outputs: not one allocation of the device."""
+    engine = launch(graphs=graphs)
+    sides = [(1024, 1024), (1600, 1200), (700, 933), (2448, 3264), (320, 200)]
+    works = []
+    for number in range(16):
+        height, width = sides[number % len(sides)]
+        output = list(OutputPlane)[number % 3]
+        works.append(canvas.place(number, photo(height, width, number), output=output))
+    rng = np.random.default_rng(0)
+
+    def some() -> list[Work]:
+        return [works[i] for i in rng.choice(16, rng.integers(1, 9), replace=False)]
+
+    for work in works:
+        engine.segment([work])  # tables of weights for each size
+    for _ in range(20):
+        engine.segment(some())
+    before = engine._device.allocations()
+    for _ in range(200):
+        engine.segment(some())
+
+    assert engine._device.allocations() == before
+
+
+@pytest.mark.parametrize("size", [1, 2, 4, 8])
+def test_a_batch_needs_no_more_than_was_measured_at_start(launch, canvas, size):
+    """What torch's allocator has in use and what it keeps, at the peak of a batch, within the plan."""
+    engine = launch(batch_maximum=size, graphs=False)
+    network = network_of(engine)
+    works = [canvas.place(n, photo(SIDE, SIDE, n)) for n in range(size)]
+    engine.segment(works)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    standing = torch.cuda.memory_allocated()
+    engine.segment(works)
+    torch.cuda.synchronize()
+    plan = engine._pool.plan
+    most = max(engine._pool._working[size], plan.working)
+
+    print(f"batch {size}: {torch.cuda.max_memory_allocated() / MEBI:.0f} MiB allocated, {standing / MEBI:.0f} standing")
+    assert network.mattes.shape[0] == size
+    assert torch.cuda.max_memory_allocated() - standing <= most
+
+
+@pytest.mark.parametrize(("size", "most"), [(1, 1500), (8, 2900)])
+def test_memory_as_the_driver_sees_it(canvas, checkpoint, size, most):
+    """A process of its own, by NVML: MiB at batches of one and of eight, context and all."""
+    pynvml = pytest.importorskip("pynvml")
+    works = [canvas.place(n, photo(SIDE, SIDE, n)) for n in range(size)]
+    options = {
+        "models": {MODEL: {"source": str(checkpoint), "patch_order": "channel_first"}},
+        "models_directory": "/nonexistent",
+        "device": DEVICE,
+        "batch_maximum": size,
+    }
+    worker = EngineWorker(
+        canvas.arena,
+        "rmbgd.backends.factory:create",
+        options,
+        start_timeout=250.0,
+        batch_timeout=60.0,
+        on_output=print,
+    )
+    pynvml.nvmlInit()
+    handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = pynvml.nvmlDeviceGetMemoryInfo(handle).used
+    try:
+        worker.start()
+        worker.segment(works)
+        used = (pynvml.nvmlDeviceGetMemoryInfo(handle).used - before) / MEBI
+    finally:
+        worker.close()
+        pynvml.nvmlShutdown()
+
+    print(f"batch {size}: {used:.0f} MiB")
+    assert used <= most
+
+
+def test_pictures_inside_across_and_beyond_page_locked_memory_arrive(launch, canvas):
+    """A copy never lies on both sides of the edge, which the driver refuses; all three get their planes."""
+    edge = 8 * MEBI
+    engine = launch(source="u2netp", pinned_bytes=edge)
+    assert "pinned" not in {limit.what for limit in engine.description.limits}
+    works = [canvas.place(0, photo(500, 500, 0))]
+    for number, at in ((1, edge - 300 * 500 * 3), (2, 2 * edge)):
+        canvas.offset = at - at % 64
+        works.append(canvas.place(number, photo(500, 500, number)))
+    expected = planes_by_host(canvas, works)
+    engine.segment(works)
+
+    for work, plane in zip(works, expected, strict=True):
+        assert np.abs(canvas.plane(work)[..., 3].astype(int) - plane[..., 3]).mean() < 1
+
+
+def test_a_shortage_halves_the_batch_and_the_engine_stays_well(launch, canvas):
+    """With torch's allocator capped below a batch of eight all eight are answered, and one sentence says so."""
+    engine = launch(graphs=False)
+    works = [canvas.place(n, photo(SIDE, SIDE, n)) for n in range(8)]
+    engine.segment(works)
+    expected = [canvas.plane(work) for work in works]
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    total = torch.cuda.mem_get_info()[1]
+    room = torch.cuda.memory_allocated() + engine._pool._working[8] // 2
+    torch.cuda.set_per_process_memory_fraction(room / total)
+    try:
+        report = engine.segment(works)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+    assert len(report.answers) == 8
+    assert max(answer.batch for answer in report.answers) < 8
+    assert [limit.what for limit in report.limits] == ["batch"]
+    for work, plane in zip(works, expected, strict=True):
+        assert np.abs(canvas.plane(work)[..., 3].astype(int) - plane[..., 3]).max() <= 2
+
+
+# --- graphs
+
+
+def test_replays_are_the_kernels_to_the_bit(launch):
+    """Every batch size, alternating, with answers spoilt in between: the graph's alpha equals that of its kernels."""
+    engine = launch()
+    network = network_of(engine)
+    assert network.recorded == (1, 2, 4, 8)
+    filled(network)
+    for size in (8, 1, 4, 1, 2, 8):
+        replayed = mattes(engine, size)
+        with torch.inference_mode(), engine._device.compute():
+            network.mattes.fill_(float("nan"))
+            network._write(size)
+            eager = network.mattes[:size].clone()
+        torch.cuda.synchronize()
+
+        assert torch.equal(replayed, eager)
+
+
+def test_graphs_can_be_switched_off_and_answer_the_same(launch, canvas):
+    """Planes of an engine that launches kernel by kernel, bit for bit."""
+    works = [canvas.place(n, photo(777, 555, n)) for n in range(4)]
+    planes = []
+    for graphs in (True, False):
+        engine = launch(graphs=graphs)
+        engine.segment(works)
+        planes.append([canvas.plane(work) for work in works])
+        engine.close()
+
+    assert all(np.array_equal(one, other) for one, other in zip(*planes, strict=True))
+
+
+def test_recordings_survive_work_beside_them(launch):
+    """Copies and products on other streams while a graph replays change nothing."""
+    engine = launch()
+    network = network_of(engine)
+    filled(network)
+    expected = mattes(engine, 4)
+    other = torch.cuda.Stream()
+    noise = torch.randn(2048, 2048, device=DEVICE)
+    for _ in range(10):
+        with torch.cuda.stream(other):
+            for _ in range(20):
+                noise = torch.tanh(noise @ noise)
+
+        assert torch.equal(mattes(engine, 4), expected)
+
+
+# --- company
+
+
+def test_a_picture_does_not_see_its_company(launch):
+    """In every place of every batch size, with NaN in all places that are empty: within one level of being alone."""
+    engine = launch()
+    network = network_of(engine)
+    filled(network)
+    with torch.inference_mode():
+        subject = network.inputs[0].clone()
+    alone = mattes(engine, 1)[0]
+    for size in (2, 4, 8):
+        for place in {0, size // 2, size - 1}:
+            with torch.inference_mode():
+                network.inputs.fill_(float("nan"))
+                network.inputs[place] = subject
+            answer = mattes(engine, size)
+
+            assert torch.isfinite(answer[place]).all()
+            assert (answer[place] - alone).abs().max() <= 1 / 255
+            assert network.summary[:size, 4].tolist() == [1.0 if other == place else 0.0 for other in range(size)]
+
+
+# --- accuracy (tolerances: error of alpha in levels of 255, against float32 with TF32 off)
+
+TOLERANCES = [
+    ("float16", 0.3, 4, 1e-4, 0.9995),
+    ("bfloat16", 1.5, 16, 5e-3, 0.998),
+    ("float8", 1.5, 16, 5e-3, 0.998),
+]
+
+
+@pytest.fixture(scope="module")
+def reference(arena: Arena, checkpoint: Path) -> list[torch.Tensor]:
+    """Alpha of four photographs in float32 by plain kernels."""
+    options = Options(
+        {MODEL: ModelChoice(str(checkpoint), "channel_first")},
+        Path("/nonexistent"),
+        device=DEVICE,
+        precision="float32",
+        kernels="off",
+        batch_maximum=1,
+    )
+    engine = GpuEngine(arena.block, options, partial(CudaDevice, DEVICE))
+    engine.start()
+    answers = [seen(engine, photo(SIDE, SIDE, seed)) for seed in range(4)]
+    engine.close()
+    torch.cuda.empty_cache()
+    return answers
+
+
+def seen(engine: GpuEngine, rgb: np.ndarray) -> torch.Tensor:
+    """Alpha of one picture at the network's size."""
+    with torch.inference_mode(), engine._device.compute():
+        network_of(engine).put(0, [torch.from_numpy(rgb).to(DEVICE)])
+    return mattes(engine, 1)[0].cpu()
+
+
+@pytest.mark.parametrize(("precision", "mean", "peak", "far", "overlap"), TOLERANCES)
+def test_accuracy_against_float32(launch, reference, precision, mean, peak, far, overlap):
+    """Mean error, error of all but 0.1 % of the pixels, share of pixels off by more than 8, overlap at 0.5."""
+    engine = launch(precision=precision)
+    if precision == "float8" and engine.description.models[MODEL]["precision"] != "float8":
+        pytest.skip(f"float8 was refused: {[limit.detail for limit in engine.description.limits]}")
+    found = torch.stack([seen(engine, photo(SIDE, SIDE, seed)) for seed in range(4)])
+    expected = torch.stack(reference)
+    error = 255 * (found - expected).abs()
+    inside, truth = found >= 0.5, expected >= 0.5
+    union = (inside | truth).sum()
+    print(f"{precision}: mean {error.mean():.3f}, 99.9 % {error.flatten().sort().values[-error.numel() // 1000]:.2f}")
+
+    assert error.mean() <= mean
+    assert error.flatten().kthvalue(int(0.999 * error.numel())).values <= peak
+    assert (error > 8).float().mean() <= far
+    assert (inside & truth).sum() / union >= overlap
+
+
+def test_float32_means_float32(cuda):
+    """TF32 is off for products and for convolutions, also for parts of a network in half precision."""
+    CudaDevice(DEVICE).close()
+
+    assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+
+
+def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
+    """One layer overflows in float16 and nowhere else: alpha is then computed in float32, and counted."""
+    engine = launch(graphs=False)
+    work = canvas.place(1, photo(SIDE, SIDE))
+    engine.segment([work])
+    expected = canvas.plane(work)
+    layer = network_of(engine).module.bb.layers[0].blocks[0].mlp
+
+    def overflow(module: torch.nn.Module, _: object, answer: torch.Tensor) -> torch.Tensor:
+        return answer * float("inf") if module.fc2.weight.dtype is torch.float16 else answer
+
+    layer.register_forward_hook(overflow)
+    report = engine.segment([work])
+
+    assert report.again == 1
+    assert np.abs(canvas.plane(work)[..., 3].astype(int) - expected[..., 3]).mean() <= 1
+
+
+# --- the whole way
+
+
+def test_a_gpu_answers_as_the_cpu_does(launch, arena):
+    """The known picture through the embedded model, within the bounds that a probe demands."""
+    host = TorchEngine(arena.block, Options({MODEL: ModelChoice("u2netp")}, Path("/nonexistent")))
+    host.start()
+    engine = launch(source="u2netp")
+    mean, peak = golden_difference(engine.golden(MODEL).alpha, host.golden(MODEL).alpha, 0.001)
+
+    assert mean <= 2 / 255
+    assert peak <= 16 / 255
+
+
+def test_planes_are_those_of_the_cpu_but_for_rounding(launch, canvas):
+    """The embedded model in float32 on both: alpha within three levels, colours within three where alpha is equal."""
+    rgb, _ = known_picture.known_picture()
+    picture = np.asarray(Image.fromarray(rgb).resize((1300, 900), Image.Resampling.BICUBIC))
+    works = [canvas.place(1, picture), canvas.place(2, picture, output=OutputPlane.ALPHA16)]
+    expected = [plane.astype(int) for plane in planes_by_host(canvas, works)]
+    launch(source="u2netp", precision="float32").segment(works)
+    found = [canvas.plane(work).astype(int) for work in works]
+    same = found[0][..., 3] == expected[0][..., 3]
+
+    assert np.abs(found[0][..., 3] - expected[0][..., 3]).max() <= 3
+    assert np.abs(found[1] - expected[1]).max() <= 3 * 257
+    assert np.abs(found[0][..., :3] - expected[0][..., :3])[same].max() <= 3
+
+
+def test_a_gpu_s_memory_holds_the_canary(launch):
+    """Two passes over 64 MiB without a bad block."""
+    engine = launch(source="u2netp", batch_maximum=1)
+
+    assert [engine.canary(16_384).bad for _ in range(2)] == [0, 0]

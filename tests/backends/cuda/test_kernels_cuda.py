@@ -1,0 +1,179 @@
+"""Every kernel at the sizes of Swin-L at 1024x1024, in each type, on a CUDA device; and all of them in the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rmbgd.models.checkpoint import BACKBONES
+from rmbgd.models.convert import BiRefNetConfig, assemble
+from rmbgd.models.deform import DeformableAspp
+from rmbgd.models.kernels.head import mattes
+from rmbgd.models.kernels.resize import put_pictures
+from rmbgd.models.kernels.runtime import triton_for, use_kernels
+from rmbgd.models.registry import PatchOrder
+from rmbgd.models.swin import WindowAttention
+from tests.models import stress
+from tests.models.kernels.test_aspp import Given
+from tests.models.kernels.test_head import Ending
+from tests.models.kernels.test_window import computed, definition
+from tests.models.test_birefnet import golden
+from tests.support.shared_data import shared
+
+pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(600)]
+
+# Of one operation against float64 on the same rounded numbers, relative, L2.
+SINGLE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+TYPES = pytest.mark.parametrize("dtype", list(SINGLE), ids=["float32", "float16", "bfloat16"])
+
+
+@pytest.fixture
+def cuda() -> Iterator[torch.device]:
+    """A device that runs the kernels; plain float32 products are float32 (TF32 off)."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    device = torch.device("cuda", 0)
+    found = triton_for(device)
+    if not found.usable:
+        pytest.skip(f"no kernels here: {found.why}")
+    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [kind.fp32_precision for kind in kinds]
+    for kind in kinds:
+        kind.fp32_precision = "ieee"
+    yield device
+    for kind, precision in zip(kinds, before, strict=True):
+        kind.fp32_precision = precision
+    torch.cuda.empty_cache()
+
+
+def noise(device: torch.device, *shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(6)).to(device)
+
+
+def relative(got: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((got.double() - exact).norm() / exact.norm())
+
+
+@TYPES
+@pytest.mark.parametrize(("heads", "side", "shift"), [(6, 256, 6), (12, 128, 0), (24, 64, 6), (48, 32, 6), (24, 33, 6)])
+def test_window_attention(cuda, dtype, heads, side, shift):
+    """The four stages' maps, one of them odd, shifted and not."""
+    layer = WindowAttention(32 * heads, heads, 12).requires_grad_(requires_grad=False)
+    layer.relative_position_bias_table.normal_()
+    layer.qkv.bias.normal_()
+    layer = layer.to(cuda, dtype)
+    use_kernels(layer, triton=True)
+    qkv = noise(cuda, 1, side, side, 96 * heads).to(dtype)
+
+    assert relative(computed(layer, qkv, shift), definition(layer, qkv, shift)) <= SINGLE[dtype]
+
+
+@TYPES
+@pytest.mark.parametrize("side", [32, 64, 128, 256])
+def test_deformable_pyramid(cuda, dtype, side):
+    """The decoder's maps, with offsets of some pixels and a few far outside."""
+    layer = DeformableAspp().requires_grad_(requires_grad=False)
+    for parameter in layer.parameters():
+        parameter.copy_(noise(torch.device("cpu"), *parameter.shape) / parameter[0].numel() ** 0.5)
+    for branch in layer.branches:
+        moves = 3 * noise(cuda, 1, 3 * branch.kernel**2, side, side)
+        moves = torch.where(moves.abs() > 8, 5 * moves, moves).to(dtype)
+        branch.offset = Given(moves.to(memory_format=torch.channels_last))
+    layer = layer.to(cuda, dtype)
+    x = noise(cuda, 1, 64, side, side).to(dtype).to(memory_format=torch.channels_last)
+    use_kernels(layer, triton=True)
+    got = layer(x)
+    use_kernels(layer, triton=False)
+
+    assert relative(got, layer.double()(x.double())) <= SINGLE[dtype]
+
+
+@TYPES
+def test_head(cuda, dtype):
+    """1024 x 1024 pixels; the map may be in half precision, the image is float32."""
+    ending = Ending().to(cuda)
+    use_kernels(ending, triton=True)
+    x = noise(cuda, 2, 3, 1024, 1024).to(dtype).float().to(memory_format=torch.channels_last)
+    alpha, finite = mattes(ending, x, triton=True)
+
+    torch.testing.assert_close(alpha.double(), ending.double()(x.double())[:, 0].sigmoid(), rtol=0, atol=1e-5)
+    assert finite.all()
+
+
+@pytest.mark.parametrize(("height", "width"), [(1024, 1024), (3024, 4032), (720, 1280), (337, 9001), (64, 64)])
+def test_pictures(cuda, height, width):
+    """Photographs of many sizes into 1024 x 1024, within 1e-3 of a level of the float64 resize."""
+    rgb = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    inputs = torch.empty((1, 3, 1024, 1024), device=cuda, memory_format=torch.channels_last)
+    put_pictures([rgb.to(cuda)], inputs, torch.ones(3, device=cuda), torch.zeros(3, device=cuda), triton=True)
+    exact = F.interpolate(rgb.permute(2, 0, 1)[None].double(), (1024, 1024), mode="bilinear", antialias=True)
+
+    torch.testing.assert_close(inputs.cpu().double(), exact, rtol=0, atol=1e-3)
+
+
+def network(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    weights = stress.recipe_tensors(stress.recipe(shared("birefnet")), "swin_v1_l")
+    config = BiRefNetConfig(BACKBONES["swin_v1_l"], PatchOrder.CHANNEL_FIRST)
+    return assemble(config, weights, device=device, dtype=dtype)
+
+
+@torch.inference_mode()
+def test_network_in_float32_is_the_reference(cuda):
+    """With every kernel, float32 alpha is the reference's to 1e-3."""
+    x, expected = golden("swin_v1_l-512x512")
+    module = network(cuda, torch.float32)
+    use_kernels(module, triton=True)
+    alpha, finite = mattes(module, x.to(cuda), triton=True)
+
+    torch.testing.assert_close(alpha.cpu(), expected[:, 0].sigmoid(), rtol=0, atol=1e-3)
+    assert finite.all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "mean", "outliers"),
+    [(torch.float16, 0.3, 1e-4), (torch.bfloat16, 1.5, 5e-3)],
+    ids=["float16", "bfloat16"],
+)
+@torch.inference_mode()
+def test_network_in_half_precision(cuda, dtype, mean, outliers):
+    """Alpha stays within so many steps of 255 of the reference on average, few pixels are off by more than eight,
+    and the kernels are no farther from it than the plain path is."""
+    x, expected = golden("swin_v1_l-512x512")
+    module = network(cuda, dtype)
+    exact = expected[:, 0].sigmoid()
+    plain, _ = mattes(module, x.to(cuda))
+    use_kernels(module, triton=True)
+    alpha, finite = mattes(module, x.to(cuda), triton=True)
+    off = 255 * (alpha.cpu() - exact).abs()
+    off_plain = 255 * (plain.cpu() - exact).abs()
+
+    assert finite.all()
+    assert off.mean() <= mean
+    assert (off > 8).float().mean() <= outliers
+    assert off.mean() <= 1.05 * off_plain.mean()
+
+
+@torch.inference_mode()
+def test_everything_is_captured(cuda):
+    """The network with its kernels records into a graph, and the replay equals the launches to the bit."""
+    module = network(cuda, torch.float16)
+    use_kernels(module, triton=True)
+    static = noise(cuda, 2, 3, 512, 512).to(memory_format=torch.channels_last)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(2):
+            mattes(module, static, triton=True)
+    stream.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        alpha, finite = mattes(module, static, triton=True)
+    static.copy_(noise(cuda, 2, 3, 512, 512).flip(3))
+    expected, _ = mattes(module, static, triton=True)
+    graph.replay()
+    torch.cuda.synchronize()
+
+    assert torch.equal(alpha, expected)
+    assert finite.all()

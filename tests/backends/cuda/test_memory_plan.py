@@ -1,0 +1,146 @@
+"""How a GPU's memory and a batch are divided."""
+
+from __future__ import annotations
+
+import itertools
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rmbgd.backends.cuda import memory_plan as policy
+from rmbgd.backends.cuda.memory_plan import SIZES, NetworkNeed, Plan, Wishes, plan, split
+
+MEBI = 1 << 20
+GIBI = 1 << 30
+
+# BiRefNet with Swin-L at 1024 x 1024 in float16, as computed from its layers: input in float32, alpha in float32.
+LARGE = NetworkNeed(fixed=200 * MEBI, each=200 * MEBI, inputs=12 * MEBI, mattes=4 * MEBI)
+SMALL = NetworkNeed(fixed=20 * MEBI, each=100 * MEBI, inputs=MEBI, mattes=MEBI)
+WISHES = Wishes(batch_maximum=16, staging=128 * MEBI, pinned=256 * MEBI, spare=GIBI)
+
+
+def planned(free: int, *, networks=(LARGE,), wishes: Wishes = WISHES, host_free: int = 64 * GIBI) -> Plan:
+    return plan(free=free, total=8 * GIBI, host_free=host_free, arena=512 * MEBI, networks=networks, wishes=wishes)
+
+
+def taken(plan: Plan, networks) -> int:
+    """Bytes of the device that the plan takes."""
+    largest = plan.sizes[-1]
+    working = max(network.batch(largest) for network in networks)
+    static = sum(network.static(largest) for network in networks)
+    return plan.upload + plan.download + plan.working + working + static
+
+
+def test_a_card_of_8_gb_takes_batches_of_16():
+    """With 6.4 GiB free after the weights everything fits as wished, and nothing needs to be told."""
+    found = planned(int(6.4 * GIBI))
+
+    assert found.sizes == (1, 2, 4, 8, 16)
+    assert found.upload + found.download == 128 * MEBI
+    assert found.pinned == 256 * MEBI
+    assert found.limits == ()
+
+
+def test_a_card_of_8_gb_shared_with_others_takes_fewer():
+    """With 3.5 GiB free there is room for batches of 8, and one sentence says so."""
+    found = planned(int(3.5 * GIBI))
+
+    assert found.sizes == (1, 2, 4, 8)
+    assert [limit.what for limit in found.limits] == ["batch"]
+    assert "at most 8 pictures at once, not 16" in found.limits[0].detail
+
+
+def test_little_free_memory_is_told_and_one_picture_is_tried():
+    """Below the spare bytes: memory_low, batches of one, the least of staging."""
+    found = planned(700 * MEBI)
+
+    assert found.sizes == (1,)
+    assert [limit.what for limit in found.limits] == ["memory_low", "batch"]
+    assert found.upload + found.download == policy.STAGING_LEAST
+
+
+def test_a_host_with_little_memory_locks_an_eighth_of_it():
+    """Locked pages are taken from everything else on the host; so an edge device locks less, and says so."""
+    found = planned(6 * GIBI, host_free=GIBI)
+
+    assert found.pinned == 128 * MEBI
+    assert [limit.what for limit in found.limits] == ["pinned"]
+
+
+def test_the_arena_bounds_what_is_locked():
+    """There is never more locked than there is."""
+    found = planned(6 * GIBI, wishes=Wishes(16, 128 * MEBI, 4 * GIBI, GIBI))
+
+    assert found.pinned == 512 * MEBI
+
+
+needs = st.builds(
+    NetworkNeed,
+    fixed=st.integers(0, GIBI),
+    each=st.integers(0, GIBI),
+    inputs=st.integers(1, 64 * MEBI),
+    mattes=st.integers(1, 64 * MEBI),
+)
+
+
+@given(
+    st.integers(0, 200 * GIBI),
+    st.lists(needs, min_size=1, max_size=3),
+    st.sampled_from(SIZES),
+    st.integers(32 * MEBI, GIBI),
+    st.integers(0, 4 * GIBI),
+)
+def test_what_is_spared_stays_free(free, networks, largest, staging, spare):
+    """Whenever more than one picture goes at once, all that is taken leaves the spare bytes free."""
+    found = planned(free, networks=networks, wishes=Wishes(largest, staging, 0, spare))
+
+    assert found.sizes[0] == 1
+    assert found.sizes[-1] <= largest
+    if len(found.sizes) > 1:
+        assert taken(found, networks) <= free - spare
+
+
+@given(st.lists(st.integers(0, 16 * GIBI), min_size=2, max_size=2).map(sorted), st.lists(needs, min_size=1, max_size=2))
+def test_more_memory_never_means_smaller_batches(frees, networks):
+    """The plan is monotonous in what is free."""
+    less, more = (planned(free, networks=networks) for free in frees)
+
+    assert set(less.sizes) <= set(more.sizes)
+
+
+def test_five_go_as_four_and_one():
+    """Unless a batch of 8 with empty places takes less than both."""
+    assert split(5, SIZES, {1: 7.0, 2: 12.0, 4: 22.0, 8: 42.0, 16: 80.0}) == [(4, 4), (1, 1)]
+    assert split(5, SIZES, {1: 7.0, 2: 12.0, 4: 22.0, 8: 25.0, 16: 80.0}) == [(5, 8)]
+
+
+def test_without_measurements_batches_are_full():
+    """Sizes that nobody measured are used exactly, the largest first."""
+    assert split(7, (1, 2, 4), {}) == [(4, 4), (2, 2), (1, 1)]
+    assert split(11, (1, 2, 4, 8), {1: 1.0}) == [(8, 8), (2, 2), (1, 1)]
+
+
+@given(
+    st.integers(1, 16),
+    st.integers(1, len(SIZES)),
+    st.lists(st.floats(0.001, 10), min_size=len(SIZES), max_size=len(SIZES)),
+)
+def test_no_other_division_is_quicker(count, kinds, seconds):
+    """Compared with every way to divide so many pictures among the sizes, by brute force."""
+    sizes = SIZES[:kinds]
+    times = dict(zip(sizes, seconds, strict=False))
+    found = split(count, sizes, times)
+
+    def cost(division):
+        return sum(min(times[size] for size in sizes if size >= part) for part in division)
+
+    assert sum(pictures for pictures, _ in found) == count
+    assert all(pictures <= size for pictures, size in found)
+    ways = (
+        way
+        for length in range(1, count + 1)
+        for way in itertools.combinations_with_replacement(range(1, min(count, sizes[-1]) + 1), length)
+        if sum(way) == count
+    )
+    if count <= 8:
+        assert sum(times[size] for _, size in found) <= min(cost(way) for way in ways) + 1e-6

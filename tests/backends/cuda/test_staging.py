@@ -1,0 +1,144 @@
+"""Copies between the arena and the device: whole planes, on one side of what is page-locked, in the order of marks."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from rmbgd.backends.cuda.device import host_free
+from rmbgd.backends.cuda.staging import Staging
+from rmbgd.engine.types import OutputPlane, Region, region_bytes, view
+from rmbgd.testing.device import HostDevice
+
+BLOCK = 1 << 20
+
+
+class Streams(HostDevice):
+    """Remembers on which stream each mark was set and followed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.here = "compute"
+        self.said: list[tuple[str, str]] = []
+
+    @contextmanager
+    def on(self, name: str):
+        before, self.here = self.here, name
+        yield
+        self.here = before
+
+    def upload(self):
+        return self.on("upload")
+
+    def download(self):
+        return self.on("download")
+
+    def compute(self):
+        return self.on("compute")
+
+    def mark(self) -> str:
+        return f"{self.here} {len(self.said)}"
+
+    def follow(self, mark: object) -> None:
+        self.said.append((self.here, str(mark)))
+
+
+@pytest.fixture
+def block() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, BLOCK, np.uint8)
+
+
+def region(offset: int, *, source_alpha: bool = True) -> Region:
+    return Region(offset, 57, 91, source_alpha, OutputPlane.RGBA8)
+
+
+@pytest.mark.parametrize("source_alpha", [True, False])
+def test_planes_arrive_whole(block, source_alpha):
+    """RGB and alpha of the source, from any place of the block."""
+    staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, BLOCK)
+    place = region(640, source_alpha=source_alpha)
+    source = staging.bring(place)
+    slot = view(block, place)
+
+    assert source is not None
+    assert np.array_equal(source.rgb.numpy(), slot.rgb)
+    assert (source.source_alpha is None) == (slot.source_alpha is None)
+    if source_alpha:
+        assert np.array_equal(source.source_alpha.numpy(), slot.source_alpha)
+
+
+@pytest.mark.parametrize("edge", [0, 100, 640, 10_000, BLOCK])
+def test_a_copy_is_cut_where_page_locked_memory_ends(block, edge):
+    """Each part lies on one side, and together they are all of it, wherever the end is."""
+    staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, edge)
+    parts = staging._parts(640, 9000)
+
+    assert [parts[0][0], parts[-1][1]] == [0, 9000]
+    assert all(first[1] == second[0] for first, second in pairwise(parts))
+    assert all((640 + last <= edge) or (640 + first >= edge) for first, last in parts)
+
+
+def test_output_comes_down_where_it_belongs(block):
+    """And nowhere else."""
+    staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, 5000)
+    before = block.copy()
+    band = staging.room(4000, 3000)
+    assert band is not None
+    band.memory.fill_(9)
+    staging.send(band, object())
+
+    assert (block[4000:7000] == 9).all()
+    assert np.array_equal(block[:4000], before[:4000])
+    assert np.array_equal(block[7000:], before[7000:])
+    assert not band.piece.held
+
+
+def test_an_upload_waits_for_whoever_read_what_lies_there(block):
+    """On the upload stream, for the mark of the last use."""
+    device = Streams()
+    size = region_bytes(57, 91, source_alpha=True, output=OutputPlane.RGBA8)
+    staging = Staging(device, block, size, 1 << 18, BLOCK)  # room for one picture
+    first = staging.bring(region(0))
+    assert first is not None
+    first.piece.mark, first.piece.held = "computed", False
+    second = staging.bring(region(size))
+
+    assert first.piece.gone
+    assert ("upload", "computed") in device.said
+    assert second is not None
+    assert str(second.piece.mark).startswith("upload")
+
+
+def test_a_download_waits_for_its_band_to_be_ready(block):
+    """On the download stream; the next user of the piece waits for the arrival."""
+    device = Streams()
+    staging = Staging(device, block, 1 << 18, 512, BLOCK)
+    band = staging.room(0, 512)
+    assert band is not None
+    arrived = staging.send(band, "packed")
+    again = staging.room(512, 512)
+
+    assert device.said == [("download", "packed")]
+    assert again is not None
+    assert again.piece.after == [arrived]
+
+
+def test_what_can_never_be_on_the_device_is_known_before(block):
+    """A picture larger than the ring goes another way."""
+    staging = Staging(HostDevice(), block, 20_000, 1 << 18, BLOCK)
+
+    assert not staging.fits(region(0))
+    assert staging.fits(Region(0, 57, 91, False, OutputPlane.ALPHA8))
+
+
+def test_the_host_s_free_memory_is_read_from_the_kernel(tmp_path):
+    """MemAvailable in bytes; 0 where nobody says."""
+    told = tmp_path / "meminfo"
+    told.write_text("MemTotal:        8000000 kB\nMemAvailable:    1234 kB\n")
+
+    assert host_free(str(told)) == 1234 * 1024
+    assert host_free(str(tmp_path / "absent")) == 0
+    assert host_free() > 0

@@ -1,0 +1,298 @@
+"""The command line: verbs, exit statuses, and what is not loaded for a short answer."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from rmbgd import errors
+from rmbgd.cli import main as cli
+from rmbgd.cli.status import Verdict, duration, judge, rows
+from rmbgd.errors import EXIT_TEXT, Exit
+from rmbgd.telemetry import jsonl as lines
+
+HEAVY = ("numpy", "torch", "pydantic", "structlog", "rich", "PIL", "cv2", "watchdog", "safetensors", "huggingface_hub")
+
+
+def rmbgd(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """The real command in a process of its own, without colours."""
+    return subprocess.run(
+        [sys.executable, "-m", "rmbgd", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"} | environ,
+        check=False,
+    )
+
+
+@pytest.fixture
+def configuration(tmp_path: Path) -> Callable[..., Path]:
+    """A usable configuration on temporary folders; text given is put in front of it."""
+
+    def write(text: str = "") -> Path:
+        places = {name: tmp_path / name for name in ("in", "out", "done", "failed", "state", "run", "models")}
+        for place in places.values():
+            place.mkdir(exist_ok=True)
+        path = tmp_path / "rmbgd.toml"
+        path.write_text(
+            f"{text}\n[service]\n"
+            f'state_directory = "{places["state"]}"\nruntime_directory = "{places["run"]}"\n'
+            f'models_directory = "{places["models"]}"\n'
+            f'[[folder]]\nname = "shop"\ninput = "{places["in"]}"\noutput = "{places["out"]}"\n'
+            f'done = "{places["done"]}"\nfailed = "{places["failed"]}"\n'
+        )
+        return path
+
+    return write
+
+
+# --- help
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["status", "--help"], ["run", "--help"]])
+def test_short_answer_loads_no_library(arguments: list[str]) -> None:
+    """What makes the command slow is what it imports."""
+    script = (
+        "import sys\n"
+        "from rmbgd.cli.main import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as leaving:\n    assert not leaving.code\n"
+        f"print(sorted(set(sys.modules) & {set(HEAVY)!r}), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
+
+    assert "[]\n" == done.stderr
+
+
+def test_help_names_every_verb_and_exit_status() -> None:
+    """Who scripts the command finds what it returns."""
+    said = rmbgd("--help").stdout
+
+    assert all(str(int(code)) in said and text in said for code, text in EXIT_TEXT.items())
+    for verb in ("run", "once", "check", "status", "doctor", "models"):
+        assert f"\n    {verb} " in said
+
+
+@pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["status", "--jsno"], ["run", "extra"]])
+def test_wrong_command_line_is_a_usage_error(arguments: list[str]) -> None:
+    """Exit 2, and the usage on stderr."""
+    done = rmbgd(*arguments)
+
+    assert (Exit.USAGE, "") == (done.returncode, done.stdout)
+    assert "usage: rmbgd" in done.stderr
+
+
+# --- exit statuses
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "said"),
+    [
+        (errors.ConfigError(["one", "two"]), Exit.CONFIGURATION, "rmbgd: one\nrmbgd: two\n"),
+        (errors.ModelError("no weights"), Exit.CONFIGURATION, "rmbgd: no weights\n"),
+        (errors.StorageFault("disk_full", "no space"), Exit.FAILED, "rmbgd: disk_full: no space\n"),
+        (KeyboardInterrupt(), Exit.INTERRUPTED, ""),
+    ],
+)
+def test_error_becomes_an_exit_status(
+    raised: BaseException,
+    expected: Exit,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Who is at fault decides the status; no traceback for what an operator can mend."""
+
+    def fail(_: Any) -> int:
+        raise raised
+
+    monkeypatch.setattr(cli, "_parse", lambda *_: (SimpleNamespace(run=fail), None))
+
+    assert expected == cli.main(["run"])
+    assert ("", said) == capsys.readouterr()
+
+
+def test_defect_is_an_internal_error_with_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 70: systemd starts it again, and the journal says where it broke."""
+
+    def fail(_: Any) -> int:
+        raise ZeroDivisionError("by hand")
+
+    monkeypatch.setattr(cli, "_parse", lambda *_: (SimpleNamespace(run=fail), None))
+
+    assert Exit.INTERNAL == cli.main(["run"])
+    assert "ZeroDivisionError: by hand" in capsys.readouterr().err
+
+
+# --- check
+
+
+def test_usable_configuration_is_fine(configuration: Callable[..., Path]) -> None:
+    """Exit 0, and the folders that it names."""
+    done = rmbgd("check", "--config", configuration())
+
+    assert (Exit.OK, "") == (done.returncode, done.stderr)
+    assert done.stdout.endswith("fine; folders: shop\n")
+
+
+def test_every_problem_is_told_at_once(configuration: Callable[..., Path]) -> None:
+    """Three mistakes, three lines, each with a hint; exit 78."""
+    wrong = '[intake]\nquiet_close = 1\n[limits]\nside = 0\n[recipe.default]\nbackground = "red"\n'
+    done = rmbgd("check", "--config", configuration(wrong))
+
+    assert Exit.CONFIGURATION == done.returncode
+    assert 3 == len(done.stderr.splitlines())
+    assert "did you mean 'quiet_closed'?" in done.stderr
+    assert 'write it like "#ffffff"' in done.stderr
+
+
+def test_missing_configuration_is_named(tmp_path: Path) -> None:
+    """Exit 78, and which file it looked for."""
+    done = rmbgd("check", "--config", tmp_path / "none.toml")
+
+    assert Exit.CONFIGURATION == done.returncode
+    assert "none.toml: No such file or directory" in done.stderr
+
+
+def test_output_inside_input_is_refused(configuration: Callable[..., Path], tmp_path: Path) -> None:
+    """A layout in which the service would feed on its own cutouts is told before it starts."""
+    path = configuration()
+    path.write_text(path.read_text().replace(str(tmp_path / "out"), str(tmp_path / "in" / "out")))
+
+    done = rmbgd("check", "--config", path)
+    assert Exit.CONFIGURATION == done.returncode
+    assert str(tmp_path / "in" / "out") in done.stderr
+
+
+def test_missing_model_is_refused_with_the_way_to_get_it(configuration: Callable[..., Path]) -> None:
+    """What would end the service at start is told before, beside everything else that is wrong."""
+    done = rmbgd("check", "--config", configuration('[recipe.default]\nmodel = "birefnet"\n'))
+
+    assert Exit.CONFIGURATION == done.returncode
+    assert "rmbgd models fetch birefnet" in done.stderr
+
+
+def test_configuration_without_folders_is_refused(tmp_path: Path) -> None:
+    """There would be nothing to do."""
+    (tmp_path / "rmbgd.toml").write_text("")
+    done = rmbgd("check", "--config", tmp_path / "rmbgd.toml")
+
+    assert Exit.CONFIGURATION == done.returncode
+    assert "no [[folder]] is defined" in done.stderr
+
+
+def test_default_configuration_can_be_printed_and_checked(tmp_path: Path) -> None:
+    """`check --print-default` is a file to begin with, and is itself fine."""
+    printed = rmbgd("check", "--print-default")
+    (tmp_path / "rmbgd.toml").write_text(printed.stdout)
+
+    assert Exit.OK == printed.returncode
+    assert Exit.OK == rmbgd("check", "--config", tmp_path / "rmbgd.toml").returncode
+
+
+# --- status
+
+
+def status_record(**changes: Any) -> dict[str, Any]:
+    return {
+        "phase": "ready",
+        "written_at": "2026-01-01T00:00:00.000Z",
+        "monotonic": 1000.0,
+        "interval": 2.0,
+        "pid": 42,
+        "process_start": 777,
+        "version": "0.1.0",
+        "started_at": "2025-12-31T00:00:00.000Z",
+        "per_minute": {"1m": 12.0, "5m": 10.5},
+        "stalled": [],
+        "last_problem": {"event": "image.failed", "time": "then", "reason": "truncated"},
+        "health": {
+            "uptime": 100000.0, "device": "cuda:0", "paused": None, "waiting": 3, "in_flight": 2, "oldest_waiting": 9.0,
+            "done": 5, "failed": 1, "postponed": 0, "engine": {"state": "ready", "restarts": 0}, "rss_bytes": 1 << 28,
+            "arena_bytes": 1 << 26,
+        },
+    } | changes  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("record", "now", "start", "expected"),
+    [
+        (None, 1001.0, 777, Verdict.NOT_RUNNING),
+        (status_record(), 1001.0, 777, Verdict.RUNNING),
+        (status_record(), 1001.0, None, Verdict.NOT_RUNNING),
+        (status_record(), 1001.0, 778, Verdict.NOT_RUNNING),  # another process got the number
+        (status_record(), 1010.0, 777, Verdict.RUNNING),
+        (status_record(), 1010.1, 777, Verdict.STALE),
+        (status_record(interval=60.0), 1300.0, 777, Verdict.RUNNING),
+        (status_record(phase="stopped"), 9999.0, None, Verdict.STOPPED),
+        (status_record(stalled=["decode-0"]), 1001.0, 777, Verdict.HUNG),
+    ],
+)
+def test_verdict_on_a_status_file(
+    record: dict[str, Any] | None, now: float, start: int | None, expected: Verdict
+) -> None:
+    """Running only when that very process lives, wrote lately, and every thread moves."""
+    judgement = judge(record, now=now, process_start=lambda _: start, where="/run/rmbgd/status.json")
+
+    assert expected == judgement.verdict
+
+
+def test_rows_show_what_a_person_asks_first() -> None:
+    """Device, queue, rates, pictures and the last problem."""
+    shown = dict(rows(status_record()))
+
+    assert "cuda:0" == shown["device"]
+    assert "3 waiting, 2 in flight" == shown["queue"]
+    assert "12 a minute over 1m, 10.5 a minute over 5m" == shown["rate"]
+    assert "5 done, 1 refused, 0 put back" == shown["pictures"]
+    assert "event image.failed, time then, reason truncated" == shown["last problem"]
+    assert "1 d 3 h, since 2025-12-31T00:00:00.000Z" == shown["up"]
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (600, "10 min"), (7260, "2 h 1 min")])
+def test_duration_for_people(seconds: float, text: str) -> None:
+    """Two units at most."""
+    assert text == duration(seconds)
+
+
+def test_status_without_a_service_says_so(configuration: Callable[..., Path]) -> None:
+    """Exit 1, for people and for programs."""
+    path = configuration()
+
+    assert Exit.FAILED == rmbgd("status", "--config", path).returncode
+    done = rmbgd("status", "--json", "--config", path)
+    assert (Exit.FAILED, "not running") == (done.returncode, json.loads(done.stdout)["verdict"])
+
+
+def test_status_of_a_running_service(configuration: Callable[..., Path], tmp_path: Path) -> None:
+    """From the file alone: this very process stands for the service. Names in it cannot steer the terminal."""
+    path = configuration()
+    now = float(Path("/proc/uptime").read_text().split()[0])
+    problem = {"event": "image.failed", "path": "\x1b[2J[bold]a.jpg"}
+    start = lines.process_start(os.getpid())
+    record = status_record(pid=os.getpid(), process_start=start, interval=60.0, last_problem=problem, monotonic=now)
+    (tmp_path / "run" / "status.json").write_text(json.dumps(record))
+    done = rmbgd("status", "--config", path)
+
+    assert (Exit.OK, "") == (done.returncode, done.stderr)
+    assert done.stdout.startswith(f"rmbgd is running: process {os.getpid()}")
+    assert r"\x1b[2J[bold]a.jpg" in done.stdout
+    assert done.stdout.isascii()
+
+
+def test_broken_status_file_is_as_good_as_none(configuration: Callable[..., Path], tmp_path: Path) -> None:
+    """Half a file after a power cut is no reason for a traceback."""
+    path = configuration()
+    (tmp_path / "run" / "status.json").write_text('{"phase": "rea')
+
+    assert (Exit.FAILED, "") == (rmbgd("status", "--config", path).returncode, rmbgd("status", "--config", path).stderr)

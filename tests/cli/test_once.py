@@ -1,0 +1,204 @@
+"""`rmbgd once`: options become a recipe, a person sees what happens, and the exit status says whether all came out."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from rmbgd.cli import once
+from rmbgd.cli.once import PROBLEMS_SHOWN, OnceView
+from rmbgd.config import load as config
+from rmbgd.errors import ConfigError, Exit
+from rmbgd.service import oneshot
+
+
+def parsed(*arguments: str | Path) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    once.add_arguments(parser)
+    return parser.parse_args([str(argument) for argument in arguments])
+
+
+def shown() -> tuple[OnceView, io.StringIO]:
+    text = io.StringIO()
+    return OnceView(2, console=Console(file=text, width=200, highlight=False)), text
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    path = tmp_path / "shoe.png"
+    Image.new("RGB", (32, 24), "red").save(path)
+    return path
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the one-shot run was asked for. It refuses every file whose name begins with 'bad'."""
+    calls: list[dict[str, Any]] = []
+
+    def run(source: Path, output: Path, recipe: config.Recipe, **rest: Any) -> oneshot.Summary:
+        calls.append({"source": source, "output": output, "recipe": recipe} | rest)
+        failed = sum(name.startswith("bad") for name in oneshot.sources_of(source)[1])
+        rest["emit"]("run.summary", done=1, failed=failed, skipped=0, seconds=0.5)
+        return oneshot.Summary(done=1, failed=failed, seconds=0.5, problems=[("bad.png", "corrupt: no")] * failed)
+
+    monkeypatch.setattr(oneshot, "once", run)
+    return calls
+
+
+# --- options
+
+
+def test_every_setting_of_the_recipe_is_an_option(picture: Path) -> None:
+    """What a folder can ask for, a single run can too; unset options change nothing."""
+    options = parsed(picture, "out")
+
+    assert {None} == {getattr(options, name) for name in config.Recipe.model_fields}
+    assert config.Recipe() == once.settings(options)[1]
+
+
+def test_options_replace_settings(picture: Path) -> None:
+    """Words, numbers, switches and lists; the values are judged by the same rules as the file's."""
+    options = parsed(
+        picture, "out", "--format", "webp", "--webp-quality", "90", "--no-webp-lossless", "--crop", "--crop-margin",
+        "0.1", "--metadata", "copyright, artist", "--background", "#FF0000", "--device", "cpu", "--models-dir", "/m",
+    )  # fmt: skip
+    settings, recipe = once.settings(options)
+
+    expected = config.Recipe(
+        format="webp", webp_quality=90, webp_lossless=False, crop=True, crop_margin=0.1,
+        metadata=["copyright", "artist"], background="#ff0000",
+    )  # fmt: skip
+    assert expected == recipe
+    assert ("cpu", Path("/m")) == (settings.engine.device, settings.service.models_directory)
+
+
+def test_options_replace_settings_of_a_named_recipe(picture: Path, tmp_path: Path) -> None:
+    """The file's recipe is the base; only what is said changes."""
+    (tmp_path / "rmbgd.toml").write_text('[engine]\ndevice = "cpu"\n[recipe.shop]\nformat = "tiff"\ncrop = true\n')
+    settings, recipe = once.settings(
+        parsed(picture, "out", "--config", tmp_path / "rmbgd.toml", "--recipe", "shop", "--no-crop")
+    )
+
+    assert config.Recipe(format="tiff", crop=False) == recipe
+    assert "cpu" == settings.engine.device
+
+
+def test_unknown_recipe_is_told_with_those_that_there_are(picture: Path) -> None:
+    """Without a file there is only the default."""
+    with pytest.raises(ConfigError, match="no recipe 'shop'; there is default"):
+        once.settings(parsed(picture, "out", "--recipe", "shop"))
+
+
+def test_value_that_cannot_be_is_a_usage_error(
+    picture: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit 2 and the bound, before anything is loaded."""
+    assert Exit.USAGE == once.run(parsed(picture, "out", "--png-level", "9"))
+    assert "rmbgd once: png_level: Input should be less than or equal to 3 (is '9')\n" == capsys.readouterr().err
+    assert [] == asked
+
+
+# --- exit status and what is seen
+
+
+def test_all_done_is_exit_0(picture: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
+    """One line says how it went, and the run got what was asked for."""
+    assert Exit.OK == once.run(parsed(picture, picture.parent / "out", "--overwrite"))
+    assert ("1 done; 0.5 s\n", "") == capfd.readouterr()
+    (call,) = asked
+    assert (picture, picture.parent / "out", True) == (call["source"], call["output"], call["overwrite"])
+
+
+def test_one_refused_file_is_exit_1(
+    tmp_path: Path, picture: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Named with its reason."""
+    (tmp_path / "bad.png").write_bytes(b"no")
+
+    assert Exit.FAILED == once.run(parsed(tmp_path, tmp_path / "out"))
+    assert "refused bad.png: corrupt: no\n1 done, 1 refused; 0.5 s\n" == capfd.readouterr().out
+
+
+def test_json_is_one_event_a_line(
+    picture: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """For programs: the service's own events, and nothing else on stdout."""
+    assert Exit.OK == once.run(parsed(picture, "out", "--json"))
+    (line,) = capfd.readouterr().out.splitlines()
+    assert "run.summary" == json.loads(line)["event"]
+
+
+def test_output_that_is_there_is_said_to_be_skipped() -> None:
+    """With the option that makes it anew."""
+    view, text = shown()
+    view.sum_up(0, 0, 2, 0.1, [])
+
+    assert text.getvalue().startswith("0 done, 2 skipped, as their output is there already (--overwrite")
+
+
+def test_many_refused_files_are_counted() -> None:
+    """Thousands of lines help nobody."""
+    view, text = shown()
+    view.sum_up(0, 100, 0, 1.0, [(f"{number}.png", "corrupt") for number in range(100)])
+
+    assert PROBLEMS_SHOWN + 2 == len(text.getvalue().splitlines())
+    assert f"... and {100 - PROBLEMS_SHOWN} more" in text.getvalue()
+
+
+def test_fault_of_the_engine_is_shown_at_once() -> None:
+    """A person who waits wants to know why it takes so long."""
+    view, text = shown()
+    view("engine.fault", device="cuda:0", kind="lost", detail="[died]", images=1, restarts=1)
+
+    assert "engine.fault: device cuda:0, kind lost, detail [died], images 1, restarts 1" in text.getvalue()
+
+
+def test_bar_follows_the_pictures() -> None:
+    """Done, refused and put back all count; other events do not."""
+    view, _ = shown()
+    for event in ("engine.started", "image.done", "image.failed", "service.reload"):
+        view(event, device="cpu")
+
+    (task,) = view._progress.tasks
+    assert (2, "on cpu") == (task.completed, task.description)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_folder_through_the_real_engine(tmp_path: Path) -> None:
+    """The whole command: sub-folders are mirrored, what is no picture is refused, the exit status says so."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    Image.new("RGB", (64, 48), "navy").save(tmp_path / "in" / "a.jpg")
+    Image.new("RGB", (64, 48), "red").save(tmp_path / "in" / "sub" / "b.png")
+    (tmp_path / "in" / "c.jpg").write_bytes(b"<?php system($_GET['c']); ?>")
+    command = ["-m", "rmbgd", "once", tmp_path / "in", tmp_path / "out", "--device", "cpu"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+
+    assert (1, "") == (done.returncode, done.stderr)
+    assert "refused c.jpg: unidentified" in done.stdout
+    assert {Path("a.png"), Path("sub/b.png")} == {
+        path.relative_to(tmp_path / "out") for path in (tmp_path / "out").rglob("*") if path.suffix == ".png"
+    }
+    with Image.open(tmp_path / "out" / "a.png") as cutout:
+        assert ("RGBA", (64, 48)) == (cutout.mode, cutout.size)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_missing_model_is_told_before_pictures_are_touched(tmp_path: Path, picture: Path) -> None:
+    """Exit 78 with the way to get it; no output folder is left behind half done."""
+    command = ["-m", "rmbgd", "once", picture, tmp_path / "out", "--model", "birefnet", "--models-dir", tmp_path]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
+
+    assert Exit.CONFIGURATION == done.returncode
+    assert "rmbgd models fetch birefnet" in done.stderr
+    assert [] == list((tmp_path / "out").glob("*"))

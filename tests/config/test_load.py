@@ -1,0 +1,157 @@
+"""Settings: every one documented and bounded, every mistake told, and the shipped file is what the source says."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from rmbgd import configdoc
+from rmbgd.config import load as config
+from rmbgd.errors import ConfigError
+
+FOLDER = {"name": "shop", "input": "/a/in", "output": "/a/out", "failed": "/a/failed", "done": "/a/done"}
+
+
+def settings() -> Iterator[tuple[str, FieldInfo]]:
+    for name, _, model in configdoc.sections():
+        for setting, field in model.model_fields.items():
+            yield f"{name}.{setting}", field
+
+
+def problems(tables: dict[str, Any]) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        config.parse(tables)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(("name", "field"), list(settings()))
+def test_every_setting_has_a_reason(name: str, field: FieldInfo) -> None:
+    """Who changes it must know why it is as it is."""
+    assert field.description, name
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name, field in settings() if field.annotation in (int, float)]
+)
+def test_every_number_has_a_unit_and_both_bounds(name: str, field: FieldInfo) -> None:
+    """No number can be set to nonsense, or without knowing what it counts."""
+    assert configdoc._unit(field), f"{name} has no unit"
+    assert " to " in configdoc._bounds(field), f"{name} lacks a bound"
+
+
+def test_sections_are_all_that_a_file_may_hold() -> None:
+    """A table that the documentation forgets would never be found."""
+    assert set(config.Config.model_fields) == {name for name, _, _ in configdoc.sections()}
+
+
+def test_default_file_is_the_defaults() -> None:
+    """Reading the generated file gives every default, but for what the examples say."""
+    shipped = config.parse(tomllib.loads(configdoc.default_toml()))
+    examples = configdoc.EXAMPLES
+    plain = config.parse(
+        {
+            "service": {"log_file": examples["service.log_file"]},
+            "recipe": {"default": {}},
+            "folder": [{key.partition(".")[2]: value for key, value in examples.items() if key.startswith("folder.")}],
+        }
+    )
+
+    assert plain == shipped
+
+
+def test_default_file_shows_every_setting() -> None:
+    """A setting that cannot be found cannot be set."""
+    text = configdoc.default_toml()
+
+    for name, _ in settings():
+        setting = name.rpartition(".")[2]
+        assert f"\n{setting} = " in text or f"\n# {setting} =" in text, name
+
+
+def test_shipped_file_is_the_generated_one() -> None:
+    """config/rmbgd.toml: renew it with `python -m rmbgd.configdoc > config/rmbgd.toml`."""
+    shipped = Path(__file__).parents[2] / "config" / "rmbgd.toml"
+
+    assert configdoc.default_toml() == shipped.read_text(encoding="utf-8")
+
+
+def test_nothing_set_is_a_usable_configuration() -> None:
+    """Every default passes its own checks."""
+    assert config.Config() == config.parse({})
+
+
+@pytest.mark.parametrize(
+    ("tables", "expected"),
+    [
+        ({"intake": {"quiet_close": 1}}, "intake.quiet_close: unknown setting; did you mean 'quiet_closed'?"),
+        ({"intakes": {}}, "intakes: unknown setting; did you mean 'intake'?"),
+        ({"recipe": {"shop": {"formta": "png"}}}, "recipe.shop.formta: unknown setting; did you mean 'format'?"),
+        ({"folder": [FOLDER | {"dnoe": "/x"}]}, "folder.0.dnoe: unknown setting; did you mean 'done'?"),
+        ({"folder": [FOLDER | {"recipe": "defualt"}]}, "folder 'shop': no recipe 'defualt'; did you mean 'default'?"),
+        ({"folder": [FOLDER, FOLDER]}, "folder 'shop' is defined twice"),
+        ({"service": {"log_file": "log"}}, "'log' is relative; write the whole path, starting with /"),
+        ({"recipe": {"a": {"file_mode": "0755"}}}, "would make pictures executable"),
+        ({"recipe": {"a": {"content": "mask", "mask_bits": 16, "format": "webp"}}}, "holds 8 bits only"),
+        ({"limits": {"pixels": 200_000_000}}, "pipeline.arena_bytes = 536870912 cannot hold one picture"),
+        ({"engine": {"device": "gpu"}}, "engine.device"),
+        ({"pipeline": {"queue": 0}}, "pipeline.queue: Input should be greater than or equal to 1 (is 0)"),
+    ],
+)
+def test_mistake_is_told_with_place_and_remedy(tables: dict[str, Any], expected: str) -> None:
+    """One line that says where, what, and what to do."""
+    (problem,) = problems(tables)
+
+    assert expected in problem
+
+
+def test_archive_without_a_place_is_refused() -> None:
+    """originals = "archive" needs a done folder; without one nothing says where originals go."""
+    lacking = {key: value for key, value in FOLDER.items() if key != "done"}
+
+    assert "needs a `done` folder" in problems({"folder": [lacking]})[0]
+    assert config.parse({"folder": [lacking | {"originals": "delete"}]}).folder[0].done is None
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    """An operator mends a file in one go, not one error at a time."""
+    found = problems({"intake": {"quiet_close": 1, "attempts": 0}, "limits": {"side": "wide"}})
+
+    assert 3 == len(found)
+
+
+def test_settings_cannot_be_changed_after_loading() -> None:
+    """What was checked is what runs."""
+    with pytest.raises(ValueError, match="frozen"):
+        config.Config().service.stop_timeout = 1.0  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"\xff", "not UTF-8 at byte 0"), (b"[a", "see config/rmbgd.toml for the notation")],
+)
+def test_file_that_is_no_toml_is_named(content: bytes, expected: str, tmp_path: Path) -> None:
+    """Which file, where in it, what is wrong."""
+    path = tmp_path / "rmbgd.toml"
+    path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match=expected):
+        config.load(path)
+
+
+def test_recipe_of_a_folder() -> None:
+    """The named recipe, or the defaults when `default` is not spelt out."""
+    read = config.parse({"recipe": {"shop": {"format": "webp"}}, "folder": [FOLDER | {"recipe": "shop"}]})
+
+    assert "webp" == read.recipe_of(read.folder[0]).format
+    assert config.Recipe() == config.parse({"folder": [FOLDER]}).recipe_of(config.Folder(**FOLDER))
+
+
+def test_models_are_documented_by_their_docstring() -> None:
+    """The comment over each table of the file."""
+    assert all(issubclass(model, BaseModel) and model.__doc__ for _, _, model in configdoc.sections())

@@ -1,0 +1,48 @@
+"""Pictures lying in an arena, for tests of engines."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import numpy as np
+
+from rmbgd.engine.arena import Arena, Lease
+from rmbgd.engine.types import OutputPlane, Region, Slot, Work, region_bytes, view
+
+
+class Pictures(ExitStack):
+    """Puts pictures into an arena and keeps their leases until the end of the test."""
+
+    def __init__(self, arena: Arena, seed: int = 0) -> None:
+        super().__init__()
+        self.arena = arena
+        self.random = np.random.default_rng(seed)
+        self.leases: dict[int, Lease] = {}
+
+    def put(
+        self,
+        image_id: int = 1,
+        *,
+        height: int = 24,
+        width: int = 17,
+        model: str = "fake",
+        source_alpha: bool = False,
+        output: OutputPlane = OutputPlane.RGBA8,
+        corner: tuple[int, int, int] | None = None,
+        clean_edges: bool = True,
+    ) -> Work:
+        lease = self.enter_context(
+            self.arena.lease(region_bytes(height, width, source_alpha=source_alpha, output=output))
+        )
+        self.leases[image_id] = lease
+        work = Work(image_id, Region(lease.offset, height, width, source_alpha, output), model, clean_edges)
+        slot = self.slot(work)
+        slot.rgb[...] = self.random.integers(0, 256, slot.rgb.shape)
+        if corner is not None:
+            slot.rgb[0, 0] = corner
+        if slot.source_alpha is not None:
+            slot.source_alpha[...] = self.random.integers(0, 256, slot.source_alpha.shape)
+        return work
+
+    def slot(self, work: Work) -> Slot:
+        return view(self.arena.block, work.region)

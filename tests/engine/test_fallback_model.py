@@ -1,0 +1,77 @@
+"""Which models stand in on the CPU, and whether they stay loaded."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from rmbgd.config.load import Config, parse
+from rmbgd.engine.fallback_model import stand_ins, substitutes, warmth
+from rmbgd.errors import ConfigError
+
+SIZES = {"birefnet": 885, "birefnet-lite": 178, "u2netp": 4}
+
+
+@pytest.mark.parametrize(
+    ("fallback", "expected"),
+    [
+        ("birefnet-lite", {"birefnet": "birefnet-lite", "birefnet-lite": "birefnet-lite", "u2netp": "u2netp"}),
+        ("u2netp", {"birefnet": "u2netp", "birefnet-lite": "u2netp", "u2netp": "u2netp"}),
+    ],
+)
+def test_nobody_is_given_a_larger_model_than_he_asked_for(fallback, expected):
+    """What is no larger than the fallback stands in for itself."""
+    assert substitutes(SIZES, fallback, SIZES.__getitem__) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "available", "warm"),
+    [("auto", 2000, True), ("auto", 1999, False), ("warm", 0, True), ("on_demand", 1 << 40, False)],
+)
+def test_memory_decides_unless_the_operator_does(wanted, available, warm):
+    """Twice the need must be available; the reason is told."""
+    found, why = warmth(wanted, 1000, available)
+
+    assert found is warm
+    assert why
+
+
+def config_of(tmp_path, model: str, **health: object) -> Config:
+    folder = {"name": "a", "input": "/a", "output": "/b", "failed": "/c", "done": "/d"}
+    tables = {"health": health, "folder": [folder], "service": {"models_directory": str(tmp_path)}}
+    return parse(tables | {"recipe": {"default": {"model": model}}}, origin="test")
+
+
+def test_the_embedded_model_stands_in_where_nothing_else_is(tmp_path):
+    """auto: birefnet-lite is not installed."""
+    weights = tmp_path / "big" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(bytes(5_000_000))
+
+    assert stand_ins(config_of(tmp_path, str(weights))).models == {str(weights): "u2netp"}
+
+
+def test_birefnet_lite_stands_in_where_it_is_installed(tmp_path):
+    """auto prefers it for models that are larger."""
+    for name, size in (("birefnet-lite", 6_000_000), ("birefnet", 7_000_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(size))
+
+    assert stand_ins(config_of(tmp_path, "birefnet")).models == {"birefnet": "birefnet-lite"}
+    assert stand_ins(config_of(tmp_path, "u2netp")).models == {"u2netp": "u2netp"}
+
+
+def test_a_fallback_model_that_is_not_there_is_said_and_tried(tmp_path):
+    """The GPU may serve without it; the reason names the model and how to get it."""
+    found = stand_ins(config_of(tmp_path, "u2netp", fallback_model="birefnet-lite"))
+
+    assert found.models == {"u2netp": "birefnet-lite"}
+    assert found.warm
+    assert re.search(r"birefnet-lite.*rmbgd models fetch", found.why)
+
+
+def test_a_recipe_s_model_that_is_not_there_is_the_operator_s(tmp_path):
+    """The error names the model and how to get it."""
+    with pytest.raises(ConfigError, match=r"birefnet-lite.*rmbgd models fetch"):
+        stand_ins(config_of(tmp_path, "birefnet-lite"))

@@ -1,0 +1,83 @@
+"""Looks at an engine between two batches: in the caller's process, and through the real child."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.examine import Golden, from_golden, to_golden
+from rmbgd.engine.golden_image import known_picture
+from rmbgd.engine.types import CanaryPass
+from rmbgd.engine.worker import EngineWorker
+from rmbgd.errors import EngineLost
+from rmbgd.testing.engine import FakeEngine
+
+FAKE = "rmbgd.testing.engine:create"
+
+
+@pytest.fixture
+def worker(tmp_path) -> Iterator[EngineWorker]:
+    with Arena(1 << 16) as arena:
+        options = {"orders": str(tmp_path)}
+        worker = EngineWorker(arena, FAKE, options, start_timeout=60, batch_timeout=60, on_output=lambda line: None)
+        yield worker
+        worker.close()
+
+
+def test_alpha_survives_the_way_to_16_bits():
+    """Within half a step of 65535, whatever the values."""
+    alpha = np.random.default_rng(1).random((240, 320), dtype=np.float32)
+    back = to_golden(from_golden(Golden(alpha, 0.25)))
+
+    assert back.seconds == 0.25
+    assert np.abs(back.alpha - alpha).max() <= 0.51 / 65535
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {},
+        {"alpha": "no base64!", "seconds": 1},
+        {"alpha": base64.b64encode(b"not compressed").decode(), "seconds": 1},
+        {"alpha": base64.b64encode(zlib.compress(b"\0" * 100)).decode(), "seconds": 1},
+        {"alpha": base64.b64encode(zlib.compress(bytes(1 << 24))).decode(), "seconds": 1},
+        {"alpha": from_golden(Golden(np.zeros((240, 320), np.float32), 0.0))["alpha"], "seconds": "soon"},
+    ],
+)
+def test_what_is_no_known_picture_is_refused(message):
+    """Cut, swollen or of another kind: an error, and no more memory than a known picture takes."""
+    with pytest.raises((KeyError, TypeError, ValueError)):
+        to_golden(message)
+
+
+def test_a_child_computes_the_known_picture(worker):
+    """What comes back through the process is what the engine computes in this one."""
+    worker.start()
+    expected = FakeEngine(np.empty(0, np.uint8)).golden("fake").alpha
+
+    assert np.abs(worker.golden("fake").alpha - expected).max() <= 1 / 65535
+    assert np.allclose(expected, known_picture()[0][..., 1] / 255)
+
+
+def test_a_child_checks_its_memory(worker, tmp_path):
+    """Blocks and bad blocks of a pass."""
+    worker.start()
+    assert worker.canary(64) == CanaryPass(64, 0)
+    (tmp_path / "canary").write_text("3")
+    assert worker.canary(64) == CanaryPass(64, 3)
+
+
+def test_a_child_that_is_gone_is_told(worker):
+    """A look at a process that was killed is a fault like any other."""
+    worker.start()
+    assert worker.alive
+    worker.abort()
+    with pytest.raises(EngineLost):
+        worker.golden("fake")
+    assert not worker.alive
+    assert worker.ended

@@ -1,0 +1,143 @@
+"""Messages between parent and child: what is said arrives, and what is no message is refused."""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rmbgd.engine import ipc as wire
+from rmbgd.engine.types import Answer, BatchReport, EngineDescription, Limit, MatteReport, OutputPlane, Region, Work
+
+shares = st.floats(0, 1)
+regions = st.builds(
+    Region,
+    st.integers(0, 1 << 40),
+    st.integers(1, 65535),
+    st.integers(1, 65535),
+    st.booleans(),
+    st.sampled_from(OutputPlane),
+)
+works = st.builds(Work, st.integers(0, 1 << 60), regions, st.text(), st.booleans())
+mattes = st.builds(MatteReport, st.integers(0), shares, shares, shares, shares)
+answers = st.builds(Answer, mattes, st.text(), st.text(), st.integers(1, 16), st.integers(1, 9))
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    one, other = socket.socketpair()
+    with one, other:
+        yield one, other
+
+
+@given(works)
+def test_work_survives_the_journey(work):
+    """A Work is the same after JSON."""
+    assert wire.to_work(json.loads(json.dumps(wire.from_work(work)))) == work
+
+
+@given(st.lists(answers, max_size=16), st.dictionaries(st.text(), st.floats(0, 1e6)), st.integers(0, 16), st.text())
+def test_a_report_survives_the_journey(entries, milliseconds, again, detail):
+    """A BatchReport is the same after JSON."""
+    report = BatchReport(list(entries), milliseconds, again, [Limit("graphs", detail)])
+
+    assert wire.to_report(json.loads(json.dumps(wire.from_report(report)))) == report
+
+
+@given(st.dictionaries(st.integers(1, 16), st.floats(0, 100)))
+def test_a_description_survives_the_journey(seconds):
+    """An EngineDescription is the same after JSON, which knows no numbers as keys."""
+    description = EngineDescription(
+        "cpu", {"u2netp": {"sha256": "ab"}}, (1, 2, 4), seconds, {"threads": 2}, [Limit("pinned", "none")]
+    )
+
+    assert wire.to_description(json.loads(json.dumps(wire.from_description(description)))) == description
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1.5, -0.5, "0.5", None])
+def test_a_share_that_is_none_is_garbled(value):
+    """Alpha statistics are finite numbers from 0 to 1, or the report is refused."""
+    matte = {"image_id": 1, "coverage": value, "peak": 1.0, "solid": 0.5, "soft": 0.1}
+    entry = {"matte": matte, "device": "cpu", "model": "m", "batch": 1, "tries": 1}
+    with pytest.raises(wire.GarbledError, match="ValueError"):
+        wire.to_report({"answers": [entry], "milliseconds": {}, "again": 0, "limits": []})
+
+
+@pytest.mark.parametrize("message", [{}, {"answers": 1}, {"answers": [{}], "milliseconds": {}}, {"answers": [[]]}])
+def test_a_report_of_another_shape_is_garbled(message):
+    """Missing parts and wrong types are refused as such, not as bugs of ours."""
+    with pytest.raises(wire.GarbledError):
+        wire.to_report(message)
+
+
+def test_messages_keep_their_borders(ends):
+    """Two messages sent at once are received one by one."""
+    one, other = ends
+    wire.send(one, {"n": 1})
+    wire.send(one, {"n": 2, "text": "ü\ud83d"})
+
+    assert wire.receive(other) == {"n": 1}
+    assert wire.receive(other) == {"n": 2, "text": "ü\ud83d"}
+
+
+def test_silence_ends_at_the_deadline(ends):
+    """Nothing, or half a message, within the time allowed raises TimeoutError."""
+    one, other = ends
+    one.sendall(struct.pack("!I", 10) + b"{")
+    with pytest.raises(TimeoutError):
+        wire.receive(other, 0.01)
+
+
+def test_an_end_in_the_middle_of_a_message_is_an_end(ends):
+    """Half a message and then nobody raises EOFError."""
+    one, other = ends
+    one.sendall(struct.pack("!I", 10) + b"{")
+    one.close()
+    with pytest.raises(EOFError):
+        wire.receive(other, 1.0)
+
+
+@pytest.mark.parametrize("body", [b"{", b"[]", b"\xff", b"null"])
+def test_what_is_no_message_is_garbled(ends, body):
+    """Bytes that are no JSON object are refused."""
+    one, other = ends
+    one.sendall(struct.pack("!I", len(body)) + body)
+    with pytest.raises(wire.GarbledError):
+        wire.receive(other)
+
+
+def test_an_absurd_length_takes_no_memory(ends):
+    """A length beyond the maximum is refused before anything is read."""
+    one, other = ends
+    one.sendall(b"HTTP/1.1 400 Bad Request")
+    with pytest.raises(wire.GarbledError, match="bytes"):
+        wire.receive(other)
+
+
+def test_a_standstill_of_the_whole_process_does_not_count(ends):
+    """When the clock jumps by an hour within one slice of waiting, an answer that comes afterwards is still taken."""
+    one, other = ends
+    times = iter([0.0, 0.0, 3600.0])
+
+    def monotonic() -> float:
+        now = next(times, 3600.0)
+        if now:
+            wire.send(one, {"late": True})
+        return now
+
+    assert wire.receive(other, 5.0, monotonic) == {"late": True}
+
+
+def test_time_allowed_is_spent_in_slices_and_no_longer():
+    """Each wait is a second at most, and what passed is taken off what was allowed."""
+    times = iter([0.0, 0.5, 1.5, 2.5, 4.0, 5.0])
+    patience = wire._Patience(3.0, lambda: next(times))
+
+    assert [patience.slice() for _ in range(3)] == [1.0, 1.0, 0.5]
+    with pytest.raises(TimeoutError):
+        patience.slice()

@@ -1,0 +1,602 @@
+"""A world that stops between any two steps, and the start after it: nothing lost, nothing twice, nothing half."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Self
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from rmbgd import naming as names
+from rmbgd.errors import Reason
+from rmbgd.fs import SystemFs, version_of
+from rmbgd.intake.startup_recovery import Recovered, Recovery
+from rmbgd.store.claims import claim_by_rename, put_back
+from rmbgd.store.records import Candidate, ContentKey, Job
+from rmbgd.testing.clock import FakeClock
+from rmbgd.testing.fs import CrashingFs, WorldStopped
+from tests.support.workspace import House, sha256
+
+STEPS_OF_THE_LEDGER = {"claim", "release", "publishing", "done", "failed", "next_attempt", "forget_content"}
+
+
+OF_REFUSED: dict[str, object] = {"milliseconds": {"decode": 1.0}, "stage": "decode"}
+OF_DONE: dict[str, object] = {
+    "milliseconds": {"total": 9.0}, "device": "cpu", "model": "m", "width": 1, "height": 1, "format": "JPEG",
+    "bytes_in": 8, "coverage": 0.5, "soft": 0.1, "verdict": "ok", "batch": 1, "reused": False, "sha256_in": "",
+}  # fmt: skip
+
+
+class SteppingLedger:
+    """The ledger, each of whose commits is a step at which the world may stop."""
+
+    def __init__(self, ledger: object, step: Callable[[], None]) -> None:
+        self._ledger = ledger
+        self._step = step
+
+    def __getattr__(self, name: str) -> object:
+        method = getattr(self._ledger, name)
+        if name not in STEPS_OF_THE_LEDGER:
+            return method
+
+        def stepping(*arguments: object, **given: object) -> object:
+            self._step()
+            return method(*arguments, **given)
+
+        return stepping
+
+
+class Run:
+    """One run of the service, from start to its end or to the step at which the world stops."""
+
+    def __init__(self, base: Path, after: int | None = None, **given: object) -> None:
+        fs = SystemFs() if after is None else CrashingFs(after)
+        self.house = House(base, fs=fs, **given)
+        if isinstance(fs, CrashingFs):
+            ledger = SteppingLedger(self.house.ledger, fs.step)
+            publisher = self.house.publisher
+            for part in (publisher, publisher.retirer, publisher.quarantine, publisher.leftovers):
+                part._ledger = ledger
+        else:
+            ledger = self.house.ledger
+        self.ledger, self.fs = ledger, fs
+        self.root = str(self.house.roots["input"])
+        self.recovery = Recovery(
+            self.house.config, ledger, self.house.publisher, self.house.clock, self.house.events, fs
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if isinstance(self.fs, CrashingFs):
+            self.house.ledger._store._later.clear()  # what waited for the next commit dies with the process
+        self.house.close()
+
+    def claim(self, path: str) -> Job | None:
+        keep = self.house.folder.originals == "keep"
+        version = version_of(os.lstat(os.path.join(self.root, path)))
+        if self.house.ledger.handled("shop", path, version):
+            return None
+        now = self.house.clock.monotonic()
+        jobs = self.ledger.claim([Candidate("shop", path, self.root, version, now, not keep)])
+        for job in jobs:
+            if job.claimed_by_rename:
+                claim_by_rename(self.root, path, os.path.basename(job.source), self.fs)
+        return jobs[0] if jobs else None
+
+    def end(self, job: Job) -> None:
+        """What the pipeline does: the content says how it ends."""
+        data = Path(job.source).read_bytes()
+        publisher, key = self.house.publisher, ContentKey(sha256(data), "recipe")
+        if data.startswith(b"bad"):
+            publisher.quarantine(job, Reason.CORRUPT, "torn", stage="decode", telling=OF_REFUSED)
+            self.tell("image.failed", job, OF_REFUSED | {"reason": "corrupt", "detail": "torn"})
+            return
+        if data.startswith(b"later") and job.attempt == 1 and self.house.clock.monotonic() < 2000:
+            put_back(
+                self.root, os.path.basename(job.source), job.relative_path, self.fs
+            ) if job.claimed_by_rename else 0
+            self.ledger.release([job.job_id])
+            return
+        known = self.house.ledger.same_content(*(key.sha256_in, key.recipe_hash))
+        published = None if known is None else publisher.publish_copy(job, known, telling=OF_DONE)
+        if published is None:
+            with publisher.open_temporary(self.house.folder, job) as temporary:
+                temporary.write(b"cutout of " + data)
+                facts = {"verdict": "empty"} if data.startswith(b"empty") else None
+                published = publisher.publish(temporary, job, content=key, sidecar_facts=facts, telling=OF_DONE)
+        ends = {"output": published.path, "bytes_out": published.size, "sha256_out": published.sha256}
+        self.tell("image.done", job, OF_DONE | ends)
+
+    def tell(self, event: str, job: Job, keys: dict[str, object]) -> None:
+        """The event, then that it was told; the world may stop before either."""
+        self.step()
+        self.house.events(event, job=job.job_id, folder=job.folder, path=job.relative_path, attempt=job.attempt, **keys)
+        self.step()
+        self.house.publisher.told(job)
+
+    def step(self) -> None:
+        if isinstance(self.fs, CrashingFs):
+            self.fs.step()
+
+    def work_off(self) -> Recovered:
+        """Recover, then everything that waits, as the loop would."""
+        found = self.recovery.recover()
+        while (job := self.recovery.suspects.next()) is not None:
+            self.end(job)
+        self.work_waiting()
+        return found
+
+    def work_waiting(self) -> None:
+        for path in sorted(self.house.files("input")):
+            if not path.startswith(".rmbgd/") and (job := self.claim(path)) is not None:
+                self.end(job)
+
+
+def places(house: House, data: bytes) -> list[str]:
+    """Where an original's bytes are."""
+    return [role for role in ("input", "done", "failed") for found in house.files(role).values() if found == data]
+
+
+def check_whole(house: House, originals: list[bytes]) -> None:
+    """At every moment: each original in exactly one place (or, deleted, in none), each output name complete."""
+    for data in originals:
+        found = places(house, data)
+        assert len(found) == 1 or (not found and house.folder.originals == "delete")
+    for path, data in house.files("output").items():
+        if not names.is_temporary(os.path.basename(path)) and not path.endswith(".json"):
+            assert data.startswith(b"cutout of ")
+            assert data.removeprefix(b"cutout of ") in originals
+
+
+def check_ended(house: House, dropped: dict[str, bytes]) -> None:
+    """In the end: an output for every good picture under its own name, a reason for every bad one, nothing besides."""
+    outputs = house.files("output")
+    good = {path: data for path, data in dropped.items() if not data.startswith(b"bad")}
+    assert {path: data for path, data in outputs.items() if not path.endswith(".json")} == {
+        path.replace(".jpg", ".png"): b"cutout of " + data for path, data in good.items()
+    }
+    assert {path for path in outputs if path.endswith(".json")} == {
+        path.replace(".jpg", ".png.json") for path, data in good.items() if data.startswith(b"empty")
+    }
+    bad = {path for path in dropped if path not in good}
+    reasons = {f"{path}.error.json" for path in bad}
+    kept = house.folder.originals == "keep"
+    assert set(house.files("failed")) == (reasons if kept else bad | reasons)
+    assert set(house.files("input")) == (set(dropped) if kept else set())
+    if house.folder.originals == "archive":
+        assert house.files("done") == good
+    assert not any(row.state in ("claimed", "publishing") for row in house.ledger.unfinished())
+
+
+def check_told(runs: list[Run], dropped: dict[str, bytes]) -> None:
+    """How each picture ended is told by one run, and once more at most, by a next one that says so."""
+    for path, data in dropped.items():
+        event = "image.failed" if data.startswith(b"bad") else "image.done"
+        told = [keys for run in runs for keys in run.house.events.named(event) if keys["path"] == path]
+        assert 1 <= len(told) <= 2, f"{path} was told {len(told)} times"
+        assert [keys.get("recovered", False) for keys in told][1:] in ([], [True])
+        assert len({keys["job"] for keys in told}) == 1
+        if event == "image.done":
+            assert {(keys["output"], keys["sha256_out"]) for keys in told} == {
+                (path.replace(".jpg", ".png"), sha256(b"cutout of " + data))
+            }
+
+
+@pytest.fixture
+def base() -> Iterator[Path]:
+    """In memory where possible: thousands of synced commits."""
+    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(dir=parent))
+    yield folder
+    shutil.rmtree(folder)
+
+
+DROPPED = {
+    "a.jpg": b"good one",
+    "s/b.jpg": b"empty one",
+    "c.jpg": b"bad one",
+    "d.jpg": b"later one",
+    "e.jpg": b"good one",
+}
+UNIQUE = {**DROPPED, "e.jpg": b"good other"}
+
+
+@pytest.mark.parametrize("originals", ["archive", "delete", "keep"])
+def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None:
+    """However many steps were done: whole at that moment, and after the next start all is as if nobody had died."""
+    steps = 0
+    while True:
+        place = base / str(steps)
+        place.mkdir()
+        with Run(place, after=steps, originals=originals) as run:
+            for path, data in UNIQUE.items():
+                run.house.drop(path, data)
+            died = True
+            with suppress(WorldStopped):
+                run.work_off()
+                run.work_waiting()
+                died = False
+            check_whole(run.house, list(UNIQUE.values()))
+        with Run(place, originals=originals) as again:
+            again.house.clock.advance(2000)
+            again.work_off()
+            check_ended(again.house, UNIQUE)
+            check_told([run, again], UNIQUE)
+        with Run(place, originals=originals) as once_more:
+            once_more.house.clock.advance(4000)
+            before = once_more.house.files("output"), once_more.house.ledger.counts()
+            assert not once_more.work_off()
+            assert (once_more.house.files("output"), once_more.house.ledger.counts()) == before
+            assert once_more.house.events.events == []
+        shutil.rmtree(place)
+        if not died:
+            break
+        steps += 1
+    assert steps > 30
+
+
+def test_dying_again_while_recovering_ends_the_same(base: Path) -> None:
+    """Recovery is work like any other: it may be interrupted at any step, and is begun anew."""
+
+    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(
+        st.lists(st.integers(0, 60), min_size=1, max_size=4),
+        st.sampled_from(["archive", "delete", "keep"]),
+        st.permutations(sorted(UNIQUE)),
+    )
+    def check(crashes: list[int], originals: str, order: list[str]) -> None:
+        place = Path(tempfile.mkdtemp(dir=base))
+        for number, after in enumerate(crashes):
+            with Run(place, after=after, originals=originals, intake={"attempts": 10}) as run:
+                if number == 0:
+                    for path in order:
+                        run.house.drop(path, UNIQUE[path])
+                run.house.clock.advance(2000.0 * number)
+                with suppress(WorldStopped):
+                    run.work_off()
+                check_whole(run.house, list(UNIQUE.values()))
+        with Run(place, originals=originals, intake={"attempts": 10}) as last:
+            last.house.clock.advance(20_000)
+            last.work_off()
+            check_ended(last.house, UNIQUE)
+        shutil.rmtree(place)
+
+    check()
+
+
+def test_equal_pictures_survive_dying_too(base: Path) -> None:
+    """Copies of a known output have names of their own at every crash point."""
+    for steps in range(0, 200, 3):
+        place = base / str(steps)
+        place.mkdir()
+        with Run(place, after=steps) as run, suppress(WorldStopped):
+            for path, data in DROPPED.items():
+                run.house.drop(path, data)
+            run.work_off()
+        with Run(place) as again:
+            again.house.clock.advance(2000)
+            again.work_off()
+            check_ended(again.house, DROPPED)
+
+
+def test_a_replaced_input_survives_dying_too(base: Path) -> None:
+    """The second version replaces the output of the first, never takes a second name; both originals are archived."""
+    for steps in range(60):
+        place = base / str(steps)
+        place.mkdir()
+        with Run(place) as first:
+            first.house.drop("a.jpg", b"empty old")
+            first.work_off()
+        with Run(place, after=steps) as run, suppress(WorldStopped):
+            run.house.drop("a.jpg", b"good new")
+            run.work_off()
+        with Run(place) as again:
+            again.work_off()
+            assert again.house.files("output") == {"a.png": b"cutout of good new"}
+            assert sorted(again.house.files("done").values()) == [b"empty old", b"good new"]
+
+
+def test_archives_on_another_disk_survive_dying_too(base: Path, tmp_path: Path) -> None:
+    """Copied, renamed, not yet removed: at each point the next start leaves one original."""
+    if os.stat(base).st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("no second file system at hand")
+    for steps in range(40):
+        place, done = base / str(steps), tmp_path / str(steps)
+        place.mkdir()
+        done.mkdir()
+        with Run(place, after=steps, done=str(done)) as run, suppress(WorldStopped):
+            run.house.drop("a.jpg", b"good one")
+            run.work_off()
+        with Run(place, done=str(done)) as again:
+            again.work_off()
+        assert os.listdir(done) == ["a.jpg"]
+        assert (done / "a.jpg").read_bytes() == b"good one"
+
+
+# ---------------------------------------------------------------------------------------------- single rules
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    open_runs: list[Run] = []
+
+    def start(**given: object) -> Run:
+        while open_runs:
+            open_runs.pop().__exit__()
+        open_runs.append(Run(tmp_path, **given))
+        return open_runs[-1]
+
+    yield start
+    for each in open_runs:
+        each.__exit__()
+
+
+def test_a_picture_that_kills_is_set_aside_and_no_other(run: Callable[..., Run]) -> None:
+    """Five were in hand when it killed the first time; after its third time it goes, and the four are published."""
+    first = run()
+    for name in "abcde":
+        first.house.drop(f"{name}.jpg", b"good " + name.encode())
+    for name in "abcde":
+        first.claim(f"{name}.jpg")
+    starts = 1
+    while True:
+        again = run()
+        starts += 1
+        found = again.recovery.recover()
+        while (job := again.recovery.suspects.next()) is not None:
+            if job.relative_path == "c.jpg":
+                break  # and the service dies
+            again.end(job)
+        else:
+            break
+
+    assert starts == 4
+    assert found.set_aside == 1
+    assert set(again.house.files("failed")) == {"c.jpg", "c.jpg.error.json"}
+    assert set(again.house.files("output")) == {"a.png", "b.png", "d.png", "e.png"}
+    (event,) = again.house.events.named("image.failed")
+    assert (event["path"], event["reason"], event["attempt"], event["stage"]) == ("c.jpg", "crash_loop", 3, "intake")
+
+
+def test_suspects_come_one_after_another(run: Callable[..., Run]) -> None:
+    """The next is handed out, and its attempt counted, only when the one before has ended."""
+    first = run()
+    for name in "ab":
+        first.house.drop(f"{name}.jpg")
+        first.claim(f"{name}.jpg")
+    again = run()
+    again.recovery.recover()
+    suspects = again.recovery.suspects
+
+    job = suspects.next()
+    assert job is not None
+    assert (job.attempt, len(suspects)) == (2, 1)
+    assert suspects.next() is None
+    assert [row.attempt for row in again.house.ledger.unfinished()] == [2, 1]
+    again.end(job)
+    assert suspects.next() is not None
+    assert len(suspects) == 0
+
+
+def test_an_output_that_was_renamed_is_not_made_again(run: Callable[..., Run]) -> None:
+    """Announced and there with its hash: done, and the original is archived."""
+    first = run()
+    first.house.drop("s/a.jpg", b"good")
+    job = first.claim("s/a.jpg")
+    first.house.ledger.publishing(job.job_id, first.house.publisher._key(first.house.folder, job), "s", sha256(b"x"), 1)
+    first.house.roots["output"].joinpath("s").mkdir()
+    first.house.roots["output"].joinpath("s/a.png").write_bytes(b"x")
+
+    again = run()
+    assert again.recovery.recover().event() == {
+        "jobs": 0, "published": 1, "temporaries": 0, "set_aside": 0, "told": 0,
+    }  # fmt: skip
+    assert set(again.house.files("done")) == {"s/a.jpg"}
+    assert again.house.ledger.counts() == {"done": 1}
+
+
+def test_our_temporaries_are_removed_and_no_others(run: Callable[..., Run]) -> None:
+    """Of unfinished jobs, whichever kind; a file that only looks similar stays."""
+    first = run()
+    first.house.drop("s/a.jpg")
+    job = first.claim("s/a.jpg")
+    output, done, failed = (first.house.roots[role] for role in ("output", "done", "failed"))
+    for root, kind in ((output, ""), (output, ".json"), (done, ".original"), (failed, ".error")):
+        (root / "s").mkdir(exist_ok=True)
+        (root / "s" / names.temporary_name(job.job_id, kind)).write_bytes(b"half")
+    (output / "s" / ".rmbgd-notes").write_bytes(b"mine")
+
+    again = run()
+    assert again.recovery.recover().temporaries == 4
+    assert again.house.files("output") == {"s/.rmbgd-notes": b"mine"}
+
+
+def test_without_its_ledger_nothing_is_lost(run: Callable[..., Run]) -> None:
+    """The operator moved a damaged ledger aside: claimed files go back to where they were, temporaries are removed."""
+    first = run()
+    for path in ("s/t/a.jpg", "b%2F.jpg", "x" * 250 + ".jpg"):
+        first.house.drop(path, path.encode())
+        first.claim(path)
+    (first.house.roots["output"] / "s").mkdir()
+    (first.house.roots["output"] / "s" / names.temporary_name(99)).write_bytes(b"half")
+    first.house.close()
+    for file in (first.house.base / "state").iterdir():
+        file.unlink()
+
+    again = run()
+    found = again.recovery.recover()
+    assert (found.adopted, found.temporaries) == (3, 1)
+    assert {path: data for path, data in again.house.files("input").items() if len(path) < 100} == {
+        "s/t/a.jpg": b"s/t/a.jpg",
+        "b%2F.jpg": b"b%2F.jpg",
+    }
+    assert len(again.house.files("input")) == 3
+
+
+def test_adopting_does_not_overwrite_a_newer_upload(run: Callable[..., Run]) -> None:
+    """The name is taken by now: the older one is put beside it."""
+    first = run()
+    first.house.drop("a.jpg", b"old")
+    job = first.claim("a.jpg")
+    first.house.ledger.release([job.job_id])
+    first.house.drop("a.jpg", b"new")
+
+    again = run()
+    again.recovery.recover()
+    assert again.house.files("input") == {"a.jpg": b"new", "a~2.jpg": b"old"}
+
+
+def test_a_folder_that_is_not_there_is_left_for_later(run: Callable[..., Run]) -> None:
+    """An unmounted disk takes its rows nowhere: they are ended when it is back."""
+    first = run()
+    first.house.drop("a.jpg", b"good")
+    first.claim("a.jpg")
+    root = first.house.roots["input"]
+    again = run()
+    away = root.with_name("away")
+    root.rename(away)
+    found = again.recovery.recover()
+
+    assert not found
+    assert again.recovery.left("shop") == 1
+    away.rename(root)
+    assert again.recovery.recover_folder("shop").jobs == 1
+    assert len(again.recovery.suspects) == 1
+    assert not again.recovery.recover_folder("shop")
+
+
+def test_live_claims_are_not_adopted(run: Callable[..., Run]) -> None:
+    """When a disk comes back, files of jobs that are at work stay where they are."""
+    it = run()
+    it.recovery.recover()
+    it.house.drop("a.jpg")
+    job = it.claim("a.jpg")
+
+    assert not it.recovery.recover_folder("shop")
+    assert Path(job.source).exists()
+
+
+def test_a_claim_whose_rename_never_happened_is_forgotten(run: Callable[..., Run]) -> None:
+    """The file still stands where it was dropped: no attempt is counted, the scan finds it."""
+    first = run()
+    path = first.house.drop("a.jpg")
+    version = version_of(path.lstat())
+    first.house.ledger.claim([Candidate("shop", "a.jpg", first.root, version, 0.0, by_rename=True)])
+
+    again = run()
+    assert not again.recovery.recover()
+    assert again.house.ledger.counts() == {}
+    assert again.house.files("input") == {"a.jpg": b"picture"}
+
+
+def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Callable[..., Run]) -> None:
+    """Its writer went on after the claim: it goes back, to settle again."""
+    first = run()
+    first.house.drop("a.jpg", b"half")
+    job = first.claim("a.jpg")
+    with open(job.source, "ab") as file:
+        file.write(b" and half")
+
+    again = run()
+    assert again.recovery.recover().jobs == 0
+    assert again.house.files("input") == {"a.jpg": b"half and half"}
+
+
+def test_a_failing_quarantine_does_not_stop_the_others(run: Callable[..., Run]) -> None:
+    """One row that a disk refuses is kept for later; the rest is recovered."""
+    first = run()
+    for path in ("a.jpg", "b.jpg"):
+        first.house.drop(path)
+        first.claim(path)
+    (a, _) = first.house.ledger.unfinished()
+    first.house.ledger.failed(a.job_id, Reason.CORRUPT, "torn")
+    first.house.roots["failed"].rmdir()
+
+    again = run()  # which makes the folder again, as its operator would
+    again.house.roots["failed"].rmdir()
+    assert again.recovery.recover().jobs == 1
+    assert again.recovery.left("shop") == 1
+    again.house.roots["failed"].mkdir()
+    again.recovery.recover_folder("shop")
+    assert set(again.house.files("failed")) == {"a.jpg", "a.jpg.error.json"}
+    assert [event["reason"] for event in again.house.events.named("image.failed")] == ["corrupt"]
+
+
+def test_nothing_is_computed_before_the_attempt_is_on_record(run: Callable[..., Run], tmp_path: Path) -> None:
+    """Recovering alone counts nothing: three starts that fail for another reason set no picture aside."""
+    first = run()
+    first.house.drop("a.jpg")
+    first.claim("a.jpg")
+    for _ in range(5):
+        assert run().recovery.recover().jobs == 1
+
+    assert [row.attempt for row in run(clock=FakeClock()).house.ledger.unfinished()] == [1]
+
+
+def test_an_outcome_that_was_not_told_is_told_with_all_that_was_known(run: Callable[..., Run]) -> None:
+    """Killed between the ledger and the log: the next start writes the event, whole, and says that it was late."""
+    first = run()
+    first.house.drop("a.jpg", b"good")
+    job = first.claim("a.jpg")
+    first.house.publish(job, telling=OF_DONE)
+
+    again = run()
+    assert again.recovery.recover().told == 1
+    (event,) = again.house.events.named("image.done")
+    ends = {"output": "a.png", "bytes_out": 6, "sha256_out": sha256(b"cutout")}
+    whose = {"job": job.job_id, "folder": "shop", "path": "a.jpg", "attempt": 1, "recovered": True}
+    assert event == OF_DONE | ends | whose
+    assert not run().recovery.recover()
+
+
+def test_an_outcome_that_was_told_is_not_told_again(run: Callable[..., Run]) -> None:
+    """Once its telling is on the disk, with whatever was recorded next."""
+    first = run()
+    for name in "ab":
+        first.house.drop(f"{name}.jpg", b"good " + name.encode())
+    for name in "ab":
+        first.end(first.claim(f"{name}.jpg"))
+
+    again = run()
+    assert not again.recovery.recover()
+    assert again.house.events.events == []
+
+
+def test_an_entry_that_is_refused_in_place_is_told_after_a_crash(run: Callable[..., Run]) -> None:
+    """It is nobody's to move; its event is all there is."""
+    first = run()
+    link = first.house.roots["input"] / "a.jpg"
+    link.symlink_to("/etc/passwd")
+    version = version_of(link.lstat())
+    first.house.ledger.refuse("shop", "a.jpg", version, Reason.NOT_REGULAR, "symbolic link")
+
+    again = run()
+    assert again.recovery.recover().told == 1
+    (event,) = again.house.events.named("image.failed")
+    assert (event["path"], event["reason"], event["detail"]) == ("a.jpg", "not_regular", "symbolic link")
+    assert link.is_symlink()
+
+
+def test_a_picture_that_goes_back_has_no_outcome(run: Callable[..., Run]) -> None:
+    """Its cutout was announced, then its owner wrote on: nothing was published, and nothing is told."""
+    first = run()
+    first.house.drop("a.jpg", b"good")
+    job = first.claim("a.jpg")
+    key = first.house.publisher._key(first.house.folder, job)
+    first.house.ledger.publishing(job.job_id, key, "", sha256(b"x"), 1, OF_DONE)
+    put_back(first.root, os.path.basename(job.source), "a.jpg", SystemFs())
+    first.house.ledger.release([job.job_id])
+
+    again = run()
+    again.recovery.recover()
+    assert again.house.events.events == []
+    assert again.house.ledger.untold.keys() == {}

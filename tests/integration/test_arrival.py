@@ -1,0 +1,285 @@
+"""How files arrive, and that only whole ones are taken (T1 to T9).
+
+Where a writer pauses, the service demonstrably goes on meanwhile: other pictures come out. Short quiet times make the
+pauses short.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from rmbgd.errors import Reason
+from tests.support import audit
+from tests.support.images import assert_cutout_of, picture
+from tests.support.mounts import mounted
+from tests.support.service import ServiceUnderTest
+
+PAUSE = 8  # turns of the service: more than the longest quiet time and the first delays after a held-back look
+KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF", "bmp": "BMP"}
+LOSSY = {"jpg": 4, "webp": 4, "gif": 4}  # levels by which decoders may differ
+NO_COMPARING = {"intake": {"reconcile": 3600.0}}  # what is found within a test was found by events
+
+
+def lossless(number: int, kind: str) -> bytes:
+    return picture(number, kind=kind, **({"lossless": True} if kind == "WEBP" else {}))
+
+
+def test_slow_writer_is_waited_for(tmp_path: Path) -> None:
+    """A file that is written in pieces with long pauses, held open, is taken once, whole, after it was closed."""
+    data = picture(1)
+    step = len(data) // 8 + 1
+    with ServiceUnderTest(tmp_path) as service:
+        with open(service.input / "slow.png", "wb") as writer:
+            for start in range(0, len(data), step):
+                writer.write(data[start : start + step])
+                writer.flush()
+                service.turn(3)
+                assert (service.input / "slow.png").exists()
+        service.wait_for("image.done", path="slow.png")
+        service.turn()
+        assert len(service.endings()) == 1
+    audit.assert_complete(service.roots, {"slow.png": data})
+
+
+def test_writer_that_holds_a_whole_file_open_is_waited_for(tmp_path: Path) -> None:
+    """A file with its end in place is not taken while somebody still has it open for writing."""
+    data = picture(2)
+    with ServiceUnderTest(tmp_path) as service:
+        with open(service.input / "open.png", "wb") as writer:
+            writer.write(data)
+            writer.flush()
+            service.turn(PAUSE)
+            assert (service.input / "open.png").exists()
+        service.wait_for("image.done", path="open.png")
+    audit.assert_complete(service.roots, {"open.png": data})
+
+
+def test_scanner_that_opens_several_times_gives_one_output(tmp_path: Path) -> None:
+    """Four rounds of open, append and close give one output with the full content."""
+    data = picture(3)
+    step = len(data) // 4 + 1
+    with ServiceUnderTest(tmp_path) as service:
+        for start in range(0, len(data), step):
+            service.turn(2)
+            with open(service.input / "scan.png", "ab") as writer:
+                writer.write(data[start : start + step])
+        service.wait_for("image.done", path="scan.png")
+        service.turn()
+        assert len(service.endings()) == 1
+    audit.assert_complete(service.roots, {"scan.png": data})
+
+
+def test_broken_upload_that_is_resumed_comes_out_whole(tmp_path: Path) -> None:
+    """Half a file of each format, closed, is waited for and told as incomplete; when the rest comes it is taken."""
+    data = {f"half.{suffix}": lossless(number, kind) for number, (suffix, kind) in enumerate(KINDS.items())}
+    with ServiceUnderTest(tmp_path / "service") as service:
+        for name, whole in data.items():
+            (service.input / name).write_bytes(whole[: len(whole) // 2])
+        for name in data:
+            service.wait_for("intake.incomplete", path=name)
+        service.turn(PAUSE)
+        assert service.endings() == []
+        for name, whole in data.items():
+            with open(service.input / name, "ab") as writer:
+                writer.write(whole[len(whole) // 2 :])
+        for name, whole in data.items():
+            done = service.wait_for("image.done", path=name)
+            assert_cutout_of(whole, service.output / done["output"], within=LOSSY.get(name.split(".")[1], 0))
+        assert len(service.endings()) == len(data)
+        assert set(audit.places(service.roots, data).values()) == {"done"}
+
+
+def test_upload_that_nobody_completes_is_refused_as_truncated(tmp_path: Path) -> None:
+    """After incomplete_timeout half a file goes to failed with its reason; others come out meanwhile."""
+    whole = {f"half.{suffix}": lossless(number, kind) for number, (suffix, kind) in enumerate(KINDS.items())}
+    halves = {name: data[: len(data) // 2] for name, data in whole.items()}
+    with ServiceUnderTest(tmp_path, settings={"intake": {"incomplete_timeout": 3.0}}) as service:
+        for name, data in halves.items():
+            (service.input / name).write_bytes(data)
+        service.turn(2)
+        assert service.endings() == []
+        service.wait_for_endings(len(halves) + 2)
+    audit.assert_complete(service.roots, halves, bad=dict.fromkeys(halves, Reason.TRUNCATED))
+
+
+@pytest.mark.parametrize("hold_open", [True, False], ids=["open", "closed"])
+def test_preallocated_upload_never_gives_a_grey_tail(tmp_path: Path, hold_open: bool) -> None:
+    """A file that has its full size from the beginning is taken when all of it is written, not before."""
+    names = {"allocated.jpg": "JPEG", "allocated.tif": "TIFF", "allocated.png": "PNG", "allocated.bmp": "BMP"}
+    data = {name: picture(number, kind=kind, size=(96, 96)) for number, (name, kind) in enumerate(names.items())}
+    with ServiceUnderTest(tmp_path) as service:
+        writers = {name: os.open(service.input / name, os.O_RDWR | os.O_CREAT) for name in data}
+        for name, writer in writers.items():
+            os.posix_fallocate(writer, 0, len(data[name]))
+            os.pwrite(writer, data[name][: len(data[name]) // 3], 0)
+        if not hold_open:
+            for writer in writers.values():
+                os.close(writer)
+        service.turn(PAUSE)
+        assert service.endings() == []
+        if not hold_open:
+            writers = {name: os.open(service.input / name, os.O_RDWR) for name in data}
+        for name, writer in writers.items():
+            third = len(data[name]) // 3
+            os.pwrite(writer, data[name][third:], third)
+            os.close(writer)
+        for name, whole in data.items():
+            done = service.wait_for("image.done", path=name)
+            assert_cutout_of(whole, service.output / done["output"], within=LOSSY.get(name.split(".")[1], 0))
+        assert len(service.endings()) == len(data)
+
+
+def test_second_half_of_zeros_is_no_picture(tmp_path: Path) -> None:
+    """A closed file whose second half is zeros that were really written is incomplete, later truncated."""
+    whole = {"zeros.jpg": "JPEG", "zeros.png": "PNG", "zeros.webp": "WEBP"}
+    dropped = {}
+    for number, (name, kind) in enumerate(whole.items()):
+        data = picture(number, kind=kind, size=(96, 96))
+        dropped[name] = data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
+    with ServiceUnderTest(tmp_path, settings={"intake": {"incomplete_timeout": 2.0}}) as service:
+        for name, data in dropped.items():
+            (service.input / name).write_bytes(data)
+        for name in dropped:
+            service.wait_for("intake.incomplete", path=name)
+        service.wait_for_endings(len(dropped))
+    audit.assert_complete(service.roots, dropped, bad=dict.fromkeys(dropped, Reason.TRUNCATED))
+
+
+def test_mapped_writer_is_waited_for(tmp_path: Path) -> None:
+    """A writer that maps the file and closes its descriptor early is waited for until the mapping is gone."""
+    data = picture(7)
+    with ServiceUnderTest(tmp_path) as service:
+        with open(service.input / "mapped.png", "w+b") as writer:
+            writer.truncate(len(data))
+            mapping = mmap.mmap(writer.fileno(), len(data))
+        mapping[: len(data) // 2] = data[: len(data) // 2]
+        service.turn(PAUSE)
+        mapping[len(data) // 2 :] = data[len(data) // 2 :]
+        mapping.flush()
+        service.turn(PAUSE)
+        assert service.endings() == []
+        mapping.close()
+        service.wait_for("image.done", path="mapped.png")
+    audit.assert_complete(service.roots, {"mapped.png": data})
+
+
+def test_names_of_uploads_are_left_alone_until_renamed(tmp_path: Path) -> None:
+    """Temporary names of rsync, FTP programs, browsers and desktops are never touched; the final name is taken."""
+    leftovers = [
+        ".left.jpg.Ab12Cd",
+        "a.jpg.filepart",
+        "a.jpg.part",
+        "a.jpg.partial",
+        "a.jpg.crdownload",
+        "a.png.tmp",
+        ".pureftpd-upload.5f",
+        ".syncthing.a.jpg.tmp",
+        "~$a.jpg",
+        "a.jpg~",
+        "._a.jpg",
+        ".goutputstream-XYZ",
+        ".DS_Store",
+        "Thumbs.db",
+        "desktop.ini",
+        "@eaDir/a.jpg",
+        ".stversions/a.jpg",
+        "__MACOSX/a.jpg",
+        "lost+found/a.jpg",
+    ]
+    final = {".b.png.Ab12Cd": "b.png", "c.png.filepart": "c.png", "d.png.part": "d.png", "e.png.crdownload": "e.png"}
+    with ServiceUnderTest(tmp_path) as service:
+        for name in leftovers:
+            (service.input / name).parent.mkdir(exist_ok=True)
+            (service.input / name).write_bytes(picture(1))
+        for number, name in enumerate(final):
+            (service.input / name).write_bytes(picture(10 + number))
+        service.turn(PAUSE)
+        assert service.endings() == []
+        for name, target in final.items():
+            os.rename(service.input / name, service.input / target)
+        for target in final.values():
+            service.wait_for("image.done", path=target)
+        service.signal(1)  # SIGHUP: compared once more
+        service.wait_for("service.reload")
+        service.turn()
+        assert len(service.endings()) == len(final)
+        assert audit.files(service.input) == sorted(leftovers)
+        assert all((service.input / name).read_bytes() == picture(1) for name in leftovers)
+
+
+def test_rsync_delivers(tmp_path: Path) -> None:
+    """A folder that rsync uploads comes out, each file once."""
+    if shutil.which("rsync") is None:
+        pytest.skip("rsync is not installed")
+    data = {f"{folder}{number}.png": picture(number) for number in range(10) for folder in ("", "deep/er/")}
+    source = tmp_path / "source"
+    for name, content in data.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(content)
+    with ServiceUnderTest(tmp_path / "service", settings=NO_COMPARING) as service:
+        subprocess.run(["rsync", "-a", f"{source}/", f"{service.input}/"], check=True)
+        service.wait_for_endings(len(data))
+    audit.assert_complete(service.roots, data)
+
+
+def test_every_way_into_the_folder_is_seen_by_events(tmp_path: Path) -> None:
+    """Rename, move across file systems, link, unnamed file and copy each give one output, without any comparison."""
+    names = ("renamed", "moved", "linked", "unnamed", "copied", "cloned")
+    data = {f"{name}.png": picture(number) for number, name in enumerate(names)}
+    with (
+        mounted(_folder(tmp_path / "stick"), "tmpfs", "size=4m"),
+        ServiceUnderTest(tmp_path / "service", settings=NO_COMPARING) as service,
+    ):
+        service.drop("renamed.png", data["renamed.png"])
+        (tmp_path / "stick" / "moved.png").write_bytes(data["moved.png"])
+        shutil.move(tmp_path / "stick" / "moved.png", service.input / "moved.png")
+        (service.desk / "linked.png").write_bytes(data["linked.png"])
+        os.link(service.desk / "linked.png", service.input / "linked.png")
+        os.unlink(service.desk / "linked.png")
+        _link_unnamed(service.input, "unnamed.png", data["unnamed.png"])
+        for name, how in (("copied.png", "never"), ("cloned.png", "auto")):
+            (service.desk / name).write_bytes(data[name])
+            subprocess.run(["cp", f"--reflink={how}", service.desk / name, service.input / name], check=True)
+        service.wait_for_endings(len(data))
+    audit.assert_complete(service.roots, data)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path
+
+
+def _link_unnamed(folder: Path, name: str, data: bytes) -> None:
+    """What a careful uploader does: the file has no name until it is whole. open(2), O_TMPFILE."""
+    descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o644)
+    try:
+        os.write(descriptor, data)
+        at_fdcwd, follow = -100, 0x400
+        libc = ctypes.CDLL(None, use_errno=True)
+        failed = libc.linkat(
+            at_fdcwd, f"/proc/self/fd/{descriptor}".encode(), at_fdcwd, os.fsencode(folder / name), follow
+        )
+        assert not failed, os.strerror(ctypes.get_errno())
+    finally:
+        os.close(descriptor)
+
+
+def test_upload_that_stays_open_is_told_once_and_never_refused(tmp_path: Path) -> None:
+    """Open beyond stuck_upload: one event, and the picture is taken all the same when it is closed."""
+    data = picture(9)
+    with ServiceUnderTest(tmp_path, settings={"intake": {"stuck_upload": 1.0, "incomplete_timeout": 1.0}}) as service:
+        with open(service.input / "stuck.png", "wb") as writer:
+            writer.write(data)
+            writer.flush()
+            service.wait_for("intake.stuck_upload", path="stuck.png")
+            service.turn(PAUSE)
+        service.wait_for("image.done", path="stuck.png")
+        assert len(service.named("intake.stuck_upload")) == 1
+    audit.assert_complete(service.roots, {"stuck.png": data})

@@ -1,0 +1,66 @@
+"""The backup that docs/operations.md advises, taken while the service works, and a service that goes on from it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.images import picture
+from tests.support.service import ServiceUnderTest
+
+PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
+WAVE, WAVES = 10, 4
+
+
+def back_up(ledger: Path, copy: Path) -> None:
+    """The page's own program, on these files."""
+    program = re.search(r'/opt/rmbgd/bin/python -c "(import sqlite3.*?)" /var/lib', PAGE.read_text(encoding="utf-8"))
+    assert program, "the page says nothing of a backup"
+    done = subprocess.run([sys.executable, "-c", program[1], ledger, copy], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def remembered(copy: Path) -> set[str]:
+    """Pictures done by this ledger, which must be whole."""
+    with contextlib.closing(sqlite3.connect(copy)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return {path.decode() for (path,) in db.execute("SELECT path FROM job WHERE state='done'")}
+
+
+def test_backups_of_a_busy_ledger_are_whole(tmp_path: Path) -> None:
+    """Each taken while pictures are on their way; each opens, is sound, and knows all that was told before it began."""
+    with ServiceUnderTest(tmp_path, folder={"originals": "keep"}, options={"engine": {"delay": 0.02}}) as service:
+        for wave in range(WAVES):
+            for number in range(wave * WAVE, (wave + 1) * WAVE):
+                service.drop(f"{number}.png", picture(number))
+            service.wait_for("image.done", count=wave * WAVE + 1)
+            told = {event["path"] for event in service.named("image.done")}
+            back_up(service.state / "ledger.sqlite", tmp_path / f"copy-{wave}.sqlite")
+            assert told <= remembered(tmp_path / f"copy-{wave}.sqlite")
+        service.wait_for_endings(WAVE * WAVES)
+
+
+def test_a_restored_ledger_serves(tmp_path: Path) -> None:
+    """What it knows is not done again; what came after it is, and once."""
+    service = ServiceUnderTest(tmp_path, folder={"originals": "keep"})
+    copy, ledger = tmp_path / "copy.sqlite", tmp_path / "state" / "ledger.sqlite"
+    with service:
+        service.drop("before.png", picture(1))
+        service.wait_for("image.done", path="before.png")
+        back_up(ledger, copy)
+        service.drop("after.png", picture(2))
+        service.wait_for("image.done", path="after.png")
+    for name in ("-wal", "-shm"):
+        ledger.with_name(ledger.name + name).unlink(missing_ok=True)
+    copy.replace(ledger)
+
+    with service.start():
+        service.wait_for("image.done", path="after.png", count=2)
+        service.turn()
+    done = [event for event in service.named("image.done", path="before.png") if not event.get("recovered")]
+    assert len(done) == 1
+    assert remembered(ledger) >= {"before.png", "after.png"}

@@ -1,0 +1,164 @@
+"""More at once than the kernel's queue holds, and whole trees of folders (T15, T17)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.support import audit
+from tests.support.burst import bitmap
+from tests.support.images import assert_cutout_of, picture
+from tests.support.mounts import kernel_setting, memory_folder
+from tests.support.service import ServiceUnderTest
+
+BURST, WRITERS = 40_000, 4
+LOOKED_AT = 97  # every so many pictures of the burst is compared pixel by pixel
+BURST_PATIENCE = 900.0
+MEMORY = 600 << 20  # bytes that the service may take, however many files wait
+OVERFLOWING = 300  # files; two events each, where the kernel keeps 64
+EVENTS_ONLY = {"intake": {"reconcile": 3600.0}}
+
+
+def write_burst(folder: Path, count: int, writers: int = WRITERS) -> None:
+    """From several processes at once; returns when all of it is written."""
+    share = count // writers
+    script = Path(__file__).parents[1] / "support" / "burst.py"
+    commands = [[sys.executable, str(script), str(folder), str(n * share), str(share)] for n in range(writers)]
+    processes = [subprocess.Popen(command) for command in commands]
+    assert [process.wait() for process in processes] == [0] * writers
+
+
+def assert_burst_is_through(service: ServiceUnderTest, count: int) -> None:
+    """Each once, nothing else, and the right pixels behind every name that is looked at."""
+    names = [f"{number:05}" for number in range(count)]
+    assert audit.files(service.output) == [f"{name}.png" for name in names]
+    assert audit.files(service.done) == [f"{name}.bmp" for name in names]
+    assert audit.files(service.input) == audit.claimed(service.input) == audit.files(service.failed) == []
+    for number in range(0, count, LOOKED_AT):
+        assert_cutout_of(bitmap(number), service.output / f"{names[number]}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_burst_of_40000_files_loses_none(tmp_path: Path) -> None:
+    """40,000 small files written as fast as four processes can: each comes out once, and memory stays bounded."""
+    settings = {"service": {"health_interval": 1.0}, "intake": {"reconcile": 30.0}}
+    with memory_folder(tmp_path) as base, ServiceUnderTest(base, settings=settings) as service:
+        write_burst(service.input, BURST)
+        service.wait_for_endings(BURST, timeout=BURST_PATIENCE)
+        service.wait_for("health", since=len(service.events))
+        assert_burst_is_through(service, BURST)
+        assert service.named("image.failed") == []
+        assert len({event["path"] for event in service.endings()}) == len(service.endings()) == BURST
+        assert max(event["rss_bytes"] for event in service.named("health")) < MEMORY
+        assert service.stop() == 0
+        audit.assert_ledger_settled(service.state, done=BURST)
+
+
+def test_overflow_of_the_kernels_queue_is_noticed_and_made_good(tmp_path: Path) -> None:
+    """Events that the kernel dropped are told as watch.overflow, and their files found at once, not an hour later."""
+    service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY)
+    with kernel_setting("fs/inotify/max_queued_events", 64):
+        service.start()  # the limit is read when the watch is made
+    with service:
+        service.signal(signal.SIGSTOP)
+        write_burst(service.input, OVERFLOWING)
+        service.signal(signal.SIGCONT)
+        service.wait_for_endings(OVERFLOWING)
+        assert_burst_is_through(service, OVERFLOWING)
+        assert service.named("watch.overflow")
+
+
+def test_more_hints_than_are_kept_lose_nothing(tmp_path: Path) -> None:
+    """Where the set of hints and the set of files observed at once are tiny, all files come out all the same."""
+    settings = {"intake": {"reconcile": 3600.0, "hints_maximum": 10, "tracked_maximum": 16}}
+    with ServiceUnderTest(tmp_path, settings=settings) as service:
+        service.signal(signal.SIGSTOP)
+        write_burst(service.input, OVERFLOWING)
+        service.signal(signal.SIGCONT)
+        service.wait_for_endings(OVERFLOWING)
+        assert_burst_is_through(service, OVERFLOWING)
+
+
+def test_folders_made_and_filled_at_once(tmp_path: Path) -> None:
+    """`mkdir -p a/b/c && cp x a/b/c` right away, again and again: every file is seen, and later ones there too."""
+    data = {f"{n}/b/c/{which}.png": picture(2 * n + (which == "y")) for n in range(40) for which in "xy"}
+    with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
+        for name, content in data.items():
+            if name.endswith("x.png"):
+                os.makedirs(service.input / os.path.dirname(name))
+                (service.input / name).write_bytes(content)
+        service.wait_for_endings(40)
+        for name, content in data.items():
+            if name.endswith("y.png"):
+                (service.input / name).write_bytes(content)
+        service.wait_for_endings(80)
+    audit.assert_complete(service.roots, data)
+
+
+@pytest.mark.parametrize("way", ["moved", "copied"])
+def test_tree_of_folders(tmp_path: Path, way: str) -> None:
+    """A tree that is moved or copied in: every file in it comes out, and files that come into it later too."""
+    folders, later = 300, {}
+    data = {f"tree/{n % 10}/{n % 100}/{n}/{n}.png": picture(n) for n in range(folders)}
+    tree = tmp_path / "tree"
+    for name, content in data.items():
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(content)
+    with ServiceUnderTest(tmp_path / "service", settings=EVENTS_ONLY) as service:
+        if way == "moved":
+            os.rename(tree, service.input / "tree")
+        else:
+            shutil.copytree(tree, service.input / "tree")
+        service.wait_for_endings(folders)
+        for number, name in enumerate(data):
+            new = os.path.join(os.path.dirname(name), "later.png")
+            later[new] = picture(10_000 + number)
+            (service.input / new).write_bytes(later[new])
+        service.wait_for_endings(2 * folders)
+    audit.assert_complete(service.roots, data | later)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_tree_of_3000_folders(tmp_path: Path) -> None:
+    """3,000 folders at once, a picture in every tenth, then one in every hundredth: none is missed."""
+    with memory_folder(tmp_path) as base, ServiceUnderTest(base, settings=EVENTS_ONLY) as service:
+        data, later = {}, {}
+        for number in range(3000):
+            folder = f"tree/{number % 30}/{number}"
+            os.makedirs(service.desk / folder)
+            if number % 10 == 0:
+                data[f"{folder}/a.png"] = picture(number)
+                (service.desk / folder / "a.png").write_bytes(data[f"{folder}/a.png"])
+        shutil.copytree(service.desk / "tree", service.input / "tree")
+        service.wait_for_endings(len(data))
+        for number in range(5, 3000, 100):
+            name = f"tree/{number % 30}/{number}/b.png"
+            later[name] = picture(10_000 + number)
+            service.drop(name, later[name])
+        service.wait_for_endings(len(data) + len(later))
+        audit.assert_complete(service.roots, data | later)
+
+
+def test_storm_of_folders(tmp_path: Path) -> None:
+    """Folders that come and go by the thousand take nothing down; a file among them comes out, as does one after it."""
+    with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
+        for number in range(2000):
+            os.makedirs(service.input / "storm" / str(number % 50) / "deep", exist_ok=True)
+            if number % 2:
+                shutil.rmtree(service.input / "storm" / str(number % 50))
+        data = {"storm/here.png": picture(1), "storm/48/deep/there.png": picture(2)}
+        for name, content in data.items():
+            service.drop(name, content)
+        service.wait_for_endings(2)
+        later = {"storm/48/deep/later.png": picture(3)}
+        service.drop("storm/48/deep/later.png", picture(3))
+        service.wait_for_endings(3)
+    audit.assert_complete(service.roots, data | later)

@@ -1,0 +1,161 @@
+"""Processes that stand still, fight over a folder, die of a picture, or have a damaged model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import rmbgd
+from rmbgd.errors import Exit, Reason
+from rmbgd.models.store import EMBEDDED
+from rmbgd.testing.engine import POISON_COLOUR
+from tests.support import p0
+from tests.support.gpu_service import GpuUnderTest
+from tests.support.images import encoded, picture, rgba_of
+from tests.support.service import PATIENCE, ServiceUnderTest
+
+STALL_AFTER = 5.0  # s; the least that can be set
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for task in os.listdir(f"/proc/{pid}/task"):
+        found += [int(each) for each in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
+    return found
+
+
+def with_child(base: Path, *, batch_timeout: float, **fake: object) -> GpuUnderTest:
+    """A service on the CPU whose engine is a fake in the real child process; `fake` are its options."""
+    settings = {"engine": {"device": "cpu", "batch_timeout": batch_timeout, "restart_delay_maximum": 1.0}}
+    return GpuUnderTest(base, settings=settings, gpu={"standby": fake})
+
+
+def test_second_service_on_one_state_directory_is_refused(tmp_path: Path) -> None:
+    """It ends with status 78 and says why, before it touches anything; the first goes on."""
+    with ServiceUnderTest(tmp_path) as service:
+        launcher = Path(sys.modules[ServiceUnderTest.__module__].__file__ or "").with_name("launcher.py")
+        second = subprocess.run(
+            [sys.executable, str(launcher), str(service.config), "{}"],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        assert second.returncode == Exit.CONFIGURATION
+        assert "another rmbgd uses this state directory" in second.stderr
+        service.turn()
+        assert service.named("service.failed") == []
+
+
+def test_line_in_which_everybody_waits_is_told_as_hung(tmp_path: Path) -> None:
+    """No thread is hung, no device computes, nothing is paused, and the pictures that wait do not move."""
+    settings = {"service": {"status_interval": 0.1, "stall_after": STALL_AFTER, "stuck_after": 10.0}}
+    with ServiceUnderTest(tmp_path, settings=settings, options={"left": True}) as service:
+        service.drop("a.png", picture(1))
+        stalled = service.wait_for("service.stalled")
+        service.kill()
+
+    assert stalled["threads"] == ["line"]
+
+
+@pytest.mark.slow
+def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path) -> None:
+    """Frozen in the middle of a batch for longer than stall_after, it goes on: no stall is told, no picture lost."""
+    settings = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
+    data = {f"{number}.png": picture(number) for number in range(10)}
+    with ServiceUnderTest(tmp_path, settings=settings) as service:
+        service.hold.touch()
+        for name, content in data.items():
+            service.drop(name, content)
+        service.wait(service.given, "a picture in the engine")
+        service.signal(signal.SIGSTOP)
+        threading.Event().wait(STALL_AFTER + 1.5)  # what is tested is that this time passes
+        status = service.runtime / "status.json"
+        written = status.stat().st_mtime_ns
+        service.signal(signal.SIGCONT)
+        service.wait(lambda: status.stat().st_mtime_ns > written, "a look at the threads, while the batch still runs")
+        service.hold.unlink()
+        service.wait_for_endings(len(data))
+        p0.check(service, data)
+        assert service.named("service.stalled") == []
+        assert {event["pid"] for event in service.events} == {service.process.pid}
+
+
+@pytest.mark.slow
+def test_thread_that_hangs_is_shown_and_told_and_may_go_on(tmp_path: Path) -> None:
+    """Beyond stall_after: one event, every stack on stderr, and when it moves again nothing is lost."""
+    settings = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
+    with ServiceUnderTest(tmp_path, settings=settings) as service:
+        service.hold.touch()
+        service.drop("a.png", picture(1))
+        service.wait_for("service.stalled")
+        service.wait(lambda: any(b"in segment_loop" in line for line in service.stderr), "the stacks")
+        service.hold.unlink()
+        service.wait_for("service.stall_ended")
+        service.wait_for("image.done", path="a.png")
+    p0.check(service, {"a.png": picture(1)})
+
+
+def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
+    """A stopped child is killed at its deadline, another takes over, every picture comes out; the service stays."""
+    data = {f"{number}.png": picture(number) for number in range(10)}
+    with with_child(tmp_path, batch_timeout=1.0) as service:
+        service.turn()
+        (child,) = children(service.process.pid)
+        os.kill(child, signal.SIGSTOP)
+        for name, content in data.items():
+            service.drop(name, content)
+        service.wait_for_endings(1 + len(data))
+        p0.check(service, data)
+        assert service.named("image.failed") == []
+        (fresh,) = children(service.process.pid)
+        assert fresh != child
+
+
+def test_picture_that_kills_the_engine_is_refused_alone(tmp_path: Path) -> None:
+    """The child dies of it again and again, with others and alone; it is refused as poison and the others come out."""
+    marked = rgba_of(picture(99))[..., :3].copy()
+    marked[0, 0] = POISON_COLOUR
+    data = {f"{number}.png": picture(number) for number in range(8)} | {"marked.png": encoded(marked)}
+    with with_child(tmp_path, batch_timeout=10.0, poison="kill") as service:
+        for name, content in data.items():
+            service.drop(name, content)
+        service.wait_for_endings(len(data))
+        p0.check(service, data, bad={"marked.png": Reason.POISON})
+        deaths = service.named("engine.fault")
+        assert 1 <= len(deaths) <= 2 * 3, "each try of the picture may cost one process, and its company's one more"
+
+
+@pytest.mark.slow
+def test_damaged_model_is_the_operators_to_mend(tmp_path: Path) -> None:
+    """One flipped bit in the weights: status 78, a text that names the file, and pictures stay where they are."""
+    package = tmp_path / "installed" / "rmbgd"
+    shutil.copytree(Path(rmbgd.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    damaged = package / EMBEDDED.relative_to(Path(rmbgd.__file__).parent)
+    weights = bytearray(damaged.read_bytes())
+    weights[-1000] ^= 0x40
+    damaged.write_bytes(weights)
+    service = ServiceUnderTest(tmp_path)
+    service.drop("a.png", picture(1))
+    ended = subprocess.run(
+        [sys.executable, "-m", "rmbgd", "run", "--config", str(service.config)],
+        cwd=package.parent,
+        env=os.environ | {"PYTHONPATH": str(package.parent)},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert ended.returncode == Exit.CONFIGURATION, ended.stderr
+    (failed,) = service.recorded("service.failed")
+    assert str(damaged) in failed["error"]
+    assert "sha256" in failed["error"]
+    assert (service.input / "a.png").read_bytes() == picture(1)

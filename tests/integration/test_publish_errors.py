@@ -1,0 +1,227 @@
+"""Syncs that fail once and for long, disks without names, inputs that cannot be read, no descriptors (F9 to F19)."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rmbgd import naming as names
+from rmbgd.clock import SystemClock
+from rmbgd.errors import Reason
+from rmbgd.events import RecordedEvents
+from rmbgd.heartbeat import NoBeat
+from rmbgd.pipeline import storage_retry as hold
+from rmbgd.store.records import Job
+from rmbgd.testing.fs import FailingFs
+from tests.support import audit, p0
+from tests.support.disks import first_block
+from tests.support.images import picture
+from tests.support.mounts import disk, mount, mounted, unmount
+from tests.support.service import ServiceUnderTest
+from tests.support.workspace import House, sha256
+
+CALLS_MAXIMUM = 40  # more syncs than this for one picture is a defect of the test
+
+
+class Doors:
+    """The intake as the hold sees it."""
+
+    def __init__(self) -> None:
+        self.closed: list[str] = []
+
+    def pause(self, reason: str) -> None:
+        self.closed.append(reason)
+
+    def resume(self, reason: str) -> None:
+        self.closed.remove(reason)
+
+
+class Honest(FailingFs):
+    """Fails as told, and after a failed sync of a file nothing may have its name until it was written anew."""
+
+    def sync_file(self, descriptor: int) -> None:
+        path = os.readlink(f"/proc/self/fd/{descriptor}")
+        try:
+            super().sync_file(descriptor)
+        except OSError:
+            self.distrusted.add((path, os.fstat(descriptor).st_ino))
+            raise
+
+    def rename_noreplace(self, source: str, target: str, **folders: int | None) -> None:
+        self._trusts(source)
+        super().rename_noreplace(source, target, **folders)
+
+    def rename(self, source: str, target: str) -> None:
+        self._trusts(source)
+        super().rename(source, target)
+
+    def _trusts(self, source: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            known = (source, os.stat(source).st_ino)
+            assert known not in self.distrusted, f"{source} gets a name though its sync failed"
+
+    distrusted: set[tuple[str, int]]
+
+    def unlink(self, path: str, *, folder: int | None = None) -> None:
+        self.distrusted = {known for known in self.distrusted if known[0] != path}
+        super().unlink(path, folder=folder)
+
+
+@pytest.mark.parametrize("times", [1, 5], ids=["once", "for long"])
+@pytest.mark.parametrize("step", ["sync_file", "sync_folder"])
+def test_each_sync_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, times: int) -> None:
+    """EIO from the first, second ... last sync: held, tried anew, published once and archived once, and told."""
+    monkeypatch.setattr(hold, "PROBE_AFTER", (0.0,))
+    for number in range(CALLS_MAXIMUM):
+        base = tmp_path / str(number)
+        base.mkdir()
+        fs = Honest({step: [0] * number + [errno.EIO] * times})
+        fs.distrusted = set()
+        doors, events, house = Doors(), RecordedEvents(), House(base, fs=fs)
+        it = hold.StorageHold(doors, events, SystemClock())
+        house.drop("s/a.jpg", b"original")
+        job: Job = house.claim("s/a.jpg")
+
+        published = it.insist(lambda: house.publish(job, sidecar_facts={"of": "a"}), "output", NoBeat())  # noqa: B023
+
+        assert published.sha256 == sha256(b"cutout")
+        assert house.files("output")["s/a.png"] == b"cutout"
+        assert set(house.files("output")) == {"s/a.png", "s/a.png.json"}
+        assert not [name for name in house.files("output") if names.is_temporary(name)]
+        assert house.files("done") == {"s/a.jpg": b"original"} or b"original" in house.files("input").values()
+        assert doors.closed == []
+        house.close()
+        if [name for name, _ in fs.calls].count(step) <= number:
+            break
+    else:
+        pytest.fail("the failing call was always reached")
+    assert number >= 2, "the syncs were not counted"
+
+
+# ----------------------------------------------------------------------------------------------- the running service
+
+
+def drop_all(service: ServiceUnderTest, data: dict[str, bytes]) -> None:
+    for name, content in data.items():
+        service.drop(name, content)
+
+
+@contextlib.contextmanager
+def failing_syncs(service: ServiceUnderTest, number: int) -> Iterator[Path]:
+    """In every thread of the service the `number`-th sync says EIO. Yields the tracer's log."""
+    assert service.process is not None
+    log = service.base / f"strace-{number}"
+    calls = "fsync,fdatasync"
+    inject = f"inject={calls}:error=EIO:when={number}"
+    command = ["strace", "-f", "-o", str(log), "-e", f"trace={calls}", "-e", inject, "-p", str(service.process.pid)]
+    tracer = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert tracer.stderr is not None
+    said = tracer.stderr.readline()
+    try:
+        if "attached" not in said:
+            pytest.skip(f"strace cannot attach here: {said}")
+        yield log
+    finally:
+        tracer.terminate()
+        tracer.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_syncs_of_the_running_service_fail(tmp_path: Path) -> None:
+    """The kernel's EIO for the n-th sync of each thread, the ledger's too: all come out, each computed once."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    data: dict[str, bytes] = {}
+    with ServiceUnderTest(tmp_path) as service:
+        for number in (1, 2, 3, 4):
+            fresh = {f"{number}-{each}.png": picture(10 * number + each) for each in range(4)}
+            data |= fresh
+            with failing_syncs(service, number) as log:
+                drop_all(service, fresh)
+                service.wait_for_endings(len(data))
+            assert "(INJECTED)" in log.read_text(), "no sync failed"
+        service.wait(service.is_idle, "everything")
+        service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
+        p0.check(service, data)
+        assert service.named("image.failed") == []
+        assert service.computed() == len(data)
+        assert service.stop() == 0
+
+
+@pytest.mark.parametrize("role", ["done", "state"])
+def test_no_names_left(tmp_path: Path, role: str) -> None:
+    """Without inodes in the archive or beside the ledger nothing is lost or computed twice; with them all is done."""
+    data = {f"{number}.png": picture(number) for number in range(20)}
+    service = ServiceUnderTest(tmp_path)
+    where: Path = getattr(service, role)
+    with mounted(where, "tmpfs", "size=16m,nr_inodes=40"), service:
+        fillers = []
+        with contextlib.suppress(OSError):
+            for number in range(100):
+                (where / f"filler-{number}").touch()
+                fillers.append(where / f"filler-{number}")
+        assert len(fillers) < 100, "the file system was not full"
+        drop_all(service, data)
+        service.wait_for_endings(len(data))
+        assert service.named("image.failed") == []
+        for filler in fillers:
+            filler.unlink()
+        service.signal(1)
+        service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
+        p0.check(service, data)
+        assert service.computed() == len(data)
+
+
+def test_input_whose_blocks_cannot_be_read(tmp_path: Path) -> None:
+    """EIO while reading one picture: the others come out, and that one is told of and not lost."""
+    service = ServiceUnderTest(tmp_path, folder={"originals": "keep", "done": None})
+    image = tmp_path / "image"
+    with disk(image) as device:
+        mount(service.input, "ext4", "rw", device)
+        try:
+            (service.input / "good.png").write_bytes(picture(1))
+            (service.input / "filler").write_bytes(os.urandom(8 << 20))
+            (service.input / "bad.png").write_bytes(picture(2, size=(400, 300)))
+            subprocess.run(["sync", "-f", service.input], check=True)
+            offset = first_block(service.input / "bad.png")
+            (service.input / "filler").unlink()
+            unmount(service.input)
+            os.truncate(image, offset)
+            mount(service.input, "ext4", "ro,noload", device)
+            with service:
+                service.wait_for("image.done", path="good.png")
+                failed = service.wait_for("image.failed", path="bad.png")
+                assert failed["reason"] == Reason.IO_ERROR
+                assert (service.input / "bad.png").exists()
+        finally:
+            unmount(service.input)
+
+
+def test_descriptors_run_out(tmp_path: Path) -> None:
+    """With no descriptor to be had nothing is refused and nobody dies; with descriptors everything comes out."""
+    data = {f"{number}.png": picture(number) for number in range(20)}
+    with ServiceUnderTest(tmp_path, settings={"service": {"status_interval": 0.1}}) as service:
+        assert service.process is not None
+        pid = service.process.pid
+        service.turn()
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        open_now = len(os.listdir(f"/proc/{pid}/fd"))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now, before[1]))
+        drop_all(service, data)
+        service.wait_for("intake.blocked", cause="Too many open files")
+        status = service.runtime / "status.json"
+        written = status.stat().st_mtime_ns
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        service.wait_for_endings(len(data) + 1)
+        service.wait(lambda: status.stat().st_mtime_ns > written, "a status after the shortage")
+        p0.check(service, data)
+        assert service.named("image.failed") == []

@@ -1,0 +1,141 @@
+"""Starting, stopping and restarting: what waited is found, nothing is done twice, nothing is lost (T13, T14, T37)."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+import pytest
+
+from tests.support import audit
+from tests.support.images import picture
+from tests.support.service import ServiceUnderTest
+
+WAITING = 500
+LOAD = 200
+RESTARTS = 8
+
+
+@pytest.mark.parametrize("originals", ["archive", "keep"])
+def test_files_that_came_while_down_are_computed_once(tmp_path: Path, originals: str) -> None:
+    """500 files dropped while the service is down come out after the start; the next start computes none again."""
+    service = ServiceUnderTest(tmp_path, folder={"originals": originals})
+    data = {f"{number % 7}/{number}.png": picture(number) for number in range(WAITING)}
+    for name, content in data.items():
+        service.drop(name, content)
+    with service:
+        service.wait_for_endings(WAITING)
+        assert service.stop() == 0
+        service.start()
+        service.turn(3)
+        assert service.computed() == WAITING
+        assert sorted(event["path"] for event in service.endings()) == sorted(data)
+    if originals == "archive":
+        audit.assert_complete(service.roots, data)
+    audit.assert_ledger_settled(service.state, done=WAITING + 3)
+
+
+def test_files_written_during_the_start_are_neither_missed_nor_taken_half(tmp_path: Path) -> None:
+    """A writer that begins before the service and goes on through its start loses nothing, and half a file waits."""
+    half, written = picture(9_999), {}
+    service = ServiceUnderTest(tmp_path)
+    (service.input / "half.png").write_bytes(half[:1000])
+    over = threading.Event()
+
+    def write() -> None:
+        for number in range(10_000, 10_600):
+            name = f"{number % 5}/{number}.png"
+            (service.input / name).parent.mkdir(exist_ok=True)
+            (service.input / name).write_bytes(picture(number))
+            written[name] = picture(number)
+            if over.wait(0.003):  # spread over the whole of the start
+                return
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        with service:
+            service.turn()
+            over.set()
+            writer.join()
+            service.wait_for("intake.incomplete", path="half.png")
+            service.wait_for_endings(len(written) + 1)
+            assert service.endings("half.png") == []
+            with open(service.input / "half.png", "ab") as file:
+                file.write(half[1000:])
+            service.wait_for("image.done", path="half.png")
+            assert len(service.endings()) == len(written) + 1
+    finally:
+        over.set()
+        writer.join()
+    audit.assert_complete(service.roots, written | {"half.png": half})
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stop_under_load_finishes_or_returns_everything(tmp_path: Path, number: int) -> None:
+    """A stop in the middle of work ends with status 0 and adds up; the next start does exactly the rest."""
+    data = {f"{number}.png": picture(number) for number in range(LOAD)}
+    service = ServiceUnderTest(tmp_path, options={"engine": {"delay": 0.02}})
+    for name, content in data.items():
+        service.drop(name, content)
+    with service:
+        service.wait_for("image.done", count=10)
+        service.signal(number)
+        assert service.reap() == 0
+        ended = audit.places(service.roots, data)
+        assert audit.claimed(service.input) == [], "a stop left pictures claimed"
+        assert 0 < list(ended.values()).count("done") < LOAD, "the load was too small to be stopped in"
+        assert service.named("service.stop")[0]["exit_code"] == 0
+        service.start()
+        service.wait_for_endings(LOAD)
+    audit.assert_complete(service.roots, data)
+    assert service.computed() == LOAD
+    assert {event["attempt"] for event in service.endings()} == {1}, "a stop is no attempt"
+
+
+def test_second_signal_ends_the_waiting(tmp_path: Path) -> None:
+    """An engine that does not answer is not waited for after the second signal; its picture is done by the next run."""
+    service = ServiceUnderTest(tmp_path, options={"engine": {"script": ["hang"]}})
+    with service:
+        service.drop("a.png", picture(1))
+        service.wait(lambda: service.given() == 1, "the picture in the engine")
+        service.signal(signal.SIGTERM)
+        service.wait_for("service.stopping")
+        service.signal(signal.SIGTERM)
+        assert service.reap() == 0
+        service.options = {**service.options, "engine": {}}
+        service.start()
+        service.wait_for("image.done", path="a.png")
+    audit.assert_complete(service.roots, {"a.png": picture(1)})
+
+
+def test_hangup_compares_at_once(tmp_path: Path) -> None:
+    """SIGHUP finds what nothing announced, where polling would look an hour later."""
+    settings = {"intake": {"reconcile": 3600.0, "reconcile_lossy": 3600.0}}
+    with ServiceUnderTest(tmp_path, settings=settings, folder={"watch": "poll"}) as service:
+        service.drop("a.png", picture(1))
+        service.signal(signal.SIGHUP)
+        service.wait_for("service.reload")
+        service.wait_for("image.done", path="a.png")
+    audit.assert_complete(service.roots, {"a.png": picture(1)})
+
+
+def test_storm_of_restarts_does_everything_once(tmp_path: Path) -> None:
+    """Stops at every moment of life, also before it is ready: each picture is computed once, at its first attempt."""
+    data = {f"{number}.png": picture(number) for number in range(LOAD)}
+    service = ServiceUnderTest(tmp_path, options={"engine": {"delay": 0.01}})
+    for name, content in data.items():
+        service.drop(name, content)
+    for restart in range(RESTARTS):
+        since = len(service.events)
+        service.start(ready=False)
+        service.wait_for("service.start" if restart % 2 else "image.done", since=since)
+        assert service.stop() == 0
+        audit.places(service.roots, data)
+        assert audit.claimed(service.input) == []
+    with service.start():
+        service.wait_for_endings(LOAD)
+    audit.assert_complete(service.roots, data)
+    assert service.computed() == LOAD
+    assert {event["attempt"] for event in service.endings()} == {1}

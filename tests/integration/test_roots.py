@@ -1,0 +1,190 @@
+"""Drop folders that vanish, come back, are mounted, pulled, or say nothing (T18 to T20)."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.support import audit
+from tests.support.images import picture
+from tests.support.mounts import disk, mount, mounted, need_mounts, run, unmount
+from tests.support.service import ServiceUnderTest
+
+EVENTS_ONLY = {"intake": {"reconcile": 3600.0}}
+ROUNDS = 3
+
+
+@pytest.mark.parametrize("how", ["removed", "renamed away"])
+def test_folder_that_is_made_anew_is_watched_anew(tmp_path: Path, how: str) -> None:
+    """Deleted or renamed away, it is told as waiting; made again, its files come out, and later ones by events."""
+    data = {f"{n}-{which}.png": picture(10 * n + which) for n in range(ROUNDS) for which in range(3)}
+    with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
+        for n in range(ROUNDS):
+            names = [name for name in data if name.startswith(f"{n}-")]
+            service.drop(names[0], data[names[0]])
+            service.wait_for("image.done", path=names[0])
+            since = len(service.events)
+            if how == "removed":
+                shutil.rmtree(service.input)
+            else:
+                os.rename(service.input, tmp_path / f"away-{n}")
+            service.wait_for("folder.waiting", folder="shop", cause="missing", since=since)
+            service.input.mkdir()
+            (service.input / names[1]).write_bytes(data[names[1]])
+            service.wait_for("folder.watching", folder="shop", since=since)
+            service.wait_for("image.done", path=names[1])
+            service.drop(names[2], data[names[2]])
+            service.wait_for("image.done", path=names[2])
+    audit.assert_complete(service.roots, data)
+
+
+def test_folder_that_is_swapped_between_two_looks_is_noticed(tmp_path: Path) -> None:
+    """Another directory under the same name, without a moment of absence: told as replaced, and served."""
+    with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
+        fresh = tmp_path / "fresh-root"
+        fresh.mkdir()
+        (fresh / "a.png").write_bytes(picture(1))
+        os.rename(service.input, tmp_path / "old")
+        os.rename(fresh, service.input)
+        service.wait(
+            lambda: service.named("folder.replaced") or service.named("folder.waiting"), "notice of another directory"
+        )
+        service.wait_for("image.done", path="a.png")
+        service.drop("b.png", picture(2))
+        service.wait_for("image.done", path="b.png")
+    audit.assert_complete(service.roots, {"a.png": picture(1), "b.png": picture(2)})
+
+
+def test_missing_folder_at_start_is_waited_for(tmp_path: Path) -> None:
+    """The service starts without its drop folder, says so, and serves it when it comes."""
+    service = ServiceUnderTest(tmp_path)
+    service.input.rmdir()
+    with service.start(ready=False):
+        service.wait_for("folder.waiting", folder="shop", cause="missing")
+        service.wait_for("service.ready")
+        service.input.mkdir()
+        service.drop("a.png", picture(1))
+        service.wait_for("image.done", path="a.png")
+    audit.assert_complete(service.roots, {"a.png": picture(1)})
+
+
+def test_stick_that_comes_and_goes(tmp_path: Path) -> None:
+    """With require_mount nothing is written below the empty mount point; what is on a stick comes out when there."""
+    data = {f"{n}.png": picture(n) for n in range(4)}
+    service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY, folder={"require_mount": True})
+    with disk(tmp_path / "stick.img") as device:
+        try:
+            with service.start(ready=False):
+                for n in (0, 2):
+                    since = len(service.events) if n else 0
+                    service.wait_for("folder.waiting", folder="shop", cause="not_mounted", since=since)
+                    (service.input / "below.png").write_bytes(picture(99))  # below the mount point: not on the stick
+                    assert audit.claimed(service.input) == []
+                    mount(service.input, "ext4", "rw", device)
+                    (service.input / f"{n}.png").write_bytes(data[f"{n}.png"])
+                    service.wait_for("image.done", path=f"{n}.png")
+                    (service.input / f"{n + 1}.png").write_bytes(data[f"{n + 1}.png"])
+                    service.wait_for("image.done", path=f"{n + 1}.png")
+                    unmount(service.input)
+                service.wait_for("folder.waiting", folder="shop", cause="not_mounted", count=3)
+                assert os.listdir(service.input) == ["below.png"], "something was written below the mount point"
+        finally:
+            unmount(service.input)
+    assert service.endings("below.png") == []
+    (service.input / "below.png").unlink()
+    audit.assert_complete(service.roots, data)
+
+
+def test_store_that_is_bound_from_the_same_disk(tmp_path: Path) -> None:
+    """With require_mount a bind mount is a mount, also where its device number gives nothing away."""
+    need_mounts()
+    store = _folder(tmp_path / "store")
+    service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY, folder={"require_mount": True})
+    try:
+        with service.start(ready=False):
+            service.wait_for("folder.waiting", folder="shop", cause="not_mounted")
+            run("mount", "--bind", store, service.input)
+            (store / "a.png").write_bytes(picture(1))
+            service.wait_for("image.done", path="a.png")
+            unmount(service.input)
+            service.wait_for("folder.waiting", folder="shop", cause="not_mounted", count=2)
+            assert os.listdir(service.input) == [], "something was written below the mount point"
+    finally:
+        unmount(service.input)
+    assert audit.files(store) == []
+    audit.assert_complete(service.roots, {"a.png": picture(1)})
+
+
+def test_file_system_mounted_over_a_folder_in_use(tmp_path: Path) -> None:
+    """Mounted over and unmounted again while it is watched: files of both come out, those from before too."""
+    with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
+        service.turn()
+        with mounted(service.input, "tmpfs", "size=4m"):
+            (service.input / "over.png").write_bytes(picture(1))
+            service.wait_for("image.done", path="over.png")
+            (service.input / "over-later.png").write_bytes(picture(2))
+            service.wait_for("image.done", path="over-later.png")
+        (service.input / "under.png").write_bytes(picture(3))
+        service.wait_for("image.done", path="under.png")
+    names = ("over.png", "over-later.png", "under.png")
+    audit.assert_complete(service.roots, {name: picture(n + 1) for n, name in enumerate(names)})
+
+
+def test_stick_that_is_pulled_while_its_pictures_are_computed(tmp_path: Path) -> None:
+    """Jobs in flight go back to waiting, none is refused; when the stick is back, each is finished once."""
+    data = {f"{n}.png": picture(n) for n in range(12)}
+    service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY, folder={"require_mount": True})
+    with disk(tmp_path / "stick.img") as device:
+        try:
+            mount(service.input, "ext4", "rw", device)
+            service.hold.touch()
+            with service:
+                for name, content in data.items():
+                    (service.input / name).write_bytes(content)
+                service.wait(lambda: service.given() > 0, "pictures in the engine")
+                unmount(service.input)
+                service.hold.unlink()
+                service.wait_for("folder.waiting", folder="shop", cause="not_mounted")
+                service.wait_for("image.postponed")
+                assert os.listdir(service.input) == [], "something was written below the mount point"
+                mount(service.input, "ext4", "rw", device)
+                service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
+                service.wait(lambda: len(service.endings()) >= len(data), "every event, which follows its original")
+                assert service.named("image.failed") == []
+                assert sorted(event["path"] for event in service.endings()) == sorted(data)
+                assert {event["attempt"] for event in service.endings()} == {1}
+                audit.assert_complete(service.roots, data)
+        finally:
+            unmount(service.input)
+
+
+def test_silent_file_system_is_polled_without_being_told_to(tmp_path: Path) -> None:
+    """Files that appear without events are found by comparing; after a few the folder is compared more often."""
+    settings = {"intake": {"reconcile": 7.0, "reconcile_lossy": 0.3}}  # files are missed when older than 5 s
+    store = tmp_path / "store"
+    with mounted(_folder(store), "tmpfs", "size=16m"):
+        for name in ("lower", "upper", "work"):
+            (store / name).mkdir()
+        service = ServiceUnderTest(tmp_path / "service", settings=settings)
+        layers = f"lowerdir={store}/lower,upperdir={store}/upper,workdir={store}/work"
+        data = {f"{n}.png": picture(n) for n in range(6)}
+        with mounted(service.input, "overlay", layers, "overlay"), service:
+            for n in range(3):
+                (store / "upper" / f"{n}.png").write_bytes(data[f"{n}.png"])  # behind the mount: no events
+            service.wait_for("watch.degraded", folder="shop", cause="silent")
+            for n in range(3, 6):
+                (store / "upper" / f"{n}.png").write_bytes(data[f"{n}.png"])
+                service.wait_for("image.done", path=f"{n}.png")
+            (service.input / "heard.png").write_bytes(picture(50))
+            service.wait_for("watch.restored", folder="shop")
+            service.wait_for("image.done", path="heard.png")
+            data["heard.png"] = picture(50)
+            audit.assert_complete(service.roots, data)
+
+
+def _folder(path: Path) -> Path:
+    path.mkdir(parents=True)
+    return path

@@ -1,0 +1,155 @@
+"""A service that keeps dying: safe mode in the real process, entered, served from, and left by itself (F8)."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+from rmbgd.cli import status
+from rmbgd.errors import Reason
+from rmbgd.service import start_record as starts
+from rmbgd.testing.engine import POISON_COLOUR
+from tests.support import audit, p0
+from tests.support.gpu_service import GpuUnderTest
+from tests.support.images import encoded, picture, rgba_of
+from tests.support.service import ServiceUnderTest, Settings
+
+STARTS = 2  # of which the next one is careful; the default is one more
+LONG = 3600.0  # s; nobody waits for it
+
+
+def careful(*, quiet: float = LONG, **tables: Any) -> Settings:
+    service = {"safe_starts": STARTS, "safe_quiet": quiet, "status_interval": 0.1}
+    return {"service": service | tables.pop("service", {})} | tables
+
+
+def die(service: ServiceUnderTest, times: int = STARTS) -> None:
+    """Killed as soon as it has begun, as often as that."""
+    for _ in range(times):
+        since = len(service.events)
+        service.start(ready=False)
+        service.wait_for("intake.recovered", since=since)
+        service.kill()
+
+
+def remember_deaths(service: ServiceUnderTest) -> None:
+    """As if it had been killed so often: what is left of that is the record."""
+    now = starts.moment(time.monotonic(), time.time())
+    starts.write(service.state, starts.Record(tuple(starts.Run(*now, str(number)) for number in range(STARTS))))
+
+
+def marked(number: int) -> bytes:
+    """A picture that the fake engine dies of when it is told to."""
+    pixels = rgba_of(picture(number))[..., :3].copy()
+    pixels[0, 0] = POISON_COLOUR
+    return encoded(pixels)
+
+
+def test_a_gpu_service_that_keeps_dying_serves_from_the_cpu_and_comes_back(tmp_path: Path) -> None:
+    """The CPU, as the event says, for a quiet time; then everything again, without a new process and without a loss."""
+    settings = careful(quiet=1.0, engine={"device": "cuda:0"})
+    data = {f"{number}.png": picture(number) for number in range(8)}
+    with GpuUnderTest(tmp_path, settings=settings) as service:
+        service.kill()
+        die(service, STARTS - 1)
+        since = len(service.events)
+        service.start()
+        assert service.process is not None
+        (told,) = service.named("service.safe_mode")
+        assert told["causes"] == ["died without a word"] * STARTS
+        for name, content in data.items():
+            service.drop(name, content)
+        service.wait_for("service.ready", since=since, device="cuda:0")
+        service.wait_for_endings(len(data))
+        service.drop("after.png", picture(99))
+        assert service.made_by("after.png")[0] == "cuda:0"
+
+        made = service.named("image.done", since=since)
+        assert {done["batch"] for done in made if done["device"] == "cpu"} <= {1}
+        assert service.named("service.ready", since=since)[0]["device"] == "cpu"
+        assert service.named("service.stopping", since=since)[0]["cause"] == "safe mode is over"
+        assert [event["exit_code"] for event in service.named("service.stop", since=since)] == [0]
+        assert {event["pid"] for event in service.events[since:]} == {service.process.pid}
+        assert service.named("service.safe_mode") == [told]
+        assert service.named("image.failed") == []
+    p0.check(service, data | {"after.png": picture(99)})
+
+
+def test_pictures_of_the_crashes_are_held_back_and_others_served(tmp_path: Path) -> None:
+    """What was in work when the service died waits for the end of safe mode, which an orderly stop is; none is lost."""
+    settings = careful(intake={"attempts": 5})
+    data = {f"{number}.png": picture(number) for number in range(6)} | {"poison.png": marked(1)}
+    service = ServiceUnderTest(tmp_path, settings=settings, options={"engine": {"poison": "kill"}})
+    for name, content in data.items():
+        service.drop(name, content)
+    for _ in range(STARTS):
+        service.start(ready=False)
+        service.wait(lambda: service.ended, "the picture that kills", alive=False)
+        assert service.reap() == -signal.SIGKILL
+    with service.start():
+        held = audit.claimed(service.input)
+        assert [name for name in held if "poison" in name]
+        service.turn(3)
+        assert audit.claimed(service.input) == held
+        record = json.loads((service.runtime / "status.json").read_text())
+        assert "the last starts died" in dict(status.rows(record))["safe mode"]
+        assert service.named("service.safe_mode")[0]["causes"] == ["died without a word"] * STARTS
+    service.options["engine"] = {}
+    with service.start():
+        service.wait(service.is_idle, "what was held back")
+        assert len(service.named("service.safe_mode")) == 1
+    p0.check(service, data)
+    assert sorted(event["path"] for event in service.recorded("image.done") if "turn" not in event["path"]) == sorted(
+        data
+    )
+
+
+def test_a_picture_that_kills_is_refused_at_its_third_attempt_all_the_same(tmp_path: Path) -> None:
+    """Held back in safe mode, it goes alone afterwards, kills again, and is set aside; everything else comes out."""
+    data = {f"{number}.png": picture(number) for number in range(6)} | {"poison.png": marked(1)}
+    service = ServiceUnderTest(tmp_path, settings=careful(quiet=1.0), options={"engine": {"poison": "kill"}})
+    for name, content in data.items():
+        service.drop(name, content)
+    for _ in range(STARTS + 1):  # the last of them in safe mode, and then without
+        service.start(ready=False)
+        service.wait(lambda: service.ended, "the picture that kills", alive=False)
+        service.reap()
+    with service.start():
+        service.wait(service.is_idle, "every picture, those held back too")
+    assert len(service.named("service.stopping", cause="safe mode is over")) >= 1
+    p0.check(service, data, bad={"poison.png": Reason.CRASH_LOOP})
+
+
+def test_with_require_gpu_safe_mode_waits(tmp_path: Path) -> None:
+    """Who prefers waiting over a lesser model keeps that wish: nothing is claimed until the GPU is tried again."""
+    settings = careful(quiet=1.0, engine={"device": "cuda:0"}, health={"require_gpu": True})
+    data = {f"{number}.png": picture(number) for number in range(5)}
+    service = GpuUnderTest(tmp_path, settings=settings)
+    for name, content in data.items():
+        service.drop(name, content)
+    remember_deaths(service)
+    with service.start():
+        assert service.wait_for("service.safe_mode")["waits"]
+        service.wait_for("service.ready", device="cuda:0")
+        service.wait_for_endings(len(data))
+    assert {event["device"] for event in service.named("image.done")} == {"cuda:0"}
+    p0.check(service, data)
+
+
+def test_a_stop_while_safe_mode_is_left_is_a_stop(tmp_path: Path) -> None:
+    """The signal that comes when the service was about to begin anew ends it, with status 0."""
+    service = ServiceUnderTest(tmp_path, settings=careful(quiet=1.0))
+    remember_deaths(service)
+    service.hold.touch()
+    service.drop("a.png", picture(1))
+    service.start(ready=False)
+    service.wait_for("service.stopping", cause="safe mode is over")
+    service.signal(signal.SIGTERM)
+    service.hold.unlink()
+    assert service.reap() == 0
+    with service.start():
+        service.wait(service.is_idle, "the picture")
+    p0.check(service, {"a.png": picture(1)})

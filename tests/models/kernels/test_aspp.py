@@ -1,0 +1,115 @@
+"""The pyramid of deformable convolutions in one launch against its plain layer, in float64 with the same offsets."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rmbgd.models.deform import DeformableAspp
+from rmbgd.models.kernels.runtime import use_kernels
+
+# Sixty taps, interpreted, on a machine that does other work.
+pytestmark = pytest.mark.timeout(600)
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+
+
+class Given(nn.Module):
+    """In place of the convolution that predicts offsets: an answer that is the same in every precision."""
+
+    def __init__(self, moves: torch.Tensor) -> None:
+        super().__init__()
+        self.moves = moves
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.moves.to(x.dtype)
+
+
+def drawn(size: tuple[int, int, int], dtype: torch.dtype, device: torch.device, *, far: bool = False) -> DeformableAspp:
+    """Width 16, branches of 32, offsets of about two pixels, or of all the map and beyond; some of whole pixels."""
+    layer = DeformableAspp(16, 32).requires_grad_(requires_grad=False)
+    generator = torch.Generator().manual_seed(7)
+    for parameter in layer.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+    batch, height, width = size
+    for branch in layer.branches:
+        draw = torch.randn((batch, 3 * branch.kernel**2, height, width), generator=generator)
+        draw *= 30 if far else 2
+        draw[:, :, ::3] = draw[:, :, ::3].round()
+        branch.offset = Given(draw.to(dtype).to(device))
+    return layer.to(device, dtype)
+
+
+def errors(layer: DeformableAspp, x: torch.Tensor) -> float:
+    """Of the kernel against float64, relative, L2. The weights are the rounded ones."""
+    use_kernels(layer, triton=True)
+    got = layer(x)
+    use_kernels(layer, triton=False)
+    exact = layer.double()(x.double())
+    assert got.shape == exact.shape
+    assert got.dtype == x.dtype
+    return float((got.double() - exact).norm() / exact.norm())
+
+
+def noise(dtype: torch.dtype, device: torch.device, *shape: int) -> torch.Tensor:
+    draw = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(device, dtype)
+    return draw.to(memory_format=torch.channels_last)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # NumPy's, in the interpreter
+@pytest.mark.parametrize(
+    ("dtype", "far", "height", "width"),
+    [
+        (torch.float32, False, 2, 9),
+        (torch.float32, True, 4, 3),
+        (torch.float16, False, 2, 17),
+        (torch.float16, True, 1, 2),
+    ],
+)
+def test_equals_the_plain_pyramid(device, dtype, far, height, width):
+    """Tiles whole and cut, samples between pixels, on them, across the border and far outside: the same sums."""
+    layer = drawn((2, height, width), dtype, device, far=far)
+
+    assert errors(layer, noise(dtype, device, 2, 16, height, width)) <= TOLERANCE[dtype]
+
+
+def test_branches_in_parts_are_the_same(device, monkeypatch):
+    """Where registers allow only some channels of a branch at once, ReLU and join still see each of them."""
+    from rmbgd.models.kernels import aspp as aspp_kernel
+
+    monkeypatch.setattr(aspp_kernel, "tile_for", lambda _: aspp_kernel.Tile(2, 8, 16, 4, 1))
+    layer = drawn((1, 1, 4), torch.float32, device)
+
+    assert errors(layer, noise(torch.float32, device, 1, 16, 1, 4)) <= TOLERANCE[torch.float32]
+
+
+def test_positions_are_float32(device):
+    """In float16 a sixteenth of a pixel beyond column 128 is not lost: positions are not in the map's type."""
+    layer = DeformableAspp(16, 16, (1, 1, 1, 1)).requires_grad_(requires_grad=False)
+    for parameter in layer.parameters():
+        parameter.zero_()
+    layer.join[0].copy_(torch.eye(16))
+    layer.branches[0].weight.copy_(torch.eye(16))
+    x = torch.arange(144).remainder(2).view(1, 1, 1, 144).repeat(1, 16, 1, 1)  # 0 1 0 1 ...
+    x = x.to(device, torch.float16).to(memory_format=torch.channels_last)
+    layer.branches[0].offset.bias.copy_(torch.tensor([0.0, 1 / 16, 0.0]))
+    layer = layer.to(device, torch.float16)
+    use_kernels(layer, triton=True)
+
+    answer = layer(x)[0, 0, 0, 128:-1]
+    assert answer[::2].eq(1 / 16).all()
+    assert answer[1::2].eq(15 / 16).all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # NumPy's, in the interpreter
+def test_what_is_no_number_stays_none(device):
+    """A pixel that is no number is seen where it is sampled; an image without one is not touched."""
+    layer = drawn((2, 2, 3), torch.float32, device)
+    for branch in layer.branches:
+        branch.offset.moves[0, :, 1, 1] = float("nan")
+    use_kernels(layer, triton=True)
+    answer = layer(noise(torch.float32, device, 2, 16, 2, 3))
+
+    assert answer[0, :, 1, 1].isnan().all()
+    assert answer[1].isfinite().all()

@@ -1,0 +1,61 @@
+"""Every kernel compiles for every card that it may meet, and fits there. Needs Triton, and no GPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Bytes of shared memory that one program may have, by capability (CUDA C++ Programming Guide).
+SHARED = {80: 166_912, 86: 101_376, 87: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
+# Half a minute of processor time each: everywhere one of the small cards and one of the large; all of them on request.
+CARDS = sorted(SHARED) if os.environ.get("RMBGD_EVERY_CARD") == "1" else [86, 90]
+SPILLED = 256  # bytes of a thread: a few values that are used once; the worst of early versions had 16,000
+
+
+def run(cache: Path, *words: str) -> list[Any]:
+    """Lines of JSON of a module in this folder, run where Triton compiles and does not interpret."""
+    if importlib.util.find_spec("triton") is None:
+        pytest.skip("Triton is not installed (pip install 'rmbgd[test]')")
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        cwd=Path(__file__).parents[3],
+        env=environment | {"TRITON_CACHE_DIR": str(cache)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("capability", CARDS)
+def test_kernels_compile_and_fit(tmp_path, capability):
+    """Each kernel, in each type, gets through the compiler, into the card's shared memory, and hardly spills."""
+    told = run(tmp_path, "tests.models.kernels.compiled", str(capability))
+
+    assert len(told) == 16
+    for one in told:
+        assert one["shared"] <= SHARED[capability], one
+        assert one["spilled"] <= SPILLED, one
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_one_compilation_serves_every_batch(tmp_path):
+    """Batches of 1, 2 and 16, maps and pictures of other sizes ask for nothing that was not compiled before.
+
+    So what `rmbgd models optimize` compiled is all that the service needs. The norm has two: with a sum, and without.
+    """
+    assert [{"window": 1, "pyramid": 1, "head": 1, "norm": 2, "pictures": 1}] == run(
+        tmp_path, "tests.models.kernels.launched"
+    )

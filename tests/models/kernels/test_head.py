@@ -1,0 +1,109 @@
+"""From logits to alpha and the flag of each image, and the kernel that does it together with the head."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from rmbgd.models.birefnet import Head
+from rmbgd.models.kernels.head import mattes
+from rmbgd.models.kernels.runtime import use_kernels
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_one_bad_number_flags_its_image_alone(bad):
+    """A logit that is no number or not finite marks the image it stands in, not its neighbour."""
+    x = torch.zeros(3, 1, 4, 4)
+    x[1, 0, 2, 2] = bad
+    _, finite = mattes(nn.Identity(), x, triton=False)
+
+    assert finite.tolist() == [True, False, True]
+
+
+def test_alpha_is_computed_in_float32():
+    """In half precision the sigmoid is not: logits 9 and 10 give different alphas, to float32's accuracy."""
+    x = torch.tensor([[[[9.0, 10.0]]]], dtype=torch.bfloat16)
+    alpha, _ = mattes(nn.Identity(), x, triton=False)
+
+    torch.testing.assert_close(alpha, torch.tensor([[[9.0, 10.0]]]).sigmoid(), rtol=0, atol=1e-7)
+    assert alpha.dtype == torch.float32
+
+
+class Ending(nn.Module):
+    """A network that is a head alone: its input's first channel makes the last block's map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = Head().requires_grad_(requires_grad=False)
+        generator = torch.Generator().manual_seed(5)
+        for parameter in self.head.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+        inner, outer = self.head.border_in, self.head.border_out
+        both = F.conv2d(inner.weight.transpose(0, 1), outer.weight.flip(2, 3), padding=2).transpose(0, 1)
+        self.head.stencil.weight.copy_(both)
+        self.head.stencil.bias.copy_(outer.bias + outer.weight.sum((2, 3)) @ inner.bias)
+
+    def before_head(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        small = image[:, :1, ::4, ::4] * torch.linspace(-1, 1, 64, dtype=image.dtype, device=image.device).view(
+            -1, 1, 1
+        )
+        return small, image
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.head(*self.before_head(image))
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(memory_format=torch.channels_last)
+
+
+@pytest.fixture
+def ending(device) -> Ending:
+    network = Ending().to(device)
+    assert use_kernels(network, triton=True) == 1
+    return network
+
+
+@pytest.mark.parametrize(("batch", "height", "width"), [(2, 12, 8), (1, 20, 132)])
+def test_kernel_is_the_head_at_every_pixel(ending, device, batch, height, width):
+    """Sides, corners and inside, in tiles whole and cut, the kernel's alpha is the float64 head's to 1e-6."""
+    x = noise(batch, 3, height, width).to(device)
+    alpha, finite = mattes(ending, x, triton=True)
+    exact = ending.double()(x.double())[:, 0].sigmoid()
+
+    torch.testing.assert_close(alpha.double(), exact, rtol=0, atol=1e-6)
+    assert finite.all()
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_kernel_flags_one_image_alone(ending, device, bad):
+    """A pixel that is no number marks its image, also when it stands in a corner, and no other image."""
+    x = noise(3, 3, 12, 8).to(device)
+    x[1, 2, 11, 7] = bad
+    x[2] = 50
+    alpha, finite = mattes(ending, x, triton=True)
+    alone, _ = mattes(ending, x[:1], triton=True)
+
+    assert finite.tolist() == [True, False, True]
+    torch.testing.assert_close(alpha[0], alone[0], rtol=0, atol=1e-6)
+
+
+def test_kernel_writes_bytes_besides(ending, device):
+    """The bytes are alpha in 0..255, rounded."""
+    from rmbgd.models.kernels.head_kernel import finish
+
+    x = noise(1, 3, 16, 68).to(device)
+    levels = torch.empty((1, 16, 68), dtype=torch.uint8, device=device)
+    alpha, _ = finish(ending.head, *ending.before_head(x), levels=levels)
+
+    assert torch.equal(levels, (alpha * 255 + 0.5).to(torch.uint8))
+
+
+def test_head_without_stencils_is_a_bug(device):
+    """Asking for the kernel before choosing it is refused in words."""
+    with pytest.raises(ValueError, match="use_kernels"):
+        mattes(Ending().to(device), noise(1, 3, 12, 8).to(device), triton=True)

@@ -1,0 +1,147 @@
+"""Window attention on whole maps against attention in windows that were cut out, in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from rmbgd.models.kernels.runtime import use_kernels
+from rmbgd.models.swin import SwinBlock, WindowAttention
+
+# relative to the float64 answer (L2), with the same half-precision queries, keys, values and bias
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
+
+
+def drawn(window: int, heads: int, size: int, dtype: torch.dtype, device: torch.device) -> WindowAttention:
+    """Attention with biases large enough that position, padding and mask all matter."""
+    layer = WindowAttention(heads * size, heads, window).requires_grad_(requires_grad=False)
+    generator = torch.Generator().manual_seed(window)
+    layer.relative_position_bias_table.copy_(
+        2 * torch.randn(layer.relative_position_bias_table.shape, generator=generator)
+    )
+    layer.qkv.bias.copy_(torch.randn(layer.qkv.bias.shape, generator=generator))
+    layer = layer.to(device, dtype)
+    use_kernels(layer, triton=True)
+    return layer
+
+
+def definition(layer: WindowAttention, qkv: torch.Tensor, shift: int) -> torch.Tensor:
+    """Softmax over each window cut from the padded, rolled map; pairs from different regions masked. float64"""
+    batch, height, width, triple = qkv.shape
+    w, dim, size = layer.window, triple // 3, triple // 3 // layer.heads
+    rows, columns = -(-height // w), -(-width // w)
+    whole = layer.qkv.bias.double().expand(batch, rows * w, columns * w, triple).clone()
+    whole[:, :height, :width] = qkv.double()
+    region = torch.zeros(rows * w, columns * w, device=qkv.device)
+    if shift:
+        for i, ys in enumerate((slice(0, -w), slice(-w, -shift), slice(-shift, None))):
+            for j, xs in enumerate((slice(0, -w), slice(-w, -shift), slice(-shift, None))):
+                region[ys, xs] = 3 * i + j
+
+    def cut(t: torch.Tensor) -> torch.Tensor:
+        t = t.view(-1, rows, w, columns, w, t.shape[-1]).transpose(2, 3)
+        return t.reshape(-1, w * w, t.shape[-1])
+
+    regions = cut(region[None, ..., None])[..., 0].repeat(batch, 1)
+    windows = cut(whole.roll((-shift, -shift), (1, 2)))
+    q, k, v = windows.view(-1, w * w, 3, layer.heads, size).permute(2, 0, 3, 1, 4)
+    y, x = torch.meshgrid(torch.arange(w), torch.arange(w), indexing="ij")
+    y, x = y.flatten(), x.flatten()
+    index = (y[:, None] - y + w - 1) * (2 * w - 1) + x[:, None] - x + w - 1
+    bias = layer.relative_position_bias_table.double()[index.to(qkv.device)].permute(2, 0, 1)
+    scores = q @ k.transpose(-1, -2) / size**0.5 + bias
+    scores = scores.masked_fill(regions[:, None, :, None] != regions[:, None, None, :], float("-inf"))
+    answer = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, rows, columns, w, w, dim)
+    answer = answer.transpose(2, 3).reshape(batch, rows * w, columns * w, dim).roll((shift, shift), (1, 2))
+    return answer[:, :height, :width]
+
+
+def computed(layer: WindowAttention, qkv: torch.Tensor, shift: int) -> torch.Tensor:
+    from rmbgd.models.kernels.window import window_attention
+
+    assert layer.kernel_bias is not None
+    return window_attention(qkv, layer.qkv.bias, layer.kernel_bias, layer.window, shift, layer.heads)
+
+
+def maps(layer: WindowAttention, *shape: int) -> torch.Tensor:
+    draw = torch.randn((*shape, 3 * layer.proj.in_features), generator=torch.Generator().manual_seed(1))
+    return (1.5 * draw).to(layer.qkv.weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(
+    ("window", "shift", "heads", "size", "batch", "height", "width"),
+    [
+        (3, 0, 2, 4, 2, 6, 6),
+        (3, 1, 2, 4, 2, 7, 8),
+        (3, 1, 1, 16, 1, 2, 1),
+        (4, 2, 2, 8, 1, 9, 4),
+        (7, 3, 3, 32, 1, 9, 16),
+        (12, 6, 2, 32, 1, 13, 26),
+    ],
+)
+def test_equals_attention_in_cut_windows(device, dtype, window, shift, heads, size, batch, height, width):
+    """Shifted and not, with maps that fill their windows and that do not, also smaller than one: the same answers."""
+    layer = drawn(window, heads, size, dtype, device)
+    qkv = maps(layer, batch, height, width)
+    expected = definition(layer, qkv, shift)
+    error = (computed(layer, qkv, shift).double() - expected).norm() / expected.norm()
+
+    assert error <= TOLERANCE[dtype]
+
+
+def test_programs_go_from_window_to_window(device, monkeypatch):
+    """With fewer programs than windows each takes several, and none is left out."""
+    from rmbgd.models.kernels import window as window_kernel
+
+    layer = drawn(3, 2, 4, torch.float32, device)
+    qkv = maps(layer, 2, 9, 8)
+    expected = computed(layer, qkv, 1)
+    monkeypatch.setattr(window_kernel, "PER_PROCESSOR", 0)
+
+    assert torch.equal(computed(layer, qkv, 1), expected)
+
+
+def test_a_bad_token_spoils_its_window_alone(device):
+    """What is no number stays none where it is seen, and does not come into another window or image."""
+    layer = drawn(3, 2, 4, torch.float32, device)
+    qkv = maps(layer, 2, 6, 6)
+    qkv[0, 1, 1, 0] = float("nan")
+    bad = computed(layer, qkv, 0).isnan().any(dim=-1)
+
+    assert bad[0, 1, 1]
+    assert not bad[1].any()
+    assert not bad[0, 3:].any()
+    assert not bad[0, :, 3:].any()
+
+
+@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("budget", [1, 1 << 30])
+def test_block_by_kernel_is_the_plain_block(device, monkeypatch, shift, budget):
+    """A block gives the same with its kernel, one image at a time and all at once."""
+    from rmbgd.models import layers as pieces
+
+    block = SwinBlock(16, 2, 3, shift).requires_grad_(requires_grad=False)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in block.parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    block.to(device)
+    x = torch.randn((2, 7, 8, 16), generator=generator).to(device)
+    expected = block.double()(x.double())
+    block.float()
+    use_kernels(block, triton=True)
+    monkeypatch.setitem(pieces._PIECE_BYTES, device.type, budget)
+
+    torch.testing.assert_close(block(x.clone()).double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_kernels_own_tensors_are_not_saved(device):
+    """Choosing kernels changes no name of the network's weights, and choosing the plain path takes them away."""
+    layer = WindowAttention(8, 2, 3)
+    names = layer.state_dict().keys()
+    use_kernels(layer, triton=True)
+    assert layer.kernel_bias is not None
+    assert layer.state_dict().keys() == names
+
+    use_kernels(layer, triton=False)
+    assert layer.kernel_bias is None

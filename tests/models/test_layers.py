@@ -1,0 +1,55 @@
+"""Matrix products on rows: the same whichever library computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from rmbgd.models.layers import Linear, linear, rows_per_piece
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(7,), (2, 5, 3), (20000,)])
+@pytest.mark.parametrize(
+    ("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
+)
+def test_product_is_the_usual_one(threads, dtype, within, shape, bias):
+    """For any leading shape the product is that of `F.linear`, with one thread and with two."""
+    generator = torch.Generator().manual_seed(5)
+    rows = torch.randn(*shape, 96, generator=generator).to(dtype)
+    weight = torch.randn(40, 96, generator=generator).to(dtype)
+    offset = torch.randn(40, generator=generator).to(dtype) if bias else None
+    expected = F.linear(rows.double(), weight.double(), offset.double() if bias else None)
+    answer = linear(rows, weight, offset)
+
+    assert answer.dtype is dtype
+    assert answer.is_contiguous()
+    torch.testing.assert_close(answer.double(), expected, rtol=within, atol=10 * within)
+
+
+def test_layer_answers_in_the_type_of_its_weights():
+    """A float32 stream enters a bfloat16 layer without ceremony."""
+    layer = Linear(8, 4).bfloat16()
+
+    assert layer(torch.zeros(3, 8)).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_piece_stays_below_what_the_allocator_keeps(dtype):
+    """The largest tensor of a piece is below glibc's 32 MiB on a CPU, and a piece has at least one row."""
+    like = torch.zeros(1, dtype=dtype)
+    rows = rows_per_piece(3000, like)
+
+    assert 16 << 20 < rows * 3000 * like.element_size() < 32 << 20
+    assert rows_per_piece(1 << 40, like) == 1

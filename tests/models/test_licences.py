@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import json
+import os
+from datetime import UTC, datetime
+
+import pytest
+
+from rmbgd.errors import ModelError
+from rmbgd.models import licences as consent
+from rmbgd.models.registry import REGISTRY
+
+BOUND = REGISTRY["rmbg-2.0"]
+NOW = datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC)
+
+
+def test_a_bound_model_is_refused_until_accepted(tmp_path):
+    """Without a record the refusal names the licence, the command that records, and models that need none."""
+    with pytest.raises(ModelError) as refusal:
+        consent.require(BOUND, tmp_path)
+
+    for word in ("CC-BY-NC-4.0", "rmbgd models accept rmbg-2.0", "birefnet", BOUND.licence_url):
+        assert word in str(refusal.value)
+
+
+def test_acceptance_says_who_when_what(tmp_path):
+    """The record holds person, moment, licence, model and machine, as readable JSON."""
+    consent.accept(BOUND, tmp_path, who="alice (uid 1000)", now=NOW)
+    written = json.loads(consent.record_path(BOUND, tmp_path).read_text())
+
+    assert written.pop("host")
+    assert written == {
+        "model": "rmbg-2.0",
+        "licence": "CC-BY-NC-4.0",
+        "licence_url": BOUND.licence_url,
+        "accepted_by": "alice (uid 1000)",
+        "accepted_at": "2026-03-01T12:30:15+00:00",
+    }
+
+
+def test_an_accepted_model_passes(tmp_path):
+    """After acceptance the gate returns the record instead of raising."""
+    given = consent.accept(BOUND, tmp_path, who="alice", now=NOW)
+
+    assert consent.require(BOUND, tmp_path) == given
+
+
+def test_free_models_need_no_record(tmp_path):
+    """A commercially usable model passes with an empty folder."""
+    assert consent.require(REGISTRY["birefnet"], tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: text.replace("CC-BY-NC-4.0", "CC-BY-NC-3.0"),
+        lambda text: text.replace('"rmbg-2.0"', '"another"'),
+        lambda text: "[]",
+    ],
+    ids=["half", "another licence", "another model", "not a record"],
+)
+def test_a_record_that_says_something_else_does_not_count(tmp_path, damage):
+    """A torn record, one of another licence or of another model is no acceptance."""
+    consent.accept(BOUND, tmp_path, who="alice", now=NOW)
+    path = consent.record_path(BOUND, tmp_path)
+    path.write_text(damage(path.read_text()))
+
+    assert consent.accepted(BOUND, tmp_path) is None
+
+
+def test_the_service_may_read_the_record(tmp_path):
+    """The record and its folder are readable by another user than the operator who gave it, whatever his umask."""
+    before = os.umask(0o077)
+    try:
+        consent.accept(BOUND, tmp_path, who="alice", now=NOW)
+    finally:
+        os.umask(before)
+
+    record = consent.record_path(BOUND, tmp_path)
+    assert record.stat().st_mode & 0o777 == 0o644
+    assert record.parent.stat().st_mode & 0o777 == 0o755
+
+
+def test_no_debris_beside_the_record(tmp_path):
+    """Writing twice leaves one file and nothing temporary."""
+    consent.accept(BOUND, tmp_path, who="alice", now=NOW)
+    consent.accept(BOUND, tmp_path, who="bob", now=NOW)
+
+    assert os.listdir(tmp_path / consent.FOLDER) == ["rmbg-2.0.json"]
+    assert consent.require(BOUND, tmp_path).accepted_by == "bob"
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+    """Where the record cannot be written the error names the file and what to do."""
+    (tmp_path / consent.FOLDER).write_text("a file where the folder should be")
+
+    with pytest.raises(ModelError, match=r"cannot be recorded.*--models-dir"):
+        consent.accept(BOUND, tmp_path, who="alice", now=NOW)
+
+
+def test_sudo_is_seen_through(monkeypatch):
+    """Behind sudo the record names the person who called it, not root."""
+    monkeypatch.setenv("SUDO_USER", "alice")
+    monkeypatch.setenv("SUDO_UID", "1000")
+
+    assert consent.acting_person() == "alice (uid 1000, through sudo)"

@@ -1,0 +1,95 @@
+"""Pictures that are equal are computed once."""
+
+import threading
+
+import pytest
+
+from rmbgd.config.load import Recipe
+from rmbgd.fs import Version
+from rmbgd.imaging.formats import SourceFacts
+from rmbgd.pipeline.dedup import InFlight, Twin, recipe_hash
+from rmbgd.pipeline.items import Timing
+from rmbgd.store.records import ContentKey, Job
+
+pytestmark = pytest.mark.timeout(10)
+
+
+KEY = ContentKey("00", "recipe")
+
+
+def twin(number: int) -> Twin:
+    job = Job(number, "shop", f"{number}.jpg", f"/in/{number}.jpg", Version(number, 1, 1, 1), 1, 0.0, 0.0, True)
+    facts = SourceFacts("JPEG", "RGB", (1, 1), 1, None, None, {}, "00")
+    return Twin(job, facts, Timing())
+
+
+def test_the_first_computes_and_the_others_wait_for_it():
+    """One leader; its twins come back, in order, when it leaves."""
+    in_flight = InFlight(twins_maximum=8)
+    first, second, third = twin(1), twin(2), twin(3)
+
+    entered = [in_flight.enter(KEY, each) for each in (first, second, third)]
+
+    assert [True, False, False] == entered
+    assert [second, third] == in_flight.leave(KEY, first.job)
+    assert 0 == in_flight.parked()
+
+
+def test_only_the_leader_releases_the_twins():
+    """A picture that was computed although an equal one led does not end the group."""
+    in_flight = InFlight(twins_maximum=1)
+    first, second, surplus = twin(1), twin(2), twin(3)
+    for each in (first, second, surplus):
+        in_flight.enter(KEY, each)
+
+    assert [] == in_flight.leave(KEY, surplus.job)
+    assert [second] == in_flight.leave(KEY, first.job)
+
+
+def test_parked_pictures_are_bounded():
+    """Beyond the bound an equal picture is simply computed: claimed pictures never pile up."""
+    in_flight = InFlight(twins_maximum=2)
+    in_flight.enter(KEY, twin(0))
+
+    entered = [in_flight.enter(KEY, twin(number)) for number in range(1, 5)]
+
+    assert [False, False, True, True] == entered
+
+
+def test_every_twin_comes_back_once_under_contention():
+    """Threads that enter and leave at will never lose a picture nor get it twice."""
+    in_flight = InFlight(twins_maximum=4)
+    answered: list[int] = []
+
+    def work(numbers: range) -> None:
+        for number in numbers:
+            mine = twin(number)
+            if in_flight.enter(ContentKey(str(number % 3), "r"), mine):
+                answered.append(number)
+                answered.extend(each.job.job_id for each in in_flight.leave(ContentKey(str(number % 3), "r"), mine.job))
+
+    threads = [threading.Thread(target=work, args=(range(start, 2000, 4),)) for start in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert list(range(2000)) == sorted(answered)
+
+
+def test_another_recipe_or_model_is_another_key():
+    """What changes the output changes the key."""
+    keys = {
+        recipe_hash(Recipe(), {"sha256": "a"}),
+        recipe_hash(Recipe(), {"sha256": "b"}),
+        recipe_hash(Recipe(format="webp"), {"sha256": "a"}),
+    }
+
+    assert 3 == len(keys)
+
+
+def test_another_start_of_the_same_model_keeps_the_key():
+    """What an engine measured while it started is no part of the model."""
+    first, second = ({"sha256": "a", "seconds": seconds, "path": path} for seconds, path in ((0.1, "/a"), (0.2, "/b")))
+
+    assert recipe_hash(Recipe(), first) == recipe_hash(Recipe(), second)

@@ -1,0 +1,440 @@
+"""The three stages wired together, with an engine that is an exact function of the pixels, and real files."""
+
+import io
+import os
+import pkgutil
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmbgd.clock import SystemClock
+from rmbgd.config.load import parse
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.seats import Seat, Seats
+from rmbgd.errors import StorageFault
+from rmbgd.events import RecordedEvents
+from rmbgd.fs import Version
+from rmbgd.heartbeat import NoBeat
+from rmbgd.pipeline.pipeline import Line, Surroundings
+from rmbgd.pipeline.storage_retry import StorageHold
+from rmbgd.publish.publisher import Publisher
+from rmbgd.service.threads import Crew
+from rmbgd.store.ledger import Ledger
+from rmbgd.store.records import Candidate
+from rmbgd.testing.engine import FakeEngine
+
+pytestmark = pytest.mark.timeout(60)
+
+
+class RecordedIntake:
+    def __init__(self):
+        self.returned = []
+        self.answered = []
+
+    def give_back(self, job, why, detail):
+        self.returned.append((job.relative_path, why))
+
+    def ended(self, job):
+        self.answered.append(job.relative_path)
+
+    def pause(self, reason):
+        pass
+
+    def resume(self, reason):
+        pass
+
+
+class Works:
+    """A line with everything around it, fed by hand with files that stay in place."""
+
+    def __init__(self, base, engine=None, seats=None, folder=None, **recipe):
+        self.input = base / "input"
+        self.output = base / "output"
+        for name in ("input", "output", "failed"):
+            (base / name).mkdir()
+        roots = {n: str(base / n) for n in ("input", "output", "failed")}
+        folder = {"name": "shop", "originals": "keep"} | roots | (folder or {})
+        self.config = parse(
+            {
+                "folder": [folder],
+                "recipe": {"default": {"model": "fake"} | recipe},
+                "pipeline": {"arena_bytes": 32 << 20},
+                "limits": {"pixels": 1_000_000},
+            }
+        )
+        clock = SystemClock()
+        self.events, self.intake, self.broken = RecordedEvents(), RecordedIntake(), []
+        self.ledger = Ledger(":memory:", clock)
+        self.arena = Arena(self.config.pipeline.arena_bytes)
+        self.engine = FakeEngine(self.arena.block, **(engine or {}))
+        self.crew = Crew(self.broken.append)
+        self.hold = StorageHold(self.intake, self.events, clock)
+        self.clock = clock
+        around = Surroundings(
+            config=self.config,
+            arena=self.arena,
+            ledger=self.ledger,
+            publisher=Publisher(self.config, self.ledger, clock, self.events),
+            hold=self.hold,
+            intake=self.intake,
+            emit=self.events,
+            clock=clock,
+            new_beat=lambda _name: NoBeat(),
+            start_thread=self.crew.start,
+            on_ready=lambda _description: None,
+            on_room=lambda: None,
+        )
+        self.line = Line(around, lambda _beat: seats(self.arena) if seats else self.engine)
+
+    def claim(self, *names, final=False):
+        candidates = []
+        for name in names:
+            found = os.stat(self.input / name)
+            version = Version(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            candidates.append(Candidate("shop", name, str(self.input), version, 0.0, by_rename=False, final=final))
+        return self.ledger.claim(candidates)
+
+    def run(self, *names, final=False):
+        """Everything through the line, to its end."""
+        jobs = self.claim(*names, final=final)
+        self.line.start()
+        with self.line.jobs as sender:
+            for job in jobs:
+                sender.send(job)
+        self.line.let_run()
+        assert [] == self.crew.join(30)
+        assert [] == [each.traceback() for each in self.broken]
+        return self
+
+    def close(self):
+        self.ledger.close()
+        self.arena.close()
+
+    def opened(self, name):
+        with Image.open(self.output / name) as image:
+            image.load()
+            return image
+
+
+@pytest.fixture
+def works(tmp_path):
+    made = []
+
+    def make(**options):
+        made.append(Works(tmp_path, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def pixels(seed=0, height=40, width=60):
+    array = np.random.default_rng(seed).integers(1, 256, (height, width, 3), dtype=np.uint8)
+    array[: height // 2, :, 1] = 255
+    return array
+
+
+def save(works, name, array, **options):
+    Image.fromarray(array).save(works.input / name, **options)
+
+
+def test_the_published_pixels_are_exact(works):
+    """Alpha is what the engine answered, colours are the photo's: nothing is darkened, shifted or rounded twice."""
+    it = works(edge_colours="keep", hidden_colours="keep")
+    array = pixels()
+    save(it, "a.png", array)
+
+    it.run("a.png")
+
+    result = np.asarray(it.opened("a.png"))
+    assert np.array_equal(array[..., 1], result[..., 3])
+    assert np.array_equal(array, result[..., :3])
+
+
+def test_one_event_per_picture_with_all_its_keys(works):
+    """image.done satisfies the vocabulary and names device, model, verdict, hashes and the time of every stage."""
+    it = works()
+    save(it, "a.png", pixels())
+
+    it.run("a.png")
+
+    [done] = it.events.named("image.done")
+    assert ("fake", "fake", "ok") == (done["device"], done["model"], done["verdict"])
+    assert {"wait", "decode", "queue", "engine", "encode", "sync", "total"} == done["milliseconds"].keys()
+
+
+def test_equal_pictures_are_computed_once(works):
+    """The same bytes under three names: three outputs, one computation."""
+    it = works()
+    for name in ("a.png", "b.png", "c.png"):
+        save(it, name, pixels())
+
+    it.run("a.png", "b.png", "c.png")
+
+    assert 1 == sum(len(batch) for batch in it.engine.batches)
+    assert {"a.png", "b.png", "c.png"} == {path.name for path in it.output.iterdir() if path.suffix == ".png"}
+    assert [False, True, True] == sorted(event["reused"] for event in it.events.named("image.done"))
+
+
+def test_a_picture_without_subject_is_empty_not_garbage(works):
+    """Faint alpha everywhere gives the verdict, a sidecar that says so, and a fully transparent picture."""
+    it = works()
+    faint = pixels()
+    faint[..., 1] = np.random.default_rng(1).integers(0, 100, faint.shape[:2])
+    save(it, "a.png", faint)
+
+    it.run("a.png")
+
+    assert "empty" == it.events.named("image.done")[0]["verdict"]
+    assert not np.asarray(it.opened("a.png"))[..., 3].any()
+    assert (it.output / "a.png.json").exists()
+
+
+def test_a_picture_without_subject_can_be_refused(works):
+    """on_empty = "refuse" sets it aside with its reason."""
+    it = works(on_empty="refuse")
+    dark = pixels()
+    dark[..., 1] = 3
+    save(it, "a.png", dark)
+
+    it.run("a.png")
+
+    assert ["no_subject"] == [event["reason"] for event in it.events.named("image.failed")]
+
+
+def test_a_bad_picture_does_not_hold_up_the_others(works):
+    """Text named .png is refused with a reason; its neighbours come out."""
+    it = works()
+    (it.input / "bad.png").write_bytes(b"<?php echo 1; ?>")
+    save(it, "a.png", pixels(1))
+    save(it, "b.png", pixels(2))
+
+    it.run("a.png", "bad.png", "b.png")
+
+    assert ["unidentified"] == [event["reason"] for event in it.events.named("image.failed")]
+    assert 2 == len(it.events.named("image.done"))
+
+
+def test_a_half_file_goes_back_until_waiting_is_over(works):
+    """Damage that more bytes could mend is put back; on the last try it is refused as truncated."""
+    it = works()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(1, 200, 200)).save(buffer, "PNG")
+    (it.input / "half.png").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+
+    it.run("half.png")
+
+    assert [("half.png", "incomplete")] == it.intake.returned
+
+
+def test_a_half_file_is_refused_at_the_last_try(works):
+    """`final` turns waiting into a refusal."""
+    it = works()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels(1, 200, 200)).save(buffer, "PNG")
+    (it.input / "half.png").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+
+    it.run("half.png", final=True)
+
+    assert ["truncated"] == [event["reason"] for event in it.events.named("image.failed")]
+
+
+def test_a_replaced_input_is_not_answered_with_the_old_result(works):
+    """Another version stands at the path by now: nothing is published, the job goes back."""
+    it = works()
+    save(it, "a.png", pixels(1))
+    [job] = it.claim("a.png")
+    save(it, "new.png", pixels(2))
+    os.replace(it.input / "new.png", it.input / "a.png")
+    it.line.start()
+    with it.line.jobs as sender:
+        sender.send(job)
+    it.line.let_run()
+    it.crew.join(30)
+
+    assert [("a.png", "changed")] == it.intake.returned
+    assert [] == [path.name for path in it.output.iterdir()]
+
+
+def test_a_ledger_that_cannot_be_asked_sends_the_picture_back(works, monkeypatch):
+    """The disk under the ledger is at fault: the picture waits in its folder, and the service goes on."""
+    it = works()
+    save(it, "a.png", pixels())
+
+    def refuse(*_):
+        raise StorageFault("io_error", "disk I/O error")
+
+    monkeypatch.setattr(it.ledger, "same_content", refuse)
+    it.run("a.png")
+
+    assert [("a.png", "storage")] == it.intake.returned
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["rmbgd.pipeline.decode.read_limited", "rmbgd.pipeline.decode.decode_into", "rmbgd.pipeline.finish.encode"],
+)
+def test_shortage_of_memory_is_not_the_pictures_fault(works, monkeypatch, where):
+    """Reading, decoding or encoding gets none: the picture and its twin wait in their folder, the others are served."""
+    it = works()
+    for name in ("a.png", "twin.png"):
+        save(it, name, pixels())
+    save(it, "other.png", pixels(7))
+    other = (it.input / "other.png").read_bytes()
+    real, asked = pkgutil.resolve_name(where), []
+
+    def short(first, *more, **named):
+        asked.append(first)
+        if len(asked) <= 2:
+            raise MemoryError
+        return real(first, *more, **named)
+
+    monkeypatch.setattr(where, short)
+    it.run("a.png", "twin.png", "other.png")
+
+    assert {"memory"} == {why for _, why in it.intake.returned}
+    assert [] == it.events.named("image.failed")
+    assert 3 == len(it.intake.returned) + len(it.events.named("image.done"))
+    assert 0 == it.arena.statistics().leased_bytes
+    assert other == (it.input / "other.png").read_bytes()
+    assert [] == [name for name in os.listdir(it.output) if name.startswith(".")]
+
+
+def test_all_memory_is_given_back(works):
+    """Done, refused, put back or twinned: after the line has ended nothing is leased."""
+    it = works()
+    for number in range(12):
+        save(it, f"{number}.png", pixels(number % 5))
+    (it.input / "bad.png").write_bytes(b"nothing")
+
+    it.run(*[f"{number}.png" for number in range(12)], "bad.png")
+
+    assert 0 == it.arena.statistics().leased_bytes
+
+
+def test_recipes_ask_for_masks_and_colours(works, tmp_path):
+    """content = mask gives the alpha alone, with 16 bits when asked."""
+    it = works(content="mask", mask_bits=16)
+    array = pixels()
+    save(it, "a.png", array)
+
+    it.run("a.png")
+
+    assert np.array_equal(array[..., 1].astype(np.uint16) * 257, np.asarray(it.opened("a.png")))
+
+
+def test_an_engine_that_never_starts_lets_everything_go_back(works):
+    """When the start fails for good, the jobs return to their folders and every thread ends."""
+    it = works(engine={"start": "lost"})
+    save(it, "a.png", pixels())
+    jobs = it.claim("a.png")
+    it.line.start()
+    drained = threading.Thread(target=it.line.take_back)
+    with it.line.jobs as sender:
+        for job in jobs:
+            sender.send(job)
+    drained.start()
+    assert [] == it.crew.join(30)
+    drained.join(10)
+
+    assert ["segment"] == [each.stage for each in it.broken]
+    assert [("a.png", "stopping")] == it.intake.returned
+
+
+class TwoSeats:
+    """Two engines; which of them may take pictures is told by the test."""
+
+    def __init__(self, **options):
+        self.may_take = [True, True]
+        self.asked = threading.Event()  # whether somebody may take: there is something to be taken
+        self.engines = []
+        self.options = options
+
+    def __call__(self, arena):
+        self.engines = [FakeEngine(arena.block, device=f"cuda:{n}", **self.options) for n in range(2)]
+        return Seats(tuple(self.seat(n) for n in range(2)), self.listen)
+
+    def seat(self, number):
+        def may_take():
+            self.asked.set()
+            return self.may_take[number]
+
+        return Seat(f"cuda:{number}", lambda _beat: self.engines[number], may_take)
+
+    def listen(self, listener):
+        self.look_again = listener
+
+
+def test_every_device_has_a_thread_and_takes_from_the_one_channel(works):
+    """Each is started, named after its device, and closed; together they make every picture once."""
+    seats = TwoSeats(script=["delay:0.05"] * 20)
+    it = works(seats=seats)
+    names = [f"{number}.png" for number in range(12)]
+    for number, name in enumerate(names):
+        save(it, name, pixels(number))
+
+    it.run(*names)
+
+    batches = [batch for engine in seats.engines for batch in engine.batches]
+    assert 12 == sum(len(batch) for batch in batches)
+    assert 12 == len(it.events.named("image.done"))
+    assert {"cuda:0", "cuda:1"} == {event["device"] for event in it.events.named("engine.batching")}
+    assert [True, True] == [engine.closed for engine in seats.engines]
+
+
+def test_a_device_that_is_away_leaves_every_picture_to_the_other(works):
+    """Its thread takes none, and ends with the other's."""
+    seats = TwoSeats()
+    seats.may_take[0] = False
+    it = works(seats=seats)
+    names = [f"{number}.png" for number in range(12)]
+    for number, name in enumerate(names):
+        save(it, name, pixels(number))
+
+    it.run(*names)
+
+    assert [] == seats.engines[0].batches
+    assert {"cuda:1"} == {event["device"] for event in it.events.named("image.done")}
+
+
+def test_a_device_that_comes_back_takes_what_waits(works):
+    """Nobody may take anything; then one of them may, and is told to look again."""
+    seats = TwoSeats()
+    seats.may_take[:] = [False, False]
+    it = works(seats=seats)
+    save(it, "a.png", pixels())
+    jobs = it.claim("a.png")
+    it.line.start()
+    with it.line.jobs as sender:
+        sender.send(jobs[0])
+    it.line.let_run()
+    assert seats.asked.wait(30)
+    seats.may_take[1] = True
+    seats.look_again()
+    assert [] == it.crew.join(30)
+
+    assert ["cuda:1"] == [event["device"] for event in it.events.named("image.done")]
+
+
+@pytest.mark.parametrize(
+    ("folder", "table"),
+    [
+        ({}, [1] * 8),
+        ({"latency_target": 1000.0}, [1, 2, 2, 4, 4, 4, 4, 8]),
+        ({"latency": "realtime"}, [1]),
+    ],
+)
+def test_how_pictures_are_batched_is_told_once(works, folder, table):
+    """The table of the device at its start: a picture takes 0.1 s, two of them fit into a target of 0.13 s alone."""
+    it = works(engine={"seconds": 0.1}, folder=folder)
+    for number in range(3):
+        save(it, f"{number}.png", pixels(number))
+
+    it.run("0.png", "1.png", "2.png")
+
+    [told] = it.events.named("engine.batching")
+    assert ("fake", {"1": 100.0}) == (told["device"], told["milliseconds"])
+    assert table == told["folders"]["shop"]["table"]

@@ -1,0 +1,345 @@
+"""The channel: what travels arrives once and in order, and closing is understood on both sides."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rmbgd.pipeline.queue import NoReceivers, NoSenders, Receiver, Sender, channel
+from rmbgd.testing.clock import FakeClock
+
+PATIENCE = 60  # seconds after which a test has hung; nothing waits that long
+
+
+class SpyBeat:
+    """A beat that keeps what it was told and says when its thread is about to block."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.blocked = threading.Event()
+
+    def waiting(self) -> None:
+        self.told.append("waiting")
+        self.blocked.set()
+
+    def working(self) -> None:
+        self.told.append("working")
+
+
+def started(call: Callable[..., object], *arguments: object) -> Future:
+    future: Future = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(call(*arguments))
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return future
+
+
+@given(
+    counts=st.lists(st.integers(0, 20), min_size=1, max_size=4),
+    receivers=st.integers(1, 3),
+    capacity=st.integers(1, 5),
+    most=st.integers(1, 6),
+)
+@settings(max_examples=60, deadline=None)
+def test_nothing_is_lost_or_doubled_and_the_end_is_the_last_senders_leaving(counts, receivers, capacity, most):
+    """Every item arrives once, each producer's in its order, and receivers end when the last sender has left."""
+    first_sender, first_receiver = channel(capacity, "items")
+    ends = [(producer, first_sender.clone()) for producer in range(len(counts))]
+
+    def produce(producer: int, sender: Sender) -> None:
+        with sender:
+            for number in range(counts[producer]):
+                sender.send((producer, number))
+
+    def consume(receiver: Receiver) -> list[list]:
+        batches = []
+        with receiver:
+            while True:
+                try:
+                    batches.append(receiver.receive_chosen(lambda items, _now: range(min(most, len(items)))))
+                except NoSenders:
+                    return batches
+
+    consumers = [started(consume, first_receiver.clone()) for _ in range(receivers)]
+    producers = [started(produce, producer, end) for producer, end in ends]
+    first_sender.close()
+    first_receiver.close()
+    for future in producers:
+        future.result(PATIENCE)
+    received = [future.result(PATIENCE) for future in consumers]
+
+    per_consumer = [[item for batch in batches for item in batch] for batches in received]
+    everything = sorted(item for items in per_consumer for item in items)
+    assert everything == sorted((p, n) for p, count in enumerate(counts) for n in range(count))
+    for items in per_consumer:
+        for producer in range(len(counts)):
+            own = [number for p, number in items if p == producer]
+            assert own == sorted(own)
+    assert all(1 <= len(batch) <= min(most, capacity) for batches in received for batch in batches)
+
+
+@given(leave_after=st.integers(0, 5), producers=st.integers(1, 3))
+@settings(max_examples=25, deadline=None)
+def test_every_sender_learns_that_the_last_receiver_has_left(leave_after, producers):
+    """A sender that would go on for ever stops with NoReceivers, also when it was blocked at that moment."""
+    sender, receiver = channel(2, "items")
+
+    def produce(end: Sender) -> None:
+        with end:
+            while True:
+                end.send(0)
+
+    futures = [started(produce, sender.clone()) for _ in range(producers)]
+    sender.close()
+    with receiver:
+        for _ in range(leave_after):
+            receiver.receive()
+
+    for future in futures:
+        with pytest.raises(NoReceivers):
+            future.result(PATIENCE)
+
+
+def test_a_full_channel_blocks_its_sender_and_says_so():
+    """A blocked sender's beat waits until a place is free, then works."""
+    sender, receiver = channel(1, "items")
+    beat = SpyBeat()
+    with sender, receiver, sender.clone(beat) as blocked:
+        sender.send("a")
+        future = started(lambda: blocked.send("b"))
+        beat.blocked.wait(PATIENCE)
+        first = receiver.receive()
+        future.result(PATIENCE)
+
+        assert first == "a"
+        assert receiver.receive() == "b"
+        assert beat.told[0] == "waiting"
+        assert beat.told[-1] == "working"
+
+
+def test_an_empty_channel_makes_its_receiver_wait_and_says_so():
+    """A blocked receiver's beat waits until an item comes, then works."""
+    sender, receiver = channel(1, "items")
+    beat = SpyBeat()
+    with sender, receiver, receiver.clone(beat) as blocked:
+        future = started(blocked.receive)
+        beat.blocked.wait(PATIENCE)
+        sender.send("a")
+
+        assert future.result(PATIENCE) == "a"
+        assert beat.told[-1] == "working"
+
+
+def test_a_thread_that_must_not_block_is_told_that_there_is_no_place():
+    """try_send refuses when full and keeps what was there; free counts the places."""
+    sender, receiver = channel(2, "items")
+    with sender, receiver:
+        answers = [sender.try_send(n) for n in range(3)]
+
+        assert answers == [True, True, False]
+        assert sender.free() == 0
+        assert receiver.receive() == 0
+        assert sender.free() == 1
+
+
+def test_try_send_tells_when_nobody_is_left():
+    """try_send to a channel without receivers raises, full or not."""
+    sender, receiver = channel(1, "items")
+    with sender:
+        sender.try_send(1)
+        receiver.close()
+        with pytest.raises(NoReceivers):
+            sender.try_send(2)
+
+
+def test_the_policy_chooses_which_waiting_items_go():
+    """receive_chosen hands out the picked items in the order picked and leaves the others in theirs."""
+    sender, receiver = channel(8, "items")
+    with sender, receiver:
+        for letter in "abcde":
+            sender.send(letter)
+
+        assert receiver.receive_chosen(lambda _items, _now: [3, 1]) == ["d", "b"]
+        assert [receiver.receive() for _ in range(3)] == ["a", "c", "e"]
+
+
+def test_the_policy_is_asked_again_when_something_arrives():
+    """A policy that waits for company is asked again at the next arrival, before its moment has come."""
+    clock = FakeClock(start=100.0)
+    sender, receiver = channel(8, "items", clock)
+    beat = SpyBeat()
+    asked: list[tuple[list, float]] = []
+
+    def both(items, now):
+        asked.append((list(items), now))
+        return [0, 1] if len(items) == 2 else now + PATIENCE
+
+    with sender, receiver, receiver.clone(beat) as mine:
+        sender.send("a")
+        future = started(lambda: mine.receive_chosen(both))
+        beat.blocked.wait(PATIENCE)
+        sender.send("b")
+
+        assert future.result(PATIENCE) == ["a", "b"]
+        assert asked == [(["a"], 100.0), (["a", "b"], 100.0)]
+
+
+def test_nobody_waits_for_company_that_cannot_come():
+    """After the last sender left the policy is asked with an infinite now."""
+    sender, receiver = channel(8, "items")
+    with receiver:
+        with sender:
+            sender.send("a")
+
+        assert receiver.receive_chosen(lambda _items, now: [0] if now == math.inf else now + PATIENCE) == ["a"]
+
+
+def test_a_policy_that_waits_is_woken_when_its_company_leaves():
+    """A receiver waiting for company ends its wait when the last sender leaves."""
+    sender, receiver = channel(8, "items")
+    beat = SpyBeat()
+    with receiver, receiver.clone(beat) as mine:
+        sender.send("a")
+        future = started(
+            lambda: mine.receive_chosen(lambda _items, now: [0] if now == math.inf else now + 100 * PATIENCE)
+        )
+        beat.blocked.wait(PATIENCE)
+        sender.close()
+
+        assert future.result(PATIENCE) == ["a"]
+
+
+@pytest.mark.parametrize("choice", [[], [0, 0], [-1], 0.0])
+def test_a_policy_that_answers_nonsense_is_a_bug_and_loses_nothing(choice):
+    """Taking nothing, one item twice, a negative index or a moment that has passed raises; the item stays."""
+    sender, receiver = channel(2, "items")
+    with sender, receiver:
+        sender.send("a")
+        with pytest.raises(RuntimeError, match="bug"):
+            receiver.receive_chosen(lambda _items, _now: choice)
+
+        assert receiver.receive() == "a"
+
+
+def test_statistics_count_depth_totals_and_waits_that_still_go_on():
+    """The wait of a blocked receiver is visible while it lasts."""
+    clock = FakeClock()
+    sender, receiver = channel(3, "ready", clock)
+    beat = SpyBeat()
+    with sender, receiver, receiver.clone(beat) as mine:
+        future = started(mine.receive)
+        beat.blocked.wait(PATIENCE)
+        with sender._shared.lock:  # the receiver has let go of it: it is waiting
+            clock.advance(5.0)
+        during = receiver.statistics()
+        sender.send("a")
+        future.result(PATIENCE)
+        sender.send("b")
+        clock.advance(2.0)
+        after = sender.statistics()
+
+        assert (during.depth, during.total, during.receive_waited) == (0, 0, 5.0)
+        assert (after.name, after.depth, after.capacity, after.total) == ("ready", 1, 3, 2)
+        assert (after.send_waited, after.receive_waited) == (0.0, 5.0)
+
+
+def test_an_end_that_was_never_closed_is_told():
+    """Forgetting to close warns when the end is collected."""
+    sender, receiver = channel(1, "items")
+    receiver.close()
+    forgotten = [sender]
+    del sender
+    with pytest.warns(ResourceWarning, match="Sender of channel 'items' was never closed"):
+        forgotten.clear()
+
+
+def test_a_closed_end_refuses_and_closing_twice_counts_once():
+    """A second close does not take away somebody else's end; using a closed end raises ValueError."""
+    sender, receiver = channel(1, "items")
+    with receiver, sender.clone() as other:
+        sender.close()
+        sender.close()
+        other.send("a")
+
+        assert receiver.receive() == "a"
+        with pytest.raises(ValueError, match="closed"):
+            sender.send("b")
+        with pytest.raises(ValueError, match="closed"):
+            sender.clone()
+
+
+def test_a_channel_needs_a_place():
+    """Capacity below one is refused at once."""
+    with pytest.raises(ValueError, match="capacity 0"):
+        channel(0, "items")
+
+
+class Leaving:
+    """A policy that leaves everything to others until told to take."""
+
+    def __init__(self) -> None:
+        self.takes = False
+        self.asked = threading.Event()
+
+    def __call__(self, _items, _now):
+        self.asked.set()
+        return (0,) if self.takes else None
+
+
+def test_what_one_receiver_leaves_another_takes():
+    """Whoever is woken first: an item that one leaves does not lie there while another would take it."""
+    sender, receiver = channel(4, "items")
+    leaving = Leaving()
+    with ThreadPoolExecutor(2) as pool, sender, receiver:
+        choosy, other = receiver.clone(), receiver.clone()
+        left = pool.submit(choosy.receive_chosen, leaving)
+        for number in range(50):
+            taken = pool.submit(other.receive)
+            sender.send(number)
+            assert taken.result(PATIENCE) == number
+        assert not left.done()
+        sender.close()
+        with pytest.raises(NoSenders):
+            left.result(PATIENCE)
+        choosy.close()
+        other.close()
+
+
+def test_who_left_items_to_others_looks_again_when_told():
+    """What its policy knows has changed: it takes what still waits."""
+    sender, receiver = channel(4, "items")
+    leaving = Leaving()
+    with ThreadPoolExecutor(1) as pool, sender, receiver:
+        sender.send("a")
+        left = pool.submit(receiver.receive_chosen, leaving)
+        assert leaving.asked.wait(PATIENCE)
+        leaving.takes = True
+        receiver.look_again()
+        assert left.result(PATIENCE) == ["a"]
+
+
+def test_who_left_the_last_items_to_others_learns_that_nothing_comes_any_more():
+    """All senders have left, another receiver takes the last item: NoSenders for the one that waited."""
+    sender, receiver = channel(4, "items")
+    leaving = Leaving()
+    with ThreadPoolExecutor(1) as pool, receiver:
+        other = receiver.clone()
+        sender.send("a")
+        sender.close()
+        left = pool.submit(receiver.receive_chosen, leaving)
+        assert leaving.asked.wait(PATIENCE)
+        with other:
+            assert other.receive() == "a"
+        with pytest.raises(NoSenders):
+            left.result(PATIENCE)

@@ -1,0 +1,96 @@
+"""A disk that refuses holds the results; nothing is lost."""
+
+import threading
+
+import pytest
+
+from rmbgd.errors import StorageFault
+from rmbgd.events import RecordedEvents
+from rmbgd.heartbeat import NoBeat
+from rmbgd.pipeline import storage_retry as hold_module
+from rmbgd.pipeline.storage_retry import Released, StorageHold
+from rmbgd.testing.clock import FakeClock
+
+pytestmark = pytest.mark.timeout(10)
+
+
+class RecordedIntake:
+    def __init__(self):
+        self.calls = []
+
+    def pause(self, reason):
+        self.calls.append(("pause", reason))
+
+    def resume(self, reason):
+        self.calls.append(("resume", reason))
+
+
+class Disk:
+    """Refuses as often as told, then takes data."""
+
+    def __init__(self, refusals):
+        self.refusals = refusals
+        self.asked = 0
+
+    def write(self):
+        self.asked += 1
+        if self.asked <= self.refusals:
+            raise StorageFault("disk_full", "no space", path="/out")
+        return "written"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    monkeypatch.setattr(hold_module, "PROBE_AFTER", (0.001,))
+
+
+def test_a_disk_that_comes_back_is_told_by_one_edge_each_way(quick):
+    """However many tries it takes, the log has one pause and one resumption, and the intake likewise."""
+    intake, events = RecordedIntake(), RecordedEvents()
+
+    result = StorageHold(intake, events, FakeClock()).insist(Disk(5).write, "shop", NoBeat())
+
+    assert "written" == result
+    assert [("pause", "disk_full:shop"), ("resume", "disk_full:shop")] == intake.calls
+    assert ["storage.paused", "storage.resumed"] == [name for name, _ in events.events]
+
+
+def test_a_disk_that_is_well_is_not_mentioned():
+    """Success at the first try touches neither the log nor the intake."""
+    intake, events = RecordedIntake(), RecordedEvents()
+
+    StorageHold(intake, events, FakeClock()).insist(Disk(0).write, "shop", NoBeat())
+
+    assert [] == intake.calls
+    assert [] == events.events
+
+
+def test_stopping_releases_who_waits():
+    """A disk that never comes back does not keep the service from stopping."""
+    hold = StorageHold(RecordedIntake(), RecordedEvents(), FakeClock())
+    raised = []
+
+    def insist():
+        try:
+            hold.insist(Disk(1 << 30).write, "shop", NoBeat())
+        except Released as released:
+            raised.append(released.fault.kind)
+
+    thread = threading.Thread(target=insist)
+    thread.start()
+    hold.release()
+    thread.join()
+
+    assert ["disk_full"] == raised
+
+
+def test_one_folder_coming_back_says_nothing_of_another(quick):
+    """Each output has a disk of its own: only the one that takes data again is resumed."""
+    intake = RecordedIntake()
+    hold = StorageHold(intake, RecordedEvents(), FakeClock())
+    hold._begin("other", StorageFault("read_only", "", path="/other"))
+
+    hold.insist(Disk(1).write, "shop", NoBeat())
+
+    assert "read_only" == hold.paused()
+    assert ("resume", "read_only:other") not in intake.calls

@@ -1,0 +1,107 @@
+"""The exit recorder: one event for every end of the service, with its cause, where the log is."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from rmbgd.cli import options
+from rmbgd.config import load as config
+from rmbgd.events import ENVELOPE, problems_with
+from rmbgd.service import exit_recorder as exits
+from rmbgd.telemetry import jsonl as lines
+
+KILLED = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL", "INVOCATION_ID": "run-1"}
+
+
+def record(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the recorder as systemd does, in a process of its own."""
+    clean = {key: value for key, value in os.environ.items() if key not in KILLED}
+    command = [sys.executable, "-m", "rmbgd.service.exit_recorder", *arguments]
+    return subprocess.run(command, env=clean | environ, capture_output=True, text=True, check=False)
+
+
+def configured(folder: Path) -> Path:
+    path = folder / "rmbgd.toml"
+    path.write_text(f'[service]\nlog_file = "{folder}/events.jsonl"\nruntime_directory = "{folder}"\n')
+    return path
+
+
+def test_cause_goes_to_the_journal_and_the_log(tmp_path: Path) -> None:
+    """A killed process cannot log its own death; the recorder's line is like every other."""
+    done = record("--config", configured(tmp_path), **KILLED)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert done.stdout == (tmp_path / "events.jsonl").read_text()
+    event = json.loads(done.stdout)
+    assert ("service.exit", "signal", "killed", "KILL") == tuple(
+        event[key] for key in ("event", "result", "code", "status")
+    )
+    assert [] == problems_with("service.exit", {key: event[key] for key in event if key not in ENVELOPE})
+
+
+def test_uptime_is_that_of_the_run_that_ended() -> None:
+    """From the status file, believed only when boot and invocation are the same."""
+    status = {"boot_id": "b", "invocation_id": "run-1", "started": 100.0}
+
+    assert 23.5 == exits.exit_keys(KILLED, status, "b", 123.5)["uptime"]
+    assert "uptime" not in exits.exit_keys(KILLED, status, "other boot", 123.5)
+    assert "uptime" not in exits.exit_keys(KILLED, status | {"invocation_id": "run-0"}, "b", 123.5)
+    assert "uptime" not in exits.exit_keys(KILLED, {}, "b", 123.5)
+
+
+def test_uptime_is_read_from_the_runtime_directory(tmp_path: Path) -> None:
+    """End to end: the status file that the service left gives the uptime."""
+    status = {"boot_id": lines.boot_id(), "invocation_id": "run-1", "started": 0.0}
+    (tmp_path / exits.STATUS_FILE).write_text(json.dumps(status))
+
+    assert json.loads(record("--config", configured(tmp_path), **KILLED).stdout)["uptime"] > 0
+
+
+def test_broken_configuration_is_recorded_in_the_journal(tmp_path: Path) -> None:
+    """A service that ended for its configuration is an exit too, though nobody knows where its log is."""
+    (tmp_path / "rmbgd.toml").write_text("[service\n")
+    done = record("--config", tmp_path / "rmbgd.toml", **(KILLED | {"EXIT_STATUS": "78"}))
+
+    assert 0 == done.returncode
+    assert "78" == json.loads(done.stdout)["status"]
+
+
+def test_called_by_hand_it_says_who_calls_it() -> None:
+    """Without systemd's variables there is nothing to record."""
+    done = record()
+
+    assert (2, "") == (done.returncode, done.stdout)
+    assert "ExecStopPost" in done.stderr
+
+
+def test_only_the_standard_library_is_loaded() -> None:
+    """It runs while the next start waits."""
+    script = (
+        "import sys, rmbgd.service.exit_recorder\n"
+        "own = {name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names - {'rmbgd', '__main__'}\n"
+        "print(sorted(name for name in own if not name.startswith('_') and name != 'sitecustomize'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"PYTHONPATH": str(Path(exits.__file__).parents[2])},
+    )
+
+    assert "[]\n" == done.stdout
+
+
+def test_defaults_are_those_of_the_configuration() -> None:
+    """Two files state them, because one of them must not load pydantic."""
+    assert config.DEFAULT_PATH == exits.DEFAULT_CONFIG == options.DEFAULT_CONFIG
+    assert config.Service().runtime_directory == exits.DEFAULT_RUNTIME_DIRECTORY
+
+
+def test_default_state_directory_is_that_of_the_configuration() -> None:
+    """The recorder keeps the record of starts there."""
+    assert config.Service().state_directory == exits.DEFAULT_STATE_DIRECTORY

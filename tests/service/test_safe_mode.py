@@ -1,0 +1,312 @@
+"""Safe mode: when it is entered, for how long, what it does without, and what the record of starts remembers."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as some
+
+from rmbgd.config.load import Config, parse
+from rmbgd.events import RecordedEvents
+from rmbgd.service import safe_mode as safety
+from rmbgd.service import start_record as starts
+from rmbgd.service.safe_mode import CrashLoop
+from rmbgd.service.start_record import Record, Run
+from rmbgd.telemetry import jsonl as lines
+from rmbgd.testing.clock import FakeClock
+
+WINDOW, QUIET, LONGEST = 600.0, 300.0, 1000.0
+
+
+def configured(state: Path, **tables: Any) -> Config:
+    service = {
+        "state_directory": str(state),
+        "safe_window": WINDOW,
+        "safe_quiet": QUIET,
+        "safe_quiet_maximum": LONGEST,
+    } | tables.pop("service", {})
+    return parse({"service": service} | tables)
+
+
+class Machine:
+    """Starts one life after another on one state directory, with a clock that is moved by hand."""
+
+    def __init__(self, state: Path, **tables: Any) -> None:
+        self.state, self.clock, self.events = state, FakeClock(), RecordedEvents()
+        self.config = configured(state, **tables)
+        self.invocation = 0
+
+    def start(self) -> CrashLoop:
+        self.invocation += 1
+        life = CrashLoop(self.config, self.clock, {"INVOCATION_ID": str(self.invocation)})
+        life.begin(self.events)
+        return life
+
+    def die(self, times: int = 1, after: float = 10.0) -> None:
+        """Started and killed."""
+        for _ in range(times):
+            self.start()
+            self.clock.advance(after)
+
+    def exit(self, **environ: str) -> None:
+        """What systemd's ExecStopPost records of the run that was started last, or of another invocation."""
+        environ = {"INVOCATION_ID": str(self.invocation)} | environ
+        now = starts.moment(self.clock.monotonic(), self.clock.wall().timestamp())
+        starts.record_exit(self.state, environ, now)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Machine:
+    return Machine(tmp_path)
+
+
+def test_after_three_deaths_within_ten_minutes_the_fourth_start_is_careful(machine: Machine) -> None:
+    """Not the third, and not when they lie apart; the event says how they ended and how long it will take."""
+    machine.die(2)
+    assert not machine.start().safe
+    machine.clock.advance(10.0)
+
+    life = machine.start()
+
+    assert life.safe
+    (told,) = machine.events.named("service.safe_mode")
+    assert told["causes"] == [starts.NO_WORD] * 3
+    assert (told["window"], told["seconds"], told["device"], told["model"]) == (WINDOW, QUIET, "cpu", "u2netp")
+
+
+def test_deaths_that_lie_apart_are_no_loop(machine: Machine) -> None:
+    """Three within ten minutes count, three within an hour do not."""
+    machine.die(10, after=301.0)
+
+    assert not machine.start().safe
+
+
+def test_an_orderly_stop_forgives_everything(machine: Machine) -> None:
+    """Also in safe mode: whoever stops and starts the service wants it whole."""
+    machine.die(3)
+    life = machine.start()
+    life.ended()
+
+    assert not machine.start().safe
+    assert starts.read(machine.state).safe_modes == 0
+
+
+def test_a_broken_part_is_a_death_with_its_name(machine: Machine) -> None:
+    """The service's own last words are kept; what systemd adds of the same run is not counted again."""
+    for _ in range(3):
+        machine.start().ended("finish: OSError: no")
+        machine.exit(SERVICE_RESULT="exit-code", EXIT_STATUS="70")
+
+    life = CrashLoop(machine.config, machine.clock, {})
+
+    assert life.safe
+    assert life.causes() == ["finish: OSError: no"] * 3
+
+
+def test_an_unusable_configuration_is_no_death(machine: Machine) -> None:
+    """It is the operator's to mend, and says nothing of what was before: neither for nor against it."""
+    machine.die(2)
+    machine.start().ended("engine: ModelError", of_operator=True)
+    machine.exit(SERVICE_RESULT="exit-code", EXIT_STATUS="78", INVOCATION_ID="x")
+
+    assert not CrashLoop(machine.config, machine.clock, {}).safe
+    machine.die()
+    assert CrashLoop(machine.config, machine.clock, {}).safe
+
+
+def test_what_lived_long_does_not_die_of_its_start(machine: Machine) -> None:
+    """After the window in good health the record is forgotten; a death later is a death, not a loop."""
+    machine.die(2)
+    life = machine.start()
+    life.ready()
+    assert life.patience() == WINDOW
+    machine.clock.advance(WINDOW)
+    assert life.patience() == 0
+    assert not life.settle()
+    assert life.patience() is None
+    machine.exit(SERVICE_RESULT="signal", EXIT_STATUS="KILL")
+
+    machine.die(2)
+
+    assert not CrashLoop(machine.config, machine.clock, {}).safe
+
+
+def test_safe_mode_is_left_after_its_quiet_time_and_not_before_ready(machine: Machine) -> None:
+    """Its time begins when it is ready; at its end the next life has everything."""
+    machine.die(3)
+    life = machine.start()
+    assert life.patience() is None
+    life.ready()
+    assert life.patience() == QUIET
+    machine.clock.advance(QUIET)
+    assert life.settle()
+    life.ended()
+
+    assert life.over
+    assert not machine.start().safe
+
+
+def test_each_safe_mode_that_did_not_help_is_twice_as_long(machine: Machine) -> None:
+    """Up to the maximum; a death in safe mode is the same one still; a long healthy life begins anew."""
+    seen = []
+    for _ in range(4):
+        machine.die(3)
+        machine.die(1)  # in safe mode
+        life = machine.start()
+        seen.append(machine.events.named("service.safe_mode")[-1]["seconds"])
+        life.ready()
+        life.settle()
+        life.ended()
+    life = machine.start()
+    life.ready()
+    life.settle()
+    machine.die(3)
+    machine.start()
+    seen.append(machine.events.named("service.safe_mode")[-1]["seconds"])
+
+    assert seen == [300.0, 600.0, 1000.0, 1000.0, 300.0]
+
+
+def test_a_failure_while_safe_mode_is_left_is_a_failure(machine: Machine) -> None:
+    """The process ends as any that breaks, and is started by systemd."""
+    machine.die(3)
+    life = machine.start()
+    life.ready()
+    life.settle()
+    life.ended("reconcile: boom")
+
+    assert not life.over
+
+
+def test_a_process_that_dies_before_it_can_say_anything_counts(machine: Machine) -> None:
+    """A library that cannot be loaded, a wrapper that fails: the exit recorder has seen it."""
+    for number in range(3):
+        machine.exit(SERVICE_RESULT="exit-code", EXIT_STATUS="1", INVOCATION_ID=f"early {number}")
+
+    life = machine.start()
+
+    assert life.safe
+    assert life.causes() == ["exit status 1"] * 3
+
+
+@pytest.mark.parametrize(
+    ("result", "status", "words"),
+    [
+        ("signal", "KILL", "signal KILL"),
+        ("core-dump", "SEGV", "signal SEGV"),
+        ("watchdog", "ABRT", "watchdog"),
+        ("oom-kill", "KILL", "oom-kill"),
+        ("timeout", "TERM", "timeout"),
+    ],
+)
+def test_the_recorder_says_how_a_run_ended(tmp_path: Path, result: str, status: str, words: str) -> None:
+    """The run is known by its invocation, and counted once."""
+    machine = Machine(tmp_path)
+    machine.start()
+
+    machine.exit(SERVICE_RESULT=result, EXIT_STATUS=status)
+
+    assert CrashLoop(machine.config, machine.clock, {}).causes() == [words]
+
+
+def test_a_planned_stop_is_not_recorded(machine: Machine) -> None:
+    """systemd calls the recorder then, too."""
+    machine.exit(SERVICE_RESULT="success", EXIT_STATUS="0", INVOCATION_ID="abc")
+
+    assert starts.read(machine.state) == Record()
+
+
+def test_zero_starts_is_never(tmp_path: Path) -> None:
+    """Who does not want it switches it off."""
+    machine = Machine(tmp_path, service={"safe_starts": 0})
+    machine.die(20)
+
+    assert not machine.start().safe
+
+
+def test_the_wall_clock_decides_only_across_boots(tmp_path: Path) -> None:
+    """Within one boot a jump changes nothing; across boots there is no other clock, and one that went back is 0."""
+    here = Run(lines.boot_id(), 100.0, 5000.0, "")
+    other = Run("another boot", 100.0, 5000.0, "")
+
+    assert here.age((lines.boot_id(), 160.0, 1e9)) == 60.0
+    assert other.age((lines.boot_id(), 160.0, 5007.0)) == 7.0
+    assert other.age((lines.boot_id(), 160.0, 0.0)) == 0.0
+
+
+def test_a_service_that_is_at_work_is_not_counted_dead(tmp_path: Path) -> None:
+    """The doctor looks at the record while the service runs."""
+    parent = os.getppid()
+    start = lines.process_start(parent)
+    assert start is not None
+    runs = tuple(Run(lines.boot_id(), 0.0, 0.0, "", process=(parent, start + late)) for late in (0, 1))
+
+    assert starts.deaths(runs) == [runs[1]]
+
+
+@pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"runs": [{}]}', b'{"runs": [3], "safe_modes": 0}', b"\xff" * 99])
+def test_a_spoilt_record_is_no_record(machine: Machine, text: bytes) -> None:
+    """It must not become the next reason not to start."""
+    (machine.state / starts.FILE).write_bytes(text)
+
+    assert not machine.start().safe
+    assert len(starts.read(machine.state).runs) == 1
+
+
+def test_a_disk_that_refuses_does_not_keep_the_service_from_starting(tmp_path: Path) -> None:
+    """Without a record there is no safe mode, and nothing else is missing."""
+    machine = Machine(tmp_path / "not" / "there")
+
+    machine.die(5)
+
+    assert not machine.start().safe
+
+
+def test_the_record_stays_small(machine: Machine) -> None:
+    """However long the loop goes on."""
+    machine.die(100)
+
+    assert len(json.loads((machine.state / starts.FILE).read_text())["runs"]) == starts.KEPT
+
+
+def test_safe_mode_changes_the_engine_and_the_load_and_nothing_else(tmp_path: Path) -> None:
+    """CPU, embedded model, one by one; folders, limits, formats and the memory for the largest picture stay."""
+    roots = {name: str(tmp_path / name) for name in ("input", "output", "done", "failed")}
+    folders = [
+        {"name": "a", "recipe": "shop", **roots},
+        {"name": "b", **{name: f"{path}-b" for name, path in roots.items()}},
+    ]
+    config = configured(
+        tmp_path,
+        engine={"device": "cuda:1", "precision": "float16"},
+        health={"require_gpu": True},
+        pipeline={"batch_maximum": 16, "decode_threads": 8},
+        recipe={"shop": {"model": "birefnet", "patch_order": "tile_first", "format": "webp", "crop": True}},
+        folder=folders,
+    )
+
+    reduced = safety.reduced(config)
+
+    assert (reduced.engine.device, reduced.engine.precision, reduced.health.require_gpu) == ("cpu", "auto", False)
+    assert (reduced.pipeline.batch_maximum, reduced.pipeline.decode_threads, reduced.pipeline.queue) == (1, 1, 1)
+    assert {reduced.recipe_of(folder).model for folder in reduced.folder} == {"u2netp"}
+    assert {reduced.recipe_of(folder).patch_order for folder in reduced.folder} == {"auto"}
+    assert (reduced.recipe["shop"].format, reduced.recipe["shop"].crop) == ("webp", True)
+    assert (reduced.folder, reduced.limits, reduced.service) == (config.folder, config.limits, config.service)
+    assert reduced.pipeline.arena_bytes == config.pipeline.arena_bytes
+    Config.model_validate(reduced.model_dump())
+
+
+@given(dead=some.integers(0, 50), starts_=some.integers(0, 20), times=some.integers(0, 10_000))
+def test_the_policy_is_monotonous_and_bounded(dead: int, starts_: int, times: int) -> None:
+    """More deaths never make it less careful; the quiet time grows and ends at its maximum."""
+    rules = safety.Rules(starts_, WINDOW, QUIET, LONGEST)
+
+    assert safety.is_needed(dead, rules) <= safety.is_needed(dead + 1, rules)
+    assert safety.is_needed(dead, rules) == (starts_ > 0 and dead >= starts_)
+    assert QUIET <= safety.quiet_time(times, rules) <= safety.quiet_time(times + 1, rules) <= LONGEST

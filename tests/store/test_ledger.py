@@ -1,0 +1,440 @@
+"""The ledger: what it remembers, what it forgets, and what it says of a broken file."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import posixpath
+import sqlite3
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rmbgd.errors import ConfigError, Reason, StorageFault
+from rmbgd.fs import Version
+from rmbgd.store.database import SCHEMA_VERSION
+from rmbgd.store.ledger import Ledger
+from rmbgd.store.records import Candidate, ContentKey, Job, OutputKey, Published
+from rmbgd.testing.clock import FakeClock
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def ledger(tmp_path: Path, clock: FakeClock) -> Iterator[Ledger]:
+    opened = Ledger(tmp_path / "ledger.sqlite", clock)
+    yield opened
+    opened.close()
+
+
+def candidate(path: str = "a.jpg", *, inode: int = 1, ctime: int = 3, by_rename: bool = True, seen: float = 990.0):
+    return Candidate("drop", path, "/in", Version(inode, 10, 2, ctime), seen, by_rename)
+
+
+def claim_one(ledger: Ledger, **given: object) -> Job:
+    (job,) = ledger.claim([candidate(**given)])
+    return job
+
+
+def key(path: str = "a.jpg", folder: str = "drop") -> OutputKey:
+    return OutputKey("/out", folder, path, ".png")
+
+
+def publish(ledger: Ledger, job: Job, path: str = "a.jpg", *, content: ContentKey | None = None) -> str:
+    target = ledger.publishing(job.job_id, key(path), posixpath.dirname(path), "ab", 5)
+    ledger.done(job.job_id, Published("/out", target.path, "ab", 5, 7, 8), content=content, report={"width": 4})
+    return target.path
+
+
+def reopened(ledger: Ledger, clock: FakeClock) -> Ledger:
+    ledger.close()
+    return Ledger(ledger.path, clock)
+
+
+def test_a_claim_says_where_the_bytes_will_be(ledger: Ledger) -> None:
+    """By rename they go into the claim folder, otherwise they stay; the attempt is counted at once."""
+    moved, kept = ledger.claim([candidate("s/a.jpg"), candidate("b.jpg", by_rename=False)])
+
+    assert moved.source == f"/in/.rmbgd/{moved.job_id}__s%2Fa.jpg"
+    assert kept.source == "/in/b.jpg"
+    assert moved.attempt == kept.attempt == 1
+    assert (moved.first_seen, moved.claimed_at) == (990.0, 1000.0)
+
+
+def test_two_versions_of_one_path_are_not_in_flight_together(ledger: Ledger) -> None:
+    """The newer version is claimed only when the older one has ended, so that the newest output is written last."""
+    first = claim_one(ledger)
+
+    assert ledger.claim([candidate(inode=2)]) == []
+    assert ledger.in_flight("drop", "a.jpg")
+    publish(ledger, first)
+    assert not ledger.in_flight("drop", "a.jpg")
+    assert len(ledger.claim([candidate(inode=2)])) == 1
+
+
+def test_claims_survive_the_process(ledger: Ledger, clock: FakeClock) -> None:
+    """What was claimed is unfinished after a restart, with everything needed to go on."""
+    job = claim_one(ledger, path="caf\udce9/\n.jpg")
+    clock.advance(5)
+    again = reopened(ledger, clock)
+    try:
+        (row,) = again.unfinished()
+        retry = again.next_attempt(row, "/elsewhere")
+    finally:
+        again.close()
+
+    assert (row.job_id, row.relative_path, row.version, row.state) == (
+        job.job_id,
+        job.relative_path,
+        job.version,
+        "claimed",
+    )
+    assert (retry.attempt, retry.source, retry.first_seen, retry.claimed_at) == (2, "/elsewhere", 990.0, 1005.0)
+
+
+def test_postponing_does_not_count_as_an_attempt(ledger: Ledger) -> None:
+    """A released job is forgotten; one that was tried before keeps the attempts that crashes cost it."""
+    job = claim_one(ledger)
+    ledger.release([job.job_id])
+
+    assert ledger.counts() == {}
+    claim_one(ledger)
+    (row,) = ledger.unfinished()
+    ledger.release([ledger.next_attempt(row, "x").job_id])
+    assert ledger.counts() == {"waiting": 1}
+    assert claim_one(ledger, ctime=99).attempt == 2
+    assert ledger.counts() == {"claimed": 1}
+
+
+def test_job_numbers_are_never_used_twice(ledger: Ledger) -> None:
+    """Temporaries are named after jobs, so a released number stays used."""
+    first = claim_one(ledger)
+    ledger.release([first.job_id])
+
+    assert claim_one(ledger).job_id > first.job_id
+
+
+def test_kept_originals_are_handled_once_per_version(ledger: Ledger) -> None:
+    """A version that stayed in place is known by inode, size and both times; any change makes it new."""
+    job = claim_one(ledger, by_rename=False)
+    assert not ledger.handled("drop", "a.jpg", job.version)
+    publish(ledger, job)
+
+    assert ledger.handled("drop", "a.jpg", job.version)
+    assert not ledger.handled("drop", "a.jpg", Version(1, 10, 2, 4))
+    assert not ledger.handled("other", "a.jpg", job.version)
+
+
+def test_what_was_claimed_by_rename_is_never_handled(ledger: Ledger) -> None:
+    """Moved back into the input, it is worked on again, even where moving changes no time stamp."""
+    job = claim_one(ledger)
+    publish(ledger, job)
+    ledger.retired(job.job_id)
+
+    assert not ledger.handled("drop", "a.jpg", job.version)
+
+
+def test_refused_entries_are_told_once(ledger: Ledger) -> None:
+    """A symlink or pipe is recorded once per version."""
+    version = Version(1, 0, 2, 3)
+
+    assert ledger.refuse("drop", "link", version, Reason.NOT_REGULAR, "symbolic link")
+    assert ledger.refuse("drop", "link", version, Reason.NOT_REGULAR, "symbolic link") is None
+    assert ledger.refuse("drop", "link", Version(1, 0, 2, 4), Reason.NOT_REGULAR, "symbolic link")
+
+
+def test_retirement_is_written_with_the_next_transaction(ledger: Ledger, clock: FakeClock) -> None:
+    """A finished job stays unfinished until its original is retired, and closing does not forget it."""
+    job = claim_one(ledger)
+    publish(ledger, job)
+    assert [row.state for row in ledger.unfinished()] == ["done"]
+    ledger.retired(job.job_id)
+
+    again = reopened(ledger, clock)
+    try:
+        assert again.unfinished() == []
+        assert again.counts() == {"done": 1}
+    finally:
+        again.close()
+
+
+def test_a_failed_job_waits_for_its_quarantine(ledger: Ledger) -> None:
+    """The reason is there after a crash between the decision and the move."""
+    job = claim_one(ledger)
+    ledger.failed(job.job_id, Reason.CORRUPT, "bad \udcff byte")
+
+    (row,) = ledger.unfinished()
+    assert (row.state, row.reason, row.detail) == ("failed", "corrupt", "bad \\udcff byte")
+
+
+def test_targets_are_stable_in_every_order_of_arrival(tmp_path: Path, clock: FakeClock) -> None:
+    """Four inputs have four outputs, and each keeps its own over restarts and new uploads."""
+    inputs = ["a.jpg", "a.png", "a.JPG", "s/a.jpg"]
+    for number, order in enumerate(itertools.permutations(inputs)):
+        ledger = Ledger(tmp_path / f"{number}.sqlite", clock)
+        first = {path: publish(ledger, claim_one(ledger, path=path), path) for path in order}
+        ledger = reopened(ledger, clock)
+        second = {path: publish(ledger, claim_one(ledger, path=path, inode=9), path) for path in inputs}
+        ledger.close()
+
+        assert len(set(first.values())) == 4
+        assert first == second
+        assert first[order[0]] == ("s/a.png" if order[0].startswith("s/") else "a.png")
+
+
+def test_a_taken_target_moves_to_the_next_version(ledger: Ledger) -> None:
+    """A stranger's file at the target costs the number two, and the new name stays."""
+    job = claim_one(ledger)
+    ledger.publishing(job.job_id, key(), "", "ab", 5)
+
+    assert ledger.targets.move(key()).path == "a~2.png"
+    assert ledger.targets.move(key()).path == "a~3.png"
+    assert ledger.publishing(job.job_id, key(), "", "ab", 5).path == "a~3.png"
+    assert ledger.targets.move(key(), below="x~2").path == "x~2/a.png"
+
+
+def test_publishing_tells_what_was_there_before(ledger: Ledger) -> None:
+    """The answer carries the hash that was published before, which decides whether the file there may be replaced."""
+    publish(ledger, claim_one(ledger))
+    job = claim_one(ledger, inode=2)
+
+    target = ledger.publishing(job.job_id, key(), "", "cd", 6)
+    assert (target.path, target.sha256, target.pending, target.inode, target.mtime_ns) == ("a.png", "ab", None, 7, 8)
+    assert ledger.publishing(job.job_id, key(), "", "cd", 6).pending == "cd"
+
+
+def test_two_folders_may_share_an_output(ledger: Ledger) -> None:
+    """The same relative path of two drop folders does not meet in one output name."""
+    first, second = ledger.claim([candidate(), candidate("b.jpg")])
+
+    names = {
+        ledger.publishing(job.job_id, key("a.jpg", folder), "", "ab", 5).path
+        for job, folder in ((first, "one"), (second, "two"))
+    }
+    assert len(names) == 2
+
+
+def test_equal_content_is_known_until_forgotten(ledger: Ledger) -> None:
+    """The same bytes and recipe find the output and what was said of it; another recipe does not."""
+    content = ContentKey("in", "recipe")
+    publish(ledger, claim_one(ledger), content=content)
+
+    known = ledger.same_content("in", "recipe")
+    assert known is not None
+    assert (known.full_path, known.sha256, known.report) == ("/out/a.png", "ab", {"width": 4})
+    assert ledger.same_content("in", "other") is None
+    ledger.forget_content(known.key)
+    assert ledger.same_content("in", "recipe") is None
+
+
+def test_pruning_keeps_what_would_be_computed_again(ledger: Ledger, clock: FakeClock) -> None:
+    """Old jobs are forgotten, except those whose original still stands in place, and unfinished ones."""
+    moved, kept, gone, open_ = (
+        claim_one(ledger, path=path, by_rename=by_rename)
+        for path, by_rename in (("moved", True), ("kept", False), ("gone", False), ("open", True))
+    )
+    for job in (moved, kept, gone):
+        publish(ledger, job, job.relative_path)
+        ledger.retired(job.job_id)
+    clock.advance(31 * 86_400)
+    young = claim_one(ledger, path="young", by_rename=False)
+    publish(ledger, young, "young")
+    ledger.retired(young.job_id)
+
+    last = 0
+    while True:
+        last = ledger.prune(lambda row: row.relative_path == "kept", after=last, batch=1)
+        if last == 0:
+            break
+
+    assert ledger.handled("drop", "kept", kept.version)
+    assert ledger.handled("drop", "young", young.version)
+    assert ledger.counts() == {"done": 2, "claimed": 1}
+    assert ledger.is_in_flight(open_.job_id)
+
+
+def test_pruning_bounds_the_number_of_rows(ledger: Ledger) -> None:
+    """Beyond the limit the oldest go, however young they are."""
+    jobs = ledger.claim([candidate(f"{number}.jpg") for number in range(10)])
+    for job in jobs:
+        publish(ledger, job, job.relative_path)
+        ledger.retired(job.job_id)
+
+    ledger.prune(lambda _: True, rows=4)
+    assert ledger.counts() == {"done": 4}
+
+
+def test_pruning_bounds_names_and_known_content_too(ledger: Ledger, clock: FakeClock) -> None:
+    """A busy service forgets the oldest of these as well; names of originals that are still remembered stay."""
+    for number in range(10):
+        clock.advance(1)
+        job = claim_one(ledger, path=f"{number}.jpg", by_rename=number > 0)
+        publish(ledger, job, job.relative_path, content=ContentKey(str(number), "recipe"))
+        ledger.retired(job.job_id)
+    last = -1
+    while last:
+        last = ledger.prune(lambda _: True, rows=4, after=max(last, 0))
+
+    assert [number for number in range(10) if ledger.same_content(str(number), "recipe")] == [6, 7, 8, 9]
+    assert [number for number in range(10) if ledger.targets.find(key(f"{number}.jpg"))] == [0, 6, 7, 8, 9]
+
+
+def test_threads_share_one_ledger(ledger: Ledger) -> None:
+    """Claims of several threads at once are all there, each with a number of its own."""
+    numbers: list[int] = []
+
+    def work(thread: int) -> None:
+        for count in range(20):
+            numbers.extend(job.job_id for job in ledger.claim([candidate(f"{thread}/{count}")]))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert len(set(numbers)) == 80
+
+
+def test_a_second_service_is_kept_out(ledger: Ledger, clock: FakeClock) -> None:
+    """Two services on one ledger would claim twice: the second is told what to do."""
+    with pytest.raises(ConfigError, match="another rmbgd"):
+        Ledger(ledger.path, clock)
+
+
+@pytest.mark.parametrize("content", [b"no database at all, just text" * 50, b"SQLite format 3\0" + b"\xff" * 4000])
+def test_a_damaged_file_is_refused_not_replaced(tmp_path: Path, clock: FakeClock, content: bytes) -> None:
+    """The operator decides about a broken ledger; its bytes stay as they are."""
+    path = tmp_path / "ledger.sqlite"
+    path.write_bytes(content)
+
+    with pytest.raises(ConfigError, match="damaged"):
+        Ledger(path, clock)
+    assert path.read_bytes() == content
+
+
+def test_damage_after_a_crash_is_found_at_opening(tmp_path: Path, clock: FakeClock) -> None:
+    """After an unclean end the file is checked whole, so that damage shows at start and not in the middle of work."""
+    path = tmp_path / "ledger.sqlite"
+    ledger = Ledger(path, clock)
+    ledger.claim([candidate(f"{number:04}.jpg") for number in range(500)])
+    ledger.close()
+    data = bytearray(path.read_bytes())
+    data[8192:12288] = b"\xa5" * 4096
+    path.write_bytes(data)
+    (tmp_path / "ledger.sqlite-wal").write_bytes(b"\0" * 32)
+
+    with pytest.raises(ConfigError, match="damaged"):
+        Ledger(path, clock)
+
+
+def test_a_ledger_of_the_future_is_refused(tmp_path: Path, clock: FakeClock) -> None:
+    """A file that a newer version wrote is not guessed at."""
+    path = tmp_path / "ledger.sqlite"
+    Ledger(path, clock).close()
+    with sqlite3.connect(path) as db:
+        db.execute("PRAGMA user_version=99")
+    db.close()
+
+    with pytest.raises(ConfigError, match="schema 99"):
+        Ledger(path, clock)
+
+
+def test_a_ledger_of_the_first_schema_is_brought_up(tmp_path: Path, clock: FakeClock) -> None:
+    """An upgrade keeps every row, and the ledger is then of the new schema; nothing is asked of the operator."""
+    path = tmp_path / "ledger.sqlite"
+    before = Ledger(path, clock)
+    done, open_job = (claim_one(before, path=name) for name in ("a.jpg", "b.jpg"))
+    publish(before, done)
+    before.close()
+    with sqlite3.connect(path) as db:
+        db.executescript("DROP TABLE untold; PRAGMA user_version=1")
+    db.close()
+
+    after = Ledger(path, clock)
+    assert after.counts() == {"claimed": 1, "done": 1}
+    assert [row.job_id for row in after.unfinished()] == [done.job_id, open_job.job_id]
+    after.failed(open_job.job_id, Reason.CORRUPT, "torn", telling={"stage": "decode"})
+    assert after.untold.keys() == {open_job.job_id: {"stage": "decode"}}
+    after.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
+    db.close()
+
+
+def test_what_waits_for_a_commit_is_settled(ledger: Ledger) -> None:
+    """An idle service that is killed has neither a picture to tell of nor an original to look after."""
+    job = claim_one(ledger)
+    ledger.failed(job.job_id, Reason.CORRUPT, "torn", telling={"stage": "decode"})
+    ledger.retired(job.job_id)
+    ledger.untold.told(job.job_id)
+    question = "SELECT (SELECT count(*) FROM untold), (SELECT count(*) FROM job WHERE retired_at IS NULL)"
+    with contextlib.closing(sqlite3.connect(ledger.path)) as other:
+        assert other.execute(question).fetchone() == (1, 1)
+        ledger.settle()
+        assert other.execute(question).fetchone() == (0, 0)
+
+
+def test_what_is_forgotten_is_not_told(ledger: Ledger, clock: FakeClock) -> None:
+    """An outcome of a job that is remembered no more leaves no row behind."""
+    job = claim_one(ledger)
+    ledger.failed(job.job_id, Reason.CORRUPT, "torn", telling={"stage": "decode"})
+    ledger.retired(job.job_id)
+    ledger.probe()
+    clock.advance(31 * 86_400)
+    ledger.prune(lambda _row: False)
+
+    assert ledger.counts() == {}
+    assert ledger.untold.keys() == {}
+
+
+def test_a_database_of_nobody_is_refused(tmp_path: Path, clock: FakeClock) -> None:
+    """It has tables and no schema number: not ours to bring up."""
+    path = tmp_path / "ledger.sqlite"
+    with sqlite3.connect(path) as db:
+        db.execute("CREATE TABLE recipes (cake TEXT)")
+    db.close()
+
+    with pytest.raises(ConfigError, match="schema 0"):
+        Ledger(path, clock)
+
+
+def test_a_missing_state_directory_is_a_matter_of_configuration(tmp_path: Path, clock: FakeClock) -> None:
+    """The message names the path and what is needed."""
+    with pytest.raises(ConfigError, match="state directory"):
+        Ledger(tmp_path / "missing" / "ledger.sqlite", clock)
+
+
+def test_a_full_disk_is_a_storage_fault_and_changes_nothing(ledger: Ledger) -> None:
+    """A commit that does not fit leaves no half of itself, and the ledger works on when there is room again."""
+    db = ledger._store._connection
+    pages = db.execute("PRAGMA page_count").fetchone()[0]
+    db.execute(f"PRAGMA max_page_count={pages}")
+
+    with pytest.raises(StorageFault) as caught:
+        ledger.claim([candidate(f"{number}.jpg") for number in range(500)])
+    assert caught.value.kind == "disk_full"
+    db.execute("PRAGMA max_page_count=100000")
+    assert ledger.counts() == {}
+    assert len(ledger.claim([candidate(f"{number}.jpg") for number in range(500)])) == 500
+
+
+def test_large_inode_numbers_fit(ledger: Ledger) -> None:
+    """Some file systems use all 64 bits of an inode number."""
+    claim_one(ledger, inode=(1 << 64) - 3)
+
+    (row,) = ledger.unfinished()
+    assert row.version.inode == (1 << 64) - 3
+
+
+def test_commits_are_durable(ledger: Ledger) -> None:
+    """The journal is written ahead and synced at each commit; NORMAL would lose the last ones to a power cut."""
+    db = ledger._store._connection
+
+    assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+    assert db.execute("PRAGMA synchronous").fetchone()[0] == 2

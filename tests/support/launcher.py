@@ -1,0 +1,192 @@
+"""The real service with a fake engine: `python launcher.py CONFIG OPTIONS`, where OPTIONS is JSON.
+
+Goes through the command line's own door, so that exit statuses are the real ones; the product itself has no switch for
+tests. Everything is off unless asked for.
+
+    engine   keyword arguments of FakeEngine (script, poison, start, ...), and `delay`: seconds for every batch
+    gpu      the real failover over child processes with fake engines: `orders` (a folder, see chaos.Orders), `sensor`
+             (a file, see ToldSensor), `health` (settings, also beyond their bounds), `standby` (arguments of its
+             FakeEngine), `warm`, `count` (visible GPUs), `largest` (batch), `seconds` (a GPU's, for a picture);
+             each GPU but the first has a folder and a file of its own, which end in "-1", "-2" ...
+    left     every picture is left to another device, which is not there: no thread is hung, and nothing moves
+    count    a file that gets one line per picture the engine computed
+    entered  a file that gets one line per picture the engine was given, before it computes
+    hold     a path: while a file stands there, the engine does not answer
+    fuse     a path: a number in it counts down with each file operation and each ledger transaction, and at its end the
+             process is killed, before that step
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rmbgd.cli import main as cli
+from rmbgd.config.load import Config
+from rmbgd.engine.device_query import Visible
+from rmbgd.engine.fallback_model import StandIns
+from rmbgd.engine.seats import Seat, Seats
+from rmbgd.engine.sensors.base import DeadlineSensor
+from rmbgd.engine.sensors.choose import Choice
+from rmbgd.engine.types import BatchReport, Engine, Work
+from rmbgd.engine.wiring import Machine, Models, build
+from rmbgd.fs import FsOps, SystemFs
+from rmbgd.service import daemon
+from rmbgd.store.database import Store
+from rmbgd.testing.engine import FakeEngine
+from rmbgd.testing.sensors import ToldSensor
+
+SENSOR_TIMEOUT = 0.2  # s; a reading of a file takes none, and what hangs in a test need not hang long
+HOLD_CHECK = 0.01  # s between two looks whether the engine may answer; stands for the device's time
+
+
+class ObservedEngine(FakeEngine):
+    """Slow when told, and says what it was given and what it computed in files that survive the process."""
+
+    def __init__(
+        self, block: Any, *, delay: float = 0.0, count: str = "", entered: str = "", hold: str = "", **options: Any
+    ) -> None:
+        super().__init__(block, **options)
+        self._delay, self._count, self._entered, self._hold = delay, count, entered, hold
+        self._never = threading.Event()
+
+    def segment(self, batch: Sequence[Work]) -> BatchReport:
+        self._note(self._entered, batch)
+        while self._hold and os.path.exists(self._hold):
+            self._never.wait(HOLD_CHECK)
+        if self._delay:
+            self._never.wait(self._delay)
+        report = super().segment(batch)
+        self._note(self._count, batch)
+        return report
+
+    @staticmethod
+    def _note(path: str, batch: Sequence[Work]) -> None:
+        if path:
+            with open(path, "a") as file:
+                file.write("".join(f"{work.image_id}\n" for work in batch))
+
+
+class Idle:
+    """A device in good health that has nothing to do."""
+
+    device = "cpu"
+
+    def describe(self) -> dict[str, object]:
+        return {"state": "ready"}
+
+    def wake(self) -> None:
+        """Nobody waits here."""
+
+
+class Fuse:
+    """Kills the process before the step at which the number in the file reaches zero. No file: nothing burns."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+
+    def step(self) -> None:
+        with self._lock, contextlib.suppress(FileNotFoundError):
+            with open(self._path) as file:
+                left = int(file.read()) - 1
+            if left <= 0:
+                os.unlink(self._path)
+                os.kill(os.getpid(), signal.SIGKILL)
+            with open(self._path, "w") as file:
+                file.write(str(left))
+
+    def lay(self) -> None:
+        """Along every operation of the file system seam, and every transaction of the ledger."""
+        for name in (name for name in vars(FsOps) if not name.startswith("_")):
+            setattr(SystemFs, name, self._before(getattr(SystemFs, name)))
+        transaction = Store.transaction
+
+        @contextlib.contextmanager
+        def burning(store: Store) -> Iterator[Any]:
+            self.step()
+            with transaction(store) as db:
+                yield db
+
+        Store.transaction = burning  # type: ignore[assignment, method-assign]
+
+    def _before(self, operation: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(operation)
+        def burning(*given: Any, **named: Any) -> Any:
+            self.step()
+            return operation(*given, **named)
+
+        return burning
+
+
+def suffix(index: int) -> str:
+    """Of what belongs to the GPU of that number."""
+    return f"-{index}" if index else ""
+
+
+def failover(
+    parts: daemon.EngineParts,
+    *,
+    orders: str,
+    sensor: str,
+    health: dict[str, Any],
+    standby: dict[str, Any] | None = None,
+    warm: bool = True,
+    count: int = 1,
+    largest: int = 4,
+    seconds: float = 0.0,
+) -> Seats:
+    """As the product builds it, on a machine whose GPUs are told by files and whose CPU has a lesser model."""
+    config = parts.config.model_copy(update={"health": parts.config.health.model_copy(update=health)})
+
+    def fake(_config: Config, device: str, models: Models, _precision: str) -> dict[str, object]:
+        index = device.partition(":")[2]
+        for_pictures = "lesser" in models or config.engine.device == "cpu"  # else for the known picture's answers
+        mine: dict[str, object] = (standby or {}) if for_pictures else {}
+        if index:
+            mine = {"orders": orders + suffix(int(index)), "seconds": seconds}
+        sizes = [size for size in (1, 2, 4, 8, 16) if size <= largest]
+        return {"device": device, "models": list(models), "batch_sizes": sizes} | mine
+
+    machine = Machine(
+        gpus=lambda: Visible(count, "told by a test"),
+        sensor=lambda _config, index: Choice(
+            DeadlineSensor(ToldSensor(Path(sensor + suffix(index))), SENSOR_TIMEOUT), "a test"
+        ),
+        stand_ins=lambda _config: StandIns({"u2netp": "lesser"}, warm, "told by a test"),
+        factory="rmbgd.testing.engine:create",
+        options=fake,
+    )
+    return build(dataclasses.replace(parts, config=config), machine)
+
+
+def main() -> int:
+    config, options = Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
+    seen = {name: options.get(name, "") for name in ("count", "entered", "hold")}
+    if options.get("fuse"):
+        Fuse(options["fuse"]).lay()
+
+    def engine(parts: daemon.EngineParts) -> Engine | Seats:
+        if "gpu" in options:
+            return failover(parts, **options["gpu"])
+        alone = ObservedEngine(parts.arena.block, **seen, **options.get("engine", {}))
+        if options.get("left"):
+            parts.watch.routing = Idle()
+            return Seats((Seat("cpu", lambda _beat: alone, may_take=lambda: False),))
+        return alone
+
+    daemon.run = functools.partial(daemon.run, engine_factory=engine)
+    return cli.main(["run", "--config", str(config)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,300 @@
+"""A service process under test: its folders, its configuration, its life, and its events as they come.
+
+Knows the folder contract and the log, as an operator does; nothing of the inside. What must be true of the folders is
+audit.py's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from tests.support import audit
+from tests.support.fork_server import Born, Nursery
+from tests.support.images import picture
+
+PATIENCE = 60.0  # seconds until a wait fails the test; generous, as nothing depends on it when all is well
+LOOK_AGAIN = 0.25  # seconds between two looks at what no event tells of
+ENDINGS = ("image.done", "image.failed")
+
+Event = dict[str, Any]
+Settings = dict[str, dict[str, Any]]
+
+
+class Gone(AssertionError):
+    """The service ended, or said nothing of what was waited for."""
+
+
+class ServiceUnderTest:
+    """Folders below `base`, a configuration, and the process that serves them, started as often as the test likes.
+
+    settings      tables of the configuration, over the short times that scenarios use
+    folder        settings of the drop folder "shop"
+    recipe        settings of its recipe
+    more_folders  further [[folder]] tables
+    options       for the launcher; with `pace`, for the one on a fast clock
+    prefix        a command in front of the service's own, such as setpriv
+    nursery       whence processes come that are started by the thousand; else each is a fresh interpreter
+    """
+
+    def __init__(
+        self,
+        base: Path,
+        *,
+        settings: Settings | None = None,
+        folder: dict[str, Any] | None = None,
+        recipe: dict[str, Any] | None = None,
+        more_folders: Iterable[dict[str, Any]] = (),
+        options: dict[str, Any] | None = None,
+        prefix: list[str] | None = None,
+        nursery: Nursery | None = None,
+    ) -> None:
+        self.base = base
+        names = ("input", "output", "done", "failed", "state", "run", "desk")
+        roots = {name: base / name for name in names}
+        for path in roots.values():
+            path.mkdir(parents=True, exist_ok=True)
+        self.input, self.output, self.done, self.failed, self.state, self.runtime, self.desk = roots.values()
+        self.roots = {name: roots[name] for name in names[:4]}
+        self.count, self.entered = base / "computed", base / "entered"
+        self.hold, self.fuse = base / "hold", base / "fuse"
+        watched = {name: str(getattr(self, name)) for name in ("count", "entered", "hold")}
+        self.options = watched | (options or {})
+        self.prefix, self.nursery = prefix or [], nursery
+        self.config, self.log_file = base / "rmbgd.toml", base / "events.jsonl"
+        self.events: list[Event] = []  # appended by the reader thread under `_changed`, like `_named`
+        self._named: defaultdict[str, list[tuple[int, Event]]] = defaultdict(list)
+        self._changed = threading.Condition()
+        self.ended = True
+        self.process: subprocess.Popen[bytes] | Born | None = None
+        self.stderr: list[bytes] = []
+        self._readers: list[threading.Thread] = []
+        self._turns = 0
+        self.configure(settings or {}, folder or {}, recipe or {}, more_folders)
+
+    def configure(
+        self,
+        settings: Settings,
+        folder: dict[str, Any],
+        recipe: dict[str, Any] | None = None,
+        more_folders: Iterable[dict[str, Any]] = (),
+    ) -> None:
+        """Write the configuration anew; it counts from the next start."""
+        service = {
+            "state_directory": str(self.state),
+            "runtime_directory": str(self.runtime),
+            "models_directory": str(self.state / "models"),
+            "log_file": str(self.log_file),
+            "safe_starts": 0,  # who kills on purpose wants the next start to be like the one before
+        }
+        intake = {"quiet_closed": 0.1, "quiet_unknown": 0.3, "quiet_remote": 0.5, "reconcile": 2.0, "root_check": 0.2}
+        tables: Settings = {
+            "service": service,
+            "intake": intake,
+            "limits": {"pixels": 4_000_000},
+            "pipeline": {"arena_bytes": 64 << 20, "free_bytes_minimum": 0},
+            "engine": {"device": "cpu"},
+        }
+        tables = {name: tables.get(name, {}) | settings.get(name, {}) for name in tables | settings}
+        first = {"name": "shop"} | {role: str(path) for role, path in self.roots.items()} | folder
+        lines = [line for name, values in tables.items() for line in (f"[{name}]", *_toml(values))]
+        if recipe:
+            lines += ["[recipe.default]", *_toml(recipe)]
+        for each in (first, *more_folders):
+            lines += ["[[folder]]", *_toml(each)]
+        self.config.write_text("\n".join(lines) + "\n")
+
+    # ------------------------------------------------------------------------------------------------ the process
+
+    def start(self, *, ready: bool = True, environment: dict[str, str] | None = None) -> Self:
+        arguments = [str(self.config), json.dumps(self.options)]
+        since, self.ended, self.stderr = len(self.events), False, []
+        self.process = self.nursery.bear(arguments) if self.nursery else self._interpreter(arguments, environment)
+        self._readers = [
+            threading.Thread(target=self._read, args=(self.process,)),
+            threading.Thread(target=self._read_stderr, args=(self.process,)),
+        ]
+        for reader in self._readers:
+            reader.start()
+        if ready:
+            self.wait_for("service.ready", since=since)
+        return self
+
+    def _interpreter(self, arguments: list[str], environment: dict[str, str] | None) -> subprocess.Popen[bytes]:
+        launcher = "paced.py" if "pace" in self.options else "launcher.py"
+        return subprocess.Popen(
+            [*self.prefix, sys.executable, str(Path(__file__).with_name(launcher)), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | (environment or {}),
+        )
+
+    def _read(self, process: subprocess.Popen[bytes] | Born) -> None:
+        assert process.stdout is not None
+        try:
+            for line in process.stdout:
+                event = json.loads(line)  # a line that is no JSON is a defect: pytest reports what this thread raises
+                with self._changed:
+                    self._named[event["event"]].append((len(self.events), event))
+                    self.events.append(event)
+                    self._changed.notify_all()
+        finally:
+            with self._changed:
+                self.ended = True
+                self._changed.notify_all()
+
+    def _read_stderr(self, process: subprocess.Popen[bytes] | Born) -> None:
+        assert process.stderr is not None
+        self.stderr.extend(process.stderr)
+
+    def signal(self, number: int) -> None:
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        """SIGTERM; the exit status."""
+        with contextlib.suppress(ProcessLookupError):
+            self.signal(signal.SIGTERM)
+        return self.reap()
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.reap()
+
+    def reap(self, timeout: float = PATIENCE) -> int:
+        """Wait for the end of the process; its exit status."""
+        assert self.process is not None
+        try:
+            code = self.process.wait(timeout)
+        finally:
+            if self.process.poll() is None:
+                self.process.kill()
+                self.process.wait()
+            for reader in self._readers:
+                reader.join()
+            for stream in (self.process.stdout, self.process.stderr):
+                assert stream is not None
+                stream.close()
+        return code
+
+    def __enter__(self) -> Self:
+        return self if self.process is not None else self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
+        """Every scenario ends in an orderly stop."""
+        if self.process is None or self.process.returncode is not None:
+            return
+        if kind is not None:
+            self.kill()
+            return
+        code = self.stop()
+        assert code == 0, f"exit status {code}: {self.tail()}"
+
+    # ------------------------------------------------------------------------------------------------ what it says
+
+    def wait(self, condition: Callable[[], Any], what: str, *, timeout: float = PATIENCE, alive: bool = True) -> Any:
+        """The first true value of `condition`, looked at again after every event and four times a second.
+
+        `alive`: the end of the process fails the wait.
+        """
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while not (value := condition()):
+                left = deadline - time.monotonic()
+                if left <= 0 or (alive and self.ended):
+                    state = "the service ended" if self.ended else f"nothing for {timeout} s"
+                    raise Gone(f"{state} while waiting for {what}; {self.tail()}")
+                self._changed.wait(min(left, LOOK_AGAIN))
+        return value
+
+    def tail(self) -> str:
+        lines = [json.dumps(event) for event in self.events[-25:]]
+        lines += [line.decode(errors="backslashreplace") for line in self.stderr[-40:]]
+        return "last words:\n" + "\n".join(lines)
+
+    def wait_for(self, event: str, *, count: int = 1, since: int = 0, timeout: float = PATIENCE, **keys: Any) -> Event:
+        """The `count`-th event of that name whose keys are as given, among those from index `since` on."""
+
+        def found() -> Event | None:
+            hits = self.named(event, since=since, **keys)
+            return hits[count - 1] if len(hits) >= count else None
+
+        result: Event = self.wait(found, f"{count} x {event} {keys}", timeout=timeout)
+        return result
+
+    def named(self, event: str, *, since: int = 0, **keys: Any) -> list[Event]:
+        return [
+            each
+            for index, each in self._named[event]
+            if index >= since and all(each.get(key) == value for key, value in keys.items())
+        ]
+
+    def endings(self, path: str | None = None) -> list[Event]:
+        """Outcomes: of one input, or of all but the turns."""
+        found = [each for name in ENDINGS for each in self.named(name)]
+        if path is None:
+            return [each for each in found if not each["path"].startswith("turn-")]
+        return [each for each in found if each["path"] == path]
+
+    def wait_for_endings(self, jobs: int, timeout: float = PATIENCE) -> None:
+        """Until that many jobs have ended, well or badly, over all starts."""
+        self.wait(lambda: sum(len(self._named[n]) for n in ENDINGS) >= jobs, f"{jobs} outcomes", timeout=timeout)
+
+    def recorded(self, event: str) -> list[Event]:
+        """Events of that name in the log file, which holds what was said up to a SIGKILL; one may be torn by it."""
+        lines = self.log_file.read_bytes().splitlines() if self.log_file.exists() else []
+        return [each for each in map(json.loads, filter(_is_whole, lines)) if each["event"] == event]
+
+    def computed(self) -> int:
+        """Pictures that went through the engine, over all starts, without the turns."""
+        return len(self.count.read_text().splitlines()) - self._turns if self.count.exists() else 0
+
+    def given(self) -> int:
+        """Pictures that the engine was given, over all starts."""
+        return len(self.entered.read_text().splitlines()) if self.entered.exists() else 0
+
+    # ------------------------------------------------------------------------------------------------ its folders
+
+    def drop(self, name: str, data: bytes, root: Path | None = None) -> Path:
+        """Written elsewhere on the same file system and renamed in, as is advised."""
+        fresh = self.desk / "fresh"
+        fresh.write_bytes(data)
+        target = (root or self.input) / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(fresh, target)
+        return target
+
+    def turn(self, times: int = 1) -> None:
+        """Until the service has demonstrably gone round: a picture that is dropped now has come out."""
+        for _ in range(times):
+            self._turns += 1
+            name = f"turn-{self._turns}.png"
+            self.drop(name, picture(1_000_000 + self._turns))
+            self.wait_for("image.done", path=name)
+            (self.output / name).unlink()
+            (self.done / name).unlink(missing_ok=True)
+
+    def is_idle(self) -> bool:
+        """Nothing waits and nothing is claimed."""
+        return not audit.files(self.input) and not audit.claimed(self.input)
+
+
+def _is_whole(line: bytes) -> bool:
+    """A kill in the middle of a write leaves the line's beginning; the next process begins a line of its own."""
+    return line.endswith(b"}")
+
+
+def _toml(values: dict[str, Any]) -> list[str]:
+    return [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]

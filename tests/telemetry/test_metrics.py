@@ -1,0 +1,168 @@
+"""The metrics file: names, labels, and how it is replaced."""
+
+from __future__ import annotations
+
+import math
+import os
+import stat
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from rmbgd.events import EVENTS, RecordedEvents
+from rmbgd.telemetry.metrics import LABELS, NOT_COUNTED, Metrics
+
+DONE = {
+    "job": 1, "folder": "shop", "path": "a.jpg", "attempt": 1, "milliseconds": {"decode": 12.0, "total": 300.0},
+    "output": "a.png", "device": "cuda:0", "model": "birefnet", "width": 10, "height": 10, "format": "JPEG",
+    "bytes_in": 1000, "bytes_out": 500, "coverage": 0.5, "soft": 0.1, "verdict": "ok", "batch": 1, "reused": False,
+    "sha256_in": "", "sha256_out": "",
+}  # fmt: skip
+HEALTH = {
+    "uptime": 60.0, "device": "cuda:0", "done": 1, "failed": 0, "postponed": 0, "waiting": 3, "in_flight": 2,
+    "oldest_waiting": 1.5, "rss_bytes": 1 << 20, "descriptors": 20, "threads": 9, "arena_bytes": 4096, "channels": {},
+    "paused": None, "ledger_rows": 7,
+    "engine": {"devices": {"cuda:0": {"state": "ok", "temperature": 61.0}, "cpu": {"state": "standby"}}},
+}  # fmt: skip
+
+
+@pytest.fixture
+def recorded() -> RecordedEvents:
+    return RecordedEvents()
+
+
+@pytest.fixture
+def metrics(recorded: RecordedEvents) -> Metrics:
+    return Metrics(recorded)
+
+
+def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    """Every series, read back by prometheus_client's own parser."""
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(metrics.text().decode())
+        for sample in family.samples
+    }
+
+
+def labelled(**labels: str) -> frozenset[tuple[str, str]]:
+    return frozenset(labels.items())
+
+
+def test_every_event_has_a_counter_of_its_name(metrics: Metrics):
+    """But for the heartbeat and lines of other programs."""
+    text = metrics.text().decode()
+
+    wanted = [f"# TYPE rmbgd_{name.replace('.', '_')}_total counter" for name in EVENTS if name not in NOT_COUNTED]
+    assert len(wanted) > 30
+    assert [line for line in wanted if line not in text] == []
+
+
+def test_labels_are_keys_that_their_event_must_have():
+    """A label that may be absent, or that outsiders choose, would split or multiply series."""
+    for event, labels in LABELS.items():
+        required = {key for key in EVENTS[event].keys if not key.endswith("?")}
+        assert set(labels) <= required, event
+        assert not {"path", "output", "detail", "job", "error", "line"} & set(labels)
+
+
+def test_a_picture_is_counted_and_handed_on(metrics: Metrics, recorded: RecordedEvents):
+    """By folder, device, model and verdict; its bytes and its stages too."""
+    metrics("image.done", **DONE)
+    found = samples(metrics)
+
+    assert recorded.named("image.done") == [DONE]
+    of = labelled(folder="shop", device="cuda:0", model="birefnet", verdict="ok")
+    assert found["rmbgd_image_done_total", of] == 1
+    assert found["rmbgd_image_bytes_total", labelled(direction="in")] == 1000
+    assert found["rmbgd_image_seconds_sum", labelled(stage="total")] == pytest.approx(0.3)
+    assert found["rmbgd_image_seconds_bucket", labelled(stage="decode", le="0.01")] == 0
+    assert found["rmbgd_image_seconds_bucket", labelled(stage="decode", le="0.025")] == 1
+
+
+def test_a_failover_is_counted_by_where_and_why(metrics: Metrics):
+    """One series per pair of devices and reason."""
+    keys = {"from": "cuda:0", "to": "cpu", "reason": "temperature", "images": 3, "model": "u2netp"}
+    metrics("engine.failover", **keys)
+    metrics("engine.failover", **keys)
+
+    of = labelled(**{"from": "cuda:0", "to": "cpu", "reason": "temperature"})
+    assert samples(metrics)["rmbgd_engine_failover_total", of] == 2
+
+
+def test_gauges_follow_the_heartbeat(metrics: Metrics):
+    """Queue, memory, temperature and state of each device."""
+    metrics("health", **HEALTH)
+    found = samples(metrics)
+
+    assert found["rmbgd_waiting_files", frozenset()] == 3
+    assert found["rmbgd_resident_memory_bytes", frozenset()] == 1 << 20
+    assert found["rmbgd_paused", frozenset()] == 0
+    assert found["rmbgd_device_temperature_celsius", labelled(device="cuda:0")] == 61.0
+    assert found["rmbgd_device_state", labelled(device="cpu", state="standby")] == 1
+
+
+def test_every_device_in_use_is_shown(metrics: Metrics):
+    """Two GPUs that compute: one line for each, none for both together."""
+    metrics("health", **HEALTH | {"device": "cuda:0, cuda:1"})
+    seen = samples(metrics)
+
+    assert seen["rmbgd_device_in_use", labelled(device="cuda:0")] == 1
+    assert seen["rmbgd_device_in_use", labelled(device="cuda:1")] == 1
+    assert len([name for name, _ in seen if name == "rmbgd_device_in_use"]) == 2
+
+
+def test_a_temperature_that_is_not_known_is_not_shown(metrics: Metrics):
+    """Nor is that of the heartbeat before: a stale number would look healthy."""
+    metrics("health", **HEALTH)
+    metrics("health", **HEALTH | {"engine": {"devices": {"cuda:0": {"state": "lost", "temperature": None}}}})
+    names = {name for name, _ in samples(metrics)}
+
+    assert "rmbgd_device_temperature_celsius" not in names
+    states = {labels for name, labels in samples(metrics) if name == "rmbgd_device_state"}
+    assert states == {labelled(device="cuda:0", state="lost")}
+
+
+def test_before_the_first_heartbeat_nothing_is_claimed(metrics: Metrics):
+    """An empty queue and a queue that nobody has looked at are not the same."""
+    assert math.isnan(samples(metrics)["rmbgd_waiting_files", frozenset()])
+
+
+def test_there_are_no_creation_times(metrics: Metrics):
+    """They would double the series, as gauges that mean nothing here."""
+    metrics("image.done", **DONE)
+
+    assert b"_created" not in metrics.text()
+
+
+def test_an_event_that_is_not_known_passes(metrics: Metrics, recorded: RecordedEvents):
+    """Counting must not stop what the log would take."""
+    metrics._emit = lambda event, /, **keys: recorded.events.append((event, keys))
+    metrics("invented.event", anything=1)
+
+    assert recorded.events == [("invented.event", {"anything": 1})]
+
+
+def test_the_file_is_replaced_whole_and_readable_by_all(metrics: Metrics, tmp_path: Path):
+    """Whatever the umask; a reader that has the old file open keeps the old text; nothing else is left behind."""
+    path = tmp_path / "rmbgd.prom"
+    path.write_text("old")
+    before = os.umask(0o077)
+    try:
+        with path.open() as reader:
+            assert metrics.write(path)
+            assert reader.read() == "old"
+    finally:
+        os.umask(before)
+
+    assert path.read_bytes() == metrics.text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert os.listdir(tmp_path) == ["rmbgd.prom"]
+
+
+def test_a_disk_that_refuses_costs_the_file_and_nothing_else(metrics: Metrics, tmp_path: Path):
+    """The loss is counted."""
+    assert not metrics.write(tmp_path / "missing" / "rmbgd.prom")
+
+    assert metrics.lost == 1

@@ -1,0 +1,179 @@
+"""Imports point down only, torch stays in the engine's process, and policy stays pure. Read from the source itself."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
+
+import pytest
+
+from tests.support.source import docstring, imports, modules
+
+LEAVES = {"errors", "events", "clock", "naming"}
+BASE = LEAVES | {"heartbeat", "fs"}
+
+# Which packages a package may use, besides itself; typing-only imports count, and there are no exceptions.
+MAY_USE: dict[str, set[str]] = {
+    **dict.fromkeys(LEAVES, LEAVES),
+    **dict.fromkeys(("heartbeat", "fs"), LEAVES),
+    "config": BASE,
+    "store": BASE,
+    "telemetry": BASE | {"config"},
+    "imaging": BASE | {"config"},
+    "models": BASE,
+    "mtbf": {"errors", "events"},
+    "publish": BASE | {"config", "store"},
+    "engine": BASE | {"config", "imaging", "models", "telemetry"},
+    "backends": {"errors", "engine", "imaging", "models"},
+    "pipeline": BASE | {"config", "store", "imaging", "engine", "publish"},
+    "intake": BASE | {"config", "store", "imaging", "pipeline"},
+    "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake"},
+    "doctor": BASE | {"config", "models", "engine", "service"},
+    "bench": BASE | {"config", "store", "imaging", "models", "engine", "pipeline", "service"},
+    "configdoc": {"config", "errors", "events"},
+    "cli": BASE | {"config", "telemetry", "models", "mtbf", "service", "doctor", "bench", "configdoc"},
+    "testing": BASE | {"config", "engine", "backends"},  # nothing in the product imports it
+    "__main__": {"cli"},
+}
+
+# Of the engine, the child process may use the values that cross to it and what both sides of a self-test need.
+ENGINE_FOR_BACKENDS = {
+    "rmbgd.engine.types", "rmbgd.engine.options", "rmbgd.engine.examine", "rmbgd.engine.golden_image",
+    "rmbgd.engine.proof", "rmbgd.engine.selftest",
+}  # fmt: skip
+
+TORCH_PACKAGES = ("rmbgd.models.", "rmbgd.backends.")
+TORCH_MODULES = {"rmbgd.engine.device_query"}  # inside a function, in a process of its own
+TORCH = {"torch", "torchvision", "transformers", "triton"}
+
+DOING = {"open", "Popen", "run", "Thread", "start", "print", "makedirs", "mkdir", "init", "set_num_threads", "connect"}
+IMPURE = {"threading", "time", "os", "structlog", "torch", "subprocess", "socket", "signal", "random"}
+
+
+def package(module: str) -> str:
+    return module.split(".")[1] if "." in module else module
+
+
+@cache
+def own_imports(module: str) -> frozenset[str]:
+    found = imports(modules()[module], typing_only=True)
+    return frozenset(name for name in found if name.partition(".")[0] == "rmbgd" and name != "rmbgd")
+
+
+def roots(module: str) -> set[str]:
+    """The packages, ours or others', that a module imports, by first name."""
+    return {name.partition(".")[0] for name in imports(modules()[module])}
+
+
+@pytest.mark.parametrize("module", sorted(name for name in modules() if name != "rmbgd"))
+def test_imports_point_down(module: str) -> None:
+    """A package uses only the packages that the table allows it."""
+    here = package(module)
+    assert here in MAY_USE, f"a new package '{here}': say in MAY_USE what it may use"
+
+    assert set() == {name for name in own_imports(module) if package(name) not in MAY_USE[here] | {here}}
+
+
+def test_the_table_itself_has_no_cycle() -> None:
+    """So the packages have an order, from the command line down to the errors."""
+    above = {name: used - LEAVES for name, used in MAY_USE.items() if name not in LEAVES}
+
+    assert set(above) <= set(TopologicalSorter(above).static_order())
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    """Without cycles, every module can be read and tested with only what lies below it."""
+    graph = {module: own_imports(module) - {module} for module in modules()}
+    try:
+        order = list(TopologicalSorter(graph).static_order())
+    except CycleError as cycle:
+        pytest.fail(f"cycle: {' -> '.join(cycle.args[1])}")
+
+    assert set(graph) <= set(order)
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_torch_stays_in_the_childs_packages(module: str) -> None:
+    """Networks and backends; the fakes that compute with torch; the question which GPUs are visible."""
+    if module.startswith((*TORCH_PACKAGES, "rmbgd.testing.")) or module in TORCH_MODULES:
+        return
+
+    assert not roots(module) & TORCH
+
+
+def test_the_service_knows_no_backend() -> None:
+    """The child loads its factory by name; nothing else imports what runs there, but the fakes."""
+    knowing = {
+        module
+        for module in modules()
+        if package(module) not in {"backends", "testing"}
+        and any(package(name) == "backends" for name in own_imports(module))
+    }
+
+    assert set() == knowing
+
+
+def test_backends_know_of_the_engine_only_what_crosses_to_them() -> None:
+    """Values, the golden image and its self-test: nothing that starts, judges or repairs a process."""
+    used = {name for module in modules() if package(module) == "backends" for name in own_imports(module)}
+
+    assert set() == {name for name in used if package(name) == "engine"} - ENGINE_FOR_BACKENDS
+
+
+def test_models_know_neither_images_nor_threads() -> None:
+    """A model is a function of tensors: no imaging library, no threads, no events."""
+    strangers = {"PIL", "cv2", "simplejpeg", "threading", "watchdog", "structlog"}
+
+    assert {} == {
+        module: found
+        for module in modules()
+        if module.startswith("rmbgd.models.") and (found := roots(module) & strangers)
+    }
+
+
+@pytest.mark.parametrize(
+    "module", sorted(name for name, tree in modules().items() if docstring(tree).lstrip().startswith("POLICY"))
+)
+def test_policy_is_pure(module: str) -> None:
+    """A decision is a function of what it is given: it cannot sleep, look at the clock, log, or touch a device."""
+    assert set() == roots(module) & IMPURE
+
+
+def test_report_tool_and_vocabulary_need_only_the_standard_library() -> None:
+    """Logs are read where nothing else is installed."""
+    bare = {"rmbgd.events", "rmbgd.telemetry.jsonl", "rmbgd.service.exit_recorder", "rmbgd.service.start_record"}
+    bare |= {name for name in modules() if package(name) == "mtbf"}
+
+    assert {} == {
+        module: found for module in bare if (found := roots(module) - set(sys.stdlib_module_names) - {"rmbgd"})
+    }
+
+
+def test_daemon_imports_no_torch() -> None:
+    """The service's own process starts quickly, and a crash in torch is a child's."""
+    script = "import sys, rmbgd.service.daemon\nprint('torch' in sys.modules, 'transformers' in sys.modules)\n"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert "False False\n" == done.stdout
+
+
+def test_every_module_says_what_it_does() -> None:
+    """A docstring first, in every file that holds anything."""
+    assert [] == [name for name, tree in modules().items() if tree.body and not docstring(tree)]
+
+
+@pytest.mark.parametrize("module", sorted(modules()))
+def test_nothing_happens_at_import(module: str) -> None:
+    """At the top of a module stand definitions and values: no thread, process, file or device is touched."""
+    called = {
+        node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        for statement in modules()[module].body
+        if not isinstance(statement, (ast.FunctionDef, ast.ClassDef, ast.If, ast.Import, ast.ImportFrom))
+        for node in ast.walk(statement)
+        if isinstance(node, ast.Call)
+    }
+
+    assert set() == called & DOING

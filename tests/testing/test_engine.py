@@ -1,0 +1,109 @@
+"""The fake engine: exact alpha, and faults as scripted."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from math import floor
+
+import numpy as np
+import pytest
+
+from rmbgd.engine.types import OutputPlane
+from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense
+from rmbgd.testing.engine import POISON_COLOUR, FakeEngine, create, expected_alpha
+
+
+def test_alpha_is_the_green_channel_to_the_last_bit():
+    """For every green and every source alpha the answer is the exact product, halves rounded up, at 8 and 16 bits."""
+    green, source = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    rgb = np.stack([green * 0, green, green * 0], axis=-1)
+    for levels in (255, 65535):
+        exact = [floor(Fraction(p * levels, 255**2) + Fraction(1, 2)) for p in range(255**2 + 1)]
+        expected = np.array(exact)[green.astype(int) * source]
+
+        assert np.array_equal(expected_alpha(rgb, source, levels=levels), expected)
+        assert np.array_equal(expected_alpha(rgb, levels=levels), expected_alpha(rgb, source * 0 + 255, levels=levels))
+    assert np.array_equal(expected_alpha(rgb), green)
+
+
+@pytest.mark.parametrize("source_alpha", [False, True])
+@pytest.mark.parametrize("output", list(OutputPlane))
+def test_every_kind_of_output_plane_is_filled(pictures, output, source_alpha):
+    """RGBA keeps the colours and has the alpha; mask planes have the alpha alone; the input is untouched."""
+    work = pictures.put(output=output, source_alpha=source_alpha)
+    slot = pictures.slot(work)
+    before = slot.rgb.copy()
+    FakeEngine(pictures.arena.block).segment([work])
+
+    levels = 65535 if output is OutputPlane.ALPHA16 else 255
+    alpha = expected_alpha(slot.rgb, slot.source_alpha, levels=levels)
+    assert np.array_equal(slot.rgb, before)
+    if slot.rgba is not None:
+        assert np.array_equal(slot.rgba[..., :3], before)
+        assert np.array_equal(slot.rgba[..., 3], alpha)
+    else:
+        assert np.array_equal(slot.alpha, alpha)
+
+
+def test_the_report_measures_the_alpha(pictures):
+    """Coverage, peak, solid and soft shares are those of green / 255."""
+    work = pictures.put()
+    alpha = pictures.slot(work).rgb[..., 1] / 255
+    matte = FakeEngine(pictures.arena.block).segment([work]).answers[0].matte
+
+    assert matte.coverage == pytest.approx(alpha.mean())
+    assert matte.peak == alpha.max()
+    assert matte.solid == pytest.approx((alpha >= 0.5).mean())
+    assert matte.soft == pytest.approx(((alpha > 0.05) & (alpha < 0.95)).mean())
+
+
+@pytest.mark.parametrize(
+    ("step", "error"), [("memory", EngineMemory), ("lost", EngineLost), ("nonsense", EngineNonsense)]
+)
+def test_faults_come_when_the_script_says_and_leave_the_output_alone(pictures, step, error):
+    """A scripted fault raises at its call, before anything is written; the next call answers."""
+    work = pictures.put()
+    engine = FakeEngine(pictures.arena.block, ["ok", step])
+    engine.segment([work])
+    pictures.slot(work).rgba[...] = 7
+    with pytest.raises(error):
+        engine.segment([work])
+    untouched = bool((pictures.slot(work).rgba == 7).all())
+    engine.segment([work])
+
+    assert untouched
+    assert not (pictures.slot(work).rgba == 7).all()
+
+
+def test_a_released_engine_no_longer_hangs(pictures):
+    """hang ends when released."""
+    engine = FakeEngine(pictures.arena.block, ["hang", "delay:1000"])
+    engine.release()
+
+    assert engine.segment([pictures.put()]).answers[0].image_id == 1
+    assert engine.segment([pictures.put(2)]).answers[0].image_id == 2
+
+
+def test_a_marked_picture_is_poison(pictures):
+    """Poison strikes whenever the marked picture is in the batch, and only then."""
+    good, bad = pictures.put(1), pictures.put(2, corner=POISON_COLOUR)
+    engine = create(pictures.arena.block, {"poison": "nonsense"})
+    with pytest.raises(EngineNonsense):
+        engine.segment([good, bad])
+
+    assert engine.segment([good]).answers[0].image_id == 1
+
+
+def test_batches_beyond_the_memory_limit_are_refused(pictures):
+    """memory_limit is the largest batch that passes."""
+    engine = FakeEngine(pictures.arena.block, memory_limit=1)
+    with pytest.raises(EngineMemory):
+        engine.segment([pictures.put(1), pictures.put(2)])
+
+    assert engine.segment([pictures.put(3)]).answers[0].batch == 1
+
+
+def test_a_step_that_does_not_exist_is_told(pictures):
+    """A misspelt script fails the test that wrote it."""
+    with pytest.raises(ValueError, match="no step 'tpyo'"):
+        FakeEngine(pictures.arena.block, ["tpyo"]).segment([pictures.put()])
