@@ -26,3 +26,11 @@ class SystemClock:
 
     def wall(self) -> datetime:
         return datetime.now(UTC)
+
+
+def backoff(failures: int, first: float, maximum: float) -> float:
+    """Seconds to wait after so many failures in a row: `first` after one, then twice as long each time, at most
+    `maximum`; none after none."""
+    if failures < 1:
+        return 0.0
+    return min(first * 2.0 ** min(failures - 1, 64), maximum)

@@ -1,12 +1,12 @@
-"""Every error of rmbgd, drawn by who is at fault, and the closed list of reasons a picture can be refused for.
+"""Every error of rmbgd, drawn by who is at fault, and the closed list of reasons an image can be refused for.
 
 Does not decide what to do about an error: the stages and the failover policy do.
 
 RmbgdError
 ├── ConfigError          the operator: a setting, a layout, a model that cannot be used -> exit 78
 │   └── ModelError       the operator: weights missing, of another architecture, not accepted
-├── ImageError           the picture: carries a Reason -> quarantine
-├── EngineFault          the device: the picture is innocent -> run again elsewhere
+├── ImageError           the image: carries a Reason -> quarantine
+├── EngineFault          the device: the image is innocent -> run again elsewhere
 │   ├── EngineLost       the child died, hung or cannot be started
 │   ├── EngineMemory     out of device memory; the engine itself is still well
 │   └── EngineNonsense   an answer that cannot be (non-finite alpha, another shape)
@@ -19,7 +19,7 @@ from enum import IntEnum, StrEnum
 
 
 class Reason(StrEnum):
-    """Why a picture was refused. The value is what events, sidecars and the ledger carry; README lists them all."""
+    """Why an image was refused. The value is what events, sidecars and the ledger carry; README lists them all."""
 
     EMPTY = "empty"
     UNIDENTIFIED = "unidentified"
@@ -52,14 +52,14 @@ REASON_TEXT: dict[Reason, str] = {
     Reason.TOO_MANY_BYTES: "the file is larger than limits allow",
     Reason.ANIMATED: "more than one frame, and the recipe does not say to take the first",
     Reason.METADATA_BOMB: "a text or profile chunk that unpacks beyond its limit",
-    Reason.NOT_REGULAR: "a link, directory, pipe, socket or device where a picture should be",
+    Reason.NOT_REGULAR: "a link, directory, pipe, socket or device where an image should be",
     Reason.HARDLINK: "the file has other names outside the folder (more than one hard link)",
     Reason.NAME_TOO_LONG: "no output name of legal length can be derived from the input's",
     Reason.OUTPUT_TOO_LARGE: "the result exceeds what the output format can hold",
     Reason.IO_ERROR: "the storage could not read the file, three times",
     Reason.NO_SUBJECT: 'nothing stands out, and the recipe says on_empty = "refuse"',
     Reason.CRASH_LOOP: "the service died three times with this file in hand",
-    Reason.POISON: "the engine died or answered nonsense with this picture alone, again and again, and not with others",
+    Reason.POISON: "the engine died or answered nonsense with this image alone, again and again, and not with others",
 }
 
 
@@ -80,7 +80,7 @@ class ModelError(ConfigError):
 
 
 class ImageError(RmbgdError):
-    """The picture is at fault.
+    """The image is at fault.
 
     `maybe_incomplete` marks damage that an unfinished upload would also show (a missing tail): such a file is waited
     for before it is refused.
@@ -145,7 +145,7 @@ class Exit(IntEnum):
 
 EXIT_TEXT: dict[Exit, str] = {
     Exit.OK: "done; for `run`: stopped because it was asked to",
-    Exit.FAILED: "something did not work out: a picture was refused, the service is not running, a need is not met",
+    Exit.FAILED: "something did not work out: an image was refused, the service is not running, a need is not met",
     Exit.USAGE: "the command line was wrong",
     Exit.INTERNAL: "a part of rmbgd broke; systemd starts the service again",
     Exit.CONFIGURATION: "the configuration, a folder layout or a model cannot be used; systemd does not start it again",

@@ -59,7 +59,7 @@ EVENTS: dict[str, EventKind] = {
         {"result": "systemd's SERVICE_RESULT", "code": "exited, killed, dumped", "status": "exit status or signal name", "uptime?": "seconds", "ended_pid?": "process that ended"},
     ),
     "service.safe_mode": EventKind(
-        "error", "the last starts died soon: this one runs on the CPU with the embedded model, one picture at a time, and holds back those that were in work",
+        "error", "the last starts died soon: this one runs on the CPU with the embedded model, one image at a time, and holds back those that were in work",
         {
             "causes": "how those starts ended", "window": "s in which they began", "seconds": "quiet time after which everything is tried again", "device": "", "model": "",
             "waits": "true with health.require_gpu: nothing is claimed meanwhile",
@@ -69,14 +69,14 @@ EVENTS: dict[str, EventKind] = {
     "health": EventKind(
         "info", "heartbeat, once per health interval",
         {
-            "uptime": "s", "device": "in use", "done": "pictures published since start", "failed": "refused since start", "postponed": "put back since start",
+            "uptime": "s", "device": "in use", "done": "images published since start", "failed": "refused since start", "postponed": "put back since start",
             "waiting": "files seen and not yet claimed", "in_flight": "jobs", "oldest_waiting": "s", "rss_bytes": "of the service", "descriptors": "open",
             "threads": "alive", "arena_bytes": "leased", "channels": "per channel: depth, seconds its producers and its consumers waited",
             "paused": "reason or null", "engine": "state, restarts; `devices`: per device its state, temperature where known, trips", "ledger_rows": "jobs remembered",
             "unwritten?": "lines and status files lost to a full disk or a reader that hangs, by place",
         },
     ),
-    "service.stalled": EventKind("error", "a thread neither waits nor progresses; the watchdog is no longer fed", {"threads": "names; `line`: all of them wait, and pictures stand still", "seconds": "without progress, at least"}),
+    "service.stalled": EventKind("error", "a thread neither waits nor progresses; the watchdog is no longer fed", {"threads": "names; `line`: all of them wait, and images stand still", "seconds": "without progress, at least"}),
     "service.stall_ended": EventKind("info", "every thread moves again", {"seconds": "stalled"}),
     # --- folders and arrivals
     "folder.watching": EventKind("info", "a drop folder is watched", {"folder": "name", "mode": "events or poll", "file_system": "type", "watches": "armed"}),
@@ -89,20 +89,20 @@ EVENTS: dict[str, EventKind] = {
     "intake.stuck_upload": EventKind("warning", "still open or changing after a long time; told once", {"folder": "name", "path": "below it", "seconds": "since first seen"}),
     "intake.blocked": EventKind("warning", "a file cannot be read or claimed; stays in place, tried again", {"folder": "name", "path": "below it", "cause": "permission, busy, ..."}),
     "intake.recovered": EventKind("info", "what the last run left unfinished was taken up", {"jobs": "claimed again", "published": "found complete", "temporaries": "removed", "set_aside": "for crashing the service", "told": "outcomes whose events may be missing, told with `recovered`"}),
-    # --- pictures: one of these per job
+    # --- images: one of these per job
     "image.done": EventKind(
         "info", "a cutout is published",
         _ENDED | {
             "output": "path below the output folder", "device": "that computed it", "model": "that computed it", "width": "px", "height": "px", "format": "of the input",
-            "bytes_in": "", "bytes_out": "", "coverage": "mean alpha, 0..1", "soft": "share of soft-edge pixels", "verdict": "ok, empty, full", "batch": "pictures it was computed with",
-            "reused": "true when copied from an equal picture's result", "sha256_in": "", "sha256_out": "", "notes?": "oddities of the input that were mended", "engine_tries?": "more than one after an engine fault",
+            "bytes_in": "", "bytes_out": "", "coverage": "mean alpha, 0..1", "soft": "share of soft-edge pixels", "verdict": "ok, empty, full", "batch": "images it was computed with",
+            "reused": "true when copied from an equal image's result", "sha256_in": "", "sha256_out": "", "notes?": "oddities of the input that were mended", "engine_tries?": "more than one after an engine fault",
         },
     ),
     "image.failed": EventKind(
-        "warning", "a picture is refused; its original stands in the failed folder with a .error.json",
+        "warning", "an image is refused; its original stands in the failed folder with a .error.json",
         _ENDED | {"reason": "from the list of reasons", "detail": "what exactly", "stage": "intake, decode, engine, finish", "quarantine?": "path below the failed folder", "sha256_in?": ""},
     ),
-    "image.postponed": EventKind("info", "a picture went back to waiting; attempts unchanged", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished", "detail": ""}),
+    "image.postponed": EventKind("info", "an image went back to waiting; attempts unchanged", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished", "detail": ""}),
     # --- storage
     "storage.paused": EventKind("error", "the disk refuses; results are held and nothing new is claimed", {"kind": "disk_full, quota, read_only, io_error, denied, missing", "path": "", "detail": ""}),
     "storage.resumed": EventKind("info", "the disk takes data again", {"kind": "of the refusal that is over", "seconds": "paused"}),
@@ -114,11 +114,11 @@ EVENTS: dict[str, EventKind] = {
     ),
     "engine.started": EventKind("info", "an engine is ready", {"device": "", "models": "facts per model", "batch_sizes": "it takes", "seconds": "to start", "detail?": ""}),
     "engine.batching": EventKind(
-        "info", "how pictures are batched on a device; at its start, and when its measured times change that",
+        "info", "how images are batched on a device; at its start, and when its measured times change that",
         {"device": "", "milliseconds": "that a batch takes, by its size, where measured", "folders": "per folder: its latency_target, and how many go when 1, 2, 3 ... wait"},
     ),
-    "engine.limited": EventKind("warning", "an engine does with less than it was made for; no picture is worse for it", {"device": "", "what": "memory_low, batch, pinned, graphs, kernels, bfloat16, float8, not_finite", "detail": "what exactly, and why"}),
-    "engine.fault": EventKind("error", "a batch was not answered; its pictures run again", {"device": "", "kind": "lost, memory, nonsense", "detail": "", "images": "jobs concerned", "restarts": "since start"}),
+    "engine.limited": EventKind("warning", "an engine does with less than it was made for; no image is worse for it", {"device": "", "what": "memory_low, batch, pinned, graphs, kernels, bfloat16, float8, not_finite", "detail": "what exactly, and why"}),
+    "engine.fault": EventKind("error", "a batch was not answered; its images run again", {"device": "", "kind": "lost, memory, nonsense", "detail": "", "images": "jobs concerned", "restarts": "since start"}),
     "engine.restarted": EventKind("info", "a fresh engine process is ready after a fault", {"device": "", "seconds": "since the fault", "restarts": "since start"}),
     "engine.output": EventKind("debug", "a line the engine's process or a C library wrote", {"source": "engine, service", "line": ""}),
     "engine.failover": EventKind("error", "work moved to another device", {"from": "device", "to": "device", "reason": "", "reading?": "", "threshold?": "", "images": "jobs concerned", "model": "now in use", "operator_action?": "what only a person can do"}),
@@ -126,7 +126,7 @@ EVENTS: dict[str, EventKind] = {
     "engine.degraded": EventKind("warning", "a device is suspect, a lesser model answers, or nothing stands by", {"device": "", "reason": "", "reading?": "", "threshold?": "", "model?": "", "operator_action?": "what only a person can do"}),
     "engine.sensor": EventKind("info", "where the health of a device is read from", {"device": "", "source": "nvml, sysfs, none", "why": ""}),
     "engine.state": EventKind(
-        "info", "the health of a device changed; pictures go to it in ok and suspect only",
+        "info", "the health of a device changed; images go to it in ok and suspect only",
         {
             "device": "", "from": "absent, probing, ok, suspect, cooling, quarantined, lost", "to": "likewise", "reason": "", "trips": "since it was last well for long",
             "reading?": "", "threshold?": "", "until?": "monotonic time of the next probe, at the earliest", "operator_action?": "what only a person can do",

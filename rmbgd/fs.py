@@ -24,7 +24,7 @@ from rmbgd.errors import ImageError, Reason, StorageFault
 
 
 @dataclass(frozen=True, slots=True)
-class Version:
+class FileVersion:
     """Which content of a path is meant: changes whenever the file is replaced or rewritten.
 
     ctime counts before a claim only: our own rename changes it.
@@ -36,7 +36,7 @@ class Version:
     ctime_ns: int
 
 
-class FsOps(Protocol):
+class FileSystem(Protocol):
     """Where `source_folder` or `target_folder` is an open descriptor, that path is relative to it."""
 
     def rename(self, source: str, target: str) -> None:
@@ -72,7 +72,7 @@ _NO_SUCH_RENAME = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EISDIR}
 
 
-class SystemFs:
+class SystemFileSystem:
     """The operating system's own."""
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ IMAGE_REASONS: dict[int, Reason] = {
     errno.ENAMETOOLONG: Reason.NAME_TOO_LONG,
     errno.EFBIG: Reason.OUTPUT_TOO_LARGE,
 }
-"""What waiting cannot mend, because it lies in the picture or its name."""
+"""What waiting cannot mend, because it lies in the image or its name."""
 
 
 def fault_of(error: OSError, path: str) -> StorageFault | ImageError:
@@ -227,11 +227,11 @@ def kind_of(mode: int) -> str:
     return _KINDS.get(stat.S_IFMT(mode), "of an unknown kind")
 
 
-def version_of(status: os.stat_result) -> Version:
-    return Version(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+def version_of(status: os.stat_result) -> FileVersion:
+    return FileVersion(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-def same_content(status: os.stat_result, version: Version) -> bool:
+def same_content(status: os.stat_result, version: FileVersion) -> bool:
     """Is this still the version that was claimed? ctime is left out: our own rename changes it."""
     return (status.st_ino, status.st_size, status.st_mtime_ns) == (version.inode, version.size, version.mtime_ns)
 
@@ -283,6 +283,34 @@ def folder_beneath(root: str, below: str) -> Iterator[int]:
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2  # linux/fs.h: swap two names in one step
+
+
+def atomic_write(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644, durable: bool = False) -> None:
+    """Replace a small file whole: a reader sees the old content or the new one, never half of it.
+
+    `durable`: it survives a power cut once this returns. `mode` counts whatever the umask says. Raises OSError, and
+    then the old file stands as it stood and no temporary is left.
+    """
+    path = os.fspath(path)
+    temporary = f"{path}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, mode)
+    try:
+        try:
+            os.fchmod(descriptor, mode)
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(descriptor, rest) :]
+            if durable:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        os.rename(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if durable:
+        sync(Path(path).parent)
 
 
 @contextlib.contextmanager

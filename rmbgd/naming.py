@@ -35,7 +35,7 @@ def fit(name: str, limit: int = NAME_MAXIMUM) -> str:
 
 
 def output_names(relative_path: str, extension: str) -> tuple[str, str]:
-    """The name that a picture's output has, and the one it has when another picture of the same stem came first.
+    """The name that an image's output has, and the one it has when another image of the same stem came first.
 
     `extension` with its dot: s/a.jpg, .png -> s/a.png, s/a_jpg.png
     """
@@ -73,7 +73,7 @@ def _beside(path: str, suffix: str) -> str:
 
 
 def temporary_name(job_id: int, kind: str = "") -> str:
-    """Of a file that becomes an output; `kind` tells several of one job apart. Short whatever the picture is called."""
+    """Of a file that becomes an output; `kind` tells several of one job apart. Short whatever the image is called."""
     return f"{_TEMPORARY_PREFIX}{job_id}{kind}{_TEMPORARY_SUFFIX}"
 
 

@@ -7,13 +7,16 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from rmbgd.clock import backoff
 from rmbgd.errors import ImageError, StorageFault
-from rmbgd.fs import SystemFs, fault_of, storage_faults
+from rmbgd.fs import SystemFileSystem, atomic_write, fault_of, storage_faults
 from rmbgd.testing.fs import CrashingFs, FailingFs, WorldStopped
 
 
-class WithoutFlag(SystemFs):
+class WithoutFlag(SystemFileSystem):
     """A file system whose rename knows no flags."""
 
     def _rename_flagged(self, *_: object) -> None:
@@ -35,9 +38,9 @@ def refuse(*_: object, **__: object) -> None:
     raise OSError(errno.EPERM, "no links here")
 
 
-@pytest.mark.parametrize("kind", [SystemFs, WithoutFlag, WithoutFlagOrLinks])
+@pytest.mark.parametrize("kind", [SystemFileSystem, WithoutFlag, WithoutFlagOrLinks])
 @pytest.mark.parametrize("taken", ["file", "dangling link", "folder"])
-def test_rename_noreplace_replaces_nothing(tmp_path: Path, kind: type[SystemFs], taken: str) -> None:
+def test_rename_noreplace_replaces_nothing(tmp_path: Path, kind: type[SystemFileSystem], taken: str) -> None:
     """Whatever stands at the target stays, and so does the source."""
     source, target = tmp_path / "source", tmp_path / "target"
     source.write_text("new")
@@ -55,8 +58,8 @@ def test_rename_noreplace_replaces_nothing(tmp_path: Path, kind: type[SystemFs],
     assert taken != "file" or target.read_text() == "old"
 
 
-@pytest.mark.parametrize("kind", [SystemFs, WithoutFlag, WithoutFlagOrLinks])
-def test_rename_noreplace_renames(tmp_path: Path, kind: type[SystemFs]) -> None:
+@pytest.mark.parametrize("kind", [SystemFileSystem, WithoutFlag, WithoutFlagOrLinks])
+def test_rename_noreplace_renames(tmp_path: Path, kind: type[SystemFileSystem]) -> None:
     """A free name is taken, also with both folders given as descriptors."""
     first, second = tmp_path / "one", tmp_path / "two"
     first.mkdir()
@@ -77,13 +80,13 @@ def test_create_gives_the_mode_that_was_asked(tmp_path: Path) -> None:
     """The umask does not change the mode, and an existing name is not opened."""
     before = os.umask(0o077)
     try:
-        os.close(SystemFs().create(str(tmp_path / "x"), 0o644))
+        os.close(SystemFileSystem().create(str(tmp_path / "x"), 0o644))
     finally:
         os.umask(before)
 
     assert (tmp_path / "x").stat().st_mode & 0o777 == 0o644
     with pytest.raises(FileExistsError):
-        SystemFs().create(str(tmp_path / "x"), 0o644)
+        SystemFileSystem().create(str(tmp_path / "x"), 0o644)
 
 
 @pytest.mark.parametrize("code", sorted(errno.errorcode))
@@ -99,7 +102,7 @@ def test_every_error_has_somebody_at_fault(code: int) -> None:
 
 
 def test_the_usual_errors_are_called_by_their_name() -> None:
-    """A full disk, a quota, a read-only and a missing one are told apart; a long name is the picture's."""
+    """A full disk, a quota, a read-only and a missing one are told apart; a long name is the image's."""
     kinds = {errno.ENOSPC: "disk_full", errno.EDQUOT: "quota", errno.EROFS: "read_only", errno.ENOENT: "missing"}
     for code, kind in kinds.items():
         with pytest.raises(StorageFault) as caught, storage_faults("/out"):
@@ -137,3 +140,43 @@ def test_failing_operations_follow_their_script(tmp_path: Path) -> None:
 
     assert outcomes == [errno.ENOSPC, 0, errno.EROFS, 0]
     assert [name for name, _ in fs.calls] == ["make_folder"] * 4
+
+
+@pytest.mark.parametrize("durable", [False, True])
+def test_atomic_write_replaces_a_file_whole(tmp_path: Path, durable: bool) -> None:
+    """Content and mode are the new ones, whatever the umask says, and nothing else is left in the folder."""
+    path = tmp_path / "status.json"
+    before = os.umask(0o077)
+    try:
+        for data in (b"first", b"the second, longer one"):
+            atomic_write(path, data, mode=0o640, durable=durable)
+    finally:
+        os.umask(before)
+
+    assert b"the second, longer one" == path.read_bytes()
+    assert 0o640 == path.stat().st_mode & 0o777
+    assert [path] == list(tmp_path.iterdir())
+
+
+def test_a_failed_atomic_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk: the error is the caller's, the old content stands, the temporary is gone."""
+    path = tmp_path / "status.json"
+    atomic_write(path, b"old")
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="full"):
+        atomic_write(path, b"new")
+    assert b"old" == path.read_bytes()
+    assert [path] == list(tmp_path.iterdir())
+
+
+@given(st.integers(0, 10_000), st.floats(0.001, 10), st.floats(0.001, 1e6))
+def test_backoff_doubles_up_to_its_bound(failures: int, first: float, maximum: float) -> None:
+    """Nothing after no failure, `first` after one, never less than before, never beyond the bound."""
+    wait = backoff(failures, first, maximum)
+
+    assert wait == (0.0 if failures == 0 else min(first * 2.0 ** min(failures - 1, 64), maximum))
+    assert wait <= backoff(failures + 1, first, maximum) <= maximum

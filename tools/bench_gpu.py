@@ -16,7 +16,7 @@ ceilings    a large matrix product and a copy on this device: what 100 % means
 goldens     logits in float32 (TF32 off), float16 and bfloat16 against the reference's
 accuracy    error against float32 of the plain ways, of our network, and of the engine's alpha; absolute limits and the
             relative gate (no worse than plain autocast)
-naive       one image at a time from picture to cutout, as the author's page does it: float32, autocast, float16
+naive       one image at a time from image to cutout, as the author's page does it: float32, autocast, float16
 latency     1,000 images, one at a time, arena to arena; memory as NVML sees it
 waterfall   the engine in its process, step by step: eager, own kernels, graphs, batches, types
 memory      the engine from within: the allocator's peak, and blocks taken from the device after the first batches

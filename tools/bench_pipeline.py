@@ -1,4 +1,4 @@
-"""Pictures per second without a network: rmbgd's imaging against the common way, interleaved in one run.
+"""Images per second without a network: rmbgd's imaging against the common way, interleaved in one run.
 
     python tools/bench_pipeline.py [--quick] [--sizes 1024,2000,12MP] [--rounds 3] [--threads 2]
 
@@ -8,7 +8,7 @@ ready 1024 x 1024 alpha for its answer.
 
 rmbgd       what the service calls: read and hash the file, probe, decode into planes that exist already, shrink to the
             network's size (torch's antialiased uint8 filter, like the engine; Pillow's where torch is missing), alpha
-            back to the picture's size in float, compose, clean the edges or not, arrange, encode, hash the output.
+            back to the image's size in float, compose, clean the edges or not, arrange, encode, hash the output.
 common way  Pillow throughout: decode, LANCZOS to the network's size, LANCZOS of the 8-bit alpha back, Image.composite
             on transparent black, save at the format's defaults (lossless for WebP, as rmbgd's default is). No hashing,
             no limits.
@@ -45,7 +45,7 @@ from PIL import Image, ImageCms
 from rich.console import Console
 from rich.table import Table
 
-from rmbgd.config.load import Limits, Recipe
+from rmbgd.config.load import LimitSettings, Recipe
 from rmbgd.imaging.compose import EncodeInput, arrange, compose_rgba, quantise_alpha
 from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.encode import SUFFIXES, encode
@@ -54,8 +54,8 @@ from rmbgd.imaging.resize import image_to_network, matte_to_image
 
 NETWORK = 1024  # pixels a side
 SIZES = {"1024": (1024, 1024, 2, 2), "2000": (2000, 2000, 4, 4), "12MP": (4000, 3000, 8, 6)}  # width, height, mosaic
-BATCH = {"1024": 16, "2000": 6, "12MP": 2}  # pictures a thread works on between two readings of the clock
-LIMITS = Limits()
+BATCH = {"1024": 16, "2000": 6, "12MP": 2}  # images a thread works on between two readings of the clock
+LIMITS = LimitSettings()
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ WAYS = (
 )
 
 
-# ------------------------------------------------------------------------------------------------------- the pictures
+# ------------------------------------------------------------------------------------------------------- the images
 
 
 def photographs() -> list[NDArray[np.uint8]]:
@@ -93,7 +93,7 @@ def photographs() -> list[NDArray[np.uint8]]:
     return [np.asarray(getattr(data, name)(), np.uint8) for name in names]
 
 
-def picture(width: int, height: int, columns: int, rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def image(width: int, height: int, columns: int, rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A mosaic at about the photographs' own resolution, with a camera's noise: 1.7 to 2 bits a pixel as JPEG."""
     tiles = photographs()
     out = np.empty((height, width, 3), np.uint8)
@@ -158,7 +158,7 @@ class Workbench:
 
 
 def rmbgd_way(bench: Workbench, way: Way, target: Path) -> EncodeInput:
-    """One picture as the service works it off, from path to published name. What was to be stored."""
+    """One image as the service works it off, from path to published name. What was to be stored."""
     descriptor = os.open(bench.source, os.O_RDONLY | os.O_CLOEXEC)
     try:
         data = read_limited(descriptor, LIMITS)
@@ -192,7 +192,7 @@ def rmbgd_way(bench: Workbench, way: Way, target: Path) -> EncodeInput:
 
 
 def common_way(bench: Workbench, way: Way, target: Path) -> None:
-    """One picture as widely used tools work it off."""
+    """One image as widely used tools work it off."""
     with Image.open(bench.source) as opened:
         photo = opened.convert("RGB")
     np.asarray(photo.resize((NETWORK, NETWORK), Image.Resampling.LANCZOS))
@@ -275,7 +275,7 @@ def measure(size: str, rounds: int, threads: int, quick: bool, console: Console)
     rng = np.random.default_rng(7)
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-") as name:
         folder = Path(name)
-        write_source(folder / "photo.jpg", picture(width, height, columns, rows, rng))
+        write_source(folder / "photo.jpg", image(width, height, columns, rows, rng))
         bench = Workbench(folder / "photo.jpg", folder, (width, height), matte(rng), network_input()[1])
         readings = {way.name: Reading() for way in WAYS}
         for way in WAYS:
@@ -321,7 +321,7 @@ def main() -> None:
     parser.add_argument("--sizes", default=",".join(SIZES), help=f"of {', '.join(SIZES)}")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="one picture per thread and round: is it working at all?")
+    parser.add_argument("--quick", action="store_true", help="one image per thread and round: is it working at all?")
     arguments = parser.parse_args()
     configure_pillow(LIMITS)
     configure_opencv()

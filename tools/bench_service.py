@@ -1,4 +1,4 @@
-"""The service around a network that costs nothing: start, latency of a picture, claims a second, memory of a backlog.
+"""The service around a network that costs nothing: start, latency of an image, claims a second, memory of a backlog.
 
 Starts the real process with a null engine, by calling the composition root as the command line does. Says nothing about
 any network: tools/bench_model.py does. Prints a table, then one JSON line.
@@ -30,9 +30,9 @@ LAUNCH = """
 import sys
 from pathlib import Path
 from rmbgd import daemon
-from rmbgd.testing.engine import FakeEngine
+from rmbgd.testing.engine import FakeBackend
 delay = sys.argv[2]
-make = lambda parts: FakeEngine(parts.arena.block, [f"delay:{delay}"] * 100000 if float(delay) else ())
+make = lambda parts: FakeBackend(parts.arena.block, [f"delay:{delay}"] * 100000 if float(delay) else ())
 sys.exit(daemon.run(Path(sys.argv[1]), engine_factory=make))
 """
 
@@ -92,7 +92,7 @@ class Service:
 
 
 def photograph(path: Path, number: int, side: int) -> None:
-    """A smooth picture with a little noise, about as dense as a photograph."""
+    """A smooth image with a little noise, about as dense as a photograph."""
     random = np.random.default_rng(number)
     y, x = np.mgrid[0:side, 0:side] / side
     waves = [np.sin(2 * np.pi * (random.uniform(1, 6) * x + random.uniform(1, 6) * y)) for _ in range(3)]
@@ -109,8 +109,8 @@ def help_seconds(runs: int = 9) -> list[float]:
     return taken
 
 
-def start_and_latency(base: Path, pictures: int) -> dict[str, float]:
-    """An idle service; one picture after another, from the close of its file to the event that follows its rename."""
+def start_and_latency(base: Path, images: int) -> dict[str, float]:
+    """An idle service; one image after another, from the close of its file to the event that follows its rename."""
     sources = [base / f"{number}.jpg" for number in range(8)]
     base.mkdir()
     for number, source in enumerate(sources):
@@ -118,7 +118,7 @@ def start_and_latency(base: Path, pictures: int) -> dict[str, float]:
     service = Service(base / "service")
     ready = service.wait("service.ready")[0] - service.began
     latencies, own = [], []
-    for number in range(pictures):
+    for number in range(images):
         data = sources[number % len(sources)].read_bytes() + number.to_bytes(4, "little")  # none equals another
         target = base / "service" / "input" / f"{number}.jpg"
         target.write_bytes(data)
@@ -138,7 +138,7 @@ def start_and_latency(base: Path, pictures: int) -> dict[str, float]:
 
 
 def backlog(base: Path, files: int) -> dict[str, float]:
-    """Small pictures that waited before the start: everything they cost, with an engine that costs nothing."""
+    """Small images that waited before the start: everything they cost, with an engine that costs nothing."""
     base.mkdir()
     one = base / "one.png"
     Image.fromarray(np.full((16, 16, 3), 200, np.uint8)).save(one)
@@ -167,7 +167,7 @@ def claims(base: Path, files: int) -> dict[str, float]:
     from rmbgd.clock import SystemClock
     from rmbgd.config.load import load
     from rmbgd.events import EVENTS
-    from rmbgd.heartbeat import NoBeat
+    from rmbgd.heartbeat import NullHeartbeat
     from rmbgd.intake.reconciler import Reconciler
     from rmbgd.intake.watcher import FolderWatch, Hints
     from rmbgd.pipeline.items import Arrival
@@ -192,7 +192,13 @@ def claims(base: Path, files: int) -> dict[str, float]:
     publisher = Publisher(config, ledger, clock, emit)
     jobs: tuple[Sender[Job], Receiver[Job]]
     intake = Reconciler(
-        config, ledger=ledger, publisher=publisher, clock=clock, emit=emit, beat=NoBeat(), on_compared=started.set
+        config,
+        ledger=ledger,
+        publisher=publisher,
+        clock=clock,
+        emit=emit,
+        heartbeat=NullHeartbeat(),
+        on_compared=started.set,
     )
     jobs = channel(config.pipeline.queue, "jobs", clock, intake.wake)
     door: tuple[Sender[Arrival], Receiver[Arrival]] = channel(16, "door", clock)

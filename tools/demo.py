@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 PATIENCE = 300.0  # seconds until the demo gives up on the service; a slow single-core board loads torch in a minute
-TILE = 360  # pixels, the longer side of one picture on the sheet
+TILE = 360  # pixels, the longer side of one image on the sheet
 
 
 @dataclass(frozen=True)
@@ -161,13 +161,13 @@ def contact_sheet(pairs: list[tuple[Path, Path]], target: Path) -> None:
     sheet = Image.new("RGB", (3 * TILE + 4 * margin, len(pairs) * (TILE + margin) + margin), (32, 32, 32))
     for row, (photograph, cutout_path) in enumerate(pairs):
         with Image.open(photograph) as opened:
-            picture = opened.convert("RGB")
+            image = opened.convert("RGB")
         with Image.open(cutout_path) as opened:
             cutout = opened.convert("RGBA")
-        if cutout.size != picture.size:
-            raise SystemExit(f"{cutout_path}: is {cutout.size}, the photograph is {picture.size}")
+        if cutout.size != image.size:
+            raise SystemExit(f"{cutout_path}: is {cutout.size}, the photograph is {image.size}")
         green = Image.new("RGB", cutout.size, (0, 255, 0))
-        tiles = (picture, over(cutout, checkerboard(cutout.size)), over(cutout, green))
+        tiles = (image, over(cutout, checkerboard(cutout.size)), over(cutout, green))
         for column, tile in enumerate(tiles):
             tile.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
             sheet.paste(tile, (margin + column * (TILE + margin), margin + row * (TILE + margin)))

@@ -1,4 +1,4 @@
-"""GPU failures by the thousand, one after another and of every kind, while pictures come in: nothing lost, all right.
+"""GPU failures by the thousand, one after another and of every kind, while images come in: nothing lost, all right.
 
 The real service process with the real failover and real child processes; the engine in them is a fake with a scripted
 GPU (rmbgd/engine/chaos.py), so what is tested is everything but CUDA itself. Each failure is waited for until the GPU
@@ -32,7 +32,7 @@ from rich.table import Table
 from rmbgd.testing.engine import CUDA_ERRORS
 from tests.support import audit
 from tests.support.gpu_service import MEMORY_WORDS, GpuUnderTest, assert_proved_before_use
-from tests.support.images import picture
+from tests.support.images import sample_image
 from tests.support.mounts import memory_folder
 
 LOST_WORDS = {"no_device", "driver_mismatch", "init"}  # looked for at intervals of minutes: not for a campaign
@@ -58,7 +58,7 @@ class Campaign:
     def __init__(self, base: Path, *, failures: int, seed: int) -> None:
         self._dice = random.Random(seed)
         self._failures = failures
-        # An engine that dies a thousand times is what this is about: the pictures that it dies with are not to blame.
+        # An engine that dies a thousand times is what this is about: the images that it dies with are not to blame.
         settings = {"engine": {"device": "cuda:0", "batch_timeout": 30.0, "tries": 10}}
         self._service = GpuUnderTest(base, health=QUICK, settings=settings)
         self._dropped: dict[str, bytes] = {}
@@ -123,7 +123,7 @@ class Campaign:
 
     def _drop(self, count: int) -> None:
         for number in range(len(self._dropped), len(self._dropped) + count):
-            name, data = f"{number % 7}/{number}.png", picture(number)
+            name, data = f"{number % 7}/{number}.png", sample_image(number)
             self._dropped[name] = data
             self._service.drop(name, data)
 
@@ -141,7 +141,7 @@ class Campaign:
         away = len(service.named("engine.failover"))
         assert away == self._failures, f"{self._failures} failures, but {away} failovers"
         told = [event["path"] for event in service.named("image.done")]
-        assert len(told) == len(set(told)) == len(self._dropped), "a picture was told twice, or not at all"
+        assert len(told) == len(set(told)) == len(self._dropped), "an image was told twice, or not at all"
         assert_proved_before_use(service.events)
 
 

@@ -1,4 +1,4 @@
-"""SIGKILL, thousands of times, at random moments and steps, while pictures come in: nothing lost, twice, or half.
+"""SIGKILL, thousands of times, at random moments and steps, while images come in: nothing lost, twice, or half.
 
 The real service process with an engine that costs nothing. After each kill the folders are counted and what is new is
 decoded; after the last the service ends its work and everything is audited: folders, cutouts, ledger, and an event for
@@ -30,14 +30,14 @@ from rich.table import Table
 
 from rmbgd.errors import Reason
 from tests.support import audit
-from tests.support.fork_server import Nursery
-from tests.support.images import picture
+from tests.support.fork_server import ForkServer
+from tests.support.images import sample_image
 from tests.support.invariants import Conservation
 from tests.support.mounts import memory_folder
 from tests.support.service import ENDINGS, ServiceUnderTest
 
-PICTURES_MINIMUM = 1_000
-BAD_SHARE = 50  # one in so many is no picture
+IMAGES_MINIMUM = 1_000
+BAD_SHARE = 50  # one in so many is no image
 WAYS = ("start", "step", "work", "work")  # how the moment is chosen, in turn
 LIFE = {"start": (0.0, 0.5), "work": (0.0, 1.0)}  # s until a kill; of work, from ready on
 STEPS = 60  # file operations and transactions until a kill; where there are fewer, it comes when all is done
@@ -48,13 +48,13 @@ FINISH = 600.0  # s for the rest after the last kill
 class Campaign:
     """A service that is fed and killed."""
 
-    def __init__(self, base: Path, nursery: Nursery, *, kills: int, pictures: int, seed: int) -> None:
+    def __init__(self, base: Path, fork_server: ForkServer, *, kills: int, images: int, seed: int) -> None:
         self._dice = random.Random(seed)
-        self._kills, self._pictures = kills, pictures
-        # A kill that a picture has nothing to do with must not set it aside: the most attempts that can be set.
+        self._kills, self._images = kills, images
+        # A kill that an image has nothing to do with must not set it aside: the most attempts that can be set.
         options = {"engine": {"delay": 0.01}, "fuse": str(base / "fuse")}
         self._service = ServiceUnderTest(base, settings={"intake": {"attempts": 10}}, options=options)
-        self._nursery = nursery
+        self._nursery = fork_server
         self._dropped: dict[str, bytes] = {}
         self._conservation = Conservation(self._service.roots, self._dropped)
         self._found: Counter[str] = Counter()
@@ -82,7 +82,7 @@ class Campaign:
         audit.assert_ledger_settled(self._service.state, done=good, failed=len(bad))
         assert not self._broken, self._broken
         told = audit.assert_each_told([event for name in ENDINGS for event in self._service.recorded(name)])
-        assert len(told) == len(self._dropped), f"{len(self._dropped)} pictures ended, {len(told)} jobs were told"
+        assert len(told) == len(self._dropped), f"{len(self._dropped)} images ended, {len(told)} jobs were told"
         return {
             "kills": self._kills,
             "at_a_step": self._burnt,
@@ -102,12 +102,12 @@ class Campaign:
 
     def _life(self, kill: int) -> None:
         service = self._service
-        for number in range(self._pictures * kill // self._kills, self._pictures * (kill + 1) // self._kills):
+        for number in range(self._images * kill // self._kills, self._images * (kill + 1) // self._kills):
             self._drop(number)
         way = kill % len(WAYS)
         if WAYS[way] == "step":
             service.fuse.write_text(str(self._dice.randint(1, STEPS)))
-        service.nursery = None if kill % FRESH == 0 else self._nursery
+        service.fork_server = None if kill % FRESH == 0 else self._nursery
         service.start(ready=False)
         began = time.monotonic()
         if WAYS[way] == "step":
@@ -131,9 +131,9 @@ class Campaign:
 
     def _drop(self, number: int) -> None:
         if number % BAD_SHARE == BAD_SHARE - 1:
-            name, data = f"bad/{number}.png", b"no picture %06d " % number * 20
+            name, data = f"bad/{number}.png", b"no image %06d " % number * 20
         else:
-            name, data = f"{number % 9}/{number}.png", picture(number)
+            name, data = f"{number % 9}/{number}.png", sample_image(number)
         self._dropped[name] = data
         self._service.drop(name, data)
 
@@ -154,14 +154,14 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=0, help="default: two per kill, at least 1,000")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    pictures = given.pictures or max(PICTURES_MINIMUM, 2 * given.kills)
+    images = given.images or max(IMAGES_MINIMUM, 2 * given.kills)
     with (
         tempfile.TemporaryDirectory(prefix="rmbgd-kill-") as fallback,
         memory_folder(Path(fallback)) as base,
-        Nursery() as nursery,
+        ForkServer() as fork_server,
     ):
         try:
-            result = Campaign(base, nursery, kills=given.kills, pictures=pictures, seed=given.seed).run()
+            result = Campaign(base, fork_server, kills=given.kills, images=images, seed=given.seed).run()
         except AssertionError as error:
             print(json.dumps({"kills": given.kills, "seed": given.seed, "found": str(error)[:4000]}))
             return 1

@@ -30,12 +30,12 @@ from rich.table import Table
 
 from tests.support import audit
 from tests.support.disks import cut_power
-from tests.support.images import picture
+from tests.support.images import sample_image
 from tests.support.invariants import Conservation
 from tests.support.mounts import disk, memory_folder, mount, own_mounts, run
 from tests.support.service import ServiceUnderTest
 
-PICTURES = 12  # new ones per round
+IMAGES = 12  # new ones per round
 LIFE = (0.0, 1.2)  # s from ready until the cut
 FINISH = 300.0  # s for the rest after the last cut
 SIZE = (160, 120)  # pixels; some 60 kB of cutout, so that there is something to truncate
@@ -55,7 +55,7 @@ class Campaign:
         began = time.monotonic()
         self._mount()
         try:
-            settings = {"intake": {"attempts": 10}}  # cuts that a picture has nothing to do with
+            settings = {"intake": {"attempts": 10}}  # cuts that an image has nothing to do with
             self._service = ServiceUnderTest(self._base, settings=settings, options={"count": "", "entered": ""})
             conservation = Conservation(self._service.roots, self._dropped)
             for number in track(range(self._rounds), "power cuts", console=Console(stderr=True)):
@@ -81,8 +81,8 @@ class Campaign:
 
     def _round(self, number: int) -> None:
         service = self._service
-        for each in range(number * PICTURES, (number + 1) * PICTURES):
-            name, data = f"{each % 3}/{each}.png", picture(each, size=SIZE)
+        for each in range(number * IMAGES, (number + 1) * IMAGES):
+            name, data = f"{each % 3}/{each}.png", sample_image(each, size=SIZE)
             self._dropped[name] = data
             service.drop(name, data)
         run("sync", "-f", self._base)  # what the cut takes must be the service's to lose

@@ -1,16 +1,16 @@
-"""A long run with pictures of every kind and a fault every few seconds, and whether anything grows or is lost.
+"""A long run with images of every kind and a fault every few seconds, and whether anything grows or is lost.
 
 The real service with the real failover and child processes; the engine in them is a fake with a scripted GPU, so that
-what is measured is the service. Good pictures are made here, hostile ones too, and those of shared/hostile come along
+what is measured is the service. Good images are made here, hostile ones too, and those of shared/hostile come along
 where that folder is. Faults: the service killed, stopped in good order, frozen, told to look again; an engine process
 killed or frozen; CUDA errors; heat; the output folder gone; no descriptor left; the log rotated. Everything is audited
-at the end: folders, cutouts, ledger, and an event for every picture in the log and its rotated parts.
+at the end: folders, cutouts, ledger, and an event for every image in the log and its rotated parts.
 
 Where time is the mechanism it runs fast: half a day a second for what the ledger remembers (30 days), dwells and
 intervals of the GPU's health in fractions of a second.
 
 Writes a report: the slope of memory, descriptors, threads, the ledger's size and shared memory, per hour and per 1,000
-pictures, each with its 95 % bounds. Slopes are judged in runs of ten minutes or more.
+images, each with its 95 % bounds. Slopes are judged in runs of ten minutes or more.
 
     python -m tools.soak [--seconds 600] [--fault-every 15] [--report soak.md]
 
@@ -43,12 +43,12 @@ from rmbgd.store.ledger import Ledger
 from rmbgd.testing.engine import CUDA_ERRORS
 from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
-from tests.support.images import assert_cutout_of, picture, rgba_of
+from tests.support.images import assert_cutout_of, rgba_of, sample_image
 from tests.support.mounts import memory_folder
 from tests.support.service import ENDINGS
 from tests.support.slopes import Slope, slope
 
-RATE = 12.0  # pictures a second: heaps and caches fill in some thousand pictures, and what grows after that is meant
+RATE = 12.0  # images a second: heaps and caches fill in some thousand images, and what grows after that is meant
 HOSTILE_SHARE = 0.2
 SAMPLE = 1.0  # s between two readings
 WARM_UP = 100.0  # s of each life that are not counted; in runs of less than ten minutes a tenth of the run
@@ -58,7 +58,7 @@ JUDGED_FROM = 600.0  # s
 PACE = 43_200.0  # s of the service's wall clock in one of ours: what it remembers for 30 days is forgotten in a minute
 REMEMBERED = 100.0  # s after which that has surely begun
 LIVES_END = 0.4  # share of the run in which faults end lives, too: slopes need a life of some length
-GROWTH = 1 << 20  # bytes per 1,000 pictures that memory may at most be growing by, for certain
+GROWTH = 1 << 20  # bytes per 1,000 images that memory may at most be growing by, for certain
 QUANTITIES = ("rss", "descriptors", "threads", "ledger", "shared")
 
 
@@ -76,11 +76,11 @@ class Reading:
 
 
 def hostile(dice: random.Random, number: int) -> bytes:
-    """Something that calls itself a picture, different each time."""
-    whole = picture(number, size=(dice.randint(1, 200), dice.randint(1, 200)))
+    """Something that calls itself an image, different each time."""
+    whole = sample_image(number, size=(dice.randint(1, 200), dice.randint(1, 200)))
     match dice.randrange(4):
         case 0:
-            return b"no picture %09d" % number
+            return b"no image %09d" % number
         case 1:
             return whole[: dice.randrange(1, len(whole))]
         case 2:
@@ -132,12 +132,12 @@ class Soak:
         return self._audited()
 
     def _feed_and_hurt(self) -> None:
-        next_picture = next_reading = 0.0
+        next_image = next_reading = 0.0
         next_fault = self._fault_every
         while (now := time.monotonic() - self._began) < self._seconds:
             assert not self._service.ended, self._service.tail()
-            if now >= next_picture:
-                next_picture += self._dice.expovariate(RATE)
+            if now >= next_image:
+                next_image += self._dice.expovariate(RATE)
                 self._drop()
             if now >= next_reading:
                 next_reading += SAMPLE
@@ -154,7 +154,7 @@ class Soak:
     def _drop(self) -> None:
         number = len(self._good) + len(self._other)
         if self._dice.random() >= HOSTILE_SHARE:
-            name, data = f"{number % 7}/{number}.png", picture(number, size=(self._dice.randint(8, 400), 120))
+            name, data = f"{number % 7}/{number}.png", sample_image(number, size=(self._dice.randint(8, 400), 120))
             self._good[name] = data
         elif self._strange and self._dice.random() < 0.5:
             path = self._dice.choice(self._strange)
@@ -327,7 +327,7 @@ class Soak:
                 rgba_of(service.output / name)
         done = sum(where == "done" for where in ended.values())
         told = audit.assert_each_told(self._endings())
-        assert len(told) == len(ended), f"{len(ended)} pictures ended, {len(told)} jobs were told"
+        assert len(told) == len(ended), f"{len(ended)} images ended, {len(told)} jobs were told"
         remembered = self._remembered()
         if self._seconds > REMEMBERED:
             assert remembered < len(ended), "nothing was ever forgotten"
@@ -347,7 +347,7 @@ class Soak:
             "faults": dict(sorted(self._faults.items())),
             "readings": len(self._readings),
             "per_hour": {name: each.rounded() for name, each in slopes.items()},
-            "per_1000_pictures": {
+            "per_1000_images": {
                 name: Slope(*(value / per_hour * 1000 for value in (each.value, each.low, each.high))).rounded()
                 for name, each in slopes.items()
             }
@@ -380,23 +380,23 @@ def report(result: dict[str, Any]) -> str:
     out = io.StringIO()
     print(f"# Soak of {result['seconds']:g} s\n", file=out)
     print(
-        f"{result['done']} pictures done, {result['refused']} refused, none lost, in {result['lives']} lives.", file=out
+        f"{result['done']} images done, {result['refused']} refused, none lost, in {result['lives']} lives.", file=out
     )
     print(
-        f"{result['parts_of_the_log']} parts of the log hold an event for every picture, {result['told_again']} of "
+        f"{result['parts_of_the_log']} parts of the log hold an event for every image, {result['told_again']} of "
         f"them twice, as they say. {result['days_of_the_ledger']} days by the ledger's clock; it remembers "
-        f"{result['remembered']} pictures.",
+        f"{result['remembered']} images.",
         file=out,
     )
     print("Faults: " + ", ".join(f"{name} {count}" for name, count in result["faults"].items()) + ".\n", file=out)
     print(
-        "| quantity | slope per hour | 95 % bounds | per 1,000 pictures | 95 % bounds | last life: from, to, most |\n"
+        "| quantity | slope per hour | 95 % bounds | per 1,000 images | 95 % bounds | last life: from, to, most |\n"
         "|---|---|---|---|---|---|",
         file=out,
     )
     for name, hourly in result["per_hour"].items():
-        per_picture = result["per_1000_pictures"].get(name, [None] * 3)
-        numbers = ["unknown" if each is None else f"{each:,.1f}" for each in (*hourly, *per_picture)]
+        per_image = result["per_1000_images"].get(name, [None] * 3)
+        numbers = ["unknown" if each is None else f"{each:,.1f}" for each in (*hourly, *per_image)]
         cells = "{} | {} to {} | {} | {} to {}".format(*numbers)
         levels = ", ".join(f"{level:,.0f}" for level in result["levels"][name])
         print(f"| {name} | {cells} | {levels} |", file=out)

@@ -1,11 +1,11 @@
-"""Networks on the CPU, from pictures in the arena to finished planes in the arena; the door to all engines on torch.
+"""Networks on the CPU, from images in the arena to finished planes in the arena; the door to all engines on torch.
 
 Runs in the engine's process. Knows no process, folder or recipe: which models and how many threads come as options.
 For a GPU see rmbgd/gpu.
 
-A batch goes through four steps: each picture resized into its place of the network's preallocated input (antialiased
-bilinear, as the networks were trained), the network, a check that every alpha is a number, and only then, picture by
-picture, alpha at full size in float, clean colours, and the output plane. A batch that fails has written nothing.
+A batch goes through four steps: each image resized into its place of the network's preallocated input (antialiased
+bilinear, as the networks were trained), the network, a check that every alpha is a number, and only then, image by
+image, alpha at full size in float, clean colours, and the output plane. A batch that fails has written nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rmbgd.backends.faults import faults
-from rmbgd.backends.memtest import Canary, TorchMemory
+from rmbgd.backends.memtest import MemoryTest, TorchMemory
 from rmbgd.backends.planes import SCALE, SHIFT, finish
 from rmbgd.engine.examine import Golden
-from rmbgd.engine.golden_image import known_picture
+from rmbgd.engine.golden_image import golden_image
 from rmbgd.engine.options import ModelChoice, Options
 from rmbgd.engine.proof import proven
-from rmbgd.engine.types import Answer, BatchReport, CanaryPass, EngineDescription, Limit, MatteReport, Work, view
+from rmbgd.engine.types import Answer, BatchReport, EngineDescription, Limit, MatteReport, MemoryTestPass, Work, view
 from rmbgd.errors import EngineNonsense
 from rmbgd.imaging.resize import matte_to_image
 from rmbgd.models.load import load_model
@@ -37,7 +37,7 @@ from rmbgd.models.load import load_model
 DEVICE = "cpu"
 SIZES = (1, 2, 4, 8, 16)
 MEASURE_SECONDS = 1.0  # that measuring batch sizes may take at start, per model
-CPU_BATCH_MAXIMUM = 4  # pictures: u2netp takes 0.19 GB for each, and in CPU time a batch saves nothing
+CPU_BATCH_MAXIMUM = 4  # images: u2netp takes 0.19 GB for each, and in CPU time a batch saves nothing
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Network:
         return self.inputs.shape[2], self.inputs.shape[3]
 
 
-class TorchEngine:
+class CpuBackend:
     def __init__(self, block: NDArray[np.uint8], options: Options) -> None:
         self._options = options
         self._limits: list[Limit] = []
@@ -66,10 +66,10 @@ class TorchEngine:
         self._dtype: torch.dtype = getattr(torch, precision)
         self._block = block
         self._networks: dict[str, Network] = {}
-        self._canary: Canary | None = None
+        self._canary: MemoryTest | None = None
 
     def start(self) -> EngineDescription:
-        """Load every model, prove each on the known picture, measure. Raises ModelError, EngineFault."""
+        """Load every model, prove each on the golden image, measure. Raises ModelError, EngineFault."""
         threads = self._options.threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
@@ -116,8 +116,8 @@ class TorchEngine:
         )
 
     def golden(self, model: str) -> Golden:
-        """The known picture, at its own size. Raises EngineFault."""
-        rgb, truth = known_picture()
+        """The golden image, at its own size. Raises EngineFault."""
+        rgb, truth = golden_image()
         network = self._networks[model]
         with torch.inference_mode(), faults():
             began = time.perf_counter()
@@ -126,11 +126,11 @@ class TorchEngine:
             seconds = time.perf_counter() - began
         return Golden(matte_to_image(matte, *truth.shape), seconds)
 
-    def canary(self, blocks: int) -> CanaryPass:
+    def canary(self, blocks: int) -> MemoryTestPass:
         """One pass over 4 KiB blocks of this device's memory, which stays taken. Raises EngineFault."""
         with torch.inference_mode(), faults():
             if self._canary is None:
-                self._canary = Canary(TorchMemory(torch.device(DEVICE)), blocks)
+                self._canary = MemoryTest(TorchMemory(torch.device(DEVICE)), blocks)
             return self._canary.check()
 
     def close(self) -> None:
@@ -154,11 +154,11 @@ class TorchEngine:
         return Network(name, loaded.module, loaded.provenance.facts(), inputs)
 
     def _put(self, network: Network, place: int, rgb: NDArray[np.uint8]) -> None:
-        """Resize one picture, uint8 [H, W, 3], into its place of the network's input."""
-        picture = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # uint8 [1, 3, H, W], pixel-major: the fast path
-        if picture.shape[2:] != network.size:
-            picture = F.interpolate(picture, network.size, mode="bilinear", antialias=True)
-        network.inputs[place] = picture[0] * self._scale + self._shift
+        """Resize one image, uint8 [H, W, 3], into its place of the network's input."""
+        image = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # uint8 [1, 3, H, W], pixel-major: the fast path
+        if image.shape[2:] != network.size:
+            image = F.interpolate(image, network.size, mode="bilinear", antialias=True)
+        network.inputs[place] = image[0] * self._scale + self._shift
 
     def _mattes(self, network: Network, count: int) -> Tensor:
         """Alpha of the first `count` places, float32 [count, h, w]. Raises EngineNonsense."""
@@ -167,12 +167,12 @@ class TorchEngine:
         finite = torch.isfinite(mattes).flatten(1).all(dim=1)
         if not bool(finite.all()):
             places = [place for place, well in enumerate(finite.tolist()) if not well]
-            raise EngineNonsense(f"alpha is not finite for pictures {places} of a batch of {count} ({network.name})")
+            raise EngineNonsense(f"alpha is not finite for images {places} of a batch of {count} ({network.name})")
         return mattes
 
     def _prove(self, network: Network) -> float:
-        """Compute the known picture. Raises EngineNonsense when it comes out wrong."""
-        rgb, _ = known_picture()
+        """Compute the golden image. Raises EngineNonsense when it comes out wrong."""
+        rgb, _ = golden_image()
         self._put(network, 0, rgb)
         return proven(self._mattes(network, 1)[0].numpy(), str(network.facts["model"]), network.name)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.backends.cpu import DEVICE, TorchEngine
+from rmbgd.backends.cpu import DEVICE, CpuBackend
 from rmbgd.engine.examine import Examined
 from rmbgd.engine.options import Options
 
@@ -18,8 +18,8 @@ def create(block: NDArray[np.uint8], options: Mapping[str, Any]) -> Examined:
     """The factory for the child process. Raises EngineLost for a GPU that is not there."""
     wanted = Options.from_json(options)
     if wanted.device == DEVICE:
-        return TorchEngine(block, wanted)
-    from rmbgd.backends.cuda.backend import GpuEngine
+        return CpuBackend(block, wanted)
+    from rmbgd.backends.cuda.backend import CudaBackend
     from rmbgd.backends.cuda.runtime import CudaDevice
 
-    return GpuEngine(block, wanted, partial(CudaDevice, wanted.device))
+    return CudaBackend(block, wanted, partial(CudaDevice, wanted.device))

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from rmbgd.engine.types import CanaryPass
+from rmbgd.engine.types import MemoryTestPass
 
 BLOCK_BYTES = 4096
 WORDS = BLOCK_BYTES // 8  # int64 words in a block
@@ -66,7 +66,7 @@ class DeviceMemory(Protocol):
     def release(self) -> None: ...
 
 
-class Canary:
+class MemoryTest:
     """Owned by the thread that owns the device. Takes its memory at the first pass and keeps it until closed."""
 
     def __init__(self, memory: DeviceMemory, blocks: int) -> None:
@@ -75,7 +75,7 @@ class Canary:
         self._number = 0
         self._standing: Pattern | None = None
 
-    def check(self) -> CanaryPass:
+    def check(self) -> MemoryTestPass:
         """One pass: what stood since the last one, then the next pattern. A block is bad if either failed."""
         bad: set[int] = set()
         if self._standing is None:
@@ -92,7 +92,7 @@ class Canary:
             raise
         self._standing = pattern
         self._number += 1
-        return CanaryPass(self._blocks, len(bad))
+        return MemoryTestPass(self._blocks, len(bad))
 
     def close(self) -> None:
         """Give the memory back. May be called more than once; the next pass takes it anew."""

@@ -20,11 +20,11 @@ SCALE = tuple(1 / (255 * deviation) for deviation in DEVIATION)
 SHIFT = tuple(-mean / deviation for mean, deviation in zip(MEAN, DEVIATION, strict=True))
 
 
-# --- On the host, from a network's answer to the output plane of one picture: resize, clean colours, compose.
+# --- On the host, from a network's answer to the output plane of one image: resize, clean colours, compose.
 
 
 def finish(slot: Slot, matte: NDArray[np.float32], *, clean: bool) -> None:
-    """Write the output plane of one picture from its matte, float32 [h, w]."""
+    """Write the output plane of one image from its matte, float32 [h, w]."""
     alpha = matte_to_image(matte, *slot.rgb.shape[:2])
     if slot.rgba is not None:
         compose_rgba(slot.rgb, alpha, slot.source_alpha, slot.rgba, clean=clean)

@@ -15,7 +15,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Self
 
-from rmbgd.bench.samples import Picture, Spread, largest, spread, stages_of
+from rmbgd.bench.samples import Sample, Spread, largest, spread, stages_of
 from rmbgd.config.load import Config, Recipe
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.device_query import nvml_target
@@ -132,7 +132,7 @@ class Reading:
 
     @property
     def per_second(self) -> float:
-        """Pictures."""
+        """Images."""
         return 1000.0 * self.size / self.spread.mean
 
     @property
@@ -145,7 +145,7 @@ class EngineUnderTest:
     """Context manager: the process runs inside it. Raises EngineFault or ModelError on entering and on measuring.
 
     factory, options   as EngineWorker takes them
-    places             pictures of the largest batch that will be asked for
+    places             images of the largest batch that will be asked for
     """
 
     def __init__(
@@ -154,7 +154,7 @@ class EngineUnderTest:
         options: Mapping[str, object],
         *,
         model: str,
-        pictures: Sequence[Picture],
+        images: Sequence[Sample],
         places: int,
         arena_bytes: int,
         start_timeout: float,
@@ -165,7 +165,7 @@ class EngineUnderTest:
         on_output: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self._model = model
-        self._pictures = pictures
+        self._images = images
         self._places = places
         self._arena = Arena(arena_bytes)
         self._worker = EngineWorker(
@@ -183,7 +183,7 @@ class EngineUnderTest:
         self.start_seconds = 0.0
         self.description: EngineDescription
         self.limits: list[Limit] = []  # what it does without, as told at start and with batches
-        self.again = 0  # pictures that needed a second computation, in float32
+        self.again = 0  # images that needed a second computation, in float32
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -203,7 +203,7 @@ class EngineUnderTest:
 
     @property
     def places(self) -> int:
-        """Pictures that lie in the arena: no batch can be larger."""
+        """Images that lie in the arena: no batch can be larger."""
         return len(self._regions)
 
     def sizes(self, wanted: Sequence[int] | None) -> tuple[list[int], dict[int, str]]:
@@ -214,7 +214,7 @@ class EngineUnderTest:
             if size not in offered:
                 left_out[size] = f"the engine offers {', '.join(map(str, offered))}"
             elif size > self.places:
-                left_out[size] = f"only {self.places} of these pictures fit into pipeline.arena_bytes"
+                left_out[size] = f"only {self.places} of these images fit into pipeline.arena_bytes"
         return [size for size in wanted or offered if size not in left_out], left_out
 
     def measure(self, size: int, seconds: float, *, batches: int = BATCHES_MAXIMUM) -> Reading:
@@ -236,7 +236,7 @@ class EngineUnderTest:
         return Reading(size, spread(times), means, processor, self._memory())
 
     def planes(self, index: int) -> Any:
-        """The slot of the picture in place `index`, for looking at what came out."""
+        """The slot of the image in place `index`, for looking at what came out."""
         return view(self._arena.block, self._regions[index])
 
     def _batch(self, size: int) -> tuple[float, dict[str, float]]:
@@ -251,11 +251,11 @@ class EngineUnderTest:
         return milliseconds, report.milliseconds
 
     def _fill(self, stack: ExitStack) -> None:
-        """Put the pictures into the arena, again and again until there are `places`, or no more fit."""
-        count = max(self._places, len(self._pictures))
+        """Put the images into the arena, again and again until there are `places`, or no more fit."""
+        count = max(self._places, len(self._images))
         room = self._arena.byte_count
-        for picture in islice(cycle(self._pictures), count):
-            height, width = picture.rgb.shape[:2]
+        for image in islice(cycle(self._images), count):
+            height, width = image.rgb.shape[:2]
             need = region_bytes(height, width, source_alpha=False, output=OutputPlane.RGBA8)
             if need > room:
                 break
@@ -263,7 +263,7 @@ class EngineUnderTest:
             lease = self._arena.lease(need)
             stack.callback(lease.release)
             region = Region(lease.offset, height, width, source_alpha=False, output=OutputPlane.RGBA8)
-            view(self._arena.block, region).rgb[:] = picture.rgb
+            view(self._arena.block, region).rgb[:] = image.rgb
             self._regions.append(region)
 
     def _memory(self) -> dict[str, int]:

@@ -1,4 +1,4 @@
-"""Pictures through the whole line, as fast as it takes them: file, decode, engine, encode, published file on the disk.
+"""Images through the whole line, as fast as it takes them: file, decode, engine, encode, published file on the disk.
 
 Watches no folder: what the intake adds (settling, claims by rename) is not part of it. Files are written just before
 they are claimed and removed after their event, so that a long run needs no room.
@@ -14,26 +14,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rmbgd.bench.samples import Picture, Spread, Waits, bottleneck, busy, spread, versions
+from rmbgd.bench.samples import Sample, Spread, Waits, bottleneck, busy, spread, versions
 from rmbgd.config.load import Config, Folder, Recipe
 from rmbgd.engine.room import EngineFactory, EngineParts
 from rmbgd.errors import EngineLost
-from rmbgd.pipeline.pipeline import Line
+from rmbgd.pipeline.pipeline import Pipeline
 from rmbgd.pipeline.queue import ChannelStatistics, NoReceivers
 from rmbgd.service.oneshot import through_the_line
 from rmbgd.store.records import Job
 
-WARM_UP = 8  # pictures that come out before the clock starts, at most: caches, first pages, the device's clocks
+WARM_UP = 8  # images that come out before the clock starts, at most: caches, first pages, the device's clocks
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
     """A run of the line. `busy` and `bound` as in figures; `total` is from claim to publication, ms, with its queues.
 
-    milliseconds  mean per picture and stage, as image.done reports them
+    milliseconds  mean per image and stage, as image.done reports them
     """
 
-    pictures: int
+    images: int
     seconds: float
     total: Spread
     milliseconds: dict[str, float]
@@ -43,7 +43,7 @@ class Throughput:
 
     @property
     def per_second(self) -> float:
-        return self.pictures / self.seconds
+        return self.images / self.seconds
 
 
 def line_config(base: Path, recipe: Recipe, config: Config) -> Config:
@@ -64,24 +64,24 @@ def line_config(base: Path, recipe: Recipe, config: Config) -> Config:
 
 def run(
     config: Config,
-    pictures: Sequence[Picture],
+    images: Sequence[Sample],
     factory: EngineFactory,
     *,
     seconds: float,
     most: int,
     warm_up: int = WARM_UP,
 ) -> Throughput:
-    """About `seconds` of it, or `most` pictures, after `warm_up` pictures (at least one) that do not count.
+    """About `seconds` of it, or `most` images, after `warm_up` images (at least one) that do not count.
 
-    Raises what broke, and EngineLost when pictures did not come out.
+    Raises what broke, and EngineLost when images did not come out.
     """
     watch = _Watch(config, seconds, most, max(1, warm_up))
 
-    def feed(line: Line, claim: Callable[[Path, str], list[Job]]) -> None:
+    def feed(line: Pipeline, claim: Callable[[Path, str], list[Job]]) -> None:
         watch.line = line
         root = config.folder[0].input
         with line.jobs as jobs:
-            for name, data in versions(list(pictures)):
+            for name, data in versions(list(images)):
                 if watch.enough.is_set():  # the last ones are still in the line: it was full to the end
                     return
                 (root / name).write_bytes(data)
@@ -107,7 +107,7 @@ class _Watch:
     """
 
     def __init__(self, config: Config, seconds: float, most: int, warm_up: int) -> None:
-        self.line: Line
+        self.line: Pipeline
         self.give_up: Callable[[], None]
         self.enough = threading.Event()
         self._config, self._seconds, self._most, self._warm_up = config, seconds, most, warm_up
@@ -161,7 +161,7 @@ class _Watch:
 
     def result(self) -> Throughput:
         if self._refused or self._before is None or self._after is None:
-            raise EngineLost(f"the line did not finish its pictures: {self._refused or 'none came out'}")
+            raise EngineLost(f"the line did not finish its images: {self._refused or 'none came out'}")
         count, seconds, pipeline = len(self._totals), self._ended - self._began, self._config.pipeline
         means = {stage: value / count for stage, value in self._stages.items()}
         shares = busy(
@@ -172,7 +172,7 @@ class _Watch:
             finishers=pipeline.finish_threads,
         )
         return Throughput(
-            pictures=count,
+            images=count,
             seconds=seconds,
             total=spread(self._totals),
             milliseconds=means,

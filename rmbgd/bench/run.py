@@ -15,18 +15,18 @@ from pathlib import Path
 from rmbgd import __version__
 from rmbgd.bench import pipeline as line
 from rmbgd.bench.engine import EngineUnderTest, Reading, Target, require_model, target
-from rmbgd.bench.samples import Picture, Spread, drawn, from_folder
+from rmbgd.bench.samples import Sample, Spread, drawn, from_folder
 from rmbgd.config.load import Config, Recipe
 from rmbgd.engine.room import EngineParts
-from rmbgd.engine.types import Engine, EngineDescription, Limit
+from rmbgd.engine.types import Backend, EngineDescription, Limit
 from rmbgd.engine.wiring import Machine, default_machine
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import ConfigError
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 
 SIZES = (1, 2, 4, 8, 16)  # that pipeline.batch_maximum may be
-DRAWN, DRAWN_SIDE = 8, 1024  # pictures, pixels a side
-LINE_PICTURES_MAXIMUM = 100_000
+DRAWN, DRAWN_SIDE = 8, 1024  # images, pixels a side
+LINE_IMAGES_MAXIMUM = 100_000
 
 
 __all__ = ["SIZES", "Result", "Wanted", "default_machine", "measure", "prepared", "to_json"]
@@ -39,7 +39,7 @@ class Wanted:
     config: Config
     recipe: Recipe
     target: Target
-    pictures: Sequence[Picture]
+    images: Sequence[Sample]
     sizes: Sequence[int] | None
     seconds: float
     scratch: Path | None = None
@@ -51,7 +51,7 @@ class Result:
 
     left_out  why a size that was wished for is not among the readings
     limits    what the engine did without
-    again     pictures that it computed a second time, in float32
+    again     images that it computed a second time, in float32
     """
 
     description: EngineDescription
@@ -73,15 +73,15 @@ def prepared(
     seconds: float = 20.0,
     scratch: Path | None = None,
 ) -> Wanted:
-    """Look that everything is there; pictures of `folder`, or drawn ones. Raises ConfigError with what to do."""
+    """Look that everything is there; images of `folder`, or drawn ones. Raises ConfigError with what to do."""
     configure_pillow(config.limits)
     configure_opencv()
     if scratch is not None and not scratch.is_dir():
         raise ConfigError(f"{scratch}: not a folder to write into; make it, or name another")
     require_model(recipe, config)
     found = target(config.engine.device, machine)
-    pictures = from_folder(folder, config.limits) if folder else drawn(DRAWN, DRAWN_SIDE)
-    return Wanted(config, recipe, found, pictures, sizes, seconds, scratch)
+    images = from_folder(folder, config.limits) if folder else drawn(DRAWN, DRAWN_SIDE)
+    return Wanted(config, recipe, found, images, sizes, seconds, scratch)
 
 
 def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Result:
@@ -93,7 +93,7 @@ def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Re
         machine.factory,
         options,
         model=wanted.recipe.model,
-        pictures=wanted.pictures,
+        images=wanted.images,
         places=config.pipeline.batch_maximum,
         arena_bytes=config.pipeline.arena_bytes,
         start_timeout=config.engine.start_timeout,
@@ -120,7 +120,7 @@ def engine_options(wanted: Wanted, machine: Machine) -> Mapping[str, object]:
     return machine.options(config, wanted.target.device, models, config.engine.precision)
 
 
-def plain_engine(parts: EngineParts, machine: Machine, options: Mapping[str, object]) -> Engine:
+def plain_engine(parts: EngineParts, machine: Machine, options: Mapping[str, object]) -> Backend:
     """One process on one device, with nothing to stand in: a device that fails ends the measurement."""
     settings = parts.config.engine
     worker = EngineWorker(
@@ -130,7 +130,7 @@ def plain_engine(parts: EngineParts, machine: Machine, options: Mapping[str, obj
         start_timeout=settings.start_timeout,
         batch_timeout=settings.batch_timeout,
         on_output=lambda text: parts.emit("engine.output", source="engine", line=text),
-        beat=parts.beat,
+        heartbeat=parts.heartbeat,
     )
     return parts.watch.add(worker)
 
@@ -143,18 +143,18 @@ def _through_the_line(
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-", dir=wanted.scratch) as base:
         return line.run(
             line.line_config(Path(base), wanted.recipe, config),
-            wanted.pictures,
+            wanted.images,
             lambda parts: plain_engine(parts, machine, options),
             seconds=wanted.seconds,
-            most=LINE_PICTURES_MAXIMUM,
+            most=LINE_IMAGES_MAXIMUM,
             warm_up=min(line.WARM_UP, int(best * wanted.seconds / 4)),
         )
 
 
 def to_json(wanted: Wanted, result: Result) -> dict[str, object]:
-    """Everything that was found, and on what. Times in ms, memory in bytes, rates in pictures a second."""
+    """Everything that was found, and on what. Times in ms, memory in bytes, rates in images a second."""
     description, through = result.description, result.throughput
-    sides = sorted({picture.rgb.shape[:2] for picture in wanted.pictures})
+    sides = sorted({image.rgb.shape[:2] for image in wanted.images})
     found: dict[str, object] = {
         "version": __version__,
         "python": platform.python_version(),
@@ -163,7 +163,7 @@ def to_json(wanted: Wanted, result: Result) -> dict[str, object]:
         "detail": description.detail,
         "model": description.models.get(wanted.recipe.model, {}) | {"asked": wanted.recipe.model},
         "pictures": {
-            "count": len(wanted.pictures),
+            "count": len(wanted.images),
             "smallest": [sides[0][1], sides[0][0]],
             "largest": [sides[-1][1], sides[-1][0]],
         },
@@ -175,7 +175,7 @@ def to_json(wanted: Wanted, result: Result) -> dict[str, object]:
     }
     if through is not None:
         found["line"] = {
-            "pictures": through.pictures,
+            "pictures": through.images,
             "per_second": round(through.per_second, 3),
             "claim_to_published": _spread(through.total),
             "stages": _rounded(through.milliseconds),

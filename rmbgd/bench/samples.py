@@ -1,6 +1,6 @@
-"""Pictures to measure with: the operator's own, or drawn ones that cost about what photographs cost.
+"""Images to measure with: the operator's own, or drawn ones that cost about what photographs cost.
 
-Decides nothing about how they are used. Drawn pictures are the same on every machine.
+Decides nothing about how they are used. Drawn images are the same on every machine.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ConfigError, ImageError
 from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.service.oneshot import sources_of
 
-FOLDER_MAXIMUM = 32  # pictures taken from a folder: enough variety, and a few hundred MB decoded
+FOLDER_MAXIMUM = 32  # images taken from a folder: enough variety, and a few hundred MB decoded
 APPENDABLE = {"JPEG", "PNG"}  # decoders ignore what follows the end of these
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """One picture as a file and as pixels. rgb: uint8 [H, W, 3]; its own alpha, where it has any, is not measured."""
+class Sample:
+    """One image as a file and as pixels. rgb: uint8 [H, W, 3]; its own alpha, where it has any, is not measured."""
 
     name: str
     data: bytes
@@ -36,50 +36,50 @@ class Picture:
     rgb: NDArray[np.uint8]
 
     def version(self, number: int) -> bytes:
-        """The same picture as a file that equals no other, so that it is computed and not copied from an equal one."""
+        """The same image as a file that equals no other, so that it is computed and not copied from an equal one."""
         return self.data + number.to_bytes(8, "little")
 
 
-def drawn(count: int, side: int) -> list[Picture]:
+def drawn(count: int, side: int) -> list[Sample]:
     """Waves, discs and noise, seeded by number: JPEG, quality 90, about 2 bits a pixel."""
-    return [_decoded(f"{number}.jpg", _jpeg(number, side), Limits()) for number in range(count)]
+    return [_decoded(f"{number}.jpg", _jpeg(number, side), LimitSettings()) for number in range(count)]
 
 
-def from_folder(folder: Path, limits: Limits) -> list[Picture]:
-    """The first pictures below `folder` that the service would take. Raises ConfigError when there is none."""
-    found: list[Picture] = []
+def from_folder(folder: Path, limits: LimitSettings) -> list[Sample]:
+    """The first images below `folder` that the service would take. Raises ConfigError when there is none."""
+    found: list[Sample] = []
     why = "it holds no files"
     root, names = sources_of(folder)
     for name in names:
         try:
-            picture = _decoded(name, _read(root / name, limits), limits)
+            image = _decoded(name, _read(root / name, limits), limits)
         except ImageError as error:
             why = f"{name}: {error}"
             continue
         except OSError as error:
             why = f"{name}: {error.strerror}"
             continue
-        if picture.form in APPENDABLE:
-            found.append(picture)
+        if image.form in APPENDABLE:
+            found.append(image)
         else:
-            why = f"{name}: measuring needs JPEG or PNG files, this is {picture.form}"
+            why = f"{name}: measuring needs JPEG or PNG files, this is {image.form}"
         if len(found) == FOLDER_MAXIMUM:
             break
     if not found:
-        raise ConfigError(f"{folder}: no picture to measure with; {why}")
+        raise ConfigError(f"{folder}: no image to measure with; {why}")
     return found
 
 
-def versions(pictures: list[Picture]) -> Iterator[tuple[str, bytes]]:
+def versions(images: list[Sample]) -> Iterator[tuple[str, bytes]]:
     """(file name, bytes) for ever; no two alike."""
     number = 0
     while True:
-        picture = pictures[number % len(pictures)]
-        yield f"{number:06}{'.jpg' if picture.form == 'JPEG' else '.png'}", picture.version(number)
+        image = images[number % len(images)]
+        yield f"{number:06}{'.jpg' if image.form == 'JPEG' else '.png'}", image.version(number)
         number += 1
 
 
-def _read(path: Path, limits: Limits) -> bytes:
+def _read(path: Path, limits: LimitSettings) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         return read_limited(descriptor, limits)
@@ -87,13 +87,13 @@ def _read(path: Path, limits: Limits) -> bytes:
         os.close(descriptor)
 
 
-def _decoded(name: str, data: bytes, limits: Limits) -> Picture:
+def _decoded(name: str, data: bytes, limits: LimitSettings) -> Sample:
     header = probe(data, limits, animated="first_frame", metadata=())
     width, height = header.size
     rgb = np.empty((height, width, 3), np.uint8)
     alpha = np.empty((height, width), np.uint8) if header.has_alpha else None
     decode_into(data, header, rgb, alpha)
-    return Picture(name, data, header.format, rgb)
+    return Sample(name, data, header.format, rgb)
 
 
 def _jpeg(number: int, side: int) -> bytes:

@@ -1,4 +1,4 @@
-"""`rmbgd bench`: what this machine does with a model and with pictures like the operator's.
+"""`rmbgd bench`: what this machine does with a model and with images like the operator's.
 
 Reads options and says what was found; the measuring is the package rmbgd.bench's.
 """
@@ -64,14 +64,14 @@ class BenchView:
     def show(self, wanted: Wanted, result: Result) -> None:
         description = result.description
         facts = description.models.get(wanted.recipe.model, {})
-        sides = sorted({picture.rgb.shape[:2] for picture in wanted.pictures})
+        sides = sorted({image.rgb.shape[:2] for image in wanted.images})
         size = f"{sides[0][1]} x {sides[0][0]}" + (f" to {sides[-1][1]} x {sides[-1][0]}" if len(sides) > 1 else "")
         self._line(
             f"[bold]{_safe(wanted.recipe.model)}[/] on {_safe(description.device)} ({_safe(wanted.target.called)})"
         )
         precision = facts.get("precision", wanted.config.engine.precision)
         self._line(
-            f"{_safe(precision)}; {len(wanted.pictures)} pictures, {size}; "
+            f"{_safe(precision)}; {len(wanted.images)} images, {size}; "
             f"ready after {result.start_seconds:.1f} s, which is not counted, nor are the first batches of each size"
         )
         self._console.print(_times(result.readings))
@@ -90,17 +90,17 @@ class BenchView:
         best = max(readings, key=lambda reading: reading.per_second)
         name, share = best.bound
         self._line(
-            f"Best: {best.per_second:.2f} pictures/s in batches of {best.size}; {share:.0%} of that time is '{name}'."
+            f"Best: {best.per_second:.2f} images/s in batches of {best.size}; {share:.0%} of that time is '{name}'."
         )
 
     def _through(self, through: Throughput) -> None:
         stages = ", ".join(f"{name} {value:.1f}" for name, value in through.milliseconds.items() if name != "total")
         self._line("")
         self._line(
-            f"[bold]Files through the whole line[/]: {through.per_second:.2f} pictures/s "
-            f"({through.pictures} in {through.seconds:.1f} s, mean batch {through.batch:.1f})"
+            f"[bold]Files through the whole line[/]: {through.per_second:.2f} images/s "
+            f"({through.images} in {through.seconds:.1f} s, mean batch {through.batch:.1f})"
         )
-        self._line(f"ms per picture, waits included: {stages}")
+        self._line(f"ms per image, waits included: {stages}")
         shares = ", ".join(f"{stage} {share:.0%}" for stage, share in through.busy.items())
         self._line(f"not waiting for others: {shares}")
         self._line(f"Bound by [bold]{through.bound}[/]: {MEANING[through.bound]}.")
@@ -110,7 +110,7 @@ class BenchView:
 
 
 def _times(readings: list[Reading]) -> Table:
-    table = _table("batch", "pictures/s", "ms", "p50", "p95", "p99", "jitter", "count", "bound by")
+    table = _table("batch", "images/s", "ms", "p50", "p95", "p99", "jitter", "count", "bound by")
     for reading in readings:
         spread = reading.spread
         times = (spread.mean, spread.p50, spread.p95, spread.p99, spread.jitter)
@@ -150,7 +150,7 @@ def _safe(value: object) -> str:
     return escape(printable(str(value)))
 
 
-# --- `rmbgd bench`: what this machine does with a model and with pictures like the operator's.
+# --- `rmbgd bench`: what this machine does with a model and with images like the operator's.
 
 
 PRECISIONS = get_args(config.EngineSettings.model_fields["precision"].annotation)
@@ -161,9 +161,9 @@ and rename into a temporary folder. Starting, and the first batches of each size
 
 exit status:
     0  measured
-    1  the device failed while it was measured, or a picture did not come out
+    1  the device failed while it was measured, or an image did not come out
     2  the command line was wrong
-   78  no such GPU, no such model, no picture to measure with, or the configuration cannot be used
+   78  no such GPU, no such model, no image to measure with, or the configuration cannot be used
 """
 
 

@@ -1,6 +1,6 @@
 """`rmbgd once IN OUT`: a file or a folder, now, with a progress bar and a summary.
 
-Reads options and shows what happens; the pictures are oneshot.py's.
+Reads options and shows what happens; the images are oneshot.py's.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class OnceView:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="IN", help="a picture, or a folder with pictures at any depth")
-    parser.add_argument("output", type=Path, metavar="OUT", help="a folder; or, for one picture, the file to write")
+    parser.add_argument("source", type=Path, metavar="IN", help="an image, or a folder with images at any depth")
+    parser.add_argument("output", type=Path, metavar="OUT", help="a folder; or, for one image, the file to write")
     parser.add_argument("--overwrite", action="store_true", help="make outputs anew that are there already")
     parser.add_argument("--json", action="store_true", help="every event as a line of JSON, instead of a progress bar")
     parser.add_argument("--config", type=Path, metavar="FILE", help="take recipes, engine and directories from here")

@@ -126,7 +126,7 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("pictures", f"{health['done']} done, {health['failed']} refused, {health['postponed']} put back"),
         ("rate", ", ".join(f"{rate:g} a minute over {window}" for window, rate in rates.items())),
         ("engine", _flat(health["engine"])) if health["engine"] else None,
-        ("memory", f"{health['rss_bytes'] / 2**20:.0f} MiB, {health['arena_bytes'] / 2**20:.0f} MiB of pictures"),
+        ("memory", f"{health['rss_bytes'] / 2**20:.0f} MiB, {health['arena_bytes'] / 2**20:.0f} MiB of images"),
         ("version", str(record["version"])),
     ]
     found += [(f"folder {name}", _flat(facts)) for name, facts in (record.get("folders") or {}).items()]
@@ -138,7 +138,7 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _safe_mode(facts: Mapping[str, Any]) -> str:
     left = facts["left_in"]
     ends = "its time counts when it is ready" if left is None else f"everything is tried again in {duration(left)}"
-    waits = "; pictures wait for the GPU" if facts["waits"] else ""
+    waits = "; images wait for the GPU" if facts["waits"] else ""
     return f"the last starts died ({', '.join(facts['causes'])}); {ends}{waits}"
 
 

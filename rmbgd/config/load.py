@@ -16,13 +16,13 @@ from rmbgd.config.settings import (
     EngineSettings,
     Folder,
     GpuSettings,
-    Health,
-    Intake,
-    Limits,
+    HealthSettings,
+    IntakeSettings,
+    LimitSettings,
     Name,
-    Pipeline,
+    PipelineSettings,
     Recipe,
-    Service,
+    ServiceSettings,
     Settings,
 )
 from rmbgd.errors import ConfigError
@@ -32,12 +32,12 @@ __all__ = [
     "EngineSettings",
     "Folder",
     "GpuSettings",
-    "Health",
-    "Intake",
-    "Limits",
-    "Pipeline",
+    "HealthSettings",
+    "IntakeSettings",
+    "LimitSettings",
+    "PipelineSettings",
     "Recipe",
-    "Service",
+    "ServiceSettings",
     "load",
     "parse",
 ]
@@ -46,13 +46,13 @@ DEFAULT_PATH = Path("/etc/rmbgd/rmbgd.toml")
 
 
 class Config(Settings):
-    service: Service = Field(default_factory=Service)
-    intake: Intake = Field(default_factory=Intake)
-    limits: Limits = Field(default_factory=Limits)
-    pipeline: Pipeline = Field(default_factory=Pipeline)
+    service: ServiceSettings = Field(default_factory=ServiceSettings)
+    intake: IntakeSettings = Field(default_factory=IntakeSettings)
+    limits: LimitSettings = Field(default_factory=LimitSettings)
+    pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
     gpu: GpuSettings = Field(default_factory=GpuSettings)
-    health: Health = Field(default_factory=Health)
+    health: HealthSettings = Field(default_factory=HealthSettings)
     recipe: dict[Name, Recipe] = Field(default_factory=dict)
     folder: list[Folder] = Field(default_factory=list)
 
@@ -80,7 +80,7 @@ class Config(Settings):
         if self.pipeline.arena_bytes < largest:
             allowed = (self.pipeline.arena_bytes - 4096) // 8
             findings.append(
-                f"pipeline.arena_bytes = {self.pipeline.arena_bytes} cannot hold one picture of limits.pixels = "
+                f"pipeline.arena_bytes = {self.pipeline.arena_bytes} cannot hold one image of limits.pixels = "
                 f"{self.limits.pixels}: raise it to {largest}, or lower limits.pixels to {allowed}"
             )
         if findings:
@@ -142,7 +142,7 @@ def _siblings(location: tuple[int | str, ...]) -> list[str]:
         if isinstance(part, int) or here is Recipe:
             continue
         here = {
-            "service": Service, "intake": Intake, "limits": Limits, "pipeline": Pipeline,
-            "engine": EngineSettings, "health": Health, "recipe": Recipe, "folder": Folder,
+            "service": ServiceSettings, "intake": IntakeSettings, "limits": LimitSettings, "pipeline": PipelineSettings,
+            "engine": EngineSettings, "health": HealthSettings, "recipe": Recipe, "folder": Folder,
         }.get(part, here)  # fmt: skip
     return list(here.model_fields)

@@ -23,7 +23,7 @@ def _octal(text: str) -> str:
     if not (len(text) in (3, 4) and all(digit in "01234567" for digit in text)):
         raise ValueError(f"'{text}' is no octal file mode; write it like \"0640\"")
     if int(text, 8) & 0o111:
-        raise ValueError(f"'{text}' would make pictures executable; leave the execute bits out")
+        raise ValueError(f"'{text}' would make images executable; leave the execute bits out")
     return text
 
 
@@ -71,7 +71,7 @@ class EngineSettings(Settings):
         "auto",
         reason="auto: float16 on a GPU, float32 on a CPU; float8 (Ada, Hopper) only while its answers stay near float16's",
     )
-    start_timeout: float = setting(180.0, unit="s", ge=1, le=3600, reason="loading, warming up and the known picture")
+    start_timeout: float = setting(180.0, unit="s", ge=1, le=3600, reason="loading, warming up and the golden image")
     batch_timeout: float = setting(
         120.0,
         unit="s",
@@ -94,23 +94,23 @@ class EngineSettings(Settings):
         unit="tries",
         ge=1,
         le=10,
-        reason="faults a picture may be part of, the last one alone (on the CPU where that stands by), before it is poison",
+        reason="faults an image may be part of, the last one alone (on the CPU where that stands by), before it is poison",
     )
 
 
-class Health(Settings):
+class HealthSettings(Settings):
     """When a GPU is left, when it is trusted again, and what stands in meanwhile. Bounds keep each rule meaningful."""
 
     require_gpu: bool = setting(
         False,
-        reason="true: while no GPU is well, pictures wait in their folders instead of going to a lesser model; nothing fails",
+        reason="true: while no GPU is well, images wait in their folders instead of going to a lesser model; nothing fails",
     )
     fallback_model: str = setting(
         "auto", reason="on the CPU while the GPU is away; auto: birefnet-lite where it is installed, else u2netp"
     )
     fallback_start: Literal["auto", "warm", "on_demand"] = setting(
         "auto",
-        reason="warm keeps that model loaded, so that the next picture starts within 2 s; auto: on demand where memory is scarce",
+        reason="warm keeps that model loaded, so that the next image starts within 2 s; auto: on demand where memory is scarce",
     )
     sensor: Literal["auto", "nvml", "sysfs", "none"] = setting(
         "auto", reason="auto: NVML where the driver has it, else a thermal zone that names the GPU (Jetson)"
@@ -167,7 +167,7 @@ class Health(Settings):
         reason="64 MiB: enough to resolve 0.01 %, little enough for an 8 GB card",
     )
     golden_interval: float = setting(
-        600.0, unit="s", ge=1, le=86_400, reason="between two runs of the known picture: wrong answers without an error"
+        600.0, unit="s", ge=1, le=86_400, reason="between two runs of the golden image: wrong answers without an error"
     )
     golden_mean: float = setting(
         2 / 255,
@@ -210,7 +210,7 @@ class Health(Settings):
         unit="s",
         ge=1,
         le=3600,
-        reason="fresh process, model, canary and known picture; raise it with engine.start_timeout where loading is slow",
+        reason="fresh process, model, canary and golden image; raise it with engine.start_timeout where loading is slow",
     )
     probe_passes: int = setting(
         2, unit="passes", ge=1, le=100, reason="over the canary within a probe, without one bad block"
@@ -234,7 +234,7 @@ class Health(Settings):
     )
 
     @model_validator(mode="after")
-    def _thresholds_fit_together(self) -> Health:
+    def _thresholds_fit_together(self) -> HealthSettings:
         if self.cool >= self.hot:
             raise ValueError(
                 f"cool = {self.cool} must be below hot = {self.hot}, or the GPU is left and taken back at once"
@@ -256,7 +256,7 @@ class Health(Settings):
 
 
 class GpuSettings(Settings):
-    """Of every GPU in use. Memory is taken once, before the first picture; the log says how it was divided."""
+    """Of every GPU in use. Memory is taken once, before the first image; the log says how it was divided."""
 
     graphs: bool = setting(
         True, reason="replay recorded launches: one instead of some thousand per batch; false launches kernel by kernel"
@@ -269,7 +269,7 @@ class GpuSettings(Settings):
         unit="bytes",
         ge=32 * MEBI,
         le=16 * 1024 * MEBI,
-        reason="pictures on their way on the device; one of 33 megapixels fits, larger ones are resized by the CPU",
+        reason="images on their way on the device; one of 33 megapixels fits, larger ones are resized by the CPU",
     )
     pinned_bytes: int = setting(
         256 * MEBI,
@@ -329,7 +329,7 @@ class Recipe(Settings):
         "",
         pattern=r"^([1-9][0-9]{0,4}x[1-9][0-9]{0,4})?$",
         unit="pixels",
-        reason='fit the picture into e.g. "2000x2000"; empty keeps its size',
+        reason='fit the image into e.g. "2000x2000"; empty keeps its size',
     )
     metadata: list[Literal["copyright", "artist", "description", "software", "datetime"]] = setting(
         ["copyright"], reason="text fields that are carried over; profile and resolution always are, GPS never is"
@@ -337,7 +337,7 @@ class Recipe(Settings):
     animated: Literal["refuse", "first_frame"] = setting("refuse", reason="one frame of many is rarely what was meant")
     on_empty: Literal["publish", "refuse"] = setting(
         "publish",
-        reason="publish: a fully transparent picture with the verdict 'empty'; refuse: the original goes to failed",
+        reason="publish: a fully transparent image with the verdict 'empty'; refuse: the original goes to failed",
     )
     empty_below: float = setting(
         0.0005,
@@ -375,14 +375,14 @@ class Folder(Settings):
         50, unit="0..100", ge=0, le=100, reason="higher goes first; waiting raises it by one each ten seconds"
     )
     latency: Literal["bulk", "realtime"] = setting(
-        "bulk", reason="realtime pictures go first and alone, so that none waits for a batch"
+        "bulk", reason="realtime images go first and alone, so that none waits for a batch"
     )
     latency_target: float = setting(
         0.13,
         unit="s",
         ge=0.005,
         le=3600,
-        reason="of the engine: a batch takes half of it at most, as a picture may just miss one and be in the next; "
+        reason="of the engine: a batch takes half of it at most, as an image may just miss one and be in the next; "
         "raise it where only the rate counts",
     )
     watch: Literal["auto", "events", "poll"] = setting("auto", reason="auto polls where events do not arrive")
@@ -400,10 +400,10 @@ class Folder(Settings):
         return self
 
 
-# --- How the service runs: its own places, the arrival of files, limits of pictures, threads and memory.
+# --- How the service runs: its own places, the arrival of files, limits of images, threads and memory.
 
 
-class Service(Settings):
+class ServiceSettings(Settings):
     """Where the service keeps its own things, and how it stops."""
 
     state_directory: AbsolutePath = setting(
@@ -425,7 +425,7 @@ class Service(Settings):
         unit="s",
         ge=1,
         le=3600,
-        reason="pictures already decoded are finished within it; below systemd's TimeoutStopSec of 60",
+        reason="images already decoded are finished within it; below systemd's TimeoutStopSec of 60",
     )
     health_interval: float = setting(
         60.0,
@@ -447,7 +447,7 @@ class Service(Settings):
         unit="s",
         ge=10,
         le=86_400,
-        reason="pictures wait, no device computes, nothing is paused, and none moves this long: the line is hung as well",
+        reason="images wait, no device computes, nothing is paused, and none moves this long: the line is hung as well",
     )
     safe_starts: int = setting(
         3,
@@ -467,7 +467,7 @@ class Service(Settings):
     )
 
 
-class Intake(Settings):
+class IntakeSettings(Settings):
     """When an arriving file is complete, and how often the folders are compared with the ledger."""
 
     quiet_closed: float = setting(
@@ -521,12 +521,12 @@ class Intake(Settings):
         reason="files observed at once; the others wait in the folder, which costs no memory",
     )
     attempts: int = setting(
-        3, unit="attempts", ge=1, le=10, reason="starts of the service that one picture may end before it is set aside"
+        3, unit="attempts", ge=1, le=10, reason="starts of the service that one image may end before it is set aside"
     )
 
 
-class Limits(Settings):
-    """What a picture may be. Checked on the header, before memory is taken."""
+class LimitSettings(Settings):
+    """What an image may be. Checked on the header, before memory is taken."""
 
     pixels: int = setting(
         50_000_000,
@@ -550,7 +550,7 @@ class Limits(Settings):
     )
 
 
-class Pipeline(Settings):
+class PipelineSettings(Settings):
     """Threads and memory between the folder and the engine."""
 
     decode_threads: int = setting(
@@ -564,7 +564,7 @@ class Pipeline(Settings):
         unit="bytes",
         ge=16 * MEBI,
         le=64 * 1024 * MEBI,
-        reason="decoded pictures in flight; must hold one of the largest allowed",
+        reason="decoded images in flight; must hold one of the largest allowed",
     )
     queue: int = setting(
         16, unit="pictures", ge=1, le=1024, reason="places between two stages; bytes are bounded by the arena"

@@ -20,7 +20,7 @@ from typing import Any
 from rmbgd.clock import SystemClock
 from rmbgd.config import load as config
 from rmbgd.engine.device_query import ask
-from rmbgd.service.safe_mode import CrashLoop
+from rmbgd.service.safe_mode import SafeMode
 
 # --- A need and what was found of it. Looks at nothing itself.
 
@@ -138,7 +138,7 @@ def judge_gpu(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) ->
         return fail("gpu", f'engine.device is "{device}", but {cause}', hint)
     # Somebody who has a card and does not get it wants to know; on a machine without one the CPU is simply right.
     has_card = bool(nvml.get("devices")) or os.path.exists("/proc/driver/nvidia")
-    return warn("gpu", f"pictures are made by the CPU: {cause}", hint) if has_card else ok("gpu", f"CPU: {cause}")
+    return warn("gpu", f"images are made by the CPU: {cause}", hint) if has_card else ok("gpu", f"CPU: {cause}")
 
 
 def _judge_devices(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) -> Finding:
@@ -238,7 +238,7 @@ def _systemctl(*arguments: str) -> str:
 
 def starts(settings: config.Config) -> Finding:
     """Whether the service keeps dying, by the record that it and the exit recorder keep."""
-    record = CrashLoop(settings, SystemClock())
+    record = SafeMode(settings, SystemClock())
     died = ", ".join(record.causes())
     if record.safe:
         return warn(

@@ -1,9 +1,9 @@
-"""The preallocated memory of all pictures in flight: one shared block, leased in pieces, bounded in bytes.
+"""The preallocated memory of all images in flight: one shared block, leased in pieces, bounded in bytes.
 
 Does not know what a piece holds. The block is an anonymous memory file, so that the engine's process maps the same
 pages: pixels cross to it without a copy. Pages become real when first written: an idle service holds little.
 
-Leases are given in the order in which they were asked for: a large picture at the head waits for its room and nobody
+Leases are given in the order in which they were asked for: a large image at the head waits for its room and nobody
 overtakes it, so it cannot starve. Only decoding leases and everything later only gives back, so waiting always ends.
 """
 
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.engine.types import ALIGNMENT
-from rmbgd.heartbeat import Beat, NoBeat
+from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
 
 class ArenaClosed(Exception):
@@ -93,7 +93,7 @@ class Arena:
         self._leases = 0
         self._closed = False
 
-    def lease(self, byte_count: int, beat: Beat | None = None) -> Lease:
+    def lease(self, byte_count: int, heartbeat: Heartbeat | None = None) -> Lease:
         """`byte_count` bytes, rounded up to ALIGNMENT; blocks until they fit and everybody who asked before is served.
 
         Raises ValueError when the arena could never hold them, ArenaClosed when it is closed, also while waiting.
@@ -101,13 +101,13 @@ class Arena:
         wanted = max(ALIGNMENT, -(-byte_count // ALIGNMENT) * ALIGNMENT)
         if byte_count < 0 or wanted > self.byte_count:
             raise ValueError(f"{byte_count} bytes can never fit into an arena of {self.byte_count}")
-        beat = beat or NoBeat()
+        heartbeat = heartbeat or NullHeartbeat()
         with self._lock:
             offset = None if self._queue or self._closed else self._cut(wanted)
             if offset is None:
-                offset = self._wait_for(wanted, beat)
+                offset = self._wait_for(wanted, heartbeat)
             lease = Lease(self, offset, wanted)
-        beat.working()
+        heartbeat.working()
         return lease
 
     def statistics(self) -> ArenaStatistics:
@@ -132,7 +132,7 @@ class Arena:
     ) -> None:
         self.close()
 
-    def _wait_for(self, wanted: int, beat: Beat) -> int:
+    def _wait_for(self, wanted: int, heartbeat: Heartbeat) -> int:
         turn = threading.Condition(self._lock)
         self._queue.append(turn)
         try:
@@ -141,7 +141,7 @@ class Arena:
                     offset = self._cut(wanted)
                     if offset is not None:
                         return offset
-                beat.waiting()
+                heartbeat.waiting()
                 turn.wait()
             raise ArenaClosed
         finally:

@@ -1,6 +1,6 @@
 """Whoever looks after one GPU: feeds the failover policy with what is seen and met, and does what it decides.
 
-Does not compute pictures, and decides nothing itself: failover.py does. Everything it shares is under one lock that
+Does not compute images, and decides nothing itself: failover.py does. Everything it shares is under one lock that
 nobody holds while a device, a process or a sensor is waited for:
 
 - its own thread reads the sensor, once per interval; a sensor that hangs is told as a bad check (deadline.py);
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.clock import Clock
-from rmbgd.config.load import Health
+from rmbgd.config.load import HealthSettings
 from rmbgd.engine.failover import step
 from rmbgd.engine.golden_references import References
 from rmbgd.engine.health_types import (
@@ -49,7 +49,7 @@ from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
 from rmbgd.events import Emit
-from rmbgd.heartbeat import NoBeat
+from rmbgd.heartbeat import NullHeartbeat
 
 FIRST_PROBE_INTERVAL = 0.5  # s between checks while a device that was never left proves itself: the service is starting
 END_PATIENCE = 15.0  # s for threads and processes to be gone when the service stops; what is stuck is left behind
@@ -71,7 +71,7 @@ class Attendant:
         self,
         device: str,
         *,
-        health: Health,
+        health: HealthSettings,
         sensor: TimedSensor,
         make: Callable[[], EngineWorker],
         references: References,
@@ -213,16 +213,16 @@ class Attendant:
             self._worker, self._worker_number = proof.adopt(), number
             return self._worker, proof.description, proof.began
 
-    def computing(self, pictures: Sequence[int]) -> None:
+    def computing(self, images: Sequence[int]) -> None:
         """What the owner has in hand; empty when it is done with it."""
         with self._changed:
-            self._computing = tuple(pictures)
+            self._computing = tuple(images)
 
     def faulted(self, number: int, fault: EngineFault) -> None:
         self.tell(Fault(fault_kind(fault), number, str(fault).partition("\n")[0]))
 
     def take_golden_wish(self) -> bool:
-        """Whether the known picture is to be computed now, because it came out wrong before."""
+        """Whether the golden image is to be computed now, because it came out wrong before."""
         with self._changed:
             wanted, self._golden_wanted = self._golden_wanted, False
             return wanted
@@ -239,7 +239,7 @@ class Attendant:
 
     def bury(self, worker: EngineWorker) -> None:
         """End a process on a thread of its own, which is nobody's heartbeat."""
-        worker.belongs_to(NoBeat())
+        worker.belongs_to(NullHeartbeat())
 
         def end() -> None:
             worker.close()

@@ -1,6 +1,6 @@
 """All devices of the service: the GPUs, what stands by for them, and what others may know of them.
 
-Does not route a picture: each GPU's thread has a routing for that (routing.py). Any thread may ask.
+Does not route an image: each GPU's thread has a routing for that (routing.py). Any thread may ask.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Devices:
 
     @property
     def in_use(self) -> list[Station]:
-        """GPUs that pictures may go to. Waits for nothing."""
+        """GPUs that images may go to. Waits for nothing."""
         return [station for station in self.stations if station.in_use]
 
     @property
@@ -42,7 +42,7 @@ class Devices:
         return any(station.attendant.undecided for station in self.stations)
 
     def may_take(self, index: int) -> bool:
-        """Whether the thread of that GPU is to take pictures. Waits for nothing: a channel asks with its lock held.
+        """Whether the thread of that GPU is to take images. Waits for nothing: a channel asks with its lock held.
 
         While its GPU is away and another is well it leaves them to the others; while none is, the first one takes them
         for what stands in. One GPU alone always takes: where there is nothing to choose, nothing is to be left.
@@ -111,7 +111,7 @@ class Devices:
             self._changed.wait_for(done)
 
     def leave(self, index: int) -> None:
-        """The thread of that GPU has closed it and asks for nothing any more. The first one leaves when no pictures
+        """The thread of that GPU has closed it and asks for nothing any more. The first one leaves when no images
         come any more: who still waits for his GPU waits in vain. With the last one the standby ends."""
         with self._changed:
             self._users -= 1

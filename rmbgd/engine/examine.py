@@ -1,4 +1,4 @@
-"""Looking at an engine that works: the known picture computed in passing, and the canary. The seam and its values.
+"""Looking at an engine that works: the golden image computed in passing, and the canary. The seam and its values.
 
 A leaf beside base.py: does not compare or judge what is seen, and does not know when to look.
 """
@@ -14,27 +14,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.engine.golden_image import HEIGHT, WIDTH
-from rmbgd.engine.types import CanaryPass, Engine
+from rmbgd.engine.types import Backend, MemoryTestPass
 
 LEVELS = 65535
 
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """The known picture as one model sees it: alpha float32 [240, 320] in 0..1, and the seconds that it took."""
+    """The golden image as one model sees it: alpha float32 [240, 320] in 0..1, and the seconds that it took."""
 
     alpha: NDArray[np.float32]
     seconds: float
 
 
-class Examined(Engine, Protocol):
+class Examined(Backend, Protocol):
     """An engine that can be looked at between two batches, by its owner."""
 
     def golden(self, model: str) -> Golden:
-        """Compute the known picture with `model`. Raises EngineFault."""
+        """Compute the golden image with `model`. Raises EngineFault."""
         ...
 
-    def canary(self, blocks: int) -> CanaryPass:
+    def canary(self, blocks: int) -> MemoryTestPass:
         """One pass over `blocks` blocks of device memory. Raises EngineFault."""
         ...
 
@@ -46,7 +46,7 @@ def from_golden(golden: Golden) -> dict[str, Any]:
 
 
 def to_golden(message: dict[str, Any]) -> Golden:
-    """Raises ValueError, KeyError or TypeError for what cannot be a known picture."""
+    """Raises ValueError, KeyError or TypeError for what cannot be a golden image."""
     unpacked = zlib.decompressobj()
     try:
         data = unpacked.decompress(base64.b64decode(message["alpha"], validate=True), 2 * HEIGHT * WIDTH + 1)

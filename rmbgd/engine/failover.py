@@ -2,7 +2,7 @@
 
 Does not read a sensor, start a process, log or wait: whoever feeds it samples also carries out what it decides.
 
-    ABSENT ─> PROBING ─> OK <─> SUSPECT         pictures go to the device in OK and SUSPECT only
+    ABSENT ─> PROBING ─> OK <─> SUSPECT         images go to the device in OK and SUSPECT only
                  ^        └──┬─────┘
                  │           ├─> COOLING        too hot, or slowed down for long
                  └───────────┼─> QUARANTINED    bad checks, memory errors, a fault that poisons its process
@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rmbgd.config.load import Health
+from rmbgd.config.load import HealthSettings
 from rmbgd.engine import findings
 from rmbgd.engine.findings import Finding
 from rmbgd.engine.health_types import (
@@ -45,10 +45,10 @@ from rmbgd.engine.health_types import (
 from rmbgd.engine.selftest import judge
 from rmbgd.engine.sensors.base import Reading
 from rmbgd.engine.transition import Turn, dwell
-from rmbgd.engine.types import CanaryPass
+from rmbgd.engine.types import MemoryTestPass
 
 
-def step(state: DeviceState, sample: Sample, now: float, health: Health) -> tuple[DeviceState, list[Decision]]:
+def step(state: DeviceState, sample: Sample, now: float, health: HealthSettings) -> tuple[DeviceState, list[Decision]]:
     """What the sample changes. Pure: the same three give the same answer, and `state` is not touched."""
     turn = _Rules(state, now, health)
     match sample:
@@ -62,7 +62,7 @@ def step(state: DeviceState, sample: Sample, now: float, health: Health) -> tupl
             turn.probed(sample)
         case Answered():
             turn.answered(sample)
-        case CanaryPass():
+        case MemoryTestPass():
             turn.canary(sample)
     return turn.state, turn.decisions
 
@@ -141,9 +141,9 @@ class _Rules(Turn):
 
     def answered(self, sample: Answered) -> None:
         if sample.process == self.state.process and self.state.in_use:
-            self.set(trial_left=max(self.state.trial_left - sample.pictures, 0))
+            self.set(trial_left=max(self.state.trial_left - sample.images, 0))
 
-    def canary(self, sample: CanaryPass) -> None:
+    def canary(self, sample: MemoryTestPass) -> None:
         if not self.state.in_use:
             return
         clean = self.state.canary.bad == 0
@@ -255,13 +255,13 @@ class _Rules(Turn):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where pictures go now. `devices` is empty when they wait in their folders."""
+    """Where images go now. `devices` is empty when they wait in their folders."""
 
     devices: tuple[str, ...]
     standby: bool
 
 
-def route(states: Mapping[str, DeviceState], health: Health) -> Route:
+def route(states: Mapping[str, DeviceState], health: HealthSettings) -> Route:
     """The GPUs in use; when none is, the CPU stands in, unless the operator prefers waiting."""
     in_use = tuple(name for name, state in states.items() if state.in_use)
     if in_use:

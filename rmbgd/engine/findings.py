@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from rmbgd.config.load import Health
+from rmbgd.config.load import HealthSettings
 from rmbgd.engine.health_types import Check
 from rmbgd.engine.sensors.base import OUT_OF_REACH, Problem, Reading
 
@@ -22,7 +22,7 @@ class Finding:
     threshold: float | None = None
 
 
-def lost(reading: Reading, health: Health) -> Finding | None:
+def lost(reading: Reading, health: HealthSettings) -> Finding | None:
     """The device is out of reach: off the bus, without a driver, or its firmware is dead."""
     if reading.problem in OUT_OF_REACH:
         return Finding(str(reading.problem), reading.detail or None)
@@ -32,7 +32,7 @@ def lost(reading: Reading, health: Health) -> Finding | None:
     return None
 
 
-def sick(reading: Reading, uncorrected: int | None, health: Health) -> Finding | None:
+def sick(reading: Reading, uncorrected: int | None, health: HealthSettings) -> Finding | None:
     """The device says itself that it is damaged. `uncorrected`: the ECC count when last seen, None when never."""
     for xid in reading.xids:
         if xid in health.xid_quarantine:
@@ -45,13 +45,13 @@ def sick(reading: Reading, uncorrected: int | None, health: Health) -> Finding |
     return None
 
 
-def hot(reading: Reading, health: Health) -> Finding | None:
+def hot(reading: Reading, health: HealthSettings) -> Finding | None:
     if reading.temperature is not None and reading.temperature > health.hot:
         return Finding("temperature", reading.temperature, health.hot)
     return None
 
 
-def bad(check: Check, health: Health) -> Finding | None:
+def bad(check: Check, health: HealthSettings) -> Finding | None:
     """The check cannot be called good. One alone proves nothing."""
     reading = check.reading
     if reading.problem is not None:

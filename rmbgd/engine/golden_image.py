@@ -1,6 +1,6 @@
-"""The known picture: a red ball on a plain ground, drawn by a formula, with the matte that any remover should find.
+"""The golden image: a red ball on a plain ground, drawn by a formula, with the matte that any remover should find.
 
-Knows no engine. An engine proves itself on it at start; after a fault that tells a bad picture from a bad engine.
+Knows no engine. An engine proves itself on it at start; after a fault that tells a bad image from a bad engine.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OVERLAP_EXPECTED = {"u2netp": 0.98}
 may be made for people or text alone: their overlap is told, not judged."""
 
 
-def known_picture() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+def golden_image() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """(rgb uint8 [240, 320, 3], true alpha float32 [240, 320]); the same bytes on every machine."""
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float64)
     ground = np.stack([90 + 60 * x / WIDTH, 110 + 50 * y / HEIGHT, 150 - 40 * x / WIDTH], axis=-1)
@@ -24,8 +24,8 @@ def known_picture() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     light = np.clip(1.15 - 0.45 * distance - 0.15 * across, 0, 1.2)[..., None]
     ball = light * np.array([225.0, 70.0, 45.0])
     alpha = np.clip((1 - distance) * 72 + 0.5, 0, 1)
-    picture = ground + alpha[..., None] * (ball - ground)
-    return np.floor(picture.clip(0, 255) + 0.5).astype(np.uint8), alpha.astype(np.float32)
+    image = ground + alpha[..., None] * (ball - ground)
+    return np.floor(image.clip(0, 255) + 0.5).astype(np.uint8), alpha.astype(np.float32)
 
 
 def overlap(alpha: NDArray[np.float32], truth: NDArray[np.float32]) -> float:

@@ -1,4 +1,4 @@
-"""What each model makes of the known picture on the CPU: computed once, kept on disk, compared with every time after.
+"""What each model makes of the golden image on the CPU: computed once, kept on disk, compared with every time after.
 
 Does not judge differences (probe.py does) and knows no GPU. One file per model and weights, so that new weights get a
 new answer. A file that cannot be written costs only time at the next start.

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from rmbgd.engine.sensors.base import Reading
-from rmbgd.engine.types import CanaryPass
+from rmbgd.engine.types import MemoryTestPass
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class ErrorWindow:
 
     passes: tuple[tuple[float, int, int], ...] = ()
 
-    def add(self, found: CanaryPass, now: float, window: float) -> ErrorWindow:
+    def add(self, found: MemoryTestPass, now: float, window: float) -> ErrorWindow:
         kept = tuple(entry for entry in self.passes if now - entry[0] <= window)
         return ErrorWindow((*kept, (now, found.blocks, found.bad)))
 
@@ -43,9 +43,9 @@ class ProbeReport:
     model_intact    the weights that were loaded have the expected sha256
     canary_passes   full passes over the canary
     canary_bad      bad blocks found in them
-    golden_mean     mean |alpha - stored alpha| on the known picture, 0..1
+    golden_mean     mean |alpha - stored alpha| on the golden image, 0..1
     golden_peak     the same difference, largest over all pixels but the allowed share of outliers
-    seconds         for the known picture, warm
+    seconds         for the golden image, warm
     baseline        s the same took when the device first proved itself; None when there is none yet
     error           what went wrong, when a step raised
     """
@@ -107,7 +107,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Golden:
-    """The known picture was computed in passing, and compared."""
+    """The golden image was computed in passing, and compared."""
 
     passed: bool
     process: int
@@ -125,13 +125,13 @@ class Probed:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """The device answered this many pictures."""
+    """The device answered this many images."""
 
     process: int
-    pictures: int
+    images: int
 
 
-Sample = Check | Fault | Golden | Probed | Answered | CanaryPass
+Sample = Check | Fault | Golden | Probed | Answered | MemoryTestPass
 
 # --- what the machine decides
 
@@ -162,7 +162,7 @@ class Failover:
 
 @dataclass(frozen=True, slots=True)
 class Failback:
-    """Work returns to the device, one picture at a time at first. `seconds`: since the failover."""
+    """Work returns to the device, one image at a time at first. `seconds`: since the failover."""
 
     seconds: float
 
@@ -193,7 +193,7 @@ class StartProbe:
 
 @dataclass(frozen=True, slots=True)
 class RepeatGolden:
-    """The known picture came out wrong: compute it again now."""
+    """The golden image came out wrong: compute it again now."""
 
 
 Decision = Changed | Failover | Failback | Degraded | EndProcess | StartProbe | RepeatGolden
@@ -211,9 +211,9 @@ class DeviceState:
     next_probe     not before
     looks          in a row at an absent or lost device that did not find it
     bad, good, cool  checks in a row
-    golden_failed  the known picture came out wrong and has not come out right since
+    golden_failed  the golden image came out wrong and has not come out right since
     throttled_since, free_since  the device began to be, or ceased to be, slowed down
-    trial_left     pictures to go one by one
+    trial_left     images to go one by one
     memory_faults  times of running out of device memory
     canary         recent passes
     uncorrected    ECC count when last seen
@@ -248,7 +248,7 @@ class DeviceState:
 
     @property
     def batch_limit(self) -> int | None:
-        """Pictures that may go to the device at once: 0 none, None as many as it takes."""
+        """Images that may go to the device at once: 0 none, None as many as it takes."""
         if not self.in_use:
             return 0
         return 1 if self.trial_left else None

@@ -15,7 +15,7 @@ from rmbgd.engine.lane import Lane
 from rmbgd.engine.turns import Turn
 from rmbgd.errors import EngineFault, EngineLost, ModelError
 from rmbgd.events import Emit
-from rmbgd.heartbeat import NoBeat
+from rmbgd.heartbeat import NullHeartbeat
 
 END_PATIENCE = 15.0  # s for the thread to be gone when the service stops
 ABORT_AGAIN = 0.1  # s between two orders to a process that was about to be started just then
@@ -86,7 +86,7 @@ class Standby:
 
     def tick(self) -> None:
         """One look. Any thread; it has nothing to do while somebody else is at it."""
-        if not self.turn.try_take(NoBeat()):
+        if not self.turn.try_take(NullHeartbeat()):
             return
         try:
             process = self.process
@@ -120,7 +120,7 @@ class Standby:
         self._closing.set()
         if not self._ended():  # stuck in the kernel; the process goes with ours
             return
-        self.turn.take(NoBeat())
+        self.turn.take(NullHeartbeat())
         try:
             self.lane.close()
         finally:

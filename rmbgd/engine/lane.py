@@ -1,6 +1,6 @@
 """One device and the engines that serve it, one after the other: started, replaced after a fault, never too often.
 
-Does not choose between devices and does not know pictures' fates: resilient.py does. Owned by one thread.
+Does not choose between devices and does not know images' fates: resilient.py does. Owned by one thread.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from rmbgd.clock import Clock
 from rmbgd.engine.retry import delay
-from rmbgd.engine.types import BatchReport, Engine, EngineDescription, Limit, Work
+from rmbgd.engine.types import Backend, BatchReport, EngineDescription, Limit, Work
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.events import Emit
 
@@ -23,7 +23,7 @@ class Lane:
     """`make` gives a new engine that was not started; each is used until its first sticky fault.
 
     delay_maximum    seconds; longest pause between two starts of an engine that keeps failing
-    keep_when_short  an engine that lacks memory for one picture alone stays: the picture can go to another device, and
+    keep_when_short  an engine that lacks memory for one image alone stays: the image can go to another device, and
                      whoever takes the memory may give it back. Without another device a fresh process is tried, which
                      has the least in memory
     forgiving        weights that cannot be used are a fault among others even at the first start: it only stands by,
@@ -33,7 +33,7 @@ class Lane:
     def __init__(
         self,
         device: str,
-        make: Callable[[], Engine],
+        make: Callable[[], Backend],
         *,
         emit: Emit,
         clock: Clock,
@@ -53,10 +53,10 @@ class Lane:
         self._keep_when_short = keep_when_short
         self._forgiving = forgiving
         self.model_error: ModelError | None = None  # why the last start failed, if for that
-        self._dispose: Callable[[Engine], None] = _close
-        self._engine: Engine | None = None  # started, or None
+        self._dispose: Callable[[Backend], None] = _close
+        self._engine: Backend | None = None  # started, or None
         self._fault_at: float | None = None  # of the first fault since an engine was ready
-        self._memory_limit: int | None = None  # pictures that fit into memory, when that was found out
+        self._memory_limit: int | None = None  # images that fit into memory, when that was found out
         self._since_limit = 0
 
     @property
@@ -65,7 +65,7 @@ class Lane:
 
     @property
     def limit(self) -> int:
-        """Pictures it takes at once, now."""
+        """Images it takes at once, now."""
         largest = self.description.batch_sizes[-1] if self.description else 1
         return largest if self._memory_limit is None else min(largest, self._memory_limit)
 
@@ -98,7 +98,7 @@ class Lane:
         self._tell_ready(description, began)
         return description
 
-    def adopt(self, engine: Engine, description: EngineDescription, began: float) -> None:
+    def adopt(self, engine: Backend, description: EngineDescription, began: float) -> None:
         """Take over an engine that was started elsewhere, from `began` on, and has proved itself."""
         assert self._engine is None
         self._engine = engine
@@ -106,7 +106,7 @@ class Lane:
         self.failures = 0
         self._tell_ready(description, began)
 
-    def surrender(self) -> Engine | None:
+    def surrender(self) -> Backend | None:
         """Give the engine away without closing it, for an end that may take long; None when there is none."""
         engine, self._engine = self._engine, None
         return engine
@@ -143,7 +143,7 @@ class Lane:
         self._tell_limits(report.limits)
         return report
 
-    def disposes_by(self, dispose: Callable[[Engine], None]) -> None:
+    def disposes_by(self, dispose: Callable[[Backend], None]) -> None:
         """Have engines that met a fault ended by somebody else: `close` may take long."""
         self._dispose = dispose
 
@@ -208,7 +208,7 @@ class Lane:
             self._emit("engine.limited", device=self.device, what=limit.what, detail=limit.detail)
 
 
-def _close(engine: Engine) -> None:
+def _close(engine: Backend) -> None:
     engine.close()
 
 

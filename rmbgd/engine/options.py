@@ -28,11 +28,11 @@ class Options:
     device            "cpu", "cuda:0", ...
     precision         auto (float16 on a GPU, else float32), float32, float16, bfloat16, float8
     threads           0: one per core that the process may use
-    batch_maximum     pictures; the largest size that may be offered
+    batch_maximum     images; the largest size that may be offered
 
     graphs            replay recorded launches instead of launching kernel by kernel
     kernels           auto or off: kernels in Triton
-    staging_bytes     of the device, for pictures on their way
+    staging_bytes     of the device, for images on their way
     pinned_bytes      of the arena, page-locked, at most
     spare_bytes       of the device, to be left free
     """

@@ -1,4 +1,4 @@
-"""A fresh process proves a GPU: found, weights, canary, known picture against the CPU's, time. On a thread of its own.
+"""A fresh process proves a GPU: found, weights, canary, golden image against the CPU's, time. On a thread of its own.
 
 Does not judge (probe.py does) nor decide what follows (failover.py does). The process belongs to this thread until it
 is adopted as the lane's engine, or dismissed.
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from rmbgd.clock import Clock
-from rmbgd.config.load import Health
+from rmbgd.config.load import HealthSettings
 from rmbgd.engine.golden_references import References
 from rmbgd.engine.health_types import ProbeReport
 from rmbgd.engine.selftest import golden_difference
@@ -36,7 +36,7 @@ class Proof:
     """One probe: a worker that is not started, what to compare with, and what becomes of it.
 
     device, sha256    as the worker must describe itself; sha256 by model, empty when none was accepted before
-    baseline          seconds that the known picture took when the device first proved itself, if it did
+    baseline          seconds that the golden image took when the device first proved itself, if it did
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class Proof:
         device: str,
         sha256: dict[str, object],
         baseline: float | None,
-        health: Health,
+        health: HealthSettings,
         clock: Clock,
     ) -> None:
         self.number = number

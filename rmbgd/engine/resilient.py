@@ -1,4 +1,4 @@
-"""An Engine made of engines: whatever happens to one of them, every picture gets its answer.
+"""An Engine made of engines: whatever happens to one of them, every image gets its answer.
 
 Does not know processes or devices (lane.py has them), nor which device should be used (a Routing says so), nor what is
 to run again after a fault (retry.py). Here the three are put to work. It gives up only when the service is stopping.
@@ -18,7 +18,7 @@ from rmbgd.engine.lane import Lane
 from rmbgd.engine.retry import Attempts
 from rmbgd.engine.types import BatchReport, EngineDescription, Work
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory
-from rmbgd.heartbeat import Beat, NoBeat
+from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
 
 class Stop(Protocol):
@@ -36,13 +36,13 @@ class Stopped(EngineLost):
 
 
 class Routing(Protocol):
-    """Which device the pictures go to. Called by the engine's owner only, except where it says otherwise."""
+    """Which device the images go to. Called by the engine's owner only, except where it says otherwise."""
 
     def lane(self, *, accused: bool = False) -> Lane | None:
         """To be used now, by the caller alone until the next question or `release`. It need not be ready; it is then
-        waited for. None: no device may be used, so pictures wait.
+        waited for. None: no device may be used, so images wait.
 
-        `accused`: the next pictures met a fault; they are better tried where the least is lost by another one.
+        `accused`: the next images met a fault; they are better tried where the least is lost by another one.
         """
         ...
 
@@ -52,24 +52,24 @@ class Routing(Protocol):
 
     @property
     def has_fallback(self) -> bool:
-        """Whether there is a device of last resort besides those that pictures go to first."""
+        """Whether there is a device of last resort besides those that images go to first."""
         ...
 
     def is_fallback(self, lane: Lane) -> bool: ...
 
     def limit(self, lane: Lane) -> int:
-        """Pictures that may go to `lane` at once, at least 1."""
+        """Images that may go to `lane` at once, at least 1."""
         ...
 
-    def began(self, lane: Lane, pictures: Sequence[int]) -> None:
+    def began(self, lane: Lane, images: Sequence[int]) -> None:
         """These are computed now, until `answered` or `faulted`."""
         ...
 
-    def faulted(self, lane: Lane, fault: EngineFault, pictures: Sequence[int]) -> bool:
-        """Whether the pictures may have caused it."""
+    def faulted(self, lane: Lane, fault: EngineFault, images: Sequence[int]) -> bool:
+        """Whether the images may have caused it."""
         ...
 
-    def answered(self, lane: Lane, pictures: int) -> None: ...
+    def answered(self, lane: Lane, images: int) -> None: ...
 
     def to_start(self) -> Lane | None:
         """While there is no description: a lane to be started for it, or None where there is nothing to do but wait."""
@@ -80,7 +80,7 @@ class Routing(Protocol):
         ...
 
     def description(self) -> EngineDescription | None:
-        """What the pictures will be computed by; None while that is not decided. Raises ModelError."""
+        """What the images will be computed by; None while that is not decided. Raises ModelError."""
         ...
 
     def wait(self, stop: Stop) -> None:
@@ -114,13 +114,13 @@ class OneLane:
     def limit(self, lane: Lane) -> int:
         return lane.limit
 
-    def began(self, lane: Lane, pictures: Sequence[int]) -> None:
+    def began(self, lane: Lane, images: Sequence[int]) -> None:
         pass
 
-    def faulted(self, lane: Lane, fault: EngineFault, pictures: Sequence[int]) -> bool:  # noqa: ARG002
+    def faulted(self, lane: Lane, fault: EngineFault, images: Sequence[int]) -> bool:  # noqa: ARG002
         return True
 
-    def answered(self, lane: Lane, pictures: int) -> None:
+    def answered(self, lane: Lane, images: int) -> None:
         pass
 
     def to_start(self) -> Lane | None:
@@ -154,9 +154,9 @@ class OneLane:
 
 
 class ResilientEngine:
-    """Raises Stopped only when `stop` is set while no engine is ready; the pictures are then to be put back.
+    """Raises Stopped only when `stop` is set while no engine is ready; the images are then to be put back.
 
-    tries        faults that a picture may be part of before it is refused; the last of them alone, see retry.py
+    tries        faults that an image may be part of before it is refused; the last of them alone, see retry.py
     start_tries  starts in a row that may fail before start() gives up; None: it never does
     """
 
@@ -167,14 +167,14 @@ class ResilientEngine:
         tries: int,
         stop: Stop,
         clock: Clock,
-        beat: Beat | None = None,
+        heartbeat: Heartbeat | None = None,
         start_tries: int | None = None,
     ) -> None:
         self._routing = routing
         self._tries = tries
         self._stop = stop
         self._clock = clock
-        self._beat = beat or NoBeat()
+        self._heartbeat = heartbeat or NullHeartbeat()
         self._start_tries = start_tries
 
     def start(self) -> EngineDescription:
@@ -204,22 +204,22 @@ class ResilientEngine:
                     break
                 if (report := self._run(lane, group, attempts)) is not None:
                     milliseconds.update(report.milliseconds)
-                self._beat.working()
+                self._heartbeat.working()
         finally:
             self._routing.release()
         return BatchReport(attempts.verdicts(), dict(milliseconds))
 
     def _run(self, lane: Lane, group: Sequence[Work], attempts: Attempts) -> BatchReport | None:
         """One group on one lane, and what became of it written down; None after a fault."""
-        routing, pictures = self._routing, [work.image_id for work in group]
-        routing.began(lane, pictures)
+        routing, images = self._routing, [work.image_id for work in group]
+        routing.began(lane, images)
         try:
             report = lane.segment(group)
         except EngineMemory as fault:
-            routing.faulted(lane, fault, pictures)
+            routing.faulted(lane, fault, images)
             attempts.too_large(group, str(fault), on_fallback=routing.is_fallback(lane))
         except EngineFault as fault:
-            if routing.faulted(lane, fault, pictures):
+            if routing.faulted(lane, fault, images):
                 attempts.failed(group, str(fault), on_fallback=routing.is_fallback(lane))
             else:
                 attempts.interrupted(group)
@@ -233,7 +233,7 @@ class ResilientEngine:
         self._routing.close()
 
     def _ready_lane(self, *, accused: bool = False) -> Lane:
-        """The lane in use, once it has an engine that passed its known picture."""
+        """The lane in use, once it has an engine that passed its golden image."""
         while True:
             lane = self._routing.lane(accused=accused)
             if lane is None:
@@ -252,21 +252,21 @@ class ResilientEngine:
         except EngineFault as error:
             fault = error
         self._routing.came_up(lane, fault)
-        self._beat.working()
+        self._heartbeat.working()
         return fault
 
     def _wait_for_change(self) -> None:
         """Raises Stopped."""
-        self._beat.waiting()
+        self._heartbeat.waiting()
         self._routing.wait(self._stop)
         if self._stop.is_set():
             raise Stopped("the service is stopping and no device may be used")
-        self._beat.working()
+        self._heartbeat.working()
 
     def _wait_until(self, moment: float) -> None:
         """Raises Stopped: there is no engine, and nobody waits for another one."""
         seconds = moment - self._clock.monotonic()
-        self._beat.waiting()
+        self._heartbeat.waiting()
         if self._stop.is_set() or (seconds > 0 and self._stop.wait(seconds)):
             raise Stopped("the service is stopping and no engine is ready")
-        self._beat.working()
+        self._heartbeat.working()

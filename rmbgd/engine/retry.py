@@ -1,10 +1,10 @@
-"""POLICY: what to run again after an engine fault, and when a picture is to blame. Pure bookkeeping for one batch.
+"""POLICY: what to run again after an engine fault, and when an image is to blame. Pure bookkeeping for one batch.
 
 Does not run anything, wait, or know engines: resilient.py asks for the next group and tells what became of it.
 
-A fault says nothing about who caused it, so a failed group is run again picture by picture, and only a picture that was
+A fault says nothing about who caused it, so a failed group is run again image by image, and only an image that was
 alone can be accused. It then goes behind the others. It is convicted when it was part of `tries` faults, the last of
-them alone and, where a fallback stands by, there; and after that a fresh engine has passed its known picture. So the
+them alone and, where a fallback stands by, there; and after that a fresh engine has passed its golden image. So the
 fault in company counts, which saves a process, and nobody is convicted by a device that may be sick itself. Shortage of
 memory accuses nobody while the group can be halved.
 """
@@ -19,16 +19,16 @@ from rmbgd.engine.types import Answer, Poisoned, Work
 
 
 class Attempts:
-    """One batch on its way to one verdict per picture."""
+    """One batch on its way to one verdict per image."""
 
     def __init__(self, batch: Sequence[Work], tries: int) -> None:
         self._order = [work.image_id for work in batch]
         if len(set(self._order)) < len(self._order):
-            raise ValueError(f"pictures {self._order}: one is there twice")
+            raise ValueError(f"images {self._order}: one is there twice")
         self._tries = tries
         self._todo: deque[list[Work]] = deque([list(batch)] if batch else [])
         self._runs: Counter[int] = Counter()
-        self._faults: Counter[int] = Counter()  # that a picture was part of
+        self._faults: Counter[int] = Counter()  # that an image was part of
         self._alone: set[int] = set()  # failed alone, anywhere
         self._on_fallback: set[int] = set()  # failed alone where nothing is left to go to
         self._last_fault: dict[int, str] = {}
@@ -36,7 +36,7 @@ class Attempts:
 
     @property
     def open(self) -> bool:
-        """Whether any picture has no verdict yet."""
+        """Whether any image has no verdict yet."""
         return len(self._verdicts) < len(self._order)
 
     def accused_next(self) -> bool:
@@ -44,9 +44,9 @@ class Attempts:
         return bool(self._todo) and any(self._faults[work.image_id] for work in self._todo[0])
 
     def next_group(self, limit: int, *, fallback: bool = False) -> list[Work]:
-        """What to run now, at most `limit` pictures; empty when nothing is left. `fallback`: one stands by.
+        """What to run now, at most `limit` images; empty when nothing is left. `fallback`: one stands by.
 
-        Only to be asked while an engine is ready that has passed its known picture: it convicts by that.
+        Only to be asked while an engine is ready that has passed its golden image: it convicts by that.
         """
         while self._todo:
             group = self._todo.popleft()
@@ -92,7 +92,7 @@ class Attempts:
             self._again([list(group[:half]), list(group[half:])])
 
     def verdicts(self) -> list[Answer | Poisoned]:
-        """One per picture, in the order of the batch."""
+        """One per image, in the order of the batch."""
         return [self._verdicts[image_id] for image_id in self._order]
 
     def _guilty(self, image_id: int, *, fallback: bool) -> bool:

@@ -14,10 +14,10 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Config
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.seats import Seats
-from rmbgd.engine.types import Engine
+from rmbgd.engine.types import Backend
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.events import Emit
-from rmbgd.heartbeat import Beat
+from rmbgd.heartbeat import Heartbeat
 
 
 class Watched(Protocol):
@@ -70,12 +70,12 @@ class EngineParts:
     arena: Arena
     emit: Emit
     clock: Clock
-    beat: Beat
+    heartbeat: Heartbeat
     stopping: threading.Event
     watch: EngineWatch = field(default_factory=EngineWatch)
 
 
-EngineFactory = Callable[[EngineParts], Engine | Seats]
+EngineFactory = Callable[[EngineParts], Backend | Seats]
 """One engine, or a seat per device. Called by the thread of the first one."""
 
 
@@ -87,8 +87,8 @@ class EngineRoom:
         self._stopping = threading.Event()
         self._watch = EngineWatch()
 
-    def engine(self, beat: Beat) -> Engine | Seats:
-        parts = EngineParts(self._config, self._arena, self._emit, self._clock, beat, self._stopping, self._watch)
+    def engine(self, heartbeat: Heartbeat) -> Backend | Seats:
+        parts = EngineParts(self._config, self._arena, self._emit, self._clock, heartbeat, self._stopping, self._watch)
         return self._factory(parts)
 
     def give_up_waiting(self) -> None:

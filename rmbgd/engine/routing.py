@@ -1,7 +1,7 @@
-"""Which device the next pictures of one GPU's thread go to: its GPU while that is in use, else another GPU, else the
+"""Which device the next images of one GPU's thread go to: its GPU while that is in use, else another GPU, else the
 CPU, else nowhere.
 
-Does not judge a GPU (failover.py) nor do what that judgement asks for (attendant.py). Pictures that met a fault go to
+Does not judge a GPU (failover.py) nor do what that judgement asks for (attendant.py). Images that met a fault go to
 the CPU first, where there is one: what kills one GPU's process may kill the next one's.
 """
 
@@ -17,7 +17,7 @@ from rmbgd.engine.resilient import Stop, Stopped
 from rmbgd.engine.station import Station, by_queue
 from rmbgd.engine.types import EngineDescription
 from rmbgd.errors import EngineFault
-from rmbgd.heartbeat import Beat, NoBeat
+from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
 SIZES = (1, 2, 4, 8, 16)  # offered while the GPU has not said what it takes; a lane splits what is too much for it
 
@@ -25,15 +25,17 @@ SIZES = (1, 2, 4, 8, 16)  # offered while the GPU has not said what it takes; a 
 class FailoverRouting:
     """Belongs to the thread of the GPU with that `index`; the first one speaks for all of them when the service starts.
 
-    models   that pictures ask for
+    models   that images ask for
     """
 
-    def __init__(self, devices: Devices, *, models: Sequence[str], index: int = 0, beat: Beat | None = None) -> None:
+    def __init__(
+        self, devices: Devices, *, models: Sequence[str], index: int = 0, heartbeat: Heartbeat | None = None
+    ) -> None:
         self._devices, self._standby = devices, devices.standby
         self._own = devices.stations[index]
         self._index, self._leads = index, index == 0
         self._models = tuple(models)
-        self._beat = beat or NoBeat()
+        self._heartbeat = heartbeat or NullHeartbeat()
         self._held: Station | Standby | None = None
         self._started = self._closed = False
 
@@ -57,18 +59,18 @@ class FailoverRouting:
         station = self._station_of(lane)
         return lane.limit if station is None else station.limit()
 
-    def began(self, lane: Lane, pictures: Sequence[int]) -> None:
-        self._concerned(lane, pictures)
+    def began(self, lane: Lane, images: Sequence[int]) -> None:
+        self._concerned(lane, images)
 
-    def answered(self, lane: Lane, pictures: int) -> None:
+    def answered(self, lane: Lane, images: int) -> None:
         self._concerned(lane, ())
         if (station := self._station_of(lane)) is not None:
-            station.answered(pictures)
+            station.answered(images)
 
-    def faulted(self, lane: Lane, fault: EngineFault, pictures: Sequence[int]) -> bool:
+    def faulted(self, lane: Lane, fault: EngineFault, images: Sequence[int]) -> bool:
         blamed = True
         if (station := self._station_of(lane)) is not None:
-            station.attendant.computing(pictures)
+            station.attendant.computing(images)
             blamed = station.faulted(fault)
         self._concerned(lane, ())
         return blamed
@@ -115,13 +117,13 @@ class FailoverRouting:
 
         devices.wait(over)
         if devices.is_over and not self._started:
-            raise Stopped("no more pictures come")
+            raise Stopped("no more images come")
 
     def release(self) -> None:
         held, self._held = self._held, None
         if held is not None:
             if isinstance(held, Station):
-                held.tidy()  # a process that must not be used any more is not kept till the next picture
+                held.tidy()  # a process that must not be used any more is not kept till the next image
             held.turn.give()
         self._own.sweep()
 
@@ -132,7 +134,7 @@ class FailoverRouting:
         self._closed = True
         own = self._own
         own.attendant.stop()  # who waits for its turn finds out that there is nothing to be had
-        own.turn.take(NoBeat())
+        own.turn.take(NullHeartbeat())
         try:
             own.close()
         finally:
@@ -144,7 +146,7 @@ class FailoverRouting:
     def _hold(self, place: Station | Standby) -> Lane:
         """Wait for its turn there. What it has is given back first: two threads could wait for each other."""
         self.release()
-        place.turn.take(self._beat)
+        place.turn.take(self._heartbeat)
         self._held = place
         return place.lane
 
@@ -162,13 +164,13 @@ class FailoverRouting:
     def _station_of(self, lane: Lane) -> Station | None:
         return next((station for station in self._devices.stations if station.lane is lane), None)
 
-    def _concerned(self, lane: Lane, pictures: Sequence[int]) -> None:
-        """Where there is one GPU, its pictures are its pictures wherever they are computed."""
+    def _concerned(self, lane: Lane, images: Sequence[int]) -> None:
+        """Where there is one GPU, its images are its images wherever they are computed."""
         station = self._station_of(lane)
         if station is None and len(self._devices.stations) == 1:
             station = self._own
         if station is not None:
-            station.attendant.computing(pictures)
+            station.attendant.computing(images)
 
     def _went_aside(self) -> None:
         for station in self._devices.stations:
@@ -178,7 +180,7 @@ class FailoverRouting:
     def _give_standby_back(self) -> None:
         """On demand it is not kept while a GPU works, unless another thread is at it."""
         standby = self._standby
-        if standby is None or standby.warm or not standby.ready or not standby.turn.try_take(self._beat):
+        if standby is None or standby.warm or not standby.ready or not standby.turn.try_take(self._heartbeat):
             return
         try:
             standby.lane.close()

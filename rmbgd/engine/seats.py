@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from rmbgd.engine.types import Engine, EngineDescription
-from rmbgd.heartbeat import Beat
+from rmbgd.engine.types import Backend, EngineDescription
+from rmbgd.heartbeat import Heartbeat
 
 
 def _always() -> bool:
@@ -29,13 +29,13 @@ class Seat:
     """One device and the thread that feeds it. The last two are asked by others too, and never wait.
 
     name         of the device
-    engine       makes the engine, which then belongs to the thread that the beat is of
-    may_take     whether that thread is to take pictures now
+    engine       makes the engine, which then belongs to the thread that the heartbeat is of
+    may_take     whether that thread is to take images now
     description  of what it computes with now; None where that stays as it was at the start
     """
 
     name: str
-    engine: Callable[[Beat], Engine]
+    engine: Callable[[Heartbeat], Backend]
     may_take: Callable[[], bool] = _always
     description: Callable[[], EngineDescription | None] = _nothing_new
 
@@ -48,6 +48,6 @@ class Seats:
     listen: Callable[[Callable[[], None]], None] = _never
 
 
-def seats_of(given: Engine | Seats) -> Seats:
+def seats_of(given: Backend | Seats) -> Seats:
     """An engine alone has the only seat."""
-    return given if isinstance(given, Seats) else Seats((Seat("", lambda _beat: given),))
+    return given if isinstance(given, Seats) else Seats((Seat("", lambda _heartbeat: given),))

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rmbgd.engine.health_types import ProbeReport
 
 if TYPE_CHECKING:
-    from rmbgd.config.load import Health
+    from rmbgd.config.load import HealthSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Verdict:
 PASSED = Verdict("")
 
 
-def judge(report: ProbeReport, health: Health) -> Verdict:
+def judge(report: ProbeReport, health: HealthSettings) -> Verdict:
     """The first step that failed, in the order in which they are taken. A number that is not finite fails its step."""
     if not report.fresh_process:
         return Verdict("process", "the process has served before; only a fresh one can clear a device")
@@ -59,8 +59,8 @@ def judge(report: ProbeReport, health: Health) -> Verdict:
     return PASSED
 
 
-def judge_golden(mean: float, peak: float, health: Health) -> Verdict:
-    """Whether the known picture came out as stored: the same two bounds as in a probe."""
+def judge_golden(mean: float, peak: float, health: HealthSettings) -> Verdict:
+    """Whether the golden image came out as stored: the same two bounds as in a probe."""
     if not _within(mean, health.golden_mean):
         return Verdict("golden", "mean difference", mean, health.golden_mean)
     if not _within(peak, health.golden_peak):

@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from rmbgd.engine.types import BatchReport, Engine, EngineDescription, Work
+from rmbgd.engine.types import Backend, BatchReport, EngineDescription, Work
 
 
 class SubstituteEngine:
     """`substitutes`: model asked for -> model that computes. An answer names the one that computed it, so that nobody
-    remembers a lesser model's picture as the one that was asked for."""
+    remembers a lesser model's image as the one that was asked for."""
 
-    def __init__(self, engine: Engine, substitutes: Mapping[str, str]) -> None:
+    def __init__(self, engine: Backend, substitutes: Mapping[str, str]) -> None:
         self._engine = engine
         self._substitutes = dict(substitutes)
 

@@ -2,7 +2,7 @@
 
 Does not choose between devices (routing.py does), nor judge this one (failover.py), nor do what that judgement asks for
 (attendant.py). Looks at the GPU between two batches when it is due: with work at hand that costs milliseconds, and
-without any a sick device does no harm until the next picture, before which it is looked at.
+without any a sick device does no harm until the next image, before which it is looked at.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Sequence
 from functools import partial
 
 from rmbgd.clock import Clock
-from rmbgd.config.load import Health
+from rmbgd.config.load import HealthSettings
 from rmbgd.engine.attendant import Attendant
 from rmbgd.engine.health_types import Answered, Fault, FaultKind, Golden
 from rmbgd.engine.lane import Lane
 from rmbgd.engine.selftest import golden_difference, judge_golden
 from rmbgd.engine.turns import Turn
-from rmbgd.engine.types import Engine
+from rmbgd.engine.types import Backend
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory
-from rmbgd.heartbeat import NoBeat
+from rmbgd.heartbeat import NullHeartbeat
 
-PATIENCE = 0.5  # s for a faulty process to be gone; its pictures are to be elsewhere within two
+PATIENCE = 0.5  # s for a faulty process to be gone; its images are to be elsewhere within two
 
 
 class Station:
     """What is not said to be for any thread is for the one that has `turn`."""
 
-    def __init__(self, lane: Lane, attendant: Attendant, *, health: Health, clock: Clock) -> None:
+    def __init__(self, lane: Lane, attendant: Attendant, *, health: HealthSettings, clock: Clock) -> None:
         self.lane, self.attendant = lane, attendant
         self.turn = Turn()
         self._health, self._clock = health, clock
@@ -45,7 +45,7 @@ class Station:
 
     @property
     def in_use(self) -> bool:
-        """Pictures may go to it. Any thread, without waiting."""
+        """Images may go to it. Any thread, without waiting."""
         return self.attendant.in_use
 
     def usable(self) -> bool:
@@ -71,12 +71,12 @@ class Station:
         return False
 
     def limit(self) -> int:
-        """Pictures at once, at least 1."""
+        """Images at once, at least 1."""
         limit = self.attendant.state.batch_limit
         return self.lane.limit if limit is None else max(min(self.lane.limit, limit), 1)
 
-    def answered(self, pictures: int) -> None:
-        self.attendant.tell(Answered(self._number, pictures))
+    def answered(self, images: int) -> None:
+        self.attendant.tell(Answered(self._number, images))
 
     def faulted(self, fault: EngineFault) -> bool:
         """Whether what was computed may have caused it: not when the device is gone, or was given up before."""
@@ -92,7 +92,7 @@ class Station:
 
     def sweep(self) -> None:
         """Tidy, unless somebody is at it. Any thread."""
-        if self.lane.ready and not self.in_use and self.turn.try_take(NoBeat()):
+        if self.lane.ready and not self.in_use and self.turn.try_take(NullHeartbeat()):
             try:
                 self.tidy()
             finally:
@@ -109,7 +109,7 @@ class Station:
         if self.lane.surrender() is not None and worker is not None:
             self.attendant.bury(worker)
 
-    def _dispose(self, engine: Engine) -> None:
+    def _dispose(self, engine: Backend) -> None:
         """After a fault: at once, unless the process is still on its way out of the driver."""
         worker, self._worker = self._worker, None
         if worker is not None and worker.lingers:
@@ -118,13 +118,13 @@ class Station:
             engine.close()
 
     def _look(self) -> bool:
-        """The canary and the known picture, when due. False when the question which device to use is open again."""
+        """The canary and the golden image, when due. False when the question which device to use is open again."""
         now = self._clock.monotonic()
         try:
             if now >= self._canary_due:
                 self._canary_due = now + self._health.canary_interval
                 self._run_canary()
-            # A wrong answer is repeated at once, until it is right or the device is left: no picture goes there before.
+            # A wrong answer is repeated at once, until it is right or the device is left: no image goes there before.
             while self.attendant.take_golden_wish() or now >= self._golden_due:
                 self._golden_due = now + self._health.golden_interval
                 self._run_golden()
@@ -137,7 +137,7 @@ class Station:
         assert worker is not None
         try:
             found = self.lane.look(partial(worker.canary, self._health.canary_blocks))
-        except EngineMemory:  # pictures have the memory: no pass this time, and nobody's fault
+        except EngineMemory:  # images have the memory: no pass this time, and nobody's fault
             return
         self.attendant.tell(found)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rmbgd.config.load import Health
+from rmbgd.config.load import HealthSettings
 from rmbgd.engine import findings
 from rmbgd.engine.findings import Finding
 from rmbgd.engine.health_types import (
@@ -27,7 +27,7 @@ from rmbgd.engine.sensors.base import Reading
 STOOD_STILL = 3  # intervals between two checks: beyond it this process was frozen, and its ages mean nothing
 
 
-def dwell(trips: int, health: Health) -> float:
+def dwell(trips: int, health: HealthSettings) -> float:
     """Seconds away from a device after so many trips: doubling, bounded."""
     doublings = min(max(trips, 1) - 1, 64)
     return min(health.dwell * float(2**doublings), health.dwell_maximum)
@@ -36,7 +36,7 @@ def dwell(trips: int, health: Health) -> float:
 class Turn:
     """One step in the making: the state as it becomes, and the decisions so far."""
 
-    def __init__(self, state: DeviceState, now: float, health: Health) -> None:
+    def __init__(self, state: DeviceState, now: float, health: HealthSettings) -> None:
         self.state = state
         self.decisions: list[Decision] = []
         self.now = now

@@ -8,25 +8,25 @@ from __future__ import annotations
 import threading
 from collections import deque
 
-from rmbgd.heartbeat import Beat, NoBeat
+from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
 
-class Turn:
-    """Is also the beat of whoever has the turn: what is used reports to it, whoever the user is."""
+class Turn(NullHeartbeat):
+    """Is also the heartbeat of whoever has the turn: what is used reports to it, whoever the user is."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # All below is guarded by the lock.
         self._queue: deque[threading.Event] = deque()  # who waits, in order; each is woken when the turn is his
         self._taken = False
-        self._user: Beat = NoBeat()  # of him who has the turn; read without the lock by what he uses
+        self._user: Heartbeat = NullHeartbeat()  # of him who has the turn; read without the lock by what he uses
 
     @property
     def asking(self) -> int:
         """Users there are, he who has the turn included. Any thread; old when it is read."""
         return len(self._queue) + self._taken
 
-    def take(self, beat: Beat) -> None:
+    def take(self, heartbeat: Heartbeat) -> None:
         """Wait for it, and have it until `give`. Not while having one: two users could wait for each other."""
         with self._lock:
             called = None
@@ -35,23 +35,23 @@ class Turn:
                 self._queue.append(called)
             self._taken = True
         if called is not None:
-            beat.waiting()
+            heartbeat.waiting()
             called.wait()
-            beat.working()
-        self._user = beat
+            heartbeat.working()
+        self._user = heartbeat
 
-    def try_take(self, beat: Beat) -> bool:
+    def try_take(self, heartbeat: Heartbeat) -> bool:
         """Have it if nobody has."""
         with self._lock:
             if self._taken:
                 return False
             self._taken = True
-        self._user = beat
+        self._user = heartbeat
         return True
 
     def give(self) -> None:
         with self._lock:
-            self._user = NoBeat()
+            self._user = NullHeartbeat()
             if self._queue:
                 self._queue.popleft().set()  # it stays taken, by the next
             else:

@@ -1,4 +1,4 @@
-"""The seam between pictures in shared memory and whatever computes alpha: the protocol and the values that cross it.
+"""The seam between images in shared memory and whatever computes alpha: the protocol and the values that cross it.
 
 A leaf: knows nothing of devices, processes, files or models, and imports no other module of rmbgd but the error tree.
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 
 @dataclass(frozen=True, slots=True)
-class CanaryPass:
+class MemoryTestPass:
     """What one pass found: `bad` of `blocks` blocks."""
 
     blocks: int
@@ -26,7 +26,7 @@ ALIGNMENT = 64  # bytes; a cache line, and what vector loads and pinned copies l
 
 
 class OutputPlane(StrEnum):
-    """What the engine writes for one picture. The recipe asks for no more than it needs."""
+    """What the engine writes for one image. The recipe asks for no more than it needs."""
 
     RGBA8 = "rgba8"  # straight (unassociated) alpha, colours cleaned at soft edges
     ALPHA8 = "alpha8"
@@ -44,7 +44,7 @@ def aligned(count: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """Where the planes of one picture lie in the shared block. Plain integers, so that it can cross to a process."""
+    """Where the planes of one image lie in the shared block. Plain integers, so that it can cross to a process."""
 
     offset: int
     height: int
@@ -72,10 +72,10 @@ def region_bytes(height: int, width: int, *, source_alpha: bool, output: OutputP
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Views on the planes of one picture.
+    """Views on the planes of one image.
 
     rgb           uint8 [H, W, 3], orientation applied; the engine only reads it, so that another can try again
-    source_alpha  uint8 [H, W] or None: alpha the picture came with; the result is multiplied by it
+    source_alpha  uint8 [H, W] or None: alpha the image came with; the result is multiplied by it
     rgba          uint8 [H, W, 4] straight alpha, or None
     alpha         uint8 or uint16 [H, W], or None; exactly one of rgba and alpha is there
     """
@@ -105,7 +105,7 @@ def view(block: NDArray[np.uint8], region: Region) -> Slot:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One picture to segment. `model` is the name of a recipe's model; every Work of one batch names the same."""
+    """One image to segment. `model` is the name of a recipe's model; every Work of one batch names the same."""
 
     image_id: int
     region: Region
@@ -132,11 +132,11 @@ class MatteReport:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One picture is done: its output plane holds the result.
+    """One image is done: its output plane holds the result.
 
     device  that computed it, as the engine's description names it
     model   that computed it: not the one asked for when a device falls back to a lesser one
-    batch   pictures it was computed with, itself included
+    batch   images it was computed with, itself included
     tries   1 unless engine faults made it run again
     """
 
@@ -153,7 +153,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Poisoned:
-    """One picture is refused: alone it brought the engine down again and again, and the known picture did not."""
+    """One image is refused: alone it brought the engine down again and again, and the golden image did not."""
 
     image_id: int
     detail: str
@@ -162,7 +162,7 @@ class Poisoned:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """An engine does with less than it was made for; no picture is worse for it.
+    """An engine does with less than it was made for; no image is worse for it.
 
     what    one word for machines: memory_low, batch, pinned, graphs, kernels, float8, not_finite
     detail  one sentence for people
@@ -174,9 +174,9 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """The answers to one batch, one per picture, in order. Only an engine made of engines answers Poisoned.
+    """The answers to one batch, one per image, in order. Only an engine made of engines answers Poisoned.
 
-    again   pictures whose alpha was not finite at first, and was computed again in float32
+    again   images whose alpha was not finite at first, and was computed again in float32
     limits  what the engine found out in this batch
     """
 
@@ -206,15 +206,15 @@ class EngineDescription:
     limits: list[Limit] = field(default_factory=list)
 
 
-class Engine(Protocol):
+class Backend(Protocol):
     """Computes alpha on one device. Every call comes from one thread, its owner."""
 
     def start(self) -> EngineDescription:
-        """Load, warm up, prove itself on a known picture. Raises EngineFault or ModelError."""
+        """Load, warm up, prove itself on a golden image. Raises EngineFault or ModelError."""
         ...
 
     def segment(self, batch: Sequence[Work]) -> BatchReport:
-        """Fill the output planes of every picture. Raises EngineFault; the input planes are then unchanged."""
+        """Fill the output planes of every image. Raises EngineFault; the input planes are then unchanged."""
         ...
 
     def close(self) -> None:

@@ -27,10 +27,10 @@ from rmbgd.engine.sensors.choose import Choice, choose
 from rmbgd.engine.standby import SubstituteEngine
 from rmbgd.engine.station import Station
 from rmbgd.engine.telling import Moves
-from rmbgd.engine.types import Engine
+from rmbgd.engine.types import Backend
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import ConfigError
-from rmbgd.heartbeat import Beat
+from rmbgd.heartbeat import Heartbeat
 
 TORCH_ENGINE = "rmbgd.backends.factory:create"
 CPU_PRECISION = "auto"  # engine.precision is then the GPU's
@@ -69,7 +69,7 @@ def default_engine(parts: EngineParts) -> Seats:
 
 def build(parts: EngineParts, machine: Machine) -> Seats:
     """`engine.device` "auto" takes the GPUs that are visible, "cuda" insists on them, "cuda:1" on that one; "cpu" looks
-    for none. The engine of the first seat belongs to the thread of `parts.beat`."""
+    for none. The engine of the first seat belongs to the thread of `parts.heartbeat`."""
     config = parts.config
     asked, health = config.engine.device, config.health
     models = _models(config)
@@ -94,7 +94,7 @@ def build(parts: EngineParts, machine: Machine) -> Seats:
 
 def _on_cpu(parts: EngineParts, machine: Machine, models: Models, why: str) -> Seats:
     parts.emit("engine.chosen", device="cpu", why=why)
-    make = partial(_worker, parts, machine, "cpu", models, parts.config.engine.precision, parts.beat)
+    make = partial(_worker, parts, machine, "cpu", models, parts.config.engine.precision, parts.heartbeat)
     lane = _lane(parts, "cpu", make)
     routing = OneLane(lane)
     parts.watch.routing = routing
@@ -167,7 +167,7 @@ def _standby(parts: EngineParts, machine: Machine, models: Models, stand: StandI
     standby: Standby
     substitutes = dict(stand.models)
 
-    def make() -> Engine:
+    def make() -> Backend:
         worker = _worker(parts, machine, "cpu", _choices(models, substitutes), CPU_PRECISION, standby.turn)
         standby.process = worker
         return SubstituteEngine(worker, substitutes)
@@ -177,18 +177,22 @@ def _standby(parts: EngineParts, machine: Machine, models: Models, stand: StandI
     return standby
 
 
-def _fed_by(parts: EngineParts, devices: Devices, models: Sequence[str], place: int, beat: Beat) -> ResilientEngine:
-    return _resilient(parts, FailoverRouting(devices, models=models, index=place, beat=beat), beat)
+def _fed_by(
+    parts: EngineParts, devices: Devices, models: Sequence[str], place: int, heartbeat: Heartbeat
+) -> ResilientEngine:
+    return _resilient(parts, FailoverRouting(devices, models=models, index=place, heartbeat=heartbeat), heartbeat)
 
 
-def _resilient(parts: EngineParts, routing: Routing, beat: Beat) -> ResilientEngine:
-    return ResilientEngine(routing, tries=parts.config.engine.tries, stop=parts.stopping, clock=parts.clock, beat=beat)
+def _resilient(parts: EngineParts, routing: Routing, heartbeat: Heartbeat) -> ResilientEngine:
+    return ResilientEngine(
+        routing, tries=parts.config.engine.tries, stop=parts.stopping, clock=parts.clock, heartbeat=heartbeat
+    )
 
 
 def _lane(
     parts: EngineParts,
     device: str,
-    make: Callable[[], Engine],
+    make: Callable[[], Backend],
     *,
     keep_when_short: bool = False,
     forgiving: bool = False,
@@ -204,14 +208,19 @@ def _lane(
     )
 
 
-def _never() -> Engine:
+def _never() -> Backend:
     raise AssertionError("a GPU's lane adopts engines that have proved themselves; a bug")
 
 
 def _worker(
-    parts: EngineParts, machine: Machine, device: str, models: Models, precision: str, beat: Beat | None = None
+    parts: EngineParts,
+    machine: Machine,
+    device: str,
+    models: Models,
+    precision: str,
+    heartbeat: Heartbeat | None = None,
 ) -> EngineWorker:
-    """`beat`: of whoever starts it, where waiting for it must not look like a hang."""
+    """`heartbeat`: of whoever starts it, where waiting for it must not look like a hang."""
     config = parts.config
     worker = EngineWorker(
         parts.arena,
@@ -221,7 +230,7 @@ def _worker(
         batch_timeout=config.engine.batch_timeout,
         hang_minimum=None if device == "cpu" else config.engine.hang_minimum,
         on_output=lambda line: parts.emit("engine.output", source="engine", line=line),
-        beat=beat,
+        heartbeat=heartbeat,
     )
     return parts.watch.add(worker)
 

@@ -18,14 +18,14 @@ from rmbgd.engine import ipc as wire
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.examine import Golden, to_golden
 from rmbgd.engine.process import ChildProcess
-from rmbgd.engine.types import BatchReport, CanaryPass, EngineDescription, Work
+from rmbgd.engine.types import BatchReport, EngineDescription, MemoryTestPass, Work
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
-from rmbgd.heartbeat import Beat, NoBeat
+from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
 HUNG = 10.0  # times what a batch takes: then it is not slow but hung
-LOOK = 10.0  # times the shortest deadline, for a canary or a known picture on a GPU: its first pass takes memory
+LOOK = 10.0  # times the shortest deadline, for a canary or a golden image on a GPU: its first pass takes memory
 MEGAPIXEL_SECONDS = 0.02
-"""Allowed for each megapixel of a batch beside its measured time, which is that of small pictures: up and down again,
+"""Allowed for each megapixel of a batch beside its measured time, which is that of small images: up and down again,
 both changes of size, edge colours, and for what no staging memory holds the way through the host. A guess that is too
 large costs some seconds before a hang is noticed; one that is too small takes a GPU away that does its work."""
 
@@ -34,7 +34,7 @@ GRACE = 2.0  # seconds for a process that has said farewell, or was asked to go,
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 """Of the child, where the operator has not said otherwise. CUDA counts devices as NVML does, so that the sensor reads
 the device that computes. The network's threads sleep while they wait for each other:
-decoders and encoders want the same cores. With several busy threads to a core u2netp took 2.0 s a picture instead of
+decoders and encoders want the same cores. With several busy threads to a core u2netp took 2.0 s an image instead of
 4.2, and 0.7 s of CPU time instead of 1.9."""
 
 StartProcess = Callable[..., ChildProcess]
@@ -48,7 +48,7 @@ class EngineWorker:
     hang_minimum                  for a GPU, whose times are steady: a batch is hung after HUNG times its measured time,
                                   but not before so many seconds; `batch_timeout` is then for what was not measured
     on_output                     called with each line the child writes, from another thread
-    beat                          of the owner's thread; waiting for the child counts as waiting: it has a deadline
+    heartbeat                          of the owner's thread; waiting for the child counts as waiting: it has a deadline
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class EngineWorker:
         batch_timeout: float,
         on_output: Callable[[str], None],
         hang_minimum: float | None = None,
-        beat: Beat | None = None,
+        heartbeat: Heartbeat | None = None,
         start_process: StartProcess = ChildProcess,
     ) -> None:
         self._arena = arena
@@ -71,7 +71,7 @@ class EngineWorker:
         self._batch_timeout = batch_timeout
         self._hang_minimum = hang_minimum
         self._on_output = on_output
-        self._beat = beat or NoBeat()
+        self._heartbeat = heartbeat or NullHeartbeat()
         self._start_process = start_process
         self._process: ChildProcess | None = None  # None before start and after the end
         self._connection: socket.socket | None = None  # likewise
@@ -113,10 +113,10 @@ class EngineWorker:
         """Its process was killed after a fault and is not gone yet: `close` may take long. The owner's question."""
         return self._process is not None and self._connection is None
 
-    def belongs_to(self, beat: Beat, *, patience: float | None = None) -> None:
-        """It has a new owner, with this beat. `patience`: seconds that he waits for the end of a process after a fault;
-        a driver may hold it for long, and other devices wait for its pictures. None: until it is gone, or abandoned."""
-        self._beat, self._patience = beat, patience
+    def belongs_to(self, heartbeat: Heartbeat, *, patience: float | None = None) -> None:
+        """It has a new owner, with this heartbeat. `patience`: seconds to wait for the end of a process after a fault;
+        a driver may hold it for long, and other devices wait for its images. None: until it is gone, or abandoned."""
+        self._heartbeat, self._patience = heartbeat, patience
 
     def start(self) -> EngineDescription:
         """Start the process and wait for its proof. Raises EngineFault, ModelError."""
@@ -150,22 +150,22 @@ class EngineWorker:
         asked = [work.image_id for work in batch]
         answered = [entry.image_id for entry in report.answers]
         if asked != answered:
-            self._fail(EngineNonsense, f"asked for pictures {asked} it answered for {answered}", 0)
+            self._fail(EngineNonsense, f"asked for images {asked} it answered for {answered}", 0)
         return report
 
     def golden(self, model: str) -> Golden:
-        """The known picture, computed by `model`. Raises EngineFault."""
+        """The golden image, computed by `model`. Raises EngineFault."""
         answer = self._look({"do": "golden", "model": model})
         try:
             return to_golden(answer["golden"])
         except (KeyError, TypeError, ValueError) as error:
-            self._fail(EngineNonsense, f"a known picture that cannot be one: {error}", 0)
+            self._fail(EngineNonsense, f"a golden image that cannot be one: {error}", 0)
 
-    def canary(self, blocks: int) -> CanaryPass:
+    def canary(self, blocks: int) -> MemoryTestPass:
         """One pass over so many blocks of its device's memory. Raises EngineFault."""
         answer = self._look({"do": "canary", "blocks": blocks})
         try:
-            return CanaryPass(int(answer["canary"]["blocks"]), int(answer["canary"]["bad"]))
+            return MemoryTestPass(int(answer["canary"]["blocks"]), int(answer["canary"]["bad"]))
         except (KeyError, TypeError, ValueError) as error:
             self._fail(EngineNonsense, f"a canary's pass that cannot be: {error}", 0)
 
@@ -189,9 +189,9 @@ class EngineWorker:
             seconds = max(seconds, LOOK * self._hang_minimum)
         return self._ask(request | {"deadline": seconds}, seconds)
 
-    def _deadline(self, pictures: int, pixels: int) -> float:
+    def _deadline(self, images: int, pixels: int) -> float:
         """Seconds after which a batch is hung."""
-        measured = expected_seconds(self._seconds, pictures)
+        measured = expected_seconds(self._seconds, images)
         if self._hang_minimum is None or not measured:
             return max(self._batch_timeout, HUNG * measured)
         return max(self._hang_minimum, HUNG * (measured + MEGAPIXEL_SECONDS * pixels / 1e6))
@@ -222,7 +222,7 @@ class EngineWorker:
         """The child's answer to `request`. Every way to fail but shortage of memory ends the process."""
         if self._connection is None:
             raise EngineLost("the engine's process is not running")
-        self._beat.waiting()
+        self._heartbeat.waiting()
         self._asking = True
         try:
             wire.send(self._connection, request)
@@ -235,7 +235,7 @@ class EngineWorker:
             self._fail(EngineNonsense, f"no message: {error}", 0)
         finally:
             self._asking = False
-            self._beat.working()
+            self._heartbeat.working()
         if "fault" in answer:
             self._raise_told(answer)
         return answer
@@ -266,9 +266,9 @@ class EngineWorker:
         process = self._process
         if process is None or self._connection is None:
             return self._end(grace)
-        self._beat.waiting()
+        self._heartbeat.waiting()
         how = process.leaves(min(grace, patience), patience)
-        self._beat.working()
+        self._heartbeat.working()
         if how is not None:
             return self._end(0)
         self._connection.close()
@@ -282,18 +282,18 @@ class EngineWorker:
             self._connection = None
         if self._process is None:
             return "not running", True
-        self._beat.waiting()
+        self._heartbeat.waiting()
         how = self._process.end(grace)
-        self._beat.working()
+        self._heartbeat.working()
         self._abandoned = self._process.abandoned
         self._process = None
         return how, not self._abandoned
 
 
-def expected_seconds(measured: Mapping[int, float], pictures: int) -> float:
+def expected_seconds(measured: Mapping[int, float], images: int) -> float:
     """What a batch of so many takes, from measured seconds by batch size; 0 where nothing was measured."""
-    larger = [size for size in measured if size >= pictures]
+    larger = [size for size in measured if size >= images]
     if larger:
         return measured[min(larger)]
     largest = max(measured, default=0)
-    return measured[largest] * pictures / largest if largest else 0.0
+    return measured[largest] * images / largest if largest else 0.0

@@ -1,4 +1,4 @@
-"""Is the end of a picture there? Looks at its format's structure, with a few short reads, and decodes nothing.
+"""Is the end of an image there? Looks at its format's structure, with a few short reads, and decodes nothing.
 
 Wrong answers cost little: a complete file that looks cut off is only waited for, and a cut one that looks complete is
 found out by its decoder. Only where no legal file can look so is the answer MISSING.
@@ -51,7 +51,7 @@ def _jpeg(descriptor: int, size: int) -> Tail:
             at += 2 + int.from_bytes(marker[2:4], "big")
             if marker[1] == 0xDA:
                 found = b"\xff\xd9" in os.pread(descriptor, TAIL_BYTES, max(at, size - TAIL_BYTES))
-                # Some cameras put whole films behind the picture: then its end is anywhere.
+                # Some cameras put whole films behind the image: then its end is anywhere.
                 return Tail.COMPLETE if found or _contains(descriptor, b"\xff\xd9", at) else Tail.MISSING
     return Tail.UNKNOWN
 
@@ -86,7 +86,7 @@ def _png(descriptor: int, size: int) -> Tail:
 
 
 def _webp(descriptor: int, size: int) -> Tail:
-    """RIFF tells its length; picture data that end in too many zeros were never written.
+    """RIFF tells its length; image data that end in too many zeros were never written.
 
     How many are too many: a white area ends in up to 0.71 zero bytes for each block of 16 x 16 pixels (measured at
     quality 100). Lossless data may end in any number of them, 86 a block were seen, so there zeros say nothing.

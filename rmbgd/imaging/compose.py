@@ -1,4 +1,4 @@
-"""Alpha and colour become the planes of the answer: rounded once, multiplied by the picture's own alpha, straight RGBA.
+"""Alpha and colour become the planes of the answer: rounded once, multiplied by the image's own alpha, straight RGBA.
 
 Works in bands of rows so that each stays in the cache. Does not resize, crop or encode; does not know recipes.
 """
@@ -36,11 +36,11 @@ def compose_rgba(rgb: Bytes, alpha: Floats, source_alpha: Bytes | None, out: Byt
 
     rgb           uint8 [H, W, 3]; only read
     alpha         float32 [H, W], 0..1; beyond it is taken for 0 and 1
-    source_alpha  uint8 [H, W] or None; alpha that the picture came with, multiplied in
+    source_alpha  uint8 [H, W] or None; alpha that the image came with, multiplied in
     out           uint8 [H, W, 4], contiguous; written completely
     clean         take the old background out of soft edges (foreground.py)
 
-    The edges are cleaned for the network's alpha alone: the picture's own alpha never mixed its colours.
+    The edges are cleaned for the network's alpha alone: the image's own alpha never mixed its colours.
     """
     rounding = _Rounding(alpha, source_alpha, out)
     for rows in bands(out):
@@ -51,7 +51,7 @@ def compose_rgba(rgb: Bytes, alpha: Floats, source_alpha: Bytes | None, out: Byt
 
 
 def quantise_alpha(alpha: Floats, source_alpha: Bytes | None, out: Bytes | Words) -> None:
-    """Alpha as integers into `out` (uint8 or uint16 [H, W]), rounded once, the picture's own alpha multiplied in."""
+    """Alpha as integers into `out` (uint8 or uint16 [H, W]), rounded once, the image's own alpha multiplied in."""
     rounding = _Rounding(alpha, source_alpha, alpha)
     for rows in bands(alpha):
         if out.dtype == np.uint8:
@@ -101,7 +101,7 @@ def extract_mask(rgba: Bytes) -> Bytes:
 
 
 class _Rounding:
-    """round(255 alpha) band by band, times the picture's own alpha before rounding, in buffers that are used again."""
+    """round(255 alpha) band by band, times the image's own alpha before rounding, in buffers that are used again."""
 
     def __init__(self, alpha: Floats, source_alpha: Bytes | None, banded: NDArray[np.generic]) -> None:
         self._alpha = alpha
@@ -144,7 +144,7 @@ class EncodeInput:
 
 
 def arrange(rgba: Bytes | None, alpha: Bytes | Words | None, recipe: Recipe) -> EncodeInput:
-    """The picture that `recipe` asks for, from the engine's output plane (exactly one of `rgba` and `alpha`).
+    """The image that `recipe` asks for, from the engine's output plane (exactly one of `rgba` and `alpha`).
 
     The planes belong to the caller and are changed in place where that saves a copy.
     """
@@ -175,7 +175,7 @@ def parse_colour(text: str) -> tuple[int, int, int]:
 
 
 def crop_box(alpha: Bytes | Words, margin: float) -> Box:
-    """The subject's box with air around it, cut at the picture's borders; the whole picture when there is no subject.
+    """The subject's box with air around it, cut at the image's borders; the whole image when there is no subject.
 
     alpha   uint8 or uint16 [H, W]
     margin  share of the box's longer side
@@ -212,7 +212,7 @@ def _spread(cells: NDArray[np.bool_], step: int, like: NDArray[np.bool_]) -> NDA
 
 
 def place_on_canvas(pixels: Bytes | Words, height: int, width: int) -> Bytes | Words:
-    """The picture fitted into height x width, aspect kept, in the middle; the rest is transparent.
+    """The image fitted into height x width, aspect kept, in the middle; the rest is transparent.
 
     pixels  uint8 [H, W, 4] straight RGBA, or uint8 / uint16 [H, W]
     It is made smaller or larger as needed, with colours weighted by alpha so that hidden ones cannot bleed in.

@@ -1,4 +1,4 @@
-"""From a file's bytes to upright 8-bit RGB, and alpha where the picture has it, in planes that the caller owns.
+"""From a file's bytes to upright 8-bit RGB, and alpha where the image has it, in planes that the caller owns.
 
 Everything that can be refused from the header is refused before memory is taken for pixels. Does not know folders, jobs
 or where the planes lie; takes no thread and starts no program.
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.formats import NOTES_MAXIMUM, Found, Header, Reader, SourceFacts, sniff
 from rmbgd.imaging.jpeg import decode_jpeg, inspect_jpeg, read_jpeg
@@ -83,7 +83,7 @@ def convert_band(
 
 
 def float_scale_of(image: Image.Image) -> float:
-    """What a floating point picture is multiplied by. Raises ImageError(UNSUPPORTED_MODE) when nobody can know."""
+    """What a floating point image is multiplied by. Raises ImageError(UNSUPPORTED_MODE) when nobody can know."""
     if image.mode != "F":
         return 1.0
     values = np.asarray(image)
@@ -116,7 +116,7 @@ def _keyed(values: NDArray[np.uint8] | NDArray[np.uint32], key: tuple[int, ...] 
     return np.where(same, np.uint8(0), np.uint8(255))
 
 
-# --- Puts bands of rows, in stored order, where an upright picture wants them (EXIF 2.32, orientation 1 to 8).
+# --- Puts bands of rows, in stored order, where an upright image wants them (EXIF 2.32, orientation 1 to 8).
 
 
 _SWAPPED = {5, 6, 7, 8}
@@ -129,7 +129,7 @@ def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def place(plane: Bytes, first: int, band: Bytes, orientation: int) -> None:
-    """Write rows first .. first + k of the stored picture into the upright `plane`.
+    """Write rows first .. first + k of the stored image into the upright `plane`.
 
     plane  uint8 [H, W] or [H, W, C], upright
     band   uint8 [k, w] or [k, w, C], w being the stored width
@@ -155,7 +155,7 @@ def place(plane: Bytes, first: int, band: Bytes, orientation: int) -> None:
 
 
 def place_whole(plane: Bytes, stored: Bytes, orientation: int) -> None:
-    """Turn a whole decoded picture into `plane`."""
+    """Turn a whole decoded image into `plane`."""
     for first in range(0, len(stored), BAND_ROWS):
         place(plane, first, stored[first : first + BAND_ROWS], orientation)
 
@@ -168,7 +168,7 @@ def _flipped(band: Bytes, axis: int) -> Bytes:
     return np.asarray(cv2.flip(band, axis), np.uint8).reshape(band.shape)
 
 
-# --- From a file's bytes to upright 8-bit RGB, and alpha where the picture has it, in planes that the caller owns.
+# --- From a file's bytes to upright 8-bit RGB, and alpha where the image has it, in planes that the caller owns.
 
 
 __all__ = ["Header", "configure_opencv", "configure_pillow", "decode_into", "heif_installed", "probe", "read_limited"]
@@ -180,7 +180,7 @@ _BAND_PIXELS = 1 << 20  # converted at once: 3 MiB of RGB
 _READ_BYTES = 1 << 16  # at least, per call
 
 
-def read_limited(fd: int, limits: Limits) -> bytes:
+def read_limited(fd: int, limits: LimitSettings) -> bytes:
     """All bytes of an open regular file, from its beginning. The file may grow or shrink meanwhile.
 
     Raises ImageError (NOT_REGULAR, EMPTY, TOO_MANY_BYTES) and OSError as the storage gives it.
@@ -206,14 +206,14 @@ def read_limited(fd: int, limits: Limits) -> bytes:
 
 def probe(
     data: bytes | memoryview,
-    limits: Limits,
+    limits: LimitSettings,
     *,
     animated: Literal["refuse", "first_frame"],
     metadata: Sequence[str],
 ) -> Header:
-    """The header of a picture, by content alone, checked against `limits`; no memory is taken for pixels.
+    """The header of an image, by content alone, checked against `limits`; no memory is taken for pixels.
 
-    animated  what to do with more than one frame or page; the first picture of an MPO or HEIC is always taken
+    animated  what to do with more than one frame or page; the first image of an MPO or HEIC is always taken
     metadata  words of the text fields to carry over, from metadata.TEXT_TAGS
     Raises ImageError.
     """
@@ -270,13 +270,13 @@ def decode_into(
     """Decode into `rgb` (uint8 [H, W, 3], contiguous) and `source_alpha` (uint8 [H, W]), upright.
 
     Both are written completely. `source_alpha` may be None only when header.has_alpha is False; it is filled with 255
-    when it is given and the picture has none. Raises ImageError; the planes are then undefined.
+    when it is given and the image has none. Raises ImageError; the planes are then undefined.
     """
     width, height = header.size
     if rgb.shape != (height, width, 3) or (source_alpha is not None and source_alpha.shape != (height, width)):
-        raise ValueError(f"planes of {rgb.shape} for a picture of {width} x {height}")
+        raise ValueError(f"planes of {rgb.shape} for an image of {width} x {height}")
     if header.has_alpha and source_alpha is None:
-        raise ValueError("a picture with alpha needs a source_alpha plane")
+        raise ValueError("an image with alpha needs a source_alpha plane")
     data = data if isinstance(data, bytes) else bytes(data)
     if source_alpha is not None and not header.has_alpha:
         source_alpha.fill(255)
@@ -326,7 +326,7 @@ def _decode(data: bytes, header: Header, rgb: Bytes, alpha: Bytes | None, notes:
 def _convert(
     image: ImageFile.ImageFile, header: Header, rgb: Bytes, alpha: Bytes | None, notes: list[str]
 ) -> bytes | None:
-    """Band by band from Pillow's picture, so that no second full-size copy is made."""
+    """Band by band from Pillow's image, so that no second full-size copy is made."""
     if image.size != header.stored_size:
         raise ImageError(Reason.CORRUPT, f"the header says {header.stored_size}, the decoder gives {image.size}")
     plan = colour_plan(image.mode, header.icc_profile)
@@ -363,5 +363,5 @@ def _decode_keyed_16(data: bytes, header: Header, rgb: Bytes, alpha: Bytes | Non
     """A 16-bit RGB PNG with one transparent colour: only libpng, in OpenCV, compares all 16 bits."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] != 4:
-        raise ImageError(Reason.CORRUPT, "libpng cannot decode the picture data")
+        raise ImageError(Reason.CORRUPT, "libpng cannot decode the image data")
     _place_blue_first(np.asarray(cv2.convertScaleAbs(pixels, alpha=1 / 257), np.uint8), header, rgb, alpha)

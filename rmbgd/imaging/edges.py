@@ -30,7 +30,7 @@ Rectangle = tuple[int, int, int, int]
 
 SOFTEST, HARDEST = 0.5 / 255.0, 254.5 / 255.0  # beyond these alpha rounds to 0 and 255
 ITERATIONS = 12  # per level; 16 lowers the error by another 3 %, 8 raises it by 5 %
-STIFFNESS = 0.01  # of the neighbours against the picture; 0.003 to 0.1 differ by 3 %
+STIFFNESS = 0.01  # of the neighbours against the image; 0.003 to 0.1 differ by 3 %
 LEVEL_SIDE = 512  # pixels; longest side of the finest level that is worked on whole
 BLOCK = 32  # pixels; grid in which soft regions are looked for
 
@@ -77,36 +77,36 @@ def _estimate(rgb: Bytes, alpha: Floats) -> tuple[Floats, Floats]:
     while max(height, width) > step * LEVEL_SIDE or (step == 2 and max(height, width) > LEVEL_SIDE):
         step *= 2
     size = (-(-width // step), -(-height // step))
-    picture = _shrunk(rgb, size).astype(np.float32)
-    levels = [(picture, _shrunk(alpha, size))]
+    image = _shrunk(rgb, size).astype(np.float32)
+    levels = [(image, _shrunk(alpha, size))]
     while max(levels[-1][1].shape) > 2:
-        picture, matte = levels[-1]
+        image, matte = levels[-1]
         size = (-(-matte.shape[1] // 2), -(-matte.shape[0] // 2))
-        levels.append((_shrunk(picture, size), _shrunk(matte, size)))
-    picture, matte = levels[-1]
-    fore = np.broadcast_to(_weighted_mean(picture, matte), picture.shape)
-    back = np.broadcast_to(_weighted_mean(picture, 1.0 - matte), picture.shape)
-    for picture, matte in reversed(levels):
+        levels.append((_shrunk(image, size), _shrunk(matte, size)))
+    image, matte = levels[-1]
+    fore = np.broadcast_to(_weighted_mean(image, matte), image.shape)
+    back = np.broadcast_to(_weighted_mean(image, 1.0 - matte), image.shape)
+    for image, matte in reversed(levels):
         size = (matte.shape[1], matte.shape[0])
         fore, back = (_three(cv2.resize(x, size, interpolation=cv2.INTER_LINEAR), matte) for x in (fore, back))
-        _spread(picture, matte, fore, back)
+        _spread(image, matte, fore, back)
     return fore, back
 
 
-def _spread(picture: Floats, matte: Floats, fore: Floats, back: Floats) -> None:
-    """ITERATIONS times: each pixel takes its neighbours' mean, then what it lacks to explain the picture. In place."""
-    share = cv2.merge((matte, matte, matte)).reshape(picture.shape)
+def _spread(image: Floats, matte: Floats, fore: Floats, back: Floats) -> None:
+    """ITERATIONS times: each pixel takes its neighbours' mean, then what it lacks to explain the image. In place."""
+    share = cv2.merge((matte, matte, matte)).reshape(image.shape)
     other = 1.0 - share
     weight = 1.0 / (share * share + other * other + STIFFNESS)
     to_fore, to_back = share * weight, other * weight
-    rest, part = np.empty_like(picture), np.empty_like(picture)
+    rest, part = np.empty_like(image), np.empty_like(image)
     for _ in range(ITERATIONS):
         fore[:] = _three(cv2.filter2D(fore, -1, _NEIGHBOURS, borderType=cv2.BORDER_REPLICATE), matte)
         back[:] = _three(cv2.filter2D(back, -1, _NEIGHBOURS, borderType=cv2.BORDER_REPLICATE), matte)
         np.subtract(back, fore, out=rest)
         rest *= share
         rest -= back
-        rest += picture  # I - alpha F - (1 - alpha) B
+        rest += image  # I - alpha F - (1 - alpha) B
         np.multiply(rest, to_fore, out=part)
         fore += part
         np.multiply(rest, to_back, out=part)
@@ -116,7 +116,7 @@ def _spread(picture: Floats, matte: Floats, fore: Floats, back: Floats) -> None:
 
 
 def _correct(rgb: Bytes, alpha: Floats, fore: Floats, back: Floats, out: Bytes) -> None:
-    """The last step, at full size: the smallest change of F and B that explains the picture; F goes into `out`."""
+    """The last step, at full size: the smallest change of F and B that explains the image; F goes into `out`."""
     other = 1.0 - alpha
     pull = alpha / (alpha * alpha + other * other)
     back -= fore
@@ -132,7 +132,7 @@ def _correct(rgb: Bytes, alpha: Floats, fore: Floats, back: Floats, out: Bytes) 
 
 
 def _enlarged(level: Floats, window: tuple[int, int, int, int], like: Bytes) -> Floats:
-    """The part of a level under a rectangle of the picture, bilinear. window: top, left, picture's height and width."""
+    """The part of a level under a rectangle of the image, bilinear. window: top, left, image's height and width."""
     top, left, height, width = window
     x, y = level.shape[1] / width, level.shape[0] / height
     inverse = np.array([[x, 0.0, (left + 0.5) * x - 0.5], [0.0, y, (top + 0.5) * y - 0.5]])
@@ -146,9 +146,9 @@ def _shrunk(image: NDArray[np.generic], size: tuple[int, int]) -> Floats:
     return np.asarray(shrunk, np.float32).reshape(size[1], size[0], *image.shape[2:])
 
 
-def _weighted_mean(picture: Floats, weight: Floats) -> Floats:
+def _weighted_mean(image: Floats, weight: Floats) -> Floats:
     total = float(weight.sum())
-    return np.asarray((picture * weight[:, :, None]).sum(axis=(0, 1)) / max(total, 1e-6), np.float32)
+    return np.asarray((image * weight[:, :, None]).sum(axis=(0, 1)) / max(total, 1e-6), np.float32)
 
 
 def _three(image: object, like: NDArray[np.generic]) -> Floats:

@@ -1,4 +1,4 @@
-"""The finished picture as a file's bytes: PNG by our own writer, WebP and TIFF by Pillow.
+"""The finished image as a file's bytes: PNG by our own writer, WebP and TIFF by Pillow.
 
 Profile, resolution and allow-listed text are kept. Never writes a GPS position, because none is ever read. Does not
 open, name or sync files: the caller's `write` does.
@@ -31,35 +31,35 @@ _WEBP_LOSSY_METHOD = 2  # a quarter smaller than method 0 at twice the time; 4 g
 _DEFLATE_PREDICTOR = {317: 2}  # horizontal differencing: a quarter smaller
 
 
-def encode(picture: EncodeInput, recipe: Recipe, facts: SourceFacts, write: Write) -> int:
+def encode(image: EncodeInput, recipe: Recipe, facts: SourceFacts, write: Write) -> int:
     """Encode as the recipe says and hand the bytes to `write`, in order. The number of bytes.
 
     A mask carries resolution and text but no colour profile: it is not a colour. Raises ImageError(OUTPUT_TOO_LARGE)
     before anything is written, and whatever `write` raises.
 
-    Memory beside the picture: about a megabyte for PNG, the file's size for TIFF; libwebp takes 12 bytes a pixel for
-    lossless pictures and 24 for lossy ones with alpha (0.6 and 1.2 GB were measured for 50 megapixels).
+    Memory beside the image: about a megabyte for PNG, the file's size for TIFF; libwebp takes 12 bytes a pixel for
+    lossless images and 24 for lossy ones with alpha (0.6 and 1.2 GB were measured for 50 megapixels).
     """
-    _check_room(picture, recipe)
+    _check_room(image, recipe)
     counted = _Counter(write)
-    profile = facts.icc_profile if picture.pixels.ndim == 3 else None
+    profile = facts.icc_profile if image.pixels.ndim == 3 else None
     if recipe.format == "png":
         text = [(PNG_KEYWORDS[word], value) for word, value in facts.metadata.items()]
-        write_png(picture.pixels, counted.write, level=recipe.png_level, icc_profile=profile, dpi=facts.dpi, text=text)
+        write_png(image.pixels, counted.write, level=recipe.png_level, icc_profile=profile, dpi=facts.dpi, text=text)
     elif recipe.format == "webp":
-        _write_webp(picture, recipe, facts, profile, counted.write)
+        _write_webp(image, recipe, facts, profile, counted.write)
     else:
-        _write_tiff(picture, facts, profile, counted.write)
+        _write_tiff(image, facts, profile, counted.write)
     return counted.count
 
 
-def _check_room(picture: EncodeInput, recipe: Recipe) -> None:
-    height, width = picture.pixels.shape[:2]
+def _check_room(image: EncodeInput, recipe: Recipe) -> None:
+    height, width = image.pixels.shape[:2]
     if recipe.format == "webp" and max(height, width) > WEBP_SIDE_MAXIMUM:
         detail = f"{width} x {height} pixels; WebP holds {WEBP_SIDE_MAXIMUM} a side"
         raise ImageError(Reason.OUTPUT_TOO_LARGE, f'{detail}; use format = "png" or "tiff", or a canvas')
-    if recipe.format == "tiff" and picture.pixels.nbytes > TIFF_BYTES_MAXIMUM:
-        raise ImageError(Reason.OUTPUT_TOO_LARGE, f"{picture.pixels.nbytes} bytes of pixels; TIFF holds 4 GiB")
+    if recipe.format == "tiff" and image.pixels.nbytes > TIFF_BYTES_MAXIMUM:
+        raise ImageError(Reason.OUTPUT_TOO_LARGE, f"{image.pixels.nbytes} bytes of pixels; TIFF holds 4 GiB")
 
 
 class _Counter:
@@ -72,7 +72,7 @@ class _Counter:
         self.count += len(data)
 
 
-def _write_webp(picture: EncodeInput, recipe: Recipe, facts: SourceFacts, profile: bytes | None, write: Write) -> None:
+def _write_webp(image: EncodeInput, recipe: Recipe, facts: SourceFacts, profile: bytes | None, write: Write) -> None:
     options: dict[str, Any] = {"quality": recipe.webp_quality, "method": _WEBP_LOSSY_METHOD}
     if recipe.webp_lossless:
         options = dict(_WEBP_LOSSLESS, lossless=True, exact=recipe.hidden_colours == "keep")
@@ -81,10 +81,10 @@ def _write_webp(picture: EncodeInput, recipe: Recipe, facts: SourceFacts, profil
         options["exif"] = exif
     if profile:
         options["icc_profile"] = profile
-    _save(picture, "WEBP", options, write)
+    _save(image, "WEBP", options, write)
 
 
-def _write_tiff(picture: EncodeInput, facts: SourceFacts, profile: bytes | None, write: Write) -> None:
+def _write_tiff(image: EncodeInput, facts: SourceFacts, profile: bytes | None, write: Write) -> None:
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     for word, value in facts.metadata.items():
         tags[TEXT_TAGS[word]] = value.encode()  # UTF-8, as most readers expect of what the standard calls ASCII
@@ -94,12 +94,12 @@ def _write_tiff(picture: EncodeInput, facts: SourceFacts, profile: bytes | None,
         options["dpi"] = facts.dpi
     if profile:
         options["icc_profile"] = profile
-    _save(picture, "TIFF", options, write)
+    _save(image, "TIFF", options, write)
 
 
-def _save(picture: EncodeInput, form: str, options: dict[str, Any], write: Write) -> None:
+def _save(image: EncodeInput, form: str, options: dict[str, Any], write: Write) -> None:
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(picture.pixels)).save(buffer, form, **options)
+    Image.fromarray(np.ascontiguousarray(image.pixels)).save(buffer, form, **options)
     write(buffer.getbuffer())
 
 

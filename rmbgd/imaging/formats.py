@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 
 
@@ -37,7 +37,7 @@ class SourceFacts:
     notes: tuple[str, ...] = ()
 
 
-# --- What is known of a picture before any pixel is decoded, and the two ways of saying that it is damaged.
+# --- What is known of an image before any pixel is decoded, and the two ways of saying that it is damaged.
 
 
 Size = tuple[int, int]
@@ -90,7 +90,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a picture says of itself, checked against the limits.
+    """What an image says of itself, checked against the limits.
 
     format       Pillow's name: JPEG, MPO, PNG, WEBP, TIFF, BMP, GIF, AVIF, HEIF
     mode         as stored, in Pillow's words; with the bits where Pillow has no word ("RGB;16")
@@ -122,15 +122,15 @@ class Header:
     stream: PixelStream | None = None
 
 
-Reader = Callable[[bytes, Limits], Found]
+Reader = Callable[[bytes, LimitSettings], Found]
 """Reads the header of one format from the whole file. Raises ImageError; takes no memory for pixels."""
 
 
-def check_size(size: Size, limits: Limits) -> None:
-    """Raises ImageError(TOO_LARGE), or UNIDENTIFIED for a picture without area."""
+def check_size(size: Size, limits: LimitSettings) -> None:
+    """Raises ImageError(TOO_LARGE), or UNIDENTIFIED for an image without area."""
     width, height = size
     if width <= 0 or height <= 0:
-        raise ImageError(Reason.UNIDENTIFIED, f"the header says {width} x {height} pixels: no picture")
+        raise ImageError(Reason.UNIDENTIFIED, f"the header says {width} x {height} pixels: no image")
     if max(size) > limits.side:
         raise ImageError(Reason.TOO_LARGE, f"{width} x {height} pixels; limits.side allows {limits.side}")
     if width * height > limits.pixels:
@@ -218,7 +218,7 @@ def sniff(data: bytes) -> str:
     if not data:
         raise ImageError(Reason.EMPTY, "0 bytes", maybe_incomplete=True)
     if len(data) < SHORTEST:
-        raise ImageError(Reason.UNIDENTIFIED, f"{len(data)} bytes are too few to be a picture", maybe_incomplete=True)
+        raise ImageError(Reason.UNIDENTIFIED, f"{len(data)} bytes are too few to be an image", maybe_incomplete=True)
     head = data[:64]
     if head.startswith(b"\xff\xd8\xff"):
         return "JPEG"

@@ -1,7 +1,7 @@
 """JPEG: the header from its marker segments, and decoding straight into a caller's plane through libjpeg-turbo.
 
 Does not turn, does not convert CMYK (Pillow and colour.py do), and does not repair: a decoder's warning is either known
-to be harmless or the picture is refused.
+to be harmless or the image is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.formats import Found, check_parts, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import sensible_dpi
@@ -28,12 +28,12 @@ _LOSSLESS_OR_HIERARCHICAL = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI: markers without a length
 _SOI, _EOI, _SOS = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 
-# libjpeg's warnings (jerror.h) after which pixels are wrong. Its other warnings leave the picture as it was meant.
+# libjpeg's warnings (jerror.h) after which pixels are wrong. Its other warnings leave the image as it was meant.
 _DAMAGE = ("premature end of data segment", "bad Huffman code", "bad arithmetic code", "instead of RST")
 
 
-def read_jpeg(data: bytes, limits: Limits) -> Found:
-    """Header of a JPEG or of the first picture of an MPO. See header.Reader."""
+def read_jpeg(data: bytes, limits: LimitSettings) -> Found:
+    """Header of a JPEG or of the first image of an MPO. See header.Reader."""
     found: Found | None = None
     exif, profile = b"", _ProfilePieces()
     dpi: tuple[float, float] | None = None
@@ -50,7 +50,7 @@ def read_jpeg(data: bytes, limits: Limits) -> Found:
         if marker == 0 or marker in _ALONE:
             continue
         if marker == 0xD9:
-            raise damaged(data, "the end marker comes before any picture data")
+            raise damaged(data, "the end marker comes before any image data")
         length = int.from_bytes(data[at : at + 2], "big")
         if at + 2 > len(data) or at + length > len(data):
             raise _no_pixels(data, "the file ends inside the header")
@@ -73,7 +73,7 @@ def read_jpeg(data: bytes, limits: Limits) -> Found:
         elif marker == 0xE2 and segment.startswith(b"MPF\x00"):
             several = True
     if found is None:
-        raise damaged(data, "picture data without a frame header")
+        raise damaged(data, "image data without a frame header")
     found.exif, found.xmp, found.dpi = exif or None, xmp, dpi
     found.icc_profile = profile.joined(limits.metadata_bytes, found.notes)
     if several:
@@ -83,7 +83,7 @@ def read_jpeg(data: bytes, limits: Limits) -> Found:
     return found
 
 
-def _frame(data: bytes, marker: int, segment: bytes, limits: Limits) -> Found:
+def _frame(data: bytes, marker: int, segment: bytes, limits: LimitSettings) -> Found:
     if len(segment) < 6:
         raise damaged(data, "the frame header is too short")
     bits, components = segment[0], segment[5]
@@ -157,7 +157,7 @@ def decode_jpeg(data: bytes, out: NDArray[np.uint8]) -> str | None:
 
 
 def inspect_jpeg(data: bytes) -> None:
-    """Raises ImageError where pixels are wrong for certain, for pictures that another decoder with less to say decodes.
+    """Raises ImageError where pixels are wrong for certain, for images that another decoder with less to say decodes.
 
     Decodes to an eighth of the size: all the entropy coding is read, little memory is taken.
     """

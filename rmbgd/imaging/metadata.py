@@ -1,4 +1,4 @@
-"""The few facts about a picture that are read from its EXIF and XMP: orientation, resolution, allow-listed text.
+"""The few facts about an image that are read from its EXIF and XMP: orientation, resolution, allow-listed text.
 
 Reads the first directory only, so it never sees a GPS position, a maker note or a thumbnail. Does not write anything.
 """
@@ -146,7 +146,7 @@ _INPUT_MODES = {"GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 
 @dataclass(frozen=True, slots=True)
 class ColourPlan:
-    """What to do with a decoded picture.
+    """What to do with a decoded image.
 
     kept       profile that the decoded RGB is in, to be carried to the output; None means sRGB
     transform  applied to every band of mode `source`, giving RGB; None means none
@@ -159,7 +159,7 @@ class ColourPlan:
 
 
 def colour_plan(mode: str, profile: bytes | None) -> ColourPlan:
-    """The plan for a picture of Pillow's `mode` with this embedded profile; one that cannot be used is left out."""
+    """The plan for an image of Pillow's `mode` with this embedded profile; one that cannot be used is left out."""
     space = _SPACES.get("I" if mode.startswith("I;") else mode, "")
     if profile is None:
         if space == "Lab":

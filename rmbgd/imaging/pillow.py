@@ -19,7 +19,7 @@ from typing import Any
 import cv2
 from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, UnidentifiedImageError, features
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.formats import Found, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import TEXT_TAGS, clean_text, sensible_dpi
@@ -28,10 +28,10 @@ from rmbgd.imaging.png import PixelReader
 _COMPRESSION, _PREVIEW, _SUB_FILE, _BITS, _DNG = 259, 1, 254, 258, 50706
 _SAMPLE_FORMAT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 339, 273, 279, 324, 325
 _SUB_DIRECTORIES = 330
-_SINGLE_IMAGE_FORMATS = ("HEIF",)  # several pictures in one file are a collection there, with one of them primary
+_SINGLE_IMAGE_FORMATS = ("HEIF",)  # several images in one file are a collection there, with one of them primary
 
 
-def configure_pillow(limits: Limits) -> None:
+def configure_pillow(limits: LimitSettings) -> None:
     """Set what Pillow and its plugins keep per process. Called once by the composition root, before any thread starts.
 
     Second line of defence behind the headers' checks: no decoder allocates more than twice limits.pixels. Warnings of
@@ -50,7 +50,7 @@ def configure_pillow(limits: Limits) -> None:
 
 
 def configure_opencv() -> None:
-    """One thread per call, as the parallelism is across pictures; nothing on stderr. Called like configure_pillow."""
+    """One thread per call, as the parallelism is across images; nothing on stderr. Called like configure_pillow."""
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
@@ -59,7 +59,7 @@ def heif_installed() -> bool:
     return importlib.util.find_spec("pillow_heif") is not None
 
 
-def read_pillow(data: bytes, form: str, limits: Limits) -> Found:
+def read_pillow(data: bytes, form: str, limits: LimitSettings) -> Found:
     """Header of a TIFF, BMP, GIF, AVIF or HEIF. See header.Reader."""
     _require_plugin(form)
     if form == "BMP":
@@ -94,7 +94,7 @@ def _require_plugin(form: str) -> None:
 
 @contextmanager
 def opened(data: bytes, form: str, found: Any = None) -> Iterator[ImageFile.ImageFile]:
-    """The picture in Pillow's hands, not yet decoded; whatever goes wrong inside the block becomes an ImageError.
+    """The image in Pillow's hands, not yet decoded; whatever goes wrong inside the block becomes an ImageError.
 
     Decoders meet hostile bytes here and raise nearly anything, so this one place catches nearly anything.
     """
@@ -164,7 +164,7 @@ def _boxes_incomplete(data: bytes) -> bool:
     return at > len(data) or not described
 
 
-def _check_bmp(data: bytes, limits: Limits) -> None:
+def _check_bmp(data: bytes, limits: LimitSettings) -> None:
     """Size, and whether the rows of an uncompressed BMP fit into the file: Pillow would say so only after decoding."""
     offset, header = int.from_bytes(data[10:14], "little"), int.from_bytes(data[14:18], "little")
     if header < 40 or len(data) < 34:
@@ -196,7 +196,7 @@ def _read_tiff(data: bytes, image: TiffImagePlugin.TiffImageFile, found: Found) 
         pairs = zip(_integers(tags.get(offsets)), _integers(tags.get(lengths)), strict=False)
         end = max((offset + length for offset, length in pairs), default=0)
         if len(data) < end < 1 << 32:
-            raise cut_short(f"picture data ends at byte {end}, the file at {len(data)}")
+            raise cut_short(f"image data ends at byte {end}, the file at {len(data)}")
     bits = _integers(tags.get(_BITS))
     if image.mode.startswith("I"):
         signed = 2 in _integers(tags.get(_SAMPLE_FORMAT))
@@ -216,7 +216,7 @@ def _integers(value: object) -> list[int]:
 
 
 def _only_smaller_copies(image: ImageFile.ImageFile) -> bool:
-    """Whether the second page of a TIFF is a reduced copy of the first, as picture editors and scanners write."""
+    """Whether the second page of a TIFF is a reduced copy of the first, as image editors and scanners write."""
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return False
     try:

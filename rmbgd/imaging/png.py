@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.formats import Found, PixelStream, check_parts, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import PNG_KEYWORDS, clean_text, sensible_dpi
@@ -79,7 +79,7 @@ class _Walk:
     seen: set[bytes] = field(default_factory=set)
 
 
-def read_png(data: bytes, limits: Limits) -> Found:
+def read_png(data: bytes, limits: LimitSettings) -> Found:
     """Header, metadata and structure of a PNG. See header.Reader.
 
     Checksums of chunks that pixels need must be right; other chunks with a wrong one are left out. Compressed text and
@@ -106,13 +106,13 @@ def read_png(data: bytes, limits: Limits) -> Found:
             walk.found.notes.append(f"chunk {kind.decode()} damaged, left out")
         elif kind == b"IDAT":
             if walk.end not in (0, at):
-                raise damaged(data, "picture data is not in one run of chunks")
+                raise damaged(data, "image data is not in one run of chunks")
             walk.start, walk.end = walk.start or at, after
         else:
             _take(walk, data, kind, at, after)
         at = after
     if not walk.start:
-        raise damaged(data, "no picture data")
+        raise damaged(data, "no image data")
     if walk.colour_type == 3 and not walk.palette:
         raise damaged(data, "no palette")
     if after < len(data):
@@ -121,7 +121,7 @@ def read_png(data: bytes, limits: Limits) -> Found:
     return walk.found
 
 
-def _begin(data: bytes, limits: Limits) -> _Walk:
+def _begin(data: bytes, limits: LimitSettings) -> _Walk:
     if len(data) < 33:
         raise cut_short("the file ends inside the header")
     length, kind, width, height, bits, colour_type, method, filtering, interlace = struct.unpack_from(
@@ -139,10 +139,10 @@ def _begin(data: bytes, limits: Limits) -> _Walk:
     return _Walk(limits.metadata_bytes, found, colour_type, bits, data[:33])
 
 
-def _ended(data: bytes, wanted: int, limits: Limits) -> ImageError:
+def _ended(data: bytes, wanted: int, limits: LimitSettings) -> ImageError:
     if wanted > limits.file_bytes + 12:
         return damaged(data, f"a chunk claims {wanted} bytes, more than any file may have")
-    return cut_short(f"the file ends at byte {len(data)}, before the picture does")
+    return cut_short(f"the file ends at byte {len(data)}, before the image does")
 
 
 def _take(walk: _Walk, data: bytes, kind: bytes, at: int, after: int) -> None:
@@ -187,7 +187,7 @@ def _transparency(walk: _Walk, body: bytes, chunk: bytes) -> None:
         found.colour_key = tuple(value * scale for value in key)
         found.has_alpha = True
     else:
-        found.notes.append("transparency chunk does not fit the picture, left out")
+        found.notes.append("transparency chunk does not fit the image, left out")
 
 
 def _profile(walk: _Walk, body: bytes) -> None:

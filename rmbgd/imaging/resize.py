@@ -13,7 +13,7 @@ from PIL import Image
 
 
 def matte_to_image(alpha: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Alpha of the network's size, float32 [h, w], at the picture's size, float32 [height, width].
+    """Alpha of the network's size, float32 [h, w], at the image's size, float32 [height, width].
 
     OpenCV's bilinear is the same filter where nothing shrinks, at a fraction of the cost.
     """
@@ -22,12 +22,12 @@ def matte_to_image(alpha: NDArray[np.float32], height: int, width: int) -> NDArr
     if height >= alpha.shape[0] and width >= alpha.shape[1]:
         enlarged = cv2.resize(alpha, (width, height), interpolation=cv2.INTER_LINEAR)
         return np.asarray(enlarged, np.float32).reshape(height, width)
-    picture = Image.fromarray(np.ascontiguousarray(alpha, np.float32))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR), np.float32)
+    image = Image.fromarray(np.ascontiguousarray(alpha, np.float32))
+    return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32)
 
 
 def image_to_network(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """A picture, uint8 [H, W, 3], at the network's size, uint8 [height, width, 3], rounded.
+    """An image, uint8 [H, W, 3], at the network's size, uint8 [height, width, 3], rounded.
 
     The reference on the CPU without torch; the engine's own resize equals it within one level.
     """

@@ -1,4 +1,4 @@
-"""WebP: the header from its RIFF chunks, and decoding of still pictures without a second canvas.
+"""WebP: the header from its RIFF chunks, and decoding of still images without a second canvas.
 
 Does not decode animations (Pillow does, for a first frame).
 """
@@ -9,13 +9,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.imaging.formats import Found, Size, check_parts, check_size, cut_short, damaged
 
 _PROFILE, _ALPHA, _ANIMATION = 0x20, 0x10, 0x02  # bits of VP8X, in the order of the container specification
 
 
-def read_webp(data: bytes, limits: Limits) -> Found:
+def read_webp(data: bytes, limits: LimitSettings) -> Found:
     """Header of a WebP. See header.Reader."""
     claimed = 8 + int.from_bytes(data[4:8], "little")
     found: Found | None = None
@@ -45,7 +45,7 @@ def read_webp(data: bytes, limits: Limits) -> Found:
     if at > claimed + 1:
         raise damaged(data, "a chunk reaches beyond the end")
     if not (pixels or frames):
-        raise damaged(data, "no picture data")
+        raise damaged(data, "no image data")
     found.frames, found.animated = max(1, frames), found.animated and frames > 1
     if len(data) > claimed + 1:
         found.notes.append(f"{len(data) - claimed} bytes after the end left out")
@@ -70,7 +70,7 @@ def _first(data: bytes, kind: bytes, head: bytes) -> Found:
     raise damaged(data, f"the first chunk is {kind!r}")
 
 
-def _take_profile(found: Found, profile: bytes, limits: Limits) -> None:
+def _take_profile(found: Found, profile: bytes, limits: LimitSettings) -> None:
     if len(profile) > limits.metadata_bytes:
         found.notes.append(f"colour profile of {len(profile)} bytes left out")
     else:
@@ -81,5 +81,5 @@ def decode_webp(data: bytes) -> NDArray[np.uint8]:
     """A still WebP as uint8 [H, W, 3 or 4], blue first. Raises ImageError(CORRUPT)."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 3:
-        raise damaged(data, "libwebp cannot decode the picture data")
+        raise damaged(data, "libwebp cannot decode the image data")
     return np.asarray(pixels, dtype=np.uint8)

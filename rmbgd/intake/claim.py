@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from rmbgd.config.load import Folder
 from rmbgd.errors import StorageFault
-from rmbgd.fs import FsOps, Version, version_of
+from rmbgd.fs import FileSystem, FileVersion, version_of
 from rmbgd.intake.mounts import is_there
 from rmbgd.intake.priority_queue import Complete
 from rmbgd.store.claims import claim_by_rename, put_back
@@ -40,7 +40,7 @@ class Unclaimed:
 class Claims:
     """Used by the reconcile thread."""
 
-    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, fs: FsOps) -> None:
+    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, fs: FileSystem) -> None:
         self._folders = folders
         self._ledger = ledger
         self._fs = fs
@@ -82,7 +82,7 @@ class Claims:
         self._ledger.release([job.job_id])
         return path
 
-    def version_at(self, folder: str, path: str) -> Version | None:
+    def version_at(self, folder: str, path: str) -> FileVersion | None:
         try:
             return version_of(os.lstat(os.path.join(self._folders[folder].input, path)))
         except OSError:

@@ -15,7 +15,7 @@ CHECK_EVERY = 2.0  # s
 HYSTERESIS = 1.5  # so that a disk at the brink does not make the service stop and go
 
 
-class SpaceGuard:
+class DiskSpaceGuard:
     """Belongs to the reconcile thread."""
 
     def __init__(self, config: Config, emit: Emit, clock: Clock) -> None:

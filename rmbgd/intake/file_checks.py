@@ -11,14 +11,14 @@ import fcntl
 import os
 import signal
 
-from rmbgd.fs import Version, folder_beneath, open_regular, version_of
+from rmbgd.fs import FileVersion, folder_beneath, open_regular, version_of
 from rmbgd.imaging.completeness import Tail, tail_of
 from rmbgd.intake.readiness import Facts, Writer
 
 __all__ = ["look", "open_regular", "writer_of"]
 
 
-def look(root: str, relative_path: str, *, remote: bool) -> tuple[Version, Facts]:
+def look(root: str, relative_path: str, *, remote: bool) -> tuple[FileVersion, Facts]:
     """The version that was looked into, and what it showed. Raises ImageError(not_regular) and OSError."""
     parent, name = os.path.split(relative_path)
     with folder_beneath(root, parent) as folder:

@@ -29,7 +29,7 @@ class Complete:
     refusal: str = ""
 
 
-class WaitingRoom:
+class Backlog:
     """Every file is in it at most once: arriving, or complete. Its places are shared evenly among the folders, so that
     the backlog of one does not keep the files of another, which may go before them, from being seen."""
 

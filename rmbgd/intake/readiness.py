@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-from rmbgd.fs import Version
+from rmbgd.fs import FileVersion
 from rmbgd.imaging.completeness import Tail
 
 DELAY_FIRST, DELAY_MAXIMUM = 0.5, 30.0  # seconds between two looks at a file that a gate holds; doubled each time
@@ -58,7 +58,7 @@ class Arrival:
     final         the patience with this version has ended before
     """
 
-    version: Version
+    version: FileVersion
     first_seen: float
     changed_at: float
     announced: bool
@@ -88,14 +88,14 @@ class Decision:
     tell_stuck: bool = False
 
 
-def appeared(version: Version, now: float, *, announced: bool, remote: bool, rules: Rules) -> Arrival:
+def appeared(version: FileVersion, now: float, *, announced: bool, remote: bool, rules: Rules) -> Arrival:
     """A file that is seen for the first time."""
     arrival = Arrival(version, now, now, announced, remote)
     arrival.look_at = now + _quiet(arrival, rules)
     return arrival
 
 
-def observed(arrival: Arrival, version: Version, now: float, *, announced: bool, rules: Rules) -> bool:
+def observed(arrival: Arrival, version: FileVersion, now: float, *, announced: bool, rules: Rules) -> bool:
     """It was seen again. True when it has changed: everything known of the older version is void."""
     if version == arrival.version:
         if announced and not arrival.announced:

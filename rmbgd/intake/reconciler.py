@@ -1,6 +1,6 @@
 """The intake's one thread: compares folders with the ledger, claims what is complete, and puts back what comes back.
 
-The loop and the claims; where to look is survey.py's, what others say mailbox.py's. Reads no pictures. What is claimed
+The loop and the claims; where to look is survey.py's, what others say mailbox.py's. Reads no images. What is claimed
 goes to the decoders as long as they have room; what they have no room for stays in its folder.
 """
 
@@ -17,14 +17,14 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Config
 from rmbgd.errors import Reason, StorageFault
 from rmbgd.events import Emit
-from rmbgd.fs import SystemFs
-from rmbgd.heartbeat import Beat
+from rmbgd.fs import SystemFileSystem
+from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import readiness as settle
 from rmbgd.intake.claim import Claimed, Claims, Unclaimed
-from rmbgd.intake.disk_space import SpaceGuard
+from rmbgd.intake.disk_space import DiskSpaceGuard
 from rmbgd.intake.priority_queue import Complete
 from rmbgd.intake.readiness import Arrival
-from rmbgd.intake.scanner import LOOKS_AT_ONCE, Survey
+from rmbgd.intake.scanner import LOOKS_AT_ONCE, Scanner
 from rmbgd.intake.startup_recovery import Answers, Recovered, Recovery
 from rmbgd.intake.watcher import FolderWatch, Hints
 from rmbgd.pipeline.items import Arrival as AtTheDoor
@@ -42,7 +42,7 @@ SETTLE_EVERY = 5.0  # s between two looks whether something waits for a commit t
 COUNT_EVERY = 60.0  # s between two counts of the ledger's rows, which read all of them
 
 
-class Retirer(Protocol):
+class Archiver(Protocol):
     """Originals that could not be moved or deleted after success."""
 
     def retry(self) -> float | None:
@@ -54,7 +54,7 @@ class Housekeeping:
     """`still_there(folder, path)`: rows of files that stay in place are kept while they do."""
 
     def __init__(
-        self, ledger: Ledger, retirer: Retirer, clock: Clock, still_there: Callable[[str, str], bool], retry: float
+        self, ledger: Ledger, retirer: Archiver, clock: Clock, still_there: Callable[[str, str], bool], retry: float
     ) -> None:
         self.ledger_rows = 0
         self._ledger, self._retirer, self._still_there, self._retry = ledger, retirer, still_there, retry
@@ -90,14 +90,14 @@ class Housekeeping:
 
 @dataclass(frozen=True, slots=True)
 class Notes:
-    """Everything that was told since the last look. `returns`: (job, why) of pictures that could not be judged."""
+    """Everything that was told since the last look. `returns`: (job, why) of images that could not be judged."""
 
     returns: list[tuple[Job, str]]
     ended: list[int]
     rescan: bool
 
 
-class Mailbox:
+class Inbox:
     """Written by any thread, read by the reconcile thread, except where a line says otherwise."""
 
     def __init__(self) -> None:
@@ -173,14 +173,14 @@ class Mailbox:
         with self._changed:
             return {reason.partition(":")[2]: reason.partition(":")[0] for reason in sorted(self._paused)}
 
-    def wait(self, seconds: float, beat: Beat) -> None:
+    def wait(self, seconds: float, heartbeat: Heartbeat) -> None:
         """Until somebody wakes us, or that long; not at all when somebody has."""
         with self._changed:
             if not self._awake and seconds > 0:
-                beat.waiting()
+                heartbeat.waiting()
                 self._changed.wait(seconds)
             self._awake = False
-        beat.working()
+        heartbeat.working()
 
 
 # --- The intake's one thread: compares folders with the ledger, claims what is complete, and puts back what comes back.
@@ -193,7 +193,7 @@ class Publisher(Answers, Protocol):
     """What the intake needs of the one who publishes."""
 
     @property
-    def retirer(self) -> Retirer: ...
+    def retirer(self) -> Archiver: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,15 +219,15 @@ class Reconciler:
         publisher: Publisher,
         clock: Clock,
         emit: Emit,
-        beat: Beat,
+        heartbeat: Heartbeat,
         on_compared: Callable[[], None],
     ) -> None:
-        self._config, self._ledger, self._clock, self._emit, self._beat = config, ledger, clock, emit, beat
-        self._mailbox = Mailbox()
-        self._survey = Survey(config, ledger, clock, emit, beat, on_compared)
+        self._config, self._ledger, self._clock, self._emit, self._heartbeat = config, ledger, clock, emit, heartbeat
+        self._mailbox = Inbox()
+        self._survey = Scanner(config, ledger, clock, emit, heartbeat, on_compared)
         self._room = self._survey.room
-        self._claims = Claims({folder.name: folder for folder in config.folder}, ledger, SystemFs())
-        self._space = SpaceGuard(config, emit, clock)
+        self._claims = Claims({folder.name: folder for folder in config.folder}, ledger, SystemFileSystem())
+        self._space = DiskSpaceGuard(config, emit, clock)
         self._recovery = Recovery(config, ledger, publisher, clock, emit)
         self._keeping = Housekeeping(
             ledger, publisher.retirer, clock, self._survey.stands, retry=config.intake.reconcile
@@ -287,7 +287,7 @@ class Reconciler:
         self._mailbox.resume(reason)
 
     def give_back(self, job: Job, why: str, detail: str) -> None:  # noqa: ARG002 - the event has told the detail
-        """A picture that could not be judged: back to its folder."""
+        """An image that could not be judged: back to its folder."""
         self._mailbox.give_back(job, why)
 
     def ended(self, job: Job) -> None:
@@ -311,7 +311,7 @@ class Reconciler:
 
     def _turn(self, jobs: Sender[Job], door: Sender[AtTheDoor]) -> bool:
         """Every duty once. False when there is nothing more to do for now."""
-        self._beat.working()
+        self._heartbeat.working()
         try:
             self._check_ledger()
             for folder in self._survey.check_folders():
@@ -341,7 +341,7 @@ class Reconciler:
             self._space.next_check(now),
             None if self._ledger_refused_at is None else self._ledger_refused_at + LEDGER_PROBE,
         ]
-        self._mailbox.wait(min(moment for moment in moments if moment is not None) - now, self._beat)
+        self._mailbox.wait(min(moment for moment in moments if moment is not None) - now, self._heartbeat)
 
     def _keep_house(self) -> None:
         now = self._clock.monotonic()
@@ -370,7 +370,7 @@ class Reconciler:
         self._take_back(back, [])
 
     def _send_suspect(self, jobs: Sender[Job]) -> None:
-        """One picture at a time of those that the last run died with, and nothing beside it."""
+        """One image at a time of those that the last run died with, and nothing beside it."""
         if self._suspect is not None and not self._ledger.is_in_flight(self._suspect):
             self._suspect = None
         if self._suspects_held:
@@ -461,7 +461,7 @@ class Reconciler:
         for job_id in ended:
             self._waiting_for_answer.pop(job_id, None)
         for job, why in returns:
-            self._beat.working()
+            self._heartbeat.working()
             arrival = self._waiting_for_answer.pop(job.job_id, None)
             try:
                 path = self._claims.give_back(job)

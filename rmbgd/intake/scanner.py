@@ -17,12 +17,12 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
 from rmbgd.errors import ImageError, Reason
 from rmbgd.events import Emit
-from rmbgd.fs import Version, kind_of, version_of
-from rmbgd.heartbeat import Beat
+from rmbgd.fs import FileVersion, kind_of, version_of
+from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import readiness as settle
 from rmbgd.intake.file_checks import look
 from rmbgd.intake.mounts import file_system, is_local
-from rmbgd.intake.priority_queue import Complete, Key, WaitingRoom
+from rmbgd.intake.priority_queue import Backlog, Complete, Key
 from rmbgd.intake.readiness import Arrival, Verdict
 from rmbgd.intake.watcher import FolderWatch, Heard, Hints
 from rmbgd.naming import CLAIM_FOLDER
@@ -136,14 +136,20 @@ class _Watched:
     was_absent: bool = False
 
 
-class Survey:
+class Scanner:
     """Belongs to the reconcile thread. `room` holds what was found. Raises StorageFault when the ledger refuses."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, clock: Clock, emit: Emit, beat: Beat, on_compared: Callable[[], None]
+        self,
+        config: Config,
+        ledger: Ledger,
+        clock: Clock,
+        emit: Emit,
+        heartbeat: Heartbeat,
+        on_compared: Callable[[], None],
     ) -> None:
         intake = config.intake
-        self.room = WaitingRoom(config.folder, intake.tracked_maximum)
+        self.room = Backlog(config.folder, intake.tracked_maximum)
         self.rules = settle.Rules(
             intake.quiet_closed,
             intake.quiet_unknown,
@@ -151,7 +157,13 @@ class Survey:
             intake.incomplete_timeout,
             intake.stuck_upload,
         )
-        self._ledger, self._clock, self._emit, self._beat, self._on_compared = ledger, clock, emit, beat, on_compared
+        self._ledger, self._clock, self._emit, self._heartbeat, self._on_compared = (
+            ledger,
+            clock,
+            emit,
+            heartbeat,
+            on_compared,
+        )
         self._hints: Hints | None = None
         self._hints_maximum = intake.hints_maximum
         self._watched: dict[str, _Watched] = {}
@@ -270,7 +282,7 @@ class Survey:
                 if self.room.full(watched.folder.name) and self.room.get(key) is None:
                     watched.more = True  # they wait in the folder, which costs no memory
                     break
-                self._beat.working()
+                self._heartbeat.working()
                 new = self._consider(watched, entry.relative_path, entry.status, announced=announced)
                 missed += new and wall - entry.status.st_ctime > UNANNOUNCED_AFTER
         except OSError:  # the folder has gone, or turned unreadable: the watch says so at its next check
@@ -326,7 +338,7 @@ class Survey:
             return Reason.HARDLINK, f"{status.st_nlink} names, and owned by user {status.st_uid}"
         return None
 
-    def _refuse_in_place(self, key: Key, version: Version, reason: Reason, detail: str) -> None:
+    def _refuse_in_place(self, key: Key, version: FileVersion, reason: Reason, detail: str) -> None:
         """It stays where it is, unread, and is told once."""
         folder, path = key
         job = self._ledger.refuse(folder, path, version, reason, detail)
@@ -342,7 +354,7 @@ class Survey:
     def look_due(self) -> None:
         now = self._clock.monotonic()
         for count, (key, arrival) in enumerate(self.room.due(now)):
-            self._beat.working()
+            self._heartbeat.working()
             self._look(key, arrival, now)
             if count >= LOOKS_AT_ONCE:
                 break

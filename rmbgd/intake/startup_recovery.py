@@ -18,17 +18,17 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
 from rmbgd.errors import Reason, StorageFault
 from rmbgd.events import Emit
-from rmbgd.fs import FsOps, SystemFs, folder_beneath, same_content
+from rmbgd.fs import FileSystem, SystemFileSystem, folder_beneath, same_content
 from rmbgd.intake.mounts import is_there
 from rmbgd.store.claims import put_back
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Job, Unfinished
 
-# The events of pictures that another run has ended: told at the next start, from the ledger, when they may be missing.
+# The events of images that another run has ended: told at the next start, from the ledger, when they may be missing.
 
 
 UNSAID: Mapping[str, object] = {"milliseconds": {}, "stage": "intake"}
-"""Of a picture that no stage has worked on."""
+"""Of an image that no stage has worked on."""
 
 
 class Outcomes:
@@ -54,7 +54,7 @@ class Outcomes:
         return str(self._untold.get(row.job_id, UNSAID)["stage"])
 
     def done(self, row: Unfinished) -> None:
-        """A picture whose output stands, unless its event surely was written."""
+        """An image whose output stands, unless its event surely was written."""
         telling = self._untold.pop(row.job_id, None)
         if telling is not None:
             self.told += 1
@@ -132,7 +132,7 @@ class Answers(Protocol):
 class Suspects:
     """Jobs during which the last run died. One of them may be the cause, so each is worked on while no other is.
 
-    Its attempt is counted at the moment when it is handed out: a picture that was only in flight together with one that
+    Its attempt is counted at the moment when it is handed out: an image that was only in flight together with one that
     kills the service is not counted with it again and again, and is not set aside with it.
     """
 
@@ -193,7 +193,7 @@ class Recovery:
     """`recover` is the main thread's, before the reconcile thread runs; everything else is that thread's."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, publisher: Answers, clock: Clock, emit: Emit, fs: FsOps | None = None
+        self, config: Config, ledger: Ledger, publisher: Answers, clock: Clock, emit: Emit, fs: FileSystem | None = None
     ) -> None:
         self._config = config
         self._folders = {folder.name: folder for folder in config.folder}
@@ -201,7 +201,7 @@ class Recovery:
         self._publisher = publisher
         self._clock = clock
         self._emit = emit
-        self._fs = fs or SystemFs()
+        self._fs = fs or SystemFileSystem()
         self._rows: dict[str, list[Unfinished]] = {}
         self._outcomes = Outcomes(ledger, emit)
         self.suspects = Suspects(ledger)
@@ -265,7 +265,7 @@ class Recovery:
         elif not _is_same(source, row):
             self._release(row, root, name, source)
         elif row.attempt >= self._config.intake.attempts:
-            detail = f"the service died {row.attempt} times with this picture in hand"
+            detail = f"the service died {row.attempt} times with this image in hand"
             self._set_aside(row, source, detail)
             found.set_aside += 1
         else:

@@ -1,6 +1,6 @@
 """Watches one drop folder through watchdog, and never believes that it works: it is checked from outside.
 
-Turns events into hints and nothing else; reads no picture, knows no ledger. That the folder is still the same one, that
+Turns events into hints and nothing else; reads no image, knows no ledger. That the folder is still the same one, that
 the kernel still watches every directory, that threads live and that nothing arrives unannounced is asked again and
 again; where events cannot be relied on, the folder is compared more often instead.
 """
@@ -31,7 +31,7 @@ from watchdog.observers.inotify import InotifyEmitter
 from watchdog.observers.inotify_c import InotifyConstants, Mask
 
 from rmbgd.clock import Clock
-from rmbgd.config.load import Folder, Intake
+from rmbgd.config.load import Folder, IntakeSettings
 from rmbgd.events import Emit
 from rmbgd.intake.mounts import file_system, is_local, is_mounted, watched_inodes
 from rmbgd.naming import CLAIM_FOLDER
@@ -170,7 +170,7 @@ class WatchStatus:
 class FolderWatch:
     """The watch on one drop folder. Every method is the reconcile thread's, unless it says otherwise."""
 
-    def __init__(self, folder: Folder, settings: Intake, hints: Hints, emit: Emit, clock: Clock) -> None:
+    def __init__(self, folder: Folder, settings: IntakeSettings, hints: Hints, emit: Emit, clock: Clock) -> None:
         self.folder = folder
         self._settings = settings
         self._hints = hints

@@ -119,14 +119,14 @@ _ENTRIES = (
     ),
     _birefnet(
         "birefnet-512",
-        "general purpose, small pictures",
+        "general purpose, small images",
         "ZhengPeng7/BiRefNet_512x512",
         (512, 512),
         notes="trained at 512x512: better than the general model at that size",
     ),
     _birefnet(
         "birefnet-hr",
-        "large pictures",
+        "large images",
         "ZhengPeng7/BiRefNet_HR",
         (2048, 2048),
         notes="collapses when run at 512x512: do not make its input smaller",
@@ -161,7 +161,7 @@ _ENTRIES = (
     ),
     _birefnet(
         "birefnet-lite-2k",
-        "landscape pictures, for CPUs",
+        "landscape images, for CPUs",
         "ZhengPeng7/BiRefNet_lite-2K",
         (1440, 2560),
         backbone="swin_v1_t",

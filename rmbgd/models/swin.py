@@ -1,6 +1,6 @@
 """Swin v1, the backbone: attention in windows that shift by half a window from block to block. Inference only.
 
-Does not know the decoder, checkpoints or picture sizes: any map whose sides are positive passes.
+Does not know the decoder, checkpoints or image sizes: any map whose sides are positive passes.
 
 Paper: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021; the numbers in
 brackets are its equations. Parameter names are those of the published checkpoints.

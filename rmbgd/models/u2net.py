@@ -1,6 +1,6 @@
 """U²-Net-p, the small network that ships inside the package: nested U-shaped blocks, 1.1 million parameters.
 
-Knows nothing of pictures, resizing or normalisation: normalised pixels in, logits out. BatchNorm does not appear: the
+Knows nothing of images, resizing or normalisation: normalised pixels in, logits out. BatchNorm does not appear: the
 public file has it folded into the convolutions.
 
 Paper: Qin et al., "U²-Net: Going Deeper with Nested U-Structure for Salient Object Detection", Pattern Recognition 106

@@ -223,7 +223,7 @@ COLOURS = {
 """The colour of each class that a legend may show."""
 
 
-# --- The plots of the report as SVG text: life of each machine, temperature and device, pictures an hour, stage times.
+# --- The plots of the report as SVG text: life of each machine, temperature and device, images an hour, stage times.
 
 
 WIDTH = 1000.0
@@ -250,7 +250,7 @@ def window_of(summary: Summary) -> tuple[float, float]:
 
 def device_styles(machines: Iterable[Machine]) -> dict[str, str]:
     """A colour for each device, the same in all plots: GPUs first, the CPU always the same."""
-    names = {beat.device for machine in machines for beat in machine.beats}
+    names = {heartbeat.device for machine in machines for heartbeat in machine.heartbeats}
     names |= {name for machine in machines for name in machine.counts["devices"]}
     others = sorted(names - {"cpu"})
     styles = {name: f"device{min(place, DEVICE_STYLES - 1)}" for place, name in enumerate(others)}
@@ -315,9 +315,9 @@ def _escaped(words: str) -> str:
 
 def temperature(machine: Machine, begin: float, end: float, styles: dict[str, str]) -> str:
     """The hottest device at each heartbeat, and under it the device in use. Empty when there are no heartbeats."""
-    if not machine.beats:
+    if not machine.heartbeats:
         return ""
-    known = [max(beat.temperatures.values()) for beat in machine.beats if beat.temperatures]
+    known = [max(heartbeat.temperatures.values()) for heartbeat in machine.heartbeats if heartbeat.temperatures]
     low = min(30.0, *known) if known else 0.0
     high = max(90.0, *known) if known else 1.0
     frame = Frame(60, WIDTH - 20, 10, 120 if known else 12)
@@ -343,17 +343,17 @@ def _curve(machine: Machine, begin: float, end: float, x: Scale, y: Scale) -> li
     width = max((end - begin) / COLUMNS, 1e-9)
     points: list[tuple[float, float]] = []
     column, best, last = -1, math.nan, -math.inf
-    for beat in machine.beats:
-        here = int((beat.at - begin) / width)
+    for heartbeat in machine.heartbeats:
+        here = int((heartbeat.at - begin) / width)
         if here != column:
             if not math.isnan(best):
                 points.append((x(begin + (column + 0.5) * width), y(best)))
-            if beat.at - last > max(machine.limits.gap, 2 * width):
+            if heartbeat.at - last > max(machine.limits.gap, 2 * width):
                 points.append((0.0, math.nan))
             column, best = here, math.nan
-        value = max(beat.temperatures.values(), default=math.nan)
+        value = max(heartbeat.temperatures.values(), default=math.nan)
         best = value if math.isnan(best) else max(best, value)
-        last = beat.at
+        last = heartbeat.at
     if not math.isnan(best):
         points.append((x(begin + (column + 0.5) * width), y(best)))
     return points
@@ -362,12 +362,12 @@ def _curve(machine: Machine, begin: float, end: float, x: Scale, y: Scale) -> li
 def _device_strip(machine: Machine, strip: Frame, begin: float, end: float, styles: dict[str, str]) -> list[str]:
     x = strip.x(begin, end)
     runs: list[tuple[float, float, str]] = []
-    for beat, after in zip(machine.beats, [*machine.beats[1:], None], strict=True):
-        until = after.at if after is not None and after.at - beat.at <= machine.limits.gap else beat.at
-        if runs and runs[-1][2] == beat.device and beat.at - runs[-1][1] < 1e-3:
-            runs[-1] = (runs[-1][0], until, beat.device)
+    for heartbeat, after in zip(machine.heartbeats, [*machine.heartbeats[1:], None], strict=True):
+        until = after.at if after is not None and after.at - heartbeat.at <= machine.limits.gap else heartbeat.at
+        if runs and runs[-1][2] == heartbeat.device and heartbeat.at - runs[-1][1] < 1e-3:
+            runs[-1] = (runs[-1][0], until, heartbeat.device)
         else:
-            runs.append((beat.at, until, beat.device))
+            runs.append((heartbeat.at, until, heartbeat.device))
     height = strip.bottom - strip.top
     return [
         rect(
@@ -382,19 +382,19 @@ def _device_strip(machine: Machine, strip: Frame, begin: float, end: float, styl
     ]
 
 
-# --- pictures an hour
+# --- images an hour
 
 
-def pictures_per_hour(summary: Summary, begin: float, end: float, styles: dict[str, str]) -> str:
-    """Published pictures by device, refused ones on top, as a rate per hour in bins."""
+def images_per_hour(summary: Summary, begin: float, end: float, styles: dict[str, str]) -> str:
+    """Published images by device, refused ones on top, as a rate per hour in bins."""
     width = bin_width(begin, end, BINS)
     first = math.floor(begin / width)
     bins: dict[int, Counter[str]] = {}
     for machine in summary.machines:
-        for at, epoch, row in machine.pictures():
-            kind = epoch.pictures.kind[row]
+        for at, epoch, row in machine.images():
+            kind = epoch.images.kind[row]
             if kind in (DONE, FAILED):
-                word = epoch.pictures.words[epoch.pictures.word[row]] if kind == DONE else "\0refused"
+                word = epoch.images.words[epoch.images.word[row]] if kind == DONE else "\0refused"
                 bins.setdefault(math.floor(at / width), Counter())[word] += 1
     if not bins:
         return ""
@@ -421,7 +421,7 @@ def pictures_per_hour(summary: Summary, begin: float, end: float, styles: dict[s
             )
             base += rate
     assert first <= min(bins)
-    return svg(WIDTH, frame.bottom + 26, parts, "pictures an hour")
+    return svg(WIDTH, frame.bottom + 26, parts, "images an hour")
 
 
 # --- stage times
@@ -465,9 +465,9 @@ def latency(summary: Summary, begin: float, end: float) -> str:
     width = bin_width(begin, end, BINS)
     bins: dict[int, list[float]] = {}
     for machine in summary.machines:
-        for at, epoch, row in machine.pictures():
-            totals = epoch.pictures.stages.get("total")
-            if totals is not None and epoch.pictures.kind[row] == DONE and not math.isnan(totals[row]):
+        for at, epoch, row in machine.images():
+            totals = epoch.images.stages.get("total")
+            if totals is not None and epoch.images.kind[row] == DONE and not math.isnan(totals[row]):
                 bins.setdefault(math.floor(at / width), []).append(max(totals[row], 0.01))
     if not bins:
         return ""
@@ -568,7 +568,7 @@ def _tiles(one: Summary) -> Iterator[str]:
         point, upper = rate
         bound = f"at most {upper:,.1f} at {percent}"
         more = f"failures per million: {bound if point is None else f'{point:,.1f}, {bound}'}"
-    yield _tile("Pictures", f"{one.pictures:,}", more)
+    yield _tile("Images", f"{one.images:,}", more)
     yield "</div>"
 
 
@@ -648,21 +648,21 @@ def _plots(report: Report, total: Summary) -> Iterator[str]:
     if left_out > 0:
         yield f'<p class="hint">{left_out} more machines are in the table below.</p>'
     drawn = [(one, temperature(one, begin, end, styles)) for one in report.machines[:MACHINES_DRAWN]]
-    if any(picture for _, picture in drawn):
+    if any(image for _, image in drawn):
         yield "<h2>Temperature and device in use</h2>"
         yield '<p class="hint">The hottest device at each heartbeat, where known; the strip is the device in use.</p>'
         yield _legend(styles)
-        for machine, picture in drawn:
-            if picture:
-                yield f'<h3>{escape(machine.name)}</h3><div class="plot">{picture}</div>'
-    if hourly := pictures_per_hour(total, begin, end, styles):
-        yield "<h2>Pictures an hour</h2>"
+        for machine, image in drawn:
+            if image:
+                yield f'<h3>{escape(machine.name)}</h3><div class="plot">{image}</div>'
+    if hourly := images_per_hour(total, begin, end, styles):
+        yield "<h2>Images an hour</h2>"
         refused = {"refused": "down"} if total.count("outcomes")["failed"] else {}
         yield _legend(styles | refused)
         yield f'<div class="plot">{hourly}</div>'
     if stages := stage_times(total):
         yield "<h2>Time in each stage</h2>"
-        yield '<p class="hint">Median, and the range from 5 to 95 % of published pictures; logarithmic.</p>'
+        yield '<p class="hint">Median, and the range from 5 to 95 % of published images; logarithmic.</p>'
         yield f'<div class="plot">{stages}</div>'
     if over_time := latency(total, begin, end):
         yield "<h3>From claim to outcome</h3>"
@@ -676,14 +676,14 @@ def _machines(report: Report) -> Iterator[str]:
     percent = f"{100 * report.confidence:g} %"
     yield "<h2>Machines</h2>"
     yield '<div class="scroll"><table><tr><th>machine</th><th class="n">in service</th><th class="n">failures</th>'
-    yield f'<th class="n">mean time ≥ ({percent})</th><th class="n">failovers</th><th class="n">pictures</th>'
+    yield f'<th class="n">mean time ≥ ({percent})</th><th class="n">failovers</th><th class="n">images</th>'
     yield '<th class="n">refused</th></tr>'
     for one in report.each:
         doubt = " ?" if one.mtbf.doubtful else ""
         yield (
             f'<tr><td>{escape(one.name)}</td><td class="n">{_hours(one.hours, 2)}</td>'
             f'<td class="n">{len(one.failures)}</td><td class="n">{_hours(one.mtbf.bound, 1)}{doubt}</td>'
-            f'<td class="n">{len(one.trips)}</td><td class="n">{one.pictures:,}</td>'
+            f'<td class="n">{len(one.trips)}</td><td class="n">{one.images:,}</td>'
             f'<td class="n">{one.count("outcomes")["failed"]:,}</td></tr>'
         )
     yield "</table></div>"

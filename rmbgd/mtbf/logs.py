@@ -25,7 +25,7 @@ from typing import IO, Any
 
 from rmbgd.errors import RmbgdError
 
-# --- The outcomes of pictures in columns: there may be millions, and each costs some forty bytes here.
+# --- The outcomes of images in columns: there may be millions, and each costs some forty bytes here.
 
 
 DONE, FAILED, POSTPONED = 0, 1, 2
@@ -35,7 +35,7 @@ WORD_OF = {DONE: "device", FAILED: "reason", POSTPONED: "why"}
 """Which key of the event is kept as its word."""
 
 
-class Pictures:
+class ImageCounts:
     """One row per outcome.
 
     at      monotonic seconds of its boot
@@ -116,7 +116,7 @@ class Pictures:
             value = times.get(stage)
             column.append(float(value) if isinstance(value, (int, float)) else math.nan)
 
-    def extend(self, other: Pictures) -> None:
+    def extend(self, other: ImageCounts) -> None:
         for row in range(len(other)):
             self._append(*other.row(row))
 
@@ -126,7 +126,7 @@ class Pictures:
         marks = bool(self.engine[i]), bool(self.again[i])
         return (self.at[i], self.pid[i], self.kind[i], word, *marks, self.same[i], self.digest[i], times)
 
-    def ordered(self) -> tuple[Pictures, int]:
+    def ordered(self) -> tuple[ImageCounts, int]:
         """(rows by time, each line once; how many lines stood more than once)."""
         order = sorted(range(len(self)), key=lambda i: (self.at[i], self.digest[i]))
         kept = [
@@ -142,7 +142,7 @@ class Pictures:
         """`same` of what may repeat another row: few, as each needs a crash."""
         return {self.same[i] for i, again in enumerate(self.again) if again}
 
-    def without_repeats(self, asked: set[int], told: set[int]) -> tuple[Pictures, int]:
+    def without_repeats(self, asked: set[int], told: set[int]) -> tuple[ImageCounts, int]:
         """(rows without those that repeat what another has told, how many those were). The rows must be in order.
 
         `asked`: `told_again` of all boots. `told`: those of them that boots before have told; what is here is added.
@@ -159,8 +159,8 @@ class Pictures:
     def _ends(self, i: int, asked: set[int]) -> bool:
         return self.kind[i] != POSTPONED and self.same[i] in asked
 
-    def _only(self, kept: list[int]) -> Pictures:
-        result = Pictures()
+    def _only(self, kept: list[int]) -> ImageCounts:
+        result = ImageCounts()
         result.words, result._index = self.words, self._index
         for name in ("at", "pid", "kind", "word", "engine", "again", "same", "digest"):
             column = getattr(self, name)
@@ -173,7 +173,7 @@ class Pictures:
         return range(bisect_left(self.at, begin), bisect_right(self.at, end))
 
     def values(self, stage: str) -> Iterator[float]:
-        """Milliseconds of one stage, of finished pictures that have it."""
+        """Milliseconds of one stage, of finished images that have it."""
         column = self.stages.get(stage, array("f"))
         for kind, value in zip(self.kind, column, strict=False):
             if kind == DONE and not math.isnan(value):
@@ -313,7 +313,7 @@ STEP_BACK = 60.0  # s; monotonic time falling by more within "unknown" can only 
 
 @dataclass(slots=True)
 class Mark:
-    """One line that is not about a picture. `at` is monotonic within its boot, `wall` seconds since 1970."""
+    """One line that is not about an image. `at` is monotonic within its boot, `wall` seconds since 1970."""
 
     at: float
     wall: float
@@ -337,7 +337,7 @@ class Boot:
     first: tuple[int, int]
     host: str = ""
     marks: list[Mark] = field(default_factory=list)
-    pictures: Pictures = field(default_factory=Pictures)
+    images: ImageCounts = field(default_factory=ImageCounts)
     versions: set[str] = field(default_factory=set)
     clock: list[tuple[float, float]] = field(default_factory=list)
     last: float = -math.inf
@@ -426,7 +426,7 @@ def _read_file(
         boot.versions.add(str(record.get("version", "")))
         digest = hash(line.strip(b"\0 \t\r\n") if not host else str(record))
         if event.startswith("image."):
-            boot.pictures.add(at, pid, event, record, digest)
+            boot.images.add(at, pid, event, record, digest)
         else:
             keys = {key: record[key] for key in KEPT.get(event, ()) if key in record}
             boot.marks.append(Mark(at, wall, pid, event, keys, digest))

@@ -1,4 +1,4 @@
-"""One machine, whole: its boots put in order, its timeline, its failovers, its pictures, and what had to be assumed.
+"""One machine, whole: its boots put in order, its timeline, its failovers, its images, and what had to be assumed.
 
 Does not add machines up: report.py does.
 """
@@ -40,7 +40,7 @@ class Machine:
     epochs: list[Epoch]
     timeline: Timeline
     trips: list[Trip]
-    beats: list[Beat]
+    heartbeats: list[Beat]
     limits: Limits
     counts: dict[str, Counter[str]]
     notes: list[str] = field(default_factory=list)
@@ -62,12 +62,12 @@ class Machine:
         spans = self.timeline.spans
         return (spans[0].begin, max(span.end for span in spans)) if spans else None
 
-    def pictures(self) -> Iterable[tuple[float, Epoch, int]]:
+    def images(self) -> Iterable[tuple[float, Epoch, int]]:
         """(seconds since 1970, epoch, row) of each outcome of the service, in order."""
         for each in self.epochs:
             pids = {run.pid for run in each.runs}
-            for row, at in enumerate(each.pictures.at):
-                if each.pictures.pid[row] in pids:
+            for row, at in enumerate(each.images.at):
+                if each.images.pid[row] in pids:
                     yield at + each.offset, each, row
 
 
@@ -131,7 +131,7 @@ def _machine(name: str, boots: list[Boot], *, power_loss_is_failure: bool) -> Ma
         epochs=epochs,
         timeline=life,
         trips=trips(epochs, life.failures, limits.stall),
-        beats=_beats(epochs),
+        heartbeats=_heartbeats(epochs),
         limits=limits,
         counts=_counts(epochs),
         notes=notes,
@@ -167,7 +167,7 @@ def _limits(epochs: Sequence[Epoch]) -> Limits:
         for before, after in zip(run.named("health"), run.named("health")[1:], strict=False)
     ]
     heartbeat = max(said[-1:] or ([median(seen)] if seen else [HEARTBEAT]))
-    totals = sorted(value for each in epochs for value in each.pictures.values("total"))
+    totals = sorted(value for each in epochs for value in each.images.values("total"))
     stall = STALL_LATENCIES * quantile(totals, 0.95) / 1000 if totals else 0.0
     return Limits(
         heartbeat=heartbeat,
@@ -178,11 +178,11 @@ def _limits(epochs: Sequence[Epoch]) -> Limits:
 
 def _once(epochs: Sequence[Epoch]) -> int:
     """Leave out what a start told again for a run that was killed when it had told it already; answers how many."""
-    asked = set[int]().union(*(each.pictures.told_again() for each in epochs))
+    asked = set[int]().union(*(each.images.told_again() for each in epochs))
     told: set[int] = set()
     count = 0
     for each in epochs if asked else ():
-        each.pictures, repeated = each.pictures.without_repeats(asked, told)
+        each.images, repeated = each.images.without_repeats(asked, told)
         count += repeated
     return count
 
@@ -191,7 +191,7 @@ def _published_twice(epochs: Sequence[Epoch], life: Timeline) -> None:
     """A job that was published twice is a failure, of no duration."""
     for each in epochs:
         seen: set[int] = set()
-        for at, kind, same in zip(each.pictures.at, each.pictures.kind, each.pictures.same, strict=True):
+        for at, kind, same in zip(each.images.at, each.images.kind, each.images.same, strict=True):
             if kind != DONE:
                 continue
             if same in seen:
@@ -202,7 +202,7 @@ def _published_twice(epochs: Sequence[Epoch], life: Timeline) -> None:
     life.failures.sort(key=lambda failure: failure.at)
 
 
-def _beats(epochs: Sequence[Epoch]) -> list[Beat]:
+def _heartbeats(epochs: Sequence[Epoch]) -> list[Beat]:
     return [
         Beat(
             mark.at + each.offset,
@@ -220,7 +220,7 @@ def _beats(epochs: Sequence[Epoch]) -> list[Beat]:
 
 
 def _counts(epochs: Sequence[Epoch]) -> dict[str, Counter[str]]:
-    """What happened how often: pictures by outcome, refusals and faults by reason, engines restarted."""
+    """What happened how often: images by outcome, refusals and faults by reason, engines restarted."""
     outcomes: Counter[str] = Counter()
     words = {DONE: Counter[str](), FAILED: Counter[str](), POSTPONED: Counter[str]()}
     marks: dict[str, Counter[str]] = {
@@ -234,10 +234,10 @@ def _counts(epochs: Sequence[Epoch]) -> dict[str, Counter[str]]:
     }
     for each in epochs:
         pids = {run.pid for run in each.runs}
-        for pid, kind, word in zip(each.pictures.pid, each.pictures.kind, each.pictures.word, strict=True):
+        for pid, kind, word in zip(each.images.pid, each.images.kind, each.images.word, strict=True):
             if pid in pids:
                 outcomes[("done", "failed", "postponed")[kind]] += 1
-                words[kind][each.pictures.words[word]] += 1
+                words[kind][each.images.words[word]] += 1
         for run in each.runs:
             for mark in run.named(*key_of):
                 table, key = key_of[mark.event]

@@ -139,17 +139,17 @@ class Summary:
         return total
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         """Concluded: published or refused."""
         outcomes = self.count("outcomes")
         return outcomes["done"] + outcomes["failed"]
 
     @property
     def per_million(self) -> tuple[float | None, float] | None:
-        """(failures per million pictures, None without failures; upper bound at `confidence`); None without any."""
-        if not self.pictures:
+        """(failures per million images, None without failures; upper bound at `confidence`); None without any."""
+        if not self.images:
             return None
-        failures, scale = len(self.failures), 1e6 / self.pictures
+        failures, scale = len(self.failures), 1e6 / self.images
         return (failures * scale if failures else None, poisson_mean(failures, 1 - self.confidence) * scale)
 
     @property
@@ -180,18 +180,18 @@ class Summary:
             "failures": Counter(failure.cause for _, failure in self.failures),
             "failovers": Counter(trip.reason for trip in self.trips),
             "engine faults": self.count("faults"),
-            "refused pictures": self.count("refused"),
-            "postponed pictures": self.count("postponed"),
+            "refused images": self.count("refused"),
+            "postponed images": self.count("postponed"),
             "storage pauses": self.count("paused"),
         }
 
     def stage_times(self) -> dict[str, tuple[float, float, float]]:
-        """Stage -> milliseconds that 5, 50 and 95 % of the published pictures do not exceed."""
+        """Stage -> milliseconds that 5, 50 and 95 % of the published images do not exceed."""
         found: dict[str, tuple[float, float, float]] = {}
-        names = {name for machine in self.machines for each in machine.epochs for name in each.pictures.stages}
+        names = {name for machine in self.machines for each in machine.epochs for name in each.images.stages}
         for stage in [*STAGES, *sorted(names - set(STAGES))]:
             values = sorted(
-                value for machine in self.machines for each in machine.epochs for value in each.pictures.values(stage)
+                value for machine in self.machines for each in machine.epochs for value in each.images.values(stage)
             )
             if values:
                 found[stage] = (quantile(values, 0.05), quantile(values, 0.5), quantile(values, 0.95))
@@ -281,7 +281,7 @@ def _summary(one: Summary) -> dict[str, Any]:
             "list": [
                 {
                     "at": time(trip.at), "seconds": trip.until - trip.at, "from": trip.device, "to": trip.to,
-                    "reason": trip.reason, "pictures": trip.pictures, "outcome": str(trip.outcome),
+                    "reason": trip.reason, "pictures": trip.images, "outcome": str(trip.outcome),
                 }
                 for trip in one.trips
             ],

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 from rmbgd import events
-from rmbgd.mtbf.logs import Boot, Mark, Pictures
+from rmbgd.mtbf.logs import Boot, ImageCounts, Mark
 
 EXIT_SLACK = 1.0  # s; the recorder's clock is read in another process, lines may cross
 BAD_CONFIGURATION = "78"  # the exit status that means: mend the configuration, no restart
@@ -69,7 +69,7 @@ class Epoch:
     offset: float
     last: float
     runs: list[Run]
-    pictures: Pictures
+    images: ImageCounts
     steps: list[tuple[float, float]]
     orphans: list[Mark]
     twice: int
@@ -82,16 +82,16 @@ def epoch(boots: Iterable[Boot]) -> Epoch:
     # Lines of one millisecond stay in the order in which they were written.
     marks = sorted((mark for part in parts for mark in part.marks), key=lambda mark: mark.at)
     single = list({(mark.at, mark.digest): mark for mark in marks}.values())  # the place of the first
-    columns = parts[0].pictures
+    columns = parts[0].images
     for part in parts[1:]:
-        columns.extend(part.pictures)
-    pictures, twice = columns.ordered()
+        columns.extend(part.images)
+    images, twice = columns.ordered()
     last = max(part.last for part in parts)
     offset, steps = _clock(sorted(entry for part in parts for entry in part.clock), last)
-    runs, one_shots = _runs(single, pictures)
+    runs, one_shots = _runs(single, images)
     orphans = _pair_exits(runs, [mark for mark in single if mark.event == "service.exit"])
     return Epoch(
-        parts[0].boot_id, offset, last, runs, pictures, steps, orphans, twice + len(marks) - len(single), one_shots
+        parts[0].boot_id, offset, last, runs, images, steps, orphans, twice + len(marks) - len(single), one_shots
     )
 
 
@@ -105,7 +105,7 @@ def _clock(entries: list[tuple[float, float]], last: float) -> tuple[float, list
     return max(held, key=lambda offset: held[offset]), jumps
 
 
-def _runs(marks: list[Mark], pictures: Pictures) -> tuple[list[Run], int]:
+def _runs(marks: list[Mark], images: ImageCounts) -> tuple[list[Run], int]:
     """(runs of the service, how many one-shot runs were left out)."""
     runs: list[Run] = []
     open_run: dict[int, Run] = {}
@@ -119,7 +119,7 @@ def _runs(marks: list[Mark], pictures: Pictures) -> tuple[list[Run], int]:
             runs.append(run)
         run.marks.append(mark)
         run.last = mark.at
-    _add_pictures(runs, pictures)
+    _add_images(runs, images)
     service = [run for run in runs if run.named("service.start", "service.ready", "health", "service.stopping")]
     for run in service:
         ready = run.named("service.ready")
@@ -130,12 +130,12 @@ def _runs(marks: list[Mark], pictures: Pictures) -> tuple[list[Run], int]:
     return sorted(service, key=lambda run: (run.start, run.pid)), len(runs) - len(service)
 
 
-def _add_pictures(runs: list[Run], pictures: Pictures) -> None:
-    """Pictures are signs of life too. Those of a process without any other line make a one-shot run."""
+def _add_images(runs: list[Run], images: ImageCounts) -> None:
+    """Images are signs of life too. Those of a process without any other line make a one-shot run."""
     by_pid: dict[int, list[Run]] = {}
     for run in runs:
         by_pid.setdefault(run.pid, []).append(run)
-    for at, pid in zip(pictures.at, pictures.pid, strict=True):
+    for at, pid in zip(images.at, images.pid, strict=True):
         mine = by_pid.get(pid)
         if mine is None:
             run = Run(pid, at, None, at)
@@ -242,22 +242,22 @@ class Stall:
     detail: str = ""
 
 
-def gaps(run: Run, pictures: Pictures, begin: float, end: float, limit: float) -> list[Hole]:
+def gaps(run: Run, images: ImageCounts, begin: float, end: float, limit: float) -> list[Hole]:
     """Stretches of more than `limit` seconds between two lines of the run, within begin..end."""
     heard = {mark.at for mark in run.marks if begin <= mark.at <= end}
-    heard.update(pictures.at[row] for row in pictures.between(begin, end) if pictures.pid[row] == run.pid)
+    heard.update(images.at[row] for row in images.between(begin, end) if images.pid[row] == run.pid)
     return [(a, b) for a, b in pairwise(sorted(heard | {begin, end})) if b - a > limit]
 
 
 def stalls(
-    run: Run, pictures: Pictures, begin: float, end: float, limit: float, holes: Sequence[Hole], *, failed: bool
+    run: Run, images: ImageCounts, begin: float, end: float, limit: float, holes: Sequence[Hole], *, failed: bool
 ) -> list[Stall]:
-    """Stretches in which a claimed picture waited and none was concluded for more than `limit` seconds.
+    """Stretches in which a claimed image waited and none was concluded for more than `limit` seconds.
 
     Seen at heartbeats, which say what is in flight; a pause for the disk's sake is none. Besides, what the service
     itself reported as a stall, if that took as long, or if the run failed in it (`failed`: the run ended in failure).
     """
-    outcomes = [pictures.at[row] for row in pictures.between(begin, end) if pictures.pid[row] == run.pid]
+    outcomes = [images.at[row] for row in images.between(begin, end) if images.pid[row] == run.pid]
     found = _by_heartbeats(run, outcomes, begin, end, limit, holes)
     found += _as_reported(run, begin, end, limit, failed=failed)
     return _merged(found, holes)
@@ -267,27 +267,27 @@ def _by_heartbeats(
     run: Run, outcomes: list[float], begin: float, end: float, limit: float, holes: Sequence[Hole]
 ) -> list[Stall]:
     found: list[Stall] = []
-    beats = [mark for mark in run.named("health") if begin <= mark.at <= end]
+    heartbeats = [mark for mark in run.named("health") if begin <= mark.at <= end]
     moved = begin  # when work last came out, or last did not wait
     next_outcome = 0
     fences = sorted(hole[1] for hole in holes)
-    for beat in beats:
-        while next_outcome < len(outcomes) and outcomes[next_outcome] <= beat.at:
+    for heartbeat in heartbeats:
+        while next_outcome < len(outcomes) and outcomes[next_outcome] <= heartbeat.at:
             moved = max(moved, outcomes[next_outcome])
             next_outcome += 1
-        moved = max([moved, *(fence for fence in fences if fence <= beat.at)])
-        if not _waits(beat):
-            moved = beat.at
-        elif beat.at - moved > limit and not (found and found[-1].begin == moved):
-            ends = [mark.at for mark in beats if mark.at > beat.at and not _waits(mark)][:1]
+        moved = max([moved, *(fence for fence in fences if fence <= heartbeat.at)])
+        if not _waits(heartbeat):
+            moved = heartbeat.at
+        elif heartbeat.at - moved > limit and not (found and found[-1].begin == moved):
+            ends = [mark.at for mark in heartbeats if mark.at > heartbeat.at and not _waits(mark)][:1]
             ends += outcomes[next_outcome : next_outcome + 1]
-            found.append(Stall(moved, min([*ends, end]), "a picture in flight, none concluded"))
+            found.append(Stall(moved, min([*ends, end]), "an image in flight, none concluded"))
     return found
 
 
-def _waits(beat: Mark) -> bool:
-    in_flight = beat.keys.get("in_flight")
-    return isinstance(in_flight, (int, float)) and in_flight > 0 and not beat.keys.get("paused")
+def _waits(heartbeat: Mark) -> bool:
+    in_flight = heartbeat.keys.get("in_flight")
+    return isinstance(in_flight, (int, float)) and in_flight > 0 and not heartbeat.keys.get("paused")
 
 
 def _as_reported(run: Run, begin: float, end: float, limit: float, *, failed: bool) -> list[Stall]:

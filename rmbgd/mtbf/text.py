@@ -156,7 +156,7 @@ def _table(each: list[Summary]) -> Iterator[str]:
         shown = plain(one.name)[:name]
         bound = f"{one.mtbf.bound:,.1f} h" + ("?" if one.mtbf.doubtful else "")
         row = f"{shown:<{name}}  {one.hours:>12,.2f}  {len(one.failures):>8}  {bound:>16}"
-        yield f"{row}  {len(one.trips):>9}  {one.pictures:>11,}"
+        yield f"{row}  {len(one.trips):>9}  {one.images:>11,}"
 
 
 def _list(one: Summary) -> Iterator[str]:

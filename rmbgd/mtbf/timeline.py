@@ -2,7 +2,7 @@
 
 Definitions (terms of IEC 60050-192, wording ours):
 - Failure: unplanned loss of the required function. An end that nobody asked for, a process that vanished, a stall, a
-  start that failed. A planned stop, a reboot, a refused configuration, a failover and a bad picture are none.
+  start that failed. A planned stop, a reboot, a refused configuration, a failover and a bad image are none.
 - Operating time: monotonic time between ready and the end of a run, less stalls and less gaps in the heartbeat. A run
   without an end ends at its last line; what follows counts as down.
 - A boot that follows without an end of the run before is a power loss: told apart, and no failure unless asked for.
@@ -136,8 +136,8 @@ class _Walk:
 
     def _up(self, run: Run, epoch: Epoch, begin: float, end: Ending) -> None:
         """Add the run from `begin` to its end, less gaps and stalls. A stall at its end becomes the end."""
-        holes = gaps(run, epoch.pictures, begin, end.at, self._limits.gap)
-        found = stalls(run, epoch.pictures, begin, end.at, self._limits.stall, holes, failed=end.how is End.FAILED)
+        holes = gaps(run, epoch.images, begin, end.at, self._limits.gap)
+        found = stalls(run, epoch.images, begin, end.at, self._limits.stall, holes, failed=end.how is End.FAILED)
         if found and found[-1].end >= end.at:
             tail = found.pop()
             cause = "stall" if end.how is not End.FAILED else f"{end.cause}, after a stall"
@@ -253,11 +253,11 @@ def stamp(seconds: float) -> str:
 
 
 class Outcome(StrEnum):
-    """AVOIDED: pictures were concerned, and all came out in time while the device was away, without a failure."""
+    """AVOIDED: images were concerned, and all came out in time while the device was away, without a failure."""
 
     AVOIDED = "avoided"
     IDLE = "idle"  # nothing was to be done meanwhile
-    BROKEN = "broken"  # a picture was lost to the engine or came late, or the service failed
+    BROKEN = "broken"  # an image was lost to the engine or came late, or the service failed
     OPEN = "open"  # not back by the end of the run or of the log
 
 
@@ -268,13 +268,13 @@ class Trip:
     device: str
     to: str
     reason: str
-    pictures: int
+    images: int
     outcome: Outcome
     threshold: float | None = None  # °C, where heat was the reason
 
 
 def trips(epochs: Sequence[Epoch], failures: Sequence[Failure], deadline: float) -> list[Trip]:
-    """Every failover of a machine. `deadline`: seconds from claim to outcome beyond which a picture came late."""
+    """Every failover of a machine. `deadline`: seconds from claim to outcome beyond which an image came late."""
     return [
         trip
         for epoch in epochs
@@ -292,7 +292,7 @@ def _of_run(run: Run, epoch: Epoch, failures: list[float], deadline: float) -> l
         device = str(mark.keys.get("from", "?"))
         back = next((later.at for later in marks[number + 1 :] if _concerns(later.event, later.keys, device)), None)
         end = run.last if back is None else back
-        concerned, fine = _pictures(run, epoch, mark.at, end, deadline)
+        concerned, fine = _images(run, epoch, mark.at, end, deadline)
         announced = mark.keys.get("images")
         concerned = max(concerned, len(announced) if isinstance(announced, list) else 0)
         fine = fine and not any(mark.at <= at - epoch.offset <= end for at in failures)
@@ -327,9 +327,9 @@ def _concerns(event: str, keys: dict[str, object], device: str) -> bool:
     return keys.get("to" if event == "engine.failback" else "from") == device
 
 
-def _pictures(run: Run, epoch: Epoch, begin: float, end: float, deadline: float) -> tuple[int, bool]:
-    """(pictures concluded meanwhile, whether none was lost to the engine or came late)."""
-    table = epoch.pictures
+def _images(run: Run, epoch: Epoch, begin: float, end: float, deadline: float) -> tuple[int, bool]:
+    """(images concluded meanwhile, whether none was lost to the engine or came late)."""
+    table = epoch.images
     totals = table.stages.get("total")
     concerned, fine = 0, True
     for row in table.between(begin, end):

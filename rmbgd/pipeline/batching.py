@@ -1,10 +1,10 @@
-"""Policy: which of the waiting pictures go to the engine now. A pure function of what waits, the limits and the time.
+"""Policy: which of the waiting images go to the engine now. A pure function of what waits, the limits and the time.
 
 Does not take anything from a channel, wait, or measure: the segment loop does, with this as its `choose`.
 
-The busy device is the timer: while it computes, pictures gather, and when it is free whatever waits goes, up to the
+The busy device is the timer: while it computes, images gather, and when it is free whatever waits goes, up to the
 largest size that is allowed. A size is used only exactly full (5 go as 4, then 1): an empty place costs as much as a
-picture. Realtime pictures go first and alone, suspects alone, all others in the order in which they came, whatever
+image. Realtime images go first and alone, suspects alone, all others in the order in which they came, whatever
 folder they are from: a folder that drops thousands delays the others by what was there before them, and no more.
 """
 
@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rmbgd.config.load import Folder, Pipeline, Recipe
+from rmbgd.config.load import Folder, PipelineSettings, Recipe
 from rmbgd.engine.seats import Seat
 from rmbgd.engine.types import EngineDescription
 from rmbgd.events import Emit
@@ -23,17 +23,17 @@ from rmbgd.pipeline.items import Frame
 from rmbgd.pipeline.queue import Choice
 
 GAIN = 0.02
-"""A larger batch must save at least this share of the time per picture, or it only makes each of them later."""
+"""A larger batch must save at least this share of the time per image, or it only makes each of them later."""
 
 HEAD_START = 60.0
-"""Seconds by which a realtime picture counts as older than it is. It overtakes all that wait in any line that is not
-beyond help, and whoever has waited longer than this is not overtaken any more: a flood of realtime pictures delays the
+"""Seconds by which a realtime image counts as older than it is. It overtakes all that wait in any line that is not
+beyond help, and whoever has waited longer than this is not overtaken any more: a flood of realtime images delays the
 others, but does not starve them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What matters of one waiting picture.
+    """What matters of one waiting image.
 
     model     name of the model it asks for; a batch has one
     realtime  its folder does not want to wait for company
@@ -54,7 +54,7 @@ class Limits:
     """What a batch may be.
 
     sizes    allowed by the engine and the settings, ascending, 1 among them
-    wait     seconds that the oldest picture may wait for company; 0 is hardly ever worse
+    wait     seconds that the oldest image may wait for company; 0 is hardly ever worse
     seconds  measured seconds per batch, by size, where measured
     """
 
@@ -78,8 +78,8 @@ def choose(waiting: Sequence[Waiting], limits: Limits, now: float) -> list[int] 
         return [head]
     alike = [
         index
-        for index, picture in enumerate(waiting)
-        if picture.model == first.model and not picture.suspect and not picture.realtime
+        for index, image in enumerate(waiting)
+        if image.model == first.model and not image.suspect and not image.realtime
     ]
     targets = [waiting[index].latency for index in alike]
     size = batch_size(targets, limits)
@@ -90,7 +90,7 @@ def choose(waiting: Sequence[Waiting], limits: Limits, now: float) -> list[int] 
 
 
 def batch_size(targets: Sequence[float], limits: Limits) -> int:
-    """The size to use when pictures with these latencies wait, in order: the largest full, in time, and worth it."""
+    """The size to use when images with these latencies wait, in order: the largest full, in time, and worth it."""
     best = 1
     for size in limits.sizes:
         if size > len(targets) or _too_slow(size, min(targets[:size]), limits):
@@ -105,13 +105,13 @@ def table(limits: Limits, latency: float) -> dict[int, int]:
     return {count: batch_size([latency] * count, limits) for count in range(1, limits.sizes[-1] + 1)}
 
 
-def _place(picture: Waiting) -> float:
+def _place(image: Waiting) -> float:
     """Its place in the line, as if it had come then."""
-    return picture.since - HEAD_START if picture.realtime else picture.since
+    return image.since - HEAD_START if image.realtime else image.since
 
 
 def _too_slow(size: int, latency: float, limits: Limits) -> bool:
-    """A picture may just miss one batch and be in the next, so two batches must fit into what it should take."""
+    """An image may just miss one batch and be in the next, so two batches must fit into what it should take."""
     return size > 1 and 2 * _expected(size, limits.seconds) > latency
 
 
@@ -141,7 +141,7 @@ class Policy:
         seat: Seat,
         description: EngineDescription,
         folders: Mapping[str, tuple[Folder, Recipe]],
-        pipeline: Pipeline,
+        pipeline: PipelineSettings,
         emit: Emit,
     ) -> None:
         self._seat, self._at_start, self._folders, self._pipeline, self._emit = (

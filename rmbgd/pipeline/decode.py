@@ -13,22 +13,22 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 from rmbgd.clock import Clock
-from rmbgd.config.load import Folder, Limits, Recipe
+from rmbgd.config.load import Folder, LimitSettings, Recipe
 from rmbgd.engine.arena import Arena, ArenaClosed
 from rmbgd.engine.types import OutputPlane, Region, region_bytes, view
 from rmbgd.errors import ImageError, Reason, StorageFault
 from rmbgd.fs import open_regular, same_content
-from rmbgd.heartbeat import Beat
+from rmbgd.heartbeat import Heartbeat
 from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.formats import Header, SourceFacts
 from rmbgd.pipeline.batching import HEAD_START
-from rmbgd.pipeline.dedup import InFlight, Twin
+from rmbgd.pipeline.dedup import Deduplicator, Follower
 from rmbgd.pipeline.items import Arrival, Duplicate, Frame, Postponed, Rejection, Timing
 from rmbgd.pipeline.queue import NoSenders, Receiver, Sender
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import ContentKey, Job
 
-# Above either, a decoder's own temporaries matter for the memory of the whole service: one such picture at a time.
+# Above either, a decoder's own temporaries matter for the memory of the whole service: one such image at a time.
 LARGE_PIXELS = 16_000_000
 LARGE_BYTES = 64 << 20
 
@@ -47,17 +47,17 @@ def output_plane(recipe: Recipe) -> OutputPlane:
 
 
 class Decoder:
-    """Turns jobs into frames. One instance serves all decode threads; it keeps no state of a picture."""
+    """Turns jobs into frames. One instance serves all decode threads; it keeps no state of an image."""
 
     def __init__(
         self,
         *,
-        limits: Limits,
+        limits: LimitSettings,
         folders: Mapping[str, tuple[Folder, Recipe]],
         recipe_keys: Mapping[str, str],
         arena: Arena,
         ledger: Ledger,
-        in_flight: InFlight,
+        in_flight: Deduplicator,
         clock: Clock,
     ) -> None:
         self._limits = limits
@@ -67,16 +67,16 @@ class Decoder:
         self._ledger = ledger
         self._in_flight = in_flight
         self._clock = clock
-        self._large = threading.Lock()  # held while one large picture is read and decoded
+        self._large = threading.Lock()  # held while one large image is read and decoded
 
-    def decode(self, job: Job, beat: Beat) -> Decoded | None:
-        """A frame, or why there is none; None when an equal picture is being computed and will answer for this one."""
+    def decode(self, job: Job, heartbeat: Heartbeat) -> Decoded | None:
+        """A frame, or why there is none; None when an equal image is being computed and will answer for this one."""
         timing = Timing()
         begun = self._clock.monotonic()
         timing.add("wait", begun - job.claimed_at)
         try:
             with self._alone_if(job.version.size > LARGE_BYTES):
-                return self._decode(job, timing, beat)
+                return self._decode(job, timing, heartbeat)
         except ImageError as error:
             return refusal(job, error, timing, None)
         except OSError as error:
@@ -100,7 +100,7 @@ class Decoder:
 
         return (min(range(len(jobs)), key=place),)
 
-    def _decode(self, job: Job, timing: Timing, beat: Beat) -> Decoded | None:
+    def _decode(self, job: Job, timing: Timing, heartbeat: Heartbeat) -> Decoded | None:
         _, recipe = self._folders[job.folder]
         data = self._read(job)
         if data is None:
@@ -111,20 +111,22 @@ class Decoder:
         known = self._ledger.same_content(digest, self._recipe_keys[job.folder])
         if known is not None:
             return Duplicate(job, facts, known, timing)
-        if not self._in_flight.enter(ContentKey(digest, self._recipe_keys[job.folder]), Twin(job, facts, timing)):
+        if not self._in_flight.enter(ContentKey(digest, self._recipe_keys[job.folder]), Follower(job, facts, timing)):
             return None
         try:
-            return self._pixels(job, data, header, facts, timing, beat)
-        except ImageError as error:  # with the facts, so that twins of this picture get the same answer
+            return self._pixels(job, data, header, facts, timing, heartbeat)
+        except ImageError as error:  # with the facts, so that twins of this image get the same answer
             return refusal(job, error, timing, facts)
         except MemoryError:
             return Postponed(job, "memory", SHORTAGE, timing, facts)
 
-    def _pixels(self, job: Job, data: bytes, header: Header, facts: SourceFacts, timing: Timing, beat: Beat) -> Frame:
+    def _pixels(
+        self, job: Job, data: bytes, header: Header, facts: SourceFacts, timing: Timing, heartbeat: Heartbeat
+    ) -> Frame:
         _, recipe = self._folders[job.folder]
         width, height = header.size
         plane = output_plane(recipe)
-        lease = self._arena.lease(region_bytes(height, width, source_alpha=header.has_alpha, output=plane), beat)
+        lease = self._arena.lease(region_bytes(height, width, source_alpha=header.has_alpha, output=plane), heartbeat)
         try:
             region = Region(lease.offset, height, width, header.has_alpha, plane)
             slot = view(lease.block, region)
@@ -192,7 +194,7 @@ def unreadable(job: Job, error: OSError, timing: Timing) -> Rejection | Postpone
 
 
 def decode_loop(
-    decoder: Decoder, jobs: Receiver[Job], frames: Sender[Frame], arrivals: Sender[Arrival], beat: Beat
+    decoder: Decoder, jobs: Receiver[Job], frames: Sender[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat
 ) -> None:
     """Until the last producer of jobs has gone: frames go to the device, everything else to the exit door."""
     with jobs, frames, arrivals:
@@ -201,7 +203,7 @@ def decode_loop(
                 [job] = jobs.receive_chosen(decoder.first)
             except NoSenders:
                 return
-            decoded = decoder.decode(job, beat)
+            decoded = decoder.decode(job, heartbeat)
             if isinstance(decoded, Frame):
                 frames.send(decoded)
             elif decoded is not None:

@@ -1,4 +1,4 @@
-"""One computation for pictures that are equal: the first goes through the engine, its twins wait for its answer.
+"""One computation for images that are equal: the first goes through the engine, its twins wait for its answer.
 
 Remembers what is in flight only; what was finished earlier is the ledger's memory. Does not read or write files.
 """
@@ -17,7 +17,7 @@ from rmbgd.store.records import ContentKey, Job
 
 
 @dataclass(frozen=True, slots=True)
-class Twin:
+class Follower:
     """A job with the same content and recipe as one in flight. It holds no memory but itself."""
 
     job: Job
@@ -28,10 +28,10 @@ class Twin:
 @dataclass(slots=True)
 class _Group:
     leader: int
-    twins: list[Twin] = field(default_factory=list)
+    twins: list[Follower] = field(default_factory=list)
 
 
-class InFlight:
+class Deduplicator:
     """Content keys that are being computed. Called by decode threads (enter) and finish threads (leave)."""
 
     def __init__(self, *, twins_maximum: int) -> None:
@@ -40,10 +40,10 @@ class InFlight:
         self._parked = 0  # guarded by _lock
         self._twins_maximum = twins_maximum
 
-    def enter(self, key: ContentKey, twin: Twin) -> bool:
-        """True: compute it. False: it is parked, and comes back from `leave` of the picture that leads.
+    def enter(self, key: ContentKey, twin: Follower) -> bool:
+        """True: compute it. False: it is parked, and comes back from `leave` of the image that leads.
 
-        Parked pictures are claimed and hold a place, so their number is bounded; one too many is simply computed.
+        Parked images are claimed and hold a place, so their number is bounded; one too many is simply computed.
         """
         with self._lock:
             group = self._groups.get(key)
@@ -56,7 +56,7 @@ class InFlight:
             self._parked += 1
             return False
 
-    def leave(self, key: ContentKey, job: Job) -> list[Twin]:
+    def leave(self, key: ContentKey, job: Job) -> list[Follower]:
         """The twins that waited for `job`; empty when it did not lead."""
         with self._lock:
             group = self._groups.get(key)

@@ -16,19 +16,19 @@ from rmbgd.config.load import Folder, Recipe
 from rmbgd.engine.types import MatteReport, Slot, view
 from rmbgd.errors import ImageError, Reason
 from rmbgd.events import Emit
-from rmbgd.heartbeat import Beat
+from rmbgd.heartbeat import Heartbeat
 from rmbgd.imaging.compose import arrange
 from rmbgd.imaging.encode import encode
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.pipeline.decode import LARGE_PIXELS, SHORTAGE
-from rmbgd.pipeline.dedup import InFlight, Twin
+from rmbgd.pipeline.dedup import Deduplicator, Follower
 from rmbgd.pipeline.items import Arrival, Cutout, Duplicate, Frame, Postponed, Rejection, Timing
 from rmbgd.pipeline.queue import Receiver
-from rmbgd.pipeline.storage_retry import Released, StorageHold
+from rmbgd.pipeline.storage_retry import Released, StorageRetry
 from rmbgd.publish.publisher import Publisher, SourceChanged
 from rmbgd.store.records import ContentKey, Job, Known, Published
 
-# --- POLICY: what a matte says about its picture. Absolute values only: nothing is stretched, so nothing is made up.
+# --- POLICY: what a matte says about its image. Absolute values only: nothing is stretched, so nothing is made up.
 
 
 Verdict = Literal["ok", "empty", "full"]
@@ -47,7 +47,7 @@ def verdict_of(matte: MatteReport, *, empty_below: float) -> Verdict:
 
 
 class Returns(Protocol):
-    """Where pictures go that could not be judged: the intake."""
+    """Where images go that could not be judged: the intake."""
 
     def give_back(self, job: Job, why: str, detail: str) -> None: ...
 
@@ -59,7 +59,7 @@ class Unencoded(Exception):
 
 
 class Finisher:
-    """One instance serves all finish threads; it keeps no state of a picture."""
+    """One instance serves all finish threads; it keeps no state of an image."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class Finisher:
         recipe_keys: Mapping[str, str],
         publisher: Publisher,
         intake: Returns,
-        in_flight: InFlight,
-        hold: StorageHold,
+        in_flight: Deduplicator,
+        hold: StorageRetry,
         emit: Emit,
         clock: Clock,
     ) -> None:
@@ -83,24 +83,24 @@ class Finisher:
         self._clock = clock
         self._large = threading.Lock()  # held while one large WebP is encoded: libwebp takes 12 to 24 bytes a pixel
 
-    def finish(self, arrival: Arrival, beat: Beat) -> None:
+    def finish(self, arrival: Arrival, heartbeat: Heartbeat) -> None:
         """End one job, and the jobs that waited for its answer."""
         lease = arrival.frame.lease if isinstance(arrival, Cutout) else getattr(arrival, "lease", None)
         try:
-            ended = self._end(arrival, beat)
+            ended = self._end(arrival, heartbeat)
         finally:
             if lease is not None:
                 lease.release()
         for twin in self._twins_of(arrival):
-            self._end(_for_twin(twin, ended), beat)
+            self._end(_for_twin(twin, ended), heartbeat)
 
-    def _end(self, arrival: Arrival, beat: Beat) -> Known | Rejection | Postponed:
+    def _end(self, arrival: Arrival, heartbeat: Heartbeat) -> Known | Rejection | Postponed:
         """What became of it, in the shape that its twins can share."""
         try:
             try:
-                return self._try(arrival, beat)
+                return self._try(arrival, heartbeat)
             except ImageError as error:  # the result does not fit its format, or its name the file system
-                return self._refuse(_refused(arrival, error), beat)
+                return self._refuse(_refused(arrival, error), heartbeat)
         except Released as released:
             return self._put_back(_postponed(arrival, "stopping", f"held back by the disk: {released.fault}"))
         except Unencoded:
@@ -108,18 +108,18 @@ class Finisher:
         except SourceChanged as changed:
             return self._put_back(_postponed(arrival, changed.why, changed.detail))
 
-    def _try(self, arrival: Arrival, beat: Beat) -> Known | Rejection | Postponed:
+    def _try(self, arrival: Arrival, heartbeat: Heartbeat) -> Known | Rejection | Postponed:
         if isinstance(arrival, Cutout):
-            return self._cutout(arrival, beat)
+            return self._cutout(arrival, heartbeat)
         if isinstance(arrival, Duplicate):
-            return self._duplicate(arrival, beat)
+            return self._duplicate(arrival, heartbeat)
         if isinstance(arrival, Rejection):
-            return self._refuse(arrival, beat)
+            return self._refuse(arrival, heartbeat)
         return self._put_back(arrival)
 
     # ------------------------------------------------------------------------------------------------ the four ways
 
-    def _cutout(self, cutout: Cutout, beat: Beat) -> Known | Rejection:
+    def _cutout(self, cutout: Cutout, heartbeat: Heartbeat) -> Known | Rejection:
         frame, matte = cutout.frame, cutout.answer.matte
         job, timing = frame.job, frame.timing
         _, recipe = self._folders[job.folder]
@@ -127,11 +127,11 @@ class Finisher:
         if verdict == "empty" and recipe.on_empty == "refuse":
             detail = f"no pixel group reaches alpha 0.5 (highest {matte.peak:.3f})"
             return self._refuse(
-                Rejection(job, Reason.NO_SUBJECT, detail, "finish", timing, frame.facts, frame.lease), beat
+                Rejection(job, Reason.NO_SUBJECT, detail, "finish", timing, frame.facts, frame.lease), heartbeat
             )
         report = self._report(cutout, verdict)
         telling = self._telling(job, frame.facts, report, reused=False)
-        published = self._hold.insist(lambda: self._publish(cutout, recipe, report, telling), job.folder, beat)
+        published = self._hold.insist(lambda: self._publish(cutout, recipe, report, telling), job.folder, heartbeat)
         self._emit_done(job, timing, published, telling)
         self._intake.ended(job)
         key = ContentKey(frame.facts.sha256, self._recipe_keys[job.folder])
@@ -154,7 +154,7 @@ class Finisher:
                     raise Unencoded from error
             encoded = self._clock.monotonic()
             frame.timing.add("encode", encoded - begun)
-            # A lesser model's answer is published but not remembered: equal pictures deserve what was asked for.
+            # A lesser model's answer is published but not remembered: equal images deserve what was asked for.
             intended = cutout.answer.model == recipe.model
             published = self._publisher.publish(
                 temporary,
@@ -167,7 +167,7 @@ class Finisher:
         frame.timing.add("sync", self._clock.monotonic() - encoded)
         return published
 
-    def _duplicate(self, duplicate: Duplicate, beat: Beat) -> Known | Postponed:
+    def _duplicate(self, duplicate: Duplicate, heartbeat: Heartbeat) -> Known | Postponed:
         job, known = duplicate.job, duplicate.known
         _, recipe = self._folders[job.folder]
         begun = self._clock.monotonic()
@@ -175,17 +175,19 @@ class Finisher:
         telling = self._telling(job, duplicate.facts, known.report, reused=True)
         so_far = telling | self._took(job, duplicate.timing)
         published = self._hold.insist(
-            lambda: self._publisher.publish_copy(job, known, sidecar_facts=sidecar, telling=so_far), job.folder, beat
+            lambda: self._publisher.publish_copy(job, known, sidecar_facts=sidecar, telling=so_far),
+            job.folder,
+            heartbeat,
         )
         duplicate.timing.add("sync", self._clock.monotonic() - begun)
         if published is None:
-            detail = "the output of an equal picture is not there any more; computed anew"
+            detail = "the output of an equal image is not there any more; computed anew"
             return self._put_back(Postponed(job, "changed", detail, duplicate.timing, duplicate.facts))
         self._emit_done(job, duplicate.timing, published, telling)
         self._intake.ended(job)
         return known
 
-    def _refuse(self, rejection: Rejection, beat: Beat) -> Rejection:
+    def _refuse(self, rejection: Rejection, heartbeat: Heartbeat) -> Rejection:
         job = rejection.job
         sha256 = rejection.facts.sha256 if rejection.facts else None
         telling: dict[str, object] = {"stage": rejection.stage, **({} if sha256 is None else {"sha256_in": sha256})}
@@ -195,7 +197,7 @@ class Finisher:
                 job, rejection.reason, rejection.detail, stage=rejection.stage, sha256=sha256, telling=so_far
             ),
             job.folder,
-            beat,
+            heartbeat,
         )
         self._emit(
             "image.failed",
@@ -221,7 +223,7 @@ class Finisher:
     # ------------------------------------------------------------------------------------------------ what is said
 
     def _report(self, cutout: Cutout, verdict: str) -> dict[str, object]:
-        """What the engine said of the picture; remembered with the answer, so that equal pictures can say the same."""
+        """What the engine said of the image; remembered with the answer, so that equal images can say the same."""
         matte, answer = cutout.answer.matte, cutout.answer
         report: dict[str, object] = {
             "verdict": verdict,
@@ -276,7 +278,7 @@ class Finisher:
         spent = {stage: round(value, 2) for stage, value in timing.milliseconds.items()}
         return {"milliseconds": spent | {"total": round(total, 2)}}
 
-    def _twins_of(self, arrival: Arrival) -> list[Twin]:
+    def _twins_of(self, arrival: Arrival) -> list[Follower]:
         """Only a job that was decoded, and so may lead others, has any."""
         frame: Frame | Rejection | Postponed
         if isinstance(arrival, Duplicate):
@@ -295,8 +297,8 @@ def _clear(slot: Slot) -> None:
         slot.alpha.fill(0)
 
 
-def _for_twin(twin: Twin, ended: Known | Rejection | Postponed) -> Arrival:
-    """The answer that a picture gets because an equal one got it."""
+def _for_twin(twin: Follower, ended: Known | Rejection | Postponed) -> Arrival:
+    """The answer that an image gets because an equal one got it."""
     if isinstance(ended, Known):
         return Duplicate(twin.job, twin.facts, ended, twin.timing)
     if isinstance(ended, Rejection):
@@ -321,8 +323,8 @@ def _refused(arrival: Arrival, error: ImageError) -> Rejection:
     return Rejection(_job_of(arrival), error.reason, error.detail, "finish", _timing_of(arrival), facts)
 
 
-def finish_loop(finisher: Finisher, arrivals: Receiver[Arrival], beat: Beat) -> None:
+def finish_loop(finisher: Finisher, arrivals: Receiver[Arrival], heartbeat: Heartbeat) -> None:
     """Until nobody is left who could send anything."""
     with arrivals:
         for arrival in arrivals:
-            finisher.finish(arrival, beat)
+            finisher.finish(arrival, heartbeat)

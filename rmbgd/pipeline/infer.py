@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 
 from rmbgd.clock import Clock
 from rmbgd.engine.resilient import Stopped
-from rmbgd.engine.types import Answer, Engine, EngineDescription, Poisoned, Work
+from rmbgd.engine.types import Answer, Backend, EngineDescription, Poisoned, Work
 from rmbgd.errors import EngineFault, Reason
-from rmbgd.heartbeat import Beat
+from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.items import Arrival, Cutout, Frame, Postponed, Rejection
 from rmbgd.pipeline.queue import Choice, NoSenders, Receiver, Sender
 
@@ -19,13 +19,13 @@ Choose = Callable[[Sequence[Frame], float], Choice]
 
 
 def segment_loop(
-    engine: Engine,
+    engine: Backend,
     started: Callable[[EngineDescription], Callable[[], Choose]],
     work_of: Callable[[Frame], Work],
     frames: Receiver[Frame],
     arrivals: Sender[Arrival],
     clock: Clock,
-    beat: Beat,
+    heartbeat: Heartbeat,
 ) -> None:
     """Until the last decoder has gone. `started` learns what the engine is; what it answers gives the policy for it,
     and is asked before each batch, since another device may compute by then."""
@@ -40,16 +40,16 @@ def segment_loop(
                     batch = frames.receive_chosen(policy())
                 except NoSenders:
                     return
-                for arrival in segment(engine, batch, work_of, clock, beat):
+                for arrival in segment(engine, batch, work_of, clock, heartbeat):
                     arrivals.send(arrival)
         finally:
-            beat.waiting()  # this thread ends, and nobody is to wonder why it says nothing any more
+            heartbeat.waiting()  # this thread ends, and nobody is to wonder why it says nothing any more
             engine.close()
-            beat.waiting()
+            heartbeat.waiting()
 
 
 def segment(
-    engine: Engine, batch: list[Frame], work_of: Callable[[Frame], Work], clock: Clock, beat: Beat
+    engine: Backend, batch: list[Frame], work_of: Callable[[Frame], Work], clock: Clock, heartbeat: Heartbeat
 ) -> list[Arrival]:
     """What became of each frame. An engine that is gone for good means that the service is stopping: they go back."""
     begun = clock.monotonic()
@@ -59,7 +59,7 @@ def segment(
         report = engine.segment([work_of(frame) for frame in batch])
     except EngineFault as fault:
         return [Postponed(frame.job, "stopping", str(fault), frame.timing, frame.facts, frame.lease) for frame in batch]
-    beat.working()
+    heartbeat.working()
     spent = clock.monotonic() - begun
     for frame in batch:
         frame.timing.add("engine", spent)

@@ -35,7 +35,7 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A decoded picture: its planes lie in the lease, which the finish stage gives back."""
+    """A decoded image: its planes lie in the lease, which the finish stage gives back."""
 
     job: Job
     region: Region
@@ -55,7 +55,7 @@ class Cutout:
 
 @dataclass(frozen=True, slots=True)
 class Rejection:
-    """A picture that is refused. `lease` is given back by the finish stage when there is one."""
+    """An image that is refused. `lease` is given back by the finish stage when there is one."""
 
     job: Job
     reason: Reason
@@ -68,7 +68,7 @@ class Rejection:
 
 @dataclass(frozen=True, slots=True)
 class Postponed:
-    """A picture that cannot be judged yet: back to the folder, attempts unchanged.
+    """An image that cannot be judged yet: back to the folder, attempts unchanged.
 
     why  "incomplete" (an upload may still be under way) | "storage" (the disk is at fault) | "changed" | "stopping"
          | "vanished" | "memory" (the kernel gave none: limits of the process, strict accounting)

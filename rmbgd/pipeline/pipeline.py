@@ -15,46 +15,46 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder, Recipe
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.seats import Seat, Seats, seats_of
-from rmbgd.engine.types import Engine, EngineDescription, Work
+from rmbgd.engine.types import Backend, EngineDescription, Work
 from rmbgd.events import Emit
-from rmbgd.heartbeat import Beat
+from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.batching import Policy
 from rmbgd.pipeline.decode import Decoder, decode_loop
-from rmbgd.pipeline.dedup import InFlight, recipe_hash
+from rmbgd.pipeline.dedup import Deduplicator, recipe_hash
 from rmbgd.pipeline.finish import Finisher, Returns, finish_loop
 from rmbgd.pipeline.infer import Choose, segment_loop
 from rmbgd.pipeline.items import Arrival, Frame, Postponed, Timing
 from rmbgd.pipeline.queue import ChannelStatistics, Receiver, Sender, channel
-from rmbgd.pipeline.storage_retry import StorageHold
+from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Job
 
-TWINS_MAXIMUM = 64  # claimed pictures that may wait for an equal one; each holds a row and a few hundred bytes
+TWINS_MAXIMUM = 64  # claimed images that may wait for an equal one; each holds a row and a few hundred bytes
 
 
 @dataclass(frozen=True, slots=True)
-class Surroundings:
+class PipelineContext:
     """What a line needs of the rest of the house."""
 
     config: Config
     arena: Arena
     ledger: Ledger
     publisher: Publisher
-    hold: StorageHold
+    hold: StorageRetry
     intake: Returns
     emit: Emit
     clock: Clock
-    new_beat: Callable[[str], Beat]
+    new_heartbeat: Callable[[str], Heartbeat]
     start_thread: Callable[[str, Callable[[], None]], object]
     on_ready: Callable[[EngineDescription], None]
     on_room: Callable[[], None]
 
 
-class Line:
+class Pipeline:
     """Channels, threads and what they share. Built and ended by one thread, its owner."""
 
-    def __init__(self, around: Surroundings, engine_of: Callable[[Beat], Engine | Seats]) -> None:
+    def __init__(self, around: PipelineContext, engine_of: Callable[[Heartbeat], Backend | Seats]) -> None:
         config = around.config
         self._around = around
         self._engine_of = engine_of
@@ -67,7 +67,7 @@ class Line:
         self.jobs, self._waiting = channel(places, "jobs", around.clock, around.on_room)
         self._frames: tuple[Sender[Frame], Receiver[Frame]] = channel(places, "frames", around.clock)
         self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = channel(places, "arrivals", around.clock)
-        self._in_flight = InFlight(twins_maximum=TWINS_MAXIMUM)
+        self._in_flight = Deduplicator(twins_maximum=TWINS_MAXIMUM)
         # What depends on the engine's answer to "what are you": set by the first segment thread when it is ready.
         self._stages: Future[tuple[Decoder, Finisher]] = Future()
 
@@ -76,15 +76,15 @@ class Line:
         around, pipeline = self._around, self._around.config.pipeline
         bodies: list[tuple[str, Callable[[], None]]] = []
         for number in range(pipeline.decode_threads):
-            beat = around.new_beat(name := f"decode-{number}")
-            jobs, frames = self._waiting.clone(beat), self._frames[0].clone(beat)
-            bodies.append((name, partial(self._decode, jobs, frames, self._arrivals[0].clone(beat), beat)))
-        beat = around.new_beat("segment")
-        ends = self._frames[1].clone(beat), self._arrivals[0].clone(beat)
-        bodies.append(("segment", partial(self._segment, *ends, beat)))
+            heartbeat = around.new_heartbeat(name := f"decode-{number}")
+            jobs, frames = self._waiting.clone(heartbeat), self._frames[0].clone(heartbeat)
+            bodies.append((name, partial(self._decode, jobs, frames, self._arrivals[0].clone(heartbeat), heartbeat)))
+        heartbeat = around.new_heartbeat("segment")
+        ends = self._frames[1].clone(heartbeat), self._arrivals[0].clone(heartbeat)
+        bodies.append(("segment", partial(self._segment, *ends, heartbeat)))
         for number in range(pipeline.finish_threads):
-            beat = around.new_beat(name := f"finish-{number}")
-            bodies.append((name, partial(self._finish, self._arrivals[1].clone(beat), beat)))
+            heartbeat = around.new_heartbeat(name := f"finish-{number}")
+            bodies.append((name, partial(self._finish, self._arrivals[1].clone(heartbeat), heartbeat)))
         for name, body in bodies:
             around.start_thread(name, body)
         self._frames[0].close()
@@ -92,7 +92,7 @@ class Line:
         self._arrivals[1].close()
 
     def door(self) -> Sender[Arrival]:
-        """Another end of the exit door, for who refuses pictures before they are decoded. Ask before `let_run`."""
+        """Another end of the exit door, for who refuses images before they are decoded. Ask before `let_run`."""
         return self._arrivals[0].clone()
 
     def take_back(self) -> None:
@@ -114,53 +114,55 @@ class Line:
 
     # ------------------------------------------------------------------------------------------------ thread bodies
 
-    def _decode(self, jobs: Receiver[Job], frames: Sender[Frame], arrivals: Sender[Arrival], beat: Beat) -> None:
+    def _decode(
+        self, jobs: Receiver[Job], frames: Sender[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat
+    ) -> None:
         with jobs, frames, arrivals:
-            beat.waiting()
+            heartbeat.waiting()
             try:
                 decoder, _ = self._stages.result()
             except CancelledError:  # there will be no engine: the owner takes the jobs back
                 return
-            decode_loop(decoder, jobs, frames, arrivals, beat)
+            decode_loop(decoder, jobs, frames, arrivals, heartbeat)
 
-    def _segment(self, frames: Receiver[Frame], arrivals: Sender[Arrival], beat: Beat) -> None:
+    def _segment(self, frames: Receiver[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat) -> None:
         """The first device's thread, which finds out how many there are and starts the others'."""
         with frames, arrivals:
             try:
-                found = seats_of(self._engine_of(beat))
+                found = seats_of(self._engine_of(heartbeat))
                 found.listen(frames.look_again)
                 for seat in found.seats[1:]:
                     self._seat(seat, frames, arrivals)
                 first = found.seats[0]
                 started = partial(self._first_started, first)
-                self._feed(first.engine(beat), started, frames, arrivals, beat)
+                self._feed(first.engine(heartbeat), started, frames, arrivals, heartbeat)
             finally:
                 self._stages.cancel()
 
     def _seat(self, seat: Seat, frames: Receiver[Frame], arrivals: Sender[Arrival]) -> None:
-        beat = self._around.new_beat(name := f"segment-{seat.name}")
-        ends = frames.clone(beat), arrivals.clone(beat)
+        heartbeat = self._around.new_heartbeat(name := f"segment-{seat.name}")
+        ends = frames.clone(heartbeat), arrivals.clone(heartbeat)
         started = partial(self._policy, seat)
-        self._around.start_thread(name, lambda: self._feed(seat.engine(beat), started, *ends, beat))
+        self._around.start_thread(name, lambda: self._feed(seat.engine(heartbeat), started, *ends, heartbeat))
 
     def _feed(
         self,
-        engine: Engine,
+        engine: Backend,
         started: Callable[[EngineDescription], Callable[[], Choose]],
         frames: Receiver[Frame],
         arrivals: Sender[Arrival],
-        beat: Beat,
+        heartbeat: Heartbeat,
     ) -> None:
-        segment_loop(engine, started, self._work, frames, arrivals, self._around.clock, beat)
+        segment_loop(engine, started, self._work, frames, arrivals, self._around.clock, heartbeat)
 
-    def _finish(self, arrivals: Receiver[Arrival], beat: Beat) -> None:
+    def _finish(self, arrivals: Receiver[Arrival], heartbeat: Heartbeat) -> None:
         with arrivals:
-            beat.waiting()
+            heartbeat.waiting()
             try:
                 _, finisher = self._stages.result()
             except CancelledError:  # nothing was decoded; what comes now only goes back
                 finisher = self._finisher({})
-            finish_loop(finisher, arrivals, beat)
+            finish_loop(finisher, arrivals, heartbeat)
 
     # ------------------------------------------------------------------------------------------------ what they share
 

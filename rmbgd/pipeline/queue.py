@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from rmbgd.clock import Clock, SystemClock
-from rmbgd.heartbeat import Beat, NoBeat
+from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
 T = TypeVar("T")
 
@@ -93,10 +93,10 @@ class _Shared(Generic[T]):
         self.receive_wait = _WaitMeter()
 
     def block(
-        self, condition: threading.Condition, meter: _WaitMeter, beat: Beat, timeout: float | None = None
+        self, condition: threading.Condition, meter: _WaitMeter, heartbeat: Heartbeat, timeout: float | None = None
     ) -> None:
         """Wait once on `condition`, the lock held before and after; the caller looks again at what it waits for."""
-        beat.waiting()
+        heartbeat.waiting()
         meter.change(+1, self.clock.monotonic())
         try:
             condition.wait(timeout)
@@ -126,9 +126,9 @@ class _Shared(Generic[T]):
 class _End(Generic[T]):
     """What the two kinds of ends have in common: counted while open, closed once, missed when forgotten."""
 
-    def __init__(self, shared: _Shared[T], beat: Beat | None) -> None:
+    def __init__(self, shared: _Shared[T], heartbeat: Heartbeat | None) -> None:
         self._shared = shared
-        self._beat = beat or NoBeat()
+        self._heartbeat = heartbeat or NullHeartbeat()
         self._open = True  # guarded by the channel's lock
         with shared.lock:
             self._count(+1)
@@ -136,13 +136,13 @@ class _End(Generic[T]):
     def _count(self, by: int) -> None:
         raise NotImplementedError
 
-    def clone(self, beat: Beat | None = None) -> Self:
-        """Another end of the same side, for another thread, whose `beat` is told when this end blocks.
+    def clone(self, heartbeat: Heartbeat | None = None) -> Self:
+        """Another end of the same side, for another thread, whose `heartbeat` is told when this end blocks.
 
         Clone before the thread starts, so that the side is never empty by accident.
         """
         self._check_open()
-        return type(self)(self._shared, beat)
+        return type(self)(self._shared, heartbeat)
 
     def close(self) -> None:
         """Leave. Any thread may call it, more than once; only the first call counts."""
@@ -190,9 +190,9 @@ class Sender(_End[T]):
         with shared.lock:
             self._check_open()
             while shared.receivers and len(shared.items) >= shared.capacity:
-                shared.block(shared.not_full, shared.send_wait, self._beat)
+                shared.block(shared.not_full, shared.send_wait, self._heartbeat)
             self._put(item)
-        self._beat.working()
+        self._heartbeat.working()
 
     def try_send(self, item: T) -> bool:
         """Like send, for a thread that must not block: False, and nothing sent, when the channel is full."""
@@ -251,7 +251,7 @@ class Receiver(_End[T]):
                 while not shared.items:
                     if not shared.senders:
                         raise NoSenders(shared.name)
-                    shared.block(shared.not_empty, shared.receive_wait, self._beat)
+                    shared.block(shared.not_empty, shared.receive_wait, self._heartbeat)
                 now = shared.clock.monotonic() if shared.senders else math.inf
                 choice = choose(shared.items, now)
                 if choice is None:
@@ -261,9 +261,9 @@ class Receiver(_End[T]):
                     break
                 if choice <= now:
                     raise RuntimeError(f"channel '{shared.name}': asked to wait for a moment that has passed; a bug")
-                shared.block(shared.not_empty, shared.receive_wait, self._beat, choice - now)
+                shared.block(shared.not_empty, shared.receive_wait, self._heartbeat, choice - now)
             taken = self._take(choice)
-        self._beat.working()
+        self._heartbeat.working()
         shared.on_taken()
         return taken
 
@@ -277,7 +277,7 @@ class Receiver(_End[T]):
         if not shared.choosy:
             shared.choosy = True
             shared.not_empty.notify_all()  # the wake-up that came here may have been meant for another
-        self._beat.waiting()
+        self._heartbeat.waiting()
         shared.not_empty.wait()
 
     def _take(self, indices: Sequence[int]) -> list[T]:

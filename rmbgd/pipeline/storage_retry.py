@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from rmbgd.clock import Clock
 from rmbgd.errors import StorageFault
 from rmbgd.events import Emit
-from rmbgd.heartbeat import Beat
+from rmbgd.heartbeat import Heartbeat
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class Released(Exception):
         super().__init__(str(fault))
 
 
-class StorageHold:
+class StorageRetry:
     """Shared by the finish threads."""
 
     def __init__(self, intake: Intake, emit: Emit, clock: Clock) -> None:
@@ -47,7 +47,7 @@ class StorageHold:
         self._since: dict[tuple[str, str], float] = {}  # (where, kind) -> when it began; guarded by _changed
         self._released = False  # guarded by _changed
 
-    def insist(self, action: Callable[[], T], where: str, beat: Beat) -> T:
+    def insist(self, action: Callable[[], T], where: str, heartbeat: Heartbeat) -> T:
         """The result of `action`, however long the disk refuses it.
 
         `where` names what shares a fate, such as one folder's output. Raises Released when the service stops meanwhile.
@@ -57,7 +57,7 @@ class StorageHold:
                 result = action()
             except StorageFault as fault:
                 self._begin(where, fault)
-                self._wait(fault, PROBE_AFTER[min(tries, len(PROBE_AFTER) - 1)], beat)
+                self._wait(fault, PROBE_AFTER[min(tries, len(PROBE_AFTER) - 1)], heartbeat)
             else:
                 if tries:
                     self._end(where)
@@ -94,12 +94,12 @@ class StorageHold:
             self._intake.resume(f"{kind}:{where}")
             self._emit("storage.resumed", kind=kind, seconds=round(self._clock.monotonic() - since, 3))
 
-    def _wait(self, fault: StorageFault, seconds: float, beat: Beat) -> None:
+    def _wait(self, fault: StorageFault, seconds: float, heartbeat: Heartbeat) -> None:
         with self._changed:
             if self._released:
                 raise Released(fault)
-            beat.waiting()
+            heartbeat.waiting()
             self._changed.wait(seconds)
-            beat.working()
+            heartbeat.working()
             if self._released:
                 raise Released(fault)

@@ -1,6 +1,6 @@
 """What becomes of an original after success: archived, deleted, or left.
 
-Never reopens a finished job: what cannot be moved now is tried again later, and the picture is not computed twice. Does
+Never reopens a finished job: what cannot be moved now is tried again later, and the image is not computed twice. Does
 not publish and does not refuse.
 """
 
@@ -17,7 +17,7 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Folder
 from rmbgd.errors import ImageError, StorageFault
 from rmbgd.events import Emit
-from rmbgd.fs import FsOps, Version, same_content, storage_faults
+from rmbgd.fs import FileSystem, FileVersion, same_content, storage_faults
 from rmbgd.publish import sidecar
 from rmbgd.publish.temporary import GONE, hash_of, move_into
 from rmbgd.store.claims import put_back
@@ -35,7 +35,7 @@ class Original:
     folder: str
     relative_path: str
     source: str
-    version: Version
+    version: FileVersion
     claimed_by_rename: bool
 
 
@@ -47,10 +47,10 @@ def original_of_row(row: Unfinished, source: str) -> Original:
     return Original(row.job_id, row.folder, row.relative_path, source, row.version, row.by_rename)
 
 
-class Retirer:
+class Archiver:
     """`retire` is called by finish threads, `retry` by the reconcile thread."""
 
-    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, clock: Clock, emit: Emit, fs: FsOps) -> None:
+    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, clock: Clock, emit: Emit, fs: FileSystem) -> None:
         self._folders = folders
         self._ledger = ledger
         self._clock = clock
@@ -136,7 +136,7 @@ KINDS = ("", ".json", ".error", ".original")
 class Leftovers:
     """Used by the reconcile thread, and by the main thread before that one runs. Raises StorageFault."""
 
-    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, retirer: Retirer, fs: FsOps) -> None:
+    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, retirer: Archiver, fs: FileSystem) -> None:
         self._folders = folders
         self._ledger = ledger
         self._retirer = retirer

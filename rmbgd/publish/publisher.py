@@ -17,9 +17,9 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
 from rmbgd.errors import ImageError, RmbgdError
 from rmbgd.events import Emit
-from rmbgd.fs import FsOps, SystemFs, open_regular, same_content, storage_faults
+from rmbgd.fs import FileSystem, SystemFileSystem, open_regular, same_content, storage_faults
 from rmbgd.publish import sidecar
-from rmbgd.publish.archive import Leftovers, Retirer, original_of
+from rmbgd.publish.archive import Archiver, Leftovers, original_of
 from rmbgd.publish.quarantine import Quarantine
 from rmbgd.publish.temporary import GONE, Temporary, copy, hash_of, make_folders
 from rmbgd.store.ledger import Ledger
@@ -47,12 +47,12 @@ class Publisher:
     or the size is, SourceChanged when the input is another by now. Whatever it raises, no temporary is left.
     """
 
-    def __init__(self, config: Config, ledger: Ledger, clock: Clock, emit: Emit, fs: FsOps | None = None) -> None:
+    def __init__(self, config: Config, ledger: Ledger, clock: Clock, emit: Emit, fs: FileSystem | None = None) -> None:
         self._config = config
         self._folders: Mapping[str, Folder] = {folder.name: folder for folder in config.folder}
         self._ledger = ledger
-        self._fs = fs or SystemFs()
-        self.retirer = Retirer(self._folders, ledger, clock, emit, self._fs)
+        self._fs = fs or SystemFileSystem()
+        self.retirer = Archiver(self._folders, ledger, clock, emit, self._fs)
         self.quarantine = Quarantine(self._folders, ledger, clock, self._fs)
         self.leftovers = Leftovers(self._folders, ledger, self.retirer, self._fs)
 
@@ -75,8 +75,8 @@ class Publisher:
     ) -> Published:
         """Make the temporary the output of the job's input, then retire the original.
 
-        `content` and `report` make the answer known for equal pictures; `sidecar_facts` become the <output>.json, which
-        is published before the picture. `telling`: what the event will say, for the ledger; `told` when it has.
+        `content` and `report` make the answer known for equal images; `sidecar_facts` become the <output>.json, which
+        is published before the image. `telling`: what the event will say, for the ledger; `told` when it has.
         """
         folder = self._folders[job.folder]
         with storage_faults(str(folder.output)):

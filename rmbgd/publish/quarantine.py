@@ -16,7 +16,7 @@ from rmbgd import naming as names
 from rmbgd.clock import Clock
 from rmbgd.config.load import Folder
 from rmbgd.errors import REASON_TEXT, ImageError, Reason
-from rmbgd.fs import FsOps, storage_faults
+from rmbgd.fs import FileSystem, storage_faults
 from rmbgd.publish.temporary import Temporary, hash_of, move_exactly, place, versions_to_try
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Job
@@ -29,7 +29,7 @@ IMMOVABLE = {errno.EPERM, errno.EACCES, errno.EROFS}
 class Quarantine:
     """Called by finish threads, and by the reconcile thread for what it refuses itself. Raises StorageFault."""
 
-    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, clock: Clock, fs: FsOps) -> None:
+    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, clock: Clock, fs: FileSystem) -> None:
         self._folders = folders
         self._ledger = ledger
         self._clock = clock

@@ -11,14 +11,14 @@ import os
 from collections.abc import Mapping
 
 from rmbgd import naming as names
-from rmbgd.fs import FsOps
+from rmbgd.fs import FileSystem
 from rmbgd.publish.temporary import Temporary
 from rmbgd.store.records import Job, Target, Unfinished
 
 SIDECAR_BYTES = 1 << 20  # a larger file of that name is none of ours
 
 
-def write(target: Target, cutout: Temporary, job: Job, facts: Mapping[str, object], mode: int, fs: FsOps) -> bool:
+def write(target: Target, cutout: Temporary, job: Job, facts: Mapping[str, object], mode: int, fs: FileSystem) -> bool:
     """Publish the sidecar of `cutout`, replacing an older one of the same input. False: a stranger's file stands there.
 
     The folder is synced with the cutout itself.
@@ -40,14 +40,14 @@ def write(target: Target, cutout: Temporary, job: Job, facts: Mapping[str, objec
     return True
 
 
-def remove(target: Target, job: Job, fs: FsOps) -> None:
+def remove(target: Target, job: Job, fs: FileSystem) -> None:
     """Take away the sidecar of a version that was replaced, or that never came to be."""
     path = sidecar_path(target)
     if is_ours(path, job):
         fs.unlink(path)
 
 
-def settle(output: str, row: Unfinished, fs: FsOps) -> bool:
+def settle(output: str, row: Unfinished, fs: FileSystem) -> bool:
     """After a crash: is there a sidecar of the row's own output? One that tells of an older version is taken away."""
     path = os.path.join(output, names.sidecar_name(row.target or ""))
     if not is_ours(path, row):

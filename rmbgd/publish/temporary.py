@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Self
 
 from rmbgd import naming as names
-from rmbgd.fs import FsOps, fault_of, open_regular
+from rmbgd.fs import FileSystem, fault_of, open_regular
 
 CHUNK = 1 << 20
 PATH_MAXIMUM = 4096 - 64  # bytes of a whole path, with room for the version and the suffix that a name may get
@@ -24,7 +24,7 @@ GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTCONN}
 FICLONE = 0x40049409  # share the blocks of another file: btrfs, xfs, bcachefs
 
 
-def make_folders(root: str, below: str, fs: FsOps) -> str:
+def make_folders(root: str, below: str, fs: FileSystem) -> str:
     """Make sub-folder `below` of `root` and answer its name: x~2 where somebody's file is called x.
 
     `root` itself is never made: a missing one is a disk that is not there.
@@ -88,7 +88,7 @@ class Temporary:
     asks for the descriptor, the file is read again at the end. Belongs to one thread.
     """
 
-    def __init__(self, root: str, below: str, name: str, mode: int, fs: FsOps) -> None:
+    def __init__(self, root: str, below: str, name: str, mode: int, fs: FileSystem) -> None:
         self.root = root
         self.below = below
         self.path = os.path.join(root, below, name)
@@ -185,7 +185,7 @@ class Temporary:
             raise fault_of(error, self.root) from error
 
 
-def place(root: str, relative_path: str, fs: FsOps) -> tuple[str, str]:
+def place(root: str, relative_path: str, fs: FileSystem) -> tuple[str, str]:
     """(sub-folder, name) for a file that is mirrored below `root`: flat when the path would be too long."""
     below, basename = os.path.split(relative_path)
     if len(os.fsencode(os.path.join(root, relative_path))) > PATH_MAXIMUM:
@@ -211,7 +211,7 @@ def versions_to_try(root: str, path: str) -> Iterator[str]:
     return (names.version_of(path, number) for number in itertools.count(max(1, taken)))
 
 
-def move_into(root: str, relative_path: str, source: str, job_id: int, fs: FsOps) -> str:
+def move_into(root: str, relative_path: str, source: str, job_id: int, fs: FileSystem) -> str:
     """Move `source` below `root`, to its own relative path or to a version of it that is free; answers which.
 
     Raises OSError.
@@ -223,7 +223,7 @@ def move_into(root: str, relative_path: str, source: str, job_id: int, fs: FsOps
     raise AssertionError("unreachable: some version is free")
 
 
-def move_exactly(root: str, path: str, source: str, job_id: int, fs: FsOps) -> None:
+def move_exactly(root: str, path: str, source: str, job_id: int, fs: FileSystem) -> None:
     """Move `source` to root/path. Raises FileExistsError when that is taken, and OSError.
 
     Across file systems it is copied, synced and compared before it is removed. On one file system nothing is synced: a
@@ -246,7 +246,7 @@ def move_exactly(root: str, path: str, source: str, job_id: int, fs: FsOps) -> N
     fs.unlink(source)
 
 
-def _copy_over(root: str, path: str, source: str, job_id: int, fs: FsOps) -> None:
+def _copy_over(root: str, path: str, source: str, job_id: int, fs: FileSystem) -> None:
     below, name = os.path.dirname(path), names.temporary_name(job_id, ".original")
     descriptor = open_regular(source)
     try:

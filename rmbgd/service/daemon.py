@@ -27,19 +27,19 @@ from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.wiring import default_engine
 from rmbgd.errors import ConfigError, Exit
 from rmbgd.events import SAFE_MODE_OVER
-from rmbgd.heartbeat import Beats
+from rmbgd.heartbeat import Heartbeats
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.intake.reconciler import Reconciler
 from rmbgd.intake.watcher import FolderWatch, Hints, OverflowListener
-from rmbgd.pipeline.pipeline import Line, Surroundings
+from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.queue import ChannelStatistics
-from rmbgd.pipeline.storage_retry import StorageHold
+from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.service.health import Counters, HealthMonitor
-from rmbgd.service.safe_mode import CrashLoop
-from rmbgd.service.stall import Facts, Watermark, is_excused
+from rmbgd.service.safe_mode import SafeMode
+from rmbgd.service.stall import Facts, StallDetector, is_excused
 from rmbgd.service.systemd import Notifier, open_notifier
-from rmbgd.service.threads import Broken, Crew
+from rmbgd.service.threads import ThreadFailure, ThreadGroup
 from rmbgd.store.ledger import Ledger
 from rmbgd.telemetry.captured_output import StderrCapture, capture_stderr
 from rmbgd.telemetry.log import EventLog, open_log
@@ -63,7 +63,7 @@ class Compared:
     """Every folder that is there has been compared with the ledger once."""
 
 
-Message = Signalled | EngineReady | Compared | Broken
+Message = Signalled | EngineReady | Compared | ThreadFailure
 
 
 @contextmanager
@@ -130,7 +130,7 @@ def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) ->
     messages: SimpleQueue[Message] = SimpleQueue()
     with open_log(config.service) as log, capture_stderr(log.emit) as stderr, signals(messages):
         while True:
-            life = CrashLoop(config, SystemClock())
+            life = SafeMode(config, SystemClock())
             code = _live(config_path, life, log, stderr, notifier, engine_factory, messages)
             if not life.over:
                 return code
@@ -140,7 +140,7 @@ def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) ->
 
 def _live(
     config_path: Path,
-    life: CrashLoop,
+    life: SafeMode,
     log: EventLog,
     stderr: StderrCapture,
     notifier: Notifier,
@@ -181,7 +181,7 @@ class Service:
 
     def __init__(
         self,
-        life: CrashLoop,
+        life: SafeMode,
         log: EventLog,
         stderr: StderrCapture,
         emit: Counters,
@@ -197,28 +197,28 @@ class Service:
         self._life, self._config, self._emit, self._clock, self._notifier = life, config, emit, clock, notifier
         self._began = clock.monotonic()
         self._device = "starting"  # written by the segment thread, read by the health thread; one reference
-        self._broken: Broken | None = None
+        self._broken: ThreadFailure | None = None
         configure_pillow(config.limits)
         configure_opencv()
-        self._beats = Beats(clock)
-        self._line_beat = self._beats.new("line")  # the health thread's, which speaks for all
-        self._watermark = Watermark(config.service.stuck_after)  # likewise
+        self._heartbeats = Heartbeats(clock)
+        self._pipeline_heartbeat = self._heartbeats.new("line")  # the health thread's, which speaks for all
+        self._watermark = StallDetector(config.service.stuck_after)  # likewise
         self._ledger = Ledger(config.service.state_directory / LEDGER, clock)
         stack.callback(self._ledger.close)
         life.begin(emit)
         self._arena = Arena(config.pipeline.arena_bytes)
         stack.callback(self._arena.close)
-        self._crew = Crew(self.messages.put)
+        self._crew = ThreadGroup(self.messages.put)
         self._engines = EngineRoom(config, self._arena, emit, clock, engine_factory)
         publisher = Publisher(config, self._ledger, clock, emit)
-        reconcile_beat = self._beats.new("reconcile")
+        reconcile_heartbeat = self._heartbeats.new("reconcile")
         self._intake = Reconciler(
             config,
             ledger=self._ledger,
             publisher=publisher,
             clock=clock,
             emit=emit,
-            beat=reconcile_beat,
+            heartbeat=reconcile_heartbeat,
             on_compared=lambda: self.messages.put(Compared()),
         )
         if life.safe:
@@ -229,8 +229,8 @@ class Service:
         watches = [FolderWatch(folder, config.intake, hints, emit, clock) for folder in config.folder]
         stack.enter_context(OverflowListener(watches, emit))
         self._intake.attach(hints, watches)
-        self._hold = StorageHold(self._intake, emit, clock)
-        around = Surroundings(
+        self._hold = StorageRetry(self._intake, emit, clock)
+        around = PipelineContext(
             config=config,
             arena=self._arena,
             ledger=self._ledger,
@@ -239,15 +239,15 @@ class Service:
             intake=self._intake,
             emit=emit,
             clock=clock,
-            new_beat=self._beats.new,
+            new_heartbeat=self._heartbeats.new,
             start_thread=self._crew.start,
             on_ready=self._engine_ready,
             on_room=self._intake.wake,
         )
-        self._line = Line(around, self._engines.engine)
+        self._line = Pipeline(around, self._engines.engine)
         self._monitor = HealthMonitor(
             config.service,
-            beats=self._beats,
+            heartbeats=self._heartbeats,
             counters=emit,
             describe=self._describe,
             notifier=notifier,
@@ -302,7 +302,7 @@ class Service:
 
     def _handle(self, message: Message) -> bool:
         """Act on one message. False when it means the end."""
-        if isinstance(message, Broken):
+        if isinstance(message, ThreadFailure):
             self._broken = self._broken or message
             self._cause = self._cause or message.stage
             error = f"{type(message.error).__name__}: {message.error}"
@@ -347,9 +347,9 @@ class Service:
         marks = [(each.total, each.depth) for each in statistics]
         facts = Facts(marks, computing=self._engines.busy, excused=excused or self._cause is not None)
         if not self._watermark.stuck(facts, self._clock.monotonic()):
-            self._line_beat.waiting()
-        elif self._line_beat.reading().waiting:
-            self._line_beat.working()
+            self._pipeline_heartbeat.waiting()
+        elif self._pipeline_heartbeat.reading().waiting:
+            self._pipeline_heartbeat.working()
 
     # ------------------------------------------------------------------------------------------------ the end
 

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     state = Path(str(service.get("state_directory", DEFAULT_STATE_DIRECTORY)))
     starts.record_exit(state, os.environ, starts.moment(time.monotonic(), time.time()))
     if isinstance(log_file := service.get("log_file"), str):
-        return 0 if lines.LineFile(log_file).write(line) else 1
+        return 0 if lines.JsonlFile(log_file).write(line) else 1
     return 0
 
 

@@ -17,7 +17,7 @@ from rmbgd import __version__
 from rmbgd.clock import Clock
 from rmbgd.config import load as config
 from rmbgd.events import EVENTS, Emit
-from rmbgd.heartbeat import Beats
+from rmbgd.heartbeat import Heartbeats
 from rmbgd.service.systemd import Notifier
 from rmbgd.telemetry import jsonl as lines
 
@@ -209,9 +209,9 @@ class HealthMonitor:
 
     def __init__(
         self,
-        service: config.Service,
+        service: config.ServiceSettings,
         *,
-        beats: Beats,
+        heartbeats: Heartbeats,
         counters: Counters,
         describe: Callable[[], Mapping[str, Any]],
         notifier: Notifier,
@@ -223,7 +223,7 @@ class HealthMonitor:
     ) -> None:
         environ = os.environ if environ is None else environ
         self._service = service
-        self._beats = beats
+        self._heartbeats = heartbeats
         self._counters = counters
         self._describe = describe
         self._notifier = notifier
@@ -292,7 +292,7 @@ class HealthMonitor:
 
     def _watch(self, now: float) -> list[str]:
         """Feed systemd's watchdog while everybody moves; tell once when somebody hangs, and once when it is over."""
-        hung = self._beats.stalled(now, self._service.stall_after, awake_since=self._awake_since)
+        hung = self._heartbeats.stalled(now, self._service.stall_after, awake_since=self._awake_since)
         if hung and self._stalled_since is None:
             self._stalled_since = now
             self._counters("service.stalled", threads=hung, seconds=self._service.stall_after)
@@ -364,7 +364,7 @@ class HealthMonitor:
             finally:
                 os.close(descriptor)
             os.rename(temporary, self._path)
-        except OSError:  # a full or missing runtime directory blinds `rmbgd status`, but stops no picture
+        except OSError:  # a full or missing runtime directory blinds `rmbgd status`, but stops no image
             self._status_lost += 1
             with contextlib.suppress(OSError):
                 os.unlink(temporary)

@@ -16,7 +16,7 @@ from queue import SimpleQueue
 
 from rmbgd import naming as names
 from rmbgd.clock import Clock, SystemClock
-from rmbgd.config.load import Config, EngineSettings, Folder, Recipe, Service
+from rmbgd.config.load import Config, EngineSettings, Folder, Recipe, ServiceSettings
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.room import EngineFactory, EngineRoom
 from rmbgd.engine.types import EngineDescription
@@ -24,14 +24,14 @@ from rmbgd.engine.wiring import default_engine
 from rmbgd.errors import ConfigError
 from rmbgd.events import Emit
 from rmbgd.fs import version_of
-from rmbgd.heartbeat import Beats
+from rmbgd.heartbeat import Heartbeats
 from rmbgd.imaging.encode import SUFFIXES
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
-from rmbgd.pipeline.pipeline import Line, Surroundings
+from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.queue import NoReceivers
-from rmbgd.pipeline.storage_retry import StorageHold
+from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
-from rmbgd.service.threads import Broken, Crew
+from rmbgd.service.threads import ThreadFailure, ThreadGroup
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Candidate, Job
 
@@ -73,7 +73,7 @@ def once(
     recipe: Recipe,
     *,
     engine: EngineSettings,
-    service: Service,
+    service: ServiceSettings,
     emit: Emit,
     overwrite: bool = False,
     engine_factory: EngineFactory = default_engine,
@@ -146,7 +146,7 @@ class _Moving:
 
 
 class _Nowhere:
-    """There is no folder to put a picture back into: postponed is failed, and was counted as such."""
+    """There is no folder to put an image back into: postponed is failed, and was counted as such."""
 
     def give_back(self, job: Job, why: str, detail: str) -> None:
         pass
@@ -162,7 +162,10 @@ class _Nowhere:
 
 
 def through_the_line(
-    config: Config, emit: Emit, factory: EngineFactory, feed: Callable[[Line, Callable[[Path, str], list[Job]]], None]
+    config: Config,
+    emit: Emit,
+    factory: EngineFactory,
+    feed: Callable[[Pipeline, Callable[[Path, str], list[Job]]], None],
 ) -> None:
     """A line for `config`'s one folder, until everything that `feed` sends is through. Raises what broke.
 
@@ -172,8 +175,8 @@ def through_the_line(
     configure_pillow(config.limits)
     configure_opencv()
     clock = SystemClock()
-    ended: SimpleQueue[Broken] = SimpleQueue()
-    beats = Beats(clock)
+    ended: SimpleQueue[ThreadFailure] = SimpleQueue()
+    heartbeats = Heartbeats(clock)
     with ExitStack() as stack:
         ledger = Ledger(":memory:", clock)
         stack.callback(ledger.close)
@@ -181,11 +184,11 @@ def through_the_line(
         stack.callback(arena.close)
         engines = EngineRoom(config, arena, emit, clock, factory)
         stack.callback(engines.abort)
-        hold = StorageHold(_Nowhere(), emit, clock)
+        hold = StorageRetry(_Nowhere(), emit, clock)
         hold.release()  # nobody is there to make room on a full disk: say so and go on
-        crew = Crew(ended.put)
-        line = Line(
-            Surroundings(
+        crew = ThreadGroup(ended.put)
+        line = Pipeline(
+            PipelineContext(
                 config=config,
                 arena=arena,
                 ledger=ledger,
@@ -194,7 +197,7 @@ def through_the_line(
                 intake=_Nowhere(),
                 emit=emit,
                 clock=clock,
-                new_beat=beats.new,
+                new_heartbeat=heartbeats.new,
                 start_thread=crew.start,
                 on_ready=_ignore,
                 on_room=lambda: None,
@@ -215,7 +218,9 @@ def _claim(ledger: Ledger, clock: Clock, folder: str, root: Path, path: str) -> 
     return ledger.claim([Candidate(folder, path, str(root), version, clock.monotonic(), by_rename=False, final=True)])
 
 
-def _feed(root: Path, paths: list[str], summary: Summary, line: Line, claim: Callable[[Path, str], list[Job]]) -> None:
+def _feed(
+    root: Path, paths: list[str], summary: Summary, line: Pipeline, claim: Callable[[Path, str], list[Job]]
+) -> None:
     """Claim and send one file after another, as the line takes them."""
     with line.jobs as jobs:
         for path in paths:

@@ -52,7 +52,7 @@ def quiet_time(times: int, rules: Rules) -> float:
 
 
 def reduced(config: Config) -> Config:
-    """The same folders and recipes with the least that can fail: CPU, embedded model, one picture at a time."""
+    """The same folders and recipes with the least that can fail: CPU, embedded model, one image at a time."""
     model = {"model": MODEL, "model_sha256": "", "patch_order": "auto"}
     recipes = {folder.recipe: config.recipe_of(folder).model_copy(update=model) for folder in config.folder}
     return config.model_copy(
@@ -70,7 +70,7 @@ def reduced(config: Config) -> Config:
 # --- A service that keeps dying soon after its start is started in safe mode, and comes out of it by itself.
 
 
-class CrashLoop:
+class SafeMode:
     """One life of the service, from its start to its end. The main thread's; `describe` is any thread's."""
 
     def __init__(self, config: Config, clock: Clock, environ: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""POLICY: whether the line stands still although nothing holds it up: pictures wait, none moves, nothing computes.
+"""POLICY: whether the line stands still although nothing holds it up: images wait, none moves, nothing computes.
 
 Every thread may then say that it waits for another one, and no heartbeat shows it.
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-ENGINE_AT_WORK = ("ready", "degraded")  # states of the engine in which it takes pictures
+ENGINE_AT_WORK = ("ready", "degraded")  # states of the engine in which it takes images
 STOOD_STILL = 30.0  # s between two looks: beyond it this process was frozen, and its ages mean nothing
 
 
@@ -19,7 +19,7 @@ class Facts:
     """What is seen at one look.
 
     marks      per channel: (items ever sent, items that wait)
-    computing  a device has pictures in hand, or is being started: that has deadlines of its own
+    computing  a device has images in hand, or is being started: that has deadlines of its own
     excused    something else holds the line up on purpose: a pause, a GPU that is waited for
     """
 
@@ -32,7 +32,7 @@ class Facts:
         return any(waiting for _, waiting in self.marks)
 
 
-class Watermark:
+class StallDetector:
     """One thread only. `stuck_after`: seconds without any movement."""
 
     def __init__(self, stuck_after: float) -> None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class ThreadFailure:
     """A thread ended by an exception."""
 
     stage: str
@@ -23,10 +23,10 @@ class Broken:
         return "".join(traceback.format_exception(self.error))
 
 
-class Crew:
+class ThreadGroup:
     """Belongs to the main thread. `on_broken` is called in the thread that broke."""
 
-    def __init__(self, on_broken: Callable[[Broken], None]) -> None:
+    def __init__(self, on_broken: Callable[[ThreadFailure], None]) -> None:
         self._on_broken = on_broken
         self._threads: list[threading.Thread] = []
 
@@ -35,7 +35,7 @@ class Crew:
             try:
                 body()
             except BaseException as error:  # noqa: BLE001 - whatever it is, the owner must hear of it
-                self._on_broken(Broken(name, error))
+                self._on_broken(ThreadFailure(name, error))
 
         # Daemon, so that a thread stuck in a sick disk or driver cannot keep the process from ending.
         thread = threading.Thread(target=guarded, name=name, daemon=True)

@@ -12,10 +12,10 @@ import os
 from collections.abc import Iterator
 
 from rmbgd import naming as names
-from rmbgd.fs import FsOps, folder_beneath, open_folder
+from rmbgd.fs import FileSystem, folder_beneath, open_folder
 
 
-def claim_by_rename(root: str, relative_path: str, name: str, fs: FsOps) -> os.stat_result:
+def claim_by_rename(root: str, relative_path: str, name: str, fs: FileSystem) -> os.stat_result:
     """Move the file into the claim folder and say how it looks there. Raises OSError; the file is then where it was."""
     parent, basename = os.path.split(relative_path)
     with folder_beneath(root, parent) as here, claim_folder(root) as there:
@@ -23,7 +23,7 @@ def claim_by_rename(root: str, relative_path: str, name: str, fs: FsOps) -> os.s
         return os.stat(name, dir_fd=there, follow_symlinks=False)
 
 
-def put_back(root: str, name: str, relative_path: str, fs: FsOps) -> str:
+def put_back(root: str, name: str, relative_path: str, fs: FileSystem) -> str:
     """Move a claimed file back where it was, and answer where that is: a~2.jpg when a newer a.jpg has come meanwhile.
 
     Raises OSError; FileNotFoundError when the claimed file is gone, or its disk with it: nothing is made there then.

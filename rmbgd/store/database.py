@@ -15,7 +15,7 @@ from typing import Any
 
 from rmbgd.clock import Clock
 from rmbgd.errors import ConfigError, StorageFault
-from rmbgd.fs import Version
+from rmbgd.fs import FileVersion
 
 SCHEMA_VERSION = 2
 
@@ -80,7 +80,7 @@ CREATE TABLE content (
   target       BLOB NOT NULL,
   sha256_out   TEXT NOT NULL,
   size_out     INTEGER NOT NULL,
-  report       TEXT NOT NULL,                      -- JSON: what the first computation said of the picture
+  report       TEXT NOT NULL,                      -- JSON: what the first computation said of the image
   used_at      REAL NOT NULL,
   PRIMARY KEY (sha256_in, recipe_hash)
 ) WITHOUT ROWID;
@@ -167,7 +167,7 @@ class LedgerFile:
 def _damaged(path: str, finding: str) -> str:
     return (
         f"{path}: the ledger is damaged or no ledger ({finding}); restore it, or move it aside together with its -wal "
-        "file: claimed pictures are then put back into their folders, and finished ones in folders with "
+        "file: claimed images are then put back into their folders, and finished ones in folders with "
         'originals = "keep" are computed again'
     )
 
@@ -229,7 +229,7 @@ def unsigned(number: int) -> int:
     return number % (1 << 64)
 
 
-def version_values(version: Version) -> tuple[int, int, int, int]:
+def version_values(version: FileVersion) -> tuple[int, int, int, int]:
     return signed(version.inode), version.size, version.mtime_ns, version.ctime_ns
 
 

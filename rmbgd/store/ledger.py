@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping
 from rmbgd import naming as names
 from rmbgd.clock import Clock
 from rmbgd.errors import Reason
-from rmbgd.fs import Version
+from rmbgd.fs import FileVersion
 from rmbgd.store.database import SCHEMA_VERSION, Row, Store, signed, storable, unsigned, version_values
-from rmbgd.store.outbox import Untold
-from rmbgd.store.output_names import Targets
+from rmbgd.store.outbox import Outbox
+from rmbgd.store.output_names import OutputNames
 from rmbgd.store.records import Candidate, ContentKey, Job, Known, OutputKey, Published, Target, Unfinished
 
 __all__ = ["Candidate", "ContentKey", "Known", "Ledger", "OutputKey", "Published", "Target", "Unfinished"]
@@ -34,7 +34,7 @@ _UNFINISHED = (
 
 def _unfinished(row: Row) -> Unfinished:
     (job_id, folder, path, inode, size, mtime, ctime, state, attempt, by_rename, final, seen, target, *rest) = row
-    version = Version(unsigned(inode), size, mtime, ctime)
+    version = FileVersion(unsigned(inode), size, mtime, ctime)
     target = None if target is None else os.fsdecode(target)
     path = os.fsdecode(path)
     return Unfinished(job_id, folder, path, version, state, attempt, bool(by_rename), bool(final), seen, target, *rest)
@@ -46,8 +46,8 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str], clock: Clock) -> None:
         self._clock = clock
         self._store = Store(os.fspath(path), clock)
-        self.targets = Targets(self._store)
-        self.untold = Untold(self._store)
+        self.targets = OutputNames(self._store)
+        self.untold = Outbox(self._store)
 
     @property
     def path(self) -> str:
@@ -112,7 +112,7 @@ class Ledger:
         row = self._store.one(query, (job_id,))
         return None if row is None else (row[0], os.fsdecode(row[1]))
 
-    def handled(self, folder: str, relative_path: str, version: Version) -> bool:
+    def handled(self, folder: str, relative_path: str, version: FileVersion) -> bool:
         """Was this very version answered while it stayed in place (originals = "keep", refused entries)?
 
         What was claimed by rename is gone from its path: whatever stands there now is new, however alike it looks.
@@ -186,7 +186,7 @@ class Ledger:
             db.execute(update, (self._store.wall(), str(reason), storable(detail), job_id))
             self.untold.put(db, job_id, telling)
 
-    def refuse(self, folder: str, relative_path: str, version: Version, reason: Reason, detail: str) -> int | None:
+    def refuse(self, folder: str, relative_path: str, version: FileVersion, reason: Reason, detail: str) -> int | None:
         """Record an entry that is refused and stays where it is; None when this version of it was refused before."""
         if self.handled(folder, relative_path, version):
             return None
@@ -222,7 +222,7 @@ class Ledger:
         return Known(key, os.fsdecode(output), os.fsdecode(path), sha256, size, json.loads(report))
 
     def forget_content(self, key: ContentKey) -> None:
-        """The known output is not there any more, or is another: the next equal picture is computed."""
+        """The known output is not there any more, or is another: the next equal image is computed."""
         with self._store.transaction() as db:
             db.execute("DELETE FROM content WHERE sha256_in=? AND recipe_hash=?", _key(key))
 

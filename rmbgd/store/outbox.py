@@ -1,6 +1,6 @@
 """Outcomes that may not have been told yet: what their events will say is in the ledger before they are, until after.
 
-A process that is killed between ending a picture and telling so takes the event with it. What is found here at the next
+A process that is killed between ending an image and telling so takes the event with it. What is found here at the next
 start is told then. Part of the ledger; decides nothing and emits nothing.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from rmbgd.store.database import Store
 
 
-class Untold:
+class Outbox:
     """One row per job. Those methods that take a connection are part of a transaction of the ledger's."""
 
     def __init__(self, store: Store) -> None:

@@ -18,7 +18,7 @@ def _values(key: OutputKey) -> Row:
     return os.fsencode(key.output), key.folder, os.fsencode(key.relative_path), key.extension
 
 
-class Targets:
+class OutputNames:
     """Usable from every thread. Raises StorageFault. Methods that take a connection run inside its transaction."""
 
     def __init__(self, store: Store) -> None:

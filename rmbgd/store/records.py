@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rmbgd.fs import Version
+from rmbgd.fs import FileVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +26,7 @@ class Job:
     folder: str
     relative_path: str
     source: str
-    version: Version
+    version: FileVersion
     attempt: int
     first_seen: float
     claimed_at: float
@@ -41,7 +41,7 @@ class Candidate:
     folder: str
     relative_path: str
     root: str
-    version: Version
+    version: FileVersion
     first_seen: float
     by_rename: bool
     final: bool = False
@@ -54,7 +54,7 @@ class Unfinished:
     job_id: int
     folder: str
     relative_path: str
-    version: Version
+    version: FileVersion
     state: str
     attempt: int
     by_rename: bool
@@ -119,7 +119,7 @@ class ContentKey:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """The answer that equal content got before. `report` is what the first computation said of the picture."""
+    """The answer that equal content got before. `report` is what the first computation said of the image."""
 
     key: ContentKey
     output: str

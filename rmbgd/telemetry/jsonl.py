@@ -107,7 +107,7 @@ def _open(path: str) -> int:
         return descriptor
 
 
-class LineFile:
+class JsonlFile:
     """Appends lines to a file that others rotate, delete or fill the disk under. Never raises; what is lost is counted.
 
     Each line is one write(2) to a descriptor opened for appending, so lines of two processes do not mix. Before each

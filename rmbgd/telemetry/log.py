@@ -41,7 +41,7 @@ class EventLog:
     stdout) is written by a thread of its own, so that nobody waits for a journal that hangs.
     """
 
-    def __init__(self, file: lines.LineFile | None, console: Console | None, *, strict: bool = False) -> None:
+    def __init__(self, file: lines.JsonlFile | None, console: Console | None, *, strict: bool = False) -> None:
         self._file = file
         self._console = console
         self._strict = strict
@@ -148,12 +148,12 @@ class Console:
         self._thread.join(CLOSE_TIMEOUT)
 
 
-def open_log(service: config.Service, *, to_journal: bool | None = None, strict: bool = False) -> EventLog:
+def open_log(service: config.ServiceSettings, *, to_journal: bool | None = None, strict: bool = False) -> EventLog:
     """The log as `service` wants it. `to_journal` None: the journal when stdout or stderr already leads there.
 
     `strict` refuses events that the vocabulary does not know, for tests; in production they are written all the same.
     """
-    file = lines.LineFile(service.log_file) if service.log_file is not None else None
+    file = lines.JsonlFile(service.log_file) if service.log_file is not None else None
     if to_journal is None:
         to_journal = _leads_to_journal(1) or _leads_to_journal(2)
     send = _journal_sender() if to_journal else None

@@ -60,7 +60,7 @@ GAUGES = {
     "rss_bytes": ("resident_memory_bytes", "of the service's own process"),
     "descriptors": ("open_descriptors", "of the service's own process"),
     "threads": ("threads", "of the service's own process"),
-    "arena_bytes": ("arena_bytes", "leased for pictures in flight"),
+    "arena_bytes": ("arena_bytes", "leased for images in flight"),
     "ledger_rows": ("ledger_rows", "jobs remembered"),
 }
 """Key of the health event -> name and meaning of the gauge."""
@@ -77,12 +77,10 @@ class Metrics:
             for event, kind in EVENTS.items()
             if event not in NOT_COUNTED
         }
-        self._bytes = Counter(
-            "rmbgd_image_bytes", "of pictures read and written", ["direction"], registry=self._registry
-        )
+        self._bytes = Counter("rmbgd_image_bytes", "of images read and written", ["direction"], registry=self._registry)
         self._seconds = Histogram(
             "rmbgd_image_seconds",
-            "time of one picture in each stage",
+            "time of one image in each stage",
             ["stage"],
             registry=self._registry,
             buckets=SECONDS,
@@ -111,7 +109,7 @@ class Metrics:
             labels = {name: str(keys.get(name, "")) for name in LABELS.get(event, ())}
             (counter.labels(**labels) if labels else counter).inc()
             if event == "image.done":
-                self._picture(keys)
+                self._image(keys)
         self._emit(event, **keys)
 
     def health(self, keys: Mapping[str, Any]) -> None:
@@ -132,7 +130,7 @@ class Metrics:
             if state is not None:
                 self._state.labels(device=device, state=str(state)).set(1)
 
-    def _picture(self, keys: Mapping[str, Any]) -> None:
+    def _image(self, keys: Mapping[str, Any]) -> None:
         for direction in ("in", "out"):
             self._bytes.labels(direction=direction).inc(max(float(keys.get(f"bytes_{direction}") or 0), 0.0))
         for stage, milliseconds in (keys.get("milliseconds") or {}).items():
@@ -143,7 +141,7 @@ class Metrics:
         return generate_latest(_WithoutCreation(self._registry))
 
     def write(self, path: Path) -> bool:
-        """Replace the file at once, readable by all. False when the disk refuses; no picture depends on it."""
+        """Replace the file at once, readable by all. False when the disk refuses; no image depends on it."""
         temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")  # the exporter reads *.prom only
         try:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)

@@ -15,7 +15,7 @@ from rmbgd.backends.cuda.device import Mark
 
 class HostDevice:
     """The CPU in a device's place: one stream, on which everything is done at once. For tests, and it is no toy: the
-    engine computes real pictures with it.
+    engine computes real images with it.
 
     memory      (free, total) that it pretends to have
     capability  of CUDA, likewise

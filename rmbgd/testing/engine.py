@@ -2,10 +2,10 @@
 
 Knows no torch and no model. Runs in the caller's process, or in the real child process through `create`.
 
-What it computes: alpha is the green channel, times the alpha that the picture came with.
+What it computes: alpha is the green channel, times the alpha that the image came with.
 
     a = green (0..255), s = source alpha (0..255, 255 where there is none)
-    rgba8    the picture's colours as they are, and round(a*s / 255)
+    rgba8    the image's colours as they are, and round(a*s / 255)
     alpha8   round(a*s / 255)
     alpha16  round(a*s * 65535 / 255**2); that is 257*a where s = 255
     (halves round up)
@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.backends.faults import fault_of
-from rmbgd.backends.memtest import WORDS, Canary, Pattern, chunks
+from rmbgd.backends.memtest import WORDS, MemoryTest, Pattern, chunks
 from rmbgd.engine.examine import Golden
-from rmbgd.engine.golden_image import known_picture
-from rmbgd.engine.types import Answer, BatchReport, CanaryPass, EngineDescription, MatteReport, Slot, Work, view
+from rmbgd.engine.golden_image import golden_image
+from rmbgd.engine.types import Answer, BatchReport, EngineDescription, MatteReport, MemoryTestPass, Slot, Work, view
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 
 
@@ -165,10 +165,10 @@ class Orders:
 
 
 POISON_COLOUR = (255, 0, 254)
-"""A picture whose top left pixel is this is poison to an engine that was given `poison`."""
+"""An image whose top left pixel is this is poison to an engine that was given `poison`."""
 
 
-class FakeEngine:
+class FakeBackend:
     """`script` has a step per segment call, and "ok" for ever after. A step is one of
 
     ok            answers
@@ -177,8 +177,8 @@ class FakeEngine:
     no_device     raises EngineLost with that cause
     model         raises ModelError, as for weights that are damaged
     nonsense      raises EngineNonsense, as for an alpha that is not finite
-    wrong_count   answers one picture too few
-    wrong_image   answers for a picture that nobody asked about
+    wrong_count   answers one image too few
+    wrong_image   answers for an image that nobody asked about
     hang          answers only after `release()` was called, from another thread
     delay:0.25    answers after so many seconds, or when released
     exit:70       ends the process with this status
@@ -188,9 +188,9 @@ class FakeEngine:
     cuda:assert   raises what torch would, see chaos.CUDA_ERRORS, and has it judged as torch's errors are
 
     `orders` is a folder with steps for an engine in another process (chaos.Orders); they go before the script.
-    `models` are the names that it claims to have loaded; `poison` is the step taken instead whenever a marked picture
+    `models` are the names that it claims to have loaded; `poison` is the step taken instead whenever a marked image
     (POISON_COLOUR) is in the batch; `memory_limit` the largest batch that does not raise EngineMemory; `start` the step
-    taken by start(); `seconds` what the engine claims that one picture takes.
+    taken by start(); `seconds` what the engine claims that one image takes.
     """
 
     def __init__(
@@ -217,7 +217,7 @@ class FakeEngine:
         self._seconds = {1: seconds} if seconds else {}
         self._models = tuple(models)
         self._orders = Orders(orders)
-        self._canary: Canary | None = None
+        self._canary: MemoryTest | None = None
         self._released = threading.Event()
         self.batches: list[list[int]] = []  # image ids per call; appended by the owner's thread, read by tests
         self.closed = False
@@ -249,16 +249,16 @@ class FakeEngine:
         return BatchReport(list(answers), {"network": 0.0})
 
     def golden(self, model: str) -> Golden:  # noqa: ARG002 - whatever the model
-        """Alpha of the known picture: its green channel, or nothing when so ordered."""
-        rgb, _ = known_picture()
+        """Alpha of the golden image: its green channel, or nothing when so ordered."""
+        rgb, _ = golden_image()
         scale = np.float32(0.0 if self._orders.zero() else 1 / 255)
         return Golden(rgb[..., 1].astype(np.float32) * scale, 0.001)
 
-    def canary(self, blocks: int) -> CanaryPass:
+    def canary(self, blocks: int) -> MemoryTestPass:
         if self._canary is None:
-            self._canary = Canary(FakeDeviceMemory(), blocks)
+            self._canary = MemoryTest(FakeDeviceMemory(), blocks)
         found = self._canary.check()
-        return CanaryPass(found.blocks, found.bad + self._orders.bad_blocks())
+        return MemoryTestPass(found.blocks, found.bad + self._orders.bad_blocks())
 
     def release(self) -> None:
         """Let a hanging call go on, and later ones not hang at all."""
@@ -305,7 +305,7 @@ class FakeEngine:
 def expected_alpha(
     rgb: NDArray[np.uint8], source_alpha: NDArray[np.uint8] | None = None, *, levels: int = 255
 ) -> NDArray[np.uint16]:
-    """The alpha that FakeEngine answers for `rgb` uint8 [H,W,3]: uint16 [H,W] with values 0..levels (255 or 65535)."""
+    """The alpha that FakeBackend answers for `rgb` uint8 [H,W,3]: uint16 [H,W] with values 0..levels (255 or 65535)."""
     if source_alpha is None:
         return rgb[..., 1].astype(np.uint16) * np.uint16(levels // 255)
     product = rgb[..., 1].astype(np.uint64) * source_alpha
@@ -313,7 +313,7 @@ def expected_alpha(
 
 
 def fill(slot: Slot) -> None:
-    """Write the output plane of one picture."""
+    """Write the output plane of one image."""
     if slot.rgba is not None:
         slot.rgba[..., :3] = slot.rgb
         slot.rgba[..., 3] = expected_alpha(slot.rgb, slot.source_alpha)
@@ -342,7 +342,7 @@ def _report(image_id: int, slot: Slot) -> MatteReport:
     )
 
 
-def create(block: NDArray[np.uint8], options: Mapping[str, object]) -> FakeEngine:
-    """The factory for the child process: `options` are the keyword arguments of FakeEngine, as JSON has them."""
+def create(block: NDArray[np.uint8], options: Mapping[str, object]) -> FakeBackend:
+    """The factory for the child process: `options` are the keyword arguments of FakeBackend, as JSON has them."""
     sizes = options.get("batch_sizes", (1, 2, 4, 8, 16))
-    return FakeEngine(block, **{**options, "batch_sizes": tuple(sizes)})  # type: ignore[arg-type]
+    return FakeBackend(block, **{**options, "batch_sizes": tuple(sizes)})  # type: ignore[arg-type]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from rmbgd.fs import SystemFs
+from rmbgd.fs import SystemFileSystem
 
 
 class WorldStopped(BaseException):
@@ -19,7 +19,7 @@ class CrashingFs:
 
     def __init__(self, after: int) -> None:
         self._left = after
-        self._system = SystemFs()
+        self._system = SystemFileSystem()
         self.taken = 0
 
     def step(self) -> None:
@@ -57,7 +57,7 @@ class CrashingFs:
         self.step()
 
 
-class FailingFs(SystemFs):
+class FailingFs(SystemFileSystem):
     """The system's operations, some of which fail: `script` maps their names to errors, one per call, 0 for none.
 
     `calls` records every operation with its first argument.

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rmbgd.backends import cpu as torch_engine
-from rmbgd.backends.cpu import TorchEngine
-from rmbgd.backends.memtest import Canary, Pattern, TorchMemory
+from rmbgd.backends.cpu import CpuBackend
+from rmbgd.backends.memtest import MemoryTest, Pattern, TorchMemory
 from rmbgd.backends.planes import DEVIATION, MEAN
-from rmbgd.engine import golden_image as known_picture
+from rmbgd.engine import golden_image
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.options import ModelChoice, Options
 from rmbgd.engine.types import OutputPlane, Region, Slot, Work, region_bytes, view
@@ -45,7 +45,7 @@ def arena():
 @pytest.fixture(scope="module")
 def started(arena):
     """An engine with the embedded model, and what it said of itself."""
-    engine = TorchEngine(arena.block, OPTIONS)
+    engine = CpuBackend(arena.block, OPTIONS)
     description = engine.start()
     yield engine, description
     engine.close()
@@ -69,7 +69,7 @@ def green(inputs: torch.Tensor) -> torch.Tensor:
 
 
 class Canvas:
-    """Places pictures in the arena one after the other, without leases: a test has the arena for itself."""
+    """Places images in the arena one after the other, without leases: a test has the arena for itself."""
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
@@ -97,7 +97,7 @@ def canvas(arena) -> Canvas:
 
 
 def ball(height: int, width: int) -> np.ndarray:
-    rgb, _ = known_picture.known_picture()
+    rgb, _ = golden_image.golden_image()
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -115,7 +115,7 @@ def matte_of(module, rgb: np.ndarray) -> np.ndarray:
 @given(height=st.integers(1, 700), width=st.integers(1, 700), seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_the_networks_input_is_within_one_level_of_pillow(started, height, width, seed):
-    """Whatever the picture's size, enlarged or reduced, each value is within one level of Pillow's bilinear."""
+    """Whatever the image's size, enlarged or reduced, each value is within one level of Pillow's bilinear."""
     rgb = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     engine = started[0]
     network = engine._networks["u2netp"]
@@ -128,7 +128,7 @@ def test_the_networks_input_is_within_one_level_of_pillow(started, height, width
 
 
 def test_the_embedded_model_is_applied_as_its_authors_do(engine, canvas):
-    """Through the engine the alpha of a picture is that of the network by itself, within two levels."""
+    """Through the engine the alpha of an image is that of the network by itself, within two levels."""
     rgb = ball(400, 517)
     work = canvas.place(1, rgb)
     engine.segment([work])
@@ -169,7 +169,7 @@ def test_a_mask_plane_holds_the_alpha_alone(engine, network, canvas, output):
     assert np.abs(canvas.slot(work).alpha.astype(int) - expected).max() <= 5 * step
 
 
-def test_a_picture_is_the_same_in_company_and_alone(engine, network, canvas):
+def test_an_image_is_the_same_in_company_and_alone(engine, network, canvas):
     """Neighbours in a batch change nothing."""
     noise = np.random.default_rng(1).integers(0, 256, (333, 444, 3), np.uint8)
     works = [canvas.place(n, rgb) for n, rgb in enumerate([ball(320, 320), noise, ball(100, 900)])]
@@ -179,8 +179,8 @@ def test_a_picture_is_the_same_in_company_and_alone(engine, network, canvas):
         engine.segment([work])
 
     assert [(a.image_id, a.batch) for a in report.answers] == [(0, 3), (1, 3), (2, 3)]
-    for work, picture in zip(works, together, strict=True):
-        assert np.array_equal(canvas.slot(work).rgba, picture)
+    for work, image in zip(works, together, strict=True):
+        assert np.array_equal(canvas.slot(work).rgba, image)
 
 
 def test_the_report_measures_the_matte(engine, network, canvas):
@@ -196,7 +196,7 @@ def test_the_report_measures_the_matte(engine, network, canvas):
 
 
 def test_one_alpha_that_is_not_finite_spoils_the_batch_and_writes_nothing(engine, network, canvas):
-    """NaN for one picture raises EngineNonsense that names its place; no plane of the batch was touched."""
+    """NaN for one image raises EngineNonsense that names its place; no plane of the batch was touched."""
     works = [canvas.place(n, ball(200, 200)) for n in range(2)]
 
     def half_nan(inputs: torch.Tensor) -> torch.Tensor:
@@ -205,7 +205,7 @@ def test_one_alpha_that_is_not_finite_spoils_the_batch_and_writes_nothing(engine
         return logits
 
     network.module = half_nan
-    with pytest.raises(EngineNonsense, match=r"pictures \[1\] of a batch of 2"):
+    with pytest.raises(EngineNonsense, match=r"images \[1\] of a batch of 2"):
         engine.segment(works)
 
     assert all((canvas.slot(work).rgba == 7).all() for work in works)
@@ -230,7 +230,7 @@ def test_a_bug_is_not_taken_for_shortage_of_memory(engine, network, canvas):
 
 
 def test_weights_that_answer_wrongly_do_not_start(arena, monkeypatch):
-    """An embedded model that no longer finds the ball on the known picture raises EngineNonsense."""
+    """An embedded model that no longer finds the ball on the golden image raises EngineNonsense."""
     real = torch_engine.load_model
 
     def spoilt(*arguments, **keywords):
@@ -239,19 +239,19 @@ def test_weights_that_answer_wrongly_do_not_start(arena, monkeypatch):
         return loaded
 
     monkeypatch.setattr(torch_engine, "load_model", spoilt)
-    with pytest.raises(EngineNonsense, match="known picture came out wrong"):
-        TorchEngine(arena.block, OPTIONS).start()
+    with pytest.raises(EngineNonsense, match="golden image came out wrong"):
+        CpuBackend(arena.block, OPTIONS).start()
 
 
 def test_a_model_that_is_not_there_is_the_operators_fault(arena):
     """An unknown source raises ModelError that says what to do."""
     options = Options({"x": ModelChoice("birefnet")}, Path("/nonexistent"))
     with pytest.raises(ModelError, match="rmbgd models fetch birefnet"):
-        TorchEngine(arena.block, options).start()
+        CpuBackend(arena.block, options).start()
 
 
 def test_only_measured_sizes_are_offered(arena, monkeypatch):
-    """With no time to measure only single pictures go; with time, every size up to the maximum of the CPU."""
+    """With no time to measure only single images go; with time, every size up to the maximum of the CPU."""
     real = torch_engine.load_model
 
     def quick(*arguments, **keywords):
@@ -260,9 +260,9 @@ def test_only_measured_sizes_are_offered(arena, monkeypatch):
 
     monkeypatch.setattr(torch_engine, "load_model", quick)
     monkeypatch.setattr(torch_engine, "MEASURE_SECONDS", 0.0)
-    hasty = TorchEngine(arena.block, OPTIONS).start()
+    hasty = CpuBackend(arena.block, OPTIONS).start()
     monkeypatch.setattr(torch_engine, "MEASURE_SECONDS", 1000.0)
-    patient = TorchEngine(arena.block, OPTIONS).start()
+    patient = CpuBackend(arena.block, OPTIONS).start()
 
     assert hasty.batch_sizes == (1,)
     assert patient.batch_sizes == (1, 2, 4)
@@ -270,7 +270,7 @@ def test_only_measured_sizes_are_offered(arena, monkeypatch):
 
 
 def test_the_description_says_what_was_loaded(started):
-    """Digest, licence, precision and the overlap on the known picture stand in the description, fit for JSON."""
+    """Digest, licence, precision and the overlap on the golden image stand in the description, fit for JSON."""
     description = started[1]
     facts = description.models["u2netp"]
 
@@ -281,15 +281,15 @@ def test_the_description_says_what_was_loaded(started):
     assert json.loads(json.dumps(facts))["model"] == "u2netp"
 
 
-def test_the_known_picture_is_the_same_everywhere():
+def test_the_known_image_is_the_same_everywhere():
     """Its bytes are drawn by a formula and do not drift; its matte covers the ball."""
-    rgb, truth = known_picture.known_picture()
+    rgb, truth = golden_image.golden_image()
 
     assert rgb.shape == (240, 320, 3)
     assert truth.mean() == pytest.approx(np.pi * 72**2 / (240 * 320), abs=1e-3)
-    assert known_picture.overlap(truth, truth) == 1.0
-    assert known_picture.overlap(0 * truth, truth) == 0.0
-    assert known_picture.overlap(0 * truth, 0 * truth) == 1.0
+    assert golden_image.overlap(truth, truth) == 1.0
+    assert golden_image.overlap(0 * truth, truth) == 0.0
+    assert golden_image.overlap(0 * truth, 0 * truth) == 1.0
 
 
 def test_the_real_child_cuts_out_the_ball(arena, canvas):
@@ -303,7 +303,7 @@ def test_the_real_child_cuts_out_the_ball(arena, canvas):
         batch_timeout=PATIENCE,
         on_output=print,
     )
-    rgb, truth = known_picture.known_picture()
+    rgb, truth = golden_image.golden_image()
     work = canvas.place(1, rgb)
     try:
         worker.start()
@@ -312,7 +312,7 @@ def test_the_real_child_cuts_out_the_ball(arena, canvas):
         worker.close()
     alpha = canvas.slot(work).rgba[..., 3] / np.float32(255)
 
-    assert known_picture.overlap(alpha, truth) > 0.98
+    assert golden_image.overlap(alpha, truth) > 0.98
     assert alpha[:20].max() < 0.02
     assert set(report.milliseconds) == {"resize", "network", "finish"}
 
@@ -347,20 +347,20 @@ def test_the_engine_is_as_good_as_the_network_alone(engine, canvas):
 # --- looks between two batches
 
 
-def test_the_known_picture_is_the_same_each_time(engine):
+def test_the_known_image_is_the_same_each_time(engine):
     """On the CPU bit for bit; it is the ball's matte, near the truth."""
     first, second = engine.golden("u2netp"), engine.golden("u2netp")
 
     assert np.array_equal(first.alpha, second.alpha)
     assert first.alpha.dtype == np.float32
-    assert np.abs(first.alpha - known_picture.known_picture()[1]).mean() < 0.02
+    assert np.abs(first.alpha - golden_image.golden_image()[1]).mean() < 0.02
     assert first.seconds > 0
 
 
 def test_the_canary_finds_flipped_bits():
     """The pattern is computed by torch as by numpy, and one wrong bit is one bad block."""
     memory = TorchMemory(torch.device("cpu"))
-    canary = Canary(memory, 1500)  # more than one chunk
+    canary = MemoryTest(memory, 1500)  # more than one chunk
 
     assert canary.check().bad == 0
     fake = FakeDeviceMemory()

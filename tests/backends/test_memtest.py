@@ -7,45 +7,45 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmbgd.backends.memtest import BLOCK_BYTES, WORDS, Canary, Pattern
+from rmbgd.backends.memtest import BLOCK_BYTES, WORDS, MemoryTest, Pattern
 from rmbgd.engine.health_types import ErrorWindow
-from rmbgd.engine.types import CanaryPass
+from rmbgd.engine.types import MemoryTestPass
 from rmbgd.errors import EngineMemory
 from rmbgd.testing.engine import FakeDeviceMemory
 
 
 def test_sound_memory_has_no_bad_block():
     """Three passes over memory without faults, none found."""
-    canary = Canary(FakeDeviceMemory(), 3000)
+    canary = MemoryTest(FakeDeviceMemory(), 3000)
 
-    assert [canary.check() for _ in range(3)] == [CanaryPass(3000, 0)] * 3
+    assert [canary.check() for _ in range(3)] == [MemoryTestPass(3000, 0)] * 3
 
 
 @pytest.mark.parametrize("bad", [[0], [1023, 1024], [5, 5, 7], list(range(16))])
 def test_each_bad_block_is_counted_once(bad: list[int]):
     """However often it was hit, and on both sides of a chunk's edge."""
-    canary = Canary(FakeDeviceMemory([bad]), 2048)
+    canary = MemoryTest(FakeDeviceMemory([bad]), 2048)
 
     expected = len({block for block in bad if bad.count(block) % 2})  # two flips of one bit undo each other
-    assert canary.check() == CanaryPass(2048, expected)
+    assert canary.check() == MemoryTestPass(2048, expected)
 
 
 def test_what_went_bad_between_two_passes_is_found():
     """The pattern stays where it is, and the next pass reads it first."""
     memory = FakeDeviceMemory()
-    canary = Canary(memory, 64)
+    canary = MemoryTest(memory, 64)
     canary.check()
     assert memory.words is not None
     memory.words[33, 100] ^= 1 << 40
 
-    assert canary.check() == CanaryPass(64, 1)
-    assert canary.check() == CanaryPass(64, 0)
+    assert canary.check() == MemoryTestPass(64, 1)
+    assert canary.check() == MemoryTestPass(64, 0)
 
 
 def test_a_block_written_elsewhere_is_found():
     """Equal blocks would hide a wrong address: no two are equal."""
     memory = FakeDeviceMemory()
-    canary = Canary(memory, 64)
+    canary = MemoryTest(memory, 64)
     canary.check()
     assert memory.words is not None
     memory.words[3] = memory.words[4]
@@ -75,7 +75,7 @@ def test_a_block_is_four_kibibytes():
 
 def test_memory_that_cannot_be_had_is_said_by_the_engine_s_own_error():
     """Out of memory is no memory error, and a later pass may succeed."""
-    canary = Canary(FakeDeviceMemory(fails=EngineMemory("no room")), 64)
+    canary = MemoryTest(FakeDeviceMemory(fails=EngineMemory("no room")), 64)
     with pytest.raises(EngineMemory):
         canary.check()
 
@@ -85,13 +85,13 @@ def test_memory_that_cannot_be_had_is_said_by_the_engine_s_own_error():
 def test_closing_gives_the_memory_back():
     """Twice does no harm, and the next pass takes it anew."""
     memory = FakeDeviceMemory()
-    canary = Canary(memory, 64)
+    canary = MemoryTest(memory, 64)
     canary.check()
     canary.close()
     canary.close()
     assert memory.words is None
 
-    assert canary.check() == CanaryPass(64, 0)
+    assert canary.check() == MemoryTestPass(64, 0)
 
 
 def test_a_pass_that_breaks_gives_the_memory_back():
@@ -103,7 +103,7 @@ def test_a_pass_that_breaks_gives_the_memory_back():
 
     memory = Breaking()
     with pytest.raises(RuntimeError):
-        Canary(memory, 64).check()
+        MemoryTest(memory, 64).check()
 
     assert memory.words is None
 
@@ -115,7 +115,7 @@ def test_the_rate_is_bad_blocks_over_blocks_of_the_window(passes):
     window, now, seen = ErrorWindow(), 0.0, []
     for gap, blocks, bad in passes:
         now += gap
-        window = window.add(CanaryPass(blocks, bad), now, 600.0)
+        window = window.add(MemoryTestPass(blocks, bad), now, 600.0)
         seen.append((now, blocks, bad))
     kept = [(blocks, bad) for at, blocks, bad in seen if now - at <= 600.0]
 

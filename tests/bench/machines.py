@@ -10,7 +10,7 @@ from rmbgd.engine.wiring import Machine
 
 
 def machine(gpus: int = 0, **fake: Any) -> Machine:
-    """`fake` are options of FakeEngine, which runs in the real child process."""
+    """`fake` are options of FakeBackend, which runs in the real child process."""
 
     def nobody(*_: object) -> Any:
         raise AssertionError("measuring needs neither sensors nor stand-ins")

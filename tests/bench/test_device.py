@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rmbgd.bench.engine import require_model, target
-from rmbgd.config.load import Config, Recipe, Service
+from rmbgd.config.load import Config, Recipe, ServiceSettings
 from rmbgd.errors import ConfigError, ModelError
 from tests.bench.machines import machine
 
@@ -47,7 +47,7 @@ def test_cpu_has_no_nvml() -> None:
 
 def test_missing_model_is_told_with_what_to_do(tmp_path: Path) -> None:
     """Before any process is started."""
-    config = Config(service=Service(models_directory=tmp_path))
+    config = Config(service=ServiceSettings(models_directory=tmp_path))
     with pytest.raises(ModelError, match="rmbgd models fetch birefnet"):
         require_model(Recipe(model="birefnet"), config)
 

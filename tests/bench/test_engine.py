@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 
 from rmbgd.bench.engine import BATCHES_MINIMUM, EngineUnderTest
-from rmbgd.bench.samples import HAND_OVER, Picture, drawn
+from rmbgd.bench.samples import HAND_OVER, Sample, drawn
 from rmbgd.errors import EngineLost, EngineMemory
 from rmbgd.testing.engine import expected_alpha
 
 
-def under_test(pictures: list[Picture], *, places: int = 4, arena_bytes: int = 1 << 22, **fake: Any) -> EngineUnderTest:
+def under_test(images: list[Sample], *, places: int = 4, arena_bytes: int = 1 << 22, **fake: Any) -> EngineUnderTest:
     return EngineUnderTest(
         "rmbgd.testing.engine:create",
         {"models": ["m"]} | fake,
         model="m",
-        pictures=pictures,
+        images=images,
         places=places,
         arena_bytes=arena_bytes,
         start_timeout=60.0,
@@ -28,14 +28,14 @@ def under_test(pictures: list[Picture], *, places: int = 4, arena_bytes: int = 1
 
 
 def test_a_batch_makes_the_round_trip_of_the_service() -> None:
-    """After measuring, every place of the arena holds the alpha that the child computed from its picture."""
-    pictures = drawn(2, 32)
-    with under_test(pictures) as engine:
+    """After measuring, every place of the arena holds the alpha that the child computed from its image."""
+    images = drawn(2, 32)
+    with under_test(images) as engine:
         reading = engine.measure(4, 0.0)
 
         for place in range(4):
             slot = engine.planes(place)
-            assert np.array_equal(pictures[place % 2].rgb, slot.rgb)
+            assert np.array_equal(images[place % 2].rgb, slot.rgb)
             assert np.array_equal(expected_alpha(slot.rgb), slot.rgba[..., 3])
     assert (4, BATCHES_MINIMUM) == (reading.size, reading.spread.count)
     assert {"network", HAND_OVER} == set(reading.stages)
@@ -66,7 +66,7 @@ def test_sizes_that_do_not_fit_into_the_arena_are_left_out() -> None:
     """The service could not run them either."""
     with under_test(drawn(1, 64), places=8, arena_bytes=3 * 7 * 64 * 64) as engine:
         assert 3 == engine.places
-        assert ([1, 2], {4: "only 3 of these pictures fit into pipeline.arena_bytes"}) == engine.sizes([1, 2, 4])
+        assert ([1, 2], {4: "only 3 of these images fit into pipeline.arena_bytes"}) == engine.sizes([1, 2, 4])
 
 
 def test_fault_while_measuring_is_told() -> None:

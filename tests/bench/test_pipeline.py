@@ -9,24 +9,24 @@ import pytest
 
 from rmbgd.bench import pipeline as line
 from rmbgd.bench.samples import drawn
-from rmbgd.config.load import Config, Limits, Pipeline, Recipe
+from rmbgd.config.load import Config, LimitSettings, PipelineSettings, Recipe
 from rmbgd.engine.room import EngineParts, EngineWatch
 from rmbgd.errors import EngineLost
-from rmbgd.testing.engine import FakeEngine
+from rmbgd.testing.engine import FakeBackend
 
 
 def through(base: Path, *, most: int = 20, warm_up: int = 2, script: tuple[str, ...] = ()) -> line.Throughput:
-    config = line.line_config(base, Recipe(model="fake"), Config(pipeline=Pipeline(batch_maximum=4)))
+    config = line.line_config(base, Recipe(model="fake"), Config(pipeline=PipelineSettings(batch_maximum=4)))
 
-    def engine(parts: EngineParts) -> FakeEngine:
-        return FakeEngine(parts.arena.block, script)
+    def engine(parts: EngineParts) -> FakeBackend:
+        return FakeBackend(parts.arena.block, script)
 
     return line.run(config, drawn(2, 64), engine, seconds=3600.0, most=most, warm_up=warm_up)
 
 
 def test_every_table_of_the_configuration_counts(tmp_path: Path) -> None:
     """Only the folder and its recipe are the run's own."""
-    given = Config(pipeline=Pipeline(finish_threads=7), limits=Limits(side=4096))
+    given = Config(pipeline=PipelineSettings(finish_threads=7), limits=LimitSettings(side=4096))
     found = line.line_config(tmp_path, Recipe(format="tiff"), given)
 
     own = {"recipe", "folder"}
@@ -38,7 +38,7 @@ def test_as_many_as_asked_for_are_counted(tmp_path: Path) -> None:
     """The first ones are not, and the stages are those of the events."""
     found = through(tmp_path, most=20)
 
-    assert 20 == found.pictures == found.total.count
+    assert 20 == found.images == found.total.count
     assert {"wait", "decode", "queue", "engine", "encode", "sync", "total"} == set(found.milliseconds)
     assert {"decode", "engine", "finish"} == set(found.busy)
     assert found.per_second == pytest.approx(20 / found.seconds)
@@ -56,18 +56,20 @@ def test_run_leaves_few_files_behind(tmp_path: Path) -> None:
     """Cutouts and inputs go as soon as they were counted: a long run must not fill the disk."""
     through(tmp_path, most=60)
 
-    queued = 2 * (Pipeline().queue * 2 + Pipeline().decode_threads + Pipeline().finish_threads + 4)
+    queued = 2 * (
+        PipelineSettings().queue * 2 + PipelineSettings().decode_threads + PipelineSettings().finish_threads + 4
+    )
     assert sum(path.is_file() for path in tmp_path.rglob("*")) <= queued
 
 
 def test_fault_ends_the_run_with_its_reason(tmp_path: Path) -> None:
-    """There is no rate of pictures that did not come out."""
-    with pytest.raises(EngineLost, match=r"did not finish its pictures: 0000\d\d\.jpg: the script says"):
+    """There is no rate of images that did not come out."""
+    with pytest.raises(EngineLost, match=r"did not finish its images: 0000\d\d\.jpg: the script says"):
         through(tmp_path, script=("ok",) * 3 + ("lost",) * 1000)
 
 
 def test_what_is_queued_when_it_is_enough_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine is taken away by whoever counts the last picture, before the line has run empty."""
+    """The engine is taken away by whoever counts the last image, before the line has run empty."""
     by: list[str] = []
 
     def abort(_watch: EngineWatch) -> None:

@@ -248,7 +248,7 @@ def test_verdict_on_a_status_file(
 
 
 def test_rows_show_what_a_person_asks_first() -> None:
-    """Device, queue, rates, pictures and the last problem."""
+    """Device, queue, rates, images and the last problem."""
     shown = dict(rows(status_record()))
 
     assert "cuda:0" == shown["device"]

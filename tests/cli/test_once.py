@@ -33,7 +33,7 @@ def shown() -> tuple[OnceView, io.StringIO]:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
+def image(tmp_path: Path) -> Path:
     path = tmp_path / "shoe.png"
     Image.new("RGB", (32, 24), "red").save(path)
     return path
@@ -57,18 +57,18 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 # --- options
 
 
-def test_every_setting_of_the_recipe_is_an_option(picture: Path) -> None:
+def test_every_setting_of_the_recipe_is_an_option(image: Path) -> None:
     """What a folder can ask for, a single run can too; unset options change nothing."""
-    options = parsed(picture, "out")
+    options = parsed(image, "out")
 
     assert {None} == {getattr(options, name) for name in config.Recipe.model_fields}
     assert config.Recipe() == once.settings(options)[1]
 
 
-def test_options_replace_settings(picture: Path) -> None:
+def test_options_replace_settings(image: Path) -> None:
     """Words, numbers, switches and lists; the values are judged by the same rules as the file's."""
     options = parsed(
-        picture, "out", "--format", "webp", "--webp-quality", "90", "--no-webp-lossless", "--crop", "--crop-margin",
+        image, "out", "--format", "webp", "--webp-quality", "90", "--no-webp-lossless", "--crop", "--crop-margin",
         "0.1", "--metadata", "copyright, artist", "--background", "#FF0000", "--device", "cpu", "--models-dir", "/m",
     )  # fmt: skip
     settings, recipe = once.settings(options)
@@ -81,28 +81,28 @@ def test_options_replace_settings(picture: Path) -> None:
     assert ("cpu", Path("/m")) == (settings.engine.device, settings.service.models_directory)
 
 
-def test_options_replace_settings_of_a_named_recipe(picture: Path, tmp_path: Path) -> None:
+def test_options_replace_settings_of_a_named_recipe(image: Path, tmp_path: Path) -> None:
     """The file's recipe is the base; only what is said changes."""
     (tmp_path / "rmbgd.toml").write_text('[engine]\ndevice = "cpu"\n[recipe.shop]\nformat = "tiff"\ncrop = true\n')
     settings, recipe = once.settings(
-        parsed(picture, "out", "--config", tmp_path / "rmbgd.toml", "--recipe", "shop", "--no-crop")
+        parsed(image, "out", "--config", tmp_path / "rmbgd.toml", "--recipe", "shop", "--no-crop")
     )
 
     assert config.Recipe(format="tiff", crop=False) == recipe
     assert "cpu" == settings.engine.device
 
 
-def test_unknown_recipe_is_told_with_those_that_there_are(picture: Path) -> None:
+def test_unknown_recipe_is_told_with_those_that_there_are(image: Path) -> None:
     """Without a file there is only the default."""
     with pytest.raises(ConfigError, match="no recipe 'shop'; there is default"):
-        once.settings(parsed(picture, "out", "--recipe", "shop"))
+        once.settings(parsed(image, "out", "--recipe", "shop"))
 
 
 def test_value_that_cannot_be_is_a_usage_error(
-    picture: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+    image: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Exit 2 and the bound, before anything is loaded."""
-    assert Exit.USAGE == once.run(parsed(picture, "out", "--png-level", "9"))
+    assert Exit.USAGE == once.run(parsed(image, "out", "--png-level", "9"))
     assert "rmbgd once: png_level: Input should be less than or equal to 3 (is '9')\n" == capsys.readouterr().err
     assert [] == asked
 
@@ -110,16 +110,16 @@ def test_value_that_cannot_be_is_a_usage_error(
 # --- exit status and what is seen
 
 
-def test_all_done_is_exit_0(picture: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
+def test_all_done_is_exit_0(image: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
     """One line says how it went, and the run got what was asked for."""
-    assert Exit.OK == once.run(parsed(picture, picture.parent / "out", "--overwrite"))
+    assert Exit.OK == once.run(parsed(image, image.parent / "out", "--overwrite"))
     assert ("1 done; 0.5 s\n", "") == capfd.readouterr()
     (call,) = asked
-    assert (picture, picture.parent / "out", True) == (call["source"], call["output"], call["overwrite"])
+    assert (image, image.parent / "out", True) == (call["source"], call["output"], call["overwrite"])
 
 
 def test_one_refused_file_is_exit_1(
-    tmp_path: Path, picture: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, image: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Named with its reason."""
     (tmp_path / "bad.png").write_bytes(b"no")
@@ -128,11 +128,9 @@ def test_one_refused_file_is_exit_1(
     assert "refused bad.png: corrupt: no\n1 done, 1 refused; 0.5 s\n" == capfd.readouterr().out
 
 
-def test_json_is_one_event_a_line(
-    picture: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_json_is_one_event_a_line(image: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
     """For programs: the service's own events, and nothing else on stdout."""
-    assert Exit.OK == once.run(parsed(picture, "out", "--json"))
+    assert Exit.OK == once.run(parsed(image, "out", "--json"))
     (line,) = capfd.readouterr().out.splitlines()
     assert "run.summary" == json.loads(line)["event"]
 
@@ -162,7 +160,7 @@ def test_fault_of_the_engine_is_shown_at_once() -> None:
     assert "engine.fault: device cuda:0, kind lost, detail [died], images 1, restarts 1" in text.getvalue()
 
 
-def test_bar_follows_the_pictures() -> None:
+def test_bar_follows_the_images() -> None:
     """Done, refused and put back all count; other events do not."""
     view, _ = shown()
     for event in ("engine.started", "image.done", "image.failed", "service.reload"):
@@ -175,7 +173,7 @@ def test_bar_follows_the_pictures() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_folder_through_the_real_engine(tmp_path: Path) -> None:
-    """The whole command: sub-folders are mirrored, what is no picture is refused, the exit status says so."""
+    """The whole command: sub-folders are mirrored, what is no image is refused, the exit status says so."""
     (tmp_path / "in" / "sub").mkdir(parents=True)
     Image.new("RGB", (64, 48), "navy").save(tmp_path / "in" / "a.jpg")
     Image.new("RGB", (64, 48), "red").save(tmp_path / "in" / "sub" / "b.png")
@@ -194,9 +192,9 @@ def test_folder_through_the_real_engine(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_missing_model_is_told_before_pictures_are_touched(tmp_path: Path, picture: Path) -> None:
+def test_missing_model_is_told_before_images_are_touched(tmp_path: Path, image: Path) -> None:
     """Exit 78 with the way to get it; no output folder is left behind half done."""
-    command = ["-m", "rmbgd", "once", picture, tmp_path / "out", "--model", "birefnet", "--models-dir", tmp_path]
+    command = ["-m", "rmbgd", "once", image, tmp_path / "out", "--model", "birefnet", "--models-dir", tmp_path]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
 
     assert Exit.CONFIGURATION == done.returncode

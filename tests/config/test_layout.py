@@ -96,7 +96,7 @@ def test_a_bind_mount_hides_nothing(tmp_path):
 
 
 def test_the_ledger_does_not_lie_in_a_drop_folder(tmp_path):
-    """What the service writes for itself would come in as pictures."""
+    """What the service writes for itself would come in as images."""
     assert problems(configured(tmp_path, {}, state_directory=str(tmp_path / "input0" / "state")))
 
 

@@ -86,7 +86,7 @@ def test_torch_that_cannot_be_imported_fails_with_the_reason() -> None:
 )
 def test_starts_that_died_are_told(tmp_path: Path, deaths: int, state: State, said: str) -> None:
     """One is worth a look, three make the next start careful."""
-    settings = config.Config(service=config.Service(state_directory=tmp_path))
+    settings = config.Config(service=config.ServiceSettings(state_directory=tmp_path))
     now = starts.moment(time.monotonic(), time.time())
     starts.write(tmp_path, starts.Record(tuple(starts.Run(*now, str(n), ended="signal SEGV") for n in range(deaths))))
 

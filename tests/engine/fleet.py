@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from rmbgd.config.load import Health
+from rmbgd.config.load import HealthSettings
 from rmbgd.engine.attendant import Attendant
 from rmbgd.engine.devices import Devices
 from rmbgd.engine.health_types import Phase
@@ -23,14 +23,14 @@ from rmbgd.engine.types import Answer, EngineDescription, Poisoned, Work
 from rmbgd.errors import EngineLost, ModelError
 from rmbgd.events import RecordedEvents
 from rmbgd.testing.clock import FakeClock
-from rmbgd.testing.engine import FakeEngine, expected_alpha
-from tests.engine.images import Pictures
+from rmbgd.testing.engine import FakeBackend, expected_alpha
+from tests.engine.image_store import ImageStore
 
 WELL = Reading("fake", temperature=60.0, throttle=frozenset())
 HOT = replace(WELL, temperature=91.0)
-HEALTH = Health(canary_blocks=256, probe_passes=1, canary_interval=86_400, golden_interval=86_400)
+HEALTH = HealthSettings(canary_blocks=256, probe_passes=1, canary_interval=86_400, golden_interval=86_400)
 MODEL, LESSER = "big", "lesser"
-GREEN = FakeEngine(np.empty(0, np.uint8)).golden(MODEL).alpha
+GREEN = FakeBackend(np.empty(0, np.uint8)).golden(MODEL).alpha
 
 
 class Stopping:
@@ -46,17 +46,17 @@ class Stopping:
         return self.told
 
 
-class Child(FakeEngine):
+class Child(FakeBackend):
     """A fake engine with what a worker has besides; `gpu.sick` holds what every one of them does wrong."""
 
     def __init__(self, gpu: Gpu, **options: object) -> None:
-        super().__init__(gpu.house.pictures.arena.block, device=gpu.device, models=(MODEL,), **options)
+        super().__init__(gpu.workspace.images.arena.block, device=gpu.device, models=(MODEL,), **options)
         self.gpu = gpu
         self.alive, self.ended, self.abandoned, self.aborted = True, False, False, False
 
     lingers = False
 
-    def belongs_to(self, beat: object, *, patience: float | None = None) -> None:
+    def belongs_to(self, heartbeat: object, *, patience: float | None = None) -> None:
         """Nobody judges here, nor waits."""
 
     def abort(self) -> None:
@@ -92,31 +92,31 @@ class Stored:
 class Gpu:
     """One GPU: what it will do wrong, what its sensor says, and what it has computed. Is its own sensor."""
 
-    def __init__(self, house: Fleet, index: int) -> None:
-        self.house, self.index, self.device = house, index, f"cuda:{index}"
+    def __init__(self, workspace: Fleet, index: int) -> None:
+        self.workspace, self.index, self.device = workspace, index, f"cuda:{index}"
         self.reading, self.sick, self.plan = WELL, "", {}
         self.made: list[Child] = []
         self.attendant = Attendant(
             self.device,
-            health=house.health,
+            health=workspace.health,
             sensor=self,
             make=self.make,
             references=Stored(),
-            moves=Moves("cpu", LESSER, MODEL) if house.with_standby else Moves("", "", MODEL),
-            emit=house.events,
-            clock=house.clock,
-            others=lambda: house.devices.others(index),
-            changed=house.changed,
+            moves=Moves("cpu", LESSER, MODEL) if workspace.with_standby else Moves("", "", MODEL),
+            emit=workspace.events,
+            clock=workspace.clock,
+            others=lambda: workspace.devices.others(index),
+            changed=workspace.changed,
         )
         lane = Lane(
             self.device,
-            house.never,
-            emit=house.events,
-            clock=house.clock,
+            workspace.never,
+            emit=workspace.events,
+            clock=workspace.clock,
             delay_maximum=8.0,
-            keep_when_short=house.with_standby,
+            keep_when_short=workspace.with_standby,
         )
-        self.station = Station(lane, self.attendant, health=house.health, clock=house.clock)
+        self.station = Station(lane, self.attendant, health=workspace.health, clock=workspace.clock)
 
     def make(self) -> Child:
         self.made.append(Child(self, **self.plan))
@@ -144,13 +144,13 @@ class Fleet:
     """`count` GPUs with an engine each, that the test uses like the threads would."""
 
     def __init__(
-        self, pictures: Pictures, count: int = 2, health: Health = HEALTH, *, warm: bool = True, tries: int = 3
+        self, images: ImageStore, count: int = 2, health: HealthSettings = HEALTH, *, warm: bool = True, tries: int = 3
     ) -> None:
-        self.pictures, self.health, self.with_standby = pictures, health, not health.require_gpu
+        self.images, self.health, self.with_standby = images, health, not health.require_gpu
         self.clock, self.events, self.stop = FakeClock(), RecordedEvents(), Stopping()
         self.changed = threading.Condition(threading.RLock())
         self.standby_sick, self.standby_plan = "", {}
-        self.standbys: list[FakeEngine] = []
+        self.standbys: list[FakeBackend] = []
         self.gpus = [Gpu(self, index) for index in range(count)]
         self.standby = None
         if self.with_standby:
@@ -174,7 +174,7 @@ class Fleet:
 
     def stand_in(self):
         start = self.standby_sick or "ok"
-        engine = FakeEngine(self.pictures.arena.block, device="cpu", models=(LESSER,), start=start, **self.standby_plan)
+        engine = FakeBackend(self.images.arena.block, device="cpu", models=(LESSER,), start=start, **self.standby_plan)
         self.standbys.append(engine)
         return SubstituteEngine(engine, {MODEL: LESSER})
 
@@ -197,7 +197,7 @@ class Fleet:
 
     def put(self, **options: object) -> Work:
         self.count += 1
-        return self.pictures.put(self.count, model=MODEL, **options)
+        return self.images.put(self.count, model=MODEL, **options)
 
     def run(self, index: int, works: list[Work]) -> list[Answer | Poisoned]:
         """What the engine of that GPU answers; every answer is right."""
@@ -205,17 +205,17 @@ class Fleet:
         assert [answer.image_id for answer in answers] == [work.image_id for work in works]
         for work, answer in zip(works, answers, strict=True):
             if isinstance(answer, Answer):
-                slot = self.pictures.slot(work)
+                slot = self.images.slot(work)
                 assert np.array_equal(slot.rgba[..., 3], expected_alpha(slot.rgb))
-            self.pictures.leases.pop(work.image_id).release()
+            self.images.leases.pop(work.image_id).release()
         return answers
 
     def made_by(self, index: int, count: int = 1) -> list[str]:
-        """Devices of so many pictures that the thread of that GPU was given."""
+        """Devices of so many images that the thread of that GPU was given."""
         return [answer.device for answer in self.run(index, [self.put() for _ in range(count)])]
 
     def deaths(self) -> int:
-        """Engine processes that were lost with pictures in hand."""
+        """Engine processes that were lost with images in hand."""
         return len([fault for fault in self.events.named("engine.fault") if fault["images"]])
 
     def may_take(self) -> list[bool]:

@@ -23,8 +23,8 @@ def wait_until_gone(pid: int) -> bool:
         os.close(descriptor)
 
 
-class SpyBeat:
-    """A beat that says when its thread is about to block."""
+class SpyHeartbeat(NullHeartbeat):
+    """A heartbeat that says when its thread is about to block."""
 
     def __init__(self) -> None:
         self.blocked = threading.Event()

@@ -16,12 +16,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from rmbgd.engine.arena import Arena, ArenaClosed, Lease
 from rmbgd.engine.types import ALIGNMENT
+from rmbgd.heartbeat import NullHeartbeat
 
 PATIENCE = 60  # seconds after which a test has hung; nothing waits that long
 
 
-class SpyBeat:
-    """A beat that says when its thread is about to block."""
+class SpyHeartbeat(NullHeartbeat):
+    """A heartbeat that says when its thread is about to block."""
 
     def __init__(self) -> None:
         self.blocked = threading.Event()
@@ -38,16 +39,16 @@ class SpyBeat:
 def asked(arena: Arena, byte_count: int) -> Future:
     """A lease asked for in a thread of its own; returns when it is known to be waiting."""
     future: Future = Future()
-    beat = SpyBeat()
+    heartbeat = SpyHeartbeat()
 
     def run() -> None:
         try:
-            future.set_result(arena.lease(byte_count, beat))
+            future.set_result(arena.lease(byte_count, heartbeat))
         except BaseException as error:
             future.set_exception(error)
 
     threading.Thread(target=run, daemon=True).start()
-    beat.blocked.wait(PATIENCE)
+    heartbeat.blocked.wait(PATIENCE)
     return future
 
 
@@ -106,7 +107,7 @@ TestLeases = Leases.TestCase
 
 
 def test_a_lease_blocks_until_it_fits_and_its_beat_waits():
-    """The memory of one picture is lent again once it is given back; meanwhile the asking thread counts as waiting."""
+    """The memory of one image is lent again once it is given back; meanwhile the asking thread counts as waiting."""
     with Arena(4096) as arena:
         first = arena.lease(4096)
         second = asked(arena, 64)
@@ -120,7 +121,7 @@ def test_a_lease_blocks_until_it_fits_and_its_beat_waits():
         assert arena.statistics().waiting == 0
 
 
-def test_a_small_picture_does_not_overtake_a_large_one():
+def test_a_small_image_does_not_overtake_a_large_one():
     """First asked, first served: what would fit waits behind the head that does not fit yet."""
     with Arena(4096) as arena:
         held = [arena.lease(2048), arena.lease(1024)]
@@ -218,6 +219,6 @@ def test_nobody_can_shorten_the_block():
 
 
 def test_memory_becomes_real_only_when_written():
-    """A large arena costs nothing until pictures lie in it."""
+    """A large arena costs nothing until images lie in it."""
     with Arena(1 << 30) as arena:
         assert os.fstat(arena.fd).st_blocks == 0

@@ -1,4 +1,4 @@
-"""Several GPUs: who takes pictures, where those in hand go, and what is said, with fake engines in one process."""
+"""Several GPUs: who takes images, where those in hand go, and what is said, with fake engines in one process."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from rmbgd.engine.types import Answer, Poisoned
 from rmbgd.errors import EngineLost, ModelError
 from rmbgd.testing.engine import POISON_COLOUR
 from tests.engine.fleet import HEALTH, HOT, WELL, Fleet
-from tests.engine.images import Pictures
+from tests.engine.image_store import ImageStore
 from tests.engine.processes import PATIENCE
 
 FIRST, SECOND, STANDBY = "cuda:0", "cuda:1", "cpu"
 
 
 @pytest.fixture
-def fleet(pictures: Pictures) -> Iterator[Callable[..., Fleet]]:
+def fleet(images: ImageStore) -> Iterator[Callable[..., Fleet]]:
     made: list[Fleet] = []
 
     def make(**options: object) -> Fleet:
-        made.append(Fleet(pictures, **options))
+        made.append(Fleet(images, **options))
         return made[-1]
 
     yield make
@@ -48,7 +48,7 @@ def test_each_thread_uses_its_own_gpu(fleet):
     assert both.devices.describe()["state"] == "ready"
 
 
-def test_a_thread_whose_gpu_is_away_leaves_pictures_to_the_others(fleet):
+def test_a_thread_whose_gpu_is_away_leaves_images_to_the_others(fleet):
     """One away: it takes none; all away: the first one takes them for the CPU; when stopping, whoever is asked."""
     both = fleet().well()
     both.gpus[0].reading = HOT
@@ -62,8 +62,8 @@ def test_a_thread_whose_gpu_is_away_leaves_pictures_to_the_others(fleet):
     assert both.may_take() == [True, True]
 
 
-def test_pictures_in_hand_when_only_the_device_is_taken_away_go_to_the_other_gpu(fleet):
-    """Heat is no picture's fault: what its thread had taken is made by the other GPU, with the model asked for."""
+def test_images_in_hand_when_only_the_device_is_taken_away_go_to_the_other_gpu(fleet):
+    """Heat is no image's fault: what its thread had taken is made by the other GPU, with the model asked for."""
     both = fleet().well()
     both.gpus[0].reading = HOT
     both.check()
@@ -73,7 +73,7 @@ def test_pictures_in_hand_when_only_the_device_is_taken_away_go_to_the_other_gpu
 
 
 def test_a_process_killed_because_its_device_is_ill_accuses_nobody(fleet):
-    """The health check condemns the device while it computes: its pictures are no suspects, and stay together."""
+    """The health check condemns the device while it computes: its images are no suspects, and stay together."""
     both = fleet().well()
     both.made_by(0)
     child = both.gpus[0].made[-1]
@@ -88,7 +88,7 @@ def test_a_process_killed_because_its_device_is_ill_accuses_nobody(fleet):
     assert both.gpus[1].made[-1].batches == [[2, 3, 4]]
 
 
-def test_pictures_that_met_a_fault_go_to_the_cpu_alone(fleet):
+def test_images_that_met_a_fault_go_to_the_cpu_alone(fleet):
     """What killed one GPU's process could kill the next one's: it stays in use, and takes what comes."""
     both = fleet()
     both.gpus[0].plan = {"script": ["lost"]}
@@ -128,7 +128,7 @@ def test_events_say_where_work_goes_and_whence_it_comes_back(fleet):
 
 
 def test_one_that_is_away_makes_the_state_degraded(fleet):
-    """Every device is named with its state; the pictures' device is the one that is left."""
+    """Every device is named with its state; the images' device is the one that is left."""
     both = fleet().well()
     both.standby.lane.start()
     both.gpus[0].reading = HOT
@@ -164,7 +164,7 @@ def test_the_service_starts_with_the_first_gpu_that_is_well(fleet):
 
 
 def test_who_waits_for_a_gpu_that_never_comes_leaves_with_the_first(fleet):
-    """The first thread ends when no pictures come any more; the other has computed none and holds up nobody."""
+    """The first thread ends when no images come any more; the other has computed none and holds up nobody."""
     both = fleet()
     both.gpus[1].sick = "start"
     both.standby.lane.start()
@@ -209,7 +209,7 @@ def test_the_standby_ends_with_its_last_user(fleet):
     assert all(child.ended for gpu in both.gpus for child in gpu.made)
 
 
-def test_a_faulty_process_that_does_not_go_keeps_no_picture_waiting(fleet):
+def test_a_faulty_process_that_does_not_go_keeps_no_image_waiting(fleet):
     """It is stuck in the driver: somebody else waits for its end, and finds that the device is lost."""
     both = fleet()
     both.gpus[0].plan = {"script": ["lost"]}
@@ -224,7 +224,7 @@ def test_a_faulty_process_that_does_not_go_keeps_no_picture_waiting(fleet):
 
 
 def test_a_process_of_a_hot_gpu_is_not_kept_until_somebody_comes(fleet):
-    """Its thread takes no more pictures: who looks after the GPU lets its process go."""
+    """Its thread takes no more images: who looks after the GPU lets its process go."""
     both = fleet().well()
     both.made_by(0)
     both.gpus[0].reading = HOT
@@ -237,7 +237,7 @@ def test_a_process_of_a_hot_gpu_is_not_kept_until_somebody_comes(fleet):
 
 
 @pytest.mark.parametrize(("company", "tries", "deaths"), [(3, 3, 3), (0, 3, 3), (3, 1, 2), (0, 1, 2), (0, 2, 2)])
-def test_a_poison_picture_costs_as_many_processes_as_tries(fleet, company, tries, deaths):
+def test_a_poison_image_costs_as_many_processes_as_tries(fleet, company, tries, deaths):
     """In company or alone, one GPU's and then only the CPU's; with one try the CPU has tried it all the same."""
     both = fleet(tries=tries)
     for gpu in both.gpus:
@@ -362,7 +362,7 @@ ACTIONS = st.one_of(
 )
 
 
-def act(house: Fleet, name: str, gpu, value) -> None:
+def act(workspace: Fleet, name: str, gpu, value) -> None:
     match name:
         case "reading":
             gpu.reading = value
@@ -374,55 +374,55 @@ def act(house: Fleet, name: str, gpu, value) -> None:
             for child in gpu.made:
                 child.alive = False
         case "standby":
-            house.standby_sick = value
+            workspace.standby_sick = value
         case "check":
-            house.check(value)
-            house.standby.tick()
+            workspace.check(value)
+            workspace.standby.tick()
         case "wait":
-            house.clock.advance(value)
+            workspace.clock.advance(value)
         case "pictures":
-            serve(house, gpu.index, value)
+            serve(workspace, gpu.index, value)
 
 
-def serve(house: Fleet, index: int, count: int) -> None:
+def serve(workspace: Fleet, index: int, count: int) -> None:
     """As the threads do: whoever may take them takes them; the CPU makes none that met no fault while a GPU is well."""
-    if not house.devices.may_take(index):
-        index = house.may_take().index(True)
-    in_use, faults = bool(house.devices.in_use), len(house.events.named("engine.fault"))
+    if not workspace.devices.may_take(index):
+        index = workspace.may_take().index(True)
+    in_use, faults = bool(workspace.devices.in_use), len(workspace.events.named("engine.fault"))
     if not in_use:
-        house.standby_sick = ""  # with nothing that computes they would wait here for ever
-    devices = set(house.made_by(index, count))
-    if in_use and len(house.events.named("engine.fault")) == faults and house.devices.in_use:
+        workspace.standby_sick = ""  # with nothing that computes they would wait here for ever
+    devices = set(workspace.made_by(index, count))
+    if in_use and len(workspace.events.named("engine.fault")) == faults and workspace.devices.in_use:
         assert STANDBY not in devices
 
 
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(actions=st.lists(ACTIONS, max_size=40))
-def test_whatever_two_gpus_do_every_picture_is_answered_right(actions):
+def test_whatever_two_gpus_do_every_image_is_answered_right(actions):
     """Right answers in order, by a GPU while one is well; no process is used after a trip, or left behind."""
-    with Arena(1 << 20) as arena, Pictures(arena) as pictures:
-        house = Fleet(pictures)
+    with Arena(1 << 20) as arena, ImageStore(arena) as images:
+        workspace = Fleet(images)
         try:
-            house.standby.lane.start()
-            while house.devices.undecided:
-                house.check()
+            workspace.standby.lane.start()
+            while workspace.devices.undecided:
+                workspace.check()
             for name, index, value in actions:
-                if name == "pictures" and not house.devices.in_use:
-                    house.standby_sick = ""
-                act(house, name, house.gpus[index], value)
-            act(house, "pictures", house.gpus[0], 3)
+                if name == "pictures" and not workspace.devices.in_use:
+                    workspace.standby_sick = ""
+                act(workspace, name, workspace.gpus[index], value)
+            act(workspace, "pictures", workspace.gpus[0], 3)
         finally:
-            house.close()
-        for gpu in house.gpus:
+            workspace.close()
+        for gpu in workspace.gpus:
             edges = [
                 name
-                for name, keys in house.events.events
+                for name, keys in workspace.events.events
                 if (name == "engine.failover" and keys["from"] == gpu.device)
                 or (name == "engine.failback" and keys["to"] == gpu.device)
             ]
             assert edges == ["engine.failover", "engine.failback"] * (len(edges) // 2) + edges[len(edges) // 2 * 2 :]
-            proved = house.events.named("engine.state")
+            proved = workspace.events.named("engine.state")
             proofs = [each for each in proved if each["device"] == gpu.device and each["reason"] == "probe_passed"]
             assert len([child for child in gpu.made if child.batches]) <= len(proofs)
             assert all(child.ended for child in gpu.made)
-        assert all(engine.closed for engine in house.standbys)
+        assert all(engine.closed for engine in workspace.standbys)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbgd import events
-from rmbgd.config.load import Health
+from rmbgd.config.load import HealthSettings
 from rmbgd.engine.failover import route, step
 from rmbgd.engine.health_types import (
     Answered,
@@ -36,9 +36,9 @@ from rmbgd.engine.health_types import (
 )
 from rmbgd.engine.sensors.base import Problem, Reading, Throttle
 from rmbgd.engine.transition import dwell
-from rmbgd.engine.types import CanaryPass
+from rmbgd.engine.types import MemoryTestPass
 
-HEALTH = Health()
+HEALTH = HealthSettings()
 TICK = HEALTH.interval
 WELL = Reading(
     source="fake", temperature=60.0, throttle=frozenset(), ecc_uncorrected=0, remap_failed=False, recovery="none"
@@ -58,7 +58,7 @@ def hot(temperature: float) -> Reading:
 class Device:
     """A device and its machine on simulated time; probes are answered at once with `probe`."""
 
-    def __init__(self, health: Health = HEALTH, probe: ProbeReport = PROVED) -> None:
+    def __init__(self, health: HealthSettings = HEALTH, probe: ProbeReport = PROVED) -> None:
         self.state = DeviceState()
         self.now = 0.0
         self.health = health
@@ -113,7 +113,7 @@ def test_a_device_is_used_after_a_passed_probe_and_three_good_checks():
 
 
 def test_a_first_start_is_no_fail_back(device: Device):
-    """Nothing failed over yet, so nothing returns, and the first pictures need not go one by one."""
+    """Nothing failed over yet, so nothing returns, and the first images need not go one by one."""
     assert device.count(Failback) == 0
     assert device.state.batch_limit is None
 
@@ -254,7 +254,7 @@ def test_a_board_that_has_no_thermometer_is_not_bad_for_it(device: Device):
 
 def test_an_operator_can_insist_on_a_thermometer():
     """With require_temperature a blind board never comes into use."""
-    device = Device(Health(require_temperature=True))
+    device = Device(HealthSettings(require_temperature=True))
     device.check(replace(WELL, temperature=None, unsupported=frozenset({"temperature"})), times=50)
 
     assert Phase.OK not in {decision.after for _, decision in device.log if isinstance(decision, Changed)}
@@ -266,31 +266,31 @@ def test_an_operator_can_insist_on_a_thermometer():
 @pytest.mark.parametrize(("bad", "phase"), [(1, Phase.OK), (2, Phase.QUARANTINED)])
 def test_two_bad_blocks_of_16384_trip_and_one_does_not(device: Device, bad: int, phase: Phase):
     """0.0061 % is below 0.01 %, 0.0122 % is above."""
-    device.tell(CanaryPass(16_384, bad))
+    device.tell(MemoryTestPass(16_384, bad))
 
     assert phase is device.state.phase
 
 
 def test_the_rate_is_taken_over_ten_minutes(device: Device):
     """A bad block 601 s ago no longer counts; 600 s ago it does, among all blocks checked since."""
-    device.tell(CanaryPass(16_384, 1))
+    device.tell(MemoryTestPass(16_384, 1))
     at = device.now
     device.now = at + 600
-    device.tell(CanaryPass(100, 1))
+    device.tell(MemoryTestPass(100, 1))
     assert device.state.phase is Phase.QUARANTINED
 
     late = Device().until(Phase.OK)
-    late.tell(CanaryPass(16_384, 1))
+    late.tell(MemoryTestPass(16_384, 1))
     late.now += 601
-    late.tell(CanaryPass(16_384, 1))
+    late.tell(MemoryTestPass(16_384, 1))
     assert late.state.phase is Phase.OK
 
 
 def test_the_first_bad_block_is_told_once(device: Device):
     """One Degraded on the edge, none for the next bad blocks of the window."""
-    device.tell(CanaryPass(16_384, 0))
-    device.tell(CanaryPass(16_384, 1))
-    device.tell(CanaryPass(16_384, 1))
+    device.tell(MemoryTestPass(16_384, 0))
+    device.tell(MemoryTestPass(16_384, 1))
+    device.tell(MemoryTestPass(16_384, 1))
 
     assert device.count(Degraded) == 1
 
@@ -371,13 +371,13 @@ def test_out_of_memory_long_ago_is_forgotten(device: Device):
 
 def test_a_fresh_process_starts_with_a_clean_slate(device: Device):
     """Bad blocks and memory faults of the process before are not held against it, however recent they are."""
-    device.tell(CanaryPass(16_384, 1))
+    device.tell(MemoryTestPass(16_384, 1))
     device.fault(FaultKind.MEMORY)
     device.fault(FaultKind.MEMORY)
     device.check(hot(86.0))
     device.until(Phase.OK)
     device.tell(Answered(device.state.process, 10))
-    device.tell(CanaryPass(16_384, 1))
+    device.tell(MemoryTestPass(16_384, 1))
     device.fault(FaultKind.MEMORY)
 
     assert device.state.phase is Phase.OK
@@ -561,7 +561,7 @@ def test_failed_probes_wait_longer_each_time():
     assert [b - a for a, b in itertools.pairwise(starts)] == [60, 120, 240, 480, 960, 1920]
 
 
-def test_after_a_fail_back_ten_pictures_go_one_by_one(device: Device):
+def test_after_a_fail_back_ten_images_go_one_by_one(device: Device):
     """Batches of one until ten have been answered, then as many as the device takes."""
     device.check(hot(86.0))
     device.until(Phase.OK)
@@ -614,10 +614,10 @@ def test_trips_are_forgotten_after_six_uninterrupted_hours(device: Device):
     assert device.state.trips == 0
 
 
-# --- the known picture in passing
+# --- the golden image in passing
 
 
-def test_four_wrong_known_pictures_in_a_row_trip(device: Device):
+def test_four_wrong_known_images_in_a_row_trip(device: Device):
     """Good sensor readings in between do not hide wrong answers; each asks for another run at once."""
     for _ in range(3):
         assert RepeatGolden() in device.tell(Golden(passed=False, process=device.state.process))
@@ -628,7 +628,7 @@ def test_four_wrong_known_pictures_in_a_row_trip(device: Device):
     assert device.state.phase is Phase.QUARANTINED
 
 
-def test_one_right_known_picture_clears_the_suspicion(device: Device):
+def test_one_right_known_image_clears_the_suspicion(device: Device):
     """A good check then leads back to OK."""
     device.tell(Golden(passed=False, process=device.state.process))
     device.tell(Golden(passed=True, process=device.state.process))
@@ -673,7 +673,7 @@ def test_a_square_wave_of_heat_costs_at_most_29_failovers_a_day(period: int):
 # --- several devices
 
 
-def test_pictures_go_to_the_devices_that_are_well(device: Device):
+def test_images_go_to_the_devices_that_are_well(device: Device):
     """Else to the stand-in on the CPU, or nowhere if the operator prefers waiting."""
     cooling = Device().until(Phase.OK)
     cooling.check(hot(90.0))
@@ -682,7 +682,7 @@ def test_pictures_go_to_the_devices_that_are_well(device: Device):
 
     assert route(both, HEALTH).devices == ("cuda:0",)
     assert route(none, HEALTH).standby
-    assert not route(none, Health(require_gpu=True)).standby
+    assert not route(none, HealthSettings(require_gpu=True)).standby
 
 
 # --- properties
@@ -700,7 +700,9 @@ PROBES = st.sampled_from(
 )
 LAGS = st.integers(0, 2)  # how many processes ago the news is from
 SAMPLES = st.one_of(
-    st.builds(lambda reading, beat: ("check", reading, beat), READINGS, st.sampled_from([True, True, True, False])),
+    st.builds(
+        lambda reading, heartbeat: ("check", reading, heartbeat), READINGS, st.sampled_from([True, True, True, False])
+    ),
     st.builds(lambda kind, lag: ("fault", kind, lag), st.sampled_from(list(FaultKind)), LAGS),
     st.builds(lambda report, lag: ("probed", report, lag), PROBES, LAGS),
     st.builds(lambda passed, lag: ("golden", passed, lag), st.booleans(), LAGS),
@@ -737,7 +739,7 @@ def sample_for(state: DeviceState, what: tuple[str, object, object]) -> Sample:
         case "answered":
             return Answered(process, int(value))  # type: ignore[call-overload]
         case _:
-            return CanaryPass(16_384, int(value))  # type: ignore[call-overload]
+            return MemoryTestPass(16_384, int(value))  # type: ignore[call-overload]
 
 
 def play(steps: list[tuple[float, tuple[str, object, object]]]):

@@ -11,11 +11,11 @@ import pytest
 
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.examine import Golden, from_golden, to_golden
-from rmbgd.engine.golden_image import known_picture
-from rmbgd.engine.types import CanaryPass
+from rmbgd.engine.golden_image import golden_image
+from rmbgd.engine.types import MemoryTestPass
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost
-from rmbgd.testing.engine import FakeEngine
+from rmbgd.testing.engine import FakeBackend
 
 FAKE = "rmbgd.testing.engine:create"
 
@@ -49,27 +49,27 @@ def test_alpha_survives_the_way_to_16_bits():
         {"alpha": from_golden(Golden(np.zeros((240, 320), np.float32), 0.0))["alpha"], "seconds": "soon"},
     ],
 )
-def test_what_is_no_known_picture_is_refused(message):
-    """Cut, swollen or of another kind: an error, and no more memory than a known picture takes."""
+def test_what_is_no_known_image_is_refused(message):
+    """Cut, swollen or of another kind: an error, and no more memory than a golden image takes."""
     with pytest.raises((KeyError, TypeError, ValueError)):
         to_golden(message)
 
 
-def test_a_child_computes_the_known_picture(worker):
+def test_a_child_computes_the_known_image(worker):
     """What comes back through the process is what the engine computes in this one."""
     worker.start()
-    expected = FakeEngine(np.empty(0, np.uint8)).golden("fake").alpha
+    expected = FakeBackend(np.empty(0, np.uint8)).golden("fake").alpha
 
     assert np.abs(worker.golden("fake").alpha - expected).max() <= 1 / 65535
-    assert np.allclose(expected, known_picture()[0][..., 1] / 255)
+    assert np.allclose(expected, golden_image()[0][..., 1] / 255)
 
 
 def test_a_child_checks_its_memory(worker, tmp_path):
     """Blocks and bad blocks of a pass."""
     worker.start()
-    assert worker.canary(64) == CanaryPass(64, 0)
+    assert worker.canary(64) == MemoryTestPass(64, 0)
     (tmp_path / "canary").write_text("3")
-    assert worker.canary(64) == CanaryPass(64, 3)
+    assert worker.canary(64) == MemoryTestPass(64, 3)
 
 
 def test_a_child_that_is_gone_is_told(worker):

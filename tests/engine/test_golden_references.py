@@ -1,4 +1,4 @@
-"""The CPU's answers to the known picture: computed once, found again, never mistaken for another model's."""
+"""The CPU's answers to the golden image: computed once, found again, never mistaken for another model's."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rmbgd.engine.golden_references import References, file_name
 from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost
-from rmbgd.testing.engine import FakeEngine
+from rmbgd.testing.engine import FakeBackend
 
 SAID = EngineDescription("cuda:0", {"fake": {"alpha": "green channel"}}, (1,))
-GREEN = FakeEngine(np.empty(0, np.uint8)).golden("fake").alpha
+GREEN = FakeBackend(np.empty(0, np.uint8)).golden("fake").alpha
 
 
 class Makers:

@@ -14,7 +14,7 @@ class Limited:
     """Says at start that nothing is page-locked, and in its first batch that memory ran short."""
 
     def __init__(self) -> None:
-        self.news = [Limit("batch", "at most 2 pictures at once for now")]
+        self.news = [Limit("batch", "at most 2 images at once for now")]
 
     def start(self) -> EngineDescription:
         return EngineDescription("cuda:0", {}, (1, 2, 4), limits=[Limit("pinned", "no memory is page-locked")])
@@ -37,7 +37,7 @@ def test_limits_are_events_each_told_once():
 
     assert events.named("engine.limited") == [
         {"device": "cuda:0", "what": "pinned", "detail": "no memory is page-locked"},
-        {"device": "cuda:0", "what": "batch", "detail": "at most 2 pictures at once for now"},
+        {"device": "cuda:0", "what": "batch", "detail": "at most 2 images at once for now"},
     ]
 
 

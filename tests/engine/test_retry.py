@@ -1,4 +1,4 @@
-"""The retry policy: every picture gets one verdict, and only those that fail alone are refused."""
+"""The retry policy: every image gets one verdict, and only those that fail alone are refused."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ def answer(work: Work, batch: int) -> Answer:
     tries=st.integers(1, 4),
     limit=st.integers(1, 16),
 )
-def test_every_picture_gets_its_verdict_and_nobody_innocent_is_refused(count, poison, memory, tries, limit):
+def test_every_image_gets_its_verdict_and_nobody_innocent_is_refused(count, poison, memory, tries, limit):
     """With any poison and any shortage of memory: poison is refused after `tries` faults, at last alone."""
     attempts = Attempts([work(n) for n in range(count)], tries)
     faults_alone, faults = dict.fromkeys(range(count), 0), dict.fromkeys(range(count), 0)
     faults_together = 0
     while group := attempts.next_group(limit):
         assert len(group) <= limit
-        ids = [picture.image_id for picture in group]
+        ids = [image.image_id for image in group]
         if len(group) > memory:
             attempts.too_large(group, "memory")
         elif poison & set(ids):
@@ -44,7 +44,7 @@ def test_every_picture_gets_its_verdict_and_nobody_innocent_is_refused(count, po
                 faults_together += 1
             attempts.failed(group, "lost")
         else:
-            attempts.answered([answer(picture, len(group)) for picture in group])
+            attempts.answered([answer(image, len(group)) for image in group])
     verdicts = attempts.verdicts()
 
     assert not attempts.open
@@ -74,7 +74,7 @@ def test_with_a_fallback_only_what_fails_there_alone_is_refused(count, poison, t
         on_gpu = gpu_is_there and not attempts.accused_next()
         if not (group := attempts.next_group(16, fallback=True)):
             break
-        ids = {picture.image_id for picture in group}
+        ids = {image.image_id for image in group}
         if on_gpu:  # it kills whatever it is given
             gpu_is_there = False
             attempts.failed(group, "GPU")
@@ -83,7 +83,7 @@ def test_with_a_fallback_only_what_fails_there_alone_is_refused(count, poison, t
                 alone_on_cpu[group[0].image_id] += 1
             attempts.failed(group, "CPU", on_fallback=True)
         else:
-            attempts.answered([answer(picture, len(group)) for picture in group])
+            attempts.answered([answer(image, len(group)) for image in group])
 
     for verdict in attempts.verdicts():
         assert isinstance(verdict, Poisoned) == (verdict.image_id in poison)
@@ -99,15 +99,15 @@ def test_faults_at_random_lose_nobody(count, outcomes):
     luck = iter(outcomes)
     while group := attempts.next_group(16):
         if next(luck, True):
-            attempts.answered([answer(picture, len(group)) for picture in group])
+            attempts.answered([answer(image, len(group)) for image in group])
         else:
             attempts.failed(group, "lost")
 
     assert [verdict.image_id for verdict in attempts.verdicts()] == list(range(count))
 
 
-def test_an_answer_tells_how_often_its_picture_ran():
-    """A picture that ran in a failed batch and then alone has two tries."""
+def test_an_answer_tells_how_often_its_image_ran():
+    """An image that ran in a failed batch and then alone has two tries."""
     attempts = Attempts([work(1), work(2)], 3)
     attempts.failed(attempts.next_group(8), "lost")
     first = attempts.next_group(8)
@@ -119,13 +119,13 @@ def test_an_answer_tells_how_often_its_picture_ran():
     assert [verdict.tries for verdict in attempts.verdicts()] == [2, 3]
 
 
-def test_a_picture_that_failed_alone_goes_behind_the_others():
+def test_an_image_that_failed_alone_goes_behind_the_others():
     """The innocent are answered before the suspect has its next try."""
     attempts = Attempts([work(1), work(2), work(3)], 3)
     attempts.failed(attempts.next_group(8), "lost")
     attempts.failed(attempts.next_group(8), "lost")
 
-    assert [picture.image_id for picture in attempts.next_group(8)] == [2]
+    assert [image.image_id for image in attempts.next_group(8)] == [2]
 
 
 def test_a_conviction_says_what_happened_last():
@@ -139,7 +139,7 @@ def test_a_conviction_says_what_happened_last():
     assert attempts.verdicts() == [Poisoned(7, "killed by SIGSEGV", 2)]
 
 
-def test_a_picture_too_large_for_memory_alone_is_accused_like_any_other():
+def test_an_image_too_large_for_memory_alone_is_accused_like_any_other():
     """When nothing is left to halve, shortage of memory counts."""
     attempts = Attempts([work(7)], 1)
     attempts.too_large(attempts.next_group(1), "out of memory")
@@ -149,7 +149,7 @@ def test_a_picture_too_large_for_memory_alone_is_accused_like_any_other():
 
 
 @pytest.mark.parametrize("tries", [1, 2, 3])
-def test_a_picture_is_not_refused_before_the_fallback_has_tried_it(tries):
+def test_an_image_is_not_refused_before_the_fallback_has_tried_it(tries):
     """However often it failed alone on the GPU; one failure there is enough then."""
     attempts = Attempts([work(7)], tries)
     for _ in range(tries + 2):
@@ -177,7 +177,7 @@ def test_a_device_that_is_taken_away_accuses_nobody():
         attempts.interrupted(attempts.next_group(8))
         assert not attempts.accused_next()
     group = attempts.next_group(8)
-    attempts.answered([answer(picture, 2) for picture in group])
+    attempts.answered([answer(image, 2) for image in group])
 
     assert [(type(verdict), verdict.tries) for verdict in attempts.verdicts()] == [(Answer, 6)] * 2
 
@@ -191,7 +191,7 @@ def test_a_fault_in_company_makes_suspects_of_all():
     assert attempts.accused_next()
 
 
-def test_one_picture_twice_in_a_batch_is_a_bug():
+def test_one_image_twice_in_a_batch_is_a_bug():
     """Verdicts are found by number, so numbers are unique."""
     with pytest.raises(ValueError, match="twice"):
         Attempts([work(1), work(1)], 3)

@@ -1,4 +1,4 @@
-"""How close two answers to the known picture are."""
+"""How close two answers to the golden image are."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from rmbgd.config.load import Health
+from rmbgd.config.load import HealthSettings
 from rmbgd.engine.selftest import golden_difference, judge_golden
 
 STORED = np.linspace(0, 1, 10_000, dtype=np.float32).reshape(100, 100)
@@ -42,13 +42,13 @@ def test_an_answer_that_cannot_be_is_never_close(alpha):
     """Another size, or anything that is not finite."""
     mean, peak = golden_difference(alpha, STORED, 0.001)
 
-    assert not judge_golden(mean, peak, Health()).passed
+    assert not judge_golden(mean, peak, HealthSettings()).passed
 
 
 def test_an_empty_mask_is_caught():
     """A device that answers zeros without an error."""
     mean, peak = golden_difference(np.zeros_like(STORED), STORED, 0.001)
-    verdict = judge_golden(mean, peak, Health())
+    verdict = judge_golden(mean, peak, HealthSettings())
 
     assert verdict.failed == "golden"
     assert verdict.threshold == pytest.approx(2 / 255)

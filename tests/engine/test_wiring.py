@@ -19,7 +19,7 @@ from rmbgd.engine.sensors.choose import Choice
 from rmbgd.engine.wiring import Machine, build
 from rmbgd.errors import ConfigError
 from rmbgd.events import RecordedEvents
-from rmbgd.heartbeat import NoBeat
+from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.testing.sensors import FakeSensor
 
 
@@ -46,9 +46,9 @@ class Builder(ExitStack):
             factory="rmbgd.testing.engine:create",
             options=lambda _config, device, models, _precision: {"device": device, "models": list(models)},
         )
-        self.parts = EngineParts(config, self.arena, self.events, SystemClock(), NoBeat(), self.stop_event)
+        self.parts = EngineParts(config, self.arena, self.events, SystemClock(), NullHeartbeat(), self.stop_event)
         self.seats = build(self.parts, machine).seats
-        engines = [seat.engine(NoBeat()) for seat in self.seats]
+        engines = [seat.engine(NullHeartbeat()) for seat in self.seats]
         for engine in engines:
             self.callback(engine.close)
         return engines[0]
@@ -104,7 +104,7 @@ def test_a_gpu_that_is_not_there_is_the_operator_s(builder, device, count):
 
 
 def test_who_requires_a_gpu_cannot_ask_for_the_cpu(builder):
-    """Pictures would wait for ever."""
+    """Images would wait for ever."""
     with pytest.raises(ConfigError, match="contradict"):
         builder("cpu", 1, require_gpu=True)
 
@@ -122,7 +122,7 @@ def test_processes_are_killed_also_when_they_are_still_to_come(builder, tmp_path
     with stack:
         config = parse({"engine": {"device": "cpu"}}, origin="test")
         room = EngineRoom(config, builder.arena, events, SystemClock(), lambda parts: parts)
-        parts = room.engine(NoBeat())
+        parts = room.engine(NullHeartbeat())
         room.abort()
         assert parts.stopping.is_set()
 

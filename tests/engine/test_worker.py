@@ -39,7 +39,7 @@ class Workshop:
 
     def worker(self, *script: str, factory: str = FAKE, batch_timeout: float = PATIENCE, **settings) -> EngineWorker:
         start_timeout = settings.pop("start_timeout", PATIENCE)
-        beat = settings.pop("beat", None)
+        heartbeat = settings.pop("beat", None)
         start_process = settings.pop("start_process", ChildProcess)
         hang_minimum = settings.pop("hang_minimum", None)
         worker = EngineWorker(
@@ -50,7 +50,7 @@ class Workshop:
             batch_timeout=batch_timeout,
             on_output=self.lines.append,
             hang_minimum=hang_minimum,
-            beat=beat,
+            heartbeat=heartbeat,
             start_process=start_process,
         )
         self.made.append(worker)
@@ -58,19 +58,19 @@ class Workshop:
 
 
 @pytest.fixture
-def workshop(pictures) -> Iterator[Workshop]:
-    workshop = Workshop(pictures.arena)
+def workshop(images) -> Iterator[Workshop]:
+    workshop = Workshop(images.arena)
     yield workshop
     for worker in workshop.made:
         worker.close()
 
 
 @pytest.mark.parametrize("output", list(OutputPlane))
-def test_the_child_fills_the_output_plane_in_shared_memory(pictures, workshop, output):
+def test_the_child_fills_the_output_plane_in_shared_memory(images, workshop, output):
     """What the child computes from the pixels in the arena stands in the arena, bit for bit."""
     worker = workshop.worker()
     description = worker.start()
-    works = [pictures.put(7, output=output, source_alpha=True), pictures.put(8, output=output, height=3, width=100)]
+    works = [images.put(7, output=output, source_alpha=True), images.put(8, output=output, height=3, width=100)]
     report = worker.segment(works)
 
     assert description.device == "fake"
@@ -78,7 +78,7 @@ def test_the_child_fills_the_output_plane_in_shared_memory(pictures, workshop, o
     assert [(a.image_id, a.model, a.batch, a.tries) for a in report.answers] == [(7, "fake", 2, 1), (8, "fake", 2, 1)]
     levels = 65535 if output is OutputPlane.ALPHA16 else 255
     for work in works:
-        slot = pictures.slot(work)
+        slot = images.slot(work)
         alpha = slot.alpha if slot.rgba is None else slot.rgba[..., 3]
         assert np.array_equal(alpha, expected_alpha(slot.rgb, slot.source_alpha, levels=levels))
 
@@ -92,14 +92,14 @@ def test_neither_side_imports_torch_for_a_fake():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-def test_kill_9_in_the_middle_of_a_batch_is_an_engine_lost(pictures, workshop):
+def test_kill_9_in_the_middle_of_a_batch_is_an_engine_lost(images, workshop):
     """The caller gets EngineLost that names the signal, at once and not at the deadline."""
-    beat = SpyBeat()
-    worker = workshop.worker("hang", beat=beat)
+    heartbeat = SpyBeat()
+    worker = workshop.worker("hang", heartbeat=heartbeat)
     worker.start()
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(worker.segment, [pictures.put()])
-        beat.blocked.wait(PATIENCE)
+        answer = pool.submit(worker.segment, [images.put()])
+        heartbeat.blocked.wait(PATIENCE)
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(EngineLost, match="SIGKILL"):
             answer.result(PATIENCE)
@@ -107,34 +107,34 @@ def test_kill_9_in_the_middle_of_a_batch_is_an_engine_lost(pictures, workshop):
     assert worker.pid is None
 
 
-def test_a_child_killed_by_itself_is_an_engine_lost(pictures, workshop):
+def test_a_child_killed_by_itself_is_an_engine_lost(images, workshop):
     """A child that the kernel takes leaves EngineLost, also for calls that come later."""
     worker = workshop.worker("kill")
     worker.start()
     with pytest.raises(EngineLost, match="SIGKILL"):
-        worker.segment([pictures.put()])
+        worker.segment([images.put()])
     with pytest.raises(EngineLost, match="not running"):
-        worker.segment([pictures.put(2)])
+        worker.segment([images.put(2)])
 
 
-def test_a_stopped_child_is_killed_at_the_deadline(pictures, workshop):
+def test_a_stopped_child_is_killed_at_the_deadline(images, workshop):
     """A child that stands still past its deadline is gone afterwards, and the caller knows why."""
     worker = workshop.worker(batch_timeout=0.2)
     worker.start()
     pid = worker.pid
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(EngineLost, match=r"no answer within 0.2 s.*hung.*SIGKILL"):
-        worker.segment([pictures.put()])
+        worker.segment([images.put()])
 
     assert wait_until_gone(pid)
 
 
-def test_a_hanging_child_writes_its_stacks_before_it_is_killed(pictures, workshop):
+def test_a_hanging_child_writes_its_stacks_before_it_is_killed(images, workshop):
     """Shortly before the deadline the child writes where every thread stands; that ends up in the output lines."""
     worker = workshop.worker("hang", batch_timeout=0.5)
     worker.start()
     with pytest.raises(EngineLost, match="hung"):
-        worker.segment([pictures.put()])
+        worker.segment([images.put()])
 
     assert any("testing/engine.py" in line and "_act" in line for line in workshop.lines)
 
@@ -144,28 +144,28 @@ def test_a_hanging_child_writes_its_stacks_before_it_is_killed(pictures, worksho
     [
         ("nonsense", "not finite"),
         ("wrong_count", "answered for"),
-        ("wrong_image", r"asked for pictures \[1\] it answered for \[-1\]"),
+        ("wrong_image", r"asked for images \[1\] it answered for \[-1\]"),
     ],
 )
-def test_nonsense_is_told_and_ends_the_child(pictures, workshop, step, why):
+def test_nonsense_is_told_and_ends_the_child(images, workshop, step, why):
     """An answer that cannot be raises EngineNonsense, and the process that gave it is gone."""
     worker = workshop.worker(step)
     worker.start()
     pid = worker.pid
     with pytest.raises(EngineNonsense, match=why):
-        worker.segment([pictures.put()])
+        worker.segment([images.put()])
 
     assert wait_until_gone(pid)
 
 
-def test_shortage_of_memory_leaves_the_child_alive(pictures, workshop):
+def test_shortage_of_memory_leaves_the_child_alive(images, workshop):
     """EngineMemory is not sticky: the same process answers the next, smaller batch."""
     worker = workshop.worker(memory_limit=1)
     worker.start()
     pid = worker.pid
     with pytest.raises(EngineMemory):
-        worker.segment([pictures.put(1), pictures.put(2)])
-    report = worker.segment([pictures.put(3)])
+        worker.segment([images.put(1), images.put(2)])
+    report = worker.segment([images.put(3)])
 
     assert report.answers[0].image_id == 3
     assert worker.pid == pid
@@ -238,9 +238,9 @@ import sys, threading
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.types import OutputPlane
 from rmbgd.engine.worker import EngineWorker, expected_seconds
-from tests.engine.images import Pictures
+from tests.engine.image_store import Images
 
-with Arena(1 << 20) as arena, Pictures(arena) as pictures:
+with Arena(1 << 20) as arena, Images(arena) as images:
     worker = EngineWorker(arena, "{FAKE}", {{"script": ["hang"]}}, start_timeout=60, batch_timeout=60, on_output=print)
     # started by a thread that is gone before anything else happens
     thread = threading.Thread(target=worker.start)
@@ -248,7 +248,7 @@ with Arena(1 << 20) as arena, Pictures(arena) as pictures:
     thread.join()
     print(worker.pid, flush=True)
     if "{state}" == "working":
-        worker.segment([pictures.put()])
+        worker.segment([images.put()])
     threading.Event().wait()
 """
     )
@@ -263,24 +263,24 @@ with Arena(1 << 20) as arena, Pictures(arena) as pictures:
     assert wait_until_gone(child)
 
 
-def test_the_child_outlives_the_thread_that_started_it(pictures, workshop):
+def test_the_child_outlives_the_thread_that_started_it(images, workshop):
     """The parent-death signal is bound to threads; a worker started by one that has ended still answers."""
     worker = workshop.worker()
     thread = threading.Thread(target=worker.start)
     thread.start()
     thread.join()
 
-    assert worker.segment([pictures.put()]).answers[0].image_id == 1
+    assert worker.segment([images.put()]).answers[0].image_id == 1
 
 
-def test_signals_to_the_whole_group_do_not_end_the_child(pictures, workshop):
+def test_signals_to_the_whole_group_do_not_end_the_child(images, workshop):
     """SIGTERM and SIGINT, as systemd and terminals send them, are the parent's business."""
     worker = workshop.worker()
     worker.start()
     os.kill(worker.pid, signal.SIGTERM)
     os.kill(worker.pid, signal.SIGINT)
 
-    assert worker.segment([pictures.put()]).answers[0].image_id == 1
+    assert worker.segment([images.put()]).answers[0].image_id == 1
 
 
 def test_the_kernel_prefers_the_child_when_memory_is_short(workshop):
@@ -292,14 +292,14 @@ def test_the_kernel_prefers_the_child_when_memory_is_short(workshop):
     assert int(Path(f"/proc/{worker.pid}/oom_score_adj").read_text()) == min(1000, own + 500)
 
 
-def test_a_child_that_nobody_can_kill_is_abandoned(pictures, workshop):
+def test_a_child_that_nobody_can_kill_is_abandoned(images, workshop):
     """When SIGKILL has no effect within the bound the caller goes on without the process, and says so."""
     spared: list[subprocess.Popen] = []
     start_process = partial(ChildProcess, kill=spared.append, reap_seconds=0.1)
     worker = workshop.worker("hang", batch_timeout=0.1, start_process=start_process)
     worker.start()
     with pytest.raises(EngineLost, match=r"cannot be killed.*abandoned") as told:
-        worker.segment([pictures.put()])
+        worker.segment([images.put()])
 
     assert told.value.cause == "unkillable"
     assert worker.pid is None
@@ -310,7 +310,7 @@ def test_a_child_that_nobody_can_kill_is_abandoned(pictures, workshop):
     assert spared[0] not in _abandoned
 
 
-def test_an_owner_in_a_hurry_does_not_wait_for_a_process_stuck_in_the_kernel(pictures, workshop):
+def test_an_owner_in_a_hurry_does_not_wait_for_a_process_stuck_in_the_kernel(images, workshop):
     """He has his answer when his patience is over, not the bound for reaping; closing waits, and abandons it."""
     spared: list[subprocess.Popen] = []
     start_process = partial(ChildProcess, kill=spared.append, reap_seconds=0.1)
@@ -318,13 +318,13 @@ def test_an_owner_in_a_hurry_does_not_wait_for_a_process_stuck_in_the_kernel(pic
     worker.start()
     worker.belongs_to(SpyBeat(), patience=0.01)
     with pytest.raises(EngineLost, match="not gone yet") as told:
-        worker.segment([pictures.put()])
+        worker.segment([images.put()])
 
     assert told.value.cause == ""
     assert worker.lingers
     assert not worker.abandoned
     with pytest.raises(EngineLost, match="not running"):
-        worker.segment([pictures.put(2)])
+        worker.segment([images.put(2)])
     worker.close()
     assert worker.abandoned
     assert not worker.lingers
@@ -332,21 +332,21 @@ def test_an_owner_in_a_hurry_does_not_wait_for_a_process_stuck_in_the_kernel(pic
     spared[0].wait(PATIENCE)
 
 
-def test_an_owner_in_a_hurry_learns_how_a_process_went_that_goes(pictures, workshop):
+def test_an_owner_in_a_hurry_learns_how_a_process_went_that_goes(images, workshop):
     """One that can be killed is gone at once, and nothing lingers."""
     worker = workshop.worker("hang", batch_timeout=0.1)
     worker.start()
     pid = worker.pid
     worker.belongs_to(SpyBeat(), patience=PATIENCE)
     with pytest.raises(EngineLost, match="SIGKILL"):
-        worker.segment([pictures.put()])
+        worker.segment([images.put()])
 
     assert not worker.lingers
     assert worker.ended
     assert wait_until_gone(pid)
 
 
-def test_twenty_restarts_leave_no_descriptor_and_no_thread_behind(pictures, workshop):
+def test_twenty_restarts_leave_no_descriptor_and_no_thread_behind(images, workshop):
     """Processes that end in every way give back what they held."""
     steps = ["kill", "nonsense", "wrong_count", "ok"]
 
@@ -354,7 +354,7 @@ def test_twenty_restarts_leave_no_descriptor_and_no_thread_behind(pictures, work
         worker = workshop.worker(step)
         worker.start()
         with contextlib.suppress(EngineLost, EngineNonsense):
-            worker.segment([pictures.put()])
+            worker.segment([images.put()])
         worker.close()
 
     def held() -> tuple[int, int]:
@@ -370,14 +370,14 @@ def test_twenty_restarts_leave_no_descriptor_and_no_thread_behind(pictures, work
     assert after <= before
 
 
-def test_an_aborted_worker_ends_its_owners_wait(pictures, workshop):
+def test_an_aborted_worker_ends_its_owners_wait(images, workshop):
     """Another thread takes the process away; the owner's call raises at once."""
-    beat = SpyBeat()
-    worker = workshop.worker("hang", beat=beat)
+    heartbeat = SpyBeat()
+    worker = workshop.worker("hang", heartbeat=heartbeat)
     worker.start()
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(worker.segment, [pictures.put()])
-        beat.blocked.wait(PATIENCE)
+        answer = pool.submit(worker.segment, [images.put()])
+        heartbeat.blocked.wait(PATIENCE)
         worker.abort()
         with pytest.raises(EngineLost, match="SIGKILL"):
             answer.result(PATIENCE)
@@ -395,26 +395,26 @@ def test_a_worker_aborted_before_its_start_does_not_start(workshop):
     ("measured", "pictures", "seconds"),
     [({}, 3, 0.0), ({1: 2.0}, 1, 2.0), ({1: 2.0}, 3, 6.0), ({1: 2.0, 4: 5.0}, 2, 5.0), ({1: 2.0, 4: 5.0}, 8, 10.0)],
 )
-def test_what_a_batch_should_take_follows_from_what_was_measured(measured, pictures, seconds):
+def test_what_a_batch_should_take_follows_from_what_was_measured(measured, images, seconds):
     """The next larger measured size, or the largest in proportion; nothing where nothing was measured."""
-    assert expected_seconds(measured, pictures) == seconds
+    assert expected_seconds(measured, images) == seconds
 
 
-def test_a_slow_machine_is_not_a_hung_one(pictures, workshop):
+def test_a_slow_machine_is_not_a_hung_one(images, workshop):
     """A batch may take ten times what it took at start, however short the timeout set."""
     worker = workshop.worker("delay:0.5", batch_timeout=0.1, seconds=1.0)
     worker.start()
 
-    assert worker.segment([pictures.put()]).answers[0].image_id == 1
+    assert worker.segment([images.put()]).answers[0].image_id == 1
 
 
-def test_a_gpu_s_batch_is_hung_after_ten_times_its_measured_time(pictures, workshop):
+def test_a_gpu_s_batch_is_hung_after_ten_times_its_measured_time(images, workshop):
     """Where the GPU said what a batch takes, nobody waits for the time that a slow CPU is given."""
     worker = workshop.worker("hang", hang_minimum=0.2, seconds=0.01)
     worker.start()
 
     with pytest.raises(EngineLost, match=r"no answer within 0\.2\d* s to 'segment'"):
-        worker.segment([pictures.put()])
+        worker.segment([images.put()])
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ def test_a_gpu_s_batch_is_hung_after_ten_times_its_measured_time(pictures, works
     [
         (0.01, 1, 0, 1.0),  # quick: the least
         (0.2, 4, 0, 8.0),  # ten times T(4)
-        (0.2, 1, 50_000_000, 12.0),  # a large picture's way there and back
+        (0.2, 1, 50_000_000, 12.0),  # a large image's way there and back
         (0.0, 1, 0, 60.0),  # not measured: as for a CPU
     ],
 )
@@ -435,7 +435,7 @@ def test_the_deadline_of_a_gpu_s_batch(workshop, measured, count, pixels, second
 
 
 def test_a_look_at_a_gpu_has_a_deadline_too(workshop):
-    """The known picture and the canary may take longer than a batch, their first time, but not as long as a CPU."""
+    """The golden image and the canary may take longer than a batch, their first time, but not as long as a CPU."""
     worker = workshop.worker(hang_minimum=0.02, seconds=0.001, orders="")
     worker.start()
     os.kill(worker.pid, signal.SIGSTOP)

@@ -1,4 +1,4 @@
-"""Pictures and parts of picture files, made byte by byte, for tests. Knows formats; asserts nothing."""
+"""Images and parts of image files, made byte by byte, for tests. Knows formats; asserts nothing."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError
 from rmbgd.imaging.decode import decode_into, probe
 from rmbgd.imaging.formats import Header, SourceFacts
@@ -23,7 +23,7 @@ TEXT_WORDS = ("copyright", "artist", "description", "software", "datetime")
 
 
 def photo(height: int, width: int, seed: int = 0) -> NDArray[np.uint8]:
-    """A smooth colour picture with a little noise, uint8 [H, W, 3], no two corners alike."""
+    """A smooth colour image with a little noise, uint8 [H, W, 3], no two corners alike."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width] / max(height, width, 2)
     channels = [128 + 100 * np.sin(3 * x + k) * np.cos(2 * y - k) + 20 * x - 15 * y for k in range(3)]
@@ -36,14 +36,14 @@ def saved(image: Image.Image | NDArray[Any], form: str, **options: Any) -> bytes
     return buffer.getvalue()
 
 
-def probed(data: bytes, *, animated: str = "refuse", limits: Limits | None = None) -> Header:
-    return probe(data, limits or Limits(), animated=animated, metadata=TEXT_WORDS)  # type: ignore[arg-type]
+def probed(data: bytes, *, animated: str = "refuse", limits: LimitSettings | None = None) -> Header:
+    return probe(data, limits or LimitSettings(), animated=animated, metadata=TEXT_WORDS)  # type: ignore[arg-type]
 
 
 def decoded(
-    data: bytes, *, animated: str = "refuse", limits: Limits | None = None
+    data: bytes, *, animated: str = "refuse", limits: LimitSettings | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, SourceFacts]:
-    """RGB, alpha where the picture has it, and facts. The planes hold rubbish before, so that unwritten pixels show."""
+    """RGB, alpha where the image has it, and facts. The planes hold rubbish before, so that unwritten pixels show."""
     header = probed(data, animated=animated, limits=limits)
     width, height = header.size
     rgb = np.full((height, width, 3), 77, np.uint8)
@@ -52,7 +52,9 @@ def decoded(
     return rgb, alpha, facts
 
 
-def outcome(data: bytes, *, animated: str = "refuse", limits: Limits | None = None) -> NDArray[np.uint8] | ImageError:
+def outcome(
+    data: bytes, *, animated: str = "refuse", limits: LimitSettings | None = None
+) -> NDArray[np.uint8] | ImageError:
     """RGB, or the refusal."""
     try:
         return decoded(data, animated=animated, limits=limits)[0]
@@ -80,7 +82,7 @@ def png(
     before: bytes = b"",
     after: bytes = b"",
 ) -> bytes:
-    """A PNG of packed rows, filter 0. `before` and `after` are chunks around the picture data."""
+    """A PNG of packed rows, filter 0. `before` and `after` are chunks around the image data."""
     packed = zlib.compress(b"".join(b"\x00" + row for row in rows))
     header = ihdr(width, len(rows), bits, colour_type)
     return PNG_SIGNATURE + header + before + chunk(b"IDAT", packed) + after + chunk(b"IEND", b"")

@@ -16,7 +16,7 @@ import sys
 
 import numpy as np
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError
 from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
@@ -33,7 +33,7 @@ STARTS = (
 )
 
 
-def become_of(path: str, limits: Limits) -> dict[str, object]:
+def become_of(path: str, limits: LimitSettings) -> dict[str, object]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         data = read_limited(descriptor, limits)
@@ -54,7 +54,7 @@ def become_of(path: str, limits: Limits) -> dict[str, object]:
 def main() -> None:
     started: list[str] = []
     sys.addaudithook(lambda event, _: started.append(event) if event in STARTS else None)
-    limits = Limits()
+    limits = LimitSettings()
     configure_pillow(limits)
     configure_opencv()
     folder = sys.argv[1]

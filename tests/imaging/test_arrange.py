@@ -25,7 +25,7 @@ def test_the_box_holds_the_subject_and_the_margin() -> None:
     assert crop_box(subject()[:, :, 3], 0.05) == (54, 126, 94, 226)
 
 
-def test_the_margin_ends_at_the_picture() -> None:
+def test_the_margin_ends_at_the_image() -> None:
     """Cutting never adds pixels."""
     assert crop_box(subject()[:, :, 3], 0.5)[0] == 0
     assert crop_box(np.full((20, 30), 255, np.uint8), 0.5) == (0, 20, 0, 30)
@@ -42,7 +42,7 @@ def test_specks_and_haze_do_not_widen_the_box() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 5000), st.integers(1, 3000), st.data())
-def test_the_box_is_exact_to_the_pixel_in_pictures_of_any_size(height: int, width: int, data: st.DataObject) -> None:
+def test_the_box_is_exact_to_the_pixel_in_images_of_any_size(height: int, width: int, data: st.DataObject) -> None:
     """Also where components are looked for on a coarser grid."""
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
@@ -68,13 +68,13 @@ def test_a_16_bit_mask_has_the_same_box() -> None:
     assert crop_box(alpha.astype(np.uint16) * 257, 0.0) == crop_box(alpha, 0.0)
 
 
-def test_without_a_subject_the_whole_picture_is_kept() -> None:
+def test_without_a_subject_the_whole_image_is_kept() -> None:
     """An empty cutout has the size of its source."""
     assert crop_box(np.zeros((20, 30), np.uint8), 0.1) == (0, 20, 0, 30)
 
 
 @pytest.mark.parametrize(("height", "width"), [(400, 400), (100, 400), (50, 50), (1, 1), (201, 301)])
-def test_the_canvas_has_its_size_and_the_picture_its_aspect(height: int, width: int) -> None:
+def test_the_canvas_has_its_size_and_the_image_its_aspect(height: int, width: int) -> None:
     """In the middle, as large as fits, nothing around it."""
     canvas = place_on_canvas(np.full((20, 30, 4), 255, np.uint8), height, width)
 
@@ -133,7 +133,7 @@ def test_a_colour_recipe_gives_exactly_that_background() -> None:
 
 
 def test_crop_and_canvas_together_fill_the_canvas_with_the_subject() -> None:
-    """A marketplace picture: subject in the middle, background exactly white."""
+    """A marketplace image: subject in the middle, background exactly white."""
     recipe = Recipe(content="colour", crop=True, crop_margin=0.0, canvas="500x400")
 
     pixels = arrange(subject(), None, recipe).pixels
@@ -145,7 +145,7 @@ def test_crop_and_canvas_together_fill_the_canvas_with_the_subject() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_mask_is_cropped_too(dtype: type) -> None:
-    """Masks of 8 and 16 bits go the same way as pictures."""
+    """Masks of 8 and 16 bits go the same way as images."""
     alpha = subject()[:, :, 3].astype(dtype) * (257 if dtype is np.uint16 else 1)
 
     pixels = arrange(None, alpha, Recipe(content="mask", crop=True, crop_margin=0.0)).pixels

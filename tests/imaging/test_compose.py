@@ -1,4 +1,4 @@
-"""Planes of the answer: rounded once, multiplied by the picture's own alpha, straight, and flattened exactly."""
+"""Planes of the answer: rounded once, multiplied by the image's own alpha, straight, and flattened exactly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_rgba_is_the_photo_with_rounded_alpha(height: int, width: int, seed: int
 
 @settings(deadline=None, max_examples=60)
 @given(SIDES, SIDES, SEEDS)
-def test_the_pictures_own_alpha_is_multiplied_and_rounded_once(height: int, width: int, seed: int) -> None:
+def test_the_images_own_alpha_is_multiplied_and_rounded_once(height: int, width: int, seed: int) -> None:
     """In all three planes, within half a step of the exact product."""
     rgb, alpha, source = planes(height, width, seed)
     exact = alpha.astype(np.float64) * source / 255
@@ -52,7 +52,7 @@ def test_the_pictures_own_alpha_is_multiplied_and_rounded_once(height: int, widt
     assert np.abs(alpha16 - exact * 65535).max() <= 0.5 + 1e-2
 
 
-def test_a_picture_that_spans_many_bands_is_composed_whole() -> None:
+def test_an_image_that_spans_many_bands_is_composed_whole() -> None:
     """No seam, no band left out."""
     rgb, alpha, source = planes(700, 901, 3)
     out = np.empty((700, 901, 4), np.uint8)

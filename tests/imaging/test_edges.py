@@ -27,13 +27,13 @@ def mixed(fore: np.ndarray, back: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def blur_fusion_twice(image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     """Forte, "Approximate fast foreground colour estimation", 2021, with its published radii 90 and 6."""
-    picture, share = image.astype(np.float32), alpha[:, :, None]
-    fore = back = picture
+    image, share = image.astype(np.float32), alpha[:, :, None]
+    fore = back = image
     for radius in (90, 6):
         soft = cv2.blur(alpha, (radius, radius))[:, :, None]
         front = cv2.blur(fore * share, (radius, radius)) / (soft + 1e-5)
         back = cv2.blur(back * (1 - share), (radius, radius)) / (1 - soft + 1e-5)
-        fore = np.clip(front + share * (picture - share * front - (1 - share) * back), 0, 255)
+        fore = np.clip(front + share * (image - share * front - (1 - share) * back), 0, 255)
     return fore
 
 
@@ -120,7 +120,7 @@ def test_nothing_is_worked_on_where_nothing_is_soft() -> None:
     assert list(soft_rectangles(alpha)) == []
 
 
-def test_a_picture_of_one_colour_stays_of_one_colour() -> None:
+def test_an_image_of_one_colour_stays_of_one_colour() -> None:
     """Also where alpha is so faint that nothing can be known."""
     image = np.full((150, 200, 3), (200, 180, 160), np.uint8)
     alpha = np.linspace(0, 1, 200, dtype=np.float32)[None].repeat(150, axis=0)

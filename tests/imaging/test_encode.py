@@ -124,7 +124,7 @@ def test_a_gps_position_never_reaches_the_output(source: str, form: str) -> None
 
 
 @pytest.mark.parametrize(("height", "width"), [(16_384, 2), (2, 16_384)])
-def test_a_picture_too_long_for_webp_is_refused_before_anything_is_written(height: int, width: int) -> None:
+def test_an_image_too_long_for_webp_is_refused_before_anything_is_written(height: int, width: int) -> None:
     """With what to do instead."""
     pieces: list[bytes] = []
 

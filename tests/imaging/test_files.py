@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence, TiffImagePlugin, features
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.decode import decode_into, read_limited
 from rmbgd.imaging.pillow import heif_installed
@@ -67,7 +67,7 @@ def test_an_animated_gif_is_refused_or_gives_its_first_frame() -> None:
 
 
 def test_a_tiff_of_several_pages_is_refused_or_gives_its_first_page() -> None:
-    """A scanned document is not one picture."""
+    """A scanned document is not one image."""
     pages = [Image.fromarray(photo(20, 30, seed)) for seed in range(3)]
     data = saved(pages[0], "TIFF", save_all=True, append_images=pages[1:])
 
@@ -77,7 +77,7 @@ def test_a_tiff_of_several_pages_is_refused_or_gives_its_first_page() -> None:
     assert np.array_equal(rgb, photo(20, 30, 0))
 
 
-def test_a_tiff_with_a_thumbnail_behind_it_is_one_picture() -> None:
+def test_a_tiff_with_a_thumbnail_behind_it_is_one_image() -> None:
     """NewSubfileType 1: a reduced copy, as editors write."""
     small = Image.fromarray(photo(5, 8))
     tags = TiffImagePlugin.ImageFileDirectory_v2()
@@ -92,7 +92,7 @@ def test_a_tiff_with_a_thumbnail_behind_it_is_one_picture() -> None:
     assert np.array_equal(rgb, photo(20, 30))
 
 
-def test_a_tiff_whose_second_directory_is_broken_is_one_picture() -> None:
+def test_a_tiff_whose_second_directory_is_broken_is_one_image() -> None:
     """What nothing can read is no page."""
     data = bytearray(saved(photo(8, 8), "TIFF", compression="raw"))
     (first,) = struct.unpack_from("<I", data, 4)
@@ -171,7 +171,7 @@ def test_avif_pixels_are_those_of_the_reference_decoder() -> None:
         assert np.array_equal(np.dstack([rgb, alpha]), np.asarray(opened))
 
 
-def test_any_damage_of_an_avif_is_a_reason_or_a_picture() -> None:
+def test_any_damage_of_an_avif_is_a_reason_or_an_image() -> None:
     """Its plugin raises what no other plugin does."""
     if not features.check("avif"):
         pytest.skip("this Pillow has no AVIF decoder")
@@ -180,7 +180,7 @@ def test_any_damage_of_an_avif_is_a_reason_or_a_picture() -> None:
     for at in range(len(data)):
         changed = bytearray(data)
         changed[at] ^= 0xFF
-        result = outcome(bytes(changed), limits=Limits(pixels=100_000))
+        result = outcome(bytes(changed), limits=LimitSettings(pixels=100_000))
         assert result.detail if isinstance(result, ImageError) else result.shape[2] == 3
 
 
@@ -203,7 +203,7 @@ def test_heic_pixels_are_those_of_the_plugin_turned_once() -> None:
     assert np.abs(rgb.astype(int) - photo(48, 64).swapaxes(0, 1)[:, ::-1]).mean() < 6
 
 
-def test_a_collection_of_heic_pictures_is_one_picture() -> None:
+def test_a_collection_of_heic_images_is_one_image() -> None:
     """Bursts and live photos: the primary one, not an animation."""
     if not heif_installed():
         pytest.skip("pillow-heif is not installed")
@@ -218,7 +218,7 @@ def test_a_collection_of_heic_pictures_is_one_picture() -> None:
 
 
 def test_decoding_writes_every_byte_of_both_planes() -> None:
-    """A source_alpha plane without alpha in the picture is opaque."""
+    """A source_alpha plane without alpha in the image is opaque."""
     data = saved(photo(10, 12), "JPEG")
     header = probed(data)
     rgb, alpha = np.full((10, 12, 3), 77, np.uint8), np.full((10, 12), 77, np.uint8)
@@ -230,7 +230,7 @@ def test_decoding_writes_every_byte_of_both_planes() -> None:
 
 
 def test_planes_of_the_wrong_size_are_an_error_of_the_caller() -> None:
-    """ValueError: no picture is to blame."""
+    """ValueError: no image is to blame."""
     data = saved(np.dstack([photo(10, 12), photo(10, 12)[:, :, 0]]), "PNG")
     header = probed(data)
 
@@ -254,10 +254,10 @@ def test_a_memoryview_decodes_like_bytes() -> None:
 # -------------------------------------------------------------------------------------------------------- read_limited
 
 
-def read(path: Path, limits: Limits | None = None) -> bytes:
+def read(path: Path, limits: LimitSettings | None = None) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        return read_limited(descriptor, limits or Limits())
+        return read_limited(descriptor, limits or LimitSettings())
     finally:
         os.close(descriptor)
 
@@ -268,7 +268,7 @@ def test_a_file_is_read_whole_from_its_beginning(tmp_path: Path) -> None:
     descriptor = os.open(tmp_path / "a", os.O_RDONLY)
     os.lseek(descriptor, 5000, os.SEEK_SET)
 
-    data = read_limited(descriptor, Limits())
+    data = read_limited(descriptor, LimitSettings())
 
     assert data == bytes(range(256)) * 1000
     assert os.lseek(descriptor, 0, os.SEEK_CUR) == 5000
@@ -300,9 +300,9 @@ def test_the_limit_itself_is_allowed(tmp_path: Path) -> None:
     """One byte more is not."""
     (tmp_path / "a").write_bytes(bytes(1000))
 
-    assert len(read(tmp_path / "a", Limits(file_bytes=1000))) == 1000
+    assert len(read(tmp_path / "a", LimitSettings(file_bytes=1000))) == 1000
     with pytest.raises(ImageError):
-        read(tmp_path / "a", Limits(file_bytes=999))
+        read(tmp_path / "a", LimitSettings(file_bytes=999))
 
 
 def test_a_file_that_grows_or_shrinks_meanwhile_is_read_to_its_end(

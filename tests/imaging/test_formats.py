@@ -63,7 +63,7 @@ def test_other_image_formats_are_refused_by_name(start: bytes, word: str) -> Non
 @pytest.mark.parametrize(
     "data",
     [
-        b"<!DOCTYPE html><html><body>no picture</body></html>",
+        b"<!DOCTYPE html><html><body>no image</body></html>",
         b"<?php system($_GET['c']); ?>       ",
         b"PK\x03\x04" + bytes(60) + b"x",
         b"\x7fELF\x02\x01\x01" + bytes(60) + b"x",
@@ -71,8 +71,8 @@ def test_other_image_formats_are_refused_by_name(start: bytes, word: str) -> Non
         b"RIFF\x10\x00\x00\x00AVI LIST" + b"x" * 60,
     ],
 )
-def test_what_is_no_picture_is_unidentified(data: bytes) -> None:
-    """Text, programs, archives and videos, for good: waiting would not make them pictures."""
+def test_what_is_no_image_is_unidentified(data: bytes) -> None:
+    """Text, programs, archives and videos, for good: waiting would not make them images."""
     with pytest.raises(ImageError) as caught:
         sniff(data)
 

@@ -52,7 +52,7 @@ def outcomes(corpus: Path) -> tuple[dict[str, dict[str, object]], dict[str, obje
 def test_every_hostile_file_ends_as_it_should(
     outcomes: tuple[dict[str, dict[str, object]], dict[str, object]],
 ) -> None:
-    """Each as a picture of its size or with its reason; a missing tail is waited for, damage is not."""
+    """Each as an image of its size or with its reason; a missing tail is waited for, damage is not."""
     with (HERE / "hostile_expected.tsv").open(newline="") as stream:
         expected = {
             row["file"]: (row["outcome"], row["waits"] == "yes") for row in csv.DictReader(stream, delimiter="\t")
@@ -64,13 +64,13 @@ def test_every_hostile_file_ends_as_it_should(
     assert seen.keys() == expected.keys()
 
 
-def test_hostile_pictures_have_the_pixels_that_pillow_sees(
+def test_hostile_images_have_the_pixels_that_pillow_sees(
     corpus: Path, outcomes: tuple[dict[str, dict[str, object]], dict[str, object]]
 ) -> None:
     """Upright RGB and alpha, bit by bit, wherever Pillow alone can read the file rightly."""
-    pictures = {name: line for name, line in outcomes[0].items() if "pixels" in line}
+    images = {name: line for name, line in outcomes[0].items() if "pixels" in line}
     different = []
-    for name, line in pictures.items():
+    for name, line in images.items():
         alpha = _has_alpha(corpus / name)
         if alpha is None or name in OTHERWISE:
             assert name in OTHERWISE
@@ -80,7 +80,7 @@ def test_hostile_pictures_have_the_pixels_that_pillow_sees(
         if hashlib.sha256(np.ascontiguousarray(planes)).hexdigest() != line["pixels"]:
             different.append(name)
 
-    assert len(pictures) > 90
+    assert len(images) > 90
     assert different == []
 
 
@@ -105,7 +105,7 @@ def test_no_hostile_file_starts_a_process_or_takes_much_memory(
 
 @pytest.fixture(scope="module")
 def largest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Pictures of just under 50 megapixels, 8000 x 6250, in the formats whose decoders take the most memory."""
+    """Images of just under 50 megapixels, 8000 x 6250, in the formats whose decoders take the most memory."""
     folder = tmp_path_factory.mktemp("largest")
     tile = np.dstack([photo(250, 250), np.arange(250 * 250, dtype=np.uint32).reshape(250, 250).astype(np.uint8)])
     rgba = np.tile(tile, (25, 32, 1))
@@ -129,11 +129,11 @@ def _orientation(value: int) -> Image.Exif:
 
 
 @pytest.mark.slow
-def test_the_largest_pictures_allowed_are_decoded_in_less_than_a_gigabyte(largest: Path) -> None:
-    """Planes and decoder together, one picture at a time as the decode stage does it."""
-    pictures, facts = become_of(largest)
+def test_the_largest_images_allowed_are_decoded_in_less_than_a_gigabyte(largest: Path) -> None:
+    """Planes and decoder together, one image at a time as the decode stage does it."""
+    images, facts = become_of(largest)
 
-    sizes = {name: line["outcome"] for name, line in pictures.items()}
+    sizes = {name: line["outcome"] for name, line in images.items()}
     assert sizes.pop("turned.jpg") == "6250x8000"
     assert set(sizes.values()) == {"8000x6250"}
     assert int(str(facts["peak_rss_bytes"])) < GIGABYTE
@@ -152,9 +152,9 @@ def test_bombs_made_of_a_header_are_refused_unread(tmp_path: Path) -> None:
         changed[18:26] = width.to_bytes(4, "little") + height.to_bytes(4, "little")
         (tmp_path / f"{name}.bmp").write_bytes(changed)
 
-    pictures, facts = become_of(tmp_path)
+    images, facts = become_of(tmp_path)
 
-    assert {line["outcome"] for line in pictures.values()} == {"too_large"}
+    assert {line["outcome"] for line in images.values()} == {"too_large"}
     assert int(str(facts["peak_rss_bytes"])) < GIGABYTE // 4
 
 

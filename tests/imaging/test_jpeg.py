@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from tests.imaging.builders import decoded, exif, jpeg_segment, outcome, photo, probed, saved, with_segments
 
@@ -40,7 +40,7 @@ def test_grey_jpeg_pixels_are_those_of_the_reference_decoder() -> None:
 
 @pytest.mark.parametrize("progressive", [False, True])
 def test_every_cut_is_truncated_and_waited_for(progressive: bool) -> None:
-    """No beginning of a JPEG is ever taken for the picture, except where only the end marker is missing."""
+    """No beginning of a JPEG is ever taken for the image, except where only the end marker is missing."""
     data = saved(photo(90, 120), "JPEG", quality=80, progressive=progressive)
     whole, _, _ = decoded(data)
     complete = 0 if progressive else 2
@@ -77,7 +77,7 @@ def test_damage_in_the_middle_is_corrupt_for_good() -> None:
     assert (caught.value.reason, caught.value.maybe_incomplete) == (Reason.CORRUPT, False)
 
 
-def test_damage_in_a_cmyk_picture_is_seen_too() -> None:
+def test_damage_in_a_cmyk_image_is_seen_too() -> None:
     """Its decoder says nothing; another look does."""
     image = Image.fromarray(np.dstack([photo(90, 120), photo(90, 120)[:, :, 0]]), "CMYK")
     data = bytearray(saved(image, "JPEG", quality=80))
@@ -122,7 +122,7 @@ def test_harmless_oddities_are_noted_and_pass() -> None:
 
 
 def test_what_follows_the_end_is_not_read() -> None:
-    """An archive glued to the picture, as polyglot files have."""
+    """An archive glued to the image, as polyglot files have."""
     plain = saved(photo(20, 20), "JPEG")
 
     rgb, _, _ = decoded(plain + b"PK\x03\x04" + bytes(100))
@@ -164,7 +164,7 @@ def test_frames_that_cannot_be_decoded_are_refused_by_their_header(changes: dict
     assert caught.value.reason is reason
 
 
-def test_thousands_of_scans_over_a_large_picture_are_refused() -> None:
+def test_thousands_of_scans_over_a_large_image_are_refused() -> None:
     """A progressive file may repeat its last scan for ever; decoding costs seconds each time."""
     data = saved(photo(64, 64), "JPEG", progressive=True)
     at = data.rindex(b"\xff\xda")
@@ -178,8 +178,8 @@ def test_thousands_of_scans_over_a_large_picture_are_refused() -> None:
     assert "scans" in caught.value.detail
 
 
-def test_the_second_picture_of_an_mpo_is_left_alone() -> None:
-    """Stereo cameras and phones: the first picture is the photograph, and it is no animation."""
+def test_the_second_image_of_an_mpo_is_left_alone() -> None:
+    """Stereo cameras and phones: the first image is the photograph, and it is no animation."""
     first, second = photo(24, 32), photo(24, 32, seed=1)
     data = saved(Image.fromarray(first), "MPO", save_all=True, append_images=[Image.fromarray(second)], quality=95)
 
@@ -211,12 +211,12 @@ def test_resolution_of_jfif_counts_in_inches_and_centimetres() -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(st.integers(0, 10_000), st.binary(min_size=1, max_size=8))
-def test_any_damage_is_a_reason_or_a_picture(at: int, bytes_: bytes) -> None:
+def test_any_damage_is_a_reason_or_an_image(at: int, bytes_: bytes) -> None:
     """Overwritten bytes anywhere: ImageError or pixels, nothing else."""
     data = bytearray(saved(photo(24, 24), "JPEG", quality=70, progressive=at % 2 == 0))
     at %= len(data)
     data[at : at + len(bytes_)] = bytes_
 
-    result = outcome(bytes(data), limits=Limits(pixels=100_000))
+    result = outcome(bytes(data), limits=LimitSettings(pixels=100_000))
 
     assert result.detail if isinstance(result, ImageError) else result.shape[2] == 3

@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from rmbgd.imaging import decode as orient
 from tests.imaging.builders import chunk, decoded, exif, jpeg_segment, photo, png, saved, with_segments
 
-# What EXIF says where row 0 and column 0 of the stored picture belong, as array operations.
+# What EXIF says where row 0 and column 0 of the stored image belong, as array operations.
 DEFINITION = {
     1: lambda a: a,
     2: lambda a: a[:, ::-1],
@@ -28,8 +28,8 @@ DEFINITION = {
 
 @settings(deadline=None, max_examples=150)
 @given(st.integers(1, 8), st.integers(1, 40), st.integers(1, 40), st.integers(1, 45), st.sampled_from([1, 3, 4]))
-def test_bands_of_any_height_give_the_turned_picture(turn: int, height: int, width: int, rows: int, depth: int) -> None:
-    """Placed band by band, the picture is what the definition says, whole and exact."""
+def test_bands_of_any_height_give_the_turned_image(turn: int, height: int, width: int, rows: int, depth: int) -> None:
+    """Placed band by band, the image is what the definition says, whole and exact."""
     stored = np.random.default_rng(height * 41 + width).integers(0, 256, (height, width, depth), np.uint8)
     stored = stored[:, :, 0] if depth == 1 else stored
     expected = DEFINITION[turn](stored)
@@ -71,7 +71,7 @@ def test_other_formats_are_turned_upright(form: str, turn: int) -> None:
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_alpha_is_turned_with_its_picture(turn: int) -> None:
+def test_alpha_is_turned_with_its_image(turn: int) -> None:
     """PNG with an eXIf chunk, RGBA."""
     stored = np.random.default_rng(1).integers(0, 256, (5, 7, 4), np.uint8)
     data = png([row.tobytes() for row in stored], 7, 8, 6, before=chunk(b"eXIf", exif(orientation=turn)))

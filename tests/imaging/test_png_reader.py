@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rmbgd.config.load import Limits
+from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.formats import PixelStream
 from rmbgd.imaging.png import PixelReader
@@ -29,7 +29,7 @@ def refusal(data: bytes, **options: object) -> ImageError:
 
 
 def test_every_cut_is_truncated_and_waited_for() -> None:
-    """No beginning of a PNG is taken for the picture, not even all of it but the end chunk."""
+    """No beginning of a PNG is taken for the image, not even all of it but the end chunk."""
     data = saved(STORED, "PNG")
 
     for end in range(1, len(data), 53 if len(data) > 5000 else 7):
@@ -40,7 +40,7 @@ def test_every_cut_is_truncated_and_waited_for() -> None:
 
 @pytest.mark.parametrize("kind", [b"IHDR", b"IDAT"])
 def test_a_wrong_checksum_of_pixels_or_header_is_corrupt(kind: bytes) -> None:
-    """Pillow alone would not look at the checksum of picture data."""
+    """Pillow alone would not look at the checksum of image data."""
     data = bytearray(png(ROWS, 30, 8, 2))
     at = data.index(kind)
     length = struct.unpack_from(">I", data, at - 4)[0]
@@ -50,7 +50,7 @@ def test_a_wrong_checksum_of_pixels_or_header_is_corrupt(kind: bytes) -> None:
 
 
 def test_a_wrong_checksum_of_text_costs_the_text_only() -> None:
-    """Left out and noted; the picture is whole."""
+    """Left out and noted; the image is whole."""
     text = bytearray(chunk(b"tEXt", b"Copyright\x00Someone"))
     text[-1] ^= 1
 
@@ -80,7 +80,7 @@ def test_a_header_that_cannot_be_is_refused_from_33_bytes(data: bytes, reason: R
     assert refusal(data + bytes(12)).reason is reason
 
 
-def test_picture_data_in_two_runs_is_corrupt() -> None:
+def test_image_data_in_two_runs_is_corrupt() -> None:
     """The specification wants it in one."""
     packed = zlib.compress(b"".join(b"\x00" + row for row in ROWS))
     parts = [chunk(b"IDAT", packed[:50]), chunk(b"tEXt", b"a\x00b"), chunk(b"IDAT", packed[50:])]
@@ -99,7 +99,7 @@ def test_picture_data_in_two_runs_is_corrupt() -> None:
         ihdr(30, 40, 8, 2) + chunk(b"IDAT", zlib.compress(bytes(100))) + chunk(b"IEND", b""),
     ],
 )
-def test_a_whole_file_without_a_whole_picture_is_corrupt(body: bytes) -> None:
+def test_a_whole_file_without_a_whole_image_is_corrupt(body: bytes) -> None:
     """No data, no palette, an unknown critical chunk, too little data: the end is there, so it is not truncated."""
     error = refusal(PNG_SIGNATURE + body)
 
@@ -194,8 +194,8 @@ def test_a_transparency_chunk_that_does_not_fit_is_noted() -> None:
         assert header.has_alpha == (colour_type == 6)
 
 
-def test_an_animated_png_is_refused_or_gives_its_first_picture() -> None:
-    """As the recipe says; what follows the first picture is not read."""
+def test_an_animated_png_is_refused_or_gives_its_first_image() -> None:
+    """As the recipe says; what follows the first image is not read."""
     frames = [Image.fromarray(photo(20, 20, seed)) for seed in range(3)]
     data = saved(frames[0], "PNG", save_all=True, append_images=frames[1:])
 
@@ -250,12 +250,12 @@ def test_the_pieces_read_like_one_file(data: st.DataObject) -> None:
 
 @settings(deadline=None, max_examples=150)
 @given(st.integers(0, 100_000), st.binary(min_size=1, max_size=6))
-def test_any_damage_is_a_reason_or_the_same_picture(at: int, bytes_: bytes) -> None:
+def test_any_damage_is_a_reason_or_the_same_image(at: int, bytes_: bytes) -> None:
     """Checksums see every change of pixels, so what decodes is what was stored."""
     data = bytearray(saved(photo(12, 10), "PNG"))
     at %= len(data)
     data[at : at + len(bytes_)] = bytes_
 
-    result = outcome(bytes(data), limits=Limits(pixels=100_000))
+    result = outcome(bytes(data), limits=LimitSettings(pixels=100_000))
 
     assert result.detail if isinstance(result, ImageError) else np.array_equal(result, photo(12, 10))

@@ -60,7 +60,7 @@ def test_two_decoders_read_exactly_what_was_written(height: int, width: int, kin
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("height", "width"), [(1, 300_000), (300_000, 1), (1203, 1001)])
-def test_pictures_of_many_bands_are_seamless(kind: str, height: int, width: int) -> None:
+def test_images_of_many_bands_are_seamless(kind: str, height: int, width: int) -> None:
     """Rows longer than a band, more rows than a band holds, and bands that do not divide the height."""
     pixels = noise(height, width, kind)
 
@@ -87,7 +87,7 @@ def test_isal_is_what_this_machine_uses() -> None:
 
 
 def test_profile_resolution_and_text_are_there() -> None:
-    """And in an order that the specification allows: all before the picture."""
+    """And in an order that the specification allows: all before the image."""
     text = [("Copyright", "© Müller"), ("Author", "漢字")]
 
     data = written(photo(20, 30), icc_profile=rgb_profile(), dpi=(300.0, 72.0), text=text)
@@ -109,7 +109,7 @@ def test_nothing_is_written_that_was_not_asked_for() -> None:
 
 
 def test_16_bit_values_are_big_endian_in_the_file() -> None:
-    """The first pixel of a 1 x 1 picture, unpacked by hand."""
+    """The first pixel of a 1 x 1 image, unpacked by hand."""
     data = written(np.array([[0x1234]], np.uint16))
 
     packed = b"".join(body for kind, body in png_chunks(data) if kind == b"IDAT")

@@ -59,7 +59,7 @@ def test_down_and_up_again_is_the_inverse_for_what_the_network_sees() -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(SIDES, SIDES, SIDES, SIDES)
-def test_pictures_are_resized_as_defined(height: int, width: int, new_height: int, new_width: int) -> None:
+def test_images_are_resized_as_defined(height: int, width: int, new_height: int, new_width: int) -> None:
     """Within one level of the exact value."""
     image = photo(height, width)
 

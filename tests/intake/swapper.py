@@ -1,6 +1,6 @@
 """Swaps a file for a link, and a folder for a link, as fast as one processor can: `python swapper.py ROOT OUTSIDE`.
 
-Below ROOT `file.png` is a picture and `folder/file.png` another; both are exchanged in one step (renameat2) with links
+Below ROOT `file.png` is an image and `folder/file.png` another; both are exchanged in one step (renameat2) with links
 that lead below OUTSIDE, and back, until stdin is closed. Says "up" when it has begun.
 """
 

@@ -31,7 +31,7 @@ def photo(width: int = 160, height: int = 120) -> Image.Image:
     return Image.fromarray(noise).resize((width, height))
 
 
-def picture(format_: str, **options: object) -> bytes:
+def image(format_: str, **options: object) -> bytes:
     buffer = io.BytesIO()
     photo().save(buffer, format=format_, **options)
     return buffer.getvalue()
@@ -54,15 +54,15 @@ def facts(path: Path, *, remote: bool = False) -> Facts:
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_whole_pictures_have_their_end(tmp_path: Path, format_: str) -> None:
+def test_whole_images_have_their_end(tmp_path: Path, format_: str) -> None:
     """Every format as its encoder wrote it."""
-    assert tail(tmp_path / "x", picture(format_)) is Tail.COMPLETE
+    assert tail(tmp_path / "x", image(format_)) is Tail.COMPLETE
 
 
 @pytest.mark.parametrize("format_", FORMATS)
-def test_a_cut_picture_lacks_its_end_wherever_it_is_cut(tmp_path: Path, format_: str) -> None:
+def test_a_cut_image_lacks_its_end_wherever_it_is_cut(tmp_path: Path, format_: str) -> None:
     """From the first hundred bytes to the last but two: beyond doubt for JPEG, PNG and WebP."""
-    data = picture(format_)
+    data = image(format_)
     certain = {"JPEG": 700, "PNG": 40, "WEBP": 40}
     for size in sorted({100, 300, 700, *range(1000, len(data) - 2, 997), len(data) - 2}):
         found = tail(tmp_path / "x", data[:size])
@@ -75,15 +75,15 @@ def test_a_cut_picture_lacks_its_end_wherever_it_is_cut(tmp_path: Path, format_:
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
 def test_zeros_are_no_end(tmp_path: Path, format_: str) -> None:
     """A preallocated upload that broke off: the size is right, the second half was never written."""
-    data = picture(format_)
+    data = image(format_)
 
     assert tail(tmp_path / "x", data[: len(data) // 2].ljust(len(data), b"\0")) is Tail.MISSING
 
 
-def test_the_thumbnails_end_is_not_the_pictures(tmp_path: Path) -> None:
+def test_the_thumbnails_end_is_not_the_images(tmp_path: Path) -> None:
     """Exif carries a whole small JPEG inside; its end marker does not count."""
-    data = picture("JPEG")
-    thumbnail = picture("JPEG", quality=5)
+    data = image("JPEG")
+    thumbnail = image("JPEG", quality=5)
     exif = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
     whole = data[:2] + exif + data[2:]
 
@@ -91,14 +91,14 @@ def test_the_thumbnails_end_is_not_the_pictures(tmp_path: Path) -> None:
     assert tail(tmp_path / "x", whole[: -len(data) // 2]) is Tail.MISSING
 
 
-def test_a_film_behind_the_picture_does_not_hide_its_end(tmp_path: Path) -> None:
+def test_a_film_behind_the_image_does_not_hide_its_end(tmp_path: Path) -> None:
     """Phones put megabytes of video behind the JPEG's end."""
     for behind in (b"\0" * 300_000, b"\xff" * 3_000_000):
-        assert tail(tmp_path / "x", picture("JPEG") + behind) is Tail.COMPLETE
-        assert tail(tmp_path / "x", picture("PNG") + behind) is Tail.COMPLETE
+        assert tail(tmp_path / "x", image("JPEG") + behind) is Tail.COMPLETE
+        assert tail(tmp_path / "x", image("PNG") + behind) is Tail.COMPLETE
 
 
-def test_white_pictures_are_complete(tmp_path: Path) -> None:
+def test_white_images_are_complete(tmp_path: Path) -> None:
     """Even areas compress to zeros: they are no sign of anything missing."""
     white = Image.new("RGB", (1600, 1200), "white")
     white.paste(photo(1600, 200), (0, 0))
@@ -131,7 +131,7 @@ def test_nonsense_is_answered(tmp_path: Path, data: bytes) -> None:
 def test_striped_tiffs_of_every_kind(tmp_path: Path) -> None:
     """Both byte orders, compressed or not, directory first or last."""
     for compression in ("raw", "tiff_lzw", "tiff_deflate"):
-        data = picture("TIFF", compression=compression)
+        data = image("TIFF", compression=compression)
         assert tail(tmp_path / "x", data) is Tail.COMPLETE
         assert tail(tmp_path / "x", data[: len(data) * 2 // 3]) is Tail.DOUBTFUL
 
@@ -142,7 +142,7 @@ def test_striped_tiffs_of_every_kind(tmp_path: Path) -> None:
 def test_an_open_writer_is_seen(tmp_path: Path) -> None:
     """While it is open for writing, however little happens; no more when it is closed. A reader is no writer."""
     path = tmp_path / "a.jpg"
-    path.write_bytes(picture("JPEG"))
+    path.write_bytes(image("JPEG"))
     with open(path, "ab"):
         assert facts(path).writer is Writer.OPEN
     with open(path, "rb"):
@@ -163,7 +163,7 @@ def test_a_mapped_writer_is_seen(tmp_path: Path) -> None:
 def test_remote_writers_are_not_asked_for(tmp_path: Path) -> None:
     """Where a lease says nothing of other machines, none is taken."""
     path = tmp_path / "a.jpg"
-    path.write_bytes(picture("JPEG"))
+    path.write_bytes(image("JPEG"))
 
     assert facts(path, remote=True) == Facts(Writer.UNSEEN, True, Tail.COMPLETE)
 
@@ -225,7 +225,7 @@ def test_preallocated_uploads_have_holes(tmp_path: Path) -> None:
 
 def test_which_incomplete_file_is_held_by_which_gate(tmp_path: Path) -> None:
     """Every kind of half upload of a JPEG is held by at least one gate; the whole file by none."""
-    data = picture("JPEG")
+    data = image("JPEG")
     half = len(data) // 2
     path = tmp_path / "a.jpg"
 
@@ -310,7 +310,7 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     """An open descriptor below a drop folder would keep its disk from being unmounted."""
     root = tmp_path / "a" / "b"
     root.mkdir(parents=True)
-    (root / "x.jpg").write_bytes(picture("JPEG"))
+    (root / "x.jpg").write_bytes(image("JPEG"))
     (root / "pipe").symlink_to("x.jpg")
     before = len(os.listdir("/proc/self/fd"))
     for path in ("b/x.jpg", "b/pipe", "b/none", "none/x.jpg", "b"):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.fs import Version
+from rmbgd.fs import FileVersion
 from rmbgd.imaging.completeness import Tail
 from rmbgd.intake.readiness import (
     DELAY_MAXIMUM,
@@ -26,8 +26,8 @@ RULES = Rules(quiet_closed=0.5, quiet_unknown=2.0, quiet_remote=5.0, incomplete_
 GOOD = Facts(Writer.NONE, True, Tail.COMPLETE)
 
 
-def version(size: int = 10, ctime: int = 3) -> Version:
-    return Version(1, size, 2, ctime)
+def version(size: int = 10, ctime: int = 3) -> FileVersion:
+    return FileVersion(1, size, 2, ctime)
 
 
 def arrive(*, size: int = 10, announced: bool = True, remote: bool = False, at: float = 0.0) -> Arrival:
@@ -65,10 +65,10 @@ def test_every_change_begins_the_quiet_anew() -> None:
     """Size, inode or either time: whatever differs is another version."""
     arrival = arrive()
     for number, changed in enumerate(
-        [Version(2, 10, 2, 3), Version(2, 11, 2, 3), Version(2, 11, 9, 3), Version(2, 11, 9, 8)]
+        [FileVersion(2, 10, 2, 3), FileVersion(2, 11, 2, 3), FileVersion(2, 11, 9, 3), FileVersion(2, 11, 9, 8)]
     ):
         assert observed(arrival, changed, 0.4 + number / 10, announced=True, rules=RULES)
-    assert not observed(arrival, Version(2, 11, 9, 8), 0.8, announced=True, rules=RULES)
+    assert not observed(arrival, FileVersion(2, 11, 9, 8), 0.8, announced=True, rules=RULES)
 
     assert wait_for(arrival, GOOD)[0] == 0.7 + 0.5
 

@@ -11,7 +11,7 @@ import pytest
 
 from rmbgd.config.load import parse
 from rmbgd.errors import Reason
-from rmbgd.heartbeat import NoBeat
+from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.intake import claim as claims
 from rmbgd.intake import scanner as survey
 from rmbgd.intake.reconciler import Reconciler
@@ -21,13 +21,13 @@ from rmbgd.pipeline.queue import channel
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.records import Job
 from rmbgd.testing.fs import FailingFs
-from tests.support.workspace import House
+from tests.support.workspace import Workspace
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(17)
 WHOLE = PNG + b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 
-class Loop(House):
+class Loop(Workspace):
     """A house whose loop is turned by hand. Folders are polled, so that nothing happens behind the test's back."""
 
     def __init__(
@@ -50,7 +50,7 @@ class Loop(House):
             publisher=self.publisher,
             clock=self.clock,
             emit=self.events,
-            beat=NoBeat(),
+            heartbeat=NullHeartbeat(),
             on_compared=self._count,
         )
         self.hints = Hints(self.config.intake.hints_maximum, self.reconciler.wake)
@@ -247,7 +247,7 @@ def test_what_a_decoder_finds_cut_off_waits_for_a_change(loop: Callable[..., Loo
     (job,) = it.turn(2)
     it.reconciler.give_back(job, "incomplete", "premature end")
     assert it.turn() == []
-    assert it.files("input") == {"s/a.jpg": b"picture"}
+    assert it.files("input") == {"s/a.jpg": b"image"}
     assert it.ledger.counts() == {}
     assert it.turn(30, times=28) == []
 
@@ -266,7 +266,7 @@ def test_what_changed_in_work_is_claimed_anew(loop: Callable[..., Loop]) -> None
     it.reconciler.give_back(job, "changed", "")
     it.turn()
 
-    assert [Path(job.source).read_bytes() for job in it.turn(2)] == [b"picture and more"]
+    assert [Path(job.source).read_bytes() for job in it.turn(2)] == [b"image and more"]
 
 
 # ------------------------------------------------------------------------------------------------- who goes first
@@ -296,7 +296,7 @@ def test_a_backlog_does_not_hide_the_files_of_others(loop: Callable[..., Loop]) 
         it.drop(f"{number:03}.jpg")
     it.turn()
     for other in ("press", "till"):
-        (it.base / other / "input" / "x.jpg").write_bytes(b"picture")
+        (it.base / other / "input" / "x.jpg").write_bytes(b"image")
         it.hear("x.jpg", folder=other)
     it.turn()
     jobs = it.turn(2.5)
@@ -318,7 +318,7 @@ def test_waiting_raises_the_priority(loop: Callable[..., Loop]) -> None:
     it.hear("patient.jpg")
     it.turn()
     it.clock.advance(101)
-    (it.base / "press" / "input" / "new.jpg").write_bytes(b"picture")
+    (it.base / "press" / "input" / "new.jpg").write_bytes(b"image")
     it.hear("new.jpg", folder="press")
     it.reconciler.pause("disk_full:shop")
     it.reconciler.pause("disk_full:press")
@@ -348,7 +348,7 @@ def test_versions_of_one_path_are_worked_on_in_order(loop: Callable[..., Loop]) 
 
 
 def test_suspects_go_alone(loop: Callable[..., Loop], tmp_path: Path) -> None:
-    """Pictures that the last run died with come first, one at a time; everything else waits."""
+    """Images that the last run died with come first, one at a time; everything else waits."""
     first = loop()
     for name in "ab":
         first.drop(f"{name}.jpg")
@@ -390,7 +390,7 @@ def test_hard_links_to_others_files_are_refused(loop: Callable[..., Loop]) -> No
     it = loop()
     for name, owner in (("own", 0), ("foreign", 4711)):
         outside = it.base / name
-        outside.write_bytes(b"picture")
+        outside.write_bytes(b"image")
         os.chown(outside, owner, owner)
         os.link(outside, it.roots["input"] / f"{name}.jpg")
     it.turn()
@@ -416,7 +416,7 @@ def test_what_may_not_be_moved_is_worked_on_in_place_once(loop: Callable[..., Lo
     assert len(it.events.named("storage.retire_failed")) == 1
     it.roots["done"].mkdir()
     it.turn(400)
-    assert (it.files("input"), it.files("done")) == ({}, {"a.jpg": b"picture"})
+    assert (it.files("input"), it.files("done")) == ({}, {"a.jpg": b"image"})
 
 
 def test_kept_originals_are_worked_on_once(loop: Callable[..., Loop]) -> None:
@@ -459,7 +459,7 @@ def test_a_paused_folder_does_not_stop_the_others(loop: Callable[..., Loop]) -> 
     """The reason names whose disk it is."""
     it = loop(others=[{"name": "press"}])
     it.drop("a.jpg")
-    (it.base / "press" / "input" / "b.jpg").write_bytes(b"picture")
+    (it.base / "press" / "input" / "b.jpg").write_bytes(b"image")
     it.reconciler.pause("disk_full:shop")
     it.turn()
     assert names(it.turn(2)) == ["b.jpg"]
@@ -511,7 +511,7 @@ def test_a_folder_that_goes_and_comes_is_compared_again(loop: Callable[..., Loop
     assert sorted(names(it.turn(6) + it.turn(6) + it.turn(6))) == ["a.jpg", "b.jpg"]
 
 
-def test_a_picture_that_cannot_go_back_now_goes_back_later(
+def test_an_image_that_cannot_go_back_now_goes_back_later(
     loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its folder stands there all the time, only no descriptor was left: it is not forgotten among the claimed."""
@@ -565,7 +565,7 @@ def test_what_comes_back_after_the_end_is_put_back(loop: Callable[..., Loop]) ->
     it.reconciler.give_back(job, "stopping", "")
 
     assert it.reconciler.finish_returns() == 1
-    assert it.files("input") == {"a.jpg": b"picture"}
+    assert it.files("input") == {"a.jpg": b"image"}
     assert it.ledger.counts() == {}
 
 

@@ -16,13 +16,13 @@ from hypothesis import strategies as st
 
 from rmbgd import naming as names
 from rmbgd.errors import Reason
-from rmbgd.fs import SystemFs, version_of
+from rmbgd.fs import SystemFileSystem, version_of
 from rmbgd.intake.startup_recovery import Recovered, Recovery
 from rmbgd.store.claims import claim_by_rename, put_back
 from rmbgd.store.records import Candidate, ContentKey, Job
 from rmbgd.testing.clock import FakeClock
 from rmbgd.testing.fs import CrashingFs, WorldStopped
-from tests.support.workspace import House, sha256
+from tests.support.workspace import Workspace, sha256
 
 STEPS_OF_THE_LEDGER = {"claim", "release", "publishing", "done", "failed", "next_attempt", "forget_content"}
 
@@ -57,19 +57,19 @@ class Run:
     """One run of the service, from start to its end or to the step at which the world stops."""
 
     def __init__(self, base: Path, after: int | None = None, **given: object) -> None:
-        fs = SystemFs() if after is None else CrashingFs(after)
-        self.house = House(base, fs=fs, **given)
+        fs = SystemFileSystem() if after is None else CrashingFs(after)
+        self.workspace = Workspace(base, fs=fs, **given)
         if isinstance(fs, CrashingFs):
-            ledger = SteppingLedger(self.house.ledger, fs.step)
-            publisher = self.house.publisher
+            ledger = SteppingLedger(self.workspace.ledger, fs.step)
+            publisher = self.workspace.publisher
             for part in (publisher, publisher.retirer, publisher.quarantine, publisher.leftovers):
                 part._ledger = ledger
         else:
-            ledger = self.house.ledger
+            ledger = self.workspace.ledger
         self.ledger, self.fs = ledger, fs
-        self.root = str(self.house.roots["input"])
+        self.root = str(self.workspace.roots["input"])
         self.recovery = Recovery(
-            self.house.config, ledger, self.house.publisher, self.house.clock, self.house.events, fs
+            self.workspace.config, ledger, self.workspace.publisher, self.workspace.clock, self.workspace.events, fs
         )
 
     def __enter__(self) -> Self:
@@ -77,15 +77,15 @@ class Run:
 
     def __exit__(self, *_: object) -> None:
         if isinstance(self.fs, CrashingFs):
-            self.house.ledger._store._later.clear()  # what waited for the next commit dies with the process
-        self.house.close()
+            self.workspace.ledger._store._later.clear()  # what waited for the next commit dies with the process
+        self.workspace.close()
 
     def claim(self, path: str) -> Job | None:
-        keep = self.house.folder.originals == "keep"
+        keep = self.workspace.folder.originals == "keep"
         version = version_of(os.lstat(os.path.join(self.root, path)))
-        if self.house.ledger.handled("shop", path, version):
+        if self.workspace.ledger.handled("shop", path, version):
             return None
-        now = self.house.clock.monotonic()
+        now = self.workspace.clock.monotonic()
         jobs = self.ledger.claim([Candidate("shop", path, self.root, version, now, not keep)])
         for job in jobs:
             if job.claimed_by_rename:
@@ -95,21 +95,21 @@ class Run:
     def end(self, job: Job) -> None:
         """What the pipeline does: the content says how it ends."""
         data = Path(job.source).read_bytes()
-        publisher, key = self.house.publisher, ContentKey(sha256(data), "recipe")
+        publisher, key = self.workspace.publisher, ContentKey(sha256(data), "recipe")
         if data.startswith(b"bad"):
             publisher.quarantine(job, Reason.CORRUPT, "torn", stage="decode", telling=OF_REFUSED)
             self.tell("image.failed", job, OF_REFUSED | {"reason": "corrupt", "detail": "torn"})
             return
-        if data.startswith(b"later") and job.attempt == 1 and self.house.clock.monotonic() < 2000:
+        if data.startswith(b"later") and job.attempt == 1 and self.workspace.clock.monotonic() < 2000:
             put_back(
                 self.root, os.path.basename(job.source), job.relative_path, self.fs
             ) if job.claimed_by_rename else 0
             self.ledger.release([job.job_id])
             return
-        known = self.house.ledger.same_content(*(key.sha256_in, key.recipe_hash))
+        known = self.workspace.ledger.same_content(*(key.sha256_in, key.recipe_hash))
         published = None if known is None else publisher.publish_copy(job, known, telling=OF_DONE)
         if published is None:
-            with publisher.open_temporary(self.house.folder, job) as temporary:
+            with publisher.open_temporary(self.workspace.folder, job) as temporary:
                 temporary.write(b"cutout of " + data)
                 facts = {"verdict": "empty"} if data.startswith(b"empty") else None
                 published = publisher.publish(temporary, job, content=key, sidecar_facts=facts, telling=OF_DONE)
@@ -119,9 +119,11 @@ class Run:
     def tell(self, event: str, job: Job, keys: dict[str, object]) -> None:
         """The event, then that it was told; the world may stop before either."""
         self.step()
-        self.house.events(event, job=job.job_id, folder=job.folder, path=job.relative_path, attempt=job.attempt, **keys)
+        self.workspace.events(
+            event, job=job.job_id, folder=job.folder, path=job.relative_path, attempt=job.attempt, **keys
+        )
         self.step()
-        self.house.publisher.told(job)
+        self.workspace.publisher.told(job)
 
     def step(self) -> None:
         if isinstance(self.fs, CrashingFs):
@@ -136,30 +138,30 @@ class Run:
         return found
 
     def work_waiting(self) -> None:
-        for path in sorted(self.house.files("input")):
+        for path in sorted(self.workspace.files("input")):
             if not path.startswith(".rmbgd/") and (job := self.claim(path)) is not None:
                 self.end(job)
 
 
-def places(house: House, data: bytes) -> list[str]:
+def places(workspace: Workspace, data: bytes) -> list[str]:
     """Where an original's bytes are."""
-    return [role for role in ("input", "done", "failed") for found in house.files(role).values() if found == data]
+    return [role for role in ("input", "done", "failed") for found in workspace.files(role).values() if found == data]
 
 
-def check_whole(house: House, originals: list[bytes]) -> None:
+def check_whole(workspace: Workspace, originals: list[bytes]) -> None:
     """At every moment: each original in exactly one place (or, deleted, in none), each output name complete."""
     for data in originals:
-        found = places(house, data)
-        assert len(found) == 1 or (not found and house.folder.originals == "delete")
-    for path, data in house.files("output").items():
+        found = places(workspace, data)
+        assert len(found) == 1 or (not found and workspace.folder.originals == "delete")
+    for path, data in workspace.files("output").items():
         if not names.is_temporary(os.path.basename(path)) and not path.endswith(".json"):
             assert data.startswith(b"cutout of ")
             assert data.removeprefix(b"cutout of ") in originals
 
 
-def check_ended(house: House, dropped: dict[str, bytes]) -> None:
-    """In the end: an output for every good picture under its own name, a reason for every bad one, nothing besides."""
-    outputs = house.files("output")
+def check_ended(workspace: Workspace, dropped: dict[str, bytes]) -> None:
+    """In the end: an output for every good image under its own name, a reason for every bad one, nothing besides."""
+    outputs = workspace.files("output")
     good = {path: data for path, data in dropped.items() if not data.startswith(b"bad")}
     assert {path: data for path, data in outputs.items() if not path.endswith(".json")} == {
         path.replace(".jpg", ".png"): b"cutout of " + data for path, data in good.items()
@@ -169,19 +171,19 @@ def check_ended(house: House, dropped: dict[str, bytes]) -> None:
     }
     bad = {path for path in dropped if path not in good}
     reasons = {f"{path}.error.json" for path in bad}
-    kept = house.folder.originals == "keep"
-    assert set(house.files("failed")) == (reasons if kept else bad | reasons)
-    assert set(house.files("input")) == (set(dropped) if kept else set())
-    if house.folder.originals == "archive":
-        assert house.files("done") == good
-    assert not any(row.state in ("claimed", "publishing") for row in house.ledger.unfinished())
+    kept = workspace.folder.originals == "keep"
+    assert set(workspace.files("failed")) == (reasons if kept else bad | reasons)
+    assert set(workspace.files("input")) == (set(dropped) if kept else set())
+    if workspace.folder.originals == "archive":
+        assert workspace.files("done") == good
+    assert not any(row.state in ("claimed", "publishing") for row in workspace.ledger.unfinished())
 
 
 def check_told(runs: list[Run], dropped: dict[str, bytes]) -> None:
-    """How each picture ended is told by one run, and once more at most, by a next one that says so."""
+    """How each image ended is told by one run, and once more at most, by a next one that says so."""
     for path, data in dropped.items():
         event = "image.failed" if data.startswith(b"bad") else "image.done"
-        told = [keys for run in runs for keys in run.house.events.named(event) if keys["path"] == path]
+        told = [keys for run in runs for keys in run.workspace.events.named(event) if keys["path"] == path]
         assert 1 <= len(told) <= 2, f"{path} was told {len(told)} times"
         assert [keys.get("recovered", False) for keys in told][1:] in ([], [True])
         assert len({keys["job"] for keys in told}) == 1
@@ -219,24 +221,24 @@ def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None
         place.mkdir()
         with Run(place, after=steps, originals=originals) as run:
             for path, data in UNIQUE.items():
-                run.house.drop(path, data)
+                run.workspace.drop(path, data)
             died = True
             with suppress(WorldStopped):
                 run.work_off()
                 run.work_waiting()
                 died = False
-            check_whole(run.house, list(UNIQUE.values()))
+            check_whole(run.workspace, list(UNIQUE.values()))
         with Run(place, originals=originals) as again:
-            again.house.clock.advance(2000)
+            again.workspace.clock.advance(2000)
             again.work_off()
-            check_ended(again.house, UNIQUE)
+            check_ended(again.workspace, UNIQUE)
             check_told([run, again], UNIQUE)
         with Run(place, originals=originals) as once_more:
-            once_more.house.clock.advance(4000)
-            before = once_more.house.files("output"), once_more.house.ledger.counts()
+            once_more.workspace.clock.advance(4000)
+            before = once_more.workspace.files("output"), once_more.workspace.ledger.counts()
             assert not once_more.work_off()
-            assert (once_more.house.files("output"), once_more.house.ledger.counts()) == before
-            assert once_more.house.events.events == []
+            assert (once_more.workspace.files("output"), once_more.workspace.ledger.counts()) == before
+            assert once_more.workspace.events.events == []
         shutil.rmtree(place)
         if not died:
             break
@@ -259,33 +261,33 @@ def test_dying_again_while_recovering_ends_the_same(base: Path) -> None:
             with Run(place, after=after, originals=originals, intake={"attempts": 10}) as run:
                 if number == 0:
                     for path in order:
-                        run.house.drop(path, UNIQUE[path])
-                run.house.clock.advance(2000.0 * number)
+                        run.workspace.drop(path, UNIQUE[path])
+                run.workspace.clock.advance(2000.0 * number)
                 with suppress(WorldStopped):
                     run.work_off()
-                check_whole(run.house, list(UNIQUE.values()))
+                check_whole(run.workspace, list(UNIQUE.values()))
         with Run(place, originals=originals, intake={"attempts": 10}) as last:
-            last.house.clock.advance(20_000)
+            last.workspace.clock.advance(20_000)
             last.work_off()
-            check_ended(last.house, UNIQUE)
+            check_ended(last.workspace, UNIQUE)
         shutil.rmtree(place)
 
     check()
 
 
-def test_equal_pictures_survive_dying_too(base: Path) -> None:
+def test_equal_images_survive_dying_too(base: Path) -> None:
     """Copies of a known output have names of their own at every crash point."""
     for steps in range(0, 200, 3):
         place = base / str(steps)
         place.mkdir()
         with Run(place, after=steps) as run, suppress(WorldStopped):
             for path, data in DROPPED.items():
-                run.house.drop(path, data)
+                run.workspace.drop(path, data)
             run.work_off()
         with Run(place) as again:
-            again.house.clock.advance(2000)
+            again.workspace.clock.advance(2000)
             again.work_off()
-            check_ended(again.house, DROPPED)
+            check_ended(again.workspace, DROPPED)
 
 
 def test_a_replaced_input_survives_dying_too(base: Path) -> None:
@@ -294,15 +296,15 @@ def test_a_replaced_input_survives_dying_too(base: Path) -> None:
         place = base / str(steps)
         place.mkdir()
         with Run(place) as first:
-            first.house.drop("a.jpg", b"empty old")
+            first.workspace.drop("a.jpg", b"empty old")
             first.work_off()
         with Run(place, after=steps) as run, suppress(WorldStopped):
-            run.house.drop("a.jpg", b"good new")
+            run.workspace.drop("a.jpg", b"good new")
             run.work_off()
         with Run(place) as again:
             again.work_off()
-            assert again.house.files("output") == {"a.png": b"cutout of good new"}
-            assert sorted(again.house.files("done").values()) == [b"empty old", b"good new"]
+            assert again.workspace.files("output") == {"a.png": b"cutout of good new"}
+            assert sorted(again.workspace.files("done").values()) == [b"empty old", b"good new"]
 
 
 def test_archives_on_another_disk_survive_dying_too(base: Path, tmp_path: Path) -> None:
@@ -314,7 +316,7 @@ def test_archives_on_another_disk_survive_dying_too(base: Path, tmp_path: Path) 
         place.mkdir()
         done.mkdir()
         with Run(place, after=steps, done=str(done)) as run, suppress(WorldStopped):
-            run.house.drop("a.jpg", b"good one")
+            run.workspace.drop("a.jpg", b"good one")
             run.work_off()
         with Run(place, done=str(done)) as again:
             again.work_off()
@@ -340,11 +342,11 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         each.__exit__()
 
 
-def test_a_picture_that_kills_is_set_aside_and_no_other(run: Callable[..., Run]) -> None:
+def test_an_image_that_kills_is_set_aside_and_no_other(run: Callable[..., Run]) -> None:
     """Five were in hand when it killed the first time; after its third time it goes, and the four are published."""
     first = run()
     for name in "abcde":
-        first.house.drop(f"{name}.jpg", b"good " + name.encode())
+        first.workspace.drop(f"{name}.jpg", b"good " + name.encode())
     for name in "abcde":
         first.claim(f"{name}.jpg")
     starts = 1
@@ -361,9 +363,9 @@ def test_a_picture_that_kills_is_set_aside_and_no_other(run: Callable[..., Run])
 
     assert starts == 4
     assert found.set_aside == 1
-    assert set(again.house.files("failed")) == {"c.jpg", "c.jpg.error.json"}
-    assert set(again.house.files("output")) == {"a.png", "b.png", "d.png", "e.png"}
-    (event,) = again.house.events.named("image.failed")
+    assert set(again.workspace.files("failed")) == {"c.jpg", "c.jpg.error.json"}
+    assert set(again.workspace.files("output")) == {"a.png", "b.png", "d.png", "e.png"}
+    (event,) = again.workspace.events.named("image.failed")
     assert (event["path"], event["reason"], event["attempt"], event["stage"]) == ("c.jpg", "crash_loop", 3, "intake")
 
 
@@ -371,7 +373,7 @@ def test_suspects_come_one_after_another(run: Callable[..., Run]) -> None:
     """The next is handed out, and its attempt counted, only when the one before has ended."""
     first = run()
     for name in "ab":
-        first.house.drop(f"{name}.jpg")
+        first.workspace.drop(f"{name}.jpg")
         first.claim(f"{name}.jpg")
     again = run()
     again.recovery.recover()
@@ -381,7 +383,7 @@ def test_suspects_come_one_after_another(run: Callable[..., Run]) -> None:
     assert job is not None
     assert (job.attempt, len(suspects)) == (2, 1)
     assert suspects.next() is None
-    assert [row.attempt for row in again.house.ledger.unfinished()] == [2, 1]
+    assert [row.attempt for row in again.workspace.ledger.unfinished()] == [2, 1]
     again.end(job)
     assert suspects.next() is not None
     assert len(suspects) == 0
@@ -390,26 +392,28 @@ def test_suspects_come_one_after_another(run: Callable[..., Run]) -> None:
 def test_an_output_that_was_renamed_is_not_made_again(run: Callable[..., Run]) -> None:
     """Announced and there with its hash: done, and the original is archived."""
     first = run()
-    first.house.drop("s/a.jpg", b"good")
+    first.workspace.drop("s/a.jpg", b"good")
     job = first.claim("s/a.jpg")
-    first.house.ledger.publishing(job.job_id, first.house.publisher._key(first.house.folder, job), "s", sha256(b"x"), 1)
-    first.house.roots["output"].joinpath("s").mkdir()
-    first.house.roots["output"].joinpath("s/a.png").write_bytes(b"x")
+    first.workspace.ledger.publishing(
+        job.job_id, first.workspace.publisher._key(first.workspace.folder, job), "s", sha256(b"x"), 1
+    )
+    first.workspace.roots["output"].joinpath("s").mkdir()
+    first.workspace.roots["output"].joinpath("s/a.png").write_bytes(b"x")
 
     again = run()
     assert again.recovery.recover().event() == {
         "jobs": 0, "published": 1, "temporaries": 0, "set_aside": 0, "told": 0,
     }  # fmt: skip
-    assert set(again.house.files("done")) == {"s/a.jpg"}
-    assert again.house.ledger.counts() == {"done": 1}
+    assert set(again.workspace.files("done")) == {"s/a.jpg"}
+    assert again.workspace.ledger.counts() == {"done": 1}
 
 
 def test_our_temporaries_are_removed_and_no_others(run: Callable[..., Run]) -> None:
     """Of unfinished jobs, whichever kind; a file that only looks similar stays."""
     first = run()
-    first.house.drop("s/a.jpg")
+    first.workspace.drop("s/a.jpg")
     job = first.claim("s/a.jpg")
-    output, done, failed = (first.house.roots[role] for role in ("output", "done", "failed"))
+    output, done, failed = (first.workspace.roots[role] for role in ("output", "done", "failed"))
     for root, kind in ((output, ""), (output, ".json"), (done, ".original"), (failed, ".error")):
         (root / "s").mkdir(exist_ok=True)
         (root / "s" / names.temporary_name(job.job_id, kind)).write_bytes(b"half")
@@ -417,50 +421,50 @@ def test_our_temporaries_are_removed_and_no_others(run: Callable[..., Run]) -> N
 
     again = run()
     assert again.recovery.recover().temporaries == 4
-    assert again.house.files("output") == {"s/.rmbgd-notes": b"mine"}
+    assert again.workspace.files("output") == {"s/.rmbgd-notes": b"mine"}
 
 
 def test_without_its_ledger_nothing_is_lost(run: Callable[..., Run]) -> None:
     """The operator moved a damaged ledger aside: claimed files go back to where they were, temporaries are removed."""
     first = run()
     for path in ("s/t/a.jpg", "b%2F.jpg", "x" * 250 + ".jpg"):
-        first.house.drop(path, path.encode())
+        first.workspace.drop(path, path.encode())
         first.claim(path)
-    (first.house.roots["output"] / "s").mkdir()
-    (first.house.roots["output"] / "s" / names.temporary_name(99)).write_bytes(b"half")
-    first.house.close()
-    for file in (first.house.base / "state").iterdir():
+    (first.workspace.roots["output"] / "s").mkdir()
+    (first.workspace.roots["output"] / "s" / names.temporary_name(99)).write_bytes(b"half")
+    first.workspace.close()
+    for file in (first.workspace.base / "state").iterdir():
         file.unlink()
 
     again = run()
     found = again.recovery.recover()
     assert (found.adopted, found.temporaries) == (3, 1)
-    assert {path: data for path, data in again.house.files("input").items() if len(path) < 100} == {
+    assert {path: data for path, data in again.workspace.files("input").items() if len(path) < 100} == {
         "s/t/a.jpg": b"s/t/a.jpg",
         "b%2F.jpg": b"b%2F.jpg",
     }
-    assert len(again.house.files("input")) == 3
+    assert len(again.workspace.files("input")) == 3
 
 
 def test_adopting_does_not_overwrite_a_newer_upload(run: Callable[..., Run]) -> None:
     """The name is taken by now: the older one is put beside it."""
     first = run()
-    first.house.drop("a.jpg", b"old")
+    first.workspace.drop("a.jpg", b"old")
     job = first.claim("a.jpg")
-    first.house.ledger.release([job.job_id])
-    first.house.drop("a.jpg", b"new")
+    first.workspace.ledger.release([job.job_id])
+    first.workspace.drop("a.jpg", b"new")
 
     again = run()
     again.recovery.recover()
-    assert again.house.files("input") == {"a.jpg": b"new", "a~2.jpg": b"old"}
+    assert again.workspace.files("input") == {"a.jpg": b"new", "a~2.jpg": b"old"}
 
 
 def test_a_folder_that_is_not_there_is_left_for_later(run: Callable[..., Run]) -> None:
     """An unmounted disk takes its rows nowhere: they are ended when it is back."""
     first = run()
-    first.house.drop("a.jpg", b"good")
+    first.workspace.drop("a.jpg", b"good")
     first.claim("a.jpg")
-    root = first.house.roots["input"]
+    root = first.workspace.roots["input"]
     again = run()
     away = root.with_name("away")
     root.rename(away)
@@ -478,7 +482,7 @@ def test_live_claims_are_not_adopted(run: Callable[..., Run]) -> None:
     """When a disk comes back, files of jobs that are at work stay where they are."""
     it = run()
     it.recovery.recover()
-    it.house.drop("a.jpg")
+    it.workspace.drop("a.jpg")
     job = it.claim("a.jpg")
 
     assert not it.recovery.recover_folder("shop")
@@ -488,70 +492,70 @@ def test_live_claims_are_not_adopted(run: Callable[..., Run]) -> None:
 def test_a_claim_whose_rename_never_happened_is_forgotten(run: Callable[..., Run]) -> None:
     """The file still stands where it was dropped: no attempt is counted, the scan finds it."""
     first = run()
-    path = first.house.drop("a.jpg")
+    path = first.workspace.drop("a.jpg")
     version = version_of(path.lstat())
-    first.house.ledger.claim([Candidate("shop", "a.jpg", first.root, version, 0.0, by_rename=True)])
+    first.workspace.ledger.claim([Candidate("shop", "a.jpg", first.root, version, 0.0, by_rename=True)])
 
     again = run()
     assert not again.recovery.recover()
-    assert again.house.ledger.counts() == {}
-    assert again.house.files("input") == {"a.jpg": b"picture"}
+    assert again.workspace.ledger.counts() == {}
+    assert again.workspace.files("input") == {"a.jpg": b"image"}
 
 
 def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Callable[..., Run]) -> None:
     """Its writer went on after the claim: it goes back, to settle again."""
     first = run()
-    first.house.drop("a.jpg", b"half")
+    first.workspace.drop("a.jpg", b"half")
     job = first.claim("a.jpg")
     with open(job.source, "ab") as file:
         file.write(b" and half")
 
     again = run()
     assert again.recovery.recover().jobs == 0
-    assert again.house.files("input") == {"a.jpg": b"half and half"}
+    assert again.workspace.files("input") == {"a.jpg": b"half and half"}
 
 
 def test_a_failing_quarantine_does_not_stop_the_others(run: Callable[..., Run]) -> None:
     """One row that a disk refuses is kept for later; the rest is recovered."""
     first = run()
     for path in ("a.jpg", "b.jpg"):
-        first.house.drop(path)
+        first.workspace.drop(path)
         first.claim(path)
-    (a, _) = first.house.ledger.unfinished()
-    first.house.ledger.failed(a.job_id, Reason.CORRUPT, "torn")
-    first.house.roots["failed"].rmdir()
+    (a, _) = first.workspace.ledger.unfinished()
+    first.workspace.ledger.failed(a.job_id, Reason.CORRUPT, "torn")
+    first.workspace.roots["failed"].rmdir()
 
     again = run()  # which makes the folder again, as its operator would
-    again.house.roots["failed"].rmdir()
+    again.workspace.roots["failed"].rmdir()
     assert again.recovery.recover().jobs == 1
     assert again.recovery.left("shop") == 1
-    again.house.roots["failed"].mkdir()
+    again.workspace.roots["failed"].mkdir()
     again.recovery.recover_folder("shop")
-    assert set(again.house.files("failed")) == {"a.jpg", "a.jpg.error.json"}
-    assert [event["reason"] for event in again.house.events.named("image.failed")] == ["corrupt"]
+    assert set(again.workspace.files("failed")) == {"a.jpg", "a.jpg.error.json"}
+    assert [event["reason"] for event in again.workspace.events.named("image.failed")] == ["corrupt"]
 
 
 def test_nothing_is_computed_before_the_attempt_is_on_record(run: Callable[..., Run], tmp_path: Path) -> None:
-    """Recovering alone counts nothing: three starts that fail for another reason set no picture aside."""
+    """Recovering alone counts nothing: three starts that fail for another reason set no image aside."""
     first = run()
-    first.house.drop("a.jpg")
+    first.workspace.drop("a.jpg")
     first.claim("a.jpg")
     for _ in range(5):
         assert run().recovery.recover().jobs == 1
 
-    assert [row.attempt for row in run(clock=FakeClock()).house.ledger.unfinished()] == [1]
+    assert [row.attempt for row in run(clock=FakeClock()).workspace.ledger.unfinished()] == [1]
 
 
 def test_an_outcome_that_was_not_told_is_told_with_all_that_was_known(run: Callable[..., Run]) -> None:
     """Killed between the ledger and the log: the next start writes the event, whole, and says that it was late."""
     first = run()
-    first.house.drop("a.jpg", b"good")
+    first.workspace.drop("a.jpg", b"good")
     job = first.claim("a.jpg")
-    first.house.publish(job, telling=OF_DONE)
+    first.workspace.publish(job, telling=OF_DONE)
 
     again = run()
     assert again.recovery.recover().told == 1
-    (event,) = again.house.events.named("image.done")
+    (event,) = again.workspace.events.named("image.done")
     ends = {"output": "a.png", "bytes_out": 6, "sha256_out": sha256(b"cutout")}
     whose = {"job": job.job_id, "folder": "shop", "path": "a.jpg", "attempt": 1, "recovered": True}
     assert event == OF_DONE | ends | whose
@@ -562,41 +566,41 @@ def test_an_outcome_that_was_told_is_not_told_again(run: Callable[..., Run]) -> 
     """Once its telling is on the disk, with whatever was recorded next."""
     first = run()
     for name in "ab":
-        first.house.drop(f"{name}.jpg", b"good " + name.encode())
+        first.workspace.drop(f"{name}.jpg", b"good " + name.encode())
     for name in "ab":
         first.end(first.claim(f"{name}.jpg"))
 
     again = run()
     assert not again.recovery.recover()
-    assert again.house.events.events == []
+    assert again.workspace.events.events == []
 
 
 def test_an_entry_that_is_refused_in_place_is_told_after_a_crash(run: Callable[..., Run]) -> None:
     """It is nobody's to move; its event is all there is."""
     first = run()
-    link = first.house.roots["input"] / "a.jpg"
+    link = first.workspace.roots["input"] / "a.jpg"
     link.symlink_to("/etc/passwd")
     version = version_of(link.lstat())
-    first.house.ledger.refuse("shop", "a.jpg", version, Reason.NOT_REGULAR, "symbolic link")
+    first.workspace.ledger.refuse("shop", "a.jpg", version, Reason.NOT_REGULAR, "symbolic link")
 
     again = run()
     assert again.recovery.recover().told == 1
-    (event,) = again.house.events.named("image.failed")
+    (event,) = again.workspace.events.named("image.failed")
     assert (event["path"], event["reason"], event["detail"]) == ("a.jpg", "not_regular", "symbolic link")
     assert link.is_symlink()
 
 
-def test_a_picture_that_goes_back_has_no_outcome(run: Callable[..., Run]) -> None:
+def test_an_image_that_goes_back_has_no_outcome(run: Callable[..., Run]) -> None:
     """Its cutout was announced, then its owner wrote on: nothing was published, and nothing is told."""
     first = run()
-    first.house.drop("a.jpg", b"good")
+    first.workspace.drop("a.jpg", b"good")
     job = first.claim("a.jpg")
-    key = first.house.publisher._key(first.house.folder, job)
-    first.house.ledger.publishing(job.job_id, key, "", sha256(b"x"), 1, OF_DONE)
-    put_back(first.root, os.path.basename(job.source), "a.jpg", SystemFs())
-    first.house.ledger.release([job.job_id])
+    key = first.workspace.publisher._key(first.workspace.folder, job)
+    first.workspace.ledger.publishing(job.job_id, key, "", sha256(b"x"), 1, OF_DONE)
+    put_back(first.root, os.path.basename(job.source), "a.jpg", SystemFileSystem())
+    first.workspace.ledger.release([job.job_id])
 
     again = run()
     again.recovery.recover()
-    assert again.house.events.events == []
-    assert again.house.ledger.untold.keys() == {}
+    assert again.workspace.events.events == []
+    assert again.workspace.ledger.untold.keys() == {}

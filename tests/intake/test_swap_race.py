@@ -16,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from rmbgd.errors import ImageError
-from rmbgd.fs import SystemFs, folder_beneath, open_regular
+from rmbgd.fs import SystemFileSystem, folder_beneath, open_regular
 from rmbgd.intake import file_checks as gates
 from rmbgd.store.claims import claim_by_rename, put_back
 
-SECRET, OURS = b"secret " * 20, b"picture " * 20
+SECRET, OURS = b"secret " * 20, b"image " * 20
 TRIES = 5_000
 ENOUGH = 50  # of each outcome; a machine that is busy with other things takes more tries for them
 TRIES_MAXIMUM = 1_000_000
@@ -62,7 +62,7 @@ def root(tmp_path: Path, home: int) -> Iterator[Path]:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_no_link_is_ever_followed_to_read(root: Path, path: str) -> None:
-    """Each try gives the picture or an error, never what a link leads to."""
+    """Each try gives the image or an error, never what a link leads to."""
     read = refused = 0
     for number in range(TRIES_MAXIMUM):
         if number >= TRIES and min(read, refused) >= ENOUGH:
@@ -94,8 +94,8 @@ def test_no_link_is_ever_looked_into(root: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_no_strangers_file_is_ever_claimed(root: Path, home: int, path: str) -> None:
-    """What is moved into the claim folder is the picture, or a link, which is put back and never opened."""
-    fs, moved, refused = SystemFs(), 0, 0
+    """What is moved into the claim folder is the image, or a link, which is put back and never opened."""
+    fs, moved, refused = SystemFileSystem(), 0, 0
     claim = root / ".rmbgd" / "1__claimed"
     for number in range(TRIES_MAXIMUM):
         if number >= TRIES and min(moved, refused) >= ENOUGH:
@@ -117,7 +117,7 @@ def test_no_strangers_file_is_ever_claimed(root: Path, home: int, path: str) -> 
         pytest.fail(f"{moved} were moved, {refused} were refused: nobody swapped")
 
 
-def _put_back(root: Path, claim: Path, path: str, fs: SystemFs) -> str:
+def _put_back(root: Path, claim: Path, path: str, fs: SystemFileSystem) -> str:
     """Tried again when the folder turned into a link in the middle: the file is then still where it was."""
     while True:
         try:

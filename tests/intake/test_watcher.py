@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from rmbgd.config.load import Folder, Intake
+from rmbgd.config.load import Folder, IntakeSettings
 from rmbgd.events import RecordedEvents
 from rmbgd.intake.watcher import FolderWatch, Heard, Hints, OverflowListener
 from rmbgd.testing.clock import FakeClock
@@ -23,7 +23,9 @@ class Watched:
         self.hints = Hints(1000, self.woken.set)
         self.clock = FakeClock()
         self.events = RecordedEvents()
-        self.watch = FolderWatch(Folder(name="shop", **names, **options), Intake(), self.hints, self.events, self.clock)
+        self.watch = FolderWatch(
+            Folder(name="shop", **names, **options), IntakeSettings(), self.hints, self.events, self.clock
+        )
 
     def check(self):
         self.clock.advance(10)
@@ -137,12 +139,12 @@ def test_files_that_nobody_announced_make_it_poll(watched):
     it.watch.compared({os.stat(it.root).st_ino}, 3)
 
     assert ["silent"] == [event["cause"] for event in it.events.named("watch.degraded")]
-    assert Intake().reconcile_lossy == it.watch.compare_every
+    assert IntakeSettings().reconcile_lossy == it.watch.compare_every
     (it.root / "a.jpg").write_bytes(b"x")
     it.hinted(lambda files, _: "a.jpg" in files)
     it.check()
     assert 1 == len(it.events.named("watch.restored"))
-    assert Intake().reconcile == it.watch.compare_every
+    assert IntakeSettings().reconcile == it.watch.compare_every
 
 
 def test_a_directory_without_a_watch_makes_it_poll(watched):
@@ -186,7 +188,7 @@ def test_polling_folders_have_no_watch(watched):
     it = watched(watch="poll")
 
     assert "poll" == it.events.named("folder.watching")[0]["mode"]
-    assert Intake().reconcile_lossy == it.watch.compare_every
+    assert IntakeSettings().reconcile_lossy == it.watch.compare_every
 
 
 def test_too_many_hints_become_a_comparison():

@@ -1,6 +1,6 @@
 """How files arrive, and that only whole ones are taken (T1 to T9).
 
-Where a writer pauses, the service demonstrably goes on meanwhile: other pictures come out. Short quiet times make the
+Where a writer pauses, the service demonstrably goes on meanwhile: other images come out. Short quiet times make the
 pauses short.
 """
 
@@ -17,7 +17,7 @@ import pytest
 
 from rmbgd.errors import Reason
 from tests.support import audit
-from tests.support.images import assert_cutout_of, picture
+from tests.support.images import assert_cutout_of, sample_image
 from tests.support.mounts import mounted
 from tests.support.service import ServiceUnderTest
 
@@ -28,12 +28,12 @@ NO_COMPARING = {"intake": {"reconcile": 3600.0}}  # what is found within a test 
 
 
 def lossless(number: int, kind: str) -> bytes:
-    return picture(number, kind=kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return sample_image(number, kind=kind, **({"lossless": True} if kind == "WEBP" else {}))
 
 
 def test_slow_writer_is_waited_for(tmp_path: Path) -> None:
     """A file that is written in pieces with long pauses, held open, is taken once, whole, after it was closed."""
-    data = picture(1)
+    data = sample_image(1)
     step = len(data) // 8 + 1
     with ServiceUnderTest(tmp_path) as service:
         with open(service.input / "slow.png", "wb") as writer:
@@ -50,7 +50,7 @@ def test_slow_writer_is_waited_for(tmp_path: Path) -> None:
 
 def test_writer_that_holds_a_whole_file_open_is_waited_for(tmp_path: Path) -> None:
     """A file with its end in place is not taken while somebody still has it open for writing."""
-    data = picture(2)
+    data = sample_image(2)
     with ServiceUnderTest(tmp_path) as service:
         with open(service.input / "open.png", "wb") as writer:
             writer.write(data)
@@ -63,7 +63,7 @@ def test_writer_that_holds_a_whole_file_open_is_waited_for(tmp_path: Path) -> No
 
 def test_scanner_that_opens_several_times_gives_one_output(tmp_path: Path) -> None:
     """Four rounds of open, append and close give one output with the full content."""
-    data = picture(3)
+    data = sample_image(3)
     step = len(data) // 4 + 1
     with ServiceUnderTest(tmp_path) as service:
         for start in range(0, len(data), step):
@@ -113,7 +113,7 @@ def test_upload_that_nobody_completes_is_refused_as_truncated(tmp_path: Path) ->
 def test_preallocated_upload_never_gives_a_grey_tail(tmp_path: Path, hold_open: bool) -> None:
     """A file that has its full size from the beginning is taken when all of it is written, not before."""
     names = {"allocated.jpg": "JPEG", "allocated.tif": "TIFF", "allocated.png": "PNG", "allocated.bmp": "BMP"}
-    data = {name: picture(number, kind=kind, size=(96, 96)) for number, (name, kind) in enumerate(names.items())}
+    data = {name: sample_image(number, kind=kind, size=(96, 96)) for number, (name, kind) in enumerate(names.items())}
     with ServiceUnderTest(tmp_path) as service:
         writers = {name: os.open(service.input / name, os.O_RDWR | os.O_CREAT) for name in data}
         for name, writer in writers.items():
@@ -136,12 +136,12 @@ def test_preallocated_upload_never_gives_a_grey_tail(tmp_path: Path, hold_open: 
         assert len(service.endings()) == len(data)
 
 
-def test_second_half_of_zeros_is_no_picture(tmp_path: Path) -> None:
+def test_second_half_of_zeros_is_no_image(tmp_path: Path) -> None:
     """A closed file whose second half is zeros that were really written is incomplete, later truncated."""
     whole = {"zeros.jpg": "JPEG", "zeros.png": "PNG", "zeros.webp": "WEBP"}
     dropped = {}
     for number, (name, kind) in enumerate(whole.items()):
-        data = picture(number, kind=kind, size=(96, 96))
+        data = sample_image(number, kind=kind, size=(96, 96))
         dropped[name] = data[: len(data) // 2] + bytes(len(data) - len(data) // 2)
     with ServiceUnderTest(tmp_path, settings={"intake": {"incomplete_timeout": 2.0}}) as service:
         for name, data in dropped.items():
@@ -154,7 +154,7 @@ def test_second_half_of_zeros_is_no_picture(tmp_path: Path) -> None:
 
 def test_mapped_writer_is_waited_for(tmp_path: Path) -> None:
     """A writer that maps the file and closes its descriptor early is waited for until the mapping is gone."""
-    data = picture(7)
+    data = sample_image(7)
     with ServiceUnderTest(tmp_path) as service:
         with open(service.input / "mapped.png", "w+b") as writer:
             writer.truncate(len(data))
@@ -197,9 +197,9 @@ def test_names_of_uploads_are_left_alone_until_renamed(tmp_path: Path) -> None:
     with ServiceUnderTest(tmp_path) as service:
         for name in leftovers:
             (service.input / name).parent.mkdir(exist_ok=True)
-            (service.input / name).write_bytes(picture(1))
+            (service.input / name).write_bytes(sample_image(1))
         for number, name in enumerate(final):
-            (service.input / name).write_bytes(picture(10 + number))
+            (service.input / name).write_bytes(sample_image(10 + number))
         service.turn(PAUSE)
         assert service.endings() == []
         for name, target in final.items():
@@ -211,14 +211,14 @@ def test_names_of_uploads_are_left_alone_until_renamed(tmp_path: Path) -> None:
         service.turn()
         assert len(service.endings()) == len(final)
         assert audit.files(service.input) == sorted(leftovers)
-        assert all((service.input / name).read_bytes() == picture(1) for name in leftovers)
+        assert all((service.input / name).read_bytes() == sample_image(1) for name in leftovers)
 
 
 def test_rsync_delivers(tmp_path: Path) -> None:
     """A folder that rsync uploads comes out, each file once."""
     if shutil.which("rsync") is None:
         pytest.skip("rsync is not installed")
-    data = {f"{folder}{number}.png": picture(number) for number in range(10) for folder in ("", "deep/er/")}
+    data = {f"{folder}{number}.png": sample_image(number) for number in range(10) for folder in ("", "deep/er/")}
     source = tmp_path / "source"
     for name, content in data.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -232,7 +232,7 @@ def test_rsync_delivers(tmp_path: Path) -> None:
 def test_every_way_into_the_folder_is_seen_by_events(tmp_path: Path) -> None:
     """Rename, move across file systems, link, unnamed file and copy each give one output, without any comparison."""
     names = ("renamed", "moved", "linked", "unnamed", "copied", "cloned")
-    data = {f"{name}.png": picture(number) for number, name in enumerate(names)}
+    data = {f"{name}.png": sample_image(number) for number, name in enumerate(names)}
     with (
         mounted(_folder(tmp_path / "stick"), "tmpfs", "size=4m"),
         ServiceUnderTest(tmp_path / "service", settings=NO_COMPARING) as service,
@@ -272,8 +272,8 @@ def _link_unnamed(folder: Path, name: str, data: bytes) -> None:
 
 
 def test_upload_that_stays_open_is_told_once_and_never_refused(tmp_path: Path) -> None:
-    """Open beyond stuck_upload: one event, and the picture is taken all the same when it is closed."""
-    data = picture(9)
+    """Open beyond stuck_upload: one event, and the image is taken all the same when it is closed."""
+    data = sample_image(9)
     with ServiceUnderTest(tmp_path, settings={"intake": {"stuck_upload": 1.0, "incomplete_timeout": 1.0}}) as service:
         with open(service.input / "stuck.png", "wb") as writer:
             writer.write(data)

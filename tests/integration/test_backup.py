@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.images import picture
+from tests.support.images import sample_image
 from tests.support.service import ServiceUnderTest
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -25,18 +25,18 @@ def back_up(ledger: Path, copy: Path) -> None:
 
 
 def remembered(copy: Path) -> set[str]:
-    """Pictures done by this ledger, which must be whole."""
+    """Images done by this ledger, which must be whole."""
     with contextlib.closing(sqlite3.connect(copy)) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         return {path.decode() for (path,) in db.execute("SELECT path FROM job WHERE state='done'")}
 
 
 def test_backups_of_a_busy_ledger_are_whole(tmp_path: Path) -> None:
-    """Each taken while pictures are on their way; each opens, is sound, and knows all that was told before it began."""
+    """Each taken while images are on their way; each opens, is sound, and knows all that was told before it began."""
     with ServiceUnderTest(tmp_path, folder={"originals": "keep"}, options={"engine": {"delay": 0.02}}) as service:
         for wave in range(WAVES):
             for number in range(wave * WAVE, (wave + 1) * WAVE):
-                service.drop(f"{number}.png", picture(number))
+                service.drop(f"{number}.png", sample_image(number))
             service.wait_for("image.done", count=wave * WAVE + 1)
             told = {event["path"] for event in service.named("image.done")}
             back_up(service.state / "ledger.sqlite", tmp_path / f"copy-{wave}.sqlite")
@@ -49,10 +49,10 @@ def test_a_restored_ledger_serves(tmp_path: Path) -> None:
     service = ServiceUnderTest(tmp_path, folder={"originals": "keep"})
     copy, ledger = tmp_path / "copy.sqlite", tmp_path / "state" / "ledger.sqlite"
     with service:
-        service.drop("before.png", picture(1))
+        service.drop("before.png", sample_image(1))
         service.wait_for("image.done", path="before.png")
         back_up(ledger, copy)
-        service.drop("after.png", picture(2))
+        service.drop("after.png", sample_image(2))
         service.wait_for("image.done", path="after.png")
     for name in ("-wal", "-shm"):
         ledger.with_name(ledger.name + name).unlink(missing_ok=True)

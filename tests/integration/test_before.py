@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rmbgd.cli import main as cli
-from tests.support.images import assert_cutout_of, picture
+from tests.support.images import assert_cutout_of, sample_image
 from tests.support.service import ServiceUnderTest
 
 BEFORE = Path(__file__).parents[1] / "contract" / "before"
@@ -49,14 +49,14 @@ def test_work_of_an_earlier_version_is_finished(tmp_path: Path) -> None:
     with service:
         service.wait_for("image.done", count=len(LATE))
         service.wait(service.is_idle, "nothing left to do")
-        service.drop("known.png", picture(2))
+        service.drop("known.png", sample_image(2))
         reused = service.wait_for("image.done", path="known.png")
 
     endings = [event["path"] for event in service.endings()]
     assert sorted([*(f"late-{number}.png" for number in LATE), "known.png"]) == sorted(endings)
     assert reused["reused"]
     for number in LATE:
-        assert_cutout_of(picture(number), service.output / f"late-{number}.png")
+        assert_cutout_of(sample_image(number), service.output / f"late-{number}.png")
     assert set() == {path for path in ENDED if service.endings(path)}
 
 

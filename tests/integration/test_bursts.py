@@ -13,12 +13,12 @@ import pytest
 
 from tests.support import audit
 from tests.support.burst import bitmap
-from tests.support.images import assert_cutout_of, picture
+from tests.support.images import assert_cutout_of, sample_image
 from tests.support.mounts import kernel_setting, memory_folder
 from tests.support.service import ServiceUnderTest
 
 BURST, WRITERS = 40_000, 4
-LOOKED_AT = 97  # every so many pictures of the burst is compared pixel by pixel
+LOOKED_AT = 97  # every so many images of the burst is compared pixel by pixel
 BURST_PATIENCE = 900.0
 MEMORY = 600 << 20  # bytes that the service may take, however many files wait
 OVERFLOWING = 300  # files; two events each, where the kernel keeps 64
@@ -88,7 +88,7 @@ def test_more_hints_than_are_kept_lose_nothing(tmp_path: Path) -> None:
 
 def test_folders_made_and_filled_at_once(tmp_path: Path) -> None:
     """`mkdir -p a/b/c && cp x a/b/c` right away, again and again: every file is seen, and later ones there too."""
-    data = {f"{n}/b/c/{which}.png": picture(2 * n + (which == "y")) for n in range(40) for which in "xy"}
+    data = {f"{n}/b/c/{which}.png": sample_image(2 * n + (which == "y")) for n in range(40) for which in "xy"}
     with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
         for name, content in data.items():
             if name.endswith("x.png"):
@@ -106,7 +106,7 @@ def test_folders_made_and_filled_at_once(tmp_path: Path) -> None:
 def test_tree_of_folders(tmp_path: Path, way: str) -> None:
     """A tree that is moved or copied in: every file in it comes out, and files that come into it later too."""
     folders, later = 300, {}
-    data = {f"tree/{n % 10}/{n % 100}/{n}/{n}.png": picture(n) for n in range(folders)}
+    data = {f"tree/{n % 10}/{n % 100}/{n}/{n}.png": sample_image(n) for n in range(folders)}
     tree = tmp_path / "tree"
     for name, content in data.items():
         (tmp_path / name).parent.mkdir(parents=True)
@@ -119,7 +119,7 @@ def test_tree_of_folders(tmp_path: Path, way: str) -> None:
         service.wait_for_endings(folders)
         for number, name in enumerate(data):
             new = os.path.join(os.path.dirname(name), "later.png")
-            later[new] = picture(10_000 + number)
+            later[new] = sample_image(10_000 + number)
             (service.input / new).write_bytes(later[new])
         service.wait_for_endings(2 * folders)
     audit.assert_complete(service.roots, data | later)
@@ -128,20 +128,20 @@ def test_tree_of_folders(tmp_path: Path, way: str) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_tree_of_3000_folders(tmp_path: Path) -> None:
-    """3,000 folders at once, a picture in every tenth, then one in every hundredth: none is missed."""
+    """3,000 folders at once, an image in every tenth, then one in every hundredth: none is missed."""
     with memory_folder(tmp_path) as base, ServiceUnderTest(base, settings=EVENTS_ONLY) as service:
         data, later = {}, {}
         for number in range(3000):
             folder = f"tree/{number % 30}/{number}"
             os.makedirs(service.desk / folder)
             if number % 10 == 0:
-                data[f"{folder}/a.png"] = picture(number)
+                data[f"{folder}/a.png"] = sample_image(number)
                 (service.desk / folder / "a.png").write_bytes(data[f"{folder}/a.png"])
         shutil.copytree(service.desk / "tree", service.input / "tree")
         service.wait_for_endings(len(data))
         for number in range(5, 3000, 100):
             name = f"tree/{number % 30}/{number}/b.png"
-            later[name] = picture(10_000 + number)
+            later[name] = sample_image(10_000 + number)
             service.drop(name, later[name])
         service.wait_for_endings(len(data) + len(later))
         audit.assert_complete(service.roots, data | later)
@@ -154,11 +154,11 @@ def test_storm_of_folders(tmp_path: Path) -> None:
             os.makedirs(service.input / "storm" / str(number % 50) / "deep", exist_ok=True)
             if number % 2:
                 shutil.rmtree(service.input / "storm" / str(number % 50))
-        data = {"storm/here.png": picture(1), "storm/48/deep/there.png": picture(2)}
+        data = {"storm/here.png": sample_image(1), "storm/48/deep/there.png": sample_image(2)}
         for name, content in data.items():
             service.drop(name, content)
         service.wait_for_endings(2)
-        later = {"storm/48/deep/later.png": picture(3)}
-        service.drop("storm/48/deep/later.png", picture(3))
+        later = {"storm/48/deep/later.png": sample_image(3)}
+        service.drop("storm/48/deep/later.png", sample_image(3))
         service.wait_for_endings(3)
     audit.assert_complete(service.roots, data | later)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import audit
-from tests.support.images import assert_cutout_of, picture
+from tests.support.images import assert_cutout_of, sample_image
 from tests.support.mounts import false_clock
 from tests.support.service import ServiceUnderTest
 
@@ -33,7 +33,7 @@ def drop_stamped(service: ServiceUnderTest, name: str, data: bytes, seconds: int
 @pytest.mark.parametrize("originals", ["archive", "keep"])
 def test_stamps_of_any_year_are_no_obstacle(tmp_path: Path, originals: str) -> None:
     """Files from 1969, 1970, 2100 and 2242 come out in the order of their arrival and once only, over a restart too."""
-    data = {name: picture(number) for number, name in enumerate(STAMPS)}
+    data = {name: sample_image(number) for number, name in enumerate(STAMPS)}
     with ServiceUnderTest(tmp_path, folder={"originals": originals}) as service:
         for name, content in data.items():
             drop_stamped(service, name, content, STAMPS[name])
@@ -53,9 +53,9 @@ def test_replacement_with_an_older_stamp_is_taken(tmp_path: Path) -> None:
     """A version whose times were preserved from long ago replaces a newer one: what counts is that it is another."""
     with ServiceUnderTest(tmp_path, folder={"originals": "keep"}) as service:
         for count, seconds in enumerate((1_700_000_000, 1_500_000_000, 0, 1_500_000_000)):
-            drop_stamped(service, "a.png", picture(count), seconds)
+            drop_stamped(service, "a.png", sample_image(count), seconds)
             service.wait_for("image.done", path="a.png", count=count + 1)
-            assert_cutout_of(picture(count), service.output / "a.png")
+            assert_cutout_of(sample_image(count), service.output / "a.png")
         assert service.computed() == 4
 
 
@@ -66,7 +66,7 @@ def test_wall_clock_that_jumps(tmp_path: Path) -> None:
     """
     control = tmp_path / "clock"
     control.write_text("@1970-01-01 00:01:00")
-    half = picture(500)
+    half = sample_image(500)
     data = {"half.png": half}
     settings = {"intake": {"incomplete_timeout": 3600.0}, "service": {"health_interval": 1.0}}
     service = ServiceUnderTest(tmp_path / "service", settings=settings)
@@ -79,7 +79,7 @@ def test_wall_clock_that_jumps(tmp_path: Path) -> None:
             os.replace(tmp_path / "clock.new", control)
             for number in range(5):
                 name = f"{step}-{number}.png"
-                data[name] = picture(10 * step + number)
+                data[name] = sample_image(10 * step + number)
                 service.drop(name, data[name])
                 service.wait_for("image.done", path=name)
             since = len(service.events)
@@ -96,7 +96,7 @@ def test_wall_clock_that_jumps(tmp_path: Path) -> None:
         assert service.stop() == 0
         control.write_text("@1970-01-01 00:01:00")
         service.start(environment=false_clock(control))
-        service.drop("again.png", picture(600))
+        service.drop("again.png", sample_image(600))
         service.wait_for("image.done", path="again.png")
-        data["again.png"] = picture(600)
+        data["again.png"] = sample_image(600)
     audit.assert_complete(service.roots, data)

@@ -1,4 +1,4 @@
-"""Names that meet in the output, and pictures that are equal (T30, T34)."""
+"""Names that meet in the output, and images that are equal (T30, T34)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import audit
-from tests.support.images import assert_cutout_of, picture
+from tests.support.images import assert_cutout_of, sample_image
 from tests.support.service import ServiceUnderTest
 
 NAMES = {"a.jpg": "JPEG", "a.png": "PNG", "a.JPG": "JPEG", "s/a.jpg": "JPEG"}
@@ -34,7 +34,7 @@ def test_four_inputs_of_one_stem_have_four_outputs(tmp_path: Path) -> None:
                 for number, order in enumerate(orders):
                     name = f"{number}/{order[step if upload == 0 else 3 - step]}"
                     kind = NAMES[name.split("/", 1)[1]]
-                    contents[name] = picture(next(fresh), kind=kind)
+                    contents[name] = sample_image(next(fresh), kind=kind)
                     service.drop(name, contents[name])
                 done = (step + 1) * len(orders)
                 service.wait(
@@ -60,16 +60,16 @@ def test_file_of_a_stranger_is_left_alone(tmp_path: Path) -> None:
     """A file at the target that the service did not write stays as it is; the output goes beside it, for good."""
     with ServiceUnderTest(tmp_path) as service:
         (service.output / "a.png").write_bytes(b"mine")
-        service.drop("a.png", picture(1))
+        service.drop("a.png", sample_image(1))
         assert service.wait_for("image.done", path="a.png")["output"] == "a~2.png"
-        service.drop("a.png", picture(2))
+        service.drop("a.png", sample_image(2))
         assert service.wait_for("image.done", path="a.png", count=2)["output"] == "a~2.png"
         assert service.stop() == 0
         service.start()
-        service.drop("a.png", picture(3))
+        service.drop("a.png", sample_image(3))
         assert service.wait_for("image.done", path="a.png", count=3)["output"] == "a~2.png"
         assert (service.output / "a.png").read_bytes() == b"mine"
-        assert_cutout_of(picture(3), service.output / "a~2.png")
+        assert_cutout_of(sample_image(3), service.output / "a~2.png")
         assert audit.files(service.output) == ["a.png", "a~2.png"]
 
 
@@ -77,7 +77,7 @@ def test_file_of_a_stranger_is_left_alone(tmp_path: Path) -> None:
 def test_stranger_who_takes_our_name_later_is_left_alone(tmp_path: Path, kind: str) -> None:
     """What somebody put in place of our output is not overwritten by the next version."""
     with ServiceUnderTest(tmp_path) as service:
-        service.drop("a.png", picture(1))
+        service.drop("a.png", sample_image(1))
         service.wait_for("image.done", path="a.png")
         ours = service.output / "a.png"
         ours.unlink()
@@ -88,9 +88,9 @@ def test_stranger_who_takes_our_name_later_is_left_alone(tmp_path: Path, kind: s
         else:
             (tmp_path / "elsewhere").write_bytes(b"mine")
             ours.symlink_to(tmp_path / "elsewhere")
-        service.drop("a.png", picture(2))
+        service.drop("a.png", sample_image(2))
         assert service.wait_for("image.done", path="a.png", count=2)["output"] == "a~2.png"
-        assert_cutout_of(picture(2), service.output / "a~2.png")
+        assert_cutout_of(sample_image(2), service.output / "a~2.png")
         if kind == "folder":
             assert os.listdir(ours) == []
         else:
@@ -107,19 +107,19 @@ def test_folders_that_share_an_output_do_not_meet(tmp_path: Path) -> None:
     with ServiceUnderTest(tmp_path, more_folders=[second]) as service:
         for version in (1, 2):
             for number, root in enumerate((service.input, tmp_path / "second")):
-                service.drop("a.png", picture(10 * version + number), root)
+                service.drop("a.png", sample_image(10 * version + number), root)
                 service.wait_for("image.done", folder=("shop", "second")[number], count=version)
         by_folder = {
             name: {e["output"] for e in service.named("image.done", folder=name)} for name in ("shop", "second")
         }
         assert by_folder == {"shop": {"a.png"}, "second": {"a_png.png"}}
-        assert_cutout_of(picture(20), service.output / "a.png")
-        assert_cutout_of(picture(21), service.output / "a_png.png")
+        assert_cutout_of(sample_image(20), service.output / "a.png")
+        assert_cutout_of(sample_image(21), service.output / "a_png.png")
 
 
-def test_equal_pictures_are_computed_once(tmp_path: Path) -> None:
+def test_equal_images_are_computed_once(tmp_path: Path) -> None:
     """The same bytes under three names, also while the first is computed, and once more later: one computation."""
-    data = picture(1)
+    data = sample_image(1)
     with ServiceUnderTest(tmp_path) as service:
         service.hold.touch()
         service.drop("one.png", data)
@@ -144,25 +144,25 @@ def test_same_bytes_under_the_same_name_are_not_computed_again(tmp_path: Path) -
     """An upload that is repeated gives the same output without a computation; both originals are archived."""
     with ServiceUnderTest(tmp_path) as service:
         for count in (1, 2):
-            service.drop("a.png", picture(1))
+            service.drop("a.png", sample_image(1))
             service.wait_for("image.done", path="a.png", count=count)
         assert service.computed() == 1
         assert audit.files(service.output) == ["a.png"]
-        assert [(service.done / name).read_bytes() for name in audit.files(service.done)] == [picture(1)] * 2
-        assert_cutout_of(picture(1), service.output / "a.png")
+        assert [(service.done / name).read_bytes() for name in audit.files(service.done)] == [sample_image(1)] * 2
+        assert_cutout_of(sample_image(1), service.output / "a.png")
 
 
 @pytest.mark.parametrize("what", ["removed", "altered"])
 def test_known_output_that_is_not_there_any_more_is_computed_again(tmp_path: Path, what: str) -> None:
-    """A result that somebody took away or changed is not copied: an equal picture is computed anew, and right."""
+    """A result that somebody took away or changed is not copied: an equal image is computed anew, and right."""
     with ServiceUnderTest(tmp_path) as service:
-        service.drop("a.png", picture(1))
+        service.drop("a.png", sample_image(1))
         service.wait_for("image.done", path="a.png")
         if what == "removed":
             (service.output / "a.png").unlink()
         else:
             (service.output / "a.png").write_bytes(b"altered")
-        service.drop("b.png", picture(1))
+        service.drop("b.png", sample_image(1))
         service.wait_for("image.done", path="b.png")
         assert service.computed() == 2
-        assert_cutout_of(picture(1), service.output / "b.png")
+        assert_cutout_of(sample_image(1), service.output / "b.png")

@@ -20,7 +20,7 @@ from PIL import Image
 
 from rmbgd.errors import Reason
 from tests.support import audit
-from tests.support.images import assert_cutout_of, encoded, expected_cutout, picture, rgba_of
+from tests.support.images import assert_cutout_of, encoded, expected_cutout, rgba_of, sample_image
 from tests.support.mounts import run
 from tests.support.service import ServiceUnderTest
 from tests.support.shared_data import shared
@@ -46,7 +46,7 @@ def peak_memory(service: ServiceUnderTest) -> int:
 
 
 def animation(kind: str) -> bytes:
-    frames = [Image.open(io.BytesIO(picture(number))) for number in range(3)]
+    frames = [Image.open(io.BytesIO(sample_image(number))) for number in range(3)]
     target = io.BytesIO()
     frames[0].save(target, kind, save_all=True, append_images=frames[1:])
     return target.getvalue()
@@ -54,7 +54,7 @@ def animation(kind: str) -> bytes:
 
 def converted(number: int, mode: str, kind: str, **options: object) -> bytes:
     target = io.BytesIO()
-    with Image.open(io.BytesIO(picture(number))) as opened:
+    with Image.open(io.BytesIO(sample_image(number))) as opened:
         opened.convert(mode).save(target, kind, **options)
     return target.getvalue()
 
@@ -68,11 +68,11 @@ def turned() -> bytes:
     """Stored on its side; EXIF says so."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    return picture(4, kind="JPEG", exif=exif)
+    return sample_image(4, kind="JPEG", exif=exif)
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A few bytes that claim to be an enormous picture."""
+    """A few bytes that claim to be an enormous image."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
@@ -84,7 +84,7 @@ def bomb(width: int, height: int) -> bytes:
 
 BAD: dict[str, tuple[Callable[[], bytes], Reason]] = {
     "empty.jpg": (lambda: b"", Reason.EMPTY),
-    "text.jpg": (lambda: b"not a picture at all\n" * 50, Reason.UNIDENTIFIED),
+    "text.jpg": (lambda: b"not an image at all\n" * 50, Reason.UNIDENTIFIED),
     "script.png": (lambda: b"<?php system($_GET['c']); ?>\n" * 20, Reason.UNIDENTIFIED),
     "postscript.png": (lambda: b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n" * 20, Reason.FORMAT_NOT_ALLOWED),
     "archive.png": (lambda: b"PK\x03\x04" + bytes(range(256)) * 4, Reason.UNIDENTIFIED),
@@ -96,19 +96,19 @@ BAD: dict[str, tuple[Callable[[], bytes], Reason]] = {
     "bomb.png": (lambda: bomb(30_000, 30_000), Reason.TOO_LARGE),
     "strip.png": (lambda: bomb(1, 50_000_000), Reason.TOO_LARGE),
     "absurd.png": (lambda: bomb(2**31 - 1, 2**31 - 1), Reason.TOO_LARGE),
-    "cut.jpg": (lambda: picture(2, kind="JPEG")[:-200], Reason.TRUNCATED),
-    "cut.png": (lambda: picture(3)[:-200], Reason.TRUNCATED),
+    "cut.jpg": (lambda: sample_image(2, kind="JPEG")[:-200], Reason.TRUNCATED),
+    "cut.png": (lambda: sample_image(3)[:-200], Reason.TRUNCATED),
 }
 GOOD: dict[str, Callable[[], bytes]] = {
-    "png-named.jpg": lambda: picture(10),
-    "jpeg-named.png": lambda: picture(11, kind="JPEG"),
+    "png-named.jpg": lambda: sample_image(10),
+    "jpeg-named.png": lambda: sample_image(11, kind="JPEG"),
     "palette.png": lambda: converted(12, "P", "PNG"),
-    "dot.png": lambda: picture(13, size=(1, 1)),
+    "dot.png": lambda: sample_image(13, size=(1, 1)),
     "grey.png": lambda: converted(14, "L", "PNG"),
     "first-of-many.jpg": lambda: animation("MPO"),
-    "bitmap.bmp": lambda: picture(15, kind="BMP"),
-    "still.gif": lambda: picture(16, kind="GIF"),
-    "tagged.tif": lambda: picture(17, kind="TIFF", compression="tiff_lzw"),
+    "bitmap.bmp": lambda: sample_image(15, kind="BMP"),
+    "still.gif": lambda: sample_image(16, kind="GIF"),
+    "tagged.tif": lambda: sample_image(17, kind="TIFF", compression="tiff_lzw"),
 }
 SHAPES: dict[str, tuple[Callable[[], bytes], tuple[int, int]]] = {
     "turned.jpg": (turned, (48, 64)),
@@ -142,12 +142,12 @@ def test_bad_set(tmp_path: Path) -> None:
 
 
 def test_first_frame_where_the_recipe_says_so(tmp_path: Path) -> None:
-    """With animated = "first_frame" a moving picture gives the cutout of its first frame."""
+    """With animated = "first_frame" a moving image gives the cutout of its first frame."""
     with ServiceUnderTest(tmp_path, recipe={"animated": "first_frame"}) as service:
         data = animation("PNG")
         service.drop("moving.png", data)
         service.wait_for("image.done", path="moving.png")
-        assert_cutout_of(picture(0), service.output / "moving.png")
+        assert_cutout_of(sample_image(0), service.output / "moving.png")
 
 
 @pytest.mark.slow
@@ -222,7 +222,7 @@ NAMES = [
 @pytest.mark.parametrize("originals", ["archive", "keep"])
 def test_names_of_every_kind(tmp_path: Path, originals: str) -> None:
     """Any bytes that make a name on Linux: a cutout each, a legal output name, a log that stays JSON, done once."""
-    data = {os.fsdecode(name): picture(number) for number, name in enumerate(NAMES)}
+    data = {os.fsdecode(name): sample_image(number) for number, name in enumerate(NAMES)}
     with ServiceUnderTest(tmp_path, folder={"originals": originals}) as service:
         for name, content in data.items():
             service.drop(name, content)
@@ -250,10 +250,10 @@ def test_refused_names_of_every_kind(tmp_path: Path, name: bytes) -> None:
     """A bad file of a difficult name is set aside under it, with its reason file beside, whose name is legal too."""
     path = os.fsdecode(name)
     with ServiceUnderTest(tmp_path) as service:
-        service.drop(path, b"no picture " * 40)
+        service.drop(path, b"no image " * 40)
         event = service.wait_for("image.failed", path=path)
         assert event["reason"] == Reason.UNIDENTIFIED
-        assert (service.failed / event["quarantine"]).read_bytes() == b"no picture " * 40
+        assert (service.failed / event["quarantine"]).read_bytes() == b"no image " * 40
         assert len(audit.files(service.failed)) == 2
 
 
@@ -262,7 +262,7 @@ def test_refused_names_of_every_kind(tmp_path: Path, name: bytes) -> None:
 
 def test_entries_that_are_no_files_are_never_opened(tmp_path: Path) -> None:
     """Links, pipes, sockets, devices and foreign hard links are told once in their life, stay, and stop nobody."""
-    secret = picture(99)
+    secret = sample_image(99)
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret.png").write_bytes(secret)
@@ -288,7 +288,7 @@ def test_entries_that_are_no_files_are_never_opened(tmp_path: Path) -> None:
             os.link(outside / "theirs.png", service.input / "hard.png")
             entries += ["device.png", "hard.png"]
         (service.input / "album.png").mkdir()
-        service.drop("album.png/inside.png", picture(1))
+        service.drop("album.png/inside.png", sample_image(1))
         service.wait_for_endings(len(entries) + 1)
         service.turn(3)
         assert service.stop() == 0
@@ -311,7 +311,7 @@ def test_entries_that_are_no_files_are_never_opened(tmp_path: Path) -> None:
 @pytest.mark.parametrize("what", ["file", "folder"])
 def test_swap_for_a_link_gains_nothing(tmp_path: Path, what: str) -> None:
     """A file, or the folder above it, that is swapped for a link at any moment never gives what the link points at."""
-    secret = picture(99)
+    secret = sample_image(99)
     outside = tmp_path / "outside"
     outside.mkdir()
     names = [f"{number}.png" for number in range(SWAPS)]
@@ -319,7 +319,7 @@ def test_swap_for_a_link_gains_nothing(tmp_path: Path, what: str) -> None:
     with ServiceUnderTest(tmp_path / "service", settings={"intake": {"quiet_closed": 0.05}}) as service:
         for number, name in enumerate(names):
             path = f"{number}/{name}" if what == "folder" else name
-            service.drop(path, picture(number + 1000))
+            service.drop(path, sample_image(number + 1000))
             (outside / name).write_bytes(secret)
             moment.wait(dice.uniform(0.0, 0.15))  # before it is seen, while it settles, between look and claim, after
             if what == "file":
@@ -348,14 +348,14 @@ def test_claim_folder_of_a_stranger_is_not_used(tmp_path: Path) -> None:
     service = ServiceUnderTest(tmp_path / "service")
     (service.input / ".rmbgd").symlink_to(outside)
     with service:
-        service.drop("a.png", picture(1))
-        service.wait(lambda: service.named("intake.blocked") or service.endings("a.png"), "a word on the picture")
+        service.drop("a.png", sample_image(1))
+        service.wait(lambda: service.named("intake.blocked") or service.endings("a.png"), "a word on the image")
         assert os.listdir(outside) == []
         (service.input / ".rmbgd").unlink()
-        service.drop("b.png", picture(2))
-        service.wait(lambda: service.endings("a.png") and service.endings("b.png"), "both pictures")
+        service.drop("b.png", sample_image(2))
+        service.wait(lambda: service.endings("a.png") and service.endings("b.png"), "both images")
         service.wait(service.is_idle, "both archived")
-    audit.assert_complete(service.roots, {"a.png": picture(1), "b.png": picture(2)})
+    audit.assert_complete(service.roots, {"a.png": sample_image(1), "b.png": sample_image(2)})
 
 
 def test_folder_tree_of_a_thousand_levels(tmp_path: Path) -> None:
@@ -370,7 +370,7 @@ def test_folder_tree_of_a_thousand_levels(tmp_path: Path) -> None:
         os.close(here)
         os.rename(service.desk / "deeper", service.input / "deeper")
         try:
-            service.drop("deeper/deeper/a.png", picture(1))
+            service.drop("deeper/deeper/a.png", sample_image(1))
             service.wait_for("image.done", path="deeper/deeper/a.png")
             service.turn(3)
             assert service.named("image.failed") == []

@@ -11,21 +11,21 @@ import pytest
 from rmbgd.errors import Reason
 from rmbgd.testing.engine import POISON_COLOUR
 from tests.support import audit
-from tests.support.images import encoded, expected_cutout, picture, rgba_of
+from tests.support.images import encoded, expected_cutout, rgba_of, sample_image
 from tests.support.service import ServiceUnderTest
 
-KILLS, PICTURES = 40, 300  # the full measure is 200 kills over 1,000 pictures, some ten minutes
-STEPS_MAXIMUM = 400  # more steps than this for four pictures is a defect of the test
-PATIENT = {"intake": {"attempts": 10}}  # kills that the picture has nothing to do with must not set it aside
+KILLS, IMAGES = 40, 300  # the full measure is 200 kills over 1,000 images, some ten minutes
+STEPS_MAXIMUM = 400  # more steps than this for four images is a defect of the test
+PATIENT = {"intake": {"attempts": 10}}  # kills that the image has nothing to do with must not set it aside
 
 
 def delivery(number: int) -> dict[str, bytes]:
-    """New versions of the same names each time: a picture, its twin, one in a folder, and no picture at all."""
+    """New versions of the same names each time: an image, its twin, one in a folder, and no image at all."""
     return {
-        "a.png": picture(number),
-        "twin.png": picture(number),
-        "s/b.png": picture(10_000 + number),
-        "bad.png": (b"no picture, number %06d " % number) * 20,
+        "a.png": sample_image(number),
+        "twin.png": sample_image(number),
+        "s/b.png": sample_image(10_000 + number),
+        "bad.png": (b"no image, number %06d " % number) * 20,
     }
 
 
@@ -81,10 +81,10 @@ def test_killed_before_each_step(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments(tmp_path: Path) -> None:
-    """Many kills at random steps and times, in start-up, at work and in recovery: every picture comes out once."""
+    """Many kills at random steps and times, in start-up, at work and in recovery: every image comes out once."""
     dice = random.Random(20_261_122)
-    data = {f"{number % 9}/{number}.png": picture(number) for number in range(PICTURES)}
-    data |= {f"bad/{number}.png": (b"no picture %06d " % number) * 20 for number in range(10)}
+    data = {f"{number % 9}/{number}.png": sample_image(number) for number in range(IMAGES)}
+    data |= {f"bad/{number}.png": (b"no image %06d " % number) * 20 for number in range(10)}
     bad = {name: Reason.UNIDENTIFIED for name in data if name.startswith("bad/")}
     service = ServiceUnderTest(tmp_path, settings={"intake": {"attempts": 10}}, options={"engine": {"delay": 0.01}})
     service.options["fuse"] = str(service.fuse)
@@ -113,11 +113,11 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
     assert len(told) == len(data)
 
 
-def test_picture_that_kills_the_service_is_set_aside(tmp_path: Path) -> None:
-    """At its third attempt it is refused as crash_loop; every other picture comes out."""
-    poison = rgba_of(picture(1))[..., :3].copy()
+def test_image_that_kills_the_service_is_set_aside(tmp_path: Path) -> None:
+    """At its third attempt it is refused as crash_loop; every other image comes out."""
+    poison = rgba_of(sample_image(1))[..., :3].copy()
     poison[0, 0] = POISON_COLOUR
-    data = {f"{number}.png": picture(number) for number in range(2, 20)} | {"poison.png": encoded(poison)}
+    data = {f"{number}.png": sample_image(number) for number in range(2, 20)} | {"poison.png": encoded(poison)}
     service = ServiceUnderTest(tmp_path, options={"engine": {"poison": "kill"}})
     for name, content in data.items():
         service.drop(name, content)

@@ -87,7 +87,7 @@ def test_bind_mounts_hide_nothing(tmp_path: Path, where: str) -> None:
 
 
 def test_state_in_a_drop_folder(tmp_path: Path) -> None:
-    """The ledger is no picture: its directory must not lie where files are dropped."""
+    """The ledger is no image: its directory must not lie where files are dropped."""
     service = ServiceUnderTest(tmp_path)
     inside = service.input / "state"
     inside.mkdir()

@@ -11,7 +11,7 @@ import pytest
 
 from rmbgd.errors import Reason
 from tests.support import p0
-from tests.support.images import picture
+from tests.support.images import sample_image
 from tests.support.service import ServiceUnderTest
 from tests.support.source import calls, imports, modules
 
@@ -29,7 +29,7 @@ UNPICKLERS = {
 }
 RUNNERS = {"eval", "exec", "compile", "__import__"}
 ALLOWED = {"allow_pickle": False, "shell": False, "trust_remote_code": False, "weights_only": True}
-PATIENCE = 2.0  # s for what may be a picture that is still being written
+PATIENCE = 2.0  # s for what may be an image that is still being written
 
 
 @pytest.mark.parametrize("module", sorted(modules()))
@@ -59,20 +59,20 @@ class Hostile:
         return Path.touch, (self.mark,)
 
 
-def test_a_pickle_in_the_drop_folder_is_no_picture(tmp_path: Path) -> None:
-    """Under the names of pictures and of models: refused by its content, and its code has not run."""
+def test_a_pickle_in_the_drop_folder_is_no_image(tmp_path: Path) -> None:
+    """Under the names of images and of models: refused by its content, and its code has not run."""
     ran = tmp_path / "ran"
     stream = io.BytesIO()
     pickle.dump(Hostile(ran), stream)
-    names = ["weights.pth", "model.pt", "picture.png", "model.safetensors"]
+    names = ["weights.pth", "model.pt", "image.png", "model.safetensors"]
     data = dict.fromkeys(names, stream.getvalue() * 20)
     with ServiceUnderTest(tmp_path / "service", settings={"intake": {"incomplete_timeout": PATIENCE}}) as service:
         for name, content in data.items():
             service.drop(name, content)
-        service.drop("good.png", picture(1))
+        service.drop("good.png", sample_image(1))
         service.wait_for_endings(len(data) + 1)
     bad = dict.fromkeys(names, Reason.UNIDENTIFIED)
-    p0.check(service, data | {"good.png": picture(1)}, bad=bad)
+    p0.check(service, data | {"good.png": sample_image(1)}, bad=bad)
     assert not ran.exists()
     pickle.loads(stream.getvalue())
     assert ran.exists(), "the pickle was harmless: the test showed nothing"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tools.power_cut import PICTURES
+from tools.power_cut import IMAGES
 
 ROUNDS = 4  # some two seconds each
 CANNOT = 2  # the tool's exit status where there are no such disks
@@ -25,5 +25,5 @@ def test_power_cuts_lose_and_truncate_nothing() -> None:
         pytest.skip(done.stderr.strip())
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
-    assert result["pictures"] == ROUNDS * PICTURES
+    assert result["pictures"] == ROUNDS * IMAGES
     assert result["found_waiting"] + result["found_claimed"] > 0, "no cut came while there was work"

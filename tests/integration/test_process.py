@@ -1,4 +1,4 @@
-"""Processes that stand still, fight over a folder, die of a picture, or have a damaged model."""
+"""Processes that stand still, fight over a folder, die of an image, or have a damaged model."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from rmbgd.models.store import EMBEDDED
 from rmbgd.testing.engine import POISON_COLOUR
 from tests.support import p0
 from tests.support.gpu_service import GpuUnderTest
-from tests.support.images import encoded, picture, rgba_of
+from tests.support.images import encoded, rgba_of, sample_image
 from tests.support.service import PATIENCE, ServiceUnderTest
 
 STALL_AFTER = 5.0  # s; the least that can be set
@@ -56,10 +56,10 @@ def test_second_service_on_one_state_directory_is_refused(tmp_path: Path) -> Non
 
 
 def test_line_in_which_everybody_waits_is_told_as_hung(tmp_path: Path) -> None:
-    """No thread is hung, no device computes, nothing is paused, and the pictures that wait do not move."""
+    """No thread is hung, no device computes, nothing is paused, and the images that wait do not move."""
     settings = {"service": {"status_interval": 0.1, "stall_after": STALL_AFTER, "stuck_after": 10.0}}
     with ServiceUnderTest(tmp_path, settings=settings, options={"left": True}) as service:
-        service.drop("a.png", picture(1))
+        service.drop("a.png", sample_image(1))
         stalled = service.wait_for("service.stalled")
         service.kill()
 
@@ -68,14 +68,14 @@ def test_line_in_which_everybody_waits_is_told_as_hung(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path) -> None:
-    """Frozen in the middle of a batch for longer than stall_after, it goes on: no stall is told, no picture lost."""
+    """Frozen in the middle of a batch for longer than stall_after, it goes on: no stall is told, no image lost."""
     settings = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
-    data = {f"{number}.png": picture(number) for number in range(10)}
+    data = {f"{number}.png": sample_image(number) for number in range(10)}
     with ServiceUnderTest(tmp_path, settings=settings) as service:
         service.hold.touch()
         for name, content in data.items():
             service.drop(name, content)
-        service.wait(service.given, "a picture in the engine")
+        service.wait(service.given, "an image in the engine")
         service.signal(signal.SIGSTOP)
         threading.Event().wait(STALL_AFTER + 1.5)  # what is tested is that this time passes
         status = service.runtime / "status.json"
@@ -95,18 +95,18 @@ def test_thread_that_hangs_is_shown_and_told_and_may_go_on(tmp_path: Path) -> No
     settings = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
     with ServiceUnderTest(tmp_path, settings=settings) as service:
         service.hold.touch()
-        service.drop("a.png", picture(1))
+        service.drop("a.png", sample_image(1))
         service.wait_for("service.stalled")
         service.wait(lambda: any(b"in segment_loop" in line for line in service.stderr), "the stacks")
         service.hold.unlink()
         service.wait_for("service.stall_ended")
         service.wait_for("image.done", path="a.png")
-    p0.check(service, {"a.png": picture(1)})
+    p0.check(service, {"a.png": sample_image(1)})
 
 
 def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
-    """A stopped child is killed at its deadline, another takes over, every picture comes out; the service stays."""
-    data = {f"{number}.png": picture(number) for number in range(10)}
+    """A stopped child is killed at its deadline, another takes over, every image comes out; the service stays."""
+    data = {f"{number}.png": sample_image(number) for number in range(10)}
     with with_child(tmp_path, batch_timeout=1.0) as service:
         service.turn()
         (child,) = children(service.process.pid)
@@ -120,23 +120,23 @@ def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
         assert fresh != child
 
 
-def test_picture_that_kills_the_engine_is_refused_alone(tmp_path: Path) -> None:
+def test_image_that_kills_the_engine_is_refused_alone(tmp_path: Path) -> None:
     """The child dies of it again and again, with others and alone; it is refused as poison and the others come out."""
-    marked = rgba_of(picture(99))[..., :3].copy()
+    marked = rgba_of(sample_image(99))[..., :3].copy()
     marked[0, 0] = POISON_COLOUR
-    data = {f"{number}.png": picture(number) for number in range(8)} | {"marked.png": encoded(marked)}
+    data = {f"{number}.png": sample_image(number) for number in range(8)} | {"marked.png": encoded(marked)}
     with with_child(tmp_path, batch_timeout=10.0, poison="kill") as service:
         for name, content in data.items():
             service.drop(name, content)
         service.wait_for_endings(len(data))
         p0.check(service, data, bad={"marked.png": Reason.POISON})
         deaths = service.named("engine.fault")
-        assert 1 <= len(deaths) <= 2 * 3, "each try of the picture may cost one process, and its company's one more"
+        assert 1 <= len(deaths) <= 2 * 3, "each try of the image may cost one process, and its company's one more"
 
 
 @pytest.mark.slow
 def test_damaged_model_is_the_operators_to_mend(tmp_path: Path) -> None:
-    """One flipped bit in the weights: status 78, a text that names the file, and pictures stay where they are."""
+    """One flipped bit in the weights: status 78, a text that names the file, and images stay where they are."""
     package = tmp_path / "installed" / "rmbgd"
     shutil.copytree(Path(rmbgd.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
     damaged = package / EMBEDDED.relative_to(Path(rmbgd.__file__).parent)
@@ -144,7 +144,7 @@ def test_damaged_model_is_the_operators_to_mend(tmp_path: Path) -> None:
     weights[-1000] ^= 0x40
     damaged.write_bytes(weights)
     service = ServiceUnderTest(tmp_path)
-    service.drop("a.png", picture(1))
+    service.drop("a.png", sample_image(1))
     ended = subprocess.run(
         [sys.executable, "-m", "rmbgd", "run", "--config", str(service.config)],
         cwd=package.parent,
@@ -158,4 +158,4 @@ def test_damaged_model_is_the_operators_to_mend(tmp_path: Path) -> None:
     (failed,) = service.recorded("service.failed")
     assert str(damaged) in failed["error"]
     assert "sha256" in failed["error"]
-    assert (service.input / "a.png").read_bytes() == picture(1)
+    assert (service.input / "a.png").read_bytes() == sample_image(1)

@@ -17,18 +17,18 @@ from rmbgd import naming as names
 from rmbgd.clock import SystemClock
 from rmbgd.errors import Reason
 from rmbgd.events import RecordedEvents
-from rmbgd.heartbeat import NoBeat
+from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.pipeline import storage_retry as hold
 from rmbgd.store.records import Job
 from rmbgd.testing.fs import FailingFs
 from tests.support import audit, p0
 from tests.support.disks import first_block
-from tests.support.images import picture
+from tests.support.images import sample_image
 from tests.support.mounts import disk, mount, mounted, unmount
 from tests.support.service import ServiceUnderTest
-from tests.support.workspace import House, sha256
+from tests.support.workspace import Workspace, sha256
 
-CALLS_MAXIMUM = 40  # more syncs than this for one picture is a defect of the test
+CALLS_MAXIMUM = 40  # more syncs than this for one image is a defect of the test
 
 
 class Doors:
@@ -85,20 +85,20 @@ def test_each_sync_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: 
         base.mkdir()
         fs = Honest({step: [0] * number + [errno.EIO] * times})
         fs.distrusted = set()
-        doors, events, house = Doors(), RecordedEvents(), House(base, fs=fs)
-        it = hold.StorageHold(doors, events, SystemClock())
-        house.drop("s/a.jpg", b"original")
-        job: Job = house.claim("s/a.jpg")
+        doors, events, workspace = Doors(), RecordedEvents(), Workspace(base, fs=fs)
+        it = hold.StorageRetry(doors, events, SystemClock())
+        workspace.drop("s/a.jpg", b"original")
+        job: Job = workspace.claim("s/a.jpg")
 
-        published = it.insist(lambda: house.publish(job, sidecar_facts={"of": "a"}), "output", NoBeat())  # noqa: B023
+        published = it.insist(lambda: workspace.publish(job, sidecar_facts={"of": "a"}), "output", NullHeartbeat())  # noqa: B023
 
         assert published.sha256 == sha256(b"cutout")
-        assert house.files("output")["s/a.png"] == b"cutout"
-        assert set(house.files("output")) == {"s/a.png", "s/a.png.json"}
-        assert not [name for name in house.files("output") if names.is_temporary(name)]
-        assert house.files("done") == {"s/a.jpg": b"original"} or b"original" in house.files("input").values()
+        assert workspace.files("output")["s/a.png"] == b"cutout"
+        assert set(workspace.files("output")) == {"s/a.png", "s/a.png.json"}
+        assert not [name for name in workspace.files("output") if names.is_temporary(name)]
+        assert workspace.files("done") == {"s/a.jpg": b"original"} or b"original" in workspace.files("input").values()
         assert doors.closed == []
-        house.close()
+        workspace.close()
         if [name for name, _ in fs.calls].count(step) <= number:
             break
     else:
@@ -143,7 +143,7 @@ def test_syncs_of_the_running_service_fail(tmp_path: Path) -> None:
     data: dict[str, bytes] = {}
     with ServiceUnderTest(tmp_path) as service:
         for number in (1, 2, 3, 4):
-            fresh = {f"{number}-{each}.png": picture(10 * number + each) for each in range(4)}
+            fresh = {f"{number}-{each}.png": sample_image(10 * number + each) for each in range(4)}
             data |= fresh
             with failing_syncs(service, number) as log:
                 drop_all(service, fresh)
@@ -160,7 +160,7 @@ def test_syncs_of_the_running_service_fail(tmp_path: Path) -> None:
 @pytest.mark.parametrize("role", ["done", "state"])
 def test_no_names_left(tmp_path: Path, role: str) -> None:
     """Without inodes in the archive or beside the ledger nothing is lost or computed twice; with them all is done."""
-    data = {f"{number}.png": picture(number) for number in range(20)}
+    data = {f"{number}.png": sample_image(number) for number in range(20)}
     service = ServiceUnderTest(tmp_path)
     where: Path = getattr(service, role)
     with mounted(where, "tmpfs", "size=16m,nr_inodes=40"), service:
@@ -182,20 +182,20 @@ def test_no_names_left(tmp_path: Path, role: str) -> None:
 
 
 def test_input_whose_blocks_cannot_be_read(tmp_path: Path) -> None:
-    """EIO while reading one picture: the others come out, and that one is told of and not lost."""
+    """EIO while reading one image: the others come out, and that one is told of and not lost."""
     service = ServiceUnderTest(tmp_path, folder={"originals": "keep", "done": None})
-    image = tmp_path / "image"
-    with disk(image) as device:
+    disk_image = tmp_path / "image"
+    with disk(disk_image) as device:
         mount(service.input, "ext4", "rw", device)
         try:
-            (service.input / "good.png").write_bytes(picture(1))
+            (service.input / "good.png").write_bytes(sample_image(1))
             (service.input / "filler").write_bytes(os.urandom(8 << 20))
-            (service.input / "bad.png").write_bytes(picture(2, size=(400, 300)))
+            (service.input / "bad.png").write_bytes(sample_image(2, size=(400, 300)))
             subprocess.run(["sync", "-f", service.input], check=True)
             offset = first_block(service.input / "bad.png")
             (service.input / "filler").unlink()
             unmount(service.input)
-            os.truncate(image, offset)
+            os.truncate(disk_image, offset)
             mount(service.input, "ext4", "ro,noload", device)
             with service:
                 service.wait_for("image.done", path="good.png")
@@ -208,7 +208,7 @@ def test_input_whose_blocks_cannot_be_read(tmp_path: Path) -> None:
 
 def test_descriptors_run_out(tmp_path: Path) -> None:
     """With no descriptor to be had nothing is refused and nobody dies; with descriptors everything comes out."""
-    data = {f"{number}.png": picture(number) for number in range(20)}
+    data = {f"{number}.png": sample_image(number) for number in range(20)}
     with ServiceUnderTest(tmp_path, settings={"service": {"status_interval": 0.1}}) as service:
         assert service.process is not None
         pid = service.process.pid

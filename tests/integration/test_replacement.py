@@ -10,7 +10,7 @@ from typing import Self
 import pytest
 
 from tests.support import audit
-from tests.support.images import assert_cutout_of, picture, rgba_of
+from tests.support.images import assert_cutout_of, rgba_of, sample_image
 from tests.support.service import ServiceUnderTest
 
 VERSIONS = 6
@@ -46,7 +46,7 @@ class Reader:
 @pytest.mark.parametrize(("originals", "way"), [("archive", "rename"), ("keep", "rename"), ("keep", "in place")])
 def test_replaced_input_replaces_its_output(tmp_path: Path, originals: str, way: str) -> None:
     """Each new version of a name replaces the output of the one before; a reader sees whole files at every moment."""
-    data = [picture(number) for number in range(VERSIONS)]
+    data = [sample_image(number) for number in range(VERSIONS)]
     with ServiceUnderTest(tmp_path, folder={"originals": originals}) as service:
         service.drop("a.png", data[0])
         service.wait_for("image.done", path="a.png")
@@ -71,7 +71,7 @@ def test_replaced_input_replaces_its_output(tmp_path: Path, originals: str, way:
 @pytest.mark.parametrize("originals", ["archive", "delete", "keep"])
 def test_input_replaced_while_it_is_computed(tmp_path: Path, originals: str) -> None:
     """A new version that comes while the old one is in the engine is computed too, and is the final output."""
-    old, new = picture(1), picture(2)
+    old, new = sample_image(1), sample_image(2)
     with ServiceUnderTest(tmp_path, folder={"originals": originals}) as service:
         service.hold.touch()
         service.drop("a.png", old)
@@ -105,7 +105,7 @@ def _shows(path: Path, source: bytes) -> bool:
 def test_kept_file_that_is_only_touched_is_not_computed_again(tmp_path: Path) -> None:
     """Reading, touching, changing the mode of a finished file: no computation, and its output is not written anew."""
     with ServiceUnderTest(tmp_path, folder={"originals": "keep"}) as service:
-        kept = service.drop("kept.png", picture(1))
+        kept = service.drop("kept.png", sample_image(1))
         service.wait_for("image.done", path="kept.png")
         before = os.stat(service.output / "kept.png")
         kept.read_bytes()
@@ -123,5 +123,5 @@ def test_kept_file_that_is_only_touched_is_not_computed_again(tmp_path: Path) ->
         after = os.stat(service.output / "kept.png")
         assert service.computed() == 1
         assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-        assert kept.read_bytes() == picture(1)
+        assert kept.read_bytes() == sample_image(1)
         assert all(event["reused"] for event in service.endings("kept.png")[1:])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import audit
-from tests.support.images import picture
+from tests.support.images import sample_image
 from tests.support.service import ServiceUnderTest
 
 WAITING = 500
@@ -21,7 +21,7 @@ RESTARTS = 8
 def test_files_that_came_while_down_are_computed_once(tmp_path: Path, originals: str) -> None:
     """500 files dropped while the service is down come out after the start; the next start computes none again."""
     service = ServiceUnderTest(tmp_path, folder={"originals": originals})
-    data = {f"{number % 7}/{number}.png": picture(number) for number in range(WAITING)}
+    data = {f"{number % 7}/{number}.png": sample_image(number) for number in range(WAITING)}
     for name, content in data.items():
         service.drop(name, content)
     with service:
@@ -38,7 +38,7 @@ def test_files_that_came_while_down_are_computed_once(tmp_path: Path, originals:
 
 def test_files_written_during_the_start_are_neither_missed_nor_taken_half(tmp_path: Path) -> None:
     """A writer that begins before the service and goes on through its start loses nothing, and half a file waits."""
-    half, written = picture(9_999), {}
+    half, written = sample_image(9_999), {}
     service = ServiceUnderTest(tmp_path)
     (service.input / "half.png").write_bytes(half[:1000])
     over = threading.Event()
@@ -47,8 +47,8 @@ def test_files_written_during_the_start_are_neither_missed_nor_taken_half(tmp_pa
         for number in range(10_000, 10_600):
             name = f"{number % 5}/{number}.png"
             (service.input / name).parent.mkdir(exist_ok=True)
-            (service.input / name).write_bytes(picture(number))
-            written[name] = picture(number)
+            (service.input / name).write_bytes(sample_image(number))
+            written[name] = sample_image(number)
             if over.wait(0.003):  # spread over the whole of the start
                 return
 
@@ -75,7 +75,7 @@ def test_files_written_during_the_start_are_neither_missed_nor_taken_half(tmp_pa
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_under_load_finishes_or_returns_everything(tmp_path: Path, number: int) -> None:
     """A stop in the middle of work ends with status 0 and adds up; the next start does exactly the rest."""
-    data = {f"{number}.png": picture(number) for number in range(LOAD)}
+    data = {f"{number}.png": sample_image(number) for number in range(LOAD)}
     service = ServiceUnderTest(tmp_path, options={"engine": {"delay": 0.02}})
     for name, content in data.items():
         service.drop(name, content)
@@ -84,7 +84,7 @@ def test_stop_under_load_finishes_or_returns_everything(tmp_path: Path, number: 
         service.signal(number)
         assert service.reap() == 0
         ended = audit.places(service.roots, data)
-        assert audit.claimed(service.input) == [], "a stop left pictures claimed"
+        assert audit.claimed(service.input) == [], "a stop left images claimed"
         assert 0 < list(ended.values()).count("done") < LOAD, "the load was too small to be stopped in"
         assert service.named("service.stop")[0]["exit_code"] == 0
         service.start()
@@ -95,11 +95,11 @@ def test_stop_under_load_finishes_or_returns_everything(tmp_path: Path, number: 
 
 
 def test_second_signal_ends_the_waiting(tmp_path: Path) -> None:
-    """An engine that does not answer is not waited for after the second signal; its picture is done by the next run."""
+    """An engine that does not answer is not waited for after the second signal; its image is done by the next run."""
     service = ServiceUnderTest(tmp_path, options={"engine": {"script": ["hang"]}})
     with service:
-        service.drop("a.png", picture(1))
-        service.wait(lambda: service.given() == 1, "the picture in the engine")
+        service.drop("a.png", sample_image(1))
+        service.wait(lambda: service.given() == 1, "the image in the engine")
         service.signal(signal.SIGTERM)
         service.wait_for("service.stopping")
         service.signal(signal.SIGTERM)
@@ -107,23 +107,23 @@ def test_second_signal_ends_the_waiting(tmp_path: Path) -> None:
         service.options = {**service.options, "engine": {}}
         service.start()
         service.wait_for("image.done", path="a.png")
-    audit.assert_complete(service.roots, {"a.png": picture(1)})
+    audit.assert_complete(service.roots, {"a.png": sample_image(1)})
 
 
 def test_hangup_compares_at_once(tmp_path: Path) -> None:
     """SIGHUP finds what nothing announced, where polling would look an hour later."""
     settings = {"intake": {"reconcile": 3600.0, "reconcile_lossy": 3600.0}}
     with ServiceUnderTest(tmp_path, settings=settings, folder={"watch": "poll"}) as service:
-        service.drop("a.png", picture(1))
+        service.drop("a.png", sample_image(1))
         service.signal(signal.SIGHUP)
         service.wait_for("service.reload")
         service.wait_for("image.done", path="a.png")
-    audit.assert_complete(service.roots, {"a.png": picture(1)})
+    audit.assert_complete(service.roots, {"a.png": sample_image(1)})
 
 
 def test_storm_of_restarts_does_everything_once(tmp_path: Path) -> None:
-    """Stops at every moment of life, also before it is ready: each picture is computed once, at its first attempt."""
-    data = {f"{number}.png": picture(number) for number in range(LOAD)}
+    """Stops at every moment of life, also before it is ready: each image is computed once, at its first attempt."""
+    data = {f"{number}.png": sample_image(number) for number in range(LOAD)}
     service = ServiceUnderTest(tmp_path, options={"engine": {"delay": 0.01}})
     for name, content in data.items():
         service.drop(name, content)

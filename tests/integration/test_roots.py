@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import audit
-from tests.support.images import picture
+from tests.support.images import sample_image
 from tests.support.mounts import disk, mount, mounted, need_mounts, run, unmount
 from tests.support.service import ServiceUnderTest
 
@@ -20,7 +20,7 @@ ROUNDS = 3
 @pytest.mark.parametrize("how", ["removed", "renamed away"])
 def test_folder_that_is_made_anew_is_watched_anew(tmp_path: Path, how: str) -> None:
     """Deleted or renamed away, it is told as waiting; made again, its files come out, and later ones by events."""
-    data = {f"{n}-{which}.png": picture(10 * n + which) for n in range(ROUNDS) for which in range(3)}
+    data = {f"{n}-{which}.png": sample_image(10 * n + which) for n in range(ROUNDS) for which in range(3)}
     with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
         for n in range(ROUNDS):
             names = [name for name in data if name.startswith(f"{n}-")]
@@ -46,16 +46,16 @@ def test_folder_that_is_swapped_between_two_looks_is_noticed(tmp_path: Path) -> 
     with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
         fresh = tmp_path / "fresh-root"
         fresh.mkdir()
-        (fresh / "a.png").write_bytes(picture(1))
+        (fresh / "a.png").write_bytes(sample_image(1))
         os.rename(service.input, tmp_path / "old")
         os.rename(fresh, service.input)
         service.wait(
             lambda: service.named("folder.replaced") or service.named("folder.waiting"), "notice of another directory"
         )
         service.wait_for("image.done", path="a.png")
-        service.drop("b.png", picture(2))
+        service.drop("b.png", sample_image(2))
         service.wait_for("image.done", path="b.png")
-    audit.assert_complete(service.roots, {"a.png": picture(1), "b.png": picture(2)})
+    audit.assert_complete(service.roots, {"a.png": sample_image(1), "b.png": sample_image(2)})
 
 
 def test_missing_folder_at_start_is_waited_for(tmp_path: Path) -> None:
@@ -66,14 +66,14 @@ def test_missing_folder_at_start_is_waited_for(tmp_path: Path) -> None:
         service.wait_for("folder.waiting", folder="shop", cause="missing")
         service.wait_for("service.ready")
         service.input.mkdir()
-        service.drop("a.png", picture(1))
+        service.drop("a.png", sample_image(1))
         service.wait_for("image.done", path="a.png")
-    audit.assert_complete(service.roots, {"a.png": picture(1)})
+    audit.assert_complete(service.roots, {"a.png": sample_image(1)})
 
 
 def test_stick_that_comes_and_goes(tmp_path: Path) -> None:
     """With require_mount nothing is written below the empty mount point; what is on a stick comes out when there."""
-    data = {f"{n}.png": picture(n) for n in range(4)}
+    data = {f"{n}.png": sample_image(n) for n in range(4)}
     service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY, folder={"require_mount": True})
     with disk(tmp_path / "stick.img") as device:
         try:
@@ -81,7 +81,9 @@ def test_stick_that_comes_and_goes(tmp_path: Path) -> None:
                 for n in (0, 2):
                     since = len(service.events) if n else 0
                     service.wait_for("folder.waiting", folder="shop", cause="not_mounted", since=since)
-                    (service.input / "below.png").write_bytes(picture(99))  # below the mount point: not on the stick
+                    (service.input / "below.png").write_bytes(
+                        sample_image(99)
+                    )  # below the mount point: not on the stick
                     assert audit.claimed(service.input) == []
                     mount(service.input, "ext4", "rw", device)
                     (service.input / f"{n}.png").write_bytes(data[f"{n}.png"])
@@ -107,7 +109,7 @@ def test_store_that_is_bound_from_the_same_disk(tmp_path: Path) -> None:
         with service.start(ready=False):
             service.wait_for("folder.waiting", folder="shop", cause="not_mounted")
             run("mount", "--bind", store, service.input)
-            (store / "a.png").write_bytes(picture(1))
+            (store / "a.png").write_bytes(sample_image(1))
             service.wait_for("image.done", path="a.png")
             unmount(service.input)
             service.wait_for("folder.waiting", folder="shop", cause="not_mounted", count=2)
@@ -115,7 +117,7 @@ def test_store_that_is_bound_from_the_same_disk(tmp_path: Path) -> None:
     finally:
         unmount(service.input)
     assert audit.files(store) == []
-    audit.assert_complete(service.roots, {"a.png": picture(1)})
+    audit.assert_complete(service.roots, {"a.png": sample_image(1)})
 
 
 def test_file_system_mounted_over_a_folder_in_use(tmp_path: Path) -> None:
@@ -123,19 +125,19 @@ def test_file_system_mounted_over_a_folder_in_use(tmp_path: Path) -> None:
     with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
         service.turn()
         with mounted(service.input, "tmpfs", "size=4m"):
-            (service.input / "over.png").write_bytes(picture(1))
+            (service.input / "over.png").write_bytes(sample_image(1))
             service.wait_for("image.done", path="over.png")
-            (service.input / "over-later.png").write_bytes(picture(2))
+            (service.input / "over-later.png").write_bytes(sample_image(2))
             service.wait_for("image.done", path="over-later.png")
-        (service.input / "under.png").write_bytes(picture(3))
+        (service.input / "under.png").write_bytes(sample_image(3))
         service.wait_for("image.done", path="under.png")
     names = ("over.png", "over-later.png", "under.png")
-    audit.assert_complete(service.roots, {name: picture(n + 1) for n, name in enumerate(names)})
+    audit.assert_complete(service.roots, {name: sample_image(n + 1) for n, name in enumerate(names)})
 
 
-def test_stick_that_is_pulled_while_its_pictures_are_computed(tmp_path: Path) -> None:
+def test_stick_that_is_pulled_while_its_images_are_computed(tmp_path: Path) -> None:
     """Jobs in flight go back to waiting, none is refused; when the stick is back, each is finished once."""
-    data = {f"{n}.png": picture(n) for n in range(12)}
+    data = {f"{n}.png": sample_image(n) for n in range(12)}
     service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY, folder={"require_mount": True})
     with disk(tmp_path / "stick.img") as device:
         try:
@@ -144,7 +146,7 @@ def test_stick_that_is_pulled_while_its_pictures_are_computed(tmp_path: Path) ->
             with service:
                 for name, content in data.items():
                     (service.input / name).write_bytes(content)
-                service.wait(lambda: service.given() > 0, "pictures in the engine")
+                service.wait(lambda: service.given() > 0, "images in the engine")
                 unmount(service.input)
                 service.hold.unlink()
                 service.wait_for("folder.waiting", folder="shop", cause="not_mounted")
@@ -170,7 +172,7 @@ def test_silent_file_system_is_polled_without_being_told_to(tmp_path: Path) -> N
             (store / name).mkdir()
         service = ServiceUnderTest(tmp_path / "service", settings=settings)
         layers = f"lowerdir={store}/lower,upperdir={store}/upper,workdir={store}/work"
-        data = {f"{n}.png": picture(n) for n in range(6)}
+        data = {f"{n}.png": sample_image(n) for n in range(6)}
         with mounted(service.input, "overlay", layers, "overlay"), service:
             for n in range(3):
                 (store / "upper" / f"{n}.png").write_bytes(data[f"{n}.png"])  # behind the mount: no events
@@ -178,10 +180,10 @@ def test_silent_file_system_is_polled_without_being_told_to(tmp_path: Path) -> N
             for n in range(3, 6):
                 (store / "upper" / f"{n}.png").write_bytes(data[f"{n}.png"])
                 service.wait_for("image.done", path=f"{n}.png")
-            (service.input / "heard.png").write_bytes(picture(50))
+            (service.input / "heard.png").write_bytes(sample_image(50))
             service.wait_for("watch.restored", folder="shop")
             service.wait_for("image.done", path="heard.png")
-            data["heard.png"] = picture(50)
+            data["heard.png"] = sample_image(50)
             audit.assert_complete(service.roots, data)
 
 

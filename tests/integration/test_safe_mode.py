@@ -14,7 +14,7 @@ from rmbgd.service import start_record as starts
 from rmbgd.testing.engine import POISON_COLOUR
 from tests.support import audit, p0
 from tests.support.gpu_service import GpuUnderTest
-from tests.support.images import encoded, picture, rgba_of
+from tests.support.images import encoded, rgba_of, sample_image
 from tests.support.service import ServiceUnderTest, Settings
 
 STARTS = 2  # of which the next one is careful; the default is one more
@@ -42,8 +42,8 @@ def remember_deaths(service: ServiceUnderTest) -> None:
 
 
 def marked(number: int) -> bytes:
-    """A picture that the fake engine dies of when it is told to."""
-    pixels = rgba_of(picture(number))[..., :3].copy()
+    """An image that the fake engine dies of when it is told to."""
+    pixels = rgba_of(sample_image(number))[..., :3].copy()
     pixels[0, 0] = POISON_COLOUR
     return encoded(pixels)
 
@@ -51,7 +51,7 @@ def marked(number: int) -> bytes:
 def test_a_gpu_service_that_keeps_dying_serves_from_the_cpu_and_comes_back(tmp_path: Path) -> None:
     """The CPU, as the event says, for a quiet time; then everything again, without a new process and without a loss."""
     settings = careful(quiet=1.0, engine={"device": "cuda:0"})
-    data = {f"{number}.png": picture(number) for number in range(8)}
+    data = {f"{number}.png": sample_image(number) for number in range(8)}
     with GpuUnderTest(tmp_path, settings=settings) as service:
         service.kill()
         die(service, STARTS - 1)
@@ -64,7 +64,7 @@ def test_a_gpu_service_that_keeps_dying_serves_from_the_cpu_and_comes_back(tmp_p
             service.drop(name, content)
         service.wait_for("service.ready", since=since, device="cuda:0")
         service.wait_for_endings(len(data))
-        service.drop("after.png", picture(99))
+        service.drop("after.png", sample_image(99))
         assert service.made_by("after.png")[0] == "cuda:0"
 
         made = service.named("image.done", since=since)
@@ -75,19 +75,19 @@ def test_a_gpu_service_that_keeps_dying_serves_from_the_cpu_and_comes_back(tmp_p
         assert {event["pid"] for event in service.events[since:]} == {service.process.pid}
         assert service.named("service.safe_mode") == [told]
         assert service.named("image.failed") == []
-    p0.check(service, data | {"after.png": picture(99)})
+    p0.check(service, data | {"after.png": sample_image(99)})
 
 
-def test_pictures_of_the_crashes_are_held_back_and_others_served(tmp_path: Path) -> None:
+def test_images_of_the_crashes_are_held_back_and_others_served(tmp_path: Path) -> None:
     """What was in work when the service died waits for the end of safe mode, which an orderly stop is; none is lost."""
     settings = careful(intake={"attempts": 5})
-    data = {f"{number}.png": picture(number) for number in range(6)} | {"poison.png": marked(1)}
+    data = {f"{number}.png": sample_image(number) for number in range(6)} | {"poison.png": marked(1)}
     service = ServiceUnderTest(tmp_path, settings=settings, options={"engine": {"poison": "kill"}})
     for name, content in data.items():
         service.drop(name, content)
     for _ in range(STARTS):
         service.start(ready=False)
-        service.wait(lambda: service.ended, "the picture that kills", alive=False)
+        service.wait(lambda: service.ended, "the image that kills", alive=False)
         assert service.reap() == -signal.SIGKILL
     with service.start():
         held = audit.claimed(service.input)
@@ -107,18 +107,18 @@ def test_pictures_of_the_crashes_are_held_back_and_others_served(tmp_path: Path)
     )
 
 
-def test_a_picture_that_kills_is_refused_at_its_third_attempt_all_the_same(tmp_path: Path) -> None:
+def test_an_image_that_kills_is_refused_at_its_third_attempt_all_the_same(tmp_path: Path) -> None:
     """Held back in safe mode, it goes alone afterwards, kills again, and is set aside; everything else comes out."""
-    data = {f"{number}.png": picture(number) for number in range(6)} | {"poison.png": marked(1)}
+    data = {f"{number}.png": sample_image(number) for number in range(6)} | {"poison.png": marked(1)}
     service = ServiceUnderTest(tmp_path, settings=careful(quiet=1.0), options={"engine": {"poison": "kill"}})
     for name, content in data.items():
         service.drop(name, content)
     for _ in range(STARTS + 1):  # the last of them in safe mode, and then without
         service.start(ready=False)
-        service.wait(lambda: service.ended, "the picture that kills", alive=False)
+        service.wait(lambda: service.ended, "the image that kills", alive=False)
         service.reap()
     with service.start():
-        service.wait(service.is_idle, "every picture, those held back too")
+        service.wait(service.is_idle, "every image, those held back too")
     assert len(service.named("service.stopping", cause="safe mode is over")) >= 1
     p0.check(service, data, bad={"poison.png": Reason.CRASH_LOOP})
 
@@ -126,7 +126,7 @@ def test_a_picture_that_kills_is_refused_at_its_third_attempt_all_the_same(tmp_p
 def test_with_require_gpu_safe_mode_waits(tmp_path: Path) -> None:
     """Who prefers waiting over a lesser model keeps that wish: nothing is claimed until the GPU is tried again."""
     settings = careful(quiet=1.0, engine={"device": "cuda:0"}, health={"require_gpu": True})
-    data = {f"{number}.png": picture(number) for number in range(5)}
+    data = {f"{number}.png": sample_image(number) for number in range(5)}
     service = GpuUnderTest(tmp_path, settings=settings)
     for name, content in data.items():
         service.drop(name, content)
@@ -144,12 +144,12 @@ def test_a_stop_while_safe_mode_is_left_is_a_stop(tmp_path: Path) -> None:
     service = ServiceUnderTest(tmp_path, settings=careful(quiet=1.0))
     remember_deaths(service)
     service.hold.touch()
-    service.drop("a.png", picture(1))
+    service.drop("a.png", sample_image(1))
     service.start(ready=False)
     service.wait_for("service.stopping", cause="safe mode is over")
     service.signal(signal.SIGTERM)
     service.hold.unlink()
     assert service.reap() == 0
     with service.start():
-        service.wait(service.is_idle, "the picture")
-    p0.check(service, {"a.png": picture(1)})
+        service.wait(service.is_idle, "the image")
+    p0.check(service, {"a.png": sample_image(1)})

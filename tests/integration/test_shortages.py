@@ -1,4 +1,4 @@
-"""Too little memory, no more tasks, hardly any processor: the service goes on, and every picture comes out."""
+"""Too little memory, no more tasks, hardly any processor: the service goes on, and every image comes out."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.integration.test_process import STALL_AFTER, children
 from tests.support import p0
 from tests.support.gpu_service import GpuUnderTest
-from tests.support.images import picture
+from tests.support.images import sample_image
 from tests.support.limits import group
 from tests.support.service import ServiceUnderTest
 
@@ -26,7 +26,7 @@ def on_the_cpu(base: Path) -> GpuUnderTest:
 
 
 def drop_all(service: ServiceUnderTest, count: int) -> dict[str, bytes]:
-    data = {f"{number}.png": picture(number) for number in range(count)}
+    data = {f"{number}.png": sample_image(number) for number in range(count)}
     for name, content in data.items():
         service.drop(name, content)
     return data

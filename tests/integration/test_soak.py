@@ -17,7 +17,7 @@ SECONDS, FAULT_EVERY = 120.0, 4.0
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_soak_loses_nothing(tmp_path: Path) -> None:
-    """Good and hostile pictures under random faults: every one ends once, the good ones as their cutouts."""
+    """Good and hostile images under random faults: every one ends once, the good ones as their cutouts."""
     result = soak(tmp_path, seconds=SECONDS, fault_every=FAULT_EVERY, seed=20_261_122)
     assert sum(result["faults"].values()) >= 10
     assert result["remembered"] < result["done"] + result["refused"]

@@ -12,7 +12,7 @@ import pytest
 
 from rmbgd.errors import Reason
 from tests.support import audit
-from tests.support.images import picture, rgba_of
+from tests.support.images import rgba_of, sample_image
 from tests.support.mounts import disk, immutable, mount, mounted, run, unmount, without_override
 from tests.support.service import ServiceUnderTest
 
@@ -22,7 +22,7 @@ SIZE = (96, 96)  # pixels; some 30 kB of noise as a cutout, so that forty fill a
 
 
 def many(count: int = MANY) -> dict[str, bytes]:
-    return {f"{number}.png": picture(number, size=SIZE) for number in range(count)}
+    return {f"{number}.png": sample_image(number, size=SIZE) for number in range(count)}
 
 
 def drop_all(service: ServiceUnderTest, data: dict[str, bytes]) -> None:
@@ -73,7 +73,7 @@ def test_output_without_inodes_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_little_space_left_stops_claiming(tmp_path: Path) -> None:
-    """Below free_bytes_minimum nothing more is claimed: pictures stay in their folder until there is space."""
+    """Below free_bytes_minimum nothing more is claimed: images stay in their folder until there is space."""
     data = many(10)
     settings = {"pipeline": {"free_bytes_minimum": 4 << 20}}
     service = ServiceUnderTest(tmp_path, settings=settings)
@@ -173,7 +173,7 @@ def test_output_that_refuses_is_waited_for(tmp_path: Path, trouble, kind: str) -
 
 
 def test_stop_while_the_output_refuses_loses_nothing(tmp_path: Path) -> None:
-    """A stop does not wait for a disk: results are given up, pictures go back, and the next start publishes them."""
+    """A stop does not wait for a disk: results are given up, images go back, and the next start publishes them."""
     data = many(12)
     with ServiceUnderTest(tmp_path) as service:
         with denied(service):
@@ -189,8 +189,8 @@ def test_stop_while_the_output_refuses_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_failed_folder_that_refuses_is_waited_for(tmp_path: Path) -> None:
-    """A bad picture whose quarantine cannot be written is refused when it can, and others are not lost meanwhile."""
-    data = {"bad.png": b"no picture " * 40, "good.png": picture(1)}
+    """A bad image whose quarantine cannot be written is refused when it can, and others are not lost meanwhile."""
+    data = {"bad.png": b"no image " * 40, "good.png": sample_image(1)}
     with ServiceUnderTest(tmp_path) as service:
         with immutable(service.failed):
             service.drop("bad.png", data["bad.png"])
@@ -201,21 +201,21 @@ def test_failed_folder_that_refuses_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_one_folders_disk_does_not_stop_another_folder(tmp_path: Path) -> None:
-    """While the output of one folder refuses, another folder's pictures come out."""
+    """While the output of one folder refuses, another folder's images come out."""
     roots = {role: tmp_path / "other" / role for role in ("input", "output", "done", "failed")}
     for root in roots.values():
         root.mkdir(parents=True)
     other = {"name": "other"} | {role: str(root) for role, root in roots.items()}
     with ServiceUnderTest(tmp_path, more_folders=[other]) as service:
         with denied(service):
-            service.drop("held.png", picture(1))
+            service.drop("held.png", sample_image(1))
             service.wait_for("storage.paused", kind="denied")
-            service.drop("free.png", picture(2), roots["input"])
+            service.drop("free.png", sample_image(2), roots["input"])
             service.wait_for("image.done", path="free.png", folder="other")
             assert service.endings("held.png") == []
         service.wait_for("image.done", path="held.png")
-    audit.assert_complete(service.roots, {"held.png": picture(1)})
-    audit.assert_complete(roots, {"free.png": picture(2)})
+    audit.assert_complete(service.roots, {"held.png": sample_image(1)})
+    audit.assert_complete(roots, {"free.png": sample_image(2)})
 
 
 def test_unreadable_input_waits_for_its_rights(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_unreadable_input_waits_for_its_rights(tmp_path: Path) -> None:
     service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY, prefix=without_override())
     with service:
         private = service.desk / "private.png"
-        private.write_bytes(picture(1))
+        private.write_bytes(sample_image(1))
         private.chmod(0o600)
         os.chown(private, 65534, 65534)
         os.rename(private, service.input / "private.png")
@@ -234,15 +234,15 @@ def test_unreadable_input_waits_for_its_rights(tmp_path: Path) -> None:
         (service.input / "private.png").chmod(0o644)
         service.wait_for("image.done", path="private.png")
         assert service.named("image.failed") == []
-    audit.assert_complete(service.roots, {"private.png": picture(1)})
+    audit.assert_complete(service.roots, {"private.png": sample_image(1)})
 
 
 def test_unreadable_sub_folder_waits_for_its_rights(tmp_path: Path) -> None:
-    """A folder that may not be entered is told once; its pictures come out when it may."""
+    """A folder that may not be entered is told once; its images come out when it may."""
     service = ServiceUnderTest(tmp_path, prefix=without_override())
     closed = service.input / "closed"
     closed.mkdir()
-    (closed / "a.png").write_bytes(picture(1))
+    (closed / "a.png").write_bytes(sample_image(1))
     closed.chmod(0o700)
     os.chown(closed, 65534, 65534)
     with service:
@@ -251,13 +251,13 @@ def test_unreadable_sub_folder_waits_for_its_rights(tmp_path: Path) -> None:
         assert len(service.named("intake.blocked")) == 1
         os.chown(closed, 0, 0)
         service.wait_for("image.done", path="closed/a.png")
-    audit.assert_complete(service.roots, {"closed/a.png": picture(1)})
+    audit.assert_complete(service.roots, {"closed/a.png": sample_image(1)})
 
 
 def test_input_that_nobody_may_move_is_computed_once_where_it_is(tmp_path: Path) -> None:
     """An immutable input is read in place, once over many comparisons and a restart, and archived when it may be."""
     service = ServiceUnderTest(tmp_path)
-    (service.input / "fixed.png").write_bytes(picture(1))
+    (service.input / "fixed.png").write_bytes(sample_image(1))
     with immutable(service.input / "fixed.png"):
         with service:
             service.wait_for("image.done", path="fixed.png")
@@ -271,7 +271,7 @@ def test_input_that_nobody_may_move_is_computed_once_where_it_is(tmp_path: Path)
     with service:
         service.wait(service.is_idle, "the original archived")
         assert len(service.endings()) == service.computed() == 1
-    audit.assert_complete(service.roots, {"fixed.png": picture(1)})
+    audit.assert_complete(service.roots, {"fixed.png": sample_image(1)})
 
 
 def test_original_that_cannot_be_archived_is_not_computed_again(tmp_path: Path) -> None:
@@ -295,8 +295,8 @@ def test_original_that_cannot_be_deleted_is_not_computed_again(tmp_path: Path) -
     """An original that turns immutable while it is computed: its output stands, and it goes as soon as it can."""
     with ServiceUnderTest(tmp_path, folder={"originals": "delete"}) as service:
         service.hold.touch()
-        service.drop("a.png", picture(1))
-        service.wait(lambda: service.given() == 1, "the picture in the engine")
+        service.drop("a.png", sample_image(1))
+        service.wait(lambda: service.given() == 1, "the image in the engine")
         (name,) = audit.claimed(service.input)
         with immutable(service.input / ".rmbgd" / name):
             service.hold.unlink()

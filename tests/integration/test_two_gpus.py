@@ -10,7 +10,7 @@ import pytest
 from tests.integration.test_failover import CPU, GPU, STICKY_WORDS, drop_all
 from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest, assert_proved_before_use
-from tests.support.images import picture
+from tests.support.images import sample_image
 
 SECOND = ("cuda:1", "u2netp")
 SETTINGS = {"engine": {"device": "cuda", "batch_timeout": 10.0}, "service": {"status_interval": 0.1}}
@@ -30,7 +30,7 @@ class TwoGpus(GpuUnderTest):
         return {event["device"] for event in self.named("image.done")}
 
 
-def test_both_gpus_make_pictures_of_one_folder(tmp_path: Path) -> None:
+def test_both_gpus_make_images_of_one_folder(tmp_path: Path) -> None:
     """While one is busy with a batch the other takes what comes; the status names both."""
     with TwoGpus(tmp_path) as service:
         service.wait_for_both()
@@ -52,7 +52,7 @@ def test_both_gpus_make_pictures_of_one_folder(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("step", ["kill", "cuda:illegal_address", "hang"])
 def test_a_gpu_that_fails_leaves_the_work_to_the_other(tmp_path: Path, step: str) -> None:
-    """No picture is lost; while it is away the other makes all that comes, and the state is degraded."""
+    """No image is lost; while it is away the other makes all that comes, and the state is degraded."""
     settings = {"engine": {"device": "cuda", "batch_timeout": 1.0}, "service": {"status_interval": 0.1}}
     health = {"dwell": 1e6, "dwell_maximum": 1e6}
     with TwoGpus(tmp_path, settings=settings, health=health) as service:
@@ -76,26 +76,26 @@ def test_a_gpu_that_fails_leaves_the_work_to_the_other(tmp_path: Path, step: str
 
 
 def test_the_cpu_answers_when_no_gpu_is_left_and_each_comes_back_by_itself(tmp_path: Path) -> None:
-    """Heat takes one, then the other: the CPU makes pictures only while both are away; each returns when it is cool."""
+    """Heat takes one, then the other: the CPU makes images only while both are away; each returns when it is cool."""
     with TwoGpus(tmp_path) as service:
         service.wait_for_both()
         service.temperature(95.0, 0)
         first = service.wait_for("engine.failover")
-        service.drop("one.png", picture(1))
+        service.drop("one.png", sample_image(1))
         assert service.made_by("one.png") == SECOND
         service.temperature(95.0, 1)
         second = service.wait_for("engine.failover", count=2)
-        service.drop("none.png", picture(2))
+        service.drop("none.png", sample_image(2))
         assert service.made_by("none.png") == CPU
         service.temperature(60.0, 1)
         back = service.wait_for("engine.failback")
-        service.drop("again.png", picture(3))
+        service.drop("again.png", sample_image(3))
         assert service.made_by("again.png") == SECOND
         service.temperature(60.0, 0)
         service.wait_for("engine.failback", count=2)
         service.temperature(95.0, 1)
         service.wait_for("engine.failover", count=3)
-        service.drop("other.png", picture(4))
+        service.drop("other.png", sample_image(4))
         assert service.made_by("other.png") == GPU
 
     assert (first["from"], first["to"], first["model"]) == ("cuda:0", "cuda:1", "u2netp")
@@ -126,13 +126,13 @@ def test_a_gpu_that_is_not_well_at_start_keeps_nobody_waiting(tmp_path: Path) ->
     service.temperature(95.0, 0)
     with service:
         assert service.named("service.ready")[0]["device"] == "cuda:1"
-        service.drop("a.png", picture(1))
+        service.drop("a.png", sample_image(1))
         assert service.made_by("a.png") == SECOND
         service.temperature(50.0, 0)
         service.wait_for_both()
         service.temperature(95.0, 1)
         service.wait_for("engine.failover")
-        service.drop("b.png", picture(2))
+        service.drop("b.png", sample_image(2))
         assert service.made_by("b.png") == GPU
 
     assert "cpu" not in service.devices()
@@ -140,8 +140,8 @@ def test_a_gpu_that_is_not_well_at_start_keeps_nobody_waiting(tmp_path: Path) ->
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_169_failures_of_two_gpus_lose_no_picture(tmp_path: Path) -> None:
-    """Failures of every kind on either GPU or both, pictures always on their way: each comes out once, and right."""
+def test_169_failures_of_two_gpus_lose_no_image(tmp_path: Path) -> None:
+    """Failures of every kind on either GPU or both, images always on their way: each comes out once, and right."""
     failures = 169
     dice = random.Random(20_261_123)
     kinds = [f"cuda:{word}" for word in STICKY_WORDS] + ["kill", "exit:70", "nonsense", "wrong_image"]

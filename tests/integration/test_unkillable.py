@@ -13,7 +13,7 @@ import pytest
 from tests.integration.test_process import children
 from tests.support import p0
 from tests.support.gpu_service import GpuUnderTest
-from tests.support.images import picture
+from tests.support.images import sample_image
 from tests.support.mounts import disk, mount, unmount
 
 
@@ -39,7 +39,7 @@ def state_of(pid: int) -> str:
 
 @pytest.mark.slow
 def test_engine_that_sigkill_does_not_end_is_left_behind(tmp_path: Path) -> None:
-    """While it is stuck its pictures are made by the CPU and the GPU is lost; the service stays, and stops in order."""
+    """While it is stuck its images are made by the CPU and the GPU is lost; the service stays, and stops in order."""
     where = tmp_path / "disk"
     where.mkdir()
     settings = {"engine": {"device": "cuda:0", "batch_timeout": 3.0}}
@@ -52,7 +52,7 @@ def test_engine_that_sigkill_does_not_end_is_left_behind(tmp_path: Path) -> None
                 before = set(children(service.process.pid))
                 with frozen(where):
                     service.steps([f"write:{where / 'stuck'}"])
-                    data = {f"{number}.png": picture(number) for number in range(5)}
+                    data = {f"{number}.png": sample_image(number) for number in range(5)}
                     for name, content in data.items():
                         service.drop(name, content)
                     service.wait_for_endings(len(data))

@@ -1,4 +1,4 @@
-"""`rmbgd models optimize`: what it does without a GPU, and that it sends pictures as the engine does."""
+"""`rmbgd models optimize`: what it does without a GPU, and that it sends images as the engine does."""
 
 from __future__ import annotations
 
@@ -78,8 +78,8 @@ def test_without_a_card_there_is_no_directory(tmp_path):
     assert cache.use_cache(tmp_path, torch.device("cuda", 0)) is None
 
 
-def test_pictures_go_through_the_network_as_in_service(tmp_path, monkeypatch):
-    """The run that compiles takes batches of one and two, with pictures that grow and that shrink."""
+def test_images_go_through_the_network_as_in_service(tmp_path, monkeypatch):
+    """The run that compiles takes batches of one and two, with images that grow and that shrink."""
     loaded = load_model("u2netp", device="cpu", dtype=torch.float32, models=tmp_path)
     seen = []
     monkeypatch.setattr(loaded.module, "forward", lambda x: seen.append(tuple(x.shape)) or x[:, :1])

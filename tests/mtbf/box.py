@@ -70,7 +70,7 @@ class Box:
         self.sleep(ready_after)
         return self.emit("service.ready", seconds=ready_after, device=self.device, recovered=0)
 
-    def beat(self) -> Box:
+    def heartbeat(self) -> Box:
         state = {"state": "ok"} if self.temperature is None else {"state": "ok", "temperature": self.temperature}
         return self.emit(
             "health", uptime=1.0, device=self.device, done=0, failed=0, postponed=0, waiting=0,
@@ -79,14 +79,14 @@ class Box:
         )  # fmt: skip
 
     def serve(self, seconds: float) -> Box:
-        """Beat for so long; the last beat falls on the end when it divides evenly."""
+        """Beat for so long; the last heartbeat falls on the end when it divides evenly."""
         left = seconds
         while left > self.heartbeat - 1e-9:
-            self.sleep(self.heartbeat).beat()
+            self.sleep(self.heartbeat).heartbeat()
             left -= self.heartbeat
         return self.sleep(left)
 
-    def picture(self, *, total: float = 300.0, device: str | None = None, **changes: object) -> Box:
+    def image(self, *, total: float = 300.0, device: str | None = None, **changes: object) -> Box:
         self.jobs += 1
         times = {"wait": 1.0, "decode": 20.0, "queue": 3.0, "engine": total / 2, "encode": 30.0, "total": total}
         keys = {

@@ -37,7 +37,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 def v1(tmp_path: Path) -> Path:
     """127 days, one planned restart of 120 s, no failure."""
     box = Box("edge", heartbeat=HOUR).start().serve(1000 * HOUR).stop(seconds=1).sleep(117).start()
-    return box.serve(2048 * HOUR - 120).beat().write(tmp_path / "edge.jsonl")
+    return box.serve(2048 * HOUR - 120).heartbeat().write(tmp_path / "edge.jsonl")
 
 
 @pytest.fixture
@@ -47,7 +47,9 @@ def v2(tmp_path: Path) -> Path:
         box = Box(f"edge{number:02}", heartbeat=HOUR).start()
         if number < 3:
             at, down = [(153, 2.6), (300, 31.0), (615, 300.0)][number]
-            box.serve(at * HOUR).recorded().sleep(down - 2).start(ready_after=2).serve((720 - at) * HOUR - down).beat()
+            box.serve(at * HOUR).recorded().sleep(down - 2).start(ready_after=2).serve(
+                (720 - at) * HOUR - down
+            ).heartbeat()
         else:
             box.serve(720 * HOUR)
         box.write(tmp_path / "fleet" / f"edge{number:02}.jsonl")
@@ -134,9 +136,9 @@ def test_no_point_estimate_without_its_bound(tmp_path_factory, parts, dropped):
 
 
 def test_failovers_and_what_they_avoided(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """One with work that came out on the CPU, one with nothing to do, one that lost a picture, one not over."""
+    """One with work that came out on the CPU, one with nothing to do, one that lost an image, one not over."""
     box = Box("edge").start().serve(600)
-    box.failover().serve(60).picture().picture().serve(60).failback().serve(600)
+    box.failover().serve(60).image().image().serve(60).failback().serve(600)
     box.failover("xid", images=0).serve(120).failback().serve(600)
     box.failover("sticky_fault").serve(60).refuse("poison", stage="engine").serve(60).failback().serve(600)
     box.failover(images=0).serve(120)
@@ -149,28 +151,28 @@ def test_failovers_and_what_they_avoided(tmp_path: Path, capsys: pytest.CaptureF
     assert round(found["away_hours"] * HOUR) == 4 * 120
 
 
-def test_a_late_picture_and_a_failure_spoil_a_failover(tmp_path: Path):
+def test_a_late_image_and_a_failure_spoil_a_failover(tmp_path: Path):
     """Out in time means within ten times the usual, or two minutes; a crash meanwhile is no avoided outage."""
     late = Box("late").start()
     for _ in range(100):
-        late.sleep(1).picture()
-    late.failover().picture(total=120_001).serve(60).failback().serve(60)
+        late.sleep(1).image()
+    late.failover().image(total=120_001).serve(60).failback().serve(60)
     late.write(tmp_path / "late.jsonl")
-    crash = Box("crash").start().failover().picture().serve(60).recorded().sleep(5).start().serve(60)
+    crash = Box("crash").start().failover().image().serve(60).recorded().sleep(5).start().serve(60)
     crash.write(tmp_path / "crash.jsonl")
 
     outcomes = {one.name: str(one.trips[0].outcome) for one in make_report(options(tmp_path)).each}
     assert outcomes == {"late": "broken", "crash": "broken"}
 
 
-def test_failures_per_million_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """With their bound; refused pictures are concluded too."""
+def test_failures_per_million_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """With their bound; refused images are concluded too."""
     box = Box("edge").start()
     for _ in range(1000):
-        box.sleep(1).picture()
+        box.sleep(1).image()
     box.refuse()
     path = box.write(tmp_path / "edge.jsonl")
-    assert "at most 2,300.28 at 90 % confidence" in said(capsys, path)  # ln 10 in 1001 pictures
+    assert "at most 2,300.28 at 90 % confidence" in said(capsys, path)  # ln 10 in 1001 images
 
     box.recorded().sleep(5).start().serve(60).write(path)
     assert "999.00, at most 3,885.83 at 90 % confidence" in said(capsys, path)
@@ -181,7 +183,7 @@ def test_top_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     box = Box("edge").start().refuse("truncated").refuse("corrupt").refuse("truncated").serve(60)
     found = json.loads(said(capsys, box.write(tmp_path / "edge.jsonl"), "--json"))["total"]["reasons"]
 
-    assert list(found["refused pictures"].items()) == [("truncated", 2), ("corrupt", 1)]
+    assert list(found["refused images"].items()) == [("truncated", 2), ("corrupt", 1)]
 
 
 def test_a_log_without_a_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

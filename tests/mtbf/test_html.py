@@ -66,21 +66,21 @@ def fleet(tmp_path: Path) -> Path:
     for number, name in enumerate(("edge", HOSTILE.replace("/", ""))):
         box = Box(f"boots{number}", heartbeat=60).start()
         for _ in range(50):
-            box.sleep(30).picture().beat()
-        box.refuse(HOSTILE).failover(HOSTILE).serve(600).picture(device="cpu").failback().serve(600)
+            box.sleep(30).image().heartbeat()
+        box.refuse(HOSTILE).failover(HOSTILE).serve(600).image(device="cpu").failback().serve(600)
         box.recorded("signal", "killed", HOSTILE).sleep(5).start().serve(600).stop().sleep(900).start().serve(60)
-        box.sleep(5000).beat().reboot(60).start().serve(600)
+        box.sleep(5000).heartbeat().reboot(60).start().serve(600)
         box.write(tmp_path / f"{name}.jsonl")
     return tmp_path
 
 
 def test_every_plot_is_there(fleet: Path):
-    """Life, temperature of each machine, pictures an hour, stages, claim to outcome."""
+    """Life, temperature of each machine, images an hour, stages, claim to outcome."""
     labels = [attrs.get("aria-label") for tag, attrs in Tags(page_of(fleet)).seen if tag == "svg"]
 
     assert len(labels) == 1 + 2 + 3
     assert labels[0] == "operating time and failures of each machine"
-    assert labels[-3:] == ["pictures an hour", "time in each stage", "time from claim to outcome"]
+    assert labels[-3:] == ["images an hour", "time in each stage", "time from claim to outcome"]
 
 
 def test_the_page_is_whole(fleet: Path):
@@ -96,7 +96,7 @@ def test_the_page_is_whole(fleet: Path):
 
 
 def test_nothing_is_loaded_and_nothing_runs(fleet: Path):
-    """No script, no link, no picture, no font, no address."""
+    """No script, no link, no image, no font, no address."""
     page = page_of(fleet)
     tags = Tags(page)
 

@@ -197,7 +197,7 @@ def test_the_same_part_twice_counts_once(tmp_path: Path):
     """Copied before and after rotation."""
     box = Box("edge").start()
     for _ in range(100):
-        box.sleep(30).picture().beat()
+        box.sleep(30).image().heartbeat()
     box.write(tmp_path / "edge.jsonl")
     box.write(tmp_path / "edge.jsonl.1")
 

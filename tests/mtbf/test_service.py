@@ -18,7 +18,7 @@ import pytest
 
 from tests.mtbf.test_html import Tags
 from tests.support.gpu_service import GpuUnderTest
-from tests.support.images import picture
+from tests.support.images import sample_image
 from tests.support.mounts import false_clock
 from tests.support.service import ServiceUnderTest
 
@@ -64,29 +64,29 @@ class Fleet:
 
 
 def life_of_one(base: Path, kept: Path) -> None:
-    """Pictures, a bad one, heat with pictures meanwhile, a recorded SIGKILL, two rotations, an orderly end."""
+    """Images, a bad one, heat with images meanwhile, a recorded SIGKILL, two rotations, an orderly end."""
     service = GpuUnderTest(base, settings={"service": {"health_interval": BEAT}})
     with service:
         service.wait_for_gpu()
         for number in range(6):
-            service.drop(f"{number}.png", picture(number))
-        service.drop("bad.png", b"no picture at all " * 20)
+            service.drop(f"{number}.png", sample_image(number))
+        service.drop("bad.png", b"no image at all " * 20)
         service.wait_for_endings(7)
         rotate(service, kept, "events.jsonl.2", compress=True)
         service.temperature(91.0)
         service.wait_for("engine.failover")
-        service.drop("hot.png", picture(7))
+        service.drop("hot.png", sample_image(7))
         service.wait_for("image.done", path="hot.png")
         service.temperature(50.0)
         service.wait_for("engine.failback")
-        service.drop("cool.png", picture(8))
+        service.drop("cool.png", sample_image(8))
         service.wait_for("image.done", path="cool.png")
         service.wait_for("health", count=2)
         rotate(service, kept, "events.jsonl.1")
         service.kill()
         record_exit(service)
         service.start()
-        service.drop("after.png", picture(9))
+        service.drop("after.png", sample_image(9))
         service.wait_for("image.done", path="after.png")
     rotate(service, kept, "events.jsonl")
 
@@ -95,13 +95,13 @@ def life_of_two(base: Path, kept: Path) -> None:
     """A SIGKILL that nobody recorded and that tore the last line; the second run is still at work when it is read."""
     service = ServiceUnderTest(base, settings={"service": {"health_interval": BEAT}})
     with service:
-        service.drop("a.png", picture(1))
+        service.drop("a.png", sample_image(1))
         service.wait_for("image.done", path="a.png")
         service.kill()
         with open(service.log_file, "ab") as log:
             log.write(b'{"event":"health","level":"info","ti')
         service.start()
-        service.drop("b.png", picture(2))
+        service.drop("b.png", sample_image(2))
         service.wait_for("image.done", path="b.png")
         kept.mkdir(parents=True)
         shutil.copy(service.log_file, kept / "events.jsonl")
@@ -128,7 +128,7 @@ def test_each_crash_is_a_failure_with_its_cause(fleet: Fleet) -> None:
     assert all(0 < each["down_seconds"] < 120 for each in failures.values())
 
 
-def test_every_picture_counts_once(fleet: Fleet) -> None:
+def test_every_image_counts_once(fleet: Fleet) -> None:
     """Over rotated and compressed parts, crashes, and what a next start tells again."""
     counted = {each["name"]: each["pictures"] for each in fleet.report["machines"]}
 
@@ -137,7 +137,7 @@ def test_every_picture_counts_once(fleet: Fleet) -> None:
 
 
 def test_the_failover_avoided_an_outage(fleet: Fleet) -> None:
-    """A picture came out on the CPU meanwhile, in time, and nothing failed."""
+    """An image came out on the CPU meanwhile, in time, and nothing failed."""
     (trip,) = fleet.machine("one")["failovers"]["list"]
 
     assert (trip["reason"], trip["from"], trip["to"], trip["outcome"]) == ("temperature", "cuda:0", "cpu", "avoided")
@@ -165,13 +165,13 @@ def test_no_estimate_stands_without_its_bound(fleet: Fleet) -> None:
 
 
 def test_the_page_needs_no_network_and_shows_every_plot(fleet: Fleet) -> None:
-    """Failures and operating time per device, temperature and device in use, pictures an hour, stage times."""
+    """Failures and operating time per device, temperature and device in use, images an hour, stage times."""
     tags = Tags(fleet.page)
 
     labels = [attrs.get("aria-label") for tag, attrs in tags.seen if tag == "svg"]
     assert labels == [
         "operating time and failures of each machine", "temperature and device in use of one",
-        "pictures an hour", "time in each stage", "time from claim to outcome",
+        "images an hour", "time in each stage", "time from claim to outcome",
     ]  # fmt: skip
     assert not {name for _, attrs in tags.seen for name in attrs if name in ("src", "href", "action", "srcset")}
     assert "http" not in fleet.page

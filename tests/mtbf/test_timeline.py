@@ -209,7 +209,7 @@ def test_still_down_at_the_end_is_told_and_not_guessed(tmp_path: Path):
 
 def test_a_gap_in_the_heartbeat_is_not_operating_time(tmp_path: Path):
     """Nor is it down: nobody knows. Told."""
-    box = Box().start().serve(600).sleep(1000).beat().serve(600)
+    box = Box().start().serve(600).sleep(1000).heartbeat().serve(600)
     machine = machine_of(box, tmp_path)
 
     assert seconds(machine) == {"up": 1200, "unobserved": 1000}
@@ -218,16 +218,16 @@ def test_a_gap_in_the_heartbeat_is_not_operating_time(tmp_path: Path):
 
 def test_three_heartbeats_may_be_missing(tmp_path: Path):
     """A busy disk delays lines."""
-    box = Box(heartbeat=60).start().serve(600).sleep(180).beat().serve(600)
+    box = Box(heartbeat=60).start().serve(600).sleep(180).heartbeat().serve(600)
 
     assert seconds(machine_of(box, tmp_path)) == {"up": 1380}
 
 
-def test_pictures_are_signs_of_life(tmp_path: Path):
+def test_images_are_signs_of_life(tmp_path: Path):
     """Where heartbeats are rare."""
     box = Box(heartbeat=60).start()
     for _ in range(100):
-        box.sleep(100).picture()
+        box.sleep(100).image()
 
     assert seconds(machine_of(box, tmp_path)) == {"up": 10_000}
 
@@ -243,11 +243,11 @@ def test_a_kill_long_after_the_last_heartbeat_counts_from_that(tmp_path: Path):
 
 def test_work_that_waits_while_nothing_comes_out_is_a_stall(tmp_path: Path):
     """A failure from the last outcome until the next, when it takes more than two minutes."""
-    box = Box().start().serve(120).picture()
+    box = Box().start().serve(120).image()
     box.in_flight = 3
-    box.serve(300).sleep(30).picture()
+    box.serve(300).sleep(30).image()
     box.in_flight = 0
-    machine = machine_of(box.sleep(30).beat().serve(300), tmp_path)
+    machine = machine_of(box.sleep(30).heartbeat().serve(300), tmp_path)
 
     assert causes(machine) == ["stall"]
     assert seconds(machine) == {"up": 120 + 330, "down": 330}
@@ -258,7 +258,7 @@ def test_a_slow_machine_is_not_stalled(tmp_path: Path):
     box = Box().start()
     box.in_flight = 1
     for _ in range(20):
-        box.serve(300).picture(total=300_000)
+        box.serve(300).image(total=300_000)
 
     assert causes(machine_of(box, tmp_path)) == []
 
@@ -289,7 +289,7 @@ def test_a_watchdog_kill_counts_from_when_the_thread_hung(tmp_path: Path):
 
 def test_a_job_that_is_published_twice_is_a_failure(tmp_path: Path):
     """Of no duration; the same line found twice is not that."""
-    box = Box().start().serve(60).picture()
+    box = Box().start().serve(60).image()
     box.lines.append(box.lines[-1])
     again = box.jobs
     machine = machine_of(box.serve(60), tmp_path)
@@ -297,19 +297,19 @@ def test_a_job_that_is_published_twice_is_a_failure(tmp_path: Path):
     assert any("more than once" in note for note in machine.notes)
 
     box.jobs = again - 1
-    assert causes(machine_of(box.picture().serve(60), tmp_path)) == ["published twice"]
+    assert causes(machine_of(box.image().serve(60), tmp_path)) == ["published twice"]
 
 
 @pytest.mark.parametrize("rebooted", [False, True])
 def test_an_outcome_that_a_next_start_tells_again_counts_once(tmp_path: Path, rebooted: bool):
     """By the job's number, not by the line; in the same boot or after a reboot. What was never told counts, too."""
-    box = Box().start().serve(60).picture().picture()
+    box = Box().start().serve(60).image().image()
     box.recorded().sleep(5) if not rebooted else box.reboot()
     box.jobs -= 1
     box.pid += 1
     box.start(ready_after=0)
     for _ in range(2):
-        box.picture(recovered=True)  # the second of those above, and one that nobody has told
+        box.image(recovered=True)  # the second of those above, and one that nobody has told
     machine = machine_of(box.serve(60), tmp_path)
 
     assert machine.counts["outcomes"] == {"done": 3}
@@ -320,9 +320,9 @@ def test_an_outcome_that_a_next_start_tells_again_counts_once(tmp_path: Path, re
 def test_what_two_starts_tell_again_counts_once(tmp_path: Path):
     """The next start was killed as well, when it had just told."""
     box = Box().start().serve(60).recorded().sleep(5).start()
-    box.picture(recovered=True).recorded().sleep(5).start()
+    box.image(recovered=True).recorded().sleep(5).start()
     box.jobs -= 1
-    machine = machine_of(box.picture(recovered=True).serve(60), tmp_path)
+    machine = machine_of(box.image(recovered=True).serve(60), tmp_path)
 
     assert machine.counts["outcomes"] == {"done": 1}
     assert "published twice" not in causes(machine)
@@ -383,7 +383,7 @@ def test_one_shot_runs_are_left_out(tmp_path: Path):
     """`rmbgd once` in the same log is no service."""
     box = Box().start().serve(600)
     pid, box.pid = box.pid, 7
-    box.picture().emit("run.summary", done=1, failed=0, skipped=0, seconds=1.0)
+    box.image().emit("run.summary", done=1, failed=0, skipped=0, seconds=1.0)
     box.pid = pid
     machine = machine_of(box.serve(600), tmp_path)
 
@@ -433,7 +433,7 @@ def play(parts: list[tuple[str, int]], dropped: set[int]) -> Box:
                 box.serve(amount)
                 continue
             case "freeze":
-                box.sleep(amount).beat()
+                box.sleep(amount).heartbeat()
                 continue
             case "stop":
                 box.stop(seconds=1).sleep(amount)

@@ -27,15 +27,15 @@ def suspect(since: float = 0.0) -> Waiting:
 
 @st.composite
 def queues(draw) -> list[Waiting]:
-    """Up to 24 waiting pictures of two models, oldest first."""
+    """Up to 24 waiting images of two models, oldest first."""
     ages = sorted(draw(st.lists(st.floats(0, 10), min_size=1, max_size=24)))
     flags = st.sampled_from([(False, False)] * 6 + [(True, False), (False, True), (True, True)])
-    pictures = []
+    images = []
     for age in ages:
         is_realtime, is_suspect = draw(flags)
         latency = draw(st.sampled_from([math.inf, 0.01, 0.13, 1.0]))
-        pictures.append(Waiting(draw(st.sampled_from("ab")), is_realtime, is_suspect, age, latency))
-    return pictures
+        images.append(Waiting(draw(st.sampled_from("ab")), is_realtime, is_suspect, age, latency))
+    return images
 
 
 @st.composite
@@ -53,7 +53,7 @@ def test_whoever_waits_is_served_within_the_limits(waiting, limits, now):
 
     if isinstance(choice, float):
         assert now < choice <= waiting[0].since + limits.wait
-        assert not any(picture.realtime for picture in waiting)
+        assert not any(image.realtime for image in waiting)
     else:
         assert len(choice) in limits.sizes
         assert len(set(choice)) == len(choice)
@@ -61,21 +61,21 @@ def test_whoever_waits_is_served_within_the_limits(waiting, limits, now):
 
 
 @given(queues(), limits())
-def test_a_batch_has_one_model_and_its_suspects_and_realtime_pictures_are_alone(waiting, limits):
-    """Pictures of one batch ask for one model; one that is realtime or suspect has no company."""
+def test_a_batch_has_one_model_and_its_suspects_and_realtime_images_are_alone(waiting, limits):
+    """Images of one batch ask for one model; one that is realtime or suspect has no company."""
     batch = [waiting[index] for index in choose(waiting, limits, math.inf)]
 
-    assert len({picture.model for picture in batch}) == 1
-    if any(picture.realtime or picture.suspect for picture in batch):
+    assert len({image.model for image in batch}) == 1
+    if any(image.realtime or image.suspect for image in batch):
         assert len(batch) == 1
 
 
 @given(queues(), limits())
-def test_the_oldest_goes_unless_a_realtime_picture_is_there(waiting, limits):
+def test_the_oldest_goes_unless_a_realtime_image_is_there(waiting, limits):
     """First come, first served; only realtime overtakes, the oldest realtime first."""
     choice = choose(waiting, limits, math.inf)
 
-    hurried = [index for index, picture in enumerate(waiting) if picture.realtime]
+    hurried = [index for index, image in enumerate(waiting) if image.realtime]
     assert choice[0] == (hurried[0] if hurried else 0)
     assert choice == sorted(choice)
 
@@ -86,12 +86,12 @@ def test_everybody_is_served_in_the_end(waiting, limits):
     left = list(waiting)
     while left:
         taken = set(choose(left, limits, math.inf))
-        left = [picture for index, picture in enumerate(left) if index not in taken]
+        left = [image for index, image in enumerate(left) if index not in taken]
 
 
 @given(st.integers(1, 40), limits())
-def test_a_realtime_picture_never_waits(count, limits):
-    """However many came before it, a realtime picture goes at once and alone, also when a wait is allowed."""
+def test_a_realtime_image_never_waits(count, limits):
+    """However many came before it, a realtime image goes at once and alone, also when a wait is allowed."""
     waiting = [bulk(since=0.0) for _ in range(count)] + [realtime(since=0.0)]
 
     assert choose(waiting, limits, now=0.0) == [count]
@@ -110,7 +110,7 @@ def test_five_go_as_four_and_one():
     assert choose(five[4:], Limits(SIZES), now=1.0) == [0]
 
 
-def test_pictures_of_another_model_are_passed_over():
+def test_images_of_another_model_are_passed_over():
     """The batch takes the head's model from all over the queue."""
     waiting = [bulk(model="a"), bulk(model="b"), bulk(model="a"), suspect(), bulk(model="b")]
 
@@ -139,7 +139,7 @@ def test_two_batches_fit_into_the_latency_target():
     assert batch_size([0.130] * 16, Limits(SIZES, seconds={1: 0.01, 8: 0.06})) == 8
 
 
-def test_a_picture_that_is_in_no_hurry_is_not_in_the_way_of_one_that_is():
+def test_an_image_that_is_in_no_hurry_is_not_in_the_way_of_one_that_is():
     """In one batch the shortest target of those that would be in it counts, not that of those behind."""
     limits = Limits(SIZES, seconds=MEASURED)
 
@@ -149,8 +149,8 @@ def test_a_picture_that_is_in_no_hurry_is_not_in_the_way_of_one_that_is():
 
 
 @given(queues(), limits())
-def test_no_batch_takes_longer_than_half_of_what_its_pictures_should_take(waiting, limits):
-    """Unless it is a picture alone, for which there is nothing quicker."""
+def test_no_batch_takes_longer_than_half_of_what_its_images_should_take(waiting, limits):
+    """Unless it is an image alone, for which there is nothing quicker."""
     batch = choose(waiting, limits, math.inf)
 
     if len(batch) > 1 and len(batch) in limits.seconds:
@@ -163,8 +163,8 @@ def test_no_batch_takes_longer_than_half_of_what_its_pictures_should_take(waitin
     places=st.integers(1, 24),
 )
 def test_no_folder_starves_another(arrivals, limits, places):
-    """Eight folders, one flooding: whoever waits sees nobody served who came later, but realtime pictures that came
-    within their head start; so a picture waits for no more than what was there before it."""
+    """Eight folders, one flooding: whoever waits sees nobody served who came later, but realtime images that came
+    within their head start; so an image waits for no more than what was there before it."""
     order = sorted(arrivals, key=lambda arrival: arrival[1])
     realtime = {0}  # one of the folders
     queue = [
@@ -175,21 +175,21 @@ def test_no_folder_starves_another(arrivals, limits, places):
     rounds = dict.fromkeys(range(len(queue)), 0)
     overtaken = dict.fromkeys(range(len(queue)), 0)
     while line:
-        taken = choose([picture for _, picture in line], limits, math.inf)
+        taken = choose([image for _, image in line], limits, math.inf)
         served = [line[index] for index in taken]
         left = [entry for index, entry in enumerate(line) if index not in taken]
-        for number, picture in left:
+        for number, image in left:
             rounds[number] += 1
             hurried = [each for _, each in served if each.realtime]
-            assert picture.realtime or all(each.since < picture.since + HEAD_START for each in hurried)
-            overtaken[number] += sum(each.since >= picture.since and not picture.realtime for each in hurried)
+            assert image.realtime or all(each.since < image.since + HEAD_START for each in hurried)
+            overtaken[number] += sum(each.since >= image.since and not image.realtime for each in hurried)
         line, rest = left + rest[: len(served)], rest[len(served) :]
     for number, count in rounds.items():
         assert count <= number + overtaken[number]
 
 
 def test_who_has_waited_for_long_is_not_overtaken_any_more():
-    """A realtime picture counts as a minute older than it is, not as older than everything."""
+    """A realtime image counts as a minute older than it is, not as older than everything."""
     assert choose([bulk(since=0.0), realtime(since=HEAD_START - 1)], Limits(SIZES), now=99.0) == [1]
     assert choose([bulk(since=0.0), realtime(since=HEAD_START + 1)], Limits(SIZES), now=99.0) == [0]
 
@@ -211,6 +211,6 @@ def test_the_table_tells_how_many_go_for_every_number_that_waits():
 
 @pytest.mark.parametrize("sizes", [(), (2, 4), (1, 4, 2), (1, 1)])
 def test_sizes_that_make_no_sense_are_refused(sizes):
-    """Sizes ascend and one picture alone can always go."""
+    """Sizes ascend and one image alone can always go."""
     with pytest.raises(ValueError, match="batch sizes"):
         Limits(sizes)

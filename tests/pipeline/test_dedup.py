@@ -1,13 +1,13 @@
-"""Pictures that are equal are computed once."""
+"""Images that are equal are computed once."""
 
 import threading
 
 import pytest
 
 from rmbgd.config.load import Recipe
-from rmbgd.fs import Version
+from rmbgd.fs import FileVersion
 from rmbgd.imaging.formats import SourceFacts
-from rmbgd.pipeline.dedup import InFlight, Twin, recipe_hash
+from rmbgd.pipeline.dedup import Deduplicator, Follower, recipe_hash
 from rmbgd.pipeline.items import Timing
 from rmbgd.store.records import ContentKey, Job
 
@@ -17,15 +17,15 @@ pytestmark = pytest.mark.timeout(10)
 KEY = ContentKey("00", "recipe")
 
 
-def twin(number: int) -> Twin:
-    job = Job(number, "shop", f"{number}.jpg", f"/in/{number}.jpg", Version(number, 1, 1, 1), 1, 0.0, 0.0, True)
+def twin(number: int) -> Follower:
+    job = Job(number, "shop", f"{number}.jpg", f"/in/{number}.jpg", FileVersion(number, 1, 1, 1), 1, 0.0, 0.0, True)
     facts = SourceFacts("JPEG", "RGB", (1, 1), 1, None, None, {}, "00")
-    return Twin(job, facts, Timing())
+    return Follower(job, facts, Timing())
 
 
 def test_the_first_computes_and_the_others_wait_for_it():
     """One leader; its twins come back, in order, when it leaves."""
-    in_flight = InFlight(twins_maximum=8)
+    in_flight = Deduplicator(twins_maximum=8)
     first, second, third = twin(1), twin(2), twin(3)
 
     entered = [in_flight.enter(KEY, each) for each in (first, second, third)]
@@ -36,8 +36,8 @@ def test_the_first_computes_and_the_others_wait_for_it():
 
 
 def test_only_the_leader_releases_the_twins():
-    """A picture that was computed although an equal one led does not end the group."""
-    in_flight = InFlight(twins_maximum=1)
+    """An image that was computed although an equal one led does not end the group."""
+    in_flight = Deduplicator(twins_maximum=1)
     first, second, surplus = twin(1), twin(2), twin(3)
     for each in (first, second, surplus):
         in_flight.enter(KEY, each)
@@ -46,9 +46,9 @@ def test_only_the_leader_releases_the_twins():
     assert [second] == in_flight.leave(KEY, first.job)
 
 
-def test_parked_pictures_are_bounded():
-    """Beyond the bound an equal picture is simply computed: claimed pictures never pile up."""
-    in_flight = InFlight(twins_maximum=2)
+def test_parked_images_are_bounded():
+    """Beyond the bound an equal image is simply computed: claimed images never pile up."""
+    in_flight = Deduplicator(twins_maximum=2)
     in_flight.enter(KEY, twin(0))
 
     entered = [in_flight.enter(KEY, twin(number)) for number in range(1, 5)]
@@ -57,8 +57,8 @@ def test_parked_pictures_are_bounded():
 
 
 def test_every_twin_comes_back_once_under_contention():
-    """Threads that enter and leave at will never lose a picture nor get it twice."""
-    in_flight = InFlight(twins_maximum=4)
+    """Threads that enter and leave at will never lose an image nor get it twice."""
+    in_flight = Deduplicator(twins_maximum=4)
     answered: list[int] = []
 
     def work(numbers: range) -> None:

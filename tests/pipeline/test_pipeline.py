@@ -15,15 +15,15 @@ from rmbgd.engine.arena import Arena
 from rmbgd.engine.seats import Seat, Seats
 from rmbgd.errors import StorageFault
 from rmbgd.events import RecordedEvents
-from rmbgd.fs import Version
-from rmbgd.heartbeat import NoBeat
-from rmbgd.pipeline.pipeline import Line, Surroundings
-from rmbgd.pipeline.storage_retry import StorageHold
+from rmbgd.fs import FileVersion
+from rmbgd.heartbeat import NullHeartbeat
+from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
+from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
-from rmbgd.service.threads import Crew
+from rmbgd.service.threads import ThreadGroup
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Candidate
-from rmbgd.testing.engine import FakeEngine
+from rmbgd.testing.engine import FakeBackend
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -68,11 +68,11 @@ class Works:
         self.events, self.intake, self.broken = RecordedEvents(), RecordedIntake(), []
         self.ledger = Ledger(":memory:", clock)
         self.arena = Arena(self.config.pipeline.arena_bytes)
-        self.engine = FakeEngine(self.arena.block, **(engine or {}))
-        self.crew = Crew(self.broken.append)
-        self.hold = StorageHold(self.intake, self.events, clock)
+        self.engine = FakeBackend(self.arena.block, **(engine or {}))
+        self.crew = ThreadGroup(self.broken.append)
+        self.hold = StorageRetry(self.intake, self.events, clock)
         self.clock = clock
-        around = Surroundings(
+        around = PipelineContext(
             config=self.config,
             arena=self.arena,
             ledger=self.ledger,
@@ -81,18 +81,18 @@ class Works:
             intake=self.intake,
             emit=self.events,
             clock=clock,
-            new_beat=lambda _name: NoBeat(),
+            new_heartbeat=lambda _name: NullHeartbeat(),
             start_thread=self.crew.start,
             on_ready=lambda _description: None,
             on_room=lambda: None,
         )
-        self.line = Line(around, lambda _beat: seats(self.arena) if seats else self.engine)
+        self.line = Pipeline(around, lambda _heartbeat: seats(self.arena) if seats else self.engine)
 
     def claim(self, *names, final=False):
         candidates = []
         for name in names:
             found = os.stat(self.input / name)
-            version = Version(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+            version = FileVersion(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
             candidates.append(Candidate("shop", name, str(self.input), version, 0.0, by_rename=False, final=final))
         return self.ledger.claim(candidates)
 
@@ -154,7 +154,7 @@ def test_the_published_pixels_are_exact(works):
     assert np.array_equal(array, result[..., :3])
 
 
-def test_one_event_per_picture_with_all_its_keys(works):
+def test_one_event_per_image_with_all_its_keys(works):
     """image.done satisfies the vocabulary and names device, model, verdict, hashes and the time of every stage."""
     it = works()
     save(it, "a.png", pixels())
@@ -166,7 +166,7 @@ def test_one_event_per_picture_with_all_its_keys(works):
     assert {"wait", "decode", "queue", "engine", "encode", "sync", "total"} == done["milliseconds"].keys()
 
 
-def test_equal_pictures_are_computed_once(works):
+def test_equal_images_are_computed_once(works):
     """The same bytes under three names: three outputs, one computation."""
     it = works()
     for name in ("a.png", "b.png", "c.png"):
@@ -179,8 +179,8 @@ def test_equal_pictures_are_computed_once(works):
     assert [False, True, True] == sorted(event["reused"] for event in it.events.named("image.done"))
 
 
-def test_a_picture_without_subject_is_empty_not_garbage(works):
-    """Faint alpha everywhere gives the verdict, a sidecar that says so, and a fully transparent picture."""
+def test_an_image_without_subject_is_empty_not_garbage(works):
+    """Faint alpha everywhere gives the verdict, a sidecar that says so, and a fully transparent image."""
     it = works()
     faint = pixels()
     faint[..., 1] = np.random.default_rng(1).integers(0, 100, faint.shape[:2])
@@ -193,7 +193,7 @@ def test_a_picture_without_subject_is_empty_not_garbage(works):
     assert (it.output / "a.png.json").exists()
 
 
-def test_a_picture_without_subject_can_be_refused(works):
+def test_an_image_without_subject_can_be_refused(works):
     """on_empty = "refuse" sets it aside with its reason."""
     it = works(on_empty="refuse")
     dark = pixels()
@@ -205,7 +205,7 @@ def test_a_picture_without_subject_can_be_refused(works):
     assert ["no_subject"] == [event["reason"] for event in it.events.named("image.failed")]
 
 
-def test_a_bad_picture_does_not_hold_up_the_others(works):
+def test_a_bad_image_does_not_hold_up_the_others(works):
     """Text named .png is refused with a reason; its neighbours come out."""
     it = works()
     (it.input / "bad.png").write_bytes(b"<?php echo 1; ?>")
@@ -259,8 +259,8 @@ def test_a_replaced_input_is_not_answered_with_the_old_result(works):
     assert [] == [path.name for path in it.output.iterdir()]
 
 
-def test_a_ledger_that_cannot_be_asked_sends_the_picture_back(works, monkeypatch):
-    """The disk under the ledger is at fault: the picture waits in its folder, and the service goes on."""
+def test_a_ledger_that_cannot_be_asked_sends_the_image_back(works, monkeypatch):
+    """The disk under the ledger is at fault: the image waits in its folder, and the service goes on."""
     it = works()
     save(it, "a.png", pixels())
 
@@ -277,8 +277,8 @@ def test_a_ledger_that_cannot_be_asked_sends_the_picture_back(works, monkeypatch
     "where",
     ["rmbgd.pipeline.decode.read_limited", "rmbgd.pipeline.decode.decode_into", "rmbgd.pipeline.finish.encode"],
 )
-def test_shortage_of_memory_is_not_the_pictures_fault(works, monkeypatch, where):
-    """Reading, decoding or encoding gets none: the picture and its twin wait in their folder, the others are served."""
+def test_shortage_of_memory_is_not_the_images_fault(works, monkeypatch, where):
+    """Reading, decoding or encoding gets none: the image and its twin wait in their folder, the others are served."""
     it = works()
     for name in ("a.png", "twin.png"):
         save(it, name, pixels())
@@ -345,7 +345,7 @@ def test_an_engine_that_never_starts_lets_everything_go_back(works):
 
 
 class TwoSeats:
-    """Two engines; which of them may take pictures is told by the test."""
+    """Two engines; which of them may take images is told by the test."""
 
     def __init__(self, **options):
         self.may_take = [True, True]
@@ -354,7 +354,7 @@ class TwoSeats:
         self.options = options
 
     def __call__(self, arena):
-        self.engines = [FakeEngine(arena.block, device=f"cuda:{n}", **self.options) for n in range(2)]
+        self.engines = [FakeBackend(arena.block, device=f"cuda:{n}", **self.options) for n in range(2)]
         return Seats(tuple(self.seat(n) for n in range(2)), self.listen)
 
     def seat(self, number):
@@ -362,14 +362,14 @@ class TwoSeats:
             self.asked.set()
             return self.may_take[number]
 
-        return Seat(f"cuda:{number}", lambda _beat: self.engines[number], may_take)
+        return Seat(f"cuda:{number}", lambda _heartbeat: self.engines[number], may_take)
 
     def listen(self, listener):
         self.look_again = listener
 
 
 def test_every_device_has_a_thread_and_takes_from_the_one_channel(works):
-    """Each is started, named after its device, and closed; together they make every picture once."""
+    """Each is started, named after its device, and closed; together they make every image once."""
     seats = TwoSeats(script=["delay:0.05"] * 20)
     it = works(seats=seats)
     names = [f"{number}.png" for number in range(12)]
@@ -385,7 +385,7 @@ def test_every_device_has_a_thread_and_takes_from_the_one_channel(works):
     assert [True, True] == [engine.closed for engine in seats.engines]
 
 
-def test_a_device_that_is_away_leaves_every_picture_to_the_other(works):
+def test_a_device_that_is_away_leaves_every_image_to_the_other(works):
     """Its thread takes none, and ends with the other's."""
     seats = TwoSeats()
     seats.may_take[0] = False
@@ -427,8 +427,8 @@ def test_a_device_that_comes_back_takes_what_waits(works):
         ({"latency": "realtime"}, [1]),
     ],
 )
-def test_how_pictures_are_batched_is_told_once(works, folder, table):
-    """The table of the device at its start: a picture takes 0.1 s, two of them fit into a target of 0.13 s alone."""
+def test_how_images_are_batched_is_told_once(works, folder, table):
+    """The table of the device at its start: an image takes 0.1 s, two of them fit into a target of 0.13 s alone."""
     it = works(engine={"seconds": 0.1}, folder=folder)
     for number in range(3):
         save(it, f"{number}.png", pixels(number))

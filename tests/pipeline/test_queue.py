@@ -11,14 +11,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.pipeline.queue import NoReceivers, NoSenders, Receiver, Sender, channel
 from rmbgd.testing.clock import FakeClock
 
 PATIENCE = 60  # seconds after which a test has hung; nothing waits that long
 
 
-class SpyBeat:
-    """A beat that keeps what it was told and says when its thread is about to block."""
+class SpyHeartbeat(NullHeartbeat):
+    """A heartbeat that keeps what it was told and says when its thread is about to block."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -112,33 +113,33 @@ def test_every_sender_learns_that_the_last_receiver_has_left(leave_after, produc
 
 
 def test_a_full_channel_blocks_its_sender_and_says_so():
-    """A blocked sender's beat waits until a place is free, then works."""
+    """A blocked sender's heartbeat waits until a place is free, then works."""
     sender, receiver = channel(1, "items")
-    beat = SpyBeat()
-    with sender, receiver, sender.clone(beat) as blocked:
+    heartbeat = SpyHeartbeat()
+    with sender, receiver, sender.clone(heartbeat) as blocked:
         sender.send("a")
         future = started(lambda: blocked.send("b"))
-        beat.blocked.wait(PATIENCE)
+        heartbeat.blocked.wait(PATIENCE)
         first = receiver.receive()
         future.result(PATIENCE)
 
         assert first == "a"
         assert receiver.receive() == "b"
-        assert beat.told[0] == "waiting"
-        assert beat.told[-1] == "working"
+        assert heartbeat.told[0] == "waiting"
+        assert heartbeat.told[-1] == "working"
 
 
 def test_an_empty_channel_makes_its_receiver_wait_and_says_so():
-    """A blocked receiver's beat waits until an item comes, then works."""
+    """A blocked receiver's heartbeat waits until an item comes, then works."""
     sender, receiver = channel(1, "items")
-    beat = SpyBeat()
-    with sender, receiver, receiver.clone(beat) as blocked:
+    heartbeat = SpyHeartbeat()
+    with sender, receiver, receiver.clone(heartbeat) as blocked:
         future = started(blocked.receive)
-        beat.blocked.wait(PATIENCE)
+        heartbeat.blocked.wait(PATIENCE)
         sender.send("a")
 
         assert future.result(PATIENCE) == "a"
-        assert beat.told[-1] == "working"
+        assert heartbeat.told[-1] == "working"
 
 
 def test_a_thread_that_must_not_block_is_told_that_there_is_no_place():
@@ -178,17 +179,17 @@ def test_the_policy_is_asked_again_when_something_arrives():
     """A policy that waits for company is asked again at the next arrival, before its moment has come."""
     clock = FakeClock(start=100.0)
     sender, receiver = channel(8, "items", clock)
-    beat = SpyBeat()
+    heartbeat = SpyHeartbeat()
     asked: list[tuple[list, float]] = []
 
     def both(items, now):
         asked.append((list(items), now))
         return [0, 1] if len(items) == 2 else now + PATIENCE
 
-    with sender, receiver, receiver.clone(beat) as mine:
+    with sender, receiver, receiver.clone(heartbeat) as mine:
         sender.send("a")
         future = started(lambda: mine.receive_chosen(both))
-        beat.blocked.wait(PATIENCE)
+        heartbeat.blocked.wait(PATIENCE)
         sender.send("b")
 
         assert future.result(PATIENCE) == ["a", "b"]
@@ -208,13 +209,13 @@ def test_nobody_waits_for_company_that_cannot_come():
 def test_a_policy_that_waits_is_woken_when_its_company_leaves():
     """A receiver waiting for company ends its wait when the last sender leaves."""
     sender, receiver = channel(8, "items")
-    beat = SpyBeat()
-    with receiver, receiver.clone(beat) as mine:
+    heartbeat = SpyHeartbeat()
+    with receiver, receiver.clone(heartbeat) as mine:
         sender.send("a")
         future = started(
             lambda: mine.receive_chosen(lambda _items, now: [0] if now == math.inf else now + 100 * PATIENCE)
         )
-        beat.blocked.wait(PATIENCE)
+        heartbeat.blocked.wait(PATIENCE)
         sender.close()
 
         assert future.result(PATIENCE) == ["a"]
@@ -236,10 +237,10 @@ def test_statistics_count_depth_totals_and_waits_that_still_go_on():
     """The wait of a blocked receiver is visible while it lasts."""
     clock = FakeClock()
     sender, receiver = channel(3, "ready", clock)
-    beat = SpyBeat()
-    with sender, receiver, receiver.clone(beat) as mine:
+    heartbeat = SpyHeartbeat()
+    with sender, receiver, receiver.clone(heartbeat) as mine:
         future = started(mine.receive)
-        beat.blocked.wait(PATIENCE)
+        heartbeat.blocked.wait(PATIENCE)
         with sender._shared.lock:  # the receiver has let go of it: it is waiting
             clock.advance(5.0)
         during = receiver.statistics()

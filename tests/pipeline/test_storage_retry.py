@@ -6,9 +6,9 @@ import pytest
 
 from rmbgd.errors import StorageFault
 from rmbgd.events import RecordedEvents
-from rmbgd.heartbeat import NoBeat
+from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.pipeline import storage_retry as hold_module
-from rmbgd.pipeline.storage_retry import Released, StorageHold
+from rmbgd.pipeline.storage_retry import Released, StorageRetry
 from rmbgd.testing.clock import FakeClock
 
 pytestmark = pytest.mark.timeout(10)
@@ -48,7 +48,7 @@ def test_a_disk_that_comes_back_is_told_by_one_edge_each_way(quick):
     """However many tries it takes, the log has one pause and one resumption, and the intake likewise."""
     intake, events = RecordedIntake(), RecordedEvents()
 
-    result = StorageHold(intake, events, FakeClock()).insist(Disk(5).write, "shop", NoBeat())
+    result = StorageRetry(intake, events, FakeClock()).insist(Disk(5).write, "shop", NullHeartbeat())
 
     assert "written" == result
     assert [("pause", "disk_full:shop"), ("resume", "disk_full:shop")] == intake.calls
@@ -59,7 +59,7 @@ def test_a_disk_that_is_well_is_not_mentioned():
     """Success at the first try touches neither the log nor the intake."""
     intake, events = RecordedIntake(), RecordedEvents()
 
-    StorageHold(intake, events, FakeClock()).insist(Disk(0).write, "shop", NoBeat())
+    StorageRetry(intake, events, FakeClock()).insist(Disk(0).write, "shop", NullHeartbeat())
 
     assert [] == intake.calls
     assert [] == events.events
@@ -67,12 +67,12 @@ def test_a_disk_that_is_well_is_not_mentioned():
 
 def test_stopping_releases_who_waits():
     """A disk that never comes back does not keep the service from stopping."""
-    hold = StorageHold(RecordedIntake(), RecordedEvents(), FakeClock())
+    hold = StorageRetry(RecordedIntake(), RecordedEvents(), FakeClock())
     raised = []
 
     def insist():
         try:
-            hold.insist(Disk(1 << 30).write, "shop", NoBeat())
+            hold.insist(Disk(1 << 30).write, "shop", NullHeartbeat())
         except Released as released:
             raised.append(released.fault.kind)
 
@@ -87,10 +87,10 @@ def test_stopping_releases_who_waits():
 def test_one_folder_coming_back_says_nothing_of_another(quick):
     """Each output has a disk of its own: only the one that takes data again is resumed."""
     intake = RecordedIntake()
-    hold = StorageHold(intake, RecordedEvents(), FakeClock())
+    hold = StorageRetry(intake, RecordedEvents(), FakeClock())
     hold._begin("other", StorageFault("read_only", "", path="/other"))
 
-    hold.insist(Disk(1).write, "shop", NoBeat())
+    hold.insist(Disk(1).write, "shop", NullHeartbeat())
 
     assert "read_only" == hold.paused()
     assert ("resume", "read_only:other") not in intake.calls

@@ -1,4 +1,4 @@
-"""What a matte says about its picture."""
+"""What a matte says about its image."""
 
 import pytest
 
@@ -28,7 +28,7 @@ def test_the_share_itself_is_enough():
 
 
 def test_everything_solid_is_full():
-    """A matte that keeps the whole picture removed nothing."""
+    """A matte that keeps the whole image removed nothing."""
     assert verdict_of(matte(coverage=0.9999, peak=1.0, solid=1.0), empty_below=0.0005) == "full"
 
 

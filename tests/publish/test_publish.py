@@ -16,17 +16,17 @@ from rmbgd.errors import ImageError, Reason, StorageFault
 from rmbgd.publish.publisher import SourceChanged
 from rmbgd.store.records import ContentKey
 from rmbgd.testing.fs import FailingFs
-from tests.support.workspace import House, sha256
+from tests.support.workspace import Workspace, sha256
 
 CONTENT = ContentKey("in", "recipe")
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[Callable[..., House]]:
-    built: list[House] = []
+def workspace(tmp_path: Path) -> Iterator[Callable[..., Workspace]]:
+    built: list[Workspace] = []
 
-    def build(**given: object) -> House:
-        built.append(House(tmp_path, **given))
+    def build(**given: object) -> Workspace:
+        built.append(Workspace(tmp_path, **given))
         return built[-1]
 
     yield build
@@ -37,9 +37,9 @@ def house(tmp_path: Path) -> Iterator[Callable[..., House]]:
 # ---------------------------------------------------------------------------------------------- the way of one
 
 
-def test_an_output_appears_under_the_inputs_name(house: Callable[..., House]) -> None:
+def test_an_output_appears_under_the_inputs_name(workspace: Callable[..., Workspace]) -> None:
     """The relative path is mirrored, the original archived under its own, and nothing else is left anywhere."""
-    it = house()
+    it = workspace()
     it.drop("s/t/a.jpg", b"original")
 
     published = it.work("s/t/a.jpg", b"cutout")
@@ -55,9 +55,9 @@ def test_an_output_appears_under_the_inputs_name(house: Callable[..., House]) ->
     assert [row.relative_path for row in it.ledger.unfinished()] == ["b.jpg"]
 
 
-def test_an_output_has_the_mode_of_the_recipe(house: Callable[..., House]) -> None:
+def test_an_output_has_the_mode_of_the_recipe(workspace: Callable[..., Workspace]) -> None:
     """Whatever the umask of the service is."""
-    it = house(recipe={"file_mode": "0644"})
+    it = workspace(recipe={"file_mode": "0644"})
     it.drop("a.jpg")
     before = os.umask(0o077)
     try:
@@ -69,17 +69,17 @@ def test_an_output_has_the_mode_of_the_recipe(house: Callable[..., House]) -> No
 
 
 @pytest.mark.parametrize(("format_", "name"), [("png", "a.png"), ("webp", "a.webp"), ("tiff", "a.tif")])
-def test_the_extension_is_the_formats(house: Callable[..., House], format_: str, name: str) -> None:
+def test_the_extension_is_the_formats(workspace: Callable[..., Workspace], format_: str, name: str) -> None:
     """Of the output, whatever the input's was."""
-    it = house(recipe={"format": format_})
+    it = workspace(recipe={"format": format_})
     it.drop("a.jpeg")
 
     assert it.work("a.jpeg").path == name
 
 
-def test_the_hash_is_that_of_the_file_however_it_was_written(house: Callable[..., House]) -> None:
+def test_the_hash_is_that_of_the_file_however_it_was_written(workspace: Callable[..., Workspace]) -> None:
     """An encoder that goes back to patch a header, or writes through the descriptor, does not spoil the hash."""
-    it = house()
+    it = workspace()
     for name, write in {
         "seeks": lambda file: (file.write(b"????body"), file.seek(0), file.write(b"head")),
         "descriptor": lambda file: (file.write(b"head"), os.write(file.fileno(), b"body")),
@@ -95,26 +95,26 @@ def test_the_hash_is_that_of_the_file_however_it_was_written(house: Callable[...
         assert (published.sha256, published.size) == (sha256(b"headbody"), 8)
 
 
-def test_deleted_and_kept_originals(house: Callable[..., House]) -> None:
+def test_deleted_and_kept_originals(workspace: Callable[..., Workspace]) -> None:
     """delete removes the original after success; keep leaves it, and remembers it as handled."""
-    it = house(originals="delete")
+    it = workspace(originals="delete")
     it.drop("a.jpg")
     it.work("a.jpg")
     assert it.files("input") == it.files("done") == {}
     it.close()
 
-    it = house(originals="keep")
+    it = workspace(originals="keep")
     it.drop("b.jpg")
     job = it.claim("b.jpg")
     it.publish(job)
-    assert it.files("input") == {"b.jpg": b"picture"}
+    assert it.files("input") == {"b.jpg": b"image"}
     assert it.ledger.handled("shop", "b.jpg", job.version)
     assert it.ledger.unfinished() == []
 
 
-def test_archived_names_never_overwrite(house: Callable[..., House]) -> None:
+def test_archived_names_never_overwrite(workspace: Callable[..., Workspace]) -> None:
     """A second original of the same name is archived beside the first."""
-    it = house()
+    it = workspace()
     for version in (b"one", b"two", b"three"):
         it.drop("a.jpg", version)
         it.work("a.jpg", b"cutout of " + version)
@@ -126,9 +126,9 @@ def test_archived_names_never_overwrite(house: Callable[..., House]) -> None:
 # ---------------------------------------------------------------------------------------------- whose name
 
 
-def test_a_replaced_input_replaces_its_output_and_no_other(house: Callable[..., House]) -> None:
+def test_a_replaced_input_replaces_its_output_and_no_other(workspace: Callable[..., Workspace]) -> None:
     """Four inputs of one stem have four outputs, and a new version of each replaces its own."""
-    it = house()
+    it = workspace()
     inputs = ["a.jpg", "a.png", "a.JPG", "s/a.jpg"]
     for round_ in ("old", "new"):
         for path in inputs:
@@ -144,9 +144,9 @@ def test_a_replaced_input_replaces_its_output_and_no_other(house: Callable[..., 
 
 
 @pytest.mark.parametrize("stranger", ["file", "folder", "link"])
-def test_a_strangers_file_is_left_alone(house: Callable[..., House], stranger: str) -> None:
+def test_a_strangers_file_is_left_alone(workspace: Callable[..., Workspace], stranger: str) -> None:
     """What we did not write is not overwritten: the output gets the next number, and keeps it."""
-    it = house()
+    it = workspace()
     taken = it.roots["output"] / "a.png"
     if stranger == "file":
         taken.write_bytes(b"mine")
@@ -163,9 +163,9 @@ def test_a_strangers_file_is_left_alone(house: Callable[..., House], stranger: s
     assert stranger != "file" or taken.read_bytes() == b"mine"
 
 
-def test_an_output_that_somebody_edited_is_theirs(house: Callable[..., House]) -> None:
+def test_an_output_that_somebody_edited_is_theirs(workspace: Callable[..., Workspace]) -> None:
     """A cutout retouched by hand is a file we did not write; one that was only touched or restored still is ours."""
-    it = house()
+    it = workspace()
     output = it.roots["output"] / "a.png"
     it.drop("a.jpg")
     it.work("a.jpg", b"one")
@@ -179,9 +179,9 @@ def test_an_output_that_somebody_edited_is_theirs(house: Callable[..., House]) -
     assert it.files("output") == {"a.png": b"retouched", "a~2.png": b"three"}
 
 
-def test_a_consumer_may_take_outputs_away(house: Callable[..., House]) -> None:
+def test_a_consumer_may_take_outputs_away(workspace: Callable[..., Workspace]) -> None:
     """The next version of the input has its old name again."""
-    it = house()
+    it = workspace()
     for version in (b"one", b"two"):
         it.drop("a.jpg")
         it.work("a.jpg", version)
@@ -189,9 +189,9 @@ def test_a_consumer_may_take_outputs_away(house: Callable[..., House]) -> None:
         (it.roots["output"] / "a.png").unlink()
 
 
-def test_a_folder_that_is_called_like_an_output(house: Callable[..., House]) -> None:
+def test_a_folder_that_is_called_like_an_output(workspace: Callable[..., Workspace]) -> None:
     """s.jpg gives s.png; the folder s.png/ of the input is mirrored beside it, and each keeps its place."""
-    it = house()
+    it = workspace()
     for _ in range(2):
         for path in ("s.jpg", "s.png/a.jpg", "s.png/b.jpg"):
             it.drop(path)
@@ -203,9 +203,9 @@ def test_a_folder_that_is_called_like_an_output(house: Callable[..., House]) -> 
 @pytest.mark.parametrize(
     "name", ["x" * 251 + ".jpg", "x" * 255, "é" * 125 + ".jpg", "-rf", "%s\n$(id)", "caf\udce9.jpg", "x."]
 )
-def test_every_legal_name_gets_an_output(house: Callable[..., House], name: str) -> None:
+def test_every_legal_name_gets_an_output(workspace: Callable[..., Workspace], name: str) -> None:
     """Long ones, odd ones and ones that are no text."""
-    it = house()
+    it = workspace()
     it.drop(name)
     it.work(name, sidecar_facts={"verdict": "empty"})
 
@@ -216,9 +216,9 @@ def test_every_legal_name_gets_an_output(house: Callable[..., House], name: str)
 # ---------------------------------------------------------------------------------------------- sidecars
 
 
-def test_a_sidecar_stands_before_its_cutout_and_goes_with_it(house: Callable[..., House]) -> None:
+def test_a_sidecar_stands_before_its_cutout_and_goes_with_it(workspace: Callable[..., Workspace]) -> None:
     """It names input, output and hash; a version that needs none takes the old one away."""
-    it = house()
+    it = workspace()
     it.drop("a.jpg")
     it.work("a.jpg", b"one", sidecar_facts={"verdict": "empty"})
 
@@ -237,9 +237,9 @@ def test_a_sidecar_stands_before_its_cutout_and_goes_with_it(house: Callable[...
     assert it.files("output") == {"a.png": b"three"}
 
 
-def test_a_strangers_sidecar_is_left_alone(house: Callable[..., House]) -> None:
+def test_a_strangers_sidecar_is_left_alone(workspace: Callable[..., Workspace]) -> None:
     """A .json that we did not write costs the cutout its name, never the stranger the file."""
-    it = house()
+    it = workspace()
     (it.roots["output"] / "a.png.json").write_text('{"path": "a.jpg"}')
     it.drop("a.jpg")
 
@@ -248,12 +248,12 @@ def test_a_strangers_sidecar_is_left_alone(house: Callable[..., House]) -> None:
     assert set(it.files("output")) == {"a.png.json", "a~2.png", "a~2.png.json"}
 
 
-# ---------------------------------------------------------------------------------------------- equal pictures
+# ---------------------------------------------------------------------------------------------- equal images
 
 
-def test_equal_content_is_copied(house: Callable[..., House]) -> None:
+def test_equal_content_is_copied(workspace: Callable[..., Workspace]) -> None:
     """The known output is published again under the name of each equal input, with its facts at hand."""
-    it = house()
+    it = workspace()
     it.drop("a.jpg")
     it.work("a.jpg", b"cutout", content=CONTENT, report={"width": 3})
     it.drop("b.jpg")
@@ -266,9 +266,9 @@ def test_equal_content_is_copied(house: Callable[..., House]) -> None:
     assert it.known().report == {"width": 3}
 
 
-def test_an_output_that_is_right_already_is_not_written(house: Callable[..., House]) -> None:
+def test_an_output_that_is_right_already_is_not_written(workspace: Callable[..., Workspace]) -> None:
     """A touched or uploaded-again original with the same content leaves the output's inode and time as they are."""
-    it = house(originals="keep")
+    it = workspace(originals="keep")
     it.drop("a.jpg")
     it.work("a.jpg", b"cutout", content=CONTENT)
     before = os.stat(it.roots["output"] / "a.png")
@@ -282,9 +282,9 @@ def test_an_output_that_is_right_already_is_not_written(house: Callable[..., Hou
 
 
 @pytest.mark.parametrize("spoil", ["edit", "remove", "pipe"])
-def test_a_known_output_that_is_another_by_now_is_forgotten(house: Callable[..., House], spoil: str) -> None:
-    """Nothing is published from a file that is not what we wrote; the picture is computed again."""
-    it = house()
+def test_a_known_output_that_is_another_by_now_is_forgotten(workspace: Callable[..., Workspace], spoil: str) -> None:
+    """Nothing is published from a file that is not what we wrote; the image is computed again."""
+    it = workspace()
     it.drop("a.jpg")
     it.work("a.jpg", b"cutout", content=CONTENT)
     output = it.roots["output"] / "a.png"
@@ -307,9 +307,9 @@ def test_a_known_output_that_is_another_by_now_is_forgotten(house: Callable[...,
 
 
 @pytest.mark.parametrize("originals", ["archive", "delete", "keep"])
-def test_an_input_that_changed_meanwhile_is_not_published(house: Callable[..., House], originals: str) -> None:
+def test_an_input_that_changed_meanwhile_is_not_published(workspace: Callable[..., Workspace], originals: str) -> None:
     """Whoever still had it open wrote on: the result belongs to bytes that are no more."""
-    it = house(originals=originals)
+    it = workspace(originals=originals)
     it.drop("a.jpg")
     job = it.claim("a.jpg")
     with open(job.source, "ab") as file:
@@ -321,9 +321,9 @@ def test_an_input_that_changed_meanwhile_is_not_published(house: Callable[..., H
     assert it.files("output") == {}
 
 
-def test_an_input_that_vanished_is_told_so(house: Callable[..., House]) -> None:
+def test_an_input_that_vanished_is_told_so(workspace: Callable[..., Workspace]) -> None:
     """An unmounted or emptied folder is no reason to publish half a job."""
-    it = house()
+    it = workspace()
     it.drop("a.jpg")
     job = it.claim("a.jpg")
     os.unlink(job.source)
@@ -333,7 +333,7 @@ def test_an_input_that_vanished_is_told_so(house: Callable[..., House]) -> None:
     assert caught.value.why == "vanished"
 
 
-def test_what_was_written_after_publishing_comes_in_again(house: Callable[..., House]) -> None:
+def test_what_was_written_after_publishing_comes_in_again(workspace: Callable[..., Workspace]) -> None:
     """Content that nobody worked on is not deleted with the original: it is put back as a new arrival."""
 
     class WritesOn(FailingFs):
@@ -343,12 +343,12 @@ def test_what_was_written_after_publishing_comes_in_again(house: Callable[..., H
                 with open(job.source, "ab") as file:
                     file.write(b" and more")
 
-    it = house(originals="delete", fs=WritesOn({}))
-    it.drop("a.jpg", b"picture")
+    it = workspace(originals="delete", fs=WritesOn({}))
+    it.drop("a.jpg", b"image")
     job = it.claim("a.jpg")
     it.publish(job)
 
-    assert it.files("input") == {"a.jpg": b"picture and more"}
+    assert it.files("input") == {"a.jpg": b"image and more"}
 
 
 # ---------------------------------------------------------------------------------------------- disks that refuse
@@ -358,10 +358,10 @@ STEPS = ["create", "sync_file", "rename_noreplace", "sync_folder"]
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES])
 @pytest.mark.parametrize("step", STEPS)
-def test_a_disk_that_refuses_costs_nothing(house: Callable[..., House], step: str, code: int) -> None:
+def test_a_disk_that_refuses_costs_nothing(workspace: Callable[..., Workspace], step: str, code: int) -> None:
     """Whichever step fails: a storage fault, no temporary, the original where it was, and the next call succeeds."""
     fs = FailingFs({step: [code]})
-    it = house(fs=fs)
+    it = workspace(fs=fs)
     it.drop("a.jpg", b"original")
     job = it.claim("a.jpg")
 
@@ -374,10 +374,10 @@ def test_a_disk_that_refuses_costs_nothing(house: Callable[..., House], step: st
     assert it.files("done") == {"a.jpg": b"original"}
 
 
-def test_a_failed_sync_is_not_tried_again(house: Callable[..., House]) -> None:
+def test_a_failed_sync_is_not_tried_again(workspace: Callable[..., Workspace]) -> None:
     """A second sync of the same descriptor may say that all is well when the pages are lost: write anew instead."""
     fs = FailingFs({"sync_file": [errno.EIO]})
-    it = house(fs=fs)
+    it = workspace(fs=fs)
     it.drop("a.jpg")
     job = it.claim("a.jpg")
     with pytest.raises(StorageFault):
@@ -387,9 +387,9 @@ def test_a_failed_sync_is_not_tried_again(house: Callable[..., House]) -> None:
     assert ("unlink", str(it.roots["output"] / names.temporary_name(job.job_id))) in fs.calls
 
 
-def test_a_failing_encoder_write_is_the_disks_fault(house: Callable[..., House]) -> None:
+def test_a_failing_encoder_write_is_the_disks_fault(workspace: Callable[..., Workspace]) -> None:
     """An encoder knows only OSError; the temporary knows whose it is, and goes away."""
-    it = house()
+    it = workspace()
     it.drop("a.jpg")
     job = it.claim("a.jpg")
 
@@ -399,9 +399,9 @@ def test_a_failing_encoder_write_is_the_disks_fault(house: Callable[..., House])
     assert it.files("output") == {}
 
 
-def test_a_bug_in_an_encoder_stays_a_bug(house: Callable[..., House]) -> None:
+def test_a_bug_in_an_encoder_stays_a_bug(workspace: Callable[..., Workspace]) -> None:
     """Only errors with an errno are the disk's; the temporary goes away all the same."""
-    it = house()
+    it = workspace()
     it.drop("a.jpg")
     job = it.claim("a.jpg")
 
@@ -410,9 +410,9 @@ def test_a_bug_in_an_encoder_stays_a_bug(house: Callable[..., House]) -> None:
     assert it.files("output") == {}
 
 
-def test_a_missing_output_is_never_made(house: Callable[..., House]) -> None:
+def test_a_missing_output_is_never_made(workspace: Callable[..., Workspace]) -> None:
     """It may be a disk that is not mounted: nothing is written below its mount point."""
-    it = house()
+    it = workspace()
     it.drop("s/a.jpg")
     job = it.claim("s/a.jpg")
     it.roots["output"].rmdir()
@@ -423,11 +423,11 @@ def test_a_missing_output_is_never_made(house: Callable[..., House]) -> None:
     assert not it.roots["output"].exists()
 
 
-def test_a_path_that_gets_too_long_is_the_pictures_fault(house: Callable[..., House], tmp_path: Path) -> None:
+def test_a_path_that_gets_too_long_is_the_images_fault(workspace: Callable[..., Workspace], tmp_path: Path) -> None:
     """Waiting cannot shorten it."""
     deep = tmp_path / "/".join(["d" * 200] * 18 + ["d" * 120])
     os.makedirs(deep)
-    it = house(output=str(deep))
+    it = workspace(output=str(deep))
     it.drop("x" * 150 + "/" + "y" * 200 + "/a.jpg")
     job = it.claim("x" * 150 + "/" + "y" * 200 + "/a.jpg")
 
@@ -439,9 +439,9 @@ def test_a_path_that_gets_too_long_is_the_pictures_fault(house: Callable[..., Ho
 # ---------------------------------------------------------------------------------------------- retiring
 
 
-def test_an_original_that_cannot_be_moved_is_tried_again(house: Callable[..., House]) -> None:
+def test_an_original_that_cannot_be_moved_is_tried_again(workspace: Callable[..., Workspace]) -> None:
     """The job is done, the event is told once, the tries grow apart, and nothing is computed again."""
-    it = house()
+    it = workspace()
     it.roots["done"].rmdir()
     it.drop("a.jpg", b"original")
     it.work("a.jpg")
@@ -461,17 +461,17 @@ def test_an_original_that_cannot_be_moved_is_tried_again(house: Callable[..., Ho
     assert len(it.events.named("storage.retire_failed")) == 1
 
 
-def test_a_claim_in_place_is_not_done_again(house: Callable[..., House]) -> None:
+def test_a_claim_in_place_is_not_done_again(workspace: Callable[..., Workspace]) -> None:
     """Where the original may not be moved at all it stays, handled, while moving it is tried again."""
     fs = FailingFs({"rename_noreplace": [0, errno.EPERM]})
-    it = house(fs=fs)
+    it = workspace(fs=fs)
     it.drop("a.jpg")
     job = it.claim("a.jpg", by_rename=False)
     it.publish(job)
 
     assert it.ledger.handled("shop", "a.jpg", job.version)
     assert len(it.events.named("storage.retire_failed")) == 1
-    assert it.files("input") == {"a.jpg": b"picture"}
+    assert it.files("input") == {"a.jpg": b"image"}
 
 
 @pytest.fixture
@@ -488,9 +488,9 @@ def other_disk() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-def test_archives_and_failures_may_lie_on_another_disk(house: Callable[..., House], other_disk: Path) -> None:
+def test_archives_and_failures_may_lie_on_another_disk(workspace: Callable[..., Workspace], other_disk: Path) -> None:
     """Across file systems the original is copied, compared and then removed, with its times; never two of it."""
-    it = house(done=str(other_disk), failed=str(other_disk / "failed"))
+    it = workspace(done=str(other_disk), failed=str(other_disk / "failed"))
     if os.stat(other_disk).st_dev == os.stat(it.roots["input"]).st_dev:
         pytest.skip("/dev/shm lies on the same file system")
     (other_disk / "failed").mkdir()
@@ -507,9 +507,11 @@ def test_archives_and_failures_may_lie_on_another_disk(house: Callable[..., Hous
     assert it.files("input") == {}
 
 
-def test_a_copy_that_a_crash_interrupted_is_not_made_twice(house: Callable[..., House], other_disk: Path) -> None:
+def test_a_copy_that_a_crash_interrupted_is_not_made_twice(
+    workspace: Callable[..., Workspace], other_disk: Path
+) -> None:
     """Copied but not removed: the next try finds the copy and removes the original."""
-    it = house(done=str(other_disk))
+    it = workspace(done=str(other_disk))
     if os.stat(other_disk).st_dev == os.stat(it.roots["input"]).st_dev:
         pytest.skip("/dev/shm lies on the same file system")
     (other_disk / "a.jpg").write_bytes(b"original")
@@ -522,9 +524,9 @@ def test_a_copy_that_a_crash_interrupted_is_not_made_twice(house: Callable[..., 
 # ---------------------------------------------------------------------------------------------- quarantine
 
 
-def test_a_refused_original_stands_beside_its_reason(house: Callable[..., House]) -> None:
+def test_a_refused_original_stands_beside_its_reason(workspace: Callable[..., Workspace]) -> None:
     """The path is mirrored, and the reason file says what an operator and a program need."""
-    it = house()
+    it = workspace()
     it.drop("s/a.jpg", b"torn")
     it.clock.advance(7)
     job = it.claim("s/a.jpg")
@@ -540,9 +542,9 @@ def test_a_refused_original_stands_beside_its_reason(house: Callable[..., House]
     assert it.ledger.counts() == {"failed": 1}
 
 
-def test_the_same_name_refused_again_stands_beside_the_first(house: Callable[..., House]) -> None:
+def test_the_same_name_refused_again_stands_beside_the_first(workspace: Callable[..., Workspace]) -> None:
     """Each keeps its own reason; a stranger's files stay."""
-    it = house()
+    it = workspace()
     (it.roots["failed"] / "a~2.jpg").write_bytes(b"stranger")
     for number in range(3):
         it.drop("a.jpg", str(number).encode())
@@ -562,22 +564,22 @@ def test_the_same_name_refused_again_stands_beside_the_first(house: Callable[...
     }
 
 
-def test_a_kept_original_is_refused_in_place(house: Callable[..., House]) -> None:
+def test_a_kept_original_is_refused_in_place(workspace: Callable[..., Workspace]) -> None:
     """keep never moves an original; the reason is told in the failed folder, and it is not tried again."""
-    it = house(originals="keep")
+    it = workspace(originals="keep")
     it.drop("a.jpg")
     job = it.claim("a.jpg")
 
     assert it.publisher.quarantine(job, Reason.CORRUPT, "torn", stage="decode") is None
-    assert it.files("input") == {"a.jpg": b"picture"}
+    assert it.files("input") == {"a.jpg": b"image"}
     assert set(it.files("failed")) == {"a.jpg.error.json"}
     assert it.ledger.handled("shop", "a.jpg", job.version)
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_quarantine_that_the_disk_refuses_is_done_later(house: Callable[..., House], step: str) -> None:
+def test_a_quarantine_that_the_disk_refuses_is_done_later(workspace: Callable[..., Workspace], step: str) -> None:
     """The decision is kept, the original is where it was, and calling again completes it without a second reason."""
-    it = house(fs=FailingFs({step: [errno.ENOSPC]}))
+    it = workspace(fs=FailingFs({step: [errno.ENOSPC]}))
     it.drop("a.jpg", b"torn")
     job = it.claim("a.jpg")
     with pytest.raises(StorageFault):
@@ -588,11 +590,11 @@ def test_a_quarantine_that_the_disk_refuses_is_done_later(house: Callable[..., H
     assert set(it.files("failed")) == {"a.jpg", "a.jpg.error.json"}
 
 
-def test_a_path_too_long_for_the_failed_folder_is_cut(house: Callable[..., House], tmp_path: Path) -> None:
+def test_a_path_too_long_for_the_failed_folder_is_cut(workspace: Callable[..., Workspace], tmp_path: Path) -> None:
     """Nothing stays unanswered because its name is long."""
     deep = tmp_path / "/".join(["d" * 200] * 18 + ["d" * 120])
     os.makedirs(deep)
-    it = house(failed=str(deep))
+    it = workspace(failed=str(deep))
     path = "x" * 150 + "/" + "y" * 200 + "/" + "a" * 251 + ".jpg"
     it.drop(path)
 

@@ -99,9 +99,9 @@ def test_only_the_standard_library_is_loaded() -> None:
 def test_defaults_are_those_of_the_configuration() -> None:
     """Two files state them, because one of them must not load pydantic."""
     assert config.DEFAULT_PATH == exits.DEFAULT_CONFIG == options.DEFAULT_CONFIG
-    assert config.Service().runtime_directory == exits.DEFAULT_RUNTIME_DIRECTORY
+    assert config.ServiceSettings().runtime_directory == exits.DEFAULT_RUNTIME_DIRECTORY
 
 
 def test_default_state_directory_is_that_of_the_configuration() -> None:
     """The recorder keeps the record of starts there."""
-    assert config.Service().state_directory == exits.DEFAULT_STATE_DIRECTORY
+    assert config.ServiceSettings().state_directory == exits.DEFAULT_STATE_DIRECTORY

@@ -1,4 +1,4 @@
-"""The health thread: when it beats, what it writes, and when it stops feeding the watchdog."""
+"""The health thread: when it heartbeats, what it writes, and when it stops feeding the watchdog."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from rmbgd.config import load as config
 from rmbgd.events import RecordedEvents
-from rmbgd.heartbeat import Beats
+from rmbgd.heartbeat import Heartbeats
 from rmbgd.service.health import STATUS_FILE, Counters, HealthMonitor, process_facts
 from rmbgd.service.systemd import Notifier
 from rmbgd.testing.clock import FakeClock
@@ -26,13 +26,13 @@ class Watched:
         self.clock = FakeClock()
         self.events = RecordedEvents()
         self.counters = Counters(self.events)
-        self.beats = Beats(self.clock)
+        self.heartbeats = Heartbeats(self.clock)
         self.told: list[str] = []
         self.unwritten: dict[str, int] = {}
-        service = config.Service(runtime_directory=folder, health_interval=60, status_interval=2, **settings)
+        service = config.ServiceSettings(runtime_directory=folder, health_interval=60, status_interval=2, **settings)
         self.monitor = HealthMonitor(
             service,
-            beats=self.beats,
+            heartbeats=self.heartbeats,
             counters=self.counters,
             describe=lambda: described(folders=["shop"]),
             notifier=Notifier(self.told.append, watchdog_seconds=watchdog),
@@ -82,7 +82,7 @@ def test_heartbeat_does_not_make_up_for_time_that_the_machine_slept(watched: Wat
 
 def test_watchdog_is_fed_while_everybody_waits_or_progresses(watched: Watched) -> None:
     """Every tick feeds, and a tick comes at least four times within systemd's patience."""
-    busy, idle = watched.beats.new("busy"), watched.beats.new("idle")
+    busy, idle = watched.heartbeats.new("busy"), watched.heartbeats.new("idle")
     idle.waiting()
     for _ in range(50):
         busy.working()
@@ -94,7 +94,7 @@ def test_watchdog_is_fed_while_everybody_waits_or_progresses(watched: Watched) -
 
 def test_watchdog_is_not_fed_for_a_thread_that_hangs(watched: Watched) -> None:
     """The feeding thread lives, and still does not feed: progress is what counts."""
-    watched.beats.new("decode-0").working()
+    watched.heartbeats.new("decode-0").working()
     watched.ticks(30)
     before = watched.fed()
     watched.ticks(60)
@@ -106,11 +106,11 @@ def test_watchdog_is_not_fed_for_a_thread_that_hangs(watched: Watched) -> None:
 
 def test_end_of_a_stall_is_told_once_and_feeds_again(watched: Watched) -> None:
     """Edges, not levels: one event entering, one leaving."""
-    beat = watched.beats.new("finish-1")
-    beat.working()
+    heartbeat = watched.heartbeats.new("finish-1")
+    heartbeat.working()
     watched.ticks(40)
     before = watched.fed()
-    beat.waiting()
+    heartbeat.waiting()
     watched.ticks(20)
 
     assert 1 == len(watched.events.named("service.stalled"))
@@ -121,7 +121,7 @@ def test_end_of_a_stall_is_told_once_and_feeds_again(watched: Watched) -> None:
 
 def test_stacks_are_shown_when_a_stall_begins(watched: Watched) -> None:
     """Once, and long before systemd aborts: what an abort shows may end in the middle."""
-    watched.beats.new("finish-1").working()
+    watched.heartbeats.new("finish-1").working()
     watched.ticks(28)
     assert "stacks" not in watched.told
     watched.ticks(120)
@@ -131,7 +131,7 @@ def test_stacks_are_shown_when_a_stall_begins(watched: Watched) -> None:
 
 def test_waking_after_a_stop_of_the_whole_process_is_no_stall(watched: Watched) -> None:
     """SIGSTOP for ten minutes: the monitor stood still as well, so nobody is blamed."""
-    watched.beats.new("decode-0").working()
+    watched.heartbeats.new("decode-0").working()
     watched.ticks(10)
     watched.clock.advance(600)
     watched.ticks(20)
@@ -142,7 +142,7 @@ def test_waking_after_a_stop_of_the_whole_process_is_no_stall(watched: Watched) 
 def test_step_of_the_wall_clock_changes_nothing(watched: Watched) -> None:
     """A day forward or back by NTP fires no timer and stalls nobody."""
     watched.monitor.phase("ready")
-    watched.beats.new("decode-0").waiting()
+    watched.heartbeats.new("decode-0").waiting()
     watched.ticks(20)
     watched.clock.step_wall(-86400)
     watched.ticks(20)
@@ -194,8 +194,8 @@ def test_missing_runtime_directory_blinds_but_does_not_stop(tmp_path: Path) -> N
     watched.ticks(64)
 
     assert 32 == watched.fed()
-    (beat,) = watched.events.named("health")
-    assert 30 <= beat["unwritten"]["status"] <= 32  # type: ignore[index]
+    (heartbeat,) = watched.events.named("health")
+    assert 30 <= heartbeat["unwritten"]["status"] <= 32  # type: ignore[index]
 
 
 def test_status_file_is_replaced_whole(watched: Watched) -> None:

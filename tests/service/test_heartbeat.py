@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.heartbeat import Beats, Reading, stalled
+from rmbgd.heartbeat import Heartbeats, Pulse, stalled
 from rmbgd.testing.clock import FakeClock
 
 AFTER = 30.0
@@ -14,52 +14,52 @@ AFTER = 30.0
 def test_thread_that_waits_is_never_stalled() -> None:
     """Waiting for others may take for ever."""
     clock = FakeClock()
-    beats = Beats(clock)
-    beats.new("decode").waiting()
+    heartbeats = Heartbeats(clock)
+    heartbeats.new("decode").waiting()
     clock.advance(1e6)
 
-    assert [] == beats.stalled(clock.monotonic(), AFTER)
+    assert [] == heartbeats.stalled(clock.monotonic(), AFTER)
 
 
 def test_thread_that_works_too_long_is_named() -> None:
     """Only the one that neither waits nor progresses, and only beyond the limit."""
     clock = FakeClock()
-    beats = Beats(clock)
-    slow, brisk = beats.new("slow"), beats.new("brisk")
+    heartbeats = Heartbeats(clock)
+    slow, brisk = heartbeats.new("slow"), heartbeats.new("brisk")
     slow.working()
     clock.advance(AFTER)
     brisk.working()
 
-    assert [] == beats.stalled(clock.monotonic(), AFTER)
+    assert [] == heartbeats.stalled(clock.monotonic(), AFTER)
     clock.advance(0.001)
-    assert ["slow"] == beats.stalled(clock.monotonic(), AFTER)
+    assert ["slow"] == heartbeats.stalled(clock.monotonic(), AFTER)
 
 
 def test_progress_ends_a_stall() -> None:
     """One step more, and the thread is well."""
     clock = FakeClock()
-    beats = Beats(clock)
-    beat = beats.new("finish")
-    beat.working()
+    heartbeats = Heartbeats(clock)
+    heartbeat = heartbeats.new("finish")
+    heartbeat.working()
     clock.advance(2 * AFTER)
-    beat.working()
+    heartbeat.working()
 
-    assert [] == beats.stalled(clock.monotonic(), AFTER)
+    assert [] == heartbeats.stalled(clock.monotonic(), AFTER)
 
 
 def test_new_beat_has_its_whole_time() -> None:
     """A thread that has not said anything yet counts as waiting to be started."""
     clock = FakeClock()
-    beats = Beats(clock)
-    beats.new("late")
+    heartbeats = Heartbeats(clock)
+    heartbeats.new("late")
     clock.advance(2 * AFTER)
 
-    assert [] == beats.stalled(clock.monotonic(), AFTER)
+    assert [] == heartbeats.stalled(clock.monotonic(), AFTER)
 
 
 def test_time_in_which_the_whole_process_stood_still_is_nobodys_fault() -> None:
     """After SIGSTOP and SIGCONT everybody has the full time again, and no more."""
-    readings = [Reading("decode", waiting=False, since=100.0)]
+    readings = [Pulse("decode", waiting=False, since=100.0)]
 
     assert [] == stalled(readings, 1000.0 + AFTER, AFTER, awake_since=1000.0)
     assert ["decode"] == stalled(readings, 1000.1 + AFTER, AFTER, awake_since=1000.0)
@@ -75,7 +75,7 @@ def test_stalled_are_just_those_that_work_and_are_old(
     said: list[tuple[bool, float]], now: float, after: float, awake: float
 ) -> None:
     """The rule, against every combination of waiting, age and standing still."""
-    readings = [Reading(str(index), waiting, since) for index, (waiting, since) in enumerate(said)]
+    readings = [Pulse(str(index), waiting, since) for index, (waiting, since) in enumerate(said)]
 
     expected = [
         reading.name

@@ -15,7 +15,7 @@ from rmbgd.config.load import Config, parse
 from rmbgd.events import RecordedEvents
 from rmbgd.service import safe_mode as safety
 from rmbgd.service import start_record as starts
-from rmbgd.service.safe_mode import CrashLoop
+from rmbgd.service.safe_mode import SafeMode
 from rmbgd.service.start_record import Record, Run
 from rmbgd.telemetry import jsonl as lines
 from rmbgd.testing.clock import FakeClock
@@ -41,9 +41,9 @@ class Machine:
         self.config = configured(state, **tables)
         self.invocation = 0
 
-    def start(self) -> CrashLoop:
+    def start(self) -> SafeMode:
         self.invocation += 1
-        life = CrashLoop(self.config, self.clock, {"INVOCATION_ID": str(self.invocation)})
+        life = SafeMode(self.config, self.clock, {"INVOCATION_ID": str(self.invocation)})
         life.begin(self.events)
         return life
 
@@ -102,7 +102,7 @@ def test_a_broken_part_is_a_death_with_its_name(machine: Machine) -> None:
         machine.start().ended("finish: OSError: no")
         machine.exit(SERVICE_RESULT="exit-code", EXIT_STATUS="70")
 
-    life = CrashLoop(machine.config, machine.clock, {})
+    life = SafeMode(machine.config, machine.clock, {})
 
     assert life.safe
     assert life.causes() == ["finish: OSError: no"] * 3
@@ -114,9 +114,9 @@ def test_an_unusable_configuration_is_no_death(machine: Machine) -> None:
     machine.start().ended("engine: ModelError", of_operator=True)
     machine.exit(SERVICE_RESULT="exit-code", EXIT_STATUS="78", INVOCATION_ID="x")
 
-    assert not CrashLoop(machine.config, machine.clock, {}).safe
+    assert not SafeMode(machine.config, machine.clock, {}).safe
     machine.die()
-    assert CrashLoop(machine.config, machine.clock, {}).safe
+    assert SafeMode(machine.config, machine.clock, {}).safe
 
 
 def test_what_lived_long_does_not_die_of_its_start(machine: Machine) -> None:
@@ -133,7 +133,7 @@ def test_what_lived_long_does_not_die_of_its_start(machine: Machine) -> None:
 
     machine.die(2)
 
-    assert not CrashLoop(machine.config, machine.clock, {}).safe
+    assert not SafeMode(machine.config, machine.clock, {}).safe
 
 
 def test_safe_mode_is_left_after_its_quiet_time_and_not_before_ready(machine: Machine) -> None:
@@ -211,7 +211,7 @@ def test_the_recorder_says_how_a_run_ended(tmp_path: Path, result: str, status: 
 
     machine.exit(SERVICE_RESULT=result, EXIT_STATUS=status)
 
-    assert CrashLoop(machine.config, machine.clock, {}).causes() == [words]
+    assert SafeMode(machine.config, machine.clock, {}).causes() == [words]
 
 
 def test_a_planned_stop_is_not_recorded(machine: Machine) -> None:
@@ -275,7 +275,7 @@ def test_the_record_stays_small(machine: Machine) -> None:
 
 
 def test_safe_mode_changes_the_engine_and_the_load_and_nothing_else(tmp_path: Path) -> None:
-    """CPU, embedded model, one by one; folders, limits, formats and the memory for the largest picture stay."""
+    """CPU, embedded model, one by one; folders, limits, formats and the memory for the largest image stay."""
     roots = {name: str(tmp_path / name) for name in ("input", "output", "done", "failed")}
     folders = [
         {"name": "a", "recipe": "shop", **roots},

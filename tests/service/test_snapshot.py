@@ -73,7 +73,7 @@ def test_more_than_the_event_needs_goes_to_the_status_file() -> None:
 
 
 def test_rate_is_that_of_the_window() -> None:
-    """Sixty pictures in the last minute are sixty a minute, whatever was before."""
+    """Sixty images in the last minute are sixty a minute, whatever was before."""
     rate = Rate(60.0)
     for second in range(0, 301, 2):
         rate.sample(1000.0 + second, 0 if second < 240 else second - 240)

@@ -6,18 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.service.stall import Facts, Watermark, is_excused
+from rmbgd.service.stall import Facts, StallDetector, is_excused
 
 WAITING = [(5, 0), (4, 2), (2, 0)]
 
 
-def looks(watermark: Watermark, *facts: Facts, every: float = 10.0, start: float = 0.0) -> list[bool]:
+def looks(watermark: StallDetector, *facts: Facts, every: float = 10.0, start: float = 0.0) -> list[bool]:
     return [watermark.stuck(each, start + every * number) for number, each in enumerate(facts)]
 
 
-def test_pictures_that_nobody_moves_are_stuck_after_a_while() -> None:
+def test_images_that_nobody_moves_are_stuck_after_a_while() -> None:
     """Nothing moves, nothing computes, nothing excuses it: stuck once the time is over, not before."""
-    assert looks(Watermark(60.0), *[Facts(WAITING)] * 9) == [False] * 8 + [True]
+    assert looks(StallDetector(60.0), *[Facts(WAITING)] * 9) == [False] * 8 + [True]
 
 
 @pytest.mark.parametrize(
@@ -32,14 +32,14 @@ def test_pictures_that_nobody_moves_are_stuck_after_a_while() -> None:
 )
 def test_whatever_moves_or_may_stand_begins_it_anew(interruption: Facts) -> None:
     """One movement, one batch, one pause: the time counts from there."""
-    said = looks(Watermark(60.0), *[Facts(WAITING)] * 7, interruption, *[Facts(WAITING)] * 7)
+    said = looks(StallDetector(60.0), *[Facts(WAITING)] * 7, interruption, *[Facts(WAITING)] * 7)
 
     assert said == [False] * 15
 
 
 def test_time_in_which_the_process_was_frozen_does_not_count() -> None:
     """After SIGSTOP nobody had a chance to move anything."""
-    watermark = Watermark(60.0)
+    watermark = StallDetector(60.0)
     looks(watermark, *[Facts(WAITING)] * 3)
 
     assert not watermark.stuck(Facts(WAITING), 5000.0)
@@ -48,7 +48,7 @@ def test_time_in_which_the_process_was_frozen_does_not_count() -> None:
 
 def test_it_ends_as_soon_as_something_moves() -> None:
     """Stuck is no state that has to be left on purpose."""
-    watermark = Watermark(60.0)
+    watermark = StallDetector(60.0)
     looks(watermark, *[Facts(WAITING)] * 9)
 
     assert not watermark.stuck(Facts([(5, 0), (4, 1), (3, 1)]), 100.0)
@@ -57,7 +57,7 @@ def test_it_ends_as_soon_as_something_moves() -> None:
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans(), st.booleans()), max_size=60))
 def test_who_moves_computes_or_has_nothing_is_never_stuck(history: list[tuple[int, int, bool, bool]]) -> None:
     """True only after an unbroken series of equal looks that is longer than the time."""
-    watermark, series = Watermark(60.0), 0
+    watermark, series = StallDetector(60.0), 0
     before = None
     for number, (sent, waiting, computing, excused) in enumerate(history):
         facts = Facts([(sent, waiting)], computing, excused)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from rmbgd.errors import ConfigError, Reason, StorageFault
-from rmbgd.fs import Version
+from rmbgd.fs import FileVersion
 from rmbgd.store.database import SCHEMA_VERSION
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Candidate, ContentKey, Job, OutputKey, Published
@@ -33,7 +33,7 @@ def ledger(tmp_path: Path, clock: FakeClock) -> Iterator[Ledger]:
 
 
 def candidate(path: str = "a.jpg", *, inode: int = 1, ctime: int = 3, by_rename: bool = True, seen: float = 990.0):
-    return Candidate("drop", path, "/in", Version(inode, 10, 2, ctime), seen, by_rename)
+    return Candidate("drop", path, "/in", FileVersion(inode, 10, 2, ctime), seen, by_rename)
 
 
 def claim_one(ledger: Ledger, **given: object) -> Job:
@@ -126,7 +126,7 @@ def test_kept_originals_are_handled_once_per_version(ledger: Ledger) -> None:
     publish(ledger, job)
 
     assert ledger.handled("drop", "a.jpg", job.version)
-    assert not ledger.handled("drop", "a.jpg", Version(1, 10, 2, 4))
+    assert not ledger.handled("drop", "a.jpg", FileVersion(1, 10, 2, 4))
     assert not ledger.handled("other", "a.jpg", job.version)
 
 
@@ -141,11 +141,11 @@ def test_what_was_claimed_by_rename_is_never_handled(ledger: Ledger) -> None:
 
 def test_refused_entries_are_told_once(ledger: Ledger) -> None:
     """A symlink or pipe is recorded once per version."""
-    version = Version(1, 0, 2, 3)
+    version = FileVersion(1, 0, 2, 3)
 
     assert ledger.refuse("drop", "link", version, Reason.NOT_REGULAR, "symbolic link")
     assert ledger.refuse("drop", "link", version, Reason.NOT_REGULAR, "symbolic link") is None
-    assert ledger.refuse("drop", "link", Version(1, 0, 2, 4), Reason.NOT_REGULAR, "symbolic link")
+    assert ledger.refuse("drop", "link", FileVersion(1, 0, 2, 4), Reason.NOT_REGULAR, "symbolic link")
 
 
 def test_retirement_is_written_with_the_next_transaction(ledger: Ledger, clock: FakeClock) -> None:
@@ -368,7 +368,7 @@ def test_a_ledger_of_the_first_schema_is_brought_up(tmp_path: Path, clock: FakeC
 
 
 def test_what_waits_for_a_commit_is_settled(ledger: Ledger) -> None:
-    """An idle service that is killed has neither a picture to tell of nor an original to look after."""
+    """An idle service that is killed has neither an image to tell of nor an original to look after."""
     job = claim_one(ledger)
     ledger.failed(job.job_id, Reason.CORRUPT, "torn", telling={"stage": "decode"})
     ledger.retired(job.job_id)

@@ -52,7 +52,7 @@ def assert_complete(
 ) -> None:
     """All is over: good ones are cutouts and archived, bad ones refused with their reason, nothing else lies about.
 
-    For archive mode, inputs with stems of their own, and losslessly compressed pictures.
+    For archive mode, inputs with stems of their own, and losslessly compressed images.
     """
     bad = bad or {}
     ended = places(roots, dropped)

@@ -1,7 +1,7 @@
 """Service processes by fork from one that has imported everything: a start costs a tenth, so thousands can be killed.
 
 The process that is born is the launcher's, with its own pipes, killed and waited for like any other. What is not in it
-is the interpreter's own start and the imports, which touch no file of a picture. Linux only.
+is the interpreter's own start and the imports, which touch no file of an image. Linux only.
 
     python nursery.py SOCKET    the nursery itself; Nursery starts it
 """
@@ -27,7 +27,7 @@ PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 LOOK_AGAIN = 0.005  # s between two looks at a process that is waited for with a limit
 
 
-class Born:
+class ForkedProcess:
     """A process as subprocess.Popen shows it, as far as ServiceUnderTest looks."""
 
     def __init__(self, pid: int, stdout: IO[bytes], stderr: IO[bytes]) -> None:
@@ -58,7 +58,7 @@ class Born:
         self.send_signal(signal.SIGKILL)
 
 
-class Nursery:
+class ForkServer:
     """In a `with` block. Makes this process the one to which orphans go, so that it can wait for what is born."""
 
     def __enter__(self) -> Self:
@@ -81,7 +81,7 @@ class Nursery:
         self._socket.close()
         self._process.wait()
 
-    def bear(self, arguments: list[str]) -> Born:
+    def bear(self, arguments: list[str]) -> ForkedProcess:
         """`launcher.py` with these arguments."""
         (our_out, out), (our_err, err) = os.pipe(), os.pipe()
         try:
@@ -92,7 +92,7 @@ class Nursery:
             os.close(err)
         if not answer:
             raise RuntimeError("the nursery is dead")
-        return Born(int(answer), open(our_out, "rb"), open(our_err, "rb"))
+        return ForkedProcess(int(answer), open(our_out, "rb"), open(our_err, "rb"))
 
 
 def serve(door: socket.socket) -> None:

@@ -74,7 +74,7 @@ class GpuUnderTest(ServiceUnderTest):
         return self.wait_for("engine.state", count=count, device=f"cuda:{index}", to="ok", reason="probe_passed")
 
     def made_by(self, path: str) -> tuple[str, str]:
-        """(device, model) of a picture's cutout."""
+        """(device, model) of an image's cutout."""
         event = self.wait_for("image.done", path=path)
         return event["device"], event["model"]
 

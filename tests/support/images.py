@@ -1,4 +1,4 @@
-"""Pictures for scenarios: small, made on the spot, different from one another, and what must come out of them."""
+"""Images for scenarios: small, made on the spot, different from one another, and what must come out of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 
-def picture(number: int = 0, *, size: tuple[int, int] = (64, 48), kind: str = "PNG", **options: object) -> bytes:
-    """A picture of its own for each `number`: noise, and green from 0 to 255 so that alpha has all values."""
+def sample_image(number: int = 0, *, size: tuple[int, int] = (64, 48), kind: str = "PNG", **options: object) -> bytes:
+    """An image of its own for each `number`: noise, and green from 0 to 255 so that alpha has all values."""
     width, height = size
     random = np.random.default_rng(number)
     pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -32,7 +32,7 @@ def rgba_of(encoded: bytes | Path) -> NDArray[np.uint8]:
 
 
 def expected_cutout(source: bytes) -> NDArray[np.uint8]:
-    """What the fake engine makes of an opaque picture with default recipe: alpha is green, hidden colours are zero."""
+    """What the fake engine makes of an opaque image with default recipe: alpha is green, hidden colours are zero."""
     cutout = rgba_of(source).copy()
     cutout[..., 3] = cutout[..., 1]
     cutout[cutout[..., 3] == 0] = 0

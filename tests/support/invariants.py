@@ -49,7 +49,7 @@ class Conservation:
         try:
             assert_cutout_of(self._dropped[name], cutout)
         except OSError as error:  # what Pillow says of a file that is cut off
-            raise AssertionError(f"{cutout}, {cutout.stat().st_size} bytes, is no picture: {error}") from error
+            raise AssertionError(f"{cutout}, {cutout.stat().st_size} bytes, is no image: {error}") from error
 
 
 def _originals(root: Path) -> list[str]:

@@ -3,14 +3,14 @@
 Goes through the command line's own door, so that exit statuses are the real ones; the product itself has no switch for
 tests. Everything is off unless asked for.
 
-    engine   keyword arguments of FakeEngine (script, poison, start, ...), and `delay`: seconds for every batch
+    engine   keyword arguments of FakeBackend (script, poison, start, ...), and `delay`: seconds for every batch
     gpu      the real failover over child processes with fake engines: `orders` (a folder, see chaos.Orders), `sensor`
              (a file, see ToldSensor), `health` (settings, also beyond their bounds), `standby` (arguments of its
-             FakeEngine), `warm`, `count` (visible GPUs), `largest` (batch), `seconds` (a GPU's, for a picture);
+             FakeBackend), `warm`, `count` (visible GPUs), `largest` (batch), `seconds` (a GPU's, for an image);
              each GPU but the first has a folder and a file of its own, which end in "-1", "-2" ...
-    left     every picture is left to another device, which is not there: no thread is hung, and nothing moves
-    count    a file that gets one line per picture the engine computed
-    entered  a file that gets one line per picture the engine was given, before it computes
+    left     every image is left to another device, which is not there: no thread is hung, and nothing moves
+    count    a file that gets one line per image the engine computed
+    entered  a file that gets one line per image the engine was given, before it computes
     hold     a path: while a file stands there, the engine does not answer
     fuse     a path: a number in it counts down with each file operation and each ledger transaction, and at its end the
              process is killed, before that step
@@ -37,19 +37,19 @@ from rmbgd.engine.fallback_model import StandIns
 from rmbgd.engine.seats import Seat, Seats
 from rmbgd.engine.sensors.base import DeadlineSensor
 from rmbgd.engine.sensors.choose import Choice
-from rmbgd.engine.types import BatchReport, Engine, Work
+from rmbgd.engine.types import Backend, BatchReport, Work
 from rmbgd.engine.wiring import Machine, Models, build
-from rmbgd.fs import FsOps, SystemFs
+from rmbgd.fs import FileSystem, SystemFileSystem
 from rmbgd.service import daemon
 from rmbgd.store.database import Store
-from rmbgd.testing.engine import FakeEngine
+from rmbgd.testing.engine import FakeBackend
 from rmbgd.testing.sensors import ToldSensor
 
 SENSOR_TIMEOUT = 0.2  # s; a reading of a file takes none, and what hangs in a test need not hang long
 HOLD_CHECK = 0.01  # s between two looks whether the engine may answer; stands for the device's time
 
 
-class ObservedEngine(FakeEngine):
+class ObservedEngine(FakeBackend):
     """Slow when told, and says what it was given and what it computed in files that survive the process."""
 
     def __init__(
@@ -107,8 +107,8 @@ class Fuse:
 
     def lay(self) -> None:
         """Along every operation of the file system seam, and every transaction of the ledger."""
-        for name in (name for name in vars(FsOps) if not name.startswith("_")):
-            setattr(SystemFs, name, self._before(getattr(SystemFs, name)))
+        for name in (name for name in vars(FileSystem) if not name.startswith("_")):
+            setattr(SystemFileSystem, name, self._before(getattr(SystemFileSystem, name)))
         transaction = Store.transaction
 
         @contextlib.contextmanager
@@ -150,8 +150,8 @@ def failover(
 
     def fake(_config: Config, device: str, models: Models, _precision: str) -> dict[str, object]:
         index = device.partition(":")[2]
-        for_pictures = "lesser" in models or config.engine.device == "cpu"  # else for the known picture's answers
-        mine: dict[str, object] = (standby or {}) if for_pictures else {}
+        for_images = "lesser" in models or config.engine.device == "cpu"  # else for the golden image's answers
+        mine: dict[str, object] = (standby or {}) if for_images else {}
         if index:
             mine = {"orders": orders + suffix(int(index)), "seconds": seconds}
         sizes = [size for size in (1, 2, 4, 8, 16) if size <= largest]
@@ -175,13 +175,13 @@ def main() -> int:
     if options.get("fuse"):
         Fuse(options["fuse"]).lay()
 
-    def engine(parts: daemon.EngineParts) -> Engine | Seats:
+    def engine(parts: daemon.EngineParts) -> Backend | Seats:
         if "gpu" in options:
             return failover(parts, **options["gpu"])
         alone = ObservedEngine(parts.arena.block, **seen, **options.get("engine", {}))
         if options.get("left"):
             parts.watch.routing = Idle()
-            return Seats((Seat("cpu", lambda _beat: alone, may_take=lambda: False),))
+            return Seats((Seat("cpu", lambda _heartbeat: alone, may_take=lambda: False),))
         return alone
 
     daemon.run = functools.partial(daemon.run, engine_factory=engine)

@@ -1,4 +1,4 @@
-"""P0, the audit after every fault: folders, outputs, ledger and events tell the same story, and each picture ends once.
+"""P0, the audit after every fault: folders, outputs, ledger and events tell the same story, and each image ends once.
 
 For archive mode and inputs of one version each. Whether the process had to stay the same its test says.
 """
@@ -28,7 +28,7 @@ def check(service: ServiceUnderTest, dropped: Mapping[str, bytes], *, bad: Mappi
     bad = bad or {}
     audit.assert_complete(service.roots, dropped, bad=bad)
     rows = _rows(service)
-    assert rows.keys() == dropped.keys(), "the ledger knows other pictures than were dropped"
+    assert rows.keys() == dropped.keys(), "the ledger knows other images than were dropped"
     told = [event for name in ENDINGS for event in service.recorded(name) if event["path"] in dropped]
     audit.assert_each_told(told)
     events = {event["path"]: event for event in told}
@@ -48,7 +48,7 @@ def check(service: ServiceUnderTest, dropped: Mapping[str, bytes], *, bad: Mappi
 
 
 def _rows(service: ServiceUnderTest) -> dict[str, dict[str, Any]]:
-    """The ledger's row of each picture, without those that only showed that the service goes round."""
+    """The ledger's row of each image, without those that only showed that the service goes round."""
     down = service.process is None or service.process.poll() is not None
     with closing(sqlite3.connect(f"file:{service.state / 'ledger.sqlite'}?mode=ro", uri=True)) as ledger:
         ledger.row_factory = sqlite3.Row

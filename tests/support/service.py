@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support import audit
-from tests.support.fork_server import Born, Nursery
-from tests.support.images import picture
+from tests.support.fork_server import ForkedProcess, ForkServer
+from tests.support.images import sample_image
 
 PATIENCE = 60.0  # seconds until a wait fails the test; generous, as nothing depends on it when all is well
 LOOK_AGAIN = 0.25  # seconds between two looks at what no event tells of
@@ -58,7 +58,7 @@ class ServiceUnderTest:
         more_folders: Iterable[dict[str, Any]] = (),
         options: dict[str, Any] | None = None,
         prefix: list[str] | None = None,
-        nursery: Nursery | None = None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self.base = base
         names = ("input", "output", "done", "failed", "state", "run", "desk")
@@ -71,13 +71,13 @@ class ServiceUnderTest:
         self.hold, self.fuse = base / "hold", base / "fuse"
         watched = {name: str(getattr(self, name)) for name in ("count", "entered", "hold")}
         self.options = watched | (options or {})
-        self.prefix, self.nursery = prefix or [], nursery
+        self.prefix, self.fork_server = prefix or [], fork_server
         self.config, self.log_file = base / "rmbgd.toml", base / "events.jsonl"
         self.events: list[Event] = []  # appended by the reader thread under `_changed`, like `_named`
         self._named: defaultdict[str, list[tuple[int, Event]]] = defaultdict(list)
         self._changed = threading.Condition()
         self.ended = True
-        self.process: subprocess.Popen[bytes] | Born | None = None
+        self.process: subprocess.Popen[bytes] | ForkedProcess | None = None
         self.stderr: list[bytes] = []
         self._readers: list[threading.Thread] = []
         self._turns = 0
@@ -120,7 +120,9 @@ class ServiceUnderTest:
     def start(self, *, ready: bool = True, environment: dict[str, str] | None = None) -> Self:
         arguments = [str(self.config), json.dumps(self.options)]
         since, self.ended, self.stderr = len(self.events), False, []
-        self.process = self.nursery.bear(arguments) if self.nursery else self._interpreter(arguments, environment)
+        self.process = (
+            self.fork_server.bear(arguments) if self.fork_server else self._interpreter(arguments, environment)
+        )
         self._readers = [
             threading.Thread(target=self._read, args=(self.process,)),
             threading.Thread(target=self._read_stderr, args=(self.process,)),
@@ -141,7 +143,7 @@ class ServiceUnderTest:
             env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | (environment or {}),
         )
 
-    def _read(self, process: subprocess.Popen[bytes] | Born) -> None:
+    def _read(self, process: subprocess.Popen[bytes] | ForkedProcess) -> None:
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -155,7 +157,7 @@ class ServiceUnderTest:
                 self.ended = True
                 self._changed.notify_all()
 
-    def _read_stderr(self, process: subprocess.Popen[bytes] | Born) -> None:
+    def _read_stderr(self, process: subprocess.Popen[bytes] | ForkedProcess) -> None:
         assert process.stderr is not None
         self.stderr.extend(process.stderr)
 
@@ -258,11 +260,11 @@ class ServiceUnderTest:
         return [each for each in map(json.loads, filter(_is_whole, lines)) if each["event"] == event]
 
     def computed(self) -> int:
-        """Pictures that went through the engine, over all starts, without the turns."""
+        """Images that went through the engine, over all starts, without the turns."""
         return len(self.count.read_text().splitlines()) - self._turns if self.count.exists() else 0
 
     def given(self) -> int:
-        """Pictures that the engine was given, over all starts."""
+        """Images that the engine was given, over all starts."""
         return len(self.entered.read_text().splitlines()) if self.entered.exists() else 0
 
     # ------------------------------------------------------------------------------------------------ its folders
@@ -277,11 +279,11 @@ class ServiceUnderTest:
         return target
 
     def turn(self, times: int = 1) -> None:
-        """Until the service has demonstrably gone round: a picture that is dropped now has come out."""
+        """Until the service has demonstrably gone round: an image that is dropped now has come out."""
         for _ in range(times):
             self._turns += 1
             name = f"turn-{self._turns}.png"
-            self.drop(name, picture(1_000_000 + self._turns))
+            self.drop(name, sample_image(1_000_000 + self._turns))
             self.wait_for("image.done", path=name)
             (self.output / name).unlink()
             (self.done / name).unlink(missing_ok=True)

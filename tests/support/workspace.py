@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rmbgd.config.load import Config, parse
 from rmbgd.events import RecordedEvents
-from rmbgd.fs import FsOps, SystemFs, version_of
+from rmbgd.fs import FileSystem, SystemFileSystem, version_of
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.claims import claim_by_rename
 from rmbgd.store.ledger import Ledger
@@ -16,14 +16,14 @@ from rmbgd.store.records import Candidate, Job, Known, Published
 from rmbgd.testing.clock import FakeClock
 
 
-class House:
+class Workspace:
     """`originals` and further keys are the folder's settings; `recipe` those of its recipe."""
 
     def __init__(
         self,
         base: Path,
         *,
-        fs: FsOps | None = None,
+        fs: FileSystem | None = None,
         clock: FakeClock | None = None,
         recipe: dict[str, object] | None = None,
         intake: dict[str, object] | None = None,
@@ -44,14 +44,14 @@ class House:
         self.folder = self.config.folder[0]
         self.clock = clock or FakeClock()
         self.events = RecordedEvents()
-        self.fs = fs or SystemFs()
+        self.fs = fs or SystemFileSystem()
         self.ledger = Ledger(base / "state" / "ledger.sqlite", self.clock)
         self.publisher = Publisher(self.config, self.ledger, self.clock, self.events, self.fs)
 
     def close(self) -> None:
         self.ledger.close()
 
-    def drop(self, path: str, data: bytes = b"picture") -> Path:
+    def drop(self, path: str, data: bytes = b"image") -> Path:
         """Put a file into the input, as by a rename of something new."""
         full = self.roots["input"] / path
         full.parent.mkdir(parents=True, exist_ok=True)
@@ -68,7 +68,7 @@ class House:
         now = self.clock.monotonic()
         (job,) = self.ledger.claim([Candidate("shop", path, root, version, now, by_rename)])
         if by_rename:
-            claim_by_rename(root, path, os.path.basename(job.source), SystemFs())
+            claim_by_rename(root, path, os.path.basename(job.source), SystemFileSystem())
         return job
 
     def publish(self, job: Job, data: bytes = b"cutout", **given: object) -> Published:

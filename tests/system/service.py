@@ -21,10 +21,10 @@ PATIENCE = 120.0  # s; nothing takes as long when all is well
 LOG = "/var/log/rmbgd/events.jsonl"
 DROP_INS = "/etc/systemd/system/rmbgd.service.d"
 FOLDERS = ("in", "out", "done", "failed")
-USER = "ada"  # may drop pictures; is not the service
+USER = "ada"  # may drop images; is not the service
 
 
-def picture(seed: int, width: int = 320, height: int = 240) -> bytes:
+def image(seed: int, width: int = 320, height: int = 240) -> bytes:
     """A JPEG that no other seed gives: noise with a bright disc."""
     random = np.random.default_rng(seed)
     pixels = random.integers(0, 80, (height, width, 3), dtype=np.uint8)
@@ -44,7 +44,7 @@ class InstalledService:
     # --- systemctl
 
     def reset(self) -> None:
-        """No drop-ins, empty folders, no ledger, no log, and a user who may drop pictures."""
+        """No drop-ins, empty folders, no ledger, no log, and a user who may drop images."""
         self.machine.sh(
             f"systemctl stop {UNIT}; systemctl reset-failed {UNIT} || true\n"
             f"rm -rf {DROP_INS} /var/lib/rmbgd/* /var/log/rmbgd/* /srv/rmbgd\n"

@@ -6,24 +6,24 @@ from pathlib import PurePath
 
 import pytest
 
-from tests.system.service import UNIT, InstalledService, picture
+from tests.system.service import UNIT, InstalledService, image
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
-LOAD = 30  # pictures; seconds of work for the small network
+LOAD = 30  # images; seconds of work for the small network
 FAILURES = 6  # of the start; more than the five after which systemd gives up where nobody tells it otherwise
 RELOADS = 10
 
 
 def drop_load(service: InstalledService) -> set[str]:
     """All at once, so that there is something left to do when the first is done."""
-    pictures = {f"load-{number:02}.jpg": picture(100 + number) for number in range(LOAD)}
-    service.drop_all(pictures)
-    return set(pictures)
+    images = {f"load-{number:02}.jpg": image(100 + number) for number in range(LOAD)}
+    service.drop_all(images)
+    return set(images)
 
 
 def all_accounted_for(service: InstalledService, names: set[str]) -> bool:
-    """Every picture came out, its original is archived, and nothing else lies anywhere."""
+    """Every image came out, its original is archived, and nothing else lies anywhere."""
     published = {str(PurePath(name).with_suffix(".png")) for name in names}
     return (
         service.files("out") == published
@@ -62,7 +62,7 @@ def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService)
 
 
 def test_sigkill_under_load_is_recorded_and_loses_nothing(service: InstalledService) -> None:
-    """systemd brings it back by itself, the exit recorder names the cause, and every picture is finished."""
+    """systemd brings it back by itself, the exit recorder names the cause, and every image is finished."""
     names = drop_load(service)
     service.wait(lambda: service.events("image.done"), "the first of the load")
 
@@ -117,8 +117,8 @@ def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: Install
     assert ["exit status 1"] * FAILURES == told["causes"]
     service.wait(lambda: "in safe mode" in service.show("StatusText")["StatusText"], "the status line")
     assert "safe mode" in service.machine.run("/opt/rmbgd/bin/rmbgd", "status")
-    service.drop("shoe.jpg", picture(1))
-    service.wait(lambda: all_accounted_for(service, {"shoe.jpg"}), "the picture")
+    service.drop("shoe.jpg", image(1))
+    service.wait(lambda: all_accounted_for(service, {"shoe.jpg"}), "the image")
 
     service.stop()
     service.start()
@@ -146,8 +146,8 @@ def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledS
     )
     assert 1 == len({event["pid"] for event in service.events("service.ready")[-2:]})
     assert ["signal KILL"] == service.events("service.safe_mode")[0]["causes"]
-    service.drop("shoe.jpg", picture(1))
-    service.wait(lambda: all_accounted_for(service, {"shoe.jpg"}), "the picture")
+    service.drop("shoe.jpg", image(1))
+    service.wait(lambda: all_accounted_for(service, {"shoe.jpg"}), "the image")
 
 
 def test_manager_and_journal_may_be_restarted_under_load(service: InstalledService) -> None:
@@ -161,5 +161,5 @@ def test_manager_and_journal_may_be_restarted_under_load(service: InstalledServi
     service.wait(lambda: all_accounted_for(service, names), "the load")
     assert_each_done_once(service, names)
     assert "0" == service.show("NRestarts")["NRestarts"]
-    service.drop("after.jpg", picture(99))
+    service.drop("after.jpg", image(99))
     service.wait(lambda: '"after.jpg"' in service.journal("-o", "cat", "RMBGD_EVENT=image.done"), "the new journal")

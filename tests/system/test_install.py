@@ -9,7 +9,7 @@ import pytest
 from rmbgd.service.systemd import MISSING
 from tests.system.conftest import REPOSITORY
 from tests.system.machine import Machine
-from tests.system.service import UNIT, InstalledService, picture
+from tests.system.service import UNIT, InstalledService, image
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -36,9 +36,9 @@ def test_doctor_finds_nothing_wrong_as_the_service_user(service: InstalledServic
     assert found["healthy"]
 
 
-def test_picture_of_another_user_becomes_a_cutout(service: InstalledService) -> None:
+def test_image_of_another_user_becomes_a_cutout(service: InstalledService) -> None:
     """Dropped by a member of rmbgd-in, published for the group rmbgd, the original archived."""
-    service.drop("shoe.jpg", picture(1))
+    service.drop("shoe.jpg", image(1))
 
     service.wait(lambda: "shoe.png" in service.files("out") and "shoe.jpg" in service.files("done"), "the cutout")
     published = service.machine.run("stat", "-c", "%a %U:%G", "/srv/rmbgd/out/shoe.png").strip()
@@ -50,7 +50,7 @@ def test_archived_original_is_for_those_who_may_fetch_results(service: Installed
     """It still belongs to who dropped it, who cannot reach it any more; members of rmbgd can read it."""
     service.machine.sh("id bob >/dev/null 2>&1 || useradd --no-create-home --groups rmbgd bob")
     drop = "umask 027; cp /var/tmp/staged.jpg /srv/rmbgd/in/shoe.jpg"
-    service.machine.path("/var/tmp/staged.jpg").write_bytes(picture(5))
+    service.machine.path("/var/tmp/staged.jpg").write_bytes(image(5))
     service.machine.sh("chmod 644 /var/tmp/staged.jpg")
     service.machine.run("runuser", "-u", "ada", "--", "/bin/sh", "-ec", drop)
     service.wait(lambda: "shoe.jpg" in service.files("done"), "the archived original")
@@ -67,7 +67,7 @@ def test_archived_original_is_for_those_who_may_fetch_results(service: Installed
 
 def test_sub_folder_of_another_user_is_mirrored_and_readable(service: InstalledService) -> None:
     """What was dropped into a sub-folder that somebody else made comes out below the same name, for the group too."""
-    service.drop("spring/shoe.jpg", picture(2))
+    service.drop("spring/shoe.jpg", image(2))
 
     service.wait(lambda: "spring/shoe.png" in service.files("out"), "the cutout")
     service.machine.run("usermod", "-aG", "rmbgd", "ada")
@@ -76,8 +76,8 @@ def test_sub_folder_of_another_user_is_mirrored_and_readable(service: InstalledS
 
 
 def test_journal_holds_json_lines_with_fields_to_filter_by(service: InstalledService) -> None:
-    """`journalctl RMBGD_EVENT=image.done` finds the one event of the picture, and its message is the whole event."""
-    service.drop("shoe.jpg", picture(3))
+    """`journalctl RMBGD_EVENT=image.done` finds the one event of the image, and its message is the whole event."""
+    service.drop("shoe.jpg", image(3))
     service.wait(lambda: service.events("image.done"), "the event")
 
     entries = [json.loads(line) for line in service.journal("-o", "json", "RMBGD_EVENT=image.done").splitlines()]
@@ -143,7 +143,7 @@ def test_lease_on_files_of_others_costs_the_user_namespace(
 ) -> None:
     """Why 35-lease.conf is a drop-in: for files of others the kernel wants CAP_LEASE in the first user namespace."""
     service.stop()
-    service.drop("others.bmp", picture(4))
+    service.drop("others.bmp", image(4))
     lease = "import fcntl, os; fcntl.fcntl(os.open('/srv/rmbgd/in/others.bmp', 0), fcntl.F_SETLEASE, fcntl.F_RDLCK)"
     tried = service.machine.call(
         "systemd-run", "--wait", "--pipe", "--quiet", "--property=User=rmbgd",
@@ -159,7 +159,7 @@ def test_service_runs_with_the_lease_drop_in(service: InstalledService) -> None:
     service.stop()
     service.drop_in((DROP_INS / "35-lease.conf").read_text())
     service.start()
-    service.drop("shoe.jpg", picture(6))
+    service.drop("shoe.jpg", image(6))
 
     service.wait(lambda: "shoe.png" in service.files("out"), "the cutout")
 
@@ -169,7 +169,7 @@ def test_service_runs_with_the_cpu_only_drop_in(service: InstalledService) -> No
     service.stop()
     service.drop_in((DROP_INS / "30-cpu-only.conf").read_text())
     service.start()
-    service.drop("shoe.jpg", picture(7))
+    service.drop("shoe.jpg", image(7))
 
     service.wait(lambda: "shoe.png" in service.files("out"), "the cutout")
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.system.conftest import REPOSITORY, booted_machine, carry_out, prepare
 from tests.system.machine import Machine
-from tests.system.service import USER, InstalledService, picture
+from tests.system.service import USER, InstalledService, image
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -34,7 +34,7 @@ def blocks(heading: str) -> list[str]:
 
 
 def done_in(machine: Machine, ledger: str) -> str:
-    """What SQLite's check says of a ledger, and which pictures are done by it."""
+    """What SQLite's check says of a ledger, and which images are done by it."""
     return machine.run("/opt/rmbgd/bin/python", "-c", QUESTION, ledger).strip()
 
 
@@ -50,9 +50,9 @@ def followed() -> Iterator[InstalledService]:
 
 
 def test_installed_by_the_page_it_serves(followed: InstalledService) -> None:
-    """It is up, enabled, and a picture of the user that the page makes becomes a cutout that this user can read."""
+    """It is up, enabled, and an image of the user that the page makes becomes a cutout that this user can read."""
     assert {"ActiveState": "active", "UnitFileState": "enabled"} == followed.show("ActiveState", "UnitFileState")
-    followed.machine.path("/var/tmp/shoe.jpg").write_bytes(picture(1))
+    followed.machine.path("/var/tmp/shoe.jpg").write_bytes(image(1))
     followed.machine.sh("chmod 0644 /var/tmp/shoe.jpg")
     as_shop = ("runuser", "-u", "shop", "--")
     followed.machine.run(*as_shop, "cp", "/var/tmp/shoe.jpg", "/srv/rmbgd/in/shoe.jpg")
@@ -68,7 +68,7 @@ def test_log_and_its_rotation_are_where_the_page_says(followed: InstalledService
     assert followed.events("service.ready")
 
     followed.machine.run("mv", log, f"{log}-20260101")
-    followed.drop("rotated.jpg", picture(2))
+    followed.drop("rotated.jpg", image(2))
 
     followed.wait(lambda: followed.events("image.done"), "the event in the new file")
     report = json.loads(followed.machine.run("/opt/rmbgd/bin/rmbgd", "mtbf", "--json", "/var/log/rmbgd"))
@@ -79,14 +79,14 @@ def test_backup_restore_and_upgrade_by_the_page(followed: InstalledService) -> N
     """The backup of the running service is whole; restored, what came later is remembered no more, and it serves on;
     after the upgrade the ledger is still that one."""
     machine = followed.machine
-    followed.drop("before.jpg", picture(3))
-    followed.wait(lambda: "before.png" in followed.files("out"), "the picture before the backup")
+    followed.drop("before.jpg", image(3))
+    followed.wait(lambda: "before.png" in followed.files("out"), "the image before the backup")
     save, restore = blocks("Backup")
 
     carry_out(machine, save)
     assert done_in(machine, COPY).startswith("ok before.jpg")
-    followed.drop("later.jpg", picture(4))
-    followed.wait(lambda: "later.png" in followed.files("out"), "the picture after the backup")
+    followed.drop("later.jpg", image(4))
+    followed.wait(lambda: "later.png" in followed.files("out"), "the image after the backup")
     assert "later.jpg" in done_in(machine, LEDGER)
     carry_out(machine, restore)
     assert "later.jpg" not in done_in(machine, LEDGER)
@@ -95,5 +95,5 @@ def test_backup_restore_and_upgrade_by_the_page(followed: InstalledService) -> N
         carry_out(machine, block)
     assert {"ActiveState": "active"} == followed.show("ActiveState")
     assert "before.jpg" in done_in(machine, LEDGER)
-    followed.drop("upgraded.jpg", picture(5))
-    followed.wait(lambda: "upgraded.png" in followed.files("out"), "a picture after the upgrade")
+    followed.drop("upgraded.jpg", image(5))
+    followed.wait(lambda: "upgraded.png" in followed.files("out"), "an image after the upgrade")

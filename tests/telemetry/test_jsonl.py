@@ -110,7 +110,7 @@ def test_process_is_known_by_its_start() -> None:
 def test_line_goes_to_the_new_file_after_rotation_by_rename(tmp_path: Path) -> None:
     """logrotate needs no signal: the old file keeps the old lines, a new one gets the new."""
     path = tmp_path / "log"
-    file = lines.LineFile(path)
+    file = lines.JsonlFile(path)
     file.write("one")
     path.rename(tmp_path / "log.1")
 
@@ -122,7 +122,7 @@ def test_line_goes_to_the_new_file_after_rotation_by_rename(tmp_path: Path) -> N
 def test_line_goes_to_a_new_file_after_deletion(tmp_path: Path) -> None:
     """A deleted log does not swallow lines into a file without a name."""
     path = tmp_path / "log"
-    file = lines.LineFile(path)
+    file = lines.JsonlFile(path)
     file.write("one")
     path.unlink()
 
@@ -134,14 +134,14 @@ def test_half_a_line_of_a_killed_process_does_not_swallow_the_next(tmp_path: Pat
     """The first line after a power cut stands on a line of its own."""
     path = tmp_path / "log"
     path.write_text('one\n{"event":"he')
-    lines.LineFile(path).write("two")
+    lines.JsonlFile(path).write("two")
 
     assert ["one", '{"event":"he', "two"] == path.read_text().splitlines()
 
 
 def test_missing_folder_is_counted_and_comes_back(tmp_path: Path) -> None:
     """What cannot be written is dropped and counted, and nothing is raised; writing goes on when it can."""
-    file = lines.LineFile(tmp_path / "later" / "log")
+    file = lines.JsonlFile(tmp_path / "later" / "log")
 
     assert not file.write("one")
     (tmp_path / "later").mkdir()
@@ -157,7 +157,7 @@ def test_full_disk_is_counted_and_later_lines_are_whole(tmp_path: Path) -> None:
         "import os, resource, signal, sys\n"
         "from rmbgd.telemetry import jsonl as lines\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "file = lines.LineFile(sys.argv[1])\n"
+        "file = lines.JsonlFile(sys.argv[1])\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))\n"
         "first = file.write('123456')\n"
         "second = file.write('abcdefgh')\n"
@@ -175,7 +175,7 @@ def test_new_file_is_for_owner_and_group_only(tmp_path: Path) -> None:
     """Names of customers' files are in the log; the umask does not decide who reads it."""
     before = os.umask(0o077)
     try:
-        lines.LineFile(tmp_path / "log").write("one")
+        lines.JsonlFile(tmp_path / "log").write("one")
     finally:
         os.umask(before)
 
@@ -184,7 +184,7 @@ def test_new_file_is_for_owner_and_group_only(tmp_path: Path) -> None:
 
 def test_signal_handler_may_log_while_a_line_is_written(tmp_path: Path) -> None:
     """The lock is the writing thread's own: logging from a handler does not stand still."""
-    file = lines.LineFile(tmp_path / "log")
+    file = lines.JsonlFile(tmp_path / "log")
 
     with file._lock:
         assert file.write("from the handler")

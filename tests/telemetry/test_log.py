@@ -14,7 +14,7 @@ import pytest
 from rmbgd import events
 from rmbgd.config import load as config
 from rmbgd.telemetry import log as logs
-from rmbgd.telemetry.jsonl import LineFile
+from rmbgd.telemetry.jsonl import JsonlFile
 
 BLOCKED = {"folder": "shop", "path": "a\udcff\n.jpg", "cause": "permission"}
 
@@ -38,7 +38,7 @@ def written(path: Path) -> list[dict[str, object]]:
 
 def test_line_holds_the_envelope_then_the_keys(tmp_path: Path) -> None:
     """Who reads the log finds what happened first, and the event's own keys after it, in the order given."""
-    with logs.EventLog(LineFile(tmp_path / "log"), None) as log:
+    with logs.EventLog(JsonlFile(tmp_path / "log"), None) as log:
         log.emit("intake.blocked", **BLOCKED)
 
     (line,) = written(tmp_path / "log")
@@ -49,7 +49,7 @@ def test_line_holds_the_envelope_then_the_keys(tmp_path: Path) -> None:
 
 def test_unknown_event_is_written_in_production(tmp_path: Path) -> None:
     """A defect in the vocabulary must not lose a line at three in the morning."""
-    with logs.EventLog(LineFile(tmp_path / "log"), None) as log:
+    with logs.EventLog(JsonlFile(tmp_path / "log"), None) as log:
         log.emit("no.such", colour="red")
 
     (line,) = written(tmp_path / "log")
@@ -59,7 +59,7 @@ def test_unknown_event_is_written_in_production(tmp_path: Path) -> None:
 def test_unknown_event_is_refused_when_strict(tmp_path: Path) -> None:
     """In tests the same defect is an error."""
     with (
-        logs.EventLog(LineFile(tmp_path / "log"), None, strict=True) as log,
+        logs.EventLog(JsonlFile(tmp_path / "log"), None, strict=True) as log,
         pytest.raises(ValueError, match="unknown key 'colour'"),
     ):
         log.emit("service.reload", colour="red")
@@ -69,7 +69,7 @@ def test_unknown_event_is_refused_when_strict(tmp_path: Path) -> None:
 
 def test_keys_of_the_envelope_cannot_be_overwritten(tmp_path: Path) -> None:
     """An event that carries `level` or `pid` of its own does not change what the line says of itself."""
-    with logs.EventLog(LineFile(tmp_path / "log"), None) as log:
+    with logs.EventLog(JsonlFile(tmp_path / "log"), None) as log:
         log.emit("service.reload", level="debug", pid=1)
 
     (line,) = written(tmp_path / "log")
@@ -97,7 +97,7 @@ def test_journal_that_hangs_stops_nobody_and_loses_no_line_of_the_file(
     monkeypatch.setattr(logs, "CLOSE_TIMEOUT", 0.01)
     gate = threading.Event()
     console = logs.Console(journal=Kept(gate))
-    log = logs.EventLog(LineFile(tmp_path / "log"), console)
+    log = logs.EventLog(JsonlFile(tmp_path / "log"), console)
     for _ in range(100):
         log.emit("service.reload")
     log.close()
@@ -112,7 +112,7 @@ def test_reader_that_went_away_stops_nobody(tmp_path: Path) -> None:
     """stdout closed by `| head`: lines are counted as dropped, the file goes on."""
     reading, writing = os.pipe()
     os.close(reading)
-    log = logs.EventLog(LineFile(tmp_path / "log"), logs.Console(descriptor=writing))
+    log = logs.EventLog(JsonlFile(tmp_path / "log"), logs.Console(descriptor=writing))
     log.emit("service.reload")
     log.close()
     os.close(writing)
@@ -123,7 +123,7 @@ def test_reader_that_went_away_stops_nobody(tmp_path: Path) -> None:
 
 def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
     """Every line is whole, and of each thread they come in order."""
-    with logs.EventLog(LineFile(tmp_path / "log"), None) as log:
+    with logs.EventLog(JsonlFile(tmp_path / "log"), None) as log:
 
         def talk(name: str) -> None:
             for number in range(200):
@@ -192,4 +192,4 @@ def test_log_without_a_file_still_says_it(tmp_path: Path) -> None:
 
     assert 1 == len(kept.entries)
     assert {"console": 0} == log.dropped
-    assert config.Service().log_file is None
+    assert config.ServiceSettings().log_file is None

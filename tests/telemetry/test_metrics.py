@@ -67,7 +67,7 @@ def test_labels_are_keys_that_their_event_must_have():
         assert not {"path", "output", "detail", "job", "error", "line"} & set(labels)
 
 
-def test_a_picture_is_counted_and_handed_on(metrics: Metrics, recorded: RecordedEvents):
+def test_an_image_is_counted_and_handed_on(metrics: Metrics, recorded: RecordedEvents):
     """By folder, device, model and verdict; its bytes and its stages too."""
     metrics("image.done", **DONE)
     found = samples(metrics)

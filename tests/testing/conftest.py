@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import pytest
 
 from rmbgd.engine.arena import Arena
-from tests.engine.images import Pictures
+from tests.engine.image_store import ImageStore
 
 
 @pytest.fixture
-def pictures() -> Iterator[Pictures]:
-    """Pictures in an arena of 1 MiB."""
-    with Arena(1 << 20) as arena, Pictures(arena) as pictures:
-        yield pictures
+def images() -> Iterator[ImageStore]:
+    """Images in an arena of 1 MiB."""
+    with Arena(1 << 20) as arena, ImageStore(arena) as images:
+        yield images

@@ -10,7 +10,7 @@ import pytest
 
 from rmbgd.engine.types import OutputPlane
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense
-from rmbgd.testing.engine import POISON_COLOUR, FakeEngine, create, expected_alpha
+from rmbgd.testing.engine import POISON_COLOUR, FakeBackend, create, expected_alpha
 
 
 def test_alpha_is_the_green_channel_to_the_last_bit():
@@ -28,12 +28,12 @@ def test_alpha_is_the_green_channel_to_the_last_bit():
 
 @pytest.mark.parametrize("source_alpha", [False, True])
 @pytest.mark.parametrize("output", list(OutputPlane))
-def test_every_kind_of_output_plane_is_filled(pictures, output, source_alpha):
+def test_every_kind_of_output_plane_is_filled(images, output, source_alpha):
     """RGBA keeps the colours and has the alpha; mask planes have the alpha alone; the input is untouched."""
-    work = pictures.put(output=output, source_alpha=source_alpha)
-    slot = pictures.slot(work)
+    work = images.put(output=output, source_alpha=source_alpha)
+    slot = images.slot(work)
     before = slot.rgb.copy()
-    FakeEngine(pictures.arena.block).segment([work])
+    FakeBackend(images.arena.block).segment([work])
 
     levels = 65535 if output is OutputPlane.ALPHA16 else 255
     alpha = expected_alpha(slot.rgb, slot.source_alpha, levels=levels)
@@ -45,11 +45,11 @@ def test_every_kind_of_output_plane_is_filled(pictures, output, source_alpha):
         assert np.array_equal(slot.alpha, alpha)
 
 
-def test_the_report_measures_the_alpha(pictures):
+def test_the_report_measures_the_alpha(images):
     """Coverage, peak, solid and soft shares are those of green / 255."""
-    work = pictures.put()
-    alpha = pictures.slot(work).rgb[..., 1] / 255
-    matte = FakeEngine(pictures.arena.block).segment([work]).answers[0].matte
+    work = images.put()
+    alpha = images.slot(work).rgb[..., 1] / 255
+    matte = FakeBackend(images.arena.block).segment([work]).answers[0].matte
 
     assert matte.coverage == pytest.approx(alpha.mean())
     assert matte.peak == alpha.max()
@@ -60,50 +60,50 @@ def test_the_report_measures_the_alpha(pictures):
 @pytest.mark.parametrize(
     ("step", "error"), [("memory", EngineMemory), ("lost", EngineLost), ("nonsense", EngineNonsense)]
 )
-def test_faults_come_when_the_script_says_and_leave_the_output_alone(pictures, step, error):
+def test_faults_come_when_the_script_says_and_leave_the_output_alone(images, step, error):
     """A scripted fault raises at its call, before anything is written; the next call answers."""
-    work = pictures.put()
-    engine = FakeEngine(pictures.arena.block, ["ok", step])
+    work = images.put()
+    engine = FakeBackend(images.arena.block, ["ok", step])
     engine.segment([work])
-    pictures.slot(work).rgba[...] = 7
+    images.slot(work).rgba[...] = 7
     with pytest.raises(error):
         engine.segment([work])
-    untouched = bool((pictures.slot(work).rgba == 7).all())
+    untouched = bool((images.slot(work).rgba == 7).all())
     engine.segment([work])
 
     assert untouched
-    assert not (pictures.slot(work).rgba == 7).all()
+    assert not (images.slot(work).rgba == 7).all()
 
 
-def test_a_released_engine_no_longer_hangs(pictures):
+def test_a_released_engine_no_longer_hangs(images):
     """hang ends when released."""
-    engine = FakeEngine(pictures.arena.block, ["hang", "delay:1000"])
+    engine = FakeBackend(images.arena.block, ["hang", "delay:1000"])
     engine.release()
 
-    assert engine.segment([pictures.put()]).answers[0].image_id == 1
-    assert engine.segment([pictures.put(2)]).answers[0].image_id == 2
+    assert engine.segment([images.put()]).answers[0].image_id == 1
+    assert engine.segment([images.put(2)]).answers[0].image_id == 2
 
 
-def test_a_marked_picture_is_poison(pictures):
-    """Poison strikes whenever the marked picture is in the batch, and only then."""
-    good, bad = pictures.put(1), pictures.put(2, corner=POISON_COLOUR)
-    engine = create(pictures.arena.block, {"poison": "nonsense"})
+def test_a_marked_image_is_poison(images):
+    """Poison strikes whenever the marked image is in the batch, and only then."""
+    good, bad = images.put(1), images.put(2, corner=POISON_COLOUR)
+    engine = create(images.arena.block, {"poison": "nonsense"})
     with pytest.raises(EngineNonsense):
         engine.segment([good, bad])
 
     assert engine.segment([good]).answers[0].image_id == 1
 
 
-def test_batches_beyond_the_memory_limit_are_refused(pictures):
+def test_batches_beyond_the_memory_limit_are_refused(images):
     """memory_limit is the largest batch that passes."""
-    engine = FakeEngine(pictures.arena.block, memory_limit=1)
+    engine = FakeBackend(images.arena.block, memory_limit=1)
     with pytest.raises(EngineMemory):
-        engine.segment([pictures.put(1), pictures.put(2)])
+        engine.segment([images.put(1), images.put(2)])
 
-    assert engine.segment([pictures.put(3)]).answers[0].batch == 1
+    assert engine.segment([images.put(3)]).answers[0].batch == 1
 
 
-def test_a_step_that_does_not_exist_is_told(pictures):
+def test_a_step_that_does_not_exist_is_told(images):
     """A misspelt script fails the test that wrote it."""
     with pytest.raises(ValueError, match="no step 'tpyo'"):
-        FakeEngine(pictures.arena.block, ["tpyo"]).segment([pictures.put()])
+        FakeBackend(images.arena.block, ["tpyo"]).segment([images.put()])

@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
 
 @pytest.mark.slow
 def test_the_benchmark_ends_with_one_json_line() -> None:
-    """One picture per thread: every way has a row, and ours say how they compare."""
+    """One image per thread: every way has a row, and ours say how they compare."""
     command = [sys.executable, "tools/bench_pipeline.py", "--quick", "--rounds", "1", "--sizes", "1024"]
 
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=110)

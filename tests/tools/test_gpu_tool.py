@@ -168,7 +168,7 @@ def test_counted_operations_are_those_of_the_paper_budget() -> None:
 
 
 def test_naive_normalisation_is_that_of_the_training(lite: Plan) -> None:
-    """A picture of the mean colour is about zero, white is above two."""
+    """An image of the mean colour is about zero, white is above two."""
     from PIL import Image
 
     mean = naive.normalised(Image.new("RGB", (10, 10), (124, 116, 104)), 32, torch)

@@ -1,4 +1,4 @@
-"""Errors against float32 with TF32 off, on the same pictures: of the networks' logits, and of the engine's alpha.
+"""Errors against float32 with TF32 off, on the same images: of the networks' logits, and of the engine's alpha.
 
 The binding gate is relative: no worse than the plain network under autocast in float16, whatever the weights are.
 """
@@ -37,8 +37,8 @@ def measure(plan: Plan, answer: Answer) -> None:
 
     choose_device(plan)
     float32_products("ieee")
-    pictures = drawn(plan.accuracy_images, plan.side)
-    x = torch.cat([normalised(Image.fromarray(picture.rgb), plan.side, torch) for picture in pictures])
+    images = drawn(plan.accuracy_images, plan.side)
+    x = torch.cat([normalised(Image.fromarray(image.rgb), plan.side, torch) for image in images])
     x = x.to(plan.device)
     network, _ = plain(plan, plan.backbone)
     reference = answers_of(network, x, torch)
@@ -57,7 +57,7 @@ def measure(plan: Plan, answer: Answer) -> None:
         answer.row("rows", {"step": f"our network, eager {kind}", "precision": kind} | judged(row, kind, autocast))
     for kind in ("float16", "bfloat16", "float8") if plan.is_gpu else ("float32",):
         try:
-            for step, alpha in through_the_engine(plan, kind, pictures):
+            for step, alpha in through_the_engine(plan, kind, images):
                 row = judged(alphas(alpha, quantised(reference)), kind, autocast)
                 answer.row("rows", {"step": step, "precision": kind} | row)
         except RmbgdError as error:
@@ -71,17 +71,17 @@ def answers_of(network: Any, x: Any, torch: Any) -> NDArray[np.float32]:
         return np.asarray(torch.cat(logits)[:, 0].float().cpu().numpy())
 
 
-def through_the_engine(plan: Plan, kind: str, pictures: Any) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """(row's name, alpha of every picture as published) for batches of one, and the largest up to eight on offer."""
+def through_the_engine(plan: Plan, kind: str, images: Any) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """(row's name, alpha of every image as published) for batches of one, and the largest up to eight on offer."""
     largest = min(8, max(plan.batches))
-    places = max(largest, len(pictures))
-    with started(plan, plan.backbone, pictures, places=places, batches=largest, precision=kind) as engine:
+    places = max(largest, len(images))
+    with started(plan, plan.backbone, images, places=places, batches=largest, precision=kind) as engine:
         used = type_of(engine)
         for batch in sorted({1, engine.description.batch_sizes[-1]}):
             for place in range(engine.places):
                 engine.planes(place).rgba.fill(77)  # what is not written now is wrong
             engine.measure(batch, 0.0)
-            alpha = np.stack([engine.planes(place).rgba[..., 3] for place in range(len(pictures))])
+            alpha = np.stack([engine.planes(place).rgba[..., 3] for place in range(len(images))])
             yield f"engine, {kind}, batches of {batch}" + ("" if used == kind else f" ({used} is used)"), alpha
 
 

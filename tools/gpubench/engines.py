@@ -11,7 +11,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from rmbgd.bench.engine import EngineUnderTest, Reading, Target
-from rmbgd.bench.samples import Picture, drawn
+from rmbgd.bench.samples import Sample, drawn
 from rmbgd.config.load import parse
 from rmbgd.engine.wiring import default_machine
 from rmbgd.errors import RmbgdError
@@ -33,7 +33,7 @@ LARGE, LARGE_SIDES = "as the service runs it, 12 megapixels", 3.4  # times the n
 
 
 def started(
-    plan: Plan, backbone: str, pictures: Sequence[Picture], *, places: int, batches: int, **overrides: Any
+    plan: Plan, backbone: str, images: Sequence[Sample], *, places: int, batches: int, **overrides: Any
 ) -> EngineUnderTest:
     """An engine on the plan's device with weights of `backbone`, to be entered. `overrides` replace its options."""
     folder = str(plan.weights(backbone))
@@ -46,7 +46,7 @@ def started(
         machine.factory,
         options | known(overrides),
         model=folder,
-        pictures=pictures,
+        images=images,
         places=places,
         arena_bytes=config.pipeline.arena_bytes,
         start_timeout=plan.start_timeout,
@@ -69,14 +69,14 @@ def known(overrides: dict[str, Any]) -> dict[str, Any]:
 
 def waterfall(plan: Plan, answer: Answer) -> None:
     """A row per step and batch size."""
-    pictures = drawn(4, plan.side)
+    images = drawn(4, plan.side)
     for name, options, all_sizes in STEPS:
         if plan.steps and name not in plan.steps:
             continue
         if not plan.is_gpu and options["precision"] in ("float16", "float8"):
             options = options | {"precision": "float32"}  # noqa: PLW2901, the same code, and minutes less on a CPU
         sizes = plan.batches if all_sizes else tuple(size for size in plan.batches if size in (1, 8))
-        step(plan, answer, plan.backbone, name, options, sizes, pictures)
+        step(plan, answer, plan.backbone, name, options, sizes, images)
     if not plan.steps or LARGE in plan.steps:
         sizes = tuple(size for size in plan.batches if size in (1, 4))
         step(plan, answer, plan.backbone, LARGE, {}, sizes, drawn(2, round(LARGE_SIDES * plan.side)))
@@ -89,10 +89,10 @@ def step(
     name: str,
     options: dict[str, Any],
     sizes: Sequence[int],
-    pictures: Sequence[Picture],
+    images: Sequence[Sample],
 ) -> None:
     try:
-        with started(plan, backbone, pictures, places=2 * max(sizes), batches=max(sizes), **options) as engine:
+        with started(plan, backbone, images, places=2 * max(sizes), batches=max(sizes), **options) as engine:
             answer.row("starts", start_facts(name, engine))
             offered, left_out = engine.sizes(list(sizes))
             for size, why in left_out.items():
@@ -132,11 +132,11 @@ def reading_row(reading: Reading) -> dict[str, Any]:
 
 def latency(plan: Plan, answer: Answer) -> None:
     """One image at a time, arena to arena, many times; and the memory of an engine that was sized for 1, and for 8."""
-    pictures = drawn(4, plan.side)
+    images = drawn(4, plan.side)
     for size in sorted({1, min(8, max(plan.batches))}):
         name = f"sized for batches of {size}"
         try:
-            with started(plan, plan.backbone, pictures, places=max(4, size), batches=size) as engine:
+            with started(plan, plan.backbone, images, places=max(4, size), batches=size) as engine:
                 require_size(engine, size)
                 began = time.perf_counter()
                 reading = engine.measure(size, 3600.0, batches=plan.latency_images if size == 1 else 20)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from rmbgd.bench.samples import Picture, drawn
+from rmbgd.bench.samples import Sample, drawn
 from rmbgd.config.load import parse
 from rmbgd.engine.types import OutputPlane, Region, Work, region_bytes, view
 from rmbgd.engine.wiring import default_machine
@@ -57,14 +57,14 @@ def sized(plan: Plan, size: int) -> dict[str, Any]:
     return row
 
 
-def arena(pictures: list[Picture], model: str, byte_count: int) -> tuple[Any, list[Work]]:
-    """A page-aligned block with the pictures in it, and a piece of work for each."""
+def arena(images: list[Sample], model: str, byte_count: int) -> tuple[Any, list[Work]]:
+    """A page-aligned block with the images in it, and a piece of work for each."""
     block = np.frombuffer(mmap.mmap(-1, byte_count), np.uint8)
     works, at = [], 0
-    for number, picture in enumerate(pictures):
-        height, width = picture.rgb.shape[:2]
+    for number, image in enumerate(images):
+        height, width = image.rgb.shape[:2]
         region = Region(at, height, width, source_alpha=False, output=OutputPlane.RGBA8)
-        view(block, region).rgb[:] = picture.rgb
+        view(block, region).rgb[:] = image.rgb
         works.append(Work(number, region, model))
         at += region_bytes(height, width, source_alpha=False, output=OutputPlane.RGBA8)
     return block, works

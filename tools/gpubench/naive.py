@@ -1,6 +1,6 @@
 """The plain ways, one image at a time: as the author's page does it, the same under autocast, and cast to float16.
 
-From a decoded picture to a picture with alpha, all on the caller's thread: Pillow resizes, torch normalises, the mask
+From a decoded image to an image with alpha, all on the caller's thread: Pillow resizes, torch normalises, the mask
 comes back through the host and is resized by Pillow. Decoding and encoding are not part of it, as they are none of the
 engine's, with whose time from arena to arena this is compared.
 """
@@ -53,7 +53,7 @@ def measure(plan: Plan, answer: Answer, backbone: str = "", ways: tuple[str, ...
 
     choose_device(plan)
     torch.set_float32_matmul_precision("high")
-    images = [Image.fromarray(picture.rgb) for picture in drawn(4, plan.side)]
+    images = [Image.fromarray(image.rgb) for image in drawn(4, plan.side)]
     network, deformable = plain(plan, backbone or plan.backbone)
     answer.put("deformable", deformable)
     for way in ways:

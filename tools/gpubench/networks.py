@@ -68,7 +68,7 @@ def golden_row(name: str, kind: str, logits: Any, expected: Any) -> dict[str, An
 
 
 def forwards(plan: Plan, answer: Answer) -> None:
-    """Milliseconds and peak memory of a forward of our network in eager torch, without pictures around it."""
+    """Milliseconds and peak memory of a forward of our network in eager torch, without images around it."""
     import torch
 
     choose_device(plan)

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 class Plan:
     """One run. Sides in pixels, times in s.
 
-    work            folder of weights, pictures and answers, for the length of the run
+    work            folder of weights, images and answers, for the length of the run
     recipe          folder with recipe.py and the goldens, or empty: weights are then drawn by rule
     checkpoint      folder of weights of one's own for `backbone`, or empty
     repeats         forwards that count, per row of networks alone

@@ -127,7 +127,7 @@ class Service:
 
 
 def hot_folder(plan: Plan, answer: Answer) -> None:
-    """All files at once: pictures a second from a tenth of them to the last, and the stage that the others wait for."""
+    """All files at once: images a second from a tenth of them to the last, and the stage that the others wait for."""
     with Service(plan, Path(plan.work) / "hot") as service:
         first = max(1, plan.hot_files // 10)
         for name, data in islice(versions(drawn(8, plan.side)), plan.hot_files):
@@ -164,7 +164,7 @@ def sources(plan: Plan, answer: Answer) -> None:
 
 
 def dropping(plan: Plan, service: Service, droppers: int, rate: float) -> list[float]:
-    """How long every picture took, in ms; each dropper keeps its pace, whatever becomes of its pictures."""
+    """How long every image took, in ms; each dropper keeps its pace, whatever becomes of its images."""
     count = max(P95_NEEDS if plan.is_gpu else 2, int(plan.source_seconds * rate))
     files = list(islice(versions(drawn(8, plan.side)), (droppers * count)))
     dropped: dict[str, float] = {}

@@ -29,7 +29,7 @@ def text(result: Mapping[str, Any]) -> str:
     _goldens(console, answers)
     _accuracy(console, answers)
     for section, title in (
-        ("naive", "The plain ways, from picture to cutout, one at a time"),
+        ("naive", "The plain ways, from image to cutout, one at a time"),
         ("waterfall", "The engine, from arena to arena"),
         ("latency", "One image at a time; memory"),
         ("kernels", "Each kernel alone, launched one by one"),
@@ -169,7 +169,7 @@ def _service(console: Console, answers: Answers) -> None:
             f"Hot folder, {hot['files']} JPEG in, PNG out: {hot['per_second']:.2f} a second on "
             f"{', '.join(hot.get('devices', []))}, mean batch {hot.get('mean_batch', 0):.1f}, "
             f"threads {hot.get('threads', '')}; "
-            f"not waiting for others: {shares}; bound by {hot.get('bound', 'unknown')}; ms per picture: {stages}"
+            f"not waiting for others: {shares}; bound by {hot.get('bound', 'unknown')}; ms per image: {stages}"
         )
     for droppers in ("1", "8"):
         row = sources.get(droppers, {})

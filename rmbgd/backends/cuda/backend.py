@@ -1,7 +1,7 @@
 """The engine on a GPU: everything is allocated, recorded, proved and measured before it says that it is ready.
 
 Runs in the engine's process. Knows no process, folder or recipe. `pool.py` has the memory, `network.py` computes,
-`passage.py` takes a batch through. A batch for which memory runs short is halved and tried again here; only a picture
+`passage.py` takes a batch through. A batch for which memory runs short is halved and tried again here; only an image
 that alone finds no room is told as a fault.
 """
 
@@ -16,40 +16,40 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rmbgd.backends.cuda.batch import Passage
-from rmbgd.backends.cuda.device import Device
+from rmbgd.backends.cuda.batch import BatchRun
+from rmbgd.backends.cuda.device import CudaSeam
 from rmbgd.backends.cuda.memory import Pool
 from rmbgd.backends.cuda.memory_plan import split
 from rmbgd.backends.cuda.network import Network, Precision, precision_of
 from rmbgd.backends.cuda.postprocess import FINITE
 from rmbgd.backends.faults import faults, unburdened
-from rmbgd.backends.memtest import Canary, TorchMemory
+from rmbgd.backends.memtest import MemoryTest, TorchMemory
 from rmbgd.engine.examine import Golden
-from rmbgd.engine.golden_image import known_picture
+from rmbgd.engine.golden_image import golden_image
 from rmbgd.engine.options import ModelChoice, Options
 from rmbgd.engine.proof import proven
-from rmbgd.engine.types import Answer, BatchReport, CanaryPass, EngineDescription, Limit, Work
+from rmbgd.engine.types import Answer, BatchReport, EngineDescription, Limit, MemoryTestPass, Work
 from rmbgd.errors import EngineMemory, EngineNonsense
 from rmbgd.imaging.resize import matte_to_image
 from rmbgd.models.kernels.runtime import triton_for, use_cache
 
 
-class GpuEngine:
+class CudaBackend:
     """`make_device` is called at start; it raises what torch raises for a device that is not there."""
 
-    def __init__(self, block: NDArray[np.uint8], options: Options, make_device: Callable[[], Device]) -> None:
+    def __init__(self, block: NDArray[np.uint8], options: Options, make_device: Callable[[], CudaSeam]) -> None:
         self._block = block
         self._options = options
         self._make_device = make_device
         self._networks: dict[str, Network] = {}
         self._limits: list[Limit] = []  # not yet told
-        self._canary: Canary | None = None
-        self._device: Device | None = None  # None before start and after close, like the next two
+        self._canary: MemoryTest | None = None
+        self._device: CudaSeam | None = None  # None before start and after close, like the next two
         self._pool: Pool | None = None
         self._precision: Precision | None = None
 
     def start(self) -> EngineDescription:
-        """Load, plan, allocate, record, prove on the known picture, measure. Raises ModelError, EngineFault."""
+        """Load, plan, allocate, record, prove on the golden image, measure. Raises ModelError, EngineFault."""
         began = time.perf_counter()
         threads = self._options.threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(threads)
@@ -112,25 +112,25 @@ class GpuEngine:
                 with faults():
                     self._pool.shrink(size, shortage)
         if again:
-            told = f"{again} of {len(batch)} pictures were computed again in float32: their alpha was not finite"
+            told = f"{again} of {len(batch)} images were computed again in float32: their alpha was not finite"
             self._limits.append(Limit("not_finite", told))
         return BatchReport(report.answers, report.milliseconds, again, self._told())
 
     def golden(self, model: str) -> Golden:
-        """The known picture, at its own size. Raises EngineFault."""
-        rgb, _ = known_picture()
+        """The golden image, at its own size. Raises EngineFault."""
+        rgb, _ = golden_image()
         with torch.inference_mode(), faults():
             began = time.perf_counter()
             matte = self._known_matte(self._networks[model])
             seconds = time.perf_counter() - began
         return Golden(matte_to_image(matte, *rgb.shape[:2]), seconds)
 
-    def canary(self, blocks: int) -> CanaryPass:
+    def canary(self, blocks: int) -> MemoryTestPass:
         """One pass over 4 KiB blocks of this device's memory, which stays taken. Raises EngineFault."""
         assert self._device is not None
         with torch.inference_mode(), faults(), self._device.compute():
             if self._canary is None:
-                self._canary = Canary(TorchMemory(self._device.torch), blocks)
+                self._canary = MemoryTest(TorchMemory(self._device.torch), blocks)
             return self._canary.check()
 
     def close(self) -> None:
@@ -143,7 +143,9 @@ class GpuEngine:
             self._device.close()
             self._device = None
 
-    def _loaded(self, device: Device, name: str, choice: ModelChoice, precision: Precision, *, triton: bool) -> Network:
+    def _loaded(
+        self, device: CudaSeam, name: str, choice: ModelChoice, precision: Precision, *, triton: bool
+    ) -> Network:
         """A network that computes as quickly as it may; what it does without is told."""
         network = Network(device, name, choice, getattr(torch, precision.storage), self._options.models_directory)
         if triton and (why := network.use_kernels()):
@@ -156,7 +158,7 @@ class GpuEngine:
         return network
 
     def _prove(self, network: Network) -> None:
-        """The known picture, through what pictures will go through; and how far it is from float32."""
+        """The golden image, through what images will go through; and how far it is from float32."""
         assert self._precision is not None
         matte = self._known_matte(network)
         network.facts["overlap"] = round(proven(matte, str(network.facts["model"]), network.name), 4)
@@ -170,22 +172,22 @@ class GpuEngine:
     def _known_matte(self, network: Network) -> NDArray[np.float32]:
         """float32 [h, w]. Raises EngineNonsense."""
         assert self._device is not None
-        rgb, _ = known_picture()
+        rgb, _ = golden_image()
         with self._device.compute():
             network.put(0, [torch.from_numpy(rgb).to(self._device.torch)])
             network.run(1)
             told, matte = network.summary[0].cpu(), network.mattes[0].cpu()
         if float(told[FINITE]) != 1.0:
-            raise EngineNonsense(f"alpha of the known picture is not finite ({network.name})")
+            raise EngineNonsense(f"alpha of the golden image is not finite ({network.name})")
         return np.array(matte.numpy(), np.float32)  # on the host it would still be the network's own
 
     def _pass(self, network: Network, batch: Sequence[Work], size: int, report: BatchReport) -> int:
-        """Through the device as one batch of `size`; into the report. How many pictures needed a second try."""
+        """Through the device as one batch of `size`; into the report. How many images needed a second try."""
         assert self._device is not None
         assert self._pool is not None
         assert self._precision is not None
         pool = self._pool
-        passage = Passage(
+        passage = BatchRun(
             self._device, pool.staging, network, self._block, batch, size, pool.summary, wide=self._precision.wide
         )
         began = time.perf_counter()

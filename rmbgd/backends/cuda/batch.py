@@ -1,10 +1,10 @@
-"""One batch on its way through the device: up, computed, and down into the arena, picture by picture.
+"""One batch on its way through the device: up, computed, and down into the arena, image by image.
 
 Knows one network and one staging memory; not how batches are formed, nor what is done about faults. The host waits once
 for the answers' summaries and once for the last copy. Until it has seen that every number of an answer is one, nothing
-of that picture goes down.
+of that image goes down.
 
-A picture that the staging memory cannot hold is resized and finished by the host; the network does not know.
+An image that the staging memory cannot hold is resized and finished by the host; the network does not know.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rmbgd.backends.cuda import postprocess as edges
-from rmbgd.backends.cuda.device import Device, Mark
+from rmbgd.backends.cuda.device import CudaSeam, Mark
 from rmbgd.backends.cuda.memory_plan import COARSE_PIXELS
 from rmbgd.backends.cuda.network import Network
 from rmbgd.backends.cuda.postprocess import FINITE, pack
@@ -41,17 +41,17 @@ class Waiting:
     ready: Mark
 
 
-class Passage:
+class BatchRun:
     """Made for one batch, used once: `compute`, then `finish`.
 
     size  of the batch that is computed; its last places may be empty
-    told  float32 on the host, the device's copies can reach it; at least as many rows as pictures
+    told  float32 on the host, the device's copies can reach it; at least as many rows as images
     wide  whether the network already computes in float32, so that trying again is no use
     """
 
     def __init__(
         self,
-        device: Device,
+        device: CudaSeam,
         staging: Staging,
         network: Network,
         block: NDArray[np.uint8],
@@ -61,7 +61,7 @@ class Passage:
         *,
         wide: bool,
     ) -> None:
-        self.again = 0  # pictures computed a second time
+        self.again = 0  # images computed a second time
         self.known_at = 0.0  # perf_counter when the first answers were known
         self._device = device
         self._staging = staging
@@ -79,14 +79,14 @@ class Passage:
         self._bad: set[int] = set()  # places whose answers are not finite
 
     def compute(self) -> None:
-        """Pictures up, resized, through the network; nothing is waited for."""
+        """Images up, resized, through the network; nothing is waited for."""
         unput: list[tuple[int, Source]] = []
         for place, work in enumerate(self._batch):
             if place in self._by_host:
                 self._put_by_host(place)
                 continue
             source = self._staging.bring(work.region)
-            if source is None:  # the ring is full of pictures that were not read yet
+            if source is None:  # the ring is full of images that were not read yet
                 self._put(unput)
                 unput = []
                 source = self._staging.bring(work.region)
@@ -134,7 +134,7 @@ class Passage:
             self._network.put_resized(place, pixels)
 
     def _source(self, place: int) -> Source:
-        """The picture's planes, to be released; brought a second time if others have taken their place."""
+        """The image's planes, to be released; brought a second time if others have taken their place."""
         source = self._sources.get(place)
         if source is None or source.piece.gone:
             source = self._staging.bring(self._batch[place].region)
@@ -167,7 +167,7 @@ class Passage:
                 yield group[first : first + most]
 
     def _together(self, alike: tuple[bool, int, int]) -> int:
-        """How many pictures of one size are estimated in one, by the memory that it takes."""
+        """How many images of one size are estimated in one, by the memory that it takes."""
         height, width = edges.coarse_size(*alike[1:])
         return max(1, COARSE_PIXELS // (height * width))
 
@@ -195,7 +195,7 @@ class Passage:
         return answer
 
     def _pack(self, place: int, colours: Tensor | None) -> None:
-        """One picture, band by band."""
+        """One image, band by band."""
         region, alpha = self._batch[place].region, self._full_size(place)
         needs_source = region.output is OutputPlane.RGBA8 or region.source_alpha
         source = self._source(place) if needs_source else None
@@ -223,7 +223,7 @@ class Passage:
         return band
 
     def _send(self) -> None:
-        """What is packed goes down, but for pictures whose answers are not finite."""
+        """What is packed goes down, but for images whose answers are not finite."""
         self._look()
         for waiting in self._waiting:
             if waiting.place in self._bad:
@@ -268,7 +268,7 @@ class Passage:
             self._look()
         if self._bad:
             raise EngineNonsense(
-                f"alpha is not finite for pictures {sorted(self._bad)} of a batch of {len(self._batch)} "
+                f"alpha is not finite for images {sorted(self._bad)} of a batch of {len(self._batch)} "
                 f"({self._network.name})" + ("" if self._wide else ", in float32 as well")
             )
         for place in places:

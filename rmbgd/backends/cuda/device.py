@@ -1,6 +1,6 @@
 """The seam between the engine and what only CUDA has: streams, events, graphs, page-locked memory, allocator counters.
 
-Does not know networks or pictures. `cuda.py` has the real device; HostDevice does the same things at once on the CPU,
+Does not know networks or images. `cuda.py` has the real device; HostDevice does the same things at once on the CPU,
 so that everything else of this room runs where there is no GPU.
 """
 
@@ -25,7 +25,7 @@ class CaptureFailed(Exception):
     """A graph could not be recorded; the device is well and the body can still be run."""
 
 
-class Device(Protocol):
+class CudaSeam(Protocol):
     """Owned by one thread. Every call may raise what torch raises of its device."""
 
     @property

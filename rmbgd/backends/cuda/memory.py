@@ -1,6 +1,6 @@
-"""The memory of an engine on a GPU: taken before the first picture, given up in part when memory runs short.
+"""The memory of an engine on a GPU: taken before the first image, given up in part when memory runs short.
 
-Does what `plan.py` decides. Knows networks as things that take memory, and no pictures.
+Does what `plan.py` decides. Knows networks as things that take memory, and no images.
 
 Recordings share their memory, so that it is free only when all of them are gone: after a shortage every batch is
 launched kernel by kernel, and between batches they are recorded anew, one at a time, for the sizes that are left.
@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.backends.cuda.device import Device, host_free
+from rmbgd.backends.cuda.device import CudaSeam, host_free
 from rmbgd.backends.cuda.memory_plan import Plan, Wishes, plan
 from rmbgd.backends.cuda.network import Network
 from rmbgd.backends.cuda.postprocess import SUMMARY
@@ -39,7 +39,7 @@ class Pool:
 
     def __init__(
         self,
-        device: Device,
+        device: CudaSeam,
         block: NDArray[np.uint8],
         networks: Sequence[Network],
         options: Options,
@@ -85,7 +85,7 @@ class Pool:
             if len(self.sizes) == 1:
                 raise shortage
             self.sizes = self.sizes[:-1]
-            self._tell(Limit("batch", f"at most {self.sizes[-1]} pictures at once: {shortage}"))
+            self._tell(Limit("batch", f"at most {self.sizes[-1]} images at once: {shortage}"))
 
     def settle_down(self) -> None:
         """Only what batches need is kept at hand, and all of that."""
@@ -102,7 +102,7 @@ class Pool:
         self.sizes = smaller or self.sizes[:1]
         self._since_shortage = 0
         self._unprepared = self._all() if self._graphs else []
-        self._tell(Limit("batch", f"at most {self.sizes[-1]} pictures at once for now: {shortage}"))
+        self._tell(Limit("batch", f"at most {self.sizes[-1]} images at once for now: {shortage}"))
 
     def tend(self) -> None:
         """Before each batch; after a shortage this is one step back to what was planned."""
@@ -138,7 +138,7 @@ class Pool:
         if self._device.memory()[0] >= self._working[larger] + self._spare:
             self.sizes = (*self.sizes, larger)
             self._unprepared = [(network, larger) for network in self._networks]
-            self._tell(Limit("batch", f"{larger} pictures at once are tried again"))
+            self._tell(Limit("batch", f"{larger} images at once are tried again"))
 
     def _short_of(self, wanted: Sequence[tuple[Network, int]]) -> EngineMemory | None:
         """Prepare them: the shortage that it ends with, if any."""

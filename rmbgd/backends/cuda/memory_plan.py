@@ -1,9 +1,9 @@
-"""POLICY: how a GPU's memory is divided before the first picture comes, and how a batch is divided among batch sizes.
+"""POLICY: how a GPU's memory is divided before the first image comes, and how a batch is divided among batch sizes.
 
 Pure functions of numbers: takes no memory and knows no torch. Everything is in bytes.
 
 What is planned stays allocated: inputs and outputs of the networks for the largest batch, the graphs' memory (shared,
-so it is that of the largest batch), staging buffers for pictures, and working memory for one band of a picture.
+so it is that of the largest batch), staging buffers for images, and working memory for one band of an image.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ MEBI = 1 << 20
 
 SIZES = (1, 2, 4, 8, 16)
 BAND_PIXELS = 1 << 20
-"""Pixels of a picture that are worked on at a time at full size: few enough to bound memory, enough to fill a GPU."""
+"""Pixels of an image that are worked on at a time at full size: few enough to bound memory, enough to fill a GPU."""
 COARSE_PIXELS = 1 << 19
 """Pixels of small levels whose colours are estimated together."""
 WORKING_BYTES = 128 * BAND_PIXELS
 """For one band six float planes of colour estimates, twice, alpha and masks; the small levels take less."""
-STAGING_LEAST = 32 * MEBI  # holds a picture of 8 megapixels and a band of output
+STAGING_LEAST = 32 * MEBI  # holds an image of 8 megapixels and a band of output
 STAGING_SHARE = 4  # staging gets at most one in so many of the bytes that may be taken
 OUTPUT_SHARE = 4  # one in so many of the staging bytes are for what comes down
 WORKING_SLACK = 1.125  # of a network's working memory: torch's allocator rounds, and graphs lie in a pool of their own
@@ -35,9 +35,9 @@ class NetworkNeed:
     """What one network takes.
 
     fixed   bytes of working memory of any batch
-    each    more for each picture of it
-    inputs  bytes of its input for one picture
-    mattes  bytes of its answer for one picture
+    each    more for each image of it
+    inputs  bytes of its input for one image
+    mattes  bytes of its answer for one image
     """
 
     fixed: int
@@ -45,19 +45,19 @@ class NetworkNeed:
     inputs: int
     mattes: int
 
-    def batch(self, pictures: int) -> int:
-        return int(WORKING_SLACK * (self.fixed + pictures * self.each))
+    def batch(self, images: int) -> int:
+        return int(WORKING_SLACK * (self.fixed + images * self.each))
 
-    def static(self, pictures: int) -> int:
-        return pictures * (self.inputs + self.mattes)
+    def static(self, images: int) -> int:
+        return images * (self.inputs + self.mattes)
 
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
     """What the settings ask for.
 
-    batch_maximum  pictures
-    staging        bytes on the device for pictures on their way
+    batch_maximum  images
+    staging        bytes on the device for images on their way
     pinned         bytes of the arena to be page-locked, at most
     spare          bytes of the device to be left free; less than this at start is told
     """
@@ -88,7 +88,7 @@ class Plan:
 
 
 def plan(*, free: int, total: int, host_free: int, arena: int, networks: Sequence[NetworkNeed], wishes: Wishes) -> Plan:
-    """The largest batch that fits beside all else, and what is given up for it. Never refuses: one picture is tried.
+    """The largest batch that fits beside all else, and what is given up for it. Never refuses: one image is tried.
 
     free, total  bytes of the device, after the weights were loaded
     host_free    bytes of the host that are free, for what is page-locked
@@ -110,7 +110,7 @@ def plan(*, free: int, total: int, host_free: int, arena: int, networks: Sequenc
     sizes = tuple(fitting or wanted[:1])
     if sizes != tuple(wanted):
         limits.append(
-            Limit("batch", f"{_mib(spendable)} may be taken: at most {sizes[-1]} pictures at once, not {wanted[-1]}")
+            Limit("batch", f"{_mib(spendable)} may be taken: at most {sizes[-1]} images at once, not {wanted[-1]}")
         )
     pinned = min(arena, wishes.pinned, host_free // HOST_SHARE)
     if pinned < min(arena, wishes.pinned):
@@ -124,13 +124,13 @@ def _need(networks: Sequence[NetworkNeed], size: int) -> int:
     return max(n.batch(size) for n in networks) + sum(n.static(size) for n in networks)
 
 
-def split(pictures: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> list[tuple[int, int]]:
-    """Which batches are computed one after the other, as (pictures, batch size): those that take least, as measured.
+def split(images: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> list[tuple[int, int]]:
+    """Which batches are computed one after the other, as (images, batch size): those that take least, as measured.
 
     A batch may have empty places where that is quicker: 5 go as 4 + 1 unless a batch of 8 takes less than both. Sizes
     without `seconds` count as taking time in proportion, so they are used exactly full.
     """
-    per_picture = max((seconds[size] / size for size in sizes if size in seconds), default=1.0)
+    per_image = max((seconds[size] / size for size in sizes if size in seconds), default=1.0)
 
     @cache
     def best(count: int) -> tuple[float, tuple[tuple[int, int], ...]]:
@@ -140,10 +140,10 @@ def split(pictures: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> 
         for size in sizes:
             filled = min(size, count)
             cost, rest = best(count - filled)
-            choices.append((cost + seconds.get(size, size * per_picture), ((filled, size), *rest)))
+            choices.append((cost + seconds.get(size, size * per_image), ((filled, size), *rest)))
         return min(choices, key=lambda choice: (round(choice[0], 9), len(choice[1])))
 
-    return sorted(best(pictures)[1], reverse=True)
+    return sorted(best(images)[1], reverse=True)
 
 
 def _mib(byte_count: int) -> str:

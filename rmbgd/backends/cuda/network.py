@@ -1,6 +1,6 @@
 """One network on a device: its fixed inputs and answers, and a recorded launch of all its kernels for each batch size.
 
-Does not know where pictures come from or go to, nor how memory is divided: sizes are given. Inputs and answers lie
+Does not know where images come from or go to, nor how memory is divided: sizes are given. Inputs and answers lie
 outside the graphs' memory; a smaller batch uses the first places of them.
 """
 
@@ -19,17 +19,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rmbgd.backends.cuda.device import CaptureFailed, Device
+from rmbgd.backends.cuda.device import CaptureFailed, CudaSeam
 from rmbgd.backends.cuda.memory_plan import BAND_PIXELS, NetworkNeed
 from rmbgd.backends.cuda.postprocess import SUMMARY, summary
-from rmbgd.backends.cuda.resample import picture_to_network
+from rmbgd.backends.cuda.resample import resize_to_network
 from rmbgd.backends.faults import fault_of
 from rmbgd.backends.planes import SCALE, SHIFT
-from rmbgd.engine.golden_image import known_picture
+from rmbgd.engine.golden_image import golden_image
 from rmbgd.engine.options import ModelChoice
 from rmbgd.engine.types import Limit
 from rmbgd.models.kernels.head import mattes
-from rmbgd.models.kernels.resize import put_pictures
+from rmbgd.models.kernels.resize import put_images
 from rmbgd.models.kernels.runtime import use_kernels
 from rmbgd.models.layers import Linear
 from rmbgd.models.load import load_model
@@ -129,7 +129,7 @@ def _set(network: nn.Module, name: str, module: nn.Module) -> None:
     setattr(network.get_submodule(parent), child, module)
 
 
-# --- POLICY: whether a quicker way to compute is near enough to the one it replaces, seen on the known picture.
+# --- POLICY: whether a quicker way to compute is near enough to the one it replaces, seen on the golden image.
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,12 +147,12 @@ class Gate:
         """Why `found` does not pass, both float32 [h, w], or nothing."""
         difference = np.abs(found - expected)
         if not np.isfinite(difference).all():
-            return "alpha of the known picture is not finite"
+            return "alpha of the golden image is not finite"
         mean, beyond = float(difference.mean()), float((difference > self.far).mean())
         if mean <= self.mean and beyond <= self.share:
             return ""
         return (
-            f"alpha of the known picture is off by {255 * mean:.2f} levels on average ({255 * self.mean:.2f} are let "
+            f"alpha of the golden image is off by {255 * mean:.2f} levels on average ({255 * self.mean:.2f} are let "
             f"through), by more than {255 * self.far:.0f} in {100 * beyond:.2f} % of it ({100 * self.share:.2f} %)"
         )
 
@@ -224,7 +224,7 @@ class Network:
     summary  float32 [places, 5]
     """
 
-    def __init__(self, device: Device, name: str, choice: ModelChoice, dtype: torch.dtype, models: Path) -> None:
+    def __init__(self, device: CudaSeam, name: str, choice: ModelChoice, dtype: torch.dtype, models: Path) -> None:
         """Raises ModelError."""
         loaded = load_model(
             choice.source,
@@ -270,7 +270,7 @@ class Network:
         )
 
     def _tried(self, change: Callable[[], object], undo: Callable[[], object], gate: Gate) -> str:
-        """Compute the known picture before and after `change`, and undo it where that fails or is too far off."""
+        """Compute the golden image before and after `change`, and undo it where that fails or is too far off."""
         expected = self._known_alpha()
         try:
             change()
@@ -287,8 +287,8 @@ class Network:
         """float32 [h, w], in memory of its own."""
         inputs = self._places(1)
         with self._device.compute():
-            rgb = torch.from_numpy(known_picture()[0]).to(self._device.torch)
-            put_pictures([rgb], inputs, self._scale, self._shift, triton=self._triton)
+            rgb = torch.from_numpy(golden_image()[0]).to(self._device.torch)
+            put_images([rgb], inputs, self._scale, self._shift, triton=self._triton)
             alpha = self._answer(inputs)[0][0].cpu()
         return np.asarray(alpha.numpy(), np.float32)
 
@@ -310,14 +310,14 @@ class Network:
         self.mattes = torch.zeros((places, *self.size), device=self._device.torch)
         self.summary = torch.zeros((places, SUMMARY), device=self._device.torch)
 
-    def put(self, first: int, pictures: Sequence[Tensor]) -> None:
-        """Pictures, uint8 [H, W, 3] on the device, into the places from `first` on."""
-        if self._triton or all(picture.shape[0] * picture.shape[1] <= BAND_PIXELS for picture in pictures):
-            places = self.inputs[first : first + len(pictures)]
-            put_pictures(pictures, places, self._scale, self._shift, triton=self._triton)
+    def put(self, first: int, images: Sequence[Tensor]) -> None:
+        """Images, uint8 [H, W, 3] on the device, into the places from `first` on."""
+        if self._triton or all(image.shape[0] * image.shape[1] <= BAND_PIXELS for image in images):
+            places = self.inputs[first : first + len(images)]
+            put_images(images, places, self._scale, self._shift, triton=self._triton)
             return
-        for place, picture in enumerate(pictures, start=first):
-            self.put_resized(place, picture_to_network(picture, self.size))
+        for place, image in enumerate(images, start=first):
+            self.put_resized(place, resize_to_network(image, self.size))
 
     def put_resized(self, place: int, pixels: Tensor) -> None:
         """Levels 0..255 at the network's size, [h, w, 3] of any type, on any device."""
@@ -368,8 +368,8 @@ class Network:
         self.summary[place] = summary(alpha, finite)[0]
 
     def measure(self, sizes: Sequence[int]) -> None:
-        """Seconds of each size, the middle of some rounds, on the known picture."""
-        rgb = torch.from_numpy(known_picture()[0]).to(self._device.torch)
+        """Seconds of each size, the middle of some rounds, on the golden image."""
+        rgb = torch.from_numpy(golden_image()[0]).to(self._device.torch)
         with self._device.compute():
             self.put(0, [rgb])
             self.inputs[1:] = self.inputs[:1]

@@ -1,8 +1,8 @@
 """Takes the old background's colour out of half-transparent pixels: imaging/foreground.py in torch, for any device.
 
 The same method with the same coefficients; that module says what it is and what was measured. Here nothing depends on
-what the picture shows, so that nothing waits for the device: at full size every pixel is corrected, the soft ones are
-chosen. Pictures of one size go through the small levels together, which are many short steps.
+what the image shows, so that nothing waits for the device: at full size every pixel is corrected, the soft ones are
+chosen. Images of one size go through the small levels together, which are many short steps.
 
 Differs from the host where OpenCV rounds: it enlarges colour estimates at 1/32 of a pixel.
 """
@@ -48,16 +48,16 @@ def coarse(rgb: Tensor, alpha: FullSize) -> Tensor:
     return answer
 
 
-def estimate(pictures: Sequence[Tensor]) -> Tensor:
-    """Colours of fore- and background of pictures of one size, from `coarse`: float32 [n, 6, h, w] in 0..255.
+def estimate(images: Sequence[Tensor]) -> Tensor:
+    """Colours of fore- and background of images of one size, from `coarse`: float32 [n, 6, h, w] in 0..255.
 
     Channels are (red fore, red back, green fore, ...): each colour's two beside each other.
     """
-    levels = [torch.stack(tuple(pictures))]
+    levels = [torch.stack(tuple(images))]
     while max(levels[-1].shape[2:]) > 2:
         levels.append(_halved(levels[-1]))
-    picture, matte = levels[-1][:, :3], levels[-1][:, 3:]
-    both = torch.stack((_weighted_mean(picture, matte), _weighted_mean(picture, 1.0 - matte)), dim=2).flatten(1, 2)
+    image, matte = levels[-1][:, :3], levels[-1][:, 3:]
+    both = torch.stack((_weighted_mean(image, matte), _weighted_mean(image, 1.0 - matte)), dim=2).flatten(1, 2)
     for level in reversed(levels):
         if both.shape[2:] != level.shape[2:]:
             both = F.interpolate(both, level.shape[2:], mode="bilinear", align_corners=False)
@@ -65,8 +65,8 @@ def estimate(pictures: Sequence[Tensor]) -> Tensor:
     return both
 
 
-def _spread(picture: Tensor, matte: Tensor, both: Tensor) -> Tensor:
-    """ITERATIONS times: each pixel takes its neighbours' mean, then what it lacks to explain the picture.
+def _spread(image: Tensor, matte: Tensor, both: Tensor) -> Tensor:
+    """ITERATIONS times: each pixel takes its neighbours' mean, then what it lacks to explain the image.
 
     Means are taken as (fore, back, fore) for each colour, so that each has the other beside it in memory; the step
     after is then two multiplications and additions: F' = F (1 - a a w) - B a b w + I a w, and likewise for B.
@@ -74,7 +74,7 @@ def _spread(picture: Tensor, matte: Tensor, both: Tensor) -> Tensor:
     share, other = matte[:, :, None], 1.0 - matte[:, :, None]  # [n, 1, 1, h, w]
     weight = 1.0 / (share * share + other * other + STIFFNESS)
     of_both = torch.cat((share, other), dim=2) * weight
-    constant = picture[:, :, None] * of_both  # [n, 3, 2, h, w]
+    constant = image[:, :, None] * of_both  # [n, 3, 2, h, w]
     kept = 1.0 - of_both * torch.cat((share, other), dim=2)
     crossed = -share * other * weight
     means = _neighbours(both.device)
@@ -97,11 +97,11 @@ def _neighbours(device: torch.device) -> Tensor:
 
 
 def corrected(rgb: Tensor, alpha: Tensor, both: Tensor, rows: tuple[int, int], height: int) -> Tensor:
-    """The colours of a band of the picture, cleaned where alpha is soft: uint8 [h, W, 3].
+    """The colours of a band of the image, cleaned where alpha is soft: uint8 [h, W, 3].
 
     rgb, alpha  uint8 [h, W, 3] and float32 [h, W], the band
-    both        float32 [6, ...], the picture's estimate
-    rows        first and one past the last row of the band, in a picture of `height` rows
+    both        float32 [6, ...], the image's estimate
+    rows        first and one past the last row of the band, in an image of `height` rows
     """
     width = rgb.shape[1]
     taps = taps_of(triangle, both.shape[1], height)
@@ -129,12 +129,12 @@ def _halved(level: Tensor) -> Tensor:
     return rows_of(halved, 2, area, -(-rows // 2))
 
 
-def _weighted_mean(picture: Tensor, weight: Tensor) -> Tensor:
+def _weighted_mean(image: Tensor, weight: Tensor) -> Tensor:
     """[n, 3, 1, 1]"""
-    return (picture * weight).sum(dim=(2, 3), keepdim=True) / weight.sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)
+    return (image * weight).sum(dim=(2, 3), keepdim=True) / weight.sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)
 
 
-# --- A band of a picture becomes bytes of its output plane, on any device: imaging/compose.py in torch.
+# --- A band of an image becomes bytes of its output plane, on any device: imaging/compose.py in torch.
 
 
 SUMMARY = 5  # numbers per answer
@@ -146,7 +146,7 @@ def pack(output: OutputPlane, rgb: Tensor | None, alpha: Tensor, source_alpha: T
 
     rgb           uint8 [h, W, 3], cleaned or not; only for RGBA
     alpha         float32 [h, W]
-    source_alpha  uint8 [h, W] or None: alpha that the picture came with, multiplied in before rounding
+    source_alpha  uint8 [h, W] or None: alpha that the image came with, multiplied in before rounding
     """
     height, width = alpha.shape
     if output is OutputPlane.ALPHA16:

@@ -113,24 +113,24 @@ def bands(outputs: int, pixels_per_output: float) -> list[tuple[int, int]]:
     return [(first, min(first + count, outputs)) for first in range(0, outputs, count)]
 
 
-def picture_to_network(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_to_network(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 [H, W, 3] -> float32 [h, w, 3] in 0..255, in bands, not rounded; within one level of Pillow's BILINEAR."""
-    height, width = picture.shape[:2]
-    answer = torch.empty((*size, 3), device=picture.device)
+    height, width = image.shape[:2]
+    answer = torch.empty((*size, 3), device=image.device)
     taps = taps_of(triangle, height, size[0])
     for first, last in bands(size[0], height * width / size[0]):
         top, bottom = taps.span(first, last)
-        narrow = rows_of(picture[top:bottom], 1, triangle, size[1])
+        narrow = rows_of(image[top:bottom], 1, triangle, size[1])
         if height == size[0]:
             answer[first:last] = narrow
             continue
-        index, weight = table(triangle, height, size[0], picture.device)
+        index, weight = table(triangle, height, size[0], image.device)
         answer[first:last] = resample(narrow, 0, index[:, first:last].sub(top).clamp_(min=0), weight[:, first:last])
     return answer
 
 
 class FullSize:
-    """A network's answer seen at its picture's size, band by band; imaging.resize.matte_to_image in one is the same."""
+    """A network's answer seen at its image's size, band by band; imaging.resize.matte_to_image in one is the same."""
 
     def __init__(self, matte: Tensor, height: int, width: int) -> None:
         """matte: float32 [h, w]"""

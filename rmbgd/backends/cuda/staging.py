@@ -1,4 +1,4 @@
-"""Pictures on their way between the arena and the device: two rings of bytes there, copies on streams of their own.
+"""Images on their way between the arena and the device: two rings of bytes there, copies on streams of their own.
 
 Knows planes and places in memory, not what is computed. The arena's first bytes may be page-locked: a copy of those
 runs beside the device's work, of the others the host makes a second copy.
@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmbgd.backends.cuda.device import Device, Mark
+from rmbgd.backends.cuda.device import CudaSeam, Mark
 from rmbgd.engine.types import OUTPUT_BYTES, Region, aligned
 
-# --- POLICY: which bytes of a staging buffer the next picture gets, and whose it overwrites. First in, first out.
+# --- POLICY: which bytes of a staging buffer the next image gets, and whose it overwrites. First in, first out.
 
 
 MarkT = TypeVar("MarkT")
@@ -83,12 +83,12 @@ class Ring(Generic[MarkT]):
         self._head = 0
 
 
-# --- Pictures on their way between the arena and the device: two rings of bytes there, copies on streams of their own.
+# --- Images on their way between the arena and the device: two rings of bytes there, copies on streams of their own.
 
 
 @dataclass
 class Source:
-    """The planes of a picture that are read, on the device as long as its piece is not gone.
+    """The planes of an image that are read, on the device as long as its piece is not gone.
 
     rgb           uint8 [H, W, 3]
     source_alpha  uint8 [H, W] or None
@@ -111,7 +111,7 @@ class Band:
 class Staging:
     """`pinned`: bytes of the block that are page-locked, from its start."""
 
-    def __init__(self, device: Device, block: NDArray[np.uint8], upload: int, download: int, pinned: int) -> None:
+    def __init__(self, device: CudaSeam, block: NDArray[np.uint8], upload: int, download: int, pinned: int) -> None:
         self._device = device
         self._block = torch.from_numpy(block)
         self._pinned = pinned
@@ -121,7 +121,7 @@ class Staging:
         self._down_memory = torch.empty(download, dtype=torch.uint8, device=device.torch)
 
     def fits(self, region: Region) -> bool:
-        """Whether a picture can be on the device at all, as a whole, and a row of its output."""
+        """Whether an image can be on the device at all, as a whole, and a row of its output."""
         row = OUTPUT_BYTES[region.output] * region.width
         return region.output_offset - region.offset <= self._up.byte_count and row <= self._down.byte_count
 

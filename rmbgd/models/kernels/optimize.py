@@ -14,14 +14,14 @@ import torch
 
 from rmbgd.errors import ModelError
 from rmbgd.models.kernels.head import mattes
-from rmbgd.models.kernels.resize import put_pictures
+from rmbgd.models.kernels.resize import put_images
 from rmbgd.models.kernels.runtime import VARIABLE, directory_here, triton_for, use_kernels
 from rmbgd.models.load import LoadedModel, load_model
 from rmbgd.models.registry import Architecture
 
 PRECISIONS = ("float16", "bfloat16", "float32")
 BATCHES = (1, 2)  # a batch of one is a case of its own to libraries; every other is like two
-PICTURES = ((480, 640), (3000, 4000))  # (height, width): enlarged, and reduced
+IMAGES = ((480, 640), (3000, 4000))  # (height, width): enlarged, and reduced
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,18 @@ def optimise(source: str, models: Path, *, device: str, precision: str, patch_or
 
 
 def run(loaded: LoadedModel, device: torch.device, dtype: torch.dtype, *, triton: bool = True) -> None:
-    """Pictures through the network as the engine sends them. Raises ModelError when alpha is not finite."""
+    """Images through the network as the engine sends them. Raises ModelError when alpha is not finite."""
     provenance = loaded.provenance  # checks the digest of what is about to run
     kind = torch.float32 if provenance.architecture == Architecture.BIREFNET else dtype
     ones = torch.ones(3, device=device)
     for batch in BATCHES:
         shape = (batch, 3, *loaded.input_size)
         inputs = torch.zeros(shape, dtype=kind, device=device).contiguous(memory_format=torch.channels_last)
-        pictures = [torch.zeros((*size, 3), dtype=torch.uint8, device=device) for size in PICTURES[:batch]]
-        put_pictures(pictures, inputs, ones / 255, -ones / 2, triton=triton)
+        images = [torch.zeros((*size, 3), dtype=torch.uint8, device=device) for size in IMAGES[:batch]]
+        put_images(images, inputs, ones / 255, -ones / 2, triton=triton)
         _, finite = mattes(loaded.module, inputs, triton=triton)
         if not bool(finite.all()):
-            raise ModelError(f"optimize: {provenance.model}: alpha of a black picture is not finite in {kind}")
+            raise ModelError(f"optimize: {provenance.model}: alpha of a black image is not finite in {kind}")
 
 
 def _card(device: str) -> torch.device:

@@ -1,7 +1,7 @@
 """Whether the Triton kernels can be used here, and if not, why, in words for the log. Never raises, chooses no path.
 
 Imports Triton only when asked, and believes it only after a kernel has been compiled and has computed: a missing C
-compiler, an architecture that this release does not know and a broken cache are all found here, before any picture.
+compiler, an architecture that this release does not know and a broken cache are all found here, before any image.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Engines on a device: a network that is quick and known, pictures in an arena, the host in a GPU's place."""
+"""Engines on a device: a network that is quick and known, images in an arena, the host in a GPU's place."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 from rmbgd.backends import cpu as torch_engine
 from rmbgd.backends.cuda import memory_plan as plan
 from rmbgd.backends.cuda import network
-from rmbgd.backends.cuda.backend import GpuEngine
+from rmbgd.backends.cuda.backend import CudaBackend
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.options import ModelChoice, Options
 from rmbgd.engine.types import OutputPlane, Region, Slot, Work, region_bytes, view
@@ -47,7 +47,7 @@ class Green(nn.Module):
 
 
 class Canvas:
-    """Places pictures in the arena one after the other, without leases: a test has the arena for itself."""
+    """Places images in the arena one after the other, without leases: a test has the arena for itself."""
 
     def __init__(self, arena: Arena) -> None:
         self.arena = arena
@@ -121,12 +121,12 @@ def small_staging(monkeypatch: pytest.MonkeyPatch) -> Options:
 
 
 @pytest.fixture
-def make(arena: Arena) -> Iterator[Callable[..., GpuEngine]]:
+def make(arena: Arena) -> Iterator[Callable[..., CudaBackend]]:
     """Engines on the host device, started, closed at the end."""
     engines = []
 
-    def build(options: Options = OPTIONS, device: HostDevice | None = None, *, start: bool = True) -> GpuEngine:
-        engine = GpuEngine(arena.block, options, lambda: device or HostDevice())
+    def build(options: Options = OPTIONS, device: HostDevice | None = None, *, start: bool = True) -> CudaBackend:
+        engine = CudaBackend(arena.block, options, lambda: device or HostDevice())
         engines.append(engine)
         if start:
             engine.start()

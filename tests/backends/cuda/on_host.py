@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.backends.cuda.backend import GpuEngine
+from rmbgd.backends.cuda.backend import CudaBackend
 from rmbgd.engine.options import Options
 from rmbgd.testing.device import HostDevice
 
 
-def create(block: NDArray[np.uint8], options: Mapping[str, Any]) -> GpuEngine:
-    return GpuEngine(block, Options.from_json(options), lambda: HostDevice((256 << 20, 8 << 30)))
+def create(block: NDArray[np.uint8], options: Mapping[str, Any]) -> CudaBackend:
+    return CudaBackend(block, Options.from_json(options), lambda: HostDevice((256 << 20, 8 << 30)))

@@ -10,19 +10,19 @@ import pytest
 import torch
 from PIL import Image
 
-from rmbgd.backends.cpu import TorchEngine
+from rmbgd.backends.cpu import CpuBackend
 from rmbgd.backends.cuda import backend as engine
 from rmbgd.backends.cuda import memory as pool
 from rmbgd.backends.cuda import network, resample
 from rmbgd.backends.cuda import network as float8
 from rmbgd.backends.cuda.device import CaptureFailed
 from rmbgd.backends.factory import create
-from rmbgd.engine import golden_image as known_picture
+from rmbgd.engine import golden_image
 from rmbgd.engine.selftest import golden_difference
 from rmbgd.engine.types import OutputPlane
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.models.kernels import head
-from rmbgd.models.kernels.resize import put_pictures
+from rmbgd.models.kernels.resize import put_images
 from rmbgd.models.kernels.runtime import Availability
 from rmbgd.testing.device import HostDevice
 from tests.backends.cuda.conftest import OPTIONS, Canvas, Green
@@ -31,7 +31,7 @@ GIBI = 1 << 30
 
 
 def ball(height: int, width: int) -> np.ndarray:
-    rgb, _ = known_picture.known_picture()
+    rgb, _ = golden_image.golden_image()
     return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
 
 
@@ -55,7 +55,7 @@ def assorted(canvas: Canvas) -> list:
 
 def by_host(canvas: Canvas, works, options=OPTIONS) -> list[np.ndarray]:
     """What the CPU's engine makes of them."""
-    engine = TorchEngine(canvas.arena.block, options)
+    engine = CpuBackend(canvas.arena.block, options)
     engine.start()
     for work in works:
         engine.segment([work])
@@ -71,7 +71,7 @@ def worst(plane: np.ndarray, expected: np.ndarray) -> float:
     return np.abs(plane.astype(int) - expected).max() / (257 if plane.dtype == np.uint16 else 1)
 
 
-# --- the same pictures as the CPU's engine
+# --- the same images as the CPU's engine
 
 
 def test_every_plane_is_that_of_the_cpus_engine(make, green, canvas):
@@ -99,7 +99,7 @@ def test_the_embedded_model_answers_as_on_the_cpus_engine(make, canvas):
     assert worst(canvas.plane(works[1]), expected[1]) <= 2
 
 
-def test_pictures_worked_on_in_bands_are_the_same(make, green, canvas, monkeypatch):
+def test_images_worked_on_in_bands_are_the_same(make, green, canvas, monkeypatch):
     """Bands of some rows instead of one for all: nothing is rounded on the way to the network then, so two levels."""
     works = assorted(canvas)
     expected = by_host(canvas, works)
@@ -111,7 +111,7 @@ def test_pictures_worked_on_in_bands_are_the_same(make, green, canvas, monkeypat
 
 
 def test_more_than_staging_holds_goes_through_it_all_the_same(make, green, canvas, small_staging, monkeypatch):
-    """Pictures that push each other out are brought again; a picture larger than the ring goes by way of the host."""
+    """Images that push each other out are brought again; an image larger than the ring goes by way of the host."""
     monkeypatch.setattr(resample, "BAND_PIXELS", 20_000)  # a band of output fits
     works = [canvas.place(n, ball(300 + 10 * n, 400), clean=n != 2) for n in range(4)]
     works.append(canvas.place(4, ball(700, 600), source_alpha=veil(700, 600)))
@@ -127,7 +127,7 @@ def test_more_than_staging_holds_goes_through_it_all_the_same(make, green, canva
             assert worst(canvas.plane(work), wanted) <= 1
 
 
-def test_a_picture_is_the_same_in_company_and_alone(make, green, canvas):
+def test_an_image_is_the_same_in_company_and_alone(make, green, canvas):
     """Bit for bit, also beside others of its size, whose colours are estimated together."""
     rng = np.random.default_rng(1)
     shapes = [(320, 320), (333, 444), (333, 444), (100, 900)]
@@ -145,7 +145,7 @@ def test_a_picture_is_the_same_in_company_and_alone(make, green, canvas):
 
 
 def test_empty_places_of_a_batch_change_nothing(make, green, canvas):
-    """They hold NaN, and three pictures in a batch of four are computed as if they were alone."""
+    """They hold NaN, and three images in a batch of four are computed as if they were alone."""
     works = assorted(canvas)[:3]
     expected = by_host(canvas, works)
     engine = make()
@@ -163,7 +163,7 @@ def test_empty_places_of_a_batch_change_nothing(make, green, canvas):
 def test_the_report_measures_the_mattes(make, green, canvas):
     """Coverage, peak, solid and soft shares as the CPU's engine has them."""
     works = assorted(canvas)[:3]
-    host = TorchEngine(canvas.arena.block, OPTIONS)
+    host = CpuBackend(canvas.arena.block, OPTIONS)
     host.start()
     expected = [asdict(answer.matte) for answer in host.segment(works).answers]
 
@@ -186,7 +186,7 @@ def test_the_description_says_how_memory_was_divided(make, green):
     assert json.loads(json.dumps(asdict(description)))["device"] == "cpu"
 
 
-def test_little_memory_is_told_and_one_picture_at_a_time_goes(make, green, canvas):
+def test_little_memory_is_told_and_one_image_at_a_time_goes(make, green, canvas):
     """Half a gibibyte free of eight: it is said once, and the engine works."""
     engine = make(device=HostDevice((GIBI // 2, 8 * GIBI)), start=False)
     description = engine.start()
@@ -218,7 +218,7 @@ def test_memory_that_others_take_later_is_told_once(make, green, canvas, monkeyp
 
 
 def test_no_page_locked_memory_is_told(make, green, canvas):
-    """The arena then stays pageable, and pictures go the same way."""
+    """The arena then stays pageable, and images go the same way."""
     description = make(device=HostDevice(pins="the limit is 64 kB"), start=False).start()
 
     assert [limit.detail for limit in description.limits if limit.what == "pinned"] == [
@@ -235,7 +235,7 @@ def test_no_more_of_the_arena_is_locked_than_was_asked_for(make, green):
 
 
 def test_half_precision_says_how_far_it_is_from_float32(make, green):
-    """On the known picture, in levels; float32 itself says nothing."""
+    """On the golden image, in levels; float32 itself says nothing."""
     green.after = lambda logits, module: logits + (0.004 if module.weight.dtype is torch.float16 else 0.0)
     half = make(replace(OPTIONS, precision="float16"), start=False).start()
     full = make(replace(OPTIONS, precision="float32"), start=False).start()
@@ -272,17 +272,17 @@ def test_float8_is_used_while_its_gate_holds(make, green, monkeypatch):
     assert [limit.what for limit in near.limits] == ["kernels"]
     assert far.models["u2netp"]["precision"] == "float16"
     (told,) = [limit.detail for limit in far.limits if limit.what == "float8"]
-    assert "u2netp computes in float16: alpha of the known picture is off by" in told
+    assert "u2netp computes in float16: alpha of the golden image is off by" in told
 
 
-def plain_pictures(*given, triton: bool) -> None:
+def plain_images(*given, triton: bool) -> None:
     """There is no Triton here, whatever is said."""
-    put_pictures(*given, triton=False)
+    put_images(*given, triton=False)
 
 
 @pytest.mark.parametrize("fault", ["out of resource: shared memory", "a library is missing"])
 def test_kernels_that_do_not_run_leave_plain_ones(make, green, monkeypatch, fault):
-    """What a compiler or a driver has against a kernel is told, not raised; pictures go on."""
+    """What a compiler or a driver has against a kernel is told, not raised; images go on."""
     chosen = []
 
     def choose(_module, *, triton: bool) -> int:
@@ -297,7 +297,7 @@ def test_kernels_that_do_not_run_leave_plain_ones(make, green, monkeypatch, faul
     monkeypatch.setattr(engine, "triton_for", lambda *_: Availability(True, "a test"))
     monkeypatch.setattr(network, "use_kernels", choose)
     monkeypatch.setattr(network, "mattes", answers)
-    monkeypatch.setattr(network, "put_pictures", plain_pictures)
+    monkeypatch.setattr(network, "put_images", plain_images)
     description = make(start=False).start()
 
     assert chosen == [True, False]
@@ -307,9 +307,9 @@ def test_kernels_that_do_not_run_leave_plain_ones(make, green, monkeypatch, faul
 # --- looks between batches
 
 
-def test_the_known_picture_is_that_of_the_cpus_engine(make, green, arena):
+def test_the_known_image_is_that_of_the_cpus_engine(make, green, arena):
     """Within the bounds that a probe demands, and far below them."""
-    host = TorchEngine(arena.block, OPTIONS)
+    host = CpuBackend(arena.block, OPTIONS)
     host.start()
     mean, peak = golden_difference(make().golden("u2netp").alpha, host.golden("u2netp").alpha, 0.0)
 
@@ -328,7 +328,7 @@ def test_the_canary_stays_well(make, green):
 
 
 def overflows_in_half(logits: torch.Tensor, module: Green) -> torch.Tensor:
-    """A network whose float16 cannot bear the second picture."""
+    """A network whose float16 cannot bear the second image."""
     if module.weight.dtype is torch.float16 and len(logits) > 1:
         logits[1, 0, 5, 5] = float("inf")
     return logits
@@ -353,7 +353,7 @@ def test_an_answer_that_stays_not_finite_is_nonsense_and_not_written(make, green
     works = assorted(canvas)[:2]
     engine = make(replace(OPTIONS, precision="float16"))
     green.after = lambda logits, _: logits * float("nan")
-    with pytest.raises(EngineNonsense, match=r"pictures \[0, 1\] of a batch of 2 .* in float32 as well"):
+    with pytest.raises(EngineNonsense, match=r"images \[0, 1\] of a batch of 2 .* in float32 as well"):
         engine.segment(works)
 
     assert all((canvas.plane(work) == 7).all() for work in works)
@@ -369,25 +369,25 @@ def test_float32_is_not_tried_twice(make, green, canvas):
 
 
 def test_weights_that_are_nonsense_do_not_start(make, green):
-    """The known picture is looked at before the engine says that it is ready."""
+    """The golden image is looked at before the engine says that it is ready."""
     green.after = lambda logits, _: logits * float("nan")
-    with pytest.raises(EngineNonsense, match="known picture"):
+    with pytest.raises(EngineNonsense, match="golden image"):
         make()
 
 
 # --- shortage of memory
 
 
-def short_above(pictures: int):
+def short_above(images: int):
     def before(inputs: torch.Tensor) -> None:
-        if len(inputs) > pictures:
+        if len(inputs) > images:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     return before
 
 
 def test_a_batch_without_room_is_halved_inside_the_engine(make, green, canvas):
-    """All pictures are answered, in order; it is said once, and the next batch is small from the start."""
+    """All images are answered, in order; it is said once, and the next batch is small from the start."""
     works = assorted(canvas)
     expected = by_host(canvas, works)
     device = HostDevice()
@@ -398,14 +398,14 @@ def test_a_batch_without_room_is_halved_inside_the_engine(make, green, canvas):
     assert [answer.image_id for answer in report.answers] == [work.image_id for work in works]
     assert max(answer.batch for answer in report.answers) == 2
     assert [limit.what for limit in report.limits] == ["batch"]
-    assert "at most 2 pictures at once for now: CUDA out of memory" in report.limits[0].detail
+    assert "at most 2 images at once for now: CUDA out of memory" in report.limits[0].detail
     assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 1
     assert device.graphs_forgotten == 1
     assert engine.segment(works).limits == []
 
 
-def test_one_picture_gets_the_recordings_memory_before_it_is_refused(make, green, canvas):
-    """A single picture without room: first the recordings go, then it is told, and the engine stays well."""
+def test_one_image_gets_the_recordings_memory_before_it_is_refused(make, green, canvas):
+    """A single image without room: first the recordings go, then it is told, and the engine stays well."""
     work = assorted(canvas)[0]
     engine = make()
     green.before = short_above(0)
@@ -458,7 +458,7 @@ def test_a_plan_that_was_too_bold_is_cut_at_start(make, green):
     assert "batch" in {limit.what for limit in description.limits}
 
 
-def test_a_device_without_room_for_one_picture_does_not_start(make, green):
+def test_a_device_without_room_for_one_image_does_not_start(make, green):
     """Told as what it is; smaller cannot be."""
     green.before = short_above(0)
     with pytest.raises(EngineMemory):
@@ -494,7 +494,7 @@ def test_the_largest_batch_is_recorded_first(make, green, canvas):
     engine.segment(assorted(canvas))
 
     assert recorder.order == [4, 2, 1]
-    assert recorder.replays == before + 3  # seven pictures: 4, 2, 1
+    assert recorder.replays == before + 3  # seven images: 4, 2, 1
 
 
 def test_graphs_can_be_switched_off(make, green, canvas):
@@ -508,7 +508,7 @@ def test_graphs_can_be_switched_off(make, green, canvas):
     assert "graphs" not in {limit.what for limit in description.limits}
 
 
-def test_a_recording_that_fails_is_told_once_and_pictures_go_on(make, green, canvas):
+def test_a_recording_that_fails_is_told_once_and_images_go_on(make, green, canvas):
     """No second try for smaller batches; the planes are the same."""
     tried = []
 
@@ -530,7 +530,7 @@ def test_a_recording_that_fails_is_told_once_and_pictures_go_on(make, green, can
 
 
 def test_a_recording_that_answers_otherwise_is_not_used(make, green):
-    """It is compared with its own kernels before the first picture."""
+    """It is compared with its own kernels before the first image."""
     description = make(device=HostDevice(capture=lambda body: lambda: None), start=False).start()
 
     (told,) = [limit.detail for limit in description.limits if limit.what == "graphs"]

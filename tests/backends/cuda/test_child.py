@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rmbgd.config.load import parse
-from rmbgd.engine import golden_image as known_picture
+from rmbgd.engine import golden_image
 from rmbgd.engine.wiring import default_machine
 from rmbgd.engine.worker import EngineWorker
 from tests.engine.processes import PATIENCE
@@ -27,7 +27,7 @@ def test_the_real_child_cuts_out_the_ball(arena, canvas):
         batch_timeout=PATIENCE,
         on_output=print,
     )
-    rgb, truth = known_picture.known_picture()
+    rgb, truth = golden_image.golden_image()
     work = canvas.place(1, rgb)
     try:
         description = worker.start()
@@ -37,7 +37,7 @@ def test_the_real_child_cuts_out_the_ball(arena, canvas):
         worker.close()
     alpha = canvas.plane(work)[..., 3] / np.float32(255)
 
-    assert known_picture.overlap(alpha, truth) > 0.98
+    assert golden_image.overlap(alpha, truth) > 0.98
     assert np.abs(golden.alpha - alpha).max() < 0.02
     assert description.batch_sizes == (1,)
     assert [limit.what for limit in description.limits] == ["kernels", "memory_low", "batch"]

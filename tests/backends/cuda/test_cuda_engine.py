@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rmbgd.backends.cpu import TorchEngine
-from rmbgd.backends.cuda.backend import GpuEngine
+from rmbgd.backends.cpu import CpuBackend
+from rmbgd.backends.cuda.backend import CudaBackend
 from rmbgd.backends.cuda.network import Network
 from rmbgd.backends.cuda.runtime import CudaDevice
 from rmbgd.backends.factory import create
-from rmbgd.engine import golden_image as known_picture
+from rmbgd.engine import golden_image
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.options import ModelChoice, Options
 from rmbgd.engine.selftest import golden_difference
@@ -57,11 +57,11 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def launch(arena: Arena, checkpoint: Path) -> Iterator[Callable[..., GpuEngine]]:
+def launch(arena: Arena, checkpoint: Path) -> Iterator[Callable[..., CudaBackend]]:
     """Engines on the device, started, closed at the end."""
     engines = []
 
-    def build(source: str = "", **options: object) -> GpuEngine:
+    def build(source: str = "", **options: object) -> CudaBackend:
         choice = ModelChoice(source or str(checkpoint), "auto" if source else "channel_first")
         engine = create(
             arena.block,
@@ -73,7 +73,7 @@ def launch(arena: Arena, checkpoint: Path) -> Iterator[Callable[..., GpuEngine]]
             }
             | options,
         )
-        assert isinstance(engine, GpuEngine)
+        assert isinstance(engine, CudaBackend)
         engines.append(engine)
         engine.description = engine.start()  # type: ignore[attr-defined]
         return engine
@@ -93,16 +93,16 @@ def canvas(arena: Arena) -> Canvas:
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Something with edges at every scale, uint8 [height, width, 3]."""
     rng = np.random.default_rng(seed)
-    picture = np.zeros((height, width, 3), np.float32)
+    image = np.zeros((height, width, 3), np.float32)
     for side in (4, 16, 64):
         layer = rng.integers(0, 256, (side, side, 3), np.uint8)
-        picture += np.asarray(Image.fromarray(layer).resize((width, height), Image.Resampling.BICUBIC), np.float32)
-    return (picture / 3).astype(np.uint8)
+        image += np.asarray(Image.fromarray(layer).resize((width, height), Image.Resampling.BICUBIC), np.float32)
+    return (image / 3).astype(np.uint8)
 
 
 def planes_by_host(canvas: Canvas, works: list[Work]) -> list[np.ndarray]:
     """What the CPU's engine makes of them with the embedded model; the planes are spoilt again afterwards."""
-    host = TorchEngine(canvas.arena.block, Options({MODEL: ModelChoice("u2netp")}, Path("/nonexistent")))
+    host = CpuBackend(canvas.arena.block, Options({MODEL: ModelChoice("u2netp")}, Path("/nonexistent")))
     host.start()
     planes = []
     for work in works:
@@ -112,7 +112,7 @@ def planes_by_host(canvas: Canvas, works: list[Work]) -> list[np.ndarray]:
     return planes
 
 
-def network_of(engine: GpuEngine) -> Network:
+def network_of(engine: CudaBackend) -> Network:
     return engine._networks[MODEL]
 
 
@@ -123,7 +123,7 @@ def filled(network: Network, seed: int = 0) -> None:
         network.inputs.normal_(generator=generator)
 
 
-def mattes(engine: GpuEngine, size: int) -> torch.Tensor:
+def mattes(engine: CudaBackend, size: int) -> torch.Tensor:
     """Of the first places, through whatever batches of that size go through."""
     assert engine._device is not None
     with torch.inference_mode(), engine._device.compute():
@@ -138,7 +138,7 @@ def mattes(engine: GpuEngine, size: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("graphs", [True, False])
 def test_no_memory_is_asked_of_the_device_in_steady_state(launch, canvas, graphs):
-    """200 batches of changing sizes, of pictures of changing sizes and outputs: not one allocation of the device."""
+    """200 batches of changing sizes, of images of changing sizes and outputs: not one allocation of the device."""
     engine = launch(graphs=graphs)
     sides = [(1024, 1024), (1600, 1200), (700, 933), (2448, 3264), (320, 200)]
     works = []
@@ -218,7 +218,7 @@ def test_memory_as_the_driver_sees_it(canvas, checkpoint, size, most):
     assert used <= most
 
 
-def test_pictures_inside_across_and_beyond_page_locked_memory_arrive(launch, canvas):
+def test_images_inside_across_and_beyond_page_locked_memory_arrive(launch, canvas):
     """A copy never lies on both sides of the edge, which the driver refuses; all three get their planes."""
     edge = 8 * MEBI
     engine = launch(source="u2netp", pinned_bytes=edge)
@@ -309,7 +309,7 @@ def test_recordings_survive_work_beside_them(launch):
 # --- company
 
 
-def test_a_picture_does_not_see_its_company(launch):
+def test_an_image_does_not_see_its_company(launch):
     """In every place of every batch size, with NaN in all places that are empty: within one level of being alone."""
     engine = launch()
     network = network_of(engine)
@@ -349,7 +349,7 @@ def reference(arena: Arena, checkpoint: Path) -> list[torch.Tensor]:
         kernels="off",
         batch_maximum=1,
     )
-    engine = GpuEngine(arena.block, options, partial(CudaDevice, DEVICE))
+    engine = CudaBackend(arena.block, options, partial(CudaDevice, DEVICE))
     engine.start()
     answers = [seen(engine, photo(SIDE, SIDE, seed)) for seed in range(4)]
     engine.close()
@@ -357,8 +357,8 @@ def reference(arena: Arena, checkpoint: Path) -> list[torch.Tensor]:
     return answers
 
 
-def seen(engine: GpuEngine, rgb: np.ndarray) -> torch.Tensor:
-    """Alpha of one picture at the network's size."""
+def seen(engine: CudaBackend, rgb: np.ndarray) -> torch.Tensor:
+    """Alpha of one image at the network's size."""
     with torch.inference_mode(), engine._device.compute():
         network_of(engine).put(0, [torch.from_numpy(rgb).to(DEVICE)])
     return mattes(engine, 1)[0].cpu()
@@ -413,8 +413,8 @@ def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
 
 
 def test_a_gpu_answers_as_the_cpu_does(launch, arena):
-    """The known picture through the embedded model, within the bounds that a probe demands."""
-    host = TorchEngine(arena.block, Options({MODEL: ModelChoice("u2netp")}, Path("/nonexistent")))
+    """The golden image through the embedded model, within the bounds that a probe demands."""
+    host = CpuBackend(arena.block, Options({MODEL: ModelChoice("u2netp")}, Path("/nonexistent")))
     host.start()
     engine = launch(source="u2netp")
     mean, peak = golden_difference(engine.golden(MODEL).alpha, host.golden(MODEL).alpha, 0.001)
@@ -425,9 +425,9 @@ def test_a_gpu_answers_as_the_cpu_does(launch, arena):
 
 def test_planes_are_those_of_the_cpu_but_for_rounding(launch, canvas):
     """The embedded model in float32 on both: alpha within three levels, colours within three where alpha is equal."""
-    rgb, _ = known_picture.known_picture()
-    picture = np.asarray(Image.fromarray(rgb).resize((1300, 900), Image.Resampling.BICUBIC))
-    works = [canvas.place(1, picture), canvas.place(2, picture, output=OutputPlane.ALPHA16)]
+    rgb, _ = golden_image.golden_image()
+    image = np.asarray(Image.fromarray(rgb).resize((1300, 900), Image.Resampling.BICUBIC))
+    works = [canvas.place(1, image), canvas.place(2, image, output=OutputPlane.ALPHA16)]
     expected = [plane.astype(int) for plane in planes_by_host(canvas, works)]
     launch(source="u2netp", precision="float32").segment(works)
     found = [canvas.plane(work).astype(int) for work in works]

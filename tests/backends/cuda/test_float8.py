@@ -75,7 +75,7 @@ def test_only_wide_products_change_and_all_of_them_change_back():
 
 
 def test_a_network_in_float8_can_be_widened():
-    """For the picture that is computed again: the same weights, in float32."""
+    """For the image that is computed again: the same weights, in float32."""
     network = Tiny()
     float8.convert(network)
     packed = network.wide[0]

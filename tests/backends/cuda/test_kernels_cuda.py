@@ -12,7 +12,7 @@ from rmbgd.models.checkpoint import BACKBONES
 from rmbgd.models.convert import BiRefNetConfig, assemble
 from rmbgd.models.deform import DeformableAspp
 from rmbgd.models.kernels.head import mattes
-from rmbgd.models.kernels.resize import put_pictures
+from rmbgd.models.kernels.resize import put_images
 from rmbgd.models.kernels.runtime import triton_for, use_kernels
 from rmbgd.models.registry import PatchOrder
 from rmbgd.models.swin import WindowAttention
@@ -104,11 +104,11 @@ def test_head(cuda, dtype):
 
 
 @pytest.mark.parametrize(("height", "width"), [(1024, 1024), (3024, 4032), (720, 1280), (337, 9001), (64, 64)])
-def test_pictures(cuda, height, width):
+def test_images(cuda, height, width):
     """Photographs of many sizes into 1024 x 1024, within 1e-3 of a level of the float64 resize."""
     rgb = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     inputs = torch.empty((1, 3, 1024, 1024), device=cuda, memory_format=torch.channels_last)
-    put_pictures([rgb.to(cuda)], inputs, torch.ones(3, device=cuda), torch.zeros(3, device=cuda), triton=True)
+    put_images([rgb.to(cuda)], inputs, torch.ones(3, device=cuda), torch.zeros(3, device=cuda), triton=True)
     exact = F.interpolate(rgb.permute(2, 0, 1)[None].double(), (1024, 1024), mode="bilinear", antialias=True)
 
     torch.testing.assert_close(inputs.cpu().double(), exact, rtol=0, atol=1e-3)

@@ -47,10 +47,10 @@ def test_a_card_of_8_gb_shared_with_others_takes_fewer():
 
     assert found.sizes == (1, 2, 4, 8)
     assert [limit.what for limit in found.limits] == ["batch"]
-    assert "at most 8 pictures at once, not 16" in found.limits[0].detail
+    assert "at most 8 images at once, not 16" in found.limits[0].detail
 
 
-def test_little_free_memory_is_told_and_one_picture_is_tried():
+def test_little_free_memory_is_told_and_one_image_is_tried():
     """Below the spare bytes: memory_low, batches of one, the least of staging."""
     found = planned(700 * MEBI)
 
@@ -91,7 +91,7 @@ needs = st.builds(
     st.integers(0, 4 * GIBI),
 )
 def test_what_is_spared_stays_free(free, networks, largest, staging, spare):
-    """Whenever more than one picture goes at once, all that is taken leaves the spare bytes free."""
+    """Whenever more than one image goes at once, all that is taken leaves the spare bytes free."""
     found = planned(free, networks=networks, wishes=Wishes(largest, staging, 0, spare))
 
     assert found.sizes[0] == 1
@@ -126,7 +126,7 @@ def test_without_measurements_batches_are_full():
     st.lists(st.floats(0.001, 10), min_size=len(SIZES), max_size=len(SIZES)),
 )
 def test_no_other_division_is_quicker(count, kinds, seconds):
-    """Compared with every way to divide so many pictures among the sizes, by brute force."""
+    """Compared with every way to divide so many images among the sizes, by brute force."""
     sizes = SIZES[:kinds]
     times = dict(zip(sizes, seconds, strict=False))
     found = split(count, sizes, times)
@@ -134,8 +134,8 @@ def test_no_other_division_is_quicker(count, kinds, seconds):
     def cost(division):
         return sum(min(times[size] for size in sizes if size >= part) for part in division)
 
-    assert sum(pictures for pictures, _ in found) == count
-    assert all(pictures <= size for pictures, size in found)
+    assert sum(images for images, _ in found) == count
+    assert all(images <= size for images, size in found)
     ways = (
         way
         for length in range(1, count + 1)

@@ -14,7 +14,7 @@ from skimage import data
 from rmbgd.backends.cuda import postprocess as edges
 from rmbgd.backends.cuda import resample
 from rmbgd.backends.cuda.postprocess import FINITE, pack, summary
-from rmbgd.backends.cuda.resample import FullSize, area, bands, picture_to_network, rows_of, triangle
+from rmbgd.backends.cuda.resample import FullSize, area, bands, resize_to_network, rows_of, triangle
 from rmbgd.engine.types import OUTPUT_BYTES, OutputPlane
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha
 from rmbgd.imaging.edges import HARDEST, SOFTEST, clean_edges
@@ -37,7 +37,7 @@ def soft_matte(height: int, width: int) -> np.ndarray:
 
 @pytest.fixture
 def narrow_bands(monkeypatch):
-    """Bands of some rows, so that a small picture has many."""
+    """Bands of some rows, so that a small image has many."""
     monkeypatch.setattr(resample, "BAND_PIXELS", 2500)
 
 
@@ -46,22 +46,22 @@ def narrow_bands(monkeypatch):
 
 @given(sides, sides, sides, sides, seeds)
 @settings(max_examples=25)
-def test_a_picture_at_the_networks_size_is_pillows(height, width, network_height, network_width, seed):
+def test_an_image_at_the_networks_size_is_pillows(height, width, network_height, network_width, seed):
     """Within one level of Pillow's bilinear, which rounds twice, whatever the sizes."""
     rgb = noise(height, width, seed)
-    found = picture_to_network(torch.from_numpy(rgb), (network_height, network_width)).numpy()
+    found = resize_to_network(torch.from_numpy(rgb), (network_height, network_width)).numpy()
     expected = np.asarray(Image.fromarray(rgb).resize((network_width, network_height), Image.Resampling.BILINEAR))
 
     assert np.abs(found - expected).max() <= 1.01
 
 
-def test_a_picture_in_bands_is_the_same(narrow_bands):
+def test_an_image_in_bands_is_the_same(narrow_bands):
     """Bit for bit: a band sees the rows beyond its border."""
     rgb = torch.from_numpy(noise(301, 257))
-    in_bands = picture_to_network(rgb, (64, 48))
+    in_bands = resize_to_network(rgb, (64, 48))
     resample.BAND_PIXELS = 1 << 20
 
-    assert torch.equal(in_bands, picture_to_network(rgb, (64, 48)))
+    assert torch.equal(in_bands, resize_to_network(rgb, (64, 48)))
 
 
 @given(sides, sides, sides, sides, seeds)
@@ -162,7 +162,7 @@ def test_any_size_can_be_cleaned(height, width, seed):
     assert np.abs(found.astype(int) - expected).max() <= 3
 
 
-def test_pictures_estimated_together_are_as_alone():
+def test_images_estimated_together_are_as_alone():
     """Within float order; nothing of one gets into the other."""
     levels = [torch.rand(4, 60, 80) * 255 for _ in range(3)]
     for level in levels:
@@ -221,4 +221,4 @@ def test_the_networks_own_size_passes_unchanged():
     """Nothing is resampled where nothing changes its size."""
     rgb = noise(32, 32)
 
-    assert np.array_equal(picture_to_network(torch.from_numpy(rgb), (32, 32)).numpy(), image_to_network(rgb, 32, 32))
+    assert np.array_equal(resize_to_network(torch.from_numpy(rgb), (32, 32)).numpy(), image_to_network(rgb, 32, 32))

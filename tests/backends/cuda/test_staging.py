@@ -100,7 +100,7 @@ def test_an_upload_waits_for_whoever_read_what_lies_there(block):
     """On the upload stream, for the mark of the last use."""
     device = Streams()
     size = region_bytes(57, 91, source_alpha=True, output=OutputPlane.RGBA8)
-    staging = Staging(device, block, size, 1 << 18, BLOCK)  # room for one picture
+    staging = Staging(device, block, size, 1 << 18, BLOCK)  # room for one image
     first = staging.bring(region(0))
     assert first is not None
     first.piece.mark, first.piece.held = "computed", False
@@ -127,7 +127,7 @@ def test_a_download_waits_for_its_band_to_be_ready(block):
 
 
 def test_what_can_never_be_on_the_device_is_known_before(block):
-    """A picture larger than the ring goes another way."""
+    """An image larger than the ring goes another way."""
     staging = Staging(HostDevice(), block, 20_000, 1 << 18, BLOCK)
 
     assert not staging.fits(region(0))

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rmbgd.models.kernels import aspp as aspp_kernel
-from rmbgd.models.kernels import head_kernel, pictures_kernel
+from rmbgd.models.kernels import head_kernel, resize_kernel
 from rmbgd.models.kernels import norm as norm_kernel
 from rmbgd.models.kernels import window as window_kernel
 
@@ -45,8 +45,8 @@ def launches(capability: int) -> Iterator[Launch]:
         wide = kind == "fp32"
         precision = "tf32x3" if wide else "tf32"
         types = {"table": "*i64", "inputs": f"*{kind}", "scale": "*fp32", "shift": "*fp32"}
-        constants: dict[str, object] = {"TILE": pictures_kernel.TILE, "STEP": pictures_kernel.STEP}
-        yield Launch(f"pictures {kind}", pictures_kernel._resize, types, constants, {"num_warps": 4})
+        constants: dict[str, object] = {"TILE": resize_kernel.TILE, "STEP": resize_kernel.STEP}
+        yield Launch(f"images {kind}", resize_kernel._resize, types, constants, {"num_warps": 4})
 
         tile = aspp_kernel.WIDE if wide else aspp_kernel.LARGE if roomy else aspp_kernel.SMALL
         names = aspp_kernel._pyramid.arg_names

@@ -3,7 +3,7 @@
     python -m tests.models.kernels.launched
 
 Stands in for CUDA's driver with one that only names a capability, and compiles where a kernel would be started. Prints
-one JSON line: how many compilations of each kernel batches of 1, 2 and 16 and maps and pictures of two sizes took.
+one JSON line: how many compilations of each kernel batches of 1, 2 and 16 and maps and images of two sizes took.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from triton.runtime.jit import JITFunction
 from rmbgd.models.birefnet import Head
 from rmbgd.models.deform import DeformableAspp
 from rmbgd.models.kernels import aspp as aspp_kernel
-from rmbgd.models.kernels import head_kernel, pictures_kernel
+from rmbgd.models.kernels import head_kernel, resize_kernel
 from rmbgd.models.kernels import norm as norm_kernel
 from rmbgd.models.kernels import window as window_kernel
-from rmbgd.models.kernels.resize import put_pictures
+from rmbgd.models.kernels.resize import put_images
 from rmbgd.models.kernels.runtime import use_kernels
 from rmbgd.models.swin import SwinBlock
 
@@ -31,7 +31,7 @@ KERNELS = {
     "pyramid": aspp_kernel._pyramid,
     "head": head_kernel._finish,
     "norm": norm_kernel._norm,
-    "pictures": pictures_kernel._resize,
+    "pictures": resize_kernel._resize,
 }
 
 
@@ -61,8 +61,8 @@ def main() -> None:
         use_kernels(layer, triton=True)
     for batch in (1, 2, 16):
         inputs = torch.zeros(batch, 3, 64, 64).to(memory_format=torch.channels_last)
-        pictures = [torch.zeros(50 + place, 64 + 3 * place, 3, dtype=torch.uint8) for place in range(batch)]
-        put_pictures(pictures, inputs, torch.ones(3), torch.zeros(3), triton=True)
+        images = [torch.zeros(50 + place, 64 + 3 * place, 3, dtype=torch.uint8) for place in range(batch)]
+        put_images(images, inputs, torch.ones(3), torch.zeros(3), triton=True)
         for height, width in ((16, 16), (7, 9)):
             block(torch.zeros(batch, height, width, 192))
             pyramid(torch.zeros(batch, 64, height, width).half().to(memory_format=torch.channels_last))

@@ -52,7 +52,7 @@ def test_kernels_compile_and_fit(tmp_path, capability):
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_one_compilation_serves_every_batch(tmp_path):
-    """Batches of 1, 2 and 16, maps and pictures of other sizes ask for nothing that was not compiled before.
+    """Batches of 1, 2 and 16, maps and images of other sizes ask for nothing that was not compiled before.
 
     So what `rmbgd models optimize` compiled is all that the service needs. The norm has two: with a sum, and without.
     """

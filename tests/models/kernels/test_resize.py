@@ -1,4 +1,4 @@
-"""Pictures in the network's input, by plain torch and by the kernel, against Pillow's resize and in float64."""
+"""Images in the network's input, by plain torch and by the kernel, against Pillow's resize and in float64."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from rmbgd.models.kernels.resize import describe, put_pictures
+from rmbgd.models.kernels.resize import describe, put_images
 
 SIZE = (24, 40)
 SIZES = [(24, 40), (11, 13), (100, 37), (1, 1), (170, 330), (24, 300), (25, 39)]
@@ -16,7 +16,7 @@ PLAIN = torch.ones(3), torch.zeros(3)
 BOTH = pytest.mark.parametrize("triton", [False, True])
 
 
-def picture(height: int, width: int, seed: int = 0) -> torch.Tensor:
+def image(height: int, width: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -30,27 +30,27 @@ def pillow(rgb: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
 
 
-def put(pictures: list[torch.Tensor], inputs: torch.Tensor, device: torch.device, triton: bool, levels=PLAIN) -> None:
+def put(images: list[torch.Tensor], inputs: torch.Tensor, device: torch.device, triton: bool, levels=PLAIN) -> None:
     """Into `inputs` on the CPU, computed on the device."""
     there = inputs.to(device)
-    put_pictures([p.to(device) for p in pictures], there, *(t.to(device) for t in levels), triton=triton)
+    put_images([p.to(device) for p in images], there, *(t.to(device) for t in levels), triton=triton)
     inputs.copy_(there)
 
 
 @BOTH
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_resize_is_pillows(device, triton, height, width):
-    """Larger, smaller, very thin and equal pictures come within one step of what Pillow makes of them."""
-    rgb, inputs = picture(height, width), places(1)
+    """Larger, smaller, very thin and equal images come within one step of what Pillow makes of them."""
+    rgb, inputs = image(height, width), places(1)
     put([rgb], inputs, device, triton)
 
     torch.testing.assert_close(inputs[0], pillow(rgb), rtol=0, atol=1.001)
 
 
 @BOTH
-def test_each_picture_has_its_place_and_the_rest_is_left_alone(device, triton):
+def test_each_image_has_its_place_and_the_rest_is_left_alone(device, triton):
     """Of four places two are filled, in order; the others keep what they had."""
-    first, second, inputs = picture(30, 30), picture(50, 20, seed=1), places(4)
+    first, second, inputs = image(30, 30), image(50, 20, seed=1), places(4)
     put([first, second], inputs, device, triton)
 
     torch.testing.assert_close(inputs[0], pillow(first), rtol=0, atol=1.001)
@@ -61,7 +61,7 @@ def test_each_picture_has_its_place_and_the_rest_is_left_alone(device, triton):
 @BOTH
 def test_channels_are_scaled_each(device, triton):
     """Every channel has its own scale and shift, after the resize."""
-    rgb, inputs = picture(*SIZE), places(1)
+    rgb, inputs = image(*SIZE), places(1)
     scale, shift = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, -5.0, 10.0])
     put([rgb], inputs, device, triton, (scale, shift))
     expected = rgb.permute(2, 0, 1) * scale.view(3, 1, 1) + shift.view(3, 1, 1)
@@ -69,16 +69,16 @@ def test_channels_are_scaled_each(device, triton):
     torch.testing.assert_close(inputs[0], expected, rtol=0, atol=1e-4)
 
 
-def test_more_pictures_than_places_are_refused():
+def test_more_images_than_places_are_refused():
     """Nothing is dropped silently."""
-    with pytest.raises(ValueError, match="3 pictures for 2 places"):
-        put_pictures([picture(2, 2)] * 3, places(2), *PLAIN, triton=False)
+    with pytest.raises(ValueError, match="3 images for 2 places"):
+        put_images([image(2, 2)] * 3, places(2), *PLAIN, triton=False)
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_kernel_is_exact(device, height, width):
     """The kernel does not round in between: it is within 1e-3 of a level of the float64 resize."""
-    rgb, inputs = picture(height, width), places(1)
+    rgb, inputs = image(height, width), places(1)
     put([rgb], inputs, device, triton=True)
     exact = F.interpolate(rgb.permute(2, 0, 1)[None].double(), SIZE, mode="bilinear", antialias=True)[0]
 
@@ -88,7 +88,7 @@ def test_kernel_is_exact(device, height, width):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_kernel_writes_half_precision(device, dtype):
     """Into half precision the kernel writes what float32 rounds to; the interpreter cuts bfloat16 off instead."""
-    rgb, inputs, wide = picture(31, 57), places(1, dtype), places(1)
+    rgb, inputs, wide = image(31, 57), places(1, dtype), places(1)
     levels = torch.full((3,), 1 / 128), torch.full((3,), -1.0)
     put([rgb], inputs, device, triton=True, levels=levels)
     put([rgb], wide, device, triton=True, levels=levels)
@@ -98,22 +98,22 @@ def test_kernel_writes_half_precision(device, dtype):
 
 
 def test_rows_may_lie_apart(device):
-    """A picture that is a part of a wider one is read with that one's rows."""
-    rgb, inputs, alone = picture(30, 60), places(1), places(1)
+    """An image that is a part of a wider one is read with that one's rows."""
+    rgb, inputs, alone = image(30, 60), places(1), places(1)
     part = rgb[2:29, 5:50]
     put([rgb], inputs, device, triton=True)
     put([part.contiguous()], alone, device, triton=True)
     there = inputs.to(device)
-    put_pictures([rgb.to(device)[2:29, 5:50]], there, *(t.to(device) for t in PLAIN), triton=True)
+    put_images([rgb.to(device)[2:29, 5:50]], there, *(t.to(device) for t in PLAIN), triton=True)
 
     assert torch.equal(there.cpu(), alone)
 
 
 def test_a_row_of_height_zero_leaves_its_place_alone(device):
-    """A captured launch has a fixed number of rows: those that describe no picture write nothing."""
-    from rmbgd.models.kernels.pictures_kernel import put_described
+    """A captured launch has a fixed number of rows: those that describe no image write nothing."""
+    from rmbgd.models.kernels.resize_kernel import put_described
 
-    rgb, inputs = picture(*SIZE).to(device), places(2).to(device)
+    rgb, inputs = image(*SIZE).to(device), places(2).to(device)
     table = torch.zeros(2, 4, dtype=torch.int64)
     table[1] = describe([rgb])[0]
     put_described(table.to(device), inputs, *(t.to(device) for t in PLAIN))
@@ -127,7 +127,7 @@ def test_a_row_of_height_zero_leaves_its_place_alone(device):
     [torch.zeros(4, 4, 3), torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(0, 4, 3, dtype=torch.uint8)],
     ids=["float", "grey", "empty"],
 )
-def test_what_is_no_picture_is_not_described(wrong):
+def test_what_is_no_image_is_not_described(wrong):
     """Anything but rows of RGB bytes is refused with what it is; the kernel reads addresses and could not tell."""
     with pytest.raises(ValueError, match="not uint8"):
         describe([wrong])

@@ -1,4 +1,4 @@
-"""Pictures lying in an arena, for tests of engines."""
+"""Images lying in an arena, for tests of engines."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from rmbgd.engine.arena import Arena, Lease
 from rmbgd.engine.types import OutputPlane, Region, Slot, Work, region_bytes, view
 
 
-class Pictures(ExitStack):
-    """Puts pictures into an arena and keeps their leases until the end of the test."""
+class ImageStore(ExitStack):
+    """Puts images into an arena and keeps their leases until the end of the test."""
 
     def __init__(self, arena: Arena, seed: int = 0) -> None:
         super().__init__()

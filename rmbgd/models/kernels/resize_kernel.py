@@ -1,7 +1,7 @@
-"""One launch that resizes, scales and shifts a whole batch of pictures, each found by its row in a table.
+"""One launch that resizes, scales and shifts a whole batch of images, each found by its row in a table.
 
-The table lies on the device, so a captured launch stays the same while pictures of other sizes and places are written
-into it. Does not copy pictures to the device and does not know who fills the table.
+The table lies on the device, so a captured launch stays the same while images of other sizes and places are written
+into it. Does not copy images to the device and does not know who fills the table.
 
 A tile of the answer is a product W_y P W_xᵀ of the pixels under it with two bands of triangle weights, made on the
 fly from exact integer positions: every byte is read once per tile, whatever the reduction. Products are in float32.
@@ -110,13 +110,13 @@ def _resize(
 
 
 def put_described(table: Tensor, inputs: Tensor, scale: Tensor, shift: Tensor) -> None:
-    """Fill inputs[i] from the picture that row i of the table describes; rows of height 0 leave their place alone.
+    """Fill inputs[i] from the image that row i of the table describes; rows of height 0 leave their place alone.
 
     table   int64 [n, 4] on the device of `inputs`, n at most B: address of the first byte, height, width in pixels, and
-            bytes from one row to the next (see pictures.describe)
-    inputs, scale, shift  as in pictures.put_pictures
+            bytes from one row to the next (see images.describe)
+    inputs, scale, shift  as in images.put_images
 
-    Synchronises nothing and allocates nothing: it can be captured. The pictures must stay where they are until it ran.
+    Synchronises nothing and allocates nothing: it can be captured. The images must stay where they are until it ran.
     """
     height, width = inputs.shape[2:]
     grid = (triton.cdiv(width, TILE), triton.cdiv(height, TILE), len(table))
