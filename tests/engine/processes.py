@@ -6,6 +6,8 @@ import os
 import select
 import threading
 
+from rmbgd.heartbeat import NullHeartbeat
+
 PATIENCE = 60  # seconds after which a test has hung; nothing waits that long
 
 
