@@ -171,7 +171,7 @@ def claims(base: Path, files: int) -> dict[str, float]:
     from rmbgd.intake.reconciler import Reconciler
     from rmbgd.intake.watcher import FolderWatch, Hints
     from rmbgd.pipeline.items import Arrival
-    from rmbgd.pipeline.queue import Receiver, Sender, channel
+    from rmbgd.pipeline.queue import Receiver, Sender, queue
     from rmbgd.publish.publisher import Publisher
     from rmbgd.store.ledger import Ledger
     from rmbgd.store.records import Job
@@ -200,8 +200,8 @@ def claims(base: Path, files: int) -> dict[str, float]:
         heartbeat=NullHeartbeat(),
         on_compared=started.set,
     )
-    jobs = channel(config.pipeline.queue, "jobs", clock, intake.wake)
-    door: tuple[Sender[Arrival], Receiver[Arrival]] = channel(16, "door", clock)
+    jobs = queue(config.pipeline.queue, "jobs", clock, intake.wake)
+    door: tuple[Sender[Arrival], Receiver[Arrival]] = queue(16, "door", clock)
     hints = Hints(config.intake.hints_maximum, intake.wake)
     intake.attach(hints, [FolderWatch(folder, config.intake, hints, emit, clock) for folder in config.folder])
     intake.recover()

@@ -244,7 +244,7 @@ class EngineUnderTest:
         self._next = (places[-1] + 1) % len(self._regions)
         batch = [Work(place, self._regions[place], self._model) for place in places]
         began = time.perf_counter()
-        report = self._worker.segment(batch)
+        report = self._worker.run(batch)
         milliseconds = 1000.0 * (time.perf_counter() - began)
         self.limits += report.limits
         self.again += report.again

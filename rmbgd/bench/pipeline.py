@@ -12,14 +12,13 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rmbgd.bench.samples import Sample, Spread, Waits, bottleneck, busy, spread, versions
 from rmbgd.config.load import Config, Folder, Recipe
-from rmbgd.engine.room import EngineFactory, EngineParts
+from rmbgd.engine.devices import Devices, EngineContext, EngineFactory
 from rmbgd.errors import EngineLost
 from rmbgd.pipeline.pipeline import Pipeline
-from rmbgd.pipeline.queue import ChannelStatistics, NoReceivers
+from rmbgd.pipeline.queue import NoReceivers, QueueStatistics
 from rmbgd.service.oneshot import through_the_line
 from rmbgd.store.records import Job
 
@@ -91,9 +90,9 @@ def run(
                 except NoReceivers:  # the line broke, and says so itself
                     return
 
-    def made(parts: EngineParts) -> Any:  # whatever the factory makes
-        watch.give_up = parts.watch.abort
-        return factory(parts)
+    def made(context: EngineContext) -> Devices:
+        watch.give_up = context.abort
+        return factory(context)
 
     through_the_line(config, watch, made, feed)
     return watch.result()
@@ -122,10 +121,10 @@ class _Watch:
         self._refused = ""
 
     def __call__(self, event: str, /, **keys: object) -> None:
-        if event in ("image.failed", "image.postponed"):
+        if event in ("image.failed", "image.postponed", "engine.fault"):  # a device that fails ends the measurement
             with self._lock:
                 if not self.enough.is_set():
-                    self._refused = f"{keys['path']}: {keys['detail']}"
+                    self._refused = f"{keys.get('path', keys.get('device'))}: {keys['detail']}"
             self._end()
         elif event == "image.done":
             folder = self._config.folder[0]
@@ -182,7 +181,7 @@ class _Watch:
         )
 
 
-def waits_of(channels: Sequence[ChannelStatistics]) -> Waits:
+def waits_of(channels: Sequence[QueueStatistics]) -> Waits:
     """The line's channels, by name, as figures.busy wants them."""
     named = {each.name: each for each in channels}
     return Waits(

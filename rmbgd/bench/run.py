@@ -17,9 +17,10 @@ from rmbgd.bench import pipeline as line
 from rmbgd.bench.engine import EngineUnderTest, Reading, Target, require_model, target
 from rmbgd.bench.samples import Sample, Spread, drawn, from_folder
 from rmbgd.config.load import Config, Recipe
-from rmbgd.engine.room import EngineParts
-from rmbgd.engine.types import Backend, EngineDescription, Limit
-from rmbgd.engine.wiring import Machine, default_machine
+from rmbgd.engine.devices import Devices, EngineContext
+from rmbgd.engine.supervisor import DeviceViews
+from rmbgd.engine.types import EngineDescription, Limit
+from rmbgd.engine.wiring import Machine, cpu_supervisor, default_machine
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import ConfigError
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
@@ -120,19 +121,22 @@ def engine_options(wanted: Wanted, machine: Machine) -> Mapping[str, object]:
     return machine.options(config, wanted.target.device, models, config.engine.precision)
 
 
-def plain_engine(parts: EngineParts, machine: Machine, options: Mapping[str, object]) -> Backend:
-    """One process on one device, with nothing to stand in: a device that fails ends the measurement."""
-    settings = parts.config.engine
-    worker = EngineWorker(
-        parts.arena,
-        machine.factory,
-        options,
-        start_timeout=settings.start_timeout,
-        batch_timeout=settings.batch_timeout,
-        on_output=lambda text: parts.emit("engine.output", source="engine", line=text),
-        heartbeat=parts.heartbeat,
-    )
-    return parts.watch.add(worker)
+def plain_device(context: EngineContext, machine: Machine, options: Mapping[str, object]) -> Devices:
+    """One process on one device, without a fallback."""
+    settings, views = context.config.engine, DeviceViews()
+
+    def make() -> EngineWorker:
+        worker = EngineWorker(
+            context.arena,
+            machine.factory,
+            options,
+            start_timeout=settings.start_timeout,
+            batch_timeout=settings.batch_timeout,
+            on_output=lambda text: context.emit("engine.output", source="engine", line=text),
+        )
+        return context.workers.add(worker)
+
+    return Devices([cpu_supervisor(context, views, make)], views, [])
 
 
 def _through_the_line(
@@ -144,7 +148,7 @@ def _through_the_line(
         return line.run(
             line.line_config(Path(base), wanted.recipe, config),
             wanted.images,
-            lambda parts: plain_engine(parts, machine, options),
+            lambda context: plain_device(context, machine, options),
             seconds=wanted.seconds,
             most=LINE_IMAGES_MAXIMUM,
             warm_up=min(line.WARM_UP, int(best * wanted.seconds / 4)),

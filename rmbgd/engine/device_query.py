@@ -123,31 +123,31 @@ Ask = Callable[..., Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Visible:
+class VisibleGpus:
     """`count` GPUs; `why`, in words for the operator."""
 
     count: int
     why: str
 
 
-def visible_gpus(ask: Ask = ask, devices: Path = Path("/dev")) -> Visible:
+def visible_gpus(ask: Ask = ask, devices: Path = Path("/dev")) -> VisibleGpus:
     """What NVML sees; where the driver has no NVML, what torch sees. A GPU that is unwell is there."""
     answer = ask("nvml", patience=NVML_PATIENCE)
     if "error" not in answer:
         names = [str(each["name"]) for each in answer["devices"]]
         if not names:
-            return Visible(0, f"the driver {answer['driver']} sees no card")
-        return Visible(len(names), f"the driver {answer['driver']} sees {', '.join(names)}")
+            return VisibleGpus(0, f"the driver {answer['driver']} sees no card")
+        return VisibleGpus(len(names), f"the driver {answer['driver']} sees {', '.join(names)}")
     said = f"{answer['error']}: {answer['text']}"
     if any(word in said.lower() for word in UNWELL):
-        return Visible(1, f"the driver says {said}")
+        return VisibleGpus(1, f"the driver says {said}")
     if not any((devices / node).exists() for node in NODES):
-        return Visible(0, f"no driver's device below {devices} ({said})")
+        return VisibleGpus(0, f"no driver's device below {devices} ({said})")
     answer = ask("torch", patience=TORCH_PATIENCE)
     found = [str(each["name"]) for each in answer.get("devices", [])]
     if found:
-        return Visible(len(found), f"torch sees {', '.join(found)}")
-    return Visible(0, f"torch sees none: {answer.get('cause') or answer.get('text') or 'no reason given'} ({said})")
+        return VisibleGpus(len(found), f"torch sees {', '.join(found)}")
+    return VisibleGpus(0, f"torch sees none: {answer.get('cause') or answer.get('text') or 'no reason given'} ({said})")
 
 
 def nvml_target(index: int, order: str | None) -> tuple[int, str | None]:

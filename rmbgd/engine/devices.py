@@ -1,122 +1,194 @@
-"""All devices of the service: the GPUs, what stands by for them, and what others may know of them.
-
-Does not route an image: each GPU's thread has a routing for that (routing.py). Any thread may ask.
-"""
+"""All devices of the service: what they are built from, which of them are usable, and when the service can start."""
 
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
+from dataclasses import dataclass, field
 
-from rmbgd.engine.keeper import Standby
-from rmbgd.engine.station import Station
+from rmbgd.clock import Clock
+from rmbgd.config.load import Config
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.gpu_supervisor import GpuSupervisor
+from rmbgd.engine.supervisor import CpuSupervisor, DeviceSupervisor, DeviceViews
 from rmbgd.engine.types import EngineDescription
+from rmbgd.engine.worker import EngineWorker
+from rmbgd.errors import EngineLost, ModelError
+from rmbgd.events import Emit
+
+SIZES = (1, 2, 4, 8, 16)  # assumed while no device has said what it takes
+
+
+class Stopped(EngineLost):
+    """The service is stopping, and no device will come up any more."""
+
+
+class Workers:
+    """Every worker that may have a process, so that the service can see whether one is busy, and kill them all."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._workers: list[EngineWorker] = []  # under the lock
+        self._aborted = False  # under the lock
+
+    def add(self, worker: EngineWorker) -> EngineWorker:
+        with self._lock:
+            self._workers = [each for each in self._workers if not each.ended]
+            self._workers.append(worker)
+            if self._aborted:
+                worker.abort()
+        return worker
+
+    @property
+    def busy(self) -> bool:
+        """A process computes, is checked, or starts: each of that has a deadline."""
+        with self._lock:
+            return any(worker.asking for worker in self._workers)
+
+    def abort(self) -> None:
+        """Kill every process, and those that are still to come."""
+        with self._lock:
+            self._aborted = True
+            for worker in self._workers:
+                worker.abort()
 
 
 class Devices:
-    """`changed`: the lock that the stations' attendants share; `stop`: the service is stopping."""
+    """`supervisors`: one GPU or more, and the CPU behind them; or the CPU alone. Any thread may ask."""
 
-    def __init__(
-        self,
-        stations: Sequence[Station],
-        standby: Standby | None,
-        *,
-        changed: threading.Condition,
-        is_stopping: Callable[[], bool],
-    ) -> None:
-        self.stations, self.standby = tuple(stations), standby
-        self._changed, self._is_stopping = changed, is_stopping
-        self._users = len(self.stations)  # threads that may need the standby; under the lock
-        self.is_over = False  # written under the lock, read by any thread
+    def __init__(self, supervisors: Sequence[DeviceSupervisor], views: DeviceViews, models: Sequence[str]) -> None:
+        self.supervisors, self.views = tuple(supervisors), views
+        self._first = tuple(each for each in supervisors if not each.is_fallback)
+        self._fallback = next((each for each in supervisors if each.is_fallback), None)
+        self._models = tuple(models)
+        self._description: Future[EngineDescription] = Future()
+        views.listen(self._decide)
 
-    # ------------------------------------------------------------------------------------------------ what is well
+    def start(self) -> None:
+        for supervisor in self.supervisors:
+            supervisor.start()
 
-    @property
-    def in_use(self) -> list[Station]:
-        """GPUs that images may go to. Waits for nothing."""
-        return [station for station in self.stations if station.in_use]
+    def description(self) -> EngineDescription:
+        """What images will be computed by, once that is decided: by the first device that passed its self-test, or
+        because all GPUs failed and the fallback serves. Raises ModelError, and Stopped when the service stops first."""
+        return self._description.result()
 
-    @property
-    def undecided(self) -> bool:
-        """A GPU has neither proved itself nor failed, and never has: the service is starting."""
-        return any(station.attendant.undecided for station in self.stations)
+    def stop_waiting(self) -> None:
+        """The service is stopping: a device that is down is not waited for."""
+        with suppress(InvalidStateError):
+            self._description.set_exception(Stopped("the service is stopping and no engine is ready"))
+        self.views.changed()
 
-    def may_take(self, index: int) -> bool:
-        """Whether the thread of that GPU is to take images. Waits for nothing: a channel asks with its lock held.
+    def _decide(self) -> None:
+        """After every change, with the lock."""
+        if not self._description.done():
+            self._resolve()
+        if self._description.done():
+            for supervisor in self._first:
+                if isinstance(supervisor, GpuSupervisor):
+                    supervisor.report_absence()
 
-        While its GPU is away and another is well it leaves them to the others; while none is, the first one takes them
-        for what stands in. One GPU alone always takes: where there is nothing to choose, nothing is to be left.
-        """
-        if len(self.stations) == 1 or self._is_stopping() or self.stations[index].in_use:
-            return True
-        return index == 0 and not self.in_use
+    def _resolve(self) -> None:
+        first, fallback = self._first, self._fallback
+        usable = [each.description for each in first if each.view.usable and each.description is not None]
+        errors = [each.model_error for each in first if each.model_error is not None]
+        if usable:
+            self._set(usable[0])
+        elif len(errors) == len(first):  # what the operator has to mend before any of them can compute
+            self._fail(errors[0])
+        elif any(each.undecided for each in first) or isinstance(first[0], CpuSupervisor):
+            return
+        elif fallback is None or fallback.view.usable:
+            # The weights that were asked for have not been seen: what is computed now must not be found again later.
+            unseen: dict[str, dict[str, object]] = {
+                name: {"sha256": f"not seen {uuid.uuid4()}"} for name in self._models
+            }
+            self._set(EngineDescription(self.device, unseen, SIZES))
+        elif fallback.model_error is not None:
+            self._fail(fallback.model_error)
 
-    def description(self, index: int) -> EngineDescription | None:
-        """Of what the thread of that GPU computes with now. Waits for nothing."""
-        own = self.stations[index]
-        if self.in_use or self.standby is None:
-            return own.lane.description
-        return self.standby.lane.description or own.lane.description
+    def _set(self, description: EngineDescription) -> None:
+        with suppress(InvalidStateError):
+            self._description.set_result(description)
 
-    def others(self, index: int) -> list[str]:
-        """GPUs in use besides that one. Waits for nothing."""
-        return [station.device for station in self.stations if station.in_use and station is not self.stations[index]]
+    def _fail(self, error: ModelError) -> None:
+        with suppress(InvalidStateError):
+            self._description.set_exception(error)
 
-    # ------------------------------------------------------------------------------------------------ for others
+    # ------------------------------------------------------------------------------------------------ for health
 
     @property
     def device(self) -> str:
         """Those in use now, by name."""
-        if in_use := self.in_use:
-            return ", ".join(station.device for station in in_use)
-        return self.standby.lane.device if self.standby is not None else "none"
+        if usable := self.views.usable_gpus:
+            return ", ".join(view.device for view in usable)
+        last = self._fallback or self._first[0]
+        return last.device if isinstance(last, CpuSupervisor) else "none"
 
     def describe(self) -> dict[str, object]:
         """For the health event."""
-        lanes = [station.lane for station in self.stations]
-        devices: dict[str, object] = {station.device: station.attendant.describe() for station in self.stations}
-        if self.standby is not None:
-            lanes.append(self.standby.lane)
-            devices[self.standby.lane.device] = self.standby.describe(needed=not self.in_use)
-        return {
+        facts: dict[str, object] = {
             "state": self._state(),
             "device": self.device,
-            "restarts": sum(lane.restarts for lane in lanes),
-            "failures": sum(lane.failures for lane in lanes),
-            "devices": devices,
+            "restarts": sum(each.restarts for each in self.supervisors),
+            "failures": sum(each.failures for each in self.supervisors),
         }
+        if isinstance(self._first[0], GpuSupervisor):
+            facts["devices"] = {each.device: each.describe() for each in self.supervisors}
+        return facts
 
     def _state(self) -> str:
-        in_use = self.in_use
-        if not in_use and self.undecided:
+        usable = self.views.usable_gpus
+        if isinstance(self._first[0], CpuSupervisor):
+            return "ready" if usable else "starting" if self._first[0].description is None else "restarting"
+        if not usable and any(each.undecided for each in self._first):
             return "starting"
-        if not in_use and not (self.standby is not None and self.standby.ready):
+        if not usable and not (self._fallback is not None and self._fallback.view.usable):
             return "waiting"
-        away = [each for each in self.stations if not each.in_use and not each.attendant.undecided]
-        return "degraded" if away and len(self.stations) > 1 else "ready"
+        away = [each for each in self._first if not each.view.usable and not each.undecided]
+        return "degraded" if away and len(self._first) > 1 else "ready"
 
-    def wake(self) -> None:
-        """Something outside has changed: who waits looks again."""
-        for station in self.stations:
-            station.attendant.wake()
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call it after every change of any GPU; it must not wait, nor ask for more than what waits for nothing."""
-        for station in self.stations:
-            station.attendant.listen(listener)
+@dataclass(slots=True)
+class EngineContext:
+    """What devices are built from, and what the service keeps of them."""
 
-    def wait(self, done: Callable[[], bool]) -> None:
-        """Until `done`; it is asked again after each change."""
-        with self._changed:
-            self._changed.wait_for(done)
+    config: Config
+    arena: Arena
+    emit: Emit
+    clock: Clock
+    stopping: threading.Event = field(default_factory=threading.Event)
+    workers: Workers = field(default_factory=Workers)
+    devices: Devices | None = None  # set once, by the thread that builds them
 
-    def leave(self, index: int) -> None:
-        """The thread of that GPU has closed it and asks for nothing any more. The first one leaves when no images
-        come any more: who still waits for his GPU waits in vain. With the last one the standby ends."""
-        with self._changed:
-            self._users -= 1
-            last = self._users == 0
-            self.is_over = self.is_over or index == 0
-            self._changed.notify_all()
-        if last and self.standby is not None:
-            self.standby.close()
+    def stop_waiting(self) -> None:
+        """The service is stopping: a worker that is down is not waited for, one that works may finish."""
+        self.stopping.set()
+        if self.devices is not None:
+            self.devices.stop_waiting()
+
+    def abort(self) -> None:
+        """Patience is over: kill every engine process, so that its thread gets an answer and can put the rest back."""
+        self.stop_waiting()
+        self.workers.abort()
+
+    @property
+    def device(self) -> str | None:
+        """In use now; None before that is known."""
+        return self.devices.device if self.devices is not None else None
+
+    @property
+    def busy(self) -> bool:
+        """A process has something to do, under a deadline."""
+        return self.workers.busy
+
+    def describe(self) -> dict[str, object]:
+        """For the health event. Waits for nothing."""
+        return {"state": "starting"} if self.devices is None else self.devices.describe()
+
+
+EngineFactory = Callable[[EngineContext], Devices]
+"""Builds the devices; may take seconds. Called by a thread of the pipeline."""

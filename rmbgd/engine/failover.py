@@ -1,6 +1,7 @@
-"""POLICY: whether a GPU is used. A state machine per device: (state, sample, now) -> (state, decisions).
+"""POLICY: circuit breaker of one GPU: whether images go to it, or to the CPU until it has passed a self-test again.
 
-Does not read a sensor, start a process, log or wait: whoever feeds it samples also carries out what it decides.
+A state machine per device: (state, sample, now) -> (state, decisions). In the field's words: closed (ok, suspect), open
+(cooling, quarantined, lost, absent), half-open (probing, and the trial that follows).
 
     ABSENT ─> PROBING ─> OK <─> SUSPECT         images go to the device in OK and SUSPECT only
                  ^        └──┬─────┘
@@ -10,8 +11,9 @@ Does not read a sensor, start a process, log or wait: whoever feeds it samples a
 
 Rules that hold whatever the samples are, and that a property test checks:
 - OK follows only a probe that passed, in a process that was started after the last trip;
-- each trip keeps the device away for `dwell`, doubled with each further trip up to `dwell_maximum`, and trips are
-  forgotten only after `forgive_after` of uninterrupted OK, so a flapping device costs at most 29 failovers a day;
+- each trip keeps the device away for the cooldown (setting `dwell`), doubled with each further trip up to
+  `dwell_maximum`, and trips are forgotten only after `forgive_after` of uninterrupted OK, so a flapping device costs at
+  most 29 failovers a day;
 - what is not known is never good: an unreadable sensor is a bad check.
 
 After a fail-back the device is in OK, since work is back on it, but takes `trial_pictures` one at a time first, and any
@@ -20,54 +22,232 @@ fault among them trips it again.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
+from rmbgd.clock import backoff
 from rmbgd.config.load import HealthSettings
-from rmbgd.engine import findings
-from rmbgd.engine.findings import Finding
 from rmbgd.engine.health_types import (
     IN_USE,
     Answered,
+    Changed,
     Check,
     Decision,
     Degraded,
     DeviceState,
     EndProcess,
+    ErrorWindow,
+    Failback,
+    Failover,
     Fault,
     FaultKind,
-    Golden,
+    GoldenChecked,
     Phase,
     Probed,
     RepeatGolden,
     Sample,
+    StartProbe,
 )
 from rmbgd.engine.selftest import judge
-from rmbgd.engine.sensors.base import Reading
-from rmbgd.engine.transition import Turn, dwell
+from rmbgd.engine.sensors.base import OUT_OF_REACH, Problem, Reading
 from rmbgd.engine.types import MemoryTestPass
+
+STOOD_STILL = 3  # intervals between two checks: beyond it this process was frozen, and its ages mean nothing
 
 
 def step(state: DeviceState, sample: Sample, now: float, health: HealthSettings) -> tuple[DeviceState, list[Decision]]:
     """What the sample changes. Pure: the same three give the same answer, and `state` is not touched."""
-    turn = _Rules(state, now, health)
+    rules = HealthRules(state, now, health)
     match sample:
         case Check():
-            turn.check(sample)
+            rules.check(sample)
         case Fault():
-            turn.fault(sample)
-        case Golden():
-            turn.golden(sample)
+            rules.fault(sample)
+        case GoldenChecked():
+            rules.golden(sample)
         case Probed():
-            turn.probed(sample)
+            rules.probed(sample)
         case Answered():
-            turn.answered(sample)
+            rules.answered(sample)
         case MemoryTestPass():
-            turn.canary(sample)
-    return turn.state, turn.decisions
+            rules.memory_test(sample)
+    return rules.state, rules.decisions
 
 
-class _Rules(Turn):
+def cooldown(trips: int, health: HealthSettings) -> float:
+    """Seconds away from a device after so many trips: doubling, bounded."""
+    return backoff(max(trips, 1), health.dwell, health.dwell_maximum)
+
+
+# --- what one reading says against a device; what a board cannot know is left out
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is wrong: a word for it, what was read, and the limit it broke."""
+
+    reason: str
+    reading: float | str | None = None
+    threshold: float | None = None
+
+
+def out_of_reach(reading: Reading, health: HealthSettings) -> Finding | None:
+    """The device is out of reach: off the bus, without a driver, or its firmware is dead."""
+    if reading.problem in OUT_OF_REACH:
+        return Finding(str(reading.problem), reading.detail or None)
+    for xid in reading.xids:
+        if xid in health.xid_lost:
+            return Finding("xid", xid)
+    return None
+
+
+def damaged(reading: Reading, uncorrected: int | None, health: HealthSettings) -> Finding | None:
+    """The device says itself that it is damaged. `uncorrected`: the ECC count when last seen, None when never."""
+    for xid in reading.xids:
+        if xid in health.xid_quarantine:
+            return Finding("xid", xid)
+    count = reading.ecc_uncorrected
+    if count is not None and uncorrected is not None and count > uncorrected:
+        return Finding("ecc_uncorrected", count, uncorrected)
+    if reading.remap_failed:
+        return Finding("row_remap_failed")
+    return None
+
+
+def too_hot(reading: Reading, health: HealthSettings) -> Finding | None:
+    if reading.temperature is not None and reading.temperature > health.hot:
+        return Finding("temperature", reading.temperature, health.hot)
+    return None
+
+
+def bad_check(check: Check, health: HealthSettings) -> Finding | None:
+    """The check cannot be called good. One alone proves nothing."""
+    reading = check.reading
+    if reading.problem is not None:
+        return Finding(str(reading.problem), reading.detail or None)
+    if reading.temperature is None and (health.require_temperature or reading.lacks("temperature")):
+        return Finding("no_temperature")
+    if reading.temperature is not None and not math.isfinite(reading.temperature):
+        return Finding("no_temperature")
+    if asked := operator_action(reading):
+        return Finding("recovery_pending", asked)
+    if not check.heartbeat:
+        return Finding("no_heartbeat")
+    return None
+
+
+def operator_action(reading: Reading | None) -> str:
+    """What only a person can do for the device; empty when nothing, or when the board cannot tell."""
+    if reading is None:
+        return ""
+    if reading.remap_failed:
+        return "replace_gpu"
+    if reading.recovery not in (None, "none"):
+        return str(reading.recovery)
+    return "reboot" if reading.problem is Problem.DRIVER_MISMATCH else ""
+
+
+# --- how the state moves
+
+
+class Transition:
+    """One step in the making: the state as it becomes, and the decisions so far."""
+
+    def __init__(self, state: DeviceState, now: float, health: HealthSettings) -> None:
+        self.state = state
+        self.decisions: list[Decision] = []
+        self.now = now
+        self.health = health
+
+    def set(self, **fields: object) -> None:
+        self.state = replace(self.state, **fields)  # type: ignore[arg-type]
+
+    # --- times
+
+    def slowed_for_long(self, reading: Reading) -> bool:
+        """Keep the two throttle times; whether it is slowed down beyond the grace."""
+        if reading.throttle:
+            if self.state.throttled_since is None:
+                self.set(throttled_since=self.now, free_since=None)
+        elif reading.throttle is not None and self.state.throttled_since is not None:
+            self.set(throttled_since=None, free_since=self.now)
+        since = self.state.throttled_since
+        return since is not None and self.now - since > self.health.throttle_grace
+
+    def discount_standstill(self) -> None:
+        """After SIGSTOP or a frozen container, ages that grew meanwhile are nobody's fault."""
+        last = self.state.last_check
+        if last is None or self.now - last <= STOOD_STILL * self.health.interval:
+            return
+        if self.state.throttled_since is not None:
+            self.set(throttled_since=self.now)
+        if self.state.free_since is not None:
+            self.set(free_since=self.now)
+        if self.state.phase is Phase.PROBING:
+            self.set(since=self.state.since + (self.now - last))
+
+    # --- transitions
+
+    def change(
+        self, after: Phase, finding: Finding, reading: Reading | None = None, until: float | None = None
+    ) -> None:
+        asked = operator_action(reading)
+        state = self.state
+        self.decisions.append(
+            Changed(state.phase, after, finding.reason, finding.reading, finding.threshold, state.trips, until, asked)
+        )
+        self.set(phase=after, since=self.now, operator_action=asked or state.operator_action)
+
+    def trip(self, after: Phase, finding: Finding, reading: Reading | None) -> None:
+        """Leave the device, and stay away for longer than the last time."""
+        was_in_use = self.state.in_use
+        trips = self.state.trips + 1
+        until = self.now + cooldown(trips, self.health)
+        self.set(trips=trips, next_probe=until)
+        self.change(after, finding, reading, until)
+        self._forget(away_since=self.now if was_in_use else self.state.away_since)
+        if was_in_use:
+            asked = operator_action(reading)
+            self.decisions.append(Failover(finding.reason, finding.reading, finding.threshold, asked))
+        self.decisions.append(EndProcess(at_once=after is not Phase.COOLING))
+
+    def lose(self, finding: Finding, reading: Reading | None) -> None:
+        if self.state.phase in IN_USE | {Phase.PROBING}:
+            self.trip(Phase.LOST, finding, reading)
+            return
+        until = max(self.state.next_probe, self.now + cooldown(1, self.health))
+        self.set(next_probe=until)
+        self.change(Phase.LOST, finding, reading, until)
+        self._forget(away_since=self.state.away_since)
+        self.decisions.append(EndProcess(at_once=True))
+
+    def _forget(self, *, away_since: float | None) -> None:
+        """What was counted about the process that is left says nothing about the next one."""
+        self.set(
+            away_since=away_since, proved=False, looks=0, bad=0, good=0, cool=0, trial_left=0, golden_failed=False,
+            throttled_since=None, free_since=None, memory_faults=(), canary=ErrorWindow(), uncorrected=None,
+        )  # fmt: skip
+
+    def probe(self, reason: str) -> None:
+        self._forget(away_since=self.state.away_since)
+        self.set(process=self.state.process + 1)
+        self.change(Phase.PROBING, Finding(reason))
+        self.set(operator_action="")
+        self.decisions.append(StartProbe(self.state.process))
+
+    def enter_if_ready(self) -> None:
+        state = self.state
+        if not (state.proved and state.good >= self.health.good_checks):
+            return
+        again = state.trips > 0
+        self.set(trial_left=self.health.trial_pictures if again else 0, bad=0)
+        self.change(Phase.OK, Finding("probe_passed"))
+        if state.away_since is not None:
+            self.decisions.append(Failback(self.now - state.away_since))
+            self.set(away_since=None)
+
+
+class HealthRules(Transition):
     """What each sample means in each phase."""
 
     # --- samples
@@ -78,12 +258,12 @@ class _Rules(Turn):
         self.set(last_check=self.now)
         if self.state.phase in (Phase.ABSENT, Phase.LOST):
             if self.now >= self.state.next_probe:
-                self._look(reading)
+                self._search(reading)
             return
-        if lost := findings.lost(reading, self.health):
+        if lost := out_of_reach(reading, self.health):
             self.lose(lost, reading)
             return
-        sick = findings.sick(reading, self.state.uncorrected, self.health)
+        sick = damaged(reading, self.state.uncorrected, self.health)
         self.set(uncorrected=reading.ecc_uncorrected if reading.ecc_uncorrected is not None else self.state.uncorrected)
         match self.state.phase:
             case Phase.OK | Phase.SUSPECT:
@@ -114,7 +294,7 @@ class _Rules(Turn):
         if self.state.phase in IN_USE | {Phase.PROBING}:
             self.trip(Phase.QUARANTINED, finding, None)
 
-    def golden(self, sample: Golden) -> None:
+    def golden(self, sample: GoldenChecked) -> None:
         if sample.process != self.state.process or not self.state.in_use:
             return
         if sample.passed:
@@ -143,7 +323,7 @@ class _Rules(Turn):
         if sample.process == self.state.process and self.state.in_use:
             self.set(trial_left=max(self.state.trial_left - sample.images, 0))
 
-    def canary(self, sample: MemoryTestPass) -> None:
+    def memory_test(self, sample: MemoryTestPass) -> None:
         if not self.state.in_use:
             return
         clean = self.state.canary.bad == 0
@@ -156,10 +336,10 @@ class _Rules(Turn):
 
     # --- a check, by phase
 
-    def _look(self, reading: Reading) -> None:
+    def _search(self, reading: Reading) -> None:
         """Is an absent or lost device there again?"""
-        asked = findings.operator_action(reading)
-        finding = findings.lost(reading, self.health)
+        asked = operator_action(reading)
+        finding = out_of_reach(reading, self.health)
         if finding is None and reading.problem is not None:
             finding = Finding(reading.problem, reading.detail or None)
         if finding is None and asked:
@@ -169,15 +349,15 @@ class _Rules(Turn):
             return
         if self.state.phase is Phase.ABSENT and self.state.looks == 0 and asked:
             self.decisions.append(Degraded(finding.reason, finding.reading, operator_action=asked))
-        self.set(looks=self.state.looks + 1, next_probe=self.now + dwell(self.state.looks + 1, self.health))
+        self.set(looks=self.state.looks + 1, next_probe=self.now + cooldown(self.state.looks + 1, self.health))
 
     def _check_in_use(self, sample: Check, sick: Finding | None) -> None:
         reading = sample.reading
         if sick:
             self.trip(Phase.QUARANTINED, sick, reading)
-        elif hot := findings.hot(reading, self.health):
+        elif hot := too_hot(reading, self.health):
             self.trip(Phase.COOLING, hot, reading)
-        elif bad := findings.bad(sample, self.health):
+        elif bad := bad_check(sample, self.health):
             self._bad_check(bad, reading)
         elif self.slowed_for_long(reading):
             seconds = self.now - (self.state.throttled_since or self.now)
@@ -217,11 +397,11 @@ class _Rules(Turn):
         seconds = self.now - self.state.since
         if sick:
             self.trip(Phase.QUARANTINED, sick, sample.reading)
-        elif hot := findings.hot(sample.reading, self.health):
+        elif hot := too_hot(sample.reading, self.health):
             self.trip(Phase.COOLING, hot, sample.reading)
         elif seconds > self.health.probe_timeout:
             self.trip(Phase.QUARANTINED, Finding("probe_timeout", seconds, self.health.probe_timeout), sample.reading)
-        elif bad := findings.bad(sample, self.health):
+        elif bad := bad_check(sample, self.health):
             self.set(good=0, bad=self.state.bad + 1)
             if self.state.bad >= self.health.bad_checks:
                 self.trip(Phase.QUARANTINED, bad, sample.reading)
@@ -243,27 +423,11 @@ class _Rules(Turn):
             self.probe("cooled")
 
     def _check_quarantined(self, reading: Reading, sick: Finding | None) -> None:
-        asked = findings.operator_action(reading)
+        asked = operator_action(reading)
         if asked and asked != self.state.operator_action:
             self.decisions.append(Degraded("recovery_pending", reading.recovery, operator_action=asked))
         if reading.problem is None:
             self.set(operator_action=asked)
-        rests = reading.problem is None and not asked and not sick and not findings.hot(reading, self.health)
+        rests = reading.problem is None and not asked and not sick and not too_hot(reading, self.health)
         if rests and self.now >= self.state.next_probe:
             self.probe("dwell_over")
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where images go now. `devices` is empty when they wait in their folders."""
-
-    devices: tuple[str, ...]
-    standby: bool
-
-
-def route(states: Mapping[str, DeviceState], health: HealthSettings) -> Route:
-    """The GPUs in use; when none is, the CPU stands in, unless the operator prefers waiting."""
-    in_use = tuple(name for name, state in states.items() if state.in_use)
-    if in_use:
-        return Route(in_use, standby=False)
-    return Route((), standby=not health.require_gpu)

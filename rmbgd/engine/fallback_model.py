@@ -1,7 +1,4 @@
-"""Which models stand in on the CPU while the GPU is away, and whether they stay loaded. Reads file sizes, no weights.
-
-Does not load anything, and does not know whether the GPU is well.
-"""
+"""Which model the CPU fallback uses for each that is asked for, and whether it stays loaded or starts on demand."""
 
 from __future__ import annotations
 
@@ -10,7 +7,7 @@ from dataclasses import dataclass
 
 from rmbgd.config.load import Config
 from rmbgd.errors import ConfigError, ModelError
-from rmbgd.models import store as places
+from rmbgd.models.store import resolve
 
 PREFERRED, ALWAYS_HERE = "birefnet-lite", "u2netp"
 PROCESS_BYTES = 512 << 20  # torch and the rest of an idle engine process
@@ -21,7 +18,7 @@ Size = Callable[[str], int]
 
 
 @dataclass(frozen=True, slots=True)
-class StandIns:
+class FallbackModels:
     """`models`: asked for -> computes. `why` is for the operator's log."""
 
     models: Mapping[str, str]
@@ -29,13 +26,13 @@ class StandIns:
     why: str
 
 
-def stand_ins(config: Config) -> StandIns:
-    """A fallback_model that is not there is tried all the same, again and again: the GPU may serve without it, and who
-    mends it need not start the service again. Raises ConfigError for a recipe's model that is not there."""
+def choose_fallback_models(config: Config) -> FallbackModels:
+    """A fallback_model that is not there is tried all the same, again and again: the GPU may serve without it, and it
+    can be mended without a restart of the service. Raises ConfigError for a recipe's model that is not there."""
     directory = config.service.models_directory
 
     def size(model: str) -> int:
-        return places.resolve(model, directory).weights.stat().st_size
+        return resolve(model, directory).weights.stat().st_size
 
     asked = {config.recipe_of(folder).model for folder in config.folder}
     fallback = config.health.fallback_model
@@ -50,14 +47,14 @@ def stand_ins(config: Config) -> StandIns:
         models = substitutes(asked, fallback, size)
     except ModelError as error:
         why = f"health.fallback_model cannot be used now: {error}"
-        return StandIns(dict.fromkeys(asked, fallback), config.health.fallback_start != "on_demand", why)
+        return FallbackModels(dict.fromkeys(asked, fallback), config.health.fallback_start != "on_demand", why)
     need = sum(PROCESS_BYTES + WEIGHTS_FACTOR * size(model) for model in set(models.values()))
     warm, why = warmth(config.health.fallback_start, need, available_bytes())
-    return StandIns(models, warm, why)
+    return FallbackModels(models, warm, why)
 
 
 def substitutes(asked: Iterable[str], fallback: str, size: Size) -> dict[str, str]:
-    """A model that is no larger than the fallback stands in for itself: nobody is given a slower one than he wanted."""
+    """A model that is no larger than the fallback is its own fallback: no image gets a slower one than it asked for."""
     return {model: model if size(model) <= size(fallback) else fallback for model in asked}
 
 

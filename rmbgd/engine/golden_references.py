@@ -29,7 +29,7 @@ IDENTITY = ("sha256", "architecture", "patch_order", "input_size")
 Alpha = NDArray[np.float32]
 
 
-class References:
+class GoldenReferences:
     """Belongs to the thread of a probe; `abort` may come from any. `make` gives a worker on the CPU, not started, that
     will load the very models of the GPU. `alone`, where several GPUs share it, keeps two from computing the same."""
 

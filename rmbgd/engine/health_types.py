@@ -106,7 +106,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Golden:
+class GoldenChecked:
     """The golden image was computed in passing, and compared."""
 
     passed: bool
@@ -131,7 +131,7 @@ class Answered:
     images: int
 
 
-Sample = Check | Fault | Golden | Probed | Answered | MemoryTestPass
+Sample = Check | Fault | GoldenChecked | Probed | Answered | MemoryTestPass
 
 # --- what the machine decides
 

@@ -1,110 +1,93 @@
-"""POLICY: what to run again after an engine fault, and when an image is to blame. Pure bookkeeping for one batch.
+"""POLICY: what an engine fault means for the images of the batch: halve it, isolate each, or reject one as poison.
 
-Does not run anything, wait, or know engines: resilient.py asks for the next group and tells what became of it.
-
-A fault says nothing about who caused it, so a failed group is run again image by image, and only an image that was
-alone can be accused. It then goes behind the others. It is convicted when it was part of `tries` faults, the last of
-them alone and, where a fallback stands by, there; and after that a fresh engine has passed its golden image. So the
-fault in company counts, which saves a process, and nobody is convicted by a device that may be sick itself. Shortage of
-memory accuses nobody while the group can be halved.
+A fault says nothing about which image caused it. So every image of a failed batch is isolated: from then on it runs
+alone, on the CPU fallback where there is one, because what ends one device's process may end the next one's. An image
+is poison when it was part of `tries` faults, the last of them alone and on the fallback, if there is one; and it is
+rejected by a worker that has passed its self-test since. So the fault in company counts, which saves a process, and no
+image is rejected because of a device that is sick itself. Shortage of memory blames no image while the batch can be
+halved. (The field calls such an image a poison message.)
 """
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
-from rmbgd.engine.types import Answer, Poisoned, Work
-
-
-class Attempts:
-    """One batch on its way to one verdict per image."""
-
-    def __init__(self, batch: Sequence[Work], tries: int) -> None:
-        self._order = [work.image_id for work in batch]
-        if len(set(self._order)) < len(self._order):
-            raise ValueError(f"images {self._order}: one is there twice")
-        self._tries = tries
-        self._todo: deque[list[Work]] = deque([list(batch)] if batch else [])
-        self._runs: Counter[int] = Counter()
-        self._faults: Counter[int] = Counter()  # that an image was part of
-        self._alone: set[int] = set()  # failed alone, anywhere
-        self._on_fallback: set[int] = set()  # failed alone where nothing is left to go to
-        self._last_fault: dict[int, str] = {}
-        self._verdicts: dict[int, Answer | Poisoned] = {}
-
-    @property
-    def open(self) -> bool:
-        """Whether any image has no verdict yet."""
-        return len(self._verdicts) < len(self._order)
-
-    def accused_next(self) -> bool:
-        """Whether the next group has met a fault before: it is better tried where it does the least harm."""
-        return bool(self._todo) and any(self._faults[work.image_id] for work in self._todo[0])
-
-    def next_group(self, limit: int, *, fallback: bool = False) -> list[Work]:
-        """What to run now, at most `limit` images; empty when nothing is left. `fallback`: one stands by.
-
-        Only to be asked while an engine is ready that has passed its golden image: it convicts by that.
-        """
-        while self._todo:
-            group = self._todo.popleft()
-            first = group[0].image_id
-            if self._guilty(first, fallback=fallback):
-                self._verdicts[first] = Poisoned(first, self._last_fault[first], self._runs[first])
-                continue
-            if len(group) > limit:
-                self._todo.appendleft(group[limit:])
-                group = group[:limit]
-            self._runs.update(work.image_id for work in group)
-            return group
-        return []
-
-    def answered(self, answers: Iterable[Answer | Poisoned]) -> None:
-        for answer in answers:
-            runs = self._runs[answer.image_id]
-            self._verdicts[answer.image_id] = replace(answer, tries=max(runs, answer.tries))
-
-    def failed(self, group: Sequence[Work], detail: str, *, on_fallback: bool = False) -> None:
-        """The engine is gone. Those that were together run one by one; one that was alone is accused."""
-        self._faults.update(work.image_id for work in group)
-        if len(group) > 1:
-            self._again([work] for work in group)
-            return
-        first = group[0].image_id
-        self._last_fault[first] = detail
-        self._alone.add(first)
-        if on_fallback:
-            self._on_fallback.add(first)
-        self._todo.append(list(group))
-
-    def interrupted(self, group: Sequence[Work]) -> None:
-        """The device was taken away for another reason than the group: it runs again as it was."""
-        self._again([list(group)])
-
-    def too_large(self, group: Sequence[Work], detail: str, *, on_fallback: bool = False) -> None:
-        """Not enough memory for the group: its halves may pass."""
-        if len(group) == 1:
-            self.failed(group, detail, on_fallback=on_fallback)
-        else:
-            half = (len(group) + 1) // 2
-            self._again([list(group[:half]), list(group[half:])])
-
-    def verdicts(self) -> list[Answer | Poisoned]:
-        """One per image, in the order of the batch."""
-        return [self._verdicts[image_id] for image_id in self._order]
-
-    def _guilty(self, image_id: int, *, fallback: bool) -> bool:
-        proof = self._on_fallback if fallback else self._alone
-        return image_id in proof and self._faults[image_id] >= self._tries
-
-    def _again(self, groups: Iterable[list[Work]]) -> None:
-        self._todo.extendleft(reversed([list(group) for group in groups]))
+GROW_AFTER = 64  # batches computed at a limit that memory imposed, after which twice as many images are tried again
 
 
-def delay(failures: int, maximum: float) -> float:
-    """Seconds before the next start, after so many failures in a row: none at first, then 1, 2, 4 ... maximum."""
-    if failures <= 1:
-        return 0.0
-    return min(2.0 ** min(failures - 2, 32), maximum)
+@dataclass(frozen=True, slots=True)
+class History:
+    """What is known of one image from the devices that it ran on.
+
+    runs             it was given to a device so often
+    faults           it was part of
+    isolated         it has met a fault: it runs alone
+    failed_alone_on  devices on which it failed alone
+    detail           of the last fault that it met alone
+    put_back_at      monotonic s: it waits again since then
+    behind           monotonic s: it lines up behind what came before then, when it failed alone
+    """
+
+    runs: int = 0
+    faults: int = 0
+    isolated: bool = False
+    failed_alone_on: frozenset[str] = frozenset()
+    detail: str = ""
+    put_back_at: float = -math.inf
+    behind: float = -math.inf
+
+
+NEW = History()
+"""Of an image that no device has seen yet."""
+
+
+def after_fault(history: History, *, device: str, detail: str, alone: bool, now: float) -> History:
+    """A worker was lost, or gave nonsense, with this image in its batch."""
+    known = replace(history, runs=history.runs + 1, faults=history.faults + 1, isolated=True, put_back_at=now)
+    if not alone:
+        return known
+    return replace(known, failed_alone_on=history.failed_alone_on | {device}, detail=detail, behind=now)
+
+
+def after_shortage(history: History, *, device: str, detail: str, alone: bool, now: float) -> History:
+    """The device had too little memory for the batch: half of it may pass. Alone, nothing is left to halve."""
+    if alone:
+        return after_fault(history, device=device, detail=detail, alone=True, now=now)
+    return after_interruption(history, now=now)
+
+
+def after_interruption(history: History, *, now: float) -> History:
+    """The device was taken away for a reason that no image can cause."""
+    return replace(history, runs=history.runs + 1, put_back_at=now)
+
+
+def is_poison(history: History, *, tries: int, fallback: str | None) -> bool:
+    """`fallback`: the device of last resort, where there is one that can be relied on."""
+    last = {fallback} if fallback is not None else history.failed_alone_on
+    return history.faults >= tries and bool(last & history.failed_alone_on)
+
+
+@dataclass(slots=True)
+class MemoryLimit:
+    """Images that fit into a device's memory at once: halved by a shortage, tried twice as large after a while."""
+
+    images: int | None = None  # None: as many as the backend takes
+    _batches: int = 0
+
+    def halve(self, batch: int) -> None:
+        self.images, self._batches = max(1, batch // 2), 0
+
+    def passed(self) -> None:
+        """A batch was computed."""
+        if self.images is not None:
+            self._batches += 1
+            if self._batches >= GROW_AFTER:
+                self.images, self._batches = 2 * self.images, 0
+
+    def lift(self) -> None:
+        """A fresh process: what was measured in another says nothing."""
+        self.images, self._batches = None, 0
+
+    def of(self, largest: int) -> int:
+        return largest if self.images is None else min(largest, self.images)

@@ -152,15 +152,6 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Poisoned:
-    """One image is refused: alone it brought the engine down again and again, and the golden image did not."""
-
-    image_id: int
-    detail: str
-    tries: int
-
-
-@dataclass(frozen=True, slots=True)
 class Limit:
     """An engine does with less than it was made for; no image is worse for it.
 
@@ -174,13 +165,13 @@ class Limit:
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """The answers to one batch, one per image, in order. Only an engine made of engines answers Poisoned.
+    """The answers to one batch, one per image, in order.
 
     again   images whose alpha was not finite at first, and was computed again in float32
     limits  what the engine found out in this batch
     """
 
-    answers: list[Answer | Poisoned]
+    answers: list[Answer]
     milliseconds: dict[str, float] = field(default_factory=dict)
     again: int = 0
     limits: list[Limit] = field(default_factory=list)
@@ -204,6 +195,25 @@ class EngineDescription:
     seconds: dict[int, float] = field(default_factory=dict)
     detail: dict[str, object] = field(default_factory=dict)
     limits: list[Limit] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceView:
+    """What others may know of a device at one moment; immutable, replaced as a whole by its supervisor.
+
+    is_fallback  the CPU behind the GPUs
+    usable       images may go to it now: its worker has passed its self-test
+    missing      it could not be started the last time, so that it cannot be relied on
+    limit        images it takes at once, at least 1
+    description  of its last worker that was ready
+    """
+
+    device: str
+    is_fallback: bool = False
+    usable: bool = False
+    missing: bool = False
+    limit: int = 1
+    description: EngineDescription | None = None
 
 
 class Backend(Protocol):

@@ -1,41 +1,175 @@
-"""The parent's side of one engine process: an Engine whose work is done by a child, under a deadline.
+"""Parent side of one engine process: spawn it, send requests, keep deadlines, kill and reap it.
 
-Knows no device and no policy: when it is lost it says so and is not used again; resilient.py starts another. One object
-is one process. What it raises is the truth: EngineLost when the process died, hung or could not be started,
-EngineMemory when it is short of memory and otherwise well, EngineNonsense when what it answered cannot be.
+One object is one process; a lost worker is not used again. It raises EngineLost when the process died, hung or could
+not be started, EngineMemory when it is short of memory and otherwise well, EngineNonsense for an impossible answer.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import signal
 import socket
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import NoReturn
 
-from rmbgd.engine import ipc as wire
+from rmbgd.clock import Clock, SystemClock
+from rmbgd.engine import ipc
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.examine import Golden, to_golden
-from rmbgd.engine.process import ChildProcess
 from rmbgd.engine.types import BatchReport, EngineDescription, MemoryTestPass, Work
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
+from rmbgd.telemetry.captured_output import OutputLines
 
 HUNG = 10.0  # times what a batch takes: then it is not slow but hung
-LOOK = 10.0  # times the shortest deadline, for a canary or a golden image on a GPU: its first pass takes memory
+CHECK = 10.0  # times the shortest deadline, for a memory test or a golden image on a GPU: its first pass takes memory
 MEGAPIXEL_SECONDS = 0.02
 """Allowed for each megapixel of a batch beside its measured time, which is that of small images: up and down again,
 both changes of size, edge colours, and for what no staging memory holds the way through the host. A guess that is too
 large costs some seconds before a hang is noticed; one that is too small takes a GPU away that does its work."""
 
-GRACE = 2.0  # seconds for a process that has said farewell, or was asked to go, to be gone by itself
+GRACE = 2.0  # s for a process that was asked to end, or said that it will, to be gone by itself
 
 ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 """Of the child, where the operator has not said otherwise. CUDA counts devices as NVML does, so that the sensor reads
 the device that computes. The network's threads sleep while they wait for each other:
 decoders and encoders want the same cores. With several busy threads to a core u2netp took 2.0 s an image instead of
 4.2, and 0.7 s of CPU time instead of 1.9."""
+
+REAP_SECONDS = 10.0  # after SIGKILL; a process still there is stuck inside the kernel (state D) and no signal ends it
+
+_abandoned: list[subprocess.Popen[bytes]] = []
+"""Processes that could not be killed. Kept to be reaped should they ever end; appended to by any owner."""
+
+
+class ChildProcess:
+    """A process from construction to `end`; every call comes from its owner. Raises OSError if it cannot be started.
+
+    A thread of its own starts it and lives as long as its output: the kernel sends the parent-death signal when the
+    *thread* that started a child ends, not only its process.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        pass_fds: Sequence[int],
+        on_output: Callable[[str], None],
+        *,
+        environment: Mapping[str, str] | None = None,
+        kill: Callable[[subprocess.Popen[bytes]], None] = subprocess.Popen.kill,
+        reap_seconds: float = REAP_SECONDS,
+        clock: Clock | None = None,
+    ) -> None:
+        _abandoned[:] = [process for process in _abandoned if process.poll() is None]
+        self._kill = kill
+        self._reap_seconds = reap_seconds
+        self._output = OutputLines(on_output, clock or SystemClock())
+        started: Future[subprocess.Popen[bytes]] = Future()
+        self._reader = threading.Thread(
+            target=self._read_output,
+            args=(list(command), tuple(pass_fds), environment, started),
+            name="engine",
+            daemon=True,
+        )
+        try:
+            self._reader.start()
+        except RuntimeError as error:  # how Python says EAGAIN for threads
+            raise BlockingIOError(errno.EAGAIN, str(error)) from error
+        self._process = started.result()
+        self.pid = self._process.pid
+        self.abandoned = False
+
+    def _read_output(
+        self,
+        command: list[str],
+        pass_fds: tuple[int, ...],
+        environment: Mapping[str, str] | None,
+        started: Future[subprocess.Popen[bytes]],
+    ) -> None:
+        try:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                pass_fds=pass_fds,
+                env=environment,
+                bufsize=0,
+                process_group=0,  # Ctrl-C at a terminal is for us; when the child ends is for us to say
+            )
+        except OSError as error:
+            started.set_exception(error)
+            return
+        started.set_result(process)
+        assert process.stdout is not None
+        with process.stdout as pipe:
+            while data := pipe.read(65536):
+                self._output.feed(data)
+        self._output.finish()
+
+    @property
+    def alive(self) -> bool:
+        """From any thread. A process that has ended but was not reaped yet is not alive."""
+        return self._process.poll() is None
+
+    def kill(self) -> None:
+        """SIGKILL, from any thread; the owner still has to call `end`. Nothing when it has ended."""
+        self._kill(self._process)
+
+    def end(self, grace: float = 0.0) -> str:
+        """Make sure that it is gone, and say how it went. It has `grace` seconds to go by itself, then SIGKILL.
+
+        A process that outlives SIGKILL by the reap bound is abandoned: `abandoned` is then true.
+        """
+        try:
+            self._process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            try:
+                self._process.wait(self._reap_seconds)
+            except subprocess.TimeoutExpired:
+                self.abandoned = True
+                _abandoned.append(self._process)
+                return f"process {self.pid} cannot be killed: it is stuck inside the kernel, and was abandoned"
+        self._reader.join(1.0)  # its last lines; a grandchild may hold the pipe open, hence the bound
+        return self._how()
+
+    def end_within(self, grace: float, patience: float) -> str | None:
+        """How it went, if it goes by itself within `grace` seconds or, killed then, within `patience`. None when it is
+        still there: `end` is then left to a thread that has the time."""
+        try:
+            self._process.wait(grace)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            try:
+                self._process.wait(patience)
+            except subprocess.TimeoutExpired:
+                return None
+        self._reader.join(1.0)
+        return self._how()
+
+    def _how(self) -> str:
+        code = self._process.returncode
+        if code >= 0:
+            how = f"process {self.pid} ended with status {code}"
+        else:
+            how = f"process {self.pid} was killed by {_signal_name(-code)}"
+        words = self._output.last_words()
+        return f"{how}; its last words: {words}" if words else how
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a realtime signal
+        return f"signal {number}"
+
 
 StartProcess = Callable[..., ChildProcess]
 
@@ -48,7 +182,7 @@ class EngineWorker:
     hang_minimum                  for a GPU, whose times are steady: a batch is hung after HUNG times its measured time,
                                   but not before so many seconds; `batch_timeout` is then for what was not measured
     on_output                     called with each line the child writes, from another thread
-    heartbeat                          of the owner's thread; waiting for the child counts as waiting: it has a deadline
+    heartbeat                     of the owner's thread; waiting for the child counts as waiting: it has a deadline
     """
 
     def __init__(
@@ -113,9 +247,9 @@ class EngineWorker:
         """Its process was killed after a fault and is not gone yet: `close` may take long. The owner's question."""
         return self._process is not None and self._connection is None
 
-    def belongs_to(self, heartbeat: Heartbeat, *, patience: float | None = None) -> None:
+    def attach(self, heartbeat: Heartbeat, *, patience: float | None = None) -> None:
         """It has a new owner, with this heartbeat. `patience`: seconds to wait for the end of a process after a fault;
-        a driver may hold it for long, and other devices wait for its images. None: until it is gone, or abandoned."""
+        a driver may hold it for long, and its images are wanted elsewhere. None: until it is gone, or abandoned."""
         self._heartbeat, self._patience = heartbeat, patience
 
     def start(self) -> EngineDescription:
@@ -130,22 +264,23 @@ class EngineWorker:
         }
         try:
             answer = self._ask(request, self._start_timeout)
-            description = wire.to_description(answer["description"])
+            description = ipc.to_description(answer["description"])
         except EngineMemory:
             self.close()
             raise
-        except (wire.GarbledError, KeyError) as error:
+        except (ipc.GarbledError, KeyError) as error:
             self._fail(EngineNonsense, f"it described itself in a way that cannot be: {error}", 0)
         self._seconds = description.seconds
         return description
 
-    def segment(self, batch: Sequence[Work]) -> BatchReport:
+    def run(self, batch: Sequence[Work]) -> BatchReport:
+        """Compute a batch. Raises EngineFault; the input planes are then unchanged."""
         seconds = self._deadline(len(batch), sum(work.region.height * work.region.width for work in batch))
-        request = {"do": "segment", "batch": [wire.from_work(work) for work in batch], "deadline": seconds}
+        request = {"do": "segment", "batch": [ipc.from_work(work) for work in batch], "deadline": seconds}
         answer = self._ask(request, seconds)
         try:
-            report = wire.to_report(answer["report"])
-        except (wire.GarbledError, KeyError) as error:
+            report = ipc.to_report(answer["report"])
+        except (ipc.GarbledError, KeyError) as error:
             self._fail(EngineNonsense, f"it answered what cannot be: {error}", 0)
         asked = [work.image_id for work in batch]
         answered = [entry.image_id for entry in report.answers]
@@ -155,7 +290,7 @@ class EngineWorker:
 
     def golden(self, model: str) -> Golden:
         """The golden image, computed by `model`. Raises EngineFault."""
-        answer = self._look({"do": "golden", "model": model})
+        answer = self._check({"do": "golden", "model": model})
         try:
             return to_golden(answer["golden"])
         except (KeyError, TypeError, ValueError) as error:
@@ -163,7 +298,7 @@ class EngineWorker:
 
     def canary(self, blocks: int) -> MemoryTestPass:
         """One pass over so many blocks of its device's memory. Raises EngineFault."""
-        answer = self._look({"do": "canary", "blocks": blocks})
+        answer = self._check({"do": "canary", "blocks": blocks})
         try:
             return MemoryTestPass(int(answer["canary"]["blocks"]), int(answer["canary"]["bad"]))
         except (KeyError, TypeError, ValueError) as error:
@@ -173,7 +308,7 @@ class EngineWorker:
         """Ask the process to go; kill it when it does not."""
         if self._connection is not None:
             with contextlib.suppress(OSError):
-                wire.send(self._connection, {"do": "close"})
+                ipc.send(self._connection, {"do": "close"})
         self._end(GRACE)
 
     def abort(self) -> None:
@@ -183,10 +318,10 @@ class EngineWorker:
         if process is not None:
             process.kill()
 
-    def _look(self, request: wire.Message) -> wire.Message:
+    def _check(self, request: ipc.Message) -> ipc.Message:
         seconds = self._deadline(1, 0)
         if self._hang_minimum is not None:
-            seconds = max(seconds, LOOK * self._hang_minimum)
+            seconds = max(seconds, CHECK * self._hang_minimum)
         return self._ask(request | {"deadline": seconds}, seconds)
 
     def _deadline(self, images: int, pixels: int) -> float:
@@ -218,29 +353,29 @@ class EngineWorker:
         if self._aborted:  # between our question and the process's birth
             self._process.kill()
 
-    def _ask(self, request: wire.Message, seconds: float) -> wire.Message:
+    def _ask(self, request: ipc.Message, seconds: float) -> ipc.Message:
         """The child's answer to `request`. Every way to fail but shortage of memory ends the process."""
         if self._connection is None:
             raise EngineLost("the engine's process is not running")
         self._heartbeat.waiting()
         self._asking = True
         try:
-            wire.send(self._connection, request)
-            answer = wire.receive(self._connection, seconds)
+            ipc.send(self._connection, request)
+            answer = ipc.receive(self._connection, seconds)
         except TimeoutError:
             self._fail(EngineLost, f"no answer within {seconds:g} s to '{request['do']}': hung, and killed", 0)
         except (EOFError, OSError):
             self._fail(EngineLost, f"gone in the middle of '{request['do']}'", GRACE)
-        except wire.GarbledError as error:
+        except ipc.GarbledError as error:
             self._fail(EngineNonsense, f"no message: {error}", 0)
         finally:
             self._asking = False
             self._heartbeat.working()
         if "fault" in answer:
-            self._raise_told(answer)
+            self._raise_fault(answer)
         return answer
 
-    def _raise_told(self, answer: wire.Message) -> NoReturn:
+    def _raise_fault(self, answer: ipc.Message) -> NoReturn:
         detail = str(answer.get("detail", ""))
         match answer["fault"]:
             case "memory":
@@ -254,20 +389,20 @@ class EngineWorker:
                 self._fail(EngineLost, detail, GRACE, cause=str(answer.get("cause", "")))
 
     def _fail(self, fault: type[EngineLost | EngineNonsense], why: str, grace: float, *, cause: str = "") -> NoReturn:
-        how, is_gone = self._end(grace) if self._patience is None else self._leave(grace, self._patience)
+        how, is_gone = self._end(grace) if self._patience is None else self._end_soon(grace, self._patience)
         if not is_gone:
             raise EngineLost(f"{why} ({how})", cause="unkillable")
         if fault is EngineLost:
             raise EngineLost(f"{why} ({how})", cause=cause)
         raise fault(f"{why} ({how})")
 
-    def _leave(self, grace: float, patience: float) -> tuple[str, bool]:
-        """Like `_end`, without waiting for a process that does not go at once: it is then killed, and lingers."""
+    def _end_soon(self, grace: float, patience: float) -> tuple[str, bool]:
+        """Like `_end`, but a process that is not gone after `patience` is left to `close`: killed, and lingering."""
         process = self._process
         if process is None or self._connection is None:
             return self._end(grace)
         self._heartbeat.waiting()
-        how = process.leaves(min(grace, patience), patience)
+        how = process.end_within(min(grace, patience), patience)
         self._heartbeat.working()
         if how is not None:
             return self._end(0)

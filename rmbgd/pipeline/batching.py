@@ -1,11 +1,12 @@
-"""Policy: which of the waiting images go to the engine now. A pure function of what waits, the limits and the time.
-
-Does not take anything from a channel, wait, or measure: the segment loop does, with this as its `choose`.
+"""POLICY: which of the waiting images a device takes as its next batch.
 
 The busy device is the timer: while it computes, images gather, and when it is free whatever waits goes, up to the
-largest size that is allowed. A size is used only exactly full (5 go as 4, then 1): an empty place costs as much as a
+largest size that is allowed. A size is used only exactly full (5 go as 4, then 1): an empty place costs as much as an
 image. Realtime images go first and alone, suspects alone, all others in the order in which they came, whatever
 folder they are from: a folder that drops thousands delays the others by what was there before them, and no more.
+
+A device takes images only while it is well. The CPU fallback takes them while no GPU is well, and always those that
+have met a fault (retry.py).
 """
 
 from __future__ import annotations
@@ -14,21 +15,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rmbgd.config.load import Folder, PipelineSettings, Recipe
-from rmbgd.engine.seats import Seat
-from rmbgd.engine.types import EngineDescription
-from rmbgd.events import Emit
-from rmbgd.pipeline.infer import Choose
-from rmbgd.pipeline.items import Frame
-from rmbgd.pipeline.queue import Choice
+from rmbgd.engine.types import DeviceView
 
 GAIN = 0.02
 """A larger batch must save at least this share of the time per image, or it only makes each of them later."""
 
 HEAD_START = 60.0
-"""Seconds by which a realtime image counts as older than it is. It overtakes all that wait in any line that is not
-beyond help, and whoever has waited longer than this is not overtaken any more: a flood of realtime images delays the
-others, but does not starve them."""
+"""Seconds by which a realtime image counts as older than it is. It overtakes everything in a queue that keeps up, and
+an image that has waited for longer is not overtaken any more: a flood of realtime images delays the others, but does
+not starve them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +32,10 @@ class Waiting:
 
     model     name of the model it asks for; a batch has one
     realtime  its folder does not want to wait for company
-    suspect   the service or an engine went down with it before: nobody else should suffer again
+    suspect   the service or a worker went down with it before: it goes alone
     since     when it became ready, seconds on the clock that `now` is read from
     latency   seconds that it should take at most, as its folder wants; infinite where it does not matter
+    isolated  it has met a fault of a worker in this run of the service
     """
 
     model: str
@@ -47,6 +43,27 @@ class Waiting:
     suspect: bool
     since: float
     latency: float = math.inf
+    isolated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Which of the waiting images are for one device now."""
+
+    ordinary: bool
+    isolated: bool
+
+
+def share(device: DeviceView, devices: Sequence[DeviceView], *, stopping: bool) -> Share:
+    """`devices`: all of them, `device` included. When the service stops, a device that takes none takes those that no
+    other will, to give them back."""
+    gpus = [each.device for each in devices if each.usable and not each.is_fallback]
+    fallbacks = [each.device for each in devices if each.usable and each.is_fallback]
+    relied_on = any(each.is_fallback and not each.missing for each in devices)
+    ordinary, isolated = gpus or fallbacks, fallbacks if relied_on else gpus
+    if device.usable:
+        return Share(device.device in ordinary, device.device in isolated)
+    return Share(stopping and not ordinary, stopping and not isolated)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +84,27 @@ class Limits:
             raise ValueError(f"batch sizes {self.sizes} must be ascending and begin with 1")
 
 
-def choose(waiting: Sequence[Waiting], limits: Limits, now: float) -> list[int] | float:
-    """Indices of `waiting` (oldest first, at least one) that go now, or the moment to ask again.
+EVERYTHING = Share(ordinary=True, isolated=True)
+
+
+def choose(
+    waiting: Sequence[Waiting], limits: Limits, now: float, share: Share = EVERYTHING
+) -> list[int] | float | None:
+    """Indices of `waiting` (at least one) that go now, the moment to ask again, or None when none is for this device.
 
     An infinite `now` means that nothing more will come.
     """
-    head = min(range(len(waiting)), key=lambda index: (_place(waiting[index]), index))
+    own = [index for index, image in enumerate(waiting) if (share.isolated if image.isolated else share.ordinary)]
+    if not own:
+        return None
+    head = min(own, key=lambda index: (_place(waiting[index]), index))
     first = waiting[head]
     if first.realtime or first.suspect:
         return [head]
     alike = [
         index
-        for index, image in enumerate(waiting)
-        if image.model == first.model and not image.suspect and not image.realtime
+        for index in own
+        if (image := waiting[index]).model == first.model and not image.suspect and not image.realtime
     ]
     targets = [waiting[index].latency for index in alike]
     size = batch_size(targets, limits)
@@ -106,7 +131,7 @@ def table(limits: Limits, latency: float) -> dict[int, int]:
 
 
 def _place(image: Waiting) -> float:
-    """Its place in the line, as if it had come then."""
+    """Its place in the queue, as if it had come then."""
     return image.since - HEAD_START if image.realtime else image.since
 
 
@@ -128,61 +153,3 @@ def _worth_it(size: int, smaller: int, limits: Limits) -> bool:
     if size not in limits.seconds or smaller not in limits.seconds:
         return True
     return limits.seconds[size] / size <= (1 - GAIN) * limits.seconds[smaller] / smaller
-
-
-# --- The batching policy with everything it needs to know of one seat: what computes now, and what its folders want.
-
-
-class Policy:
-    """Belongs to the seat's thread. `description`: what the seat's engine said at its start."""
-
-    def __init__(
-        self,
-        seat: Seat,
-        description: EngineDescription,
-        folders: Mapping[str, tuple[Folder, Recipe]],
-        pipeline: PipelineSettings,
-        emit: Emit,
-    ) -> None:
-        self._seat, self._at_start, self._folders, self._pipeline, self._emit = (
-            seat, description, folders, pipeline, emit,
-        )  # fmt: skip
-        self._told: dict[str, object] = {}  # by device
-
-    def now(self) -> Choose:
-        """For the next batch. Tells the table when the device that computes has none told, or another one."""
-        description = self._description()
-        limits = self._limits(description)
-        folders = {
-            name: {"latency": folder.latency_target, "table": self._table(folder, limits)}
-            for name, (folder, _) in self._folders.items()
-        }
-        if self._told.get(description.device) != folders:
-            self._told[description.device] = folders
-            milliseconds = {str(size): round(1000 * seconds, 3) for size, seconds in limits.seconds.items()}
-            self._emit("engine.batching", device=description.device, milliseconds=milliseconds, folders=folders)
-        return self._choose
-
-    def _choose(self, frames: Sequence[Frame], now: float) -> Choice:
-        """Called with the channel's lock held: waits for nothing."""
-        if not self._seat.may_take():
-            return None
-        return choose([self._facts(frame) for frame in frames], self._limits(self._description()), now)
-
-    def _description(self) -> EngineDescription:
-        return self._seat.description() or self._at_start
-
-    def _limits(self, description: EngineDescription) -> Limits:
-        sizes = tuple(size for size in description.batch_sizes if size <= self._pipeline.batch_maximum)
-        return Limits(sizes, self._pipeline.batch_wait, description.seconds)
-
-    def _table(self, folder: Folder, limits: Limits) -> list[int]:
-        if folder.latency == "realtime":
-            return [1]
-        return list(table(limits, folder.latency_target).values())
-
-    def _facts(self, frame: Frame) -> Waiting:
-        folder, recipe = self._folders[frame.job.folder]
-        return Waiting(
-            recipe.model, folder.latency == "realtime", frame.job.attempt > 1, frame.ready_at, folder.latency_target
-        )

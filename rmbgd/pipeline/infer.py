@@ -1,72 +1,193 @@
-"""The segment stage: one thread feeds one device, and takes what is waiting whenever the device is free.
+"""Inference stage: one thread per device takes a batch, runs it on its own worker, and requeues what failed.
 
-Owns the engine and nothing else. Touches no file; what the batching policy decides, it does.
+A device takes images only while it is well, and puts back to the head of the queue what it could not finish, with what
+is then known of them (engine/retry.py). So no thread ever uses the device of another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from rmbgd.clock import Clock
-from rmbgd.engine.resilient import Stopped
-from rmbgd.engine.types import Answer, Backend, EngineDescription, Poisoned, Work
-from rmbgd.errors import EngineFault, Reason
+from rmbgd.config.load import Folder, PipelineSettings, Recipe
+from rmbgd.engine import retry
+from rmbgd.engine.devices import EngineContext
+from rmbgd.engine.supervisor import DeviceSupervisor, DeviceViews
+from rmbgd.engine.types import Answer, DeviceView, EngineDescription, Work
+from rmbgd.engine.worker import EngineWorker
+from rmbgd.errors import EngineFault, EngineMemory, Reason
 from rmbgd.heartbeat import Heartbeat
+from rmbgd.pipeline import batching
 from rmbgd.pipeline.items import Arrival, Cutout, Frame, Postponed, Rejection
-from rmbgd.pipeline.queue import Choice, NoSenders, Receiver, Sender
+from rmbgd.pipeline.queue import Choice, NoSenders, Receiver, Sender, Taken
 
-Choose = Callable[[Sequence[Frame], float], Choice]
+STOPPING = "the service is stopping and no engine is ready"
+Folders = Mapping[str, tuple[Folder, Recipe]]
 
 
-def segment_loop(
-    engine: Backend,
-    started: Callable[[EngineDescription], Callable[[], Choose]],
-    work_of: Callable[[Frame], Work],
-    frames: Receiver[Frame],
-    arrivals: Sender[Arrival],
-    clock: Clock,
-    heartbeat: Heartbeat,
-) -> None:
-    """Until the last decoder has gone. `started` learns what the engine is; what it answers gives the policy for it,
-    and is asked before each batch, since another device may compute by then."""
-    with frames, arrivals:
-        try:
+class DeviceThread:
+    """What the thread of one device does. Everything is its own; `_choose` is called with the queue's lock held."""
+
+    def __init__(
+        self,
+        supervisor: DeviceSupervisor,
+        views: DeviceViews,
+        folders: Folders,
+        context: EngineContext,
+        heartbeat: Heartbeat,
+    ) -> None:
+        self._supervisor, self._views, self._folders, self._heartbeat = supervisor, views, folders, heartbeat
+        self._stopping, self._clock, self._emit = context.stopping, context.clock, context.emit
+        self._settings: PipelineSettings = context.config.pipeline
+        self._tries = context.config.engine.tries
+        self._told: dict[str, object] = {}  # by device: its batching as last emitted
+
+    def run(self, frames: Receiver[Frame], arrivals: Sender[Arrival]) -> None:
+        """Until the last decoder has gone and no batch can come back."""
+        with frames, arrivals:
             try:
-                policy = started(engine.start())
-            except Stopped:  # nothing was computed here, and nothing is in hand
-                return
-            while True:
-                try:
-                    batch = frames.receive_chosen(policy())
-                except NoSenders:
-                    return
-                for arrival in segment(engine, batch, work_of, clock, heartbeat):
-                    arrivals.send(arrival)
-        finally:
-            heartbeat.waiting()  # this thread ends, and nobody is to wonder why it says nothing any more
-            engine.close()
-            heartbeat.waiting()
+                if not self._supervisor.is_fallback:
+                    self._emit_batching()
+                while True:
+                    with frames.take(self._choose) as batch:
+                        outcomes = self._end(batch)
+                    for outcome in outcomes:
+                        arrivals.send(outcome)
+            except NoSenders:
+                pass
+            finally:
+                self._heartbeat.waiting()  # this thread ends, and its silence is no hang
+                self._supervisor.close()
+
+    # ------------------------------------------------------------------------------------------------ which images
+
+    def _choose(self, frames: Sequence[Frame], now: float) -> Choice:
+        views = self._views.all
+        own = views[self._supervisor.index]
+        share = batching.share(own, views, stopping=self._stopping.is_set())
+        waiting = [self._facts(frame) for frame in frames]
+        return batching.choose(waiting, self._limits(own), now, share)
+
+    def _facts(self, frame: Frame) -> batching.Waiting:
+        folder, recipe = self._folders[frame.job.folder]
+        isolated = frame.history.isolated
+        return batching.Waiting(
+            recipe.model,
+            folder.latency == "realtime",
+            frame.job.attempt > 1 or isolated,
+            max(frame.ready_at, frame.history.behind),
+            folder.latency_target,
+            isolated,
+        )
+
+    def _limits(self, view: DeviceView) -> batching.Limits:
+        limits = _limits(view.description, self._settings)
+        return replace(limits, sizes=tuple(size for size in limits.sizes if size <= view.limit))
+
+    def _emit_batching(self) -> None:
+        """How images are batched here: when the device that computes has no table emitted, or another one."""
+        description = self._supervisor.description
+        if description is None:
+            return
+        limits = _limits(description, self._settings)
+        folders = {
+            name: {"latency": folder.latency_target, "table": _table(folder, limits)}
+            for name, (folder, _) in self._folders.items()
+        }
+        if self._told.get(description.device) != folders:
+            self._told[description.device] = folders
+            milliseconds = {str(size): round(1000 * seconds, 3) for size, seconds in limits.seconds.items()}
+            self._emit("engine.batching", device=description.device, milliseconds=milliseconds, folders=folders)
+
+    # ------------------------------------------------------------------------------------------------ one batch
+
+    def _end(self, batch: Taken[Frame]) -> list[Arrival]:
+        """What became of it; nothing where it goes back to the queue."""
+        worker = self._supervisor.ready_worker(self._heartbeat)
+        self._emit_batching()
+        if worker is None:
+            if self._stopping.is_set() and not self._supervisor.view.usable:
+                return self._finish(batch, [_postponed(frame) for frame in batch.items])
+            return []  # the device went away meanwhile: they are put back as they were
+        (first, *_others) = batch.items
+        fallback = self._views.fallback
+        if retry.is_poison(first.history, tries=self._tries, fallback=fallback.device if fallback else None):
+            self._supervisor.release_worker()
+            return self._finish(batch, [_rejected(first)])
+        return self._run(batch, worker)
+
+    def _run(self, batch: Taken[Frame], worker: EngineWorker) -> list[Arrival]:
+        began = self._clock.monotonic()
+        for frame in batch.items:
+            frame.timing.add("queue", began - max(frame.ready_at, frame.history.put_back_at))
+        self._supervisor.computing([frame.job.job_id for frame in batch.items])
+        try:
+            report = worker.run([self._work(frame) for frame in batch.items])
+        except EngineFault as fault:
+            self._put_back(batch, fault, began)
+            return []
+        self._heartbeat.working()
+        self._supervisor.report_ok(report)
+        self._add_time(batch, began)
+        answered = zip(batch.items, report.answers, strict=True)
+        return self._finish(batch, [Cutout(frame, _counted(frame, answer)) for frame, answer in answered])
+
+    def _put_back(self, batch: Taken[Frame], fault: EngineFault, began: float) -> None:
+        alone, device = len(batch.items) == 1, self._supervisor.device
+        blamed = self._supervisor.report(fault, len(batch.items))
+        self._add_time(batch, began)
+        now, detail = self._clock.monotonic(), str(fault)
+        back: list[Frame] = []
+        for frame in batch.items:
+            if isinstance(fault, EngineMemory):
+                history = retry.after_shortage(frame.history, device=device, detail=detail, alone=alone, now=now)
+            elif blamed:
+                history = retry.after_fault(frame.history, device=device, detail=detail, alone=alone, now=now)
+            else:
+                history = retry.after_interruption(frame.history, now=now)
+            back.append(replace(frame, history=history))
+        fresh = sum(frame.history.isolated for frame in back) - sum(frame.history.isolated for frame in batch.items)
+        batch.put_back(back)
+        self._views.isolate(fresh)
+
+    def _finish(self, batch: Taken[Frame], outcomes: Sequence[Arrival]) -> list[Arrival]:
+        batch.finish()
+        if isolated := sum(frame.history.isolated for frame in batch.items):
+            self._views.isolate(-isolated)
+        return list(outcomes)
+
+    def _add_time(self, batch: Taken[Frame], began: float) -> None:
+        spent = self._clock.monotonic() - began
+        for frame in batch.items:
+            frame.timing.add("engine", spent)
+
+    def _work(self, frame: Frame) -> Work:
+        _, recipe = self._folders[frame.job.folder]
+        clean = recipe.edge_colours == "clean" and recipe.content != "mask"
+        model = self._supervisor.substitutes.get(recipe.model, recipe.model)
+        return Work(frame.job.job_id, frame.region, model, clean)
 
 
-def segment(
-    engine: Backend, batch: list[Frame], work_of: Callable[[Frame], Work], clock: Clock, heartbeat: Heartbeat
-) -> list[Arrival]:
-    """What became of each frame. An engine that is gone for good means that the service is stopping: they go back."""
-    begun = clock.monotonic()
-    for frame in batch:
-        frame.timing.add("queue", begun - frame.ready_at)
-    try:
-        report = engine.segment([work_of(frame) for frame in batch])
-    except EngineFault as fault:
-        return [Postponed(frame.job, "stopping", str(fault), frame.timing, frame.facts, frame.lease) for frame in batch]
-    heartbeat.working()
-    spent = clock.monotonic() - begun
-    for frame in batch:
-        frame.timing.add("engine", spent)
-    return [outcome(frame, answer) for frame, answer in zip(batch, report.answers, strict=True)]
+def _limits(description: EngineDescription | None, settings: PipelineSettings) -> batching.Limits:
+    if description is None:
+        return batching.Limits((1,))
+    sizes = tuple(size for size in description.batch_sizes if size <= settings.batch_maximum)
+    return batching.Limits(sizes, settings.batch_wait, description.seconds)
 
 
-def outcome(frame: Frame, answer: Answer | Poisoned) -> Cutout | Rejection:
-    if isinstance(answer, Poisoned):
-        return Rejection(frame.job, Reason.POISON, answer.detail, "engine", frame.timing, frame.facts, frame.lease)
-    return Cutout(frame, answer)
+def _table(folder: Folder, limits: batching.Limits) -> list[int]:
+    if folder.latency == "realtime":
+        return [1]
+    return list(batching.table(limits, folder.latency_target).values())
+
+
+def _counted(frame: Frame, answer: Answer) -> Answer:
+    return replace(answer, tries=max(frame.history.runs + 1, answer.tries))
+
+
+def _postponed(frame: Frame) -> Postponed:
+    return Postponed(frame.job, "stopping", STOPPING, frame.timing, frame.facts, frame.lease)
+
+
+def _rejected(frame: Frame) -> Rejection:
+    return Rejection(frame.job, Reason.POISON, frame.history.detail, "engine", frame.timing, frame.facts, frame.lease)

@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from rmbgd.engine.retry import NEW, History
 from rmbgd.errors import Reason
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.store.records import Job
@@ -35,7 +36,10 @@ class Timing:
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A decoded image: its planes lie in the lease, which the finish stage gives back."""
+    """A decoded image: its planes lie in the lease, which the finish stage gives back.
+
+    ready_at  monotonic s; its place in the queue. history: what devices made of it so far
+    """
 
     job: Job
     region: Region
@@ -43,6 +47,7 @@ class Frame:
     facts: SourceFacts
     timing: Timing
     ready_at: float
+    history: History = NEW
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,17 +14,16 @@ from functools import partial
 from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder, Recipe
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.seats import Seat, Seats, seats_of
-from rmbgd.engine.types import Backend, EngineDescription, Work
+from rmbgd.engine.devices import EngineContext, EngineFactory, Stopped
+from rmbgd.engine.types import EngineDescription
 from rmbgd.events import Emit
 from rmbgd.heartbeat import Heartbeat
-from rmbgd.pipeline.batching import Policy
 from rmbgd.pipeline.decode import Decoder, decode_loop
 from rmbgd.pipeline.dedup import Deduplicator, recipe_hash
 from rmbgd.pipeline.finish import Finisher, Returns, finish_loop
-from rmbgd.pipeline.infer import Choose, segment_loop
+from rmbgd.pipeline.infer import DeviceThread
 from rmbgd.pipeline.items import Arrival, Frame, Postponed, Timing
-from rmbgd.pipeline.queue import ChannelStatistics, Receiver, Sender, channel
+from rmbgd.pipeline.queue import QueueStatistics, Receiver, Sender, queue
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.ledger import Ledger
@@ -38,6 +37,8 @@ class PipelineContext:
     """What a line needs of the rest of the house."""
 
     config: Config
+    engine: EngineContext
+    build_devices: EngineFactory
     arena: Arena
     ledger: Ledger
     publisher: Publisher
@@ -54,21 +55,20 @@ class PipelineContext:
 class Pipeline:
     """Channels, threads and what they share. Built and ended by one thread, its owner."""
 
-    def __init__(self, around: PipelineContext, engine_of: Callable[[Heartbeat], Backend | Seats]) -> None:
+    def __init__(self, around: PipelineContext) -> None:
         config = around.config
         self._around = around
-        self._engine_of = engine_of
         self._folders: dict[str, tuple[Folder, Recipe]] = {
             folder.name: (folder, config.recipe_of(folder)) for folder in config.folder
         }
         places = config.pipeline.queue
         self.jobs: Sender[Job]
         self._waiting: Receiver[Job]  # the owner's own end, to take back what nobody decoded
-        self.jobs, self._waiting = channel(places, "jobs", around.clock, around.on_room)
-        self._frames: tuple[Sender[Frame], Receiver[Frame]] = channel(places, "frames", around.clock)
-        self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = channel(places, "arrivals", around.clock)
+        self.jobs, self._waiting = queue(places, "jobs", around.clock, around.on_room)
+        self._frames: tuple[Sender[Frame], Receiver[Frame]] = queue(places, "frames", around.clock)
+        self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(places, "arrivals", around.clock)
         self._in_flight = Deduplicator(twins_maximum=TWINS_MAXIMUM)
-        # What depends on the engine's answer to "what are you": set by the first segment thread when it is ready.
+        # What depends on the identity of the models: set by the thread "infer" when one is ready.
         self._stages: Future[tuple[Decoder, Finisher]] = Future()
 
     def start(self) -> None:
@@ -79,9 +79,9 @@ class Pipeline:
             heartbeat = around.new_heartbeat(name := f"decode-{number}")
             jobs, frames = self._waiting.clone(heartbeat), self._frames[0].clone(heartbeat)
             bodies.append((name, partial(self._decode, jobs, frames, self._arrivals[0].clone(heartbeat), heartbeat)))
-        heartbeat = around.new_heartbeat("segment")
+        heartbeat = around.new_heartbeat("infer")
         ends = self._frames[1].clone(heartbeat), self._arrivals[0].clone(heartbeat)
-        bodies.append(("segment", partial(self._segment, *ends, heartbeat)))
+        bodies.append(("infer", partial(self._infer, *ends, heartbeat)))
         for number in range(pipeline.finish_threads):
             heartbeat = around.new_heartbeat(name := f"finish-{number}")
             bodies.append((name, partial(self._finish, self._arrivals[1].clone(heartbeat), heartbeat)))
@@ -109,7 +109,7 @@ class Pipeline:
         self._waiting.close()
         self._arrivals[0].close()
 
-    def statistics(self) -> list[ChannelStatistics]:
+    def statistics(self) -> list[QueueStatistics]:
         return [self._waiting.statistics(), self._frames[0].statistics(), self._arrivals[0].statistics()]
 
     # ------------------------------------------------------------------------------------------------ thread bodies
@@ -125,35 +125,27 @@ class Pipeline:
                 return
             decode_loop(decoder, jobs, frames, arrivals, heartbeat)
 
-    def _segment(self, frames: Receiver[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat) -> None:
-        """The first device's thread, which finds out how many there are and starts the others'."""
+    def _infer(self, frames: Receiver[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat) -> None:
+        """Find the devices, start a thread for each, and let the other stages begin when one of them is ready."""
+        engine = self._around.engine
+        heartbeat.waiting()  # drivers and weights take their time, and have deadlines of their own
         with frames, arrivals:
             try:
-                found = seats_of(self._engine_of(heartbeat))
-                found.listen(frames.look_again)
-                for seat in found.seats[1:]:
-                    self._seat(seat, frames, arrivals)
-                first = found.seats[0]
-                started = partial(self._first_started, first)
-                self._feed(first.engine(heartbeat), started, frames, arrivals, heartbeat)
+                devices = engine.devices = self._around.build_devices(engine)
+                devices.views.listen(frames.look_again)
+                for supervisor in devices.supervisors:
+                    own = self._around.new_heartbeat(name := f"infer-{supervisor.device}")
+                    thread = DeviceThread(supervisor, devices.views, self._folders, engine, own)
+                    ends = frames.clone(own), arrivals.clone(own)
+                    self._around.start_thread(name, partial(thread.run, *ends))
+                devices.start()
+                if engine.stopping.is_set():
+                    devices.stop_waiting()
+                self._begin(devices.description())
+            except Stopped:  # nothing was decoded
+                pass
             finally:
                 self._stages.cancel()
-
-    def _seat(self, seat: Seat, frames: Receiver[Frame], arrivals: Sender[Arrival]) -> None:
-        heartbeat = self._around.new_heartbeat(name := f"segment-{seat.name}")
-        ends = frames.clone(heartbeat), arrivals.clone(heartbeat)
-        started = partial(self._policy, seat)
-        self._around.start_thread(name, lambda: self._feed(seat.engine(heartbeat), started, *ends, heartbeat))
-
-    def _feed(
-        self,
-        engine: Backend,
-        started: Callable[[EngineDescription], Callable[[], Choose]],
-        frames: Receiver[Frame],
-        arrivals: Sender[Arrival],
-        heartbeat: Heartbeat,
-    ) -> None:
-        segment_loop(engine, started, self._work, frames, arrivals, self._around.clock, heartbeat)
 
     def _finish(self, arrivals: Receiver[Arrival], heartbeat: Heartbeat) -> None:
         with arrivals:
@@ -165,14 +157,6 @@ class Pipeline:
             finish_loop(finisher, arrivals, heartbeat)
 
     # ------------------------------------------------------------------------------------------------ what they share
-
-    def _first_started(self, seat: Seat, description: EngineDescription) -> Callable[[], Choose]:
-        """The first engine has said what it is: the other stages can begin."""
-        self._begin(description)
-        return self._policy(seat, description)
-
-    def _policy(self, seat: Seat, description: EngineDescription) -> Callable[[], Choose]:
-        return Policy(seat, description, self._folders, self._around.config.pipeline, self._around.emit).now
 
     def _begin(self, description: EngineDescription) -> None:
         keys = {
@@ -204,8 +188,3 @@ class Pipeline:
             emit=around.emit,
             clock=around.clock,
         )
-
-    def _work(self, frame: Frame) -> Work:
-        _, recipe = self._folders[frame.job.folder]
-        clean = recipe.edge_colours == "clean" and recipe.content != "mask"
-        return Work(frame.job.job_id, frame.region, recipe.model, clean)

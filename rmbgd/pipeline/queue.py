@@ -1,10 +1,9 @@
-"""A bounded channel between threads with two cloned ends; closing an end is the only shutdown message.
+"""Bounded closable queue between threads, with batches that end in finish or put_back, and wait statistics.
 
-Does not know what travels, who is to blame when an end is left open, or what to do with what nobody received.
-
-Each thread owns its own clone of an end in a `with` block. A receiver iterates until the last sender has left and the
-queue is empty; a sender learns from NoReceivers that nobody is left to take anything. There are no sentinels and no
-polling. What waited where, for how long, is counted, because that names the bottleneck without a profiler.
+Each thread owns its own clone of a sender or receiver in a `with` block; closing is the only shutdown message. A
+receiver iterates until the last sender has left and the queue is empty; a sender learns from NoReceivers that its items
+would never be taken. There are no sentinels and no polling. How long which side waited is counted, because that names
+the bottleneck without a profiler. (`queue.Queue` can neither be closed before Python 3.13 nor let its receiver choose.)
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,25 +25,26 @@ T = TypeVar("T")
 
 Choice = Sequence[int] | float | None
 """What a batching policy answers: indices of the waiting items to take now (at least one), or, as a float, the moment
-(seconds on the channel's clock) to ask again unless something arrives before, or None: all is left to the other
+(seconds on the queue's clock) to ask again unless something arrives before, or None: all is left to the other
 receivers, until `look_again`."""
 
 
 class NoReceivers(Exception):
-    """The last receiver has left: nobody will ever take what is sent."""
+    """The last receiver has left: what is sent would never be taken."""
 
 
 class NoSenders(Exception):
-    """The last sender has left and everything was received."""
+    """The last sender has left, everything was received, and no batch can come back."""
 
 
 @dataclass(frozen=True, slots=True)
-class ChannelStatistics:
-    """One channel at one moment.
+class QueueStatistics:
+    """One queue at one moment.
 
     depth           items waiting, of `capacity`
-    total           items ever sent
-    send_waited     seconds, summed over all senders, spent blocked because the channel was full: what follows is slow
+    total           items ever sent; one that was put back counts once
+    finished        items ever taken for good: only this and `total` are progress
+    send_waited     seconds, summed over all senders, spent blocked because the queue was full: what follows is slow
     receive_waited  seconds, summed over all receivers, spent blocked because it was empty: what precedes is slow
     Waits that are still going on are counted up to now.
     """
@@ -52,12 +53,13 @@ class ChannelStatistics:
     depth: int
     capacity: int
     total: int
+    finished: int
     send_waited: float
     receive_waited: float
 
 
 class _WaitMeter:
-    """Seconds that threads spent waiting, summed, unfinished waits included. Guarded by the channel's lock."""
+    """Seconds that threads spent waiting, summed, unfinished waits included. Guarded by the queue's lock."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
@@ -74,7 +76,7 @@ class _WaitMeter:
 
 
 class _Shared(Generic[T]):
-    """What both ends share. Every field is guarded by `lock`; the two conditions are built on it."""
+    """What both sides share. Every field is guarded by `lock`; the two conditions are built on it."""
 
     def __init__(self, capacity: int, name: str, clock: Clock, on_taken: Callable[[], None]) -> None:
         self.on_taken = on_taken
@@ -87,8 +89,10 @@ class _Shared(Generic[T]):
         self.items: deque[T] = deque()
         self.senders = 0
         self.receivers = 0
+        self.taken = 0  # items in batches that may come back
         self.total = 0
-        self.choosy = False  # a receiver has left items to others: whoever is woken alone may be the wrong one
+        self.finished = 0
+        self.choosy = False  # a receiver has left items to others: a thread that is woken alone may be the wrong one
         self.send_wait = _WaitMeter()
         self.receive_wait = _WaitMeter()
 
@@ -104,40 +108,35 @@ class _Shared(Generic[T]):
             meter.change(-1, self.clock.monotonic())
 
     def wake_receiver(self) -> None:
-        """Something is there to be taken, the lock held."""
+        """Something can be taken, the lock held."""
         if self.choosy:
             self.not_empty.notify_all()
         else:
             self.not_empty.notify()
 
-    def statistics(self) -> ChannelStatistics:
+    def statistics(self) -> QueueStatistics:
         with self.lock:
             now = self.clock.monotonic()
-            return ChannelStatistics(
-                self.name,
-                len(self.items),
-                self.capacity,
-                self.total,
-                self.send_wait.seconds(now),
-                self.receive_wait.seconds(now),
-            )
+            waited = self.send_wait.seconds(now), self.receive_wait.seconds(now)
+            return QueueStatistics(self.name, len(self.items), self.capacity, self.total, self.finished, *waited)
 
 
-class _End(Generic[T]):
-    """What the two kinds of ends have in common: counted while open, closed once, missed when forgotten."""
+class _End(ABC, Generic[T]):
+    """What senders and receivers have in common: counted while open, closed once, missed when forgotten."""
 
     def __init__(self, shared: _Shared[T], heartbeat: Heartbeat | None) -> None:
         self._shared = shared
         self._heartbeat = heartbeat or NullHeartbeat()
-        self._open = True  # guarded by the channel's lock
+        self._open = True  # guarded by the queue's lock
         with shared.lock:
             self._count(+1)
 
+    @abstractmethod
     def _count(self, by: int) -> None:
-        raise NotImplementedError
+        """One more or less of this side's open ends; with the queue's lock."""
 
     def clone(self, heartbeat: Heartbeat | None = None) -> Self:
-        """Another end of the same side, for another thread, whose `heartbeat` is told when this end blocks.
+        """Another end of the same side, for another thread, whose `heartbeat` waits when this end blocks.
 
         Clone before the thread starts, so that the side is never empty by accident.
         """
@@ -151,13 +150,13 @@ class _End(Generic[T]):
                 self._open = False
                 self._count(-1)
 
-    def statistics(self) -> ChannelStatistics:
+    def statistics(self) -> QueueStatistics:
         """May be read from any thread, also after closing."""
         return self._shared.statistics()
 
     def _check_open(self) -> None:
         if not self._open:
-            raise ValueError(f"this {type(self).__name__} of channel '{self._shared.name}' is closed")
+            raise ValueError(f"this {type(self).__name__} of queue '{self._shared.name}' is closed")
 
     def __enter__(self) -> Self:
         return self
@@ -171,7 +170,7 @@ class _End(Generic[T]):
         # Only a warning: taking the lock here could deadlock, as the collector runs wherever it likes.
         if getattr(self, "_open", False):
             warnings.warn(
-                f"a {type(self).__name__} of channel '{self._shared.name}' was never closed",
+                f"a {type(self).__name__} of queue '{self._shared.name}' was never closed",
                 ResourceWarning,
                 stacklevel=2,
                 source=self,
@@ -185,7 +184,7 @@ class Sender(_End[T]):
             self._shared.not_empty.notify_all()
 
     def send(self, item: T) -> None:
-        """Put `item` behind the others; blocks while the channel is full. Raises NoReceivers."""
+        """Put `item` behind the others; blocks while the queue is full. Raises NoReceivers."""
         shared = self._shared
         with shared.lock:
             self._check_open()
@@ -195,7 +194,7 @@ class Sender(_End[T]):
         self._heartbeat.working()
 
     def try_send(self, item: T) -> bool:
-        """Like send, for a thread that must not block: False, and nothing sent, when the channel is full."""
+        """Like send, for a thread that must not block: False, and nothing sent, when the queue is full."""
         shared = self._shared
         with shared.lock:
             self._check_open()
@@ -207,7 +206,7 @@ class Sender(_End[T]):
     def free(self) -> int:
         """Places free at this moment. A sole sender can rely on them; with several it is a hint."""
         with self._shared.lock:
-            return self._shared.capacity - len(self._shared.items)
+            return max(self._shared.capacity - len(self._shared.items), 0)
 
     def _put(self, item: T) -> None:
         shared = self._shared
@@ -218,6 +217,48 @@ class Sender(_End[T]):
         shared.wake_receiver()
 
 
+class Taken(Generic[T]):
+    """A batch in the hands of one thread, which ends it once: by `finish` or by `put_back`.
+
+    As a context manager it puts the items back, as they were, when the block ends with neither.
+    """
+
+    def __init__(self, shared: _Shared[T], items: list[T]) -> None:
+        self.items = items
+        self._shared = shared
+        self._open = True  # guarded by the queue's lock
+
+    def finish(self) -> None:
+        """Every item has its outcome: none of them comes back."""
+        self._end((), len(self.items))
+
+    def put_back(self, items: Sequence[T]) -> None:
+        """`items`, one for each that was taken, go to the head of the queue, beyond its capacity. Never blocks."""
+        if len(items) != len(self.items):
+            raise ValueError(f"{len(items)} items put back of {len(self.items)}; a bug")
+        self._end(items, 0)
+
+    def _end(self, back: Sequence[T], finished: int) -> None:
+        shared = self._shared
+        with shared.lock:
+            if not self._open:
+                raise RuntimeError(f"a batch of queue '{shared.name}' was ended twice; a bug")
+            self._open = False
+            shared.taken -= len(self.items)
+            shared.finished += finished
+            shared.items.extendleft(reversed(back))
+            shared.not_empty.notify_all()  # for those that waited for it to come back, or for the last one
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._open:
+            self.put_back(self.items)
+
+
 class Receiver(_End[T]):
     def _count(self, by: int) -> None:
         self._shared.receivers += by
@@ -225,8 +266,10 @@ class Receiver(_End[T]):
             self._shared.not_full.notify_all()
 
     def receive(self) -> T:
-        """The oldest item; blocks while there is none. Raises NoSenders when there never will be one."""
-        return self.receive_chosen(lambda _items, _now: (0,))[0]
+        """The oldest item, for good; blocks while there is none. Raises NoSenders when there never will be one."""
+        with self.take(_oldest) as taken:
+            taken.finish()
+            return taken.items[0]
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -238,18 +281,24 @@ class Receiver(_End[T]):
             raise StopIteration from None
 
     def receive_chosen(self, choose: Callable[[Sequence[T], float], Choice]) -> list[T]:
+        """Like `take`, for good."""
+        with self.take(choose) as taken:
+            taken.finish()
+            return taken.items
+
+    def take(self, choose: Callable[[Sequence[T], float], Choice]) -> Taken[T]:
         """The items that `choose` picks among those that wait, in the order picked; blocks until there are any.
 
         `choose(items, now)` is a pure function: it is called with the lock held, at least one item, oldest first, and
-        `now` in seconds on the channel's clock. It answers as Choice says. When nothing can arrive any more, `now` is
-        infinite: there is no point in waiting for company. Raises NoSenders.
+        `now` in seconds on the queue's clock. It answers as Choice says. When nothing can be sent any more, `now` is
+        infinite: there is no point in waiting for company. Raises NoSenders when nothing is left that could come.
         """
         shared = self._shared
         with shared.lock:
             self._check_open()
             while True:
                 while not shared.items:
-                    if not shared.senders:
+                    if not shared.senders and not shared.taken:
                         raise NoSenders(shared.name)
                     shared.block(shared.not_empty, shared.receive_wait, self._heartbeat)
                 now = shared.clock.monotonic() if shared.senders else math.inf
@@ -260,7 +309,7 @@ class Receiver(_End[T]):
                 if not isinstance(choice, float):
                     break
                 if choice <= now:
-                    raise RuntimeError(f"channel '{shared.name}': asked to wait for a moment that has passed; a bug")
+                    raise RuntimeError(f"queue '{shared.name}': asked to wait for a moment that has passed; a bug")
                 shared.block(shared.not_empty, shared.receive_wait, self._heartbeat, choice - now)
             taken = self._take(choice)
         self._heartbeat.working()
@@ -280,29 +329,32 @@ class Receiver(_End[T]):
         self._heartbeat.waiting()
         shared.not_empty.wait()
 
-    def _take(self, indices: Sequence[int]) -> list[T]:
+    def _take(self, indices: Sequence[int]) -> Taken[T]:
         shared = self._shared
         if not indices or len(set(indices)) < len(indices) or min(indices) < 0:
-            raise RuntimeError(f"channel '{shared.name}': cannot take {list(indices)}; a bug in the policy")
+            raise RuntimeError(f"queue '{shared.name}': cannot take {list(indices)}; a bug in the policy")
         taken = [shared.items[index] for index in indices]
         for index in sorted(indices, reverse=True):
             del shared.items[index]
+        shared.taken += len(taken)
         shared.not_full.notify(len(taken))
         if shared.items:  # the wake-up meant for another receiver may have been ours
             shared.wake_receiver()
-        elif not shared.senders:  # who left them to others has nothing to wait for any more
-            shared.not_empty.notify_all()
-        return taken
+        return Taken(shared, taken)
 
 
-def channel(
+def _oldest(_items: Sequence[object], _now: float) -> tuple[int]:
+    return (0,)
+
+
+def queue(
     capacity: int, name: str, clock: Clock | None = None, on_taken: Callable[[], None] = lambda: None
 ) -> tuple[Sender[T], Receiver[T]]:
-    """The first two ends of a new channel that holds at most `capacity` items. Close both, like their clones.
+    """The first two ends of a new queue that holds at most `capacity` items. Close both, like their clones.
 
-    `on_taken` is called, without the lock, after items were received: for a producer that waits for other things too.
+    `on_taken` is called, without the lock, after items were taken: for a producer that waits for other things too.
     """
     if capacity < 1:
-        raise ValueError(f"channel '{name}': capacity {capacity} is below 1")
+        raise ValueError(f"queue '{name}': capacity {capacity} is below 1")
     shared: _Shared[T] = _Shared(capacity, name, clock or SystemClock(), on_taken)
     return Sender(shared, None), Receiver(shared, None)

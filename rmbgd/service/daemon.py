@@ -22,9 +22,9 @@ from rmbgd.clock import Clock, SystemClock
 from rmbgd.config import load as configuration
 from rmbgd.config.layout import check_layout
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.room import EngineFactory, EngineParts, EngineRoom
+from rmbgd.engine.devices import EngineContext, EngineFactory
 from rmbgd.engine.types import EngineDescription
-from rmbgd.engine.wiring import default_engine
+from rmbgd.engine.wiring import default_devices
 from rmbgd.errors import ConfigError, Exit
 from rmbgd.events import SAFE_MODE_OVER
 from rmbgd.heartbeat import Heartbeats
@@ -32,7 +32,7 @@ from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.intake.reconciler import Reconciler
 from rmbgd.intake.watcher import FolderWatch, Hints, OverflowListener
 from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
-from rmbgd.pipeline.queue import ChannelStatistics
+from rmbgd.pipeline.queue import QueueStatistics
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.service.health import Counters, HealthMonitor
@@ -113,14 +113,12 @@ def _relay(reading: socket.socket, messages: SimpleQueue[Message], numbers: Coll
 # The composition root and the life cycle: build, recover, start, guard, drain. Only this file constructs the service.
 
 
-__all__ = ["EngineParts", "run"]
-
 LEDGER = "ledger.sqlite"
 GRACE = 30.0  # s beside the configured patience before systemd is to lose its own
 ABORT_TIMEOUT = 5.0  # s that threads get to end after the engine was taken from them
 
 
-def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) -> int:
+def run(config_path: Path, *, build_devices: EngineFactory = default_devices) -> int:
     """`rmbgd run`: serve until told to stop. Returns an exit status; raises ConfigError."""
     config = configuration.load(config_path)
     if not config.folder:
@@ -131,7 +129,7 @@ def run(config_path: Path, *, engine_factory: EngineFactory = default_engine) ->
     with open_log(config.service) as log, capture_stderr(log.emit) as stderr, signals(messages):
         while True:
             life = SafeMode(config, SystemClock())
-            code = _live(config_path, life, log, stderr, notifier, engine_factory, messages)
+            code = _live(config_path, life, log, stderr, notifier, build_devices, messages)
             if not life.over:
                 return code
             keep_signals(messages)  # safe mode is over: once more, with everything
@@ -144,7 +142,7 @@ def _live(
     log: EventLog,
     stderr: StderrCapture,
     notifier: Notifier,
-    engine_factory: EngineFactory,
+    build_devices: EngineFactory,
     messages: SimpleQueue[Message],
 ) -> int:
     config = life.config
@@ -162,7 +160,7 @@ def _live(
     with ExitStack() as stack:
         try:
             service = Service(
-                life, log, stderr, counters, metrics, notifier, SystemClock(), engine_factory, stack, messages
+                life, log, stderr, counters, metrics, notifier, SystemClock(), build_devices, stack, messages
             )
         except ConfigError as error:
             counters("service.failed", stage="start", error=str(error), traceback="")
@@ -188,7 +186,7 @@ class Service:
         metrics: Metrics,
         notifier: Notifier,
         clock: Clock,
-        engine_factory: EngineFactory,
+        build_devices: EngineFactory,
         stack: ExitStack,
         messages: SimpleQueue[Message],
     ) -> None:
@@ -196,7 +194,7 @@ class Service:
         config = life.config
         self._life, self._config, self._emit, self._clock, self._notifier = life, config, emit, clock, notifier
         self._began = clock.monotonic()
-        self._device = "starting"  # written by the segment thread, read by the health thread; one reference
+        self._device = "starting"  # written by the thread "infer", read by the health thread; one reference
         self._broken: ThreadFailure | None = None
         configure_pillow(config.limits)
         configure_opencv()
@@ -209,7 +207,7 @@ class Service:
         self._arena = Arena(config.pipeline.arena_bytes)
         stack.callback(self._arena.close)
         self._crew = ThreadGroup(self.messages.put)
-        self._engines = EngineRoom(config, self._arena, emit, clock, engine_factory)
+        self._engine = EngineContext(config, self._arena, emit, clock)
         publisher = Publisher(config, self._ledger, clock, emit)
         reconcile_heartbeat = self._heartbeats.new("reconcile")
         self._intake = Reconciler(
@@ -232,6 +230,8 @@ class Service:
         self._hold = StorageRetry(self._intake, emit, clock)
         around = PipelineContext(
             config=config,
+            engine=self._engine,
+            build_devices=build_devices,
             arena=self._arena,
             ledger=self._ledger,
             publisher=publisher,
@@ -244,7 +244,7 @@ class Service:
             on_ready=self._engine_ready,
             on_room=self._intake.wake,
         )
-        self._line = Pipeline(around, self._engines.engine)
+        self._pipeline = Pipeline(around)
         self._monitor = HealthMonitor(
             config.service,
             heartbeats=self._heartbeats,
@@ -263,8 +263,8 @@ class Service:
         recovered = self._intake.recover()
         self._emit("intake.recovered", **recovered.event())
         self._crew.start("health", self._monitor.run)
-        self._line.start()
-        jobs, door = self._line.jobs, self._line.door()
+        self._pipeline.start()
+        jobs, door = self._pipeline.jobs, self._pipeline.door()
         self._crew.start("reconcile", lambda: self._intake.run(jobs, door))
         self._wait_until_ready(recovered.jobs)
         return self._end(self._wait_for_an_end())
@@ -272,7 +272,7 @@ class Service:
     # ------------------------------------------------------------------------------------------------ while it runs
 
     def _engine_ready(self, description: EngineDescription) -> None:
-        """Called by the first segment thread."""
+        """Called by the thread "infer"."""
         self._device = description.device
         self.messages.put(EngineReady(description))
 
@@ -283,7 +283,7 @@ class Service:
             missing.discard(type(message))
             if not missing:
                 seconds = round(self._clock.monotonic() - self._began, 3)
-                device = self._engines.device or self._device
+                device = self._engine.device or self._device
                 self._emit("service.ready", seconds=seconds, device=device, recovered=recovered)
                 self._life.ready()
                 self._monitor.phase("ready")
@@ -318,8 +318,8 @@ class Service:
     def _describe(self) -> dict[str, object]:
         """What the health event and the status file say. Called by the health thread."""
         intake = self._intake.statistics()
-        statistics, engine = self._line.statistics(), self._engines.describe()
-        self._watch_the_line(statistics, is_excused(paused=intake.paused, engine=engine))
+        statistics, engine = self._pipeline.statistics(), self._engine.describe()
+        self._watch_the_pipeline(statistics, is_excused(paused=intake.paused, engine=engine))
         channels = {
             each.name: {
                 "depth": each.depth,
@@ -329,7 +329,7 @@ class Service:
             for each in statistics
         }
         return {
-            "device": self._engines.device or self._device,
+            "device": self._engine.device or self._device,
             "waiting": intake.waiting,
             "in_flight": intake.in_flight,
             "oldest_waiting": intake.oldest_waiting,
@@ -342,10 +342,10 @@ class Service:
             "safe_mode": self._life.describe(),
         }
 
-    def _watch_the_line(self, statistics: Sequence[ChannelStatistics], excused: bool) -> None:
+    def _watch_the_pipeline(self, statistics: Sequence[QueueStatistics], excused: bool) -> None:
         """A line that stands still is a hung thread, whatever its threads say. Called by the health thread."""
-        marks = [(each.total, each.depth) for each in statistics]
-        facts = Facts(marks, computing=self._engines.busy, excused=excused or self._cause is not None)
+        marks = [(each.total, each.finished) for each in statistics]
+        facts = Facts(marks, computing=self._engine.busy, excused=excused or self._cause is not None)
         if not self._watermark.stuck(facts, self._clock.monotonic()):
             self._pipeline_heartbeat.waiting()
         elif self._pipeline_heartbeat.reading().waiting:
@@ -366,15 +366,15 @@ class Service:
         self._emit("service.stopping", cause=cause, in_flight=self._intake.statistics().in_flight)
         self._intake.close()
         self._hold.release()
-        self._engines.give_up_waiting()
-        self._crew.start("drain", self._line.take_back)
+        self._engine.stop_waiting()
+        self._crew.start("drain", self._pipeline.take_back)
         # A broken stage may hold up the others for ever; what they have is taken up again at the next start.
         patience = ABORT_TIMEOUT if failed else self._config.service.stop_timeout
-        left = self._wait_for_the_line(patience)
+        left = self._wait_for_the_pipeline(patience)
         if left:
-            self._engines.abort()
+            self._engine.abort()
             self._arena.close()
-            left = self._wait_for_the_line(ABORT_TIMEOUT)
+            left = self._wait_for_the_pipeline(ABORT_TIMEOUT)
         returned = self._intake.finish_returns()
         self._monitor.close()
         self._crew.join(1.0)
@@ -388,7 +388,7 @@ class Service:
             os._exit(code)
         return code
 
-    def _wait_for_the_line(self, seconds: float) -> list[str]:
+    def _wait_for_the_pipeline(self, seconds: float) -> list[str]:
         """Threads of the line that have not ended after `seconds`, or after a second order to stop."""
         deadline = self._clock.monotonic() + seconds
         while (left := [name for name in self._crew.join(0.05) if name != "health"]) and (

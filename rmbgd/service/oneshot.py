@@ -18,9 +18,9 @@ from rmbgd import naming as names
 from rmbgd.clock import Clock, SystemClock
 from rmbgd.config.load import Config, EngineSettings, Folder, Recipe, ServiceSettings
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.room import EngineFactory, EngineRoom
+from rmbgd.engine.devices import EngineContext, EngineFactory
 from rmbgd.engine.types import EngineDescription
-from rmbgd.engine.wiring import default_engine
+from rmbgd.engine.wiring import default_devices
 from rmbgd.errors import ConfigError
 from rmbgd.events import Emit
 from rmbgd.fs import version_of
@@ -76,7 +76,7 @@ def once(
     service: ServiceSettings,
     emit: Emit,
     overwrite: bool = False,
-    engine_factory: EngineFactory = default_engine,
+    build_devices: EngineFactory = default_devices,
 ) -> Summary:
     """Cutouts of `source` (a file or a folder) below `output`, or as `output` when both are single files.
 
@@ -100,7 +100,7 @@ def once(
         moving = _Moving(Path(staging), place, single, emit, summary)
         wanted = list(_wanted(paths, place, single, recipe, summary, overwrite=overwrite))
         if wanted:
-            through_the_line(config, moving, engine_factory, partial(_feed, root, wanted, summary))
+            through_the_line(config, moving, build_devices, partial(_feed, root, wanted, summary))
     summary.seconds = clock.monotonic() - began
     emit("run.summary", done=summary.done, failed=summary.failed, skipped=summary.skipped, seconds=summary.seconds)
     return summary
@@ -182,14 +182,16 @@ def through_the_line(
         stack.callback(ledger.close)
         arena = Arena(config.pipeline.arena_bytes)
         stack.callback(arena.close)
-        engines = EngineRoom(config, arena, emit, clock, factory)
-        stack.callback(engines.abort)
+        engine = EngineContext(config, arena, emit, clock)
+        stack.callback(engine.abort)
         hold = StorageRetry(_Nowhere(), emit, clock)
         hold.release()  # nobody is there to make room on a full disk: say so and go on
         crew = ThreadGroup(ended.put)
         line = Pipeline(
             PipelineContext(
                 config=config,
+                engine=engine,
+                build_devices=factory,
                 arena=arena,
                 ledger=ledger,
                 publisher=Publisher(config, ledger, clock, emit),
@@ -201,8 +203,7 @@ def through_the_line(
                 start_thread=crew.start,
                 on_ready=_ignore,
                 on_room=lambda: None,
-            ),
-            engines.engine,
+            )
         )
         line.start()
         crew.start("feed", lambda: feed(line, partial(_claim, ledger, clock, config.folder[0].name)))

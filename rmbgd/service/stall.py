@@ -18,7 +18,7 @@ STOOD_STILL = 30.0  # s between two looks: beyond it this process was frozen, an
 class Facts:
     """What is seen at one look.
 
-    marks      per channel: (items ever sent, items that wait)
+    marks      per channel: (items ever sent, items ever finished)
     computing  a device has images in hand, or is being started: that has deadlines of its own
     excused    something else holds the line up on purpose: a pause, a GPU that is waited for
     """
@@ -29,7 +29,7 @@ class Facts:
 
     @property
     def waits(self) -> bool:
-        return any(waiting for _, waiting in self.marks)
+        return any(sent > finished for sent, finished in self.marks)
 
 
 class StallDetector:

@@ -307,7 +307,7 @@ def test_the_real_child_cuts_out_the_ball(arena, canvas):
     work = canvas.place(1, rgb)
     try:
         worker.start()
-        report = worker.segment([work])
+        report = worker.run([work])
     finally:
         worker.close()
     alpha = canvas.slot(work).rgba[..., 3] / np.float32(255)

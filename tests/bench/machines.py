@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from rmbgd.engine.device_query import Visible
+from rmbgd.engine.device_query import VisibleGpus
 from rmbgd.engine.wiring import Machine
 
 
@@ -16,9 +16,9 @@ def machine(gpus: int = 0, **fake: Any) -> Machine:
         raise AssertionError("measuring needs neither sensors nor stand-ins")
 
     return Machine(
-        gpus=lambda: Visible(gpus, "looked for by a test"),
+        gpus=lambda: VisibleGpus(gpus, "looked for by a test"),
         sensor=nobody,
-        stand_ins=nobody,
+        fallback=nobody,
         factory="rmbgd.testing.engine:create",
         options=lambda _config, device, models, _precision: {"device": device, "models": list(models)} | fake,
     )

@@ -10,18 +10,17 @@ import pytest
 from rmbgd.bench import pipeline as line
 from rmbgd.bench.samples import drawn
 from rmbgd.config.load import Config, LimitSettings, PipelineSettings, Recipe
-from rmbgd.engine.room import EngineParts, EngineWatch
+from rmbgd.engine.devices import EngineContext
 from rmbgd.errors import EngineLost
 from rmbgd.testing.engine import FakeBackend
+from rmbgd.testing.worker import in_process
 
 
 def through(base: Path, *, most: int = 20, warm_up: int = 2, script: tuple[str, ...] = ()) -> line.Throughput:
     config = line.line_config(base, Recipe(model="fake"), Config(pipeline=PipelineSettings(batch_maximum=4)))
 
-    def engine(parts: EngineParts) -> FakeBackend:
-        return FakeBackend(parts.arena.block, script)
-
-    return line.run(config, drawn(2, 64), engine, seconds=3600.0, most=most, warm_up=warm_up)
+    devices = in_process(lambda context: FakeBackend(context.arena.block, script, models=("fake",)))
+    return line.run(config, drawn(2, 64), devices, seconds=3600.0, most=most, warm_up=warm_up)
 
 
 def test_every_table_of_the_configuration_counts(tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_run_leaves_few_files_behind(tmp_path: Path) -> None:
 
 def test_fault_ends_the_run_with_its_reason(tmp_path: Path) -> None:
     """There is no rate of images that did not come out."""
-    with pytest.raises(EngineLost, match=r"did not finish its images: 0000\d\d\.jpg: the script says"):
+    with pytest.raises(EngineLost, match=r"did not finish its images: fake: the script says"):
         through(tmp_path, script=("ok",) * 3 + ("lost",) * 1000)
 
 
@@ -72,10 +71,10 @@ def test_what_is_queued_when_it_is_enough_is_not_computed(tmp_path: Path, monkey
     """The engine is taken away by whoever counts the last image, before the line has run empty."""
     by: list[str] = []
 
-    def abort(_watch: EngineWatch) -> None:
+    def abort(_context: EngineContext) -> None:
         by.append(threading.current_thread().name)
 
-    monkeypatch.setattr(EngineWatch, "abort", abort)
+    monkeypatch.setattr(EngineContext, "abort", abort)
     through(tmp_path, most=5)
 
     assert by[0].startswith("finish-")

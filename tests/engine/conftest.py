@@ -1,11 +1,12 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from rmbgd.engine.arena import Arena
 from tests.engine.image_store import ImageStore
+from tests.engine.simulation import Simulation, context_of
 
 
 @pytest.fixture
@@ -13,3 +14,18 @@ def images() -> Iterator[ImageStore]:
     """Images in an arena of 1 MiB."""
     with Arena(1 << 20) as arena, ImageStore(arena) as images:
         yield images
+
+
+@pytest.fixture
+def simulate() -> Iterator[Callable[..., Simulation]]:
+    """Makes simulations: settings of [health], `tries`, `gpus`, `warm`, `plan` of the CPU; closed at the end."""
+    made: list[Simulation] = []
+    with Arena(1 << 20) as arena:
+
+        def make(*, gpus: int = 1, warm: bool = True, plan: dict[str, object] | None = None, **context: object):
+            made.append(Simulation(context_of(arena, **context), gpus=gpus, warm=warm, plan=plan))
+            return made[-1]
+
+        yield make
+        for each in made:
+            each.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rmbgd.engine.device_query import Visible, nvml_target, visible_gpus
+from rmbgd.engine.device_query import VisibleGpus, nvml_target, visible_gpus
 
 
 class Asked:
@@ -28,7 +28,7 @@ def test_cards_that_nvml_lists_are_there(tmp_path):
     """Their names are told, and torch is not asked: it takes seconds."""
     ask = Asked({"driver": "570.1", "devices": [{"name": "A"}, {"name": "B"}]})
 
-    assert visible_gpus(ask, tmp_path) == Visible(2, "the driver 570.1 sees A, B")
+    assert visible_gpus(ask, tmp_path) == VisibleGpus(2, "the driver 570.1 sees A, B")
     assert ask.questions == ["nvml"]
 
 

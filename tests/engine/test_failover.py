@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rmbgd import events
 from rmbgd.config.load import HealthSettings
-from rmbgd.engine.failover import route, step
+from rmbgd.engine.failover import cooldown, step
 from rmbgd.engine.health_types import (
     Answered,
     Changed,
@@ -25,7 +25,7 @@ from rmbgd.engine.health_types import (
     Failover,
     Fault,
     FaultKind,
-    Golden,
+    GoldenChecked,
     Phase,
     Probed,
     ProbeReport,
@@ -35,7 +35,6 @@ from rmbgd.engine.health_types import (
     event_of,
 )
 from rmbgd.engine.sensors.base import Problem, Reading, Throttle
-from rmbgd.engine.transition import dwell
 from rmbgd.engine.types import MemoryTestPass
 
 HEALTH = HealthSettings()
@@ -595,8 +594,8 @@ def test_a_fail_back_says_how_long_work_was_away(device: Device):
 
 def test_the_dwell_doubles_up_to_an_hour():
     """60, 120 ... 1920, then 3600 for ever."""
-    assert [dwell(trips, HEALTH) for trips in range(1, 10)] == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
-    assert dwell(10_000, HEALTH) == 3600
+    assert [cooldown(trips, HEALTH) for trips in range(1, 10)] == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
+    assert cooldown(10_000, HEALTH) == 3600
 
 
 def test_trips_are_forgotten_after_six_uninterrupted_hours(device: Device):
@@ -620,18 +619,18 @@ def test_trips_are_forgotten_after_six_uninterrupted_hours(device: Device):
 def test_four_wrong_known_images_in_a_row_trip(device: Device):
     """Good sensor readings in between do not hide wrong answers; each asks for another run at once."""
     for _ in range(3):
-        assert RepeatGolden() in device.tell(Golden(passed=False, process=device.state.process))
+        assert RepeatGolden() in device.tell(GoldenChecked(passed=False, process=device.state.process))
         device.check()
     assert device.state.phase is Phase.SUSPECT
 
-    device.tell(Golden(passed=False, process=device.state.process))
+    device.tell(GoldenChecked(passed=False, process=device.state.process))
     assert device.state.phase is Phase.QUARANTINED
 
 
 def test_one_right_known_image_clears_the_suspicion(device: Device):
     """A good check then leads back to OK."""
-    device.tell(Golden(passed=False, process=device.state.process))
-    device.tell(Golden(passed=True, process=device.state.process))
+    device.tell(GoldenChecked(passed=False, process=device.state.process))
+    device.tell(GoldenChecked(passed=True, process=device.state.process))
     device.check()
 
     assert device.state.phase is Phase.OK
@@ -671,18 +670,6 @@ def test_a_square_wave_of_heat_costs_at_most_29_failovers_a_day(period: int):
 
 
 # --- several devices
-
-
-def test_images_go_to_the_devices_that_are_well(device: Device):
-    """Else to the stand-in on the CPU, or nowhere if the operator prefers waiting."""
-    cooling = Device().until(Phase.OK)
-    cooling.check(hot(90.0))
-    both = {"cuda:0": device.state, "cuda:1": cooling.state}
-    none = {"cuda:1": cooling.state}
-
-    assert route(both, HEALTH).devices == ("cuda:0",)
-    assert route(none, HEALTH).standby
-    assert not route(none, HealthSettings(require_gpu=True)).standby
 
 
 # --- properties
@@ -735,7 +722,7 @@ def sample_for(state: DeviceState, what: tuple[str, object, object]) -> Sample:
         case "probed":
             return Probed(process, value)  # type: ignore[arg-type]
         case "golden":
-            return Golden(bool(value), process)
+            return GoldenChecked(bool(value), process)
         case "answered":
             return Answered(process, int(value))  # type: ignore[call-overload]
         case _:

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from rmbgd.config.load import Config, parse
-from rmbgd.engine.fallback_model import stand_ins, substitutes, warmth
+from rmbgd.engine.fallback_model import choose_fallback_models, substitutes, warmth
 from rmbgd.errors import ConfigError
 
 SIZES = {"birefnet": 885, "birefnet-lite": 178, "u2netp": 4}
@@ -49,7 +49,7 @@ def test_the_embedded_model_stands_in_where_nothing_else_is(tmp_path):
     weights.parent.mkdir()
     weights.write_bytes(bytes(5_000_000))
 
-    assert stand_ins(config_of(tmp_path, str(weights))).models == {str(weights): "u2netp"}
+    assert choose_fallback_models(config_of(tmp_path, str(weights))).models == {str(weights): "u2netp"}
 
 
 def test_birefnet_lite_stands_in_where_it_is_installed(tmp_path):
@@ -58,13 +58,13 @@ def test_birefnet_lite_stands_in_where_it_is_installed(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(bytes(size))
 
-    assert stand_ins(config_of(tmp_path, "birefnet")).models == {"birefnet": "birefnet-lite"}
-    assert stand_ins(config_of(tmp_path, "u2netp")).models == {"u2netp": "u2netp"}
+    assert choose_fallback_models(config_of(tmp_path, "birefnet")).models == {"birefnet": "birefnet-lite"}
+    assert choose_fallback_models(config_of(tmp_path, "u2netp")).models == {"u2netp": "u2netp"}
 
 
 def test_a_fallback_model_that_is_not_there_is_said_and_tried(tmp_path):
     """The GPU may serve without it; the reason names the model and how to get it."""
-    found = stand_ins(config_of(tmp_path, "u2netp", fallback_model="birefnet-lite"))
+    found = choose_fallback_models(config_of(tmp_path, "u2netp", fallback_model="birefnet-lite"))
 
     assert found.models == {"u2netp": "birefnet-lite"}
     assert found.warm
@@ -74,4 +74,4 @@ def test_a_fallback_model_that_is_not_there_is_said_and_tried(tmp_path):
 def test_a_recipe_s_model_that_is_not_there_is_the_operator_s(tmp_path):
     """The error names the model and how to get it."""
     with pytest.raises(ConfigError, match=r"birefnet-lite.*rmbgd models fetch"):
-        stand_ins(config_of(tmp_path, "birefnet-lite"))
+        choose_fallback_models(config_of(tmp_path, "birefnet-lite"))

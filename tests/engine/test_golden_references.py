@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.golden_references import References, file_name
+from rmbgd.engine.golden_references import GoldenReferences, file_name
 from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost
@@ -46,8 +46,8 @@ def make() -> Iterator[Makers]:
 
 def test_the_cpu_computes_once(tmp_path, make):
     """A second question, and a second start of the service, find the answer."""
-    first = References(tmp_path / "golden", make)
-    answers = [first.of(SAID), first.of(SAID), References(tmp_path / "golden", make).of(SAID)]
+    first = GoldenReferences(tmp_path / "golden", make)
+    answers = [first.of(SAID), first.of(SAID), GoldenReferences(tmp_path / "golden", make).of(SAID)]
 
     assert make.made == 1
     assert all(np.abs(answer["fake"] - GREEN).max() <= 1 / 65535 for answer in answers)
@@ -56,11 +56,11 @@ def test_the_cpu_computes_once(tmp_path, make):
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut off", b"nonsense"])
 def test_a_damaged_file_is_computed_anew(tmp_path, make, damage):
     """It is replaced by a good one."""
-    References(tmp_path, make).of(SAID)
+    GoldenReferences(tmp_path, make).of(SAID)
     (file,) = tmp_path.iterdir()
     file.write_bytes(damage)
-    References(tmp_path, make).of(SAID)
-    assert np.abs(References(tmp_path, make).of(SAID)["fake"] - GREEN).max() <= 1 / 65535
+    GoldenReferences(tmp_path, make).of(SAID)
+    assert np.abs(GoldenReferences(tmp_path, make).of(SAID)["fake"] - GREEN).max() <= 1 / 65535
     assert make.made == 2
 
 
@@ -78,15 +78,15 @@ def test_weights_that_the_cpu_does_not_have_give_no_answer(tmp_path, make):
     """A GPU that loaded something else than the CPU under one name cannot be compared."""
     other = EngineDescription("cuda:0", {"fake": {"sha256": "damaged"}}, (1,))
 
-    assert References(tmp_path, make).of(other) is None
+    assert GoldenReferences(tmp_path, make).of(other) is None
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, make):
     """The answer is computed at every start."""
     (tmp_path / "file").write_text("in the way")
 
-    assert References(tmp_path / "file" / "golden", make).of(SAID) is not None
-    assert References(tmp_path / "file" / "golden", make).of(SAID) is not None
+    assert GoldenReferences(tmp_path / "file" / "golden", make).of(SAID) is not None
+    assert GoldenReferences(tmp_path / "file" / "golden", make).of(SAID) is not None
     assert make.made == 2
 
 
@@ -94,6 +94,6 @@ def test_a_cpu_that_fails_is_told(tmp_path, make):
     """The probe hears of it; no process and no file is left."""
     make.options = {"start": "lost"}
     with pytest.raises(EngineLost):
-        References(tmp_path, make).of(SAID)
+        GoldenReferences(tmp_path, make).of(SAID)
 
     assert list(tmp_path.iterdir()) == []

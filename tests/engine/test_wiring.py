@@ -1,8 +1,7 @@
-"""From settings and a machine to an engine: which device, and whose fault it is when there is none."""
+"""From settings and a machine to devices: which ones, and whose fault it is when there is none."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -11,47 +10,47 @@ import pytest
 from rmbgd.clock import SystemClock
 from rmbgd.config.load import parse
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.device_query import Visible
-from rmbgd.engine.fallback_model import StandIns
-from rmbgd.engine.room import EngineParts, EngineRoom
+from rmbgd.engine.device_query import VisibleGpus
+from rmbgd.engine.devices import Devices, EngineContext, Workers
+from rmbgd.engine.fallback_model import FallbackModels
 from rmbgd.engine.sensors.base import DeadlineSensor, Reading
-from rmbgd.engine.sensors.choose import Choice
+from rmbgd.engine.sensors.choose import ChosenSensor
 from rmbgd.engine.wiring import Machine, build
 from rmbgd.errors import ConfigError
 from rmbgd.events import RecordedEvents
-from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.testing.sensors import FakeSensor
 
 
 class Builder(ExitStack):
-    """Builds engines on a machine with `count` GPUs; closes them at the end."""
+    """Builds and starts the devices of a machine with `count` GPUs; closes them at the end."""
 
     def __init__(self, tmp_path) -> None:
         super().__init__()
         self.tmp_path = tmp_path
         self.arena = self.enter_context(Arena(1 << 16))
         self.events = RecordedEvents()
-        self.stop_event = threading.Event()
-        self.parts: EngineParts | None = None
 
-    def __call__(self, device: str, count: int, **health: object):
+    def __call__(self, device: str, count: int, *, start: bool = True, **health: object) -> Devices:
         folder = {"name": "a", "input": "/a", "output": "/b", "failed": "/c", "done": "/d"}
         service = {"state_directory": str(self.tmp_path)}
         tables = {"engine": {"device": device}, "health": health, "folder": [folder], "service": service}
-        config = parse(tables, origin="test")
         machine = Machine(
-            gpus=lambda: Visible(count, "looked for by a test"),
-            sensor=lambda *_: Choice(DeadlineSensor(FakeSensor([Reading("fake", temperature=50.0)]), 5.0), "a test"),
-            stand_ins=lambda _: StandIns({"u2netp": "u2netp"}, True, "a test"),
+            gpus=lambda: VisibleGpus(count, "looked for by a test"),
+            sensor=lambda *_: ChosenSensor(
+                DeadlineSensor(FakeSensor([Reading("fake", temperature=50.0)]), 5.0), "test"
+            ),
+            fallback=lambda _: FallbackModels({"u2netp": "u2netp"}, True, "a test"),
             factory="rmbgd.testing.engine:create",
             options=lambda _config, device, models, _precision: {"device": device, "models": list(models)},
         )
-        self.parts = EngineParts(config, self.arena, self.events, SystemClock(), NullHeartbeat(), self.stop_event)
-        self.seats = build(self.parts, machine).seats
-        engines = [seat.engine(NullHeartbeat()) for seat in self.seats]
-        for engine in engines:
-            self.callback(engine.close)
-        return engines[0]
+        context = EngineContext(parse(tables, origin="test"), self.arena, self.events, SystemClock())
+        devices = build(context, machine)
+        for supervisor in devices.supervisors:
+            self.callback(supervisor.close)
+        self.callback(context.stop_waiting)
+        if start:
+            devices.start()
+        return devices
 
 
 @pytest.fixture
@@ -62,38 +61,38 @@ def builder(tmp_path) -> Iterator[Builder]:
 
 @pytest.mark.parametrize(("device", "count"), [("cpu", 0), ("cpu", 2), ("auto", 0)])
 def test_the_cpu_computes_what_was_asked_for(builder, device, count):
-    """As configured, or because nothing else is there: one lane, no stand-in, one event that says why."""
-    engine = builder(device, count)
-    engine.start()
+    """As configured, or because nothing else is there: one device, no fallback, one event that says why."""
+    devices = builder(device, count)
+    devices.description()
 
     (chosen,) = builder.events.named("engine.chosen")
-    assert chosen["device"] == builder.parts.watch.routing.device == "cpu"
+    assert chosen["device"] == devices.device == "cpu"
     assert "standby" not in chosen
     assert builder.events.named("engine.sensor") == []
-    assert builder.parts.watch.routing.describe()["state"] == "ready"
+    assert devices.describe() == {"state": "ready", "device": "cpu", "restarts": 0, "failures": 0}
 
 
 @pytest.mark.parametrize(
     ("device", "count", "found"), [("auto", 1, "cuda:0"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1")]
 )
 def test_a_gpu_that_is_visible_computes(builder, device, count, found):
-    """It proves itself first, and the CPU stands by; the processes of both are gone at the end."""
-    description = builder(device, count, good_checks=1).start()
+    """It passes its self-test first, and the CPU is loaded behind it."""
+    assert builder(device, count, good_checks=1).description().device == found
 
-    assert description.device == found
     assert builder.events.named("engine.chosen")[0]["device"] == found
-    assert [event["device"] for event in builder.events.named("engine.started")] == ["cpu", found]
+    assert {event["device"] for event in builder.events.named("engine.started")} >= {found}
 
 
 @pytest.mark.parametrize("device", ["auto", "cuda"])
-def test_all_gpus_that_are_visible_have_a_seat(builder, device):
-    """Each has its own engine and its own sensor; one CPU stands by for all of them."""
-    builder(device, 3)
+def test_every_visible_gpu_has_a_supervisor_and_one_cpu_is_behind_all(builder, device):
+    """Each has its own worker and its own sensor."""
+    devices = builder(device, 3, start=False)
 
-    assert [seat.name for seat in builder.seats] == ["cuda:0", "cuda:1", "cuda:2"]
+    assert [each.device for each in devices.supervisors] == ["cuda:0", "cuda:1", "cuda:2", "cpu"]
+    assert [each.is_fallback for each in devices.supervisors] == [False, False, False, True]
     assert [event["device"] for event in builder.events.named("engine.chosen")] == ["cuda:0, cuda:1, cuda:2"]
     assert [event["device"] for event in builder.events.named("engine.sensor")] == ["cuda:0", "cuda:1", "cuda:2"]
-    assert set(builder.parts.watch.routing.describe()["devices"]) == {"cuda:0", "cuda:1", "cuda:2", "cpu"}
+    assert set(devices.describe()["devices"]) == {"cuda:0", "cuda:1", "cuda:2", "cpu"}
 
 
 @pytest.mark.parametrize(("device", "count"), [("cuda", 0), ("cuda:0", 0), ("cuda:2", 2)])
@@ -110,27 +109,31 @@ def test_who_requires_a_gpu_cannot_ask_for_the_cpu(builder):
 
 
 def test_who_requires_a_gpu_waits_for_it(builder):
-    """No error, and no stand-in."""
-    builder("auto", 0, require_gpu=True)
+    """No error, and no fallback."""
+    builder("auto", 0, require_gpu=True, start=False)
 
     assert "standby" not in builder.events.named("engine.chosen")[0]
 
 
-def test_processes_are_killed_also_when_they_are_still_to_come(builder, tmp_path):
-    """An order to abort reaches every process, whatever thread started it, and wakes who waits."""
-    events, stack = RecordedEvents(), ExitStack()
-    with stack:
-        config = parse({"engine": {"device": "cpu"}}, origin="test")
-        room = EngineRoom(config, builder.arena, events, SystemClock(), lambda parts: parts)
-        parts = room.engine(NullHeartbeat())
-        room.abort()
-        assert parts.stopping.is_set()
+def test_processes_are_killed_also_when_they_are_still_to_come(builder):
+    """An order to abort reaches every process, whatever thread started it; who waits for a device learns it."""
 
-        class Spy:
-            ended, aborted = False, False
+    class Spy:
+        ended = aborted = asking = False
 
-            def abort(self) -> None:
-                self.aborted = True
+        def abort(self) -> None:
+            self.aborted = True
 
-        assert parts.watch.add(Spy()).aborted
-    assert room.describe() == {"state": "starting"}
+    workers, before, after = Workers(), Spy(), Spy()
+    workers.add(before)
+    assert not workers.busy
+    before.asking = True
+    assert workers.busy
+    workers.abort()
+    assert workers.add(after) is after
+
+    assert (before.aborted, after.aborted) == (True, True)
+    context = EngineContext(parse({}, origin="test"), builder.arena, builder.events, SystemClock())
+    assert (context.describe(), context.device) == ({"state": "starting"}, None)
+    context.abort()
+    assert context.stopping.is_set()

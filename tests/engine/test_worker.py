@@ -19,12 +19,11 @@ import numpy as np
 import pytest
 
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.process import ChildProcess, _abandoned
 from rmbgd.engine.types import OutputPlane
-from rmbgd.engine.worker import EngineWorker, expected_seconds
+from rmbgd.engine.worker import ChildProcess, EngineWorker, _abandoned, expected_seconds
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.testing.engine import expected_alpha
-from tests.engine.processes import PATIENCE, SpyBeat, wait_until_gone
+from tests.engine.processes import PATIENCE, SpyHeartbeat, wait_until_gone
 
 FAKE = "rmbgd.testing.engine:create"
 
@@ -39,7 +38,7 @@ class Workshop:
 
     def worker(self, *script: str, factory: str = FAKE, batch_timeout: float = PATIENCE, **settings) -> EngineWorker:
         start_timeout = settings.pop("start_timeout", PATIENCE)
-        heartbeat = settings.pop("beat", None)
+        heartbeat = settings.pop("heartbeat", None)
         start_process = settings.pop("start_process", ChildProcess)
         hang_minimum = settings.pop("hang_minimum", None)
         worker = EngineWorker(
@@ -71,7 +70,7 @@ def test_the_child_fills_the_output_plane_in_shared_memory(images, workshop, out
     worker = workshop.worker()
     description = worker.start()
     works = [images.put(7, output=output, source_alpha=True), images.put(8, output=output, height=3, width=100)]
-    report = worker.segment(works)
+    report = worker.run(works)
 
     assert description.device == "fake"
     assert description.batch_sizes == (1, 2, 4, 8, 16)
@@ -94,7 +93,7 @@ def test_neither_side_imports_torch_for_a_fake():
 
 def test_kill_9_in_the_middle_of_a_batch_is_an_engine_lost(images, workshop):
     """The caller gets EngineLost that names the signal, at once and not at the deadline."""
-    heartbeat = SpyBeat()
+    heartbeat = SpyHeartbeat()
     worker = workshop.worker("hang", heartbeat=heartbeat)
     worker.start()
     with ThreadPoolExecutor(1) as pool:
@@ -112,9 +111,9 @@ def test_a_child_killed_by_itself_is_an_engine_lost(images, workshop):
     worker = workshop.worker("kill")
     worker.start()
     with pytest.raises(EngineLost, match="SIGKILL"):
-        worker.segment([images.put()])
+        worker.run([images.put()])
     with pytest.raises(EngineLost, match="not running"):
-        worker.segment([images.put(2)])
+        worker.run([images.put(2)])
 
 
 def test_a_stopped_child_is_killed_at_the_deadline(images, workshop):
@@ -124,7 +123,7 @@ def test_a_stopped_child_is_killed_at_the_deadline(images, workshop):
     pid = worker.pid
     os.kill(pid, signal.SIGSTOP)
     with pytest.raises(EngineLost, match=r"no answer within 0.2 s.*hung.*SIGKILL"):
-        worker.segment([images.put()])
+        worker.run([images.put()])
 
     assert wait_until_gone(pid)
 
@@ -134,7 +133,7 @@ def test_a_hanging_child_writes_its_stacks_before_it_is_killed(images, workshop)
     worker = workshop.worker("hang", batch_timeout=0.5)
     worker.start()
     with pytest.raises(EngineLost, match="hung"):
-        worker.segment([images.put()])
+        worker.run([images.put()])
 
     assert any("testing/engine.py" in line and "_act" in line for line in workshop.lines)
 
@@ -153,7 +152,7 @@ def test_nonsense_is_told_and_ends_the_child(images, workshop, step, why):
     worker.start()
     pid = worker.pid
     with pytest.raises(EngineNonsense, match=why):
-        worker.segment([images.put()])
+        worker.run([images.put()])
 
     assert wait_until_gone(pid)
 
@@ -164,8 +163,8 @@ def test_shortage_of_memory_leaves_the_child_alive(images, workshop):
     worker.start()
     pid = worker.pid
     with pytest.raises(EngineMemory):
-        worker.segment([images.put(1), images.put(2)])
-    report = worker.segment([images.put(3)])
+        worker.run([images.put(1), images.put(2)])
+    report = worker.run([images.put(3)])
 
     assert report.answers[0].image_id == 3
     assert worker.pid == pid
@@ -238,9 +237,9 @@ import sys, threading
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.types import OutputPlane
 from rmbgd.engine.worker import EngineWorker, expected_seconds
-from tests.engine.image_store import Images
+from tests.engine.image_store import ImageStore
 
-with Arena(1 << 20) as arena, Images(arena) as images:
+with Arena(1 << 20) as arena, ImageStore(arena) as images:
     worker = EngineWorker(arena, "{FAKE}", {{"script": ["hang"]}}, start_timeout=60, batch_timeout=60, on_output=print)
     # started by a thread that is gone before anything else happens
     thread = threading.Thread(target=worker.start)
@@ -248,7 +247,7 @@ with Arena(1 << 20) as arena, Images(arena) as images:
     thread.join()
     print(worker.pid, flush=True)
     if "{state}" == "working":
-        worker.segment([images.put()])
+        worker.run([images.put()])
     threading.Event().wait()
 """
     )
@@ -270,7 +269,7 @@ def test_the_child_outlives_the_thread_that_started_it(images, workshop):
     thread.start()
     thread.join()
 
-    assert worker.segment([images.put()]).answers[0].image_id == 1
+    assert worker.run([images.put()]).answers[0].image_id == 1
 
 
 def test_signals_to_the_whole_group_do_not_end_the_child(images, workshop):
@@ -280,7 +279,7 @@ def test_signals_to_the_whole_group_do_not_end_the_child(images, workshop):
     os.kill(worker.pid, signal.SIGTERM)
     os.kill(worker.pid, signal.SIGINT)
 
-    assert worker.segment([images.put()]).answers[0].image_id == 1
+    assert worker.run([images.put()]).answers[0].image_id == 1
 
 
 def test_the_kernel_prefers_the_child_when_memory_is_short(workshop):
@@ -299,7 +298,7 @@ def test_a_child_that_nobody_can_kill_is_abandoned(images, workshop):
     worker = workshop.worker("hang", batch_timeout=0.1, start_process=start_process)
     worker.start()
     with pytest.raises(EngineLost, match=r"cannot be killed.*abandoned") as told:
-        worker.segment([images.put()])
+        worker.run([images.put()])
 
     assert told.value.cause == "unkillable"
     assert worker.pid is None
@@ -316,15 +315,15 @@ def test_an_owner_in_a_hurry_does_not_wait_for_a_process_stuck_in_the_kernel(ima
     start_process = partial(ChildProcess, kill=spared.append, reap_seconds=0.1)
     worker = workshop.worker("hang", batch_timeout=0.1, start_process=start_process)
     worker.start()
-    worker.belongs_to(SpyBeat(), patience=0.01)
+    worker.attach(SpyHeartbeat(), patience=0.01)
     with pytest.raises(EngineLost, match="not gone yet") as told:
-        worker.segment([images.put()])
+        worker.run([images.put()])
 
     assert told.value.cause == ""
     assert worker.lingers
     assert not worker.abandoned
     with pytest.raises(EngineLost, match="not running"):
-        worker.segment([images.put(2)])
+        worker.run([images.put(2)])
     worker.close()
     assert worker.abandoned
     assert not worker.lingers
@@ -337,9 +336,9 @@ def test_an_owner_in_a_hurry_learns_how_a_process_went_that_goes(images, worksho
     worker = workshop.worker("hang", batch_timeout=0.1)
     worker.start()
     pid = worker.pid
-    worker.belongs_to(SpyBeat(), patience=PATIENCE)
+    worker.attach(SpyHeartbeat(), patience=PATIENCE)
     with pytest.raises(EngineLost, match="SIGKILL"):
-        worker.segment([images.put()])
+        worker.run([images.put()])
 
     assert not worker.lingers
     assert worker.ended
@@ -354,7 +353,7 @@ def test_twenty_restarts_leave_no_descriptor_and_no_thread_behind(images, worksh
         worker = workshop.worker(step)
         worker.start()
         with contextlib.suppress(EngineLost, EngineNonsense):
-            worker.segment([images.put()])
+            worker.run([images.put()])
         worker.close()
 
     def held() -> tuple[int, int]:
@@ -372,7 +371,7 @@ def test_twenty_restarts_leave_no_descriptor_and_no_thread_behind(images, worksh
 
 def test_an_aborted_worker_ends_its_owners_wait(images, workshop):
     """Another thread takes the process away; the owner's call raises at once."""
-    heartbeat = SpyBeat()
+    heartbeat = SpyHeartbeat()
     worker = workshop.worker("hang", heartbeat=heartbeat)
     worker.start()
     with ThreadPoolExecutor(1) as pool:
@@ -392,7 +391,7 @@ def test_a_worker_aborted_before_its_start_does_not_start(workshop):
 
 
 @pytest.mark.parametrize(
-    ("measured", "pictures", "seconds"),
+    ("measured", "images", "seconds"),
     [({}, 3, 0.0), ({1: 2.0}, 1, 2.0), ({1: 2.0}, 3, 6.0), ({1: 2.0, 4: 5.0}, 2, 5.0), ({1: 2.0, 4: 5.0}, 8, 10.0)],
 )
 def test_what_a_batch_should_take_follows_from_what_was_measured(measured, images, seconds):
@@ -405,7 +404,7 @@ def test_a_slow_machine_is_not_a_hung_one(images, workshop):
     worker = workshop.worker("delay:0.5", batch_timeout=0.1, seconds=1.0)
     worker.start()
 
-    assert worker.segment([images.put()]).answers[0].image_id == 1
+    assert worker.run([images.put()]).answers[0].image_id == 1
 
 
 def test_a_gpu_s_batch_is_hung_after_ten_times_its_measured_time(images, workshop):
@@ -414,7 +413,7 @@ def test_a_gpu_s_batch_is_hung_after_ten_times_its_measured_time(images, worksho
     worker.start()
 
     with pytest.raises(EngineLost, match=r"no answer within 0\.2\d* s to 'segment'"):
-        worker.segment([images.put()])
+        worker.run([images.put()])
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,14 @@ class SelfTested:
 
 
 @dataclass(frozen=True)
+class Took:
+    """The thread of the device has these in hand."""
+
+    device: str
+    images: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Began:
     device: str
     images: tuple[int, ...]
@@ -40,7 +48,7 @@ class Answered:
     runs: int
 
 
-Trace = list[SelfTested | Began | Ended | Answered]
+Trace = list[SelfTested | Took | Began | Ended | Answered]
 
 
 def check(
@@ -99,15 +107,15 @@ def _check_runs(trace: Trace, fallback: str | None, tries: int, largest: int) ->
                     assert tested or fallback is None, "rejected by a device that may be sick itself"
                 bound = tries + 1 + withdrawn[image] + largest.bit_length() * (shortages[image] > 0) + shortages[image]
                 assert runs[image] <= bound, "it runs again and again"
-            case SelfTested():
+            case SelfTested() | Took():
                 pass
     assert not busy, "a batch was never ended"
 
 
 def _check_order(trace: Trace, arrived: list[int]) -> None:
-    """Images that have met no fault begin in the order in which they came."""
-    begun: list[int] = []
+    """Images are taken for the first time in the order in which they came."""
+    taken: list[int] = []
     for event in trace:
-        if isinstance(event, Began):
-            begun += [image for image in event.images if image not in begun]
-    assert begun == [image for image in arrived if image in begun]
+        if isinstance(event, Took):
+            taken += [image for image in event.images if image not in taken]
+    assert taken == arrived

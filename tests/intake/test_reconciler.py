@@ -17,7 +17,7 @@ from rmbgd.intake import scanner as survey
 from rmbgd.intake.reconciler import Reconciler
 from rmbgd.intake.watcher import FolderWatch, Heard, Hints
 from rmbgd.pipeline.items import Rejection
-from rmbgd.pipeline.queue import channel
+from rmbgd.pipeline.queue import queue
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.records import Job
 from rmbgd.testing.fs import FailingFs
@@ -60,8 +60,8 @@ class Loop(Workspace):
         ]
         self.reconciler.attach(self.hints, watches)
         self.recovered = self.reconciler.recover()
-        self.sender, self.receiver = channel(places, "jobs")
-        self.door, self.refused = channel(100, "door")
+        self.sender, self.receiver = queue(places, "jobs")
+        self.door, self.refused = queue(100, "door")
 
     def _count(self) -> None:
         self.compared += 1

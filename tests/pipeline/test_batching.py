@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.pipeline.batching import HEAD_START, Limits, Waiting, batch_size, choose, table
+from rmbgd.engine.types import DeviceView
+from rmbgd.pipeline.batching import HEAD_START, Limits, Share, Waiting, batch_size, choose, share, table
 
 SIZES = (1, 2, 4, 8, 16)
 
@@ -214,3 +216,64 @@ def test_sizes_that_make_no_sense_are_refused(sizes):
     """Sizes ascend and one image alone can always go."""
     with pytest.raises(ValueError, match="batch sizes"):
         Limits(sizes)
+
+
+GPU, OTHER, CPU = (
+    DeviceView("cuda:0", usable=True),
+    DeviceView("cuda:1", usable=True),
+    DeviceView("cpu", is_fallback=True, usable=True),
+)
+AWAY, BACK_AWAY = replace(GPU, usable=False), replace(CPU, usable=False)
+MISSING = replace(BACK_AWAY, missing=True)
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ([GPU], [(True, True)]),
+        ([GPU, OTHER], [(True, True), (True, True)]),
+        ([GPU, CPU], [(True, False), (False, True)]),
+        ([GPU, BACK_AWAY], [(True, False), (False, False)]),
+        ([GPU, MISSING], [(True, True), (False, False)]),
+        ([AWAY, CPU], [(False, False), (True, True)]),
+        ([AWAY, OTHER, CPU], [(False, False), (True, False), (False, True)]),
+        ([AWAY, BACK_AWAY], [(False, False), (False, False)]),
+    ],
+)
+def test_a_device_takes_images_only_while_it_is_well(devices, expected):
+    """The fallback takes them while no GPU is well, and always those that have met a fault, if it is to be had."""
+    found = [share(device, devices, stopping=False) for device in devices]
+
+    assert [(each.ordinary, each.isolated) for each in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ([GPU, CPU], [(True, False), (False, True)]),
+        ([GPU, BACK_AWAY], [(True, False), (False, True)]),
+        ([AWAY, CPU], [(False, False), (True, True)]),
+        ([AWAY, BACK_AWAY], [(True, True), (True, True)]),
+    ],
+)
+def test_when_the_service_stops_what_no_device_will_take_is_given_back(devices, expected):
+    """By any thread whose device is not usable; what is usable works on."""
+    found = [share(device, devices, stopping=True) for device in devices]
+
+    assert [(each.ordinary, each.isolated) for each in found] == expected
+
+
+@given(queues(), limits(), st.booleans(), st.booleans(), st.lists(st.booleans(), min_size=80, max_size=80))
+def test_only_what_is_for_the_device_is_taken(waiting, limits, ordinary, isolated, marks):
+    """An isolated image is a suspect, and goes alone; None means that nothing that waits is for this device."""
+    waiting = [
+        replace(image, isolated=mark, suspect=image.suspect or mark)
+        for image, mark in zip(waiting, marks, strict=False)
+    ]
+    chosen = choose(waiting, limits, math.inf, Share(ordinary, isolated))
+    own = [index for index, image in enumerate(waiting) if (isolated if image.isolated else ordinary)]
+
+    assert (chosen is None) == (not own)
+    if chosen is not None:
+        assert set(chosen) <= set(own)
+        assert len(chosen) == 1 or not any(waiting[index].isolated for index in chosen)

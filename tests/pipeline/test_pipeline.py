@@ -12,7 +12,9 @@ from PIL import Image
 from rmbgd.clock import SystemClock
 from rmbgd.config.load import parse
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.seats import Seat, Seats
+from rmbgd.engine.devices import Devices, EngineContext
+from rmbgd.engine.supervisor import DeviceViews
+from rmbgd.engine.wiring import cpu_supervisor
 from rmbgd.errors import StorageFault
 from rmbgd.events import RecordedEvents
 from rmbgd.fs import FileVersion
@@ -24,6 +26,7 @@ from rmbgd.service.threads import ThreadGroup
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Candidate
 from rmbgd.testing.engine import FakeBackend
+from rmbgd.testing.worker import InProcessWorker, in_process
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -49,7 +52,7 @@ class RecordedIntake:
 class Works:
     """A line with everything around it, fed by hand with files that stay in place."""
 
-    def __init__(self, base, engine=None, seats=None, folder=None, **recipe):
+    def __init__(self, base, engine=None, devices=None, folder=None, **recipe):
         self.input = base / "input"
         self.output = base / "output"
         for name in ("input", "output", "failed"):
@@ -68,12 +71,17 @@ class Works:
         self.events, self.intake, self.broken = RecordedEvents(), RecordedIntake(), []
         self.ledger = Ledger(":memory:", clock)
         self.arena = Arena(self.config.pipeline.arena_bytes)
-        self.engine = FakeBackend(self.arena.block, **(engine or {}))
+        self.made = []
+        self.engine_ready, self.tick = threading.Event(), threading.Event()
+        options = {"models": ("fake",)} | (engine or {})
+        self.engine = EngineContext(self.config, self.arena, self.events, clock)
         self.crew = ThreadGroup(self.broken.append)
         self.hold = StorageRetry(self.intake, self.events, clock)
         self.clock = clock
         around = PipelineContext(
             config=self.config,
+            engine=self.engine,
+            build_devices=devices or in_process(lambda context: self.backend(context, **options)),
             arena=self.arena,
             ledger=self.ledger,
             publisher=Publisher(self.config, self.ledger, clock, self.events),
@@ -83,10 +91,14 @@ class Works:
             clock=clock,
             new_heartbeat=lambda _name: NullHeartbeat(),
             start_thread=self.crew.start,
-            on_ready=lambda _description: None,
+            on_ready=lambda _description: self.engine_ready.set(),
             on_room=lambda: None,
         )
-        self.line = Pipeline(around, lambda _heartbeat: seats(self.arena) if seats else self.engine)
+        self.line = Pipeline(around)
+
+    def backend(self, context, **options):
+        self.made.append(FakeBackend(context.arena.block, **options))
+        return self.made[-1]
 
     def claim(self, *names, final=False):
         candidates = []
@@ -174,7 +186,7 @@ def test_equal_images_are_computed_once(works):
 
     it.run("a.png", "b.png", "c.png")
 
-    assert 1 == sum(len(batch) for batch in it.engine.batches)
+    assert 1 == sum(len(batch) for batch in it.made[-1].batches)
     assert {"a.png", "b.png", "c.png"} == {path.name for path in it.output.iterdir() if path.suffix == ".png"}
     assert [False, True, True] == sorted(event["reused"] for event in it.events.named("image.done"))
 
@@ -328,7 +340,7 @@ def test_recipes_ask_for_masks_and_colours(works, tmp_path):
 
 def test_an_engine_that_never_starts_lets_everything_go_back(works):
     """When the start fails for good, the jobs return to their folders and every thread ends."""
-    it = works(engine={"start": "lost"})
+    it = works(engine={"start": "model"})
     save(it, "a.png", pixels())
     jobs = it.claim("a.png")
     it.line.start()
@@ -340,101 +352,85 @@ def test_an_engine_that_never_starts_lets_everything_go_back(works):
     assert [] == it.crew.join(30)
     drained.join(10)
 
-    assert ["segment"] == [each.stage for each in it.broken]
+    assert ["infer"] == [each.stage for each in it.broken]
     assert [("a.png", "stopping")] == it.intake.returned
 
 
-class TwoSeats:
-    """Two engines; which of them may take images is told by the test."""
+class TwoDevices:
+    """Two workers without processes; which of the devices is usable is told by the test."""
 
     def __init__(self, **options):
-        self.may_take = [True, True]
-        self.asked = threading.Event()  # whether somebody may take: there is something to be taken
-        self.engines = []
+        self.usable = [True, True]
+        self.backends = []
         self.options = options
 
-    def __call__(self, arena):
-        self.engines = [FakeBackend(arena.block, device=f"cuda:{n}", **self.options) for n in range(2)]
-        return Seats(tuple(self.seat(n) for n in range(2)), self.listen)
+    def __call__(self, context: EngineContext) -> Devices:
+        self.views = DeviceViews()
+        self.supervisors = [self.supervisor(context, number) for number in range(2)]
+        return Devices(self.supervisors, self.views, [])
 
-    def seat(self, number):
-        def may_take():
-            self.asked.set()
-            return self.may_take[number]
+    def supervisor(self, context, number):
+        def make():
+            def backend():
+                self.backends.append(FakeBackend(context.arena.block, device=f"cuda:{number}", **self.options))
+                return self.backends[-1]
 
-        return Seat(f"cuda:{number}", lambda _heartbeat: self.engines[number], may_take)
+            return context.workers.add(InProcessWorker(backend))
 
-    def listen(self, listener):
-        self.look_again = listener
+        supervisor = cpu_supervisor(context, self.views, make)
+        well = supervisor._usable
+        supervisor._usable = lambda: self.usable[number] and well()
+        return supervisor
+
+    def set(self, *usable):
+        self.usable[:] = usable
+        for supervisor in self.supervisors:
+            supervisor.publish()
 
 
-def test_every_device_has_a_thread_and_takes_from_the_one_channel(works):
-    """Each is started, named after its device, and closed; together they make every image once."""
-    seats = TwoSeats(script=["delay:0.05"] * 20)
-    it = works(seats=seats)
+def twelve(it):
     names = [f"{number}.png" for number in range(12)]
     for number, name in enumerate(names):
         save(it, name, pixels(number))
+    return names
 
-    it.run(*names)
 
-    batches = [batch for engine in seats.engines for batch in engine.batches]
+def test_every_device_has_a_thread_and_takes_from_the_one_queue(works):
+    """Each is closed at the end; together they compute every image once."""
+    devices = TwoDevices(script=["delay:0.05"] * 20)
+    it = works(devices=devices)
+    it.run(*twelve(it))
+
+    batches = [batch for backend in devices.backends for batch in backend.batches]
     assert 12 == sum(len(batch) for batch in batches)
     assert 12 == len(it.events.named("image.done"))
-    assert {"cuda:0", "cuda:1"} == {event["device"] for event in it.events.named("engine.batching")}
-    assert [True, True] == [engine.closed for engine in seats.engines]
+    assert [True, True] == [backend.closed for backend in devices.backends]
 
 
 def test_a_device_that_is_away_leaves_every_image_to_the_other(works):
     """Its thread takes none, and ends with the other's."""
-    seats = TwoSeats()
-    seats.may_take[0] = False
-    it = works(seats=seats)
-    names = [f"{number}.png" for number in range(12)]
-    for number, name in enumerate(names):
-        save(it, name, pixels(number))
+    devices = TwoDevices()
+    devices.usable[0] = False
+    it = works(devices=devices)
+    it.run(*twelve(it))
 
-    it.run(*names)
-
-    assert [] == seats.engines[0].batches
     assert {"cuda:1"} == {event["device"] for event in it.events.named("image.done")}
 
 
 def test_a_device_that_comes_back_takes_what_waits(works):
-    """Nobody may take anything; then one of them may, and is told to look again."""
-    seats = TwoSeats()
-    seats.may_take[:] = [False, False]
-    it = works(seats=seats)
+    """None is usable; then one is, and the thread that waits takes the image."""
+    devices = TwoDevices()
+    it = works(devices=devices)
     save(it, "a.png", pixels())
-    jobs = it.claim("a.png")
     it.line.start()
+    it.engine_ready.wait(30)
+    devices.set(False, False)
     with it.line.jobs as sender:
-        sender.send(jobs[0])
+        sender.send(it.claim("a.png")[0])
     it.line.let_run()
-    assert seats.asked.wait(30)
-    seats.may_take[1] = True
-    seats.look_again()
+    while it.line.statistics()[1].total == 0:
+        it.tick.wait(0.01)
+    devices.set(False, True)
     assert [] == it.crew.join(30)
 
     assert ["cuda:1"] == [event["device"] for event in it.events.named("image.done")]
-
-
-@pytest.mark.parametrize(
-    ("folder", "table"),
-    [
-        ({}, [1] * 8),
-        ({"latency_target": 1000.0}, [1, 2, 2, 4, 4, 4, 4, 8]),
-        ({"latency": "realtime"}, [1]),
-    ],
-)
-def test_how_images_are_batched_is_told_once(works, folder, table):
-    """The table of the device at its start: an image takes 0.1 s, two of them fit into a target of 0.13 s alone."""
-    it = works(engine={"seconds": 0.1}, folder=folder)
-    for number in range(3):
-        save(it, f"{number}.png", pixels(number))
-
-    it.run("0.png", "1.png", "2.png")
-
-    [told] = it.events.named("engine.batching")
-    assert ("fake", {"1": 100.0}) == (told["device"], told["milliseconds"])
-    assert table == told["folders"]["shop"]["table"]

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbgd.heartbeat import NullHeartbeat
-from rmbgd.pipeline.queue import NoReceivers, NoSenders, Receiver, Sender, channel
+from rmbgd.pipeline.queue import NoReceivers, NoSenders, Receiver, Sender, queue
 from rmbgd.testing.clock import FakeClock
 
 PATIENCE = 60  # seconds after which a test has hung; nothing waits that long
@@ -55,7 +55,7 @@ def started(call: Callable[..., object], *arguments: object) -> Future:
 @settings(max_examples=60, deadline=None)
 def test_nothing_is_lost_or_doubled_and_the_end_is_the_last_senders_leaving(counts, receivers, capacity, most):
     """Every item arrives once, each producer's in its order, and receivers end when the last sender has left."""
-    first_sender, first_receiver = channel(capacity, "items")
+    first_sender, first_receiver = queue(capacity, "items")
     ends = [(producer, first_sender.clone()) for producer in range(len(counts))]
 
     def produce(producer: int, sender: Sender) -> None:
@@ -94,7 +94,7 @@ def test_nothing_is_lost_or_doubled_and_the_end_is_the_last_senders_leaving(coun
 @settings(max_examples=25, deadline=None)
 def test_every_sender_learns_that_the_last_receiver_has_left(leave_after, producers):
     """A sender that would go on for ever stops with NoReceivers, also when it was blocked at that moment."""
-    sender, receiver = channel(2, "items")
+    sender, receiver = queue(2, "items")
 
     def produce(end: Sender) -> None:
         with end:
@@ -114,7 +114,7 @@ def test_every_sender_learns_that_the_last_receiver_has_left(leave_after, produc
 
 def test_a_full_channel_blocks_its_sender_and_says_so():
     """A blocked sender's heartbeat waits until a place is free, then works."""
-    sender, receiver = channel(1, "items")
+    sender, receiver = queue(1, "items")
     heartbeat = SpyHeartbeat()
     with sender, receiver, sender.clone(heartbeat) as blocked:
         sender.send("a")
@@ -131,7 +131,7 @@ def test_a_full_channel_blocks_its_sender_and_says_so():
 
 def test_an_empty_channel_makes_its_receiver_wait_and_says_so():
     """A blocked receiver's heartbeat waits until an item comes, then works."""
-    sender, receiver = channel(1, "items")
+    sender, receiver = queue(1, "items")
     heartbeat = SpyHeartbeat()
     with sender, receiver, receiver.clone(heartbeat) as blocked:
         future = started(blocked.receive)
@@ -144,7 +144,7 @@ def test_an_empty_channel_makes_its_receiver_wait_and_says_so():
 
 def test_a_thread_that_must_not_block_is_told_that_there_is_no_place():
     """try_send refuses when full and keeps what was there; free counts the places."""
-    sender, receiver = channel(2, "items")
+    sender, receiver = queue(2, "items")
     with sender, receiver:
         answers = [sender.try_send(n) for n in range(3)]
 
@@ -156,7 +156,7 @@ def test_a_thread_that_must_not_block_is_told_that_there_is_no_place():
 
 def test_try_send_tells_when_nobody_is_left():
     """try_send to a channel without receivers raises, full or not."""
-    sender, receiver = channel(1, "items")
+    sender, receiver = queue(1, "items")
     with sender:
         sender.try_send(1)
         receiver.close()
@@ -166,7 +166,7 @@ def test_try_send_tells_when_nobody_is_left():
 
 def test_the_policy_chooses_which_waiting_items_go():
     """receive_chosen hands out the picked items in the order picked and leaves the others in theirs."""
-    sender, receiver = channel(8, "items")
+    sender, receiver = queue(8, "items")
     with sender, receiver:
         for letter in "abcde":
             sender.send(letter)
@@ -178,7 +178,7 @@ def test_the_policy_chooses_which_waiting_items_go():
 def test_the_policy_is_asked_again_when_something_arrives():
     """A policy that waits for company is asked again at the next arrival, before its moment has come."""
     clock = FakeClock(start=100.0)
-    sender, receiver = channel(8, "items", clock)
+    sender, receiver = queue(8, "items", clock)
     heartbeat = SpyHeartbeat()
     asked: list[tuple[list, float]] = []
 
@@ -198,7 +198,7 @@ def test_the_policy_is_asked_again_when_something_arrives():
 
 def test_nobody_waits_for_company_that_cannot_come():
     """After the last sender left the policy is asked with an infinite now."""
-    sender, receiver = channel(8, "items")
+    sender, receiver = queue(8, "items")
     with receiver:
         with sender:
             sender.send("a")
@@ -208,7 +208,7 @@ def test_nobody_waits_for_company_that_cannot_come():
 
 def test_a_policy_that_waits_is_woken_when_its_company_leaves():
     """A receiver waiting for company ends its wait when the last sender leaves."""
-    sender, receiver = channel(8, "items")
+    sender, receiver = queue(8, "items")
     heartbeat = SpyHeartbeat()
     with receiver, receiver.clone(heartbeat) as mine:
         sender.send("a")
@@ -224,7 +224,7 @@ def test_a_policy_that_waits_is_woken_when_its_company_leaves():
 @pytest.mark.parametrize("choice", [[], [0, 0], [-1], 0.0])
 def test_a_policy_that_answers_nonsense_is_a_bug_and_loses_nothing(choice):
     """Taking nothing, one item twice, a negative index or a moment that has passed raises; the item stays."""
-    sender, receiver = channel(2, "items")
+    sender, receiver = queue(2, "items")
     with sender, receiver:
         sender.send("a")
         with pytest.raises(RuntimeError, match="bug"):
@@ -236,7 +236,7 @@ def test_a_policy_that_answers_nonsense_is_a_bug_and_loses_nothing(choice):
 def test_statistics_count_depth_totals_and_waits_that_still_go_on():
     """The wait of a blocked receiver is visible while it lasts."""
     clock = FakeClock()
-    sender, receiver = channel(3, "ready", clock)
+    sender, receiver = queue(3, "ready", clock)
     heartbeat = SpyHeartbeat()
     with sender, receiver, receiver.clone(heartbeat) as mine:
         future = started(mine.receive)
@@ -257,17 +257,17 @@ def test_statistics_count_depth_totals_and_waits_that_still_go_on():
 
 def test_an_end_that_was_never_closed_is_told():
     """Forgetting to close warns when the end is collected."""
-    sender, receiver = channel(1, "items")
+    sender, receiver = queue(1, "items")
     receiver.close()
     forgotten = [sender]
     del sender
-    with pytest.warns(ResourceWarning, match="Sender of channel 'items' was never closed"):
+    with pytest.warns(ResourceWarning, match="Sender of queue .items. was never closed"):
         forgotten.clear()
 
 
 def test_a_closed_end_refuses_and_closing_twice_counts_once():
     """A second close does not take away somebody else's end; using a closed end raises ValueError."""
-    sender, receiver = channel(1, "items")
+    sender, receiver = queue(1, "items")
     with receiver, sender.clone() as other:
         sender.close()
         sender.close()
@@ -283,7 +283,7 @@ def test_a_closed_end_refuses_and_closing_twice_counts_once():
 def test_a_channel_needs_a_place():
     """Capacity below one is refused at once."""
     with pytest.raises(ValueError, match="capacity 0"):
-        channel(0, "items")
+        queue(0, "items")
 
 
 class Leaving:
@@ -300,7 +300,7 @@ class Leaving:
 
 def test_what_one_receiver_leaves_another_takes():
     """Whoever is woken first: an item that one leaves does not lie there while another would take it."""
-    sender, receiver = channel(4, "items")
+    sender, receiver = queue(4, "items")
     leaving = Leaving()
     with ThreadPoolExecutor(2) as pool, sender, receiver:
         choosy, other = receiver.clone(), receiver.clone()
@@ -319,7 +319,7 @@ def test_what_one_receiver_leaves_another_takes():
 
 def test_who_left_items_to_others_looks_again_when_told():
     """What its policy knows has changed: it takes what still waits."""
-    sender, receiver = channel(4, "items")
+    sender, receiver = queue(4, "items")
     leaving = Leaving()
     with ThreadPoolExecutor(1) as pool, sender, receiver:
         sender.send("a")
@@ -332,7 +332,7 @@ def test_who_left_items_to_others_looks_again_when_told():
 
 def test_who_left_the_last_items_to_others_learns_that_nothing_comes_any_more():
     """All senders have left, another receiver takes the last item: NoSenders for the one that waited."""
-    sender, receiver = channel(4, "items")
+    sender, receiver = queue(4, "items")
     leaving = Leaving()
     with ThreadPoolExecutor(1) as pool, receiver:
         other = receiver.clone()
@@ -344,3 +344,70 @@ def test_who_left_the_last_items_to_others_learns_that_nothing_comes_any_more():
             assert other.receive() == "a"
         with pytest.raises(NoSenders):
             left.result(PATIENCE)
+
+
+# --- batches that end in finish or in put_back
+
+
+def test_what_is_put_back_is_at_the_head_and_counts_as_no_progress():
+    """Beyond the capacity, without blocking, in the order given; only `finish` is progress."""
+    sender, receiver = queue(2, "items")
+    with sender, receiver:
+        sender.send("a")
+        sender.send("b")
+        batch = receiver.take(lambda items, _now: range(len(items)))
+        sender.send("c")
+        sender.send("d")
+        batch.put_back(["A", "B"])
+        before = receiver.statistics()
+        assert (before.depth, before.total, before.finished) == (4, 4, 0)
+        assert [receiver.receive() for _ in range(4)] == ["A", "B", "c", "d"]
+        assert receiver.statistics().finished == 4
+
+
+def test_a_batch_that_is_never_ended_goes_back_as_it_was():
+    """A thread that breaks with a batch in hand leaves it to the others."""
+    sender, receiver = queue(4, "items")
+    with sender, receiver:
+        sender.send("a")
+        with pytest.raises(KeyError), receiver.take(lambda _items, _now: (0,)):
+            raise KeyError
+        assert receiver.receive() == "a"
+
+
+def test_a_batch_is_ended_once():
+    """Twice is a bug, and so is another number of items."""
+    sender, receiver = queue(4, "items")
+    with sender, receiver:
+        sender.send("a")
+        batch = receiver.take(lambda _items, _now: (0,))
+        with pytest.raises(ValueError, match="0 items put back of 1"):
+            batch.put_back([])
+        batch.finish()
+        with pytest.raises(RuntimeError, match="ended twice"):
+            batch.put_back(["a"])
+
+
+def test_no_more_is_said_only_when_no_batch_can_come_back():
+    """The last sender has left and nothing waits: a receiver waits all the same while another has a batch in hand."""
+    sender, receiver = queue(4, "items")
+    spy = SpyHeartbeat()
+    other = receiver.clone(spy)
+    received = []
+
+    def wait():
+        with other:
+            received.extend(other)
+
+    with receiver:
+        with sender:
+            sender.send("a")
+        batch = receiver.take(lambda _items, _now: (0,))
+        thread = threading.Thread(target=wait)
+        thread.start()
+        assert spy.blocked.wait(30)
+        batch.put_back(["again"])
+        thread.join(30)
+        assert received == ["again"]
+        with pytest.raises(NoSenders):
+            receiver.receive()

@@ -8,7 +8,7 @@ tests. Everything is off unless asked for.
              (a file, see ToldSensor), `health` (settings, also beyond their bounds), `standby` (arguments of its
              FakeBackend), `warm`, `count` (visible GPUs), `largest` (batch), `seconds` (a GPU's, for an image);
              each GPU but the first has a folder and a file of its own, which end in "-1", "-2" ...
-    left     every image is left to another device, which is not there: no thread is hung, and nothing moves
+    left     every image is left to another device, which is not there: no thread hangs, and nothing moves
     count    a file that gets one line per image the engine computed
     entered  a file that gets one line per image the engine was given, before it computes
     hold     a path: while a file stands there, the engine does not answer
@@ -19,7 +19,6 @@ tests. Everything is off unless asked for.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import os
@@ -32,18 +31,20 @@ from typing import Any
 
 from rmbgd.cli import main as cli
 from rmbgd.config.load import Config
-from rmbgd.engine.device_query import Visible
-from rmbgd.engine.fallback_model import StandIns
-from rmbgd.engine.seats import Seat, Seats
+from rmbgd.engine.device_query import VisibleGpus
+from rmbgd.engine.devices import Devices, EngineContext
+from rmbgd.engine.fallback_model import FallbackModels
 from rmbgd.engine.sensors.base import DeadlineSensor
-from rmbgd.engine.sensors.choose import Choice
-from rmbgd.engine.types import Backend, BatchReport, Work
+from rmbgd.engine.sensors.choose import ChosenSensor
+from rmbgd.engine.types import BatchReport, Work
 from rmbgd.engine.wiring import Machine, Models, build
 from rmbgd.fs import FileSystem, SystemFileSystem
+from rmbgd.pipeline.infer import DeviceThread
 from rmbgd.service import daemon
 from rmbgd.store.database import Store
 from rmbgd.testing.engine import FakeBackend
 from rmbgd.testing.sensors import ToldSensor
+from rmbgd.testing.worker import in_process
 
 SENSOR_TIMEOUT = 0.2  # s; a reading of a file takes none, and what hangs in a test need not hang long
 HOLD_CHECK = 0.01  # s between two looks whether the engine may answer; stands for the device's time
@@ -74,18 +75,6 @@ class ObservedEngine(FakeBackend):
         if path:
             with open(path, "a") as file:
                 file.write("".join(f"{work.image_id}\n" for work in batch))
-
-
-class Idle:
-    """A device in good health that has nothing to do."""
-
-    device = "cpu"
-
-    def describe(self) -> dict[str, object]:
-        return {"state": "ready"}
-
-    def wake(self) -> None:
-        """Nobody waits here."""
 
 
 class Fuse:
@@ -134,7 +123,7 @@ def suffix(index: int) -> str:
 
 
 def failover(
-    parts: daemon.EngineParts,
+    context: EngineContext,
     *,
     orders: str,
     sensor: str,
@@ -144,9 +133,9 @@ def failover(
     count: int = 1,
     largest: int = 4,
     seconds: float = 0.0,
-) -> Seats:
+) -> Devices:
     """As the product builds it, on a machine whose GPUs are told by files and whose CPU has a lesser model."""
-    config = parts.config.model_copy(update={"health": parts.config.health.model_copy(update=health)})
+    config = context.config.model_copy(update={"health": context.config.health.model_copy(update=health)})
 
     def fake(_config: Config, device: str, models: Models, _precision: str) -> dict[str, object]:
         index = device.partition(":")[2]
@@ -158,15 +147,16 @@ def failover(
         return {"device": device, "models": list(models), "batch_sizes": sizes} | mine
 
     machine = Machine(
-        gpus=lambda: Visible(count, "told by a test"),
-        sensor=lambda _config, index: Choice(
+        gpus=lambda: VisibleGpus(count, "told by a test"),
+        sensor=lambda _config, index: ChosenSensor(
             DeadlineSensor(ToldSensor(Path(sensor + suffix(index))), SENSOR_TIMEOUT), "a test"
         ),
-        stand_ins=lambda _config: StandIns({"u2netp": "lesser"}, warm, "told by a test"),
+        fallback=lambda _config: FallbackModels({"u2netp": "lesser"}, warm, "told by a test"),
         factory="rmbgd.testing.engine:create",
         options=fake,
     )
-    return build(dataclasses.replace(parts, config=config), machine)
+    context.config = config
+    return build(context, machine)
 
 
 def main() -> int:
@@ -175,16 +165,14 @@ def main() -> int:
     if options.get("fuse"):
         Fuse(options["fuse"]).lay()
 
-    def engine(parts: daemon.EngineParts) -> Backend | Seats:
+    def devices(context: EngineContext) -> Devices:
         if "gpu" in options:
-            return failover(parts, **options["gpu"])
-        alone = ObservedEngine(parts.arena.block, **seen, **options.get("engine", {}))
-        if options.get("left"):
-            parts.watch.routing = Idle()
-            return Seats((Seat("cpu", lambda _heartbeat: alone, may_take=lambda: False),))
-        return alone
+            return failover(context, **options["gpu"])
+        return in_process(lambda _: ObservedEngine(context.arena.block, **seen, **options.get("engine", {})))(context)
 
-    daemon.run = functools.partial(daemon.run, engine_factory=engine)
+    if options.get("left"):
+        DeviceThread._choose = lambda *_: None  # type: ignore[method-assign]
+    daemon.run = functools.partial(daemon.run, build_devices=devices)
     return cli.main(["run", "--config", str(config)])
 
 

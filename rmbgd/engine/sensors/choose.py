@@ -109,7 +109,7 @@ class BlindSensor:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ChosenSensor:
     """A sensor that keeps its deadline, and the sentence that says why it was chosen."""
 
     sensor: DeadlineSensor
@@ -129,7 +129,7 @@ def import_nvml() -> Any:
     return importlib.import_module("pynvml")
 
 
-def choose(
+def choose_sensor(
     wanted: Wanted,
     timeout: float,
     *,
@@ -137,7 +137,7 @@ def choose(
     uuid: str | None = None,
     sysfs: Path = SYSFS,
     nvml: Callable[[], Any] = import_nvml,
-) -> Choice:
+) -> ChosenSensor:
     """The sensor for one GPU, after one trial reading. `timeout`: seconds that any reading may take.
 
     auto takes NVML where it tells a temperature, and where it is there but unwell: the device may be away only for
@@ -159,21 +159,21 @@ def choose(
             return trial
         reading = trial.sensor.read()
         if reading.temperature is not None:
-            return Choice(trial.sensor, "NVML answers with a temperature")
+            return ChosenSensor(trial.sensor, "NVML answers with a temperature")
         missing = _what_nvml_lacks(reading)
         useless = reading.problem is Problem.NO_SOURCE
         if useless or (thermal.found and reading.problem in (None, Problem.NO_DEVICE)):
             trial.sensor.close()
             trial = None
     if trial is not None:
-        return Choice(trial.sensor, f"{missing}; it is asked again each time")
+        return ChosenSensor(trial.sensor, f"{missing}; it is asked again each time")
     if thermal.found:
         return _timed(thermal, timeout, f"{missing}; zones {', '.join(thermal.names)} name the GPU")
     return _timed(BlindSensor(), timeout, f"{missing}, and no thermal zone names the GPU")
 
 
-def _timed(sensor: Sensor, timeout: float, why: str) -> Choice:
-    return Choice(DeadlineSensor(sensor, timeout), why)
+def _timed(sensor: Sensor, timeout: float, why: str) -> ChosenSensor:
+    return ChosenSensor(DeadlineSensor(sensor, timeout), why)
 
 
 def _what_nvml_lacks(reading: Reading) -> str:

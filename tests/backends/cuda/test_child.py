@@ -31,7 +31,7 @@ def test_the_real_child_cuts_out_the_ball(arena, canvas):
     work = canvas.place(1, rgb)
     try:
         description = worker.start()
-        report = worker.segment([work])
+        report = worker.run([work])
         golden = worker.golden("u2netp")
     finally:
         worker.close()

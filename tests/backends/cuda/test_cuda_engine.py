@@ -208,7 +208,7 @@ def test_memory_as_the_driver_sees_it(canvas, checkpoint, size, most):
     before = pynvml.nvmlDeviceGetMemoryInfo(handle).used
     try:
         worker.start()
-        worker.segment(works)
+        worker.run(works)
         used = (pynvml.nvmlDeviceGetMemoryInfo(handle).used - before) / MEBI
     finally:
         worker.close()

@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 import sys
 
-from rmbgd.engine.sensors.choose import choose
+from rmbgd.engine.sensors.choose import choose_sensor
 
 TIMEOUT = 0.3  # s
 
 
 def main() -> None:
-    choice = choose("nvml", TIMEOUT)
+    choice = choose_sensor("nvml", TIMEOUT)
     print(json.dumps({"source": choice.sensor.source}), flush=True)
     for _ in sys.stdin:
         reading = choice.sensor.read()

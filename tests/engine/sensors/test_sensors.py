@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from rmbgd.engine.sensors.base import MEASURES, DeadlineSensor, Problem, Reading, Throttle
-from rmbgd.engine.sensors.choose import BlindSensor, Choice, ThermalZoneSensor, choose
+from rmbgd.engine.sensors.choose import BlindSensor, ChosenSensor, ThermalZoneSensor, choose_sensor
 from rmbgd.engine.sensors.nvml import EVENTS_MAXIMUM, NvmlSensor
 from rmbgd.events import RecordedEvents
 from rmbgd.testing.sensors import FakeSensor, Never
@@ -322,7 +322,7 @@ def test_closing_lets_the_sensor_go():
 # --- the choice
 
 
-def chosen(choice: Choice) -> tuple[str, Reading]:
+def chosen(choice: ChosenSensor) -> tuple[str, Reading]:
     reading = choice.sensor.read()
     choice.sensor.close()
     return choice.source, reading
@@ -331,7 +331,7 @@ def chosen(choice: Choice) -> tuple[str, Reading]:
 def test_nvml_is_chosen_where_it_tells_a_temperature(tmp_path: Path, nvml: FakeNvml):
     """Before a thermal zone, which may belong to another GPU."""
     zone(tmp_path, 0, "gpu-thermal", "50000")
-    choice = choose("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
+    choice = choose_sensor("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
 
     recorded = RecordedEvents()
     choice.announce(recorded, "cuda:0")
@@ -345,7 +345,7 @@ def test_jetson_is_read_from_its_thermal_zone(tmp_path: Path, nvml: FakeNvml, na
     """NVML is missing there, or knows no thermometer, or finds no driver."""
     zone(tmp_path, 0, "gpu-thermal", "50000")
     setattr(nvml, "temperature" if name == "NotSupported" else "init", getattr(nvml, f"NVMLError_{name}")())
-    choice = choose("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
+    choice = choose_sensor("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
 
     assert "thermal_zone0" in choice.why
     assert chosen(choice) == ("sysfs", ThermalZoneSensor(tmp_path).read())
@@ -356,7 +356,7 @@ def test_nvml_that_is_unwell_stays_chosen(tmp_path: Path, nvml: FakeNvml, name: 
     """The device may be away only for now; a thermal zone would never tell that it is back."""
     zone(tmp_path, 0, "gpu-thermal", "50000")
     nvml.handle = getattr(nvml, f"NVMLError_{name}")()
-    choice = choose("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
+    choice = choose_sensor("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
 
     assert "asked again" in choice.why
     assert chosen(choice)[0] == "nvml"
@@ -365,7 +365,7 @@ def test_nvml_that_is_unwell_stays_chosen(tmp_path: Path, nvml: FakeNvml, name: 
 def test_without_library_and_zone_nothing_is_read_and_nothing_is_claimed(tmp_path: Path, nvml: FakeNvml):
     """Every field unsupported, none healthy; the reason says both."""
     nvml.init = nvml.NVMLError_LibraryNotFound("NVML Shared Library Not Found")
-    choice = choose("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
+    choice = choose_sensor("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
 
     assert "NVML Shared Library Not Found" in choice.why
     assert "no thermal zone" in choice.why
@@ -379,7 +379,7 @@ def test_a_machine_without_the_binding_is_no_error(tmp_path: Path):
     def missing() -> FakeNvml:
         raise ImportError("No module named 'pynvml'")
 
-    choice = choose("auto", LONG, sysfs=tmp_path, nvml=missing)
+    choice = choose_sensor("auto", LONG, sysfs=tmp_path, nvml=missing)
 
     assert "pynvml cannot be imported" in choice.why
     assert chosen(choice)[0] == "none"
@@ -389,7 +389,7 @@ def test_a_machine_without_the_binding_is_no_error(tmp_path: Path):
 def test_the_operator_s_word_counts(tmp_path: Path, nvml: FakeNvml, wanted: str):
     """Even where it does not answer: then each reading says so, rather than another source standing in."""
     nvml.init = nvml.NVMLError_LibraryNotFound()
-    choice = choose(wanted, LONG, sysfs=tmp_path, nvml=lambda: nvml)  # type: ignore[arg-type]
+    choice = choose_sensor(wanted, LONG, sysfs=tmp_path, nvml=lambda: nvml)  # type: ignore[arg-type]
 
     source, reading = chosen(choice)
     assert source == wanted
@@ -405,7 +405,7 @@ def test_a_library_that_hangs_does_not_hold_the_start(tmp_path: Path, nvml: Fake
         def nvmlInit(self) -> None:
             gate.wait()
 
-    choice = choose("auto", SHORT, sysfs=tmp_path, nvml=Hanging)
+    choice = choose_sensor("auto", SHORT, sysfs=tmp_path, nvml=Hanging)
 
     assert choice.source == "nvml"
     assert "sensor_timeout" in choice.why

@@ -1,7 +1,6 @@
-"""A fresh process proves a GPU: found, weights, canary, golden image against the CPU's, time. On a thread of its own.
+"""Runs the self-test of a GPU in a fresh process: enumeration, weights, memory test, golden image, time.
 
-Does not judge (probe.py does) nor decide what follows (failover.py does). The process belongs to this thread until it
-is adopted as the lane's engine, or dismissed.
+The process belongs to the probe's thread until the supervisor adopts it as the worker, or dismisses it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 
 from rmbgd.clock import Clock
 from rmbgd.config.load import HealthSettings
-from rmbgd.engine.golden_references import References
+from rmbgd.engine.golden_references import GoldenReferences
 from rmbgd.engine.health_types import ProbeReport
 from rmbgd.engine.selftest import golden_difference
 from rmbgd.engine.types import EngineDescription
@@ -23,7 +22,7 @@ WARM_RUNS = 3  # of which the quickest counts: what else runs on the machine is 
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
+class ProbeResult:
     """What a probe found. `fault` where a step raised one, `model_error` where the operator has to mend something."""
 
     report: ProbeReport
@@ -32,18 +31,18 @@ class Result:
     model_error: ModelError | None = None
 
 
-class Proof:
-    """One probe: a worker that is not started, what to compare with, and what becomes of it.
+class Probe:
+    """One probe: a worker that is not started, and what to compare its answers with.
 
     device, sha256    as the worker must describe itself; sha256 by model, empty when none was accepted before
-    baseline          seconds that the golden image took when the device first proved itself, if it did
+    baseline          s that the golden image took when the device passed its first probe, if it did
     """
 
     def __init__(
         self,
         number: int,
         worker: EngineWorker,
-        references: References,
+        references: GoldenReferences,
         *,
         device: str,
         sha256: dict[str, object],
@@ -54,52 +53,52 @@ class Proof:
         self.number = number
         self.worker = worker
         self.began = clock.monotonic()
-        self.description: EngineDescription | None = None  # set by the probe's thread before the result is told
+        self.description: EngineDescription | None = None  # set by the probe's thread before it reports
         self._references = references
         self._device, self._sha256, self._baseline, self._health = device, sha256, baseline, health
-        self._fate = threading.Event()
+        self._decided = threading.Event()
         self._dismissed = False  # set before _fate, by whoever decides
 
-    def run(self, tell: Callable[[Proof, Result], None]) -> None:
-        """The thread's body: probe, tell, and keep the process until somebody wants it, or nobody does."""
-        result = self._prove()
+    def run(self, report: Callable[[Probe, ProbeResult], None]) -> None:
+        """The thread's body: run the steps, report, and keep the process until it is adopted or dismissed."""
+        result = self._run_steps()
         self.description = result.description
-        tell(self, result)
-        self._fate.wait()
+        report(self, result)
+        self._decided.wait()
         if self._dismissed:
             self.worker.close()
 
     def adopt(self) -> EngineWorker:
         """The process now belongs to the caller. Under the lock of the one who also dismisses."""
-        self._fate.set()
+        self._decided.set()
         return self.worker
 
     def dismiss(self) -> None:
-        """Nobody wants the process: it ends now, even in the middle of the probe. Not after `adopt`."""
+        """The process is not wanted: it ends now, even in the middle of the probe. Not after `adopt`."""
         self._dismissed = True
         self._references.abort()
         self.worker.abort()
-        self._fate.set()
+        self._decided.set()
 
-    def _prove(self) -> Result:
+    def _run_steps(self) -> ProbeResult:
         steps: dict[str, object] = {"fresh_process": True, "baseline": self._baseline}
         try:
             description = self.worker.start()
             steps["enumerated"] = description.device == self._device
             self._measure(description, steps)
         except ModelError as error:
-            return Result(_report(steps | {"enumerated": True, "error": str(error)}), model_error=error)
+            return ProbeResult(_report(steps | {"enumerated": True, "error": str(error)}), model_error=error)
         except EngineFault as fault:
             if isinstance(fault, EngineMemory):
                 steps.setdefault("enumerated", True)  # it answered, if only to say that it is full
-            return Result(_report(steps | {"error": _first_line(fault)}), fault=fault)
-        return Result(_report(steps), description)
+            return ProbeResult(_report(steps | {"error": _first_line(fault)}), fault=fault)
+        return ProbeResult(_report(steps), description)
 
     def _measure(self, description: EngineDescription, steps: dict[str, object]) -> None:
         loaded = sha256_of(description)
         references = self._references.of(description)
         if self._dismissed:
-            raise EngineLost("nobody waits for this probe any more")
+            raise EngineLost("this probe was dismissed")
         steps["model_intact"] = references is not None and self._sha256 in ({}, loaded)
         if references is None:
             return

@@ -1,0 +1,437 @@
+"""Supervises one device: restarts its worker with backoff, counts its faults, and emits the engine's events.
+
+Each device has one thread that computes (pipeline/infer.py) and one supervisor. The supervisor brings up a worker that
+has passed its self-test and hands it over through one slot; the device's thread uses that worker and no other, and
+reports what became of each batch. What others may know is the `view`, which is replaced as a whole and read without a
+lock.
+
+What threads share is under one lock for all devices, which is never held while a device, a process or a sensor is
+waited for.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rmbgd.clock import Clock, backoff
+from rmbgd.engine.retry import MemoryLimit
+from rmbgd.engine.types import BatchReport, DeviceView, EngineDescription, Limit
+from rmbgd.engine.worker import EngineWorker
+from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.events import Emit
+from rmbgd.heartbeat import Heartbeat, NullHeartbeat
+
+END_PATIENCE = 15.0  # s for threads and processes to be gone when the service stops; what is stuck is left behind
+ABORT_AGAIN = 0.1  # s between two orders to a process that was about to be started just then
+
+
+class DeviceViews:
+    """The views of all devices, the lock of all supervisors, and what to call after a change."""
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.all: tuple[DeviceView, ...] = ()  # written under the lock, read by any thread without it
+        self.isolated = 0  # images that have met a fault and have no outcome yet; under the lock
+        self._listeners: list[Callable[[], None]] = []  # added to while the service is built
+
+    def add(self, view: DeviceView) -> int:
+        with self.lock:
+            self.all = (*self.all, view)
+            return len(self.all) - 1
+
+    def publish(self, index: int, view: DeviceView) -> None:
+        with self.lock:
+            if self.all[index] != view:
+                self.all = (*self.all[:index], view, *self.all[index + 1 :])
+            self.changed()
+
+    def isolate(self, by: int) -> None:
+        """So many images more, or less, are isolated."""
+        with self.lock:
+            self.isolated += by
+            self.changed()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call it after every change, with the lock: it must not wait."""
+        self._listeners.append(listener)
+
+    def changed(self) -> None:
+        with self.lock:
+            for listener in self._listeners:
+                listener()
+
+    @property
+    def usable_gpus(self) -> list[DeviceView]:
+        return [view for view in self.all if view.usable and not view.is_fallback]
+
+    @property
+    def fallback(self) -> DeviceView | None:
+        """The device of last resort, as long as it can be relied on."""
+        return next((view for view in self.all if view.is_fallback and not view.missing), None)
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceParts:
+    """What every supervisor is made from.
+
+    make             gives a worker for the device that was not started
+    keep_when_short  a worker that lacks memory for one image alone stays: the image can go to the fallback, and
+                     the memory may be given back. Otherwise a fresh process is tried, which has the least in memory
+    is_fallback      it is the CPU behind the GPUs
+    substitutes      model asked for -> model that computes on this device, where they differ
+    """
+
+    device: str
+    views: DeviceViews
+    make: Callable[[], EngineWorker]
+    emit: Emit
+    clock: Clock
+    keep_when_short: bool = False
+    is_fallback: bool = False
+    substitutes: Mapping[str, str] = field(default_factory=dict)
+
+
+class DeviceSupervisor(ABC):
+    """What every device has: a slot with a worker, its faults and restarts, and the limit that its memory imposes."""
+
+    def __init__(self, parts: DeviceParts) -> None:
+        self.device, self.is_fallback, self.substitutes = parts.device, parts.is_fallback, parts.substitutes
+        self.description: EngineDescription | None = None  # of the last worker that was ready
+        self.model_error: ModelError | None = None  # what the operator has to mend before it can be used
+        self.restarts = 0
+        self.failures = 0  # in a row, since a batch was computed
+        self._views, self._make, self._emit, self._clock = parts.views, parts.make, parts.emit, parts.clock
+        self._keep_when_short = parts.keep_when_short
+        self._closing = threading.Event()
+        # Everything below is under the lock.
+        self._worker: EngineWorker | None = None  # the slot
+        self._busy = False  # the device's thread uses the worker, which then belongs to it alone
+        self._computing: tuple[int, ...] = ()  # jobs that it computes
+        self._memory = MemoryLimit()
+        self._fault_at: float | None = None  # of the first fault since a worker was ready
+        self.index = parts.views.add(DeviceView(parts.device, parts.is_fallback))
+
+    # ------------------------------------------------------------------------------------------------ what others see
+
+    @property
+    def view(self) -> DeviceView:
+        largest = self.description.batch_sizes[-1] if self.description else 1
+        limit = max(self._limit(self._memory.of(largest)), 1)
+        return DeviceView(self.device, self.is_fallback, self._usable(), self._missing(), limit, self.description)
+
+    @property
+    @abstractmethod
+    def undecided(self) -> bool:
+        """It has neither passed its self-test nor failed, and never has: the service is starting."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, object]:
+        """For the health event. Any thread."""
+
+    def _limit(self, largest: int) -> int:
+        return largest
+
+    def _missing(self) -> bool:
+        return False
+
+    @abstractmethod
+    def _usable(self) -> bool: ...
+
+    def publish(self) -> None:
+        self._views.publish(self.index, self.view)
+
+    # ---------------------------------------------------------------------------------------- the device's thread
+
+    @abstractmethod
+    def ready_worker(self, heartbeat: Heartbeat) -> EngineWorker | None:
+        """The worker, for the caller alone until `report` or `report_ok`; None when the device went out of service."""
+
+    def release_worker(self) -> None:
+        """The worker was not needed after all."""
+        with self._views.lock:
+            self._busy = False
+            self._tidy()
+            self.publish()
+
+    def computing(self, images: Sequence[int]) -> None:
+        """These jobs are computed now."""
+        with self._views.lock:
+            self._computing = tuple(images)
+
+    def report_ok(self, report: BatchReport) -> None:
+        """A batch was computed."""
+        with self._views.lock:
+            self.failures = 0
+            self._memory.passed()
+            self._emit_limits(report.limits)
+            self._busy, self._computing = False, ()
+            self._answered(len(report.answers))
+            self._tidy()
+            self.publish()
+
+    def report(self, fault: EngineFault, images: int) -> bool:
+        """A batch of so many failed. Whether one of them may have caused it."""
+        worker = self._worker
+        assert worker is not None
+        short = isinstance(fault, EngineMemory)
+        if drop := not short or (images == 1 and not self._keep_when_short):
+            self._dispose(worker)
+        with self._views.lock:
+            if drop:
+                self._worker = None
+            if short:
+                self._memory.halve(images)
+            self._emit_fault(fault, self._computing)
+            blamed = self._failed(fault, dropped=drop)
+            self._busy, self._computing = False, ()
+            self.publish()
+        return blamed
+
+    # ------------------------------------------------------------------------------------------------ life
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to look after the device."""
+
+    def stop(self) -> None:
+        """From now on nothing that happens means anything, and no new worker is started."""
+        with self._views.lock:
+            self._closing.set()
+            self.publish()
+
+    @abstractmethod
+    def close(self) -> None:
+        """No process and, as far as nothing is stuck, no thread after this. The last call of the device's thread."""
+
+    # ------------------------------------------------------------------------------------------------ under the lock
+
+    @abstractmethod
+    def _tidy(self) -> None:
+        """A worker that was condemned while it was busy goes now."""
+
+    @abstractmethod
+    def _answered(self, images: int) -> None: ...
+
+    @abstractmethod
+    def _failed(self, fault: EngineFault, *, dropped: bool) -> bool: ...
+
+    @abstractmethod
+    def _dispose(self, worker: EngineWorker) -> None:
+        """End a process after a fault. Without the lock."""
+
+    def _adopt(self, worker: EngineWorker, description: EngineDescription, began: float) -> None:
+        """A worker that was started at `began` (monotonic s) and has passed its self-test takes the slot."""
+        now = self._clock.monotonic()
+        first = self.description is None
+        self._worker, self.description, self.device = worker, description, description.device
+        self._memory.lift()
+        if first:
+            detail = {"detail": description.detail} if description.detail else {}
+            self._emit(
+                "engine.started",
+                device=self.device,
+                models=description.models,
+                batch_sizes=list(description.batch_sizes),
+                seconds=round(now - began, 3),
+                **detail,
+            )
+        else:
+            self.restarts += 1
+            since = began if self._fault_at is None else self._fault_at
+            self._emit("engine.restarted", device=self.device, seconds=round(now - since, 3), restarts=self.restarts)
+        self._fault_at = None
+        self._emit_limits(description.limits)
+
+    def _emit_fault(self, fault: EngineFault, images: Sequence[int]) -> None:
+        if self._worker is None:
+            self.failures += 1
+            if self._fault_at is None:
+                self._fault_at = self._clock.monotonic()
+        self._emit(
+            "engine.fault",
+            device=self.device,
+            kind=event_kind(fault),
+            detail=str(fault),
+            images=list(images),
+            restarts=self.restarts,
+        )
+
+    def _emit_limits(self, limits: Sequence[Limit]) -> None:
+        for limit in limits:
+            self._emit("engine.limited", device=self.device, what=limit.what, detail=limit.detail)
+
+
+class CpuSupervisor(DeviceSupervisor):
+    """The CPU: its worker is restarted with backoff. As fallback it is kept loaded, or started on demand.
+
+    delay_maximum  s; longest pause between two starts of a worker that keeps failing
+    interval       s between two looks at an idle process
+    warm           it is loaded all the time; else while no GPU is usable, or an isolated image waits
+    stopping       set when the service stops: a worker that is down is not waited for
+    """
+
+    def __init__(
+        self,
+        parts: DeviceParts,
+        *,
+        delay_maximum: float,
+        interval: float,
+        stopping: threading.Event,
+        warm: bool = True,
+        undecided_gpus: Callable[[], bool] = lambda: False,
+    ) -> None:
+        super().__init__(parts)
+        self._is_missing = False  # it could not be started, and was not since; under the lock
+        self._delay_maximum, self._interval, self._warm = delay_maximum, interval, warm
+        self._stopping, self._undecided_gpus = stopping, undecided_gpus
+        self._next_start = self._clock.monotonic()
+        self._starting: EngineWorker | None = None  # by its own thread; under the lock
+        self._wake = threading.Condition(self._views.lock)
+        self._thread = threading.Thread(target=self._run, name=f"health-{parts.device}", daemon=True)
+        self._views.listen(self._wake.notify_all)
+
+    @property
+    def undecided(self) -> bool:
+        return self.description is None and self.model_error is None
+
+    def describe(self) -> dict[str, object]:
+        if self._worker is not None:
+            return {"state": "ready"}
+        if self._is_missing:
+            return {"state": "missing"}
+        return {"state": "starting" if self._is_wanted() else "on_demand"}
+
+    def _usable(self) -> bool:
+        return self._worker is not None
+
+    def _missing(self) -> bool:
+        return self._is_missing
+
+    def ready_worker(self, heartbeat: Heartbeat) -> EngineWorker | None:
+        with self._views.lock:
+            if self._worker is not None:
+                self._busy = True
+                self._worker.attach(heartbeat)
+            return self._worker
+
+    def _failed(self, fault: EngineFault, *, dropped: bool) -> bool:  # noqa: ARG002 - the CPU itself is never to blame
+        if dropped:
+            self._next_start = self._clock.monotonic() + self._delay()
+        return True
+
+    def _dispose(self, worker: EngineWorker) -> None:
+        worker.close()
+
+    def _answered(self, images: int) -> None:
+        """The policy of the CPU counts nothing."""
+
+    def _tidy(self) -> None:
+        """Its own thread looks whether it is still wanted."""
+
+    def _delay(self) -> float:
+        """None after the first failure, then 1, 2, 4 ... s."""
+        return backoff(self.failures - 1, 1.0, self._delay_maximum)
+
+    def _is_wanted(self) -> bool:
+        if not self.is_fallback or self._warm:
+            return True
+        return self._views.isolated > 0 or not (self._views.usable_gpus or self._undecided_gpus())
+
+    # ------------------------------------------------------------------------------------------------ its own thread
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            seconds = self.tick()
+            with self._views.lock:
+                if not self._closing.is_set() and not self._is_due():
+                    self._wake.wait(seconds)
+
+    def tick(self) -> float:
+        """One look: whether the process is there, wanted, or to be started. Seconds until the next one."""
+        if self._is_due():
+            self._start_worker()
+        with self._views.lock:
+            worker, idle = self._worker, not self._busy
+            gone = worker is not None and idle and not worker.alive
+            if worker is None or not idle or (not gone and self._is_wanted()):
+                return max(min(self._interval, self._next_start - self._clock.monotonic()), 0.01)
+            self._worker = None
+            if gone:
+                self._emit_fault(EngineLost("its process is gone"), ())
+                self._next_start = self._clock.monotonic() + self._delay()
+            self.publish()
+        worker.attach(NullHeartbeat())
+        worker.close()
+        return 0.0
+
+    def _is_due(self) -> bool:
+        with self._views.lock:
+            if self._closing.is_set() or self._stopping.is_set() or self._worker is not None:
+                return False
+            fatal = self.model_error is not None and not self.is_fallback and self.description is None
+            return not fatal and self._is_wanted() and self._clock.monotonic() >= self._next_start
+
+    def _start_worker(self) -> None:
+        began = self._clock.monotonic()
+        with self._views.lock:
+            self._starting = worker = self._make()
+        try:
+            description = worker.start()
+        except ModelError as error:
+            worker.close()
+            self._start_failed(EngineLost(str(error)), error)
+        except EngineFault as fault:
+            worker.close()
+            self._start_failed(fault, None)
+        else:
+            with self._views.lock:
+                self._is_missing, self.model_error = False, None
+                self._adopt(worker, description, began)
+                self.publish()
+        finally:
+            with self._views.lock:
+                self._starting = None
+
+    def _start_failed(self, fault: EngineFault, error: ModelError | None) -> None:
+        """Weights that cannot be used end the first start of a device that nothing stands behind. Later on, and for the
+        fallback, they are a fault like any other: they may be mended while the service runs."""
+        with self._views.lock:
+            self.model_error = error
+            if error is None or self.is_fallback or self.description is not None:
+                self._emit_fault(fault, ())
+                self._next_start = self._clock.monotonic() + self._delay()
+            if self.is_fallback and not self._is_missing and not self._closing.is_set():
+                self._is_missing = True
+                why = str(fault).partition("\n")[0]
+                self._emit("engine.degraded", device=self.device, reason="no_standby", reading=why)
+            self.publish()
+
+    def close(self) -> None:
+        self.stop()
+        deadline = self._clock.monotonic() + END_PATIENCE
+        while self._thread.is_alive() and self._clock.monotonic() < deadline:
+            with self._views.lock:
+                self._wake.notify_all()
+                if self._starting is not None:
+                    self._starting.abort()
+            self._thread.join(ABORT_AGAIN)
+        if self._thread.is_alive():  # stuck in the kernel; the process ends with ours
+            return
+        with self._views.lock:
+            worker, self._worker = self._worker, None
+            self.publish()
+        if worker is not None:
+            worker.close()
+
+
+def event_kind(fault: EngineFault) -> str:
+    """As events spell it."""
+    if isinstance(fault, EngineMemory):
+        return "memory"
+    return "nonsense" if isinstance(fault, EngineNonsense) else "lost"

@@ -1,0 +1,118 @@
+"""A worker without a process: a backend called in the thread that asks, for tests of whatever uses workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from rmbgd.engine.devices import Devices, EngineContext
+from rmbgd.engine.examine import Golden
+from rmbgd.engine.supervisor import DeviceViews
+from rmbgd.engine.types import BatchReport, EngineDescription, MemoryTestPass, Work
+from rmbgd.engine.wiring import cpu_supervisor
+from rmbgd.engine.worker import EngineWorker
+from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense
+from rmbgd.heartbeat import Heartbeat
+from rmbgd.testing.engine import FakeBackend
+
+T = TypeVar("T")
+
+
+class InProcessWorker(EngineWorker):
+    """An EngineWorker in all that its users see. After a fault that is no shortage of memory it is gone, as a process
+    would be."""
+
+    def __init__(self, make: Callable[[], FakeBackend]) -> None:
+        """Without what a process needs."""
+        self._make = make
+        self.backend: FakeBackend | None = None
+        self._gone = self._killed = self._busy = False
+
+    @property
+    def asking(self) -> bool:
+        return self._busy
+
+    @property
+    def pid(self) -> int | None:
+        return None
+
+    @property
+    def alive(self) -> bool:
+        return self.backend is not None and not self._gone and not self._killed
+
+    @property
+    def ended(self) -> bool:
+        return self._gone
+
+    @property
+    def abandoned(self) -> bool:
+        return False
+
+    @property
+    def lingers(self) -> bool:
+        return False
+
+    def attach(self, heartbeat: Heartbeat, *, patience: float | None = None) -> None:
+        """Nothing here waits."""
+
+    def start(self) -> EngineDescription:
+        self.backend = self._make()
+        return self._call(self.backend.start)
+
+    def run(self, batch: Sequence[Work]) -> BatchReport:
+        backend = self._ready()
+        report = self._call(lambda: backend.segment(batch))
+        if [work.image_id for work in batch] != [answer.image_id for answer in report.answers]:
+            self.close()
+            raise EngineNonsense("it answered for other images than it was asked for")
+        return report
+
+    def golden(self, model: str) -> Golden:
+        backend = self._ready()
+        return self._call(lambda: backend.golden(model))
+
+    def canary(self, blocks: int) -> MemoryTestPass:
+        backend = self._ready()
+        return self._call(lambda: backend.canary(blocks))
+
+    def abort(self) -> None:
+        self._killed = True
+        if self.backend is not None:
+            self.backend.release()
+
+    def close(self) -> None:
+        if self.backend is not None and not self._gone:
+            self.backend.close()
+        self._gone = True
+
+    def _ready(self) -> FakeBackend:
+        assert self.backend is not None
+        return self.backend
+
+    def _call(self, question: Callable[[], T]) -> T:
+        self._busy = True
+        try:
+            if self._killed or self._gone:
+                raise EngineLost("killed")
+            answer = question()
+            if self._killed:
+                raise EngineLost("killed")
+        except EngineMemory:
+            raise
+        except EngineFault:
+            self.close()
+            raise
+        finally:
+            self._busy = False
+        return answer
+
+
+def in_process(make: Callable[[EngineContext], FakeBackend]) -> Callable[[EngineContext], Devices]:
+    """Builds the one device of a service: backends that `make` gives, one after the other, without a process."""
+
+    def build(context: EngineContext) -> Devices:
+        views = DeviceViews()
+        supervisor = cpu_supervisor(context, views, lambda: context.workers.add(InProcessWorker(lambda: make(context))))
+        return Devices([supervisor], views, [])
+
+    return build

@@ -1,0 +1,532 @@
+"""What a supervisor does with one device or several: hand over, check, withdraw, restart, and say so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from rmbgd.engine.devices import Stopped
+from rmbgd.engine.health_types import Phase
+from rmbgd.engine.types import EngineDescription, Limit
+from rmbgd.errors import ModelError
+from rmbgd.pipeline.items import Postponed
+from tests.engine.simulation import HOT, LESSER, MODEL, WELL, Gpu
+from tests.engine.traces import Began
+
+ON_GPU, ON_CPU = "cuda:0", "cpu"
+
+
+def edges(it) -> list[tuple[str, object, object]]:
+    """Where work went, by event."""
+    names = ("engine.failover", "engine.failback")
+    return [(name.rpartition(".")[2], keys["from"], keys["to"]) for name, keys in it.events.events if name in names]
+
+
+def where(it, count: int = 1) -> list[str]:
+    """Devices that compute so many new images."""
+    numbers = it.put(count)
+    it.run()
+    return it.devices_of(numbers)
+
+
+# --- one GPU and the CPU behind it
+
+
+def test_the_process_that_passed_the_probe_is_the_one_that_computes(simulate):
+    """No second process is started, and the answer names the device and the model that was asked for."""
+    it = simulate().well()
+    (number,) = it.put()
+    it.run()
+
+    answer = it.outcomes[number].answer
+    assert (answer.device, answer.model, answer.tries) == (ON_GPU, MODEL, 1)
+    assert len(it.gpus[0].made) == 1
+    assert [event["device"] for event in it.events.named("engine.started")] == [ON_CPU, ON_GPU]
+
+
+def test_a_batch_that_is_lost_with_its_process_is_computed_by_the_fallback(simulate):
+    """Each image alone; one event names them all, and what they ran is told."""
+    it = simulate()
+    it.gpus[0].plan = {"script": ["lost"]}
+    it.well()
+    numbers = it.put(4)
+    it.run()
+
+    assert it.devices_of(numbers) == [ON_CPU] * 4
+    assert {it.outcomes[number].answer.tries for number in numbers} == {2}
+    assert all(len(event.images) == 1 for event in it.trace if isinstance(event, Began) and event.device == ON_CPU)
+    (failover,) = it.events.named("engine.failover")
+    assert (failover["images"], failover["reason"], failover["model"]) == (numbers, "sticky_fault", LESSER)
+    (fault,) = it.events.named("engine.fault")
+    assert (fault["device"], fault["kind"], fault["images"]) == (ON_GPU, "lost", numbers)
+
+
+def test_what_is_computed_when_it_gets_hot_may_finish(simulate):
+    """Heat during a batch leaves its process alone until the batch is done; the next one goes to the CPU."""
+    it = simulate().well()
+    gpu = it.gpus[0]
+    numbers = it.put(2)
+    assert it.begin(0)
+    worker = gpu.ready_worker(it.threads[0]._heartbeat)
+    gpu.reading = HOT
+    it.check()
+    assert gpu.phase is Phase.COOLING
+    assert worker.alive
+    gpu.release_worker()
+    gpu.close()
+    assert worker.ended
+    it.end(0)
+    it.run()
+
+    assert it.devices_of(numbers) == [ON_CPU] * 2
+    assert edges(it) == [("failover", ON_GPU, ON_CPU)]
+
+
+def test_an_idle_hot_process_ends_at_once(simulate):
+    """The memory of a hot GPU is given back without an image that has to come first."""
+    it = simulate().well()
+    worker = it.gpus[0].made[-1]
+    it.gpus[0].reading = HOT
+    it.check()
+
+    for thread in list(it.gpus[0]._threads):
+        thread.join(30)
+    assert worker.ended
+    assert where(it) == [ON_CPU]
+
+
+def test_images_whose_device_is_withdrawn_are_no_suspects(simulate):
+    """The health check condemns the device while it computes: they stay together, with no fault to their name."""
+    it = simulate(gpus=2).well()
+    numbers = it.put(4)
+    assert it.begin(0)
+    it.gpus[0].reading = replace(WELL, ecc_uncorrected=0)
+    it.check()
+    worker = it.gpus[0].ready_worker(it.threads[0]._heartbeat)
+    assert worker is not None
+    it.gpus[0].reading = replace(WELL, ecc_uncorrected=3)
+    it.check()
+    assert it.gpus[0].phase is Phase.QUARANTINED
+    it.end(0)
+    it.run()
+
+    assert it.devices_of(numbers) == ["cuda:1"] * 4
+    assert {it.outcomes[number].answer.batch for number in numbers} == {4}
+
+
+def test_fail_back_goes_through_a_fresh_process_and_single_images(simulate):
+    """Another process than before; ten images go one by one, then batches again."""
+    it = simulate()
+    it.gpus[0].plan = {"script": ["lost"]}
+    it.well()
+    it.put()
+    it.run()
+    it.gpus[0].plan = {}
+    it.well()
+    assert where(it, 12) == [ON_GPU] * 12
+
+    sizes = [len(event.images) for event in it.trace if isinstance(event, Began) and event.device == ON_GPU]
+    assert sizes[1:] == [1] * 10 + [2]
+    assert len(it.gpus[0].made) == 2
+    assert edges(it) == [("failover", ON_GPU, ON_CPU), ("failback", ON_CPU, ON_GPU)]
+
+
+def test_a_fault_among_the_single_images_is_another_trip(simulate):
+    """It costs twice the cooldown, and no image."""
+    it = simulate()
+    it.gpus[0].plan = {"script": ["lost"]}
+    it.well()
+    numbers = it.put()
+    it.serve()
+    it.well()
+    numbers += it.put()
+    it.serve()
+
+    assert it.gpus[0].state.trips == 2
+    assert it.devices_of(numbers) == [ON_CPU] * 2
+    first, second = (each["until"] for each in it.events.named("engine.state") if each["to"] == "quarantined")
+    began = [each for each in it.events.named("engine.state") if each["to"] == "quarantined"]
+    assert second - first > began[0]["until"] - 1000.0
+
+
+def test_an_image_too_large_for_the_gpu_s_memory_is_the_cpu_s(simulate):
+    """Alone it lacks memory: it goes to the CPU, the process stays, and the next image goes to the GPU."""
+    it = simulate()
+    it.gpus[0].plan = {"script": ["memory"]}
+    it.well()
+
+    assert where(it) == [ON_CPU]
+    assert where(it) == [ON_GPU]
+    assert len(it.gpus[0].made) == 1
+
+
+def test_shortage_of_memory_halves_the_batch_and_is_remembered(simulate):
+    """The worker stays; the next batches are cut at once, until more is tried again."""
+    it = simulate(gpus=0, plan={"memory_limit": 3})
+    it.check()
+    numbers = it.put(8)
+    it.run()
+
+    sizes = [len(event.images) for event in it.trace if isinstance(event, Began)]
+    assert sizes == [8, 4, 2, 2, 2, 2]
+    assert [it.outcomes[number].answer.tries for number in numbers] == [3] * 4 + [2] * 4
+    for _ in range(64):
+        it.put()
+        it.run()
+    it.put(8)
+    it.run()
+    assert 4 in [len(event.images) for event in it.trace if isinstance(event, Began)][6:]
+
+
+def test_an_image_too_large_for_memory_gets_a_fresh_worker_each_time(simulate):
+    """Without another device: a new process has the least in memory; then the image is rejected."""
+    it = simulate(gpus=0, plan={"script": ["memory"]}, tries=2)
+    it.check()
+    (number,) = it.put()
+    it.serve()
+
+    assert it.rejected() == [number]
+    assert len(it.cpu_made) == 3
+    assert "memory is short" in it.outcomes[number].detail
+
+
+@pytest.mark.parametrize("when", ["idle", "abandoned"])
+def test_a_process_that_dies_while_nothing_is_computed_is_noticed(simulate, when):
+    """At the next check, not with the next image in hand; on the GPU and on the CPU."""
+    it = simulate().well()
+    (it.gpus[0].made if when == "idle" else it.cpu_made)[-1].abort()
+    it.check(2)
+
+    if when == "idle":
+        assert edges(it) == [("failover", ON_GPU, ON_CPU)]
+    else:
+        assert [event["device"] for event in it.events.named("engine.restarted")] == [ON_CPU]
+    assert [event["images"] for event in it.events.named("engine.fault")] == ([] if when == "idle" else [[]])
+
+
+@pytest.mark.parametrize(
+    ("due", "order", "reason"),
+    [("canary_interval", "canary", "memory_errors"), ("golden_interval", "zero", "golden_mismatch")],
+)
+def test_a_device_that_is_due_is_checked_before_the_next_image(simulate, tmp_path, due, order, reason):
+    """The image that waits is not given to a device that fails the check."""
+    it = simulate(**{due: 60.0})
+    it.gpus[0].plan = {"orders": str(tmp_path)}
+    it.well()
+    it.clock.advance(61.0)
+    (tmp_path / order).write_text("200")
+    assert where(it) == [ON_CPU]
+
+    assert it.events.named("engine.failover")[0]["reason"] == reason
+
+
+def test_a_check_that_finds_nothing_leaves_no_trace(simulate):
+    """No event and no other device."""
+    it = simulate(canary_interval=60.0, golden_interval=60.0).well()
+    it.clock.advance(61.0)
+    before = len(it.events.events)
+
+    assert where(it) == [ON_GPU]
+    assert {name for name, _ in it.events.events[before:]} <= {"engine.batching"}
+
+
+def test_a_fallback_on_demand_is_there_only_while_it_is_needed(simulate):
+    """It starts when no GPU is usable, or for an isolated image, and ends after the fail-back."""
+    it = simulate(warm=False)
+    it.gpus[0].plan = {"script": ["lost"]}
+    it.well()
+    assert not it.cpu_made
+    assert it.devices.describe()["devices"][ON_CPU] == {"state": "on_demand"}
+    (number,) = it.put()
+    it.serve()
+    assert it.devices_of([number]) == [ON_CPU]
+    it.gpus[0].plan = {}
+    it.well()
+    it.check()
+
+    assert [worker.ended for worker in it.cpu_made] == [True]
+    assert where(it) == [ON_GPU]
+
+
+# --- when the service starts
+
+
+def test_the_service_starts_with_the_first_device_that_passed_its_self_test(simulate):
+    """What the images are computed by is known then, not before; the fallback was loaded meanwhile."""
+    it = simulate(gpus=2)
+    it.cpu.tick()
+    assert it.cpu.view.usable
+    assert not it.devices._description.done()
+    assert it.devices.describe()["state"] == "starting"
+    it.gpus[1].sick = "start"
+    it.until(Phase.OK, Phase.QUARANTINED)
+
+    assert it.devices.description().device == "cuda:0"
+    assert it.devices.describe()["state"] == "degraded"
+    absent = it.events.named("engine.degraded")
+    assert [(event["device"], event["reason"], event["model"]) for event in absent] == [
+        ("cuda:1", "gpu_not_ready", MODEL)
+    ]
+
+
+def test_the_service_starts_on_the_fallback_when_no_gpu_passes(simulate):
+    """One event says so; what is computed meanwhile is keyed by weights that nothing has seen."""
+    it = simulate()
+    it.gpus[0].sick = "start"
+    it.until(Phase.QUARANTINED)
+    description = it.devices.description()
+
+    assert description.device == ON_CPU
+    assert "not seen" in str(description.models[MODEL]["sha256"])
+    assert [event["reason"] for event in it.events.named("engine.degraded")] == ["gpu_not_ready"]
+    assert where(it) == [ON_CPU]
+    it.gpus[0].sick = ""
+    it.well()
+    assert where(it) == [ON_GPU]
+    assert edges(it) == [("failback", ON_CPU, ON_GPU)]
+
+
+@pytest.mark.parametrize("gpus", [0, 1, 2])
+def test_weights_that_no_device_can_load_are_the_operators_to_mend(simulate, gpus):
+    """The service does not start with another model than the one that was asked for."""
+    it = simulate(gpus=gpus)
+    it.cpu_sick = "" if gpus else "model"
+    for gpu in it.gpus:
+        gpu.sick = "model"
+    it.until(*[Phase.QUARANTINED] * gpus)
+    it.check()
+
+    with pytest.raises(ModelError, match="no weights"):
+        it.devices.description()
+
+
+def test_with_neither_a_gpu_nor_a_fallback_the_start_fails(simulate):
+    """The weights of the fallback are the operator's to mend, and nothing can compute meanwhile."""
+    it = simulate()
+    it.gpus[0].sick, it.cpu_sick = "start", "model"
+    it.until(Phase.QUARANTINED)
+    it.check()
+
+    with pytest.raises(ModelError, match="no weights"):
+        it.devices.description()
+
+
+def test_weights_that_vanish_later_are_a_fault_like_any_other(simulate):
+    """On the only device: it is tried again until they are back, and the images wait."""
+    it = simulate(gpus=0, plan={"script": ["ok", "lost"]})
+    it.check()
+    assert where(it) == [ON_CPU]
+    it.cpu_sick = "model"
+    numbers = it.put()
+    it.run()
+    it.check(3)
+    assert not it.outcomes.get(numbers[0])
+    it.cpu_sick, it.cpu_plan = "", {}
+    it.serve()
+
+    assert it.devices_of(numbers) == [ON_CPU]
+
+
+def test_stopping_ends_the_wait_for_a_device(simulate):
+    """What waits goes back, and who waits for the description learns it."""
+    it = simulate(gpus=0)
+    it.cpu_sick = "start"
+    it.check(2)
+    numbers = it.put(3)
+    it.context.stop_waiting()
+    it.run()
+
+    with pytest.raises(Stopped):
+        it.devices.description()
+    assert all(isinstance(it.outcomes[number], Postponed) for number in numbers)
+    assert {it.outcomes[number].why for number in numbers} == {"stopping"}
+
+
+def test_a_ready_worker_works_on_while_the_service_stops(simulate):
+    """A stop alone takes nothing away: what is decoded is computed."""
+    it = simulate(gpus=0)
+    it.check()
+    it.context.stop_waiting()
+
+    assert where(it, 3) == [ON_CPU] * 3
+
+
+# --- several GPUs
+
+
+def test_each_gpu_takes_what_waits(simulate):
+    """While both are well the CPU computes nothing."""
+    it = simulate(gpus=2).well()
+    it.put(2)
+    assert it.begin(0)
+    it.put(2)
+    assert it.begin(1)
+    it.put(1)
+    assert not it.begin(2)
+    it.end(0)
+    it.end(1)
+    it.run()
+
+    assert {outcome.answer.device for outcome in it.outcomes.values()} == {"cuda:0", "cuda:1"}
+
+
+def test_images_of_a_gpu_that_is_withdrawn_go_to_the_other_with_the_model_asked_for(simulate):
+    """Heat is no image's fault; events name the other GPU, and the CPU once both are away."""
+    it = simulate(gpus=2).well()
+    it.gpus[0].reading = HOT
+    it.check()
+    assert where(it) == ["cuda:1"]
+    it.gpus[1].reading = HOT
+    it.check()
+    assert where(it) == [ON_CPU]
+    it.gpus[0].reading = it.gpus[1].reading = WELL
+    it.well()
+
+    assert edges(it)[:2] == [("failover", "cuda:0", "cuda:1"), ("failover", "cuda:1", ON_CPU)]
+    models = [event["model"] for event in it.events.named("engine.failover")]
+    assert models == [MODEL, LESSER]
+    assert {name for name, *_ in edges(it)[2:]} == {"failback"}
+
+
+def test_an_image_that_met_a_fault_goes_to_the_cpu_alone(simulate):
+    """What ended one GPU's process could end the next one's: that stays in use, and takes what comes."""
+    it = simulate(gpus=2, plan={"poison": "lost"})
+    it.gpus[0].plan = it.gpus[1].plan = {"poison": "lost"}
+    it.well()
+    (poison,) = it.put(poison=True)
+    others = it.put(2)
+    it.serve()
+
+    assert it.rejected() == [poison]
+    assert it.devices_of(others) == [ON_CPU, "cuda:1"]  # the first was in its company
+    assert it.gpus[1].phase is Phase.OK
+    assert len(it.gpus[1].made) == 1
+
+
+def test_a_suspect_goes_to_a_gpu_where_there_is_no_fallback(simulate):
+    """require_gpu, or a fallback that cannot be started: failing alone on GPUs convicts it then."""
+    it = simulate(gpus=2, require_gpu=True)
+    it.gpus[0].plan = it.gpus[1].plan = {"poison": "lost"}
+    it.well()
+    (poison,) = it.put(poison=True)
+    it.serve()
+
+    assert it.rejected() == [poison]
+    assert {event["reason"] for event in it.events.named("engine.degraded")} <= {"waiting_for_gpu"}
+
+
+def test_a_fallback_that_cannot_be_started_is_told_once_and_not_relied_on(simulate):
+    """The GPU works, and takes suspects too; it is tried again until it is there."""
+    it = simulate()
+    it.cpu_sick = "start"
+    it.gpus[0].plan = {"script": ["lost"]}
+    it.well()
+    it.check(3)
+    assert [event["reason"] for event in it.events.named("engine.degraded")] == ["no_standby"]
+    assert it.devices.describe()["devices"][ON_CPU] == {"state": "missing"}
+    numbers = it.put()
+    it.run()
+    it.gpus[0].plan = {}
+    it.serve()
+    assert it.devices_of(numbers) == [ON_GPU]
+    it.cpu_sick = ""
+    it.check(3)
+
+    assert it.devices.describe()["devices"][ON_CPU] == {"state": "ready"}
+
+
+def test_without_a_fallback_images_wait_for_the_gpu(simulate):
+    """The state and the event say for what."""
+    it = simulate(require_gpu=True).well()
+    it.gpus[0].reading = HOT
+    it.check()
+    numbers = it.put()
+    it.run()
+
+    assert not it.outcomes
+    assert (it.devices.device, it.devices.describe()["state"]) == ("none", "waiting")
+    assert [event["reason"] for event in it.events.named("engine.degraded")] == ["waiting_for_gpu"]
+    it.gpus[0].reading = WELL
+    it.serve()
+    assert it.devices_of(numbers) == [ON_GPU]
+
+
+def test_what_only_the_gpu_cannot_do_is_no_poison(simulate):
+    """It ended the GPU's process, with one try only, and the CPU answers it."""
+    it = simulate(tries=1)
+    it.gpus[0].plan = {"poison": "lost"}
+    it.well()
+    (number,) = it.put(poison=True)
+    it.serve()
+
+    assert it.devices_of([number]) == [ON_CPU]
+
+
+@pytest.mark.parametrize(("company", "tries", "deaths"), [(0, 3, 3), (3, 3, 3), (0, 1, 2), (3, 1, 2)])
+def test_poison_costs_as_many_processes_as_tries(simulate, company, tries, deaths):
+    """In company or alone, one of the GPU and then of the CPU; with one try the CPU has tried it all the same."""
+    it = simulate(tries=tries, plan={"poison": "lost"})
+    it.gpus[0].plan = {"poison": "lost"}
+    it.well()
+    (number,) = it.put(poison=True)
+    it.put(company)
+    it.serve()
+
+    assert it.rejected() == [number]
+    assert len([fault for fault in it.events.named("engine.fault") if fault["images"]]) == deaths
+
+
+# --- restarts of the CPU
+
+
+def test_the_first_restart_is_immediate_and_later_ones_wait_longer(simulate):
+    """At once, then after 1, 2, 4, 8, 8 s, until it comes up; an answer ends the series."""
+    it = simulate(gpus=0, plan={"script": ["lost"]})
+    it.cpu.tick()
+    it.put()
+    it.cpu_sick = "start"
+    it.run()
+    waits = []
+    for _ in range(6):
+        before = len(it.cpu_made)
+        seconds = 0.0
+        while len(it.cpu_made) == before:
+            it.cpu.tick()
+            it.clock.advance(0.25)
+            seconds += 0.25
+        waits.append(seconds - 0.25)
+    assert waits == pytest.approx([0.0, 0.75, 1.75, 3.75, 7.75, 7.75], abs=0.26)
+    it.cpu_sick, it.cpu_plan = "", {}
+    it.serve()
+
+    assert it.cpu.failures == 0
+    assert [event["restarts"] for event in it.events.named("engine.restarted")] == [1]
+
+
+def test_limits_of_a_worker_are_events_each_emitted_once(simulate):
+    """One at start, one with the batch that found it; with the device's name; and again after a restart."""
+    it = simulate(gpus=0)
+    it.check()
+    description = EngineDescription("cuda:0", {}, (1, 2), limits=[Limit("pinned", "no memory is page-locked")])
+    it.cpu._adopt(it.cpu_made[-1], description, 0.0)
+    it.cpu._adopt(it.cpu_made[-1], description, 0.0)
+
+    assert (
+        it.events.named("engine.limited")
+        == [{"device": "cuda:0", "what": "pinned", "detail": "no memory is page-locked"}] * 2
+    )
+
+
+def test_closing_ends_every_process_and_thread(simulate):
+    """Also those of a probe that nothing has asked for yet; no event is made of it."""
+    it = simulate(gpus=2).well()
+    it.gpus[0].reading = HOT
+    it.check()
+    before = len(it.events.events)
+    for supervisor in it.devices.supervisors:
+        supervisor.close()
+
+    assert len(it.events.events) == before
+    assert all(isinstance(gpu, Gpu) and not gpu._threads for gpu in it.gpus)
+    assert all(worker.ended for worker in (*it.gpus[0].made, *it.gpus[1].made, *it.cpu_made))
