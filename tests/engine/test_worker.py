@@ -97,7 +97,7 @@ def test_kill_9_in_the_middle_of_a_batch_is_an_engine_lost(images, workshop):
     worker = workshop.worker("hang", heartbeat=heartbeat)
     worker.start()
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(worker.segment, [images.put()])
+        answer = pool.submit(worker.run, [images.put()])
         heartbeat.blocked.wait(PATIENCE)
         os.kill(worker.pid, signal.SIGKILL)
         with pytest.raises(EngineLost, match="SIGKILL"):
@@ -375,7 +375,7 @@ def test_an_aborted_worker_ends_its_owners_wait(images, workshop):
     worker = workshop.worker("hang", heartbeat=heartbeat)
     worker.start()
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(worker.segment, [images.put()])
+        answer = pool.submit(worker.run, [images.put()])
         heartbeat.blocked.wait(PATIENCE)
         worker.abort()
         with pytest.raises(EngineLost, match="SIGKILL"):
