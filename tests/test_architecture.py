@@ -41,8 +41,7 @@ MAY_USE: dict[str, set[str]] = {
 
 # Of the engine, the child process may use the values that cross to it and what both sides of a self-test need.
 ENGINE_FOR_BACKENDS = {
-    "rmbgd.engine.types", "rmbgd.engine.options", "rmbgd.engine.examine", "rmbgd.engine.golden_image",
-    "rmbgd.engine.proof", "rmbgd.engine.selftest",
+    "rmbgd.engine.types", "rmbgd.engine.golden_image", "rmbgd.engine.selftest",
 }  # fmt: skip
 
 TORCH_PACKAGES = ("rmbgd.models.", "rmbgd.backends.")

@@ -25,11 +25,20 @@ from torch import Tensor, nn
 from rmbgd.backends.faults import faults
 from rmbgd.backends.memtest import MemoryTest, TorchMemory
 from rmbgd.backends.planes import SCALE, SHIFT, finish
-from rmbgd.engine.examine import Golden
-from rmbgd.engine.golden_image import golden_image
-from rmbgd.engine.options import ModelChoice, Options
-from rmbgd.engine.proof import proven
-from rmbgd.engine.types import Answer, BatchReport, EngineDescription, Limit, MatteReport, MemoryTestPass, Work, view
+from rmbgd.engine.golden_image import check_golden, golden_image
+from rmbgd.engine.types import (
+    Answer,
+    BatchReport,
+    EngineDescription,
+    Golden,
+    Limit,
+    MatteReport,
+    MemoryTestPass,
+    ModelChoice,
+    Options,
+    Work,
+    view,
+)
 from rmbgd.errors import EngineNonsense
 from rmbgd.imaging.resize import matte_to_image
 from rmbgd.models.load import load_model
@@ -174,7 +183,7 @@ class CpuBackend:
         """Compute the golden image. Raises EngineNonsense when it comes out wrong."""
         rgb, _ = golden_image()
         self._put(network, 0, rgb)
-        return proven(self._mattes(network, 1)[0].numpy(), str(network.facts["model"]), network.name)
+        return check_golden(self._mattes(network, 1)[0].numpy(), str(network.facts["model"]), network.name)
 
     def _measure(self, network: Network, first: float) -> dict[int, float]:
         """Seconds per batch by its size; stops where the next size would take too long. `first`: of the first run."""

@@ -10,11 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.backends.cpu import DEVICE, CpuBackend
-from rmbgd.engine.examine import Examined
-from rmbgd.engine.options import Options
+from rmbgd.engine.types import Backend, Options
 
 
-def create(block: NDArray[np.uint8], options: Mapping[str, Any]) -> Examined:
+def create(block: NDArray[np.uint8], options: Mapping[str, Any]) -> Backend:
     """The factory for the child process. Raises EngineLost for a GPU that is not there."""
     wanted = Options.from_json(options)
     if wanted.device == DEVICE:

@@ -1,10 +1,10 @@
-"""The preallocated memory of all images in flight: one shared block, leased in pieces, bounded in bytes.
+"""Preallocated shared memory for all images in flight, leased in pieces and bounded in bytes.
 
-Does not know what a piece holds. The block is an anonymous memory file, so that the engine's process maps the same
+The block is an anonymous memory file, so that the engine's process maps the same
 pages: pixels cross to it without a copy. Pages become real when first written: an idle service holds little.
 
-Leases are given in the order in which they were asked for: a large image at the head waits for its room and nobody
-overtakes it, so it cannot starve. Only decoding leases and everything later only gives back, so waiting always ends.
+Leases are given in the order in which they were asked for: a large image at the head waits for its room and is not
+overtaken, so it cannot starve. Only decoding leases and everything later only gives back, so waiting always ends.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Lease:
 
     @property
     def block(self) -> NDArray[np.uint8]:
-        """The whole shared block, uint8 [bytes]; engine.base.view finds the planes in it."""
+        """The whole shared block, uint8 [bytes]; engine.types.view finds the planes in it."""
         return self._block
 
     def release(self) -> None:
@@ -81,7 +81,7 @@ class Arena:
         self.byte_count = byte_count
         self.fd = os.memfd_create("rmbgd-arena", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self.fd, byte_count)
-        # Nobody, not even a misbehaving child, can shorten the file under our mapping.
+        # Not even a misbehaving child can shorten the file under our mapping.
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         self.block = attach(self.fd, byte_count)
         self._lock = threading.Lock()

@@ -1,9 +1,8 @@
-"""The engine's own process: `python -m rmbgd.engine.child <connection> <arena> <parent>`, started by worker.py only.
+"""The engine process: answers the requests of worker.py with a backend that a factory builds.
 
-Knows no model and no device: the factory that it is told to call does. Opens no folder, writes no file.
-
+Runs as `python -m rmbgd.engine.child <connection> <arena> <parent>`, with two descriptors and a process number.
 The parent decides when it ends: it ignores SIGTERM and SIGINT, which reach whole groups, ends when the connection does,
-and is killed by the kernel when its parent dies. After a fault that sticks it says so and is gone at once, without
+and is killed by the kernel when its parent dies. After a sticky fault it reports and exits at once, without
 clean-up: in a poisoned device context every further call would fail or hang.
 """
 
@@ -21,13 +20,14 @@ import traceback
 from dataclasses import asdict
 from typing import NoReturn
 
-from rmbgd.engine import ipc as wire
+from rmbgd.engine import ipc
 from rmbgd.engine.arena import attach
-from rmbgd.engine.examine import Examined, from_golden
+from rmbgd.engine.golden_image import from_golden
+from rmbgd.engine.types import Backend
 from rmbgd.errors import EngineFault, EngineMemory, EngineNonsense, ModelError
 
 STICKY_STATUS = 70  # EX_SOFTWARE
-OOM_SCORE_RAISE = 500  # when memory is short the kernel shall take this process, which can be had again
+OOM_SCORE_RAISE = 500  # when memory is short the kernel is to take this process, which is started again
 STACKS_AT = 0.9  # of the deadline: then every thread's stack is written, so that a hang can be explained
 
 DETAIL_MAXIMUM = 4000  # characters
@@ -44,13 +44,13 @@ _PR_SET_NAME = 15
 
 def main(arguments: list[str]) -> None:
     connection_fd, arena_fd, parent = (int(argument) for argument in arguments)
-    _belong_to(parent)
+    _tie_to_parent(parent)
     faulthandler.enable()
     with socket.socket(fileno=connection_fd) as connection:
         serve(connection, arena_fd)
 
 
-def _belong_to(parent: int) -> None:
+def _tie_to_parent(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     libc = ctypes.CDLL(None, use_errno=True)
@@ -67,46 +67,46 @@ def _belong_to(parent: int) -> None:
 
 def serve(connection: socket.socket, arena_fd: int) -> None:
     """Answer until the parent says close, or is gone."""
-    engine: Examined | None = None
+    backend: Backend | None = None
     try:
-        while (request := wire.receive(connection))["do"] != "close":
+        while (request := ipc.receive(connection))["do"] != "close":
             faulthandler.dump_traceback_later(request["deadline"] * STACKS_AT)
             try:
-                if engine is None:
-                    engine = _build(request, arena_fd)
-                    answer = {"description": wire.from_description(engine.start())}
+                if backend is None:
+                    backend = _build(request, arena_fd)
+                    answer = {"description": ipc.from_description(backend.start())}
                     gc.collect()
                     gc.freeze()  # a full pass over all that torch imported would make a batch late, again and again
                 elif request["do"] == "golden":
-                    answer = {"golden": from_golden(engine.golden(request["model"]))}
+                    answer = {"golden": from_golden(backend.golden(request["model"]))}
                 elif request["do"] == "canary":
-                    answer = {"canary": asdict(engine.canary(request["blocks"]))}
+                    answer = {"canary": asdict(backend.canary(request["blocks"]))}
                 else:
-                    batch = [wire.to_work(work) for work in request["batch"]]
-                    answer = {"report": wire.from_report(engine.segment(batch))}
+                    batch = [ipc.to_work(work) for work in request["batch"]]
+                    answer = {"report": ipc.from_report(backend.segment(batch))}
                 sticky = False
-            except Exception as error:  # noqa: BLE001 - whatever it was, the parent must hear of it
+            except Exception as error:  # noqa: BLE001 - whatever it was, the parent is to learn it
                 answer, sticky = _fault(error)
             faulthandler.cancel_dump_traceback_later()
-            wire.send(connection, answer)
+            ipc.send(connection, answer)
             if sticky:
-                _vanish()
+                _exit_now()
     except (EOFError, BrokenPipeError):
         return
-    if engine is not None:
-        engine.close()
+    if backend is not None:
+        backend.close()
 
 
-def _build(request: wire.Message, arena_fd: int) -> Examined:
+def _build(request: ipc.Message, arena_fd: int) -> Backend:
     module, _, name = request["factory"].partition(":")
     block = attach(arena_fd, request["arena_bytes"])
     os.close(arena_fd)
-    engine: Examined = getattr(importlib.import_module(module), name)(block, request["options"])
-    return engine
+    backend: Backend = getattr(importlib.import_module(module), name)(block, request["options"])
+    return backend
 
 
-def _fault(error: Exception) -> tuple[wire.Message, bool]:
-    """What to tell the parent, and whether this process can no longer be trusted."""
+def _fault(error: Exception) -> tuple[ipc.Message, bool]:
+    """What the parent learns, and whether this process can no longer be trusted."""
     if isinstance(error, (EngineFault, ModelError)):
         kind = next(name for family, name in _FAULTS.items() if isinstance(error, family))
         detail = str(error)
@@ -119,7 +119,7 @@ def _fault(error: Exception) -> tuple[wire.Message, bool]:
     return {"fault": kind, "detail": detail[:DETAIL_MAXIMUM], "cause": getattr(error, "cause", "")}, sticky
 
 
-def _vanish() -> NoReturn:
+def _exit_now() -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(STICKY_STATUS)

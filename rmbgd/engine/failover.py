@@ -175,7 +175,7 @@ class Transition:
         return since is not None and self.now - since > self.health.throttle_grace
 
     def discount_standstill(self) -> None:
-        """After SIGSTOP or a frozen container, ages that grew meanwhile are nobody's fault."""
+        """After SIGSTOP or a frozen container, ages that grew meanwhile mean nothing."""
         last = self.state.last_check
         if last is None or self.now - last <= STOOD_STILL * self.health.interval:
             return

@@ -1,18 +1,23 @@
-"""The golden image: a red ball on a plain ground, drawn by a formula, with the matte that any remover should find.
-
-Knows no engine. An engine proves itself on it at start; after a fault that tells a bad image from a bad engine.
-"""
+"""The golden image: a drawn ball, its true matte, what a model makes of it, and whether that is its subject."""
 
 from __future__ import annotations
 
+import base64
+import zlib
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from rmbgd.engine.types import Golden
+from rmbgd.errors import EngineNonsense
+from rmbgd.imaging.resize import matte_to_image
 
 HEIGHT, WIDTH = 240, 320
 
 OVERLAP_EXPECTED = {"u2netp": 0.98}
 """Least overlap with the true matte by the registry's model name, where it was measured (u2netp: 0.994). Other weights
-may be made for people or text alone: their overlap is told, not judged."""
+may be made for people or text alone: their overlap is reported, not judged."""
 
 
 def golden_image() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -33,3 +38,39 @@ def overlap(alpha: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
     found, true = alpha >= 0.5, truth >= 0.5
     union = np.count_nonzero(found | true)
     return np.count_nonzero(found & true) / union if union else 1.0
+
+
+def check_golden(matte: NDArray[np.float32], model: str, name: str) -> float:
+    """Overlap of an answer to the golden image, float32 [h, w], with the truth. Raises EngineNonsense if too small.
+
+    model  as the registry calls it; name  as the recipe does
+    """
+    _, truth = golden_image()
+    agreement = overlap(matte_to_image(matte, *truth.shape), truth)
+    expected = OVERLAP_EXPECTED.get(model, 0.0)
+    if agreement < expected:
+        raise EngineNonsense(f"the golden image came out wrong: overlap {agreement:.3f}, expected {expected} ({name})")
+    return float(agreement)
+
+
+# --- as JSON, between parent and child
+
+
+LEVELS = 65535
+
+
+def from_golden(golden: Golden) -> dict[str, Any]:
+    """As JSON: 16 bits a pixel, compressed; some ten kilobytes."""
+    levels = np.floor(golden.alpha.clip(0, 1) * LEVELS + 0.5).astype("<u2")
+    return {"alpha": base64.b64encode(zlib.compress(levels.tobytes(), 1)).decode(), "seconds": golden.seconds}
+
+
+def to_golden(message: dict[str, Any]) -> Golden:
+    """Raises ValueError, KeyError or TypeError for what cannot be a golden image."""
+    unpacked = zlib.decompressobj()
+    try:
+        data = unpacked.decompress(base64.b64decode(message["alpha"], validate=True), 2 * HEIGHT * WIDTH + 1)
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
+    levels = np.frombuffer(data, "<u2").reshape(HEIGHT, WIDTH)  # ValueError for any other size
+    return Golden(levels.astype(np.float32) / np.float32(LEVELS), float(message["seconds"]))

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 
 from rmbgd.config.load import HealthSettings
 from rmbgd.engine.failover import step
-from rmbgd.engine.golden_references import GoldenReferences
 from rmbgd.engine.health_types import (
     Answered,
     Changed,
@@ -36,7 +35,7 @@ from rmbgd.engine.health_types import (
     StartProbe,
     event_of,
 )
-from rmbgd.engine.probe import Probe, ProbeResult, sha256_of
+from rmbgd.engine.probe import GoldenReferences, Probe, ProbeResult, sha256_of
 from rmbgd.engine.selftest import golden_difference, judge_golden
 from rmbgd.engine.sensors.base import DeadlineSensor, Reading
 from rmbgd.engine.supervisor import END_PATIENCE, DeviceParts, DeviceSupervisor

@@ -1,4 +1,4 @@
-"""The words of device health: its phases, what the failover policy is told, what it decides and what it remembers.
+"""Values of the circuit breaker: phases, what it is fed with, what it decides and what it remembers.
 
 Values only. What follows from what is failover.py's business.
 """
@@ -85,7 +85,7 @@ class FaultKind(StrEnum):
     UNKILLABLE = "unkillable"  # it does not end even when killed: stuck in the driver
 
 
-# --- what the machine is told
+# --- what the policy is fed with
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class Answered:
 
 Sample = Check | Fault | GoldenChecked | Probed | Answered | MemoryTestPass
 
-# --- what the machine decides
+# --- what the policy decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +169,7 @@ class Failback:
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """Worth telling, once; `operator_action` is what only a person can do."""
+    """Worth an event, once; `operator_action` is what only a person can do."""
 
     reason: str
     reading: float | str | None = None
@@ -217,7 +217,7 @@ class DeviceState:
     memory_faults  times of running out of device memory
     canary         recent passes
     uncorrected    ECC count when last seen
-    operator_action  as last told
+    operator_action  as last emitted
     last_check     when
     """
 

@@ -1,6 +1,6 @@
-"""What parent and child say to each other: JSON, each message preceded by its length. No pickles: they run code.
+"""Length-prefixed JSON messages between the service and an engine process. No pickles: they run code.
 
-Knows the shape of messages, not what they lead to. Pixels never travel here: they lie in the arena.
+Pixels never travel here: they lie in the arena.
 
 parent -> child   {"do": "start", "factory", "options", "arena_bytes", "deadline"}
                   {"do": "segment", "batch", "deadline"}

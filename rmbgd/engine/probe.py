@@ -1,22 +1,115 @@
-"""Runs the self-test of a GPU in a fresh process: enumeration, weights, memory test, golden image, time.
+"""Runs the self-test of a GPU in a fresh process, and compares its answers with those of the CPU, kept on disk.
 
 The process belongs to the probe's thread until the supervisor adopts it as the worker, or dismisses it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import io
+import re
 import threading
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from rmbgd.clock import Clock
 from rmbgd.config.load import HealthSettings
-from rmbgd.engine.golden_references import GoldenReferences
+from rmbgd.engine.golden_image import HEIGHT, LEVELS, WIDTH
 from rmbgd.engine.health_types import ProbeReport
 from rmbgd.engine.selftest import golden_difference
 from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
+from rmbgd.fs import atomic_write
+
+IDENTITY = ("sha256", "architecture", "patch_order", "input_size")
+"""Facts that make a model what it is."""
+
+Alpha = NDArray[np.float32]
+
+
+class GoldenReferences:
+    """What each model makes of the golden image on the CPU: computed once, kept in one file per model and weights.
+
+    Belongs to the thread of a probe; `abort` may come from any. `make` gives a worker on the CPU, not started, that
+    will load the very models of the GPU. `alone`, where several GPUs share it, keeps two from computing the same.
+    """
+
+    def __init__(self, directory: Path, make: Callable[[], EngineWorker], alone: threading.Lock | None = None) -> None:
+        self._directory = directory
+        self._alone = alone or threading.Lock()
+        self._make = make
+        self._known: dict[str, Alpha] = {}  # by file name
+        self._worker: EngineWorker | None = None  # written by the probe's thread, read by any
+
+    def of(self, description: EngineDescription) -> dict[str, Alpha] | None:
+        """Alpha float32 [240, 320] per model of the GPU's; None when the CPU loaded other weights under these names.
+
+        May take as long as loading and computing every model on the CPU once. Raises EngineFault, ModelError.
+        """
+        names = {model: file_name(model, facts) for model, facts in description.models.items()}
+        if not self._know(names.values()):
+            with self._alone:
+                if not self._know(names.values()):  # not computed meanwhile by the probe of another GPU
+                    self._compute()
+        if set(names.values()) - self._known.keys():
+            return None
+        return {model: self._known[name] for model, name in names.items()}
+
+    def _know(self, names: Iterable[str]) -> bool:
+        for name in names:
+            if name not in self._known and (stored := self._read(name)) is not None:
+                self._known[name] = stored
+        return set(names) <= self._known.keys()
+
+    def abort(self) -> None:
+        worker = self._worker
+        if worker is not None:
+            worker.abort()
+
+    def _compute(self) -> None:
+        worker = self._worker = self._make()
+        try:
+            description = worker.start()
+            for model, facts in description.models.items():
+                name = file_name(model, facts)
+                self._known[name] = worker.golden(model).alpha
+                self._write(name, self._known[name])
+        finally:
+            self._worker = None
+            worker.close()
+
+    def _read(self, name: str) -> Alpha | None:
+        try:
+            with open(self._directory / name, "rb") as file, np.load(file, allow_pickle=False) as arrays:
+                levels = arrays["alpha"]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            return None
+        if levels.shape != (HEIGHT, WIDTH) or levels.dtype != np.uint16:
+            return None
+        alpha: Alpha = levels.astype(np.float32) / np.float32(LEVELS)
+        return alpha
+
+    def _write(self, name: str, alpha: Alpha) -> None:
+        levels = np.floor(alpha.clip(0, 1) * LEVELS + 0.5).astype(np.uint16)
+        data = io.BytesIO()
+        np.savez_compressed(data, alpha=levels)
+        with contextlib.suppress(OSError):  # it costs only time at the next start
+            self._directory.mkdir(parents=True, exist_ok=True)
+            atomic_write(self._directory / name, data.getvalue())
+
+
+def file_name(model: str, facts: Mapping[str, object]) -> str:
+    """Of the model's answer: readable, and another one for other weights."""
+    digest = hashlib.sha256(repr([str(facts.get(fact)) for fact in IDENTITY]).encode()).hexdigest()
+    return f"{re.sub('[^A-Za-z0-9._-]', '_', model)[-60:]}-{digest[:16]}.npz"
+
 
 WARM_RUNS = 3  # of which the quickest counts: what else runs on the machine is no illness of the device
 
@@ -57,7 +150,7 @@ class Probe:
         self._references = references
         self._device, self._sha256, self._baseline, self._health = device, sha256, baseline, health
         self._decided = threading.Event()
-        self._dismissed = False  # set before _fate, by whoever decides
+        self._dismissed = False  # set before `_decided`, under the lock of the supervisor
 
     def run(self, report: Callable[[Probe, ProbeResult], None]) -> None:
         """The thread's body: run the steps, report, and keep the process until it is adopted or dismissed."""
@@ -69,7 +162,7 @@ class Probe:
             self.worker.close()
 
     def adopt(self) -> EngineWorker:
-        """The process now belongs to the caller. Under the lock of the one who also dismisses."""
+        """The process now belongs to the caller, who holds the lock under which it is dismissed, too."""
         self._decided.set()
         return self.worker
 

@@ -1,20 +1,17 @@
-"""POLICY: whether a device has proved itself, from what a fresh process measured on it.
+"""POLICY: whether a device passed its self-test, from what a fresh process measured on it.
 
-Does not run the probe: the engine's child does, and reports. What it did not measure counts as failed.
+What was not measured counts as failed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rmbgd.config.load import HealthSettings
 from rmbgd.engine.health_types import ProbeReport
-
-if TYPE_CHECKING:
-    from rmbgd.config.load import HealthSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,14 +1,12 @@
-"""The seam between images in shared memory and whatever computes alpha: the protocol and the values that cross it.
-
-A leaf: knows nothing of devices, processes, files or models, and imports no other module of rmbgd but the error tree.
-"""
+"""Values that cross to a backend, and the Backend protocol itself: work, answers, regions of memory, options."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -216,17 +214,81 @@ class DeviceView:
     description: EngineDescription | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Golden:
+    """The golden image as one model sees it: alpha float32 [240, 320] in 0..1, and the seconds that it took."""
+
+    alpha: NDArray[np.float32]
+    seconds: float
+
+
 class Backend(Protocol):
     """Computes alpha on one device. Every call comes from one thread, its owner."""
 
     def start(self) -> EngineDescription:
-        """Load, warm up, prove itself on a golden image. Raises EngineFault or ModelError."""
+        """Load, warm up, pass the self-test on the golden image. Raises EngineFault or ModelError."""
         ...
 
     def segment(self, batch: Sequence[Work]) -> BatchReport:
         """Fill the output planes of every image. Raises EngineFault; the input planes are then unchanged."""
         ...
 
+    def golden(self, model: str) -> Golden:
+        """Compute the golden image with `model`, between two batches. Raises EngineFault."""
+        ...
+
+    def canary(self, blocks: int) -> MemoryTestPass:
+        """One pass of the memory test over `blocks` blocks of device memory. Raises EngineFault."""
+        ...
+
     def close(self) -> None:
         """Give everything back. May be called in any state, more than once."""
         ...
+
+
+MEBI = 1 << 20
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """One model to load: see models.weights.load_model."""
+
+    source: str
+    patch_order: str = "auto"
+    sha256: str = ""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the parent asks for. What stands below the line is for GPUs alone.
+
+    models            by the name that Work.model uses
+    models_directory  where fetched weights lie
+    device            "cpu", "cuda:0", ...
+    precision         auto (float16 on a GPU, else float32), float32, float16, bfloat16, float8
+    threads           0: one per core that the process may use
+    batch_maximum     images; the largest size that may be offered
+
+    graphs            replay recorded launches instead of launching kernel by kernel
+    kernels           auto or off: kernels in Triton
+    staging_bytes     of the device, for images on their way
+    pinned_bytes      of the arena, page-locked, at most
+    spare_bytes       of the device, to be left free
+    """
+
+    models: Mapping[str, ModelChoice]
+    models_directory: Path
+    device: str = "cpu"
+    precision: str = "auto"
+    threads: int = 0
+    batch_maximum: int = 8
+    graphs: bool = True
+    kernels: str = "auto"
+    staging_bytes: int = 128 * MEBI
+    pinned_bytes: int = 256 * MEBI
+    spare_bytes: int = 1024 * MEBI
+
+    @staticmethod
+    def from_json(options: Mapping[str, Any]) -> Options:
+        models = {name: ModelChoice(**choice) for name, choice in options["models"].items()}
+        return Options(**{**options, "models": models, "models_directory": Path(options["models_directory"])})

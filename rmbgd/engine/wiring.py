@@ -15,8 +15,8 @@ from rmbgd.config.load import Config
 from rmbgd.engine.device_query import VisibleGpus, nvml_target, visible_gpus
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels, choose_fallback_models
-from rmbgd.engine.golden_references import GoldenReferences
 from rmbgd.engine.gpu_supervisor import GpuSupervisor, Names
+from rmbgd.engine.probe import GoldenReferences
 from rmbgd.engine.sensors.choose import ChosenSensor, choose_sensor
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceParts, DeviceViews
 from rmbgd.engine.worker import EngineWorker

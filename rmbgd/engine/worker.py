@@ -21,8 +21,8 @@ from typing import NoReturn
 from rmbgd.clock import Clock, SystemClock
 from rmbgd.engine import ipc
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.examine import Golden, to_golden
-from rmbgd.engine.types import BatchReport, EngineDescription, MemoryTestPass, Work
+from rmbgd.engine.golden_image import to_golden
+from rmbgd.engine.types import BatchReport, EngineDescription, Golden, MemoryTestPass, Work
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 from rmbgd.telemetry.captured_output import OutputLines

@@ -1,4 +1,4 @@
-"""A clock that moves only when told: for tests and for simulated days."""
+"""A clock that is moved by hand, for tests and for simulated days."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 
 class FakeClock:
-    """A clock that moves only when told. For tests and for simulated days."""
+    """Stands still until it is moved."""
 
     def __init__(self, start: float = 1000.0) -> None:
         self._now = start

@@ -25,9 +25,18 @@ from numpy.typing import NDArray
 
 from rmbgd.backends.faults import fault_of
 from rmbgd.backends.memtest import WORDS, MemoryTest, Pattern, chunks
-from rmbgd.engine.examine import Golden
 from rmbgd.engine.golden_image import golden_image
-from rmbgd.engine.types import Answer, BatchReport, EngineDescription, MatteReport, MemoryTestPass, Slot, Work, view
+from rmbgd.engine.types import (
+    Answer,
+    BatchReport,
+    EngineDescription,
+    Golden,
+    MatteReport,
+    MemoryTestPass,
+    Slot,
+    Work,
+    view,
+)
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 
 
@@ -125,7 +134,7 @@ class Orders:
 
     segment  steps, one a line; each batch takes the first line away
     start    the step that every start takes while the file stands there
-    zero     while it stands there, every alpha is zero, and nobody is told
+    zero     while it stands there, every alpha is zero, without an error
     canary   bad blocks that a pass over the canary finds while it stands there
     """
 
@@ -178,16 +187,16 @@ class FakeBackend:
     model         raises ModelError, as for weights that are damaged
     nonsense      raises EngineNonsense, as for an alpha that is not finite
     wrong_count   answers one image too few
-    wrong_image   answers for an image that nobody asked about
+    wrong_image   answers for an image that was not asked for
     hang          answers only after `release()` was called, from another thread
     delay:0.25    answers after so many seconds, or when released
     exit:70       ends the process with this status
     kill          ends the process by SIGKILL, as the kernel does when memory is short
     eat:1024      takes so many MiB, and raises EngineMemory when it could
     write:/a/b    writes a file: where that disk is frozen, the kernel keeps the process and no signal ends it
-    cuda:assert   raises what torch would, see chaos.CUDA_ERRORS, and has it judged as torch's errors are
+    cuda:assert   raises what torch would, see CUDA_ERRORS, and has it judged as torch's errors are
 
-    `orders` is a folder with steps for an engine in another process (chaos.Orders); they go before the script.
+    `orders` is a folder with steps for an engine in another process (Orders); they go before the script.
     `models` are the names that it claims to have loaded; `poison` is the step taken instead whenever a marked image
     (POISON_COLOUR) is in the batch; `memory_limit` the largest batch that does not raise EngineMemory; `start` the step
     taken by start(); `seconds` what the engine claims that one image takes.

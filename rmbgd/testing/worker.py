@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from rmbgd.engine.devices import Devices, EngineContext
-from rmbgd.engine.examine import Golden
 from rmbgd.engine.supervisor import DeviceViews
-from rmbgd.engine.types import BatchReport, EngineDescription, MemoryTestPass, Work
+from rmbgd.engine.types import BatchReport, EngineDescription, Golden, MemoryTestPass, Work
 from rmbgd.engine.wiring import cpu_supervisor
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense

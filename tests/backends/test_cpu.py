@@ -21,8 +21,7 @@ from rmbgd.backends.memtest import MemoryTest, Pattern, TorchMemory
 from rmbgd.backends.planes import DEVIATION, MEAN
 from rmbgd.engine import golden_image
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.options import ModelChoice, Options
-from rmbgd.engine.types import OutputPlane, Region, Slot, Work, region_bytes, view
+from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Region, Slot, Work, region_bytes, view
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha

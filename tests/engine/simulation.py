@@ -11,10 +11,9 @@ import numpy as np
 
 from rmbgd.config.load import parse
 from rmbgd.engine.devices import Devices, EngineContext
-from rmbgd.engine.golden_references import GoldenReferences
 from rmbgd.engine.gpu_supervisor import GpuSupervisor, Names
 from rmbgd.engine.health_types import Phase
-from rmbgd.engine.probe import Probe, ProbeResult
+from rmbgd.engine.probe import GoldenReferences, Probe, ProbeResult
 from rmbgd.engine.sensors.base import Reading
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceParts, DeviceSupervisor, DeviceViews
 from rmbgd.engine.types import EngineDescription, OutputPlane, Region, region_bytes

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.examine import Golden, from_golden, to_golden
-from rmbgd.engine.golden_image import golden_image
-from rmbgd.engine.types import MemoryTestPass
+from rmbgd.engine.golden_image import from_golden, golden_image, to_golden
+from rmbgd.engine.types import Golden, MemoryTestPass
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost
 from rmbgd.testing.engine import FakeBackend

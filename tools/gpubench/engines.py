@@ -58,7 +58,7 @@ def started(
 
 def known(overrides: dict[str, Any]) -> dict[str, Any]:
     """Those that this build's engine takes. Raises RmbgdError for one that it does not, if leaving it out would lie."""
-    from rmbgd.engine.options import Options
+    from rmbgd.engine.types import Options
 
     names = {field.name for field in fields(Options)}
     missing = {name: value for name, value in overrides.items() if name not in names}

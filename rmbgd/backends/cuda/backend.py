@@ -24,11 +24,18 @@ from rmbgd.backends.cuda.network import Network, Precision, precision_of
 from rmbgd.backends.cuda.postprocess import FINITE
 from rmbgd.backends.faults import faults, unburdened
 from rmbgd.backends.memtest import MemoryTest, TorchMemory
-from rmbgd.engine.examine import Golden
-from rmbgd.engine.golden_image import golden_image
-from rmbgd.engine.options import ModelChoice, Options
-from rmbgd.engine.proof import proven
-from rmbgd.engine.types import Answer, BatchReport, EngineDescription, Limit, MemoryTestPass, Work
+from rmbgd.engine.golden_image import check_golden, golden_image
+from rmbgd.engine.types import (
+    Answer,
+    BatchReport,
+    EngineDescription,
+    Golden,
+    Limit,
+    MemoryTestPass,
+    ModelChoice,
+    Options,
+    Work,
+)
 from rmbgd.errors import EngineMemory, EngineNonsense
 from rmbgd.imaging.resize import matte_to_image
 from rmbgd.models.kernels.runtime import triton_for, use_cache
@@ -161,7 +168,7 @@ class CudaBackend:
         """The golden image, through what images will go through; and how far it is from float32."""
         assert self._precision is not None
         matte = self._known_matte(network)
-        network.facts["overlap"] = round(proven(matte, str(network.facts["model"]), network.name), 4)
+        network.facts["overlap"] = round(check_golden(matte, str(network.facts["model"]), network.name), 4)
         if self._precision.wide:
             return
         with suppress(EngineMemory), faults():  # known only where there is room for a second copy of the weights

@@ -20,8 +20,7 @@ from rmbgd.backends.cuda.network import Network
 from rmbgd.backends.cuda.postprocess import SUMMARY
 from rmbgd.backends.cuda.staging import Staging
 from rmbgd.backends.faults import faults, unburdened
-from rmbgd.engine.options import Options
-from rmbgd.engine.types import Limit
+from rmbgd.engine.types import Limit, Options
 from rmbgd.errors import EngineMemory
 
 LOOK_AFTER = 64  # batches, after which the device is asked how much is free

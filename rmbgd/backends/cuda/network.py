@@ -26,8 +26,7 @@ from rmbgd.backends.cuda.resample import resize_to_network
 from rmbgd.backends.faults import fault_of
 from rmbgd.backends.planes import SCALE, SHIFT
 from rmbgd.engine.golden_image import golden_image
-from rmbgd.engine.options import ModelChoice
-from rmbgd.engine.types import Limit
+from rmbgd.engine.types import Limit, ModelChoice
 from rmbgd.models.kernels.head import mattes
 from rmbgd.models.kernels.resize import put_images
 from rmbgd.models.kernels.runtime import use_kernels

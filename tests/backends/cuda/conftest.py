@@ -17,8 +17,7 @@ from rmbgd.backends.cuda import memory_plan as plan
 from rmbgd.backends.cuda import network
 from rmbgd.backends.cuda.backend import CudaBackend
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.options import ModelChoice, Options
-from rmbgd.engine.types import OutputPlane, Region, Slot, Work, region_bytes, view
+from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Region, Slot, Work, region_bytes, view
 from rmbgd.models import load as weights
 from rmbgd.testing.device import HostDevice
 

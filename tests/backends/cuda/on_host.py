@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.backends.cuda.backend import CudaBackend
-from rmbgd.engine.options import Options
+from rmbgd.engine.types import Options
 from rmbgd.testing.device import HostDevice
 
 

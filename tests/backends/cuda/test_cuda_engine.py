@@ -19,9 +19,8 @@ from rmbgd.backends.cuda.runtime import CudaDevice
 from rmbgd.backends.factory import create
 from rmbgd.engine import golden_image
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.options import ModelChoice, Options
 from rmbgd.engine.selftest import golden_difference
-from rmbgd.engine.types import OutputPlane, Work
+from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Work
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.models.checkpoint import is_optional, published
 from tests.backends.cuda.conftest import MEBI, Canvas

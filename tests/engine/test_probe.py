@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.golden_references import GoldenReferences, file_name
+from rmbgd.engine.probe import GoldenReferences, file_name
 from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost
