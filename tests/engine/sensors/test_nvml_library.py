@@ -7,12 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+PATIENCE = 60.0  # s; nothing waits that long
 SOURCE = Path(__file__).with_name("libnvidia_ml.c")
 GPU_IS_LOST, MISMATCH, RESET_REQUIRED, UNKNOWN = 15, 18, 16, 999  # nvmlReturn_t
 
@@ -49,10 +51,10 @@ class Driver:
 
     def read_until(self, problem: str | None) -> dict[str, Any]:
         """A call that hung has to come back first, whenever that is."""
-        for _ in range(200):
-            if (found := self.read())["problem"] == problem:
-                return found
-        raise AssertionError(f"never {problem}: {found}")
+        deadline = time.monotonic() + PATIENCE
+        while (found := self.read())["problem"] != problem:
+            assert time.monotonic() < deadline, f"never {problem}: {found}"
+        return found
 
     def _line(self) -> dict[str, Any]:
         assert self.process.stdout is not None
