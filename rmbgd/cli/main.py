@@ -24,7 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "status": ("rmbgd.cli.status", "what the running service is doing"),
     "doctor": ("rmbgd.cli.doctor", "what the service needs on this machine, and whether it is there"),
     "models": ("rmbgd.cli.models", "list, fetch and inspect models"),
-    "mtbf": ("rmbgd.mtbf", "mean time between failures from the event log"),
+    "mtbf": ("rmbgd.mtbf.command", "mean time between failures from the event log"),
     "bench": ("rmbgd.cli.bench", "images a second on this machine"),
 }
 

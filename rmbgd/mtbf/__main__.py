@@ -1,4 +1,4 @@
-"""`python -m rmbgd.mtbf LOG...`: the report tool alone."""
+"""Run the report tool alone: `python -m rmbgd.mtbf LOG...`."""
 
 from __future__ import annotations
 

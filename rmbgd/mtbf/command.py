@@ -1,26 +1,19 @@
-"""`rmbgd mtbf`: reads logs, prints the report for people or programs, and writes it as a page.
-
-Has no arithmetic of its own.
-"""
+"""Run `rmbgd mtbf`: read logs, print the report for people or programs, and write it as a page."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rmbgd.errors import Exit, RmbgdError
-from rmbgd.mtbf import logs as ingest
-from rmbgd.mtbf import text
-from rmbgd.mtbf.html import render_page
-from rmbgd.mtbf.logs import gather
+from rmbgd import fs
+from rmbgd.errors import ConfigError, Exit, RmbgdError
+from rmbgd.mtbf import html, text
+from rmbgd.mtbf.logs import gather, read
 from rmbgd.mtbf.machine import machines
-from rmbgd.mtbf.report import Report
-
-PAGE_MODE = 0o644
+from rmbgd.mtbf.report import MtbfReport
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--power-loss",
         choices=("apart", "failure"),
         default="apart",
-        help="a boot without an end of the one before: told apart (default), or counted as a failure",
+        help="a boot without an end of the one before: counted apart (default), or as a failure",
     )
     parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with plots, which needs no network")
@@ -57,9 +50,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Print the report. Returns Exit.FAILED when the logs hold no run of the service. Raises RmbgdError."""
+    if options.html is not None:
+        html.template()  # before the logs are read: it raises ConfigError where jinja2 is not installed
     report = make_report(options)
     if options.html is not None:
-        _write(options.html, render_page(report))
+        _write(options.html, html.render(report))
     if options.json:
         print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
     else:
@@ -67,20 +62,16 @@ def run(options: argparse.Namespace) -> int:
     return Exit.OK if report.total.window else Exit.FAILED
 
 
-def make_report(options: argparse.Namespace) -> Report:
-    found = ingest.read(gather(options.log, options.device), options.since, options.until)
-    known = machines(found, power_loss_is_failure=options.power_loss == "failure")
-    return Report(known, options.confidence, options.claim, found.lines)
+def make_report(options: argparse.Namespace) -> MtbfReport:
+    index = read(gather(options.log, options.device), options.since, options.until)
+    known = machines(index, power_loss_is_failure=options.power_loss == "failure")
+    return MtbfReport(known, options.confidence, options.claim, index.lines)
 
 
 def _write(path: Path, page: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(page, encoding="utf-8")
-        temporary.chmod(PAGE_MODE)
-        os.replace(temporary, path)
+        fs.atomic_write(path, page.encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise RmbgdError(f"{path}: {error.strerror or error}; name a file that can be written") from error
 
 
@@ -114,4 +105,4 @@ def main() -> int:
         return run(parser.parse_args())
     except RmbgdError as error:
         print(f"rmbgd: {error}", file=sys.stderr)
-        return Exit.FAILED
+        return Exit.CONFIGURATION if isinstance(error, ConfigError) else Exit.FAILED

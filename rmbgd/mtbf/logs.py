@@ -1,6 +1,6 @@
-"""Log files to what one boot of one machine has told: lines, parsed, in columns where there are millions of them.
+"""Read event logs, also rotated, compressed or damaged ones, into boots, events and image outcomes.
 
-Reads whatever a crash, a full disk or a rotation has left: torn lines, cut archives, lines twice. Does not interpret.
+A crash, a full disk or a rotation leaves torn lines, cut archives and repeated lines: all are read as far as they go.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -25,25 +25,65 @@ from typing import IO, Any
 
 from rmbgd.errors import RmbgdError
 
-# --- The outcomes of images in columns: there may be millions, and each costs some forty bytes here.
+STANDARD_INPUT = Path("-")
+LOG_NAME = re.compile(r"\.(jsonl|ndjson|json|log)([-._][\w.-]*)?$", re.IGNORECASE)
+COMPRESSION = re.compile(r"\.(gz|bz2|xz|lzma)$", re.IGNORECASE)
+EXTENSION = re.compile(r"\.(jsonl|ndjson|json|log|txt)$", re.IGNORECASE)
+NUMBER = re.compile(r"\.(\d{1,4})$")
+DATE = re.compile(r"[-._](\d{4}-?\d{2}-?\d{2}(?:[-T_.]?\d{2,6}(?::\d{2})*)?)(?=$|\.)")
+MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)  # OSError: gzip.BadGzipFile, and a disk that cannot read
 
+GENERIC_NAMES = frozenset({"rmbgd", "events", "event", "log", "logs", "messages", "journal", "export"})
+"""File names that say nothing of the machine: its folder's name is taken instead."""
+
+UNKNOWN_BOOT = "unknown"  # what rmbgd writes where the kernel does not say
+CLOCK_STEP = 1.0  # s between wall and monotonic clock; slewing is slower by far
+STEP_BACK = 60.0  # s; monotonic time falling by more within "unknown" can only be another boot
+
+KEPT = {
+    "service.start": ("host", "heartbeat"),
+    "service.stopping": ("cause",),
+    "service.stop": ("exit_code",),
+    "service.failed": ("stage", "error"),
+    "service.exit": ("result", "code", "status", "ended_pid"),
+    "service.stalled": ("seconds", "threads"),
+    "health": ("device", "in_flight", "paused", "engine"),
+    "storage.paused": ("kind",),
+    "engine.fault": ("kind",),
+    "engine.failover": ("from", "to", "reason", "images", "threshold"),
+    "engine.failback": ("to",),
+    "engine.restarted": ("device",),
+}
+"""Keys that the report looks at; of other events only the time counts, as a sign of life."""
+
+IGNORED = frozenset({"engine.output"})
 
 DONE, FAILED, POSTPONED = 0, 1, 2
 KINDS = {"image.done": DONE, "image.failed": FAILED, "image.postponed": POSTPONED}
-
 WORD_OF = {DONE: "device", FAILED: "reason", POSTPONED: "why"}
 """Which key of the event is kept as its word."""
 
 
-class ImageCounts:
-    """One row per outcome.
+def number(value: object) -> float | None:
+    """The value as a float, or None when it is no number."""
+    return float(value) if isinstance(value, (int, float)) else None
+
+
+def counted(count: int, noun: str) -> str:
+    """1 line, 2 lines."""
+    return f"{count} {noun}{'s' * (count != 1)}"
+
+
+class ImageTable:
+    """One row per image outcome, in columns: there may be millions, and each costs some forty bytes here.
 
     at      monotonic seconds of its boot
     pid     of the service's process
     kind    DONE, FAILED or POSTPONED
     word    index into `words`: the device that computed it, the reason it was refused, why it was put back
     engine  1 when the engine stage refused it
-    again   1 when the next start told it for a run that was killed about then: it may have been told before
+    again   1 when the next start reported it for a run that was killed about then: it may have been reported before
     same    hash of folder, path, job and content: equal for the same work
     digest  hash of the line
     stages  milliseconds per stage, NaN where a row has none; "total" is one of them
@@ -60,7 +100,7 @@ class ImageCounts:
         self.digest = array("q")
         self.stages: dict[str, array[float]] = {}
         self.words: list[str] = []
-        self._index: dict[str, int] = {}
+        self._places: dict[str, int] = {}
 
     def __len__(self) -> int:
         return len(self.at)
@@ -70,103 +110,62 @@ class ImageCounts:
         if kind is None:
             return
         times = record.get("milliseconds")
-        self._append(
-            at,
-            pid,
-            kind,
-            str(record.get(WORD_OF[kind], "")),
-            record.get("stage") == "engine",
-            record.get("recovered") is True,
-            hash((record.get("folder"), record.get("path"), record.get("job"), record.get("sha256_in"))),
-            digest,
-            {str(stage): value for stage, value in times.items()} if isinstance(times, dict) else {},
-        )
-
-    def _append(
-        self,
-        at: float,
-        pid: int,
-        kind: int,
-        word: str,
-        engine: bool,
-        again: bool,
-        same: int,
-        digest: int,
-        times: Mapping[str, Any],
-    ) -> None:
-        rows = len(self.at)
+        times = {stage: number(value) for stage, value in times.items()} if isinstance(times, dict) else {}
+        self._add_stages(stage for stage, value in times.items() if value is not None)
         self.at.append(at)
         self.pid.append(pid)
         self.kind.append(kind)
-        if word not in self._index:
-            if len(self.words) == 1 << 16:
-                word = self.words[-1]  # nobody has so many devices and reasons
-            else:
-                self._index[word] = len(self.words)
-                self.words.append(word)
-        self.word.append(self._index[word])
-        self.engine.append(engine)
-        self.again.append(again)
-        self.same.append(same)
+        self.word.append(self._place(str(record.get(WORD_OF[kind], ""))))
+        self.engine.append(record.get("stage") == "engine")
+        self.again.append(record.get("recovered") is True)
+        self.same.append(hash((record.get("folder"), record.get("path"), record.get("job"), record.get("sha256_in"))))
         self.digest.append(digest)
-        for stage, value in times.items():
-            if stage not in self.stages and isinstance(value, (int, float)):
-                self.stages[stage] = array("f", [math.nan]) * rows
         for stage, column in self.stages.items():
             value = times.get(stage)
-            column.append(float(value) if isinstance(value, (int, float)) else math.nan)
+            column.append(math.nan if value is None else value)
 
-    def extend(self, other: ImageCounts) -> None:
-        for row in range(len(other)):
-            self._append(*other.row(row))
+    def _add_stages(self, stages: Iterable[str]) -> None:
+        for stage in stages:
+            if stage not in self.stages:
+                self.stages[stage] = array("f", [math.nan]) * len(self)
 
-    def row(self, i: int) -> tuple[float, int, int, str, bool, bool, int, int, dict[str, float]]:
-        times = {stage: column[i] for stage, column in self.stages.items() if not math.isnan(column[i])}
-        word = self.words[self.word[i]]
-        marks = bool(self.engine[i]), bool(self.again[i])
-        return (self.at[i], self.pid[i], self.kind[i], word, *marks, self.same[i], self.digest[i], times)
+    def _place(self, word: str) -> int:
+        if word not in self._places:
+            if len(self.words) == 1 << 16:  # no log holds so many devices and reasons
+                return len(self.words) - 1
+            self._places[word] = len(self.words)
+            self.words.append(word)
+        return self._places[word]
 
-    def ordered(self) -> tuple[ImageCounts, int]:
-        """(rows by time, each line once; how many lines stood more than once)."""
-        order = sorted(range(len(self)), key=lambda i: (self.at[i], self.digest[i]))
-        kept = [
-            i
-            for before, i in zip([None, *order], order, strict=False)
-            if before is None or self.at[before] != self.at[i] or self.digest[before] != self.digest[i]
-        ]
-        if kept == list(range(len(self))):
-            return self, 0
-        return self._only(kept), len(self) - len(kept)
+    def extend(self, other: ImageTable) -> None:
+        self._add_stages(other.stages)
+        for stage, column in self.stages.items():
+            column.extend(other.stages.get(stage, array("f", [math.nan]) * len(other)))
+        for name in ("at", "pid", "kind", "engine", "again", "same", "digest"):
+            getattr(self, name).extend(getattr(other, name))
+        self.word.extend(self._place(other.words[place]) for place in other.word)
 
-    def told_again(self) -> set[int]:
-        """`same` of what may repeat another row: few, as each needs a crash."""
-        return {self.same[i] for i, again in enumerate(self.again) if again}
-
-    def without_repeats(self, asked: set[int], told: set[int]) -> tuple[ImageCounts, int]:
-        """(rows without those that repeat what another has told, how many those were). The rows must be in order.
-
-        `asked`: `told_again` of all boots. `told`: those of them that boots before have told; what is here is added.
-        """
-        told |= {self.same[i] for i, again in enumerate(self.again) if not again and self._ends(i, asked)}
-        kept = []
-        for i, again in enumerate(self.again):
-            if not again or self.same[i] not in told:
-                kept.append(i)
-            if again:
-                told.add(self.same[i])
-        return (self, 0) if len(kept) == len(self) else (self._only(kept), len(self) - len(kept))
-
-    def _ends(self, i: int, asked: set[int]) -> bool:
-        return self.kind[i] != POSTPONED and self.same[i] in asked
-
-    def _only(self, kept: list[int]) -> ImageCounts:
-        result = ImageCounts()
-        result.words, result._index = self.words, self._index
+    def only(self, rows: Sequence[int]) -> ImageTable:
+        """These rows, in this order."""
+        if len(rows) == len(self) and all(row == place for place, row in enumerate(rows)):
+            return self
+        result = ImageTable()
+        result.words, result._places = self.words, self._places
         for name in ("at", "pid", "kind", "word", "engine", "again", "same", "digest"):
             column = getattr(self, name)
-            getattr(result, name).extend(column[i] for i in kept)
-        result.stages = {stage: array("f", (column[i] for i in kept)) for stage, column in self.stages.items()}
+            getattr(result, name).extend(column[row] for row in rows)
+        result.stages = {stage: array("f", (column[row] for row in rows)) for stage, column in self.stages.items()}
         return result
+
+    def ordered(self) -> ImageTable:
+        """Rows by time, each line once."""
+        last = None
+        kept = []
+        for row in sorted(range(len(self)), key=lambda row: (self.at[row], self.digest[row])):
+            if last is None or self.at[last] != self.at[row] or self.digest[last] != self.digest[row]:
+                kept.append(row)
+            last = row
+        return self.only(kept)
 
     def between(self, begin: float, end: float) -> range:
         """Rows with begin <= at <= end; the rows must be in order."""
@@ -174,29 +173,13 @@ class ImageCounts:
 
     def values(self, stage: str) -> Iterator[float]:
         """Milliseconds of one stage, of finished images that have it."""
-        column = self.stages.get(stage, array("f"))
-        for kind, value in zip(self.kind, column, strict=False):
+        for kind, value in zip(self.kind, self.stages.get(stage, ()), strict=False):
             if kind == DONE and not math.isnan(value):
                 yield value
 
 
-# --- Which files hold the log of which machine, oldest first: from what was named on the command line.
-
-
-STANDARD_INPUT = Path("-")
-
-LOG_NAME = re.compile(r"\.(jsonl|ndjson|json|log)([-._][\w.-]*)?$", re.IGNORECASE)
-COMPRESSION = re.compile(r"\.(gz|bz2|xz|lzma)$", re.IGNORECASE)
-EXTENSION = re.compile(r"\.(jsonl|ndjson|json|log|txt)$", re.IGNORECASE)
-NUMBER = re.compile(r"\.(\d{1,4})$")
-DATE = re.compile(r"[-._](\d{4}-?\d{2}-?\d{2}(?:[-T_.]?\d{2,6}(?::\d{2})*)?)(?=$|\.)")
-
-NAMES_OF_NOBODY = frozenset({"rmbgd", "events", "event", "log", "logs", "messages", "journal", "export"})
-"""File names that say nothing of the machine: its folder's name is taken instead."""
-
-
 @dataclass(frozen=True, slots=True)
-class Source:
+class LogSource:
     """Files of one machine, oldest first. `given`: the operator named it, so what the lines say does not count."""
 
     device: str
@@ -204,33 +187,77 @@ class Source:
     files: tuple[Path, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Rotation:
-    """What a file's name says: the log it is a part of, and its place among the parts, oldest first."""
+@dataclass(slots=True)
+class LogEvent:
+    """One line that is not about an image. `at` is monotonic within its boot."""
 
-    stem: str
-    place: tuple[int, int, str]
+    at: float
+    pid: int
+    event: str
+    keys: dict[str, Any]
+    digest: int
 
 
-def rotation(name: str) -> Rotation:
-    """rmbgd.jsonl.2.gz, rmbgd.jsonl-20260131.gz, rmbgd-20260131.jsonl are parts of `rmbgd`; the bare one is newest."""
-    bare = COMPRESSION.sub("", name)
-    if number := NUMBER.search(bare):
-        stem, place = bare[: number.start()], (0, -int(number[1]), "")
+@dataclass(slots=True)
+class BootLog:
+    """Everything that was read of one boot of one machine.
+
+    first   which line of all that were read was its first, for order among boots
+    clock   (monotonic, wall - monotonic) of the first line and of each that differs from the line before by over 1 s
+    last    the greatest monotonic time
+    """
+
+    boot_id: str
+    source: LogSource
+    first: int
+    host: str = ""
+    events: list[LogEvent] = field(default_factory=list)
+    images: ImageTable = field(default_factory=ImageTable)
+    versions: set[str] = field(default_factory=set)
+    clock: list[tuple[float, float]] = field(default_factory=list)
+    last: float = -math.inf
+
+    def heard(self, at: float, wall: float) -> None:
+        if not self.clock or abs(wall - at - self.clock[-1][1]) > CLOCK_STEP:
+            self.clock.append((at, wall - at))
+        self.last = max(self.last, at)
+
+
+@dataclass(slots=True)
+class LogIndex:
+    """All boots of all sources, in the order in which they were read. `notes`: (machine, sentence)."""
+
+    boots: list[BootLog] = field(default_factory=list)
+    lines: int = 0
+    notes: list[tuple[str, str]] = field(default_factory=list)
+
+
+# --- files
+
+
+def rotation(name: str) -> tuple[str, tuple[int, int, str]]:
+    """(the log that a file is a part of, its place among the parts, oldest first), from the file's name.
+
+    rmbgd.jsonl.2.gz, rmbgd.jsonl-20260131.gz, rmbgd-20260131.jsonl are parts of `rmbgd`; the bare one is newest.
+    """
+    bare, place = COMPRESSION.sub("", name), (1, 0, "")
+    if count := NUMBER.search(bare):
+        bare, place = bare[: count.start()], (0, -int(count[1]), "")
     elif date := DATE.search(bare):
-        stem, place = bare[: date.start()] + bare[date.end() :], (0, 0, re.sub(r"\D", "", date[1]))
-    else:
-        stem, place = bare, (1, 0, "")
-    return Rotation(EXTENSION.sub("", stem), place)
+        bare, place = bare[: date.start()] + bare[date.end() :], (0, 0, re.sub(r"\D", "", date[1]))
+    return EXTENSION.sub("", bare), place
 
 
-def gather(arguments: Sequence[str], pattern: str | None = None) -> list[Source]:
+def gather(arguments: Sequence[str], pattern: str | None = None) -> list[LogSource]:
     """The sources that the arguments name. Raises RmbgdError for what is not there or matches nothing.
 
     An argument is a file, a folder (searched whole), or `-` for standard input; `NAME=` before it names the machine.
     `pattern` is a regular expression: its first group, or the whole match, found in a file's path, names the machine.
     """
-    expression = _compiled(pattern)
+    try:
+        expression = None if pattern is None else re.compile(pattern)
+    except re.error as error:
+        raise RmbgdError(f"--device '{pattern}' is no regular expression: {error}") from error
     found: dict[tuple[str, bool], list[Path]] = {}
     for argument in arguments:
         given, path = _split(argument)
@@ -239,16 +266,10 @@ def gather(arguments: Sequence[str], pattern: str | None = None) -> list[Source]
             files = found.setdefault((name, bool(given or expression)), [])
             if file not in files:
                 files.append(file)
-    return [Source(device, given, tuple(_oldest_first(files))) for (device, given), files in found.items()]
-
-
-def _compiled(pattern: str | None) -> re.Pattern[str] | None:
-    if pattern is None:
-        return None
-    try:
-        return re.compile(pattern)
-    except re.error as error:
-        raise RmbgdError(f"--device '{pattern}' is no regular expression: {error}") from error
+    return [
+        LogSource(device, given, tuple(sorted(files, key=lambda file: (str(file.parent), rotation(file.name)))))
+        for (device, given), files in found.items()
+    ]
 
 
 def _split(argument: str) -> tuple[str, Path]:
@@ -270,17 +291,15 @@ def _files(path: Path) -> list[tuple[Path, str]]:
         return [(file, _guess(file, path)) for file in files]
     if not path.exists():
         raise RmbgdError(f"{path}: no such file; name the log_file of the configuration, or a folder of such files")
-    return [(path, _guess(path, None))]
+    return [(path, _guess(path, path.parent))]
 
 
-def _guess(file: Path, root: Path | None) -> str:
+def _guess(file: Path, root: Path) -> str:
     """A folder per machine, or a file per machine, whichever the path looks like."""
-    if root is not None and len(below := file.relative_to(root).parts) > 1:
+    if len(below := file.relative_to(root).parts) > 1:
         return below[0]
-    stem = rotation(file.name).stem
-    if stem.lower() not in NAMES_OF_NOBODY:
-        return stem
-    return file.resolve().parent.name or stem
+    stem, _ = rotation(file.name)
+    return stem if stem.lower() not in GENERIC_NAMES else file.resolve().parent.name or stem
 
 
 def _named(expression: re.Pattern[str], file: Path) -> str:
@@ -290,173 +309,71 @@ def _named(expression: re.Pattern[str], file: Path) -> str:
     return name
 
 
-def _oldest_first(files: list[Path]) -> list[Path]:
-    """Parts of one log in order; different logs one after the other, by name."""
-
-    def place(file: Path) -> tuple[str, str, tuple[int, int, str]]:
-        parts = rotation(file.name)
-        return str(file.parent), parts.stem, parts.place
-
-    return sorted(files, key=place)
+# --- lines
 
 
-# --- Log files to what one boot of one machine has told: lines, parsed, in columns where there are millions of them.
-
-
-MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
-DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)  # OSError: gzip.BadGzipFile, and a disk that cannot read
-
-UNKNOWN_BOOT = "unknown"  # what rmbgd writes where the kernel does not say
-CLOCK_STEP = 1.0  # s between wall and monotonic clock; slewing is slower by far
-STEP_BACK = 60.0  # s; monotonic time falling by more within "unknown" can only be another boot
-
-
-@dataclass(slots=True)
-class Mark:
-    """One line that is not about an image. `at` is monotonic within its boot, `wall` seconds since 1970."""
-
-    at: float
-    wall: float
-    pid: int
-    event: str
-    keys: dict[str, Any]
-    digest: int
-
-
-@dataclass(slots=True)
-class Boot:
-    """Everything that was read of one boot of one machine.
-
-    first   where its first line stood (file, line), for order among boots
-    clock   (monotonic, wall - monotonic) of the first line and of each that differs from the line before by over 1 s
-    last    the greatest monotonic time
-    """
-
-    boot_id: str
-    source: Source
-    first: tuple[int, int]
-    host: str = ""
-    marks: list[Mark] = field(default_factory=list)
-    images: ImageCounts = field(default_factory=ImageCounts)
-    versions: set[str] = field(default_factory=set)
-    clock: list[tuple[float, float]] = field(default_factory=list)
-    last: float = -math.inf
-
-    def heard(self, at: float, wall: float) -> None:
-        if not self.clock or abs(wall - at - self.clock[-1][1]) > CLOCK_STEP:
-            self.clock.append((at, wall - at))
-        self.last = max(self.last, at)
-
-
-@dataclass(slots=True)
-class Reading:
-    """What reading has found besides the lines."""
-
-    boots: list[Boot] = field(default_factory=list)
-    lines: int = 0
-    notes: list[tuple[str, str]] = field(default_factory=list)  # (machine, sentence)
-
-
-KEPT = {
-    "service.start": ("host", "heartbeat", "device"),
-    "service.ready": ("device",),
-    "service.stopping": ("cause",),
-    "service.stop": ("exit_code",),
-    "service.failed": ("stage", "error"),
-    "service.exit": ("result", "code", "status", "ended_pid"),
-    "service.stalled": ("seconds", "threads"),
-    "service.stall_ended": ("seconds",),
-    "health": ("device", "in_flight", "waiting", "paused", "engine", "rss_bytes"),
-    "storage.paused": ("kind",),
-    "engine.fault": ("device", "kind"),
-    "engine.failover": ("from", "to", "reason", "images", "reading", "threshold"),
-    "engine.failback": ("from", "to", "seconds"),
-    "engine.degraded": ("device", "reason"),
-    "engine.restarted": ("device",),
-    "run.summary": (),
-}
-"""Keys that the report looks at; of other events only the time counts, as a sign of life."""
-
-IGNORED = frozenset({"engine.output"})
-
-
-def read(sources: list[Source], since: float | None = None, until: float | None = None) -> Reading:
+def read(sources: Sequence[LogSource], since: float | None = None, until: float | None = None) -> LogIndex:
     """Every line of every source; `since` and `until` are wall times in seconds, and leave lines outside them out."""
-    reading = Reading()
-    rank = 0
+    index = LogIndex()
+    window = (-math.inf if since is None else since, math.inf if until is None else until)
     for source in sources:
-        boots: dict[str, Boot] = {}
+        boots: dict[str, BootLog] = {}
         for file in source.files:
-            rank += 1
-            _read_file(file, rank, source, boots, reading, since, until)
-        reading.boots += boots.values()
-    return reading
+            _read_file(file, source, boots, index, window)
+        index.boots += boots.values()
+    return index
 
 
 def _read_file(
-    file: Path,
-    rank: int,
-    source: Source,
-    boots: dict[str, Boot],
-    reading: Reading,
-    since: float | None,
-    until: float | None,
+    file: Path, source: LogSource, boots: dict[str, BootLog], index: LogIndex, window: tuple[float, float]
 ) -> None:
-    torn, foreign, ours = 0, 0, 0
-    lines = _lines(file, source, reading)
-    for number, line in enumerate(lines):
-        if not line.strip(b"\0 \t\r\n"):
+    torn, foreign = 0, 0
+    for line in _lines(file, source, index):
+        text = line.strip(b"\0 \t\r\n")
+        if not text:
             continue
-        reading.lines += 1
-        record, host = _parse(line)
+        index.lines += 1
+        record, host = _parse(text)
         if record is None:
             torn += 1
             continue
-        entry = _envelope(record)
-        if entry is None:
+        envelope = _envelope(record)
+        if envelope is None:
             foreign += 1
             continue
-        ours += 1
-        at, wall, pid, event = entry
-        if (since is not None and wall < since) or (until is not None and wall > until) or event in IGNORED:
+        at, wall, pid, event = envelope
+        if not window[0] <= wall <= window[1] or event in IGNORED:
             continue
-        boot = _boot_of(str(record["boot_id"]), at, boots, source, (rank, number))
+        boot = _boot_of(record["boot_id"], at, boots, source, index.lines)
         boot.host = boot.host or host or str((event == "service.start" and record.get("host")) or "")
         boot.heard(at, wall)
         boot.versions.add(str(record.get("version", "")))
-        digest = hash(line.strip(b"\0 \t\r\n") if not host else str(record))
+        digest = hash(str(record) if host else text)
         if event.startswith("image."):
             boot.images.add(at, pid, event, record, digest)
         else:
             keys = {key: record[key] for key in KEPT.get(event, ()) if key in record}
-            boot.marks.append(Mark(at, wall, pid, event, keys, digest))
-    if torn:
-        reading.notes.append((source.device, f"{file.name}: {torn} torn or unreadable line{'s' * (torn > 1)} left out"))
-    if foreign:
-        reading.notes.append(
-            (source.device, f"{file.name}: {foreign} line{'s' * (foreign > 1)} of other programs left out")
-        )
+            boot.events.append(LogEvent(at, pid, event, keys, digest))
+    for count, what, kind in ((torn, "torn or unreadable line", ""), (foreign, "line", " of other programs")):
+        if count:
+            index.notes.append((source.device, f"{file.name}: {counted(count, what)}{kind} left out"))
 
 
-def _boot_of(boot_id: str, at: float, boots: dict[str, Boot], source: Source, first: tuple[int, int]) -> Boot:
-    key = boot_id
+def _boot_of(boot_id: str, at: float, boots: dict[str, BootLog], source: LogSource, first: int) -> BootLog:
     if boot_id == UNKNOWN_BOOT:
         generation = sum(name.startswith(UNKNOWN_BOOT) for name in boots)
-        key = f"{UNKNOWN_BOOT}-{max(generation, 1)}"
-        known = boots.get(key)
-        if known is not None and known.marks and at < known.marks[-1].at - STEP_BACK:
-            key = f"{UNKNOWN_BOOT}-{generation + 1}"
-    if key not in boots:
-        boots[key] = Boot(key, source, first)
-    return boots[key]
+        known = boots.get(f"{UNKNOWN_BOOT}-{generation}")
+        rebooted = known is not None and known.events and at < known.events[-1].at - STEP_BACK
+        boot_id = f"{UNKNOWN_BOOT}-{generation + 1 if rebooted else max(generation, 1)}"
+    if boot_id not in boots:
+        boots[boot_id] = BootLog(boot_id, source, first)
+    return boots[boot_id]
 
 
-def _parse(line: bytes) -> tuple[dict[str, Any] | None, str]:
+def _parse(text: bytes) -> tuple[dict[str, Any] | None, str]:
     """(the event's keys or None, the host's name where a journal export tells it)."""
-    text = line.strip(b"\0 \t\r\n")
     if not text.startswith(b"{"):  # a line as `journalctl` shows it: time, host and program before the event
-        at = text.find(b'{"event":')
-        text = text[at:] if at > 0 else text
+        text = text[max(text.find(b'{"event":'), 0) :]
     try:
         record = json.loads(text)
         host = ""
@@ -481,22 +398,17 @@ def _envelope(record: dict[str, Any]) -> tuple[float, float, int, str] | None:
     return None
 
 
-def _lines(file: Path, source: Source, reading: Reading) -> Iterator[bytes]:
+def _lines(file: Path, source: LogSource, index: LogIndex) -> Iterator[bytes]:
     """The lines of a plain or compressed file, as far as it can be read. Raises RmbgdError if it cannot be opened."""
     try:
         stream = _open(file)
     except OSError as error:
         raise RmbgdError(f"{file}: {error.strerror or error}") from error
     with stream:
-        while True:
-            try:
-                line = stream.readline()
-            except DAMAGED as error:
-                reading.notes.append((source.device, f"{file.name}: damaged, read up to there ({error})"))
-                return
-            if not line:
-                return
-            yield line
+        try:
+            yield from iter(stream.readline, b"")
+        except DAMAGED as error:
+            index.notes.append((source.device, f"{file.name}: damaged, read up to there ({error})"))
 
 
 def _open(file: Path) -> IO[bytes]:

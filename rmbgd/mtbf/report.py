@@ -1,7 +1,7 @@
-"""What the logs of one or many machines amount to: hours, failures, and numbers that carry their bounds with them.
+"""Sum up the logs of one or many machines: hours, failures, and estimates that carry their bounds with them.
 
-A mean time between failures is never given without a bound, and not at all where the failures show a trend. Does not
-print: text.py, page.py and the JSON of `as_dict` show the same report.
+A mean time between failures is never given without a bound, and not at all where the failures show a trend.
+text.py, html.py and the JSON of `as_dict` show the same report.
 """
 
 from __future__ import annotations
@@ -13,19 +13,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rmbgd import __version__
-from rmbgd.mtbf.machine import Machine
-from rmbgd.mtbf.statistics import (
-    TREND_LIMIT,
-    confidence_of,
-    coverage_lower,
-    hours_needed,
-    laplace,
-    lower_bound,
-    poisson_mean,
-    quantile,
-    two_sided,
-)
-from rmbgd.mtbf.timeline import Failure, Kind, Outcome, Trip
+from rmbgd.mtbf import statistics
+from rmbgd.mtbf.machine import MachineHistory
+from rmbgd.mtbf.timeline import Failure, State, Trip, TripOutcome
 
 FORMAT = 1  # of the JSON; raised when a key changes its meaning
 HOUR = 3600.0
@@ -36,26 +26,22 @@ STAGES = ("wait", "decode", "queue", "engine", "encode", "sync", "total")
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What `failures` in `hours` say about a mean time between them.
+    """What `failures` in some hours say about a mean time between them.
 
     point     None without failures, and where a trend makes one number a lie
     lower     one-sided bounds: confidence -> hours
     interval  two-sided, at `confidence`; its end is infinite without failures
     trend     Laplace's U, None without failures
+    doubtful  failures come more, or less, often as time goes by: a constant rate is no fit, nor are the bounds
     """
 
-    hours: float
     failures: int
     confidence: float
     point: float | None
     lower: dict[float, float]
     interval: tuple[float, float]
     trend: float | None
-
-    @property
-    def doubtful(self) -> bool:
-        """Failures come more, or less, often as time goes by: a constant rate is no fit, nor are the bounds."""
-        return self.trend is not None and abs(self.trend) > TREND_LIMIT
+    doubtful: bool
 
     @property
     def bound(self) -> float:
@@ -65,30 +51,31 @@ class Estimate:
 def estimate(hours: float, times: Sequence[tuple[float, Sequence[float]]], confidence: float) -> Estimate:
     """From (hours, hours of its failures) per machine."""
     failures = sum(len(each) for _, each in times)
-    trend = laplace(times)
-    doubtful = trend is not None and abs(trend) > TREND_LIMIT
+    trend = statistics.laplace(times)
+    doubtful = trend is not None and abs(trend) > statistics.TREND_LIMIT
     return Estimate(
-        hours=hours,
         failures=failures,
         confidence=confidence,
         point=hours / failures if failures and not doubtful else None,
-        lower={each: lower_bound(hours, failures, each) for each in sorted({*PERCENTS, confidence})},
-        interval=two_sided(hours, failures, confidence),
+        lower={each: statistics.lower_bound(hours, failures, each) for each in sorted({*PERCENTS, confidence})},
+        interval=statistics.two_sided(hours, failures, confidence),
         trend=trend,
+        doubtful=doubtful,
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """Of one machine, or of all of them together."""
+class MtbfSummary:
+    """The figures of one machine, or of all of them together."""
 
     name: str
-    machines: list[Machine]
+    machines: list[MachineHistory]
     confidence: float
     claim: float | None
 
     @property
     def window(self) -> tuple[float, float] | None:
+        """(first, last) of what is known, seconds since 1970; None without a run of the service."""
         windows = [window for machine in self.machines if (window := machine.window)]
         return (min(begin for begin, _ in windows), max(end for _, end in windows)) if windows else None
 
@@ -96,23 +83,39 @@ class Summary:
     def hours(self) -> float:
         return sum(machine.operating for machine in self.machines) / HOUR
 
-    def seconds(self, kind: Kind) -> float:
+    def seconds(self, kind: State) -> float:
         return sum(machine.timeline.seconds(kind) for machine in self.machines)
 
     @property
-    def failures(self) -> list[tuple[Machine, Failure]]:
+    def failures(self) -> list[tuple[MachineHistory, Failure]]:
         found = [(machine, failure) for machine in self.machines for failure in machine.failures]
         return sorted(found, key=lambda entry: entry[1].at)
+
+    @property
+    def failed_starts(self) -> int:
+        return sum(machine.timeline.failed_starts for machine in self.machines)
 
     @property
     def trips(self) -> list[Trip]:
         return sorted((trip for machine in self.machines for trip in machine.trips), key=lambda trip: trip.at)
 
     @property
+    def away(self) -> float:
+        """Seconds in which a device had been left."""
+        return sum(trip.until - trip.at for trip in self.trips)
+
+    @property
     def mtbf(self) -> Estimate:
         times = [
-            (machine.operating / HOUR, [failure.operated / HOUR for failure in machine.failures])
-            for machine in self.machines
+            (each.operating / HOUR, [failure.operated / HOUR for failure in each.failures]) for each in self.machines
+        ]
+        return estimate(self.hours, times, self.confidence)
+
+    @property
+    def between_failovers(self) -> Estimate:
+        times = [
+            (each.operating / HOUR, [each.timeline.operated_until(trip.at) / HOUR for trip in each.trips])
+            for each in self.machines
         ]
         return estimate(self.hours, times, self.confidence)
 
@@ -132,6 +135,10 @@ class Summary:
         operated = self.hours * HOUR
         return operated / (operated + sum(self.down)) if self.failures and operated else None
 
+    @property
+    def down_minutes_a_year(self) -> float:
+        return (1 - (self.availability or 0)) * YEAR_MINUTES
+
     def count(self, table: str) -> Counter[str]:
         total: Counter[str] = Counter()
         for machine in self.machines:
@@ -150,28 +157,18 @@ class Summary:
         if not self.images:
             return None
         failures, scale = len(self.failures), 1e6 / self.images
-        return (failures * scale if failures else None, poisson_mean(failures, 1 - self.confidence) * scale)
+        return (failures * scale if failures else None, statistics.poisson_mean(failures, 1 - self.confidence) * scale)
 
     @property
-    def outcomes(self) -> Counter[Outcome]:
+    def outcomes(self) -> Counter[TripOutcome]:
         return Counter(trip.outcome for trip in self.trips)
 
     @property
     def coverage(self) -> tuple[int, int, float] | None:
         """(avoided, of how many that could have been an outage, share at least, at `confidence`); None without any."""
-        avoided = self.outcomes[Outcome.AVOIDED]
-        tried = avoided + self.outcomes[Outcome.BROKEN]
-        return (avoided, tried, coverage_lower(avoided, tried, self.confidence)) if tried else None
-
-    @property
-    def between_failovers(self) -> Estimate:
-        return estimate(self.hours, self._trip_times(), self.confidence)
-
-    def _trip_times(self) -> list[tuple[float, list[float]]]:
-        return [
-            (machine.operating / HOUR, [machine.timeline.operated_until(trip.at) / HOUR for trip in machine.trips])
-            for machine in self.machines
-        ]
+        avoided = self.outcomes[TripOutcome.AVOIDED]
+        tried = avoided + self.outcomes[TripOutcome.BROKEN]
+        return (avoided, tried, statistics.coverage_lower(avoided, tried, self.confidence)) if tried else None
 
     @property
     def reasons(self) -> dict[str, Counter[str]]:
@@ -188,13 +185,12 @@ class Summary:
     def stage_times(self) -> dict[str, tuple[float, float, float]]:
         """Stage -> milliseconds that 5, 50 and 95 % of the published images do not exceed."""
         found: dict[str, tuple[float, float, float]] = {}
-        names = {name for machine in self.machines for each in machine.epochs for name in each.images.stages}
+        tables = [boot.images for machine in self.machines for boot in machine.boots]
+        names = {name for table in tables for name in table.stages}
         for stage in [*STAGES, *sorted(names - set(STAGES))]:
-            values = sorted(
-                value for machine in self.machines for each in machine.epochs for value in each.images.values(stage)
-            )
-            if values:
-                found[stage] = (quantile(values, 0.05), quantile(values, 0.5), quantile(values, 0.95))
+            if values := sorted(value for table in tables for value in table.values(stage)):
+                low, middle, high = (statistics.quantile(values, share) for share in (0.05, 0.5, 0.95))
+                found[stage] = (low, middle, high)
         return found
 
     @property
@@ -203,27 +199,29 @@ class Summary:
         if self.claim is None:
             return None
         failures = len(self.failures)
-        return (
-            self.claim,
-            confidence_of(self.claim, self.hours, failures),
-            hours_needed(self.claim, failures, self.confidence),
-        )
+        sure = statistics.confidence_of(self.claim, self.hours, failures)
+        return self.claim, sure, statistics.hours_needed(self.claim, failures, self.confidence)
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    machines: list[Machine]
+class MtbfReport:
+    machines: list[MachineHistory]
     confidence: float
     claim: float | None
     lines: int
 
     @property
-    def total(self) -> Summary:
-        return Summary("all", self.machines, self.confidence, self.claim)
+    def total(self) -> MtbfSummary:
+        return MtbfSummary("all", self.machines, self.confidence, self.claim)
 
     @property
-    def each(self) -> list[Summary]:
-        return [Summary(machine.name, [machine], self.confidence, self.claim) for machine in self.machines]
+    def each(self) -> list[MtbfSummary]:
+        return [MtbfSummary(machine.name, [machine], self.confidence, self.claim) for machine in self.machines]
+
+    @property
+    def notes(self) -> list[tuple[str, str]]:
+        """(machine, what its logs do not say and how it was counted)."""
+        return [(machine.name, note) for machine in self.machines for note in machine.notes]
 
     def as_dict(self) -> dict[str, Any]:
         """For programs: everything, in hours, seconds and RFC 3339, with null for what is undefined."""
@@ -234,27 +232,26 @@ class Report:
             "confidence": self.confidence,
             "total": _summary(self.total),
             "machines": [
-                {"name": one.name} | _summary(one) | {"notes": one.machines[0].notes,
-                "versions": sorted(one.machines[0].versions), "spans": _spans(one.machines[0])}
-                for one in self.each
+                {"name": machine.name, **_summary(one), "notes": machine.notes, "versions": sorted(machine.versions),
+                 "spans": [[time(span.begin), time(span.end), str(span.kind)] for span in machine.timeline.spans]}
+                for machine, one in zip(self.machines, self.each, strict=True)
             ],
         }  # fmt: skip
 
 
-def _summary(one: Summary) -> dict[str, Any]:
+def _summary(one: MtbfSummary) -> dict[str, Any]:
     window, rate, coverage, claimed = one.window, one.per_million, one.coverage, one.claimed
     outcomes = one.count("outcomes")
     return {
         "window": {"from": time(window[0]), "to": time(window[1])} if window else None,
         "operating_hours": one.hours,
         "down_seconds": sum(one.down),
-        "planned_seconds": one.seconds(Kind.PLANNED),
-        "unobserved_seconds": one.seconds(Kind.UNOBSERVED),
+        "planned_seconds": one.seconds(State.PLANNED),
+        "unobserved_seconds": one.seconds(State.UNOBSERVED),
         "power_losses": {
-            "count": sum(machine.power_losses for machine in one.machines),
-            "seconds": one.seconds(Kind.POWER_LOSS),
+            "count": sum(machine.power_losses for machine in one.machines), "seconds": one.seconds(State.POWER_LOSS),
         },
-        "failed_starts": sum(machine.timeline.failed_starts for machine in one.machines),
+        "failed_starts": one.failed_starts,
         "mtbf": _estimate(one.mtbf),
         "mttr_seconds": one.mttr,
         "availability": one.availability,
@@ -274,8 +271,8 @@ def _summary(one: Summary) -> dict[str, Any]:
         },
         "failovers": {
             "count": len(one.trips),
-            "outcomes": {str(outcome): one.outcomes[outcome] for outcome in Outcome},
-            "away_hours": sum(trip.until - trip.at for trip in one.trips) / HOUR,
+            "outcomes": {str(outcome): one.outcomes[outcome] for outcome in TripOutcome},
+            "away_hours": one.away / HOUR,
             "coverage": coverage and {"avoided": coverage[0], "of": coverage[1], "lower": coverage[2]},
             "mean_time_between": _estimate(one.between_failovers),
             "list": [
@@ -304,10 +301,6 @@ def _estimate(found: Estimate) -> dict[str, Any]:
         "trend": found.trend,
         "constant_rate_doubtful": found.doubtful,
     }
-
-
-def _spans(machine: Machine) -> list[list[Any]]:
-    return [[time(span.begin), time(span.end), str(span.kind)] for span in machine.timeline.spans]
 
 
 def time(seconds: float) -> str | None:

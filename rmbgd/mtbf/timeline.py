@@ -1,14 +1,14 @@
-"""The life of one machine: when the service was up, down, stopped on purpose, or not observed, and each failure.
+"""Build one machine's timeline: up, down, stopped on purpose or not observed; failures and failovers.
 
 Definitions (terms of IEC 60050-192, wording ours):
-- Failure: unplanned loss of the required function. An end that nobody asked for, a process that vanished, a stall, a
+- Failure: unplanned loss of the required function. An end that was not asked for, a process that vanished, a stall, a
   start that failed. A planned stop, a reboot, a refused configuration, a failover and a bad image are none.
 - Operating time: monotonic time between ready and the end of a run, less stalls and less gaps in the heartbeat. A run
   without an end ends at its last line; what follows counts as down.
-- A boot that follows without an end of the run before is a power loss: told apart, and no failure unless asked for.
+- A boot that follows without an end of the run before is a power loss: a state of its own, and no failure unless asked
+  for.
 
-Knows runs; reads no file and prints nothing. Times here are seconds since 1970, each boot placed as a whole, so that
-durations within a boot are monotonic ones.
+Times here are seconds since 1970, each boot placed as a whole, so that durations within a boot are monotonic ones.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from rmbgd.mtbf.logs import DONE, FAILED, Mark
-from rmbgd.mtbf.runs import End, Ending, Epoch, Run, ending, exit_cause, gaps, never_could, refused, stalls
+from rmbgd.mtbf.logs import DONE, FAILED, LogEvent, number
+from rmbgd.mtbf.runs import Boot, End, RunEnd, ServiceRun, ending, exit_cause, gaps, is_refusal, stalls
 
 
-class Kind(StrEnum):
+class State(StrEnum):
     UP = "up"
     DOWN = "down"
     PLANNED = "planned"
@@ -34,7 +34,7 @@ class Kind(StrEnum):
 class Span:
     begin: float
     end: float
-    kind: Kind
+    kind: State
 
     @property
     def seconds(self) -> float:
@@ -57,28 +57,40 @@ class Failure:
 
 
 @dataclass(slots=True)
-class Limits:
-    """What counts as a gap and as a stall on this machine, in seconds."""
-
-    heartbeat: float
-    gap: float
-    stall: float
-
-
-@dataclass(slots=True)
 class Timeline:
     spans: list[Span] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     failed_starts: int = 0
 
-    def seconds(self, kind: Kind) -> float:
+    def seconds(self, kind: State) -> float:
         return sum(span.seconds for span in self.spans if span.kind is kind)
 
     def operated_until(self, at: float) -> float:
         """Seconds in service up to `at`."""
-        ups = [span for span in self.spans if span.kind is Kind.UP and span.begin < at]
+        ups = [span for span in self.spans if span.kind is State.UP and span.begin < at]
         return sum(min(span.end, at) - span.begin for span in ups)
+
+
+def timeline(boots: Sequence[Boot], gap: float, stall: float, *, power_loss_is_failure: bool = False) -> Timeline:
+    """The life of one machine from its boots, in order. `gap`, `stall`: seconds beyond which silence counts as one."""
+    builder = _TimelineBuilder(gap, stall, power_loss_is_failure=power_loss_is_failure)
+    for place, boot in enumerate(boots):
+        entries: list[tuple[float, ServiceRun | LogEvent]] = [(run.start, run) for run in boot.runs]
+        entries += [(exit_.at, exit_) for exit_ in boot.orphans]
+        entries.sort(key=lambda entry: entry[0])
+        for _, entry in entries:
+            if isinstance(entry, LogEvent):
+                builder.add_orphan(entry, boot)
+                continue
+            latest = next((at for at, other in reversed(entries) if other is not entry), float("-inf"))
+            last_of_boot = latest < entry.last
+            builder.add_run(entry, boot, last_of_boot, last_of_all=last_of_boot and place + 1 == len(boots))
+    for boot in boots:
+        for at, seconds in boot.steps:
+            said = f"the wall clock jumped by {seconds:+.0f} s around {stamp(at + boot.offset)}, or the machine slept"
+            builder.timeline.notes.append(f"{said}; durations are monotonic and not touched by it")
+    return builder.timeline
 
 
 @dataclass(slots=True)
@@ -86,44 +98,45 @@ class _Off:
     """Since when the service is not up, why, and the failure that this belongs to, if any."""
 
     since: float
-    kind: Kind
+    kind: State
     failure: Failure | None = None
 
 
-class _Walk:
-    """From one run to the next, in order."""
+class _TimelineBuilder:
+    """Adds one run after the other, in order."""
 
-    def __init__(self, limits: Limits, *, power_loss_is_failure: bool) -> None:
+    def __init__(self, gap: float, stall: float, *, power_loss_is_failure: bool) -> None:
         self.timeline = Timeline()
-        self._limits = limits
+        self._gap = gap
+        self._stall = stall
         self._power_loss_is_failure = power_loss_is_failure
         self._off: _Off | None = None
         self._operated = 0.0
         self._up_until = float("-inf")  # placed time up to which the service is already counted as up
 
-    def run(self, run: Run, epoch: Epoch, *, last_of_boot: bool, last_of_all: bool) -> None:
-        if run.ready is None:
-            self._unready(run, epoch, last_of_all=last_of_all)
-            return
+    def add_run(self, run: ServiceRun, boot: Boot, last_of_boot: bool, last_of_all: bool) -> None:
         end = ending(run)
-        if end.at < run.ready or end.at - run.last > self._limits.gap:
+        if run.ready is None:
+            self._add_unready(run, end, run.start + boot.offset, last_of_all)
+            return
+        if end.at < run.ready or end.at - run.last > self._gap:
             end.at = max(run.last, run.ready)  # nothing was heard for long before its end was seen
-        begin = max(run.ready + epoch.offset, self._up_until)
-        if run.ready + epoch.offset < begin and end.at + epoch.offset <= begin:
+        begin = max(run.ready + boot.offset, self._up_until)
+        if run.ready + boot.offset < begin and end.at + boot.offset <= begin:
             self.timeline.notes.append(f"two runs of the service at once around {stamp(begin)}; counted once")
             return
         self._back(begin)
-        self._up(run, epoch, begin - epoch.offset, end)
-        self._ended(end, end.at + epoch.offset, last_of_boot=last_of_boot, last_of_all=last_of_all)
+        self._add_up(run, boot, begin - boot.offset, end)
+        self._end_run(end, end.at + boot.offset, last_of_boot, last_of_all)
 
-    def orphan(self, at: float, result: str, status: str, *, by_configuration: bool) -> None:
+    def add_orphan(self, exit_: LogEvent, boot: Boot) -> None:
         """An exit of a process that wrote nothing: a start that failed early."""
+        at = exit_.at + boot.offset
         if at > self._up_until:
-            self._failed_start(at, exit_cause(result, status), by_configuration=by_configuration)
-
-    # --- up
+            self._add_failed_start(at, exit_cause(exit_.keys), "", is_refusal(exit_))
 
     def _back(self, at: float) -> None:
+        """Ready again."""
         if self._off is None:
             return
         if at < self._off.since:
@@ -134,111 +147,77 @@ class _Walk:
             self._off.failure.until = max(at, self._off.since)
         self._off = None
 
-    def _up(self, run: Run, epoch: Epoch, begin: float, end: Ending) -> None:
+    def _add_up(self, run: ServiceRun, boot: Boot, begin: float, end: RunEnd) -> None:
         """Add the run from `begin` to its end, less gaps and stalls. A stall at its end becomes the end."""
-        holes = gaps(run, epoch.images, begin, end.at, self._limits.gap)
-        found = stalls(run, epoch.images, begin, end.at, self._limits.stall, holes, failed=end.how is End.FAILED)
+        holes = gaps(run, boot.images, begin, end.at, self._gap)
+        found = stalls(run, boot.images, begin, end.at, self._stall, holes, end.how is End.FAILED)
         if found and found[-1].end >= end.at:
             tail = found.pop()
             cause = "stall" if end.how is not End.FAILED else f"{end.cause}, after a stall"
             end.how, end.at, end.cause, end.detail, end.late = End.FAILED, tail.begin, cause, tail.detail, ""
             holes = [hole for hole in holes if hole[0] < tail.begin]
-        cuts = [(*hole, Kind.UNOBSERVED, "") for hole in holes]
-        cuts += [(stall.begin, stall.end, Kind.DOWN, stall.detail) for stall in found]
+        cuts = [(*hole, State.UNOBSERVED, "") for hole in holes]
+        cuts += [(stall.begin, stall.end, State.DOWN, stall.detail) for stall in found]
         at = begin
-        for cut_begin, cut_end, kind, detail in sorted(cuts):
-            self._add_up(at, cut_begin, epoch)
-            self.timeline.spans.append(Span(cut_begin + epoch.offset, cut_end + epoch.offset, kind))
-            if kind is Kind.DOWN:
-                self._failure(cut_begin + epoch.offset, "stall", detail, until=cut_end + epoch.offset)
+        for cut_begin, cut_end, kind, detail in [*sorted(cuts), (end.at, end.at, State.UP, "")]:
+            if cut_begin > at:
+                self.timeline.spans.append(Span(at + boot.offset, cut_begin + boot.offset, State.UP))
+                self._operated += cut_begin - at
+            if kind is not State.UP:
+                self.timeline.spans.append(Span(cut_begin + boot.offset, cut_end + boot.offset, kind))
+            if kind is State.DOWN:
+                self._add_failure(cut_begin + boot.offset, "stall", detail, until=cut_end + boot.offset)
             at = cut_end
-        self._add_up(at, end.at, epoch)
-        self._up_until = end.at + epoch.offset
+        self._up_until = end.at + boot.offset
 
-    def _add_up(self, begin: float, end: float, epoch: Epoch) -> None:
-        if end > begin:
-            self.timeline.spans.append(Span(begin + epoch.offset, end + epoch.offset, Kind.UP))
-            self._operated += end - begin
-
-    def _failure(self, at: float, cause: str, detail: str = "", until: float | None = None) -> Failure:
+    def _add_failure(self, at: float, cause: str, detail: str = "", until: float | None = None) -> Failure:
         failure = Failure(at, cause, detail, until, self._operated)
         self.timeline.failures.append(failure)
         return failure
 
-    # --- down
-
-    def _ended(self, end: Ending, at: float, *, last_of_boot: bool, last_of_all: bool) -> None:
+    def _end_run(self, end: RunEnd, at: float, last_of_boot: bool, last_of_all: bool) -> None:
         if end.how is End.PLANNED:
-            self._off = _Off(at, Kind.PLANNED)
+            self._off = _Off(at, State.PLANNED)
             if end.late:  # the function was given up on purpose, so it is down for no time
-                self._failure(at, f"{end.late} while stopping", until=at)
+                self._add_failure(at, f"{end.late} while stopping", until=at)
         elif end.how is End.REFUSED:
-            self._off = _Off(at, Kind.PLANNED)
-            self.timeline.notes.append(f"configuration refused at {stamp(at)}: counted as the operator's")
+            self._note_refusal(at)
+            self._off = _Off(at, State.PLANNED)
         elif end.how is End.FAILED:
-            self._off = _Off(at, Kind.DOWN, self._failure(at, end.cause, end.detail))
+            self._fail(at, end.cause, end.detail)
         elif not last_of_boot:
-            failure = self._failure(
-                at, "vanished", "no end was recorded, and another process followed in the same boot"
-            )
-            self._off = _Off(at, Kind.DOWN, failure)
+            self._fail(at, "vanished", "no end was recorded, and another process followed in the same boot")
+        elif not last_of_all and self._power_loss_is_failure:
+            self._fail(at, "power loss", "another boot followed without an end")
         elif not last_of_all:
-            if self._power_loss_is_failure:
-                self._off = _Off(at, Kind.DOWN, self._failure(at, "power loss", "another boot followed without an end"))
-            else:
-                self._off = _Off(at, Kind.POWER_LOSS)
+            self._off = _Off(at, State.POWER_LOSS)
 
-    def _unready(self, run: Run, epoch: Epoch, *, last_of_all: bool) -> None:
+    def _fail(self, at: float, cause: str, detail: str) -> None:
+        self._off = _Off(at, State.DOWN, self._add_failure(at, cause, detail))
+
+    def _note_refusal(self, at: float) -> None:
+        self.timeline.notes.append(f"configuration refused at {stamp(at)}: counted as the operator's")
+
+    def _add_unready(self, run: ServiceRun, end: RunEnd, start: float, last_of_all: bool) -> None:
         """A run that never became ready."""
-        end = ending(run)
-        start = run.start + epoch.offset
         if start < self._up_until:
             self.timeline.notes.append(f"a second process was started at {stamp(start)} while one was running")
-            return
-        if end.how is End.PLANNED or (end.how is End.UNKNOWN and last_of_all):
-            return  # stopped, or the log ends, while starting
-        self._failed_start(start, end.cause or "vanished", end.detail, by_configuration=never_could(run))
+        elif end.how is not End.PLANNED and not (end.how is End.UNKNOWN and last_of_all):
+            self._add_failed_start(start, end.cause or "vanished", end.detail, run.refused)
+        # else it was stopped, or the log ends, while starting
 
-    def _failed_start(self, at: float, cause: str, detail: str = "", *, by_configuration: bool) -> None:
+    def _add_failed_start(self, at: float, cause: str, detail: str, by_configuration: bool) -> None:
         """The first one after a planned stop is a failure; in an outage it only prolongs it."""
         self.timeline.failed_starts += 1
         if by_configuration:
-            self.timeline.notes.append(f"configuration refused at {stamp(at)}: counted as the operator's")
-            self._off = self._off or _Off(at, Kind.PLANNED)
+            self._note_refusal(at)
+            self._off = self._off or _Off(at, State.PLANNED)
             return
-        if self._off is not None and self._off.kind is Kind.DOWN:
+        if self._off is not None and self._off.kind is State.DOWN:
             return
         if self._off is not None and at > self._off.since:
             self.timeline.spans.append(Span(self._off.since, at, self._off.kind))
-        self._off = _Off(at, Kind.DOWN, self._failure(at, f"start: {cause}", detail))
-
-
-def timeline(epochs: Sequence[Epoch], limits: Limits, *, power_loss_is_failure: bool = False) -> Timeline:
-    """The life of one machine from its boots, in order."""
-    walk = _Walk(limits, power_loss_is_failure=power_loss_is_failure)
-    for number, epoch in enumerate(epochs):
-        later = number + 1 < len(epochs)
-        events: list[tuple[float, Run | Mark]] = [(run.start, run) for run in epoch.runs]
-        events += [(mark.at, mark) for mark in epoch.orphans]
-        events.sort(key=lambda entry: entry[0])
-        for _, entry in events:
-            if isinstance(entry, Mark):
-                words = str(entry.keys.get("result", "?")), str(entry.keys.get("status", "?"))
-                walk.orphan(entry.at + epoch.offset, *words, by_configuration=refused(entry))
-                continue
-            latest = events[-1] if events[-1][1] is not entry else events[-2:][0]
-            follows = latest[1] is not entry and latest[0] >= entry.last
-            walk.run(entry, epoch, last_of_boot=not follows, last_of_all=not follows and not later)
-    _note_clock(epochs, walk.timeline)
-    return walk.timeline
-
-
-def _note_clock(epochs: Sequence[Epoch], result: Timeline) -> None:
-    for epoch in epochs:
-        for at, seconds in epoch.steps:
-            when = stamp(at + epoch.offset)
-            said = f"the wall clock jumped by {seconds:+.0f} s around {when}, or the machine slept"
-            result.notes.append(f"{said}; durations are monotonic and not touched by it")
+        self._fail(at, f"start: {cause}", detail)
 
 
 def stamp(seconds: float) -> str:
@@ -249,10 +228,10 @@ def stamp(seconds: float) -> str:
         return f"{seconds:.0f} s"
 
 
-# --- Failovers: which device was left when and why, when it was taken back, and whether an outage was avoided by it.
+# --- failovers: when and why a device was left, when it was taken back, and whether that avoided an outage
 
 
-class Outcome(StrEnum):
+class TripOutcome(StrEnum):
     """AVOIDED: images were concerned, and all came out in time while the device was away, without a failure."""
 
     AVOIDED = "avoided"
@@ -263,82 +242,63 @@ class Outcome(StrEnum):
 
 @dataclass(slots=True)
 class Trip:
+    """Work left `device` for `to`, and came back or not."""
+
     at: float
     until: float
     device: str
     to: str
     reason: str
     images: int
-    outcome: Outcome
+    outcome: TripOutcome
     threshold: float | None = None  # °C, where heat was the reason
 
 
-def trips(epochs: Sequence[Epoch], failures: Sequence[Failure], deadline: float) -> list[Trip]:
+def trips(boots: Sequence[Boot], failures: Sequence[Failure], deadline: float) -> list[Trip]:
     """Every failover of a machine. `deadline`: seconds from claim to outcome beyond which an image came late."""
-    return [
-        trip
-        for epoch in epochs
-        for run in epoch.runs
-        for trip in _of_run(run, epoch, [failure.at for failure in failures], deadline)
-    ]
-
-
-def _of_run(run: Run, epoch: Epoch, failures: list[float], deadline: float) -> list[Trip]:
-    marks = run.named("engine.failover", "engine.failback")
     found = []
-    for number, mark in enumerate(marks):
-        if mark.event != "engine.failover":
-            continue
-        device = str(mark.keys.get("from", "?"))
-        back = next((later.at for later in marks[number + 1 :] if _concerns(later.event, later.keys, device)), None)
-        end = run.last if back is None else back
-        concerned, fine = _images(run, epoch, mark.at, end, deadline)
-        announced = mark.keys.get("images")
-        concerned = max(concerned, len(announced) if isinstance(announced, list) else 0)
-        fine = fine and not any(mark.at <= at - epoch.offset <= end for at in failures)
-        if not fine:
-            outcome = Outcome.BROKEN
-        elif back is None:
-            outcome = Outcome.OPEN
-        else:
-            outcome = Outcome.AVOIDED if concerned else Outcome.IDLE
-        found.append(
-            Trip(
-                mark.at + epoch.offset,
-                end + epoch.offset,
-                device,
-                str(mark.keys.get("to", "?")),
-                str(mark.keys.get("reason", "?")),
-                concerned,
-                outcome,
-                _threshold(mark.keys),
-            )
-        )
+    for boot in boots:
+        moments = [failure.at - boot.offset for failure in failures]
+        for run in boot.runs:
+            moves = run.named("engine.failover", "engine.failback")
+            found += [
+                _trip(move, moves[place + 1 :], run, boot, moments, deadline)
+                for place, move in enumerate(moves)
+                if move.event == "engine.failover"
+            ]
     return found
 
 
-def _threshold(keys: dict[str, object]) -> float | None:
-    value = keys.get("threshold")
-    return float(value) if keys.get("reason") == "temperature" and isinstance(value, (int, float)) else None
+def _trip(
+    move: LogEvent, later: list[LogEvent], run: ServiceRun, boot: Boot, failures: list[float], deadline: float
+) -> Trip:
+    device, to, reason = (str(move.keys.get(key, "?")) for key in ("from", "to", "reason"))
+    back = next((other.at for other in later if _concerns(other, device)), None)
+    end = run.last if back is None else back
+    concerned, fine = _images(run, boot, move.at, end, deadline)
+    announced = move.keys.get("images")
+    concerned = max(concerned, len(announced) if isinstance(announced, list) else 0)
+    if not fine or any(move.at <= at <= end for at in failures):
+        outcome = TripOutcome.BROKEN
+    elif back is None:
+        outcome = TripOutcome.OPEN
+    else:
+        outcome = TripOutcome.AVOIDED if concerned else TripOutcome.IDLE
+    threshold = number(move.keys.get("threshold")) if reason == "temperature" else None
+    return Trip(move.at + boot.offset, end + boot.offset, device, to, reason, concerned, outcome, threshold)
 
 
-def _concerns(event: str, keys: dict[str, object], device: str) -> bool:
+def _concerns(move: LogEvent, device: str) -> bool:
     """Work returns to the device, or leaves it once more although its return was not recorded."""
-    return keys.get("to" if event == "engine.failback" else "from") == device
+    return move.keys.get("to" if move.event == "engine.failback" else "from") == device
 
 
-def _images(run: Run, epoch: Epoch, begin: float, end: float, deadline: float) -> tuple[int, bool]:
+def _images(run: ServiceRun, boot: Boot, begin: float, end: float, deadline: float) -> tuple[int, bool]:
     """(images concluded meanwhile, whether none was lost to the engine or came late)."""
-    table = epoch.images
+    table = boot.images
     totals = table.stages.get("total")
-    concerned, fine = 0, True
-    for row in table.between(begin, end):
-        if table.pid[row] != run.pid:
-            continue
-        if table.kind[row] == DONE:
-            concerned += 1
-            fine = fine and (totals is None or not totals[row] > deadline * 1000)
-        elif table.kind[row] == FAILED:
-            concerned += 1
-            fine = fine and not table.engine[row]
-    return concerned, fine
+    rows = [row for row in table.between(begin, end) if table.pid[row] == run.pid]
+    done = [row for row in rows if table.kind[row] == DONE]
+    refused = [row for row in rows if table.kind[row] == FAILED]
+    late = totals is not None and any(totals[row] > deadline * 1000 for row in done)
+    return len(done) + len(refused), not late and not any(table.engine[row] for row in refused)

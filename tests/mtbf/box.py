@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hypothesis import strategies as st
+
 from rmbgd.events import EVENTS, problems_with
+from rmbgd.mtbf.command import add_arguments
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
@@ -27,8 +31,6 @@ class Box:
         self.paused: str | None = None
         self.jobs = 0
 
-    # --- time
-
     def sleep(self, seconds: float) -> Box:
         self.wall += seconds
         self.mono += seconds
@@ -43,8 +45,6 @@ class Box:
         self.mono = 5.0
         self.boots += 1
         return self
-
-    # --- lines
 
     def emit(self, event: str, *, pid: int | None = None, **keys: object) -> Box:
         assert problems_with(event, keys) == []
@@ -70,7 +70,7 @@ class Box:
         self.sleep(ready_after)
         return self.emit("service.ready", seconds=ready_after, device=self.device, recovered=0)
 
-    def heartbeat(self) -> Box:
+    def health(self) -> Box:
         state = {"state": "ok"} if self.temperature is None else {"state": "ok", "temperature": self.temperature}
         return self.emit(
             "health", uptime=1.0, device=self.device, done=0, failed=0, postponed=0, waiting=0,
@@ -82,7 +82,7 @@ class Box:
         """Beat for so long; the last heartbeat falls on the end when it divides evenly."""
         left = seconds
         while left > self.heartbeat - 1e-9:
-            self.sleep(self.heartbeat).heartbeat()
+            self.sleep(self.heartbeat).health()
             left -= self.heartbeat
         return self.sleep(left)
 
@@ -128,3 +128,59 @@ class Box:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(line + "\n" for line in self.lines))
         return path
+
+
+PARTS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["serve", "freeze"]), st.integers(1, 120)),
+        st.tuples(st.sampled_from(["stop", "kill", "vanish", "fail", "reboot", "power"]), st.integers(1, 90)),
+        st.tuples(st.just("bad start"), st.integers(1, 30)),
+    ),
+    max_size=14,
+)
+
+
+def play(parts: list[tuple[str, int]], dropped: set[int]) -> Box:
+    """A history from its parts; lines whose number is in `dropped` are lost, but for starts and readies."""
+    box = Box(heartbeat=10).start(ready_after=2)
+    for what, amount in parts:
+        match what:
+            case "serve":
+                box.serve(amount)
+                continue
+            case "freeze":
+                box.sleep(amount).health()
+                continue
+            case "stop":
+                box.stop(seconds=1).sleep(amount)
+            case "kill":
+                box.recorded().sleep(amount)
+            case "vanish":
+                box.sleep(amount)
+            case "fail":
+                box.emit("service.failed", stage="s", error="", traceback="").recorded("exit-code", "exited", "70")
+                box.sleep(amount)
+            case "reboot":
+                box.stop(seconds=1).reboot(amount)
+            case "power":
+                box.reboot(amount)
+            case "bad start":
+                box.stop(seconds=1).sleep(amount)
+                box.pid += 1
+                box.emit("service.start", config="", folders=[], device="", python="", heartbeat=10).sleep(1)
+                box.recorded("exit-code", "exited", "70").sleep(amount)
+        box.start(ready_after=2)
+    kept = ("service.start", "service.ready", "service.exit", "service.failed")
+    box.lines = [
+        line
+        for number, line in enumerate(box.lines)
+        if number not in dropped or any(f'"{word}"' in line for word in kept)
+    ]
+    return box
+
+
+def options(*words: object) -> argparse.Namespace:
+    """What `rmbgd mtbf` makes of these words."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return parser.parse_args([str(word) for word in words])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import subprocess
@@ -14,18 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbgd.errors import RmbgdError
-from rmbgd.mtbf.command import add_arguments, make_report, run
+from rmbgd.mtbf.command import make_report, run
 from rmbgd.mtbf.text import render
-from tests.mtbf.box import Box
-from tests.mtbf.test_timeline import PARTS, play
+from tests.mtbf.box import PARTS, Box, options, play
 
 HOUR = 3600.0
-
-
-def options(*words: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args([str(word) for word in words])
 
 
 def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
@@ -37,7 +29,7 @@ def said(capsys: pytest.CaptureFixture[str], *words: object) -> str:
 def v1(tmp_path: Path) -> Path:
     """127 days, one planned restart of 120 s, no failure."""
     box = Box("edge", heartbeat=HOUR).start().serve(1000 * HOUR).stop(seconds=1).sleep(117).start()
-    return box.serve(2048 * HOUR - 120).heartbeat().write(tmp_path / "edge.jsonl")
+    return box.serve(2048 * HOUR - 120).health().write(tmp_path / "edge.jsonl")
 
 
 @pytest.fixture
@@ -49,7 +41,7 @@ def v2(tmp_path: Path) -> Path:
             at, down = [(153, 2.6), (300, 31.0), (615, 300.0)][number]
             box.serve(at * HOUR).recorded().sleep(down - 2).start(ready_after=2).serve(
                 (720 - at) * HOUR - down
-            ).heartbeat()
+            ).health()
         else:
             box.serve(720 * HOUR)
         box.write(tmp_path / "fleet" / f"edge{number:02}.jsonl")

@@ -9,27 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbgd.events import SAFE_MODE_OVER
-from rmbgd.mtbf.logs import Source, read
-from rmbgd.mtbf.machine import Machine, machines
-from rmbgd.mtbf.timeline import Kind
-from tests.mtbf.box import Box
+from rmbgd.mtbf.logs import LogSource, read
+from rmbgd.mtbf.machine import MachineHistory, machines
+from rmbgd.mtbf.timeline import State
+from tests.mtbf.box import PARTS, Box, play
 from tests.mtbf.oracle import judge
 
 DAY = 86400.0
 
 
-def machine_of(box: Box, folder: Path, **options: bool) -> Machine:
+def machine_of(box: Box, folder: Path, **options: bool) -> MachineHistory:
     path = box.write(folder / f"{box.name}.jsonl")
-    (machine,) = machines(read([Source(box.name, True, (path,))]), **options)
+    (machine,) = machines(read([LogSource(box.name, True, (path,))]), **options)
     return machine
 
 
-def seconds(machine: Machine) -> dict[str, float]:
-    found = {str(kind): round(machine.timeline.seconds(kind), 3) for kind in Kind}
+def seconds(machine: MachineHistory) -> dict[str, float]:
+    found = {str(kind): round(machine.timeline.seconds(kind), 3) for kind in State}
     return {kind: value for kind, value in found.items() if value}
 
 
-def causes(machine: Machine) -> list[str]:
+def causes(machine: MachineHistory) -> list[str]:
     return [failure.cause for failure in machine.failures]
 
 
@@ -209,7 +209,7 @@ def test_still_down_at_the_end_is_told_and_not_guessed(tmp_path: Path):
 
 def test_a_gap_in_the_heartbeat_is_not_operating_time(tmp_path: Path):
     """Nor is it down: nobody knows. Told."""
-    box = Box().start().serve(600).sleep(1000).heartbeat().serve(600)
+    box = Box().start().serve(600).sleep(1000).health().serve(600)
     machine = machine_of(box, tmp_path)
 
     assert seconds(machine) == {"up": 1200, "unobserved": 1000}
@@ -218,7 +218,7 @@ def test_a_gap_in_the_heartbeat_is_not_operating_time(tmp_path: Path):
 
 def test_three_heartbeats_may_be_missing(tmp_path: Path):
     """A busy disk delays lines."""
-    box = Box(heartbeat=60).start().serve(600).sleep(180).heartbeat().serve(600)
+    box = Box(heartbeat=60).start().serve(600).sleep(180).health().serve(600)
 
     assert seconds(machine_of(box, tmp_path)) == {"up": 1380}
 
@@ -247,7 +247,7 @@ def test_work_that_waits_while_nothing_comes_out_is_a_stall(tmp_path: Path):
     box.in_flight = 3
     box.serve(300).sleep(30).image()
     box.in_flight = 0
-    machine = machine_of(box.sleep(30).heartbeat().serve(300), tmp_path)
+    machine = machine_of(box.sleep(30).health().serve(300), tmp_path)
 
     assert causes(machine) == ["stall"]
     assert seconds(machine) == {"up": 120 + 330, "down": 330}
@@ -407,60 +407,6 @@ def test_a_second_service_that_is_refused_changes_nothing(tmp_path: Path):
 
 
 # --- against brute force
-
-PARTS = st.lists(
-    st.one_of(
-        st.tuples(st.just("serve"), st.integers(1, 120)),
-        st.tuples(st.just("freeze"), st.integers(1, 120)),
-        st.tuples(st.just("stop"), st.integers(1, 90)),
-        st.tuples(st.just("kill"), st.integers(1, 90)),
-        st.tuples(st.just("vanish"), st.integers(1, 90)),
-        st.tuples(st.just("fail"), st.integers(1, 90)),
-        st.tuples(st.just("reboot"), st.integers(1, 90)),
-        st.tuples(st.just("power"), st.integers(1, 90)),
-        st.tuples(st.just("bad start"), st.integers(1, 30)),
-    ),
-    max_size=14,
-)
-
-
-def play(parts: list[tuple[str, int]], dropped: set[int]) -> Box:
-    """A history from its parts; lines whose number is in `dropped` are lost, but for starts and readies."""
-    box = Box(heartbeat=10).start(ready_after=2)
-    for what, amount in parts:
-        match what:
-            case "serve":
-                box.serve(amount)
-                continue
-            case "freeze":
-                box.sleep(amount).heartbeat()
-                continue
-            case "stop":
-                box.stop(seconds=1).sleep(amount)
-            case "kill":
-                box.recorded().sleep(amount)
-            case "vanish":
-                box.sleep(amount)
-            case "fail":
-                box.emit("service.failed", stage="s", error="", traceback="").recorded("exit-code", "exited", "70")
-                box.sleep(amount)
-            case "reboot":
-                box.stop(seconds=1).reboot(amount)
-            case "power":
-                box.reboot(amount)
-            case "bad start":
-                box.stop(seconds=1).sleep(amount)
-                box.pid += 1
-                box.emit("service.start", config="", folders=[], device="", python="", heartbeat=10).sleep(1)
-                box.recorded("exit-code", "exited", "70").sleep(amount)
-        box.start(ready_after=2)
-    kept = ("service.start", "service.ready", "service.exit", "service.failed")
-    box.lines = [
-        line
-        for number, line in enumerate(box.lines)
-        if number not in dropped or any(f'"{word}"' in line for word in kept)
-    ]
-    return box
 
 
 @settings(max_examples=150, deadline=None)
