@@ -1,11 +1,9 @@
-"""Networks on the CPU, from images in the arena to finished planes in the arena; the door to all engines on torch.
+"""Backend on the CPU: from images in the arena to finished output planes in the arena.
 
-Runs in the engine's process. Knows no process, folder or recipe: which models and how many threads come as options.
-For a GPU see rmbgd/gpu.
-
-A batch goes through four steps: each image resized into its place of the network's preallocated input (antialiased
-bilinear, as the networks were trained), the network, a check that every alpha is a number, and only then, image by
-image, alpha at full size in float, clean colours, and the output plane. A batch that fails has written nothing.
+A batch goes through four steps: each image is resized into the network's preallocated input (antialiased bilinear, as
+the networks were trained), the network runs, every alpha is checked to be a number, and only then, image by image,
+alpha is upsampled in float, colours are cleaned and the output plane is written. A batch that fails has written
+nothing.
 """
 
 from __future__ import annotations
@@ -50,8 +48,8 @@ CPU_BATCH_MAXIMUM = 4  # images: u2netp takes 0.19 GB for each, and in CPU time 
 
 
 @dataclass
-class Network:
-    """One loaded model. `inputs` float [largest batch, 3, h, w], pixel-major, is reused by every batch."""
+class CpuNetwork:
+    """One loaded model. `inputs` float [largest batch, 3, h, w], channels last, is reused by every batch."""
 
     name: str
     module: nn.Module
@@ -74,11 +72,11 @@ class CpuBackend:
             precision = "float32"
         self._dtype: torch.dtype = getattr(torch, precision)
         self._block = block
-        self._networks: dict[str, Network] = {}
-        self._canary: MemoryTest | None = None
+        self._networks: dict[str, CpuNetwork] = {}
+        self._memory_test: MemoryTest | None = None
 
     def start(self) -> EngineDescription:
-        """Load every model, prove each on the golden image, measure. Raises ModelError, EngineFault."""
+        """Load every model, check each on the golden image, measure. Raises ModelError, EngineFault."""
         threads = self._options.threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(threads)
         cv2.setNumThreads(threads)
@@ -88,12 +86,12 @@ class CpuBackend:
             self._scale = torch.tensor(SCALE).view(3, 1, 1)
             self._shift = torch.tensor(SHIFT).view(3, 1, 1)
             for name, choice in self._options.models.items():
-                network = self._load(name, choice)
-                self._networks[name] = network
+                network = self._networks[name] = self._load(name, choice)
                 began = time.perf_counter()
-                network.facts["overlap"] = round(self._prove(network), 4)
+                matte = self._matte(network, golden_image()[0])
+                network.facts["overlap"] = round(check_golden(matte, str(network.facts["model"]), name), 4)
                 measured.append(self._measure(network, time.perf_counter() - began))
-        # What nobody measured for every model is not offered: a larger batch takes memory and may save nothing.
+        # A size that was not measured for every model is not offered: a larger batch takes memory and may save nothing.
         sizes = tuple(size for size in SIZES if all(size in seconds for seconds in measured))
         slowest = {size: max(seconds[size] for seconds in measured) for size in sizes}
         models = {name: network.facts for name, network in self._networks.items()}
@@ -106,12 +104,12 @@ class CpuBackend:
         slots = [view(self._block, work.region) for work in batch]
         began = time.perf_counter()
         with torch.inference_mode(), faults():
-            for place, slot in enumerate(slots):
-                self._put(network, place, slot.rgb)
+            for index, slot in enumerate(slots):
+                self._set_input(network, index, slot.rgb)
             resized = time.perf_counter()
             mattes = self._mattes(network, len(batch))
             computed = time.perf_counter()
-            reports = [_measured(work.image_id, matte) for work, matte in zip(batch, mattes, strict=True)]
+            reports = [_report(work.image_id, matte) for work, matte in zip(batch, mattes, strict=True)]
             for work, slot, matte in zip(batch, slots, mattes, strict=True):
                 finish(slot, matte.numpy(), clean=work.clean_edges)
         finished = time.perf_counter()
@@ -127,27 +125,25 @@ class CpuBackend:
     def golden(self, model: str) -> Golden:
         """The golden image, at its own size. Raises EngineFault."""
         rgb, truth = golden_image()
-        network = self._networks[model]
         with torch.inference_mode(), faults():
             began = time.perf_counter()
-            self._put(network, 0, rgb)
-            matte = self._mattes(network, 1)[0].numpy()
+            matte = self._matte(self._networks[model], rgb)
             seconds = time.perf_counter() - began
         return Golden(matte_to_image(matte, *truth.shape), seconds)
 
     def canary(self, blocks: int) -> MemoryTestPass:
-        """One pass over 4 KiB blocks of this device's memory, which stays taken. Raises EngineFault."""
+        """One pass of the memory test over 4 KiB blocks, which stay allocated. Raises EngineFault."""
         with torch.inference_mode(), faults():
-            if self._canary is None:
-                self._canary = MemoryTest(TorchMemory(torch.device(DEVICE)), blocks)
-            return self._canary.check()
+            if self._memory_test is None:
+                self._memory_test = MemoryTest(TorchMemory(torch.device(DEVICE)), blocks)
+            return self._memory_test.check()
 
     def close(self) -> None:
         self._networks.clear()
-        if self._canary is not None:
-            self._canary.close()
+        if self._memory_test is not None:
+            self._memory_test.close()
 
-    def _load(self, name: str, choice: ModelChoice) -> Network:
+    def _load(self, name: str, choice: ModelChoice) -> CpuNetwork:
         loaded = load_model(
             choice.source,
             device=DEVICE,
@@ -157,36 +153,34 @@ class CpuBackend:
             sha256=choice.sha256 or None,
         )
         height, width = loaded.provenance.input_size
-        largest = self._options.batch_maximum
-        inputs = torch.empty((largest, 3, height, width), dtype=self._dtype, device=DEVICE)
+        inputs = torch.empty((self._options.batch_maximum, 3, height, width), dtype=self._dtype, device=DEVICE)
         inputs = inputs.to(memory_format=torch.channels_last)
-        return Network(name, loaded.module, loaded.provenance.facts(), inputs)
+        return CpuNetwork(name, loaded.module, loaded.provenance.facts(), inputs)
 
-    def _put(self, network: Network, place: int, rgb: NDArray[np.uint8]) -> None:
-        """Resize one image, uint8 [H, W, 3], into its place of the network's input."""
-        image = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # uint8 [1, 3, H, W], pixel-major: the fast path
+    def _set_input(self, network: CpuNetwork, index: int, rgb: NDArray[np.uint8]) -> None:
+        """Resize and normalise one image, uint8 [H, W, 3], into the network's input at `index` of the batch."""
+        image = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # uint8 [1, 3, H, W], channels last: the fast path
         if image.shape[2:] != network.size:
             image = F.interpolate(image, network.size, mode="bilinear", antialias=True)
-        network.inputs[place] = image[0] * self._scale + self._shift
+        network.inputs[index] = image[0] * self._scale + self._shift
 
-    def _mattes(self, network: Network, count: int) -> Tensor:
-        """Alpha of the first `count` places, float32 [count, h, w]. Raises EngineNonsense."""
+    def _mattes(self, network: CpuNetwork, count: int) -> Tensor:
+        """Alpha of the first `count` inputs, float32 [count, h, w]. Raises EngineNonsense."""
         logits = network.module(network.inputs[:count])
         mattes: Tensor = torch.sigmoid(logits[:, 0].float())
         finite = torch.isfinite(mattes).flatten(1).all(dim=1)
         if not bool(finite.all()):
-            places = [place for place, well in enumerate(finite.tolist()) if not well]
-            raise EngineNonsense(f"alpha is not finite for images {places} of a batch of {count} ({network.name})")
+            bad = [index for index, is_finite in enumerate(finite.tolist()) if not is_finite]
+            raise EngineNonsense(f"alpha is not finite for images {bad} of a batch of {count} ({network.name})")
         return mattes
 
-    def _prove(self, network: Network) -> float:
-        """Compute the golden image. Raises EngineNonsense when it comes out wrong."""
-        rgb, _ = golden_image()
-        self._put(network, 0, rgb)
-        return check_golden(self._mattes(network, 1)[0].numpy(), str(network.facts["model"]), network.name)
+    def _matte(self, network: CpuNetwork, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Of one image, uint8 [H, W, 3]: float32 [h, w]. Raises EngineNonsense."""
+        self._set_input(network, 0, rgb)
+        return np.asarray(self._mattes(network, 1)[0].numpy(), np.float32)
 
-    def _measure(self, network: Network, first: float) -> dict[int, float]:
-        """Seconds per batch by its size; stops where the next size would take too long. `first`: of the first run."""
+    def _measure(self, network: CpuNetwork, first: float) -> dict[int, float]:
+        """Seconds per batch by its size, up to the size that would take too long. `first`: of the first run."""
         if first > MEASURE_SECONDS:
             return {1: first}
         largest = min(self._options.batch_maximum, CPU_BATCH_MAXIMUM)
@@ -203,7 +197,7 @@ class CpuBackend:
         return seconds
 
 
-def _measured(image_id: int, matte: Tensor) -> MatteReport:
+def _report(image_id: int, matte: Tensor) -> MatteReport:
     return MatteReport(
         image_id,
         coverage=float(matte.mean()),

@@ -1,4 +1,4 @@
-"""From options to a backend: the function that the child process loads by its name."""
+"""Options to backend: the factory that the child process loads by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rmbgd.engine.types import Backend, Options
 
 
 def create(block: NDArray[np.uint8], options: Mapping[str, Any]) -> Backend:
-    """The factory for the child process. Raises EngineLost for a GPU that is not there."""
+    """A backend on the CPU or a GPU, to be started; `start` raises EngineLost for a GPU that is not there."""
     wanted = Options.from_json(options)
     if wanted.device == DEVICE:
         return CpuBackend(block, wanted)

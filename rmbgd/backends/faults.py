@@ -1,7 +1,7 @@
-"""POLICY: what an error that PyTorch raises says of the device, read from its class name and its text.
+"""POLICY: which engine fault an error of PyTorch amounts to, by its class name and text.
 
-Knows neither torch nor a device, so that it can be tested with texts alone. What it does not recognise ends the
-process as well: a fresh one has to prove that the device is well.
+Imports no torch, so that it can be tested with texts alone. What it does not recognise ends the process as well: a
+fresh one has to pass the device's self-test.
 
 CUDA calls most of its errors sticky: they leave the process's context unusable, and every later call fails with them
 (CUDA Runtime API, cudaError_t). Running out of memory is not one of them.
@@ -37,7 +37,7 @@ NO_DEVICE_TEXTS = (
 
 
 def fault_of(error: BaseException) -> EngineFault | None:
-    """The engine fault that `error`, raised by torch, amounts to; None where it is no error of a device."""
+    """The engine fault that `error`, raised by torch, amounts to; None if it is not an error of the device."""
     text = str(error)
     if type(error).__name__ in MEMORY_CLASSES or any(known in text for known in MEMORY_TEXTS):
         return EngineMemory(text)
@@ -46,9 +46,6 @@ def fault_of(error: BaseException) -> EngineFault | None:
     if type(error).__name__ in RUNTIME_CLASSES or any(known in text for known in RUNTIME_TEXTS):
         return EngineLost(text)
     return None
-
-
-# --- What torch raises, named for what it is, where it is an error of the device. In the engine's process.
 
 
 @contextmanager
@@ -64,7 +61,7 @@ def faults() -> Iterator[None]:
     raise fault
 
 
-def unburdened(shortage: EngineMemory) -> EngineMemory:
-    """The same, without the tracebacks whose frames keep the tensors of the batch that failed."""
+def without_frames(shortage: EngineMemory) -> EngineMemory:
+    """`shortage` without the tracebacks, whose frames keep the tensors of the failed batch alive."""
     shortage.__context__ = None
     return shortage.with_traceback(None)

@@ -1,9 +1,7 @@
-"""The canary: device memory that holds a known pattern, so that boards without ECC show memory errors too.
+"""Pattern test of device memory, so that boards without ECC show memory errors too.
 
-Does not know any device: the memory is injected. Does not judge: `ErrorWindow` gives a rate, failover.py has the limit.
-
-What a pass reads first is what the pass before left behind, often a minute ago: other work has since pushed it out of
-the device's cache (64 MiB on some boards, as much as the canary), so that it comes from the memory itself.
+What a pass reads first is what the pass before wrote, often a minute ago: other work has since evicted it from the
+device's cache (64 MiB on some boards, as much as is tested), so that it comes from the memory itself.
 """
 
 from __future__ import annotations
@@ -22,7 +20,7 @@ CHUNK_BLOCKS = 1024  # 4 MiB of expected values at a time
 _WORD_STEP = -0x61C8864680B583EB  # 2^64 divided by the golden ratio, as a signed number
 _SEED_STEP = 0x5851F42D4C957F2D
 
-ArrayT = TypeVar("ArrayT")  # int64 array of numpy or of a device: multiplication wraps in both
+ArrayT = TypeVar("ArrayT")  # int64 array of numpy or of torch: multiplication wraps in both
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,31 +30,27 @@ class Pattern:
     number: int
 
     def words(self, index: ArrayT) -> ArrayT:
-        """What stands at the word numbers `index` (int64, any shape, from 0). Works on arrays of numpy and of torch."""
-        seed = _wrapped((self.number // 2 + 1) * _SEED_STEP)
+        """The words at the word numbers `index`, int64 of any shape, from 0: numpy and torch arrays alike."""
+        seed = (self.number // 2 + 1) * _SEED_STEP
+        seed = (seed + (1 << 63)) % (1 << 64) - (1 << 63)  # as a signed 64-bit number
         values: Any = index
         values = values * _WORD_STEP + seed
         return ~values if self.number % 2 else values  # type: ignore[no-any-return]
 
 
-def _wrapped(value: int) -> int:
-    """`value` as a signed 64-bit number."""
-    return (value + (1 << 63)) % (1 << 64) - (1 << 63)
-
-
 def chunks(blocks: int) -> Iterator[tuple[int, int]]:
-    """(first block, blocks) pieces small enough that their expected values cost little memory."""
+    """(first block, blocks) of chunks small enough that their expected values cost little memory."""
     for first in range(0, blocks, CHUNK_BLOCKS):
         yield first, min(CHUNK_BLOCKS, blocks - first)
 
 
-class DeviceMemory(Protocol):
+class MemoryUnderTest(Protocol):
     """Memory on one device, int64 [blocks, WORDS]. Each call may raise the device's own errors, or EngineMemory."""
 
     def allocate(self, blocks: int) -> None: ...
 
     def write(self, pattern: Pattern) -> None:
-        """Put `pattern.words(...)` everywhere; word number = block * WORDS + word."""
+        """Fill all of it with `pattern.words(...)`; word number = block * WORDS + word."""
         ...
 
     def compare(self, pattern: Pattern) -> list[int]:
@@ -67,48 +61,48 @@ class DeviceMemory(Protocol):
 
 
 class MemoryTest:
-    """Owned by the thread that owns the device. Takes its memory at the first pass and keeps it until closed."""
+    """Owned by the thread that owns the device. Allocates at the first pass and keeps its memory until closed."""
 
-    def __init__(self, memory: DeviceMemory, blocks: int) -> None:
+    def __init__(self, memory: MemoryUnderTest, blocks: int) -> None:
         self._memory = memory
         self._blocks = blocks
         self._number = 0
-        self._standing: Pattern | None = None
+        self._written: Pattern | None = None
 
     def check(self) -> MemoryTestPass:
-        """One pass: what stood since the last one, then the next pattern. A block is bad if either failed."""
+        """One pass: compare what the last pass wrote, then write and compare the next pattern.
+
+        A block is bad if either comparison failed. Raises the device's own errors, or EngineMemory.
+        """
         bad: set[int] = set()
-        if self._standing is None:
+        if self._written is None:
             self._memory.allocate(self._blocks)
         else:
-            bad.update(self._memory.compare(self._standing))
+            bad.update(self._memory.compare(self._written))
         pattern = Pattern(self._number)
-        self._standing = None  # until it is written, nothing is known to stand
+        self._written = None  # unknown while it is being written
         try:
             self._memory.write(pattern)
             bad.update(self._memory.compare(pattern))
         except BaseException:
             self._memory.release()
             raise
-        self._standing = pattern
+        self._written = pattern
         self._number += 1
         return MemoryTestPass(self._blocks, len(bad))
 
     def close(self) -> None:
-        """Give the memory back. May be called more than once; the next pass takes it anew."""
-        if self._standing is not None:
-            self._standing = None
+        """Release the memory. May be called more than once; the next pass allocates again."""
+        if self._written is not None:
+            self._written = None
             self._memory.release()
 
 
-# --- Memory on a torch device, for the canary. In the engine's process. Does not know when it is looked at.
-
-
 class TorchMemory:
-    """int64 [blocks, WORDS]. Expected values are computed there, too."""
+    """int64 [blocks, WORDS] on a torch device, which computes the expected values as well."""
 
     def __init__(self, device: Any) -> None:
-        import torch  # here, so that the test itself runs on memory that numpy stands for
+        import torch  # here, because the test itself also runs on numpy, without torch
 
         self._torch, self._device = torch, device
         self._words = torch.empty(0, dtype=torch.int64)

@@ -1,7 +1,4 @@
-"""How pixels become what the networks were trained on: the statistics of ImageNet, for every network here.
-
-Knows no tensors.
-"""
+"""Pixels in: the statistics of ImageNet, for every network here. Output planes out, on the host."""
 
 from __future__ import annotations
 
@@ -20,11 +17,8 @@ SCALE = tuple(1 / (255 * deviation) for deviation in DEVIATION)
 SHIFT = tuple(-mean / deviation for mean, deviation in zip(MEAN, DEVIATION, strict=True))
 
 
-# --- On the host, from a network's answer to the output plane of one image: resize, clean colours, compose.
-
-
 def finish(slot: Slot, matte: NDArray[np.float32], *, clean: bool) -> None:
-    """Write the output plane of one image from its matte, float32 [h, w]."""
+    """Write the output plane of one image from its matte, float32 [h, w]: resize, clean colours, compose."""
     alpha = matte_to_image(matte, *slot.rgb.shape[:2])
     if slot.rgba is not None:
         compose_rgba(slot.rgb, alpha, slot.source_alpha, slot.rgba, clean=clean)

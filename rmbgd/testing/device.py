@@ -1,4 +1,4 @@
-"""The CPU behind the seam of the CUDA device, so that the GPU backend runs and is tested without a GPU."""
+"""HostDevice: the CUDA seam on the CPU, so that the GPU backend runs and is tested without a GPU."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmbgd.backends.cuda.device import Mark
+from rmbgd.backends.cuda.device import Event
 
 
 class HostDevice:
-    """The CPU in a device's place: one stream, on which everything is done at once. For tests, and it is no toy: the
-    engine computes real images with it.
+    """The CPU as a device with one stream, on which everything is done at once. The backend computes real images on it.
 
-    memory      (free, total) that it pretends to have
-    capability  of CUDA, likewise
-    capture     what a graph is made of, instead of the body itself
+    memory      (free, total) bytes that it claims to have
+    capability  compute capability that it claims
+    capture     makes the replay of a graph from its body; the body itself if None
     pins        why nothing can be page-locked
     """
 
@@ -33,7 +32,7 @@ class HostDevice:
     ) -> None:
         self.reserved: list[int] = []
         self.pinned = 0
-        self.graphs_forgotten = 0
+        self.graphs_discarded = 0
         self._memory = memory
         self._capability = capability
         self._capture = capture or (lambda body: body)
@@ -52,46 +51,46 @@ class HostDevice:
     def memory(self) -> tuple[int, int]:
         return self._memory
 
-    def peak(self, body: Callable[[], object]) -> int:
+    def peak_bytes(self, body: Callable[[], object]) -> int:
         body()
         return 0
 
     def allocations(self) -> int:
         return 0
 
-    def upload(self) -> AbstractContextManager[object]:
+    def upload_stream(self) -> AbstractContextManager[object]:
         return nullcontext()
 
-    compute = download = upload
+    compute_stream = download_stream = upload_stream
 
-    def mark(self) -> Mark:
+    def record_event(self) -> Event:
         return object()
 
-    def follow(self, mark: Mark) -> None:
+    def wait_event(self, event: Event) -> None:
         pass
 
-    wait = follow
+    synchronize_event = wait_event
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         pass
 
-    def capture(self, body: Callable[[], object]) -> Callable[[], object]:
+    def capture_graph(self, body: Callable[[], object]) -> Callable[[], object]:
         return self._capture(body)
 
-    def forget_graphs(self) -> None:
-        self.graphs_forgotten += 1
+    def discard_graphs(self) -> None:
+        self.graphs_discarded += 1
 
     def reserve(self, byte_count: int) -> None:
         self.reserved.append(byte_count)
 
-    def empty(self) -> None:
+    def empty_cache(self) -> None:
         pass
 
     def pin(self, block: NDArray[np.uint8], byte_count: int) -> str:
         self.pinned = 0 if self._pins else min(byte_count, len(block))
         return self._pins
 
-    def host_tensor(self, shape: tuple[int, ...]) -> Tensor:
+    def pinned_tensor(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape)
 
     def close(self) -> None:

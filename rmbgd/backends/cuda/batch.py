@@ -1,17 +1,16 @@
-"""One batch on its way through the device: up, computed, and down into the arena, image by image.
+"""One batch through the device: uploaded, computed, and downloaded into the arena, image by image.
 
-Knows one network and one staging memory; not how batches are formed, nor what is done about faults. The host waits once
-for the answers' summaries and once for the last copy. Until it has seen that every number of an answer is one, nothing
-of that image goes down.
+The host waits once for the summaries of the mattes and once for the last copy. Nothing of an image is downloaded before
+every number of its matte is known to be finite.
 
-An image that the staging memory cannot hold is resized and finished by the host; the network does not know.
+An image that is too large for the staging buffers is resized and finished by the host.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 
 import numpy as np
@@ -20,12 +19,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rmbgd.backends.cuda import postprocess as edges
-from rmbgd.backends.cuda.device import CudaSeam, Mark
+from rmbgd.backends.cuda.device import CudaSeam, Event
 from rmbgd.backends.cuda.memory_plan import COARSE_PIXELS
-from rmbgd.backends.cuda.network import Network
+from rmbgd.backends.cuda.network import CudaNetwork
 from rmbgd.backends.cuda.postprocess import FINITE, pack
-from rmbgd.backends.cuda.resample import FullSize, bands
-from rmbgd.backends.cuda.staging import Band, Source, Staging
+from rmbgd.backends.cuda.resample import bands, resize_band
+from rmbgd.backends.cuda.staging import Band, StagedImage, Staging
 from rmbgd.backends.planes import finish
 from rmbgd.engine.types import OUTPUT_BYTES, MatteReport, OutputPlane, Work, view
 from rmbgd.errors import EngineNonsense
@@ -33,245 +32,226 @@ from rmbgd.models.kernels.resize import resized
 
 
 @dataclass
-class Waiting:
-    """Bands that are packed on the device, and what to wait for."""
-
-    place: int
-    band: Band
-    ready: Mark
-
-
 class BatchRun:
-    """Made for one batch, used once: `compute`, then `finish`.
+    """Made for one batch, used once: `compute`, then `finish`. Images are named by their index in the batch.
 
-    size  of the batch that is computed; its last places may be empty
-    told  float32 on the host, the device's copies can reach it; at least as many rows as images
-    wide  whether the network already computes in float32, so that trying again is no use
+    block        the shared arena, uint8 [bytes]
+    batch        images of one model
+    size         of the batch that is computed; its last inputs may be empty
+    summary      float32 [>= images, SUMMARY] on the host, page-locked
+    recomputed   images computed a second time, in float32
+    computed_at  perf_counter when the summaries were on the host
     """
 
-    def __init__(
-        self,
-        device: CudaSeam,
-        staging: Staging,
-        network: Network,
-        block: NDArray[np.uint8],
-        batch: Sequence[Work],
-        size: int,
-        told: Tensor,
-        *,
-        wide: bool,
-    ) -> None:
-        self.again = 0  # images computed a second time
-        self.known_at = 0.0  # perf_counter when the first answers were known
-        self._device = device
-        self._staging = staging
-        self._network = network
-        self._block = block
-        self._batch = batch
-        self._size = size
-        self._told = told[: len(batch)]
-        self._wide = wide
-        self._by_host = {place for place, work in enumerate(batch) if not staging.fits(work.region)}
-        self._sources: dict[int, Source] = {}
-        self._waiting: list[Waiting] = []
-        self._last: Mark | None = None  # of the copies down
-        self._known: Mark | None = None  # until the summaries have been looked at
-        self._bad: set[int] = set()  # places whose answers are not finite
+    device: CudaSeam
+    staging: Staging
+    network: CudaNetwork
+    block: NDArray[np.uint8]
+    batch: Sequence[Work]
+    size: int
+    summary: Tensor
+    recomputed: int = 0
+    computed_at: float = 0.0
+    _images: dict[int, StagedImage] = field(default_factory=dict)
+    _packed: list[tuple[int, Band, Event]] = field(default_factory=list)  # by image, until they are downloaded
+    _bad: set[int] = field(default_factory=set)  # mattes that are not finite
+    _last: Event | None = None  # after the downloads
+    _summarised: Event | None = None  # until the summaries have been read
+
+    def __post_init__(self) -> None:
+        self.summary = self.summary[: len(self.batch)]
+        self._by_host = {index for index, work in enumerate(self.batch) if not self.staging.fits(work.region)}
 
     def compute(self) -> None:
-        """Images up, resized, through the network; nothing is waited for."""
-        unput: list[tuple[int, Source]] = []
-        for place, work in enumerate(self._batch):
-            if place in self._by_host:
-                self._put_by_host(place)
+        """Images uploaded, resized, through the network; the host does not wait."""
+        uploaded: list[int] = []
+        for index in range(len(self.batch)):
+            if index in self._by_host:
+                self._set_by_host(index)
                 continue
-            source = self._staging.bring(work.region)
-            if source is None:  # the ring is full of images that were not read yet
-                self._put(unput)
-                unput = []
-                source = self._staging.bring(work.region)
-                assert source is not None
-            self._sources[place] = source
-            unput.append((place, source))
-        self._put(unput)
-        with self._device.compute():
-            self._network.run(self._size)
-            self._known = self._tell()
+            if not self._upload(index):  # the ring is full of images that the network has not read yet
+                self._set_inputs(uploaded)
+                uploaded = []
+                fitted = self._upload(index)
+                assert fitted, "no chunk is held now; a bug"
+            uploaded.append(index)
+        self._set_inputs(uploaded)
+        with self.device.compute_stream():
+            self.network.run(self.size)
+            self._copy_summary()
 
     def finish(self) -> list[MatteReport]:
-        """Every output plane is complete. Raises EngineNonsense for an answer that is not finite in float32 either."""
+        """Every output plane is complete. Raises EngineNonsense for a matte that is not finite in float32 either."""
         for group in self._groups():
             self._finish(group)
-        self._send()
+        self._download()
         if self._bad:
-            self._once_more(sorted(self._bad))
-        for place in sorted(self._by_host):
-            self._finish_by_host(place)
+            self._recompute(sorted(self._bad))
+        for index in sorted(self._by_host):
+            self._finish_by_host(index)
         if self._last is not None:
-            self._device.wait(self._last)
+            self.device.synchronize_event(self._last)
         return [
             MatteReport(work.image_id, *(min(max(float(value), 0.0), 1.0) for value in row[:FINITE]))
-            for work, row in zip(self._batch, self._told, strict=True)
+            for work, row in zip(self.batch, self.summary, strict=True)
         ]
 
     # --- up
 
-    def _put(self, unput: Sequence[tuple[int, Source]]) -> None:
-        """Into the network's places; afterwards the pieces may be overwritten."""
-        with self._device.compute():
-            for _, source in unput:
-                self._follow(source)
-            runs = groupby(enumerate(unput), lambda entry: entry[1][0] - entry[0])
-            for _, run in runs:  # places beside each other
-                entries = [entry for _, entry in run]
-                self._network.put(entries[0][0], [source.rgb for _, source in entries])
-            self._release([source for _, source in unput])
+    def _upload(self, index: int) -> bool:
+        """Start copying an image to the device: whether the ring has room for it."""
+        image = self.staging.upload(self.batch[index].region)
+        if image is not None:
+            self._images[index] = image
+        return image is not None
 
-    def _put_by_host(self, place: int) -> None:
-        rgb = torch.from_numpy(view(self._block, self._batch[place].region).rgb)
-        pixels = resized(rgb, self._network.size).permute(1, 2, 0)
-        with self._device.compute():
-            self._network.put_resized(place, pixels)
+    def _set_inputs(self, indices: Sequence[int]) -> None:
+        """From staging into the network's inputs; afterwards the chunks may be overwritten."""
+        with self.device.compute_stream():
+            for index in indices:
+                self._wait_upload(self._images[index])
+            for _, run in groupby(enumerate(indices), lambda entry: entry[1] - entry[0]):  # inputs beside each other
+                beside = [index for _, index in run]
+                self.network.set_inputs(beside[0], [self._images[index].rgb for index in beside])
+            self._release([self._images[index] for index in indices])
 
-    def _source(self, place: int) -> Source:
-        """The image's planes, to be released; brought a second time if others have taken their place."""
-        source = self._sources.get(place)
-        if source is None or source.piece.gone:
-            source = self._staging.bring(self._batch[place].region)
-            assert source is not None, "nothing else is held now; a bug"
-            self._sources[place] = source
-        source.piece.held = True
-        self._follow(source)
-        return source
+    def _set_by_host(self, index: int) -> None:
+        rgb = torch.from_numpy(view(self.block, self.batch[index].region).rgb)
+        pixels = resized(rgb, self.network.size).permute(1, 2, 0)
+        with self.device.compute_stream():
+            self.network.set_resized(index, pixels)
 
-    def _follow(self, source: Source) -> None:
-        assert source.piece.mark is not None
-        self._device.follow(source.piece.mark)
+    def _hold(self, index: int) -> StagedImage:
+        """The image's planes, to be released; uploaded again if they were evicted."""
+        image = self._images.get(index)
+        if image is None or image.chunk.evicted:
+            fitted = self._upload(index)
+            assert fitted, "no other chunk is held now; a bug"
+            image = self._images[index]
+        image.chunk.held = True
+        self._wait_upload(image)
+        return image
 
-    def _release(self, sources: Sequence[Source]) -> None:
-        if sources:
-            mark = self._device.mark()
-            for source in sources:
-                source.piece.mark, source.piece.held = mark, False
+    def _wait_upload(self, image: StagedImage) -> None:
+        assert image.chunk.last_use is not None
+        self.device.wait_event(image.chunk.last_use)
+
+    def _release(self, images: Sequence[StagedImage]) -> None:
+        if images:
+            event = self.device.record_event()
+            for image in images:
+                image.chunk.release(event)
 
     # --- down
 
     def _groups(self) -> Iterator[list[int]]:
-        """Places in the order of finishing: first what is on the device; those of one size to be cleaned together."""
-        places = [place for place in range(len(self._batch)) if place not in self._by_host]
-        places.sort(key=lambda place: (self._sources[place].piece.gone, *self._alike(place)))
-        for alike, run in groupby(places, self._alike):
+        """Indices in the order of finishing: first what is on the device; images of one size are cleaned together."""
+        indices = [index for index in range(len(self.batch)) if index not in self._by_host]
+        indices.sort(key=lambda index: (self._images[index].chunk.evicted, *self._kind(index)))
+        for (cleans, height, width), run in groupby(indices, self._kind):
             group = list(run)
-            most = self._together(alike) if alike[0] else 1
+            most = 1
+            if cleans:  # as many as the memory for their small levels takes
+                rows, columns = edges.coarse_size(height, width)
+                most = max(1, COARSE_PIXELS // (rows * columns))
             for first in range(0, len(group), most):
                 yield group[first : first + most]
 
-    def _together(self, alike: tuple[bool, int, int]) -> int:
-        """How many images of one size are estimated in one, by the memory that it takes."""
-        height, width = edges.coarse_size(*alike[1:])
-        return max(1, COARSE_PIXELS // (height * width))
-
-    def _alike(self, place: int) -> tuple[bool, int, int]:
-        work = self._batch[place]
-        return self._cleans(work), work.region.height, work.region.width
-
-    @staticmethod
-    def _cleans(work: Work) -> bool:
-        return work.clean_edges and work.region.output is OutputPlane.RGBA8
+    def _kind(self, index: int) -> tuple[bool, int, int]:
+        """(whether edges are cleaned, height, width)"""
+        work = self.batch[index]
+        cleans = work.clean_edges and work.region.output is OutputPlane.RGBA8
+        return cleans, work.region.height, work.region.width
 
     def _finish(self, group: Sequence[int]) -> None:
-        """Launch all that turns answers into bytes of output planes."""
+        """Launch all that turns mattes into bytes of output planes."""
         colours: dict[int, Tensor] = {}
-        with self._device.compute():
-            if self._cleans(self._batch[group[0]]):
-                colours = dict(zip(group, edges.estimate([self._coarse(place) for place in group]), strict=True))
-            for place in group:
-                self._pack(place, colours.get(place))
+        with self.device.compute_stream():
+            if self._kind(group[0])[0]:
+                colours = dict(zip(group, edges.estimate([self._coarse(index) for index in group]), strict=True))
+            for index in group:
+                self._pack(index, colours.get(index))
 
-    def _coarse(self, place: int) -> Tensor:
-        source = self._source(place)
-        answer = edges.coarse(source.rgb, self._full_size(place))
-        self._release([source])
-        return answer
+    def _coarse(self, index: int) -> Tensor:
+        image = self._hold(index)
+        result = edges.coarse(image.rgb, self.network.mattes[index])
+        self._release([image])
+        return result
 
-    def _pack(self, place: int, colours: Tensor | None) -> None:
+    def _pack(self, index: int, colours: Tensor | None) -> None:
         """One image, band by band."""
-        region, alpha = self._batch[place].region, self._full_size(place)
-        needs_source = region.output is OutputPlane.RGBA8 or region.source_alpha
-        source = self._source(place) if needs_source else None
+        region, matte = self.batch[index].region, self.network.mattes[index]
+        needs_image = region.output is OutputPlane.RGBA8 or region.source_alpha
+        image = self._hold(index) if needs_image else None
         row_bytes = OUTPUT_BYTES[region.output] * region.width
         for first, last in bands(region.height, region.width):
-            band = self._room(region.output_offset + first * row_bytes, (last - first) * row_bytes)
-            rows = alpha.rows(first, last)
-            rgb = source.rgb[first:last] if source else None
+            band = self._take_band(region.output_offset + first * row_bytes, (last - first) * row_bytes)
+            alpha = resize_band(matte, (region.height, region.width), (first, last))
+            rgb = image.rgb[first:last] if image else None
             if rgb is not None and colours is not None:
-                rgb = edges.corrected(rgb, rows, colours, (first, last), region.height)
-            own = source.source_alpha[first:last] if source and source.source_alpha is not None else None
-            pack(region.output, rgb, rows, own, band.memory)
-            self._waiting.append(Waiting(place, band, self._device.mark()))
-        if source:
-            self._release([source])
+                rgb = edges.corrected(rgb, alpha, colours, (first, last), region.height)
+            own = image.source_alpha[first:last] if image and image.source_alpha is not None else None
+            pack(region.output, rgb, alpha, own, band.memory)
+            self._packed.append((index, band, self.device.record_event()))
+        if image:
+            self._release([image])
 
-    def _room(self, offset: int, byte_count: int) -> Band:
-        band = self._staging.room(offset, byte_count)
+    def _take_band(self, offset: int, byte_count: int) -> Band:
+        band = self.staging.take_band(offset, byte_count)
         if band is None:
-            self._send()
-            band = self._staging.room(offset, byte_count)
-            assert band is not None, "everything was sent; a bug"
-        for mark in band.piece.after:
-            self._device.follow(mark)
+            self._download()
+            band = self.staging.take_band(offset, byte_count)
+            assert band is not None, "everything was downloaded; a bug"
+        for event in band.chunk.wait_for:
+            self.device.wait_event(event)
         return band
 
-    def _send(self) -> None:
-        """What is packed goes down, but for images whose answers are not finite."""
-        self._look()
-        for waiting in self._waiting:
-            if waiting.place in self._bad:
-                waiting.band.piece.mark, waiting.band.piece.held = waiting.ready, False
+    def _download(self) -> None:
+        """What is packed, but not images whose mattes are not finite."""
+        self._read_summary()
+        for index, band, ready in self._packed:
+            if index in self._bad:
+                band.chunk.release(ready)
             else:
-                self._last = self._staging.send(waiting.band, waiting.ready)
-        self._waiting.clear()
+                self._last = self.staging.download(band, ready)
+        self._packed.clear()
 
-    def _full_size(self, place: int) -> FullSize:
-        region = self._batch[place].region
-        return FullSize(self._network.mattes[place], region.height, region.width)
+    def _finish_by_host(self, index: int) -> None:
+        work = self.batch[index]
+        with self.device.compute_stream():
+            matte = self.network.mattes[index].cpu().numpy()
+        finish(view(self.block, work.region), matte, clean=work.clean_edges)
 
-    def _finish_by_host(self, place: int) -> None:
-        work = self._batch[place]
-        with self._device.compute():
-            matte = self._network.mattes[place].cpu().numpy()
-        finish(view(self._block, work.region), matte, clean=work.clean_edges)
+    # --- whether mattes are finite
 
-    # --- whether answers are numbers
-
-    def _tell(self) -> Mark:
+    def _copy_summary(self) -> None:
         """Start copying the summaries to the host. On the compute stream."""
-        self._told.copy_(self._network.summary[: len(self._batch)], non_blocking=True)
-        return self._device.mark()
+        self.summary.copy_(self.network.summary[: len(self.batch)], non_blocking=True)
+        self._summarised = self.device.record_event()
 
-    def _look(self) -> None:
+    def _read_summary(self) -> None:
         """Wait for the summaries, once."""
-        if self._known is not None:
-            self._device.wait(self._known)
-            self._known = None
-            self.known_at = self.known_at or time.perf_counter()
-            self._bad = {place for place, row in enumerate(self._told.tolist()) if row[FINITE] != 1.0}
+        if self._summarised is not None:
+            self.device.synchronize_event(self._summarised)
+            self._summarised = None
+            self.computed_at = self.computed_at or time.perf_counter()
+            self._bad = {index for index, row in enumerate(self.summary.tolist()) if row[FINITE] != 1.0}
 
-    def _once_more(self, places: Sequence[int]) -> None:
-        """Alone and in float32. The others of the batch have gone down."""
-        if not self._wide:
-            self.again = len(places)
-            with self._device.compute():
-                for place in places:
-                    self._network.again(place)
-                self._known = self._tell()
-            self._look()
+    def _recompute(self, indices: Sequence[int]) -> None:
+        """Images alone and in float32. The others of the batch have been downloaded."""
+        if not self.network.is_float32:
+            self.recomputed = len(indices)
+            with self.device.compute_stream():
+                for index in indices:
+                    self.network.recompute(index)
+                self._copy_summary()
+            self._read_summary()
         if self._bad:
             raise EngineNonsense(
-                f"alpha is not finite for images {sorted(self._bad)} of a batch of {len(self._batch)} "
-                f"({self._network.name})" + ("" if self._wide else ", in float32 as well")
+                f"alpha is not finite for images {sorted(self._bad)} of a batch of {len(self.batch)} "
+                f"({self.network.name})" + ("" if self.network.is_float32 else ", in float32 as well")
             )
-        for place in places:
-            if place not in self._by_host:
-                self._finish([place])
-        self._send()
+        for index in indices:
+            if index not in self._by_host:
+                self._finish([index])
+        self._download()

@@ -1,59 +1,69 @@
-"""The memory of an engine on a GPU: taken before the first image, given up in part when memory runs short.
+"""Device memory of the backend: allocated at start, given up in part after a shortage, recovered later.
 
-Does what `plan.py` decides. Knows networks as things that take memory, and no images.
-
-Recordings share their memory, so that it is free only when all of them are gone: after a shortage every batch is
-launched kernel by kernel, and between batches they are recorded anew, one at a time, for the sizes that are left.
-Larger batches are tried again later: whoever took the memory may have left.
+memory_plan.py decides how it is divided. Graphs share their memory, so that it is free only when all of them are gone:
+after a shortage every batch is launched kernel by kernel, and between batches the graphs are captured again, one at a
+time, for the sizes that are left. Larger batches are tried again later, as other programs may have freed memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.backends.cuda.device import CudaSeam, host_free
-from rmbgd.backends.cuda.memory_plan import Plan, Wishes, plan
-from rmbgd.backends.cuda.network import Network
+from rmbgd.backends.cuda.device import CudaSeam
+from rmbgd.backends.cuda.memory_plan import Plan, plan
+from rmbgd.backends.cuda.network import CudaNetwork
 from rmbgd.backends.cuda.postprocess import SUMMARY
 from rmbgd.backends.cuda.staging import Staging
-from rmbgd.backends.faults import faults, unburdened
+from rmbgd.backends.faults import faults, without_frames
 from rmbgd.engine.types import Limit, Options
 from rmbgd.errors import EngineMemory
 
-LOOK_AFTER = 64  # batches, after which the device is asked how much is free
-LOW_SHARE = (
-    2  # less than one in so many of the spare bytes is told: a canary and others' small needs may come out of them
-)
+HOST_MEMORY = "/proc/meminfo"
+CHECK_AFTER = 64  # batches, after which the device is asked how much is free
+LOW_FRACTION = 2  # less than one in so many of the spare bytes is a limit: the memory test and small needs use some
 GROW_AFTER = 256  # batches without a shortage, after which batches twice as large are tried again
 
 
-class Pool:
-    """`sizes`: of batches, in use; fewer than planned after a shortage. `tell` hears of what is done without.
+def host_free(path: str = HOST_MEMORY) -> int:
+    """Bytes of the host's memory that can be had without swapping; 0 if the kernel does not say."""
+    try:
+        lines = Path(path).read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0)
 
-    The owner calls everything within faults(), for it raises what torch does where nothing else is said.
+
+class MemoryPool:
+    """Each method may raise what torch raises, and is called within faults().
+
+    limits   what the device has to do without is appended to it
+    sizes    of batches, in use; fewer than planned after a shortage
+    staging  the staging buffers
+    summary  float32 [largest batch, SUMMARY] on the host, page-locked
     """
 
     def __init__(
         self,
         device: CudaSeam,
         block: NDArray[np.uint8],
-        networks: Sequence[Network],
+        networks: Sequence[CudaNetwork],
         options: Options,
-        tell: Callable[[Limit], None],
+        limits: list[Limit],
     ) -> None:
         self._device = device
         self._networks = networks
         self._graphs = options.graphs
         self._spare = options.spare_bytes
-        self._tell = tell
-        self._unprepared: list[tuple[Network, int]] = []  # to be recorded between batches
+        self._limits = limits
+        self._unprepared: list[tuple[CudaNetwork, int]] = []  # graphs to be captured between batches
         self._since_shortage = 0  # batches
-        self._since_look = 0
-        needs = [network.need() for network in networks]
-        device.empty()
+        self._since_check = 0  # batches
+        needs = [network.measure_need() for network in networks]
+        device.empty_cache()
         free, total = device.memory()
         self.plan: Plan = plan(
             free=free,
@@ -61,74 +71,71 @@ class Pool:
             host_free=host_free(),
             arena=len(block),
             networks=needs,
-            wishes=Wishes(options.batch_maximum, options.staging_bytes, options.pinned_bytes, options.spare_bytes),
+            options=options,
         )
-        for limit in self.plan.limits:
-            tell(limit)
-        self._is_low = free < options.spare_bytes  # told, and not yet over
+        limits.extend(self.plan.limits)
+        self._is_low = free < options.spare_bytes  # reported, and not over yet
         self._working = {size: max(need.batch(size) for need in needs) for size in self.plan.sizes}
         pinned = self.plan.pinned
         if pinned and (why := device.pin(block, pinned)):
-            tell(Limit("pinned", f"no memory is page-locked, so copies wait for each other: {why}"))
+            self._limit("pinned", f"no memory is page-locked, so copies wait for each other: {why}")
             pinned = 0
         self.staging = Staging(device, block, self.plan.upload, self.plan.download, pinned)
         self.sizes = self.plan.sizes
-        self.summary = device.host_tensor((self.sizes[-1], SUMMARY))
+        self.summary = device.pinned_tensor((self.sizes[-1], SUMMARY))
         for network in networks:
             network.allocate(self.sizes[-1])
 
     def prepare(self) -> None:
-        """Every network and size, the largest first: later ones find the memory of the first. Raises EngineMemory."""
-        while (shortage := self._short_of(self._all())) is not None:
+        """Every network and size, the largest first: later ones use the memory of the first. Raises EngineMemory."""
+        while (shortage := self._prepare(self._all())) is not None:
             self._give_up()
             if len(self.sizes) == 1:
                 raise shortage
             self.sizes = self.sizes[:-1]
-            self._tell(Limit("batch", f"at most {self.sizes[-1]} images at once: {shortage}"))
+            self._limit("batch", f"at most {self.sizes[-1]} images at once: {shortage}")
 
-    def settle_down(self) -> None:
-        """Only what batches need is kept at hand, and all of that."""
-        self._device.empty()
+    def finalize(self) -> None:
+        """Cache what batches need, and nothing else."""
+        self._device.empty_cache()
         self._device.reserve(self.plan.working)
 
     def shrink(self, size: int, shortage: EngineMemory) -> None:
-        """There was no room for a batch of `size`. Raises `shortage` when nothing is left to give up."""
-        recorded = any(network.recorded for network in self._networks)
+        """After a shortage in a batch of `size`. Raises `shortage` when nothing is left to give up."""
+        captured = any(network.graph_sizes for network in self._networks)
         smaller = tuple(other for other in self.sizes if other < size)
         self._give_up()
-        if not smaller and not recorded:
+        if not smaller and not captured:
             raise shortage
         self.sizes = smaller or self.sizes[:1]
         self._since_shortage = 0
         self._unprepared = self._all() if self._graphs else []
-        self._tell(Limit("batch", f"at most {self.sizes[-1]} images at once for now: {shortage}"))
+        self._limit("batch", f"at most {self.sizes[-1]} images at once for now: {shortage}")
 
-    def tend(self) -> None:
+    def recover_memory(self) -> None:
         """Before each batch; after a shortage this is one step back to what was planned."""
         self._since_shortage += 1
-        self._since_look += 1
-        if self._since_look >= LOOK_AFTER:
-            self._look()
+        self._since_check += 1
+        if self._since_check >= CHECK_AFTER:
+            self._check_free()
         if not self._unprepared and self.sizes != self.plan.sizes and self._since_shortage > GROW_AFTER:
             self._grow()
         if not self._unprepared:
             return
-        if self._short_of([self._unprepared.pop(0)]) is not None:
-            self._unprepared.clear()  # as they are launched now, they work
-            self._device.empty()
+        if self._prepare([self._unprepared.pop(0)]) is not None:
+            self._unprepared.clear()  # launched kernel by kernel, as now, they run
+            self._device.empty_cache()
         if not self._unprepared:
             self._device.reserve(self.plan.working)
 
-    def _look(self) -> None:
-        """Tell once when others have taken what should be spared; and again after it was free in between."""
-        self._since_look = 0
+    def _check_free(self) -> None:
+        """Report once that other programs took what should be spared; and again after it was free in between."""
+        self._since_check = 0
         free, total = self._device.memory()
-        is_low = free < self._spare // (1 if self._is_low else LOW_SHARE)
+        is_low = free < self._spare // (1 if self._is_low else LOW_FRACTION)
         if is_low and not self._is_low:
-            told = (
-                f"{free >> 20} of {total >> 20} MiB are free on the device; {self._spare >> 20} were left so at start"
-            )
-            self._tell(Limit("memory_low", told))
+            spare = f"{self._spare >> 20} were left so at start"
+            self._limit("memory_low", f"{free >> 20} of {total >> 20} MiB are free on the device; {spare}")
         self._is_low = is_low
 
     def _grow(self) -> None:
@@ -137,32 +144,32 @@ class Pool:
         if self._device.memory()[0] >= self._working[larger] + self._spare:
             self.sizes = (*self.sizes, larger)
             self._unprepared = [(network, larger) for network in self._networks]
-            self._tell(Limit("batch", f"{larger} images at once are tried again"))
+            self._limit("batch", f"{larger} images at once are tried again")
 
-    def _short_of(self, wanted: Sequence[tuple[Network, int]]) -> EngineMemory | None:
-        """Prepare them: the shortage that it ends with, if any."""
+    def _prepare(self, wanted: Sequence[tuple[CudaNetwork, int]]) -> EngineMemory | None:
+        """Prepare networks for batch sizes; the shortage that it ends with, if any. Stops capturing at a failure."""
+        failed = ""
         try:
             with faults():
-                self._prepare(wanted)
+                for network, size in wanted:
+                    why = network.prepare(size, capture=self._graphs and not failed)
+                    if why and not failed:
+                        failed = f"batches of {size} ({network.name}) and smaller are launched kernel by kernel: {why}"
         except EngineMemory as shortage:
-            return unburdened(shortage)
+            return without_frames(shortage)
+        if failed:
+            self._limit("graphs", failed)
         return None
 
-    def _prepare(self, wanted: Sequence[tuple[Network, int]]) -> None:
-        failed = ""
-        for network, size in wanted:
-            why = network.prepare(size, record=self._graphs and not failed)
-            if why and not failed:
-                failed = f"batches of {size} ({network.name}) and smaller are launched kernel by kernel: {why}"
-        if failed:
-            self._tell(Limit("graphs", failed))
-
     def _give_up(self) -> None:
-        """The recordings' memory, and what is kept at hand."""
+        """The graphs' memory, and what is cached."""
         for network in self._networks:
-            network.forget()
-        self._device.forget_graphs()
-        self._device.empty()
+            network.discard_graphs()
+        self._device.discard_graphs()
+        self._device.empty_cache()
 
-    def _all(self) -> list[tuple[Network, int]]:
+    def _all(self) -> list[tuple[CudaNetwork, int]]:
         return [(network, size) for size in reversed(self.sizes) for network in self._networks]
+
+    def _limit(self, what: str, detail: str) -> None:
+        self._limits.append(Limit(what, detail))

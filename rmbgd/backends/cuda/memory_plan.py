@@ -1,6 +1,4 @@
-"""POLICY: how a GPU's memory is divided before the first image comes, and how a batch is divided among batch sizes.
-
-Pure functions of numbers: takes no memory and knows no torch. Everything is in bytes.
+"""POLICY: how a GPU's memory is divided at start, and a batch among batch sizes. Bytes throughout.
 
 What is planned stays allocated: inputs and outputs of the networks for the largest batch, the graphs' memory (shared,
 so it is that of the largest batch), staging buffers for images, and working memory for one band of an image.
@@ -12,32 +10,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 
-from rmbgd.engine.types import Limit
+from rmbgd.engine.types import Limit, Options
 
 MEBI = 1 << 20
 
 SIZES = (1, 2, 4, 8, 16)
 BAND_PIXELS = 1 << 20
-"""Pixels of an image that are worked on at a time at full size: few enough to bound memory, enough to fill a GPU."""
+"""Pixels of an image that are processed at a time at full size: few enough to bound memory, enough to fill a GPU."""
 COARSE_PIXELS = 1 << 19
 """Pixels of small levels whose colours are estimated together."""
 WORKING_BYTES = 128 * BAND_PIXELS
 """For one band six float planes of colour estimates, twice, alpha and masks; the small levels take less."""
 STAGING_LEAST = 32 * MEBI  # holds an image of 8 megapixels and a band of output
-STAGING_SHARE = 4  # staging gets at most one in so many of the bytes that may be taken
-OUTPUT_SHARE = 4  # one in so many of the staging bytes are for what comes down
+STAGING_FRACTION = 4  # staging gets at most one in so many of the bytes that may be taken
+OUTPUT_FRACTION = 4  # one in so many of the staging bytes are for what comes down
 WORKING_SLACK = 1.125  # of a network's working memory: torch's allocator rounds, and graphs lie in a pool of their own
-HOST_SHARE = 8  # at most one in so many bytes of the host's free memory are locked
+HOST_FRACTION = 8  # at most one in so many bytes of the host's free memory are locked
 
 
 @dataclass(frozen=True, slots=True)
 class NetworkNeed:
-    """What one network takes.
+    """Memory of one network.
 
     fixed   bytes of working memory of any batch
     each    more for each image of it
     inputs  bytes of its input for one image
-    mattes  bytes of its answer for one image
+    mattes  bytes of its output for one image
     """
 
     fixed: int
@@ -50,22 +48,6 @@ class NetworkNeed:
 
     def static(self, images: int) -> int:
         return images * (self.inputs + self.mattes)
-
-
-@dataclass(frozen=True, slots=True)
-class Wishes:
-    """What the settings ask for.
-
-    batch_maximum  images
-    staging        bytes on the device for images on their way
-    pinned         bytes of the arena to be page-locked, at most
-    spare          bytes of the device to be left free; less than this at start is told
-    """
-
-    batch_maximum: int
-    staging: int
-    pinned: int
-    spare: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,47 +69,45 @@ class Plan:
         }  # fmt: skip
 
 
-def plan(*, free: int, total: int, host_free: int, arena: int, networks: Sequence[NetworkNeed], wishes: Wishes) -> Plan:
-    """The largest batch that fits beside all else, and what is given up for it. Never refuses: one image is tried.
+def plan(
+    *, free: int, total: int, host_free: int, arena: int, networks: Sequence[NetworkNeed], options: Options
+) -> Plan:
+    """The largest batch that fits beside all else, and what is reduced for it. Never refuses: one image is tried.
 
     free, total  bytes of the device, after the weights were loaded
     host_free    bytes of the host that are free, for what is page-locked
     arena        bytes of the shared block
+    options      the most that may be taken, and the spare bytes: less than those free at start is a limit
     """
     limits = []
-    if free < wishes.spare:
-        limits.append(
-            Limit(
-                "memory_low",
-                f"{_mib(free)} of {_mib(total)} are free on the device; {_mib(wishes.spare)} should stay so",
-            )
-        )
-    spendable = max(0, free - wishes.spare)
-    staging = max(STAGING_LEAST, min(wishes.staging, spendable // STAGING_SHARE))
+    if free < options.spare_bytes:
+        detail = f"{_mib(free)} of {_mib(total)} are free on the device; {_mib(options.spare_bytes)} should stay so"
+        limits.append(Limit("memory_low", detail))
+    spendable = max(0, free - options.spare_bytes)
+    staging = max(STAGING_LEAST, min(options.staging_bytes, spendable // STAGING_FRACTION))
     fixed = staging + WORKING_BYTES
-    wanted = [size for size in SIZES if size <= wishes.batch_maximum]
+    wanted = [size for size in SIZES if size <= options.batch_maximum]
     fitting = [size for size in wanted if fixed + _need(networks, size) <= spendable]
     sizes = tuple(fitting or wanted[:1])
     if sizes != tuple(wanted):
-        limits.append(
-            Limit("batch", f"{_mib(spendable)} may be taken: at most {sizes[-1]} images at once, not {wanted[-1]}")
-        )
-    pinned = min(arena, wishes.pinned, host_free // HOST_SHARE)
-    if pinned < min(arena, wishes.pinned):
+        detail = f"{_mib(spendable)} may be taken: at most {sizes[-1]} images at once, not {wanted[-1]}"
+        limits.append(Limit("batch", detail))
+    pinned = min(arena, options.pinned_bytes, host_free // HOST_FRACTION)
+    if pinned < min(arena, options.pinned_bytes):
         limits.append(Limit("pinned", f"{_mib(host_free)} of the host are free: {_mib(pinned)} are page-locked"))
-    download = staging // OUTPUT_SHARE
+    download = staging // OUTPUT_FRACTION
     return Plan(sizes, staging - download, download, WORKING_BYTES, pinned, tuple(limits))
 
 
 def _need(networks: Sequence[NetworkNeed], size: int) -> int:
-    """One network computes at a time; inputs and answers stay apart."""
+    """Networks run one at a time, and each has its own inputs and outputs."""
     return max(n.batch(size) for n in networks) + sum(n.static(size) for n in networks)
 
 
 def split(images: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> list[tuple[int, int]]:
-    """Which batches are computed one after the other, as (images, batch size): those that take least, as measured.
+    """The quickest sequence of batches, as (images, batch size), by the measured `seconds` of each size.
 
-    A batch may have empty places where that is quicker: 5 go as 4 + 1 unless a batch of 8 takes less than both. Sizes
+    A batch may have empty inputs where that is quicker: 5 go as 4 + 1 unless a batch of 8 takes less than both. Sizes
     without `seconds` count as taking time in proportion, so they are used exactly full.
     """
     per_image = max((seconds[size] / size for size in sizes if size in seconds), default=1.0)

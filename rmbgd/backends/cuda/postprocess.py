@@ -1,10 +1,10 @@
-"""Takes the old background's colour out of half-transparent pixels: imaging/foreground.py in torch, for any device.
+"""Edge colours and output planes on the device: imaging/edges.py and imaging/compose.py in torch.
 
-The same method with the same coefficients; that module says what it is and what was measured. Here nothing depends on
-what the image shows, so that nothing waits for the device: at full size every pixel is corrected, the soft ones are
-chosen. Images of one size go through the small levels together, which are many short steps.
+The same method with the same coefficients; imaging/edges.py says what it is and what was measured. Here nothing depends
+on what the image shows, so that the host never waits for the device: at full size every pixel is corrected, the soft
+ones are selected. Images of one size go through the small levels together, which are many short steps.
 
-Differs from the host where OpenCV rounds: it enlarges colour estimates at 1/32 of a pixel.
+Differs from the host where OpenCV rounds: it upsamples colour estimates at 1/32 of a pixel.
 """
 
 from __future__ import annotations
@@ -16,9 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmbgd.backends.cuda.resample import FullSize, area, bands, resample, rows_of, table, taps_of, triangle
+from rmbgd.backends.cuda.resample import (
+    apply_taps,
+    area,
+    band_of,
+    bands,
+    resize_band,
+    resize_dim,
+    table,
+    taps_of,
+    triangle,
+)
 from rmbgd.engine.types import OutputPlane
 from rmbgd.imaging.edges import HARDEST, ITERATIONS, LEVEL_SIDE, SOFTEST, STIFFNESS
+
+SUMMARY = 5  # numbers per matte
+FINITE = 4  # of them the one that says whether all of the matte is finite
 
 
 def coarse_size(height: int, width: int) -> tuple[int, int]:
@@ -29,23 +42,25 @@ def coarse_size(height: int, width: int) -> tuple[int, int]:
     return -(-height // step), -(-width // step)
 
 
-def coarse(rgb: Tensor, alpha: FullSize) -> Tensor:
-    """uint8 [H, W, 3] and its alpha, both made smaller: float32 [4, h, w], whole levels 0..255, then alpha."""
-    height, width = alpha.height, alpha.width
+def coarse(rgb: Tensor, matte: Tensor) -> Tensor:
+    """An image, uint8 [H, W, 3], and its matte at `coarse_size`: float32 [4, h, w], whole levels 0..255, then alpha.
+
+    matte  float32, at the network's size: upsampled first, as colours are corrected at full size
+    """
+    height, width = rgb.shape[:2]
     size = coarse_size(height, width)
-    answer = torch.empty((4, *size), device=rgb.device)
+    result = torch.empty((4, *size), device=rgb.device)
     halves = (2 * size[0], 2 * size[1]) == (height, width)  # OpenCV rounds means of four upwards, others to even
-    taps = taps_of(area, height, size[0])
-    index, weight = table(area, height, size[0], rgb.device)
+    taps, tables = taps_of(area, height, size[0]), table(area, height, size[0], rgb.device)
     for first, last in bands(size[0], height * width / size[0]):
         top, bottom = taps.span(first, last)
-        index_here, weight_here = index[:, first:last].sub(top).clamp_(min=0), weight[:, first:last]
-        colours = resample(rows_of(rgb[top:bottom], 1, area, size[1]), 0, index_here, weight_here)
+        index, weight = band_of(tables, (first, last), top)
+        colours = apply_taps(resize_dim(rgb[top:bottom], 1, area, size[1]), 0, index, weight)
         whole = colours.add_(0.5).floor_() if halves else colours.round_()
-        answer[:3, first:last] = whole.permute(2, 0, 1)
-        matte = rows_of(alpha.rows(top, bottom), 1, area, size[1])
-        answer[3, first:last] = resample(matte, 0, index_here, weight_here)
-    return answer
+        result[:3, first:last] = whole.permute(2, 0, 1)
+        alpha = resize_band(matte, (height, width), (top, bottom))
+        result[3, first:last] = apply_taps(resize_dim(alpha, 1, area, size[1]), 0, index, weight)
+    return result
 
 
 def estimate(images: Sequence[Tensor]) -> Tensor:
@@ -61,22 +76,22 @@ def estimate(images: Sequence[Tensor]) -> Tensor:
     for level in reversed(levels):
         if both.shape[2:] != level.shape[2:]:
             both = F.interpolate(both, level.shape[2:], mode="bilinear", align_corners=False)
-        both = _spread(level[:, :3], level[:, 3:], both.expand(-1, -1, *level.shape[2:]))
+        both = _relax(level[:, :3], level[:, 3:], both.expand(-1, -1, *level.shape[2:]))
     return both
 
 
-def _spread(image: Tensor, matte: Tensor, both: Tensor) -> Tensor:
+def _relax(image: Tensor, matte: Tensor, both: Tensor) -> Tensor:
     """ITERATIONS times: each pixel takes its neighbours' mean, then what it lacks to explain the image.
 
     Means are taken as (fore, back, fore) for each colour, so that each has the other beside it in memory; the step
     after is then two multiplications and additions: F' = F (1 - a a w) - B a b w + I a w, and likewise for B.
     """
-    share, other = matte[:, :, None], 1.0 - matte[:, :, None]  # [n, 1, 1, h, w]
-    weight = 1.0 / (share * share + other * other + STIFFNESS)
-    of_both = torch.cat((share, other), dim=2) * weight
+    alpha, beta = matte[:, :, None], 1.0 - matte[:, :, None]  # [n, 1, 1, h, w]
+    weight = 1.0 / (alpha * alpha + beta * beta + STIFFNESS)
+    of_both = torch.cat((alpha, beta), dim=2) * weight
     constant = image[:, :, None] * of_both  # [n, 3, 2, h, w]
-    kept = 1.0 - of_both * torch.cat((share, other), dim=2)
-    crossed = -share * other * weight
+    kept = 1.0 - of_both * torch.cat((alpha, beta), dim=2)
+    crossed = -alpha * beta * weight
     means = _neighbours(both.device)
     for _ in range(ITERATIONS):
         mean = F.conv2d(F.pad(both, (1, 1, 1, 1), mode="replicate"), means, groups=3)
@@ -103,21 +118,19 @@ def corrected(rgb: Tensor, alpha: Tensor, both: Tensor, rows: tuple[int, int], h
     both        float32 [6, ...], the image's estimate
     rows        first and one past the last row of the band, in an image of `height` rows
     """
-    width = rgb.shape[1]
-    taps = taps_of(triangle, both.shape[1], height)
-    if both.shape[1] == height:
-        wide = rows_of(both[:, rows[0] : rows[1]], 2, triangle, width)
+    inputs, width = both.shape[1], rgb.shape[1]
+    if inputs == height:
+        wide = resize_dim(both[:, rows[0] : rows[1]], 2, triangle, width)
     else:
-        top, bottom = taps.span(*rows)
-        index, weight = table(triangle, both.shape[1], height, both.device)
-        index, weight = index[:, rows[0] : rows[1]].sub(top).clamp_(min=0), weight[:, rows[0] : rows[1]]
-        wide = resample(rows_of(both[:, top:bottom], 2, triangle, width), 1, index, weight)
+        top, bottom = taps_of(triangle, inputs, height).span(*rows)
+        index, weight = band_of(table(triangle, inputs, height, both.device), rows, top)
+        wide = apply_taps(resize_dim(both[:, top:bottom], 2, triangle, width), 1, index, weight)
     fore, back = wide[0::2], wide[1::2]
-    other = 1.0 - alpha
-    pull = alpha / (alpha * alpha + other * other)
+    beta = 1.0 - alpha
+    gain = alpha / (alpha * alpha + beta * beta)
     explained = torch.addcmul(back, fore - back, alpha)  # alpha F + (1 - alpha) B
     planes = rgb.permute(2, 0, 1).to(torch.float32)
-    cleaned = torch.addcmul(fore, planes.sub_(explained), pull).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
+    cleaned = torch.addcmul(fore, planes.sub_(explained), gain).round_().clamp_(0, 255).to(torch.uint8).permute(1, 2, 0)
     soft = (alpha >= SOFTEST) & (alpha <= HARDEST)
     return torch.where(soft[:, :, None], cleaned, rgb)
 
@@ -125,20 +138,12 @@ def corrected(rgb: Tensor, alpha: Tensor, both: Tensor, rows: tuple[int, int], h
 def _halved(level: Tensor) -> Tensor:
     """[n, 4, h, w] -> [n, 4, ceil(h / 2), ceil(w / 2)]"""
     rows, columns = level.shape[2:]
-    halved = rows_of(level, 3, area, -(-columns // 2))
-    return rows_of(halved, 2, area, -(-rows // 2))
+    return resize_dim(resize_dim(level, 3, area, -(-columns // 2)), 2, area, -(-rows // 2))
 
 
 def _weighted_mean(image: Tensor, weight: Tensor) -> Tensor:
     """[n, 3, 1, 1]"""
     return (image * weight).sum(dim=(2, 3), keepdim=True) / weight.sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)
-
-
-# --- A band of an image becomes bytes of its output plane, on any device: imaging/compose.py in torch.
-
-
-SUMMARY = 5  # numbers per answer
-FINITE = 4  # of them the one that says whether all of the answer is finite
 
 
 def pack(output: OutputPlane, rgb: Tensor | None, alpha: Tensor, source_alpha: Tensor | None, out: Tensor) -> None:
@@ -149,14 +154,15 @@ def pack(output: OutputPlane, rgb: Tensor | None, alpha: Tensor, source_alpha: T
     source_alpha  uint8 [h, W] or None: alpha that the image came with, multiplied in before rounding
     """
     height, width = alpha.shape
+    levels = alpha.clamp(0.0, 1.0)
     if output is OutputPlane.ALPHA16:
-        scaled = alpha.clamp(0.0, 1.0).mul_(65535.0)
+        levels = levels.mul_(65535.0)
         if source_alpha is not None:
-            scaled *= source_alpha * (1.0 / 255.0)
+            levels *= source_alpha * (1.0 / 255.0)
         # Through int32: a float beyond int16 has no defined value there, an int wraps to the bits that are wanted.
-        out.view(torch.int16).view(height, width).copy_(scaled.round_().to(torch.int32).to(torch.int16))
+        out.view(torch.int16).view(height, width).copy_(levels.round_().to(torch.int32).to(torch.int16))
         return
-    levels = _levels(alpha, source_alpha)
+    levels = levels.mul_(255.0 if source_alpha is None else source_alpha).round_().to(torch.uint8)
     if output is OutputPlane.ALPHA8:
         out.view(height, width).copy_(levels)
         return
@@ -166,15 +172,8 @@ def pack(output: OutputPlane, rgb: Tensor | None, alpha: Tensor, source_alpha: T
     rgba[..., 3] = levels
 
 
-def _levels(alpha: Tensor, source_alpha: Tensor | None) -> Tensor:
-    """uint8 [h, W], rounded once."""
-    shares = alpha.clamp(0.0, 1.0)
-    shares = shares.mul_(255.0) if source_alpha is None else shares.mul_(source_alpha)
-    return shares.round_().to(torch.uint8)
-
-
 def summary(mattes: Tensor, finite: Tensor) -> Tensor:
-    """What is told of each answer, float32 [b, 5]: mean, peak, share >= 0.5, share in 0.05..0.95, and 1 if all finite.
+    """Statistics of each matte, float32 [b, 5]: mean, peak, share >= 0.5, share in 0.05..0.95, and 1 if all finite.
 
     mattes  float32 [b, h, w]
     finite  bool [b]

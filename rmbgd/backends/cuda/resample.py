@@ -1,7 +1,7 @@
-"""Rows and columns of tensors change their number: the two separable passes of `taps.py`, on any device.
+"""Separable resampling on any device: filters as tables of taps, applied to one dimension after the other.
 
-Does not know what the samples mean. Sums run tap by tap in the same order everywhere, so an answer does not depend on
-what else is computed, nor on a library's choice of algorithm.
+Sums run tap by tap in the same order everywhere, so a result does not depend on what else is computed, nor on a
+library's choice of algorithm.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from torch import Tensor
 
 from rmbgd.backends.cuda.memory_plan import BAND_PIXELS
 
-# --- POLICY: which samples make an output sample, and with what weight, when a row of samples changes its length.
-
 
 @dataclass(frozen=True, slots=True)
 class Taps:
-    """output[o] = sum over t of weight[t, o] * input[index[t, o]].
+    """A filter for one dimension: output[o] = sum over t of weight[t, o] * input[index[t, o]].
 
     index   int64 [taps, outputs], within the input
     weight  float32 [taps, outputs], sums to 1 for each output; 0 where an output needs fewer taps
@@ -61,7 +59,7 @@ def area(inputs: int, outputs: int) -> Taps:
 
 
 def _packed(index: NDArray[np.int64], weight: NDArray[np.float64]) -> Taps:
-    """Normalised, without taps that nobody uses; unused ones point at the sample beside them."""
+    """Normalised, without taps that no output uses; unused ones point at the sample beside them."""
     weight = weight / weight.sum(axis=0)
     order = np.argsort(weight == 0, axis=0, kind="stable")
     index, weight = np.take_along_axis(index, order, 0), np.take_along_axis(weight, order, 0)
@@ -70,41 +68,56 @@ def _packed(index: NDArray[np.int64], weight: NDArray[np.float64]) -> Taps:
     return Taps(np.where(weight > 0, index, index[:1]), weight.astype(np.float32))
 
 
-# --- Rows and columns of tensors change their number: the two separable passes of `taps.py`, on any device.
+Filter = Callable[[int, int], Taps]
+"""triangle or area: from the number of inputs and of outputs."""
 
 
 @lru_cache(maxsize=128)
-def taps_of(kind: Callable[[int, int], Taps], inputs: int, outputs: int) -> Taps:
+def taps_of(kind: Filter, inputs: int, outputs: int) -> Taps:
     return kind(inputs, outputs)
 
 
 @lru_cache(maxsize=256)
-def table(kind: Callable[[int, int], Taps], inputs: int, outputs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def table(kind: Filter, inputs: int, outputs: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(index int64 [taps, outputs], weight float32 [taps, outputs]) on the device. A service sees few lengths."""
     taps = taps_of(kind, inputs, outputs)
     return torch.from_numpy(taps.index).to(device), torch.from_numpy(taps.weight).to(device)
 
 
-def resample(x: Tensor, dim: int, index: Tensor, weight: Tensor) -> Tensor:
-    """Of any real type -> float32, with len(index[0]) samples along `dim`."""
+def apply_taps(x: Tensor, dim: int, index: Tensor, weight: Tensor) -> Tensor:
+    """`x` of any real type -> float32, with len(index[0]) samples along `dim`."""
     shape = [1] * x.dim()
     shape[dim] = -1
     total = x.index_select(dim, index[0]).to(torch.float32) * weight[0].view(shape)
-    for samples, share in zip(index[1:], weight[1:], strict=True):
-        total.addcmul_(x.index_select(dim, samples).to(torch.float32), share.view(shape))
+    for samples, factor in zip(index[1:], weight[1:], strict=True):
+        total.addcmul_(x.index_select(dim, samples).to(torch.float32), factor.view(shape))
     return total
 
 
-def rows_of(
-    x: Tensor, dim: int, kind: Callable[[int, int], Taps], outputs: int, rows: tuple[int, int] | None = None
-) -> Tensor:
-    """`x` with `outputs` samples along `dim`, or those first..last-1 of them, float32."""
+def resize_dim(x: Tensor, dim: int, kind: Filter, outputs: int) -> Tensor:
+    """`x` with `outputs` samples along `dim`, float32."""
     if x.shape[dim] == outputs:
-        return (x if rows is None else x.narrow(dim, rows[0], rows[1] - rows[0])).to(torch.float32)
-    index, weight = table(kind, x.shape[dim], outputs, x.device)
-    if rows is not None:
-        index, weight = index[:, rows[0] : rows[1]], weight[:, rows[0] : rows[1]]
-    return resample(x, dim, index, weight)
+        return x.to(torch.float32)
+    return apply_taps(x, dim, *table(kind, x.shape[dim], outputs, x.device))
+
+
+def band_of(tables: tuple[Tensor, Tensor], band: tuple[int, int], top: int) -> tuple[Tensor, Tensor]:
+    """The (index, weight) of outputs first..last-1, counted from input `top`, the first that they are made of."""
+    index, weight = (part[:, band[0] : band[1]] for part in tables)
+    return index.sub(top).clamp_(min=0), weight
+
+
+def resize_band(x: Tensor, size: tuple[int, int], band: tuple[int, int]) -> Tensor:
+    """Rows first..last-1 of `x` [h, w, ...] resized to `size`, (height, width), by the triangle: float32.
+
+    Only the rows that they are made of are read. imaging.resize.matte_to_image is the same for a whole matte.
+    """
+    inputs, (height, width) = x.shape[0], size
+    if inputs == height:
+        return resize_dim(x[band[0] : band[1]], 1, triangle, width)
+    top, bottom = taps_of(triangle, inputs, height).span(*band)
+    wide = resize_dim(x[top:bottom], 1, triangle, width)
+    return apply_taps(wide, 0, *band_of(table(triangle, inputs, height, x.device), band, top))
 
 
 def bands(outputs: int, pixels_per_output: float) -> list[tuple[int, int]]:
@@ -116,33 +129,7 @@ def bands(outputs: int, pixels_per_output: float) -> list[tuple[int, int]]:
 def resize_to_network(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 [H, W, 3] -> float32 [h, w, 3] in 0..255, in bands, not rounded; within one level of Pillow's BILINEAR."""
     height, width = image.shape[:2]
-    answer = torch.empty((*size, 3), device=image.device)
-    taps = taps_of(triangle, height, size[0])
+    result = torch.empty((*size, 3), device=image.device)
     for first, last in bands(size[0], height * width / size[0]):
-        top, bottom = taps.span(first, last)
-        narrow = rows_of(image[top:bottom], 1, triangle, size[1])
-        if height == size[0]:
-            answer[first:last] = narrow
-            continue
-        index, weight = table(triangle, height, size[0], image.device)
-        answer[first:last] = resample(narrow, 0, index[:, first:last].sub(top).clamp_(min=0), weight[:, first:last])
-    return answer
-
-
-class FullSize:
-    """A network's answer seen at its image's size, band by band; imaging.resize.matte_to_image in one is the same."""
-
-    def __init__(self, matte: Tensor, height: int, width: int) -> None:
-        """matte: float32 [h, w]"""
-        self.height, self.width = height, width
-        self._matte = matte
-
-    def rows(self, first: int, last: int) -> Tensor:
-        """Alpha of rows first..last-1, float32 [last - first, width]."""
-        taps = taps_of(triangle, self._matte.shape[0], self.height)
-        if self._matte.shape[0] == self.height:
-            return rows_of(self._matte[first:last], 1, triangle, self.width)
-        top, bottom = taps.span(first, last)
-        wide = rows_of(self._matte[top:bottom], 1, triangle, self.width)
-        index, weight = table(triangle, self._matte.shape[0], self.height, self._matte.device)
-        return resample(wide, 0, index[:, first:last].sub(top).clamp_(min=0), weight[:, first:last])
+        result[first:last] = resize_band(image, size, (first, last))
+    return result

@@ -1,6 +1,6 @@
-"""One CUDA device: three streams, events between them, graphs in one pool, page-locked host memory.
+"""CudaDevice: three streams, events between them, graphs in one memory pool, page-locked host memory.
 
-Only what needs CUDA stands here; nobody without a GPU can run it, so it decides as little as it can.
+Only what needs CUDA is here. It runs on a GPU alone, so it decides as little as it can.
 """
 
 from __future__ import annotations
@@ -15,14 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmbgd.backends.cuda.device import CaptureFailed, Mark
+from rmbgd.backends.cuda.device import CaptureFailed, Event
 
 SMALL_BYTES = 1 << 20  # torch's allocator takes tensors up to this from blocks of their own kind
-SMALL_RESERVED = 24  # of them are kept at hand: tables of weights and the like
-
-
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+SMALL_RESERVED = 24  # of them are cached: tables of weights and the like
 
 
 def _runtime() -> Any:
@@ -35,13 +31,16 @@ class CudaDevice:
 
     def __init__(self, name: str) -> None:
         self._device = torch.device(name)
-        torch.cuda.init()  # type: ignore[no-untyped-call]  # says best what is missing
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # its errors name best what is missing
         torch.cuda.set_device(self._device)
-        # Products of float32 are float32: where they stand, a network needs their precision.
+        # Products of float32 are float32: where they are used, a network needs their precision.
         torch.backends.cuda.matmul.fp32_precision = "ieee"
         torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
-        self._upload, self._compute, self._download = (_stream(self._device) for _ in range(3))
-        self._pool = torch.cuda.graph_pool_handle()
+        self._upload, self._compute, self._download = (
+            torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            for _ in range(3)
+        )
+        self._graph_pool = torch.cuda.graph_pool_handle()
         self._pinned: int | None = None  # address
 
     @property
@@ -63,11 +62,11 @@ class CudaDevice:
     def memory(self) -> tuple[int, int]:
         return torch.cuda.mem_get_info(self._device)
 
-    def peak(self, body: Callable[[], object]) -> int:
+    def peak_bytes(self, body: Callable[[], object]) -> int:
         torch.cuda.synchronize(self._device)
         torch.cuda.reset_peak_memory_stats(self._device)
         before = torch.cuda.memory_allocated(self._device)
-        with self.compute():
+        with self.compute_stream():
             body()
         torch.cuda.synchronize(self._device)
         return torch.cuda.max_memory_allocated(self._device) - before
@@ -75,72 +74,74 @@ class CudaDevice:
     def allocations(self) -> int:
         return int(torch.cuda.memory_stats(self._device)["num_device_alloc"])
 
-    def upload(self) -> AbstractContextManager[object]:
+    def upload_stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._upload)
 
-    def compute(self) -> AbstractContextManager[object]:
+    def compute_stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._compute)
 
-    def download(self) -> AbstractContextManager[object]:
+    def download_stream(self) -> AbstractContextManager[object]:
         return torch.cuda.stream(self._download)
 
-    def mark(self) -> Mark:
+    def record_event(self) -> Event:
         # A blocking event lets the host's thread sleep while it waits: decoders and encoders want the core.
         event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
         return torch.cuda.current_stream(self._device).record_event(event)
 
-    def follow(self, mark: Mark) -> None:
-        assert isinstance(mark, torch.cuda.Event)
-        torch.cuda.current_stream(self._device).wait_event(mark)
+    def wait_event(self, event: Event) -> None:
+        assert isinstance(event, torch.cuda.Event)
+        torch.cuda.current_stream(self._device).wait_event(event)
 
-    def wait(self, mark: Mark) -> None:
-        assert isinstance(mark, torch.cuda.Event)
-        mark.synchronize()
+    def synchronize_event(self, event: Event) -> None:
+        assert isinstance(event, torch.cuda.Event)
+        event.synchronize()
 
-    def settle(self) -> None:
+    def synchronize(self) -> None:
         torch.cuda.synchronize(self._device)
 
-    def capture(self, body: Callable[[], object]) -> Callable[[], object]:
+    def capture_graph(self, body: Callable[[], object]) -> Callable[[], object]:
         graph = torch.cuda.CUDAGraph()
-        self.settle()
+        self.synchronize()
         before = torch.cuda.current_stream(self._device)
         try:
-            # "thread_local": calls that other threads make meanwhile, a sensor's for one, do not spoil the recording.
+            # "thread_local": calls that other threads make meanwhile, a sensor's for one, do not spoil the capture.
             # The stream is the one that replays, so that the libraries' workspaces are its own.
-            with torch.cuda.graph(graph, pool=self._pool, stream=self._compute, capture_error_mode="thread_local"):
+            with torch.cuda.graph(
+                graph, pool=self._graph_pool, stream=self._compute, capture_error_mode="thread_local"
+            ):
                 body()
         except RuntimeError as error:
-            torch.cuda.set_stream(before)  # torch's context does not put it back when the recording cannot be ended
-            self._still_well(error)
+            torch.cuda.set_stream(before)  # torch's context does not restore it when the capture cannot be ended
+            self._check_alive(error)
             raise CaptureFailed(str(error).strip().partition("\n")[0]) from error
         return graph.replay
 
-    def _still_well(self, error: RuntimeError) -> None:
-        """Raises `error` when the device computes no more. A failed recording leaves its error to be fetched once."""
+    def _check_alive(self, error: RuntimeError) -> None:
+        """Raises `error` if the device no longer computes. A failed capture leaves its error to be fetched once."""
         self._clear_error()
         try:
-            with self.compute():
-                answer = torch.ones(8, device=self._device).sum().item()
+            with self.compute_stream():
+                total = torch.ones(8, device=self._device).sum().item()
         except RuntimeError:
             raise error from None
-        if answer != 8:
+        if total != 8:
             raise error
 
     def _clear_error(self) -> None:
-        """The runtime keeps the last error until somebody asks; torch asks at each launch, and raises it."""
+        """The runtime keeps the last error until it is fetched; torch fetches it at each launch, and raises it."""
         with suppress(RuntimeError):
             torch.zeros(1, device=self._device)
 
-    def forget_graphs(self) -> None:
-        self._pool = torch.cuda.graph_pool_handle()
+    def discard_graphs(self) -> None:
+        self._graph_pool = torch.cuda.graph_pool_handle()
 
     def reserve(self, byte_count: int) -> None:
-        with self.compute():
-            kept = [torch.empty(byte_count, dtype=torch.uint8, device=self._device)]
-            kept += [torch.empty(SMALL_BYTES, dtype=torch.uint8, device=self._device) for _ in range(SMALL_RESERVED)]
-        del kept  # into the allocator's hands, which keeps them
+        with self.compute_stream():
+            cached = [torch.empty(byte_count, dtype=torch.uint8, device=self._device)]
+            cached += [torch.empty(SMALL_BYTES, dtype=torch.uint8, device=self._device) for _ in range(SMALL_RESERVED)]
+        del cached  # freed into the allocator, which keeps the blocks
 
-    def empty(self) -> None:
+    def empty_cache(self) -> None:
         torch.cuda.empty_cache()
 
     def pin(self, block: NDArray[np.uint8], byte_count: int) -> str:
@@ -155,11 +156,11 @@ class CudaDevice:
         self._pinned = block.ctypes.data
         return ""
 
-    def host_tensor(self, shape: tuple[int, ...]) -> Tensor:
+    def pinned_tensor(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape, pin_memory=True)
 
     def close(self) -> None:
         if self._pinned is not None:
-            self.settle()
+            self.synchronize()
             _runtime().cudaHostUnregister(self._pinned)
             self._pinned = None

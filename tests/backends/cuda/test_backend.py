@@ -200,7 +200,7 @@ def test_little_memory_is_told_and_one_image_at_a_time_goes(make, green, canvas)
 
 def test_memory_that_others_take_later_is_told_once(make, green, canvas, monkeypatch):
     """When it falls below half of what was spared; and again when it was free in between."""
-    monkeypatch.setattr(pool, "LOOK_AFTER", 2)
+    monkeypatch.setattr(pool, "CHECK_AFTER", 2)
     work = assorted(canvas)[0]
     device = HostDevice()
     engine = make(device=device)
@@ -400,7 +400,7 @@ def test_a_batch_without_room_is_halved_inside_the_engine(make, green, canvas):
     assert [limit.what for limit in report.limits] == ["batch"]
     assert "at most 2 images at once for now: CUDA out of memory" in report.limits[0].detail
     assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 1
-    assert device.graphs_forgotten == 1
+    assert device.graphs_discarded == 1
     assert engine.segment(works).limits == []
 
 
@@ -411,7 +411,7 @@ def test_one_image_gets_the_recordings_memory_before_it_is_refused(make, green, 
     green.before = short_above(0)
     with pytest.raises(EngineMemory, match="out of memory"):
         engine.segment([work])
-    assert engine._networks["u2netp"].recorded == ()
+    assert engine._networks["u2netp"].graph_sizes == ()
     green.before = lambda _: None
 
     assert engine.segment([work]).answers[0].image_id == 1
@@ -430,7 +430,7 @@ def test_after_a_while_larger_batches_are_tried_again(make, green, canvas, monke
         engine.segment(works)
 
     assert engine._pool.sizes == (1, 2, 4)
-    assert engine._networks["u2netp"].recorded == (1, 2, 4)
+    assert engine._networks["u2netp"].graph_sizes == (1, 2, 4)
     assert {answer.batch for answer in engine.segment(works).answers} == {4}
 
 

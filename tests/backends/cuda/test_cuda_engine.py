@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from rmbgd.backends.cpu import CpuBackend
 from rmbgd.backends.cuda.backend import CudaBackend
-from rmbgd.backends.cuda.network import Network
+from rmbgd.backends.cuda.network import CudaNetwork
 from rmbgd.backends.cuda.runtime import CudaDevice
 from rmbgd.backends.factory import create
 from rmbgd.engine import golden_image
@@ -111,11 +111,11 @@ def planes_by_host(canvas: Canvas, works: list[Work]) -> list[np.ndarray]:
     return planes
 
 
-def network_of(engine: CudaBackend) -> Network:
+def network_of(engine: CudaBackend) -> CudaNetwork:
     return engine._networks[MODEL]
 
 
-def filled(network: Network, seed: int = 0) -> None:
+def filled(network: CudaNetwork, seed: int = 0) -> None:
     """Normalised noise in every place."""
     generator = torch.Generator(DEVICE).manual_seed(seed)
     with torch.inference_mode():
@@ -125,7 +125,7 @@ def filled(network: Network, seed: int = 0) -> None:
 def mattes(engine: CudaBackend, size: int) -> torch.Tensor:
     """Of the first places, through whatever batches of that size go through."""
     assert engine._device is not None
-    with torch.inference_mode(), engine._device.compute():
+    with torch.inference_mode(), engine._device.compute_stream():
         network_of(engine).run(size)
         answer = network_of(engine).mattes[:size].clone()
     torch.cuda.synchronize()
@@ -263,13 +263,13 @@ def test_replays_are_the_kernels_to_the_bit(launch):
     """Every batch size, alternating, with answers spoilt in between: the graph's alpha equals that of its kernels."""
     engine = launch()
     network = network_of(engine)
-    assert network.recorded == (1, 2, 4, 8)
+    assert network.graph_sizes == (1, 2, 4, 8)
     filled(network)
     for size in (8, 1, 4, 1, 2, 8):
         replayed = mattes(engine, size)
-        with torch.inference_mode(), engine._device.compute():
+        with torch.inference_mode(), engine._device.compute_stream():
             network.mattes.fill_(float("nan"))
-            network._write(size)
+            network._compute(size)
             eager = network.mattes[:size].clone()
         torch.cuda.synchronize()
 
@@ -358,8 +358,8 @@ def reference(arena: Arena, checkpoint: Path) -> list[torch.Tensor]:
 
 def seen(engine: CudaBackend, rgb: np.ndarray) -> torch.Tensor:
     """Alpha of one image at the network's size."""
-    with torch.inference_mode(), engine._device.compute():
-        network_of(engine).put(0, [torch.from_numpy(rgb).to(DEVICE)])
+    with torch.inference_mode(), engine._device.compute_stream():
+        network_of(engine).set_inputs(0, [torch.from_numpy(rgb).to(DEVICE)])
     return mattes(engine, 1)[0].cpu()
 
 

@@ -45,8 +45,8 @@ def test_a_row_with_one_large_number_stays_finite(value, place):
     """Nothing goes beyond float8's range, whose overflow is NaN; an empty row stays zero."""
     rows = torch.zeros(2, 16, dtype=torch.float16)
     rows[0, place] = value
-    scale = float8.scales(rows)
-    back = float8.scaled(rows, scale).float() * scale
+    scale = float8.row_scales(rows)
+    back = float8.to_float8(rows, scale).float() * scale
 
     assert back.isfinite().all()
     assert back[0, place] == pytest.approx(value, rel=1e-3, abs=1e-6)
@@ -89,7 +89,7 @@ def test_a_network_in_float8_can_be_widened():
 
 def test_a_gate_lets_near_answers_through_and_says_what_is_wrong_with_others():
     """The mean, the share of far pixels, and numbers that are none."""
-    gate = gates.Gate(mean=1 / 255, far=8 / 255, share=0.01)
+    gate = gates.PrecisionGate(mean=1 / 255, far=8 / 255, fraction=0.01)
     expected = np.zeros((100, 100), np.float32)
     near, shifted, spotted, broken = (expected.copy() for _ in range(4))
     near += 0.9 / 255

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rmbgd.backends.cuda import memory_plan as policy
-from rmbgd.backends.cuda.memory_plan import SIZES, NetworkNeed, Plan, Wishes, plan, split
+from rmbgd.backends.cuda.memory_plan import SIZES, NetworkNeed, Plan, plan, split
+from rmbgd.engine.types import Options
 
 MEBI = 1 << 20
 GIBI = 1 << 30
@@ -16,11 +18,19 @@ GIBI = 1 << 30
 # BiRefNet with Swin-L at 1024 x 1024 in float16, as computed from its layers: input in float32, alpha in float32.
 LARGE = NetworkNeed(fixed=200 * MEBI, each=200 * MEBI, inputs=12 * MEBI, mattes=4 * MEBI)
 SMALL = NetworkNeed(fixed=20 * MEBI, each=100 * MEBI, inputs=MEBI, mattes=MEBI)
-WISHES = Wishes(batch_maximum=16, staging=128 * MEBI, pinned=256 * MEBI, spare=GIBI)
 
 
-def planned(free: int, *, networks=(LARGE,), wishes: Wishes = WISHES, host_free: int = 64 * GIBI) -> Plan:
-    return plan(free=free, total=8 * GIBI, host_free=host_free, arena=512 * MEBI, networks=networks, wishes=wishes)
+def asked(batch_maximum: int, staging: int, pinned: int, spare: int) -> Options:
+    return Options(
+        {}, Path(), batch_maximum=batch_maximum, staging_bytes=staging, pinned_bytes=pinned, spare_bytes=spare
+    )
+
+
+OPTIONS = asked(16, 128 * MEBI, 256 * MEBI, GIBI)
+
+
+def planned(free: int, *, networks=(LARGE,), options: Options = OPTIONS, host_free: int = 64 * GIBI) -> Plan:
+    return plan(free=free, total=8 * GIBI, host_free=host_free, arena=512 * MEBI, networks=networks, options=options)
 
 
 def taken(plan: Plan, networks) -> int:
@@ -69,7 +79,7 @@ def test_a_host_with_little_memory_locks_an_eighth_of_it():
 
 def test_the_arena_bounds_what_is_locked():
     """There is never more locked than there is."""
-    found = planned(6 * GIBI, wishes=Wishes(16, 128 * MEBI, 4 * GIBI, GIBI))
+    found = planned(6 * GIBI, options=asked(16, 128 * MEBI, 4 * GIBI, GIBI))
 
     assert found.pinned == 512 * MEBI
 
@@ -92,7 +102,7 @@ needs = st.builds(
 )
 def test_what_is_spared_stays_free(free, networks, largest, staging, spare):
     """Whenever more than one image goes at once, all that is taken leaves the spare bytes free."""
-    found = planned(free, networks=networks, wishes=Wishes(largest, staging, 0, spare))
+    found = planned(free, networks=networks, options=asked(largest, staging, 0, spare))
 
     assert found.sizes[0] == 1
     assert found.sizes[-1] <= largest

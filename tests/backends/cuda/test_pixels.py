@@ -14,7 +14,7 @@ from skimage import data
 from rmbgd.backends.cuda import postprocess as edges
 from rmbgd.backends.cuda import resample
 from rmbgd.backends.cuda.postprocess import FINITE, pack, summary
-from rmbgd.backends.cuda.resample import FullSize, area, bands, resize_to_network, rows_of, triangle
+from rmbgd.backends.cuda.resample import area, bands, resize_band, resize_dim, resize_to_network, triangle
 from rmbgd.engine.types import OUTPUT_BYTES, OutputPlane
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha
 from rmbgd.imaging.edges import HARDEST, SOFTEST, clean_edges
@@ -69,10 +69,14 @@ def test_an_image_in_bands_is_the_same(narrow_bands):
 def test_alpha_at_full_size_is_the_hosts(matte_height, matte_width, height, width, seed):
     """Within 1e-5, whatever the sizes; and its bands are the whole's, bit for bit."""
     matte = np.random.default_rng(seed).random((matte_height, matte_width), np.float32)
-    alpha = FullSize(torch.from_numpy(matte), height, width)
-    whole = alpha.rows(0, height).numpy()
+    alpha = torch.from_numpy(matte)
+    whole = resize_band(alpha, (height, width), (0, height)).numpy()
     cut = height // 3
-    parts = [alpha.rows(first, last).numpy() for first, last in ((0, cut), (cut, height)) if first < last]
+    parts = [
+        resize_band(alpha, (height, width), (first, last)).numpy()
+        for first, last in ((0, cut), (cut, height))
+        if first < last
+    ]
 
     np.testing.assert_allclose(whole, matte_to_image(matte, height, width), atol=1e-5)
     assert np.array_equal(np.concatenate(parts), whole)
@@ -83,7 +87,7 @@ def test_an_area_is_opencvs(inputs, outputs):
     """The mean over an output's span, as INTER_AREA has it, within 1e-3 of the values' range (its own threshold)."""
     inputs, outputs = max(inputs, outputs), min(inputs, outputs)
     values = np.random.default_rng(inputs).random((1, inputs), np.float32)
-    found = rows_of(torch.from_numpy(values), 1, area, outputs).numpy()
+    found = resize_dim(torch.from_numpy(values), 1, area, outputs).numpy()
     expected = cv2.resize(values, (outputs, 1), interpolation=cv2.INTER_AREA).reshape(1, outputs)
 
     np.testing.assert_allclose(found, expected, atol=1e-3)
@@ -129,11 +133,13 @@ def test_clean_edges_are_the_hosts(photo, scale, narrow_bands):
     alpha = matte_to_image(matte, height, width)
     expected = rgb.copy()
     clean_edges(rgb, alpha, expected)
-    pixels, full = torch.from_numpy(rgb.copy()), FullSize(torch.from_numpy(matte), height, width)
+    pixels, full = torch.from_numpy(rgb.copy()), torch.from_numpy(matte)
     (colours,) = edges.estimate([edges.coarse(pixels, full)])
     found = torch.cat(
         [
-            edges.corrected(pixels[first:last], full.rows(first, last), colours, (first, last), height)
+            edges.corrected(
+                pixels[first:last], resize_band(full, (height, width), (first, last)), colours, (first, last), height
+            )
             for first, last in bands(height, width)
         ]
     ).numpy()
@@ -155,9 +161,11 @@ def test_any_size_can_be_cleaned(height, width, seed):
     alpha = matte_to_image(matte, height, width)
     expected = rgb.copy()
     clean_edges(rgb, alpha, expected)
-    full = FullSize(torch.from_numpy(matte), height, width)
+    full = torch.from_numpy(matte)
     (colours,) = edges.estimate([edges.coarse(torch.from_numpy(rgb), full)])
-    found = edges.corrected(torch.from_numpy(rgb), full.rows(0, height), colours, (0, height), height).numpy()
+    found = edges.corrected(
+        torch.from_numpy(rgb), resize_band(full, (height, width), (0, height)), colours, (0, height), height
+    ).numpy()
 
     assert np.abs(found.astype(int) - expected).max() <= 3
 

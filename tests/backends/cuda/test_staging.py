@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from rmbgd.backends.cuda.device import host_free
+from rmbgd.backends.cuda.memory import host_free
 from rmbgd.backends.cuda.staging import Staging
 from rmbgd.engine.types import OutputPlane, Region, region_bytes, view
 from rmbgd.testing.device import HostDevice
@@ -30,20 +30,20 @@ class Streams(HostDevice):
         yield
         self.here = before
 
-    def upload(self):
+    def upload_stream(self):
         return self.on("upload")
 
-    def download(self):
+    def download_stream(self):
         return self.on("download")
 
-    def compute(self):
+    def compute_stream(self):
         return self.on("compute")
 
-    def mark(self) -> str:
+    def record_event(self) -> str:
         return f"{self.here} {len(self.said)}"
 
-    def follow(self, mark: object) -> None:
-        self.said.append((self.here, str(mark)))
+    def wait_event(self, event: object) -> None:
+        self.said.append((self.here, str(event)))
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_planes_arrive_whole(block, source_alpha):
     """RGB and alpha of the source, from any place of the block."""
     staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, BLOCK)
     place = region(640, source_alpha=source_alpha)
-    source = staging.bring(place)
+    source = staging.upload(place)
     slot = view(block, place)
 
     assert source is not None
@@ -85,15 +85,15 @@ def test_output_comes_down_where_it_belongs(block):
     """And nowhere else."""
     staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, 5000)
     before = block.copy()
-    band = staging.room(4000, 3000)
+    band = staging.take_band(4000, 3000)
     assert band is not None
     band.memory.fill_(9)
-    staging.send(band, object())
+    staging.download(band, object())
 
     assert (block[4000:7000] == 9).all()
     assert np.array_equal(block[:4000], before[:4000])
     assert np.array_equal(block[7000:], before[7000:])
-    assert not band.piece.held
+    assert not band.chunk.held
 
 
 def test_an_upload_waits_for_whoever_read_what_lies_there(block):
@@ -101,29 +101,29 @@ def test_an_upload_waits_for_whoever_read_what_lies_there(block):
     device = Streams()
     size = region_bytes(57, 91, source_alpha=True, output=OutputPlane.RGBA8)
     staging = Staging(device, block, size, 1 << 18, BLOCK)  # room for one image
-    first = staging.bring(region(0))
+    first = staging.upload(region(0))
     assert first is not None
-    first.piece.mark, first.piece.held = "computed", False
-    second = staging.bring(region(size))
+    first.chunk.last_use, first.chunk.held = "computed", False
+    second = staging.upload(region(size))
 
-    assert first.piece.gone
+    assert first.chunk.evicted
     assert ("upload", "computed") in device.said
     assert second is not None
-    assert str(second.piece.mark).startswith("upload")
+    assert str(second.chunk.last_use).startswith("upload")
 
 
 def test_a_download_waits_for_its_band_to_be_ready(block):
     """On the download stream; the next user of the piece waits for the arrival."""
     device = Streams()
     staging = Staging(device, block, 1 << 18, 512, BLOCK)
-    band = staging.room(0, 512)
+    band = staging.take_band(0, 512)
     assert band is not None
-    arrived = staging.send(band, "packed")
-    again = staging.room(512, 512)
+    arrived = staging.download(band, "packed")
+    again = staging.take_band(512, 512)
 
     assert device.said == [("download", "packed")]
     assert again is not None
-    assert again.piece.after == [arrived]
+    assert again.chunk.wait_for == [arrived]
 
 
 def test_what_can_never_be_on_the_device_is_known_before(block):
