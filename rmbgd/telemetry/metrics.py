@@ -1,25 +1,23 @@
-"""Counters and gauges for those who scrape: a text file for Prometheus' node exporter, under the names of the events.
+"""Prometheus metrics in a text file for node_exporter: a counter for every event, gauges from the `health` event.
 
-`image.done` becomes `rmbgd_image_done_total`, and so on for every event. Does not serve HTTP, and never labels with a
-path or anything else that outsiders choose, so that the number of series stays small.
+`image.done` becomes `rmbgd_image_done_total`. No label is a path or anything else that outsiders choose, so that the
+number of series stays small.
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
-import os
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 
 from rmbgd import __version__
 from rmbgd.events import EVENTS, Emit, devices_of
+from rmbgd.fs import atomic_write
 
-FILE_MODE = 0o644  # the exporter runs as somebody else, and the service's umask lets nobody read
+FILE_MODE = 0o644  # the exporter runs as another user, and the service's umask lets others read nothing
 
 LABELS: dict[str, tuple[str, ...]] = {
     "service.failed": ("stage",),
@@ -70,10 +68,13 @@ class Metrics:
     """An Emit that counts what passes through it and hands it on. Safe from any thread."""
 
     def __init__(self, emit: Emit) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call] # this text format would show them as one more gauge per counter
         self._emit = emit
         self._registry = CollectorRegistry()
         self._counters = {
-            event: Counter(_metric_name(event), kind.meaning, LABELS.get(event, ()), registry=self._registry)
+            event: Counter(
+                f"rmbgd_{event.replace('.', '_')}", kind.meaning, LABELS.get(event, ()), registry=self._registry
+            )
             for event, kind in EVENTS.items()
             if event not in NOT_COUNTED
         }
@@ -85,22 +86,18 @@ class Metrics:
             registry=self._registry,
             buckets=SECONDS,
         )
-        self._gauges = {
-            key: Gauge(f"rmbgd_{name}", meaning, registry=self._registry) for key, (name, meaning) in GAUGES.items()
-        }
+        self._gauges = {key: self._gauge(name, meaning) for key, (name, meaning) in GAUGES.items()}
         for gauge in self._gauges.values():
-            gauge.set(math.nan)  # until the first heartbeat nothing is known
-        self._paused = Gauge("rmbgd_paused", "1 while nothing new is claimed", registry=self._registry)
-        self._temperature = Gauge(
-            "rmbgd_device_temperature_celsius", "where it is known", ["device"], registry=self._registry
-        )
-        self._state = Gauge(
-            "rmbgd_device_state", "1 for the state it is in", ["device", "state"], registry=self._registry
-        )
-        self._in_use = Gauge("rmbgd_device_in_use", "1 for the device in use", ["device"], registry=self._registry)
-        build = Gauge("rmbgd_build_info", "always 1", ["version"], registry=self._registry)
-        build.labels(version=__version__).set(1)
+            gauge.set(math.nan)  # unknown until the first health event
+        self._paused = self._gauge("paused", "1 while nothing new is claimed")
+        self._temperature = self._gauge("device_temperature_celsius", "where it is known", "device")
+        self._state = self._gauge("device_state", "1 for the state it is in", "device", "state")
+        self._in_use = self._gauge("device_in_use", "1 for the device in use", "device")
+        self._gauge("build_info", "always 1", "version").labels(version=__version__).set(1)
         self.lost = 0  # files that could not be written; only the thread that writes touches it
+
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+        return Gauge(f"rmbgd_{name}", meaning, labels, registry=self._registry)
 
     def __call__(self, event: str, /, **keys: object) -> None:
         if event == "health":
@@ -138,38 +135,16 @@ class Metrics:
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
-        return generate_latest(_WithoutCreation(self._registry))
+        return generate_latest(self._registry)
 
     def write(self, path: Path) -> bool:
-        """Replace the file at once, readable by all. False when the disk refuses; no image depends on it."""
-        temporary = path.with_name(f".{path.name}.{threading.get_native_id()}.tmp")  # the exporter reads *.prom only
+        """Replace the file whole, readable by all. False when the disk refuses; no image depends on it.
+
+        Not prometheus_client's write_to_textfile: a chmod after its rename would be too late for a scrape in between.
+        """
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
-            with open(descriptor, "wb") as file:
-                os.fchmod(descriptor, FILE_MODE)
-                file.write(self.text())
-            os.rename(temporary, path)
+            atomic_write(path, self.text(), mode=FILE_MODE)
         except OSError:
             self.lost += 1
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
             return False
         return True
-
-
-class _WithoutCreation:
-    """The registry without the `_created` series, which this format would show as one more gauge per counter."""
-
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self._registry = registry
-
-    def collect(self) -> Iterator[Metric]:
-        for metric in self._registry.collect():
-            kept = [sample for sample in metric.samples if not sample.name.endswith("_created")]
-            shown = Metric(metric.name, metric.documentation, metric.type, metric.unit)
-            shown.samples = kept
-            yield shown
-
-
-def _metric_name(event: str) -> str:
-    return "rmbgd_" + event.replace(".", "_")

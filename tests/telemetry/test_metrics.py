@@ -28,13 +28,8 @@ HEALTH = {
 
 
 @pytest.fixture
-def recorded() -> RecordedEvents:
-    return RecordedEvents()
-
-
-@pytest.fixture
-def metrics(recorded: RecordedEvents) -> Metrics:
-    return Metrics(recorded)
+def metrics() -> Metrics:
+    return Metrics(RecordedEvents())
 
 
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -67,18 +62,19 @@ def test_labels_are_keys_that_their_event_must_have():
         assert not {"path", "output", "detail", "job", "error", "line"} & set(labels)
 
 
-def test_an_image_is_counted_and_handed_on(metrics: Metrics, recorded: RecordedEvents):
-    """By folder, device, model and verdict; its bytes and its stages too."""
+def test_an_image_is_counted_and_handed_on(metrics: Metrics):
+    """By folder, device, model and verdict; its bytes and its stages too; creation times would double the series."""
     metrics("image.done", **DONE)
     found = samples(metrics)
 
-    assert recorded.named("image.done") == [DONE]
+    assert metrics._emit.named("image.done") == [DONE]
     of = labelled(folder="shop", device="cuda:0", model="birefnet", verdict="ok")
     assert found["rmbgd_image_done_total", of] == 1
     assert found["rmbgd_image_bytes_total", labelled(direction="in")] == 1000
     assert found["rmbgd_image_seconds_sum", labelled(stage="total")] == pytest.approx(0.3)
     assert found["rmbgd_image_seconds_bucket", labelled(stage="decode", le="0.01")] == 0
     assert found["rmbgd_image_seconds_bucket", labelled(stage="decode", le="0.025")] == 1
+    assert not [name for name, _ in found if name.endswith("_created")]
 
 
 def test_a_failover_is_counted_by_where_and_why(metrics: Metrics):
@@ -103,45 +99,31 @@ def test_gauges_follow_the_heartbeat(metrics: Metrics):
     assert found["rmbgd_device_state", labelled(device="cpu", state="standby")] == 1
 
 
-def test_every_device_in_use_is_shown(metrics: Metrics):
-    """Two GPUs that compute: one line for each, none for both together."""
-    metrics("health", **HEALTH | {"device": "cuda:0, cuda:1"})
-    seen = samples(metrics)
-
-    assert seen["rmbgd_device_in_use", labelled(device="cuda:0")] == 1
-    assert seen["rmbgd_device_in_use", labelled(device="cuda:1")] == 1
-    assert len([name for name, _ in seen if name == "rmbgd_device_in_use"]) == 2
-
-
-def test_a_temperature_that_is_not_known_is_not_shown(metrics: Metrics):
-    """Nor is that of the heartbeat before: a stale number would look healthy."""
+def test_what_the_heartbeat_no_longer_says_is_not_shown(metrics: Metrics):
+    """A stale temperature would look healthy; two GPUs in use are a series each, and none for both together."""
     metrics("health", **HEALTH)
-    metrics("health", **HEALTH | {"engine": {"devices": {"cuda:0": {"state": "lost", "temperature": None}}}})
-    names = {name for name, _ in samples(metrics)}
+    gone = {"devices": {"cuda:0": {"state": "lost", "temperature": None}}}
+    metrics("health", **HEALTH | {"device": "cuda:0, cuda:1", "engine": gone})
+    found = samples(metrics)
 
-    assert "rmbgd_device_temperature_celsius" not in names
-    states = {labels for name, labels in samples(metrics) if name == "rmbgd_device_state"}
-    assert states == {labelled(device="cuda:0", state="lost")}
+    assert "rmbgd_device_temperature_celsius" not in {name for name, _ in found}
+    assert {labelled(device="cuda:0", state="lost")} == {of for name, of in found if name == "rmbgd_device_state"}
+    in_use = {of: value for (name, of), value in found.items() if name == "rmbgd_device_in_use"}
+    assert in_use == {labelled(device="cuda:0"): 1, labelled(device="cuda:1"): 1}
 
 
 def test_before_the_first_heartbeat_nothing_is_claimed(metrics: Metrics):
-    """An empty queue and a queue that nobody has looked at are not the same."""
+    """An empty queue and a queue that was not looked at are not the same."""
     assert math.isnan(samples(metrics)["rmbgd_waiting_files", frozenset()])
 
 
-def test_there_are_no_creation_times(metrics: Metrics):
-    """They would double the series, as gauges that mean nothing here."""
-    metrics("image.done", **DONE)
-
-    assert b"_created" not in metrics.text()
-
-
-def test_an_event_that_is_not_known_passes(metrics: Metrics, recorded: RecordedEvents):
+def test_an_event_that_is_not_known_passes(metrics: Metrics):
     """Counting must not stop what the log would take."""
-    metrics._emit = lambda event, /, **keys: recorded.events.append((event, keys))
+    passed: list[tuple[str, dict[str, object]]] = []
+    metrics._emit = lambda event, /, **keys: passed.append((event, keys))
     metrics("invented.event", anything=1)
 
-    assert recorded.events == [("invented.event", {"anything": 1})]
+    assert passed == [("invented.event", {"anything": 1})]
 
 
 def test_the_file_is_replaced_whole_and_readable_by_all(metrics: Metrics, tmp_path: Path):
