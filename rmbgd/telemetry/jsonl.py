@@ -1,7 +1,6 @@
-"""One event as one line of JSON, and the file such lines are appended to.
+"""One event as one line of JSON (JSON Lines), and the append-only file of such lines.
 
-Standard library only, so that the exit recorder starts in a blink. Knows nothing of the journal, of structlog, or of
-which events there are.
+Standard library only: the exit recorder runs while the next start of the service waits.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ from typing import Any
 
 from rmbgd import __version__
 
-LOG_MODE = 0o640  # names of customers' files are nobody else's business
-KEPT_MAXIMUM = 8192  # characters of one text value; a traceback fits, a file's content does not
+LOG_MODE = 0o640  # names of customers' files are for the owner and the group only
+TEXT_MAXIMUM = 8192  # characters of one text value; a traceback fits, a file's content does not
 
 
 @lru_cache(maxsize=1)
@@ -36,7 +35,7 @@ def boot_id() -> str:
 
 
 def process_start(pid: int) -> int | None:
-    """When a process began, in clock ticks since boot; None when there is none. Unique together with the pid."""
+    """Start of a process in clock ticks since boot; None when there is none. Unique together with the pid."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             return int(file.read().rpartition(b")")[2].split()[19])  # after the name, which may hold anything
@@ -72,13 +71,16 @@ def to_json(keys: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """`value` in what JSON has. Never raises for odd types: a log line must not be lost to its own content."""
+    """`value` in JSON's types. Never raises for odd types: a log line must not be lost to its own content.
+
+    More than the `default=` of json.dumps, which sees neither NaN, nor long texts, nor keys that are no text.
+    """
     if value is None or (isinstance(value, (bool, int)) and not isinstance(value, Enum)):
         return value
     if isinstance(value, Enum):
         return _plain(value.value)
     if isinstance(value, str):
-        return value if len(value) <= KEPT_MAXIMUM else f"{value[:KEPT_MAXIMUM]}... ({len(value)} characters)"
+        return value if len(value) <= TEXT_MAXIMUM else f"{value[:TEXT_MAXIMUM]}... ({len(value)} characters)"
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -96,8 +98,55 @@ def _plain(value: Any) -> Any:
     return _plain(repr(value))
 
 
+class JsonlFile:
+    """Appends lines to a file; survives rotation, deletion and a full disk. Never raises; counts what it drops.
+
+    Each line is one write(2) to a descriptor opened for appending, so the lines of two processes do not interleave and
+    copytruncate works. Before each line the path is compared with the open file, as logging's WatchedFileHandler does,
+    so rotation by rename needs no signal. Unlike that handler it keeps no unwritten text in memory.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = os.fspath(path)
+        self.dropped = 0  # lines; written under the lock, read by any thread
+        self._lock = threading.RLock()  # a signal handler may log while the same thread is logging
+        self._descriptor = -1  # under the lock, as are the next two
+        self._opened: os.stat_result | None = None  # the open file, None when there is none
+        self._torn = False  # the file does not end in a newline
+
+    def write(self, line: str) -> bool:
+        """Append `line`, which holds no newline. False when it could not be written; it is then counted."""
+        with self._lock:
+            try:
+                self._reopen_if_moved()
+                data = ("\n" if self._torn else "").encode() + line.encode() + b"\n"
+                self._torn = os.write(self._descriptor, data) < len(data)  # the disk is full in the middle of the line
+            except OSError:
+                self._close()
+                self.dropped += 1
+                return False
+            self.dropped += self._torn
+            return not self._torn
+
+    def _reopen_if_moved(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self._opened is not None and os.path.samestat(os.stat(self.path), self._opened):
+                return
+        self._close()
+        self._descriptor = _open(self.path)
+        self._opened = status = os.fstat(self._descriptor)
+        # A power cut or a kill may have left half a line: it must not swallow the next one.
+        self._torn = status.st_size > 0 and os.pread(self._descriptor, 1, status.st_size - 1) != b"\n"
+
+    def _close(self) -> None:
+        if self._descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.close(self._descriptor)
+        self._descriptor, self._opened = -1, None
+
+
 def _open(path: str) -> int:
-    """A descriptor for appending. A file made here has LOG_MODE, whatever the umask says; one found keeps its mode."""
+    """A descriptor for appending. A new file gets LOG_MODE, whatever the umask; an existing one keeps its mode."""
     flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
     try:
         return os.open(path, flags)
@@ -105,63 +154,3 @@ def _open(path: str) -> int:
         descriptor = os.open(path, flags | os.O_CREAT, LOG_MODE)
         os.fchmod(descriptor, LOG_MODE)
         return descriptor
-
-
-class JsonlFile:
-    """Appends lines to a file that others rotate, delete or fill the disk under. Never raises; what is lost is counted.
-
-    Each line is one write(2) to a descriptor opened for appending, so lines of two processes do not mix. Before each
-    line the path is looked at: when another file stands there, or none, it is opened anew, so rotation by rename needs
-    no signal.
-    """
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = os.fspath(path)
-        self.dropped = 0  # written under the lock, read by anyone
-        self._lock = threading.RLock()  # a signal handler may log while the same thread is logging
-        self._descriptor: int | None = None  # under the lock
-        self._identity: tuple[int, int] | None = None  # device and inode; under the lock
-        self._torn = False  # the file does not end in a newline; under the lock
-
-    def write(self, line: str) -> bool:
-        """Append `line`, which holds no newline. False when it could not be written; it is then counted."""
-        with self._lock:
-            try:
-                descriptor = self._open_anew_if_moved()
-                data = ("\n" if self._torn else "").encode() + line.encode() + b"\n"
-                written = os.write(descriptor, data)
-                self._torn = written < len(data)
-            except OSError:
-                self._close()
-                self.dropped += 1
-                return False
-            if self._torn:  # the disk is full in the middle of the line
-                self.dropped += 1
-            return not self._torn
-
-    def _open_anew_if_moved(self) -> int:
-        try:
-            there = os.stat(self.path)
-            identity = (there.st_dev, there.st_ino)
-        except FileNotFoundError:
-            identity = None
-        if self._descriptor is not None and identity == self._identity:
-            return self._descriptor
-        self._close()
-        self._descriptor = descriptor = _open(self.path)
-        status = os.fstat(descriptor)
-        self._identity = (status.st_dev, status.st_ino)
-        # A power cut or a kill may have left half a line: it must not swallow the next one.
-        self._torn = status.st_size > 0 and os.pread(descriptor, 1, status.st_size - 1) != b"\n"
-        return descriptor
-
-    def _close(self) -> None:
-        if self._descriptor is not None:
-            with contextlib.suppress(OSError):
-                os.close(self._descriptor)
-        self._descriptor = None
-        self._identity = None
-
-    def close(self) -> None:
-        with self._lock:
-            self._close()

@@ -6,16 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rmbgd.events import ENVELOPE
-from rmbgd.telemetry import jsonl as lines
+from rmbgd.telemetry import jsonl
 
 
 class Colour(StrEnum):
@@ -23,10 +25,15 @@ class Colour(StrEnum):
 
 
 def test_every_value_becomes_json() -> None:
-    """Paths, bytes, enums, sets, numpy's scalars, moments, NaN and strangers: none of them breaks the line."""
+    """Paths, bytes, enums, sets, numpy's scalars, moments, NaN and other types: none of them breaks the line.
+
+    A hostile file name is found again by os.fsencode, and one long value cannot fill the log.
+    """
     values = {
         "path": Path("/a/b"),
-        "bytes": b"\xff\xfe.jpg",
+        "bytes": b"\xff\x1b[2J\n.jpg",
+        "name": os.fsdecode(b"\xff\x1b[2J\n.jpg"),
+        "long": "x" * 1_000_000,
         "enum": Colour.RED,
         "set": {"b", "a"},
         "numpy": np.float32(0.5),
@@ -34,13 +41,15 @@ def test_every_value_becomes_json() -> None:
         "moment": datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC),
         "nan": float("nan"),
         "nested": [{"inner": float("inf")}, (1, 2)],
-        "stranger": ...,
+        "other": ...,
         3: "key",
     }
 
     assert {
         "path": "/a/b",
-        "bytes": "\udcff\udcfe.jpg",
+        "bytes": "\udcff\x1b[2J\n.jpg",
+        "name": "\udcff\x1b[2J\n.jpg",
+        "long": "x" * jsonl.TEXT_MAXIMUM + "... (1000000 characters)",
         "enum": "red",
         "set": ["a", "b"],
         "numpy": 0.5,
@@ -48,9 +57,9 @@ def test_every_value_becomes_json() -> None:
         "moment": "2026-01-02T03:04:05.678Z",
         "nan": None,
         "nested": [{"inner": None}, [1, 2]],
-        "stranger": "Ellipsis",
+        "other": "Ellipsis",
         "3": "key",
-    } == json.loads(lines.to_json(values))
+    } == json.loads(jsonl.to_json(values))
 
 
 json_like = st.recursive(
@@ -63,85 +72,61 @@ json_like = st.recursive(
 @given(st.dictionaries(st.text(), json_like))
 def test_any_value_is_one_printable_ascii_line(values: dict[str, object]) -> None:
     """No value can end the line early, or send a control character to a terminal."""
-    line = lines.to_json(values)
+    line = jsonl.to_json(values)
 
     assert line.isascii()
     assert line.isprintable()
     assert isinstance(json.loads(line), dict)
 
 
-def test_hostile_file_name_survives_the_round_trip() -> None:
-    """A name of bytes that are no UTF-8, with an escape and a newline, is found again by os.fsencode."""
-    name = b"\xff\x1b[2J\n.jpg"
-
-    assert name == os.fsencode(json.loads(lines.to_json({"path": os.fsdecode(name)}))["path"])
-
-
-def test_long_text_is_cut_and_says_so() -> None:
-    """One value cannot fill the log."""
-    kept = json.loads(lines.to_json({"text": "x" * 1_000_000}))["text"]
-
-    assert len(kept) < 2 * lines.KEPT_MAXIMUM
-    assert kept.endswith("(1000000 characters)")
-
-
 def test_envelope_has_the_keys_of_the_vocabulary() -> None:
-    """Each line says what, how bad, when on two clocks, in which boot, process and version."""
-    assert ENVELOPE == tuple(lines.envelope("health", "info"))
+    """Each line says what, how bad, when on two clocks (RFC 3339 in UTC), in which boot, process and version."""
+    envelope = jsonl.envelope("health", "info")
 
-
-def test_time_is_rfc_3339_in_utc_with_milliseconds() -> None:
-    """2026-01-31T09:15:00.123Z, whatever the local zone."""
-    stamp = lines.envelope("health", "info")["time"]
-
-    assert stamp == lines.rfc3339(datetime.fromisoformat(stamp))
-    assert stamp.endswith("Z")
+    assert ENVELOPE == tuple(envelope)
+    assert envelope["time"] == jsonl.rfc3339(datetime.fromisoformat(envelope["time"]))
+    assert envelope["time"].endswith("Z")
 
 
 def test_process_is_known_by_its_start() -> None:
     """The same for as long as it lives, and nothing for a number that no process has."""
-    own = lines.process_start(os.getpid())
+    own = jsonl.process_start(os.getpid())
 
     assert own is not None
-    assert own == lines.process_start(os.getpid())
-    assert lines.process_start(2**22 + 1) is None
+    assert own == jsonl.process_start(os.getpid())
+    assert jsonl.process_start(2**22 + 1) is None
 
 
-def test_line_goes_to_the_new_file_after_rotation_by_rename(tmp_path: Path) -> None:
-    """logrotate needs no signal: the old file keeps the old lines, a new one gets the new."""
-    path = tmp_path / "log"
-    file = lines.JsonlFile(path)
+def copy_and_truncate(path: Path, old: Path) -> None:
+    old.write_bytes(path.read_bytes())
+    os.truncate(path, 0)
+
+
+@pytest.mark.parametrize("rotate", [Path.rename, copy_and_truncate, lambda path, _: path.unlink()])
+def test_lines_follow_the_path_through_rotation(rotate: Callable[[Path, Path], None], tmp_path: Path) -> None:
+    """Renamed, copied and truncated, or deleted: without a signal the new file gets the new lines, and only those."""
+    path, old = tmp_path / "log", tmp_path / "log.1"
+    file = jsonl.JsonlFile(path)
     file.write("one")
-    path.rename(tmp_path / "log.1")
-
-    assert file.write("two")
-    assert "one\n" == (tmp_path / "log.1").read_text()
-    assert "two\n" == path.read_text()
-
-
-def test_line_goes_to_a_new_file_after_deletion(tmp_path: Path) -> None:
-    """A deleted log does not swallow lines into a file without a name."""
-    path = tmp_path / "log"
-    file = lines.JsonlFile(path)
-    file.write("one")
-    path.unlink()
+    rotate(path, old)
 
     assert file.write("two")
     assert "two\n" == path.read_text()
+    assert not old.exists() or "one\n" == old.read_text()
 
 
 def test_half_a_line_of_a_killed_process_does_not_swallow_the_next(tmp_path: Path) -> None:
     """The first line after a power cut stands on a line of its own."""
     path = tmp_path / "log"
     path.write_text('one\n{"event":"he')
-    lines.JsonlFile(path).write("two")
+    jsonl.JsonlFile(path).write("two")
 
     assert ["one", '{"event":"he', "two"] == path.read_text().splitlines()
 
 
 def test_missing_folder_is_counted_and_comes_back(tmp_path: Path) -> None:
     """What cannot be written is dropped and counted, and nothing is raised; writing goes on when it can."""
-    file = lines.JsonlFile(tmp_path / "later" / "log")
+    file = jsonl.JsonlFile(tmp_path / "later" / "log")
 
     assert not file.write("one")
     (tmp_path / "later").mkdir()
@@ -153,18 +138,16 @@ def test_missing_folder_is_counted_and_comes_back(tmp_path: Path) -> None:
 def test_full_disk_is_counted_and_later_lines_are_whole(tmp_path: Path) -> None:
     """ENOSPC in the middle of a line: it is counted as lost, and what follows when there is room stands whole."""
     path = tmp_path / "log"
-    script = (
-        "import os, resource, signal, sys\n"
-        "from rmbgd.telemetry import jsonl as lines\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "file = lines.JsonlFile(sys.argv[1])\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))\n"
-        "first = file.write('123456')\n"
-        "second = file.write('abcdefgh')\n"
-        "third = file.write('lost')\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))\n"
-        "print(first, second, third, file.write('whole'), file.dropped)\n"
-    )
+    script = """
+import resource, signal, sys
+from rmbgd.telemetry.jsonl import JsonlFile
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+file = JsonlFile(sys.argv[1])
+resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.RLIM_INFINITY))
+written = [file.write(line) for line in ("123456", "abcdefgh", "lost")]
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print(*written, file.write("whole"), file.dropped)
+"""
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
 
     assert "True False False True 2\n" == done.stdout
@@ -175,7 +158,7 @@ def test_new_file_is_for_owner_and_group_only(tmp_path: Path) -> None:
     """Names of customers' files are in the log; the umask does not decide who reads it."""
     before = os.umask(0o077)
     try:
-        lines.JsonlFile(tmp_path / "log").write("one")
+        jsonl.JsonlFile(tmp_path / "log").write("one")
     finally:
         os.umask(before)
 
@@ -183,8 +166,8 @@ def test_new_file_is_for_owner_and_group_only(tmp_path: Path) -> None:
 
 
 def test_signal_handler_may_log_while_a_line_is_written(tmp_path: Path) -> None:
-    """The lock is the writing thread's own: logging from a handler does not stand still."""
-    file = lines.JsonlFile(tmp_path / "log")
+    """The lock is the writing thread's own: logging from a handler does not deadlock."""
+    file = jsonl.JsonlFile(tmp_path / "log")
 
     with file._lock:
         assert file.write("from the handler")
