@@ -129,8 +129,8 @@ def settings(options: argparse.Namespace) -> tuple[config.Config, config.Recipe]
 
 def run(options: argparse.Namespace) -> int:
     from rmbgd.service import oneshot
-    from rmbgd.telemetry.captured_output import capture_stderr
-    from rmbgd.telemetry.log import Console, EventLog
+    from rmbgd.telemetry.captured_output import StderrCapture
+    from rmbgd.telemetry.log import ConsoleWriter, EventLog
 
     try:
         wanted, recipe = settings(options)
@@ -141,10 +141,10 @@ def run(options: argparse.Namespace) -> int:
             print(f"rmbgd once: {problem.removeprefix('command line: recipe.default.')}", file=sys.stderr)
         return Exit.USAGE
     view = OnceView(len(oneshot.sources_of(options.source)[1]))
-    log = EventLog(None, Console(descriptor=1)) if options.json else None
+    log = EventLog(None, ConsoleWriter(descriptor=1)) if options.json else None
     with log or nullcontext():
         emit = log.emit if log else view
-        with capture_stderr(emit), nullcontext() if log else view:
+        with StderrCapture(emit), nullcontext() if log else view:
             summary = oneshot.once(
                 options.source,
                 options.output,

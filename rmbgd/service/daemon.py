@@ -41,7 +41,7 @@ from rmbgd.service.stall import Facts, StallDetector, is_excused
 from rmbgd.service.systemd import Notifier, open_notifier
 from rmbgd.service.threads import ThreadFailure, ThreadGroup
 from rmbgd.store.ledger import Ledger
-from rmbgd.telemetry.captured_output import StderrCapture, capture_stderr
+from rmbgd.telemetry.captured_output import StderrCapture
 from rmbgd.telemetry.log import EventLog, open_log
 from rmbgd.telemetry.metrics import Metrics
 
@@ -126,7 +126,7 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
     check_layout(config)
     notifier = open_notifier()
     messages: SimpleQueue[Message] = SimpleQueue()
-    with open_log(config.service) as log, capture_stderr(log.emit) as stderr, signals(messages):
+    with open_log(config.service) as log, StderrCapture(log.emit) as stderr, signals(messages):
         while True:
             life = SafeMode(config, SystemClock())
             code = _live(config_path, life, log, stderr, notifier, build_devices, messages)

@@ -1,60 +1,48 @@
-"""The event log: every event as one JSON line, to the journal or stdout, and to a file that keeps what they drop.
+"""The event log: every event as one JSON line, to the journal or stdout, and to a log file.
 
-Does not decide what is worth an event, and knows none by name but through the vocabulary. Nothing here is global:
-whoever emits was handed an `emit`.
+The file is written in the caller's thread, so that it holds everything up to a SIGKILL. The console (journal or stdout)
+is written by a thread of its own, so that a reader that hangs blocks no other thread.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import os
 import queue
 import threading
-from typing import Any, Protocol, Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import structlog
 
 from rmbgd import events
-from rmbgd.config import load as config
-from rmbgd.telemetry import jsonl as lines
+from rmbgd.config.load import ServiceSettings
+from rmbgd.telemetry import jsonl
+from rmbgd.telemetry.jsonl import JsonlFile
 
 PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # syslog's, as the journal filters by
 
 # What an operator filters the journal by (`journalctl RMBGD_EVENT=image.failed`); the rest is in the line itself.
 JOURNAL_KEYS = ("event", "level", "folder", "path", "job", "reason", "device", "model", "stage", "kind")
 
-CONSOLE_QUEUE = 10_000  # lines; a journal that stands still for a moment loses nothing, one that is dead stops nobody
-CLOSE_TIMEOUT = 2.0  # s for the console to take what waits when the log is closed
+CONSOLE_QUEUE = 10_000  # lines that wait for the console; what comes beyond is dropped and counted
+CLOSE_TIMEOUT = 2.0  # s for the console to write what waits when the log is closed
 
-
-class JournalSend(Protocol):
-    """systemd.journal.sendv: each field as b"NAME=value"."""
-
-    def __call__(self, *fields: bytes) -> None: ...
+Fields = dict[str, bytes]
+JournalSend = Callable[..., object]
+"""systemd.journal.sendv: takes each field as b"NAME=value"."""
 
 
 class EventLog:
-    """Writes events. `emit` is an events.Emit: safe from any thread, from signal handlers, and it never raises.
+    """Writes events. `emit` is an events.Emit: safe from any thread and from signal handlers, and it never raises."""
 
-    The file is written in the caller's thread, so that it holds everything up to a SIGKILL. The console (journal or
-    stdout) is written by a thread of its own, so that nobody waits for a journal that hangs.
-    """
-
-    def __init__(self, file: lines.JsonlFile | None, console: Console | None, *, strict: bool = False) -> None:
-        self._file = file
-        self._console = console
-        self._strict = strict
-        self._logger: _Leveled = structlog.wrap_logger(
-            self,
-            processors=[_stamp, _render],
-            wrapper_class=_Leveled,
-            context_class=dict,
-            cache_logger_on_first_use=False,
-        ).bind()
+    def __init__(self, file: JsonlFile | None, console: ConsoleWriter | None, *, strict: bool = False) -> None:
+        self._file, self._console, self._strict = file, console, strict
+        chain = structlog.wrap_logger(self, processors=[_add_envelope, _render], wrapper_class=_LevelledLogger)
+        self._logger: _LevelledLogger = chain.bind()
 
     def emit(self, event: str, /, **keys: object) -> None:
-        """Write one event. With `strict`, raises ValueError for what the vocabulary does not know."""
+        """Write one event. `strict` is for tests: raises ValueError for what the vocabulary does not know."""
         if self._strict and (problems := events.problems_with(event, keys)):
             raise ValueError("; ".join(problems))
         kind = events.EVENTS.get(event)
@@ -66,15 +54,15 @@ class EventLog:
         counts = {"file": self._file.dropped} if self._file else {}
         return counts | ({"console": self._console.dropped} if self._console else {})
 
-    def write(self, line: str, level: str, fields: dict[str, bytes]) -> None:
-        """The end of structlog's chain; `emit` is the door."""
+    def write(self, line: str, level: str, fields: Fields) -> None:
+        """The end of structlog's chain; callers use `emit`."""
         if self._file is not None:
             self._file.write(line)
         if self._console is not None:
             self._console.put(line, level, fields)
 
     def close(self) -> None:
-        """Hand over what waits, within CLOSE_TIMEOUT. Emitting afterwards still reaches the file."""
+        """Write what waits for the console, within CLOSE_TIMEOUT. Emitting afterwards still reaches the file."""
         if self._console is not None:
             self._console.close()
 
@@ -85,50 +73,59 @@ class EventLog:
         self.close()
 
 
-class _Leveled(structlog.BoundLoggerBase):
+class _LevelledLogger(structlog.BoundLoggerBase):
     """structlog's logger with one method: the level comes from the vocabulary, not from the caller."""
 
     def log(self, level: str, event: str, keys: dict[str, object]) -> None:
-        with contextlib.suppress(structlog.DropEvent):
-            arguments, _ = self._process_event(level, event, keys)
-            self._logger.write(*arguments)
+        arguments, _ = self._process_event(level, event, keys)
+        self._logger.write(*arguments)
 
 
-def _stamp(_: Any, level: str, keys: structlog.typing.EventDict) -> structlog.typing.EventDict:
+def _add_envelope(_: Any, level: str, keys: structlog.typing.EventDict) -> structlog.typing.EventDict:
     event = keys.pop("event")
-    return lines.envelope(event, level) | {key: keys[key] for key in keys if key not in events.ENVELOPE}
+    return jsonl.envelope(event, level) | {key: keys[key] for key in keys if key not in events.ENVELOPE}
 
 
-def _render(_: Any, level: str, keys: structlog.typing.EventDict) -> tuple[tuple[str, str, dict[str, bytes]], Any]:
+def _render(_: Any, level: str, keys: structlog.typing.EventDict) -> tuple[tuple[str, str, Fields], Any]:
     fields = {f"RMBGD_{key.upper()}": os.fsencode(str(keys[key])) for key in JOURNAL_KEYS if keys.get(key) is not None}
-    return (lines.to_json(keys), level, fields), {}
+    return (jsonl.to_json(keys), level, fields), {}
 
 
-class Console:
-    """Lines on their way to the journal or stdout, through a thread that alone may be kept waiting by them."""
+class ConsoleWriter:
+    """Writes lines to the journal or to a descriptor, on a thread of its own, from a bounded queue.
+
+    Not a logging.handlers.QueueListener: its `stop` waits without limit for a reader that hangs, and a queue.Queue,
+    whose lock is not reentrant, would deadlock with an event emitted in a signal handler.
+    """
 
     def __init__(self, *, descriptor: int | None = None, journal: JournalSend | None = None) -> None:
-        self.dropped = 0  # an estimate when several threads drop at once; nobody sums it up
+        self.dropped = 0  # lines; an estimate when several threads drop at once
         self._descriptor = descriptor
         self._journal = journal
-        self._waiting: queue.SimpleQueue[tuple[str, str, dict[str, bytes]] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, str, Fields] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="log-console", daemon=True)
         self._thread.start()
 
-    def put(self, line: str, level: str, fields: dict[str, bytes]) -> None:
-        if self._waiting.qsize() >= CONSOLE_QUEUE:
+    def put(self, line: str, level: str, fields: Fields) -> None:
+        """Never blocks: a line that does not fit the queue is dropped and counted."""
+        if self._queue.qsize() >= CONSOLE_QUEUE:
             self.dropped += 1
         else:
-            self._waiting.put((line, level, fields))
+            self._queue.put((line, level, fields))
+
+    def close(self) -> None:
+        """Write what waits, then end. A journal that hangs is abandoned after CLOSE_TIMEOUT."""
+        self._queue.put(None)
+        self._thread.join(CLOSE_TIMEOUT)
 
     def _run(self) -> None:
-        while (entry := self._waiting.get()) is not None:
+        while (entry := self._queue.get()) is not None:
             try:
                 self._write(*entry)
             except OSError:  # the reader of our stdout has gone; the file goes on
                 self.dropped += 1
 
-    def _write(self, line: str, level: str, fields: dict[str, bytes]) -> None:
+    def _write(self, line: str, level: str, fields: Fields) -> None:
         if self._journal is not None:
             entry = {
                 "MESSAGE": line.encode(),
@@ -142,22 +139,12 @@ class Console:
             while rest:
                 rest = rest[os.write(self._descriptor, rest) :]
 
-    def close(self) -> None:
-        """Write what waits, then end. A journal that hangs is left behind after CLOSE_TIMEOUT."""
-        self._waiting.put(None)
-        self._thread.join(CLOSE_TIMEOUT)
 
-
-def open_log(service: config.ServiceSettings, *, to_journal: bool | None = None, strict: bool = False) -> EventLog:
-    """The log as `service` wants it. `to_journal` None: the journal when stdout or stderr already leads there.
-
-    `strict` refuses events that the vocabulary does not know, for tests; in production they are written all the same.
-    """
-    file = lines.JsonlFile(service.log_file) if service.log_file is not None else None
-    if to_journal is None:
-        to_journal = _leads_to_journal(1) or _leads_to_journal(2)
-    send = _journal_sender() if to_journal else None
-    return EventLog(file, Console(journal=send) if send else Console(descriptor=1), strict=strict)
+def open_log(service: ServiceSettings) -> EventLog:
+    """The log that `service` asks for; to the journal when stdout or stderr already leads there, else to stdout."""
+    send = _journal_sender() if _leads_to_journal(1) or _leads_to_journal(2) else None
+    console = ConsoleWriter(journal=send) if send else ConsoleWriter(descriptor=1)
+    return EventLog(JsonlFile(service.log_file) if service.log_file is not None else None, console)
 
 
 def _leads_to_journal(descriptor: int) -> bool:
@@ -171,8 +158,7 @@ def _leads_to_journal(descriptor: int) -> bool:
 
 def _journal_sender() -> JournalSend | None:
     try:
-        journal = importlib.import_module("systemd.journal")
+        sender: JournalSend = importlib.import_module("systemd.journal").sendv
     except ImportError:  # the lines go to stdout then, which the journal captures: only the extra fields are lost
         return None
-    sender: JournalSend = journal.sendv
     return sender

@@ -1,4 +1,4 @@
-"""What C libraries write to descriptor 2 becomes events; what faulthandler writes does not."""
+"""What C libraries and the engine process write becomes rate-limited events; what faulthandler writes does not."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ import subprocess
 import sys
 import textwrap
 
-from rmbgd.telemetry.captured_output import LINES_AT_ONCE
+import pytest
+
+from rmbgd.telemetry.captured_output import LAST_WORDS, LINE_MAXIMUM, LINES_AT_ONCE, OutputLines
+from rmbgd.testing.clock import FakeClock
 
 SETUP = """
 import json, os, sys
-from rmbgd.telemetry import captured_output as stderr
-told = []
+from rmbgd.telemetry.captured_output import StderrCapture
+emitted = []
 def emit(event, /, **keys):
-    told.append([event, keys])
-capture = stderr.capture_stderr(emit)
+    emitted.append([event, keys])
+capture = StderrCapture(emit)
 """
 REPORT = """
 capture.close()
-print(json.dumps(told))
+print(json.dumps(emitted))
 """
 
 
@@ -29,44 +32,32 @@ def captured(script: str) -> tuple[list[tuple[str, dict[str, str]]], str]:
     return json.loads(done.stdout), done.stderr
 
 
-def test_lines_of_a_c_library_become_events() -> None:
-    """Each line is one event, whichever way it was written, and the true stderr stays empty."""
-    told, rest = captured("os.write(2, b'TIFF: odd tag\\n'); print('python too', file=sys.stderr)")
-
-    assert "" == rest
-    assert [
-        ["engine.output", {"source": "service", "line": "TIFF: odd tag"}],
-        ["engine.output", {"source": "service", "line": "python too"}],
-    ] == told
-
-
-def test_last_line_without_an_end_is_told() -> None:
-    """A library that dies in the middle of a line still says what it had to say."""
-    told, _ = captured("os.write(2, b'abort: bad')")
-
-    assert ["abort: bad"] == [keys["line"] for _, keys in told]
+@pytest.mark.parametrize(
+    ("script", "lines"),
+    [
+        (r"os.write(2, b'TIFF: odd tag\n'); print('python too', file=sys.stderr)", ["TIFF: odd tag", "python too"]),
+        ("os.write(2, b'abort: bad')", ["abort: bad"]),  # a library that dies in the middle of a line
+        (r"os.write(2, b'bad \xff byte\n')", [r"bad \xff byte"]),  # decoders quote the file they choke on
+    ],
+)
+def test_each_line_becomes_an_event(script: str, lines: list[str]) -> None:
+    """Whichever way it was written, and the true stderr stays empty."""
+    assert ([["engine.output", {"source": "service", "line": line}] for line in lines], "") == captured(script)
 
 
-def test_bytes_that_are_no_text_are_shown_as_escapes() -> None:
-    """Decoders quote the file they choke on."""
-    told, _ = captured("os.write(2, b'bad \\xff byte\\n')")
+@pytest.mark.parametrize(
+    ("script", "least"),
+    [
+        (r"[os.write(2, b'line\n') for _ in range(1000)]", LINES_AT_ONCE),  # the first pass, the rest is counted
+        (r"os.write(2, b'x' * 100_000 + b'\n')", 1),  # a line of a megabyte becomes short ones
+    ],
+)
+def test_flood_is_cut_and_counted(script: str, least: int) -> None:
+    """Neither hundreds of lines about one file nor one endless line drown the log."""
+    emitted, _ = captured(script)
 
-    assert [r"bad \xff byte"] == [keys["line"] for _, keys in told]
-
-
-def test_flood_is_cut_and_counted() -> None:
-    """Hundreds of lines about one file do not drown the log: the first pass, the rest is counted."""
-    told, _ = captured("[os.write(2, b'line\\n') for _ in range(1000)]")
-
-    assert LINES_AT_ONCE <= len(told) < 2 * LINES_AT_ONCE
-
-
-def test_endless_line_is_cut() -> None:
-    """A megabyte without a newline becomes short lines."""
-    told, _ = captured("os.write(2, b'x' * 100_000 + b'\\n')")
-
-    assert told
-    assert all(len(keys["line"]) < 1100 for _, keys in told)
+    assert least <= len(emitted) < 2 * LINES_AT_ONCE
+    assert all(len(keys["line"]) < 1100 for _, keys in emitted)
 
 
 def test_writer_does_not_wait_for_a_reader_that_cannot_run() -> None:
@@ -77,13 +68,11 @@ libc = ctypes.PyDLL(None)  # keeps the interpreter lock: the reading thread cann
 for _ in range(100):
     libc.write(2, b'y' * 65536, 65536)
 """
-    told, _ = captured(script)
-
-    assert told
+    assert captured(script)[0]
 
 
 def test_stacks_of_a_dying_process_reach_the_true_stderr() -> None:
-    """faulthandler writes while nobody can read any more: past the capture."""
+    """faulthandler writes when nothing can read any more: past the capture."""
     script = SETUP + "import os, signal; os.kill(os.getpid(), signal.SIGABRT)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
 
@@ -96,19 +85,19 @@ def test_stacks_of_a_living_process_reach_the_true_stderr() -> None:
     script = """
     import threading
     gate = threading.Event()
-    def somebody_who_waits():
+    def some_thread_that_waits():
         gate.wait()
-    thread = threading.Thread(target=somebody_who_waits)
+    thread = threading.Thread(target=some_thread_that_waits)
     thread.start()
     capture.show_stacks()
     gate.set()
     thread.join()
     capture.close()
     """
-    events, rest = captured(textwrap.dedent(script))
+    emitted, rest = captured(textwrap.dedent(script))
 
-    assert "in somebody_who_waits" in rest
-    assert [] == events
+    assert "in some_thread_that_waits" in rest
+    assert [] == emitted
 
 
 def test_descriptor_is_given_back() -> None:
@@ -116,3 +105,40 @@ def test_descriptor_is_given_back() -> None:
     _, rest = captured("capture.close(); os.write(2, b'after\\n')")
 
     assert "after\n" == rest
+
+
+def test_lines_are_whole_however_they_arrive() -> None:
+    """Pieces are joined, empty lines dropped, bytes that are no UTF-8 shown, the rest comes at the end."""
+    passed: list[str] = []
+    output = OutputLines(passed.append, FakeClock())
+    for piece in (b"one\ntw", b"o\n\n\xff three", b"\nfour"):
+        output.feed(piece)
+    output.finish()
+
+    assert passed == ["one", "two", "\\xff three", "four"]
+
+
+def test_a_line_without_end_is_passed_on_in_pieces() -> None:
+    """A process that never ends its line fills no memory; one that ends too late is cut, and shows it."""
+    passed: list[str] = []
+    output = OutputLines(passed.append, FakeClock())
+    output.feed(b"x" * (3 * LINE_MAXIMUM + 1))
+    output.feed(b"\n" + b"y" * 3000 + b"\n")
+
+    assert [len(line) for line in passed[:3]] == [LINE_MAXIMUM] * 3
+    assert passed[3:] == ["x", "y" * LINE_MAXIMUM + " ..."]
+
+
+def test_left_out_lines_are_counted_and_the_last_words_kept() -> None:
+    """Beyond the limit lines are left out, their number is passed on, and the last ones are known."""
+    passed: list[str] = []
+    clock = FakeClock()
+    output = OutputLines(passed.append, clock)
+    output.feed(b"".join(b"%d\n" % n for n in range(1000)))
+    flood = len(passed)
+    clock.advance(1.0)
+    output.feed(b"calm\n")
+
+    assert flood == LINES_AT_ONCE
+    assert passed[LINES_AT_ONCE:] == [f"({1000 - LINES_AT_ONCE} lines left out)", "calm"]
+    assert output.last_words() == " | ".join([str(n) for n in range(1000 - LAST_WORDS + 1, 1000)] + ["calm"])
