@@ -292,7 +292,7 @@ class Service:
     def _wait_for_an_end(self) -> str:
         while self._cause is None:
             try:
-                self._handle(self.messages.get(timeout=self._life.patience()))
+                self._handle(self.messages.get(timeout=self._life.seconds_left()))
             except Empty:
                 if self._life.settle():
                     self._cause = SAFE_MODE_OVER

@@ -1,7 +1,7 @@
-"""`rmbgd-record-exit`: one `service.exit` event, written by systemd's ExecStopPost when the service is gone.
+"""`rmbgd-record-exit` (ExecStopPost): write a `service.exit` event when the service is gone.
 
 A process that was killed cannot log its own death; this is its only trace. Standard library only, and quick: it runs
-while the next start waits. Does not judge: what counts as a failure the report tool decides.
+while the next start waits.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ import os
 import sys
 import time
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rmbgd import events
-from rmbgd.service import start_record as starts
-from rmbgd.telemetry import jsonl as lines
+from rmbgd.service import start_record
+from rmbgd.telemetry import jsonl
 
-# As in config.py, which is not imported here: it would load pydantic.
+# As in rmbgd/config, which is not imported here: it would load pydantic.
 DEFAULT_CONFIG = Path("/etc/rmbgd/rmbgd.toml")
 DEFAULT_RUNTIME_DIRECTORY = Path("/run/rmbgd")
 DEFAULT_STATE_DIRECTORY = Path("/var/lib/rmbgd")
@@ -38,15 +38,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "SERVICE_RESULT" not in os.environ:
         print("rmbgd-record-exit: SERVICE_RESULT is not set; systemd runs this as ExecStopPost", file=sys.stderr)
         return 2
-    service = _service_table(options.config)
+    service = _read(options.config, tomllib.loads).get("service")
+    if not isinstance(service, dict):
+        service = {}
     runtime = Path(str(service.get("runtime_directory", DEFAULT_RUNTIME_DIRECTORY)))
-    keys = exit_keys(os.environ, _status(runtime / STATUS_FILE), lines.boot_id(), time.monotonic())
-    line = lines.to_json(lines.envelope("service.exit", events.EVENTS["service.exit"].level) | keys)
+    keys = exit_keys(os.environ, _read(runtime / STATUS_FILE, json.loads), jsonl.boot_id(), time.monotonic())
+    line = jsonl.to_json(jsonl.envelope("service.exit", events.EVENTS["service.exit"].level) | keys)
     print(line, flush=True)
     state = Path(str(service.get("state_directory", DEFAULT_STATE_DIRECTORY)))
-    starts.record_exit(state, os.environ, starts.moment(time.monotonic(), time.time()))
+    start_record.record_exit(state, os.environ, start_record.moment(time.monotonic(), time.time()))
     if isinstance(log_file := service.get("log_file"), str):
-        return 0 if lines.JsonlFile(log_file).write(line) else 1
+        return 0 if jsonl.JsonlFile(log_file).write(line) else 1
     return 0
 
 
@@ -66,21 +68,13 @@ def exit_keys(environ: Mapping[str, str], status: Mapping[str, Any], boot_id: st
     return keys
 
 
-def _service_table(path: Path) -> Mapping[str, Any]:
-    """The [service] table; empty when it cannot be read, because a broken configuration is an exit worth recording."""
+def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
+    """The table in a file; empty when it cannot be read, because a broken configuration is an exit worth recording."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8")).get("service", {})
+        found = parse(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return table if isinstance(table, dict) else {}
-
-
-def _status(path: Path) -> Mapping[str, Any]:
-    try:
-        record = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+    return found if isinstance(found, dict) else {}
 
 
 if __name__ == "__main__":

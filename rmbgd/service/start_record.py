@@ -1,44 +1,41 @@
-"""How the last starts of the service ended: a file in the state directory, kept by the service and the exit recorder.
+"""starts.json: how the last starts of the service ended, written by the service and by the exit recorder.
 
-Standard library only, as the recorder is. Does not judge what it holds: crashloop.py does.
-
-A run writes itself down before it begins its work. It takes itself out when it stops in good order; when it worked for
-so long that its end would say nothing of its start, it says so; so what is left without a word died.
+Standard library only, as the recorder is. A service writes its start down before it begins its work, and removes it
+when it stops in good order; when it worked for so long that its end says nothing of its start, it marks it as settled.
+So a start that is left without an end, and whose process is gone, died.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from rmbgd.telemetry import jsonl as lines
+from rmbgd.errors import Exit
+from rmbgd.fs import atomic_write
+from rmbgd.telemetry import jsonl
 
 FILE = "starts.json"
-KEPT = 20  # runs; far more than decide anything
+KEPT = 20  # starts; far more than decide anything
 MODE = 0o640
 NO_WORD = "died without a word"
 PLANNED = "success"  # of SERVICE_RESULT, systemd.exec(5)
-CONFIGURATION = "78"  # exit status: the operator's to mend, and no crash
-
 
 Moment = tuple[str, float, float]
 """(boot, s on its monotonic clock, s since 1970 on the wall clock)."""
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class Start:
     """One start. `began` in s on the monotonic clock of boot `boot_id`, `wall` in s since 1970.
 
-    process  (pid, start of it in clock ticks); None when nobody knows
+    process  (pid, start of it in clock ticks); None when unknown
     safe     in safe mode
     settled  it worked for long
-    ended    how it ended, when abnormally; None while it runs, and when nobody could say
+    ended    how it ended, when abnormally; None while it runs, and when that is unknown
     """
 
     boot_id: str
@@ -51,37 +48,41 @@ class Run:
     ended: str | None = None
 
     def age(self, now: Moment) -> float:
-        """Seconds since it began; 0 when a clock that went back does not let us know."""
+        """Seconds since it began; 0 when a clock went back."""
         boot_id, monotonic, wall = now
         return max(0.0, monotonic - self.began if boot_id == self.boot_id else wall - self.wall)
 
-    def lives(self) -> bool:
+    def is_running(self) -> bool:
         """Another process that is at work now, as far as it can be seen from here."""
         if self.process is None or self.ended is not None:
             return False
         pid, start = self.process
-        return pid != os.getpid() and lines.process_start(pid) == start
+        return pid != os.getpid() and jsonl.process_start(pid) == start
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """`safe_modes`: entered one after another, without a run between them that worked for long."""
+class StartRecord:
+    """`safe_modes`: entered one after another, without a start between them that worked for long."""
 
-    runs: tuple[Run, ...] = ()
+    starts: tuple[Start, ...] = ()
     safe_modes: int = 0
 
 
-def read(directory: Path) -> Record:
-    """What stands there; nothing when there is no file, or one that a power cut or an operator has spoilt."""
+def moment(monotonic: float, wall: float) -> Moment:
+    return jsonl.boot_id(), monotonic, wall
+
+
+def read(directory: Path) -> StartRecord:
+    """The record in `directory`; an empty one when the file is missing or damaged."""
     try:
         found = json.loads((directory / FILE).read_bytes())
-        return Record(tuple(_run(each) for each in found["runs"]), int(found["safe_modes"]))
+        return StartRecord(tuple(_start(each) for each in found["runs"]), int(found["safe_modes"]))
     except (OSError, ValueError, TypeError, KeyError):
-        return Record()
+        return StartRecord()
 
 
-def _run(found: Mapping[str, Any]) -> Run:
-    return Run(
+def _start(found: Mapping[str, Any]) -> Start:
+    return Start(
         boot_id=str(found["boot_id"]),
         began=float(found["began"]),
         wall=float(found["wall"]),
@@ -93,65 +94,45 @@ def _run(found: Mapping[str, Any]) -> Run:
     )
 
 
-def write(directory: Path, record: Record) -> bool:
+def write(directory: Path, record: StartRecord) -> bool:
     """Replace the file, durably. False when the disk refuses: no reason not to serve."""
-    temporary = directory / f"{FILE}.tmp"
-    text = json.dumps(
-        {"safe_modes": record.safe_modes, "runs": [dataclasses.asdict(run) for run in record.runs[-KEPT:]]}
-    )
+    runs = [asdict(start) for start in record.starts[-KEPT:]]
+    text = json.dumps({"safe_modes": record.safe_modes, "runs": runs}) + "\n"
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, MODE)
-        try:
-            os.write(descriptor, text.encode() + b"\n")
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        os.rename(temporary, directory / FILE)
-        folder = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        atomic_write(directory / FILE, text.encode(), mode=MODE, durable=True)
     except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         return False
     return True
 
 
-def deaths(runs: Iterable[Run]) -> list[Run]:
+def deaths(starts: Iterable[Start]) -> list[Start]:
     """Those that did not end in good order and had not worked for long."""
-    return [run for run in runs if not run.settled and not run.lives()]
+    return [start for start in starts if not start.settled and not start.is_running()]
 
 
 def record_exit(directory: Path, environ: Mapping[str, str], now: Moment) -> None:
-    """The exit recorder's: add how systemd saw the end.
+    """Add how systemd saw the end; called by the exit recorder.
 
-    Also of a process that died before it could write itself down, such as one whose libraries cannot be loaded.
+    Also of a process that died before it could write itself down, such as one whose libraries cannot be loaded. A
+    configuration that cannot be used is the operator's to mend, and no crash.
     """
-    if environ["SERVICE_RESULT"] == PLANNED or environ.get("EXIT_STATUS") == CONFIGURATION:
+    if environ["SERVICE_RESULT"] == PLANNED or environ.get("EXIT_STATUS") == str(int(Exit.CONFIGURATION)):
         return
     record = read(directory)
-    invocation = environ.get("INVOCATION_ID", "")
-    cause = _words(environ)
-    runs = list(record.runs)
-    known = [number for number, run in enumerate(runs) if run.invocation_id == invocation]
-    if invocation and known:
-        last = known[-1]
-        if runs[last].ended is not None:  # it has told more itself
-            return
-        runs[last] = dataclasses.replace(runs[last], ended=cause)
-    else:
-        runs.append(Run(*now, invocation, ended=cause))
-    write(directory, dataclasses.replace(record, runs=tuple(runs)))
+    invocation, cause = environ.get("INVOCATION_ID", ""), _cause(environ)
+    starts = list(record.starts)
+    known = [number for number, start in enumerate(starts) if invocation and start.invocation_id == invocation]
+    if not known:
+        starts.append(Start(*now, invocation, ended=cause))
+    elif starts[known[-1]].ended is None:
+        starts[known[-1]] = replace(starts[known[-1]], ended=cause)
+    else:  # the service has said more itself
+        return
+    write(directory, replace(record, starts=tuple(starts)))
 
 
-def _words(environ: Mapping[str, str]) -> str:
+def _cause(environ: Mapping[str, str]) -> str:
     """As an operator says it: signal KILL, watchdog, timeout, oom-kill, exit status 70."""
     result, status = environ["SERVICE_RESULT"], environ.get("EXIT_STATUS", "unknown")
-    known: dict[str, Any] = {"signal": f"signal {status}", "core-dump": f"signal {status}"}
-    return str(known.get(result, f"exit status {status}" if result == "exit-code" else result))
-
-
-def moment(monotonic: float, wall: float) -> Moment:
-    return lines.boot_id(), monotonic, wall
+    known = {"signal": f"signal {status}", "core-dump": f"signal {status}", "exit-code": f"exit status {status}"}
+    return known.get(result, result)

@@ -18,7 +18,8 @@ from rmbgd.doctor import checks as manager
 from rmbgd.doctor import folders as places
 from rmbgd.doctor.checks import State
 from rmbgd.engine.device_query import ask
-from rmbgd.service import start_record as starts
+from rmbgd.service import start_record
+from rmbgd.service.start_record import Start, StartRecord
 
 CPU_TORCH = {"version": "2.13.0", "built_for_cuda": None, "cuda": False, "threads": 2, "devices": []}
 CUDA_TORCH = CPU_TORCH | {"built_for_cuda": "12.6", "cause": "CUDA driver version is insufficient"}
@@ -87,8 +88,11 @@ def test_torch_that_cannot_be_imported_fails_with_the_reason() -> None:
 def test_starts_that_died_are_told(tmp_path: Path, deaths: int, state: State, said: str) -> None:
     """One is worth a look, three make the next start careful."""
     settings = config.Config(service=config.ServiceSettings(state_directory=tmp_path))
-    now = starts.moment(time.monotonic(), time.time())
-    starts.write(tmp_path, starts.Record(tuple(starts.Run(*now, str(n), ended="signal SEGV") for n in range(deaths))))
+    now = start_record.moment(time.monotonic(), time.time())
+    start_record.write(
+        tmp_path,
+        StartRecord(tuple(Start(*now, str(n), ended="signal SEGV") for n in range(deaths))),
+    )
 
     found = manager.starts(settings)
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from rmbgd.cli import status
 from rmbgd.errors import Reason
-from rmbgd.service import start_record as starts
+from rmbgd.service import start_record
+from rmbgd.service.start_record import Start, StartRecord
 from rmbgd.testing.engine import POISON_COLOUR
 from tests.support import audit, p0
 from tests.support.gpu_service import GpuUnderTest
@@ -37,8 +38,11 @@ def die(service: ServiceUnderTest, times: int = STARTS) -> None:
 
 def remember_deaths(service: ServiceUnderTest) -> None:
     """As if it had been killed so often: what is left of that is the record."""
-    now = starts.moment(time.monotonic(), time.time())
-    starts.write(service.state, starts.Record(tuple(starts.Run(*now, str(number)) for number in range(STARTS))))
+    now = start_record.moment(time.monotonic(), time.time())
+    start_record.write(
+        service.state,
+        StartRecord(tuple(Start(*now, str(number)) for number in range(STARTS))),
+    )
 
 
 def marked(number: int) -> bytes:

@@ -11,8 +11,9 @@ from pathlib import Path
 from rmbgd.cli import options
 from rmbgd.config import load as config
 from rmbgd.events import ENVELOPE, problems_with
-from rmbgd.service import exit_recorder as exits
-from rmbgd.telemetry import jsonl as lines
+from rmbgd.service import exit_recorder
+from rmbgd.service.exit_recorder import STATUS_FILE, exit_keys
+from rmbgd.telemetry import jsonl
 
 KILLED = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL", "INVOCATION_ID": "run-1"}
 
@@ -47,22 +48,22 @@ def test_uptime_is_that_of_the_run_that_ended() -> None:
     """From the status file, believed only when boot and invocation are the same."""
     status = {"boot_id": "b", "invocation_id": "run-1", "started": 100.0}
 
-    assert 23.5 == exits.exit_keys(KILLED, status, "b", 123.5)["uptime"]
-    assert "uptime" not in exits.exit_keys(KILLED, status, "other boot", 123.5)
-    assert "uptime" not in exits.exit_keys(KILLED, status | {"invocation_id": "run-0"}, "b", 123.5)
-    assert "uptime" not in exits.exit_keys(KILLED, {}, "b", 123.5)
+    assert 23.5 == exit_keys(KILLED, status, "b", 123.5)["uptime"]
+    assert "uptime" not in exit_keys(KILLED, status, "other boot", 123.5)
+    assert "uptime" not in exit_keys(KILLED, status | {"invocation_id": "run-0"}, "b", 123.5)
+    assert "uptime" not in exit_keys(KILLED, {}, "b", 123.5)
 
 
 def test_uptime_is_read_from_the_runtime_directory(tmp_path: Path) -> None:
     """End to end: the status file that the service left gives the uptime."""
-    status = {"boot_id": lines.boot_id(), "invocation_id": "run-1", "started": 0.0}
-    (tmp_path / exits.STATUS_FILE).write_text(json.dumps(status))
+    status = {"boot_id": jsonl.boot_id(), "invocation_id": "run-1", "started": 0.0}
+    (tmp_path / STATUS_FILE).write_text(json.dumps(status))
 
     assert json.loads(record("--config", configured(tmp_path), **KILLED).stdout)["uptime"] > 0
 
 
 def test_broken_configuration_is_recorded_in_the_journal(tmp_path: Path) -> None:
-    """A service that ended for its configuration is an exit too, though nobody knows where its log is."""
+    """A service that ended for its configuration is an exit too, though its log cannot be found."""
     (tmp_path / "rmbgd.toml").write_text("[service\n")
     done = record("--config", tmp_path / "rmbgd.toml", **(KILLED | {"EXIT_STATUS": "78"}))
 
@@ -70,7 +71,7 @@ def test_broken_configuration_is_recorded_in_the_journal(tmp_path: Path) -> None
     assert "78" == json.loads(done.stdout)["status"]
 
 
-def test_called_by_hand_it_says_who_calls_it() -> None:
+def test_called_by_hand_it_says_what_calls_it() -> None:
     """Without systemd's variables there is nothing to record."""
     done = record()
 
@@ -90,7 +91,7 @@ def test_only_the_standard_library_is_loaded() -> None:
         capture_output=True,
         text=True,
         check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(exits.__file__).parents[2])},
+        env=os.environ | {"PYTHONPATH": str(Path(exit_recorder.__file__).parents[2])},
     )
 
     assert "[]\n" == done.stdout
@@ -98,10 +99,8 @@ def test_only_the_standard_library_is_loaded() -> None:
 
 def test_defaults_are_those_of_the_configuration() -> None:
     """Two files state them, because one of them must not load pydantic."""
-    assert config.DEFAULT_PATH == exits.DEFAULT_CONFIG == options.DEFAULT_CONFIG
-    assert config.ServiceSettings().runtime_directory == exits.DEFAULT_RUNTIME_DIRECTORY
+    service = config.ServiceSettings()
 
-
-def test_default_state_directory_is_that_of_the_configuration() -> None:
-    """The recorder keeps the record of starts there."""
-    assert config.ServiceSettings().state_directory == exits.DEFAULT_STATE_DIRECTORY
+    assert config.DEFAULT_PATH == exit_recorder.DEFAULT_CONFIG == options.DEFAULT_CONFIG
+    assert service.runtime_directory == exit_recorder.DEFAULT_RUNTIME_DIRECTORY
+    assert service.state_directory == exit_recorder.DEFAULT_STATE_DIRECTORY

@@ -13,11 +13,10 @@ from hypothesis import strategies as some
 
 from rmbgd.config.load import Config, parse
 from rmbgd.events import RecordedEvents
-from rmbgd.service import safe_mode as safety
-from rmbgd.service import start_record as starts
-from rmbgd.service.safe_mode import SafeMode
-from rmbgd.service.start_record import Record, Run
-from rmbgd.telemetry import jsonl as lines
+from rmbgd.service import start_record
+from rmbgd.service.safe_mode import SafeMode, is_needed, quiet_time, reduced
+from rmbgd.service.start_record import Start, StartRecord
+from rmbgd.telemetry import jsonl
 from rmbgd.testing.clock import FakeClock
 
 WINDOW, QUIET, LONGEST = 600.0, 300.0, 1000.0
@@ -34,7 +33,7 @@ def configured(state: Path, **tables: Any) -> Config:
 
 
 class Machine:
-    """Starts one life after another on one state directory, with a clock that is moved by hand."""
+    """Starts the service again and again on one state directory, with a clock that is moved by hand."""
 
     def __init__(self, state: Path, **tables: Any) -> None:
         self.state, self.clock, self.events = state, FakeClock(), RecordedEvents()
@@ -43,9 +42,9 @@ class Machine:
 
     def start(self) -> SafeMode:
         self.invocation += 1
-        life = SafeMode(self.config, self.clock, {"INVOCATION_ID": str(self.invocation)})
-        life.begin(self.events)
-        return life
+        mode = SafeMode(self.config, self.clock, {"INVOCATION_ID": str(self.invocation)})
+        mode.begin(self.events)
+        return mode
 
     def die(self, times: int = 1, after: float = 10.0) -> None:
         """Started and killed."""
@@ -56,8 +55,8 @@ class Machine:
     def exit(self, **environ: str) -> None:
         """What systemd's ExecStopPost records of the run that was started last, or of another invocation."""
         environ = {"INVOCATION_ID": str(self.invocation)} | environ
-        now = starts.moment(self.clock.monotonic(), self.clock.wall().timestamp())
-        starts.record_exit(self.state, environ, now)
+        now = start_record.moment(self.clock.monotonic(), self.clock.wall().timestamp())
+        start_record.record_exit(self.state, environ, now)
 
 
 @pytest.fixture
@@ -71,29 +70,31 @@ def test_after_three_deaths_within_ten_minutes_the_fourth_start_is_careful(machi
     assert not machine.start().safe
     machine.clock.advance(10.0)
 
-    life = machine.start()
+    mode = machine.start()
 
-    assert life.safe
-    (told,) = machine.events.named("service.safe_mode")
-    assert told["causes"] == [starts.NO_WORD] * 3
-    assert (told["window"], told["seconds"], told["device"], told["model"]) == (WINDOW, QUIET, "cpu", "u2netp")
+    assert mode.safe
+    (event,) = machine.events.named("service.safe_mode")
+    assert event["causes"] == [start_record.NO_WORD] * 3
+    assert (event["window"], event["seconds"], event["device"], event["model"]) == (WINDOW, QUIET, "cpu", "u2netp")
 
 
-def test_deaths_that_lie_apart_are_no_loop(machine: Machine) -> None:
-    """Three within ten minutes count, three within an hour do not."""
-    machine.die(10, after=301.0)
+@pytest.mark.parametrize(("service", "deaths", "after"), [({}, 10, 301.0), ({"safe_starts": 0}, 20, 10.0)])
+def test_no_safe_mode(tmp_path: Path, service: dict[str, Any], deaths: int, after: float) -> None:
+    """Three deaths within ten minutes count, three within an hour do not; 0 switches it off."""
+    machine = Machine(tmp_path, service=service)
+    machine.die(deaths, after=after)
 
     assert not machine.start().safe
 
 
 def test_an_orderly_stop_forgives_everything(machine: Machine) -> None:
-    """Also in safe mode: whoever stops and starts the service wants it whole."""
+    """Also in safe mode: somebody who stops and starts the service wants it whole."""
     machine.die(3)
-    life = machine.start()
-    life.ended()
+    mode = machine.start()
+    mode.ended()
 
     assert not machine.start().safe
-    assert starts.read(machine.state).safe_modes == 0
+    assert start_record.read(machine.state).safe_modes == 0
 
 
 def test_a_broken_part_is_a_death_with_its_name(machine: Machine) -> None:
@@ -102,10 +103,10 @@ def test_a_broken_part_is_a_death_with_its_name(machine: Machine) -> None:
         machine.start().ended("finish: OSError: no")
         machine.exit(SERVICE_RESULT="exit-code", EXIT_STATUS="70")
 
-    life = SafeMode(machine.config, machine.clock, {})
+    mode = SafeMode(machine.config, machine.clock, {})
 
-    assert life.safe
-    assert life.causes() == ["finish: OSError: no"] * 3
+    assert mode.safe
+    assert mode.causes() == ["finish: OSError: no"] * 3
 
 
 def test_an_unusable_configuration_is_no_death(machine: Machine) -> None:
@@ -122,13 +123,13 @@ def test_an_unusable_configuration_is_no_death(machine: Machine) -> None:
 def test_what_lived_long_does_not_die_of_its_start(machine: Machine) -> None:
     """After the window in good health the record is forgotten; a death later is a death, not a loop."""
     machine.die(2)
-    life = machine.start()
-    life.ready()
-    assert life.patience() == WINDOW
+    mode = machine.start()
+    mode.ready()
+    assert mode.seconds_left() == WINDOW
     machine.clock.advance(WINDOW)
-    assert life.patience() == 0
-    assert not life.settle()
-    assert life.patience() is None
+    assert mode.seconds_left() == 0
+    assert not mode.settle()
+    assert mode.seconds_left() is None
     machine.exit(SERVICE_RESULT="signal", EXIT_STATUS="KILL")
 
     machine.die(2)
@@ -137,34 +138,36 @@ def test_what_lived_long_does_not_die_of_its_start(machine: Machine) -> None:
 
 
 def test_safe_mode_is_left_after_its_quiet_time_and_not_before_ready(machine: Machine) -> None:
-    """Its time begins when it is ready; at its end the next life has everything."""
+    """Its time begins when it is ready; at its end the next start has everything, unless a part fails meanwhile."""
     machine.die(3)
-    life = machine.start()
-    assert life.patience() is None
-    life.ready()
-    assert life.patience() == QUIET
+    mode = machine.start()
+    assert mode.seconds_left() is None
+    mode.ready()
+    assert mode.seconds_left() == QUIET
     machine.clock.advance(QUIET)
-    assert life.settle()
-    life.ended()
+    assert mode.settle()
+    mode.ended()
+    assert mode.over
 
-    assert life.over
     assert not machine.start().safe
+    mode.ended("reconcile: boom")
+    assert not mode.over
 
 
 def test_each_safe_mode_that_did_not_help_is_twice_as_long(machine: Machine) -> None:
-    """Up to the maximum; a death in safe mode is the same one still; a long healthy life begins anew."""
+    """Up to the maximum; a death in safe mode is the same one still; a long healthy run begins anew."""
     seen = []
     for _ in range(4):
         machine.die(3)
         machine.die(1)  # in safe mode
-        life = machine.start()
+        mode = machine.start()
         seen.append(machine.events.named("service.safe_mode")[-1]["seconds"])
-        life.ready()
-        life.settle()
-        life.ended()
-    life = machine.start()
-    life.ready()
-    life.settle()
+        mode.ready()
+        mode.settle()
+        mode.ended()
+    mode = machine.start()
+    mode.ready()
+    mode.settle()
     machine.die(3)
     machine.start()
     seen.append(machine.events.named("service.safe_mode")[-1]["seconds"])
@@ -172,26 +175,15 @@ def test_each_safe_mode_that_did_not_help_is_twice_as_long(machine: Machine) -> 
     assert seen == [300.0, 600.0, 1000.0, 1000.0, 300.0]
 
 
-def test_a_failure_while_safe_mode_is_left_is_a_failure(machine: Machine) -> None:
-    """The process ends as any that breaks, and is started by systemd."""
-    machine.die(3)
-    life = machine.start()
-    life.ready()
-    life.settle()
-    life.ended("reconcile: boom")
-
-    assert not life.over
-
-
 def test_a_process_that_dies_before_it_can_say_anything_counts(machine: Machine) -> None:
     """A library that cannot be loaded, a wrapper that fails: the exit recorder has seen it."""
     for number in range(3):
         machine.exit(SERVICE_RESULT="exit-code", EXIT_STATUS="1", INVOCATION_ID=f"early {number}")
 
-    life = machine.start()
+    mode = machine.start()
 
-    assert life.safe
-    assert life.causes() == ["exit status 1"] * 3
+    assert mode.safe
+    assert mode.causes() == ["exit status 1"] * 3
 
 
 @pytest.mark.parametrize(
@@ -218,44 +210,36 @@ def test_a_planned_stop_is_not_recorded(machine: Machine) -> None:
     """systemd calls the recorder then, too."""
     machine.exit(SERVICE_RESULT="success", EXIT_STATUS="0", INVOCATION_ID="abc")
 
-    assert starts.read(machine.state) == Record()
-
-
-def test_zero_starts_is_never(tmp_path: Path) -> None:
-    """Who does not want it switches it off."""
-    machine = Machine(tmp_path, service={"safe_starts": 0})
-    machine.die(20)
-
-    assert not machine.start().safe
+    assert start_record.read(machine.state) == StartRecord()
 
 
 def test_the_wall_clock_decides_only_across_boots(tmp_path: Path) -> None:
     """Within one boot a jump changes nothing; across boots there is no other clock, and one that went back is 0."""
-    here = Run(lines.boot_id(), 100.0, 5000.0, "")
-    other = Run("another boot", 100.0, 5000.0, "")
+    here = Start(jsonl.boot_id(), 100.0, 5000.0, "")
+    other = Start("another boot", 100.0, 5000.0, "")
 
-    assert here.age((lines.boot_id(), 160.0, 1e9)) == 60.0
-    assert other.age((lines.boot_id(), 160.0, 5007.0)) == 7.0
-    assert other.age((lines.boot_id(), 160.0, 0.0)) == 0.0
+    assert here.age((jsonl.boot_id(), 160.0, 1e9)) == 60.0
+    assert other.age((jsonl.boot_id(), 160.0, 5007.0)) == 7.0
+    assert other.age((jsonl.boot_id(), 160.0, 0.0)) == 0.0
 
 
 def test_a_service_that_is_at_work_is_not_counted_dead(tmp_path: Path) -> None:
     """The doctor looks at the record while the service runs."""
     parent = os.getppid()
-    start = lines.process_start(parent)
+    start = jsonl.process_start(parent)
     assert start is not None
-    runs = tuple(Run(lines.boot_id(), 0.0, 0.0, "", process=(parent, start + late)) for late in (0, 1))
+    starts = tuple(Start(jsonl.boot_id(), 0.0, 0.0, "", process=(parent, start + late)) for late in (0, 1))
 
-    assert starts.deaths(runs) == [runs[1]]
+    assert start_record.deaths(starts) == [starts[1]]
 
 
 @pytest.mark.parametrize("text", [b"", b"{", b"[]", b'{"runs": [{}]}', b'{"runs": [3], "safe_modes": 0}', b"\xff" * 99])
 def test_a_spoilt_record_is_no_record(machine: Machine, text: bytes) -> None:
     """It must not become the next reason not to start."""
-    (machine.state / starts.FILE).write_bytes(text)
+    (machine.state / start_record.FILE).write_bytes(text)
 
     assert not machine.start().safe
-    assert len(starts.read(machine.state).runs) == 1
+    assert len(start_record.read(machine.state).starts) == 1
 
 
 def test_a_disk_that_refuses_does_not_keep_the_service_from_starting(tmp_path: Path) -> None:
@@ -271,7 +255,7 @@ def test_the_record_stays_small(machine: Machine) -> None:
     """However long the loop goes on."""
     machine.die(100)
 
-    assert len(json.loads((machine.state / starts.FILE).read_text())["runs"]) == starts.KEPT
+    assert len(json.loads((machine.state / start_record.FILE).read_text())["runs"]) == start_record.KEPT
 
 
 def test_safe_mode_changes_the_engine_and_the_load_and_nothing_else(tmp_path: Path) -> None:
@@ -290,23 +274,21 @@ def test_safe_mode_changes_the_engine_and_the_load_and_nothing_else(tmp_path: Pa
         folder=folders,
     )
 
-    reduced = safety.reduced(config)
+    less = reduced(config)
 
-    assert (reduced.engine.device, reduced.engine.precision, reduced.health.require_gpu) == ("cpu", "auto", False)
-    assert (reduced.pipeline.batch_maximum, reduced.pipeline.decode_threads, reduced.pipeline.queue) == (1, 1, 1)
-    assert {reduced.recipe_of(folder).model for folder in reduced.folder} == {"u2netp"}
-    assert {reduced.recipe_of(folder).patch_order for folder in reduced.folder} == {"auto"}
-    assert (reduced.recipe["shop"].format, reduced.recipe["shop"].crop) == ("webp", True)
-    assert (reduced.folder, reduced.limits, reduced.service) == (config.folder, config.limits, config.service)
-    assert reduced.pipeline.arena_bytes == config.pipeline.arena_bytes
-    Config.model_validate(reduced.model_dump())
+    assert (less.engine.device, less.engine.precision, less.health.require_gpu) == ("cpu", "auto", False)
+    assert (less.pipeline.batch_maximum, less.pipeline.decode_threads, less.pipeline.queue) == (1, 1, 1)
+    assert {less.recipe_of(folder).model for folder in less.folder} == {"u2netp"}
+    assert {less.recipe_of(folder).patch_order for folder in less.folder} == {"auto"}
+    assert (less.recipe["shop"].format, less.recipe["shop"].crop) == ("webp", True)
+    assert (less.folder, less.limits, less.service) == (config.folder, config.limits, config.service)
+    assert less.pipeline.arena_bytes == config.pipeline.arena_bytes
+    Config.model_validate(less.model_dump())
 
 
-@given(dead=some.integers(0, 50), starts_=some.integers(0, 20), times=some.integers(0, 10_000))
-def test_the_policy_is_monotonous_and_bounded(dead: int, starts_: int, times: int) -> None:
+@given(dead=some.integers(0, 50), starts=some.integers(0, 20), times=some.integers(0, 10_000))
+def test_the_policy_is_monotonous_and_bounded(dead: int, starts: int, times: int) -> None:
     """More deaths never make it less careful; the quiet time grows and ends at its maximum."""
-    rules = safety.Rules(starts_, WINDOW, QUIET, LONGEST)
-
-    assert safety.is_needed(dead, rules) <= safety.is_needed(dead + 1, rules)
-    assert safety.is_needed(dead, rules) == (starts_ > 0 and dead >= starts_)
-    assert QUIET <= safety.quiet_time(times, rules) <= safety.quiet_time(times + 1, rules) <= LONGEST
+    assert is_needed(dead, starts) <= is_needed(dead + 1, starts)
+    assert is_needed(dead, starts) == (starts > 0 and dead >= starts)
+    assert QUIET <= quiet_time(times, QUIET, LONGEST) <= quiet_time(times + 1, QUIET, LONGEST) <= LONGEST
