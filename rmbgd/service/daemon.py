@@ -37,7 +37,7 @@ from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.service.health import Counters, HealthMonitor
 from rmbgd.service.safe_mode import SafeMode
-from rmbgd.service.stall import Facts, StallDetector, is_excused
+from rmbgd.service.stall import StallDetector, StallFacts, is_excused
 from rmbgd.service.systemd import Notifier, open_notifier
 from rmbgd.service.threads import ThreadFailure, ThreadGroup
 from rmbgd.store.ledger import Ledger
@@ -344,9 +344,13 @@ class Service:
 
     def _watch_the_pipeline(self, statistics: Sequence[QueueStatistics], excused: bool) -> None:
         """A line that stands still is a hung thread, whatever its threads say. Called by the health thread."""
-        marks = [(each.total, each.finished) for each in statistics]
-        facts = Facts(marks, computing=self._engine.busy, excused=excused or self._cause is not None)
-        if not self._watermark.stuck(facts, self._clock.monotonic()):
+        facts = StallFacts(
+            progress=[(each.total, each.finished) for each in statistics],
+            waiting=sum(each.depth for each in statistics),
+            computing=self._engine.busy,
+            excused=excused or self._cause is not None,
+        )
+        if not self._watermark.is_stalled(facts, self._clock.monotonic()):
             self._pipeline_heartbeat.waiting()
         elif self._pipeline_heartbeat.reading().waiting:
             self._pipeline_heartbeat.working()

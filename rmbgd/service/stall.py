@@ -1,8 +1,7 @@
-"""POLICY: whether the line stands still although nothing holds it up: images wait, none moves, nothing computes.
+"""POLICY: detect a pipeline that is stuck although every thread says that it only waits.
 
-Every thread may then say that it waits for another one, and no heartbeat shows it.
-
-Does not look at anything, and does not act: the daemon gathers the facts and tells.
+Images wait, none is finished, no device computes, and nothing excuses it. Each thread may then be waiting for another
+one, so no heartbeat shows it.
 """
 
 from __future__ import annotations
@@ -11,49 +10,48 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 ENGINE_AT_WORK = ("ready", "degraded")  # states of the engine in which it takes images
-STOOD_STILL = 30.0  # s between two looks: beyond it this process was frozen, and its ages mean nothing
+FROZEN_AFTER = 30.0  # s between two looks: beyond it this process did not run, and its ages mean nothing
 
 
 @dataclass(frozen=True, slots=True)
-class Facts:
-    """What is seen at one look.
+class StallFacts:
+    """What one look at the pipeline found.
 
-    marks      per channel: (items ever sent, items ever finished)
-    computing  a device has images in hand, or is being started: that has deadlines of its own
-    excused    something else holds the line up on purpose: a pause, a GPU that is waited for
+    progress   per queue: (items ever sent, items ever finished); an item that is taken and put back changes neither, so
+               images that fail again and again do not look like work
+    waiting    items in the queues
+    computing  a device has images in hand, or is being started: those have deadlines of their own
+    excused    something holds the pipeline up on purpose: a pause, a GPU that is waited for
     """
 
-    marks: Sequence[tuple[int, int]]
+    progress: Sequence[tuple[int, int]]
+    waiting: int
     computing: bool = False
     excused: bool = False
 
-    @property
-    def waits(self) -> bool:
-        return any(sent > finished for sent, finished in self.marks)
-
 
 class StallDetector:
-    """One thread only. `stuck_after`: seconds without any movement."""
+    """One thread only. `stuck_after`: seconds without progress."""
 
     def __init__(self, stuck_after: float) -> None:
         self._stuck_after = stuck_after
-        self._marks: tuple[tuple[int, int], ...] = ()
+        self._progress: tuple[tuple[int, int], ...] = ()
         self._since: float | None = None  # since nothing has moved that should
         self._last = 0.0
 
-    def stuck(self, facts: Facts, now: float) -> bool:
-        """`now`: monotonic, s."""
-        marks, before = tuple(facts.marks), self._last
-        moved = marks != self._marks
-        self._marks, self._last = marks, now
-        if moved or not facts.waits or facts.computing or facts.excused:
+    def is_stalled(self, facts: StallFacts, now: float) -> bool:
+        """Look once more, at `now` (monotonic, s)."""
+        progress, last = tuple(facts.progress), self._last
+        moved = progress != self._progress
+        self._progress, self._last = progress, now
+        if moved or not facts.waiting or facts.computing or facts.excused:
             self._since = None
             return False
-        if self._since is None or now - before > STOOD_STILL:
+        if self._since is None or now - last > FROZEN_AFTER:
             self._since = now
         return now - self._since > self._stuck_after
 
 
 def is_excused(*, paused: object, engine: Mapping[str, object]) -> bool:
-    """Whether the line may stand still. `paused`: why nothing is claimed; `engine`: as the health event has it."""
+    """May the pipeline stand still? `paused`: why nothing is claimed; `engine`: as in the health event."""
     return bool(paused) or engine.get("state") not in ENGINE_AT_WORK

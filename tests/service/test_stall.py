@@ -1,4 +1,4 @@
-"""Whether the line stands still although nothing holds it up."""
+"""Whether the pipeline is stuck although nothing holds it up."""
 
 from __future__ import annotations
 
@@ -6,65 +6,68 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.service.stall import Facts, StallDetector, is_excused
+from rmbgd.service.stall import StallDetector, StallFacts, is_excused
 
-WAITING = [(5, 0), (4, 2), (2, 0)]
-
-
-def looks(watermark: StallDetector, *facts: Facts, every: float = 10.0, start: float = 0.0) -> list[bool]:
-    return [watermark.stuck(each, start + every * number) for number, each in enumerate(facts)]
+PROGRESS = [(5, 5), (4, 2), (2, 2)]
+STILL = StallFacts(PROGRESS, waiting=2)
 
 
-def test_images_that_nobody_moves_are_stuck_after_a_while() -> None:
-    """Nothing moves, nothing computes, nothing excuses it: stuck once the time is over, not before."""
-    assert looks(StallDetector(60.0), *[Facts(WAITING)] * 9) == [False] * 8 + [True]
+def looks(detector: StallDetector, *facts: StallFacts, start: float = 0.0) -> list[bool]:
+    """Answers to one look every ten seconds."""
+    return [detector.is_stalled(each, start + 10.0 * number) for number, each in enumerate(facts)]
+
+
+def test_images_that_do_not_move_are_a_stall_after_a_while() -> None:
+    """No progress, no computing, no excuse: stalled once the time is over, not before, and until something moves."""
+    detector = StallDetector(60.0)
+
+    assert looks(detector, *[STILL] * 9) == [False] * 8 + [True]
+    assert not detector.is_stalled(StallFacts([(5, 5), (4, 3), (2, 2)], waiting=1), 100.0)
 
 
 @pytest.mark.parametrize(
     "interruption",
     [
-        Facts([(5, 0), (4, 1), (3, 1)]),  # one went on
-        Facts([(5, 0), (5, 3), (2, 0)]),  # one came
-        Facts(WAITING, computing=True),
-        Facts(WAITING, excused=True),
-        Facts([(5, 0), (4, 0), (2, 0)]),  # nothing waits
+        StallFacts([(5, 5), (4, 3), (2, 2)], waiting=1),  # one was finished
+        StallFacts([(5, 5), (5, 2), (2, 2)], waiting=3),  # one came
+        StallFacts(PROGRESS, waiting=2, computing=True),
+        StallFacts(PROGRESS, waiting=2, excused=True),
+        StallFacts(PROGRESS, waiting=0),
     ],
 )
-def test_whatever_moves_or_may_stand_begins_it_anew(interruption: Facts) -> None:
+def test_progress_or_an_excuse_begins_it_anew(interruption: StallFacts) -> None:
     """One movement, one batch, one pause: the time counts from there."""
-    said = looks(StallDetector(60.0), *[Facts(WAITING)] * 7, interruption, *[Facts(WAITING)] * 7)
+    assert looks(StallDetector(60.0), *[STILL] * 7, interruption, *[STILL] * 7) == [False] * 15
 
-    assert said == [False] * 15
+
+@given(st.lists(st.integers(1, 4), min_size=8, max_size=8))
+def test_images_that_are_put_back_are_no_progress(waiting: list[int]) -> None:
+    """Taken, failed and put back again and again: however many wait at each look, none is finished."""
+    loop = [StallFacts(PROGRESS, each) for each in waiting]
+
+    assert looks(StallDetector(60.0), STILL, *loop) == [False] * 8 + [True]
 
 
 def test_time_in_which_the_process_was_frozen_does_not_count() -> None:
-    """After SIGSTOP nobody had a chance to move anything."""
-    watermark = StallDetector(60.0)
-    looks(watermark, *[Facts(WAITING)] * 3)
+    """After SIGSTOP no thread had a chance to move anything."""
+    detector = StallDetector(60.0)
+    looks(detector, *[STILL] * 3)
 
-    assert not watermark.stuck(Facts(WAITING), 5000.0)
-    assert looks(watermark, *[Facts(WAITING)] * 7, start=5010.0) == [False] * 6 + [True]
-
-
-def test_it_ends_as_soon_as_something_moves() -> None:
-    """Stuck is no state that has to be left on purpose."""
-    watermark = StallDetector(60.0)
-    looks(watermark, *[Facts(WAITING)] * 9)
-
-    assert not watermark.stuck(Facts([(5, 0), (4, 1), (3, 1)]), 100.0)
+    assert not detector.is_stalled(STILL, 5000.0)
+    assert looks(detector, *[STILL] * 7, start=5010.0) == [False] * 6 + [True]
 
 
-@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans(), st.booleans()), max_size=60))
-def test_who_moves_computes_or_has_nothing_is_never_stuck(history: list[tuple[int, int, bool, bool]]) -> None:
-    """True only after an unbroken series of equal looks that is longer than the time."""
-    watermark, series = StallDetector(60.0), 0
-    before = None
-    for number, (sent, waiting, computing, excused) in enumerate(history):
-        facts = Facts([(sent, waiting)], computing, excused)
-        still = facts.marks == before and waiting and not computing and not excused
-        series = series + 1 if still else 0
-        before = facts.marks
-        assert watermark.stuck(facts, 10.0 * number) == (series > 7)
+@given(
+    st.lists(st.tuples(*[st.integers(0, 3)] * 3, st.booleans(), st.booleans()), max_size=60),
+)
+def test_a_stall_is_an_unbroken_series_without_progress(history: list[tuple[int, int, int, bool, bool]]) -> None:
+    """True only after a series of looks with equal marks, images that wait, and no excuse, longer than the time."""
+    detector, series, before = StallDetector(60.0), 0, None
+    for number, (sent, finished, waiting, computing, excused) in enumerate(history):
+        still = (sent, finished) == before and waiting and not computing and not excused
+        series, before = series + 1 if still else 0, (sent, finished)
+        facts = StallFacts([(sent, finished)], waiting, computing, excused)
+        assert detector.is_stalled(facts, 10.0 * number) == (series > 7)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +77,6 @@ def test_who_moves_computes_or_has_nothing_is_never_stuck(history: list[tuple[in
         (None, "starting", True), (None, "restarting", True),
     ],
 )  # fmt: skip
-def test_what_excuses_the_line(paused: object, state: str, excused: bool) -> None:
-    """A pause, and an engine that takes nothing: waited for, starting, or started again."""
+def test_what_excuses_the_pipeline(paused: object, state: str, excused: bool) -> None:
+    """A pause, and an engine that takes nothing: waited for, starting, or restarting."""
     assert is_excused(paused=paused, engine={"state": state}) is excused
