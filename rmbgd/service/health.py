@@ -1,6 +1,6 @@
-"""The health thread: the heartbeat event, the status file, and the watchdog fed from the progress of every thread.
+"""Health thread: the `health` event, the status file, and systemd's watchdog.
 
-Does not touch jobs, devices or folders, and waits for none of them: the daemon's snapshot tells it what to say of them.
+The watchdog is fed only while every thread makes progress or waits. Nothing here waits for a job, a device or a folder.
 """
 
 from __future__ import annotations
@@ -10,60 +10,30 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from rmbgd import __version__
 from rmbgd.clock import Clock
-from rmbgd.config import load as config
+from rmbgd.config.load import ServiceSettings
 from rmbgd.events import EVENTS, Emit
+from rmbgd.fs import atomic_write
 from rmbgd.heartbeat import Heartbeats
 from rmbgd.service.systemd import Notifier
-from rmbgd.telemetry import jsonl as lines
-
-# --- POLICY: what the health event, the status file and systemd's STATUS line say, from facts that others gathered.
-
+from rmbgd.telemetry import jsonl
 
 SNAPSHOT_KEYS = (
-    "device",
-    "waiting",
-    "in_flight",
-    "oldest_waiting",
-    "arena_bytes",
-    "channels",
-    "paused",
-    "engine",
-    "ledger_rows",
-)
+    "device", "waiting", "in_flight", "oldest_waiting", "arena_bytes", "channels", "paused", "engine", "ledger_rows",
+)  # fmt: skip
 """What the daemon's snapshot must hold; anything more goes to the status file alone."""
 
 OUTCOMES = {"done": "image.done", "failed": "image.failed", "postponed": "image.postponed"}
 
-
-@dataclass(frozen=True, slots=True)
-class ProcessFacts:
-    """What the kernel says of the service's own process (the engine's child reports for itself)."""
-
-    rss_bytes: int
-    descriptors: int
-    threads: int
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """Which run of the service a status file speaks of.
-
-    process_start  in the kernel's clock ticks: tells the process from another that got its pid
-    started        in seconds, on the monotonic clock of boot `boot_id`
-    """
-
-    pid: int
-    process_start: int | None
-    boot_id: str
-    invocation_id: str
-    version: str
-    started: float
-    started_at: str
+STATUS_FILE = "status.json"
+STATUS_MODE = 0o644  # who may enter the runtime directory may read it
+RATE_WINDOWS = {"1m": 60.0, "5m": 300.0}  # s
+FEEDINGS = 4  # of systemd's watchdog within its period: three may be late before it bites
+PROBLEM_LEVELS = ("warning", "error", "critical")
 
 
 class Rate:
@@ -85,10 +55,47 @@ class Rate:
         return 60.0 * (count - before) / (now - then) if now > then else 0.0
 
 
+class Counters:
+    """An Emit that counts what passes through it, and keeps the last problem. Wraps the real one; any thread."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit = emit
+        self._lock = threading.Lock()
+        self._counts: dict[str, int] = {}  # under the lock
+        self._last_problem: dict[str, object] | None = None  # replaced whole
+
+    def __call__(self, event: str, /, **keys: object) -> None:
+        with self._lock:
+            self._counts[event] = self._counts.get(event, 0) + 1
+        if (kind := EVENTS.get(event)) and kind.level in PROBLEM_LEVELS:
+            self._last_problem = {"event": event, "time": jsonl.rfc3339(datetime.now(UTC)), **keys}
+        self._emit(event, **keys)
+
+    def counts(self) -> dict[str, int]:
+        """Events so far, by name."""
+        with self._lock:
+            return dict(self._counts)
+
+    def last_problem(self) -> dict[str, object] | None:
+        """The last event of level warning or worse, with its name, time and keys."""
+        return self._last_problem
+
+
+def process_facts() -> dict[str, int]:
+    """What the kernel says of the service's own process (the engine's child reports for itself)."""
+    with open("/proc/self/statm", encoding="ascii") as file:
+        pages = int(file.read().split()[1])
+    return {
+        "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+        "descriptors": len(os.listdir("/proc/self/fd")) - 1,  # the listing holds one itself
+        "threads": len(os.listdir("/proc/self/task")),
+    }
+
+
 def health_keys(
     snapshot: Mapping[str, Any],
     counts: Mapping[str, int],
-    process: ProcessFacts,
+    process: Mapping[str, int],
     uptime: float,
     unwritten: Mapping[str, int],
 ) -> dict[str, Any]:
@@ -96,44 +103,10 @@ def health_keys(
     keys: dict[str, Any] = {"uptime": round(uptime, 3)}
     keys |= {name: counts.get(event, 0) for name, event in OUTCOMES.items()}
     keys |= {name: snapshot[name] for name in SNAPSHOT_KEYS}
-    keys |= {"rss_bytes": process.rss_bytes, "descriptors": process.descriptors, "threads": process.threads}
+    keys |= process
     if any(unwritten.values()):
         keys["unwritten"] = {place: count for place, count in unwritten.items() if count}
     return keys
-
-
-def status_record(
-    identity: Identity,
-    phase: str,
-    health: Mapping[str, Any],
-    *,
-    extra: Mapping[str, Any],
-    rates: Mapping[str, float],
-    stalled: list[str],
-    last_problem: Mapping[str, Any] | None,
-    written_at: str,
-    monotonic: float,
-    interval: float,
-) -> dict[str, Any]:
-    """The status file, for `rmbgd status` and the exit recorder. `interval`: seconds between two of them."""
-    return {
-        "phase": phase,
-        "written_at": written_at,
-        "monotonic": round(monotonic, 3),
-        "interval": interval,
-        "pid": identity.pid,
-        "process_start": identity.process_start,
-        "boot_id": identity.boot_id,
-        "invocation_id": identity.invocation_id,
-        "version": identity.version,
-        "started": round(identity.started, 3),
-        "started_at": identity.started_at,
-        "per_minute": {name: round(rate, 2) for name, rate in rates.items()},
-        "stalled": stalled,
-        "last_problem": last_problem,
-        "health": dict(health),
-        **{key: value for key, value in extra.items() if key not in SNAPSHOT_KEYS},
-    }
 
 
 def status_line(
@@ -151,65 +124,18 @@ def status_line(
     return "; ".join(parts)
 
 
-# --- The health thread: the heartbeat event, the status file, and the watchdog fed from the progress of every thread.
-
-
-STATUS_FILE = "status.json"
-STATUS_MODE = 0o644  # who may enter the runtime directory may read it
-RATE_WINDOWS = {"1m": 60.0, "5m": 300.0}  # s
-FEEDINGS = 4  # of systemd's watchdog within its period: three may be late before it bites
-PROBLEM_LEVELS = ("warning", "error", "critical")
-
-
-class Counters:
-    """An Emit that counts what passes through it, and keeps the last problem. Wraps the real one; any thread."""
-
-    def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-        self._lock = threading.Lock()
-        self._counts: dict[str, int] = {}  # under the lock
-        self._last_problem: tuple[str, dict[str, object]] | None = None  # under the lock
-
-    def __call__(self, event: str, /, **keys: object) -> None:
-        with self._lock:
-            self._counts[event] = self._counts.get(event, 0) + 1
-            if (kind := EVENTS.get(event)) and kind.level in PROBLEM_LEVELS:
-                self._last_problem = (event, keys)
-        self._emit(event, **keys)
-
-    def counts(self) -> dict[str, int]:
-        """Events so far, by name."""
-        with self._lock:
-            return dict(self._counts)
-
-    def last_problem(self) -> tuple[str, dict[str, object]] | None:
-        """The last event of level warning or worse."""
-        with self._lock:
-            return self._last_problem
-
-
-def process_facts() -> ProcessFacts:
-    with open("/proc/self/statm", encoding="ascii") as file:
-        pages = int(file.read().split()[1])
-    return ProcessFacts(
-        rss_bytes=pages * os.sysconf("SC_PAGE_SIZE"),
-        descriptors=len(os.listdir("/proc/self/fd")) - 1,  # the listing holds one itself
-        threads=len(os.listdir("/proc/self/task")),
-    )
-
-
 class HealthMonitor:
-    """Everything below belongs to the health thread, which alone calls `tick`, unless a line says otherwise.
+    """Belongs to the health thread, which alone calls `tick`, unless a method says otherwise.
 
-    `describe` is the daemon's snapshot: a dict with snapshot.SNAPSHOT_KEYS and what else the status file shall show. It
-    must not wait for a device, a disk or a lock that is held for long; what it raises ends the health thread and so the
-    service. `on_status` is given the keys of the health event each time the status file is written (metrics);
-    `on_stall` is called when a stall begins (stacks).
+    `describe` is the daemon's snapshot: a dict with SNAPSHOT_KEYS and what else the status file shall show. It must not
+    wait for a device, a disk or a lock that is held for long; what it raises ends the health thread and so the service.
+    `unwritten` counts lines that were lost, by place. `on_status` gets the keys of the health event with each status
+    file (metrics); `on_stall` is called when a stall begins (stacks).
     """
 
     def __init__(
         self,
-        service: config.ServiceSettings,
+        service: ServiceSettings,
         *,
         heartbeats: Heartbeats,
         counters: Counters,
@@ -217,11 +143,10 @@ class HealthMonitor:
         notifier: Notifier,
         clock: Clock,
         unwritten: Callable[[], Mapping[str, int]] = dict,
-        on_status: Callable[[Mapping[str, Any]], object] | None = None,
-        on_stall: Callable[[], object] | None = None,
-        environ: Mapping[str, str] | None = None,
+        on_status: Callable[[Mapping[str, Any]], object] = lambda _: None,
+        on_stall: Callable[[], object] = lambda: None,
+        environ: Mapping[str, str] = os.environ,
     ) -> None:
-        environ = os.environ if environ is None else environ
         self._service = service
         self._heartbeats = heartbeats
         self._counters = counters
@@ -231,25 +156,21 @@ class HealthMonitor:
         self._unwritten = unwritten
         self._on_status = on_status
         self._on_stall = on_stall
-        self._path = os.path.join(service.runtime_directory, STATUS_FILE)
-        now = clock.monotonic()
-        self._identity = Identity(
-            pid=os.getpid(),
-            process_start=lines.process_start(os.getpid()),
-            boot_id=lines.boot_id(),
-            invocation_id=environ.get("INVOCATION_ID", ""),
-            version=__version__,
-            started=now,
-            started_at=lines.rfc3339(clock.wall()),
-        )
+        self._began = self._awake_since = self._last_tick = self._next_status = clock.monotonic()
+        self._identity = {
+            "pid": os.getpid(),
+            "process_start": jsonl.process_start(os.getpid()),  # tells the process from another that got its pid
+            "boot_id": jsonl.boot_id(),
+            "invocation_id": environ.get("INVOCATION_ID", ""),
+            "version": __version__,
+            "started": round(self._began, 3),  # on the monotonic clock of this boot
+            "started_at": jsonl.rfc3339(clock.wall()),
+        }
         self._rates = {name: Rate(window) for name, window in RATE_WINDOWS.items()}
-        self._problem: tuple[tuple[str, dict[str, object]], str] | None = None  # with the time it was first seen here
         self._status_lost = 0
         self._stalled_since: float | None = None
         self._facts = process_facts()
-        self._awake_since = self._last_tick = now
         self._next_health: float | None = None
-        self._next_status = now
         self._phase = "starting"  # written by the main thread, read here; one reference
         self._closing = threading.Event()  # set by the main thread
 
@@ -275,69 +196,66 @@ class HealthMonitor:
         self._closing.set()
 
     def finished(self) -> None:
-        """The last word in the status file; call it when `run` has returned."""
+        """Write the last status file, with phase `stopped`; call it when `run` has returned."""
         self._phase = "stopped"
         self._next_status = self._clock.monotonic()
         self.tick()
 
     def tick(self) -> None:
         now = self._clock.monotonic()
-        if now - self._last_tick > max(2 * self.period, 5.0):  # this thread stood still too, so everybody did
+        if now - self._last_tick > max(2 * self.period, 5.0):  # this thread stood still too, so all of them did
             self._awake_since = now
         self._last_tick = now
-        hung = self._watch(now)
+        stalled = self._feed_watchdog(now)
         if now >= self._next_status:
             self._next_status = now + self._service.status_interval
-            self._publish(now, hung)
+            self._publish(now, stalled)
 
-    def _watch(self, now: float) -> list[str]:
-        """Feed systemd's watchdog while everybody moves; tell once when somebody hangs, and once when it is over."""
-        hung = self._heartbeats.stalled(now, self._service.stall_after, awake_since=self._awake_since)
-        if hung and self._stalled_since is None:
+    def _feed_watchdog(self, now: float) -> list[str]:
+        """Feed systemd's watchdog unless a thread is stalled; one event when a stall begins, and one when it ends."""
+        stalled = self._heartbeats.stalled(now, self._service.stall_after, awake_since=self._awake_since)
+        if stalled and self._stalled_since is None:
             self._stalled_since = now
-            self._counters("service.stalled", threads=hung, seconds=self._service.stall_after)
-            if self._on_stall is not None:
-                self._on_stall()
-        elif not hung and self._stalled_since is not None:
+            self._counters("service.stalled", threads=stalled, seconds=self._service.stall_after)
+            self._on_stall()
+        elif not stalled and self._stalled_since is not None:
             self._counters("service.stall_ended", seconds=round(now - self._stalled_since, 3))
             self._stalled_since = None
-        if not hung:
+        if not stalled:
             self._notifier.watchdog()
-        return hung
+        return stalled
 
-    def _publish(self, now: float, hung: list[str]) -> None:
-        described = self._describe()
-        counts = self._counters.counts()
+    def _publish(self, now: float, stalled: list[str]) -> None:
+        snapshot, counts = self._describe(), self._counters.counts()
         for rate in self._rates.values():
             rate.sample(now, counts.get(OUTCOMES["done"], 0))
-        unwritten = dict(self._unwritten()) | ({"status": self._status_lost} if self._status_lost else {})
-        uptime = now - self._identity.started
-        with contextlib.suppress(OSError):  # no descriptor is left to look with: no reason to end; the last word stands
-            self._facts = process_facts()
-        health = health_keys(described, counts, self._facts, uptime, unwritten)
         rates = {name: rate.per_minute() for name, rate in self._rates.items()}
-        record = status_record(
-            self._identity,
-            self._phase,
-            health,
-            extra=described,
-            rates=rates,
-            stalled=hung,
-            last_problem=self._last_problem(),
-            written_at=lines.rfc3339(self._clock.wall()),
-            monotonic=now,
-            interval=self._service.status_interval,
+        unwritten = dict(self._unwritten()) | ({"status": self._status_lost} if self._status_lost else {})
+        with contextlib.suppress(OSError):  # no descriptor is left to look with: no reason to end; the last facts stand
+            self._facts = process_facts()
+        health = health_keys(snapshot, counts, self._facts, now - self._began, unwritten)
+        self._write_status(
+            {
+                "phase": self._phase,
+                "written_at": jsonl.rfc3339(self._clock.wall()),
+                "monotonic": round(now, 3),
+                "interval": self._service.status_interval,
+                **self._identity,
+                "per_minute": {name: round(rate, 2) for name, rate in rates.items()},
+                "stalled": stalled,
+                "last_problem": self._counters.last_problem(),
+                "health": health,
+                **{key: value for key, value in snapshot.items() if key not in SNAPSHOT_KEYS},
+            }
         )
-        self._write_status(lines.to_json(record))
-        if self._on_status is not None:
-            self._on_status(health)
+        self._on_status(health)
         if self._phase == "ready":
-            safe = bool(described.get("safe_mode"))
-            line = status_line(self._phase, health, per_minute=rates["1m"], stalled=hung, safe_mode=safe)
+            safe = bool(snapshot.get("safe_mode"))
+            line = status_line(self._phase, health, per_minute=rates["1m"], stalled=stalled, safe_mode=safe)
             self._notifier.status(line)
-            self._heartbeat(now, health)
+            self._emit_health(now, health)
 
-    def _heartbeat(self, now: float, health: dict[str, Any]) -> None:
+    def _emit_health(self, now: float, health: Mapping[str, Any]) -> None:
         if self._next_health is None:
             self._next_health = now + self._service.health_interval
         elif now >= self._next_health:
@@ -345,26 +263,9 @@ class HealthMonitor:
             self._next_health = due if due > now else now + self._service.health_interval  # after standing still
             self._counters("health", **health)
 
-    def _last_problem(self) -> dict[str, Any] | None:
-        found = self._counters.last_problem()
-        if found is None:
-            return None
-        if self._problem is None or self._problem[0] is not found:
-            self._problem = (found, lines.rfc3339(self._clock.wall()))
-        (event, keys), seen = self._problem
-        return {"event": event, "time": seen, **keys}
-
-    def _write_status(self, text: str) -> None:
-        temporary = self._path + ".tmp"
+    def _write_status(self, record: Mapping[str, Any]) -> None:
+        path = os.path.join(self._service.runtime_directory, STATUS_FILE)
         try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, STATUS_MODE)
-            try:
-                os.fchmod(descriptor, STATUS_MODE)  # whatever the umask says
-                os.write(descriptor, text.encode() + b"\n")
-            finally:
-                os.close(descriptor)
-            os.rename(temporary, self._path)
+            atomic_write(path, f"{jsonl.to_json(record)}\n".encode(), mode=STATUS_MODE)
         except OSError:  # a full or missing runtime directory blinds `rmbgd status`, but stops no image
             self._status_lost += 1
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)

@@ -1,7 +1,4 @@
-"""What systemd is told: ready, stopping, status, alive. Through systemd-python; silent when systemd did not start us.
-
-Does not decide whether the service is alive: monitor.py does.
-"""
+"""sd_notify: readiness, status and watchdog messages to systemd, through systemd-python."""
 
 from __future__ import annotations
 
@@ -22,37 +19,33 @@ MICRO = 1_000_000
 
 
 class Notifier:
-    """Tells systemd how we are. Each call is cheap, from any thread. `send` takes the assignments of sd_notify(3)."""
+    """Sends the assignments of sd_notify(3) through `send`. Each call is cheap, from any thread."""
 
     def __init__(self, send: Callable[[str], Any] | None, *, watchdog_seconds: float | None = None) -> None:
         self._send = send
         self.watchdog_seconds = watchdog_seconds
-        """Systemd's patience in seconds; None when it does not watch."""
+        """Timeout of systemd's watchdog in seconds; None when it does not watch."""
 
-    @property
-    def active(self) -> bool:
-        return self._send is not None
-
-    def _tell(self, *assignments: str) -> None:
+    def _notify(self, *assignments: str) -> None:
         if self._send is not None:
             self._send("\n".join(assignments))
 
     def ready(self, status: str) -> None:
-        self._tell("READY=1", f"STATUS={_one_line(status)}")
+        self._notify("READY=1", f"STATUS={_one_line(status)}")
 
     def stopping(self, status: str) -> None:
-        self._tell("STOPPING=1", f"STATUS={_one_line(status)}")
+        self._notify("STOPPING=1", f"STATUS={_one_line(status)}")
 
     def status(self, text: str) -> None:
-        self._tell(f"STATUS={_one_line(text)}")
+        self._notify(f"STATUS={_one_line(text)}")
 
     def watchdog(self) -> None:
-        """Every thread moves. Say so at least every half `watchdog_seconds`."""
-        self._tell("WATCHDOG=1")
+        """Every thread makes progress. Call it at least every half `watchdog_seconds`."""
+        self._notify("WATCHDOG=1")
 
     def extend_timeout(self, seconds: float) -> None:
-        """Starting or stopping takes `seconds` more from now; without another call systemd then loses patience."""
-        self._tell(f"EXTEND_TIMEOUT_USEC={int(seconds * MICRO)}")
+        """Starting or stopping takes `seconds` more from now; without another call systemd then gives up."""
+        self._notify(f"EXTEND_TIMEOUT_USEC={int(seconds * MICRO)}")
 
 
 def _one_line(text: str) -> str:
@@ -60,7 +53,7 @@ def _one_line(text: str) -> str:
 
 
 def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
-    """What sd_watchdog_enabled(3) finds: WATCHDOG_USEC, unless it is meant for another process."""
+    """As sd_watchdog_enabled(3): WATCHDOG_USEC in seconds, unless it is meant for another process."""
     if environ.get("WATCHDOG_PID", str(pid)) != str(pid):
         return None
     try:
@@ -70,7 +63,7 @@ def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
 
 
 def open_notifier(environ: Mapping[str, str] | None = None) -> Notifier:
-    """The notifier for how we were started. Raises ConfigError when systemd waits for word and we have no voice."""
+    """The notifier for this process. Raises ConfigError when systemd waits for READY=1 and the library is missing."""
     environ = os.environ if environ is None else environ
     if not environ.get("NOTIFY_SOCKET"):
         return Notifier(None)

@@ -1,7 +1,4 @@
-"""Threads that are waited for: each has a name, and one that breaks tells its owner instead of dying in silence.
-
-Knows no stage and decides nothing about what a failure means.
-"""
+"""Named threads of which the first exception is reported to their owner instead of being lost."""
 
 from __future__ import annotations
 
@@ -24,10 +21,10 @@ class ThreadFailure:
 
 
 class ThreadGroup:
-    """Belongs to the main thread. `on_broken` is called in the thread that broke."""
+    """Belongs to the main thread. `on_failure` is called in the thread that failed."""
 
-    def __init__(self, on_broken: Callable[[ThreadFailure], None]) -> None:
-        self._on_broken = on_broken
+    def __init__(self, on_failure: Callable[[ThreadFailure], None]) -> None:
+        self._on_failure = on_failure
         self._threads: list[threading.Thread] = []
 
     def start(self, name: str, body: Callable[[], None]) -> threading.Thread:
@@ -35,7 +32,7 @@ class ThreadGroup:
             try:
                 body()
             except BaseException as error:  # noqa: BLE001 - whatever it is, the owner must hear of it
-                self._on_broken(ThreadFailure(name, error))
+                self._on_failure(ThreadFailure(name, error))
 
         # Daemon, so that a thread stuck in a sick disk or driver cannot keep the process from ending.
         thread = threading.Thread(target=guarded, name=name, daemon=True)
@@ -44,7 +41,7 @@ class ThreadGroup:
         return thread
 
     def join(self, seconds: float) -> list[str]:
-        """Wait for everybody, together at most that long. Names of those that have not ended."""
+        """Wait for all threads, together at most that long. Names of those that have not ended."""
         deadline = time.monotonic() + seconds
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))

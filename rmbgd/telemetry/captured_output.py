@@ -1,4 +1,4 @@
-"""Captures what C libraries and the engine process write, as rate-limited lines that become `engine.output` events."""
+"""Captures the output of C libraries and the engine process as rate-limited lines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event log: every event as one JSON line, to the journal or stdout, and to a log file.
+"""Event log: every event as one JSON line, to the journal or stdout and to a log file.
 
 The file is written in the caller's thread, so that it holds everything up to a SIGKILL. The console (journal or stdout)
 is written by a thread of its own, so that a reader that hangs blocks no other thread.

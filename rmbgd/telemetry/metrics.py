@@ -1,7 +1,7 @@
-"""Prometheus metrics in a text file for node_exporter: a counter for every event, gauges from the `health` event.
+"""Prometheus metrics in a text file for node_exporter.
 
-`image.done` becomes `rmbgd_image_done_total`. No label is a path or anything else that outsiders choose, so that the
-number of series stays small.
+Every event is counted: `image.done` becomes `rmbgd_image_done_total`. The gauges come from the `health` event. No label
+is a path or anything else that outsiders choose, so that the number of series stays small.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The health thread: when it heartbeats, what it writes, and when it stops feeding the watchdog."""
+"""The health thread: its event, the status file and line, and when it stops feeding the watchdog."""
 
 from __future__ import annotations
 
@@ -9,38 +9,44 @@ from typing import Any
 
 import pytest
 
-from rmbgd.config import load as config
-from rmbgd.events import RecordedEvents
+from rmbgd.config.load import ServiceSettings
+from rmbgd.events import RecordedEvents, problems_with
 from rmbgd.heartbeat import Heartbeats
-from rmbgd.service.health import STATUS_FILE, Counters, HealthMonitor, process_facts
+from rmbgd.service.health import STATUS_FILE, Counters, HealthMonitor, Rate, health_keys, process_facts, status_line
 from rmbgd.service.systemd import Notifier
 from rmbgd.testing.clock import FakeClock
-from tests.service.test_snapshot import described
+
+PROCESS = {"rss_bytes": 1 << 28, "descriptors": 40, "threads": 12}
+SNAPSHOT = {
+    "device": "cpu", "waiting": 3, "in_flight": 2, "oldest_waiting": 1.5, "arena_bytes": 0, "channels": {},
+    "paused": None, "engine": {}, "ledger_rows": 7,
+}  # fmt: skip
 
 
-class Watched:
+class Monitored:
     """A monitor with everything around it scripted: clock, systemd, events, snapshot."""
 
-    def __init__(self, folder: Path, *, watchdog: float | None = 30.0, **settings: Any) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.clock = FakeClock()
         self.events = RecordedEvents()
         self.counters = Counters(self.events)
         self.heartbeats = Heartbeats(self.clock)
-        self.told: list[str] = []
-        self.unwritten: dict[str, int] = {}
-        service = config.ServiceSettings(runtime_directory=folder, health_interval=60, status_interval=2, **settings)
+        self.notified: list[str] = []
+        self.stacks_shown = 0
         self.monitor = HealthMonitor(
-            service,
+            ServiceSettings(runtime_directory=folder, health_interval=60, status_interval=2),
             heartbeats=self.heartbeats,
             counters=self.counters,
-            describe=lambda: described(folders=["shop"]),
-            notifier=Notifier(self.told.append, watchdog_seconds=watchdog),
+            describe=lambda: SNAPSHOT | {"folders": ["shop"]},
+            notifier=Notifier(self.notified.append, watchdog_seconds=30.0),
             clock=self.clock,
-            unwritten=lambda: self.unwritten,
-            on_stall=lambda: self.told.append("stacks"),
+            on_stall=self.show_stacks,
             environ={"INVOCATION_ID": "abc"},
         )
+
+    def show_stacks(self) -> None:
+        self.stacks_shown += 1
 
     def ticks(self, seconds: float, *, step: float = 2.0) -> None:
         for _ in range(round(seconds / step)):
@@ -52,198 +58,185 @@ class Watched:
         return record
 
     def fed(self) -> int:
-        return self.told.count("WATCHDOG=1")
+        return self.notified.count("WATCHDOG=1")
 
 
 @pytest.fixture
-def watched(tmp_path: Path) -> Watched:
-    return Watched(tmp_path)
+def health(tmp_path: Path) -> Monitored:
+    return Monitored(tmp_path)
 
 
-def test_heartbeat_comes_once_per_interval_when_ready(watched: Watched) -> None:
-    """One health event a minute, the first a minute after ready, none before."""
-    watched.ticks(300)
-    assert [] == watched.events.named("health")
-    watched.monitor.phase("ready")
-    watched.ticks(302)
+def test_health_event_comes_once_per_interval_when_ready(health: Monitored) -> None:
+    """One a minute, the first a minute after ready; and one, not sixty, for an hour that the machine slept."""
+    health.ticks(300)
+    assert [] == health.events.named("health")
+    health.monitor.phase("ready")
+    health.ticks(302)
+    assert 5 == len(health.events.named("health"))
+    health.clock.advance(3600)
+    health.ticks(10)
 
-    assert 5 == len(watched.events.named("health"))
-
-
-def test_heartbeat_does_not_make_up_for_time_that_the_machine_slept(watched: Watched) -> None:
-    """After an hour of standing still there is one heartbeat, not sixty."""
-    watched.monitor.phase("ready")
-    watched.ticks(10)
-    watched.clock.advance(3600)
-    watched.ticks(10)
-
-    assert 1 == len(watched.events.named("health"))
+    assert 6 == len(health.events.named("health"))
 
 
-def test_watchdog_is_fed_while_everybody_waits_or_progresses(watched: Watched) -> None:
-    """Every tick feeds, and a tick comes at least four times within systemd's patience."""
-    busy, idle = watched.heartbeats.new("busy"), watched.heartbeats.new("idle")
+def test_watchdog_is_fed_while_all_threads_wait_or_progress(health: Monitored) -> None:
+    """Every tick feeds, and a tick comes at least four times within systemd's timeout."""
+    busy, idle = health.heartbeats.new("busy"), health.heartbeats.new("idle")
     idle.waiting()
     for _ in range(50):
         busy.working()
-        watched.ticks(2)
+        health.ticks(2)
 
-    assert 50 == watched.fed()
-    assert watched.monitor.period <= 30.0 / 4
-
-
-def test_watchdog_is_not_fed_for_a_thread_that_hangs(watched: Watched) -> None:
-    """The feeding thread lives, and still does not feed: progress is what counts."""
-    watched.heartbeats.new("decode-0").working()
-    watched.ticks(30)
-    before = watched.fed()
-    watched.ticks(60)
-
-    assert before == watched.fed()
-    assert [{"threads": ["decode-0"], "seconds": 30.0}] == watched.events.named("service.stalled")
-    assert ["decode-0"] == watched.status()["stalled"]
+    assert 50 == health.fed()
+    assert health.monitor.period <= 30.0 / 4
 
 
-def test_end_of_a_stall_is_told_once_and_feeds_again(watched: Watched) -> None:
+def test_watchdog_is_not_fed_for_a_thread_that_hangs(health: Monitored) -> None:
+    """The feeding thread lives, and still does not feed. One event and the stacks at the beginning of the stall.
+
+    The stacks are shown long before systemd aborts: what an abort shows may end in the middle.
+    """
+    health.heartbeats.new("decode-0").working()
+    health.ticks(28)
+    assert 0 == health.stacks_shown
+    health.ticks(2)
+    before = health.fed()
+    health.ticks(120)
+
+    assert before == health.fed()
+    assert [{"threads": ["decode-0"], "seconds": 30.0}] == health.events.named("service.stalled")
+    assert ["decode-0"] == health.status()["stalled"]
+    assert 1 == health.stacks_shown
+
+
+def test_end_of_a_stall_is_emitted_once_and_feeds_again(health: Monitored) -> None:
     """Edges, not levels: one event entering, one leaving."""
-    heartbeat = watched.heartbeats.new("finish-1")
+    heartbeat = health.heartbeats.new("finish-1")
     heartbeat.working()
-    watched.ticks(40)
-    before = watched.fed()
+    health.ticks(40)
+    before = health.fed()
     heartbeat.waiting()
-    watched.ticks(20)
+    health.ticks(20)
 
-    assert 1 == len(watched.events.named("service.stalled"))
-    (ended,) = watched.events.named("service.stall_ended")
+    assert 1 == len(health.events.named("service.stalled"))
+    (ended,) = health.events.named("service.stall_ended")
     assert pytest.approx(10.0, abs=2.0) == ended["seconds"]
-    assert watched.fed() > before
+    assert health.fed() > before
 
 
-def test_stacks_are_shown_when_a_stall_begins(watched: Watched) -> None:
-    """Once, and long before systemd aborts: what an abort shows may end in the middle."""
-    watched.heartbeats.new("finish-1").working()
-    watched.ticks(28)
-    assert "stacks" not in watched.told
-    watched.ticks(120)
+def test_waking_after_a_stop_of_the_whole_process_is_no_stall(health: Monitored) -> None:
+    """SIGSTOP for ten minutes: the monitor stood still as well, so no thread is blamed."""
+    health.heartbeats.new("decode-0").working()
+    health.ticks(10)
+    health.clock.advance(600)
+    health.ticks(20)
 
-    assert 1 == watched.told.count("stacks")
-
-
-def test_waking_after_a_stop_of_the_whole_process_is_no_stall(watched: Watched) -> None:
-    """SIGSTOP for ten minutes: the monitor stood still as well, so nobody is blamed."""
-    watched.heartbeats.new("decode-0").working()
-    watched.ticks(10)
-    watched.clock.advance(600)
-    watched.ticks(20)
-
-    assert [] == watched.events.named("service.stalled")
+    assert [] == health.events.named("service.stalled")
 
 
-def test_step_of_the_wall_clock_changes_nothing(watched: Watched) -> None:
-    """A day forward or back by NTP fires no timer and stalls nobody."""
-    watched.monitor.phase("ready")
-    watched.heartbeats.new("decode-0").waiting()
-    watched.ticks(20)
-    watched.clock.step_wall(-86400)
-    watched.ticks(20)
-    watched.clock.step_wall(2 * 86400)
-    watched.ticks(10)
+def test_step_of_the_wall_clock_changes_nothing(health: Monitored) -> None:
+    """A day forward or back by NTP fires no timer and stalls no thread."""
+    health.monitor.phase("ready")
+    health.heartbeats.new("decode-0").waiting()
+    for step in (-86400, 2 * 86400):
+        health.ticks(20)
+        health.clock.step_wall(step)
+    health.ticks(10)
 
-    assert [] == watched.events.events
+    assert [] == health.events.events
 
 
-def test_status_file_says_who_and_what(watched: Watched) -> None:
-    """Phase, process, boot, run, rates and the snapshot, readable by everybody who may enter the directory."""
-    watched.monitor.phase("ready")
-    for _ in range(30):
-        watched.counters("service.reload")
-        watched.ticks(2)
+def test_status_file_says_who_and_what(health: Monitored) -> None:
+    """Phase, process, boot, run, rates and the snapshot, readable by all who may enter the directory."""
+    health.monitor.phase("ready")
+    health.ticks(60)
 
-    status = watched.status()
+    status = health.status()
     assert ("ready", "abc", 2.0) == (status["phase"], status["invocation_id"], status["interval"])
     assert ("cpu", ["shop"]) == (status["health"]["device"], status["folders"])
+    assert "device" not in status
     assert status["monotonic"] - status["started"] == pytest.approx(60.0)
-    assert 0o644 == (watched.folder / STATUS_FILE).stat().st_mode & 0o777
+    assert 0o644 == (health.folder / STATUS_FILE).stat().st_mode & 0o777
 
 
-def test_last_problem_is_kept_with_its_time(watched: Watched) -> None:
+def test_last_problem_is_kept_with_its_time(health: Monitored) -> None:
     """`rmbgd status` shows the last thing that went wrong, not the last thing that happened."""
-    watched.counters("intake.blocked", folder="shop", path="a.jpg", cause="permission")
-    watched.ticks(2)
-    first = watched.status()["last_problem"]
-    watched.counters("service.reload")
-    watched.ticks(2)
+    health.counters("intake.blocked", folder="shop", path="a.jpg", cause="permission")
+    health.ticks(2)
+    first = health.status()["last_problem"]
+    health.counters("service.reload")
+    health.ticks(2)
 
-    assert first == watched.status()["last_problem"]
+    assert first == health.status()["last_problem"]
     assert ("intake.blocked", "permission") == (first["event"], first["cause"])
+    assert first["time"].endswith("Z")
 
 
-def test_last_word_is_stopped(watched: Watched) -> None:
+def test_last_phase_is_stopped(health: Monitored) -> None:
     """After an orderly end the status file does not look as if something ran."""
-    watched.monitor.phase("ready")
-    watched.ticks(2)
-    watched.monitor.finished()
+    health.monitor.phase("ready")
+    health.ticks(2)
+    health.monitor.finished()
 
-    assert "stopped" == watched.status()["phase"]
+    assert "stopped" == health.status()["phase"]
 
 
 def test_missing_runtime_directory_blinds_but_does_not_stop(tmp_path: Path) -> None:
-    """The status file cannot be written: heartbeat and watchdog go on, and the loss is told."""
-    watched = Watched(tmp_path / "gone")
-    watched.monitor.phase("ready")
-    watched.ticks(64)
+    """The status file cannot be written: health event and watchdog go on, and the loss is reported."""
+    health = Monitored(tmp_path / "gone")
+    health.monitor.phase("ready")
+    health.ticks(64)
 
-    assert 32 == watched.fed()
-    (heartbeat,) = watched.events.named("health")
-    assert 30 <= heartbeat["unwritten"]["status"] <= 32  # type: ignore[index]
+    assert 32 == health.fed()
+    (event,) = health.events.named("health")
+    assert 30 <= event["unwritten"]["status"] <= 32  # type: ignore[index]
 
 
-def test_status_file_is_replaced_whole(watched: Watched) -> None:
+def test_status_file_is_replaced_whole(health: Monitored) -> None:
     """A reader that opened the old file still reads all of it: the name moves, the content does not change."""
-    watched.ticks(2)
-    with (watched.folder / STATUS_FILE).open() as old:
-        watched.ticks(2)
+    health.ticks(2)
+    with (health.folder / STATUS_FILE).open() as old:
+        health.ticks(2)
 
-        assert json.loads(old.read())["monotonic"] < watched.status()["monotonic"]
-    assert [STATUS_FILE] == [path.name for path in watched.folder.iterdir()]
+        assert json.loads(old.read())["monotonic"] < health.status()["monotonic"]
+    assert [STATUS_FILE] == [path.name for path in health.folder.iterdir()]
 
 
-def test_systemd_is_told_the_status_when_ready(watched: Watched) -> None:
+def test_systemd_gets_the_status_when_ready(health: Monitored) -> None:
     """While starting and stopping the daemon's own words stand."""
-    watched.ticks(4)
-    assert [] == [said for said in watched.told if said.startswith("STATUS=")]
-    watched.monitor.phase("ready")
-    watched.ticks(2)
+    health.ticks(4)
+    assert [] == [message for message in health.notified if message.startswith("STATUS=")]
+    health.monitor.phase("ready")
+    health.ticks(2)
 
-    assert "STATUS=ready on cpu; 3 waiting, 2 in flight; 0 done, 0 refused; 0 a minute" in watched.told
+    assert "STATUS=ready on cpu; 3 waiting, 2 in flight; 0 done, 0 refused; 0 a minute" in health.notified
 
 
-def test_metrics_get_the_health_keys_with_every_status(watched: Watched) -> None:
-    """What scrapes see is as old as what `rmbgd status` shows, whatever the heartbeat's interval."""
+def test_metrics_get_the_health_keys_with_every_status(health: Monitored) -> None:
+    """What scrapes see is as old as what `rmbgd status` shows, whatever the interval of the health event."""
     seen: list[Any] = []
-    watched.monitor._on_status = seen.append
-    watched.ticks(6)
+    health.monitor._on_status = seen.append
+    health.ticks(6)
 
-    assert [2.0, 4.0, 6.0] == [health["uptime"] for health in seen]
+    assert [2.0, 4.0, 6.0] == [keys["uptime"] for keys in seen]
 
 
-def test_run_returns_when_closed(watched: Watched) -> None:
+def test_run_returns_when_closed(health: Monitored) -> None:
     """The loop ends by closing, and ticks at least once."""
-    thread = threading.Thread(target=watched.monitor.run)
+    thread = threading.Thread(target=health.monitor.run)
     thread.start()
-    watched.monitor.close()
+    health.monitor.close()
     thread.join()
 
-    assert watched.fed() >= 1
+    assert health.fed() >= 1
 
 
-def test_defect_in_the_snapshot_ends_the_health_thread(tmp_path: Path) -> None:
-    """A half-alive service is not a state we support: what the snapshot raises is not swallowed."""
-    watched = Watched(tmp_path)
-    watched.monitor._describe = dict
+def test_defect_in_the_snapshot_ends_the_health_thread(health: Monitored) -> None:
+    """Better a service that ends than a health event without its facts: what the snapshot lacks is not swallowed."""
+    health.monitor._describe = lambda: {key: SNAPSHOT[key] for key in SNAPSHOT if key != "device"}
 
-    with pytest.raises(KeyError):
-        watched.monitor.run()
+    with pytest.raises(KeyError, match="device"):
+        health.monitor.run()
 
 
 def test_counters_count_by_name_and_pass_on() -> None:
@@ -264,6 +257,44 @@ def test_facts_of_the_process_are_those_of_the_kernel(tmp_path: Path) -> None:
     with (tmp_path / "open").open("w"):
         after = process_facts()
 
-    assert 1 == after.descriptors - before.descriptors
-    assert after.rss_bytes > 1 << 20
-    assert after.threads >= 1
+    assert 1 == after["descriptors"] - before["descriptors"]
+    assert after["rss_bytes"] > 1 << 20
+    assert after["threads"] >= 1
+
+
+def test_health_keys_are_those_of_the_vocabulary() -> None:
+    """No key too many, none too few; counts that never happened are zero; lost lines are reported with their place."""
+    keys = health_keys(SNAPSHOT, {"image.done": 5}, PROCESS, 60.0, {"file": 0, "console": 0})
+    lossy = health_keys(SNAPSHOT, {}, PROCESS, 60.0, {"file": 3, "console": 0})
+
+    assert [] == problems_with("health", keys) + problems_with("health", lossy)
+    assert (5, 0, 0) == (keys["done"], keys["failed"], keys["postponed"])
+    assert "unwritten" not in keys
+    assert {"file": 3} == lossy["unwritten"]
+
+
+def test_rate_is_that_of_the_window() -> None:
+    """Sixty images in the last minute are sixty a minute, whatever was before; one sample is no rate."""
+    rate = Rate(60.0)
+    rate.sample(1000.0, 0)
+    assert 0.0 == rate.per_minute()
+    for second in range(2, 301, 2):
+        rate.sample(1000.0 + second, 0 if second < 240 else second - 240)
+
+    assert pytest.approx(60.0, rel=0.05) == rate.per_minute()
+
+
+@pytest.mark.parametrize(
+    ("paused", "arguments", "line"),
+    [
+        ("disk_full", {}, "ready on cpu; paused (disk_full); 3 waiting, 2 in flight; 5 done, 1 refused; 12 a minute"),
+        (None, {"safe_mode": 1}, "ready on cpu in safe mode; 3 waiting, 2 in flight; 5 done, 1 refused; 12 a minute"),
+        (None, {"stalled": ["decode-0"]}, "hung: decode-0; the watchdog is not fed"),
+    ],
+)  # fmt: skip
+def test_status_line_names_what_matters_first(paused: str | None, arguments: dict[str, Any], line: str) -> None:
+    """systemctl status shows device, queue and outcome, why the GPU is idle, and which thread hangs."""
+    counts = {"image.done": 5, "image.failed": 1}
+    health = health_keys(SNAPSHOT | {"paused": paused}, counts, PROCESS, 60.0, {})
+
+    assert line == status_line("ready", health, **{"per_minute": 12.2, "stalled": []} | arguments)

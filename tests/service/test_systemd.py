@@ -1,4 +1,4 @@
-"""What systemd is told, over a real socket where systemd-python is there."""
+"""Messages to systemd, over a real socket where systemd-python is there."""
 
 from __future__ import annotations
 
@@ -11,45 +11,44 @@ from typing import Any
 
 import pytest
 
-from rmbgd.doctor import checks as manager
+from rmbgd.doctor.checks import _installed
 from rmbgd.errors import ConfigError
 from rmbgd.service.systemd import Notifier, open_notifier, watchdog_seconds
 
-needs_library = pytest.mark.skipif(not manager._installed("systemd.daemon"), reason="systemd-python is not installed")
+needs_library = pytest.mark.skipif(not _installed("systemd.daemon"), reason="systemd-python is not installed")
 
 
 @needs_library
-def test_words_arrive_at_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_messages_arrive_at_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ready, alive, more time, stopping: as sd_notify(3) spells them."""
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
-        manager.bind(os.fspath(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as socket_of_systemd:
+        socket_of_systemd.bind(os.fspath(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", os.fspath(tmp_path / "notify"))
         notifier = open_notifier()
         notifier.ready("watching\n2 folders")
         notifier.watchdog()
         notifier.extend_timeout(1.5)
         notifier.stopping("draining")
-        heard = [manager.recv(4096).decode() for _ in range(4)]
+        received = [socket_of_systemd.recv(4096).decode() for _ in range(4)]
 
     assert [
         "READY=1\nSTATUS=watching 2 folders",
         "WATCHDOG=1",
         "EXTEND_TIMEOUT_USEC=1500000",
         "STOPPING=1\nSTATUS=draining",
-    ] == heard
+    ] == received
 
 
 def test_silent_when_systemd_did_not_start_us() -> None:
-    """Run by hand, every word goes nowhere, and nothing has to be installed."""
+    """Run by hand, every message goes nowhere, and nothing has to be installed."""
     notifier = open_notifier({})
     notifier.ready("watching")
 
-    assert not notifier.active
     assert notifier.watchdog_seconds is None
 
 
 def test_missing_library_is_an_operators_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """systemd waits for word that would never come: say so at once, and what to install."""
+    """systemd waits for READY=1, which would never come: say so at once, and what to install."""
 
     def missing(name: str, *rest: Any) -> Any:
         raise ImportError(name)
@@ -72,14 +71,14 @@ def test_missing_library_is_an_operators_error_with_the_remedy(monkeypatch: pyte
         ({"WATCHDOG_USEC": "soon"}, None),
     ],
 )
-def test_patience_of_the_watchdog(environ: dict[str, str], expected: float | None) -> None:
+def test_timeout_of_the_watchdog(environ: dict[str, str], expected: float | None) -> None:
     """As sd_watchdog_enabled(3): in seconds, and only when it is meant for this process."""
     assert expected == watchdog_seconds(environ, 42)
 
 
 def test_status_is_one_line() -> None:
     """A newline in a message would be read as another assignment."""
-    told: list[str] = []
-    Notifier(told.append).status("disk full\nREADY=1")
+    sent: list[str] = []
+    Notifier(sent.append).status("disk full\nREADY=1")
 
-    assert ["STATUS=disk full READY=1"] == told
+    assert ["STATUS=disk full READY=1"] == sent
