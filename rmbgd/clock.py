@@ -1,7 +1,4 @@
-"""Time, as a value that is passed in: durations come from a clock that never steps, stamps from the wall clock.
-
-Does not sleep and knows no time zone but UTC.
-"""
+"""Clocks that are passed in, so that tests can move them; and exponential backoff."""
 
 from __future__ import annotations
 
@@ -29,8 +26,7 @@ class SystemClock:
 
 
 def backoff(failures: int, first: float, maximum: float) -> float:
-    """Seconds to wait after so many failures in a row: `first` after one, then twice as long each time, at most
-    `maximum`; none after none."""
+    """Seconds to wait after so many failures in a row: none, then `first`, then doubled each time up to `maximum`."""
     if failures < 1:
         return 0.0
     return min(first * 2.0 ** min(failures - 1, 64), maximum)

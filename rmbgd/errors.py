@@ -1,15 +1,13 @@
-"""Every error of rmbgd, drawn by who is at fault, and the closed list of reasons an image can be refused for.
-
-Does not decide what to do about an error: the stages and the failover policy do.
+"""Errors by who is at fault, reasons for rejecting an image, and exit statuses.
 
 RmbgdError
 ├── ConfigError          the operator: a setting, a layout, a model that cannot be used -> exit 78
-│   └── ModelError       the operator: weights missing, of another architecture, not accepted
+│   └── ModelError       the operator: weights missing, of another architecture, licence not accepted
 ├── ImageError           the image: carries a Reason -> quarantine
-├── EngineFault          the device: the image is innocent -> run again elsewhere
-│   ├── EngineLost       the child died, hung or cannot be started
-│   ├── EngineMemory     out of device memory; the engine itself is still well
-│   └── EngineNonsense   an answer that cannot be (non-finite alpha, another shape)
+├── EngineFault          the device: the image is retried, on another device where there is one
+│   ├── EngineLost       the engine process died, hung or cannot be started
+│   ├── EngineMemory     out of device memory; the process itself still works
+│   └── EngineNonsense   an impossible answer (non-finite alpha, another shape)
 └── StorageFault         the disk: full, read-only, broken -> wait, resume by itself
 """
 
@@ -19,7 +17,7 @@ from enum import IntEnum, StrEnum
 
 
 class Reason(StrEnum):
-    """Why an image was refused. The value is what events, sidecars and the ledger carry; README lists them all."""
+    """Why an image was rejected. Events, sidecars and the ledger carry the value."""
 
     EMPTY = "empty"
     UNIDENTIFIED = "unidentified"
@@ -43,32 +41,32 @@ class Reason(StrEnum):
 
 REASON_TEXT: dict[Reason, str] = {
     Reason.EMPTY: "the file has no bytes",
-    Reason.UNIDENTIFIED: "the content is no image that any allowed decoder knows, whatever its name says",
-    Reason.FORMAT_NOT_ALLOWED: "the content is an image of a format that is not on the allow-list",
-    Reason.UNSUPPORTED_MODE: "the pixels have a layout that cannot be converted without guessing",
-    Reason.TRUNCATED: "the file ends before the image does and nobody completed it in time",
+    Reason.UNIDENTIFIED: "no allowed decoder recognises the content, whatever the file name says",
+    Reason.FORMAT_NOT_ALLOWED: "the content is an image in a format that is not allowed",
+    Reason.UNSUPPORTED_MODE: "the pixel layout cannot be converted without guessing",
+    Reason.TRUNCATED: "the file ends before the image does, and was not completed in time",
     Reason.CORRUPT: "the decoder found damaged data",
-    Reason.TOO_LARGE: "more pixels, or a longer side, than limits allow; found before any memory was taken",
-    Reason.TOO_MANY_BYTES: "the file is larger than limits allow",
-    Reason.ANIMATED: "more than one frame, and the recipe does not say to take the first",
-    Reason.METADATA_BOMB: "a text or profile chunk that unpacks beyond its limit",
-    Reason.NOT_REGULAR: "a link, directory, pipe, socket or device where an image should be",
+    Reason.TOO_LARGE: "more pixels, or a longer side, than the limits allow; found before memory was allocated",
+    Reason.TOO_MANY_BYTES: "the file is larger than the limits allow",
+    Reason.ANIMATED: "the image has more than one frame, and the recipe does not ask for the first",
+    Reason.METADATA_BOMB: "a text or profile chunk unpacks to more than its limit",
+    Reason.NOT_REGULAR: "a link, directory, pipe, socket or device instead of a regular file",
     Reason.HARDLINK: "the file has other names outside the folder (more than one hard link)",
-    Reason.NAME_TOO_LONG: "no output name of legal length can be derived from the input's",
-    Reason.OUTPUT_TOO_LARGE: "the result exceeds what the output format can hold",
-    Reason.IO_ERROR: "the storage could not read the file, three times",
-    Reason.NO_SUBJECT: 'nothing stands out, and the recipe says on_empty = "refuse"',
-    Reason.CRASH_LOOP: "the service died three times with this file in hand",
-    Reason.POISON: "the engine died or answered nonsense with this image alone, again and again, and not with others",
+    Reason.NAME_TOO_LONG: "the output name derived from the input name would be too long",
+    Reason.OUTPUT_TOO_LARGE: "the result is larger than the output format allows",
+    Reason.IO_ERROR: "reading the file failed three times",
+    Reason.NO_SUBJECT: 'no foreground was found, and the recipe says on_empty = "refuse"',
+    Reason.CRASH_LOOP: "the service crashed three times while it processed this file",
+    Reason.POISON: "the engine fails on this image even when it runs alone, and not on others",
 }
 
 
 class RmbgdError(Exception):
-    """Base of every error that rmbgd raises on purpose."""
+    """Base of all errors that rmbgd raises on purpose."""
 
 
 class ConfigError(RmbgdError):
-    """The operator can mend this. `problems` holds every finding, each with a hint; raised once for all of them."""
+    """The operator can fix this. `problems` holds every finding, each with a hint; raised once for all of them."""
 
     def __init__(self, problems: list[str] | str) -> None:
         self.problems = [problems] if isinstance(problems, str) else problems
@@ -76,14 +74,14 @@ class ConfigError(RmbgdError):
 
 
 class ModelError(ConfigError):
-    """Weights that are missing, not what they claim to be, or not accepted."""
+    """Weights that are missing, not what they claim to be, or whose licence is not accepted."""
 
 
 class ImageError(RmbgdError):
     """The image is at fault.
 
-    `maybe_incomplete` marks damage that an unfinished upload would also show (a missing tail): such a file is waited
-    for before it is refused.
+    `maybe_incomplete` marks damage that an unfinished upload would also show (a missing tail): such a file gets time to
+    be completed before it is rejected.
     """
 
     def __init__(self, reason: Reason, detail: str, *, maybe_incomplete: bool = False) -> None:
@@ -94,13 +92,13 @@ class ImageError(RmbgdError):
 
 
 class EngineFault(RmbgdError):
-    """The device is at fault. `sticky` faults poison the process that met them: it is never used again."""
+    """The device is at fault. After a `sticky` fault the engine process is not used again."""
 
     sticky = True
 
 
 class EngineLost(EngineFault):
-    """The engine's process died, hung past its deadline, or could not be started.
+    """The engine process died, hung past its deadline, or could not be started.
 
     `cause` is empty, or one of: no_device (nothing answers under the device's name), unkillable (the process outlived
     SIGKILL and was abandoned: it is stuck inside the driver).
@@ -112,13 +110,13 @@ class EngineLost(EngineFault):
 
 
 class EngineMemory(EngineFault):
-    """Out of device memory. Smaller batches may pass; the process is well."""
+    """Out of device memory. Smaller batches may pass; the process still works."""
 
     sticky = False
 
 
 class EngineNonsense(EngineFault):
-    """An answer that cannot be: non-finite alpha, a wrong count, a wrong image."""
+    """An impossible answer: non-finite alpha, a wrong count, a wrong image."""
 
 
 class StorageFault(RmbgdError):
@@ -131,10 +129,9 @@ class StorageFault(RmbgdError):
         super().__init__(f"{kind}: {detail}" + (f" ({path})" if path else ""))
 
 
-# --- The exit statuses of `rmbgd` and what they mean to a script or to systemd. A leaf: decides nothing.
-
-
 class Exit(IntEnum):
+    """Exit statuses of `rmbgd`, for scripts and for systemd."""
+
     OK = 0
     FAILED = 1
     USAGE = 2
@@ -144,10 +141,10 @@ class Exit(IntEnum):
 
 
 EXIT_TEXT: dict[Exit, str] = {
-    Exit.OK: "done; for `run`: stopped because it was asked to",
-    Exit.FAILED: "something did not work out: an image was refused, the service is not running, a need is not met",
-    Exit.USAGE: "the command line was wrong",
-    Exit.INTERNAL: "a part of rmbgd broke; systemd starts the service again",
-    Exit.CONFIGURATION: "the configuration, a folder layout or a model cannot be used; systemd does not start it again",
+    Exit.OK: "success; `run`: stopped on request",
+    Exit.FAILED: "failure: an image was rejected, the service is not running, or a requirement is not met",
+    Exit.USAGE: "invalid command line",
+    Exit.INTERNAL: "internal error; systemd restarts the service",
+    Exit.CONFIGURATION: "the configuration, the folder layout or a model cannot be used; systemd does not restart it",
     Exit.INTERRUPTED: "interrupted from the keyboard",
 }

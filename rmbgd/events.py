@@ -1,7 +1,7 @@
-"""The event vocabulary: the name, the level and the keys of every JSON line that rmbgd writes.
+"""The event vocabulary: name, level and keys of every JSON line that rmbgd writes.
 
-Standard library only, so that the report tool can read logs where nothing else is installed. Does not write anything:
-logs.py does, and adds to every line `event`, `level`, `time` (RFC 3339, UTC), `monotonic` (s), `boot_id`, `pid`, `version`.
+Standard library only, so that the report tool can read logs where nothing else is installed. telemetry/log.py adds to
+every line `event`, `level`, `time` (RFC 3339, UTC), `monotonic` (s), `boot_id`, `pid`, `version`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class EventKind:
 
 
 class Emit(Protocol):
-    """How a part of the service says that something happened. Injected, never global; safe to call from any thread."""
+    """Writes one event. Injected, never global; safe to call from any thread."""
 
     def __call__(self, event: str, /, **keys: object) -> None: ...
 
@@ -32,108 +32,108 @@ SAFE_MODE_OVER = "safe mode is over"
 _IMAGE = {
     "job": "number of the job in the ledger",
     "folder": "name of the drop folder",
-    "path": "path below the drop folder; bytes that are no UTF-8 as \\udcXX escapes",
-    "attempt": "1 for the first try; raised by crashes only",
+    "path": "path below the drop folder; bytes that are not UTF-8 as \\udcXX escapes",
+    "attempt": "1 for the first attempt; only a crash raises it",
     "milliseconds": "time per stage: wait, decode, queue, engine, encode, sync, total",
 }
 _ENDED = _IMAGE | {
-    "recovered?": "true when the run that ended the job was killed about then and the next start tells it; may repeat an event, of the same job",
+    "recovered?": "true when the service was killed as the job ended and the next start emits the event; it may then repeat an event of the same job",
 }
 
 EVENTS: dict[str, EventKind] = {
     # --- life of the service
     "service.start": EventKind(
-        "info", "the process began; nothing is watched yet",
-        {"config": "file it was read from", "folders": "names", "device": "as configured", "python": "version", "host?": "name of the machine", "heartbeat?": "s between two health events"},
+        "info", "The process began. Nothing is watched yet.",
+        {"config": "configuration file", "folders": "names", "device": "as configured", "python": "version", "host?": "name of the machine", "heartbeat?": "s between two health events"},
     ),
     "service.ready": EventKind(
-        "info", "folders are watched and an engine answered", {"seconds": "since service.start", "device": "in use", "recovered": "jobs taken up again"},
+        "info", "The engine is ready, and every available folder was compared with the ledger.", {"seconds": "since service.start", "device": "in use", "recovered": "jobs resumed after the last run"},
     ),
-    "service.stopping": EventKind("info", "asked to stop; nothing new is claimed", {"cause": "SIGTERM, SIGINT, safe mode is over, or the failed stage", "in_flight": "jobs"}),
+    "service.stopping": EventKind("info", "The service was asked to stop and claims no more images.", {"cause": "SIGTERM, SIGINT, safe mode is over, or the failed stage", "in_flight": "jobs"}),
     "service.stop": EventKind(
-        "info", "the end of an orderly stop", {"exit_code": "0 when asked to stop", "seconds": "since service.stopping", "returned": "jobs put back into their folders"},
+        "info", "The service stopped in good order.", {"exit_code": "0 when asked to stop", "seconds": "since service.stopping", "returned": "jobs put back into their folders"},
     ),
-    "service.failed": EventKind("critical", "a part broke and the process ends; systemd starts it again", {"stage": "which thread", "error": "type and text", "traceback": "where"}),
+    "service.failed": EventKind("critical", "A thread failed, so the process ends; systemd restarts it.", {"stage": "name of the thread", "error": "type and text", "traceback": "of the error"}),
     "service.exit": EventKind(
-        "info", "written after the process is gone, by the exit recorder: the only trace of SIGKILL, a segfault or the watchdog",
+        "info", "The exit recorder saw the process end. The only trace of SIGKILL, a segmentation fault or the watchdog.",
         {"result": "systemd's SERVICE_RESULT", "code": "exited, killed, dumped", "status": "exit status or signal name", "uptime?": "seconds", "ended_pid?": "process that ended"},
     ),
     "service.safe_mode": EventKind(
-        "error", "the last starts died soon: this one runs on the CPU with the embedded model, one image at a time, and holds back those that were in work",
+        "error", "The last starts died soon, so this one runs on the CPU with the embedded model, one image at a time. Images that were in work when it died are held back.",
         {
-            "causes": "how those starts ended", "window": "s in which they began", "seconds": "quiet time after which everything is tried again", "device": "", "model": "",
-            "waits": "true with health.require_gpu: nothing is claimed meanwhile",
+            "causes": "how those starts ended", "window": "s in which they began", "seconds": "s without a crash after which everything is tried again", "device": "in use", "model": "in use",
+            "waits": "true with health.require_gpu: nothing is claimed in safe mode",
         },
     ),
-    "service.reload": EventKind("info", "SIGHUP: folders are compared with the ledger at once", {}),
+    "service.reload": EventKind("info", "SIGHUP: all folders are compared with the ledger now.", {}),
     "health": EventKind(
-        "info", "heartbeat, once per health interval",
+        "info", "Heartbeat, once per health interval.",
         {
-            "uptime": "s", "device": "in use", "done": "images published since start", "failed": "refused since start", "postponed": "put back since start",
+            "uptime": "s", "device": "in use", "done": "images published since start", "failed": "images rejected since start", "postponed": "images put back since start",
             "waiting": "files seen and not yet claimed", "in_flight": "jobs", "oldest_waiting": "s", "rss_bytes": "of the service", "descriptors": "open",
-            "threads": "alive", "arena_bytes": "leased", "channels": "per channel: depth, seconds its producers and its consumers waited",
+            "threads": "running", "arena_bytes": "leased", "channels": "per queue: depth, seconds its producers and its consumers waited",
             "paused": "reason or null", "engine": "state, restarts; `devices`: per device its state, temperature where known, trips", "ledger_rows": "jobs remembered",
-            "unwritten?": "lines and status files lost to a full disk or a reader that hangs, by place",
+            "unwritten?": "log lines and status files lost to a full disk or a reader that hangs, by place",
         },
     ),
-    "service.stalled": EventKind("error", "a thread neither waits nor progresses; the watchdog is no longer fed", {"threads": "names; `line`: all of them wait, and images stand still", "seconds": "without progress, at least"}),
-    "service.stall_ended": EventKind("info", "every thread moves again", {"seconds": "stalled"}),
+    "service.stalled": EventKind("error", "A thread hangs, or the pipeline is deadlocked. The watchdog is no longer fed, so systemd will restart the service.", {"threads": "names; `line`: every thread waits, and no image moves", "seconds": "without progress, at least"}),
+    "service.stall_ended": EventKind("info", "Every thread makes progress again.", {"seconds": "stalled"}),
     # --- folders and arrivals
-    "folder.watching": EventKind("info", "a drop folder is watched", {"folder": "name", "mode": "events or poll", "file_system": "type", "watches": "armed"}),
-    "folder.waiting": EventKind("warning", "a drop folder is not there; nothing is written below its path", {"folder": "name", "cause": "missing, not_mounted, denied"}),
-    "folder.replaced": EventKind("warning", "another directory stands where the drop folder was; watched anew and compared", {"folder": "name"}),
-    "watch.overflow": EventKind("warning", "the kernel dropped events; folders are compared at once", {"folder?": "name"}),
-    "watch.degraded": EventKind("warning", "events cannot be relied on here; polling", {"folder": "name", "cause": "watch_limit, silent, dead", "wanted?": "watches", "armed?": "watches"}),
-    "watch.restored": EventKind("info", "events can be relied on again", {"folder": "name"}),
-    "intake.incomplete": EventKind("info", "a closed file lacks its end; waited for", {"folder": "name", "path": "below it", "gate": "which check holds it"}),
-    "intake.stuck_upload": EventKind("warning", "still open or changing after a long time; told once", {"folder": "name", "path": "below it", "seconds": "since first seen"}),
-    "intake.blocked": EventKind("warning", "a file cannot be read or claimed; stays in place, tried again", {"folder": "name", "path": "below it", "cause": "permission, busy, ..."}),
-    "intake.recovered": EventKind("info", "what the last run left unfinished was taken up", {"jobs": "claimed again", "published": "found complete", "temporaries": "removed", "set_aside": "for crashing the service", "told": "outcomes whose events may be missing, told with `recovered`"}),
+    "folder.watching": EventKind("info", "A drop folder is watched.", {"folder": "name", "mode": "events or poll", "file_system": "type", "watches": "inotify watches in use"}),
+    "folder.waiting": EventKind("warning", "A drop folder is missing. Nothing is written below its path until it is back.", {"folder": "name", "cause": "missing, not_mounted, denied"}),
+    "folder.replaced": EventKind("warning", "The drop folder was replaced by another directory, which is now watched and compared with the ledger.", {"folder": "name"}),
+    "watch.overflow": EventKind("warning", "The kernel dropped file events. The folders are compared with the ledger now, so no file is missed.", {"folder?": "name"}),
+    "watch.degraded": EventKind("warning", "File events are not reliable here, so the folder is polled.", {"folder": "name", "cause": "watch_limit, silent, dead", "wanted?": "watches needed", "armed?": "watches in use"}),
+    "watch.restored": EventKind("info", "File events are reliable again.", {"folder": "name"}),
+    "intake.incomplete": EventKind("info", "A closed file is incomplete. It is checked again until it is complete or too old.", {"folder": "name", "path": "below the folder", "gate": "the check that failed"}),
+    "intake.stuck_upload": EventKind("warning", "A file is still open or changing after a long time. Reported once per file.", {"folder": "name", "path": "below the folder", "seconds": "since first seen"}),
+    "intake.blocked": EventKind("warning", "A file cannot be read or claimed. It stays in place and is tried again.", {"folder": "name", "path": "below the folder", "cause": "permission, busy, ..."}),
+    "intake.recovered": EventKind("info", "The service resumed what its last run left unfinished.", {"jobs": "claimed again", "published": "found complete", "temporaries": "removed", "set_aside": "quarantined because the service crashed on them", "told": "outcomes whose events may be missing, emitted now with `recovered`"}),
     # --- images: one of these per job
     "image.done": EventKind(
-        "info", "a cutout is published",
+        "info", "A cutout was published.",
         _ENDED | {
             "output": "path below the output folder", "device": "that computed it", "model": "that computed it", "width": "px", "height": "px", "format": "of the input",
-            "bytes_in": "", "bytes_out": "", "coverage": "mean alpha, 0..1", "soft": "share of soft-edge pixels", "verdict": "ok, empty, full", "batch": "images it was computed with",
-            "reused": "true when copied from an equal image's result", "sha256_in": "", "sha256_out": "", "notes?": "oddities of the input that were mended", "engine_tries?": "more than one after an engine fault",
+            "bytes_in": "size of the input", "bytes_out": "size of the output", "coverage": "mean alpha, 0..1", "soft": "share of soft-edge pixels", "verdict": "ok, empty, full", "batch": "images in the same batch",
+            "reused": "true when copied from the result of an identical image", "sha256_in": "of the input", "sha256_out": "of the output", "notes?": "oddities of the input that were corrected", "engine_tries?": "runs it took, when an engine fault made it more than one",
         },
     ),
     "image.failed": EventKind(
-        "warning", "an image is refused; its original stands in the failed folder with a .error.json",
-        _ENDED | {"reason": "from the list of reasons", "detail": "what exactly", "stage": "intake, decode, engine, finish", "quarantine?": "path below the failed folder", "sha256_in?": ""},
+        "warning", "An image was rejected. Its original is in the failed folder, with a .error.json.",
+        _ENDED | {"reason": "from the list of reasons", "detail": "what exactly", "stage": "intake, decode, engine, finish", "quarantine?": "path below the failed folder", "sha256_in?": "of the input"},
     ),
-    "image.postponed": EventKind("info", "an image went back to waiting; attempts unchanged", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished", "detail": ""}),
+    "image.postponed": EventKind("info", "An image was put back to wait. This does not count as an attempt.", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished", "detail": "what exactly"}),
     # --- storage
-    "storage.paused": EventKind("error", "the disk refuses; results are held and nothing new is claimed", {"kind": "disk_full, quota, read_only, io_error, denied, missing", "path": "", "detail": ""}),
-    "storage.resumed": EventKind("info", "the disk takes data again", {"kind": "of the refusal that is over", "seconds": "paused"}),
-    "storage.retire_failed": EventKind("warning", "an original could not be moved or deleted after success; tried again later, never processed again", {"folder": "name", "path": "", "detail": ""}),
+    "storage.paused": EventKind("error", "The disk cannot be written. Finished results are kept, no more images are claimed, and writing is retried.", {"kind": "disk_full, quota, read_only, io_error, denied, missing", "path": "that could not be written", "detail": "what exactly"}),
+    "storage.resumed": EventKind("info", "The disk can be written again.", {"kind": "what the problem was", "seconds": "paused"}),
+    "storage.retire_failed": EventKind("warning", "An original could not be moved or deleted after success. This is retried; the image is not processed again.", {"folder": "name", "path": "below the folder", "detail": "what exactly"}),
     # --- engine
     "engine.chosen": EventKind(
-        "info", "which device computes, and what stands in for it; once, at start",
-        {"device": "", "why": "", "standby?": "on the CPU while the GPU is away: model asked for -> model that computes", "start?": "whether those stay loaded, and why"},
+        "info", "Active and fallback device, once at start.",
+        {"device": "that computes", "why": "reason for the choice", "standby?": "models of the CPU fallback: model asked for -> model used", "start?": "whether the fallback stays loaded, and why"},
     ),
-    "engine.started": EventKind("info", "an engine is ready", {"device": "", "models": "facts per model", "batch_sizes": "it takes", "seconds": "to start", "detail?": ""}),
+    "engine.started": EventKind("info", "An engine is ready.", {"device": "it runs on", "models": "facts per model", "batch_sizes": "it accepts", "seconds": "to start", "detail?": "anything remarkable"}),
     "engine.batching": EventKind(
-        "info", "how images are batched on a device; at its start, and when its measured times change that",
-        {"device": "", "milliseconds": "that a batch takes, by its size, where measured", "folders": "per folder: its latency_target, and how many go when 1, 2, 3 ... wait"},
+        "info", "How images are batched on a device: at its start, and when its measured times change the batches.",
+        {"device": "name", "milliseconds": "that a batch takes, by its size, where measured", "folders": "per folder: its latency_target, and the batch size when 1, 2, 3 ... images wait"},
     ),
-    "engine.limited": EventKind("warning", "an engine does with less than it was made for; no image is worse for it", {"device": "", "what": "memory_low, batch, pinned, graphs, kernels, bfloat16, float8, not_finite", "detail": "what exactly, and why"}),
-    "engine.fault": EventKind("error", "a batch was not answered; its images run again", {"device": "", "kind": "lost, memory, nonsense", "detail": "", "images": "jobs concerned", "restarts": "since start"}),
-    "engine.restarted": EventKind("info", "a fresh engine process is ready after a fault", {"device": "", "seconds": "since the fault", "restarts": "since start"}),
-    "engine.output": EventKind("debug", "a line the engine's process or a C library wrote", {"source": "engine, service", "line": ""}),
-    "engine.failover": EventKind("error", "work moved to another device", {"from": "device", "to": "device", "reason": "", "reading?": "", "threshold?": "", "images": "jobs concerned", "model": "now in use", "operator_action?": "what only a person can do"}),
-    "engine.failback": EventKind("info", "work moved back after the device proved itself", {"from": "device", "to": "device", "seconds": "away", "model": "now in use"}),
-    "engine.degraded": EventKind("warning", "a device is suspect, a lesser model answers, or nothing stands by", {"device": "", "reason": "", "reading?": "", "threshold?": "", "model?": "", "operator_action?": "what only a person can do"}),
-    "engine.sensor": EventKind("info", "where the health of a device is read from", {"device": "", "source": "nvml, sysfs, none", "why": ""}),
+    "engine.limited": EventKind("warning", "An optional speed-up is unavailable on this device. Output quality is unaffected.", {"device": "name", "what": "memory_low, batch, pinned, graphs, kernels, bfloat16, float8, not_finite", "detail": "what exactly, and why"}),
+    "engine.fault": EventKind("error", "The engine process failed on a batch. Its images are retried.", {"device": "name", "kind": "lost, memory, nonsense", "detail": "what exactly", "images": "jobs in the batch", "restarts": "since start"}),
+    "engine.restarted": EventKind("info", "A new engine process is ready after a fault.", {"device": "name", "seconds": "since the fault", "restarts": "since start"}),
+    "engine.output": EventKind("debug", "A line that the engine process or a C library wrote to its output.", {"source": "engine, service", "line": "its text"}),
+    "engine.failover": EventKind("error", "Work moved to another device.", {"from": "device", "to": "device", "reason": "why", "reading?": "measured value", "threshold?": "its limit", "images": "jobs moved", "model": "now in use", "operator_action?": "what only a person can do"}),
+    "engine.failback": EventKind("info", "Work moved back after the device passed its self-test.", {"from": "device", "to": "device", "seconds": "away", "model": "now in use"}),
+    "engine.degraded": EventKind("warning", "A device is suspect, a lesser model is in use, or there is no fallback.", {"device": "name", "reason": "why", "reading?": "measured value", "threshold?": "its limit", "model?": "now in use", "operator_action?": "what only a person can do"}),
+    "engine.sensor": EventKind("info", "Where the health of a device is read from.", {"device": "name", "source": "nvml, sysfs, none", "why": "reason for the choice"}),
     "engine.state": EventKind(
-        "info", "the health of a device changed; images go to it in ok and suspect only",
+        "info", "The health state of a device changed. Only a device that is ok or suspect gets images.",
         {
-            "device": "", "from": "absent, probing, ok, suspect, cooling, quarantined, lost", "to": "likewise", "reason": "", "trips": "since it was last well for long",
-            "reading?": "", "threshold?": "", "until?": "monotonic time of the next probe, at the earliest", "operator_action?": "what only a person can do",
+            "device": "name", "from": "absent, probing, ok, suspect, cooling, quarantined, lost", "to": "the same", "reason": "why", "trips": "failures since it was last healthy for long",
+            "reading?": "measured value", "threshold?": "its limit", "until?": "monotonic time of the next probe, at the earliest", "operator_action?": "what only a person can do",
         },
     ),
     # --- one-shot runs
-    "run.summary": EventKind("info", "end of `rmbgd once`", {"done": "", "failed": "", "skipped": "output was there already", "seconds": ""}),
+    "run.summary": EventKind("info", "End of `rmbgd once`.", {"done": "images published", "failed": "images that failed", "skipped": "images whose output exists already", "seconds": "of the run"}),
 }  # fmt: skip
 
 ENVELOPE = ("event", "level", "time", "monotonic", "boot_id", "pid", "version")
@@ -141,7 +141,7 @@ ENVELOPE = ("event", "level", "time", "monotonic", "boot_id", "pid", "version")
 
 
 def problems_with(event: str, keys: dict[str, object]) -> list[str]:
-    """What the vocabulary has against this event: unknown name, missing or unknown keys. Empty when it fits."""
+    """Unknown name, missing or unknown keys of this event. Empty when it fits the vocabulary."""
     kind = EVENTS.get(event)
     if kind is None:
         return [f"unknown event '{event}'"]
@@ -153,9 +153,9 @@ def problems_with(event: str, keys: dict[str, object]) -> list[str]:
 
 
 def devices_of(health: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """What a health event says of each device: name -> state, temperature, ... as far as it is there.
+    """Facts of each device in a health event: name -> state, temperature, ... as far as they are known.
 
-    Its key `engine` holds a table `devices`; where it does not, it speaks of the one device in use.
+    Its key `engine` holds a table `devices`; without one, it describes the one device in use.
     """
     engine = health.get("engine")
     if not isinstance(engine, Mapping):
@@ -167,7 +167,7 @@ def devices_of(health: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 class RecordedEvents:
-    """An Emit that keeps what it was told, and refuses what the vocabulary does not know. For tests."""
+    """An Emit that keeps the events, and raises ValueError for what the vocabulary does not know. For tests."""
 
     def __init__(self) -> None:
         self.events: list[tuple[str, dict[str, object]]] = []  # appended by any thread; list.append is atomic

@@ -1,8 +1,8 @@
-"""starts.json: how the last starts of the service ended, written by the service and by the exit recorder.
+"""starts.json: how the last starts of the service ended.
 
-Standard library only, as the recorder is. A service writes its start down before it begins its work, and removes it
-when it stops in good order; when it worked for so long that its end says nothing of its start, it marks it as settled.
-So a start that is left without an end, and whose process is gone, died.
+Written by the service and by the exit recorder; standard library only, as the recorder is. A service writes its start
+down before it begins its work, and removes it when it stops in good order; when it worked for so long that its end says
+nothing of its start, it marks it as settled. So a start that is left without an end, and whose process is gone, died.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Named threads of which the first exception is reported to their owner instead of being lost."""
+"""Named threads whose exceptions are reported to their owner instead of being lost."""
 
 from __future__ import annotations
 

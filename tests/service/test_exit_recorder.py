@@ -1,4 +1,4 @@
-"""The exit recorder: one event for every end of the service, with its cause, where the log is."""
+"""The exit recorder: one event with the cause for every end of the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The health thread: its event, the status file and line, and when it stops feeding the watchdog."""
+"""The health thread: its event, the status file, and when the watchdog is not fed."""
 
 from __future__ import annotations
 

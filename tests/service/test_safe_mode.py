@@ -1,4 +1,4 @@
-"""Safe mode: when it is entered, for how long, what it does without, and what the record of starts remembers."""
+"""Safe mode: when it is entered, for how long, and what the record of starts keeps."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_no_safe_mode(tmp_path: Path, service: dict[str, Any], deaths: int, afte
 
 
 def test_an_orderly_stop_forgives_everything(machine: Machine) -> None:
-    """Also in safe mode: somebody who stops and starts the service wants it whole."""
+    """Also in safe mode: an operator who restarts the service wants it whole."""
     machine.die(3)
     mode = machine.start()
     mode.ended()
@@ -98,7 +98,7 @@ def test_an_orderly_stop_forgives_everything(machine: Machine) -> None:
 
 
 def test_a_broken_part_is_a_death_with_its_name(machine: Machine) -> None:
-    """The service's own last words are kept; what systemd adds of the same run is not counted again."""
+    """The service's own report is kept; what systemd adds of the same run is not counted again."""
     for _ in range(3):
         machine.start().ended("finish: OSError: no")
         machine.exit(SERVICE_RESULT="exit-code", EXIT_STATUS="70")
@@ -187,7 +187,7 @@ def test_a_process_that_dies_before_it_can_say_anything_counts(machine: Machine)
 
 
 @pytest.mark.parametrize(
-    ("result", "status", "words"),
+    ("result", "status", "cause"),
     [
         ("signal", "KILL", "signal KILL"),
         ("core-dump", "SEGV", "signal SEGV"),
@@ -196,14 +196,14 @@ def test_a_process_that_dies_before_it_can_say_anything_counts(machine: Machine)
         ("timeout", "TERM", "timeout"),
     ],
 )
-def test_the_recorder_says_how_a_run_ended(tmp_path: Path, result: str, status: str, words: str) -> None:
+def test_the_recorder_says_how_a_run_ended(tmp_path: Path, result: str, status: str, cause: str) -> None:
     """The run is known by its invocation, and counted once."""
     machine = Machine(tmp_path)
     machine.start()
 
     machine.exit(SERVICE_RESULT=result, EXIT_STATUS=status)
 
-    assert SafeMode(machine.config, machine.clock, {}).causes() == [words]
+    assert SafeMode(machine.config, machine.clock, {}).causes() == [cause]
 
 
 def test_a_planned_stop_is_not_recorded(machine: Machine) -> None:

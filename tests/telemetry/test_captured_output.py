@@ -1,4 +1,4 @@
-"""What C libraries and the engine process write becomes rate-limited events; what faulthandler writes does not."""
+"""Output of C libraries and the engine process becomes rate-limited lines."""
 
 from __future__ import annotations
 

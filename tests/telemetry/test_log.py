@@ -1,4 +1,4 @@
-"""The event log: what a line holds, where it goes, and that a reader that hangs blocks no other thread."""
+"""The event log: what a line holds, where it goes, and a reader that hangs."""
 
 from __future__ import annotations
 
