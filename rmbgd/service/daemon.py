@@ -344,12 +344,8 @@ class Service:
 
     def _watch_the_pipeline(self, statistics: Sequence[QueueStatistics], excused: bool) -> None:
         """A line that stands still is a hung thread, whatever its threads say. Called by the health thread."""
-        facts = StallFacts(
-            progress=[(each.total, each.finished) for each in statistics],
-            waiting=sum(each.depth for each in statistics),
-            computing=self._engine.busy,
-            excused=excused or self._cause is not None,
-        )
+        progress = [(each.total, each.finished) for each in statistics]
+        facts = StallFacts(progress, computing=self._engine.busy, excused=excused or self._cause is not None)
         if not self._watermark.is_stalled(facts, self._clock.monotonic()):
             self._pipeline_heartbeat.waiting()
         elif self._pipeline_heartbeat.reading().waiting:

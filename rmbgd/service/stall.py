@@ -19,15 +19,18 @@ class StallFacts:
 
     progress   per queue: (items ever sent, items ever finished); an item that is taken and put back changes neither, so
                images that fail again and again do not look like work
-    waiting    items in the queues
     computing  a device has images in hand, or is being started: those have deadlines of their own
     excused    something holds the pipeline up on purpose: a pause, a GPU that is waited for
     """
 
     progress: Sequence[tuple[int, int]]
-    waiting: int
     computing: bool = False
     excused: bool = False
+
+    @property
+    def unfinished(self) -> bool:
+        """Images wait in a queue, or were taken from it and may come back."""
+        return any(sent > finished for sent, finished in self.progress)
 
 
 class StallDetector:
@@ -44,7 +47,7 @@ class StallDetector:
         progress, last = tuple(facts.progress), self._last
         moved = progress != self._progress
         self._progress, self._last = progress, now
-        if moved or not facts.waiting or facts.computing or facts.excused:
+        if moved or not facts.unfinished or facts.computing or facts.excused:
             self._since = None
             return False
         if self._since is None or now - last > FROZEN_AFTER:

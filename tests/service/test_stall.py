@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rmbgd.service.stall import StallDetector, StallFacts, is_excused
 
 PROGRESS = [(5, 5), (4, 2), (2, 2)]
-STILL = StallFacts(PROGRESS, waiting=2)
+STILL = StallFacts(PROGRESS)
 
 
 def looks(detector: StallDetector, *facts: StallFacts, start: float = 0.0) -> list[bool]:
@@ -22,30 +22,22 @@ def test_images_that_do_not_move_are_a_stall_after_a_while() -> None:
     detector = StallDetector(60.0)
 
     assert looks(detector, *[STILL] * 9) == [False] * 8 + [True]
-    assert not detector.is_stalled(StallFacts([(5, 5), (4, 3), (2, 2)], waiting=1), 100.0)
+    assert not detector.is_stalled(StallFacts([(5, 5), (4, 3), (2, 2)]), 100.0)
 
 
 @pytest.mark.parametrize(
     "interruption",
     [
-        StallFacts([(5, 5), (4, 3), (2, 2)], waiting=1),  # one was finished
-        StallFacts([(5, 5), (5, 2), (2, 2)], waiting=3),  # one came
-        StallFacts(PROGRESS, waiting=2, computing=True),
-        StallFacts(PROGRESS, waiting=2, excused=True),
-        StallFacts(PROGRESS, waiting=0),
+        StallFacts([(5, 5), (4, 3), (2, 2)]),  # one was finished
+        StallFacts([(5, 5), (5, 2), (2, 2)]),  # one came
+        StallFacts(PROGRESS, computing=True),
+        StallFacts(PROGRESS, excused=True),
+        StallFacts([(5, 5), (4, 4), (2, 2)]),  # all were finished
     ],
 )
 def test_progress_or_an_excuse_begins_it_anew(interruption: StallFacts) -> None:
     """One movement, one batch, one pause: the time counts from there."""
     assert looks(StallDetector(60.0), *[STILL] * 7, interruption, *[STILL] * 7) == [False] * 15
-
-
-@given(st.lists(st.integers(1, 4), min_size=8, max_size=8))
-def test_images_that_are_put_back_are_no_progress(waiting: list[int]) -> None:
-    """Taken, failed and put back again and again: however many wait at each look, none is finished."""
-    loop = [StallFacts(PROGRESS, each) for each in waiting]
-
-    assert looks(StallDetector(60.0), STILL, *loop) == [False] * 8 + [True]
 
 
 def test_time_in_which_the_process_was_frozen_does_not_count() -> None:
@@ -57,17 +49,18 @@ def test_time_in_which_the_process_was_frozen_does_not_count() -> None:
     assert looks(detector, *[STILL] * 7, start=5010.0) == [False] * 6 + [True]
 
 
-@given(
-    st.lists(st.tuples(*[st.integers(0, 3)] * 3, st.booleans(), st.booleans()), max_size=60),
-)
-def test_a_stall_is_an_unbroken_series_without_progress(history: list[tuple[int, int, int, bool, bool]]) -> None:
-    """True only after a series of looks with equal marks, images that wait, and no excuse, longer than the time."""
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans(), st.booleans()), max_size=60))
+def test_a_stall_is_an_unbroken_series_without_progress(history: list[tuple[int, int, bool, bool]]) -> None:
+    """True only after a series of looks with equal counts, unfinished images, and no excuse, longer than the time.
+
+    How many of the unfinished images wait, and how many a device has taken and may put back, does not matter.
+    """
     detector, series, before = StallDetector(60.0), 0, None
-    for number, (sent, finished, waiting, computing, excused) in enumerate(history):
-        still = (sent, finished) == before and waiting and not computing and not excused
-        series, before = series + 1 if still else 0, (sent, finished)
-        facts = StallFacts([(sent, finished)], waiting, computing, excused)
-        assert detector.is_stalled(facts, 10.0 * number) == (series > 7)
+    for number, (finished, unfinished, computing, excused) in enumerate(history):
+        progress = (finished + unfinished, finished)
+        still = progress == before and unfinished and not computing and not excused
+        series, before = series + 1 if still else 0, progress
+        assert detector.is_stalled(StallFacts([progress], computing, excused), 10.0 * number) == (series > 7)
 
 
 @pytest.mark.parametrize(
