@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from rmbgd.config.load import Config
 from rmbgd.errors import ConfigError, ModelError
+from rmbgd.host import host_memory
 from rmbgd.models.store import resolve
 
 PREFERRED, ALWAYS_HERE = "birefnet-lite", "u2netp"
@@ -49,7 +50,7 @@ def choose_fallback_models(config: Config) -> FallbackModels:
         why = f"health.fallback_model cannot be used now: {error}"
         return FallbackModels(dict.fromkeys(asked, fallback), config.health.fallback_start != "on_demand", why)
     need = sum(PROCESS_BYTES + WEIGHTS_FACTOR * size(model) for model in set(models.values()))
-    warm, why = warmth(config.health.fallback_start, need, available_bytes())
+    warm, why = warmth(config.health.fallback_start, need, host_memory().available)
     return FallbackModels(models, warm, why)
 
 
@@ -66,14 +67,6 @@ def warmth(wanted: str, need: int, available: int) -> tuple[bool, str]:
     if available < SCARCE * need:
         return False, f"memory is scarce ({facts}): started when needed, which takes seconds"
     return True, f"kept loaded ({facts})"
-
-
-def available_bytes() -> int:
-    with open("/proc/meminfo", encoding="ascii") as file:
-        for line in file:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) << 10
-    return 0
 
 
 def _best_here(size: Size) -> str:

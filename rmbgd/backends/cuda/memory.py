@@ -8,7 +8,6 @@ time, for the sizes that are left. Larger batches are tried again later, as othe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,20 +20,11 @@ from rmbgd.backends.cuda.staging import Staging
 from rmbgd.backends.faults import faults, without_frames
 from rmbgd.engine.types import Limit, Options
 from rmbgd.errors import EngineMemory
+from rmbgd.host import host_memory
 
-HOST_MEMORY = "/proc/meminfo"
 CHECK_AFTER = 64  # batches, after which the device is asked how much is free
 LOW_FRACTION = 2  # less than one in so many of the spare bytes is a limit: the memory test and small needs use some
 GROW_AFTER = 256  # batches without a shortage, after which batches twice as large are tried again
-
-
-def host_free(path: str = HOST_MEMORY) -> int:
-    """Bytes of the host's memory that can be had without swapping; 0 if the kernel does not say."""
-    try:
-        lines = Path(path).read_text(encoding="ascii").splitlines()
-    except OSError:
-        return 0
-    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), 0)
 
 
 class MemoryPool:
@@ -68,7 +58,7 @@ class MemoryPool:
         self.plan: Plan = plan(
             free=free,
             total=total,
-            host_free=host_free(),
+            host_free=host_memory().available,
             arena=len(block),
             networks=needs,
             options=options,

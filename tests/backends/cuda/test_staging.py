@@ -8,7 +8,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from rmbgd.backends.cuda.memory import host_free
 from rmbgd.backends.cuda.staging import Staging
 from rmbgd.engine.types import OutputPlane, Region, region_bytes, view
 from rmbgd.testing.device import HostDevice
@@ -132,13 +131,3 @@ def test_what_can_never_be_on_the_device_is_known_before(block):
 
     assert not staging.fits(region(0))
     assert staging.fits(Region(0, 57, 91, False, OutputPlane.ALPHA8))
-
-
-def test_the_host_s_free_memory_is_read_from_the_kernel(tmp_path):
-    """MemAvailable in bytes; 0 where nobody says."""
-    told = tmp_path / "meminfo"
-    told.write_text("MemTotal:        8000000 kB\nMemAvailable:    1234 kB\n")
-
-    assert host_free(str(told)) == 1234 * 1024
-    assert host_free(str(tmp_path / "absent")) == 0
-    assert host_free() > 0
