@@ -1,4 +1,4 @@
-"""`python -m rmbgd` is the `rmbgd` command."""
+"""Lets `python -m rmbgd` be the `rmbgd` command."""
 
 from __future__ import annotations
 

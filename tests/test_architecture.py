@@ -31,10 +31,9 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline": BASE | {"config", "store", "imaging", "engine", "publish"},
     "intake": BASE | {"config", "store", "imaging", "pipeline"},
     "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake"},
-    "doctor": BASE | {"config", "models", "engine", "service"},
+    "doctor": BASE | {"config", "models", "engine", "intake", "service"},
     "bench": BASE | {"config", "store", "imaging", "models", "engine", "pipeline", "service"},
-    "configdoc": {"config", "errors", "events"},
-    "cli": BASE | {"config", "telemetry", "models", "mtbf", "service", "doctor", "bench", "configdoc"},
+    "cli": BASE | {"config", "telemetry", "models", "mtbf", "service", "doctor", "bench"},
     "testing": BASE | {"config", "engine", "backends"},  # nothing in the product imports it
     "__main__": {"cli"},
 }

@@ -16,12 +16,12 @@ from typing import Annotated, Any, get_args, get_origin
 import pytest
 from pydantic_core import PydanticUndefined
 
-from rmbgd import configdoc
 from rmbgd.cli import main as cli
 from rmbgd.clock import SystemClock
 from rmbgd.errors import EXIT_TEXT, REASON_TEXT, Exit, Reason
 from rmbgd.events import ENVELOPE, EVENTS
 from rmbgd.store.ledger import Ledger
+from tools import gen_reference
 
 REPOSITORY = Path(__file__).parents[1]
 FROZEN = REPOSITORY / "tests" / "contract"
@@ -39,7 +39,7 @@ def events() -> dict[str, Any]:
 def settings() -> dict[str, Any]:
     return {
         f"{name}.{key}": _setting(field)
-        for name, _, model in configdoc.sections()
+        for name, _, model in gen_reference.sections()
         for key, field in model.model_fields.items()
     }
 
@@ -137,7 +137,9 @@ def unit_files() -> dict[str, list[str]]:
 def sentences() -> dict[str, Any]:
     """Prose: may be reworded, here and in the source together."""
     fields = {
-        f"{name}.{key}": field for name, _, model in configdoc.sections() for key, field in model.model_fields.items()
+        f"{name}.{key}": field
+        for name, _, model in gen_reference.sections()
+        for key, field in model.model_fields.items()
     }
     return {
         "events": {name: {"meaning": kind.meaning, "keys": kind.keys} for name, kind in EVENTS.items()},

@@ -1,52 +1,122 @@
-"""README.md says what the source says."""
+"""The documents say what the source says."""
 
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
-from rmbgd import configdoc
 from rmbgd.cli import main as cli
+from rmbgd.config import load
 from rmbgd.events import EVENTS
+from tools import gen_reference
 
-README = Path(__file__).parents[1] / "README.md"
+REPOSITORY = Path(__file__).parents[1]
+README = REPOSITORY / "README.md"
+PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 
 
-def test_tables_are_those_of_the_source() -> None:
-    """Events, reasons, exit statuses and settings: renew them with `python -m rmbgd.configdoc --readme README.md`."""
+@pytest.fixture
+def written(tmp_path: Path) -> Path:
+    """A folder with the generated files as they should be."""
+    for name in gen_reference.FILES:
+        (tmp_path / name).parent.mkdir()
+    assert gen_reference.main([], tmp_path) == 0
+    return tmp_path
+
+
+def test_generated_files_are_up_to_date() -> None:
+    """config/rmbgd.toml and docs/reference.md: renew them with `python tools/gen_reference.py`."""
+    assert [] == gen_reference.outdated()
+
+
+@pytest.mark.parametrize("name", gen_reference.FILES)
+@pytest.mark.parametrize("missing", [False, True])
+def test_outdated_file_is_named(name: str, missing: bool, written: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--check exits 1 with the file and the command that renews it, and writes nothing."""
+    assert gen_reference.main(["--check"], written) == 0
+
+    path = written / name
+    path.unlink() if missing else path.write_text("old")
+    assert gen_reference.main(["--check"], written) == 1
+    assert f"{name} is out of date: run `python tools/gen_reference.py`" in capsys.readouterr().err
+    assert missing is not path.exists()
+
+
+def test_default_configuration_in_the_package_is_the_shipped_one() -> None:
+    """`rmbgd check --print-default` prints config/rmbgd.toml, from wherever the package is installed."""
+    inside = Path(load.__file__).with_name("default.toml")
+
+    assert inside.read_bytes() == (REPOSITORY / "config" / "rmbgd.toml").read_bytes()
+
+
+def test_reference_lists_everything() -> None:
+    """Every command, event and setting has a row."""
+    text = gen_reference.reference()
+
+    assert [] == [command for command in cli.COMMANDS if f"### `rmbgd {command}`" not in text]
+    assert [] == [event for event in EVENTS if f"\n| `{event}` | " not in text]
+    assert [] == [
+        f"{name}.{setting}"
+        for name, _, model in gen_reference.sections()
+        for setting in model.model_fields
+        if f"\n| `{setting}` | " not in text
+    ]
+
+
+def commands_of(page: Path) -> list[str]:
+    """What the code of a page calls of rmbgd, a command line each, without prompts, comments and pipes."""
+    text = page.read_text(encoding="utf-8")
+    code = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
+    code += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    found = [re.search(r"(?:^|\s|/)rmbgd( [a-z][^#|&;<(\[]*)$", line.partition("#")[0].strip()) for line in code]
+    return [match[1].strip() for match in found if match]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_documents_exist(page: Path) -> None:
+    """No page names a command that the command line does not have."""
+    unknown = []
+    for command in commands_of(page):
+        name, *rest = shlex.split(command)
+        sub = gen_reference.subcommands(cli.build_parser(name)).get(name)
+        inner = gen_reference.subcommands(sub) if sub else {}
+        if sub is None or (inner and rest and rest[0] not in inner):
+            unknown.append(command)
+
+    assert [] == unknown
+
+
+def test_every_command_is_in_the_readme() -> None:
+    """A reader finds every command."""
     text = README.read_text(encoding="utf-8")
 
-    assert configdoc.renewed(text) == text
+    assert [] == [command for command in cli.COMMANDS if f"`rmbgd {command}" not in text]
 
 
-def test_missing_marker_is_told() -> None:
-    """A table cannot vanish from the README unnoticed."""
-    with pytest.raises(LookupError, match="<!-- events -->"):
-        configdoc.renewed("no markers here")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_between_documents_lead_somewhere(page: Path) -> None:
+    """Every relative link names a file of the repository."""
+    links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
+
+    assert [] == [link for link in links if not (page.parent / link).exists()]
 
 
-def test_every_verb_is_in_the_readme() -> None:
-    """Who reads it finds every command that there is."""
-    text = README.read_text(encoding="utf-8")
+def test_every_drop_in_is_in_the_operations_page() -> None:
+    """And the page names none that does not exist."""
+    there = {path.name for path in (REPOSITORY / "systemd" / "drop-ins").iterdir()}
+    page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
 
-    there = [verb for verb, (module, _) in cli.VERBS.items() if cli._exists(module)]
-    assert [] == [verb for verb in there if f"`rmbgd {verb}" not in text]
-
-
-def test_every_drop_in_is_in_the_readme() -> None:
-    """And the README names none that does not exist."""
-    there = {path.name for path in (README.parent / "systemd" / "drop-ins").iterdir()}
-
-    assert there == set(re.findall(r"`(\d\d-[a-z-]+\.conf)`", README.read_text(encoding="utf-8")))
+    assert there == set(re.findall(r"`(\d\d-[a-z-]+\.conf)`", page))
 
 
-def test_operators_are_told_what_to_do_at_every_event() -> None:
+def test_operators_find_what_to_do_at_every_event() -> None:
     """docs/operations.md has a row for each event of the vocabulary, in its order, and for no other."""
-    page = (README.parent / "docs" / "operations.md").read_text(encoding="utf-8")
+    page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
     table = page.partition("## Every event, and what to do\n")[2].partition("\n## ")[0]
-    rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \| (.+?) \|$", table, re.MULTILINE)
+    rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \|$", table, re.MULTILINE)
 
-    assert [event for event, _, _ in rows] == list(EVENTS)
-    assert all(meaning and action for _, meaning, action in rows)
+    assert [event for event, _ in rows] == list(EVENTS)
+    assert all(action for _, action in rows)

@@ -1,1 +1,0 @@
-"""One module per verb of the command line: its arguments and what it prints. The work itself is done elsewhere."""

@@ -1,7 +1,4 @@
-"""`rmbgd doctor`: one line for each thing the service needs, with the cause where it is not fine.
-
-Judges nothing itself: the package rmbgd.doctor does.
-"""
+"""`rmbgd doctor`: one line for each thing the service needs, with the cause and a remedy where it is not fine."""
 
 from __future__ import annotations
 
@@ -10,17 +7,15 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
-from rmbgd import errors
-from rmbgd.cli.options import DEFAULT_CONFIG, add_config, add_json
-from rmbgd.config import load as config
-from rmbgd.doctor import checks as compute
-from rmbgd.doctor import checks as manager
-from rmbgd.doctor import folders as places
-from rmbgd.doctor.checks import Finding, State, fail, healthy, ok, warn
-from rmbgd.errors import Exit
-from rmbgd.telemetry import jsonl as lines
+from rmbgd.cli.main import add_config, add_json
+from rmbgd.config.load import Config, load
+from rmbgd.doctor.checks import CheckResult, CheckState, check_compute, check_manager, fail, healthy, ok, warn
+from rmbgd.doctor.folders import check_folders
+from rmbgd.errors import ConfigError, Exit
+from rmbgd.service.exit_recorder import DEFAULT_CONFIG
+from rmbgd.telemetry.jsonl import to_json
 
-COLOURS = {State.OK: "green", State.WARN: "yellow", State.FAIL: "red"}
+COLOURS = {CheckState.OK: "green", CheckState.WARN: "yellow", CheckState.FAIL: "red"}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,35 +24,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    findings = []
+    results = []
     if options.json:
-        findings = list(examine(options.config))
-        print(lines.to_json({"healthy": healthy(findings), "findings": [asdict(finding) for finding in findings]}))
+        results = list(check_all(options.config))
+        print(to_json({"healthy": healthy(results), "findings": [asdict(result) for result in results]}))
     else:
         from rich.console import Console
         from rich.markup import escape
 
         console = Console(highlight=False)
-        for finding in examine(options.config):  # each line as soon as it is known: torch takes seconds
-            findings.append(finding)
-            mark = f"[{COLOURS[finding.state]}]{finding.state:>4}[/]"
-            console.print(f"{mark}  [bold]{escape(finding.need)}[/]: {escape(finding.text)}", soft_wrap=True)
-            if finding.hint:
-                console.print(f"      {escape(finding.hint)}", soft_wrap=True)
-    return Exit.OK if healthy(findings) else Exit.FAILED
+        for result in check_all(options.config):  # each line as soon as it is known: torch takes seconds
+            results.append(result)
+            mark = f"[{COLOURS[result.state]}]{result.state:>4}[/]"
+            console.print(f"{mark}  [bold]{escape(result.need)}[/]: {escape(result.text)}", soft_wrap=True)
+            if result.hint:
+                console.print(f"      {escape(result.hint)}", soft_wrap=True)
+    return Exit.OK if healthy(results) else Exit.FAILED
 
 
-def examine(path: Path) -> Iterator[Finding]:
+def check_all(path: Path) -> Iterator[CheckResult]:
     """Every need, with the configuration at `path`, or with the defaults when it is broken or missing."""
-    settings = config.Config()
+    config = Config()
     try:
-        settings = config.load(path)
+        config = load(path)
         yield ok("configuration", str(path))
-    except errors.ConfigError as error:
+    except ConfigError as error:
         if path == DEFAULT_CONFIG and not path.exists():
-            yield warn("configuration", f"none at {path}; looking with the defaults", "rmbgd check --print-default")
+            yield warn("configuration", f"none at {path}; checking the defaults", "rmbgd check --print-default")
         else:
             yield fail("configuration", "; ".join(error.problems), f"rmbgd check --config {path}")
-    yield from compute.examine(settings)
-    yield from places.examine(settings)
-    yield from manager.examine_manager(settings)
+    yield from check_compute(config)
+    yield from check_folders(config)
+    yield from check_manager(config)

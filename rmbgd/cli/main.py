@@ -1,7 +1,4 @@
-"""The `rmbgd` command: finds the verb, hands over to its module, and turns what comes back into an exit status.
-
-Has no logic of its own. Only the chosen verb's module is imported, so that `rmbgd --help` does not wait for libraries.
-"""
+"""The `rmbgd` command line: parses arguments, runs one command, turns its errors into an exit status."""
 
 from __future__ import annotations
 
@@ -10,32 +7,33 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
+from importlib import resources
+from pathlib import Path
 
 from rmbgd import __version__
 from rmbgd.errors import EXIT_TEXT, ConfigError, Exit, RmbgdError
+from rmbgd.service.exit_recorder import DEFAULT_CONFIG
 
-# verb -> (module, what it does). A verb's module has add_arguments(parser) and run(options) -> int.
-VERBS: dict[str, tuple[str, str]] = {
-    "run": ("rmbgd.cli.run", "the service: watch the folders until told to stop"),
-    "once": ("rmbgd.cli.once", "a file or a folder, now, with a progress bar"),
-    "check": ("rmbgd.cli.check", "tell everything that is wrong with a configuration"),
-    "status": ("rmbgd.cli.status", "what the running service is doing"),
-    "doctor": ("rmbgd.cli.doctor", "what the service needs on this machine, and whether it is there"),
-    "models": ("rmbgd.cli.models", "list, fetch and inspect models"),
-    "mtbf": ("rmbgd.mtbf.command", "mean time between failures from the event log"),
-    "bench": ("rmbgd.cli.bench", "images a second on this machine"),
+COMMANDS = {  # in the order of `rmbgd --help`
+    "run": "run the service in the foreground",
+    "once": "process a file or a folder now, with a progress bar",
+    "check": "check a configuration and report every problem",
+    "status": "show what the running service is doing",
+    "doctor": "check everything the service depends on and explain what is wrong",
+    "models": "list, fetch and verify models",
+    "mtbf": "compute the mean time between failures from event logs",
+    "bench": "measure images per second on this machine",
 }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line. Returns one of exitcodes.Exit; argparse itself leaves with 0 or 2."""
+    """Run the command line. Returns one of errors.Exit; argparse itself leaves with 0 or 2."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    verb = next((word for word in arguments if not word.startswith("-")), None)
+    command = next((word for word in arguments if not word.startswith("-")), None)
     try:
-        module, options = _parse(verb, arguments)
-        return int(module.run(options))
+        options = build_parser(command).parse_args(arguments)
+        return int(options.run_command(options))
     except ConfigError as error:
         for problem in error.problems:
             print(f"rmbgd: {problem}", file=sys.stderr)
@@ -46,16 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return Exit.INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output has had enough (`rmbgd ... | head`): keep the interpreter from flushing to nobody.
+        # The reader of our output left (`rmbgd ... | head`): keep the interpreter from flushing into the closed pipe.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return Exit.FAILED
-    except Exception:  # noqa: BLE001, the last door: whatever is left is a defect of ours, and says so
+    except Exception:  # noqa: BLE001, what is left is a defect of ours, and says so
         traceback.print_exc()
-        print("rmbgd: this is a defect in rmbgd; the lines above tell its maintainers where", file=sys.stderr)
+        print("rmbgd: this is a defect in rmbgd; please report the lines above", file=sys.stderr)
         return Exit.INTERNAL
 
 
-def _parse(verb: str | None, arguments: Sequence[str]) -> tuple[ModuleType, argparse.Namespace]:
+def build_parser(command: str | None) -> argparse.ArgumentParser:
+    """The command line, with the options of `command` only: `rmbgd --help` must not wait for the libraries of all."""
     statuses = "\n".join(f"  {int(code):3}  {text}" for code, text in EXIT_TEXT.items())
     parser = argparse.ArgumentParser(
         prog="rmbgd",
@@ -65,25 +64,85 @@ def _parse(verb: str | None, arguments: Sequence[str]) -> tuple[ModuleType, argp
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"rmbgd {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    module = None
-    for name, (path, text) in VERBS.items():
-        if not _exists(path):
-            continue
-        sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        if name == verb:
-            module = importlib.import_module(path)
-            module.add_arguments(sub)
-    options = parser.parse_args(arguments)
-    assert module is not None  # argparse has left before, when there was no verb that it knows
-    return module, options
+    commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name, text in COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        if name == command:
+            add_arguments, run_command = _load(name)
+            add_arguments(sub)
+            sub.set_defaults(run_command=run_command)
+    return parser
 
 
-def _exists(path: str) -> bool:
-    """Whether the module is there, without importing it."""
-    place = os.path.join(os.path.dirname(os.path.dirname(__file__)), *path.split(".")[1:])
-    return os.path.exists(f"{place}.py") or os.path.exists(os.path.join(place, "__init__.py"))
+def _load(name: str) -> tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]:
+    """What adds the options of a command, and what runs it."""
+    if name == "run":
+        return add_config, run
+    if name == "check":
+        return add_check_arguments, check
+    module = importlib.import_module("rmbgd.mtbf.command" if name == "mtbf" else f"rmbgd.cli.{name}")
+    return module.add_arguments, module.run
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def run(options: argparse.Namespace) -> int:
+    from rmbgd.service import daemon
+
+    return daemon.run(options.config)
+
+
+def add_check_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser)
+    parser.add_argument(
+        "--print-default", action="store_true", help="print the commented default configuration instead"
+    )
+
+
+def check(options: argparse.Namespace) -> int:
+    """Raises ConfigError with every problem: settings, folders that cannot be used together, missing models."""
+    if options.print_default:
+        sys.stdout.write(resources.files("rmbgd.config").joinpath("default.toml").read_text(encoding="utf-8"))
+        return Exit.OK
+    from rmbgd.config.layout import check_layout
+    from rmbgd.config.load import load
+    from rmbgd.models import licences, store
+
+    config = load(options.config)
+    problems = [] if config.folder else ["no [[folder]] is defined, so there is nothing to do; see config/rmbgd.toml"]
+    try:
+        check_layout(config)
+    except ConfigError as error:
+        problems += error.problems
+    models = {config.recipe_of(folder).model for folder in config.folder}
+    for model in sorted(models | ({config.health.fallback_model} - {"auto"})):
+        try:
+            place = store.resolve(model, config.service.models_directory)
+            if place.entry is not None:
+                licences.require(place.entry, config.service.models_directory)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError([f"{options.config}: {problem}" for problem in problems])
+    print(f"{options.config}: fine; folders: {', '.join(folder.name for folder in config.folder)}")
+    return Exit.OK
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="configuration file (default: %(default)s)"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+
+
+def usage_error(command: str, error: ConfigError, *, prefix: str = "") -> int:
+    """Prints what is wrong with options alone; `prefix` is what stands before each option's name in a file."""
+    for problem in error.problems:
+        print(f"rmbgd {command}: {problem.removeprefix(f'command line: {prefix}')}", file=sys.stderr)
+    return Exit.USAGE
+
+
+def printable(text: str) -> str:
+    """Escapes what could steer the terminal: file names are hostile."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,6 +1,6 @@
-"""`rmbgd status`: what the running service wrote into its status file, and whether that can be believed.
+"""`rmbgd status`: shows the status file of the running service, and whether it can be believed.
 
-Does not talk to the service: reading a file cannot disturb it, and works when it hangs.
+Reads a file instead of asking the service: that cannot disturb it, and works when it hangs.
 """
 
 from __future__ import annotations
@@ -10,32 +10,25 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rmbgd.cli.options import DEFAULT_CONFIG, add_config, add_json, printable
+from rmbgd.cli.main import add_config, add_json, printable
 from rmbgd.errors import Exit
-from rmbgd.service.exit_recorder import DEFAULT_RUNTIME_DIRECTORY, STATUS_FILE
-from rmbgd.telemetry import jsonl as lines
+from rmbgd.service.exit_recorder import DEFAULT_CONFIG, DEFAULT_RUNTIME_DIRECTORY, STATUS_FILE
+from rmbgd.telemetry.jsonl import process_start, to_json
 
 LATE = 5  # status intervals without a new file: the health thread does not run
 LATE_MINIMUM = 10.0  # s; a busy small board may be late by seconds
 
 
-class Verdict(StrEnum):
+class ServiceState(StrEnum):
     RUNNING = "running"
     HUNG = "hung"
     STALE = "stale"
     STOPPED = "stopped"
     NOT_RUNNING = "not running"
-
-
-@dataclass(frozen=True, slots=True)
-class Judgement:
-    verdict: Verdict
-    why: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,21 +43,21 @@ def run(options: argparse.Namespace) -> int:
     except PermissionError:
         print(f"rmbgd: you may not read {path}: be root, or in the group of the service", file=sys.stderr)
         return Exit.FAILED
-    judgement = judge(record, now=time.monotonic(), process_start=lines.process_start, where=str(path))
+    state, why = judge(record, now=time.monotonic(), process_start=process_start, where=str(path))
     if options.json:
-        print(lines.to_json({"verdict": judgement.verdict, "why": judgement.why, "status": record}))
+        print(to_json({"verdict": state, "why": why, "status": record}))
     else:
-        _print(judgement, record)
-    return Exit.OK if judgement.verdict is Verdict.RUNNING else Exit.FAILED
+        _print(state, why, record)
+    return Exit.OK if state is ServiceState.RUNNING else Exit.FAILED
 
 
 def runtime_directory(path: Path) -> Path:
-    """Where the status file lies. Raises ConfigError when a configuration is named that cannot be used."""
+    """Where the status file is. Raises ConfigError when a configuration is named that cannot be used."""
     if path == DEFAULT_CONFIG and not path.exists():
         return DEFAULT_RUNTIME_DIRECTORY
-    from rmbgd.config import load as config
+    from rmbgd.config.load import load
 
-    return config.load(path).service.runtime_directory
+    return load(path).service.runtime_directory
 
 
 def read(path: Path) -> dict[str, Any] | None:
@@ -78,25 +71,25 @@ def read(path: Path) -> dict[str, Any] | None:
 
 def judge(
     record: Mapping[str, Any] | None, *, now: float, process_start: Callable[[int], int | None], where: str
-) -> Judgement:
-    """Pure but for `process_start(pid)`. `now` is monotonic, in s.
+) -> tuple[ServiceState, str]:
+    """The state of the service, and why. Pure but for `process_start(pid)`; `now` is monotonic, in s.
 
     A process is known by its pid and its start, which neither a reboot nor a container can confuse: a sandboxed service
     may see another boot id than we do.
     """
     if record is None:
-        return Judgement(Verdict.NOT_RUNNING, f"there is no status file at {where}")
+        return ServiceState.NOT_RUNNING, f"there is no status file at {where}"
     written, pid = record["written_at"], record["pid"]
     if record["phase"] == "stopped":
-        return Judgement(Verdict.STOPPED, f"stopped in good order at {written}")
+        return ServiceState.STOPPED, f"stopped in good order at {written}"
     if process_start(pid) != record["process_start"]:
-        return Judgement(Verdict.NOT_RUNNING, f"process {pid} is gone; it wrote its last status at {written}")
+        return ServiceState.NOT_RUNNING, f"process {pid} is gone; it wrote its last status at {written}"
     age = now - float(record["monotonic"])
     if age > max(LATE * float(record["interval"]), LATE_MINIMUM):
-        return Judgement(Verdict.STALE, f"process {pid} is there but has said nothing for {duration(age)}")
+        return ServiceState.STALE, f"process {pid} exists but has written no status for {duration(age)}"
     if record["stalled"]:
-        return Judgement(Verdict.HUNG, f"no progress: {', '.join(record['stalled'])}")
-    return Judgement(Verdict.RUNNING, f"process {pid}, as of {duration(age)} ago")
+        return ServiceState.HUNG, f"no progress: {', '.join(record['stalled'])}"
+    return ServiceState.RUNNING, f"process {pid}, as of {duration(age)} ago"
 
 
 def duration(seconds: float) -> str:
@@ -114,25 +107,24 @@ def duration(seconds: float) -> str:
 def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What a person wants to know first, as (label, text)."""
     health = record["health"]
-    rates = record["per_minute"]
+    rates = ", ".join(f"{rate:g} a minute over {window}" for window, rate in record["per_minute"].items())
     found = [
-        ("phase", str(record["phase"])),
+        ("phase", record["phase"]),
         ("up", f"{duration(health['uptime'])}, since {record['started_at']}"),
-        ("device", str(health["device"])),
-        ("safe mode", _safe_mode(record["safe_mode"])) if record.get("safe_mode") else None,
-        ("paused", str(health["paused"])) if health["paused"] else None,
+        ("device", health["device"]),
+        ("safe mode", _safe_mode(record["safe_mode"]) if record.get("safe_mode") else None),
+        ("paused", health["paused"]),
         ("queue", f"{health['waiting']} waiting, {health['in_flight']} in flight"),
-        ("oldest", duration(health["oldest_waiting"])) if health["oldest_waiting"] else None,
-        ("pictures", f"{health['done']} done, {health['failed']} refused, {health['postponed']} put back"),
-        ("rate", ", ".join(f"{rate:g} a minute over {window}" for window, rate in rates.items())),
-        ("engine", _flat(health["engine"])) if health["engine"] else None,
+        ("oldest", duration(health["oldest_waiting"]) if health["oldest_waiting"] else None),
+        ("images", f"{health['done']} done, {health['failed']} refused, {health['postponed']} put back"),
+        ("rate", rates),
+        ("engine", health["engine"]),
         ("memory", f"{health['rss_bytes'] / 2**20:.0f} MiB, {health['arena_bytes'] / 2**20:.0f} MiB of images"),
-        ("version", str(record["version"])),
+        ("version", record["version"]),
+        *((f"folder {name}", facts) for name, facts in (record.get("folders") or {}).items()),
+        ("last problem", record.get("last_problem")),
     ]
-    found += [(f"folder {name}", _flat(facts)) for name, facts in (record.get("folders") or {}).items()]
-    if problem := record.get("last_problem"):
-        found.append(("last problem", _flat(problem)))
-    return [row for row in found if row is not None]
+    return [(label, _flat(value)) for label, value in found if value or label == "device"]
 
 
 def _safe_mode(facts: Mapping[str, Any]) -> str:
@@ -148,15 +140,15 @@ def _flat(value: Any) -> str:
     return str(value)
 
 
-def _print(judgement: Judgement, record: Mapping[str, Any] | None) -> None:
+def _print(state: ServiceState, why: str, record: Mapping[str, Any] | None) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
     console = Console(highlight=False)
-    colour = "green" if judgement.verdict is Verdict.RUNNING else "red"
-    console.print(f"rmbgd is [bold {colour}]{judgement.verdict}[/]: {escape(judgement.why)}", soft_wrap=True)
-    if record is None or judgement.verdict is Verdict.NOT_RUNNING:
+    colour = "green" if state is ServiceState.RUNNING else "red"
+    console.print(f"rmbgd is [bold {colour}]{state}[/]: {escape(why)}", soft_wrap=True)
+    if record is None or state is ServiceState.NOT_RUNNING:
         return
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold")

@@ -1,4 +1,4 @@
-"""Refuses folders that cannot be used together, before anything is watched: all findings at once, each with a way out.
+"""Refuses folders that cannot be used together, before anything is watched: all problems at once, each with a remedy.
 
 Compares by real path and by (device, inode), so that links and bind mounts hide nothing. Creates and changes nothing.
 """
@@ -13,11 +13,11 @@ from itertools import combinations
 from rmbgd.config.load import Config
 from rmbgd.errors import ConfigError
 
-_RESULTS = {"output", "done", "failed"}
+RESULTS = {"output", "done", "failed"}
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
+class _Directory:
     """One configured directory: `path` as written, `lineage` of every directory from it up to the root."""
 
     owner: str
@@ -31,14 +31,14 @@ class _Place:
 
 
 def check_layout(config: Config) -> None:
-    """Raises ConfigError with every finding."""
-    places = list(_places(config))
-    findings = [text for pair in combinations(places, 2) if (text := _conflict(*pair))]
-    if findings:
-        raise ConfigError(findings)
+    """Raises ConfigError with every problem."""
+    directories = list(_directories(config))
+    problems = [text for pair in combinations(directories, 2) if (text := _conflict(*pair))]
+    if problems:
+        raise ConfigError(problems)
 
 
-def _places(config: Config) -> Iterator[_Place]:
+def _directories(config: Config) -> Iterator[_Directory]:
     for folder in config.folder:
         owner = f"folder '{folder.name}'"
         for role, path in (
@@ -48,10 +48,10 @@ def _places(config: Config) -> Iterator[_Place]:
             ("failed", folder.failed),
         ):
             if path is not None:
-                yield _Place(owner, role, str(path), _lineage(str(path)))
+                yield _Directory(owner, role, str(path), _lineage(str(path)))
     for role in ("state_directory", "runtime_directory"):
         path = getattr(config.service, role)
-        yield _Place("service", role, str(path), _lineage(str(path)))
+        yield _Directory("service", role, str(path), _lineage(str(path)))
 
 
 def _lineage(path: str) -> tuple[object, ...]:
@@ -70,7 +70,7 @@ def _lineage(path: str) -> tuple[object, ...]:
         here = parent
 
 
-def _conflict(one: _Place, other: _Place) -> str | None:
+def _conflict(one: _Directory, other: _Directory) -> str | None:
     if "input" not in (one.role, other.role):
         return _mixed(one, other)
     if one.role != "input":
@@ -78,14 +78,14 @@ def _conflict(one: _Place, other: _Place) -> str | None:
     if one.lineage[0] == other.lineage[0]:
         return f"{one.name} and {other.name} are the same directory: give each its own"
     if one.lineage[0] in other.lineage[1:]:
-        return f"{other.name} lies inside {one.name}: what stands there would come in again; move it out"
+        return f"{other.name} lies inside {one.name}: its files would come in again; move it out"
     if other.lineage[0] in one.lineage[1:] and other.owner != "service":
-        return f"{one.name} lies inside {other.name}: what is written there would come in again; move it out"
+        return f"{one.name} lies inside {other.name}: files written there would come in again; move it out"
     return None
 
 
-def _mixed(one: _Place, other: _Place) -> str | None:
+def _mixed(one: _Directory, other: _Directory) -> str | None:
     """Folders may share an output, the ledger keeps the names apart; one folder's results may not share a directory."""
-    if one.owner == other.owner and {one.role, other.role} < _RESULTS and one.lineage[0] == other.lineage[0]:
+    if one.owner == other.owner and {one.role, other.role} < RESULTS and one.lineage[0] == other.lineage[0]:
         return f"{one.name} and its {other.role} are the same directory: cutouts and originals would mix; separate them"
     return None

@@ -1,12 +1,10 @@
-"""The configuration, from one TOML file: the tables of settings/ put together, and every finding told at once.
-
-Knows the shape of settings only: whether folders can be used together is layout.py's question. Opens no device.
-"""
+"""Loads the configuration from one TOML file and reports all of its problems at once."""
 
 from __future__ import annotations
 
 import difflib
 import tomllib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +37,9 @@ __all__ = [
     "Recipe",
     "ServiceSettings",
     "load",
+    "overlay",
     "parse",
 ]
-
-DEFAULT_PATH = Path("/etc/rmbgd/rmbgd.toml")
 
 
 class Config(Settings):
@@ -58,20 +55,19 @@ class Config(Settings):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Config:
-        findings: list[str] = []
         names = [folder.name for folder in self.folder]
-        findings += [f"folder '{name}' is defined twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        problems = [f"folder '{name}' is defined twice" for name in sorted({n for n in names if names.count(n) > 1})]
         known = set(self.recipe) | {"default"}
         for folder in self.folder:
             if folder.recipe not in known:
                 near = difflib.get_close_matches(folder.recipe, known, 1)
-                hint = f"; did you mean '{near[0]}'?" if near else f"; there is {', '.join(sorted(known))}"
-                findings.append(f"folder '{folder.name}': no recipe '{folder.recipe}'{hint}")
+                hint = f"did you mean '{near[0]}'?" if near else f"there is {', '.join(sorted(known))}"
+                problems.append(f"folder '{folder.name}': no recipe '{folder.recipe}'; {hint}")
         for name, recipe in sorted(self.recipe.items()):
             if recipe.canvas:
                 width, height = (int(side) for side in recipe.canvas.split("x"))
                 if width * height > self.limits.pixels or max(width, height) > self.limits.side:
-                    findings.append(
+                    problems.append(
                         f"recipe.{name}.canvas = {recipe.canvas} is beyond limits.pixels = {self.limits.pixels} or "
                         f"limits.side = {self.limits.side}: make it smaller, or raise the limit"
                     )
@@ -79,12 +75,12 @@ class Config(Settings):
         largest = 8 * self.limits.pixels + 4096
         if self.pipeline.arena_bytes < largest:
             allowed = (self.pipeline.arena_bytes - 4096) // 8
-            findings.append(
+            problems.append(
                 f"pipeline.arena_bytes = {self.pipeline.arena_bytes} cannot hold one image of limits.pixels = "
                 f"{self.limits.pixels}: raise it to {largest}, or lower limits.pixels to {allowed}"
             )
-        if findings:
-            raise ValueError("\n".join(findings))
+        if problems:
+            raise ValueError("\n".join(problems))
         return self
 
     def recipe_of(self, folder: Folder) -> Recipe:
@@ -92,10 +88,9 @@ class Config(Settings):
 
 
 def load(path: Path) -> Config:
-    """The configuration in `path`. Raises ConfigError with every finding at once."""
+    """The configuration in `path`. Raises ConfigError with every problem."""
     try:
-        text = path.read_bytes().decode()
-        tables = tomllib.loads(text)
+        tables = tomllib.loads(path.read_bytes().decode())
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; name another file with --config") from error
     except UnicodeDecodeError as error:
@@ -105,22 +100,45 @@ def load(path: Path) -> Config:
     return parse(tables, origin=str(path))
 
 
-def parse(tables: dict[str, Any], *, origin: str = "configuration") -> Config:
-    """The configuration in plain tables. Raises ConfigError with every finding at once."""
+def parse(tables: Mapping[str, Any], *, origin: str = "configuration") -> Config:
+    """The configuration in plain tables. Raises ConfigError with every problem."""
     try:
         return Config.model_validate(tables)
     except ValidationError as error:
-        raise ConfigError([f"{origin}: {finding}" for finding in _findings(error)]) from error
+        raise ConfigError([f"{origin}: {problem}" for problem in _problems(error)]) from error
 
 
-def _findings(error: ValidationError) -> list[str]:
+def overlay(
+    path: Path | None, recipe: str, tables: Collection[str], options: Mapping[str, Mapping[str, Any]]
+) -> tuple[Config, Recipe]:
+    """`tables` and one recipe of the file at `path`, or the defaults, with command line options over them.
+
+    options  setting -> value per table, and of the recipe under "recipe"; None where an option was not given
+
+    Raises ConfigError with every problem, also for a recipe that the file does not have.
+    """
+    base = Config() if path is None else load(path)
+    if recipe != "default" and recipe not in base.recipe:
+        raise ConfigError(f"no recipe '{recipe}'; there is {', '.join(sorted({'default', *base.recipe}))}")
+
+    def over(settings: Settings, table: str) -> dict[str, Any]:
+        given = {name: value for name, value in options.get(table, {}).items() if value is not None}
+        return settings.model_dump() | given
+
+    merged: dict[str, Any] = {table: over(getattr(base, table), table) for table in tables}
+    merged["recipe"] = {recipe: over(base.recipe.get(recipe, Recipe()), "recipe")}
+    config = parse(merged, origin="command line")
+    return config, config.recipe[recipe]
+
+
+def _problems(error: ValidationError) -> list[str]:
     texts: list[str] = []
     for entry in error.errors():
-        where = _where(entry["loc"])
+        where = ".".join(str(part) for part in entry["loc"])
         if entry["type"] == "extra_forbidden":
-            siblings = _siblings(entry["loc"])
-            near = difflib.get_close_matches(str(entry["loc"][-1]), siblings, 1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(siblings))}"
+            known = _siblings(entry["loc"])
+            near = difflib.get_close_matches(str(entry["loc"][-1]), known, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
             texts.append(f"{where}: unknown setting; {hint}")
         elif entry["type"] == "value_error":
             lines = str(entry["ctx"]["error"]).splitlines()
@@ -131,18 +149,10 @@ def _findings(error: ValidationError) -> list[str]:
     return texts
 
 
-def _where(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location)
-
-
 def _siblings(location: tuple[int | str, ...]) -> list[str]:
-    """The settings known beside the last part of `location`."""
-    here: Any = Config
-    for part in location[:-1]:
-        if isinstance(part, int) or here is Recipe:
-            continue
-        here = {
-            "service": ServiceSettings, "intake": IntakeSettings, "limits": LimitSettings, "pipeline": PipelineSettings,
-            "engine": EngineSettings, "health": HealthSettings, "recipe": Recipe, "folder": Folder,
-        }.get(part, here)  # fmt: skip
-    return list(here.model_fields)
+    """The settings known beside the last part of `location`: those of its table, or all tables."""
+    if len(location) == 1:
+        return list(Config.model_fields)
+    name = str(location[0])
+    table: Any = {"recipe": Recipe, "folder": Folder}.get(name, Config.model_fields[name].annotation)
+    return list(table.model_fields)

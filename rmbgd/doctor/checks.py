@@ -1,6 +1,6 @@
-"""Python, its libraries, torch, the GPU with its driver, and memory.
+"""Checks Python, its libraries, torch, the GPU and its driver, memory and systemd.
 
-Asks torch and the driver through probe.py, never in this process. Knows nothing of folders and models.
+Torch and the driver are asked in a process of their own, so that neither can hang or crash the doctor.
 """
 
 from __future__ import annotations
@@ -18,47 +18,10 @@ from enum import StrEnum
 from typing import Any
 
 from rmbgd.clock import SystemClock
-from rmbgd.config import load as config
+from rmbgd.config.load import Config
 from rmbgd.engine.device_query import ask
+from rmbgd.host import host_memory
 from rmbgd.service.safe_mode import SafeMode
-
-# --- A need and what was found of it. Looks at nothing itself.
-
-
-class State(StrEnum):
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`text` says what was found and why; `hint` what to do about it, empty when nothing is to be done."""
-
-    need: str
-    state: State
-    text: str
-    hint: str = ""
-
-
-def ok(need: str, text: str) -> Finding:
-    return Finding(need, State.OK, text)
-
-
-def warn(need: str, text: str, hint: str = "") -> Finding:
-    return Finding(need, State.WARN, text, hint)
-
-
-def fail(need: str, text: str, hint: str = "") -> Finding:
-    return Finding(need, State.FAIL, text, hint)
-
-
-def healthy(findings: Sequence[Finding]) -> bool:
-    return all(finding.state is not State.FAIL for finding in findings)
-
-
-# --- Python, its libraries, torch, the GPU with its driver, and memory.
-
 
 GIBI = 1 << 30
 OWN_NEED = 1 * GIBI  # bytes beside the arena: two interpreters, torch, the small model
@@ -74,11 +37,16 @@ LIBRARIES = {  # module -> what to install
     "structlog": "structlog",
     "watchdog": "watchdog",
 }
+INSTALL = f"{sys.executable} -m pip install rmbgd"
+UNIT = "rmbgd.service"
+USER = "rmbgd"
+OLDEST_SYSTEMD = 249  # of Ubuntu 22.04 and JetPack 6; the unit uses nothing newer
+SYSTEMCTL_TIMEOUT = 10.0  # s
 
-# What NVML's errors mean to somebody who has to do something about it. The texts are nvmlErrorString's.
+# NVML's errors, in words that say what to do. The texts are nvmlErrorString's.
 NVML_CAUSES = {
     "Library Not Found": (
-        "no NVIDIA driver on this machine (libnvidia-ml.so.1 is not there)",
+        "no NVIDIA driver on this machine (libnvidia-ml.so.1 is missing)",
         "install the driver for the card, then reboot",
     ),
     "Driver Not Loaded": (
@@ -93,41 +61,74 @@ NVML_CAUSES = {
         "this user may not open /dev/nvidia*",
         "add the user to the group that owns /dev/nvidia0 (video or render), or run as the service's user",
     ),
-    "GPU is lost": ("the GPU has fallen off the bus", "power the machine off and on; look at cooling and power supply"),
+    "GPU is lost": ("the GPU has fallen off the bus", "power the machine off and on; check cooling and power supply"),
 }
 
 
-def examine(settings: config.Config) -> Iterator[Finding]:
-    yield python()
+class CheckState(StrEnum):
+    OK = "ok"
+    WARN = "warn"
+    FAIL = "fail"
+
+
+@dataclass(frozen=True, slots=True)
+class CheckResult:
+    """`text` says what was found and why; `hint` what to do about it, empty when nothing is to be done."""
+
+    need: str
+    state: CheckState
+    text: str
+    hint: str = ""
+
+
+def ok(need: str, text: str) -> CheckResult:
+    return CheckResult(need, CheckState.OK, text)
+
+
+def warn(need: str, text: str, hint: str = "") -> CheckResult:
+    return CheckResult(need, CheckState.WARN, text, hint)
+
+
+def fail(need: str, text: str, hint: str = "") -> CheckResult:
+    return CheckResult(need, CheckState.FAIL, text, hint)
+
+
+def healthy(results: Sequence[CheckResult]) -> bool:
+    return all(result.state is not CheckState.FAIL for result in results)
+
+
+def check_compute(config: Config) -> Iterator[CheckResult]:
+    # Too old a Python does not come this far: pip refuses to install the package there.
+    yield ok("python", f"{'.'.join(str(part) for part in sys.version_info[:3])} at {sys.executable}")
     yield libraries()
-    torch = ask("torch")
-    nvml = ask("nvml")
+    torch, nvml = ask("torch"), ask("nvml")
     yield judge_torch(torch)
-    yield judge_gpu(settings.engine.device, torch, nvml)
-    yield memory(settings)
+    yield judge_gpu(config.engine.device, torch, nvml)
+    yield memory(config)
 
 
-def python() -> Finding:
-    # Too old a Python does not come as far as this: the package says which it needs.
-    return ok("python", f"{'.'.join(str(part) for part in sys.version_info[:3])} at {sys.executable}")
-
-
-def libraries() -> Finding:
-    missing = [package for module, package in LIBRARIES.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        return fail("libraries", f"missing: {', '.join(missing)}", f"{sys.executable} -m pip install rmbgd")
+def libraries() -> CheckResult:
+    if missing := [package for module, package in LIBRARIES.items() if not is_installed(module)]:
+        return fail("libraries", f"missing: {', '.join(missing)}", INSTALL)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "pillow", "watchdog"))
     return ok("libraries", versions)
 
 
-def judge_torch(answer: Mapping[str, Any]) -> Finding:
+def is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
+
+
+def judge_torch(answer: Mapping[str, Any]) -> CheckResult:
     if "error" in answer:
-        return fail("torch", f"{answer['error']}: {answer['text']}", f"{sys.executable} -m pip install rmbgd")
+        return fail("torch", f"{answer['error']}: {answer['text']}", INSTALL)
     built = f"CUDA {answer['built_for_cuda']}" if answer["built_for_cuda"] else "CPU only"
     return ok("torch", f"{answer['version']}, built for {built}, {answer['threads']} CPU threads")
 
 
-def judge_gpu(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) -> Finding:
+def judge_gpu(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) -> CheckResult:
     """`device` as configured: with "cuda" a GPU is needed, with "auto" welcome, with "cpu" not looked for."""
     if device == "cpu":
         return ok("gpu", 'not used: engine.device is "cpu"')
@@ -136,12 +137,12 @@ def judge_gpu(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) ->
     cause, hint = _why_no_gpu(torch, nvml)
     if device.startswith("cuda"):
         return fail("gpu", f'engine.device is "{device}", but {cause}', hint)
-    # Somebody who has a card and does not get it wants to know; on a machine without one the CPU is simply right.
+    # On a machine with a card that cannot be used, this is a problem; on one without, the CPU is simply right.
     has_card = bool(nvml.get("devices")) or os.path.exists("/proc/driver/nvidia")
-    return warn("gpu", f"images are made by the CPU: {cause}", hint) if has_card else ok("gpu", f"CPU: {cause}")
+    return warn("gpu", f"images are computed on the CPU: {cause}", hint) if has_card else ok("gpu", f"CPU: {cause}")
 
 
-def _judge_devices(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) -> Finding:
+def _judge_devices(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) -> CheckResult:
     devices = torch["devices"]
     wanted = int(device.partition(":")[2]) if ":" in device else None
     if wanted is not None and wanted >= len(devices):
@@ -160,19 +161,16 @@ def _why_no_gpu(torch: Mapping[str, Any], nvml: Mapping[str, Any]) -> tuple[str,
     if "error" in nvml:
         return _nvml_cause(nvml)
     if not nvml["devices"]:
-        return f"the driver {nvml['driver']} sees no card", "look whether lspci shows one"
+        return f"the driver {nvml['driver']} sees no card", "check whether lspci shows one"
     name = nvml["devices"][0]["name"]
     if "error" in torch:
         return f"torch cannot be asked about {name}", "see the line about torch"
     if not torch["built_for_cuda"]:
-        return f"{name} is there, but this torch is built for the CPU only", (
-            "install a CUDA build: pip install torch --index-url https://download.pytorch.org/whl/cu126"
-        )
-    cause = torch.get("cause", "no reason given")
-    return f"{name} is there, but torch cannot use it: {cause}", (
-        f"driver {nvml['driver']} may be too old for CUDA {torch['built_for_cuda']}, "
-        "or CUDA_VISIBLE_DEVICES hides the card"
-    )
+        hint = "install a CUDA build: pip install torch --index-url https://download.pytorch.org/whl/cu126"
+        return f"{name} is there, but this torch is built for the CPU only", hint
+    cuda = torch["built_for_cuda"]
+    hint = f"driver {nvml['driver']} may be too old for CUDA {cuda}, or CUDA_VISIBLE_DEVICES hides the card"
+    return f"{name} is there, but torch cannot use it: {torch.get('cause', 'no reason given')}", hint
 
 
 def _nvml_cause(nvml: Mapping[str, Any]) -> tuple[str, str]:
@@ -182,42 +180,32 @@ def _nvml_cause(nvml: Mapping[str, Any]) -> tuple[str, str]:
     return f"the NVIDIA driver cannot be asked ({nvml['error']}: {nvml['text']})", ""
 
 
-def memory(settings: config.Config) -> Finding:
-    with open("/proc/meminfo", encoding="ascii") as file:
-        kibi = {line.split(":")[0]: int(line.split()[1]) for line in file if line.rstrip().endswith("kB")}
-    total, available = kibi["MemTotal"] << 10, kibi["MemAvailable"] << 10
-    need = settings.pipeline.arena_bytes + OWN_NEED
-    text = f"{available / GIBI:.1f} of {total / GIBI:.1f} GiB available; about {need / GIBI:.1f} GiB needed"
-    if need > total:
+def memory(config: Config) -> CheckResult:
+    host = host_memory()
+    need = config.pipeline.arena_bytes + OWN_NEED
+    text = f"{host.available / GIBI:.1f} of {host.total / GIBI:.1f} GiB available; about {need / GIBI:.1f} GiB needed"
+    if need > host.total:
         return fail("memory", text, "lower pipeline.arena_bytes together with limits.pixels")
-    if need > available:
-        return warn("memory", text, "stop what else runs here, or lower pipeline.arena_bytes with limits.pixels")
+    if need > host.available:
+        return warn("memory", text, "stop other programs, or lower pipeline.arena_bytes with limits.pixels")
     return ok("memory", text)
 
 
-# --- systemd, the unit and the notify library. Asks systemctl, and changes nothing.
-
-
-UNIT = "rmbgd.service"
-USER = "rmbgd"
-OLDEST = 249  # systemd of Ubuntu 22.04 and JetPack 6; the unit uses nothing newer
-PATIENCE = 10.0  # s
-
-
-def examine_manager(settings: config.Config) -> Iterator[Finding]:
+def check_manager(config: Config) -> Iterator[CheckResult]:
     yield systemd()
-    yield starts(settings)
+    yield starts(config)
     yield notify_library()
     yield user()
 
 
-def systemd() -> Finding:
+def systemd() -> CheckResult:
     if not os.path.isdir("/run/systemd/system"):
-        return warn("systemd", "not the init system here", "start `rmbgd run` otherwise, and again whenever it ends")
+        return warn("systemd", "not the init system here", "start `rmbgd run` otherwise, and restart it when it ends")
     version = _systemctl("--version").split()
     number = int(version[1]) if len(version) > 1 and version[1].isdigit() else 0
-    if number < OLDEST:
-        return warn("systemd", f"version {number} is older than {OLDEST}", "the unit may use settings it does not know")
+    if number < OLDEST_SYSTEMD:
+        hint = "the unit may use settings that it does not know"
+        return warn("systemd", f"version {number} is older than {OLDEST_SYSTEMD}", hint)
     properties = _systemctl("show", UNIT, "-p", "LoadState,ActiveState,SubState")
     shown = dict(line.partition("=")[::2] for line in properties.splitlines())
     if shown.get("LoadState") != "loaded":
@@ -230,15 +218,15 @@ def _systemctl(*arguments: str) -> str:
     if command is None:
         return ""
     try:
-        done = subprocess.run([command, *arguments], capture_output=True, timeout=PATIENCE, check=False)
+        done = subprocess.run([command, *arguments], capture_output=True, timeout=SYSTEMCTL_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
         return ""
     return done.stdout.decode(errors="replace")
 
 
-def starts(settings: config.Config) -> Finding:
+def starts(config: Config) -> CheckResult:
     """Whether the service keeps dying, by the record that it and the exit recorder keep."""
-    record = SafeMode(settings, SystemClock())
+    record = SafeMode(config, SystemClock())
     died = ", ".join(record.causes())
     if record.safe:
         return warn(
@@ -247,12 +235,12 @@ def starts(settings: config.Config) -> Finding:
             "`journalctl -u rmbgd` from before service.safe_mode says why; it leaves safe mode by itself",
         )
     if died:
-        return warn("starts", f"died within {settings.service.safe_window:g} s: {died}", "see `journalctl -u rmbgd`")
+        return warn("starts", f"died within {config.service.safe_window:g} s: {died}", "see `journalctl -u rmbgd`")
     return ok("starts", "none died lately")
 
 
-def notify_library() -> Finding:
-    if not _installed("systemd.daemon"):
+def notify_library() -> CheckResult:
+    if not is_installed("systemd.daemon"):
         return warn(
             "systemd-python",
             "missing: the service runs by hand, but refuses to start under systemd",
@@ -261,21 +249,13 @@ def notify_library() -> Finding:
     return ok("systemd-python", "present")
 
 
-def _installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it is in
-        return False
-
-
-def user() -> Finding:
-    """Trials by root prove little: root may write everywhere, the service may not."""
+def user() -> CheckResult:
+    """Checks run by root prove little: root may write everywhere, the service may not."""
     try:
         wanted = pwd.getpwnam(USER).pw_uid
     except KeyError:
         return warn("user", f"there is no user '{USER}'", "systemd-sysusers makes it from systemd/rmbgd.sysusers")
     if os.geteuid() != wanted:
-        return warn(
-            "user", f"tried as user {os.geteuid()}, the service runs as '{USER}'", f"runuser -u {USER} -- rmbgd doctor"
-        )
+        text = f"checked as user {os.geteuid()}, the service runs as '{USER}'"
+        return warn("user", text, f"runuser -u {USER} -- rmbgd doctor")
     return ok("user", USER)

@@ -1,6 +1,6 @@
-"""Folders, file system events, disk space, models and the service's own directories, by really trying.
+"""Checks folders, file system events, disk space, models and the service's own directories, by really trying.
 
-Leaves nothing behind: every file it makes carries TRIAL in its name and is removed again. Knows nothing of devices.
+Leaves nothing behind: every file that it makes has TRIAL in its name and is removed again.
 """
 
 from __future__ import annotations
@@ -11,60 +11,66 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
-from rmbgd import errors
-from rmbgd.config import load as config
-from rmbgd.doctor.checks import Finding, fail, ok, warn
+from rmbgd.config.load import Config, Folder, Recipe
+from rmbgd.doctor.checks import GIBI, CheckResult, fail, ok, warn
+from rmbgd.errors import ModelError
+from rmbgd.intake.mounts import file_system, is_local
 
 TRIAL = ".rmbgd-doctor-"  # hidden, so that a running service leaves it alone
-EVENT_PATIENCE = 5.0  # s for an event of our own making; milliseconds where events work
+EVENT_TIMEOUT = 5.0  # s for an event of our own making; milliseconds where events work
 DIRECTORIES_MAXIMUM = 200_000  # directories counted below one input, to bound the time
-GIBI = 1 << 30
-REMOTE = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "virtiofs", "vboxsf"}
+WATCH_HINT = "sysctl fs.inotify.max_user_watches=1048576 fs.inotify.max_user_instances=512, and in /etc/sysctl.d"
+CAUSES = {
+    errno.ENOENT: "does not exist",
+    errno.EACCES: "this user may not write there",
+    errno.EPERM: "this user may not write there",
+    errno.EROFS: "the file system is read-only",
+    errno.ENOSPC: "the disk is full",
+    errno.ENOTDIR: "is no directory",
+}
 
 
-def examine(settings: config.Config) -> Iterator[Finding]:
-    if not settings.folder:
+def check_folders(config: Config) -> Iterator[CheckResult]:
+    if not config.folder:
         yield fail("folders", "the configuration names no [[folder]]", "add one; rmbgd check --print-default shows how")
-    for folder in settings.folder:
+    for folder in config.folder:
         yield rights(folder)
         yield events(folder)
-        yield space(folder, settings.pipeline.free_bytes_minimum)
-    if settings.folder:
-        yield watches(settings)
-    yield own_directory("state", settings.service.state_directory)
-    yield own_directory("runtime", settings.service.runtime_directory)
-    if settings.service.log_file is not None:
-        yield own_directory("log", settings.service.log_file.parent)
-    names = {recipe.model for recipe in settings.recipe.values()} | {
-        settings.recipe_of(folder).model for folder in settings.folder
-    }
-    for name in sorted(names or {config.Recipe().model}):
-        yield model(name, settings.service.models_directory)
+        yield space(folder, config.pipeline.free_bytes_minimum)
+    if config.folder:
+        yield watches(config)
+    yield own_directory("state", config.service.state_directory)
+    yield own_directory("runtime", config.service.runtime_directory)
+    if config.service.log_file is not None:
+        yield own_directory("log", config.service.log_file.parent)
+    used = [*config.recipe.values(), *(config.recipe_of(folder) for folder in config.folder)] or [Recipe()]
+    for name in sorted({recipe.model for recipe in used}):
+        yield model(name, config.service.models_directory)
 
 
-def rights(folder: config.Folder) -> Finding:
+def rights(folder: Folder) -> CheckResult:
     """Whether files can be made, renamed and removed wherever the service does so."""
     need = f"folder {folder.name}"
-    used = {"input": folder.input, "output": folder.output, "failed": folder.failed, "done": folder.done}
-    places = {role: path for role, path in used.items() if path is not None}
-    for role, path in places.items():
+    roles = {"input": folder.input, "output": folder.output, "failed": folder.failed, "done": folder.done}
+    paths = {role: path for role, path in roles.items() if path is not None}
+    for role, path in paths.items():
         reads_only = role == "input" and folder.originals == "keep"
-        problem = _cannot_read(path) if reads_only else _cannot_write(path)
-        if problem:
+        if problem := _cannot_read(path) if reads_only else _cannot_write(path):
             return fail(need, f"{role} {path}: {problem}", _hint(path))
-    own = folder.input / ".rmbgd"
-    if own.exists() and (problem := _cannot_write(own)):
-        return fail(need, f"claims {own}: {problem}", _hint(own))
-    far = [role for role in ("failed", "done") if role in places and _device(places[role]) != _device(folder.input)]
-    if far:
+    claims = folder.input / ".rmbgd"
+    if claims.exists() and (problem := _cannot_write(claims)):
+        return fail(need, f"claims {claims}: {problem}", _hint(claims))
+    device = folder.input.stat().st_dev
+    if far := [role for role in ("failed", "done") if role in paths and paths[role].stat().st_dev != device]:
         return warn(
             need,
             f"writable; but {' and '.join(far)} lie on another file system than input, so originals are copied there",
             "put them on the file system of input: moving is then instant and survives a power cut",
         )
-    return ok(need, f"{', '.join(places)} tried as user {os.geteuid()}")
+    return ok(need, f"{', '.join(paths)} tried as user {os.geteuid()}")
 
 
 def _cannot_read(path: Path) -> str:
@@ -94,16 +100,6 @@ def _cannot_write(path: Path) -> str:
     return ""
 
 
-CAUSES = {
-    errno.ENOENT: "does not exist",
-    errno.EACCES: "this user may not write there",
-    errno.EPERM: "this user may not write there",
-    errno.EROFS: "the file system is read-only",
-    errno.ENOSPC: "the disk is full",
-    errno.ENOTDIR: "is no directory",
-}
-
-
 def _cause(error: OSError) -> str:
     return CAUSES.get(error.errno or 0, str(error.strerror))
 
@@ -112,94 +108,63 @@ def _hint(path: Path) -> str:
     return f"mkdir -p {path} and give it to the service's user; systemd/rmbgd.tmpfiles does both for /srv/rmbgd"
 
 
-def _device(path: Path) -> int:
-    return os.stat(path).st_dev
-
-
-def events(folder: config.Folder) -> Finding:
-    """Whether a change below the input is reported: makes one, and waits for word of it."""
+def events(folder: Folder) -> CheckResult:
+    """Whether a change below the input is reported: makes one, and waits for its event."""
     need = f"events {folder.name}"
-    kind = file_system(folder.input)
+    kind = file_system(str(folder.input))
     if folder.watch == "poll":
         return ok(need, f"not used: watch is poll ({kind})")
-    if kind in REMOTE or kind.startswith("fuse"):
+    if not is_local(kind):
         return warn(need, f"{kind}: what other machines write causes no events; the folder is polled")
     try:
-        heard = _hears(folder.input)
+        reported = _reports_events(folder.input)
     except OSError as error:
-        return warn(need, f"{kind}: cannot be watched ({error.strerror}); the folder is polled", _watch_hint())
-    if not heard:
-        return warn(need, f"{kind}: a change caused no event within {EVENT_PATIENCE:g} s; the folder is polled")
+        return warn(need, f"{kind}: cannot be watched ({error.strerror}); the folder is polled", WATCH_HINT)
+    if not reported:
+        return warn(need, f"{kind}: a change caused no event within {EVENT_TIMEOUT:g} s; the folder is polled")
     return ok(need, f"{kind}: a change was reported")
 
 
-def _hears(path: Path) -> bool:
+def _reports_events(path: Path) -> bool:
     from watchdog.events import FileSystemEvent, FileSystemEventHandler
     from watchdog.observers import Observer
 
-    heard = threading.Event()
+    seen = threading.Event()
 
-    class Ear(FileSystemEventHandler):
+    class Handler(FileSystemEventHandler):
         def on_any_event(self, event: FileSystemEvent) -> None:
             if TRIAL in os.fsdecode(event.src_path):
-                heard.set()
+                seen.set()
 
     observer = Observer()
-    observer.schedule(Ear(), os.fspath(path), recursive=False)
+    observer.schedule(Handler(), os.fspath(path), recursive=False)
     observer.start()
     try:
         with tempfile.NamedTemporaryFile(prefix=TRIAL, dir=path):
-            return heard.wait(EVENT_PATIENCE)
+            return seen.wait(EVENT_TIMEOUT)
     finally:
         observer.stop()
         observer.join()
 
 
-def watches(settings: config.Config) -> Finding:
+def watches(config: Config) -> CheckResult:
     """Directories to be watched against what the kernel allows one user."""
-    wanted = sum(_directories(folder.input) if folder.recursive else 1 for folder in settings.folder)
-    allowed = _sysctl("max_user_watches")
-    instances = _sysctl("max_user_instances")
+    wanted = sum(_directories(folder.input) if folder.recursive else 1 for folder in config.folder)
+    allowed, instances = (
+        int(Path(f"/proc/sys/fs/inotify/{name}").read_text(encoding="ascii"))
+        for name in ("max_user_watches", "max_user_instances")
+    )
     text = f"{wanted} directories to watch, {allowed} watches and {instances} instances allowed"
     if wanted >= allowed or instances < 8:
-        return warn("inotify limits", f"{text}; what cannot be watched is polled", _watch_hint())
+        return warn("inotify limits", f"{text}; what cannot be watched is polled", WATCH_HINT)
     return ok("inotify limits", text)
 
 
-def _watch_hint() -> str:
-    return "sysctl fs.inotify.max_user_watches=1048576 fs.inotify.max_user_instances=512, and in /etc/sysctl.d"
-
-
-def _sysctl(name: str) -> int:
-    with open(f"/proc/sys/fs/inotify/{name}", encoding="ascii") as file:
-        return int(file.read())
-
-
 def _directories(path: Path) -> int:
-    count = 0
-    for count, _ in enumerate(os.walk(path), start=1):
-        if count >= DIRECTORIES_MAXIMUM:
-            break
-    return count
+    return sum(1 for _ in islice(os.walk(path), DIRECTORIES_MAXIMUM))
 
 
-def file_system(path: Path) -> str:
-    """The type of the file system that `path` lies on, as in /proc/self/mountinfo."""
-    try:
-        device = os.stat(path).st_dev
-    except OSError:
-        return "unknown"
-    wanted = f"{os.major(device)}:{os.minor(device)}"
-    kind = "unknown"
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        for line in file:
-            before, _, after = line.partition(" - ")
-            if before.split()[2] == wanted:
-                kind = after.split()[0]
-    return kind
-
-
-def space(folder: config.Folder, minimum: int) -> Finding:
+def space(folder: Folder, minimum: int) -> CheckResult:
     need = f"space {folder.name}"
     try:
         free = shutil.disk_usage(folder.output).free
@@ -211,36 +176,34 @@ def space(folder: config.Folder, minimum: int) -> Finding:
     return ok(need, text)
 
 
-def own_directory(role: str, path: Path) -> Finding:
+def own_directory(role: str, path: Path) -> CheckResult:
     need = f"{role} directory"
     problem = _cannot_write(path)
     if not problem:
         return ok(need, str(path))
-    if problem == "does not exist" and path.is_relative_to("/run"):
+    if problem == CAUSES[errno.ENOENT] and path.is_relative_to("/run"):
         return warn(need, f"{path} does not exist now", "systemd makes it when it starts the service")
     return fail(need, f"{path}: {problem}", f"mkdir -p {path} and give it to the service's user")
 
 
-def model(name: str, models: Path) -> Finding:
-    """Present, whole, and with its licence accepted where that is asked."""
-    from rmbgd.models import checkpoint
-    from rmbgd.models import licences as consent
-    from rmbgd.models import store as places
+def model(name: str, models: Path) -> CheckResult:
+    """Whether the weights are there, whole, and their licence accepted where that is needed."""
+    from rmbgd.models import checkpoint, licences, store
 
     need = f"model {name}"
     try:
-        place = places.resolve(name, models)
+        place = store.resolve(name, models)
         if place.entry is not None:
-            consent.require(place.entry, models)
+            licences.require(place.entry, models)
         digest = checkpoint.sha256_of(place.weights)
-    except errors.ModelError as error:
+    except ModelError as error:
         return fail(need, str(error))
     except OSError as error:
         return fail(need, f"{name}: {error.strerror}")
     stated = place.stated_sha256()
-    for voice, expected in stated.items():
+    for source, expected in stated.items():
         if digest != expected:
-            text = f"{place.weights}: not the file that {voice} states (sha256 {digest[:16]}...)"
+            text = f"{place.weights}: not the file that {source} states (sha256 {digest[:16]}...)"
             return fail(need, text, f"rmbgd models fetch {name}")
     checked = f"as {' and '.join(stated)} states" if stated else "nothing to compare with"
     return ok(need, f"{place.weights}, sha256 {digest[:16]}..., {checked}")

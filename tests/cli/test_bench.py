@@ -12,7 +12,7 @@ from PIL import Image
 
 from rmbgd.cli import bench
 from rmbgd.cli import main as cli
-from rmbgd.errors import ConfigError, Exit
+from rmbgd.errors import Exit
 from tests.bench.machines import machine
 
 
@@ -103,7 +103,7 @@ def test_tables_and_one_json_line(on: Any, photos: Path, capsys: pytest.CaptureF
     shown, found = capsys.readouterr().out, {}
     found = json.loads(shown.splitlines()[-1])
     assert [1, 2] == [row["size"] for row in found["batches"]]
-    assert "Files through the whole line" in shown
+    assert "Files through the whole pipeline" in shown
     assert f"Bound by {found['line']['bound']}" in shown
     assert "which is not counted" in shown
     assert {"count": 2, "smallest": [40, 30], "largest": [40, 30]} == found["pictures"]
@@ -118,7 +118,7 @@ def test_programs_get_json_alone(on: Any, photos: Path, capsys: pytest.CaptureFi
     assert {"batches", "line", "device", "model", "version", "start_seconds"} <= set(found)
 
 
-def test_size_that_is_not_offered_is_told(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_size_that_is_not_offered_is_reported(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is no error: the others are measured."""
     on(batch_sizes=(1, 2))
     assert Exit.OK == quick(photos, "--batch", "1,4")
@@ -160,17 +160,11 @@ def test_device_that_fails_is_exit_1(on: Any, photos: Path, capsys: pytest.Captu
     assert ("", True) == (captured.out, "the script says that the device is lost" in captured.err)
 
 
-def test_settings_error_of_a_file_is_told_as_such(tmp_path: Path) -> None:
-    """As every verb does."""
-    with pytest.raises(ConfigError, match="no recipe 'shop'; there is default"):
-        bench.settings(parsed("--recipe", "shop"))
-
-
 @pytest.mark.gpu
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_gpu_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    """The embedded model on the first GPU: every size on offer, memory as NVML sees it, and files through the line."""
+    """The embedded model on the first GPU: every size on offer, memory by NVML, files through the pipeline."""
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")

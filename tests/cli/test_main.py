@@ -1,4 +1,4 @@
-"""The command line: verbs, exit statuses, and what is not loaded for a short answer."""
+"""The command line: commands, exit statuses, and what is not loaded for a short answer."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from rmbgd import errors
 from rmbgd.cli import main as cli
-from rmbgd.cli.status import Verdict, duration, judge, rows
+from rmbgd.cli.status import ServiceState, duration, judge, rows
 from rmbgd.errors import EXIT_TEXT, Exit
-from rmbgd.telemetry import jsonl as lines
+from rmbgd.telemetry.jsonl import process_start
 
 HEAVY = ("numpy", "torch", "pydantic", "structlog", "rich", "PIL", "cv2", "watchdog", "safetensors", "huggingface_hub")
 
@@ -72,13 +71,12 @@ def test_short_answer_loads_no_library(arguments: list[str]) -> None:
     assert "[]\n" == done.stderr
 
 
-def test_help_names_every_verb_and_exit_status() -> None:
-    """Who scripts the command finds what it returns."""
+def test_help_names_every_command_and_exit_status() -> None:
+    """Scripts can rely on what the help says."""
     said = rmbgd("--help").stdout
 
     assert all(str(int(code)) in said and text in said for code, text in EXIT_TEXT.items())
-    for verb in ("run", "once", "check", "status", "doctor", "models"):
-        assert f"\n    {verb} " in said
+    assert all(f"\n    {command} " in said for command in cli.COMMANDS)
 
 
 @pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["status", "--jsno"], ["run", "extra"]])
@@ -109,12 +107,12 @@ def test_error_becomes_an_exit_status(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Who is at fault decides the status; no traceback for what an operator can mend."""
+    """The kind of error decides the status; no traceback for what an operator can mend."""
 
     def fail(_: Any) -> int:
         raise raised
 
-    monkeypatch.setattr(cli, "_parse", lambda *_: (SimpleNamespace(run=fail), None))
+    monkeypatch.setattr(cli, "run", fail)
 
     assert expected == cli.main(["run"])
     assert ("", said) == capsys.readouterr()
@@ -128,7 +126,7 @@ def test_defect_is_an_internal_error_with_a_traceback(
     def fail(_: Any) -> int:
         raise ZeroDivisionError("by hand")
 
-    monkeypatch.setattr(cli, "_parse", lambda *_: (SimpleNamespace(run=fail), None))
+    monkeypatch.setattr(cli, "run", fail)
 
     assert Exit.INTERNAL == cli.main(["run"])
     assert "ZeroDivisionError: by hand" in capsys.readouterr().err
@@ -145,7 +143,7 @@ def test_usable_configuration_is_fine(configuration: Callable[..., Path]) -> Non
     assert done.stdout.endswith("fine; folders: shop\n")
 
 
-def test_every_problem_is_told_at_once(configuration: Callable[..., Path]) -> None:
+def test_every_problem_is_reported_at_once(configuration: Callable[..., Path]) -> None:
     """Three mistakes, three lines, each with a hint; exit 78."""
     wrong = '[intake]\nquiet_close = 1\n[limits]\nside = 0\n[recipe.default]\nbackground = "red"\n'
     done = rmbgd("check", "--config", configuration(wrong))
@@ -165,7 +163,7 @@ def test_missing_configuration_is_named(tmp_path: Path) -> None:
 
 
 def test_output_inside_input_is_refused(configuration: Callable[..., Path], tmp_path: Path) -> None:
-    """A layout in which the service would feed on its own cutouts is told before it starts."""
+    """A layout in which the service would feed on its own cutouts is refused before the service starts."""
     path = configuration()
     path.write_text(path.read_text().replace(str(tmp_path / "out"), str(tmp_path / "in" / "out")))
 
@@ -175,7 +173,7 @@ def test_output_inside_input_is_refused(configuration: Callable[..., Path], tmp_
 
 
 def test_missing_model_is_refused_with_the_way_to_get_it(configuration: Callable[..., Path]) -> None:
-    """What would end the service at start is told before, beside everything else that is wrong."""
+    """What would end the service at start is reported before, beside everything else that is wrong."""
     done = rmbgd("check", "--config", configuration('[recipe.default]\nmodel = "birefnet"\n'))
 
     assert Exit.CONFIGURATION == done.returncode
@@ -227,24 +225,24 @@ def status_record(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("record", "now", "start", "expected"),
     [
-        (None, 1001.0, 777, Verdict.NOT_RUNNING),
-        (status_record(), 1001.0, 777, Verdict.RUNNING),
-        (status_record(), 1001.0, None, Verdict.NOT_RUNNING),
-        (status_record(), 1001.0, 778, Verdict.NOT_RUNNING),  # another process got the number
-        (status_record(), 1010.0, 777, Verdict.RUNNING),
-        (status_record(), 1010.1, 777, Verdict.STALE),
-        (status_record(interval=60.0), 1300.0, 777, Verdict.RUNNING),
-        (status_record(phase="stopped"), 9999.0, None, Verdict.STOPPED),
-        (status_record(stalled=["decode-0"]), 1001.0, 777, Verdict.HUNG),
+        (None, 1001.0, 777, ServiceState.NOT_RUNNING),
+        (status_record(), 1001.0, 777, ServiceState.RUNNING),
+        (status_record(), 1001.0, None, ServiceState.NOT_RUNNING),
+        (status_record(), 1001.0, 778, ServiceState.NOT_RUNNING),  # another process got the number
+        (status_record(), 1010.0, 777, ServiceState.RUNNING),
+        (status_record(), 1010.1, 777, ServiceState.STALE),
+        (status_record(interval=60.0), 1300.0, 777, ServiceState.RUNNING),
+        (status_record(phase="stopped"), 9999.0, None, ServiceState.STOPPED),
+        (status_record(stalled=["decode-0"]), 1001.0, 777, ServiceState.HUNG),
     ],
 )
-def test_verdict_on_a_status_file(
-    record: dict[str, Any] | None, now: float, start: int | None, expected: Verdict
+def test_state_by_the_status_file(
+    record: dict[str, Any] | None, now: float, start: int | None, expected: ServiceState
 ) -> None:
     """Running only when that very process lives, wrote lately, and every thread moves."""
-    judgement = judge(record, now=now, process_start=lambda _: start, where="/run/rmbgd/status.json")
+    state, _ = judge(record, now=now, process_start=lambda _: start, where="/run/rmbgd/status.json")
 
-    assert expected == judgement.verdict
+    assert expected == state
 
 
 def test_rows_show_what_a_person_asks_first() -> None:
@@ -254,7 +252,7 @@ def test_rows_show_what_a_person_asks_first() -> None:
     assert "cuda:0" == shown["device"]
     assert "3 waiting, 2 in flight" == shown["queue"]
     assert "12 a minute over 1m, 10.5 a minute over 5m" == shown["rate"]
-    assert "5 done, 1 refused, 0 put back" == shown["pictures"]
+    assert "5 done, 1 refused, 0 put back" == shown["images"]
     assert "event image.failed, time then, reason truncated" == shown["last problem"]
     assert "1 d 3 h, since 2025-12-31T00:00:00.000Z" == shown["up"]
 
@@ -275,11 +273,11 @@ def test_status_without_a_service_says_so(configuration: Callable[..., Path]) ->
 
 
 def test_status_of_a_running_service(configuration: Callable[..., Path], tmp_path: Path) -> None:
-    """From the file alone: this very process stands for the service. Names in it cannot steer the terminal."""
+    """From the file alone: this very process plays the service. Names in it cannot steer the terminal."""
     path = configuration()
     now = float(Path("/proc/uptime").read_text().split()[0])
     problem = {"event": "image.failed", "path": "\x1b[2J[bold]a.jpg"}
-    start = lines.process_start(os.getpid())
+    start = process_start(os.getpid())
     record = status_record(pid=os.getpid(), process_start=start, interval=60.0, last_problem=problem, monotonic=now)
     (tmp_path / "run" / "status.json").write_text(json.dumps(record))
     done = rmbgd("status", "--config", path)

@@ -15,9 +15,9 @@ from PIL import Image
 from rich.console import Console
 
 from rmbgd.cli import once
-from rmbgd.cli.once import PROBLEMS_SHOWN, OnceView
-from rmbgd.config import load as config
-from rmbgd.errors import ConfigError, Exit
+from rmbgd.cli.once import PROBLEMS_SHOWN
+from rmbgd.config.settings import Recipe
+from rmbgd.errors import Exit
 from rmbgd.service import oneshot
 
 
@@ -27,9 +27,9 @@ def parsed(*arguments: str | Path) -> argparse.Namespace:
     return parser.parse_args([str(argument) for argument in arguments])
 
 
-def shown() -> tuple[OnceView, io.StringIO]:
+def recorded(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
     text = io.StringIO()
-    return OnceView(2, console=Console(file=text, width=200, highlight=False)), text
+    return Console(file=text, width=200, highlight=False, force_terminal=terminal), text
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the one-shot run was asked for. It refuses every file whose name begins with 'bad'."""
     calls: list[dict[str, Any]] = []
 
-    def run(source: Path, output: Path, recipe: config.Recipe, **rest: Any) -> oneshot.Summary:
+    def run(source: Path, output: Path, recipe: Recipe, **rest: Any) -> oneshot.Summary:
         calls.append({"source": source, "output": output, "recipe": recipe} | rest)
         failed = sum(name.startswith("bad") for name in oneshot.sources_of(source)[1])
         rest["emit"]("run.summary", done=1, failed=failed, skipped=0, seconds=0.5)
@@ -61,8 +61,8 @@ def test_every_setting_of_the_recipe_is_an_option(image: Path) -> None:
     """What a folder can ask for, a single run can too; unset options change nothing."""
     options = parsed(image, "out")
 
-    assert {None} == {getattr(options, name) for name in config.Recipe.model_fields}
-    assert config.Recipe() == once.settings(options)[1]
+    assert {None} == {getattr(options, name) for name in Recipe.model_fields}
+    assert Recipe() == once.settings(options)[1]
 
 
 def test_options_replace_settings(image: Path) -> None:
@@ -73,7 +73,7 @@ def test_options_replace_settings(image: Path) -> None:
     )  # fmt: skip
     settings, recipe = once.settings(options)
 
-    expected = config.Recipe(
+    expected = Recipe(
         format="webp", webp_quality=90, webp_lossless=False, crop=True, crop_margin=0.1,
         metadata=["copyright", "artist"], background="#ff0000",
     )  # fmt: skip
@@ -88,14 +88,8 @@ def test_options_replace_settings_of_a_named_recipe(image: Path, tmp_path: Path)
         parsed(image, "out", "--config", tmp_path / "rmbgd.toml", "--recipe", "shop", "--no-crop")
     )
 
-    assert config.Recipe(format="tiff", crop=False) == recipe
+    assert Recipe(format="tiff", crop=False) == recipe
     assert "cpu" == settings.engine.device
-
-
-def test_unknown_recipe_is_told_with_those_that_there_are(image: Path) -> None:
-    """Without a file there is only the default."""
-    with pytest.raises(ConfigError, match="no recipe 'shop'; there is default"):
-        once.settings(parsed(image, "out", "--recipe", "shop"))
 
 
 def test_value_that_cannot_be_is_a_usage_error(
@@ -135,39 +129,42 @@ def test_json_is_one_event_a_line(image: Path, asked: list[dict[str, Any]], capf
     assert "run.summary" == json.loads(line)["event"]
 
 
-def test_output_that_is_there_is_said_to_be_skipped() -> None:
-    """With the option that makes it anew."""
-    view, text = shown()
-    view.sum_up(0, 0, 2, 0.1, [])
+def test_existing_output_is_skipped_and_counted() -> None:
+    """With the option that replaces it."""
+    console, text = recorded()
+    once.sum_up(console, done=0, failed=0, skipped=2, seconds=0.1, problems=[])
 
-    assert text.getvalue().startswith("0 done, 2 skipped, as their output is there already (--overwrite")
+    assert text.getvalue().startswith("0 done, 2 skipped, as their output exists (--overwrite")
 
 
 def test_many_refused_files_are_counted() -> None:
     """Thousands of lines help nobody."""
-    view, text = shown()
-    view.sum_up(0, 100, 0, 1.0, [(f"{number}.png", "corrupt") for number in range(100)])
+    console, text = recorded()
+    problems = [(f"{number}.png", "corrupt") for number in range(100)]
+    once.sum_up(console, done=0, failed=100, skipped=0, seconds=1.0, problems=problems)
 
     assert PROBLEMS_SHOWN + 2 == len(text.getvalue().splitlines())
     assert f"... and {100 - PROBLEMS_SHOWN} more" in text.getvalue()
 
 
 def test_fault_of_the_engine_is_shown_at_once() -> None:
-    """A person who waits wants to know why it takes so long."""
-    view, text = shown()
-    view("engine.fault", device="cuda:0", kind="lost", detail="[died]", images=1, restarts=1)
+    """It explains a long wait."""
+    console, text = recorded()
+    with once.progress(console, 2) as emit:
+        emit("engine.fault", device="cuda:0", kind="lost", detail="[died]", images=1, restarts=1)
 
-    assert "engine.fault: device cuda:0, kind lost, detail [died], images 1, restarts 1" in text.getvalue()
+        assert "engine.fault: device cuda:0, kind lost, detail [died], images 1, restarts 1" in text.getvalue()
 
 
 def test_bar_follows_the_images() -> None:
     """Done, refused and put back all count; other events do not."""
-    view, _ = shown()
-    for event in ("engine.started", "image.done", "image.failed", "service.reload"):
-        view(event, device="cpu")
+    console, text = recorded(terminal=True)
+    with once.progress(console, 3) as emit:
+        for event in ("engine.started", "image.done", "image.failed", "service.reload"):
+            emit(event, device="cpu")
 
-    (task,) = view._progress.tasks
-    assert (2, "on cpu") == (task.completed, task.description)
+    last = text.getvalue().rpartition("on cpu")[2]
+    assert "2/3" in last
 
 
 @pytest.mark.slow
@@ -192,7 +189,7 @@ def test_folder_through_the_real_engine(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-def test_missing_model_is_told_before_images_are_touched(tmp_path: Path, image: Path) -> None:
+def test_missing_model_is_reported_before_images_are_touched(tmp_path: Path, image: Path) -> None:
     """Exit 78 with the way to get it; no output folder is left behind half done."""
     command = ["-m", "rmbgd", "once", image, tmp_path / "out", "--model", "birefnet", "--models-dir", tmp_path]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)

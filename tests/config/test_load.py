@@ -1,4 +1,4 @@
-"""Settings: every one documented and bounded, every mistake told, and the shipped file is what the source says."""
+"""Settings: every one documented and bounded, every mistake reported, command line options over them."""
 
 from __future__ import annotations
 
@@ -11,28 +11,29 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from rmbgd import configdoc
-from rmbgd.config import load as config
+from rmbgd.config.load import Config, load, overlay, parse
+from rmbgd.config.settings import Folder, Recipe
 from rmbgd.errors import ConfigError
+from tools import gen_reference
 
 FOLDER = {"name": "shop", "input": "/a/in", "output": "/a/out", "failed": "/a/failed", "done": "/a/done"}
 
 
 def settings() -> Iterator[tuple[str, FieldInfo]]:
-    for name, _, model in configdoc.sections():
+    for name, _, model in gen_reference.sections():
         for setting, field in model.model_fields.items():
             yield f"{name}.{setting}", field
 
 
 def problems(tables: dict[str, Any]) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        config.parse(tables)
+        parse(tables)
     return caught.value.problems
 
 
 @pytest.mark.parametrize(("name", "field"), list(settings()))
 def test_every_setting_has_a_reason(name: str, field: FieldInfo) -> None:
-    """Who changes it must know why it is as it is."""
+    """To change a value, one must know why it is as it is."""
     assert field.description, name
 
 
@@ -41,20 +42,20 @@ def test_every_setting_has_a_reason(name: str, field: FieldInfo) -> None:
 )
 def test_every_number_has_a_unit_and_both_bounds(name: str, field: FieldInfo) -> None:
     """No number can be set to nonsense, or without knowing what it counts."""
-    assert configdoc._unit(field), f"{name} has no unit"
-    assert " to " in configdoc._bounds(field), f"{name} lacks a bound"
+    assert gen_reference.unit_of(field), f"{name} has no unit"
+    assert " to " in gen_reference.bounds_of(field), f"{name} lacks a bound"
 
 
 def test_sections_are_all_that_a_file_may_hold() -> None:
     """A table that the documentation forgets would never be found."""
-    assert set(config.Config.model_fields) == {name for name, _, _ in configdoc.sections()}
+    assert set(Config.model_fields) == {name for name, _, _ in gen_reference.sections()}
 
 
 def test_default_file_is_the_defaults() -> None:
     """Reading the generated file gives every default, but for what the examples say."""
-    shipped = config.parse(tomllib.loads(configdoc.default_toml()))
-    examples = configdoc.EXAMPLES
-    plain = config.parse(
+    shipped = parse(tomllib.loads(gen_reference.default_toml()))
+    examples = gen_reference.EXAMPLES
+    plain = parse(
         {
             "service": {"log_file": examples["service.log_file"]},
             "recipe": {"default": {}},
@@ -67,23 +68,16 @@ def test_default_file_is_the_defaults() -> None:
 
 def test_default_file_shows_every_setting() -> None:
     """A setting that cannot be found cannot be set."""
-    text = configdoc.default_toml()
+    text = gen_reference.default_toml()
 
     for name, _ in settings():
         setting = name.rpartition(".")[2]
         assert f"\n{setting} = " in text or f"\n# {setting} =" in text, name
 
 
-def test_shipped_file_is_the_generated_one() -> None:
-    """config/rmbgd.toml: renew it with `python -m rmbgd.configdoc > config/rmbgd.toml`."""
-    shipped = Path(__file__).parents[2] / "config" / "rmbgd.toml"
-
-    assert configdoc.default_toml() == shipped.read_text(encoding="utf-8")
-
-
 def test_nothing_set_is_a_usable_configuration() -> None:
     """Every default passes its own checks."""
-    assert config.Config() == config.parse({})
+    assert Config() == parse({})
 
 
 @pytest.mark.parametrize(
@@ -100,10 +94,12 @@ def test_nothing_set_is_a_usable_configuration() -> None:
         ({"recipe": {"a": {"content": "mask", "mask_bits": 16, "format": "webp"}}}, "holds 8 bits only"),
         ({"limits": {"pixels": 200_000_000}}, "pipeline.arena_bytes = 536870912 cannot hold one image"),
         ({"engine": {"device": "gpu"}}, "engine.device"),
+        ({"gpu": {"grafs": True}}, "gpu.grafs: unknown setting; did you mean 'graphs'?"),
+        ({"gpu": {"x": True}}, "gpu.x: unknown setting; known here: graphs, kernels, pinned_bytes, spare_bytes"),
         ({"pipeline": {"queue": 0}}, "pipeline.queue: Input should be greater than or equal to 1 (is 0)"),
     ],
 )
-def test_mistake_is_told_with_place_and_remedy(tables: dict[str, Any], expected: str) -> None:
+def test_mistake_is_reported_with_place_and_remedy(tables: dict[str, Any], expected: str) -> None:
     """One line that says where, what, and what to do."""
     (problem,) = problems(tables)
 
@@ -115,10 +111,10 @@ def test_archive_without_a_place_is_refused() -> None:
     lacking = {key: value for key, value in FOLDER.items() if key != "done"}
 
     assert "needs a `done` folder" in problems({"folder": [lacking]})[0]
-    assert config.parse({"folder": [lacking | {"originals": "delete"}]}).folder[0].done is None
+    assert parse({"folder": [lacking | {"originals": "delete"}]}).folder[0].done is None
 
 
-def test_all_mistakes_are_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     """An operator mends a file in one go, not one error at a time."""
     found = problems({"intake": {"quiet_close": 1, "attempts": 0}, "limits": {"side": "wide"}})
 
@@ -128,7 +124,7 @@ def test_all_mistakes_are_told_at_once() -> None:
 def test_settings_cannot_be_changed_after_loading() -> None:
     """What was checked is what runs."""
     with pytest.raises(ValueError, match="frozen"):
-        config.Config().service.stop_timeout = 1.0  # type: ignore[misc]
+        Config().service.stop_timeout = 1.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
@@ -141,17 +137,36 @@ def test_file_that_is_no_toml_is_named(content: bytes, expected: str, tmp_path: 
     path.write_bytes(content)
 
     with pytest.raises(ConfigError, match=expected):
-        config.load(path)
+        load(path)
 
 
 def test_recipe_of_a_folder() -> None:
     """The named recipe, or the defaults when `default` is not spelt out."""
-    read = config.parse({"recipe": {"shop": {"format": "webp"}}, "folder": [FOLDER | {"recipe": "shop"}]})
+    read = parse({"recipe": {"shop": {"format": "webp"}}, "folder": [FOLDER | {"recipe": "shop"}]})
 
     assert "webp" == read.recipe_of(read.folder[0]).format
-    assert config.Recipe() == config.parse({"folder": [FOLDER]}).recipe_of(config.Folder(**FOLDER))
+    assert Recipe() == parse({"folder": [FOLDER]}).recipe_of(Folder(**FOLDER))
+
+
+def test_options_go_over_the_tables_of_a_file(tmp_path: Path) -> None:
+    """Those that were given; None and other tables change nothing, and tables that are not asked for are left out."""
+    path = tmp_path / "rmbgd.toml"
+    path.write_text(
+        '[engine]\ndevice = "cpu"\nthreads = 3\n[limits]\nside = 9\n[recipe.shop]\nformat = "tiff"\ncrop = true\n'
+    )
+    options = {"engine": {"device": None, "threads": 2}, "recipe": {"crop": False, "canvas": None}}
+    config, recipe = overlay(path, "shop", ["engine"], options)
+
+    assert Recipe(format="tiff", crop=False) == recipe == config.recipe["shop"]
+    assert ("cpu", 2, Config().limits) == (config.engine.device, config.engine.threads, config.limits)
+
+
+def test_options_over_a_recipe_that_does_not_exist() -> None:
+    """Refused with those that exist."""
+    with pytest.raises(ConfigError, match="no recipe 'shop'; there is default"):
+        overlay(None, "shop", [], {})
 
 
 def test_models_are_documented_by_their_docstring() -> None:
     """The comment over each table of the file."""
-    assert all(issubclass(model, BaseModel) and model.__doc__ for _, _, model in configdoc.sections())
+    assert all(issubclass(model, BaseModel) and model.__doc__ for _, _, model in gen_reference.sections())

@@ -1,4 +1,4 @@
-"""The doctor: what it says of each need, tried on real folders and on answers that a sick machine gives."""
+"""The doctor: what it reports of each need, tried on real folders and on answers of a sick machine."""
 
 from __future__ import annotations
 
@@ -11,16 +11,15 @@ from typing import Any
 
 import pytest
 
-from rmbgd.config import load as config
-from rmbgd.doctor import checks as compute
-from rmbgd.doctor import checks as findings
-from rmbgd.doctor import checks as manager
-from rmbgd.doctor import folders as places
-from rmbgd.doctor.checks import State
+from rmbgd.config.load import Config
+from rmbgd.config.settings import Folder, ServiceSettings
+from rmbgd.doctor import checks, folders
+from rmbgd.doctor.checks import CheckState
 from rmbgd.engine.device_query import ask
 from rmbgd.service import start_record
 from rmbgd.service.start_record import Start, StartRecord
 
+OK, WARN, FAIL = CheckState
 CPU_TORCH = {"version": "2.13.0", "built_for_cuda": None, "cuda": False, "threads": 2, "devices": []}
 CUDA_TORCH = CPU_TORCH | {"built_for_cuda": "12.6", "cause": "CUDA driver version is insufficient"}
 CARD = {"name": "RTX 4080", "memory_bytes": 16 << 30, "capability": "8.9", "computes": True}
@@ -30,10 +29,10 @@ DRIVER = {"driver": "560.35", "devices": [{"name": "RTX 4080", "memory_bytes": 1
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> config.Folder:
+def folder(tmp_path: Path) -> Folder:
     for name in ("in", "out", "done", "failed"):
         (tmp_path / name).mkdir()
-    return config.Folder(
+    return Folder(
         name="shop", input=tmp_path / "in", output=tmp_path / "out", done=tmp_path / "done", failed=tmp_path / "failed"
     )
 
@@ -44,31 +43,43 @@ def read_only() -> Path:
     return Path("/proc/sys")
 
 
-# --- compute
+# --- Python, torch, the GPU, memory
 
 
 @pytest.mark.parametrize(
     ("device", "torch", "nvml", "state", "said"),
     [
-        ("cpu", CPU_TORCH, NO_DRIVER, State.OK, "not used"),
-        ("auto", CPU_TORCH, NO_DRIVER, State.OK, "no NVIDIA driver"),
-        ("auto", CPU_TORCH, DRIVER, State.WARN, "this torch is built for the CPU only"),
-        ("auto", CUDA_TORCH, DRIVER, State.WARN, "CUDA driver version is insufficient"),
-        ("auto", READY_TORCH, DRIVER, State.OK, "44 C"),
-        ("cuda", CPU_TORCH, NO_DRIVER, State.FAIL, "no NVIDIA driver"),
-        ("cuda", CUDA_TORCH, {"driver": "560.35", "devices": []}, State.FAIL, "sees no card"),
-        ("cuda", {"error": "Crash", "text": "boom"}, DRIVER, State.FAIL, "torch cannot be asked about RTX 4080"),
-        ("cuda:1", READY_TORCH, DRIVER, State.FAIL, "there are 1"),
-        ("cuda:0", READY_TORCH, NO_DRIVER, State.WARN, "its health cannot be read"),
-        ("cuda", READY_TORCH | {"devices": [CARD | {"computes": False}]}, DRIVER, State.FAIL, "came out wrong"),
-        ("cuda", CUDA_TORCH, {"error": "E", "text": "Driver/library version mismatch"}, State.FAIL, "was upgraded"),
-        ("cuda", CUDA_TORCH, {"error": "E", "text": "GPU is lost"}, State.FAIL, "fallen off the bus"),
-        ("cuda", CUDA_TORCH, {"error": "Timeout", "text": "no answer within 120 s"}, State.FAIL, "no answer within"),
+        ("cpu", CPU_TORCH, NO_DRIVER, OK, "not used"),
+        ("auto", CPU_TORCH, NO_DRIVER, OK, "no NVIDIA driver"),
+        ("auto", CPU_TORCH, DRIVER, WARN, "this torch is built for the CPU only"),
+        ("auto", CUDA_TORCH, DRIVER, WARN, "CUDA driver version is insufficient"),
+        ("auto", READY_TORCH, DRIVER, OK, "44 C"),
+        ("cuda", CPU_TORCH, NO_DRIVER, FAIL, "no NVIDIA driver"),
+        ("cuda", CUDA_TORCH, {"driver": "560.35", "devices": []}, FAIL, "sees no card"),
+        ("cuda", {"error": "Crash", "text": "boom"}, DRIVER, FAIL, "torch cannot be asked about RTX 4080"),
+        ("cuda:1", READY_TORCH, DRIVER, FAIL, "there are 1"),
+        ("cuda:0", READY_TORCH, NO_DRIVER, WARN, "its health cannot be read"),
+        ("cuda", READY_TORCH | {"devices": [CARD | {"computes": False}]}, DRIVER, FAIL, "came out wrong"),
+        (
+            "cuda",
+            CUDA_TORCH,
+            {"error": "E", "text": "Driver/library version mismatch"},
+            FAIL,
+            "was upgraded",
+        ),
+        ("cuda", CUDA_TORCH, {"error": "E", "text": "GPU is lost"}, FAIL, "fallen off the bus"),
+        (
+            "cuda",
+            CUDA_TORCH,
+            {"error": "Timeout", "text": "no answer within 120 s"},
+            FAIL,
+            "no answer within",
+        ),
     ],
 )
-def test_gpu_is_judged_with_its_cause(device: str, torch: Any, nvml: Any, state: State, said: str) -> None:
+def test_gpu_is_judged_with_its_cause(device: str, torch: Any, nvml: Any, state: CheckState, said: str) -> None:
     """A GPU that is asked for and not there fails, one that is only missed warns, and the cause is named."""
-    found = compute.judge_gpu(device, torch, nvml)
+    found = checks.judge_gpu(device, torch, nvml)
 
     assert state == found.state
     assert said in found.text
@@ -76,25 +87,23 @@ def test_gpu_is_judged_with_its_cause(device: str, torch: Any, nvml: Any, state:
 
 def test_torch_that_cannot_be_imported_fails_with_the_reason() -> None:
     """The last line of the error, and what to do."""
-    found = compute.judge_torch({"error": "ImportError", "text": "libcudart.so.12: cannot open"})
+    found = checks.judge_torch({"error": "ImportError", "text": "libcudart.so.12: cannot open"})
 
-    assert (State.FAIL, "ImportError: libcudart.so.12: cannot open") == (found.state, found.text)
+    assert (FAIL, "ImportError: libcudart.so.12: cannot open") == (found.state, found.text)
     assert "pip install" in found.hint
 
 
 @pytest.mark.parametrize(
-    ("deaths", "state", "said"), [(0, State.OK, "none"), (1, State.WARN, "died within"), (3, State.WARN, "safe mode")]
+    ("deaths", "state", "said"),
+    [(0, OK, "none"), (1, WARN, "died within"), (3, WARN, "safe mode")],
 )
-def test_starts_that_died_are_told(tmp_path: Path, deaths: int, state: State, said: str) -> None:
+def test_starts_that_died_are_reported(tmp_path: Path, deaths: int, state: CheckState, said: str) -> None:
     """One is worth a look, three make the next start careful."""
-    settings = config.Config(service=config.ServiceSettings(state_directory=tmp_path))
+    settings = Config(service=ServiceSettings(state_directory=tmp_path))
     now = start_record.moment(time.monotonic(), time.time())
-    start_record.write(
-        tmp_path,
-        StartRecord(tuple(Start(*now, str(n), ended="signal SEGV") for n in range(deaths))),
-    )
+    start_record.write(tmp_path, StartRecord(tuple(Start(*now, str(n), ended="signal SEGV") for n in range(deaths))))
 
-    found = manager.starts(settings)
+    found = checks.starts(settings)
 
     assert state == found.state
     assert said in found.text
@@ -116,132 +125,135 @@ def test_question_that_cannot_be_answered_says_why() -> None:
 
 
 def test_question_that_crashes_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A library that takes its process along is told with the status."""
+    """A library that takes its process along is reported with the exit status."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
 
     assert {"error": "Crash", "text": "the asking process ended with 1"} == ask("torch")
 
 
 def test_too_little_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An arena that the machine can never hold is told before the kernel tells it."""
-    monkeypatch.setattr(compute, "OWN_NEED", 1 << 60)
+    """An arena that the machine can never hold is reported before the kernel kills for it."""
+    monkeypatch.setattr(checks, "OWN_NEED", 1 << 60)
 
-    assert State.FAIL == compute.memory(config.Config()).state
-
-
-# --- places
+    assert FAIL == checks.memory(Config()).state
 
 
-def test_usable_folders_are_fine_and_left_as_they_were(folder: config.Folder) -> None:
+# --- folders and models
+
+
+def test_usable_folders_are_fine_and_left_as_they_were(folder: Folder) -> None:
     """Everything was really tried, and nothing of it stays."""
-    assert State.OK == places.rights(folder).state
+    assert OK == folders.rights(folder).state
     assert [] == [path for path in folder.input.parent.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("role", ["input", "output", "done", "failed"])
-def test_folder_that_is_missing_is_named(role: str, folder: config.Folder) -> None:
+def test_folder_that_is_missing_is_named(role: str, folder: Folder) -> None:
     """Which of the four, and that it does not exist."""
     path: Path = getattr(folder, role)
     path.rmdir()
 
-    found = places.rights(folder)
-    assert (State.FAIL, f"{role} {path}: does not exist") == (found.state, found.text)
+    found = folders.rights(folder)
+    assert (FAIL, f"{role} {path}: does not exist") == (found.state, found.text)
 
 
-def test_folder_that_cannot_be_written_fails(folder: config.Folder, read_only: Path) -> None:
+def test_folder_that_cannot_be_written_fails(folder: Folder, read_only: Path) -> None:
     """By trying, not by reading mode bits."""
-    found = places.rights(folder.model_copy(update={"output": read_only}))
+    found = folders.rights(folder.model_copy(update={"output": read_only}))
 
-    assert State.FAIL == found.state
+    assert FAIL == found.state
     assert f"output {read_only}" in found.text
 
 
-def test_input_that_is_only_kept_need_not_be_writable(folder: config.Folder, read_only: Path) -> None:
+def test_input_that_is_only_kept_need_not_be_writable(folder: Folder, read_only: Path) -> None:
     """With originals = "keep" nothing is written there."""
-    found = places.rights(folder.model_copy(update={"input": read_only, "originals": "keep"}))
+    found = folders.rights(folder.model_copy(update={"input": read_only, "originals": "keep"}))
 
-    assert "input" not in found.text or State.FAIL != found.state
+    assert "input" not in found.text or FAIL != found.state
 
 
-def test_archive_on_another_file_system_is_a_warning(folder: config.Folder, tmp_path: Path) -> None:
+def test_archive_on_another_file_system_is_a_warning(folder: Folder, tmp_path: Path) -> None:
     """It works, by copying; the operator should know."""
     elsewhere = Path("/dev/shm")
     if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("/dev/shm is no other file system here")
 
-    found = places.rights(folder.model_copy(update={"done": elsewhere}))
-    assert State.WARN == found.state
+    found = folders.rights(folder.model_copy(update={"done": elsewhere}))
+    assert WARN == found.state
     assert "done lie on another file system" in found.text
 
 
-def test_events_are_heard(folder: config.Folder) -> None:
+def test_events_are_heard(folder: Folder) -> None:
     """A change of our own making is reported on a local file system."""
-    found = places.events(folder)
+    found = folders.events(folder)
 
-    assert (State.OK, "a change was reported") == (found.state, found.text.partition(": ")[2])
+    assert (OK, "a change was reported") == (found.state, found.text.partition(": ")[2])
 
 
-def test_folder_that_is_polled_needs_no_events(folder: config.Folder) -> None:
+def test_folder_that_is_polled_needs_no_events(folder: Folder) -> None:
     """watch = "poll" is a decision, not a fault."""
-    assert State.OK == places.events(folder.model_copy(update={"watch": "poll"})).state
+    assert OK == folders.events(folder.model_copy(update={"watch": "poll"})).state
 
 
-def test_file_system_is_found_by_its_device() -> None:
-    """/proc is proc, and what is not there is unknown."""
-    assert "proc" == places.file_system(Path("/proc"))
-    assert "unknown" == places.file_system(Path("/no/such/place"))
+@pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "unknown"])
+def test_remote_file_system_is_polled(kind: str, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said of the same file systems for which the service decides so."""
+    monkeypatch.setattr(folders, "file_system", lambda _: kind)
+
+    found = folders.events(folder)
+    assert (WARN, True) == (found.state, found.text.startswith(f"{kind}: what other machines write causes no events"))
 
 
-def test_too_little_space_fails(folder: config.Folder) -> None:
+def test_too_little_space_fails(folder: Folder) -> None:
     """Below free_bytes_minimum nothing would be claimed."""
-    assert State.OK == places.space(folder, 0).state
-    assert State.FAIL == places.space(folder, 1 << 60).state
+    assert OK == folders.space(folder, 0).state
+    assert FAIL == folders.space(folder, 1 << 60).state
 
 
-def test_watches_are_counted_against_the_limit(folder: config.Folder) -> None:
+def test_watches_are_counted_against_the_limit(folder: Folder) -> None:
     """Every directory below every input, against what the kernel allows."""
     for name in ("a", "a/b", "c"):
         (folder.input / name).mkdir()
 
-    assert "4 directories to watch" in places.watches(config.Config(folder=[folder])).text
+    assert "4 directories to watch" in folders.watches(Config(folder=[folder])).text
 
 
 def test_embedded_model_is_whole(tmp_path: Path) -> None:
     """Its digest is compared with the registry's."""
-    found = places.model("u2netp", tmp_path)
+    found = folders.model("u2netp", tmp_path)
 
-    assert (State.OK, True) == (found.state, "as the registry states" in found.text)
+    assert (OK, True) == (found.state, "as the registry states" in found.text)
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "birefnet", "./missing.safetensors"])
-def test_missing_model_is_told_with_the_way_to_get_it(name: str, tmp_path: Path) -> None:
+def test_missing_model_is_reported_with_the_way_to_get_it(name: str, tmp_path: Path) -> None:
     """A name that is not known, weights that are not here, a file that is not there."""
-    found = places.model(name, tmp_path)
+    found = folders.model(name, tmp_path)
 
-    assert State.FAIL == found.state
+    assert FAIL == found.state
     assert found.text
 
 
 def test_no_folder_at_all_is_a_fault() -> None:
     """A service without folders does nothing."""
-    (first, *_) = places.examine(config.Config())
+    (first, *_) = folders.check_folders(Config())
 
-    assert (State.FAIL, "folders") == (first.state, first.need)
+    assert (FAIL, "folders") == (first.state, first.need)
 
 
-# --- manager
+# --- systemd
 
 
 def test_missing_notify_library_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     """By hand the service runs without it; under systemd it would refuse."""
-    monkeypatch.setattr(manager, "_installed", lambda _: False)
+    monkeypatch.setattr(checks, "is_installed", lambda _: False)
 
-    found = manager.notify_library()
-    assert State.WARN == found.state
+    found = checks.notify_library()
+    assert WARN == found.state
     assert "rmbgd[systemd]" in found.hint
 
 
-# --- the verb
+# --- the command
 
 
 def test_fault_gives_exit_status_1_and_json_names_it(tmp_path: Path) -> None:
@@ -267,16 +279,16 @@ def test_fault_gives_exit_status_1_and_json_names_it(tmp_path: Path) -> None:
 
 def test_healthy_means_that_nothing_failed() -> None:
     """Warnings do not count."""
-    assert findings.healthy([findings.ok("a", ""), findings.warn("b", "")])
-    assert not findings.healthy([findings.ok("a", ""), findings.fail("b", "")])
+    assert checks.healthy([checks.ok("a", ""), checks.warn("b", "")])
+    assert not checks.healthy([checks.ok("a", ""), checks.fail("b", "")])
 
 
 def test_library_without_its_package_is_not_installed() -> None:
     """Python raises, instead of answering, when even the parent package is missing."""
-    assert not manager._installed("no_such_package.module")
-    assert manager._installed("json.decoder")
+    assert not checks.is_installed("no_such_package.module")
+    assert checks.is_installed("json.decoder")
 
 
 def test_trial_files_are_hidden() -> None:
     """A running service leaves hidden names alone."""
-    assert places.TRIAL.startswith(".")
+    assert folders.TRIAL.startswith(".")

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rmbgd.cli import options
 from rmbgd.config import load as config
 from rmbgd.events import ENVELOPE, problems_with
 from rmbgd.service import exit_recorder
@@ -101,6 +100,6 @@ def test_defaults_are_those_of_the_configuration() -> None:
     """Two files state them, because one of them must not load pydantic."""
     service = config.ServiceSettings()
 
-    assert config.DEFAULT_PATH == exit_recorder.DEFAULT_CONFIG == options.DEFAULT_CONFIG
+    assert config.DEFAULT_PATH == exit_recorder.DEFAULT_CONFIG
     assert service.runtime_directory == exit_recorder.DEFAULT_RUNTIME_DIRECTORY
     assert service.state_directory == exit_recorder.DEFAULT_STATE_DIRECTORY

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from rmbgd.doctor.checks import _installed
+from rmbgd.doctor.checks import is_installed
 from rmbgd.errors import ConfigError
 from rmbgd.service.systemd import Notifier, open_notifier, watchdog_seconds
 
-needs_library = pytest.mark.skipif(not _installed("systemd.daemon"), reason="systemd-python is not installed")
+needs_library = pytest.mark.skipif(not is_installed("systemd.daemon"), reason="systemd-python is not installed")
 
 
 @needs_library

@@ -1,0 +1,286 @@
+"""Generates config/rmbgd.toml and docs/reference.md from the source, or with --check says whether they are up to date.
+
+The reference lists settings, commands with their options, events, rejection reasons and exit statuses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from rmbgd.cli.main import COMMANDS, build_parser
+from rmbgd.config.load import Config
+from rmbgd.config.settings import Folder, Recipe
+from rmbgd.errors import EXIT_TEXT, REASON_TEXT
+from rmbgd.events import ENVELOPE, EVENTS
+
+REPOSITORY = Path(__file__).parents[1]
+COMMAND = "python tools/gen_reference.py"
+WIDTH = 118
+SIZES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+HEADER = """\
+rmbgd: every setting at its default, with its unit, its bounds and its reason. Leave out what you do not change.
+`rmbgd check --config FILE` reports every problem of a file at once.
+"""
+# What has no default, or none that serves a service under systemd: the folders that systemd/tmpfiles.d makes.
+EXAMPLES: dict[str, Any] = {
+    "service.log_file": "/var/log/rmbgd/events.jsonl",
+    "folder.name": "main",
+    "folder.input": "/srv/rmbgd/in",
+    "folder.output": "/srv/rmbgd/out",
+    "folder.failed": "/srv/rmbgd/failed",
+    "folder.done": "/srv/rmbgd/done",
+}
+
+
+def sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
+    """(name in tables, heading in TOML, model) of every table, in the order of the file."""
+    for name, field in Config.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield name, f"[{name}]", field.annotation
+    yield "recipe", "[recipe.default]", Recipe
+    yield "folder", "[[folder]]", Folder
+
+
+# --- config/rmbgd.toml
+
+
+def default_toml() -> str:
+    """The whole configuration as a commented TOML file."""
+    blocks = [_comment(line) for line in HEADER.splitlines()]
+    for name, heading, model in sections():
+        blocks += ["", _comment(first_paragraph(model)), heading]
+        for setting, field in model.model_fields.items():
+            bounds = unit_and_bounds(field)
+            blocks += [_comment(f"{field.description} [{bounds}]" if bounds else str(field.description))]
+            blocks += [_assignment(name, setting, field)]
+    return "\n".join(blocks) + "\n"
+
+
+def _assignment(table: str, setting: str, field: FieldInfo) -> str:
+    value = EXAMPLES.get(f"{table}.{setting}", field.default)
+    if value is PydanticUndefined:
+        raise LookupError(f"{table}.{setting} has no default: add an example to EXAMPLES")
+    if value is None:
+        return f"# {setting} ="  # not set, and TOML has no word for that
+    return f"{setting} = {_toml(value)}"
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return f"{value:_}"
+    if isinstance(value, float):
+        return repr(value)
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_toml(entry) for entry in value) + "]"
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(text, WIDTH, initial_indent="# ", subsequent_indent="#   ", break_on_hyphens=False)
+
+
+def first_paragraph(model: type[BaseModel]) -> str:
+    return " ".join((model.__doc__ or "").strip().split("\n\n")[0].split())
+
+
+def unit_and_bounds(field: FieldInfo) -> str:
+    return ", ".join(part for part in (unit_of(field), bounds_of(field)) if part)
+
+
+def unit_of(field: FieldInfo) -> str:
+    extra = field.json_schema_extra
+    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+
+
+def bounds_of(field: FieldInfo) -> str:
+    """The allowed values, in words: "1 to 60", "png, webp or tiff"."""
+    low = high = ""
+    for constraint in field.metadata:
+        for key, form in (("ge", "{}"), ("gt", "more than {}")):
+            if (bound := getattr(constraint, key, None)) is not None:
+                low = form.format(_number(bound, field))
+        for key, form in (("le", "{}"), ("lt", "less than {}")):
+            if (bound := getattr(constraint, key, None)) is not None:
+                high = form.format(_number(bound, field))
+    if low or high:
+        return f"{low} to {high}" if low and high else low or high
+    choices = _choices(field.annotation)
+    if choices:
+        several = "any of " if get_origin(field.annotation) is list else ""
+        return several + ", ".join(choices[:-1]) + (" or " if len(choices) > 1 else "") + choices[-1]
+    return ""
+
+
+def _choices(annotation: Any) -> list[str]:
+    if get_origin(annotation) is Literal:
+        return [str(choice) for choice in get_args(annotation)]
+    return [choice for argument in get_args(annotation) for choice in _choices(argument)]
+
+
+def _number(value: float, field: FieldInfo) -> str:
+    if unit_of(field) == "bytes":
+        for size, name in SIZES:
+            if value >= size and value % size == 0:
+                return f"{int(value) // size} {name}"
+    return f"{value:_}" if isinstance(value, int) else f"{value:g}"
+
+
+# --- docs/reference.md
+
+
+def reference() -> str:
+    """The reference as Markdown."""
+    parts = ["# Reference", f"Generated by `{COMMAND}`; a test compares it with the source.", *_contents()]
+    for title, make in PARTS.items():
+        parts += [f"## {title}", *make()]
+    return "\n\n".join(parts) + "\n"
+
+
+def _contents() -> list[str]:
+    return ["\n".join(f"- [{title}](#{title.lower().replace(' ', '-')})" for title in PARTS)]
+
+
+def _settings() -> Iterator[str]:
+    yield (
+        "One TOML file, `/etc/rmbgd/rmbgd.toml`; [config/rmbgd.toml](../config/rmbgd.toml) holds every setting at its "
+        "default. `[recipe.NAME]` and `[[folder]]` may be repeated. An unknown setting is an error."
+    )
+    for _, heading, model in sections():
+        advanced = ", advanced" if heading == "[health]" else ""
+        yield f"### `{heading}`{advanced}"
+        yield first_paragraph(model)
+        rows = []
+        for setting, field in model.model_fields.items():
+            default = field.default
+            shown = "none" if default is None else "required" if default is PydanticUndefined else f"`{_toml(default)}`"
+            rows.append((f"`{setting}`", shown, unit_and_bounds(field), str(field.description)))
+        yield _table(("setting", "default", "unit, bounds", "reason"), rows)
+
+
+def _commands() -> Iterator[str]:
+    for name, text in COMMANDS.items():
+        yield from _command(f"rmbgd {name}", text, subcommands(build_parser(name))[name])
+
+
+def _command(name: str, text: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    yield f"### `{name}`"
+    yield f"{text[0].upper()}{text[1:]}."
+    inner = subcommands(parser)
+    rows = [
+        (_spelling(action), _help(action, parser))
+        for action in parser._actions  # noqa: SLF001, argparse has no public list
+        if not isinstance(action, (argparse._HelpAction, argparse._SubParsersAction))  # noqa: SLF001, likewise
+    ]
+    if rows:
+        yield _table(("option", "meaning"), rows)
+    for each, sub in inner.items():
+        yield from _command(f"{name} {each}", (sub.description or "").removesuffix("."), sub)
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    for action in parser._actions:  # noqa: SLF001, likewise
+        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001, likewise
+            return dict(action.choices)
+    return {}
+
+
+def _spelling(action: argparse.Action) -> str:
+    if action.choices is not None:
+        value = f"{{{','.join(str(choice) for choice in action.choices)}}}"
+    else:
+        value = str(action.metavar or action.dest.upper())
+    if not action.option_strings:
+        return f"`{value}`" + (" ..." if action.nargs in ("+", "*") else "")
+    return ", ".join(f"`{flag}`" for flag in action.option_strings) + ("" if action.nargs == 0 else f" `{value}`")
+
+
+def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
+    return (action.help or "") % {**vars(action), "prog": parser.prog}
+
+
+def _events() -> Iterator[str]:
+    every = ", ".join(f"`{key}`" for key in ENVELOPE)
+    yield (
+        "One JSON object a line, to the journal (or standard output) and to `service.log_file`. "
+        f"Every line has {every}. Keys with `?` may be absent. What to do about each event: "
+        "[operations](operations.md#every-event-and-what-to-do)."
+    )
+    yield _table(
+        ("event", "level", "meaning", "keys"),
+        [
+            (f"`{name}`", kind.level, kind.meaning, ", ".join(f"`{key}`" for key in kind.keys) or "none")
+            for name, kind in EVENTS.items()
+        ],
+    )
+    yield "Keys, with their meaning where the name does not say it:"
+    meanings: dict[tuple[str, str], list[str]] = {}
+    for name, kind in EVENTS.items():
+        for key, meaning in kind.keys.items():
+            if meaning:
+                meanings.setdefault((key, meaning), []).append(name)
+    rows = [(f"`{key}`", text, ", ".join(f"`{name}`" for name in names)) for (key, text), names in meanings.items()]
+    yield _table(("key", "meaning", "of"), sorted(rows))
+
+
+def _reasons() -> Iterator[str]:
+    yield "Why an image is refused: `reason` of `image.failed`, of the sidecar `<name>.error.json`, and in the ledger."
+    yield _table(("reason", "meaning"), [(f"`{reason}`", text) for reason, text in REASON_TEXT.items()])
+
+
+def _exit_statuses() -> Iterator[str]:
+    yield _table(("exit status", "meaning"), [(str(int(code)), text) for code, text in EXIT_TEXT.items()])
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+PARTS: dict[str, Callable[[], Iterator[str]]] = {
+    "Settings": _settings,
+    "Commands": _commands,
+    "Events": _events,
+    "Reasons": _reasons,
+    "Exit statuses": _exit_statuses,
+}
+FILES: dict[str, Callable[[], str]] = {"config/rmbgd.toml": default_toml, "docs/reference.md": reference}
+
+
+def outdated(root: Path = REPOSITORY) -> list[str]:
+    """The generated files below `root` that differ from the source or are missing."""
+
+    def content(name: str) -> str | None:
+        path = root / name
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    return [name for name, make in FILES.items() if content(name) != make()]
+
+
+def main(arguments: Sequence[str] | None = None, root: Path = REPOSITORY) -> int:
+    parser = argparse.ArgumentParser(prog=COMMAND, description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 when a file is out of date")
+    if parser.parse_args(arguments).check:
+        names = outdated(root)
+        for name in names:
+            print(f"{name} is out of date: run `{COMMAND}` and commit the result", file=sys.stderr)
+        return 1 if names else 0
+    for name, make in FILES.items():
+        (root / name).write_text(make(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
