@@ -26,7 +26,7 @@ from rmbgd.events import ENVELOPE, EVENTS
 REPOSITORY = Path(__file__).parents[1]
 COMMAND = "python tools/gen_reference.py"
 WIDTH = 118
-SIZES = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
+SIZES = ((1 << 50, "PiB"), (1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 HEADER = """\
 rmbgd: every setting at its default, with its unit, its bounds and its reason. Leave out what you do not change.
 `rmbgd check --config FILE` reports every problem of a file at once.

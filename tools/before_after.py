@@ -1,0 +1,40 @@
+"""Makes docs/before-after.jpg: a public-domain photograph of scikit-image, and its cutouts by `rmbgd once`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from importlib import resources
+from pathlib import Path
+
+from PIL import Image
+
+from tools.demo import checkerboard, over
+
+PHOTOGRAPH = "astronaut.png"  # Eileen Collins, NASA, public domain
+HEIGHT, GAP, QUALITY = 320, 8, 76
+MAGENTA = (255, 0, 160)  # loud: any rim of the old background would show
+
+
+def before_after(target: Path) -> None:
+    """Writes the strip: the photograph, the cutout on a checkerboard, the cutout on magenta."""
+    with tempfile.TemporaryDirectory() as scratch:
+        source, result = Path(scratch, PHOTOGRAPH), Path(scratch, "out")
+        source.write_bytes((resources.files("skimage") / "data" / PHOTOGRAPH).read_bytes())
+        subprocess.run([sys.executable, "-m", "rmbgd", "once", source, result, "--device", "cpu"], check=True)
+        with Image.open(source) as opened:
+            photograph = opened.convert("RGB")
+        with Image.open(result / PHOTOGRAPH) as opened:
+            cutout = opened.convert("RGBA")
+    size = cutout.size
+    tiles = [photograph, over(cutout, checkerboard(size, 16)), over(cutout, Image.new("RGB", size, MAGENTA))]
+    width = round(HEIGHT * size[0] / size[1])
+    strip = Image.new("RGB", (3 * width + 2 * GAP, HEIGHT), "white")
+    for column, tile in enumerate(tiles):
+        strip.paste(tile.resize((width, HEIGHT), Image.Resampling.LANCZOS), (column * (width + GAP), 0))
+    strip.save(target, quality=QUALITY, optimize=True, progressive=True)
+
+
+if __name__ == "__main__":
+    before_after(Path(__file__).parents[1] / "docs" / "before-after.jpg")
