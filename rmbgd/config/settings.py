@@ -262,7 +262,7 @@ class HealthSettings(Settings):
                 f"sensor_timeout = {self.sensor_timeout} must not exceed interval = {self.interval}: checks would pile up"
             )
         if both := sorted(set(self.xid_lost) & set(self.xid_quarantine)):
-            raise ValueError(f"XID {both[0]} stands in xid_lost and in xid_quarantine; choose one")
+            raise ValueError(f"XID {both[0]} is in both xid_lost and xid_quarantine; choose one")
         if self.metrics_file is not None and self.metrics_file.suffix != ".prom":
             raise ValueError(f"metrics_file = '{self.metrics_file}' must end in .prom, or the node exporter ignores it")
         return self
@@ -287,7 +287,7 @@ class Recipe(Settings):
     edge_colours: Literal["clean", "keep"] = setting("clean",
         reason="clean removes the old background from half-transparent pixels; keep leaves the photo's colours")
     hidden_colours: Literal["zero", "keep"] = setting("zero",
-        reason="colours under full transparency: nobody sees them, and keeping them doubles the file")
+        reason="colours under full transparency: they are invisible, and keeping them doubles the file")
     png_level: int = setting(2, unit="level", ge=0, le=3,
         reason="compression effort (ISA-L deflate); 3 is slower and no smaller")
     webp_quality: int = setting(80, unit="quality", ge=0, le=100, reason="used when webp_lossless is false")

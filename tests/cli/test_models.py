@@ -113,8 +113,8 @@ def test_accept_records_and_says_how_to_withdraw(run, tmp_path):
 
 def test_accept_needs_somebody_to_ask(run, tmp_path, monkeypatch):
     """Without a terminal and without --yes nothing is recorded."""
-    with open("/dev/null") as nobody:
-        monkeypatch.setattr(sys, "stdin", nobody)
+    with open("/dev/null") as null:
+        monkeypatch.setattr(sys, "stdin", null)
         status, _, err = run("accept", "rmbg-2.0")
 
     assert status == 1

@@ -138,7 +138,7 @@ def test_existing_output_is_skipped_and_counted() -> None:
 
 
 def test_many_refused_files_are_counted() -> None:
-    """Thousands of lines help nobody."""
+    """Thousands of lines would hide the summary."""
     console, text = recorded()
     problems = [(f"{number}.png", "corrupt") for number in range(100)]
     once.sum_up(console, done=0, failed=100, skipped=0, seconds=1.0, problems=problems)
