@@ -1,7 +1,7 @@
-"""The few file operations that crash safety hangs on, behind one seam, and the table of whose fault their errors are.
+"""File operations that crash safety hangs on: no-follow open, rename-noreplace, fsync, atomic_write.
 
-Knows neither jobs nor folders; decides nothing. Paths are text with surrogateescape, so that every byte name survives.
-Each operation is one step as a crash sees it: it has happened or it has not.
+Also whose fault an OSError is. Paths are text with surrogateescape, so that every byte name survives. Each operation
+behind the FileSystem seam is one step as a crash sees it: it has happened or it has not.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import functools
 import json
 import os
 import shutil
 import stat
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,6 +21,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rmbgd.errors import ImageError, Reason, StorageFault
+
+_AT_FDCWD = -100
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2  # linux/fs.h
+# What the kernel or the file system says when it knows no such flag, or no hard links.
+_NO_SUCH_RENAME = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EISDIR}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,126 +42,13 @@ class FileVersion:
     ctime_ns: int
 
 
-class FileSystem(Protocol):
-    """Where `source_folder` or `target_folder` is an open descriptor, that path is relative to it."""
-
-    def rename(self, source: str, target: str) -> None:
-        """Atomic; replaces `target`."""
-        ...
-
-    def rename_noreplace(
-        self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
-    ) -> None:
-        """Atomic where the file system can; raises FileExistsError when `target` is taken, by anything."""
-        ...
-
-    def unlink(self, path: str, *, folder: int | None = None) -> None: ...
-
-    def create(self, path: str, mode: int) -> int:
-        """A descriptor, open for reading and writing, of a file that did not exist; `mode` regardless of the umask."""
-        ...
-
-    def make_folder(self, path: str) -> None:
-        """One level; raises FileExistsError."""
-        ...
-
-    def sync_file(self, descriptor: int) -> None: ...
-
-    def sync_folder(self, path: str) -> None:
-        """Makes names that were created, renamed or removed in it survive a power cut."""
-        ...
+def version_of(status: os.stat_result) -> FileVersion:
+    return FileVersion(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-RENAME_NOREPLACE = 1
-# What the kernel or the file system says when it knows no such flag.
-_NO_SUCH_RENAME = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
-_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EISDIR}
-
-
-class SystemFileSystem:
-    """The operating system's own."""
-
-    def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._checked_rename = threading.Lock()  # our own threads never race each other where the kernel cannot help
-
-    def rename(self, source: str, target: str) -> None:
-        os.rename(source, target)
-
-    def rename_noreplace(
-        self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
-    ) -> None:
-        try:
-            self._rename_flagged(source, target, source_folder, target_folder)
-        except OSError as error:
-            if error.errno not in _NO_SUCH_RENAME:
-                raise
-            self._rename_by_link(source, target, source_folder, target_folder)
-
-    def _rename_flagged(self, source: str, target: str, source_folder: int | None, target_folder: int | None) -> None:
-        function = getattr(self._libc, "renameat2", None)
-        if function is None:
-            raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-        at_fdcwd = -100
-        failed = function(
-            at_fdcwd if source_folder is None else source_folder,
-            os.fsencode(source),
-            at_fdcwd if target_folder is None else target_folder,
-            os.fsencode(target),
-            RENAME_NOREPLACE,
-        )
-        if failed:
-            code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code), source, None, target)
-
-    def _rename_by_link(self, source: str, target: str, source_folder: int | None, target_folder: int | None) -> None:
-        """For file systems without the flag: link and unlink; without links too (FAT): look, then rename."""
-        try:
-            os.link(source, target, src_dir_fd=source_folder, dst_dir_fd=target_folder, follow_symlinks=False)
-        except OSError as error:
-            if error.errno not in _NO_LINKS:
-                raise
-        else:
-            os.unlink(source, dir_fd=source_folder)
-            return
-        with self._checked_rename:
-            with contextlib.suppress(FileNotFoundError):
-                os.lstat(target) if target_folder is None else os.stat(
-                    target, dir_fd=target_folder, follow_symlinks=False
-                )
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
-            os.rename(source, target, src_dir_fd=source_folder, dst_dir_fd=target_folder)
-
-    def unlink(self, path: str, *, folder: int | None = None) -> None:
-        os.unlink(path, dir_fd=folder)
-
-    def create(self, path: str, mode: int) -> int:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        try:
-            os.fchmod(descriptor, mode)
-        except PermissionError:  # FAT and some shares know no modes; the mount's own apply
-            pass
-        except BaseException:
-            os.close(descriptor)
-            os.unlink(path)
-            raise
-        return descriptor
-
-    def make_folder(self, path: str) -> None:
-        os.mkdir(path)
-
-    def sync_file(self, descriptor: int) -> None:
-        os.fsync(descriptor)
-
-    def sync_folder(self, path: str) -> None:
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        except OSError as error:
-            if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder, and need not
-                raise
-        finally:
-            os.close(descriptor)
+def same_content(status: os.stat_result, version: FileVersion) -> bool:
+    """Is this still the version that was claimed? ctime is left out: our own rename changes it."""
+    return (status.st_ino, status.st_size, status.st_mtime_ns) == (version.inode, version.size, version.mtime_ns)
 
 
 # ------------------------------------------------------------------------------------------------- whose fault it is
@@ -166,22 +59,12 @@ STORAGE_KINDS: dict[int, str] = {
     errno.EROFS: "read_only",
     errno.EACCES: "denied",
     errno.EPERM: "denied",
-    errno.ENOENT: "missing",
-    errno.ENOTDIR: "missing",
-    errno.ESTALE: "missing",
-    errno.ENODEV: "missing",
-    errno.ENXIO: "missing",
-    errno.ENOTCONN: "missing",
-    errno.EHOSTDOWN: "missing",
-    errno.EHOSTUNREACH: "missing",
-    errno.ETIMEDOUT: "missing",
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENODEV, errno.ENXIO, errno.ENOTCONN), "missing"),
+    **dict.fromkeys((errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT), "missing"),
 }
-"""Everything else that a write can fail with is io_error: hold, say so, try again. Nothing is lost by waiting."""
+"""Everything else that a write can fail with is io_error: retried. Nothing is lost by waiting."""
 
-IMAGE_REASONS: dict[int, Reason] = {
-    errno.ENAMETOOLONG: Reason.NAME_TOO_LONG,
-    errno.EFBIG: Reason.OUTPUT_TOO_LARGE,
-}
+IMAGE_REASONS = {errno.ENAMETOOLONG: Reason.NAME_TOO_LONG, errno.EFBIG: Reason.OUTPUT_TOO_LARGE}
 """What waiting cannot mend, because it lies in the image or its name."""
 
 
@@ -203,12 +86,9 @@ def storage_faults(path: str) -> Iterator[None]:
         raise fault_of(error, path) from error
 
 
-# ------------------------------------------------------------------------------------------------- fakes at this seam
+# ------------------------------------------------------------------------------------------------- opening
 
-
-# The opening rule for a folder that strangers write to: no links, pipes or devices, nothing outside the drop folder.
-
-
+# For a folder that strangers write to: no links, pipes or devices, nothing outside the drop folder.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -225,15 +105,6 @@ _KINDS = {
 def kind_of(mode: int) -> str:
     """What an entry is that is no regular file, in words."""
     return _KINDS.get(stat.S_IFMT(mode), "of an unknown kind")
-
-
-def version_of(status: os.stat_result) -> FileVersion:
-    return FileVersion(status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-
-
-def same_content(status: os.stat_result, version: FileVersion) -> bool:
-    """Is this still the version that was claimed? ctime is left out: our own rename changes it."""
-    return (status.st_ino, status.st_size, status.st_mtime_ns) == (version.inode, version.size, version.mtime_ns)
 
 
 def open_regular(path: str, *, folder: int | None = None) -> int:
@@ -278,11 +149,135 @@ def folder_beneath(root: str, below: str) -> Iterator[int]:
         os.close(descriptor)
 
 
-# --- Putting files where others read them: whole, synced, or not at all.
+# ------------------------------------------------------------------------------------------------- the seam
 
 
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2  # linux/fs.h: swap two names in one step
+class FileSystem(Protocol):
+    """Where `source_folder` or `target_folder` is an open descriptor, that path is relative to it."""
+
+    def rename(self, source: str, target: str) -> None:
+        """Atomic; replaces `target`."""
+        ...
+
+    def rename_noreplace(
+        self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
+    ) -> None:
+        """Atomic where the file system can; raises FileExistsError when `target` is taken, by anything."""
+        ...
+
+    def unlink(self, path: str, *, folder: int | None = None) -> None: ...
+
+    def create(self, path: str, mode: int) -> int:
+        """A descriptor, open for reading and writing, of a file that did not exist; `mode` regardless of the umask."""
+        ...
+
+    def make_folder(self, path: str) -> None:
+        """One level; raises FileExistsError."""
+        ...
+
+    def sync_file(self, descriptor: int) -> None: ...
+
+    def sync_folder(self, path: str) -> None:
+        """Makes names that were created, renamed or removed in it survive a power cut."""
+        ...
+
+
+class SystemFileSystem:
+    """The operating system's own."""
+
+    def __init__(self) -> None:
+        self._checked_rename = threading.Lock()  # our own threads never race each other where the kernel cannot help
+
+    def rename(self, source: str, target: str) -> None:
+        os.rename(source, target)
+
+    def rename_noreplace(
+        self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
+    ) -> None:
+        try:
+            self._rename_flagged(source, target, source_folder, target_folder)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_RENAME:
+                raise
+            self._rename_by_link(source, target, source_folder, target_folder)
+
+    def _rename_flagged(self, source: str, target: str, source_folder: int | None, target_folder: int | None) -> None:
+        _renameat2(source, target, _RENAME_NOREPLACE, source_folder, target_folder)
+
+    def _rename_by_link(self, source: str, target: str, source_folder: int | None, target_folder: int | None) -> None:
+        """For file systems without the flag: link and unlink; without links too (FAT): look, then rename."""
+        try:
+            os.link(source, target, src_dir_fd=source_folder, dst_dir_fd=target_folder, follow_symlinks=False)
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+        else:
+            os.unlink(source, dir_fd=source_folder)
+            return
+        with self._checked_rename:
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(target) if target_folder is None else os.stat(
+                    target, dir_fd=target_folder, follow_symlinks=False
+                )
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
+            os.rename(source, target, src_dir_fd=source_folder, dst_dir_fd=target_folder)
+
+    def unlink(self, path: str, *, folder: int | None = None) -> None:
+        os.unlink(path, dir_fd=folder)
+
+    def create(self, path: str, mode: int) -> int:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        try:
+            os.fchmod(descriptor, mode)
+        except PermissionError:  # FAT and some shares know no modes; the mount's own apply
+            pass
+        except BaseException:
+            os.close(descriptor)
+            os.unlink(path)
+            raise
+        return descriptor
+
+    def make_folder(self, path: str) -> None:
+        os.mkdir(path)
+
+    def sync_file(self, descriptor: int) -> None:
+        os.fsync(descriptor)
+
+    def sync_folder(self, path: str) -> None:
+        sync(path, os.O_DIRECTORY)
+
+
+def _renameat2(
+    source: str, target: str, flag: int, source_folder: int | None = None, target_folder: int | None = None
+) -> None:
+    """renameat2(2). Raises OSError: ENOSYS where the C library does not have it."""
+    function = getattr(_libc(), "renameat2", None)
+    if function is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    folders = [_AT_FDCWD if folder is None else folder for folder in (source_folder, target_folder)]
+    if function(folders[0], os.fsencode(source), folders[1], os.fsencode(target), flag):
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), source, None, target)
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+def sync(path: str | Path, flags: int = 0) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems cannot sync a folder, and need not
+            raise
+    finally:
+        os.close(descriptor)
+
+
+# ------------------------------------------------------------------------------------------------- whole files
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644, durable: bool = False) -> None:
@@ -313,38 +308,29 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644
         sync(Path(path).parent)
 
 
-@contextlib.contextmanager
-def temporary_beside(path: Path, mode: int = 0o644) -> Iterator[Path]:
-    """A temporary file beside `path`; on leaving it is synced and takes the name, on an error it vanishes.
-
-    Readable by others by default: the service runs as another user than the operator.
-    """
-    make_readable_folder(path.parent)
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
-    os.close(descriptor)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(mode)
-        sync(temporary)
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
 def make_readable_folder(path: Path) -> None:
-    """Make a folder that others may read, whatever the umask; one that is already there is left as it is."""
+    """Make a folder that others may read, whatever the umask; one that is already there is left as it is.
+
+    The service runs as another user than the operator.
+    """
     if not path.is_dir():
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o755)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write `value` to `path` as indented JSON, whole or not at all. Raises OSError."""
-    with temporary_beside(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write `value` to `path` as indented JSON, whole or not at all, where others may read it. Raises OSError."""
+    make_readable_folder(path.parent)
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    atomic_write(path, text.encode(), durable=True)
+
+
+def place_file(staged: Path, target: Path) -> None:
+    """Give a finished file its name, on one file system, synced and readable by others. Raises OSError."""
+    staged.chmod(0o644)
+    sync(staged)
+    staged.replace(target)
+    sync(target.parent)
 
 
 def place_folder(staged: Path, target: Path) -> None:
@@ -369,23 +355,12 @@ def place_folder(staged: Path, target: Path) -> None:
     sync(target.parent)
 
 
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names with renameat2(2); False where the file system or the kernel cannot."""
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if renameat2 is None:
+    """Swap two names; False where the file system or the kernel cannot."""
+    try:
+        _renameat2(str(one), str(other), _RENAME_EXCHANGE)
+    except OSError as error:
+        if error.errno not in _NO_SUCH_RENAME:
+            raise
         return False
-    if renameat2(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}:
-        return False
-    raise OSError(code, os.strerror(code), str(other))
+    return True

@@ -1,6 +1,6 @@
-"""POLICY: every name that is derived from another: outputs, versions of them, claimed files, temporaries, reason files.
+"""POLICY: every derived file name: outputs, their versions, claimed files, temporaries, reason files.
 
-Pure text, with surrogateescape for bytes that are no UTF-8. Looks at no folder: what is free is asked elsewhere.
+Text with surrogateescape for bytes that are no UTF-8.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def fit(name: str, limit: int = NAME_MAXIMUM) -> str:
     if len(_bytes(extension)) > 32:  # no extension, but a name with a dot in it
         stem, extension = name, ""
     mark = "~" + hashlib.sha256(_bytes(name)).hexdigest()[:8]
-    room = limit - len(_bytes(mark + extension))
-    while len(_bytes(stem)) > room:
-        stem = stem[: -max(1, (len(_bytes(stem)) - room) // 4)]
+    space = limit - len(_bytes(mark + extension))
+    while len(_bytes(stem)) > space:
+        stem = stem[: -max(1, (len(_bytes(stem)) - space) // 4)]
     return stem + mark + extension
 
 
@@ -82,8 +82,8 @@ def is_temporary(name: str) -> bool:
 
 
 def claimed_name(job_id: int, relative_path: str) -> str:
-    """Inside the claim folder. Carries the whole relative path where it fits: even without the ledger a file can be put
-    back where it was."""
+    """Inside the claim folder. Holds the whole relative path where it fits, so that a file can be put back without the
+    ledger."""
     escaped = relative_path.replace("%", "%25").replace("/", "%2F")
     name = f"{job_id}__{escaped}"
     return name if len(_bytes(name)) <= NAME_MAXIMUM else f"{job_id}__{fit(posixpath.basename(escaped), 220)}"

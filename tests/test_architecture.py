@@ -29,7 +29,7 @@ MAY_USE: dict[str, set[str]] = {
     "engine": BASE | {"config", "imaging", "models", "telemetry"},
     "backends": {"errors", "host", "engine", "imaging", "models"},
     "pipeline": BASE | {"config", "store", "imaging", "engine", "publish"},
-    "intake": BASE | {"config", "store", "imaging", "pipeline"},
+    "intake": BASE | {"config", "store", "imaging", "publish", "pipeline"},
     "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake"},
     "doctor": BASE | {"config", "models", "engine", "intake", "service"},
     "bench": BASE | {"config", "store", "imaging", "models", "engine", "pipeline", "service"},

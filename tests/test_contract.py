@@ -112,7 +112,7 @@ def ledger_schema() -> dict[str, Any]:
     """Tables and indexes as SQLite keeps them, without comments and spaces."""
     ledger = Ledger(Path(":memory:"), SystemClock())
     try:
-        connection = ledger._store._connection
+        connection = ledger._database._connection
         rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
         version = connection.execute("PRAGMA user_version").fetchone()[0]
     finally:

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from rmbgd.errors import ModelError
-from rmbgd.fs import temporary_beside
+from rmbgd.fs import make_readable_folder, place_file
 from rmbgd.models.checkpoint import BACKBONES, TensorInfo, read_header, require, sha256_of
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
@@ -97,8 +97,13 @@ def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> str
         cast = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
         # Tensors of one storage (tied, or views) are written apart: the format has no sharing.
         plain[name] = cast.clone(memory_format=torch.contiguous_format)
-    with temporary_beside(target) as temporary:
-        save_file(plain, temporary, metadata={"format": "pt", "converted_from": source.name})
+    make_readable_folder(target.parent)
+    staged = target.with_name(f".{target.name}.tmp")
+    try:
+        save_file(plain, staged, metadata={"format": "pt", "converted_from": source.name})
+        place_file(staged, target)
+    finally:
+        staged.unlink(missing_ok=True)
     return backbone
 
 

@@ -1,6 +1,6 @@
-"""Taking complete files into work and putting back what could not be judged: ledger first, then the rename.
+"""Claims complete files, and gives back what could not be judged: first the ledger's row, then the rename.
 
-Does not choose what is claimed or when. A crash between two steps leaves a row and a file that recovery joins again.
+A crash between two steps leaves a row and a file that startup recovery joins again.
 """
 
 from __future__ import annotations
@@ -23,17 +23,15 @@ from rmbgd.store.records import Candidate, Job
 
 
 @dataclass(frozen=True, slots=True)
-class Claimed:
-    complete: Complete
-    job: Job
+class ClaimResult:
+    """A job, or why there is none.
 
-
-@dataclass(frozen=True, slots=True)
-class Unclaimed:
-    """why  "changed" (look again), "vanished", "handled" (forget it), "busy" (a version is in work), "blocked"."""
+    why  "changed" (look again), "vanished", "handled" (forget it), "busy" (a version is in work), "blocked"
+    """
 
     complete: Complete
-    why: str
+    job: Job | None
+    why: str = ""
     detail: str = ""
 
 
@@ -46,10 +44,10 @@ class Claims:
         self._fs = fs
         self._owed: list[int] = []  # rows to release that the ledger has not taken yet
 
-    def claim(self, files: Sequence[Complete]) -> list[Claimed | Unclaimed]:
+    def claim(self, files: Sequence[Complete]) -> list[ClaimResult]:
         """Take these, in one commit. Raises StorageFault when the ledger cannot be written: nothing is claimed then."""
         self._release_owed()
-        results: list[Claimed | Unclaimed] = []
+        results: list[ClaimResult] = []
         candidates: list[tuple[Complete, Candidate]] = []
         for complete in files:
             found = self._candidate(complete)
@@ -60,7 +58,7 @@ class Claims:
         jobs = {(job.folder, job.relative_path): job for job in self._ledger.claim([each for _, each in candidates])}
         for complete, candidate in candidates:
             job = jobs.get(complete.key)
-            results.append(Unclaimed(complete, "busy") if job is None else self._take(complete, candidate, job))
+            results.append(ClaimResult(complete, None, "busy") if job is None else self._take(complete, candidate, job))
         with contextlib.suppress(StorageFault):  # tried again before the next claim; what was claimed is claimed
             self._release_owed()
         return results
@@ -88,7 +86,7 @@ class Claims:
         except OSError:
             return None
 
-    def _candidate(self, complete: Complete) -> Candidate | Unclaimed:
+    def _candidate(self, complete: Complete) -> Candidate | ClaimResult:
         """What is to be claimed, if the file is still the version that was found complete."""
         name, path = complete.key
         folder = self._folders[name]
@@ -97,25 +95,18 @@ class Claims:
             status = os.lstat(os.path.join(root, path))
         except OSError as error:
             if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                return Unclaimed(complete, "vanished")
-            return Unclaimed(complete, "blocked", error.strerror or str(error))
+                return ClaimResult(complete, None, "vanished")
+            return ClaimResult(complete, None, "blocked", error.strerror or str(error))
         if version_of(status) != complete.arrival.version:
-            return Unclaimed(complete, "changed")
+            return ClaimResult(complete, None, "changed")
         if self._ledger.handled(name, path, complete.arrival.version):  # seen once more while it was in work
-            return Unclaimed(complete, "handled")
-        return Candidate(
-            name,
-            path,
-            root,
-            complete.arrival.version,
-            complete.arrival.first_seen,
-            by_rename=folder.originals != "keep",
-            final=complete.final,
-        )
+            return ClaimResult(complete, None, "handled")
+        seen = (complete.arrival.version, complete.arrival.first_seen)
+        return Candidate(name, path, root, *seen, by_rename=folder.originals != "keep", final=complete.final)
 
-    def _take(self, complete: Complete, candidate: Candidate, job: Job) -> Claimed | Unclaimed:
+    def _take(self, complete: Complete, candidate: Candidate, job: Job) -> ClaimResult:
         if not job.claimed_by_rename:
-            return Claimed(complete, job)
+            return ClaimResult(complete, job)
         root = str(self._folders[job.folder].input)
         name = os.path.basename(job.source)
         try:
@@ -123,25 +114,25 @@ class Claims:
             if not stat.S_ISREG(found.st_mode):  # swapped for a link or a pipe since: back, and looked at again
                 put_back(root, name, job.relative_path, self._fs)
                 self._owed.append(job.job_id)
-                return Unclaimed(complete, "changed")
+                return ClaimResult(complete, None, "changed")
         except OSError as error:
             self._owed.append(job.job_id)
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return Unclaimed(complete, "vanished")
+                return ClaimResult(complete, None, "vanished")
             if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
                 return self._in_place(complete, candidate)
-            return Unclaimed(complete, "blocked", error.strerror or str(error))
+            return ClaimResult(complete, None, "blocked", error.strerror or str(error))
         # Replaced between our look and the rename? The decoder sees it too, and sends it back like any other.
-        return Claimed(complete, job)
+        return ClaimResult(complete, job)
 
-    def _in_place(self, complete: Complete, candidate: Candidate) -> Claimed | Unclaimed:
+    def _in_place(self, complete: Complete, candidate: Candidate) -> ClaimResult:
         """It may be read and may not be moved: worked on where it is."""
         try:
             self._release_owed()
             jobs = self._ledger.claim([replace(candidate, by_rename=False)])
         except StorageFault as fault:
-            return Unclaimed(complete, "blocked", str(fault))
-        return Claimed(complete, jobs[0]) if jobs else Unclaimed(complete, "busy")
+            return ClaimResult(complete, None, "blocked", str(fault))
+        return ClaimResult(complete, jobs[0]) if jobs else ClaimResult(complete, None, "busy")
 
     def _release_owed(self) -> None:
         if self._owed:

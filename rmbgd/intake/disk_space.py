@@ -1,13 +1,9 @@
-"""Free space on the outputs: below the minimum nothing of a folder is claimed, until there is half as much again.
-
-Measures and tells; deletes nothing.
-"""
+"""POLICY: too little free space on an output stops claiming for its folder, until there is half as much again."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping
 
-from rmbgd.clock import Clock
 from rmbgd.config.load import Config
 from rmbgd.events import Emit
 
@@ -16,31 +12,33 @@ HYSTERESIS = 1.5  # so that a disk at the brink does not make the service stop a
 
 
 class DiskSpaceGuard:
-    """Belongs to the reconcile thread."""
+    """Belongs to the reconcile thread. `outputs`: folder -> path of its output."""
 
-    def __init__(self, config: Config, emit: Emit, clock: Clock) -> None:
+    def __init__(self, config: Config, emit: Emit) -> None:
         self._minimum = config.pipeline.free_bytes_minimum
-        self._outputs = {folder.name: str(folder.output) for folder in config.folder}
+        self.outputs = {folder.name: str(folder.output) for folder in config.folder}
         self._emit = emit
         self._closed: dict[str, float] = {}  # folder -> since when
-        self._next = clock.monotonic()
+        self._next = float("-inf")
 
-    def check(self, now: float) -> None:
-        if now < self._next or not self._minimum:
-            return
+    def due(self, now: float) -> bool:
+        """Is it time to `check`?"""
+        return bool(self._minimum) and now >= self._next
+
+    def check(self, now: float, free: Mapping[str, int | None]) -> None:
+        """`free`: bytes by folder; None where the output cannot be asked: publishing finds out, and retries."""
         self._next = now + CHECK_EVERY
-        for folder, output in self._outputs.items():
-            free = _free_bytes(output)
-            if free is None:  # not there or not ours to ask: publishing finds out, and holds
+        for folder, count in free.items():
+            if count is None:
                 continue
             if folder in self._closed:
-                if free >= HYSTERESIS * self._minimum:
+                if count >= HYSTERESIS * self._minimum:
                     since = self._closed.pop(folder)
                     self._emit("storage.resumed", kind="disk_full", seconds=round(now - since, 3))
-            elif free < self._minimum:
+            elif count < self._minimum:
                 self._closed[folder] = now
-                detail = f"{free} bytes free; pipeline.free_bytes_minimum is {self._minimum}"
-                self._emit("storage.paused", kind="disk_full", path=output, detail=detail)
+                detail = f"{count} bytes free; pipeline.free_bytes_minimum is {self._minimum}"
+                self._emit("storage.paused", kind="disk_full", path=self.outputs[folder], detail=detail)
 
     def closed(self) -> set[str]:
         return set(self._closed)
@@ -50,11 +48,3 @@ class DiskSpaceGuard:
 
     def next_check(self, now: float) -> float | None:
         return max(now, self._next) if self._closed else None
-
-
-def _free_bytes(path: str) -> int | None:
-    try:
-        found = os.statvfs(path)
-    except OSError:
-        return None
-    return found.f_bavail * found.f_frsize

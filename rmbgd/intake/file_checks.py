@@ -1,8 +1,4 @@
-"""One look into an arriving file: is somebody writing to it, are there holes in it, is its end there?
-
-Mechanism only: what follows from the answers is settle.py's question. Reads a few kilobytes at most times, and never
-changes the file.
-"""
+"""One look into an arriving file: an open writer, holes, its end marker. Reads a few kilobytes at most times."""
 
 from __future__ import annotations
 
@@ -13,13 +9,11 @@ import signal
 
 from rmbgd.fs import FileVersion, folder_beneath, open_regular, version_of
 from rmbgd.imaging.completeness import Tail, tail_of
-from rmbgd.intake.readiness import Facts, Writer
-
-__all__ = ["look", "open_regular", "writer_of"]
+from rmbgd.intake.readiness import ReadinessFacts, Writer
 
 
-def look(root: str, relative_path: str, *, remote: bool) -> tuple[FileVersion, Facts]:
-    """The version that was looked into, and what it showed. Raises ImageError(not_regular) and OSError."""
+def check(root: str, relative_path: str, *, remote: bool) -> tuple[FileVersion, ReadinessFacts]:
+    """The version that was checked, and what it showed. Raises ImageError(not_regular) and OSError."""
     parent, name = os.path.split(relative_path)
     with folder_beneath(root, parent) as folder:
         descriptor = open_regular(name, folder=folder)
@@ -27,10 +21,9 @@ def look(root: str, relative_path: str, *, remote: bool) -> tuple[FileVersion, F
         status = os.fstat(descriptor)
         writer = Writer.UNSEEN if remote else writer_of(descriptor)
         if writer is Writer.OPEN:
-            return version_of(status), Facts(writer, True, Tail.UNKNOWN)
-        return version_of(status), Facts(
-            writer, is_dense(descriptor, status.st_size), _tail(descriptor, status.st_size)
-        )
+            return version_of(status), ReadinessFacts(writer, True, Tail.UNKNOWN)
+        size = status.st_size
+        return version_of(status), ReadinessFacts(writer, is_dense(descriptor, size), _tail(descriptor, size))
     finally:
         os.close(descriptor)
 
@@ -52,7 +45,7 @@ def writer_of(descriptor: int) -> Writer:
 
 
 def is_dense(descriptor: int, size: int) -> bool:
-    """No unwritten blocks: preallocated uploads have some until the last byte is there. True where nobody can tell."""
+    """No unwritten blocks: preallocated uploads have some until the end. True where that cannot be seen."""
     if size == 0:
         return True
     try:

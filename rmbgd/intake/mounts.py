@@ -1,7 +1,4 @@
-"""Whether a drop folder is there, what kind of file system it lies on, and what the kernel really watches for us.
-
-Reads /proc and stat only. Does not open or change any folder.
-"""
+"""Mount points and file systems of folders: type, free space, and which inodes the kernel watches for us."""
 
 from __future__ import annotations
 
@@ -10,29 +7,10 @@ import re
 from dataclasses import dataclass
 
 # File systems whose every change passes through this machine's kernel, so that no writer goes unseen.
-LOCAL = frozenset(
-    [
-        "bcachefs",
-        "btrfs",
-        "erofs",
-        "exfat",
-        "ext2",
-        "ext3",
-        "ext4",
-        "f2fs",
-        "jfs",
-        "nilfs2",
-        "ntfs3",
-        "overlay",
-        "ramfs",
-        "reiserfs",
-        "tmpfs",
-        "ubifs",
-        "vfat",
-        "xfs",
-        "zfs",
-    ]
-)
+LOCAL = {
+    *("bcachefs", "btrfs", "erofs", "exfat", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "ntfs3"),
+    *("overlay", "ramfs", "reiserfs", "tmpfs", "ubifs", "vfat", "xfs", "zfs"),
+}
 
 _ESCAPE = re.compile(r"\\([0-7]{3})")
 _WATCHED = re.compile(rb"^inotify wd:[0-9a-f]+ ino:([0-9a-f]+) ", re.MULTILINE)
@@ -59,7 +37,7 @@ def is_mounted(path: str) -> bool:
     """Is a directory from elsewhere mounted exactly at `path`?
 
     os.path.ismount compares device numbers and so does not see what is bound from the same file system. A directory
-    bound onto itself is none: systemd makes such mounts of the paths in ReadWritePaths=, and nobody's disk is in them.
+    bound onto itself is none: systemd makes such mounts of the paths in ReadWritePaths=, and no disk is in them.
     """
     path = os.path.realpath(path)
     table = read_mounts()
@@ -79,19 +57,23 @@ def _shows_what_is_below(mount: Mount, below: Mount) -> bool:
 
 
 def file_system(path: str) -> str:
-    """The type of the file system that `path` lies on, as mountinfo names it (proc(5)); "unknown" if not told."""
+    """The type of the file system that `path` lies on, as mountinfo names it (proc(5)); "unknown" if it does not."""
     path = os.path.realpath(path)
     best, kind = "", "unknown"
-    for mount_point, found in mounts():
-        inside = path == mount_point or path.startswith(mount_point.rstrip("/") + "/")
-        if inside and len(mount_point) >= len(best):  # of several mounted over one another the last is on top
-            best, kind = mount_point, found
+    for mount in read_mounts():
+        inside = path == mount.point or path.startswith(mount.point.rstrip("/") + "/")
+        if inside and len(mount.point) >= len(best):  # of several mounted over one another the last is on top
+            best, kind = mount.point, mount.kind
     return kind
 
 
-def mounts() -> list[tuple[str, str]]:
-    """(mount point, type) in the order in which they were mounted."""
-    return [(mount.point, mount.kind) for mount in read_mounts()]
+def free_bytes(path: str) -> int | None:
+    """Free space for us on the file system of `path`; None when it is not there or may not be asked."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return None
+    return found.f_bavail * found.f_frsize
 
 
 def read_mounts() -> list[Mount]:

@@ -1,6 +1,6 @@
-"""The waiting room: files that are arriving, when to look at each again, and those that are complete, in order.
+"""Backlog of the intake: arriving files by when to look again, complete ones by folder priority and age.
 
-Bookkeeping of the reconcile thread, bounded in size. Opens nothing and decides nothing about a file.
+Bounded in size; the reconcile thread's alone.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from rmbgd.config.load import Folder
-from rmbgd.intake.readiness import Arrival
+from rmbgd.intake.readiness import ArrivingFile
 
 AGEING = 10.0  # seconds of waiting that are worth one step of priority, so that nothing waits for ever
 
@@ -24,7 +24,7 @@ class Complete:
     """A file that may be claimed. `refusal`: it is claimed only to be refused, and this gate is why."""
 
     key: Key
-    arrival: Arrival
+    arrival: ArrivingFile
     final: bool
     refusal: str = ""
 
@@ -37,7 +37,7 @@ class Backlog:
         self._folders = {folder.name: folder for folder in folders}
         self._share = max(1, maximum // max(1, len(self._folders)))
         self._counts = dict.fromkeys(self._folders, 0)
-        self._arriving: dict[Key, Arrival] = {}
+        self._arriving: dict[Key, ArrivingFile] = {}
         self._complete: dict[Key, Complete] = {}
         self._looks: list[tuple[float, int, Key]] = []  # heap; entries of files that moved on are skipped
         self._order: dict[str, list[tuple[float, int, Key]]] = {name: [] for name in self._folders}  # a heap each
@@ -52,20 +52,20 @@ class Backlog:
     def half_empty(self, folder: str) -> bool:
         return 2 * self._counts[folder] <= self._share
 
-    def get(self, key: Key) -> Arrival | None:
+    def get(self, key: Key) -> ArrivingFile | None:
         complete = self._complete.get(key)
         return self._arriving.get(key) or (complete.arrival if complete else None)
 
-    def put(self, key: Key, arrival: Arrival) -> None:
+    def put(self, key: Key, arrival: ArrivingFile) -> None:
         """It arrives, or has changed: look at it when its `look_at` says."""
-        self._leave(key)
+        self.forget(key)
         self._arriving[key] = arrival
         self._counts[key[0]] += 1
         heapq.heappush(self._looks, (arrival.look_at, next(self._numbers), key))
 
     def complete(self, complete: Complete) -> None:
         """It may be claimed. Realtime folders go first; else priority, raised by waiting: that order is fixed here."""
-        self._leave(complete.key)
+        self.forget(complete.key)
         self._complete[complete.key] = complete
         self._counts[complete.key[0]] += 1
         folder = self._folders[complete.key[0]]
@@ -73,9 +73,6 @@ class Backlog:
         heapq.heappush(self._order[folder.name], (rank, next(self._numbers), complete.key))
 
     def forget(self, key: Key) -> None:
-        self._leave(key)
-
-    def _leave(self, key: Key) -> None:
         if self._arriving.pop(key, None) is not None or self._complete.pop(key, None) is not None:
             self._counts[key[0]] -= 1
 
@@ -83,7 +80,7 @@ class Backlog:
         for key in [key for key in (*self._arriving, *self._complete) if key[0] == folder]:
             self.forget(key)
 
-    def due(self, now: float) -> Iterator[tuple[Key, Arrival]]:
+    def due(self, now: float) -> Iterator[tuple[Key, ArrivingFile]]:
         """Files to look at now, each once; put() them back, complete() or forget() them."""
         while self._looks and self._looks[0][0] <= now:
             look_at, _, key = heapq.heappop(self._looks)
@@ -97,7 +94,7 @@ class Backlog:
         return self._looks[0][0] if self._looks else None
 
     def take(self, count: int, closed: Collection[str]) -> list[Complete]:
-        """The first `count` complete files of folders that are not in `closed`; they leave the room."""
+        """The first `count` complete files of folders that are not in `closed`; they leave the backlog."""
         taken: list[Complete] = []
         while len(taken) < count:
             heads = [head for name in self._order if name not in closed and (head := self._head(name))]
@@ -105,13 +102,9 @@ class Backlog:
                 break
             folder = min(heads)[3]
             complete = self._complete[heapq.heappop(self._order[folder])[2]]
-            self._leave(complete.key)
+            self.forget(complete.key)
             taken.append(complete)
         return taken
-
-    def claimable(self, closed: Collection[str]) -> bool:
-        """Would take() find anything?"""
-        return any(name not in closed and self._head(name) for name in self._order)
 
     def _head(self, folder: str) -> tuple[bool, float, int, str] | None:
         order = self._order[folder]

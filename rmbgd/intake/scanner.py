@@ -1,7 +1,6 @@
-"""Where to look, and whether what is there is complete: from hints and scans to files that may be claimed.
+"""Scans drop folders, compares them with the ledger, and finds the files that may be claimed.
 
-Events, the first scan and every later one go through one door, `_consider`; nothing skips the gates. Claims nothing and
-moves nothing; refuses only what must not even be opened, and leaves it where it is.
+Events, the first scan and every later one go through one method, `_consider`; nothing skips the checks.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
@@ -19,17 +18,17 @@ from rmbgd.errors import ImageError, Reason
 from rmbgd.events import Emit
 from rmbgd.fs import FileVersion, kind_of, version_of
 from rmbgd.heartbeat import Heartbeat
-from rmbgd.intake import readiness as settle
-from rmbgd.intake.file_checks import look
+from rmbgd.intake import readiness
+from rmbgd.intake.file_checks import check
 from rmbgd.intake.mounts import file_system, is_local
 from rmbgd.intake.priority_queue import Backlog, Complete, Key
-from rmbgd.intake.readiness import Arrival, Verdict
-from rmbgd.intake.watcher import FolderWatch, Heard, Hints
+from rmbgd.intake.readiness import ArrivingFile, Readiness
+from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints
 from rmbgd.naming import CLAIM_FOLDER
 from rmbgd.store.ledger import Ledger
 
-# --- The scan of a drop folder: every entry that is not to be left alone, and every directory that should be watched.
-
+LOOKS_AT_ONCE = 512  # files looked into before the other duties of the thread continue
+UNANNOUNCED_AFTER = 5.0  # s; a file that is older and had no event was missed, not just faster than its event
 
 # Half-finished uploads and what file managers leave behind; matched without regard to case.
 IGNORED_FILES = (
@@ -62,67 +61,50 @@ def _either(patterns: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns), re.IGNORECASE | re.DOTALL)
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """Something that is no directory, below the drop folder, and how it looked."""
-
-    relative_path: str
-    status: os.stat_result
-
-
 @dataclass(slots=True)
-class Seen:
+class ScanResult:
     """What a scan went through: `directories` by inode; `unreadable`: (path, error) of those it could not enter."""
 
     directories: set[int] = field(default_factory=set)
     unreadable: list[tuple[str, OSError]] = field(default_factory=list)
 
 
-def scan(root: str, below: str, ignored: Ignored, *, recursive: bool, seen: Seen) -> Iterator[Entry]:
-    """Every entry below `root`/`below`, in no order. What vanishes meanwhile is left out.
+def scan(
+    root: str, below: str, ignored: Ignored, *, recursive: bool, result: ScanResult
+) -> Iterator[tuple[str, os.stat_result]]:
+    """(relative path, stat) of every entry that is no directory below `root`/`below`, in no order.
 
-    Can be abandoned at any point. Raises OSError when `root` itself cannot be read.
+    What vanishes meanwhile is left out. Can be abandoned at any point. Raises OSError when `root` cannot be read.
     """
     todo = [below]
     while todo:
         here = todo.pop()
         try:
             with os.scandir(os.path.join(root, here)) as entries:
-                seen.directories.add(os.stat(os.path.join(root, here)).st_ino)
+                result.directories.add(os.stat(os.path.join(root, here)).st_ino)
                 for entry in entries:
                     path = os.path.join(here, entry.name)
                     if entry.is_dir(follow_symlinks=False):
                         if recursive and not ignored.folder(entry.name):
                             todo.append(path)
                     elif not ignored.file(entry.name):
-                        yield from _entry(entry, path)
+                        try:
+                            status = entry.stat(follow_symlinks=False)
+                        except FileNotFoundError:
+                            continue
+                        if not stat.S_ISDIR(status.st_mode):
+                            yield path, status
         except FileNotFoundError:
             if not here:
                 raise
         except OSError as error:
             if not here:
                 raise
-            seen.unreadable.append((here, error))
-
-
-def _entry(entry: os.DirEntry[str], path: str) -> Iterator[Entry]:
-    try:
-        status = entry.stat(follow_symlinks=False)
-    except FileNotFoundError:
-        return
-    if not stat.S_ISDIR(status.st_mode):
-        yield Entry(path, status)
-
-
-# --- Where to look, and whether what is there is complete: from hints and scans to files that may be claimed.
-
-
-LOOKS_AT_ONCE = 512  # files looked into before the other duties get their turn again
-UNANNOUNCED_AFTER = 5.0  # s; a file that is older and that no event told of was missed, not just faster than its event
+            result.unreadable.append((here, error))
 
 
 @dataclass(slots=True)
-class _Watched:
+class _DropFolder:
     """One drop folder. Only the reconcile thread touches it."""
 
     folder: Folder
@@ -131,13 +113,25 @@ class _Watched:
     remote: bool = False
     compared_at: float | None = None
     due: bool = True  # compare at once
-    more: bool = False  # the waiting room was full: files were left unseen
-    surprised: bool = True  # events may have been lost since the last comparison, so what it finds proves nothing
+    more: bool = False  # the backlog was full: files were left unseen
+    events_lost: bool = True  # perhaps, since the last comparison: what the next one finds proves nothing
     was_absent: bool = False
+
+    @property
+    def root(self) -> str:
+        return str(self.folder.input)
+
+    def compare_at_once(self) -> None:
+        self.due = self.events_lost = True
+
+    def next_compare(self) -> float | None:
+        if not self.watch.present or self.compared_at is None:
+            return None
+        return self.compared_at + self.watch.compare_every
 
 
 class Scanner:
-    """Belongs to the reconcile thread. `room` holds what was found. Raises StorageFault when the ledger refuses."""
+    """Belongs to the reconcile thread. `backlog` holds what was found. Raises StorageFault when the ledger refuses."""
 
     def __init__(
         self,
@@ -149,266 +143,232 @@ class Scanner:
         on_compared: Callable[[], None],
     ) -> None:
         intake = config.intake
-        self.room = Backlog(config.folder, intake.tracked_maximum)
-        self.rules = settle.Rules(
+        self.backlog = Backlog(config.folder, intake.tracked_maximum)
+        self.rules = readiness.ReadinessRules(
             intake.quiet_closed,
             intake.quiet_unknown,
             intake.quiet_remote,
             intake.incomplete_timeout,
             intake.stuck_upload,
         )
-        self._ledger, self._clock, self._emit, self._heartbeat, self._on_compared = (
-            ledger,
-            clock,
-            emit,
-            heartbeat,
-            on_compared,
-        )
+        self._ledger, self._clock, self._emit, self._heartbeat = ledger, clock, emit, heartbeat
+        self._on_compared: Callable[[], None] | None = on_compared  # None once it was called
         self._hints: Hints | None = None
         self._hints_maximum = intake.hints_maximum
-        self._watched: dict[str, _Watched] = {}
-        self._told: set[tuple[Key, int]] = set()  # blocked files that were told, by ctime
-        self._first_round_told = False
+        self._folders: dict[str, _DropFolder] = {}
+        self._blocked: set[tuple[Key, int]] = set()  # files that were reported, by ctime
 
     def attach(self, hints: Hints, watches: list[FolderWatch]) -> None:
         """The main thread's, before anything else."""
         self._hints = hints
         for watch in watches:
-            self._watched[watch.folder.name] = _Watched(watch.folder, watch, Ignored(watch.folder.ignore))
+            self._folders[watch.folder.name] = _DropFolder(watch.folder, watch, Ignored(watch.folder.ignore))
 
     def close(self) -> None:
-        for watched in self._watched.values():
-            watched.watch.close()
+        for folder in self._folders.values():
+            folder.watch.close()
 
     def next_moment(self) -> float | None:
         """When something is due here."""
-        moments = [self.room.next_look(), *map(self._next_compare, self._watched.values())]
+        moments = [self.backlog.next_look(), *(folder.next_compare() for folder in self._folders.values())]
         return min((moment for moment in moments if moment is not None), default=None)
 
-    def look_again(self, folder: str | None = None) -> None:
-        """Something that was being considered may be forgotten: compare one folder, or all, at the next occasion."""
-        for name, watched in self._watched.items():
-            if folder in (None, name):
-                watched.due = watched.surprised = True
+    def compare_again(self) -> None:
+        """Something that was being considered may be forgotten: compare every folder at the next occasion."""
+        for folder in self._folders.values():
+            folder.compare_at_once()
 
     def treat_as_absent(self, folder: str) -> None:
         """Its next check finds that it is back, and what is stranded is tried again."""
-        self._watched[folder].was_absent = True
+        self._folders[folder].was_absent = True
 
     def is_remote(self, folder: str) -> bool:
-        return self._watched[folder].remote
+        return self._folders[folder].remote
 
-    def stands(self, folder: str, path: str) -> bool:
+    def exists(self, folder: str, path: str) -> bool:
         """Is there anything at this path?"""
-        watched = self._watched.get(folder)
-        return watched is not None and os.path.lexists(os.path.join(watched.folder.input, path))
+        return folder in self._folders and os.path.lexists(os.path.join(self._folders[folder].root, path))
 
-    def facts(self) -> dict[str, dict[str, object]]:
+    def describe(self) -> dict[str, dict[str, object]]:
         """What the status says of each folder."""
-        return {name: _facts(watched) for name, watched in self._watched.items()}
+        return {name: asdict(folder.watch.status()) | {"more": folder.more} for name, folder in self._folders.items()}
 
     # ------------------------------------------------------------------------------------------------ where to look
 
     def check_folders(self) -> list[str]:
         """Is every folder there, and its watch alive? Names of those that are back."""
         back: list[str] = []
-        for name, watched in self._watched.items():
-            if watched.watch.check():
-                watched.due = watched.surprised = True
-                watched.remote = not is_local(file_system(str(watched.folder.input)))
-            if watched.watch.present and watched.was_absent:
-                watched.was_absent = False
+        for name, folder in self._folders.items():
+            if folder.watch.check():
+                folder.compare_at_once()
+                folder.remote = not is_local(file_system(folder.root))
+            if folder.watch.present and folder.was_absent:
+                folder.was_absent = False
                 back.append(name)
-            if not watched.watch.present and not watched.was_absent:
-                watched.was_absent = True
-                watched.due = False
-                self.room.forget_folder(name)
+            if not folder.watch.present and not folder.was_absent:
+                folder.was_absent = True
+                folder.due = False
+                self.backlog.forget_folder(name)
         return back
 
     def take_hints(self, *, rescan: bool) -> None:
         """Look where events point. `rescan`: compare every folder at once."""
         assert self._hints is not None
         hinted = self._hints.take()
-        for name, watched in self._watched.items():
+        for name, folder in self._folders.items():
             if rescan or name in hinted.whole:
-                watched.due = watched.surprised = True
+                folder.compare_at_once()
         for name, path in hinted.directories:
-            watched = self._watched[name]
-            if watched.folder.recursive and not watched.ignored.path(path + "/x"):
-                self._scan(watched, path, announced=True)
+            folder = self._folders[name]
+            if folder.folder.recursive and not folder.ignored.path(path + "/x"):
+                self._scan(folder, path, announced=True)
         for (name, path), heard in hinted.files.items():
-            watched = self._watched[name]
-            if watched.watch.present and not watched.ignored.path(path):
-                self._consider_path(watched, path, announced=heard >= Heard.APPEARED)
-
-    def _next_compare(self, watched: _Watched) -> float | None:
-        if not watched.watch.present or watched.compared_at is None:
-            return None
-        return watched.compared_at + watched.watch.compare_every
+            folder = self._folders[name]
+            if folder.watch.present and not folder.ignored.path(path):
+                self._consider_path(folder, path, announced=heard >= FileEvent.APPEARED)
 
     def compare_due(self) -> None:
         """Compare the folders whose time has come."""
         now = self._clock.monotonic()
-        for watched in self._watched.values():
-            if not watched.watch.present:
-                continue
-            moment = self._next_compare(watched)
-            more = watched.more and self.room.half_empty(watched.folder.name)
-            if watched.due or more or moment is None or moment <= now:
-                self._compare(watched, now)
-        if not self._first_round_told and all(
-            not each.watch.present or each.compared_at is not None for each in self._watched.values()
-        ):
-            self._first_round_told = True
+        present = [folder for folder in self._folders.values() if folder.watch.present]
+        for folder in present:
+            moment = folder.next_compare()
+            more = folder.more and self.backlog.half_empty(folder.folder.name)
+            if folder.due or more or moment is None or moment <= now:
+                self._compare(folder, now)
+        if self._on_compared is not None and all(folder.compared_at is not None for folder in present):
             self._on_compared()
+            self._on_compared = None
 
-    def _compare(self, watched: _Watched, now: float) -> None:
+    def _compare(self, folder: _DropFolder, now: float) -> None:
         """The whole folder against what is known."""
-        proves = not (watched.due or watched.surprised or watched.more)
-        watched.due = watched.more = False
-        seen, missed = self._scan(watched, "", announced=False)
-        watched.compared_at = now
-        if not watched.more:
-            watched.surprised = False
-            watched.watch.compared(seen.directories, missed if proves else 0)
+        proves = not (folder.due or folder.events_lost or folder.more)
+        folder.due = folder.more = False
+        result, missed = self._scan(folder, "", announced=False)
+        folder.compared_at = now
+        if not folder.more:
+            folder.events_lost = False
+            folder.watch.compared(result.directories, missed if proves else 0)
 
-    def _scan(self, watched: _Watched, below: str, *, announced: bool) -> tuple[Seen, int]:
-        seen, missed = Seen(), 0
-        root = str(watched.folder.input)
+    def _scan(self, folder: _DropFolder, below: str, *, announced: bool) -> tuple[ScanResult, int]:
+        """What was gone through, and how many new files have been there for a while without an event."""
+        result, missed, name = ScanResult(), 0, folder.folder.name
         wall = self._clock.wall().timestamp()
         try:
-            for entry in scan(root, below, watched.ignored, recursive=watched.folder.recursive, seen=seen):
-                key = (watched.folder.name, entry.relative_path)
-                if self.room.full(watched.folder.name) and self.room.get(key) is None:
-                    watched.more = True  # they wait in the folder, which costs no memory
+            recursive = folder.folder.recursive
+            for path, status in scan(folder.root, below, folder.ignored, recursive=recursive, result=result):
+                if self.backlog.full(name) and self.backlog.get((name, path)) is None:
+                    folder.more = True  # they wait in the folder, which costs no memory
                     break
                 self._heartbeat.working()
-                new = self._consider(watched, entry.relative_path, entry.status, announced=announced)
-                missed += new and wall - entry.status.st_ctime > UNANNOUNCED_AFTER
+                new = self._consider(folder, path, status, announced=announced)
+                missed += new and wall - status.st_ctime > UNANNOUNCED_AFTER
         except OSError:  # the folder has gone, or turned unreadable: the watch says so at its next check
             pass
-        for path, error in seen.unreadable:
-            self.tell_blocked((watched.folder.name, path), 0, error.strerror or str(error))
-        return seen, missed
+        for path, error in result.unreadable:
+            self.report_blocked((name, path), 0, error.strerror or str(error))
+        return result, missed
 
-    # ------------------------------------------------------------------------------------------------ the one door
+    # ------------------------------------------------------------------------------------------------ every entry
 
-    def _consider_path(self, watched: _Watched, path: str, *, announced: bool) -> None:
-        key = (watched.folder.name, path)
+    def _consider_path(self, folder: _DropFolder, path: str, *, announced: bool) -> None:
+        key = (folder.folder.name, path)
         try:
-            status = os.lstat(os.path.join(watched.folder.input, path))
+            status = os.lstat(os.path.join(folder.root, path))
         except OSError:
-            self.room.forget(key)
+            self.backlog.forget(key)
             return
         if stat.S_ISDIR(status.st_mode):
             return
-        if self.room.full(key[0]) and self.room.get(key) is None:
-            watched.more = watched.surprised = True
+        if self.backlog.full(key[0]) and self.backlog.get(key) is None:
+            folder.more = folder.events_lost = True
             return
-        self._consider(watched, path, status, announced=announced)
+        self._consider(folder, path, status, announced=announced)
 
-    def _consider(self, watched: _Watched, path: str, status: os.stat_result, *, announced: bool) -> bool:
-        """An entry was seen, somehow. True when it is new here."""
-        key = (watched.folder.name, path)
+    def _consider(self, folder: _DropFolder, path: str, status: os.stat_result, *, announced: bool) -> bool:
+        """An entry was seen, by an event or a scan. True when it is new here."""
+        key = (folder.folder.name, path)
         version = version_of(status)
-        if (refusal := self._not_ours_to_read(watched, status)) is not None:
-            self.room.forget(key)
+        if (refusal := _not_ours_to_read(folder.root, status)) is not None:
+            self.backlog.forget(key)
             self._refuse_in_place(key, version, *refusal)
             return False
         now = self._clock.monotonic()
-        arrival = self.room.get(key)
+        arrival = self.backlog.get(key)
         if arrival is not None:
             before = arrival.look_at
-            if (
-                settle.observed(arrival, version, now, announced=announced, rules=self.rules)
-                or arrival.look_at < before
-            ):
-                self.room.put(key, arrival)
+            changed = readiness.observed(arrival, version, now, announced=announced, rules=self.rules)
+            if changed or arrival.look_at < before:
+                self.backlog.put(key, arrival)
             return False
-        if self._ledger.handled(*key, version):  # kept, or refused, or done and nobody lets us move it
+        if self._ledger.handled(*key, version):  # kept, or refused, or done and may not be moved
             return False
-        self.room.put(key, settle.appeared(version, now, announced=announced, remote=watched.remote, rules=self.rules))
+        self.backlog.put(
+            key, readiness.appeared(version, now, announced=announced, remote=folder.remote, rules=self.rules)
+        )
         return True
 
-    def _not_ours_to_read(self, watched: _Watched, status: os.stat_result) -> tuple[Reason, str] | None:
-        if not stat.S_ISREG(status.st_mode):
-            return Reason.NOT_REGULAR, kind_of(status.st_mode)
-        if status.st_nlink > 1 and status.st_uid not in (os.geteuid(), _owner_of(str(watched.folder.input))):
-            # Somebody else's file, linked in to be read with our rights; the folder's owner may link what is theirs.
-            return Reason.HARDLINK, f"{status.st_nlink} names, and owned by user {status.st_uid}"
-        return None
-
     def _refuse_in_place(self, key: Key, version: FileVersion, reason: Reason, detail: str) -> None:
-        """It stays where it is, unread, and is told once."""
-        folder, path = key
-        job = self._ledger.refuse(folder, path, version, reason, detail)
-        if job is not None:
-            self._emit(
-                "image.failed", job=job, folder=folder, path=path, attempt=0, milliseconds={}, reason=str(reason),
-                detail=detail, stage="intake",
-            )  # fmt: skip
-            self._ledger.untold.told(job)
+        """It stays where it is, unread, and is reported once."""
+        outcome = self._ledger.refuse(*key, version, reason, detail)
+        if outcome is not None:
+            self._ledger.outbox.deliver(outcome, self._emit)
 
     # ------------------------------------------------------------------------------------------------ is it complete?
 
     def look_due(self) -> None:
         now = self._clock.monotonic()
-        for count, (key, arrival) in enumerate(self.room.due(now)):
+        for count, (key, arrival) in enumerate(self.backlog.due(now)):
             self._heartbeat.working()
             self._look(key, arrival, now)
             if count >= LOOKS_AT_ONCE:
                 break
 
-    def _look(self, key: Key, arrival: Arrival, now: float) -> None:
-        watched = self._watched[key[0]]
+    def _look(self, key: Key, arrival: ArrivingFile, now: float) -> None:
         try:
-            version, facts = look(str(watched.folder.input), key[1], remote=arrival.remote)
+            version, facts = check(self._folders[key[0]].root, key[1], remote=arrival.remote)
         except ImageError as error:  # swapped for a link or a pipe since it was seen
-            self.room.forget(key)
+            self.backlog.forget(key)
             self._refuse_in_place(key, arrival.version, error.reason, error.detail)
             return
         except (FileNotFoundError, NotADirectoryError):
-            self.room.forget(key)
+            self.backlog.forget(key)
             return
         except OSError as error:
-            self.tell_blocked(key, arrival.version.ctime_ns, error.strerror or str(error))
-            settle.put_off(arrival, now)
-            self.room.put(key, arrival)
+            self.report_blocked(key, arrival.version.ctime_ns, error.strerror or str(error))
+            readiness.put_off(arrival, now)
+            self.backlog.put(key, arrival)
             return
-        if settle.observed(arrival, version, now, announced=False, rules=self.rules):
-            self.room.put(key, arrival)
+        if readiness.observed(arrival, version, now, announced=False, rules=self.rules):
+            self.backlog.put(key, arrival)
             return
-        decision = settle.judge(arrival, facts, now, self.rules)
-        if decision.tell_incomplete:
+        decision = readiness.judge(arrival, facts, now, self.rules)
+        if decision.report_incomplete:
             self._emit("intake.incomplete", folder=key[0], path=key[1], gate=decision.gate)
-        if decision.tell_stuck:
+        if decision.report_stuck:
             waited = round(now - arrival.first_seen, 1)
             self._emit("intake.stuck_upload", folder=key[0], path=key[1], seconds=waited)
-        if decision.verdict is Verdict.WAIT:
-            self.room.put(key, arrival)
+        if decision.readiness is Readiness.WAIT:
+            self.backlog.put(key, arrival)
             return
-        refusal = decision.gate if decision.verdict is Verdict.REFUSE else ""
-        self.room.complete(Complete(key, arrival, decision.verdict is not Verdict.READY, refusal))
+        refusal = decision.gate if decision.readiness is Readiness.REFUSE else ""
+        self.backlog.complete(Complete(key, arrival, decision.readiness is not Readiness.READY, refusal))
 
-    def tell_blocked(self, key: Key, ctime_ns: int, cause: str) -> None:
-        if (key, ctime_ns) not in self._told:
-            if len(self._told) > self._hints_maximum:
-                self._told.clear()
-            self._told.add((key, ctime_ns))
+    def report_blocked(self, key: Key, ctime_ns: int, cause: str) -> None:
+        if (key, ctime_ns) not in self._blocked:
+            if len(self._blocked) > self._hints_maximum:
+                self._blocked.clear()
+            self._blocked.add((key, ctime_ns))
             self._emit("intake.blocked", folder=key[0], path=key[1], cause=cause)
 
 
-def _facts(watched: _Watched) -> dict[str, object]:
-    status = watched.watch.status()
-    return {
-        "mode": status.mode,
-        "cause": status.cause,
-        "armed": status.armed,
-        "wanted": status.wanted,
-        "overflows": status.overflows,
-        "missed": status.missed,
-        "more": watched.more,
-    }
+def _not_ours_to_read(root: str, status: os.stat_result) -> tuple[Reason, str] | None:
+    if not stat.S_ISREG(status.st_mode):
+        return Reason.NOT_REGULAR, kind_of(status.st_mode)
+    if status.st_nlink > 1 and status.st_uid not in (os.geteuid(), _owner_of(root)):
+        # Somebody else's file, linked in to be read with our rights; the folder's owner may link what is theirs.
+        return Reason.HARDLINK, f"{status.st_nlink} names, and owned by user {status.st_uid}"
+    return None
 
 
 def _owner_of(path: str) -> int | None:

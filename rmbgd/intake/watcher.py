@@ -1,8 +1,7 @@
-"""Watches one drop folder through watchdog, and never believes that it works: it is checked from outside.
+"""Watches drop folders with inotify through watchdog; polls where events cannot be relied on.
 
-Turns events into hints and nothing else; reads no image, knows no ledger. That the folder is still the same one, that
-the kernel still watches every directory, that threads live and that nothing arrives unannounced is asked again and
-again; where events cannot be relied on, the folder is compared more often instead.
+Events become hints where to look. The watch is checked from outside, again and again: that the folder is still the same
+one, that the kernel still watches every directory, that threads live and that nothing arrives without an event.
 """
 
 from __future__ import annotations
@@ -36,11 +35,14 @@ from rmbgd.events import Emit
 from rmbgd.intake.mounts import file_system, is_local, is_mounted, watched_inodes
 from rmbgd.naming import CLAIM_FOLDER
 
-# --- Where to look sooner: a bounded, de-duplicated set of paths that events left behind.
+MISSED_LIMIT, MISSED_WINDOW = 3, 3600.0  # so many files without an event in so many seconds: events are unreliable
+OVERFLOW_LOGGER = "watchdog.observers.inotify_c"  # the only place where watchdog reports an overflow
+
+Mode = Literal["events", "poll", "waiting"]
 
 
-class Heard(IntEnum):
-    """What was heard of a file last; higher says more."""
+class FileEvent(IntEnum):
+    """What happened to a file last; higher says more."""
 
     TOUCHED = 0  # mode, owner or times changed
     APPEARED = 1  # created, linked, or renamed
@@ -48,10 +50,10 @@ class Heard(IntEnum):
 
 
 @dataclass(slots=True)
-class Hinted:
-    """What was heard since the last look. `whole`: folders to compare; `directories`: below a folder, to scan."""
+class PendingHints:
+    """Where to look. `whole`: folders to compare; `directories`: below a folder, to scan."""
 
-    files: dict[tuple[str, str], Heard] = field(default_factory=dict)  # (folder, relative path)
+    files: dict[tuple[str, str], FileEvent] = field(default_factory=dict)  # (folder, relative path)
     directories: set[tuple[str, str]] = field(default_factory=set)
     whole: set[str] = field(default_factory=set)
 
@@ -60,19 +62,18 @@ class Hinted:
 
 
 class Hints:
-    """Filled by watchdog's threads, emptied by the reconcile thread. Never makes its callers wait for anything else."""
+    """A bounded set of paths that events named. Filled by watchdog's threads, emptied by the reconcile thread."""
 
     def __init__(self, maximum: int, wake: Callable[[], None]) -> None:
         self._maximum = maximum
         self._wake = wake  # called without the lock, whenever the set stops being empty
         self._lock = threading.Lock()
-        self._hinted = Hinted()  # guarded by _lock
+        self._hinted = PendingHints()  # guarded by _lock
         self.dropped = 0  # how often the set was full; guarded by _lock
 
-    def file(self, folder: str, path: str, heard: Heard) -> None:
-        def note(hinted: Hinted) -> None:
-            before = hinted.files.get((folder, path), heard)
-            hinted.files[folder, path] = max(before, heard)
+    def file(self, folder: str, path: str, event: FileEvent) -> None:
+        def note(hinted: PendingHints) -> None:
+            hinted.files[folder, path] = max(hinted.files.get((folder, path), event), event)
 
         self._add(folder, note)
 
@@ -82,13 +83,13 @@ class Hints:
     def whole(self, folder: str) -> None:
         self._add(folder, lambda hinted: hinted.whole.add(folder))
 
-    def take(self) -> Hinted:
+    def take(self) -> PendingHints:
         """Everything since the last call."""
         with self._lock:
-            hinted, self._hinted = self._hinted, Hinted()
+            hinted, self._hinted = self._hinted, PendingHints()
             return hinted
 
-    def _add(self, folder: str, note: Callable[[Hinted], None]) -> None:
+    def _add(self, folder: str, note: Callable[[PendingHints], None]) -> None:
         with self._lock:
             hinted = self._hinted
             was_empty = not hinted
@@ -96,26 +97,18 @@ class Hints:
                 return
             note(hinted)
             if len(hinted.files) + len(hinted.directories) > self._maximum:
-                everybody = {name for name, _ in hinted.files} | {name for name, _ in hinted.directories}
-                self._hinted = Hinted(whole=everybody | hinted.whole)
+                folders = {name for name, _ in hinted.files} | {name for name, _ in hinted.directories}
+                self._hinted = PendingHints(whole=folders | hinted.whole)
                 self.dropped += 1
         if was_empty:
             self._wake()
 
 
-# --- Watches one drop folder through watchdog, and never believes that it works: it is checked from outside.
-
-
-MISSED_LIMIT, MISSED_WINDOW = 3, 3600.0  # so many unannounced files within so many seconds: the file system is silent
-OVERFLOW_LOGGER = "watchdog.observers.inotify_c"  # the only place where watchdog tells of an overflow
-
-Mode = Literal["events", "poll", "waiting"]
-
-_HEARD: dict[type[FileSystemEvent], Heard] = {
-    FileAttribEvent: Heard.TOUCHED,
-    FileCreatedEvent: Heard.APPEARED,
-    FileClosedEvent: Heard.CLOSED,
-    FileMovedEvent: Heard.APPEARED,
+_EVENTS: dict[type[FileSystemEvent], FileEvent] = {
+    FileAttribEvent: FileEvent.TOUCHED,
+    FileCreatedEvent: FileEvent.APPEARED,
+    FileClosedEvent: FileEvent.CLOSED,
+    FileMovedEvent: FileEvent.APPEARED,
 }
 
 
@@ -135,13 +128,13 @@ class _Emitter(InotifyEmitter):
 
 
 class _Handler(FileSystemEventHandler):
-    """Called in watchdog's thread. It must not raise: that would end the thread and nobody would notice."""
+    """Called in watchdog's thread. It must not raise: that would end the thread without a trace."""
 
     def __init__(self, folder: str, root: str, hints: Hints) -> None:
         self._folder = folder
         self._prefix = root.rstrip("/") + "/"
         self._hints = hints
-        self.heard = 0  # events on files; written by watchdog's thread only
+        self.received = 0  # events on files; written by watchdog's thread only
 
     def on_any_event(self, event: FileSystemEvent) -> None:
         path = os.fsdecode(event.dest_path or event.src_path)
@@ -150,9 +143,9 @@ class _Handler(FileSystemEventHandler):
             return
         if isinstance(event, (DirCreatedEvent, DirMovedEvent)):
             self._hints.directory(self._folder, relative)
-        elif type(event) in _HEARD:
-            self.heard += 1
-            self._hints.file(self._folder, relative, _HEARD[type(event)])
+        elif type(event) in _EVENTS:
+            self.received += 1
+            self._hints.file(self._folder, relative, _EVENTS[type(event)])
 
 
 @dataclass(slots=True)
@@ -182,7 +175,7 @@ class FolderWatch:
         self._handler = _Handler(folder.name, self._root, hints)
         self._mode: Mode | None = None  # None before the first look
         self._cause: str | None = None
-        self._heard_when_degraded = 0
+        self._received_when_degraded = 0
         self._wanted = self._armed = 0
         self._missed: list[float] = []  # when; within MISSED_WINDOW
         self._missed_total = 0
@@ -212,7 +205,7 @@ class FolderWatch:
         if now < self._next_check:
             return False
         self._next_check = now + self._settings.root_check
-        identity, trouble = self._look()
+        identity, trouble = self._identify()
         if identity is None:
             self._lose(trouble)
             return False
@@ -226,7 +219,7 @@ class FolderWatch:
             self._arm(identity)
             self._degrade("dead")
             return True
-        if self._cause == "silent" and self._handler.heard > self._heard_when_degraded:
+        if self._cause == "silent" and self._handler.received > self._received_when_degraded:
             self._restore()
         return False
 
@@ -237,7 +230,7 @@ class FolderWatch:
             self._hints.whole(self.folder.name)
 
     def compared(self, directories: set[int], missed: int) -> None:
-        """A whole comparison is over: it saw these directory inodes, and `missed` files that no event had announced."""
+        """A whole comparison is over: it saw these directory inodes, and `missed` files without an event."""
         now = self._clock.monotonic()
         self._missed_total += missed
         self._missed = [then for then in self._missed if now - then < MISSED_WINDOW] + [now] * min(missed, MISSED_LIMIT)
@@ -260,11 +253,15 @@ class FolderWatch:
             self._degrade("silent")
 
     def close(self) -> None:
-        self._disarm()
+        if self._observer is not None:
+            self._observer.stop()
+            self._observer.join()
+            self._observer = None
+        self._armed = 0
 
     # ------------------------------------------------------------------------------------------------------ state
 
-    def _look(self) -> tuple[tuple[int, int] | None, str]:
+    def _identify(self) -> tuple[tuple[int, int] | None, str]:
         """(device, inode) of the folder, or None and why."""
         try:
             found = os.stat(self._root)
@@ -280,7 +277,7 @@ class FolderWatch:
         return ((found.st_dev, found.st_ino), "") if readable else (None, "denied")
 
     def _lose(self, cause: str) -> None:
-        self._disarm()
+        self.close()
         self._identity = None
         if (self._mode, self._cause) != ("waiting", cause):
             self._mode, self._cause = "waiting", cause
@@ -297,7 +294,7 @@ class FolderWatch:
         if wanted:
             self._arm_observer()
         else:
-            self._disarm()
+            self.close()
         self._armed = 1 if self._observer is not None else 0
         if self._mode == "events" or not wanted:
             self._emit(
@@ -305,9 +302,9 @@ class FolderWatch:
             )
 
     def _arm_observer(self) -> None:
-        self._disarm()
+        self.close()
         observer = BaseObserver(_Emitter)
-        kinds = [*_HEARD, DirCreatedEvent, DirMovedEvent]
+        kinds = [*_EVENTS, DirCreatedEvent, DirMovedEvent]
         try:
             observer.schedule(self._handler, self._root, recursive=self.folder.recursive, event_filter=kinds)
             observer.start()
@@ -317,13 +314,6 @@ class FolderWatch:
             return
         self._observer = observer
 
-    def _disarm(self) -> None:
-        if self._observer is not None:
-            self._observer.stop()
-            self._observer.join()
-            self._observer = None
-        self._armed = 0
-
     @staticmethod
     def _alive(observer: BaseObserver) -> bool:
         return observer.is_alive() and bool(observer.emitters) and all(each.is_alive() for each in observer.emitters)
@@ -332,7 +322,7 @@ class FolderWatch:
         if self._mode == "poll" and self._cause == cause:
             return
         self._mode, self._cause = "poll", cause
-        self._heard_when_degraded = self._handler.heard
+        self._received_when_degraded = self._handler.received
         self._emit("watch.degraded", folder=self.folder.name, cause=cause, wanted=self._wanted, armed=self._armed)
 
     def _restore(self) -> None:
@@ -342,7 +332,7 @@ class FolderWatch:
 
 
 class OverflowListener(logging.Handler):
-    """Hears watchdog's log, the only place where it tells that the kernel dropped events."""
+    """Listens to watchdog's log, the only place where it reports that the kernel dropped events."""
 
     def __init__(self, watches: list[FolderWatch], emit: Emit) -> None:
         super().__init__(logging.WARNING)

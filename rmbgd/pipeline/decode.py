@@ -1,6 +1,6 @@
-"""The decode stage: from a claimed path to pixels in leased memory, or to a reason why not.
+"""Decode stage: from a claimed path to pixels in leased memory, or to a reason why not.
 
-The only stage that acquires memory. Touches neither the output folder nor a device.
+The only stage that acquires memory.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ class Decoder:
             return None
         try:
             return self._pixels(job, data, header, facts, timing, heartbeat)
-        except ImageError as error:  # with the facts, so that twins of this image get the same answer
+        except ImageError as error:  # with the facts, so that followers of this image get the same answer
             return refusal(job, error, timing, facts)
         except MemoryError:
             return Postponed(job, "memory", SHORTAGE, timing, facts)
@@ -143,11 +143,11 @@ class Decoder:
         try:
             if not same_content(os.fstat(descriptor), job.version):
                 return None
-            return self._read_stubbornly(descriptor)
+            return self._read_with_retries(descriptor)
         finally:
             os.close(descriptor)
 
-    def _read_stubbornly(self, descriptor: int) -> bytes:
+    def _read_with_retries(self, descriptor: int) -> bytes:
         """A bad sector stays bad, a passing fault of the link does not: a few tries tell them apart."""
         for _ in range(READ_TRIES - 1):
             try:
@@ -162,7 +162,7 @@ class Decoder:
 
 
 def facts_of(header: Header, sha256: str) -> SourceFacts:
-    """What is known before decoding, which may add notes and settle which profile the pixels are in."""
+    """What is known before decoding, which may add notes and decide which profile the pixels are in."""
     return SourceFacts(
         format=header.format,
         mode=header.mode,
@@ -177,10 +177,8 @@ def facts_of(header: Header, sha256: str) -> SourceFacts:
 
 
 def refusal(job: Job, error: ImageError, timing: Timing, facts: SourceFacts | None) -> Rejection | Postponed:
-    """A missing tail is waited for until the settle policy has said that this try is the last."""
-    if not error.maybe_incomplete:
-        return Rejection(job, error.reason, error.detail, "decode", timing, facts)
-    if job.final:
+    """A missing end is waited for until the readiness policy has said that this try is the last."""
+    if job.final or not error.maybe_incomplete:
         return Rejection(job, error.reason, error.detail, "decode", timing, facts)
     return Postponed(job, "incomplete", error.detail, timing, facts=facts)
 
@@ -196,7 +194,7 @@ def unreadable(job: Job, error: OSError, timing: Timing) -> Rejection | Postpone
 def decode_loop(
     decoder: Decoder, jobs: Receiver[Job], frames: Sender[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat
 ) -> None:
-    """Until the last producer of jobs has gone: frames go to the device, everything else to the exit door."""
+    """Until the last producer of jobs has gone: frames go to the device, everything else to the finish stage."""
     with jobs, frames, arrivals:
         while True:
             try:

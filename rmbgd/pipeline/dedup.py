@@ -1,6 +1,6 @@
-"""One computation for images that are equal: the first goes through the engine, its twins wait for its answer.
+"""Computes equal images once: the first goes through the engine, its followers wait for its answer.
 
-Remembers what is in flight only; what was finished earlier is the ledger's memory. Does not read or write files.
+Remembers what is in flight only; what was finished earlier, the ledger knows.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ class Follower:
 @dataclass(slots=True)
 class _Group:
     leader: int
-    twins: list[Follower] = field(default_factory=list)
+    followers: list[Follower] = field(default_factory=list)
 
 
 class Deduplicator:
     """Content keys that are being computed. Called by decode threads (enter) and finish threads (leave)."""
 
-    def __init__(self, *, twins_maximum: int) -> None:
+    def __init__(self, *, followers_maximum: int) -> None:
         self._lock = threading.Lock()
         self._groups: dict[ContentKey, _Group] = {}  # guarded by _lock
         self._parked = 0  # guarded by _lock
-        self._twins_maximum = twins_maximum
+        self._followers_maximum = followers_maximum
 
-    def enter(self, key: ContentKey, twin: Follower) -> bool:
+    def enter(self, key: ContentKey, image: Follower) -> bool:
         """True: compute it. False: it is parked, and comes back from `leave` of the image that leads.
 
         Parked images are claimed and hold a place, so their number is bounded; one too many is simply computed.
@@ -48,32 +48,28 @@ class Deduplicator:
         with self._lock:
             group = self._groups.get(key)
             if group is None:
-                self._groups[key] = _Group(twin.job.job_id)
+                self._groups[key] = _Group(image.job.job_id)
                 return True
-            if self._parked >= self._twins_maximum:
+            if self._parked >= self._followers_maximum:
                 return True
-            group.twins.append(twin)
+            group.followers.append(image)
             self._parked += 1
             return False
 
     def leave(self, key: ContentKey, job: Job) -> list[Follower]:
-        """The twins that waited for `job`; empty when it did not lead."""
+        """The followers that waited for `job`; empty when it did not lead."""
         with self._lock:
             group = self._groups.get(key)
             if group is None or group.leader != job.job_id:
                 return []
             del self._groups[key]
-            self._parked -= len(group.twins)
-            return group.twins
-
-    def parked(self) -> int:
-        with self._lock:
-            return self._parked
+            self._parked -= len(group.followers)
+            return group.followers
 
 
 IDENTITY = ("sha256", "architecture", "patch_order", "input_size")
-"""Facts that make a model what it is. Others tell of one start of the engine (seconds, bytes, paths): with them in the
-key nothing would ever be found again after a restart."""
+"""Facts that make a model what it is. Others belong to one start of the engine (seconds, bytes, paths): with them in
+the key nothing would ever be found again after a restart."""
 
 
 def recipe_hash(recipe: Recipe, model_facts: Mapping[str, object]) -> str:

@@ -1,7 +1,5 @@
 r"""The values that travel through the pipeline, in the order in which they arise.
 
-Values only: no behaviour, no files, no threads.
-
 Job -> Frame -> Cutout     |  published
  \      \________________|  Rejection: refused, with a reason
   \_______________________|  Postponed: looks unfinished, back to waiting
@@ -11,17 +9,14 @@ Job -> Frame -> Cutout     |  published
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Protocol
 
+from rmbgd.engine.arena import Lease
 from rmbgd.engine.retry import NEW, History
+from rmbgd.engine.types import Answer, Region
 from rmbgd.errors import Reason
 from rmbgd.imaging.formats import SourceFacts
-from rmbgd.store.records import Job
-
-if TYPE_CHECKING:
-    from rmbgd.engine.arena import Lease
-    from rmbgd.engine.types import Answer, Region
-    from rmbgd.store.records import Known
+from rmbgd.store.records import Job, Known
 
 
 @dataclass(slots=True)
@@ -56,6 +51,22 @@ class Cutout:
 
     frame: Frame
     answer: Answer
+
+    @property
+    def job(self) -> Job:
+        return self.frame.job
+
+    @property
+    def timing(self) -> Timing:
+        return self.frame.timing
+
+    @property
+    def facts(self) -> SourceFacts:
+        return self.frame.facts
+
+    @property
+    def lease(self) -> Lease:
+        return self.frame.lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +106,26 @@ class Duplicate:
     facts: SourceFacts
     known: Known
     timing: Timing
+    lease: None = None
 
 
 Arrival = Cutout | Rejection | Postponed | Duplicate
-"""What reaches the finish stage, the one exit door."""
+"""What reaches the finish stage, the one exit."""
+
+
+class JobSource(Protocol):
+    """Where jobs come from and go back to: the intake of the service, or the list of files of `rmbgd once`."""
+
+    def give_back(self, job: Job, why: str, detail: str) -> None:
+        """The image could not be judged."""
+        ...
+
+    def ended(self, job: Job) -> None:
+        """The job is done or refused."""
+        ...
+
+    def pause(self, reason: str) -> None:
+        """Start no jobs of the folder that `reason` names: "kind:folder"."""
+        ...
+
+    def resume(self, reason: str) -> None: ...

@@ -20,16 +20,16 @@ from rmbgd.events import Emit
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.decode import Decoder, decode_loop
 from rmbgd.pipeline.dedup import Deduplicator, recipe_hash
-from rmbgd.pipeline.finish import Finisher, Returns, finish_loop
+from rmbgd.pipeline.finish import Finisher, finish_loop
 from rmbgd.pipeline.infer import DeviceThread
-from rmbgd.pipeline.items import Arrival, Frame, Postponed, Timing
+from rmbgd.pipeline.items import Arrival, Frame, JobSource, Postponed, Timing
 from rmbgd.pipeline.queue import QueueStatistics, Receiver, Sender, queue
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Job
 
-TWINS_MAXIMUM = 64  # claimed images that may wait for an equal one; each holds a row and a few hundred bytes
+FOLLOWERS_MAXIMUM = 64  # claimed images that may wait for an equal one; each holds a row and a few hundred bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class PipelineContext:
     ledger: Ledger
     publisher: Publisher
     hold: StorageRetry
-    intake: Returns
+    intake: JobSource
     emit: Emit
     clock: Clock
     new_heartbeat: Callable[[str], Heartbeat]
@@ -67,7 +67,7 @@ class Pipeline:
         self.jobs, self._waiting = queue(places, "jobs", around.clock, around.on_room)
         self._frames: tuple[Sender[Frame], Receiver[Frame]] = queue(places, "frames", around.clock)
         self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(places, "arrivals", around.clock)
-        self._in_flight = Deduplicator(twins_maximum=TWINS_MAXIMUM)
+        self._in_flight = Deduplicator(followers_maximum=FOLLOWERS_MAXIMUM)
         # What depends on the identity of the models: set by the thread "infer" when one is ready.
         self._stages: Future[tuple[Decoder, Finisher]] = Future()
 
@@ -184,7 +184,7 @@ class Pipeline:
             publisher=around.publisher,
             intake=around.intake,
             in_flight=self._in_flight,
-            hold=around.hold,
+            storage_retry=around.hold,
             emit=around.emit,
             clock=around.clock,
         )

@@ -1,35 +1,26 @@
-"""When the disk refuses: hold the result, pause the intake, try again, go on by itself. Nothing is lost, only late.
-
-Knows neither what is written nor which errors are the disk's: that is the table in fsops.py.
-"""
+"""Retries a write until the disk accepts it, and pauses the intake meanwhile. Nothing is lost, only late."""
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
-from rmbgd.clock import Clock
+from rmbgd.clock import Clock, backoff
 from rmbgd.errors import StorageFault
 from rmbgd.events import Emit
 from rmbgd.heartbeat import Heartbeat
+from rmbgd.pipeline.items import JobSource
 
 T = TypeVar("T")
 
-# Seconds between tries, the last repeated: space that came back is used within 8 s, and a full disk costs no CPU.
-PROBE_AFTER = (1.0, 2.0, 4.0, 8.0)
-
-
-class Intake(Protocol):
-    """What the hold needs of the intake."""
-
-    def pause(self, reason: str) -> None: ...
-
-    def resume(self, reason: str) -> None: ...
+# Seconds between retries: space that came back is used within 8 s, and a full disk costs no CPU.
+RETRY_FIRST, RETRY_MAXIMUM = 1.0, 8.0
 
 
 class Released(Exception):
-    """The hold was lifted because the service is stopping; the disk still refuses."""
+    """The service is stopping and the disk still refuses."""
 
     def __init__(self, fault: StorageFault) -> None:
         self.fault = fault
@@ -39,7 +30,7 @@ class Released(Exception):
 class StorageRetry:
     """Shared by the finish threads."""
 
-    def __init__(self, intake: Intake, emit: Emit, clock: Clock) -> None:
+    def __init__(self, intake: JobSource, emit: Emit, clock: Clock) -> None:
         self._intake = intake
         self._emit = emit
         self._clock = clock
@@ -47,33 +38,28 @@ class StorageRetry:
         self._since: dict[tuple[str, str], float] = {}  # (where, kind) -> when it began; guarded by _changed
         self._released = False  # guarded by _changed
 
-    def insist(self, action: Callable[[], T], where: str, heartbeat: Heartbeat) -> T:
-        """The result of `action`, however long the disk refuses it.
+    def retry_until_writable(self, action: Callable[[], T], where: str, heartbeat: Heartbeat) -> T:
+        """The result of `action`, however long it raises StorageFault.
 
         `where` names what shares a fate, such as one folder's output. Raises Released when the service stops meanwhile.
         """
-        for tries in range(1 << 30):
+        for failures in itertools.count():
             try:
                 result = action()
             except StorageFault as fault:
                 self._begin(where, fault)
-                self._wait(fault, PROBE_AFTER[min(tries, len(PROBE_AFTER) - 1)], heartbeat)
+                self._wait(fault, backoff(failures + 1, RETRY_FIRST, RETRY_MAXIMUM), heartbeat)
             else:
-                if tries:
+                if failures:
                     self._end(where)
                 return result
         raise AssertionError("unreachable: the loop outlives the machine")
 
     def release(self) -> None:
-        """The service is stopping: whoever waits gives up."""
+        """The service is stopping: end every retry."""
         with self._changed:
             self._released = True
             self._changed.notify_all()
-
-    def paused(self) -> str | None:
-        """The kind of refusal, or None."""
-        with self._changed:
-            return next((kind for _, kind in self._since), None)
 
     def _begin(self, where: str, fault: StorageFault) -> None:
         with self._changed:
@@ -96,10 +82,9 @@ class StorageRetry:
 
     def _wait(self, fault: StorageFault, seconds: float, heartbeat: Heartbeat) -> None:
         with self._changed:
-            if self._released:
-                raise Released(fault)
-            heartbeat.waiting()
-            self._changed.wait(seconds)
-            heartbeat.working()
+            if not self._released:
+                heartbeat.waiting()
+                self._changed.wait(seconds)
+                heartbeat.working()
             if self._released:
                 raise Released(fault)

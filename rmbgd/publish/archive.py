@@ -1,7 +1,7 @@
-"""What becomes of an original after success: archived, deleted, or left.
+"""Originals after success: archived, deleted, or left; and what a crash left in output folders.
 
-Never reopens a finished job: what cannot be moved now is tried again later, and the image is not computed twice. Does
-not publish and does not refuse.
+A finished job is never reopened: an original that cannot be moved now is tried again later, and the image is not
+computed twice.
 """
 
 from __future__ import annotations
@@ -9,46 +9,28 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
 from rmbgd import naming as names
-from rmbgd.clock import Clock
+from rmbgd.clock import Clock, backoff
 from rmbgd.config.load import Folder
 from rmbgd.errors import ImageError, StorageFault
 from rmbgd.events import Emit
-from rmbgd.fs import FileSystem, FileVersion, same_content, storage_faults
+from rmbgd.fs import FileSystem, same_content, storage_faults
 from rmbgd.publish import sidecar
 from rmbgd.publish.temporary import GONE, hash_of, move_into
 from rmbgd.store.claims import put_back
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Job, Published, Unfinished
 
-RETRY_FIRST, RETRY_MAXIMUM = 1.0, 300.0  # seconds; an original that nobody lets us move is no reason to hurry
+RETRY_FIRST, RETRY_MAXIMUM = 1.0, 300.0  # seconds; an original that may not be moved is no reason to hurry
 
-
-@dataclass(frozen=True, slots=True)
-class Original:
-    """A finished job's input: where it lies and which version of it was worked on."""
-
-    job_id: int
-    folder: str
-    relative_path: str
-    source: str
-    version: FileVersion
-    claimed_by_rename: bool
-
-
-def original_of(job: Job) -> Original:
-    return Original(job.job_id, job.folder, job.relative_path, job.source, job.version, job.claimed_by_rename)
-
-
-def original_of_row(row: Unfinished, source: str) -> Original:
-    return Original(row.job_id, row.folder, row.relative_path, source, row.version, row.by_rename)
+TEMPORARY_KINDS = ("", ".json", ".error", ".original")
+"""Of temporaries that one job may leave: cutout, sidecar, reason file, archive copy."""
 
 
 class Archiver:
-    """`retire` is called by finish threads, `retry` by the reconcile thread."""
+    """`archive` is called by finish threads, `retry` by the reconcile thread."""
 
     def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, clock: Clock, emit: Emit, fs: FileSystem) -> None:
         self._folders = folders
@@ -57,89 +39,71 @@ class Archiver:
         self._emit = emit
         self._fs = fs
         self._lock = threading.Lock()
-        # job number -> (original, when to try, seconds to wait after that); guarded by _lock
-        self._waiting: dict[int, tuple[Original, float, float]] = {}
+        # job number -> (job, monotonic time of the next try, failures so far); guarded by _lock
+        self._waiting: dict[int, tuple[Job, float, int]] = {}
 
-    def retire(self, original: Original) -> None:
-        """Move the original where it belongs. Raises nothing: a failure is told once and tried again."""
+    def archive(self, job: Job) -> None:
+        """Move the original of a finished job where it belongs. Raises nothing: a failure is emitted, and retried."""
         try:
-            self._retire(original)
+            self._move(job)
         except (OSError, StorageFault) as error:
-            self._later(original, error)
+            self._later(job, error)
         else:
-            self._ledger.retired(original.job_id)
-
-    def waiting(self) -> int:
-        """Originals that could not be moved yet."""
-        with self._lock:
-            return len(self._waiting)
+            with self._lock:
+                self._waiting.pop(job.job_id, None)
+            self._ledger.original_moved(job.job_id)
 
     def retry(self) -> float | None:
-        """Try what is due again; answers the monotonic moment of the next try, or None."""
+        """Retry what is due; answers the monotonic time of the next retry, or None."""
         now = self._clock.monotonic()
         with self._lock:
-            due = [original for original, when, _ in self._waiting.values() if when <= now]
-        for original in due:
-            try:
-                self._retire(original)
-            except (OSError, StorageFault) as error:
-                self._later(original, error)
-            else:
-                with self._lock:
-                    del self._waiting[original.job_id]
-                self._ledger.retired(original.job_id)
+            due = [job for job, when, _ in self._waiting.values() if when <= now]
+        for job in due:
+            self.archive(job)
         with self._lock:
             return min((when for _, when, _ in self._waiting.values()), default=None)
 
-    def _later(self, original: Original, error: Exception) -> None:
+    def _later(self, job: Job, error: Exception) -> None:
         with self._lock:
-            _, _, delay = self._waiting.get(original.job_id, (None, None, RETRY_FIRST))
-            first = original.job_id not in self._waiting
-            retry_at = self._clock.monotonic() + delay
-            self._waiting[original.job_id] = (original, retry_at, min(2 * delay, RETRY_MAXIMUM))
-        if first:
-            self._emit("storage.retire_failed", folder=original.folder, path=original.relative_path, detail=str(error))
+            failures = self._waiting[job.job_id][2] + 1 if job.job_id in self._waiting else 1
+            retry_at = self._clock.monotonic() + backoff(failures, RETRY_FIRST, RETRY_MAXIMUM)
+            self._waiting[job.job_id] = (job, retry_at, failures)
+        if failures == 1:
+            self._emit("storage.retire_failed", folder=job.folder, path=job.relative_path, detail=str(error))
 
-    def _retire(self, original: Original) -> None:
-        folder = self._folders[original.folder]
-        if folder.originals == "keep" and not original.claimed_by_rename:
+    def _move(self, job: Job) -> None:
+        folder = self._folders[job.folder]
+        if folder.originals == "keep" and not job.claimed_by_rename:
             return
         try:
-            status = os.lstat(original.source)
+            status = os.lstat(job.source)
         except OSError as error:
             if error.errno in GONE:  # moved before a crash, or by its owner
                 return
             raise
-        if not same_content(status, original.version):
-            self._written_meanwhile(original, folder)
+        changed = not same_content(status, job.version)
+        if changed and not job.claimed_by_rename:
+            return
+        if changed or folder.originals == "keep":
+            # A writer that still had it open wrote on after we read it: new content, so a new arrival. Or the folder's
+            # settings were others when it was claimed.
+            put_back(str(folder.input), os.path.basename(job.source), job.relative_path, self._fs)
         elif folder.originals == "archive":
             assert folder.done is not None
-            move_into(str(folder.done), original.relative_path, original.source, original.job_id, self._fs)
-        elif folder.originals == "delete":
-            self._fs.unlink(original.source)
-        else:  # the folder said something else when this was claimed
-            put_back(str(folder.input), os.path.basename(original.source), original.relative_path, self._fs)
-
-    def _written_meanwhile(self, original: Original, folder: Folder) -> None:
-        """Somebody who had it open wrote on after we read it: nobody worked on that content, so it is a new arrival."""
-        if original.claimed_by_rename:
-            put_back(str(folder.input), os.path.basename(original.source), original.relative_path, self._fs)
+            move_into(str(folder.done), job.relative_path, job.source, job.job_id, self._fs)
+        else:
+            self._fs.unlink(job.source)
 
 
-# --- What a run that died left in output folders: outputs that were complete, and temporaries that never will be.
+class Cleanup:
+    """What a run that died left in output folders: complete outputs without a record, and temporaries.
 
+    Used by the reconcile thread, and by the main thread before that one runs. Raises StorageFault.
+    """
 
-KINDS = ("", ".json", ".error", ".original")
-"""Of temporaries that one job may leave: cutout, sidecar, reason file, archive copy."""
-
-
-class Leftovers:
-    """Used by the reconcile thread, and by the main thread before that one runs. Raises StorageFault."""
-
-    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, retirer: Archiver, fs: FileSystem) -> None:
+    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, fs: FileSystem) -> None:
         self._folders = folders
         self._ledger = ledger
-        self._retirer = retirer
         self._fs = fs
 
     def complete(self, row: Unfinished) -> bool:
@@ -153,7 +117,7 @@ class Leftovers:
                 if hash_of(path) != (row.sha256_out, row.size_out):
                     return False
                 status = os.lstat(path)
-            except ImageError:  # a stranger's link or folder
+            except ImageError:  # a link or a folder of somebody else
                 return False
             except OSError as error:
                 if error.errno in GONE:
@@ -161,43 +125,34 @@ class Leftovers:
                 raise
             # The rename may not be on the disk yet: what is recorded as done must be.
             self._fs.sync_folder(os.path.dirname(path))
-            beside = sidecar.settle(str(folder.output), row, self._fs)
+            beside = sidecar.recover(str(folder.output), row, self._fs)
         identity = (row.sha256_out, status.st_size, status.st_ino, status.st_mtime_ns)
         self._ledger.done(row.job_id, Published(str(folder.output), row.target, *identity, sidecar=beside))
         return True
 
-    def retire(self, row: Unfinished, source: str) -> None:
-        """The original of a finished job, as after publishing. Raises nothing."""
-        self._retirer.retire(original_of_row(row, source))
-
     def remove(self, row: Unfinished) -> int:
         """Remove the temporaries of one job; answers how many."""
-        folder = self._folders[row.folder]
         parents = {os.path.dirname(row.relative_path), os.path.dirname(row.target or ""), ""}
         found = 0
-        for root in _roots(folder):
+        for root in _roots(self._folders[row.folder]):
             for parent in parents:
-                for kind in KINDS:
+                for kind in TEMPORARY_KINDS:
                     with storage_faults(root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
                         self._fs.unlink(os.path.join(root, parent, names.temporary_name(row.job_id, kind)))
                         found += 1
         return found
 
     def remove_all(self) -> int:
-        """Remove every temporary of ours: for when the ledger is new, and nobody knows whose they were."""
+        """Remove every temporary of ours: for when the ledger is new and cannot say whose they were."""
         found = 0
         for root in {root for folder in self._folders.values() for root in _roots(folder)}:
             for here, _, files in os.walk(root):
-                for name in files:
-                    if names.is_temporary(name):
-                        with contextlib.suppress(OSError):
-                            self._fs.unlink(os.path.join(here, name))
-                            found += 1
+                for name in filter(names.is_temporary, files):
+                    with contextlib.suppress(OSError):
+                        self._fs.unlink(os.path.join(here, name))
+                        found += 1
         return found
 
 
-def _roots(folder: Folder) -> Iterator[str]:
-    yield str(folder.output)
-    yield str(folder.failed)
-    if folder.done is not None:
-        yield str(folder.done)
+def _roots(folder: Folder) -> list[str]:
+    return [str(root) for root in (folder.output, folder.failed, folder.done) if root is not None]

@@ -1,7 +1,7 @@
-"""Publishing: a temporary beside its target, synced, announced to the ledger, renamed, the folder synced, recorded.
+"""Publishes outputs: temporary, sync, ledger, rename, folder sync, ledger, archive.
 
 In that order and no step less, so that a name appears only when the file is complete and on disk, and a crash between
-any two steps ends the same way at the next start. Does not encode, and does not decide what is published.
+any two steps ends the same way at the next start.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from rmbgd import naming as names
@@ -19,10 +19,11 @@ from rmbgd.errors import ImageError, RmbgdError
 from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, SystemFileSystem, open_regular, same_content, storage_faults
 from rmbgd.publish import sidecar
-from rmbgd.publish.archive import Archiver, Leftovers, original_of
+from rmbgd.publish.archive import Archiver, Cleanup
 from rmbgd.publish.quarantine import Quarantine
 from rmbgd.publish.temporary import GONE, Temporary, copy, hash_of, make_folders
 from rmbgd.store.ledger import Ledger
+from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import ContentKey, Job, Known, OutputKey, Published, Target
 
 EXTENSIONS = {"png": ".png", "webp": ".webp", "tiff": ".tif"}
@@ -43,7 +44,7 @@ class SourceChanged(RmbgdError):
 class Publisher:
     """Serves all finish threads; keeps no state of a job between calls.
 
-    Every method raises StorageFault when the disk is at fault (hold the result, call again), ImageError when the name
+    Every method raises StorageFault when the disk is at fault (call again later), ImageError when the name
     or the size is, SourceChanged when the input is another by now. Whatever it raises, no temporary is left.
     """
 
@@ -51,48 +52,38 @@ class Publisher:
         self._config = config
         self._folders: Mapping[str, Folder] = {folder.name: folder for folder in config.folder}
         self._ledger = ledger
+        self._emit = emit
         self._fs = fs or SystemFileSystem()
-        self.retirer = Archiver(self._folders, ledger, clock, emit, self._fs)
+        self.archiver = Archiver(self._folders, ledger, clock, emit, self._fs)
         self.quarantine = Quarantine(self._folders, ledger, clock, self._fs)
-        self.leftovers = Leftovers(self._folders, ledger, self.retirer, self._fs)
-
-    def open_temporary(self, folder: Folder, job: Job) -> Temporary:
-        """A file to encode into; use it in a `with` block, and publish it inside."""
-        output = str(folder.output)
-        with storage_faults(output):
-            below = make_folders(output, os.path.dirname(job.relative_path), self._fs)
-            return Temporary(output, below, names.temporary_name(job.job_id), self._mode(folder), self._fs)
+        self.cleanup = Cleanup(self._folders, ledger, self._fs)
 
     def publish(
         self,
-        temporary: Temporary,
         job: Job,
+        write: Callable[[Temporary], None],
+        outcome: JobOutcome,
         *,
         content: ContentKey | None = None,
         report: Mapping[str, object] | None = None,
         sidecar_facts: Mapping[str, object] | None = None,
-        telling: Mapping[str, object] | None = None,
     ) -> Published:
-        """Make the temporary the output of the job's input, then retire the original.
+        """Make what `write` writes the output of the job's input, then archive the original.
 
-        `content` and `report` make the answer known for equal images; `sidecar_facts` become the <output>.json, which
-        is published before the image. `telling`: what the event will say, for the ledger; `told` when it has.
+        `outcome` is stored with it, for `deliver`. `content` and `report` make the answer known for equal images;
+        `sidecar_facts` become the <output>.json, which is published before the image.
         """
-        folder = self._folders[job.folder]
-        with storage_faults(str(folder.output)):
-            _check_unchanged(job)
-            temporary.seal()
-            published = self._place(temporary, job, folder, sidecar_facts, telling)
-            self._fs.sync_folder(os.path.dirname(published.full_path))
-        return self._finish(job, folder, published, content, report)
+        with self._open_temporary(job) as temporary:
+            write(temporary)
+            return self._publish(temporary, job, outcome, sidecar_facts, content, report)
 
     def publish_copy(
         self,
         job: Job,
         known: Known,
+        outcome: JobOutcome,
         *,
         sidecar_facts: Mapping[str, object] | None = None,
-        telling: Mapping[str, object] | None = None,
     ) -> Published | None:
         """Publish the answer that equal content got before.
 
@@ -101,75 +92,89 @@ class Publisher:
         folder = self._folders[job.folder]
         with storage_faults(str(folder.output)):
             _check_unchanged(job)
-            target = self._ledger.targets.find(self._key(folder, job))
+            target = self._ledger.output_names.find(self._key(job))
             if target is not None and target.sha256 == known.sha256 and self._stands(target):
                 assert target.inode is not None
                 assert target.mtime_ns is not None
                 identity = (known.sha256, known.size, target.inode, target.mtime_ns)
                 published = Published(target.output, target.path, *identity, sidecar=target.sidecar, reused=True)
-                return self._finish(job, folder, published, None, None, telling)
-        with self.open_temporary(folder, job) as temporary:
+                return self._record(job, published, outcome=outcome)
+        with self._open_temporary(job) as temporary:
             if not _copy_known(known, temporary):
                 self._ledger.forget_content(known.key)
                 return None
-            published = self.publish(temporary, job, sidecar_facts=sidecar_facts, telling=telling)
-            return replace(published, reused=True)
+            return replace(self._publish(temporary, job, outcome, sidecar_facts), reused=True)
 
-    def told(self, job: Job) -> None:
-        """The job's outcome stands in the log."""
-        self._ledger.untold.told(job.job_id)
+    def deliver(self, outcome: JobOutcome) -> None:
+        """Emit the event of a job that was published or refused, as it was stored and whole."""
+        self._ledger.outbox.deliver(outcome, self._emit)
 
     # ---------------------------------------------------------------------------------------------- steps
 
-    def _finish(
-        self,
-        job: Job,
-        folder: Folder,
-        published: Published,
-        content: ContentKey | None,
-        report: Mapping[str, object] | None,
-        telling: Mapping[str, object] | None = None,
-    ) -> Published:
-        kept = folder.originals == "keep" and not job.claimed_by_rename
-        self._ledger.done(job.job_id, published, content=content, report=report, retired=kept, telling=telling)
-        if not kept:
-            self.retirer.retire(original_of(job))
-        return published
+    def _open_temporary(self, job: Job) -> Temporary:
+        output = str(self._folders[job.folder].output)
+        with storage_faults(output):
+            below = make_folders(output, os.path.dirname(job.relative_path), self._fs)
+            return Temporary(output, below, names.temporary_name(job.job_id), self._mode(job), self._fs)
 
-    def _place(
+    def _publish(
         self,
         temporary: Temporary,
         job: Job,
-        folder: Folder,
+        outcome: JobOutcome,
         facts: Mapping[str, object] | None,
-        telling: Mapping[str, object] | None,
+        content: ContentKey | None = None,
+        report: Mapping[str, object] | None = None,
+    ) -> Published:
+        with storage_faults(temporary.root):
+            _check_unchanged(job)
+            temporary.seal()
+            published = self._place(temporary, job, facts, outcome)
+            self._fs.sync_folder(os.path.dirname(published.full_path))
+        return self._record(job, published, content=content, report=report)
+
+    def _record(
+        self,
+        job: Job,
+        published: Published,
+        *,
+        content: ContentKey | None = None,
+        report: Mapping[str, object] | None = None,
+        outcome: JobOutcome | None = None,
+    ) -> Published:
+        kept = self._folders[job.folder].originals == "keep" and not job.claimed_by_rename
+        self._ledger.done(job.job_id, published, content=content, report=report, original_moved=kept, outcome=outcome)
+        if not kept:
+            self.archiver.archive(job)
+        return published
+
+    def _place(
+        self, temporary: Temporary, job: Job, facts: Mapping[str, object] | None, outcome: JobOutcome
     ) -> Published:
         """Rename to the name that belongs to this input, or to another where a file that is not ours stands."""
-        key = self._key(folder, job)
+        key = self._key(job)
         while True:
             result = (temporary.below, temporary.sha256, temporary.size)
-            target = self._ledger.publishing(job.job_id, key, *result, telling)
+            target = self._ledger.publishing(job.job_id, key, *result, outcome)
             below = make_folders(target.output, os.path.dirname(target.path), self._fs)
             if below != os.path.dirname(target.path):
-                self._ledger.targets.move(key, below=below)
-            elif self._place_at(target, temporary, job, folder, facts):
+                self._ledger.output_names.move(key, below=below)
+            elif self._place_at(target, temporary, job, facts):
                 break
             else:
-                self._ledger.targets.move(key)
+                self._ledger.output_names.move(key)
         temporary.renamed()
         status = os.lstat(os.path.join(target.output, target.path))
         identity = (temporary.sha256, temporary.size, status.st_ino, status.st_mtime_ns)
         return Published(target.output, target.path, *identity, sidecar=facts is not None)
 
-    def _place_at(
-        self, target: Target, temporary: Temporary, job: Job, folder: Folder, facts: Mapping[str, object] | None
-    ) -> bool:
+    def _place_at(self, target: Target, temporary: Temporary, job: Job, facts: Mapping[str, object] | None) -> bool:
         """False: a file that we did not write stands at the target, or where its sidecar belongs."""
         path = os.path.join(target.output, target.path)
         ours = self._stands(target)
         if not ours and os.path.lexists(path):
             return False
-        if facts is not None and not sidecar.write(target, temporary, job, facts, self._mode(folder), self._fs):
+        if facts is not None and not sidecar.write(target, temporary, job, facts, self._mode(job), self._fs):
             return False
         try:
             if ours:
@@ -197,12 +202,13 @@ class Publisher:
         mine = {target.pending, target.sha256} - {None}
         return bool(mine) and hash_of(path)[0] in mine  # restored from a backup, or renamed just before a crash
 
-    def _key(self, folder: Folder, job: Job) -> OutputKey:
+    def _key(self, job: Job) -> OutputKey:
+        folder = self._folders[job.folder]
         extension = EXTENSIONS[self._config.recipe_of(folder).format]
         return OutputKey(str(folder.output), job.folder, job.relative_path, extension)
 
-    def _mode(self, folder: Folder) -> int:
-        return int(self._config.recipe_of(folder).file_mode, 8)
+    def _mode(self, job: Job) -> int:
+        return int(self._config.recipe_of(self._folders[job.folder]).file_mode, 8)
 
 
 def _check_unchanged(job: Job) -> None:

@@ -1,6 +1,6 @@
-"""Refused originals: into the failed folder, each with a file that says why.
+"""Quarantine: refused originals go into the failed folder, each with a file that says why.
 
-Does not judge: the reason comes with the job. Safe to call again after a crash or a storage fault at any point.
+Safe to call again after a crash or a storage fault at any point.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from rmbgd.errors import REASON_TEXT, ImageError, Reason
 from rmbgd.fs import FileSystem, storage_faults
 from rmbgd.publish.temporary import Temporary, hash_of, move_exactly, place, versions_to_try
 from rmbgd.store.ledger import Ledger
+from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import Job
 
 REASON_MODE = 0o640
@@ -35,28 +36,21 @@ class Quarantine:
         self._clock = clock
         self._fs = fs
 
-    def __call__(
-        self,
-        job: Job,
-        reason: Reason,
-        detail: str,
-        *,
-        stage: str,
-        sha256: str | None = None,
-        telling: Mapping[str, object] | None = None,
-    ) -> str | None:
-        """Set the job's original aside; answers its path below the failed folder.
+    def set_aside(self, job: Job, outcome: JobOutcome) -> str | None:
+        """Move the job's original to quarantine for what `outcome` says; answers its path below the failed folder.
 
-        None when it stayed in place, with originals = "keep" or where nobody lets us move it, and when it is gone.
-        `telling`: what the event will say, for the ledger.
+        None when it stayed in place, with originals = "keep" or where it may not be moved, and when it is gone. The
+        outcome, stored before, gets that path.
         """
-        self._ledger.failed(job.job_id, reason, detail, telling=telling)
+        self._ledger.failed(outcome)
         folder = self._folders[job.folder]
         with storage_faults(str(folder.failed)):
             placed = None
             if os.path.lexists(job.source):
-                placed = self._set_aside(job, folder, self._story(job, reason, detail, stage, sha256))
-        self._ledger.retired(job.job_id)
+                placed = self._set_aside(job, folder, self._story(job, outcome.keys))
+        self._ledger.original_moved(job.job_id)
+        if placed is not None:
+            outcome.add(quarantine=placed)
         return placed
 
     def _set_aside(self, job: Job, folder: Folder, story: dict[str, object]) -> str | None:
@@ -93,15 +87,15 @@ class Quarantine:
         self._fs.sync_folder(os.path.dirname(full))
         return True
 
-    def _story(self, job: Job, reason: Reason, detail: str, stage: str, sha256: str | None) -> dict[str, object]:
+    def _story(self, job: Job, outcome: Mapping[str, object]) -> dict[str, object]:
         now = self._clock.wall()
         seen = now.timestamp() - (self._clock.monotonic() - job.first_seen)
         version = job.version
         return {
-            "reason": str(reason),
-            "meaning": REASON_TEXT[reason],
-            "detail": detail,
-            "stage": stage,
+            "reason": outcome["reason"],
+            "meaning": REASON_TEXT[Reason(str(outcome["reason"]))],
+            "detail": outcome["detail"],
+            "stage": outcome["stage"],
             "path": job.relative_path,
             "folder": job.folder,
             "job": job.job_id,
@@ -109,7 +103,7 @@ class Quarantine:
             "first_seen": datetime.fromtimestamp(seen, UTC).isoformat(timespec="milliseconds"),
             "time": now.isoformat(timespec="milliseconds"),
             "size": version.size,
-            "sha256": sha256 or _hash(job),
+            "sha256": outcome.get("sha256_in") or _hash(job),
             "version": {"inode": version.inode, "size": version.size, "mtime_ns": version.mtime_ns},
             "rmbgd": rmbgd.__version__,
         }

@@ -1,7 +1,7 @@
-"""The <output>.json beside a cutout: what was found, and whose cutout it is.
+"""Sidecar files: the <output>.json beside a cutout says what was found, and whose cutout it is.
 
-Does not decide when there is one. Recognises its own, so that a stranger's file of that name is never overwritten and
-one that a crash left behind is not mistaken for a stranger's.
+A sidecar is recognised by its content, so that a file of somebody else with that name is never overwritten, and one
+that a crash left behind is not mistaken for somebody else's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SIDECAR_BYTES = 1 << 20  # a larger file of that name is none of ours
 
 
 def write(target: Target, cutout: Temporary, job: Job, facts: Mapping[str, object], mode: int, fs: FileSystem) -> bool:
-    """Publish the sidecar of `cutout`, replacing an older one of the same input. False: a stranger's file stands there.
+    """Publish the sidecar of `cutout`, replacing an older one of the same input. False: that name is taken.
 
     The folder is synced with the cutout itself.
     """
@@ -41,14 +41,14 @@ def write(target: Target, cutout: Temporary, job: Job, facts: Mapping[str, objec
 
 
 def remove(target: Target, job: Job, fs: FileSystem) -> None:
-    """Take away the sidecar of a version that was replaced, or that never came to be."""
+    """Remove the sidecar of a version that was replaced, or that never came to be."""
     path = sidecar_path(target)
     if is_ours(path, job):
         fs.unlink(path)
 
 
-def settle(output: str, row: Unfinished, fs: FileSystem) -> bool:
-    """After a crash: is there a sidecar of the row's own output? One that tells of an older version is taken away."""
+def recover(output: str, row: Unfinished, fs: FileSystem) -> bool:
+    """After a crash: is there a sidecar of the row's own output? One of an older version is removed."""
     path = os.path.join(output, names.sidecar_name(row.target or ""))
     if not is_ours(path, row):
         return False

@@ -1,7 +1,4 @@
-"""Where a file is written and how it gets there: folders below an output, temporaries beside their target, copies.
-
-Knows no job's fate and no ledger. Raises OSError: whose fault it is, the callers say.
-"""
+"""Temporary files beside their target, copies, and moves that never overwrite. Raises OSError."""
 
 from __future__ import annotations
 
@@ -25,7 +22,7 @@ FICLONE = 0x40049409  # share the blocks of another file: btrfs, xfs, bcachefs
 
 
 def make_folders(root: str, below: str, fs: FileSystem) -> str:
-    """Make sub-folder `below` of `root` and answer its name: x~2 where somebody's file is called x.
+    """Make sub-folder `below` of `root` and answer its name: x~2 where a file is called x.
 
     `root` itself is never made: a missing one is a disk that is not there.
     """
@@ -84,8 +81,8 @@ def write_all(descriptor: int, data: bytes | bytearray | memoryview) -> None:
 class Temporary:
     """A file that becomes an output: written beside its target, removed on every way out but success.
 
-    Looks like a binary file to an encoder. Hashes what passes through `write` in order; if an encoder goes back, or
-    asks for the descriptor, the file is read again at the end. Belongs to one thread.
+    Hashes what passes through `write`; if the descriptor was asked for, the file is read again at the end. Belongs to
+    one thread.
     """
 
     def __init__(self, root: str, below: str, name: str, mode: int, fs: FileSystem) -> None:
@@ -101,52 +98,28 @@ class Temporary:
         self._open = True
         self._there = True
         self._digest = hashlib.sha256()
-        self._hashed = 0
-        self._in_order = True
+        self._hashed: int | None = 0  # bytes; None: others were written past the digest
         self.sha256 = ""
         self.size = 0
 
-    # ---- what an encoder sees
-
     def fileno(self) -> int:
-        self._in_order = False  # whatever is written there passes us by
+        self._hashed = None
         return self._descriptor
 
-    def write(self, data: bytes | bytearray | memoryview) -> int:
-        length = memoryview(data).nbytes
+    def write(self, data: bytes | bytearray | memoryview) -> None:
         write_all(self._descriptor, data)
-        if self._in_order:
+        if self._hashed is not None:
             self._digest.update(data)
-            self._hashed += length
-        return length
-
-    def read(self, size: int = -1) -> bytes:
-        return os.read(self._descriptor, size if size >= 0 else self._bytes() - self.tell())
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        position = os.lseek(self._descriptor, offset, whence)
-        self._in_order = self._in_order and position == self._hashed
-        return position
-
-    def tell(self) -> int:
-        return os.lseek(self._descriptor, 0, os.SEEK_CUR)
-
-    def flush(self) -> None:
-        """Nothing is buffered."""
-
-    def seekable(self) -> bool:
-        return True
-
-    # ---- what the publisher does
+            self._hashed += memoryview(data).nbytes
 
     def seal(self) -> None:
         """Sync and close; `sha256` and `size` are then known. Raises OSError: the file must not be used then.
 
-        A failed sync is never tried again: the kernel may have dropped the pages, and would say that all is well.
+        A failed sync is never tried again: the kernel may have dropped the pages, and would report success.
         """
         if not self._open:
             return
-        if self._in_order and self._bytes() == self._hashed:
+        if self._hashed is not None and os.fstat(self._descriptor).st_size == self._hashed:
             self.sha256, self.size = self._digest.hexdigest(), self._hashed
         else:
             self.sha256, self.size = hash_of_descriptor(self._descriptor)
@@ -156,18 +129,6 @@ class Temporary:
     def renamed(self) -> None:
         """It is a temporary no more."""
         self._there = False
-
-    def discard(self) -> None:
-        if self._open:
-            with contextlib.suppress(OSError):
-                self._close()
-        if self._there:
-            self._there = False
-            with contextlib.suppress(OSError):
-                self._fs.unlink(self.path)
-
-    def _bytes(self) -> int:
-        return os.fstat(self._descriptor).st_size
 
     def _close(self) -> None:
         self._open = False
@@ -180,7 +141,13 @@ class Temporary:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Removes what was not renamed. An OSError of the encoder's writes becomes the fault it is."""
-        self.discard()
+        with contextlib.suppress(OSError):
+            if self._open:
+                self._close()
+        with contextlib.suppress(OSError):
+            if self._there:
+                self._there = False
+                self._fs.unlink(self.path)
         if isinstance(error, OSError) and error.errno is not None:
             raise fault_of(error, self.root) from error
 

@@ -1,7 +1,7 @@
-"""A claim is a rename into <input>/.rmbgd: the lock and the crash record at once. And the way back.
+"""Claimed files: moved into <input>/.rmbgd, and put back.
 
-Moves, and does not remember: the ledger does. Parents are reached without following links, so that a folder that is
-swapped for a link while we look cannot make us move a stranger's file.
+The rename is the lock and the crash record at once. Parents are reached without following links, so that a folder that
+is swapped for a link meanwhile cannot make us move somebody else's file.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rmbgd.fs import FileSystem, folder_beneath, open_folder
 def claim_by_rename(root: str, relative_path: str, name: str, fs: FileSystem) -> os.stat_result:
     """Move the file into the claim folder and say how it looks there. Raises OSError; the file is then where it was."""
     parent, basename = os.path.split(relative_path)
-    with folder_beneath(root, parent) as here, claim_folder(root) as there:
+    with folder_beneath(root, parent) as here, _claim_folder(root) as there:
         fs.rename_noreplace(basename, name, source_folder=here, target_folder=there)
         return os.stat(name, dir_fd=there, follow_symlinks=False)
 
@@ -40,33 +40,24 @@ def put_back(root: str, name: str, relative_path: str, fs: FileSystem) -> str:
 
 
 @contextlib.contextmanager
-def claim_folder(root: str) -> Iterator[int]:
+def _claim_folder(root: str) -> Iterator[int]:
     """A descriptor of the claim folder, made when it is missing. Raises PermissionError when it is not ours."""
-    descriptor = _open_claim_folder(root)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-def _open_claim_folder(root: str) -> int:
     path = os.path.join(root, names.CLAIM_FOLDER)
-    try:
-        descriptor = open_folder(root, names.CLAIM_FOLDER)
-    except FileNotFoundError:
-        with contextlib.suppress(FileExistsError):
+    with contextlib.suppress(FileExistsError):
+        if not os.path.lexists(path):
             os.mkdir(path, 0o700)
+    try:
         descriptor = open_folder(root, names.CLAIM_FOLDER)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
-            raise PermissionError(
-                errno.EPERM, "a stranger's entry stands where the claim folder must be", path
-            ) from None
+            raise PermissionError(errno.EPERM, "another entry has the name of the claim folder", path) from None
         raise
-    if os.fstat(descriptor).st_uid != os.geteuid():
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise PermissionError(errno.EPERM, "the claim folder belongs to another user", path)
+        yield descriptor
+    finally:
         os.close(descriptor)
-        raise PermissionError(errno.EPERM, "the claim folder belongs to somebody else", path)
-    return descriptor
 
 
 def _folder_again(root: str, below: str) -> str:

@@ -1,6 +1,6 @@
-"""The ledger's tables, how its file is opened, and what its errors mean.
+"""The SQLite file of the ledger: schema, opening, locking, transactions.
 
-Knows no job: ledger.py does. A file that is damaged or of another kind is refused, never replaced.
+A file that is damaged or of another kind is refused, never replaced.
 """
 
 from __future__ import annotations
@@ -95,73 +95,126 @@ MIGRATIONS = {1: _UNTOLD}
 QUICK_CHECK_BYTES = 64 << 20  # after an unclean end a file up to this size is checked whole: well below a second
 
 
-class LedgerFile:
-    """An open database and, for a real file, the lock that keeps a second service out."""
+Row = tuple[Any, ...]
 
-    def __init__(self, path: str) -> None:
+
+class Database:
+    """One connection for every thread, behind one lock; a lock file keeps a second service out.
+
+    Methods raise StorageFault. Opening raises ConfigError where the file, or its folder, cannot be used.
+    """
+
+    def __init__(self, path: str, clock: Clock) -> None:
         self.path = path
-        self.is_new = True
-        self._lock: int | None = None
-        if path != ":memory:":
-            self._lock = _lock_out_others(path + ".lock")
-            self.is_new = not os.path.exists(path)
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._deferred: list[tuple[str, Row]] = []  # guarded by _lock, like the connection
+        self._service_lock = None if path == ":memory:" else _lock_out_others(path + ".lock")
+        self.is_new = path == ":memory:" or not os.path.exists(path)
         try:
-            self.connection = self._open()
+            self._connection = _open(path)
         except BaseException:
-            self._unlock()
+            self._release_service_lock()
             raise
 
     def close(self) -> None:
-        self.connection.close()
-        self._unlock()
+        with self._lock:
+            try:
+                self.flush()
+            finally:
+                self._connection.close()
+                self._release_service_lock()
 
-    def _unlock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+    def _release_service_lock(self) -> None:
+        if self._service_lock is not None:
+            os.close(self._service_lock)
+            self._service_lock = None
 
-    def _open(self) -> sqlite3.Connection:
-        write_ahead = self.path + "-wal"
-        unclean = os.path.exists(write_ahead) and os.path.getsize(write_ahead) > 0
-        try:
-            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-        except sqlite3.Error as error:
-            raise ConfigError(
-                f"{self.path}: the ledger cannot be opened ({error}); check the folder's rights"
-            ) from error
-        try:
-            self._prepare(connection, unclean=unclean)
-        except sqlite3.DatabaseError as error:
-            connection.close()
-            if fault_of(error, self.path).kind in ("disk_full", "read_only"):
-                raise fault_of(error, self.path) from error
-            raise ConfigError(_damaged(self.path, str(error))) from error
-        except BaseException:
-            connection.close()
-            raise
-        return connection
+    def wall(self) -> float:
+        """Seconds of the wall clock: stamps for people, and ages in days."""
+        return self._clock.wall().timestamp()
 
-    def _prepare(self, connection: sqlite3.Connection, *, unclean: bool) -> None:
-        # A commit is on the disk when it returns; with NORMAL a power cut may take the last ones back.
-        for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "journal_size_limit=16777216"):
-            connection.execute(f"PRAGMA {pragma}").fetchall()
-        version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-        tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-        if version == 0 and tables == 0:
-            connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-            return
-        if not 1 <= version <= SCHEMA_VERSION:
-            raise ConfigError(
-                f"{self.path}: ledger of schema {version}, this rmbgd knows {SCHEMA_VERSION}; "
-                "start the version that wrote it, or move the file aside to begin a new one"
-            )
-        if unclean and os.path.getsize(self.path) <= QUICK_CHECK_BYTES:
-            finding = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-            if finding != "ok":
-                raise ConfigError(_damaged(self.path, finding))
-        if version < SCHEMA_VERSION:
-            steps = "".join(MIGRATIONS[each] for each in range(version, SCHEMA_VERSION))
-            connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+    def all(self, query: str, values: Row = ()) -> list[Row]:
+        with self._lock, storage_faults(self.path):
+            return self._connection.execute(query, values).fetchall()
+
+    def one(self, query: str, values: Row) -> Row | None:
+        with self._lock, storage_faults(self.path):
+            row: Row | None = self._connection.execute(query, values).fetchone()
+            return row
+
+    def defer(self, statement: str, values: Row) -> None:
+        """Make it part of the next transaction, whichever that is, or of closing."""
+        with self._lock:
+            self._deferred.append((statement, values))
+
+    def flush(self) -> None:
+        """Write what was deferred; no commit where nothing was."""
+        with self._lock:
+            if self._deferred:
+                with self.transaction():
+                    pass
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """All or nothing, and on the disk when the block has ended."""
+        with self._lock, storage_faults(self.path):
+            db = self._connection
+            db.execute("BEGIN IMMEDIATE")
+            try:
+                for statement, values in self._deferred:
+                    db.execute(statement, values)
+                yield db
+                db.execute("COMMIT")
+            except BaseException:
+                if db.in_transaction:
+                    with contextlib.suppress(sqlite3.Error):
+                        db.execute("ROLLBACK")
+                raise
+            self._deferred.clear()
+
+
+def _open(path: str) -> sqlite3.Connection:
+    write_ahead = path + "-wal"
+    unclean = os.path.exists(write_ahead) and os.path.getsize(write_ahead) > 0
+    try:
+        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path}: the ledger cannot be opened ({error}); check the folder's rights") from error
+    try:
+        _prepare(connection, path, unclean=unclean)
+    except sqlite3.DatabaseError as error:
+        connection.close()
+        if fault_of(error, path).kind in ("disk_full", "read_only"):
+            raise fault_of(error, path) from error
+        raise ConfigError(_damaged(path, str(error))) from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection, path: str, *, unclean: bool) -> None:
+    # A commit is on the disk when it returns; with NORMAL a power cut may take the last ones back.
+    for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "journal_size_limit=16777216"):
+        connection.execute(f"PRAGMA {pragma}").fetchall()
+    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
+    tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
+    if version == 0 and tables == 0:
+        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
+        return
+    if not 1 <= version <= SCHEMA_VERSION:
+        raise ConfigError(
+            f"{path}: ledger of schema {version}, this rmbgd knows {SCHEMA_VERSION}; "
+            "start the version that wrote it, or move the file aside to begin a new one"
+        )
+    if unclean and os.path.getsize(path) <= QUICK_CHECK_BYTES:
+        finding = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
+        if finding != "ok":
+            raise ConfigError(_damaged(path, finding))
+    if version < SCHEMA_VERSION:
+        steps = "".join(MIGRATIONS[each] for each in range(version, SCHEMA_VERSION))
+        connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
 
 
 def _damaged(path: str, finding: str) -> str:
@@ -199,7 +252,7 @@ _KINDS = {
 
 
 def fault_of(error: sqlite3.Error, path: str) -> StorageFault:
-    """Which storage fault a database error is. Damage found at work counts as io_error: hold, and say so."""
+    """Which storage fault a database error is. Damage found at work counts as io_error."""
     code = getattr(error, "sqlite_errorcode", 0) or 0
     name = getattr(error, "sqlite_errorname", "") or type(error).__name__
     return StorageFault(_KINDS.get(code & 0xFF, "io_error"), f"{name}: {error}", path=path)
@@ -212,12 +265,6 @@ def storage_faults(path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise fault_of(error, path) from error
-
-
-# --- One SQLite connection for all threads: transactions, questions, and what stored values look like.
-
-
-Row = tuple[Any, ...]
 
 
 def signed(number: int) -> int:
@@ -236,69 +283,3 @@ def version_values(version: FileVersion) -> tuple[int, int, int, int]:
 def storable(text: str) -> str:
     """Text that SQLite takes: escapes for bytes that are no UTF-8."""
     return text.encode("utf-8", "backslashreplace").decode()
-
-
-class Store:
-    """Every method may come from any thread; there is one lock. Raises StorageFault, and ConfigError at opening."""
-
-    def __init__(self, path: str, clock: Clock) -> None:
-        self.path = path
-        self._clock = clock
-        self._file = LedgerFile(path)
-        self._connection = self._file.connection  # guarded by _lock, like everything below
-        self._lock = threading.RLock()
-        self._later: list[tuple[str, Row]] = []
-
-    @property
-    def is_new(self) -> bool:
-        return self._file.is_new
-
-    def close(self) -> None:
-        with self._lock:
-            try:
-                self.settle()
-            finally:
-                self._file.close()
-
-    def wall(self) -> float:
-        """Seconds of the wall clock: stamps for people, and ages in days."""
-        return self._clock.wall().timestamp()
-
-    def all(self, query: str, values: Row = ()) -> list[Row]:
-        with self._lock, storage_faults(self.path):
-            return self._connection.execute(query, values).fetchall()
-
-    def one(self, query: str, values: Row) -> Row | None:
-        with self._lock, storage_faults(self.path):
-            row: Row | None = self._connection.execute(query, values).fetchone()
-            return row
-
-    def later(self, statement: str, values: Row) -> None:
-        """Part of whatever transaction comes next, or of closing."""
-        with self._lock:
-            self._later.append((statement, values))
-
-    def settle(self) -> None:
-        """What was put off until later, now."""
-        with self._lock:
-            if self._later:
-                with self.transaction():
-                    pass
-
-    @contextlib.contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing, and on the disk when the block has ended."""
-        with self._lock, storage_faults(self.path):
-            db = self._connection
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                for statement, values in self._later:
-                    db.execute(statement, values)
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                if db.in_transaction:
-                    with contextlib.suppress(sqlite3.Error):
-                        db.execute("ROLLBACK")
-                raise
-            self._later.clear()

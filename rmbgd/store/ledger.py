@@ -1,7 +1,7 @@
-"""The ledger: which version of which input was claimed, how often it was tried, and how it ended. One SQLite file.
+"""The ledger: which version of which input was claimed, how often it was tried, and how it ended.
 
-Remembers; does not look at folders and moves nothing. Every method is one transaction and on the disk when it returns,
-except `retired`, which rides on the next one: forgetting it costs a look at start-up and nothing else.
+Every method is one transaction and on the disk when it returns, except `original_moved`, which rides on the next one:
+forgetting it costs a look at start-up and nothing else.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import json
 import os
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import astuple, replace
 
 from rmbgd import naming as names
 from rmbgd.clock import Clock
 from rmbgd.errors import Reason
 from rmbgd.fs import FileVersion
-from rmbgd.store.database import SCHEMA_VERSION, Row, Store, signed, storable, unsigned, version_values
-from rmbgd.store.outbox import Outbox
+from rmbgd.store.database import SCHEMA_VERSION, Database, Row, signed, storable, unsigned, version_values
+from rmbgd.store.outbox import JobOutcome, Outbox, refused
 from rmbgd.store.output_names import OutputNames
 from rmbgd.store.records import Candidate, ContentKey, Job, Known, OutputKey, Published, Target, Unfinished
-
-__all__ = ["Candidate", "ContentKey", "Known", "Ledger", "OutputKey", "Published", "Target", "Unfinished"]
 
 DAY = 86_400.0
 REMEMBERED_DAYS = 30.0
@@ -32,34 +31,26 @@ _UNFINISHED = (
 )
 
 
-def _unfinished(row: Row) -> Unfinished:
-    (job_id, folder, path, inode, size, mtime, ctime, state, attempt, by_rename, final, seen, target, *rest) = row
-    version = FileVersion(unsigned(inode), size, mtime, ctime)
-    target = None if target is None else os.fsdecode(target)
-    path = os.fsdecode(path)
-    return Unfinished(job_id, folder, path, version, state, attempt, bool(by_rename), bool(final), seen, target, *rest)
-
-
 class Ledger:
-    """Usable from every thread. Raises StorageFault from every method, ConfigError at opening."""
+    """Usable from every thread. Raises StorageFault from every method, ConfigError at opening.
+
+    is_new  the file did not exist before: whatever lies in claim folders and beside outputs is not in it
+    """
 
     def __init__(self, path: str | os.PathLike[str], clock: Clock) -> None:
+        self.path = os.fspath(path)
         self._clock = clock
-        self._store = Store(os.fspath(path), clock)
-        self.targets = OutputNames(self._store)
-        self.untold = Outbox(self._store)
-
-    @property
-    def path(self) -> str:
-        return self._store.path
-
-    @property
-    def is_new(self) -> bool:
-        """The file did not exist before: whatever lies in claim folders and beside outputs is not in it."""
-        return self._store.is_new
+        self._database = Database(self.path, clock)
+        self.is_new = self._database.is_new
+        self.output_names = OutputNames(self._database)
+        self.outbox = Outbox(self._database)
 
     def close(self) -> None:
-        self._store.close()
+        self._database.close()
+
+    def flush(self) -> None:
+        """Write what waits for the next transaction. Nothing, and no commit, where nothing does."""
+        self._database.flush()
 
     # ---------------------------------------------------------------------------------------------- claims
 
@@ -68,9 +59,9 @@ class Ledger:
 
         A candidate whose path has an older version in flight gets none: it is claimed when that one has ended.
         """
-        now, wall = self._clock.monotonic(), self._store.wall()
+        now, wall = self._clock.monotonic(), self._database.wall()
         jobs: list[Job] = []
-        with self._store.transaction() as db:
+        with self._database.transaction() as db:
             for candidate in candidates:
                 seen = wall - (now - candidate.first_seen)
                 claimed = _reclaim(db, candidate, wall) or _insert(db, candidate, seen, wall)
@@ -78,38 +69,37 @@ class Ledger:
                     jobs.append(_job(candidate, *claimed, now))
         return jobs
 
+    def resume(self, row: Unfinished, source: str) -> Job:
+        """The same job once more, after a crash, whose bytes are at `source`."""
+        now = self._clock.monotonic()
+        seen = min(now, now - (self._database.wall() - row.first_seen))
+        how = (row.version, row.attempt, seen, now, row.by_rename, row.final)
+        return Job(row.job_id, row.folder, row.relative_path, source, *how)
+
     def next_attempt(self, row: Unfinished, source: str) -> Job:
-        """The same job once more, after a crash; the attempt is counted before the work begins."""
-        now, wall = self._clock.monotonic(), self._store.wall()
-        with self._store.transaction() as db:
+        """The job to `resume` with; the attempt is counted before the work begins."""
+        with self._database.transaction() as db:
             update = "UPDATE job SET state='claimed', attempt=attempt+1, claimed_at=? WHERE id=?"
-            db.execute(update, (wall, row.job_id))
-            self.untold.drop(db, row.job_id)
-        seen = min(now, now - (wall - row.first_seen))
-        attempt, by_rename, final = row.attempt + 1, row.by_rename, row.final
-        return Job(row.job_id, row.folder, row.relative_path, source, row.version, attempt, seen, now, by_rename, final)
+            db.execute(update, (self._database.wall(), row.job_id))
+            self.outbox.drop(db, row.job_id)
+        return replace(self.resume(row, source), attempt=row.attempt + 1)
 
     def release(self, job_ids: Iterable[int]) -> None:
         """Postponed, not tried: the attempt is taken back, and without any the row is forgotten."""
-        with self._store.transaction() as db:
+        with self._database.transaction() as db:
             for job_id in job_ids:
                 db.execute("UPDATE job SET state='waiting', attempt=attempt-1 WHERE id=?", (job_id,))
                 db.execute("DELETE FROM job WHERE id=? AND attempt<=0", (job_id,))
-                self.untold.drop(db, job_id)
-
-    def in_flight(self, folder: str, relative_path: str) -> bool:
-        """Is a version of this path being worked on?"""
-        query = "SELECT 1 FROM job WHERE folder=? AND path=? AND state IN ('claimed','publishing')"
-        return self._store.one(query, (folder, os.fsencode(relative_path))) is not None
+                self.outbox.drop(db, job_id)
 
     def is_in_flight(self, job_id: int) -> bool:
         query = "SELECT 1 FROM job WHERE id=? AND state IN ('claimed','publishing')"
-        return self._store.one(query, (job_id,)) is not None
+        return self._database.one(query, (job_id,)) is not None
 
     def owner_of(self, job_id: int) -> tuple[str, str] | None:
-        """(folder, relative path) of a job in flight or not yet retired: its claimed file is no orphan."""
+        """(folder, relative path) of a job that is not over yet: its claimed file is no orphan."""
         query = "SELECT folder, path FROM job WHERE id=? AND retired_at IS NULL AND state<>'waiting'"
-        row = self._store.one(query, (job_id,))
+        row = self._database.one(query, (job_id,))
         return None if row is None else (row[0], os.fsdecode(row[1]))
 
     def handled(self, folder: str, relative_path: str, version: FileVersion) -> bool:
@@ -121,31 +111,25 @@ class Ledger:
             "SELECT 1 FROM job WHERE folder=? AND path=? AND inode=? AND size=? AND mtime_ns=? AND ctime_ns=? "
             "AND by_rename=0 AND state IN ('done','failed')"
         )
-        return self._store.one(query, (folder, os.fsencode(relative_path), *version_values(version))) is not None
+        return self._database.one(query, (folder, os.fsencode(relative_path), *version_values(version))) is not None
 
     # ---------------------------------------------------------------------------------------------- outcomes
 
     def publishing(
-        self,
-        job_id: int,
-        key: OutputKey,
-        below: str,
-        sha256: str,
-        size: int,
-        telling: Mapping[str, object] | None = None,
+        self, job_id: int, key: OutputKey, below: str, sha256: str, size: int, outcome: JobOutcome | None = None
     ) -> Target:
         """About to rename: after a crash, a file of this hash at the target means that the rename has happened.
 
-        Answers the target as it was before: its `pending` and `sha256` tell which files there are ours. `telling`: what
-        the event will say beyond the row, here and below; whoever has emitted it calls `untold.told`.
+        Answers the target as it was before: its `pending` and `sha256` tell which files there are ours. `outcome` is
+        stored with the name that the output gets.
         """
-        with self._store.transaction() as db:
-            target = self.targets.assign(db, key, below)
+        with self._database.transaction() as db:
+            target = self.output_names.assign(db, key, below)
             output, path = os.fsencode(target.output), os.fsencode(target.path)
             update = "UPDATE job SET state='publishing', target=?, sha256_out=?, size_out=? WHERE id=?"
             db.execute(update, (path, sha256, size, job_id))
             db.execute("UPDATE target SET pending=? WHERE output=? AND target=?", (sha256, output, path))
-            self.untold.put(db, job_id, telling)
+            self._put_done(db, outcome, target.path, sha256, size)
         return target
 
     def done(
@@ -155,17 +139,17 @@ class Ledger:
         *,
         content: ContentKey | None = None,
         report: Mapping[str, object] | None = None,
-        retired: bool = False,
-        telling: Mapping[str, object] | None = None,
+        original_moved: bool = False,
+        outcome: JobOutcome | None = None,
     ) -> None:
-        """The output stands. `retired`: nothing is left to do with the original. `content` makes it known for reuse."""
-        wall = self._store.wall()
+        """The output stands. `original_moved`: nothing is left to do with it. `content` makes it known for reuse."""
+        wall = self._database.wall()
         output, path = os.fsencode(published.output), os.fsencode(published.path)
         sha256, size, identity = published.sha256, published.size, (signed(published.inode), published.mtime_ns)
-        with self._store.transaction() as db:
+        with self._database.transaction() as db:
             db.execute(
                 "UPDATE job SET state='done', ended_at=?, retired_at=?, target=?, sha256_out=?, size_out=? WHERE id=?",
-                (wall, wall if retired else None, path, sha256, size, job_id),
+                (wall, wall if original_moved else None, path, sha256, size, job_id),
             )
             db.execute(
                 "UPDATE target SET pending=NULL, sha256=?, size=?, inode=?, mtime_ns=?, sidecar=?, used_at=? "
@@ -175,46 +159,52 @@ class Ledger:
             if content is not None:
                 db.execute(
                     "INSERT OR REPLACE INTO content VALUES (?,?,?,?,?,?,?,?)",
-                    (*_key(content), output, path, sha256, size, json.dumps(dict(report or {})), wall),
+                    (*astuple(content), output, path, sha256, size, json.dumps(dict(report or {})), wall),
                 )
-            self.untold.put(db, job_id, telling)
+            self._put_done(db, outcome, published.path, sha256, size)
 
-    def failed(self, job_id: int, reason: Reason, detail: str, *, telling: Mapping[str, object] | None = None) -> None:
+    def _put_done(self, db: sqlite3.Connection, outcome: JobOutcome | None, path: str, sha256: str, size: int) -> None:
+        if outcome is not None:
+            outcome.add(output=path, bytes_out=size, sha256_out=sha256)
+            self.outbox.put(db, outcome)
+
+    def failed(self, outcome: JobOutcome) -> None:
         """Refused; the original is still to be moved."""
-        with self._store.transaction() as db:
+        reason, detail = str(outcome.keys["reason"]), storable(str(outcome.keys["detail"]))
+        with self._database.transaction() as db:
             update = "UPDATE job SET state='failed', ended_at=?, reason=?, detail=? WHERE id=?"
-            db.execute(update, (self._store.wall(), str(reason), storable(detail), job_id))
-            self.untold.put(db, job_id, telling)
+            db.execute(update, (self._database.wall(), reason, detail, outcome.job_id))
+            self.outbox.put(db, outcome)
 
-    def refuse(self, folder: str, relative_path: str, version: FileVersion, reason: Reason, detail: str) -> int | None:
+    def refuse(
+        self, folder: str, relative_path: str, version: FileVersion, reason: Reason, detail: str
+    ) -> JobOutcome | None:
         """Record an entry that is refused and stays where it is; None when this version of it was refused before."""
         if self.handled(folder, relative_path, version):
             return None
-        stamps = (self._store.wall(),) * 4
-        with self._store.transaction() as db:
-            row = db.execute(
+        stamps = (self._database.wall(),) * 4
+        with self._database.transaction() as db:
+            ((job_id,),) = db.execute(
                 "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, state, attempt, by_rename, final, "
                 "first_seen, claimed_at, ended_at, retired_at, reason, detail) "
                 "VALUES (?,?,?,?,?,?,'failed',0,0,0,?,?,?,?,?,?) RETURNING id",
                 (folder, os.fsencode(relative_path), *version_values(version), *stamps, str(reason), storable(detail)),
             ).fetchall()
-            self.untold.put(db, int(row[0][0]), {"milliseconds": {}, "stage": "intake"})
-        return int(row[0][0])
+            job = {"job": int(job_id), "folder": folder, "path": relative_path, "attempt": 0}
+            outcome = refused(job, reason, detail)
+            self.outbox.put(db, outcome)
+        return outcome
 
-    def retired(self, job_id: int) -> None:
+    def original_moved(self, job_id: int) -> None:
         """The original is archived, deleted, or in quarantine. Written with the next transaction, or at closing."""
-        self._store.later("UPDATE job SET retired_at=? WHERE id=?", (self._store.wall(), job_id))
-
-    def settle(self) -> None:
-        """Write what waits for the next transaction. Nothing, and no commit, where nothing does."""
-        self._store.settle()
+        self._database.defer("UPDATE job SET retired_at=? WHERE id=?", (self._database.wall(), job_id))
 
     # ---------------------------------------------------------------------------------------------- known content
 
     def same_content(self, sha256_in: str, recipe_hash: str) -> Known | None:
         """What equal bytes and an equal recipe gave before. Whether the file still stands, the publisher sees."""
         query = "SELECT output, target, sha256_out, size_out, report FROM content WHERE sha256_in=? AND recipe_hash=?"
-        row = self._store.one(query, (sha256_in, recipe_hash))
+        row = self._database.one(query, (sha256_in, recipe_hash))
         if row is None:
             return None
         output, path, sha256, size, report = row
@@ -223,30 +213,24 @@ class Ledger:
 
     def forget_content(self, key: ContentKey) -> None:
         """The known output is not there any more, or is another: the next equal image is computed."""
-        with self._store.transaction() as db:
-            db.execute("DELETE FROM content WHERE sha256_in=? AND recipe_hash=?", _key(key))
+        with self._database.transaction() as db:
+            db.execute("DELETE FROM content WHERE sha256_in=? AND recipe_hash=?", astuple(key))
 
     # ---------------------------------------------------------------------------------------------- looking back
 
     def unfinished(self) -> list[Unfinished]:
-        """Jobs claimed and not retired, oldest first."""
-        rows = self._store.all(f"{_UNFINISHED} WHERE retired_at IS NULL AND state<>'waiting' ORDER BY id")
-        return [_unfinished(row) for row in rows]
-
-    def ended_untold(self) -> list[Unfinished]:
-        """Jobs with which nothing is left to do, but perhaps to tell how they ended; oldest first."""
-        ended = "retired_at IS NOT NULL AND id IN (SELECT job FROM untold)"
-        rows = self._store.all(f"{_UNFINISHED} WHERE {ended} ORDER BY id")
+        """Jobs claimed of which anything is left to do, oldest first."""
+        rows = self._database.all(f"{_UNFINISHED} WHERE retired_at IS NULL AND state<>'waiting' ORDER BY id")
         return [_unfinished(row) for row in rows]
 
     def probe(self) -> None:
         """Write something that changes nothing: does the disk take it?"""
-        with self._store.transaction() as db:
+        with self._database.transaction() as db:
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def counts(self) -> dict[str, int]:
         """Rows per state."""
-        return dict(self._store.all("SELECT state, count(*) FROM job GROUP BY state"))
+        return dict(self._database.all("SELECT state, count(*) FROM job GROUP BY state"))
 
     def prune(
         self,
@@ -262,18 +246,18 @@ class Ledger:
         A job is old after `days`, or when more than `rows` are remembered. Those whose original stays in place are kept
         while it does (`still_there`): forgetting them would compute them again.
         """
-        cutoff = self._store.wall() - days * DAY
+        cutoff = self._database.wall() - days * DAY
         excess = max(0, sum(self.counts().values()) - rows)
-        found = self._store.all(
+        found = self._database.all(
             f"{_UNFINISHED} WHERE id>? AND (retired_at IS NOT NULL OR state='waiting') "
             "AND (coalesce(ended_at, claimed_at)<? OR ?) ORDER BY id LIMIT ?",
             (after, cutoff, excess > 0, min(batch, excess) if excess else batch),
         )
         old = [_unfinished(row) for row in found]
         gone = [(row.job_id,) for row in old if row.by_rename or not still_there(row)]
-        with self._store.transaction() as db:
+        with self._database.transaction() as db:
             db.executemany("DELETE FROM job WHERE id=?", gone)
-            self.untold.forget(db)
+            self.outbox.prune(db)
             db.execute("DELETE FROM content WHERE used_at<?", (_oldest(db, "content", rows, cutoff),))
             db.execute(
                 "DELETE FROM target WHERE used_at<? AND NOT EXISTS "
@@ -281,6 +265,14 @@ class Ledger:
                 (_oldest(db, "target", rows, cutoff),),
             )
         return old[-1].job_id if old else 0
+
+
+def _unfinished(row: Row) -> Unfinished:
+    (job_id, folder, path, inode, size, mtime, ctime, state, attempt, by_rename, final, seen, target, *rest) = row
+    version = FileVersion(unsigned(inode), size, mtime, ctime)
+    target = None if target is None else os.fsdecode(target)
+    path = os.fsdecode(path)
+    return Unfinished(job_id, folder, path, version, state, attempt, bool(by_rename), bool(final), seen, target, *rest)
 
 
 _NEWEST = {
@@ -293,10 +285,6 @@ def _oldest(db: sqlite3.Connection, table: str, rows: int, cutoff: float) -> flo
     """Before when a table's rows are to be forgotten: `cutoff`, or later if more than `rows` are younger."""
     row = db.execute(_NEWEST[table], (rows - 1,)).fetchone()
     return cutoff if row is None else max(cutoff, float(row[0]))
-
-
-def _key(key: ContentKey) -> tuple[str, str]:
-    return key.sha256_in, key.recipe_hash
 
 
 def _job(candidate: Candidate, job_id: int, attempt: int, now: float) -> Job:

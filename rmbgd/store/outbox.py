@@ -1,41 +1,110 @@
-"""Outcomes that may not have been told yet: what their events will say is in the ledger before they are, until after.
+"""Transactional outbox: the event of each outcome, stored with the outcome, delivered once.
 
-A process that is killed between ending an image and telling so takes the event with it. What is found here at the next
-start is told then. Part of the ledger; decides nothing and emits nothing.
+A process that is killed between ending a job and writing its event takes the event with it. The next start finds it in
+the table `untold` and delivers it then.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
-from rmbgd.store.database import Store
+from rmbgd.errors import Reason
+from rmbgd.events import Emit
+from rmbgd.store.database import Database, Row
+from rmbgd.store.records import Job, Unfinished
+
+_STORED = (
+    "SELECT id, folder, path, attempt, state, target, size_out, sha256_out, reason, detail, keys "
+    "FROM untold JOIN job ON id=job"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class JobOutcome:
+    """How a job ended: the whole event that says so, but for what is known only when it has been published."""
+
+    event: str
+    keys: dict[str, Any]
+
+    @property
+    def job_id(self) -> int:
+        return int(self.keys["job"])
+
+    def add(self, **keys: object) -> None:
+        self.keys.update(keys)
+
+
+def job_keys(job: Job | Unfinished) -> dict[str, object]:
+    """What every event of a job begins with."""
+    return {"job": job.job_id, "folder": job.folder, "path": job.relative_path, "attempt": job.attempt}
+
+
+def refused(
+    job: Mapping[str, object],
+    reason: Reason,
+    detail: str,
+    *,
+    stage: str = "intake",
+    milliseconds: Mapping[str, float] | None = None,
+    sha256_in: str | None = None,
+) -> JobOutcome:
+    """The outcome of a job (its `job_keys`) that is refused; by default before any stage has worked on it."""
+    keys = {**job, "milliseconds": dict(milliseconds or {}), "stage": stage}
+    if sha256_in is not None:
+        keys["sha256_in"] = sha256_in
+    return JobOutcome("image.failed", {**keys, "reason": str(reason), "detail": detail})
 
 
 class Outbox:
-    """One row per job. Those methods that take a connection are part of a transaction of the ledger's."""
+    """One row per job. Methods that take a connection are part of a transaction of the ledger."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
-    def put(self, db: sqlite3.Connection, job_id: int, keys: Mapping[str, object] | None) -> None:
-        """`keys` of the event that the job's row does not hold. None: what is known already stays."""
-        if keys is not None:
-            db.execute("INSERT OR REPLACE INTO untold VALUES (?,?)", (job_id, json.dumps(keys)))
+    def put(self, db: sqlite3.Connection, outcome: JobOutcome) -> None:
+        db.execute("INSERT OR REPLACE INTO untold VALUES (?,?)", (outcome.job_id, json.dumps(outcome.keys)))
 
     def drop(self, db: sqlite3.Connection, job_id: int) -> None:
-        """The job goes on, or is forgotten: there is no outcome to be told."""
+        """The job goes on, or is forgotten: there is no outcome to deliver."""
         db.execute("DELETE FROM untold WHERE job=?", (job_id,))
 
-    def forget(self, db: sqlite3.Connection) -> None:
-        """Rows of jobs that are remembered no more."""
+    def prune(self, db: sqlite3.Connection) -> None:
+        """Forget outcomes of jobs that are not remembered any more."""
         db.execute("DELETE FROM untold WHERE job NOT IN (SELECT id FROM job)")
 
-    def told(self, job_id: int) -> None:
-        """The event is written. On the disk with the next transaction: at worst it is told once more."""
-        self._store.later("DELETE FROM untold WHERE job=?", (job_id,))
+    def deliver(self, outcome: JobOutcome, emit: Emit) -> None:
+        """Emit the event, and forget it with the next transaction: at worst the next start delivers it once more."""
+        emit(outcome.event, **outcome.keys)
+        self._database.defer("DELETE FROM untold WHERE job=?", (outcome.job_id,))
 
-    def keys(self) -> dict[int, dict[str, object]]:
-        """Job number -> keys, of every job whose event may be missing; its outcome is in the job's row."""
-        return {job_id: json.loads(keys) for job_id, keys in self._store.all("SELECT job, keys FROM untold")}
+    def pending(self, job_id: int) -> JobOutcome | None:
+        """The outcome of a job, done or failed, whose event may be missing from the log."""
+        found = self._select("id=?", job_id)
+        return found[0] if found else None
+
+    def deliver_pending(self, emit: Emit) -> int:
+        """Deliver what the last run may not have delivered of jobs with which nothing else is left to do; how many."""
+        found = self._select("retired_at IS NOT NULL")
+        for outcome in found:
+            outcome.add(recovered=True)
+            self.deliver(outcome, emit)
+        return len(found)
+
+    def _select(self, condition: str, *values: object) -> list[JobOutcome]:
+        return [_stored(row) for row in self._database.all(f"{_STORED} WHERE {condition} ORDER BY id", values)]
+
+
+def _stored(row: Row) -> JobOutcome:
+    """Earlier versions stored only those keys that the job's row does not hold."""
+    job_id, folder, path, attempt, state, target, size, sha256, reason, detail, keys = row
+    job = {"job": job_id, "folder": folder, "path": os.fsdecode(path), "attempt": attempt}
+    if state == "failed":
+        why = {"reason": reason or str(Reason.CORRUPT), "detail": detail or ""}
+        return JobOutcome("image.failed", job | why | json.loads(keys))
+    output = {"output": None if target is None else os.fsdecode(target), "bytes_out": size, "sha256_out": sha256}
+    return JobOutcome("image.done", job | output | json.loads(keys))

@@ -1,6 +1,6 @@
-"""Which output name belongs to which input: one owner each, the same over restarts and whatever arrives first.
+"""Which output name belongs to which input: one owner each, the same over restarts.
 
-Does not look at the output folder: whether somebody else's file stands there is for the publisher to see and to say.
+Whether a file of somebody else has that name in the output folder, the publisher finds out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import posixpath
 import sqlite3
 
 from rmbgd import naming as names
-from rmbgd.store.database import Row, Store, unsigned
+from rmbgd.store.database import Database, Row, unsigned
 from rmbgd.store.records import OutputKey, Target
 
 
@@ -21,11 +21,11 @@ def _values(key: OutputKey) -> Row:
 class OutputNames:
     """Usable from every thread. Raises StorageFault. Methods that take a connection run inside its transaction."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, database: Database) -> None:
+        self._database = database
 
     def find(self, key: OutputKey) -> Target | None:
-        row = self._store.one(
+        row = self._database.one(
             "SELECT target, pending, sha256, size, inode, mtime_ns, sidecar FROM target "
             "WHERE output=? AND folder=? AND source=? AND extension=?",
             _values(key),
@@ -37,7 +37,7 @@ class OutputNames:
         return Target(key.output, os.fsdecode(path), pending, sha256, size, inode, mtime_ns, bool(sidecar))
 
     def assign(self, db: sqlite3.Connection, key: OutputKey, below: str) -> Target:
-        """The output name of this input: the one it has had, or a new one in sub-folder `below` that is nobody's."""
+        """The output name of this input: the one it has had, or a new one in sub-folder `below` that no input has."""
         found = self.find(key)
         if found is not None:
             return found
@@ -50,7 +50,7 @@ class OutputNames:
 
         `below`: in this sub-folder, because the one it had cannot be made.
         """
-        with self._store.transaction() as db:
+        with self._database.transaction() as db:
             delete = (
                 "DELETE FROM target WHERE output=? AND folder=? AND source=? AND extension=? RETURNING base, number"
             )
@@ -68,7 +68,7 @@ class OutputNames:
         db.execute(
             "INSERT INTO target (output, folder, source, extension, target, base, number, used_at) "
             "VALUES (?,?,?,?,?,?,?,?)",
-            (*_values(key), target, os.fsencode(base), number, self._store.wall()),
+            (*_values(key), target, os.fsencode(base), number, self._database.wall()),
         )
 
     def _is_owned(self, db: sqlite3.Connection, output: str, target: str) -> bool:

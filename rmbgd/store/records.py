@@ -1,7 +1,4 @@
-"""What the ledger is told and what it answers: candidates, open jobs of a former run, targets, outputs.
-
-Values only: no database, no files.
-"""
+"""Plain values that the ledger takes and answers: jobs, candidates, output names, outputs."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ class Job:
     source         where its bytes are now: inside <input>/.rmbgd when claimed by rename, else the input path itself
     relative_path  below the drop folder, decoded with surrogateescape
     attempt        1 for the first try; counted before the work, so it survives a crash
-    final          the settle policy has given up waiting: damage is now a refusal, not a reason to wait
+    final          the readiness policy has given up waiting: damage is now a refusal, not a reason to wait
     """
 
     job_id: int

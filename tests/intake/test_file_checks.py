@@ -19,9 +19,9 @@ from PIL import Image
 from rmbgd.errors import ImageError, Reason
 from rmbgd.fs import open_folder, open_regular
 from rmbgd.imaging.completeness import Tail, tail_of
-from rmbgd.intake import file_checks as gates
-from rmbgd.intake.file_checks import is_dense, look
-from rmbgd.intake.readiness import Facts, Writer
+from rmbgd.intake import file_checks
+from rmbgd.intake.file_checks import check, is_dense
+from rmbgd.intake.readiness import ReadinessFacts, Writer
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
 
@@ -46,8 +46,8 @@ def tail(path: Path, data: bytes) -> Tail:
         os.close(descriptor)
 
 
-def facts(path: Path, *, remote: bool = False) -> Facts:
-    return look(str(path.parent), path.name, remote=remote)[1]
+def facts(path: Path, *, remote: bool = False) -> ReadinessFacts:
+    return check(str(path.parent), path.name, remote=remote)[1]
 
 
 # ------------------------------------------------------------------------------------------------------------ tails
@@ -165,7 +165,7 @@ def test_remote_writers_are_not_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "a.jpg"
     path.write_bytes(image("JPEG"))
 
-    assert facts(path, remote=True) == Facts(Writer.UNSEEN, True, Tail.COMPLETE)
+    assert facts(path, remote=True) == ReadinessFacts(Writer.UNSEEN, True, Tail.COMPLETE)
 
 
 def test_a_writer_that_comes_during_the_look_does_no_harm(tmp_path: Path) -> None:
@@ -198,13 +198,13 @@ def test_a_writer_that_comes_during_the_look_does_no_harm(tmp_path: Path) -> Non
                 assert not opened.wait(0.2)
             return answer
 
-    before = gates.fcntl
-    gates.fcntl = Interrupted()
+    before = file_checks.fcntl
+    file_checks.fcntl = Interrupted()
     try:
-        assert gates.writer_of(descriptor) is Writer.NONE
+        assert file_checks.writer_of(descriptor) is Writer.NONE
         assert opened.wait(10)
     finally:
-        gates.fcntl = before
+        file_checks.fcntl = before
         os.close(descriptor)
         writer.join()
     assert signal.getsignal(signal.SIGIO) is signal.SIG_DFL
@@ -301,7 +301,7 @@ def test_no_parent_may_be_a_link(tmp_path: Path) -> None:
     (root / "s").symlink_to(outside)
 
     with pytest.raises(NotADirectoryError):
-        look(str(root), "s/a.jpg", remote=False)
+        check(str(root), "s/a.jpg", remote=False)
     with pytest.raises(OSError):
         open_folder(str(root), "s")
 
@@ -315,7 +315,7 @@ def test_nothing_stays_open(tmp_path: Path) -> None:
     before = len(os.listdir("/proc/self/fd"))
     for path in ("b/x.jpg", "b/pipe", "b/none", "none/x.jpg", "b"):
         try:
-            look(str(tmp_path / "a"), path, remote=False)
+            check(str(tmp_path / "a"), path, remote=False)
         except (OSError, ImageError):
             continue
 

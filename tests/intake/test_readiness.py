@@ -1,4 +1,4 @@
-"""The settle policy: never complete before its time, always answered in the end, however events are split."""
+"""The readiness policy: never complete before its time, always answered in the end, however events are split."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from rmbgd.fs import FileVersion
 from rmbgd.imaging.completeness import Tail
 from rmbgd.intake.readiness import (
     DELAY_MAXIMUM,
-    Arrival,
+    ArrivingFile,
     Decision,
-    Facts,
-    Rules,
-    Verdict,
+    Readiness,
+    ReadinessFacts,
+    ReadinessRules,
     Writer,
     appeared,
     judge,
@@ -22,43 +22,37 @@ from rmbgd.intake.readiness import (
     still_stuck,
 )
 
-RULES = Rules(quiet_closed=0.5, quiet_unknown=2.0, quiet_remote=5.0, incomplete_timeout=900.0, stuck_upload=3600.0)
-GOOD = Facts(Writer.NONE, True, Tail.COMPLETE)
+RULES = ReadinessRules(
+    quiet_closed=0.5, quiet_unknown=2.0, quiet_remote=5.0, incomplete_timeout=900.0, stuck_upload=3600.0
+)
+GOOD = ReadinessFacts(Writer.NONE, True, Tail.COMPLETE)
 
 
 def version(size: int = 10, ctime: int = 3) -> FileVersion:
     return FileVersion(1, size, 2, ctime)
 
 
-def arrive(*, size: int = 10, announced: bool = True, remote: bool = False, at: float = 0.0) -> Arrival:
+def arrive(*, size: int = 10, announced: bool = True, remote: bool = False, at: float = 0.0) -> ArrivingFile:
     return appeared(version(size), at, announced=announced, remote=remote, rules=RULES)
 
 
-def wait_for(arrival: Arrival, facts: Facts, limit: float = 1e6) -> tuple[float, Decision]:
+def wait_for(arrival: ArrivingFile, facts: ReadinessFacts, limit: float = 1e6) -> tuple[float, Decision]:
     """Look whenever the policy says so, until it does not wait any more."""
     while True:
         now = arrival.look_at
         assert now < limit
         decision = judge(arrival, facts, now, RULES)
-        if decision.verdict is not Verdict.WAIT:
+        if decision.readiness is not Readiness.WAIT:
             return now, decision
         assert arrival.look_at > now
 
 
-def test_a_closed_file_is_ready_after_a_short_quiet() -> None:
-    """Something said that the writer is done: half a second is enough."""
-    assert wait_for(arrive(), GOOD) == (0.5, Decision(Verdict.READY))
-
-
-def test_an_unannounced_file_waits_longer() -> None:
-    """Nothing was heard of it: uploaders pause for a second at times."""
+def test_the_quiet_time_is_shortest_after_a_close_and_longest_where_writers_hide() -> None:
+    """Without an event uploaders may pause for a second; network file systems, and some others, hide their writers."""
+    assert wait_for(arrive(), GOOD) == (0.5, Decision(Readiness.READY))
     assert wait_for(arrive(announced=False), GOOD)[0] == 2.0
-
-
-def test_where_writers_hide_the_wait_is_longest() -> None:
-    """On network file systems, and where the kernel will not tell us of writers."""
     assert wait_for(arrive(remote=True), GOOD)[0] == 5.0
-    assert wait_for(arrive(), Facts(Writer.UNSEEN, True, Tail.COMPLETE))[0] == 5.0
+    assert wait_for(arrive(), ReadinessFacts(Writer.UNSEEN, True, Tail.COMPLETE))[0] == 5.0
 
 
 def test_every_change_begins_the_quiet_anew() -> None:
@@ -82,58 +76,54 @@ def test_hearing_of_a_close_shortens_the_wait() -> None:
 
 
 def test_an_open_writer_holds_a_file_however_long() -> None:
-    """Never ready, never refused; told once after an hour; looked at less and less often."""
+    """Never ready, never refused; reported once after an hour; looked at less and less often."""
     arrival = arrive()
-    told, looks = [], []
+    reported, looks = [], []
     while arrival.look_at < 20_000:
         now = arrival.look_at
-        decision = judge(arrival, Facts(Writer.OPEN, True, Tail.UNKNOWN), now, RULES)
-        assert (decision.verdict, decision.gate, decision.tell_incomplete) == (Verdict.WAIT, "writer", False)
-        told += [now] * decision.tell_stuck
+        decision = judge(arrival, ReadinessFacts(Writer.OPEN, True, Tail.UNKNOWN), now, RULES)
+        assert (decision.readiness, decision.gate, decision.report_incomplete) == (Readiness.WAIT, "writer", False)
+        reported += [now] * decision.report_stuck
         looks.append(arrival.look_at - now)
 
     assert looks[:7] == [0.5, 1, 2, 4, 8, 16, 30]
     assert max(looks) == DELAY_MAXIMUM
-    assert len(told) == 1
-    assert 3600 <= told[0] <= 3600 + DELAY_MAXIMUM
+    assert len(reported) == 1
+    assert 3600 <= reported[0] <= 3600 + DELAY_MAXIMUM
 
 
-def test_a_file_that_never_stops_changing_is_told_once() -> None:
+def test_a_file_that_never_stops_changing_is_reported_once() -> None:
     """It never gets quiet enough to be looked into, but it is not forgotten."""
     arrival = arrive()
-    told = 0
+    reported = 0
     for second in range(5000):
         observed(arrival, version(size=second), float(second), announced=False, rules=RULES)
-        told += still_stuck(arrival, float(second), RULES)
+        reported += still_stuck(arrival, float(second), RULES)
 
-    assert told == 1
+    assert reported == 1
 
 
-def test_a_missing_tail_is_waited_for_then_refused() -> None:
-    """Told once when it begins; given up exactly when the patience ends."""
+def test_a_missing_end_is_waited_for_then_refused() -> None:
+    """Reported once when it begins; given up exactly when the patience ends. An empty name comes before its bytes."""
     arrival = arrive()
-    facts = Facts(Writer.NONE, True, Tail.MISSING)
-    assert judge(arrival, facts, 0.5, RULES).tell_incomplete
-    assert not judge(arrival, facts, 1.0, RULES).tell_incomplete
+    facts = ReadinessFacts(Writer.NONE, True, Tail.MISSING)
+    assert judge(arrival, facts, 0.5, RULES).report_incomplete
+    assert not judge(arrival, facts, 1.0, RULES).report_incomplete
 
-    assert wait_for(arrival, facts) == (900.0, Decision(Verdict.REFUSE, "tail"))
-
-
-def test_an_empty_file_is_waited_for_then_refused() -> None:
-    """Uploaders create a name before they fill it."""
-    assert wait_for(arrive(size=0), GOOD) == (900.0, Decision(Verdict.REFUSE, "empty"))
+    assert wait_for(arrival, facts) == (900.0, Decision(Readiness.REFUSE, "tail"))
+    assert wait_for(arrive(size=0), GOOD) == (900.0, Decision(Readiness.REFUSE, "empty"))
 
 
-def test_what_only_a_decoder_can_tell_goes_to_the_decoder_in_the_end() -> None:
+def test_what_only_a_decoder_can_judge_goes_to_the_decoder_in_the_end() -> None:
     """A hole, a doubtful tail, a decoder's own complaint: after the patience the next try is the last."""
     cut_off = arrive()
     cut_off.cut_off = True
     for arrival, facts, gate in (
-        (arrive(), Facts(Writer.NONE, False, Tail.COMPLETE), "hole"),
-        (arrive(), Facts(Writer.NONE, True, Tail.DOUBTFUL), "tail"),
+        (arrive(), ReadinessFacts(Writer.NONE, False, Tail.COMPLETE), "hole"),
+        (arrive(), ReadinessFacts(Writer.NONE, True, Tail.DOUBTFUL), "tail"),
         (cut_off, GOOD, "decode"),
     ):
-        assert wait_for(arrival, facts) == (900.0, Decision(Verdict.FINAL, gate))
+        assert wait_for(arrival, facts) == (900.0, Decision(Readiness.FINAL, gate))
 
 
 def test_patience_that_has_ended_is_not_begun_again() -> None:
@@ -141,8 +131,11 @@ def test_patience_that_has_ended_is_not_begun_again() -> None:
     arrival = arrive()
     arrival.final = True
 
-    assert wait_for(arrival, Facts(Writer.NONE, False, Tail.COMPLETE)) == (0.5, Decision(Verdict.FINAL, "hole"))
-    assert wait_for(arrival, GOOD)[1].verdict is Verdict.FINAL
+    assert wait_for(arrival, ReadinessFacts(Writer.NONE, False, Tail.COMPLETE)) == (
+        0.5,
+        Decision(Readiness.FINAL, "hole"),
+    )
+    assert wait_for(arrival, GOOD)[1].readiness is Readiness.FINAL
 
 
 def test_new_bytes_void_a_decoders_complaint() -> None:
@@ -152,17 +145,17 @@ def test_new_bytes_void_a_decoders_complaint() -> None:
     judge(arrival, GOOD, 0.5, RULES)
     observed(arrival, version(size=20), 20.0, announced=True, rules=RULES)
 
-    assert wait_for(arrival, GOOD) == (20.5, Decision(Verdict.READY))
+    assert wait_for(arrival, GOOD) == (20.5, Decision(Readiness.READY))
 
 
 # -------------------------------------------------------------------------------------------------------- properties
 
 TIMES = st.lists(st.floats(0.0, 30.0, allow_nan=False), max_size=12)
-FACTS = st.builds(Facts, st.sampled_from(Writer), st.booleans(), st.sampled_from(Tail))
+FACTS = st.builds(ReadinessFacts, st.sampled_from(Writer), st.booleans(), st.sampled_from(Tail))
 
 
 @given(TIMES, st.booleans(), st.booleans(), FACTS)
-def test_never_before_its_quiet_time(gaps: list[float], announced: bool, remote: bool, facts: Facts) -> None:
+def test_never_before_its_quiet_time(gaps: list[float], announced: bool, remote: bool, facts: ReadinessFacts) -> None:
     """Whatever happens in whatever rhythm: no answer but WAIT until the version was unchanged for its quiet time."""
     arrival = arrive(announced=announced, remote=remote)
     now = changed = 0.0
@@ -171,15 +164,15 @@ def test_never_before_its_quiet_time(gaps: list[float], announced: bool, remote:
         now += gap
         decision = judge(arrival, facts, now, RULES)
         quiet = 5.0 if remote or facts.writer is Writer.UNSEEN else 0.5 if heard else 2.0
-        assert decision.verdict is Verdict.WAIT or now >= changed + quiet
+        assert decision.readiness is Readiness.WAIT or now >= changed + quiet
         if number % 2:
             observed(arrival, version(size=number), now, announced=announced, rules=RULES)
             changed, heard = now, announced
 
 
 @given(TIMES, st.booleans(), FACTS.filter(lambda facts: facts.writer is not Writer.OPEN))
-def test_always_in_the_end(gaps: list[float], announced: bool, facts: Facts) -> None:
-    """A file that nobody writes to any more is answered within its patience, after any history."""
+def test_always_in_the_end(gaps: list[float], announced: bool, facts: ReadinessFacts) -> None:
+    """A file without a writer is answered within its patience, after any history."""
     arrival = arrive(announced=announced)
     now = 0.0
     for number, gap in enumerate(gaps):
@@ -192,7 +185,7 @@ def test_always_in_the_end(gaps: list[float], announced: bool, facts: Facts) -> 
             observed(arrival, version(size=number), now, announced=announced, rules=RULES)
 
     when, decision = wait_for(arrival, facts)
-    assert decision.verdict is not Verdict.WAIT
+    assert decision.readiness is not Readiness.WAIT
     assert when <= arrival.changed_at + RULES.incomplete_timeout + DELAY_MAXIMUM
 
 

@@ -1,4 +1,4 @@
-"""The intake's loop, turn by turn on a clock that moves when told: what is claimed, when, and what never is."""
+"""The intake's loop, step by step on a clock of the test's: what is claimed, when, and what never is."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from rmbgd.config.load import parse
 from rmbgd.errors import Reason
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.intake import claim as claims
-from rmbgd.intake import scanner as survey
+from rmbgd.intake import scanner
 from rmbgd.intake.reconciler import Reconciler
-from rmbgd.intake.watcher import FolderWatch, Heard, Hints
+from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints
 from rmbgd.pipeline.items import Rejection
 from rmbgd.pipeline.queue import queue
 from rmbgd.publish.publisher import Publisher
@@ -28,7 +28,7 @@ WHOLE = PNG + b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 
 class Loop(Workspace):
-    """A house whose loop is turned by hand. Folders are polled, so that nothing happens behind the test's back."""
+    """A workspace whose loop is stepped by hand. Folders are polled, so that nothing happens behind the test's back."""
 
     def __init__(
         self, base: Path, *, places: int = 100, others: list[dict[str, object]] | None = None, **given: object
@@ -69,24 +69,21 @@ class Loop(Workspace):
     def turn(self, seconds: float = 0.0, times: int = 1) -> list[Job]:
         """Let time pass and turn; what was claimed."""
         for _ in range(times):
-            self.clock.advance(seconds)
-            while self.reconciler._turn(self.sender, self.door):
-                pass
+            self.step(seconds)
         return self.take()
 
+    def step(self, seconds: float) -> None:
+        self.clock.advance(seconds)
+        while self.reconciler._step(self.sender, self.door):
+            pass
+
     def take(self) -> list[Job]:
-        jobs = []
-        while self.receiver.statistics().depth:
-            jobs.append(self.receiver.receive())
-        return jobs
+        return [self.receiver.receive() for _ in range(self.receiver.statistics().depth)]
 
     def rejections(self) -> list[Rejection]:
-        found = []
-        while self.refused.statistics().depth:
-            found.append(self.refused.receive())
-        return found
+        return [self.refused.receive() for _ in range(self.refused.statistics().depth)]
 
-    def hear(self, path: str, heard: Heard = Heard.CLOSED, folder: str = "shop") -> None:
+    def hear(self, path: str, heard: FileEvent = FileEvent.CLOSED, folder: str = "shop") -> None:
         self.hints.file(folder, path, heard)
 
     def end(self, job: Job) -> None:
@@ -120,7 +117,7 @@ def names(jobs: list[Job]) -> list[str]:
 
 
 def test_what_lies_there_at_the_start_is_claimed_after_its_quiet_time(loop: Callable[..., Loop]) -> None:
-    """Found by the scan and announced by nobody: two seconds without change; every sub-folder is looked into."""
+    """Found by the scan, without an event: two seconds without change; every sub-folder is looked into."""
     it = loop()
     for path in ("a.jpg", "s/t/b.jpg"):
         it.drop(path)
@@ -133,8 +130,8 @@ def test_what_lies_there_at_the_start_is_claimed_after_its_quiet_time(loop: Call
     assert it.turn(60) == []
 
 
-@pytest.mark.parametrize("heard", [Heard.CLOSED, Heard.APPEARED])
-def test_what_is_announced_is_claimed_sooner(loop: Callable[..., Loop], heard: Heard) -> None:
+@pytest.mark.parametrize("heard", [FileEvent.CLOSED, FileEvent.APPEARED])
+def test_what_is_announced_is_claimed_sooner(loop: Callable[..., Loop], heard: FileEvent) -> None:
     """A close and an appearance (a link, a rename) each say that the writer is done."""
     it = loop()
     it.turn()
@@ -160,7 +157,7 @@ def test_a_changing_file_is_not_claimed(loop: Callable[..., Loop]) -> None:
 
 
 def test_an_open_file_is_not_claimed_however_long(loop: Callable[..., Loop]) -> None:
-    """Told once after an hour, claimed when it is closed."""
+    """Reported once after an hour, claimed when it is closed."""
     it = loop()
     path = it.drop("a.jpg")
     with open(path, "ab"):
@@ -170,29 +167,17 @@ def test_an_open_file_is_not_claimed_however_long(loop: Callable[..., Loop]) -> 
     assert names(it.turn(31)) == ["a.jpg"]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        ".a.jpg.Xy12",
-        "a.jpg.part",
-        "a.JPG.FILEPART",
-        "~$a.jpg",
-        "a.jpg~",
-        "Thumbs.db",
-        ".h/a.jpg",
-        "@eaDir/a.jpg",
-        "__MACOSX/a.jpg",
-        "mine.raw",
-    ],
-)
-def test_names_of_half_uploads_are_left_alone(loop: Callable[..., Loop], name: str) -> None:
-    """Found or announced; and in their own time renamed, they are claimed."""
+def test_names_of_half_uploads_are_left_alone(loop: Callable[..., Loop]) -> None:
+    """Found or announced, beside the configured ones."""
     it = loop(ignore=["*.RAW"])
-    it.drop(name)
-    it.hear(name)
+    names = {".a.jpg.Xy12", "a.jpg.part", "a.JPG.FILEPART", "~$a.jpg", "a.jpg~", "Thumbs.db", "mine.raw"}
+    names |= {".h/a.jpg", "@eaDir/a.jpg", "__MACOSX/a.jpg"}
+    for name in names:
+        it.drop(name)
+        it.hear(name)
 
     assert it.turn(5, times=3) == []
-    assert it.files("input").keys() == {name}
+    assert it.files("input").keys() == names
 
 
 def test_without_recursion_sub_folders_are_left_alone(loop: Callable[..., Loop]) -> None:
@@ -208,7 +193,7 @@ def test_without_recursion_sub_folders_are_left_alone(loop: Callable[..., Loop])
 
 
 def test_a_cut_off_file_is_waited_for_then_refused(loop: Callable[..., Loop]) -> None:
-    """Told once; nobody decodes it; in the end it goes to the exit door with its reason."""
+    """Reported once, not decoded; in the end it goes to the finish stage with its reason."""
     it = loop()
     it.drop("a.png", PNG)
     it.drop("b.jpg", b"")
@@ -256,7 +241,7 @@ def test_what_a_decoder_finds_cut_off_waits_for_a_change(loop: Callable[..., Loo
 
 
 def test_what_changed_in_work_is_claimed_anew(loop: Callable[..., Loop]) -> None:
-    """Somebody wrote to it after the claim: back, and settled again."""
+    """It was written to after the claim: back, and quiet again first."""
     it = loop()
     it.drop("a.jpg")
     it.turn()
@@ -272,15 +257,13 @@ def test_what_changed_in_work_is_claimed_anew(loop: Callable[..., Loop]) -> None
 # ------------------------------------------------------------------------------------------------- who goes first
 
 
-def test_nothing_is_claimed_that_nobody_has_room_for(loop: Callable[..., Loop]) -> None:
+def test_nothing_is_claimed_that_the_decoders_have_no_room_for(loop: Callable[..., Loop]) -> None:
     """The folder is the queue: what is not in work stays visible to its owner."""
     it = loop(places=3)
     for number in range(10):
         it.drop(f"{number}.jpg")
     it.turn()
-    it.clock.advance(2)
-    while it.reconciler._turn(it.sender, it.door):
-        pass
+    it.step(2)
 
     assert len([path for path in it.files("input") if not path.startswith(".rmbgd/")]) == 7
     assert it.reconciler.statistics().waiting == 7
@@ -320,12 +303,12 @@ def test_waiting_raises_the_priority(loop: Callable[..., Loop]) -> None:
     it.clock.advance(101)
     (it.base / "press" / "input" / "new.jpg").write_bytes(b"image")
     it.hear("new.jpg", folder="press")
-    it.reconciler.pause("disk_full:shop")
-    it.reconciler.pause("disk_full:press")
+    for folder in ("shop", "press"):
+        it.reconciler.pause(f"disk_full:{folder}")
     it.turn()
     it.turn(2)
-    it.reconciler.resume("disk_full:shop")
-    it.reconciler.resume("disk_full:press")
+    for folder in ("shop", "press"):
+        it.reconciler.resume(f"disk_full:{folder}")
 
     assert names(it.turn()) == ["patient.jpg"]
     assert names(it.turn()) == ["new.jpg"]
@@ -371,7 +354,7 @@ def test_suspects_go_alone(loop: Callable[..., Loop], tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------------- what is refused
 
 
-def test_entries_that_are_no_files_are_told_once_and_left(loop: Callable[..., Loop]) -> None:
+def test_entries_that_are_no_files_are_reported_once_and_left(loop: Callable[..., Loop]) -> None:
     """Never opened, never moved, and no second event however often the folder is compared."""
     it = loop()
     (it.roots["input"] / "link.jpg").symlink_to("/etc/passwd")
@@ -379,8 +362,8 @@ def test_entries_that_are_no_files_are_told_once_and_left(loop: Callable[..., Lo
     (it.roots["input"] / "folder.jpg").mkdir()
     it.turn(31, times=4)
 
-    told = [(event["path"], event["reason"]) for event in it.events.named("image.failed")]
-    assert sorted(told) == [("link.jpg", "not_regular"), ("pipe.jpg", "not_regular")]
+    reported = [(event["path"], event["reason"]) for event in it.events.named("image.failed")]
+    assert sorted(reported) == [("link.jpg", "not_regular"), ("pipe.jpg", "not_regular")]
     assert sorted(os.listdir(it.roots["input"])) == ["folder.jpg", "link.jpg", "pipe.jpg"]
 
 
@@ -402,7 +385,7 @@ def test_hard_links_to_others_files_are_refused(loop: Callable[..., Loop]) -> No
 
 
 def test_what_may_not_be_moved_is_worked_on_in_place_once(loop: Callable[..., Loop]) -> None:
-    """An immutable file: published, its retirement tried again, and never computed a second time."""
+    """An immutable file: published, its archiving tried again, and never computed a second time."""
     it = loop()
     it.drop("a.jpg")
     it.reconciler._claims._fs = FailingFs({"rename_noreplace": [errno.EPERM]})
@@ -432,10 +415,10 @@ def test_kept_originals_are_worked_on_once(loop: Callable[..., Loop]) -> None:
     assert names(it.turn(31) + it.turn(2)) == ["a.jpg"]
 
 
-def test_a_blocked_file_is_told_once_and_tried_again(
+def test_a_blocked_file_is_reported_once_and_tried_again(
     loop: Callable[..., Loop], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Not readable is not broken: it stays, and goes when somebody mends it."""
+    """Not readable is not broken: it stays, and goes when it is mended."""
     it = loop()
     it.drop("a.jpg")
 
@@ -443,11 +426,11 @@ def test_a_blocked_file_is_told_once_and_tried_again(
         raise PermissionError(errno.EACCES, "Permission denied")
 
     with monkeypatch.context() as patched:
-        patched.setattr(survey, "look", refuse)
+        patched.setattr(scanner, "check", refuse)
         assert it.turn(3, times=20) == []
     assert [event["cause"] for event in it.events.named("intake.blocked")] == ["Permission denied"]
     os.chmod(it.roots["input"] / "a.jpg", 0o600)
-    it.hear("a.jpg", Heard.TOUCHED)
+    it.hear("a.jpg", FileEvent.TOUCHED)
 
     assert names(it.turn() + it.turn(2)) == ["a.jpg"]
 
@@ -470,12 +453,12 @@ def test_a_paused_folder_does_not_stop_the_others(loop: Callable[..., Loop]) -> 
 
 
 def test_a_ledger_that_refuses_pauses_and_loses_nothing(loop: Callable[..., Loop]) -> None:
-    """Nothing can be recorded: told once, nothing is claimed, and all of it happens when there is room."""
+    """Nothing can be recorded: reported once, nothing is claimed, and all of it happens when there is room."""
     it = loop()
     for number in range(300):
         it.drop(f"{number}.jpg")
     (it.roots["input"] / "link.jpg").symlink_to("nowhere")
-    db = it.ledger._store._connection
+    db = it.ledger._database._connection
     db.execute(f"PRAGMA max_page_count={db.execute('PRAGMA page_count').fetchone()[0]}")
     assert it.turn(5, times=6) == []
     assert [event["kind"] for event in it.events.named("storage.paused")][:1] == ["disk_full"]
@@ -556,7 +539,7 @@ def test_rescan_looks_at_once(loop: Callable[..., Loop]) -> None:
 
 
 def test_what_comes_back_after_the_end_is_put_back(loop: Callable[..., Loop]) -> None:
-    """A stopping line returns what it did not begin: the attempt does not count, the file stands in its folder."""
+    """A stopping pipeline returns what it did not begin: the attempt does not count, the file stands in its folder."""
     it = loop()
     it.drop("a.jpg")
     it.turn()
@@ -575,11 +558,8 @@ def test_the_health_event_has_its_numbers(loop: Callable[..., Loop]) -> None:
     for name in "abc":
         it.drop(f"{name}.jpg")
     it.turn()
-    it.clock.advance(3)
-    while it.reconciler._turn(it.sender, it.door):
-        pass
-    it.clock.advance(61)
-    it.reconciler._turn(it.sender, it.door)
+    it.step(3)
+    it.step(61)
     found = it.reconciler.statistics()
 
     assert (found.waiting, found.in_flight, found.ledger_rows) == (2, 1, 1)
@@ -588,7 +568,7 @@ def test_the_health_event_has_its_numbers(loop: Callable[..., Loop]) -> None:
 
 
 def test_the_loop_ends_when_it_is_closed(loop: Callable[..., Loop]) -> None:
-    """And closes its ends, which is how the line learns that nothing more comes."""
+    """And closes its ends, which is how the pipeline learns that nothing more comes."""
     it = loop()
     it.reconciler.close()
     sender, door = it.sender.clone(), it.door.clone()

@@ -19,19 +19,13 @@ from rmbgd.errors import Reason
 from rmbgd.fs import SystemFileSystem, version_of
 from rmbgd.intake.startup_recovery import Recovered, Recovery
 from rmbgd.store.claims import claim_by_rename, put_back
+from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import Candidate, ContentKey, Job
 from rmbgd.testing.clock import FakeClock
 from rmbgd.testing.fs import CrashingFs, WorldStopped
-from tests.support.workspace import Workspace, sha256
+from tests.support.workspace import OF_DONE, Workspace, done, sha256, torn
 
 STEPS_OF_THE_LEDGER = {"claim", "release", "publishing", "done", "failed", "next_attempt", "forget_content"}
-
-
-OF_REFUSED: dict[str, object] = {"milliseconds": {"decode": 1.0}, "stage": "decode"}
-OF_DONE: dict[str, object] = {
-    "milliseconds": {"total": 9.0}, "device": "cpu", "model": "m", "width": 1, "height": 1, "format": "JPEG",
-    "bytes_in": 8, "coverage": 0.5, "soft": 0.1, "verdict": "ok", "batch": 1, "reused": False, "sha256_in": "",
-}  # fmt: skip
 
 
 class SteppingLedger:
@@ -62,22 +56,20 @@ class Run:
         if isinstance(fs, CrashingFs):
             ledger = SteppingLedger(self.workspace.ledger, fs.step)
             publisher = self.workspace.publisher
-            for part in (publisher, publisher.retirer, publisher.quarantine, publisher.leftovers):
+            for part in (publisher, publisher.archiver, publisher.quarantine, publisher.cleanup):
                 part._ledger = ledger
         else:
             ledger = self.workspace.ledger
         self.ledger, self.fs = ledger, fs
         self.root = str(self.workspace.roots["input"])
-        self.recovery = Recovery(
-            self.workspace.config, ledger, self.workspace.publisher, self.workspace.clock, self.workspace.events, fs
-        )
+        self.recovery = Recovery(self.workspace.config, ledger, self.workspace.publisher, self.workspace.events, fs)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if isinstance(self.fs, CrashingFs):
-            self.workspace.ledger._store._later.clear()  # what waited for the next commit dies with the process
+            self.workspace.ledger._database._deferred.clear()  # what waited for the next commit dies with the process
         self.workspace.close()
 
     def claim(self, path: str) -> Job | None:
@@ -97,8 +89,9 @@ class Run:
         data = Path(job.source).read_bytes()
         publisher, key = self.workspace.publisher, ContentKey(sha256(data), "recipe")
         if data.startswith(b"bad"):
-            publisher.quarantine(job, Reason.CORRUPT, "torn", stage="decode", telling=OF_REFUSED)
-            self.tell("image.failed", job, OF_REFUSED | {"reason": "corrupt", "detail": "torn"})
+            outcome = torn(job)
+            publisher.quarantine.set_aside(job, outcome)
+            self.deliver(outcome)
             return
         if data.startswith(b"later") and job.attempt == 1 and self.workspace.clock.monotonic() < 2000:
             put_back(
@@ -107,23 +100,28 @@ class Run:
             self.ledger.release([job.job_id])
             return
         known = self.workspace.ledger.same_content(*(key.sha256_in, key.recipe_hash))
-        published = None if known is None else publisher.publish_copy(job, known, telling=OF_DONE)
-        if published is None:
-            with publisher.open_temporary(self.workspace.folder, job) as temporary:
-                temporary.write(b"cutout of " + data)
-                facts = {"verdict": "empty"} if data.startswith(b"empty") else None
-                published = publisher.publish(temporary, job, content=key, sidecar_facts=facts, telling=OF_DONE)
-        ends = {"output": published.path, "bytes_out": published.size, "sha256_out": published.sha256}
-        self.tell("image.done", job, OF_DONE | ends)
+        outcome = done(job)
+        if known is None or publisher.publish_copy(job, known, outcome) is None:
+            facts = {"verdict": "empty"} if data.startswith(b"empty") else None
+            publisher.publish(
+                job, lambda file: file.write(b"cutout of " + data), outcome, content=key, sidecar_facts=facts
+            )
+        self.deliver(outcome)
 
-    def tell(self, event: str, job: Job, keys: dict[str, object]) -> None:
-        """The event, then that it was told; the world may stop before either."""
+    def deliver(self, outcome: JobOutcome) -> None:
+        """The world may stop before the event, and between the event and the note that it was delivered."""
         self.step()
-        self.workspace.events(
-            event, job=job.job_id, folder=job.folder, path=job.relative_path, attempt=job.attempt, **keys
-        )
-        self.step()
-        self.workspace.publisher.told(job)
+        defer, database = self.workspace.ledger._database.defer, self.workspace.ledger._database
+
+        def stepping(*statement: object) -> None:
+            self.step()
+            defer(*statement)
+
+        database.defer = stepping
+        try:
+            self.workspace.publisher.deliver(outcome)
+        finally:
+            del database.defer
 
     def step(self) -> None:
         if isinstance(self.fs, CrashingFs):
@@ -179,16 +177,16 @@ def check_ended(workspace: Workspace, dropped: dict[str, bytes]) -> None:
     assert not any(row.state in ("claimed", "publishing") for row in workspace.ledger.unfinished())
 
 
-def check_told(runs: list[Run], dropped: dict[str, bytes]) -> None:
-    """How each image ended is told by one run, and once more at most, by a next one that says so."""
+def check_delivered(runs: list[Run], dropped: dict[str, bytes]) -> None:
+    """How each image ended is in the log of one run, and once more at most, in that of a next one that says so."""
     for path, data in dropped.items():
         event = "image.failed" if data.startswith(b"bad") else "image.done"
-        told = [keys for run in runs for keys in run.workspace.events.named(event) if keys["path"] == path]
-        assert 1 <= len(told) <= 2, f"{path} was told {len(told)} times"
-        assert [keys.get("recovered", False) for keys in told][1:] in ([], [True])
-        assert len({keys["job"] for keys in told}) == 1
+        found = [keys for run in runs for keys in run.workspace.events.named(event) if keys["path"] == path]
+        assert 1 <= len(found) <= 2, f"{path} was delivered {len(found)} times"
+        assert [keys.get("recovered", False) for keys in found][1:] in ([], [True])
+        assert len({keys["job"] for keys in found}) == 1
         if event == "image.done":
-            assert {(keys["output"], keys["sha256_out"]) for keys in told} == {
+            assert {(keys["output"], keys["sha256_out"]) for keys in found} == {
                 (path.replace(".jpg", ".png"), sha256(b"cutout of " + data))
             }
 
@@ -214,7 +212,7 @@ UNIQUE = {**DROPPED, "e.jpg": b"good other"}
 
 @pytest.mark.parametrize("originals", ["archive", "delete", "keep"])
 def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None:
-    """However many steps were done: whole at that moment, and after the next start all is as if nobody had died."""
+    """However many steps were done: whole at that moment, and after the next start as if there had been no crash."""
     steps = 0
     while True:
         place = base / str(steps)
@@ -232,7 +230,7 @@ def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None
             again.workspace.clock.advance(2000)
             again.work_off()
             check_ended(again.workspace, UNIQUE)
-            check_told([run, again], UNIQUE)
+            check_delivered([run, again], UNIQUE)
         with Run(place, originals=originals) as once_more:
             once_more.workspace.clock.advance(4000)
             before = once_more.workspace.files("output"), once_more.workspace.ledger.counts()
@@ -342,6 +340,15 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         each.__exit__()
 
 
+def claimed(run: Callable[..., Run], path: str = "a.jpg", data: bytes = b"good") -> tuple[Run, Job]:
+    """A run that ended with one image in hand."""
+    first = run()
+    first.workspace.drop(path, data)
+    job = first.claim(path)
+    assert job is not None
+    return first, job
+
+
 def test_an_image_that_kills_is_set_aside_and_no_other(run: Callable[..., Run]) -> None:
     """Five were in hand when it killed the first time; after its third time it goes, and the four are published."""
     first = run()
@@ -391,12 +398,8 @@ def test_suspects_come_one_after_another(run: Callable[..., Run]) -> None:
 
 def test_an_output_that_was_renamed_is_not_made_again(run: Callable[..., Run]) -> None:
     """Announced and there with its hash: done, and the original is archived."""
-    first = run()
-    first.workspace.drop("s/a.jpg", b"good")
-    job = first.claim("s/a.jpg")
-    first.workspace.ledger.publishing(
-        job.job_id, first.workspace.publisher._key(first.workspace.folder, job), "s", sha256(b"x"), 1
-    )
+    first, job = claimed(run, "s/a.jpg")
+    first.workspace.ledger.publishing(job.job_id, first.workspace.publisher._key(job), "s", sha256(b"x"), 1)
     first.workspace.roots["output"].joinpath("s").mkdir()
     first.workspace.roots["output"].joinpath("s/a.png").write_bytes(b"x")
 
@@ -410,9 +413,7 @@ def test_an_output_that_was_renamed_is_not_made_again(run: Callable[..., Run]) -
 
 def test_our_temporaries_are_removed_and_no_others(run: Callable[..., Run]) -> None:
     """Of unfinished jobs, whichever kind; a file that only looks similar stays."""
-    first = run()
-    first.workspace.drop("s/a.jpg")
-    job = first.claim("s/a.jpg")
+    first, job = claimed(run, "s/a.jpg")
     output, done, failed = (first.workspace.roots[role] for role in ("output", "done", "failed"))
     for root, kind in ((output, ""), (output, ".json"), (done, ".original"), (failed, ".error")):
         (root / "s").mkdir(exist_ok=True)
@@ -448,9 +449,7 @@ def test_without_its_ledger_nothing_is_lost(run: Callable[..., Run]) -> None:
 
 def test_adopting_does_not_overwrite_a_newer_upload(run: Callable[..., Run]) -> None:
     """The name is taken by now: the older one is put beside it."""
-    first = run()
-    first.workspace.drop("a.jpg", b"old")
-    job = first.claim("a.jpg")
+    first, job = claimed(run, "a.jpg", b"old")
     first.workspace.ledger.release([job.job_id])
     first.workspace.drop("a.jpg", b"new")
 
@@ -461,9 +460,7 @@ def test_adopting_does_not_overwrite_a_newer_upload(run: Callable[..., Run]) -> 
 
 def test_a_folder_that_is_not_there_is_left_for_later(run: Callable[..., Run]) -> None:
     """An unmounted disk takes its rows nowhere: they are ended when it is back."""
-    first = run()
-    first.workspace.drop("a.jpg", b"good")
-    first.claim("a.jpg")
+    first, _ = claimed(run)
     root = first.workspace.roots["input"]
     again = run()
     away = root.with_name("away")
@@ -471,7 +468,6 @@ def test_a_folder_that_is_not_there_is_left_for_later(run: Callable[..., Run]) -
     found = again.recovery.recover()
 
     assert not found
-    assert again.recovery.left("shop") == 1
     away.rename(root)
     assert again.recovery.recover_folder("shop").jobs == 1
     assert len(again.recovery.suspects) == 1
@@ -503,10 +499,8 @@ def test_a_claim_whose_rename_never_happened_is_forgotten(run: Callable[..., Run
 
 
 def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Callable[..., Run]) -> None:
-    """Its writer went on after the claim: it goes back, to settle again."""
-    first = run()
-    first.workspace.drop("a.jpg", b"half")
-    job = first.claim("a.jpg")
+    """Its writer went on after the claim: it goes back, as a new arrival."""
+    _, job = claimed(run, "a.jpg", b"half")
     with open(job.source, "ab") as file:
         file.write(b" and half")
 
@@ -522,13 +516,12 @@ def test_a_failing_quarantine_does_not_stop_the_others(run: Callable[..., Run]) 
         first.workspace.drop(path)
         first.claim(path)
     (a, _) = first.workspace.ledger.unfinished()
-    first.workspace.ledger.failed(a.job_id, Reason.CORRUPT, "torn")
+    first.workspace.ledger.failed(torn(a))
     first.workspace.roots["failed"].rmdir()
 
     again = run()  # which makes the folder again, as its operator would
     again.workspace.roots["failed"].rmdir()
     assert again.recovery.recover().jobs == 1
-    assert again.recovery.left("shop") == 1
     again.workspace.roots["failed"].mkdir()
     again.recovery.recover_folder("shop")
     assert set(again.workspace.files("failed")) == {"a.jpg", "a.jpg.error.json"}
@@ -537,24 +530,20 @@ def test_a_failing_quarantine_does_not_stop_the_others(run: Callable[..., Run]) 
 
 def test_nothing_is_computed_before_the_attempt_is_on_record(run: Callable[..., Run], tmp_path: Path) -> None:
     """Recovering alone counts nothing: three starts that fail for another reason set no image aside."""
-    first = run()
-    first.workspace.drop("a.jpg")
-    first.claim("a.jpg")
+    claimed(run)
     for _ in range(5):
         assert run().recovery.recover().jobs == 1
 
     assert [row.attempt for row in run(clock=FakeClock()).workspace.ledger.unfinished()] == [1]
 
 
-def test_an_outcome_that_was_not_told_is_told_with_all_that_was_known(run: Callable[..., Run]) -> None:
+def test_an_event_that_is_missing_is_delivered_whole(run: Callable[..., Run]) -> None:
     """Killed between the ledger and the log: the next start writes the event, whole, and says that it was late."""
-    first = run()
-    first.workspace.drop("a.jpg", b"good")
-    job = first.claim("a.jpg")
-    first.workspace.publish(job, telling=OF_DONE)
+    first, job = claimed(run)
+    first.workspace.publish(job, outcome=done(job))
 
     again = run()
-    assert again.recovery.recover().told == 1
+    assert again.recovery.recover().delivered == 1
     (event,) = again.workspace.events.named("image.done")
     ends = {"output": "a.png", "bytes_out": 6, "sha256_out": sha256(b"cutout")}
     whose = {"job": job.job_id, "folder": "shop", "path": "a.jpg", "attempt": 1, "recovered": True}
@@ -562,8 +551,8 @@ def test_an_outcome_that_was_not_told_is_told_with_all_that_was_known(run: Calla
     assert not run().recovery.recover()
 
 
-def test_an_outcome_that_was_told_is_not_told_again(run: Callable[..., Run]) -> None:
-    """Once its telling is on the disk, with whatever was recorded next."""
+def test_an_event_that_was_delivered_is_not_delivered_again(run: Callable[..., Run]) -> None:
+    """Once that is on the disk, with whatever was recorded next."""
     first = run()
     for name in "ab":
         first.workspace.drop(f"{name}.jpg", b"good " + name.encode())
@@ -575,8 +564,8 @@ def test_an_outcome_that_was_told_is_not_told_again(run: Callable[..., Run]) -> 
     assert again.workspace.events.events == []
 
 
-def test_an_entry_that_is_refused_in_place_is_told_after_a_crash(run: Callable[..., Run]) -> None:
-    """It is nobody's to move; its event is all there is."""
+def test_an_entry_that_is_refused_in_place_has_its_event_after_a_crash(run: Callable[..., Run]) -> None:
+    """It is never moved; its event is all there is."""
     first = run()
     link = first.workspace.roots["input"] / "a.jpg"
     link.symlink_to("/etc/passwd")
@@ -584,23 +573,45 @@ def test_an_entry_that_is_refused_in_place_is_told_after_a_crash(run: Callable[.
     first.workspace.ledger.refuse("shop", "a.jpg", version, Reason.NOT_REGULAR, "symbolic link")
 
     again = run()
-    assert again.recovery.recover().told == 1
+    assert again.recovery.recover().delivered == 1
     (event,) = again.workspace.events.named("image.failed")
     assert (event["path"], event["reason"], event["detail"]) == ("a.jpg", "not_regular", "symbolic link")
     assert link.is_symlink()
 
 
 def test_an_image_that_goes_back_has_no_outcome(run: Callable[..., Run]) -> None:
-    """Its cutout was announced, then its owner wrote on: nothing was published, and nothing is told."""
-    first = run()
-    first.workspace.drop("a.jpg", b"good")
-    job = first.claim("a.jpg")
-    key = first.workspace.publisher._key(first.workspace.folder, job)
-    first.workspace.ledger.publishing(job.job_id, key, "", sha256(b"x"), 1, OF_DONE)
+    """Its cutout was announced, then its owner wrote on: nothing was published, and there is no event."""
+    first, job = claimed(run)
+    key = first.workspace.publisher._key(job)
+    first.workspace.ledger.publishing(job.job_id, key, "", sha256(b"x"), 1, done(job))
     put_back(first.root, os.path.basename(job.source), "a.jpg", SystemFileSystem())
     first.workspace.ledger.release([job.job_id])
 
     again = run()
     again.recovery.recover()
     assert again.workspace.events.events == []
-    assert again.workspace.ledger.untold.keys() == {}
+    assert again.workspace.ledger.outbox.pending(job.job_id) is None
+
+
+@pytest.mark.parametrize("stored", [True, False])
+def test_a_second_death_after_the_move_loses_no_event(run: Callable[..., Run], stored: bool) -> None:
+    """Refused, with its event stored or, by an old version, without; moved at the next start, which dies before it."""
+    first, job = claimed(run)
+    first.workspace.ledger.failed(torn(job))
+    if not stored:
+        with first.workspace.ledger._database.transaction() as db:
+            db.execute("DELETE FROM untold")
+
+    def dies(_outcome: JobOutcome) -> None:
+        raise WorldStopped
+
+    second = run()
+    second.workspace.publisher.deliver = dies
+    with pytest.raises(WorldStopped):
+        second.recovery.recover()
+    second.workspace.ledger._database._deferred.clear()
+    assert set(second.workspace.files("failed")) == {"a.jpg", "a.jpg.error.json"}
+
+    third = run()
+    assert third.recovery.recover().delivered == 1
+    assert [event["reason"] for event in third.workspace.events.named("image.failed")] == ["corrupt"]

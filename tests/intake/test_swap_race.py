@@ -17,7 +17,7 @@ import pytest
 
 from rmbgd.errors import ImageError
 from rmbgd.fs import SystemFileSystem, folder_beneath, open_regular
-from rmbgd.intake import file_checks as gates
+from rmbgd.intake import file_checks
 from rmbgd.store.claims import claim_by_rename, put_back
 
 SECRET, OURS = b"secret " * 20, b"image " * 20
@@ -87,7 +87,7 @@ def test_no_link_is_ever_looked_into(root: Path) -> None:
     sizes = set()
     for _ in range(TRIES):
         with contextlib.suppress(ImageError, OSError):
-            version, _ = gates.look(str(root), PATHS[1], remote=False)
+            version, _ = file_checks.check(str(root), PATHS[1], remote=False)
             sizes.add(version.size)
     assert sizes == {len(OURS)}
 

@@ -8,7 +8,7 @@ import pytest
 
 from rmbgd.config.load import Folder, IntakeSettings
 from rmbgd.events import RecordedEvents
-from rmbgd.intake.watcher import FolderWatch, Heard, Hints, OverflowListener
+from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints, OverflowListener
 from rmbgd.testing.clock import FakeClock
 
 pytestmark = pytest.mark.timeout(30)
@@ -72,20 +72,20 @@ def test_each_way_of_arriving_leaves_a_hint(watched, tmp_path):
 
     names = {"written.jpg", "linked.jpg", "renamed.jpg", "a.jpg"}
     heard = it.hinted(lambda files, directories: names <= files.keys() and "b" in directories)
-    assert Heard.CLOSED == heard["written.jpg"]
-    assert Heard.APPEARED == heard["linked.jpg"]
-    assert Heard.APPEARED == heard["a.jpg"]
+    assert FileEvent.CLOSED == heard["written.jpg"]
+    assert FileEvent.APPEARED == heard["linked.jpg"]
+    assert FileEvent.APPEARED == heard["a.jpg"]
 
 
 def test_a_change_of_rights_leaves_a_hint(watched):
-    """A file that could not be read is looked at again as soon as somebody mends it."""
+    """A file that could not be read is looked at again as soon as it is mended."""
     it = watched()
     (it.root / "a.jpg").write_bytes(b"x")
-    it.hinted(lambda files, _: files.get("a.jpg") == Heard.CLOSED)
+    it.hinted(lambda files, _: files.get("a.jpg") == FileEvent.CLOSED)
 
     os.chmod(it.root / "a.jpg", 0o600)
 
-    it.hinted(lambda files, _: files.get("a.jpg") == Heard.TOUCHED)
+    it.hinted(lambda files, _: files.get("a.jpg") == FileEvent.TOUCHED)
 
 
 def test_our_own_folder_leaves_no_hint(watched):
@@ -101,7 +101,7 @@ def test_our_own_folder_leaves_no_hint(watched):
 
 
 def test_a_replaced_folder_is_watched_anew_and_compared(watched):
-    """Another directory under the same name: told once, compared at once, and heard again."""
+    """Another directory under the same name: reported once, compared at once, and watched again."""
     it = watched()
     os.rename(it.root, it.root.with_name("old"))
     it.root.mkdir()
@@ -132,8 +132,8 @@ def test_a_disk_that_is_not_mounted_is_waited_for(watched):
     assert ["not_mounted"] == [event["cause"] for event in it.events.named("folder.waiting")]
 
 
-def test_files_that_nobody_announced_make_it_poll(watched):
-    """Three files found and never announced: the file system is silent; an announcement brings the events back."""
+def test_files_without_an_event_make_it_poll(watched):
+    """Three files found and no event for them: the file system is silent; an event brings the events back."""
     it = watched()
 
     it.watch.compared({os.stat(it.root).st_ino}, 3)
@@ -195,7 +195,7 @@ def test_too_many_hints_become_a_comparison():
     """The set is bounded: beyond it the folder is compared whole, and later hints of it add nothing."""
     hints = Hints(3, lambda: None)
     for number in range(5):
-        hints.file("shop", f"{number}.jpg", Heard.CLOSED)
+        hints.file("shop", f"{number}.jpg", FileEvent.CLOSED)
 
     taken = hints.take()
     assert ({"shop"}, {}) == (taken.whole, taken.files)
@@ -204,7 +204,7 @@ def test_too_many_hints_become_a_comparison():
 def test_a_hint_never_says_less_than_before():
     """Touching a file after its writer closed it does not make the close unheard."""
     hints = Hints(10, lambda: None)
-    hints.file("shop", "a.jpg", Heard.CLOSED)
-    hints.file("shop", "a.jpg", Heard.TOUCHED)
+    hints.file("shop", "a.jpg", FileEvent.CLOSED)
+    hints.file("shop", "a.jpg", FileEvent.TOUCHED)
 
-    assert {("shop", "a.jpg"): Heard.CLOSED} == hints.take().files
+    assert {("shop", "a.jpg"): FileEvent.CLOSED} == hints.take().files

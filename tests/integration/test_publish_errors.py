@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import resource
 import shutil
@@ -79,7 +80,7 @@ class Honest(FailingFs):
 @pytest.mark.parametrize("step", ["sync_file", "sync_folder"])
 def test_each_sync_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, times: int) -> None:
     """EIO from the first, second ... last sync: held, tried anew, published once and archived once, and told."""
-    monkeypatch.setattr(hold, "PROBE_AFTER", (0.0,))
+    monkeypatch.setattr(hold, "RETRY_MAXIMUM", 0.0)
     for number in range(CALLS_MAXIMUM):
         base = tmp_path / str(number)
         base.mkdir()
@@ -90,7 +91,9 @@ def test_each_sync_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: 
         workspace.drop("s/a.jpg", b"original")
         job: Job = workspace.claim("s/a.jpg")
 
-        published = it.insist(lambda: workspace.publish(job, sidecar_facts={"of": "a"}), "output", NullHeartbeat())  # noqa: B023
+        write = functools.partial(workspace.publish, job, sidecar_facts={"of": "a"})
+
+        published = it.retry_until_writable(write, "output", NullHeartbeat())
 
         assert published.sha256 == sha256(b"cutout")
         assert workspace.files("output")["s/a.png"] == b"cutout"

@@ -17,28 +17,28 @@ pytestmark = pytest.mark.timeout(10)
 KEY = ContentKey("00", "recipe")
 
 
-def twin(number: int) -> Follower:
+def image(number: int) -> Follower:
     job = Job(number, "shop", f"{number}.jpg", f"/in/{number}.jpg", FileVersion(number, 1, 1, 1), 1, 0.0, 0.0, True)
     facts = SourceFacts("JPEG", "RGB", (1, 1), 1, None, None, {}, "00")
     return Follower(job, facts, Timing())
 
 
 def test_the_first_computes_and_the_others_wait_for_it():
-    """One leader; its twins come back, in order, when it leaves."""
-    in_flight = Deduplicator(twins_maximum=8)
-    first, second, third = twin(1), twin(2), twin(3)
+    """One leader; its followers come back, in order, when it leaves."""
+    in_flight = Deduplicator(followers_maximum=8)
+    first, second, third = image(1), image(2), image(3)
 
     entered = [in_flight.enter(KEY, each) for each in (first, second, third)]
 
     assert [True, False, False] == entered
     assert [second, third] == in_flight.leave(KEY, first.job)
-    assert 0 == in_flight.parked()
+    assert 0 == in_flight._parked
 
 
-def test_only_the_leader_releases_the_twins():
+def test_only_the_leader_releases_the_followers():
     """An image that was computed although an equal one led does not end the group."""
-    in_flight = Deduplicator(twins_maximum=1)
-    first, second, surplus = twin(1), twin(2), twin(3)
+    in_flight = Deduplicator(followers_maximum=1)
+    first, second, surplus = image(1), image(2), image(3)
     for each in (first, second, surplus):
         in_flight.enter(KEY, each)
 
@@ -48,22 +48,22 @@ def test_only_the_leader_releases_the_twins():
 
 def test_parked_images_are_bounded():
     """Beyond the bound an equal image is simply computed: claimed images never pile up."""
-    in_flight = Deduplicator(twins_maximum=2)
-    in_flight.enter(KEY, twin(0))
+    in_flight = Deduplicator(followers_maximum=2)
+    in_flight.enter(KEY, image(0))
 
-    entered = [in_flight.enter(KEY, twin(number)) for number in range(1, 5)]
+    entered = [in_flight.enter(KEY, image(number)) for number in range(1, 5)]
 
     assert [False, False, True, True] == entered
 
 
 def test_every_twin_comes_back_once_under_contention():
     """Threads that enter and leave at will never lose an image nor get it twice."""
-    in_flight = Deduplicator(twins_maximum=4)
+    in_flight = Deduplicator(followers_maximum=4)
     answered: list[int] = []
 
     def work(numbers: range) -> None:
         for number in numbers:
-            mine = twin(number)
+            mine = image(number)
             if in_flight.enter(ContentKey(str(number % 3), "r"), mine):
                 answered.append(number)
                 answered.extend(each.job.job_id for each in in_flight.leave(ContentKey(str(number % 3), "r"), mine.job))

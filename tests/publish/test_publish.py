@@ -1,4 +1,4 @@
-"""Publishing, retiring and quarantine on real folders; and disks that refuse."""
+"""Publishing, archiving and quarantine on real folders; and disks that refuse."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,11 +15,24 @@ import pytest
 from rmbgd import naming as names
 from rmbgd.errors import ImageError, Reason, StorageFault
 from rmbgd.publish.publisher import SourceChanged
-from rmbgd.store.records import ContentKey
+from rmbgd.store.outbox import job_keys, refused
+from rmbgd.store.records import ContentKey, Job, Published
 from rmbgd.testing.fs import FailingFs
-from tests.support.workspace import Workspace, sha256
+from tests.support.workspace import Workspace, done, sha256
 
 CONTENT = ContentKey("in", "recipe")
+
+
+def refuse(it: Workspace, job: Job, reason: Reason = Reason.CORRUPT, detail: str = "torn", *, stage: str = "decode"):
+    """Quarantine a job; its path below the failed folder, which is in the event as well."""
+    outcome = refused(job_keys(job), reason, detail, stage=stage)
+    placed = it.publisher.quarantine.set_aside(job, outcome)
+    assert outcome.keys.get("quarantine") == placed
+    return placed
+
+
+def copy(it: Workspace, job: Job, **given: object) -> Published | None:
+    return it.publisher.publish_copy(job, it.known(), done(job), **given)
 
 
 @pytest.fixture
@@ -49,7 +63,7 @@ def test_an_output_appears_under_the_inputs_name(workspace: Callable[..., Worksp
     assert it.files("output") == {"s/t/a.png": b"cutout"}
     assert it.files("done") == {"s/t/a.jpg": b"original"}
     assert it.files("input") == {}
-    assert it.ledger.unfinished()[0].state == "done"  # retirement rides on the next commit
+    assert it.ledger.unfinished()[0].state == "done"  # that its original was moved is written with the next commit
     it.drop("b.jpg")
     it.claim("b.jpg")
     assert [row.relative_path for row in it.ledger.unfinished()] == ["b.jpg"]
@@ -78,18 +92,16 @@ def test_the_extension_is_the_formats(workspace: Callable[..., Workspace], forma
 
 
 def test_the_hash_is_that_of_the_file_however_it_was_written(workspace: Callable[..., Workspace]) -> None:
-    """An encoder that goes back to patch a header, or writes through the descriptor, does not spoil the hash."""
+    """Writing through the descriptor, before or after other bytes, does not spoil the hash."""
     it = workspace()
     for name, write in {
-        "seeks": lambda file: (file.write(b"????body"), file.seek(0), file.write(b"head")),
+        "in pieces": lambda file: (file.write(b"head"), file.write(memoryview(b"body"))),
         "descriptor": lambda file: (file.write(b"head"), os.write(file.fileno(), b"body")),
-        "reads": lambda file: (file.write(b"headbody"), file.seek(4), file.read()),
+        "descriptor first": lambda file: (os.write(file.fileno(), b"head"), file.write(b"body")),
     }.items():
         it.drop(f"{name}.jpg", name.encode())
         job = it.claim(f"{name}.jpg")
-        with it.publisher.open_temporary(it.folder, job) as temporary:
-            write(temporary)
-            published = it.publisher.publish(temporary, job)
+        published = it.publisher.publish(job, write, done(job))
 
         assert it.files("output")[f"{name}.png"] == b"headbody"
         assert (published.sha256, published.size) == (sha256(b"headbody"), 8)
@@ -223,12 +235,8 @@ def test_a_sidecar_stands_before_its_cutout_and_goes_with_it(workspace: Callable
     it.work("a.jpg", b"one", sidecar_facts={"verdict": "empty"})
 
     story = json.loads(it.files("output")["a.png.json"])
-    assert (story["verdict"], story["path"], story["output"], story["sha256"]) == (
-        "empty",
-        "a.jpg",
-        "a.png",
-        sha256(b"one"),
-    )
+    found = (story["verdict"], story["path"], story["output"], story["sha256"])
+    assert found == ("empty", "a.jpg", "a.png", sha256(b"one"))
     it.drop("a.jpg")
     it.work("a.jpg", b"two", sidecar_facts={"verdict": "full"})
     assert json.loads(it.files("output")["a.png.json"])["verdict"] == "full"
@@ -257,7 +265,7 @@ def test_equal_content_is_copied(workspace: Callable[..., Workspace]) -> None:
     it.drop("a.jpg")
     it.work("a.jpg", b"cutout", content=CONTENT, report={"width": 3})
     it.drop("b.jpg")
-    published = it.publisher.publish_copy(it.claim("b.jpg"), it.known(), sidecar_facts={"verdict": "empty"})
+    published = copy(it, it.claim("b.jpg"), sidecar_facts={"verdict": "empty"})
 
     assert published is not None
     assert (published.path, published.reused) == ("b.png", True)
@@ -273,7 +281,7 @@ def test_an_output_that_is_right_already_is_not_written(workspace: Callable[...,
     it.work("a.jpg", b"cutout", content=CONTENT)
     before = os.stat(it.roots["output"] / "a.png")
     os.utime(it.roots["input"] / "a.jpg")
-    published = it.publisher.publish_copy(it.claim("a.jpg"), it.known())
+    published = copy(it, it.claim("a.jpg"))
 
     assert published is not None
     assert published.reused
@@ -296,7 +304,7 @@ def test_a_known_output_that_is_another_by_now_is_forgotten(workspace: Callable[
     it.drop("b.jpg")
     job = it.claim("b.jpg")
 
-    assert it.publisher.publish_copy(job, it.known()) is None
+    assert copy(it, job) is None
     assert it.ledger.same_content("in", "recipe") is None
     assert "b.png" not in os.listdir(it.roots["output"])
     assert it.ledger.is_in_flight(job.job_id)
@@ -306,35 +314,29 @@ def test_a_known_output_that_is_another_by_now_is_forgotten(workspace: Callable[
 # ---------------------------------------------------------------------------------------------- changed inputs
 
 
+@pytest.mark.parametrize("why", ["changed", "vanished"])
 @pytest.mark.parametrize("originals", ["archive", "delete", "keep"])
-def test_an_input_that_changed_meanwhile_is_not_published(workspace: Callable[..., Workspace], originals: str) -> None:
-    """Whoever still had it open wrote on: the result belongs to bytes that are no more."""
+def test_an_input_that_changed_meanwhile_is_not_published(
+    workspace: Callable[..., Workspace], originals: str, why: str
+) -> None:
+    """A writer that still had it open wrote on, or it is gone: the result belongs to bytes that are no more."""
     it = workspace(originals=originals)
     it.drop("a.jpg")
     job = it.claim("a.jpg")
-    with open(job.source, "ab") as file:
-        file.write(b"more")
+    if why == "vanished":
+        os.unlink(job.source)
+    else:
+        with open(job.source, "ab") as file:
+            file.write(b"more")
 
     with pytest.raises(SourceChanged) as caught:
         it.publish(job)
-    assert caught.value.why == "changed"
+    assert caught.value.why == why
     assert it.files("output") == {}
 
 
-def test_an_input_that_vanished_is_told_so(workspace: Callable[..., Workspace]) -> None:
-    """An unmounted or emptied folder is no reason to publish half a job."""
-    it = workspace()
-    it.drop("a.jpg")
-    job = it.claim("a.jpg")
-    os.unlink(job.source)
-
-    with pytest.raises(SourceChanged) as caught:
-        it.publish(job)
-    assert caught.value.why == "vanished"
-
-
 def test_what_was_written_after_publishing_comes_in_again(workspace: Callable[..., Workspace]) -> None:
-    """Content that nobody worked on is not deleted with the original: it is put back as a new arrival."""
+    """New content is not deleted with the original: it is put back as a new arrival."""
 
     class WritesOn(FailingFs):
         def rename_noreplace(self, source: str, target: str, **folders: object) -> None:
@@ -387,26 +389,23 @@ def test_a_failed_sync_is_not_tried_again(workspace: Callable[..., Workspace]) -
     assert ("unlink", str(it.roots["output"] / names.temporary_name(job.job_id))) in fs.calls
 
 
-def test_a_failing_encoder_write_is_the_disks_fault(workspace: Callable[..., Workspace]) -> None:
-    """An encoder knows only OSError; the temporary knows whose it is, and goes away."""
+@pytest.mark.parametrize(
+    ("error", "seen"), [(OSError(errno.ENOSPC, "no room"), StorageFault), (ValueError("no room"), ValueError)]
+)
+def test_whose_fault_a_failing_encoder_is(
+    workspace: Callable[..., Workspace], error: Exception, seen: type[Exception]
+) -> None:
+    """Errors with an errno are the disk's, others are bugs and stay so; the temporary goes away in either case."""
     it = workspace()
     it.drop("a.jpg")
     job = it.claim("a.jpg")
 
-    with pytest.raises(StorageFault) as caught, it.publisher.open_temporary(it.folder, job):
-        raise OSError(errno.ENOSPC, "no room")
-    assert caught.value.kind == "disk_full"
-    assert it.files("output") == {}
+    def write(_temporary: object) -> None:
+        raise error
 
-
-def test_a_bug_in_an_encoder_stays_a_bug(workspace: Callable[..., Workspace]) -> None:
-    """Only errors with an errno are the disk's; the temporary goes away all the same."""
-    it = workspace()
-    it.drop("a.jpg")
-    job = it.claim("a.jpg")
-
-    with pytest.raises(ValueError, match="bug"), it.publisher.open_temporary(it.folder, job):
-        raise ValueError("bug")
+    with pytest.raises(seen) as caught:
+        it.publisher.publish(job, write, done(job))
+    assert getattr(caught.value, "kind", "disk_full") == "disk_full"
     assert it.files("output") == {}
 
 
@@ -436,11 +435,11 @@ def test_a_path_that_gets_too_long_is_the_images_fault(workspace: Callable[..., 
     assert caught.value.reason is Reason.NAME_TOO_LONG
 
 
-# ---------------------------------------------------------------------------------------------- retiring
+# ---------------------------------------------------------------------------------------------- archiving
 
 
 def test_an_original_that_cannot_be_moved_is_tried_again(workspace: Callable[..., Workspace]) -> None:
-    """The job is done, the event is told once, the tries grow apart, and nothing is computed again."""
+    """The job is done, the event is emitted once, the tries grow apart, and nothing is computed again."""
     it = workspace()
     it.roots["done"].rmdir()
     it.drop("a.jpg", b"original")
@@ -449,14 +448,14 @@ def test_an_original_that_cannot_be_moved_is_tried_again(workspace: Callable[...
     assert [event["path"] for event in it.events.named("storage.retire_failed")] == ["a.jpg"]
     moments = []
     for _ in range(12):
-        moment = it.publisher.retirer.retry()
+        moment = it.publisher.archiver.retry()
         assert moment is not None
         moments.append(moment - it.clock.monotonic())
         it.clock.advance(moments[-1])
     assert moments[:3] == [1.0, 2.0, 4.0]
     assert max(moments) == 300.0
     it.roots["done"].mkdir()
-    assert it.publisher.retirer.retry() is None
+    assert it.publisher.archiver.retry() is None
     assert it.files("done") == {"a.jpg": b"original"}
     assert len(it.events.named("storage.retire_failed")) == 1
 
@@ -475,30 +474,24 @@ def test_a_claim_in_place_is_not_done_again(workspace: Callable[..., Workspace])
 
 
 @pytest.fixture
-def other_disk() -> Iterator[Path]:
+def other_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on another file system than pytest's."""
-    import shutil
-    import tempfile
-
-    shm = Path("/dev/shm")
-    if not os.access(shm, os.W_OK):
-        pytest.skip("/dev/shm is not writable: no second file system at hand")
-    folder = Path(tempfile.mkdtemp(dir=shm))
-    yield folder
-    shutil.rmtree(folder)
+    shm = "/dev/shm"
+    if not os.access(shm, os.W_OK) or os.stat(shm).st_dev == os.stat(tmp_path).st_dev:
+        pytest.skip("/dev/shm is not writable, or no second file system")
+    with tempfile.TemporaryDirectory(dir=shm) as folder:
+        yield Path(folder)
 
 
 def test_archives_and_failures_may_lie_on_another_disk(workspace: Callable[..., Workspace], other_disk: Path) -> None:
     """Across file systems the original is copied, compared and then removed, with its times; never two of it."""
     it = workspace(done=str(other_disk), failed=str(other_disk / "failed"))
-    if os.stat(other_disk).st_dev == os.stat(it.roots["input"]).st_dev:
-        pytest.skip("/dev/shm lies on the same file system")
     (other_disk / "failed").mkdir()
     path = it.drop("s/a.jpg", b"original")
     os.utime(path, ns=(1_000_000_000, 2_000_000_000))
     it.work("s/a.jpg")
     it.drop("s/b.jpg", b"bad")
-    it.publisher.quarantine(it.claim("s/b.jpg"), Reason.CORRUPT, "torn", stage="decode")
+    refuse(it, it.claim("s/b.jpg"), Reason.CORRUPT, "torn", stage="decode")
 
     assert (other_disk / "s" / "a.jpg").read_bytes() == b"original"
     assert (other_disk / "s" / "a.jpg").stat().st_mtime_ns == 2_000_000_000
@@ -512,8 +505,6 @@ def test_a_copy_that_a_crash_interrupted_is_not_made_twice(
 ) -> None:
     """Copied but not removed: the next try finds the copy and removes the original."""
     it = workspace(done=str(other_disk))
-    if os.stat(other_disk).st_dev == os.stat(it.roots["input"]).st_dev:
-        pytest.skip("/dev/shm lies on the same file system")
     (other_disk / "a.jpg").write_bytes(b"original")
     it.drop("a.jpg", b"original")
     it.work("a.jpg")
@@ -531,7 +522,7 @@ def test_a_refused_original_stands_beside_its_reason(workspace: Callable[..., Wo
     it.clock.advance(7)
     job = it.claim("s/a.jpg")
     it.clock.advance(3)
-    placed = it.publisher.quarantine(job, Reason.CORRUPT, "bad marker \udcff", stage="decode")
+    placed = refuse(it, job, Reason.CORRUPT, "bad marker \udcff", stage="decode")
 
     assert placed == "s/a.jpg"
     assert set(it.files("failed")) == {"s/a.jpg", "s/a.jpg.error.json"}
@@ -548,29 +539,22 @@ def test_the_same_name_refused_again_stands_beside_the_first(workspace: Callable
     (it.roots["failed"] / "a~2.jpg").write_bytes(b"stranger")
     for number in range(3):
         it.drop("a.jpg", str(number).encode())
-        it.publisher.quarantine(it.claim("a.jpg"), Reason.CORRUPT, "torn", stage="decode")
+        refuse(it, it.claim("a.jpg"), Reason.CORRUPT, "torn", stage="decode")
 
     found = it.files("failed")
-    assert {path: data for path, data in found.items() if not path.endswith(".json")} == {
-        "a.jpg": b"0",
-        "a~2.jpg": b"stranger",
-        "a~3.jpg": b"1",
-        "a~4.jpg": b"2",
-    }
-    assert {path for path in found if path.endswith(".json")} == {
-        "a.jpg.error.json",
-        "a~3.jpg.error.json",
-        "a~4.jpg.error.json",
-    }
+    reasons = {path for path in found if path.endswith(".json")}
+    originals = {path: data for path, data in found.items() if path not in reasons}
+    assert originals == {"a.jpg": b"0", "a~2.jpg": b"stranger", "a~3.jpg": b"1", "a~4.jpg": b"2"}
+    assert reasons == {"a.jpg.error.json", "a~3.jpg.error.json", "a~4.jpg.error.json"}
 
 
 def test_a_kept_original_is_refused_in_place(workspace: Callable[..., Workspace]) -> None:
-    """keep never moves an original; the reason is told in the failed folder, and it is not tried again."""
+    """keep never moves an original; the reason is written to the failed folder, and it is not tried again."""
     it = workspace(originals="keep")
     it.drop("a.jpg")
     job = it.claim("a.jpg")
 
-    assert it.publisher.quarantine(job, Reason.CORRUPT, "torn", stage="decode") is None
+    assert refuse(it, job, Reason.CORRUPT, "torn", stage="decode") is None
     assert it.files("input") == {"a.jpg": b"image"}
     assert set(it.files("failed")) == {"a.jpg.error.json"}
     assert it.ledger.handled("shop", "a.jpg", job.version)
@@ -583,10 +567,10 @@ def test_a_quarantine_that_the_disk_refuses_is_done_later(workspace: Callable[..
     it.drop("a.jpg", b"torn")
     job = it.claim("a.jpg")
     with pytest.raises(StorageFault):
-        it.publisher.quarantine(job, Reason.CORRUPT, "torn", stage="decode")
+        refuse(it, job, Reason.CORRUPT, "torn", stage="decode")
 
     assert Path(job.source).read_bytes() == b"torn"
-    assert it.publisher.quarantine(job, Reason.CORRUPT, "torn", stage="decode") == "a.jpg"
+    assert refuse(it, job, Reason.CORRUPT, "torn", stage="decode") == "a.jpg"
     assert set(it.files("failed")) == {"a.jpg", "a.jpg.error.json"}
 
 
@@ -598,6 +582,6 @@ def test_a_path_too_long_for_the_failed_folder_is_cut(workspace: Callable[..., W
     path = "x" * 150 + "/" + "y" * 200 + "/" + "a" * 251 + ".jpg"
     it.drop(path)
 
-    placed = it.publisher.quarantine(it.claim(path), Reason.NAME_TOO_LONG, "", stage="finish")
+    placed = refuse(it, it.claim(path), Reason.NAME_TOO_LONG, "", stage="finish")
     assert placed == "a" * 251 + ".jpg"
     assert len(os.listdir(deep)) == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import posixpath
 import sqlite3
 import threading
@@ -13,11 +14,14 @@ from pathlib import Path
 import pytest
 
 from rmbgd.errors import ConfigError, Reason, StorageFault
+from rmbgd.events import RecordedEvents
 from rmbgd.fs import FileVersion
 from rmbgd.store.database import SCHEMA_VERSION
 from rmbgd.store.ledger import Ledger
+from rmbgd.store.outbox import job_keys, refused
 from rmbgd.store.records import Candidate, ContentKey, Job, OutputKey, Published
 from rmbgd.testing.clock import FakeClock
+from tests.support.workspace import OF_DONE, done, torn
 
 
 @pytest.fixture
@@ -71,29 +75,24 @@ def test_two_versions_of_one_path_are_not_in_flight_together(ledger: Ledger) -> 
     first = claim_one(ledger)
 
     assert ledger.claim([candidate(inode=2)]) == []
-    assert ledger.in_flight("drop", "a.jpg")
+    assert ledger.is_in_flight(first.job_id)
     publish(ledger, first)
-    assert not ledger.in_flight("drop", "a.jpg")
+    assert not ledger.is_in_flight(first.job_id)
     assert len(ledger.claim([candidate(inode=2)])) == 1
 
 
 def test_claims_survive_the_process(ledger: Ledger, clock: FakeClock) -> None:
     """What was claimed is unfinished after a restart, with everything needed to go on."""
-    job = claim_one(ledger, path="caf\udce9/\n.jpg")
+    job = claim_one(ledger, path="caf\udce9/\n.jpg", inode=(1 << 64) - 3)  # some file systems use all 64 bits
+    pragmas = [ledger._database.one(f"PRAGMA {name}", ()) for name in ("journal_mode", "synchronous")]
+    assert pragmas == [("wal",), (2,)]  # FULL: NORMAL would lose the last commits to a power cut
     clock.advance(5)
-    again = reopened(ledger, clock)
-    try:
+    with contextlib.closing(reopened(ledger, clock)) as again:
         (row,) = again.unfinished()
         retry = again.next_attempt(row, "/elsewhere")
-    finally:
-        again.close()
 
-    assert (row.job_id, row.relative_path, row.version, row.state) == (
-        job.job_id,
-        job.relative_path,
-        job.version,
-        "claimed",
-    )
+    known = (job.job_id, job.relative_path, job.version, "claimed")
+    assert (row.job_id, row.relative_path, row.version, row.state) == known
     assert (retry.attempt, retry.source, retry.first_seen, retry.claimed_at) == (2, "/elsewhere", 990.0, 1005.0)
 
 
@@ -134,12 +133,12 @@ def test_what_was_claimed_by_rename_is_never_handled(ledger: Ledger) -> None:
     """Moved back into the input, it is worked on again, even where moving changes no time stamp."""
     job = claim_one(ledger)
     publish(ledger, job)
-    ledger.retired(job.job_id)
+    ledger.original_moved(job.job_id)
 
     assert not ledger.handled("drop", "a.jpg", job.version)
 
 
-def test_refused_entries_are_told_once(ledger: Ledger) -> None:
+def test_refused_entries_are_recorded_once(ledger: Ledger) -> None:
     """A symlink or pipe is recorded once per version."""
     version = FileVersion(1, 0, 2, 3)
 
@@ -148,25 +147,22 @@ def test_refused_entries_are_told_once(ledger: Ledger) -> None:
     assert ledger.refuse("drop", "link", FileVersion(1, 0, 2, 4), Reason.NOT_REGULAR, "symbolic link")
 
 
-def test_retirement_is_written_with_the_next_transaction(ledger: Ledger, clock: FakeClock) -> None:
-    """A finished job stays unfinished until its original is retired, and closing does not forget it."""
+def test_a_moved_original_is_written_with_the_next_transaction(ledger: Ledger, clock: FakeClock) -> None:
+    """A finished job stays unfinished until its original is moved, and closing does not forget it."""
     job = claim_one(ledger)
     publish(ledger, job)
     assert [row.state for row in ledger.unfinished()] == ["done"]
-    ledger.retired(job.job_id)
+    ledger.original_moved(job.job_id)
 
-    again = reopened(ledger, clock)
-    try:
+    with contextlib.closing(reopened(ledger, clock)) as again:
         assert again.unfinished() == []
         assert again.counts() == {"done": 1}
-    finally:
-        again.close()
 
 
 def test_a_failed_job_waits_for_its_quarantine(ledger: Ledger) -> None:
     """The reason is there after a crash between the decision and the move."""
     job = claim_one(ledger)
-    ledger.failed(job.job_id, Reason.CORRUPT, "bad \udcff byte")
+    ledger.failed(refused(job_keys(job), Reason.CORRUPT, "bad \udcff byte"))
 
     (row,) = ledger.unfinished()
     assert (row.state, row.reason, row.detail) == ("failed", "corrupt", "bad \\udcff byte")
@@ -192,10 +188,10 @@ def test_a_taken_target_moves_to_the_next_version(ledger: Ledger) -> None:
     job = claim_one(ledger)
     ledger.publishing(job.job_id, key(), "", "ab", 5)
 
-    assert ledger.targets.move(key()).path == "a~2.png"
-    assert ledger.targets.move(key()).path == "a~3.png"
+    assert ledger.output_names.move(key()).path == "a~2.png"
+    assert ledger.output_names.move(key()).path == "a~3.png"
     assert ledger.publishing(job.job_id, key(), "", "ab", 5).path == "a~3.png"
-    assert ledger.targets.move(key(), below="x~2").path == "x~2/a.png"
+    assert ledger.output_names.move(key(), below="x~2").path == "x~2/a.png"
 
 
 def test_publishing_tells_what_was_there_before(ledger: Ledger) -> None:
@@ -240,17 +236,15 @@ def test_pruning_keeps_what_would_be_computed_again(ledger: Ledger, clock: FakeC
     )
     for job in (moved, kept, gone):
         publish(ledger, job, job.relative_path)
-        ledger.retired(job.job_id)
+        ledger.original_moved(job.job_id)
     clock.advance(31 * 86_400)
     young = claim_one(ledger, path="young", by_rename=False)
     publish(ledger, young, "young")
-    ledger.retired(young.job_id)
+    ledger.original_moved(young.job_id)
 
     last = 0
-    while True:
-        last = ledger.prune(lambda row: row.relative_path == "kept", after=last, batch=1)
-        if last == 0:
-            break
+    while last := ledger.prune(lambda row: row.relative_path == "kept", after=last, batch=1):
+        pass
 
     assert ledger.handled("drop", "kept", kept.version)
     assert ledger.handled("drop", "young", young.version)
@@ -263,7 +257,7 @@ def test_pruning_bounds_the_number_of_rows(ledger: Ledger) -> None:
     jobs = ledger.claim([candidate(f"{number}.jpg") for number in range(10)])
     for job in jobs:
         publish(ledger, job, job.relative_path)
-        ledger.retired(job.job_id)
+        ledger.original_moved(job.job_id)
 
     ledger.prune(lambda _: True, rows=4)
     assert ledger.counts() == {"done": 4}
@@ -275,13 +269,13 @@ def test_pruning_bounds_names_and_known_content_too(ledger: Ledger, clock: FakeC
         clock.advance(1)
         job = claim_one(ledger, path=f"{number}.jpg", by_rename=number > 0)
         publish(ledger, job, job.relative_path, content=ContentKey(str(number), "recipe"))
-        ledger.retired(job.job_id)
+        ledger.original_moved(job.job_id)
     last = -1
     while last:
         last = ledger.prune(lambda _: True, rows=4, after=max(last, 0))
 
     assert [number for number in range(10) if ledger.same_content(str(number), "recipe")] == [6, 7, 8, 9]
-    assert [number for number in range(10) if ledger.targets.find(key(f"{number}.jpg"))] == [0, 6, 7, 8, 9]
+    assert [number for number in range(10) if ledger.output_names.find(key(f"{number}.jpg"))] == [0, 6, 7, 8, 9]
 
 
 def test_threads_share_one_ledger(ledger: Ledger) -> None:
@@ -301,10 +295,14 @@ def test_threads_share_one_ledger(ledger: Ledger) -> None:
     assert len(set(numbers)) == 80
 
 
-def test_a_second_service_is_kept_out(ledger: Ledger, clock: FakeClock) -> None:
-    """Two services on one ledger would claim twice: the second is told what to do."""
+def test_a_ledger_that_cannot_be_had_is_a_matter_of_configuration(
+    ledger: Ledger, tmp_path: Path, clock: FakeClock
+) -> None:
+    """A second service on one ledger would claim twice; a missing folder is named. The message says what to do."""
     with pytest.raises(ConfigError, match="another rmbgd"):
         Ledger(ledger.path, clock)
+    with pytest.raises(ConfigError, match="state directory"):
+        Ledger(tmp_path / "missing" / "ledger.sqlite", clock)
 
 
 @pytest.mark.parametrize("content", [b"no database at all, just text" * 50, b"SQLite format 3\0" + b"\xff" * 4000])
@@ -333,15 +331,16 @@ def test_damage_after_a_crash_is_found_at_opening(tmp_path: Path, clock: FakeClo
         Ledger(path, clock)
 
 
-def test_a_ledger_of_the_future_is_refused(tmp_path: Path, clock: FakeClock) -> None:
-    """A file that a newer version wrote is not guessed at."""
+@pytest.mark.parametrize(
+    ("script", "message"), [("PRAGMA user_version=99", "schema 99"), ("CREATE TABLE recipes (cake TEXT)", "schema 0")]
+)
+def test_a_database_of_another_kind_is_refused(tmp_path: Path, clock: FakeClock, script: str, message: str) -> None:
+    """What a newer version wrote is not guessed at, and tables without a schema number are not ours to bring up."""
     path = tmp_path / "ledger.sqlite"
-    Ledger(path, clock).close()
-    with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version=99")
-    db.close()
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.executescript(script)
 
-    with pytest.raises(ConfigError, match="schema 99"):
+    with pytest.raises(ConfigError, match=message):
         Ledger(path, clock)
 
 
@@ -352,67 +351,74 @@ def test_a_ledger_of_the_first_schema_is_brought_up(tmp_path: Path, clock: FakeC
     done, open_job = (claim_one(before, path=name) for name in ("a.jpg", "b.jpg"))
     publish(before, done)
     before.close()
-    with sqlite3.connect(path) as db:
+    with contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript("DROP TABLE untold; PRAGMA user_version=1")
-    db.close()
 
     after = Ledger(path, clock)
     assert after.counts() == {"claimed": 1, "done": 1}
     assert [row.job_id for row in after.unfinished()] == [done.job_id, open_job.job_id]
-    after.failed(open_job.job_id, Reason.CORRUPT, "torn", telling={"stage": "decode"})
-    assert after.untold.keys() == {open_job.job_id: {"stage": "decode"}}
+    after.failed(torn(open_job))
+    assert after.outbox.pending(open_job.job_id) == torn(open_job)
+    assert after._database.one("PRAGMA user_version", ()) == (SCHEMA_VERSION,)
     after.close()
-    with sqlite3.connect(path) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (SCHEMA_VERSION,)
-    db.close()
 
 
-def test_what_waits_for_a_commit_is_settled(ledger: Ledger) -> None:
-    """An idle service that is killed has neither an image to tell of nor an original to look after."""
+def test_what_waits_for_a_commit_can_be_flushed(ledger: Ledger) -> None:
+    """An idle service that is killed has neither an event to deliver nor an original to look after."""
     job = claim_one(ledger)
-    ledger.failed(job.job_id, Reason.CORRUPT, "torn", telling={"stage": "decode"})
-    ledger.retired(job.job_id)
-    ledger.untold.told(job.job_id)
+    ledger.failed(torn(job))
+    ledger.original_moved(job.job_id)
+    ledger.outbox.deliver(torn(job), RecordedEvents())
     question = "SELECT (SELECT count(*) FROM untold), (SELECT count(*) FROM job WHERE retired_at IS NULL)"
     with contextlib.closing(sqlite3.connect(ledger.path)) as other:
         assert other.execute(question).fetchone() == (1, 1)
-        ledger.settle()
+        ledger.flush()
         assert other.execute(question).fetchone() == (0, 0)
 
 
-def test_what_is_forgotten_is_not_told(ledger: Ledger, clock: FakeClock) -> None:
+def test_what_is_forgotten_is_not_delivered(ledger: Ledger, clock: FakeClock) -> None:
     """An outcome of a job that is remembered no more leaves no row behind."""
     job = claim_one(ledger)
-    ledger.failed(job.job_id, Reason.CORRUPT, "torn", telling={"stage": "decode"})
-    ledger.retired(job.job_id)
+    ledger.failed(torn(job))
+    ledger.original_moved(job.job_id)
     ledger.probe()
     clock.advance(31 * 86_400)
     ledger.prune(lambda _row: False)
 
     assert ledger.counts() == {}
-    assert ledger.untold.keys() == {}
+    assert 0 == ledger.outbox.deliver_pending(RecordedEvents())
 
 
-def test_a_database_of_nobody_is_refused(tmp_path: Path, clock: FakeClock) -> None:
-    """It has tables and no schema number: not ours to bring up."""
-    path = tmp_path / "ledger.sqlite"
-    with sqlite3.connect(path) as db:
-        db.execute("CREATE TABLE recipes (cake TEXT)")
-    db.close()
+@pytest.mark.parametrize("end", ["done", "failed"])
+def test_an_outcome_is_delivered_whole_whichever_version_stored_it(ledger: Ledger, end: str) -> None:
+    """Versions before stored only what the job's row does not hold: the row gives the rest of the event."""
+    events = RecordedEvents()
+    whole, partial = (claim_one(ledger, path=path) for path in ("caf\udce9.jpg", "b.jpg"))
+    for job in (whole, partial):
+        if end == "failed":
+            ledger.failed(torn(job))
+        else:
+            target = ledger.publishing(job.job_id, key(job.relative_path), "", "ab", 5, done(job))
+            ledger.done(job.job_id, Published("/out", target.path, "ab", 5, 7, 8))
+        ledger.original_moved(job.job_id)
+    beyond = {"stage": "decode", "milliseconds": {"decode": 1.0}} if end == "failed" else OF_DONE
+    with ledger._database.transaction() as db:
+        db.execute("UPDATE untold SET keys=? WHERE job=?", (json.dumps(beyond), partial.job_id))
 
-    with pytest.raises(ConfigError, match="schema 0"):
-        Ledger(path, clock)
-
-
-def test_a_missing_state_directory_is_a_matter_of_configuration(tmp_path: Path, clock: FakeClock) -> None:
-    """The message names the path and what is needed."""
-    with pytest.raises(ConfigError, match="state directory"):
-        Ledger(tmp_path / "missing" / "ledger.sqlite", clock)
+    assert 2 == ledger.outbox.deliver_pending(events)
+    ledger.flush()
+    assert 0 == ledger.outbox.deliver_pending(events)
+    more = {"reason": "corrupt", "detail": "torn"} if end == "failed" else {"bytes_out": 5, "sha256_out": "ab"}
+    names = {whole: {"output": "caf\udce9.png"}, partial: {"output": "b.png"}}
+    assert events.events == [
+        (f"image.{end}", job_keys(job) | beyond | more | {"recovered": True} | (names[job] if end == "done" else {}))
+        for job in (whole, partial)
+    ]
 
 
 def test_a_full_disk_is_a_storage_fault_and_changes_nothing(ledger: Ledger) -> None:
     """A commit that does not fit leaves no half of itself, and the ledger works on when there is room again."""
-    db = ledger._store._connection
+    db = ledger._database._connection
     pages = db.execute("PRAGMA page_count").fetchone()[0]
     db.execute(f"PRAGMA max_page_count={pages}")
 
@@ -422,19 +428,3 @@ def test_a_full_disk_is_a_storage_fault_and_changes_nothing(ledger: Ledger) -> N
     db.execute("PRAGMA max_page_count=100000")
     assert ledger.counts() == {}
     assert len(ledger.claim([candidate(f"{number}.jpg") for number in range(500)])) == 500
-
-
-def test_large_inode_numbers_fit(ledger: Ledger) -> None:
-    """Some file systems use all 64 bits of an inode number."""
-    claim_one(ledger, inode=(1 << 64) - 3)
-
-    (row,) = ledger.unfinished()
-    assert row.version.inode == (1 << 64) - 3
-
-
-def test_commits_are_durable(ledger: Ledger) -> None:
-    """The journal is written ahead and synced at each commit; NORMAL would lose the last ones to a power cut."""
-    db = ledger._store._connection
-
-    assert db.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
-    assert db.execute("PRAGMA synchronous").fetchone()[0] == 2

@@ -41,7 +41,7 @@ from rmbgd.engine.wiring import Machine, Models, build
 from rmbgd.fs import FileSystem, SystemFileSystem
 from rmbgd.pipeline.infer import DeviceThread
 from rmbgd.service import daemon
-from rmbgd.store.database import Store
+from rmbgd.store.database import Database
 from rmbgd.testing.engine import FakeBackend
 from rmbgd.testing.sensors import ToldSensor
 from rmbgd.testing.worker import in_process
@@ -98,15 +98,15 @@ class Fuse:
         """Along every operation of the file system seam, and every transaction of the ledger."""
         for name in (name for name in vars(FileSystem) if not name.startswith("_")):
             setattr(SystemFileSystem, name, self._before(getattr(SystemFileSystem, name)))
-        transaction = Store.transaction
+        transaction = Database.transaction
 
         @contextlib.contextmanager
-        def burning(store: Store) -> Iterator[Any]:
+        def burning(database: Database) -> Iterator[Any]:
             self.step()
-            with transaction(store) as db:
+            with transaction(database) as db:
                 yield db
 
-        Store.transaction = burning  # type: ignore[assignment, method-assign]
+        Database.transaction = burning  # type: ignore[assignment, method-assign]
 
     def _before(self, operation: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(operation)

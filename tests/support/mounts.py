@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from rmbgd.intake.mounts import mounts
+from rmbgd.intake.mounts import read_mounts
 
 CLONE_NEWNS = 0x20000  # linux/sched.h
 
@@ -63,7 +63,7 @@ def mount(where: Path, kind: str, options: str, source: str | Path = "none") -> 
 
 def unmount(where: Path) -> None:
     """Everything that is mounted there; like a stick that is pulled: whoever has a file open keeps it."""
-    while str(where) in (point for point, _ in mounts()):  # os.path.ismount does not see all bind mounts
+    while str(where) in (each.point for each in read_mounts()):  # os.path.ismount does not see all bind mounts
         run("umount", "-l", where)
 
 

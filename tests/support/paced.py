@@ -2,7 +2,7 @@
 
     python paced.py CONFIG OPTIONS      options of the launcher, and `pace`: {"factor": 1000, "since": s since 1970}
 
-The clock of the service runs `factor` times as fast from the moment `since` on, over restarts too, and the housekeeping
+The clock of the service runs `factor` times as fast from the moment `since` on, over restarts too, and the maintenance
 looks after old rows every second. Monotonic time, and the times in the log, are true.
 """
 
@@ -13,7 +13,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 from rmbgd.clock import SystemClock
-from rmbgd.intake import reconciler as keeping
+from rmbgd.intake import reconciler
 from tests.support import launcher
 
 PRUNE_EVERY = 1.0  # s
@@ -27,7 +27,7 @@ def fast(factor: float, since: float) -> None:
         return now + timedelta(seconds=(now - began).total_seconds() * (factor - 1))
 
     SystemClock.wall = wall  # type: ignore[method-assign]
-    keeping.PRUNE_EVERY = PRUNE_EVERY
+    reconciler.PRUNE_EVERY = PRUNE_EVERY
 
 
 if __name__ == "__main__":

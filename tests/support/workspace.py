@@ -7,12 +7,14 @@ import os
 from pathlib import Path
 
 from rmbgd.config.load import Config, parse
+from rmbgd.errors import Reason
 from rmbgd.events import RecordedEvents
 from rmbgd.fs import FileSystem, SystemFileSystem, version_of
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.claims import claim_by_rename
 from rmbgd.store.ledger import Ledger
-from rmbgd.store.records import Candidate, Job, Known, Published
+from rmbgd.store.outbox import JobOutcome, job_keys, refused
+from rmbgd.store.records import Candidate, Job, Known, Published, Unfinished
 from rmbgd.testing.clock import FakeClock
 
 
@@ -72,9 +74,7 @@ class Workspace:
         return job
 
     def publish(self, job: Job, data: bytes = b"cutout", **given: object) -> Published:
-        with self.publisher.open_temporary(self.folder, job) as temporary:
-            temporary.write(data)
-            return self.publisher.publish(temporary, job, **given)
+        return self.publisher.publish(job, lambda temporary: temporary.write(data), **{"outcome": done(job)} | given)
 
     def work(self, path: str, data: bytes = b"cutout", **given: object) -> Published:
         return self.publish(self.claim(path), data, **given)
@@ -94,6 +94,21 @@ class Workspace:
                 relative = os.fsdecode(os.path.relpath(full, root))
                 found[relative] = os.readlink(full) if os.path.islink(full) else Path(os.fsdecode(full)).read_bytes()
         return found
+
+
+OF_DONE: dict[str, object] = {
+    "milliseconds": {"total": 9.0}, "device": "cpu", "model": "m", "width": 1, "height": 1, "format": "JPEG",
+    "bytes_in": 8, "coverage": 0.5, "soft": 0.1, "verdict": "ok", "batch": 1, "reused": False, "sha256_in": "",
+}  # fmt: skip
+
+
+def done(job: Job) -> JobOutcome:
+    """As the finish stage composes it, before it is published."""
+    return JobOutcome("image.done", job_keys(job) | OF_DONE)
+
+
+def torn(job: Job | Unfinished) -> JobOutcome:
+    return refused(job_keys(job), Reason.CORRUPT, "torn", stage="decode", milliseconds={"decode": 1.0})
 
 
 def sha256(data: bytes) -> str:
