@@ -364,3 +364,28 @@ def _exchange(one: Path, other: Path) -> bool:
             raise
         return False
     return True
+
+
+MEMINFO = "/proc/meminfo"
+
+
+@dataclass(frozen=True, slots=True)
+class HostMemory:
+    """Bytes. `available` can be had without swapping. 0 where the kernel does not say."""
+
+    total: int
+    available: int
+
+
+def host_memory(path: str = MEMINFO) -> HostMemory:
+    """Memory of this host as it is now (/proc/meminfo, proc(5)). Never raises: what cannot be read counts as 0."""
+    kibi: dict[str, int] = {}
+    try:
+        with open(path, encoding="ascii") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if value.rstrip().endswith("kB"):
+                    kibi[name] = int(value.split()[0])
+    except OSError:
+        pass
+    return HostMemory(kibi.get("MemTotal", 0) << 10, kibi.get("MemAvailable", 0) << 10)

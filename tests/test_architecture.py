@@ -12,7 +12,7 @@ import pytest
 
 from tests.support.source import docstring, imports, modules
 
-LEAVES = {"errors", "events", "clock", "naming", "host"}
+LEAVES = {"errors", "events", "clock", "naming"}
 BASE = LEAVES | {"heartbeat", "fs"}
 
 # Which packages a package may use, besides itself; typing-only imports count, and there are no exceptions.
@@ -27,7 +27,7 @@ MAY_USE: dict[str, set[str]] = {
     "mtbf": {"errors", "events", "fs"},
     "publish": BASE | {"config", "store"},
     "engine": BASE | {"config", "imaging", "models", "telemetry"},
-    "backends": {"errors", "host", "engine", "imaging", "models"},
+    "backends": {"errors", "fs", "engine", "imaging", "models"},
     "pipeline": BASE | {"config", "store", "imaging", "engine", "publish"},
     "intake": BASE | {"config", "store", "imaging", "publish", "pipeline"},
     "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake"},

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from rmbgd.clock import backoff
 from rmbgd.errors import ImageError, StorageFault
-from rmbgd.fs import SystemFileSystem, atomic_write, fault_of, storage_faults
+from rmbgd.fs import HostMemory, SystemFileSystem, atomic_write, fault_of, host_memory, storage_faults
 from rmbgd.testing.fs import CrashingFs, FailingFs, WorldStopped
 
 
@@ -180,3 +180,13 @@ def test_backoff_doubles_up_to_its_bound(failures: int, first: float, maximum: f
 
     assert wait == (0.0 if failures == 0 else min(first * 2.0 ** min(failures - 1, 64), maximum))
     assert wait <= backoff(failures + 1, first, maximum) <= maximum
+
+
+def test_memory_is_read_from_the_kernel(tmp_path: Path) -> None:
+    """In bytes; 0 where nothing can be read."""
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:        8000000 kB\nMemAvailable:    1234 kB\nHugePages_Total:       0\n")
+
+    assert HostMemory(8_000_000 * 1024, 1234 * 1024) == host_memory(str(meminfo))
+    assert HostMemory(0, 0) == host_memory(str(tmp_path / "absent"))
+    assert host_memory().total >= host_memory().available > 0

@@ -20,7 +20,7 @@ from typing import Any
 from rmbgd.clock import SystemClock
 from rmbgd.config.load import Config
 from rmbgd.engine.device_query import ask
-from rmbgd.host import host_memory
+from rmbgd.fs import host_memory
 from rmbgd.service.safe_mode import SafeMode
 
 GIBI = 1 << 30

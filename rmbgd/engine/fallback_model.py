@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rmbgd.config.load import Config
 from rmbgd.errors import ConfigError, ModelError
-from rmbgd.host import host_memory
+from rmbgd.fs import host_memory
 from rmbgd.models.store import resolve
 
 PREFERRED, ALWAYS_HERE = "birefnet-lite", "u2netp"

@@ -284,7 +284,9 @@ def _summary(one: MtbfSummary) -> dict[str, Any]:
             ],
         },
         "engine_restarts": dict(one.count("restarted")),
-        "reasons": {name: dict(table.most_common()) for name, table in one.reasons.items()},
+        "reasons": {
+            name.replace("images", "pictures"): dict(table.most_common()) for name, table in one.reasons.items()
+        },
         "stage_milliseconds": {
             stage: {"p5": low, "p50": middle, "p95": high} for stage, (low, middle, high) in one.stage_times().items()
         },

@@ -97,7 +97,7 @@ def test_thread_that_hangs_is_shown_and_told_and_may_go_on(tmp_path: Path) -> No
         service.hold.touch()
         service.drop("a.png", sample_image(1))
         service.wait_for("service.stalled")
-        service.wait(lambda: any(b"in segment_loop" in line for line in service.stderr), "the stacks")
+        service.wait(lambda: any(b"pipeline/infer.py" in line for line in service.stderr), "the stacks")
         service.hold.unlink()
         service.wait_for("service.stall_ended")
         service.wait_for("image.done", path="a.png")

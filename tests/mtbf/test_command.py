@@ -175,7 +175,7 @@ def test_top_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     box = Box("edge").start().refuse("truncated").refuse("corrupt").refuse("truncated").serve(60)
     found = json.loads(said(capsys, box.write(tmp_path / "edge.jsonl"), "--json"))["total"]["reasons"]
 
-    assert list(found["refused images"].items()) == [("truncated", 2), ("corrupt", 1)]
+    assert list(found["refused pictures"].items()) == [("truncated", 2), ("corrupt", 1)]
 
 
 def test_a_log_without_a_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

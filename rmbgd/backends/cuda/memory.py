@@ -20,7 +20,7 @@ from rmbgd.backends.cuda.staging import Staging
 from rmbgd.backends.faults import faults, without_frames
 from rmbgd.engine.types import Limit, Options
 from rmbgd.errors import EngineMemory
-from rmbgd.host import host_memory
+from rmbgd.fs import host_memory
 
 CHECK_AFTER = 64  # batches, after which the device is asked how much is free
 LOW_FRACTION = 2  # less than one in so many of the spare bytes is a limit: the memory test and small needs use some
