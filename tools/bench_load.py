@@ -79,14 +79,11 @@ def memory() -> dict[str, float]:
 
 def prepared(folder: Path, scratch: Path, order: str | None) -> Path:
     """The folder as transformers and rmbgd both take it: the weights by a link, a config.json of ours."""
-    from rmbgd.models.checkpoint import choose
     from rmbgd.models.registry import PatchOrder
     from rmbgd.models.store import CONFIG, WEIGHTS, resolve
 
     place = resolve(folder / WEIGHTS)
-    known = place.entry.patch_order if place.entry else None
-    saved, setting = place.saved_patch_order(), PatchOrder(order) if order else None
-    choice = choose(model=str(folder), registry=known, author_code=place.author_code(), saved=saved, setting=setting)
+    choice = place.patch_order(PatchOrder(order) if order else None)
     (scratch / WEIGHTS).symlink_to(place.weights.resolve())
     (scratch / CONFIG).write_text(json.dumps({"model_type": "birefnet", "patch_order": choice.order.value}))
     return scratch

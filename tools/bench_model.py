@@ -52,7 +52,7 @@ def built(variant: str, backbone: str, folder: Path, device: str) -> tuple[Calla
     import torch
 
     from rmbgd.models.checkpoint import BACKBONES
-    from rmbgd.models.convert import BiRefNetConfig, assemble
+    from rmbgd.models.convert import assemble
     from rmbgd.models.registry import PatchOrder
 
     oracle, stress = (importlib.import_module(f"tests.models.{name}") for name in ("oracle", "stress"))
@@ -68,9 +68,8 @@ def built(variant: str, backbone: str, folder: Path, device: str) -> tuple[Calla
                 window = (module.relative_position_bias_table.shape[0] ** 0.5 + 1) / 2
                 module.relative_position_index = oracle.relative_position_index(int(window))
         return plain.requires_grad_(requires_grad=False).to(device), recipe
-    config = BiRefNetConfig(BACKBONES[backbone], PatchOrder.CHANNEL_FIRST)
     dtype = getattr(torch, variant.removeprefix("rmbgd "))
-    return assemble(config, tensors, device=device, dtype=dtype), recipe
+    return assemble(BACKBONES[backbone], PatchOrder.CHANNEL_FIRST, tensors, device=device, dtype=dtype), recipe
 
 
 def status() -> dict[str, float]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from rmbgd.errors import ModelError
 from rmbgd.fs import make_readable_folder, place_file
-from rmbgd.models.checkpoint import BACKBONES, TensorInfo, read_header, require, sha256_of
+from rmbgd.models.checkpoint import BACKBONES, TensorInfo, read_header, require_published, sha256_of
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 NESTS = ("state_dict", "model", "model_state_dict", "params", "net", "ema")
@@ -82,7 +82,8 @@ def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def check(tensors: Mapping[str, Tensor], source: Path) -> str:
     """The backbone of a checkpoint that has every needed tensor and no other; raises ModelError that lists the rest."""
-    return require({n: TensorInfo(tuple(t.shape), _SPELT.get(t.dtype, "?")) for n, t in tensors.items()}, source)
+    infos = {n: TensorInfo(tuple(t.shape), _SPELT.get(t.dtype, "?")) for n, t in tensors.items()}
+    return require_published(infos, source)
 
 
 def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> str:
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
     except (ModelError, OSError) as error:
         print(f"convert_checkpoint: {error}", file=sys.stderr)
         return 1
-    print(f"{chosen.target}: {BACKBONES[backbone].called}, {read_header(chosen.target).precision}")
+    print(f"{chosen.target}: {BACKBONES[backbone].name}, {read_header(chosen.target).precision}")
     print(f"sha256 {sha256_of(chosen.target)}")
     return 0
 

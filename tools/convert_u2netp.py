@@ -22,7 +22,8 @@ import onnx.numpy_helper
 import torch
 from safetensors.numpy import save
 
-from rmbgd.models.u2net import WEIGHTS, U2NetP
+from rmbgd.models.store import EMBEDDED
+from rmbgd.models.u2net import U2NetP
 
 ONNX_SHA256 = "309c8469258dda742793dce0ebea8e6dd393174f89934733ecc8b14c76f4ddd8"
 PROVENANCE = {
@@ -60,7 +61,7 @@ def convert(data: bytes) -> dict[str, np.ndarray]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("onnx", type=Path, help="the public u2netp.onnx (4.6 MB)")
-    parser.add_argument("out", type=Path, nargs="?", default=WEIGHTS, help="safetensors file to write")
+    parser.add_argument("out", type=Path, nargs="?", default=EMBEDDED, help="safetensors file to write")
     arguments = parser.parse_args()
     tensors = convert(arguments.onnx.read_bytes())
     provenance = json.dumps(PROVENANCE, ensure_ascii=False, indent=1)

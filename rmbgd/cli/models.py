@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rmbgd.errors import ModelError
-from rmbgd.models import checkpoint, fetch, licences, store
+from rmbgd.models import fetch, licences, store
 from rmbgd.models.registry import REGISTRY, ModelEntry, lookup
 
 NAME = "as `rmbgd models list` shows it"
@@ -151,13 +151,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _fetch_one(entry: ModelEntry, options: argparse.Namespace) -> fetch.Fetched:
-    source: fetch.Source
-    if options.folder:
-        source = fetch.FolderSource(options.folder)
-    else:
-        from rmbgd.models.hub import HubSource
-
-        source = HubSource(options.revision)
+    source = fetch.FolderSource(options.folder) if options.folder else fetch.HubSource(options.revision)
 
     def announce(offer: fetch.Offer) -> None:
         at = f" at {offer.revision[:12]}" if offer.revision else ""
@@ -174,9 +168,8 @@ def _report_fetched(entry: ModelEntry, fetched: fetch.Fetched, models: Path) -> 
     place = store.installed(entry, models)
     print(f"  {'placed and verified' if fetched.brought else 'already here'}: {place.weights}")
     print(f"  sha256 {fetched.sha256}")
-    code, saved = place.author_code(), place.saved_patch_order()
     try:
-        choice = checkpoint.choose(model=entry.name, registry=entry.patch_order, author_code=code, saved=saved)
+        choice = place.patch_order()
         print(f"  image patches {choice.order}: {choice.reason}")
     except ModelError as error:
         print(f"  before it can be used: {error}")
@@ -221,7 +214,7 @@ def _path(options: argparse.Namespace) -> int:
 
 
 def _optimize(options: argparse.Namespace) -> int:
-    from rmbgd.models.kernels.optimize import optimise
+    from rmbgd.models.kernels.runtime import optimise
 
     done = optimise(
         options.name,
@@ -256,7 +249,7 @@ def _verify(options: argparse.Namespace) -> int:
     return 1 if missing or any(report.problems for report in reports) else 0
 
 
-def _print_report(report: store.Report) -> None:
+def _print_report(report: store.VerificationReport) -> None:
     print(f"{report.name}: {'WRONG' if report.problems else 'good'}  {report.weights}")
     for key, value in report.facts.items():
         text = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else value

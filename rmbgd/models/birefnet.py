@@ -1,10 +1,7 @@
-"""BiRefNet and RMBG-2.0: a Swin seen at two scales, and a decoder that looks back at the image at every level.
+"""BiRefNet and RMBG-2.0: a Swin backbone at two scales, and the bilateral reference decoder.
 
-Inference only. Does not know files, names of published tensors (`folding.py` does) or preprocessing.
-
-Paper: Zheng et al., "Bilateral Reference for High-Resolution Dichotomous Image Segmentation", CAAI AIR 2024.
-x is the normalised image, up(t, s) bilinear interpolation with aligned corners. BatchNorm is folded into convolutions;
-heads that only training uses do not exist here.
+Paper: Zheng et al., "Bilateral Reference for High-Resolution Dichotomous Image Segmentation", CAAI AIR 2024. Inference
+only: BatchNorm is folded into the convolutions (`convert.py`), heads that only training uses are left out.
 """
 
 from __future__ import annotations
@@ -23,25 +20,26 @@ from rmbgd.models.swin import Swin
 WIDTH = 64  # channels inside the decoder
 
 
-def stays_wide(name: str) -> bool:
+def stays_float32(name: str) -> bool:
     """Whether a parameter stays in float32 when the network runs in half precision: few are, and they matter most."""
     return name.startswith(("bb.patch_embed.", "head.")) or (name.startswith("bb.") and ".norm" in name)
 
 
-def up(t: Tensor, size: Sequence[int]) -> Tensor:
-    return F.interpolate(t, size=tuple(size), mode="bilinear", align_corners=True)
+def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
+    """Bilinear interpolation with aligned corners."""
+    return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
-def lift(p: Tensor, lateral: Tensor) -> Tensor:
-    """up(p) + lateral, in the lateral's memory."""
-    return lateral.add_(up(p, lateral.shape[-2:]))
+def add_lateral(p: Tensor, lateral: Tensor) -> Tensor:
+    """upsample(p) + lateral, in the lateral's memory."""
+    return lateral.add_(upsample(p, lateral.shape[-2:]))
 
 
-def patches(x: Tensor, grid: int) -> Tensor:
-    """[B,3,grid*h,grid*w] -> [B,3*grid*grid,h,w]: tiles of h x w on channels, as (c, tile row, tile column)."""
+def image_patches(x: Tensor, grid: int) -> Tensor:
+    """[B,3,grid*h,grid*w] -> [B,3*grid*grid,h,w]: patches of h x w on channels, as (c, patch row, patch column)."""
     batch, channels, height, width = x.shape
-    tiles = x.view(batch, channels, grid, height // grid, grid, width // grid)
-    return tiles.transpose(3, 4).reshape(batch, -1, height // grid, width // grid)
+    patches = x.view(batch, channels, grid, height // grid, grid, width // grid)
+    return patches.transpose(3, 4).reshape(batch, -1, height // grid, width // grid)
 
 
 def conv3x3(c_in: int, c_out: int) -> Conv2d:
@@ -49,9 +47,9 @@ def conv3x3(c_in: int, c_out: int) -> Conv2d:
 
 
 class DecoderBlock(nn.Module):
-    """The paper's block but for its last convolution, which belongs to whoever uses the answer.
+    """The paper's decoder block without its output convolution, which is folded into what follows.
 
-    [B,c_in,H,W] -> [B,64,H,W], in two steps, so that the wide map can be gone when the second begins.
+    [B,c_in,H,W] -> [B,64,H,W] in two steps, `concat` and `aspp`, so that the wide map is freed before the second.
     """
 
     def __init__(self, c_in: int) -> None:
@@ -59,13 +57,13 @@ class DecoderBlock(nn.Module):
         self.conv_in = conv3x3(c_in, WIDTH)
         self.aspp = DeformableAspp(WIDTH)
 
-    def enter(self, *maps: Tensor) -> Tensor:
-        """Maps of one size, joined on channels."""
+    def concat(self, *maps: Tensor) -> Tensor:
+        """Maps of one size, concatenated on channels, through convolution and ReLU."""
         return F.relu(self.conv_in(torch.cat(maps, dim=1)), inplace=True)
 
 
 class Gate(nn.Module):
-    """Gradient supervision's attention: each pixel times a number in 0..1. In place."""
+    """Attention from gradient supervision (outward reference): each pixel times a number in 0..1. In place."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -77,7 +75,7 @@ class Gate(nn.Module):
 
 
 class ImageBranch(nn.Module):
-    """The image again, at one level of the decoder: two convolutions of its patches."""
+    """The image again at one level of the decoder (inward reference): two convolutions of its patches."""
 
     def __init__(self, grid: int, c_out: int) -> None:
         super().__init__()
@@ -86,16 +84,16 @@ class ImageBranch(nn.Module):
         self.conv_out = conv3x3(WIDTH, c_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.conv_out(self.conv1(patches(x, self.grid)))
-        return answer
+        features: Tensor = self.conv_out(self.conv1(image_patches(x, self.grid)))
+        return features
 
 
 class Head(nn.Module):
     """Everything after the last ReLU is linear, so it is one map at the size of the last block plus a stencil on x.
 
     The last block's convolution and the final 1x1 commute with the interpolation: 64 channels become one before they
-    grow. The image's two 3x3 convolutions are one 5x5 of three channels, but for the outermost pixels, where the map
-    between them ends: those are computed by the two.
+    are upsampled. The image's two 3x3 convolutions are one 5x5 of three channels, but for the outermost pixels, where
+    the map between them ends: those are computed by the two.
     """
 
     def __init__(self) -> None:
@@ -111,22 +109,22 @@ class Head(nn.Module):
     def use_kernels(self, *, triton: bool) -> None:
         self.stencils = None
         if triton:
-            from rmbgd.models.kernels.head_kernel import stencils
+            from rmbgd.models.kernels.head import stencils
 
             self.stencils = stencils(self.border_in, self.border_out).float()
 
     def forward(self, p: Tensor, x: Tensor) -> Tensor:
         fine = self.stencil(x)
-        fine[..., :1, :] = self.two(x[..., :3, :])[..., :1, :]
-        fine[..., -1:, :] = self.two(x[..., -3:, :])[..., -1:, :]
-        fine[..., :1] = self.two(x[..., :3])[..., :1]
-        fine[..., -1:] = self.two(x[..., -3:])[..., -1:]
-        logits: Tensor = fine.add_(up(self.coarse(p.to(x.dtype)), x.shape[-2:]))
+        fine[..., :1, :] = self.border(x[..., :3, :])[..., :1, :]
+        fine[..., -1:, :] = self.border(x[..., -3:, :])[..., -1:, :]
+        fine[..., :1] = self.border(x[..., :3])[..., :1]
+        fine[..., -1:] = self.border(x[..., -3:])[..., -1:]
+        logits: Tensor = fine.add_(upsample(self.coarse(p.to(x.dtype)), x.shape[-2:]))
         return logits
 
-    def two(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.border_out(self.border_in(x))
-        return answer
+    def border(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.border_out(self.border_in(x))
+        return logits
 
 
 class BiRefNet(nn.Module):
@@ -154,35 +152,35 @@ class BiRefNet(nn.Module):
     def encode(self, x: Tensor, dtype: torch.dtype) -> list[Tensor]:
         """x1..x4: each scale's map beside that of the half-size image, channels 2*embed*2^i at H/4..H/32."""
         full = [t.to(dtype) for t in self.bb(x)]
-        half = [t.to(dtype) for t in self.bb(up(x, (x.shape[-2] // 2, x.shape[-1] // 2)))]
-        return [torch.cat((f, up(h, f.shape[-2:])), dim=1) for f, h in zip(full, half, strict=True)]
+        half = [t.to(dtype) for t in self.bb(upsample(x, (x.shape[-2] // 2, x.shape[-1] // 2)))]
+        return [torch.cat((f, upsample(h, f.shape[-2:])), dim=1) for f, h in zip(full, half, strict=True)]
 
     def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.head(*self.before_head(image))
+        logits: Tensor = self.head(*self.head_inputs(image))
         return logits
 
-    def before_head(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def head_inputs(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The last block's map [B,64,H/4,W/4], and the image in the head's type."""
         height, width = image.shape[-2:]
         if height % 32 or width % 32:
             raise ValueError(f"the image is {height} x {width} (height x width); both sides must be multiples of 32")
-        # Names are used again and maps popped so that what has been read is gone: the decoder's memory is one level's.
+        # Names are used again and maps popped so that what has been read is freed: the decoder holds one level's maps.
         wide = image.to(self.head.stencil.weight.dtype)
         x = image.to(self.squeeze_out.weight.dtype)
         maps = self.encode(wide, x.dtype)
         x4 = maps.pop()
-        t = self.squeeze.enter(*(up(m, x4.shape[-2:]) for m in maps), x4)
+        t = self.squeeze.concat(*(upsample(m, x4.shape[-2:]) for m in maps), x4)
         del x4
         t = self.squeeze_out(self.squeeze.aspp(t))
 
-        t = self.block4.enter(t, self.image5(x))
+        t = self.block4.concat(t, self.image5(x))
         t = self.gate4(self.out4(self.block4.aspp(t)))
-        t = lift(t, self.lateral4(maps.pop()))
-        t = self.block3.enter(t, self.image4(x))
+        t = add_lateral(t, self.lateral4(maps.pop()))
+        t = self.block3.concat(t, self.image4(x))
         t = self.gate3(self.out3(self.block3.aspp(t)))
-        t = lift(t, self.lateral3(maps.pop()))
-        t = self.block2.enter(t, self.image3(x))
+        t = add_lateral(t, self.lateral3(maps.pop()))
+        t = self.block2.concat(t, self.image3(x))
         t = self.gate2(self.out2(self.block2.aspp(t)))
-        t = lift(t, self.lateral2(maps.pop()))
-        t = self.block1.enter(t, self.image2(x))
+        t = add_lateral(t, self.lateral2(maps.pop()))
+        t = self.block1.concat(t, self.image2(x))
         return self.block1.aspp(t), wide

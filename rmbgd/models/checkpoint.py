@@ -1,8 +1,9 @@
-"""A safetensors file from the outside: its header, whether it is whole, its digest. Standard library only.
+"""Published checkpoints: safetensors header, digest, their tensors, patch order.
 
-Does not map tensors and knows no network: `weights.py` does, `published.py` has the names. The header is read here
-rather than through the library because the library says of a damaged file only that it is damaged; an operator needs to
-know whether the download stopped half-way, a Git LFS pointer was cloned, or a web page was saved.
+Standard library only, for the service's own process. The header is parsed here and not by `safetensors.safe_open`: that
+waits for ever on a pipe, maps a file before it is judged, and calls a truncated, an overlong and a damaged file by one
+message. An operator needs to know whether the download stopped half-way, a Git LFS pointer was cloned, or a web page
+was saved.
 
 Format: https://huggingface.co/docs/safetensors (8 bytes of little-endian header length, JSON header, data).
 """
@@ -30,8 +31,8 @@ PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"})
 
 # The reference implementation's own limit; a published BiRefNet's header is 87 kB.
 _HEADER_LIMIT = 100_000_000
-# A progress bar for (label, total bytes); inside, a function that is told the bytes just done.
-Bar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
+# A progress bar for (label, total bytes); inside, a function to call with the bytes just done.
+ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
 _HASH_CHUNK = 1 << 20  # read(2), not mmap: the pages stay the kernel's, the process's memory does not grow
 
@@ -58,19 +59,23 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class Header:
+class CheckpointHeader:
     """What a safetensors file says of itself."""
 
     path: Path
     file_bytes: int
     tensors: dict[str, TensorInfo]
-    metadata: dict[str, str]
 
     @property
     def precision(self) -> str:
         """The one dtype of all floating tensors ("F32"), or "mixed"."""
         kinds = {t.dtype for t in self.tensors.values() if t.floating}
         return kinds.pop() if len(kinds) == 1 else "mixed"
+
+    @property
+    def parameters(self) -> int:
+        """Elements of all floating tensors."""
+        return sum(t.elements for t in self.tensors.values() if t.floating)
 
 
 def refuse_pickle(path: Path) -> None:
@@ -82,7 +87,7 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
-def read_header(path: Path) -> Header:
+def read_header(path: Path) -> CheckpointHeader:
     """Names, shapes and types of every tensor; checks that the file is as long as its header promises.
 
     Raises ModelError that says which kind of file it is instead, or how much of it is missing.
@@ -103,30 +108,33 @@ def read_header(path: Path) -> Header:
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        return _parsed(path, facts.st_size, 8 + length, json.loads(text))
+        tensors, data_bytes = _tensors(path, json.loads(text))
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ModelError(_what_is_it(path, start + text[:512], facts.st_size)) from error
+    promised = 8 + length + data_bytes
+    if facts.st_size < promised:
+        raise ModelError(
+            f"{path}: truncated: the header promises {promised:,} bytes and the file has {facts.st_size:,}. "
+            "The download or copy did not finish; fetch or copy it again"
+        )
+    if facts.st_size > promised:
+        raise ModelError(f"{path}: damaged: {facts.st_size - promised:,} bytes follow the last tensor")
+    return CheckpointHeader(path, facts.st_size, tensors)
 
 
-def _parsed(path: Path, file_bytes: int, data_start: int, raw: dict[str, Any]) -> Header:
-    metadata = {str(k): str(v) for k, v in raw.pop("__metadata__", {}).items()}
+def _tensors(path: Path, records: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
+    """The tensors of a parsed header, and the bytes of data that they promise."""
     tensors: dict[str, TensorInfo] = {}
     end = 0
-    for name, record in raw.items():
+    records.pop("__metadata__", None)
+    for name, record in records.items():
         info = TensorInfo(tuple(int(n) for n in record["shape"]), str(record["dtype"]))
         first, last = (int(n) for n in record["data_offsets"])
         if info.dtype in _ELEMENT_BYTES and last - first != info.elements * _ELEMENT_BYTES[info.dtype]:
             raise ModelError(f"{path}: damaged: tensor {name} has {last - first} bytes for shape {info.shape}")
         tensors[name] = info
         end = max(end, last)
-    if file_bytes < data_start + end:
-        raise ModelError(
-            f"{path}: truncated: the header promises {data_start + end:,} bytes and the file has {file_bytes:,}. "
-            "The download or copy did not finish; fetch or copy it again"
-        )
-    if file_bytes > data_start + end:
-        raise ModelError(f"{path}: damaged: {file_bytes - data_start - end:,} bytes follow the last tensor")
-    return Header(path, file_bytes, tensors, metadata)
+    return tensors, end
 
 
 def _what_is_it(path: Path, start: bytes, size: int) -> str:
@@ -147,7 +155,7 @@ def _what_is_it(path: Path, start: bytes, size: int) -> str:
 
 
 def sha256_of(path: Path, progress: Callable[[int], object] | None = None) -> str:
-    """Hex digest of a file, read in pieces of 1 MiB; `progress` is told the bytes of each."""
+    """Hex digest of a file, read in chunks of 1 MiB; `progress` is called with the bytes of each."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_HASH_CHUNK))
     with path.open("rb", buffering=0) as file:
@@ -158,8 +166,7 @@ def sha256_of(path: Path, progress: Callable[[int], object] | None = None) -> st
     return digest.hexdigest()
 
 
-# --- POLICY: in which order a checkpoint's image patches were stacked on channels, and why we think so.
-
+# --- The order in which a checkpoint's image patches were stacked on channels.
 
 # einops' right-hand side in the call that feeds ipt_blk2..5; the same function is also defined with other defaults.
 _PATTERN = re.compile(r"->\s*b\s*\(\s*c\s+hg\s+wg\s*\)\s*h\s+w\s*$")
@@ -168,7 +175,7 @@ _OLD_FUNCTION = "get_patches_batch"
 
 @dataclass(frozen=True)
 class PatchChoice:
-    """The order in use and the one sentence that the log carries."""
+    """The order in use, and why, as one clause for the log."""
 
     order: PatchOrder
     reason: str
@@ -183,14 +190,14 @@ def read_author_code(text: str) -> PatchOrder | None:
     found: set[PatchOrder] = set()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # invalid escapes in somebody else's strings
+            warnings.simplefilter("ignore")  # invalid escapes in the author's strings
             tree = ast.parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        if isinstance(node.func, ast.Attribute | ast.Name) and _called(node.func) == _OLD_FUNCTION:
+        if _OLD_FUNCTION in (getattr(node.func, "attr", None), getattr(node.func, "id", None)):
             found.add(PatchOrder.TILE_FIRST)
         for value in (*node.args, *(k.value for k in node.keywords)):
             if isinstance(value, ast.Constant) and isinstance(value.value, str) and _PATTERN.search(value.value):
@@ -198,7 +205,7 @@ def read_author_code(text: str) -> PatchOrder | None:
     return found.pop() if len(found) == 1 else None
 
 
-def choose(
+def choose_patch_order(
     *,
     model: str,
     registry: PatchOrder | None = None,
@@ -213,7 +220,7 @@ def choose(
     saved        what rmbgd itself wrote into config.json when it saved the weights
     setting      the operator's
 
-    Raises ModelError when nothing tells, and when two sources contradict each other: one of them is wrong, and a wrong
+    Raises ModelError when no source states it, and when two contradict each other: one of them is wrong, and a wrong
     order does not fail, it only makes mattes worse.
     """
     read = read_author_code(author_code) if author_code is not None else None
@@ -225,36 +232,29 @@ def choose(
     ]
     known = [(order, source) for order, source in stated if order is not None]
     if not known:
-        raise ModelError(_unknown(model, has_code=author_code is not None))
+        why = (
+            "the birefnet.py beside the weights shows neither order, or both"
+            if author_code is not None
+            else "neither the registry nor a birefnet.py beside the weights states it"
+        )
+        raise ModelError(
+            f"{model}: the order of the image patches is not known ({why}), and a wrong one spoils mattes silently. "
+            "Put the birefnet.py that was published with these weights beside them, or set patch_order to "
+            f"{PatchOrder.CHANNEL_FIRST} (author's code since 2024-11-05) or {PatchOrder.TILE_FIRST} (older code, "
+            "RMBG-2.0)"
+        )
     order, source = known[0]
-    for other, voice in known[1:]:
+    for other, also in known[1:]:
         if other is not order:
             raise ModelError(
-                f"{model}: {source} says the image patches are {order}, {voice} says {other}: one of them is wrong. "
+                f"{model}: {source} says the image patches are {order}, {also} says {other}: one of them is wrong. "
                 "Take the wrong one away (the setting, or the file that does not belong to these weights)"
             )
-    also = f", and {' and '.join(voice for _, voice in known[1:])} agrees" if len(known) > 1 else ""
-    return PatchChoice(order, f"{source} says so{also}")
+    agreeing = f", and {' and '.join(source for _, source in known[1:])} agrees" if len(known) > 1 else ""
+    return PatchChoice(order, f"{source} says so{agreeing}")
 
 
-def _unknown(model: str, *, has_code: bool) -> str:
-    why = (
-        "the birefnet.py beside the weights shows neither order, or both"
-        if has_code
-        else "neither the registry nor a birefnet.py beside the weights tells"
-    )
-    return (
-        f"{model}: the order of the image patches is not known ({why}), and a wrong one spoils mattes silently. "
-        "Put the birefnet.py that was published with these weights beside them, or set patch_order to "
-        f"{PatchOrder.CHANNEL_FIRST} (author's code since 2024-11-05) or {PatchOrder.TILE_FIRST} (older code, RMBG-2.0)"
-    )
-
-
-def _called(function: ast.Attribute | ast.Name) -> str:
-    return function.attr if isinstance(function, ast.Attribute) else function.id
-
-
-# --- Which tensors a published BiRefNet checkpoint holds: every name, shape and type, for both backbones.
+# --- The tensors of a published BiRefNet checkpoint: every name, shape and type, for both backbones.
 
 
 @dataclass(frozen=True)
@@ -265,13 +265,15 @@ class Backbone:
     depths: tuple[int, ...]
     heads: tuple[int, ...]
     window: int
-    called: str
+    name: str
 
 
 BACKBONES = {
     "swin_v1_l": Backbone(192, (2, 2, 18, 2), (6, 12, 24, 48), 12, "Swin-L"),
     "swin_v1_t": Backbone(96, (2, 2, 6, 2), (3, 6, 12, 24), 7, "Swin-T (lite)"),
 }
+
+Named = Iterator[tuple[str, TensorInfo]]
 
 # Heads that only training uses, and buffers that are derived or counters: a checkpoint may carry them or not.
 TRAINING_HEADS = ("decoder.conv_ms_spvn_", "decoder.gdt_convs_pred_")
@@ -308,36 +310,28 @@ def published(backbone: str) -> dict[str, TensorInfo]:
     return tensors
 
 
-def difference(names: Mapping[str, TensorInfo], backbone: str) -> tuple[list[str], list[str], list[str]]:
-    """(missing, unexpected, misshapen) of a checkpoint's tensors against the published ones, each sorted.
+def require_published(names: Mapping[str, TensorInfo], where: object, backbone: str | None = None) -> str:
+    """The backbone of a checkpoint that has every needed tensor in its shape, and no other tensor.
 
-    Floating tensors may have any floating type; `misshapen` entries read "name: shape, not shape".
+    Floating tensors may have any floating type. `backbone`: the one that is expected; None takes what is there. Raises
+    ModelError that names `where`, lists what differs and says what the file probably is.
     """
-    wanted = published(backbone)
-    missing = sorted(n for n in wanted.keys() - names.keys() if not is_optional(n))
-    unexpected = sorted(names.keys() - wanted.keys())
+    asked = backbone or detect_backbone(names) or "swin_v1_l"
+    wanted = published(asked)
     misshapen = [
         f"{n}: {_spelt(names[n])}, not {_spelt(wanted[n])}"
         for n in sorted(wanted.keys() & names.keys())
         if names[n].shape != wanted[n].shape or names[n].floating != wanted[n].floating
     ]
-    return missing, unexpected, misshapen
-
-
-def require(names: Mapping[str, TensorInfo], where: object, backbone: str | None = None) -> str:
-    """The backbone of a checkpoint that has every needed tensor in its shape, and no stranger.
-
-    `backbone`: the one that is expected; None takes what is there. Raises ModelError that names `where`, lists what
-    differs and says what the file probably is.
-    """
-    found = detect_backbone(names)
-    wanted = backbone or found or "swin_v1_l"
-    missing, unexpected, misshapen = difference(names, wanted)
-    if not missing and not unexpected and not misshapen:
-        return wanted
-    parts = [("missing", missing), ("unexpected", unexpected), ("of another shape", misshapen)]
-    listed = "; ".join(f"{len(n)} {what}: {_some(n)}" for what, n in parts if n)
-    raise ModelError(f"{where}: these weights do not fit: {probable_cause(names, wanted)}. {listed}")
+    differences = {
+        "missing": sorted(n for n in wanted.keys() - names.keys() if not is_optional(n)),
+        "unexpected": sorted(names.keys() - wanted.keys()),
+        "of another shape": misshapen,
+    }
+    if not any(differences.values()):
+        return asked
+    listed = "; ".join(f"{len(n)} {what}: {_some(n)}" for what, n in differences.items() if n)
+    raise ModelError(f"{where}: these weights do not fit: {probable_cause(names, asked)}. {listed}")
 
 
 def detect_backbone(names: Mapping[str, TensorInfo]) -> str | None:
@@ -362,7 +356,7 @@ def probable_cause(names: Mapping[str, TensorInfo], backbone: str) -> str:
             "tools/convert_checkpoint.py, which takes it off"
         )
     if found and found != backbone:
-        has, asked = BACKBONES[found].called, BACKBONES[backbone].called
+        has, asked = BACKBONES[found].name, BACKBONES[backbone].name
         return f"this is a checkpoint with the backbone {has}, and {asked} was asked for"
     if any(n.startswith(("stage1.rebnconv", "stage1.", "side1.")) for n in names):
         return "these are names of U²-Net or IS-Net, another architecture"
@@ -390,30 +384,30 @@ def _spelt(info: TensorInfo) -> str:
     return f"{info.dtype}[{','.join(map(str, info.shape))}]"
 
 
-def swin_tensors(spec: Backbone) -> Iterator[tuple[str, TensorInfo]]:
+def swin_tensors(spec: Backbone) -> Named:
     window_tokens, offsets = spec.window**2, (2 * spec.window - 1) ** 2
     yield from _conv("bb.patch_embed.proj", 3, spec.embed, 4)
-    yield from _affine("bb.patch_embed.norm", spec.embed)
+    yield from _layer("bb.patch_embed.norm", spec.embed)
     for stage, (depth, heads) in enumerate(zip(spec.depths, spec.heads, strict=True)):
         c = spec.embed * 2**stage
         for block in range(depth):
             at = f"bb.layers.{stage}.blocks.{block}"
-            yield from _affine(f"{at}.norm1", c)
+            yield from _layer(f"{at}.norm1", c)
             yield f"{at}.attn.relative_position_bias_table", TensorInfo((offsets, heads), "F32")
             yield f"{at}.attn.relative_position_index", TensorInfo((window_tokens, window_tokens), "I64")
-            yield from _linear(f"{at}.attn.qkv", c, 3 * c)
-            yield from _linear(f"{at}.attn.proj", c, c)
-            yield from _affine(f"{at}.norm2", c)
-            yield from _linear(f"{at}.mlp.fc1", c, 4 * c)
-            yield from _linear(f"{at}.mlp.fc2", 4 * c, c)
+            yield from _layer(f"{at}.attn.qkv", 3 * c, c)
+            yield from _layer(f"{at}.attn.proj", c, c)
+            yield from _layer(f"{at}.norm2", c)
+            yield from _layer(f"{at}.mlp.fc1", 4 * c, c)
+            yield from _layer(f"{at}.mlp.fc2", c, 4 * c)
         if stage < len(spec.depths) - 1:
-            yield f"bb.layers.{stage}.downsample.reduction.weight", TensorInfo((2 * c, 4 * c), "F32")
-            yield from _affine(f"bb.layers.{stage}.downsample.norm", 4 * c)
+            yield from _layer(f"bb.layers.{stage}.downsample.reduction", 2 * c, 4 * c, bias=False)
+            yield from _layer(f"bb.layers.{stage}.downsample.norm", 4 * c)
     for stage in range(len(spec.depths)):
-        yield from _affine(f"bb.norm{stage}", spec.embed * 2**stage)
+        yield from _layer(f"bb.norm{stage}", spec.embed * 2**stage)
 
 
-def _decoder_block(at: str, c_in: int, c_out: int) -> Iterator[tuple[str, TensorInfo]]:
+def _decoder_block(at: str, c_in: int, c_out: int) -> Named:
     yield from _conv(f"{at}.conv_in", c_in, 64, 3)
     branches = (("aspp1", 1), ("aspp_deforms.0", 1), ("aspp_deforms.1", 3), ("aspp_deforms.2", 7))
     for branch, k in branches:
@@ -431,24 +425,18 @@ def _decoder_block(at: str, c_in: int, c_out: int) -> Iterator[tuple[str, Tensor
     yield from _batch_norm(f"{at}.bn_out", c_out)
 
 
-def _conv(at: str, c_in: int, c_out: int, k: int, *, bias: bool = True) -> Iterator[tuple[str, TensorInfo]]:
-    yield f"{at}.weight", TensorInfo((c_out, c_in, k, k), "F32")
+def _layer(at: str, *shape: int, bias: bool = True) -> Named:
+    yield f"{at}.weight", TensorInfo(shape, "F32")
     if bias:
-        yield f"{at}.bias", TensorInfo((c_out,), "F32")
+        yield f"{at}.bias", TensorInfo(shape[:1], "F32")
 
 
-def _linear(at: str, c_in: int, c_out: int) -> Iterator[tuple[str, TensorInfo]]:
-    yield f"{at}.weight", TensorInfo((c_out, c_in), "F32")
-    yield f"{at}.bias", TensorInfo((c_out,), "F32")
+def _conv(at: str, c_in: int, c_out: int, k: int, *, bias: bool = True) -> Named:
+    yield from _layer(at, c_out, c_in, k, k, bias=bias)
 
 
-def _affine(at: str, c: int) -> Iterator[tuple[str, TensorInfo]]:
-    yield f"{at}.weight", TensorInfo((c,), "F32")
-    yield f"{at}.bias", TensorInfo((c,), "F32")
-
-
-def _batch_norm(at: str, c: int) -> Iterator[tuple[str, TensorInfo]]:
-    yield from _affine(at, c)
+def _batch_norm(at: str, c: int) -> Named:
+    yield from _layer(at, c)
     yield f"{at}.running_mean", TensorInfo((c,), "F32")
     yield f"{at}.running_var", TensorInfo((c,), "F32")
     yield f"{at}.num_batches_tracked", TensorInfo((), "I64")

@@ -1,7 +1,6 @@
-"""From the tensors of a published checkpoint to those of our network: names, folds, and where each tensor lies.
+"""Converts a published BiRefNet checkpoint into our network: renames and folds its tensors.
 
-Does not read files: whoever calls has checked names and shapes (`published.py`) and hands over a function that gives a
-tensor by its published name. Every fold is the same function in real arithmetic:
+Every fold is the same function in real arithmetic:
 
 - BatchNorm (eval mode) goes into the convolution before it, also into the deformable ones;
 - the offset and the modulation convolution of a deformable convolution become one;
@@ -12,13 +11,12 @@ tensor by its published name. Every fold is the same function in real arithmetic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmbgd.models.birefnet import BiRefNet, stays_wide
+from rmbgd.models.birefnet import BiRefNet, stays_float32
 from rmbgd.models.checkpoint import Backbone, is_optional, swin_tensors
 from rmbgd.models.registry import PatchOrder
 
@@ -29,39 +27,31 @@ GetTensor = Callable[[str], Tensor]
 Named = Iterator[tuple[str, Tensor]]
 
 
-@dataclass(frozen=True)
-class BiRefNetConfig:
-    """What tells one checkpoint's network from another's."""
-
-    backbone: Backbone
-    patch_order: PatchOrder
-
-
 def assemble(
-    config: BiRefNetConfig, get_tensor: GetTensor, *, device: torch.device | str, dtype: torch.dtype
+    backbone: Backbone, patch_order: PatchOrder, get: GetTensor, *, device: torch.device | str, dtype: torch.dtype
 ) -> BiRefNet:
     """The network with a checkpoint's weights on `device` in `dtype`, ready for inference.
 
-    get_tensor: the tensor of a published name, in any floating type; asked once or twice for each name that is needed,
-    one after another, so that a mapped file need never be resident as a whole. Tensors that no fold touches and that
-    are in place already (a mapped float32 file, a CPU in float32) are used as they are, without a copy.
+    get: published name -> tensor, in any floating type; called once or twice for each name that is needed, one after
+    another, so that a mapped file need never be resident as a whole. Tensors that no fold touches and that are in place
+    already (a mapped float32 file, a CPU in float32) are used as they are, without a copy.
     Raises RuntimeError when a shape does not fit the backbone.
     """
     with torch.device("meta"):
-        network = BiRefNet(config.backbone)
+        network = BiRefNet(backbone)
     wide = torch.promote_types(dtype, torch.float32)
     state = {
-        name: _placed(tensor, device, wide if stays_wide(name) else dtype)
-        for name, tensor in network_state(config, get_tensor)
+        name: _placed(tensor, device, wide if stays_float32(name) else dtype)
+        for name, tensor in network_state(backbone, patch_order, get)
     }
     network.requires_grad_(requires_grad=False)
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval()
 
 
-def network_state(config: BiRefNetConfig, get: GetTensor) -> Named:
-    """Every tensor of `BiRefNet(config.backbone)` in turn, made of published ones. Folds compute in float32 or more."""
-    yield from _backbone(config.backbone, get)
+def network_state(backbone: Backbone, patch_order: PatchOrder, get: GetTensor) -> Named:
+    """Every tensor of `BiRefNet(backbone)` in turn, made of published ones. Folds compute in float32 or more."""
+    yield from ((name, get(name)) for name, _ in swin_tensors(backbone) if not is_optional(name))
     yield from _decoder_block("squeeze", "squeeze_module.0", get)
     yield from _convolution("squeeze_out", *_batch_norm("squeeze_module.0.conv_out", "squeeze_module.0.bn_out", get))
     for level in (4, 3, 2, 1):
@@ -69,8 +59,8 @@ def network_state(config: BiRefNetConfig, get: GetTensor) -> Named:
     for level in (5, 4, 3, 2):
         image, at = f"image{level}", f"decoder.ipt_blk{level}"
         weight = get(f"{at}.conv1.weight")
-        if config.patch_order is PatchOrder.TILE_FIRST:
-            weight = _channels_first(weight, grid=2**level)
+        if patch_order is PatchOrder.TILE_FIRST:
+            weight = _channel_first(weight, grid=2**level)
         yield from _convolution(f"{image}.conv1", weight, get(f"{at}.conv1.bias"))
         yield from _convolution(f"{image}.conv_out", get(f"{at}.conv_out.weight"), get(f"{at}.conv_out.bias"))
     for level in (4, 3, 2):
@@ -88,32 +78,23 @@ def _placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> T
     return tensor.to(device=device, dtype=dtype, memory_format=layout)
 
 
-def _backbone(shape: Backbone, get: GetTensor) -> Named:
-    for name, _ in swin_tensors(shape):
-        if not is_optional(name):
-            yield name, get(name)
-
-
 def _decoder_block(to: str, at: str, get: GetTensor) -> Named:
     yield from _convolution(f"{to}.conv_in", *_batch_norm(f"{at}.conv_in", f"{at}.bn_in", get))
     for i, branch in enumerate(_BRANCHES):
         deform, name = f"{at}.dec_att.{branch}.atrous_conv", f"{to}.aspp.branches.{i}"
         offset, modulation = f"{deform}.offset_conv", f"{deform}.modulator_conv"
-        yield f"{name}.offset.weight", torch.cat((get(f"{offset}.weight"), get(f"{modulation}.weight")))
-        yield f"{name}.offset.bias", torch.cat((get(f"{offset}.bias"), get(f"{modulation}.bias")))
+        for part in ("weight", "bias"):
+            yield f"{name}.offset.{part}", torch.cat((get(f"{offset}.{part}"), get(f"{modulation}.{part}")))
         weight, bias = _batch_norm(f"{deform}.regular_conv", f"{at}.dec_att.{branch}.bn", get, has_bias=False)
-        yield f"{name}.weight", weight.permute(0, 2, 3, 1).flatten(1)
-        yield f"{name}.bias", bias
-    mean = f"{at}.dec_att.global_avg_pool"
-    weight, bias = _batch_norm(f"{mean}.1", f"{mean}.2", get, has_bias=False)
-    yield f"{to}.aspp.mean.weight", weight.flatten(1)
-    yield f"{to}.aspp.mean.bias", bias
+        yield from _convolution(name, weight.permute(0, 2, 3, 1).flatten(1), bias)
+    pooled = f"{at}.dec_att.global_avg_pool"
+    weight, bias = _batch_norm(f"{pooled}.1", f"{pooled}.2", get, has_bias=False)
+    yield from _convolution(f"{to}.aspp.pooled", weight.flatten(1), bias)
     weight, bias = _batch_norm(f"{at}.dec_att.conv1", f"{at}.dec_att.bn1", get, has_bias=False)
-    *joins, join_mean = weight.flatten(1).chunk(len(_BRANCHES) + 1, dim=1)
-    for i, join in enumerate(joins):
-        yield f"{to}.aspp.join.{i}", join.contiguous()
-    yield f"{to}.aspp.join_mean.weight", join_mean.contiguous()
-    yield f"{to}.aspp.join_mean.bias", bias
+    *branches, pooled_branch = weight.flatten(1).chunk(len(_BRANCHES) + 1, dim=1)
+    for i, projection in enumerate(branches):
+        yield f"{to}.aspp.projections.{i}", projection.contiguous()
+    yield from _convolution(f"{to}.aspp.pooled_projection", pooled_branch.contiguous(), bias)
 
 
 def _head(get: GetTensor) -> Named:
@@ -142,7 +123,7 @@ def _batch_norm(conv: str, norm: str, get: GetTensor, *, has_bias: bool = True) 
     scale = _wide(get(f"{norm}.weight")) * (_wide(get(f"{norm}.running_var")) + BATCH_NORM_EPSILON).rsqrt()
     shift = _wide(get(f"{norm}.bias")) - scale * _wide(get(f"{norm}.running_mean"))
     weight = _wide(get(f"{conv}.weight"))
-    folded = torch.empty_like(weight, memory_format=torch.channels_last)  # pixel-major at once: one pass, one tensor
+    folded = torch.empty_like(weight, memory_format=torch.channels_last)  # channels-last at once: one pass, one tensor
     torch.mul(weight, scale.view(-1, 1, 1, 1), out=folded)
     return folded, shift + scale * _wide(get(f"{conv}.bias")) if has_bias else shift
 
@@ -152,7 +133,7 @@ def _mixed(mix: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("oc,cikl->oikl", mix, weight)
 
 
-def _channels_first(weight: Tensor, grid: int) -> Tensor:
+def _channel_first(weight: Tensor, grid: int) -> Tensor:
     """Input channels from (tile column, tile row, c) to (c, tile row, tile column)."""
     tiles = weight.view(len(weight), grid, grid, 3, *weight.shape[2:])
     return tiles.transpose(1, 3).reshape(weight.shape)

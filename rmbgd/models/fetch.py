@@ -1,7 +1,7 @@
-"""Bring published weights into the models directory: from the hub, or from a folder where there is no network.
+"""Fetches published weights into the models directory: from Hugging Face or a folder.
 
-Only commands call this; the service never does, and loading never imports it. Brings safetensors and small texts, never
-a pickle, and runs nothing of what it brings. A model appears in the directory whole and verified, or not at all.
+For commands only; the service and the loader never import it. Fetches safetensors and small texts, never a pickle, and
+runs nothing of what it fetches. A model appears in the directory whole and verified, or not at all.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from datetime import datetime
 from pathlib import Path
 from typing import Protocol
 
+import rmbgd
 from rmbgd.errors import ModelError
-from rmbgd.fs import make_readable_folder as open_folder
-from rmbgd.fs import place_folder, write_json
-from rmbgd.models.checkpoint import Bar, read_header, require, sha256_of
+from rmbgd.fs import make_readable_folder, place_folder, write_json
+from rmbgd.models.checkpoint import ProgressBar, read_header, require_published, sha256_of
 from rmbgd.models.registry import ModelEntry
-from rmbgd.models.store import AUTHOR_CODE, CONFIG, ORIGIN, WEIGHTS, read_config, read_origin
+from rmbgd.models.store import AUTHOR_CODE, CONFIG, ORIGIN, TEXT_LIMIT, WEIGHTS, read_json
 
 # Beside the weights, as text: the patch order (birefnet.py), what the author says of sizes, and the licence.
 PUBLISHED_CONFIG = "config.published.json"
 TEXTS = (CONFIG, PUBLISHED_CONFIG, AUTHOR_CODE, "README.md", "LICENSE", "LICENSE.md", "LICENSE.txt")
-_TEXT_LIMIT = 1 << 20  # bytes; the largest published one has 90 kB
 _SPARE = 64 << 20  # bytes left free on the disk after a fetch
+_TIMEOUT = 20.0  # seconds for the hub's first answer; below a person's patience, above a slow proxy's
 
 
 @dataclass(frozen=True)
 class Offer:
-    """What a source has, known before the first byte of weights is brought."""
+    """What a source has, known before the first byte of weights is fetched."""
 
     where: str  # for people: the address, or the folder
     revision: str | None  # commit at the hub
@@ -41,12 +41,12 @@ class Offer:
     texts: tuple[str, ...]
 
 
-class Source(Protocol):
-    """Somewhere weights come from. The two kinds: `HubSource`, `FolderSource`."""
+class WeightSource(Protocol):
+    """Where weights come from: `HubSource` or `FolderSource`."""
 
     def offer(self, entry: ModelEntry) -> Offer: ...
 
-    def bring(self, entry: ModelEntry, offer: Offer, into: Path, bar: Bar) -> None: ...
+    def bring(self, entry: ModelEntry, offer: Offer, into: Path, bar: ProgressBar) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -59,33 +59,33 @@ class Fetched:
 
 def fetch(
     entry: ModelEntry,
-    source: Source,
+    source: WeightSource,
     models: Path,
     *,
     now: datetime,
     announce: Callable[[Offer], object],
-    bar: Bar,
+    bar: ProgressBar,
     again: bool = False,
 ) -> Fetched:
-    """Bring `entry` into <models>/<name>; `announce` is called with size and origin before the download begins.
+    """Fetch `entry` into <models>/<name>; `announce` is called with size and origin before the download begins.
 
-    `again` brings it even when the same version is there. Interrupted downloads go on where they stopped. Raises
-    ModelError: no network, no such revision, no room, weights that are not what the registry or the source says.
+    `again` fetches it even when the same version is there. Interrupted downloads are resumed. Raises ModelError: no
+    network, no such revision, no space, weights that are not what the registry or the source says.
     """
     target = models / entry.name
     try:
         offer = source.offer(entry)
         announce(offer)
-        present = read_origin(target)
-        same = present.get("sha256") in {offer.sha256, entry.sha256} - {None}
+        present = read_json(target / ORIGIN)
+        same = present.get("sha256") in [digest for digest in (offer.sha256, entry.sha256) if digest]
         if same and not again and (target / WEIGHTS).is_file():
             return Fetched(target, str(present["sha256"]), offer.revision, brought=False)
         staged = models / f".fetching-{entry.name}"
-        open_folder(models)
-        open_folder(staged)
-        with _alone(staged, entry):
-            _forget_strangers(staged, offer)
-            _check_room(staged, offer)
+        make_readable_folder(models)
+        make_readable_folder(staged)
+        with _locked(staged, entry):
+            _drop_other_texts(staged, offer)
+            _check_space(staged, offer)
             source.bring(entry, offer, staged, bar)
             digest = _verified(entry, offer, staged, bar)
             _write_config(entry, staged)
@@ -98,7 +98,7 @@ def fetch(
 
 
 class FolderSource:
-    """A folder that somebody carried here: the weights in it, or in <folder>/<name>/ as a models directory has them."""
+    """A folder carried here: the weights in it, or in <folder>/<name>/ as a models directory has them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -112,14 +112,14 @@ class FolderSource:
 
     def offer(self, entry: ModelEntry) -> Offer:
         folder = self._of(entry)
-        known = read_origin(folder)
+        known = read_json(folder / ORIGIN)
         if known.get("model", entry.name) != entry.name:
             raise ModelError(f"{folder}: holds {known['model']}, not {entry.name}")
-        texts = tuple(n for n in TEXTS if (folder / n).is_file() and (folder / n).stat().st_size <= _TEXT_LIMIT)
+        texts = tuple(n for n in TEXTS if (folder / n).is_file() and (folder / n).stat().st_size <= TEXT_LIMIT)
         size = (folder / WEIGHTS).stat().st_size
         return Offer(str(folder), known.get("revision"), size, known.get("sha256"), texts)
 
-    def bring(self, entry: ModelEntry, offer: Offer, into: Path, bar: Bar) -> None:
+    def bring(self, entry: ModelEntry, offer: Offer, into: Path, bar: ProgressBar) -> None:
         folder = self._of(entry)
         _check_fit(entry, folder / WEIGHTS)  # before copying a gigabyte
         for name in offer.texts:
@@ -134,57 +134,132 @@ def _copy(source: Path, target: Path, done: Callable[[int], object]) -> None:
             done(sent)
 
 
-def _forget_strangers(staged: Path, offer: Offer) -> None:
-    """Take away what an interrupted fetch of another version left: its birefnet.py would speak for these weights."""
+class HubSource:
+    """Weights at the hub. `revision`: a commit, tag or branch instead of the registry's or the newest.
+
+    The hub client is imported here, so that fetching from a folder needs none.
+    """
+
+    def __init__(self, revision: str | None = None, endpoint: str | None = None) -> None:
+        from huggingface_hub import HfApi, errors
+
+        self._revision = revision
+        self._api = HfApi(endpoint=endpoint, library_name="rmbgd", library_version=rmbgd.__version__)
+        # HTTPError is of httpx in huggingface_hub 1.x, of httpx2 in 2.x; the hub's own errors derive from it.
+        http: type[Exception] = errors.HTTPError  # type: ignore[attr-defined]
+        self._faults = (http, errors.XetDownloadError, errors.HFValidationError, OSError)
+
+    def offer(self, entry: ModelEntry) -> Offer:
+        """What the hub states of the weights, pinned to a commit. Raises ModelError in one line."""
+        if entry.hub_id is None:
+            raise ModelError(f"{entry.name} ships inside the package; there is nothing to fetch")
+        revision = self._revision or entry.revision
+        try:
+            facts = self._api.model_info(entry.hub_id, revision=revision, files_metadata=True, timeout=_TIMEOUT)
+        except self._faults as error:
+            raise _hub_error(error, entry, revision) from error
+        files = {f.rfilename: f for f in facts.siblings or ()}
+        weights = files.get(WEIGHTS)
+        if weights is None:
+            raise ModelError(
+                f"{entry.name}: {entry.hub_id} at {revision or 'its newest revision'} has no {WEIGHTS}; "
+                "name another one with --revision"
+            )
+        texts = tuple(n for n in TEXTS if n in files)
+        sha256 = weights.lfs.sha256 if weights.lfs else None
+        address = f"{self._api.endpoint}/{entry.hub_id}"
+        return Offer(address, facts.sha, weights.size or entry.file_bytes, sha256, texts)
+
+    def bring(self, entry: ModelEntry, offer: Offer, into: Path, bar: ProgressBar) -> None:
+        """Download the named files of the pinned commit; huggingface_hub shows its own progress and resumes."""
+        del bar
+        for name in (*offer.texts, WEIGHTS):
+            try:
+                self._api.hf_hub_download(str(entry.hub_id), name, revision=offer.revision, local_dir=into)
+            except self._faults as error:
+                if isinstance(error, OSError) and error.errno and error.filename:  # the disk, not the network
+                    raise
+                raise _hub_error(error, entry, offer.revision) from error
+
+
+def _hub_error(error: Exception, entry: ModelEntry, revision: str | None) -> ModelError:
+    """What went wrong with the hub, and what to do, as one line."""
+    from huggingface_hub import errors
+
+    page = f"https://huggingface.co/{entry.hub_id}"
+    offline = "on a machine with network fetch it, carry the folder here, and use --from FOLDER"
+    if isinstance(error, errors.GatedRepoError):
+        text = f"the hub wants you to accept the terms at {page} and to log in first (hf auth login, or HF_TOKEN)"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        text = f"{page} has no revision {revision}"
+    elif isinstance(error, errors.RepositoryNotFoundError):
+        text = f"{page} is not there, or is private and you are not logged in"
+    elif isinstance(error, errors.OfflineModeIsEnabled):
+        text = f"HF_HUB_OFFLINE forbids the network; unset it, or {offline}"
+    elif isinstance(error, errors.HfHubHTTPError):
+        text = f"the hub refused: {_first_line(error)}"
+    else:
+        text = f"no network, or the hub cannot be reached ({_first_line(error)}); {offline}"
+    return ModelError(f"{entry.name}: {text}")
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno and not lines else text
+
+
+def _drop_other_texts(staged: Path, offer: Offer) -> None:
+    """Remove what an interrupted fetch of another version left: its birefnet.py would decide for these weights."""
     for path in staged.iterdir():
         if path.is_file() and path.name not in {WEIGHTS, *offer.texts}:
             path.unlink()
 
 
-def _check_room(staged: Path, offer: Offer) -> None:
-    here = sum(p.stat().st_size for p in staged.rglob("*") if p.is_file())  # an interrupted download goes on
+def _check_space(staged: Path, offer: Offer) -> None:
+    here = sum(p.stat().st_size for p in staged.rglob("*") if p.is_file())  # an interrupted download is resumed
     needed = offer.weights_bytes - here + _SPARE
     free = shutil.disk_usage(staged).free
     if free < needed:
         raise ModelError(f"{staged.parent}: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free")
 
 
-def _verified(entry: ModelEntry, offer: Offer, staged: Path, bar: Bar) -> str:
+def _verified(entry: ModelEntry, offer: Offer, staged: Path, bar: ProgressBar) -> str:
     """The digest of the staged weights, once they are whole, fit the network and are those that were stated.
 
-    What fails is deleted: going on with a wrong download would fail for ever.
+    What fails is deleted: resuming a wrong download would fail for ever.
     """
     weights = staged / WEIGHTS
     try:
         _check_fit(entry, weights)
         with bar(f"verifying {entry.name}", weights.stat().st_size) as done:
             digest = sha256_of(weights, done)
-        _compare(entry, digest, {"the registry": entry.sha256, offer.where: offer.sha256})
+        _check_digest(entry, offer, digest)
     except ModelError:
         shutil.rmtree(staged)
         raise
     return digest
 
 
+def _check_digest(entry: ModelEntry, offer: Offer, digest: str) -> None:
+    for source, expected in (("the registry", entry.sha256), (offer.where, offer.sha256)):
+        if expected and expected != digest:
+            raise ModelError(f"{entry.name}: sha256 is {digest}, but {source} states {expected}; fetch it again")
+
+
 def _check_fit(entry: ModelEntry, weights: Path) -> None:
     header = read_header(weights)
     if entry.backbone:
-        require(header.tensors, weights, entry.backbone)
-
-
-def _compare(entry: ModelEntry, digest: str, stated: dict[str, str | None]) -> None:
-    for voice, expected in stated.items():
-        if expected and expected != digest:
-            raise ModelError(f"{entry.name}: sha256 is {digest}, but {voice} states {expected}; fetch it again")
+        require_published(header.tensors, weights, entry.backbone)
 
 
 def _write_config(entry: ModelEntry, staged: Path) -> None:
-    """A config.json with which transformers opens the folder without remote code (`interop.py`).
+    """A config.json with which transformers opens the folder without remote code (`hf.py`).
 
     The published one names the author's code instead; it is kept beside. One that rmbgd saved stays as it is.
     """
     config = staged / CONFIG
-    if read_config(staged).get("model_type") == "birefnet":
+    if read_json(config).get("model_type") == "birefnet":
         return
     if config.exists():
         config.rename(staged / PUBLISHED_CONFIG)
@@ -195,7 +270,7 @@ def _write_config(entry: ModelEntry, staged: Path) -> None:
 def _write_origin(entry: ModelEntry, offer: Offer, staged: Path, digest: str, now: datetime) -> None:
     for path in staged.iterdir():
         if path.is_file():
-            path.chmod(0o644)  # text, whatever it was; readable for the service
+            path.chmod(0o644)  # text, not executable; readable for the service
     write_json(
         staged / ORIGIN,
         {
@@ -212,8 +287,8 @@ def _write_origin(entry: ModelEntry, offer: Offer, staged: Path, digest: str, no
 
 
 @contextlib.contextmanager
-def _alone(staged: Path, entry: ModelEntry) -> Iterator[None]:
-    """One fetch of a model at a time: a lock on the staging folder, gone with the process or the folder."""
+def _locked(staged: Path, entry: ModelEntry) -> Iterator[None]:
+    """One fetch of a model at a time: a lock on the staging folder, released with the process or the folder."""
     descriptor = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,13 +1,13 @@
-"""BiRefNet for transformers: `AutoModelForImageSegmentation.from_pretrained(folder)` without remote code.
+"""BiRefNet for transformers: AutoModelForImageSegmentation without remote code.
 
     import rmbgd.models.hf  # registers the classes
     model = AutoModelForImageSegmentation.from_pretrained("/var/lib/rmbgd/models/birefnet")
     alpha = model(pixel_values).logits.sigmoid()
 
 For notebooks and other programs; the service never imports it. The model's own parameters are the published ones, so
-`save_pretrained` writes what the author's code and `rmbgd.models.load` read, bit for bit. The network that computes is
-folded from them at the first forward, and again after they moved or changed type; it does not train. Changing a
-parameter in place after the first forward is not noticed: call `refold`.
+`save_pretrained` writes what the author's code and `load_model` read, bit for bit. The network that computes is
+folded from them at the first forward, and again after they moved or changed type; it does not train. After changing a
+parameter in place call `refold`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,11 @@ from transformers import AutoConfig, AutoModelForImageSegmentation, PreTrainedCo
 from transformers.modeling_outputs import SemanticSegmenterOutput
 
 from rmbgd.errors import ModelError
-from rmbgd.models import checkpoint as patches
-from rmbgd.models import convert as folding
-from rmbgd.models import licences as consent
-from rmbgd.models import store as places
-from rmbgd.models.checkpoint import BACKBONES, DERIVED, TRAINING_HEADS, published, read_header, require
+from rmbgd.models import licences
+from rmbgd.models.checkpoint import BACKBONES, DERIVED, TRAINING_HEADS, published, read_header
+from rmbgd.models.convert import assemble
 from rmbgd.models.registry import PatchOrder
+from rmbgd.models.store import DEFAULT_MODELS, WEIGHTS, resolve
 from rmbgd.models.swin import relative_position_index
 
 
@@ -52,7 +51,7 @@ class BiRefNetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.published_as = published_as
 
 
-class Names(nn.Module):
+class TensorTree(nn.Module):
     """A branch of the tree of published names; holds tensors, computes nothing."""
 
 
@@ -74,7 +73,7 @@ class BiRefNetForImageSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
             branch: nn.Module = self
             for word in path:
                 if not hasattr(branch, word):
-                    branch.add_module(word, Names())
+                    branch.add_module(word, TensorTree())
                 branch = branch.get_submodule(word)
             if info.floating and not leaf.startswith("running_"):
                 branch.register_parameter(leaf, nn.Parameter(torch.empty(info.shape), requires_grad=False))
@@ -89,7 +88,7 @@ class BiRefNetForImageSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
     ) -> BiRefNetForImageSegmentation:
         """As transformers does it, for a folder or a name at the hub.
 
-        A folder is held to the same rules as `rmbgd.models.load` holds it: strict names, known patch order, accepted
+        A folder is held to the same rules as `load_model` holds it: strict names, known patch order, accepted
         licence; the author's own folders pass too. Raises ModelError.
         """
         if os.path.isdir(source):
@@ -109,9 +108,9 @@ class BiRefNetForImageSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         """Make the network from the parameters as they are now."""
         if self.config.patch_order is None:
             raise ModelError("the order of the image patches is not known: set config.patch_order")
-        config = folding.BiRefNetConfig(BACKBONES[self.config.backbone], PatchOrder(self.config.patch_order))
+        backbone, order = BACKBONES[self.config.backbone], PatchOrder(self.config.patch_order)
         tensors = self.state_dict()
-        self._folded = [folding.assemble(config, tensors.__getitem__, device=self.device, dtype=self.dtype)]
+        self._folded = [assemble(backbone, order, tensors.__getitem__, device=self.device, dtype=self.dtype)]
 
     def load_state_dict(self, *more: Any, **options: Any) -> Any:
         self._folded = []
@@ -137,22 +136,14 @@ class BiRefNetForImageSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
 
 def _completed(folder: Path, config: BiRefNetConfig | None) -> BiRefNetConfig:
     """The configuration with what the folder says and config.json does not: backbone, patch order, input size."""
-    place = places.resolve(folder / places.WEIGHTS, folder.parent)
-    entry = place.entry
-    if entry and not consent.accepted(entry, folder.parent):
-        consent.require(entry, places.DEFAULT_MODELS)
-    backbone = require(read_header(place.weights).tensors, place.weights, entry.backbone if entry else None)
-    choice = patches.choose(
-        model=place.called,
-        registry=entry.patch_order if entry else None,
-        author_code=place.author_code(),
-        saved=place.saved_patch_order(),
-        setting=PatchOrder(config.patch_order) if config and config.patch_order else None,
-    )
+    model = resolve(folder / WEIGHTS, folder.parent)
+    if model.entry and not licences.accepted(model.entry, folder.parent):
+        licences.require(model.entry, DEFAULT_MODELS)
     config = config or BiRefNetConfig()
-    config.backbone, config.patch_order = backbone, choice.order.value
-    config.input_size = list(place.input_size())
-    config.published_as = entry.name if entry else None
+    config.backbone = model.backbone(read_header(model.weights))
+    config.patch_order = model.patch_order(PatchOrder(config.patch_order) if config.patch_order else None).order.value
+    config.input_size = list(model.input_size())
+    config.published_as = model.entry.name if model.entry else None
     return config
 
 

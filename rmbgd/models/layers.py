@@ -1,6 +1,6 @@
-"""Layers, matrix products on rows, and how many rows make a good piece of work. Knows nothing of networks.
+"""Layers and matrix products shared by the networks; how large a chunk of work is.
 
-The layers draw no first weights on the meta device: drawing does nothing there, and took most of the time that building
+The layers skip weight initialisation on the meta device: it does nothing there, and took most of the time that building
 a network takes.
 """
 
@@ -10,26 +10,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Bytes of the largest tensor that a piece of work makes. On a CPU it stays below the size from which glibc asks the
-# kernel for fresh pages each time (32 MiB): warm pages make a product 1.5 times as fast, and the cache may still hold
-# them. Elsewhere few, large kernels are better; the bound is for memory.
-_PIECE_BYTES = {"cpu": 24 << 20}
-_PIECE_BYTES_ELSEWHERE = 512 << 20
+# Bytes of the largest tensor of one chunk. On a CPU it stays below the size from which glibc asks the kernel for fresh
+# pages each time (32 MiB): warm pages make a product 1.5 times as fast, and the cache may still hold them. Elsewhere
+# few, large kernels are better; the bound is for memory.
+_CHUNK_BYTES = {"cpu": 24 << 20}
+_CHUNK_BYTES_ELSEWHERE = 512 << 20
 _ONEDNN = (torch.float32, torch.bfloat16)
 
 
-def rows_per_piece(row_elements: int, like: Tensor) -> int:
-    """How many rows of `row_elements` elements in the type of `like` make one piece of work on its device."""
-    budget = _PIECE_BYTES.get(like.device.type, _PIECE_BYTES_ELSEWHERE)
+def rows_per_chunk(row_elements: int, like: Tensor) -> int:
+    """How many rows of `row_elements` elements in the type of `like` make one chunk of work on its device."""
+    budget = _CHUNK_BYTES.get(like.device.type, _CHUNK_BYTES_ELSEWHERE)
     return max(1, budget // (row_elements * like.element_size()))
 
 
 def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Rows [..., in] times weight [out, in] transposed, plus bias [out] -> [..., out].
 
-    On a CPU the product is written as a 1x1 convolution over pixel-major rows: the same sums, but run by oneDNN and not
-    by the BLAS that torch was built with, which in float32 takes 1.2 to 1.5 times as long on AMD processors; bfloat16
-    gains a tenth. With one thread torch does not use oneDNN for such a convolution.
+    On a CPU the product is written as a 1x1 convolution over channels-last rows: the same sums, but run by oneDNN and
+    not by the BLAS that torch was built with, which in float32 takes 1.2 to 1.5 times as long on AMD processors;
+    bfloat16 gains a tenth. With one thread torch does not use oneDNN for such a convolution.
     """
     if not (rows.is_cpu and rows.dtype in _ONEDNN and torch.get_num_threads() > 1):
         return F.linear(rows, weight, bias)
@@ -39,7 +39,7 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` through `linear`. Reads any floating type; computes and answers in that of its weights."""
+    """`nn.Linear` through `linear`. Reads any floating type; computes and returns that of its weights."""
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x.to(self.weight.dtype), self.weight, self.bias)

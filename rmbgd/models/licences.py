@@ -1,7 +1,6 @@
-"""The operator's recorded acceptance of a licence that restricts use: who, when, which licence, for which model.
+"""Records the operator's acceptance of a licence that restricts use.
 
-Does not judge whether the use is allowed; it makes sure that somebody read the question. One small file a model, so two
-acceptances never overwrite each other and withdrawing one is deleting its file.
+One small file a model, so two acceptances never overwrite each other and withdrawing one is deleting its file.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ def record_path(entry: ModelEntry, models: Path) -> Path:
 
 
 def acting_person() -> str:
-    """Who is at the keyboard: the login behind sudo where there is one, with the numeric id, which cannot be chosen."""
+    """The login name, that behind sudo where there is one, with the numeric id, which cannot be chosen."""
     if (login := os.environ.get("SUDO_USER")) and (uid := os.environ.get("SUDO_UID")):
         return f"{login} (uid {uid}, through sudo)"
     try:
@@ -49,7 +48,7 @@ def acting_person() -> str:
 
 
 def accept(entry: ModelEntry, models: Path, *, who: str, now: datetime) -> Acceptance:
-    """Record that `who` accepted the licence of `entry`; written whole and synced before it appears.
+    """Record that `who` accepted the licence of `entry`, durably and in one step.
 
     `now` is aware, UTC. Raises ModelError when the folder cannot be written.
     """
@@ -87,7 +86,7 @@ def require(entry: ModelEntry, models: Path) -> Acceptance | None:
     record = accepted(entry, models)
     if record is None:
         raise ModelError(
-            f"{entry.name}: licensed under {entry.licence}, which forbids commercial use; nobody has accepted that in "
+            f"{entry.name}: licensed under {entry.licence}, which forbids commercial use; no acceptance is recorded in "
             f"{models}. Read {entry.licence_url}, then: rmbgd models accept {entry.name}. "
             f"Free for commercial use: {', '.join(alternatives(entry))}"
         )

@@ -1,13 +1,12 @@
-"""From a name, a folder or a file to a network that is ready: checked, mapped, folded, on its device, with provenance.
+"""Loads a model by name, folder or file: checked, mapped, folded, with its provenance.
 
 The one path by which weights are loaded. Never goes to the network, never unpickles, never runs code that lies beside
-weights, and writes no events: what was loaded and why is returned, for whoever does.
+weights. What was loaded and why is returned; the caller emits the event.
 """
 
 from __future__ import annotations
 
 import gc
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,20 +21,17 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rmbgd.errors import ModelError
-from rmbgd.models import checkpoint as patches
-from rmbgd.models import licences as consent
-from rmbgd.models.checkpoint import BACKBONES, Header, read_header, require, sha256_of
-from rmbgd.models.convert import BiRefNetConfig, assemble
+from rmbgd.models import licences
+from rmbgd.models.checkpoint import BACKBONES, CheckpointHeader, read_header, sha256_of
+from rmbgd.models.convert import assemble
 from rmbgd.models.registry import Architecture, PatchOrder
-from rmbgd.models.store import DEFAULT_MODELS, Place, resolve
+from rmbgd.models.store import DEFAULT_MODELS, StoredModel, resolve
 from rmbgd.models.u2net import build_u2netp
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What was loaded, and how we know: the facts of one log line.
+    """What was loaded, and what states it: the facts of one event.
 
     Sizes are bytes; `input_size` is (height, width) in pixels. `mapped_bytes` of the network's tensors are pages of the
     file, reclaimable and shared with the page cache; `private_bytes` are copies (folded, cast, or on a device).
@@ -44,7 +40,7 @@ class Provenance:
     model: str  # the registry's name, else the path
     path: str
     sha256: str
-    sha256_agrees_with: tuple[str, ...]  # who stated the same digest; empty: nobody stated one
+    sha256_agrees_with: tuple[str, ...]  # the sources that state the same digest; empty: none states one
     licence: str  # SPDX identifier, "unknown" for weights that the registry does not know
     accepted_by: str  # who accepted a licence that restricts use; empty where none is needed
     architecture: str
@@ -71,34 +67,19 @@ class LoadedModel:
     `input_size` is the (height, width) that the weights are meant for, known without waiting for the digest.
     """
 
-    def __init__(self, module: nn.Module, input_size: tuple[int, int], settle: Callable[[], Provenance]) -> None:
+    def __init__(self, module: nn.Module, input_size: tuple[int, int], finish: Callable[[], Provenance]) -> None:
         self.module = module
         self.input_size = input_size
-        self._settle = settle
+        self._finish = finish
 
     @cached_property
     def provenance(self) -> Provenance:
         """What was loaded. Waits for the file's digest, which is computed meanwhile.
 
-        Raises ModelError when somebody stated another digest. Until this has returned, what the module computes comes
-        from weights that nobody has checked.
+        Raises ModelError when a source states another digest. Until this has returned, what the module computes comes
+        from unverified weights.
         """
-        return self._settle()
-
-
-def load(
-    source: str | os.PathLike[str],
-    *,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    models: Path = DEFAULT_MODELS,
-    patch_order: PatchOrder | str | None = None,
-    sha256: str | None = None,
-) -> nn.Module:
-    """The module of `load_model`, its digest checked; for those who do not log."""
-    loaded = load_model(source, device=device, dtype=dtype, models=models, patch_order=patch_order, sha256=sha256)
-    logger.info("loaded %s", loaded.provenance.facts())
-    return loaded.module
+        return self._finish()
 
 
 def load_model(
@@ -120,85 +101,67 @@ def load_model(
     warms up in between, so the digest costs no time.
 
     Raises ModelError, an operator's error, in one line that says what is wrong and what to do: weights that are not
-    there, damaged, pickled, of another network or digest, whose licence nobody accepted, whose patch order is unknown.
+    there, damaged, pickled, of another network or digest, of unknown patch order, or whose licence is not accepted.
     """
     started = time.monotonic()
-    place = resolve(source, models)
-    record = consent.require(place.entry, models) if place.entry else None
-    seen = _identity(place.weights)
-    with _no_collecting():
-        header = read_header(place.weights)
-        built = _build(place, header, torch.device(device), dtype, _order(patch_order))
+    model = resolve(source, models)
+    acceptance = licences.require(model.entry, models) if model.entry else None
+    version = _file_version(model.weights)
+    with _without_garbage_collector():
+        header = read_header(model.weights)
+        module, facts, mapped = _build(model, header, torch.device(device), dtype, _parse_order(patch_order))
     seconds = round(time.monotonic() - started, 3)
     # The digest needs every byte and no interpreter: it is computed while the network is warmed up. Begun earlier, it
     # takes from the building what it gains: both want the memory's bandwidth.
     hashing = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-    digest = hashing.submit(_digest, place)
+    digest = hashing.submit(_digest, model.weights)
     hashing.shutdown(wait=False)
 
-    def settle() -> Provenance:
+    def finish() -> Provenance:
         digest.result()
-        if _identity(place.weights) != seen:
-            raise ModelError(f"{place.weights}: was replaced or written to while it was read; load it again")
-        tensors = [*built.module.parameters(), *built.module.buffers()]
-        mapped = sum(t.nbytes for t in tensors if t.data_ptr() in built.mapped)
+        if _file_version(model.weights) != version:
+            raise ModelError(f"{model.weights}: was replaced or written to while it was read; load it again")
+        tensors = [*module.parameters(), *module.buffers()]
+        mapped_bytes = sum(t.nbytes for t in tensors if t.data_ptr() in mapped)
         return Provenance(
-            model=place.called,
-            path=str(place.weights),
+            model=model.name,
+            path=str(model.weights),
             sha256=digest.result(),
-            sha256_agrees_with=_agreement(place, digest.result(), sha256),
-            licence=place.entry.licence if place.entry else "unknown",
-            accepted_by=record.accepted_by if record else "",
-            architecture=built.architecture.value,
-            backbone=built.backbone,
-            patch_order=built.choice.order.value if built.choice else "",
-            patch_order_because=built.choice.reason if built.choice else "",
+            sha256_agrees_with=_agreement(model, digest.result(), sha256),
+            licence=model.entry.licence if model.entry else "unknown",
+            accepted_by=acceptance.accepted_by if acceptance else "",
+            **facts,
             stored_precision=header.precision,
             precision=str(dtype).removeprefix("torch."),
             device=str(device),
-            parameters=sum(t.elements for t in header.tensors.values() if t.floating),
-            input_size=place.input_size(),
-            mapped_bytes=mapped,
-            private_bytes=sum(t.nbytes for t in tensors) - mapped,
+            parameters=header.parameters,
+            input_size=model.input_size(),
+            mapped_bytes=mapped_bytes,
+            private_bytes=sum(t.nbytes for t in tensors) - mapped_bytes,
             seconds=seconds,
         )
 
-    return LoadedModel(built.module, place.input_size(), settle)
-
-
-@dataclass(frozen=True)
-class _Built:
-    module: nn.Module
-    architecture: Architecture
-    backbone: str
-    choice: patches.PatchChoice | None
-    mapped: frozenset[int]  # addresses inside the mapped file
+    return LoadedModel(module, model.input_size(), finish)
 
 
 def _build(
-    place: Place, header: Header, device: torch.device, dtype: torch.dtype, setting: PatchOrder | None
-) -> _Built:
-    entry = place.entry
-    if entry and entry.architecture is Architecture.U2NETP:
-        return _Built(build_u2netp(device=device, dtype=dtype), entry.architecture, "", None, frozenset())
-    backbone = require(header.tensors, place.weights, entry.backbone if entry else None)
-    choice = patches.choose(
-        model=place.called,
-        registry=entry.patch_order if entry else None,
-        author_code=place.author_code(),
-        saved=place.saved_patch_order(),
-        setting=setting,
-    )
-    get, mapped = _mapped(place.weights)
-    config = BiRefNetConfig(BACKBONES[backbone], choice.order)
-    module = assemble(config, get, device=device, dtype=dtype)
-    return _Built(module, Architecture.BIREFNET, backbone, choice, frozenset(mapped))
+    model: StoredModel, header: CheckpointHeader, device: torch.device, dtype: torch.dtype, setting: PatchOrder | None
+) -> tuple[nn.Module, dict[str, str], set[int]]:
+    """The network, the facts of its provenance, and the addresses of tensors that lie in the mapped file."""
+    if model.entry and model.entry.architecture is Architecture.U2NETP:
+        facts = {"architecture": "u2netp", "backbone": "", "patch_order": "", "patch_order_because": ""}
+        return build_u2netp(device=device, dtype=dtype), facts, set()
+    backbone, choice = model.backbone(header), model.patch_order(setting)
+    get, mapped = _mapped(model.weights)
+    module = assemble(BACKBONES[backbone], choice.order, get, device=device, dtype=dtype)
+    order = {"patch_order": choice.order.value, "patch_order_because": choice.reason}
+    return module, {"architecture": "birefnet", "backbone": backbone, **order}, mapped
 
 
 @contextmanager
-def _no_collecting() -> Iterator[None]:
-    """Without the cyclic garbage collector: a network makes no garbage and enough objects to set off a full pass over
-    everything that was imported, which took as long as building it."""
+def _without_garbage_collector() -> Iterator[None]:
+    """A network makes no garbage, and enough objects to set off a full pass over everything that was imported, which
+    took as long as building it."""
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -209,26 +172,26 @@ def _no_collecting() -> Iterator[None]:
 
 
 def _mapped(weights: Path) -> tuple[Callable[[str], Tensor], set[int]]:
-    """A function that gives tensors of a mapped file without reading them, and the addresses of those it gave.
+    """A function that returns tensors of a mapped file without reading them, and the addresses of those it returned.
 
-    The mapping lives as long as a tensor of it does. Whoever replaces the file must put another in its place, as
-    `fetch` does: a mapped file that is cut short kills its readers.
+    The mapping lives as long as a tensor of it does. A mapped file must be replaced by a rename, as `fetch` does: one
+    that is truncated kills its readers.
     """
     try:
         file = safe_open(weights, framework="pt", device="cpu")
     except SafetensorError as error:
         raise ModelError(f"{weights}: damaged: {error}. Fetch or copy it again") from error
-    given: set[int] = set()
+    returned: set[int] = set()
 
     def get(name: str) -> Tensor:
         tensor: Tensor = file.get_tensor(name)  # type: ignore[no-untyped-call]
-        given.add(tensor.data_ptr())
+        returned.add(tensor.data_ptr())
         return tensor
 
-    return get, given
+    return get, returned
 
 
-def _identity(path: Path) -> tuple[int, ...]:
+def _file_version(path: Path) -> tuple[int, ...]:
     """What stays the same while a file is the same file with the same content."""
     try:
         facts = path.stat()
@@ -237,26 +200,26 @@ def _identity(path: Path) -> tuple[int, ...]:
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
-def _digest(place: Place) -> str:
+def _digest(weights: Path) -> str:
     try:
-        return sha256_of(place.weights)
+        return sha256_of(weights)
     except OSError as error:
-        raise ModelError(f"{place.weights}: cannot be read: {error.strerror}") from error
+        raise ModelError(f"{weights}: cannot be read: {error.strerror}") from error
 
 
-def _agreement(place: Place, digest: str, expected: str | None) -> tuple[str, ...]:
-    """Who stated this digest. Raises ModelError when somebody stated another."""
-    stated = place.stated_sha256() | ({"the setting": expected.lower()} if expected else {})
-    for voice, value in stated.items():
+def _agreement(model: StoredModel, digest: str, expected: str | None) -> tuple[str, ...]:
+    """The sources that state this digest. Raises ModelError when one states another."""
+    stated = model.stated_sha256() | ({"the setting": expected.lower()} if expected else {})
+    for source, value in stated.items():
         if value != digest:
             raise ModelError(
-                f"{place.weights}: sha256 is {digest}, but {voice} states {value}: the file was changed or damaged. "
-                f"Bring it again: rmbgd models fetch --again {place.called}"
+                f"{model.weights}: sha256 is {digest}, but {source} states {value}: the file was changed or damaged. "
+                f"Fetch it again: rmbgd models fetch --again {model.name}"
             )
     return tuple(stated)
 
 
-def _order(setting: PatchOrder | str | None) -> PatchOrder | None:
+def _parse_order(setting: PatchOrder | str | None) -> PatchOrder | None:
     if setting is None or setting == "auto":
         return None
     try:

@@ -1,6 +1,6 @@
-"""Where weights lie: <models>/<name>/model.safetensors, or any folder or file the operator names.
+"""Finds and verifies weights on disk, without torch and without the network.
 
-Finds the file and what lies beside it; does not judge its tensors, and never goes to the network.
+They lie in <models>/<name>/model.safetensors, or in any folder or file that the operator names.
 """
 
 from __future__ import annotations
@@ -13,9 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from rmbgd.errors import ModelError
-from rmbgd.models import checkpoint as patches
-from rmbgd.models import licences as consent
-from rmbgd.models.checkpoint import CONVERTER, PICKLE_SUFFIXES, Bar, read_header, refuse_pickle, require, sha256_of
+from rmbgd.models import licences
+from rmbgd.models.checkpoint import (
+    CONVERTER,
+    PICKLE_SUFFIXES,
+    CheckpointHeader,
+    PatchChoice,
+    ProgressBar,
+    choose_patch_order,
+    read_header,
+    refuse_pickle,
+    require_published,
+    sha256_of,
+)
 from rmbgd.models.registry import REGISTRY, Architecture, ModelEntry, PatchOrder, lookup
 
 DEFAULT_MODELS = Path("/var/lib/rmbgd/models")
@@ -25,44 +35,52 @@ CONFIG = "config.json"
 ORIGIN = "origin.json"  # written by fetch: which model, which revision, which digest
 EMBEDDED = Path(__file__).parent / "data" / "u2netp.safetensors"
 
-_TEXT_LIMIT = 1 << 20  # the author's birefnet.py has 90 kB
+TEXT_LIMIT = 1 << 20  # bytes of a text beside weights; the author's birefnet.py, the largest published one, has 90 kB
 
 
 @dataclass(frozen=True)
-class Place:
+class StoredModel:
     """One checkpoint on disk. `entry` is None for weights that the registry does not know."""
 
     weights: Path
     entry: ModelEntry | None
-    called: str  # what the log calls it
-    origin: dict[str, Any]  # of ORIGIN beside the weights; empty when they were not fetched by rmbgd
+    name: str  # the registry's name, else the path
+    origin: dict[str, Any]  # of ORIGIN beside the weights; empty when rmbgd did not fetch them
 
     def stated_sha256(self) -> dict[str, str]:
         """Who states a digest -> the digest: the registry, and what was verified when the weights were fetched."""
-        voices = {"the registry": self.entry.sha256 if self.entry else None, ORIGIN: self.origin.get("sha256")}
-        return {voice: value for voice, value in voices.items() if isinstance(value, str)}
+        stated = {"the registry": self.entry.sha256 if self.entry else None, ORIGIN: self.origin.get("sha256")}
+        return {source: digest for source, digest in stated.items() if isinstance(digest, str)}
 
-    def author_code(self) -> str | None:
-        """Text of the author's birefnet.py beside the weights, None where there is none. Text only; nobody runs it."""
-        return _small_text(self.weights.with_name(AUTHOR_CODE))
+    def backbone(self, header: CheckpointHeader) -> str:
+        """The backbone of these BiRefNet weights. Raises ModelError unless every published tensor is there."""
+        return require_published(header.tensors, self.weights, self.entry.backbone if self.entry else None)
+
+    def patch_order(self, setting: PatchOrder | None = None) -> PatchChoice:
+        """The order of image patches, and who states it. Raises ModelError when no source does, or two contradict."""
+        saved = self._config().get("patch_order")
+        return choose_patch_order(
+            model=self.name,
+            registry=self.entry.patch_order if self.entry else None,
+            author_code=_small_text(self.weights.with_name(AUTHOR_CODE)),  # read, never run
+            saved=PatchOrder(saved) if saved in list(PatchOrder) else None,
+            setting=setting,
+        )
 
     def input_size(self) -> tuple[int, int]:
         """(height, width) that the weights are meant for: the registry's, what was saved with them, or 1024x1024."""
         if self.entry:
             return self.entry.input_size
-        saved = _json(self.weights.with_name(CONFIG)).get("input_size")
-        match saved:
+        match self._config().get("input_size"):
             case [int(height), int(width)] if height > 0 and width > 0 and height % 32 == width % 32 == 0:
                 return height, width
         return 1024, 1024
 
-    def saved_patch_order(self) -> PatchOrder | None:
-        """What rmbgd wrote into config.json when it saved these weights."""
-        value = _json(self.weights.with_name(CONFIG)).get("patch_order")
-        return PatchOrder(value) if value in set(PatchOrder) else None
+    def _config(self) -> dict[str, Any]:
+        return read_json(self.weights.with_name(CONFIG))
 
 
-def resolve(source: str | os.PathLike[str], models: Path = DEFAULT_MODELS) -> Place:
+def resolve(source: str | os.PathLike[str], models: Path = DEFAULT_MODELS) -> StoredModel:
     """A registry name, a folder or a file -> the checkpoint.
 
     A name that is also a folder here means the registry's model; write ./name for the folder. Raises ModelError that
@@ -79,31 +97,20 @@ def resolve(source: str | os.PathLike[str], models: Path = DEFAULT_MODELS) -> Pl
     weights = _weights_in(path) if path.is_dir() else path
     refuse_pickle(weights)
     entry, origin = _identify(weights, models)
-    return Place(weights, entry, entry.name if entry else str(path), origin)
+    return StoredModel(weights, entry, entry.name if entry else str(path), origin)
 
 
-def installed(entry: ModelEntry, models: Path = DEFAULT_MODELS) -> Place:
+def installed(entry: ModelEntry, models: Path = DEFAULT_MODELS) -> StoredModel:
     """The weights of a registry model where `fetch` puts them. Raises ModelError when they are not there."""
     if entry.hub_id is None:
-        return Place(EMBEDDED, entry, entry.name, {})
+        return StoredModel(EMBEDDED, entry, entry.name, {})
     folder = models / entry.name
     if not folder.is_dir():
         raise ModelError(
             f"{entry.name}: no weights in {folder}. Get them with: rmbgd models fetch {entry.name} "
             f"(without a network: rmbgd models fetch {entry.name} --from FOLDER)"
         )
-    weights = _weights_in(folder)
-    return Place(weights, entry, entry.name, read_origin(folder))
-
-
-def read_origin(folder: Path) -> dict[str, Any]:
-    """What fetch wrote beside the weights of a folder; empty when it did not bring them."""
-    return _json(folder / ORIGIN)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json beside the weights; empty when there is none, or none that can be read."""
-    return _json(folder / CONFIG)
+    return StoredModel(_weights_in(folder), entry, entry.name, read_json(folder / ORIGIN))
 
 
 def _weights_in(folder: Path) -> Path:
@@ -133,7 +140,7 @@ def _identify(weights: Path, models: Path) -> tuple[ModelEntry | None, dict[str,
     if _is_embedded(weights):
         return REGISTRY["u2netp"], {}
     folder = weights.parent.resolve()
-    origin = read_origin(folder)
+    origin = read_json(folder / ORIGIN)
     for entry in REGISTRY.values():
         if _belongs(entry, weights, folder, origin, models):
             return entry, origin
@@ -141,13 +148,14 @@ def _identify(weights: Path, models: Path) -> tuple[ModelEntry | None, dict[str,
 
 
 def _is_embedded(weights: Path) -> bool:
-    """The weights of the package, or a copy of them under whatever name."""
+    """The weights of the package, or a copy of them under any name."""
+    entry = REGISTRY["u2netp"]
     try:
         return weights.resolve() == EMBEDDED.resolve() or (
-            weights.stat().st_size == EMBEDDED.stat().st_size and sha256_of(weights) == sha256_of(EMBEDDED)
+            weights.stat().st_size == entry.file_bytes and sha256_of(weights) == entry.sha256
         )
     except OSError:
-        return False  # whoever reads it will say why it cannot be read
+        return False  # reading its header will say why it cannot be read
 
 
 def _belongs(entry: ModelEntry, weights: Path, folder: Path, origin: dict[str, Any], models: Path) -> bool:
@@ -159,12 +167,11 @@ def _belongs(entry: ModelEntry, weights: Path, folder: Path, origin: dict[str, A
         return True
     if f"models--{entry.hub_id.replace('/', '--')}" in folder.parts:  # the cache of huggingface_hub
         return True
-    # A licence that binds is looked for with weaker signs too: names that people give to folders and files.
+    # For a licence that restricts use, weaker signs count too: names that people give to folders and files.
     names = {entry.name, entry.hub_id.rpartition("/")[2].lower()}
-    said = {folder.name.lower(), weights.stem.lower()}
-    config = _json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     saved = config.get("published_as") == entry.name or config.get("_name_or_path") == entry.hub_id
-    return entry.needs_consent and (saved or bool(names & said))
+    return entry.needs_consent and (saved or bool(names & {folder.name.lower(), weights.stem.lower()}))
 
 
 def _by_model_card(folder: Path) -> ModelEntry | None:
@@ -178,26 +185,24 @@ def _by_model_card(folder: Path) -> ModelEntry | None:
 
 def _small_text(path: Path) -> str | None:
     try:
-        if not path.is_file() or path.stat().st_size > _TEXT_LIMIT:
+        if not path.is_file() or path.stat().st_size > TEXT_LIMIT:
             return None
         return path.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a small file; empty when there is none, or none that can be read."""
     try:
         value = json.loads(_small_text(path) or "{}")
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-# Whether weights on this disk are whole, the published network's, and the very ones that were stated. Without torch.
-
-
 @dataclass
-class Report:
+class VerificationReport:
     """What was found. `problems`: the file is not right. `needs`: what the operator has to give before it loads."""
 
     name: str
@@ -207,44 +212,40 @@ class Report:
     needs: list[str] = field(default_factory=list)
 
 
-def verify(place: Place, models: Path, bar: Bar, *, sha256: str | None = None) -> Report:
-    """Read the whole file once and judge it. `sha256`: what the operator expects, beside what is on record."""
-    report = Report(place.called, place.weights)
-    entry = place.entry
+def verify(model: StoredModel, models: Path, bar: ProgressBar, *, sha256: str | None = None) -> VerificationReport:
+    """Whether weights are whole, the published network's, and those that were stated; reads the whole file once.
+
+    `sha256`: what the operator expects, beside what is on record.
+    """
+    report = VerificationReport(model.name, model.weights)
+    entry = model.entry
     is_birefnet = entry is None or entry.architecture is Architecture.BIREFNET
     try:
-        header = read_header(place.weights)
+        header = read_header(model.weights)
         report.facts |= {"bytes": header.file_bytes, "precision": header.precision}
         if is_birefnet:
-            report.facts["backbone"] = require(header.tensors, place.weights, entry.backbone if entry else None)
-        report.facts["parameters"] = sum(t.elements for t in header.tensors.values() if t.floating)
-        with bar(f"verifying {place.called}", header.file_bytes) as done:
-            digest = report.facts["sha256"] = sha256_of(place.weights, done)
+            report.facts["backbone"] = model.backbone(header)
+        report.facts["parameters"] = header.parameters
+        with bar(f"verifying {model.name}", header.file_bytes) as done:
+            digest = report.facts["sha256"] = sha256_of(model.weights, done)
     except ModelError as error:
         report.problems.append(str(error))
         return report
     except OSError as error:
-        report.problems.append(f"{place.weights}: cannot be read: {error.strerror}")
+        report.problems.append(f"{model.weights}: cannot be read: {error.strerror}")
         return report
-    stated = place.stated_sha256() | ({"the operator": sha256} if sha256 else {})
-    report.facts["sha256_agrees_with"] = [voice for voice, value in stated.items() if value == digest]
-    report.problems += [f"sha256 is {digest}, {v} states {value}" for v, value in stated.items() if value != digest]
-    if is_birefnet:
-        _patch_order(place, report)
-    if entry:
-        try:
-            consent.require(entry, models)
-        except ModelError as error:
-            report.needs.append(str(error))
-    return report
-
-
-def _patch_order(place: Place, report: Report) -> None:
-    registry = place.entry.patch_order if place.entry else None
-    code, saved = place.author_code(), place.saved_patch_order()
+    stated = model.stated_sha256() | ({"the operator": sha256} if sha256 else {})
+    report.facts["sha256_agrees_with"] = [source for source, value in stated.items() if value == digest]
+    report.problems += [f"sha256 is {digest}, {s} states {value}" for s, value in stated.items() if value != digest]
     try:
-        choice = patches.choose(model=place.called, registry=registry, author_code=code, saved=saved)
+        if is_birefnet:
+            choice = model.patch_order()
+            report.facts |= {"patch_order": choice.order.value, "patch_order_because": choice.reason}
     except ModelError as error:
         report.needs.append(str(error))
-    else:
-        report.facts |= {"patch_order": choice.order.value, "patch_order_because": choice.reason}
+    try:
+        if entry:
+            licences.require(entry, models)
+    except ModelError as error:
+        report.needs.append(str(error))
+    return report

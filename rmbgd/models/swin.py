@@ -1,19 +1,16 @@
-"""Swin v1, the backbone: attention in windows that shift by half a window from block to block. Inference only.
-
-Does not know the decoder, checkpoints or image sizes: any map whose sides are positive passes.
+"""Swin Transformer v1, the backbone: attention in shifted windows.
 
 Paper: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021; the numbers in
-brackets are its equations. Parameter names are those of the published checkpoints.
+brackets are its equations. Parameter names are those of the published checkpoints. Inference only.
 
 Exact savings, against the paper's code: tokens that pad the map to whole windows never pass through qkv and proj
-(LayerNorm comes before the padding, so their query, key and value are the bias); which token sits in which window is
-computed once per shape; only the windows that the shift cuts carry a mask, and it has three patterns.
+(LayerNorm comes before the padding, so their query, key and value are the bias); which token belongs to which window is
+computed once per shape; only the windows that the shift cuts carry a mask, and it has three patterns. A block works on
+chunks of its map, in place, so that no map of queries, scores or hidden units exists as a whole. After `use_kernels`
+attention runs as one Triton kernel on whole maps (`kernels/window.py`), without a plan.
 
-A block works on pieces of its map, in place, so that no map of queries, scores or hidden units exists as a whole. Once
-`use_kernels` has chosen it, attention is one kernel on whole maps (`rmbgd.models.kernels.window`), and has no plan.
-
-In half precision the stream between the blocks, the norms' parameters and the patch embedding stay in float32: products
-are in the type of their weights. Measured in bfloat16, the three made half of the error, and they cost next to nothing.
+In half precision the residual stream, the norms' parameters and the patch embedding stay in float32: products are in
+the type of their weights. Measured in bfloat16, the three made half of the error, and they cost next to nothing.
 """
 
 from __future__ import annotations
@@ -26,16 +23,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmbgd.models.checkpoint import Backbone
-from rmbgd.models.layers import Conv2d, LayerNorm, Linear, rows_per_piece
-
-# --- Which token of a map sits in which window: all of windowed attention that depends on shapes and not on weights.
+from rmbgd.models.layers import Conv2d, LayerNorm, Linear, rows_per_chunk
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some windows with one mask pattern. A slot is a token's place in them, counted window by window."""
+class WindowChunk:
+    """Some windows with one mask pattern. A slot is a token's position in them, counted window by window."""
 
-    tokens: Tensor  # [tokens] which tokens of the batch sit in these windows, in the order of their slots
+    tokens: Tensor  # [tokens] which tokens of the batch belong to these windows, in the order of their slots
     slots: Tensor | None  # [tokens] the slot of each; None where no slot is empty
     padding: Tensor  # the empty slots
     windows: int
@@ -44,17 +39,17 @@ class Piece:
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """Which token goes into which window: all of attention that depends on shapes and not on weights."""
+    """Which token belongs to which window: all of window attention that depends on shapes and not on weights."""
 
-    pieces: tuple[Piece, ...]
-    masks: tuple[Tensor | None, ...]  # [window², window²] True where two tokens may see each other; None: everywhere
+    chunks: tuple[WindowChunk, ...]
+    masks: tuple[Tensor | None, ...]  # [window², window²] True where a token attends to another; None: everywhere
 
 
 # A captured CUDA graph keeps the addresses of its plans: none may be dropped while a few batch sizes of a few networks
 # are in use (16 plans for each).
 @lru_cache(maxsize=512)
 def window_plan(
-    batch: int, height: int, width: int, window: int, shift: int, windows_per_piece: int, device: torch.device
+    batch: int, height: int, width: int, window: int, shift: int, windows_per_chunk: int, device: torch.device
 ) -> WindowPlan:
     """The plan for maps of this shape. Cached: a service sees few shapes, each many times."""
     tokens = torch.arange(batch * height * width).view(batch, height, width)
@@ -65,29 +60,26 @@ def window_plan(
     last_row = torch.arange(rows).eq(rows - 1).view(1, rows, 1)
     last_column = torch.arange(columns).eq(columns - 1).view(1, 1, columns)
     pattern = (2 * last_row + 1 * last_column).expand(batch, -1, -1).flatten() * bool(shift)
-    padded = windows.lt(0).any(dim=1)
-    kinds = 2 * pattern + 1 * padded
-    pieces = []
+    kinds = 2 * pattern + 1 * windows.lt(0).any(dim=1)
+    chunks = []
     for kind in sorted(set(kinds.tolist())):
         alike = windows[kinds == kind]
-        pieces += [_piece(part, kind // 2, device) for part in torch.split(alike, windows_per_piece)]
+        chunks += [_chunk(some, kind // 2, device) for some in torch.split(alike, windows_per_chunk)]
     cuts = ((False, True), (True, False), (True, True)) if shift else ()
-    masks = tuple(_neighbours(window, shift, cut_rows=r, cut_columns=c).to(device) for r, c in cuts)
-    return WindowPlan(tuple(pieces), (None, *masks))
+    masks = tuple(_mask(window, shift, cut_rows=r, cut_columns=c).to(device) for r, c in cuts)
+    return WindowPlan(tuple(chunks), (None, *masks))
 
 
-def _piece(windows: Tensor, pattern: int, device: torch.device) -> Piece:
+def _chunk(windows: Tensor, pattern: int, device: torch.device) -> WindowChunk:
     """From [windows, window²] token indices, -1 where a slot is empty."""
     slots = windows.flatten()
     filled = slots.ge(0).nonzero().flatten()
     padding = slots.lt(0).nonzero().flatten()
-    whole = len(padding) == 0
-    return Piece(
-        slots[filled].to(device), None if whole else filled.to(device), padding.to(device), len(windows), pattern
-    )
+    index = filled.to(device) if len(padding) else None
+    return WindowChunk(slots[filled].to(device), index, padding.to(device), len(windows), pattern)
 
 
-def _neighbours(window: int, shift: int, *, cut_rows: bool, cut_columns: bool) -> Tensor:
+def _mask(window: int, shift: int, *, cut_rows: bool, cut_columns: bool) -> Tensor:
     """[window², window²]: True for two tokens on the same side of the cuts that the roll made through a window."""
     beyond = torch.arange(window) >= window - shift
     side = 2 * (beyond & cut_rows).view(-1, 1) + 1 * (beyond & cut_columns)
@@ -96,18 +88,15 @@ def _neighbours(window: int, shift: int, *, cut_rows: bool, cut_columns: bool) -
 
 @lru_cache(maxsize=8)
 def relative_position_index(window: int, device: torch.device) -> Tensor:
-    """[window⁴]: for each pair of tokens of a window, the row of the position bias table."""
+    """[window⁴]: for each pair of tokens of a window, the row of the relative position bias table."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")
     dy = y.reshape(-1, 1) - y.reshape(1, -1) + window - 1
     dx = x.reshape(-1, 1) - x.reshape(1, -1) + window - 1
     return (dy * (2 * window - 1) + dx).flatten().to(device)
 
 
-# --- Swin v1, the backbone: attention in windows that shift by half a window from block to block. Inference only.
-
-
 class WindowAttention(nn.Module):
-    """softmax(q kᵀ / sqrt(d) + position bias) v within each window (4), for all heads."""
+    """softmax(q kᵀ / sqrt(d) + relative position bias) v within each window (4), for all heads."""
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
@@ -124,45 +113,45 @@ class WindowAttention(nn.Module):
         if triton:
             from rmbgd.models.kernels.window import padded_bias
 
-            table, slots = self.relative_position_bias_table.detach(), self.window**2
-            bias = table.t().index_select(1, relative_position_index(self.window, table.device))
-            self.kernel_bias = padded_bias(bias.view(self.heads, slots, slots))
+            self.kernel_bias = padded_bias(self.position_bias().detach())
 
-    def on_map(self, x: Tensor, shift: int) -> Tensor:
-        """Whole maps [B,H,W,C] -> their answers, by the kernel."""
-        from rmbgd.models.kernels.window import window_attention
+    def position_bias(self) -> Tensor:
+        """Relative position bias [heads, window², window²]."""
+        index = relative_position_index(self.window, self.relative_position_bias_table.device)
+        bias = self.relative_position_bias_table.t().index_select(1, index)
+        return bias.view(self.heads, self.window**2, self.window**2)
 
-        assert self.kernel_bias is not None
-        qkv = self.qkv(x)
-        projected: Tensor = self.proj(
-            window_attention(qkv, self.qkv.bias, self.kernel_bias, self.window, shift, self.heads)
-        )
-        return projected
-
-    def position_bias(self, plan: WindowPlan) -> list[Tensor]:
+    def masked_bias(self, plan: WindowPlan) -> list[Tensor]:
         """[1, heads, window², window²] for each mask of the plan, -inf where the mask says no.
 
         Made anew each time: 0.4 % of a forward on a CPU, where kept it would be 120 MB with Swin-L.
         """
-        index = relative_position_index(self.window, self.relative_position_bias_table.device)
-        bias = self.relative_position_bias_table.t().index_select(1, index)
-        bias = bias.view(1, self.heads, self.window**2, self.window**2)
-        return [bias if seen is None else bias.masked_fill(~seen, float("-inf")) for seen in plan.masks]
+        bias = self.position_bias().unsqueeze(0)
+        return [bias if mask is None else bias.masked_fill(~mask, float("-inf")) for mask in plan.masks]
 
-    def forward(self, tokens: Tensor, piece: Piece, bias: Tensor) -> Tensor:
-        """The piece's tokens [n, C] -> their answers [n, C]."""
+    def by_kernel(self, x: Tensor, shift: int) -> Tensor:
+        """Attention on whole maps [B,H,W,C] -> [B,H,W,C]."""
+        from rmbgd.models.kernels.window import window_attention
+
+        assert self.kernel_bias is not None
+        qkv, bias = self.qkv(x), self.qkv.bias
+        output: Tensor = self.proj(window_attention(qkv, bias, self.kernel_bias, self.window, shift, self.heads))
+        return output
+
+    def forward(self, tokens: Tensor, chunk: WindowChunk, bias: Tensor) -> Tensor:
+        """Attention of the chunk's tokens [n, C] -> [n, C]."""
         in_window, dim = self.window**2, tokens.shape[1]
         qkv = self.qkv(tokens)
-        if piece.slots is not None:
-            windows = qkv.new_empty(piece.windows * in_window, 3 * dim).index_copy_(0, piece.slots, qkv)
-            windows[piece.padding] = self.qkv.bias
+        if chunk.slots is not None:
+            windows = qkv.new_empty(chunk.windows * in_window, 3 * dim).index_copy_(0, chunk.slots, qkv)
+            windows[chunk.padding] = self.qkv.bias
             qkv = windows
         q, k, v = qkv.view(-1, in_window, 3, self.heads, dim // self.heads).permute(2, 0, 3, 1, 4)
-        answer = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(-1, dim)
-        if piece.slots is not None:
-            answer = answer.index_select(0, piece.slots)
-        projected: Tensor = self.proj(answer)
-        return projected
+        values = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(-1, dim)
+        if chunk.slots is not None:
+            values = values.index_select(0, chunk.slots)
+        output: Tensor = self.proj(values)
+        return output
 
 
 class Mlp(nn.Module):
@@ -172,8 +161,8 @@ class Mlp(nn.Module):
         self.fc2 = Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        answer: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return answer
+        output: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return output
 
 
 class SwinBlock(nn.Module):
@@ -192,35 +181,35 @@ class SwinBlock(nn.Module):
             return self.by_kernels(x)
         self.attend(x)
         dim = x.shape[-1]
-        for part in torch.split(x.view(-1, dim), rows_per_piece(4 * dim, x)):
-            part.add_(self.mlp(self.norm2(part)))
+        for tokens in torch.split(x.view(-1, dim), rows_per_chunk(4 * dim, x)):
+            tokens.add_(self.mlp(self.norm2(tokens)))
         return x
 
     def attend(self, x: Tensor) -> None:
         """Add attention(LN(x)) to x."""
         batch, height, width, dim = x.shape
-        in_piece = rows_per_piece(self.window**2 * 3 * dim, x)
-        plan = window_plan(batch, height, width, self.window, self.shift, in_piece, x.device)
-        biases = self.attn.position_bias(plan)
+        in_chunk = rows_per_chunk(self.window**2 * 3 * dim, x)
+        plan = window_plan(batch, height, width, self.window, self.shift, in_chunk, x.device)
+        biases = self.attn.masked_bias(plan)
         tokens = x.view(-1, dim)
-        for piece in plan.pieces:
-            rows = self.norm1(tokens.index_select(0, piece.tokens))
-            tokens.index_add_(0, piece.tokens, self.attn(rows, piece, biases[piece.pattern]).to(x.dtype))
+        for chunk in plan.chunks:
+            rows = self.norm1(tokens.index_select(0, chunk.tokens))
+            tokens.index_add_(0, chunk.tokens, self.attn(rows, chunk, biases[chunk.pattern]).to(x.dtype))
 
     def by_kernels(self, x: Tensor) -> Tensor:
-        """`forward`, some images at a time: norms write the type of the products, the first sum is part of one."""
-        from rmbgd.models.kernels.norm import normalise
+        """`forward`, some images at a time; the second norm also adds attention to the residual stream."""
+        from rmbgd.models.kernels.norm import layer_norm
 
         _, height, width, dim = x.shape
         dtype = self.attn.qkv.bias.dtype
-        for images in torch.split(x, rows_per_piece(height * width * 4 * dim, x)):
-            answer = self.attn.on_map(normalise(images, self.norm1, dtype), self.shift)
-            images.add_(self.mlp(normalise(images, self.norm2, dtype, add=answer)))
+        for images in torch.split(x, rows_per_chunk(height * width * 4 * dim, x)):
+            attention = self.attn.by_kernel(layer_norm(images, self.norm1, dtype), self.shift)
+            images.add_(self.mlp(layer_norm(images, self.norm2, dtype, add=attention)))
         return x
 
 
 class PatchMerging(nn.Module):
-    """[B,H,W,C] -> [B,ceil(H/2),ceil(W/2),2C]: four neighbours into one token."""
+    """[B,H,W,C] -> [B,ceil(H/2),ceil(W/2),2C]: four neighbouring tokens into one."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -261,7 +250,7 @@ class PatchEmbed(nn.Module):
 
 
 class Swin(nn.Module):
-    """Normalised image [B,3,H,W] -> four maps [B, embed*2^i, H/2^(i+2), W/2^(i+2)], i = 0..3, pixel-major."""
+    """Normalised image [B,3,H,W] -> four maps [B, embed*2^i, H/2^(i+2), W/2^(i+2)], i = 0..3, channels-last."""
 
     def __init__(self, shape: Backbone) -> None:
         super().__init__()
@@ -278,6 +267,6 @@ class Swin(nn.Module):
         x = self.patch_embed(image)
         maps = []
         for i, stage in enumerate(self.layers):
-            answer, x = stage(x)
-            maps.append(self.get_submodule(f"norm{i}")(answer).permute(0, 3, 1, 2))
+            features, x = stage(x)
+            maps.append(self.get_submodule(f"norm{i}")(features).permute(0, 3, 1, 2))
         return maps

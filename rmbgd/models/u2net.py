@@ -1,22 +1,18 @@
-"""U²-Net-p, the small network that ships inside the package: nested U-shaped blocks, 1.1 million parameters.
-
-Knows nothing of images, resizing or normalisation: normalised pixels in, logits out. BatchNorm does not appear: the
-public file has it folded into the convolutions.
+"""U²-Net-p, the embedded network: nested U-shaped blocks, 1.1 million parameters.
 
 Paper: Qin et al., "U²-Net: Going Deeper with Nested U-Structure for Salient Object Detection", Pattern Recognition 106
-(2020), figure 5 with the channel numbers of the small variant.
+(2020), figure 5 with the channel numbers of the small variant. BatchNorm does not appear: the public file has it folded
+into the convolutions.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-WEIGHTS = Path(__file__).parent / "data" / "u2netp.safetensors"
+from rmbgd.models.store import EMBEDDED
 
 
 def _conv3x3(c_in: int, c_out: int, dilation: int = 1) -> nn.Conv2d:
@@ -34,8 +30,8 @@ def _resize_like(x: Tensor, like: Tensor) -> Tensor:
 class ResidualUBlock(nn.Module):
     """RSU-L of the paper: a small U-Net of `depth` levels whose result is added to its own first convolution's.
 
-    x [B,c_in,H,W] -> [B,c_out,H,W]. With `dilated` (RSU-4F) the levels see further by dilation 1, 2, 4, 8 instead of by
-    halving the map, for maps that are already small.
+    x [B,c_in,H,W] -> [B,c_out,H,W]. With `dilated` (RSU-4F) the levels are dilated by 1, 2, 4, 8 instead of halving the
+    map, for maps that are already small.
     """
 
     def __init__(self, c_in: int, c_mid: int, c_out: int, depth: int, *, dilated: bool = False) -> None:
@@ -105,7 +101,7 @@ def build_u2netp(*, device: torch.device | str, dtype: torch.dtype) -> nn.Module
     """
     with torch.device("meta"):
         network = U2NetP()
-    network.load_state_dict(load_file(WEIGHTS), strict=True, assign=True)
-    # Pixel-major layout: 0.6 times the time on a CPU, and what tensor cores want.
+    network.load_state_dict(load_file(EMBEDDED), strict=True, assign=True)
+    # Channels-last layout: 0.6 times the time on a CPU, and what tensor cores want.
     network.to(device=device, dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return network.requires_grad_(requires_grad=False).eval()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 from rmbgd.models.checkpoint import TensorInfo, published
-from tests.support.shared_data import shared
 
 _BYTES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8}
 
@@ -52,12 +49,3 @@ def hollow(path: Path, tensors: dict[str, TensorInfo] | str = "swin_v1_t", *, me
 
 def halved(tensors: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
     return {n: TensorInfo(t.shape, "F16" if t.dtype == "F32" else t.dtype) for n, t in tensors.items()}
-
-
-def recipe_module() -> ModuleType:
-    """The recipe of the measuring data: whole checkpoints, inputs. Skips the test where the data are not at hand."""
-    path = shared("birefnet") / "recipe.py"
-    specification = importlib.util.spec_from_file_location("birefnet_recipe", path)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module

@@ -7,41 +7,37 @@ import hashlib
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
+@dataclass
 class Hub:
     """One repository with the files of `folder`. `asked` records every request line."""
 
-    def __init__(self, repo: str, folder: Path) -> None:
-        self.repo = repo
-        self.folder = folder
-        self.commit = COMMIT
-        self.asked: list[str] = []
-        self.ranges: list[int] = []  # first byte of every partial request
-        self.error: tuple[int, str] | None = None  # status and X-Error-Code instead of an answer
-        self.cut_after: int | None = None  # bytes of the next longer body, once; then the line is cut
-        self.endpoint = ""
+    repo: str
+    folder: Path
+    commit: str = COMMIT
+    asked: list[str] = field(default_factory=list)
+    ranges: list[int] = field(default_factory=list)  # first byte of every partial request
+    error: tuple[int, str] | None = None  # status and X-Error-Code instead of an answer
+    cut_after: int | None = None  # bytes of the next longer body, once; then the connection is cut
+    endpoint: str = ""
 
     def facts(self) -> dict:
         siblings = []
         for path in sorted(self.folder.iterdir()):
-            record: dict = {"rfilename": path.name, "size": path.stat().st_size, "blobId": "b" * 40}
+            size = path.stat().st_size
+            record: dict = {"rfilename": path.name, "size": size, "blobId": "b" * 40}
             if path.suffix == ".safetensors":
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                record["lfs"] = {"sha256": digest, "size": path.stat().st_size, "pointerSize": 134}
+                record["lfs"] = {"sha256": digest, "size": size, "pointerSize": 134}
             siblings.append(record)
-        return {
-            "id": self.repo,
-            "modelId": self.repo,
-            "sha": self.commit,
-            "siblings": siblings,
-            "tags": [],
-            "private": False,
-        }
+        names = {"id": self.repo, "modelId": self.repo, "sha": self.commit}
+        return {**names, "siblings": siblings, "tags": [], "private": False}
 
 
 @contextlib.contextmanager

@@ -182,7 +182,7 @@ class DeformableConv(nn.Module):
         self.regular_conv = nn.Conv2d(c_in, c_out, kernel, padding=kernel // 2, bias=False)
 
     def columns(self, x: Tensor) -> Tensor:
-        """[B, C, k², H*W]: for each tap and pixel, x sampled bilinearly at the moved tap, times modulation."""
+        """[B, C, k², H*W]: for each tap and pixel, x sampled bilinearly at the offset tap, times modulation."""
         batch, channels, height, width = x.shape
         k = self.kernel
         offset = self.offset_conv(x).view(batch, k * k, 2, height, width)
@@ -196,11 +196,11 @@ class DeformableConv(nn.Module):
         for dy in (0, 1):
             for dx in (0, 1):
                 row, column = top + dy, left + dx
-                share = (1 - (ys - row).abs()) * (1 - (xs - column).abs()) * modulation
-                share = share * ((row >= 0) & (row < height) & (column >= 0) & (column < width))
+                weight = (1 - (ys - row).abs()) * (1 - (xs - column).abs()) * modulation
+                weight = weight * ((row >= 0) & (row < height) & (column >= 0) & (column < width))
                 index = row.clamp(0, height - 1).long() * width + column.clamp(0, width - 1).long()
                 corner = flat.gather(2, index.view(batch, 1, -1).expand(-1, channels, -1))
-                columns += corner * share.view(batch, 1, -1)
+                columns += corner * weight.view(batch, 1, -1)
         return columns.view(batch, channels, k * k, height * width)
 
     def forward(self, x: Tensor) -> Tensor:

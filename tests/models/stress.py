@@ -7,16 +7,21 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rmbgd.models.checkpoint import Backbone
+from rmbgd.models.load import load_model
 from tests.models import oracle
+from tests.support.shared_data import shared
+
+CPU = {"device": "cpu", "dtype": torch.float32}
 
 # Windows of 3 and maps that are no multiples of it; stages whose sides do not halve evenly.
-TINY = Backbone(embed=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), window=3, called="tiny")
+TINY = Backbone(embed=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), window=3, name="tiny")
 
 
 def drawn(network: torch.nn.Module, seed: int = 0) -> dict[str, Tensor]:
@@ -58,11 +63,10 @@ def tiny_oracle(patch_order: str = "channel_first") -> oracle.BiRefNet:
     return network.requires_grad_(requires_grad=False).eval()
 
 
-def recipe(folder: Path) -> ModuleType:
-    """The module recipe.py of a folder of measuring data."""
-    spec = importlib.util.spec_from_file_location("birefnet_recipe", folder / "recipe.py")
-    assert spec is not None
-    assert spec.loader is not None
+def recipe(folder: Path | None = None) -> ModuleType:
+    """The module recipe.py of a folder of measuring data; by default skips the test where the data are not at hand."""
+    path = (folder or shared("birefnet")) / "recipe.py"
+    spec = importlib.util.spec_from_file_location("birefnet_recipe", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -72,3 +76,25 @@ def recipe_tensors(module: ModuleType, backbone: str) -> Callable[[str], Tensor]
     """Published name -> float32 tensor of the recipe's checkpoint, drawn when asked for."""
     shapes = {name: shape for name, shape, _ in module.keys(backbone)}
     return lambda name: torch.from_numpy(np.asarray(module.weight(name, shapes[name])))
+
+
+def golden(name: str) -> tuple[Tensor, Tensor]:
+    """The input and the reference's logits."""
+    with np.load(shared("birefnet") / f"golden-{name}.npz") as stored:
+        batch, _, height, width = (int(side) for side in stored["shape"])
+        x = recipe().image(str(stored["image"]), batch, height, width)
+        return torch.from_numpy(x), torch.from_numpy(stored["logits"])
+
+
+def load(source: object, **options: Any) -> torch.nn.Module:
+    """The module of weights that were loaded and verified."""
+    loaded = load_model(source, **options)
+    assert loaded.provenance
+    return loaded.module
+
+
+def logits(module: torch.nn.Module, image: Tensor) -> Tensor:
+    """Of our network, or of its class for transformers."""
+    with torch.inference_mode():
+        output = module(image)
+    return output if isinstance(output, Tensor) else output.logits

@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
 from rmbgd.models import birefnet
 from rmbgd.models.checkpoint import BACKBONES
-from rmbgd.models.convert import BiRefNetConfig, assemble
+from rmbgd.models.convert import assemble
 from rmbgd.models.registry import PatchOrder
-from tests.models import stress
-from tests.support.shared_data import shared
+from tests.models.stress import golden, logits, recipe, recipe_tensors
 
 
 def network(backbone: str, order: PatchOrder, dtype: torch.dtype = torch.float32) -> birefnet.BiRefNet:
-    module = stress.recipe(shared("birefnet"))
-    config = BiRefNetConfig(BACKBONES[backbone], order)
-    return assemble(config, stress.recipe_tensors(module, backbone), device="cpu", dtype=dtype)
-
-
-def golden(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """The input and the reference's logits."""
-    folder = shared("birefnet")
-    with np.load(folder / f"golden-{name}.npz") as stored:
-        batch, _, height, width = (int(side) for side in stored["shape"])
-        x = stress.recipe(folder).image(str(stored["image"]), batch, height, width)
-        return torch.from_numpy(x), torch.from_numpy(stored["logits"])
+    return assemble(BACKBONES[backbone], order, recipe_tensors(recipe(), backbone), device="cpu", dtype=dtype)
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +23,13 @@ def lite() -> birefnet.BiRefNet:
 
 @pytest.mark.parametrize("name", ["swin_v1_t-512x512", "swin_v1_t-2x256x384"])
 def test_lite_equals_the_reference(lite, name):
-    """With the backbone Swin-T the logits agree with the reference to 1e-3, square and not, one image and two."""
+    """With the backbone Swin-T the logits agree with the reference to 1e-3, square and not, one image and two; the
+    network works in place on its own maps, never on the caller's image."""
     x, expected = golden(name)
-    with torch.inference_mode():
-        logits = lite(x)
+    before = x.clone()
 
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(logits(lite, x), expected, rtol=0, atol=1e-3)
+    assert torch.equal(x, before)
 
 
 @pytest.mark.slow
@@ -53,29 +41,23 @@ def test_lite_equals_the_reference(lite, name):
 def test_large_equals_the_reference(name, order):
     """With the backbone Swin-L the logits agree with the reference to 1e-3, in both orders of the image patches."""
     x, expected = golden(name)
-    large = network("swin_v1_l", order)
-    with torch.inference_mode():
-        logits = large(x)
 
-    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(logits(network("swin_v1_l", order), x), expected, rtol=0, atol=1e-3)
 
 
 def test_image_in_a_batch_is_as_alone(lite):
     """In float32 an image gives the logits that it gives alone, to 1e-3, although the sums run in another order."""
     x, _ = golden("swin_v1_t-2x256x384")
-    with torch.inference_mode():
-        together = lite(x)
-        alone = torch.cat([lite(x[i : i + 1]) for i in range(2)])
+    alone = torch.cat([logits(lite, x[i : i + 1]) for i in range(2)])
 
-    torch.testing.assert_close(alone, together, rtol=0, atol=1e-3)
+    torch.testing.assert_close(alone, logits(lite, x), rtol=0, atol=1e-3)
 
 
 def test_bfloat16_alpha_is_near_float32():
     """In bfloat16 the alpha is within 1.5 steps of 255 of the reference's on average."""
     x, expected = golden("swin_v1_t-512x512")
     half = network("swin_v1_t", PatchOrder.CHANNEL_FIRST, torch.bfloat16)
-    with torch.inference_mode():
-        alpha = half(x.bfloat16()).float().sigmoid()
+    alpha = logits(half, x.bfloat16()).float().sigmoid()
 
     assert (alpha - expected.sigmoid()).abs().mean() <= 1.5 / 255
 
@@ -85,13 +67,3 @@ def test_sides_must_be_multiples_of_32(lite, height, width):
     """An image that the network cannot halve five times is refused with its size, height first."""
     with pytest.raises(ValueError, match=f"{height} x {width}"):
         lite(torch.zeros(1, 3, height, width))
-
-
-def test_input_is_left_alone(lite):
-    """The network works in place on its own maps, never on the caller's image."""
-    x, _ = golden("swin_v1_t-2x256x384")
-    before = x.clone()
-    with torch.inference_mode():
-        lite(x)
-
-    assert torch.equal(x, before)

@@ -6,9 +6,22 @@ import os
 import pytest
 
 from rmbgd.errors import ModelError
-from rmbgd.models.checkpoint import TensorInfo, detect_backbone, published, read_header, require, sha256_of
-from tests.models.checkpoints import halved, hollow
+from rmbgd.models.checkpoint import (
+    TensorInfo,
+    choose_patch_order,
+    detect_backbone,
+    published,
+    read_author_code,
+    read_header,
+    require_published,
+    sha256_of,
+)
+from rmbgd.models.registry import PatchOrder
+from tests.models.checkpoints import NEW_CODE, OLD_CODE, halved, hollow
 
+OLD, NEW = PatchOrder.TILE_FIRST, PatchOrder.CHANNEL_FIRST
+LITE = published("swin_v1_t")
+BIAS = "bb.norm0.bias"
 SMALL = {"a.weight": TensorInfo((3, 4), "F32"), "a.count": TensorInfo((), "I64")}
 
 
@@ -44,8 +57,7 @@ def test_a_cut_file_says_how_much_is_missing(tmp_path):
 def test_bytes_after_the_last_tensor_are_damage(tmp_path):
     """A file longer than its header says is not taken for whole."""
     path = hollow(tmp_path / "x.safetensors", SMALL)
-    with path.open("ab") as file:
-        file.write(b"more")
+    os.truncate(path, path.stat().st_size + 4)
 
     with pytest.raises(ModelError, match="4 bytes follow"):
         read_header(path)
@@ -104,14 +116,14 @@ def test_pickles_are_refused_with_the_way_out(tmp_path, suffix):
 
 
 def test_the_digest_is_the_files(tmp_path):
-    """sha256 over a file of several pieces equals the known one, and progress sums to its size."""
+    """sha256 over a file of several chunks equals the known one, and progress sums to its size."""
     (tmp_path / "x").write_bytes(b"\0" * 3_000_000)
-    told: list[int] = []
+    done: list[int] = []
 
     # head -c 3000000 /dev/zero | sha256sum
     expected = "35bce4eae54ec8e6cc2868baa8d157914d6ae2858811b4cc0c078c94460fa26f"
-    assert sha256_of(tmp_path / "x", told.append) == expected
-    assert sum(told) == 3_000_000
+    assert sha256_of(tmp_path / "x", done.append) == expected
+    assert sum(done) == 3_000_000
 
 
 @pytest.mark.parametrize("backbone", ["swin_v1_l", "swin_v1_t"])
@@ -120,7 +132,7 @@ def test_published_checkpoints_fit(backbone, half):
     """Every published checkpoint passes in both precisions, and its backbone is read from its tensors."""
     tensors = halved(published(backbone)) if half else published(backbone)
 
-    assert require(tensors, "x") == detect_backbone(tensors) == backbone
+    assert require_published(tensors, "x") == detect_backbone(tensors) == backbone
 
 
 @pytest.mark.parametrize(
@@ -129,32 +141,26 @@ def test_published_checkpoints_fit(backbone, half):
 )
 def test_what_is_derived_or_for_training_may_be_absent(left_out):
     """A checkpoint without derived buffers or training heads fits."""
-    tensors = {n: t for n, t in published("swin_v1_t").items() if left_out not in n}
+    tensors = {n: t for n, t in LITE.items() if left_out not in n}
 
-    assert require(tensors, "x") == "swin_v1_t"
-
-
-def changed(**changes):
-    """The published Swin-T tensors after `drop`, `add`, `rename`."""
-    tensors = published("swin_v1_t")
-    for name in changes.get("drop", ()):
-        del tensors[name]
-    tensors |= changes.get("add", {})
-    rename = changes.get("rename", lambda name: name)
-    return {rename(n): t for n, t in tensors.items()}
+    assert require_published(tensors, "x") == "swin_v1_t"
 
 
 @pytest.mark.parametrize(
     ("tensors", "asked", "said"),
     [
-        (published("swin_v1_t"), "swin_v1_l", r"backbone Swin-T \(lite\), and Swin-L was asked for"),
+        (LITE, "swin_v1_l", r"backbone Swin-T \(lite\), and Swin-L was asked for"),
         (published("swin_v1_l"), "swin_v1_t", r"backbone Swin-L, and Swin-T \(lite\) was asked for"),
-        (changed(drop=["bb.norm3.weight"]), None, r"partial export.*1 missing: bb\.norm3\.weight"),
-        (changed(add={"refiner.a": TensorInfo((1,), "F32")}), None, r"other options.*1 unexpected: refiner\.a"),
-        (changed(add={"bb.norm0.bias": TensorInfo((7,), "F32")}), None, r"bb\.norm0\.bias: F32\[7\], not F32\[96\]"),
-        (changed(add={"bb.norm0.bias": TensorInfo((96,), "I8")}), None, r"bb\.norm0\.bias: I8\[96\], not F32\[96\]"),
-        (changed(rename=lambda n: "module." + n), None, "prefix 'module.'"),
-        ({n: t for n, t in published("swin_v1_t").items() if n.startswith("bb.")}, None, "the backbone alone"),
+        (
+            {n: t for n, t in LITE.items() if n != "bb.norm3.weight"},
+            None,
+            r"partial export.*1 missing: bb\.norm3\.weight",
+        ),
+        (LITE | {"refiner.a": TensorInfo((1,), "F32")}, None, r"other options.*1 unexpected: refiner\.a"),
+        (LITE | {BIAS: TensorInfo((7,), "F32")}, None, r"bb\.norm0\.bias: F32\[7\], not F32\[96\]"),
+        (LITE | {BIAS: TensorInfo((96,), "I8")}, None, r"bb\.norm0\.bias: I8\[96\], not F32\[96\]"),
+        ({"module." + n: t for n, t in LITE.items()}, None, "prefix 'module.'"),
+        ({n: t for n, t in LITE.items() if n.startswith("bb.")}, None, "the backbone alone"),
         ({"stage1.rebnconvin.conv_s1.weight": TensorInfo((1,), "F32")}, None, "U²-Net or IS-Net"),
         ({"bb.patch_embed1.proj.weight": TensorInfo((64, 3, 7, 7), "F32")}, None, "PVT v2"),
         ({"bb.patch_embed.proj.weight": TensorInfo((128, 3, 4, 4), "F32")}, None, "Swin of 128 channels"),
@@ -177,16 +183,101 @@ def changed(**changes):
         "nothing",
     ],
 )
-def test_a_misfit_is_explained(tensors, asked, said):
-    """Weights that do not fit are refused with their names and what they probably are."""
-    with pytest.raises(ModelError, match=said):
-        require(tensors, "x", asked)
-
-
-def test_a_misfit_stays_one_line():
-    """However many names differ, the message is one line of bearable length."""
-    with pytest.raises(ModelError) as refusal:
-        require(published("swin_v1_t"), "x", "swin_v1_l")
+def test_a_misfit_is_explained_in_one_line(tensors, asked, said):
+    """Weights that do not fit are refused with their names and what they probably are, however many differ."""
+    with pytest.raises(ModelError, match=said) as refusal:
+        require_published(tensors, "x", asked)
 
     assert "\n" not in str(refusal.value)
     assert len(str(refusal.value)) < 1500
+
+
+@pytest.mark.parametrize(
+    ("expected", "code"),
+    [
+        (OLD, OLD_CODE),
+        (NEW, NEW_CODE),
+        (NEW, NEW_CODE.replace("'b c (hg h) (wg w) -> b (c hg wg) h w'", "('b c (hg h) (wg w)->b (c  hg wg) h w')")),
+        (NEW, OLD_CODE.replace("self.get_patches_batch(x, x4) if self.split else x", "x") + NEW_CODE),
+        (None, "class Decoder: pass"),
+        (None, OLD_CODE + NEW_CODE),
+        (None, "# self.get_patches_batch(x, x4)\n# 'b c (hg h) (wg w) -> b (c hg wg) h w'"),
+        (None, "text = 'b c (hg h) (wg w) -> b (c hg wg) h w'"),
+        (None, "rearrange(x, 'b c (hg h) (wg w) -> b (wg hg c) h w')"),
+        (None, "this is not python ("),
+        (None, "(" * 5000),
+        (None, "\0"),
+        (None, ""),
+    ],
+    ids=[
+        "old",
+        "new",
+        "spacing",
+        "defined-not-called",
+        "neither",
+        "both",
+        "comments",
+        "unused",
+        "other",
+        "syntax",
+        "deep",
+        "null",
+        "empty",
+    ],
+)
+def test_the_authors_code_is_read_by_its_calls(expected, code):
+    """What the code calls decides; definitions, comments and unused texts do not, and nothing raises."""
+    assert read_author_code(code) == expected
+
+
+def test_reading_never_runs(tmp_path):
+    """Code that would make a file when it ran is only read."""
+    mark = tmp_path / "ran"
+    code = f"open({str(mark)!r}, 'w')\n{NEW_CODE}"
+
+    assert read_author_code(code) is NEW
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("expected", "reason", "known"),
+    [
+        (OLD, "the registry", {"registry": OLD}),
+        (NEW, "the author's birefnet.py", {"author_code": NEW_CODE}),
+        (OLD, "config.json", {"saved": OLD}),
+        (NEW, "the setting", {"setting": NEW}),
+        (OLD, "the registry", {"registry": OLD, "author_code": OLD_CODE, "saved": OLD, "setting": OLD}),
+        (NEW, "the setting", {"author_code": "class Decoder: pass", "setting": NEW}),
+    ],
+)
+def test_the_strongest_source_decides_and_is_named(expected, reason, known):
+    """Registry, then the author's code, then what was saved, then the setting; the reason says which."""
+    choice = choose_patch_order(model="m", **known)
+
+    assert choice.order is expected
+    assert choice.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    "known",
+    [
+        {"registry": OLD, "author_code": NEW_CODE},
+        {"registry": OLD, "setting": NEW},
+        {"author_code": OLD_CODE, "setting": NEW},
+        {"author_code": OLD_CODE, "saved": NEW},
+    ],
+)
+def test_contradictions_are_refused(known):
+    """Two sources that contradict each other are an error that names both orders: a wrong one would not fail."""
+    with pytest.raises(ModelError, match="one of them is wrong") as refusal:
+        choose_patch_order(model="m", **known)
+
+    assert OLD in str(refusal.value)
+    assert NEW in str(refusal.value)
+
+
+@pytest.mark.parametrize("code", [None, "class Decoder: pass", OLD_CODE + NEW_CODE])
+def test_nothing_is_guessed(code):
+    """When no source states it, the refusal names the file and the setting that would."""
+    with pytest.raises(ModelError, match=r"birefnet\.py.*patch_order"):
+        choose_patch_order(model="m", author_code=code)

@@ -7,17 +7,17 @@ import torch
 from torch import nn
 
 from rmbgd.models import birefnet
-from rmbgd.models.checkpoint import published
-from rmbgd.models.convert import BiRefNetConfig, assemble, network_state
+from rmbgd.models.checkpoint import is_optional, published
+from rmbgd.models.convert import assemble, network_state
 from rmbgd.models.registry import PatchOrder
 from tests.models import oracle, stress
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
+NEW = PatchOrder.CHANNEL_FIRST
 
 
-def folded(network: oracle.BiRefNet, order: PatchOrder = PatchOrder.CHANNEL_FIRST) -> birefnet.BiRefNet:
-    state = network.state_dict()
-    return assemble(BiRefNetConfig(stress.TINY, order), state.__getitem__, device="cpu", dtype=torch.float64)
+def folded(weights: dict, order: PatchOrder = NEW, dtype: torch.dtype = torch.float64) -> birefnet.BiRefNet:
+    return assemble(stress.TINY, order, weights.__getitem__, device="cpu", dtype=dtype)
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -27,23 +27,23 @@ def noise(*shape: int) -> torch.Tensor:
 @torch.inference_mode()
 def both_logits(order: PatchOrder, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     network = stress.tiny_oracle(order.value)
-    return folded(network, order)(x), network(x)
+    return folded(network.state_dict(), order)(x), network(x)
 
 
 @pytest.mark.parametrize("order", list(PatchOrder))
 @pytest.mark.parametrize(("height", "width"), [(32, 32), (64, 96), (160, 32)])
 def test_whole_network_is_exact(order, height, width):
     """For both patch orders and any sides that are multiples of 32 the logits equal the plain network's."""
-    mine, plain = both_logits(order, noise(2, 3, height, width))
+    ours, plain = both_logits(order, noise(2, 3, height, width))
 
     assert plain.std() > 0.1
-    torch.testing.assert_close(mine, plain, **EXACT)
+    torch.testing.assert_close(ours, plain, **EXACT)
 
 
 def test_patch_orders_differ():
     """The two patch orders are two different functions of the same weights, so a mistaken one would be seen."""
     x = noise(1, 3, 64, 64)
-    old, new = (both_logits(order, x)[0] for order in (PatchOrder.TILE_FIRST, PatchOrder.CHANNEL_FIRST))
+    old, new = (both_logits(order, x)[0] for order in (PatchOrder.TILE_FIRST, NEW))
 
     assert (old - new).abs().mean() > 1e-3
 
@@ -52,11 +52,11 @@ def test_patch_orders_differ():
 def test_head_is_exact_up_to_the_border():
     """The head equals conv_out, BatchNorm, both image convolutions and the 1x1, on inner pixels, edges and corners."""
     network = stress.tiny_oracle()
-    head, decoder = folded(network).head, network.decoder
+    head, decoder = folded(network.state_dict()).head, network.decoder
     inside, x = noise(2, 64, 8, 12), noise(2, 3, 32, 48)
     block = decoder.decoder_block1
-    grown = oracle.upsample(block.bn_out(block.conv_out(inside)), x.shape[-2:])
-    plain = decoder.conv_out1(torch.cat((grown, decoder.ipt_blk1(x)), dim=1))
+    upsampled = oracle.upsample(block.bn_out(block.conv_out(inside)), x.shape[-2:])
+    plain = decoder.conv_out1(torch.cat((upsampled, decoder.ipt_blk1(x)), dim=1))
     alone = oracle.upsample(head.coarse(inside), x.shape[-2:]) + head.stencil(x)
 
     torch.testing.assert_close(head(inside, x), plain, **EXACT)
@@ -68,32 +68,15 @@ def test_head_is_exact_up_to_the_border():
 def test_decoder_block_is_exact():
     """BatchNorm folded into plain and deformable convolutions, and the branches' sum, equal the plain pyramid."""
     network = stress.tiny_oracle()
-    block = network.decoder.decoder_block1
-    mine = folded(network)
+    block, ours = network.decoder.decoder_block1, folded(network.state_dict()).block1
     x = noise(2, block.conv_in.in_channels, 9, 14)
     plain = block.dec_att(torch.relu(block.bn_in(block.conv_in(x))))
 
-    torch.testing.assert_close(mine.block1.aspp(mine.block1.enter(x)), plain, **EXACT)
-
-
-def test_training_heads_are_never_asked_for():
-    """Assembling asks for the published tensors that inference needs, and for no training head or counter."""
-    weights = stress.tiny_oracle().state_dict()
-    asked = set()
-
-    def get(name: str) -> torch.Tensor:
-        asked.add(name)
-        return weights[name]
-
-    assemble(BiRefNetConfig(stress.TINY, PatchOrder.CHANNEL_FIRST), get, device="cpu", dtype=torch.float32)
-
-    assert asked == {name for name in weights if not name.endswith("num_batches_tracked")}
+    torch.testing.assert_close(ours.aspp(ours.concat(x)), plain, **EXACT)
 
 
 def test_published_names_are_the_oracles():
     """The names that a checkpoint must have are those of the plain network, at both sizes."""
-    from rmbgd.models.checkpoint import is_optional
-
     for backbone in ("swin_v1_l", "swin_v1_t"):
         with torch.device("meta"):
             plain = oracle.build(backbone).state_dict()
@@ -102,28 +85,35 @@ def test_published_names_are_the_oracles():
         assert needed == {n: tuple(t.shape) for n, t in plain.items() if not n.endswith("num_batches_tracked")}
 
 
-def test_untouched_tensors_are_not_copied():
-    """A backbone tensor that lies where it is wanted is used as it is: a mapped file stays mapped."""
+def test_only_needed_tensors_are_read_and_untouched_ones_are_not_copied():
+    """No training head or counter is asked for; a backbone tensor that lies where it is wanted is used as it is, so a
+    mapped file stays mapped; what comes out is ready for inference."""
     weights = {name: tensor.float() for name, tensor in stress.tiny_oracle().state_dict().items()}
-    config = BiRefNetConfig(stress.TINY, PatchOrder.CHANNEL_FIRST)
-    network = assemble(config, weights.__getitem__, device="cpu", dtype=torch.float32)
-    mine, given = network.bb.state_dict(), {n.removeprefix("bb."): t for n, t in weights.items() if n.startswith("bb.")}
+    asked = set()
 
-    assert mine.keys() == given.keys()
-    moved = [name for name in mine if mine[name].data_ptr() != given[name].data_ptr()]
-    assert moved == ["patch_embed.proj.weight"]  # pixel-major for the convolution, a few kilobytes
+    def get(name: str) -> torch.Tensor:
+        asked.add(name)
+        return weights[name]
+
+    network = assemble(stress.TINY, NEW, get, device="cpu", dtype=torch.float32)
+    ours, given = network.bb.state_dict(), {n.removeprefix("bb."): t for n, t in weights.items() if n.startswith("bb.")}
+
+    assert asked == {name for name in weights if not name.endswith("num_batches_tracked")}
+    assert ours.keys() == given.keys()
+    copied = [name for name in ours if ours[name].data_ptr() != given[name].data_ptr()]
+    assert copied == ["patch_embed.proj.weight"]  # channels-last for the convolution, a few kilobytes
+    assert not any(p.requires_grad for p in network.parameters())
+    assert not any(m.training or isinstance(m, nn.BatchNorm2d | nn.Dropout) for m in network.modules())
 
 
 def test_half_precision_folds_in_float32():
     """From a float16 checkpoint the folds are made in float32 and rounded once; norms and head are not rounded."""
     weights = {n: t.half() if t.is_floating_point() else t for n, t in stress.tiny_oracle().state_dict().items()}
     wide = {name: tensor.double() for name, tensor in weights.items()}
-    config = BiRefNetConfig(stress.TINY, PatchOrder.CHANNEL_FIRST)
-    exact = dict(network_state(config, wide.__getitem__))
-    network = assemble(config, weights.__getitem__, device="cpu", dtype=torch.float16)
+    exact = dict(network_state(stress.TINY, NEW, wide.__getitem__))
 
     kept = set()
-    for name, tensor in network.state_dict().items():
+    for name, tensor in folded(weights, dtype=torch.float16).state_dict().items():
         if tensor.dtype is torch.float32:
             kept.add(name.split(".")[0])
             torch.testing.assert_close(tensor, exact[name].float(), rtol=1e-5, atol=1e-6, msg=name)
@@ -134,18 +124,7 @@ def test_half_precision_folds_in_float32():
 
 def test_wrong_shape_is_an_error():
     """A tensor of another shape than the backbone's stops the assembly, with its name."""
-    weights = dict(stress.tiny_oracle().state_dict())
-    weights["bb.norm0.weight"] = torch.ones(9)
-    config = BiRefNetConfig(stress.TINY, PatchOrder.CHANNEL_FIRST)
+    weights = stress.tiny_oracle().state_dict() | {"bb.norm0.weight": torch.ones(9)}
 
     with pytest.raises(RuntimeError, match=r"bb\.norm0\.weight"):
-        assemble(config, weights.__getitem__, device="cpu", dtype=torch.float32)
-
-
-def test_network_needs_no_gradient_and_is_in_eval_mode():
-    """What comes out is ready for inference: no parameter asks for gradients, no module is in training mode."""
-    network = folded(stress.tiny_oracle())
-
-    assert not any(p.requires_grad for p in network.parameters())
-    assert not any(m.training for m in network.modules())
-    assert not any(isinstance(m, nn.BatchNorm2d | nn.Dropout) for m in network.modules())
+        folded(weights, dtype=torch.float32)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from rmbgd.models import layers as pieces
+from rmbgd.models import layers
 from rmbgd.models.deform import DeformableConv
 
 HEIGHT, WIDTH = 5, 7
@@ -28,16 +28,16 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
-def answer(layer: DeformableConv, x: torch.Tensor) -> torch.Tensor:
-    """The pieces put together, as [B,c_out,H,W]."""
-    rows = torch.cat([piece for _, piece in layer(x)])
+def output(layer: DeformableConv, x: torch.Tensor) -> torch.Tensor:
+    """The chunks concatenated, as [B,c_out,H,W]."""
+    rows = torch.cat([chunk for _, chunk in layer(x)])
     return rows.view(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)
 
 
 def definition(layer: DeformableConv, x: torch.Tensor) -> torch.Tensor:
     """y(p) = Σ_k w_k x(p + p_k + Δp_k) m_k + bias, one sample at a time; x is zero outside the map."""
     k, taps = layer.kernel, layer.kernel**2
-    moves = layer.offset(x)
+    offset_mask = layer.offset(x)
     batch, channels, height, width = x.shape
     weight = layer.weight.view(-1, taps, channels)
     result = layer.bias.view(1, -1, 1, 1).repeat(batch, 1, height, width)
@@ -45,9 +45,9 @@ def definition(layer: DeformableConv, x: torch.Tensor) -> torch.Tensor:
         for row in range(height):
             for column in range(width):
                 for tap in range(taps):
-                    y = row + tap // k - k // 2 + moves[b, 2 * tap, row, column].item()
-                    x_ = column + tap % k - k // 2 + moves[b, 2 * tap + 1, row, column].item()
-                    modulation = 2 / (1 + math.exp(-moves[b, 2 * taps + tap, row, column].item()))
+                    y = row + tap // k - k // 2 + offset_mask[b, 2 * tap, row, column].item()
+                    x_ = column + tap % k - k // 2 + offset_mask[b, 2 * tap + 1, row, column].item()
+                    modulation = 2 / (1 + math.exp(-offset_mask[b, 2 * taps + tap, row, column].item()))
                     result[b, :, row, column] += weight[:, tap] @ (modulation * bilinear(x[b], y, x_))
     return result
 
@@ -67,38 +67,38 @@ def test_equals_the_definition(kernel, far):
     """Every kernel size gives the definition's sum, with samples between pixels, across the border and far outside."""
     layer, x = drawn(kernel, far=far), noise(2, 3, HEIGHT, WIDTH)
 
-    torch.testing.assert_close(answer(layer, x), definition(layer, x), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(output(layer, x), definition(layer, x), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("move", [-1.0, 0.0, 1.0, 3.0, -40.0, 1e9, -1e30])
-def test_whole_steps_shift_the_map(move):
+@pytest.mark.parametrize("shift", [-1.0, 0.0, 1.0, 3.0, -40.0, 1e9, -1e30])
+def test_whole_steps_shift_the_map(shift):
     """Offsets of whole pixels give the shifted map, zeros where nothing lies, however far they point."""
     layer = DeformableConv(1, 1, 1).double().requires_grad_(requires_grad=False)
     for parameter in layer.parameters():
         parameter.zero_()
     layer.weight.fill_(1)
-    layer.offset.bias[1] = move  # dx; modulation is 2 sigmoid(0) = 1
+    layer.offset.bias[1] = shift  # dx; modulation is 2 sigmoid(0) = 1
     x = noise(1, 1, 2, WIDTH)
     expected = torch.zeros_like(x)
     for column in range(WIDTH):
-        if 0 <= column + move < WIDTH:
-            expected[..., column] = x[..., int(column + move)]
+        if 0 <= column + shift < WIDTH:
+            expected[..., column] = x[..., int(column + shift)]
 
-    torch.testing.assert_close(answer(layer, x), expected, rtol=0, atol=0)
+    torch.testing.assert_close(output(layer, x), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("budget", [1, 3000, 1 << 30])
-def test_pieces_do_not_change_the_answer(monkeypatch, budget):
-    """However little memory a piece may take, images and rows of a batch come out the same."""
+def test_chunks_do_not_change_the_output(monkeypatch, budget):
+    """However little memory a chunk may take, images and rows of a batch come out the same."""
     layer, x = drawn(3), noise(2, 3, HEIGHT, WIDTH)
     expected = definition(layer, x)
-    monkeypatch.setitem(pieces._PIECE_BYTES, "cpu", budget)
+    monkeypatch.setitem(layers._CHUNK_BYTES, "cpu", budget)
 
-    torch.testing.assert_close(answer(layer, x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(output(layer, x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_samples_never_exist_at_once(monkeypatch):
-    """The samples of one piece take no more bytes than the budget allows, although the whole map's would."""
+    """The samples of one chunk take no more bytes than the budget allows, although the whole map's would."""
     layer, x = drawn(7), noise(1, 3, 32, 32)
     taken = []
     sample = layer.sample
@@ -109,8 +109,8 @@ def test_samples_never_exist_at_once(monkeypatch):
         return samples
 
     monkeypatch.setattr(layer, "sample", watched)
-    monkeypatch.setitem(pieces._PIECE_BYTES, "cpu", 64 << 10)
-    answer(layer, x)
+    monkeypatch.setitem(layers._CHUNK_BYTES, "cpu", 64 << 10)
+    output(layer, x)
 
     assert sum(taken) == 32 * 32 * 49 * 3 * 8
     assert max(taken) <= 64 << 10
@@ -126,29 +126,29 @@ def test_coordinates_are_float32_in_half_precision(dtype):
     x = torch.arange(1200).remainder(2).view(1, 1, 1, 1200)  # 0 1 0 1 ...
 
     layer.offset.bias.copy_(torch.tensor([0.0, 0.0, 0.0]))
-    torch.testing.assert_close(answer(layer.to(dtype), x.to(dtype)), x.to(dtype), rtol=0, atol=0)
+    torch.testing.assert_close(output(layer.to(dtype), x.to(dtype)), x.to(dtype), rtol=0, atol=0)
     layer.offset.bias.copy_(torch.tensor([0.0, 0.5, 0.0]))
-    halfway = answer(layer, x.to(dtype))[..., :-1]
+    halfway = output(layer, x.to(dtype))[..., :-1]
     torch.testing.assert_close(halfway, torch.full_like(halfway, 0.5), rtol=0, atol=0)
 
 
 def test_half_precision_is_near_float64():
-    """The layer in bfloat16 stays within 2e-2 of the float64 answer, relative to its size (L2)."""
+    """The layer in bfloat16 stays within 2e-2 of the float64 output, relative to its size (L2)."""
     layer = drawn(3)
     layer.offset.weight *= 0.1  # the offsets' own rounding is the convolution's matter
     x = noise(1, 3, HEIGHT, WIDTH).bfloat16()
-    exact = answer(layer.bfloat16().double(), x.double())
-    near = answer(layer.bfloat16(), x).double()
+    exact = output(layer.bfloat16().double(), x.double())
+    near = output(layer.bfloat16(), x).double()
 
     assert (near - exact).norm() / exact.norm() < 2e-2
 
 
-def test_nonsense_offsets_stay_nonsense():
-    """An offset that is no number gives an answer that is no number where it is used, and no crash."""
+def test_nan_offsets_stay_nan():
+    """A NaN offset gives NaN where it is used, and no crash."""
     layer = drawn(1, torch.float32)
     x = torch.zeros(1, 3, 2, 2)
     x[0, :, 0, 0] = math.nan
-    y = answer(layer, x)
+    y = output(layer, x)
 
     assert y[0, :, 0, 0].isnan().all()
-    assert answer(layer, torch.full_like(x, math.inf)).isfinite().logical_not().any()
+    assert output(layer, torch.full_like(x, math.inf)).isfinite().logical_not().any()

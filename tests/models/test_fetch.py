@@ -4,8 +4,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 from datetime import UTC, datetime
 
 import numpy as np
@@ -15,8 +13,7 @@ from safetensors.numpy import save_file
 from rmbgd.errors import ModelError
 from rmbgd.models import fetch as fetching
 from rmbgd.models.checkpoint import sha256_of
-from rmbgd.models.fetch import FolderSource, Offer, fetch
-from rmbgd.models.hub import HubSource
+from rmbgd.models.fetch import FolderSource, HubSource, Offer, fetch
 from rmbgd.models.registry import REGISTRY
 from rmbgd.models.store import ORIGIN, WEIGHTS, installed
 from tests.models.checkpoints import NEW_CODE, hollow
@@ -34,6 +31,7 @@ def no_bar(label, total):
 
 
 def bring(source, models, entry=SMALL, **more):
+    source = HubSource(endpoint=source.endpoint) if isinstance(source, Hub) else source
     return fetch(entry, source, models, **{"now": NOW, "announce": lambda offer: None, "bar": no_bar, **more})
 
 
@@ -64,24 +62,14 @@ def hub_settings(tmp_path, monkeypatch):
 
 
 def test_the_hub_gives_weights_and_texts_only(hub, tmp_path):
-    """Weights, configuration and the author's text arrive; the pickle beside them is not even asked for."""
-    bring(HubSource(endpoint=hub.endpoint), tmp_path / "models")
-
-    assert sorted(os.listdir(tmp_path / "models" / LITE.name)) == [
-        "birefnet.py",
-        "config.json",
-        "config.published.json",
-        WEIGHTS,
-        ORIGIN,
-    ]
-    assert not any("pytorch_model.bin" in line for line in hub.asked)
-
-
-def test_what_arrives_is_what_the_hub_has(hub, tmp_path):
-    """The placed file equals the hub's, and its digest, revision and origin are on record beside it."""
-    fetched = bring(HubSource(endpoint=hub.endpoint), tmp_path / "models")
+    """Weights, configuration and the author's text arrive, with digest, revision and origin on record beside them; the
+    pickle is not even asked for."""
+    fetched = bring(hub, tmp_path / "models")
     origin = json.loads((fetched.folder / ORIGIN).read_text())
 
+    files = {"birefnet.py", "config.json", "config.published.json", WEIGHTS, ORIGIN}
+    assert set(os.listdir(tmp_path / "models" / LITE.name)) == files
+    assert not any("pytorch_model.bin" in line for line in hub.asked)
     assert (fetched.folder / WEIGHTS).read_bytes() == (hub.folder / WEIGHTS).read_bytes()
     assert origin["sha256"] == fetched.sha256 == sha256_of(hub.folder / WEIGHTS)
     assert (origin["model"], origin["revision"], origin["licence"]) == (LITE.name, COMMIT, "MIT")
@@ -91,7 +79,7 @@ def test_the_published_configuration_is_kept(hub, tmp_path):
     """config.json names classes of ours instead of the author's code, whose own configuration stays beside it."""
     published = {"auto_map": {"AutoModelForImageSegmentation": "birefnet.BiRefNet"}, "bb_pretrained": False}
     (hub.folder / "config.json").write_text(json.dumps(published))
-    folder = bring(HubSource(endpoint=hub.endpoint), tmp_path / "models").folder
+    folder = bring(hub, tmp_path / "models").folder
 
     assert json.loads((folder / "config.published.json").read_text()) == published
     assert json.loads((folder / "config.json").read_text())["model_type"] == "birefnet"
@@ -107,10 +95,10 @@ def test_a_configuration_of_ours_is_carried_as_it_is(tmp_path):
     assert json.loads((folder / "config.json").read_text()) == saved
 
 
-def test_size_is_said_before_the_first_byte(hub, tmp_path):
+def test_size_is_announced_before_the_first_byte(hub, tmp_path):
     """The announcement has the exact size and comes before any file is asked for."""
     said: list[tuple[Offer, list[str]]] = []
-    bring(HubSource(endpoint=hub.endpoint), tmp_path, announce=lambda offer: said.append((offer, list(hub.asked))))
+    bring(hub, tmp_path, announce=lambda offer: said.append((offer, list(hub.asked))))
     offer, asked_before = said[0]
 
     assert offer.weights_bytes == (hub.folder / WEIGHTS).stat().st_size
@@ -119,45 +107,36 @@ def test_size_is_said_before_the_first_byte(hub, tmp_path):
 
 def test_the_same_version_is_not_brought_twice(hub, tmp_path):
     """A second fetch asks for the facts and for no file."""
-    bring(HubSource(endpoint=hub.endpoint), tmp_path / "models")
+    bring(hub, tmp_path / "models")
     hub.asked.clear()
-    again = bring(HubSource(endpoint=hub.endpoint), tmp_path / "models")
+    again = bring(hub, tmp_path / "models")
 
     assert not again.brought
     assert not any("resolve" in line for line in hub.asked)
 
 
 def test_a_new_version_replaces_the_old_folder_whole(hub, tmp_path):
-    """After an update weights and texts are the new ones, and nothing of the old version or of the work is left."""
-    bring(HubSource(endpoint=hub.endpoint), tmp_path / "models")
-    weights_into(hub.folder, 2.0)
-    (hub.folder / "birefnet.py").unlink()
-    hub.commit = "f" * 40
-    bring(HubSource(endpoint=hub.endpoint), tmp_path / "models")
-    placed = tmp_path / "models" / LITE.name
+    """After an update weights and texts are the new ones, and nothing of the old version or of the work is left; a
+    reader keeps the file it has: mapped files never shrink under it."""
+    placed = bring(hub, tmp_path / "models").folder
+    before = (placed / WEIGHTS).read_bytes()
+    with (placed / WEIGHTS).open("rb") as reader:
+        weights_into(hub.folder, 2.0, size=10)
+        (hub.folder / "birefnet.py").unlink()
+        hub.commit = "f" * 40
+        bring(hub, tmp_path / "models")
+        assert reader.read() == before
 
     assert sha256_of(placed / WEIGHTS) == sha256_of(hub.folder / WEIGHTS)
     assert sorted(os.listdir(placed)) == ["config.json", "config.published.json", WEIGHTS, ORIGIN]
     assert os.listdir(tmp_path / "models") == [LITE.name]
 
 
-def test_a_reader_keeps_the_file_it_has(hub, tmp_path):
-    """Weights that are open while an update is placed stay as they were: mapped files never shrink under a reader."""
-    fetched = bring(HubSource(endpoint=hub.endpoint), tmp_path / "models")
-    before = (fetched.folder / WEIGHTS).read_bytes()
-    with (fetched.folder / WEIGHTS).open("rb") as reader:
-        weights_into(hub.folder, 2.0, size=10)
-        hub.commit = "f" * 40
-        bring(HubSource(endpoint=hub.endpoint), tmp_path / "models")
-
-        assert reader.read() == before
-
-
-def test_a_cut_line_goes_on_where_it_stopped(hub, tmp_path):
-    """After a cut in the middle only the rest is asked for, and the result is whole."""
+def test_an_interrupted_download_is_resumed(hub, tmp_path):
+    """After a lost connection only the rest is asked for, and the result is whole."""
     weights_into(hub.folder, size=6_000_000)
     hub.cut_after = 15_000_000
-    fetched = bring(HubSource(endpoint=hub.endpoint), tmp_path / "models")
+    fetched = bring(hub, tmp_path / "models")
 
     assert len(hub.ranges) == 1
     assert 0 < hub.ranges[0] <= 15_000_000
@@ -168,7 +147,7 @@ def test_a_wrong_digest_is_refused_and_forgotten(hub, tmp_path):
     """Weights that are not those the registry pins are not placed, and the bad download is not kept to be resumed."""
     pinned = dataclasses.replace(SMALL, sha256="0" * 64)
     with pytest.raises(ModelError, match="the registry states 0000"):
-        bring(HubSource(endpoint=hub.endpoint), tmp_path / "models", pinned)
+        bring(hub, tmp_path / "models", pinned)
 
     assert os.listdir(tmp_path / "models") == []
 
@@ -205,7 +184,7 @@ def test_a_repository_without_safetensors_is_refused(hub, tmp_path):
     """Where the hub has only a pickle nothing is brought."""
     (hub.folder / WEIGHTS).unlink()
     with pytest.raises(ModelError, match=r"has no model\.safetensors"):
-        bring(HubSource(endpoint=hub.endpoint), tmp_path / "models")
+        bring(hub, tmp_path / "models")
 
 
 @pytest.mark.parametrize("below", ["", LITE.name], ids=["the folder itself", "below its name"])
@@ -219,7 +198,7 @@ def test_a_folder_serves_without_network(tmp_path, below):
 
 def test_a_carried_folder_is_held_to_its_record(hub, tmp_path):
     """Weights that were carried here and damaged on the way are refused by the digest recorded at their fetch."""
-    carried = bring(HubSource(endpoint=hub.endpoint), tmp_path / "usb").folder
+    carried = bring(hub, tmp_path / "usb").folder
     with (carried / WEIGHTS).open("r+b") as file:
         file.seek(-1, os.SEEK_END)
         file.write(b"\x01")
@@ -229,32 +208,37 @@ def test_a_carried_folder_is_held_to_its_record(hub, tmp_path):
     assert not (tmp_path / "models" / LITE.name).exists()
 
 
+def test_a_record_that_is_no_digest_is_no_digest(tmp_path):
+    """A carried folder whose record states nonsense is refused, not a crash."""
+    weights_into(tmp_path / "usb")
+    (tmp_path / "usb" / ORIGIN).write_text('{"sha256": ["x"]}')
+
+    with pytest.raises(ModelError, match="states"):
+        bring(FolderSource(tmp_path / "usb"), tmp_path / "models")
+
+
 def test_another_model_in_the_folder_is_noticed(hub, tmp_path):
     """A folder whose record names another model is refused before anything is copied."""
-    bring(HubSource(endpoint=hub.endpoint), tmp_path / "usb")
+    bring(hub, tmp_path / "usb")
     other = dataclasses.replace(REGISTRY["birefnet-portrait"], backbone=None)
 
     with pytest.raises(ModelError, match="holds birefnet-lite, not birefnet-portrait"):
         bring(FolderSource(tmp_path / "usb" / LITE.name), tmp_path / "models", other)
 
 
-def test_weights_of_another_backbone_are_not_placed(tmp_path):
-    """Swin-T weights offered as the Swin-L model are refused by their header, with what they are."""
+def test_weights_are_held_to_the_published_network(tmp_path):
+    """Swin-T weights offered as the Swin-L model are refused by their header, with what they are; as themselves a file
+    with every published name and shape is placed."""
     hollow(tmp_path / "usb" / WEIGHTS, "swin_v1_t")
     with pytest.raises(ModelError, match="backbone Swin-T"):
         bring(FolderSource(tmp_path / "usb"), tmp_path / "models", REGISTRY["birefnet"])
-
-
-def test_whole_published_weights_are_placed(tmp_path):
-    """A file with every published name and shape passes the check of the real registry entry."""
-    hollow(tmp_path / "usb" / WEIGHTS, "swin_v1_t")
     bring(FolderSource(tmp_path / "usb"), tmp_path / "models", LITE)
 
     assert installed(LITE, tmp_path / "models").entry is LITE
 
 
-def test_a_full_disk_is_said_before_the_download(tmp_path, monkeypatch):
-    """Where the room is not there the numbers are said and nothing is brought."""
+def test_a_full_disk_is_reported_before_the_download(tmp_path, monkeypatch):
+    """Where the space is missing the numbers are reported and nothing is fetched."""
     weights_into(tmp_path / "usb")
     usage = type("usage", (), {"free": 1_000_000})
     monkeypatch.setattr(fetching.shutil, "disk_usage", lambda path: usage)
@@ -263,7 +247,7 @@ def test_a_full_disk_is_said_before_the_download(tmp_path, monkeypatch):
         bring(FolderSource(tmp_path / "usb"), tmp_path / "models")
 
 
-def test_two_fetches_do_not_meet(tmp_path):
+def test_two_fetches_of_one_model_exclude_each_other(tmp_path):
     """While one fetch of a model runs, another one of it is refused."""
     weights_into(tmp_path / "usb")
     outer = FolderSource(tmp_path / "usb")
@@ -281,7 +265,7 @@ def test_two_fetches_do_not_meet(tmp_path):
     assert len(refusals) == 1
 
 
-def test_leftovers_of_another_version_do_not_speak(tmp_path):
+def test_texts_of_an_interrupted_fetch_are_removed(tmp_path):
     """The author's code of an interrupted fetch of another version does not end beside these weights."""
     weights_into(tmp_path / "usb")
     staged = tmp_path / "models" / f".fetching-{LITE.name}"
@@ -303,11 +287,3 @@ def test_the_service_may_read_what_was_fetched(tmp_path):
 
     assert fetched.folder.stat().st_mode & 0o777 == 0o755
     assert {(fetched.folder / n).stat().st_mode & 0o777 for n in os.listdir(fetched.folder)} == {0o644}
-
-
-def test_fetching_from_a_folder_never_loads_the_hub_client():
-    """The offline way imports no network library."""
-    code = "import sys, rmbgd.models.fetch, rmbgd.models.store; print('huggingface_hub' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert answer.stdout.strip() == "False"

@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 import warnings
 from datetime import UTC, datetime
 
@@ -14,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from rmbgd.errors import ModelError
-from rmbgd.models import licences as consent
+from rmbgd.models import licences
 from rmbgd.models.fetch import FolderSource, fetch
-from rmbgd.models.load import load
 from rmbgd.models.registry import REGISTRY
 from rmbgd.models.store import AUTHOR_CODE, CONFIG, WEIGHTS
-from tests.models.checkpoints import NEW_CODE, OLD_CODE, hollow, recipe_module
+from tests.models.checkpoints import NEW_CODE, OLD_CODE, hollow
+from tests.models.stress import CPU, load, logits, recipe
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what other people's packages say of themselves when transformers looks for them
@@ -42,7 +40,7 @@ PUBLISHED = {
 def published(tmp_path_factory):
     """A folder as the author publishes it: float32 Swin-T weights of the recipe, his configuration, his newer code."""
     folder = tmp_path_factory.mktemp("published")
-    tensors = {n: torch.from_numpy(a) for n, a in recipe_module().checkpoint("swin_v1_t").items()}
+    tensors = {n: torch.from_numpy(a) for n, a in recipe().checkpoint("swin_v1_t").items()}
     save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / CONFIG).write_text(json.dumps(PUBLISHED))
     (folder / AUTHOR_CODE).write_text(NEW_CODE)
@@ -66,29 +64,27 @@ def saved(model, tmp_path_factory):
 
 @pytest.fixture
 def x():
-    return torch.from_numpy(recipe_module().image("interop", 2, 64, 96))
-
-
-def logits(module, image):
-    with torch.inference_mode():
-        answer = module(image)
-    return answer if isinstance(answer, torch.Tensor) else answer.logits
+    return torch.from_numpy(recipe().image("interop", 2, 64, 96))
 
 
 def test_the_authors_folder_opens_without_his_code(model, published, x):
     """A folder with the author's own configuration loads by our class and computes what the service computes."""
-    native = load(published, device="cpu", dtype=torch.float32)
+    native = load(published, **CPU)
 
     assert torch.equal(logits(model, x), logits(native, x))
     assert (model.config.backbone, model.config.patch_order) == ("swin_v1_t", "channel_first")
 
 
 def test_auto_classes_open_what_was_saved(saved, model, x):
-    """AutoModelForImageSegmentation opens the saved folder without remote code, and it computes the same."""
-    auto = AutoModelForImageSegmentation.from_pretrained(saved)
+    """AutoModelForImageSegmentation opens the saved folder without remote code, AutoConfig its configuration with what
+    was read of the author's folder; it computes the same, and so does the service."""
+    auto, config = AutoModelForImageSegmentation.from_pretrained(saved), AutoConfig.from_pretrained(saved)
 
     assert type(auto) is BiRefNetForImageSegmentation
     assert torch.equal(logits(auto, x), logits(model, x))
+    assert torch.equal(logits(load(saved, **CPU), x), logits(model, x))
+    assert isinstance(config, BiRefNetConfig)
+    assert (config.backbone, config.patch_order, config.input_size) == ("swin_v1_t", "channel_first", [1024, 1024])
 
 
 def test_auto_classes_open_what_was_fetched(published, model, x, tmp_path):
@@ -104,25 +100,10 @@ def test_auto_classes_open_what_was_fetched(published, model, x, tmp_path):
     assert auto.config.published_as == "birefnet-lite"
 
 
-def test_auto_config_knows_the_model(saved):
-    """AutoConfig gives our configuration with what was read of the author's folder."""
-    config = AutoConfig.from_pretrained(saved)
-
-    assert isinstance(config, BiRefNetConfig)
-    assert (config.backbone, config.patch_order, config.input_size) == ("swin_v1_t", "channel_first", [1024, 1024])
-
-
 def test_saving_keeps_every_published_tensor(saved, published):
-    """Names and values of the saved file are the published ones, bit for bit; only derived indices were added."""
+    """Names and values of the saved file are the published ones, bit for bit; only the index that Swin derives from
+    offsets in a window is added, and nothing asks for code: no auto_map, no Python file."""
     before, after = load_file(published / WEIGHTS), load_file(saved / WEIGHTS)
-
-    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    assert {n.rpartition(".")[2] for n in after.keys() - before.keys()} == {"relative_position_index"}
-
-
-def test_the_derived_index_is_the_published_one(saved):
-    """relative_position_index, which the recipe leaves out, is saved as Swin derives it from offsets in a window."""
-    index = load_file(saved / WEIGHTS)["bb.layers.0.blocks.1.attn.relative_position_index"]
     window = 7
     expected = [
         [
@@ -132,16 +113,9 @@ def test_the_derived_index_is_the_published_one(saved):
         for i in range(window**2)
     ]
 
-    assert index.tolist() == expected
-
-
-def test_the_service_loads_what_was_saved(saved, model, x):
-    """rmbgd.models.load takes the saved folder with the patch order that its configuration states."""
-    assert torch.equal(logits(load(saved, device="cpu", dtype=torch.float32), x), logits(model, x))
-
-
-def test_the_saved_configuration_names_no_code(saved):
-    """Nothing in the saved folder asks for code: no auto_map, no Python file."""
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    assert {n.rpartition(".")[2] for n in after.keys() - before.keys()} == {"relative_position_index"}
+    assert after["bb.layers.0.blocks.1.attn.relative_position_index"].tolist() == expected
     assert "auto_map" not in json.loads((saved / CONFIG).read_text())
     assert not [n for n in os.listdir(saved) if n.endswith(".py")]
 
@@ -223,7 +197,7 @@ def test_non_commercial_weights_wait_and_keep_their_name(tmp_path):
     with pytest.raises(ModelError, match=r"rmbgd models accept rmbg-2\.0"):
         BiRefNetForImageSegmentation.from_pretrained(tmp_path / "rmbg-2.0")
 
-    consent.accept(REGISTRY["rmbg-2.0"], tmp_path, who="alice", now=datetime(2026, 3, 1, tzinfo=UTC))
+    licences.accept(REGISTRY["rmbg-2.0"], tmp_path, who="alice", now=datetime(2026, 3, 1, tzinfo=UTC))
     opened = BiRefNetForImageSegmentation.from_pretrained(tmp_path / "rmbg-2.0")
     assert (opened.config.published_as, opened.config.patch_order) == ("rmbg-2.0", "tile_first")
 
@@ -233,17 +207,3 @@ def test_a_network_can_be_made_from_a_configuration():
     model = AutoModelForImageSegmentation.from_config(BiRefNetConfig("swin_v1_t", "channel_first")).eval()
 
     assert torch.isfinite(logits(model, torch.zeros(1, 3, 32, 32))).all()
-
-
-def test_the_service_never_imports_transformers():
-    """Nothing on the way from the command line to a loaded network imports transformers."""
-    code = (
-        "import sys\n"
-        "import rmbgd.cli.main, rmbgd.config.load, rmbgd.cli.models, rmbgd.models.store, rmbgd.models.fetch\n"
-        "import torch, rmbgd.models.load\n"
-        "rmbgd.models.load.load('u2netp', device='cpu', dtype=torch.float32)\n"
-        "print([m for m in sys.modules if m.startswith(('transformers', 'huggingface_hub', 'rmbgd.models.hf'))])"
-    )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-
-    assert answer.stdout.strip() == "[]"

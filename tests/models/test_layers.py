@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rmbgd.models.layers import Linear, linear, rows_per_piece
+from rmbgd.models.layers import Linear, linear, rows_per_chunk
 
 
 @pytest.fixture(params=[1, 2])
@@ -31,14 +31,14 @@ def test_product_is_the_usual_one(threads, dtype, within, shape, bias):
     weight = torch.randn(40, 96, generator=generator).to(dtype)
     offset = torch.randn(40, generator=generator).to(dtype) if bias else None
     expected = F.linear(rows.double(), weight.double(), offset.double() if bias else None)
-    answer = linear(rows, weight, offset)
+    product = linear(rows, weight, offset)
 
-    assert answer.dtype is dtype
-    assert answer.is_contiguous()
-    torch.testing.assert_close(answer.double(), expected, rtol=within, atol=10 * within)
+    assert product.dtype is dtype
+    assert product.is_contiguous()
+    torch.testing.assert_close(product.double(), expected, rtol=within, atol=10 * within)
 
 
-def test_layer_answers_in_the_type_of_its_weights():
+def test_layer_computes_in_the_type_of_its_weights():
     """A float32 stream enters a bfloat16 layer without ceremony."""
     layer = Linear(8, 4).bfloat16()
 
@@ -46,10 +46,10 @@ def test_layer_answers_in_the_type_of_its_weights():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_piece_stays_below_what_the_allocator_keeps(dtype):
-    """The largest tensor of a piece is below glibc's 32 MiB on a CPU, and a piece has at least one row."""
+def test_a_chunk_stays_below_what_the_allocator_keeps(dtype):
+    """The largest tensor of a chunk is below glibc's 32 MiB on a CPU, and a chunk has at least one row."""
     like = torch.zeros(1, dtype=dtype)
-    rows = rows_per_piece(3000, like)
+    rows = rows_per_chunk(3000, like)
 
     assert 16 << 20 < rows * 3000 * like.element_size() < 32 << 20
-    assert rows_per_piece(1 << 40, like) == 1
+    assert rows_per_chunk(1 << 40, like) == 1

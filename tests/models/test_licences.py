@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 import pytest
 
 from rmbgd.errors import ModelError
-from rmbgd.models import licences as consent
+from rmbgd.models import licences
 from rmbgd.models.registry import REGISTRY
 
 BOUND = REGISTRY["rmbg-2.0"]
@@ -17,16 +17,17 @@ NOW = datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC)
 def test_a_bound_model_is_refused_until_accepted(tmp_path):
     """Without a record the refusal names the licence, the command that records, and models that need none."""
     with pytest.raises(ModelError) as refusal:
-        consent.require(BOUND, tmp_path)
+        licences.require(BOUND, tmp_path)
 
     for word in ("CC-BY-NC-4.0", "rmbgd models accept rmbg-2.0", "birefnet", BOUND.licence_url):
         assert word in str(refusal.value)
 
 
 def test_acceptance_says_who_when_what(tmp_path):
-    """The record holds person, moment, licence, model and machine, as readable JSON."""
-    consent.accept(BOUND, tmp_path, who="alice (uid 1000)", now=NOW)
-    written = json.loads(consent.record_path(BOUND, tmp_path).read_text())
+    """The record holds person, moment, licence, model and machine, as readable JSON, and allows the model."""
+    record = licences.accept(BOUND, tmp_path, who="alice (uid 1000)", now=NOW)
+    assert licences.require(BOUND, tmp_path) == record
+    written = json.loads(licences.record_path(BOUND, tmp_path).read_text())
 
     assert written.pop("host")
     assert written == {
@@ -38,16 +39,9 @@ def test_acceptance_says_who_when_what(tmp_path):
     }
 
 
-def test_an_accepted_model_passes(tmp_path):
-    """After acceptance the gate returns the record instead of raising."""
-    given = consent.accept(BOUND, tmp_path, who="alice", now=NOW)
-
-    assert consent.require(BOUND, tmp_path) == given
-
-
 def test_free_models_need_no_record(tmp_path):
     """A commercially usable model passes with an empty folder."""
-    assert consent.require(REGISTRY["birefnet"], tmp_path) is None
+    assert licences.require(REGISTRY["birefnet"], tmp_path) is None
 
 
 @pytest.mark.parametrize(
@@ -62,41 +56,35 @@ def test_free_models_need_no_record(tmp_path):
 )
 def test_a_record_that_says_something_else_does_not_count(tmp_path, damage):
     """A torn record, one of another licence or of another model is no acceptance."""
-    consent.accept(BOUND, tmp_path, who="alice", now=NOW)
-    path = consent.record_path(BOUND, tmp_path)
+    licences.accept(BOUND, tmp_path, who="alice", now=NOW)
+    path = licences.record_path(BOUND, tmp_path)
     path.write_text(damage(path.read_text()))
 
-    assert consent.accepted(BOUND, tmp_path) is None
+    assert licences.accepted(BOUND, tmp_path) is None
 
 
-def test_the_service_may_read_the_record(tmp_path):
-    """The record and its folder are readable by another user than the operator who gave it, whatever his umask."""
+def test_the_service_may_read_the_record_and_nothing_else_is_written(tmp_path):
+    """Readable by another user than the operator who gave it, whatever the umask; a second one replaces it."""
     before = os.umask(0o077)
     try:
-        consent.accept(BOUND, tmp_path, who="alice", now=NOW)
+        licences.accept(BOUND, tmp_path, who="alice", now=NOW)
+        licences.accept(BOUND, tmp_path, who="bob", now=NOW)
     finally:
         os.umask(before)
+    record = licences.record_path(BOUND, tmp_path)
 
-    record = consent.record_path(BOUND, tmp_path)
     assert record.stat().st_mode & 0o777 == 0o644
     assert record.parent.stat().st_mode & 0o777 == 0o755
+    assert os.listdir(tmp_path / licences.FOLDER) == ["rmbg-2.0.json"]
+    assert licences.require(BOUND, tmp_path).accepted_by == "bob"
 
 
-def test_no_debris_beside_the_record(tmp_path):
-    """Writing twice leaves one file and nothing temporary."""
-    consent.accept(BOUND, tmp_path, who="alice", now=NOW)
-    consent.accept(BOUND, tmp_path, who="bob", now=NOW)
-
-    assert os.listdir(tmp_path / consent.FOLDER) == ["rmbg-2.0.json"]
-    assert consent.require(BOUND, tmp_path).accepted_by == "bob"
-
-
-def test_a_folder_that_cannot_be_written_is_said(tmp_path):
+def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
     """Where the record cannot be written the error names the file and what to do."""
-    (tmp_path / consent.FOLDER).write_text("a file where the folder should be")
+    (tmp_path / licences.FOLDER).write_text("a file where the folder should be")
 
     with pytest.raises(ModelError, match=r"cannot be recorded.*--models-dir"):
-        consent.accept(BOUND, tmp_path, who="alice", now=NOW)
+        licences.accept(BOUND, tmp_path, who="alice", now=NOW)
 
 
 def test_sudo_is_seen_through(monkeypatch):
@@ -104,4 +92,4 @@ def test_sudo_is_seen_through(monkeypatch):
     monkeypatch.setenv("SUDO_USER", "alice")
     monkeypatch.setenv("SUDO_UID", "1000")
 
-    assert consent.acting_person() == "alice (uid 1000, through sudo)"
+    assert licences.acting_person() == "alice (uid 1000, through sudo)"

@@ -6,7 +6,8 @@ import pytest
 
 from rmbgd.errors import ModelError
 from rmbgd.models.registry import REGISTRY, PatchOrder
-from rmbgd.models.store import CONFIG, EMBEDDED, ORIGIN, WEIGHTS, resolve
+from rmbgd.models.store import AUTHOR_CODE, CONFIG, EMBEDDED, ORIGIN, WEIGHTS, resolve
+from tests.models.checkpoints import NEW_CODE
 
 
 def weights(folder, name=WEIGHTS):
@@ -41,13 +42,13 @@ def test_a_copy_of_the_embedded_weights_is_known_by_its_content(tmp_path):
     assert resolve(copy, tmp_path).entry is None
 
 
-def test_folders_and_files_of_ones_own(tmp_path):
+def test_other_folders_and_files(tmp_path):
     """Weights that the registry does not know are taken by folder or by file, and called by their path."""
     path = weights(tmp_path / "mine")
 
     assert resolve(tmp_path / "mine", tmp_path).weights == path
     assert resolve(path, tmp_path).entry is None
-    assert resolve(str(path), tmp_path).called == str(path)
+    assert resolve(str(path), tmp_path).name == str(path)
 
 
 @pytest.mark.parametrize(
@@ -86,42 +87,34 @@ def test_a_folder_without_weights_says_what_it_has(tmp_path, present, said):
         resolve(tmp_path / "mine", tmp_path)
 
 
-def signs():
-    """Ways in which weights outside the models directory still say that they are RMBG-2.0: relative path -> content."""
-    card = "---\nlicense: other\nlicense_name: bria-rmbg-2.0\n---\n# A model\n"
-    return {
-        "record of the fetch": ("x", {ORIGIN: json.dumps({"model": "rmbg-2.0"})}),
-        "saved by us": ("x", {CONFIG: json.dumps({"model_type": "birefnet", "published_as": "rmbg-2.0"})}),
-        "published config": ("x", {CONFIG: json.dumps({"_name_or_path": "briaai/RMBG-2.0"})}),
-        "model card": ("x", {"README.md": card}),
-        "folder name": ("RMBG-2.0", {}),
-        "hub cache": ("models--briaai--RMBG-2.0/snapshots/0123", {}),
-    }
+# Ways in which weights outside the models directory still say that they are RMBG-2.0: folder, file beside -> content.
+SIGNS = {
+    "record of the fetch": ("x", ORIGIN, json.dumps({"model": "rmbg-2.0"})),
+    "saved by us": ("x", CONFIG, json.dumps({"model_type": "birefnet", "published_as": "rmbg-2.0"})),
+    "published config": ("x", CONFIG, json.dumps({"_name_or_path": "briaai/RMBG-2.0"})),
+    "model card": ("x", "README.md", "---\nlicense: other\nlicense_name: bria-rmbg-2.0\n---\n# A model\n"),
+    "folder name": ("RMBG-2.0", "empty", ""),
+    "hub cache": ("models--briaai--RMBG-2.0/snapshots/0123", "empty", ""),
+}
 
 
-@pytest.mark.parametrize("sign", signs())
-def test_the_licence_follows_the_weights(tmp_path, sign):
+@pytest.mark.parametrize(("folder", "file", "text"), SIGNS.values(), ids=SIGNS)
+def test_the_licence_follows_the_weights(tmp_path, folder, file, text):
     """RMBG-2.0 is recognised by what lies beside it, wherever it lies."""
-    folder, files = signs()[sign]
     path = weights(tmp_path / "elsewhere" / folder)
-    for name, text in files.items():
-        path.with_name(name).write_text(text)
+    path.with_name(file).write_text(text)
 
     assert resolve(path, tmp_path).entry is REGISTRY["rmbg-2.0"]
     assert resolve(path.parent, tmp_path).entry is REGISTRY["rmbg-2.0"]
 
 
-def test_a_card_that_mentions_another_model_is_no_sign(tmp_path):
-    """A model card that speaks of RMBG-2.0 in its text does not make its weights RMBG-2.0."""
-    path = weights(tmp_path / "mine")
-    path.with_name("README.md").write_text("---\nlicense: mit\n---\nBetter than RMBG-2.0 by BRIA.\n")
-
-    assert resolve(path, tmp_path).entry is None
-
-
-def test_free_models_are_not_recognised_by_a_folder_name(tmp_path):
-    """A folder that happens to be called birefnet is somebody's own weights, whose facts nobody confirmed."""
-    path = weights(tmp_path / "elsewhere" / "birefnet")
+@pytest.mark.parametrize(
+    ("folder", "card"), [("mine", "---\nlicense: mit\n---\nBetter than RMBG-2.0 by BRIA.\n"), ("birefnet", "")]
+)
+def test_weak_signs_do_not_count(tmp_path, folder, card):
+    """A card that mentions RMBG-2.0 in its text, or a folder with the name of a free model, says nothing."""
+    path = weights(tmp_path / "elsewhere" / folder)
+    path.with_name("README.md").write_text(card)
 
     assert resolve(path, tmp_path / "models").entry is None
 
@@ -136,7 +129,7 @@ def test_free_models_are_not_recognised_by_a_folder_name(tmp_path):
         ((1024, 1024), {"input_size": [0, 32]}),
     ],
 )
-def test_input_size_of_ones_own_weights(tmp_path, expected, config):
+def test_the_saved_input_size_is_read(tmp_path, expected, config):
     """The saved size where it is a legal one, else 1024x1024; (height, width)."""
     path = weights(tmp_path / "mine")
     path.with_name(CONFIG).write_text(json.dumps(config))
@@ -144,26 +137,32 @@ def test_input_size_of_ones_own_weights(tmp_path, expected, config):
     assert resolve(path, tmp_path).input_size() == expected
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '"x"', '{"patch_order": "guess"}', '{"patch_order": 3}'])
+def test_the_saved_patch_order_is_read(tmp_path):
+    """What rmbgd wrote into config.json is taken."""
+    path = weights(tmp_path / "mine")
+    path.with_name(CONFIG).write_text('{"patch_order": "tile_first"}')
+
+    assert resolve(path, tmp_path).patch_order().order is PatchOrder.TILE_FIRST
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", '"x"', *(f'{{"patch_order": {value}}}' for value in ('"guess"', 3, "[1]", "{}")), "[" * 200_000],
+    ids=lambda text: text[:20],
+)
 def test_a_config_that_says_nothing_legal_says_nothing(tmp_path, text):
     """A torn or strange config.json is as good as none."""
     path = weights(tmp_path / "mine")
     path.with_name(CONFIG).write_text(text)
 
-    assert resolve(path, tmp_path).saved_patch_order() is None
-
-
-def test_the_saved_order_is_read(tmp_path):
-    """What rmbgd wrote into config.json is taken."""
-    path = weights(tmp_path / "mine")
-    path.with_name(CONFIG).write_text('{"patch_order": "tile_first"}')
-
-    assert resolve(path, tmp_path).saved_patch_order() is PatchOrder.TILE_FIRST
+    with pytest.raises(ModelError, match="neither the registry nor a birefnet"):
+        resolve(path, tmp_path).patch_order()
 
 
 def test_texts_beside_weights_are_bounded(tmp_path):
-    """A birefnet.py of unreasonable size is not read."""
+    """A birefnet.py of unreasonable size is not read, though it shows an order."""
     path = weights(tmp_path / "mine")
-    path.with_name("birefnet.py").write_text("#" * (2 << 20))
+    path.with_name(AUTHOR_CODE).write_text(NEW_CODE + "#" * (2 << 20))
 
-    assert resolve(path, tmp_path).author_code() is None
+    with pytest.raises(ModelError, match="neither the registry nor a birefnet"):
+        resolve(path, tmp_path).patch_order()

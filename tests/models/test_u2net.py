@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from rmbgd.models.u2net import WEIGHTS, U2NetP, build_u2netp
+from rmbgd.models.store import EMBEDDED
+from rmbgd.models.u2net import U2NetP, build_u2netp
 from tests.support.shared_data import shared
 from tools.convert_u2netp import convert
 
@@ -72,7 +74,7 @@ def test_package_holds_the_published_values():
     """The file in the package is, bit for bit, what the conversion script makes of the public ONNX file."""
     expected = convert((shared("weights") / "u2netp.onnx").read_bytes())
 
-    with safe_open(WEIGHTS, framework="numpy") as stored:
+    with safe_open(EMBEDDED, framework="numpy") as stored:
         assert set(stored.keys()) == set(expected)
         for name, tensor in expected.items():
             np.testing.assert_array_equal(stored.get_tensor(name), tensor)
@@ -86,23 +88,21 @@ def test_conversion_refuses_another_file():
 
 def test_provenance_travels_with_the_weights():
     """The weights state licence and source, and the licence's text lies beside them."""
-    with safe_open(WEIGHTS, framework="numpy") as stored:
+    with safe_open(EMBEDDED, framework="numpy") as stored:
         provenance = stored.metadata()["provenance"]
 
     assert "Apache-2.0" in provenance
     assert "xuebinqin/U-2-Net" in provenance
-    assert "Apache License" in WEIGHTS.with_suffix(".LICENSE").read_text()
+    assert "Apache License" in EMBEDDED.with_suffix(".LICENSE").read_text()
 
 
 def test_names_are_strict(monkeypatch, tmp_path):
     """A weights file with a tensor too few is an error that names the tensor."""
-    from safetensors.torch import load_file, save_file
-
-    tensors = load_file(WEIGHTS)
+    tensors = load_file(EMBEDDED)
     del tensors["fuse.bias"]
     broken = tmp_path / "u2netp.safetensors"
     save_file(tensors, broken)
-    monkeypatch.setattr("rmbgd.models.u2net.WEIGHTS", broken)
+    monkeypatch.setattr("rmbgd.models.u2net.EMBEDDED", broken)
 
     with pytest.raises(RuntimeError, match=r"fuse\.bias"):
         build_u2netp(device="cpu", dtype=torch.float32)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from rmbgd.models.kernels.head import mattes
+from rmbgd.models.inference import mattes
 from rmbgd.models.kernels.runtime import HasKernel
 from tools.gpubench.plan import Answer, Plan
 from tools.gpubench.roofline import choose_device, timed

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.models.checkpoint import BACKBONES, is_optional, published
-from rmbgd.models.convert import BiRefNetConfig, assemble
+from rmbgd.models.convert import assemble
 from rmbgd.models.registry import PatchOrder
 from rmbgd.models.store import CONFIG, WEIGHTS
 from tools.gpubench.plan import Plan
@@ -77,8 +77,8 @@ def tensors_of(plan: Plan, backbone: str) -> Callable[[str], Any]:
 
 def ours(plan: Plan, backbone: str, dtype: Any, order: str = "") -> Any:
     """Folded, as the service loads it, in torch alone."""
-    config = BiRefNetConfig(BACKBONES[backbone], PatchOrder(order or plan.patch_order))
-    return assemble(config, tensors_of(plan, backbone), device=plan.device, dtype=dtype)
+    patch_order = PatchOrder(order or plan.patch_order)
+    return assemble(BACKBONES[backbone], patch_order, tensors_of(plan, backbone), device=plan.device, dtype=dtype)
 
 
 def plain(plan: Plan, backbone: str) -> tuple[Any, str]:

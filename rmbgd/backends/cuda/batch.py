@@ -28,7 +28,7 @@ from rmbgd.backends.cuda.staging import Band, StagedImage, Staging
 from rmbgd.backends.planes import finish
 from rmbgd.engine.types import OUTPUT_BYTES, MatteReport, OutputPlane, Work, view
 from rmbgd.errors import EngineNonsense
-from rmbgd.models.kernels.resize import resized
+from rmbgd.models.inference import resized
 
 
 @dataclass

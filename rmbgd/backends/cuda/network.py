@@ -28,8 +28,7 @@ from rmbgd.backends.planes import SCALE, SHIFT
 from rmbgd.engine.golden_image import golden_image
 from rmbgd.engine.types import Limit, ModelChoice
 from rmbgd.errors import EngineNonsense
-from rmbgd.models.kernels.head import mattes
-from rmbgd.models.kernels.resize import put_images
+from rmbgd.models.inference import mattes, put_images
 from rmbgd.models.kernels.runtime import use_kernels
 from rmbgd.models.layers import Linear
 from rmbgd.models.load import load_model

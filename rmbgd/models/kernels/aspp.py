@@ -1,11 +1,11 @@
-"""Deformable atrous spatial pyramid pooling in one launch: four deformable convolutions, ReLU, and their join.
+"""Deformable atrous spatial pyramid pooling in one launch.
 
-Does not compute the offsets (an ordinary convolution does) nor the mean's branch (a vector per image, given as `base`).
-
-A program owns a small rectangle of pixels and all channels. For each tap it reads four rows of the pixel-major map per
-pixel, blends them, and feeds them to a matrix product with that tap's weights: neither the samples of a map nor the
-branches' 4 x 256 channels ever exist in memory. Positions are float32 whatever the map's type, and so are sums.
-Corners outside the map are read from inside it with weight zero: no branch, no margin.
+Four deformable convolutions, ReLU, and their projection. The offsets come from an ordinary convolution, the pooled
+branch (a vector per image) is given as `base`. A program owns a small rectangle of pixels and all channels. For each
+tap it reads four rows of the channels-last map per pixel, blends them by their bilinear weights, and feeds them to a
+matrix product with that tap's weights: neither the samples of a map nor the branches' 4 x 256 channels ever exist in
+memory. Positions are float32 whatever the map's type, and so are sums. Corners outside the map are read from inside it
+with weight zero: no branch, no margin.
 """
 
 from __future__ import annotations
@@ -55,30 +55,30 @@ def _corner(rows, y, x, weight, height, width, channel):
     there = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     at = tl.minimum(tl.maximum(y, 0), height - 1) * width + tl.minimum(tl.maximum(x, 0), width - 1)
     values = tl.load(rows + at[:, None] * channel.shape[0] + channel[None, :]).to(tl.float32)
-    return values * tl.where(there, weight, 0.0 * weight)[:, None]  # what is no number stays none
+    return values * tl.where(there, weight, 0.0 * weight)[:, None]  # NaN stays NaN
 
 
 @triton.jit
 def _branch(
-    total, x, moves, weight, bias, join, first, pixel, y, x_, there, height, width,
+    total, x, offset_mask, weight, bias, projection, first, pixel, y, x_, there, height, width,
     K: tl.constexpr, WIDTH: tl.constexpr, BRANCH: tl.constexpr, AT_ONCE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Sum: total [pixels, WIDTH] + join relu(deformable convolution + bias)."""
+    """Sum: total [pixels, WIDTH] + projection relu(deformable convolution + bias)."""
     taps: tl.constexpr = K * K
     pixels: tl.constexpr = total.shape[0]
     channel = tl.arange(0, WIDTH)
     rows = x + first * WIDTH
-    move = moves + (first + pixel) * (3 * taps)
+    offset = offset_mask + (first + pixel) * (3 * taps)
     for some in range(0, BRANCH, AT_ONCE):
         unit = some + tl.arange(0, AT_ONCE)
-        answer = tl.zeros([pixels, AT_ONCE], tl.float32)
+        features = tl.zeros([pixels, AT_ONCE], tl.float32)
         for tap in range(taps):
-            down = tl.load(move + 2 * tap, mask=there, other=0).to(tl.float32)
-            across = tl.load(move + 2 * tap + 1, mask=there, other=0).to(tl.float32)
-            modulation = 2.0 * tl.sigmoid(tl.load(move + 2 * taps + tap, mask=there, other=0).to(tl.float32))
+            down = tl.load(offset + 2 * tap, mask=there, other=0).to(tl.float32)
+            across = tl.load(offset + 2 * tap + 1, mask=there, other=0).to(tl.float32)
+            modulation = 2.0 * tl.sigmoid(tl.load(offset + 2 * taps + tap, mask=there, other=0).to(tl.float32))
             at_y = (y + tap // K - K // 2).to(tl.float32) + down
             at_x = (x_ + tap % K - K // 2).to(tl.float32) + across
-            # One pixel outside everything is zero already. What is no number stays none.
+            # One pixel outside everything is zero already. NaN stays NaN.
             at_y = tl.clamp(at_y, -1.0, height.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
             at_x = tl.clamp(at_x, -1.0, width.to(tl.float32), propagate_nan=tl.PropagateNan.ALL)
             top, left = tl.floor(at_y), tl.floor(at_x)
@@ -86,17 +86,17 @@ def _branch(
             above = modulation - below
             right = at_x - left
             above_right, below_right = above * right, below * right
-            up, to_left = top.to(tl.int32), left.to(tl.int32)
-            sample = _corner(rows, up, to_left, above - above_right, height, width, channel)
-            sample += _corner(rows, up, to_left + 1, above_right, height, width, channel)
-            sample += _corner(rows, up + 1, to_left, below - below_right, height, width, channel)
-            sample += _corner(rows, up + 1, to_left + 1, below_right, height, width, channel)
+            row, column = top.to(tl.int32), left.to(tl.int32)
+            sample = _corner(rows, row, column, above - above_right, height, width, channel)
+            sample += _corner(rows, row, column + 1, above_right, height, width, channel)
+            sample += _corner(rows, row + 1, column, below - below_right, height, width, channel)
+            sample += _corner(rows, row + 1, column + 1, below_right, height, width, channel)
             part = tl.load(weight + unit[None, :] * (taps * WIDTH) + (tap * WIDTH + channel)[:, None])
-            answer = tl.dot(sample.to(part.dtype), part, answer, input_precision=PRECISION)
-        answer += tl.load(bias + unit)[None, :].to(tl.float32)
-        answer = tl.where(answer < 0, 0.0, answer)  # ReLU that keeps what is no number
-        joint = tl.load(join + channel[None, :] * BRANCH + unit[:, None])
-        total = tl.dot(answer.to(joint.dtype), joint, total, input_precision=PRECISION)
+            features = tl.dot(sample.to(part.dtype), part, features, input_precision=PRECISION)
+        features += tl.load(bias + unit)[None, :].to(tl.float32)
+        features = tl.where(features < 0, 0.0, features)  # ReLU that keeps NaN
+        columns = tl.load(projection + channel[None, :] * BRANCH + unit[:, None])
+        total = tl.dot(features.to(columns.dtype), columns, total, input_precision=PRECISION)
     return total
 
 
@@ -104,8 +104,8 @@ def _branch(
 @triton.jit(do_not_specialize=["height", "width", "tiles_x"])
 def _pyramid(
     x, y, base, height, width, tiles_x,
-    moves0, weight0, bias0, join0, moves1, weight1, bias1, join1,
-    moves2, weight2, bias2, join2, moves3, weight3, bias3, join3,
+    offset_mask0, weight0, bias0, projection0, offset_mask1, weight1, bias1, projection1,
+    offset_mask2, weight2, bias2, projection2, offset_mask3, weight3, bias3, projection3,
     K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
     TILE_Y: tl.constexpr, TILE_X: tl.constexpr, WIDTH: tl.constexpr, BRANCH: tl.constexpr, AT_ONCE: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -120,19 +120,19 @@ def _pyramid(
     channel = tl.arange(0, WIDTH)
     total = tl.zeros([TILE_Y * TILE_X, WIDTH], tl.float32) + tl.load(base + image * WIDTH + channel)[None, :]
     total = _branch(
-        total, x, moves0, weight0, bias0, join0, first, pixel, row, column, there, height, width,
+        total, x, offset_mask0, weight0, bias0, projection0, first, pixel, row, column, there, height, width,
         K0, WIDTH, BRANCH, AT_ONCE, PRECISION,
     )  # fmt: skip
     total = _branch(
-        total, x, moves1, weight1, bias1, join1, first, pixel, row, column, there, height, width,
+        total, x, offset_mask1, weight1, bias1, projection1, first, pixel, row, column, there, height, width,
         K1, WIDTH, BRANCH, AT_ONCE, PRECISION,
     )  # fmt: skip
     total = _branch(
-        total, x, moves2, weight2, bias2, join2, first, pixel, row, column, there, height, width,
+        total, x, offset_mask2, weight2, bias2, projection2, first, pixel, row, column, there, height, width,
         K2, WIDTH, BRANCH, AT_ONCE, PRECISION,
     )  # fmt: skip
     total = _branch(
-        total, x, moves3, weight3, bias3, join3, first, pixel, row, column, there, height, width,
+        total, x, offset_mask3, weight3, bias3, projection3, first, pixel, row, column, there, height, width,
         K3, WIDTH, BRANCH, AT_ONCE, PRECISION,
     )  # fmt: skip
     total = tl.where(total < 0, 0.0, total).to(y.dtype.element_ty)
@@ -141,23 +141,23 @@ def _pyramid(
 
 @dataclass(frozen=True)
 class Branch:
-    """One deformable convolution k x k. Names as in models.deform: `moves` is what its `offset` answered."""
+    """One deformable convolution k x k and its projection."""
 
     kernel: int
-    moves: Tensor
+    offset_mask: Tensor  # output of DeformableConv.offset
     weight: Tensor
     bias: Tensor
-    join: Tensor
+    projection: Tensor
 
 
 def pyramid(x: Tensor, base: Tensor, branches: Sequence[Branch]) -> Tensor:
-    """relu(base + Σ join relu(deformable convolution of x)), in float32 sums.
+    """relu(base + Σ projection relu(deformable convolution of x)), in float32 sums.
 
-    x        [B, C, H, W], C a power of two of at least 16, in any layout (pixel-major costs nothing)
-    base     float32 [B, C]: what the branches are added to
-    branches  four, each with moves [B, 3k², H, W], weight [N, k*k*C], bias [N], join [C, N]; N a power of two
+    x         [B, C, H, W], C a power of two of at least 16, in any layout (channels-last costs nothing)
+    base      float32 [B, C]: what the branches are added to
+    branches  four; offset_mask [B, 3k², H, W], weight [N, k*k*C], bias [N], projection [C, N]; N a power of two
 
-    -> [B, C, H, W] pixel-major, in the type of x. Synchronises nothing.
+    -> [B, C, H, W] channels-last, in the type of x. Synchronises nothing.
     """
     batch, channels, height, width = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
@@ -166,8 +166,8 @@ def pyramid(x: Tensor, base: Tensor, branches: Sequence[Branch]) -> Tensor:
     tiles_x = triton.cdiv(width, tile.width)
     tensors: list[Tensor] = []
     for branch in branches:
-        moves = branch.moves.contiguous(memory_format=torch.channels_last)
-        tensors += (moves, branch.weight.contiguous(), branch.bias.contiguous(), branch.join.contiguous())
+        tensors.append(branch.offset_mask.contiguous(memory_format=torch.channels_last))
+        tensors += (branch.weight.contiguous(), branch.bias.contiguous(), branch.projection.contiguous())
     units = len(branches[0].bias)
     _pyramid[(tiles_x * triton.cdiv(height, tile.height), batch)](
         x, y, base, height, width, tiles_x, *tensors, *(branch.kernel for branch in branches),

@@ -1,7 +1,7 @@
-"""LayerNorm of a float32 stream, written in the type of the products that follow; before it, if asked, a sum.
+"""LayerNorm of a float32 residual stream, written in the type of the products that follow.
 
-Does not know the stream. Plain torch reads and writes the stream once for the sum, twice for the norm and once more for
-the change of type; here all of that is one pass. Statistics are float32, the variance of differences from the mean.
+Before it, if asked, a sum. Plain torch reads and writes the stream once for the sum, twice for the norm and once more
+for the change of type; here all of that is one pass. Statistics are float32, the variance of differences from the mean.
 """
 
 from __future__ import annotations
@@ -26,22 +26,35 @@ def _norm(x, addend, weight, bias, y, dim, epsilon, ADD: tl.constexpr, BLOCK: tl
     variance = tl.sum(apart * apart, axis=0) / dim
     scale = tl.load(weight + at, mask=real, other=0).to(tl.float32)
     shift = tl.load(bias + at, mask=real, other=0).to(tl.float32)
-    answer = apart * tl.rsqrt(variance + epsilon) * scale + shift
-    tl.store(y + row, answer.to(y.dtype.element_ty), mask=real)
+    output = apart * tl.rsqrt(variance + epsilon) * scale + shift
+    tl.store(y + row, output.to(y.dtype.element_ty), mask=real)
 
 
-def normalise(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype, *, add: Tensor | None = None) -> Tensor:
+def layer_norm(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype, *, add: Tensor | None = None) -> Tensor:
     """norm(x) in `dtype`; with `add`, x += add comes first, in place.
 
-    x [..., C] without gaps, of any float type; add: of the same shape. -> [..., C]. Synchronises nothing.
+    x [..., C] contiguous, of any float type; add: of the same shape. -> [..., C]. Synchronises nothing.
     """
     dim = x.shape[-1]
     if not x.is_contiguous():
         raise ValueError("the stream has gaps, and would be added to in a copy; a bug")
-    answer = torch.empty_like(x, dtype=dtype)
+    output = torch.empty_like(x, dtype=dtype)
     block = triton.next_power_of_2(dim)
     _norm[(x.numel() // dim,)](
-        x, x if add is None else add.contiguous(), norm.weight, norm.bias, answer, dim, norm.eps,
+        x, x if add is None else add.contiguous(), norm.weight, norm.bias, output, dim, norm.eps,
         ADD=add is not None, BLOCK=block, num_warps=min(8, max(1, block // 256)),
     )  # fmt: skip
-    return answer
+    return output
+
+
+@triton.jit
+def _double(x, y, count, BLOCK: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    tl.store(y + at, 2 * tl.load(x + at, mask=at < count, other=0), mask=at < count)
+
+
+def doubled(x: Tensor) -> Tensor:
+    """int64 [n <= 1024] -> 2x: the smallest kernel, which shows whether compiling and launching work at all."""
+    y = torch.empty_like(x)
+    _double[(1,)](x, y, len(x), BLOCK=1024)
+    return y

@@ -1,6 +1,6 @@
-"""Whether the Triton kernels can be used here, and if not, why, in words for the log. Never raises, chooses no path.
+"""Whether Triton kernels run on a device, and why not; their compile cache; compiling ahead.
 
-Imports Triton only when asked, and believes it only after a kernel has been compiled and has computed: a missing C
+Triton is imported only when asked for, and trusted only after a kernel has been compiled and has computed: a missing C
 compiler, an architecture that this release does not know and a broken cache are all found here, before any image.
 """
 
@@ -10,12 +10,18 @@ import importlib
 import importlib.metadata
 import os
 import re
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import nn
+
+from rmbgd.errors import ModelError
+from rmbgd.models.inference import mattes, put_images
+from rmbgd.models.load import LoadedModel, load_model
+from rmbgd.models.registry import Architecture
 
 Wanted = Literal["auto", "on", "off"]
 
@@ -25,14 +31,14 @@ CAPABILITY = (8, 0)
 
 @dataclass(frozen=True)
 class Availability:
-    """`why`: one clause for a log or a table, said in both cases."""
+    """`why`: one clause for a log or a table, whether usable or not."""
 
     usable: bool
     why: str
 
 
 def triton_for(device: torch.device | str, wanted: Wanted = "auto") -> Availability:
-    """Whether to run Triton kernels on `device`.
+    """Whether to run Triton kernels on `device`. Never raises.
 
     wanted  "off": no; "auto": where a CUDA device of capability 8.0 or more can; "on": like auto, and also on a CPU
             where Triton's interpreter is switched on (TRITON_INTERPRET=1), which is for tests: it is slow
@@ -67,63 +73,16 @@ def _trial(device: torch.device) -> str:
     """Compile and run the smallest kernel: what went wrong, or nothing."""
     try:
         with torch.cuda.device(device):  # Triton launches on the current one
-            answer = importlib.import_module("rmbgd.models.kernels.trial_kernel").doubled(
-                torch.arange(8, device=device)
-            )
+            result = importlib.import_module("rmbgd.models.kernels.norm").doubled(torch.arange(8, device=device))
     # Triton raises what its parts raise: subprocess errors, OSError, its own. Each means: do without.
     except Exception as error:  # noqa: BLE001
         return f"a kernel does not compile or run: {_line(error)}; see rmbgd models optimize"
-    if answer.tolist() != list(range(0, 16, 2)):
-        return "a kernel computes nonsense"
-    return ""
+    return "" if result.tolist() == list(range(0, 16, 2)) else "a kernel computes nonsense"
 
 
 def _line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
-
-
-# --- Where compiled kernels lie, and which directory this process uses. Compiles nothing.
-
-
-VARIABLE = "TRITON_CACHE_DIR"
-
-
-def directory_for(models: Path, *, triton: str, torch: str, card: str, capability: tuple[int, int]) -> Path:
-    """The directory of one combination: another release or card never reads what was compiled for this one."""
-    words = (f"triton-{triton}", f"torch-{torch}", card, f"{capability[0]}.{capability[1]}")
-    return models / "kernels" / "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", word).strip("-") for word in words)
-
-
-def directory_here(models: Path, device: torch.device) -> Path:
-    """That of the releases that are installed and of the card. Raises ImportError, or RuntimeError without a card."""
-    return directory_for(
-        models,
-        triton=importlib.metadata.version("triton"),
-        torch=str(torch.__version__),
-        card=torch.cuda.get_device_name(device),
-        capability=torch.cuda.get_device_capability(device),
-    )
-
-
-def use_cache(models: Path, device: torch.device) -> Path | None:
-    """Let Triton find what was compiled for this card, where it was: the directory, or None.
-
-    Call it before the first kernel, in the process that runs kernels: it sets that process's environment.
-    """
-    if device.type != "cuda":
-        return None
-    try:
-        found = directory_here(models, device)
-    except (ImportError, RuntimeError, AssertionError):
-        return None
-    if not found.is_dir():
-        return None
-    os.environ[VARIABLE] = str(found)
-    return found
-
-
-# --- Tells the layers of a network whether to run their kernels. Does not know which layers have one; they say so.
 
 
 @runtime_checkable
@@ -139,9 +98,121 @@ def use_kernels(network: nn.Module, *, triton: bool) -> int:
     """Choose for every layer of `network`: how many have a kernel. Networks begin without.
 
     Call it when the weights lie on their device in their type; again after either changes. The kernels' own tensors
-    are not saved with the network. With 0 the network is one for which nobody wrote a kernel.
+    are not saved with the network.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, HasKernel)]
     for layer in layers:
         layer.use_kernels(triton=triton)
     return len(layers)
+
+
+# --- The cache of compiled kernels.
+
+CACHE_VARIABLE = "TRITON_CACHE_DIR"
+
+
+def cache_directory(models: Path, *, triton: str, torch: str, card: str, capability: tuple[int, int]) -> Path:
+    """The directory of one combination: another release or card never reads what was compiled for this one."""
+    words = (f"triton-{triton}", f"torch-{torch}", card, f"{capability[0]}.{capability[1]}")
+    return models / "kernels" / "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", word).strip("-") for word in words)
+
+
+def installed_cache(models: Path, device: torch.device) -> Path:
+    """That of the installed releases and the card. Raises ImportError, or RuntimeError without a card."""
+    return cache_directory(
+        models,
+        triton=importlib.metadata.version("triton"),
+        torch=str(torch.__version__),
+        card=torch.cuda.get_device_name(device),
+        capability=torch.cuda.get_device_capability(device),
+    )
+
+
+def use_cache(models: Path, device: torch.device) -> Path | None:
+    """Point Triton at what was compiled ahead for this card, if it was: the directory, or None.
+
+    Call it before the first kernel, in the process that runs kernels: it sets that process's environment.
+    """
+    if device.type != "cuda":
+        return None
+    try:
+        found = installed_cache(models, device)
+    except (ImportError, RuntimeError, AssertionError):
+        return None
+    if not found.is_dir():
+        return None
+    os.environ[CACHE_VARIABLE] = str(found)
+    return found
+
+
+# --- Compiling ahead, so that the engine starts without a C compiler. One run serves every batch and image size.
+
+BATCHES = (1, 2)  # a batch of one is a case of its own to libraries; every other is like two
+IMAGES = ((480, 640), (3000, 4000))  # (height, width): enlarged, and reduced
+
+
+@dataclass(frozen=True)
+class CompiledKernels:
+    """`layers` that have a kernel, `files` and `bytes` in the directory, `seconds` that compiling and running took."""
+
+    directory: Path
+    layers: int
+    files: int
+    bytes: int
+    seconds: float
+
+
+def optimise(source: str, models: Path, *, device: str, precision: str, patch_order: str = "auto") -> CompiledKernels:
+    """Compile the kernels that a model needs for a card of this machine, and keep them in its cache directory.
+
+    device     "cuda" or "cuda:N"
+    precision  "float16", "bfloat16" or "float32": what the service is going to compute in
+
+    Raises ModelError, in one line: no CUDA device, kernels that do not compile there, or a model that is not here.
+    """
+    card = _card(device)
+    torch.cuda.set_device(card)  # Triton launches on the current one
+    try:
+        directory = installed_cache(models, card)
+        directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+    except ImportError:
+        raise ModelError("optimize: Triton is not installed; it comes with torch's CUDA wheels") from None
+    except OSError as error:
+        raise ModelError(f"optimize: {error.filename}: cannot be written: {error.strerror}") from error
+    os.environ[CACHE_VARIABLE] = str(directory)
+    found = triton_for(card)
+    if not found.usable:
+        raise ModelError(f"optimize: kernels cannot be used here: {found.why}")
+    dtype: torch.dtype = getattr(torch, precision)
+    loaded = load_model(source, device=card, dtype=dtype, models=models, patch_order=patch_order)
+    began = time.monotonic()
+    with torch.inference_mode():
+        layers = use_kernels(loaded.module, triton=True)
+        run(loaded, card, dtype)
+    sizes = [path.stat().st_size for path in directory.rglob("*") if path.is_file()]
+    return CompiledKernels(directory, layers, len(sizes), sum(sizes), round(time.monotonic() - began, 1))
+
+
+def run(loaded: LoadedModel, device: torch.device, dtype: torch.dtype, *, triton: bool = True) -> None:
+    """Images through the network as the engine sends them. Raises ModelError when alpha is not finite."""
+    provenance = loaded.provenance  # checks the digest of what is about to run
+    kind = torch.float32 if provenance.architecture == Architecture.BIREFNET else dtype
+    ones = torch.ones(3, device=device)
+    for batch in BATCHES:
+        shape = (batch, 3, *loaded.input_size)
+        inputs = torch.zeros(shape, dtype=kind, device=device).contiguous(memory_format=torch.channels_last)
+        images = [torch.zeros((*size, 3), dtype=torch.uint8, device=device) for size in IMAGES[:batch]]
+        put_images(images, inputs, ones / 255, -ones / 2, triton=triton)
+        _, finite = mattes(loaded.module, inputs, triton=triton)
+        if not bool(finite.all()):
+            raise ModelError(f"optimize: {provenance.model}: alpha of a black image is not finite in {kind}")
+
+
+def _card(device: str) -> torch.device:
+    card = torch.device(device)
+    if card.type != "cuda" or not torch.cuda.is_available():
+        raise ModelError("optimize: there is no CUDA device here; without one there is nothing to compile")
+    index = card.index or 0
+    if index >= torch.cuda.device_count():
+        raise ModelError(f"optimize: there is no cuda:{index}; this machine has {torch.cuda.device_count()}")
+    return torch.device("cuda", index)

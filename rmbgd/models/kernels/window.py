@@ -1,13 +1,13 @@
-"""Window attention on a map that is never cut into windows: shift, padding and masks are arithmetic on positions.
+"""Window attention on a whole map: shift, padding and masks are arithmetic on positions.
 
-Does not know qkv and proj, the products around it: reads queries, keys and values of the map's own tokens, in the order
-of its pixels, and writes answers in that order. Tokens that would pad the map to whole windows are the bias of qkv, for
-LayerNorm comes before the padding; their answers are never computed.
+Reads queries, keys and values of the map's own tokens in the order of its pixels, and writes attention in that order.
+Tokens that pad the map to whole windows have the bias of qkv, for LayerNorm comes before the padding; their outputs are
+never computed.
 
-A program takes some of a window's queries of one head and goes from window to window, so that this head's position bias
-stays in the nearest cache. Softmax is in float32 over blocks of keys, with a running maximum (Milakov and Gimelshein,
-2018). Two tokens that the roll brought together do not see each other: -1e30 in float32 stands for minus infinity and
-needs no special case.
+A program takes some of a window's queries of one head and goes from window to window, so that this head's relative
+position bias stays in the nearest cache. Softmax is in float32 over blocks of keys, with a running maximum (Milakov and
+Gimelshein, 2018). A masked pair of tokens, brought together by the roll, scores -1e30 in float32: minus infinity
+without its special cases.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ PROCESSORS = 64  # assumed where there is no GPU to ask
 
 
 @triton.jit
-def _place(slot, window_row, window_column, rows, columns, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
-    """Of slots of a window: the token's index in its image, whether there is one, and its side of the shift's cuts."""
+def _token(slot, window_row, window_column, rows, columns, height, width, WINDOW: tl.constexpr, SHIFT: tl.constexpr):
+    """For slots of a window: the token's index in its image, whether there is one, its side of the shift's cuts."""
     row, column = slot // WINDOW, slot % WINDOW
     y = window_row * WINDOW + row + SHIFT
     x = window_column * WINDOW + column + SHIFT
@@ -59,50 +59,50 @@ def _attention(
     side_of_bias: tl.constexpr = BLOCKS * BLOCK
     feature = tl.arange(0, D)
     real = feature < HEAD
-    mine = part * BLOCK + tl.arange(0, BLOCK)
+    queries = part * BLOCK + tl.arange(0, BLOCK)
     kind = qkv.dtype.element_ty
     pad_q = tl.load(padding + head * HEAD + feature, mask=real, other=0)
     pad_k = tl.load(padding + dim + head * HEAD + feature, mask=real, other=0)
     pad_v = tl.load(padding + 2 * dim + head * HEAD + feature, mask=real, other=0)
-    bias_rows = bias + head * side_of_bias * side_of_bias + mine[:, None] * side_of_bias
+    bias_rows = bias + head * side_of_bias * side_of_bias + queries[:, None] * side_of_bias
     # `while`, not `range`: bounds that only the device knows are no range for the interpreter beside NumPy 2.4.
     at = tl.program_id(2)
     while at < windows:
         image = (at // (rows * columns)).to(tl.int64)
         window_row, window_column = at // columns % rows, at % columns
         base = qkv + image * height * width * 3 * dim + head * HEAD
-        token, there, side = _place(mine, window_row, window_column, rows, columns, height, width, WINDOW, SHIFT)
+        token, there, side = _token(queries, window_row, window_column, rows, columns, height, width, WINDOW, SHIFT)
         q = _rows(base, token, there, feature, real, 3 * dim, pad_q)
         highest = tl.full([BLOCK], -1e30, tl.float32)
         norm = tl.zeros([BLOCK], tl.float32)
-        answer = tl.zeros([BLOCK, D], tl.float32)
+        output = tl.zeros([BLOCK, D], tl.float32)
         for block in range(BLOCKS):
-            theirs = block * BLOCK + tl.arange(0, BLOCK)
-            other, present, far = _place(theirs, window_row, window_column, rows, columns, height, width, WINDOW, SHIFT)
+            keys = block * BLOCK + tl.arange(0, BLOCK)
+            other, present, far = _token(keys, window_row, window_column, rows, columns, height, width, WINDOW, SHIFT)
             k = _rows(base + dim, other, present, feature, real, 3 * dim, pad_k)
             v = _rows(base + 2 * dim, other, present, feature, real, 3 * dim, pad_v)
             scores = tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale
-            scores += tl.load(bias_rows + theirs[None, :]).to(tl.float32)
-            seen = (theirs < WINDOW * WINDOW)[None, :] & (side[:, None] == far[None, :])
-            scores = tl.where(seen, scores, -1e30)
+            scores += tl.load(bias_rows + keys[None, :]).to(tl.float32)
+            allowed = (keys < WINDOW * WINDOW)[None, :] & (side[:, None] == far[None, :])
+            scores = tl.where(allowed, scores, -1e30)
             higher = tl.maximum(highest, tl.max(scores, axis=1))
             weight = tl.exp(scores - higher[:, None])
             fade = tl.exp(highest - higher)
             norm = norm * fade + tl.sum(weight, axis=1)
-            answer = tl.dot(weight.to(kind), v, answer * fade[:, None], input_precision=PRECISION)
+            output = tl.dot(weight.to(kind), v, output * fade[:, None], input_precision=PRECISION)
             highest = higher
-        answer = answer / norm[:, None]
+        output = output / norm[:, None]
         pixels = out + (image * height * width + token)[:, None] * dim + head * HEAD + feature[None, :]
-        tl.store(pixels, answer.to(kind), mask=there[:, None] & real[None, :])
+        tl.store(pixels, output.to(kind), mask=there[:, None] & real[None, :])
         at += tl.num_programs(2)
 
 
 def window_attention(qkv: Tensor, padding: Tensor, bias: Tensor, window: int, shift: int, heads: int) -> Tensor:
     """softmax(q kᵀ / sqrt(d) + bias) v within the windows of a map that is rolled by -shift.
 
-    qkv      [B, H, W, 3C] without gaps, of the map's own tokens; within 3C: queries, keys, values, then heads
-    padding  [3C]: what qkv gives for a token that pads the map, its bias
-    bias     `padded_bias` of the position bias
+    qkv      [B, H, W, 3C] contiguous, of the map's own tokens; within 3C: queries, keys, values, then heads
+    padding  [3C]: qkv of a token that pads the map, its bias
+    bias     `padded_bias` of the relative position bias
 
     -> [B, H, W, C] in the type of qkv. Synchronises nothing.
     """
@@ -123,7 +123,7 @@ def window_attention(qkv: Tensor, padding: Tensor, bias: Tensor, window: int, sh
 
 
 def padded_bias(bias: Tensor) -> Tensor:
-    """Position bias [heads, window², window²] -> [heads, n, n] with n whole blocks: what `window_attention` reads."""
+    """Relative position bias [heads, window², window²] -> [heads, n, n] with n whole blocks, for the kernel."""
     side = blocks_of(round(bias.shape[1] ** 0.5)) * BLOCK
     padded = bias.new_zeros((bias.shape[0], side, side))
     padded[:, : bias.shape[1], : bias.shape[2]] = bias

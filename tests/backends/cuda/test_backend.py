@@ -21,8 +21,7 @@ from rmbgd.engine import golden_image
 from rmbgd.engine.selftest import golden_difference
 from rmbgd.engine.types import OutputPlane
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
-from rmbgd.models.kernels import head
-from rmbgd.models.kernels.resize import put_images
+from rmbgd.models.inference import alpha_of, put_images
 from rmbgd.models.kernels.runtime import Availability
 from rmbgd.testing.device import HostDevice
 from tests.backends.cuda.conftest import OPTIONS, Canvas, Green
@@ -292,7 +291,7 @@ def test_kernels_that_do_not_run_leave_plain_ones(make, green, monkeypatch, faul
     def answers(module, inputs, *, triton: bool):
         if triton:
             raise ValueError(fault)
-        return head.finished(module(inputs))
+        return alpha_of(module(inputs))
 
     monkeypatch.setattr(engine, "triton_for", lambda *_: Availability(True, "a test"))
     monkeypatch.setattr(network, "use_kernels", choose)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from rmbgd.models.checkpoint import BACKBONES
-from rmbgd.models.convert import BiRefNetConfig, assemble
+from rmbgd.models.convert import assemble
 from rmbgd.models.registry import PatchOrder
 from tests.models import stress
-from tests.models.test_birefnet import golden
+from tests.models.stress import golden
 from tests.support.shared_data import shared
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow]
@@ -45,7 +45,7 @@ def logits(name: str, order: PatchOrder, device: torch.device, dtype: torch.dtyp
     x, expected = golden(name)
     backbone = "swin_v1_t" if name.startswith("swin_v1_t") else "swin_v1_l"
     weights = stress.recipe_tensors(stress.recipe(shared("birefnet")), backbone)
-    network = assemble(BiRefNetConfig(BACKBONES[backbone], order), weights, device=device, dtype=dtype)
+    network = assemble(BACKBONES[backbone], order, weights, device=device, dtype=dtype)
     return network(x.to(device)).cpu(), expected
 
 

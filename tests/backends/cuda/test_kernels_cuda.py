@@ -9,10 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from rmbgd.models.checkpoint import BACKBONES
-from rmbgd.models.convert import BiRefNetConfig, assemble
+from rmbgd.models.convert import assemble
 from rmbgd.models.deform import DeformableAspp
-from rmbgd.models.kernels.head import mattes
-from rmbgd.models.kernels.resize import put_images
+from rmbgd.models.inference import mattes, put_images
 from rmbgd.models.kernels.runtime import triton_for, use_kernels
 from rmbgd.models.registry import PatchOrder
 from rmbgd.models.swin import WindowAttention
@@ -20,7 +19,7 @@ from tests.models import stress
 from tests.models.kernels.test_aspp import Given
 from tests.models.kernels.test_head import Ending
 from tests.models.kernels.test_window import computed, definition
-from tests.models.test_birefnet import golden
+from tests.models.stress import golden
 from tests.support.shared_data import shared
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -116,8 +115,7 @@ def test_images(cuda, height, width):
 
 def network(device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     weights = stress.recipe_tensors(stress.recipe(shared("birefnet")), "swin_v1_l")
-    config = BiRefNetConfig(BACKBONES["swin_v1_l"], PatchOrder.CHANNEL_FIRST)
-    return assemble(config, weights, device=device, dtype=dtype)
+    return assemble(BACKBONES["swin_v1_l"], PatchOrder.CHANNEL_FIRST, weights, device=device, dtype=dtype)
 
 
 @torch.inference_mode()

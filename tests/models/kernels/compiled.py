@@ -1,8 +1,13 @@
-"""Compiles every kernel, as the networks launch it, for a capability such as 90; needs no device of it, or any.
+"""Compiles the kernels as the networks launch them; needs no GPU and runs nothing.
 
     python -m tests.models.kernels.compiled 90
 
-One JSON line per kernel: shared memory in bytes, registers and spilled bytes of a thread. Does not run anything.
+for a capability: one JSON line per kernel, shared memory in bytes, registers and spilled bytes of a thread.
+
+    python -m tests.models.kernels.compiled launches
+
+one JSON line: how many compilations of each kernel batches of 1, 2 and 16 and maps and images of two sizes took. CUDA's
+driver is replaced by one that only names a capability, and launching by compiling.
 """
 
 from __future__ import annotations
@@ -17,14 +22,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
-from rmbgd.models.kernels import aspp as aspp_kernel
-from rmbgd.models.kernels import head_kernel, resize_kernel
-from rmbgd.models.kernels import norm as norm_kernel
-from rmbgd.models.kernels import window as window_kernel
+from rmbgd.models.birefnet import Head
+from rmbgd.models.deform import DeformableAspp
+from rmbgd.models.inference import put_images
+from rmbgd.models.kernels import aspp, head, norm, resize, window
+from rmbgd.models.kernels.runtime import use_kernels
+from rmbgd.models.swin import SwinBlock
+
+KERNELS = {
+    "window": window._attention,
+    "pyramid": aspp._pyramid,
+    "head": head._head,
+    "norm": norm._norm,
+    "images": resize._resize,
+}
 
 
 @dataclass(frozen=True)
@@ -45,31 +63,31 @@ def launches(capability: int) -> Iterator[Launch]:
         wide = kind == "fp32"
         precision = "tf32x3" if wide else "tf32"
         types = {"table": "*i64", "inputs": f"*{kind}", "scale": "*fp32", "shift": "*fp32"}
-        constants: dict[str, object] = {"TILE": resize_kernel.TILE, "STEP": resize_kernel.STEP}
-        yield Launch(f"images {kind}", resize_kernel._resize, types, constants, {"num_warps": 4})
+        constants: dict[str, object] = {"TILE": resize.TILE, "STEP": resize.STEP}
+        yield Launch(f"images {kind}", resize._resize, types, constants, {"num_warps": 4})
 
-        tile = aspp_kernel.WIDE if wide else aspp_kernel.LARGE if roomy else aspp_kernel.SMALL
-        names = aspp_kernel._pyramid.arg_names
-        given = ("moves", "weight", "bias", "join")
+        tile = aspp.WIDE if wide else aspp.LARGE if roomy else aspp.SMALL
+        names = aspp._pyramid.arg_names
+        given = ("offset_mask", "weight", "bias", "projection")
         types = {name: f"*{kind}" for name in names if name[:-1] in given or name in {"x", "y"}} | {"base": "*fp32"}
         constants = {f"K{i}": k for i, k in enumerate((1, 1, 3, 7))} | {"WIDTH": 64, "BRANCH": 256}
         constants |= {"TILE_Y": tile.height, "TILE_X": tile.width, "AT_ONCE": tile.channels, "PRECISION": precision}
         options: dict[str, object] = {"num_warps": tile.warps, "num_stages": tile.stages}
-        yield Launch(f"pyramid {kind}", aspp_kernel._pyramid, types, constants, options)
+        yield Launch(f"pyramid {kind}", aspp._pyramid, types, constants, options)
 
         types = dict.fromkeys(("x", "weight", "bias"), "*fp32") | dict.fromkeys(("addend", "y"), f"*{kind}")
         constants = {"ADD": True, "BLOCK": 2048}
-        yield Launch(f"norm {kind}", norm_kernel._norm, types | {"epsilon": "fp32"}, constants, {"num_warps": 8})
+        yield Launch(f"norm {kind}", norm._norm, types | {"epsilon": "fp32"}, constants, {"num_warps": 8})
 
-        for window in (7, 12):
+        for side in (7, 12):
             types = dict.fromkeys(("qkv", "padding", "bias", "out"), f"*{kind}") | {"scale": "fp32"}
-            constants = {"WINDOW": window, "SHIFT": window // 2, "HEAD": 32, "D": 32, "PRECISION": precision}
-            constants |= {"BLOCK": window_kernel.BLOCK, "BLOCKS": window_kernel.blocks_of(window)}
-            options = {"num_warps": 4, "num_stages": 1} | ({} if wide else {"maxnreg": window_kernel.REGISTERS})
-            yield Launch(f"window {window} {kind}", window_kernel._attention, types, constants, options)
-    types = dict.fromkeys(("coarse", "x", "stencils", "alpha"), "*fp32") | {"bytes_": "*u8", "unfit": "*i32"}
-    constants = {"REACH": 2, "TILE_Y": head_kernel.TILE_Y, "TILE_X": head_kernel.TILE_X, "BYTES": True}
-    yield Launch("head", head_kernel._finish, types, constants, {"num_warps": 4})
+            constants = {"WINDOW": side, "SHIFT": side // 2, "HEAD": 32, "D": 32, "PRECISION": precision}
+            constants |= {"BLOCK": window.BLOCK, "BLOCKS": window.blocks_of(side)}
+            options = {"num_warps": 4, "num_stages": 1} | ({} if wide else {"maxnreg": window.REGISTERS})
+            yield Launch(f"window {side} {kind}", window._attention, types, constants, options)
+    types = dict.fromkeys(("coarse", "x", "stencils", "alpha"), "*fp32") | {"nonfinite": "*i32"}
+    constants = {"REACH": 2, "TILE_Y": head.TILE_Y, "TILE_X": head.TILE_X}
+    yield Launch("head", head._head, types, constants, {"num_warps": 4})
 
 
 def compiled(launch: Launch, capability: int) -> dict[str, object]:
@@ -78,23 +96,61 @@ def compiled(launch: Launch, capability: int) -> dict[str, object]:
     aligned = {(i,): [["tt.divisibility", 16]] for i, n in enumerate(names) if kinds[n].startswith("*")}
     constants = {(names.index(name),): value for name, value in launch.constants.items()}
     source = ASTSource(fn=launch.kernel, signature=kinds, constexprs=constants, attrs=aligned)
-    answer = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
-    registers, spilled = resources(answer.asm["cubin"])
-    return {"kernel": launch.name, "shared": answer.metadata.shared, "registers": registers, "spilled": spilled}
+    kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    registers, spilled = resources(kernel.asm["cubin"])
+    return {"kernel": launch.name, "shared": kernel.metadata.shared, "registers": registers, "spilled": spilled}
 
 
 def resources(cubin: bytes) -> tuple[int, int]:
-    """Registers and bytes of stack of a thread, as NVIDIA's tool beside Triton tells them."""
+    """Registers and bytes of stack of a thread, from NVIDIA's tool beside Triton."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        told = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
-    found = re.search(r"REG:(\d+) STACK:(\d+)", told.stdout)
-    assert found is not None, told.stdout
+        dump = subprocess.run([tool, "--dump-resource-usage", file.name], capture_output=True, text=True, check=True)
+    found = re.search(r"REG:(\d+) STACK:(\d+)", dump.stdout)
+    assert found is not None, dump.stdout
     return int(found[1]), int(found[2])
 
 
+class NoDriver:
+    """A card of capability 9.0 that cannot be reached."""
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_stream(self, _: int) -> int:
+        return 0
+
+
+def compile_only(kernel: JITFunction, grid: Any) -> Any:
+    return lambda *given, **options: kernel.run(*given, grid=grid, warmup=True, **options)
+
+
+@torch.inference_mode()
+def compilations() -> dict[str, int]:
+    driver.set_active(NoDriver())
+    JITFunction.__getitem__ = compile_only
+    block, pyramid, ending = SwinBlock(192, 6, 12, 6).half(), DeformableAspp().half(), Head()
+    for layer in (block, pyramid, ending):
+        use_kernels(layer, triton=True)
+    for batch in (1, 2, 16):
+        inputs = torch.zeros(batch, 3, 64, 64).to(memory_format=torch.channels_last)
+        images = [torch.zeros(50 + place, 64 + 3 * place, 3, dtype=torch.uint8) for place in range(batch)]
+        put_images(images, inputs, torch.ones(3), torch.zeros(3), triton=True)
+        for height, width in ((16, 16), (7, 9)):
+            block(torch.zeros(batch, height, width, 192))
+            pyramid(torch.zeros(batch, 64, height, width).half().to(memory_format=torch.channels_last))
+        head.head_alpha(ending.coarse(torch.zeros(batch, 64, 16, 16)), inputs, ending.stencils)
+    return {name: len(kernel.device_caches[0][0]) for name, kernel in KERNELS.items()}
+
+
 if __name__ == "__main__":
-    for one in launches(int(sys.argv[1])):
-        print(json.dumps(compiled(one, int(sys.argv[1]))), flush=True)
+    if sys.argv[1] == "launches":
+        print(json.dumps(compilations()))
+    else:
+        for one in launches(int(sys.argv[1])):
+            print(json.dumps(compiled(one, int(sys.argv[1]))), flush=True)

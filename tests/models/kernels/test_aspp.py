@@ -16,14 +16,14 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 
 class Given(nn.Module):
-    """In place of the convolution that predicts offsets: an answer that is the same in every precision."""
+    """Replaces the convolution that predicts offsets by an output that is the same in every precision."""
 
-    def __init__(self, moves: torch.Tensor) -> None:
+    def __init__(self, offset_mask: torch.Tensor) -> None:
         super().__init__()
-        self.moves = moves
+        self.offset_mask = offset_mask
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.moves.to(x.dtype)
+        return self.offset_mask.to(x.dtype)
 
 
 def drawn(size: tuple[int, int, int], dtype: torch.dtype, device: torch.device, *, far: bool = False) -> DeformableAspp:
@@ -75,10 +75,10 @@ def test_equals_the_plain_pyramid(device, dtype, far, height, width):
 
 
 def test_branches_in_parts_are_the_same(device, monkeypatch):
-    """Where registers allow only some channels of a branch at once, ReLU and join still see each of them."""
-    from rmbgd.models.kernels import aspp as aspp_kernel
+    """Where registers allow only some channels of a branch at once, ReLU and projection still see each of them."""
+    from rmbgd.models.kernels import aspp
 
-    monkeypatch.setattr(aspp_kernel, "tile_for", lambda _: aspp_kernel.Tile(2, 8, 16, 4, 1))
+    monkeypatch.setattr(aspp, "tile_for", lambda _: aspp.Tile(2, 8, 16, 4, 1))
     layer = drawn((1, 1, 4), torch.float32, device)
 
     assert errors(layer, noise(torch.float32, device, 1, 16, 1, 4)) <= TOLERANCE[torch.float32]
@@ -89,7 +89,7 @@ def test_positions_are_float32(device):
     layer = DeformableAspp(16, 16, (1, 1, 1, 1)).requires_grad_(requires_grad=False)
     for parameter in layer.parameters():
         parameter.zero_()
-    layer.join[0].copy_(torch.eye(16))
+    layer.projections[0].copy_(torch.eye(16))
     layer.branches[0].weight.copy_(torch.eye(16))
     x = torch.arange(144).remainder(2).view(1, 1, 1, 144).repeat(1, 16, 1, 1)  # 0 1 0 1 ...
     x = x.to(device, torch.float16).to(memory_format=torch.channels_last)
@@ -97,19 +97,19 @@ def test_positions_are_float32(device):
     layer = layer.to(device, torch.float16)
     use_kernels(layer, triton=True)
 
-    answer = layer(x)[0, 0, 0, 128:-1]
-    assert answer[::2].eq(1 / 16).all()
-    assert answer[1::2].eq(15 / 16).all()
+    output = layer(x)[0, 0, 0, 128:-1]
+    assert output[::2].eq(1 / 16).all()
+    assert output[1::2].eq(15 / 16).all()
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # NumPy's, in the interpreter
-def test_what_is_no_number_stays_none(device):
-    """A pixel that is no number is seen where it is sampled; an image without one is not touched."""
+def test_nan_stays_nan(device):
+    """A NaN offset gives NaN at its pixel; an image without one is not touched."""
     layer = drawn((2, 2, 3), torch.float32, device)
     for branch in layer.branches:
-        branch.offset.moves[0, :, 1, 1] = float("nan")
+        branch.offset.offset_mask[0, :, 1, 1] = float("nan")
     use_kernels(layer, triton=True)
-    answer = layer(noise(torch.float32, device, 2, 16, 2, 3))
+    output = layer(noise(torch.float32, device, 2, 16, 2, 3))
 
-    assert answer[0, :, 1, 1].isnan().all()
-    assert answer[1].isfinite().all()
+    assert output[0, :, 1, 1].isnan().all()
+    assert output[1].isfinite().all()

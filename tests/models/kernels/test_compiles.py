@@ -20,12 +20,12 @@ SPILLED = 256  # bytes of a thread: a few values that are used once; the worst o
 
 
 def run(cache: Path, *words: str) -> list[Any]:
-    """Lines of JSON of a module in this folder, run where Triton compiles and does not interpret."""
+    """Lines of JSON of `compiled.py`, run where Triton compiles and does not interpret."""
     if importlib.util.find_spec("triton") is None:
         pytest.skip("Triton is not installed (pip install 'rmbgd[test]')")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", *words],
+        [sys.executable, "-m", "tests.models.kernels.compiled", *words],
         cwd=Path(__file__).parents[3],
         env=environment | {"TRITON_CACHE_DIR": str(cache)},
         capture_output=True,
@@ -41,10 +41,10 @@ def run(cache: Path, *words: str) -> list[Any]:
 @pytest.mark.parametrize("capability", CARDS)
 def test_kernels_compile_and_fit(tmp_path, capability):
     """Each kernel, in each type, gets through the compiler, into the card's shared memory, and hardly spills."""
-    told = run(tmp_path, "tests.models.kernels.compiled", str(capability))
+    found = run(tmp_path, str(capability))
 
-    assert len(told) == 16
-    for one in told:
+    assert len(found) == 16
+    for one in found:
         assert one["shared"] <= SHARED[capability], one
         assert one["spilled"] <= SPILLED, one
 
@@ -56,6 +56,4 @@ def test_one_compilation_serves_every_batch(tmp_path):
 
     So what `rmbgd models optimize` compiled is all that the service needs. The norm has two: with a sum, and without.
     """
-    assert [{"window": 1, "pyramid": 1, "head": 1, "norm": 2, "pictures": 1}] == run(
-        tmp_path, "tests.models.kernels.launched"
-    )
+    assert [{"window": 1, "pyramid": 1, "head": 1, "norm": 2, "images": 1}] == run(tmp_path, "launches")

@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from rmbgd.models.birefnet import Head
-from rmbgd.models.kernels.head import mattes
+from rmbgd.models.birefnet import BiRefNet, Head
+from rmbgd.models.inference import mattes
 from rmbgd.models.kernels.runtime import use_kernels
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_one_bad_number_flags_its_image_alone(bad):
-    """A logit that is no number or not finite marks the image it stands in, not its neighbour."""
+    """A logit that is NaN or infinite marks the image it stands in, not its neighbour."""
     x = torch.zeros(3, 1, 4, 4)
     x[1, 0, 2, 2] = bad
     _, finite = mattes(nn.Identity(), x, triton=False)
@@ -33,11 +33,11 @@ def test_alpha_is_computed_in_float32():
     assert alpha.dtype == torch.float32
 
 
-class Ending(nn.Module):
-    """A network that is a head alone: its input's first channel makes the last block's map."""
+class Ending(BiRefNet):
+    """A head alone: its input's first channel makes the last block's map."""
 
     def __init__(self) -> None:
-        super().__init__()
+        nn.Module.__init__(self)
         self.head = Head().requires_grad_(requires_grad=False)
         generator = torch.Generator().manual_seed(5)
         for parameter in self.head.parameters():
@@ -47,14 +47,11 @@ class Ending(nn.Module):
         self.head.stencil.weight.copy_(both)
         self.head.stencil.bias.copy_(outer.bias + outer.weight.sum((2, 3)) @ inner.bias)
 
-    def before_head(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def head_inputs(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         small = image[:, :1, ::4, ::4] * torch.linspace(-1, 1, 64, dtype=image.dtype, device=image.device).view(
             -1, 1, 1
         )
         return small, image
-
-    def forward(self, image: torch.Tensor) -> torch.Tensor:
-        return self.head(*self.before_head(image))
 
 
 def noise(*shape: int) -> torch.Tensor:
@@ -81,7 +78,7 @@ def test_kernel_is_the_head_at_every_pixel(ending, device, batch, height, width)
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_kernel_flags_one_image_alone(ending, device, bad):
-    """A pixel that is no number marks its image, also when it stands in a corner, and no other image."""
+    """A pixel that is NaN or infinite marks its image, also when it stands in a corner, and no other image."""
     x = noise(3, 3, 12, 8).to(device)
     x[1, 2, 11, 7] = bad
     x[2] = 50
@@ -92,18 +89,7 @@ def test_kernel_flags_one_image_alone(ending, device, bad):
     torch.testing.assert_close(alpha[0], alone[0], rtol=0, atol=1e-6)
 
 
-def test_kernel_writes_bytes_besides(ending, device):
-    """The bytes are alpha in 0..255, rounded."""
-    from rmbgd.models.kernels.head_kernel import finish
-
-    x = noise(1, 3, 16, 68).to(device)
-    levels = torch.empty((1, 16, 68), dtype=torch.uint8, device=device)
-    alpha, _ = finish(ending.head, *ending.before_head(x), levels=levels)
-
-    assert torch.equal(levels, (alpha * 255 + 0.5).to(torch.uint8))
-
-
 def test_head_without_stencils_is_a_bug(device):
-    """Asking for the kernel before choosing it is refused in words."""
+    """Asking for the kernel before choosing it is refused."""
     with pytest.raises(ValueError, match="use_kernels"):
         mattes(Ending().to(device), noise(1, 3, 12, 8).to(device), triton=True)

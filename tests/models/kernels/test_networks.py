@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rmbgd.models.convert import BiRefNetConfig, assemble
-from rmbgd.models.kernels.head import mattes
+from rmbgd.models.convert import assemble
+from rmbgd.models.inference import mattes
 from rmbgd.models.kernels.runtime import use_kernels
 from rmbgd.models.registry import PatchOrder
 from rmbgd.models.swin import Swin
@@ -41,8 +41,7 @@ def test_backbone_by_kernels_is_the_backbone(device):
 def test_birefnet_by_kernels_is_birefnet(device):
     """Alpha of a whole tiny BiRefNet with all its kernels is the plain network's to 1e-4, and finite."""
     state = stress.tiny_oracle().state_dict()
-    config = BiRefNetConfig(stress.TINY, PatchOrder.CHANNEL_FIRST)
-    network = assemble(config, state.__getitem__, device=device, dtype=torch.float32)
+    network = assemble(stress.TINY, PatchOrder.CHANNEL_FIRST, state.__getitem__, device=device, dtype=torch.float32)
     x = noise(1, 3, 32, 32).to(device)
     expected, _ = mattes(network, x)
     assert use_kernels(network, triton=True) == 8 + 5 + 1

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from rmbgd.models.kernels.resize import describe, put_images
+from rmbgd.models.inference import image_table, put_images
 
 SIZE = (24, 40)
 SIZES = [(24, 40), (11, 13), (100, 37), (1, 1), (170, 330), (24, 300), (25, 39)]
@@ -48,8 +48,8 @@ def test_resize_is_pillows(device, triton, height, width):
 
 
 @BOTH
-def test_each_image_has_its_place_and_the_rest_is_left_alone(device, triton):
-    """Of four places two are filled, in order; the others keep what they had."""
+def test_images_fill_the_first_rows_and_the_rest_is_left_alone(device, triton):
+    """Of four rows two are filled, in order; the others keep their values."""
     first, second, inputs = image(30, 30), image(50, 20, seed=1), places(4)
     put([first, second], inputs, device, triton)
 
@@ -109,31 +109,31 @@ def test_rows_may_lie_apart(device):
     assert torch.equal(there.cpu(), alone)
 
 
-def test_a_row_of_height_zero_leaves_its_place_alone(device):
+def test_a_row_of_height_zero_leaves_its_input_alone(device):
     """A captured launch has a fixed number of rows: those that describe no image write nothing."""
-    from rmbgd.models.kernels.resize_kernel import put_described
+    from rmbgd.models.kernels.resize import resize_images
 
     rgb, inputs = image(*SIZE).to(device), places(2).to(device)
     table = torch.zeros(2, 4, dtype=torch.int64)
-    table[1] = describe([rgb])[0]
-    put_described(table.to(device), inputs, *(t.to(device) for t in PLAIN))
+    table[1] = image_table([rgb])[0]
+    resize_images(table.to(device), inputs, *(t.to(device) for t in PLAIN))
 
     assert inputs[0].eq(7).all()
     assert torch.equal(inputs[1], rgb.permute(2, 0, 1).float())
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [torch.zeros(4, 4, 3), torch.zeros(4, 4, dtype=torch.uint8), torch.zeros(0, 4, 3, dtype=torch.uint8)],
-    ids=["float", "grey", "empty"],
+    ("wrong", "said"),
+    [
+        (torch.zeros(4, 4, 3), "not uint8"),
+        (torch.zeros(4, 4, dtype=torch.uint8), "not uint8"),
+        (torch.zeros(0, 4, 3, dtype=torch.uint8), "not uint8"),
+        (torch.zeros(4, 8, 3, dtype=torch.uint8)[:, ::2], "apart"),
+    ],
+    ids=["float", "grey", "empty", "every second pixel"],
 )
-def test_what_is_no_image_is_not_described(wrong):
-    """Anything but rows of RGB bytes is refused with what it is; the kernel reads addresses and could not tell."""
-    with pytest.raises(ValueError, match="not uint8"):
-        describe([wrong])
-
-
-def test_pixels_apart_are_not_described():
-    """Planes, or every second pixel, are refused: the kernel takes three bytes after three bytes."""
-    with pytest.raises(ValueError, match="apart"):
-        describe([torch.zeros(4, 8, 3, dtype=torch.uint8)[:, ::2]])
+def test_what_is_no_image_is_refused(wrong, said):
+    """Anything but rows of contiguous RGB bytes is refused with what it is; the kernel reads addresses and could not
+    tell."""
+    with pytest.raises(ValueError, match=said):
+        image_table([wrong])

@@ -1,49 +1,51 @@
-"""When the Triton kernels are used, and what is said when they are not."""
+"""When the Triton kernels are used, why not, and what `rmbgd models optimize` compiles ahead."""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import subprocess
+import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
-from rmbgd.models.kernels import runtime as available
+from rmbgd.cli import models as commands
+from rmbgd.models.kernels import runtime
+from rmbgd.models.load import load_model
+
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
-def test_switched_off_is_said():
-    """Who switches the kernels off gets no other reason."""
-    assert available.triton_for("cuda", "off") == available.Availability(False, "switched off")
+def test_switched_off_and_cpus_are_reasons(device):
+    """A switch needs no other reason; on a CPU the interpreter, slow as it is, is used only where it is asked for."""
+    assert runtime.triton_for("cuda", "off") == runtime.Availability(False, "switched off")
+    assert not runtime.triton_for("cpu", "auto").usable
 
 
-def test_a_cpu_is_no_place_for_kernels_by_itself(device):
-    """On a CPU the interpreter, slow as it is, is used only where somebody asks for it."""
-    assert not available.triton_for("cpu", "auto").usable
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device: Triton is not interpreted here")
+@NO_CUDA
 def test_the_interpreter_is_used_when_asked_for(device):
     """`on` on a CPU takes the interpreter and says so."""
-    found = available.triton_for("cpu", "on")
+    found = runtime.triton_for("cpu", "on")
 
     assert found.usable
     assert "interpreter" in found.why
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_cuda_device_is_said(device):
-    """Without a driver the answer is a reason, not an exception."""
-    found = available.triton_for("cuda:0", "auto")
+@NO_CUDA
+def test_no_cuda_device_is_a_reason(device):
+    """Without a driver there is a reason, not an exception."""
+    found = runtime.triton_for("cuda:0", "auto")
 
     assert not found.usable
     assert "no usable CUDA device" in found.why
 
 
-def test_without_triton_is_said(monkeypatch):
-    """Where Triton is not installed the answer names it."""
+def test_a_missing_triton_is_a_reason(monkeypatch):
+    """Where Triton is not installed the reason names it."""
     monkeypatch.setitem(sys.modules, "triton", None)
-    found = available.triton_for("cuda", "auto")
+    found = runtime.triton_for("cuda", "auto")
 
     assert not found.usable
     assert "not installed" in found.why
@@ -54,28 +56,28 @@ def test_old_cards_are_left_to_plain_torch(device, monkeypatch, capability, usab
     """Below capability 8.0 the kernels are not used."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
-    monkeypatch.setattr(available, "_trial", lambda _: "")
-    found = available.triton_for("cuda", "auto")
+    monkeypatch.setattr(runtime, "_trial", lambda _: "")
+    found = runtime.triton_for("cuda", "auto")
 
     assert found.usable is usable
     assert "a card" in found.why
 
 
-def test_a_kernel_that_does_not_compile_is_said(device, monkeypatch):
+def test_a_kernel_that_does_not_compile_is_a_reason(device, monkeypatch):
     """What the compiler says comes in one line, with what to do; the caller goes on without kernels."""
 
     def broken(_):
         raise RuntimeError("Failed to find C compiler. Please specify via CC\nmore")
 
-    from rmbgd.models.kernels import trial_kernel
+    from rmbgd.models.kernels import norm
 
-    monkeypatch.setattr(trial_kernel, "doubled", broken)
+    monkeypatch.setattr(norm, "doubled", broken)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
     arange = torch.arange
     monkeypatch.setattr(torch, "arange", lambda n, device: arange(n))
-    found = available.triton_for("cuda", "auto")
+    found = runtime.triton_for("cuda", "auto")
 
     assert not found.usable
     assert "Failed to find C compiler" in found.why
@@ -85,14 +87,87 @@ def test_a_kernel_that_does_not_compile_is_said(device, monkeypatch):
 
 def test_the_trial_kernel_computes(device):
     """The kernel that stands for all computes what it says."""
-    from rmbgd.models.kernels.trial_kernel import doubled
+    from rmbgd.models.kernels.norm import doubled
 
     assert torch.equal(doubled(torch.arange(8, device=device)).cpu(), torch.arange(0, 16, 2))
 
 
-def test_plain_kernels_need_no_triton():
-    """The plain functions load without Triton, which comes only with a module named _kernel."""
-    code = "import sys\nfrom rmbgd.models.kernels import runtime, head, resize\nprint('triton' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+@pytest.fixture
+def run(tmp_path, capsys):
+    """`rmbgd models ...` on a models directory of its own -> (exit status, stdout, stderr)."""
 
-    assert done.stdout == "False\n"
+    def call(*words: str) -> tuple[int, str, str]:
+        parser = argparse.ArgumentParser("rmbgd models")
+        commands.add_arguments(parser, models=tmp_path / "models")
+        status = commands.run(parser.parse_args(words))
+        return (status, *capsys.readouterr())
+
+    return call
+
+
+@NO_CUDA
+def test_without_a_gpu_one_line_says_so(run, tmp_path):
+    """Exit 1, one line, and nothing written, nor is there a cache of compiled kernels."""
+    status, out, err = run("optimize", "u2netp")
+
+    assert (status, out) == (1, "")
+    assert err == "rmbgd models: optimize: there is no CUDA device here; without one there is nothing to compile\n"
+    assert not (tmp_path / "models").exists()
+    assert runtime.use_cache(tmp_path, torch.device("cuda", 0)) is None
+
+
+def test_a_cpu_is_not_optimised(run):
+    """Only a CUDA device has kernels to compile."""
+    status, _, err = run("optimize", "u2netp", "--device", "cpu")
+
+    assert status == 1
+    assert "no CUDA device" in err
+
+
+def test_directory_tells_releases_and_cards_apart():
+    """Another Triton, torch or card has another directory, and names of cards make legal ones."""
+    here = {"triton": "3.6.0", "torch": "2.11.0+cu130", "card": "NVIDIA H100 80GB HBM3", "capability": (9, 0)}
+    found = runtime.cache_directory(Path("/models"), **here)
+
+    assert found == Path("/models/kernels/triton-3.6.0_torch-2.11.0+cu130_NVIDIA-H100-80GB-HBM3_9.0")
+    for changed in ({"triton": "3.7.0"}, {"torch": "2.12.0"}, {"card": "NVIDIA H200"}, {"capability": (9, 1)}):
+        assert runtime.cache_directory(Path("/models"), **here | changed) != found
+    assert runtime.cache_directory(Path("/m"), **here | {"card": "../a/b"}).parent == Path("/m/kernels")
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_the_directory_is_used_where_it_is(tmp_path, monkeypatch, there):
+    """Triton is pointed at the card's directory if somebody filled one, else left to its habits."""
+    monkeypatch.setattr(runtime, "installed_cache", lambda models, _: models / "kernels" / "card")
+    monkeypatch.setenv(runtime.CACHE_VARIABLE, "elsewhere")
+    if there:
+        (tmp_path / "kernels" / "card").mkdir(parents=True)
+    expected = tmp_path / "kernels" / "card" if there else None
+
+    assert runtime.use_cache(tmp_path, torch.device("cuda", 0)) == expected
+    assert os.environ[runtime.CACHE_VARIABLE] == (str(expected) if there else "elsewhere")
+
+
+def test_images_go_through_the_network_as_in_service(tmp_path, monkeypatch):
+    """The run that compiles takes batches of one and two, with images that grow and that shrink."""
+    loaded = load_model("u2netp", device="cpu", dtype=torch.float32, models=tmp_path)
+    seen = []
+    monkeypatch.setattr(loaded.module, "forward", lambda x: seen.append(tuple(x.shape)) or x[:, :1])
+    runtime.run(loaded, torch.device("cpu"), torch.float32, triton=False)
+
+    assert seen == [(1, 3, 320, 320), (2, 3, 320, 320)]
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_a_second_run_compiles_nothing(run):
+    """After one run every kernel is found where it was kept: the second writes no file."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    status, _, err = run("optimize", "u2netp")
+    assert status == 0, err
+    kept = {path: path.stat().st_mtime_ns for path in Path(os.environ[runtime.CACHE_VARIABLE]).rglob("*")}
+    assert any(path.suffix == ".cubin" for path in kept)
+    run("optimize", "u2netp")
+
+    assert {path: path.stat().st_mtime_ns for path in Path(os.environ[runtime.CACHE_VARIABLE]).rglob("*")} == kept

@@ -5,10 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from rmbgd.models import layers
 from rmbgd.models.kernels.runtime import use_kernels
 from rmbgd.models.swin import SwinBlock, WindowAttention
 
-# relative to the float64 answer (L2), with the same half-precision queries, keys, values and bias
+# relative to the float64 output (L2), with the same half-precision queries, keys, values and bias
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 
@@ -51,9 +52,9 @@ def definition(layer: WindowAttention, qkv: torch.Tensor, shift: int) -> torch.T
     bias = layer.relative_position_bias_table.double()[index.to(qkv.device)].permute(2, 0, 1)
     scores = q @ k.transpose(-1, -2) / size**0.5 + bias
     scores = scores.masked_fill(regions[:, None, :, None] != regions[:, None, None, :], float("-inf"))
-    answer = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, rows, columns, w, w, dim)
-    answer = answer.transpose(2, 3).reshape(batch, rows * w, columns * w, dim).roll((shift, shift), (1, 2))
-    return answer[:, :height, :width]
+    output = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, rows, columns, w, w, dim)
+    output = output.transpose(2, 3).reshape(batch, rows * w, columns * w, dim).roll((shift, shift), (1, 2))
+    return output[:, :height, :width]
 
 
 def computed(layer: WindowAttention, qkv: torch.Tensor, shift: int) -> torch.Tensor:
@@ -81,7 +82,7 @@ def maps(layer: WindowAttention, *shape: int) -> torch.Tensor:
     ],
 )
 def test_equals_attention_in_cut_windows(device, dtype, window, shift, heads, size, batch, height, width):
-    """Shifted and not, with maps that fill their windows and that do not, also smaller than one: the same answers."""
+    """Shifted and not, with maps that fill their windows and that do not, also smaller than one: the same output."""
     layer = drawn(window, heads, size, dtype, device)
     qkv = maps(layer, batch, height, width)
     expected = definition(layer, qkv, shift)
@@ -92,18 +93,18 @@ def test_equals_attention_in_cut_windows(device, dtype, window, shift, heads, si
 
 def test_programs_go_from_window_to_window(device, monkeypatch):
     """With fewer programs than windows each takes several, and none is left out."""
-    from rmbgd.models.kernels import window as window_kernel
+    from rmbgd.models.kernels import window
 
     layer = drawn(3, 2, 4, torch.float32, device)
     qkv = maps(layer, 2, 9, 8)
     expected = computed(layer, qkv, 1)
-    monkeypatch.setattr(window_kernel, "PER_PROCESSOR", 0)
+    monkeypatch.setattr(window, "PER_PROCESSOR", 0)
 
     assert torch.equal(computed(layer, qkv, 1), expected)
 
 
 def test_a_bad_token_spoils_its_window_alone(device):
-    """What is no number stays none where it is seen, and does not come into another window or image."""
+    """NaN stays NaN where it is attended to, and does not come into another window or image."""
     layer = drawn(3, 2, 4, torch.float32, device)
     qkv = maps(layer, 2, 6, 6)
     qkv[0, 1, 1, 0] = float("nan")
@@ -119,8 +120,6 @@ def test_a_bad_token_spoils_its_window_alone(device):
 @pytest.mark.parametrize("budget", [1, 1 << 30])
 def test_block_by_kernel_is_the_plain_block(device, monkeypatch, shift, budget):
     """A block gives the same with its kernel, one image at a time and all at once."""
-    from rmbgd.models import layers as pieces
-
     block = SwinBlock(16, 2, 3, shift).requires_grad_(requires_grad=False)
     generator = torch.Generator().manual_seed(2)
     for parameter in block.parameters():
@@ -130,7 +129,7 @@ def test_block_by_kernel_is_the_plain_block(device, monkeypatch, shift, budget):
     expected = block.double()(x.double())
     block.float()
     use_kernels(block, triton=True)
-    monkeypatch.setitem(pieces._PIECE_BYTES, device.type, budget)
+    monkeypatch.setitem(layers._CHUNK_BYTES, device.type, budget)
 
     torch.testing.assert_close(block(x.clone()).double(), expected, rtol=1e-4, atol=1e-4)
 
