@@ -46,7 +46,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rmbgd.config.load import LimitSettings, Recipe
-from rmbgd.imaging.compose import EncodeInput, arrange, compose_rgba, quantise_alpha
+from rmbgd.imaging.compose import Pixels, arrange, compose_rgba, quantise_alpha
 from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.encode import SUFFIXES, encode
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
@@ -157,7 +157,7 @@ class Workbench:
         return plane
 
 
-def rmbgd_way(bench: Workbench, way: Way, target: Path) -> EncodeInput:
+def rmbgd_way(bench: Workbench, way: Way, target: Path) -> Pixels:
     """One image as the service works it off, from path to published name. What was to be stored."""
     descriptor = os.open(bench.source, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -254,7 +254,7 @@ def run_batch(bench: Workbench, way: Way, pool: ThreadPoolExecutor, threads: int
 def verify(bench: Workbench, way: Way) -> None:
     """One output of `way`, read back by two decoders: every pixel, the profile and the resolution."""
     target = bench.folder / f"verify{SUFFIXES[way.recipe.format]}"
-    stored = np.array(rmbgd_way(bench, way, target).pixels)
+    stored = np.array(rmbgd_way(bench, way, target))
     data = target.read_bytes()
     with Image.open(io.BytesIO(data)) as opened:
         by_pillow = np.asarray(opened)

@@ -1,13 +1,12 @@
-"""Alpha and colour become the planes of the answer: rounded once, multiplied by the image's own alpha, straight RGBA.
+"""Compose the output image: rounded alpha on straight colours, cropped, on a canvas, on a colour, or a mask.
 
-Works in bands of rows so that each stays in the cache. Does not resize, crop or encode; does not know recipes.
+Works in bands of rows so that each stays in the cache.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -20,8 +19,16 @@ from rmbgd.imaging.edges import clean_edges
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint16]
 Floats = NDArray[np.float32]
+Pixels = Bytes | Words
+"""What is encoded: uint8 [H, W, 4] straight RGBA or [H, W, 3] RGB, or a uint8 or uint16 [H, W] mask; contiguous."""
+
+Box = tuple[int, int, int, int]
+"""top, bottom, left, right; pixels, half open."""
 
 BAND_BYTES = 1 << 19  # of the widest array touched; half a cache of the cores this runs on
+VISIBLE = 10  # of 255; fainter alpha is haze, and single faint specks would otherwise decide the box
+SPECK = 0.01  # share of the largest component's area; smaller ones do not widen the box
+GRID_SIDE = 1024  # cells; components are looked for on a grid of about this size, the box's sides on all pixels
 
 
 def bands(array: NDArray[np.generic]) -> Iterator[slice]:
@@ -38,33 +45,51 @@ def compose_rgba(rgb: Bytes, alpha: Floats, source_alpha: Bytes | None, out: Byt
     alpha         float32 [H, W], 0..1; beyond it is taken for 0 and 1
     source_alpha  uint8 [H, W] or None; alpha that the image came with, multiplied in
     out           uint8 [H, W, 4], contiguous; written completely
-    clean         take the old background out of soft edges (foreground.py)
+    clean         take the old background out of soft edges (edges.py)
 
     The edges are cleaned for the network's alpha alone: the image's own alpha never mixed its colours.
     """
-    rounding = _Rounding(alpha, source_alpha, out)
-    for rows in bands(out):
+    for rows, values in _rounded(alpha, source_alpha, out):
         cv2.cvtColor(rgb[rows], cv2.COLOR_RGB2RGBA, dst=out[rows])
-        cv2.insertChannel(rounding.of(rows), out[rows], 3)
+        cv2.insertChannel(values, out[rows], 3)
     if clean:
         clean_edges(rgb, alpha, out)
 
 
-def quantise_alpha(alpha: Floats, source_alpha: Bytes | None, out: Bytes | Words) -> None:
+def quantise_alpha(alpha: Floats, source_alpha: Bytes | None, out: Pixels) -> None:
     """Alpha as integers into `out` (uint8 or uint16 [H, W]), rounded once, the image's own alpha multiplied in."""
-    rounding = _Rounding(alpha, source_alpha, alpha)
+    if out.dtype == np.uint8:
+        for rows, values in _rounded(alpha, source_alpha, alpha):
+            out[rows] = values
+        return
     for rows in bands(alpha):
-        if out.dtype == np.uint8:
-            out[rows] = rounding.of(rows)
-            continue
         scaled = alpha[rows].clip(0.0, 1.0) * np.float32(65535.0)
         if source_alpha is not None:
             scaled *= source_alpha[rows] * np.float32(1.0 / 255.0)
         out[rows] = np.rint(scaled)
 
 
+def _rounded(alpha: Floats, source_alpha: Bytes | None, banded: NDArray[np.generic]) -> Iterator[tuple[slice, Bytes]]:
+    """round(255 alpha) by bands of `banded`, times the image's own alpha before rounding; in one buffer, used again."""
+    shape = _first_band(banded).shape[:2]
+    floats, values = np.empty(shape, np.float32), np.empty(shape, np.uint8)
+    scale = 255.0 if source_alpha is None else 1.0
+    for rows in bands(banded):
+        band = alpha[rows]
+        shares = cv2.threshold(band, 0.0, 0.0, cv2.THRESH_TOZERO, dst=floats[: len(band)])[1].reshape(band.shape)
+        if source_alpha is not None:
+            np.minimum(shares, 1.0, out=shares)
+            shares *= source_alpha[rows]
+        rounded = cv2.convertScaleAbs(shares, dst=values[: len(band)], alpha=scale)
+        yield rows, np.asarray(rounded, np.uint8).reshape(band.shape)
+
+
+def _first_band(array: NDArray[np.generic]) -> NDArray[np.generic]:
+    return array[next(bands(array))]
+
+
 def zero_hidden(rgba: Bytes) -> None:
-    """Set the colours under alpha 0 to 0, in place; what anyone sees does not change, the file shrinks by half.
+    """Set the colours under alpha 0 to 0, in place; what is visible does not change, the file shrinks by half.
 
     rgba  uint8 [H, W, 4], contiguous
     """
@@ -79,12 +104,13 @@ def zero_hidden(rgba: Bytes) -> None:
         np.multiply(pixels, here, out=pixels)
 
 
-def flatten(rgba: Bytes, colour: tuple[int, int, int], out: Bytes) -> None:
+def flatten(rgba: Bytes, colour: Sequence[int], out: Bytes) -> None:
     """The cutout laid on a colour, into `out` (uint8 [H, W, 3]); exactly that colour wherever alpha is 0.
 
-    rgba  uint8 [H, W, 4], straight alpha
+    rgba    uint8 [H, W, 4], straight alpha
+    colour  red, green, blue; 0..255
     """
-    background = np.asarray(colour, np.uint16)
+    background = np.asarray(list(colour), np.uint16)
     for rows in bands(rgba):
         band = rgba[rows]
         share = band[:, :, 3:].astype(np.uint16)
@@ -95,60 +121,12 @@ def flatten(rgba: Bytes, colour: tuple[int, int, int], out: Bytes) -> None:
         out[rows] = mixed >> 8
 
 
-def extract_mask(rgba: Bytes) -> Bytes:
-    """The alpha of uint8 [H, W, 4] as uint8 [H, W]."""
-    return np.asarray(cv2.extractChannel(rgba, 3), np.uint8).reshape(rgba.shape[:2])
-
-
-class _Rounding:
-    """round(255 alpha) band by band, times the image's own alpha before rounding, in buffers that are used again."""
-
-    def __init__(self, alpha: Floats, source_alpha: Bytes | None, banded: NDArray[np.generic]) -> None:
-        self._alpha = alpha
-        self._source_alpha = source_alpha
-        shape = _first_band(banded).shape[:2]
-        self._floats = np.empty(shape, np.float32)
-        self._bytes = np.empty(shape, np.uint8)
-
-    def of(self, rows: slice) -> Bytes:
-        alpha = self._alpha[rows]
-        floats, values = self._floats[: len(alpha)], self._bytes[: len(alpha)]
-        shares = np.asarray(cv2.threshold(alpha, 0.0, 0.0, cv2.THRESH_TOZERO, dst=floats)[1]).reshape(alpha.shape)
-        if self._source_alpha is not None:
-            np.minimum(shares, 1.0, out=shares)
-            shares *= self._source_alpha[rows]
-        scale = 255.0 if self._source_alpha is None else 1.0
-        return np.asarray(cv2.convertScaleAbs(shares, dst=values, alpha=scale), np.uint8).reshape(alpha.shape)
-
-
-def _first_band(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    return array[next(bands(array))]
-
-
-# What the recipe asks of a finished cutout: cut to the subject, put on a canvas, laid on a colour, or its alpha alone.
-
-
-Box = tuple[int, int, int, int]
-"""top, bottom, left, right; pixels, half open."""
-
-VISIBLE = 10  # of 255; fainter alpha is haze, and single faint specks would otherwise decide the box
-SPECK = 0.01  # share of the largest component's area; smaller ones do not widen the box
-GRID_SIDE = 1024  # cells; components are looked for on a grid of about this size, the box's sides on all pixels
-
-
-@dataclass(frozen=True, slots=True)
-class EncodeInput:
-    """What is encoded: uint8 [H, W, 4] straight RGBA or [H, W, 3] RGB, or a uint8 or uint16 [H, W] mask; contiguous."""
-
-    pixels: Bytes | Words
-
-
-def arrange(rgba: Bytes | None, alpha: Bytes | Words | None, recipe: Recipe) -> EncodeInput:
+def arrange(rgba: Bytes | None, alpha: Pixels | None, recipe: Recipe) -> Pixels:
     """The image that `recipe` asks for, from the engine's output plane (exactly one of `rgba` and `alpha`).
 
     The planes belong to the caller and are changed in place where that saves a copy.
     """
-    pixels: Bytes | Words | None = alpha if rgba is None else rgba
+    pixels: Pixels | None = alpha if rgba is None else rgba
     assert pixels is not None
     if recipe.crop:
         matte = pixels if rgba is None else rgba[:, :, 3]
@@ -158,23 +136,17 @@ def arrange(rgba: Bytes | None, alpha: Bytes | Words | None, recipe: Recipe) -> 
         width, height = (int(side) for side in recipe.canvas.split("x"))
         pixels = place_on_canvas(pixels, height, width)
     if rgba is None:
-        return EncodeInput(pixels)
+        return pixels
     if recipe.content == "colour":
         flat = np.empty((*pixels.shape[:2], 3), np.uint8)
-        flatten(np.asarray(pixels, np.uint8), parse_colour(recipe.background), flat)
-        return EncodeInput(flat)
+        flatten(np.asarray(pixels, np.uint8), bytes.fromhex(recipe.background.removeprefix("#")), flat)
+        return flat
     if recipe.hidden_colours == "zero":
         zero_hidden(np.asarray(pixels, np.uint8))
-    return EncodeInput(pixels)
+    return pixels
 
 
-def parse_colour(text: str) -> tuple[int, int, int]:
-    """(red, green, blue) of "#rrggbb"."""
-    red, green, blue = bytes.fromhex(text.removeprefix("#"))
-    return red, green, blue
-
-
-def crop_box(alpha: Bytes | Words, margin: float) -> Box:
+def crop_box(alpha: Pixels, margin: float) -> Box:
     """The subject's box with air around it, cut at the image's borders; the whole image when there is no subject.
 
     alpha   uint8 or uint16 [H, W]
@@ -199,19 +171,15 @@ def crop_box(alpha: Bytes | Words, margin: float) -> Box:
 
 def _ends(visible: NDArray[np.bool_], kept: NDArray[np.bool_], step: int) -> tuple[int, int]:
     """First row, and one after the last, with a visible pixel in a kept cell of the grid."""
-    rows = np.flatnonzero(kept.any(axis=1))
+    rows, width = np.flatnonzero(kept.any(axis=1)), visible.shape[1]
     first, last = (
-        np.flatnonzero((visible[row * step : (row + 1) * step] & _spread(kept[row], step, visible)).any(axis=1))
+        np.flatnonzero((visible[row * step : (row + 1) * step] & np.repeat(kept[row], step)[:width]).any(axis=1))
         for row in (rows[0], rows[-1])
     )
     return int(rows[0] * step + first[0]), int(rows[-1] * step + last[-1] + 1)
 
 
-def _spread(cells: NDArray[np.bool_], step: int, like: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    return np.repeat(cells, step)[: like.shape[1]]
-
-
-def place_on_canvas(pixels: Bytes | Words, height: int, width: int) -> Bytes | Words:
+def place_on_canvas(pixels: Pixels, height: int, width: int) -> Pixels:
     """The image fitted into height x width, aspect kept, in the middle; the rest is transparent.
 
     pixels  uint8 [H, W, 4] straight RGBA, or uint8 / uint16 [H, W]
@@ -226,7 +194,7 @@ def place_on_canvas(pixels: Bytes | Words, height: int, width: int) -> Bytes | W
     return canvas
 
 
-def _resized(pixels: Bytes | Words, height: int, width: int) -> Bytes | Words:
+def _resized(pixels: Pixels, height: int, width: int) -> Pixels:
     """Filters without negative lobes, so that no rim brighter than the subject appears around it."""
     if pixels.shape[:2] == (height, width):
         return pixels

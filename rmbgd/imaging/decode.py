@@ -1,14 +1,13 @@
-"""From a file's bytes to upright 8-bit RGB, and alpha where the image has it, in planes that the caller owns.
+"""Decode an image file's bytes to upright 8-bit RGB, and alpha where it has some, in the caller's planes.
 
-Everything that can be refused from the header is refused before memory is taken for pixels. Does not know folders, jobs
-or where the planes lie; takes no thread and starts no program.
+Everything that can be refused from the header is refused before memory is taken for pixels.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import cv2
@@ -21,163 +20,28 @@ from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.formats import NOTES_MAXIMUM, Found, Header, Reader, SourceFacts, sniff
 from rmbgd.imaging.jpeg import decode_jpeg, inspect_jpeg, read_jpeg
 from rmbgd.imaging.metadata import ColourPlan, applied, colour_plan, read_exif, xmp_orientation
-from rmbgd.imaging.pillow import configure_opencv, configure_pillow, heif_installed, opened, read_pillow
+from rmbgd.imaging.pillow import opened, read_pillow
 from rmbgd.imaging.png import read_png
 from rmbgd.imaging.webp import decode_webp, read_webp
-
-# --- Every pixel layout that Pillow decodes to, as 8-bit RGB and alpha, band by band.
-
 
 Bytes = NDArray[np.uint8]
 Band = tuple[Bytes, Bytes | None]
 """uint8 [k, W, 3], and uint8 [k, W] or None where everything is opaque."""
 
-_VIA_RGBA = {"RGBA", "RGBa", "PA"}
-_VIA_RGB = {"RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
-_UNSIGNED_32_MAXIMUM = (1 << 32) - 1
-
-
-def convert_band(
-    band: Image.Image,
-    plan: ColourPlan,
-    *,
-    has_alpha: bool,
-    key: tuple[int, ...] | None,
-    maximum: int,
-    float_scale: float,
-) -> Band:
-    """One band of rows. `float_scale` is what makes 255 of white in mode F (see float_scale_of).
-
-    Raises ImageError(UNSUPPORTED_MODE).
-    """
-    mode = band.mode
-    if mode == "P" and has_alpha:
-        band, mode = band.convert("RGBA"), "RGBA"
-    if mode in _VIA_RGBA:
-        both = np.asarray(band if mode == "RGBA" else band.convert("RGBA"))
-        return _bytes(cv2.cvtColor(both, cv2.COLOR_RGBA2RGB)), _bytes(cv2.extractChannel(both, 3))
-    if mode in ("LA", "La"):
-        both = np.asarray(band if mode == "LA" else band.convert("LA"))
-        return _grey(both[:, :, 0], plan), np.ascontiguousarray(both[:, :, 1])
-    if mode in ("1", "L"):
-        grey = np.asarray(band.convert("L"))
-        return _grey(grey, plan), _keyed(grey, key)
-    if mode.startswith("I;16"):
-        wide = np.asarray(band).astype(np.uint32)
-        scaled = np.minimum((wide * 255 + maximum // 2) // maximum, 255).astype(np.uint8)
-        return _grey(scaled, plan), _keyed(wide, key)
-    if mode == "I":
-        numbers = np.asarray(band)  # int32
-        numbers = numbers.view(np.uint32) if maximum == _UNSIGNED_32_MAXIMUM else numbers
-        shares = numbers.astype(np.float64) * (255.0 / maximum)
-        return _grey(_bytes(np.rint(shares.clip(0.0, 255.0))), plan), None
-    if mode == "F":
-        values = np.nan_to_num(np.asarray(band), nan=0.0, posinf=np.inf, neginf=0.0) * float_scale
-        return _grey(_bytes(np.rint(values.clip(0.0, 255.0))), plan), None
-    if plan.transform is not None:
-        return np.asarray(applied(plan, band)), None
-    if mode in _VIA_RGB or mode == "P":
-        colours = np.asarray(band if mode == "RGB" else band.convert("RGB"))
-        return colours, _keyed(colours, key)
-    raise ImageError(Reason.UNSUPPORTED_MODE, f"pixels of mode {mode}")
-
-
-def float_scale_of(image: Image.Image) -> float:
-    """What a floating point image is multiplied by. Raises ImageError(UNSUPPORTED_MODE) when nobody can know."""
-    if image.mode != "F":
-        return 1.0
-    values = np.asarray(image)
-    finite = values[np.isfinite(values)]
-    highest = float(finite.max()) if finite.size else 0.0
-    if highest <= 2.0:  # white at 1, with highlights above it
-        return 255.0
-    if highest <= 255.0:
-        return 1.0
-    raise ImageError(Reason.UNSUPPORTED_MODE, f"floating point pixels up to {highest:g}, without saying what white is")
-
-
-def _grey(values: Bytes, plan: ColourPlan) -> Bytes:
-    values = np.ascontiguousarray(values)
-    if plan.transform is not None:
-        return np.asarray(applied(plan, Image.fromarray(values)))
-    return _bytes(cv2.cvtColor(values, cv2.COLOR_GRAY2RGB))
-
-
-def _bytes(values: object) -> Bytes:
-    return np.asarray(values, dtype=np.uint8)
-
-
-def _keyed(values: NDArray[np.uint8] | NDArray[np.uint32], key: tuple[int, ...] | None) -> Bytes | None:
-    if key is None:
-        return None
-    same = values == np.asarray(key, values.dtype) if values.ndim == 3 else values == key[0]
-    if same.ndim == 3:
-        same = same.all(axis=2)
-    return np.where(same, np.uint8(0), np.uint8(255))
-
-
-# --- Puts bands of rows, in stored order, where an upright image wants them (EXIF 2.32, orientation 1 to 8).
-
-
-_SWAPPED = {5, 6, 7, 8}
 BAND_ROWS = 128  # rows turned at once: small enough for the cache, large enough that columns become long runs
-
-
-def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(width, height) after the turn."""
-    return (size[1], size[0]) if orientation in _SWAPPED else size
-
-
-def place(plane: Bytes, first: int, band: Bytes, orientation: int) -> None:
-    """Write rows first .. first + k of the stored image into the upright `plane`.
-
-    plane  uint8 [H, W] or [H, W, C], upright
-    band   uint8 [k, w] or [k, w, C], w being the stored width
-    """
-    last = first + len(band)
-    height, width = plane.shape[:2]
-    if orientation == 1:
-        plane[first:last] = band
-    elif orientation == 2:
-        plane[first:last] = cv2.flip(band, 1).reshape(band.shape)
-    elif orientation == 3:
-        plane[height - last : height - first] = cv2.flip(band, -1).reshape(band.shape)
-    elif orientation == 4:
-        plane[height - last : height - first] = cv2.flip(band, 0).reshape(band.shape)
-    elif orientation == 5:
-        plane[:, first:last] = _transposed(band)
-    elif orientation == 6:
-        plane[:, width - last : width - first] = _flipped(_transposed(band), 1)
-    elif orientation == 7:
-        plane[:, width - last : width - first] = _flipped(_transposed(band), -1)
-    else:
-        plane[:, first:last] = _flipped(_transposed(band), 0)
-
-
-def place_whole(plane: Bytes, stored: Bytes, orientation: int) -> None:
-    """Turn a whole decoded image into `plane`."""
-    for first in range(0, len(stored), BAND_ROWS):
-        place(plane, first, stored[first : first + BAND_ROWS], orientation)
-
-
-def _transposed(band: Bytes) -> Bytes:
-    return np.asarray(cv2.transpose(band), np.uint8).reshape(band.shape[1], band.shape[0], *band.shape[2:])
-
-
-def _flipped(band: Bytes, axis: int) -> Bytes:
-    return np.asarray(cv2.flip(band, axis), np.uint8).reshape(band.shape)
-
-
-# --- From a file's bytes to upright 8-bit RGB, and alpha where the image has it, in planes that the caller owns.
-
-
-__all__ = ["Header", "configure_opencv", "configure_pillow", "decode_into", "heif_installed", "probe", "read_limited"]
-
 
 _READERS: dict[str, Reader] = {"JPEG": read_jpeg, "PNG": read_png, "WEBP": read_webp}  # the others are Pillow's
 _TURNED_BY_THE_DECODER = ("TIFF", "HEIF")
 _BAND_PIXELS = 1 << 20  # converted at once: 3 MiB of RGB
 _READ_BYTES = 1 << 16  # at least, per call
+_VIA_RGBA = {"RGBA", "RGBa", "PA"}
+_VIA_RGB = {"RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
+_UNSIGNED_32_MAXIMUM = (1 << 32) - 1
+
+# EXIF 2.32, orientation: which ones swap rows and columns, how cv2.flip then flips, and which begin at the far side.
+_SWAPPED = {5, 6, 7, 8}
+_FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
+_FROM_THE_END = {3, 4, 6, 7}
 
 
 def read_limited(fd: int, limits: LimitSettings) -> bytes:
@@ -297,71 +161,178 @@ def decode_into(
 
 def _decode(data: bytes, header: Header, rgb: Bytes, alpha: Bytes | None, notes: list[str]) -> bytes | None:
     """Fill the planes by the quickest way that is exact; the profile that the RGB is in."""
-    plan = colour_plan(header.mode.partition(";")[0] if header.mode != "I;16" else "I", header.icc_profile)
-    if header.format in ("JPEG", "MPO") and header.mode in ("L", "RGB") and plan.transform is None:
+    plan = _decode_without_pillow(data, header, rgb, alpha, notes)
+    if plan is None:
+        with opened(data, "JPEG" if header.format == "MPO" else header.format, header.stream) as image:
+            image.load()
+            plan = colour_plan(image.mode, header.icc_profile)
+            _fill(header, rgb, alpha, _bands_of_pillow(image, header, plan))
+    notes += [plan.note] if plan.note else []
+    return plan.kept
+
+
+def _decode_without_pillow(
+    data: bytes, header: Header, rgb: Bytes, alpha: Bytes | None, notes: list[str]
+) -> ColourPlan | None:
+    """By a quicker or more exact decoder. None where there is none, or it asks for Pillow's opinion."""
+    plan = colour_plan(header.mode.partition(";")[0], header.icc_profile)
+    if header.format in ("JPEG", "MPO"):
+        if header.mode not in ("L", "RGB") or plan.transform is not None:
+            inspect_jpeg(data)
+            return None
         target = rgb if header.turn == 1 else np.empty((*header.stored_size[::-1], 3), np.uint8)
         warning = decode_jpeg(data, target)
-        if warning is None:
-            if header.turn != 1:
-                place_whole(rgb, target, header.turn)
-            notes += [plan.note] if plan.note else []
-            return plan.kept
-        notes.append(f"JPEG: {warning}")
-    elif header.format in ("JPEG", "MPO"):
-        inspect_jpeg(data)
+        if warning is not None:
+            notes.append(f"JPEG: {warning}")
+            return None
+        if header.turn != 1:
+            place_whole(rgb, target, header.turn)
     elif header.format == "WEBP" and header.frames == 1:
-        _place_blue_first(decode_webp(data), header, rgb, alpha)
-        notes += [plan.note] if plan.note else []
-        return plan.kept
+        _fill(header, rgb, alpha, _bands_of_opencv(decode_webp(data), header))
     elif header.colour_key is not None and header.mode == "RGB;16":
-        _decode_keyed_16(data, header, rgb, alpha)
-        notes += [plan.note] if plan.note else []
-        return plan.kept
-    form = "JPEG" if header.format == "MPO" else header.format
-    with opened(data, form, header) as image:
-        image.load()
-        return _convert(image, header, rgb, alpha, notes)
+        _fill(header, rgb, alpha, _bands_of_opencv(_decode_keyed_16(data), header))
+    else:
+        return None
+    return plan
 
 
-def _convert(
-    image: ImageFile.ImageFile, header: Header, rgb: Bytes, alpha: Bytes | None, notes: list[str]
-) -> bytes | None:
-    """Band by band from Pillow's image, so that no second full-size copy is made."""
+def _fill(header: Header, rgb: Bytes, alpha: Bytes | None, bands: Iterable[Band]) -> None:
+    """Turn bands in stored order into the planes, so that no second full-size copy is made."""
+    first = 0
+    for colours, transparency in bands:
+        place(rgb, first, colours, header.turn)
+        if alpha is not None and header.has_alpha:
+            opaque = np.full(colours.shape[:2], 255, np.uint8) if transparency is None else transparency
+            place(alpha, first, opaque, header.turn)
+        first += len(colours)
+
+
+def _bands_of_pillow(image: ImageFile.ImageFile, header: Header, plan: ColourPlan) -> Iterator[Band]:
     if image.size != header.stored_size:
         raise ImageError(Reason.CORRUPT, f"the header says {header.stored_size}, the decoder gives {image.size}")
-    plan = colour_plan(image.mode, header.icc_profile)
     scale = float_scale_of(image)
     width, height = image.size
     rows = max(1, _BAND_PIXELS // width)
     for first in range(0, height, rows):
         band = image.crop((0, first, width, min(first + rows, height)))
-        colours, transparency = convert_band(
-            band, plan, has_alpha=header.has_alpha, key=header.colour_key, maximum=header.maximum, float_scale=scale
-        )
-        place(rgb, first, colours, header.turn)
-        if alpha is not None and header.has_alpha:
-            opaque = np.full(colours.shape[:2], 255, np.uint8)
-            place(alpha, first, opaque if transparency is None else transparency, header.turn)
-    notes += [plan.note] if plan.note else []
-    return plan.kept
+        yield convert_band(band, plan, header, scale)
 
 
-def _place_blue_first(pixels: Bytes, header: Header, rgb: Bytes, alpha: Bytes | None) -> None:
+def _bands_of_opencv(pixels: Bytes, header: Header) -> Iterator[Band]:
+    """Of uint8 [H, W, 3 or 4], blue first."""
     if pixels.shape[1::-1] != header.stored_size:
         raise ImageError(Reason.CORRUPT, f"the header says {header.stored_size}, the decoder gives {pixels.shape}")
     rows = max(1, _BAND_PIXELS // pixels.shape[1])
-    code = cv2.COLOR_BGRA2RGB if pixels.shape[2] == 4 else cv2.COLOR_BGR2RGB
+    transparent = pixels.shape[2] == 4
+    code = cv2.COLOR_BGRA2RGB if transparent else cv2.COLOR_BGR2RGB
     for first in range(0, len(pixels), rows):
         band = pixels[first : first + rows]
-        place(rgb, first, np.asarray(cv2.cvtColor(band, code), np.uint8), header.turn)
-        if alpha is not None and header.has_alpha:
-            seen = cv2.extractChannel(band, 3) if pixels.shape[2] == 4 else np.full(band.shape[:2], 255, np.uint8)
-            place(alpha, first, np.asarray(seen, np.uint8), header.turn)
+        alpha = _bytes(cv2.extractChannel(band, 3)) if transparent and header.has_alpha else None
+        yield _bytes(cv2.cvtColor(band, code)), alpha
 
 
-def _decode_keyed_16(data: bytes, header: Header, rgb: Bytes, alpha: Bytes | None) -> None:
-    """A 16-bit RGB PNG with one transparent colour: only libpng, in OpenCV, compares all 16 bits."""
+def _decode_keyed_16(data: bytes) -> Bytes:
+    """A 16-bit RGB PNG with one transparent colour: only libpng, in OpenCV, compares all 16 bits. uint8 [H, W, 4]."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3 or pixels.shape[2] != 4:
         raise ImageError(Reason.CORRUPT, "libpng cannot decode the image data")
-    _place_blue_first(np.asarray(cv2.convertScaleAbs(pixels, alpha=1 / 257), np.uint8), header, rgb, alpha)
+    return _bytes(cv2.convertScaleAbs(pixels, alpha=1 / 257))
+
+
+def convert_band(band: Image.Image, plan: ColourPlan, header: Header, float_scale: float) -> Band:
+    """One band of rows, of any pixel layout that Pillow decodes to. Raises ImageError(UNSUPPORTED_MODE).
+
+    float_scale  what makes 255 of white in mode F (see float_scale_of)
+    """
+    key, maximum = header.colour_key, header.maximum
+    mode = band.mode
+    if mode == "P" and header.has_alpha:
+        band, mode = band.convert("RGBA"), "RGBA"
+    if mode in _VIA_RGBA:
+        both = np.asarray(band if mode == "RGBA" else band.convert("RGBA"))
+        return _bytes(cv2.cvtColor(both, cv2.COLOR_RGBA2RGB)), _bytes(cv2.extractChannel(both, 3))
+    if mode in ("LA", "La"):
+        both = np.asarray(band if mode == "LA" else band.convert("LA"))
+        return _grey(both[:, :, 0], plan), np.ascontiguousarray(both[:, :, 1])
+    if mode in ("1", "L"):
+        grey = np.asarray(band.convert("L"))
+        return _grey(grey, plan), _keyed(grey, key)
+    if mode.startswith("I;16"):
+        wide = np.asarray(band).astype(np.uint32)
+        scaled = np.minimum((wide * 255 + maximum // 2) // maximum, 255).astype(np.uint8)
+        return _grey(scaled, plan), _keyed(wide, key)
+    if mode == "I":
+        numbers = np.asarray(band)  # int32
+        numbers = numbers.view(np.uint32) if maximum == _UNSIGNED_32_MAXIMUM else numbers
+        shares = numbers.astype(np.float64) * (255.0 / maximum)
+        return _grey(_bytes(np.rint(shares.clip(0.0, 255.0))), plan), None
+    if mode == "F":
+        values = np.nan_to_num(np.asarray(band), nan=0.0, posinf=np.inf, neginf=0.0) * float_scale
+        return _grey(_bytes(np.rint(values.clip(0.0, 255.0))), plan), None
+    if plan.transform is not None:
+        return np.asarray(applied(plan, band)), None
+    if mode in _VIA_RGB or mode == "P":
+        colours = np.asarray(band if mode == "RGB" else band.convert("RGB"))
+        return colours, _keyed(colours, key)
+    raise ImageError(Reason.UNSUPPORTED_MODE, f"pixels of mode {mode}")
+
+
+def float_scale_of(image: Image.Image) -> float:
+    """What a floating point image is multiplied by. Raises ImageError(UNSUPPORTED_MODE) when it cannot be known."""
+    if image.mode != "F":
+        return 1.0
+    values = np.asarray(image)
+    finite = values[np.isfinite(values)]
+    highest = float(finite.max()) if finite.size else 0.0
+    if highest <= 2.0:  # white at 1, with highlights above it
+        return 255.0
+    if highest <= 255.0:
+        return 1.0
+    raise ImageError(Reason.UNSUPPORTED_MODE, f"floating point pixels up to {highest:g}, without saying what white is")
+
+
+def _grey(values: Bytes, plan: ColourPlan) -> Bytes:
+    values = np.ascontiguousarray(values)
+    if plan.transform is not None:
+        return np.asarray(applied(plan, Image.fromarray(values)))
+    return _bytes(cv2.cvtColor(values, cv2.COLOR_GRAY2RGB))
+
+
+def _bytes(values: object) -> Bytes:
+    return np.asarray(values, dtype=np.uint8)
+
+
+def _keyed(values: NDArray[np.uint8] | NDArray[np.uint32], key: tuple[int, ...] | None) -> Bytes | None:
+    if key is None:
+        return None
+    same = values == np.asarray(key, values.dtype) if values.ndim == 3 else values == key[0]
+    if same.ndim == 3:
+        same = same.all(axis=2)
+    return np.where(same, np.uint8(0), np.uint8(255))
+
+
+def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
+    """(width, height) after the turn."""
+    return (size[1], size[0]) if orientation in _SWAPPED else size
+
+
+def place(plane: Bytes, first: int, band: Bytes, orientation: int) -> None:
+    """Write rows first .. first + k of the stored image into the upright `plane`.
+
+    plane  uint8 [H, W] or [H, W, C], upright
+    band   uint8 [k, w] or [k, w, C], w being the stored width
+    """
+    swaps = orientation in _SWAPPED
+    turned = np.asarray(cv2.transpose(band)).reshape(band.shape[1], band.shape[0], *band.shape[2:]) if swaps else band
+    if orientation in _FLIPS:
+        turned = np.asarray(cv2.flip(turned, _FLIPS[orientation])).reshape(turned.shape)
+    if orientation in _FROM_THE_END:
+        first = plane.shape[1 if swaps else 0] - first - len(band)
+    here = slice(first, first + len(band))
+    plane[(slice(None), here) if swaps else here] = turned
+
+
+def place_whole(plane: Bytes, stored: Bytes, orientation: int) -> None:
+    """Turn a whole decoded image into `plane`."""
+    for first in range(0, len(stored), BAND_ROWS):
+        place(plane, first, stored[first : first + BAND_ROWS], orientation)

@@ -1,17 +1,15 @@
-"""Takes the old background's colour out of half-transparent pixels: colour estimation for straight alpha.
+"""Remove the old background's colour from soft edges (foreground colour estimation).
 
 Where 0 < alpha < 1 a photograph shows I = alpha F + (1 - alpha) B. F and B are found as multi-level estimation does it
 (Germer et al., "Fast multi-level foreground estimation", 2020): from the coarsest level down, spread what is known of
 both to the neighbours, then correct both so that they explain I. Differences from the paper, each measured: the
 neighbours are averaged with equal weight, which is one small filter instead of four weighted sums; the levels end at a
 quarter or an eighth of the size, with more iterations there; and the last correction is made at full size where alpha
-is soft, nowhere else.
+is soft, nowhere else. Alpha stays as it is, and so does every pixel that is opaque or invisible.
 
 Measured on seven composites of photographs of a megapixel each, one core: mean error of alpha F over the soft pixels,
 in grey levels, and time. Photo's colours kept 6.7; blur fusion twice (r = 90, 6) 3.0, 103 ms; the paper's method 2.0,
 201 ms; this 1.9, 24 ms. At 12 megapixels: kept 8.6; blur fusion 5.1, 1.9 s; this 3.3, 0.12 to 0.17 s.
-
-Does not change alpha, nor any pixel that is opaque or invisible.
 """
 
 from __future__ import annotations
@@ -51,9 +49,8 @@ def clean_edges(rgb: Bytes, alpha: Floats, out: Bytes) -> None:
     for top, bottom, left, right in rectangles:
         here = np.s_[top:bottom, left:right]
         window = (top, left, *alpha.shape)
-        _correct(
-            rgb[here], alpha[here], _enlarged(fore, window, rgb[here]), _enlarged(back, window, rgb[here]), out[here]
-        )
+        fore_here, back_here = (_enlarged(level, window, rgb[here]) for level in (fore, back))
+        _correct(rgb[here], alpha[here], fore_here, back_here, out[here])
 
 
 def soft_rectangles(alpha: Floats) -> Iterator[Rectangle]:

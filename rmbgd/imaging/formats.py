@@ -1,44 +1,13 @@
-"""Which image format these bytes are, by their content alone: the allow-list, and names for what is refused.
-
-Does not know names of files, and reads no further than the first kilobytes.
-"""
+"""Image formats by content: the allow-list, refusals by name, header values and their limits."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from enum import Enum
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
-
-
-@dataclass(frozen=True, slots=True)
-class SourceFacts:
-    """What the file said of itself, kept for the event and for the output's metadata.
-
-    format       Pillow's name: JPEG, PNG, ...
-    mode         the mode as stored, before conversion
-    size         (width, height) after orientation
-    orientation  EXIF value as found, 1 if none
-    icc_profile  the profile that belongs to the RGB that was decoded, or None for sRGB
-    dpi          (x, y) or None
-    metadata     the allow-listed text fields that were present: name -> value
-    sha256       of the file's bytes, hex
-    """
-
-    format: str
-    mode: str
-    size: tuple[int, int]
-    orientation: int
-    icc_profile: bytes | None
-    dpi: tuple[float, float] | None
-    metadata: dict[str, str]
-    sha256: str
-    notes: tuple[str, ...] = ()
-
-
-# --- What is known of an image before any pixel is decoded, and the two ways of saying that it is damaged.
-
 
 Size = tuple[int, int]
 """(width, height) in pixels."""
@@ -47,41 +16,109 @@ PARTS_MAXIMUM = 500_000
 """Chunks or segments of one file: 4 us each were measured, 2 s at most. No writer comes near it."""
 
 NOTES_MAXIMUM = 8
-
+SHORTEST = 16  # bytes; shorter files are no image yet
 SECTOR = 512  # bytes; what a copy tool that reserves space first leaves as zeros is at least this long
+TAIL_BYTES = 1 << 16  # looked through at a file's end for its end marker
+STEPS_MAXIMUM = 100_000  # chunks or boxes of an arriving file that are walked before giving up
+ABSURD = 1 << 32  # a header that claims more than this lies: its decoder says so at once
+
+ALLOWED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
+
+_SIGNATURES = {
+    "JPEG": (b"\xff\xd8\xff",),
+    "PNG": (b"\x89PNG\r\n\x1a\n",),
+    "GIF": (b"GIF87a", b"GIF89a"),
+    "BMP": (b"BM",),
+    "TIFF": (b"II*\x00", b"MM\x00*"),
+}
+_TIFF_VERSIONS = (b"*\x00", b"\x00*", b"+\x00", b"\x00+")  # 42, and 43 for BigTIFF
+_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_AVIF_BRANDS = {b"avif", b"avis"}
+_GENERIC_BRANDS = {b"mif1", b"msf1", b"miaf"}
+_VIDEO_BRANDS = {b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"M4V ", b"qt  ", b"3gp4", b"3gp5", b"3gp6"}
+
+# Formats that some decoder would open, and that are refused by name: (offset, name, signatures).
+_REFUSED: tuple[tuple[int, str, tuple[bytes, ...]], ...] = (
+    (0, "Photoshop document", (b"8BPS",)),
+    (0, "PostScript", (b"%!PS",)),
+    (0, "PostScript with a preview", (b"\xc5\xd0\xd3\xc6",)),
+    (0, "PDF", (b"%PDF",)),
+    (0, "JPEG 2000", (b"\x00\x00\x00\x0cjP  ",)),
+    (0, "JPEG 2000 codestream", (b"\xff\x4f\xff\x51",)),
+    (0, "JPEG XL", (b"\xff\x0a", b"\x00\x00\x00\x0cJXL ")),
+    (0, "DirectDraw surface", (b"DDS ",)),
+    (0, "Blizzard texture", (b"BLP1", b"BLP2")),
+    (0, "Apple icon", (b"icns",)),
+    (0, "Windows icon", (b"\x00\x00\x01\x00",)),
+    (0, "Windows cursor", (b"\x00\x00\x02\x00",)),
+    (0, "QOI", (b"qoif",)),
+    (0, "OpenEXR", (b"\x76\x2f\x31\x01",)),
+    (0, "Radiance HDR", (b"#?RADIANCE",)),
+    (0, "FITS", (b"SIMPLE  =",)),
+    (0, "GIMP document", (b"gimp xcf",)),
+    (0, "SGI image", (b"\x01\xda",)),
+    (0, "Sun raster", (b"\x59\xa6\x6a\x95",)),
+    (0, "MSP image", (b"DanM", b"LinS")),
+    (0, "XV thumbnail", (b"P7 332",)),
+    (0, "MNG animation", (b"\x8aMNG\r\n\x1a\n",)),
+    (0, "JNG image", (b"\x8bJNG\r\n\x1a\n",)),
+    (0, "camera raw", (b"FUJIFILMCCD-RAW", b"IIU\x00", b"IIRO", b"MMOR")),
+    (4, "camera raw", (b"ftypcrx ",)),
+    (4, "FLI animation", (b"\x11\xaf", b"\x12\xaf")),
+    (128, "DICOM", (b"DICM",)),
+)
+
+
+class Tail(Enum):
+    """Whether the end of an image file is there."""
+
+    COMPLETE = "complete"
+    MISSING = "missing"  # beyond doubt
+    DOUBTFUL = "doubtful"  # looks cut off, but only a decoder can tell damage from truncation
+    UNKNOWN = "unknown"  # a format without a mark at its end, or none that we know
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What the file said of itself, kept for the event and for the output's metadata."""
+
+    format: str  # Pillow's name: JPEG, PNG, ...
+    mode: str  # as stored, before conversion
+    size: Size  # after orientation
+    orientation: int  # EXIF value as found, 1 if none
+    icc_profile: bytes | None  # the profile that belongs to the RGB that was decoded, or None for sRGB
+    dpi: tuple[float, float] | None  # (x, y)
+    metadata: dict[str, str]  # the allow-listed text fields that were present: name -> value
+    sha256: str  # of the file's bytes, hex
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class PixelStream:
-    """The part of a PNG that makes pixels: everything else, hostile or not, stays unread.
+    """The part of a PNG that makes pixels: everything else, hostile or not, stays unread."""
 
-    prefix      signature, IHDR, PLTE and a palette's tRNS
-    start, end  the IDAT chunks within the file's bytes
-    suffix      IEND
-    """
-
-    prefix: bytes
-    start: int
+    prefix: bytes  # signature, IHDR, PLTE and a palette's tRNS
+    start: int  # of the IDAT chunks within the file's bytes
     end: int
-    suffix: bytes
+    suffix: bytes  # IEND
 
 
 @dataclass(slots=True)
 class Found:
-    """What a reader of one format found, as stored; nothing is applied yet."""
+    """What a reader of one format found, as stored; nothing is applied yet. Fields without a remark: see Header."""
 
     format: str
     mode: str
-    size: Size
+    size: Size  # before orientation
     has_alpha: bool = False
     frames: int = 1
-    animated: bool = False
-    orientation: int | None = None
+    animated: bool = False  # more than one image, and the recipe decides whether that is allowed
+    orientation: int | None = None  # None: the format has no field of its own for it
     exif: bytes | None = None
     xmp: bytes | None = None
     icc_profile: bytes | None = None
     dpi: tuple[float, float] | None = None
-    text: dict[str, str] = field(default_factory=dict)
+    text: dict[str, str] = field(default_factory=dict)  # every field of metadata.TEXT_TAGS that was there
     colour_key: tuple[int, ...] | None = None
     maximum: int = 255
     stream: PixelStream | None = None
@@ -90,35 +127,22 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What an image says of itself, checked against the limits.
+    """What an image says of itself, checked against the limits."""
 
-    format       Pillow's name: JPEG, MPO, PNG, WEBP, TIFF, BMP, GIF, AVIF, HEIF
-    mode         as stored, in Pillow's words; with the bits where Pillow has no word ("RGB;16")
-    size         after orientation
-    stored_size  before orientation
-    orientation  EXIF value as found, 1 if none; values other than 1 to 8 are not obeyed
-    turn         the orientation that decoding still has to apply, 1 to 8
-    has_alpha    decoding fills a source_alpha plane
-    frames       1, or how many were counted; at least 2 where counting would mean reading the whole file
-    icc_profile  as embedded; it belongs to `mode`, not necessarily to what decoding gives
-    colour_key   the one colour that is transparent, in decoded values (PNG tRNS), or None
-    maximum      the stored value that means white, for integer modes of more than 8 bits
-    """
-
-    format: str
-    mode: str
-    size: Size
-    stored_size: Size
-    orientation: int
-    turn: int
-    has_alpha: bool
-    frames: int
-    icc_profile: bytes | None
+    format: str  # Pillow's name: JPEG, MPO, PNG, WEBP, TIFF, BMP, GIF, AVIF, HEIF
+    mode: str  # as stored, in Pillow's words; with the bits where Pillow has no word ("RGB;16")
+    size: Size  # after orientation
+    stored_size: Size  # before orientation
+    orientation: int  # EXIF value as found, 1 if none; values other than 1 to 8 are not obeyed
+    turn: int  # the orientation that decoding still has to apply, 1 to 8
+    has_alpha: bool  # decoding fills a source_alpha plane
+    frames: int  # 1, or how many were counted; at least 2 where counting would mean reading the whole file
+    icc_profile: bytes | None  # as embedded; it belongs to `mode`, not necessarily to what decoding gives
     dpi: tuple[float, float] | None
     metadata: dict[str, str]
     notes: tuple[str, ...]
-    colour_key: tuple[int, ...] | None = None
-    maximum: int = 255
+    colour_key: tuple[int, ...] | None = None  # the one transparent colour, in decoded values (PNG tRNS)
+    maximum: int = 255  # the stored value that means white, for integer modes of more than 8 bits
     stream: PixelStream | None = None
 
 
@@ -138,7 +162,7 @@ def check_size(size: Size, limits: LimitSettings) -> None:
 
 
 def check_parts(count: int) -> None:
-    """Raises ImageError(METADATA_BOMB) for a file that is made of more pieces than anyone should walk over."""
+    """Raises ImageError(METADATA_BOMB) for a file of more pieces than can be walked over in time."""
     if count > PARTS_MAXIMUM:
         raise ImageError(Reason.METADATA_BOMB, f"more than {PARTS_MAXIMUM} chunks or segments")
 
@@ -159,55 +183,14 @@ def blank_tail(data: bytes) -> bool:
     return len(data) >= SECTOR and data.endswith(bytes(SECTOR))
 
 
-# --- Which image format these bytes are, by their content alone: the allow-list, and names for what is refused.
-
-
-ALLOWED = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "HEIF")
-
-SHORTEST = 16  # bytes; below it nothing can be told from anything
-
-_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-_AVIF_BRANDS = {b"avif", b"avis"}
-_GENERIC_BRANDS = {b"mif1", b"msf1", b"miaf"}
-
-# Formats that some decoder would open, and that are refused by name: (offset, bytes, name).
-_REFUSED: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"8BPS", "Photoshop document"),
-    (0, b"%!PS", "PostScript"),
-    (0, b"\xc5\xd0\xd3\xc6", "PostScript with a preview"),
-    (0, b"%PDF", "PDF"),
-    (0, b"\x00\x00\x00\x0cjP  ", "JPEG 2000"),
-    (0, b"\xff\x4f\xff\x51", "JPEG 2000 codestream"),
-    (0, b"\xff\x0a", "JPEG XL"),
-    (0, b"\x00\x00\x00\x0cJXL ", "JPEG XL"),
-    (0, b"DDS ", "DirectDraw surface"),
-    (0, b"BLP1", "Blizzard texture"),
-    (0, b"BLP2", "Blizzard texture"),
-    (0, b"icns", "Apple icon"),
-    (0, b"\x00\x00\x01\x00", "Windows icon"),
-    (0, b"\x00\x00\x02\x00", "Windows cursor"),
-    (0, b"qoif", "QOI"),
-    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
-    (0, b"#?RADIANCE", "Radiance HDR"),
-    (0, b"SIMPLE  =", "FITS"),
-    (0, b"gimp xcf", "GIMP document"),
-    (0, b"\x01\xda", "SGI image"),
-    (0, b"\x59\xa6\x6a\x95", "Sun raster"),
-    (0, b"DanM", "MSP image"),
-    (0, b"LinS", "MSP image"),
-    (0, b"P7 332", "XV thumbnail"),
-    (0, b"\x8aMNG\r\n\x1a\n", "MNG animation"),
-    (0, b"\x8bJNG\r\n\x1a\n", "JNG image"),
-    (0, b"FUJIFILMCCD-RAW", "camera raw"),
-    (0, b"IIU\x00", "camera raw"),
-    (0, b"IIRO", "camera raw"),
-    (0, b"MMOR", "camera raw"),
-    (4, b"ftypcrx ", "camera raw"),
-    (4, b"\x11\xaf", "FLI animation"),
-    (4, b"\x12\xaf", "FLI animation"),
-    (128, b"DICM", "DICOM"),
-)
-_VIDEO_BRANDS = {b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"M4V ", b"qt  ", b"3gp4", b"3gp5", b"3gp6"}
+def claimed_format(head: bytes) -> str | None:
+    """The format whose signature these first bytes carry, "ISO" for all files of boxes, or None."""
+    for form, signatures in _SIGNATURES.items():
+        if head.startswith(signatures):
+            return form
+    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        return "WEBP"
+    return "ISO" if head[4:8] == b"ftyp" else None
 
 
 def sniff(data: bytes) -> str:
@@ -220,29 +203,18 @@ def sniff(data: bytes) -> str:
     if len(data) < SHORTEST:
         raise ImageError(Reason.UNIDENTIFIED, f"{len(data)} bytes are too few to be an image", maybe_incomplete=True)
     head = data[:64]
-    if head.startswith(b"\xff\xd8\xff"):
-        return "JPEG"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "PNG"
-    if head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        return "WEBP"
-    if head[:2] in (b"II", b"MM") and _is_tiff(head):
+    form = claimed_format(head)
+    if form in ("JPEG", "PNG", "WEBP", "GIF"):
+        return form
+    if head[:2] in (b"II", b"MM") and head[2:4] in _TIFF_VERSIONS:
+        if head[8:10] == b"CR":
+            raise ImageError(Reason.FORMAT_NOT_ALLOWED, "camera raw (CR2): its first image is only a preview")
         return "TIFF"
-    if head.startswith(b"BM") and int.from_bytes(head[14:18], "little") <= 0xFFFF:
-        return "BMP"
-    if head.startswith((b"GIF87a", b"GIF89a")):
-        return "GIF"
+    if form == "BMP" and int.from_bytes(head[14:18], "little") <= 0xFFFF:
+        return form
     if head[4:8] == b"ftyp" and (name := _iso_media(data)):
         return name
     raise _refusal(data)
-
-
-def _is_tiff(head: bytes) -> bool:
-    if head[2:4] not in (b"*\x00", b"\x00*", b"+\x00", b"\x00+"):
-        return False
-    if head[8:10] == b"CR":
-        raise ImageError(Reason.FORMAT_NOT_ALLOWED, "camera raw (CR2): its first image is only a preview")
-    return True
 
 
 def _iso_media(data: bytes) -> str | None:
@@ -260,8 +232,8 @@ def _iso_media(data: bytes) -> str | None:
 
 
 def _refusal(data: bytes) -> ImageError:
-    for offset, magic, name in _REFUSED:
-        if data.startswith(magic, offset):
+    for offset, name, signatures in _REFUSED:
+        if data.startswith(signatures, offset):
             return ImageError(Reason.FORMAT_NOT_ALLOWED, f"{name}; allowed are {', '.join(ALLOWED)}")
     start = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
     if data[:1] == b"P" and data[1:2] in b"123456f" and data[2:3] in b" \t\r\n#":

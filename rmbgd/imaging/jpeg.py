@@ -1,12 +1,13 @@
-"""JPEG: the header from its marker segments, and decoding straight into a caller's plane through libjpeg-turbo.
+"""JPEG: its end marker, its header from marker segments, and decoding through libjpeg-turbo.
 
-Does not turn, does not convert CMYK (Pillow and colour.py do), and does not repair: a decoder's warning is either known
-to be harmless or the image is refused.
+Decoding goes straight into the caller's plane, as stored and in RGB. Nothing is repaired: a decoder's warning is either
+known to be harmless or the image is refused.
 """
 
 from __future__ import annotations
 
 import itertools
+import os
 
 import numpy as np
 import simplejpeg
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.formats import Found, check_parts, check_size, cut_short, damaged
+from rmbgd.imaging.formats import TAIL_BYTES, Found, Tail, check_parts, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import sensible_dpi
 
 SCAN_PIXELS_MAXIMUM = 5_000_000_000
 """Pixels times scans of one file. 3 ns each were measured: 15 s at most; progressive files have about ten scans."""
 
+_SCAN_BYTES = 1 << 20  # read at once where the end marker is searched for
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _SEQUENTIAL = {0xC0, 0xC1}
 _PROGRESSIVE = {0xC2, 0xCA}
@@ -32,13 +34,47 @@ _SOI, _EOI, _SOS = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 _DAMAGE = ("premature end of data segment", "bad Huffman code", "bad arithmetic code", "instead of RST")
 
 
+def jpeg_tail(descriptor: int, size: int) -> Tail:
+    """Whether the end marker is there. See completeness.tail_of.
+
+    ITU-T T.81: after the first scan begins, FF D9 can only be the end; before it, segments hide their content.
+    """
+    at = 2
+    for _ in range(1000):
+        marker = os.pread(descriptor, 4, at)
+        if len(marker) < 4:
+            return Tail.DOUBTFUL
+        if marker[0] != 0xFF or marker[1] == 0xD9:
+            return Tail.UNKNOWN
+        if marker[1] == 0xFF:  # a fill byte
+            at += 1
+        elif marker[1] in _ALONE:
+            at += 2
+        else:
+            at += 2 + int.from_bytes(marker[2:4], "big")
+            if marker[1] == 0xDA:
+                found = _EOI in os.pread(descriptor, TAIL_BYTES, max(at, size - TAIL_BYTES))
+                # Some cameras put whole films behind the image: then its end is anywhere.
+                return Tail.COMPLETE if found or _has_end_marker(descriptor, at) else Tail.MISSING
+    return Tail.UNKNOWN
+
+
+def _has_end_marker(descriptor: int, at: int) -> bool:
+    last = b""
+    while chunk := os.pread(descriptor, _SCAN_BYTES, at):
+        if _EOI in last + chunk:
+            return True
+        last = chunk[-1:]
+        at += len(chunk)
+    return False
+
+
 def read_jpeg(data: bytes, limits: LimitSettings) -> Found:
-    """Header of a JPEG or of the first image of an MPO. See header.Reader."""
+    """Header of a JPEG or of the first image of an MPO. See formats.Reader."""
     found: Found | None = None
-    exif, profile = b"", _ProfilePieces()
-    dpi: tuple[float, float] | None = None
-    xmp: bytes | None = None
-    several, progressive, at, marker = False, False, 2, 0
+    exif, xmp, dpi = b"", None, None
+    pieces: dict[int, bytes] = {}  # of an ICC profile, by number
+    total, several, progressive, at = 0, False, False, 2
     for count in itertools.count():
         check_parts(count)
         at = data.find(b"\xff", at)
@@ -63,23 +99,27 @@ def read_jpeg(data: bytes, limits: LimitSettings) -> Found:
             found = _frame(data, marker, segment, limits)
             progressive = marker in _PROGRESSIVE
         elif marker == 0xE0 and segment.startswith(b"JFIF\x00") and len(segment) >= 12:
-            dpi = _jfif_dpi(segment)
+            unit = {1: 1.0, 2: 2.54}.get(segment[7], 0.0)  # inches, centimetres
+            dpi = sensible_dpi(*(int.from_bytes(segment[k : k + 2], "big") * unit for k in (8, 10)))
         elif marker == 0xE1 and segment.startswith(b"Exif\x00\x00"):
             exif += segment[6:]
         elif marker == 0xE1 and segment.startswith(b"http://ns.adobe.com/xap/1.0/\x00"):
             xmp = segment
-        elif marker == 0xE2 and segment.startswith(b"ICC_PROFILE\x00"):
-            profile.add(segment)
+        elif marker == 0xE2 and segment.startswith(b"ICC_PROFILE\x00") and len(segment) > 14:
+            pieces[segment[12]], total = segment[14:], segment[13]
         elif marker == 0xE2 and segment.startswith(b"MPF\x00"):
             several = True
     if found is None:
         raise damaged(data, "image data without a frame header")
     found.exif, found.xmp, found.dpi = exif or None, xmp, dpi
-    found.icc_profile = profile.joined(limits.metadata_bytes, found.notes)
+    if pieces:
+        found.icc_profile = _joined(pieces, total, limits.metadata_bytes, found.notes)
     if several:
         found.format, found.frames = "MPO", 2
     if progressive or segment[:1] != bytes((len(found.mode),)):  # the first scan does not hold every component
-        _check_scans(data, found)
+        scans = data.count(_SOS)
+        if scans * found.size[0] * found.size[1] > SCAN_PIXELS_MAXIMUM:
+            raise ImageError(Reason.TOO_LARGE, f"{scans} scans over {found.size[0]} x {found.size[1]} pixels to decode")
     return found
 
 
@@ -98,44 +138,20 @@ def _frame(data: bytes, marker: int, segment: bytes, limits: LimitSettings) -> F
     return Found("JPEG", _MODES[components], size)
 
 
-def _check_scans(data: bytes, found: Found) -> None:
-    scans = data.count(_SOS)
-    if scans * found.size[0] * found.size[1] > SCAN_PIXELS_MAXIMUM:
-        raise ImageError(Reason.TOO_LARGE, f"{scans} scans over {found.size[0]} x {found.size[1]} pixels to decode")
-
-
 def _no_pixels(data: bytes, detail: str) -> ImageError:
     return damaged(data, detail) if data.endswith(_EOI) else cut_short(detail)
 
 
-def _jfif_dpi(segment: bytes) -> tuple[float, float] | None:
-    scale = {1: 1.0, 2: 2.54}.get(segment[7], 0.0)
-    return sensible_dpi(int.from_bytes(segment[8:10], "big") * scale, int.from_bytes(segment[10:12], "big") * scale)
-
-
-class _ProfilePieces:
-    """An ICC profile in APP2 segments (ICC.1:2010, annex B.4), which may come in any order."""
-
-    def __init__(self) -> None:
-        self.pieces: dict[int, bytes] = {}
-        self.count = 0
-
-    def add(self, segment: bytes) -> None:
-        if len(segment) > 14:
-            self.pieces[segment[12]] = segment[14:]
-            self.count = segment[13]
-
-    def joined(self, maximum: int, notes: list[str]) -> bytes | None:
-        if not self.pieces:
-            return None
-        whole = b"".join(self.pieces[number] for number in sorted(self.pieces))
-        if sorted(self.pieces) != list(range(1, self.count + 1)):
-            notes.append("colour profile incomplete, left out")
-            return None
-        if len(whole) > maximum:
-            notes.append(f"colour profile of {len(whole)} bytes left out")
-            return None
-        return whole
+def _joined(pieces: dict[int, bytes], total: int, maximum: int, notes: list[str]) -> bytes | None:
+    """An ICC profile from its APP2 segments, which may come in any order (ICC.1:2010, annex B.4)."""
+    whole = b"".join(pieces[number] for number in sorted(pieces))
+    if sorted(pieces) != list(range(1, total + 1)):
+        notes.append("colour profile incomplete, left out")
+        return None
+    if len(whole) > maximum:
+        notes.append(f"colour profile of {len(whole)} bytes left out")
+        return None
+    return whole
 
 
 def decode_jpeg(data: bytes, out: NDArray[np.uint8]) -> str | None:

@@ -1,6 +1,6 @@
-"""The few facts about an image that are read from its EXIF and XMP: orientation, resolution, allow-listed text.
+"""Read orientation, resolution, allow-listed text (EXIF, XMP) and colour profiles, and apply the profiles.
 
-Reads the first directory only, so it never sees a GPS position, a maker note or a thumbnail. Does not write anything.
+Of EXIF only the first directory is read, so a GPS position, a maker note or a thumbnail is never seen.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import re
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from PIL import Image, ImageCms
@@ -39,33 +39,35 @@ ENTRIES_MAXIMUM = 512  # directory entries; cameras write some thirty
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*(\d{1,5})")
 
+# Pillow's mode -> colour space of a profile that describes it, and the mode in which such a profile is applied.
+_SPACES = {
+    "1": "GRAY", "L": "GRAY", "LA": "GRAY", "La": "GRAY", "I": "GRAY", "F": "GRAY",
+    "RGB": "RGB", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB", "P": "RGB", "PA": "RGB", "YCbCr": "RGB",
+    "CMYK": "CMYK", "LAB": "Lab",
+}  # fmt: skip
+_INPUT_MODES = {"GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
+
 
 @dataclass(slots=True)
 class ExifFacts:
-    """orientation is None when the tag is absent; `sound` is False when the block could not be read to its end."""
-
-    orientation: int | None = None
+    orientation: int | None = None  # None: the tag is absent
     dpi: tuple[float, float] | None = None
     text: dict[str, str] = field(default_factory=dict)
-    sound: bool = True
+    sound: bool = True  # False: the block could not be read to its end
 
 
 def read_exif(block: bytes) -> ExifFacts:
     """Facts of the first directory of a TIFF-structured block (with or without the "Exif" prefix). Never raises."""
     block = block.removeprefix(b"Exif\x00\x00")
-    facts = ExifFacts()
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
     if order is None or len(block) < 8:
-        facts.sound = False
-        return facts
-    tags: dict[int, tuple[int, bytes]] = {}
+        return ExifFacts(sound=False)
     (at,) = struct.unpack_from(f"{order}I", block, 4)
     if at + 2 > len(block):
-        facts.sound = False
-        return facts
+        return ExifFacts(sound=False)
+    facts, tags = ExifFacts(), dict[int, tuple[int, bytes]]()
     (count,) = struct.unpack_from(f"{order}H", block, at)
-    for index in range(min(count, ENTRIES_MAXIMUM)):
-        entry = at + 2 + 12 * index
+    for entry in range(at + 2, at + 2 + 12 * min(count, ENTRIES_MAXIMUM), 12):
         if entry + 12 > len(block):
             facts.sound = False
             break
@@ -74,8 +76,8 @@ def read_exif(block: bytes) -> ExifFacts:
         start = entry + 8 if size <= 4 else struct.unpack_from(f"{order}I", block, entry + 8)[0]
         if size == 0 or start + size > len(block):
             facts.sound = False
-            continue
-        tags.setdefault(tag, (kind, block[start : start + size]))
+        else:
+            tags.setdefault(tag, (kind, block[start : start + size]))
     facts.orientation = _integer(tags.get(ORIENTATION), order)
     facts.dpi = _dpi(tags, order)
     for word, tag in TEXT_TAGS.items():
@@ -92,15 +94,14 @@ def xmp_orientation(packet: bytes) -> int | None:
 
 def clean_text(raw: bytes | str) -> str:
     """One line of printable text of bounded length, cut at the first NUL; bytes are UTF-8, else Latin-1."""
-    if isinstance(raw, str):
-        text = raw.split("\x00", 1)[0]
-    else:
+    if isinstance(raw, bytes):
         start = raw.split(b"\x00", 1)[0]
         try:
-            text = start.decode()
+            raw = start.decode()
         except UnicodeDecodeError:
-            text = start.decode("latin-1")
-    return " ".join("".join(c if c.isprintable() else " " for c in text[:TEXT_MAXIMUM]).split())
+            raw = start.decode("latin-1")
+    text = raw.split("\x00", 1)[0][:TEXT_MAXIMUM]
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
 def sensible_dpi(x: float, y: float) -> tuple[float, float] | None:
@@ -133,28 +134,13 @@ def _dpi(tags: dict[int, tuple[int, bytes]], order: str) -> tuple[float, float] 
     return sensible_dpi(x, y or x)
 
 
-# --- Embedded colour profiles: which are kept for the output, which are converted to sRGB, which are left out.
-
-
-_SPACES = {
-    "1": "GRAY", "L": "GRAY", "LA": "GRAY", "La": "GRAY", "I": "GRAY", "F": "GRAY",
-    "RGB": "RGB", "RGBA": "RGB", "RGBa": "RGB", "RGBX": "RGB", "P": "RGB", "PA": "RGB", "YCbCr": "RGB",
-    "CMYK": "CMYK", "LAB": "Lab",
-}  # fmt: skip
-_INPUT_MODES = {"GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
-
-
 @dataclass(frozen=True, slots=True)
 class ColourPlan:
-    """What to do with a decoded image.
+    """What to do with the colours of a decoded image."""
 
-    kept       profile that the decoded RGB is in, to be carried to the output; None means sRGB
-    transform  applied to every band of mode `source`, giving RGB; None means none
-    """
-
-    kept: bytes | None
-    source: str = ""
-    transform: ImageCms.ImageCmsTransform | None = None
+    kept: bytes | None  # profile that the decoded RGB is in, to be carried to the output; None means sRGB
+    source: str = ""  # mode of the bands that `transform` takes
+    transform: ImageCms.ImageCmsTransform | None = None  # applied to every band, giving RGB; None means none
     note: str | None = None
 
 
@@ -172,8 +158,8 @@ def colour_plan(mode: str, profile: bytes | None) -> ColourPlan:
     if parsed is not None and found == space and space in _INPUT_MODES:
         return _converted(parsed, space)
     without = colour_plan(mode, None)
-    told = f"colour profile {'for ' + found if parsed is not None else 'unreadable'}, left out"
-    return ColourPlan(None, without.source, without.transform, "; ".join(filter(None, (told, without.note))))
+    note = f"colour profile {'for ' + found if parsed is not None else 'unreadable'}, left out"
+    return replace(without, note="; ".join(filter(None, (note, without.note))))
 
 
 def _parsed(profile: bytes) -> ImageCms.ImageCmsProfile | None:

@@ -1,7 +1,7 @@
-"""Pillow at arm's length: its global settings in one function, its errors as ours, headers of the formats it reads.
+"""Pillow: global settings, safe opening with errors as ImageError, and headers of TIFF, BMP, GIF, AVIF, HEIF.
 
-Only formats named by sniff.py are ever opened, so no plugin that starts a program (EPS) or parses markup is reachable.
-Does not convert pixels.
+Only formats that formats.sniff names are ever opened, so no plugin that starts a program (EPS) or parses markup is
+reachable.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, Unidentified
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.formats import Found, check_size, cut_short, damaged
+from rmbgd.imaging.completeness import TIFF_PIXELS, bmp_end, box_length
+from rmbgd.imaging.formats import Found, PixelStream, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import TEXT_TAGS, clean_text, sensible_dpi
 from rmbgd.imaging.png import PixelReader
 
-_COMPRESSION, _PREVIEW, _SUB_FILE, _BITS, _DNG = 259, 1, 254, 258, 50706
-_SAMPLE_FORMAT, _STRIPS, _STRIP_BYTES, _TILES, _TILE_BYTES = 339, 273, 279, 324, 325
-_SUB_DIRECTORIES = 330
+_SUB_FILE, _BITS, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG = 254, 258, 330, 339, 50706  # tags of a TIFF
+_PREVIEW = 1  # value of _SUB_FILE
 _SINGLE_IMAGE_FORMATS = ("HEIF",)  # several images in one file are a collection there, with one of them primary
 
 
@@ -35,7 +35,7 @@ def configure_pillow(limits: LimitSettings) -> None:
     """Set what Pillow and its plugins keep per process. Called once by the composition root, before any thread starts.
 
     Second line of defence behind the headers' checks: no decoder allocates more than twice limits.pixels. Warnings of
-    Pillow are silenced: what they tell is found and noted by our own readers.
+    Pillow are silenced: what they say is found and noted by our own readers.
     """
     Image.MAX_IMAGE_PIXELS = limits.pixels
     ImageFile.LOAD_TRUNCATED_IMAGES = False
@@ -60,8 +60,11 @@ def heif_installed() -> bool:
 
 
 def read_pillow(data: bytes, form: str, limits: LimitSettings) -> Found:
-    """Header of a TIFF, BMP, GIF, AVIF or HEIF. See header.Reader."""
-    _require_plugin(form)
+    """Header of a TIFF, BMP, GIF, AVIF or HEIF. See formats.Reader."""
+    if form == "HEIF" and "HEIF" not in Image.OPEN:
+        raise ImageError(Reason.FORMAT_NOT_ALLOWED, "HEIC needs the package pillow-heif: pip install 'rmbgd[heif]'")
+    if form == "AVIF" and not features.check("avif"):
+        raise ImageError(Reason.FORMAT_NOT_ALLOWED, "this build of Pillow has no AVIF decoder")
     if form == "BMP":
         _check_bmp(data, limits)
     elif form == "GIF":
@@ -85,20 +88,12 @@ def read_pillow(data: bytes, form: str, limits: LimitSettings) -> Found:
         return found
 
 
-def _require_plugin(form: str) -> None:
-    if form == "HEIF" and "HEIF" not in Image.OPEN:
-        raise ImageError(Reason.FORMAT_NOT_ALLOWED, "HEIC needs the package pillow-heif: pip install 'rmbgd[heif]'")
-    if form == "AVIF" and not features.check("avif"):
-        raise ImageError(Reason.FORMAT_NOT_ALLOWED, "this build of Pillow has no AVIF decoder")
-
-
 @contextmanager
-def opened(data: bytes, form: str, found: Any = None) -> Iterator[ImageFile.ImageFile]:
+def opened(data: bytes, form: str, stream: PixelStream | None = None) -> Iterator[ImageFile.ImageFile]:
     """The image in Pillow's hands, not yet decoded; whatever goes wrong inside the block becomes an ImageError.
 
     Decoders meet hostile bytes here and raise nearly anything, so this one place catches nearly anything.
     """
-    stream = getattr(found, "stream", None)
     source: Any = io.BytesIO(data) if stream is None else PixelReader(data, stream)
     try:
         with Image.open(source, formats=[form]) as image:
@@ -154,11 +149,10 @@ def _boxes_incomplete(data: bytes) -> bool:
     """Whether top-level boxes of an ISO media file reach beyond its end, or the one with the directory is missing."""
     at, described = 0, False
     while at + 8 <= len(data):
-        length, kind = int.from_bytes(data[at : at + 4], "big"), data[at + 4 : at + 8]
-        described |= kind == b"meta"
-        if length == 1:
-            length = int.from_bytes(data[at + 8 : at + 16], "big")
-        if length < 8:  # 0: to the end of the file
+        header = data[at : at + 16]
+        described |= header[4:8] == b"meta"
+        length = box_length(header)
+        if length < 8:
             break
         at += length
     return at > len(data) or not described
@@ -166,17 +160,14 @@ def _boxes_incomplete(data: bytes) -> bool:
 
 def _check_bmp(data: bytes, limits: LimitSettings) -> None:
     """Size, and whether the rows of an uncompressed BMP fit into the file: Pillow would say so only after decoding."""
-    offset, header = int.from_bytes(data[10:14], "little"), int.from_bytes(data[14:18], "little")
-    if header < 40 or len(data) < 34:
+    if int.from_bytes(data[14:18], "little") < 40 or len(data) < 34:  # length of the header
         return
     width = int.from_bytes(data[18:22], "little")  # a negative one is as good as a huge one
     height = abs(int.from_bytes(data[22:26], "little", signed=True))
     check_size((width, height), limits)
-    bits, compression = int.from_bytes(data[28:30], "little"), int.from_bytes(data[30:34], "little")
-    if compression in (0, 3) and bits in (1, 4, 8, 16, 24, 32):
-        rows = (width * bits + 31) // 32 * 4 * height
-        if offset + rows > len(data) + 3:  # writers leave out the padding of the last row
-            raise cut_short(f"the rows end at byte {offset + rows}, the file at {len(data)}")
+    end = bmp_end(data)
+    if end is not None and end > len(data) + 3:  # writers leave out the padding of the last row
+        raise cut_short(f"the rows end at byte {end}, the file at {len(data)}")
 
 
 def _dpi(image: ImageFile.ImageFile) -> tuple[float, float] | None:
@@ -192,7 +183,7 @@ def _read_tiff(data: bytes, image: TiffImagePlugin.TiffImageFile, found: Found) 
     tags = image.tag_v2
     if _DNG in tags or (tags.get(_SUB_FILE) == _PREVIEW and _SUB_DIRECTORIES in tags):
         raise ImageError(Reason.FORMAT_NOT_ALLOWED, "camera raw (DNG, NEF, ARW): its first image is only a preview")
-    for offsets, lengths in ((_STRIPS, _STRIP_BYTES), (_TILES, _TILE_BYTES)):
+    for offsets, lengths in TIFF_PIXELS:
         pairs = zip(_integers(tags.get(offsets)), _integers(tags.get(lengths)), strict=False)
         end = max((offset + length for offset, length in pairs), default=0)
         if len(data) < end < 1 << 32:

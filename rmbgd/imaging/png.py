@@ -1,6 +1,7 @@
-"""PNG: every chunk walked, checked and weighed before any pixel, and a view of the file that holds nothing but pixels.
+"""PNG: its end chunk, its header from checked chunks, a view of the pixels alone, and the writer.
 
-The decoder is Pillow's, but it never sees text, profiles or animation, so none of them can hurt it. Does not decode.
+Every chunk is walked, checked and weighed before any pixel. The decoder is Pillow's, but through PixelReader it never
+sees text, profiles or animation, so none of them can hurt it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import importlib
 import importlib.util
 import io
 import itertools
+import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator, Sequence
@@ -20,17 +22,61 @@ from numpy.typing import NDArray
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.formats import Found, PixelStream, check_parts, check_size, cut_short, damaged
+from rmbgd.imaging.formats import (
+    STEPS_MAXIMUM,
+    TAIL_BYTES,
+    Found,
+    PixelStream,
+    Tail,
+    check_parts,
+    check_size,
+    cut_short,
+    damaged,
+)
 from rmbgd.imaging.metadata import PNG_KEYWORDS, clean_text, sensible_dpi
-
-# --- The deflate library in use: ISA-L where it is installed, the standard library's zlib elsewhere.
-
 
 NAME = "isal" if importlib.util.find_spec("isal") else "zlib"  # ISA-L has no 32-bit ARM kernels
 
 _backend: Any = importlib.import_module("isal.isal_zlib") if NAME == "isal" else zlib
 
-WINDOW_BITS = 15  # the largest window that PNG allows
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+BAND_BYTES = 1 << 19  # filtered at once by the writer; 256 KiB to 2 MiB make no difference
+
+# (colour type, bits) -> (mode as stored, largest stored value). PNG specification, table 11.1.
+_MODES = {
+    (0, 1): ("1", 255), (0, 2): ("L;2", 255), (0, 4): ("L;4", 255), (0, 8): ("L", 255), (0, 16): ("I;16", 65535),
+    (2, 8): ("RGB", 255), (2, 16): ("RGB;16", 65535),
+    (3, 1): ("P", 255), (3, 2): ("P", 255), (3, 4): ("P", 255), (3, 8): ("P", 255),
+    (4, 8): ("LA", 255), (4, 16): ("LA;16", 65535),
+    (6, 8): ("RGBA", 255), (6, 16): ("RGBA;16", 65535),
+}  # fmt: skip
+_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # channels -> grey, truecolour, truecolour with alpha
+_WORDS = {keyword.lower(): word for word, keyword in PNG_KEYWORDS.items()}
+_XMP = b"XML:com.adobe.xmp"
+_END = b"IEND\xae\x42\x60\x82"  # with its checksum, which never changes
+_UP = 2  # the row filter of the writer
+_WINDOW_BITS = 15  # of deflate; the largest that PNG allows
+
+Write = Callable[[bytes | memoryview], object]
+
+
+def png_tail(descriptor: int, size: int) -> Tail:
+    """Whether the last chunk, IEND, is there. See completeness.tail_of."""
+    if _END in os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)):
+        return Tail.COMPLETE
+    if os.pread(descriptor, 8, 8) != b"\0\0\0\rIHDR":
+        return Tail.DOUBTFUL
+    at = 8
+    for _ in range(STEPS_MAXIMUM):
+        header = os.pread(descriptor, 8, at)
+        if header[4:] == b"IEND":
+            return Tail.COMPLETE if at + 12 <= size else Tail.MISSING
+        if len(header) < 8 or header == bytes(8):
+            return Tail.MISSING
+        if not header[4:].isalpha():
+            return Tail.UNKNOWN
+        at += 12 + int.from_bytes(header[:4], "big")
+    return Tail.UNKNOWN
 
 
 def crc32(data: bytes | memoryview, value: int = 0) -> int:
@@ -41,32 +87,15 @@ def crc32(data: bytes | memoryview, value: int = 0) -> int:
 def compressor(level: int) -> Any:
     """An object with compress() and flush() that gives a zlib stream.
 
-    level  0 to 3, ISA-L's scale. zlib's own level 1 stands in for all of them: 27 ms against 8 ms for 1024 x 1024 RGBA
-           were measured, and its higher levels cost several times that for a few per cent.
+    level  0 to 3, ISA-L's scale. Without ISA-L, zlib's own level 1 serves for all of them: 27 ms against 8 ms for
+           1024 x 1024 RGBA were measured, and its higher levels cost several times that for a few per cent.
     """
-    return _backend.compressobj(1 if _backend is zlib else level, zlib.DEFLATED, WINDOW_BITS, 9)
-
-
-# PNG: every chunk walked, checked and weighed before any pixel, and a view of the file that holds nothing but pixels.
-
-
-SIGNATURE = b"\x89PNG\r\n\x1a\n"
-
-# (colour type, bits) -> (mode as stored, largest stored value). PNG specification, table 11.1.
-_MODES = {
-    (0, 1): ("1", 255), (0, 2): ("L;2", 255), (0, 4): ("L;4", 255), (0, 8): ("L", 255), (0, 16): ("I;16", 65535),
-    (2, 8): ("RGB", 255), (2, 16): ("RGB;16", 65535),
-    (3, 1): ("P", 255), (3, 2): ("P", 255), (3, 4): ("P", 255), (3, 8): ("P", 255),
-    (4, 8): ("LA", 255), (4, 16): ("LA;16", 65535),
-    (6, 8): ("RGBA", 255), (6, 16): ("RGBA;16", 65535),
-}  # fmt: skip
-_WORDS = {keyword.lower(): word for word, keyword in PNG_KEYWORDS.items()}
-_XMP = b"XML:com.adobe.xmp"
+    return _backend.compressobj(1 if _backend is zlib else level, zlib.DEFLATED, _WINDOW_BITS, 9)
 
 
 @dataclass(slots=True)
 class _Walk:
-    """What the chunks have told so far. `allowance` is what text and profile may still unpack to, in bytes."""
+    """What the chunks said so far. `allowance` is what text and profile may still unpack to, in bytes."""
 
     allowance: int
     found: Found
@@ -80,7 +109,7 @@ class _Walk:
 
 
 def read_png(data: bytes, limits: LimitSettings) -> Found:
-    """Header, metadata and structure of a PNG. See header.Reader.
+    """Header, metadata and structure of a PNG. See formats.Reader.
 
     Checksums of chunks that pixels need must be right; other chunks with a wrong one are left out. Compressed text and
     profiles are unpacked against limits.metadata_bytes in all, wanted or not; beyond it the file is a METADATA_BOMB.
@@ -93,7 +122,7 @@ def read_png(data: bytes, limits: LimitSettings) -> Found:
             raise _ended(data, at, limits)
         length, kind = struct.unpack_from(">I4s", data, at)
         after = at + 12 + length
-        if not (kind.isalpha() and kind.isascii()):
+        if not kind.isalpha():
             raise damaged(data, f"chunk type {kind!r} at byte {at}")
         if after > len(data):
             raise _ended(data, after, limits)
@@ -269,18 +298,6 @@ class PixelReader(io.RawIOBase):
         return joined
 
 
-# --- PNG from pixels in memory, streamed in half-megabyte bands: row filter "up", ISA-L deflate.
-
-
-BAND_BYTES = 1 << 19  # filtered at once; 256 KiB to 2 MiB make no difference
-SIDE_MAXIMUM = (1 << 31) - 1
-
-Write = Callable[[bytes | memoryview], object]
-
-_COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # channels -> grey, truecolour, truecolour with alpha
-_UP = 2
-
-
 def write_png(
     pixels: NDArray[np.uint8] | NDArray[np.uint16],
     write: Write,
@@ -292,7 +309,9 @@ def write_png(
 ) -> None:
     """Encode uint8 [H, W], [H, W, 3] or [H, W, 4], or uint16 [H, W]; contiguous.
 
-    level  0 to 3 (deflate.compressor)
+    Streamed in bands of about half a megabyte; the row filter is "up" throughout.
+
+    level  0 to 3 (see compressor)
     text   (keyword, value); keywords are ASCII, values any text
     """
     height, width = pixels.shape[:2]
@@ -307,7 +326,7 @@ def write_png(
         x, y = (max(1, min(round(value / 0.0254), 0x7FFFFFFF)) for value in dpi)
         _chunk(write, b"pHYs", struct.pack(">IIB", x, y, 1))
     for keyword, value in text:
-        _png_writer_text(write, keyword, value)
+        _text_chunk(write, keyword, value)
     packer = compressor(level)
     for band in _filtered(pixels, width * channels * pixels.itemsize):
         packed = packer.compress(band)
@@ -338,7 +357,7 @@ def _chunk(write: Write, kind: bytes, body: bytes) -> None:
     write(struct.pack(">I", crc32(body, crc32(kind))))
 
 
-def _png_writer_text(write: Write, keyword: str, value: str) -> None:
+def _text_chunk(write: Write, keyword: str, value: str) -> None:
     """A tEXt chunk where Latin-1 suffices, iTXt otherwise."""
     try:
         _chunk(write, b"tEXt", keyword.encode("ascii") + b"\x00" + value.encode("latin-1"))

@@ -1,7 +1,7 @@
-"""To the network's size and back: the antialiased triangle filter ("bilinear") on half-pixel centres, alpha in float.
+"""Resize images to the network's size and alpha back: antialiased bilinear, half-pixel centres.
 
 The filter is the one that Pillow calls BILINEAR and torch `antialias=True`: a triangle whose support grows with the
-reduction, and is one pixel when enlarging. Does not stretch, clip or round alpha: its values stay absolute.
+reduction, and is one pixel when enlarging. Alpha is not stretched, clipped or rounded: its values stay absolute.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def matte_to_image(alpha: NDArray[np.float32], height: int, width: int) -> NDArr
 def image_to_network(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """An image, uint8 [H, W, 3], at the network's size, uint8 [height, width, 3], rounded.
 
-    The reference on the CPU without torch; the engine's own resize equals it within one level.
+    The reference on the CPU without torch; the backend's own resize equals it within one level.
     """
     if rgb.shape[:2] == (height, width):
         return rgb

@@ -1,31 +1,77 @@
-"""WebP: the header from its RIFF chunks, and decoding of still images without a second canvas.
+"""WebP: its end by the length in its header, its header from RIFF chunks, and decoding of still images.
 
-Does not decode animations (Pillow does, for a first frame).
+Animations are left to Pillow, for a first frame; a still image is decoded without a second canvas.
 """
 
 from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.config.load import LimitSettings
-from rmbgd.imaging.formats import Found, Size, check_parts, check_size, cut_short, damaged
+from rmbgd.imaging.formats import (
+    ABSURD,
+    STEPS_MAXIMUM,
+    Found,
+    Size,
+    Tail,
+    check_parts,
+    check_size,
+    cut_short,
+    damaged,
+)
 
 _PROFILE, _ALPHA, _ANIMATION = 0x20, 0x10, 0x02  # bits of VP8X, in the order of the container specification
 
 
+def webp_tail(descriptor: int, size: int) -> Tail:
+    """Whether the file is as long as it says, and was filled. See completeness.tail_of.
+
+    Image data that end in too many zeros were never written. How many are too many: a white area ends in up to 0.71
+    zero bytes for each block of 16 x 16 pixels (measured at quality 100). Lossless data may end in any number of them,
+    86 a block were seen, so there zeros say nothing.
+    """
+    end = 8 + int.from_bytes(os.pread(descriptor, 4, 4), "little")
+    if end > size:
+        return Tail.MISSING if end < ABSURD else Tail.UNKNOWN
+    for step, (at, kind, length) in enumerate(_chunks(lambda at, count: os.pread(descriptor, count, at), end), 1):
+        if kind == bytes(4) and not length:
+            return Tail.MISSING
+        last = at + 8 + length
+        if last > end:
+            return Tail.DOUBTFUL
+        if kind == b"VP8 ":
+            width, height = _lossy_size(os.pread(descriptor, 10, at + 8))
+            zeros = 64 + (width + 15) // 16 * ((height + 15) // 16)
+            if last >= zeros and os.pread(descriptor, zeros, last - zeros) == bytes(zeros):
+                return Tail.MISSING
+        if step == STEPS_MAXIMUM:
+            return Tail.UNKNOWN
+    return Tail.COMPLETE
+
+
+def _chunks(read: Callable[[int, int], bytes], end: int) -> Iterator[tuple[int, bytes, int]]:
+    """Where each RIFF chunk before `end` begins, its kind and length. `read` takes place and count."""
+    at = 12
+    while at + 8 <= end and len(header := read(at, 8)) == 8:
+        length = int.from_bytes(header[4:], "little")
+        yield at, header[:4], length
+        at += 8 + length + (length & 1)
+
+
 def read_webp(data: bytes, limits: LimitSettings) -> Found:
-    """Header of a WebP. See header.Reader."""
+    """Header of a WebP. See formats.Reader."""
     claimed = 8 + int.from_bytes(data[4:8], "little")
     found: Found | None = None
-    pixels, frames, count, at = False, 0, 0, 12
-    while at + 8 <= min(claimed, len(data)):
-        check_parts(count := count + 1)
-        kind, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
-        head = data[at + 8 : at + 18]
+    pixels, frames, after = False, 0, 12
+    for count, (at, kind, length) in enumerate(_chunks(lambda at, count: data[at : at + count], claimed), 1):
+        check_parts(count)
         if found is None:
-            found = _first(data, kind, head)
+            found = _first(data, kind, data[at + 8 : at + 18])
             check_size(found.size, limits)
         if kind == b"ANMF":
             frames += 1
@@ -37,12 +83,12 @@ def read_webp(data: bytes, limits: LimitSettings) -> Found:
             found.exif = data[at + 8 : at + 8 + length]
         elif kind == b"XMP ":
             found.xmp = data[at + 8 : at + 8 + length]
-        at += 8 + length + (length & 1)
+        after = at + 8 + length + (length & 1)
     if claimed > limits.file_bytes:
         raise damaged(data, f"the header claims {claimed} bytes, more than any file may have")
     if claimed > len(data) or found is None:
         raise cut_short(f"the file has {len(data)} of {claimed} bytes")
-    if at > claimed + 1:
+    if after > claimed + 1:
         raise damaged(data, "a chunk reaches beyond the end")
     if not (pixels or frames):
         raise damaged(data, "no image data")
@@ -61,13 +107,17 @@ def _first(data: bytes, kind: bytes, head: bytes) -> Found:
         alpha = bool(head[0] & _ALPHA)
         return Found("WEBP", "RGBA" if alpha else "RGB", size, alpha, animated=bool(head[0] & _ANIMATION))
     if kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
-        size = (int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF)
-        return Found("WEBP", "RGB", size)
+        return Found("WEBP", "RGB", _lossy_size(head))
     if kind == b"VP8L" and head[0] == 0x2F:
         bits = int.from_bytes(head[1:5], "little")
         alpha = bool(bits >> 28 & 1)
         return Found("WEBP", "RGBA" if alpha else "RGB", (1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)), alpha)
     raise damaged(data, f"the first chunk is {kind!r}")
+
+
+def _lossy_size(head: bytes) -> Size:
+    """From the first ten bytes of a VP8 frame (RFC 6386, 9.1): 14 bits each, the upper two scale the display."""
+    return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
 
 
 def _take_profile(found: Found, profile: bytes, limits: LimitSettings) -> None:

@@ -1,4 +1,4 @@
-"""Images and parts of image files, made byte by byte, for tests. Knows formats; asserts nothing."""
+"""Images and parts of image files, made byte by byte, for tests."""
 
 from __future__ import annotations
 
@@ -62,6 +62,12 @@ def outcome(
         return error
 
 
+def refusal(data: bytes, **options: Any) -> ImageError:
+    result = outcome(data, **options)
+    assert isinstance(result, ImageError), "decoded, but should have been refused"
+    return result
+
+
 # ------------------------------------------------------------------------------------------------------------------ PNG
 
 
@@ -86,6 +92,13 @@ def png(
     packed = zlib.compress(b"".join(b"\x00" + row for row in rows))
     header = ihdr(width, len(rows), bits, colour_type)
     return PNG_SIGNATURE + header + before + chunk(b"IDAT", packed) + after + chunk(b"IEND", b"")
+
+
+def png_of(pixels: NDArray[Any], *, before: bytes = b"", after: bytes = b"") -> bytes:
+    """A PNG of uint8 or uint16 [H, W], [H, W, 2], [H, W, 3] or [H, W, 4]: grey, grey with alpha, RGB, RGBA."""
+    colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[1 if pixels.ndim == 2 else pixels.shape[2]]
+    rows = [row.astype(row.dtype.newbyteorder(">")).tobytes() for row in pixels]
+    return png(rows, pixels.shape[1], 8 * pixels.itemsize, colour_type, before=before, after=after)
 
 
 def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:

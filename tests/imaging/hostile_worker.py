@@ -1,9 +1,9 @@
-"""Decodes every file of a folder as the service does, in a process of its own, and says what became of each.
+"""Decodes every file of a folder as the service does, in a process of its own, and prints what became of each.
 
     python tests/imaging/hostile_worker.py FOLDER
 
-One JSON line per file, then one with the highest resident size and every process that was started or asked for. Decodes
-nothing in any other way, so that the memory measured is that of the decoders alone.
+One JSON line per file, then one with the highest resident size and every process that was started or asked for. Nothing
+is decoded in any other way, so that the memory measured is that of the decoders alone.
 """
 
 from __future__ import annotations
@@ -21,19 +21,11 @@ from rmbgd.errors import ImageError
 from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 
-STARTS = (
-    "subprocess.Popen",
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.fork",
-    "os.forkpty",
-    "pty.spawn",
-)
+STARTS = {f"os.{call}" for call in ("system", "exec", "posix_spawn", "spawn", "fork", "forkpty")}
+STARTS |= {"subprocess.Popen", "pty.spawn"}
 
 
-def become_of(path: str, limits: LimitSettings) -> dict[str, object]:
+def outcome_of(path: str, limits: LimitSettings) -> dict[str, object]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         data = read_limited(descriptor, limits)
@@ -59,7 +51,7 @@ def main() -> None:
     configure_opencv()
     folder = sys.argv[1]
     for name in sorted(os.listdir(folder)):
-        print(json.dumps({"name": name, **become_of(os.path.join(folder, name), limits)}), flush=True)
+        print(json.dumps({"name": name, **outcome_of(os.path.join(folder, name), limits)}), flush=True)
     with open("/proc/self/status") as status:  # ru_maxrss would begin at what the parent had when it forked
         peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,6 @@ from PIL import Image, TiffImagePlugin
 
 from rmbgd.config.load import Recipe
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.compose import EncodeInput
 from rmbgd.imaging.encode import SUFFIXES, encode
 from rmbgd.imaging.formats import SourceFacts
 from tests.imaging.builders import (
@@ -21,13 +21,14 @@ from tests.imaging.builders import (
     exif,
     jpeg_segment,
     photo,
-    png,
+    png_of,
     probed,
     rgb_profile,
     saved,
     with_segments,
 )
 
+FORMS = ["png", "webp", "tiff"]
 METADATA = {"copyright": "© Jürgen 漢字", "artist": "Someone", "description": "a chair", "software": "Camera 1.0"}
 FACTS = SourceFacts("JPEG", "RGB", (30, 20), 1, rgb_profile(), (300.0, 240.0), METADATA, "0" * 64)
 RGBA = np.dstack([photo(20, 30), np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)])
@@ -35,66 +36,42 @@ RGBA = np.dstack([photo(20, 30), np.random.default_rng(0).integers(0, 256, (20, 
 
 def encoded(pixels: np.ndarray, recipe: Recipe, facts: SourceFacts = FACTS) -> bytes:
     buffer = io.BytesIO()
-    count = encode(EncodeInput(pixels), recipe, facts, buffer.write)
+    count = encode(pixels, recipe, facts, buffer.write)
     assert count == len(buffer.getvalue())
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize("form", ["png", "webp", "tiff"])
-@pytest.mark.parametrize("pixels", [RGBA, RGBA[:, :, :3], RGBA[:, :, 3]], ids=["rgba", "rgb", "mask"])
-def test_pixels_come_back_exactly(form: str, pixels: np.ndarray) -> None:
-    """Lossless in every format; the colours under alpha 0 too when they are kept."""
-    pixels = np.ascontiguousarray(pixels)
+@pytest.mark.parametrize(
+    ("form", "kind"),
+    [*itertools.product(FORMS, ["rgba", "rgb", "mask"]), ("png", "mask of 16 bits"), ("tiff", "mask of 16 bits")],
+)
+def test_pixels_come_back_exactly(form: str, kind: str) -> None:
+    """Lossless in every format; the colours under alpha 0 too when they are kept; every step of a soft edge."""
+    wide = np.random.default_rng(1).integers(0, 65536, (20, 30), np.uint16)
+    pixels = {"rgba": RGBA, "rgb": RGBA[:, :, :3], "mask": RGBA[:, :, 3], "mask of 16 bits": wide}[kind]
 
-    data = encoded(pixels, Recipe(format=form, hidden_colours="keep"))
+    data = encoded(np.ascontiguousarray(pixels), Recipe(format=form, hidden_colours="keep"))
 
     with Image.open(io.BytesIO(data)) as opened:
         assert f".{opened.format.lower()[:3]}" in (SUFFIXES[form][:4], SUFFIXES[form])
-        modes = {2: "L", 3: "RGB"}
-        seen = np.asarray(opened if pixels.ndim == 3 and pixels.shape[2] == 4 else opened.convert(modes[pixels.ndim]))
+        seen = np.asarray(opened.convert({"rgb": "RGB", "mask": "L"}[kind]) if kind in ("rgb", "mask") else opened)
     assert np.array_equal(seen, pixels)
 
 
-@pytest.mark.parametrize("form", ["png", "tiff"])
-def test_a_16_bit_mask_comes_back_exactly(form: str) -> None:
-    """Every step of a soft edge."""
-    mask = np.random.default_rng(1).integers(0, 65536, (20, 30), np.uint16)
-
-    data = encoded(mask, Recipe(format=form, content="mask", mask_bits=16))
-
-    with Image.open(io.BytesIO(data)) as opened:
-        assert np.array_equal(np.asarray(opened), mask)
-
-
-@pytest.mark.parametrize("form", ["png", "webp", "tiff"])
-def test_profile_resolution_and_text_are_kept(form: str) -> None:
-    """As our own reader, which meets cutouts as inputs too, finds them."""
+@pytest.mark.parametrize("form", FORMS)
+def test_profile_resolution_and_text_are_kept_and_none_is_made_up(form: str) -> None:
+    """As our own reader, which meets cutouts as inputs too, finds them. A mask is no colour and has no profile."""
     header = probed(encoded(RGBA, Recipe(format=form)))
+    mask = probed(encoded(np.ascontiguousarray(RGBA[:, :, 3]), Recipe(format=form, content="mask")))
+    bare = probed(encoded(RGBA, Recipe(format=form), replace(FACTS, icc_profile=None, dpi=None, metadata={})))
 
-    assert header.icc_profile == rgb_profile()
-    assert header.dpi == (300.0, 240.0)
-    assert header.metadata == METADATA
-
-
-@pytest.mark.parametrize("form", ["png", "webp", "tiff"])
-def test_without_facts_nothing_is_made_up(form: str) -> None:
-    """No profile, no resolution, no text."""
-    header = probed(encoded(RGBA, Recipe(format=form), replace(FACTS, icc_profile=None, dpi=None, metadata={})))
-
-    assert (header.icc_profile, header.metadata) == (None, {})
-    assert header.dpi in (None, (1.0, 1.0))  # TIFF cannot say "unknown": 1 without a unit
+    assert (header.icc_profile, header.dpi, header.metadata) == (rgb_profile(), (300.0, 240.0), METADATA)
+    assert (mask.icc_profile, mask.dpi) == (None, (300.0, 240.0))
+    assert (bare.icc_profile, bare.metadata) == (None, {})
+    assert bare.dpi in (None, (1.0, 1.0))  # TIFF cannot say "unknown": 1 without a unit
 
 
-@pytest.mark.parametrize("form", ["png", "webp", "tiff"])
-def test_a_mask_has_no_colour_profile(form: str) -> None:
-    """It is not a colour; an RGB profile on grey is an error to strict readers."""
-    header = probed(encoded(np.ascontiguousarray(RGBA[:, :, 3]), Recipe(format=form, content="mask")))
-
-    assert header.icc_profile is None
-    assert header.dpi == (300.0, 240.0)
-
-
-@pytest.mark.parametrize("form", ["png", "webp", "tiff"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("source", ["jpeg", "png", "tiff"])
 def test_a_gps_position_never_reaches_the_output(source: str, form: str) -> None:
     """Whatever the input and output are, and even if all text is carried over."""
@@ -103,7 +80,7 @@ def test_a_gps_position_never_reaches_the_output(source: str, form: str) -> None
     if source == "jpeg":
         data = with_segments(saved(plain, "JPEG"), jpeg_segment(0xE1, b"Exif\x00\x00" + block))
     elif source == "png":
-        data = png([row.tobytes() for row in plain], 30, 8, 2, before=chunk(b"eXIf", block))
+        data = png_of(plain, before=chunk(b"eXIf", block))
     else:
         tags = TiffImagePlugin.ImageFileDirectory_v2()
         tags[0x8298] = "Someone"
@@ -125,22 +102,15 @@ def test_a_gps_position_never_reaches_the_output(source: str, form: str) -> None
 
 @pytest.mark.parametrize(("height", "width"), [(16_384, 2), (2, 16_384)])
 def test_an_image_too_long_for_webp_is_refused_before_anything_is_written(height: int, width: int) -> None:
-    """With what to do instead."""
+    """With what to do instead. 16,383 pixels, the limit itself, are written."""
     pieces: list[bytes] = []
 
     with pytest.raises(ImageError) as caught:
-        encode(EncodeInput(np.zeros((height, width, 4), np.uint8)), Recipe(format="webp"), FACTS, pieces.append)
+        encode(np.zeros((height, width, 4), np.uint8), Recipe(format="webp"), FACTS, pieces.append)
 
-    assert caught.value.reason is Reason.OUTPUT_TOO_LARGE
+    assert (caught.value.reason, pieces) == (Reason.OUTPUT_TOO_LARGE, [])
     assert "png" in caught.value.detail
-    assert pieces == []
-
-
-def test_the_longest_webp_is_written() -> None:
-    """16,383 pixels: the limit itself."""
-    data = encoded(np.zeros((2, 16_383, 4), np.uint8), Recipe(format="webp"))
-
-    assert probed(data).size == (16_383, 2)
+    assert probed(encoded(np.zeros((2, 16_383, 4), np.uint8), Recipe(format="webp"))).size == (16_383, 2)
 
 
 def test_lossy_webp_is_smaller_and_keeps_alpha_exactly() -> None:
@@ -166,12 +136,12 @@ def test_webp_forgets_hidden_colours_unless_they_are_kept() -> None:
         assert np.array_equal(np.asarray(opened), hidden)
 
 
-@pytest.mark.parametrize("form", ["png", "webp", "tiff"])
+@pytest.mark.parametrize("form", FORMS)
 def test_what_write_raises_comes_through(form: str) -> None:
-    """A full disk is the disk's fault, and whoever writes says so."""
+    """A full disk is the disk's fault, and the writer's error says so."""
 
     def full(_: bytes | memoryview) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        encode(EncodeInput(RGBA), Recipe(format=form), FACTS, full)
+        encode(RGBA, Recipe(format=form), FACTS, full)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import json
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,11 +16,14 @@ import pytest
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from rmbgd.imaging.png import write_png
-from tests.imaging.builders import ihdr, photo
+from tests.imaging.builders import exif, ihdr, photo, saved
 from tests.support.shared_data import shared
 
 HERE = Path(__file__).parent
 GIGABYTE = 1 << 30
+
+Outcomes = tuple[dict[str, dict[str, object]], dict[str, object]]
+"""What the worker says of each file, and of itself."""
 
 # What Pillow alone reads differently, and why we are right.
 OTHERWISE = {
@@ -30,8 +33,7 @@ OTHERWISE = {
 }
 
 
-def become_of(folder: Path) -> tuple[dict[str, dict[str, object]], dict[str, object]]:
-    """What the worker says of each file, and of itself."""
+def outcomes_of(folder: Path) -> Outcomes:
     command = [sys.executable, str(HERE / "hostile_worker.py"), str(folder)]
     worker = subprocess.run(command, capture_output=True, text=True, check=False, timeout=110, cwd=HERE.parents[1])
     assert worker.returncode == 0, worker.stderr[-2000:]
@@ -45,13 +47,11 @@ def corpus() -> Path:
 
 
 @pytest.fixture(scope="module")
-def outcomes(corpus: Path) -> tuple[dict[str, dict[str, object]], dict[str, object]]:
-    return become_of(corpus)
+def outcomes(corpus: Path) -> Outcomes:
+    return outcomes_of(corpus)
 
 
-def test_every_hostile_file_ends_as_it_should(
-    outcomes: tuple[dict[str, dict[str, object]], dict[str, object]],
-) -> None:
+def test_every_hostile_file_ends_as_it_should(outcomes: Outcomes) -> None:
     """Each as an image of its size or with its reason; a missing tail is waited for, damage is not."""
     with (HERE / "hostile_expected.tsv").open(newline="") as stream:
         expected = {
@@ -64,9 +64,7 @@ def test_every_hostile_file_ends_as_it_should(
     assert seen.keys() == expected.keys()
 
 
-def test_hostile_images_have_the_pixels_that_pillow_sees(
-    corpus: Path, outcomes: tuple[dict[str, dict[str, object]], dict[str, object]]
-) -> None:
+def test_hostile_images_have_the_pixels_that_pillow_sees(corpus: Path, outcomes: Outcomes) -> None:
     """Upright RGB and alpha, bit by bit, wherever Pillow alone can read the file rightly."""
     images = {name: line for name, line in outcomes[0].items() if "pixels" in line}
     different = []
@@ -93,9 +91,7 @@ def _has_alpha(path: Path) -> bool | None:
         return None
 
 
-def test_no_hostile_file_starts_a_process_or_takes_much_memory(
-    outcomes: tuple[dict[str, dict[str, object]], dict[str, object]],
-) -> None:
+def test_no_hostile_file_starts_a_process_or_takes_much_memory(outcomes: Outcomes) -> None:
     """Bombs stay packed: less than a tenth of what one of them unpacks to. EPS never reaches Ghostscript."""
     facts = outcomes[1]
 
@@ -113,7 +109,7 @@ def largest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         write_png(rgba, stream.write, level=0)
     rgb = Image.fromarray(np.ascontiguousarray(rgba[:, :, :3]))
     rgb.save(folder / "progressive.jpg", quality=60, progressive=True)
-    rgb.save(folder / "turned.jpg", quality=60, exif=_orientation(6))
+    rgb.save(folder / "turned.jpg", quality=60, exif=b"Exif\0\0" + exif(orientation=6))
     rgb.save(folder / "lzw.tif", compression="tiff_lzw")
     flat = Image.new("RGBA", (8000, 6250), (10, 200, 30, 128))
     flat.save(folder / "flat.webp", lossless=True, quality=0, method=0)
@@ -122,16 +118,10 @@ def largest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path.unlink()
 
 
-def _orientation(value: int) -> Image.Exif:
-    exif = Image.Exif()
-    exif[0x0112] = value
-    return exif
-
-
 @pytest.mark.slow
 def test_the_largest_images_allowed_are_decoded_in_less_than_a_gigabyte(largest: Path) -> None:
     """Planes and decoder together, one image at a time as the decode stage does it."""
-    images, facts = become_of(largest)
+    images, facts = outcomes_of(largest)
 
     sizes = {name: line["outcome"] for name, line in images.items()}
     assert sizes.pop("turned.jpg") == "6250x8000"
@@ -141,22 +131,13 @@ def test_the_largest_images_allowed_are_decoded_in_less_than_a_gigabyte(largest:
 
 def test_bombs_made_of_a_header_are_refused_unread(tmp_path: Path) -> None:
     """30,000 x 30,000, 2^31 - 1 squared, 1 x 50,000,000: some hundred bytes that claim gigabytes."""
-    pieces: list[bytes] = []
-    write_png(np.zeros((1, 8, 3), np.uint8), lambda piece: pieces.append(bytes(piece)), level=1)
-    small = b"".join(pieces)
-    bitmap = io.BytesIO()
-    Image.new("RGB", (8, 1)).save(bitmap, "BMP")
+    black = np.zeros((1, 8, 3), np.uint8)
+    small, bitmap = saved(black, "PNG"), saved(black, "BMP")
     for name, width, height in (("a", 30_000, 30_000), ("b", 2**31 - 1, 2**31 - 1), ("c", 1, 50_000_000)):
-        (tmp_path / f"{name}.png").write_bytes(_with_size(small, width, height))
-        changed = bytearray(bitmap.getvalue())
-        changed[18:26] = width.to_bytes(4, "little") + height.to_bytes(4, "little")
-        (tmp_path / f"{name}.bmp").write_bytes(changed)
+        (tmp_path / f"{name}.png").write_bytes(small[:8] + ihdr(width, height, 8, 2) + small[33:])
+        (tmp_path / f"{name}.bmp").write_bytes(bitmap[:18] + struct.pack("<II", width, height) + bitmap[26:])
 
-    images, facts = become_of(tmp_path)
+    images, facts = outcomes_of(tmp_path)
 
     assert {line["outcome"] for line in images.values()} == {"too_large"}
     assert int(str(facts["peak_rss_bytes"])) < GIGABYTE // 4
-
-
-def _with_size(png: bytes, width: int, height: int) -> bytes:
-    return png[:8] + ihdr(width, height, 8, 2) + png[33:]

@@ -13,29 +13,21 @@ from PIL import Image
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
-from tests.imaging.builders import decoded, exif, jpeg_segment, outcome, photo, probed, saved, with_segments
+from tests.imaging.builders import decoded, exif, jpeg_segment, outcome, photo, probed, refusal, saved, with_segments
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.integers(1, 50), st.integers(1, 50), st.sampled_from(["4:4:4", "4:2:2", "4:2:0"]), st.booleans())
+@given(st.integers(1, 50), st.integers(1, 50), st.sampled_from(["4:4:4", "4:2:2", "4:2:0", "grey"]), st.booleans())
 def test_pixels_are_those_of_the_reference_decoder(
     height: int, width: int, subsampling: str, progressive: bool
 ) -> None:
-    """Bit by bit, for every size and subsampling."""
-    data = saved(photo(height, width), "JPEG", quality=85, subsampling=subsampling, progressive=progressive)
+    """Bit by bit, for every size and subsampling; of grey, one component becomes three."""
+    grey = subsampling == "grey"
+    image = photo(height, width)[:, :, 0] if grey else photo(height, width)
+    options = {} if grey else {"subsampling": subsampling}
+    data = saved(image, "JPEG", quality=85, progressive=progressive, **options)
 
-    rgb, _, _ = decoded(data)
-
-    assert np.array_equal(rgb, np.asarray(Image.open(io.BytesIO(data))))
-
-
-def test_grey_jpeg_pixels_are_those_of_the_reference_decoder() -> None:
-    """One component becomes three."""
-    data = saved(photo(33, 21)[:, :, 0], "JPEG")
-
-    rgb, _, _ = decoded(data)
-
-    assert np.array_equal(rgb, np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+    assert np.array_equal(decoded(data)[0], np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
 
 
 @pytest.mark.parametrize("progressive", [False, True])
@@ -59,35 +51,22 @@ def test_a_copy_that_is_still_being_filled_in_is_waited_for() -> None:
     """Space reserved first, then written: the rest is zeros."""
     data = saved(photo(90, 120), "JPEG", quality=80)
 
-    with pytest.raises(ImageError) as caught:
-        decoded(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
+    error = refusal(data[: len(data) // 2] + bytes(len(data) - len(data) // 2))
 
-    assert (caught.value.reason, caught.value.maybe_incomplete) == (Reason.TRUNCATED, True)
+    assert (error.reason, error.maybe_incomplete) == (Reason.TRUNCATED, True)
 
 
-def test_damage_in_the_middle_is_corrupt_for_good() -> None:
-    """The end marker is there: waiting would not help. Pillow alone would give garbage."""
-    data = bytearray(saved(photo(90, 120), "JPEG", quality=80))
+@pytest.mark.parametrize("mode", ["RGB", "CMYK"])
+def test_damage_in_the_middle_is_corrupt_for_good(mode: str) -> None:
+    """The end marker is there: waiting would not help. Pillow alone would give garbage, for CMYK without a word."""
+    planes = np.dstack([photo(90, 120), photo(90, 120)[:, :, 0]])[:, :, : len(mode)]
+    data = bytearray(saved(Image.fromarray(np.ascontiguousarray(planes), mode), "JPEG", quality=80))
     middle = len(data) // 2
     data[middle : middle + 200] = b"\xff\xd9" * 100
 
-    with pytest.raises(ImageError) as caught:
-        decoded(bytes(data))
+    error = refusal(bytes(data))
 
-    assert (caught.value.reason, caught.value.maybe_incomplete) == (Reason.CORRUPT, False)
-
-
-def test_damage_in_a_cmyk_image_is_seen_too() -> None:
-    """Its decoder says nothing; another look does."""
-    image = Image.fromarray(np.dstack([photo(90, 120), photo(90, 120)[:, :, 0]]), "CMYK")
-    data = bytearray(saved(image, "JPEG", quality=80))
-    middle = len(data) // 2
-    data[middle : middle + 200] = b"\xff\xd9" * 100
-
-    result = outcome(bytes(data))
-
-    assert isinstance(result, ImageError)
-    assert result.reason is Reason.CORRUPT
+    assert (error.reason, error.maybe_incomplete) == (Reason.CORRUPT, False)
 
 
 def test_a_jpeg_stored_as_rgb_is_not_converted_twice() -> None:
@@ -104,10 +83,7 @@ def test_a_header_of_a_million_segments_is_refused() -> None:
     """Walking over it would take longer than the watchdog's patience."""
     plain = saved(photo(8, 8), "JPEG")
 
-    result = outcome(with_segments(plain, b"\xff\xe5\x00\x02" * 600_000))
-
-    assert isinstance(result, ImageError)
-    assert result.reason is Reason.METADATA_BOMB
+    assert refusal(with_segments(plain, b"\xff\xe5\x00\x02" * 600_000)).reason is Reason.METADATA_BOMB
 
 
 def test_harmless_oddities_are_noted_and_pass() -> None:
@@ -130,18 +106,11 @@ def test_what_follows_the_end_is_not_read() -> None:
     assert np.array_equal(rgb, np.asarray(Image.open(io.BytesIO(plain))))
 
 
-def _frame_header(data: bytes, **changes: int) -> bytes:
-    """The JPEG with fields of its frame header changed: bits, height, width, marker."""
+def _frame_header(data: bytes, marker: int = 0xC0, bits: int = 8, height: int = 8, width: int = 8) -> bytes:
+    """The JPEG with these fields in its frame header."""
     at = data.index(b"\xff\xc0")
-    changed = bytearray(data)
-    if "marker" in changes:
-        changed[at + 1] = changes["marker"]
-    if "bits" in changes:
-        changed[at + 4] = changes["bits"]
-    for field, offset in (("height", 5), ("width", 7)):
-        if field in changes:
-            changed[at + offset : at + offset + 2] = struct.pack(">H", changes[field])
-    return bytes(changed)
+    fields = struct.pack(">BHH", bits, height, width)
+    return data[: at + 1] + bytes((marker,)) + data[at + 2 : at + 4] + fields + data[at + 9 :]
 
 
 @pytest.mark.parametrize(
@@ -158,10 +127,7 @@ def _frame_header(data: bytes, **changes: int) -> bytes:
 )
 def test_frames_that_cannot_be_decoded_are_refused_by_their_header(changes: dict[str, int], reason: Reason) -> None:
     """12 bits, lossless, hierarchical, without area, too large: known before any pixel."""
-    with pytest.raises(ImageError) as caught:
-        probed(_frame_header(saved(photo(8, 8), "JPEG"), **changes))
-
-    assert caught.value.reason is reason
+    assert refusal(_frame_header(saved(photo(8, 8), "JPEG"), **changes)).reason is reason
 
 
 def test_thousands_of_scans_over_a_large_image_are_refused() -> None:
@@ -171,11 +137,10 @@ def test_thousands_of_scans_over_a_large_image_are_refused() -> None:
     frame = data.index(b"\xff\xc2")
     large = data[: frame + 5] + struct.pack(">HH", 6000, 8000) + data[frame + 9 : -2]
 
-    with pytest.raises(ImageError) as caught:
-        probed(large + data[at:-2] * 1000 + b"\xff\xd9")
+    error = refusal(large + data[at:-2] * 1000 + b"\xff\xd9")
 
-    assert caught.value.reason is Reason.TOO_LARGE
-    assert "scans" in caught.value.detail
+    assert error.reason is Reason.TOO_LARGE
+    assert "scans" in error.detail
 
 
 def test_the_second_image_of_an_mpo_is_left_alone() -> None:
