@@ -100,6 +100,5 @@ def test_defaults_are_those_of_the_configuration() -> None:
     """Two files state them, because one of them must not load pydantic."""
     service = config.ServiceSettings()
 
-    assert config.DEFAULT_PATH == exit_recorder.DEFAULT_CONFIG
     assert service.runtime_directory == exit_recorder.DEFAULT_RUNTIME_DIRECTORY
     assert service.state_directory == exit_recorder.DEFAULT_STATE_DIRECTORY
