@@ -151,6 +151,7 @@ def test_report_tool_and_vocabulary_need_only_the_standard_library() -> None:
     }
 
 
+@pytest.mark.integration
 def test_daemon_imports_no_torch() -> None:
     """The service's own process starts quickly, and a crash in torch is a child's."""
     script = "import sys, rmbgd.service.daemon\nprint('torch' in sys.modules, 'transformers' in sys.modules)\n"

@@ -32,6 +32,7 @@ def test_that_runs(): pass
 """
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("required", "expected"),
     [("", {"passed": 1, "skipped": 3}), ("1", {"passed": 1, "skipped": 1, "failed": 1, "error": 1})],

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 REPOSITORY = Path(__file__).parents[1]
 LARGEST = 6 << 20  # bytes; the embedded model has 4.6 MB
 

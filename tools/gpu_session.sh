@@ -1,7 +1,7 @@
 #!/bin/sh
-# Everything that a GPU machine is wanted for, in one command: the tests that need a GPU first, then tools/bench_gpu.py.
+# Everything that a GPU machine is wanted for, in one command: the tests that need a GPU first, then tools.bench gpu.
 #
-#     tools/gpu_session.sh OUT [arguments of tools/bench_gpu.py]
+#     tools/gpu_session.sh OUT [arguments of tools.bench gpu]
 #
 # OUT is a folder (default: $OUT, else gpu-session); it gets tests.txt, bench_gpu.json, bench_gpu.txt and
 # bench_gpu.log. Exits 1 when a test failed or a section did, after doing all of both.
@@ -50,5 +50,5 @@ case $status in
 *) failed=1 && echo "gpu_session: tests failed ($status); see $out/tests.txt" ;;
 esac
 left=$((${SECONDS_ALL:-570} - $(date +%s) + began - 10))
-"$python" -m tools.bench_gpu --out "$out" --budget "$left" "$@" || failed=1
+"$python" -m tools.bench gpu --out "$out" --budget "$left" "$@" || failed=1
 exit $failed

@@ -2,22 +2,21 @@
 
 The real service process with an engine that costs nothing. After each kill the folders are counted and what is new is
 decoded; after the last the service ends its work and everything is audited: folders, cutouts, ledger, and an event for
-every outcome. Says nothing about power cuts:
-tools/power_cut.py does. Prints a table, then one JSON line; exit status 1 when the audit finds something.
+every outcome. Power cuts are tools/power_cut.py's. Prints a table, then one JSON line; exit status 1 when the
+audit finds something.
 
-    python -m tools.kill [--kills 2302] [--pictures 4604] [--seed 1]      from the checkout: uses its tests' harness
+    python -m tools.kill [--kills 2302] [--each 100] [--seed 1] [--out FILE]
+
+To be run in the checkout: it uses the harness of the tests.
 
 2,302 kills without a loss show a chance below 0.1 % per kill with 90 % confidence: ln(0.1) / ln(0.999).
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import random
 import statistics
 import sys
-import tempfile
 import threading
 import time
 from collections import Counter
@@ -26,17 +25,14 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from rmbgd.errors import Reason
 from tests.support import audit
-from tests.support.fork_server import ForkServer
 from tests.support.images import sample_image
 from tests.support.invariants import Conservation
-from tests.support.mounts import memory_folder
 from tests.support.service import ENDINGS, ServiceUnderTest
+from tools.campaign import main
 
-IMAGES_MINIMUM = 1_000
 BAD_SHARE = 50  # one in so many is no image
 WAYS = ("start", "step", "work", "work")  # how the moment is chosen, in turn
 LIFE = {"start": (0.0, 0.5), "work": (0.0, 1.0)}  # s until a kill; of work, from ready on
@@ -48,13 +44,12 @@ FINISH = 600.0  # s for the rest after the last kill
 class Campaign:
     """A service that is fed and killed."""
 
-    def __init__(self, base: Path, fork_server: ForkServer, *, kills: int, images: int, seed: int) -> None:
+    def __init__(self, base: Path, *, kills: int, images: int, seed: int) -> None:
         self._dice = random.Random(seed)
         self._kills, self._images = kills, images
         # A kill that an image has nothing to do with must not set it aside: the most attempts that can be set.
         options = {"engine": {"delay": 0.01}, "fuse": str(base / "fuse")}
         self._service = ServiceUnderTest(base, settings={"intake": {"attempts": 10}}, options=options)
-        self._nursery = fork_server
         self._dropped: dict[str, bytes] = {}
         self._conservation = Conservation(self._service.roots, self._dropped)
         self._found: Counter[str] = Counter()
@@ -65,7 +60,6 @@ class Campaign:
         threading.excepthook = self._note_broken  # readers of the harness: a line of the log that is no JSON
 
     def run(self) -> dict[str, Any]:
-        began = time.monotonic()
         try:
             for kill in track(range(self._kills), "kills", console=Console(stderr=True)):
                 self._life(kill)
@@ -78,8 +72,8 @@ class Campaign:
             service.wait(service.is_idle, "the rest after the last kill", timeout=FINISH)
         bad = {name: Reason.UNIDENTIFIED for name in self._dropped if name.startswith("bad/")}
         audit.assert_complete(self._service.roots, self._dropped, bad=bad)
-        good = len(self._dropped) - len(bad)
-        audit.assert_ledger_settled(self._service.state, done=good, failed=len(bad))
+        done = len(audit.files(self._service.done))
+        audit.assert_ledger_settled(self._service.state, done=len(self._dropped) - len(bad), failed=len(bad))
         assert not self._broken, self._broken
         told = audit.assert_each_told([event for name in ENDINGS for event in self._service.recorded(name)])
         assert len(told) == len(self._dropped), f"{len(self._dropped)} images ended, {len(told)} jobs were told"
@@ -87,17 +81,14 @@ class Campaign:
             "kills": self._kills,
             "at_a_step": self._burnt,
             "lives_ready": self._ready,
-            "pictures": good,
+            "images": done,
             "refused": len(bad),
-            "lost": 0,
-            "half": 0,
-            "untold": 0,
+            "lost": len(self._dropped) - done - len(bad),
             "told_again": sum(count > 1 for count in told.values()),
             "computed": self._service.computed(),
             "found_claimed": self._found["claimed"],
             "found_waiting": self._found["input"],
             "life_median_s": round(statistics.median(self._lives), 2),
-            "seconds": round(time.monotonic() - began, 1),
         }
 
     def _life(self, kill: int) -> None:
@@ -107,7 +98,7 @@ class Campaign:
         way = kill % len(WAYS)
         if WAYS[way] == "step":
             service.fuse.write_text(str(self._dice.randint(1, STEPS)))
-        service.fork_server = None if kill % FRESH == 0 else self._nursery
+        service.fresh_interpreter = kill % FRESH == 0
         service.start(ready=False)
         began = time.monotonic()
         if WAYS[way] == "step":
@@ -141,34 +132,10 @@ class Campaign:
         self._broken.append(repr(happened.exc_value))
 
 
-def table(result: dict[str, Any]) -> Table:
-    shown = Table("measure", "value", title="kill -9 at random moments")
-    for key, value in result.items():
-        shown.add_row(key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
-    return shown
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=2_302)
-    parser.add_argument("--pictures", type=int, default=0, help="default: two per kill, at least 1,000")
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    images = given.images or max(IMAGES_MINIMUM, 2 * given.kills)
-    with (
-        tempfile.TemporaryDirectory(prefix="rmbgd-kill-") as fallback,
-        memory_folder(Path(fallback)) as base,
-        ForkServer() as fork_server,
-    ):
-        try:
-            result = Campaign(base, fork_server, kills=given.kills, images=images, seed=given.seed).run()
-        except AssertionError as error:
-            print(json.dumps({"kills": given.kills, "seed": given.seed, "found": str(error)[:4000]}))
-            return 1
-    Console().print(table(result))
-    print(json.dumps(result))
-    return 0
+def campaign(base: Path, kills: int, seed: int, images: int = 0) -> dict[str, Any]:
+    """Below the folder `base`, which it makes; two images per kill, or `images`. Raises AssertionError."""
+    return Campaign(base, kills=kills, images=images or 2 * kills, seed=seed).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("kill", campaign, about=__doc__, unit="kills", count=2_302, each=100))

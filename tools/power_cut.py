@@ -4,20 +4,20 @@ All folders of the service lie on an ext4 behind a loop device. At a random mome
 its journal being flushed (FS_IOC_SHUTDOWN, as xfstests do), the process is killed, the disk mounted again, and what is
 there is audited before the next start. Needs root and loop devices. Does not test what a drive does with its own cache.
 
-    python -m tools.power_cut [--rounds 200] [--seed 1]      from the checkout: uses its tests' harness
+    python -m tools.power_cut [--rounds 200] [--each 50] [--seed 1] [--out FILE]
+
+To be run in the checkout: it uses the harness of the tests.
 
 Prints a table, then one JSON line; exit status 1 when the audit finds something, 2 where it cannot run.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import json
+import functools
 import random
 import sqlite3
 import sys
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -26,7 +26,6 @@ from typing import Any
 import pytest
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from tests.support import audit
 from tests.support.disks import cut_power
@@ -34,6 +33,9 @@ from tests.support.images import sample_image
 from tests.support.invariants import Conservation
 from tests.support.mounts import disk, memory_folder, mount, own_mounts, run
 from tests.support.service import ServiceUnderTest
+from tools.campaign import main
+
+_own_mounts = functools.cache(own_mounts)  # once for all legs
 
 IMAGES = 12  # new ones per round
 LIFE = (0.0, 1.2)  # s from ready until the cut
@@ -52,7 +54,6 @@ class Campaign:
 
     def run(self) -> dict[str, Any]:
         """Raises AssertionError for what the audit finds."""
-        began = time.monotonic()
         self._mount()
         try:
             settings = {"intake": {"attempts": 10}}  # cuts that an image has nothing to do with
@@ -66,17 +67,16 @@ class Campaign:
                 service.wait(service.is_idle, "the rest after the last cut", timeout=FINISH)
             audit.assert_complete(self._service.roots, self._dropped)
             audit.assert_ledger_settled(self._service.state, done=len(self._dropped))
+            done = len(audit.files(self._service.done))
         finally:
             self._unmount()
         return {
             "rounds": self._rounds,
-            "pictures": len(self._dropped),
-            "lost": 0,
-            "truncated": 0,
+            "images": len(self._dropped),
+            "lost": len(self._dropped) - done,
             "temporaries": self._found["temporaries"],
             "found_claimed": self._found["claimed"],
             "found_waiting": self._found["input"],
-            "seconds": round(time.monotonic() - began, 1),
         }
 
     def _round(self, number: int) -> None:
@@ -108,40 +108,23 @@ class Campaign:
         run("umount", self._base)  # not lazily: the next mount must find the disk, not the dead file system
 
 
-def campaign(place: Path, *, rounds: int, seed: int) -> dict[str, Any]:
-    """Below the empty folder `place`, in a process with `own_mounts`.
+def campaign(base: Path, rounds: int, seed: int) -> dict[str, Any]:
+    """Below the folder `base`, which it makes, in a process that makes its mounts its own.
 
     Raises AssertionError, and pytest's Skipped where there are no such disks.
     """
+    _own_mounts()
     # The image lies in memory: whether a cut loses anything is decided by ext4, and syncs cost nothing.
-    base = place / "disk"
-    base.mkdir()
-    with memory_folder(place) as memory, disk(memory / "image", 64 + rounds) as device:
-        return Campaign(base, device, rounds=rounds, seed=seed).run()
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=200)
-    parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="rmbgd-power-") as place:
-        try:
-            own_mounts()
-            result = campaign(Path(place), rounds=given.rounds, seed=given.seed)
-        except AssertionError as error:
-            print(json.dumps({"rounds": given.rounds, "seed": given.seed, "found": str(error)[:4000]}))
-            return 1
-        except pytest.skip.Exception as reason:
-            print(f"cannot cut power here: {reason}", file=sys.stderr)
-            return 2
-    shown = Table("measure", "value", title="power cuts on ext4")
-    for key, value in result.items():
-        shown.add_row(key.replace("_", " "), f"{value:,}")
-    Console().print(shown)
-    print(json.dumps(result))
-    return 0
+    base.mkdir(parents=True)
+    where = base / "disk"
+    where.mkdir()
+    with memory_folder(base) as memory, disk(memory / "image", 64 + rounds) as device:
+        return Campaign(where, device, rounds=rounds, seed=seed).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main("power_cut", campaign, about=__doc__, unit="rounds", count=200, each=50, in_memory=False))
+    except pytest.skip.Exception as reason:
+        print(f"cannot cut power here: {reason}", file=sys.stderr)
+        sys.exit(2)

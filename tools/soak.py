@@ -12,67 +12,45 @@ intervals of the GPU's health in fractions of a second.
 Writes a report: the slope of memory, descriptors, threads, the ledger's size and shared memory, per hour and per 1,000
 images, each with its 95 % bounds. Slopes are judged in runs of ten minutes or more.
 
-    python -m tools.soak [--seconds 600] [--fault-every 15] [--report soak.md]
+    python -m tools.soak [--seconds 600] [--each 600] [--seed 1] [--out FILE]
 
-To be run in the checkout, as it uses the harness of the tests.
+To be run in the checkout: it uses the harness of the tests.
 
-Prints the report, then one JSON line; exit status 1 when something was lost, or surely grows.
+Prints the report of each leg, a table, then one JSON line; exit status 1 when something was lost, or surely grows.
 """
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
 import json
 import os
 import random
-import resource
-import signal
 import sys
-import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rmbgd.clock import SystemClock
 from rmbgd.store.ledger import Ledger
-from rmbgd.testing.engine import CUDA_ERRORS
 from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import assert_cutout_of, rgba_of, sample_image
-from tests.support.mounts import memory_folder
 from tests.support.service import ENDINGS
-from tests.support.slopes import Slope, slope
+from tools.campaign import main
+from tools.soaking.faults import Faults
+from tools.soaking.readings import REMEMBERED, Readings
+from tools.soaking.report import report
+from tools.soaking.slopes import Slope
 
 RATE = 12.0  # images a second: heaps and caches fill in some thousand images, and what grows after that is meant
 HOSTILE_SHARE = 0.2
 SAMPLE = 1.0  # s between two readings
-WARM_UP = 100.0  # s of each life that are not counted; in runs of less than ten minutes a tenth of the run
-SHORTAGE = 1.5  # s that a fault lasts which ends
+FAULT_EVERY = 15.0  # s between two faults, on average
 FINISH = 120.0  # s for the rest after the last fault
 JUDGED_FROM = 600.0  # s
 PACE = 43_200.0  # s of the service's wall clock in one of ours: what it remembers for 30 days is forgotten in a minute
-REMEMBERED = 100.0  # s after which that has surely begun
 LIVES_END = 0.4  # share of the run in which faults end lives, too: slopes need a life of some length
 GROWTH = 1 << 20  # bytes per 1,000 images that memory may at most be growing by, for certain
-QUANTITIES = ("rss", "descriptors", "threads", "ledger", "shared")
-
-
-@dataclass(frozen=True, slots=True)
-class Reading:
-    """One look at the service. Bytes, and numbers of things."""
-
-    life: int
-    seconds: float
-    rss: float
-    descriptors: float
-    threads: float
-    ledger: float
-    shared: float
 
 
 def hostile(dice: random.Random, number: int) -> bytes:
@@ -108,11 +86,8 @@ class Soak:
         self._service.options["pace"] = {"factor": PACE, "since": time.time()}
         self._good: dict[str, bytes] = {}
         self._other: dict[str, bytes] = {}
-        self._faults: Counter[str] = Counter()
-        self._readings: list[Reading] = []
-        self._life = 0
-        self._parts: list[Path] = []  # of the log, oldest first, without the newest
-        self._repair: tuple[float, Callable[[], None]] | None = None
+        self._faults = Faults(self._service, self._dice)
+        self._readings = Readings(seconds)
         self._began = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -121,10 +96,10 @@ class Soak:
         self._began = time.monotonic()
         try:
             self._feed_and_hurt()
-            self._mend()
+            self._faults.mend()
             service.wait(service.is_idle, "the rest after the last fault", timeout=FINISH)
         except BaseException:
-            self._mend()
+            self._faults.mend()
             service.kill()
             raise
         code = service.stop()
@@ -141,14 +116,11 @@ class Soak:
                 self._drop()
             if now >= next_reading:
                 next_reading += SAMPLE
-                self._read(now)
-            if self._repair and now >= self._repair[0]:
-                self._mend()
-            if now >= next_fault and not self._repair:
+                self._readings.read(self._faults.pid, self._service.state, life=self._faults.life, now=now)
+            self._faults.mend_due()
+            if now >= next_fault and not self._faults.open:
                 next_fault = now + self._dice.uniform(0.5, 1.5) * self._fault_every
-                fault = self._dice.choice(self._repertoire(ending=now < LIVES_END * self._seconds))
-                self._faults[fault.__name__.strip("_")] += 1
-                fault()
+                self._faults.one(ending=now < LIVES_END * self._seconds)
             time.sleep(0.02)
 
     def _drop(self) -> None:
@@ -165,144 +137,11 @@ class Soak:
             self._other[name] = data
         self._service.drop(name, data)
 
-    # ------------------------------------------------------------------------------------------------ what is measured
-
-    def _read(self, now: float) -> None:
-        with contextlib.suppress(OSError):  # the ledger's log comes and goes
-            proc = Path(f"/proc/{self._pid()}")
-            memory = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
-            ledger = sum(path.stat().st_size for path in self._service.state.glob("ledger.sqlite*"))
-            self._readings.append(
-                Reading(
-                    self._life,
-                    now,
-                    int(memory["RssAnon"].split()[0]) << 10,
-                    len(os.listdir(proc / "fd")),
-                    int(memory["Threads"]),
-                    ledger,
-                    int(memory["RssShmem"].split()[0]) << 10,
-                )
-            )
-
-    def _slopes(self) -> dict[str, Slope]:
-        """Per hour. The ledger outlives the process, and is judged once it forgets; the others begin anew each life."""
-        warm_up = min(WARM_UP, self._seconds / 10)
-        lives: dict[int, list[Reading]] = {}
-        for reading in self._readings:
-            lives.setdefault(reading.life, []).append(reading)
-        counted = [[each for each in life if each.seconds >= life[0].seconds + warm_up] for life in lives.values()]
-        full = [[each for each in self._readings if each.seconds >= min(REMEMBERED, self._seconds / 2)]]
-        return {
-            name: _slope_of(name, full if name == "ledger" else [life for life in counted if life])
-            for name in QUANTITIES
-        }
-
-    def _levels(self) -> dict[str, list[float]]:
-        """Of each quantity in the last life: where its slope begins, at the end, and the highest."""
-        last = [each for each in self._readings if each.life == self._life]
-        last = [each for each in last if each.seconds >= last[0].seconds + min(WARM_UP, self._seconds / 10)] or last
-        return {
-            name: [getattr(last[0], name), getattr(last[-1], name), max(getattr(each, name) for each in last)]
-            for name in QUANTITIES
-        }
-
-    # ------------------------------------------------------------------------------------------ what is done to it
-
-    def _repertoire(self, *, ending: bool) -> list[Callable[[], None]]:
-        """Faults; `ending`: those that end a life as well."""
-        return [
-            *((self._kill, self._restart) if ending else ()),
-            self._freeze,
-            self._look_again,
-            self._kill_engine,
-            self._freeze_engine,
-            self._cuda_error,
-            self._heat,
-            self._output_gone,
-            self._no_descriptors,
-            self._rotate,
-        ]
-
-    def _pid(self) -> int:
-        assert self._service.process is not None
-        return self._service.process.pid
-
-    def _engines(self) -> list[int]:
-        found: list[int] = []
-        for children in Path(f"/proc/{self._pid()}/task").glob("*/children"):
-            found += map(int, children.read_text().split())
-        return found
-
-    def _kill(self) -> None:
-        self._service.kill()
-        self._again()
-
-    def _restart(self) -> None:
-        code = self._service.stop()
-        assert code == 0, f"exit status {code}: {self._service.tail()}"
-        self._again()
-
-    def _again(self) -> None:
-        self._life += 1
-        self._service.start()
-
-    def _look_again(self) -> None:
-        self._service.signal(signal.SIGHUP)
-
-    def _freeze(self) -> None:
-        self._service.signal(signal.SIGSTOP)
-        self._repair_later(lambda: self._service.signal(signal.SIGCONT))
-
-    def _kill_engine(self) -> None:
-        self._signal_engine(signal.SIGKILL)
-
-    def _freeze_engine(self) -> None:
-        self._signal_engine(signal.SIGSTOP)
-
-    def _signal_engine(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, IndexError):
-            os.kill(self._dice.choice(self._engines()), number)
-
-    def _cuda_error(self) -> None:
-        self._service.steps([f"cuda:{self._dice.choice(sorted(CUDA_ERRORS))}"])
-
-    def _rotate(self) -> None:
-        log = self._service.log_file
-        self._parts.append(log.with_name(f"{log.name}.{len(self._parts) + 1:04}"))
-        log.rename(self._parts[-1])
-
-    def _heat(self) -> None:
-        self._service.temperature(90.0)
-        self._repair_later(lambda: self._service.temperature(60.0))
-
-    def _output_gone(self) -> None:
-        away = self._service.base / "away"
-        os.rename(self._service.output, away)
-
-        def back() -> None:
-            os.rename(away, self._service.output)
-
-        self._repair_later(back)
-
-    def _no_descriptors(self) -> None:
-        pid = self._pid()
-        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), before[1]))
-        self._repair_later(lambda: _restore_limit(pid, before))
-
-    def _repair_later(self, repair: Callable[[], None]) -> None:
-        self._repair = (time.monotonic() - self._began + SHORTAGE, repair)
-
-    def _mend(self) -> None:
-        if self._repair is not None:
-            repair, self._repair = self._repair[1], None
-            repair()
-
     # ------------------------------------------------------------------------------------------------ what must be true
 
     def _endings(self) -> list[dict[str, Any]]:
         """Events of outcomes in every part of the log; a kill may have torn a line."""
-        return [event for part in (*self._parts, self._service.log_file) for event in _endings_of(part)]
+        return [event for part in (*self._faults.parts, self._service.log_file) for event in _endings_of(part)]
 
     def _remembered(self) -> int:
         """Rows that the ledger still has. The service is down, and nothing is left open."""
@@ -325,26 +164,26 @@ class Soak:
             assert ".rmbgd" not in name, f"{name} was left in the output"
             if name.startswith("strange/") and not name.endswith(".json"):  # an empty cutout has a sidecar
                 rgba_of(service.output / name)
-        done = sum(where == "done" for where in ended.values())
+        done, failed = (sum(where == place for where in ended.values()) for place in ("done", "failed"))
         told = audit.assert_each_told(self._endings())
         assert len(told) == len(ended), f"{len(ended)} images ended, {len(told)} jobs were told"
         remembered = self._remembered()
         if self._seconds > REMEMBERED:
             assert remembered < len(ended), "nothing was ever forgotten"
-        slopes = self._slopes()
+        slopes = self._readings.slopes()
         per_hour = done / (time.monotonic() - self._began) * 3600
         leaks = per_hour and slopes["rss"].low / per_hour * 1000 > GROWTH
         return {
             "seconds": round(self._seconds, 1),
-            "lives": self._life + 1,
+            "lives": self._faults.life + 1,
             "done": done,
-            "refused": len(ended) - done,
-            "lost": 0,
+            "refused": failed,
+            "lost": len(self._good) + len(self._other) - done - failed,
             "told_again": sum(count > 1 for count in told.values()),
             "days_of_the_ledger": round(self._seconds * PACE / 86_400),
             "remembered": remembered,
-            "parts_of_the_log": len(self._parts) + 1,
-            "faults": dict(sorted(self._faults.items())),
+            "parts_of_the_log": len(self._faults.parts) + 1,
+            "faults": dict(sorted(self._faults.counts.items())),
             "readings": len(self._readings),
             "per_hour": {name: each.rounded() for name, each in slopes.items()},
             "per_1000_images": {
@@ -353,15 +192,10 @@ class Soak:
             }
             if per_hour
             else {},
-            "levels": self._levels(),
+            "levels": self._readings.levels(),
             "judged": self._seconds >= JUDGED_FROM,
             "grows": bool(leaks and self._seconds >= JUDGED_FROM),
         }
-
-
-def _slope_of(name: str, lives: Sequence[Sequence[Reading]]) -> Slope:
-    hours = [[each.seconds / 3600 for each in life] for life in lives]
-    return slope(hours, [[getattr(each, name) for each in life] for life in lives])
 
 
 def _endings_of(part: Path) -> Iterator[dict[str, Any]]:
@@ -370,68 +204,19 @@ def _endings_of(part: Path) -> Iterator[dict[str, Any]]:
             yield event
 
 
-def _restore_limit(pid: int, before: tuple[int, int]) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
-
-
-def report(result: dict[str, Any]) -> str:
-    """Markdown."""
-    out = io.StringIO()
-    print(f"# Soak of {result['seconds']:g} s\n", file=out)
-    print(
-        f"{result['done']} images done, {result['refused']} refused, none lost, in {result['lives']} lives.", file=out
-    )
-    print(
-        f"{result['parts_of_the_log']} parts of the log hold an event for every image, {result['told_again']} of "
-        f"them twice, as they say. {result['days_of_the_ledger']} days by the ledger's clock; it remembers "
-        f"{result['remembered']} images.",
-        file=out,
-    )
-    print("Faults: " + ", ".join(f"{name} {count}" for name, count in result["faults"].items()) + ".\n", file=out)
-    print(
-        "| quantity | slope per hour | 95 % bounds | per 1,000 images | 95 % bounds | last life: from, to, most |\n"
-        "|---|---|---|---|---|---|",
-        file=out,
-    )
-    for name, hourly in result["per_hour"].items():
-        per_image = result["per_1000_images"].get(name, [None] * 3)
-        numbers = ["unknown" if each is None else f"{each:,.1f}" for each in (*hourly, *per_image)]
-        cells = "{} | {} to {} | {} | {} to {}".format(*numbers)
-        levels = ", ".join(f"{level:,.0f}" for level in result["levels"][name])
-        print(f"| {name} | {cells} | {levels} |", file=out)
-    verdict = "memory grows" if result["grows"] else "no growth shown" if result["judged"] else "too short to be judged"
-    print(f"\nMemory, the ledger and shared memory in bytes. Verdict on memory: {verdict}.", file=out)
-    return out.getvalue()
-
-
-def soak(base: Path, *, seconds: float, fault_every: float, seed: int) -> dict[str, Any]:
-    """Below `base`, where nothing is yet. Raises AssertionError."""
+def soak(base: Path, seconds: float, seed: int, *, fault_every: float = FAULT_EVERY) -> dict[str, Any]:
+    """Below the folder `base`, which it makes. Raises AssertionError, also where memory surely grows."""
     root = Path(os.environ.get("RMBGD_SHARED", Path(__file__).parents[2] / "shared")) / "hostile" / "files"
     strange = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
-    return Soak(base / "soak", seconds=seconds, fault_every=fault_every, seed=seed, strange=strange).run()
+    return Soak(base, seconds=seconds, fault_every=fault_every, seed=seed, strange=strange).run()
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=600.0)
-    parser.add_argument("--fault-every", type=float, default=15.0, help="seconds, on average")
-    parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--report", type=Path, help="a file for the report")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="rmbgd-soak-") as fallback, memory_folder(Path(fallback)) as base:
-        try:
-            result = soak(base, seconds=given.seconds, fault_every=given.fault_every, seed=given.seed)
-        except AssertionError as error:
-            print(json.dumps({"seconds": given.seconds, "seed": given.seed, "found": str(error)[:8000]}))
-            return 1
-    text = report(result)
-    if given.report:
-        given.report.write_text(text)
-    print(text)
-    print(json.dumps(result))
-    return 1 if result["grows"] else 0
+def leg(base: Path, seconds: int, seed: int) -> dict[str, Any]:
+    result = soak(base, seconds, seed)
+    print(report(result))
+    assert not result["grows"], f"memory grows: {result['per_1000_images']['rss']}"
+    return result
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("soak", leg, about=__doc__, unit="seconds", count=600, each=600))

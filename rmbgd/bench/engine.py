@@ -1,7 +1,6 @@
-"""One engine process under measurement: the service's arena, worker and child, asked for one batch after another.
+"""Measures batches through one engine process: the service's arena, worker and child.
 
-Does not choose what is compared, and shows nothing. A time is a round trip as the service's segment thread sees it:
-from pixels in the arena to finished planes in the arena.
+A time is a round trip as the service's inference thread sees it: from pixels in the arena to finished planes in it.
 """
 
 from __future__ import annotations
@@ -23,10 +22,11 @@ from rmbgd.engine.types import EngineDescription, Limit, OutputPlane, Region, Wo
 from rmbgd.engine.wiring import Machine
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import ConfigError
-from rmbgd.models import licences as consent
-from rmbgd.models import store as places
+from rmbgd.models import licences, store
 
-# --- What an engine process takes: memory, resident and on its device as NVML sees it, and processor time.
+WARM_UP = 2  # batches of each size before the clock starts: first-use costs are not the service's daily ones
+BATCHES_MINIMUM = 5  # that count, however slow the device
+BATCHES_MAXIMUM = 2000
 
 
 def resident(pid: int) -> dict[str, int]:
@@ -51,8 +51,8 @@ def processor_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class DeviceMemory:
-    """One device's memory. `base` is what was in use before the engine started: others' and the driver's.
+class NvmlMemory:
+    """One device's memory as NVML sees it. `base` was in use before the engine started: others' and the driver's.
 
     Used as a context manager. With `nvml` None, or a driver that does not answer, every reading is None.
     """
@@ -107,19 +107,11 @@ def nvml_or_none() -> Any:
     return pynvml
 
 
-# --- One engine process under measurement: the service's arena, worker and child, asked for one batch after another.
-
-
-WARM_UP = 2  # batches of each size before the clock starts: first-use costs are not the service's daily ones
-BATCHES_MINIMUM = 5  # that count, however slow the device
-BATCHES_MAXIMUM = 2000
-
-
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """Batches of one size. Times in ms, memory in bytes; a figure that nobody can read is missing.
+class Measurement:
+    """Batches of one size. Times in ms, memory in bytes; a figure that cannot be read is missing.
 
-    stages     mean ms per batch, with figures.HAND_OVER
+    stages     mean ms per batch, with samples.HAND_OVER
     processor  mean ms of processor time per batch, of all threads of the engine's process: what other work on a busy
                machine changes least
     """
@@ -159,9 +151,7 @@ class EngineUnderTest:
         arena_bytes: int,
         start_timeout: float,
         batch_timeout: float,
-        nvml: Any = None,
-        nvml_index: int = 0,
-        nvml_uuid: str | None = None,
+        device: BenchDevice | None = None,
         on_output: Callable[[str], None] = lambda _line: None,
     ) -> None:
         self._model = model
@@ -176,13 +166,14 @@ class EngineUnderTest:
             batch_timeout=batch_timeout,
             on_output=on_output,
         )
-        self._device = DeviceMemory(nvml, index=nvml_index, uuid=nvml_uuid)
+        device = device or BenchDevice("cpu", "CPU")
+        self._device = NvmlMemory(device.nvml(), index=device.nvml_index, uuid=device.nvml_uuid)
         self._stack = ExitStack()
         self._regions: list[Region] = []
         self._next = 0
         self.start_seconds = 0.0
         self.description: EngineDescription
-        self.limits: list[Limit] = []  # what it does without, as told at start and with batches
+        self.limits: list[Limit] = []  # what it does without, as reported at start and with batches
         self.again = 0  # images that needed a second computation, in float32
 
     def __enter__(self) -> Self:
@@ -217,7 +208,7 @@ class EngineUnderTest:
                 left_out[size] = f"only {self.places} of these images fit into pipeline.arena_bytes"
         return [size for size in wanted or offered if size not in left_out], left_out
 
-    def measure(self, size: int, seconds: float, *, batches: int = BATCHES_MAXIMUM) -> Reading:
+    def measure(self, size: int, seconds: float, *, batches: int = BATCHES_MAXIMUM) -> Measurement:
         """Batches of `size` for about `seconds`, `batches` at most, after WARM_UP that do not count."""
         for _ in range(WARM_UP):
             self._batch(size)
@@ -233,7 +224,7 @@ class EngineUnderTest:
                 stages[name] = stages.get(name, 0.0) + value
         means = {name: value / len(times) for name, value in stages.items()}
         processor = 1000.0 * (processor_seconds(pid) - began) / len(times)
-        return Reading(size, spread(times), means, processor, self._memory())
+        return Measurement(size, spread(times), means, processor, self._memory())
 
     def planes(self, index: int) -> Any:
         """The slot of the image in place `index`, for looking at what came out."""
@@ -253,13 +244,13 @@ class EngineUnderTest:
     def _fill(self, stack: ExitStack) -> None:
         """Put the images into the arena, again and again until there are `places`, or no more fit."""
         count = max(self._places, len(self._images))
-        room = self._arena.byte_count
+        free = self._arena.byte_count
         for image in islice(cycle(self._images), count):
             height, width = image.rgb.shape[:2]
             need = region_bytes(height, width, source_alpha=False, output=OutputPlane.RGBA8)
-            if need > room:
+            if need > free:
                 break
-            room -= need
+            free -= need
             lease = self._arena.lease(need)
             stack.callback(lease.release)
             region = Region(lease.offset, height, width, source_alpha=False, output=OutputPlane.RGBA8)
@@ -275,11 +266,8 @@ class EngineUnderTest:
         return found if seen is None else found | {"nvml": seen}
 
 
-# --- Which device is measured, and that what is needed for it is there, before any process is started.
-
-
 @dataclass(frozen=True, slots=True)
-class Target:
+class BenchDevice:
     """`device` as the engine wants it ("cpu", "cuda:0"), in words, and where NVML finds it."""
 
     device: str
@@ -296,17 +284,17 @@ class Target:
         return nvml_or_none() if self.is_gpu else None
 
 
-def target(asked: str, machine: Machine) -> Target:
+def target(asked: str, machine: Machine) -> BenchDevice:
     """For "auto" and "cuda" the first visible GPU; for "auto" else the CPU. Raises ConfigError where there is none."""
     if asked == "cpu":
-        return Target("cpu", "CPU")
+        return BenchDevice("cpu", "CPU")
     visible = machine.gpus()
     index = int(asked.partition(":")[2] or 0)
     if index < visible.count:
         nvml_index, uuid = nvml_target(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        return Target(f"cuda:{index}", visible.why, nvml_index, uuid)
+        return BenchDevice(f"cuda:{index}", visible.why, nvml_index, uuid)
     if asked == "auto":
-        return Target("cpu", f"CPU; no GPU is visible: {visible.why}")
+        return BenchDevice("cpu", f"CPU; no GPU is visible: {visible.why}")
     raise ConfigError(
         f"--device {asked}: {visible.count} GPUs are visible: {visible.why}. See `rmbgd doctor`, or measure the CPU "
         "with --device cpu"
@@ -316,6 +304,6 @@ def target(asked: str, machine: Machine) -> Target:
 def require_model(recipe: Recipe, config: Config) -> None:
     """Raises ModelError where the model's weights are not here or not accepted, with the way to get them."""
     models = config.service.models_directory
-    place = places.resolve(recipe.model, models)
+    place = store.resolve(recipe.model, models)
     if place.entry is not None:
-        consent.require(place.entry, models)
+        licences.require(place.entry, models)

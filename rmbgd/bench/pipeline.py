@@ -1,7 +1,7 @@
-"""Images through the whole line, as fast as it takes them: file, decode, engine, encode, published file on the disk.
+"""Measures files through the whole pipeline, as fast as it takes them: decode, engine, encode, publish.
 
-Watches no folder: what the intake adds (settling, claims by rename) is not part of it. Files are written just before
-they are claimed and removed after their event, so that a long run needs no room.
+What the intake adds (settling, claims by rename) is not part of it. Files are written just before they are claimed and
+removed after their event, so that a long run needs no space.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WARM_UP = 8  # images that come out before the clock starts, at most: caches, fi
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """A run of the line. `busy` and `bound` as in figures; `total` is from claim to publication, ms, with its queues.
+    """A run of the pipeline. `busy` and `bound` as in samples; `total` is from claim to publication, ms, queues too.
 
     milliseconds  mean per image and stage, as image.done reports them
     """
@@ -45,7 +45,7 @@ class Throughput:
         return self.images / self.seconds
 
 
-def line_config(base: Path, recipe: Recipe, config: Config) -> Config:
+def pipeline_config(base: Path, recipe: Recipe, config: Config) -> Config:
     """`config` with one folder, below `base`, whose originals stay. Makes the directories."""
     for name in ("in", "out", "failed"):
         (base / name).mkdir()
@@ -76,18 +76,18 @@ def run(
     """
     watch = _Watch(config, seconds, most, max(1, warm_up))
 
-    def feed(line: Pipeline, claim: Callable[[Path, str], list[Job]]) -> None:
-        watch.line = line
+    def feed(pipeline: Pipeline, claim: Callable[[Path, str], list[Job]]) -> None:
+        watch.pipeline = pipeline
         root = config.folder[0].input
-        with line.jobs as jobs:
+        with pipeline.jobs as jobs:
             for name, data in versions(list(images)):
-                if watch.enough.is_set():  # the last ones are still in the line: it was full to the end
+                if watch.enough.is_set():  # the last ones are still in the pipeline: it was full to the end
                     return
                 (root / name).write_bytes(data)
                 try:
                     for job in claim(root, name):
                         jobs.send(job)
-                except NoReceivers:  # the line broke, and says so itself
+                except NoReceivers:  # the pipeline broke, and says so itself
                     return
 
     def made(context: EngineContext) -> Devices:
@@ -99,14 +99,14 @@ def run(
 
 
 class _Watch:
-    """An Emit. Called by the finish threads; all is guarded by the lock but `line` and `give_up`, set before.
+    """An Emit. Called by the finish threads; all is guarded by the lock but `pipeline` and `give_up`, set before.
 
-    When it has seen enough it takes the engine away: what is still in the line is put back at once, and nobody waits
+    When it has seen enough it takes the engine away: what is still in the pipeline is put back at once, without waiting
     for a slow device to work off full queues.
     """
 
     def __init__(self, config: Config, seconds: float, most: int, warm_up: int) -> None:
-        self.line: Pipeline
+        self.pipeline: Pipeline
         self.give_up: Callable[[], None]
         self.enough = threading.Event()
         self._config, self._seconds, self._most, self._warm_up = config, seconds, most, warm_up
@@ -137,7 +137,7 @@ class _Watch:
             self._note(milliseconds, batch)
 
     def _note(self, milliseconds: dict[str, float], batch: int) -> None:
-        now, waits = time.monotonic(), waits_of(self.line.statistics())
+        now, waits = time.monotonic(), waits_of(self.pipeline.statistics())
         with self._lock:
             self._done += 1
             if self._done <= self._warm_up:
@@ -160,7 +160,7 @@ class _Watch:
 
     def result(self) -> Throughput:
         if self._refused or self._before is None or self._after is None:
-            raise EngineLost(f"the line did not finish its images: {self._refused or 'none came out'}")
+            raise EngineLost(f"the pipeline did not finish its images: {self._refused or 'none came out'}")
         count, seconds, pipeline = len(self._totals), self._ended - self._began, self._config.pipeline
         means = {stage: value / count for stage, value in self._stages.items()}
         shares = busy(
@@ -182,7 +182,7 @@ class _Watch:
 
 
 def waits_of(channels: Sequence[QueueStatistics]) -> Waits:
-    """The line's channels, by name, as figures.busy wants them."""
+    """The pipeline's queues, by name, as samples.busy wants them."""
     named = {each.name: each for each in channels}
     return Waits(
         jobs_empty=named["jobs"].receive_waited,

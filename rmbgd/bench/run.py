@@ -1,6 +1,6 @@
-"""One whole measurement: batches of every size through the engine process, then files through the whole line.
+"""Runs one whole measurement: batches of every size through the engine process, then files through the pipeline.
 
-Shows nothing; `step` hears, in words, what is measured next. The same parts and the same settings as the service's.
+The same parts and the same settings as the service's. `step` gets, in words, what is measured next.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import os
 import platform
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from rmbgd import __version__
-from rmbgd.bench import pipeline as line
-from rmbgd.bench.engine import EngineUnderTest, Reading, Target, require_model, target
-from rmbgd.bench.samples import Sample, Spread, drawn, from_folder
+from rmbgd.bench import pipeline
+from rmbgd.bench.engine import BenchDevice, EngineUnderTest, Measurement, require_model, target
+from rmbgd.bench.samples import Sample, drawn, from_folder
 from rmbgd.config.load import Config, Recipe
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.supervisor import DeviceViews
@@ -27,19 +27,18 @@ from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 
 SIZES = (1, 2, 4, 8, 16)  # that pipeline.batch_maximum may be
 DRAWN, DRAWN_SIDE = 8, 1024  # images, pixels a side
-LINE_IMAGES_MAXIMUM = 100_000
+PIPELINE_IMAGES_MAXIMUM = 100_000
 
-
-__all__ = ["SIZES", "Result", "Wanted", "default_machine", "measure", "prepared", "to_json"]
+__all__ = ["SIZES", "BenchResult", "Wanted", "default_machine", "measure", "prepared", "to_json"]
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What is measured. `seconds` for each half: all batch sizes together, and the line."""
+    """What is measured. `seconds` for each half: all batch sizes together, and the pipeline."""
 
     config: Config
     recipe: Recipe
-    target: Target
+    target: BenchDevice
     images: Sequence[Sample]
     sizes: Sequence[int] | None
     seconds: float
@@ -47,21 +46,21 @@ class Wanted:
 
 
 @dataclass(slots=True)
-class Result:
+class BenchResult:
     """What was found.
 
-    left_out  why a size that was wished for is not among the readings
+    left_out  why a size that was wished for is not among the measurements
     limits    what the engine did without
     again     images that it computed a second time, in float32
     """
 
     description: EngineDescription
     start_seconds: float
-    readings: list[Reading] = field(default_factory=list)
+    measurements: list[Measurement] = field(default_factory=list)
     left_out: dict[int, str] = field(default_factory=dict)
     limits: list[Limit] = field(default_factory=list)
     again: int = 0
-    throughput: line.Throughput | None = None
+    throughput: pipeline.Throughput | None = None
 
 
 def prepared(
@@ -85,8 +84,8 @@ def prepared(
     return Wanted(config, recipe, found, images, sizes, seconds, scratch)
 
 
-def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Result:
-    """Raises ConfigError, ModelError, EngineFault, and what broke in the line."""
+def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> BenchResult:
+    """Raises ConfigError, ModelError, EngineFault, and what broke in the pipeline."""
     config = wanted.config
     options = engine_options(wanted, machine)
     step("starting the engine")
@@ -99,18 +98,16 @@ def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Re
         arena_bytes=config.pipeline.arena_bytes,
         start_timeout=config.engine.start_timeout,
         batch_timeout=config.engine.batch_timeout,
-        nvml=wanted.target.nvml(),
-        nvml_index=wanted.target.nvml_index,
-        nvml_uuid=wanted.target.nvml_uuid,
+        device=wanted.target,
     ) as engine:
-        result = Result(engine.description, engine.start_seconds)
+        result = BenchResult(engine.description, engine.start_seconds)
         sizes, result.left_out = engine.sizes(wanted.sizes)
         for size in sizes:
             step(f"batches of {size}")
-            result.readings.append(engine.measure(size, wanted.seconds / len(sizes)))
+            result.measurements.append(engine.measure(size, wanted.seconds / len(sizes)))
         result.limits, result.again = list(engine.limits), engine.again
-    step("files through the whole line")
-    result.throughput = _through_the_line(wanted, machine, options, result.readings)
+    step("files through the whole pipeline")
+    result.throughput = _through_the_pipeline(wanted, machine, options, result.measurements)
     return result
 
 
@@ -139,23 +136,23 @@ def plain_device(context: EngineContext, machine: Machine, options: Mapping[str,
     return Devices([cpu_supervisor(context, views, make)], views, [])
 
 
-def _through_the_line(
-    wanted: Wanted, machine: Machine, options: Mapping[str, object], readings: Sequence[Reading]
-) -> line.Throughput:
+def _through_the_pipeline(
+    wanted: Wanted, machine: Machine, options: Mapping[str, object], measured: Sequence[Measurement]
+) -> pipeline.Throughput:
     config = wanted.config
-    best = max((reading.per_second for reading in readings), default=1.0)
+    best = max((each.per_second for each in measured), default=1.0)
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-", dir=wanted.scratch) as base:
-        return line.run(
-            line.line_config(Path(base), wanted.recipe, config),
+        return pipeline.run(
+            pipeline.pipeline_config(Path(base), wanted.recipe, config),
             wanted.images,
             lambda context: plain_device(context, machine, options),
             seconds=wanted.seconds,
-            most=LINE_IMAGES_MAXIMUM,
-            warm_up=min(line.WARM_UP, int(best * wanted.seconds / 4)),
+            most=PIPELINE_IMAGES_MAXIMUM,
+            warm_up=min(pipeline.WARM_UP, int(best * wanted.seconds / 4)),
         )
 
 
-def to_json(wanted: Wanted, result: Result) -> dict[str, object]:
+def to_json(wanted: Wanted, result: BenchResult) -> dict[str, object]:
     """Everything that was found, and on what. Times in ms, memory in bytes, rates in images a second."""
     description, through = result.description, result.throughput
     sides = sorted({image.rgb.shape[:2] for image in wanted.images})
@@ -172,7 +169,7 @@ def to_json(wanted: Wanted, result: Result) -> dict[str, object]:
             "largest": [sides[-1][1], sides[-1][0]],
         },
         "start_seconds": round(result.start_seconds, 3),
-        "batches": [_batch(reading) for reading in result.readings],
+        "batches": [_batch(each) for each in result.measurements],
         "left_out": {str(size): why for size, why in result.left_out.items()},
         "limits": {limit.what: limit.detail for limit in result.limits},
         "again": result.again,
@@ -181,7 +178,7 @@ def to_json(wanted: Wanted, result: Result) -> dict[str, object]:
         found["line"] = {
             "pictures": through.images,
             "per_second": round(through.per_second, 3),
-            "claim_to_published": _spread(through.total),
+            "claim_to_published": _rounded(asdict(through.total)),
             "stages": _rounded(through.milliseconds),
             "busy": _rounded(through.busy),
             "bound": through.bound,
@@ -192,24 +189,19 @@ def to_json(wanted: Wanted, result: Result) -> dict[str, object]:
     return found
 
 
-def _batch(reading: Reading) -> dict[str, object]:
-    name, share = reading.bound
+def _batch(measured: Measurement) -> dict[str, object]:
+    name, share = measured.bound
     return {
-        "size": reading.size,
-        "per_second": round(reading.per_second, 3),
-        **_spread(reading.spread),
-        "stages": _rounded(reading.stages),
-        "processor": round(reading.processor, 1),
+        "size": measured.size,
+        "per_second": round(measured.per_second, 3),
+        **_rounded(asdict(measured.spread)),
+        "stages": _rounded(measured.stages),
+        "processor": round(measured.processor, 1),
         "bound": name,
         "bound_share": round(share, 3),
-        "memory": reading.memory,
+        "memory": measured.memory,
     }
 
 
-def _spread(values: Spread) -> dict[str, float | int | None]:
-    found = {name: getattr(values, name) for name in ("count", "mean", "p50", "p95", "p99", "jitter", "longest")}
-    return {name: round(value, 3) if value is not None else None for name, value in found.items()}
-
-
-def _rounded(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 3) for name, value in values.items()}
+def _rounded(values: Mapping[str, float | None]) -> dict[str, float | None]:
+    return {name: None if value is None else round(value, 3) for name, value in values.items()}

@@ -1,6 +1,6 @@
-"""Images to measure with: the operator's own, or drawn ones that cost about what photographs cost.
+"""Images to measure with, the operator's own or drawn ones; and percentiles and bottlenecks of what was measured.
 
-Decides nothing about how they are used. Drawn images are the same on every machine.
+Drawn images cost about what photographs cost, and are the same on every machine.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from rmbgd.service.oneshot import sources_of
 
 FOLDER_MAXIMUM = 32  # images taken from a folder: enough variety, and a few hundred MB decoded
 APPENDABLE = {"JPEG", "PNG"}  # decoders ignore what follows the end of these
+P95_NEEDS, P99_NEEDS = 20, 100  # measurements: below, the rank is the slowest one, which is chance
+HAND_OVER = "hand-over"  # what a round trip takes beyond the engine's own stages
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +115,6 @@ def _jpeg(number: int, side: int) -> bytes:
     return stream.getvalue()
 
 
-# --- POLICY: what a list of measured times says, and which part of a line holds the others up.
-
-
-P95_NEEDS, P99_NEEDS = 20, 100  # measurements: below, the rank is the slowest one, which is chance
-HAND_OVER = "hand-over"  # what a round trip takes beyond the engine's own stages
-
-
 @dataclass(frozen=True, slots=True)
 class Spread:
     """Times of one kind, in ms. `jitter` is p99 - p50. None where too few were measured."""
@@ -172,7 +167,7 @@ def largest(shares: Mapping[str, float]) -> tuple[str, float]:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """Seconds that threads waited at the channels of a line, summed over the threads of a side, up to one moment."""
+    """Seconds that threads waited at the queues of a pipeline, summed over the threads of a side, up to one moment."""
 
     jobs_empty: float
     frames_full: float

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from rmbgd.bench import run as bench
-from rmbgd.bench.engine import Reading
+from rmbgd.bench.engine import Measurement
 from rmbgd.bench.pipeline import Throughput
 from rmbgd.cli.main import printable, usage_error
 from rmbgd.config.load import Config, overlay
@@ -123,11 +123,11 @@ def _status(console: Console, *, quiet: bool) -> Iterator[Callable[[str], None]]
         yield lambda text: status.update(escape(text))
 
 
-def show(console: Console, wanted: bench.Wanted, result: bench.Result) -> None:
+def show(console: Console, wanted: bench.Wanted, result: bench.BenchResult) -> None:
     def line(text: str) -> None:
         console.print(text, soft_wrap=True)
 
-    description, readings = result.description, result.readings
+    description, readings = result.description, result.measurements
     facts = description.models.get(wanted.recipe.model, {})
     sides = sorted({image.rgb.shape[:2] for image in wanted.images})
     size = f"{sides[0][1]} x {sides[0][0]}" + (f" to {sides[-1][1]} x {sides[-1][0]}" if len(sides) > 1 else "")
@@ -164,7 +164,7 @@ def _throughput(through: Throughput) -> Iterator[str]:
     yield f"Bound by [bold]{through.bound}[/]: {ADVICE[through.bound]}."
 
 
-def _times(readings: Sequence[Reading]) -> Table:
+def _times(readings: Sequence[Measurement]) -> Table:
     table = _table("batch", "images/s", "ms", "p50", "p95", "p99", "jitter", "count", "bound by")
     for reading in readings:
         spread, (stage, share) = reading.spread, reading.bound
@@ -175,7 +175,7 @@ def _times(readings: Sequence[Reading]) -> Table:
     return table
 
 
-def _stages(readings: Sequence[Reading]) -> Table:
+def _stages(readings: Sequence[Measurement]) -> Table:
     stages = list(dict.fromkeys(stage for reading in readings for stage in reading.stages))
     kinds = list(dict.fromkeys(kind for reading in readings for kind in reading.memory))
     table = _table("batch", *stages, "processor", *(f"{MEMORY_KINDS.get(kind, kind)} MB" for kind in kinds))

@@ -119,7 +119,7 @@ def test_the_networks_input_is_within_one_level_of_pillow(started, height, width
     engine = started[0]
     network = engine._networks["u2netp"]
     with torch.inference_mode():
-        engine._put(network, 0, rgb)
+        engine._set_input(network, 0, rgb)
         values = network.inputs[0].permute(1, 2, 0).numpy()
     levels = (values * DEVIATION + MEAN) * 255
 
@@ -291,6 +291,7 @@ def test_the_known_image_is_the_same_everywhere():
     assert golden_image.overlap(0 * truth, 0 * truth) == 1.0
 
 
+@pytest.mark.integration
 def test_the_real_child_cuts_out_the_ball(arena, canvas):
     """The whole way: process, shared memory, embedded model; the ball stands alone on full transparency."""
     options = {"models": {"u2netp": {"source": "u2netp"}}, "models_directory": "/nonexistent", "threads": 1}

@@ -13,6 +13,8 @@ from rmbgd.bench.samples import HAND_OVER, Sample, drawn
 from rmbgd.errors import EngineLost, EngineMemory
 from rmbgd.testing.engine import expected_alpha
 
+pytestmark = pytest.mark.integration
+
 
 def under_test(images: list[Sample], *, places: int = 4, arena_bytes: int = 1 << 22, **fake: Any) -> EngineUnderTest:
     return EngineUnderTest(

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from rmbgd.bench.engine import DeviceMemory, processor_seconds, resident
+from rmbgd.bench.engine import NvmlMemory, processor_seconds, resident
 from tests.bench.machines import Nvml
 
 
@@ -19,6 +19,7 @@ def test_own_process_is_resident() -> None:
     assert 1 << 20 < found["rss"] <= found["rss_peak"]
 
 
+@pytest.mark.integration
 def test_process_that_is_gone_has_no_memory() -> None:
     """It is no error: the figure is missing."""
     process = subprocess.Popen([sys.executable, "-c", ""])
@@ -27,6 +28,7 @@ def test_process_that_is_gone_has_no_memory() -> None:
     assert {} == resident(process.pid)
 
 
+@pytest.mark.integration
 def test_processor_time_grows_with_work() -> None:
     """And is nothing for a process that is gone."""
     before = processor_seconds(os.getpid())
@@ -41,7 +43,7 @@ def test_processor_time_grows_with_work() -> None:
 def test_driver_books_by_process() -> None:
     """What others hold on the device does not count."""
     nvml = Nvml(used=100, booked={1: 50, 7: 30})
-    with DeviceMemory(nvml) as memory:
+    with NvmlMemory(nvml) as memory:
         nvml.used = 130
         assert 30 == memory.of(7)
     assert nvml.shut_down
@@ -51,7 +53,7 @@ def test_driver_books_by_process() -> None:
 def test_without_books_the_rise_counts(booked: dict[int, int | None]) -> None:
     """In containers and virtual machines the driver does not know our processes."""
     nvml = Nvml(used=100, booked=booked)
-    with DeviceMemory(nvml) as memory:
+    with NvmlMemory(nvml) as memory:
         nvml.used = 140
         assert 40 == memory.of(7)
 
@@ -59,12 +61,12 @@ def test_without_books_the_rise_counts(booked: dict[int, int | None]) -> None:
 def test_device_is_found_by_uuid_where_one_is_known() -> None:
     """CUDA_VISIBLE_DEVICES may name it; an index would be another device's."""
     nvml = Nvml()
-    with DeviceMemory(nvml, index=0, uuid="GPU-1"):
+    with NvmlMemory(nvml, index=0, uuid="GPU-1"):
         assert "GPU-1" == nvml.asked_for
 
 
 @pytest.mark.parametrize("nvml", [None, Nvml(well=False)], ids=["no library", "no driver"])
 def test_without_nvml_there_is_no_figure(nvml: Nvml | None) -> None:
     """And no error."""
-    with DeviceMemory(nvml) as memory:
+    with NvmlMemory(nvml) as memory:
         assert memory.of(7) is None

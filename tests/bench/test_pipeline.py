@@ -1,4 +1,4 @@
-"""Files through the whole line: real files, real stages, an engine whose speed is known."""
+"""Files through the whole pipeline: real files, real stages, an engine whose speed is known."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rmbgd.bench import pipeline as line
+from rmbgd.bench import pipeline
 from rmbgd.bench.samples import drawn
 from rmbgd.config.load import Config, LimitSettings, PipelineSettings, Recipe
 from rmbgd.engine.devices import EngineContext
@@ -16,17 +16,17 @@ from rmbgd.testing.engine import FakeBackend
 from rmbgd.testing.worker import in_process
 
 
-def through(base: Path, *, most: int = 20, warm_up: int = 2, script: tuple[str, ...] = ()) -> line.Throughput:
-    config = line.line_config(base, Recipe(model="fake"), Config(pipeline=PipelineSettings(batch_maximum=4)))
+def through(base: Path, *, most: int = 20, warm_up: int = 2, script: tuple[str, ...] = ()) -> pipeline.Throughput:
+    config = pipeline.pipeline_config(base, Recipe(model="fake"), Config(pipeline=PipelineSettings(batch_maximum=4)))
 
     devices = in_process(lambda context: FakeBackend(context.arena.block, script, models=("fake",)))
-    return line.run(config, drawn(2, 64), devices, seconds=3600.0, most=most, warm_up=warm_up)
+    return pipeline.run(config, drawn(2, 64), devices, seconds=3600.0, most=most, warm_up=warm_up)
 
 
 def test_every_table_of_the_configuration_counts(tmp_path: Path) -> None:
     """Only the folder and its recipe are the run's own."""
     given = Config(pipeline=PipelineSettings(finish_threads=7), limits=LimitSettings(side=4096))
-    found = line.line_config(tmp_path, Recipe(format="tiff"), given)
+    found = pipeline.pipeline_config(tmp_path, Recipe(format="tiff"), given)
 
     own = {"recipe", "folder"}
     assert given.model_dump(exclude=own) == found.model_dump(exclude=own)

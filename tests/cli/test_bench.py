@@ -95,6 +95,7 @@ def test_wrong_device_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
 # --- what is shown
 
 
+@pytest.mark.integration
 def test_tables_and_one_json_line(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Each size with its times; then the line with what bounds it; last the same for programs."""
     on(seconds=0.001)
@@ -109,6 +110,7 @@ def test_tables_and_one_json_line(on: Any, photos: Path, capsys: pytest.CaptureF
     assert {"count": 2, "smallest": [40, 30], "largest": [40, 30]} == found["pictures"]
 
 
+@pytest.mark.integration
 def test_programs_get_json_alone(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """One object, nothing else."""
     on()
@@ -118,6 +120,7 @@ def test_programs_get_json_alone(on: Any, photos: Path, capsys: pytest.CaptureFi
     assert {"batches", "line", "device", "model", "version", "start_seconds"} <= set(found)
 
 
+@pytest.mark.integration
 def test_size_that_is_not_offered_is_reported(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is no error: the others are measured."""
     on(batch_sizes=(1, 2))
@@ -151,6 +154,7 @@ def test_missing_folder_is_exit_78(option: str, on: Any, tmp_path: Path, capsys:
     assert str(tmp_path / "nowhere") in capsys.readouterr().err
 
 
+@pytest.mark.integration
 def test_device_that_fails_is_exit_1(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """With what it said; there is no table of half a measurement."""
     on(script=["ok", "ok", "ok", "lost"])

@@ -56,6 +56,7 @@ def configuration(tmp_path: Path) -> Callable[..., Path]:
 # --- help
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["status", "--help"], ["run", "--help"]])
 def test_short_answer_loads_no_library(arguments: list[str]) -> None:
     """What makes the command slow is what it imports."""
@@ -71,6 +72,7 @@ def test_short_answer_loads_no_library(arguments: list[str]) -> None:
     assert "[]\n" == done.stderr
 
 
+@pytest.mark.integration
 def test_help_names_every_command_and_exit_status() -> None:
     """Scripts can rely on what the help says."""
     said = rmbgd("--help").stdout
@@ -79,6 +81,7 @@ def test_help_names_every_command_and_exit_status() -> None:
     assert all(f"\n    {command} " in said for command in cli.COMMANDS)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["status", "--jsno"], ["run", "extra"]])
 def test_wrong_command_line_is_a_usage_error(arguments: list[str]) -> None:
     """Exit 2, and the usage on stderr."""
@@ -135,6 +138,7 @@ def test_defect_is_an_internal_error_with_a_traceback(
 # --- check
 
 
+@pytest.mark.integration
 def test_usable_configuration_is_fine(configuration: Callable[..., Path]) -> None:
     """Exit 0, and the folders that it names."""
     done = rmbgd("check", "--config", configuration())
@@ -143,6 +147,7 @@ def test_usable_configuration_is_fine(configuration: Callable[..., Path]) -> Non
     assert done.stdout.endswith("fine; folders: shop\n")
 
 
+@pytest.mark.integration
 def test_every_problem_is_reported_at_once(configuration: Callable[..., Path]) -> None:
     """Three mistakes, three lines, each with a hint; exit 78."""
     wrong = '[intake]\nquiet_close = 1\n[limits]\nside = 0\n[recipe.default]\nbackground = "red"\n'
@@ -154,6 +159,7 @@ def test_every_problem_is_reported_at_once(configuration: Callable[..., Path]) -
     assert 'write it like "#ffffff"' in done.stderr
 
 
+@pytest.mark.integration
 def test_missing_configuration_is_named(tmp_path: Path) -> None:
     """Exit 78, and which file it looked for."""
     done = rmbgd("check", "--config", tmp_path / "none.toml")
@@ -162,6 +168,7 @@ def test_missing_configuration_is_named(tmp_path: Path) -> None:
     assert "none.toml: No such file or directory" in done.stderr
 
 
+@pytest.mark.integration
 def test_output_inside_input_is_refused(configuration: Callable[..., Path], tmp_path: Path) -> None:
     """A layout in which the service would feed on its own cutouts is refused before the service starts."""
     path = configuration()
@@ -172,6 +179,7 @@ def test_output_inside_input_is_refused(configuration: Callable[..., Path], tmp_
     assert str(tmp_path / "in" / "out") in done.stderr
 
 
+@pytest.mark.integration
 def test_missing_model_is_refused_with_the_way_to_get_it(configuration: Callable[..., Path]) -> None:
     """What would end the service at start is reported before, beside everything else that is wrong."""
     done = rmbgd("check", "--config", configuration('[recipe.default]\nmodel = "birefnet"\n'))
@@ -180,6 +188,7 @@ def test_missing_model_is_refused_with_the_way_to_get_it(configuration: Callable
     assert "rmbgd models fetch birefnet" in done.stderr
 
 
+@pytest.mark.integration
 def test_configuration_without_folders_is_refused(tmp_path: Path) -> None:
     """There would be nothing to do."""
     (tmp_path / "rmbgd.toml").write_text("")
@@ -189,6 +198,7 @@ def test_configuration_without_folders_is_refused(tmp_path: Path) -> None:
     assert "no [[folder]] is defined" in done.stderr
 
 
+@pytest.mark.integration
 def test_default_configuration_can_be_printed_and_checked(tmp_path: Path) -> None:
     """`check --print-default` is a file to begin with, and is itself fine."""
     printed = rmbgd("check", "--print-default")
@@ -263,6 +273,7 @@ def test_duration_for_people(seconds: float, text: str) -> None:
     assert text == duration(seconds)
 
 
+@pytest.mark.integration
 def test_status_without_a_service_says_so(configuration: Callable[..., Path]) -> None:
     """Exit 1, for people and for programs."""
     path = configuration()
@@ -272,6 +283,7 @@ def test_status_without_a_service_says_so(configuration: Callable[..., Path]) ->
     assert (Exit.FAILED, "not running") == (done.returncode, json.loads(done.stdout)["verdict"])
 
 
+@pytest.mark.integration
 def test_status_of_a_running_service(configuration: Callable[..., Path], tmp_path: Path) -> None:
     """From the file alone: this very process plays the service. Names in it cannot steer the terminal."""
     path = configuration()
@@ -288,6 +300,7 @@ def test_status_of_a_running_service(configuration: Callable[..., Path], tmp_pat
     assert done.stdout.isascii()
 
 
+@pytest.mark.integration
 def test_broken_status_file_is_as_good_as_none(configuration: Callable[..., Path], tmp_path: Path) -> None:
     """Half a file after a power cut is no reason for a traceback."""
     path = configuration()

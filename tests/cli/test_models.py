@@ -182,6 +182,7 @@ def test_verify_against_a_digest_of_ones_own(run):
     assert run("verify", "u2netp", "--sha256", "0" * 64)[0] == 1
 
 
+@pytest.mark.integration
 def test_nothing_but_loading_needs_torch(tmp_path):
     """list, accept, path and verify run without importing torch or the hub client."""
     code = (

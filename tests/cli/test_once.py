@@ -167,7 +167,7 @@ def test_bar_follows_the_images() -> None:
     assert "2/3" in last
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.timeout(300)
 def test_folder_through_the_real_engine(tmp_path: Path) -> None:
     """The whole command: sub-folders are mirrored, what is no image is refused, the exit status says so."""
@@ -187,7 +187,7 @@ def test_folder_through_the_real_engine(tmp_path: Path) -> None:
         assert ("RGBA", (64, 48)) == (cutout.mode, cutout.size)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.timeout(300)
 def test_missing_model_is_reported_before_images_are_touched(tmp_path: Path, image: Path) -> None:
     """Exit 78 with the way to get it; no output folder is left behind half done."""

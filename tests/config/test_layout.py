@@ -78,6 +78,7 @@ def test_a_link_hides_nothing(tmp_path):
     assert problems(configured(tmp_path, {"output": "link"}))
 
 
+@pytest.mark.integration
 def test_a_bind_mount_hides_nothing(tmp_path):
     """One directory under two names by a bind mount is still one directory."""
     (tmp_path / "input0").mkdir()

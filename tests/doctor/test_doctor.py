@@ -110,6 +110,7 @@ def test_starts_that_died_are_reported(tmp_path: Path, deaths: int, state: Check
     assert ("signal SEGV" in found.text) == bool(deaths)
 
 
+@pytest.mark.integration
 def test_question_that_hangs_is_given_up() -> None:
     """A driver that does not answer must not take the doctor with it."""
     answer = ask("torch", patience=0.001)
@@ -117,6 +118,7 @@ def test_question_that_hangs_is_given_up() -> None:
     assert {"error": "Timeout", "text": "no answer within 0.001 s"} == answer
 
 
+@pytest.mark.integration
 def test_question_that_cannot_be_answered_says_why() -> None:
     """Whatever a library raises comes back as type and text; the asking process still ends with an answer."""
     answer = ask("no such question")
@@ -124,6 +126,7 @@ def test_question_that_cannot_be_answered_says_why() -> None:
     assert {"error": "KeyError", "text": "'no such question'"} == answer
 
 
+@pytest.mark.integration
 def test_question_that_crashes_says_how(monkeypatch: pytest.MonkeyPatch) -> None:
     """A library that takes its process along is reported with the exit status."""
     monkeypatch.setattr(sys, "executable", "/bin/false")
@@ -256,6 +259,7 @@ def test_missing_notify_library_is_a_warning(monkeypatch: pytest.MonkeyPatch) ->
 # --- the command
 
 
+@pytest.mark.integration
 def test_fault_gives_exit_status_1_and_json_names_it(tmp_path: Path) -> None:
     """One folder is missing: the command fails, and a program finds out which need it is."""
     (tmp_path / "rmbgd.toml").write_text(

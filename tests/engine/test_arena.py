@@ -199,6 +199,7 @@ def test_a_lease_that_was_never_released_is_told():
             forgotten.clear()
 
 
+@pytest.mark.integration
 def test_another_process_sees_the_same_bytes():
     """What a child writes through the descriptor stands in our block, and the reverse."""
     program = (

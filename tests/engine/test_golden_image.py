@@ -54,6 +54,7 @@ def test_what_is_no_known_image_is_refused(message):
         to_golden(message)
 
 
+@pytest.mark.integration
 def test_a_child_computes_the_known_image(worker):
     """What comes back through the process is what the engine computes in this one."""
     worker.start()
@@ -63,6 +64,7 @@ def test_a_child_computes_the_known_image(worker):
     assert np.allclose(expected, golden_image()[0][..., 1] / 255)
 
 
+@pytest.mark.integration
 def test_a_child_checks_its_memory(worker, tmp_path):
     """Blocks and bad blocks of a pass."""
     worker.start()
@@ -71,6 +73,7 @@ def test_a_child_checks_its_memory(worker, tmp_path):
     assert worker.canary(64) == MemoryTestPass(64, 3)
 
 
+@pytest.mark.integration
 def test_a_child_that_is_gone_is_told(worker):
     """A look at a process that was killed is a fault like any other."""
     worker.start()

@@ -14,6 +14,8 @@ from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost
 from rmbgd.testing.engine import FakeBackend
 
+pytestmark = pytest.mark.integration
+
 SAID = EngineDescription("cuda:0", {"fake": {"alpha": "green channel"}}, (1,))
 GREEN = FakeBackend(np.empty(0, np.uint8)).golden("fake").alpha
 

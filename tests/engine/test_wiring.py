@@ -59,6 +59,7 @@ def builder(tmp_path) -> Iterator[Builder]:
         yield builder
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(("device", "count"), [("cpu", 0), ("cpu", 2), ("auto", 0)])
 def test_the_cpu_computes_what_was_asked_for(builder, device, count):
     """As configured, or because nothing else is there: one device, no fallback, one event that says why."""
@@ -72,6 +73,7 @@ def test_the_cpu_computes_what_was_asked_for(builder, device, count):
     assert devices.describe() == {"state": "ready", "device": "cpu", "restarts": 0, "failures": 0}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("device", "count", "found"), [("auto", 1, "cuda:0"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1")]
 )
@@ -83,6 +85,7 @@ def test_a_gpu_that_is_visible_computes(builder, device, count, found):
     assert {event["device"] for event in builder.events.named("engine.started")} >= {found}
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("device", ["auto", "cuda"])
 def test_every_visible_gpu_has_a_supervisor_and_one_cpu_is_behind_all(builder, device):
     """Each has its own worker and its own sensor."""
@@ -108,6 +111,7 @@ def test_who_requires_a_gpu_cannot_ask_for_the_cpu(builder):
         builder("cpu", 1, require_gpu=True)
 
 
+@pytest.mark.integration
 def test_who_requires_a_gpu_waits_for_it(builder):
     """No error, and no fallback."""
     builder("auto", 0, require_gpu=True, start=False)

@@ -25,6 +25,8 @@ from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.testing.engine import expected_alpha
 from tests.engine.processes import PATIENCE, SpyHeartbeat, wait_until_gone
 
+pytestmark = pytest.mark.integration
+
 FAKE = "rmbgd.testing.engine:create"
 
 

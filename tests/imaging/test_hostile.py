@@ -51,6 +51,7 @@ def outcomes(corpus: Path) -> Outcomes:
     return outcomes_of(corpus)
 
 
+@pytest.mark.integration
 def test_every_hostile_file_ends_as_it_should(outcomes: Outcomes) -> None:
     """Each as an image of its size or with its reason; a missing tail is waited for, damage is not."""
     with (HERE / "hostile_expected.tsv").open(newline="") as stream:
@@ -91,6 +92,7 @@ def _has_alpha(path: Path) -> bool | None:
         return None
 
 
+@pytest.mark.integration
 def test_no_hostile_file_starts_a_process_or_takes_much_memory(outcomes: Outcomes) -> None:
     """Bombs stay packed: less than a tenth of what one of them unpacks to. EPS never reaches Ghostscript."""
     facts = outcomes[1]
@@ -129,6 +131,7 @@ def test_the_largest_images_allowed_are_decoded_in_less_than_a_gigabyte(largest:
     assert int(str(facts["peak_rss_bytes"])) < GIGABYTE
 
 
+@pytest.mark.integration
 def test_bombs_made_of_a_header_are_refused_unread(tmp_path: Path) -> None:
     """30,000 x 30,000, 2^31 - 1 squared, 1 x 50,000,000: some hundred bytes that claim gigabytes."""
     black = np.zeros((1, 8, 3), np.uint8)

@@ -40,6 +40,7 @@ def test_an_ordinary_directory_is_no_mount(place: Path) -> None:
     assert not is_there(str(place), require_mount=True)
 
 
+@pytest.mark.integration
 def test_a_file_system_is_a_mount_while_it_is_there(place: Path) -> None:
     """Its own directories are none."""
     with mounted(place, "tmpfs", "size=1m"):
@@ -50,6 +51,7 @@ def test_a_file_system_is_a_mount_while_it_is_there(place: Path) -> None:
     assert not is_mounted(str(place))
 
 
+@pytest.mark.integration
 def test_a_directory_bound_from_the_same_disk_is_a_mount(place: Path, tmp_path: Path) -> None:
     """Its device number is that of the folder around it: os.path.ismount cannot see it."""
     (tmp_path / "store").mkdir()
@@ -60,6 +62,7 @@ def test_a_directory_bound_from_the_same_disk_is_a_mount(place: Path, tmp_path: 
     assert not is_mounted(str(place))
 
 
+@pytest.mark.integration
 def test_a_directory_bound_onto_itself_is_none(place: Path) -> None:
     """As systemd does with the paths that a service may write: nothing has been plugged in."""
     with bound(place, place):
@@ -68,6 +71,7 @@ def test_a_directory_bound_onto_itself_is_none(place: Path) -> None:
             assert not is_mounted(str(place))
 
 
+@pytest.mark.integration
 def test_a_disk_bound_onto_itself_still_is_one(place: Path, tmp_path: Path) -> None:
     """Also a directory bound from the same disk that is bound onto itself again."""
     with mounted(place, "tmpfs", "size=1m"):
@@ -78,6 +82,7 @@ def test_a_disk_bound_onto_itself_still_is_one(place: Path, tmp_path: Path) -> N
         assert is_mounted(str(place))
 
 
+@pytest.mark.integration
 def test_a_link_to_a_mount_is_followed(place: Path, tmp_path: Path) -> None:
     """The configuration may name the folder by a link."""
     (tmp_path / "link").symlink_to(place)
@@ -106,6 +111,7 @@ def test_a_part_of_a_file_system_is_known_by_its_root(monkeypatch: pytest.Monkey
     assert found == {"/": True, "/data": True, "/srv/in": False, "/data/in": False, "/data/stick": True}
 
 
+@pytest.mark.integration
 def test_every_line_of_this_machine_is_understood(place: Path) -> None:
     """Names with spaces come out as they are."""
     with mounted(place, "tmpfs", "size=1m"):

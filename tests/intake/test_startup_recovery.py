@@ -244,6 +244,7 @@ def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None
     assert steps > 30
 
 
+@pytest.mark.slow
 def test_dying_again_while_recovering_ends_the_same(base: Path) -> None:
     """Recovery is work like any other: it may be interrupted at any step, and is begun anew."""
 

@@ -20,6 +20,8 @@ from rmbgd.fs import SystemFileSystem, folder_beneath, open_regular
 from rmbgd.intake import file_checks
 from rmbgd.store.claims import claim_by_rename, put_back
 
+pytestmark = pytest.mark.integration
+
 SECRET, OURS = b"secret " * 20, b"image " * 20
 TRIES = 5_000
 ENOUGH = 50  # of each outcome; a machine that is busy with other things takes more tries for them

@@ -44,7 +44,6 @@ def assert_burst_is_through(service: ServiceUnderTest, count: int) -> None:
         assert_cutout_of(bitmap(number), service.output / f"{names[number]}.png")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_burst_of_40000_files_loses_none(tmp_path: Path) -> None:
     """40,000 small files written as fast as four processes can: each comes out once, and memory stays bounded."""
@@ -125,7 +124,6 @@ def test_tree_of_folders(tmp_path: Path, way: str) -> None:
     audit.assert_complete(service.roots, data | later)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_tree_of_3000_folders(tmp_path: Path) -> None:
     """3,000 folders at once, an image in every tenth, then one in every hundredth: none is missed."""

@@ -8,6 +8,7 @@ import pytest
 
 from rmbgd.errors import Reason
 from rmbgd.testing.engine import CUDA_ERRORS, POISON_COLOUR
+from tests.conftest import CampaignPart
 from tests.support import audit, p0
 from tests.support.gpu_service import MEMORY_WORDS, GpuUnderTest, assert_proved_before_use
 from tests.support.images import encoded, rgba_of, sample_image
@@ -392,10 +393,12 @@ def test_an_image_that_kills_the_gpu_and_the_cpu_is_poison(tmp_path: Path) -> No
     p0.check(service, data, bad={"poison.png": Reason.POISON})
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
-def test_169_gpu_failures_lose_no_image(tmp_path: Path) -> None:
+def test_169_gpu_failures_lose_no_image(tmp_path: Path, campaign_part: CampaignPart) -> None:
     """One failure after another of every kind, with images always on their way: each comes out once, and is right."""
-    result = campaign(tmp_path / "campaign", failures=169, seed=20_261_122)
-    assert result["failovers"] == result["failbacks"] == 169
+    failures = campaign_part.count(169)
+    result = campaign(tmp_path / "campaign", failures, campaign_part.seed(20_261_122))
+    assert result["failovers"] == result["failbacks"] == failures
+    assert result["lost"] == 0
     assert len(result["kinds"]) > 10

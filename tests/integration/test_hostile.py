@@ -150,7 +150,6 @@ def test_first_frame_where_the_recipe_says_so(tmp_path: Path) -> None:
         assert_cutout_of(sample_image(0), service.output / "moving.png")
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_file_that_broke_a_decoder(tmp_path: Path) -> None:
     """The whole corpus at once, with the largest limits: each ends as it should, in one process, in bounded memory."""

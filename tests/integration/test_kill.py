@@ -1,20 +1,18 @@
-"""SIGKILL at every step and at random moments: nothing lost, nothing twice, nothing half (T25, T26)."""
+"""SIGKILL at every step, and by an image: nothing lost, nothing twice, nothing half (T25, T26)."""
 
 from __future__ import annotations
 
-import random
-import subprocess
 from pathlib import Path
 
 import pytest
 
 from rmbgd.errors import Reason
 from rmbgd.testing.engine import POISON_COLOUR
+from tests.conftest import CampaignPart
 from tests.support import audit
 from tests.support.images import encoded, expected_cutout, rgba_of, sample_image
 from tests.support.service import ServiceUnderTest
 
-KILLS, IMAGES = 40, 300  # the full measure is 200 kills over 1,000 images, some ten minutes
 STEPS_MAXIMUM = 400  # more steps than this for four images is a defect of the test
 PATIENT = {"intake": {"attempts": 10}}  # kills that the image has nothing to do with must not set it aside
 
@@ -48,16 +46,19 @@ def assert_delivered(service: ServiceUnderTest, number: int) -> None:
             (root / name).unlink()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(600)
-def test_killed_before_each_step(tmp_path: Path) -> None:
-    """Killed before its first, second ... last file operation or commit of a delivery, the next start ends it right."""
+def test_killed_before_each_step(tmp_path: Path, campaign_part: CampaignPart) -> None:
+    """Killed before its first, second ... last file operation or commit of a delivery, the next start ends it right.
+
+    In a part of the campaign every so many steps, others for each commit.
+    """
     service = ServiceUnderTest(tmp_path, settings=PATIENT)
     service.options["fuse"] = str(service.fuse)
     with service:
-        for step in range(STEPS_MAXIMUM):
+        for round_, step in enumerate(campaign_part.of(range(STEPS_MAXIMUM))):
             service.fuse.write_text(str(step + 1))
-            for name, data in delivery(step).items():
+            for name, data in delivery(round_).items():
                 service.drop(name, data)
             service.wait(lambda: service.ended or is_over(service), "an end, of one or the other kind", alive=False)
             burnt = service.ended or not service.fuse.exists()
@@ -65,7 +66,7 @@ def test_killed_before_each_step(tmp_path: Path) -> None:
                 service.reap()
                 service.start()
                 service.wait(lambda: is_over(service), f"everything after a kill before step {step + 1}")
-            assert_delivered(service, step)
+            assert_delivered(service, round_)
             if not burnt:
                 break
         else:
@@ -74,43 +75,8 @@ def test_killed_before_each_step(tmp_path: Path) -> None:
         assert step > 20, "the steps were not counted"
         assert service.stop() == 0
     told = audit.assert_each_told(service.recorded("image.done") + service.recorded("image.failed"))
-    assert len(told) == 4 * (step + 1), "something was done twice, or not told"
-    audit.assert_ledger_settled(service.state, done=3 * (step + 1), failed=step + 1)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_killed_at_random_moments(tmp_path: Path) -> None:
-    """Many kills at random steps and times, in start-up, at work and in recovery: every image comes out once."""
-    dice = random.Random(20_261_122)
-    data = {f"{number % 9}/{number}.png": sample_image(number) for number in range(IMAGES)}
-    data |= {f"bad/{number}.png": (b"no image %06d " % number) * 20 for number in range(10)}
-    bad = {name: Reason.UNIDENTIFIED for name in data if name.startswith("bad/")}
-    service = ServiceUnderTest(tmp_path, settings={"intake": {"attempts": 10}}, options={"engine": {"delay": 0.01}})
-    service.options["fuse"] = str(service.fuse)
-    names = sorted(data)
-    dice.shuffle(names)
-    share = len(names) // KILLS + 1
-    for kill in range(KILLS):
-        for name in names[kill * share : (kill + 1) * share]:
-            service.drop(name, data[name])
-        if kill % 2:
-            service.fuse.write_text(str(dice.randint(1, 120)))
-        service.start(ready=False)
-        try:
-            assert service.process is not None
-            service.process.wait(dice.uniform(0.3, 2.0))
-        except subprocess.TimeoutExpired:
-            service.kill()
-        else:
-            service.reap()
-        service.fuse.unlink(missing_ok=True)
-    with service.start():
-        service.wait(service.is_idle, "the rest after the last kill")
-    audit.assert_complete(service.roots, data, bad=bad)
-    audit.assert_ledger_settled(service.state, done=len(data) - len(bad), failed=len(bad))
-    told = audit.assert_each_told(service.recorded("image.done") + service.recorded("image.failed"))
-    assert len(told) == len(data)
+    assert len(told) == 4 * (round_ + 1), "something was done twice, or not told"
+    audit.assert_ledger_settled(service.state, done=3 * (round_ + 1), failed=round_ + 1)
 
 
 def test_image_that_kills_the_service_is_set_aside(tmp_path: Path) -> None:

@@ -10,8 +10,6 @@ import sys
 import threading
 from pathlib import Path
 
-import pytest
-
 import rmbgd
 from rmbgd.errors import Exit, Reason
 from rmbgd.models.store import EMBEDDED
@@ -66,7 +64,6 @@ def test_line_in_which_everybody_waits_is_told_as_hung(tmp_path: Path) -> None:
     assert stalled["threads"] == ["line"]
 
 
-@pytest.mark.slow
 def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path) -> None:
     """Frozen in the middle of a batch for longer than stall_after, it goes on: no stall is told, no image lost."""
     settings = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
@@ -89,7 +86,6 @@ def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path
         assert {event["pid"] for event in service.events} == {service.process.pid}
 
 
-@pytest.mark.slow
 def test_thread_that_hangs_is_shown_and_told_and_may_go_on(tmp_path: Path) -> None:
     """Beyond stall_after: one event, every stack on stderr, and when it moves again nothing is lost."""
     settings = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
@@ -134,7 +130,6 @@ def test_image_that_kills_the_engine_is_refused_alone(tmp_path: Path) -> None:
         assert 1 <= len(deaths) <= 2 * 3, "each try of the image may cost one process, and its company's one more"
 
 
-@pytest.mark.slow
 def test_damaged_model_is_the_operators_to_mend(tmp_path: Path) -> None:
     """One flipped bit in the weights: status 78, a text that names the file, and images stay where they are."""
     package = tmp_path / "installed" / "rmbgd"

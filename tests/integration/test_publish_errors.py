@@ -137,7 +137,6 @@ def failing_syncs(service: ServiceUnderTest, number: int) -> Iterator[Path]:
         tracer.communicate()
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_syncs_of_the_running_service_fail(tmp_path: Path) -> None:
     """The kernel's EIO for the n-th sync of each thread, the ledger's too: all come out, each computed once."""

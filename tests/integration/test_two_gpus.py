@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import CampaignPart
 from tests.integration.test_failover import CPU, GPU, STICKY_WORDS, drop_all
 from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest, assert_proved_before_use
@@ -138,12 +139,12 @@ def test_a_gpu_that_is_not_well_at_start_keeps_nobody_waiting(tmp_path: Path) ->
     assert "cpu" not in service.devices()
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(1800)
-def test_169_failures_of_two_gpus_lose_no_image(tmp_path: Path) -> None:
+def test_169_failures_of_two_gpus_lose_no_image(tmp_path: Path, campaign_part: CampaignPart) -> None:
     """Failures of every kind on either GPU or both, images always on their way: each comes out once, and right."""
-    failures = 169
-    dice = random.Random(20_261_123)
+    failures = campaign_part.count(169)
+    dice = random.Random(campaign_part.seed(20_261_123))
     kinds = [f"cuda:{word}" for word in STICKY_WORDS] + ["kill", "exit:70", "nonsense", "wrong_image"]
     data: dict[str, bytes] = {}
     health = {"interval": 0.02, "dwell": 0.02, "dwell_maximum": 0.02, "good_checks": 1, "canary_blocks": 16}

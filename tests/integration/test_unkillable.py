@@ -37,7 +37,6 @@ def state_of(pid: int) -> str:
         return ""
 
 
-@pytest.mark.slow
 def test_engine_that_sigkill_does_not_end_is_left_behind(tmp_path: Path) -> None:
     """While it is stuck its images are made by the CPU and the GPU is lost; the service stays, and stops in order."""
     where = tmp_path / "disk"

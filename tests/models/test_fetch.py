@@ -132,6 +132,7 @@ def test_a_new_version_replaces_the_old_folder_whole(hub, tmp_path):
     assert os.listdir(tmp_path / "models") == [LITE.name]
 
 
+@pytest.mark.integration
 def test_an_interrupted_download_is_resumed(hub, tmp_path):
     """After a lost connection only the rest is asked for, and the result is whole."""
     weights_into(hub.folder, size=6_000_000)

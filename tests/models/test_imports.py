@@ -14,6 +14,7 @@ LOADED = """import rmbgd.cli.main, rmbgd.config.load, rmbgd.cli.models, rmbgd.mo
 rmbgd.models.load.load_model("u2netp", device="cpu", dtype=torch.float32).provenance"""
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("code", "absent"),
     [

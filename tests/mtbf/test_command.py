@@ -218,6 +218,7 @@ def test_what_others_wrote_cannot_steer_a_terminal(tmp_path: Path, capsys: pytes
     assert "\\x1b[31mx" in text
 
 
+@pytest.mark.integration
 def test_the_tool_runs_where_nothing_is_installed(v1: Path):
     """Standard library only: Python's isolated mode, without site packages."""
     root = Path(__file__).parents[2]

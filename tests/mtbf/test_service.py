@@ -120,6 +120,7 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     return Fleet(logs, text.stdout, json.loads(report.stdout), (base / "report.html").read_text())
 
 
+@pytest.mark.integration
 def test_each_crash_is_a_failure_with_its_cause(fleet: Fleet) -> None:
     """The recorded one by its signal, the other as vanished; both are over, with the time until ready again."""
     failures = {each["machine"]: each for each in fleet.report["total"]["failures"]}
@@ -179,6 +180,7 @@ def test_the_page_needs_no_network_and_shows_every_plot(fleet: Fleet) -> None:
         ET.fromstring(drawing)
 
 
+@pytest.mark.integration
 def test_a_wall_clock_that_jumps_changes_no_duration(tmp_path: Path) -> None:
     """A day forward while the service runs: told, and not counted as operating time."""
     control = tmp_path / "clock"

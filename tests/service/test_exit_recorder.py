@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from rmbgd.config import load as config
 from rmbgd.events import ENVELOPE, problems_with
 from rmbgd.service import exit_recorder
@@ -30,6 +32,7 @@ def configured(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.integration
 def test_cause_goes_to_the_journal_and_the_log(tmp_path: Path) -> None:
     """A killed process cannot log its own death; the recorder's line is like every other."""
     done = record("--config", configured(tmp_path), **KILLED)
@@ -53,6 +56,7 @@ def test_uptime_is_that_of_the_run_that_ended() -> None:
     assert "uptime" not in exit_keys(KILLED, {}, "b", 123.5)
 
 
+@pytest.mark.integration
 def test_uptime_is_read_from_the_runtime_directory(tmp_path: Path) -> None:
     """End to end: the status file that the service left gives the uptime."""
     status = {"boot_id": jsonl.boot_id(), "invocation_id": "run-1", "started": 0.0}
@@ -61,6 +65,7 @@ def test_uptime_is_read_from_the_runtime_directory(tmp_path: Path) -> None:
     assert json.loads(record("--config", configured(tmp_path), **KILLED).stdout)["uptime"] > 0
 
 
+@pytest.mark.integration
 def test_broken_configuration_is_recorded_in_the_journal(tmp_path: Path) -> None:
     """A service that ended for its configuration is an exit too, though its log cannot be found."""
     (tmp_path / "rmbgd.toml").write_text("[service\n")
@@ -70,6 +75,7 @@ def test_broken_configuration_is_recorded_in_the_journal(tmp_path: Path) -> None
     assert "78" == json.loads(done.stdout)["status"]
 
 
+@pytest.mark.integration
 def test_called_by_hand_it_says_what_calls_it() -> None:
     """Without systemd's variables there is nothing to record."""
     done = record()
@@ -78,6 +84,7 @@ def test_called_by_hand_it_says_what_calls_it() -> None:
     assert "ExecStopPost" in done.stderr
 
 
+@pytest.mark.integration
 def test_only_the_standard_library_is_loaded() -> None:
     """It runs while the next start waits."""
     script = (

@@ -1,30 +1,30 @@
-"""Service processes by fork from one that has imported everything: a start costs a tenth, so thousands can be killed.
+"""Forks service processes from one that has imported everything: a start costs a tenth of a fresh interpreter's.
 
-The process that is born is the launcher's, with its own pipes, killed and waited for like any other. What is not in it
+The forked process runs the launcher, with its own pipes, and is killed and waited for like any other. What is not in it
 is the interpreter's own start and the imports, which touch no file of an image. Linux only.
 
-    python nursery.py SOCKET    the nursery itself; Nursery starts it
+    python fork_server.py SOCKET    the server itself; ForkServer starts it
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import importlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Self
+from typing import IO
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
-LOOK_AGAIN = 0.005  # s between two looks at a process that is waited for with a limit
 
 
 class ForkedProcess:
@@ -43,11 +43,15 @@ class ForkedProcess:
 
     def wait(self, timeout: float | None = None) -> int:
         """Raises subprocess.TimeoutExpired."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while (code := self.poll()) is None:
-            if deadline is not None and time.monotonic() >= deadline:
-                raise subprocess.TimeoutExpired("the service", timeout or 0.0)
-            time.sleep(LOOK_AGAIN)
+        if self.poll() is None:
+            descriptor = os.pidfd_open(self.pid)
+            try:
+                if not select.select([descriptor], [], [], timeout)[0]:
+                    raise subprocess.TimeoutExpired("the service", timeout or 0.0)
+            finally:
+                os.close(descriptor)
+        code = self.poll()
+        assert code is not None
         return code
 
     def send_signal(self, number: int) -> None:
@@ -59,9 +63,9 @@ class ForkedProcess:
 
 
 class ForkServer:
-    """In a `with` block. Makes this process the one to which orphans go, so that it can wait for what is born."""
+    """Makes this process the one to which orphans go, so that it can wait for what is forked."""
 
-    def __enter__(self) -> Self:
+    def __init__(self) -> None:
         if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
             raise OSError(ctypes.get_errno(), "this process cannot take orphans in")
         self._socket, theirs = socket.socketpair()
@@ -73,15 +77,12 @@ class ForkServer:
                 cwd=root,
                 env=os.environ | {"PYTHONPATH": str(root)},
             )
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
         self._socket.close()
         self._process.wait()
 
-    def bear(self, arguments: list[str]) -> ForkedProcess:
+    def fork(self, arguments: list[str]) -> ForkedProcess:
         """`launcher.py` with these arguments."""
         (our_out, out), (our_err, err) = os.pipe(), os.pipe()
         try:
@@ -91,15 +92,23 @@ class ForkServer:
             os.close(out)
             os.close(err)
         if not answer:
-            raise RuntimeError("the nursery is dead")
+            raise RuntimeError("the fork server is dead")
         return ForkedProcess(int(answer), open(our_out, "rb"), open(our_err, "rb"))
 
 
-def serve(door: socket.socket) -> None:
-    """Until the other end is closed. Each service is a grandchild: orphaned at once, it is the tool's to wait for."""
+@functools.cache
+def shared_fork_server() -> ForkServer:
+    """One for the whole of this process, started when the first service is."""
+    server = ForkServer()
+    atexit.register(server.close)
+    return server
+
+
+def serve(requests: socket.socket) -> None:
+    """Until the other end is closed. Each service is a grandchild: orphaned at once, it is the client's to wait for."""
     main = importlib.import_module("tests.support.launcher").main
     while True:
-        data, descriptors, _, _ = socket.recv_fds(door, 1 << 16, 2)
+        data, descriptors, _, _ = socket.recv_fds(requests, 1 << 16, 2)
         if not data:
             return
         reading, writing = os.pipe()
@@ -111,10 +120,10 @@ def serve(door: socket.socket) -> None:
                 os._exit(0)
             for descriptor in (reading, writing):
                 os.close(descriptor)
-            door.close()
+            requests.close()
             _live(main, json.loads(data), *descriptors)
-        os.waitpid(middle, 0)  # from now on the child is an orphan, and the tool can wait for it
-        door.send(os.read(reading, 64))
+        os.waitpid(middle, 0)  # from now on the child is an orphan, and the client can wait for it
+        requests.send(os.read(reading, 64))
         for descriptor in (reading, writing, *descriptors):
             os.close(descriptor)
 

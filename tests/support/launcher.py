@@ -8,6 +8,8 @@ tests. Everything is off unless asked for.
              (a file, see ToldSensor), `health` (settings, also beyond their bounds), `standby` (arguments of its
              FakeBackend), `warm`, `count` (visible GPUs), `largest` (batch), `seconds` (a GPU's, for an image);
              each GPU but the first has a folder and a file of its own, which end in "-1", "-2" ...
+    pace     {"factor": 1000, "since": s since 1970}: the wall clock runs `factor` times as fast from then on, over
+             restarts too, and old rows are looked for every second; monotonic time, and the times in the log, are true
     left     every image is left to another device, which is not there: no thread hangs, and nothing moves
     count    a file that gets one line per image the engine computed
     entered  a file that gets one line per image the engine was given, before it computes
@@ -26,10 +28,12 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from rmbgd.cli import main as cli
+from rmbgd.clock import SystemClock
 from rmbgd.config.load import Config
 from rmbgd.engine.device_query import VisibleGpus
 from rmbgd.engine.devices import Devices, EngineContext
@@ -39,6 +43,7 @@ from rmbgd.engine.sensors.choose import ChosenSensor
 from rmbgd.engine.types import BatchReport, Work
 from rmbgd.engine.wiring import Machine, Models, build
 from rmbgd.fs import FileSystem, SystemFileSystem
+from rmbgd.intake import reconciler
 from rmbgd.pipeline.infer import DeviceThread
 from rmbgd.service import daemon
 from rmbgd.store.database import Database
@@ -47,6 +52,7 @@ from rmbgd.testing.sensors import ToldSensor
 from rmbgd.testing.worker import in_process
 
 SENSOR_TIMEOUT = 0.2  # s; a reading of a file takes none, and what hangs in a test need not hang long
+PRUNE_EVERY = 1.0  # s
 HOLD_CHECK = 0.01  # s between two looks whether the engine may answer; stands for the device's time
 
 
@@ -117,6 +123,18 @@ class Fuse:
         return burning
 
 
+def run_fast(factor: float, since: float) -> None:
+    """The service's wall clock, for what takes it days, such as forgetting old rows."""
+    began = datetime.fromtimestamp(since, UTC)
+
+    def wall(_clock: SystemClock) -> datetime:
+        now = datetime.now(UTC)
+        return now + timedelta(seconds=(now - began).total_seconds() * (factor - 1))
+
+    SystemClock.wall = wall  # type: ignore[assignment, method-assign]
+    reconciler.PRUNE_EVERY = PRUNE_EVERY
+
+
 def suffix(index: int) -> str:
     """Of what belongs to the GPU of that number."""
     return f"-{index}" if index else ""
@@ -162,6 +180,8 @@ def failover(
 def main() -> int:
     config, options = Path(sys.argv[1]), json.loads(sys.argv[2]) if len(sys.argv) > 2 else {}
     seen = {name: options.get(name, "") for name in ("count", "entered", "hold")}
+    if "pace" in options:
+        run_fast(**options["pace"])
     if options.get("fuse"):
         Fuse(options["fuse"]).lay()
 

@@ -21,11 +21,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support import audit
-from tests.support.fork_server import ForkedProcess, ForkServer
+from tests.support.fork_server import ForkedProcess, shared_fork_server
 from tests.support.images import sample_image
 
 PATIENCE = 60.0  # seconds until a wait fails the test; generous, as nothing depends on it when all is well
 LOOK_AGAIN = 0.25  # seconds between two looks at what no event tells of
+SHORTENED = {"quiet_closed": 0.1, "quiet_unknown": 0.3, "quiet_remote": 0.5, "reconcile": 2.0, "root_check": 0.2}
 ENDINGS = ("image.done", "image.failed")
 
 Event = dict[str, Any]
@@ -43,9 +44,11 @@ class ServiceUnderTest:
     folder        settings of the drop folder "shop"
     recipe        settings of its recipe
     more_folders  further [[folder]] tables
-    options       for the launcher; with `pace`, for the one on a fast clock
+    options       for the launcher
     prefix        a command in front of the service's own, such as setpriv
-    nursery       whence processes come that are started by the thousand; else each is a fresh interpreter
+
+    Processes are forked from one that has imported everything, but for those with a prefix or an environment of their
+    own, and where `fresh_interpreter` is set.
     """
 
     def __init__(
@@ -58,7 +61,6 @@ class ServiceUnderTest:
         more_folders: Iterable[dict[str, Any]] = (),
         options: dict[str, Any] | None = None,
         prefix: list[str] | None = None,
-        fork_server: ForkServer | None = None,
     ) -> None:
         self.base = base
         names = ("input", "output", "done", "failed", "state", "run", "desk")
@@ -71,7 +73,7 @@ class ServiceUnderTest:
         self.hold, self.fuse = base / "hold", base / "fuse"
         watched = {name: str(getattr(self, name)) for name in ("count", "entered", "hold")}
         self.options = watched | (options or {})
-        self.prefix, self.fork_server = prefix or [], fork_server
+        self.prefix, self.fresh_interpreter = prefix or [], False
         self.config, self.log_file = base / "rmbgd.toml", base / "events.jsonl"
         self.events: list[Event] = []  # appended by the reader thread under `_changed`, like `_named`
         self._named: defaultdict[str, list[tuple[int, Event]]] = defaultdict(list)
@@ -98,10 +100,9 @@ class ServiceUnderTest:
             "log_file": str(self.log_file),
             "safe_starts": 0,  # who kills on purpose wants the next start to be like the one before
         }
-        intake = {"quiet_closed": 0.1, "quiet_unknown": 0.3, "quiet_remote": 0.5, "reconcile": 2.0, "root_check": 0.2}
         tables: Settings = {
             "service": service,
-            "intake": intake,
+            "intake": SHORTENED,
             "limits": {"pixels": 4_000_000},
             "pipeline": {"arena_bytes": 64 << 20, "free_bytes_minimum": 0},
             "engine": {"device": "cpu"},
@@ -118,10 +119,11 @@ class ServiceUnderTest:
     # ------------------------------------------------------------------------------------------------ the process
 
     def start(self, *, ready: bool = True, environment: dict[str, str] | None = None) -> Self:
-        arguments = [str(self.config), json.dumps(self.options)]
         since, self.ended, self.stderr = len(self.events), False, []
         self.process = (
-            self.fork_server.bear(arguments) if self.fork_server else self._interpreter(arguments, environment)
+            self._interpreter(environment)
+            if self.prefix or environment or self.fresh_interpreter
+            else shared_fork_server().fork(self.command()[2:])
         )
         self._readers = [
             threading.Thread(target=self._read, args=(self.process,)),
@@ -133,10 +135,13 @@ class ServiceUnderTest:
             self.wait_for("service.ready", since=since)
         return self
 
-    def _interpreter(self, arguments: list[str], environment: dict[str, str] | None) -> subprocess.Popen[bytes]:
-        launcher = "paced.py" if "pace" in self.options else "launcher.py"
+    def command(self) -> list[str]:
+        launcher = Path(__file__).with_name("launcher.py")
+        return [sys.executable, str(launcher), str(self.config), json.dumps(self.options)]
+
+    def _interpreter(self, environment: dict[str, str] | None) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [*self.prefix, sys.executable, str(Path(__file__).with_name(launcher)), *arguments],
+            [*self.prefix, *self.command()],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             cwd=Path(__file__).parents[2],

@@ -32,6 +32,7 @@ def captured(script: str) -> tuple[list[tuple[str, dict[str, str]]], str]:
     return json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("script", "lines"),
     [
@@ -45,6 +46,7 @@ def test_each_line_becomes_an_event(script: str, lines: list[str]) -> None:
     assert ([["engine.output", {"source": "service", "line": line}] for line in lines], "") == captured(script)
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("script", "least"),
     [
@@ -60,6 +62,7 @@ def test_flood_is_cut_and_counted(script: str, least: int) -> None:
     assert all(len(keys["line"]) < 1100 for _, keys in emitted)
 
 
+@pytest.mark.integration
 def test_writer_does_not_wait_for_a_reader_that_cannot_run() -> None:
     """A library that writes megabytes while it holds the interpreter lock loses text, and does not stand still."""
     script = """
@@ -71,6 +74,7 @@ for _ in range(100):
     assert captured(script)[0]
 
 
+@pytest.mark.integration
 def test_stacks_of_a_dying_process_reach_the_true_stderr() -> None:
     """faulthandler writes when nothing can read any more: past the capture."""
     script = SETUP + "import os, signal; os.kill(os.getpid(), signal.SIGABRT)"
@@ -80,6 +84,7 @@ def test_stacks_of_a_dying_process_reach_the_true_stderr() -> None:
     assert "Fatal Python error: Aborted" in done.stderr
 
 
+@pytest.mark.integration
 def test_stacks_of_a_living_process_reach_the_true_stderr() -> None:
     """Every thread's, and the process goes on."""
     script = """
@@ -100,6 +105,7 @@ def test_stacks_of_a_living_process_reach_the_true_stderr() -> None:
     assert [] == emitted
 
 
+@pytest.mark.integration
 def test_descriptor_is_given_back() -> None:
     """After closing, stderr is what it was; closing twice does no harm."""
     _, rest = captured("capture.close(); os.write(2, b'after\\n')")

@@ -135,6 +135,7 @@ def test_missing_folder_is_counted_and_comes_back(tmp_path: Path) -> None:
     assert "two\n" == (tmp_path / "later" / "log").read_text()
 
 
+@pytest.mark.integration
 def test_full_disk_is_counted_and_later_lines_are_whole(tmp_path: Path) -> None:
     """ENOSPC in the middle of a line: it is counted as lost, and what follows when there is room stands whole."""
     path = tmp_path / "log"

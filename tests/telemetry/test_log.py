@@ -133,6 +133,7 @@ def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
         assert [str(n) for n in range(200)] == [line["cause"] for line in found if line["folder"] == f"t{index}"]
 
 
+@pytest.mark.integration
 def test_stdout_gets_the_lines_when_the_journal_does_not_listen(tmp_path: Path) -> None:
     """Run by hand: one JSON object a line on stdout, and the same in the file."""
     script = """

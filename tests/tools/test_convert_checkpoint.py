@@ -142,6 +142,7 @@ def test_safetensors_with_prefixes_are_taken_too(tmp_path, run):
     assert "Swin of 128 channels" in said
 
 
+@pytest.mark.integration
 def test_it_runs_from_anywhere(tmp_path):
     """Called as the loader's refusal spells it, from another folder, the tool starts and explains itself."""
     answer = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True, check=True, cwd="/")

@@ -1,4 +1,4 @@
-"""The report of tools/bench_gpu.py: rows get ratio and share, targets are judged by figures and by nothing else."""
+"""The report of bench gpu: rows get ratio and share, targets are judged by figures and by nothing else."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from tools.gpubench.report import completed, limits_of, naive_ms, targets
-from tools.gpubench.tables import text
+from tools.gpubench.tables import shown
+from tools.tables import Report
 
 PLAN = {"backbone": "swin_v1_l", "lite": "swin_v1_t", "side": 1024, "device": "cuda:0"}
 
@@ -34,6 +35,10 @@ def answers(**changes: Any) -> dict[str, Any]:
         "hot_folder": {"per_second": 120.0, "files": 2000, "bound": "device"},
     }  # fmt: skip
     return found | changes
+
+
+def text(result: dict[str, Any]) -> str:
+    return Report(list(shown(result)), result).text(150)
 
 
 def verdicts(found: dict[str, Any]) -> list[bool | None]:
@@ -119,18 +124,18 @@ def test_text_has_every_row_the_errors_and_the_targets_last() -> None:
     """What failed stands between the tables and the targets; rows that could not be measured say why."""
     found = answers()
     found["waterfall"]["rows"].append({"step": "float8 products", "batch": 8, "error": "needs [Hopper]"})
-    shown = text({"plan": PLAN, "answers": found, "errors": {"lite": "did not end within 9 s"}})
+    said = text({"plan": PLAN, "answers": found, "errors": {"lite": "did not end within 9 s"}})
 
-    assert "float8 products, batches of 8: not measured: needs [Hopper]" in shown
-    assert "lite FAILED: did not end within 9 s" in shown
-    assert shown.index("lite FAILED") < shown.index("Targets for one H200")
-    assert 8 == shown.count(" reached")
+    assert "float8 products, batches of 8: not measured: needs [Hopper]" in said
+    assert "lite FAILED: did not end within 9 s" in said
+    assert said.index("lite FAILED") < said.index("Targets for one H200")
+    assert 8 == said.count(" reached")
 
 
 def test_text_of_nothing_is_still_a_report() -> None:
     """Every section may have failed, or have been ended before its second row."""
     cut_short = {"ceilings": {"float16_tflops": 1.0}}
-    shown = text({"plan": PLAN, "answers": cut_short, "errors": {"prepare": "status 1: no torch"}})
+    said = text({"plan": PLAN, "answers": cut_short, "errors": {"prepare": "status 1: no torch"}})
 
-    assert "prepare FAILED: status 1: no torch" in shown
-    assert 8 == shown.count("not measured")
+    assert "prepare FAILED: status 1: no torch" in said
+    assert 8 == said.count("not measured")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, fields
 from typing import Any
 
-from rmbgd.bench.engine import EngineUnderTest, Reading, Target
+from rmbgd.bench.engine import BenchDevice, EngineUnderTest, Measurement
 from rmbgd.bench.samples import Sample, drawn
 from rmbgd.config.load import parse
 from rmbgd.engine.wiring import default_machine
@@ -41,7 +41,7 @@ def started(
     machine = default_machine()
     models = {folder: {"source": folder, "patch_order": plan.patch_order}}
     options = dict(machine.options(config, plan.device, models, str(overrides.get("precision", "auto"))))
-    target = Target(plan.device, "", nvml_index=int(plan.device.partition(":")[2] or 0))
+    target = BenchDevice(plan.device, "", nvml_index=int(plan.device.partition(":")[2] or 0))
     return EngineUnderTest(
         machine.factory,
         options | known(overrides),
@@ -51,8 +51,7 @@ def started(
         arena_bytes=config.pipeline.arena_bytes,
         start_timeout=plan.start_timeout,
         batch_timeout=config.engine.batch_timeout,
-        nvml=target.nvml(),
-        nvml_index=target.nvml_index,
+        device=target,
     )
 
 
@@ -121,7 +120,7 @@ def type_of(engine: EngineUnderTest) -> str:
     return ", ".join(sorted({str(facts.get("precision", "")) for facts in engine.description.models.values()}))
 
 
-def reading_row(reading: Reading) -> dict[str, Any]:
+def reading_row(reading: Measurement) -> dict[str, Any]:
     values = reading.spread
     return {
         "batch": reading.size, "ms": values.mean / reading.size, "round_trip": values.mean, "p50": values.p50,

@@ -88,8 +88,8 @@ def device_memory(plan: Plan) -> dict[str, int]:
     """Of our own process, as the driver books it; where it keeps no such books, all that is used on the device."""
     import os
 
-    from rmbgd.bench.engine import DeviceMemory, Target
+    from rmbgd.bench.engine import BenchDevice, NvmlMemory
 
-    with DeviceMemory(Target(plan.device, "").nvml()) as memory:
+    with NvmlMemory(BenchDevice(plan.device, "").nvml()) as memory:
         held = memory.of(os.getpid())
         return {"nvml": held or memory.base or 0} if memory.base is not None else {}

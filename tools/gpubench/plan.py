@@ -61,7 +61,7 @@ class Plan:
         return path
 
 
-TINY: Mapping[str, Any] = {
+QUICK: Mapping[str, Any] = {
     "backbone": "swin_v1_t",
     "side": 64,
     "batches": (1, 2),

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
-from collections import Counter
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
 
 from rmbgd.bench.samples import P95_NEEDS, Waits, bottleneck, busy, drawn, spread, versions
+from rmbgd.config.load import IntakeSettings, LimitSettings, PipelineSettings
 from rmbgd.service.exit_recorder import STATUS_FILE
+from tests.support.service import SHORTENED, ServiceUnderTest, Settings
 from tools.gpubench.plan import Answer, Plan, answers
 
 STATUS_SECONDS = 0.25  # between two status files, in which the channels' waits stand
@@ -30,84 +28,39 @@ BELOW_CAPACITY = 0.6  # share of the sustained rate that eight sources drop
 SOURCES = 8
 
 
-class Service:
-    """The running service, its events as they come. Context manager; ready once entered."""
+class Service(ServiceUnderTest):
+    """The real command with the plan's network, on folders of its own."""
 
     def __init__(self, plan: Plan, base: Path) -> None:
-        self.base = base
         cores = len(os.sched_getaffinity(0))
         self.decoders, self.finishers = max(2, cores // 4), max(2, cores // 2)
-        for name in ("in", "out", "failed", "state", "run", "fresh"):
-            (base / name).mkdir(parents=True)
-        weights = plan.weights(plan.backbone)
-        config = base / "rmbgd.toml"
-        config.write_text(
-            f'[service]\nstate_directory = "{base}/state"\nruntime_directory = "{base}/run"\n'
-            f"status_interval = {STATUS_SECONDS}\n"
-            f"[intake]\nquiet_closed = {QUIET}\n"
-            f"[pipeline]\ndecode_threads = {self.decoders}\nfinish_threads = {self.finishers}\n"
-            f"batch_maximum = {8 if plan.is_gpu else 2}\n"
-            f'[engine]\ndevice = "{plan.device}"\nstart_timeout = {plan.start_timeout}\n'
-            f"[health]\nrequire_gpu = {'true' if plan.is_gpu else 'false'}\n"
-            f'[recipe.default]\nmodel = "{weights}"\npatch_order = "{plan.patch_order}"\n'
-            f'[[folder]]\nname = "bench"\ninput = "{base}/in"\noutput = "{base}/out"\nfailed = "{base}/failed"\n'
-            'originals = "delete"\n'
-        )
-        self._command = [sys.executable, "-m", "rmbgd", "run", "--config", str(config)]
-        self._heard = threading.Condition()
-        self.events: list[tuple[float, dict[str, Any]]] = []  # under the condition; (monotonic s, event)
-        self._counts: Counter[str] = Counter()  # likewise; of the events, by name
+        pipeline = PipelineSettings().model_dump(include={"arena_bytes", "free_bytes_minimum"})
+        settings: Settings = {
+            "service": {"status_interval": STATUS_SECONDS},
+            "intake": IntakeSettings().model_dump(include=set(SHORTENED)) | {"quiet_closed": QUIET},
+            "limits": LimitSettings().model_dump(include={"pixels"}),
+            "pipeline": pipeline
+            | {"decode_threads": self.decoders, "finish_threads": self.finishers}
+            | {"batch_maximum": 8 if plan.is_gpu else 2},
+            "engine": {"device": plan.device, "start_timeout": plan.start_timeout},
+            "health": {"require_gpu": plan.is_gpu},
+        }
+        recipe = {"model": str(plan.weights(plan.backbone)), "patch_order": plan.patch_order}
+        super().__init__(base, settings=settings, folder={"originals": "delete", "done": None}, recipe=recipe)
+        self.fresh_interpreter = True
 
-    def __enter__(self) -> Self:
-        self.process = subprocess.Popen(self._command, stdout=subprocess.PIPE)
-        self._reader = threading.Thread(target=self._read)
-        self._reader.start()
-        try:
-            self.wait("service.ready", 1)
-        except BaseException:
-            self.__exit__()
-            raise
-        return self
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "rmbgd", "run", "--config", str(self.config)]
 
-    def __exit__(self, *_: object) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(60)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self._reader.join()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self._note(json.loads(line))
-        self._note({"event": "end of the log"})
-
-    def _note(self, event: dict[str, Any]) -> None:
-        with self._heard:
-            self.events.append((time.monotonic(), event))
-            self._counts[event["event"]] += 1
-            self._heard.notify_all()
-
-    def named(self, name: str) -> list[tuple[float, dict[str, Any]]]:
-        return [each for each in self.events if each[1]["event"] == name]
-
-    def wait(self, name: str, count: int) -> None:
-        """Until so many events of that name were heard. Raises RuntimeError when they do not come."""
-        with self._heard:
-            while self._counts[name] < count:
-                if any(self._counts[bad] for bad in ("image.failed", "service.failed", "end of the log")):
-                    raise RuntimeError(f"the service: {self._last()}")
-                if not self._heard.wait(PATIENCE):
-                    raise RuntimeError(f"the service said nothing for {PATIENCE:g} s: {self._last()}")
-
-    def _last(self) -> str:
-        return json.dumps([each for _, each in self.events[-3:]])[:1500]
+    def wait_for_done(self, count: int) -> None:
+        """Raises AssertionError when an image is refused, or no further one comes."""
+        while (done := len(self.named("image.done"))) < count:
+            self.wait_for("image.done", count=done + 1, timeout=PATIENCE)
+            assert not self.named("image.failed"), self.tail()
 
     def waits(self) -> tuple[float, Waits]:
         """(moment, waits) of the newest status file."""
-        record = json.loads((self.base / "run" / STATUS_FILE).read_bytes())
+        record = json.loads((self.runtime / STATUS_FILE).read_bytes())
         channels = record["health"]["channels"]
         return float(record["monotonic"]), Waits(
             jobs_empty=channels["jobs"]["receive_waited"],
@@ -117,14 +70,6 @@ class Service:
             arrivals_empty=channels["arrivals"]["receive_waited"],
         )
 
-    def drop(self, name: str, data: bytes) -> float:
-        """Rename a whole file in; the moment of the rename."""
-        fresh = self.base / "fresh" / name
-        fresh.write_bytes(data)
-        moment = time.monotonic()
-        fresh.rename(self.base / "in" / name)
-        return moment
-
 
 def hot_folder(plan: Plan, answer: Answer) -> None:
     """All files at once: images a second from a tenth of them to the last, and the stage that the others wait for."""
@@ -132,18 +77,18 @@ def hot_folder(plan: Plan, answer: Answer) -> None:
         first = max(1, plan.hot_files // 10)
         for name, data in islice(versions(drawn(8, plan.side)), plan.hot_files):
             service.drop(name, data)
-        service.wait("image.done", first)
+        service.wait_for_done(first)
         began, before = service.waits()
-        service.wait("image.done", plan.hot_files - first)
+        service.wait_for_done(plan.hot_files - first)
         ended, after = service.waits()
-        service.wait("image.done", plan.hot_files)
+        service.wait_for_done(plan.hot_files)
         done = service.named("image.done")
-    taken = [event["milliseconds"] for _, event in done[first:]]
+    taken = [event["milliseconds"] for event in done[first:]]
     means = {stage: sum(each.get(stage, 0.0) for each in taken) / len(taken) for stage in taken[0]}
     answer.put("files", plan.hot_files)
-    answer.put("per_second", (len(done) - first) / (done[-1][0] - done[first - 1][0]))
-    answer.put("devices", sorted({str(event["device"]) for _, event in done}))
-    answer.put("mean_batch", sum(event["batch"] for _, event in done) / len(done))
+    answer.put("per_second", (len(done) - first) / (done[-1]["monotonic"] - done[first - 1]["monotonic"]))
+    answer.put("devices", sorted({str(event["device"]) for event in done}))
+    answer.put("mean_batch", sum(event["batch"] for event in done) / len(done))
     answer.put("milliseconds", means)
     answer.put("threads", {"decode": service.decoders, "finish": service.finishers})
     if ended > began:
@@ -178,18 +123,19 @@ def dropping(plan: Plan, service: Service, droppers: int, rate: float) -> list[f
             due = began + (k + number / droppers) / rate
             time.sleep(max(0.0, due - time.monotonic()))
             name = f"{droppers}-{name}"
-            moment = service.drop(name, data + bytes([droppers]))
             with lock:
-                dropped[name] = moment
+                moment = time.monotonic()
+                service.drop(name, data + bytes([droppers]))
+            dropped[name] = moment
 
     threads = [threading.Thread(target=drop, args=(number,)) for number in range(droppers)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    service.wait("image.done", already + droppers * count)
+    service.wait_for_done(already + droppers * count)
     done = service.named("image.done")[already:]
-    return [1000 * (moment - dropped[event["path"]]) for moment, event in done]
+    return [1000 * (event["monotonic"] - dropped[event["path"]]) for event in done]
 
 
 def figures(milliseconds: list[float]) -> Mapping[str, float | int | None]:

@@ -197,6 +197,7 @@ def test_little_memory_is_told_and_one_image_at_a_time_goes(make, green, canvas)
     assert [answer.batch for answer in engine.segment(works).answers] == [1, 1]
 
 
+@pytest.mark.slow
 def test_memory_that_others_take_later_is_told_once(make, green, canvas, monkeypatch):
     """When it falls below half of what was spared; and again when it was free in between."""
     monkeypatch.setattr(pool, "CHECK_AFTER", 2)
@@ -416,6 +417,7 @@ def test_one_image_gets_the_recordings_memory_before_it_is_refused(make, green, 
     assert engine.segment([work]).answers[0].image_id == 1
 
 
+@pytest.mark.slow
 def test_after_a_while_larger_batches_are_tried_again(make, green, canvas, monkeypatch):
     """Whoever took the memory has left: sizes come back one by one, recorded anew, as the plan had them."""
     monkeypatch.setattr(pool, "GROW_AFTER", 4)
@@ -433,6 +435,7 @@ def test_after_a_while_larger_batches_are_tried_again(make, green, canvas, monke
     assert {answer.batch for answer in engine.segment(works).answers} == {4}
 
 
+@pytest.mark.slow
 def test_batches_stay_small_while_the_memory_is_gone(make, green, canvas, monkeypatch):
     """Nothing is tried for which nothing is free."""
     monkeypatch.setattr(pool, "GROW_AFTER", 2)

@@ -122,6 +122,7 @@ def test_bands_cover_every_row_once(rows, width):
 # --- colours at edges
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("photo", [data.astronaut, data.coffee, data.chelsea])
 @pytest.mark.parametrize("scale", [0.3, 1.0, 3.3])
 def test_clean_edges_are_the_hosts(photo, scale, narrow_bands):

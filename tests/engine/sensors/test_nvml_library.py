@@ -78,6 +78,7 @@ def driver(tmp_path: Path) -> Iterator[Driver]:
     under_test.process.stdout.close()
 
 
+@pytest.mark.integration
 def test_what_the_library_has_is_read_and_what_it_lacks_is_unknown(driver: Driver) -> None:
     """Temperature and power; functions that this library does not have are unsupported, and no zero."""
     found = driver.read()
@@ -86,6 +87,7 @@ def test_what_the_library_has_is_read_and_what_it_lacks_is_unknown(driver: Drive
     assert set(found["unsupported"]) >= {"ecc_uncorrected", "memory_used", "remap_failed", "throttle"}
 
 
+@pytest.mark.integration
 def test_a_library_that_hangs_costs_the_deadline_and_comes_back(driver: Driver) -> None:
     """Each reading says so within its deadline; when the library answers again, so does the sensor."""
     driver.say("hang")
@@ -98,6 +100,7 @@ def test_a_library_that_hangs_costs_the_deadline_and_comes_back(driver: Driver) 
     assert back["temperature"] == 70.0
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
@@ -118,6 +121,7 @@ def test_an_error_of_the_library_is_told_and_over_when_it_is_over(driver: Driver
     assert (back["temperature"], back["problem"]) == (55.0, None)
 
 
+@pytest.mark.integration
 def test_a_driver_that_is_unloaded_and_loaded_again(driver: Driver) -> None:
     """No device while it is away; a reading when it is back, without a new process."""
     driver.vanish()

@@ -57,6 +57,7 @@ def noise(dtype: torch.dtype, device: torch.device, *shape: int) -> torch.Tensor
     return draw.to(memory_format=torch.channels_last)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # NumPy's, in the interpreter
 @pytest.mark.parametrize(
     ("dtype", "far", "height", "width"),
@@ -74,6 +75,7 @@ def test_equals_the_plain_pyramid(device, dtype, far, height, width):
     assert errors(layer, noise(dtype, device, 2, 16, height, width)) <= TOLERANCE[dtype]
 
 
+@pytest.mark.slow
 def test_branches_in_parts_are_the_same(device, monkeypatch):
     """Where registers allow only some channels of a branch at once, ReLU and projection still see each of them."""
     from rmbgd.models.kernels import aspp
@@ -102,6 +104,7 @@ def test_positions_are_float32(device):
     assert output[1::2].eq(15 / 16).all()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # NumPy's, in the interpreter
 def test_nan_stays_nan(device):
     """A NaN offset gives NaN at its pixel; an image without one is not touched."""

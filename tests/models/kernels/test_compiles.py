@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 # Bytes of shared memory that one program may have, by capability (CUDA C++ Programming Guide).
 SHARED = {80: 166_912, 86: 101_376, 87: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
-# Half a minute of processor time each: everywhere one of the small cards and one of the large; all of them on request.
-CARDS = sorted(SHARED) if os.environ.get("RMBGD_EVERY_CARD") == "1" else [86, 90]
 SPILLED = 256  # bytes of a thread: a few values that are used once; the worst of early versions had 16,000
 
 
@@ -36,9 +36,9 @@ def run(cache: Path, *words: str) -> list[Any]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("capability", CARDS)
+@pytest.mark.parametrize("capability", SHARED)
 def test_kernels_compile_and_fit(tmp_path, capability):
     """Each kernel, in each type, gets through the compiler, into the card's shared memory, and hardly spills."""
     found = run(tmp_path, str(capability))
@@ -49,7 +49,6 @@ def test_kernels_compile_and_fit(tmp_path, capability):
         assert one["spilled"] <= SPILLED, one
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_one_compilation_serves_every_batch(tmp_path):
     """Batches of 1, 2 and 16, maps and images of other sizes ask for nothing that was not compiled before.

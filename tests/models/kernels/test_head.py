@@ -65,6 +65,7 @@ def ending(device) -> Ending:
     return network
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "height", "width"), [(2, 12, 8), (1, 20, 132)])
 def test_kernel_is_the_head_at_every_pixel(ending, device, batch, height, width):
     """Sides, corners and inside, in tiles whole and cut, the kernel's alpha is the float64 head's to 1e-6."""

@@ -37,6 +37,7 @@ def put(images: list[torch.Tensor], inputs: torch.Tensor, device: torch.device, 
     inputs.copy_(there)
 
 
+@pytest.mark.slow
 @BOTH
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_resize_is_pillows(device, triton, height, width):
@@ -75,6 +76,7 @@ def test_more_images_than_places_are_refused():
         put_images([image(2, 2)] * 3, places(2), *PLAIN, triton=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_kernel_is_exact(device, height, width):
     """The kernel does not round in between: it is within 1e-3 of a level of the float64 resize."""

@@ -69,6 +69,7 @@ def maps(layer: WindowAttention, *shape: int) -> torch.Tensor:
     return (1.5 * draw).to(layer.qkv.weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize(
     ("window", "shift", "heads", "size", "batch", "height", "width"),
@@ -91,6 +92,7 @@ def test_equals_attention_in_cut_windows(device, dtype, window, shift, heads, si
     assert error <= TOLERANCE[dtype]
 
 
+@pytest.mark.slow
 def test_programs_go_from_window_to_window(device, monkeypatch):
     """With fewer programs than windows each takes several, and none is left out."""
     from rmbgd.models.kernels import window
@@ -116,6 +118,7 @@ def test_a_bad_token_spoils_its_window_alone(device):
     assert not bad[0, :, 3:].any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("budget", [1, 1 << 30])
 def test_block_by_kernel_is_the_plain_block(device, monkeypatch, shift, budget):

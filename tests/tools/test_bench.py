@@ -1,4 +1,4 @@
-"""tools/bench_gpu.py on the CPU: every section runs to its end, failures lose themselves alone, the budget holds."""
+"""tools/bench.py: a smoke test of each subject; sections of bench gpu fail alone, keep the budget, compare right."""
 
 from __future__ import annotations
 
@@ -13,98 +13,110 @@ import numpy as np
 import pytest
 import torch
 
-from tools import bench_gpu
-from tools.gpubench import accuracy, naive
+from tools import bench
+from tools.gpubench import accuracy, naive, sections
 from tools.gpubench.networks import golden_row
-from tools.gpubench.plan import TINY, Answer, Plan, answers, load, recipe_folder
+from tools.gpubench.plan import QUICK, Answer, Plan, answers, load, recipe_folder
 from tools.gpubench.roofline import flops
 from tools.gpubench.weights import ours, plain, write
 
 REPOSITORY = Path(__file__).parents[2]
-SECTIONS = [name for name in bench_gpu.SECTIONS if name != bench_gpu.PREPARE]
+GPU_ON_CPU = ("gpu", "--device", "cpu", "--quick")
 
 
-def run(out: Path, *more: str) -> tuple[int, str]:
-    command = [sys.executable, "-m", "tools.bench_gpu", "--device", "cpu", "--tiny", "--out", str(out), *more]
+def run(*words: str | Path) -> tuple[int, str, Any]:
+    """(exit status, what it printed, its line of JSON)."""
+    command = [sys.executable, "-m", "tools.bench", *words]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    return done.returncode, done.stdout
+    assert done.stdout.strip(), done.stderr[-2000:]
+    return done.returncode, done.stdout, json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[int, str, Path]:
-    """One run of everything."""
-    out = tmp_path_factory.mktemp("whole")
-    return *run(out, "--budget", "1500"), out
+@pytest.mark.integration
+def test_pipeline_compares_ours_with_the_common_way() -> None:
+    """One image per thread: every way has a row, and ours say how they compare."""
+    code, _, found = run("pipeline", "--quick")
+    rows = found["rows"]
+
+    assert (code, len(rows)) == (0, 7)
+    assert all(row["images_per_second"] > 0 and row["output_bytes"] > 0 for row in rows)
+    mine = [row for row in rows if row["way"].startswith("rmbgd")]
+    assert all("times_faster" in row for row in mine)
+    assert all(row["times_the_bytes"] < 1.15 for row in mine if "PNG" in row["way"])
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1600)
-@pytest.mark.parametrize("section", SECTIONS)
-def test_section_runs_to_its_end(section: str, whole: tuple[int, str, Path]) -> None:
-    """It has an answer, no error, and no row that could not be measured but for what a CPU does not offer."""
-    result = json.loads((whole[2] / "bench_gpu.json").read_text())
-
-    assert section not in result["errors"]
-    assert result["answers"][section]
-    errors = {row["error"] for row in result["answers"][section].get("rows", []) if "error" in row}
-    assert all("the engine offers" in error for error in errors)
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1600)
-def test_run_ends_with_targets_and_one_json_line(whole: tuple[int, str, Path]) -> None:
-    """Exit 0; the tables are on the screen and in a file."""
-    code, shown, out = whole
+@pytest.mark.integration
+def test_service_is_measured_as_it_runs(tmp_path: Path) -> None:
+    """Every figure that has a wish; tables and JSON are in the folder as well."""
+    code, shown, found = run("service", "--quick", "--out", tmp_path)
 
     assert code == 0
-    assert json.loads(shown.splitlines()[-1])["errors"] == {}
-    assert "Targets for one H200" in (out / "bench_gpu.txt").read_text()
-    assert (out / "bench_gpu.txt").read_text() in shown
+    assert all(found[name] > 0 for name in ("ready_s", "latency_p95_s", "claims_per_s", "finished_per_s"))
+    assert json.loads((tmp_path / "bench_service.json").read_text()) == found
+    assert (tmp_path / "bench_service.txt").read_text() in shown
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1600)
-def test_engine_agrees_with_the_plain_network(whole: tuple[int, str, Path]) -> None:
-    """Alpha through arena, child and folded network is the plain float32 network's, to a rounding."""
-    rows = json.loads((whole[2] / "bench_gpu.json").read_text())["answers"]["accuracy"]["rows"]
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+def test_a_gpu_section_runs_to_its_end_and_engine_and_plain_network_agree(tmp_path: Path) -> None:
+    """Alpha through arena, child and folded network is the plain float32 network's, to a rounding; targets are last."""
+    code, shown, found = run(*GPU_ON_CPU, "--out", tmp_path, "--only", "accuracy")
+    rows = json.loads((tmp_path / "bench_gpu.json").read_text())["answers"]["accuracy"]["rows"]
     engine = [row for row in rows if row["step"].startswith("engine, float32")]
 
+    assert (code, found["errors"]) == (0, {})
     assert {"engine, float32, batches of 1"} <= {row["step"] for row in engine}
     assert all(row["mean"] <= 0.01 and row["overlap"] >= 0.9999 for row in engine)
+    assert "Targets for one H200" in (tmp_path / "bench_gpu.txt").read_text()
+    assert (tmp_path / "bench_gpu.txt").read_text() in shown
+
+
+@pytest.mark.campaign
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("section", [name for name in sections.SECTIONS if name != sections.PREPARE])
+def test_gpu_section_runs_to_its_end(section: str, tmp_path: Path) -> None:
+    """It has an answer, no error, and no row that could not be measured but for what a CPU does not offer."""
+    _, _, found = run(*GPU_ON_CPU, "--out", tmp_path, "--only", section)
+
+    assert found["errors"] == {}
+    assert found["answers"][section]
+    errors = {row["error"] for row in found["answers"][section].get("rows", []) if "error" in row}
+    assert all("the engine offers" in error for error in errors)
 
 
 # --- failures and the budget
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.integration
+@pytest.mark.timeout(300)
 def test_failing_section_loses_itself_alone(tmp_path: Path) -> None:
     """Without weights the first sections fail, with their reason; the report is written all the same; exit 1."""
-    code, shown = run(tmp_path, "--checkpoint", str(tmp_path / "nowhere"), "--only", "naive,ceilings")
-    result = json.loads((tmp_path / "bench_gpu.json").read_text())
+    nowhere = tmp_path / "nowhere"
+    code, shown, found = run(*GPU_ON_CPU, "--out", tmp_path, "--checkpoint", nowhere, "--only", "naive,ceilings")
 
     assert code == 1
-    assert {"naive"} == set(result["errors"])
-    assert "nowhere" in result["errors"]["naive"]
-    assert "float32_tflops" in result["answers"]["ceilings"]
+    assert {"naive"} == set(found["errors"])
+    assert "nowhere" in found["errors"]["naive"]
+    assert "float32_tflops" in found["answers"]["ceilings"]
     assert "naive FAILED" in shown
 
 
 def plan_in(tmp_path: Path, **more: Any) -> Plan:
-    return Plan(**{**TINY, "work": str(tmp_path), "device": "cpu", **more})
+    return Plan(**{**QUICK, "work": str(tmp_path), "device": "cpu", **more})
 
 
 def test_no_section_begins_when_the_budget_is_used_up(tmp_path: Path) -> None:
     """It is said of each."""
-    result = bench_gpu.run_all(plan_in(tmp_path), ["naive"], tmp_path, budget=1.0)
+    result = sections.run_all(plan_in(tmp_path), ["naive"], tmp_path, budget=1.0)
 
     assert {"prepare", "naive"} == set(result["errors"])
     assert {"not begun: the time budget was used up"} == set(result["errors"].values())
 
 
+@pytest.mark.integration
 def test_section_beyond_its_time_is_ended(tmp_path: Path) -> None:
     """And what it had found is kept, of which there is nothing here."""
-    assert "did not end within 0 s" == bench_gpu.run_section("ceilings", plan_in(tmp_path), tmp_path, 0.05)
+    assert "did not end within 0 s" == sections.run_section("ceilings", plan_in(tmp_path), tmp_path, 0.05)
     assert {} == answers(str(tmp_path))
 
 
@@ -117,13 +129,13 @@ def test_rows_of_a_section_that_was_ended_are_kept(tmp_path: Path) -> None:
     assert 2 == len(answers(str(tmp_path))["naive"]["rows"])
 
 
-def test_unknown_section_is_a_usage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Exit 2, before anything is written."""
-    monkeypatch.setattr(sys, "argv", ["bench_gpu", "--out", str(tmp_path / "out"), "--only", "speed"])
+def test_unknown_section_is_a_usage_error(tmp_path: Path) -> None:
+    """Exit 2, before anything is written; so is an unknown subject."""
     with pytest.raises(SystemExit) as ended:
-        bench_gpu.main()
+        bench.main(["gpu", "--out", str(tmp_path / "out"), "--only", "speed"])
 
     assert (2, False) == (ended.value.code, (tmp_path / "out").exists())
+    assert bench.main(["speed"]) == 2
 
 
 def test_plan_survives_its_file(tmp_path: Path) -> None:
@@ -167,7 +179,7 @@ def test_counted_operations_are_those_of_the_paper_budget() -> None:
     assert flops("swin_v1_t", 1024) == pytest.approx(2 * 321e9, rel=0.005)
 
 
-def test_naive_normalisation_is_that_of_the_training(lite: Plan) -> None:
+def test_naive_normalisation_is_that_of_the_training() -> None:
     """An image of the mean colour is about zero, white is above two."""
     from PIL import Image
 
@@ -224,12 +236,18 @@ def test_alpha_that_is_off_is_counted() -> None:
 # --- the whole session
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_session_runs_tests_then_measures(tmp_path: Path) -> None:
     """One command: what the tests said, then the tables, in one folder of few files; arguments go to the benchmark."""
-    command = ["tools/gpu_session.sh", str(tmp_path / "out"), "--device", "cpu", "--tiny", "--only", "ceilings"]
-    environment = {**os.environ, "SECONDS_TESTS": "300", "SECONDS_ALL": "600", "CUDA_VISIBLE_DEVICES": ""}
+    command = ["tools/gpu_session.sh", str(tmp_path / "out"), "--device", "cpu", "--quick", "--only", "ceilings"]
+    environment = {
+        **os.environ,
+        "PYTHON": sys.executable,
+        "SECONDS_TESTS": "300",
+        "SECONDS_ALL": "600",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
 
     assert (0, "") == (done.returncode, done.stderr)
@@ -240,6 +258,7 @@ def test_session_runs_tests_then_measures(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.integration
 def test_session_is_a_shell_script_that_parses() -> None:
     """Read, not run."""
     subprocess.run(["sh", "-n", "tools/gpu_session.sh"], cwd=REPOSITORY, check=True)

@@ -1,7 +1,5 @@
 """Images per second without a network: rmbgd's imaging against the common way, interleaved in one run.
 
-    python tools/bench_pipeline.py [--quick] [--sizes 1024,2000,12MP] [--rounds 3] [--threads 2]
-
 Both ways start at a JPEG file (quality 90, 4:2:0, with profile and 300 dpi) and end at a published output file
 (temporary name, then rename; nobody syncs). The network is null: both make its input, uint8 [1024, 1024, 3], and take a
 ready 1024 x 1024 alpha for its answer.
@@ -14,8 +12,7 @@ common way  Pillow throughout: decode, LANCZOS to the network's size, LANCZOS of
             no limits.
 
 Not included on either side: settling, ledger, shared memory, normalisation, the network. Every kind of output of rmbgd
-is decoded with Pillow and with OpenCV and compared with what was to be stored. Prints a table, then one JSON
-line.
+is decoded with Pillow and with OpenCV and compared with what was to be stored.
 """
 
 from __future__ import annotations
@@ -24,7 +21,6 @@ import argparse
 import hashlib
 import importlib.util
 import io
-import json
 import os
 import statistics
 import sys
@@ -43,7 +39,6 @@ import PIL
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 from rich.console import Console
-from rich.table import Table
 
 from rmbgd.config.load import LimitSettings, Recipe
 from rmbgd.imaging.compose import Pixels, arrange, compose_rgba, quantise_alpha
@@ -51,10 +46,11 @@ from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.encode import SUFFIXES, encode
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.imaging.resize import image_to_network, matte_to_image
+from tools.tables import Report, table
 
 NETWORK = 1024  # pixels a side
 SIZES = {"1024": (1024, 1024, 2, 2), "2000": (2000, 2000, 4, 4), "12MP": (4000, 3000, 8, 6)}  # width, height, mosaic
-BATCH = {"1024": 16, "2000": 6, "12MP": 2}  # images a thread works on between two readings of the clock
+BATCH = {"1024": 16, "2000": 6, "12MP": 2}  # images a thread works on between two rates of the clock
 LIMITS = LimitSettings()
 
 
@@ -80,15 +76,12 @@ WAYS = (
 )
 
 
-# ------------------------------------------------------------------------------------------------------- the images
-
-
 def photographs() -> list[NDArray[np.uint8]]:
     """Public-domain photographs that scikit-image carries inside its package."""
     try:
         from skimage import data
     except ImportError:
-        sys.exit("bench_pipeline: the test photographs come from scikit-image; pip install 'rmbgd[demo]'")
+        sys.exit("bench pipeline: the test photographs come from scikit-image; pip install 'rmbgd[demo]'")
     names = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "hubble_deep_field")
     return [np.asarray(getattr(data, name)(), np.uint8) for name in names]
 
@@ -124,9 +117,6 @@ def matte(rng: np.random.Generator) -> NDArray[np.float32]:
 def write_source(path: Path, pixels: NDArray[np.uint8]) -> None:
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     Image.fromarray(pixels).save(path, "JPEG", quality=90, subsampling="4:2:0", icc_profile=profile, dpi=(300, 300))
-
-
-# --------------------------------------------------------------------------------------------------------- the two ways
 
 
 @dataclass
@@ -227,17 +217,16 @@ def network_input() -> tuple[str, Callable[[NDArray[np.uint8]], object]]:
     return "torch uint8 antialiased bilinear", shrink
 
 
-# ------------------------------------------------------------------------------------------------------------ measuring
-
-
 @dataclass
-class Reading:
+class Rate:
+    """Of one way, a value a round."""
+
     per_second: list[float] = field(default_factory=list)
     cpu_milliseconds: list[float] = field(default_factory=list)
     output_bytes: int = 0
 
 
-def run_batch(bench: Workbench, way: Way, pool: ThreadPoolExecutor, threads: int, count: int, into: Reading) -> None:
+def run_batch(bench: Workbench, way: Way, pool: ThreadPoolExecutor, threads: int, count: int, into: Rate) -> None:
     def work(thread: int) -> None:
         target = bench.folder / f"out{thread}{SUFFIXES[way.recipe.format]}"
         for _ in range(count):
@@ -277,7 +266,7 @@ def measure(size: str, rounds: int, threads: int, quick: bool, console: Console)
         folder = Path(name)
         write_source(folder / "photo.jpg", image(width, height, columns, rows, rng))
         bench = Workbench(folder / "photo.jpg", folder, (width, height), matte(rng), network_input()[1])
-        readings = {way.name: Reading() for way in WAYS}
+        rates = {way.name: Rate() for way in WAYS}
         for way in WAYS:
             if way.ours:
                 verify(bench, way)
@@ -286,18 +275,18 @@ def measure(size: str, rounds: int, threads: int, quick: bool, console: Console)
                 for way in WAYS:
                     slow = way.recipe.format == "webp" and not way.ours
                     if slow and number > 1:
-                        continue  # tens of seconds; one reading is enough beside a ratio this large
+                        continue  # tens of seconds; one is enough beside a ratio this large
                     count = 1 if number == 0 or slow or quick else BATCH[size] * (3 if way.ours else 1)
                     console.print(f"[dim]{size}: round {number} of {rounds}, {way.name}[/dim]", highlight=False)
-                    reading = Reading() if number == 0 else readings[way.name]
+                    rate = Rate() if number == 0 else rates[way.name]
                     if not (slow and number == 0):
-                        run_batch(bench, way, pool, threads, count, reading)
-        return list(rows_of(size, bench, readings))
+                        run_batch(bench, way, pool, threads, count, rate)
+        return list(rows_of(size, bench, rates))
 
 
-def rows_of(size: str, bench: Workbench, readings: dict[str, Reading]) -> Iterable[dict[str, Any]]:
+def rows_of(size: str, bench: Workbench, rates: dict[str, Rate]) -> Iterable[dict[str, Any]]:
     for way in WAYS:
-        own = readings[way.name]
+        own = rates[way.name]
         row: dict[str, Any] = {
             "size": size,
             "way": way.name,
@@ -308,7 +297,7 @@ def rows_of(size: str, bench: Workbench, readings: dict[str, Reading]) -> Iterab
             "output_bytes": own.output_bytes,
         }
         if way.against:
-            base = readings[way.against]
+            base = rates[way.against]
             row["times_faster"] = round(statistics.median(own.per_second) / statistics.median(base.per_second), 2)
             cpu = statistics.median(base.cpu_milliseconds) / statistics.median(own.cpu_milliseconds)
             row["times_less_cpu"] = round(cpu, 2)
@@ -316,32 +305,28 @@ def rows_of(size: str, bench: Workbench, readings: dict[str, Reading]) -> Iterab
         yield row
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", default=",".join(SIZES), help=f"of {', '.join(SIZES)}")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--quick", action="store_true", help="one image per thread and round: is it working at all?")
-    arguments = parser.parse_args()
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--threads", type=int, default=2, help="default: 2")
+
+
+def run(chosen: argparse.Namespace) -> Report:
     configure_pillow(LIMITS)
     configure_opencv()
+    if chosen.quick:
+        chosen.sizes, chosen.rounds = next(iter(SIZES)), 1
     console = Console(stderr=True)
-    rows = [
+    found = [
         row
-        for size in arguments.sizes.split(",")
-        for row in measure(size, arguments.rounds, arguments.threads, arguments.quick, console)
+        for size in chosen.sizes.split(",")
+        for row in measure(size, chosen.rounds, chosen.threads, chosen.quick, console)
     ]
-    titles = ("size", "way", "images/s", "best", "CPU ms", "kB out", "times faster", "times the bytes")
-    table = Table(*titles, title=f"null network, {arguments.threads} threads, medians of {arguments.rounds} rounds")
-    for row in rows:
-        faster, heavier = row.get("times_faster", ""), row.get("times_the_bytes", "")
-        rates = (row["images_per_second"], row["best_images_per_second"], row["cpu_milliseconds"])
-        table.add_row(*map(str, (row["size"], row["way"], *rates, row["output_bytes"] // 1000, faster, heavier)))
-    Console().print(table)
-    settings = {"threads": arguments.threads, "rounds": arguments.rounds, "cores": os.cpu_count()}
+    keys = ["way", "size", "images_per_second", "best_images_per_second", "cpu_milliseconds", "output_bytes"]
+    keys += ["times_faster", "times_the_bytes"]
+    title = f"null network, {chosen.threads} threads, medians of {chosen.rounds} rounds"
+    heads = ("way", "size", "images/s", "best", "CPU ms", "bytes out", "times faster", "times the bytes")
+    settings = {"threads": chosen.threads, "rounds": chosen.rounds, "cores": os.cpu_count()}
     versions = {"pillow": PIL.__version__, "opencv": cv2.__version__, "numpy": np.__version__}
-    print(json.dumps({"bench": "pipeline", **settings, **versions, "resize": network_input()[0], "rows": rows}))
-
-
-if __name__ == "__main__":
-    main()
+    shown = table(title, *heads, rows=[[row.get(key) for key in keys] for row in found])
+    return Report([shown], {"bench": "pipeline", **settings, **versions, "resize": network_input()[0], "rows": found})

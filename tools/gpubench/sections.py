@@ -1,7 +1,7 @@
-"""Everything that we claim about a GPU, measured in one command: the plain way first, then our steps, one by one.
+"""Everything that is claimed about a GPU: the plain way first, then our steps, one by one.
 
-    python -m tools.bench_gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540] [--recipe FOLDER]
-    python -m tools.bench_gpu --out FOLDER --device cpu --tiny      # does every section work? no figure means anything
+    python -m tools.bench gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540] [--recipe FOLDER]
+    python -m tools.bench gpu --out FOLDER --device cpu --quick
 
 Run it in the checkout's root, on a machine that nobody else uses. tools/gpu_session.sh runs the GPU tests before it.
 Each section is a process of its own, so that one that fails, hangs or breaks the device's context loses only itself;
@@ -32,7 +32,6 @@ from __future__ import annotations
 import argparse
 import importlib
 import importlib.metadata
-import json
 import os
 import platform
 import signal
@@ -46,12 +45,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tools.gpubench.plan import ROOT, TINY, Answer, Plan, answers, load, recipe_folder
-from tools.gpubench.tables import text
+from tools.gpubench.plan import QUICK, ROOT, Answer, Plan, answers, load, recipe_folder
+from tools.gpubench.tables import shown
+from tools.tables import Report
 
 PREPARE, LOG = "prepare", "bench_gpu.log"
 SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds that it may take), what matters first
-    PREPARE: ("tools.bench_gpu:prepare", 150),
+    PREPARE: ("tools.gpubench.sections:prepare", 150),
     "ceilings": ("tools.gpubench.roofline:ceilings", 60),
     "goldens": ("tools.gpubench.networks:goldens", 90),
     "accuracy": ("tools.gpubench.accuracy:measure", 180),
@@ -117,7 +117,7 @@ def commit() -> str:
 def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
     """Its error in one line; empty when it came to its end. What it found before is kept in either case."""
     log = Path(plan.work) / f"log-{name}.txt"
-    command = [sys.executable, "-m", "tools.bench_gpu", "--section", name, "--plan", str(plan.save())]
+    command = [sys.executable, "-m", "tools.gpubench.sections", name, str(plan.save())]
     with log.open("wb") as stream:
         environment = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
         process = subprocess.Popen(
@@ -170,57 +170,44 @@ def without_starts(result: dict[str, Any]) -> dict[str, Any]:
     return result | {"answers": found}
 
 
-def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(os.environ.get("OUT") or "bench-gpu"), help="a folder")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(out=Path(os.environ.get("OUT") or "bench-gpu"))
     parser.add_argument("--device", default="cuda:0", help='"cuda:N" or "cpu" (default: cuda:0)')
-    parser.add_argument("--only", help=f"of {', '.join(name for name in SECTIONS if name != PREPARE)}")
+    parser.add_argument("--only", type=_sections, default=list(SECTIONS), help=f"of {', '.join(list(SECTIONS)[1:])}")
     parser.add_argument("--budget", type=float, default=540.0, metavar="S", help="for all sections (default: 540)")
     parser.add_argument("--backbone", choices=("swin_v1_l", "swin_v1_t"), help="default: swin_v1_l")
     parser.add_argument("--recipe", default="", metavar="FOLDER", help="with recipe.py and the goldens")
     parser.add_argument("--checkpoint", default="", metavar="FOLDER", help="with model.safetensors for --backbone")
     parser.add_argument("--patch-order", default="channel_first", choices=("channel_first", "tile_first"))
-    parser.add_argument(
-        "--tiny", action="store_true", help="small sides, few images: a test of the sections themselves"
-    )
-    parser.add_argument("--section", choices=SECTIONS, help=argparse.SUPPRESS)
-    parser.add_argument("--plan", type=Path, help=argparse.SUPPRESS)
-    return parser
 
 
-def main() -> int:
-    parser = options()
-    said = parser.parse_args()
-    if said.section:
-        plan = load(said.plan)
-        module, _, function = SECTIONS[said.section][0].partition(":")
-        measure: Callable[[Plan, Answer], None] = getattr(importlib.import_module(module), function)
-        measure(plan, Answer(Path(plan.work) / f"answer-{said.section}.json"))
-        return 0
-    chosen = said.only.split(",") if said.only else list(SECTIONS)
-    if unknown := sorted(set(chosen) - set(SECTIONS)):
-        parser.error(f"no section {', '.join(unknown)}")
-    said.out.mkdir(parents=True, exist_ok=True)
-    (said.out / LOG).unlink(missing_ok=True)
-    values: dict[str, Any] = dict(TINY) if said.tiny else {}
-    values |= {"backbone": said.backbone} if said.backbone else {}
+def _sections(text: str) -> list[str]:
+    if unknown := sorted(set(text.split(",")) - set(SECTIONS)):
+        raise argparse.ArgumentTypeError(f"no section {', '.join(unknown)}")
+    return text.split(",")
+
+
+def run(chosen: argparse.Namespace) -> Report:
+    out: Path = chosen.out.absolute()
+    out.mkdir(parents=True, exist_ok=True)
+    (out / LOG).unlink(missing_ok=True)
+    values: dict[str, Any] = dict(QUICK) if chosen.quick else {}
+    values |= {"backbone": chosen.backbone} if chosen.backbone else {}
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-gpu-") as work:
         plan = Plan(
             work=work,
-            device=said.device,
-            recipe=recipe_folder(said.recipe),
-            checkpoint=str(Path(said.checkpoint).absolute()) if said.checkpoint else "",
-            patch_order=said.patch_order,
+            device=chosen.device,
+            recipe=recipe_folder(chosen.recipe),
+            checkpoint=str(Path(chosen.checkpoint).absolute()) if chosen.checkpoint else "",
+            patch_order=chosen.patch_order,
             **values,
         )
-        result = run_all(plan, chosen, said.out.absolute(), said.budget)
-    tables = text(result)
-    (said.out / "bench_gpu.json").write_text(json.dumps(result, indent=1))
-    (said.out / "bench_gpu.txt").write_text(tables)
-    print(tables)
-    print(json.dumps(without_starts(result)))
-    return 1 if result["errors"] else 0
+        found = run_all(plan, chosen.only, out, chosen.budget)
+    return Report(list(shown(found)), found, without_starts(found), 1 if found["errors"] else 0)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+if __name__ == "__main__":  # the process of one section
+    run_plan = load(Path(sys.argv[2]))
+    place, _, function = SECTIONS[sys.argv[1]][0].partition(":")
+    measure: Callable[[Plan, Answer], None] = getattr(importlib.import_module(place), function)
+    measure(run_plan, Answer(Path(run_plan.work) / f"answer-{sys.argv[1]}.json"))

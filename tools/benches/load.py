@@ -1,9 +1,7 @@
 """How long a checkpoint takes to become a ready network, and what memory it costs: rmbgd against transformers.
 
-    python tools/bench_load.py FOLDER [--patch-order channel_first] [--repeat 5] [--dtype float32]
-
 FOLDER holds model.safetensors, float32 or float16. Every run is a fresh process on a warm page cache; runs of the ways
-alternate, so that a busy machine hurts them alike, and the shortest is shown. Prints a table, then one JSON line.
+alternate, so that a busy machine hurts them alike, and the shortest is shown.
 
 ways      `rmbgd`: load_model until the module can compute. `rmbgd, digest checked`: until its provenance is known too.
           `transformers`: AutoModelForImageSegmentation.from_pretrained of the same folder, until the network can
@@ -26,10 +24,13 @@ import tempfile
 import time
 from pathlib import Path
 
+from tools.gpubench.plan import ROOT
+from tools.tables import Report, table
+
 WAYS = ("rmbgd", "rmbgd, digest checked", "transformers", "transformers, not folded")
 
 
-def child(way: str, folder: Path, dtype: str, order: str | None) -> dict[str, float]:
+def load_once(way: str, folder: Path, dtype: str) -> dict[str, float]:
     """Load once in this process and measure. Linux: /proc."""
     started = time.perf_counter()
     import torch
@@ -50,7 +51,7 @@ def child(way: str, folder: Path, dtype: str, order: str | None) -> dict[str, fl
     before = memory()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
     if way.startswith("rmbgd"):
-        loaded = load_model(folder, device="cpu", dtype=kind, patch_order=order)
+        loaded = load_model(folder, device="cpu", dtype=kind)
         if way == "rmbgd, digest checked":
             _ = loaded.provenance
     else:
@@ -95,42 +96,47 @@ def measure(folder: Path, repeat: int, dtype: str) -> dict[str, dict[str, float]
     (folder / "model.safetensors").read_bytes()  # warm page cache
     for _ in range(repeat):
         for way in WAYS:
-            command = [sys.executable, __file__, str(folder), "--child", way, "--dtype", dtype]
-            answer = subprocess.run(command, capture_output=True, text=True, check=True)
+            command = [sys.executable, "-m", "tools.benches.load", way, str(folder), dtype]
+            answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
             runs[way].append(json.loads(answer.stdout.splitlines()[-1]))
     return {way: {k: min(r[k] for r in rows) for k in rows[0]} for way, rows in runs.items()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n", maxsplit=1)[0])
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="with model.safetensors")
     parser.add_argument("--patch-order", choices=("channel_first", "tile_first"), help="where nothing beside it tells")
-    parser.add_argument("--repeat", type=int, default=5, help="processes a way (default: 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="processes a way (default: 5)")
     parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="to load in")
-    parser.add_argument("--child", choices=WAYS, help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.child:
-        print(json.dumps(child(chosen.child, chosen.folder, chosen.dtype, chosen.patch_order)))
-        return
+
+
+def run(chosen: argparse.Namespace) -> Report:
+    rounds = 1 if chosen.quick else chosen.rounds
     with tempfile.TemporaryDirectory() as scratch:
         folder = prepared(chosen.folder, Path(scratch), chosen.patch_order)
         size = (folder / "model.safetensors").stat().st_size / 1e6
-        table = measure(folder, chosen.repeat, chosen.dtype)
-    print(f"{size:.0f} MB in the file, loaded in {chosen.dtype}; shortest of {chosen.repeat} processes")
-    print(f"{'':26}{'call':>8}{'library':>9}{'cpu':>8}{'start':>8}{'cpu':>8}{'peak':>10}{'of file':>9}{'private':>10}")
-    for way, row in table.items():
-        peak = f"{row['peak_mb']:7.0f} MB{row['peak_mb'] / size:9.2f}"
-        clocks = f"{row['call_s']:8.2f}{row['library_s']:9.2f}{row['library_cpu_s']:8.2f}"
-        clocks += f"{row['start_s']:8.2f}{row['start_cpu_s']:8.2f}"
-        print(f"{way:26}{clocks}{peak}{row['private_mb']:7.0f} MB")
+        ways = measure(folder, rounds, chosen.dtype)
+    heads = ("way", "call s", "library s", "cpu s", "start s", "cpu s", "peak MB", "of file", "private MB")
+    clocks = ("call_s", "library_s", "library_cpu_s", "start_s", "start_cpu_s")
+    rows = [
+        (
+            way,
+            *(f"{row[clock]:.2f}" for clock in clocks),
+            f"{row['peak_mb']:.0f}",
+            f"{row['peak_mb'] / size:.2f}",
+            f"{row['private_mb']:.0f}",
+        )
+        for way, row in ways.items()
+    ]
     ratios = {
-        f"{clock}_{ours}_vs_{theirs}": round(table[theirs][clock] / table[ours][clock], 2)
+        f"{clock}_{ours}_vs_{theirs}": round(ways[theirs][clock] / ways[ours][clock], 2)
         for clock in ("call_s", "library_s", "start_s", "start_cpu_s")
         for ours in WAYS[:2]
         for theirs in WAYS[2:]
     }
-    print(json.dumps({"file_mb": round(size, 1), "dtype": chosen.dtype, "ratios": ratios, "ways": table}))
+    title = f"{size:.0f} MB in the file, loaded in {chosen.dtype}; shortest of {rounds} processes"
+    found = {"file_mb": round(size, 1), "dtype": chosen.dtype, "ratios": ratios, "ways": ways}
+    return Report([table(title, *heads, rows=rows)], found)
 
 
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__":  # one process that loads once
+    print(json.dumps(load_once(sys.argv[1], Path(sys.argv[2]), sys.argv[3])))

@@ -1,0 +1,65 @@
+"""Campaigns of the tools in their small form: kills, power cuts, a soak. In full: `make campaign`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CampaignPart
+from tools import kill
+from tools.power_cut import IMAGES
+from tools.soak import soak
+from tools.soaking.report import report
+
+SEED = 20_261_122
+KILLS, IMAGES_PER_KILL = 40, 8
+ROUNDS = 40  # power cuts, some two seconds each
+CANNOT = 2  # the exit status of tools/power_cut.py where there are no such disks
+SOAK, FAULT_EVERY = 120, 4.0  # s
+
+pytestmark = pytest.mark.campaign
+
+
+@pytest.mark.timeout(900)
+def test_killed_at_random_moments(tmp_path: Path, campaign_part: CampaignPart) -> None:
+    """Kills at random steps and times, in start-up, at work and in recovery: every image comes out once."""
+    kills = campaign_part.count(KILLS, least=5)
+    result = kill.campaign(tmp_path / "leg", kills, campaign_part.seed(SEED), IMAGES_PER_KILL * kills)
+
+    assert result["lost"] == 0
+    assert result["images"] + result["refused"] == IMAGES_PER_KILL * kills
+    assert result["found_waiting"] + result["found_claimed"] > 0, "no kill came while there was work"
+
+
+@pytest.mark.timeout(600)
+def test_power_cuts_lose_and_truncate_nothing(tmp_path: Path, campaign_part: CampaignPart) -> None:
+    """After each cut every original is in one place and every cutout whole, the ledger opens, and the rest is done."""
+    rounds, out = campaign_part.count(ROUNDS), tmp_path / "counts.json"
+    command = [sys.executable, "-m", "tools.power_cut", "--rounds", str(rounds), "--out", str(out)]
+    command += ["--seed", str(campaign_part.seed(SEED))]
+    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    if done.returncode == CANNOT:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(out.read_text())["total"]
+    assert (result["images"], result["lost"]) == (rounds * IMAGES, 0)
+    assert result["found_waiting"] + result["found_claimed"] > 0, "no cut came while there was work"
+
+
+@pytest.mark.timeout(600)
+def test_soak_loses_nothing(tmp_path: Path, campaign_part: CampaignPart) -> None:
+    """Good and hostile images under random faults: every one ends once, the good ones as their cutouts."""
+    seconds = campaign_part.count(SOAK)
+    result = soak(tmp_path / "leg", seconds, campaign_part.seed(SEED), fault_every=FAULT_EVERY)
+
+    assert sum(result["faults"].values()) >= seconds / FAULT_EVERY / 3
+    assert result["lost"] == 0
+    assert result["done"] > 0
+    assert result["refused"] > 0
+    if campaign_part.parts == 1:  # of less than a minute nothing is old enough to be forgotten
+        assert result["remembered"] < result["done"] + result["refused"]
+    assert "too short to be judged" in report(result)

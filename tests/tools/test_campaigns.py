@@ -1,0 +1,65 @@
+"""The arithmetic of the soak's slopes, and the counts of campaigns."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tools import campaign
+from tools.soaking.slopes import slope
+
+
+@pytest.mark.parametrize("true", [0.0, 5.0])
+def test_slope_lies_within_its_bounds(true: float) -> None:
+    """In some 95 of 100 series with noise and a new level in each life, whose readings resemble their neighbours."""
+    dice = random.Random(1)
+    within = 0
+    for _ in range(200):
+        times, values = [], []
+        for life in range(3):
+            noise, here = 0.0, []
+            for step in range(100):
+                noise = 0.5 * noise + dice.gauss(0, 1)
+                here.append(1000 * life + true * step / 100 + noise)
+            times.append([step / 100 for step in range(100)])
+            values.append(here)
+        found = slope(times, values)
+        within += found.low <= true <= found.high
+    assert 180 <= within <= 199
+
+
+def test_too_few_readings_bound_nothing() -> None:
+    """Four readings of two lives leave no certainty, and a straight line has no doubt."""
+    assert slope([[0, 1], [2, 3]], [[5, 6], [0, 1]])[1:] == (-math.inf, math.inf)
+    assert slope([[0, 1, 2, 3, 4]], [[0, 2, 4, 6, 8]]) == (2, 2, 2)
+
+
+def test_a_campaign_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Legs that the file tells of are not run again, one that found something is; the file has the sum of all."""
+    out, run, bad = tmp_path / "counts.json", [], {2}
+    monkeypatch.setattr(sys, "argv", ["kill", "--kills", "25", "--each", "10", "--out", str(out)])
+
+    def leg(base: Path, kills: int, seed: int) -> dict[str, Any]:
+        assert not base.exists()
+        run.append((kills, seed))
+        assert seed not in bad, "lost"
+        return {"kills": kills, "kinds": {"heat": seed}, "median_s": 0.5}
+
+    def main() -> int:
+        return campaign.main("kill", leg, about="", unit="kills", count=2302, each=100)
+
+    assert main() == 1
+    bad.clear()
+    assert main() == 0
+    assert run == [(10, 1), (10, 2), (10, 2), (5, 3)]
+    total = json.loads(out.read_text())["total"]
+    assert (3, 25, {"heat": 6}) == (total["legs"], total["kills"], total["kinds"])
+    monkeypatch.setattr(sys, "argv", ["kill", "--kills", "30", "--each", "10", "--out", str(out)])
+    with pytest.raises(SystemExit, match="another campaign"):
+        main()

@@ -1,0 +1,176 @@
+"""The service around a network that costs nothing: start, latency of an image, claims a second, memory of a backlog.
+
+The real process with a null engine, through the launcher of the tests. Networks are bench model's and bench gpu's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rmbgd.bench.samples import drawn, versions
+from rmbgd.config.load import IntakeSettings
+from tests.support.service import SHORTENED, Event, ServiceUnderTest
+from tools.tables import Report, table
+
+INTAKE = IntakeSettings().model_dump(include=set(SHORTENED))
+QUIET = INTAKE["quiet_closed"]
+WANTED = {
+    "help_median_s": "< 0.3",
+    "ready_s": "< 2",
+    "latency_p95_s": f"< 1.0, of which {QUIET} settling",
+    "own_p95_ms": "< 100",
+    "claims_per_s": ">= 500",
+}
+
+
+def service_below(base: Path) -> ServiceUnderTest:
+    """With the settings of the service itself where tests have their own, in a fresh interpreter."""
+    service = ServiceUnderTest(base, settings={"intake": INTAKE})
+    service.fresh_interpreter = True
+    return service
+
+
+def help_seconds(runs: int = 9) -> list[float]:
+    taken = []
+    for _ in range(runs):
+        began = time.monotonic()
+        subprocess.run([sys.executable, "-m", "rmbgd", "--help"], check=True, stdout=subprocess.DEVNULL)
+        taken.append(time.monotonic() - began)
+    return taken
+
+
+def start_and_latency(base: Path, images: int) -> dict[str, float]:
+    """An idle service; one image after another, from the close of its file to the event that follows its rename."""
+    files = versions(drawn(8, 1024))
+    service = service_below(base)
+    began = time.monotonic()
+    service.start()
+    ready = service.named("service.ready")[0]["monotonic"] - began
+    latencies = []
+    for _ in range(images):
+        name, data = next(files)
+        (service.input / name).write_bytes(data)
+        closed = time.monotonic()
+        latencies.append(service.wait_for("image.done", path=name)["monotonic"] - closed)
+    began = time.monotonic()
+    service.stop()
+    return {
+        "ready_s": ready,
+        "latency_p50_s": statistics.median(latencies),
+        "latency_p95_s": float(np.percentile(latencies, 95)),
+        "own_p50_ms": 1000 * (statistics.median(latencies) - QUIET),
+        "own_p95_ms": 1000 * (float(np.percentile(latencies, 95)) - QUIET),
+        "idle_stop_s": time.monotonic() - began,
+    }
+
+
+def backlog(base: Path, files: int) -> dict[str, float]:
+    """Small images that waited before the start: everything they cost, with an engine that costs nothing."""
+    service = service_below(base)
+    one = base / "one.png"
+    Image.fromarray(np.full((16, 16, 3), 200, np.uint8)).save(one)
+    data = one.read_bytes()
+    for number in range(files):
+        (service.input / f"{number}.png").write_bytes(data + number.to_bytes(4, "little"))
+    service.start()
+    few = max(1, files // 20)
+    service.wait_for_endings(few, timeout=600)
+    early = resident(service)
+    service.wait_for_endings(files, timeout=1800)
+    late = resident(service)
+    service.stop()
+    done: list[Event] = service.named("image.done")
+    return {
+        "backlog": files,
+        "finished_per_s": (files - few) / (done[files - 1]["monotonic"] - done[few - 1]["monotonic"]),
+        "rss_early_mb": early / 1e6,
+        "rss_late_mb": late / 1e6,
+    }
+
+
+def resident(service: ServiceUnderTest) -> int:
+    assert service.process is not None
+    pages = int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def claims(base: Path, files: int) -> dict[str, float]:
+    """The intake alone, into a queue that takes everything at once: files claimed a second, each commit on the disk."""
+    from rmbgd.clock import SystemClock
+    from rmbgd.config.load import load
+    from rmbgd.events import EVENTS
+    from rmbgd.heartbeat import NullHeartbeat
+    from rmbgd.intake.reconciler import Reconciler
+    from rmbgd.intake.watcher import FolderWatch, Hints
+    from rmbgd.pipeline.items import Arrival
+    from rmbgd.pipeline.queue import Receiver, Sender, queue
+    from rmbgd.publish.publisher import Publisher
+    from rmbgd.store.ledger import Ledger
+    from rmbgd.store.records import Job
+
+    folders = ServiceUnderTest(base)
+    for number in range(files):
+        (folders.input / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(32) + b"IEND\xaeB`\x82")
+    config, clock, started = load(folders.config), SystemClock(), threading.Event()
+
+    def emit(event: str, /, **_: object) -> None:
+        assert event in EVENTS
+
+    ledger = Ledger(base / "ledger.sqlite", clock)
+    publisher = Publisher(config, ledger, clock, emit)
+    jobs: tuple[Sender[Job], Receiver[Job]]
+    intake = Reconciler(
+        config,
+        ledger=ledger,
+        publisher=publisher,
+        clock=clock,
+        emit=emit,
+        heartbeat=NullHeartbeat(),
+        on_compared=started.set,
+    )
+    jobs = queue(config.pipeline.queue, "jobs", clock, intake.wake)
+    arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(16, "arrivals", clock)
+    hints = Hints(config.intake.hints_maximum, intake.wake)
+    intake.attach(hints, [FolderWatch(folder, config.intake, hints, emit, clock) for folder in config.folder])
+    intake.recover()
+    thread = threading.Thread(target=intake.run, args=(jobs[0], arrivals[0]))
+    thread.start()
+    first = 0.0
+    with jobs[1], arrivals[1]:
+        for _ in range(files):
+            intake.ended(jobs[1].receive())
+            first = first or time.monotonic()
+        seconds = time.monotonic() - first
+        intake.close()
+        thread.join()
+    ledger.close()
+    return {"claimed": files, "claims_per_s": (files - 1) / seconds}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--images", type=int, default=60, help="for the latency (default: 60)")
+    parser.add_argument("--backlog", type=int, default=10_000, help="files that wait (default: 10,000)")
+
+
+def run(chosen: argparse.Namespace) -> Report:
+    images, waiting = (3, 40) if chosen.quick else (chosen.images, chosen.backlog)
+    found: dict[str, float] = {"help_median_s": statistics.median(help_seconds(1 if chosen.quick else 9))}
+    with tempfile.TemporaryDirectory(prefix="rmbgd-bench-") as place:
+        base = Path(place)
+        found |= start_and_latency(base / "latency", images)
+        found |= claims(base / "claims", waiting)
+        found |= backlog(base / "backlog", waiting)
+    rows = [(name, f"{value:.3f}", WANTED.get(name)) for name, value in found.items()]
+    shown = table("the service around a null network", "figure", "value", "wanted", rows=rows)
+    return Report([shown], {name: round(value, 4) for name, value in found.items()})

@@ -1,0 +1,57 @@
+"""Tables on the terminal: the one way in which tools show figures."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.console import Console, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a bench found: tables and sentences to be printed in turn, and everything for JSON.
+
+    line    what is printed of it, where that is shorter
+    status  the exit status
+    """
+
+    shown: Sequence[RenderableType]
+    found: Mapping[str, object]
+    line: Mapping[str, object] | None = None
+    status: int = 0
+
+    def text(self, width: int) -> str:
+        stream = io.StringIO()
+        console = Console(file=stream, width=width, highlight=False)
+        for each in self.shown:
+            console.print(each)
+        return stream.getvalue()
+
+
+def table(title: str, *heads: str, rows: Sequence[Sequence[object]] = ()) -> Table:
+    """The first column is words, the others are figures; of a cell None is empty."""
+    made = Table(title=escape(title), title_justify="left", box=None, pad_edge=False)
+    for number, head in enumerate(heads):
+        made.add_column(head, justify="right" if number else "left")
+    for row in rows:
+        made.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+    return made
+
+
+def values(title: str, found: Mapping[str, object]) -> Table:
+    """A row for each value."""
+    return table(title, "measure", "value", rows=[(key.replace("_", " "), _words(each)) for key, each in found.items()])
+
+
+def number(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:,.{digits}f}"
+
+
+def _words(value: object) -> str:
+    if isinstance(value, Mapping):
+        return "\n".join(f"{key} {_words(each)}" for key, each in value.items())
+    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
