@@ -65,6 +65,7 @@ def test_every_hostile_file_ends_as_it_should(outcomes: Outcomes) -> None:
     assert seen.keys() == expected.keys()
 
 
+@pytest.mark.integration
 def test_hostile_images_have_the_pixels_that_pillow_sees(corpus: Path, outcomes: Outcomes) -> None:
     """Upright RGB and alpha, bit by bit, wherever Pillow alone can read the file rightly."""
     images = {name: line for name, line in outcomes[0].items() if "pixels" in line}
