@@ -19,7 +19,7 @@ from rmbgd.engine.devices import Devices, EngineContext, EngineFactory
 from rmbgd.errors import EngineLost
 from rmbgd.pipeline.pipeline import Pipeline
 from rmbgd.pipeline.queue import NoReceivers, QueueStatistics
-from rmbgd.service.oneshot import through_the_line
+from rmbgd.service.oneshot import run_pipeline
 from rmbgd.store.records import Job
 
 WARM_UP = 8  # images that come out before the clock starts, at most: caches, first pages, the device's clocks
@@ -94,7 +94,7 @@ def run(
         watch.give_up = context.abort
         return factory(context)
 
-    through_the_line(config, watch, made, feed)
+    run_pipeline(config, watch, made, feed)
     return watch.result()
 
 

@@ -153,7 +153,7 @@ def visible_gpus(ask: Ask = ask, devices: Path = Path("/dev")) -> VisibleGpus:
 def nvml_target(index: int, order: str | None) -> tuple[int, str | None]:
     """(index, uuid) for NVML of the device that CUDA counts as `index`; `order` is CUDA_VISIBLE_DEVICES.
 
-    Both count in PCI order, since the engine's process is told so; the variable hides and reorders for CUDA alone.
+    Both count in PCI order, since the engine process is started so; the variable hides and reorders for CUDA alone.
     """
     entries = [entry.strip() for entry in (order or "").split(",") if entry.strip()]
     if index >= len(entries):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rmbgd.models.checkpoint import Backbone
 from rmbgd.models.deform import DeformableAspp
-from rmbgd.models.layers import Conv2d
+from rmbgd.models.layers import Conv2d, KernelLayer
 from rmbgd.models.swin import Swin
 
 WIDTH = 64  # channels inside the decoder
@@ -88,7 +88,7 @@ class ImageBranch(nn.Module):
         return features
 
 
-class Head(nn.Module):
+class Head(KernelLayer):
     """Everything after the last ReLU is linear, so it is one map at the size of the last block plus a stencil on x.
 
     The last block's convolution and the final 1x1 commute with the interpolation: 64 channels become one before they

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rmbgd.models.layers import Conv2d, linear, rows_per_chunk
+from rmbgd.models.layers import Conv2d, KernelLayer, linear, rows_per_chunk
 
 
 class DeformableConv(nn.Module):
@@ -81,7 +81,7 @@ class DeformableConv(nn.Module):
         return samples.view(len(offset_mask), -1)
 
 
-class DeformableAspp(nn.Module):
+class DeformableAspp(KernelLayer):
     """Deformable atrous spatial pyramid pooling: four deformable convolutions (k = 1, 1, 3, 7) and the map's mean,
     each through ReLU, then a 1x1 convolution of all of them and ReLU. [B,64,H,W] -> [B,64,H,W]
 

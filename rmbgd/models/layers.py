@@ -6,6 +6,8 @@ a network takes.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,3 +61,11 @@ class LayerNorm(nn.LayerNorm):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
+
+
+class KernelLayer(ABC, nn.Module):
+    """A layer that can run as a Triton kernel."""
+
+    @abstractmethod
+    def use_kernels(self, *, triton: bool) -> None:
+        """Choose, and make once what the kernel reads besides the weights. Weights must be in place."""

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmbgd.models.checkpoint import Backbone
-from rmbgd.models.layers import Conv2d, LayerNorm, Linear, rows_per_chunk
+from rmbgd.models.layers import Conv2d, KernelLayer, LayerNorm, Linear, rows_per_chunk
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def relative_position_index(window: int, device: torch.device) -> Tensor:
     return (dy * (2 * window - 1) + dx).flatten().to(device)
 
 
-class WindowAttention(nn.Module):
+class WindowAttention(KernelLayer):
     """softmax(q kᵀ / sqrt(d) + relative position bias) v within each window (4), for all heads."""
 
     def __init__(self, dim: int, heads: int, window: int) -> None:

@@ -1,7 +1,6 @@
-"""The line of three stages, wired: decode, segment, finish, with a bounded channel between each two.
+"""Wires the pipeline: decode, inference and finish threads, with a bounded queue between each two stages.
 
-Does not know where jobs come from (the intake, or a list of files) nor what an engine is. Who builds a Line owns its
-ends: it closes the last sender of jobs, and everything behind ends by itself.
+The thread that builds a Pipeline owns its ends: it closes the last sender of jobs, and all stages end by themselves.
 """
 
 from __future__ import annotations
@@ -11,12 +10,9 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass
 from functools import partial
 
-from rmbgd.clock import Clock
-from rmbgd.config.load import Config, Folder, Recipe
-from rmbgd.engine.arena import Arena
+from rmbgd.config.load import Folder, Recipe
 from rmbgd.engine.devices import EngineContext, EngineFactory, Stopped
 from rmbgd.engine.types import EngineDescription
-from rmbgd.events import Emit
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.decode import Decoder, decode_loop
 from rmbgd.pipeline.dedup import Deduplicator, recipe_hash
@@ -34,18 +30,14 @@ FOLLOWERS_MAXIMUM = 64  # claimed images that may wait for an equal one; each ho
 
 @dataclass(frozen=True, slots=True)
 class PipelineContext:
-    """What a line needs of the rest of the house."""
+    """What a pipeline needs of the rest of the service."""
 
-    config: Config
     engine: EngineContext
     build_devices: EngineFactory
-    arena: Arena
     ledger: Ledger
     publisher: Publisher
-    hold: StorageRetry
-    intake: JobSource
-    emit: Emit
-    clock: Clock
+    storage_retry: StorageRetry
+    source: JobSource
     new_heartbeat: Callable[[str], Heartbeat]
     start_thread: Callable[[str, Callable[[], None]], object]
     on_ready: Callable[[EngineDescription], None]
@@ -53,51 +45,51 @@ class PipelineContext:
 
 
 class Pipeline:
-    """Channels, threads and what they share. Built and ended by one thread, its owner."""
+    """Queues, threads and what they share. Built and ended by one thread, its owner."""
 
-    def __init__(self, around: PipelineContext) -> None:
-        config = around.config
-        self._around = around
+    def __init__(self, context: PipelineContext) -> None:
+        config = context.engine.config
+        self._context = context
         self._folders: dict[str, tuple[Folder, Recipe]] = {
             folder.name: (folder, config.recipe_of(folder)) for folder in config.folder
         }
         places = config.pipeline.queue
         self.jobs: Sender[Job]
-        self._waiting: Receiver[Job]  # the owner's own end, to take back what nobody decoded
-        self.jobs, self._waiting = queue(places, "jobs", around.clock, around.on_room)
-        self._frames: tuple[Sender[Frame], Receiver[Frame]] = queue(places, "frames", around.clock)
-        self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(places, "arrivals", around.clock)
+        self._waiting: Receiver[Job]  # the owner's own end, to take back what was not decoded
+        self.jobs, self._waiting = queue(places, "jobs", context.engine.clock, context.on_room)
+        self._frames: tuple[Sender[Frame], Receiver[Frame]] = queue(places, "frames", context.engine.clock)
+        self._arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(places, "arrivals", context.engine.clock)
         self._in_flight = Deduplicator(followers_maximum=FOLLOWERS_MAXIMUM)
         # What depends on the identity of the models: set by the thread "infer" when one is ready.
         self._stages: Future[tuple[Decoder, Finisher]] = Future()
 
     def start(self) -> None:
-        """Start every thread. They wait for the engine; jobs wait in their channel."""
-        around, pipeline = self._around, self._around.config.pipeline
+        """Start every thread. They wait for the engine; jobs wait in their queue."""
+        context, pipeline = self._context, self._context.engine.config.pipeline
         bodies: list[tuple[str, Callable[[], None]]] = []
         for number in range(pipeline.decode_threads):
-            heartbeat = around.new_heartbeat(name := f"decode-{number}")
+            heartbeat = context.new_heartbeat(name := f"decode-{number}")
             jobs, frames = self._waiting.clone(heartbeat), self._frames[0].clone(heartbeat)
             bodies.append((name, partial(self._decode, jobs, frames, self._arrivals[0].clone(heartbeat), heartbeat)))
-        heartbeat = around.new_heartbeat("infer")
+        heartbeat = context.new_heartbeat("infer")
         ends = self._frames[1].clone(heartbeat), self._arrivals[0].clone(heartbeat)
         bodies.append(("infer", partial(self._infer, *ends, heartbeat)))
         for number in range(pipeline.finish_threads):
-            heartbeat = around.new_heartbeat(name := f"finish-{number}")
+            heartbeat = context.new_heartbeat(name := f"finish-{number}")
             bodies.append((name, partial(self._finish, self._arrivals[1].clone(heartbeat), heartbeat)))
         for name, body in bodies:
-            around.start_thread(name, body)
+            context.start_thread(name, body)
         self._frames[0].close()
         self._frames[1].close()
         self._arrivals[1].close()
 
-    def door(self) -> Sender[Arrival]:
-        """Another end of the exit door, for who refuses images before they are decoded. Ask before `let_run`."""
+    def exit_stage(self) -> Sender[Arrival]:
+        """Another sender to the finish stage, for the intake, which rejects some images. Ask before `let_run`."""
         return self._arrivals[0].clone()
 
     def take_back(self) -> None:
         """Put back what is only a path. Returns when the last producer of jobs has gone and nothing waits any more."""
-        now = self._around.clock.monotonic()
+        now = self._context.engine.clock.monotonic()
         with self._waiting, self._arrivals[0] as arrivals:
             for job in self._waiting:
                 timing = Timing()
@@ -105,7 +97,7 @@ class Pipeline:
                 arrivals.send(Postponed(job, "stopping", "claimed, but not begun when the service stopped", timing))
 
     def let_run(self) -> None:
-        """Give up the owner's own ends: the line then ends by itself when the last job is through."""
+        """Give up the owner's own ends: the pipeline then ends by itself when the last job is through."""
         self._waiting.close()
         self._arrivals[0].close()
 
@@ -127,17 +119,17 @@ class Pipeline:
 
     def _infer(self, frames: Receiver[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat) -> None:
         """Find the devices, start a thread for each, and let the other stages begin when one of them is ready."""
-        engine = self._around.engine
+        engine = self._context.engine
         heartbeat.waiting()  # drivers and weights take their time, and have deadlines of their own
         with frames, arrivals:
             try:
-                devices = engine.devices = self._around.build_devices(engine)
+                devices = engine.devices = self._context.build_devices(engine)
                 devices.views.listen(frames.look_again)
                 for supervisor in devices.supervisors:
-                    own = self._around.new_heartbeat(name := f"infer-{supervisor.device}")
+                    own = self._context.new_heartbeat(name := f"infer-{supervisor.device}")
                     thread = DeviceThread(supervisor, devices.views, self._folders, engine, own)
                     ends = frames.clone(own), arrivals.clone(own)
-                    self._around.start_thread(name, partial(thread.run, *ends))
+                    self._context.start_thread(name, partial(thread.run, *ends))
                 devices.start()
                 if engine.stopping.is_set():
                     devices.stop_waiting()
@@ -163,28 +155,28 @@ class Pipeline:
             name: recipe_hash(recipe, description.models.get(recipe.model, {}))
             for name, (_, recipe) in self._folders.items()
         }
-        around = self._around
+        context = self._context
         decoder = Decoder(
-            limits=around.config.limits,
+            limits=context.engine.config.limits,
             folders=self._folders,
             recipe_keys=keys,
-            arena=around.arena,
-            ledger=around.ledger,
+            arena=context.engine.arena,
+            ledger=context.ledger,
             in_flight=self._in_flight,
-            clock=around.clock,
+            clock=context.engine.clock,
         )
         self._stages.set_result((decoder, self._finisher(keys)))
-        around.on_ready(description)
+        context.on_ready(description)
 
     def _finisher(self, keys: Mapping[str, str]) -> Finisher:
-        around = self._around
+        context = self._context
         return Finisher(
             folders=self._folders,
             recipe_keys=keys,
-            publisher=around.publisher,
-            intake=around.intake,
+            publisher=context.publisher,
+            intake=context.source,
             in_flight=self._in_flight,
-            storage_retry=around.hold,
-            emit=around.emit,
-            clock=around.clock,
+            storage_retry=context.storage_retry,
+            emit=context.engine.emit,
+            clock=context.engine.clock,
         )

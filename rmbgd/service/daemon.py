@@ -1,6 +1,6 @@
-"""The composition root and the life cycle: build, recover, start, guard, drain. Only this file constructs the service.
+"""Composition root and life cycle of the service: build, recover, start, watch, drain.
 
-Does no work of any stage. The main thread owns signals, deadlines and the notify socket, and touches no pixels.
+The main thread owns signals, deadlines and the notify socket, and touches no pixels.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from rmbgd.telemetry.captured_output import StderrCapture
 from rmbgd.telemetry.log import EventLog, open_log
 from rmbgd.telemetry.metrics import Metrics
 
-# --- What the main thread is told: signals, readiness, and parts that broke. One queue, one reader.
+# --- messages to the main thread: signals, readiness, and threads that failed; one queue, one reader
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +108,6 @@ def _relay(reading: socket.socket, messages: SimpleQueue[Message], numbers: Coll
         for number in received:
             if number in numbers:
                 messages.put(Signalled(number))
-
-
-# The composition root and the life cycle: build, recover, start, guard, drain. Only this file constructs the service.
 
 
 LEDGER = "ledger.sqlite"
@@ -195,18 +192,18 @@ class Service:
         self._life, self._config, self._emit, self._clock, self._notifier = life, config, emit, clock, notifier
         self._began = clock.monotonic()
         self._device = "starting"  # written by the thread "infer", read by the health thread; one reference
-        self._broken: ThreadFailure | None = None
+        self._failure: ThreadFailure | None = None
         configure_pillow(config.limits)
         configure_opencv()
         self._heartbeats = Heartbeats(clock)
         self._pipeline_heartbeat = self._heartbeats.new("line")  # the health thread's, which speaks for all
-        self._watermark = StallDetector(config.service.stuck_after)  # likewise
+        self._stall_detector = StallDetector(config.service.stuck_after)  # likewise
         self._ledger = Ledger(config.service.state_directory / LEDGER, clock)
         stack.callback(self._ledger.close)
         life.begin(emit)
         self._arena = Arena(config.pipeline.arena_bytes)
         stack.callback(self._arena.close)
-        self._crew = ThreadGroup(self.messages.put)
+        self._threads = ThreadGroup(self.messages.put)
         self._engine = EngineContext(config, self._arena, emit, clock)
         publisher = Publisher(config, self._ledger, clock, emit)
         reconcile_heartbeat = self._heartbeats.new("reconcile")
@@ -227,24 +224,20 @@ class Service:
         watches = [FolderWatch(folder, config.intake, hints, emit, clock) for folder in config.folder]
         stack.enter_context(OverflowListener(watches, emit))
         self._intake.attach(hints, watches)
-        self._hold = StorageRetry(self._intake, emit, clock)
-        around = PipelineContext(
-            config=config,
+        self._storage_retry = StorageRetry(self._intake, emit, clock)
+        context = PipelineContext(
             engine=self._engine,
             build_devices=build_devices,
-            arena=self._arena,
             ledger=self._ledger,
             publisher=publisher,
-            hold=self._hold,
-            intake=self._intake,
-            emit=emit,
-            clock=clock,
+            storage_retry=self._storage_retry,
+            source=self._intake,
             new_heartbeat=self._heartbeats.new,
-            start_thread=self._crew.start,
+            start_thread=self._threads.start,
             on_ready=self._engine_ready,
             on_room=self._intake.wake,
         )
-        self._pipeline = Pipeline(around)
+        self._pipeline = Pipeline(context)
         self._monitor = HealthMonitor(
             config.service,
             heartbeats=self._heartbeats,
@@ -262,10 +255,10 @@ class Service:
         self._notifier.extend_timeout(self._config.engine.start_timeout + GRACE)
         recovered = self._intake.recover()
         self._emit("intake.recovered", **recovered.event())
-        self._crew.start("health", self._monitor.run)
+        self._threads.start("health", self._monitor.run)
         self._pipeline.start()
-        jobs, door = self._pipeline.jobs, self._pipeline.door()
-        self._crew.start("reconcile", lambda: self._intake.run(jobs, door))
+        jobs, exit_stage = self._pipeline.jobs, self._pipeline.exit_stage()
+        self._threads.start("reconcile", lambda: self._intake.run(jobs, exit_stage))
         self._wait_until_ready(recovered.jobs)
         return self._end(self._wait_for_an_end())
 
@@ -303,7 +296,7 @@ class Service:
     def _handle(self, message: Message) -> bool:
         """Act on one message. False when it means the end."""
         if isinstance(message, ThreadFailure):
-            self._broken = self._broken or message
+            self._failure = self._failure or message
             self._cause = self._cause or message.stage
             error = f"{type(message.error).__name__}: {message.error}"
             self._emit("service.failed", stage=message.stage, error=error, traceback=message.traceback())
@@ -343,10 +336,10 @@ class Service:
         }
 
     def _watch_the_pipeline(self, statistics: Sequence[QueueStatistics], excused: bool) -> None:
-        """A line that stands still is a hung thread, whatever its threads say. Called by the health thread."""
+        """A deadlocked pipeline counts as a hung thread, although its threads only wait. The health thread's."""
         progress = [(each.total, each.finished) for each in statistics]
         facts = StallFacts(progress, computing=self._engine.busy, excused=excused or self._cause is not None)
-        if not self._watermark.is_stalled(facts, self._clock.monotonic()):
+        if not self._stall_detector.is_stalled(facts, self._clock.monotonic()):
             self._pipeline_heartbeat.waiting()
         elif self._pipeline_heartbeat.reading().waiting:
             self._pipeline_heartbeat.working()
@@ -356,7 +349,7 @@ class Service:
     def _end(self, cause: str) -> int:
         """Stop with the flow: claim nothing, put back what is only a path, finish what is decoded."""
         began = self._clock.monotonic()
-        failed = self._broken is not None
+        failed = self._failure is not None
         self._monitor.phase("stopping")
         if self._life.over:  # systemd would take the word for the end of the process, and kill it after a while
             self._notifier.status(cause)
@@ -365,9 +358,9 @@ class Service:
         self._notifier.extend_timeout(self._config.service.stop_timeout + ABORT_TIMEOUT + GRACE)
         self._emit("service.stopping", cause=cause, in_flight=self._intake.statistics().in_flight)
         self._intake.close()
-        self._hold.release()
+        self._storage_retry.release()
         self._engine.stop_waiting()
-        self._crew.start("drain", self._pipeline.take_back)
+        self._threads.start("drain", self._pipeline.take_back)
         # A broken stage may hold up the others for ever; what they have is taken up again at the next start.
         patience = ABORT_TIMEOUT if failed else self._config.service.stop_timeout
         left = self._wait_for_the_pipeline(patience)
@@ -377,21 +370,21 @@ class Service:
             left = self._wait_for_the_pipeline(ABORT_TIMEOUT)
         returned = self._intake.finish_returns()
         self._monitor.close()
-        self._crew.join(1.0)
+        self._threads.join(1.0)
         self._monitor.finished()
         code = Exit.CONFIGURATION if self._operators_fault() else Exit.INTERNAL if failed else Exit.OK
         seconds = round(self._clock.monotonic() - began, 3)
         self._emit("service.stop", exit_code=int(code), seconds=seconds, returned=returned)
-        broken = f"{self._broken.stage}: {self._broken.error}" if self._broken is not None else None
+        broken = f"{self._failure.stage}: {self._failure.error}" if self._failure is not None else None
         self._life.ended(broken, of_operator=self._operators_fault())
         if left:  # threads stuck in a disk or a driver: leaving them is all that can be done
             os._exit(code)
         return code
 
     def _wait_for_the_pipeline(self, seconds: float) -> list[str]:
-        """Threads of the line that have not ended after `seconds`, or after a second order to stop."""
+        """Threads of the pipeline that have not ended after `seconds`, or after a second order to stop."""
         deadline = self._clock.monotonic() + seconds
-        while (left := [name for name in self._crew.join(0.05) if name != "health"]) and (
+        while (left := [name for name in self._threads.join(0.05) if name != "health"]) and (
             self._clock.monotonic() < deadline
         ):
             try:
@@ -404,4 +397,4 @@ class Service:
         return left
 
     def _operators_fault(self) -> bool:
-        return self._broken is not None and isinstance(self._broken.error, ConfigError)
+        return self._failure is not None and isinstance(self._failure.error, ConfigError)

@@ -1,6 +1,6 @@
-"""`rmbgd once`: a file or a folder through the same line as the service's, now, without watching anything.
+"""`rmbgd once`: a file or a folder through the same pipeline as the service's, without a daemon.
 
-Originals stay where they are, nothing is remembered afterwards, and what cannot be done is said, not set aside.
+Originals stay where they are, nothing is remembered afterwards, and what cannot be done is reported, not quarantined.
 """
 
 from __future__ import annotations
@@ -97,10 +97,10 @@ def once(
             name=NAME, input=root, output=Path(staging), failed=Path(staging), originals="keep", recipe="default"
         )
         config = Config(service=service, engine=engine, recipe={"default": recipe}, folder=[folder])
-        moving = _Moving(Path(staging), place, single, emit, summary)
+        moving = _MovingEmit(Path(staging), place, single, emit, summary)
         wanted = list(_wanted(paths, place, single, recipe, summary, overwrite=overwrite))
         if wanted:
-            through_the_line(config, moving, build_devices, partial(_feed, root, wanted, summary))
+            run_pipeline(config, moving, build_devices, partial(_feed, root, wanted, summary))
     summary.seconds = clock.monotonic() - began
     emit("run.summary", done=summary.done, failed=summary.failed, skipped=summary.skipped, seconds=summary.seconds)
     return summary
@@ -118,8 +118,8 @@ def _wanted(
             yield path
 
 
-class _Moving:
-    """An Emit that puts a finished cutout from the staging folder to its place before anybody hears of it.
+class _MovingEmit:
+    """An Emit that puts a finished cutout from the staging folder to its place before its event is emitted.
 
     Called by the finish threads; each event is one file's.
     """
@@ -145,8 +145,8 @@ class _Moving:
                 os.replace(source, target)
 
 
-class _Nowhere:
-    """There is no folder to put an image back into: postponed is failed, and was counted as such."""
+class _NoFolder:
+    """No drop folder takes an image back: postponed is failed, and was counted as such."""
 
     def give_back(self, job: Job, why: str, detail: str) -> None:
         pass
@@ -161,16 +161,16 @@ class _Nowhere:
         pass
 
 
-def through_the_line(
+def run_pipeline(
     config: Config,
     emit: Emit,
     factory: EngineFactory,
     feed: Callable[[Pipeline, Callable[[Path, str], list[Job]]], None],
 ) -> None:
-    """A line for `config`'s one folder, until everything that `feed` sends is through. Raises what broke.
+    """A pipeline for `config`'s one folder, until everything that `feed` sends is through. Raises what broke.
 
-    `feed(line, claim)` runs on a thread of its own and owns `line.jobs`; `claim(root, path)` makes a file below a
-    folder a job: none where the file has been claimed before. Raises OSError where there is no such file.
+    `feed(pipeline, claim)` runs on a thread of its own and owns `pipeline.jobs`; `claim(root, path)` makes a file below
+    a folder a job: none where the file has been claimed before. Raises OSError where there is no such file.
     """
     configure_pillow(config.limits)
     configure_opencv()
@@ -184,31 +184,27 @@ def through_the_line(
         stack.callback(arena.close)
         engine = EngineContext(config, arena, emit, clock)
         stack.callback(engine.abort)
-        hold = StorageRetry(_Nowhere(), emit, clock)
-        hold.release()  # nobody is there to make room on a full disk: say so and go on
-        crew = ThreadGroup(ended.put)
-        line = Pipeline(
+        storage_retry = StorageRetry(_NoFolder(), emit, clock)
+        storage_retry.release()  # no operator makes room on a full disk meanwhile: report it and go on
+        threads = ThreadGroup(ended.put)
+        pipeline = Pipeline(
             PipelineContext(
-                config=config,
                 engine=engine,
                 build_devices=factory,
-                arena=arena,
                 ledger=ledger,
                 publisher=Publisher(config, ledger, clock, emit),
-                hold=hold,
-                intake=_Nowhere(),
-                emit=emit,
-                clock=clock,
+                storage_retry=storage_retry,
+                source=_NoFolder(),
                 new_heartbeat=heartbeats.new,
-                start_thread=crew.start,
+                start_thread=threads.start,
                 on_ready=_ignore,
                 on_room=lambda: None,
             )
         )
-        line.start()
-        crew.start("feed", lambda: feed(line, partial(_claim, ledger, clock, config.folder[0].name)))
-        line.let_run()
-        while crew.join(0.2) and ended.empty():
+        pipeline.start()
+        threads.start("feed", lambda: feed(pipeline, partial(_claim, ledger, clock, config.folder[0].name)))
+        pipeline.let_run()
+        while threads.join(0.2) and ended.empty():
             pass
         if not ended.empty():
             raise ended.get().error
@@ -220,10 +216,10 @@ def _claim(ledger: Ledger, clock: Clock, folder: str, root: Path, path: str) -> 
 
 
 def _feed(
-    root: Path, paths: list[str], summary: Summary, line: Pipeline, claim: Callable[[Path, str], list[Job]]
+    root: Path, paths: list[str], summary: Summary, pipeline: Pipeline, claim: Callable[[Path, str], list[Job]]
 ) -> None:
-    """Claim and send one file after another, as the line takes them."""
-    with line.jobs as jobs:
+    """Claim and send one file after another, as the pipeline takes them."""
+    with pipeline.jobs as jobs:
         for path in paths:
             try:
                 claimed = claim(root, path)

@@ -12,7 +12,7 @@ from rmbgd.engine.sensors.base import MEASURES, Problem, Reading
 
 
 class ToldSensor:
-    """Says what stands in a file, for tests of the whole service: JSON with fields of a Reading, or "hang": then the
+    """Reads what a file holds, for tests of the whole service: JSON with fields of a Reading, or "hang": then the
     reading does not return until the file says something else. No file: the source has vanished."""
 
     def __init__(self, path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rmbgd.models.inference import mattes
-from rmbgd.models.kernels.runtime import HasKernel
+from rmbgd.models.layers import KernelLayer
 from tools.gpubench.plan import Answer, Plan
 from tools.gpubench.roofline import choose_device, timed
 from tools.gpubench.weights import module, ours, write
@@ -101,7 +101,7 @@ def kernels(plan: Plan, answer: Answer) -> None:
 
     choose_device(plan)
     network = ours(plan, plan.backbone, torch.float16 if plan.is_gpu else torch.float32)
-    layers = [layer for layer in network.modules() if isinstance(layer, HasKernel)]
+    layers = [layer for layer in network.modules() if isinstance(layer, KernelLayer)]
     kinds = sorted({type(layer).__name__ for layer in layers})
     rows: dict[str, list[str]] = {"no kernels": []}
     rows |= {f"{kind} alone": [kind] for kind in kinds} | {"all kernels": kinds}

@@ -128,7 +128,7 @@ class DeadlineSensor:
         late: tuple[int, ...] = ()
         if self._unanswered:
             try:
-                # What it says is old by now, except that driver messages are told once and must not be lost.
+                # What it says is old by now, except that driver messages come once and must not be lost.
                 late = self._answers.get_nowait().xids
             except queue.Empty:
                 return self._timed_out()

@@ -1,6 +1,6 @@
 """NVIDIA's management library as a sensor, through pynvml, which is injected.
 
-Does not time its calls: a driver that hangs hangs `read`, which deadline.py stands in front of. Never sets anything.
+A driver that hangs hangs `read`, hence the deadline in base.py. Never sets anything.
 """
 
 from __future__ import annotations

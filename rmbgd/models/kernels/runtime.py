@@ -13,13 +13,14 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal
 
 import torch
 from torch import nn
 
 from rmbgd.errors import ModelError
 from rmbgd.models.inference import mattes, put_images
+from rmbgd.models.layers import KernelLayer
 from rmbgd.models.load import LoadedModel, load_model
 from rmbgd.models.registry import Architecture
 
@@ -85,22 +86,13 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[0]}" if text else type(error).__name__
 
 
-@runtime_checkable
-class HasKernel(Protocol):
-    """A layer that can run as a Triton kernel."""
-
-    def use_kernels(self, *, triton: bool) -> None:
-        """Choose, and make once what the kernel reads besides the weights. Weights must be in place."""
-        ...
-
-
 def use_kernels(network: nn.Module, *, triton: bool) -> int:
     """Choose for every layer of `network`: how many have a kernel. Networks begin without.
 
     Call it when the weights lie on their device in their type; again after either changes. The kernels' own tensors
     are not saved with the network.
     """
-    layers = [layer for layer in network.modules() if isinstance(layer, HasKernel)]
+    layers = [layer for layer in network.modules() if isinstance(layer, KernelLayer)]
     for layer in layers:
         layer.use_kernels(triton=triton)
     return len(layers)
