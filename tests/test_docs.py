@@ -120,3 +120,16 @@ def test_operators_find_what_to_do_at_every_event() -> None:
 
     assert [event for event, _ in rows] == list(EVENTS)
     assert all(action for _, action in rows)
+
+
+def test_the_tree_on_the_architecture_page_is_the_tree() -> None:
+    """One entry for each module, under its package, and for no other."""
+    page = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    shown, folder = set(), ""
+    for line in page.partition("## Files")[2].splitlines():
+        if re.match(r"rmbgd/[\w/]*$", line):
+            folder = line
+        shown |= {folder + name for name in re.findall(r"(?:^  | {2,})(\w+\.py) ", line)}
+    there = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "rmbgd").rglob("*.py")}
+
+    assert shown == {path for path in there if not path.endswith("__init__.py") and path != "rmbgd/mtbf/__main__.py"}
