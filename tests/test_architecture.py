@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from collections import Counter
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-from tests.support.source import docstring, imports, modules
+from tests.support.source import PACKAGE, docstring, imports, modules
 
 LEAVES = {"errors", "events", "clock", "naming"}
 BASE = LEAVES | {"heartbeat", "fs"}
@@ -177,3 +179,139 @@ def test_nothing_happens_at_import(module: str) -> None:
     }
 
     assert set() == called & DOING
+
+
+# --- shape: budgets, names, one of each mechanism
+
+REPOSITORY = PACKAGE.parent
+# Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
+BUDGET: dict[str, tuple[int, int]] = {
+    "": (960, 7),
+    "backends": (2380, 15),
+    "bench": (910, 4),
+    "cli": (970, 6),
+    "config": (600, 3),
+    "doctor": (470, 2),
+    "engine": (4360, 20),
+    "imaging": (2320, 12),
+    "intake": (2050, 10),
+    "models": (3480, 20),
+    "mtbf": (2440, 10),
+    "pipeline": (1700, 9),
+    "publish": (840, 5),
+    "service": (1450, 9),
+    "store": (1000, 6),
+    "telemetry": (640, 4),
+    "testing": (790, 6),
+}
+MODULES, LINES = 150, 27_300
+FILE_LINES, SETTINGS_LINES = 500, 650
+FORBIDDEN = (
+    "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"
+    "is told|are told|his turn|stands in"
+)
+# Names that are data: an option, a setting, units of settings, and keys of the MTBF report.
+IMAGES_BY_ANOTHER_NAME = re.compile(r"--pictures|\"pictures\"|trial_pictures")
+MAY_RENAME = {"fs.py", "store/claims.py", "publish/temporary.py", "service/oneshot.py", "doctor/folders.py"}
+
+
+@cache
+def files() -> dict[str, list[str]]:
+    """Lines of every file of the package, by its path below it."""
+    return {
+        str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8").splitlines()
+        for path in sorted(PACKAGE.rglob("*.py"))
+    }
+
+
+def lines_like(pattern: str, *, flags: int = 0) -> list[str]:
+    """`file:number: line` of every line of the package that the pattern is found in."""
+    found = re.compile(pattern, flags)
+    return [
+        f"{name}:{number}: {line}"
+        for name, lines in files().items()
+        for number, line in enumerate(lines, 1)
+        if found.search(line)
+    ]
+
+
+def is_module(name: str) -> bool:
+    return not name.endswith("__init__.py")
+
+
+def test_the_package_keeps_its_size() -> None:
+    """Fewer files and lines are fewer to inherit."""
+    assert len([name for name in files() if is_module(name)]) <= MODULES
+    assert sum(map(len, files().values())) <= LINES
+
+
+@pytest.mark.parametrize("name", sorted(BUDGET))
+def test_each_package_keeps_its_budget(name: str) -> None:
+    """The root's modules are the package ""."""
+    own = {path: lines for path, lines in files().items() if (path.partition("/")[0] if "/" in path else "") == name}
+    lines, modules = BUDGET[name]
+
+    assert sum(map(len, own.values())) <= lines
+    assert len([path for path in own if is_module(path)]) <= modules
+
+
+def test_every_package_has_a_budget() -> None:
+    """A new one says how large it may become."""
+    assert {path.partition("/")[0] if "/" in path else "" for path in files()} == set(BUDGET)
+
+
+def test_no_file_is_too_long() -> None:
+    """Beyond it a file holds two concepts; the settings are one long table."""
+    limits = {"config/settings.py": SETTINGS_LINES}
+
+    assert {} == {name: len(lines) for name, lines in files().items() if len(lines) > limits.get(name, FILE_LINES)}
+
+
+def test_few_files_stand_at_the_root_and_in_the_engine() -> None:
+    """With __init__ and __main__, and with the sensors."""
+    assert len([name for name in files() if "/" not in name]) <= 8
+    assert len([name for name in files() if name.startswith("engine/")]) <= 22
+
+
+def test_class_names_stand_for_one_thing() -> None:
+    """No name twice in the package."""
+    names = Counter(node.name for tree in modules().values() for node in tree.body if isinstance(node, ast.ClassDef))
+
+    assert [] == [name for name, count in names.items() if count > 1]
+
+
+def test_protocols_are_few_and_typing_has_no_imports_of_its_own() -> None:
+    """A protocol needs two real implementations; an import for types alone marks a border in the wrong place."""
+    assert len(lines_like(r"^class \w+\(.*Protocol")) <= 9
+    assert [] == lines_like("TYPE_CHECKING")
+
+
+def test_words_are_the_fields() -> None:
+    """Private words and stilted ones; an image is an image."""
+    assert [] == lines_like(rf"\b({FORBIDDEN})\b", flags=re.IGNORECASE)
+    assert [] == [line for line in lines_like(r"\buntold\b") if not line.startswith("store/")]
+    assert [] == [line for line in lines_like(r"\bpictures?\b") if not IMAGES_BY_ANOTHER_NAME.search(line)]
+
+
+def test_one_place_for_each_mechanism() -> None:
+    """Renames, doubling waits, and functions that compute a batch."""
+    renames = {line.partition(":")[0] for line in lines_like(r"os\.(rename|replace)\(")}
+    doublings = {line.partition(":")[0] for line in lines_like(r"\b2(\.0)? ?\*\* ?|2 \* delay")}
+
+    assert renames <= MAY_RENAME
+    assert {name for name in doublings if not name.startswith(("backends/", "models/", "mtbf/"))} <= {"clock.py"}
+    assert len(lines_like(r"def (segment|faulted)\b")) <= 4
+
+
+def test_nothing_imports_the_fakes_and_nothing_below_the_doctor() -> None:
+    """The fakes are for tests and tools; the engine and the service do not look things up in the doctor."""
+    using = {module: {package(name) for name in own_imports(module)} for module in modules()}
+
+    assert [] == [name for name, used in using.items() if package(name) != "testing" and "testing" in used]
+    assert [] == [name for name, used in using.items() if package(name) in {"engine", "service"} and "doctor" in used]
+
+
+def test_the_readme_is_short() -> None:
+    """People read it; tables are in docs/reference.md."""
+    assert len((REPOSITORY / "README.md").read_text(encoding="utf-8").splitlines()) <= 140
+    assert all((REPOSITORY / name).is_file() for name in ("LICENSE", "CONTRIBUTING.md", "CHANGELOG.md"))

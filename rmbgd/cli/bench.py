@@ -101,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
             config,
             recipe,
             machine,
-            folder=options.pictures,
+            folder=options.pictures,  # --pictures
             sizes=options.batch,
             seconds=options.seconds,
             scratch=options.scratch,

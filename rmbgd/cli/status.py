@@ -119,7 +119,7 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("images", f"{health['done']} done, {health['failed']} refused, {health['postponed']} put back"),
         ("rate", rates),
         ("engine", health["engine"]),
-        ("memory", f"{health['rss_bytes'] / 2**20:.0f} MiB, {health['arena_bytes'] / 2**20:.0f} MiB of images"),
+        ("memory", f"{health['rss_bytes'] / (1 << 20):.0f} MiB, {health['arena_bytes'] / (1 << 20):.0f} MiB of images"),
         ("version", record["version"]),
         *((f"folder {name}", facts) for name, facts in (record.get("folders") or {}).items()),
         ("last problem", record.get("last_problem")),
