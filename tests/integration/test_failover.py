@@ -9,7 +9,7 @@ import pytest
 from rmbgd.errors import Reason
 from rmbgd.testing.engine import CUDA_ERRORS, POISON_COLOUR
 from tests.conftest import CampaignPart
-from tests.support import audit, p0
+from tests.support import audit
 from tests.support.gpu_service import MEMORY_WORDS, GpuUnderTest, assert_proved_before_use
 from tests.support.images import encoded, rgba_of, sample_image
 from tools.failover import STICKY_WORDS, campaign
@@ -106,7 +106,7 @@ def test_a_sticky_error_costs_one_process_and_no_image(tmp_path: Path, word: str
         service.drop("after.png", after)
         assert service.made_by("after.png") == GPU
 
-    p0.check(service, data | {"after.png": after})
+    audit.assert_settled(service, data | {"after.png": after})
     away = service.named("engine.failover")
     assert [event["reason"] for event in away] == ["sticky_fault"]
     assert away[0]["reading"].startswith(str(CUDA_ERRORS[word]).partition("\n")[0])
@@ -172,7 +172,7 @@ def test_a_process_that_hangs_dies_or_talks_nonsense(tmp_path: Path, step: str) 
         service.wait_for_endings(3)
         service.wait_for("engine.failback")
 
-    p0.check(service, data)
+    audit.assert_settled(service, data)
     assert [event["reason"] for event in service.named("engine.failover")] == ["sticky_fault"]
     assert service.named("service.stalled") == []
     assert_proved_before_use(service.events)
@@ -251,7 +251,7 @@ def test_wrong_answers_without_an_error_are_found_by_the_known_image(tmp_path: P
         service.withdraw("zero")
         service.wait_for("engine.failback")
 
-    p0.check(service, {"well.png": sample_image(1), "sick.png": sample_image(2)})
+    audit.assert_settled(service, {"well.png": sample_image(1), "sick.png": sample_image(2)})
     assert service.named("engine.failover")[0]["reason"] == "golden_mismatch"
 
 
@@ -310,7 +310,7 @@ def test_with_require_gpu_images_wait_and_nothing_fails(tmp_path: Path) -> None:
     assert back["from"] == "none"
     assert {event["device"] for event in service.named("image.done")} == {"cuda:0"}
     assert service.named("engine.failover") == []
-    p0.check(service, data)
+    audit.assert_settled(service, data)
 
 
 def test_a_service_that_requires_a_gpu_starts_without_one(tmp_path: Path) -> None:
@@ -390,7 +390,7 @@ def test_an_image_that_kills_the_gpu_and_the_cpu_is_poison(tmp_path: Path) -> No
             service.drop(name, data[name])
         service.wait_for_endings(5)
 
-    p0.check(service, data, bad={"poison.png": Reason.POISON})
+    audit.assert_settled(service, data, bad={"poison.png": Reason.POISON})
 
 
 @pytest.mark.campaign

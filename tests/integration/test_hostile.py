@@ -19,6 +19,7 @@ import pytest
 from PIL import Image
 
 from rmbgd.errors import Reason
+from tests.conftest import CampaignPart
 from tests.support import audit
 from tests.support.images import assert_cutout_of, encoded, expected_cutout, rgba_of, sample_image
 from tests.support.mounts import run
@@ -150,14 +151,16 @@ def test_first_frame_where_the_recipe_says_so(tmp_path: Path) -> None:
         assert_cutout_of(sample_image(0), service.output / "moving.png")
 
 
+@pytest.mark.campaign
 @pytest.mark.timeout(300)
-def test_every_file_that_broke_a_decoder(tmp_path: Path) -> None:
-    """The whole corpus at once, with the largest limits: each ends as it should, in one process, in bounded memory."""
+def test_every_file_that_broke_a_decoder(tmp_path: Path, campaign_part: CampaignPart) -> None:
+    """The corpus at once, with the largest limits: each ends as it should, in one process, in bounded memory."""
     corpus = shared("hostile") / "files"
     table = Path(__file__).parents[1] / "imaging" / "hostile_expected.tsv"
     with table.open(newline="") as stream:
         expected = {row["file"]: row["outcome"] for row in csv.DictReader(stream, delimiter="\t")}
     expected |= dict.fromkeys(FRAGMENTS, str(Reason.TRUNCATED))
+    expected = {name: expected[name] for name in campaign_part.of(sorted(expected))}
     with ServiceUnderTest(tmp_path, settings=ROOMY) as service:
         for name in expected:
             service.drop(name, (corpus / name).read_bytes())
@@ -244,16 +247,19 @@ def test_names_of_every_kind(tmp_path: Path, originals: str) -> None:
         assert service.computed() == len(data)
 
 
-@pytest.mark.parametrize("name", NAMES[20:24] + NAMES[32:38], ids=lambda name: repr(name[:12]))
-def test_refused_names_of_every_kind(tmp_path: Path, name: bytes) -> None:
-    """A bad file of a difficult name is set aside under it, with its reason file beside, whose name is legal too."""
-    path = os.fsdecode(name)
+def test_refused_names_of_every_kind(tmp_path: Path) -> None:
+    """Bad files of difficult names are set aside under them, each with its reason file, whose name is legal too."""
+    data = {os.fsdecode(name): b"no image %06d " % number * 40 for number, name in enumerate(NAMES)}
     with ServiceUnderTest(tmp_path) as service:
-        service.drop(path, b"no image " * 40)
-        event = service.wait_for("image.failed", path=path)
-        assert event["reason"] == Reason.UNIDENTIFIED
-        assert (service.failed / event["quarantine"]).read_bytes() == b"no image " * 40
-        assert len(audit.files(service.failed)) == 2
+        for name, content in data.items():
+            service.drop(name, content)
+        service.wait_for_endings(len(data))
+        refused = {event["path"]: event for event in service.named("image.failed")}
+        assert refused.keys() == data.keys()
+        for name, content in data.items():
+            assert refused[name]["reason"] == Reason.UNIDENTIFIED
+            assert (service.failed / refused[name]["quarantine"]).read_bytes() == content
+        assert len(audit.files(service.failed)) == 2 * len(data)
 
 
 # -------------------------------------------------------------------------------------------------------------- entries

@@ -14,7 +14,7 @@ import rmbgd
 from rmbgd.errors import Exit, Reason
 from rmbgd.models.store import EMBEDDED
 from rmbgd.testing.engine import POISON_COLOUR
-from tests.support import p0
+from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import encoded, rgba_of, sample_image
 from tests.support.service import PATIENCE, ServiceUnderTest
@@ -81,7 +81,7 @@ def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path
         service.wait(lambda: status.stat().st_mtime_ns > written, "a look at the threads, while the batch still runs")
         service.hold.unlink()
         service.wait_for_endings(len(data))
-        p0.check(service, data)
+        audit.assert_settled(service, data)
         assert service.named("service.stalled") == []
         assert {event["pid"] for event in service.events} == {service.process.pid}
 
@@ -97,7 +97,7 @@ def test_thread_that_hangs_is_shown_and_told_and_may_go_on(tmp_path: Path) -> No
         service.hold.unlink()
         service.wait_for("service.stall_ended")
         service.wait_for("image.done", path="a.png")
-    p0.check(service, {"a.png": sample_image(1)})
+    audit.assert_settled(service, {"a.png": sample_image(1)})
 
 
 def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
         for name, content in data.items():
             service.drop(name, content)
         service.wait_for_endings(1 + len(data))
-        p0.check(service, data)
+        audit.assert_settled(service, data)
         assert service.named("image.failed") == []
         (fresh,) = children(service.process.pid)
         assert fresh != child
@@ -125,7 +125,7 @@ def test_image_that_kills_the_engine_is_refused_alone(tmp_path: Path) -> None:
         for name, content in data.items():
             service.drop(name, content)
         service.wait_for_endings(len(data))
-        p0.check(service, data, bad={"marked.png": Reason.POISON})
+        audit.assert_settled(service, data, bad={"marked.png": Reason.POISON})
         deaths = service.named("engine.fault")
         assert 1 <= len(deaths) <= 2 * 3, "each try of the image may cost one process, and its company's one more"
 

@@ -22,7 +22,7 @@ from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.pipeline import storage_retry as hold
 from rmbgd.store.records import Job
 from rmbgd.testing.fs import FailingFs
-from tests.support import audit, p0
+from tests.support import audit
 from tests.support.disks import first_block
 from tests.support.images import sample_image
 from tests.support.mounts import disk, mount, mounted, unmount
@@ -153,7 +153,7 @@ def test_syncs_of_the_running_service_fail(tmp_path: Path) -> None:
             assert "(INJECTED)" in log.read_text(), "no sync failed"
         service.wait(service.is_idle, "everything")
         service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
-        p0.check(service, data)
+        audit.assert_settled(service, data)
         assert service.named("image.failed") == []
         assert service.computed() == len(data)
         assert service.stop() == 0
@@ -179,7 +179,7 @@ def test_no_names_left(tmp_path: Path, role: str) -> None:
             filler.unlink()
         service.signal(1)
         service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
-        p0.check(service, data)
+        audit.assert_settled(service, data)
         assert service.computed() == len(data)
 
 
@@ -225,5 +225,5 @@ def test_descriptors_run_out(tmp_path: Path) -> None:
         resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
         service.wait_for_endings(len(data) + 1)
         service.wait(lambda: status.stat().st_mtime_ns > written, "a status after the shortage")
-        p0.check(service, data)
+        audit.assert_settled(service, data)
         assert service.named("image.failed") == []

@@ -13,7 +13,7 @@ from rmbgd.errors import Reason
 from rmbgd.service import start_record
 from rmbgd.service.start_record import Start, StartRecord
 from rmbgd.testing.engine import POISON_COLOUR
-from tests.support import audit, p0
+from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import encoded, rgba_of, sample_image
 from tests.support.service import ServiceUnderTest, Settings
@@ -79,7 +79,7 @@ def test_a_gpu_service_that_keeps_dying_serves_from_the_cpu_and_comes_back(tmp_p
         assert {event["pid"] for event in service.events[since:]} == {service.process.pid}
         assert service.named("service.safe_mode") == [told]
         assert service.named("image.failed") == []
-    p0.check(service, data | {"after.png": sample_image(99)})
+    audit.assert_settled(service, data | {"after.png": sample_image(99)})
 
 
 def test_images_of_the_crashes_are_held_back_and_others_served(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_images_of_the_crashes_are_held_back_and_others_served(tmp_path: Path) -
     with service.start():
         service.wait(service.is_idle, "what was held back")
         assert len(service.named("service.safe_mode")) == 1
-    p0.check(service, data)
+    audit.assert_settled(service, data)
     assert sorted(event["path"] for event in service.recorded("image.done") if "turn" not in event["path"]) == sorted(
         data
     )
@@ -124,7 +124,7 @@ def test_an_image_that_kills_is_refused_at_its_third_attempt_all_the_same(tmp_pa
     with service.start():
         service.wait(service.is_idle, "every image, those held back too")
     assert len(service.named("service.stopping", cause="safe mode is over")) >= 1
-    p0.check(service, data, bad={"poison.png": Reason.CRASH_LOOP})
+    audit.assert_settled(service, data, bad={"poison.png": Reason.CRASH_LOOP})
 
 
 def test_with_require_gpu_safe_mode_waits(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_with_require_gpu_safe_mode_waits(tmp_path: Path) -> None:
         service.wait_for("service.ready", device="cuda:0")
         service.wait_for_endings(len(data))
     assert {event["device"] for event in service.named("image.done")} == {"cuda:0"}
-    p0.check(service, data)
+    audit.assert_settled(service, data)
 
 
 def test_a_stop_while_safe_mode_is_left_is_a_stop(tmp_path: Path) -> None:
@@ -156,4 +156,4 @@ def test_a_stop_while_safe_mode_is_left_is_a_stop(tmp_path: Path) -> None:
     assert service.reap() == 0
     with service.start():
         service.wait(service.is_idle, "the image")
-    p0.check(service, {"a.png": sample_image(1)})
+    audit.assert_settled(service, {"a.png": sample_image(1)})

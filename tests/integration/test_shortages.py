@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 
 from tests.integration.test_process import STALL_AFTER, children
-from tests.support import p0
+from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import sample_image
 from tests.support.limits import group
@@ -51,7 +51,7 @@ def test_kernel_takes_the_engine_when_memory_is_short(tmp_path: Path) -> None:
             assert fresh != old
         assert service.named("image.failed") == []
         assert {event["pid"] for event in service.events} == {service.process.pid}
-    p0.check(service, data)
+    audit.assert_settled(service, data)
 
 
 def test_no_task_can_be_started(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_no_task_can_be_started(tmp_path: Path) -> None:
         assert {event["pid"] for event in service.events} == {service.process.pid}
         detail = service.named("engine.fault")[1]["detail"]
         assert "new thread" in detail or "Resource temporarily unavailable" in detail
-    p0.check(service, data)
+    audit.assert_settled(service, data)
 
 
 def test_starved_service_is_slow_and_not_hung(tmp_path: Path) -> None:
@@ -89,4 +89,4 @@ def test_starved_service_is_slow_and_not_hung(tmp_path: Path) -> None:
             service.wait_for_endings(len(data))
         assert service.named("service.stalled") == []
         assert service.named("image.failed") == []
-    p0.check(service, data)
+    audit.assert_settled(service, data)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_process import children
-from tests.support import p0
+from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import sample_image
 from tests.support.mounts import disk, mount, unmount
@@ -67,4 +67,4 @@ def test_engine_that_sigkill_does_not_end_is_left_behind(tmp_path: Path) -> None
     assert away["to"] == "cpu"
     assert f"process {stuck} was killed, and is not gone yet" in service.named("engine.fault")[0]["detail"]
     assert {event["device"] for event in service.named("image.done")} == {"cpu"}
-    p0.check(service, data)
+    audit.assert_settled(service, data)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import p0
+from tests.support import audit
 from tests.support.images import sample_image
 from tests.support.service import ServiceUnderTest
 
@@ -45,4 +45,4 @@ def test_without_watches_the_folder_is_polled(tmp_path: Path, name: str, value: 
         service.turn()
         assert len(service.named("watch.degraded")) == 1
         assert service.named("service.failed") == []
-    p0.check(service, data)
+    audit.assert_settled(service, data)

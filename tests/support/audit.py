@@ -5,11 +5,14 @@ Looks at the folders as an operator does, and into the ledger when the service i
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import sqlite3
 from collections.abc import Iterable, Mapping
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rmbgd.clock import SystemClock
 from rmbgd.errors import Reason
@@ -91,3 +94,66 @@ def assert_each_told(endings: Iterable[Mapping[str, Any]]) -> dict[int, int]:
     twice = {job: each for job, each in told.items() if each.count(False) > 1}
     assert not twice, f"told more than once, job -> whether by a next start: {twice}"
     return {job: len(each) for job, each in told.items()}
+
+
+class Audited(Protocol):
+    """A ServiceUnderTest, which imports this module."""
+
+    roots: dict[str, Path]
+    output: Path
+    state: Path
+
+    @property
+    def is_down(self) -> bool: ...
+
+    def recorded(self, event: str) -> list[dict[str, Any]]: ...
+
+
+def assert_settled(service: Audited, dropped: Mapping[str, bytes], *, bad: Mapping[str, Reason] | None = None) -> None:
+    """P0, after every fault: folders, outputs, ledger and events tell the same story, and each image ends once.
+
+    For archive mode and inputs of one version each. The service may be up or down. Raises AssertionError.
+
+    (a) each original lies in one place, unchanged, each good one's cutout is right, nothing else lies about;
+    (b) the ledger has one job for each, ended as the folders say, and, when the service is down, nothing is open;
+    (c) each output's bytes hash to what the ledger and its event say;
+    (d) each outcome is told once, and once more only by a next start that says so.
+    """
+    bad = bad or {}
+    assert_complete(service.roots, dropped, bad=bad)
+    rows = _rows(service)
+    assert rows.keys() == dropped.keys(), "the ledger knows other images than were dropped"
+    told = [
+        event for name in ("image.done", "image.failed") for event in service.recorded(name) if event["path"] in dropped
+    ]
+    assert_each_told(told)
+    events = {event["path"]: event for event in told}
+    assert events.keys() == dropped.keys()
+    for path, row in rows.items():
+        event = events[path]
+        assert row["id"] == event["job"], path
+        if path in bad:
+            assert (row["state"], row["reason"]) == ("failed", bad[path]), path
+            assert (event["event"], event["reason"]) == ("image.failed", bad[path]), path
+            continue
+        assert (row["state"], event["event"]) == ("done", "image.done"), path
+        data = (service.output / os.fsdecode(row["target"])).read_bytes()
+        found = hashlib.sha256(data).hexdigest()
+        assert found == row["sha256_out"] == event["sha256_out"], f"{path}: what is published is not what was recorded"
+        assert len(data) == row["size_out"] == event["bytes_out"], path
+
+
+def _rows(service: Audited) -> dict[str, dict[str, Any]]:
+    """The ledger's row of each image, without those of `ServiceUnderTest.turn`."""
+    with closing(sqlite3.connect(f"file:{service.state / 'ledger.sqlite'}?mode=ro", uri=True)) as ledger:
+        ledger.row_factory = sqlite3.Row
+        rows = [dict(row) for row in ledger.execute("SELECT * FROM job WHERE state <> 'waiting' ORDER BY id")]
+        unretired = [row for row in rows if row["retired_at"] is None]
+        assert not service.is_down or not unretired, f"the ledger has open rows: {unretired}"
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        path = os.fsdecode(row["path"])
+        if not path.startswith("turn-"):
+            assert path not in found, f"{path} was worked on as two jobs"
+            found[path] = row
+    return found

@@ -293,6 +293,10 @@ class ServiceUnderTest:
             (self.output / name).unlink()
             (self.done / name).unlink(missing_ok=True)
 
+    @property
+    def is_down(self) -> bool:
+        return self.process is None or self.process.poll() is not None
+
     def is_idle(self) -> bool:
         """Nothing waits and nothing is claimed."""
         return not audit.files(self.input) and not audit.claimed(self.input)

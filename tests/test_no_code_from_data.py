@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rmbgd.errors import Reason
-from tests.support import p0
+from tests.support import audit
 from tests.support.images import sample_image
 from tests.support.service import ServiceUnderTest
 from tests.support.source import calls, imports, modules
@@ -59,6 +59,7 @@ class Hostile:
         return Path.touch, (self.mark,)
 
 
+@pytest.mark.integration
 def test_a_pickle_in_the_drop_folder_is_no_image(tmp_path: Path) -> None:
     """Under the names of images and of models: refused by its content, and its code has not run."""
     ran = tmp_path / "ran"
@@ -72,7 +73,7 @@ def test_a_pickle_in_the_drop_folder_is_no_image(tmp_path: Path) -> None:
         service.drop("good.png", sample_image(1))
         service.wait_for_endings(len(data) + 1)
     bad = dict.fromkeys(names, Reason.UNIDENTIFIED)
-    p0.check(service, data | {"good.png": sample_image(1)}, bad=bad)
+    audit.assert_settled(service, data | {"good.png": sample_image(1)}, bad=bad)
     assert not ran.exists()
     pickle.loads(stream.getvalue())
     assert ran.exists(), "the pickle was harmless: the test showed nothing"
