@@ -126,6 +126,7 @@ def test_the_networks_input_is_within_one_level_of_pillow(started, height, width
     assert np.abs(levels - image_to_network(rgb, 320, 320)).max() <= 1.01
 
 
+@pytest.mark.slow
 def test_the_embedded_model_is_applied_as_its_authors_do(engine, canvas):
     """Through the engine the alpha of an image is that of the network by itself, within two levels."""
     rgb = ball(400, 517)
@@ -210,6 +211,7 @@ def test_one_alpha_that_is_not_finite_spoils_the_batch_and_writes_nothing(engine
     assert all((canvas.slot(work).rgba == 7).all() for work in works)
 
 
+@pytest.mark.slow
 def test_shortage_of_memory_is_named(engine, network, canvas):
     """What torch's allocator for the CPU really says becomes EngineMemory; the engine answers afterwards."""
     work = canvas.place(1, ball(200, 200))
@@ -347,6 +349,7 @@ def test_the_engine_is_as_good_as_the_network_alone(engine, canvas):
 # --- looks between two batches
 
 
+@pytest.mark.slow
 def test_the_known_image_is_the_same_each_time(engine):
     """On the CPU bit for bit; it is the ball's matte, near the truth."""
     first, second = engine.golden("u2netp"), engine.golden("u2netp")

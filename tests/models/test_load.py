@@ -252,6 +252,7 @@ def test_accepted_weights_load_in_their_order(restricted):
     assert (provenance.patch_order, provenance.backbone) == (PatchOrder.TILE_FIRST, "swin_v1_l")
 
 
+@pytest.mark.slow
 def test_the_embedded_model_loads_by_name():
     """u2netp gives logits at its input size, and its digest agrees with the registry's."""
     loaded = load_model("u2netp", **CPU)

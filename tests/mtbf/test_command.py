@@ -74,6 +74,7 @@ def test_vector_of_thirteen_machines(v2: Path):
     assert round(total.claimed[1], 5) == 0.35276
 
 
+@pytest.mark.slow
 def test_text_of_the_vectors(v1: Path, v2: Path, capsys: pytest.CaptureFixture[str]):
     """The same digits as a person reads them."""
     text = said(capsys, v1, "--claim", 3120)

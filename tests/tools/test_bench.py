@@ -174,6 +174,7 @@ def test_plain_and_ours_compute_the_same(lite: Plan) -> None:
     torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_counted_operations_are_those_of_the_paper_budget() -> None:
     """1.267 and 0.321 tera multiply-adds, two operations each: what the rooflines in the documents rest on."""
     assert flops("swin_v1_t", 1024) == pytest.approx(2 * 321e9, rel=0.005)

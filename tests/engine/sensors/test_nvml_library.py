@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 PATIENCE = 60.0  # s; nothing waits that long
 SOURCE = Path(__file__).with_name("libnvidia_ml.c")
 GPU_IS_LOST, MISMATCH, RESET_REQUIRED, UNKNOWN = 15, 18, 16, 999  # nvmlReturn_t

@@ -86,6 +86,7 @@ def test_branches_in_parts_are_the_same(device, monkeypatch):
     assert errors(layer, noise(torch.float32, device, 1, 16, 1, 4)) <= TOLERANCE[torch.float32]
 
 
+@pytest.mark.slow
 def test_positions_are_float32(device):
     """In float16 a sixteenth of a pixel beyond column 128 is not lost: positions are not in the map's type."""
     layer = DeformableAspp(16, 16, (1, 1, 1, 1)).requires_grad_(requires_grad=False)

@@ -77,6 +77,7 @@ def test_kernel_is_the_head_at_every_pixel(ending, device, batch, height, width)
     assert finite.all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_kernel_flags_one_image_alone(ending, device, bad):
     """A pixel that is NaN or infinite marks its image, also when it stands in a corner, and no other image."""
