@@ -2,7 +2,7 @@
 
 A leg has folders, a service and an audit of its own, so nothing of one is needed for the next. What is done stands in
 the file --out: started again with the same arguments, a campaign does the legs that are missing there. A leg whose
-audit found something is told and done again the next time.
+audit found something is reported, and done again the next time.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def hostile(dice: random.Random, number: int) -> bytes:
 
 
 class Soak:
-    """One run. `strange` are files of which nobody says here what must become of them."""
+    """One run. `strange` are files whose right outcome is not known here."""
 
     def __init__(self, base: Path, *, seconds: float, fault_every: float, seed: int, strange: list[Path]) -> None:
         self._seconds, self._fault_every, self._strange = seconds, fault_every, strange

@@ -12,13 +12,13 @@ from rmbgd.engine.wiring import Machine
 def machine(gpus: int = 0, **fake: Any) -> Machine:
     """`fake` are options of FakeBackend, which runs in the real child process."""
 
-    def nobody(*_: object) -> Any:
-        raise AssertionError("measuring needs neither sensors nor stand-ins")
+    def unused(*_: object) -> Any:
+        raise AssertionError("measuring needs neither sensors nor a fallback")
 
     return Machine(
         gpus=lambda: VisibleGpus(gpus, "looked for by a test"),
-        sensor=nobody,
-        fallback=nobody,
+        sensor=unused,
+        fallback=unused,
         factory="rmbgd.testing.engine:create",
         options=lambda _config, device, models, _precision: {"device": device, "models": list(models)} | fake,
     )

@@ -1,4 +1,4 @@
-"""What is measured is there, or the operator is told what to do."""
+"""What is measured is there, or the error says what to do."""
 
 from __future__ import annotations
 

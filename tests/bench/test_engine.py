@@ -58,7 +58,7 @@ def test_batches_are_bounded() -> None:
 
 
 def test_sizes_that_are_not_offered_are_left_out_with_a_reason() -> None:
-    """The engine says what it takes; nobody forces it."""
+    """The engine says what it takes, and gets nothing else."""
     with under_test(drawn(1, 32), places=8, batch_sizes=(1, 2, 4)) as engine:
         assert ([1, 4], {8: "the engine offers 1, 2, 4"}) == engine.sizes([1, 4, 8])
         assert ([1, 2, 4], {}) == engine.sizes(None)

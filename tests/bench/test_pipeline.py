@@ -68,7 +68,7 @@ def test_fault_ends_the_run_with_its_reason(tmp_path: Path) -> None:
 
 
 def test_what_is_queued_when_it_is_enough_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The engine is taken away by whoever counts the last image, before the line has run empty."""
+    """The engine is taken away by the thread that counts the last image, before the pipeline has run empty."""
     by: list[str] = []
 
     def abort(_context: EngineContext) -> None:

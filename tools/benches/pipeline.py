@@ -1,8 +1,8 @@
 """Images per second without a network: rmbgd's imaging against the common way, interleaved in one run.
 
 Both ways start at a JPEG file (quality 90, 4:2:0, with profile and 300 dpi) and end at a published output file
-(temporary name, then rename; nobody syncs). The network is null: both make its input, uint8 [1024, 1024, 3], and take a
-ready 1024 x 1024 alpha for its answer.
+(temporary name, then rename; without a sync). The network is null: both make its input, uint8 [1024, 1024, 3], and take
+a ready 1024 x 1024 alpha for its answer.
 
 rmbgd       what the service calls: read and hash the file, probe, decode into planes that exist already, shrink to the
             network's size (torch's antialiased uint8 filter, like the engine; Pillow's where torch is missing), alpha

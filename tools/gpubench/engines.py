@@ -1,6 +1,6 @@
 """The engine in its child process, step by step: eager, kernels, graphs, batches, types; and how much memory it holds.
 
-Steps are the service's own options. A step that this build or this device does not offer is told, not imitated.
+Steps are the service's own options. A step that this build or this device does not offer is reported, not imitated.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The engine without its process around it, to ask the allocator what nobody outside can: its peak, and new blocks.
+"""The engine without its process around it, to ask the allocator what is not visible outside: its peak, and new blocks.
 
 Times are the latency section's business; what is seen here is memory. The engine is closed between two sizes.
 """
@@ -71,7 +71,7 @@ def arena(images: list[Sample], model: str, byte_count: int) -> tuple[Any, list[
 
 
 def device_allocations(plan: Plan) -> int:
-    """Blocks that torch ever asked the driver for; 0 on a CPU, where nobody counts."""
+    """Blocks that torch ever asked the driver for; 0 on a CPU, where they are not counted."""
     import torch
 
     return int(torch.cuda.memory_stats()["num_device_alloc"]) if plan.is_gpu else 0

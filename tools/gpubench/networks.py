@@ -108,7 +108,7 @@ def kernels(plan: Plan, answer: Answer) -> None:
     for name, chosen in rows.items():
         for layer in layers:
             layer.use_kernels(triton=plan.is_gpu and type(layer).__name__ in chosen)
-        # The kernel of the head is chosen by whoever asks for alpha.
+        # The kernel of the head is chosen by the caller that asks for alpha.
         ask = partial(mattes, network, triton=plan.is_gpu and type(network.head).__name__ in chosen)
         for batch in sorted({1, min(8, max(plan.eager_batches))}):
             x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device)

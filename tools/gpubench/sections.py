@@ -3,7 +3,7 @@
     python -m tools.bench gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540] [--recipe FOLDER]
     python -m tools.bench gpu --out FOLDER --device cpu --quick
 
-Run it in the checkout's root, on a machine that nobody else uses. tools/gpu_session.sh runs the GPU tests before it.
+Run it in the checkout's root, on a machine without other work. tools/gpu_session.sh runs the GPU tests before it.
 Each section is a process of its own, so that one that fails, hangs or breaks the device's context loses only itself;
 the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt and bench_gpu.log.
 
@@ -162,7 +162,7 @@ def run_all(plan: Plan, chosen: Sequence[str], out: Path, budget: float) -> dict
 
 
 def without_starts(result: dict[str, Any]) -> dict[str, Any]:
-    """Short enough for a line: what engines said of themselves at start stands in the file."""
+    """Short enough for a line: what engines reported at start is in the file."""
     found = {
         section: {name: value for name, value in values.items() if name != "starts"}
         for section, values in result["answers"].items()
