@@ -22,7 +22,7 @@ from tests.support.images import sample_image
 from tests.support.mounts import false_clock
 from tests.support.service import ServiceUnderTest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.slow, pytest.mark.timeout(300)]
 
 ROOT = Path(__file__).parents[2]
 BEAT = 1.0  # s; the shortest that may be set
@@ -120,7 +120,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     return Fleet(logs, text.stdout, json.loads(report.stdout), (base / "report.html").read_text())
 
 
-@pytest.mark.integration
 def test_each_crash_is_a_failure_with_its_cause(fleet: Fleet) -> None:
     """The recorded one by its signal, the other as vanished; both are over, with the time until ready again."""
     failures = {each["machine"]: each for each in fleet.report["total"]["failures"]}
@@ -180,7 +179,6 @@ def test_the_page_needs_no_network_and_shows_every_plot(fleet: Fleet) -> None:
         ET.fromstring(drawing)
 
 
-@pytest.mark.integration
 def test_a_wall_clock_that_jumps_changes_no_duration(tmp_path: Path) -> None:
     """A day forward while the service runs: told, and not counted as operating time."""
     control = tmp_path / "clock"
