@@ -206,11 +206,12 @@ class GpuSupervisor(DeviceSupervisor):
 
     def _failed(self, fault: EngineFault, *, dropped: bool) -> bool:
         gone = isinstance(fault, EngineLost) and fault.cause in ("no_device", "unkillable")
-        in_use = self._state.in_use and self._state.process == self._number
+        number = self._number  # the first fault told may let the next process in
+        in_use = self._state.in_use and self._state.process == number
         blamed = in_use and not gone and not self._closing.is_set()
-        self.tell(Fault(fault_kind(fault), self._number, str(fault).partition("\n")[0]))
-        if dropped and self._state.in_use and self._state.process == self._number:
-            self.tell(Fault(FaultKind.STICKY, self._number, "its process was given up for want of memory"))
+        self.tell(Fault(fault_kind(fault), number, str(fault).partition("\n")[0]))
+        if dropped and self._state.in_use and self._state.process == number:
+            self.tell(Fault(FaultKind.STICKY, number, "its process was given up for want of memory"))
         return blamed
 
     def _dispose(self, worker: EngineWorker) -> None:

@@ -187,6 +187,7 @@ class DeviceSupervisor(ABC):
             self._emit_fault(fault, self._computing)
             blamed = self._failed(fault, dropped=drop)
             self._busy, self._computing = False, ()
+            self._tidy()
             self.publish()
         return blamed
 

@@ -46,7 +46,7 @@ class Archiver:
         """Move the original of a finished job where it belongs. Raises nothing: a failure is emitted, and retried."""
         try:
             self._move(job)
-        except (OSError, StorageFault) as error:
+        except (OSError, StorageFault, ImageError) as error:  # a name or a size that the other disk refuses
             self._later(job, error)
         else:
             with self._lock:

@@ -60,6 +60,9 @@ def refused(
     return JobOutcome("image.failed", {**keys, "reason": str(reason), "detail": detail})
 
 
+_KEYS_OF_THE_ROW = {"job", "folder", "path", "attempt", "output", "bytes_out", "sha256_out", "reason", "detail"}
+
+
 class Outbox:
     """One row per job. Methods that take a connection are part of a transaction of the ledger."""
 
@@ -67,7 +70,9 @@ class Outbox:
         self._database = database
 
     def put(self, db: sqlite3.Connection, outcome: JobOutcome) -> None:
-        db.execute("INSERT OR REPLACE INTO untold VALUES (?,?)", (outcome.job_id, json.dumps(outcome.keys)))
+        """Store what the row of the job does not hold: a version before this one reads those keys from both."""
+        keys = {key: value for key, value in outcome.keys.items() if key not in _KEYS_OF_THE_ROW}
+        db.execute("INSERT OR REPLACE INTO untold VALUES (?,?)", (outcome.job_id, json.dumps(keys)))
 
     def drop(self, db: sqlite3.Connection, job_id: int) -> None:
         """The job goes on, or is forgotten: there is no outcome to deliver."""

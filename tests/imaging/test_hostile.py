@@ -121,7 +121,7 @@ def largest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         path.unlink()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_largest_images_allowed_are_decoded_in_less_than_a_gigabyte(largest: Path) -> None:
     """Planes and decoder together, one image at a time as the decode stage does it."""
     images, facts = outcomes_of(largest)

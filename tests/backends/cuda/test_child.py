@@ -11,7 +11,7 @@ from rmbgd.engine.wiring import default_machine
 from rmbgd.engine.worker import EngineWorker
 from tests.engine.processes import PATIENCE
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
 def test_the_real_child_cuts_out_the_ball(arena, canvas):
