@@ -200,7 +200,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "pipeline": (1700, 9),
     "publish": (840, 5),
     "service": (1450, 9),
-    "store": (1010, 6),
+    "store": (1000, 6),
     "telemetry": (640, 4),
     "testing": (790, 6),
 }

@@ -13,7 +13,7 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Config
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.gpu_supervisor import GpuSupervisor
-from rmbgd.engine.supervisor import CpuSupervisor, DeviceSupervisor, DeviceViews
+from rmbgd.engine.supervisor import CpuSupervisor, DeviceSupervisor, DeviceViews, StartThread
 from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost, ModelError
@@ -67,13 +67,14 @@ class Devices:
         self._description: Future[EngineDescription] = Future()
         views.listen(self._decide)
 
-    def start(self) -> None:
+    def start(self, start_thread: StartThread) -> None:
         for supervisor in self.supervisors:
-            supervisor.start()
+            supervisor.start(start_thread)
 
     def description(self) -> EngineDescription:
         """What images will be computed by, once that is decided: by the first device that passed its self-test, or
-        because all GPUs failed and the fallback serves. Raises ModelError, and Stopped when the service stops first."""
+        because all GPUs failed and the fallback serves. A fallback that is kept loaded is there by then, so that no
+        failover waits for its start. Raises ModelError, and Stopped when the service stops first."""
         return self._description.result()
 
     def stop_waiting(self) -> None:
@@ -86,7 +87,7 @@ class Devices:
         """After every change, with the lock."""
         if not self._description.done():
             self._resolve()
-        if self._description.done():
+        if self._description.done() and self._description.exception() is None:
             for supervisor in self._first:
                 if isinstance(supervisor, GpuSupervisor):
                     supervisor.report_absence()
@@ -96,7 +97,8 @@ class Devices:
         usable = [each.description for each in first if each.view.usable and each.description is not None]
         errors = [each.model_error for each in first if each.model_error is not None]
         if usable:
-            self._set(usable[0])
+            if not (isinstance(fallback, CpuSupervisor) and fallback.loading):
+                self._set(usable[0])
         elif len(errors) == len(first):  # what the operator has to mend before any of them can compute
             self._fail(errors[0])
         elif any(each.undecided for each in first) or isinstance(first[0], CpuSupervisor):

@@ -82,15 +82,10 @@ class GpuSupervisor(DeviceSupervisor):
         self._away_since: float | None = None  # since work goes elsewhere, or waits
         self._reading: Reading | None = None
         self._threads: list[threading.Thread] = []
-        self._thread = threading.Thread(target=self._run, name=f"health-{parts.device}", daemon=True)
 
     @property
     def undecided(self) -> bool:
         return self._undecided
-
-    @property
-    def state(self) -> DeviceState:
-        return self._state
 
     def describe(self) -> dict[str, object]:
         with self._views.lock:
@@ -113,9 +108,6 @@ class GpuSupervisor(DeviceSupervisor):
         return largest if limit is None else min(largest, limit)
 
     # ------------------------------------------------------------------------------------------------ its own thread
-
-    def start(self) -> None:
-        self._thread.start()
 
     def _run(self) -> None:
         while not self._closing.wait(self.tick()):
@@ -229,7 +221,7 @@ class GpuSupervisor(DeviceSupervisor):
                 probe.dismiss()
             if worker is not None:
                 self._reap(worker)
-        if self._thread.ident is None:  # never started
+        if self._thread is None:
             self._sensor.close()
         else:
             self._thread.join(END_PATIENCE)
@@ -345,7 +337,7 @@ class GpuSupervisor(DeviceSupervisor):
     def report_absence(self) -> None:
         """Work goes elsewhere because the device was not well when the service started. Emitted once."""
         with self._views.lock:
-            if self._undecided or self._state.in_use or self._away_since is not None:
+            if self._undecided or self._state.in_use or self._away_since is not None or self._closing.is_set():
                 return
             self._away_since = self._clock.monotonic()
             aside, model = self._aside()

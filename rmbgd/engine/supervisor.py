@@ -27,6 +27,9 @@ from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 END_PATIENCE = 15.0  # s for threads and processes to be gone when the service stops; what is stuck is left behind
 ABORT_AGAIN = 0.1  # s between two orders to a process that was about to be started just then
 
+StartThread = Callable[[str, Callable[[], None]], threading.Thread]
+"""Starts a named thread. What the thread raises ends the service, and is not lost."""
+
 
 class DeviceViews:
     """The views of all devices, the lock of all supervisors, and what to call after a change."""
@@ -106,12 +109,14 @@ class DeviceSupervisor(ABC):
         self._views, self._make, self._emit, self._clock = parts.views, parts.make, parts.emit, parts.clock
         self._keep_when_short = parts.keep_when_short
         self._closing = threading.Event()
+        self._thread: threading.Thread | None = None  # its own, once it is started
         # Everything below is under the lock.
         self._worker: EngineWorker | None = None  # the slot
         self._busy = False  # the device's thread uses the worker, which then belongs to it alone
         self._computing: tuple[int, ...] = ()  # jobs that it computes
         self._memory = MemoryLimit()
         self._fault_at: float | None = None  # of the first fault since a worker was ready
+        self._missing = False  # it stands behind others, and could not be started
         self.index = parts.views.add(DeviceView(parts.device, parts.is_fallback))
 
     # ------------------------------------------------------------------------------------------------ what others see
@@ -120,7 +125,7 @@ class DeviceSupervisor(ABC):
     def view(self) -> DeviceView:
         largest = self.description.batch_sizes[-1] if self.description else 1
         limit = max(self._limit(self._memory.of(largest)), 1)
-        return DeviceView(self.device, self.is_fallback, self._usable(), self._missing(), limit, self.description)
+        return DeviceView(self.device, self.is_fallback, self._usable(), self._missing, limit, self.description)
 
     @property
     @abstractmethod
@@ -133,9 +138,6 @@ class DeviceSupervisor(ABC):
 
     def _limit(self, largest: int) -> int:
         return largest
-
-    def _missing(self) -> bool:
-        return False
 
     @abstractmethod
     def _usable(self) -> bool: ...
@@ -193,9 +195,13 @@ class DeviceSupervisor(ABC):
 
     # ------------------------------------------------------------------------------------------------ life
 
-    @abstractmethod
-    def start(self) -> None:
+    def start(self, start_thread: StartThread) -> None:
         """Begin to look after the device."""
+        self._thread = start_thread(f"health-{self.device}", self._run)
+
+    @abstractmethod
+    def _run(self) -> None:
+        """What its own thread does, until `close`."""
 
     def stop(self) -> None:
         """From now on nothing that happens means anything, and no new worker is started."""
@@ -209,12 +215,11 @@ class DeviceSupervisor(ABC):
 
     # ------------------------------------------------------------------------------------------------ under the lock
 
-    @abstractmethod
-    def _tidy(self) -> None:
+    def _tidy(self) -> None:  # noqa: B027 - the CPU's own thread looks after its worker
         """A worker that was condemned while it was busy goes now."""
 
-    @abstractmethod
-    def _answered(self, images: int) -> None: ...
+    def _answered(self, images: int) -> None:  # noqa: B027 - no policy counts what the CPU computes
+        """So many images were computed."""
 
     @abstractmethod
     def _failed(self, fault: EngineFault, *, dropped: bool) -> bool: ...
@@ -285,31 +290,31 @@ class CpuSupervisor(DeviceSupervisor):
         undecided_gpus: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(parts)
-        self._is_missing = False  # it could not be started, and was not since; under the lock
         self._delay_maximum, self._interval, self._warm = delay_maximum, interval, warm
         self._stopping, self._undecided_gpus = stopping, undecided_gpus
         self._next_start = self._clock.monotonic()
         self._starting: EngineWorker | None = None  # by its own thread; under the lock
         self._wake = threading.Condition(self._views.lock)
-        self._thread = threading.Thread(target=self._run, name=f"health-{parts.device}", daemon=True)
         self._views.listen(self._wake.notify_all)
 
     @property
     def undecided(self) -> bool:
         return self.description is None and self.model_error is None
 
+    @property
+    def loading(self) -> bool:
+        """It is kept loaded, and is being loaded for the first time."""
+        return self._warm and self.undecided and not self._missing
+
     def describe(self) -> dict[str, object]:
         if self._worker is not None:
             return {"state": "ready"}
-        if self._is_missing:
+        if self._missing:
             return {"state": "missing"}
         return {"state": "starting" if self._is_wanted() else "on_demand"}
 
     def _usable(self) -> bool:
         return self._worker is not None
-
-    def _missing(self) -> bool:
-        return self._is_missing
 
     def ready_worker(self, heartbeat: Heartbeat) -> EngineWorker | None:
         with self._views.lock:
@@ -326,12 +331,6 @@ class CpuSupervisor(DeviceSupervisor):
     def _dispose(self, worker: EngineWorker) -> None:
         worker.close()
 
-    def _answered(self, images: int) -> None:
-        """The policy of the CPU counts nothing."""
-
-    def _tidy(self) -> None:
-        """Its own thread looks whether it is still wanted."""
-
     def _delay(self) -> float:
         """None after the first failure, then 1, 2, 4 ... s."""
         return backoff(self.failures - 1, 1.0, self._delay_maximum)
@@ -343,25 +342,28 @@ class CpuSupervisor(DeviceSupervisor):
 
     # ------------------------------------------------------------------------------------------------ its own thread
 
-    def start(self) -> None:
-        self._thread.start()
-
     def _run(self) -> None:
         while not self._closing.is_set():
-            seconds = self.tick()
+            self.tick()
             with self._views.lock:
                 if not self._closing.is_set() and not self._is_due():
-                    self._wake.wait(seconds)
+                    self._wake.wait(self.pause)
 
-    def tick(self) -> float:
-        """One look: whether the process is there, wanted, or to be started. Seconds until the next one."""
+    @property
+    def pause(self) -> float:
+        """Seconds until a process that is down may be started, or one that is there is looked at again."""
+        until_start = self._next_start - self._clock.monotonic()
+        return min(self._interval, until_start) if self._worker is None and until_start > 0 else self._interval
+
+    def tick(self) -> None:
+        """One look: whether the process is there, wanted, or to be started."""
         if self._is_due():
             self._start_worker()
         with self._views.lock:
             worker, idle = self._worker, not self._busy
             gone = worker is not None and idle and not worker.alive
             if worker is None or not idle or (not gone and self._is_wanted()):
-                return max(min(self._interval, self._next_start - self._clock.monotonic()), 0.01)
+                return
             self._worker = None
             if gone:
                 self._emit_fault(EngineLost("its process is gone"), ())
@@ -369,7 +371,6 @@ class CpuSupervisor(DeviceSupervisor):
             self.publish()
         worker.attach(NullHeartbeat())
         worker.close()
-        return 0.0
 
     def _is_due(self) -> bool:
         with self._views.lock:
@@ -392,7 +393,7 @@ class CpuSupervisor(DeviceSupervisor):
             self._start_failed(fault, None)
         else:
             with self._views.lock:
-                self._is_missing, self.model_error = False, None
+                self._missing, self.model_error = False, None
                 self._adopt(worker, description, began)
                 self.publish()
         finally:
@@ -403,12 +404,14 @@ class CpuSupervisor(DeviceSupervisor):
         """Weights that cannot be used end the first start of a device that nothing stands behind. Later on, and for the
         fallback, they are a fault like any other: they may be mended while the service runs."""
         with self._views.lock:
+            if self._closing.is_set() or self._stopping.is_set():  # it was killed, or would have to be
+                return
             self.model_error = error
             if error is None or self.is_fallback or self.description is not None:
                 self._emit_fault(fault, ())
                 self._next_start = self._clock.monotonic() + self._delay()
-            if self.is_fallback and not self._is_missing and not self._closing.is_set():
-                self._is_missing = True
+            if self.is_fallback and not self._missing:
+                self._missing = True
                 why = str(fault).partition("\n")[0]
                 self._emit("engine.degraded", device=self.device, reason="no_standby", reading=why)
             self.publish()
@@ -416,18 +419,20 @@ class CpuSupervisor(DeviceSupervisor):
     def close(self) -> None:
         self.stop()
         deadline = self._clock.monotonic() + END_PATIENCE
-        while self._thread.is_alive() and self._clock.monotonic() < deadline:
+        thread = self._thread
+        while thread is not None and thread.is_alive() and self._clock.monotonic() < deadline:
             with self._views.lock:
                 self._wake.notify_all()
                 if self._starting is not None:
                     self._starting.abort()
-            self._thread.join(ABORT_AGAIN)
-        if self._thread.is_alive():  # stuck in the kernel; the process ends with ours
+            thread.join(ABORT_AGAIN)
+        if thread is not None and thread.is_alive():  # stuck in the kernel; the process ends with ours
             return
         with self._views.lock:
             worker, self._worker = self._worker, None
             self.publish()
         if worker is not None:
+            worker.attach(NullHeartbeat())  # the device's thread, which asks, says no more
             worker.close()
 
 

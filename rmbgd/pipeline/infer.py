@@ -13,7 +13,7 @@ from rmbgd.config.load import Folder, PipelineSettings, Recipe
 from rmbgd.engine import retry
 from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.supervisor import DeviceSupervisor, DeviceViews
-from rmbgd.engine.types import Answer, DeviceView, EngineDescription, Work
+from rmbgd.engine.types import DeviceView, EngineDescription, Work
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineMemory, Reason
 from rmbgd.heartbeat import Heartbeat
@@ -46,8 +46,6 @@ class DeviceThread:
         """Until the last decoder has gone and no batch can come back."""
         with frames, arrivals:
             try:
-                if not self._supervisor.is_fallback:
-                    self._emit_batching()
                 while True:
                     with frames.take(self._choose) as batch:
                         outcomes = self._end(batch)
@@ -84,7 +82,7 @@ class DeviceThread:
         limits = _limits(view.description, self._settings)
         return replace(limits, sizes=tuple(size for size in limits.sizes if size <= view.limit))
 
-    def _emit_batching(self) -> None:
+    def emit_batching(self) -> None:
         """How images are batched here: when the device that computes has no table emitted, or another one."""
         description = self._supervisor.description
         if description is None:
@@ -104,9 +102,9 @@ class DeviceThread:
     def _end(self, batch: Taken[Frame]) -> list[Arrival]:
         """What became of it; nothing where it goes back to the queue."""
         worker = self._supervisor.ready_worker(self._heartbeat)
-        self._emit_batching()
+        self.emit_batching()
         if worker is None:
-            if self._stopping.is_set() and not self._supervisor.view.usable:
+            if self._stopping.is_set() and self._is_last(batch.items):
                 return self._finish(batch, [_postponed(frame) for frame in batch.items])
             return []  # the device went away meanwhile: they are put back as they were
         (first, *_others) = batch.items
@@ -115,6 +113,12 @@ class DeviceThread:
             self._supervisor.release_worker()
             return self._finish(batch, [_rejected(first)])
         return self._run(batch, worker)
+
+    def _is_last(self, frames: Sequence[Frame]) -> bool:
+        """The service stops, and no device will compute them: this one, which is down, gives them back."""
+        own = self._supervisor.view
+        share = batching.share(own, self._views.all, stopping=True)
+        return not own.usable and all(share.isolated if each.history.isolated else share.ordinary for each in frames)
 
     def _run(self, batch: Taken[Frame], worker: EngineWorker) -> list[Arrival]:
         began = self._clock.monotonic()
@@ -129,8 +133,11 @@ class DeviceThread:
         self._heartbeat.working()
         self._supervisor.report_ok(report)
         self._add_time(batch, began)
-        answered = zip(batch.items, report.answers, strict=True)
-        return self._finish(batch, [Cutout(frame, _counted(frame, answer)) for frame, answer in answered])
+        pairs = zip(batch.items, report.answers, strict=True)
+        cutouts = [
+            Cutout(each, replace(answer, tries=max(each.history.runs + 1, answer.tries))) for each, answer in pairs
+        ]
+        return self._finish(batch, cutouts)
 
     def _put_back(self, batch: Taken[Frame], fault: EngineFault, began: float) -> None:
         alone, device = len(batch.items) == 1, self._supervisor.device
@@ -179,10 +186,6 @@ def _table(folder: Folder, limits: batching.Limits) -> list[int]:
     if folder.latency == "realtime":
         return [1]
     return list(batching.table(limits, folder.latency_target).values())
-
-
-def _counted(frame: Frame, answer: Answer) -> Answer:
-    return replace(answer, tries=max(frame.history.runs + 1, answer.tries))
 
 
 def _postponed(frame: Frame) -> Postponed:

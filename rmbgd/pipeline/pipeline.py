@@ -12,6 +12,7 @@ from functools import partial
 
 from rmbgd.config.load import Folder, Recipe
 from rmbgd.engine.devices import EngineContext, EngineFactory, Stopped
+from rmbgd.engine.supervisor import StartThread
 from rmbgd.engine.types import EngineDescription
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.decode import Decoder, decode_loop
@@ -39,7 +40,7 @@ class PipelineContext:
     storage_retry: StorageRetry
     source: JobSource
     new_heartbeat: Callable[[str], Heartbeat]
-    start_thread: Callable[[str, Callable[[], None]], object]
+    start_thread: StartThread
     on_ready: Callable[[EngineDescription], None]
     on_room: Callable[[], None]
 
@@ -125,15 +126,20 @@ class Pipeline:
             try:
                 devices = engine.devices = self._context.build_devices(engine)
                 devices.views.listen(frames.look_again)
+                first: list[DeviceThread] = []
                 for supervisor in devices.supervisors:
                     own = self._context.new_heartbeat(name := f"infer-{supervisor.device}")
                     thread = DeviceThread(supervisor, devices.views, self._folders, engine, own)
-                    ends = frames.clone(own), arrivals.clone(own)
-                    self._context.start_thread(name, partial(thread.run, *ends))
-                devices.start()
+                    if not supervisor.is_fallback:
+                        first.append(thread)
+                    self._context.start_thread(name, partial(thread.run, frames.clone(own), arrivals.clone(own)))
+                devices.start(self._context.start_thread)
                 if engine.stopping.is_set():
                     devices.stop_waiting()
-                self._begin(devices.description())
+                description = devices.description()
+                for thread in first:  # none of them has an image yet
+                    thread.emit_batching()
+                self._begin(description)
             except Stopped:  # nothing was decoded
                 pass
             finally:
@@ -151,11 +157,8 @@ class Pipeline:
     # ------------------------------------------------------------------------------------------------ what they share
 
     def _begin(self, description: EngineDescription) -> None:
-        keys = {
-            name: recipe_hash(recipe, description.models.get(recipe.model, {}))
-            for name, (_, recipe) in self._folders.items()
-        }
-        context = self._context
+        context, models = self._context, description.models
+        keys = {name: recipe_hash(recipe, models.get(recipe.model, {})) for name, (_, recipe) in self._folders.items()}
         decoder = Decoder(
             limits=context.engine.config.limits,
             folders=self._folders,

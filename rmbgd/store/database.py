@@ -94,7 +94,6 @@ MIGRATIONS = {1: _UNTOLD}
 
 QUICK_CHECK_BYTES = 64 << 20  # after an unclean end a file up to this size is checked whole: well below a second
 
-
 Row = tuple[Any, ...]
 
 

@@ -190,9 +190,8 @@ class Ledger:
                 "VALUES (?,?,?,?,?,?,'failed',0,0,0,?,?,?,?,?,?) RETURNING id",
                 (folder, os.fsencode(relative_path), *version_values(version), *stamps, str(reason), storable(detail)),
             ).fetchall()
-            job = {"job": int(job_id), "folder": folder, "path": relative_path, "attempt": 0}
-            outcome = refused(job, reason, detail)
-            self.outbox.put(db, outcome)
+            keys = {"job": int(job_id), "folder": folder, "path": relative_path, "attempt": 0}
+            self.outbox.put(db, outcome := refused(keys, reason, detail))
         return outcome
 
     def original_moved(self, job_id: int) -> None:

@@ -22,6 +22,7 @@ _STORED = (
     "SELECT id, folder, path, attempt, state, target, size_out, sha256_out, reason, detail, keys "
     "FROM untold JOIN job ON id=job"
 )
+_KEYS_OF_THE_ROW = {"job", "folder", "path", "attempt", "output", "bytes_out", "sha256_out", "reason", "detail"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +61,6 @@ def refused(
     return JobOutcome("image.failed", {**keys, "reason": str(reason), "detail": detail})
 
 
-_KEYS_OF_THE_ROW = {"job", "folder", "path", "attempt", "output", "bytes_out", "sha256_out", "reason", "detail"}
-
-
 class Outbox:
     """One row per job. Methods that take a connection are part of a transaction of the ledger."""
 
@@ -89,8 +87,7 @@ class Outbox:
 
     def pending(self, job_id: int) -> JobOutcome | None:
         """The outcome of a job, done or failed, whose event may be missing from the log."""
-        found = self._select("id=?", job_id)
-        return found[0] if found else None
+        return next(iter(self._select("id=?", job_id)), None)
 
     def deliver_pending(self, emit: Emit) -> int:
         """Deliver what the last run may not have delivered of jobs with which nothing else is left to do; how many."""

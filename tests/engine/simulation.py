@@ -123,9 +123,6 @@ class Gpu(GpuSupervisor):
             names=Names("cpu", LESSER, MODEL) if fallback else Names("", "", MODEL),
         )
 
-    def start(self) -> None:
-        """Its checks are made by hand."""
-
     def _start_probe(self, number: int) -> None:
         self.probed.clear()
         super()._start_probe(number)
@@ -137,21 +134,17 @@ class Gpu(GpuSupervisor):
     def check(self) -> None:
         """One health check; a probe that runs is waited for."""
         self.tick()
-        if self.state.phase is Phase.PROBING:
+        if self._state.phase is Phase.PROBING:
             assert self.probed.wait(30)
 
     @property
     def phase(self) -> Phase:
-        return self.state.phase
-
-
-class Cpu(CpuSupervisor):
-    def start(self) -> None:
-        """Its looks are made by hand."""
+        return self._state.phase
 
 
 class Simulation:
-    """`gpus` of them, with a fallback unless `require_gpu`; or the CPU alone."""
+    """`gpus` of them, with a fallback unless `require_gpu`; or the CPU alone. No supervisor has a thread: its checks
+    are made by hand."""
 
     def __init__(
         self,
@@ -171,10 +164,10 @@ class Simulation:
         fallback = gpus > 0 and not context.config.health.require_gpu
         self.gpus = [Gpu(self, index, fallback=fallback) for index in range(gpus)]
         supervisors: list[DeviceSupervisor] = list(self.gpus)
-        self.cpu: Cpu | None = None
+        self.cpu: CpuSupervisor | None = None
         if fallback or not gpus:
             model = LESSER if fallback else MODEL
-            self.cpu = Cpu(
+            self.cpu = CpuSupervisor(
                 DeviceParts(
                     "cpu",
                     self.views,
@@ -215,20 +208,20 @@ class Simulation:
 
     # ------------------------------------------------------------------------------------------------ time and health
 
-    def check(self, times: int = 1) -> None:
+    def check(self, times: int = 1, *, tick_cpu: bool = True) -> None:
         """Health checks of all devices, an interval apart."""
         for _ in range(times):
             self.clock.advance(self.context.config.health.interval)
             for gpu in self.gpus:
                 gpu.check()
-            if self.cpu is not None:
+            if self.cpu is not None and tick_cpu:
                 self.cpu.tick()
 
-    def until(self, *phases: Phase, limit: int = 3000) -> Simulation:
+    def until(self, *phases: Phase, limit: int = 3000, tick_cpu: bool = True) -> Simulation:
         for _ in range(limit):
             if [gpu.phase for gpu in self.gpus] == list(phases):
                 return self
-            self.check()
+            self.check(tick_cpu=tick_cpu)
         raise AssertionError(f"{[gpu.phase for gpu in self.gpus]}, not {phases}")
 
     def well(self) -> Simulation:

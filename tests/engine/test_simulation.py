@@ -70,6 +70,8 @@ def test_images_on_devices_with_scripted_faults(gpus, warm, scripts, actions):
             largest=16,
         )
         assert it.views.isolated == 0
+        it.check()
+        assert [gpu.view.usable for gpu in it.gpus] == [gpu._state.in_use for gpu in it.gpus]
         _check_edges(it)
         it.close()
 

@@ -10,6 +10,7 @@ from rmbgd.engine.devices import Stopped
 from rmbgd.engine.health_types import Phase
 from rmbgd.engine.types import EngineDescription, Limit
 from rmbgd.errors import ModelError
+from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.pipeline.items import Postponed
 from tests.engine.simulation import HOT, LESSER, MODEL, WELL, Gpu
 from tests.engine.traces import Began
@@ -143,7 +144,7 @@ def test_a_fault_among_the_single_images_is_another_trip(simulate):
     numbers += it.put()
     it.serve()
 
-    assert it.gpus[0].state.trips == 2
+    assert it.gpus[0]._state.trips == 2
     assert it.devices_of(numbers) == [ON_CPU] * 2
     first, second = (each["until"] for each in it.events.named("engine.state") if each["to"] == "quarantined")
     began = [each for each in it.events.named("engine.state") if each["to"] == "quarantined"]
@@ -189,6 +190,71 @@ def test_an_image_too_large_for_memory_gets_a_fresh_worker_each_time(simulate):
     assert it.rejected() == [number]
     assert len(it.cpu_made) == 3
     assert "memory is short" in it.outcomes[number].detail
+
+
+def test_a_gpu_that_trips_for_want_of_memory_is_used_again(simulate):
+    """8, 4, 2 images lack memory: the process that stayed so far is ended, and the slot is free for the next one."""
+    it = simulate()
+    it.gpus[0].plan = {"script": ["memory"] * 3}
+    it.well()
+    numbers = it.put(8)
+    it.run()
+    assert it.gpus[0].phase is Phase.QUARANTINED
+    assert it.devices_of(numbers) == [ON_CPU] * 8
+    it.gpus[0].plan = {}
+    it.well()
+
+    assert where(it) == [ON_GPU]
+    assert [worker.ended for worker in it.gpus[0].made] == [True, False]
+
+
+def test_heat_during_a_batch_that_lacks_memory_ends_the_process_after_it(simulate):
+    """A hot GPU gives its memory back, whatever became of the batch."""
+    it = simulate()
+    gpu = it.gpus[0]
+    gpu.plan = {"script": ["memory"]}
+    it.well()
+    it.put(2)
+    assert it.begin(0)
+    get_hot_before(it, gpu.made[-1])
+    it.end(0)
+    for thread in list(gpu._threads):
+        thread.join(30)
+
+    assert gpu.phase is Phase.COOLING
+    assert gpu.made[-1].ended
+
+
+def test_a_late_fault_of_the_old_process_leaves_the_new_one_alone(simulate):
+    """It hung while the GPU cooled down and passed its next probe with another process."""
+    it = simulate()
+    gpu = it.gpus[0]
+    gpu.plan = {"script": ["lost"]}
+    it.well()
+    it.put()
+    assert it.begin(0)
+    get_hot_before(it, gpu.made[-1], recover=True)
+    it.end(0)
+
+    assert gpu.phase is Phase.OK
+    assert [worker.alive for worker in gpu.made] == [False, True]
+    assert edges(it) == [("failover", ON_GPU, ON_CPU), ("failback", ON_CPU, ON_GPU)]
+    assert where(it) == [ON_GPU]
+
+
+def get_hot_before(it, worker, *, recover: bool = False) -> None:
+    """Its GPU gets hot while the next batch runs on this worker, and with `recover` is well again before the end."""
+    run, gpu = worker.run, it.gpus[0]
+
+    def slow(batch):
+        gpu.reading = HOT
+        it.check()
+        if recover:
+            gpu.reading, gpu.plan = WELL, {}
+            it.until(Phase.OK)
+        return run(batch)
+
+    worker.run = slow
 
 
 @pytest.mark.parametrize("when", ["idle", "abandoned"])
@@ -270,6 +336,28 @@ def test_the_service_starts_with_the_first_device_that_passed_its_self_test(simu
     ]
 
 
+def test_the_service_starts_with_the_fallback_loaded(simulate):
+    """A GPU that is ready first waits for it, so that a failover waits for no start; not for one on demand."""
+    it, other = simulate(), simulate(warm=False)
+    it.until(Phase.OK, tick_cpu=False)
+    other.until(Phase.OK, tick_cpu=False)
+    assert not it.devices._description.done()
+    assert other.devices.description().device == ON_GPU
+    it.cpu.tick()
+
+    assert it.devices.description().device == ON_GPU
+
+
+def test_a_fallback_that_cannot_be_loaded_is_not_waited_for(simulate):
+    """The GPU serves; the event says that nothing stands behind it."""
+    it = simulate()
+    it.cpu_sick = "start"
+    it.until(Phase.OK)
+
+    assert it.devices.description().device == ON_GPU
+    assert [event["reason"] for event in it.events.named("engine.degraded")] == ["no_standby"]
+
+
 def test_the_service_starts_on_the_fallback_when_no_gpu_passes(simulate):
     """One event says so; what is computed meanwhile is keyed by weights that nothing has seen."""
     it = simulate()
@@ -299,6 +387,17 @@ def test_weights_that_no_device_can_load_are_the_operators_to_mend(simulate, gpu
 
     with pytest.raises(ModelError, match="no weights"):
         it.devices.description()
+    assert it.events.named("engine.degraded") == [], "nothing serves, so nothing serves with less"
+
+
+def test_a_gpu_that_fails_after_the_stop_is_no_news(simulate):
+    """Nothing goes elsewhere any more."""
+    it = simulate()
+    it.gpus[0].sick = "start"
+    it.context.stop_waiting()
+    it.until(Phase.QUARANTINED)
+
+    assert it.events.named("engine.degraded") == []
 
 
 def test_with_neither_a_gpu_nor_a_fallback_the_start_fails(simulate):
@@ -350,6 +449,33 @@ def test_a_ready_worker_works_on_while_the_service_stops(simulate):
     it.context.stop_waiting()
 
     assert where(it, 3) == [ON_CPU] * 3
+
+
+@pytest.mark.parametrize("order", ["abort", "close"])
+def test_a_start_that_the_stop_cuts_short_is_no_fault(simulate, order):
+    """A report counts faults, and an operator who stops the service has caused none."""
+    it = simulate(gpus=0)
+    it.cpu_sick = "start"
+    it.context.stop_waiting() if order == "abort" else it.cpu.stop()
+    it.cpu._start_worker()
+
+    assert it.events.events == []
+
+
+def test_at_the_stop_a_batch_goes_to_the_gpu_that_is_still_well(simulate, tmp_path):
+    """Its own GPU failed the memory test just before: only what nobody can compute is given back."""
+    it = simulate(gpus=2, canary_interval=60.0)
+    it.gpus[0].plan = {"orders": str(tmp_path)}
+    it.well()
+    it.clock.advance(61.0)
+    (tmp_path / "canary").write_text("200")
+    numbers = it.put(3)
+    it.context.stop_waiting()
+    assert it.begin(0)
+    it.end(0)
+    it.run()
+
+    assert it.devices_of(numbers) == ["cuda:1"] * 3
 
 
 # --- several GPUs
@@ -502,6 +628,31 @@ def test_the_first_restart_is_immediate_and_later_ones_wait_longer(simulate):
 
     assert it.cpu.failures == 0
     assert [event["restarts"] for event in it.events.named("engine.restarted")] == [1]
+
+
+@pytest.mark.parametrize(("sick", "pause"), [("", 5.0), ("start", 1.0)])
+def test_an_idle_supervisor_sleeps_until_there_is_something_to_do(simulate, sick, pause):
+    """The interval while its process is there; until the next start while it is down; it does not poll."""
+    it = simulate(gpus=0)
+    it.cpu_sick = sick
+    for _ in range(2):
+        it.cpu.tick()
+
+    assert it.cpu.pause == pause
+
+
+def test_closing_asks_no_heartbeat_of_a_thread_that_ends(simulate):
+    """The device's thread has said that it waits, and its silence after that is no stall."""
+    it = simulate(gpus=0)
+    it.check()
+    heard = []
+    worker = it.cpu_made[-1]
+    worker.attach = lambda heartbeat, patience=None: heard.append(type(heartbeat))
+    close = worker.close
+    worker.close = lambda: (heard.append("closed"), close())
+    it.cpu.close()
+
+    assert heard == [NullHeartbeat, "closed"]
 
 
 def test_limits_of_a_worker_are_events_each_emitted_once(simulate):

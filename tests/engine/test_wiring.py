@@ -18,6 +18,7 @@ from rmbgd.engine.sensors.choose import ChosenSensor
 from rmbgd.engine.wiring import Machine, build
 from rmbgd.errors import ConfigError
 from rmbgd.events import RecordedEvents
+from rmbgd.service.threads import ThreadFailure, ThreadGroup
 from rmbgd.testing.sensors import FakeSensor
 
 
@@ -29,6 +30,7 @@ class Builder(ExitStack):
         self.tmp_path = tmp_path
         self.arena = self.enter_context(Arena(1 << 16))
         self.events = RecordedEvents()
+        self.failures: list[ThreadFailure] = []
 
     def __call__(self, device: str, count: int, *, start: bool = True, **health: object) -> Devices:
         folder = {"name": "a", "input": "/a", "output": "/b", "failed": "/c", "done": "/d"}
@@ -49,7 +51,7 @@ class Builder(ExitStack):
             self.callback(supervisor.close)
         self.callback(context.stop_waiting)
         if start:
-            devices.start()
+            devices.start(ThreadGroup(self.failures.append).start)
         return devices
 
 
@@ -82,7 +84,7 @@ def test_a_gpu_that_is_visible_computes(builder, device, count, found):
     assert builder(device, count, good_checks=1).description().device == found
 
     assert builder.events.named("engine.chosen")[0]["device"] == found
-    assert {event["device"] for event in builder.events.named("engine.started")} >= {found}
+    assert {event["device"] for event in builder.events.named("engine.started")} == {found, "cpu"}
 
 
 @pytest.mark.integration
@@ -141,3 +143,20 @@ def test_processes_are_killed_also_when_they_are_still_to_come(builder):
     assert (context.describe(), context.device) == ({"state": "starting"}, None)
     context.abort()
     assert context.stopping.is_set()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_what_a_supervisor_s_thread_raises_reaches_the_service(builder, device):
+    """A defect there is no fault of a device: nothing would ever come up, and nothing would say why."""
+    devices = builder(device, 1, start=False)
+    supervisor = devices.supervisors[0]
+
+    def defect() -> None:
+        raise MemoryError("no memory for a thread")
+
+    supervisor.tick = defect
+    threads = ThreadGroup(builder.failures.append)
+    supervisor.start(threads.start)
+
+    assert threads.join(30) == []
+    assert [(each.stage, type(each.error)) for each in builder.failures] == [(f"health-{device}", MemoryError)]

@@ -70,6 +70,7 @@ def test_heat_moves_work_to_the_cpu_and_a_probe_brings_it_back(tmp_path: Path) -
 def test_the_standby_was_ready_before_it_was_needed(tmp_path: Path) -> None:
     """After a failover no process has to start before the next image is done: only the CPU's own time passes."""
     with GpuUnderTest(tmp_path) as service:
+        service.wait_for("service.ready")
         service.wait_for_gpu()
         service.steps(["cuda:assert"])
         service.drop("a.png", sample_image(1))

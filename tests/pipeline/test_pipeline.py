@@ -413,6 +413,20 @@ def test_a_device_that_is_away_leaves_every_image_to_the_other(works):
     assert {"cuda:1"} == {event["device"] for event in it.events.named("image.done")}
 
 
+def test_batching_is_an_event_before_the_first_image(works):
+    """Of the device that was ready first, once; an idle service has said how it will batch."""
+    it = works(devices=TwoDevices())
+    it.line.start()
+    it.engine_ready.wait(30)
+    emitted = it.events.named("engine.batching")
+    it.line.jobs.close()
+    it.line.let_run()
+
+    assert [] == it.crew.join(30)
+    assert emitted
+    assert len(emitted) == len(it.events.named("engine.batching"))
+
+
 def test_a_device_that_comes_back_takes_what_waits(works):
     """None is usable; then one is, and the thread that waits takes the image."""
     devices = TwoDevices()

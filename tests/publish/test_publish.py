@@ -460,6 +460,22 @@ def test_an_original_that_cannot_be_moved_is_tried_again(workspace: Callable[...
     assert len(it.events.named("storage.retire_failed")) == 1
 
 
+@pytest.mark.parametrize("code", [errno.ENAMETOOLONG, errno.EFBIG])
+def test_an_archive_that_cannot_hold_the_original_takes_no_output_back(
+    workspace: Callable[..., Workspace], code: int
+) -> None:
+    """A name or a size that the other disk refuses: the output stands, and moving the original is tried again."""
+    it = workspace(fs=FailingFs({"rename_noreplace": [0, errno.EXDEV, code]}))
+    it.drop("a.jpg", b"original")
+    it.work("a.jpg")
+
+    assert [event["path"] for event in it.events.named("storage.retire_failed")] == ["a.jpg"]
+    assert it.events.named("image.failed") == []
+    it.clock.advance(1.0)
+    assert it.publisher.archiver.retry() is None
+    assert it.files("done") == {"a.jpg": b"original"}
+
+
 def test_a_claim_in_place_is_not_done_again(workspace: Callable[..., Workspace]) -> None:
     """Where the original may not be moved at all it stays, handled, while moving it is tried again."""
     fs = FailingFs({"rename_noreplace": [0, errno.EPERM]})

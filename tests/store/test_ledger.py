@@ -402,6 +402,8 @@ def test_an_outcome_is_delivered_whole_whichever_version_stored_it(ledger: Ledge
             ledger.done(job.job_id, Published("/out", target.path, "ab", 5, 7, 8))
         ledger.original_moved(job.job_id)
     beyond = {"stage": "decode", "milliseconds": {"decode": 1.0}} if end == "failed" else OF_DONE
+    (stored,) = ledger._database.one("SELECT keys FROM untold WHERE job=?", (whole.job_id,))
+    assert set(json.loads(stored)) == set(beyond), "a version before would meet the other keys twice"
     with ledger._database.transaction() as db:
         db.execute("UPDATE untold SET keys=? WHERE job=?", (json.dumps(beyond), partial.job_id))
 

@@ -95,7 +95,7 @@ def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: Installed
     assert recorded["status"] in ("ABRT", "SEGV")
     journal = service.journal("-o", "cat", "-n", "400")
     assert "Fatal Python error: Aborted" in journal
-    assert "rmbgd/service/" in journal
+    assert "rmbgd/service/health.py" in journal
 
 
 def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: InstalledService) -> None:
