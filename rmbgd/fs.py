@@ -231,7 +231,7 @@ class SystemFileSystem:
             os.fchmod(descriptor, mode)
         except PermissionError:  # FAT and some shares know no modes; the mount's own apply
             pass
-        except BaseException:
+        except BaseException:  # whatever it is: no descriptor and no empty file stays behind
             os.close(descriptor)
             os.unlink(path)
             raise

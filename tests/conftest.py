@@ -168,6 +168,15 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
 
 
 @pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Generator[None, Any, Any]:
+    """Fixtures of a module or a session end with whichever test comes last: what they do is not that test's."""
+    global _unit_test  # noqa: PLW0603
+    if nextitem is None or nextitem.getparent(pytest.Module) is not item.getparent(pytest.Module):
+        _unit_test = ""
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:

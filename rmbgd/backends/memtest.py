@@ -84,7 +84,7 @@ class MemoryTest:
         try:
             self._memory.write(pattern)
             bad.update(self._memory.compare(pattern))
-        except BaseException:
+        except BaseException:  # whatever it is: half a pattern must not be compared next time
             self._memory.release()
             raise
         self._written = pattern

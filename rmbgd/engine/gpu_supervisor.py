@@ -198,7 +198,7 @@ class GpuSupervisor(DeviceSupervisor):
 
     def _failed(self, fault: EngineFault, *, dropped: bool) -> bool:
         gone = isinstance(fault, EngineLost) and fault.cause in ("no_device", "unkillable")
-        number = self._number  # the first fault told may let the next process in
+        number = self._number  # the first of the two faults may let the next process in
         in_use = self._state.in_use and self._state.process == number
         blamed = in_use and not gone and not self._closing.is_set()
         self.tell(Fault(fault_kind(fault), number, str(fault).partition("\n")[0]))

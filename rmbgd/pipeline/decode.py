@@ -132,7 +132,7 @@ class Decoder:
             slot = view(lease.block, region)
             with self._alone_if(height * width > LARGE_PIXELS and len(data) <= LARGE_BYTES):
                 facts = decode_into(data, header, slot.rgb, slot.source_alpha, sha256=facts.sha256)
-        except BaseException:
+        except BaseException:  # whatever it is: memory of the arena that stays leased is lost until the next start
             lease.release()
             raise
         return Frame(job, region, lease, facts, timing, self._clock.monotonic())

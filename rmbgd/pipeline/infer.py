@@ -40,7 +40,7 @@ class DeviceThread:
         self._stopping, self._clock, self._emit = context.stopping, context.clock, context.emit
         self._settings: PipelineSettings = context.config.pipeline
         self._tries = context.config.engine.tries
-        self._told: dict[str, object] = {}  # by device: its batching as last emitted
+        self._emitted: dict[str, object] = {}  # by device: its batching as last emitted
 
     def run(self, frames: Receiver[Frame], arrivals: Sender[Arrival]) -> None:
         """Until the last decoder has gone and no batch can come back."""
@@ -92,8 +92,8 @@ class DeviceThread:
             name: {"latency": folder.latency_target, "table": _table(folder, limits)}
             for name, (folder, _) in self._folders.items()
         }
-        if self._told.get(description.device) != folders:
-            self._told[description.device] = folders
+        if self._emitted.get(description.device) != folders:
+            self._emitted[description.device] = folders
             milliseconds = {str(size): round(1000 * seconds, 3) for size, seconds in limits.seconds.items()}
             self._emit("engine.batching", device=description.device, milliseconds=milliseconds, folders=folders)
 

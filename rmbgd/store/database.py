@@ -112,7 +112,7 @@ class Database:
         self.is_new = path == ":memory:" or not os.path.exists(path)
         try:
             self._connection = _open(path)
-        except BaseException:
+        except BaseException:  # whatever it is: a lock that stays would keep the next try out
             self._release_service_lock()
             raise
 
@@ -165,7 +165,7 @@ class Database:
                     db.execute(statement, values)
                 yield db
                 db.execute("COMMIT")
-            except BaseException:
+            except BaseException:  # whatever it is, the world that stops in a test included: all or nothing
                 if db.in_transaction:
                     with contextlib.suppress(sqlite3.Error):
                         db.execute("ROLLBACK")
