@@ -80,8 +80,8 @@ class Device:
 
     def until(self, phase: Phase, reading: Reading = WELL, limit: float = 1e6) -> Device:
         end = self.now + limit
-        while self._state.phase is not phase:
-            assert self.now < end, f"still {self._state.phase} after {limit} s"
+        while self.state.phase is not phase:
+            assert self.now < end, f"still {self.state.phase} after {limit} s"
             self.check(reading)
         return self
 
