@@ -39,7 +39,7 @@ def booted_machine() -> Iterator[container.Machine]:
             tempfile.TemporaryDirectory(prefix="rmbgd-system-", dir="/var/tmp") as scratch,
             container.Machine(Path(scratch), bind_read_only=libraries) as booted,
         ):
-            booted.run("systemctl", "is-system-running", "--wait")
+            booted.sh("systemctl is-system-running --wait || { systemctl --failed; journalctl -n 50; exit 1; }")
             yield booted
     except container.Unavailable as reason:
         pytest.skip(str(reason))

@@ -25,6 +25,11 @@ CACHE = Path(os.environ.get("RMBGD_TEST_ROOTFS", "/var/cache/rmbgd-tests"))
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "acl", "python3", "python3-venv")
 PYTHON = (3, 11)  # Debian 12's
 TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "mount")
+HIERARCHIES = {  # the name in /proc/self/cgroup: where it may be mounted
+    "": (Path("/sys/fs/cgroup"), Path("/sys/fs/cgroup/unified")),
+    "name=systemd": (Path("/sys/fs/cgroup/systemd"),),
+}
+ENTER = 'while [ "$1" != -- ]; do echo $$ > "$1/cgroup.procs"; shift; done; shift; exec "$@"'
 BOOT_PATIENCE = 120.0  # s
 COMMAND_PATIENCE = 240.0  # s
 
@@ -83,6 +88,7 @@ class Machine:
         self.root = scratch / "root"
         self._process: subprocess.Popen[bytes] | None = None
         self._leader = 0
+        self._groups: list[Path] = []
 
     def __enter__(self) -> Self:
         for name in ("upper", "work", "root"):
@@ -102,6 +108,11 @@ class Machine:
             listener.bind(os.fspath(notify))
             listener.settimeout(BOOT_PATIENCE)
             command: list[Any] = [
+                "/bin/sh",
+                "-ec",
+                ENTER,
+                *self._control_groups(),
+                "--",
                 "systemd-nspawn",
                 "--quiet",
                 "--register=no",
@@ -146,6 +157,27 @@ class Machine:
                 self._process.kill()
                 self._process.wait()
         subprocess.run(["umount", self.root], check=False)
+        for group in self._groups:
+            for path in (*sorted(group.rglob("*/"), reverse=True), group):
+                with contextlib.suppress(OSError):  # one that a dying process still holds; it is empty soon
+                    path.rmdir()
+
+    def _control_groups(self) -> list[Path]:
+        """New control groups of this container alone, one for each hierarchy that systemd uses.
+
+        Two containers that start in the same group share what lies below it, and the systemd of one removes groups that
+        the other has just made ("Failed at step CGROUP").
+        """
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, hierarchy, path = line.split(":", 2)
+            for mount in HIERARCHIES.get(hierarchy, ()):
+                if (mount / "cgroup.procs").exists():
+                    parent = mount / path.lstrip("/")
+                    group = parent / f"rmbgd-test-{os.getpid()}-{self._scratch.name}"
+                    group.mkdir()
+                    self._groups.append(group)
+                    break
+        return self._groups
 
     def run(self, *command: str | Path, check: bool = True, patience: float = COMMAND_PATIENCE, **env: str) -> str:
         """What `command` prints inside. Raises Failed with all it said when its status is not 0."""
