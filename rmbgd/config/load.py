@@ -42,6 +42,9 @@ __all__ = [
 ]
 
 
+_BUILT_IN = Recipe()  # "default" where the configuration sets none; checked once, not for each image
+
+
 class Config(Settings):
     service: ServiceSettings = Field(default_factory=ServiceSettings)
     intake: IntakeSettings = Field(default_factory=IntakeSettings)
@@ -84,7 +87,7 @@ class Config(Settings):
         return self
 
     def recipe_of(self, folder: Folder) -> Recipe:
-        return self.recipe.get(folder.recipe) or Recipe()
+        return self.recipe.get(folder.recipe, _BUILT_IN)
 
 
 def load(path: Path) -> Config:
