@@ -11,6 +11,8 @@ from rmbgd.models.convert import assemble
 from rmbgd.models.registry import PatchOrder
 from tests.models.stress import golden, logits, recipe, recipe_tensors
 
+pytestmark = pytest.mark.slow  # whole networks
+
 
 def network(backbone: str, order: PatchOrder, dtype: torch.dtype = torch.float32) -> birefnet.BiRefNet:
     return assemble(BACKBONES[backbone], order, recipe_tensors(recipe(), backbone), device="cpu", dtype=dtype)
@@ -32,7 +34,6 @@ def test_lite_equals_the_reference(lite, name):
     assert torch.equal(x, before)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "order"),

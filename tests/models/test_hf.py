@@ -25,6 +25,8 @@ with warnings.catch_warnings():
 
     from rmbgd.models.hf import BiRefNetConfig, BiRefNetForImageSegmentation
 
+pytestmark = pytest.mark.slow  # whole networks
+
 # The configuration that the author publishes: it names his own code and no model type.
 PUBLISHED = {
     "architectures": ["BiRefNet"],
@@ -191,7 +193,6 @@ def test_the_older_code_beside_the_weights_decides(published, tmp_path):
     assert BiRefNetForImageSegmentation.from_pretrained(tmp_path).config.patch_order == "tile_first"
 
 
-@pytest.mark.slow
 def test_non_commercial_weights_wait_and_keep_their_name(tmp_path):
     """RMBG-2.0 opens after acceptance only, and what is saved from it is still known as RMBG-2.0."""
     hollow(tmp_path / "rmbg-2.0" / WEIGHTS, "swin_v1_l")

@@ -21,6 +21,8 @@ from rmbgd.models.store import AUTHOR_CODE, CONFIG, ORIGIN, WEIGHTS
 from tests.models.checkpoints import NEW_CODE, OLD_CODE, hollow
 from tests.models.stress import CPU, golden, load, logits, recipe
 
+pytestmark = pytest.mark.slow  # whole networks
+
 NEW = {"patch_order": "channel_first", **CPU}
 
 
@@ -60,7 +62,6 @@ def test_a_folder_computes_the_reference(reference):
     assert (logits(reference.module, image) - expected).abs().max() < 1e-3
 
 
-@pytest.mark.slow
 def test_the_old_patch_order_computes_its_reference(tmp_path):
     """Swin-L weights beside the author's older code give the reference's logits of the old order, within 1e-3."""
     save_file(recipe().checkpoint("swin_v1_l"), tmp_path / WEIGHTS, metadata={"format": "pt"})
@@ -252,7 +253,6 @@ def test_accepted_weights_load_in_their_order(restricted):
     assert (provenance.patch_order, provenance.backbone) == (PatchOrder.TILE_FIRST, "swin_v1_l")
 
 
-@pytest.mark.slow
 def test_the_embedded_model_loads_by_name():
     """u2netp gives logits at its input size, and its digest agrees with the registry's."""
     loaded = load_model("u2netp", **CPU)

@@ -51,6 +51,7 @@ def public_alpha(session: onnxruntime.InferenceSession, batch: np.ndarray) -> np
     return np.concatenate([session.run(["1959"], {"input.1": image[None]})[0] for image in batch])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
 def test_random_inputs_equal_the_public_file(network, public_file, seed, scale):
@@ -60,6 +61,7 @@ def test_random_inputs_equal_the_public_file(network, public_file, seed, scale):
     np.testing.assert_allclose(alpha_of(network, batch), public_alpha(public_file, batch), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_photographs_equal_the_public_file(network, public_file):
     """On photographs, where the maps saturate, the network agrees with the ONNX file to 1e-4."""
     photos = sorted((shared("eval") / "photos").glob("*.jpg"))[::15]
@@ -114,6 +116,7 @@ def test_odd_sizes_pass_through():
     assert network(torch.zeros(1, 3, 75, 93)).shape == (1, 1, 75, 93)
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_near(network):
     """In bfloat16 the alpha stays within 1.5 steps of 255 of float32's, on average over a photograph."""
     half = build_u2netp(device="cpu", dtype=torch.bfloat16)
