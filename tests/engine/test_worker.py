@@ -103,15 +103,14 @@ def test_the_child_fills_the_output_plane_in_shared_memory(images, workshop, out
 
 def test_neither_side_imports_torch_for_a_fake():
     """The service's process and a child with a fake engine come up without torch."""
-    imports = "import sys, rmbgd.engine.child, rmbgd.engine.worker, rmbgd.testing.engine"
-    assert (
-        subprocess.run([sys.executable, "-c", f"{imports}; assert 'torch' not in sys.modules"], check=False).returncode
-        == 0
+    program = (
+        "import sys, rmbgd.engine.child, rmbgd.engine.worker, rmbgd.testing.engine; assert 'torch' not in sys.modules"
     )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
 def test_kill_9_in_the_middle_of_a_batch_is_an_engine_lost(workshop):
-    """The caller gets EngineLost that names the signal, at once and not at the deadline; and so does who comes later."""
+    """The caller gets EngineLost that names the signal, at once and not at the deadline; and so does the next."""
     worker = workshop.started("hang")
     with pytest.raises(EngineLost, match="SIGKILL"):
         workshop.asked(worker, lambda: os.kill(worker.pid, signal.SIGKILL))
@@ -143,7 +142,7 @@ def test_a_hanging_child_writes_its_stacks_before_it_is_killed(workshop):
     worker = workshop.started("hang", batch_timeout=0.5)
     pid = worker.pid
     worker.attach(SpyHeartbeat(), patience=PATIENCE)
-    with pytest.raises(EngineLost, match="hung.*SIGKILL"):
+    with pytest.raises(EngineLost, match=r"hung.*SIGKILL"):
         workshop.answers(worker)
 
     assert any("testing/engine.py" in line and "_act" in line for line in workshop.lines)
@@ -234,6 +233,7 @@ def test_no_child_outlives_a_parent_that_is_killed(tmp_path, state):
     program.write_text(
         f"""
 import sys, threading
+from rmbgd.engine.arena import Arena
 from rmbgd.engine.worker import EngineWorker
 from tests.engine.image_store import ImageStore
 
@@ -365,10 +365,7 @@ def test_the_deadline_of_a_gpu_s_batch(workshop, measured, count, pixels, second
 def test_a_gpu_has_a_deadline_for_batches_and_checks(workshop):
     """Where it said what a batch takes, nobody waits for the time that a slow CPU is given. The golden image and the
     canary may take longer, their first time, but not as long as a CPU."""
-    worker, other = (
-        workshop.started(hang_minimum=0.02, seconds=0.001),
-        workshop.started(hang_minimum=0.02, seconds=0.001),
-    )
+    worker, other = (workshop.started(hang_minimum=0.02, seconds=0.001) for _ in range(2))
     for each in (worker, other):
         os.kill(each.pid, signal.SIGSTOP)
     with pytest.raises(EngineLost, match=r"no answer within 0\.02 s to 'segment'"):
