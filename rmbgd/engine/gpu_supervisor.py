@@ -34,6 +34,7 @@ from rmbgd.engine.health_types import (
     Sample,
     StartProbe,
     event_of,
+    facts_of,
 )
 from rmbgd.engine.probe import GoldenReferences, Probe, ProbeResult, sha256_of
 from rmbgd.engine.selftest import golden_difference, judge_golden
@@ -346,17 +347,13 @@ class GpuSupervisor(DeviceSupervisor):
 
     def _emit_failover(self, decision: Failover) -> None:
         self._away_since = self._clock.monotonic()
-        keys: dict[str, object] = {"reason": decision.reason}
-        optional = {"reading": decision.reading, "threshold": decision.threshold}
-        keys |= {name: value for name, value in optional.items() if value is not None}
-        if decision.operator_action:
-            keys["operator_action"] = decision.operator_action
         aside, model = self._aside()
         if not aside:
-            self._emit("engine.degraded", device=self.device, **keys | {"reason": "waiting_for_gpu"})
+            self._emit("engine.degraded", device=self.device, reason="waiting_for_gpu", **facts_of(decision))
             return
-        keys |= {"from": self.device, "to": aside, "model": model}
-        self._emit("engine.failover", images=list(self._computing), **keys)
+        edge = {"from": self.device, "to": aside, "model": model}
+        images = list(self._computing)
+        self._emit("engine.failover", images=images, reason=decision.reason, **facts_of(decision), **edge)
 
     def _emit_failback(self) -> None:
         if self._away_since is None:  # it was not away: well again after a suspicion, or at first
