@@ -83,7 +83,7 @@ def serve(connection: socket.socket, arena_fd: int) -> None:
                     answer = {"canary": asdict(backend.canary(request["blocks"]))}
                 else:
                     batch = [ipc.to_work(work) for work in request["batch"]]
-                    answer = {"report": ipc.from_report(backend.segment(batch))}
+                    answer = {"report": asdict(backend.segment(batch))}
                 sticky = False
             except Exception as error:  # noqa: BLE001 - whatever it was, the parent is to learn it
                 answer, sticky = _fault(error)
