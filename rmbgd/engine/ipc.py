@@ -23,11 +23,20 @@ from dataclasses import asdict
 from typing import Any
 
 from rmbgd.engine.types import Answer, BatchReport, EngineDescription, Limit, MatteReport, OutputPlane, Region, Work
+from rmbgd.errors import EngineMemory, EngineNonsense, ModelError
 
 Message = dict[str, Any]
 
 MESSAGE_MAXIMUM = 1 << 20  # bytes; a batch of 16 takes 4,000: anything near this is not from us
 _LENGTH = struct.Struct("!I")
+
+
+KINDS = {EngineMemory: "memory", EngineNonsense: "nonsense", ModelError: "model"}
+
+
+def kind_of(error: Exception) -> str:
+    """A fault as messages and events spell it: memory, nonsense, model or lost."""
+    return next((kind for family, kind in KINDS.items() if isinstance(error, family)), "lost")
 
 
 class GarbledError(Exception):

@@ -17,10 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rmbgd.clock import Clock, backoff
+from rmbgd.engine.ipc import kind_of
 from rmbgd.engine.retry import MemoryLimit
 from rmbgd.engine.types import BatchReport, DeviceView, EngineDescription, Limit
 from rmbgd.engine.worker import EngineWorker
-from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
 from rmbgd.events import Emit
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
@@ -250,10 +251,7 @@ class DeviceSupervisor(ABC):
             self.failures += 1
             if self._fault_at is None:
                 self._fault_at = self._clock.monotonic()
-        kind = (
-            "memory" if isinstance(fault, EngineMemory) else "nonsense" if isinstance(fault, EngineNonsense) else "lost"
-        )
-        facts = {"kind": kind, "detail": str(fault), "images": list(images), "restarts": self.restarts}
+        facts = {"kind": kind_of(fault), "detail": str(fault), "images": list(images), "restarts": self.restarts}
         self._emit("engine.fault", device=self.device, **facts)
 
     def _emit_limits(self, limits: Sequence[Limit]) -> None:
