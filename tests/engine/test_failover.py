@@ -47,6 +47,7 @@ WELL = Reading(
 )
 UNKNOWN = Reading(source="fake", problem=Problem.TIMEOUT)
 SLOWED = replace(WELL, throttle=frozenset({Throttle.SOFTWARE_THERMAL}))
+GONE = Reading("fake", Problem.GPU_IS_LOST)
 RESET_WANTED = replace(WELL, recovery="gpu_reset")
 NO_THERMOMETER = replace(WELL, temperature=None, unsupported=frozenset({"temperature"}))
 PROVED = ProbeReport(
@@ -193,6 +194,7 @@ def test_heat_and_throttling(device: Device, history: list[Step]):
         "a wrong image of an older process is no news": [golden(False, late=1), OK],
         "quarantine lasts its dwell: 60 s": [STICKY, *[WELL] * 11, QUARANTINED, WELL, PROBING],
         "a hot device is not probed": [STICKY, *[hot(86)] * 20, QUARANTINED, WELL, PROBING],
+        "a lost device is looked for after its dwell": [GONE, LOST, *[WELL] * 11, LOST, WELL, PROBING],
         "a silent sensor is not probed": [STICKY, *[UNKNOWN] * 20, QUARANTINED, WELL, PROBING],
         "a damaged one is not probed": [STICKY, *[WELL] * 11, replace(WELL, xids=(48,)), QUARANTINED, WELL, PROBING],
     }
@@ -382,7 +384,7 @@ def test_a_lost_device_is_looked_for_at_growing_intervals(device: Device, proble
 @pytest.mark.parametrize("reading", [UNKNOWN, RESET_WANTED, Reading("fake", Problem.NO_SOURCE)])
 def test_a_lost_device_is_probed_when_it_is_well_again(device: Device, reading: Reading):
     """It recovers by itself; a sensor that says nothing, or a driver that wants something, is not well."""
-    device.play(Reading("fake", Problem.GPU_IS_LOST), *[reading] * 100, LOST, until(OK))
+    device.play(GONE, *[reading] * 100, LOST, until(OK))
 
     assert len(device.all(Failback)) == 1
 
@@ -419,7 +421,7 @@ def test_a_device_is_used_after_a_passed_probe_and_three_good_checks():
         "bad checks before good ones are forgotten": [WELL, *[UNKNOWN] * 3, WELL, *[UNKNOWN] * 3, PROBING],
         "heat during the probe": [WELL, hot(85.1), COOLING],
         "damage during the probe": [WELL, replace(WELL, xids=(48,)), QUARANTINED],
-        "loss during the probe": [WELL, Reading("fake", Problem.GPU_IS_LOST), LOST],
+        "loss during the probe": [WELL, GONE, LOST],
         "a fault during the probe": [WELL, STICKY, QUARANTINED],
         "shortages of memory during the probe": [WELL, MEMORY, MEMORY, PROBING, MEMORY, QUARANTINED],
         "wrong known images count in use only": [WELL, *[golden(False)] * 9, PROBING],
@@ -553,7 +555,7 @@ READINGS = st.sampled_from(
         WELL, WELL, WELL, hot(74.0), hot(75.0), hot(80.0), hot(85.0), hot(86.0), hot(math.nan), UNKNOWN, SLOWED,
         replace(WELL, temperature=None), RESET_WANTED, replace(WELL, remap_failed=True),
         replace(WELL, ecc_uncorrected=1), replace(WELL, xids=(13,)), replace(WELL, xids=(48,)),
-        replace(WELL, xids=(79,)), Reading("fake", Problem.GPU_IS_LOST), Reading("fake", Problem.NO_DEVICE),
+        replace(WELL, xids=(79,)), GONE, Reading("fake", Problem.NO_DEVICE),
     ]
 )  # fmt: skip
 PROBES = st.sampled_from(

@@ -98,17 +98,23 @@ def test_a_batch_that_is_lost_with_its_process_is_computed_by_the_fallback(simul
     assert (fault["device"], fault["kind"], fault["images"]) == (ON_GPU, "lost", numbers)
 
 
-def test_what_is_computed_when_it_gets_hot_may_finish(simulate):
-    """Heat during a batch leaves its process alone until the batch is done; the next one goes to the CPU."""
-    it = simulate().well()
+@pytest.mark.parametrize(("script", "device"), [([], ON_GPU), (["memory"], ON_CPU)])
+def test_what_is_computed_when_it_gets_hot_may_finish(simulate, script, device):
+    """Heat during a batch leaves its process alone until the batch is done, whatever becomes of it; then it ends, and
+    the next image goes to the CPU."""
+    it = simulate()
+    gpu = it.gpus[0]
+    gpu.plan = {"script": script}
+    it.well()
     numbers = it.put(2)
     get_hot_during(it)
+    it.step(0)
+    join_threads(gpu)
+    assert gpu.phase is Phase.COOLING
+    assert [worker.ended for worker in gpu.made] == [True]
     it.run()
-    (worker,) = it.gpus[0].made
-    join_threads(it.gpus[0])
 
-    assert worker.ended
-    assert it.devices_of(numbers) == [ON_GPU] * 2
+    assert it.devices_of(numbers) == [device] * 2
     assert where(it) == [ON_CPU]
     assert edges(it) == [("failover", ON_GPU, ON_CPU)]
 
@@ -213,21 +219,6 @@ def test_a_gpu_that_trips_for_want_of_memory_is_used_again(simulate):
 
     assert where(it) == [ON_GPU]
     assert [worker.ended for worker in it.gpus[0].made] == [True, False]
-
-
-def test_heat_during_a_batch_that_lacks_memory_ends_the_process_after_it(simulate):
-    """A hot GPU gives its memory back, whatever became of the batch."""
-    it = simulate()
-    gpu = it.gpus[0]
-    gpu.plan = {"script": ["memory"]}
-    it.well()
-    it.put(2)
-    get_hot_during(it)
-    it.step(0)
-    join_threads(gpu)
-
-    assert gpu.phase is Phase.COOLING
-    assert gpu.made[-1].ended
 
 
 def test_a_late_fault_of_the_old_process_leaves_the_new_one_alone(simulate):
