@@ -538,7 +538,7 @@ def test_oscillating_around_the_trip_point_for_a_day_costs_at_most_29_failovers(
     assert 20 < failovers_of_a_day(lambda device: 86.0 if device.state.in_use else 74.0) <= 29
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 400), st.sampled_from([60.0, 74.0, 80.0, 86.0, 95.0])), min_size=1))
 @example([(1, 86.0), (1, 74.0)])
 @example([(13, 86.0), (13, 74.0)])
