@@ -17,13 +17,12 @@ import warnings
 from bisect import bisect
 from collections import deque
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.engine.types import ALIGNMENT
+from rmbgd.engine.types import ALIGNMENT, aligned
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
 
@@ -35,10 +34,7 @@ class ArenaClosed(Exception):
 class ArenaStatistics:
     """Bytes as lent, that is rounded up; `waiting` counts threads that ask and must wait."""
 
-    byte_count: int
     leased_bytes: int
-    peak_bytes: int
-    leases: int
     waiting: int
 
 
@@ -46,15 +42,9 @@ class Lease:
     """A piece of the arena. Give it back from any thread, once or more often."""
 
     def __init__(self, arena: Arena, offset: int, byte_count: int) -> None:
-        self.offset = offset
-        self.byte_count = byte_count
+        self.offset, self.byte_count = offset, byte_count
+        self.block = arena.block  # the whole shared block, uint8 [bytes]; engine.types.view finds the planes in it
         self._arena: Arena | None = arena  # None once given back; guarded by the arena's lock
-        self._block = arena.block
-
-    @property
-    def block(self) -> NDArray[np.uint8]:
-        """The whole shared block, uint8 [bytes]; engine.types.view finds the planes in it."""
-        return self._block
 
     def release(self) -> None:
         arena = self._arena
@@ -64,9 +54,7 @@ class Lease:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
     def __del__(self) -> None:
@@ -89,8 +77,6 @@ class Arena:
         self._free: list[tuple[int, int]] = [(0, byte_count)]  # (offset, bytes), by offset, never adjacent
         self._queue: deque[threading.Condition] = deque()  # who waits, in order; each is woken when it is the head
         self._leased = 0
-        self._peak = 0
-        self._leases = 0
         self._closed = False
 
     def lease(self, byte_count: int, heartbeat: Heartbeat | None = None) -> Lease:
@@ -98,7 +84,7 @@ class Arena:
 
         Raises ValueError when the arena could never hold them, ArenaClosed when it is closed, also while waiting.
         """
-        wanted = max(ALIGNMENT, -(-byte_count // ALIGNMENT) * ALIGNMENT)
+        wanted = max(ALIGNMENT, aligned(byte_count))
         if byte_count < 0 or wanted > self.byte_count:
             raise ValueError(f"{byte_count} bytes can never fit into an arena of {self.byte_count}")
         heartbeat = heartbeat or NullHeartbeat()
@@ -112,7 +98,7 @@ class Arena:
 
     def statistics(self) -> ArenaStatistics:
         with self._lock:
-            return ArenaStatistics(self.byte_count, self._leased, self._peak, self._leases, len(self._queue))
+            return ArenaStatistics(self._leased, len(self._queue))
 
     def close(self) -> None:
         """Lend no more. What is lent stays valid until it is given back; the memory goes with its last user."""
@@ -127,9 +113,7 @@ class Arena:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _wait_for(self, wanted: int, heartbeat: Heartbeat) -> int:
@@ -156,8 +140,6 @@ class Arena:
                 rest = [(offset + wanted, size - wanted)] if size > wanted else []
                 self._free[index : index + 1] = rest
                 self._leased += wanted
-                self._leases += 1
-                self._peak = max(self._peak, self._leased)
                 return offset
         return None
 
@@ -175,7 +157,6 @@ class Arena:
                 last, end = index + 1, sum(self._free[index])
             self._free[first:last] = [(start, end - start)]
             self._leased -= lease.byte_count
-            self._leases -= 1
             if self._queue:
                 self._queue[0].notify()
 

@@ -18,13 +18,12 @@ import socket
 import sys
 import traceback
 from dataclasses import asdict
-from typing import NoReturn
 
 from rmbgd.engine import ipc
 from rmbgd.engine.arena import attach
 from rmbgd.engine.golden_image import from_golden
 from rmbgd.engine.types import Backend
-from rmbgd.errors import EngineFault, EngineMemory, EngineNonsense, ModelError
+from rmbgd.errors import EngineFault, ModelError
 
 STICKY_STATUS = 70  # EX_SOFTWARE
 OOM_SCORE_RAISE = 500  # when memory is short the kernel is to take this process, which is started again
@@ -32,14 +31,7 @@ STACKS_AT = 0.9  # of the deadline: then every thread's stack is written, so tha
 
 DETAIL_MAXIMUM = 4000  # characters
 
-_FAULTS: dict[type[Exception], str] = {
-    EngineMemory: "memory",
-    EngineNonsense: "nonsense",
-    ModelError: "model",
-    EngineFault: "lost",
-}
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NAME = 15
+_PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
 def main(arguments: list[str]) -> None:
@@ -83,14 +75,16 @@ def serve(connection: socket.socket, arena_fd: int) -> None:
                     answer = {"canary": asdict(backend.canary(request["blocks"]))}
                 else:
                     batch = [ipc.to_work(work) for work in request["batch"]]
-                    answer = {"report": ipc.from_report(backend.segment(batch))}
+                    answer = {"report": asdict(backend.segment(batch))}
                 sticky = False
             except Exception as error:  # noqa: BLE001 - whatever it was, the parent is to learn it
                 answer, sticky = _fault(error)
             faulthandler.cancel_dump_traceback_later()
             ipc.send(connection, answer)
             if sticky:
-                _exit_now()
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(STICKY_STATUS)
     except (EOFError, BrokenPipeError):
         return
     if backend is not None:
@@ -107,22 +101,14 @@ def _build(request: ipc.Message, arena_fd: int) -> Backend:
 
 def _fault(error: Exception) -> tuple[ipc.Message, bool]:
     """What the parent learns, and whether this process can no longer be trusted."""
-    if isinstance(error, (EngineFault, ModelError)):
-        kind = next(name for family, name in _FAULTS.items() if isinstance(error, family))
-        detail = str(error)
-    elif isinstance(error, MemoryError):
+    kind, detail = ipc.kind_of(error), str(error)
+    if isinstance(error, MemoryError):
         kind, detail = "memory", f"out of host memory {error}"
-    else:
+    elif not isinstance(error, (EngineFault, ModelError)):
         traceback.print_exception(error)
-        kind, detail = "lost", f"{type(error).__name__}: {error}"
+        detail = f"{type(error).__name__}: {error}"
     sticky = not isinstance(error, MemoryError) and getattr(error, "sticky", True)
     return {"fault": kind, "detail": detail[:DETAIL_MAXIMUM], "cause": getattr(error, "cause", "")}, sticky
-
-
-def _exit_now() -> NoReturn:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(STICKY_STATUS)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Questions to torch and to the NVIDIA driver, asked in a process of their own and answered as JSON on stdout.
 
 Runs as `python -m rmbgd.engine.device_query torch|nvml`, so that a library that hangs, crashes or fills gigabytes
-does so elsewhere. Does not judge what it finds: compute.py does.
+does so elsewhere.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 120.0  # s; importing torch from a slow disk takes most of a minute
+NVML_PATIENCE = 20.0  # s; a sleeping card takes a few to wake up
 
 
 def ask(question: str, *, patience: float = PATIENCE) -> dict[str, Any]:
@@ -45,14 +46,12 @@ def ask_torch() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "devices": [],
     }
-    if not found["cuda"]:
-        if found["built_for_cuda"]:
-            try:
-                torch.cuda.init()
-            except Exception as error:  # noqa: BLE001, whatever it is: its text is the cause that is asked for
-                found["cause"] = str(error).splitlines()[0]
-        return found
-    for index in range(torch.cuda.device_count()):
+    if not found["cuda"] and found["built_for_cuda"]:
+        try:
+            torch.cuda.init()
+        except Exception as error:  # noqa: BLE001, whatever it is: its text is the cause that is asked for
+            found["cause"] = str(error).splitlines()[0]
+    for index in range(torch.cuda.device_count() if found["cuda"] else 0):
         properties = torch.cuda.get_device_properties(index)
         # That it can be listed does not say that it computes: wrong architectures fail at the first kernel.
         total = float(torch.ones(1024, device=f"cuda:{index}").sum().item())
@@ -69,6 +68,10 @@ def ask_torch() -> dict[str, Any]:
 
 def ask_nvml() -> dict[str, Any]:
     nvml = importlib.import_module("pynvml")
+    readings: dict[str, Callable[[Any], Any]] = {
+        "memory_bytes": lambda handle: nvml.nvmlDeviceGetMemoryInfo(handle).total,
+        "temperature": lambda handle: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
+    }
     nvml.nvmlInit()
     try:
         driver = nvml.nvmlSystemGetDriverVersion()
@@ -76,9 +79,9 @@ def ask_nvml() -> dict[str, Any]:
         for index in range(nvml.nvmlDeviceGetCount()):
             handle = nvml.nvmlDeviceGetHandleByIndex(index)
             device: dict[str, Any] = {"name": nvml.nvmlDeviceGetName(handle)}
-            for key, read in _readings(nvml, handle).items():
+            for key, read in readings.items():
                 try:
-                    device[key] = read()
+                    device[key] = read(handle)
                 except nvml.NVMLError as error:
                     device[key] = None  # what a board does not have is unknown, not healthy
                     device[f"{key}_error"] = str(error)
@@ -88,34 +91,12 @@ def ask_nvml() -> dict[str, Any]:
         nvml.nvmlShutdown()
 
 
-def _readings(nvml: Any, handle: Any) -> dict[str, Callable[[], Any]]:
-    return {
-        "memory_bytes": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).total,
-        "temperature": lambda: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
-    }
-
-
 QUESTIONS: dict[str, Callable[[], dict[str, Any]]] = {"torch": ask_torch, "nvml": ask_nvml}
 
 
-def main() -> int:
-    try:
-        answer = QUESTIONS[sys.argv[1]]()
-    except Exception as error:  # noqa: BLE001, the parent wants the cause, whatever it is
-        answer = {"error": type(error).__name__, "text": str(error).strip() or type(error).__name__}
-    print(json.dumps(answer))
-    return 0
+# --- whether this machine has a GPU that can compute
 
 
-if __name__ == "__main__":
-    sys.exit(main())
-
-
-# --- Whether this machine has a GPU that can compute, asked in a process of its own: a driver that hangs, hangs there.
-
-
-NVML_PATIENCE = 20.0  # s; a sleeping card takes a few to wake up
-TORCH_PATIENCE = 120.0  # s; importing torch from a slow disk takes most of a minute
 NODES = ("nvidia0", "nvhost-gpu", "nvgpu", "nvmap")  # one of them is there where a GPU's driver is, Jetson included
 UNWELL = ("mismatch", "lost", "reset", "unknown error", "timeout")  # NVML's words for a GPU that is there all the same
 
@@ -143,9 +124,8 @@ def visible_gpus(ask: Ask = ask, devices: Path = Path("/dev")) -> VisibleGpus:
         return VisibleGpus(1, f"the driver says {said}")
     if not any((devices / node).exists() for node in NODES):
         return VisibleGpus(0, f"no driver's device below {devices} ({said})")
-    answer = ask("torch", patience=TORCH_PATIENCE)
-    found = [str(each["name"]) for each in answer.get("devices", [])]
-    if found:
+    answer = ask("torch", patience=PATIENCE)
+    if found := [str(each["name"]) for each in answer.get("devices", [])]:
         return VisibleGpus(len(found), f"torch sees {', '.join(found)}")
     return VisibleGpus(0, f"torch sees none: {answer.get('cause') or answer.get('text') or 'no reason given'} ({said})")
 
@@ -160,3 +140,16 @@ def nvml_target(index: int, order: str | None) -> tuple[int, str | None]:
         return index, None
     entry = entries[index]
     return (int(entry), None) if entry.isdigit() else (index, entry)
+
+
+def main() -> int:
+    try:
+        answer = QUESTIONS[sys.argv[1]]()
+    except Exception as error:  # noqa: BLE001, the parent wants the cause, whatever it is
+        answer = {"error": type(error).__name__, "text": str(error).strip() or type(error).__name__}
+    print(json.dumps(answer))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -5,8 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError
-from contextlib import suppress
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 
 from rmbgd.clock import Clock
@@ -16,7 +15,7 @@ from rmbgd.engine.gpu_supervisor import GpuSupervisor
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceSupervisor, DeviceViews, StartThread
 from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.worker import EngineWorker
-from rmbgd.errors import EngineLost, ModelError
+from rmbgd.errors import EngineLost
 from rmbgd.events import Emit
 
 SIZES = (1, 2, 4, 8, 16)  # assumed while no device has said what it takes
@@ -79,9 +78,10 @@ class Devices:
 
     def stop_waiting(self) -> None:
         """The service is stopping: a device that is down is not waited for."""
-        with suppress(InvalidStateError):
-            self._description.set_exception(Stopped("the service is stopping and no engine is ready"))
-        self.views.changed()
+        with self.views.lock:
+            if not self._description.done():
+                self._description.set_exception(Stopped("the service is stopping and no engine is ready"))
+            self.views.changed()
 
     def _decide(self) -> None:
         """After every change, with the lock."""
@@ -98,9 +98,9 @@ class Devices:
         errors = [each.model_error for each in first if each.model_error is not None]
         if usable:
             if not (isinstance(fallback, CpuSupervisor) and fallback.loading):
-                self._set(usable[0])
+                self._description.set_result(usable[0])
         elif len(errors) == len(first):  # what the operator has to mend before any of them can compute
-            self._fail(errors[0])
+            self._description.set_exception(errors[0])
         elif any(each.undecided for each in first) or isinstance(first[0], CpuSupervisor):
             return
         elif fallback is None or fallback.view.usable:
@@ -108,17 +108,9 @@ class Devices:
             unseen: dict[str, dict[str, object]] = {
                 name: {"sha256": f"not seen {uuid.uuid4()}"} for name in self._models
             }
-            self._set(EngineDescription(self.device, unseen, SIZES))
+            self._description.set_result(EngineDescription(self.device, unseen, SIZES))
         elif fallback.model_error is not None:
-            self._fail(fallback.model_error)
-
-    def _set(self, description: EngineDescription) -> None:
-        with suppress(InvalidStateError):
-            self._description.set_result(description)
-
-    def _fail(self, error: ModelError) -> None:
-        with suppress(InvalidStateError):
-            self._description.set_exception(error)
+            self._description.set_exception(fallback.model_error)
 
     # ------------------------------------------------------------------------------------------------ for health
 

@@ -23,7 +23,7 @@ fault among them trips it again.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from rmbgd.clock import backoff
 from rmbgd.config.load import HealthSettings
@@ -41,6 +41,7 @@ from rmbgd.engine.health_types import (
     Failover,
     Fault,
     FaultKind,
+    Finding,
     GoldenChecked,
     Phase,
     Probed,
@@ -82,15 +83,6 @@ def cooldown(trips: int, health: HealthSettings) -> float:
 # --- what one reading says against a device; what a board cannot know is left out
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong: a word for it, what was read, and the limit it broke."""
-
-    reason: str
-    reading: float | str | None = None
-    threshold: float | None = None
-
-
 def out_of_reach(reading: Reading, health: HealthSettings) -> Finding | None:
     """The device is out of reach: off the bus, without a driver, or its firmware is dead."""
     if reading.problem in OUT_OF_REACH:
@@ -125,9 +117,11 @@ def bad_check(check: Check, health: HealthSettings) -> Finding | None:
     reading = check.reading
     if reading.problem is not None:
         return Finding(str(reading.problem), reading.detail or None)
-    if reading.temperature is None and (health.require_temperature or reading.lacks("temperature")):
-        return Finding("no_temperature")
-    if reading.temperature is not None and not math.isfinite(reading.temperature):
+    if reading.temperature is None:
+        unknown = health.require_temperature or reading.lacks("temperature")
+    else:
+        unknown = not math.isfinite(reading.temperature)
+    if unknown:
         return Finding("no_temperature")
     if asked := operator_action(reading):
         return Finding("recovery_pending", asked)
@@ -150,8 +144,8 @@ def operator_action(reading: Reading | None) -> str:
 # --- how the state moves
 
 
-class Transition:
-    """One step in the making: the state as it becomes, and the decisions so far."""
+class HealthRules:
+    """One step in the making: the state as it becomes, the decisions so far, and what each sample means."""
 
     def __init__(self, state: DeviceState, now: float, health: HealthSettings) -> None:
         self.state = state
@@ -161,8 +155,6 @@ class Transition:
 
     def set(self, **fields: object) -> None:
         self.state = replace(self.state, **fields)  # type: ignore[arg-type]
-
-    # --- times
 
     def slowed_for_long(self, reading: Reading) -> bool:
         """Keep the two throttle times; whether it is slowed down beyond the grace."""
@@ -186,8 +178,6 @@ class Transition:
         if self.state.phase is Phase.PROBING:
             self.set(since=self.state.since + (self.now - last))
 
-    # --- transitions
-
     def change(
         self, after: Phase, finding: Finding, reading: Reading | None = None, until: float | None = None
     ) -> None:
@@ -205,8 +195,9 @@ class Transition:
         until = self.now + cooldown(trips, self.health)
         self.set(trips=trips, next_probe=until)
         self.change(after, finding, reading, until)
-        self._forget(away_since=self.now if was_in_use else self.state.away_since)
+        self._forget()
         if was_in_use:
+            self.set(away_since=self.now)
             asked = operator_action(reading)
             self.decisions.append(Failover(finding.reason, finding.reading, finding.threshold, asked))
         self.decisions.append(EndProcess(at_once=after is not Phase.COOLING))
@@ -218,18 +209,18 @@ class Transition:
         until = max(self.state.next_probe, self.now + cooldown(1, self.health))
         self.set(next_probe=until)
         self.change(Phase.LOST, finding, reading, until)
-        self._forget(away_since=self.state.away_since)
+        self._forget()
         self.decisions.append(EndProcess(at_once=True))
 
-    def _forget(self, *, away_since: float | None) -> None:
+    def _forget(self) -> None:
         """What was counted about the process that is left says nothing about the next one."""
         self.set(
-            away_since=away_since, proved=False, looks=0, bad=0, good=0, cool=0, trial_left=0, golden_failed=False,
-            throttled_since=None, free_since=None, memory_faults=(), canary=ErrorWindow(), uncorrected=None,
+            proved=False, looks=0, bad=0, good=0, cool=0, trial_left=0, golden_failed=False, throttled_since=None,
+            free_since=None, memory_faults=(), canary=ErrorWindow(), uncorrected=None,
         )  # fmt: skip
 
     def probe(self, reason: str) -> None:
-        self._forget(away_since=self.state.away_since)
+        self._forget()
         self.set(process=self.state.process + 1)
         self.change(Phase.PROBING, Finding(reason))
         self.set(operator_action="")
@@ -237,18 +228,13 @@ class Transition:
 
     def enter_if_ready(self) -> None:
         state = self.state
-        if not (state.proved and state.good >= self.health.good_checks):
+        if not state.proved or state.good < self.health.good_checks:
             return
-        again = state.trips > 0
-        self.set(trial_left=self.health.trial_pictures if again else 0, bad=0)
+        self.set(trial_left=self.health.trial_pictures if state.trips else 0, bad=0)
         self.change(Phase.OK, Finding("probe_passed"))
         if state.away_since is not None:
             self.decisions.append(Failback(self.now - state.away_since))
             self.set(away_since=None)
-
-
-class HealthRules(Transition):
-    """What each sample means in each phase."""
 
     # --- samples
 

@@ -38,7 +38,11 @@ def choose_fallback_models(config: Config) -> FallbackModels:
     asked = {config.recipe_of(folder).model for folder in config.folder}
     fallback = config.health.fallback_model
     if fallback == "auto":
-        fallback = _best_here(size)
+        try:
+            size(PREFERRED)
+            fallback = PREFERRED
+        except ModelError:
+            fallback = ALWAYS_HERE
     try:
         for model in asked:
             size(model)
@@ -67,11 +71,3 @@ def warmth(wanted: str, need: int, available: int) -> tuple[bool, str]:
     if available < SCARCE * need:
         return False, f"memory is scarce ({facts}): started when needed, which takes seconds"
     return True, f"kept loaded ({facts})"
-
-
-def _best_here(size: Size) -> str:
-    try:
-        size(PREFERRED)
-    except ModelError:
-        return ALWAYS_HERE
-    return PREFERRED

@@ -53,16 +53,25 @@ def check_golden(matte: NDArray[np.float32], model: str, name: str) -> float:
     return float(agreement)
 
 
-# --- as JSON, between parent and child
+# --- in 16 bits a pixel: on disk, and as JSON between parent and child
 
 
 LEVELS = 65535
 
 
+def to_levels(alpha: NDArray[np.float32]) -> NDArray[np.uint16]:
+    return np.floor(alpha.clip(0, 1) * LEVELS + 0.5).astype("<u2")
+
+
+def from_levels(levels: NDArray[np.uint16]) -> NDArray[np.float32]:
+    alpha: NDArray[np.float32] = levels.astype(np.float32) / np.float32(LEVELS)
+    return alpha
+
+
 def from_golden(golden: Golden) -> dict[str, Any]:
-    """As JSON: 16 bits a pixel, compressed; some ten kilobytes."""
-    levels = np.floor(golden.alpha.clip(0, 1) * LEVELS + 0.5).astype("<u2")
-    return {"alpha": base64.b64encode(zlib.compress(levels.tobytes(), 1)).decode(), "seconds": golden.seconds}
+    """As JSON, compressed; some ten kilobytes."""
+    data = zlib.compress(to_levels(golden.alpha).tobytes(), 1)
+    return {"alpha": base64.b64encode(data).decode(), "seconds": golden.seconds}
 
 
 def to_golden(message: dict[str, Any]) -> Golden:
@@ -73,4 +82,4 @@ def to_golden(message: dict[str, Any]) -> Golden:
     except zlib.error as error:
         raise ValueError(str(error)) from error
     levels = np.frombuffer(data, "<u2").reshape(HEIGHT, WIDTH)  # ValueError for any other size
-    return Golden(levels.astype(np.float32) / np.float32(LEVELS), float(message["seconds"]))
+    return Golden(from_levels(levels), float(message["seconds"]))

@@ -34,6 +34,7 @@ from rmbgd.engine.health_types import (
     Sample,
     StartProbe,
     event_of,
+    facts_of,
 )
 from rmbgd.engine.probe import GoldenReferences, Probe, ProbeResult, sha256_of
 from rmbgd.engine.selftest import golden_difference, judge_golden
@@ -43,6 +44,7 @@ from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
+OUT_OF_REACH = (FaultKind.NO_DEVICE, FaultKind.UNKILLABLE)
 REAP_PATIENCE = 0.5  # s for a faulty process to be gone; its images are to be elsewhere within two
 FIRST_PROBE_INTERVAL = 0.5  # s between checks while it proves itself for the first time: the service is starting
 
@@ -197,11 +199,11 @@ class GpuSupervisor(DeviceSupervisor):
         self.tell(Answered(self._number, images))
 
     def _failed(self, fault: EngineFault, *, dropped: bool) -> bool:
-        gone = isinstance(fault, EngineLost) and fault.cause in ("no_device", "unkillable")
+        kind = fault_kind(fault)
         number = self._number  # the first of the two faults may let the next process in
         in_use = self._state.in_use and self._state.process == number
-        blamed = in_use and not gone and not self._closing.is_set()
-        self.tell(Fault(fault_kind(fault), number, str(fault).partition("\n")[0]))
+        blamed = in_use and kind not in OUT_OF_REACH and not self._closing.is_set()
+        self.tell(Fault(kind, number, str(fault).partition("\n")[0]))
         if dropped and self._state.in_use and self._state.process == number:
             self.tell(Fault(FaultKind.STICKY, number, "its process was given up for want of memory"))
         return blamed
@@ -245,10 +247,10 @@ class GpuSupervisor(DeviceSupervisor):
                 self._emit_failover(decision)
             case Failback():
                 self._emit_failback()
-            case EndProcess():
-                self._end_process(at_once=decision.at_once)
-            case StartProbe():
-                self._start_probe(decision.process)
+            case EndProcess(at_once):
+                self._end_process(at_once=at_once)
+            case StartProbe(number):
+                self._start_probe(number)
             case RepeatGolden():
                 self._golden_wanted = True
 
@@ -306,7 +308,7 @@ class GpuSupervisor(DeviceSupervisor):
                 return
             self.model_error = None if self._sha256 else result.model_error
             kind = fault_kind(result.fault) if result.fault is not None else None
-            if kind in (FaultKind.NO_DEVICE, FaultKind.UNKILLABLE):
+            if kind is not None and kind in OUT_OF_REACH:
                 self.tell(Fault(kind, probe.number, result.report.error))
                 return
             self.tell(Probed(probe.number, result.report))
@@ -346,17 +348,13 @@ class GpuSupervisor(DeviceSupervisor):
 
     def _emit_failover(self, decision: Failover) -> None:
         self._away_since = self._clock.monotonic()
-        keys: dict[str, object] = {"reason": decision.reason}
-        optional = {"reading": decision.reading, "threshold": decision.threshold}
-        keys |= {name: value for name, value in optional.items() if value is not None}
-        if decision.operator_action:
-            keys["operator_action"] = decision.operator_action
         aside, model = self._aside()
         if not aside:
-            self._emit("engine.degraded", device=self.device, **keys | {"reason": "waiting_for_gpu"})
+            self._emit("engine.degraded", device=self.device, reason="waiting_for_gpu", **facts_of(decision))
             return
-        keys |= {"from": self.device, "to": aside, "model": model}
-        self._emit("engine.failover", images=list(self._computing), **keys)
+        edge = {"from": self.device, "to": aside, "model": model}
+        images = list(self._computing)
+        self._emit("engine.failover", images=images, reason=decision.reason, **facts_of(decision), **edge)
 
     def _emit_failback(self) -> None:
         if self._away_since is None:  # it was not away: well again after a suspicion, or at first
@@ -376,6 +374,6 @@ def fault_kind(fault: EngineFault) -> FaultKind:
     """What a fault of an engine process says of its device."""
     if isinstance(fault, EngineMemory):
         return FaultKind.MEMORY
-    if isinstance(fault, EngineLost) and fault.cause in ("no_device", "unkillable"):
+    if isinstance(fault, EngineLost) and fault.cause in OUT_OF_REACH:
         return FaultKind(fault.cause)
     return FaultKind.STICKY

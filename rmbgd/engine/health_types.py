@@ -137,6 +137,26 @@ Sample = Check | Fault | GoldenChecked | Probed | Answered | MemoryTestPass
 
 
 @dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong: a word for it, what was read, the limit it broke, and what only a person can do about it."""
+
+    reason: str
+    reading: float | str | None = None
+    threshold: float | None = None
+    operator_action: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Failover(Finding):
+    """Work leaves the device now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Degraded(Finding):
+    """Worth an event, once."""
+
+
+@dataclass(frozen=True, slots=True)
 class Changed:
     """The phase changed: one event. `until` is the earliest time of the next probe, where there is one."""
 
@@ -151,30 +171,10 @@ class Changed:
 
 
 @dataclass(frozen=True, slots=True)
-class Failover:
-    """Work leaves the device now."""
-
-    reason: str
-    reading: float | str | None = None
-    threshold: float | None = None
-    operator_action: str = ""
-
-
-@dataclass(frozen=True, slots=True)
 class Failback:
     """Work returns to the device, one image at a time at first. `seconds`: since the failover."""
 
     seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Degraded:
-    """Worth an event, once; `operator_action` is what only a person can do."""
-
-    reason: str
-    reading: float | str | None = None
-    threshold: float | None = None
-    operator_action: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,16 +254,18 @@ class DeviceState:
         return 1 if self.trial_left else None
 
 
+def facts_of(decision: Changed | Finding) -> dict[str, object]:
+    """Keys of an event: what was read, the limit, what a person has to do; each where there is one."""
+    facts = {"reading": decision.reading, "threshold": decision.threshold}
+    facts["operator_action"] = decision.operator_action or None
+    return {key: value for key, value in facts.items() if value is not None}
+
+
 def event_of(device: str, decision: Changed | Degraded) -> tuple[str, dict[str, object]]:
     """The event that tells a decision, and its keys. Those of failover and fail-back need facts of the pipeline too."""
-    said: dict[str, object] = {"reading": decision.reading, "threshold": decision.threshold}
-    if decision.operator_action:
-        said["operator_action"] = decision.operator_action
-    said = {key: value for key, value in said.items() if value is not None}
     if isinstance(decision, Degraded):
-        return "engine.degraded", {"device": device, "reason": decision.reason, **said}
-    if decision.until is not None:
-        said["until"] = decision.until
+        return "engine.degraded", {"device": device, "reason": decision.reason} | facts_of(decision)
     before, after = str(decision.before), str(decision.after)
     edge = {"device": device, "from": before, "to": after, "reason": decision.reason, "trips": decision.trips}
-    return "engine.state", edge | said
+    until = {} if decision.until is None else {"until": decision.until}
+    return "engine.state", edge | facts_of(decision) | until

@@ -23,11 +23,20 @@ from dataclasses import asdict
 from typing import Any
 
 from rmbgd.engine.types import Answer, BatchReport, EngineDescription, Limit, MatteReport, OutputPlane, Region, Work
+from rmbgd.errors import EngineMemory, EngineNonsense, ModelError
 
 Message = dict[str, Any]
 
 MESSAGE_MAXIMUM = 1 << 20  # bytes; a batch of 16 takes 4,000: anything near this is not from us
 _LENGTH = struct.Struct("!I")
+
+
+KINDS = {EngineMemory: "memory", EngineNonsense: "nonsense", ModelError: "model"}
+
+
+def kind_of(error: Exception) -> str:
+    """A fault as messages and events spell it: memory, nonsense, model or lost."""
+    return next((kind for family, kind in KINDS.items() if isinstance(error, family)), "lost")
 
 
 class GarbledError(Exception):
@@ -68,9 +77,7 @@ class _Patience:
     SLICE = 1.0  # seconds
 
     def __init__(self, seconds: float | None, monotonic: Callable[[], float]) -> None:
-        self._left = seconds
-        self._monotonic = monotonic
-        self._began = monotonic()
+        self._left, self._monotonic, self._began = seconds, monotonic, monotonic()
 
     def slice(self) -> float | None:
         """How long to wait now. Raises TimeoutError when nothing is left."""
@@ -98,10 +105,6 @@ def _exactly(connection: socket.socket, count: int, patience: _Patience) -> byte
             raise EOFError
         data += piece
     return bytes(data)
-
-
-def from_work(work: Work) -> Message:
-    return asdict(work)
 
 
 def to_work(message: Message) -> Work:
@@ -134,19 +137,17 @@ def to_description(message: Message) -> EngineDescription:
         raise GarbledError(f"a description without sense: {error!r}") from error
 
 
-def from_report(report: BatchReport) -> Message:
-    return asdict(report)
-
-
 def to_report(message: Message) -> BatchReport:
     """Raises GarbledError, also for shares that are no numbers between 0 and 1."""
     try:
-        answers = [_to_answer(entry) for entry in message["answers"]]
-        milliseconds = {str(stage): float(value) for stage, value in message["milliseconds"].items()}
-        again, limits = int(message["again"]), _to_limits(message["limits"])
+        return BatchReport(
+            [_to_answer(entry) for entry in message["answers"]],
+            {str(stage): float(value) for stage, value in message["milliseconds"].items()},
+            int(message["again"]),
+            _to_limits(message["limits"]),
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise GarbledError(f"a report without sense: {error!r}") from error
-    return BatchReport(list(answers), milliseconds, again, limits)
 
 
 def _to_limits(entries: list[Message]) -> list[Limit]:

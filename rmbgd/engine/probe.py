@@ -14,13 +14,14 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.clock import Clock
 from rmbgd.config.load import HealthSettings
-from rmbgd.engine.golden_image import HEIGHT, LEVELS, WIDTH
+from rmbgd.engine.golden_image import HEIGHT, WIDTH, from_levels, to_levels
 from rmbgd.engine.health_types import ProbeReport
 from rmbgd.engine.selftest import golden_difference
 from rmbgd.engine.types import EngineDescription
@@ -42,9 +43,7 @@ class GoldenReferences:
     """
 
     def __init__(self, directory: Path, make: Callable[[], EngineWorker], alone: threading.Lock | None = None) -> None:
-        self._directory = directory
-        self._alone = alone or threading.Lock()
-        self._make = make
+        self._directory, self._make, self._alone = directory, make, alone or threading.Lock()
         self._known: dict[str, Alpha] = {}  # by file name
         self._worker: EngineWorker | None = None  # written by the probe's thread, read by any
 
@@ -91,15 +90,12 @@ class GoldenReferences:
                 levels = arrays["alpha"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
-        if levels.shape != (HEIGHT, WIDTH) or levels.dtype != np.uint16:
-            return None
-        alpha: Alpha = levels.astype(np.float32) / np.float32(LEVELS)
-        return alpha
+        fits = levels.shape == (HEIGHT, WIDTH) and levels.dtype == np.uint16
+        return from_levels(levels) if fits else None
 
     def _write(self, name: str, alpha: Alpha) -> None:
-        levels = np.floor(alpha.clip(0, 1) * LEVELS + 0.5).astype(np.uint16)
         data = io.BytesIO()
-        np.savez_compressed(data, alpha=levels)
+        np.savez_compressed(data, alpha=to_levels(alpha))
         with contextlib.suppress(OSError):  # it costs only time at the next start
             self._directory.mkdir(parents=True, exist_ok=True)
             atomic_write(self._directory / name, data.getvalue())
@@ -143,9 +139,7 @@ class Probe:
         health: HealthSettings,
         clock: Clock,
     ) -> None:
-        self.number = number
-        self.worker = worker
-        self.began = clock.monotonic()
+        self.number, self.worker, self.began = number, worker, clock.monotonic()
         self.description: EngineDescription | None = None  # set by the probe's thread before it reports
         self._references = references
         self._device, self._sha256, self._baseline, self._health = device, sha256, baseline, health
@@ -174,20 +168,22 @@ class Probe:
         self._decided.set()
 
     def _run_steps(self) -> ProbeResult:
-        steps: dict[str, object] = {"fresh_process": True, "baseline": self._baseline}
+        steps: dict[str, Any] = {"fresh_process": True, "baseline": self._baseline}
         try:
             description = self.worker.start()
             steps["enumerated"] = description.device == self._device
             self._measure(description, steps)
         except ModelError as error:
-            return ProbeResult(_report(steps | {"enumerated": True, "error": str(error)}), model_error=error)
+            steps |= {"enumerated": True, "error": str(error)}
+            return ProbeResult(ProbeReport(**steps), model_error=error)
         except EngineFault as fault:
             if isinstance(fault, EngineMemory):
                 steps.setdefault("enumerated", True)  # it answered, if only to say that it is full
-            return ProbeResult(_report(steps | {"error": _first_line(fault)}), fault=fault)
-        return ProbeResult(_report(steps), description)
+            steps["error"] = str(fault).partition("\n")[0]
+            return ProbeResult(ProbeReport(**steps), fault=fault)
+        return ProbeResult(ProbeReport(**steps), description)
 
-    def _measure(self, description: EngineDescription, steps: dict[str, object]) -> None:
+    def _measure(self, description: EngineDescription, steps: dict[str, Any]) -> None:
         loaded = sha256_of(description)
         references = self._references.of(description)
         if self._dismissed:
@@ -197,25 +193,16 @@ class Probe:
             return
         steps["canary_passes"] = steps["canary_bad"] = 0
         for number in range(self._health.probe_passes):
-            bad = self.worker.canary(self._health.canary_blocks).bad
-            steps |= {"canary_passes": number + 1, "canary_bad": int(str(steps["canary_bad"])) + bad}
+            steps["canary_bad"] += self.worker.canary(self._health.canary_blocks).bad
+            steps["canary_passes"] = number + 1
         mean = peak = seconds = 0.0
         for model, reference in references.items():
             found = self.worker.golden(model)
             this_mean, this_peak = golden_difference(found.alpha, reference, self._health.golden_outliers)
             mean, peak = max(mean, this_mean), max(peak, this_peak)
-            warm = min(self.worker.golden(model).seconds for _ in range(WARM_RUNS))
-            seconds = max(seconds, warm)
+            seconds = max(seconds, min(self.worker.golden(model).seconds for _ in range(WARM_RUNS)))
         steps |= {"golden_mean": mean, "golden_peak": peak, "seconds": seconds}
 
 
 def sha256_of(description: EngineDescription) -> dict[str, object]:
     return {model: facts.get("sha256") for model, facts in description.models.items()}
-
-
-def _report(steps: dict[str, object]) -> ProbeReport:
-    return ProbeReport(**steps)  # type: ignore[arg-type]
-
-
-def _first_line(fault: EngineFault) -> str:
-    return str(fault).partition("\n")[0]

@@ -5,7 +5,7 @@ What was not measured counts as failed.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,10 +43,9 @@ def judge(report: ProbeReport, health: HealthSettings) -> Verdict:
         return Verdict("canary", report.error or "not finished", report.canary_passes, health.probe_passes)
     if report.canary_bad != 0:
         return Verdict("canary", "bad blocks", report.canary_bad, 0)
-    if not _within(report.golden_mean, health.golden_mean):
-        return Verdict("golden", report.error or "mean difference", report.golden_mean, health.golden_mean)
-    if not _within(report.golden_peak, health.golden_peak):
-        return Verdict("golden", report.error or "largest difference", report.golden_peak, health.golden_peak)
+    golden = judge_golden(report.golden_mean, report.golden_peak, health)
+    if not golden.passed:
+        return replace(golden, detail=report.error or golden.detail)
     if not _within(report.seconds, float("inf")):
         return Verdict("latency", report.error or "not measured")
     if report.baseline is not None and not _within(report.seconds, health.probe_slowness * report.baseline):
@@ -56,7 +55,7 @@ def judge(report: ProbeReport, health: HealthSettings) -> Verdict:
     return PASSED
 
 
-def judge_golden(mean: float, peak: float, health: HealthSettings) -> Verdict:
+def judge_golden(mean: float | None, peak: float | None, health: HealthSettings) -> Verdict:
     """Whether the golden image came out as stored: the same two bounds as in a probe."""
     if not _within(mean, health.golden_mean):
         return Verdict("golden", "mean difference", mean, health.golden_mean)

@@ -17,10 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rmbgd.clock import Clock, backoff
+from rmbgd.engine.ipc import kind_of
 from rmbgd.engine.retry import MemoryLimit
 from rmbgd.engine.types import BatchReport, DeviceView, EngineDescription, Limit
 from rmbgd.engine.worker import EngineWorker
-from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
 from rmbgd.events import Emit
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
@@ -235,15 +236,9 @@ class DeviceSupervisor(ABC):
         self._worker, self.description, self.device = worker, description, description.device
         self._memory.lift()
         if first:
+            keys = {"models": description.models, "batch_sizes": list(description.batch_sizes)}
             detail = {"detail": description.detail} if description.detail else {}
-            self._emit(
-                "engine.started",
-                device=self.device,
-                models=description.models,
-                batch_sizes=list(description.batch_sizes),
-                seconds=round(now - began, 3),
-                **detail,
-            )
+            self._emit("engine.started", device=self.device, **keys, seconds=round(now - began, 3), **detail)
         else:
             self.restarts += 1
             since = began if self._fault_at is None else self._fault_at
@@ -256,14 +251,8 @@ class DeviceSupervisor(ABC):
             self.failures += 1
             if self._fault_at is None:
                 self._fault_at = self._clock.monotonic()
-        self._emit(
-            "engine.fault",
-            device=self.device,
-            kind=event_kind(fault),
-            detail=str(fault),
-            images=list(images),
-            restarts=self.restarts,
-        )
+        facts = {"kind": kind_of(fault), "detail": str(fault), "images": list(images), "restarts": self.restarts}
+        self._emit("engine.fault", device=self.device, **facts)
 
     def _emit_limits(self, limits: Sequence[Limit]) -> None:
         for limit in limits:
@@ -307,11 +296,9 @@ class CpuSupervisor(DeviceSupervisor):
         return self._warm and self.undecided and not self._missing
 
     def describe(self) -> dict[str, object]:
-        if self._worker is not None:
-            return {"state": "ready"}
-        if self._missing:
+        if self._worker is None and self._missing:
             return {"state": "missing"}
-        return {"state": "starting" if self._is_wanted() else "on_demand"}
+        return {"state": "ready" if self._worker is not None else "starting" if self._is_wanted() else "on_demand"}
 
     def _usable(self) -> bool:
         return self._worker is not None
@@ -325,15 +312,15 @@ class CpuSupervisor(DeviceSupervisor):
 
     def _failed(self, fault: EngineFault, *, dropped: bool) -> bool:  # noqa: ARG002 - the CPU itself is never to blame
         if dropped:
-            self._next_start = self._clock.monotonic() + self._delay()
+            self._wait_before_start()
         return True
 
     def _dispose(self, worker: EngineWorker) -> None:
         worker.close()
 
-    def _delay(self) -> float:
-        """None after the first failure, then 1, 2, 4 ... s."""
-        return backoff(self.failures - 1, 1.0, self._delay_maximum)
+    def _wait_before_start(self) -> None:
+        """Not at all after the first failure, then 1, 2, 4 ... s."""
+        self._next_start = self._clock.monotonic() + backoff(self.failures - 1, 1.0, self._delay_maximum)
 
     def _is_wanted(self) -> bool:
         if not self.is_fallback or self._warm:
@@ -360,14 +347,16 @@ class CpuSupervisor(DeviceSupervisor):
         if self._is_due():
             self._start_worker()
         with self._views.lock:
-            worker, idle = self._worker, not self._busy
-            gone = worker is not None and idle and not worker.alive
-            if worker is None or not idle or (not gone and self._is_wanted()):
+            worker = self._worker
+            if worker is None or self._busy:
+                return
+            gone = not worker.alive
+            if not gone and self._is_wanted():
                 return
             self._worker = None
             if gone:
                 self._emit_fault(EngineLost("its process is gone"), ())
-                self._next_start = self._clock.monotonic() + self._delay()
+                self._wait_before_start()
             self.publish()
         worker.attach(NullHeartbeat())
         worker.close()
@@ -385,12 +374,9 @@ class CpuSupervisor(DeviceSupervisor):
             self._starting = worker = self._make()
         try:
             description = worker.start()
-        except ModelError as error:
+        except (EngineFault, ModelError) as error:
             worker.close()
-            self._start_failed(EngineLost(str(error)), error)
-        except EngineFault as fault:
-            worker.close()
-            self._start_failed(fault, None)
+            self._start_failed(error)
         else:
             with self._views.lock:
                 self._missing, self.model_error = False, None
@@ -400,19 +386,19 @@ class CpuSupervisor(DeviceSupervisor):
             with self._views.lock:
                 self._starting = None
 
-    def _start_failed(self, fault: EngineFault, error: ModelError | None) -> None:
+    def _start_failed(self, error: EngineFault | ModelError) -> None:
         """Weights that cannot be used end the first start of a device that nothing stands behind. Later on, and for the
         fallback, they are a fault like any other: they may be mended while the service runs."""
         with self._views.lock:
             if self._closing.is_set() or self._stopping.is_set():  # it was killed, or would have to be
                 return
-            self.model_error = error
-            if error is None or self.is_fallback or self.description is not None:
-                self._emit_fault(fault, ())
-                self._next_start = self._clock.monotonic() + self._delay()
+            self.model_error = error if isinstance(error, ModelError) else None
+            if self.model_error is None or self.is_fallback or self.description is not None:
+                self._emit_fault(error if isinstance(error, EngineFault) else EngineLost(str(error)), ())
+                self._wait_before_start()
             if self.is_fallback and not self._missing:
                 self._missing = True
-                why = str(fault).partition("\n")[0]
+                why = str(error).partition("\n")[0]
                 self._emit("engine.degraded", device=self.device, reason="no_standby", reading=why)
             self.publish()
 
@@ -434,10 +420,3 @@ class CpuSupervisor(DeviceSupervisor):
         if worker is not None:
             worker.attach(NullHeartbeat())  # the device's thread, which asks, says no more
             worker.close()
-
-
-def event_kind(fault: EngineFault) -> str:
-    """As events spell it."""
-    if isinstance(fault, EngineMemory):
-        return "memory"
-    return "nonsense" if isinstance(fault, EngineNonsense) else "lost"

@@ -56,13 +56,9 @@ class Region:
         pixels = self.height * self.width
         return self.offset + aligned(3 * pixels) + (aligned(pixels) if self.source_alpha else 0)
 
-    @property
-    def byte_count(self) -> int:
-        """Bytes from `offset` to the end of the last plane, rounded up to ALIGNMENT."""
-        return region_bytes(self.height, self.width, source_alpha=self.source_alpha, output=self.output)
-
 
 def region_bytes(height: int, width: int, *, source_alpha: bool, output: OutputPlane) -> int:
+    """Bytes from a region's `offset` to the end of its last plane, rounded up to ALIGNMENT."""
     pixels = height * width
     planes = [3 * pixels, pixels if source_alpha else 0, OUTPUT_BYTES[output] * pixels]
     return sum(aligned(plane) for plane in planes)
@@ -86,14 +82,11 @@ class Slot:
 
 def view(block: NDArray[np.uint8], region: Region) -> Slot:
     """The slot of `region` inside `block` (uint8 [bytes]); nothing is copied."""
-    height, width, pixels, at = region.height, region.width, region.height * region.width, region.offset
-    rgb = block[at : at + 3 * pixels].reshape(height, width, 3)
-    at += aligned(3 * pixels)
-    source_alpha = None
-    if region.source_alpha:
-        source_alpha = block[at : at + pixels].reshape(height, width)
-        at += aligned(pixels)
-    output = block[at : at + OUTPUT_BYTES[region.output] * pixels]
+    height, width, pixels = region.height, region.width, region.height * region.width
+    rgb = block[region.offset :][: 3 * pixels].reshape(height, width, 3)
+    second = region.offset + aligned(3 * pixels)
+    source_alpha = block[second:][:pixels].reshape(height, width) if region.source_alpha else None
+    output = block[region.output_offset :][: OUTPUT_BYTES[region.output] * pixels]
     if region.output is OutputPlane.RGBA8:
         return Slot(rgb, source_alpha, output.reshape(height, width, 4), None)
     if region.output is OutputPlane.ALPHA8:

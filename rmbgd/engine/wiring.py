@@ -89,14 +89,24 @@ def _on_cpu(context: EngineContext, machine: Machine, models: Models, why: str) 
     return Devices([cpu_supervisor(context, views, make)], views, list(models))
 
 
-def cpu_supervisor(context: EngineContext, views: DeviceViews, make: Callable[[], EngineWorker]) -> CpuSupervisor:
-    """Of the only device."""
-    config = context.config
+def cpu_supervisor(
+    context: EngineContext,
+    views: DeviceViews,
+    make: Callable[[], EngineWorker],
+    fallback: FallbackModels | None = None,
+    gpus: Sequence[GpuSupervisor] = (),
+) -> CpuSupervisor:
+    """Of the only device; or with `fallback` of the one behind `gpus`."""
+    config, substitutes = context.config, dict(fallback.models) if fallback else {}
     return CpuSupervisor(
-        DeviceParts("cpu", views, make, context.emit, context.clock),
+        DeviceParts(
+            "cpu", views, make, context.emit, context.clock, is_fallback=bool(fallback), substitutes=substitutes
+        ),
         delay_maximum=config.engine.restart_delay_maximum,
         interval=config.health.interval,
         stopping=context.stopping,
+        warm=fallback is None or fallback.warm,
+        undecided_gpus=lambda: any(gpu.undecided for gpu in gpus),
     )
 
 
@@ -108,6 +118,8 @@ def _on_gpus(
     chosen: dict[str, object] = {"standby": dict(fallback.models), "start": fallback.why} if fallback else {}
     names = [f"cuda:{index}" for index in indices]
     context.emit("engine.chosen", device=", ".join(names), why=visible.why, **chosen)
+    aside = ", ".join(sorted(set(fallback.models.values()))) if fallback else ""
+    sides = Names("cpu" if fallback else "", aside, ", ".join(sorted(models)))
     alone = threading.Lock()  # the CPU's answers to the golden image are computed once for all GPUs
     gpus: list[GpuSupervisor] = []
     for index, name in zip(indices, names, strict=True):
@@ -121,31 +133,15 @@ def _on_gpus(
                 health=config.health,
                 sensor=sensor.sensor,
                 references=GoldenReferences(config.service.state_directory / GOLDEN_FOLDER, on_cpu, alone),
-                names=_names(models, fallback),
+                names=sides,
             )
         )
     if fallback is None:
         return Devices(gpus, views, list(models))
-    make = partial(_worker, context, machine, "cpu", _choices(models, fallback.models), CPU_PRECISION)
-    cpu = CpuSupervisor(
-        DeviceParts(
-            "cpu", views, make, context.emit, context.clock, is_fallback=True, substitutes=dict(fallback.models)
-        ),
-        delay_maximum=config.engine.restart_delay_maximum,
-        interval=config.health.interval,
-        stopping=context.stopping,
-        warm=fallback.warm,
-        undecided_gpus=lambda: any(gpu.undecided for gpu in gpus),
-    )
-    return Devices([*gpus, cpu], views, list(models))
-
-
-def _names(models: Models, fallback: FallbackModels | None) -> Names:
-    return Names(
-        aside="cpu" if fallback else "",
-        aside_model=", ".join(sorted(set(fallback.models.values()))) if fallback else "",
-        own_model=", ".join(sorted(models)),
-    )
+    # As the recipe says where a model is its own fallback.
+    used = {used: models.get(used, {"source": used, "patch_order": "auto"}) for used in fallback.models.values()}
+    make = partial(_worker, context, machine, "cpu", used, CPU_PRECISION)
+    return Devices([*gpus, cpu_supervisor(context, views, make, fallback, gpus)], views, list(models))
 
 
 def _worker(context: EngineContext, machine: Machine, device: str, models: Models, precision: str) -> EngineWorker:
@@ -160,11 +156,6 @@ def _worker(context: EngineContext, machine: Machine, device: str, models: Model
         on_output=lambda line: context.emit("engine.output", source="engine", line=line),
     )
     return context.workers.add(worker)
-
-
-def _choices(models: Models, substitutes: Mapping[str, str]) -> Models:
-    """How to load the fallback models: as the recipe says where a model is its own fallback."""
-    return {used: models.get(used, {"source": used, "patch_order": "auto"}) for used in substitutes.values()}
 
 
 def _models(config: Config) -> dict[str, dict[str, str]]:

@@ -16,9 +16,10 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import asdict
 from typing import NoReturn
 
-from rmbgd.clock import Clock, SystemClock
+from rmbgd.clock import SystemClock
 from rmbgd.engine import ipc
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.golden_image import to_golden
@@ -64,19 +65,13 @@ class ChildProcess:
         environment: Mapping[str, str] | None = None,
         kill: Callable[[subprocess.Popen[bytes]], None] = subprocess.Popen.kill,
         reap_seconds: float = REAP_SECONDS,
-        clock: Clock | None = None,
     ) -> None:
         _abandoned[:] = [process for process in _abandoned if process.poll() is None]
-        self._kill = kill
-        self._reap_seconds = reap_seconds
-        self._output = OutputLines(on_output, clock or SystemClock())
+        self._kill, self._reap_seconds = kill, reap_seconds
+        self._output = OutputLines(on_output, SystemClock())
         started: Future[subprocess.Popen[bytes]] = Future()
-        self._reader = threading.Thread(
-            target=self._read_output,
-            args=(list(command), tuple(pass_fds), environment, started),
-            name="engine",
-            daemon=True,
-        )
+        arguments = (list(command), tuple(pass_fds), environment, started)
+        self._reader = threading.Thread(target=self._read_output, args=arguments, name="engine", daemon=True)
         try:
             self._reader.start()
         except RuntimeError as error:  # how Python says EAGAIN for threads
@@ -127,18 +122,12 @@ class ChildProcess:
 
         A process that outlives SIGKILL by the reap bound is abandoned: `abandoned` is then true.
         """
-        try:
-            self._process.wait(grace)
-        except subprocess.TimeoutExpired:
-            self.kill()
-            try:
-                self._process.wait(self._reap_seconds)
-            except subprocess.TimeoutExpired:
-                self.abandoned = True
-                _abandoned.append(self._process)
-                return f"process {self.pid} cannot be killed: it is stuck inside the kernel, and was abandoned"
-        self._reader.join(1.0)  # its last lines; a grandchild may hold the pipe open, hence the bound
-        return self._how()
+        how = self.end_within(grace, self._reap_seconds)
+        if how is None:
+            self.abandoned = True
+            _abandoned.append(self._process)
+            return f"process {self.pid} cannot be killed: it is stuck inside the kernel, and was abandoned"
+        return how
 
     def end_within(self, grace: float, patience: float) -> str | None:
         """How it went, if it goes by itself within `grace` seconds or, killed then, within `patience`. None when it is
@@ -151,10 +140,7 @@ class ChildProcess:
                 self._process.wait(patience)
             except subprocess.TimeoutExpired:
                 return None
-        self._reader.join(1.0)
-        return self._how()
-
-    def _how(self) -> str:
+        self._reader.join(1.0)  # its last lines; a grandchild may hold the pipe open, hence the bound
         code = self._process.returncode
         if code >= 0:
             how = f"process {self.pid} ended with status {code}"
@@ -182,7 +168,6 @@ class EngineWorker:
     hang_minimum                  for a GPU, whose times are steady: a batch is hung after HUNG times its measured time,
                                   but not before so many seconds; `batch_timeout` is then for what was not measured
     on_output                     called with each line the child writes, from another thread
-    heartbeat                     of the owner's thread; waiting for the child counts as waiting: it has a deadline
     """
 
     def __init__(
@@ -195,31 +180,21 @@ class EngineWorker:
         batch_timeout: float,
         on_output: Callable[[str], None],
         hang_minimum: float | None = None,
-        heartbeat: Heartbeat | None = None,
         start_process: StartProcess = ChildProcess,
     ) -> None:
-        self._arena = arena
-        self._factory = factory
-        self._options = dict(options)
-        self._start_timeout = start_timeout
-        self._batch_timeout = batch_timeout
-        self._hang_minimum = hang_minimum
+        self._arena, self._factory, self._options = arena, factory, dict(options)
+        self._start_timeout, self._batch_timeout, self._hang_minimum = start_timeout, batch_timeout, hang_minimum
         self._on_output = on_output
-        self._heartbeat = heartbeat or NullHeartbeat()
+        self._heartbeat: Heartbeat = NullHeartbeat()  # of the owner's thread: waiting for the child has a deadline
         self._start_process = start_process
         self._process: ChildProcess | None = None  # None before start and after the end
         self._connection: socket.socket | None = None  # likewise
         self._seconds: dict[int, float] = {}  # per batch size, as the child measured at start
         self._aborted = False  # set by any thread, once
-        self._abandoned = False
         self._launched = False
         self._patience: float | None = None  # set by its owner
-        self._asking = False  # the child has a request and a deadline; written by the owner, read by any thread
-
-    @property
-    def asking(self) -> bool:
-        """The child has something to do, and a deadline for it. From any thread."""
-        return self._asking
+        self.abandoned = False  # its process could not be killed; once closed
+        self.asking = False  # the child has a request and a deadline; written by the owner, read by any thread
 
     @property
     def pid(self) -> int | None:
@@ -236,11 +211,6 @@ class EngineWorker:
     def ended(self) -> bool:
         """It had a process and will never have one again. From any thread."""
         return self._launched and self._process is None
-
-    @property
-    def abandoned(self) -> bool:
-        """Its process could not be killed. Once closed."""
-        return self._abandoned
 
     @property
     def lingers(self) -> bool:
@@ -276,14 +246,13 @@ class EngineWorker:
     def run(self, batch: Sequence[Work]) -> BatchReport:
         """Compute a batch. Raises EngineFault; the input planes are then unchanged."""
         seconds = self._deadline(len(batch), sum(work.region.height * work.region.width for work in batch))
-        request = {"do": "segment", "batch": [ipc.from_work(work) for work in batch], "deadline": seconds}
+        request = {"do": "segment", "batch": [asdict(work) for work in batch], "deadline": seconds}
         answer = self._ask(request, seconds)
         try:
             report = ipc.to_report(answer["report"])
         except (ipc.GarbledError, KeyError) as error:
             self._fail(EngineNonsense, f"it answered what cannot be: {error}", 0)
-        asked = [work.image_id for work in batch]
-        answered = [entry.image_id for entry in report.answers]
+        asked, answered = [work.image_id for work in batch], [entry.image_id for entry in report.answers]
         if asked != answered:
             self._fail(EngineNonsense, f"asked for images {asked} it answered for {answered}", 0)
         return report
@@ -319,9 +288,7 @@ class EngineWorker:
             process.kill()
 
     def _check(self, request: ipc.Message) -> ipc.Message:
-        seconds = self._deadline(1, 0)
-        if self._hang_minimum is not None:
-            seconds = max(seconds, CHECK * self._hang_minimum)
+        seconds = max(self._deadline(1, 0), CHECK * (self._hang_minimum or 0.0))
         return self._ask(request | {"deadline": seconds}, seconds)
 
     def _deadline(self, images: int, pixels: int) -> float:
@@ -341,10 +308,9 @@ class EngineWorker:
         with theirs:
             descriptors = (theirs.fileno(), self._arena.fd)
             command = [sys.executable, "-m", "rmbgd.engine.child", *map(str, descriptors), str(os.getpid())]
+            environment = ENVIRONMENT | os.environ
             try:
-                self._process = self._start_process(
-                    command, descriptors, self._on_output, environment={**ENVIRONMENT, **os.environ}
-                )
+                self._process = self._start_process(command, descriptors, self._on_output, environment=environment)
             except OSError as error:
                 ours.close()
                 raise EngineLost(f"the engine's process cannot be started: {error}") from error
@@ -358,7 +324,7 @@ class EngineWorker:
         if self._connection is None:
             raise EngineLost("the engine's process is not running")
         self._heartbeat.waiting()
-        self._asking = True
+        self.asking = True
         try:
             ipc.send(self._connection, request)
             answer = ipc.receive(self._connection, seconds)
@@ -369,7 +335,7 @@ class EngineWorker:
         except ipc.GarbledError as error:
             self._fail(EngineNonsense, f"no message: {error}", 0)
         finally:
-            self._asking = False
+            self.asking = False
             self._heartbeat.working()
         if "fault" in answer:
             self._raise_fault(answer)
@@ -390,11 +356,10 @@ class EngineWorker:
 
     def _fail(self, fault: type[EngineLost | EngineNonsense], why: str, grace: float, *, cause: str = "") -> NoReturn:
         how, is_gone = self._end(grace) if self._patience is None else self._end_soon(grace, self._patience)
+        text = f"{why} ({how})"
         if not is_gone:
-            raise EngineLost(f"{why} ({how})", cause="unkillable")
-        if fault is EngineLost:
-            raise EngineLost(f"{why} ({how})", cause=cause)
-        raise fault(f"{why} ({how})")
+            raise EngineLost(text, cause="unkillable")
+        raise EngineLost(text, cause=cause) if fault is EngineLost else fault(text)
 
     def _end_soon(self, grace: float, patience: float) -> tuple[str, bool]:
         """Like `_end`, but a process that is not gone after `patience` is left to `close`: killed, and lingering."""
@@ -420,9 +385,9 @@ class EngineWorker:
         self._heartbeat.waiting()
         how = self._process.end(grace)
         self._heartbeat.working()
-        self._abandoned = self._process.abandoned
+        self.abandoned = self._process.abandoned
         self._process = None
-        return how, not self._abandoned
+        return how, not self.abandoned
 
 
 def expected_seconds(measured: Mapping[int, float], images: int) -> float:

@@ -25,11 +25,7 @@ class InProcessWorker(EngineWorker):
         """Without what a process needs."""
         self._make = make
         self.backend: FakeBackend | None = None
-        self._gone = self._killed = self._busy = False
-
-    @property
-    def asking(self) -> bool:
-        return self._busy
+        self._gone = self._killed = self.asking = self.abandoned = False
 
     @property
     def pid(self) -> int | None:
@@ -42,10 +38,6 @@ class InProcessWorker(EngineWorker):
     @property
     def ended(self) -> bool:
         return self._gone
-
-    @property
-    def abandoned(self) -> bool:
-        return False
 
     @property
     def lingers(self) -> bool:
@@ -89,7 +81,7 @@ class InProcessWorker(EngineWorker):
         return self.backend
 
     def _call(self, question: Callable[[], T]) -> T:
-        self._busy = True
+        self.asking = True
         try:
             if self._killed or self._gone:
                 raise EngineLost("killed")
@@ -102,7 +94,7 @@ class InProcessWorker(EngineWorker):
             self.close()
             raise
         finally:
-            self._busy = False
+            self.asking = False
         return answer
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -13,16 +14,17 @@ from rmbgd.config.load import parse
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.gpu_supervisor import GpuSupervisor, Names
 from rmbgd.engine.health_types import Phase
-from rmbgd.engine.probe import GoldenReferences, Probe, ProbeResult
+from rmbgd.engine.probe import Probe, ProbeResult
 from rmbgd.engine.sensors.base import Reading
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceParts, DeviceSupervisor, DeviceViews
 from rmbgd.engine.types import EngineDescription, OutputPlane, Region, region_bytes
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
 from rmbgd.events import RecordedEvents
+from rmbgd.fs import FileVersion
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.pipeline.infer import DeviceThread
 from rmbgd.pipeline.items import Arrival, Cutout, Frame, Rejection, Timing
-from rmbgd.pipeline.queue import Receiver, Sender, Taken, queue
+from rmbgd.pipeline.queue import Taken, queue
 from rmbgd.store.records import Job
 from rmbgd.testing.clock import FakeClock
 from rmbgd.testing.engine import POISON_COLOUR, FakeBackend, expected_alpha
@@ -44,11 +46,8 @@ class Sick(FakeBackend):
         self.sick = sick
 
     def start(self) -> EngineDescription:
-        match self.sick:
-            case "start":
-                raise EngineLost("it is sick")
-            case "model":
-                raise ModelError("no weights")
+        if self.sick:
+            raise ModelError("no weights") if self.sick == "model" else EngineLost("it is sick")
         return super().start()
 
 
@@ -75,24 +74,8 @@ class Worker(InProcessWorker):
         return report
 
 
-class ToldSensor:
-    """Reads what the GPU's `reading` says."""
-
-    def __init__(self, gpu: Gpu) -> None:
-        self._gpu = gpu
-
-    def read(self) -> Reading:
-        return self._gpu.reading
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-class StoredReferences(GoldenReferences):
+class StoredReferences:
     """The CPU's answers are there."""
-
-    def __init__(self) -> None:
-        """Nothing is computed."""
 
     def of(self, description: EngineDescription):
         return dict.fromkeys(description.models, GREEN)
@@ -118,7 +101,7 @@ class Gpu(GpuSupervisor):
                 keep_when_short=fallback,
             ),
             health=simulation.context.config.health,
-            sensor=ToldSensor(self),
+            sensor=SimpleNamespace(read=lambda: self.reading, close=lambda: None),
             references=StoredReferences(),
             names=Names("cpu", LESSER, MODEL) if fallback else Names("", "", MODEL),
         )
@@ -147,12 +130,7 @@ class Simulation:
     are made by hand."""
 
     def __init__(
-        self,
-        context: EngineContext,
-        *,
-        gpus: int = 1,
-        warm: bool = True,
-        plan: dict[str, object] | None = None,
+        self, context: EngineContext, *, gpus: int = 1, warm: bool = True, plan: dict[str, object] | None = None
     ) -> None:
         self.context, self.clock, self.events = context, context.clock, context.emit
         assert isinstance(self.clock, FakeClock)
@@ -190,8 +168,7 @@ class Simulation:
         self.threads = [
             DeviceThread(supervisor, self.views, folders, context, NullHeartbeat()) for supervisor in supervisors
         ]
-        ends: tuple[Sender[Frame], Receiver[Frame]] = queue(10_000, "frames", self.clock)
-        self.sender, self.receiver = ends
+        self.sender, self.receiver = queue(10_000, "frames", self.clock)
         self.views.listen(self.receiver.look_again)
         self.hands: list[Taken[Frame] | None] = [None] * len(supervisors)
         self.arrived: list[int] = []
@@ -240,7 +217,8 @@ class Simulation:
             size = region_bytes(8, 8, source_alpha=False, output=OutputPlane.RGBA8)
             lease = self.context.arena.lease(size)
             region = Region(lease.offset, 8, 8, False, OutputPlane.RGBA8)
-            frame = Frame(_job(number), region, lease, None, Timing(), self.clock.monotonic())  # type: ignore[arg-type]
+            job = Job(number, "shop", f"{number}.png", f"/{number}", FileVersion(1, 1, 1, 1), 1, 0.0, 0.0, True)
+            frame = Frame(job, region, lease, None, Timing(), self.clock.monotonic())  # type: ignore[arg-type]
             rgb = self.rgb(region)
             rgb[...] = self.random.integers(0, 256, rgb.shape)
             if poison:
@@ -341,12 +319,6 @@ class Simulation:
             assert all(worker.ended or worker.backend is None for worker in made), "a process is left behind"
 
 
-def _job(number: int) -> Job:
-    from rmbgd.fs import FileVersion
-
-    return Job(number, "shop", f"{number}.png", f"/{number}", FileVersion(1, 1, 1, 1), 1, 0.0, 0.0, True)
-
-
 def context_of(arena, *, require_gpu: bool = False, tries: int = 3, **health: object) -> EngineContext:
     roots = {name: f"/nowhere/{name}" for name in ("input", "output", "failed")}
     config = parse(
@@ -358,6 +330,3 @@ def context_of(arena, *, require_gpu: bool = False, tries: int = 3, **health: ob
         }
     )
     return EngineContext(config, arena, RecordedEvents(), FakeClock())
-
-
-Make = Callable[..., Simulation]

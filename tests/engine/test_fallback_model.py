@@ -32,7 +32,6 @@ def test_nobody_is_given_a_larger_model_than_he_asked_for(fallback, expected):
 def test_memory_decides_unless_the_operator_does(wanted, available, warm):
     """Twice the need must be available; the reason is told."""
     found, why = warmth(wanted, 1000, available)
-
     assert found is warm
     assert why
 
@@ -48,7 +47,6 @@ def test_the_embedded_model_stands_in_where_nothing_else_is(tmp_path):
     weights = tmp_path / "big" / "model.safetensors"
     weights.parent.mkdir()
     weights.write_bytes(bytes(5_000_000))
-
     assert choose_fallback_models(config_of(tmp_path, str(weights))).models == {str(weights): "u2netp"}
 
 
@@ -57,7 +55,6 @@ def test_birefnet_lite_stands_in_where_it_is_installed(tmp_path):
     for name, size in (("birefnet-lite", 6_000_000), ("birefnet", 7_000_000)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "model.safetensors").write_bytes(bytes(size))
-
     assert choose_fallback_models(config_of(tmp_path, "birefnet")).models == {"birefnet": "birefnet-lite"}
     assert choose_fallback_models(config_of(tmp_path, "u2netp")).models == {"u2netp": "u2netp"}
 
@@ -65,7 +62,6 @@ def test_birefnet_lite_stands_in_where_it_is_installed(tmp_path):
 def test_a_fallback_model_that_is_not_there_is_said_and_tried(tmp_path):
     """The GPU may serve without it; the reason names the model and how to get it."""
     found = choose_fallback_models(config_of(tmp_path, "u2netp", fallback_model="birefnet-lite"))
-
     assert found.models == {"u2netp": "birefnet-lite"}
     assert found.warm
     assert re.search(r"birefnet-lite.*rmbgd models fetch", found.why)

@@ -32,7 +32,6 @@ def test_alpha_survives_the_way_to_16_bits():
     """Within half a step of 65535, whatever the values."""
     alpha = np.random.default_rng(1).random((240, 320), dtype=np.float32)
     back = to_golden(from_golden(Golden(alpha, 0.25)))
-
     assert back.seconds == 0.25
     assert np.abs(back.alpha - alpha).max() <= 0.51 / 65535
 
@@ -55,28 +54,17 @@ def test_what_is_no_known_image_is_refused(message):
 
 
 @pytest.mark.integration
-def test_a_child_computes_the_known_image(worker):
-    """What comes back through the process is what the engine computes in this one."""
+def test_a_child_is_looked_at_between_two_batches(worker, tmp_path):
+    """The golden image that comes back is what the engine computes in this process; blocks and bad blocks of a pass
+    of the memory test; a look at a process that was killed is a fault like any other."""
     worker.start()
     expected = FakeBackend(np.empty(0, np.uint8)).golden("fake").alpha
-
     assert np.abs(worker.golden("fake").alpha - expected).max() <= 1 / 65535
     assert np.allclose(expected, golden_image()[0][..., 1] / 255)
-
-
-@pytest.mark.integration
-def test_a_child_checks_its_memory(worker, tmp_path):
-    """Blocks and bad blocks of a pass."""
-    worker.start()
     assert worker.canary(64) == MemoryTestPass(64, 0)
     (tmp_path / "canary").write_text("3")
     assert worker.canary(64) == MemoryTestPass(64, 3)
 
-
-@pytest.mark.integration
-def test_a_child_that_is_gone_is_told(worker):
-    """A look at a process that was killed is a fault like any other."""
-    worker.start()
     assert worker.alive
     worker.abort()
     with pytest.raises(EngineLost):

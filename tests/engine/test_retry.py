@@ -21,10 +21,6 @@ def fault(history, device="cpu", *, alone=True, now=1.0, detail="gone"):
     return after_fault(history, device=device, detail=detail, alone=alone, now=now)
 
 
-def shortage(history, device="cpu", *, alone=False, now=1.0):
-    return after_shortage(history, device=device, detail="no memory", alone=alone, now=now)
-
-
 EVENTS = st.lists(
     st.tuples(st.sampled_from(["fault", "shortage", "interruption"]), st.sampled_from(["gpu", "cpu"]), st.booleans()),
     max_size=12,
@@ -40,7 +36,7 @@ def test_poison_needs_its_faults_and_one_alone_where_it_counts(events, tries, fa
         if kind == "fault":
             history = fault(history, device, alone=alone, now=number)
         elif kind == "shortage":
-            history = shortage(history, device, alone=alone, now=number)
+            history = after_shortage(history, device=device, detail="no memory", alone=alone, now=number)
         else:
             history = after_interruption(history, now=number)
         faults += blamed
@@ -57,7 +53,6 @@ def test_poison_needs_its_faults_and_one_alone_where_it_counts(events, tries, fa
 def test_a_fault_in_company_isolates_and_blames_none():
     """It keeps its place, and has failed alone nowhere."""
     history = fault(NEW, alone=False, now=5.0)
-
     assert history.isolated
     assert not history.failed_alone_on
     assert history.behind < 0
@@ -67,7 +62,6 @@ def test_a_fault_in_company_isolates_and_blames_none():
 def test_an_image_that_failed_alone_lines_up_behind_what_came_before():
     """The others are computed before the suspect has its next try; the rejection says what happened last."""
     history = fault(fault(NEW, detail="first", now=3.0), detail="second", now=7.0)
-
     assert (history.behind, history.detail) == (7.0, "second")
     assert history.failed_alone_on == {"cpu"}
 
@@ -86,20 +80,19 @@ def test_an_image_is_not_rejected_before_the_fallback_has_tried_it(tries):
 
 def test_memory_limit_is_halved_by_a_shortage_and_grows_again():
     """Down to one; after GROW_AFTER batches twice as much is tried, and a fresh process begins without a limit."""
-    limit = MemoryLimit()
-    assert limit.of(16) == 16
-    limit.halve(16)
-    assert limit.of(16) == 8
-    limit.halve(1)
-    assert limit.of(16) == 1
-    for _ in range(GROW_AFTER - 1):
-        limit.passed()
-    assert limit.of(16) == 1
-    limit.passed()
-    assert limit.of(16) == 2
-    for _ in range(GROW_AFTER):
-        limit.passed()
-    assert limit.of(16) == 4
+    limit, sizes = MemoryLimit(), []
+    for what, times in [
+        (limit.passed, 0),
+        (lambda: limit.halve(16), 1),
+        (lambda: limit.halve(1), 1),
+        (limit.passed, GROW_AFTER - 1),
+        (limit.passed, 1),
+        (limit.passed, GROW_AFTER),
+    ]:
+        for _ in range(times):
+            what()
+        sizes.append(limit.of(16))
+    assert sizes == [16, 8, 1, 1, 2, 4]
     assert limit.of(3) == 3
     limit.lift()
     assert limit.of(16) == 16

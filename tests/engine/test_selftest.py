@@ -1,54 +1,81 @@
-"""How close two answers to the golden image are."""
+"""Whether a device passed its self-test, and how close two answers to the golden image are."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rmbgd.config.load import HealthSettings
-from rmbgd.engine.selftest import golden_difference, judge_golden
+from rmbgd.engine.health_types import ProbeReport
+from rmbgd.engine.selftest import PASSED, Verdict, golden_difference, judge, judge_golden
 
+HEALTH = HealthSettings()
+MEAN, PEAK = HEALTH.golden_mean, HEALTH.golden_peak  # 2/255 and 16/255
 STORED = np.linspace(0, 1, 10_000, dtype=np.float32).reshape(100, 100)
+PROVED = ProbeReport(
+    fresh_process=True, enumerated=True, model_intact=True, canary_passes=2, canary_bad=0,
+    golden_mean=0.001, golden_peak=0.01, seconds=0.1, baseline=0.1,
+)  # fmt: skip
 
 
-def test_equal_answers_differ_by_nothing():
-    """Mean and peak are 0."""
-    assert golden_difference(STORED, STORED, 0.001) == (0.0, 0.0)
+@pytest.mark.parametrize(
+    ("change", "verdict"),
+    [
+        ({}, PASSED),
+        ({"golden_mean": MEAN, "golden_peak": PEAK, "seconds": 0.2}, PASSED),  # the bounds are inclusive
+        ({"seconds": 9.0, "baseline": None}, PASSED),
+        (
+            {"fresh_process": False},
+            Verdict("process", "the process has served before; only a fresh one can clear a device"),
+        ),
+        ({"enumerated": None}, Verdict("enumerate", "the device did not answer")),
+        ({"enumerated": False, "error": "why"}, Verdict("enumerate", "why")),
+        ({"model_intact": False}, Verdict("model", "the loaded weights are not what was expected")),
+        ({"model_intact": None, "error": "why"}, Verdict("model", "why")),
+        ({"canary_passes": None}, Verdict("canary", "not finished", None, 2)),
+        ({"canary_passes": 1, "error": "why"}, Verdict("canary", "why", 1, 2)),
+        ({"canary_bad": 1}, Verdict("canary", "bad blocks", 1, 0)),
+        ({"canary_bad": None}, Verdict("canary", "bad blocks", None, 0)),
+        ({"golden_mean": None, "error": "why"}, Verdict("golden", "why", None, MEAN)),
+        ({"golden_mean": 2.1 / 255}, Verdict("golden", "mean difference", 2.1 / 255, MEAN)),
+        ({"golden_mean": -0.1}, Verdict("golden", "mean difference", -0.1, MEAN)),
+        ({"golden_peak": 16.1 / 255}, Verdict("golden", "largest difference", 16.1 / 255, PEAK)),
+        ({"seconds": None}, Verdict("latency", "not measured")),
+        ({"seconds": math.inf, "baseline": None, "error": "why"}, Verdict("latency", "why")),
+        ({"seconds": 0.21}, Verdict("latency", "slower than it was", 0.21, 0.2)),
+        ({"error": "weights file vanished"}, Verdict("error", "weights file vanished")),
+    ],
+)
+def test_each_step_alone_fails_the_probe(change: dict[str, object], verdict: Verdict):
+    """And so does a step that was not reached."""
+    assert judge(replace(PROVED, **change), HEALTH) == verdict
+
+
+def test_a_number_that_is_none_fails_its_step():
+    assert judge(replace(PROVED, golden_mean=math.nan), HEALTH).failed == "golden"
 
 
 def test_the_worst_pixels_are_left_out_of_the_peak():
     """Ten of 10,000 pixels may differ by anything; the eleventh counts."""
+    assert golden_difference(STORED, STORED, 0.001) == (0.0, 0.0)
     alpha = STORED.copy()
     alpha.ravel()[:10] += 1.0
-    _, peak = golden_difference(alpha, STORED, 0.001)
-    assert peak == 0.0
-
+    assert golden_difference(alpha, STORED, 0.001)[1] == 0.0
     alpha.ravel()[10] += 1.0
-    _, peak = golden_difference(alpha, STORED, 0.001)
-    assert peak == pytest.approx(1.0)
+    assert golden_difference(alpha, STORED, 0.001)[1] == pytest.approx(1.0)
+    assert golden_difference(alpha, STORED, 1.0)[1] == 0.0, "one pixel is always kept"
 
 
 def test_the_mean_is_over_all_pixels():
-    """A difference of 0.01 everywhere."""
-    mean, _ = golden_difference(STORED + 0.01, STORED, 0.001)
-
-    assert mean == pytest.approx(0.01, rel=1e-4)
+    assert golden_difference(STORED + 0.01, STORED, 0.001)[0] == pytest.approx(0.01, rel=1e-4)
 
 
-@pytest.mark.parametrize("alpha", [STORED[:50], np.full_like(STORED, math.nan)])
-def test_an_answer_that_cannot_be_is_never_close(alpha):
-    """Another size, or anything that is not finite."""
-    mean, peak = golden_difference(alpha, STORED, 0.001)
+@pytest.mark.parametrize("alpha", [STORED[:50], np.full_like(STORED, math.nan), np.zeros_like(STORED)])
+def test_an_answer_that_cannot_be_is_never_close(alpha: np.ndarray):
+    """Another size, anything that is not finite, or zeros without an error."""
+    verdict = judge_golden(*golden_difference(alpha, STORED, 0.001), HEALTH)
 
-    assert not judge_golden(mean, peak, HealthSettings()).passed
-
-
-def test_an_empty_mask_is_caught():
-    """A device that answers zeros without an error."""
-    mean, peak = golden_difference(np.zeros_like(STORED), STORED, 0.001)
-    verdict = judge_golden(mean, peak, HealthSettings())
-
-    assert verdict.failed == "golden"
-    assert verdict.threshold == pytest.approx(2 / 255)
+    assert (verdict.failed, verdict.threshold) == ("golden", MEAN)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import StrEnum
 from typing import Protocol
 
@@ -74,17 +74,8 @@ class Reading:
         return getattr(self, name) is None and name not in self.unsupported
 
 
-MEASURES = (
-    "temperature",
-    "throttle",
-    "ecc_uncorrected",
-    "remap_failed",
-    "remap_pending",
-    "memory_used",
-    "memory_total",
-    "recovery",
-    "power",
-)
+NO_MEASURE = ("source", "problem", "detail", "unsupported", "xids")
+MEASURES = tuple(field.name for field in fields(Reading) if field.name not in NO_MEASURE)
 """The fields of a reading that a source may or may not support."""
 
 
@@ -101,18 +92,17 @@ class Sensor(Protocol):
     def close(self) -> None: ...
 
 
-# --- A sensor behind a thread of its own, so that a driver that hangs costs one reading, not the one who asked.
-
-
 CLOSE_TIMEOUT = 1.0  # s for the sensor to let go; a call stuck in a driver is left behind
 
 
 class DeadlineSensor:
-    """`read` and `close` belong to one thread, the asker. The sensor belongs to the thread in here."""
+    """A sensor behind a thread of its own: a driver that hangs costs one reading, not the one who asked.
+
+    `read` and `close` belong to one thread, the asker. The sensor belongs to the thread in here.
+    """
 
     def __init__(self, sensor: Sensor, timeout: float) -> None:
-        self._sensor = sensor
-        self._timeout = timeout
+        self._sensor, self._timeout = sensor, timeout
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()  # False: end
         self._answers: queue.SimpleQueue[Reading] = queue.SimpleQueue()
         self._unanswered = False  # only the asker touches this
@@ -145,11 +135,6 @@ class DeadlineSensor:
     def close(self) -> None:
         self._requests.put(False)
         self._thread.join(CLOSE_TIMEOUT)
-
-    @property
-    def stuck(self) -> bool:
-        """The last call has not returned yet."""
-        return self._unanswered
 
     def _timed_out(self) -> Reading:
         return Reading(self.source, Problem.TIMEOUT, f"no answer within {self._timeout:g} s")

@@ -43,23 +43,11 @@ class ThermalZoneSensor:
     safe answer, and it lets a board that rests after a trip be seen to cool.
     """
 
+    source = "sysfs"
+
     def __init__(self, root: Path = SYSFS) -> None:
-        self._root = root
-        self._gpu = zones(root, "gpu")
-        self._chip = zones(root, "tj")
-
-    @property
-    def source(self) -> str:
-        return "sysfs"
-
-    @property
-    def found(self) -> bool:
-        return bool(self._gpu)
-
-    @property
-    def names(self) -> list[str]:
-        """The zones in use, for people."""
-        return [zone.name for zone in self._gpu]
+        self._gpu, self._chip = zones(root, "gpu"), zones(root, "tj")
+        self.names = ", ".join(zone.name for zone in self._gpu)  # of the zones in use, for people; empty: there is none
 
     def read(self) -> Reading:
         if not self._gpu:
@@ -88,7 +76,7 @@ def _hottest(zones: list[Path]) -> float | None:
     return max(values, default=None)
 
 
-# --- Which sensor watches a device, and why that one: NVML, the kernel's thermal zones, or none.
+# --- the choice
 
 
 Wanted = Literal["auto", "nvml", "sysfs", "none"]
@@ -97,9 +85,7 @@ Wanted = Literal["auto", "nvml", "sysfs", "none"]
 class BlindSensor:
     """For a device that nothing can be read from: every field is unsupported, none is healthy."""
 
-    @property
-    def source(self) -> str:
-        return "none"
+    source = "none"
 
     def read(self) -> Reading:
         return Reading(self.source, unsupported=frozenset(MEASURES))
@@ -147,7 +133,7 @@ def choose_sensor(
         return _timed(BlindSensor(), timeout, "chosen in the configuration")
     thermal = ThermalZoneSensor(sysfs)
     if wanted == "sysfs":
-        said = f"zones {', '.join(thermal.names)}" if thermal.found else "no thermal zone names the GPU"
+        said = f"zones {thermal.names}" if thermal.names else "no thermal zone names the GPU"
         return _timed(thermal, timeout, f"chosen in the configuration; {said}")
     try:
         library = nvml()
@@ -160,23 +146,19 @@ def choose_sensor(
         reading = trial.sensor.read()
         if reading.temperature is not None:
             return ChosenSensor(trial.sensor, "NVML answers with a temperature")
-        missing = _what_nvml_lacks(reading)
+        missing = "NVML answers without a temperature"
+        if reading.problem is not None:
+            missing = f"NVML does not answer ({reading.problem}: {reading.detail})"
         useless = reading.problem is Problem.NO_SOURCE
-        if useless or (thermal.found and reading.problem in (None, Problem.NO_DEVICE)):
+        if useless or (thermal.names and reading.problem in (None, Problem.NO_DEVICE)):
             trial.sensor.close()
             trial = None
     if trial is not None:
         return ChosenSensor(trial.sensor, f"{missing}; it is asked again each time")
-    if thermal.found:
-        return _timed(thermal, timeout, f"{missing}; zones {', '.join(thermal.names)} name the GPU")
+    if thermal.names:
+        return _timed(thermal, timeout, f"{missing}; zones {thermal.names} name the GPU")
     return _timed(BlindSensor(), timeout, f"{missing}, and no thermal zone names the GPU")
 
 
 def _timed(sensor: Sensor, timeout: float, why: str) -> ChosenSensor:
     return ChosenSensor(DeadlineSensor(sensor, timeout), why)
-
-
-def _what_nvml_lacks(reading: Reading) -> str:
-    if reading.problem is None:
-        return "NVML answers without a temperature"
-    return f"NVML does not answer ({reading.problem}: {reading.detail})"

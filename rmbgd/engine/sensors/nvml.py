@@ -32,6 +32,17 @@ XID_EVENT = 8  # nvmlEventTypeXidCriticalError
 THROTTLE_BITS = {0x20: Throttle.SOFTWARE_THERMAL, 0x40: Throttle.HARDWARE_THERMAL, 0x80: Throttle.POWER_BRAKE}
 
 
+PROBLEMS = {
+    "NVMLError_LibraryNotFound": Problem.NO_SOURCE,
+    "NVMLError_LibRmVersionMismatch": Problem.DRIVER_MISMATCH,
+    "NVMLError_GpuIsLost": Problem.GPU_IS_LOST,
+    "NVMLError_DriverNotLoaded": Problem.NO_DEVICE,
+    "NVMLError_NotFound": Problem.NO_DEVICE,
+    "NVMLError_InvalidArgument": Problem.NO_DEVICE,
+}
+"""By the name of the binding's exception."""
+
+
 class NvmlSensor:
     """One GPU, by UUID where it is known, else by its index in PCI order.
 
@@ -39,17 +50,13 @@ class NvmlSensor:
     CUDA_VISIBLE_DEVICES names: give the UUID that the engine's process reports.
     """
 
+    source = "nvml"
+
     def __init__(self, nvml: Any, *, index: int = 0, uuid: str | None = None) -> None:
-        self._nvml = nvml
-        self._index = index
-        self._uuid = uuid
+        self._nvml, self._index, self._uuid = nvml, index, uuid
         self._handle: Any = None
         self._events: Any = None
         self._unsupported: set[str] = set()
-
-    @property
-    def source(self) -> str:
-        return "nvml"
 
     def read(self) -> Reading:
         """After any problem the library is left and entered anew next time: a reloaded driver wants that."""
@@ -61,7 +68,7 @@ class NvmlSensor:
             remapped = self._measure("remap_failed", lambda: self._nvml.nvmlDeviceGetRemappedRows(self._handle))
             xids = self._xids()
         except self._nvml.NVMLError as error:
-            self._disconnect()
+            self.close()
             return self._unwell(error)
         if memory is None:
             self._unsupported.add("memory_total")
@@ -77,9 +84,6 @@ class NvmlSensor:
             xids=xids,
             **measures,
         )
-
-    def close(self) -> None:
-        self._disconnect()
 
     def _connect(self) -> None:
         if self._handle is not None:
@@ -101,7 +105,7 @@ class NvmlSensor:
         except nvml.NVMLError:  # not every board or container tells; the temperature still counts
             self._events = None
 
-    def _disconnect(self) -> None:
+    def close(self) -> None:
         if self._handle is None:
             return
         self._handle = None
@@ -114,26 +118,22 @@ class NvmlSensor:
 
     def _calls(self) -> dict[str, Callable[[], Any]]:
         nvml, handle = self._nvml, self._handle
+        kind = (nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC)
         return {
             "temperature": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
             "throttle": lambda: _throttle(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
-            "ecc_uncorrected": lambda: int(
-                nvml.nvmlDeviceGetTotalEccErrors(
-                    handle, nvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED, nvml.NVML_VOLATILE_ECC
-                )
-            ),
+            "ecc_uncorrected": lambda: int(nvml.nvmlDeviceGetTotalEccErrors(handle, *kind)),
             "recovery": self._recovery,
             "power": lambda: float(nvml.nvmlDeviceGetPowerUsage(handle)) / 1000.0,
         }
 
     def _measure(self, name: str, call: Callable[[], Any]) -> Any:
         """The value, or None for what this board or driver does not have. Raises every other error."""
-        nvml = self._nvml
-        try:
+        nvml, value = self._nvml, None
+        with contextlib.suppress(
+            nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission
+        ):
             value = call()
-        except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
-            self._unsupported.add(name)
-            return None
         if value is None:
             self._unsupported.add(name)
         return value
@@ -158,20 +158,10 @@ class NvmlSensor:
 
     def _unwell(self, error: Exception) -> Reading:
         nvml = self._nvml
-        problem, recovery = Problem.ERROR, None
-        if isinstance(error, nvml.NVMLError_LibraryNotFound):
-            problem = Problem.NO_SOURCE
-        elif isinstance(error, nvml.NVMLError_LibRmVersionMismatch):
-            problem = Problem.DRIVER_MISMATCH
-        elif isinstance(error, nvml.NVMLError_GpuIsLost):
-            problem = Problem.GPU_IS_LOST
-        elif isinstance(error, nvml.NVMLError_ResetRequired):
-            recovery = "gpu_reset"
-        elif isinstance(
-            error, (nvml.NVMLError_DriverNotLoaded, nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument)
-        ):
-            problem = Problem.NO_DEVICE
-        return Reading(self.source, problem, detail=str(error), recovery=recovery, unsupported=frozenset())
+        problems = (problem for name, problem in PROBLEMS.items() if isinstance(error, getattr(nvml, name)))
+        problem = next(problems, Problem.ERROR)
+        recovery = "gpu_reset" if isinstance(error, nvml.NVMLError_ResetRequired) else None
+        return Reading(self.source, problem, detail=str(error), recovery=recovery)
 
 
 def _throttle(bits: int) -> frozenset[Throttle]:

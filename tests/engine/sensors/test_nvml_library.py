@@ -80,29 +80,23 @@ def driver(tmp_path: Path) -> Iterator[Driver]:
     under_test.process.stdout.close()
 
 
-@pytest.mark.integration
 def test_what_the_library_has_is_read_and_what_it_lacks_is_unknown(driver: Driver) -> None:
     """Temperature and power; functions that this library does not have are unsupported, and no zero."""
     found = driver.read()
-
     assert (found["temperature"], found["power"], found["problem"]) == (61.0, 99.5, None)
     assert set(found["unsupported"]) >= {"ecc_uncorrected", "memory_used", "remap_failed", "throttle"}
 
 
-@pytest.mark.integration
 def test_a_library_that_hangs_costs_the_deadline_and_comes_back(driver: Driver) -> None:
     """Each reading says so within its deadline; when the library answers again, so does the sensor."""
     driver.say("hang")
     hung = [driver.read() for _ in range(3)]
     driver.say("70")
-
     back = driver.read_until(None)
-
     assert [reading["problem"] for reading in hung] == ["sensor_timeout"] * 3
     assert back["temperature"] == 70.0
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize(
     ("code", "problem"),
     [
@@ -118,17 +112,14 @@ def test_an_error_of_the_library_is_told_and_over_when_it_is_over(driver: Driver
     lost = driver.read()
     driver.say("55")
     back = driver.read()
-
     assert (lost["temperature"], lost["problem"]) == (None, problem)
     assert (back["temperature"], back["problem"]) == (55.0, None)
 
 
-@pytest.mark.integration
 def test_a_driver_that_is_unloaded_and_loaded_again(driver: Driver) -> None:
     """No device while it is away; a reading when it is back, without a new process."""
     driver.vanish()
     away = [driver.read() for _ in range(3)]
     driver.say("50")
-
     assert {reading["problem"] for reading in away} == {"no_device"}
     assert driver.read()["temperature"] == 50.0

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from rmbgd.engine.sensors.base import MEASURES, DeadlineSensor, Problem, Reading, Throttle
-from rmbgd.engine.sensors.choose import BlindSensor, ChosenSensor, ThermalZoneSensor, choose_sensor
+from rmbgd.engine.sensors.choose import ChosenSensor, ThermalZoneSensor, choose_sensor
 from rmbgd.engine.sensors.nvml import EVENTS_MAXIMUM, NvmlSensor
 from rmbgd.events import RecordedEvents
 from rmbgd.testing.sensors import FakeSensor, Never
@@ -25,11 +28,14 @@ def nvml() -> FakeNvml:
     return FakeNvml()
 
 
-def zone(root: Path, number: int, name: str, temp: str) -> None:
-    folder = root / "class" / "thermal" / f"thermal_zone{number}"
-    folder.mkdir(parents=True)
-    (folder / "type").write_text(name + "\n")
-    (folder / "temp").write_text(temp + "\n")
+def zones(root: Path, *found: tuple[str, str]) -> Path:
+    """A /sys with thermal zones: (type, temperature as the kernel writes it)."""
+    for number, (name, temp) in enumerate(found):
+        folder = root / "class" / "thermal" / f"thermal_zone{number}"
+        folder.mkdir(parents=True)
+        (folder / "type").write_text(name + "\n")
+        (folder / "temp").write_text(temp + "\n")
+    return root
 
 
 # --- NVML
@@ -72,7 +78,6 @@ def test_what_a_board_lacks_is_unknown_and_not_zero(nvml: FakeNvml):
 def test_old_drivers_and_missing_rights_count_as_unsupported(nvml: FakeNvml, name: str):
     """They will not be cured by asking again."""
     nvml.throttle = getattr(nvml, f"NVMLError_{name}")()
-
     assert NvmlSensor(nvml).read().unsupported == {"throttle"}
 
 
@@ -96,63 +101,48 @@ def test_each_error_of_the_library_has_its_problem(
     """Wherever it is raised; and no field of such a reading has a value."""
     setattr(nvml, where, getattr(nvml, f"NVMLError_{name}")("said the driver"))
     reading = NvmlSensor(nvml).read()
-
     assert (problem, recovery, "said the driver") == (reading.problem, reading.recovery, reading.detail)
     assert all(getattr(reading, measure) is None for measure in MEASURES if measure != "recovery")
 
 
 def test_after_a_problem_the_library_is_entered_anew(nvml: FakeNvml):
-    """A driver that was reloaded answers again without a restart of the service, and nothing stays open."""
+    """A driver that was reloaded answers again without a restart of the service, and nothing stays open. Entering
+    costs tens of milliseconds: once is enough for many readings."""
     sensor = NvmlSensor(nvml)
     nvml.temperature = nvml.NVMLError_GpuIsLost()
     sensor.read()
     assert nvml.depth == 0
-
     nvml.temperature = 44
-    assert sensor.read().temperature == 44.0
+    assert [sensor.read().temperature for _ in range(5)] == [44.0] * 5
+    assert nvml.calls.count("init") == 2
     sensor.close()
     assert nvml.depth == 0
-
-
-def test_the_library_is_entered_once_for_many_readings(nvml: FakeNvml):
-    """Entering costs tens of milliseconds on real drivers."""
-    sensor = NvmlSensor(nvml)
-    for _ in range(5):
-        sensor.read()
-
-    assert nvml.calls.count("init") == 1
 
 
 def test_a_device_is_found_by_its_uuid_where_that_is_known(nvml: FakeNvml):
     """CUDA and NVML count in different orders."""
     NvmlSensor(nvml, index=1, uuid="GPU-1234").read()
-
     assert "uuid GPU-1234" in nvml.calls
     assert "index 1" not in nvml.calls
 
 
 def test_a_board_that_tells_no_events_is_read_all_the_same(nvml: FakeNvml):
     """Registering is refused in some containers."""
-    nvml.register = nvml.NVMLError_NotSupported()
-    nvml.xids = [79]
+    nvml.register, nvml.xids = nvml.NVMLError_NotSupported(), [79]
     reading = NvmlSensor(nvml).read()
-
-    assert reading.temperature == 61.0
-    assert reading.xids == ()
+    assert (reading.temperature, reading.xids) == (61.0, ())
 
 
 def test_a_storm_of_driver_messages_does_not_hold_the_reading(nvml: FakeNvml):
     """At most EVENTS_MAXIMUM are taken at once; the rest come with the next reading."""
     nvml.xids = [31] * (EVENTS_MAXIMUM + 5)
     sensor = NvmlSensor(nvml)
-
     assert [EVENTS_MAXIMUM, 5, 0] == [len(sensor.read().xids) for _ in range(3)]
 
 
 def test_a_device_that_vanishes_while_events_are_read_is_lost(nvml: FakeNvml):
     """The event call has errors of its own."""
     nvml.xids = [nvml.NVMLError_GpuIsLost()]
-
     assert NvmlSensor(nvml).read().problem is Problem.GPU_IS_LOST
 
 
@@ -160,7 +150,6 @@ def test_a_device_that_vanishes_while_events_are_read_is_lost(nvml: FakeNvml):
 def test_the_recovery_action_has_a_name(nvml: FakeNvml, number: int, name: str):
     """One that this version does not know is still not "none"."""
     nvml.recovery = SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=number))
-
     assert name == NvmlSensor(nvml).read().recovery
 
 
@@ -168,7 +157,6 @@ def test_the_real_binding_has_every_name_in_use(nvml: FakeNvml):
     """The stand-in cannot drift from pynvml: each of its calls, errors and constants is there."""
     pynvml = pytest.importorskip("pynvml")
     names = [name for name in dir(FakeNvml) if name.lower().startswith("nvml")]
-
     assert names
     assert [name for name in names if not hasattr(pynvml, name)] == []
 
@@ -190,77 +178,47 @@ def test_the_real_binding_without_a_driver_has_no_source():
 # --- the kernel's thermal zones
 
 
-@pytest.mark.parametrize("name", ["gpu-thermal", "GPU-therm", "soc-gpu"])
-def test_a_zone_that_names_the_gpu_is_read(tmp_path: Path, name: str):
-    """In thousandths of a degree, whatever the case of its name."""
-    zone(tmp_path, 0, "cpu-thermal", "99000")
-    zone(tmp_path, 1, name, "48312")
-
-    assert ThermalZoneSensor(tmp_path).read().temperature == 48.312
-
-
-def test_the_hottest_of_several_gpu_zones_counts(tmp_path: Path):
-    """Boards with one zone per cluster."""
-    zone(tmp_path, 0, "gpu0-thermal", "50000")
-    zone(tmp_path, 1, "gpu1-thermal", "70000")
-
-    assert ThermalZoneSensor(tmp_path).read().temperature == 70.0
-
-
-def test_a_sleeping_gpu_is_as_warm_as_its_chip_at_most(tmp_path: Path):
-    """Orin reads -256 °C then; the junction temperature of the chip stands in."""
-    zone(tmp_path, 1, "gpu-thermal", "-256000")
-    zone(tmp_path, 8, "tj-thermal", "47500")
-
-    assert ThermalZoneSensor(tmp_path).read().temperature == 47.5
-
-
-@pytest.mark.parametrize("text", ["-256000", "", "hot"])
-def test_a_zone_that_cannot_be_read_is_unknown(tmp_path: Path, text: str):
-    """Neither 0 nor -256; and it lacks what it should have given."""
-    zone(tmp_path, 1, "gpu-thermal", text)
-    reading = ThermalZoneSensor(tmp_path).read()
-
-    assert reading.temperature is None
-    assert reading.lacks("temperature")
+@pytest.mark.parametrize(
+    ("found", "temperature"),
+    [
+        ([("cpu-thermal", "99000"), ("gpu-thermal", "48312")], 48.312),
+        ([("cpu-thermal", "99000"), ("GPU-therm", "48312")], 48.312),  # whatever the case of its name
+        ([("soc-gpu", "48312")], 48.312),
+        ([("gpu0-thermal", "50000"), ("gpu1-thermal", "70000")], 70.0),  # one zone per cluster: the hottest
+        ([("gpu-thermal", "-256000"), ("tj-thermal", "47500")], 47.5),  # Orin's GPU sleeps: its chip stands in
+        ([("gpu-thermal", "-256000")], None),  # neither 0 nor -256
+        ([("gpu-thermal", "")], None),
+        ([("gpu-thermal", "hot")], None),
+    ],
+)
+def test_the_zone_that_names_the_gpu_is_read(tmp_path: Path, found: list[tuple[str, str]], temperature: float | None):
+    """In thousandths of a degree. Where it cannot be read the temperature lacks; all else is unsupported."""
+    reading = ThermalZoneSensor(zones(tmp_path, *found)).read()
+    assert reading.temperature == temperature
+    assert reading.lacks("temperature") == (temperature is None)
+    assert reading.unsupported == frozenset(MEASURES) - {"temperature"}
 
 
 def test_a_zone_that_refuses_is_unknown(tmp_path: Path):
     """The file is there and reading it fails, as with EAGAIN."""
-    zone(tmp_path, 1, "gpu-thermal", "1")
-    sensor = ThermalZoneSensor(tmp_path)
-    temp = tmp_path / "class" / "thermal" / "thermal_zone1" / "temp"
+    sensor = ThermalZoneSensor(zones(tmp_path, ("gpu-thermal", "1")))
+    temp = tmp_path / "class" / "thermal" / "thermal_zone0" / "temp"
     temp.unlink()
     temp.mkdir()
-
     assert sensor.read().lacks("temperature")
-
-
-def test_what_a_thermal_zone_cannot_know_is_unsupported(tmp_path: Path):
-    """Everything but the temperature."""
-    zone(tmp_path, 1, "gpu-thermal", "50000")
-
-    assert ThermalZoneSensor(tmp_path).read().unsupported == frozenset(MEASURES) - {"temperature"}
 
 
 # --- the deadline
 
 
-def test_a_reading_passes_through():
-    """Whatever the sensor says, when it answers in time."""
-    timed = DeadlineSensor(FakeSensor([WELL]), LONG)
-
-    assert timed.read() == WELL
-    timed.close()
-
-
-def test_a_sensor_that_raises_is_a_bad_reading():
-    """Type and text are kept; the next reading is tried again."""
-    timed = DeadlineSensor(FakeSensor([RuntimeError("driver bug"), WELL]), LONG)
-
+def test_a_reading_passes_through_and_an_exception_is_a_bad_one():
+    """Type and text are kept; the next reading is tried again. Closing lets the sensor go."""
+    sensor = FakeSensor([RuntimeError("driver bug"), WELL])
+    timed = DeadlineSensor(sensor, LONG)
     assert timed.read() == Reading("fake", Problem.ERROR, "RuntimeError: driver bug")
     assert timed.read() == WELL
     timed.close()
+    assert sensor.closed
 
 
 def test_a_sensor_that_hangs_is_a_timeout_and_only_one_call_is_made():
@@ -279,135 +237,103 @@ def test_a_sensor_that_hangs_is_a_timeout_and_only_one_call_is_made():
 
 def test_a_late_answer_is_not_taken_for_a_new_one_but_its_messages_are_kept():
     """The temperature of then is old; the driver message is told once and would be lost."""
-
-    class Slow:
-        source = "slow"
-
-        def __init__(self) -> None:
-            self.gate = threading.Event()
-            self.first = True
-
-        def read(self) -> Reading:
-            if self.first:
-                self.first = False
-                self.gate.wait()
-                return Reading("slow", temperature=99.0, xids=(79,))
-            return Reading("slow", temperature=50.0, xids=(13,))
-
-        def close(self) -> None:
-            pass
-
-    slow = Slow()
+    gate = threading.Event()
+    answers = iter([Reading("slow", temperature=99.0, xids=(79,)), Reading("slow", temperature=50.0, xids=(13,))])
+    slow = FakeSensor([WELL])
+    slow.read = lambda: (gate.wait(), next(answers))[1]  # type: ignore[method-assign]
     timed = DeadlineSensor(slow, SHORT)
     assert timed.read().problem is Problem.TIMEOUT
-    slow.gate.set()
+    gate.set()
     readings = [timed.read()]
     while readings[-1].problem is Problem.TIMEOUT:  # the late answer may not have arrived yet
         readings.append(timed.read())
 
     assert readings[-1].temperature == 50.0
-    assert [xid for reading in readings for xid in reading.xids][:2] == [79, 13]
+    assert [xid for reading in readings for xid in reading.xids] == [79, 13]
     timed.close()
-
-
-def test_closing_lets_the_sensor_go():
-    """In the thread that owns it."""
-    sensor = FakeSensor([WELL])
-    timed = DeadlineSensor(sensor, LONG)
-    timed.close()
-
-    assert sensor.closed
 
 
 # --- the choice
 
 
-def chosen(choice: ChosenSensor) -> tuple[str, Reading]:
-    reading = choice.sensor.read()
-    choice.sensor.close()
-    return choice.source, reading
+@pytest.fixture
+def choose(tmp_path: Path, nvml: FakeNvml) -> Iterator[Callable[..., ChosenSensor]]:
+    """Chooses between NVML and the zones below tmp_path; what it chose is closed at the end."""
+    with ExitStack() as stack:
+
+        def make(wanted: str = "auto", timeout: float = LONG, library: Callable[[], object] = lambda: nvml):
+            choice = choose_sensor(wanted, timeout, sysfs=tmp_path, nvml=library)  # type: ignore[arg-type]
+            stack.callback(choice.sensor.close)
+            return choice
+
+        yield make
 
 
-def test_nvml_is_chosen_where_it_tells_a_temperature(tmp_path: Path, nvml: FakeNvml):
+def test_nvml_is_chosen_where_it_tells_a_temperature(tmp_path: Path, choose):
     """Before a thermal zone, which may belong to another GPU."""
-    zone(tmp_path, 0, "gpu-thermal", "50000")
-    choice = choose_sensor("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
-
+    zones(tmp_path, ("gpu-thermal", "50000"))
     recorded = RecordedEvents()
-    choice.announce(recorded, "cuda:0")
+    choose().announce(recorded, "cuda:0")
     why = "NVML answers with a temperature"
     assert recorded.named("engine.sensor") == [{"device": "cuda:0", "source": "nvml", "why": why}]
-    assert chosen(choice)[0] == "nvml"
 
 
-@pytest.mark.parametrize("name", ["LibraryNotFound", "NotSupported", "DriverNotLoaded"])
-def test_jetson_is_read_from_its_thermal_zone(tmp_path: Path, nvml: FakeNvml, name: str):
+@pytest.mark.parametrize(
+    ("where", "name"), [("init", "LibraryNotFound"), ("temperature", "NotSupported"), ("init", "DriverNotLoaded")]
+)
+def test_jetson_is_read_from_its_thermal_zone(tmp_path: Path, nvml: FakeNvml, choose, where: str, name: str):
     """NVML is missing there, or knows no thermometer, or finds no driver."""
-    zone(tmp_path, 0, "gpu-thermal", "50000")
-    setattr(nvml, "temperature" if name == "NotSupported" else "init", getattr(nvml, f"NVMLError_{name}")())
-    choice = choose_sensor("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
+    zones(tmp_path, ("gpu-thermal", "50000"))
+    setattr(nvml, where, getattr(nvml, f"NVMLError_{name}")())
+    choice = choose()
 
     assert "thermal_zone0" in choice.why
-    assert chosen(choice) == ("sysfs", ThermalZoneSensor(tmp_path).read())
+    assert choice.source == "sysfs"
+    assert choice.sensor.read() == ThermalZoneSensor(tmp_path).read()
 
 
 @pytest.mark.parametrize("name", ["GpuIsLost", "LibRmVersionMismatch", "Unknown"])
-def test_nvml_that_is_unwell_stays_chosen(tmp_path: Path, nvml: FakeNvml, name: str):
+def test_nvml_that_is_unwell_stays_chosen(tmp_path: Path, nvml: FakeNvml, choose, name: str):
     """The device may be away only for now; a thermal zone would never tell that it is back."""
-    zone(tmp_path, 0, "gpu-thermal", "50000")
+    zones(tmp_path, ("gpu-thermal", "50000"))
     nvml.handle = getattr(nvml, f"NVMLError_{name}")()
-    choice = choose_sensor("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
-
+    choice = choose()
     assert "asked again" in choice.why
-    assert chosen(choice)[0] == "nvml"
+    assert choice.source == "nvml"
 
 
-def test_without_library_and_zone_nothing_is_read_and_nothing_is_claimed(tmp_path: Path, nvml: FakeNvml):
-    """Every field unsupported, none healthy; the reason says both."""
-    nvml.init = nvml.NVMLError_LibraryNotFound("NVML Shared Library Not Found")
-    choice = choose_sensor("auto", LONG, sysfs=tmp_path, nvml=lambda: nvml)
-
-    assert "NVML Shared Library Not Found" in choice.why
-    assert "no thermal zone" in choice.why
-    assert chosen(choice) == ("none", BlindSensor().read())
-    assert BlindSensor().read().unsupported == frozenset(MEASURES)
-
-
-def test_a_machine_without_the_binding_is_no_error(tmp_path: Path):
-    """pynvml is not installed."""
+def test_without_library_and_zone_nothing_is_read_and_nothing_is_claimed(nvml: FakeNvml, choose):
+    """Every field unsupported, none healthy; the reason says both. pynvml itself may be missing, too."""
 
     def missing() -> FakeNvml:
         raise ImportError("No module named 'pynvml'")
 
-    choice = choose_sensor("auto", LONG, sysfs=tmp_path, nvml=missing)
+    nvml.init = nvml.NVMLError_LibraryNotFound("NVML Shared Library Not Found")
+    choice, other = choose(), choose(library=missing)
 
-    assert "pynvml cannot be imported" in choice.why
-    assert chosen(choice)[0] == "none"
+    assert re.search("NVML Shared Library Not Found.*no thermal zone", choice.why)
+    assert "pynvml cannot be imported" in other.why
+    assert (choice.source, other.source) == ("none", "none")
+    assert choice.sensor.read() == Reading("none", unsupported=frozenset(MEASURES))
 
 
-@pytest.mark.parametrize("wanted", ["nvml", "sysfs", "none"])
-def test_the_operator_s_word_counts(tmp_path: Path, nvml: FakeNvml, wanted: str):
+@pytest.mark.parametrize(
+    ("wanted", "problem"), [("nvml", Problem.NO_SOURCE), ("sysfs", Problem.NO_SOURCE), ("none", None)]
+)
+def test_the_operator_s_word_counts(nvml: FakeNvml, choose, wanted: str, problem: Problem | None):
     """Even where it does not answer: then each reading says so, rather than another source standing in."""
     nvml.init = nvml.NVMLError_LibraryNotFound()
-    choice = choose_sensor(wanted, LONG, sysfs=tmp_path, nvml=lambda: nvml)  # type: ignore[arg-type]
-
-    source, reading = chosen(choice)
-    assert source == wanted
-    assert reading.temperature is None
-    assert reading.problem is (None if wanted == "none" else Problem.NO_SOURCE)
+    choice = choose(wanted)
+    reading = choice.sensor.read()
+    assert (choice.source, reading.temperature, reading.problem) == (wanted, None, problem)
 
 
-def test_a_library_that_hangs_does_not_hold_the_start(tmp_path: Path, nvml: FakeNvml):
+def test_a_library_that_hangs_does_not_hold_the_start(nvml: FakeNvml, choose, monkeypatch: pytest.MonkeyPatch):
     """The trial reading keeps the deadline too."""
     gate = threading.Event()
-
-    class Hanging(FakeNvml):
-        def nvmlInit(self) -> None:
-            gate.wait()
-
-    choice = choose_sensor("auto", SHORT, sysfs=tmp_path, nvml=Hanging)
+    monkeypatch.setattr(nvml, "nvmlInit", gate.wait)
+    choice = choose(timeout=SHORT)
+    gate.set()
 
     assert choice.source == "nvml"
     assert "sensor_timeout" in choice.why
-    gate.set()
-    choice.sensor.close()
