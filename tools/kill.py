@@ -29,7 +29,6 @@ from rich.progress import track
 from rmbgd.errors import Reason
 from tests.support import audit
 from tests.support.images import sample_image
-from tests.support.invariants import Conservation
 from tests.support.service import ENDINGS, ServiceUnderTest
 from tools.campaign import main
 
@@ -51,7 +50,7 @@ class Campaign:
         options = {"engine": {"delay": 0.01}, "fuse": str(base / "fuse")}
         self._service = ServiceUnderTest(base, settings={"intake": {"attempts": 10}}, options=options)
         self._dropped: dict[str, bytes] = {}
-        self._conservation = Conservation(self._service.roots, self._dropped)
+        self._conservation = audit.Conservation(self._service.roots, self._dropped)
         self._found: Counter[str] = Counter()
         self._lives: list[float] = []
         self._ready = 0  # so many lives got ready

@@ -28,10 +28,8 @@ from rich.console import Console
 from rich.progress import track
 
 from tests.support import audit
-from tests.support.disks import cut_power
 from tests.support.images import sample_image
-from tests.support.invariants import Conservation
-from tests.support.mounts import disk, memory_folder, mount, own_mounts, run
+from tests.support.mounts import cut_power, disk, memory_folder, mount, own_mounts, run
 from tests.support.service import ServiceUnderTest
 from tools.campaign import main
 
@@ -58,7 +56,7 @@ class Campaign:
         try:
             settings = {"intake": {"attempts": 10}}  # cuts that an image has nothing to do with
             self._service = ServiceUnderTest(self._base, settings=settings, options={"count": "", "entered": ""})
-            conservation = Conservation(self._service.roots, self._dropped)
+            conservation = audit.Conservation(self._service.roots, self._dropped)
             for number in track(range(self._rounds), "power cuts", console=Console(stderr=True)):
                 self._round(number)
                 self._found.update(conservation.check())

@@ -23,9 +23,8 @@ from rmbgd.pipeline import storage_retry as hold
 from rmbgd.store.records import Job
 from rmbgd.testing.fs import FailingFs
 from tests.support import audit
-from tests.support.disks import first_block
 from tests.support.images import sample_image
-from tests.support.mounts import disk, mount, mounted, unmount
+from tests.support.mounts import disk, first_block, mount, mounted, unmount
 from tests.support.service import ServiceUnderTest
 from tests.support.workspace import Workspace, sha256
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from tests.support import audit
-from tests.support.fork_server import ForkedProcess, shared_fork_server
+from tests.support.fork_server import ForkedProcess
 from tests.support.images import sample_image
 
 PATIENCE = 60.0  # seconds until a wait fails the test; generous, as nothing depends on it when all is well
@@ -123,7 +123,7 @@ class ServiceUnderTest:
         self.process = (
             self._interpreter(environment)
             if self.prefix or environment or self.fresh_interpreter
-            else shared_fork_server().fork(self.command()[2:])
+            else ForkedProcess(self.command()[2:])
         )
         self._readers = [
             threading.Thread(target=self._read, args=(self.process,)),
@@ -201,7 +201,7 @@ class ServiceUnderTest:
 
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
         """Every scenario ends in an orderly stop."""
-        if self.process is None or self.process.returncode is not None:
+        if self.is_down:
             return
         if kind is not None:
             self.kill()

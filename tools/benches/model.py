@@ -26,8 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tools.benches.load import memory
-from tools.gpubench.plan import recipe_folder
-from tools.gpubench.weights import module
+from tools.gpubench.plan import module, recipe_folder
 from tools.tables import Report, table
 
 PLAIN = "plain float32"
