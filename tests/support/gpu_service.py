@@ -23,8 +23,6 @@ QUICK: dict[str, Any] = {
 }
 """Settings of [health], beyond their bounds where a test would wait for minutes."""
 
-MEMORY_WORDS = ("memory", "memory_runtime")
-
 
 class GpuUnderTest(ServiceUnderTest):
     """`gpu` are options of the launcher's failover; `health` goes over QUICK."""
@@ -90,11 +88,6 @@ class GpuUnderTest(ServiceUnderTest):
 
         found: Event = self.wait(look, "a status")
         return found
-
-    def index(self, event: str, *, count: int = 1, **keys: Any) -> int:
-        """Where in the log the `count`-th such event stands; it is waited for."""
-        found = self.wait_for(event, count=count, **keys)
-        return next(index for index, each in enumerate(self.events) if each is found)
 
 
 def assert_proved_before_use(events: list[Event]) -> None:

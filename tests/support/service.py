@@ -283,6 +283,12 @@ class ServiceUnderTest:
         os.rename(fresh, target)
         return target
 
+    def drop_all(self, data: dict[str, bytes]) -> dict[str, bytes]:
+        """The same, for more to be added."""
+        for name, content in data.items():
+            self.drop(name, content)
+        return data
+
     def turn(self, times: int = 1) -> None:
         """Until the service has demonstrably gone round: an image that is dropped now has come out."""
         for _ in range(times):
@@ -292,6 +298,12 @@ class ServiceUnderTest:
             self.wait_for("image.done", path=name)
             (self.output / name).unlink()
             (self.done / name).unlink(missing_ok=True)
+
+    def children(self) -> list[int]:
+        """Processes of the running service, such as its engine's."""
+        assert self.process is not None
+        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(pid) for each in lists for pid in each.read_text().split()]
 
     @property
     def is_down(self) -> bool:
