@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 import pytest
 
-from tests.system.service import UNIT, InstalledService, image
+from tests.system.service import FOLDERS, UNIT, InstalledService, image
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -25,17 +25,8 @@ def drop_load(service: InstalledService) -> set[str]:
 def all_accounted_for(service: InstalledService, names: set[str]) -> bool:
     """Every image came out, its original is archived, and nothing else lies anywhere."""
     published = {str(PurePath(name).with_suffix(".png")) for name in names}
-    return (
-        service.files("out") == published
-        and service.files("done") == names
-        and service.files("in") == set()
-        and service.files("failed") == set()
-    )
-
-
-def assert_each_done_once(service: InstalledService, names: set[str]) -> None:
-    done = [event["path"] for event in service.events("image.done")]
-    assert sorted(names) == sorted(done)
+    expected = {"out": published, "done": names, "in": set(), "failed": set()}
+    return expected == {folder: service.files(folder) for folder in FOLDERS}
 
 
 def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService) -> None:
@@ -58,7 +49,7 @@ def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService)
     service.start()
 
     service.wait(lambda: all_accounted_for(service, names), "the rest of the load")
-    assert_each_done_once(service, names)
+    assert sorted(names) == sorted(event["path"] for event in service.events("image.done"))
 
 
 def test_sigkill_under_load_is_recorded_and_loses_nothing(service: InstalledService) -> None:
@@ -66,7 +57,7 @@ def test_sigkill_under_load_is_recorded_and_loses_nothing(service: InstalledServ
     names = drop_load(service)
     service.wait(lambda: service.events("image.done"), "the first of the load")
 
-    service.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "rmbgd.service")
+    service.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT)
 
     service.wait(lambda: all_accounted_for(service, names), "the load")
     assert "1" == service.show("NRestarts")["NRestarts"]
@@ -84,7 +75,7 @@ def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: Installed
     service.start()
     ready = len(service.events("service.ready"))
 
-    service.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", "rmbgd.service")
+    service.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", UNIT)
 
     service.wait(lambda: len(service.events("service.ready")) > ready, "the next start")
     recorded = service.events("service.exit")[-1]
@@ -140,7 +131,6 @@ def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledS
     service.wait(lambda: len(service.events("service.ready")) == began + 3, "the start with everything")
 
     assert "safe mode is over" == service.events("service.stopping")[-1]["cause"]
-
     assert {"NRestarts": "1", "ActiveState": "active", "SubState": "running"} == service.show(
         "NRestarts", "ActiveState", "SubState"
     )
@@ -159,7 +149,7 @@ def test_manager_and_journal_may_be_restarted_under_load(service: InstalledServi
     service.machine.sh(f"for n in $(seq {RELOADS}); do systemctl daemon-reload; done")
 
     service.wait(lambda: all_accounted_for(service, names), "the load")
-    assert_each_done_once(service, names)
+    assert sorted(names) == sorted(event["path"] for event in service.events("image.done"))
     assert "0" == service.show("NRestarts")["NRestarts"]
     service.drop("after.jpg", image(99))
     service.wait(lambda: '"after.jpg"' in service.journal("-o", "cat", "RMBGD_EVENT=image.done"), "the new journal")
