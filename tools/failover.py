@@ -23,14 +23,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from rmbgd.testing.engine import CUDA_ERRORS
 from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest, assert_proved_before_use
 from tests.support.images import sample_image
-from tools.campaign import main
+from tools.campaign import main, steps
 
 OTHER_WORDS = {"memory", "memory_runtime"}  # errors that keep the process
 OTHER_WORDS |= {"no_device", "driver_mismatch", "init"}  # looked for at intervals of minutes: not for a campaign
@@ -70,7 +67,7 @@ class Campaign:
         with service:
             service.wait_for_gpu()
             before = self._resources()
-            for failure in track(range(self._failures), "GPU failures", console=Console(stderr=True)):
+            for failure in steps(self._failures, "GPU failures"):
                 self._fail(failure)
             after = self._resources()
         self._audit()

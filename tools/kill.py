@@ -23,14 +23,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from rmbgd.errors import Reason
 from tests.support import audit
 from tests.support.images import sample_image
 from tests.support.service import ENDINGS, ServiceUnderTest
-from tools.campaign import main
+from tools.campaign import main, steps
 
 BAD_SHARE = 50  # one in so many is no image
 WAYS = ("start", "step", "work", "work")  # how the moment is chosen, in turn
@@ -60,7 +57,7 @@ class Campaign:
 
     def run(self) -> dict[str, Any]:
         try:
-            for kill in track(range(self._kills), "kills", console=Console(stderr=True)):
+            for kill in steps(self._kills, "kills"):
                 self._life(kill)
                 self._found.update(self._conservation.check())
         except BaseException:

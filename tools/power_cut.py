@@ -24,14 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
-from rich.progress import track
 
 from tests.support import audit
 from tests.support.images import sample_image
 from tests.support.mounts import cut_power, disk, memory_folder, mount, own_mounts, run
 from tests.support.service import ServiceUnderTest
-from tools.campaign import main
+from tools.campaign import main, steps
 
 _own_mounts = functools.cache(own_mounts)  # once for all legs
 
@@ -57,10 +55,12 @@ class Campaign:
             settings = {"intake": {"attempts": 10}}  # cuts that an image has nothing to do with
             self._service = ServiceUnderTest(self._base, settings=settings, options={"count": "", "entered": ""})
             conservation = audit.Conservation(self._service.roots, self._dropped)
-            for number in track(range(self._rounds), "power cuts", console=Console(stderr=True)):
+            for number in steps(self._rounds, "power cuts"):
                 self._round(number)
                 self._found.update(conservation.check())
-                self._check_ledger()
+                with contextlib.closing(sqlite3.connect(self._service.state / "ledger.sqlite")) as db:
+                    answer = db.execute("PRAGMA integrity_check").fetchall()
+                assert answer == [("ok",)], f"the ledger is damaged: {answer}"
             with self._service.start() as service:
                 service.wait(service.is_idle, "the rest after the last cut", timeout=FINISH)
             audit.assert_complete(self._service.roots, self._dropped)
@@ -93,11 +93,6 @@ class Campaign:
         self._unmount()
         self._mount()
         self._found["temporaries"] += sum(".rmbgd" in name for name in audit.files(service.output))
-
-    def _check_ledger(self) -> None:
-        with contextlib.closing(sqlite3.connect(self._service.state / "ledger.sqlite")) as db:
-            answer = db.execute("PRAGMA integrity_check").fetchall()
-        assert answer == [("ok",)], f"the ledger is damaged: {answer}"
 
     def _mount(self) -> None:
         mount(self._base, "ext4", "rw", self._device)

@@ -11,9 +11,9 @@ import pytest
 
 from tests.conftest import CampaignPart
 from tools import kill
+from tools.growth import report
 from tools.power_cut import IMAGES
 from tools.soak import soak
-from tools.soaking.report import report
 
 SEED = 20_261_122
 KILLS, IMAGES_PER_KILL = 40, 8
