@@ -115,9 +115,11 @@ def report(result: dict[str, Any]) -> str:
     faults = ", ".join(f"{name} {count}" for name, count in result["faults"].items())
     lines = [
         f"# Soak of {result['seconds']:g} s\n",
-        f"{result['done']} images done, {result['refused']} refused, {result['lost']} lost, in {result['lives']} lives.",
-        f"{result['parts_of_the_log']} parts of the log hold an event for every image; {result['told_again']} are there",
-        f"twice, as they say. {result['days_of_the_ledger']} days by the ledger's clock; it remembers {result['remembered']} images.",
+        f"{result['done']} images done, {result['refused']} refused, {result['lost']} lost,",
+        f"in {result['lives']} lives.",
+        f"{result['parts_of_the_log']} parts of the log hold an event for every image,",
+        f"{result['told_again']} of them twice, as they say.",
+        f"{result['days_of_the_ledger']} days by the ledger's clock; it remembers {result['remembered']} images.",
         f"Faults: {faults}.\n",
         "| quantity | slope per hour | 95 % bounds | per 1,000 images | 95 % bounds | last life: from, to, most |",
         "|---|---|---|---|---|---|",

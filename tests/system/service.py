@@ -63,6 +63,10 @@ class InstalledService:
     def start(self) -> None:
         self.machine.run("systemctl", "start", UNIT)
 
+    def signal(self, name: str) -> None:
+        """To the main process alone."""
+        self.machine.run("systemctl", "kill", "--kill-whom=main", f"--signal={name}", UNIT)
+
     def stop(self, *, check: bool = True) -> None:
         self.machine.run("systemctl", "stop", UNIT, check=check)
 

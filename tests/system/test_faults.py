@@ -16,9 +16,10 @@ RELOADS = 10
 
 
 def drop_load(service: InstalledService) -> set[str]:
-    """All at once, so that there is something left to do when the first is done."""
+    """All at once, until the first is done: there is something left to do."""
     images = {f"load-{number:02}.jpg": image(100 + number) for number in range(LOAD)}
     service.drop_all(images)
+    service.wait(lambda: service.events("image.done"), "the first of the load")
     return set(images)
 
 
@@ -32,22 +33,15 @@ def all_accounted_for(service: InstalledService, names: set[str]) -> bool:
 def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService) -> None:
     """systemd sees exit status 0 within its patience; what was not finished is finished after the next start."""
     names = drop_load(service)
-    service.wait(lambda: service.events("image.done"), "the first of the load")
-
     service.stop()
-
-    state = service.show("Result", "ExecMainCode", "ExecMainStatus", "ActiveState")
-    assert {"Result": "success", "ExecMainCode": "1", "ExecMainStatus": "0", "ActiveState": "inactive"} == state
-    left = LOAD - len(service.events("image.done"))
-    assert left > 0, "the load was too small to be stopped in"
-    stop = service.events("service.stop")
-    assert [0] == [event["exit_code"] for event in stop]
-    service.wait(lambda: service.events("service.exit"), "the exit recorder")
-    recorded = [(event["result"], event["code"], event["status"]) for event in service.events("service.exit")]
-    assert [("success", "exited", "0")] == recorded
+    state = {"Result": "success", "ExecMainCode": "1", "ExecMainStatus": "0", "ActiveState": "inactive"}
+    assert state == service.show(*state)
+    assert len(service.events("image.done")) < LOAD, "the load was too small to be stopped in"
+    assert [0] == [event["exit_code"] for event in service.events("service.stop")]
+    (recorded,) = service.wait(lambda: service.events("service.exit"), "the exit recorder")
+    assert ("success", "exited", "0") == (recorded["result"], recorded["code"], recorded["status"])
 
     service.start()
-
     service.wait(lambda: all_accounted_for(service, names), "the rest of the load")
     assert sorted(names) == sorted(event["path"] for event in service.events("image.done"))
 
@@ -55,10 +49,7 @@ def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService)
 def test_sigkill_under_load_is_recorded_and_loses_nothing(service: InstalledService) -> None:
     """systemd brings it back by itself, the exit recorder names the cause, and every image is finished."""
     names = drop_load(service)
-    service.wait(lambda: service.events("image.done"), "the first of the load")
-
-    service.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT)
-
+    service.signal("KILL")
     service.wait(lambda: all_accounted_for(service, names), "the load")
     assert "1" == service.show("NRestarts")["NRestarts"]
     (recorded,) = service.events("service.exit")
@@ -74,9 +65,7 @@ def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: Installed
     service.drop_in("[Service]\nWatchdogSec=4s\n")
     service.start()
     ready = len(service.events("service.ready"))
-
-    service.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", UNIT)
-
+    service.signal("STOP")
     service.wait(lambda: len(service.events("service.ready")) > ready, "the next start")
     recorded = service.events("service.exit")[-1]
     assert "watchdog" == recorded["result"]
@@ -100,9 +89,7 @@ def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: Install
     )
     ready = len(service.events("service.ready"))
     service.machine.run("systemctl", "start", "--no-block", UNIT)
-
     service.wait(lambda: len(service.events("service.ready")) > ready, "a start that works")
-
     assert {"NRestarts": str(FAILURES), "SubState": "running"} == service.show("NRestarts", "SubState")
     (told,) = service.events("service.safe_mode")
     assert ["exit status 1"] * FAILURES == told["causes"]
@@ -113,7 +100,6 @@ def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: Install
 
     service.stop()
     service.start()
-
     assert 1 == len(service.events("service.safe_mode")), "an orderly stop forgives"
 
 
@@ -125,15 +111,12 @@ def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledS
         "sed -i 's/^safe_quiet = .*/safe_quiet = 1.0/; s/^safe_starts = .*/safe_starts = 1/' /etc/rmbgd/rmbgd.toml"
     )
     service.start()
-    service.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT)
-
+    service.signal("KILL")
     service.wait(lambda: service.events("service.safe_mode"), "safe mode")
     service.wait(lambda: len(service.events("service.ready")) == began + 3, "the start with everything")
 
-    assert "safe mode is over" == service.events("service.stopping")[-1]["cause"]
-    assert {"NRestarts": "1", "ActiveState": "active", "SubState": "running"} == service.show(
-        "NRestarts", "ActiveState", "SubState"
-    )
+    assert "safe mode is over" == service.events("service.stopping")[-1]["cause"]    state = {"NRestarts": "1", "ActiveState": "active", "SubState": "running"}
+    assert state == service.show(*state)
     assert 1 == len({event["pid"] for event in service.events("service.ready")[-2:]})
     assert ["signal KILL"] == service.events("service.safe_mode")[0]["causes"]
     service.drop("shoe.jpg", image(1))
@@ -143,11 +126,8 @@ def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledS
 def test_manager_and_journal_may_be_restarted_under_load(service: InstalledService) -> None:
     """`daemon-reload` again and again, and a new journald: nothing is lost, nobody restarts, the log has it all."""
     names = drop_load(service)
-    service.wait(lambda: service.events("image.done"), "the first of the load")
-
     service.machine.run("systemctl", "restart", "systemd-journald")
     service.machine.sh(f"for n in $(seq {RELOADS}); do systemctl daemon-reload; done")
-
     service.wait(lambda: all_accounted_for(service, names), "the load")
     assert sorted(names) == sorted(event["path"] for event in service.events("image.done"))
     assert "0" == service.show("NRestarts")["NRestarts"]

@@ -92,7 +92,6 @@ def test_memory_deny_write_execute_stays_off(installed: Machine, denied: str, st
         "systemd-run", "--wait", "--pipe", "--quiet", f"--property=MemoryDenyWriteExecute={denied}",
         "/opt/rmbgd/bin/python", "-c", convolution,
     )  # fmt: skip
-
     assert status == tried.returncode
     assert (b"could not create a primitive" in tried.stderr) == bool(status)
 
@@ -116,7 +115,6 @@ def test_lease_on_files_of_others_costs_the_user_namespace(
         "systemd-run", "--wait", "--pipe", "--quiet", "--property=User=rmbgd",
         *(f"--property={text}" for text in properties), "/opt/rmbgd/bin/python", "-c", lease,
     )  # fmt: skip
-
     assert granted == (tried.returncode == 0)
     assert (b"Permission denied" in tried.stderr) != granted
 
@@ -128,7 +126,6 @@ def test_service_runs_with_the_drop_in(service: InstalledService, name: str) -> 
     service.drop_in((DROP_INS / name).read_text())
     service.start()
     service.drop("shoe.jpg", image(6))
-
     service.wait(lambda: "shoe.png" in service.files("out"), "the cutout")
 
 
@@ -152,5 +149,4 @@ def test_exposure_is_bounded(installed: Machine, drop_in: str | None, threshold:
     rated = installed.call(
         "systemd-analyze", "security", "--offline=yes", "--root=/var/tmp/rated", f"--threshold={threshold}", UNIT
     )
-
     assert 0 == rated.returncode, rated.stdout.decode()[-200:]
