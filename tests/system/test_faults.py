@@ -115,7 +115,8 @@ def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledS
     service.wait(lambda: service.events("service.safe_mode"), "safe mode")
     service.wait(lambda: len(service.events("service.ready")) == began + 3, "the start with everything")
 
-    assert "safe mode is over" == service.events("service.stopping")[-1]["cause"]    state = {"NRestarts": "1", "ActiveState": "active", "SubState": "running"}
+    assert "safe mode is over" == service.events("service.stopping")[-1]["cause"]
+    state = {"NRestarts": "1", "ActiveState": "active", "SubState": "running"}
     assert state == service.show(*state)
     assert 1 == len({event["pid"] for event in service.events("service.ready")[-2:]})
     assert ["signal KILL"] == service.events("service.safe_mode")[0]["causes"]
