@@ -14,7 +14,6 @@ Prints a table, then one JSON line; exit status 1 when the audit finds something
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
 import sqlite3
 import sys
@@ -30,8 +29,6 @@ from tests.support.images import sample_image
 from tests.support.mounts import cut_power, disk, memory_folder, mount, own_mounts, run
 from tests.support.service import ServiceUnderTest
 from tools.campaign import main, steps
-
-_own_mounts = functools.cache(own_mounts)  # once for all legs
 
 IMAGES = 12  # new ones per round
 LIFE = (0.0, 1.2)  # s from ready until the cut
@@ -106,7 +103,7 @@ def campaign(base: Path, rounds: int, seed: int) -> dict[str, Any]:
 
     Raises AssertionError, and pytest's Skipped where there are no such disks.
     """
-    _own_mounts()
+    own_mounts()
     # The image lies in memory: whether a cut loses anything is decided by ext4, and syncs cost nothing.
     base.mkdir(parents=True)
     where = base / "disk"

@@ -72,6 +72,7 @@ def unmount(where: Path) -> None:
         run("umount", "-l", where)
 
 
+@functools.cache  # once, for all that follows
 def own_mounts() -> None:
     """What this process mounts is nobody else's: a container that starts meanwhile would inherit it and keep the file
     system alive over an unmount. Of others' disks it lets go for the same reason. Before any thread is started.
