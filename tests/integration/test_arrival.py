@@ -47,19 +47,6 @@ def test_slow_writer_is_waited_for(tmp_path: Path) -> None:
     audit.assert_complete(service.roots, {"slow.png": data})
 
 
-def test_writer_that_holds_a_whole_file_open_is_waited_for(tmp_path: Path) -> None:
-    """A file with its end in place is not taken while somebody still has it open for writing."""
-    data = sample_image(2)
-    with ServiceUnderTest(tmp_path) as service:
-        with open(service.input / "open.png", "wb") as writer:
-            writer.write(data)
-            writer.flush()
-            service.turn(PAUSE)
-            assert (service.input / "open.png").exists()
-        service.wait_for("image.done", path="open.png")
-    audit.assert_complete(service.roots, {"open.png": data})
-
-
 def test_broken_upload_that_is_resumed_comes_out_whole(tmp_path: Path) -> None:
     """Half a file of each format, closed, is waited for and told as incomplete; when the rest comes it is taken."""
     data = {f"half.{suffix}": lossless(number, kind) for number, (suffix, kind) in enumerate(KINDS.items())}
@@ -187,6 +174,7 @@ def test_upload_that_stays_open_is_told_once_and_never_refused(tmp_path: Path) -
             writer.flush()
             service.wait_for("intake.stuck_upload", path="stuck.png")
             service.turn(PAUSE)
+            assert (service.input / "stuck.png").exists()
         service.wait_for("image.done", path="stuck.png")
         assert len(service.named("intake.stuck_upload")) == 1
     audit.assert_complete(service.roots, {"stuck.png": data})

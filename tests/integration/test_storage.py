@@ -71,22 +71,6 @@ def test_little_space_left_stops_claiming(tmp_path: Path) -> None:
             assert_all_at_first_attempt(service, data)
 
 
-def test_full_archive_keeps_originals_and_computes_nothing_twice(tmp_path: Path) -> None:
-    """Originals that do not fit into the archive wait beside their folder, over a restart too, and follow later."""
-    data = many(20)
-    service = ServiceUnderTest(tmp_path)
-    with mounted(service.done, "tmpfs", "size=256k"), service:
-        service.drop_all(data)
-        service.wait_for("storage.retire_failed")
-        service.wait_for_endings(len(data))
-        assert service.stop() == 0
-        service.start()
-        run("mount", "-o", "remount,size=64m", service.done)
-        service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
-        audit.assert_complete(service.roots, data)
-        assert len(service.endings()) == service.computed() == len(data)
-
-
 def test_full_disk_under_the_ledger_is_waited_for(tmp_path: Path) -> None:
     """What cannot be recorded is not done: the service pauses, and ends everything when the ledger can grow again."""
     data = many(150)
