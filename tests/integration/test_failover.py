@@ -41,7 +41,7 @@ def test_heat_moves_work_to_the_cpu_and_a_probe_brings_it_back(tmp_path: Path) -
     assert (away["from"], away["to"], away["reason"], away["model"]) == ("cuda:0", "cpu", "temperature", "lesser")
     assert (away["reading"], away["threshold"]) == (85.1, 85.0)
     assert (back["from"], back["to"], back["model"]) == ("cpu", "cuda:0", "u2netp")
-    assert service.states() == [
+    assert [(event["to"], event["reason"]) for event in service.named("engine.state", device="cuda:0")] == [
         ("probing", "found"), ("ok", "probe_passed"), ("cooling", "temperature"), ("probing", "cooled"),
         ("ok", "probe_passed"),
     ]  # fmt: skip

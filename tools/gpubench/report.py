@@ -5,7 +5,7 @@ Measures nothing; every function is of what it is given.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import RenderableType
@@ -16,10 +16,38 @@ from tools.tables import number, table
 Answers = Mapping[str, Any]
 
 BATCHED = "+ graphs"  # the step that the service runs by default, at every batch size
-HEADS = (
-    "step", "type", "batch", "ms/image", "images/s", "x naive", "TFLOP/s", "of peak", "p50", "p99", "jitter",
-    "alloc GB", "NVML GB",
-)  # fmt: skip
+Columns = Mapping[str, tuple[str, str]]  # head -> (key of a row, how its value is written)
+STEPS: Columns = {
+    "step": ("step", "{}"),
+    "type": ("type", "{}"),
+    "batch": ("batch", "{}"),
+    "ms/image": ("ms", "{:,.2f}"),
+    "images/s": ("per_second", "{:,.2f}"),
+    "x naive": ("ratio", "{:,.2f}"),
+    "TFLOP/s": ("tflops", "{:,.1f}"),
+    "of peak": ("roofline", "{:.0%}"),
+    **{name: (name, "{:,.2f}") for name in ("p50", "p99", "jitter")},
+    "alloc GB": ("allocator_gb", "{:.2f}"),
+    "NVML GB": ("nvml_gb", "{:.2f}"),
+}
+GOLDENS: Columns = {
+    "golden": ("golden", "{}"),
+    "precision": ("precision", "{}"),
+    "largest": ("largest", "{:.2e}"),
+    "relative": ("relative", "{:.2e}"),
+    "alpha steps": ("alpha_steps", "{:,.4f}"),
+    "well": ("well", "{}"),
+}
+ACCURACY: Columns = {
+    "way": ("step", "{}"),
+    "logits": ("relative", "{:.2e}"),
+    "alpha mean": ("mean", "{:,.4f}"),
+    "p99.9": ("p999", "{:,.1f}"),
+    "off by > 8": ("far", "{:.1e}"),
+    "overlap": ("overlap", "{:,.5f}"),
+    "limits": ("well", "{}"),
+    "gate": ("gate", "{}"),
+}
 TITLES = {
     "naive": "The plain ways, from image to cutout, one at a time",
     "waterfall": "The engine, from arena to arena",
@@ -44,7 +72,9 @@ class Target(NamedTuple):
 
 
 def rows_of(answers: Answers, section: str) -> list[dict[str, Any]]:
-    return [dict(row) for row in answers.get(section, {}).get("rows", [])]
+    """With its memory in GB, such as allocator_gb."""
+    rows = answers.get(section, {}).get("rows", [])
+    return [{**row, **{f"{name}_gb": round(n / 1e9, 2) for name, n in row.get("memory", {}).items()}} for row in rows]
 
 
 def limits_of(answers: Answers, section: str) -> list[dict[str, Any]]:
@@ -66,7 +96,8 @@ def completed(answers: Answers, section: str, backbone: str, naive: float | None
     for row in rows:
         if "ms" in row:
             per_image = row["ms"] / (row["batch"] if section in ("forwards", "kernels") else 1)
-            row |= {"ms": per_image, "per_second": 1000 / per_image}
+            row.setdefault("type", row["step"].rpartition(" ")[2])
+            row["ms"], row["per_second"] = per_image, 1000 / per_image
             row["ratio"] = naive / per_image if naive else None
             row["tflops"] = flops / per_image / 1e9 if flops else None
             row["roofline"] = row["tflops"] / peak if row["tflops"] and peak else None
@@ -131,16 +162,20 @@ def targets(answers: Answers) -> list[Target]:
 
 def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     answers, plan = result["answers"], result["plan"]
-    on_gpu = plan["device"] != "cpu"
     yield from _facts(answers, plan)
-    yield from _goldens(answers)
-    yield from _accuracy(answers)
+    if "skipped" in answers.get("goldens", {}):
+        yield f"goldens: skipped: {escape(answers['goldens']['skipped'])}"
+    yield from _rows("Logits against the reference's", GOLDENS, rows_of(answers, "goldens"))
+    yield from _rows("Errors against float32", ACCURACY, rows_of(answers, "accuracy"))
     for section, title in (TITLES | {"lite": f"{plan['lite']}, likewise"}).items():
         backbone, naive = ("lite", "lite") if section == "lite" else ("backbone", "naive")
         rows = completed(answers, section, plan[backbone], naive_ms(answers, naive))
-        yield from _steps(title, rows, limits_of(answers, section), on_gpu=on_gpu)
+        if plan["device"] == "cpu":
+            rows = [row | {"roofline": None} for row in rows]
+        yield from _rows(title, STEPS, rows)
+        yield from (escape(f"{row['step']}: {row['what']}: {row['detail']}") for row in limits_of(answers, section))
     for row in rows_of(answers, "memory"):
-        allocator, reserved = (_giga(row.get("memory", {}).get(name)) or "?" for name in ("allocator", "reserved"))
+        allocator, reserved = (row.get(name, "?") for name in ("allocator_gb", "reserved_gb"))
         yield (
             f"{row['step']}, from within: allocator {allocator} GB, reserved {reserved} GB; {row['new_blocks']} new "
             "blocks after the first batches"
@@ -152,6 +187,23 @@ def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield table(
         "Targets for one H200 with the large backbone", "what", "must", "reach for", "measured", "", rows=judged
     )
+
+
+def _rows(title: str, columns: Columns, rows: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
+    """A table, if there is anything, and why what is missing in it was not measured."""
+    if rows:
+        cells = [[_cell(row.get(key), form) for key, form in columns.values()] for row in rows]
+        yield table(title, *columns, rows=cells)
+    for row in rows:
+        if "error" in row:
+            batches = f", batches of {row['batch']}" if "batch" in row else ""
+            yield escape(f"{row['step']}{batches}: not measured: {row['error']}")
+
+
+def _cell(value: Any, form: str) -> str | None:
+    if value is None or isinstance(value, bool):
+        return {None: None, True: "yes", False: "NO"}[value]
+    return form.format(value)
 
 
 def _facts(answers: Answers, plan: Mapping[str, Any]) -> Iterator[str]:
@@ -166,77 +218,6 @@ def _facts(answers: Answers, plan: Mapping[str, Any]) -> Iterator[str]:
             f"(products of {ceilings['matrix']}), copy {ceilings.get('copy_tbs', 0):.3f} TB/s; "
             f"one image is {flops / 1e12:.3f} TFLOP"
         )
-
-
-def _steps(
-    title: str, rows: Sequence[Mapping[str, Any]], limits: Iterable[Mapping[str, Any]], *, on_gpu: bool
-) -> Iterator[RenderableType]:
-    if not rows:
-        return
-    yield table(title, *HEADS, rows=[_step(row, on_gpu=on_gpu) for row in rows])
-    for row in rows:
-        if "error" in row:
-            yield escape(f"{row['step']}, batches of {row.get('batch', 1)}: not measured: {row['error']}")
-    for row in limits:
-        yield escape(f"{row['step']}: {row['what']}: {row['detail']}")
-
-
-def _step(row: Mapping[str, Any], *, on_gpu: bool) -> list[object]:
-    if "error" in row:
-        return [row["step"], None, row.get("batch")]
-    memory = row.get("memory", {})
-    return [
-        row["step"],
-        row.get("type", row["step"].rpartition(" ")[2]),
-        row["batch"],
-        *(number(row.get(name), 2) for name in ("ms", "per_second", "ratio")),
-        number(row.get("tflops"), 1),
-        f"{row['roofline']:.0%}" if on_gpu and row.get("roofline") else None,
-        *(number(row.get(name), 2) for name in ("p50", "p99", "jitter")),
-        _giga(memory.get("allocator")),
-        _giga(memory.get("nvml")),
-    ]
-
-
-def _goldens(answers: Answers) -> Iterator[RenderableType]:
-    if "skipped" in answers.get("goldens", {}):
-        yield f"goldens: skipped: {escape(answers['goldens']['skipped'])}"
-    rows = [
-        (
-            row["golden"],
-            row["precision"],
-            f"{row['largest']:.2e}",
-            f"{row['relative']:.2e}",
-            number(row["alpha_steps"], 4),
-            _yes(row["well"]),
-        )
-        for row in rows_of(answers, "goldens")
-    ]
-    heads = ("golden", "precision", "largest", "relative", "alpha steps", "well")
-    if rows:
-        yield table("Logits against the reference's", *heads, rows=rows)
-
-
-def _accuracy(answers: Answers) -> Iterator[RenderableType]:
-    found = rows_of(answers, "accuracy")
-    rows = [
-        (
-            row["step"],
-            f"{row['relative']:.2e}" if "relative" in row else None,
-            number(row["mean"], 4),
-            number(row["p999"], 1),
-            f"{row['far']:.1e}",
-            number(row["overlap"], 5),
-            _yes(row.get("well")),
-            _yes(row.get("gate")),
-        )
-        for row in found
-        if "error" not in row
-    ]
-    heads = ("way", "logits", "alpha mean", "p99.9", "off by > 8", "overlap", "limits", "gate")
-    if found:
-        yield table("Errors against float32", *heads, rows=rows)
-    yield from (escape(f"{row['step']}: not measured: {row['error']}") for row in found if "error" in row)
 
 
 def _service(answers: Answers) -> Iterator[str]:
@@ -257,11 +238,3 @@ def _service(answers: Answers) -> Iterator[str]:
                 f"{droppers} dropping {sources['rate_of_each']:.2f} a second each ({sources['rate_is']}): "
                 f"p50 {row['p50']:.0f} ms, p95 {number(row['p95'], 0)} ms over {row['count']}"
             )
-
-
-def _giga(value: float | None) -> str | None:
-    return None if value is None else f"{value / 1e9:.2f}"
-
-
-def _yes(value: bool | None) -> str | None:
-    return None if value is None else "yes" if value else "NO"
