@@ -40,10 +40,12 @@ def enormous_png() -> bytes:
     return small[:12] + header + struct.pack(">I", zlib.crc32(header)) + small[33:]
 
 
-# One file for each reason that content can have; which files have which is the decoders' matter (tests/imaging).
+# A file for each reason that content can have, and no image of any kind; the matrix is the decoders' (tests/imaging).
 BAD: dict[str, tuple[bytes, Reason]] = {
     "empty.jpg": (b"", Reason.EMPTY),
     "script.png": (b"<?php system($_GET['c']); ?>\n" * 20, Reason.UNIDENTIFIED),
+    "archive.png": (b"PK\x03\x04" + bytes(range(256)) * 4, Reason.UNIDENTIFIED),
+    "noise.jpg": (random.Random(1).randbytes(5000), Reason.UNIDENTIFIED),
     "postscript.png": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n" * 20, Reason.FORMAT_NOT_ALLOWED),
     "moving.gif": (moving_gif(), Reason.ANIMATED),
     "strip.png": (enormous_png(), Reason.TOO_LARGE),
