@@ -119,12 +119,10 @@ def type_of(engine: EngineUnderTest) -> str:
 
 
 def reading_row(reading: Measurement) -> dict[str, Any]:
-    values = reading.spread
-    return {
-        "batch": reading.size, "ms": values.mean / reading.size, "round_trip": values.mean, "p50": values.p50,
-        "p95": values.p95, "p99": values.p99, "jitter": values.jitter, "count": values.count,
-        "stages": reading.stages, "memory": reading.memory,
-    }  # fmt: skip
+    times = asdict(reading.spread)
+    mean = times.pop("mean")
+    row = {"batch": reading.size, "ms": mean / reading.size, "round_trip": mean}
+    return row | times | {"stages": reading.stages, "memory": reading.memory}
 
 
 def latency(plan: Plan, answer: Answer) -> None:

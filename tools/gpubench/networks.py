@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -282,12 +283,11 @@ def naive(plan: Plan, answer: Answer, backbone: str = "", ways: tuple[str, ...] 
                 began = time.perf_counter()
                 cut_out(network, images[number % len(images)], plan, way)
                 taken.append(1000 * (time.perf_counter() - began))
-            found = spread(taken[warm_up:])
-            answer.row({
-                "step": way, "type": way.rpartition(" ")[2], "batch": 1,
-                "ms": found.mean, "p50": found.p50, "p99": found.p99, "count": found.count,
-                "memory": peak(plan) | device_memory(plan),
-            })  # fmt: skip
+            times = asdict(spread(taken[warm_up:]))
+            del times["jitter"]  # of so few it says nothing
+            answer.row(
+                {"step": way, "batch": 1, "ms": times["mean"], "memory": peak(plan) | device_memory(plan)} | times
+            )
 
 
 def device_memory(plan: Plan) -> dict[str, int]:
