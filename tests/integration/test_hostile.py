@@ -24,6 +24,7 @@ from tests.support.service import ServiceUnderTest
 
 MEMORY = 1_500_000_000  # bytes that the service may take at its peak, whatever comes in
 SWAPS = 100
+DEEPER = "deeper" + 13 * "r"  # a level of 20 bytes with its slash; a path has 4,096
 
 
 def moving_gif() -> bytes:
@@ -220,21 +221,21 @@ def test_claim_folder_of_a_stranger_is_not_used(tmp_path: Path) -> None:
     audit.assert_complete(service.roots, {"a.png": sample_image(1), "b.png": sample_image(2)})
 
 
-def test_folder_tree_of_a_thousand_levels(tmp_path: Path) -> None:
-    """Deeper than a path may be long: what can be named comes out, and nothing stops."""
+def test_folder_tree_that_is_deeper_than_a_path_may_be_long(tmp_path: Path) -> None:
+    """250 levels, of which a path can name some 200: what can be named comes out, and nothing stops."""
     with ServiceUnderTest(tmp_path) as service:
         here = os.open(service.desk, os.O_RDONLY | os.O_DIRECTORY)
-        for _ in range(1000):
-            os.mkdir("deeper", dir_fd=here)
-            below = os.open("deeper", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+        for _ in range(250):
+            os.mkdir(DEEPER, dir_fd=here)
+            below = os.open(DEEPER, os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
             os.close(here)
             here = below
         os.close(here)
-        os.rename(service.desk / "deeper", service.input / "deeper")
+        os.rename(service.desk / DEEPER, service.input / DEEPER)
         try:
-            service.drop("deeper/deeper/a.png", sample_image(1))
-            service.wait_for("image.done", path="deeper/deeper/a.png")
+            service.drop(f"{DEEPER}/{DEEPER}/a.png", sample_image(1))
+            service.wait_for("image.done", path=f"{DEEPER}/{DEEPER}/a.png")
             service.turn()
             assert service.named("image.failed") == []
         finally:
-            run("rm", "-rf", service.input / "deeper")  # too deep for Python's own way
+            run("rm", "-rf", service.input / DEEPER)  # too deep for Python's own way

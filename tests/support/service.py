@@ -34,10 +34,6 @@ Event = dict[str, Any]
 Settings = dict[str, dict[str, Any]]
 
 
-class Gone(AssertionError):
-    """The service ended, or said nothing of what was waited for."""
-
-
 class ServiceUnderTest:
     """Folders below `base`, a configuration, and the process that serves them, started as often as the test likes.
 
@@ -209,7 +205,7 @@ class ServiceUnderTest:
                 left = deadline - time.monotonic()
                 if left <= 0 or (alive and self.ended):
                     state = "the service ended" if self.ended else f"nothing for {timeout} s"
-                    raise Gone(f"{state} while waiting for {what}; {self.tail()}")
+                    raise AssertionError(f"{state} while waiting for {what}; {self.tail()}")
                 self._changed.wait(min(left, LOOK_AGAIN))
         return value
 
