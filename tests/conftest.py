@@ -33,7 +33,7 @@ settings.load_profile("ci")
 
 REQUIRE_SYSTEM = "RMBGD_REQUIRE_SYSTEM"
 TESTS = Path(__file__).parent
-TIER_OF_FOLDER = {TESTS / "system": "system", TESTS / "integration": "integration"}
+TIERS_OF_FOLDERS = ("system", "integration")
 MAY_START_PROCESSES = ("integration", "campaign", "system", "gpu")
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}  # audit events of Python
 HYPOTHESIS = "_hypothesis_internal_use_settings"  # where @settings leaves itself
@@ -70,13 +70,10 @@ class CampaignPart:
 
 def _part(config: pytest.Config) -> CampaignPart:
     parts = Fraction(config.getoption("--campaign-part")).denominator
-    return CampaignPart(int(_commit()[:8], 16) % parts, parts)
-
-
-def _commit() -> str:
     command = ["git", "rev-parse", "HEAD"]
     done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=False)
-    return done.stdout.strip() or "0"  # not a checkout: always the first part
+    commit = done.stdout.strip() or "0"  # not a checkout: always the first part
+    return CampaignPart(int(commit[:8], 16) % parts, parts)
 
 
 @pytest.fixture(scope="session")
@@ -93,31 +90,26 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     With several workers a file's tests stay together, for they share what is dear; so do all with the container.
     """
     for item in items:
-        tiers = [tier for folder, tier in TIER_OF_FOLDER.items() if folder in item.path.parents]
-        for tier in tiers:
+        tier = item.path.relative_to(TESTS).parts[0] if TESTS in item.path.parents else ""
+        if tier in TIERS_OF_FOLDERS:
             item.add_marker(tier)
-        item.add_marker(pytest.mark.xdist_group("system" if "system" in tiers else str(item.path)))
+        item.add_marker(pytest.mark.xdist_group("system" if tier == "system" else str(item.path)))
+        # A test's own @settings win over the profile's; on every save the profile's bound must.
+        test = getattr(item, "function", None)
+        if config.getoption("--hypothesis-profile", None) == "dev" and (own := getattr(test, HYPOTHESIS, None)):
+            setattr(test, HYPOTHESIS, settings(own, max_examples=min(own.max_examples, settings().max_examples)))
     _leave_out_other_parts(config, items)
-    if config.getoption("--hypothesis-profile", None) == "dev":
-        for item in items:
-            _bound_examples(getattr(item, "function", None))
     slow = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "campaign")))}
     items.sort(key=lambda item: 0 if item.get_closest_marker("system") else 1 if item.path in slow else 2)
 
 
-def _bound_examples(test: Any) -> None:
-    """A test's own @settings win over the profile's; on every save the profile's bound must."""
-    if (own := getattr(test, HYPOTHESIS, None)) is not None:
-        setattr(test, HYPOTHESIS, settings(own, max_examples=min(own.max_examples, settings().max_examples)))
-
-
 def _leave_out_other_parts(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Cases of parametrized campaigns; a campaign that takes the fixture `campaign_part` divides itself."""
-    part = _part(config)
     cases: dict[str, list[pytest.Item]] = {}
     for item in items:
         if item.get_closest_marker("campaign") and "campaign_part" not in getattr(item, "fixturenames", ()):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    part = _part(config)
     left_out = [item for case in cases.values() for item in case if item not in part.of(case)]
     if left_out:
         config.hook.pytest_deselected(items=left_out)

@@ -36,18 +36,23 @@ def events() -> dict[str, Any]:
     }
 
 
+def _fields() -> dict[str, Any]:
+    models = {name: model for name, _, model in gen_reference.sections()}
+    return {f"{name}.{key}": field for name, model in models.items() for key, field in model.model_fields.items()}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it, where it has it."""
+    return value if isinstance(value, (bool, int, float, str, list, type(None))) else str(value)
+
+
 def settings() -> dict[str, Any]:
-    return {
-        f"{name}.{key}": _setting(field)
-        for name, _, model in gen_reference.sections()
-        for key, field in model.model_fields.items()
-    }
+    return {name: _setting(field) for name, field in _fields().items()}
 
 
 def _setting(field: Any) -> dict[str, Any]:
-    default = "required" if field.default is PydanticUndefined else field.default
     return {
-        "default": default if isinstance(default, (bool, int, float, str, list, type(None))) else str(default),
+        "default": "required" if field.default is PydanticUndefined else _plain(field.default),
         "type": _type(field.annotation),
         "unit": field.json_schema_extra["unit"],
         "bounds": [
@@ -82,15 +87,11 @@ def command_line() -> dict[str, Any]:
 
 
 def _option(action: argparse.Action) -> dict[str, Any]:
-    choices = action.choices if action.choices is None else [str(choice) for choice in action.choices]
-    default = (
-        action.default if isinstance(action.default, (bool, int, float, list, type(None))) else str(action.default)
-    )
     return {
         "names": list(action.option_strings) or action.dest,
         "metavar": str(action.metavar) if action.metavar else None,
-        "choices": choices,
-        "default": default,
+        "choices": action.choices if action.choices is None else [str(choice) for choice in action.choices],
+        "default": _plain(action.default),
         "required": action.required,
         "nargs": action.nargs,
     }
@@ -123,27 +124,18 @@ def ledger_schema() -> dict[str, Any]:
 def unit_files() -> dict[str, list[str]]:
     """What systemd, logrotate and their like read, without comments."""
     folder = REPOSITORY / "systemd"
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {
-        str(path.relative_to(folder)): [
-            line
-            for raw in path.read_text(encoding="utf-8").splitlines()
-            if (line := raw.strip()) and line[0] not in "#;"
-        ]
-        for path in files
-    }
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        lines = map(str.strip, path.read_text(encoding="utf-8").splitlines())
+        found[str(path.relative_to(folder))] = [line for line in lines if line and line[0] not in "#;"]
+    return found
 
 
 def sentences() -> dict[str, Any]:
     """Prose: may be reworded, here and in the source together."""
-    fields = {
-        f"{name}.{key}": field
-        for name, _, model in gen_reference.sections()
-        for key, field in model.model_fields.items()
-    }
     return {
         "events": {name: {"meaning": kind.meaning, "keys": kind.keys} for name, kind in EVENTS.items()},
-        "settings": {name: field.description for name, field in fields.items()},
+        "settings": {name: field.description for name, field in _fields().items()},
         "reasons": {str(reason): text for reason, text in REASON_TEXT.items()},
         "exit_statuses": {status.name: text for status, text in EXIT_TEXT.items()},
         "help": {
@@ -153,14 +145,8 @@ def sentences() -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[], Any]] = {
-    "events": events,
-    "settings": settings,
-    "reasons": reasons,
-    "exit_statuses": exit_statuses,
-    "command_line": command_line,
-    "ledger_schema": ledger_schema,
-    "unit_files": unit_files,
-    "sentences": sentences,
+    part.__name__: part
+    for part in (events, settings, reasons, exit_statuses, command_line, ledger_schema, unit_files, sentences)
 }
 
 

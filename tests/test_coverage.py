@@ -42,7 +42,6 @@ def marks(node: ast.expr) -> set[str]:
 def test_every_fault_and_every_bad_input_has_one_row() -> None:
     """F1 to F42 and B1 to B38, in order, none twice, and no line that looks like a row and is none."""
     lines = [line for line in TABLE.read_text(encoding="utf-8").splitlines() if re.match(r"\| [FB]\d", line)]
-
     assert [row[0] for row in rows()] == EXPECTED
     assert len(lines) == len(EXPECTED)
 

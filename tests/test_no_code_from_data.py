@@ -15,18 +15,7 @@ from tests.support.images import sample_image
 from tests.support.service import ServiceUnderTest
 from tests.support.source import calls, imports, modules
 
-UNPICKLERS = {
-    "pickle",
-    "_pickle",
-    "cPickle",
-    "marshal",
-    "shelve",
-    "dill",
-    "cloudpickle",
-    "joblib",
-    "yaml",
-    "jsonpickle",
-}
+UNPICKLERS = {"pickle", "_pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "yaml", "jsonpickle"}
 RUNNERS = {"eval", "exec", "compile", "__import__"}
 ALLOWED = {"allow_pickle": False, "shell": False, "trust_remote_code": False, "weights_only": True}
 PATIENCE = 2.0  # s for what may be an image that is still being written
@@ -68,9 +57,7 @@ def test_a_pickle_in_the_drop_folder_is_no_image(tmp_path: Path) -> None:
     names = ["weights.pth", "model.pt", "image.png", "model.safetensors"]
     data = dict.fromkeys(names, stream.getvalue() * 20)
     with ServiceUnderTest(tmp_path / "service", settings={"intake": {"incomplete_timeout": PATIENCE}}) as service:
-        for name, content in data.items():
-            service.drop(name, content)
-        service.drop("good.png", sample_image(1))
+        service.drop_all(data | {"good.png": sample_image(1)})
         service.wait_for_endings(len(data) + 1)
     bad = dict.fromkeys(names, Reason.UNIDENTIFIED)
     audit.assert_settled(service, data | {"good.png": sample_image(1)}, bad=bad)

@@ -11,17 +11,23 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import track
 
 from tests.support.mounts import memory_folder
 from tools.tables import values
 
 Leg = Callable[[Path, int, int], dict[str, Any]]  # (empty folder, faults, seed) -> counts; raises AssertionError
+
+
+def steps(count: int, what: str) -> Iterable[int]:
+    """0 up to `count`, with a bar on standard error."""
+    return track(range(count), what, console=Console(stderr=True))
 
 
 def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int, in_memory: bool = True) -> int:

@@ -80,19 +80,14 @@ def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return tensors
 
 
-def check(tensors: Mapping[str, Tensor], source: Path) -> str:
-    """The backbone of a checkpoint that has every needed tensor and no other; raises ModelError that lists the rest."""
-    infos = {n: TensorInfo(tuple(t.shape), _SPELT.get(t.dtype, "?")) for n, t in tensors.items()}
-    return require_published(infos, source)
-
-
 def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> str:
     """Write `target` from `source`; returns the backbone. Floating tensors take `dtype` when it is given.
 
     Raises ModelError for what cannot be read or is no BiRefNet, OSError where the target cannot be written.
     """
     tensors = read(source)
-    backbone = check(tensors, source)
+    infos = {name: TensorInfo(tuple(each.shape), _SPELT.get(each.dtype, "?")) for name, each in tensors.items()}
+    backbone = require_published(infos, source)  # every needed tensor, and no other
     plain = {}
     for name, tensor in tensors.items():
         cast = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor

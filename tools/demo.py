@@ -5,8 +5,10 @@ Starts `rmbgd run` on temporary folders as an operator would, and knows nothing 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,10 +16,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from PIL import Image, ImageDraw
 from rich.console import Console
@@ -25,17 +27,6 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 PATIENCE = 300.0  # seconds until the demo gives up on the service; a slow single-core board loads torch in a minute
 TILE = 360  # pixels, the longer side of one image on the sheet
-
-
-@dataclass(frozen=True)
-class Photograph:
-    name: str
-    how: str
-    drop: Callable[[Path, Path], None]
-
-
-def copied(source: Path, target: Path) -> None:
-    target.write_bytes(source.read_bytes())
 
 
 def written_slowly(source: Path, target: Path) -> None:
@@ -56,42 +47,40 @@ def renamed(source: Path, target: Path) -> None:
     partial.rename(target)
 
 
-PHOTOGRAPHS = (
-    Photograph("astronaut.png", "copied", copied),
-    Photograph("chelsea.jpg", "written slowly", written_slowly),
-    Photograph("coffee.jpg", "renamed into place", renamed),
-)
+WAYS: dict[str, tuple[str, Callable[[Path, Path], object]]] = {  # photograph -> (how it is dropped, by what)
+    "astronaut.png": ("copied", shutil.copyfile),
+    "chelsea.jpg": ("written slowly", written_slowly),
+    "coffee.jpg": ("renamed into place", renamed),
+}
 
 
 def prepare(folder: Path) -> dict[str, Path]:
     """The public-domain photographs that scikit-image carries, as the files a user would have."""
     carried = resources.files("skimage") / "data"
     folder.mkdir()
-    files = {}
-    for photograph in PHOTOGRAPHS:
-        files[photograph.name] = folder / photograph.name
-        with (carried / f"{Path(photograph.name).stem}.png").open("rb") as stream, Image.open(stream) as opened:
-            opened.convert("RGB").save(files[photograph.name], quality=92)
+    files = {name: folder / name for name in WAYS}
+    for file in files.values():
+        with (carried / f"{file.stem}.png").open("rb") as stream, Image.open(stream) as opened:
+            opened.convert("RGB").save(file, quality=92)
     return files
 
 
 def configure(base: Path) -> Path:
-    folders = {name: base / name for name in ("input", "output", "done", "failed", "state", "run")}
-    for folder in folders.values():
-        folder.mkdir()
+    for name in ("input", "output", "done", "failed", "state", "run"):
+        (base / name).mkdir()
     path = base / "rmbgd.toml"
     path.write_text(
         f"""[service]
-state_directory = "{folders["state"]}"
-runtime_directory = "{folders["run"]}"
-models_directory = "{folders["state"]}/models"
+state_directory = "{base}/state"
+runtime_directory = "{base}/run"
+models_directory = "{base}/state/models"
 
 [[folder]]
 name = "demo"
-input = "{folders["input"]}"
-output = "{folders["output"]}"
-done = "{folders["done"]}"
-failed = "{folders["failed"]}"
+input = "{base}/input"
+output = "{base}/output"
+done = "{base}/done"
+failed = "{base}/failed"
 """
     )
     return path
@@ -105,7 +94,7 @@ class Service:
         environment = {name: value for name, value in os.environ.items() if name != "NOTIFY_SOCKET"}
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
         self.log: list[str] = []
-        self._events: SimpleQueue[dict[str, object] | None] = SimpleQueue()
+        self._events: SimpleQueue[dict[str, Any] | None] = SimpleQueue()
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
 
@@ -119,16 +108,11 @@ class Service:
                 self._events.put({"event": "not.json", "line": line})
         self._events.put(None)
 
-    def events(self, deadline: float) -> Iterator[dict[str, object]]:
+    def events(self, deadline: float) -> Iterator[dict[str, Any]]:
         """Events until the service ends or time.monotonic() reaches `deadline`."""
-        while (left := deadline - time.monotonic()) > 0:
-            try:
-                event = self._events.get(timeout=left)
-            except Empty:
-                return
-            if event is None:
-                return
-            yield event
+        with contextlib.suppress(Empty):
+            while (left := deadline - time.monotonic()) > 0 and (event := self._events.get(timeout=left)):
+                yield event
 
     def stop(self) -> int:
         self.process.send_signal(signal.SIGTERM)
@@ -178,56 +162,42 @@ def run(result: Path, console: Console) -> int:
     result.mkdir(parents=True, exist_ok=True)
     base = Path(tempfile.mkdtemp(prefix="service-", dir=result.resolve()))
     files = prepare(base / "photographs")
-    config = configure(base)
-    deadline = time.monotonic() + PATIENCE
-    outcomes: dict[str, dict[str, object]] = {}
-    service = Service(config)
+    outcomes: dict[str, dict[str, Any]] = {}
+    service = Service(configure(base))
     try:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
         with Progress(*columns, console=console) as progress:
-            bar = progress.add_task("starting the service", total=len(PHOTOGRAPHS))
-            for event in service.events(deadline):
+            bar = progress.add_task("starting the service", total=len(WAYS))
+            for event in service.events(time.monotonic() + PATIENCE):
                 if event["event"] == "service.ready":
                     progress.update(bar, description=f"service ready on {event['device']}; dropping photographs")
-                    for photograph in PHOTOGRAPHS:
-                        photograph.drop(files[photograph.name], base / "input" / photograph.name)
+                    for name, (_, drop) in WAYS.items():
+                        drop(files[name], base / "input" / name)
                 if event["event"] in {"image.done", "image.failed"}:
                     outcomes[str(event["path"])] = event
                     progress.update(bar, advance=1, description=f"{event['path']}: {event['event']}")
-                if len(outcomes) == len(PHOTOGRAPHS):
+                if len(outcomes) == len(WAYS):
                     break
     finally:
         code = service.stop()
         (result / "events.jsonl").write_text("".join(service.log))
-    return report(result, base, files, outcomes, code, console)
-
-
-def report(
-    result: Path,
-    base: Path,
-    files: dict[str, Path],
-    outcomes: dict[str, dict[str, object]],
-    code: int,
-    console: Console,
-) -> int:
     pairs = []
-    for photograph in PHOTOGRAPHS:
-        event = outcomes.get(photograph.name, {"event": "no answer in time"})
-        if event["event"] != "image.done":
-            console.print(f"[red]{photograph.name} ({photograph.how}): {event['event']} {event.get('detail', '')}")
+    for name, (how, _) in WAYS.items():
+        outcome = outcomes.get(name, {"event": "no answer in time"})
+        if outcome["event"] != "image.done":
+            console.print(f"[red]{name} ({how}): {outcome['event']} {outcome.get('detail', '')}")
             continue
-        times = event["milliseconds"]
-        assert isinstance(times, dict)
+        times = outcome["milliseconds"]
         spent = ", ".join(f"{stage} {value:.0f}" for stage, value in times.items() if stage != "total")
-        console.print(f"{photograph.name:14} {photograph.how:19} {times['total']:6.0f} ms in the service ({spent})")
-        pairs.append((files[photograph.name], base / "output" / str(event["output"])))
-    if len(pairs) == len(PHOTOGRAPHS):
+        console.print(f"{name:14} {how:19} {times['total']:6.0f} ms in the service ({spent})")
+        pairs.append((files[name], base / "output" / str(outcome["output"])))
+    if len(pairs) == len(WAYS):
         contact_sheet(pairs, result / "contact-sheet.png")
         console.print(f"look at    {result / 'contact-sheet.png'}")
     console.print(f"cutouts    {base / 'output'}\noriginals  {base / 'done'}\nlog        {result / 'events.jsonl'}")
     if code != 0:
         console.print(f"[red]the service ended with exit code {code}; its last lines are in the log")
-    return 0 if len(pairs) == len(PHOTOGRAPHS) and code == 0 else 1
+    return 0 if len(pairs) == len(WAYS) and code == 0 else 1
 
 
 if __name__ == "__main__":

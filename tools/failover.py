@@ -23,17 +23,15 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from rmbgd.testing.engine import CUDA_ERRORS
 from tests.support import audit
-from tests.support.gpu_service import MEMORY_WORDS, GpuUnderTest, assert_proved_before_use
+from tests.support.gpu_service import GpuUnderTest, assert_proved_before_use
 from tests.support.images import sample_image
-from tools.campaign import main
+from tools.campaign import main, steps
 
-LOST_WORDS = {"no_device", "driver_mismatch", "init"}  # looked for at intervals of minutes: not for a campaign
-STICKY_WORDS = sorted(set(CUDA_ERRORS) - {*MEMORY_WORDS, *LOST_WORDS})
+OTHER_WORDS = {"memory", "memory_runtime"}  # errors that keep the process
+OTHER_WORDS |= {"no_device", "driver_mismatch", "init"}  # looked for at intervals of minutes: not for a campaign
+STICKY_WORDS = sorted(set(CUDA_ERRORS) - OTHER_WORDS)
 KINDS = [*(f"cuda:{word}" for word in STICKY_WORDS), "kill", "exit:70", "nonsense", "wrong_count", "wrong_image"]
 HEAT_EVERY, MEMORY_EVERY, BLOCKS_EVERY = 10, 15, 31  # one failure in so many is heat, three times no memory, bad blocks
 OUT_OF_MEMORY = 3  # times in ten minutes that are a trip
@@ -69,7 +67,7 @@ class Campaign:
         with service:
             service.wait_for_gpu()
             before = self._resources()
-            for failure in track(range(self._failures), "GPU failures", console=Console(stderr=True)):
+            for failure in steps(self._failures, "GPU failures"):
                 self._fail(failure)
             after = self._resources()
         self._audit()

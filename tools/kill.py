@@ -23,15 +23,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-
 from rmbgd.errors import Reason
 from tests.support import audit
 from tests.support.images import sample_image
-from tests.support.invariants import Conservation
 from tests.support.service import ENDINGS, ServiceUnderTest
-from tools.campaign import main
+from tools.campaign import main, steps
 
 BAD_SHARE = 50  # one in so many is no image
 WAYS = ("start", "step", "work", "work")  # how the moment is chosen, in turn
@@ -51,7 +47,7 @@ class Campaign:
         options = {"engine": {"delay": 0.01}, "fuse": str(base / "fuse")}
         self._service = ServiceUnderTest(base, settings={"intake": {"attempts": 10}}, options=options)
         self._dropped: dict[str, bytes] = {}
-        self._conservation = Conservation(self._service.roots, self._dropped)
+        self._conservation = audit.Conservation(self._service.roots, self._dropped)
         self._found: Counter[str] = Counter()
         self._lives: list[float] = []
         self._ready = 0  # so many lives got ready
@@ -61,7 +57,7 @@ class Campaign:
 
     def run(self) -> dict[str, Any]:
         try:
-            for kill in track(range(self._kills), "kills", console=Console(stderr=True)):
+            for kill in steps(self._kills, "kills"):
                 self._life(kill)
                 self._found.update(self._conservation.check())
         except BaseException:

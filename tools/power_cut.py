@@ -14,7 +14,6 @@ Prints a table, then one JSON line; exit status 1 when the audit finds something
 from __future__ import annotations
 
 import contextlib
-import functools
 import random
 import sqlite3
 import sys
@@ -24,18 +23,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
-from rich.progress import track
 
 from tests.support import audit
-from tests.support.disks import cut_power
 from tests.support.images import sample_image
-from tests.support.invariants import Conservation
-from tests.support.mounts import disk, memory_folder, mount, own_mounts, run
+from tests.support.mounts import cut_power, disk, memory_folder, mount, own_mounts, run
 from tests.support.service import ServiceUnderTest
-from tools.campaign import main
-
-_own_mounts = functools.cache(own_mounts)  # once for all legs
+from tools.campaign import main, steps
 
 IMAGES = 12  # new ones per round
 LIFE = (0.0, 1.2)  # s from ready until the cut
@@ -43,83 +36,59 @@ FINISH = 300.0  # s for the rest after the last cut
 SIZE = (160, 120)  # pixels; some 60 kB of cutout, so that there is something to truncate
 
 
-class Campaign:
-    """A service on a disk of its own whose power is cut again and again. `base` is an empty folder."""
-
-    def __init__(self, base: Path, device: str, *, rounds: int, seed: int) -> None:
-        self._dice = random.Random(seed)
-        self._rounds, self._device, self._base = rounds, device, base
-        self._dropped: dict[str, bytes] = {}
-        self._found: Counter[str] = Counter()
-
-    def run(self) -> dict[str, Any]:
-        """Raises AssertionError for what the audit finds."""
-        self._mount()
-        try:
-            settings = {"intake": {"attempts": 10}}  # cuts that an image has nothing to do with
-            self._service = ServiceUnderTest(self._base, settings=settings, options={"count": "", "entered": ""})
-            conservation = Conservation(self._service.roots, self._dropped)
-            for number in track(range(self._rounds), "power cuts", console=Console(stderr=True)):
-                self._round(number)
-                self._found.update(conservation.check())
-                self._check_ledger()
-            with self._service.start() as service:
-                service.wait(service.is_idle, "the rest after the last cut", timeout=FINISH)
-            audit.assert_complete(self._service.roots, self._dropped)
-            audit.assert_ledger_settled(self._service.state, done=len(self._dropped))
-            done = len(audit.files(self._service.done))
-        finally:
-            self._unmount()
-        return {
-            "rounds": self._rounds,
-            "images": len(self._dropped),
-            "lost": len(self._dropped) - done,
-            "temporaries": self._found["temporaries"],
-            "found_claimed": self._found["claimed"],
-            "found_waiting": self._found["input"],
-        }
-
-    def _round(self, number: int) -> None:
-        service = self._service
-        for each in range(number * IMAGES, (number + 1) * IMAGES):
-            name, data = f"{each % 3}/{each}.png", sample_image(each, size=SIZE)
-            self._dropped[name] = data
-            service.drop(name, data)
-        run("sync", "-f", self._base)  # what the cut takes must be the service's to lose
-        try:
-            service.start()
-            time.sleep(self._dice.uniform(*LIFE))
-            cut_power(self._base)
-        finally:
-            service.kill()
-        self._unmount()
-        self._mount()
-        self._found["temporaries"] += sum(".rmbgd" in name for name in audit.files(service.output))
-
-    def _check_ledger(self) -> None:
-        with contextlib.closing(sqlite3.connect(self._service.state / "ledger.sqlite")) as db:
-            answer = db.execute("PRAGMA integrity_check").fetchall()
-        assert answer == [("ok",)], f"the ledger is damaged: {answer}"
-
-    def _mount(self) -> None:
-        mount(self._base, "ext4", "rw", self._device)
-
-    def _unmount(self) -> None:
-        run("umount", self._base)  # not lazily: the next mount must find the disk, not the dead file system
-
-
 def campaign(base: Path, rounds: int, seed: int) -> dict[str, Any]:
     """Below the folder `base`, which it makes, in a process that makes its mounts its own.
 
-    Raises AssertionError, and pytest's Skipped where there are no such disks.
+    Raises AssertionError for what the audit finds, and pytest's Skipped where there are no such disks.
     """
-    _own_mounts()
-    # The image lies in memory: whether a cut loses anything is decided by ext4, and syncs cost nothing.
-    base.mkdir(parents=True)
+    own_mounts()
     where = base / "disk"
-    where.mkdir()
+    where.mkdir(parents=True)
+    # The image lies in memory: whether a cut loses anything is decided by ext4, and syncs cost nothing.
     with memory_folder(base) as memory, disk(memory / "image", 64 + rounds) as device:
-        return Campaign(where, device, rounds=rounds, seed=seed).run()
+        mount(where, "ext4", "rw", device)
+        try:
+            return cut_again_and_again(where, device, rounds, random.Random(seed))
+        finally:
+            run("umount", where)
+
+
+def cut_again_and_again(base: Path, device: str, rounds: int, dice: random.Random) -> dict[str, Any]:
+    """A service in `base`, where the disk of the device is mounted, before and afterwards."""
+    settings = {"intake": {"attempts": 10}}  # cuts that an image has nothing to do with
+    service = ServiceUnderTest(base, settings=settings, options={"count": "", "entered": ""})
+    dropped: dict[str, bytes] = {}
+    conservation = audit.Conservation(service.roots, dropped)
+    found: Counter[str] = Counter()
+    for number in steps(rounds, "power cuts"):
+        images = range(number * IMAGES, (number + 1) * IMAGES)
+        dropped |= service.drop_all({f"{each % 3}/{each}.png": sample_image(each, size=SIZE) for each in images})
+        run("sync", "-f", base)  # what the cut takes must be the service's to lose
+        try:
+            service.start()
+            time.sleep(dice.uniform(*LIFE))
+            cut_power(base)
+        finally:
+            service.kill()
+        run("umount", base)  # not lazily: the next mount must find the disk, not the dead file system
+        mount(base, "ext4", "rw", device)
+        found["temporaries"] += sum(".rmbgd" in name for name in audit.files(service.output))
+        found.update(conservation.check())
+        with contextlib.closing(sqlite3.connect(service.state / "ledger.sqlite")) as db:
+            answer = db.execute("PRAGMA integrity_check").fetchall()
+        assert answer == [("ok",)], f"the ledger is damaged: {answer}"
+    with service.start():
+        service.wait(service.is_idle, "the rest after the last cut", timeout=FINISH)
+    audit.assert_complete(service.roots, dropped)
+    audit.assert_ledger_settled(service.state, done=len(dropped))
+    return {
+        "rounds": rounds,
+        "images": len(dropped),
+        "lost": len(dropped) - len(audit.files(service.done)),
+        "temporaries": found["temporaries"],
+        "found_claimed": found["claimed"],
+        "found_waiting": found["input"],
+    }
 
 
 if __name__ == "__main__":

@@ -21,30 +21,33 @@ Prints the report of each leg, a table, then one JSON line; exit status 1 when s
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import resource
+import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rmbgd.clock import SystemClock
 from rmbgd.store.ledger import Ledger
+from rmbgd.testing.engine import CUDA_ERRORS
 from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import assert_cutout_of, rgba_of, sample_image
 from tests.support.service import ENDINGS
 from tools.campaign import main
-from tools.soaking.faults import Faults
-from tools.soaking.readings import REMEMBERED, Readings
-from tools.soaking.report import report
-from tools.soaking.slopes import Slope
+from tools.growth import REMEMBERED, Readings, report
 
 RATE = 12.0  # images a second: heaps and caches fill in some thousand images, and what grows after that is meant
 HOSTILE_SHARE = 0.2
 SAMPLE = 1.0  # s between two readings
+SHORTAGE = 1.5  # s that a fault lasts which ends
 FAULT_EVERY = 15.0  # s between two faults, on average
 FINISH = 120.0  # s for the rest after the last fault
 JUDGED_FROM = 600.0  # s
@@ -68,6 +71,103 @@ def hostile(dice: random.Random, number: int) -> bytes:
             return bytes(damaged)
         case _:
             return b""
+
+
+class Faults:
+    """Faults done to the service, and the repair of those that last; no other may begin before one is mended.
+
+    `counts` says what was done.
+    """
+
+    def __init__(self, service: GpuUnderTest, dice: random.Random) -> None:
+        self._service, self._dice = service, dice
+        self._repair: Callable[[], object] | None = None
+        self._due = 0.0  # moment on the monotonic clock
+        self.counts: Counter[str] = Counter()
+        self.life = 0
+        self.parts: list[Path] = []  # of the log, oldest first, without the newest
+
+    @property
+    def open(self) -> bool:
+        return self._repair is not None
+
+    def one(self, *, ending: bool) -> None:
+        """Any. `ending`: also one that ends a life."""
+        repertoire = [self._freeze, self._look_again, self._kill_engine, self._freeze_engine, self._cuda_error]
+        repertoire += [self._heat, self._output_gone, self._no_descriptors, self._rotate]
+        repertoire += [self._kill, self._restart] if ending else []
+        fault = self._dice.choice(repertoire)
+        self.counts[fault.__name__.strip("_")] += 1
+        fault()
+
+    def mend(self, *, due: bool = False) -> None:
+        """Now, if there is anything; `due`: and it has lasted long enough."""
+        if self._repair is not None and (not due or time.monotonic() >= self._due):
+            repair, self._repair = self._repair, None
+            with contextlib.suppress(ProcessLookupError):
+                repair()
+
+    @property
+    def pid(self) -> int:
+        """Of the service."""
+        assert self._service.process is not None
+        return self._service.process.pid
+
+    def _kill(self) -> None:
+        self._service.kill()
+        self._again()
+
+    def _restart(self) -> None:
+        code = self._service.stop()
+        assert code == 0, f"exit status {code}: {self._service.tail()}"
+        self._again()
+
+    def _again(self) -> None:
+        self.life += 1
+        self._service.start()
+
+    def _look_again(self) -> None:
+        self._service.signal(signal.SIGHUP)
+
+    def _freeze(self) -> None:
+        self._service.signal(signal.SIGSTOP)
+        self._repair_later(lambda: self._service.signal(signal.SIGCONT))
+
+    def _kill_engine(self) -> None:
+        self._signal_engine(signal.SIGKILL)
+
+    def _freeze_engine(self) -> None:
+        self._signal_engine(signal.SIGSTOP)
+
+    def _signal_engine(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, IndexError):
+            os.kill(self._dice.choice(self._service.children()), number)
+
+    def _cuda_error(self) -> None:
+        self._service.steps([f"cuda:{self._dice.choice(sorted(CUDA_ERRORS))}"])
+
+    def _rotate(self) -> None:
+        log = self._service.log_file
+        self.parts.append(log.with_name(f"{log.name}.{len(self.parts) + 1:04}"))
+        log.rename(self.parts[-1])
+
+    def _heat(self) -> None:
+        self._service.temperature(90.0)
+        self._repair_later(lambda: self._service.temperature(60.0))
+
+    def _output_gone(self) -> None:
+        away = self._service.base / "away"
+        self._service.output.rename(away)
+        self._repair_later(lambda: away.rename(self._service.output))
+
+    def _no_descriptors(self) -> None:
+        pid = self.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), before[1]))
+        self._repair_later(lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, before))
+
+    def _repair_later(self, repair: Callable[[], object]) -> None:
+        self._repair, self._due = repair, time.monotonic() + SHORTAGE
 
 
 class Soak:
@@ -117,7 +217,7 @@ class Soak:
             if now >= next_reading:
                 next_reading += SAMPLE
                 self._readings.read(self._faults.pid, self._service.state, life=self._faults.life, now=now)
-            self._faults.mend_due()
+            self._faults.mend(due=True)
             if now >= next_fault and not self._faults.open:
                 next_fault = now + self._dice.uniform(0.5, 1.5) * self._fault_every
                 self._faults.one(ending=now < LIVES_END * self._seconds)
@@ -139,18 +239,12 @@ class Soak:
 
     # ------------------------------------------------------------------------------------------------ what must be true
 
-    def _endings(self) -> list[dict[str, Any]]:
+    def _endings(self) -> Iterator[dict[str, Any]]:
         """Events of outcomes in every part of the log; a kill may have torn a line."""
-        return [event for part in (*self._faults.parts, self._service.log_file) for event in _endings_of(part)]
-
-    def _remembered(self) -> int:
-        """Rows that the ledger still has. The service is down, and nothing is left open."""
-        ledger = Ledger(self._service.state / "ledger.sqlite", SystemClock())
-        try:
-            assert ledger.unfinished() == []
-            return sum(ledger.counts().values())
-        finally:
-            ledger.close()
+        for part in (*self._faults.parts, self._service.log_file):
+            for line in part.read_bytes().splitlines():
+                if line.endswith(b"}") and (event := json.loads(line))["event"] in ENDINGS:
+                    yield event
 
     def _audited(self) -> dict[str, Any]:
         service = self._service
@@ -167,7 +261,9 @@ class Soak:
         done, failed = (sum(where == place for where in ended.values()) for place in ("done", "failed"))
         told = audit.assert_each_told(self._endings())
         assert len(told) == len(ended), f"{len(ended)} images ended, {len(told)} jobs were told"
-        remembered = self._remembered()
+        with contextlib.closing(Ledger(service.state / "ledger.sqlite", SystemClock())) as ledger:
+            assert ledger.unfinished() == []
+            remembered = sum(ledger.counts().values())
         if self._seconds > REMEMBERED:
             assert remembered < len(ended), "nothing was ever forgotten"
         slopes = self._readings.slopes()
@@ -185,23 +281,12 @@ class Soak:
             "parts_of_the_log": len(self._faults.parts) + 1,
             "faults": dict(sorted(self._faults.counts.items())),
             "readings": len(self._readings),
-            "per_hour": {name: each.rounded() for name, each in slopes.items()},
-            "per_1000_images": {
-                name: Slope(*(value / per_hour * 1000 for value in (each.value, each.low, each.high))).rounded()
-                for name, each in slopes.items()
-            }
-            if per_hour
-            else {},
+            "per_hour": {name: each.per(1) for name, each in slopes.items()},
+            "per_1000_images": {name: each.per(1000 / per_hour) for name, each in slopes.items() if per_hour},
             "levels": self._readings.levels(),
             "judged": self._seconds >= JUDGED_FROM,
             "grows": bool(leaks and self._seconds >= JUDGED_FROM),
         }
-
-
-def _endings_of(part: Path) -> Iterator[dict[str, Any]]:
-    for line in part.read_bytes().splitlines():
-        if line.endswith(b"}") and (event := json.loads(line))["event"] in ENDINGS:
-            yield event
 
 
 def soak(base: Path, seconds: float, seed: int, *, fault_every: float = FAULT_EVERY) -> dict[str, Any]:

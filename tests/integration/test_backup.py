@@ -1,4 +1,4 @@
-"""The backup that docs/operations.md advises, taken while the service works, and a service that goes on from it."""
+"""The backup that docs/operations.md advises, taken while the service works. Restored: system/test_operations.py."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.images import sample_image
+from tests.support.images import samples
 from tests.support.service import ServiceUnderTest
 
 PAGE = Path(__file__).parents[2] / "docs" / "operations.md"
@@ -35,32 +35,9 @@ def test_backups_of_a_busy_ledger_are_whole(tmp_path: Path) -> None:
     """Each taken while images are on their way; each opens, is sound, and knows all that was told before it began."""
     with ServiceUnderTest(tmp_path, folder={"originals": "keep"}, options={"engine": {"delay": 0.02}}) as service:
         for wave in range(WAVES):
-            for number in range(wave * WAVE, (wave + 1) * WAVE):
-                service.drop(f"{number}.png", sample_image(number))
+            service.drop_all(samples(range(wave * WAVE, (wave + 1) * WAVE)))
             service.wait_for("image.done", count=wave * WAVE + 1)
             told = {event["path"] for event in service.named("image.done")}
             back_up(service.state / "ledger.sqlite", tmp_path / f"copy-{wave}.sqlite")
             assert told <= remembered(tmp_path / f"copy-{wave}.sqlite")
         service.wait_for_endings(WAVE * WAVES)
-
-
-def test_a_restored_ledger_serves(tmp_path: Path) -> None:
-    """What it knows is not done again; what came after it is, and once."""
-    service = ServiceUnderTest(tmp_path, folder={"originals": "keep"})
-    copy, ledger = tmp_path / "copy.sqlite", tmp_path / "state" / "ledger.sqlite"
-    with service:
-        service.drop("before.png", sample_image(1))
-        service.wait_for("image.done", path="before.png")
-        back_up(ledger, copy)
-        service.drop("after.png", sample_image(2))
-        service.wait_for("image.done", path="after.png")
-    for name in ("-wal", "-shm"):
-        ledger.with_name(ledger.name + name).unlink(missing_ok=True)
-    copy.replace(ledger)
-
-    with service.start():
-        service.wait_for("image.done", path="after.png", count=2)
-        service.turn()
-    done = [event for event in service.named("image.done", path="before.png") if not event.get("recovered")]
-    assert len(done) == 1
-    assert remembered(ledger) >= {"before.png", "after.png"}

@@ -65,6 +65,5 @@ def test_log_of_an_earlier_version_gives_the_same_report(
 ) -> None:
     """Two failures, two failovers and an orderly stop: every figure and every key as that version printed them."""
     monkeypatch.chdir(BEFORE)
-
     assert 0 == cli.main(["mtbf", "--json", "failures.jsonl"])
     assert json.loads((BEFORE / "mtbf.json").read_text()) == json.loads(capsys.readouterr().out)

@@ -80,17 +80,6 @@ def test_overflow_of_the_kernels_queue_is_noticed_and_made_good(tmp_path: Path) 
         assert service.named("watch.overflow")
 
 
-def test_more_hints_than_are_kept_lose_nothing(tmp_path: Path) -> None:
-    """Where the set of hints and the set of files observed at once are tiny, all files come out all the same."""
-    settings = {"intake": {"reconcile": 3600.0, "hints_maximum": 10, "tracked_maximum": 16}}
-    with ServiceUnderTest(tmp_path, settings=settings) as service:
-        service.signal(signal.SIGSTOP)
-        write_burst(service.input, OVERFLOWING)
-        service.signal(signal.SIGCONT)
-        service.wait_for_endings(OVERFLOWING)
-        assert_burst_is_through(service, OVERFLOWING)
-
-
 def test_folders_made_and_filled_at_once(tmp_path: Path) -> None:
     """`mkdir -p a/b/c && cp x a/b/c` right away, again and again: every file is seen, and later ones there too."""
     data = {f"{n}/b/c/{which}.png": sample_image(2 * n + (which == "y")) for n in range(40) for which in "xy"}
@@ -110,7 +99,7 @@ def test_folders_made_and_filled_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", ["moved", "copied"])
 def test_tree_of_folders(tmp_path: Path, way: str) -> None:
     """A tree that is moved or copied in: every file in it comes out, and files that come into it later too."""
-    folders, later = 300, {}
+    folders = 120
     data = {f"tree/{n % 10}/{n % 100}/{n}/{n}.png": sample_image(n) for n in range(folders)}
     tree = tmp_path / "tree"
     for name, content in data.items():
@@ -122,33 +111,11 @@ def test_tree_of_folders(tmp_path: Path, way: str) -> None:
         else:
             shutil.copytree(tree, service.input / "tree")
         service.wait_for_endings(folders)
-        for number, name in enumerate(data):
-            new = os.path.join(os.path.dirname(name), "later.png")
-            later[new] = sample_image(10_000 + number)
-            (service.input / new).write_bytes(later[new])
+        later = {f"{os.path.dirname(name)}/later.png": sample_image(10_000 + n) for n, name in enumerate(data)}
+        for name, content in later.items():
+            (service.input / name).write_bytes(content)
         service.wait_for_endings(2 * folders)
     audit.assert_complete(service.roots, data | later)
-
-
-@pytest.mark.timeout(300)
-def test_tree_of_3000_folders(tmp_path: Path) -> None:
-    """3,000 folders at once, an image in every tenth, then one in every hundredth: none is missed."""
-    with memory_folder(tmp_path) as base, ServiceUnderTest(base, settings=EVENTS_ONLY) as service:
-        data, later = {}, {}
-        for number in range(3000):
-            folder = f"tree/{number % 30}/{number}"
-            os.makedirs(service.desk / folder)
-            if number % 10 == 0:
-                data[f"{folder}/a.png"] = sample_image(number)
-                (service.desk / folder / "a.png").write_bytes(data[f"{folder}/a.png"])
-        shutil.copytree(service.desk / "tree", service.input / "tree")
-        service.wait_for_endings(len(data))
-        for number in range(5, 3000, 100):
-            name = f"tree/{number % 30}/{number}/b.png"
-            later[name] = sample_image(10_000 + number)
-            service.drop(name, later[name])
-        service.wait_for_endings(len(data) + len(later))
-        audit.assert_complete(service.roots, data | later)
 
 
 def test_storm_of_folders(tmp_path: Path) -> None:
@@ -158,11 +125,8 @@ def test_storm_of_folders(tmp_path: Path) -> None:
             os.makedirs(service.input / "storm" / str(number % 50) / "deep", exist_ok=True)
             if number % 2:
                 shutil.rmtree(service.input / "storm" / str(number % 50))
-        data = {"storm/here.png": sample_image(1), "storm/48/deep/there.png": sample_image(2)}
-        for name, content in data.items():
-            service.drop(name, content)
+        data = service.drop_all({"storm/here.png": sample_image(1), "storm/48/deep/there.png": sample_image(2)})
         service.wait_for_endings(2)
-        later = {"storm/48/deep/later.png": sample_image(3)}
-        service.drop("storm/48/deep/later.png", sample_image(3))
+        data |= service.drop_all({"storm/48/deep/later.png": sample_image(3)})
         service.wait_for_endings(3)
-    audit.assert_complete(service.roots, data | later)
+    audit.assert_complete(service.roots, data)

@@ -11,9 +11,9 @@ import pytest
 
 from tests.conftest import CampaignPart
 from tools import kill
+from tools.growth import report
 from tools.power_cut import IMAGES
 from tools.soak import soak
-from tools.soaking.report import report
 
 SEED = 20_261_122
 KILLS, IMAGES_PER_KILL = 40, 8
@@ -58,8 +58,7 @@ def test_soak_loses_nothing(tmp_path: Path, campaign_part: CampaignPart) -> None
 
     assert sum(result["faults"].values()) >= seconds / FAULT_EVERY / 3
     assert result["lost"] == 0
-    assert result["done"] > 0
-    assert result["refused"] > 0
+    assert min(result["done"], result["refused"]) > 0
     if campaign_part.parts == 1:  # of less than a minute nothing is old enough to be forgotten
         assert result["remembered"] < result["done"] + result["refused"]
     assert "too short to be judged" in report(result)

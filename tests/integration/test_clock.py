@@ -5,14 +5,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import pytest
-
 from tests.support import audit
 from tests.support.images import assert_cutout_of, sample_image
 from tests.support.mounts import false_clock
 from tests.support.service import ServiceUnderTest
 
-YEAR = 365 * 86_400
 STAMPS = {
     "zero.png": 0,
     "future.png": 4_102_444_800,  # 2100
@@ -30,11 +27,13 @@ def drop_stamped(service: ServiceUnderTest, name: str, data: bytes, seconds: int
     os.rename(fresh, service.input / name)
 
 
-@pytest.mark.parametrize("originals", ["archive", "keep"])
-def test_stamps_of_any_year_are_no_obstacle(tmp_path: Path, originals: str) -> None:
-    """Files from 1969, 1970, 2100 and 2242 come out in the order of their arrival and once only, over a restart too."""
+def test_stamps_of_any_year_are_no_obstacle(tmp_path: Path) -> None:
+    """Files from 1969, 1970, 2100 and 2242 come out in the order of their arrival and once only, over a restart too.
+
+    A version whose times were preserved from long ago replaces a newer one: what counts is that it is another.
+    """
     data = {name: sample_image(number) for number, name in enumerate(STAMPS)}
-    with ServiceUnderTest(tmp_path, folder={"originals": originals}) as service:
+    with ServiceUnderTest(tmp_path, folder={"originals": "keep"}) as service:
         for name, content in data.items():
             drop_stamped(service, name, content, STAMPS[name])
             service.turn()
@@ -47,16 +46,9 @@ def test_stamps_of_any_year_are_no_obstacle(tmp_path: Path, originals: str) -> N
         assert service.computed() == len(data)
         for name, content in data.items():
             assert_cutout_of(content, service.output / name)
-
-
-def test_replacement_with_an_older_stamp_is_taken(tmp_path: Path) -> None:
-    """A version whose times were preserved from long ago replaces a newer one: what counts is that it is another."""
-    with ServiceUnderTest(tmp_path, folder={"originals": "keep"}) as service:
-        for count, seconds in enumerate((1_700_000_000, 1_500_000_000, 0, 1_500_000_000)):
-            drop_stamped(service, "a.png", sample_image(count), seconds)
-            service.wait_for("image.done", path="a.png", count=count + 1)
-            assert_cutout_of(sample_image(count), service.output / "a.png")
-        assert service.computed() == 4
+        drop_stamped(service, "future.png", sample_image(99), STAMPS["y2k.png"])
+        service.wait_for("image.done", path="future.png", count=2)
+        assert_cutout_of(sample_image(99), service.output / "future.png")
 
 
 def test_wall_clock_that_jumps(tmp_path: Path) -> None:
@@ -77,7 +69,7 @@ def test_wall_clock_that_jumps(tmp_path: Path) -> None:
         for step, moment in enumerate(moments):
             (tmp_path / "clock.new").write_text(moment)
             os.replace(tmp_path / "clock.new", control)
-            for number in range(5):
+            for number in range(2):
                 name = f"{step}-{number}.png"
                 data[name] = sample_image(10 * step + number)
                 service.drop(name, data[name])

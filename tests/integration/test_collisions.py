@@ -6,8 +6,6 @@ import itertools
 import os
 from pathlib import Path
 
-import pytest
-
 from tests.support import audit
 from tests.support.images import assert_cutout_of, sample_image
 from tests.support.service import ServiceUnderTest
@@ -22,8 +20,8 @@ def outputs(service: ServiceUnderTest, since: int) -> dict[str, str]:
 
 
 def test_four_inputs_of_one_stem_have_four_outputs(tmp_path: Path) -> None:
-    """In every order of arrival each has an output of its own, and keeps it over replacement and restart."""
-    orders = list(itertools.permutations(NAMES))
+    """In any order of arrival each has an output of its own, and keeps it over replacement and restart."""
+    orders = list(itertools.permutations(NAMES))[::3]  # store/test_ledger.py tries all
     contents: dict[str, bytes] = {}
     fresh = itertools.count()
     seen: list[dict[str, str]] = []
@@ -73,50 +71,6 @@ def test_file_of_a_stranger_is_left_alone(tmp_path: Path) -> None:
         assert audit.files(service.output) == ["a.png", "a~2.png"]
 
 
-@pytest.mark.parametrize("kind", ["file", "folder", "link"])
-def test_stranger_who_takes_our_name_later_is_left_alone(tmp_path: Path, kind: str) -> None:
-    """What somebody put in place of our output is not overwritten by the next version."""
-    with ServiceUnderTest(tmp_path) as service:
-        service.drop("a.png", sample_image(1))
-        service.wait_for("image.done", path="a.png")
-        ours = service.output / "a.png"
-        ours.unlink()
-        if kind == "file":
-            ours.write_bytes(b"mine")
-        elif kind == "folder":
-            ours.mkdir()
-        else:
-            (tmp_path / "elsewhere").write_bytes(b"mine")
-            ours.symlink_to(tmp_path / "elsewhere")
-        service.drop("a.png", sample_image(2))
-        assert service.wait_for("image.done", path="a.png", count=2)["output"] == "a~2.png"
-        assert_cutout_of(sample_image(2), service.output / "a~2.png")
-        if kind == "folder":
-            assert os.listdir(ours) == []
-        else:
-            assert ours.is_symlink() == (kind == "link")
-            assert ours.read_bytes() == b"mine"
-
-
-def test_folders_that_share_an_output_do_not_meet(tmp_path: Path) -> None:
-    """The same name in two drop folders with one output folder gives two outputs, stable over replacement."""
-    second = {"name": "second", "input": str(tmp_path / "second"), "failed": str(tmp_path / "failed-2")}
-    second |= {"output": str(tmp_path / "output"), "originals": "delete"}
-    for name in ("second", "failed-2"):
-        (tmp_path / name).mkdir()
-    with ServiceUnderTest(tmp_path, more_folders=[second]) as service:
-        for version in (1, 2):
-            for number, root in enumerate((service.input, tmp_path / "second")):
-                service.drop("a.png", sample_image(10 * version + number), root)
-                service.wait_for("image.done", folder=("shop", "second")[number], count=version)
-        by_folder = {
-            name: {e["output"] for e in service.named("image.done", folder=name)} for name in ("shop", "second")
-        }
-        assert by_folder == {"shop": {"a.png"}, "second": {"a_png.png"}}
-        assert_cutout_of(sample_image(20), service.output / "a.png")
-        assert_cutout_of(sample_image(21), service.output / "a_png.png")
-
-
 def test_equal_images_are_computed_once(tmp_path: Path) -> None:
     """The same bytes under three names, also while the first is computed, and once more later: one computation."""
     data = sample_image(1)
@@ -138,31 +92,3 @@ def test_equal_images_are_computed_once(tmp_path: Path) -> None:
     audit.assert_complete(
         service.roots, dict.fromkeys(("one.png", "two.png", "s/three.png", "four.png", "five.png"), data)
     )
-
-
-def test_same_bytes_under_the_same_name_are_not_computed_again(tmp_path: Path) -> None:
-    """An upload that is repeated gives the same output without a computation; both originals are archived."""
-    with ServiceUnderTest(tmp_path) as service:
-        for count in (1, 2):
-            service.drop("a.png", sample_image(1))
-            service.wait_for("image.done", path="a.png", count=count)
-        assert service.computed() == 1
-        assert audit.files(service.output) == ["a.png"]
-        assert [(service.done / name).read_bytes() for name in audit.files(service.done)] == [sample_image(1)] * 2
-        assert_cutout_of(sample_image(1), service.output / "a.png")
-
-
-@pytest.mark.parametrize("what", ["removed", "altered"])
-def test_known_output_that_is_not_there_any_more_is_computed_again(tmp_path: Path, what: str) -> None:
-    """A result that somebody took away or changed is not copied: an equal image is computed anew, and right."""
-    with ServiceUnderTest(tmp_path) as service:
-        service.drop("a.png", sample_image(1))
-        service.wait_for("image.done", path="a.png")
-        if what == "removed":
-            (service.output / "a.png").unlink()
-        else:
-            (service.output / "a.png").write_bytes(b"altered")
-        service.drop("b.png", sample_image(1))
-        service.wait_for("image.done", path="b.png")
-        assert service.computed() == 2
-        assert_cutout_of(sample_image(1), service.output / "b.png")

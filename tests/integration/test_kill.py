@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 
 from rmbgd.errors import Reason
-from rmbgd.testing.engine import POISON_COLOUR
 from tests.conftest import CampaignPart
 from tests.support import audit
-from tests.support.images import encoded, expected_cutout, rgba_of, sample_image
+from tests.support.images import expected_cutout, poisoned, rgba_of, sample_image, samples
 from tests.support.service import ServiceUnderTest
 
 STEPS_MAXIMUM = 400  # more steps than this for four images is a defect of the test
@@ -58,8 +57,7 @@ def test_killed_before_each_step(tmp_path: Path, campaign_part: CampaignPart) ->
     with service:
         for round_, step in enumerate(campaign_part.of(range(STEPS_MAXIMUM))):
             service.fuse.write_text(str(step + 1))
-            for name, data in delivery(round_).items():
-                service.drop(name, data)
+            service.drop_all(delivery(round_))
             service.wait(lambda: service.ended or is_over(service), "an end, of one or the other kind", alive=False)
             burnt = service.ended or not service.fuse.exists()
             if burnt:
@@ -81,12 +79,8 @@ def test_killed_before_each_step(tmp_path: Path, campaign_part: CampaignPart) ->
 
 def test_image_that_kills_the_service_is_set_aside(tmp_path: Path) -> None:
     """At its third attempt it is refused as crash_loop; every other image comes out."""
-    poison = rgba_of(sample_image(1))[..., :3].copy()
-    poison[0, 0] = POISON_COLOUR
-    data = {f"{number}.png": sample_image(number) for number in range(2, 20)} | {"poison.png": encoded(poison)}
     service = ServiceUnderTest(tmp_path, options={"engine": {"poison": "kill"}})
-    for name, content in data.items():
-        service.drop(name, content)
+    data = service.drop_all(samples(range(2, 20)) | {"poison.png": poisoned(1)})
     for _ in range(5):
         service.start(ready=False)
         service.wait(lambda: service.ended or service.is_idle(), "an end, of one or the other kind", alive=False)

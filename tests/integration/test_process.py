@@ -13,20 +13,12 @@ from pathlib import Path
 import rmbgd
 from rmbgd.errors import Exit, Reason
 from rmbgd.models.store import EMBEDDED
-from rmbgd.testing.engine import POISON_COLOUR
 from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
-from tests.support.images import encoded, rgba_of, sample_image
+from tests.support.images import poisoned, sample_image, samples
 from tests.support.service import PATIENCE, ServiceUnderTest
 
 STALL_AFTER = 5.0  # s; the least that can be set
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for task in os.listdir(f"/proc/{pid}/task"):
-        found += [int(each) for each in Path(f"/proc/{pid}/task/{task}/children").read_text().split()]
-    return found
 
 
 def with_child(base: Path, *, batch_timeout: float, **fake: object) -> GpuUnderTest:
@@ -37,20 +29,26 @@ def with_child(base: Path, *, batch_timeout: float, **fake: object) -> GpuUnderT
 
 def test_second_service_on_one_state_directory_is_refused(tmp_path: Path) -> None:
     """It ends with status 78 and says why, before it touches anything; the first goes on."""
-    with ServiceUnderTest(tmp_path) as service:
-        launcher = Path(sys.modules[ServiceUnderTest.__module__].__file__ or "").with_name("launcher.py")
-        second = subprocess.run(
-            [sys.executable, str(launcher), str(service.config), "{}"],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        assert second.returncode == Exit.CONFIGURATION
-        assert "another rmbgd uses this state directory" in second.stderr
-        service.turn()
-        assert service.named("service.failed") == []
+    with ServiceUnderTest(tmp_path) as first:
+        second = ServiceUnderTest(tmp_path)
+        second.start(ready=False)
+        assert second.reap() == Exit.CONFIGURATION
+        assert "another rmbgd uses this state directory" in b"".join(second.stderr).decode()
+        first.turn()
+        assert first.named("service.failed") == []
+
+
+def test_folders_that_would_eat_themselves_are_refused_all_at_once(tmp_path: Path) -> None:
+    """Status 78, a line for each finding with its folder, and nothing is written. What is found: `config/layout.py`."""
+    service = ServiceUnderTest(tmp_path)
+    inside = {role: str(service.input / role) for role in ("output", "done", "failed")}
+    service.configure({}, inside)
+    service.start(ready=False)
+    assert service.reap() == Exit.CONFIGURATION
+    said = b"".join(service.stderr).decode()
+    assert all(line.startswith("rmbgd: ") for line in said.splitlines()), said
+    assert all(place in said for place in inside.values())
+    assert not os.path.lexists(service.input / ".rmbgd")
 
 
 def test_line_in_which_everybody_waits_is_told_as_hung(tmp_path: Path) -> None:
@@ -67,11 +65,9 @@ def test_line_in_which_everybody_waits_is_told_as_hung(tmp_path: Path) -> None:
 def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path) -> None:
     """Frozen in the middle of a batch for longer than stall_after, it goes on: no stall is told, no image lost."""
     settings = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
-    data = {f"{number}.png": sample_image(number) for number in range(10)}
     with ServiceUnderTest(tmp_path, settings=settings) as service:
         service.hold.touch()
-        for name, content in data.items():
-            service.drop(name, content)
+        data = service.drop_all(samples(range(10)))
         service.wait(service.given, "an image in the engine")
         service.signal(signal.SIGSTOP)
         threading.Event().wait(STALL_AFTER + 1.5)  # what is tested is that this time passes
@@ -102,28 +98,22 @@ def test_thread_that_hangs_is_shown_and_told_and_may_go_on(tmp_path: Path) -> No
 
 def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
     """A stopped child is killed at its deadline, another takes over, every image comes out; the service stays."""
-    data = {f"{number}.png": sample_image(number) for number in range(10)}
     with with_child(tmp_path, batch_timeout=1.0) as service:
         service.turn()
-        (child,) = children(service.process.pid)
+        (child,) = service.children()
         os.kill(child, signal.SIGSTOP)
-        for name, content in data.items():
-            service.drop(name, content)
+        data = service.drop_all(samples(range(10)))
         service.wait_for_endings(1 + len(data))
         audit.assert_settled(service, data)
         assert service.named("image.failed") == []
-        (fresh,) = children(service.process.pid)
+        (fresh,) = service.children()
         assert fresh != child
 
 
 def test_image_that_kills_the_engine_is_refused_alone(tmp_path: Path) -> None:
     """The child dies of it again and again, with others and alone; it is refused as poison and the others come out."""
-    marked = rgba_of(sample_image(99))[..., :3].copy()
-    marked[0, 0] = POISON_COLOUR
-    data = {f"{number}.png": sample_image(number) for number in range(8)} | {"marked.png": encoded(marked)}
     with with_child(tmp_path, batch_timeout=10.0, poison="kill") as service:
-        for name, content in data.items():
-            service.drop(name, content)
+        data = service.drop_all(samples(range(8)) | {"marked.png": poisoned(99)})
         service.wait_for_endings(len(data))
         audit.assert_settled(service, data, bad={"marked.png": Reason.POISON})
         deaths = service.named("engine.fault")

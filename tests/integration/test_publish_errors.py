@@ -11,42 +11,32 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
-from rmbgd import naming as names
 from rmbgd.clock import SystemClock
 from rmbgd.errors import Reason
 from rmbgd.events import RecordedEvents
 from rmbgd.heartbeat import NullHeartbeat
-from rmbgd.pipeline import storage_retry as hold
-from rmbgd.store.records import Job
+from rmbgd.pipeline import storage_retry
+from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.testing.fs import FailingFs
 from tests.support import audit
-from tests.support.disks import first_block
-from tests.support.images import sample_image
-from tests.support.mounts import disk, mount, mounted, unmount
+from tests.support.images import sample_image, samples
+from tests.support.mounts import disk, first_block, mount, mounted, unmount
 from tests.support.service import ServiceUnderTest
 from tests.support.workspace import Workspace, sha256
 
 CALLS_MAXIMUM = 40  # more syncs than this for one image is a defect of the test
 
 
-class Doors:
-    """The intake as the hold sees it."""
-
-    def __init__(self) -> None:
-        self.closed: list[str] = []
-
-    def pause(self, reason: str) -> None:
-        self.closed.append(reason)
-
-    def resume(self, reason: str) -> None:
-        self.closed.remove(reason)
-
-
 class Honest(FailingFs):
     """Fails as told, and after a failed sync of a file nothing may have its name until it was written anew."""
+
+    def __init__(self, script: dict[str, list[int]]) -> None:
+        super().__init__(script)
+        self.distrusted: set[tuple[str, int]] = set()
 
     def sync_file(self, descriptor: int) -> None:
         path = os.readlink(f"/proc/self/fd/{descriptor}")
@@ -69,8 +59,6 @@ class Honest(FailingFs):
             known = (source, os.stat(source).st_ino)
             assert known not in self.distrusted, f"{source} gets a name though its sync failed"
 
-    distrusted: set[tuple[str, int]]
-
     def unlink(self, path: str, *, folder: int | None = None) -> None:
         self.distrusted = {known for known in self.distrusted if known[0] != path}
         super().unlink(path, folder=folder)
@@ -80,27 +68,21 @@ class Honest(FailingFs):
 @pytest.mark.parametrize("step", ["sync_file", "sync_folder"])
 def test_each_sync_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, times: int) -> None:
     """EIO from the first, second ... last sync: held, tried anew, published once and archived once, and told."""
-    monkeypatch.setattr(hold, "RETRY_MAXIMUM", 0.0)
+    monkeypatch.setattr(storage_retry, "RETRY_MAXIMUM", 0.0)
     for number in range(CALLS_MAXIMUM):
         base = tmp_path / str(number)
         base.mkdir()
         fs = Honest({step: [0] * number + [errno.EIO] * times})
-        fs.distrusted = set()
-        doors, events, workspace = Doors(), RecordedEvents(), Workspace(base, fs=fs)
-        it = hold.StorageRetry(doors, events, SystemClock())
+        doors, workspace = Mock(), Workspace(base, fs=fs)
+        retry = StorageRetry(doors, RecordedEvents(), SystemClock())
         workspace.drop("s/a.jpg", b"original")
-        job: Job = workspace.claim("s/a.jpg")
-
-        write = functools.partial(workspace.publish, job, sidecar_facts={"of": "a"})
-
-        published = it.retry_until_writable(write, "output", NullHeartbeat())
-
+        write = functools.partial(workspace.publish, workspace.claim("s/a.jpg"), sidecar_facts={"of": "a"})
+        published = retry.retry_until_writable(write, "output", NullHeartbeat())
         assert published.sha256 == sha256(b"cutout")
         assert workspace.files("output")["s/a.png"] == b"cutout"
         assert set(workspace.files("output")) == {"s/a.png", "s/a.png.json"}
-        assert not [name for name in workspace.files("output") if names.is_temporary(name)]
         assert workspace.files("done") == {"s/a.jpg": b"original"} or b"original" in workspace.files("input").values()
-        assert doors.closed == []
+        assert len(doors.pause.mock_calls) == len(doors.resume.mock_calls)
         workspace.close()
         if [name for name, _ in fs.calls].count(step) <= number:
             break
@@ -110,11 +92,6 @@ def test_each_sync_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: 
 
 
 # ----------------------------------------------------------------------------------------------- the running service
-
-
-def drop_all(service: ServiceUnderTest, data: dict[str, bytes]) -> None:
-    for name, content in data.items():
-        service.drop(name, content)
 
 
 @contextlib.contextmanager
@@ -144,11 +121,11 @@ def test_syncs_of_the_running_service_fail(tmp_path: Path) -> None:
         pytest.skip("strace is not installed")
     data: dict[str, bytes] = {}
     with ServiceUnderTest(tmp_path) as service:
-        for number in (1, 2, 3, 4):
-            fresh = {f"{number}-{each}.png": sample_image(10 * number + each) for each in range(4)}
+        for number in (1, 2, 3):
+            fresh = samples(range(10 * number, 10 * number + 4))
             data |= fresh
             with failing_syncs(service, number) as log:
-                drop_all(service, fresh)
+                service.drop_all(fresh)
                 service.wait_for_endings(len(data))
             assert "(INJECTED)" in log.read_text(), "no sync failed"
         service.wait(service.is_idle, "everything")
@@ -162,7 +139,7 @@ def test_syncs_of_the_running_service_fail(tmp_path: Path) -> None:
 @pytest.mark.parametrize("role", ["done", "state"])
 def test_no_names_left(tmp_path: Path, role: str) -> None:
     """Without inodes in the archive or beside the ledger nothing is lost or computed twice; with them all is done."""
-    data = {f"{number}.png": sample_image(number) for number in range(20)}
+    data = samples(range(20))
     service = ServiceUnderTest(tmp_path)
     where: Path = getattr(service, role)
     with mounted(where, "tmpfs", "size=16m,nr_inodes=40"), service:
@@ -172,7 +149,7 @@ def test_no_names_left(tmp_path: Path, role: str) -> None:
                 (where / f"filler-{number}").touch()
                 fillers.append(where / f"filler-{number}")
         assert len(fillers) < 100, "the file system was not full"
-        drop_all(service, data)
+        service.drop_all(data)
         service.wait_for_endings(len(data))
         assert service.named("image.failed") == []
         for filler in fillers:
@@ -210,7 +187,7 @@ def test_input_whose_blocks_cannot_be_read(tmp_path: Path) -> None:
 
 def test_descriptors_run_out(tmp_path: Path) -> None:
     """With no descriptor to be had nothing is refused and nobody dies; with descriptors everything comes out."""
-    data = {f"{number}.png": sample_image(number) for number in range(20)}
+    data = samples(range(20))
     with ServiceUnderTest(tmp_path, settings={"service": {"status_interval": 0.1}}) as service:
         assert service.process is not None
         pid = service.process.pid
@@ -218,7 +195,7 @@ def test_descriptors_run_out(tmp_path: Path) -> None:
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         open_now = len(os.listdir(f"/proc/{pid}/fd"))
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now, before[1]))
-        drop_all(service, data)
+        service.drop_all(data)
         service.wait_for("intake.blocked", cause="Too many open files")
         status = service.runtime / "status.json"
         written = status.stat().st_mtime_ns

@@ -9,21 +9,20 @@ from pathlib import Path
 import pytest
 
 from tests.support import audit
-from tests.support.images import sample_image
+from tests.support.images import sample_image, samples
 from tests.support.service import ServiceUnderTest
 
-WAITING = 500
-LOAD = 200
+WAITING = 200
+LOAD = 100
 RESTARTS = 8
 
 
 @pytest.mark.parametrize("originals", ["archive", "keep"])
 def test_files_that_came_while_down_are_computed_once(tmp_path: Path, originals: str) -> None:
-    """500 files dropped while the service is down come out after the start; the next start computes none again."""
+    """Files dropped while the service is down come out after the start; the next start computes none again."""
     service = ServiceUnderTest(tmp_path, folder={"originals": originals})
     data = {f"{number % 7}/{number}.png": sample_image(number) for number in range(WAITING)}
-    for name, content in data.items():
-        service.drop(name, content)
+    service.drop_all(data)
     with service:
         service.wait_for_endings(WAITING)
         assert service.stop() == 0
@@ -75,10 +74,8 @@ def test_files_written_during_the_start_are_neither_missed_nor_taken_half(tmp_pa
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_under_load_finishes_or_returns_everything(tmp_path: Path, number: int) -> None:
     """A stop in the middle of work ends with status 0 and adds up; the next start does exactly the rest."""
-    data = {f"{number}.png": sample_image(number) for number in range(LOAD)}
     service = ServiceUnderTest(tmp_path, options={"engine": {"delay": 0.02}})
-    for name, content in data.items():
-        service.drop(name, content)
+    data = service.drop_all(samples(range(LOAD)))
     with service:
         service.wait_for("image.done", count=10)
         service.signal(number)
@@ -110,23 +107,10 @@ def test_second_signal_ends_the_waiting(tmp_path: Path) -> None:
     audit.assert_complete(service.roots, {"a.png": sample_image(1)})
 
 
-def test_hangup_compares_at_once(tmp_path: Path) -> None:
-    """SIGHUP finds what nothing announced, where polling would look an hour later."""
-    settings = {"intake": {"reconcile": 3600.0, "reconcile_lossy": 3600.0}}
-    with ServiceUnderTest(tmp_path, settings=settings, folder={"watch": "poll"}) as service:
-        service.drop("a.png", sample_image(1))
-        service.signal(signal.SIGHUP)
-        service.wait_for("service.reload")
-        service.wait_for("image.done", path="a.png")
-    audit.assert_complete(service.roots, {"a.png": sample_image(1)})
-
-
 def test_storm_of_restarts_does_everything_once(tmp_path: Path) -> None:
     """Stops at every moment of life, also before it is ready: each image is computed once, at its first attempt."""
-    data = {f"{number}.png": sample_image(number) for number in range(LOAD)}
     service = ServiceUnderTest(tmp_path, options={"engine": {"delay": 0.01}})
-    for name, content in data.items():
-        service.drop(name, content)
+    data = service.drop_all(samples(range(LOAD)))
     for restart in range(RESTARTS):
         since = len(service.events)
         service.start(ready=False)

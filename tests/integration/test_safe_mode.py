@@ -12,10 +12,9 @@ from rmbgd.cli import status
 from rmbgd.errors import Reason
 from rmbgd.service import start_record
 from rmbgd.service.start_record import Start, StartRecord
-from rmbgd.testing.engine import POISON_COLOUR
 from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
-from tests.support.images import encoded, rgba_of, sample_image
+from tests.support.images import poisoned, sample_image, samples
 from tests.support.service import ServiceUnderTest, Settings
 
 STARTS = 2  # of which the next one is careful; the default is one more
@@ -39,23 +38,13 @@ def die(service: ServiceUnderTest, times: int = STARTS) -> None:
 def remember_deaths(service: ServiceUnderTest) -> None:
     """As if it had been killed so often: what is left of that is the record."""
     now = start_record.moment(time.monotonic(), time.time())
-    start_record.write(
-        service.state,
-        StartRecord(tuple(Start(*now, str(number)) for number in range(STARTS))),
-    )
-
-
-def marked(number: int) -> bytes:
-    """An image that the fake engine dies of when it is told to."""
-    pixels = rgba_of(sample_image(number))[..., :3].copy()
-    pixels[0, 0] = POISON_COLOUR
-    return encoded(pixels)
+    start_record.write(service.state, StartRecord(tuple(Start(*now, str(number)) for number in range(STARTS))))
 
 
 def test_a_gpu_service_that_keeps_dying_serves_from_the_cpu_and_comes_back(tmp_path: Path) -> None:
     """The CPU, as the event says, for a quiet time; then everything again, without a new process and without a loss."""
     settings = careful(quiet=1.0, engine={"device": "cuda:0"})
-    data = {f"{number}.png": sample_image(number) for number in range(8)}
+    data = samples(range(8))
     with GpuUnderTest(tmp_path, settings=settings) as service:
         service.kill()
         die(service, STARTS - 1)
@@ -64,8 +53,7 @@ def test_a_gpu_service_that_keeps_dying_serves_from_the_cpu_and_comes_back(tmp_p
         assert service.process is not None
         (told,) = service.named("service.safe_mode")
         assert told["causes"] == ["died without a word"] * STARTS
-        for name, content in data.items():
-            service.drop(name, content)
+        service.drop_all(data)
         service.wait_for("service.ready", since=since, device="cuda:0")
         service.wait_for_endings(len(data))
         service.drop("after.png", sample_image(99))
@@ -85,10 +73,9 @@ def test_a_gpu_service_that_keeps_dying_serves_from_the_cpu_and_comes_back(tmp_p
 def test_images_of_the_crashes_are_held_back_and_others_served(tmp_path: Path) -> None:
     """What was in work when the service died waits for the end of safe mode, which an orderly stop is; none is lost."""
     settings = careful(intake={"attempts": 5})
-    data = {f"{number}.png": sample_image(number) for number in range(6)} | {"poison.png": marked(1)}
+    data = samples(range(6)) | {"poison.png": poisoned(1)}
     service = ServiceUnderTest(tmp_path, settings=settings, options={"engine": {"poison": "kill"}})
-    for name, content in data.items():
-        service.drop(name, content)
+    service.drop_all(data)
     for _ in range(STARTS):
         service.start(ready=False)
         service.wait(lambda: service.ended, "the image that kills", alive=False)
@@ -113,10 +100,9 @@ def test_images_of_the_crashes_are_held_back_and_others_served(tmp_path: Path) -
 
 def test_an_image_that_kills_is_refused_at_its_third_attempt_all_the_same(tmp_path: Path) -> None:
     """Held back in safe mode, it goes alone afterwards, kills again, and is set aside; everything else comes out."""
-    data = {f"{number}.png": sample_image(number) for number in range(6)} | {"poison.png": marked(1)}
+    data = samples(range(6)) | {"poison.png": poisoned(1)}
     service = ServiceUnderTest(tmp_path, settings=careful(quiet=1.0), options={"engine": {"poison": "kill"}})
-    for name, content in data.items():
-        service.drop(name, content)
+    service.drop_all(data)
     for _ in range(STARTS + 1):  # the last of them in safe mode, and then without
         service.start(ready=False)
         service.wait(lambda: service.ended, "the image that kills", alive=False)
@@ -130,10 +116,9 @@ def test_an_image_that_kills_is_refused_at_its_third_attempt_all_the_same(tmp_pa
 def test_with_require_gpu_safe_mode_waits(tmp_path: Path) -> None:
     """Who prefers waiting over a lesser model keeps that wish: nothing is claimed until the GPU is tried again."""
     settings = careful(quiet=1.0, engine={"device": "cuda:0"}, health={"require_gpu": True})
-    data = {f"{number}.png": sample_image(number) for number in range(5)}
+    data = samples(range(5))
     service = GpuUnderTest(tmp_path, settings=settings)
-    for name, content in data.items():
-        service.drop(name, content)
+    service.drop_all(data)
     remember_deaths(service)
     with service.start():
         assert service.wait_for("service.safe_mode")["waits"]

@@ -7,10 +7,10 @@ import signal
 import threading
 from pathlib import Path
 
-from tests.integration.test_process import STALL_AFTER, children
+from tests.integration.test_process import STALL_AFTER
 from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
-from tests.support.images import sample_image
+from tests.support.images import samples
 from tests.support.limits import group
 from tests.support.service import ServiceUnderTest
 
@@ -25,29 +25,22 @@ def on_the_cpu(base: Path) -> GpuUnderTest:
     return GpuUnderTest(base, settings=settings, gpu={"standby": {"orders": str(base / "orders")}})
 
 
-def drop_all(service: ServiceUnderTest, count: int) -> dict[str, bytes]:
-    data = {f"{number}.png": sample_image(number) for number in range(count)}
-    for name, content in data.items():
-        service.drop(name, content)
-    return data
-
-
 def test_kernel_takes_the_engine_when_memory_is_short(tmp_path: Path) -> None:
     """The engine's process is killed for memory, not the service; another takes over, and nothing is refused."""
     with on_the_cpu(tmp_path) as service:
         assert service.process is not None
         with group("memory", service.process.pid) as limited:
-            (old,) = children(service.process.pid)
+            (old,) = service.children()
             limited.add(old)
             service.turn()
             limited.limit_memory(limited.memory() + HEADROOM)
             service.steps([f"eat:{TOO_MUCH}"])
-            data = drop_all(service, 10)
+            data = service.drop_all(samples(range(10)))
             fault = service.wait_for("engine.fault")
             service.wait_for_endings(1 + len(data))
             assert limited.killed_for_memory() == 1
             assert "SIGKILL" in fault["detail"]
-            (fresh,) = children(service.process.pid)
+            (fresh,) = service.children()
             assert fresh != old
         assert service.named("image.failed") == []
         assert {event["pid"] for event in service.events} == {service.process.pid}
@@ -59,13 +52,13 @@ def test_no_task_can_be_started(tmp_path: Path) -> None:
     with on_the_cpu(tmp_path) as service:
         assert service.process is not None
         service.turn()
-        (old,) = children(service.process.pid)
+        (old,) = service.children()
         with group("pids", service.process.pid) as limited:
             limited.limit_tasks(1)
             os.kill(old, signal.SIGKILL)
-            data = drop_all(service, 10)
+            data = service.drop_all(samples(range(10)))
             service.wait_for("engine.fault", count=2)  # that it died, and that another cannot start
-            assert children(service.process.pid) == []
+            assert service.children() == []
             limited.limit_tasks(None)
             service.wait_for_endings(1 + len(data))
         assert service.named("image.failed") == []
@@ -82,7 +75,7 @@ def test_starved_service_is_slow_and_not_hung(tmp_path: Path) -> None:
         assert service.process is not None
         with group("cpu", service.process.pid) as limited:
             limited.limit_processor(STARVED)
-            data = drop_all(service, 20)
+            data = service.drop_all(samples(range(20)))
             threading.Event().wait(STALL_AFTER + 1.0)  # what is tested is that this time passes
             assert limited.throttled() > 10, "the service was not starved"
             limited.limit_processor(1.0)

@@ -5,29 +5,21 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from rmbgd.errors import Reason
 from tests.support import audit
-from tests.support.images import rgba_of, sample_image
+from tests.support.images import rgba_of, sample_image, samples
 from tests.support.mounts import disk, immutable, mount, mounted, run, unmount, without_override
 from tests.support.service import ServiceUnderTest
 
 EVENTS_ONLY = {"intake": {"reconcile": 3600.0}}
-MANY = 60
 SIZE = (96, 96)  # pixels; some 30 kB of noise as a cutout, so that forty fill a megabyte
 
 
-def many(count: int = MANY) -> dict[str, bytes]:
-    return {f"{number}.png": sample_image(number, size=SIZE) for number in range(count)}
-
-
-def drop_all(service: ServiceUnderTest, data: dict[str, bytes]) -> None:
-    for name, content in data.items():
-        service.drop(name, content)
+def many(count: int) -> dict[str, bytes]:
+    return samples(range(count), size=SIZE)
 
 
 def assert_nothing_is_refused_or_half(service: ServiceUnderTest) -> None:
@@ -43,30 +35,19 @@ def assert_all_at_first_attempt(service: ServiceUnderTest, data: dict[str, bytes
     assert service.computed() == len(data)
 
 
-def test_full_output_is_waited_for(tmp_path: Path) -> None:
-    """A full output pauses the service, nothing is refused or cut off; with space all come out, each computed once."""
-    data = many()
+@pytest.mark.parametrize(
+    ("count", "full", "enough"), [(60, "size=1m", "size=64m"), (30, "size=64m,nr_inodes=12", "nr_inodes=1000")]
+)
+def test_full_output_is_waited_for(tmp_path: Path, count: int, full: str, enough: str) -> None:
+    """Without bytes, or names, left the service pauses, nothing is refused or cut off; then all come out, once."""
+    data = many(count)
     service = ServiceUnderTest(tmp_path)
-    with mounted(service.output, "tmpfs", "size=1m"), service:
-        drop_all(service, data)
+    with mounted(service.output, "tmpfs", full), service:
+        service.drop_all(data)
         service.wait_for("storage.paused", kind="disk_full")
         assert_nothing_is_refused_or_half(service)
         assert len(audit.files(service.done)) < len(data)
-        run("mount", "-o", "remount,size=64m", service.output)
-        service.wait_for_endings(len(data))
-        audit.assert_complete(service.roots, data)
-        assert_all_at_first_attempt(service, data)
-
-
-def test_output_without_inodes_is_waited_for(tmp_path: Path) -> None:
-    """A file system that has bytes but no more names counts as full."""
-    data = many(30)
-    service = ServiceUnderTest(tmp_path)
-    with mounted(service.output, "tmpfs", "size=64m,nr_inodes=12"), service:
-        drop_all(service, data)
-        service.wait_for("storage.paused", kind="disk_full")
-        assert_nothing_is_refused_or_half(service)
-        run("mount", "-o", "remount,nr_inodes=1000", service.output)
+        run("mount", "-o", f"remount,{enough}", service.output)
         service.wait_for_endings(len(data))
         audit.assert_complete(service.roots, data)
         assert_all_at_first_attempt(service, data)
@@ -81,29 +62,13 @@ def test_little_space_left_stops_claiming(tmp_path: Path) -> None:
         filler = service.output / "filler"
         filler.write_bytes(bytes(14 << 20))
         with service:
-            drop_all(service, data)
+            service.drop_all(data)
             service.wait_for("storage.paused", kind="disk_full")
             assert audit.places(service.roots, data) == dict.fromkeys(data, "input")
             filler.unlink()
             service.wait_for_endings(len(data))
             audit.assert_complete(service.roots, data)
             assert_all_at_first_attempt(service, data)
-
-
-def test_full_archive_keeps_originals_and_computes_nothing_twice(tmp_path: Path) -> None:
-    """Originals that do not fit into the archive wait beside their folder, over a restart too, and follow later."""
-    data = many(20)
-    service = ServiceUnderTest(tmp_path)
-    with mounted(service.done, "tmpfs", "size=256k"), service:
-        drop_all(service, data)
-        service.wait_for("storage.retire_failed")
-        service.wait_for_endings(len(data))
-        assert service.stop() == 0
-        service.start()
-        run("mount", "-o", "remount,size=64m", service.done)
-        service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
-        audit.assert_complete(service.roots, data)
-        assert len(service.endings()) == service.computed() == len(data)
 
 
 def test_full_disk_under_the_ledger_is_waited_for(tmp_path: Path) -> None:
@@ -115,7 +80,7 @@ def test_full_disk_under_the_ledger_is_waited_for(tmp_path: Path) -> None:
         with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
-        drop_all(service, data)
+        service.drop_all(data)
         service.wait_for("storage.paused")
         assert_nothing_is_refused_or_half(service)
         filler.unlink()
@@ -127,44 +92,28 @@ def test_full_disk_under_the_ledger_is_waited_for(tmp_path: Path) -> None:
         audit.assert_ledger_settled(service.state, done=len(data))
 
 
-@contextlib.contextmanager
-def read_only(service: ServiceUnderTest) -> Iterator[None]:
-    run("mount", "-o", "remount,ro", service.output)
-    try:
-        yield
-    finally:
-        run("mount", "-o", "remount,rw", service.output)
-
-
-@contextlib.contextmanager
-def missing(service: ServiceUnderTest) -> Iterator[None]:
-    os.rename(service.output, service.base / "away")
-    try:
-        yield
-    finally:
-        os.rename(service.base / "away", service.output)
-
-
-@contextlib.contextmanager
-def denied(service: ServiceUnderTest) -> Iterator[None]:
-    with immutable(service.output):
-        yield
-
-
-@pytest.mark.parametrize(("trouble", "kind"), [(read_only, "read_only"), (missing, "missing"), (denied, "denied")])
-def test_output_that_refuses_is_waited_for(tmp_path: Path, trouble, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["read_only", "missing", "denied"])
+def test_output_that_refuses_is_waited_for(tmp_path: Path, kind: str) -> None:
     """A read-only, missing or immutable output pauses the service with a kind of its own; then it goes on by itself."""
     data = many(12)
     service = ServiceUnderTest(tmp_path)
     with contextlib.ExitStack() as stack:
-        if trouble is read_only:
+        if kind == "read_only":
             device = stack.enter_context(disk(tmp_path / "output.img"))
             mount(service.output, "ext4", "rw", device)
             stack.callback(unmount, service.output)
             (service.output / "lost+found").rmdir()
         stack.enter_context(service)
-        with trouble(service):
-            drop_all(service, data)
+        with contextlib.ExitStack() as trouble:
+            if kind == "read_only":
+                run("mount", "-o", "remount,ro", service.output)
+                trouble.callback(run, "mount", "-o", "remount,rw", service.output)
+            elif kind == "missing":
+                os.rename(service.output, tmp_path / "away")
+                trouble.callback(os.rename, tmp_path / "away", service.output)
+            else:
+                trouble.enter_context(immutable(service.output))
+            service.drop_all(data)
             service.wait_for("storage.paused", kind=kind)
             assert service.endings() == []
         service.wait_for_endings(len(data))
@@ -176,8 +125,8 @@ def test_stop_while_the_output_refuses_loses_nothing(tmp_path: Path) -> None:
     """A stop does not wait for a disk: results are given up, images go back, and the next start publishes them."""
     data = many(12)
     with ServiceUnderTest(tmp_path) as service:
-        with denied(service):
-            drop_all(service, data)
+        with immutable(service.output):
+            service.drop_all(data)
             service.wait_for("storage.paused", kind="denied")
             assert service.stop() == 0
             assert audit.places(service.roots, data) == dict.fromkeys(data, "input")
@@ -186,36 +135,6 @@ def test_stop_while_the_output_refuses_loses_nothing(tmp_path: Path) -> None:
         service.wait_for_endings(len(data))
         assert {event["attempt"] for event in service.endings()} == {1}
     audit.assert_complete(service.roots, data)
-
-
-def test_failed_folder_that_refuses_is_waited_for(tmp_path: Path) -> None:
-    """A bad image whose quarantine cannot be written is refused when it can, and others are not lost meanwhile."""
-    data = {"bad.png": b"no image " * 40, "good.png": sample_image(1)}
-    with ServiceUnderTest(tmp_path) as service:
-        with immutable(service.failed):
-            service.drop("bad.png", data["bad.png"])
-            service.wait_for("storage.paused", kind="denied")
-            service.drop("good.png", data["good.png"])
-        service.wait_for_endings(2)
-    audit.assert_complete(service.roots, data, bad={"bad.png": Reason.UNIDENTIFIED})
-
-
-def test_one_folders_disk_does_not_stop_another_folder(tmp_path: Path) -> None:
-    """While the output of one folder refuses, another folder's images come out."""
-    roots = {role: tmp_path / "other" / role for role in ("input", "output", "done", "failed")}
-    for root in roots.values():
-        root.mkdir(parents=True)
-    other = {"name": "other"} | {role: str(root) for role, root in roots.items()}
-    with ServiceUnderTest(tmp_path, more_folders=[other]) as service:
-        with denied(service):
-            service.drop("held.png", sample_image(1))
-            service.wait_for("storage.paused", kind="denied")
-            service.drop("free.png", sample_image(2), roots["input"])
-            service.wait_for("image.done", path="free.png", folder="other")
-            assert service.endings("held.png") == []
-        service.wait_for("image.done", path="held.png")
-    audit.assert_complete(service.roots, {"held.png": sample_image(1)})
-    audit.assert_complete(roots, {"free.png": sample_image(2)})
 
 
 def test_unreadable_input_waits_for_its_rights(tmp_path: Path) -> None:
@@ -272,23 +191,6 @@ def test_input_that_nobody_may_move_is_computed_once_where_it_is(tmp_path: Path)
         service.wait(service.is_idle, "the original archived")
         assert len(service.endings()) == service.computed() == 1
     audit.assert_complete(service.roots, {"fixed.png": sample_image(1)})
-
-
-def test_original_that_cannot_be_archived_is_not_computed_again(tmp_path: Path) -> None:
-    """The output stands, the job is done; moving is tried again, after a restart too, and told once a run."""
-    data = many(5)
-    with ServiceUnderTest(tmp_path) as service:
-        with immutable(service.done):
-            drop_all(service, data)
-            service.wait_for_endings(len(data))
-            service.wait_for("storage.retire_failed", count=len(data))
-            assert len(audit.files(service.output)) == len(data)
-            assert service.stop() == 0
-            service.start()
-            service.wait_for("storage.retire_failed", count=2 * len(data))
-        service.wait(lambda: len(audit.files(service.done)) == len(data), "every original archived")
-        assert len(service.endings()) == service.computed() == len(data)
-    audit.assert_complete(service.roots, data)
 
 
 def test_original_that_cannot_be_deleted_is_not_computed_again(tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.test_process import children
 from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
-from tests.support.images import sample_image
+from tests.support.images import samples
 from tests.support.mounts import disk, mount, unmount
 
 
@@ -46,14 +45,11 @@ def test_engine_that_sigkill_does_not_end_is_left_behind(tmp_path: Path) -> None
         mount(where, "ext4", "rw", device)
         try:
             with GpuUnderTest(tmp_path / "service", settings=settings) as service:
-                assert service.process is not None
                 service.wait_for_gpu()
-                before = set(children(service.process.pid))
+                before = set(service.children())
                 with frozen(where):
                     service.steps([f"write:{where / 'stuck'}"])
-                    data = {f"{number}.png": sample_image(number) for number in range(5)}
-                    for name, content in data.items():
-                        service.drop(name, content)
+                    data = service.drop_all(samples(range(5)))
                     service.wait_for_endings(len(data))
                     service.wait_for("engine.state", to="lost", reason="unkillable")
                     (stuck,) = [pid for pid in before if state_of(pid) == "D"]

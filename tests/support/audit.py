@@ -12,10 +12,11 @@ import sqlite3
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rmbgd.clock import SystemClock
 from rmbgd.errors import Reason
+from rmbgd.naming import is_temporary
 from rmbgd.store.ledger import Ledger
 from tests.support.images import assert_cutout_of
 
@@ -75,6 +76,43 @@ def reason_of(failed: Path, name: str) -> str:
     return str(json.loads((failed / f"{name}.error.json").read_bytes())["reason"])
 
 
+class Conservation:
+    """The cheap audit between two lives: every original in one place, every archived one with its cutout.
+
+    For archive mode on one file system, and while the service is down. Looks at each cutout once, so that thousands of
+    audits cost what one does. What is whole at the end is `assert_complete`'s.
+    """
+
+    def __init__(self, roots: Mapping[str, Path], dropped: Mapping[str, bytes]) -> None:
+        self._roots = roots
+        self._dropped = dropped  # grows while the service is fed
+        self._whole: set[str] = set()
+
+    def check(self) -> dict[str, int]:
+        """How many originals are where. Raises AssertionError."""
+        # Without the temporaries that a killed service leaves: a copy, a reason file half written.
+        done, failed, published = (
+            [name for name in files(self._roots[role]) if not is_temporary(os.path.basename(name))]
+            for role in ("done", "failed", "output")
+        )
+        failed = [name for name in failed if not name.endswith(".error.json")]
+        waiting, taken = files(self._roots["input"]), claimed(self._roots["input"])
+        where = {"input": len(waiting), "claimed": len(taken), "done": len(done), "failed": len(failed)}
+        assert sum(where.values()) == len(self._dropped), (
+            f"{len(self._dropped)} were dropped, but there are {where}; failed: {failed}"
+        )
+        cutouts = {os.path.splitext(name)[0] + ".png" for name in done}
+        assert cutouts <= set(published), f"archived without a cutout: {cutouts - set(published)}"
+        for name in set(published) - self._whole:  # also what is published, and its original not yet archived
+            cutout = self._roots["output"] / name
+            try:
+                assert_cutout_of(self._dropped[name], cutout)
+            except OSError as error:  # what Pillow says of a file that is cut off
+                raise AssertionError(f"{cutout}, {cutout.stat().st_size} bytes, is no image: {error}") from error
+        self._whole |= cutouts
+        return where
+
+
 def assert_ledger_settled(state: Path, *, done: int, failed: int = 0) -> None:
     """The service is down, and by its ledger nothing is open: accepted = published + refused."""
     ledger = Ledger(state / "ledger.sqlite", SystemClock())
@@ -96,20 +134,7 @@ def assert_each_told(endings: Iterable[Mapping[str, Any]]) -> dict[int, int]:
     return {job: len(each) for job, each in told.items()}
 
 
-class Audited(Protocol):
-    """A ServiceUnderTest, which imports this module."""
-
-    roots: dict[str, Path]
-    output: Path
-    state: Path
-
-    @property
-    def is_down(self) -> bool: ...
-
-    def recorded(self, event: str) -> list[dict[str, Any]]: ...
-
-
-def assert_settled(service: Audited, dropped: Mapping[str, bytes], *, bad: Mapping[str, Reason] | None = None) -> None:
+def assert_settled(service: Any, dropped: Mapping[str, bytes], *, bad: Mapping[str, Reason] | None = None) -> None:
     """P0, after every fault: folders, outputs, ledger and events tell the same story, and each image ends once.
 
     For archive mode and inputs of one version each. The service may be up or down. Raises AssertionError.
@@ -118,10 +143,19 @@ def assert_settled(service: Audited, dropped: Mapping[str, bytes], *, bad: Mappi
     (b) the ledger has one job for each, ended as the folders say, and, when the service is down, nothing is open;
     (c) each output's bytes hash to what the ledger and its event say;
     (d) each outcome is told once, and once more only by a next start that says so.
+
+    `service` is a ServiceUnderTest, which imports this module.
     """
     bad = bad or {}
     assert_complete(service.roots, dropped, bad=bad)
-    rows = _rows(service)
+    with closing(sqlite3.connect(f"file:{service.state / 'ledger.sqlite'}?mode=ro", uri=True)) as ledger:
+        ledger.row_factory = sqlite3.Row
+        found = [dict(row) for row in ledger.execute("SELECT * FROM job WHERE state <> 'waiting' ORDER BY id")]
+    unretired = [row for row in found if row["retired_at"] is None]
+    assert not service.is_down or not unretired, f"the ledger has open rows: {unretired}"
+    jobs = [row for row in found if not row["path"].startswith(b"turn-")]  # but those of ServiceUnderTest.turn
+    rows = {os.fsdecode(row["path"]): row for row in jobs}
+    assert len(rows) == len(jobs), "an image was worked on as two jobs"
     assert rows.keys() == dropped.keys(), "the ledger knows other images than were dropped"
     told = [
         event for name in ("image.done", "image.failed") for event in service.recorded(name) if event["path"] in dropped
@@ -138,22 +172,6 @@ def assert_settled(service: Audited, dropped: Mapping[str, bytes], *, bad: Mappi
             continue
         assert (row["state"], event["event"]) == ("done", "image.done"), path
         data = (service.output / os.fsdecode(row["target"])).read_bytes()
-        found = hashlib.sha256(data).hexdigest()
-        assert found == row["sha256_out"] == event["sha256_out"], f"{path}: what is published is not what was recorded"
+        digest = hashlib.sha256(data).hexdigest()
+        assert digest == row["sha256_out"] == event["sha256_out"], f"{path}: what is published is not what was recorded"
         assert len(data) == row["size_out"] == event["bytes_out"], path
-
-
-def _rows(service: Audited) -> dict[str, dict[str, Any]]:
-    """The ledger's row of each image, without those of `ServiceUnderTest.turn`."""
-    with closing(sqlite3.connect(f"file:{service.state / 'ledger.sqlite'}?mode=ro", uri=True)) as ledger:
-        ledger.row_factory = sqlite3.Row
-        rows = [dict(row) for row in ledger.execute("SELECT * FROM job WHERE state <> 'waiting' ORDER BY id")]
-        unretired = [row for row in rows if row["retired_at"] is None]
-        assert not service.is_down or not unretired, f"the ledger has open rows: {unretired}"
-    found: dict[str, dict[str, Any]] = {}
-    for row in rows:
-        path = os.fsdecode(row["path"])
-        if not path.startswith("turn-"):
-            assert path not in found, f"{path} was worked on as two jobs"
-            found[path] = row
-    return found

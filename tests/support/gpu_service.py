@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -22,8 +23,6 @@ QUICK: dict[str, Any] = {
     "golden_interval": 1e9,
 }
 """Settings of [health], beyond their bounds where a test would wait for minutes."""
-
-MEMORY_WORDS = ("memory", "memory_runtime")
 
 
 class GpuUnderTest(ServiceUnderTest):
@@ -66,12 +65,8 @@ class GpuUnderTest(ServiceUnderTest):
 
     # ------------------------------------------------------------------------------------------------ what it says
 
-    def states(self, index: int = 0) -> list[tuple[str, str]]:
-        """Where the GPU went, and why."""
-        return [(event["to"], event["reason"]) for event in self.named("engine.state", device=f"cuda:{index}")]
-
-    def wait_for_gpu(self, index: int = 0, *, count: int = 1) -> Event:
-        return self.wait_for("engine.state", count=count, device=f"cuda:{index}", to="ok", reason="probe_passed")
+    def wait_for_gpu(self, index: int = 0) -> Event:
+        return self.wait_for("engine.state", device=f"cuda:{index}", to="ok", reason="probe_passed")
 
     def made_by(self, path: str) -> tuple[str, str]:
         """(device, model) of an image's cutout."""
@@ -82,19 +77,13 @@ class GpuUnderTest(ServiceUnderTest):
         """The health part of the status file, when it is as wished."""
 
         def look() -> Event | None:
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 health: Event = json.loads((self.runtime / "status.json").read_text())["health"]
-            except FileNotFoundError:
-                return None
-            return health if condition(health) else None
+                return health if condition(health) else None
+            return None
 
         found: Event = self.wait(look, "a status")
         return found
-
-    def index(self, event: str, *, count: int = 1, **keys: Any) -> int:
-        """Where in the log the `count`-th such event stands; it is waited for."""
-        found = self.wait_for(event, count=count, **keys)
-        return next(index for index, each in enumerate(self.events) if each is found)
 
 
 def assert_proved_before_use(events: list[Event]) -> None:

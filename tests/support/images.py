@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from rmbgd.testing.engine import POISON_COLOUR
 
 
 def sample_image(number: int = 0, *, size: tuple[int, int] = (64, 48), kind: str = "PNG", **options: object) -> bytes:
@@ -17,6 +21,18 @@ def sample_image(number: int = 0, *, size: tuple[int, int] = (64, 48), kind: str
     pixels = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
     pixels[..., 1] = np.linspace(0, 255, width, dtype=np.uint8)
     return encoded(pixels, kind, **options)
+
+
+def samples(numbers: Iterable[int], **options: Any) -> dict[str, bytes]:
+    """`sample_image` of each number, by a name that says which."""
+    return {f"{number}.png": sample_image(number, **options) for number in numbers}
+
+
+def poisoned(number: int) -> bytes:
+    """An image that the fake engine dies of when it is told to."""
+    pixels = rgba_of(sample_image(number))[..., :3].copy()
+    pixels[0, 0] = POISON_COLOUR
+    return encoded(pixels)
 
 
 def encoded(pixels: NDArray[np.uint8], kind: str = "PNG", **options: object) -> bytes:

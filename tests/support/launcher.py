@@ -4,10 +4,10 @@ Goes through the command line's own door, so that exit statuses are the real one
 tests. Everything is off unless asked for.
 
     engine   keyword arguments of FakeBackend (script, poison, start, ...), and `delay`: seconds for every batch
-    gpu      the real failover over child processes with fake engines: `orders` (a folder, see chaos.Orders), `sensor`
+    gpu      the real failover over child processes with fake engines: `orders` (a folder, see Orders), `sensor`
              (a file, see ToldSensor), `health` (settings, also beyond their bounds), `standby` (arguments of its
-             FakeBackend), `warm`, `count` (visible GPUs), `largest` (batch), `seconds` (a GPU's, for an image);
-             each GPU but the first has a folder and a file of its own, which end in "-1", "-2" ...
+             FakeBackend), `count` (visible GPUs); each GPU but the first has a folder and a file of its own, which end
+             in "-1", "-2" ...
     pace     {"factor": 1000, "since": s since 1970}: the wall clock runs `factor` times as fast from then on, over
              restarts too, and old rows are looked for every second; monotonic time, and the times in the log, are true
     left     every image is left to another device, which is not there: no thread hangs, and nothing moves
@@ -147,10 +147,7 @@ def failover(
     sensor: str,
     health: dict[str, Any],
     standby: dict[str, Any] | None = None,
-    warm: bool = True,
     count: int = 1,
-    largest: int = 4,
-    seconds: float = 0.0,
 ) -> Devices:
     """As the product builds it, on a machine whose GPUs are told by files and whose CPU has a lesser model."""
     config = context.config.model_copy(update={"health": context.config.health.model_copy(update=health)})
@@ -160,16 +157,15 @@ def failover(
         for_images = "lesser" in models or config.engine.device == "cpu"  # else for the golden image's answers
         mine: dict[str, object] = (standby or {}) if for_images else {}
         if index:
-            mine = {"orders": orders + suffix(int(index)), "seconds": seconds}
-        sizes = [size for size in (1, 2, 4, 8, 16) if size <= largest]
-        return {"device": device, "models": list(models), "batch_sizes": sizes} | mine
+            mine = {"orders": orders + suffix(int(index))}
+        return {"device": device, "models": list(models), "batch_sizes": [1, 2, 4]} | mine
 
     machine = Machine(
         gpus=lambda: VisibleGpus(count, "told by a test"),
         sensor=lambda _config, index: ChosenSensor(
             DeadlineSensor(ToldSensor(Path(sensor + suffix(index))), SENSOR_TIMEOUT), "a test"
         ),
-        fallback=lambda _config: FallbackModels({"u2netp": "lesser"}, warm, "told by a test"),
+        fallback=lambda _config: FallbackModels({"u2netp": "lesser"}, True, "told by a test"),
         factory="rmbgd.testing.engine:create",
         options=fake,
     )

@@ -19,43 +19,40 @@ class Group:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def add(self, pid: int) -> None:
-        (self.path / "cgroup.procs").write_text(str(pid))
+    def _write(self, unified: str, legacy: str, value: object) -> None:
+        (self.path / (unified if UNIFIED else legacy)).write_text(str(value))
 
-    def tasks(self) -> int:
-        """Threads of every process in it."""
-        return int((self.path / "pids.current").read_text())
+    def _count(self, unified: str, legacy: str, name: str) -> int:
+        text = (self.path / (unified if UNIFIED else legacy)).read_text()
+        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith(f"{name} "))
+
+    def add(self, pid: int) -> None:
+        self._write("cgroup.procs", "cgroup.procs", pid)
 
     def limit_tasks(self, number: int | None) -> None:
-        (self.path / "pids.max").write_text("max" if number is None else str(number))
+        self._write("pids.max", "pids.max", "max" if number is None else number)
 
     def memory(self) -> int:
         """Bytes in use."""
         return int((self.path / ("memory.current" if UNIFIED else "memory.usage_in_bytes")).read_text())
 
     def limit_memory(self, limit: int) -> None:
-        (self.path / ("memory.max" if UNIFIED else "memory.limit_in_bytes")).write_text(str(limit))
+        self._write("memory.max", "memory.limit_in_bytes", limit)
         with contextlib.suppress(OSError):  # without swap there is nothing to limit
-            swap, most = ("memory.swap.max", 0) if UNIFIED else ("memory.memsw.limit_in_bytes", limit)
-            (self.path / swap).write_text(str(most))
+            self._write("memory.swap.max", "memory.memsw.limit_in_bytes", 0 if UNIFIED else limit)
 
     def killed_for_memory(self) -> int:
         """Processes that the kernel took."""
-        text = (self.path / ("memory.events" if UNIFIED else "memory.oom_control")).read_text()
-        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("oom_kill "))
+        return self._count("memory.events", "memory.oom_control", "oom_kill")
 
     def limit_processor(self, share: float) -> None:
         """That share of one processor, in slices of 100 ms."""
-        quota = str(int(share * 100_000))
-        if UNIFIED:
-            (self.path / "cpu.max").write_text(f"{quota} 100000")
-        else:
-            (self.path / "cpu.cfs_quota_us").write_text(quota)
+        quota = int(share * 100_000)
+        self._write("cpu.max", "cpu.cfs_quota_us", f"{quota} 100000" if UNIFIED else quota)
 
     def throttled(self) -> int:
         """Slices in which it wanted more than it got."""
-        text = (self.path / "cpu.stat").read_text()
-        return next(int(line.split()[1]) for line in text.splitlines() if line.startswith("nr_throttled "))
+        return self._count("cpu.stat", "cpu.stat", "nr_throttled")
 
 
 @contextlib.contextmanager

@@ -1,13 +1,15 @@
-"""What scenarios need of the machine: disks of their own, file flags, kernel settings; skips what cannot be had."""
+"""What scenarios need of the machine: disks that fail, file flags, kernel settings; skips what cannot be had."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import functools
 import glob
 import os
 import shutil
+import struct
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -18,6 +20,9 @@ import pytest
 from rmbgd.intake.mounts import read_mounts
 
 CLONE_NEWNS = 0x20000  # linux/sched.h
+FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), linux/fs/ext4/ext4.h
+FIBMAP = 1  # _IO(0x00, 1), linux/fs.h
+NO_LOG_FLUSH = 2  # what the journal has not written is gone, as when the power goes
 
 
 def run(*command: str | Path) -> None:
@@ -67,6 +72,7 @@ def unmount(where: Path) -> None:
         run("umount", "-l", where)
 
 
+@functools.cache  # once, for all that follows
 def own_mounts() -> None:
     """What this process mounts is nobody else's: a container that starts meanwhile would inherit it and keep the file
     system alive over an unmount. Of others' disks it lets go for the same reason. Before any thread is started.
@@ -98,6 +104,24 @@ def disk(image: Path, megabytes: int = 32) -> Iterator[str]:
         yield found.stdout.strip()
     finally:
         run("losetup", "--detach", found.stdout.strip())
+
+
+def cut_power(mount: Path) -> None:
+    """From now on every call on that file system says EIO, and what was not synced is gone at the next mount."""
+    descriptor = os.open(mount, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.ioctl(descriptor, FS_IOC_SHUTDOWN, struct.pack("I", NO_LOG_FLUSH))
+    except OSError as error:
+        pytest.skip(f"this file system cannot be shut down: {error}")
+    finally:
+        os.close(descriptor)
+
+
+def first_block(path: Path) -> int:
+    """Where on its disk the file begins, in bytes (the FIBMAP ioctl; the file must be synced)."""
+    with open(path, "rb") as file:
+        answer = fcntl.ioctl(file, FIBMAP, struct.pack("I", 0))
+        return int(struct.unpack("I", answer)[0]) * os.fstatvfs(file.fileno()).f_bsize
 
 
 @contextlib.contextmanager

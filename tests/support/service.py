@@ -15,15 +15,16 @@ import sys
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from tests.support import audit
-from tests.support.fork_server import ForkedProcess, shared_fork_server
+from tests.support.fork_server import ForkedProcess
 from tests.support.images import sample_image
 
+REPOSITORY = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds until a wait fails the test; generous, as nothing depends on it when all is well
 LOOK_AGAIN = 0.25  # seconds between two looks at what no event tells of
 SHORTENED = {"quiet_closed": 0.1, "quiet_unknown": 0.3, "quiet_remote": 0.5, "reconcile": 2.0, "root_check": 0.2}
@@ -33,19 +34,14 @@ Event = dict[str, Any]
 Settings = dict[str, dict[str, Any]]
 
 
-class Gone(AssertionError):
-    """The service ended, or said nothing of what was waited for."""
-
-
 class ServiceUnderTest:
     """Folders below `base`, a configuration, and the process that serves them, started as often as the test likes.
 
-    settings      tables of the configuration, over the short times that scenarios use
-    folder        settings of the drop folder "shop"
-    recipe        settings of its recipe
-    more_folders  further [[folder]] tables
-    options       for the launcher
-    prefix        a command in front of the service's own, such as setpriv
+    settings  tables of the configuration, over the short times that scenarios use
+    folder    settings of the drop folder "shop"
+    recipe    settings of its recipe
+    options   for the launcher
+    prefix    a command in front of the service's own, such as setpriv
 
     Processes are forked from one that has imported everything, but for those with a prefix or an environment of their
     own, and where `fresh_interpreter` is set.
@@ -58,7 +54,6 @@ class ServiceUnderTest:
         settings: Settings | None = None,
         folder: dict[str, Any] | None = None,
         recipe: dict[str, Any] | None = None,
-        more_folders: Iterable[dict[str, Any]] = (),
         options: dict[str, Any] | None = None,
         prefix: list[str] | None = None,
     ) -> None:
@@ -83,15 +78,9 @@ class ServiceUnderTest:
         self.stderr: list[bytes] = []
         self._readers: list[threading.Thread] = []
         self._turns = 0
-        self.configure(settings or {}, folder or {}, recipe or {}, more_folders)
+        self.configure(settings or {}, folder or {}, recipe or {})
 
-    def configure(
-        self,
-        settings: Settings,
-        folder: dict[str, Any],
-        recipe: dict[str, Any] | None = None,
-        more_folders: Iterable[dict[str, Any]] = (),
-    ) -> None:
+    def configure(self, settings: Settings, folder: dict[str, Any], recipe: dict[str, Any] | None = None) -> None:
         """Write the configuration anew; it counts from the next start."""
         service = {
             "state_directory": str(self.state),
@@ -108,23 +97,26 @@ class ServiceUnderTest:
             "engine": {"device": "cpu"},
         }
         tables = {name: tables.get(name, {}) | settings.get(name, {}) for name in tables | settings}
-        first = {"name": "shop"} | {role: str(path) for role, path in self.roots.items()} | folder
+        folder = {"name": "shop"} | {role: str(path) for role, path in self.roots.items()} | folder
         lines = [line for name, values in tables.items() for line in (f"[{name}]", *_toml(values))]
         if recipe:
             lines += ["[recipe.default]", *_toml(recipe)]
-        for each in (first, *more_folders):
-            lines += ["[[folder]]", *_toml(each)]
-        self.config.write_text("\n".join(lines) + "\n")
+        self.config.write_text("\n".join([*lines, "[[folder]]", *_toml(folder)]) + "\n")
 
     # ------------------------------------------------------------------------------------------------ the process
 
     def start(self, *, ready: bool = True, environment: dict[str, str] | None = None) -> Self:
         since, self.ended, self.stderr = len(self.events), False, []
-        self.process = (
-            self._interpreter(environment)
-            if self.prefix or environment or self.fresh_interpreter
-            else shared_fork_server().fork(self.command()[2:])
-        )
+        if self.prefix or environment or self.fresh_interpreter:
+            self.process = subprocess.Popen(
+                [*self.prefix, *self.command()],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                cwd=REPOSITORY,
+                env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | (environment or {}),
+            )
+        else:
+            self.process = ForkedProcess(self.command()[2:])
         self._readers = [
             threading.Thread(target=self._read, args=(self.process,)),
             threading.Thread(target=self._read_stderr, args=(self.process,)),
@@ -138,15 +130,6 @@ class ServiceUnderTest:
     def command(self) -> list[str]:
         launcher = Path(__file__).with_name("launcher.py")
         return [sys.executable, str(launcher), str(self.config), json.dumps(self.options)]
-
-    def _interpreter(self, environment: dict[str, str] | None) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [*self.prefix, *self.command()],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=Path(__file__).parents[2],
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | (environment or {}),
-        )
 
     def _read(self, process: subprocess.Popen[bytes] | ForkedProcess) -> None:
         assert process.stdout is not None
@@ -201,7 +184,7 @@ class ServiceUnderTest:
 
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
         """Every scenario ends in an orderly stop."""
-        if self.process is None or self.process.returncode is not None:
+        if self.is_down:
             return
         if kind is not None:
             self.kill()
@@ -222,7 +205,7 @@ class ServiceUnderTest:
                 left = deadline - time.monotonic()
                 if left <= 0 or (alive and self.ended):
                     state = "the service ended" if self.ended else f"nothing for {timeout} s"
-                    raise Gone(f"{state} while waiting for {what}; {self.tail()}")
+                    raise AssertionError(f"{state} while waiting for {what}; {self.tail()}")
                 self._changed.wait(min(left, LOOK_AGAIN))
         return value
 
@@ -261,8 +244,9 @@ class ServiceUnderTest:
 
     def recorded(self, event: str) -> list[Event]:
         """Events of that name in the log file, which holds what was said up to a SIGKILL; one may be torn by it."""
+        # A kill in the middle of a write leaves the line's beginning; the next process begins a line of its own.
         lines = self.log_file.read_bytes().splitlines() if self.log_file.exists() else []
-        return [each for each in map(json.loads, filter(_is_whole, lines)) if each["event"] == event]
+        return [each for each in (json.loads(line) for line in lines if line.endswith(b"}")) if each["event"] == event]
 
     def computed(self) -> int:
         """Images that went through the engine, over all starts, without the turns."""
@@ -274,14 +258,20 @@ class ServiceUnderTest:
 
     # ------------------------------------------------------------------------------------------------ its folders
 
-    def drop(self, name: str, data: bytes, root: Path | None = None) -> Path:
+    def drop(self, name: str, data: bytes) -> Path:
         """Written elsewhere on the same file system and renamed in, as is advised."""
         fresh = self.desk / "fresh"
         fresh.write_bytes(data)
-        target = (root or self.input) / name
+        target = self.input / name
         target.parent.mkdir(parents=True, exist_ok=True)
         os.rename(fresh, target)
         return target
+
+    def drop_all(self, data: dict[str, bytes]) -> dict[str, bytes]:
+        """The same, for more to be added."""
+        for name, content in data.items():
+            self.drop(name, content)
+        return data
 
     def turn(self, times: int = 1) -> None:
         """Until the service has demonstrably gone round: an image that is dropped now has come out."""
@@ -293,6 +283,12 @@ class ServiceUnderTest:
             (self.output / name).unlink()
             (self.done / name).unlink(missing_ok=True)
 
+    def children(self) -> list[int]:
+        """Processes of the running service, such as its engine's."""
+        assert self.process is not None
+        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        return [int(pid) for each in lists for pid in each.read_text().split()]
+
     @property
     def is_down(self) -> bool:
         return self.process is None or self.process.poll() is not None
@@ -300,11 +296,6 @@ class ServiceUnderTest:
     def is_idle(self) -> bool:
         """Nothing waits and nothing is claimed."""
         return not audit.files(self.input) and not audit.claimed(self.input)
-
-
-def _is_whole(line: bytes) -> bool:
-    """A kill in the middle of a write leaves the line's beginning; the next process begins a line of its own."""
-    return line.endswith(b"}")
 
 
 def _toml(values: dict[str, Any]) -> list[str]:

@@ -22,41 +22,23 @@ def modules() -> dict[str, ast.Module]:
     return found
 
 
-def imports(tree: ast.Module, *, typing_only: bool = False) -> Iterator[str]:
-    """Dotted names that a module imports, at its top or inside functions, also through importlib.import_module.
-
-    Imports under `if TYPE_CHECKING` do not happen at run time and count only with `typing_only`.
-    """
-    skipped = set() if typing_only else set(_typing_blocks(tree))
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Dotted names that a module imports, at its top or inside functions, also through importlib.import_module."""
     for node in ast.walk(tree):
-        if node in skipped:
-            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports are not used"
-            module = node.module or ""
             for alias in node.names:
-                full = f"{module}.{alias.name}"
-                yield full if full in modules() else module
+                full = f"{node.module}.{alias.name}"
+                yield full if full in modules() else node.module or ""
         elif isinstance(node, ast.Call) and _called(node) == "import_module":
             yield from (word.value for word in node.args if isinstance(word, ast.Constant))
-
-
-def _typing_blocks(tree: ast.Module) -> Iterator[ast.AST]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            for statement in node.body:
-                yield from ast.walk(statement)
 
 
 def _called(node: ast.Call) -> str:
     function = node.func
     return function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-
-
-def docstring(tree: ast.Module) -> str:
-    return ast.get_docstring(tree) or ""
 
 
 def calls(tree: ast.Module) -> Iterator[tuple[str, ast.Call]]:

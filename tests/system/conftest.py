@@ -45,20 +45,14 @@ def booted_machine() -> Iterator[container.Machine]:
         pytest.skip(str(reason))
 
 
-def readme_commands() -> list[str]:
-    """The shell commands below 'Install as a service', one a line."""
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"^## Install as a service\n.*?```sh\n(.*?)```", text, re.MULTILINE | re.DOTALL)
-    assert block, "README.md has no commands under 'Install as a service'"
-    return [line for line in block[1].splitlines() if line.strip() and not line.startswith("#")]
-
-
 @pytest.fixture(scope="session")
 def installed(machine: container.Machine) -> container.Machine:
     """README's commands, carried out one by one, from the enabled unit to READY."""
     prepare(machine)
-    for command in readme_commands():
-        carry_out(machine, command)
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"^## Install as a service\n.*?```sh\n(.*?)```", text, re.MULTILINE | re.DOTALL)
+    assert block, "README.md has no commands under 'Install as a service'"
+    carry_out(machine, block[1])
     return machine
 
 
@@ -74,8 +68,10 @@ def prepare(machine: container.Machine) -> None:
         shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(REPOSITORY / name, source)
-    _shim(machine, "sudo", 'exec "$@"')
-    _shim(machine, "apt-get", "exit 0")
+    for name, script in (("sudo", 'exec "$@"'), ("apt-get", "exit 0")):
+        shim = machine.path(f"/usr/local/bin/{name}")
+        shim.write_text(f"#!/bin/sh\n{script}\n")
+        shim.chmod(0o755)
     shutil.copytree(_build_tool(), machine.path("/root/wheels"))
 
 
@@ -88,18 +84,12 @@ def carry_out(machine: container.Machine, commands: str) -> str:
         "PIP_ROOT_USER_ACTION": "ignore",
     }
     said = ""
-    for command in commands.splitlines():
+    for command in filter(None, map(str.strip, commands.splitlines())):
         said += machine.sh(f"cd /root/rmbgd\n{command}", **offline)
         if "-m venv /opt/rmbgd" in command:
             packages = "/opt/rmbgd/lib/python3.11/site-packages"
             machine.path(f"{packages}/libraries.pth").write_text(f"{SHARED_LIBRARIES}\n")
     return said
-
-
-def _shim(machine: container.Machine, name: str, script: str) -> None:
-    path = machine.path(f"/usr/local/bin/{name}")
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
 
 
 def _build_tool() -> Path:

@@ -15,7 +15,6 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -56,7 +55,8 @@ def base() -> Path:
     recipe = hashlib.sha256(repr((SUITE, PACKAGES)).encode()).hexdigest()[:12]
     root = CACHE / f"{SUITE}-{recipe}"
     CACHE.mkdir(parents=True, exist_ok=True)
-    with _alone(CACHE / "lock"):
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if not root.exists():
             building = CACHE / f"building-{recipe}"
             shutil.rmtree(building, ignore_errors=True)
@@ -66,13 +66,6 @@ def base() -> Path:
                 raise Unavailable(f"debootstrap failed: {done.stdout.decode(errors='replace')[-500:]}")
             building.rename(root)
     return root
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 class Failed(AssertionError):
@@ -108,22 +101,11 @@ class Machine:
             listener.bind(os.fspath(notify))
             listener.settimeout(BOOT_PATIENCE)
             command: list[Any] = [
-                "/bin/sh",
-                "-ec",
-                ENTER,
-                *self._control_groups(),
-                "--",
-                "systemd-nspawn",
-                "--quiet",
-                "--register=no",
-                "--keep-unit",
-                "--notify-ready=yes",
-                "--console=read-only",
-                "--boot",
-                f"--machine=rmbgd-test-{os.getpid()}",
-                f"--directory={self.root}",
+                "/bin/sh", "-ec", ENTER, *self._control_groups(), "--",
+                "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--notify-ready=yes",
+                "--console=read-only", "--boot", f"--machine=rmbgd-test-{os.getpid()}", f"--directory={self.root}",
                 *(f"--bind-ro={source}:{target}" for source, target in self._bind.items()),
-            ]
+            ]  # fmt: skip
             with (self._scratch / "console").open("wb") as console:
                 self._process = subprocess.Popen(
                     command,
@@ -136,17 +118,13 @@ class Machine:
             deadline = time.monotonic() + BOOT_PATIENCE
             while told.get("READY") != "1" or "X_NSPAWN_LEADER_PID" not in told:
                 if self._process.poll() is not None or time.monotonic() > deadline:
-                    raise Unavailable(f"the container did not boot: {self.console()[-800:]}")
+                    said = (self._scratch / "console").read_text(errors="replace")
+                    raise Unavailable(f"the container did not boot: {said[-800:]}")
                 listener.settimeout(1.0)
                 with contextlib.suppress(TimeoutError):
                     message = listener.recv(65536).decode(errors="replace")
                     told |= dict(line.split("=", 1) for line in message.splitlines() if "=" in line)
         self._leader = int(told["X_NSPAWN_LEADER_PID"])
-
-    def console(self) -> str:
-        with contextlib.suppress(FileNotFoundError):
-            return (self._scratch / "console").read_text(errors="replace")
-        return ""
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None and self._process.poll() is None:

@@ -63,6 +63,10 @@ class InstalledService:
     def start(self) -> None:
         self.machine.run("systemctl", "start", UNIT)
 
+    def signal(self, name: str) -> None:
+        """To the main process alone."""
+        self.machine.run("systemctl", "kill", "--kill-whom=main", f"--signal={name}", UNIT)
+
     def stop(self, *, check: bool = True) -> None:
         self.machine.run("systemctl", "stop", UNIT, check=check)
 
@@ -75,19 +79,18 @@ class InstalledService:
 
     # --- folders
 
-    def drop(self, name: str, data: bytes) -> None:
-        """Copy a file into the input as USER does: written in place, with that user's usual mode."""
-        self.drop_all({name: data})
+    def drop(self, name: str, data: bytes, **how: str) -> None:
+        self.drop_all({name: data}, **how)
 
-    def drop_all(self, files: dict[str, bytes]) -> None:
-        """Copy files, at relative paths, with one command."""
+    def drop_all(self, files: dict[str, bytes], *, umask: str = "022") -> None:
+        """Copy files, at relative paths, into the input as USER does: written in place, with one command."""
         staged = self.machine.path("/var/tmp/staged")
         shutil.rmtree(staged, ignore_errors=True)
         for name, data in files.items():
             path = staged / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
-        copy = "cp -r /var/tmp/staged/. /srv/rmbgd/in/"
+        copy = f"umask {umask}; cp -r /var/tmp/staged/. /srv/rmbgd/in/"
         self.machine.run("runuser", "-u", USER, "--", "/bin/sh", "-ec", copy)
 
     def files(self, folder: str) -> set[str]:

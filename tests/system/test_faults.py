@@ -6,7 +6,7 @@ from pathlib import PurePath
 
 import pytest
 
-from tests.system.service import UNIT, InstalledService, image
+from tests.system.service import FOLDERS, UNIT, InstalledService, image
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(600)]
 
@@ -16,58 +16,40 @@ RELOADS = 10
 
 
 def drop_load(service: InstalledService) -> set[str]:
-    """All at once, so that there is something left to do when the first is done."""
+    """All at once, until the first is done: there is something left to do."""
     images = {f"load-{number:02}.jpg": image(100 + number) for number in range(LOAD)}
     service.drop_all(images)
+    service.wait(lambda: service.events("image.done"), "the first of the load")
     return set(images)
 
 
 def all_accounted_for(service: InstalledService, names: set[str]) -> bool:
     """Every image came out, its original is archived, and nothing else lies anywhere."""
     published = {str(PurePath(name).with_suffix(".png")) for name in names}
-    return (
-        service.files("out") == published
-        and service.files("done") == names
-        and service.files("in") == set()
-        and service.files("failed") == set()
-    )
-
-
-def assert_each_done_once(service: InstalledService, names: set[str]) -> None:
-    done = [event["path"] for event in service.events("image.done")]
-    assert sorted(names) == sorted(done)
+    expected = {"out": published, "done": names, "in": set(), "failed": set()}
+    return expected == {folder: service.files(folder) for folder in FOLDERS}
 
 
 def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService) -> None:
     """systemd sees exit status 0 within its patience; what was not finished is finished after the next start."""
     names = drop_load(service)
-    service.wait(lambda: service.events("image.done"), "the first of the load")
-
     service.stop()
-
-    state = service.show("Result", "ExecMainCode", "ExecMainStatus", "ActiveState")
-    assert {"Result": "success", "ExecMainCode": "1", "ExecMainStatus": "0", "ActiveState": "inactive"} == state
-    left = LOAD - len(service.events("image.done"))
-    assert left > 0, "the load was too small to be stopped in"
-    stop = service.events("service.stop")
-    assert [0] == [event["exit_code"] for event in stop]
-    service.wait(lambda: service.events("service.exit"), "the exit recorder")
-    recorded = [(event["result"], event["code"], event["status"]) for event in service.events("service.exit")]
-    assert [("success", "exited", "0")] == recorded
+    state = {"Result": "success", "ExecMainCode": "1", "ExecMainStatus": "0", "ActiveState": "inactive"}
+    assert state == service.show(*state)
+    assert len(service.events("image.done")) < LOAD, "the load was too small to be stopped in"
+    assert [0] == [event["exit_code"] for event in service.events("service.stop")]
+    (recorded,) = service.wait(lambda: service.events("service.exit"), "the exit recorder")
+    assert ("success", "exited", "0") == (recorded["result"], recorded["code"], recorded["status"])
 
     service.start()
-
     service.wait(lambda: all_accounted_for(service, names), "the rest of the load")
-    assert_each_done_once(service, names)
+    assert sorted(names) == sorted(event["path"] for event in service.events("image.done"))
 
 
 def test_sigkill_under_load_is_recorded_and_loses_nothing(service: InstalledService) -> None:
     """systemd brings it back by itself, the exit recorder names the cause, and every image is finished."""
     names = drop_load(service)
-    service.wait(lambda: service.events("image.done"), "the first of the load")
-
-    service.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", "rmbgd.service")
-
+    service.signal("KILL")
     service.wait(lambda: all_accounted_for(service, names), "the load")
     assert "1" == service.show("NRestarts")["NRestarts"]
     (recorded,) = service.events("service.exit")
@@ -83,9 +65,7 @@ def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: Installed
     service.drop_in("[Service]\nWatchdogSec=4s\n")
     service.start()
     ready = len(service.events("service.ready"))
-
-    service.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=STOP", "rmbgd.service")
-
+    service.signal("STOP")
     service.wait(lambda: len(service.events("service.ready")) > ready, "the next start")
     recorded = service.events("service.exit")[-1]
     assert "watchdog" == recorded["result"]
@@ -109,9 +89,7 @@ def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: Install
     )
     ready = len(service.events("service.ready"))
     service.machine.run("systemctl", "start", "--no-block", UNIT)
-
     service.wait(lambda: len(service.events("service.ready")) > ready, "a start that works")
-
     assert {"NRestarts": str(FAILURES), "SubState": "running"} == service.show("NRestarts", "SubState")
     (told,) = service.events("service.safe_mode")
     assert ["exit status 1"] * FAILURES == told["causes"]
@@ -122,7 +100,6 @@ def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: Install
 
     service.stop()
     service.start()
-
     assert 1 == len(service.events("service.safe_mode")), "an orderly stop forgives"
 
 
@@ -134,16 +111,13 @@ def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledS
         "sed -i 's/^safe_quiet = .*/safe_quiet = 1.0/; s/^safe_starts = .*/safe_starts = 1/' /etc/rmbgd/rmbgd.toml"
     )
     service.start()
-    service.machine.run("systemctl", "kill", "--kill-whom=main", "--signal=KILL", UNIT)
-
+    service.signal("KILL")
     service.wait(lambda: service.events("service.safe_mode"), "safe mode")
     service.wait(lambda: len(service.events("service.ready")) == began + 3, "the start with everything")
 
     assert "safe mode is over" == service.events("service.stopping")[-1]["cause"]
-
-    assert {"NRestarts": "1", "ActiveState": "active", "SubState": "running"} == service.show(
-        "NRestarts", "ActiveState", "SubState"
-    )
+    state = {"NRestarts": "1", "ActiveState": "active", "SubState": "running"}
+    assert state == service.show(*state)
     assert 1 == len({event["pid"] for event in service.events("service.ready")[-2:]})
     assert ["signal KILL"] == service.events("service.safe_mode")[0]["causes"]
     service.drop("shoe.jpg", image(1))
@@ -153,13 +127,10 @@ def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledS
 def test_manager_and_journal_may_be_restarted_under_load(service: InstalledService) -> None:
     """`daemon-reload` again and again, and a new journald: nothing is lost, nobody restarts, the log has it all."""
     names = drop_load(service)
-    service.wait(lambda: service.events("image.done"), "the first of the load")
-
     service.machine.run("systemctl", "restart", "systemd-journald")
     service.machine.sh(f"for n in $(seq {RELOADS}); do systemctl daemon-reload; done")
-
     service.wait(lambda: all_accounted_for(service, names), "the load")
-    assert_each_done_once(service, names)
+    assert sorted(names) == sorted(event["path"] for event in service.events("image.done"))
     assert "0" == service.show("NRestarts")["NRestarts"]
     service.drop("after.jpg", image(99))
     service.wait(lambda: '"after.jpg"' in service.journal("-o", "cat", "RMBGD_EVENT=image.done"), "the new journal")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tools import campaign
-from tools.soaking.slopes import slope
+from tools.growth import slope
 
 
 @pytest.mark.parametrize("true", [0.0, 5.0])

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from tools.gpubench.report import completed, limits_of, naive_ms, targets
-from tools.gpubench.tables import shown
+from tools.gpubench.report import completed, naive_ms, shown, targets
 from tools.tables import Report
 
 PLAN = {"backbone": "swin_v1_l", "lite": "swin_v1_t", "side": 1024, "device": "cuda:0"}
@@ -41,10 +40,6 @@ def text(result: dict[str, Any]) -> str:
     return Report(list(shown(result)), result).text(150)
 
 
-def verdicts(found: dict[str, Any]) -> list[bool | None]:
-    return [target.reached for target in targets(found)]
-
-
 def changed(section: str, number: int, **values: Any) -> dict[str, Any]:
     """The reached run with other values in one row of a section."""
     found = answers()
@@ -52,81 +47,55 @@ def changed(section: str, number: int, **values: Any) -> dict[str, Any]:
     return found
 
 
-def test_reached_run_reaches_everything() -> None:
-    """Each of the eight targets."""
-    assert [True] * 8 == verdicts(answers())
-
-
-def test_nothing_measured_is_neither_reached_nor_missed() -> None:
-    """A target without figures says so."""
-    assert [None] * 8 == verdicts({})
-    assert {"not measured"} == {target.verdict for target in targets({})}
+def test_reached_run_reaches_everything_and_nothing_measured_nothing() -> None:
+    """Each of the eight targets; a target without figures says so."""
+    assert [True] * 8 == [target.reached for target in targets(answers())]
+    assert ["not measured"] * 8 == [target.verdict for target in targets({})]
 
 
 @pytest.mark.parametrize(
-    ("place", "found"),
+    ("place", "found", "reached"),
     [
-        (0, changed("waterfall", 2, ms=6.7)),  # 149 a second, though 6x naive
-        (0, changed("naive", 0, ms=15.0)),  # 200 a second, but 3.0x naive
-        (1, changed("latency", 0, p50=12.1)),
-        (1, changed("naive", 0, ms=13.5)),  # 8 ms, but only 1/1.69 of naive
-        (2, changed("latency", 0, jitter=5.1)),
-        (3, changed("latency", 1, memory={"nvml": 2.91e9})),
-        (4, changed("latency", 0, memory={"nvml": 1.51e9})),
-        (5, changed("accuracy", 0, well=False)),
-        (5, changed("accuracy", 0, gate=False)),
-        (6, answers(sources={"1": {"p95": 100.0}, "8": {"p95": 201.0}})),
+        (0, changed("waterfall", 2, ms=6.7), False),  # 149 a second, though 6x naive
+        (0, changed("naive", 0, ms=15.0), False),  # 200 a second, but 3.0x naive
+        (1, changed("latency", 0, p50=12.1), False),
+        (1, changed("naive", 0, ms=13.5), False),  # 8 ms, but only 1/1.69 of naive
+        (2, changed("latency", 0, jitter=5.1), False),
+        (3, changed("latency", 1, memory={"nvml": 2.91e9}), False),
+        (4, changed("latency", 0, memory={"nvml": 1.51e9}), False),
+        (5, changed("accuracy", 0, well=False), False),
+        (5, changed("accuracy", 0, gate=False), False),
+        (6, answers(sources={"1": {"p95": 100.0}, "8": {"p95": 201.0}}), False),
+        # Too little is no answer to the question.
+        (2, changed("latency", 0, count=999), None),
+        (7, answers(hot_folder={"per_second": 120.0, "files": 1999, "bound": "device"}), None),
+        (6, answers(sources={"1": {"p95": None}, "8": {"p95": 150.0}}), None),
+        (5, changed("accuracy", 0, error="out of memory"), None),
     ],
 )
-def test_each_bound_can_be_missed(place: int, found: dict[str, Any]) -> None:
+def test_each_bound_can_be_missed(place: int, found: dict[str, Any], reached: bool | None) -> None:
     """Just beyond it, whatever the others say."""
-    assert verdicts(found)[place] is False
-
-
-@pytest.mark.parametrize(
-    ("place", "found"),
-    [
-        (2, changed("latency", 0, count=999)),
-        (7, answers(hot_folder={"per_second": 120.0, "files": 1999, "bound": "device"})),
-        (6, answers(sources={"1": {"p95": None}, "8": {"p95": 150.0}})),
-        (5, changed("accuracy", 0, error="out of memory")),
-    ],
-)
-def test_too_little_measured_reaches_nothing(place: int, found: dict[str, Any]) -> None:
-    """Jitter over fewer than 1,000 and a folder of fewer than 2,000 are no answers to the question."""
-    assert verdicts(found)[place] is None
+    assert targets(found)[place].reached is reached
 
 
 def test_rows_are_completed() -> None:
-    """10 ms for 2.5 TFLOP are 250 TFLOP/s, which is 31 % of 800; beside 40 ms it is four times as fast."""
-    found = answers(waterfall={"rows": [{"step": "s", "batch": 8, "ms": 10.0}, {"step": "t", "error": "no"}]})
+    """10 ms for 2.5 TFLOP are 250 TFLOP/s, 31 % of 800, and four times as fast as 40 ms; a forward of 8 is 8 images."""
+    rows = [{"step": "s", "batch": 8, "ms": 10.0}, {"step": "t", "error": "no"}]
+    found = answers(waterfall={"rows": rows}, forwards={"rows": [{"step": "eager", "batch": 8, "ms": 80.0}]})
     row, failed = completed(found, "waterfall", "swin_v1_l", naive_ms(found))
-
     assert (100.0, 4.0, 250.0, 0.3125) == (row["per_second"], row["ratio"], row["tflops"], row["roofline"])
     assert {"step": "t", "error": "no"} == failed
-
-
-def test_forwards_are_per_batch_and_shown_per_image() -> None:
-    """A forward of eight in 80 ms is 10 ms an image."""
-    found = answers(forwards={"rows": [{"step": "eager", "batch": 8, "ms": 80.0}]})
-
     assert 10.0 == completed(found, "forwards", "swin_v1_l", None)[0]["ms"]
 
 
-def test_what_an_engine_did_without_is_said_once() -> None:
-    """However many batches told it."""
-    limit = {"step": "+ graphs", "what": "graphs", "detail": "no"}
-
-    assert [limit] == limits_of({"waterfall": {"limits": [limit, dict(limit)]}}, "waterfall")
-
-
 def test_text_has_every_row_the_errors_and_the_targets_last() -> None:
-    """What failed stands between the tables and the targets; rows that could not be measured say why."""
+    """What failed stands between the tables and the targets; what an engine did without is said once."""
     found = answers()
     found["waterfall"]["rows"].append({"step": "float8 products", "batch": 8, "error": "needs [Hopper]"})
+    found["waterfall"]["limits"] = [{"step": "+ graphs", "what": "graphs", "detail": "none"}] * 2
     said = text({"plan": PLAN, "answers": found, "errors": {"lite": "did not end within 9 s"}})
-
     assert "float8 products, batches of 8: not measured: needs [Hopper]" in said
+    assert 1 == said.count("+ graphs: graphs: none")
     assert "lite FAILED: did not end within 9 s" in said
     assert said.index("lite FAILED") < said.index("Targets for one H200")
     assert 8 == said.count(" reached")
@@ -136,6 +105,5 @@ def test_text_of_nothing_is_still_a_report() -> None:
     """Every section may have failed, or have been ended before its second row."""
     cut_short = {"ceilings": {"float16_tflops": 1.0}}
     said = text({"plan": PLAN, "answers": cut_short, "errors": {"prepare": "status 1: no torch"}})
-
     assert "prepare FAILED: status 1: no torch" in said
     assert 8 == said.count("not measured")

@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import multiprocessing
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,8 +27,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from tools.benches.load import memory
-from tools.gpubench.plan import recipe_folder
-from tools.gpubench.weights import module
+from tools.gpubench.plan import module, recipe_folder
 from tools.tables import Report, table
 
 PLAIN = "plain float32"
@@ -98,15 +98,11 @@ def measure(
 
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
-    children = []
     for variant in variants:
-        near, far = context.Pipe()
-        child = context.Process(target=serve, args=(far, variant, backbone, chosen, str(scratch / f"{variant}.pt")))
-        child.start()
+        pipes[variant], far = context.Pipe()
+        context.Process(target=serve, args=(far, variant, backbone, chosen, str(scratch / f"{variant}.pt"))).start()
         far.close()
-        near.recv()  # one builds at a time
-        pipes[variant] = near
-        children.append(child)
+        pipes[variant].recv()  # one builds at a time
     rounds: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
     for number in range(chosen.rounds + 1):
         for variant, pipe in pipes.items():
@@ -114,25 +110,16 @@ def measure(
             rounds[variant].append(pipe.recv())
     for pipe in pipes.values():
         pipe.close()
-    for child in children:
+    for child in multiprocessing.active_children():
         child.join()
-    reference = torch.load(scratch / f"{PLAIN}.pt").sigmoid()
-    table = {}
+    alphas = {variant: torch.load(scratch / f"{variant}.pt").sigmoid() for variant in variants}
+    rows = {}
     for variant, runs in rounds.items():
         best = min(runs[1:], key=lambda run: run["seconds"])
-        alpha = torch.load(scratch / f"{variant}.pt").sigmoid()
-        error = (alpha - reference).abs().mean().item() * 255
-        peak, grow = (max(run[k] for run in runs) for k in ("peak_mb", "grow_mb"))
-        table[variant] = {**best, "peak_mb": peak, "grow_mb": grow, "alpha_error": error}
-    return table
-
-
-def has_fast_bfloat16(device: str) -> bool:
-    """Whether products in bfloat16 are the hardware's: AVX-512 BF16 or AMX on a CPU, any CUDA device of today."""
-    if device != "cpu":
-        return True
-    flags = Path("/proc/cpuinfo").read_text()
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+        error = (alphas[variant] - alphas[PLAIN]).abs().mean().item() * 255
+        most = {key: max(run[key] for run in runs) for key in ("peak_mb", "grow_mb")}
+        rows[variant] = {**best, **most, "alpha_error": error}
+    return rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -153,7 +140,9 @@ def run(chosen: argparse.Namespace) -> Report:
         chosen.backbones, chosen.size, chosen.rounds = ["swin_v1_t"], 64, 1
     # Before OpenMP starts in the children: threads that spin would steal from each other on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    types = chosen.dtypes or ["float32", *["bfloat16"] * has_fast_bfloat16(chosen.device)]
+    # Products in bfloat16 are the hardware's: AVX-512 BF16 or AMX on a CPU, any CUDA device of today.
+    fast = chosen.device != "cpu" or re.search("avx512_bf16|amx_bf16", Path("/proc/cpuinfo").read_text())
+    types = chosen.dtypes or (["float32", "bfloat16"] if fast else ["float32"])
     found: dict[str, object] = {"size": chosen.size, "batch": chosen.batch, "threads": chosen.threads}
     shown = []
     for backbone in chosen.backbones:

@@ -18,6 +18,7 @@ is decoded with Pillow and with OpenCV and compared with what was to be stored.
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import importlib.util
 import io
@@ -52,6 +53,8 @@ NETWORK = 1024  # pixels a side
 SIZES = {"1024": (1024, 1024, 2, 2), "2000": (2000, 2000, 4, 4), "12MP": (4000, 3000, 8, 6)}  # width, height, mosaic
 BATCH = {"1024": 16, "2000": 6, "12MP": 2}  # images a thread works on between two rates of the clock
 LIMITS = LimitSettings()
+# Public-domain photographs that scikit-image carries inside its package.
+PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "hubble_deep_field")
 
 
 @dataclass(frozen=True)
@@ -76,19 +79,13 @@ WAYS = (
 )
 
 
-def photographs() -> list[NDArray[np.uint8]]:
-    """Public-domain photographs that scikit-image carries inside its package."""
+def image(width: int, height: int, columns: int, rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A mosaic at about the photographs' own resolution, with a camera's noise: 1.7 to 2 bits a pixel as JPEG."""
     try:
         from skimage import data
     except ImportError:
         sys.exit("bench pipeline: the test photographs come from scikit-image; pip install 'rmbgd[demo]'")
-    names = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "hubble_deep_field")
-    return [np.asarray(getattr(data, name)(), np.uint8) for name in names]
-
-
-def image(width: int, height: int, columns: int, rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A mosaic at about the photographs' own resolution, with a camera's noise: 1.7 to 2 bits a pixel as JPEG."""
-    tiles = photographs()
+    tiles = [np.asarray(getattr(data, name)(), np.uint8) for name in PHOTOGRAPHS]
     out = np.empty((height, width, 3), np.uint8)
     xs, ys = np.linspace(0, width, columns + 1).astype(int), np.linspace(0, height, rows + 1).astype(int)
     for index in range(rows * columns):
@@ -114,37 +111,20 @@ def matte(rng: np.random.Generator) -> NDArray[np.float32]:
     return np.asarray(cv2.GaussianBlur(ramp, (0, 0), 1.0), np.float32)
 
 
-def write_source(path: Path, pixels: NDArray[np.uint8]) -> None:
-    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    Image.fromarray(pixels).save(path, "JPEG", quality=90, subsampling="4:2:0", icc_profile=profile, dpi=(300, 300))
-
-
 @dataclass
 class Workbench:
-    """What one size needs. `planes` are kept per thread, as the service's arena keeps them for all."""
+    """What one size needs."""
 
     source: Path
     folder: Path
-    size: tuple[int, int]
     alpha: NDArray[np.float32]
     network: Callable[[NDArray[np.uint8]], object]
-    planes: threading.local = field(default_factory=threading.local)
 
-    def rgb(self) -> NDArray[np.uint8]:
-        return self._plane("rgb", (self.size[1], self.size[0], 3))
 
-    def rgba(self) -> NDArray[np.uint8]:
-        return self._plane("rgba", (self.size[1], self.size[0], 4))
-
-    def mask(self) -> NDArray[np.uint8]:
-        return self._plane("mask", (self.size[1], self.size[0]))
-
-    def _plane(self, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-        plane: NDArray[np.uint8] | None = getattr(self.planes, name, None)
-        if plane is None:
-            plane = np.zeros(shape, np.uint8)
-            setattr(self.planes, name, plane)
-        return plane
+@functools.cache
+def plane(_thread: int, *shape: int) -> NDArray[np.uint8]:
+    """Memory that a thread uses for each of its images, as the service uses its arena."""
+    return np.zeros(shape, np.uint8)
 
 
 def rmbgd_way(bench: Workbench, way: Way, target: Path) -> Pixels:
@@ -156,16 +136,17 @@ def rmbgd_way(bench: Workbench, way: Way, target: Path) -> Pixels:
         os.close(descriptor)
     digest = hashlib.sha256(data).hexdigest()
     header = probe(data, LIMITS, animated="refuse", metadata=way.recipe.metadata)
-    rgb = bench.rgb()
+    thread, size = threading.get_ident(), header.size[::-1]
+    rgb = plane(thread, *size, 3)
     facts = decode_into(data, header, rgb, None, sha256=digest)
     bench.network(rgb)
-    alpha = matte_to_image(bench.alpha, *rgb.shape[:2])
+    alpha = matte_to_image(bench.alpha, *size)
     if way.recipe.content == "mask":
-        mask = bench.mask()
+        mask = plane(thread, *size)
         quantise_alpha(alpha, None, mask)
         stored = arrange(None, mask, way.recipe)
     else:
-        rgba = bench.rgba()
+        rgba = plane(thread, *size, 4)
         compose_rgba(rgb, alpha, None, rgba, clean=way.clean)
         stored = arrange(rgba, None, way.recipe)
     temporary = target.with_suffix(".part")
@@ -188,15 +169,10 @@ def common_way(bench: Workbench, way: Way, target: Path) -> None:
     np.asarray(photo.resize((NETWORK, NETWORK), Image.Resampling.LANCZOS))
     small = Image.fromarray(np.asarray(bench.alpha * 255.0, np.uint8))
     mask = small.resize(photo.size, Image.Resampling.LANCZOS)
+    is_mask = way.recipe.content == "mask"
+    cutout = mask if is_mask else Image.composite(photo, Image.new("RGBA", photo.size, 0), mask)
     temporary = target.with_suffix(".part")
-    if way.recipe.content == "mask":
-        mask.save(temporary, "PNG")
-    else:
-        cutout = Image.composite(photo, Image.new("RGBA", photo.size, 0), mask)
-        if way.recipe.format == "webp":
-            cutout.save(temporary, "WEBP", lossless=True)
-        else:
-            cutout.save(temporary, "PNG")
+    cutout.save(temporary, way.recipe.format, lossless=True)  # which PNG does not ask for
     temporary.rename(target)
 
 
@@ -264,8 +240,11 @@ def measure(size: str, rounds: int, threads: int, quick: bool, console: Console)
     rng = np.random.default_rng(7)
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-") as name:
         folder = Path(name)
-        write_source(folder / "photo.jpg", image(width, height, columns, rows, rng))
-        bench = Workbench(folder / "photo.jpg", folder, (width, height), matte(rng), network_input()[1])
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        photograph = Image.fromarray(image(width, height, columns, rows, rng))
+        options: dict[str, Any] = {"quality": 90, "subsampling": "4:2:0", "icc_profile": profile, "dpi": (300, 300)}
+        photograph.save(folder / "photo.jpg", **options)
+        bench = Workbench(folder / "photo.jpg", folder, matte(rng), network_input()[1])
         rates = {way.name: Rate() for way in WAYS}
         for way in WAYS:
             if way.ours:
@@ -287,20 +266,19 @@ def measure(size: str, rounds: int, threads: int, quick: bool, console: Console)
 def rows_of(size: str, bench: Workbench, rates: dict[str, Rate]) -> Iterable[dict[str, Any]]:
     for way in WAYS:
         own = rates[way.name]
+        speed, cpu = statistics.median(own.per_second), statistics.median(own.cpu_milliseconds)
         row: dict[str, Any] = {
             "size": size,
             "way": way.name,
             "input_bytes": bench.source.stat().st_size,
-            "images_per_second": round(statistics.median(own.per_second), 2),
+            "images_per_second": round(speed, 2),
             "best_images_per_second": round(max(own.per_second), 2),
-            "cpu_milliseconds": round(statistics.median(own.cpu_milliseconds), 1),
+            "cpu_milliseconds": round(cpu, 1),
             "output_bytes": own.output_bytes,
         }
-        if way.against:
-            base = rates[way.against]
-            row["times_faster"] = round(statistics.median(own.per_second) / statistics.median(base.per_second), 2)
-            cpu = statistics.median(base.cpu_milliseconds) / statistics.median(own.cpu_milliseconds)
-            row["times_less_cpu"] = round(cpu, 2)
+        if base := rates.get(way.against):
+            row["times_faster"] = round(speed / statistics.median(base.per_second), 2)
+            row["times_less_cpu"] = round(statistics.median(base.cpu_milliseconds) / cpu, 2)
             row["times_the_bytes"] = round(own.output_bytes / base.output_bytes, 3)
         yield row
 

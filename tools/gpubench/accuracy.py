@@ -9,17 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from rmbgd.bench.samples import drawn
 from rmbgd.errors import RmbgdError
 from tools.gpubench.engines import started, type_of
-from tools.gpubench.naive import normalised
-from tools.gpubench.networks import float32_products
+from tools.gpubench.networks import choose_device, float32_products, normalised, ours, plain
 from tools.gpubench.plan import Answer, Plan
-from tools.gpubench.roofline import choose_device
-from tools.gpubench.weights import ours, plain
 
 # logits (relative, L2); alpha in steps of 1/255: mean, 99.9th percentile; share off by more than 8; overlap at 0.5
 LIMITS = {
@@ -29,42 +27,35 @@ LIMITS = {
     "float8": {"relative": 1e-1, "mean": 1.5, "p999": 16.0, "far": 5e-3, "overlap": 0.998},
 }
 GATE = {"float32": 1.0, "float16": 1.0, "bfloat16": None, "float8": 1.5}  # times the plain autocast's error
-PLAIN = "naive, autocast float16"
 
 
 def measure(plan: Plan, answer: Answer) -> None:
-    import torch
-
     choose_device(plan)
     float32_products("ieee")
     images = drawn(plan.accuracy_images, plan.side)
-    x = torch.cat([normalised(Image.fromarray(image.rgb), plan.side, torch) for image in images])
-    x = x.to(plan.device)
+    x = torch.cat([normalised(Image.fromarray(image.rgb), plan.side) for image in images]).to(plan.device)
     network, _ = plain(plan, plan.backbone)
-    reference = answers_of(network, x, torch)
-    half = torch.float16 if plan.is_gpu else torch.bfloat16
-    with torch.autocast(x.device.type, half):
-        autocast = compared(answers_of(network, x, torch), reference)
-    answer.row("rows", {"step": PLAIN, "precision": "float16"} | autocast)
+    reference = answers_of(network, x)
+    with torch.autocast(x.device.type, torch.float16 if plan.is_gpu else torch.bfloat16):
+        autocast = compared(answers_of(network, x), reference)
+    answer.row({"step": "naive, autocast float16", "precision": "float16"} | autocast)
     if plan.is_gpu:
         float32_products("tf32")
-        row = compared(answers_of(network, x, torch), reference)
-        answer.row("rows", {"step": "naive float32 with TF32 (noise floor)", "precision": "tf32"} | row)
+        row = compared(answers_of(network, x), reference)
+        answer.row({"step": "naive float32 with TF32 (noise floor)", "precision": "tf32"} | row)
         float32_products("ieee")
     del network
     for kind in ("float16", "bfloat16") if plan.is_gpu else ("bfloat16",):
-        row = compared(answers_of(ours(plan, plan.backbone, getattr(torch, kind)), x, torch), reference)
-        answer.row("rows", {"step": f"our network, eager {kind}", "precision": kind} | judged(row, kind, autocast))
+        row = compared(answers_of(ours(plan, plan.backbone, getattr(torch, kind)), x), reference)
+        answer.row({"step": f"our network, eager {kind}", "precision": kind} | judged(row, kind, autocast))
     for kind in ("float16", "bfloat16", "float8") if plan.is_gpu else ("float32",):
-        try:
+        with answer.or_error({"step": f"engine, {kind}", "precision": kind}, RmbgdError):
             for step, alpha in through_the_engine(plan, kind, images):
                 row = judged(alphas(alpha, quantised(reference)), kind, autocast)
-                answer.row("rows", {"step": step, "precision": kind} | row)
-        except RmbgdError as error:
-            answer.row("rows", {"step": f"engine, {kind}", "precision": kind, "error": str(error).splitlines()[0]})
+                answer.row({"step": step, "precision": kind} | row)
 
 
-def answers_of(network: Any, x: Any, torch: Any) -> NDArray[np.float32]:
+def answers_of(network: Any, x: Any) -> NDArray[np.float32]:
     """Logits float32 [B, h, w], image by image: the plain network takes gigabytes for each."""
     with torch.inference_mode():
         logits = [network(one[None]) for one in x]
@@ -109,10 +100,8 @@ def alphas(alpha: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, 
 
 def judged(row: dict[str, float], kind: str, autocast: dict[str, float]) -> dict[str, Any]:
     """With `well` (the absolute limits) and `gate` (against the plain autocast's error; None where there is none)."""
-    limits = LIMITS[kind]
-    well = all(
-        row[name] >= limit if name == "overlap" else row[name] <= limit for name, limit in limits.items() if name in row
-    )
+    limits = {name: limit for name, limit in LIMITS[kind].items() if name in row}
+    well = all(row[name] >= limit if name == "overlap" else row[name] <= limit for name, limit in limits.items())
     factor = GATE[kind]
     name = "relative" if "relative" in row else "mean"
     gate = None if factor is None else bool(row[name] <= factor * autocast[name])

@@ -1,18 +1,35 @@
-"""Networks alone, without an engine: the reference's goldens, forwards by type and batch, and each kernel's worth."""
+"""Networks without an engine: weights, ceilings of the device, goldens, plain ways, forwards, each kernel's worth."""
 
 from __future__ import annotations
 
+import importlib
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from safetensors.numpy import save_file
+from safetensors.torch import load_file
+from torch.utils.flop_counter import FlopCounterMode
 
+from rmbgd.bench.engine import BenchDevice, NvmlMemory
+from rmbgd.bench.samples import drawn, spread
+from rmbgd.models.checkpoint import BACKBONES, is_optional, published
+from rmbgd.models.convert import assemble
 from rmbgd.models.inference import mattes
 from rmbgd.models.layers import KernelLayer
-from tools.gpubench.plan import Answer, Plan
-from tools.gpubench.roofline import choose_device, timed
-from tools.gpubench.weights import module, ours, write
+from rmbgd.models.registry import PatchOrder
+from rmbgd.models.store import CONFIG, WEIGHTS
+from tools.gpubench.plan import Answer, Plan, module
 
 GOLDENS = (
     ("swin_v1_t-2x256x384", "swin_v1_t", "channel_first"),
@@ -22,38 +39,191 @@ GOLDENS = (
 )
 FLOAT32_LIMIT = 1e-3  # of any logit
 RELATIVE_LIMITS = {"float16": 1e-2, "bfloat16": 6e-2}  # of all logits, L2
+MATRIX, COPY_BYTES = 8192, 4 << 30  # of the products and copies on a GPU, where it has the memory
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+NAIVE_WAYS = ("naive float32", "naive, autocast float16", "naive, cast to float16")
+
+# --- weights
+
+
+def draw(name: str, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
+    """One tensor that exercises its layer: statistics differ by channel, offsets move samples between pixels."""
+    noise: NDArray[Any] = random.standard_normal(shape, dtype=np.float32)
+    if name.endswith("running_mean"):
+        return 0.1 * noise
+    if name.endswith("running_var"):
+        return np.asarray(np.exp(0.2 * noise))
+    if name.endswith("relative_position_bias_table"):
+        return 0.5 * noise
+    if len(shape) >= 2:
+        gain = 2.0 if "offset_conv" in name else 1.4 if "conv" in name else 1.0
+        return noise * np.float32(gain / np.sqrt(np.prod(shape[1:])))
+    return 1.0 + 0.1 * noise if name.endswith(".weight") else 0.05 * noise
+
+
+def write_weights(plan: Plan, backbone: str) -> str:
+    """model.safetensors and config.json under the published names, unless they are there. Says where they come from.
+
+    The recipe's where its folder is at hand, else drawn by the same rule from other numbers: time and memory are the
+    same, errors are alike, and only the goldens cannot be compared.
+    """
+    folder = plan.weights(backbone)
+    if plan.checkpoint and backbone == plan.backbone:
+        return f"checkpoint {folder}"
+    if (folder / CONFIG).exists():
+        return str(json.loads((folder / CONFIG).read_text())["origin"])
+    folder.mkdir(parents=True, exist_ok=True)
+    shapes = {name: info.shape for name, info in published(backbone).items() if not is_optional(name)}
+    if plan.recipe:
+        recipe = module("stress").recipe(Path(plan.recipe))
+        tensors = {name: np.asarray(recipe.weight(name, shape)) for name, shape in shapes.items()}
+        origin = "recipe"
+    else:
+        random = np.random.default_rng(1)
+        tensors = {name: draw(name, shape, random) for name, shape in shapes.items()}
+        origin = "drawn by rule: no recipe at hand"
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS)
+    config = {"model_type": "birefnet", "patch_order": plan.patch_order, "input_size": [plan.side, plan.side]}
+    (folder / CONFIG).write_text(json.dumps(config | {"origin": origin}))
+    return origin
+
+
+def ours(plan: Plan, backbone: str, dtype: Any, order: str = "") -> Any:
+    """Folded, as the service loads it, in torch alone."""
+    state: dict[str, Any] = load_file(plan.weights(backbone) / WEIGHTS)
+    patch_order = PatchOrder(order or plan.patch_order)
+    return assemble(BACKBONES[backbone], patch_order, state.__getitem__, device=plan.device, dtype=dtype)
+
+
+def plain(plan: Plan, backbone: str) -> tuple[Any, str]:
+    """The tests' oracle in float32, on the device, and which deformable convolution it uses.
+
+    The author's code calls torchvision's, which is much faster on a GPU than the oracle's own gathering: with
+    torchvision at hand the plain way gets it too.
+    """
+    oracle = module("oracle")
+    network = oracle.build(backbone, plan.patch_order)
+    state = load_file(plan.weights(backbone) / WEIGHTS)
+    # The counters of BatchNorm are optional, and nothing reads them.
+    network.load_state_dict({name: state[name] for name in network.state_dict() if not is_optional(name)}, strict=False)
+    network = network.to(plan.device)
+    try:
+        deform_conv2d = importlib.import_module("torchvision.ops").deform_conv2d
+    except ImportError:
+        deform_conv2d = None
+    for part in network.modules():
+        if isinstance(part, oracle.DeformableConv):
+            part.forward = partial(_deformed, part, deform_conv2d)
+    return network, "torchvision" if deform_conv2d else "gathered columns"
+
+
+def _deformed(part: Any, deform_conv2d: Any, x: Any) -> Any:
+    weight = part.regular_conv.weight
+    if deform_conv2d is not None:
+        offset, modulation = part.offset_conv(x), 2 * part.modulator_conv(x).sigmoid()
+        return deform_conv2d(x, offset, weight, padding=part.kernel // 2, mask=modulation)
+    with torch.device(x.device), torch.autocast(x.device.type, enabled=False):
+        x = x.to(weight.dtype)
+        return (weight.flatten(1) @ part.columns(x).flatten(1, 2)).unflatten(-1, x.shape[-2:])
+
+
+# --- the device
+
+
+def choose_device(plan: Plan) -> None:
+    """For what counts on the current device: events, and the allocator's figures. Takes memory on it."""
+    if plan.is_gpu:
+        torch.cuda.set_device(plan.device)
 
 
 def float32_products(kind: str) -> None:
     """What computes products of float32, of matrices and in convolutions: "ieee" (TF32 off) or "tf32"."""
-    import torch
-
     convolutions: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
     convolutions.fp32_precision = torch.backends.cuda.matmul.fp32_precision = kind
 
 
+def forget_peak(plan: Plan) -> None:
+    if plan.is_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak(plan: Plan) -> dict[str, int]:
+    """Bytes of the allocator at its peak since `forget_peak`; nothing on a CPU, where they are not counted."""
+    return {"allocator": torch.cuda.max_memory_allocated()} if plan.is_gpu else {}
+
+
+def timed(call: Callable[[], object], plan: Plan, *, repeats: int, warm_up: int = 3) -> float:
+    """Median seconds of a call: between device events on a GPU, by the clock on a CPU."""
+    for _ in range(warm_up):
+        call()
+    taken: list[float] = []
+    if plan.is_gpu:
+        event: Any = torch.cuda.Event  # as torch has typed it
+        pairs = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(repeats)]
+        for start, end in pairs:
+            start.record()
+            call()
+            end.record()
+        torch.cuda.synchronize()
+        taken = [start.elapsed_time(end) / 1000 for start, end in pairs]
+    else:
+        for _ in range(repeats):
+            began = time.perf_counter()
+            call()
+            taken.append(time.perf_counter() - began)
+    return sorted(taken)[len(taken) // 2]
+
+
+def flops(backbone: str, side: int) -> float:
+    """Floating-point operations of one forward of the plain network (a multiplication and an addition are two).
+
+    Counted by torch on shapes alone, windows' padding and the deformable convolutions' products included; pointwise
+    work, softmax and sampling are not.
+    """
+    with torch.device("meta"):
+        network = module("oracle").build(backbone)
+        counter = FlopCounterMode(display=False)
+        with counter:
+            network(torch.empty(1, 3, side, side))
+    return float(counter.get_total_flops())
+
+
+# --- sections
+
+
+def ceilings(plan: Plan, answer: Answer) -> None:
+    """TFLOP/s of a large matrix product by type, and TB/s of a copy inside the device (read and written)."""
+    choose_device(plan)
+    side = MATRIX if plan.is_gpu else 256
+    for name in ("float16", "bfloat16", "float32"):
+        left, right = (torch.randn(side, side, device=plan.device, dtype=getattr(torch, name)) for _ in range(2))
+        answer.put(f"{name}_tflops", 2 * side**3 / timed(partial(torch.matmul, left, right), plan, repeats=10) / 1e12)
+    count = min(COPY_BYTES, torch.cuda.mem_get_info()[0] // 4) // 4 if plan.is_gpu else 1 << 20
+    source, target = torch.randn(count, device=plan.device), torch.empty(count, device=plan.device)
+    answer.put("copy_tbs", 2 * 4 * count / timed(lambda: target.copy_(source), plan, repeats=10) / 1e12)
+    answer.put("flops", {backbone: flops(backbone, plan.side) for backbone in {plan.backbone, plan.lite}})
+    answer.put("matrix", side)
+
+
 def goldens(plan: Plan, answer: Answer) -> None:
     """Logits against the reference's in float32, and how far the half types are off. Skips without the recipe."""
-    import torch
-
     if not plan.recipe or plan.checkpoint:
         answer.put("skipped", "needs the recipe's folder, which holds the goldens (--recipe FOLDER), and its weights")
         return
     choose_device(plan)
     float32_products("ieee")
     for name, backbone, order in GOLDENS if plan.is_gpu else GOLDENS[:1]:  # on a CPU tests/models compares them all
-        write(plan, backbone)
+        write_weights(plan, backbone)
         with np.load(Path(plan.recipe) / f"golden-{name}.npz") as stored:
             batch, _, height, width = (int(side) for side in stored["shape"])
             image, expected = str(stored["image"]), torch.from_numpy(stored["logits"])
         drawing = module("stress").recipe(Path(plan.recipe)).image(image, batch, height, width)
         x = torch.from_numpy(drawing).to(plan.device)
         for kind in ("float32", "float16", "bfloat16") if plan.is_gpu else ("float32",):
-            network = ours(plan, backbone, getattr(torch, kind), order)
             with torch.inference_mode():
-                logits = network(x).float().cpu()
-            del network
-            answer.row("rows", golden_row(name, kind, logits, expected))
+                logits = ours(plan, backbone, getattr(torch, kind), order)(x).float().cpu()
+            answer.row(golden_row(name, kind, logits, expected))
 
 
 def golden_row(name: str, kind: str, logits: Any, expected: Any) -> dict[str, Any]:
@@ -67,29 +237,86 @@ def golden_row(name: str, kind: str, logits: Any, expected: Any) -> dict[str, An
     }  # fmt: skip
 
 
-def forwards(plan: Plan, answer: Answer) -> None:
-    """Milliseconds and peak memory of a forward of our network in eager torch, without images around it."""
-    import torch
+def normalised(image: Image.Image, side: int) -> Any:
+    """float32 [1, 3, side, side]."""
+    pixels = np.asarray(image.resize((side, side), Image.Resampling.BILINEAR))
+    tensor = torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255
+    mean, deviation = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, DEVIATION))
+    return ((tensor - mean) / deviation)[None]
 
+
+def cut_out(network: Any, image: Image.Image, plan: Plan, way: str) -> Image.Image:
+    tensor = normalised(image, plan.side).to(plan.device)
+    if way.endswith("cast to float16"):
+        tensor = tensor.half()
+    # bfloat16 on the CPU: its autocast has many more operators for it, and only the GPU's figure is of interest.
+    kind = torch.float16 if plan.is_gpu else torch.bfloat16
+    with torch.no_grad(), torch.autocast(tensor.device.type, kind) if "autocast" in way else nullcontext():
+        alpha = network(tensor).sigmoid().float().cpu()[0, 0]
+    mask = Image.fromarray((alpha * 255).byte().numpy()).resize(image.size)
+    cutout = image.copy()
+    cutout.putalpha(mask)
+    return cutout
+
+
+def naive(plan: Plan, answer: Answer, backbone: str = "", ways: tuple[str, ...] = NAIVE_WAYS) -> None:
+    """The plain ways, one image at a time: as the author's page does it, under autocast, and cast to float16.
+
+    From a decoded image to an image with alpha, all on the caller's thread: Pillow resizes, torch normalises, the mask
+    comes back through the host and is resized by Pillow. Decoding and encoding are none of the engine's either, with
+    whose time from arena to arena this is compared. TF32 as the author's page has it: on for float32 products.
+    """
+    choose_device(plan)
+    torch.set_float32_matmul_precision("high")
+    images = [Image.fromarray(image.rgb) for image in drawn(4, plan.side)]
+    network, deformable = plain(plan, backbone or plan.backbone)
+    answer.put("deformable", deformable)
+    for way in ways:
+        if way.endswith("cast to float16"):
+            network = network.half()
+        with answer.or_error({"step": way}, RuntimeError, NotImplementedError):
+            taken = []
+            warm_up = 3 if plan.is_gpu else 1
+            for number in range(warm_up + plan.naive_images):
+                if number == warm_up and plan.is_gpu:
+                    torch.cuda.reset_peak_memory_stats()
+                began = time.perf_counter()
+                cut_out(network, images[number % len(images)], plan, way)
+                taken.append(1000 * (time.perf_counter() - began))
+            times = asdict(spread(taken[warm_up:]))
+            del times["jitter"]  # of so few it says nothing
+            answer.row(
+                {"step": way, "batch": 1, "ms": times["mean"], "memory": peak(plan) | device_memory(plan)} | times
+            )
+
+
+def device_memory(plan: Plan) -> dict[str, int]:
+    """Of our own process, as the driver books it; where it keeps no such books, all that is used on the device."""
+    with NvmlMemory(BenchDevice(plan.device, "").nvml()) as memory:
+        held = memory.of(os.getpid())
+        return {"nvml": held or memory.base or 0} if memory.base is not None else {}
+
+
+def forward(call: Callable[[Any], object], batch: int, plan: Plan) -> dict[str, Any]:
+    """Milliseconds and the allocator's peak of a call with float32 [batch, 3, side, side], as the engine gives it."""
+    x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device).to(memory_format=torch.channels_last)
+    forget_peak(plan)
+    with torch.inference_mode():
+        seconds = timed(partial(call, x), plan, repeats=plan.repeats, warm_up=2)
+    return {"ms": 1000 * seconds, "memory": peak(plan)}
+
+
+def forwards(plan: Plan, answer: Answer) -> None:
+    """Our network in eager torch, without images around it."""
     choose_device(plan)
     float32_products("ieee")
     for kind in ("float32", "float16", "bfloat16") if plan.is_gpu else ("float32",):
         network = ours(plan, plan.backbone, getattr(torch, kind))
         for batch in plan.eager_batches:
-            x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device)  # float32, as the engine gives it
-            x = x.to(memory_format=torch.channels_last)
-            if plan.is_gpu:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            try:
-                with torch.inference_mode():
-                    seconds = timed(partial(network, x), plan.device, repeats=plan.repeats, warm_up=2)
-            except torch.OutOfMemoryError as error:
-                answer.row("rows", {"step": f"eager {kind}", "batch": batch, "error": str(error).splitlines()[0]})
-                continue
-            memory = {"allocator": torch.cuda.max_memory_allocated()} if plan.is_gpu else {}
-            answer.row("rows", {"step": f"eager {kind}", "batch": batch, "ms": 1000 * seconds, "memory": memory})
-        del network
+            row = {"step": f"eager {kind}", "batch": batch}
+            with answer.or_error(row, torch.OutOfMemoryError):
+                answer.row(row | forward(network, batch, plan))
+        del network  # before the next one is made
 
 
 def kernels(plan: Plan, answer: Answer) -> None:
@@ -97,10 +324,9 @@ def kernels(plan: Plan, answer: Answer) -> None:
 
     On a CPU the layers are asked for their plain ways: the rows are then alike.
     """
-    import torch
-
     choose_device(plan)
-    network = ours(plan, plan.backbone, torch.float16 if plan.is_gpu else torch.float32)
+    kind = "float16" if plan.is_gpu else "float32"
+    network = ours(plan, plan.backbone, getattr(torch, kind))
     layers = [layer for layer in network.modules() if isinstance(layer, KernelLayer)]
     kinds = sorted({type(layer).__name__ for layer in layers})
     rows: dict[str, list[str]] = {"no kernels": []}
@@ -111,16 +337,6 @@ def kernels(plan: Plan, answer: Answer) -> None:
         # The kernel of the head is chosen by the caller that asks for alpha.
         ask = partial(mattes, network, triton=plan.is_gpu and type(network.head).__name__ in chosen)
         for batch in sorted({1, min(8, max(plan.eager_batches))}):
-            x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device)
-            x = x.to(memory_format=torch.channels_last)
-            if plan.is_gpu:
-                torch.cuda.reset_peak_memory_stats()
-            row: dict[str, Any] = {"step": name, "type": "float16" if plan.is_gpu else "float32", "batch": batch}
-            try:
-                with torch.inference_mode():
-                    seconds = timed(partial(ask, x), plan.device, repeats=plan.repeats, warm_up=2)
-            except (RuntimeError, ValueError) as error:
-                answer.row("rows", row | {"error": str(error).splitlines()[0]})
-                continue
-            memory = {"allocator": torch.cuda.max_memory_allocated()} if plan.is_gpu else {}
-            answer.row("rows", row | {"ms": 1000 * seconds, "memory": memory})
+            row = {"step": name, "type": kind, "batch": batch}
+            with answer.or_error(row, RuntimeError, ValueError):
+                answer.row(row | forward(ask, batch, plan))

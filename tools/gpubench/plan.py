@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,6 +80,11 @@ QUICK: Mapping[str, Any] = {
 """Proves that every section works; no figure of it means anything."""
 
 
+def module(name: str) -> Any:
+    """A module of the tests: the oracle, or the reader of recipes."""
+    return importlib.import_module(f"tests.models.{name}")
+
+
 def load(path: Path) -> Plan:
     values: dict[str, Any] = json.loads(path.read_text())
     lists = {name: tuple(values[name]) for name in ("batches", "eager_batches", "steps")}
@@ -86,15 +93,8 @@ def load(path: Path) -> Plan:
 
 def recipe_folder(said: str) -> str:
     """Where recipe.py lies: as said, or where the tests look, or inside the checkout. Empty when nowhere."""
-    places = (
-        [Path(said)]
-        if said
-        else [
-            Path(os.environ.get("RMBGD_SHARED", ROOT.parent / "shared")) / "birefnet",
-            ROOT / "shared" / "birefnet",
-        ]
-    )
-    for place in places:
+    found = [Path(os.environ.get("RMBGD_SHARED", ROOT.parent / "shared")) / "birefnet", ROOT / "shared" / "birefnet"]
+    for place in [Path(said)] if said else found:
         if (place / "recipe.py").exists():
             return str(place.absolute())
     if said:
@@ -111,21 +111,23 @@ class Answer:
 
     def put(self, name: str, value: Any) -> None:
         self._values[name] = value
-        self._write()
-
-    def row(self, name: str, row: Mapping[str, Any]) -> None:
-        self._values.setdefault(name, []).append(dict(row))
-        self._write()
-
-    def _write(self) -> None:
         part = self._path.with_suffix(".part")
         part.write_text(json.dumps(self._values))
         part.replace(self._path)
 
+    def row(self, row: Mapping[str, Any], name: str = "rows") -> None:
+        self.put(name, [*self._values.get(name, []), dict(row)])
+
+    @contextlib.contextmanager
+    def or_error(self, row: Mapping[str, Any], *errors: type[Exception]) -> Iterator[None]:
+        """That row with the first line of the error, where the block ends in one of `errors`."""
+        try:
+            yield
+        except errors as error:
+            self.row({**row, "error": str(error).splitlines()[0]})
+
 
 def answers(work: str) -> dict[str, Any]:
     """What the sections before have found, by section."""
-    found = {}
-    for path in sorted(Path(work).glob("answer-*.json")):
-        found[path.stem.removeprefix("answer-")] = json.loads(path.read_text())
-    return found
+    paths = sorted(Path(work).glob("answer-*.json"))
+    return {path.stem.removeprefix("answer-"): json.loads(path.read_text()) for path in paths}

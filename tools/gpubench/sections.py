@@ -34,6 +34,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
@@ -46,24 +47,24 @@ from pathlib import Path
 from typing import Any
 
 from tools.gpubench.plan import QUICK, ROOT, Answer, Plan, answers, load, recipe_folder
-from tools.gpubench.tables import shown
+from tools.gpubench.report import shown
 from tools.tables import Report
 
 PREPARE, LOG = "prepare", "bench_gpu.log"
 SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds that it may take), what matters first
-    PREPARE: ("tools.gpubench.sections:prepare", 150),
-    "ceilings": ("tools.gpubench.roofline:ceilings", 60),
-    "goldens": ("tools.gpubench.networks:goldens", 90),
-    "accuracy": ("tools.gpubench.accuracy:measure", 180),
-    "naive": ("tools.gpubench.naive:measure", 60),
-    "latency": ("tools.gpubench.engines:latency", 120),
-    "waterfall": ("tools.gpubench.engines:waterfall", 300),
-    "memory": ("tools.gpubench.inside:measure", 90),
-    "hot_folder": ("tools.gpubench.service:hot_folder", 180),
-    "sources": ("tools.gpubench.service:sources", 90),
-    "kernels": ("tools.gpubench.networks:kernels", 90),
-    "forwards": ("tools.gpubench.networks:forwards", 90),
-    "lite": ("tools.gpubench.engines:lite", 120),
+    PREPARE: ("sections:prepare", 150),
+    "ceilings": ("networks:ceilings", 60),
+    "goldens": ("networks:goldens", 90),
+    "accuracy": ("accuracy:measure", 180),
+    "naive": ("networks:naive", 60),
+    "latency": ("engines:latency", 120),
+    "waterfall": ("engines:waterfall", 300),
+    "memory": ("engines:memory", 90),
+    "hot_folder": ("service:hot_folder", 180),
+    "sources": ("service:sources", 90),
+    "kernels": ("networks:kernels", 90),
+    "forwards": ("networks:forwards", 90),
+    "lite": ("engines:lite", 120),
 }
 LEAST = 10.0  # s left of the budget, below which no section begins
 LIBRARIES = ("torch", "triton", "torchvision", "numpy", "pillow", "opencv-python-headless", "transformers")
@@ -71,38 +72,30 @@ LIBRARIES = ("torch", "triton", "torchvision", "numpy", "pillow", "opencv-python
 
 def prepare(plan: Plan, answer: Answer) -> None:
     """Weights, and on what this runs."""
-    from tools.gpubench.weights import write
-
-    answer.put("weights", write(plan, plan.backbone))  # first: every other section needs them
-    for name, value in facts(plan).items():
-        answer.put(name, value)
-
-
-def facts(plan: Plan) -> dict[str, Any]:
     import torch
 
-    cpuinfo = Path("/proc/cpuinfo").read_text()
-    found: dict[str, Any] = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "python": platform.python_version(),
-        "processors": len(os.sched_getaffinity(0)),
-        "processor": next(
-            (line.partition(":")[2].strip() for line in cpuinfo.splitlines() if line.startswith("model name")), ""
-        ),
-        "commit": commit(),
-        "device": plan.device,
-    }
+    from tools.gpubench.networks import write_weights
+
+    answer.put("weights", write_weights(plan, plan.backbone))  # first: every other section needs them
+    answer.put("date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
+    answer.put("python", platform.python_version())
+    answer.put("processors", len(os.sched_getaffinity(0)))
+    models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    answer.put("processor", models[0] if models else "")
+    answer.put("commit", commit())
+    answer.put("device", plan.device)
     for name in LIBRARIES:
         try:
-            found[name] = importlib.metadata.version(name)
+            answer.put(name, importlib.metadata.version(name))
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
+            answer.put(name, "not installed")
     if plan.is_gpu:
         properties = torch.cuda.get_device_properties(plan.device)
-        found |= {"gpu": properties.name, "gpu_bytes": properties.total_memory, "cuda": torch.version.cuda}
-        driver = "/proc/driver/nvidia/version"
-        found["driver"] = Path(driver).read_text().splitlines()[0] if os.path.exists(driver) else "unknown"
-    return found
+        answer.put("gpu", properties.name)
+        answer.put("gpu_bytes", properties.total_memory)
+        answer.put("cuda", torch.version.cuda)
+        driver = Path("/proc/driver/nvidia/version")
+        answer.put("driver", driver.read_text().splitlines()[0] if driver.exists() else "unknown")
 
 
 def commit() -> str:
@@ -157,17 +150,7 @@ def run_all(plan: Plan, chosen: Sequence[str], out: Path, budget: float) -> dict
         if error:
             errors[name] = error
             print(f"{name}: {error}", flush=True)
-    found = answers(plan.work)
-    return {"plan": asdict(plan), "errors": errors, "seconds": seconds, "answers": found}
-
-
-def without_starts(result: dict[str, Any]) -> dict[str, Any]:
-    """Short enough for a line: what engines reported at start is in the file."""
-    found = {
-        section: {name: value for name, value in values.items() if name != "starts"}
-        for section, values in result["answers"].items()
-    }
-    return result | {"answers": found}
+    return {"plan": asdict(plan), "errors": errors, "seconds": seconds, "answers": answers(plan.work)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -203,11 +186,15 @@ def run(chosen: argparse.Namespace) -> Report:
             **values,
         )
         found = run_all(plan, chosen.only, out, chosen.budget)
-    return Report(list(shown(found)), found, without_starts(found), 1 if found["errors"] else 0)
+    short = {  # for one line; what engines reported at their start is in the file
+        section: {name: value for name, value in values.items() if name != "starts"}
+        for section, values in found["answers"].items()
+    }
+    return Report(list(shown(found)), found, found | {"answers": short}, 1 if found["errors"] else 0)
 
 
 if __name__ == "__main__":  # the process of one section
     run_plan = load(Path(sys.argv[2]))
     place, _, function = SECTIONS[sys.argv[1]][0].partition(":")
-    measure: Callable[[Plan, Answer], None] = getattr(importlib.import_module(place), function)
+    measure: Callable[[Plan, Answer], None] = getattr(importlib.import_module(f"tools.gpubench.{place}"), function)
     measure(run_plan, Answer(Path(run_plan.work) / f"answer-{sys.argv[1]}.json"))

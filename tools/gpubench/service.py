@@ -11,7 +11,8 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -105,7 +106,7 @@ def sources(plan: Plan, answer: Answer) -> None:
     answer.put("rate_is", "60 % of the hot folder's" if sustained else "assumed: the hot folder was not measured")
     with Service(plan, Path(plan.work) / "sources") as service:
         for droppers in (1, SOURCES):
-            answer.put(f"{droppers}", figures(dropping(plan, service, droppers, rate)))
+            answer.put(f"{droppers}", asdict(spread(dropping(plan, service, droppers, rate))))
 
 
 def dropping(plan: Plan, service: Service, droppers: int, rate: float) -> list[float]:
@@ -128,16 +129,8 @@ def dropping(plan: Plan, service: Service, droppers: int, rate: float) -> list[f
                 service.drop(name, data + bytes([droppers]))
             dropped[name] = moment
 
-    threads = [threading.Thread(target=drop, args=(number,)) for number in range(droppers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(droppers) as pool:
+        list(pool.map(drop, range(droppers)))
     service.wait_for_done(already + droppers * count)
     done = service.named("image.done")[already:]
     return [1000 * (event["monotonic"] - dropped[event["path"]]) for event in done]
-
-
-def figures(milliseconds: list[float]) -> Mapping[str, float | int | None]:
-    found = spread(milliseconds)
-    return {"count": found.count, "p50": found.p50, "p95": found.p95, "longest": found.longest}
