@@ -14,6 +14,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from rmbgd.errors import Reason
 from tests.support import audit
 from tests.support.images import assert_cutout_of, sample_image
@@ -125,6 +127,20 @@ def test_mapped_writer_is_waited_for(tmp_path: Path) -> None:
         mapping.close()
         service.wait_for("image.done", path="mapped.png")
     audit.assert_complete(service.roots, {"mapped.png": data})
+
+
+def test_rsync_delivers(tmp_path: Path) -> None:
+    """A folder that rsync uploads comes out, each file once."""
+    if shutil.which("rsync") is None:
+        pytest.skip("rsync is not installed")
+    data = {f"{folder}{number}.png": sample_image(number) for number in range(10) for folder in ("", "deep/er/")}
+    for name, content in data.items():
+        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "source" / name).write_bytes(content)
+    with ServiceUnderTest(tmp_path / "service", settings=NO_COMPARING) as service:
+        subprocess.run(["rsync", "-a", f"{tmp_path / 'source'}/", f"{service.input}/"], check=True)
+        service.wait_for_endings(len(data))
+    audit.assert_complete(service.roots, data)
 
 
 def test_every_way_into_the_folder_is_seen_by_events(tmp_path: Path) -> None:

@@ -121,6 +121,27 @@ def test_output_that_refuses_is_waited_for(tmp_path: Path, kind: str) -> None:
         assert_all_at_first_attempt(service, data)
 
 
+def test_one_folders_disk_does_not_stop_another_folder(tmp_path: Path) -> None:
+    """While the output of one folder refuses, another folder's images come out."""
+    roots = {role: tmp_path / "other" / role for role in ("input", "output", "done", "failed")}
+    service = ServiceUnderTest(tmp_path)
+    with service.config.open("a") as config:
+        config.write('[[folder]]\nname = "other"\n')
+        for role, root in roots.items():
+            root.mkdir(parents=True)
+            config.write(f'{role} = "{root}"\n')
+    with service:
+        with immutable(service.output):
+            service.drop("held.png", sample_image(1))
+            service.wait_for("storage.paused", kind="denied")
+            (roots["input"] / "free.png").write_bytes(sample_image(2))
+            service.wait_for("image.done", path="free.png", folder="other")
+            assert service.endings("held.png") == []
+        service.wait_for("image.done", path="held.png")
+    audit.assert_complete(service.roots, {"held.png": sample_image(1)})
+    audit.assert_complete(roots, {"free.png": sample_image(2)})
+
+
 def test_stop_while_the_output_refuses_loses_nothing(tmp_path: Path) -> None:
     """A stop does not wait for a disk: results are given up, images go back, and the next start publishes them."""
     data = many(12)
