@@ -344,29 +344,20 @@ def place_folder(staged: Path, target: Path) -> None:
     sync(staged)
     if not target.exists():
         staged.rename(target)
-    elif _exchange(staged, target):
-        shutil.rmtree(staged)
-    else:  # a file system without exchange (NFS, some FUSE): two steps, nothing is lost between them
-        old = target.with_name(f".{target.name}.replaced")
-        shutil.rmtree(old, ignore_errors=True)
-        target.rename(old)
-        staged.rename(target)
+    else:
+        old = staged
+        try:
+            _renameat2(str(staged), str(target), _RENAME_EXCHANGE)
+        except OSError as error:
+            if error.errno not in _NO_SUCH_RENAME:
+                raise
+            # a file system without exchange (NFS, some FUSE): two steps, nothing is lost between them
+            old = target.with_name(f".{target.name}.replaced")
+            shutil.rmtree(old, ignore_errors=True)
+            target.rename(old)
+            staged.rename(target)
         shutil.rmtree(old)
     sync(target.parent)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names; False where the file system or the kernel cannot."""
-    try:
-        _renameat2(str(one), str(other), _RENAME_EXCHANGE)
-    except OSError as error:
-        if error.errno not in _NO_SUCH_RENAME:
-            raise
-        return False
-    return True
-
-
-MEMINFO = "/proc/meminfo"
 
 
 @dataclass(frozen=True, slots=True)
@@ -377,7 +368,7 @@ class HostMemory:
     available: int
 
 
-def host_memory(path: str = MEMINFO) -> HostMemory:
+def host_memory(path: str = "/proc/meminfo") -> HostMemory:
     """Memory of this host as it is now (/proc/meminfo, proc(5)). Never raises: what cannot be read counts as 0."""
     kibi: dict[str, int] = {}
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from rmbgd.clock import Clock
@@ -68,17 +67,13 @@ class Heartbeats:
         return [heartbeat.reading() for heartbeat in list(self._heartbeats)]
 
     def stalled(self, now: float, stall_after: float, *, awake_since: float = -math.inf) -> list[str]:
-        return stalled(self.readings(), now, stall_after, awake_since=awake_since)
+        """Names of the threads that have worked on one step for longer than `stall_after` seconds.
 
-
-def stalled(readings: Iterable[Pulse], now: float, stall_after: float, *, awake_since: float = -math.inf) -> list[str]:
-    """Names of the threads that have worked on one step for longer than `stall_after` seconds.
-
-    `awake_since` is when the whole process last resumed after standing still (SIGSTOP, a frozen container, a suspended
-    machine): time before it counts for nothing.
-    """
-    return [
-        reading.name
-        for reading in readings
-        if not reading.waiting and now - max(reading.since, awake_since) > stall_after
-    ]
+        `awake_since` is when the whole process last resumed after standing still (SIGSTOP, a frozen container, a
+        suspended machine): time before it counts for nothing.
+        """
+        return [
+            reading.name
+            for reading in self.readings()
+            if not reading.waiting and now - max(reading.since, awake_since) > stall_after
+        ]

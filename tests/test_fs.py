@@ -53,7 +53,6 @@ def test_rename_noreplace_replaces_nothing(tmp_path: Path, kind: type[SystemFile
 
     with pytest.raises(FileExistsError):
         kind().rename_noreplace(str(source), str(target))
-
     assert source.read_text() == "new"
     assert taken != "file" or target.read_text() == "old"
 

@@ -14,7 +14,6 @@ from rich.table import Table
 
 from rmbgd.bench import run as bench
 from rmbgd.bench.engine import Measurement
-from rmbgd.bench.pipeline import Throughput
 from rmbgd.cli.main import printable, usage_error
 from rmbgd.config.load import Config, overlay
 from rmbgd.config.settings import EngineSettings, Recipe
@@ -124,6 +123,8 @@ def _status(console: Console, *, quiet: bool) -> Iterator[Callable[[str], None]]
 
 
 def show(console: Console, wanted: bench.Wanted, result: bench.BenchResult) -> None:
+    """Prints what is measured, the tables, what was left out, and what bounds this machine."""
+
     def line(text: str) -> None:
         console.print(text, soft_wrap=True)
 
@@ -147,21 +148,15 @@ def show(console: Console, wanted: bench.Wanted, result: bench.BenchResult) -> N
         best = max(readings, key=lambda reading: reading.per_second)
         name, share = best.bound
         line(f"Best: {best.per_second:.2f} images/s in batches of {best.size}; {share:.0%} of that time is '{name}'.")
-    if result.throughput is not None:
-        for text in _throughput(result.throughput):
-            line(text)
-
-
-def _throughput(through: Throughput) -> Iterator[str]:
-    stages = ", ".join(f"{name} {value:.1f}" for name, value in through.milliseconds.items() if name != "total")
-    yield ""
-    yield (
-        f"[bold]Files through the whole pipeline[/]: {through.per_second:.2f} images/s "
-        f"({through.images} in {through.seconds:.1f} s, mean batch {through.batch:.1f})"
-    )
-    yield f"ms per image, waits included: {stages}"
-    yield f"not waiting for others: {', '.join(f'{stage} {share:.0%}' for stage, share in through.busy.items())}"
-    yield f"Bound by [bold]{through.bound}[/]: {ADVICE[through.bound]}."
+    if (through := result.throughput) is not None:
+        stages = ", ".join(f"{name} {value:.1f}" for name, value in through.milliseconds.items() if name != "total")
+        line(
+            f"\n[bold]Files through the whole pipeline[/]: {through.per_second:.2f} images/s "
+            f"({through.images} in {through.seconds:.1f} s, mean batch {through.batch:.1f})"
+        )
+        line(f"ms per image, waits included: {stages}")
+        line(f"not waiting for others: {', '.join(f'{stage} {share:.0%}' for stage, share in through.busy.items())}")
+        line(f"Bound by [bold]{through.bound}[/]: {ADVICE[through.bound]}.")
 
 
 def _times(readings: Sequence[Measurement]) -> Table:

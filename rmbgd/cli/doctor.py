@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
-from rmbgd.cli.main import add_config, add_json
+from rich.console import Console
+from rich.markup import escape
+
+from rmbgd.cli.main import add_config
 from rmbgd.config.load import Config, load
 from rmbgd.doctor.checks import CheckResult, CheckState, check_compute, check_manager, fail, healthy, ok, warn
 from rmbgd.doctor.folders import check_folders
@@ -18,27 +22,20 @@ from rmbgd.telemetry.jsonl import to_json
 COLOURS = {CheckState.OK: "green", CheckState.WARN: "yellow", CheckState.FAIL: "red"}
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
-    add_json(parser)
+add_arguments = partial(add_config, json=True)
 
 
 def run(options: argparse.Namespace) -> int:
     results = []
+    console = Console(highlight=False, quiet=options.json)
+    for result in check_all(options.config):  # each line as soon as it is known: torch takes seconds
+        results.append(result)
+        mark = f"[{COLOURS[result.state]}]{result.state:>4}[/]"
+        console.print(f"{mark}  [bold]{escape(result.need)}[/]: {escape(result.text)}", soft_wrap=True)
+        if result.hint:
+            console.print(f"      {escape(result.hint)}", soft_wrap=True)
     if options.json:
-        results = list(check_all(options.config))
         print(to_json({"healthy": healthy(results), "findings": [asdict(result) for result in results]}))
-    else:
-        from rich.console import Console
-        from rich.markup import escape
-
-        console = Console(highlight=False)
-        for result in check_all(options.config):  # each line as soon as it is known: torch takes seconds
-            results.append(result)
-            mark = f"[{COLOURS[result.state]}]{result.state:>4}[/]"
-            console.print(f"{mark}  [bold]{escape(result.need)}[/]: {escape(result.text)}", soft_wrap=True)
-            if result.hint:
-                console.print(f"      {escape(result.hint)}", soft_wrap=True)
     return Exit.OK if healthy(results) else Exit.FAILED
 
 

@@ -7,7 +7,7 @@ import importlib
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -67,34 +67,25 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     for name, text in COMMANDS.items():
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        if name == command:
-            add_arguments, run_command = _load(name)
-            add_arguments(sub)
-            sub.set_defaults(run_command=run_command)
+        if name != command:
+            continue
+        if name in ("run", "check"):
+            add_config(sub)
+            sub.set_defaults(run_command=run if name == "run" else check)
+        else:
+            module = importlib.import_module("rmbgd.mtbf.command" if name == "mtbf" else f"rmbgd.cli.{name}")
+            module.add_arguments(sub)
+            sub.set_defaults(run_command=module.run)
+        if name == "check":
+            described = "print the commented default configuration instead"
+            sub.add_argument("--print-default", action="store_true", help=described)
     return parser
-
-
-def _load(name: str) -> tuple[Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]:
-    """What adds the options of a command, and what runs it."""
-    if name == "run":
-        return add_config, run
-    if name == "check":
-        return add_check_arguments, check
-    module = importlib.import_module("rmbgd.mtbf.command" if name == "mtbf" else f"rmbgd.cli.{name}")
-    return module.add_arguments, module.run
 
 
 def run(options: argparse.Namespace) -> int:
     from rmbgd.service import daemon
 
     return daemon.run(options.config)
-
-
-def add_check_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
-    parser.add_argument(
-        "--print-default", action="store_true", help="print the commented default configuration instead"
-    )
 
 
 def check(options: argparse.Namespace) -> int:
@@ -126,14 +117,12 @@ def check(options: argparse.Namespace) -> int:
     return Exit.OK
 
 
-def add_config(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help="configuration file (default: %(default)s)"
-    )
-
-
-def add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+def add_config(parser: argparse.ArgumentParser, *, json: bool = False) -> None:
+    """--config, and --json where the command prints a table."""
+    text = "configuration file (default: %(default)s)"
+    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=text)
+    if json:
+        parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 
 
 def usage_error(command: str, error: ConfigError, *, prefix: str = "") -> int:

@@ -57,12 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, models: Path = store.DEFAU
     add = command("optimize", text, _optimize)
     add("name", help=SOURCE)
     add("--device", default="cuda", help="cuda, or cuda:N for one of several (default: %(default)s)")
-    add(
-        "--precision",
-        choices=("float16", "bfloat16", "float32"),
-        default="float16",
-        help="what the service computes in there (default: %(default)s)",
-    )
+    text, choices = "what the service computes in there (default: %(default)s)", ("float16", "bfloat16", "float32")
+    add("--precision", choices=choices, default="float16", help=text)
     add("--patch-order", default="auto", help="for weights that do not state it (default: %(default)s)")
 
 
@@ -143,14 +139,15 @@ def _fetch(options: argparse.Namespace) -> int:
             print(f"{entry.name}: ships inside the package, nothing to fetch")
             continue
         try:
-            _report_fetched(entry, _fetch_one(entry, options), options.models_dir)
+            _fetch_one(entry, options)
         except ModelError as error:
             _complain(error)
             failed = 1
     return failed
 
 
-def _fetch_one(entry: ModelEntry, options: argparse.Namespace) -> fetch.Fetched:
+def _fetch_one(entry: ModelEntry, options: argparse.Namespace) -> None:
+    models: Path = options.models_dir
     source = fetch.FolderSource(options.folder) if options.folder else fetch.HubSource(options.revision)
 
     def announce(offer: fetch.Offer) -> None:
@@ -161,10 +158,7 @@ def _fetch_one(entry: ModelEntry, options: argparse.Namespace) -> fetch.Fetched:
         sys.stdout.flush()
 
     now = datetime.now(UTC)
-    return fetch.fetch(entry, source, options.models_dir, now=now, announce=announce, bar=_bar, again=options.again)
-
-
-def _report_fetched(entry: ModelEntry, fetched: fetch.Fetched, models: Path) -> None:
+    fetched = fetch.fetch(entry, source, models, now=now, announce=announce, bar=_bar, again=options.again)
     place = store.installed(entry, models)
     print(f"  {'placed and verified' if fetched.brought else 'already here'}: {place.weights}")
     print(f"  sha256 {fetched.sha256}")
@@ -241,23 +235,18 @@ def _verify(options: argparse.Namespace) -> int:
             missing.append(str(error))
     if options.json:
         print(json.dumps([vars(report) | {"weights": str(report.weights)} for report in reports], indent=2))
-    else:
-        for report in reports:
-            _print_report(report)
+    for report in [] if options.json else reports:
+        print(f"{report.name}: {'WRONG' if report.problems else 'good'}  {report.weights}")
+        for key, value in report.facts.items():
+            text = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else value
+            print(f"  {key.replace('_', ' ')}: {text or 'nothing is stated'}")
+        for problem in report.problems:
+            print(f"  wrong: {problem}")
+        for need in report.needs:
+            print(f"  needed before use: {need}")
     for text in missing:
         _complain(text)
     return 1 if missing or any(report.problems for report in reports) else 0
-
-
-def _print_report(report: store.VerificationReport) -> None:
-    print(f"{report.name}: {'WRONG' if report.problems else 'good'}  {report.weights}")
-    for key, value in report.facts.items():
-        text = f"{value:,}" if isinstance(value, int) else ", ".join(value) if isinstance(value, list) else value
-        print(f"  {key.replace('_', ' ')}: {text or 'nothing is stated'}")
-    for problem in report.problems:
-        print(f"  wrong: {problem}")
-    for need in report.needs:
-        print(f"  needed before use: {need}")
 
 
 @contextlib.contextmanager

@@ -11,10 +11,11 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rmbgd.cli.main import add_config, add_json, printable
+from rmbgd.cli.main import add_config, printable
 from rmbgd.errors import Exit
 from rmbgd.service.exit_recorder import DEFAULT_CONFIG, DEFAULT_RUNTIME_DIRECTORY, STATUS_FILE
 from rmbgd.telemetry.jsonl import process_start, to_json
@@ -31,9 +32,7 @@ class ServiceState(StrEnum):
     NOT_RUNNING = "not running"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config(parser)
-    add_json(parser)
+add_arguments = partial(add_config, json=True)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -95,10 +94,8 @@ def judge(
 def duration(seconds: float) -> str:
     """3 s, 12 min, 5 h 20 min, 4 d 3 h: two units at most."""
     whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
     if whole < 3600:
-        return f"{whole // 60} min"
+        return f"{whole} s" if whole < 60 else f"{whole // 60} min"
     if whole < 86400:
         return f"{whole // 3600} h {whole % 3600 // 60} min"
     return f"{whole // 86400} d {whole % 86400 // 3600} h"

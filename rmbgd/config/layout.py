@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations
+from pathlib import Path
 
 from rmbgd.config.load import Config
 from rmbgd.errors import ConfigError
@@ -56,23 +57,23 @@ def _directories(config: Config) -> Iterator[_Directory]:
 
 def _lineage(path: str) -> tuple[object, ...]:
     """The directory and its ancestors, each by (device, inode) where it exists, else by its real path."""
-    here = os.path.realpath(path)
+    real = Path(os.path.realpath(path))
     lineage: list[object] = []
-    while True:
+    for here in (real, *real.parents):
         try:
-            found = os.stat(here)
+            found = here.stat()
             lineage.append((found.st_dev, found.st_ino))
         except OSError:
             lineage.append(here)
-        parent = os.path.dirname(here)
-        if parent == here:
-            return tuple(lineage)
-        here = parent
+    return tuple(lineage)
 
 
 def _conflict(one: _Directory, other: _Directory) -> str | None:
     if "input" not in (one.role, other.role):
-        return _mixed(one, other)
+        # Folders may share an output, the ledger keeps the names apart; one folder's results may not share a directory.
+        if one.owner != other.owner or not {one.role, other.role} < RESULTS or one.lineage[0] != other.lineage[0]:
+            return None
+        return f"{one.name} and its {other.role} are the same directory: cutouts and originals would mix; separate them"
     if one.role != "input":
         one, other = other, one
     if one.lineage[0] == other.lineage[0]:
@@ -81,11 +82,4 @@ def _conflict(one: _Directory, other: _Directory) -> str | None:
         return f"{other.name} lies inside {one.name}: its files would come in again; move it out"
     if other.lineage[0] in one.lineage[1:] and other.owner != "service":
         return f"{one.name} lies inside {other.name}: files written there would come in again; move it out"
-    return None
-
-
-def _mixed(one: _Directory, other: _Directory) -> str | None:
-    """Folders may share an output, the ledger keeps the names apart; one folder's results may not share a directory."""
-    if one.owner == other.owner and {one.role, other.role} < RESULTS and one.lineage[0] == other.lineage[0]:
-        return f"{one.name} and its {other.role} are the same directory: cutouts and originals would mix; separate them"
     return None

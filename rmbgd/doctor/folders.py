@@ -58,10 +58,10 @@ def rights(folder: Folder) -> CheckResult:
     paths = {role: path for role, path in roles.items() if path is not None}
     for role, path in paths.items():
         reads_only = role == "input" and folder.originals == "keep"
-        if problem := _cannot_read(path) if reads_only else _cannot_write(path):
+        if problem := _problem(path, writes=not reads_only):
             return fail(need, f"{role} {path}: {problem}", _hint(path))
     claims = folder.input / ".rmbgd"
-    if claims.exists() and (problem := _cannot_write(claims)):
+    if claims.exists() and (problem := _problem(claims)):
         return fail(need, f"claims {claims}: {problem}", _hint(claims))
     device = folder.input.stat().st_dev
     if far := [role for role in ("failed", "done") if role in paths and paths[role].stat().st_dev != device]:
@@ -73,30 +73,23 @@ def rights(folder: Folder) -> CheckResult:
     return ok(need, f"{', '.join(paths)} tried as user {os.geteuid()}")
 
 
-def _cannot_read(path: Path) -> str:
+def _problem(path: Path, *, writes: bool = True) -> str:
+    """Why `path` cannot be listed, or a file not be made, synced, renamed and removed in it; empty when it can."""
     try:
-        os.listdir(path)
-    except OSError as error:
-        return _cause(error)
-    return ""
-
-
-def _cannot_write(path: Path) -> str:
-    """Why a file cannot be made, synced, renamed and removed in `path`; empty when it can."""
-    try:
+        if not writes:
+            os.listdir(path)
+            return ""
         descriptor, name = tempfile.mkstemp(prefix=TRIAL, dir=path)
+        try:
+            os.write(descriptor, b"trial")
+            os.fsync(descriptor)
+            os.rename(name, f"{name}.renamed")
+            name = f"{name}.renamed"
+        finally:
+            os.close(descriptor)
+            os.unlink(name)
     except OSError as error:
         return _cause(error)
-    try:
-        os.write(descriptor, b"trial")
-        os.fsync(descriptor)
-        os.rename(name, f"{name}.renamed")
-        name = f"{name}.renamed"
-    except OSError as error:
-        return _cause(error)
-    finally:
-        os.close(descriptor)
-        os.unlink(name)
     return ""
 
 
@@ -149,7 +142,8 @@ def _reports_events(path: Path) -> bool:
 
 def watches(config: Config) -> CheckResult:
     """Directories to be watched against what the kernel allows one user."""
-    wanted = sum(_directories(folder.input) if folder.recursive else 1 for folder in config.folder)
+    trees = [os.walk(folder.input) if folder.recursive else [folder.input] for folder in config.folder]
+    wanted = sum(1 for tree in trees for _ in islice(tree, DIRECTORIES_MAXIMUM))
     allowed, instances = (
         int(Path(f"/proc/sys/fs/inotify/{name}").read_text(encoding="ascii"))
         for name in ("max_user_watches", "max_user_instances")
@@ -158,10 +152,6 @@ def watches(config: Config) -> CheckResult:
     if wanted >= allowed or instances < 8:
         return warn("inotify limits", f"{text}; what cannot be watched is polled", WATCH_HINT)
     return ok("inotify limits", text)
-
-
-def _directories(path: Path) -> int:
-    return sum(1 for _ in islice(os.walk(path), DIRECTORIES_MAXIMUM))
 
 
 def space(folder: Folder, minimum: int) -> CheckResult:
@@ -178,7 +168,7 @@ def space(folder: Folder, minimum: int) -> CheckResult:
 
 def own_directory(role: str, path: Path) -> CheckResult:
     need = f"{role} directory"
-    problem = _cannot_write(path)
+    problem = _problem(path)
     if not problem:
         return ok(need, str(path))
     if problem == CAUSES[errno.ENOENT] and path.is_relative_to("/run"):

@@ -10,15 +10,14 @@ import platform
 import signal
 import socket
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from rmbgd.clock import Clock, SystemClock
+from rmbgd.clock import SystemClock
 from rmbgd.config import load as configuration
 from rmbgd.config.layout import check_layout
 from rmbgd.engine.arena import Arena
@@ -76,8 +75,15 @@ def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
     numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
     reading, writing = socket.socketpair()
     writing.setblocking(False)
-    relay = threading.Thread(target=_relay, args=(reading, messages, numbers), name="signals", daemon=True)
-    relay.start()
+
+    def relay() -> None:
+        while received := reading.recv(64):  # nothing: the other end is closed
+            for number in received:
+                if number in numbers:
+                    messages.put(Signalled(number))
+
+    thread = threading.Thread(target=relay, name="signals", daemon=True)
+    thread.start()
     former_descriptor = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     try:
@@ -87,7 +93,7 @@ def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
             signal.signal(number, former)
         signal.set_wakeup_fd(former_descriptor)
         writing.close()
-        relay.join()
+        thread.join()
         reading.close()
 
 
@@ -100,14 +106,6 @@ def keep_signals(messages: SimpleQueue[Message]) -> None:
     for message in kept:
         if isinstance(message, Signalled):
             messages.put(message)
-
-
-def _relay(reading: socket.socket, messages: SimpleQueue[Message], numbers: Collection[int]) -> None:
-    """Until the other end is closed."""
-    while received := reading.recv(64):
-        for number in received:
-            if number in numbers:
-                messages.put(Signalled(number))
 
 
 LEDGER = "ledger.sqlite"
@@ -126,49 +124,28 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
     with open_log(config.service) as log, StderrCapture(log.emit) as stderr, signals(messages):
         while True:
             life = SafeMode(config, SystemClock())
-            code = _live(config_path, life, log, stderr, notifier, build_devices, messages)
+            metrics = Metrics(log.emit)
+            counters = Counters(metrics)
+            counters(
+                "service.start",
+                config=str(config_path),
+                folders=[folder.name for folder in life.config.folder],
+                device=life.config.engine.device,
+                python=platform.python_version(),
+                host=platform.node(),
+                heartbeat=life.config.service.health_interval,
+            )
+            with ExitStack() as stack:
+                try:
+                    service = Service(life, log, stderr, counters, metrics, notifier, build_devices, stack, messages)
+                except ConfigError as error:
+                    counters("service.failed", stage="start", error=str(error), traceback="")
+                    raise
+                code = service.serve()
             if not life.over:
                 return code
             keep_signals(messages)  # safe mode is over: once more, with everything
             notifier.watchdog()
-
-
-def _live(
-    config_path: Path,
-    life: SafeMode,
-    log: EventLog,
-    stderr: StderrCapture,
-    notifier: Notifier,
-    build_devices: EngineFactory,
-    messages: SimpleQueue[Message],
-) -> int:
-    config = life.config
-    metrics = Metrics(log.emit)
-    counters = Counters(metrics)
-    counters(
-        "service.start",
-        config=str(config_path),
-        folders=[folder.name for folder in config.folder],
-        device=config.engine.device,
-        python=platform.python_version(),
-        host=platform.node(),
-        heartbeat=config.service.health_interval,
-    )
-    with ExitStack() as stack:
-        try:
-            service = Service(
-                life, log, stderr, counters, metrics, notifier, SystemClock(), build_devices, stack, messages
-            )
-        except ConfigError as error:
-            counters("service.failed", stage="start", error=str(error), traceback="")
-            raise
-        return service.serve()
-
-
-def _write_metrics(metrics: Metrics, path: Path | None, health: Mapping[str, Any]) -> None:
-    if path is not None:
-        metrics.health(health)
-        metrics.write(path)
 
 
 class Service:
@@ -182,14 +159,14 @@ class Service:
         emit: Counters,
         metrics: Metrics,
         notifier: Notifier,
-        clock: Clock,
         build_devices: EngineFactory,
         stack: ExitStack,
         messages: SimpleQueue[Message],
     ) -> None:
         self.messages = messages  # put by any thread, taken by the main thread
-        config = life.config
+        config, clock = life.config, SystemClock()
         self._life, self._config, self._emit, self._clock, self._notifier = life, config, emit, clock, notifier
+        self._metrics = metrics
         self._began = clock.monotonic()
         self._device = "starting"  # written by the thread "infer", read by the health thread; one reference
         self._failure: ThreadFailure | None = None
@@ -206,14 +183,13 @@ class Service:
         self._threads = ThreadGroup(self.messages.put)
         self._engine = EngineContext(config, self._arena, emit, clock)
         publisher = Publisher(config, self._ledger, clock, emit)
-        reconcile_heartbeat = self._heartbeats.new("reconcile")
         self._intake = Reconciler(
             config,
             ledger=self._ledger,
             publisher=publisher,
             clock=clock,
             emit=emit,
-            heartbeat=reconcile_heartbeat,
+            heartbeat=self._heartbeats.new("reconcile"),
             on_compared=lambda: self.messages.put(Compared()),
         )
         if life.safe:
@@ -225,19 +201,20 @@ class Service:
         stack.enter_context(OverflowListener(watches, emit))
         self._intake.attach(hints, watches)
         self._storage_retry = StorageRetry(self._intake, emit, clock)
-        context = PipelineContext(
-            engine=self._engine,
-            build_devices=build_devices,
-            ledger=self._ledger,
-            publisher=publisher,
-            storage_retry=self._storage_retry,
-            source=self._intake,
-            new_heartbeat=self._heartbeats.new,
-            start_thread=self._threads.start,
-            on_ready=self._engine_ready,
-            on_room=self._intake.wake,
+        self._pipeline = Pipeline(
+            PipelineContext(
+                engine=self._engine,
+                build_devices=build_devices,
+                ledger=self._ledger,
+                publisher=publisher,
+                storage_retry=self._storage_retry,
+                source=self._intake,
+                new_heartbeat=self._heartbeats.new,
+                start_thread=self._threads.start,
+                on_ready=self._engine_ready,
+                on_room=self._intake.wake,
+            )
         )
-        self._pipeline = Pipeline(context)
         self._monitor = HealthMonitor(
             config.service,
             heartbeats=self._heartbeats,
@@ -246,7 +223,7 @@ class Service:
             notifier=notifier,
             clock=clock,
             unwritten=lambda: log.dropped,
-            on_status=partial(_write_metrics, metrics, config.health.metrics_file),
+            on_status=self._write_metrics,
             on_stall=stderr.show_stacks,
         )
 
@@ -335,6 +312,12 @@ class Service:
             "safe_mode": self._life.describe(),
         }
 
+    def _write_metrics(self, health: Mapping[str, Any]) -> None:
+        """Called by the health thread, with each status file."""
+        if (path := self._config.health.metrics_file) is not None:
+            self._metrics.health(health)
+            self._metrics.write(path)
+
     def _watch_the_pipeline(self, statistics: Sequence[QueueStatistics], excused: bool) -> None:
         """A deadlocked pipeline counts as a hung thread, although its threads only wait. The health thread's."""
         progress = [(each.total, each.finished) for each in statistics]
@@ -372,11 +355,12 @@ class Service:
         self._monitor.close()
         self._threads.join(1.0)
         self._monitor.finished()
-        code = Exit.CONFIGURATION if self._operators_fault() else Exit.INTERNAL if failed else Exit.OK
+        of_operator = self._failure is not None and isinstance(self._failure.error, ConfigError)
+        code = Exit.CONFIGURATION if of_operator else Exit.INTERNAL if failed else Exit.OK
         seconds = round(self._clock.monotonic() - began, 3)
         self._emit("service.stop", exit_code=int(code), seconds=seconds, returned=returned)
         broken = f"{self._failure.stage}: {self._failure.error}" if self._failure is not None else None
-        self._life.ended(broken, of_operator=self._operators_fault())
+        self._life.ended(broken, of_operator=of_operator)
         if left:  # threads stuck in a disk or a driver: leaving them is all that can be done
             os._exit(code)
         return code
@@ -395,6 +379,3 @@ class Service:
             if isinstance(message, Signalled) and message.number != signal.SIGHUP:
                 break
         return left
-
-    def _operators_fault(self) -> bool:
-        return self._failure is not None and isinstance(self._failure.error, ConfigError)

@@ -234,20 +234,23 @@ class HealthMonitor:
         with contextlib.suppress(OSError):  # no descriptor is left to look with: no reason to end; the last facts stand
             self._facts = process_facts()
         health = health_keys(snapshot, counts, self._facts, now - self._began, unwritten)
-        self._write_status(
-            {
-                "phase": self._phase,
-                "written_at": jsonl.rfc3339(self._clock.wall()),
-                "monotonic": round(now, 3),
-                "interval": self._service.status_interval,
-                **self._identity,
-                "per_minute": {name: round(rate, 2) for name, rate in rates.items()},
-                "stalled": stalled,
-                "last_problem": self._counters.last_problem(),
-                "health": health,
-                **{key: value for key, value in snapshot.items() if key not in SNAPSHOT_KEYS},
-            }
-        )
+        record = {
+            "phase": self._phase,
+            "written_at": jsonl.rfc3339(self._clock.wall()),
+            "monotonic": round(now, 3),
+            "interval": self._service.status_interval,
+            **self._identity,
+            "per_minute": {name: round(rate, 2) for name, rate in rates.items()},
+            "stalled": stalled,
+            "last_problem": self._counters.last_problem(),
+            "health": health,
+            **{key: value for key, value in snapshot.items() if key not in SNAPSHOT_KEYS},
+        }
+        try:
+            path = self._service.runtime_directory / STATUS_FILE
+            atomic_write(path, f"{jsonl.to_json(record)}\n".encode(), mode=STATUS_MODE)
+        except OSError:  # a full or missing runtime directory blinds `rmbgd status`, but stops no image
+            self._status_lost += 1
         self._on_status(health)
         if self._phase == "ready":
             safe = bool(snapshot.get("safe_mode"))
@@ -256,16 +259,10 @@ class HealthMonitor:
             self._emit_health(now, health)
 
     def _emit_health(self, now: float, health: Mapping[str, Any]) -> None:
+        interval = self._service.health_interval
         if self._next_health is None:
-            self._next_health = now + self._service.health_interval
+            self._next_health = now + interval
         elif now >= self._next_health:
-            due = self._next_health + self._service.health_interval
-            self._next_health = due if due > now else now + self._service.health_interval  # after standing still
+            due = self._next_health + interval
+            self._next_health = due if due > now else now + interval  # after standing still
             self._counters("health", **health)
-
-    def _write_status(self, record: Mapping[str, Any]) -> None:
-        path = os.path.join(self._service.runtime_directory, STATUS_FILE)
-        try:
-            atomic_write(path, f"{jsonl.to_json(record)}\n".encode(), mode=STATUS_MODE)
-        except OSError:  # a full or missing runtime directory blinds `rmbgd status`, but stops no image
-            self._status_lost += 1

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,11 +15,10 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from rmbgd import naming as names
-from rmbgd.clock import Clock, SystemClock
+from rmbgd.clock import SystemClock
 from rmbgd.config.load import Config, EngineSettings, Folder, Recipe, ServiceSettings
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.devices import EngineContext, EngineFactory
-from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.wiring import default_devices
 from rmbgd.errors import ConfigError
 from rmbgd.events import Emit
@@ -98,24 +97,14 @@ def once(
         )
         config = Config(service=service, engine=engine, recipe={"default": recipe}, folder=[folder])
         moving = _MovingEmit(Path(staging), place, single, emit, summary)
-        wanted = list(_wanted(paths, place, single, recipe, summary, overwrite=overwrite))
+        outputs = {path: single or names.output_names(path, SUFFIXES[recipe.format])[0] for path in paths}
+        wanted = [path for path in paths if overwrite or not (place / outputs[path]).exists()]
+        summary.skipped = len(paths) - len(wanted)
         if wanted:
             run_pipeline(config, moving, build_devices, partial(_feed, root, wanted, summary))
     summary.seconds = clock.monotonic() - began
     emit("run.summary", done=summary.done, failed=summary.failed, skipped=summary.skipped, seconds=summary.seconds)
     return summary
-
-
-def _wanted(
-    paths: list[str], place: Path, single: str | None, recipe: Recipe, summary: Summary, *, overwrite: bool
-) -> Iterator[str]:
-    extension = SUFFIXES[recipe.format]
-    for path in paths:
-        expected = single or names.output_names(path, extension)[0]
-        if not overwrite and (place / expected).exists():
-            summary.skipped += 1
-        else:
-            yield path
 
 
 class _MovingEmit:
@@ -197,22 +186,23 @@ def run_pipeline(
                 source=_NoFolder(),
                 new_heartbeat=heartbeats.new,
                 start_thread=threads.start,
-                on_ready=_ignore,
+                on_ready=lambda _: None,
                 on_room=lambda: None,
             )
         )
+
+        def claim(root: Path, path: str) -> list[Job]:
+            version, name = version_of(os.lstat(root / path)), config.folder[0].name
+            now = clock.monotonic()
+            return ledger.claim([Candidate(name, path, str(root), version, now, by_rename=False, final=True)])
+
         pipeline.start()
-        threads.start("feed", lambda: feed(pipeline, partial(_claim, ledger, clock, config.folder[0].name)))
+        threads.start("feed", lambda: feed(pipeline, claim))
         pipeline.let_run()
         while threads.join(0.2) and ended.empty():
             pass
         if not ended.empty():
             raise ended.get().error
-
-
-def _claim(ledger: Ledger, clock: Clock, folder: str, root: Path, path: str) -> list[Job]:
-    version = version_of(os.lstat(root / path))
-    return ledger.claim([Candidate(folder, path, str(root), version, clock.monotonic(), by_rename=False, final=True)])
 
 
 def _feed(
@@ -232,7 +222,3 @@ def _feed(
                     jobs.send(job)
             except NoReceivers:  # the engine broke, and says so itself
                 return
-
-
-def _ignore(_description: EngineDescription) -> None:
-    pass

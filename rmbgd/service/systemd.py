@@ -27,17 +27,17 @@ class Notifier:
         """Timeout of systemd's watchdog in seconds; None when it does not watch."""
 
     def _notify(self, *assignments: str) -> None:
-        if self._send is not None:
-            self._send("\n".join(assignments))
+        if self._send is not None:  # a newline within one would begin another
+            self._send("\n".join(" ".join(each.split()) for each in assignments))
 
     def ready(self, status: str) -> None:
-        self._notify("READY=1", f"STATUS={_one_line(status)}")
+        self._notify("READY=1", f"STATUS={status}")
 
     def stopping(self, status: str) -> None:
-        self._notify("STOPPING=1", f"STATUS={_one_line(status)}")
+        self._notify("STOPPING=1", f"STATUS={status}")
 
     def status(self, text: str) -> None:
-        self._notify(f"STATUS={_one_line(text)}")
+        self._notify(f"STATUS={text}")
 
     def watchdog(self) -> None:
         """Every thread makes progress. Call it at least every half `watchdog_seconds`."""
@@ -46,10 +46,6 @@ class Notifier:
     def extend_timeout(self, seconds: float) -> None:
         """Starting or stopping takes `seconds` more from now; without another call systemd then gives up."""
         self._notify(f"EXTEND_TIMEOUT_USEC={int(seconds * MICRO)}")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
 
 
 def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:

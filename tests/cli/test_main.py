@@ -6,9 +6,11 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -21,15 +23,20 @@ from rmbgd.telemetry.jsonl import process_start
 HEAVY = ("numpy", "torch", "pydantic", "structlog", "rich", "PIL", "cv2", "watchdog", "safetensors", "huggingface_hub")
 
 
-def rmbgd(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """The real command in a process of its own, without colours."""
-    return subprocess.run(
-        [sys.executable, "-m", "rmbgd", *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"COLUMNS": "100", "NO_COLOR": "1"} | environ,
-        check=False,
-    )
+@pytest.fixture
+def rmbgd(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """The command line, without colours -> (exit status, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as leaving:  # argparse
+            status = int(leaving.code or 0)
+        return (status, *capsys.readouterr())
+
+    return call
 
 
 @pytest.fixture
@@ -72,23 +79,19 @@ def test_short_answer_loads_no_library(arguments: list[str]) -> None:
     assert "[]\n" == done.stderr
 
 
-@pytest.mark.integration
-def test_help_names_every_command_and_exit_status() -> None:
+def test_help_names_every_command_and_exit_status(rmbgd: Any) -> None:
     """Scripts can rely on what the help says."""
-    said = rmbgd("--help").stdout
-
+    said = rmbgd("--help")[1]
     assert all(str(int(code)) in said and text in said for code, text in EXIT_TEXT.items())
     assert all(f"\n    {command} " in said for command in cli.COMMANDS)
 
 
-@pytest.mark.integration
 @pytest.mark.parametrize("arguments", [[], ["frobnicate"], ["status", "--jsno"], ["run", "extra"]])
-def test_wrong_command_line_is_a_usage_error(arguments: list[str]) -> None:
+def test_wrong_command_line_is_a_usage_error(arguments: list[str], rmbgd: Any) -> None:
     """Exit 2, and the usage on stderr."""
-    done = rmbgd(*arguments)
-
-    assert (Exit.USAGE, "") == (done.returncode, done.stdout)
-    assert "usage: rmbgd" in done.stderr
+    status, out, err = rmbgd(*arguments)
+    assert (Exit.USAGE, "") == (status, out)
+    assert "usage: rmbgd" in err
 
 
 # --- exit statuses
@@ -104,108 +107,68 @@ def test_wrong_command_line_is_a_usage_error(arguments: list[str]) -> None:
     ],
 )
 def test_error_becomes_an_exit_status(
-    raised: BaseException,
-    expected: Exit,
-    said: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    raised: BaseException, expected: Exit, said: str, monkeypatch: pytest.MonkeyPatch, rmbgd: Any
 ) -> None:
     """The kind of error decides the status; no traceback for what an operator can mend."""
-
-    def fail(_: Any) -> int:
-        raise raised
-
-    monkeypatch.setattr(cli, "run", fail)
-
-    assert expected == cli.main(["run"])
-    assert ("", said) == capsys.readouterr()
+    monkeypatch.setattr(cli, "run", Mock(side_effect=raised))
+    assert (expected, "", said) == rmbgd("run")
 
 
-def test_defect_is_an_internal_error_with_a_traceback(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_defect_is_an_internal_error_with_a_traceback(monkeypatch: pytest.MonkeyPatch, rmbgd: Any) -> None:
     """Exit 70: systemd starts it again, and the journal says where it broke."""
-
-    def fail(_: Any) -> int:
-        raise ZeroDivisionError("by hand")
-
-    monkeypatch.setattr(cli, "run", fail)
-
-    assert Exit.INTERNAL == cli.main(["run"])
-    assert "ZeroDivisionError: by hand" in capsys.readouterr().err
+    monkeypatch.setattr(cli, "run", Mock(side_effect=ZeroDivisionError("by hand")))
+    status, _, err = rmbgd("run")
+    assert Exit.INTERNAL == status
+    assert "ZeroDivisionError: by hand" in err
 
 
 # --- check
 
 
-@pytest.mark.integration
-def test_usable_configuration_is_fine(configuration: Callable[..., Path]) -> None:
+def test_usable_configuration_is_fine(configuration: Callable[..., Path], rmbgd: Any) -> None:
     """Exit 0, and the folders that it names."""
-    done = rmbgd("check", "--config", configuration())
-
-    assert (Exit.OK, "") == (done.returncode, done.stderr)
-    assert done.stdout.endswith("fine; folders: shop\n")
+    path = configuration()
+    assert (Exit.OK, f"{path}: fine; folders: shop\n", "") == rmbgd("check", "--config", path)
 
 
-@pytest.mark.integration
-def test_every_problem_is_reported_at_once(configuration: Callable[..., Path]) -> None:
+def test_every_problem_is_reported_at_once(configuration: Callable[..., Path], rmbgd: Any) -> None:
     """Three mistakes, three lines, each with a hint; exit 78."""
     wrong = '[intake]\nquiet_close = 1\n[limits]\nside = 0\n[recipe.default]\nbackground = "red"\n'
-    done = rmbgd("check", "--config", configuration(wrong))
-
-    assert Exit.CONFIGURATION == done.returncode
-    assert 3 == len(done.stderr.splitlines())
-    assert "did you mean 'quiet_closed'?" in done.stderr
-    assert 'write it like "#ffffff"' in done.stderr
+    status, _, err = rmbgd("check", "--config", configuration(wrong))
+    assert (Exit.CONFIGURATION, 3) == (status, len(err.splitlines()))
+    assert "did you mean 'quiet_closed'?" in err
+    assert 'write it like "#ffffff"' in err
 
 
-@pytest.mark.integration
-def test_missing_configuration_is_named(tmp_path: Path) -> None:
-    """Exit 78, and which file it looked for."""
-    done = rmbgd("check", "--config", tmp_path / "none.toml")
-
-    assert Exit.CONFIGURATION == done.returncode
-    assert "none.toml: No such file or directory" in done.stderr
-
-
-@pytest.mark.integration
-def test_output_inside_input_is_refused(configuration: Callable[..., Path], tmp_path: Path) -> None:
-    """A layout in which the service would feed on its own cutouts is refused before the service starts."""
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "rmbgd.toml: No such file or directory"),
+        (lambda text: "", "no [[folder]] is defined"),
+        (lambda text: text.replace("/out", "/in/out"), "/in/out"),  # the service would feed on its own cutouts
+        (lambda text: f'[recipe.default]\nmodel = "birefnet"\n{text}', "rmbgd models fetch birefnet"),
+    ],
+)
+def test_what_would_end_the_service_at_its_start_is_refused_before(
+    content: Callable[[str], str] | None, said: str, configuration: Callable[..., Path], rmbgd: Any
+) -> None:
+    """A missing file, no folders, an unsafe layout, a missing model: exit 78, and what it is."""
     path = configuration()
-    path.write_text(path.read_text().replace(str(tmp_path / "out"), str(tmp_path / "in" / "out")))
-
-    done = rmbgd("check", "--config", path)
-    assert Exit.CONFIGURATION == done.returncode
-    assert str(tmp_path / "in" / "out") in done.stderr
-
-
-@pytest.mark.integration
-def test_missing_model_is_refused_with_the_way_to_get_it(configuration: Callable[..., Path]) -> None:
-    """What would end the service at start is reported before, beside everything else that is wrong."""
-    done = rmbgd("check", "--config", configuration('[recipe.default]\nmodel = "birefnet"\n'))
-
-    assert Exit.CONFIGURATION == done.returncode
-    assert "rmbgd models fetch birefnet" in done.stderr
-
-
-@pytest.mark.integration
-def test_configuration_without_folders_is_refused(tmp_path: Path) -> None:
-    """There would be nothing to do."""
-    (tmp_path / "rmbgd.toml").write_text("")
-    done = rmbgd("check", "--config", tmp_path / "rmbgd.toml")
-
-    assert Exit.CONFIGURATION == done.returncode
-    assert "no [[folder]] is defined" in done.stderr
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content(path.read_text()))
+    status, _, err = rmbgd("check", "--config", path)
+    assert Exit.CONFIGURATION == status
+    assert said in err
 
 
 @pytest.mark.integration
 def test_default_configuration_can_be_printed_and_checked(tmp_path: Path) -> None:
-    """`check --print-default` is a file to begin with, and is itself fine."""
-    printed = rmbgd("check", "--print-default")
-    (tmp_path / "rmbgd.toml").write_text(printed.stdout)
-
-    assert Exit.OK == printed.returncode
-    assert Exit.OK == rmbgd("check", "--config", tmp_path / "rmbgd.toml").returncode
+    """`check --print-default` is a file to begin with, and is itself fine. The real command, in its own process."""
+    command, path = [sys.executable, "-m", "rmbgd", "check"], tmp_path / "rmbgd.toml"
+    path.write_bytes(subprocess.run([*command, "--print-default"], capture_output=True, check=True).stdout)
+    subprocess.run([*command, "--config", path], check=True)
 
 
 # --- status
@@ -273,37 +236,31 @@ def test_duration_for_people(seconds: float, text: str) -> None:
     assert text == duration(seconds)
 
 
-@pytest.mark.integration
-def test_status_without_a_service_says_so(configuration: Callable[..., Path]) -> None:
+def test_status_without_a_service_says_so(configuration: Callable[..., Path], rmbgd: Any) -> None:
     """Exit 1, for people and for programs."""
     path = configuration()
+    assert (Exit.FAILED, "") == rmbgd("status", "--config", path)[::2]
+    status, out, _ = rmbgd("status", "--json", "--config", path)
+    assert (Exit.FAILED, "not running") == (status, json.loads(out)["verdict"])
 
-    assert Exit.FAILED == rmbgd("status", "--config", path).returncode
-    done = rmbgd("status", "--json", "--config", path)
-    assert (Exit.FAILED, "not running") == (done.returncode, json.loads(done.stdout)["verdict"])
 
-
-@pytest.mark.integration
-def test_status_of_a_running_service(configuration: Callable[..., Path], tmp_path: Path) -> None:
+def test_status_of_a_running_service(configuration: Callable[..., Path], tmp_path: Path, rmbgd: Any) -> None:
     """From the file alone: this very process plays the service. Names in it cannot steer the terminal."""
     path = configuration()
-    now = float(Path("/proc/uptime").read_text().split()[0])
     problem = {"event": "image.failed", "path": "\x1b[2J[bold]a.jpg"}
-    start = process_start(os.getpid())
-    record = status_record(pid=os.getpid(), process_start=start, interval=60.0, last_problem=problem, monotonic=now)
+    me = {"pid": os.getpid(), "process_start": process_start(os.getpid()), "monotonic": time.monotonic()}
+    record = status_record(interval=60.0, last_problem=problem, **me)
     (tmp_path / "run" / "status.json").write_text(json.dumps(record))
-    done = rmbgd("status", "--config", path)
+    status, out, err = rmbgd("status", "--config", path)
 
-    assert (Exit.OK, "") == (done.returncode, done.stderr)
-    assert done.stdout.startswith(f"rmbgd is running: process {os.getpid()}")
-    assert r"\x1b[2J[bold]a.jpg" in done.stdout
-    assert done.stdout.isascii()
+    assert (Exit.OK, "") == (status, err)
+    assert out.startswith(f"rmbgd is running: process {os.getpid()}")
+    assert r"\x1b[2J[bold]a.jpg" in out
+    assert out.isascii()
 
 
-@pytest.mark.integration
-def test_broken_status_file_is_as_good_as_none(configuration: Callable[..., Path], tmp_path: Path) -> None:
+def test_broken_status_file_is_as_good_as_none(configuration: Callable[..., Path], tmp_path: Path, rmbgd: Any) -> None:
     """Half a file after a power cut is no reason for a traceback."""
     path = configuration()
     (tmp_path / "run" / "status.json").write_text('{"phase": "rea')
-
-    assert (Exit.FAILED, "") == (rmbgd("status", "--config", path).returncode, rmbgd("status", "--config", path).stderr)
+    assert (Exit.FAILED, "") == rmbgd("status", "--config", path)[::2]

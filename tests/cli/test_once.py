@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from rmbgd.cli import main as cli
 from rmbgd.cli import once
 from rmbgd.cli.once import PROBLEMS_SHOWN
 from rmbgd.config.settings import Recipe
@@ -189,11 +190,11 @@ def test_folder_through_the_real_engine(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 @pytest.mark.timeout(300)
-def test_missing_model_is_reported_before_images_are_touched(tmp_path: Path, image: Path) -> None:
+def test_missing_model_is_reported_before_images_are_touched(
+    tmp_path: Path, image: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Exit 78 with the way to get it; no output folder is left behind half done."""
-    command = ["-m", "rmbgd", "once", image, tmp_path / "out", "--model", "birefnet", "--models-dir", tmp_path]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
-
-    assert Exit.CONFIGURATION == done.returncode
-    assert "rmbgd models fetch birefnet" in done.stderr
+    options = ["--model", "birefnet", "--models-dir", str(tmp_path), "--device", "cpu"]
+    assert Exit.CONFIGURATION == cli.main(["once", str(image), str(tmp_path / "out"), *options])
+    assert "rmbgd models fetch birefnet" in capfd.readouterr().err
     assert [] == list((tmp_path / "out").glob("*"))

@@ -32,22 +32,19 @@ def problems(tables: dict[str, Any]) -> list[str]:
 
 
 @pytest.mark.parametrize(("name", "field"), list(settings()))
-def test_every_setting_has_a_reason(name: str, field: FieldInfo) -> None:
-    """To change a value, one must know why it is as it is."""
+def test_every_setting_is_documented_and_shown(name: str, field: FieldInfo) -> None:
+    """With the reason for its default; a number with a unit and both bounds; and in the default file."""
     assert field.description, name
-
-
-@pytest.mark.parametrize(
-    ("name", "field"), [(name, field) for name, field in settings() if field.annotation in (int, float)]
-)
-def test_every_number_has_a_unit_and_both_bounds(name: str, field: FieldInfo) -> None:
-    """No number can be set to nonsense, or without knowing what it counts."""
-    assert gen_reference.unit_of(field), f"{name} has no unit"
-    assert " to " in gen_reference.bounds_of(field), f"{name} lacks a bound"
+    if field.annotation in (int, float):
+        assert gen_reference.unit_of(field), f"{name} has no unit"
+        assert " to " in gen_reference.bounds_of(field), f"{name} lacks a bound"
+    setting, text = name.rpartition(".")[2], gen_reference.default_toml()
+    assert f"\n{setting} = " in text or f"\n# {setting} =" in text, name
 
 
 def test_sections_are_all_that_a_file_may_hold() -> None:
-    """A table that the documentation forgets would never be found."""
+    """A table that the documentation forgets would never be found; each has a comment over it, its docstring."""
+    assert all(issubclass(model, BaseModel) and model.__doc__ for _, _, model in gen_reference.sections())
     assert set(Config.model_fields) == {name for name, _, _ in gen_reference.sections()}
 
 
@@ -64,15 +61,6 @@ def test_default_file_is_the_defaults() -> None:
     )
 
     assert plain == shipped
-
-
-def test_default_file_shows_every_setting() -> None:
-    """A setting that cannot be found cannot be set."""
-    text = gen_reference.default_toml()
-
-    for name, _ in settings():
-        setting = name.rpartition(".")[2]
-        assert f"\n{setting} = " in text or f"\n# {setting} =" in text, name
 
 
 def test_nothing_set_is_a_usable_configuration() -> None:
@@ -102,7 +90,6 @@ def test_nothing_set_is_a_usable_configuration() -> None:
 def test_mistake_is_reported_with_place_and_remedy(tables: dict[str, Any], expected: str) -> None:
     """One line that says where, what, and what to do."""
     (problem,) = problems(tables)
-
     assert expected in problem
 
 
@@ -116,9 +103,7 @@ def test_archive_without_a_place_is_refused() -> None:
 
 def test_all_mistakes_are_reported_at_once() -> None:
     """An operator mends a file in one go, not one error at a time."""
-    found = problems({"intake": {"quiet_close": 1, "attempts": 0}, "limits": {"side": "wide"}})
-
-    assert 3 == len(found)
+    assert 3 == len(problems({"intake": {"quiet_close": 1, "attempts": 0}, "limits": {"side": "wide"}}))
 
 
 def test_settings_cannot_be_changed_after_loading() -> None:
@@ -135,7 +120,6 @@ def test_file_that_is_no_toml_is_named(content: bytes, expected: str, tmp_path: 
     """Which file, where in it, what is wrong."""
     path = tmp_path / "rmbgd.toml"
     path.write_bytes(content)
-
     with pytest.raises(ConfigError, match=expected):
         load(path)
 
@@ -165,8 +149,3 @@ def test_options_over_a_recipe_that_does_not_exist() -> None:
     """Refused with those that exist."""
     with pytest.raises(ConfigError, match="no recipe 'shop'; there is default"):
         overlay(None, "shop", [], {})
-
-
-def test_models_are_documented_by_their_docstring() -> None:
-    """The comment over each table of the file."""
-    assert all(issubclass(model, BaseModel) and model.__doc__ for _, _, model in gen_reference.sections())

@@ -34,7 +34,9 @@ def configured(folder: Path) -> Path:
 
 @pytest.mark.integration
 def test_cause_goes_to_the_journal_and_the_log(tmp_path: Path) -> None:
-    """A killed process cannot log its own death; the recorder's line is like every other."""
+    """A killed process cannot log its own death; the recorder's line is like every other, with the uptime."""
+    status = {"boot_id": jsonl.boot_id(), "invocation_id": "run-1", "started": 0.0}
+    (tmp_path / STATUS_FILE).write_text(json.dumps(status))
     done = record("--config", configured(tmp_path), **KILLED)
 
     assert (0, "") == (done.returncode, done.stderr)
@@ -43,6 +45,7 @@ def test_cause_goes_to_the_journal_and_the_log(tmp_path: Path) -> None:
     assert ("service.exit", "signal", "killed", "KILL") == tuple(
         event[key] for key in ("event", "result", "code", "status")
     )
+    assert event["uptime"] > 0
     assert [] == problems_with("service.exit", {key: event[key] for key in event if key not in ENVELOPE})
 
 
@@ -57,29 +60,17 @@ def test_uptime_is_that_of_the_run_that_ended() -> None:
 
 
 @pytest.mark.integration
-def test_uptime_is_read_from_the_runtime_directory(tmp_path: Path) -> None:
-    """End to end: the status file that the service left gives the uptime."""
-    status = {"boot_id": jsonl.boot_id(), "invocation_id": "run-1", "started": 0.0}
-    (tmp_path / STATUS_FILE).write_text(json.dumps(status))
-
-    assert json.loads(record("--config", configured(tmp_path), **KILLED).stdout)["uptime"] > 0
-
-
-@pytest.mark.integration
 def test_broken_configuration_is_recorded_in_the_journal(tmp_path: Path) -> None:
     """A service that ended for its configuration is an exit too, though its log cannot be found."""
     (tmp_path / "rmbgd.toml").write_text("[service\n")
     done = record("--config", tmp_path / "rmbgd.toml", **(KILLED | {"EXIT_STATUS": "78"}))
-
-    assert 0 == done.returncode
-    assert "78" == json.loads(done.stdout)["status"]
+    assert (0, "78") == (done.returncode, json.loads(done.stdout)["status"])
 
 
 @pytest.mark.integration
 def test_called_by_hand_it_says_what_calls_it() -> None:
     """Without systemd's variables there is nothing to record."""
     done = record()
-
     assert (2, "") == (done.returncode, done.stdout)
     assert "ExecStopPost" in done.stderr
 

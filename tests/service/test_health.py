@@ -92,11 +92,12 @@ def test_watchdog_is_fed_while_all_threads_wait_or_progress(health: Monitored) -
 
 
 def test_watchdog_is_not_fed_for_a_thread_that_hangs(health: Monitored) -> None:
-    """The feeding thread lives, and still does not feed. One event and the stacks at the beginning of the stall.
+    """The feeding thread lives, and still does not feed. One event at the beginning of the stall, one at its end.
 
     The stacks are shown long before systemd aborts: what an abort shows may end in the middle.
     """
-    health.heartbeats.new("decode-0").working()
+    heartbeat = health.heartbeats.new("decode-0")
+    heartbeat.working()
     health.ticks(28)
     assert 0 == health.stacks_shown
     health.ticks(2)
@@ -108,19 +109,11 @@ def test_watchdog_is_not_fed_for_a_thread_that_hangs(health: Monitored) -> None:
     assert ["decode-0"] == health.status()["stalled"]
     assert 1 == health.stacks_shown
 
-
-def test_end_of_a_stall_is_emitted_once_and_feeds_again(health: Monitored) -> None:
-    """Edges, not levels: one event entering, one leaving."""
-    heartbeat = health.heartbeats.new("finish-1")
-    heartbeat.working()
-    health.ticks(40)
-    before = health.fed()
     heartbeat.waiting()
     health.ticks(20)
-
     assert 1 == len(health.events.named("service.stalled"))
     (ended,) = health.events.named("service.stall_ended")
-    assert pytest.approx(10.0, abs=2.0) == ended["seconds"]
+    assert pytest.approx(120.0, abs=2.0) == ended["seconds"]
     assert health.fed() > before
 
 
@@ -172,15 +165,6 @@ def test_last_problem_is_kept_with_its_time(health: Monitored) -> None:
     assert first["time"].endswith("Z")
 
 
-def test_last_phase_is_stopped(health: Monitored) -> None:
-    """After an orderly end the status file does not look as if something ran."""
-    health.monitor.phase("ready")
-    health.ticks(2)
-    health.monitor.finished()
-
-    assert "stopped" == health.status()["phase"]
-
-
 def test_missing_runtime_directory_blinds_but_does_not_stop(tmp_path: Path) -> None:
     """The status file cannot be written: health event and watchdog go on, and the loss is reported."""
     health = Monitored(tmp_path / "gone")
@@ -222,13 +206,15 @@ def test_metrics_get_the_health_keys_with_every_status(health: Monitored) -> Non
 
 
 def test_run_returns_when_closed(health: Monitored) -> None:
-    """The loop ends by closing, and ticks at least once."""
+    """The loop ends by closing, and ticks at least once; then the status file does not look as if something ran."""
+    health.monitor.phase("ready")
     thread = threading.Thread(target=health.monitor.run)
     thread.start()
     health.monitor.close()
     thread.join()
-
     assert health.fed() >= 1
+    health.monitor.finished()
+    assert "stopped" == health.status()["phase"]
 
 
 def test_defect_in_the_snapshot_ends_the_health_thread(health: Monitored) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.heartbeat import Heartbeats, Pulse, stalled
+from rmbgd.heartbeat import Heartbeats
 from rmbgd.testing.clock import FakeClock
 
 AFTER = 30.0
@@ -45,29 +45,32 @@ def test_thread_that_works_too_long_is_named(clock: FakeClock, heartbeats: Heart
     assert [] == heartbeats.stalled(clock.monotonic(), AFTER)
 
 
-def test_time_in_which_the_whole_process_stood_still_does_not_count() -> None:
+def test_time_in_which_the_whole_process_stood_still_does_not_count(heartbeats: Heartbeats) -> None:
     """After SIGSTOP and SIGCONT every thread has the full time again, and no more."""
-    readings = [Pulse("decode", waiting=False, since=100.0)]
-
-    assert [] == stalled(readings, 1000.0 + AFTER, AFTER, awake_since=1000.0)
-    assert ["decode"] == stalled(readings, 1000.1 + AFTER, AFTER, awake_since=1000.0)
+    heartbeats.new("decode").working()
+    assert [] == heartbeats.stalled(1000.0 + AFTER, AFTER, awake_since=1000.0)
+    assert ["decode"] == heartbeats.stalled(1000.1 + AFTER, AFTER, awake_since=1000.0)
 
 
 @given(
-    st.lists(st.tuples(st.booleans(), st.floats(0, 1e6))),
+    st.lists(st.tuples(st.booleans(), st.integers(0, 10**6))),
     st.floats(0, 1e6),
     st.floats(0.1, 1e3),
     st.floats(0, 1e6),
 )
 def test_stalled_are_just_those_that_work_and_are_old(
-    said: list[tuple[bool, float]], now: float, after: float, awake: float
+    said: list[tuple[bool, int]], now: float, after: float, awake: float
 ) -> None:
     """The rule, against every combination of waiting, age and standing still."""
-    readings = [Pulse(str(index), waiting, since) for index, (waiting, since) in enumerate(said)]
-
-    expected = [
-        reading.name
-        for reading in readings
-        if not reading.waiting and now - reading.since > after and now - awake > after
+    clock = FakeClock()
+    heartbeats = Heartbeats(clock)
+    for name, (waiting, since) in enumerate(said):
+        heartbeat = heartbeats.new(str(name))
+        clock.advance(since - clock.monotonic())  # exact: whole seconds
+        heartbeat.waiting() if waiting else heartbeat.working()
+    late = [
+        str(name)
+        for name, (waiting, since) in enumerate(said)
+        if not waiting and now - since > after and now - awake > after
     ]
-    assert expected == stalled(readings, now, after, awake_since=awake)
+    assert late == heartbeats.stalled(now, after, awake_since=awake)

@@ -90,9 +90,7 @@ def test_no_safe_mode(tmp_path: Path, service: dict[str, Any], deaths: int, afte
 def test_an_orderly_stop_forgives_everything(machine: Machine) -> None:
     """Also in safe mode: an operator who restarts the service wants it whole."""
     machine.die(3)
-    mode = machine.start()
-    mode.ended()
-
+    machine.start().ended()
     assert not machine.start().safe
     assert start_record.read(machine.state).safe_modes == 0
 
@@ -196,24 +194,20 @@ def test_a_process_that_dies_before_it_can_say_anything_counts(machine: Machine)
         ("timeout", "TERM", "timeout"),
     ],
 )
-def test_the_recorder_says_how_a_run_ended(tmp_path: Path, result: str, status: str, cause: str) -> None:
+def test_the_recorder_says_how_a_run_ended(machine: Machine, result: str, status: str, cause: str) -> None:
     """The run is known by its invocation, and counted once."""
-    machine = Machine(tmp_path)
     machine.start()
-
     machine.exit(SERVICE_RESULT=result, EXIT_STATUS=status)
-
     assert SafeMode(machine.config, machine.clock, {}).causes() == [cause]
 
 
 def test_a_planned_stop_is_not_recorded(machine: Machine) -> None:
     """systemd calls the recorder then, too."""
     machine.exit(SERVICE_RESULT="success", EXIT_STATUS="0", INVOCATION_ID="abc")
-
     assert start_record.read(machine.state) == StartRecord()
 
 
-def test_the_wall_clock_decides_only_across_boots(tmp_path: Path) -> None:
+def test_the_wall_clock_decides_only_across_boots() -> None:
     """Within one boot a jump changes nothing; across boots there is no other clock, and one that went back is 0."""
     here = Start(jsonl.boot_id(), 100.0, 5000.0, "")
     other = Start("another boot", 100.0, 5000.0, "")
@@ -223,13 +217,12 @@ def test_the_wall_clock_decides_only_across_boots(tmp_path: Path) -> None:
     assert other.age((jsonl.boot_id(), 160.0, 0.0)) == 0.0
 
 
-def test_a_service_that_is_at_work_is_not_counted_dead(tmp_path: Path) -> None:
+def test_a_service_that_is_at_work_is_not_counted_dead() -> None:
     """The doctor looks at the record while the service runs."""
     parent = os.getppid()
     start = jsonl.process_start(parent)
     assert start is not None
     starts = tuple(Start(jsonl.boot_id(), 0.0, 0.0, "", process=(parent, start + late)) for late in (0, 1))
-
     assert start_record.deaths(starts) == [starts[1]]
 
 
@@ -237,7 +230,6 @@ def test_a_service_that_is_at_work_is_not_counted_dead(tmp_path: Path) -> None:
 def test_a_spoilt_record_is_no_record(machine: Machine, text: bytes) -> None:
     """It must not become the next reason not to start."""
     (machine.state / start_record.FILE).write_bytes(text)
-
     assert not machine.start().safe
     assert len(start_record.read(machine.state).starts) == 1
 
@@ -245,16 +237,13 @@ def test_a_spoilt_record_is_no_record(machine: Machine, text: bytes) -> None:
 def test_a_disk_that_refuses_does_not_keep_the_service_from_starting(tmp_path: Path) -> None:
     """Without a record there is no safe mode, and nothing else is missing."""
     machine = Machine(tmp_path / "not" / "there")
-
     machine.die(5)
-
     assert not machine.start().safe
 
 
 def test_the_record_stays_small(machine: Machine) -> None:
     """However long the loop goes on."""
-    machine.die(100)
-
+    machine.die(start_record.KEPT + 2)
     assert len(json.loads((machine.state / start_record.FILE).read_text())["runs"]) == start_record.KEPT
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import builtins
 import importlib
 import os
 import socket
 from pathlib import Path
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -49,15 +48,9 @@ def test_silent_when_systemd_did_not_start_us() -> None:
 
 def test_missing_library_is_an_operators_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     """systemd waits for READY=1, which would never come: say so at once, and what to install."""
-
-    def missing(name: str, *rest: Any) -> Any:
-        raise ImportError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-
+    monkeypatch.setattr(importlib, "import_module", Mock(side_effect=ImportError))
     with pytest.raises(ConfigError, match=r"pip install 'rmbgd\[systemd\]'.*libsystemd-dev"):
         open_notifier({"NOTIFY_SOCKET": "/run/nobody"})
-    assert builtins.__import__ is not missing
 
 
 @pytest.mark.parametrize(
