@@ -272,7 +272,7 @@ def images_per_hour(summary: MtbfSummary, window: Window, styles: dict[str, str]
     bins: dict[Window, Counter[str]] = {}
     for times, table, row in _binned(summary, window):
         if table.kind[row] in (DONE, FAILED):
-            word = table.words[table.word[row]] if table.kind[row] == DONE else REFUSED
+            word = table.word[row] if table.kind[row] == DONE else REFUSED
             bins.setdefault(times, Counter())[word] += 1
     if not bins:
         return None

@@ -138,7 +138,7 @@ def _machine(name: str, logs: list[BootLog], *, power_loss_is_failure: bool) -> 
 def _in_order(logs: list[BootLog]) -> list[list[BootLog]]:
     """The parts of each boot. Boots of one log follow each other as in it, whatever the clocks say; logs, by clock."""
     parts: dict[str, list[BootLog]] = {}
-    for log in sorted(logs, key=lambda log: log.first):
+    for log in logs:
         parts.setdefault(log.boot_id, []).append(log)
     sources: dict[int, list[list[BootLog]]] = {}
     for group in parts.values():
@@ -227,7 +227,7 @@ def _counts(boots: Sequence[Boot]) -> dict[str, Counter[str]]:
     for _, images, row in outcomes(boots):
         outcome, table = IMAGE_TABLES[images.kind[row]]
         tables["outcomes"][outcome] += 1
-        tables[table][images.words[images.word[row]]] += 1
+        tables[table][images.word[row]] += 1
     for boot in boots:
         for run in boot.runs:
             for event in run.named(*EVENT_TABLES):
