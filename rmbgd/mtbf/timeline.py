@@ -133,7 +133,7 @@ class _TimelineBuilder:
         """An exit of a process that wrote nothing: a start that failed early."""
         at = exit_.at + boot.offset
         if at > self._up_until:
-            self._add_failed_start(at, exit_cause(exit_.keys), "", is_refusal(exit_))
+            self._add_failed_start(at, exit_cause(exit_), "", is_refusal(exit_))
 
     def _back(self, at: float) -> None:
         """Ready again."""
