@@ -13,12 +13,12 @@ Times here are seconds since 1970, each boot placed as a whole, so that duration
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from rmbgd.mtbf.logs import DONE, FAILED, LogEvent, number
+from rmbgd.mtbf.logs import DONE, POSTPONED, LogEvent, number
 from rmbgd.mtbf.runs import Boot, End, RunEnd, ServiceRun, ending, exit_cause, gaps, is_refusal, stalls
 
 
@@ -117,8 +117,12 @@ class _TimelineBuilder:
     def add_run(self, run: ServiceRun, boot: Boot, last_of_boot: bool, last_of_all: bool) -> None:
         end = ending(run)
         if run.ready is None:
-            self._add_unready(run, end, run.start + boot.offset, last_of_all)
-            return
+            start = run.start + boot.offset
+            if start < self._up_until:
+                self.timeline.notes.append(f"a second process was started at {stamp(start)} while one was running")
+            elif end.how is not End.PLANNED and not (end.how is End.UNKNOWN and last_of_all):
+                self._add_failed_start(start, end.cause or "vanished", end.detail, run.refused)
+            return  # else it was stopped, or the log ends, while starting
         if end.at < run.ready or end.at - run.last > self._gap:
             end.at = max(run.last, run.ready)  # nothing was heard for long before its end was seen
         begin = max(run.ready + boot.offset, self._up_until)
@@ -181,8 +185,7 @@ class _TimelineBuilder:
             if end.late:  # the function was given up on purpose, so it is down for no time
                 self._add_failure(at, f"{end.late} while stopping", until=at)
         elif end.how is End.REFUSED:
-            self._note_refusal(at)
-            self._off = _Off(at, State.PLANNED)
+            self._refuse(at)
         elif end.how is End.FAILED:
             self._fail(at, end.cause, end.detail)
         elif not last_of_boot:
@@ -195,29 +198,19 @@ class _TimelineBuilder:
     def _fail(self, at: float, cause: str, detail: str) -> None:
         self._off = _Off(at, State.DOWN, self._add_failure(at, cause, detail))
 
-    def _note_refusal(self, at: float) -> None:
+    def _refuse(self, at: float) -> None:
         self.timeline.notes.append(f"configuration refused at {stamp(at)}: counted as the operator's")
-
-    def _add_unready(self, run: ServiceRun, end: RunEnd, start: float, last_of_all: bool) -> None:
-        """A run that never became ready."""
-        if start < self._up_until:
-            self.timeline.notes.append(f"a second process was started at {stamp(start)} while one was running")
-        elif end.how is not End.PLANNED and not (end.how is End.UNKNOWN and last_of_all):
-            self._add_failed_start(start, end.cause or "vanished", end.detail, run.refused)
-        # else it was stopped, or the log ends, while starting
+        self._off = self._off or _Off(at, State.PLANNED)
 
     def _add_failed_start(self, at: float, cause: str, detail: str, by_configuration: bool) -> None:
         """The first one after a planned stop is a failure; in an outage it only prolongs it."""
         self.timeline.failed_starts += 1
         if by_configuration:
-            self._note_refusal(at)
-            self._off = self._off or _Off(at, State.PLANNED)
-            return
-        if self._off is not None and self._off.kind is State.DOWN:
-            return
-        if self._off is not None and at > self._off.since:
-            self.timeline.spans.append(Span(self._off.since, at, self._off.kind))
-        self._fail(at, f"start: {cause}", detail)
+            self._refuse(at)
+        elif self._off is None or self._off.kind is not State.DOWN:
+            if self._off is not None and at > self._off.since:
+                self.timeline.spans.append(Span(self._off.since, at, self._off.kind))
+            self._fail(at, f"start: {cause}", detail)
 
 
 def stamp(seconds: float) -> str:
@@ -254,31 +247,32 @@ class Trip:
     threshold: float | None = None  # °C, where heat was the reason
 
 
-def trips(boots: Sequence[Boot], failures: Sequence[Failure], deadline: float) -> list[Trip]:
+def trips(boots: Sequence[Boot], failures: Sequence[Failure], deadline: float) -> Iterator[Trip]:
     """Every failover of a machine. `deadline`: seconds from claim to outcome beyond which an image came late."""
-    found = []
     for boot in boots:
         moments = [failure.at - boot.offset for failure in failures]
         for run in boot.runs:
             moves = run.named("engine.failover", "engine.failback")
-            found += [
-                _trip(move, moves[place + 1 :], run, boot, moments, deadline)
-                for place, move in enumerate(moves)
-                if move.event == "engine.failover"
-            ]
-    return found
+            for place, move in enumerate(moves, 1):
+                if move.event == "engine.failover":
+                    yield _trip(move, moves[place:], run, boot, moments, deadline)
 
 
 def _trip(
     move: LogEvent, later: list[LogEvent], run: ServiceRun, boot: Boot, failures: list[float], deadline: float
 ) -> Trip:
     device, to, reason = (str(move.keys.get(key, "?")) for key in ("from", "to", "reason"))
-    back = next((other.at for other in later if _concerns(other, device)), None)
+    # Work returns to the device, or leaves it once more although its return was not recorded.
+    directions = {"engine.failback": "to", "engine.failover": "from"}
+    back = next((other.at for other in later if other.keys.get(directions[other.event]) == device), None)
     end = run.last if back is None else back
-    concerned, fine = _images(run, boot, move.at, end, deadline)
+    images = boot.images
+    totals = images.stages.get("total", ())
+    rows = [row for row in images.between(move.at, end) if images.pid[row] == run.pid and images.kind[row] != POSTPONED]
+    late = any(totals[row] > deadline * 1000 for row in rows if totals and images.kind[row] == DONE)
     announced = move.keys.get("images")
-    concerned = max(concerned, len(announced) if isinstance(announced, list) else 0)
-    if not fine or any(move.at <= at <= end for at in failures):
+    concerned = max(len(rows), len(announced) if isinstance(announced, list) else 0)
+    if late or any(images.engine[row] for row in rows) or any(move.at <= at <= end for at in failures):
         outcome = TripOutcome.BROKEN
     elif back is None:
         outcome = TripOutcome.OPEN
@@ -286,19 +280,3 @@ def _trip(
         outcome = TripOutcome.AVOIDED if concerned else TripOutcome.IDLE
     threshold = number(move.keys.get("threshold")) if reason == "temperature" else None
     return Trip(move.at + boot.offset, end + boot.offset, device, to, reason, concerned, outcome, threshold)
-
-
-def _concerns(move: LogEvent, device: str) -> bool:
-    """Work returns to the device, or leaves it once more although its return was not recorded."""
-    return move.keys.get("to" if move.event == "engine.failback" else "from") == device
-
-
-def _images(run: ServiceRun, boot: Boot, begin: float, end: float, deadline: float) -> tuple[int, bool]:
-    """(images concluded meanwhile, whether none was lost to the engine or came late)."""
-    table = boot.images
-    totals = table.stages.get("total")
-    rows = [row for row in table.between(begin, end) if table.pid[row] == run.pid]
-    done = [row for row in rows if table.kind[row] == DONE]
-    refused = [row for row in rows if table.kind[row] == FAILED]
-    late = totals is not None and any(totals[row] > deadline * 1000 for row in done)
-    return len(done) + len(refused), not late and not any(table.engine[row] for row in refused)
