@@ -59,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
     else:
         print(text.render(report), end="")
-    return Exit.OK if report.total.window else Exit.FAILED
+    return Exit.OK if report.window else Exit.FAILED
 
 
 def make_report(options: argparse.Namespace) -> MtbfReport:

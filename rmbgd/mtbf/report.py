@@ -68,10 +68,13 @@ def estimate(hours: float, times: Sequence[tuple[float, Sequence[float]]], confi
 class MtbfSummary:
     """The figures of one machine, or of all of them together."""
 
-    name: str
     machines: list[MachineHistory]
     confidence: float
     claim: float | None
+
+    @property
+    def name(self) -> str:
+        return self.machines[0].name if len(self.machines) == 1 else f"{len(self.machines)} machines"
 
     @property
     def window(self) -> tuple[float, float] | None:
@@ -204,19 +207,14 @@ class MtbfSummary:
 
 
 @dataclass(frozen=True, slots=True)
-class MtbfReport:
-    machines: list[MachineHistory]
-    confidence: float
-    claim: float | None
+class MtbfReport(MtbfSummary):
+    """All machines together, and each of them. `lines`: how many were read."""
+
     lines: int
 
     @property
-    def total(self) -> MtbfSummary:
-        return MtbfSummary("all", self.machines, self.confidence, self.claim)
-
-    @property
     def each(self) -> list[MtbfSummary]:
-        return [MtbfSummary(machine.name, [machine], self.confidence, self.claim) for machine in self.machines]
+        return [MtbfSummary([machine], self.confidence, self.claim) for machine in self.machines]
 
     @property
     def notes(self) -> list[tuple[str, str]]:
@@ -230,7 +228,7 @@ class MtbfReport:
             "version": __version__,
             "lines": self.lines,
             "confidence": self.confidence,
-            "total": _summary(self.total),
+            "total": _summary(self),
             "machines": [
                 {"name": machine.name, **_summary(one), "notes": machine.notes, "versions": sorted(machine.versions),
                  "spans": [[time(span.begin), time(span.end), str(span.kind)] for span in machine.timeline.spans]}

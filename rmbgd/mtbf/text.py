@@ -15,15 +15,12 @@ WIDTH = 22  # of the labels
 
 
 def render(report: MtbfReport) -> str:
-    total, count = report.total, len(report.machines)
-    title = f"rmbgd mtbf: {plain(report.machines[0].name) if count == 1 else f'{count} machines'}"
-    if total.window is None:
+    title = f"rmbgd mtbf: {plain(report.name)}"
+    if report.window is None:
         lines = [title, "", "No run of the service is in these logs: there is nothing to count."]
     else:
-        lines = [f"{title}, {stamp(total.window[0])} to {stamp(total.window[1])}", "", *_time(total), ""]
-        lines += [*_failures(total), "", *_work(total), *_reasons(total)]
-        lines += ["", *_table(report.each)] if count > 1 else []
-        lines += _list(total)
+        lines = [f"{title}, {stamp(report.window[0])} to {stamp(report.window[1])}", "", *_time(report), ""]
+        lines += [*_failures(report), "", *_work(report), *_reasons(report), *_table(report), *_list(report)]
     return "\n".join([*lines, *_notes(report)]) + "\n"
 
 
@@ -92,11 +89,8 @@ def _work(one: MtbfSummary) -> Iterator[str]:
     if times := one.stage_times().get("total"):
         low, middle, high = times
         yield _row("claim to outcome", f"median {middle:,.0f} ms; 5 to 95 %: {low:,.0f} to {high:,.0f} ms")
-    if one.trips:
-        yield from _trips(one)
-
-
-def _trips(one: MtbfSummary) -> Iterator[str]:
+    if not one.trips:
+        return
     words = {
         TripOutcome.AVOIDED: "avoided an outage", TripOutcome.IDLE: "with nothing to do",
         TripOutcome.BROKEN: "did not keep the service whole", TripOutcome.OPEN: "not back by the end of the run",
@@ -121,11 +115,14 @@ def _reasons(one: MtbfSummary) -> Iterator[str]:
             yield f"  {rest:>8,}  other"
 
 
-def _table(each: list[MtbfSummary]) -> Iterator[str]:
-    width = min(max(len("machine"), *(len(plain(one.name)) for one in each)), 30)
-    bound = f"MTBF >= ({percent(each[0].confidence)})"
+def _table(report: MtbfReport) -> Iterator[str]:
+    if len(report.machines) == 1:
+        return
+    width = min(max(len("machine"), *(len(plain(one.name)) for one in report.each)), 30)
+    bound = f"MTBF >= ({percent(report.confidence)})"
+    yield ""
     yield f"{'machine':<{width}}  {'hours':>12}  {'failures':>8}  {bound:>16}  {'failovers':>9}  {'images':>11}"
-    for one in each:
+    for one in report.each:
         bound = f"{one.mtbf.bound:,.1f} h" + ("?" if one.mtbf.doubtful else "")
         row = f"{plain(one.name)[:width]:<{width}}  {one.hours:>12,.2f}  {len(one.failures):>8}  {bound:>16}"
         yield f"{row}  {len(one.trips):>9}  {one.images:>11,}"
@@ -133,10 +130,9 @@ def _table(each: list[MtbfSummary]) -> Iterator[str]:
 
 def _list(one: MtbfSummary) -> Iterator[str]:
     failures = one.failures
-    if not failures:
-        return
-    yield ""
-    yield "failures" if len(failures) <= FAILURES_SHOWN else f"the last {FAILURES_SHOWN} failures"
+    if failures:
+        yield ""
+        yield "failures" if len(failures) <= FAILURES_SHOWN else f"the last {FAILURES_SHOWN} failures"
     for machine, failure in failures[-FAILURES_SHOWN:]:
         down = "not back by the end of the log" if failure.down is None else f"down {duration(failure.down)}"
         detail = f" ({plain(failure.detail)})" if failure.detail else ""

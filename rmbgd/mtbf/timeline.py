@@ -64,7 +64,7 @@ class Timeline:
     failed_starts: int = 0
 
     def seconds(self, kind: State) -> float:
-        return sum(span.seconds for span in self.spans if span.kind is kind)
+        return sum(span.seconds for span in self.spans if span.kind == kind)
 
     def operated_until(self, at: float) -> float:
         """Seconds in service up to `at`."""
