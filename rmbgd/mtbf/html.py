@@ -119,14 +119,11 @@ def time_ticks(window: Window, count: int = 9) -> list[Tick]:
     return [(place * step, moment(place * step).strftime(form).lstrip("0") or "0") for place in places]
 
 
-def power_range(least: float, most: float) -> tuple[int, int]:
-    """Powers of ten of milliseconds around these."""
+def power_ticks(least: float, most: float) -> list[Tick]:
+    """(power of ten, text) around these milliseconds, at least two."""
     low = math.floor(math.log10(max(least, FASTEST)))
-    return low, max(math.ceil(math.log10(max(most, FASTEST))), low + 1)
-
-
-def power_ticks(powers: tuple[int, int]) -> list[Tick]:
-    return [(power, milliseconds(10.0**power)) for power in range(powers[0], powers[1] + 1)]
+    high = max(math.ceil(math.log10(max(most, FASTEST))), low + 1)
+    return [(power, milliseconds(10.0**power)) for power in range(low, high + 1)]
 
 
 def moment(seconds: float) -> datetime:
@@ -293,9 +290,9 @@ def stage_times(report: MtbfReport) -> Plot | None:
     times = report.stage_times()
     if not times:
         return None
-    powers = power_range(min(low for low, _, _ in times.values()), max(high for _, _, high in times.values()))
-    plot = Plot("time in each stage", 110, WIDTH - 230, 8, 8 + 30 * len(times), powers)
-    plot.x_axis(power_ticks(powers))
+    powers = power_ticks(min(low for low, _, _ in times.values()), max(high for _, _, high in times.values()))
+    plot = Plot("time in each stage", 110, WIDTH - 230, 8, 8 + 30 * len(times), (powers[0][0], powers[-1][0]))
+    plot.x_axis(powers)
     for row, (stage, values) in enumerate(times.items()):
         middle = plot.top + 30 * row + 15
         begin, centre, end = (math.log10(max(value, FASTEST)) for value in values)
@@ -318,10 +315,10 @@ def latency(report: MtbfReport, window: Window) -> Plot | None:
         return None
     ascending = ((times, sorted(values)) for times, values in sorted(bins.items()))
     shares = {times: (quantile(values, 0.5), quantile(values, 0.95)) for times, values in ascending}
-    powers = power_range(min(middle for middle, _ in shares.values()), max(late for _, late in shares.values()))
-    plot = Plot("time from claim to outcome", 70, WIDTH - 20, 12, 160, window, powers)
+    powers = power_ticks(min(middle for middle, _ in shares.values()), max(late for _, late in shares.values()))
+    plot = Plot("time from claim to outcome", 70, WIDTH - 20, 12, 160, window, (powers[0][0], powers[-1][0]))
     plot.x_axis(time_ticks(window))
-    plot.y_axis(power_ticks(powers))
+    plot.y_axis(powers)
     for times, (middle, late) in shares.items():
         words = f"{moment(times[0]):%d %b %H:%M}: median {milliseconds(middle)}, 95 % {milliseconds(late)}"
         bottom, top = plot.y(math.log10(middle)), plot.y(math.log10(late))

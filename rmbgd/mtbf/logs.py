@@ -20,6 +20,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -135,13 +136,11 @@ class ImageTable:
 
     def ordered(self) -> ImageTable:
         """Rows by time, each line once."""
-        last = None
-        kept = []
-        for row in sorted(range(len(self)), key=lambda row: (self.at[row], self.digest[row])):
-            if last is None or self.at[last] != self.at[row] or self.digest[last] != self.digest[row]:
-                kept.append(row)
-            last = row
-        return self.only(kept)
+
+        def line(row: int) -> tuple[float, int]:
+            return self.at[row], self.digest[row]
+
+        return self.only([next(same) for _, same in groupby(sorted(range(len(self)), key=line), line)])
 
     def between(self, begin: float, end: float) -> range:
         """Rows with begin <= at <= end; the rows must be in order."""

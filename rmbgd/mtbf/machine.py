@@ -11,9 +11,9 @@ from statistics import median
 
 from rmbgd.events import devices_of
 from rmbgd.mtbf.logs import DONE, FAILED, POSTPONED, BootLog, ImageTable, LogIndex, LogSource, counted, number
-from rmbgd.mtbf.runs import Boot, assemble
+from rmbgd.mtbf.runs import Boot
 from rmbgd.mtbf.statistics import quantile
-from rmbgd.mtbf.timeline import Failure, State, Timeline, Trip, stamp, timeline, trips
+from rmbgd.mtbf.timeline import Failure, State, Timeline, stamp, trips
 
 HEARTBEAT = 60.0  # s, the service's default, where the log does not tell
 MISSED_HEARTBEATS = 3  # that may be missing before a time counts as not observed
@@ -39,43 +39,28 @@ class HealthSample:
     temperatures: dict[str, float]
 
 
-@dataclass(slots=True)
 class MachineHistory:
-    """All boots of one machine.
+    """All boots of one machine, from the logs of it in the order in which they were read."""
 
-    gap     seconds without a line beyond which time counts as not observed
-    counts  "outcomes" of images; "devices", "refused", "postponed", "faults", "paused", "restarted" by reason or name
-    notes   what had to be assumed or left out, for people
-    """
-
-    name: str
-    boots: list[Boot]
-    timeline: Timeline
-    trips: list[Trip]
-    heartbeats: list[HealthSample]
-    gap: float
-    counts: dict[str, Counter[str]]
-    notes: list[str]
-    versions: set[str]
-
-    @property
-    def operating(self) -> float:
-        """Seconds in service."""
-        return self.timeline.seconds(State.UP)
-
-    @property
-    def failures(self) -> list[Failure]:
-        return self.timeline.failures
-
-    @property
-    def power_losses(self) -> int:
-        return sum(span.kind is State.POWER_LOSS for span in self.timeline.spans)
-
-    @property
-    def window(self) -> tuple[float, float] | None:
-        """(first, last) of what is known, seconds since 1970."""
-        spans = self.timeline.spans
-        return (spans[0].begin, max(span.end for span in spans)) if spans else None
+    def __init__(self, name: str, logs: list[BootLog], *, power_loss_is_failure: bool) -> None:
+        self.name = name
+        self.versions = {version for log in logs for version in log.versions} - {""}
+        self.boots = [Boot(parts) for parts in _in_order(logs)]
+        again = _drop_repeats(self.boots)
+        self.gap, stall = _limits(self.boots)  # seconds without a line beyond which time counts as not observed
+        self.timeline = life = Timeline(self.boots, self.gap, stall, power_loss_is_failure=power_loss_is_failure)
+        self.notes = [*life.notes, *_notes(self.boots, life)]  # what had to be assumed or left out, for people
+        if again:
+            self.notes.append(f"{counted(again, 'outcome')} told again by the start after a crash, counted once")
+        _add_published_twice(self.boots, life)
+        self.failures = life.failures
+        self.operating = life.seconds(State.UP)  # seconds in service
+        self.trips = list(trips(self.boots, life.failures, stall))
+        self.heartbeats = list(_heartbeats(self.boots))
+        # "outcomes" of images; "devices", "refused", "postponed", "faults", "paused", "restarted" by reason or name
+        self.counts = _counts(self.boots)
+        # First and last of what is known, seconds since 1970.
+        self.window = (life.spans[0].begin, max(span.end for span in life.spans)) if life.spans else None
 
 
 def machines(index: LogIndex, *, power_loss_is_failure: bool = False) -> list[MachineHistory]:
@@ -88,7 +73,7 @@ def machines(index: LogIndex, *, power_loss_is_failure: bool = False) -> list[Ma
     result = []
     for name in sorted(named, key=_natural):
         logs = named[name]
-        machine = _machine(name, logs, power_loss_is_failure=power_loss_is_failure)
+        machine = MachineHistory(name, logs, power_loss_is_failure=power_loss_is_failure)
         sources = {log.source.device for log in logs}
         machine.notes[:0] = [note for source, note in index.notes if source in sources]
         shared = sorted({other for log in logs for other in names[log.boot_id]} - {name})
@@ -119,21 +104,6 @@ def _named(index: LogIndex) -> dict[str, list[BootLog]]:
             name = log.host or (min(known) if len(known) == 1 else name)
         named.setdefault(name, []).append(log)
     return named
-
-
-def _machine(name: str, logs: list[BootLog], *, power_loss_is_failure: bool) -> MachineHistory:
-    boots = [assemble(parts) for parts in _in_order(logs)]
-    again = _drop_repeats(boots)
-    gap, stall = _limits(boots)
-    life = timeline(boots, gap, stall, power_loss_is_failure=power_loss_is_failure)
-    notes = [*life.notes, *_notes(boots, life)]
-    if again:
-        notes.append(f"{counted(again, 'outcome')} told again by the start after a crash, counted once")
-    _add_published_twice(boots, life)
-    return MachineHistory(
-        name, boots, life, list(trips(boots, life.failures, stall)), list(_heartbeats(boots)), gap, _counts(boots),
-        notes, {version for log in logs for version in log.versions} - {""},
-    )  # fmt: skip
 
 
 def _in_order(logs: list[BootLog]) -> list[list[BootLog]]:

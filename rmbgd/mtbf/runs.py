@@ -67,46 +67,30 @@ class ServiceRun:
         return any(event.keys.get("stage") == CONFIGURING for event in self.named("service.failed"))
 
 
-@dataclass(slots=True)
 class Boot:
     """One boot, cleaned: lines in order and once, its place on the wall clock, its runs.
 
-    offset     wall minus monotonic time, as it held for longest
-    steps      (monotonic time, seconds) of each jump of the wall clock
-    orphans    exits recorded of processes that wrote nothing else
-    repeated   lines found more than once
-    one_shots  runs of other commands than the service, left out
+    `parts`: the logs of it, in the order in which they were read.
     """
 
-    boot_id: str
-    offset: float
-    last: float
-    runs: list[ServiceRun]
-    images: ImageTable
-    steps: list[Interval]
-    orphans: list[LogEvent]
-    repeated: int
-    one_shots: int
-
-
-def assemble(parts: Sequence[BootLog]) -> Boot:
-    """The boot that all of these are parts of, in the order in which they were read."""
-    # Lines of one millisecond stay in the order in which they were written.
-    lines = sorted((event for part in parts for event in part.events), key=lambda event: event.at)
-    once = list({(event.at, event.digest): event for event in lines}.values())  # the place of the first
-    found = parts[0].images
-    for part in parts[1:]:
-        found.extend(part.images)
-    images = found.ordered()
-    last = max(part.last for part in parts)
-    offset, steps = _clock(sorted(entry for part in parts for entry in part.clock), last)
-    runs = _runs([event for event in once if event.event != "service.exit"], images)
-    service = [run for run in runs if run.named("service.start", "service.ready", "health", "service.stopping")]
-    service.sort(key=lambda run: (run.start, run.pid))
-    orphans = _pair_exits(service, [event for event in once if event.event == "service.exit"])
-    repeated = len(found) - len(images) + len(lines) - len(once)
-    one_shots = len(runs) - len(service)
-    return Boot(parts[0].boot_id, offset, last, service, images, steps, orphans, repeated, one_shots)
+    def __init__(self, parts: Sequence[BootLog]) -> None:
+        # Lines of one millisecond stay in the order in which they were written.
+        lines = sorted((event for part in parts for event in part.events), key=lambda event: event.at)
+        once = list({(event.at, event.digest): event for event in lines}.values())  # the place of the first
+        found = parts[0].images
+        for part in parts[1:]:
+            found.extend(part.images)
+        self.images = found.ordered()
+        self.repeated = len(found) - len(self.images) + len(lines) - len(once)  # lines found more than once
+        self.last = max(part.last for part in parts)
+        # `offset`: wall minus monotonic time, as it held for longest; `steps`: when the wall clock jumped, by what.
+        self.offset, self.steps = _clock(sorted(entry for part in parts for entry in part.clock), self.last)
+        runs = _runs([event for event in once if event.event != "service.exit"], self.images)
+        self.runs = [run for run in runs if run.named("service.start", "service.ready", "health", "service.stopping")]
+        self.runs.sort(key=lambda run: (run.start, run.pid))
+        self.one_shots = len(runs) - len(self.runs)  # runs of other commands than the service, left out
+        # Exits recorded of processes that wrote nothing else.
+        self.orphans = _pair_exits(self.runs, [event for event in once if event.event == "service.exit"])
 
 
 def _clock(entries: list[Interval], last: float) -> tuple[float, list[Interval]]:
@@ -164,7 +148,8 @@ def _pair_exits(runs: list[ServiceRun], exits: list[LogEvent]) -> list[LogEvent]
 
 def ending(run: ServiceRun) -> RunEnd:
     """How the run ended, by what it said itself and by what the exit recorder saw."""
-    asked = next((event for event in run.named("service.stopping") if _on_request(event)), None)
+    causes = ((event, str(event.keys.get("cause", ""))) for event in run.named("service.stopping"))
+    asked = next((event for event, why in causes if why.startswith("SIG") or why == events.SAFE_MODE_OVER), None)
     failed, stopping, stopped = (run.first(f"service.{name}") for name in ("failed", "stopping", "stop"))
     seen = run.exit if run.exit is not None and run.exit.keys.get("result") != "success" else None
     stage = f"failed: {failed.keys.get('stage', '?')}" if failed else ""
@@ -187,11 +172,6 @@ def ending(run: ServiceRun) -> RunEnd:
         return RunEnd(End.PLANNED, run.exit.at, "exit 0")
     detail = f"{seen.keys.get('code', '?')} {seen.keys.get('status', '?')}"
     return RunEnd(End.REFUSED if is_refusal(seen) else End.FAILED, seen.at, exit_cause(seen), detail)
-
-
-def _on_request(stopping: LogEvent) -> bool:
-    cause = str(stopping.keys.get("cause", ""))
-    return cause.startswith("SIG") or cause == events.SAFE_MODE_OVER
 
 
 def is_refusal(exit_: LogEvent) -> bool:

@@ -19,25 +19,27 @@ def render(report: MtbfReport) -> str:
     if report.window is None:
         lines = [title, "", "No run of the service is in these logs: there is nothing to count."]
     else:
-        lines = [f"{title}, {stamp(report.window[0])} to {stamp(report.window[1])}", "", *_time(report), ""]
+        lines = [f"{title}, {stamp(report.window[0])} to {stamp(report.window[1])}", ""]
         lines += [*_failures(report), "", *_work(report), *_reasons(report), *_table(report), *_list(report)]
-    return "\n".join([*lines, *_notes(report)]) + "\n"
+    if report.notes:
+        lines += ["", "what the logs do not say, and how it was counted"]
+    for name, note in report.notes:
+        lines.append(f"  {plain(name)}: {plain(note)}" if len(report.machines) > 1 else f"  {plain(note)}")
+    return "\n".join(lines) + "\n"
 
 
 def _row(label: str, text: str) -> str:
     return f"{label:<{WIDTH}}{text}"
 
 
-def _time(one: MtbfSummary) -> Iterator[str]:
+def _failures(one: MtbfSummary) -> Iterator[str]:
     yield _row("operating time", f"{one.hours:,.4f} h in service")
     words = {
         State.PLANNED: "stopped on purpose", State.DOWN: "down",
         State.POWER_LOSS: "without power", State.UNOBSERVED: "not observed",
     }  # fmt: skip
     yield from (_row("", f"{duration(one.seconds(kind))} {word}") for kind, word in words.items() if one.seconds(kind))
-
-
-def _failures(one: MtbfSummary) -> Iterator[str]:
+    yield ""
     failures = len(one.failures)
     yield _row("failures", str(failures))
     yield from _mean("MTBF", one.mtbf)
@@ -137,13 +139,6 @@ def _list(one: MtbfSummary) -> Iterator[str]:
         down = "not back by the end of the log" if failure.down is None else f"down {duration(failure.down)}"
         detail = f" ({plain(failure.detail)})" if failure.detail else ""
         yield f"  {stamp(failure.at)}  {plain(machine.name)}  {plain(failure.cause)}, {down}{detail}"
-
-
-def _notes(report: MtbfReport) -> Iterator[str]:
-    if report.notes:
-        yield from ("", "what the logs do not say, and how it was counted")
-    for name, note in report.notes:
-        yield f"  {plain(name)}: {plain(note)}" if len(report.machines) > 1 else f"  {plain(note)}"
 
 
 def percent(share: float) -> str:

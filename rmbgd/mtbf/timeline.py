@@ -14,7 +14,7 @@ Times here are seconds since 1970, each boot placed as a whole, so that duration
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
@@ -57,43 +57,6 @@ class Failure:
 
 
 @dataclass(slots=True)
-class Timeline:
-    spans: list[Span] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    failed_starts: int = 0
-
-    def seconds(self, kind: State) -> float:
-        return sum(span.seconds for span in self.spans if span.kind == kind)
-
-    def operated_until(self, at: float) -> float:
-        """Seconds in service up to `at`."""
-        ups = [span for span in self.spans if span.kind is State.UP and span.begin < at]
-        return sum(min(span.end, at) - span.begin for span in ups)
-
-
-def timeline(boots: Sequence[Boot], gap: float, stall: float, *, power_loss_is_failure: bool = False) -> Timeline:
-    """The life of one machine from its boots, in order. `gap`, `stall`: seconds beyond which silence counts as one."""
-    builder = _TimelineBuilder(gap, stall, power_loss_is_failure=power_loss_is_failure)
-    for place, boot in enumerate(boots):
-        entries: list[tuple[float, ServiceRun | LogEvent]] = [(run.start, run) for run in boot.runs]
-        entries += [(exit_.at, exit_) for exit_ in boot.orphans]
-        entries.sort(key=lambda entry: entry[0])
-        for _, entry in entries:
-            if isinstance(entry, LogEvent):
-                builder.add_orphan(entry, boot)
-                continue
-            latest = next((at for at, other in reversed(entries) if other is not entry), float("-inf"))
-            last_of_boot = latest < entry.last
-            builder.add_run(entry, boot, last_of_boot, last_of_all=last_of_boot and place + 1 == len(boots))
-    for boot in boots:
-        for at, seconds in boot.steps:
-            said = f"the wall clock jumped by {seconds:+.0f} s around {stamp(at + boot.offset)}, or the machine slept"
-            builder.timeline.notes.append(f"{said}; durations are monotonic and not touched by it")
-    return builder.timeline
-
-
-@dataclass(slots=True)
 class _Off:
     """Since when the service is not up, why, and the failure that this belongs to, if any."""
 
@@ -102,24 +65,49 @@ class _Off:
     failure: Failure | None = None
 
 
-class _TimelineBuilder:
-    """Adds one run after the other, in order."""
+class Timeline:
+    """The life of one machine from its boots, in order. `gap`, `stall`: seconds beyond which silence counts as one."""
 
-    def __init__(self, gap: float, stall: float, *, power_loss_is_failure: bool) -> None:
-        self.timeline = Timeline()
-        self._gap = gap
-        self._stall = stall
+    def __init__(self, boots: Sequence[Boot], gap: float, stall: float, *, power_loss_is_failure: bool) -> None:
+        self.spans: list[Span] = []
+        self.failures: list[Failure] = []
+        self.notes: list[str] = []
+        self.failed_starts = 0
+        self._gap, self._stall = gap, stall
         self._power_loss_is_failure = power_loss_is_failure
         self._off: _Off | None = None
         self._operated = 0.0
         self._up_until = float("-inf")  # placed time up to which the service is already counted as up
+        for boot in boots:
+            entries: list[tuple[float, ServiceRun | LogEvent]] = [(run.start, run) for run in boot.runs]
+            entries += [(exit_.at, exit_) for exit_ in boot.orphans]
+            entries.sort(key=lambda entry: entry[0])
+            for _, entry in entries:
+                if isinstance(entry, LogEvent):  # of a process that wrote nothing: a start that failed early
+                    if entry.at + boot.offset > self._up_until:
+                        self._add_failed_start(entry.at + boot.offset, exit_cause(entry), "", is_refusal(entry))
+                    continue
+                latest = next((at for at, other in reversed(entries) if other is not entry), float("-inf"))
+                last_of_boot = latest < entry.last
+                self._add_run(entry, boot, last_of_boot, last_of_all=last_of_boot and boot is boots[-1])
+        for boot in boots:
+            for at, seconds in boot.steps:
+                jump = f"the wall clock jumped by {seconds:+.0f} s around {stamp(at + boot.offset)}"
+                self.notes.append(f"{jump}, or the machine slept; durations are monotonic and not touched by it")
 
-    def add_run(self, run: ServiceRun, boot: Boot, last_of_boot: bool, last_of_all: bool) -> None:
+    def seconds(self, kind: State) -> float:
+        return sum(span.seconds for span in self.spans if span.kind == kind)
+
+    def operated_until(self, at: float) -> float:
+        """Seconds in service up to `at`."""
+        return sum(min(span.end, at) - span.begin for span in self.spans if span.kind is State.UP and span.begin < at)
+
+    def _add_run(self, run: ServiceRun, boot: Boot, last_of_boot: bool, last_of_all: bool) -> None:
         end = ending(run)
         if run.ready is None:
             start = run.start + boot.offset
             if start < self._up_until:
-                self.timeline.notes.append(f"a second process was started at {stamp(start)} while one was running")
+                self.notes.append(f"a second process was started at {stamp(start)} while one was running")
             elif end.how is not End.PLANNED and not (end.how is End.UNKNOWN and last_of_all):
                 self._add_failed_start(start, end.cause or "vanished", end.detail, run.refused)
             return  # else it was stopped, or the log ends, while starting
@@ -127,26 +115,20 @@ class _TimelineBuilder:
             end.at = max(run.last, run.ready)  # nothing was heard for long before its end was seen
         begin = max(run.ready + boot.offset, self._up_until)
         if run.ready + boot.offset < begin and end.at + boot.offset <= begin:
-            self.timeline.notes.append(f"two runs of the service at once around {stamp(begin)}; counted once")
+            self.notes.append(f"two runs of the service at once around {stamp(begin)}; counted once")
             return
         self._back(begin)
         self._add_up(run, boot, begin - boot.offset, end)
         self._end_run(end, end.at + boot.offset, last_of_boot, last_of_all)
-
-    def add_orphan(self, exit_: LogEvent, boot: Boot) -> None:
-        """An exit of a process that wrote nothing: a start that failed early."""
-        at = exit_.at + boot.offset
-        if at > self._up_until:
-            self._add_failed_start(at, exit_cause(exit_), "", is_refusal(exit_))
 
     def _back(self, at: float) -> None:
         """Ready again."""
         if self._off is None:
             return
         if at < self._off.since:
-            self.timeline.notes.append(f"the wall clock was set back over a reboot around {stamp(at)}; no time counted")
+            self.notes.append(f"the wall clock was set back over a reboot around {stamp(at)}; no time counted")
         elif at > self._off.since:
-            self.timeline.spans.append(Span(self._off.since, at, self._off.kind))
+            self.spans.append(Span(self._off.since, at, self._off.kind))
         if self._off.failure is not None:
             self._off.failure.until = max(at, self._off.since)
         self._off = None
@@ -165,10 +147,10 @@ class _TimelineBuilder:
         at = begin
         for cut_begin, cut_end, kind, detail in [*sorted(cuts), (end.at, end.at, State.UP, "")]:
             if cut_begin > at:
-                self.timeline.spans.append(Span(at + boot.offset, cut_begin + boot.offset, State.UP))
+                self.spans.append(Span(at + boot.offset, cut_begin + boot.offset, State.UP))
                 self._operated += cut_begin - at
             if kind is not State.UP:
-                self.timeline.spans.append(Span(cut_begin + boot.offset, cut_end + boot.offset, kind))
+                self.spans.append(Span(cut_begin + boot.offset, cut_end + boot.offset, kind))
             if kind is State.DOWN:
                 self._add_failure(cut_begin + boot.offset, "stall", detail, until=cut_end + boot.offset)
             at = cut_end
@@ -176,7 +158,7 @@ class _TimelineBuilder:
 
     def _add_failure(self, at: float, cause: str, detail: str = "", until: float | None = None) -> Failure:
         failure = Failure(at, cause, detail, until, self._operated)
-        self.timeline.failures.append(failure)
+        self.failures.append(failure)
         return failure
 
     def _end_run(self, end: RunEnd, at: float, last_of_boot: bool, last_of_all: bool) -> None:
@@ -199,17 +181,17 @@ class _TimelineBuilder:
         self._off = _Off(at, State.DOWN, self._add_failure(at, cause, detail))
 
     def _refuse(self, at: float) -> None:
-        self.timeline.notes.append(f"configuration refused at {stamp(at)}: counted as the operator's")
+        self.notes.append(f"configuration refused at {stamp(at)}: counted as the operator's")
         self._off = self._off or _Off(at, State.PLANNED)
 
     def _add_failed_start(self, at: float, cause: str, detail: str, by_configuration: bool) -> None:
         """The first one after a planned stop is a failure; in an outage it only prolongs it."""
-        self.timeline.failed_starts += 1
+        self.failed_starts += 1
         if by_configuration:
             self._refuse(at)
         elif self._off is None or self._off.kind is not State.DOWN:
             if self._off is not None and at > self._off.since:
-                self.timeline.spans.append(Span(self._off.since, at, self._off.kind))
+                self.spans.append(Span(self._off.since, at, self._off.kind))
             self._fail(at, f"start: {cause}", detail)
 
 
