@@ -117,21 +117,16 @@ class Timeline:
         if run.ready + boot.offset < begin and end.at + boot.offset <= begin:
             self.notes.append(f"two runs of the service at once around {stamp(begin)}; counted once")
             return
-        self._back(begin)
+        if self._off is not None:
+            if begin < self._off.since:
+                self.notes.append(f"the wall clock was set back over a reboot around {stamp(begin)}; no time counted")
+            elif begin > self._off.since:
+                self.spans.append(Span(self._off.since, begin, self._off.kind))
+            if self._off.failure is not None:
+                self._off.failure.until = max(begin, self._off.since)
+            self._off = None
         self._add_up(run, boot, begin - boot.offset, end)
         self._end_run(end, end.at + boot.offset, last_of_boot, last_of_all)
-
-    def _back(self, at: float) -> None:
-        """Ready again."""
-        if self._off is None:
-            return
-        if at < self._off.since:
-            self.notes.append(f"the wall clock was set back over a reboot around {stamp(at)}; no time counted")
-        elif at > self._off.since:
-            self.spans.append(Span(self._off.since, at, self._off.kind))
-        if self._off.failure is not None:
-            self._off.failure.until = max(at, self._off.since)
-        self._off = None
 
     def _add_up(self, run: ServiceRun, boot: Boot, begin: float, end: RunEnd) -> None:
         """Add the run from `begin` to its end, less gaps and stalls. A stall at its end becomes the end."""
