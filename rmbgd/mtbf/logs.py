@@ -40,6 +40,7 @@ GENERIC_NAMES = frozenset({"rmbgd", "events", "event", "log", "logs", "messages"
 
 UNKNOWN_BOOT = "unknown"  # what rmbgd writes where the kernel does not say
 CLOCK_STEP = 1.0  # s between wall and monotonic clock; slewing is slower by far
+LARGEST = 1e15  # of any number in a log; what is beyond is damaged, and would not fit the columns
 STEP_BACK = 60.0  # s; monotonic time falling by more within "unknown" can only be another boot
 
 KEPT = {
@@ -66,8 +67,8 @@ COLUMNS = ("at", "pid", "kind", "word", "engine", "again", "same", "digest")
 
 
 def number(value: object) -> float | None:
-    """The value as a float, or None when it is no number."""
-    return float(value) if isinstance(value, (int, float)) else None
+    """The value as a float; None when it is no number, or one that nothing measures: NaN, infinity, 10**400."""
+    return float(value) if isinstance(value, (int, float)) and abs(value) < LARGEST else None
 
 
 def counted(count: int, noun: str) -> str:
@@ -353,10 +354,10 @@ def _envelope(record: dict[str, Any]) -> tuple[float, float, int, str] | None:
     """(monotonic, wall, pid, event), or None for a line that is not rmbgd's."""
     with contextlib.suppress(ValueError, OverflowError):
         match record:
-            case {"event": str(event), "monotonic": at, "boot_id": str(), "pid": pid, "time": str(stamp)} if (
-                type(at) in (int, float) and type(pid) is int  # a bool is no number here
+            case {"event": str(event), "monotonic": at, "boot_id": str(), "pid": int(pid), "time": str(stamp)} if (
+                (monotonic := number(at)) is not None and abs(pid) < LARGEST and bool not in (type(at), type(pid))
             ):
-                return float(at), datetime.fromisoformat(stamp).timestamp(), pid, event
+                return monotonic, datetime.fromisoformat(stamp).timestamp(), pid, event
     return None
 
 

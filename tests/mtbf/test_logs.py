@@ -211,7 +211,10 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch):
         "[]", "null", "{}", '{"event": 5}', '{"event":"health"}', "not json", "[" * 100_000,
         '{"event":"health","time":"x","monotonic":1,"boot_id":"b","pid":1}',
         '{"event":"health","time":"2026-01-01T00:00:00Z","monotonic":"1","boot_id":"b","pid":1}',
-        '{"event":"health","time":"2026-01-01T00:00:00Z","monotonic":true,"boot_id":"b","pid":1}',
+        *(
+            f'{{"event":"image.done","time":"2026-01-01T00:00:00Z","monotonic":{at},"boot_id":"b","pid":{pid}}}'
+            for at, pid in [("true", 1), ("NaN", 1), ("Infinity", 1), ("1" * 400, 1), (1, "true"), (1, "1" * 40)]
+        ),
     ],
 )  # fmt: skip
 def test_lines_that_are_not_ours_are_left_out_and_told(tmp_path: Path, line: str):
@@ -221,3 +224,13 @@ def test_lines_that_are_not_ours_are_left_out_and_told(tmp_path: Path, line: str
     machine = found(tmp_path)["edge"]
     assert hours(machine) == 1.0
     assert any("left out" in note for note in machine.notes)
+
+
+@pytest.mark.parametrize("time", ["Infinity", "NaN", "1e300", "1" * 400, '"x"'])
+def test_a_time_that_nothing_measures_ends_no_report(tmp_path: Path, time: str):
+    """The image counts, without that time."""
+    box = Box("edge").start().image(milliseconds={"total": 1, "wait": 2.0}).serve(60)
+    (tmp_path / "edge.jsonl").write_text(text(box.lines).replace('"total": 1,', f'"total": {time},'))
+
+    (boot,) = found(tmp_path)["edge"].boots
+    assert [list(boot.images.values(stage)) for stage in ("total", "wait")] == [[], [2.0]]
