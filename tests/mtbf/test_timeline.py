@@ -106,6 +106,11 @@ HISTORIES: dict[str, tuple[History, dict[str, float], Failures, str]] = {
         .sleep(9).start(ready_after=0),
         {"up": 600, "planned": 1, "down": 9}, [(603, "start: exit status 70", 9)], "",
     ),
+    "a second exit at the moment of a planned stop": (
+        lambda b: b.start().serve(600).stop(seconds=0).recorded("success", "exited", "0").recorded(*FAILED).sleep(8)
+        .start(),
+        {"up": 600, "planned": 10}, [], "",
+    ),
     "a first start that fails": (
         lambda b: b.launch().sleep(1).recorded(*FAILED).sleep(9).start().serve(60),
         {"up": 60, "down": 12}, [(0, "start: exit status 70", 12)], "",
@@ -162,6 +167,10 @@ HISTORIES: dict[str, tuple[History, dict[str, float], Failures, str]] = {
     "a kill long after the last heartbeat: it hung first": (
         lambda b: b.start().serve(600).sleep(2000).recorded("watchdog", "killed", "ABRT").sleep(5).start().serve(60),
         {"up": 660, "down": 2007}, [(602, "watchdog", 2007)], "",
+    ),
+    "a kill as long after the last heartbeat as may be": (
+        lambda b: b.start().serve(600).sleep(180).recorded().sleep(8).start(),
+        {"up": 780, "down": 10}, [(782, "signal KILL", 10)], "",
     ),
     # Stalls: work waits and nothing comes out, for more than two minutes.
     "a stall, from the last outcome until the next": (
@@ -259,6 +268,7 @@ def test_a_history_is_counted_as_defined(tmp_path: Path, name: str):
     machine = machine_of(box, tmp_path)
 
     assert seconds(machine) == states
+    assert all(span.begin < span.end for span in machine.timeline.spans)
     found = machine.failures
     assert [(round(each.at - EPOCH, 3), each.cause, each.down and round(each.down, 3)) for each in found] == failures
     if "set back" not in note:  # there, two times have one place
