@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmbgd.mtbf.command import make_report, run
+from rmbgd.mtbf.command import main, make_report, run
 from rmbgd.mtbf.text import render
 from tests.mtbf.box import PARTS, Box, options, play
 
@@ -193,3 +193,12 @@ def test_the_tool_runs_where_nothing_is_installed(tmp_path: Path):
         assert done.returncode == status
         assert words in (done.stderr if status else done.stdout)
         assert done.stderr.count("\n") == status
+
+
+@pytest.mark.parametrize(("words", "status"), [(["edge.jsonl"], 0), (["none.jsonl"], 1)])
+def test_the_module_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], status: int):
+    """`python -m rmbgd.mtbf`, and its exit status."""
+    Box("edge").start().serve(60).write(tmp_path / "edge.jsonl")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["rmbgd mtbf", *words])
+    assert main() == status

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbgd.events import SAFE_MODE_OVER
+from rmbgd.mtbf import report
 from rmbgd.mtbf.logs import LogSource, read
 from rmbgd.mtbf.machine import MachineHistory, machines
 from rmbgd.mtbf.timeline import State, stamp
@@ -348,6 +349,7 @@ def test_a_clock_that_is_put_right_after_boot_places_the_whole_boot(tmp_path: Pa
 
 def test_a_time_that_no_calendar_has_is_shown_in_seconds():
     assert (stamp(EPOCH), stamp(1e12)) == ("2026-01-01 00:00Z", "1000000000000 s")
+    assert (report.time(EPOCH), report.time(1e12)) == ("2026-01-01T00:00:00.000Z", None)
 
 
 # --- failovers

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -69,10 +70,12 @@ def test_envelope_has_the_keys_of_the_vocabulary() -> None:
     assert envelope["time"].endswith("Z")
 
 
-def test_process_is_known_by_its_start() -> None:
-    """The same for as long as it lives, and nothing for a number that no process has."""
+def test_process_is_known_by_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for as long as it lives, and nothing for a number that no process has; nor has every kernel a boot."""
     assert jsonl.process_start(os.getpid()) == jsonl.process_start(os.getpid()) is not None
     assert jsonl.process_start(2**22 + 1) is None
+    monkeypatch.setattr(jsonl, "open", Mock(side_effect=OSError), raising=False)
+    assert jsonl.boot_id.__wrapped__() == "unknown"
 
 
 def copy_and_truncate(path: Path, old: Path) -> None:

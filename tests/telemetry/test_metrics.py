@@ -92,6 +92,8 @@ def test_gauges_follow_the_heartbeat(metrics: Metrics):
 def test_what_the_heartbeat_no_longer_says_is_not_shown(metrics: Metrics):
     """A stale temperature would look healthy; two GPUs in use are a series each, and none for both together."""
     metrics("health", **HEALTH)
+    metrics("health", **HEALTH | {"device": None, "engine": {"devices": {"cpu": {}}}})
+    assert not {"rmbgd_device_in_use", "rmbgd_device_state"} & {name for name, _ in samples(metrics)}
     gone = {"devices": {"cuda:0": {"state": "lost", "temperature": None}}}
     metrics("health", **HEALTH | {"device": "cuda:0, cuda:1", "engine": gone})
     found = samples(metrics)
