@@ -47,9 +47,9 @@ class Failure:
 
     at: float
     cause: str
-    detail: str = ""
-    until: float | None = None
-    operated: float = 0.0
+    detail: str
+    until: float | None
+    operated: float
 
     @property
     def down(self) -> float | None:

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmbgd.events import EVENTS
 from rmbgd.mtbf.command import main, make_report, run
 from rmbgd.mtbf.text import render
 from tests.mtbf.box import PARTS, Box, options, play
@@ -132,11 +133,22 @@ def test_failures_per_million_images(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 
 def test_top_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Each table with its most frequent reason first."""
+    """Each table with its most frequent reason first; the text shows five of them."""
     box = Box("edge").start().refuse("truncated").refuse("corrupt").refuse("truncated").serve(60)
-    found = json.loads(said(capsys, box.write(tmp_path / "edge.jsonl"), "--json"))["total"]["reasons"]
+    for kind in "abcdef":
+        box.sleep(1).emit("engine.restarted", **dict.fromkeys(required("engine.restarted"), 0) | {"device": "cuda:0"})
+        box.emit("engine.fault", **dict.fromkeys(required("engine.fault"), 0) | {"kind": kind})
+    path = box.write(tmp_path / "edge.jsonl")
+    found = json.loads(said(capsys, path, "--json", "--confidence", 0.95))["total"]
 
-    assert list(found["refused pictures"].items()) == [("truncated", 2), ("corrupt", 1)]
+    assert list(found["reasons"]["refused pictures"].items()) == [("truncated", 2), ("corrupt", 1)]
+    assert found["reasons"]["engine faults"] == dict.fromkeys("abcdef", 1)
+    assert found["engine_restarts"] == {"cuda:0": 6}
+    assert "       1  other" in said(capsys, path)
+
+
+def required(event: str) -> set[str]:
+    return {key for key in EVENTS[event].keys if not key.endswith("?")}
 
 
 def test_a_log_without_a_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

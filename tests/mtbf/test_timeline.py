@@ -76,6 +76,10 @@ HISTORIES: dict[str, tuple[History, dict[str, float], Failures, str]] = {
         lambda b: b.start().serve(600).sleep(30).start(ready_after=2).serve(600),
         {"up": 1200, "down": 32}, [(602, "vanished", 32)], "1 run without a recorded end",
     ),
+    "vanished, and another process followed at once": (
+        lambda b: b.start().serve(600).start().serve(60),
+        {"up": 660, "down": 2}, [(602, "vanished", 2)], "1 run without",
+    ),
     "a planned reboot": (
         lambda b: b.start().serve(600).stop(seconds=2).reboot(58).start(ready_after=60).serve(600),
         {"up": 1200, "planned": 120}, [], "",
@@ -111,6 +115,10 @@ HISTORIES: dict[str, tuple[History, dict[str, float], Failures, str]] = {
         lambda b: b.start().serve(600).stop(seconds=0).recorded("success", "exited", "0").recorded(*FAILED).sleep(8)
         .start(),
         {"up": 600, "planned": 10}, [], "",
+    ),
+    "a start that fails at the moment of a planned stop": (
+        lambda b: b.start().serve(600).stop(seconds=0).launch().sleep(1).recorded(*FAILED).sleep(7).start(),
+        {"up": 600, "down": 10}, [(602, "start: exit status 70", 10)], "",
     ),
     "a first start that fails": (
         lambda b: b.launch().sleep(1).recorded(*FAILED).sleep(9).start().serve(60),
@@ -402,6 +410,11 @@ FAILOVERS: dict[str, tuple[History, list[tuple[float, float, str, int, str]]]] =
     ),
     "not back by the end of the log": (
         lambda b: busy(b).failover(images=0).serve(120), [(122, 120, "temperature", 0, "open")],
+    ),
+    "a number of images instead of their list": (
+        lambda b: busy(b).failover(images=0)
+        .set(lines=[line.replace('"images": []', '"images": 5') for line in b.lines]).serve(60).failback(),
+        [(122, 60, "temperature", 0, "idle")],
     ),
     "left once more, although its return was not told": (
         lambda b: busy(b).failover(images=0).serve(60).failover("xid").serve(60).failback().serve(60),
