@@ -58,6 +58,7 @@ V2_HOURS = 13 * 720 - (2.6 + 31 + 300) / 3600
         (lambda: poisson_at_most(2, 0.0), 1.0),
         (lambda: poisson_at_most(1, 2.0), 0.406),  # 3 e^-2
         (lambda: laplace([(9360, [100, 2000, 8000])]), -0.8419),
+        (lambda: laplace([(1, [0.5, 0.9])]), 0.9798),  # 0.4 by the root of 1/6
         (lambda: laplace([(100, [80, 90])] * 2), 2**0.5 * laplace([(100, [80, 90])])),  # pooled: twice the evidence
         (lambda: TREND_LIMIT, 1.645),  # of a standard normal, at 90 % two-sided
         # Successes in a row show little: 17 of 17 shows 87.3 % at 90 %.
