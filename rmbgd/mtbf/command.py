@@ -54,25 +54,21 @@ def run(options: argparse.Namespace) -> int:
         html.template()  # before the logs are read: it raises ConfigError where jinja2 is not installed
     report = make_report(options)
     if options.html is not None:
-        _write(options.html, html.render(report))
+        try:
+            fs.atomic_write(options.html, html.render(report).encode())
+        except OSError as error:
+            raise RmbgdError(f"{options.html}: {error.strerror or error}; name a file that can be written") from error
     if options.json:
         print(json.dumps(report.as_dict(), indent=2, allow_nan=False))
     else:
         print(text.render(report), end="")
-    return Exit.OK if report.total.window else Exit.FAILED
+    return Exit.OK if report.window else Exit.FAILED
 
 
 def make_report(options: argparse.Namespace) -> MtbfReport:
     index = read(gather(options.log, options.device), options.since, options.until)
     known = machines(index, power_loss_is_failure=options.power_loss == "failure")
     return MtbfReport(known, options.confidence, options.claim, index.lines)
-
-
-def _write(path: Path, page: str) -> None:
-    try:
-        fs.atomic_write(path, page.encode())
-    except OSError as error:
-        raise RmbgdError(f"{path}: {error.strerror or error}; name a file that can be written") from error
 
 
 def _positive(word: str) -> float:

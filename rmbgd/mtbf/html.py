@@ -18,10 +18,10 @@ from typing import Any
 from rmbgd.errors import ConfigError
 from rmbgd.mtbf.logs import DONE, FAILED, ImageTable, counted
 from rmbgd.mtbf.machine import MachineHistory, outcomes
-from rmbgd.mtbf.report import HOUR, PERCENTS, MtbfReport, MtbfSummary
+from rmbgd.mtbf.report import HOUR, PERCENTS, MtbfReport
 from rmbgd.mtbf.statistics import quantile
 from rmbgd.mtbf.text import duration, percent
-from rmbgd.mtbf.timeline import State, TripOutcome, stamp
+from rmbgd.mtbf.timeline import State, stamp
 
 DAY = 86400.0
 # Seconds between two ticks of a time axis, and how such a tick is written.
@@ -103,17 +103,11 @@ class Plot:
             self.draw("text", "tick", words, x=self.left - 8, y=at + 4, text_anchor="end")
 
 
-def nice_step(spread: float, count: int) -> float:
-    """A step of 1, 2 or 5 times a power of ten that gives at most `count` of them."""
-    if spread <= 0:
-        return 1.0
-    rough = spread / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-
-
 def ticks(low: float, high: float, count: int) -> list[float]:
-    step = nice_step(high - low, count)
+    """At most `count` steps of 1, 2 or 5 times a power of ten, on multiples of the step. `high` lies above `low`."""
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
     return [place * step for place in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
@@ -125,14 +119,11 @@ def time_ticks(window: Window, count: int = 9) -> list[Tick]:
     return [(place * step, moment(place * step).strftime(form).lstrip("0") or "0") for place in places]
 
 
-def power_range(least: float, most: float) -> tuple[int, int]:
-    """Powers of ten of milliseconds around these."""
+def power_ticks(least: float, most: float) -> list[Tick]:
+    """(power of ten, text) around these milliseconds, at least two."""
     low = math.floor(math.log10(max(least, FASTEST)))
-    return low, max(math.ceil(math.log10(max(most, FASTEST))), low + 1)
-
-
-def power_ticks(powers: tuple[int, int]) -> list[Tick]:
-    return [(power, milliseconds(10.0**power)) for power in range(powers[0], powers[1] + 1)]
+    high = max(math.ceil(math.log10(max(most, FASTEST))), low + 1)
+    return [(power, milliseconds(10.0**power)) for power in range(low, high + 1)]
 
 
 def moment(seconds: float) -> datetime:
@@ -257,22 +248,22 @@ def _curve(machine: MachineHistory, plot: Plot) -> str:
     return "".join(points)
 
 
-def _binned(summary: MtbfSummary, window: Window) -> Iterator[tuple[Window, ImageTable, int]]:
+def _binned(report: MtbfReport, window: Window) -> Iterator[tuple[Window, ImageTable, int]]:
     """(begin and end of the bin, table, row) of each image outcome in the window."""
     width = bin_width(window)
     first, last = (math.floor(at / width) for at in window)
-    for machine in summary.machines:
+    for machine in report.machines:
         for at, table, row in outcomes(machine.boots):
             if first <= (place := math.floor(at / width)) <= last:
                 yield (place * width, (place + 1) * width), table, row
 
 
-def images_per_hour(summary: MtbfSummary, window: Window, styles: dict[str, str]) -> Plot | None:
+def images_per_hour(report: MtbfReport, window: Window, styles: dict[str, str]) -> Plot | None:
     """Published images by device, refused ones on top, as a rate per hour in bins."""
     bins: dict[Window, Counter[str]] = {}
-    for times, table, row in _binned(summary, window):
+    for times, table, row in _binned(report, window):
         if table.kind[row] in (DONE, FAILED):
-            word = table.words[table.word[row]] if table.kind[row] == DONE else REFUSED
+            word = table.word[row] if table.kind[row] == DONE else REFUSED
             bins.setdefault(times, Counter())[word] += 1
     if not bins:
         return None
@@ -294,14 +285,14 @@ def images_per_hour(summary: MtbfSummary, window: Window, styles: dict[str, str]
     return plot
 
 
-def stage_times(summary: MtbfSummary) -> Plot | None:
+def stage_times(report: MtbfReport) -> Plot | None:
     """Each stage on one logarithmic scale of milliseconds: from 5 to 95 %, the median marked."""
-    times = summary.stage_times()
+    times = report.stage_times()
     if not times:
         return None
-    powers = power_range(min(low for low, _, _ in times.values()), max(high for _, _, high in times.values()))
-    plot = Plot("time in each stage", 110, WIDTH - 230, 8, 8 + 30 * len(times), powers)
-    plot.x_axis(power_ticks(powers))
+    powers = power_ticks(min(low for low, _, _ in times.values()), max(high for _, _, high in times.values()))
+    plot = Plot("time in each stage", 110, WIDTH - 230, 8, 8 + 30 * len(times), (powers[0][0], powers[-1][0]))
+    plot.x_axis(powers)
     for row, (stage, values) in enumerate(times.items()):
         middle = plot.top + 30 * row + 15
         begin, centre, end = (math.log10(max(value, FASTEST)) for value in values)
@@ -314,81 +305,26 @@ def stage_times(summary: MtbfSummary) -> Plot | None:
     return plot
 
 
-def latency(summary: MtbfSummary, window: Window) -> Plot | None:
+def latency(report: MtbfReport, window: Window) -> Plot | None:
     """From claim to outcome: median and 95 % of each bin, on a logarithmic scale."""
     bins: dict[Window, list[float]] = {}
-    for times, table, row in _binned(summary, window):
+    for times, table, row in _binned(report, window):
         if table.kind[row] == DONE and "total" in table.stages and not math.isnan(total := table.stages["total"][row]):
             bins.setdefault(times, []).append(max(total, FASTEST))
     if not bins:
         return None
     ascending = ((times, sorted(values)) for times, values in sorted(bins.items()))
     shares = {times: (quantile(values, 0.5), quantile(values, 0.95)) for times, values in ascending}
-    powers = power_range(min(middle for middle, _ in shares.values()), max(late for _, late in shares.values()))
-    plot = Plot("time from claim to outcome", 70, WIDTH - 20, 12, 160, window, powers)
+    powers = power_ticks(min(middle for middle, _ in shares.values()), max(late for _, late in shares.values()))
+    plot = Plot("time from claim to outcome", 70, WIDTH - 20, 12, 160, window, (powers[0][0], powers[-1][0]))
     plot.x_axis(time_ticks(window))
-    plot.y_axis(power_ticks(powers))
+    plot.y_axis(powers)
     for times, (middle, late) in shares.items():
         words = f"{moment(times[0]):%d %b %H:%M}: median {milliseconds(middle)}, 95 % {milliseconds(late)}"
         bottom, top = plot.y(math.log10(middle)), plot.y(math.log10(late))
         plot.span(times, top, bottom - top, "spread", words, 0.6, 1)
         plot.span(times, bottom - 1.5, 3, "middle", words, 0.6, 1)
     return plot
-
-
-def tiles(one: MtbfSummary) -> Iterator[tuple[str, str, list[str]]]:
-    """(name, value, lines below it) of the figures that are read first; no mean time stands without its bound."""
-    sure, mtbf = percent(one.confidence), one.mtbf
-    lower, upper = mtbf.interval
-    value, more = f"≥ {hours(mtbf.bound, 1)}", [f"at {sure} confidence; no failure, so no estimate"]
-    if mtbf.doubtful:
-        value, more = "no single number", [f"failures show a trend, U = {mtbf.trend:+.2f}"]
-    elif mtbf.point is not None:
-        value, more = hours(mtbf.point, 1), [f"at least {hours(mtbf.bound, 1)} at {sure} confidence"]
-        more.append(f"two-sided {sure}: {hours(lower, 0)} to {hours(upper, 0)}")
-    yield "Mean time between failures", value, more
-    idle = {"stopped on purpose": one.seconds(State.PLANNED), "not observed": one.seconds(State.UNOBSERVED)}
-    yield "Operating time", hours(one.hours, 1), [f"{duration(each)} {words}" for words, each in idle.items() if each]
-    restored = [f"restored after {duration(one.mttr)} on average"] if one.mttr is not None else []
-    yield "Failures", str(len(one.failures)), restored
-    if one.availability is None:
-        yield "Availability", "not yet known", ["no outage was seen"]
-    else:
-        yield "Availability", f"{100 * one.availability:.5f} %", [f"{one.down_minutes_a_year:,.1f} minutes down a year"]
-    covered = f"{one.outcomes[TripOutcome.IDLE]} with nothing to do" if one.trips else "no device was left"
-    if one.coverage:
-        avoided, tried, share = one.coverage
-        covered = f"{avoided} of {tried} kept the service whole: at least {100 * share:.1f} % do, at {sure}"
-    yield "Failovers", str(len(one.trips)), [covered]
-    point, most = one.per_million or (None, math.nan)
-    rate = "" if point is None else f"{point:,.1f}, "
-    bound = f"failures per million: {rate}at most {most:,.1f} at {sure}"
-    yield "Images", f"{one.images:,}", [bound] if one.images else []
-
-
-def sections(report: MtbfReport) -> Iterator[tuple[str, str, str, dict[str, str], dict[str, Plot | None]]]:
-    """(heading's tag, heading, hint, legend: words -> colour, plots by subtitle)."""
-    total, styles, drawn = report.total, device_styles(report.machines), report.machines[:MACHINES_DRAWN]
-    begin, end = total.window or (0.0, 0.0)
-    window = (begin, end if end > begin else begin + 1.0)
-    legend = {words: str(kind) for kind, words in STATE_WORDS.items() if total.seconds(kind)}
-    if total.failures:
-        legend.pop(STATE_WORDS[State.DOWN], None)
-        legend["▼ failure, and down since"] = "down"
-    if total.trips:
-        legend["work on another device"] = "away"
-    left = len(report.machines) - len(drawn)
-    hint = f"{left} more machines are in the table below." if left else ""
-    yield "h2", "Operating time and failures", hint, legend, {"": life(drawn, window)}
-    hint = "The hottest device at each heartbeat, where known; the strip is the device in use."
-    plots = {each.name: temperature(each, window, styles) for each in drawn}
-    yield "h2", "Temperature and device in use", hint, styles, plots
-    refused = {"refused": "down"} if total.count("outcomes")["failed"] else {}
-    yield "h2", "Images an hour", "", styles | refused, {"": images_per_hour(total, window, styles)}
-    hint = "Median, and the range from 5 to 95 % of published images; logarithmic."
-    yield "h2", "Time in each stage", hint, {}, {"": stage_times(total)}
-    hint = "The line is the median, the bar reaches up to the 95 % mark; logarithmic."
-    yield "h3", "From claim to outcome", hint, {}, {"": latency(total, window)}
 
 
 @cache
@@ -411,11 +347,21 @@ def template() -> Any:
 
 def render(report: MtbfReport) -> str:
     """The page. Raises ConfigError where jinja2 is not installed."""
-    total = report.total
+    styles, drawn = device_styles(report.machines), report.machines[:MACHINES_DRAWN]
+    begin, end = report.window or (0.0, 0.0)
+    window = (begin, end if end > begin else begin + 1.0)
+    legend = {words: str(kind) for kind, words in STATE_WORDS.items() if report.seconds(kind)}
+    if report.failures:
+        legend.pop(STATE_WORDS[State.DOWN], None)
+        legend["▼ failure, and down since"] = "down"
+    if report.trips:
+        legend["work on another device"] = "away"
     page = template().render(
-        report=report, total=total, mtbf=total.mtbf, shares=sorted({*PERCENTS, total.confidence}),
-        so_many=counted(len(total.failures), "failure") if total.failures else "no failure",
-        tiles=tiles(total), sections=[section for section in sections(report) if any(section[-1].values())],
+        report=report, mtbf=report.mtbf, shares=sorted({*PERCENTS, report.confidence}),
+        so_many=counted(len(report.failures), "failure") if report.failures else "no failure",
+        legend=legend, styles=styles, left=len(report.machines) - len(drawn), life=life(drawn, window),
+        temperatures={each.name: temperature(each, window, styles) for each in drawn},
+        images=images_per_hour(report, window, styles), stages=stage_times(report), latency=latency(report, window),
         failures_shown=FAILURES_SHOWN, reasons_shown=REASONS_SHOWN,
     )  # fmt: skip
     return str(page).replace(" %", "\u00a0%")  # a number stays with its sign

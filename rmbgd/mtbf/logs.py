@@ -20,6 +20,7 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -39,6 +40,7 @@ GENERIC_NAMES = frozenset({"rmbgd", "events", "event", "log", "logs", "messages"
 
 UNKNOWN_BOOT = "unknown"  # what rmbgd writes where the kernel does not say
 CLOCK_STEP = 1.0  # s between wall and monotonic clock; slewing is slower by far
+LARGEST = 1e15  # of any number in a log; what is beyond is damaged, and would not fit the columns
 STEP_BACK = 60.0  # s; monotonic time falling by more within "unknown" can only be another boot
 
 KEPT = {
@@ -57,17 +59,16 @@ KEPT = {
 }
 """Keys that the report looks at; of other events only the time counts, as a sign of life."""
 
-IGNORED = frozenset({"engine.output"})
-
 DONE, FAILED, POSTPONED = 0, 1, 2
-KINDS = {"image.done": DONE, "image.failed": FAILED, "image.postponed": POSTPONED}
-WORD_OF = {DONE: "device", FAILED: "reason", POSTPONED: "why"}
-"""Which key of the event is kept as its word."""
+OUTCOMES = {"image.done": (DONE, "device"), "image.failed": (FAILED, "reason"), "image.postponed": (POSTPONED, "why")}
+"""Kind of each image outcome, and which key of the event is kept as its word."""
+
+COLUMNS = ("at", "pid", "kind", "word", "engine", "again", "same", "digest")
 
 
 def number(value: object) -> float | None:
-    """The value as a float, or None when it is no number."""
-    return float(value) if isinstance(value, (int, float)) else None
+    """The value as a float; None when it is no number, or one that nothing measures: NaN, infinity, 10**400."""
+    return float(value) if isinstance(value, (int, float)) and abs(value) < LARGEST else None
 
 
 def counted(count: int, noun: str) -> str:
@@ -76,82 +77,59 @@ def counted(count: int, noun: str) -> str:
 
 
 class ImageTable:
-    """One row per image outcome, in columns: there may be millions, and each costs some forty bytes here.
-
-    at      monotonic seconds of its boot
-    pid     of the service's process
-    kind    DONE, FAILED or POSTPONED
-    word    index into `words`: the device that computed it, the reason it was refused, why it was put back
-    engine  1 when the engine stage refused it
-    again   1 when the next start reported it for a run that was killed about then: it may have been reported before
-    same    hash of folder, path, job and content: equal for the same work
-    digest  hash of the line
-    stages  milliseconds per stage, NaN where a row has none; "total" is one of them
-    """
+    """One row per image outcome, in columns: there may be millions, and each costs some fifty bytes here."""
 
     def __init__(self) -> None:
-        self.at = array("d")
-        self.pid = array("q")
-        self.kind = array("B")
-        self.word = array("H")
-        self.engine = array("B")
-        self.again = array("B")
-        self.same = array("q")
-        self.digest = array("q")
-        self.stages: dict[str, array[float]] = {}
-        self.words: list[str] = []
-        self._places: dict[str, int] = {}
+        self.at = array("d")  # monotonic seconds of its boot
+        self.pid = array("q")  # of the service's process
+        self.kind = array("B")  # DONE, FAILED or POSTPONED
+        self.word: list[str] = []  # the device that computed it, the reason it was refused, why it was put back
+        self.engine = array("B")  # 1 when the engine stage refused it
+        self.again = array(
+            "B"
+        )  # 1 when the next start reported it for a run that was killed: maybe not for the first time
+        self.same = array("q")  # hash of folder, path, job and content: equal for the same work
+        self.digest = array("q")  # hash of the line
+        self.stages: dict[str, array[float]] = {}  # milliseconds, NaN where a row has none; "total" is one of them
 
     def __len__(self) -> int:
         return len(self.at)
 
     def add(self, at: float, pid: int, event: str, record: Mapping[str, Any], digest: int) -> None:
-        kind = KINDS.get(event)
-        if kind is None:
-            return
+        kind, word = OUTCOMES[event]
         times = record.get("milliseconds")
         times = {stage: number(value) for stage, value in times.items()} if isinstance(times, dict) else {}
         self._add_stages(stage for stage, value in times.items() if value is not None)
+        for stage, column in self.stages.items():
+            value = times.get(stage)
+            column.append(math.nan if value is None else value)
         self.at.append(at)
         self.pid.append(pid)
         self.kind.append(kind)
-        self.word.append(self._place(str(record.get(WORD_OF[kind], ""))))
+        self.word.append(sys.intern(str(record.get(word, ""))))
         self.engine.append(record.get("stage") == "engine")
         self.again.append(record.get("recovered") is True)
         self.same.append(hash((record.get("folder"), record.get("path"), record.get("job"), record.get("sha256_in"))))
         self.digest.append(digest)
-        for stage, column in self.stages.items():
-            value = times.get(stage)
-            column.append(math.nan if value is None else value)
 
     def _add_stages(self, stages: Iterable[str]) -> None:
         for stage in stages:
             if stage not in self.stages:
                 self.stages[stage] = array("f", [math.nan]) * len(self)
 
-    def _place(self, word: str) -> int:
-        if word not in self._places:
-            if len(self.words) == 1 << 16:  # no log holds so many devices and reasons
-                return len(self.words) - 1
-            self._places[word] = len(self.words)
-            self.words.append(word)
-        return self._places[word]
-
     def extend(self, other: ImageTable) -> None:
         self._add_stages(other.stages)
         for stage, column in self.stages.items():
             column.extend(other.stages.get(stage, array("f", [math.nan]) * len(other)))
-        for name in ("at", "pid", "kind", "engine", "again", "same", "digest"):
+        for name in COLUMNS:
             getattr(self, name).extend(getattr(other, name))
-        self.word.extend(self._place(other.words[place]) for place in other.word)
 
     def only(self, rows: Sequence[int]) -> ImageTable:
         """These rows, in this order."""
         if len(rows) == len(self) and all(row == place for place, row in enumerate(rows)):
             return self
         result = ImageTable()
-        result.words, result._places = self.words, self._places
-        for name in ("at", "pid", "kind", "word", "engine", "again", "same", "digest"):
+        for name in COLUMNS:
             column = getattr(self, name)
             getattr(result, name).extend(column[row] for row in rows)
         result.stages = {stage: array("f", (column[row] for row in rows)) for stage, column in self.stages.items()}
@@ -159,13 +137,11 @@ class ImageTable:
 
     def ordered(self) -> ImageTable:
         """Rows by time, each line once."""
-        last = None
-        kept = []
-        for row in sorted(range(len(self)), key=lambda row: (self.at[row], self.digest[row])):
-            if last is None or self.at[last] != self.at[row] or self.digest[last] != self.digest[row]:
-                kept.append(row)
-            last = row
-        return self.only(kept)
+
+        def line(row: int) -> tuple[float, int]:
+            return self.at[row], self.digest[row]
+
+        return self.only([next(same) for _, same in groupby(sorted(range(len(self)), key=line), line)])
 
     def between(self, begin: float, end: float) -> range:
         """Rows with begin <= at <= end; the rows must be in order."""
@@ -202,25 +178,18 @@ class LogEvent:
 class BootLog:
     """Everything that was read of one boot of one machine.
 
-    first   which line of all that were read was its first, for order among boots
     clock   (monotonic, wall - monotonic) of the first line and of each that differs from the line before by over 1 s
     last    the greatest monotonic time
     """
 
     boot_id: str
     source: LogSource
-    first: int
     host: str = ""
     events: list[LogEvent] = field(default_factory=list)
     images: ImageTable = field(default_factory=ImageTable)
     versions: set[str] = field(default_factory=set)
     clock: list[tuple[float, float]] = field(default_factory=list)
     last: float = -math.inf
-
-    def heard(self, at: float, wall: float) -> None:
-        if not self.clock or abs(wall - at - self.clock[-1][1]) > CLOCK_STEP:
-            self.clock.append((at, wall - at))
-        self.last = max(self.last, at)
 
 
 @dataclass(slots=True)
@@ -260,8 +229,10 @@ def gather(arguments: Sequence[str], pattern: str | None = None) -> list[LogSour
         raise RmbgdError(f"--device '{pattern}' is no regular expression: {error}") from error
     found: dict[tuple[str, bool], list[Path]] = {}
     for argument in arguments:
-        given, path = _split(argument)
-        for file, guess in _files(path):
+        given, equals, path = argument.partition("=")
+        if not equals or "/" in given or os.path.exists(argument):  # a path that exists is a path, whatever it holds
+            given, path = "", argument
+        for file, guess in _files(Path(path)):
             name = given or (_named(expression, file) if expression else guess)
             files = found.setdefault((name, bool(given or expression)), [])
             if file not in files:
@@ -272,32 +243,25 @@ def gather(arguments: Sequence[str], pattern: str | None = None) -> list[LogSour
     ]
 
 
-def _split(argument: str) -> tuple[str, Path]:
-    """(name or "", path). A path that exists is a path, whatever it holds."""
-    name, equals, rest = argument.partition("=")
-    if equals and name and "/" not in name and not os.path.exists(argument):
-        return name, Path(rest)
-    return "", Path(argument)
-
-
-def _files(path: Path) -> list[tuple[Path, str]]:
+def _files(path: Path) -> Iterator[tuple[Path, str]]:
     """(file, the machine's name as far as the path tells)."""
     if path == STANDARD_INPUT:
-        return [(path, "standard input")]
-    if path.is_dir():
+        yield path, "standard input"
+    elif path.is_dir():
         files = [file for file in sorted(path.rglob("*")) if file.is_file() and LOG_NAME.search(file.name)]
         if not files:
             raise RmbgdError(f"{path}: no log in this folder; logs end in .jsonl, .json or .log, rotated or compressed")
-        return [(file, _guess(file, path)) for file in files]
-    if not path.exists():
+        for file in files:
+            # A folder per machine, or a file per machine, whichever the path looks like.
+            below = file.relative_to(path).parts
+            yield file, below[0] if len(below) > 1 else _stem(file)
+    elif not path.exists():
         raise RmbgdError(f"{path}: no such file; name the log_file of the configuration, or a folder of such files")
-    return [(path, _guess(path, path.parent))]
+    else:
+        yield path, _stem(path)
 
 
-def _guess(file: Path, root: Path) -> str:
-    """A folder per machine, or a file per machine, whichever the path looks like."""
-    if len(below := file.relative_to(root).parts) > 1:
-        return below[0]
+def _stem(file: Path) -> str:
     stem, _ = rotation(file.name)
     return stem if stem.lower() not in GENERIC_NAMES else file.resolve().parent.name or stem
 
@@ -333,8 +297,9 @@ def _read_file(
         if not text:
             continue
         index.lines += 1
-        record, host = _parse(text)
-        if record is None:
+        try:
+            record, host = _parse(text)
+        except (ValueError, RecursionError):
             torn += 1
             continue
         envelope = _envelope(record)
@@ -342,14 +307,16 @@ def _read_file(
             foreign += 1
             continue
         at, wall, pid, event = envelope
-        if not window[0] <= wall <= window[1] or event in IGNORED:
+        if not window[0] <= wall <= window[1] or event == "engine.output":  # which is what others printed
             continue
-        boot = _boot_of(record["boot_id"], at, boots, source, index.lines)
+        boot = _boot_of(record["boot_id"], at, boots, source)
         boot.host = boot.host or host or str((event == "service.start" and record.get("host")) or "")
-        boot.heard(at, wall)
         boot.versions.add(str(record.get("version", "")))
+        boot.last = max(boot.last, at)
+        if not boot.clock or abs(wall - at - boot.clock[-1][1]) > CLOCK_STEP:
+            boot.clock.append((at, wall - at))
         digest = hash(str(record) if host else text)
-        if event.startswith("image."):
+        if event in OUTCOMES:
             boot.images.add(at, pid, event, record, digest)
         else:
             keys = {key: record[key] for key in KEPT.get(event, ()) if key in record}
@@ -359,42 +326,38 @@ def _read_file(
             index.notes.append((source.device, f"{file.name}: {counted(count, what)}{kind} left out"))
 
 
-def _boot_of(boot_id: str, at: float, boots: dict[str, BootLog], source: LogSource, first: int) -> BootLog:
+def _boot_of(boot_id: str, at: float, boots: dict[str, BootLog], source: LogSource) -> BootLog:
     if boot_id == UNKNOWN_BOOT:
         generation = sum(name.startswith(UNKNOWN_BOOT) for name in boots)
         known = boots.get(f"{UNKNOWN_BOOT}-{generation}")
         rebooted = known is not None and known.events and at < known.events[-1].at - STEP_BACK
         boot_id = f"{UNKNOWN_BOOT}-{generation + 1 if rebooted else max(generation, 1)}"
     if boot_id not in boots:
-        boots[boot_id] = BootLog(boot_id, source, first)
+        boots[boot_id] = BootLog(boot_id, source)
     return boots[boot_id]
 
 
-def _parse(text: bytes) -> tuple[dict[str, Any] | None, str]:
-    """(the event's keys or None, the host's name where a journal export tells it)."""
+def _parse(text: bytes) -> tuple[dict[str, Any], str]:
+    """(the event's keys, the host's name where a journal export tells it). Raises ValueError for a torn line."""
     if not text.startswith(b"{"):  # a line as `journalctl` shows it: time, host and program before the event
         text = text[max(text.find(b'{"event":'), 0) :]
-    try:
-        record = json.loads(text)
-        host = ""
-        if isinstance(record, dict) and "event" not in record and isinstance(record.get("MESSAGE"), str):
-            host = str(record.get("_HOSTNAME", ""))
-            message = record["MESSAGE"]
-            record = json.loads(message) if message.startswith("{") else {}
-    except (ValueError, RecursionError):
-        return None, ""
-    return (record, host) if isinstance(record, dict) else (None, "")
+    record, host = json.loads(text), ""
+    if isinstance(record, dict) and "event" not in record and isinstance(message := record.get("MESSAGE"), str):
+        host = str(record.get("_HOSTNAME", ""))
+        record = json.loads(message) if message.startswith("{") else {}
+    if not isinstance(record, dict):
+        raise ValueError("no JSON object")  # noqa: TRY004
+    return record, host
 
 
 def _envelope(record: dict[str, Any]) -> tuple[float, float, int, str] | None:
     """(monotonic, wall, pid, event), or None for a line that is not rmbgd's."""
-    event, at, pid, stamp = record.get("event"), record.get("monotonic"), record.get("pid"), record.get("time")
-    if not isinstance(event, str) or not isinstance(record.get("boot_id"), str) or not isinstance(stamp, str):
-        return None
-    if isinstance(at, bool) or not isinstance(at, (int, float)) or isinstance(pid, bool) or not isinstance(pid, int):
-        return None
     with contextlib.suppress(ValueError, OverflowError):
-        return float(at), datetime.fromisoformat(stamp).timestamp(), pid, event
+        match record:
+            case {"event": str(event), "monotonic": at, "boot_id": str(), "pid": int(pid), "time": str(stamp)} if (
+                (monotonic := number(at)) is not None and abs(pid) < LARGEST and bool not in (type(at), type(pid))
+            ):
+                return monotonic, datetime.fromisoformat(stamp).timestamp(), pid, event
     return None
 
 
@@ -406,7 +369,7 @@ def _lines(file: Path, source: LogSource, index: LogIndex) -> Iterator[bytes]:
         raise RmbgdError(f"{file}: {error.strerror or error}") from error
     with stream:
         try:
-            yield from iter(stream.readline, b"")
+            yield from stream
         except DAMAGED as error:
             index.notes.append((source.device, f"{file.name}: damaged, read up to there ({error})"))
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import median
 
 from rmbgd.events import devices_of
-from rmbgd.mtbf.logs import DONE, FAILED, POSTPONED, BootLog, ImageTable, LogIndex, counted, number
-from rmbgd.mtbf.runs import Boot, assemble
+from rmbgd.mtbf.logs import DONE, FAILED, POSTPONED, BootLog, ImageTable, LogIndex, LogSource, counted, number
+from rmbgd.mtbf.runs import Boot
 from rmbgd.mtbf.statistics import quantile
-from rmbgd.mtbf.timeline import Failure, State, Timeline, Trip, stamp, timeline, trips
+from rmbgd.mtbf.timeline import Failure, State, Timeline, stamp, trips
 
 HEARTBEAT = 60.0  # s, the service's default, where the log does not tell
 MISSED_HEARTBEATS = 3  # that may be missing before a time counts as not observed
@@ -39,43 +39,28 @@ class HealthSample:
     temperatures: dict[str, float]
 
 
-@dataclass(slots=True)
 class MachineHistory:
-    """All boots of one machine.
+    """All boots of one machine, from the logs of it in the order in which they were read."""
 
-    gap     seconds without a line beyond which time counts as not observed
-    counts  "outcomes" of images; "devices", "refused", "postponed", "faults", "paused", "restarted" by reason or name
-    notes   what had to be assumed or left out, for people
-    """
-
-    name: str
-    boots: list[Boot]
-    timeline: Timeline
-    trips: list[Trip]
-    heartbeats: list[HealthSample]
-    gap: float
-    counts: dict[str, Counter[str]]
-    notes: list[str]
-    versions: set[str]
-
-    @property
-    def operating(self) -> float:
-        """Seconds in service."""
-        return self.timeline.seconds(State.UP)
-
-    @property
-    def failures(self) -> list[Failure]:
-        return self.timeline.failures
-
-    @property
-    def power_losses(self) -> int:
-        return sum(span.kind is State.POWER_LOSS for span in self.timeline.spans)
-
-    @property
-    def window(self) -> tuple[float, float] | None:
-        """(first, last) of what is known, seconds since 1970."""
-        spans = self.timeline.spans
-        return (spans[0].begin, max(span.end for span in spans)) if spans else None
+    def __init__(self, name: str, logs: list[BootLog], *, power_loss_is_failure: bool) -> None:
+        self.name = name
+        self.versions = {version for log in logs for version in log.versions} - {""}
+        self.boots = [Boot(parts) for parts in _in_order(logs)]
+        again = _drop_repeats(self.boots)
+        self.gap, stall = _limits(self.boots)  # seconds without a line beyond which time counts as not observed
+        self.timeline = life = Timeline(self.boots, self.gap, stall, power_loss_is_failure=power_loss_is_failure)
+        self.notes = [*life.notes, *_notes(self.boots, life)]  # what had to be assumed or left out, for people
+        if again:
+            self.notes.append(f"{counted(again, 'outcome')} told again by the start after a crash, counted once")
+        _add_published_twice(self.boots, life)
+        self.failures = life.failures
+        self.operating = life.seconds(State.UP)  # seconds in service
+        self.trips = list(trips(self.boots, life.failures, stall))
+        self.heartbeats = list(_heartbeats(self.boots))
+        # "outcomes" of images; "devices", "refused", "postponed", "faults", "paused", "restarted" by reason or name
+        self.counts = _counts(self.boots)
+        # First and last of what is known, seconds since 1970.
+        self.window = (life.spans[0].begin, max(span.end for span in life.spans)) if life.spans else None
 
 
 def machines(index: LogIndex, *, power_loss_is_failure: bool = False) -> list[MachineHistory]:
@@ -86,8 +71,9 @@ def machines(index: LogIndex, *, power_loss_is_failure: bool = False) -> list[Ma
         for log in logs:
             names.setdefault(log.boot_id, set()).add(name)
     result = []
-    for name, logs in sorted(named.items(), key=lambda entry: _natural(entry[0])):
-        machine = _machine(name, logs, power_loss_is_failure=power_loss_is_failure)
+    for name in sorted(named, key=_natural):
+        logs = named[name]
+        machine = MachineHistory(name, logs, power_loss_is_failure=power_loss_is_failure)
         sources = {log.source.device for log in logs}
         machine.notes[:0] = [note for source, note in index.notes if source in sources]
         shared = sorted({other for log in logs for other in names[log.boot_id]} - {name})
@@ -100,54 +86,36 @@ def machines(index: LogIndex, *, power_loss_is_failure: bool = False) -> list[Ma
     return result
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def _natural(name: str) -> list[tuple[int, str]]:
     """An order in which edge10 comes after edge9."""
-    return [(int(part), 0, "") if part.isdigit() else (-1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _named(index: LogIndex) -> dict[str, list[BootLog]]:
     """The machine of each boot: as the operator said, else the host that its lines name, else as its path says."""
-    hosts: dict[int, set[str]] = {}
+    hosts: dict[LogSource, set[str]] = {}
     for log in index.boots:
-        hosts.setdefault(id(log.source), set()).update({log.host} - {""})
+        hosts.setdefault(log.source, set()).update({log.host} - {""})
     named: dict[str, list[BootLog]] = {}
     for log in index.boots:
-        known = hosts[id(log.source)]
         name = log.source.device
         if not log.source.given:
-            name = log.host or (next(iter(known)) if len(known) == 1 else name)
+            known = hosts[log.source]
+            name = log.host or (min(known) if len(known) == 1 else name)
         named.setdefault(name, []).append(log)
     return named
-
-
-def _machine(name: str, logs: list[BootLog], *, power_loss_is_failure: bool) -> MachineHistory:
-    boots = [assemble(parts) for parts in _in_order(logs)]
-    again = _drop_repeats(boots)
-    gap, stall = _limits(boots)
-    life = timeline(boots, gap, stall, power_loss_is_failure=power_loss_is_failure)
-    notes = [*life.notes, *_notes(boots, life)]
-    if again:
-        notes.append(f"{counted(again, 'outcome')} told again by the start after a crash, counted once")
-    _add_published_twice(boots, life)
-    return MachineHistory(
-        name, boots, life, trips(boots, life.failures, stall), _heartbeats(boots), gap, _counts(boots), notes,
-        {version for log in logs for version in log.versions} - {""},
-    )  # fmt: skip
 
 
 def _in_order(logs: list[BootLog]) -> list[list[BootLog]]:
     """The parts of each boot. Boots of one log follow each other as in it, whatever the clocks say; logs, by clock."""
     parts: dict[str, list[BootLog]] = {}
-    for log in sorted(logs, key=lambda log: log.first):
+    for log in logs:
         parts.setdefault(log.boot_id, []).append(log)
-    sources: dict[int, list[list[BootLog]]] = {}
+    begins: dict[LogSource, float] = {}  # of the boots that a source names first
     for group in parts.values():
-        sources.setdefault(id(group[0].source), []).append(group)
-
-    def begins(groups: list[list[BootLog]]) -> float:
-        return min(at + offset for group in groups for log in group for at, offset in log.clock[:1])
-
-    return [group for groups in sorted(sources.values(), key=begins) for group in groups]
+        first = min(at + offset for log in group for at, offset in log.clock[:1])
+        begins[group[0].source] = min(first, begins.get(group[0].source, first))
+    return sorted(parts.values(), key=lambda group: begins[group[0].source])
 
 
 def _limits(boots: Sequence[Boot]) -> tuple[float, float]:
@@ -169,23 +137,20 @@ def _drop_repeats(boots: Sequence[Boot]) -> int:
     """
     asked = {same for boot in boots for same, again in zip(boot.images.same, boot.images.again, strict=True) if again}
     reported: set[int] = set()
-    before = sum(len(boot.images) for boot in boots)
+    dropped = 0
     for boot in boots if asked else ():
-        table = boot.images
-        rows = range(len(table))
-        reported |= {
-            table.same[row]
-            for row in rows
-            if not table.again[row] and table.kind[row] != POSTPONED and table.same[row] in asked
-        }
-        kept = []
-        for row in rows:
-            if not table.again[row] or table.same[row] not in reported:
+        table, kept = boot.images, []
+        for row, (same, again) in enumerate(zip(table.same, table.again, strict=True)):
+            if not again and table.kind[row] != POSTPONED and same in asked:
+                reported.add(same)
+        for row, (same, again) in enumerate(zip(table.same, table.again, strict=True)):
+            if not again or same not in reported:
                 kept.append(row)
-            if table.again[row]:
-                reported.add(table.same[row])
+            if again:
+                reported.add(same)
         boot.images = table.only(kept)
-    return before - sum(len(boot.images) for boot in boots)
+        dropped += len(table) - len(kept)
+    return dropped
 
 
 def _add_published_twice(boots: Sequence[Boot], life: Timeline) -> None:
@@ -193,22 +158,19 @@ def _add_published_twice(boots: Sequence[Boot], life: Timeline) -> None:
     for boot in boots:
         seen: set[int] = set()
         for at, kind, same in zip(boot.images.at, boot.images.kind, boot.images.same, strict=True):
-            moment = at + boot.offset
             if kind == DONE and same in seen:
-                failure = Failure(moment, "published twice", until=moment, operated=life.operated_until(moment))
-                life.failures.append(failure)
+                moment = at + boot.offset
+                life.failures.append(Failure(moment, "published twice", "", moment, life.operated_until(moment)))
             elif kind == DONE:
                 seen.add(same)
     life.failures.sort(key=lambda failure: failure.at)
 
 
-def _heartbeats(boots: Sequence[Boot]) -> list[HealthSample]:
-    samples = []
+def _heartbeats(boots: Sequence[Boot]) -> Iterator[HealthSample]:
     for offset, health in ((boot.offset, each) for boot in boots for run in boot.runs for each in run.named("health")):
         known = {device: number(facts.get("temperature")) for device, facts in devices_of(health.keys).items()}
         temperatures = {device: value for device, value in known.items() if value is not None}
-        samples.append(HealthSample(health.at + offset, str(health.keys.get("device") or "?"), temperatures))
-    return samples
+        yield HealthSample(health.at + offset, str(health.keys.get("device") or "?"), temperatures)
 
 
 def outcomes(boots: Sequence[Boot]) -> Iterator[tuple[float, ImageTable, int]]:
@@ -222,17 +184,14 @@ def outcomes(boots: Sequence[Boot]) -> Iterator[tuple[float, ImageTable, int]]:
 
 def _counts(boots: Sequence[Boot]) -> dict[str, Counter[str]]:
     """What happened how often: images by outcome, refusals and faults by reason, engines restarted."""
-    names = ["outcomes", *(table for _, table in IMAGE_TABLES.values()), *(table for table, _ in EVENT_TABLES.values())]
-    tables: dict[str, Counter[str]] = {name: Counter() for name in names}
+    tables: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for _, images, row in outcomes(boots):
         outcome, table = IMAGE_TABLES[images.kind[row]]
         tables["outcomes"][outcome] += 1
-        tables[table][images.words[images.word[row]]] += 1
-    for boot in boots:
-        for run in boot.runs:
-            for event in run.named(*EVENT_TABLES):
-                table, key = EVENT_TABLES[event.event]
-                tables[table][str(event.keys.get(key, "?"))] += 1
+        tables[table][images.word[row]] += 1
+    for event in (event for boot in boots for run in boot.runs for event in run.named(*EVENT_TABLES)):
+        table, key = EVENT_TABLES[event.event]
+        tables[table][str(event.keys.get(key, "?"))] += 1
     return tables
 
 

@@ -6,11 +6,10 @@ Power losses and failures over several boots are timeline.py's.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from itertools import pairwise
-from typing import Any
+from itertools import pairwise, zip_longest
 
 from rmbgd import events
 from rmbgd.mtbf.logs import BootLog, ImageTable, LogEvent, number
@@ -58,7 +57,7 @@ class ServiceRun:
         return [event for event in self.events if event.event in names]
 
     def first(self, name: str) -> LogEvent | None:
-        return next((event for event in self.events if event.event == name), None)
+        return next(iter(self.named(name)), None)
 
     @property
     def refused(self) -> bool:
@@ -68,43 +67,30 @@ class ServiceRun:
         return any(event.keys.get("stage") == CONFIGURING for event in self.named("service.failed"))
 
 
-@dataclass(slots=True)
 class Boot:
     """One boot, cleaned: lines in order and once, its place on the wall clock, its runs.
 
-    offset     wall minus monotonic time, as it held for longest
-    steps      (monotonic time, seconds) of each jump of the wall clock
-    orphans    exits recorded of processes that wrote nothing else
-    repeated   lines found more than once
-    one_shots  runs of other commands than the service, left out
+    `parts`: the logs of it, in the order in which they were read.
     """
 
-    boot_id: str
-    offset: float
-    last: float
-    runs: list[ServiceRun]
-    images: ImageTable
-    steps: list[Interval]
-    orphans: list[LogEvent]
-    repeated: int
-    one_shots: int
-
-
-def assemble(parts: Sequence[BootLog]) -> Boot:
-    """The boot that all of these are parts of, in the order in which they were read."""
-    # Lines of one millisecond stay in the order in which they were written.
-    lines = sorted((event for part in parts for event in part.events), key=lambda event: event.at)
-    once = list({(event.at, event.digest): event for event in lines}.values())  # the place of the first
-    found = parts[0].images
-    for part in parts[1:]:
-        found.extend(part.images)
-    images = found.ordered()
-    last = max(part.last for part in parts)
-    offset, steps = _clock(sorted(entry for part in parts for entry in part.clock), last)
-    runs, one_shots = _runs(once, images)
-    orphans = _pair_exits(runs, [event for event in once if event.event == "service.exit"])
-    repeated = len(found) - len(images) + len(lines) - len(once)
-    return Boot(parts[0].boot_id, offset, last, runs, images, steps, orphans, repeated, one_shots)
+    def __init__(self, parts: Sequence[BootLog]) -> None:
+        # Lines of one millisecond stay in the order in which they were written.
+        lines = sorted((event for part in parts for event in part.events), key=lambda event: event.at)
+        once = list({(event.at, event.digest): event for event in lines}.values())  # the place of the first
+        found = parts[0].images
+        for part in parts[1:]:
+            found.extend(part.images)
+        self.images = found.ordered()
+        self.repeated = len(found) - len(self.images) + len(lines) - len(once)  # lines found more than once
+        self.last = max(part.last for part in parts)
+        # `offset`: wall minus monotonic time, as it held for longest; `steps`: when the wall clock jumped, by what.
+        self.offset, self.steps = _clock(sorted(entry for part in parts for entry in part.clock), self.last)
+        runs = _runs([event for event in once if event.event != "service.exit"], self.images)
+        self.runs = [run for run in runs if run.named("service.start", "service.ready", "health", "service.stopping")]
+        self.runs.sort(key=lambda run: (run.start, run.pid))
+        self.one_shots = len(runs) - len(self.runs)  # runs of other commands than the service, left out
+        # Exits recorded of processes that wrote nothing else.
+        self.orphans = _pair_exits(self.runs, [event for event in once if event.event == "service.exit"])
 
 
 def _clock(entries: list[Interval], last: float) -> tuple[float, list[Interval]]:
@@ -117,44 +103,31 @@ def _clock(entries: list[Interval], last: float) -> tuple[float, list[Interval]]
     return max(held, key=lambda offset: held[offset]), jumps
 
 
-def _runs(lines: list[LogEvent], images: ImageTable) -> tuple[list[ServiceRun], int]:
-    """(runs of the service, how many one-shot runs were left out)."""
-    runs: list[ServiceRun] = []
-    current: dict[int, ServiceRun] = {}
+def _runs(lines: list[LogEvent], images: ImageTable) -> list[ServiceRun]:
+    """The runs of any command of ours. Images are signs of life, too."""
+    by_pid: dict[int, list[ServiceRun]] = {}
     for event in lines:
-        if event.event == "service.exit":
-            continue
+        runs = by_pid.setdefault(event.pid, [])
         starts = event.event == "service.start"
-        if starts or event.pid not in current:
-            current[event.pid] = ServiceRun(event.pid, event.at, event.at, begins_in_the_middle=not starts)
-            runs.append(current[event.pid])
-        run = current[event.pid]
-        run.events.append(event)
-        run.last = event.at
-    _add_images(runs, images)
-    service = [run for run in runs if run.named("service.start", "service.ready", "health", "service.stopping")]
-    for run in service:
+        if starts or not runs:
+            runs.append(ServiceRun(event.pid, event.at, event.at, begins_in_the_middle=not starts))
+        runs[-1].events.append(event)
+        runs[-1].last = event.at
+    for at, pid in zip(images.at, images.pid, strict=True):
+        runs = by_pid.setdefault(pid, [])
+        if not runs:
+            runs.append(ServiceRun(pid, at, at))
+        run = next((run for run in reversed(runs) if run.start <= at), runs[0])
+        run.last = max(run.last, at)
+        if at < run.start and run.begins_in_the_middle:
+            run.start = at
+    found = [run for runs in by_pid.values() for run in runs]
+    for run in found:
         if ready := run.first("service.ready"):
             run.ready = ready.at
         elif run.begins_in_the_middle:
             run.ready = run.start
-    return sorted(service, key=lambda run: (run.start, run.pid)), len(runs) - len(service)
-
-
-def _add_images(runs: list[ServiceRun], images: ImageTable) -> None:
-    """Images are signs of life too. Those of a process without any other line make a one-shot run."""
-    by_pid: dict[int, list[ServiceRun]] = {}
-    for run in runs:
-        by_pid.setdefault(run.pid, []).append(run)
-    for at, pid in zip(images.at, images.pid, strict=True):
-        if pid not in by_pid:
-            by_pid[pid] = [ServiceRun(pid, at, at)]
-            runs += by_pid[pid]
-            continue
-        run = next((run for run in reversed(by_pid[pid]) if run.start <= at), by_pid[pid][0])
-        run.last = max(run.last, at)
-        if at < run.start and run.begins_in_the_middle:
-            run.start = at
+    return found
 
 
 def _pair_exits(runs: list[ServiceRun], exits: list[LogEvent]) -> list[LogEvent]:
@@ -175,12 +148,14 @@ def _pair_exits(runs: list[ServiceRun], exits: list[LogEvent]) -> list[LogEvent]
 
 def ending(run: ServiceRun) -> RunEnd:
     """How the run ended, by what it said itself and by what the exit recorder saw."""
-    asked = next((event for event in run.named("service.stopping") if _on_request(event)), None)
+    causes = ((event, str(event.keys.get("cause", ""))) for event in run.named("service.stopping"))
+    asked = next((event for event, why in causes if why.startswith("SIG") or why == events.SAFE_MODE_OVER), None)
     failed, stopping, stopped = (run.first(f"service.{name}") for name in ("failed", "stopping", "stop"))
-    seen = _exit_words(run.exit)
+    seen = run.exit if run.exit is not None and run.exit.keys.get("result") != "success" else None
     stage = f"failed: {failed.keys.get('stage', '?')}" if failed else ""
     if asked and (failed is None or failed.at >= asked.at):
-        return RunEnd(End.PLANNED, asked.at, str(asked.keys.get("cause", "")), late=stage or (seen[0] if seen else ""))
+        late = stage or (exit_cause(seen) if seen else "")
+        return RunEnd(End.PLANNED, asked.at, str(asked.keys.get("cause", "")), late=late)
     if failed:
         at = min(failed.at, stopping.at) if stopping else failed.at
         return RunEnd(End.FAILED, at, stage, str(failed.keys.get("error", "")))
@@ -195,12 +170,8 @@ def ending(run: ServiceRun) -> RunEnd:
         return RunEnd(End.UNKNOWN, run.last)
     if seen is None:
         return RunEnd(End.PLANNED, run.exit.at, "exit 0")
-    return RunEnd(End.REFUSED if is_refusal(run.exit) else End.FAILED, run.exit.at, *seen)
-
-
-def _on_request(stopping: LogEvent) -> bool:
-    cause = str(stopping.keys.get("cause", ""))
-    return cause.startswith("SIG") or cause == events.SAFE_MODE_OVER
+    detail = f"{seen.keys.get('code', '?')} {seen.keys.get('status', '?')}"
+    return RunEnd(End.REFUSED if is_refusal(seen) else End.FAILED, seen.at, exit_cause(seen), detail)
 
 
 def is_refusal(exit_: LogEvent) -> bool:
@@ -208,16 +179,9 @@ def is_refusal(exit_: LogEvent) -> bool:
     return str(exit_.keys.get("status")) == BAD_CONFIGURATION
 
 
-def _exit_words(exit_: LogEvent | None) -> tuple[str, str] | None:
-    """(cause, detail) of a recorded exit; None when it was a success or was not recorded."""
-    if exit_ is None or exit_.keys.get("result") == "success":
-        return None
-    return exit_cause(exit_.keys), f"{exit_.keys.get('code', '?')} {exit_.keys.get('status', '?')}"
-
-
-def exit_cause(keys: dict[str, Any]) -> str:
+def exit_cause(exit_: LogEvent) -> str:
     """One phrase for systemd's words: watchdog, signal KILL, exit status 1, ..."""
-    result, status = str(keys.get("result", "?")), str(keys.get("status", "?"))
+    result, status = str(exit_.keys.get("result", "?")), str(exit_.keys.get("status", "?"))
     if result in ("signal", "core-dump"):
         return f"signal {status.removeprefix('SIG')}"
     return f"exit status {status}" if result == "exit-code" else result
@@ -251,11 +215,11 @@ def stalls(
 
     Seen at heartbeats, which say what is in flight; a pause for the disk's sake is none. Besides, what the service
     itself reported as a stall, if that took as long, or if the run failed in it (`failed`: the run ended in failure).
-    `holes` are the gaps of the run: they are cut out.
+    `holes` are the gaps of the run: they are cut out, for nothing was observed in them. Overlapping stalls are one.
     """
-    found = _by_heartbeats(run, _outcomes(run, images, begin, end), begin, end, limit, holes)
+    found = list(_by_heartbeats(run, _outcomes(run, images, begin, end), begin, end, limit, holes))
     reports = run.named("service.stalled", "service.stall_ended")
-    for report, after in zip(reports, [*reports[1:], None], strict=False):
+    for report, after in zip_longest(reports, reports[1:]):
         if report.event != "service.stalled" or not begin <= report.at <= end:
             continue
         since = max(report.at - (number(report.keys.get("seconds")) or 0.0), begin)
@@ -263,53 +227,39 @@ def stalls(
         over = after is not None and after.at <= end
         if until - since > limit or (failed and not over):
             found.append(Stall(since, until, f"hung: {report.keys.get('threads', '?')}"))
-    return _without(_merged(found), holes)
+    merged: list[Stall] = []
+    for stall in sorted(found, key=lambda stall: stall.begin):
+        if merged and stall.begin <= merged[-1].end:
+            merged[-1].end = max(merged[-1].end, stall.end)
+        else:
+            merged.append(stall)
+    pieces: list[Stall] = []
+    for stall in merged:
+        at = stall.begin
+        for hole_begin, hole_end in [*holes, (stall.end, stall.end)]:
+            if at < min(hole_begin, stall.end):
+                pieces.append(Stall(at, min(hole_begin, stall.end), stall.detail))
+            at = max(at, hole_end)
+    return pieces
 
 
 def _by_heartbeats(
     run: ServiceRun, outcomes: list[float], begin: float, end: float, limit: float, holes: Sequence[Interval]
-) -> list[Stall]:
-    found: list[Stall] = []
+) -> Iterator[Stall]:
     heartbeats = [event for event in run.named("health") if begin <= event.at <= end]
     moved = begin  # when work last came out, or last did not wait
+    told = None  # the beginning of the latest stall
     for heartbeat in heartbeats:
         concluded = bisect_right(outcomes, heartbeat.at)
         moved = max([moved, *outcomes[:concluded][-1:], *(hole[1] for hole in holes if hole[1] <= heartbeat.at)])
         if not _waits(heartbeat):
             moved = heartbeat.at
-        elif heartbeat.at - moved > limit and not (found and found[-1].begin == moved):
+        elif heartbeat.at - moved > limit and moved != told:
+            told = moved
             ends = [later.at for later in heartbeats if later.at > heartbeat.at and not _waits(later)][:1]
             ends += outcomes[concluded : concluded + 1]
-            found.append(Stall(moved, min([*ends, end]), "an image in flight, none concluded"))
-    return found
+            yield Stall(moved, min([*ends, end]), "an image in flight, none concluded")
 
 
 def _waits(heartbeat: LogEvent) -> bool:
     return (number(heartbeat.keys.get("in_flight")) or 0) > 0 and not heartbeat.keys.get("paused")
-
-
-def _merged(stalls: list[Stall]) -> list[Stall]:
-    """Overlapping stalls are one."""
-    result: list[Stall] = []
-    for stall in sorted(stalls, key=lambda stall: stall.begin):
-        if result and stall.begin <= result[-1].end:
-            result[-1].end = max(result[-1].end, stall.end)
-        else:
-            result.append(stall)
-    return result
-
-
-def _without(stalls: list[Stall], holes: Sequence[Interval]) -> list[Stall]:
-    """What was not observed is cut out."""
-    pieces: list[Stall] = []
-    for stall in stalls:
-        begin = stall.begin
-        for hole_begin, hole_end in holes:
-            if hole_end <= begin or hole_begin >= stall.end:
-                continue
-            if hole_begin > begin:
-                pieces.append(Stall(begin, hole_begin, stall.detail))
-            begin = hole_end
-        if stall.end > begin:
-            pieces.append(Stall(begin, stall.end, stall.detail))
-    return pieces

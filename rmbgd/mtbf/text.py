@@ -15,32 +15,31 @@ WIDTH = 22  # of the labels
 
 
 def render(report: MtbfReport) -> str:
-    total, count = report.total, len(report.machines)
-    title = f"rmbgd mtbf: {plain(report.machines[0].name) if count == 1 else f'{count} machines'}"
-    if total.window is None:
+    title = f"rmbgd mtbf: {plain(report.name)}"
+    if report.window is None:
         lines = [title, "", "No run of the service is in these logs: there is nothing to count."]
     else:
-        lines = [f"{title}, {stamp(total.window[0])} to {stamp(total.window[1])}", "", *_time(total), ""]
-        lines += [*_failures(total), "", *_work(total), *_reasons(total)]
-        lines += ["", *_table(report.each)] if count > 1 else []
-        lines += _list(total)
-    return "\n".join([*lines, *_notes(report)]) + "\n"
+        lines = [f"{title}, {stamp(report.window[0])} to {stamp(report.window[1])}", ""]
+        lines += [*_failures(report), "", *_work(report), *_reasons(report), *_table(report), *_list(report)]
+    if report.notes:
+        lines += ["", "what the logs do not say, and how it was counted"]
+    for name, note in report.notes:
+        lines.append(f"  {plain(name)}: {plain(note)}" if len(report.machines) > 1 else f"  {plain(note)}")
+    return "\n".join(lines) + "\n"
 
 
 def _row(label: str, text: str) -> str:
     return f"{label:<{WIDTH}}{text}"
 
 
-def _time(one: MtbfSummary) -> Iterator[str]:
+def _failures(one: MtbfSummary) -> Iterator[str]:
     yield _row("operating time", f"{one.hours:,.4f} h in service")
     words = {
         State.PLANNED: "stopped on purpose", State.DOWN: "down",
         State.POWER_LOSS: "without power", State.UNOBSERVED: "not observed",
     }  # fmt: skip
     yield from (_row("", f"{duration(one.seconds(kind))} {word}") for kind, word in words.items() if one.seconds(kind))
-
-
-def _failures(one: MtbfSummary) -> Iterator[str]:
+    yield ""
     failures = len(one.failures)
     yield _row("failures", str(failures))
     yield from _mean("MTBF", one.mtbf)
@@ -92,11 +91,8 @@ def _work(one: MtbfSummary) -> Iterator[str]:
     if times := one.stage_times().get("total"):
         low, middle, high = times
         yield _row("claim to outcome", f"median {middle:,.0f} ms; 5 to 95 %: {low:,.0f} to {high:,.0f} ms")
-    if one.trips:
-        yield from _trips(one)
-
-
-def _trips(one: MtbfSummary) -> Iterator[str]:
+    if not one.trips:
+        return
     words = {
         TripOutcome.AVOIDED: "avoided an outage", TripOutcome.IDLE: "with nothing to do",
         TripOutcome.BROKEN: "did not keep the service whole", TripOutcome.OPEN: "not back by the end of the run",
@@ -121,11 +117,14 @@ def _reasons(one: MtbfSummary) -> Iterator[str]:
             yield f"  {rest:>8,}  other"
 
 
-def _table(each: list[MtbfSummary]) -> Iterator[str]:
-    width = min(max(len("machine"), *(len(plain(one.name)) for one in each)), 30)
-    bound = f"MTBF >= ({percent(each[0].confidence)})"
+def _table(report: MtbfReport) -> Iterator[str]:
+    if len(report.machines) == 1:
+        return
+    width = min(max(len("machine"), *(len(plain(one.name)) for one in report.each)), 30)
+    bound = f"MTBF >= ({percent(report.confidence)})"
+    yield ""
     yield f"{'machine':<{width}}  {'hours':>12}  {'failures':>8}  {bound:>16}  {'failovers':>9}  {'images':>11}"
-    for one in each:
+    for one in report.each:
         bound = f"{one.mtbf.bound:,.1f} h" + ("?" if one.mtbf.doubtful else "")
         row = f"{plain(one.name)[:width]:<{width}}  {one.hours:>12,.2f}  {len(one.failures):>8}  {bound:>16}"
         yield f"{row}  {len(one.trips):>9}  {one.images:>11,}"
@@ -133,21 +132,13 @@ def _table(each: list[MtbfSummary]) -> Iterator[str]:
 
 def _list(one: MtbfSummary) -> Iterator[str]:
     failures = one.failures
-    if not failures:
-        return
-    yield ""
-    yield "failures" if len(failures) <= FAILURES_SHOWN else f"the last {FAILURES_SHOWN} failures"
+    if failures:
+        yield ""
+        yield "failures" if len(failures) <= FAILURES_SHOWN else f"the last {FAILURES_SHOWN} failures"
     for machine, failure in failures[-FAILURES_SHOWN:]:
         down = "not back by the end of the log" if failure.down is None else f"down {duration(failure.down)}"
         detail = f" ({plain(failure.detail)})" if failure.detail else ""
         yield f"  {stamp(failure.at)}  {plain(machine.name)}  {plain(failure.cause)}, {down}{detail}"
-
-
-def _notes(report: MtbfReport) -> Iterator[str]:
-    if report.notes:
-        yield from ("", "what the logs do not say, and how it was counted")
-    for name, note in report.notes:
-        yield f"  {plain(name)}: {plain(note)}" if len(report.machines) > 1 else f"  {plain(note)}"
 
 
 def percent(share: float) -> str:

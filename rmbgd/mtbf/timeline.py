@@ -13,12 +13,12 @@ Times here are seconds since 1970, each boot placed as a whole, so that duration
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 
-from rmbgd.mtbf.logs import DONE, FAILED, LogEvent, number
+from rmbgd.mtbf.logs import DONE, POSTPONED, LogEvent, number
 from rmbgd.mtbf.runs import Boot, End, RunEnd, ServiceRun, ending, exit_cause, gaps, is_refusal, stalls
 
 
@@ -47,50 +47,13 @@ class Failure:
 
     at: float
     cause: str
-    detail: str = ""
-    until: float | None = None
-    operated: float = 0.0
+    detail: str
+    until: float | None
+    operated: float
 
     @property
     def down(self) -> float | None:
         return None if self.until is None else self.until - self.at
-
-
-@dataclass(slots=True)
-class Timeline:
-    spans: list[Span] = field(default_factory=list)
-    failures: list[Failure] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    failed_starts: int = 0
-
-    def seconds(self, kind: State) -> float:
-        return sum(span.seconds for span in self.spans if span.kind is kind)
-
-    def operated_until(self, at: float) -> float:
-        """Seconds in service up to `at`."""
-        ups = [span for span in self.spans if span.kind is State.UP and span.begin < at]
-        return sum(min(span.end, at) - span.begin for span in ups)
-
-
-def timeline(boots: Sequence[Boot], gap: float, stall: float, *, power_loss_is_failure: bool = False) -> Timeline:
-    """The life of one machine from its boots, in order. `gap`, `stall`: seconds beyond which silence counts as one."""
-    builder = _TimelineBuilder(gap, stall, power_loss_is_failure=power_loss_is_failure)
-    for place, boot in enumerate(boots):
-        entries: list[tuple[float, ServiceRun | LogEvent]] = [(run.start, run) for run in boot.runs]
-        entries += [(exit_.at, exit_) for exit_ in boot.orphans]
-        entries.sort(key=lambda entry: entry[0])
-        for _, entry in entries:
-            if isinstance(entry, LogEvent):
-                builder.add_orphan(entry, boot)
-                continue
-            latest = next((at for at, other in reversed(entries) if other is not entry), float("-inf"))
-            last_of_boot = latest < entry.last
-            builder.add_run(entry, boot, last_of_boot, last_of_all=last_of_boot and place + 1 == len(boots))
-    for boot in boots:
-        for at, seconds in boot.steps:
-            said = f"the wall clock jumped by {seconds:+.0f} s around {stamp(at + boot.offset)}, or the machine slept"
-            builder.timeline.notes.append(f"{said}; durations are monotonic and not touched by it")
-    return builder.timeline
 
 
 @dataclass(slots=True)
@@ -102,50 +65,68 @@ class _Off:
     failure: Failure | None = None
 
 
-class _TimelineBuilder:
-    """Adds one run after the other, in order."""
+class Timeline:
+    """The life of one machine from its boots, in order. `gap`, `stall`: seconds beyond which silence counts as one."""
 
-    def __init__(self, gap: float, stall: float, *, power_loss_is_failure: bool) -> None:
-        self.timeline = Timeline()
-        self._gap = gap
-        self._stall = stall
+    def __init__(self, boots: Sequence[Boot], gap: float, stall: float, *, power_loss_is_failure: bool) -> None:
+        self.spans: list[Span] = []
+        self.failures: list[Failure] = []
+        self.notes: list[str] = []
+        self.failed_starts = 0
+        self._gap, self._stall = gap, stall
         self._power_loss_is_failure = power_loss_is_failure
         self._off: _Off | None = None
         self._operated = 0.0
         self._up_until = float("-inf")  # placed time up to which the service is already counted as up
+        for boot in boots:
+            entries: list[tuple[float, ServiceRun | LogEvent]] = [(run.start, run) for run in boot.runs]
+            entries += [(exit_.at, exit_) for exit_ in boot.orphans]
+            entries.sort(key=lambda entry: entry[0])
+            for _, entry in entries:
+                if isinstance(entry, LogEvent):  # of a process that wrote nothing: a start that failed early
+                    if entry.at + boot.offset > self._up_until:
+                        self._add_failed_start(entry.at + boot.offset, exit_cause(entry), "", is_refusal(entry))
+                    continue
+                latest = next((at for at, other in reversed(entries) if other is not entry), float("-inf"))
+                last_of_boot = latest < entry.last
+                self._add_run(entry, boot, last_of_boot, last_of_all=last_of_boot and boot is boots[-1])
+        for boot in boots:
+            for at, seconds in boot.steps:
+                jump = f"the wall clock jumped by {seconds:+.0f} s around {stamp(at + boot.offset)}"
+                self.notes.append(f"{jump}, or the machine slept; durations are monotonic and not touched by it")
 
-    def add_run(self, run: ServiceRun, boot: Boot, last_of_boot: bool, last_of_all: bool) -> None:
+    def seconds(self, kind: State) -> float:
+        return sum(span.seconds for span in self.spans if span.kind == kind)
+
+    def operated_until(self, at: float) -> float:
+        """Seconds in service up to `at`."""
+        return sum(min(span.end, at) - span.begin for span in self.spans if span.kind is State.UP and span.begin < at)
+
+    def _add_run(self, run: ServiceRun, boot: Boot, last_of_boot: bool, last_of_all: bool) -> None:
         end = ending(run)
         if run.ready is None:
-            self._add_unready(run, end, run.start + boot.offset, last_of_all)
-            return
+            start = run.start + boot.offset
+            if start < self._up_until:
+                self.notes.append(f"a second process was started at {stamp(start)} while one was running")
+            elif end.how is not End.PLANNED and not (end.how is End.UNKNOWN and last_of_all):
+                self._add_failed_start(start, end.cause or "vanished", end.detail, run.refused)
+            return  # else it was stopped, or the log ends, while starting
         if end.at < run.ready or end.at - run.last > self._gap:
             end.at = max(run.last, run.ready)  # nothing was heard for long before its end was seen
         begin = max(run.ready + boot.offset, self._up_until)
         if run.ready + boot.offset < begin and end.at + boot.offset <= begin:
-            self.timeline.notes.append(f"two runs of the service at once around {stamp(begin)}; counted once")
+            self.notes.append(f"two runs of the service at once around {stamp(begin)}; counted once")
             return
-        self._back(begin)
+        if self._off is not None:
+            if begin < self._off.since:
+                self.notes.append(f"the wall clock was set back over a reboot around {stamp(begin)}; no time counted")
+            elif begin > self._off.since:
+                self.spans.append(Span(self._off.since, begin, self._off.kind))
+            if self._off.failure is not None:
+                self._off.failure.until = max(begin, self._off.since)
+            self._off = None
         self._add_up(run, boot, begin - boot.offset, end)
         self._end_run(end, end.at + boot.offset, last_of_boot, last_of_all)
-
-    def add_orphan(self, exit_: LogEvent, boot: Boot) -> None:
-        """An exit of a process that wrote nothing: a start that failed early."""
-        at = exit_.at + boot.offset
-        if at > self._up_until:
-            self._add_failed_start(at, exit_cause(exit_.keys), "", is_refusal(exit_))
-
-    def _back(self, at: float) -> None:
-        """Ready again."""
-        if self._off is None:
-            return
-        if at < self._off.since:
-            self.timeline.notes.append(f"the wall clock was set back over a reboot around {stamp(at)}; no time counted")
-        elif at > self._off.since:
-            self.timeline.spans.append(Span(self._off.since, at, self._off.kind))
-        if self._off.failure is not None:
-            self._off.failure.until = max(at, self._off.since)
-        self._off = None
 
     def _add_up(self, run: ServiceRun, boot: Boot, begin: float, end: RunEnd) -> None:
         """Add the run from `begin` to its end, less gaps and stalls. A stall at its end becomes the end."""
@@ -161,10 +142,10 @@ class _TimelineBuilder:
         at = begin
         for cut_begin, cut_end, kind, detail in [*sorted(cuts), (end.at, end.at, State.UP, "")]:
             if cut_begin > at:
-                self.timeline.spans.append(Span(at + boot.offset, cut_begin + boot.offset, State.UP))
+                self.spans.append(Span(at + boot.offset, cut_begin + boot.offset, State.UP))
                 self._operated += cut_begin - at
             if kind is not State.UP:
-                self.timeline.spans.append(Span(cut_begin + boot.offset, cut_end + boot.offset, kind))
+                self.spans.append(Span(cut_begin + boot.offset, cut_end + boot.offset, kind))
             if kind is State.DOWN:
                 self._add_failure(cut_begin + boot.offset, "stall", detail, until=cut_end + boot.offset)
             at = cut_end
@@ -172,7 +153,7 @@ class _TimelineBuilder:
 
     def _add_failure(self, at: float, cause: str, detail: str = "", until: float | None = None) -> Failure:
         failure = Failure(at, cause, detail, until, self._operated)
-        self.timeline.failures.append(failure)
+        self.failures.append(failure)
         return failure
 
     def _end_run(self, end: RunEnd, at: float, last_of_boot: bool, last_of_all: bool) -> None:
@@ -181,8 +162,7 @@ class _TimelineBuilder:
             if end.late:  # the function was given up on purpose, so it is down for no time
                 self._add_failure(at, f"{end.late} while stopping", until=at)
         elif end.how is End.REFUSED:
-            self._note_refusal(at)
-            self._off = _Off(at, State.PLANNED)
+            self._refuse(at)
         elif end.how is End.FAILED:
             self._fail(at, end.cause, end.detail)
         elif not last_of_boot:
@@ -195,29 +175,19 @@ class _TimelineBuilder:
     def _fail(self, at: float, cause: str, detail: str) -> None:
         self._off = _Off(at, State.DOWN, self._add_failure(at, cause, detail))
 
-    def _note_refusal(self, at: float) -> None:
-        self.timeline.notes.append(f"configuration refused at {stamp(at)}: counted as the operator's")
-
-    def _add_unready(self, run: ServiceRun, end: RunEnd, start: float, last_of_all: bool) -> None:
-        """A run that never became ready."""
-        if start < self._up_until:
-            self.timeline.notes.append(f"a second process was started at {stamp(start)} while one was running")
-        elif end.how is not End.PLANNED and not (end.how is End.UNKNOWN and last_of_all):
-            self._add_failed_start(start, end.cause or "vanished", end.detail, run.refused)
-        # else it was stopped, or the log ends, while starting
+    def _refuse(self, at: float) -> None:
+        self.notes.append(f"configuration refused at {stamp(at)}: counted as the operator's")
+        self._off = self._off or _Off(at, State.PLANNED)
 
     def _add_failed_start(self, at: float, cause: str, detail: str, by_configuration: bool) -> None:
         """The first one after a planned stop is a failure; in an outage it only prolongs it."""
-        self.timeline.failed_starts += 1
+        self.failed_starts += 1
         if by_configuration:
-            self._note_refusal(at)
-            self._off = self._off or _Off(at, State.PLANNED)
-            return
-        if self._off is not None and self._off.kind is State.DOWN:
-            return
-        if self._off is not None and at > self._off.since:
-            self.timeline.spans.append(Span(self._off.since, at, self._off.kind))
-        self._fail(at, f"start: {cause}", detail)
+            self._refuse(at)
+        elif self._off is None or self._off.kind is not State.DOWN:
+            if self._off is not None and at > self._off.since:
+                self.spans.append(Span(self._off.since, at, self._off.kind))
+            self._fail(at, f"start: {cause}", detail)
 
 
 def stamp(seconds: float) -> str:
@@ -254,31 +224,32 @@ class Trip:
     threshold: float | None = None  # °C, where heat was the reason
 
 
-def trips(boots: Sequence[Boot], failures: Sequence[Failure], deadline: float) -> list[Trip]:
+def trips(boots: Sequence[Boot], failures: Sequence[Failure], deadline: float) -> Iterator[Trip]:
     """Every failover of a machine. `deadline`: seconds from claim to outcome beyond which an image came late."""
-    found = []
     for boot in boots:
         moments = [failure.at - boot.offset for failure in failures]
         for run in boot.runs:
             moves = run.named("engine.failover", "engine.failback")
-            found += [
-                _trip(move, moves[place + 1 :], run, boot, moments, deadline)
-                for place, move in enumerate(moves)
-                if move.event == "engine.failover"
-            ]
-    return found
+            for place, move in enumerate(moves, 1):
+                if move.event == "engine.failover":
+                    yield _trip(move, moves[place:], run, boot, moments, deadline)
 
 
 def _trip(
     move: LogEvent, later: list[LogEvent], run: ServiceRun, boot: Boot, failures: list[float], deadline: float
 ) -> Trip:
     device, to, reason = (str(move.keys.get(key, "?")) for key in ("from", "to", "reason"))
-    back = next((other.at for other in later if _concerns(other, device)), None)
+    # Work returns to the device, or leaves it once more although its return was not recorded.
+    directions = {"engine.failback": "to", "engine.failover": "from"}
+    back = next((other.at for other in later if other.keys.get(directions[other.event]) == device), None)
     end = run.last if back is None else back
-    concerned, fine = _images(run, boot, move.at, end, deadline)
+    images = boot.images
+    totals = images.stages.get("total", ())
+    rows = [row for row in images.between(move.at, end) if images.pid[row] == run.pid and images.kind[row] != POSTPONED]
+    late = any(totals[row] > deadline * 1000 for row in rows if totals and images.kind[row] == DONE)
     announced = move.keys.get("images")
-    concerned = max(concerned, len(announced) if isinstance(announced, list) else 0)
-    if not fine or any(move.at <= at <= end for at in failures):
+    concerned = max(len(rows), len(announced) if isinstance(announced, list) else 0)
+    if late or any(images.engine[row] for row in rows) or any(move.at <= at <= end for at in failures):
         outcome = TripOutcome.BROKEN
     elif back is None:
         outcome = TripOutcome.OPEN
@@ -286,19 +257,3 @@ def _trip(
         outcome = TripOutcome.AVOIDED if concerned else TripOutcome.IDLE
     threshold = number(move.keys.get("threshold")) if reason == "temperature" else None
     return Trip(move.at + boot.offset, end + boot.offset, device, to, reason, concerned, outcome, threshold)
-
-
-def _concerns(move: LogEvent, device: str) -> bool:
-    """Work returns to the device, or leaves it once more although its return was not recorded."""
-    return move.keys.get("to" if move.event == "engine.failback" else "from") == device
-
-
-def _images(run: ServiceRun, boot: Boot, begin: float, end: float, deadline: float) -> tuple[int, bool]:
-    """(images concluded meanwhile, whether none was lost to the engine or came late)."""
-    table = boot.images
-    totals = table.stages.get("total")
-    rows = [row for row in table.between(begin, end) if table.pid[row] == run.pid]
-    done = [row for row in rows if table.kind[row] == DONE]
-    refused = [row for row in rows if table.kind[row] == FAILED]
-    late = totals is not None and any(totals[row] > deadline * 1000 for row in done)
-    return len(done) + len(refused), not late and not any(table.engine[row] for row in refused)

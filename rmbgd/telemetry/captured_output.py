@@ -24,29 +24,13 @@ PIPE_BYTES = 1 << 20  # what a library may write while it holds the interpreter 
 STDERR = 2
 
 
-class TokenBucket:
-    """Rate limit: `burst` at once, `per_second` in the long run. `now` in monotonic seconds; one thread only."""
-
-    def __init__(self, burst: int, per_second: float, now: float) -> None:
-        self._burst, self._per_second = burst, per_second
-        self._tokens, self._at = float(burst), now
-
-    def take(self, now: float) -> bool:
-        self._tokens = min(self._burst, self._tokens + (now - self._at) * self._per_second)
-        self._at = now
-        if self._tokens < 1:
-            return False
-        self._tokens -= 1
-        return True
-
-
 class OutputLines:
     """Splits output into lines and passes them to `on_line`, not too long and not too many. One thread only."""
 
     def __init__(self, on_line: Callable[[str], None], clock: Clock) -> None:
         self._on_line = on_line
         self._clock = clock
-        self._limit = TokenBucket(LINES_AT_ONCE, LINES_PER_SECOND, clock.monotonic())
+        self._tokens, self._at = float(LINES_AT_ONCE), clock.monotonic()  # a token bucket: each line takes one
         self._left_out = 0
         self._rest = b""  # of a line without an end yet
         self._last: deque[str] = deque(maxlen=LAST_WORDS)  # replaced and read whole; deque operations are atomic
@@ -76,11 +60,15 @@ class OutputLines:
         if len(line) > LINE_MAXIMUM:
             text += " ..."
         self._last.append(text)
-        if self._limit.take(self._clock.monotonic()):
-            self._report_left_out()
-            self._on_line(text)
-        else:
+        now = self._clock.monotonic()
+        self._tokens = min(LINES_AT_ONCE, self._tokens + (now - self._at) * LINES_PER_SECOND)
+        self._at = now
+        if self._tokens < 1:
             self._left_out += 1
+            return
+        self._tokens -= 1
+        self._report_left_out()
+        self._on_line(text)
 
     def _report_left_out(self) -> None:
         if self._left_out:
@@ -89,15 +77,15 @@ class OutputLines:
 
 
 class StderrCapture:
-    """Holds descriptor 2 until closed, and emits what C libraries and the interpreter write to it.
+    """A context that holds descriptor 2, and emits what C libraries and the interpreter write to it.
 
     The true stderr stays open as `original`. faulthandler keeps it, because what that writes, it writes while the
     process dies. The engine process is captured by its own parent side, not here.
     """
 
     def __init__(self, emit: Emit) -> None:
-        self._emit = emit
-        self._lines = OutputLines(self._emit_line, SystemClock())  # only the reading thread touches it
+        # Only the reading thread touches it.
+        self._lines = OutputLines(lambda line: emit("engine.output", source="service", line=line), SystemClock())
         _flush_python()
         self.original = os.dup(STDERR)
         self._had_faulthandler = faulthandler.is_enabled()
@@ -111,9 +99,6 @@ class StderrCapture:
         self._closing = os.eventfd(0, os.EFD_CLOEXEC)  # the pipe's end would not do: child processes may hold it open
         self._thread = threading.Thread(target=self._run, name="stderr", daemon=True)
         self._thread.start()
-
-    def _emit_line(self, line: str) -> None:
-        self._emit("engine.output", source="service", line=line)
 
     def _run(self) -> None:
         with selectors.DefaultSelector() as selector:
@@ -135,10 +120,11 @@ class StderrCapture:
         """
         faulthandler.dump_traceback(self.original, all_threads=True)
 
-    def close(self) -> None:
-        """Give descriptor 2 back; what was written before is emitted first. Calling it twice does no harm."""
-        if self._closing < 0:
-            return
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Give descriptor 2 back; what was written before is emitted first."""
         _flush_python()
         os.dup2(self.original, STDERR, inheritable=True)
         if self._had_faulthandler:
@@ -149,13 +135,6 @@ class StderrCapture:
         self._thread.join()
         for descriptor in (self._closing, self._reading, self.original):
             os.close(descriptor)
-        self._closing = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _flush_python() -> None:

@@ -75,27 +75,27 @@ def _plain(value: Any) -> Any:
 
     More than the `default=` of json.dumps, which sees neither NaN, nor long texts, nor keys that are no text.
     """
-    if value is None or (isinstance(value, (bool, int)) and not isinstance(value, Enum)):
-        return value
-    if isinstance(value, Enum):
-        return _plain(value.value)
-    if isinstance(value, str):
-        return value if len(value) <= TEXT_MAXIMUM else f"{value[:TEXT_MAXIMUM]}... ({len(value)} characters)"
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {key if isinstance(key, str) else str(_plain(key)): _plain(entry) for key, entry in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(entry) for entry in value]
-    if isinstance(value, (set, frozenset)):
-        return sorted((_plain(entry) for entry in value), key=str)
-    if isinstance(value, (bytes, PurePath)):
-        return _plain(os.fsdecode(value))
-    if isinstance(value, datetime):
-        return rfc3339(value)
-    if hasattr(value, "tolist"):  # numpy's scalars and small arrays
-        return _plain(value.tolist())
-    return _plain(repr(value))
+    match value:
+        case Enum():
+            return _plain(value.value)
+        case None | bool() | int():
+            return value
+        case str():
+            return value if len(value) <= TEXT_MAXIMUM else f"{value[:TEXT_MAXIMUM]}... ({len(value)} characters)"
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {key if isinstance(key, str) else str(_plain(key)): _plain(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+        case set() | frozenset():
+            return sorted((_plain(entry) for entry in value), key=str)
+        case bytes() | PurePath():
+            return _plain(os.fsdecode(value))
+        case datetime():
+            return rfc3339(value)
+    # numpy's scalars and small arrays know their values; of anything else the name must do
+    return _plain(value.tolist() if hasattr(value, "tolist") else repr(value))
 
 
 class JsonlFile:
@@ -133,7 +133,12 @@ class JsonlFile:
             if self._opened is not None and os.path.samestat(os.stat(self.path), self._opened):
                 return
         self._close()
-        self._descriptor = _open(self.path)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
+        try:
+            self._descriptor = os.open(self.path, flags)  # it keeps the mode that it has
+        except FileNotFoundError:
+            self._descriptor = os.open(self.path, flags | os.O_CREAT, LOG_MODE)
+            os.fchmod(self._descriptor, LOG_MODE)  # whatever the umask
         self._opened = status = os.fstat(self._descriptor)
         # A power cut or a kill may have left half a line: it must not swallow the next one.
         self._torn = status.st_size > 0 and os.pread(self._descriptor, 1, status.st_size - 1) != b"\n"
@@ -143,14 +148,3 @@ class JsonlFile:
             with contextlib.suppress(OSError):
                 os.close(self._descriptor)
         self._descriptor, self._opened = -1, None
-
-
-def _open(path: str) -> int:
-    """A descriptor for appending. A new file gets LOG_MODE, whatever the umask; an existing one keeps its mode."""
-    flags = os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | os.O_NOCTTY
-    try:
-        return os.open(path, flags)
-    except FileNotFoundError:
-        descriptor = os.open(path, flags | os.O_CREAT, LOG_MODE)
-        os.fchmod(descriptor, LOG_MODE)
-        return descriptor

@@ -6,6 +6,7 @@ is written by a thread of its own, so that a reader that hangs blocks no other t
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import queue
@@ -38,7 +39,7 @@ class EventLog:
 
     def __init__(self, file: JsonlFile | None, console: ConsoleWriter | None, *, strict: bool = False) -> None:
         self._file, self._console, self._strict = file, console, strict
-        chain = structlog.wrap_logger(self, processors=[_add_envelope, _render], wrapper_class=_LevelledLogger)
+        chain = structlog.wrap_logger(self, processors=[_render], wrapper_class=_LevelledLogger)
         self._logger: _LevelledLogger = chain.bind()
 
     def emit(self, event: str, /, **keys: object) -> None:
@@ -61,16 +62,13 @@ class EventLog:
         if self._console is not None:
             self._console.put(line, level, fields)
 
-    def close(self) -> None:
-        """Write what waits for the console, within CLOSE_TIMEOUT. Emitting afterwards still reaches the file."""
-        if self._console is not None:
-            self._console.close()
-
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.close()
+        """Write what waits for the console, within CLOSE_TIMEOUT. Emitting afterwards still reaches the file."""
+        if self._console is not None:
+            self._console.close()
 
 
 class _LevelledLogger(structlog.BoundLoggerBase):
@@ -81,12 +79,9 @@ class _LevelledLogger(structlog.BoundLoggerBase):
         self._logger.write(*arguments)
 
 
-def _add_envelope(_: Any, level: str, keys: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    event = keys.pop("event")
-    return jsonl.envelope(event, level) | {key: keys[key] for key in keys if key not in events.ENVELOPE}
-
-
 def _render(_: Any, level: str, keys: structlog.typing.EventDict) -> tuple[tuple[str, str, Fields], Any]:
+    own = {key: value for key, value in keys.items() if key not in events.ENVELOPE}
+    keys = jsonl.envelope(keys["event"], level) | own
     fields = {f"RMBGD_{key.upper()}": os.fsencode(str(keys[key])) for key in JOURNAL_KEYS if keys.get(key) is not None}
     return (jsonl.to_json(keys), level, fields), {}
 
@@ -127,13 +122,10 @@ class ConsoleWriter:
 
     def _write(self, line: str, level: str, fields: Fields) -> None:
         if self._journal is not None:
-            entry = {
-                "MESSAGE": line.encode(),
-                "PRIORITY": str(PRIORITY.get(level, 6)).encode(),
-                "SYSLOG_IDENTIFIER": b"rmbgd",  # what the unit says holds for stdout only
-                **fields,
-            }
-            self._journal(*(name.encode() + b"=" + value for name, value in entry.items()))
+            identifier = b"SYSLOG_IDENTIFIER=rmbgd"  # what the unit says holds for stdout only
+            priority = f"PRIORITY={PRIORITY.get(level, 6)}".encode()
+            extra = (name.encode() + b"=" + value for name, value in fields.items())
+            self._journal(b"MESSAGE=" + line.encode(), priority, identifier, *extra)
         elif self._descriptor is not None:
             rest = memoryview(line.encode() + b"\n")
             while rest:
@@ -142,7 +134,11 @@ class ConsoleWriter:
 
 def open_log(service: ServiceSettings) -> EventLog:
     """The log that `service` asks for; to the journal when stdout or stderr already leads there, else to stdout."""
-    send = _journal_sender() if _leads_to_journal(1) or _leads_to_journal(2) else None
+    send: JournalSend | None = None
+    if _leads_to_journal(1) or _leads_to_journal(2):
+        # Without the module the lines go to stdout, which the journal captures: only the extra fields are lost.
+        with contextlib.suppress(ImportError):
+            send = importlib.import_module("systemd.journal").sendv
     console = ConsoleWriter(journal=send) if send else ConsoleWriter(descriptor=1)
     return EventLog(JsonlFile(service.log_file) if service.log_file is not None else None, console)
 
@@ -154,11 +150,3 @@ def _leads_to_journal(descriptor: int) -> bool:
     except OSError:
         return False
     return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-
-
-def _journal_sender() -> JournalSend | None:
-    try:
-        sender: JournalSend = importlib.import_module("systemd.journal").sendv
-    except ImportError:  # the lines go to stdout then, which the journal captures: only the extra fields are lost
-        return None
-    return sender

@@ -6,6 +6,7 @@ is a path or anything else that outsiders choose, so that the number of series s
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -94,7 +95,6 @@ class Metrics:
         self._state = self._gauge("device_state", "1 for the state it is in", "device", "state")
         self._in_use = self._gauge("device_in_use", "1 for the device in use", "device")
         self._gauge("build_info", "always 1", "version").labels(version=__version__).set(1)
-        self.lost = 0  # files that could not be written; only the thread that writes touches it
 
     def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
         return Gauge(f"rmbgd_{name}", meaning, labels, registry=self._registry)
@@ -105,8 +105,8 @@ class Metrics:
         elif counter := self._counters.get(event):
             labels = {name: str(keys.get(name, "")) for name in LABELS.get(event, ())}
             (counter.labels(**labels) if labels else counter).inc()
-            if event == "image.done":
-                self._image(keys)
+        if event == "image.done":
+            self._count_image(keys)
         self._emit(event, **keys)
 
     def health(self, keys: Mapping[str, Any]) -> None:
@@ -127,7 +127,7 @@ class Metrics:
             if state is not None:
                 self._state.labels(device=device, state=str(state)).set(1)
 
-    def _image(self, keys: Mapping[str, Any]) -> None:
+    def _count_image(self, keys: Mapping[str, Any]) -> None:
         for direction in ("in", "out"):
             self._bytes.labels(direction=direction).inc(max(float(keys.get(f"bytes_{direction}") or 0), 0.0))
         for stage, milliseconds in (keys.get("milliseconds") or {}).items():
@@ -137,14 +137,10 @@ class Metrics:
         """Everything, in Prometheus' text format."""
         return generate_latest(self._registry)
 
-    def write(self, path: Path) -> bool:
-        """Replace the file whole, readable by all. False when the disk refuses; no image depends on it.
+    def write(self, path: Path) -> None:
+        """Replace the file whole, readable by all, where the disk lets it: no image depends on it.
 
         Not prometheus_client's write_to_textfile: a chmod after its rename would be too late for a scrape in between.
         """
-        try:
+        with contextlib.suppress(OSError):
             atomic_write(path, self.text(), mode=FILE_MODE)
-        except OSError:
-            self.lost += 1
-            return False
-        return True

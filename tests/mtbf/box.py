@@ -16,35 +16,27 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
 
 
 class Box:
-    def __init__(self, name: str = "box", *, at: float = EPOCH, heartbeat: float = 60.0, host: str | None = None):
-        self.name = name
-        self.wall = at
-        self.mono = 50.0
-        self.boots = 1
-        self.pid = 1000
-        self.heartbeat = heartbeat
-        self.host = host
+    def __init__(self, name: str = "box", *, heartbeat: float = 60.0, host: str | None = None):
+        self.name, self.heartbeat, self.host = name, heartbeat, host
+        self.wall, self.mono = EPOCH, 50.0
+        self.boots, self.pid, self.jobs = 1, 1000, 0
         self.lines: list[str] = []
-        self.device = "cuda:0"
+        self.device, self.in_flight = "cuda:0", 0
         self.temperature: float | None = 60.0
-        self.in_flight = 0
         self.paused: str | None = None
-        self.jobs = 0
+
+    def set(self, **attributes: object) -> Box:
+        vars(self).update(attributes)
+        return self
 
     def sleep(self, seconds: float) -> Box:
-        self.wall += seconds
-        self.mono += seconds
-        return self
+        return self.set(wall=self.wall + seconds, mono=self.mono + seconds)
 
     def step_clock(self, seconds: float) -> Box:
-        self.wall += seconds
-        return self
+        return self.set(wall=self.wall + seconds)
 
     def reboot(self, seconds: float = 30.0) -> Box:
-        self.wall += seconds
-        self.mono = 5.0
-        self.boots += 1
-        return self
+        return self.set(wall=self.wall + seconds, mono=5.0, boots=self.boots + 1)
 
     def emit(self, event: str, *, pid: int | None = None, **keys: object) -> Box:
         assert problems_with(event, keys) == []
@@ -60,14 +52,17 @@ class Box:
         self.lines.append(json.dumps(envelope | keys))
         return self
 
-    def start(self, *, ready_after: float = 2.0) -> Box:
+    def launch(self) -> Box:
+        """A process that says that it starts, and no more."""
         self.pid += 1
         host = {"host": self.host} if self.host else {}
-        self.emit(
+        return self.emit(
             "service.start", config="/etc/rmbgd/rmbgd.toml", folders=["shop"], device="auto", python="3.11",
             heartbeat=self.heartbeat, **host,
         )  # fmt: skip
-        self.sleep(ready_after)
+
+    def start(self, *, ready_after: float = 2.0) -> Box:
+        self.launch().sleep(ready_after)
         return self.emit("service.ready", seconds=ready_after, device=self.device, recovered=0)
 
     def health(self) -> Box:
@@ -104,24 +99,25 @@ class Box:
             milliseconds={"total": 5.0}, reason=reason, detail="", stage=stage,
         )  # fmt: skip
 
+    def fail(self, stage: str = "finish", error: str = "") -> Box:
+        return self.emit("service.failed", stage=stage, error=error, traceback="")
+
     def stop(self, cause: str = "SIGTERM", exit_code: int = 0, seconds: float = 1.0) -> Box:
         self.emit("service.stopping", cause=cause, in_flight=0).sleep(seconds)
         return self.emit("service.stop", exit_code=exit_code, seconds=seconds, returned=0)
 
     def recorded(self, result: str = "signal", code: str = "killed", status: str = "KILL", **more: object) -> Box:
-        """The exit recorder, in a process of its own."""
+        """What the exit recorder writes, in a process of its own."""
         return self.emit("service.exit", pid=90_000 + self.pid, result=result, code=code, status=status, **more)
 
     def failover(self, reason: str = "temperature", images: int = 1) -> Box:
-        self.emit(
+        return self.set(device="cpu").emit(
             "engine.failover", **{"from": "cuda:0", "to": "cpu"}, reason=reason, reading=86.0, threshold=85.0,
             images=list(range(1, images + 1)), model="u2netp",
         )  # fmt: skip
-        self.device = "cpu"
-        return self
 
     def failback(self) -> Box:
-        self.device = "cuda:0"
+        self.set(device="cuda:0")
         return self.emit("engine.failback", **{"from": "cpu", "to": "cuda:0"}, seconds=1.0, model="m")
 
     def write(self, path: Path) -> Path:
@@ -158,16 +154,13 @@ def play(parts: list[tuple[str, int]], dropped: set[int]) -> Box:
             case "vanish":
                 box.sleep(amount)
             case "fail":
-                box.emit("service.failed", stage="s", error="", traceback="").recorded("exit-code", "exited", "70")
-                box.sleep(amount)
+                box.fail().recorded("exit-code", "exited", "70").sleep(amount)
             case "reboot":
                 box.stop(seconds=1).reboot(amount)
             case "power":
                 box.reboot(amount)
             case "bad start":
-                box.stop(seconds=1).sleep(amount)
-                box.pid += 1
-                box.emit("service.start", config="", folders=[], device="", python="", heartbeat=10).sleep(1)
+                box.stop(seconds=1).sleep(amount).launch().sleep(1)
                 box.recorded("exit-code", "exited", "70").sleep(amount)
         box.start(ready_after=2)
     kept = ("service.start", "service.ready", "service.exit", "service.failed")

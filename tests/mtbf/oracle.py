@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from dataclasses import dataclass, field
+from datetime import datetime
 
 
 @dataclass
@@ -43,8 +44,7 @@ class Verdict:
 def judge(lines: list[str], gap: int) -> Verdict:
     records = [json.loads(line) for line in lines]
     for record in records:
-        offset = _wall(record) - record["monotonic"]
-        record["t"] = round(record["monotonic"] + offset)
+        record["t"] = round(datetime.fromisoformat(record["time"]).timestamp())
     lives = _lives(records)
     ready = [life for life in lives if life.ready is not None]
     if not ready:
@@ -57,12 +57,6 @@ def judge(lines: list[str], gap: int) -> Verdict:
     fresh = sum(_before(life, lives, gap) != "down" for life in fails)
     del seconds["after"]
     return Verdict(seconds, losses + fresh, len(fails))
-
-
-def _wall(record: dict[str, object]) -> float:
-    from datetime import datetime
-
-    return datetime.fromisoformat(str(record["time"])).timestamp()
 
 
 def _lives(records: list[dict[str, object]]) -> list[Life]:

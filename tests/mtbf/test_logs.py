@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,6 +16,7 @@ import pytest
 from rmbgd.errors import RmbgdError
 from rmbgd.mtbf.logs import gather, read, rotation
 from rmbgd.mtbf.machine import MachineHistory, machines
+from rmbgd.mtbf.timeline import State
 from tests.mtbf.box import Box
 
 
@@ -27,9 +29,8 @@ def hours(machine: MachineHistory) -> float:
     return machine.operating / 3600
 
 
-def split(box: Box, parts: int) -> list[str]:
-    size = -(-len(box.lines) // parts)
-    return ["".join(line + "\n" for line in box.lines[i : i + size]) for i in range(0, len(box.lines), size)]
+def text(lines: Iterable[str]) -> str:
+    return "".join(f"{line}\n" for line in lines)
 
 
 # --- names
@@ -65,80 +66,63 @@ def test_parts_are_read_oldest_first(tmp_path: Path, names: list[str]):
     assert names == [file.name for file in source.files]
 
 
-def test_a_file_per_machine(tmp_path: Path):
-    """In one folder: the file's name is the machine's."""
-    for name in ("edge1", "edge2"):
-        Box(name).start().serve(3600).write(tmp_path / f"{name}.jsonl")
+@pytest.mark.parametrize("name", ["{}.jsonl", "{}/rmbgd.jsonl"])
+def test_a_file_or_a_folder_per_machine(tmp_path: Path, name: str):
+    """Under one folder, or named one by one: a file's name is the machine's, or its folder's where it says nothing."""
+    paths = [Box(box).start().serve(3600).write(tmp_path / name.format(box)) for box in ("edge10", "edge9")]
 
-    assert {name: hours(machine) for name, machine in found(tmp_path).items()} == {"edge1": 1.0, "edge2": 1.0}
-
-
-def test_a_folder_per_machine(tmp_path: Path):
-    """Under one folder, or named one by one: the folder's name is the machine's, for the file's says nothing."""
-    for name in ("edge1", "edge2"):
-        Box(name).start().serve(3600).write(tmp_path / name / "rmbgd.jsonl")
-
-    assert set(found(tmp_path)) == {"edge1", "edge2"}
-    assert set(found(tmp_path / "edge1" / "rmbgd.jsonl", tmp_path / "edge2" / "rmbgd.jsonl")) == {"edge1", "edge2"}
+    for arguments in ([tmp_path], paths):
+        assert [(name, hours(machine)) for name, machine in found(*arguments).items()] == [("edge9", 1), ("edge10", 1)]
 
 
 def test_the_host_that_the_log_names_goes_before_paths(tmp_path: Path):
     """Two files of one host are one machine, whatever they are called."""
-    first = Box("boots", host="till-3").start().serve(3600)
-    lines = len(first.lines)
-    first.stop().sleep(10).start().serve(3600)
-    (tmp_path / "old.jsonl").write_text("\n".join(first.lines[: lines + 2]) + "\n")
-    (tmp_path / "new.jsonl").write_text("\n".join(first.lines[lines + 2 :]) + "\n")
+    box = Box("boots", host="till-3").start().serve(3600).stop().sleep(10).start().serve(3600)
+    (tmp_path / "old.jsonl").write_text(text(box.lines[:64]))
+    (tmp_path / "new.jsonl").write_text(text(box.lines[64:]))
 
     machine = found(tmp_path / "new.jsonl", tmp_path / "old.jsonl")["till-3"]
-    assert hours(machine) == 2.0
-    assert machine.failures == []
+    assert (hours(machine), machine.failures) == (2.0, [])
 
 
 def test_the_operator_s_name_goes_before_all(tmp_path: Path):
-    """NAME=LOG, and --device with a pattern."""
-    path = Box("edge", host="till-3").start().serve(3600).write(tmp_path / "site-9" / "x.jsonl")
+    """NAME=LOG, and --device with a pattern. One name for two logs makes one machine."""
+    box = Box("edge", host="till-3").start().serve(3600).stop().sleep(10).start().serve(3600)
+    old, new = tmp_path / "site-9" / "x.jsonl", tmp_path / "site-9" / "y.jsonl"
+    old.parent.mkdir()
+    old.write_text(text(box.lines[:64]))
+    new.write_text(text(box.lines[64:]))
 
-    assert set(found(f"kiosk={path}")) == {"kiosk"}
-    assert set(found(path, pattern=r"site-(\d+)")) == {"9"}
-    assert set(found(path, pattern=r"site-\d+")) == {"site-9"}
-
-
-def test_one_name_for_two_logs_makes_one_machine(tmp_path: Path):
-    """Its time adds up; a stop in the one and a start in the other belong together."""
-    box = Box("edge").start().serve(3600).stop().sleep(10)
-    (tmp_path / "a.jsonl").write_text("\n".join(box.lines) + "\n")
-    box.lines.clear()
-    box.start().serve(3600).write(tmp_path / "b.jsonl")
-
-    machine = found(f"kiosk={tmp_path / 'a.jsonl'}", f"kiosk={tmp_path / 'b.jsonl'}")["kiosk"]
-    assert hours(machine) == 2.0
+    machines = found(f"kiosk={old}", f"kiosk={new}")
+    assert (set(machines), hours(machines["kiosk"])) == ({"kiosk"}, 2.0)
+    assert set(found(old, pattern=r"site-(\d+)")) == {"9"}
+    assert set(found(old, pattern=r"site-\d+")) == {"site-9"}
 
 
 def test_two_names_for_one_boot_are_told(tmp_path: Path):
     """Containers of one host, or one machine counted twice: the operator knows which."""
-    box = Box("edge").start().serve(3600)
     for name in ("a", "b"):
-        box.write(tmp_path / f"{name}.jsonl")
+        Box("edge").start().serve(3600).write(tmp_path / f"{name}.jsonl")
 
     assert any("shares a boot with b" in note for note in found(tmp_path)["a"].notes)
 
 
-@pytest.mark.parametrize("pattern", ["(", "nothing-like-it"])
-def test_a_pattern_that_does_not_fit_is_refused(tmp_path: Path, pattern: str):
-    """Rather than counting all machines as one."""
-    path = Box("edge").start().write(tmp_path / "x.jsonl")
+@pytest.mark.parametrize(
+    ("argument", "pattern", "words"),
+    [
+        ("x.jsonl", "(", "--device"),
+        ("x.jsonl", "nothing-like-it", "--device"),  # rather than counting all machines as one
+        ("empty", None, "no log in this folder"),
+        ("missing", None, "no such file"),
+    ],
+)
+def test_what_names_no_log_is_refused(tmp_path: Path, argument: str, pattern: str | None, words: str):
+    Box("edge").start().write(tmp_path / "x.jsonl")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "readme.txt").write_text("hello")
 
-    with pytest.raises(RmbgdError, match="--device"):
-        found(path, pattern=pattern)
-
-
-def test_a_folder_without_logs_is_refused(tmp_path: Path):
-    """With the names that are looked for."""
-    (tmp_path / "readme.txt").write_text("hello")
-
-    with pytest.raises(RmbgdError, match="no log in this folder"):
-        found(tmp_path)
+    with pytest.raises(RmbgdError, match=words):
+        found(tmp_path / argument, pattern=pattern)
 
 
 # --- contents
@@ -148,48 +132,56 @@ def test_a_folder_without_logs_is_refused(tmp_path: Path):
 def test_compressed_and_rotated_parts_are_one_log(tmp_path: Path, opener):
     """By their content, whatever their names."""
     box = Box("edge").start().serve(7200).stop().sleep(10).start().serve(3600)
-    old, middle, new = split(box, 3)
     with opener(tmp_path / "edge.jsonl.2.gz", "wt") as file:
-        file.write(old)
-    (tmp_path / "edge.jsonl.1").write_text(middle)
-    (tmp_path / "edge.jsonl").write_text(new)
+        file.write(text(box.lines[:60]))
+    (tmp_path / "edge.jsonl.1").write_text(text(box.lines[60:120]))
+    (tmp_path / "edge.jsonl").write_text(text(box.lines[120:]))
 
     machine = found(tmp_path)["edge"]
-    assert hours(machine) == 3.0
-    assert machine.failures == []
+    assert (hours(machine), machine.failures) == (3.0, [])
 
 
-def test_a_torn_last_line_is_left_out_and_told(tmp_path: Path):
-    """A power cut in the middle of a write."""
-    path = Box("edge").start().serve(3600).write(tmp_path / "edge.jsonl")
-    path.write_text(path.read_text() + '{"event":"health","level":"in')
-
-    machine = found(path)["edge"]
-    assert hours(machine) == 1.0
-    assert any("1 torn" in note for note in machine.notes)
+LINES = Box("edge").start().serve(3600).lines
+JOURNAL = [json.dumps({"MESSAGE": line, "_HOSTNAME": "till-3", "_PID": "1"}) for line in LINES]
+SHOWN = [f"Jan 01 00:00:00 till-3 rmbgd[77]: {line}".replace('{"event": ', '{"event":') for line in LINES]
 
 
-def test_a_tail_of_zeros_is_skipped(tmp_path: Path):
-    """What some file systems leave after a power cut; the next line begins right behind it."""
-    box = Box("edge").start().serve(1800)
-    first = len(box.lines)
-    box.serve(1800)
-    text = "\n".join(box.lines[:first]).encode() + b"\n" + bytes(512) + "\n".join(box.lines[first:]).encode() + b"\n"
-    (tmp_path / "edge.jsonl").write_bytes(text + bytes(100))
+@pytest.mark.parametrize(
+    ("content", "machine", "note"),
+    [
+        # A power cut in the middle of a write; the zeros that some file systems leave, with a line right behind them.
+        (text(LINES) + '{"event":"health","level":"in', "edge", "1 torn"),
+        (text(LINES[:30]) + "\0" * 512 + text(LINES[30:]) + "\0" * 100, "edge", ""),
+        # `journalctl -o json`: our line in MESSAGE, the host beside it, systemd's own lines between.
+        (text([JOURNAL[0], json.dumps({"MESSAGE": "Started rmbgd."}), *JOURNAL[1:]]), "till-3", "other programs"),
+        (text(SHOWN), "edge", ""),  # by journalctl, with time, host and program before the event
+        (text(json.dumps(json.loads(line) | {"boot_id": "unknown"}) for line in LINES), "edge", ""),
+    ],
+)
+def test_a_log_is_read_as_it_is_found(tmp_path: Path, content: str, machine: str, note: str):
+    (tmp_path / "edge.log").write_text(content)
+    ((name, history),) = found(tmp_path).items()
 
-    machine = found(tmp_path)["edge"]
-    assert hours(machine) == 1.0
-    assert machine.notes == []
+    assert (name, hours(history)) == (machine, 1.0)
+    assert any(note in each for each in history.notes) if note else history.notes == []
+
+
+def test_a_kernel_that_names_no_boot_is_told_apart_by_its_clock(tmp_path: Path):
+    """Monotonic time that falls by more than a minute can only be another boot."""
+    box = Box("edge").start().serve(3600).reboot(10).start().serve(3600)
+    box.lines = [json.dumps(json.loads(line) | {"boot_id": "unknown"}) for line in box.lines]
+    machine = found(box.write(tmp_path / "edge.jsonl"))["edge"]
+
+    assert (hours(machine), round(machine.timeline.seconds(State.POWER_LOSS))) == (2.0, 12)
 
 
 def test_an_archive_that_was_cut_is_read_as_far_as_it_goes(tmp_path: Path):
     """And told."""
-    box = Box("edge").start().serve(360_000)
-    whole = gzip.compress("".join(line + "\n" for line in box.lines).encode())
+    whole = gzip.compress(text(Box("edge").start().serve(36_000).lines).encode())
     (tmp_path / "edge.jsonl.gz").write_bytes(whole[: len(whole) // 2])
 
     machine = found(tmp_path)["edge"]
-    assert 0 < hours(machine) < 100
+    assert 0 < hours(machine) < 10
     assert any("damaged" in note for note in machine.notes)
 
 
@@ -207,32 +199,9 @@ def test_the_same_part_twice_counts_once(tmp_path: Path):
     assert any("more than once" in note for note in machine.notes)
 
 
-def test_an_export_of_the_journal_is_read(tmp_path: Path):
-    """`journalctl -o json`: our line in MESSAGE, the host beside it, systemd's own lines between."""
-    box = Box("edge").start().serve(3600)
-    lines = [json.dumps({"MESSAGE": line, "_HOSTNAME": "till-3", "_PID": "1"}) for line in box.lines]
-    lines.insert(1, json.dumps({"MESSAGE": "Started rmbgd.", "_HOSTNAME": "till-3"}))
-    (tmp_path / "export.json").write_text("\n".join(lines) + "\n")
-
-    machine = found(tmp_path)["till-3"]
-    assert hours(machine) == 1.0
-    assert any("other programs" in note for note in machine.notes)
-
-
-def test_lines_as_journalctl_shows_them_are_read(tmp_path: Path):
-    """With time, host and program before the event."""
-    box = Box("edge").start().serve(3600)
-    box.lines = [f"Jan 01 00:00:00 till-3 rmbgd[77]: {line}".replace('{"event": ', '{"event":') for line in box.lines]
-    box.write(tmp_path / "edge.log")
-
-    assert hours(found(tmp_path)["edge"]) == 1.0
-
-
 def test_standard_input(monkeypatch: pytest.MonkeyPatch):
     """As `-`, for pipes."""
-    text = "".join(line + "\n" for line in Box("edge").start().serve(3600).lines)
-    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text.encode())))
-
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text(LINES).encode())))
     assert hours(found("edge=-")["edge"]) == 1.0
 
 
@@ -242,14 +211,26 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch):
         "[]", "null", "{}", '{"event": 5}', '{"event":"health"}', "not json", "[" * 100_000,
         '{"event":"health","time":"x","monotonic":1,"boot_id":"b","pid":1}',
         '{"event":"health","time":"2026-01-01T00:00:00Z","monotonic":"1","boot_id":"b","pid":1}',
-        '{"event":"health","time":"2026-01-01T00:00:00Z","monotonic":true,"boot_id":"b","pid":1}',
+        *(
+            f'{{"event":"image.done","time":"2026-01-01T00:00:00Z","monotonic":{at},"boot_id":"b","pid":{pid}}}'
+            for at, pid in [("true", 1), ("NaN", 1), ("Infinity", 1), ("1" * 400, 1), (1, "true"), (1, "1" * 40)]
+        ),
     ],
 )  # fmt: skip
 def test_lines_that_are_not_ours_are_left_out_and_told(tmp_path: Path, line: str):
     """None of them ends the report."""
-    path = Box("edge").start().serve(3600).write(tmp_path / "edge.jsonl")
-    path.write_text(path.read_text() + line + "\n")
+    (tmp_path / "edge.jsonl").write_text(text([*LINES, line]))
 
-    machine = found(path)["edge"]
+    machine = found(tmp_path)["edge"]
     assert hours(machine) == 1.0
     assert any("left out" in note for note in machine.notes)
+
+
+@pytest.mark.parametrize("time", ["Infinity", "NaN", "1e300", "1" * 400, '"x"'])
+def test_a_time_that_nothing_measures_ends_no_report(tmp_path: Path, time: str):
+    """The image counts, without that time."""
+    box = Box("edge").start().image(milliseconds={"total": 1, "wait": 2.0}).serve(60)
+    (tmp_path / "edge.jsonl").write_text(text(box.lines).replace('"total": 1,', f'"total": {time},'))
+
+    (boot,) = found(tmp_path)["edge"].boots
+    assert [list(boot.images.values(stage)) for stage in ("total", "wait")] == [[], [2.0]]

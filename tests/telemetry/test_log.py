@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from rmbgd import events
+from rmbgd.config.load import ServiceSettings
 from rmbgd.telemetry.jsonl import JsonlFile
-from rmbgd.telemetry.log import PRIORITY, ConsoleWriter, EventLog, _leads_to_journal
+from rmbgd.telemetry.log import PRIORITY, ConsoleWriter, EventLog, open_log
 
 BLOCKED = {"folder": "shop", "path": "a\udcff\n.jpg", "cause": "permission"}
 
 
 class FakeJournal:
-    """Stands for systemd.journal.sendv: keeps the fields; `gate` holds it up."""
+    """Stands for systemd.journal, the module, and keeps the fields; `gate` holds it up."""
 
     def __init__(self, gate: threading.Event | None = None) -> None:
         self.entries: list[dict[str, bytes]] = []
         self._gate = gate
 
-    def __call__(self, *fields: bytes) -> None:
+    def sendv(self, *fields: bytes) -> None:
         if self._gate is not None:
             self._gate.wait()
         self.entries.append({f.split(b"=", 1)[0].decode(): f.split(b"=", 1)[1] for f in fields})
@@ -47,31 +48,22 @@ def test_line_holds_the_envelope_then_the_keys(tmp_path: Path) -> None:
 
 
 def test_defects_in_the_vocabulary_lose_no_line_in_production(tmp_path: Path) -> None:
-    """An unknown event is written as a warning; keys of the envelope cannot be overwritten."""
+    """An unknown event is written as a warning; keys of the envelope cannot be overwritten. Strict, it is an error."""
     with EventLog(JsonlFile(tmp_path / "log"), None) as log:
         log.emit("no.such", colour="red")
         log.emit("service.reload", level="debug", pid=1)
+    with pytest.raises(ValueError, match="unknown key 'colour'"):
+        EventLog(JsonlFile(tmp_path / "log"), None, strict=True).emit("service.reload", colour="red")
 
     unknown, overwriting = written(tmp_path / "log")
     assert ("no.such", "warning", "red") == (unknown["event"], unknown["level"], unknown["colour"])
     assert ("info", os.getpid()) == (overwriting["level"], overwriting["pid"])
 
 
-def test_unknown_event_is_refused_when_strict(tmp_path: Path) -> None:
-    """In tests the same defect is an error."""
-    with (
-        EventLog(JsonlFile(tmp_path / "log"), None, strict=True) as log,
-        pytest.raises(ValueError, match="unknown key 'colour'"),
-    ):
-        log.emit("service.reload", colour="red")
-
-    assert not (tmp_path / "log").exists()
-
-
 def test_journal_gets_the_line_its_priority_and_fields() -> None:
     """The journal can be filtered by level and by RMBGD_ fields; bytes that are no UTF-8 arrive as they are."""
     journal = FakeJournal()
-    with EventLog(None, ConsoleWriter(journal=journal)) as log:
+    with EventLog(None, ConsoleWriter(journal=journal.sendv)) as log:
         log.emit("intake.blocked", **BLOCKED)
 
     (entry,) = journal.entries
@@ -89,11 +81,10 @@ def test_journal_that_hangs_blocks_no_thread_and_loses_no_line_of_the_file(
     monkeypatch.setattr("rmbgd.telemetry.log.CONSOLE_QUEUE", 10)
     monkeypatch.setattr("rmbgd.telemetry.log.CLOSE_TIMEOUT", 0.01)
     gate = threading.Event()
-    console = ConsoleWriter(journal=FakeJournal(gate))
-    log = EventLog(JsonlFile(tmp_path / "log"), console)
-    for _ in range(100):
-        log.emit("service.reload")
-    log.close()
+    console = ConsoleWriter(journal=FakeJournal(gate).sendv)
+    with EventLog(JsonlFile(tmp_path / "log"), console) as log:
+        for _ in range(100):
+            log.emit("service.reload")
 
     assert 100 == len(written(tmp_path / "log"))
     assert 89 <= log.dropped["console"] <= 90
@@ -105,9 +96,8 @@ def test_reader_that_went_away_blocks_no_thread(tmp_path: Path) -> None:
     """stdout closed by `| head`: lines are counted as dropped, the file goes on."""
     reading, writing = os.pipe()
     os.close(reading)
-    log = EventLog(JsonlFile(tmp_path / "log"), ConsoleWriter(descriptor=writing))
-    log.emit("service.reload")
-    log.close()
+    with EventLog(JsonlFile(tmp_path / "log"), ConsoleWriter(descriptor=writing)) as log:
+        log.emit("service.reload")
     os.close(writing)
 
     assert {"file": 0, "console": 1} == log.dropped
@@ -116,52 +106,38 @@ def test_reader_that_went_away_blocks_no_thread(tmp_path: Path) -> None:
 
 def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
     """Every line is whole, and of each thread they come in order."""
-    with EventLog(JsonlFile(tmp_path / "log"), None) as log:
 
-        def talk(name: str) -> None:
-            for number in range(200):
-                log.emit("intake.blocked", folder=name, path="x" * 3000, cause=str(number))
+    def talk(name: str) -> None:
+        for number in range(200):
+            log.emit("intake.blocked", folder=name, path="x" * 3000, cause=str(number))
 
-        threads = [threading.Thread(target=talk, args=(f"t{index}",)) for index in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    names = ["t0", "t1", "t2", "t3"]
+    with EventLog(JsonlFile(tmp_path / "log"), None) as log, ThreadPoolExecutor(len(names)) as pool:
+        list(pool.map(talk, names))
 
     found = written(tmp_path / "log")
-    for index in range(4):
-        assert [str(n) for n in range(200)] == [line["cause"] for line in found if line["folder"] == f"t{index}"]
+    for name in names:
+        assert [str(n) for n in range(200)] == [line["cause"] for line in found if line["folder"] == name]
 
 
-@pytest.mark.integration
-def test_stdout_gets_the_lines_when_the_journal_does_not_listen(tmp_path: Path) -> None:
-    """Run by hand: one JSON object a line on stdout, and the same in the file."""
-    script = """
-import sys
-from rmbgd.config.load import ServiceSettings
-from rmbgd.telemetry.log import open_log
-with open_log(ServiceSettings(log_file=sys.argv[1])) as log:
-    log.emit('service.reload')
-"""
-    environment = {key: value for key, value in os.environ.items() if key != "JOURNAL_STREAM"}
-    done = subprocess.run(
-        [sys.executable, "-c", script, tmp_path / "log"], capture_output=True, check=True, env=environment
-    )
+@pytest.mark.parametrize(
+    ("leads_there", "installed", "to_journal"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_lines_go_to_the_journal_only_where_stdout_leads_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str],
+    leads_there: bool, installed: bool, to_journal: bool,
+) -> None:  # fmt: skip
+    """JOURNAL_STREAM is inherited by everything below; it counts only for the descriptor it names. Else to stdout."""
+    journal, stdout = FakeJournal(), os.fstat(1)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{stdout.st_dev}:{stdout.st_ino}" if leads_there else "0:0")
+    monkeypatch.setitem(sys.modules, "systemd.journal", journal if installed else None)
+    with open_log(ServiceSettings(log_file=tmp_path / "log")) as log:
+        log.emit("service.reload")
 
-    assert b"" == done.stderr
-    assert done.stdout.decode() == (tmp_path / "log").read_text()
-    assert "service.reload" == json.loads(done.stdout)["event"]
-
-
-def test_journal_is_recognised_by_what_stdout_leads_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """JOURNAL_STREAM is inherited by everything below; it counts only for the descriptor it names."""
-    with (tmp_path / "stream").open("w") as stream:
-        status = os.fstat(stream.fileno())
-        monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
-
-        assert _leads_to_journal(stream.fileno())
-        with (tmp_path / "other").open("w") as other:
-            assert not _leads_to_journal(other.fileno())
+    line = (tmp_path / "log").read_text()
+    assert ([line.rstrip().encode()] if to_journal else []) == [entry["MESSAGE"] for entry in journal.entries]
+    assert ("" if to_journal else line) == capfd.readouterr().out
+    assert "service.reload" == json.loads(line)["event"]
 
 
 def test_vocabulary_fits_the_log() -> None:
