@@ -17,7 +17,6 @@ from PIL import Image
 
 from rmbgd.backends import cpu as torch_engine
 from rmbgd.backends.cpu import CpuBackend
-from rmbgd.backends.memtest import MemoryTest, Pattern, TorchMemory
 from rmbgd.backends.planes import DEVIATION, MEAN
 from rmbgd.engine import golden_image
 from rmbgd.engine.arena import Arena
@@ -27,7 +26,6 @@ from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha
 from rmbgd.imaging.resize import image_to_network, matte_to_image
 from rmbgd.models.u2net import build_u2netp
-from rmbgd.testing.engine import FakeDeviceMemory
 from tests.engine.processes import PATIENCE
 from tests.support.shared_data import shared
 
@@ -119,7 +117,7 @@ def test_the_networks_input_is_within_one_level_of_pillow(started, height, width
     engine = started[0]
     network = engine._networks["u2netp"]
     with torch.inference_mode():
-        engine._set_input(network, 0, rgb)
+        engine._set_inputs(network, [rgb])
         values = network.inputs[0].permute(1, 2, 0).numpy()
     levels = (values * DEVIATION + MEAN) * 255
 
@@ -358,21 +356,6 @@ def test_the_known_image_is_the_same_each_time(engine):
     assert first.alpha.dtype == np.float32
     assert np.abs(first.alpha - golden_image.golden_image()[1]).mean() < 0.02
     assert first.seconds > 0
-
-
-def test_the_canary_finds_flipped_bits():
-    """The pattern is computed by torch as by numpy, and one wrong bit is one bad block."""
-    memory = TorchMemory(torch.device("cpu"))
-    canary = MemoryTest(memory, 1500)  # more than one chunk
-
-    assert canary.check().bad == 0
-    fake = FakeDeviceMemory()
-    fake.allocate(1500)
-    fake.write(Pattern(0))
-    assert np.array_equal(memory._words.numpy(), fake.words)
-    memory._words[1400, 3] ^= 1 << 40
-    assert canary.check().bad == 1
-    assert canary.check().bad == 0
 
 
 @pytest.mark.parametrize(
