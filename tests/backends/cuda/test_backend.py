@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from rmbgd.backends.cpu import CpuBackend
 from rmbgd.backends.cuda import backend as engine
@@ -17,21 +16,16 @@ from rmbgd.backends.cuda import network, resample
 from rmbgd.backends.cuda import network as float8
 from rmbgd.backends.cuda.device import CaptureFailed
 from rmbgd.backends.factory import create
-from rmbgd.engine import golden_image
 from rmbgd.engine.selftest import golden_difference
 from rmbgd.engine.types import OutputPlane
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.models.inference import alpha_of, put_images
 from rmbgd.models.kernels.runtime import Availability
 from rmbgd.testing.device import HostDevice
-from tests.backends.cuda.conftest import OPTIONS, Canvas, Green
+from tests.backends.conftest import OPTIONS, Canvas, ball
+from tests.backends.cuda.conftest import Green
 
 GIBI = 1 << 30
-
-
-def ball(height: int, width: int) -> np.ndarray:
-    rgb, _ = golden_image.golden_image()
-    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def veil(height: int, width: int) -> np.ndarray:
@@ -61,7 +55,7 @@ def by_host(canvas: Canvas, works, options=OPTIONS) -> list[np.ndarray]:
     planes = [canvas.plane(work) for work in works]
     engine.close()
     for work in works:
-        canvas.plane_of(canvas.slot(work))[...] = 7
+        canvas.spoil(work)
     return planes
 
 
