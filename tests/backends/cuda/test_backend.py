@@ -214,7 +214,6 @@ def test_memory_that_others_take_later_is_told_once(make, green, canvas, monkeyp
 def test_no_page_locked_memory_is_told(make, green, canvas):
     """The arena then stays pageable, and images go the same way."""
     description = make(device=HostDevice(pins="the limit is 64 kB"), start=False).start()
-
     assert [limit.detail for limit in description.limits if limit.what == "pinned"] == [
         "no memory is page-locked, so copies wait for each other: the limit is 64 kB"
     ]
@@ -224,7 +223,6 @@ def test_no_more_of_the_arena_is_locked_than_was_asked_for(make, green):
     """The cap is a setting, because locked pages are taken from everything else."""
     device = HostDevice()
     make(replace(OPTIONS, pinned_bytes=1 << 20), device)
-
     assert device.pinned == 1 << 20
 
 
@@ -241,7 +239,6 @@ def test_half_precision_says_how_far_it_is_from_float32(make, green):
 def test_float8_is_refused_where_there_is_none(make, green):
     """One finding, and another type."""
     description = make(replace(OPTIONS, precision="float8"), start=False).start()
-
     assert [limit.what for limit in description.limits] == ["float8", "kernels"]
     assert description.models["u2netp"]["precision"] == "float32"
 
@@ -314,7 +311,6 @@ def test_the_known_image_is_that_of_the_cpus_engine(make, green, arena):
 def test_the_canary_stays_well(make, green):
     """Two passes over memory of the device."""
     engine = make()
-
     assert [engine.canary(1500).bad for _ in range(2)] == [0, 0]
 
 
@@ -449,7 +445,6 @@ def test_a_plan_that_was_too_bold_is_cut_at_start(make, green):
     """Other programs took the memory between the plan and the first run: fewer at once, told, and it starts."""
     green.before = short_above(2)
     description = make(start=False).start()
-
     assert description.batch_sizes == (1, 2)
     assert "batch" in {limit.what for limit in description.limits}
 
@@ -528,7 +523,6 @@ def test_a_recording_that_fails_is_told_once_and_images_go_on(make, green, canva
 def test_a_recording_that_answers_otherwise_is_not_used(make, green):
     """It is compared with its own kernels before the first image."""
     description = make(device=HostDevice(capture=lambda body: lambda: None), start=False).start()
-
     (told,) = [limit.detail for limit in description.limits if limit.what == "graphs"]
     assert "answers otherwise than its kernels do" in told
 
@@ -583,7 +577,6 @@ def test_a_gpu_that_is_not_there_is_lost(arena):
     options = {"models": {"u2netp": {"source": "u2netp"}}, "models_directory": "/nonexistent", "device": "cuda:0"}
     with pytest.raises(EngineLost) as lost:
         create(arena.block, options).start()
-
     assert lost.value.cause == "no_device"
 
 
@@ -592,5 +585,4 @@ def test_an_engine_can_be_closed_in_any_state(make, green):
     fresh, started = make(start=False), make()
     for either in (fresh, started, started):
         either.close()
-
     assert started._device is None

@@ -380,7 +380,6 @@ def test_accuracy_against_float32(launch, reference, precision, mean, peak, far,
 def test_float32_means_float32(cuda):
     """TF32 is off for products and for convolutions, also for parts of a network in half precision."""
     CudaDevice(DEVICE).close()
-
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == "ieee"
 
@@ -435,5 +434,4 @@ def test_planes_are_those_of_the_cpu_but_for_rounding(launch, canvas):
 def test_a_gpu_s_memory_holds_the_canary(launch):
     """Two passes over 64 MiB without a bad block."""
     engine = launch(source="u2netp", batch_maximum=1)
-
     assert [engine.canary(16_384).bad for _ in range(2)] == [0, 0]

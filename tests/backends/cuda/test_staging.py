@@ -131,7 +131,6 @@ def test_a_download_waits_for_its_band_to_be_ready(block):
 def test_what_can_never_be_on_the_device_is_known_before(block):
     """An image larger than the ring goes another way."""
     staging = Staging(HostDevice(), block, 20_000, 1 << 18, BLOCK)
-
     assert not staging.fits(region(0))
     assert staging.fits(Region(0, 57, 91, False, OutputPlane.ALPHA8))
 
