@@ -338,24 +338,21 @@ def test_an_answer_that_is_not_finite_is_computed_again_in_float32(make, green, 
     assert engine.segment(works[:1]).again == 0
 
 
-def test_an_answer_that_stays_not_finite_is_nonsense_and_not_written(make, green, canvas):
+@pytest.mark.parametrize(
+    ("precision", "images", "text"),
+    [
+        ("float16", 2, r"images \[0, 1\] of a batch of 2 .* in float32 as well"),
+        ("float32", 1, r"\[0\] of a batch of 1 \(u2netp\)$"),  # not tried twice
+    ],
+)
+def test_an_answer_that_stays_not_finite_is_nonsense_and_not_written(make, green, canvas, precision, images, text):
     """The fault names its place; its plane was not touched."""
-    works = assorted(canvas)[:2]
-    engine = make(replace(OPTIONS, precision="float16"))
+    works = assorted(canvas)[:images]
+    engine = make(replace(OPTIONS, precision=precision))
     green.after = lambda logits, _: logits * float("nan")
-    with pytest.raises(EngineNonsense, match=r"images \[0, 1\] of a batch of 2 .* in float32 as well"):
+    with pytest.raises(EngineNonsense, match=text):
         engine.segment(works)
-
     assert all((canvas.plane(work) == 7).all() for work in works)
-
-
-def test_float32_is_not_tried_twice(make, green, canvas):
-    """What is not finite in float32 is told at once."""
-    work = assorted(canvas)[0]
-    engine = make()
-    green.after = lambda logits, _: logits * float("nan")
-    with pytest.raises(EngineNonsense, match=r"\[0\] of a batch of 1 \(u2netp\)$"):
-        engine.segment([work])
 
 
 def test_weights_that_are_nonsense_do_not_start(make, green):
@@ -530,30 +527,24 @@ def test_a_recording_that_answers_otherwise_is_not_used(make, green):
 # --- faults
 
 
-def test_an_error_of_the_device_is_told_with_its_text(make, green, canvas):
-    """A sticky one: whoever runs the process ends it."""
-    engine = make()
-
-    def illegal(_):
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-    green.before = illegal
-    with pytest.raises(EngineLost, match="illegal memory access"):
-        engine.segment(assorted(canvas)[:1])
-
-
-def test_a_bug_is_not_taken_for_a_fault_of_the_device(make, green, canvas):
-    """Other errors of torch stay what they are, and the next batch finds everything in order."""
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), EngineLost),
+        (RuntimeError("shapes cannot be multiplied"), RuntimeError),
+    ],
+)
+def test_an_error_of_torch_is_told_with_its_text(make, green, canvas, raised, error):
+    """The device's ends the process; a bug stays what it is, and the next batch finds everything in order."""
     engine, works = make(), assorted(canvas)
 
-    def bug(_):
-        raise RuntimeError("shapes cannot be multiplied")
+    def fails(_):
+        raise raised
 
-    green.before = bug
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    green.before = fails
+    with pytest.raises(error, match=str(raised)):
         engine.segment(works)
     green.before = lambda _: None
-
     assert len(engine.segment(works).answers) == len(works)
 
 
