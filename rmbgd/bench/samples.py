@@ -52,11 +52,8 @@ def from_folder(folder: Path, limits: LimitSettings) -> list[Sample]:
     for name in names:
         try:
             image = _decoded(name, _read(root / name, limits), limits)
-        except ImageError as error:
-            why = f"{name}: {error}"
-            continue
-        except OSError as error:
-            why = f"{name}: {error.strerror}"
+        except (ImageError, OSError) as error:
+            why = f"{name}: {error.strerror if isinstance(error, OSError) else error}"
             continue
         if image.form in APPENDABLE:
             found.append(image)
