@@ -16,12 +16,11 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rmbgd.backends.faults import faults
-from rmbgd.backends.memtest import MemoryTest, TorchMemory
+from rmbgd.backends.memtest import MemoryTest
 from rmbgd.backends.planes import SCALE, SHIFT, finish
 from rmbgd.engine.golden_image import check_golden, golden_image
 from rmbgd.engine.types import (
@@ -39,6 +38,7 @@ from rmbgd.engine.types import (
 )
 from rmbgd.errors import EngineNonsense
 from rmbgd.imaging.resize import matte_to_image
+from rmbgd.models.inference import mattes, put_images
 from rmbgd.models.load import load_model
 
 DEVICE = "cpu"
@@ -56,11 +56,6 @@ class CpuNetwork:
     facts: dict[str, object]
     inputs: Tensor
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """(height, width) in pixels of its input."""
-        return self.inputs.shape[2], self.inputs.shape[3]
-
 
 class CpuBackend:
     def __init__(self, block: NDArray[np.uint8], options: Options) -> None:
@@ -74,6 +69,7 @@ class CpuBackend:
         self._block = block
         self._networks: dict[str, CpuNetwork] = {}
         self._memory_test: MemoryTest | None = None
+        self._scale, self._shift = torch.tensor(SCALE), torch.tensor(SHIFT)
 
     def start(self) -> EngineDescription:
         """Load every model, check each on the golden image, measure. Raises ModelError, EngineFault."""
@@ -83,8 +79,6 @@ class CpuBackend:
         detail: dict[str, object] = {"torch": torch.__version__, "threads": threads}
         measured: list[dict[int, float]] = []
         with torch.inference_mode(), faults():
-            self._scale = torch.tensor(SCALE).view(3, 1, 1)
-            self._shift = torch.tensor(SHIFT).view(3, 1, 1)
             for name, choice in self._options.models.items():
                 network = self._networks[name] = self._load(name, choice)
                 began = time.perf_counter()
@@ -104,13 +98,12 @@ class CpuBackend:
         slots = [view(self._block, work.region) for work in batch]
         began = time.perf_counter()
         with torch.inference_mode(), faults():
-            for index, slot in enumerate(slots):
-                self._set_input(network, index, slot.rgb)
+            self._set_inputs(network, [slot.rgb for slot in slots])
             resized = time.perf_counter()
-            mattes = self._mattes(network, len(batch))
+            alpha = self._mattes(network, len(batch))
             computed = time.perf_counter()
-            reports = [_report(work.image_id, matte) for work, matte in zip(batch, mattes, strict=True)]
-            for work, slot, matte in zip(batch, slots, mattes, strict=True):
+            reports = [_report(work.image_id, matte) for work, matte in zip(batch, alpha, strict=True)]
+            for work, slot, matte in zip(batch, slots, alpha, strict=True):
                 finish(slot, matte.numpy(), clean=work.clean_edges)
         finished = time.perf_counter()
         return BatchReport(
@@ -135,7 +128,7 @@ class CpuBackend:
         """One pass of the memory test over 4 KiB blocks, which stay allocated. Raises EngineFault."""
         with torch.inference_mode(), faults():
             if self._memory_test is None:
-                self._memory_test = MemoryTest(TorchMemory(torch.device(DEVICE)), blocks)
+                self._memory_test = MemoryTest(torch, DEVICE, blocks)
             return self._memory_test.check()
 
     def close(self) -> None:
@@ -157,26 +150,21 @@ class CpuBackend:
         inputs = inputs.to(memory_format=torch.channels_last)
         return CpuNetwork(name, loaded.module, loaded.provenance.facts(), inputs)
 
-    def _set_input(self, network: CpuNetwork, index: int, rgb: NDArray[np.uint8]) -> None:
-        """Resize and normalise one image, uint8 [H, W, 3], into the network's input at `index` of the batch."""
-        image = torch.from_numpy(rgb).permute(2, 0, 1)[None]  # uint8 [1, 3, H, W], channels last: the fast path
-        if image.shape[2:] != network.size:
-            image = F.interpolate(image, network.size, mode="bilinear", antialias=True)
-        network.inputs[index] = image[0] * self._scale + self._shift
+    def _set_inputs(self, network: CpuNetwork, images: Sequence[NDArray[np.uint8]]) -> None:
+        """Resize and normalise images, uint8 [H, W, 3], into the first inputs."""
+        put_images([torch.from_numpy(rgb) for rgb in images], network.inputs, self._scale, self._shift)
 
     def _mattes(self, network: CpuNetwork, count: int) -> Tensor:
         """Alpha of the first `count` inputs, float32 [count, h, w]. Raises EngineNonsense."""
-        logits = network.module(network.inputs[:count])
-        mattes: Tensor = torch.sigmoid(logits[:, 0].float())
-        finite = torch.isfinite(mattes).flatten(1).all(dim=1)
-        if not bool(finite.all()):
-            bad = [index for index, is_finite in enumerate(finite.tolist()) if not is_finite]
+        alpha, _ = mattes(network.module, network.inputs[:count])
+        bad = [index for index, matte in enumerate(alpha) if not matte.isfinite().all()]
+        if bad:
             raise EngineNonsense(f"alpha is not finite for images {bad} of a batch of {count} ({network.name})")
-        return mattes
+        return alpha
 
     def _matte(self, network: CpuNetwork, rgb: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Of one image, uint8 [H, W, 3]: float32 [h, w]. Raises EngineNonsense."""
-        self._set_input(network, 0, rgb)
+        self._set_inputs(network, [rgb])
         return np.asarray(self._mattes(network, 1)[0].numpy(), np.float32)
 
     def _measure(self, network: CpuNetwork, first: float) -> dict[int, float]:

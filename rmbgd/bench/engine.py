@@ -5,10 +5,11 @@ A time is a round trip as the service's inference thread sees it: from pixels in
 
 from __future__ import annotations
 
+import importlib
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import cycle, islice
 from pathlib import Path
@@ -96,15 +97,6 @@ class NvmlMemory:
             return max(0, int(nvml.nvmlDeviceGetMemoryInfo(self._handle).used) - self.base)
         except nvml.NVMLError:
             return None
-
-
-def nvml_or_none() -> Any:
-    """The module pynvml where it is installed; whether a driver is there shows when it is used."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
-    return pynvml
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,8 +272,10 @@ class BenchDevice:
         return self.device != "cpu"
 
     def nvml(self) -> object:
-        """The module pynvml, where this is a GPU and the module is installed."""
-        return nvml_or_none() if self.is_gpu else None
+        """The module pynvml, where this is a GPU and the module is installed; a driver may be missing all the same."""
+        with suppress(ImportError):
+            return importlib.import_module("pynvml") if self.is_gpu else None
+        return None
 
 
 def target(asked: str, machine: Machine) -> BenchDevice:

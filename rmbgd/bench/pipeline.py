@@ -80,7 +80,7 @@ def run(
         watch.pipeline = pipeline
         root = config.folder[0].input
         with pipeline.jobs as jobs:
-            for name, data in versions(list(images)):
+            for name, data in versions(images):
                 if watch.enough.is_set():  # the last ones are still in the pipeline: it was full to the end
                     return
                 (root / name).write_bytes(data)

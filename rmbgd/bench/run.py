@@ -87,7 +87,8 @@ def prepared(
 def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> BenchResult:
     """Raises ConfigError, ModelError, EngineFault, and what broke in the pipeline."""
     config = wanted.config
-    options = engine_options(wanted, machine)
+    models = {wanted.recipe.model: {"source": wanted.recipe.model, "patch_order": wanted.recipe.patch_order}}
+    options = machine.options(config, wanted.target.device, models, config.engine.precision)  # as the service asks
     step("starting the engine")
     with EngineUnderTest(
         machine.factory,
@@ -109,13 +110,6 @@ def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Be
     step("files through the whole pipeline")
     result.throughput = _through_the_pipeline(wanted, machine, options, result.measurements)
     return result
-
-
-def engine_options(wanted: Wanted, machine: Machine) -> Mapping[str, object]:
-    """As the service would ask the engine's process for this model on this device."""
-    config, recipe = wanted.config, wanted.recipe
-    models = {recipe.model: {"source": recipe.model, "patch_order": recipe.patch_order}}
-    return machine.options(config, wanted.target.device, models, config.engine.precision)
 
 
 def plain_device(context: EngineContext, machine: Machine, options: Mapping[str, object]) -> Devices:

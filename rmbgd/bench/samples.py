@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 import cv2
@@ -37,10 +38,6 @@ class Sample:
     form: str
     rgb: NDArray[np.uint8]
 
-    def version(self, number: int) -> bytes:
-        """The same image as a file that equals no other, so that it is computed and not copied from an equal one."""
-        return self.data + number.to_bytes(8, "little")
-
 
 def drawn(count: int, side: int) -> list[Sample]:
     """Waves, discs and noise, seeded by number: JPEG, quality 90, about 2 bits a pixel."""
@@ -55,11 +52,8 @@ def from_folder(folder: Path, limits: LimitSettings) -> list[Sample]:
     for name in names:
         try:
             image = _decoded(name, _read(root / name, limits), limits)
-        except ImageError as error:
-            why = f"{name}: {error}"
-            continue
-        except OSError as error:
-            why = f"{name}: {error.strerror}"
+        except (ImageError, OSError) as error:
+            why = f"{name}: {error.strerror if isinstance(error, OSError) else error}"
             continue
         if image.form in APPENDABLE:
             found.append(image)
@@ -72,13 +66,10 @@ def from_folder(folder: Path, limits: LimitSettings) -> list[Sample]:
     return found
 
 
-def versions(images: list[Sample]) -> Iterator[tuple[str, bytes]]:
-    """(file name, bytes) for ever; no two alike."""
-    number = 0
-    while True:
-        image = images[number % len(images)]
-        yield f"{number:06}{'.jpg' if image.form == 'JPEG' else '.png'}", image.version(number)
-        number += 1
+def versions(images: Sequence[Sample]) -> Iterator[tuple[str, bytes]]:
+    """(file name, bytes) for ever; no two alike, so that each is computed and not copied from an equal one."""
+    for number, image in enumerate(cycle(images)):
+        yield f"{number:06}{'.jpg' if image.form == 'JPEG' else '.png'}", image.data + number.to_bytes(8, "little")
 
 
 def _read(path: Path, limits: LimitSettings) -> bytes:

@@ -30,7 +30,6 @@ class HostDevice:
         capture: Callable[[Callable[[], object]], Callable[[], object]] | None = None,
         pins: str = "",
     ) -> None:
-        self.reserved: list[int] = []
         self.pinned = 0
         self.graphs_discarded = 0
         self._memory = memory
@@ -81,7 +80,7 @@ class HostDevice:
         self.graphs_discarded += 1
 
     def reserve(self, byte_count: int) -> None:
-        self.reserved.append(byte_count)
+        pass
 
     def empty_cache(self) -> None:
         pass

@@ -18,13 +18,12 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.backends.faults import fault_of
-from rmbgd.backends.memtest import WORDS, MemoryTest, Pattern, chunks
+from rmbgd.backends.memtest import MemoryTest
 from rmbgd.engine.golden_image import golden_image
 from rmbgd.engine.types import (
     Answer,
@@ -39,44 +38,6 @@ from rmbgd.engine.types import (
 )
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 
-
-class FakeDeviceMemory:
-    """Host memory with faults on command: `flips[i]` holds the blocks that go bad right after the i-th write."""
-
-    def __init__(self, flips: list[list[int]] | None = None, *, fails: Exception | None = None) -> None:
-        self._flips = list(flips or [])
-        self._fails = fails
-        self.words: np.ndarray[Any, np.dtype[np.int64]] | None = None
-
-    def allocate(self, blocks: int) -> None:
-        if self._fails is not None:
-            raise self._fails
-        self.words = np.empty((blocks, WORDS), np.int64)
-
-    def write(self, pattern: Pattern) -> None:
-        assert self.words is not None
-        for first, count in chunks(len(self.words)):
-            self.words[first : first + count] = pattern.words(self._index(first, count))
-        for block in self._flips.pop(0) if self._flips else []:
-            self.words[block, block % WORDS] ^= 1 << (block % 63)
-
-    def compare(self, pattern: Pattern) -> list[int]:
-        assert self.words is not None
-        bad: list[int] = []
-        for first, count in chunks(len(self.words)):
-            expected = pattern.words(self._index(first, count))
-            wrong = (self.words[first : first + count] != expected).any(axis=1)
-            bad += [first + int(block) for block in np.flatnonzero(wrong)]
-        return bad
-
-    def release(self) -> None:
-        self.words = None
-
-    @staticmethod
-    def _index(first: int, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
-        return np.arange(first * WORDS, (first + count) * WORDS, dtype=np.int64).reshape(count, WORDS)
-
-
 # Errors of a GPU that is not there: PyTorch's classes by name and its texts to the letter, and orders from a folder.
 
 
@@ -88,33 +49,34 @@ class OutOfMemoryError(RuntimeError):
     """Named like the class that torch's allocator raises."""
 
 
-_MANUAL = "https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html"
+_RUNTIME_ERRORS = {
+    "assert": ("device-side assert triggered", "cudaErrorAssert"),
+    "illegal_address": ("an illegal memory access was encountered", "cudaErrorIllegalAddress"),
+    "misaligned": ("misaligned address", "cudaErrorMisalignedAddress"),
+    "launch_failure": ("unspecified launch failure", "cudaErrorLaunchFailure"),
+    "launch_timeout": ("the launch timed out and was terminated", "cudaErrorLaunchTimeout"),
+    "unknown": ("unknown error", "cudaErrorUnknown"),
+    "ecc": ("uncorrectable ECC error encountered", "cudaErrorECCUncorrectable"),
+    "no_device": ("no CUDA-capable device is detected", "cudaErrorNoDevice"),
+    "driver_mismatch": (
+        "system has unsupported display driver / cuda driver combination",
+        "cudaErrorSystemDriverMismatch",
+    ),
+    "memory_runtime": ("out of memory", "cudaErrorMemoryAllocation"),
+}
 
-
-def _runtime(says: str, name: str) -> AcceleratorError:
-    return AcceleratorError(
+CUDA_ERRORS: dict[str, RuntimeError] = {
+    word: AcceleratorError(
         f"CUDA error: {says}\n"
-        f"Search for `{name}' in {_MANUAL} for more information.\n"
+        f"Search for `{name}' in https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for more "
+        "information.\n"
         "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
         "incorrect.\n"
         "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
         "Compile with `TORCH_USE_CUDA_DSA` to enable device-side assertions.\n"
     )
-
-
-CUDA_ERRORS: dict[str, RuntimeError] = {
-    "assert": _runtime("device-side assert triggered", "cudaErrorAssert"),
-    "illegal_address": _runtime("an illegal memory access was encountered", "cudaErrorIllegalAddress"),
-    "misaligned": _runtime("misaligned address", "cudaErrorMisalignedAddress"),
-    "launch_failure": _runtime("unspecified launch failure", "cudaErrorLaunchFailure"),
-    "launch_timeout": _runtime("the launch timed out and was terminated", "cudaErrorLaunchTimeout"),
-    "unknown": _runtime("unknown error", "cudaErrorUnknown"),
-    "ecc": _runtime("uncorrectable ECC error encountered", "cudaErrorECCUncorrectable"),
-    "no_device": _runtime("no CUDA-capable device is detected", "cudaErrorNoDevice"),
-    "driver_mismatch": _runtime(
-        "system has unsupported display driver / cuda driver combination", "cudaErrorSystemDriverMismatch"
-    ),
-    "memory_runtime": _runtime("out of memory", "cudaErrorMemoryAllocation"),
+    for word, (says, name) in _RUNTIME_ERRORS.items()
+} | {
     "memory": OutOfMemoryError(
         "CUDA out of memory. Tried to allocate 1.25 GiB. GPU 0 has a total capacity of 7.62 GiB of which 401.06 MiB is "
         "free. Process 4711 has 25.97 MiB memory in use. Including non-PyTorch memory, this process has 7.13 GiB "
@@ -139,38 +101,26 @@ class Orders:
     """
 
     def __init__(self, folder: str) -> None:
-        self._folder = Path(folder) if folder else None
+        self._folder = Path(folder or "/nonexistent")
 
-    def next_step(self) -> str:
-        """Of the next batch; empty when nothing is ordered."""
-        if self._folder is None:
-            return ""
-        file = self._folder / "segment"
-        lines = self._read(file).splitlines()
-        if not lines:
-            return ""
-        file.with_suffix(".rest").write_text("".join(f"{line}\n" for line in lines[1:]))
-        file.with_suffix(".rest").replace(file)
-        return lines[0]
-
-    def start(self) -> str:
-        return self._read(self._folder / "start").strip() if self._folder else ""
-
-    def zero(self) -> bool:
-        return self._folder is not None and (self._folder / "zero").exists()
-
-    def bad_blocks(self) -> int:
-        return int(self._read(self._folder / "canary") or 0) if self._folder else 0
-
-    @staticmethod
-    def _read(file: Path) -> str:
+    def read(self, name: str) -> str:
+        """What is ordered there; empty where nothing is."""
         try:
-            return file.read_text()
+            return (self._folder / name).read_text()
         except FileNotFoundError:
             return ""
 
+    def next_step(self) -> str:
+        """Of the next batch; empty when nothing is ordered."""
+        first, *rest = self.read("segment").splitlines() or [""]
+        if first:
+            file = self._folder / "segment.rest"
+            file.write_text("".join(f"{line}\n" for line in rest))
+            file.replace(self._folder / "segment")
+        return first
 
-# --- An engine without a network, whose alpha is an exact function of the pixels and whose faults follow a script.
+    def zero(self) -> bool:
+        return (self._folder / "zero").exists()
 
 
 POISON_COLOUR = (255, 0, 254)
@@ -232,7 +182,7 @@ class FakeBackend:
         self.closed = False
 
     def start(self) -> EngineDescription:
-        self._act(self._orders.start() or self._start)
+        self._act(self._orders.read("start").strip() or self._start)
         models: dict[str, dict[str, object]] = {name: {"alpha": "green channel"} for name in self._models}
         return EngineDescription(self._device, models, self._batch_sizes, self._seconds)
 
@@ -247,9 +197,7 @@ class FakeBackend:
         self._act(step)
         answers: list[Answer] = []
         for work, slot in zip(batch, slots, strict=True):
-            fill(slot)
-            if self._orders.zero():
-                clear(slot)
+            fill(slot, zero=self._orders.zero())
             answers.append(Answer(_report(work.image_id, slot), self._device, work.model, len(batch)))
         if step == "wrong_count":
             answers.pop()
@@ -265,9 +213,9 @@ class FakeBackend:
 
     def canary(self, blocks: int) -> MemoryTestPass:
         if self._canary is None:
-            self._canary = MemoryTest(FakeDeviceMemory(), blocks)
+            self._canary = MemoryTest(np, "cpu", blocks)
         found = self._canary.check()
-        return MemoryTestPass(found.blocks, found.bad + self._orders.bad_blocks())
+        return MemoryTestPass(found.blocks, found.bad + int(self._orders.read("canary") or 0))
 
     def release(self) -> None:
         """Let a hanging call go on, and later ones not hang at all."""
@@ -321,22 +269,15 @@ def expected_alpha(
     return ((2 * product * levels + 255**2) // (2 * 255**2)).astype(np.uint16)
 
 
-def fill(slot: Slot) -> None:
-    """Write the output plane of one image."""
+def fill(slot: Slot, *, zero: bool = False) -> None:
+    """Write the output plane of one image; `zero`: an answer that is wrong and looks like one, alpha is zero."""
+    levels = 65535 if slot.alpha is not None and slot.alpha.dtype == np.uint16 else 255
+    alpha = np.uint16(not zero) * expected_alpha(slot.rgb, slot.source_alpha, levels=levels)
     if slot.rgba is not None:
         slot.rgba[..., :3] = slot.rgb
-        slot.rgba[..., 3] = expected_alpha(slot.rgb, slot.source_alpha)
+        slot.rgba[..., 3] = alpha
     elif slot.alpha is not None:
-        levels = 65535 if slot.alpha.dtype == np.uint16 else 255
-        slot.alpha[...] = expected_alpha(slot.rgb, slot.source_alpha, levels=levels)
-
-
-def clear(slot: Slot) -> None:
-    """An answer that is wrong and looks like one: alpha is zero."""
-    if slot.rgba is not None:
-        slot.rgba[..., 3] = 0
-    elif slot.alpha is not None:
-        slot.alpha.fill(0)
+        slot.alpha[...] = alpha
 
 
 def _report(image_id: int, slot: Slot) -> MatteReport:

@@ -11,52 +11,6 @@ class WorldStopped(BaseException):
     """Nothing runs after this: what a kill -9 looks like to the code that is killed."""
 
 
-class CrashingFs:
-    """The system's operations, and a world that stops before step `after`; from then on every step stops it again.
-
-    Other parts that have steps of their own (the ledger) call `step` too, so that all of them count in one order.
-    """
-
-    def __init__(self, after: int) -> None:
-        self._left = after
-        self._system = SystemFileSystem()
-        self.taken = 0
-
-    def step(self) -> None:
-        if self._left <= 0:
-            raise WorldStopped
-        self._left -= 1
-        self.taken += 1
-
-    def rename(self, source: str, target: str) -> None:
-        self.step()
-        self._system.rename(source, target)
-
-    def rename_noreplace(
-        self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
-    ) -> None:
-        self.step()
-        self._system.rename_noreplace(source, target, source_folder=source_folder, target_folder=target_folder)
-
-    def unlink(self, path: str, *, folder: int | None = None) -> None:
-        self.step()
-        self._system.unlink(path, folder=folder)
-
-    def create(self, path: str, mode: int) -> int:
-        self.step()
-        return self._system.create(path, mode)
-
-    def make_folder(self, path: str) -> None:
-        self.step()
-        self._system.make_folder(path)
-
-    def sync_file(self, descriptor: int) -> None:  # noqa: ARG002 - nothing here survives a power cut anyway
-        self.step()
-
-    def sync_folder(self, path: str) -> None:  # noqa: ARG002
-        self.step()
-
-
 class FailingFs(SystemFileSystem):
     """The system's operations, some of which fail: `script` maps their names to errors, one per call, 0 for none.
 
@@ -68,7 +22,8 @@ class FailingFs(SystemFileSystem):
         self._script = {name: list(codes) for name, codes in script.items()}
         self.calls: list[tuple[str, str | int]] = []
 
-    def _before(self, name: str, subject: str | int) -> None:
+    def before(self, name: str, subject: str | int) -> None:
+        """Called before each operation; what it raises, the operation raises."""
         self.calls.append((name, subject))
         codes = self._script.get(name)
         code = codes.pop(0) if codes else 0
@@ -76,31 +31,58 @@ class FailingFs(SystemFileSystem):
             raise OSError(code, os.strerror(code))
 
     def rename(self, source: str, target: str) -> None:
-        self._before("rename", source)
+        self.before("rename", source)
         super().rename(source, target)
 
     def rename_noreplace(
         self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
     ) -> None:
-        self._before("rename_noreplace", source)
+        self.before("rename_noreplace", source)
         super().rename_noreplace(source, target, source_folder=source_folder, target_folder=target_folder)
 
     def unlink(self, path: str, *, folder: int | None = None) -> None:
-        self._before("unlink", path)
+        self.before("unlink", path)
         super().unlink(path, folder=folder)
 
     def create(self, path: str, mode: int) -> int:
-        self._before("create", path)
+        self.before("create", path)
         return super().create(path, mode)
 
     def make_folder(self, path: str) -> None:
-        self._before("make_folder", path)
+        self.before("make_folder", path)
         super().make_folder(path)
 
     def sync_file(self, descriptor: int) -> None:
-        self._before("sync_file", descriptor)
+        self.before("sync_file", descriptor)
         super().sync_file(descriptor)
 
     def sync_folder(self, path: str) -> None:
-        self._before("sync_folder", path)
+        self.before("sync_folder", path)
         super().sync_folder(path)
+
+
+class CrashingFs(FailingFs):
+    """The system's operations, and a world that stops before step `after`; from then on every step stops it again.
+
+    Other parts that have steps of their own (the ledger) call `step` too, so that all of them count in one order.
+    """
+
+    def __init__(self, after: int) -> None:
+        super().__init__({})
+        self._left = after
+        self.taken = 0
+
+    def step(self) -> None:
+        if self._left <= 0:
+            raise WorldStopped
+        self._left -= 1
+        self.taken += 1
+
+    def before(self, name: str, subject: str | int) -> None:  # noqa: ARG002 - whatever the operation
+        self.step()
+
+    def sync_file(self, descriptor: int) -> None:  # noqa: ARG002 - nothing here survives a power cut anyway
+        self.step()
+
+    def sync_folder(self, path: str) -> None:  # noqa: ARG002
+        self.step()

@@ -21,50 +21,38 @@ class InProcessWorker(EngineWorker):
     """An EngineWorker in all that its users see. After a fault that is no shortage of memory it is gone, as a process
     would be."""
 
+    pid: int | None = None
+    asking = ended = abandoned = lingers = False
+
     def __init__(self, make: Callable[[], FakeBackend]) -> None:
         """Without what a process needs."""
         self._make = make
         self.backend: FakeBackend | None = None
-        self._gone = self._killed = self.asking = self.abandoned = False
-
-    @property
-    def pid(self) -> int | None:
-        return None
+        self._killed = False
 
     @property
     def alive(self) -> bool:
-        return self.backend is not None and not self._gone and not self._killed
-
-    @property
-    def ended(self) -> bool:
-        return self._gone
-
-    @property
-    def lingers(self) -> bool:
-        return False
+        return self.backend is not None and not self.ended and not self._killed
 
     def attach(self, heartbeat: Heartbeat, *, patience: float | None = None) -> None:
         """Nothing here waits."""
 
     def start(self) -> EngineDescription:
         self.backend = self._make()
-        return self._call(self.backend.start)
+        return self._call(lambda backend: backend.start())
 
     def run(self, batch: Sequence[Work]) -> BatchReport:
-        backend = self._ready()
-        report = self._call(lambda: backend.segment(batch))
+        report = self._call(lambda backend: backend.segment(batch))
         if [work.image_id for work in batch] != [answer.image_id for answer in report.answers]:
             self.close()
             raise EngineNonsense("it answered for other images than it was asked for")
         return report
 
     def golden(self, model: str) -> Golden:
-        backend = self._ready()
-        return self._call(lambda: backend.golden(model))
+        return self._call(lambda backend: backend.golden(model))
 
     def canary(self, blocks: int) -> MemoryTestPass:
-        backend = self._ready()
-        return self._call(lambda: backend.canary(blocks))
+        return self._call(lambda backend: backend.canary(blocks))
 
     def abort(self) -> None:
         self._killed = True
@@ -72,20 +60,17 @@ class InProcessWorker(EngineWorker):
             self.backend.release()
 
     def close(self) -> None:
-        if self.backend is not None and not self._gone:
+        if self.backend is not None and not self.ended:
             self.backend.close()
-        self._gone = True
+        self.ended = True
 
-    def _ready(self) -> FakeBackend:
+    def _call(self, question: Callable[[FakeBackend], T]) -> T:
         assert self.backend is not None
-        return self.backend
-
-    def _call(self, question: Callable[[], T]) -> T:
         self.asking = True
         try:
-            if self._killed or self._gone:
+            if self._killed or self.ended:
                 raise EngineLost("killed")
-            answer = question()
+            answer = question(self.backend)
             if self._killed:
                 raise EngineLost("killed")
         except EngineMemory:

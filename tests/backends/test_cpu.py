@@ -1,8 +1,7 @@
-"""The torch engine on the CPU: exact resizing, nothing written before all is known, the embedded model's accuracy."""
+"""The backend on the CPU: exact resizing, nothing written before all is known, the embedded model's accuracy."""
 
 from __future__ import annotations
 
-import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -15,35 +14,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rmbgd.backends import cpu as torch_engine
+from rmbgd.backends import cpu
 from rmbgd.backends.cpu import CpuBackend
-from rmbgd.backends.memtest import MemoryTest, Pattern, TorchMemory
 from rmbgd.backends.planes import DEVIATION, MEAN
 from rmbgd.engine import golden_image
-from rmbgd.engine.arena import Arena
-from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Region, Slot, Work, region_bytes, view
+from rmbgd.engine.types import ModelChoice, Options, OutputPlane
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha
 from rmbgd.imaging.resize import image_to_network, matte_to_image
 from rmbgd.models.u2net import build_u2netp
-from rmbgd.testing.engine import FakeDeviceMemory
+from tests.backends.conftest import OPTIONS, ball
 from tests.engine.processes import PATIENCE
 from tests.support.shared_data import shared
-
-OPTIONS = Options({"u2netp": ModelChoice("u2netp")}, Path("/nonexistent"), threads=1)
-BLOCK = 1 << 23
-
-
-@pytest.fixture(scope="module")
-def arena():
-    with Arena(BLOCK) as arena:
-        yield arena
 
 
 @pytest.fixture(scope="module")
 def started(arena):
-    """An engine with the embedded model, and what it said of itself."""
+    """A backend with the embedded model, and what it said of itself."""
     engine = CpuBackend(arena.block, OPTIONS)
     description = engine.start()
     yield engine, description
@@ -67,48 +55,12 @@ def green(inputs: torch.Tensor) -> torch.Tensor:
     return 4 * inputs[:, 1:2]
 
 
-class Canvas:
-    """Places images in the arena one after the other, without leases: a test has the arena for itself."""
-
-    def __init__(self, arena: Arena) -> None:
-        self.arena = arena
-        self.offset = 0
-
-    def place(self, image_id: int, rgb: np.ndarray, *, source_alpha=None, output=OutputPlane.RGBA8, clean=True) -> Work:
-        height, width = rgb.shape[:2]
-        region = Region(self.offset, height, width, source_alpha is not None, output)
-        self.offset += region_bytes(height, width, source_alpha=source_alpha is not None, output=output)
-        slot = view(self.arena.block, region)
-        slot.rgb[...] = rgb
-        if source_alpha is not None:
-            slot.source_alpha[...] = source_alpha
-        plane = slot.alpha if slot.rgba is None else slot.rgba
-        plane[...] = 7
-        return Work(image_id, region, "u2netp", clean)
-
-    def slot(self, work: Work) -> Slot:
-        return view(self.arena.block, work.region)
-
-
-@pytest.fixture
-def canvas(arena) -> Canvas:
-    return Canvas(arena)
-
-
-def ball(height: int, width: int) -> np.ndarray:
-    rgb, _ = golden_image.golden_image()
-    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def normalised(rgb: np.ndarray) -> torch.Tensor:
-    """The authors' preprocessing: Pillow's bilinear, /255, mean and deviation; float32 [1, 3, 320, 320]."""
-    small = image_to_network(rgb, 320, 320).astype(np.float32) / 255
-    return torch.from_numpy(((small - MEAN) / DEVIATION).astype(np.float32)).permute(2, 0, 1)[None]
-
-
 def matte_of(module, rgb: np.ndarray) -> np.ndarray:
+    """By the authors' preprocessing (Pillow's bilinear, /255, mean and deviation): float32 [320, 320]."""
+    small = image_to_network(rgb, 320, 320).astype(np.float32) / 255
+    inputs = torch.from_numpy(((small - MEAN) / DEVIATION).astype(np.float32)).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        return torch.sigmoid(module(normalised(rgb)))[0, 0].numpy()
+        return torch.sigmoid(module(inputs))[0, 0].numpy()
 
 
 @given(height=st.integers(1, 700), width=st.integers(1, 700), seed=st.integers(0, 99))
@@ -119,23 +71,32 @@ def test_the_networks_input_is_within_one_level_of_pillow(started, height, width
     engine = started[0]
     network = engine._networks["u2netp"]
     with torch.inference_mode():
-        engine._set_input(network, 0, rgb)
+        engine._set_inputs(network, [rgb])
         values = network.inputs[0].permute(1, 2, 0).numpy()
     levels = (values * DEVIATION + MEAN) * 255
-
     assert np.abs(levels - image_to_network(rgb, 320, 320)).max() <= 1.01
 
 
-@pytest.mark.slow
-def test_the_embedded_model_is_applied_as_its_authors_do(engine, canvas):
-    """Through the engine the alpha of an image is that of the network by itself, within two levels."""
-    rgb = ball(400, 517)
-    work = canvas.place(1, rgb)
-    engine.segment([work])
-    matte = matte_of(build_u2netp(device="cpu", dtype=torch.float32), rgb)
-    expected = np.rint(255 * matte_to_image(matte, *rgb.shape[:2]))
+def photographs() -> list[np.ndarray]:
+    """Every fifteenth of those on which the network's accuracy is measured (tests/models)."""
+    return [np.asarray(Image.open(path).convert("RGB")) for path in sorted((shared("eval") / "photos").glob("*"))[::15]]
 
-    assert np.abs(canvas.slot(work).rgba[..., 3] - expected).max() <= 2
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("images", "most"), [(lambda: [ball(400, 517)], 2), (photographs, 6)], ids=["ball", "photographs"]
+)
+def test_the_embedded_model_is_applied_as_its_authors_do(engine, canvas, images, most):
+    """Alpha is that of the network by itself (tests/models measures it), which turns a level of its input into some."""
+    module = build_u2netp(device="cpu", dtype=torch.float32)
+    for rgb in images():
+        canvas.offset = 0
+        work = canvas.place(1, rgb, output=OutputPlane.ALPHA8)
+        engine.segment([work])
+        expected = np.rint(255 * matte_to_image(matte_of(module, rgb), *rgb.shape[:2]))
+        difference = np.abs(canvas.plane(work) - expected)
+        assert difference.max() <= most
+        assert difference.mean() <= 0.05
 
 
 @pytest.mark.parametrize("clean", [False, True])
@@ -146,9 +107,8 @@ def test_an_rgba_plane_is_matte_resized_and_composed(engine, network, canvas, cl
     source_alpha = np.full(rgb.shape[:2], 200, np.uint8)
     work = canvas.place(1, rgb, source_alpha=source_alpha, clean=clean)
     engine.segment([work])
-    alpha = matte_to_image(matte_of(green, rgb), *rgb.shape[:2])
     expected = np.empty((*rgb.shape[:2], 4), np.uint8)
-    compose_rgba(rgb, alpha, source_alpha, expected, clean=clean)
+    compose_rgba(rgb, matte_to_image(matte_of(green, rgb), *rgb.shape[:2]), source_alpha, expected, clean=clean)
     result = canvas.slot(work)
 
     assert np.abs(result.rgba[..., 3].astype(int) - expected[..., 3]).max() <= 5
@@ -156,17 +116,15 @@ def test_an_rgba_plane_is_matte_resized_and_composed(engine, network, canvas, cl
     assert np.array_equal(result.rgb, rgb)
 
 
-@pytest.mark.parametrize("output", [OutputPlane.ALPHA8, OutputPlane.ALPHA16])
-def test_a_mask_plane_holds_the_alpha_alone(engine, network, canvas, output):
+@pytest.mark.parametrize(("output", "step"), [(OutputPlane.ALPHA8, 1), (OutputPlane.ALPHA16, 257)])
+def test_a_mask_plane_holds_the_alpha_alone(engine, network, canvas, output, step):
     """Alpha at 8 and at 16 bits, within five levels of 255."""
     rgb = ball(300, 200)
     work = canvas.place(1, rgb, output=output)
     engine.segment([work])
     expected = np.empty_like(canvas.slot(work).alpha)
     quantise_alpha(matte_to_image(matte_of(green, rgb), *rgb.shape[:2]), None, expected)
-    step = 257 if output is OutputPlane.ALPHA16 else 1
-
-    assert np.abs(canvas.slot(work).alpha.astype(int) - expected).max() <= 5 * step
+    assert np.abs(canvas.plane(work).astype(int) - expected).max() <= 5 * step
 
 
 def test_an_image_is_the_same_in_company_and_alone(engine, network, canvas):
@@ -174,13 +132,12 @@ def test_an_image_is_the_same_in_company_and_alone(engine, network, canvas):
     noise = np.random.default_rng(1).integers(0, 256, (333, 444, 3), np.uint8)
     works = [canvas.place(n, rgb) for n, rgb in enumerate([ball(320, 320), noise, ball(100, 900)])]
     report = engine.segment(works)
-    together = [canvas.slot(work).rgba.copy() for work in works]
+    together = [canvas.plane(work) for work in works]
     for work in works:
         engine.segment([work])
 
     assert [(a.image_id, a.batch) for a in report.answers] == [(0, 3), (1, 3), (2, 3)]
-    for work, image in zip(works, together, strict=True):
-        assert np.array_equal(canvas.slot(work).rgba, image)
+    assert all(np.array_equal(canvas.plane(work), plane) for work, plane in zip(works, together, strict=True))
 
 
 def test_the_report_measures_the_matte(engine, network, canvas):
@@ -207,39 +164,46 @@ def test_one_alpha_that_is_not_finite_spoils_the_batch_and_writes_nothing(engine
     network.module = half_nan
     with pytest.raises(EngineNonsense, match=r"images \[1\] of a batch of 2"):
         engine.segment(works)
+    assert all((canvas.plane(work) == 7).all() for work in works)
 
-    assert all((canvas.slot(work).rgba == 7).all() for work in works)
+
+def raises(error: Exception):
+    def module(_: torch.Tensor) -> torch.Tensor:
+        raise error
+
+    return module
 
 
-@pytest.mark.slow
-def test_shortage_of_memory_is_named(engine, network, canvas):
-    """What torch's allocator for the CPU really says becomes EngineMemory; the engine answers afterwards."""
+@pytest.mark.parametrize(
+    ("module", "error", "text"),
+    [
+        pytest.param(lambda _: torch.empty(1 << 50), EngineMemory, "memory", marks=pytest.mark.slow),
+        (raises(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")), EngineMemory, "2 GiB"),
+        (raises(torch.AcceleratorError("CUDA error: unspecified launch failure")), EngineLost, "launch failure"),
+        (lambda _: torch.zeros(2, 3) @ torch.zeros(2, 3), RuntimeError, "shapes cannot be multiplied"),
+    ],
+    ids=["no memory on the host", "no memory", "lost", "a bug"],
+)
+def test_an_error_of_torch_becomes_the_fault_that_it_is(engine, network, canvas, module, error, text):
+    """What torch really says or raises; a bug stays what it is. The backend answers afterwards."""
     work = canvas.place(1, ball(200, 200))
-    network.module = lambda inputs: torch.empty(1 << 50)
-    with pytest.raises(EngineMemory, match="memory"):
+    network.module = module
+    with pytest.raises(error, match=text):
         engine.segment([work])
     network.module = green
-
     assert engine.segment([work]).answers[0].image_id == 1
-
-
-def test_a_bug_is_not_taken_for_shortage_of_memory(engine, network, canvas):
-    """Other errors of torch stay what they are."""
-    network.module = lambda inputs: torch.zeros(2, 3) @ torch.zeros(2, 3)
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
-        engine.segment([canvas.place(1, ball(200, 200))])
 
 
 def test_weights_that_answer_wrongly_do_not_start(arena, monkeypatch):
     """An embedded model that no longer finds the ball on the golden image raises EngineNonsense."""
-    real = torch_engine.load_model
+    real = cpu.load_model
 
     def spoilt(*arguments, **keywords):
         loaded = real(*arguments, **keywords)
         loaded.module.fuse.bias.data -= 20.0
         return loaded
 
-    monkeypatch.setattr(torch_engine, "load_model", spoilt)
+    monkeypatch.setattr(cpu, "load_model", spoilt)
     with pytest.raises(EngineNonsense, match="golden image came out wrong"):
         CpuBackend(arena.block, OPTIONS).start()
 
@@ -253,21 +217,17 @@ def test_a_model_that_is_not_there_is_the_operators_fault(arena):
 
 def test_only_measured_sizes_are_offered(arena, monkeypatch):
     """With no time to measure only single images go; with time, every size up to the maximum of the CPU."""
-    real = torch_engine.load_model
+    real = cpu.load_model
 
     def quick(*arguments, **keywords):
         provenance = real(*arguments, **keywords).provenance
         return SimpleNamespace(module=green, provenance=replace(provenance, model="green"))
 
-    monkeypatch.setattr(torch_engine, "load_model", quick)
-    monkeypatch.setattr(torch_engine, "MEASURE_SECONDS", 0.0)
-    hasty = CpuBackend(arena.block, OPTIONS).start()
-    monkeypatch.setattr(torch_engine, "MEASURE_SECONDS", 1000.0)
-    patient = CpuBackend(arena.block, OPTIONS).start()
-
-    assert hasty.batch_sizes == (1,)
-    assert patient.batch_sizes == (1, 2, 4)
-    assert set(patient.seconds) == {1, 2, 4}
+    monkeypatch.setattr(cpu, "load_model", quick)
+    for seconds, sizes in ((0.0, (1,)), (1000.0, (1, 2, 4))):
+        monkeypatch.setattr(cpu, "MEASURE_SECONDS", seconds)
+        found = CpuBackend(arena.block, replace(OPTIONS, batch_maximum=16)).start()
+        assert found.batch_sizes == tuple(found.seconds) == sizes
 
 
 def test_the_description_says_what_was_loaded(started):
@@ -296,11 +256,10 @@ def test_the_known_image_is_the_same_everywhere():
 @pytest.mark.integration
 def test_the_real_child_cuts_out_the_ball(arena, canvas):
     """The whole way: process, shared memory, embedded model; the ball stands alone on full transparency."""
-    options = {"models": {"u2netp": {"source": "u2netp"}}, "models_directory": "/nonexistent", "threads": 1}
     worker = EngineWorker(
         arena,
         "rmbgd.backends.factory:create",
-        options,
+        {"models": {"u2netp": {"source": "u2netp"}}, "models_directory": "/nonexistent", "threads": 1},
         start_timeout=PATIENCE,
         batch_timeout=PATIENCE,
         on_output=print,
@@ -312,41 +271,11 @@ def test_the_real_child_cuts_out_the_ball(arena, canvas):
         report = worker.run([work])
     finally:
         worker.close()
-    alpha = canvas.slot(work).rgba[..., 3] / np.float32(255)
+    alpha = canvas.plane(work)[..., 3] / np.float32(255)
 
     assert golden_image.overlap(alpha, truth) > 0.98
     assert alpha[:20].max() < 0.02
     assert set(report.milliseconds) == {"resize", "network", "finish"}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_the_engine_is_as_good_as_the_network_alone(engine, canvas):
-    """On the 80 photographs with ground truth, through the whole engine: mean IoU >= 0.857, mean error <= 0.033."""
-    folder = shared("eval")
-    with (folder / "MANIFEST.tsv").open(newline="") as manifest:
-        rows = [row for row in csv.DictReader(manifest, delimiter="\t") if row["gt"] != "-"]
-    overlaps, errors = [], []
-    for row in rows:
-        with Image.open(folder / row["photo"]) as photo, Image.open(folder / row["gt"]) as mask:
-            canvas.offset = 0
-            work = canvas.place(1, np.asarray(photo.convert("RGB")), output=OutputPlane.ALPHA16)
-            truth = np.asarray(mask.convert("L"))
-        engine.segment([work])
-        alpha = canvas.slot(work).alpha / np.float32(65535)
-        counted = truth != 128 if row["id"].startswith("pet") else np.ones_like(truth, bool)
-        wanted = truth / np.float32(255)
-        errors.append(np.abs(alpha - wanted)[counted].mean())
-        inside, subject = (alpha > 0.5) & counted, (wanted > 0.5) & counted
-        overlaps.append((inside & subject).sum() / (inside | subject).sum())
-
-    print(f"IoU {np.mean(overlaps):.4f}, MAE {np.mean(errors):.4f}")
-    assert len(rows) == 80
-    assert np.mean(overlaps) >= 0.857
-    assert np.mean(errors) <= 0.033
-
-
-# --- looks between two batches
 
 
 @pytest.mark.slow
@@ -360,34 +289,6 @@ def test_the_known_image_is_the_same_each_time(engine):
     assert first.seconds > 0
 
 
-def test_the_canary_finds_flipped_bits():
-    """The pattern is computed by torch as by numpy, and one wrong bit is one bad block."""
-    memory = TorchMemory(torch.device("cpu"))
-    canary = MemoryTest(memory, 1500)  # more than one chunk
-
-    assert canary.check().bad == 0
-    fake = FakeDeviceMemory()
-    fake.allocate(1500)
-    fake.write(Pattern(0))
-    assert np.array_equal(memory._words.numpy(), fake.words)
-    memory._words[1400, 3] ^= 1 << 40
-    assert canary.check().bad == 1
-    assert canary.check().bad == 0
-
-
-@pytest.mark.parametrize(
-    ("error", "fault"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), EngineMemory),
-        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), EngineLost),
-    ],
-)
-def test_torch_s_own_classes_are_recognised(engine, network, monkeypatch, error, fault):
-    """What the device raises in the middle of a batch becomes the fault it is."""
-
-    def fails(inputs):
-        raise error
-
-    monkeypatch.setattr(network, "module", fails)
-    with pytest.raises(fault):
-        engine.golden("u2netp")
+def test_the_canary_stays_well(engine):
+    """Two passes over memory of the host."""
+    assert [engine.canary(1500).bad for _ in range(2)] == [0, 0]

@@ -16,7 +16,6 @@ NO_DEVICE = {"no_device", "driver_mismatch", "init"}
 def test_each_error_has_its_kind(word):
     """Shortage of memory is told from errors that poison the process, and those from a device that is not there."""
     fault = fault_of(CUDA_ERRORS[word])
-
     assert type(fault) is KINDS.get(word, EngineLost)
     assert getattr(fault, "cause", "") == ("no_device" if word in NO_DEVICE else "")
     assert str(CUDA_ERRORS[word]) in str(fault)
@@ -50,6 +49,5 @@ def test_a_bug_is_no_device_s_fault(error):
 def test_the_names_are_those_of_torch():
     """The fakes stand for classes that this torch has."""
     torch = pytest.importorskip("torch")
-
     assert torch.OutOfMemoryError.__name__ == "OutOfMemoryError"
     assert torch.AcceleratorError.__name__ == "AcceleratorError"

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from rmbgd.bench.engine import BATCHES_MINIMUM, EngineUnderTest
+from rmbgd.bench.engine import (
+    BATCHES_MINIMUM,
+    EngineUnderTest,
+    NvmlMemory,
+    processor_seconds,
+    require_model,
+    resident,
+    target,
+)
 from rmbgd.bench.samples import HAND_OVER, Sample, drawn
-from rmbgd.errors import EngineLost, EngineMemory
+from rmbgd.config.load import Config, Recipe, ServiceSettings
+from rmbgd.errors import ConfigError, EngineLost, EngineMemory, ModelError
 from rmbgd.testing.engine import expected_alpha
-
-pytestmark = pytest.mark.integration
+from tests.bench.machines import Nvml, machine
 
 
 def under_test(images: list[Sample], *, places: int = 4, arena_bytes: int = 1 << 22, **fake: Any) -> EngineUnderTest:
@@ -29,6 +40,7 @@ def under_test(images: list[Sample], *, places: int = 4, arena_bytes: int = 1 <<
     )
 
 
+@pytest.mark.integration
 def test_a_batch_makes_the_round_trip_of_the_service() -> None:
     """After measuring, every place of the arena holds the alpha that the child computed from its image."""
     images = drawn(2, 32)
@@ -45,18 +57,21 @@ def test_a_batch_makes_the_round_trip_of_the_service() -> None:
     assert reading.per_second == pytest.approx(4000 / reading.spread.mean)
 
 
+@pytest.mark.integration
 def test_warm_up_does_not_count() -> None:
     """Two slow first batches leave no trace in the times."""
     with under_test(drawn(1, 32), script=["delay:0.7", "delay:0.7"]) as engine:
         assert engine.measure(1, 0.0).spread.longest < 700
 
 
+@pytest.mark.integration
 def test_batches_are_bounded() -> None:
     """However long it may take, no more than asked for."""
     with under_test(drawn(1, 32)) as engine:
         assert 7 == engine.measure(1, 3600.0, batches=7).spread.count
 
 
+@pytest.mark.integration
 def test_sizes_that_are_not_offered_are_left_out_with_a_reason() -> None:
     """The engine says what it takes, and gets nothing else."""
     with under_test(drawn(1, 32), places=8, batch_sizes=(1, 2, 4)) as engine:
@@ -64,6 +79,7 @@ def test_sizes_that_are_not_offered_are_left_out_with_a_reason() -> None:
         assert ([1, 2, 4], {}) == engine.sizes(None)
 
 
+@pytest.mark.integration
 def test_sizes_that_do_not_fit_into_the_arena_are_left_out() -> None:
     """The service could not run them either."""
     with under_test(drawn(1, 64), places=8, arena_bytes=3 * 7 * 64 * 64) as engine:
@@ -71,12 +87,14 @@ def test_sizes_that_do_not_fit_into_the_arena_are_left_out() -> None:
         assert ([1, 2], {4: "only 3 of these images fit into pipeline.arena_bytes"}) == engine.sizes([1, 2, 4])
 
 
+@pytest.mark.integration
 def test_fault_while_measuring_is_told() -> None:
     """A figure of a device that died would be none."""
     with under_test(drawn(1, 32), script=["ok", "ok", "lost"]) as engine, pytest.raises(EngineLost, match="the script"):
         engine.measure(1, 1.0)
 
 
+@pytest.mark.integration
 def test_process_is_gone_afterwards() -> None:
     """Also when measuring failed."""
     with pytest.raises(EngineMemory), under_test(drawn(1, 32), script=["memory"]) as engine:  # noqa: PT012
@@ -84,3 +102,106 @@ def test_process_is_gone_afterwards() -> None:
         engine.measure(1, 1.0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+# --- memory and processor time of a process
+
+
+def test_own_process_is_resident() -> None:
+    """A Python process has some megabytes, and its peak is no smaller."""
+    found = resident(os.getpid())
+    assert 1 << 20 < found["rss"] <= found["rss_peak"]
+
+
+@pytest.mark.integration
+def test_process_that_is_gone_has_no_memory() -> None:
+    """It is no error: the figure is missing."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    assert {} == resident(process.pid)
+
+
+@pytest.mark.integration
+def test_processor_time_grows_with_work() -> None:
+    """And is nothing for a process that is gone."""
+    before = processor_seconds(os.getpid())
+    while processor_seconds(os.getpid()) <= before:  # each look is work
+        pass
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+
+    assert 0.0 == processor_seconds(process.pid)
+
+
+def test_driver_books_by_process() -> None:
+    """What others hold on the device does not count."""
+    nvml = Nvml(used=100, booked={1: 50, 7: 30})
+    with NvmlMemory(nvml) as memory:
+        nvml.used = 130
+        assert 30 == memory.of(7)
+    assert nvml.shut_down
+
+
+@pytest.mark.parametrize("booked", [{}, {7: None}])
+def test_without_books_the_rise_counts(booked: dict[int, int | None]) -> None:
+    """In containers and virtual machines the driver does not know our processes."""
+    nvml = Nvml(used=100, booked=booked)
+    with NvmlMemory(nvml) as memory:
+        nvml.used = 140
+        assert 40 == memory.of(7)
+
+
+def test_device_is_found_by_uuid_where_one_is_known() -> None:
+    """CUDA_VISIBLE_DEVICES may name it; an index would be another device's."""
+    nvml = Nvml()
+    with NvmlMemory(nvml, index=0, uuid="GPU-1"):
+        assert "GPU-1" == nvml.asked_for
+
+
+@pytest.mark.parametrize("nvml", [None, Nvml(well=False)], ids=["no library", "no driver"])
+def test_without_nvml_there_is_no_figure(nvml: Nvml | None) -> None:
+    """And no error."""
+    with NvmlMemory(nvml) as memory:
+        assert memory.of(7) is None
+
+
+# --- which device, which model
+
+
+@pytest.mark.parametrize(
+    ("asked", "gpus", "device"),
+    [("cpu", 2, "cpu"), ("auto", 0, "cpu"), ("auto", 2, "cuda:0"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1")],
+)
+def test_device_is_the_one_that_the_service_would_take(
+    asked: str, gpus: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first GPU where any will do."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    found = target(asked, machine(gpus))
+    assert (device, device != "cpu") == (found.device, found.is_gpu)
+
+
+def test_gpu_is_looked_up_as_nvml_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA_VISIBLE_DEVICES reorders for CUDA alone."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
+    assert 1 == target("cuda:1", machine(2)).nvml_index
+
+
+@pytest.mark.parametrize(("asked", "gpus"), [("cuda", 0), ("cuda:1", 1)])
+def test_missing_gpu_is_told_with_what_to_do(asked: str, gpus: int) -> None:
+    """How many there are, who says so, and the two ways on."""
+    with pytest.raises(ConfigError, match=rf"--device {asked}: {gpus} GPUs are visible: looked.*doctor.*--device cpu"):
+        target(asked, machine(gpus))
+
+
+def test_cpu_has_no_nvml() -> None:
+    """Memory on a device is a GPU's."""
+    assert target("cpu", machine()).nvml() is None
+
+
+def test_missing_model_is_told_with_what_to_do(tmp_path: Path) -> None:
+    """Before any process is started."""
+    config = Config(service=ServiceSettings(models_directory=tmp_path))
+    with pytest.raises(ModelError, match="rmbgd models fetch birefnet"):
+        require_model(Recipe(model="birefnet"), config)
+    require_model(Recipe(model="u2netp"), config)

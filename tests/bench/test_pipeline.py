@@ -46,7 +46,6 @@ def test_as_many_as_asked_for_are_counted(tmp_path: Path) -> None:
 def test_slow_engine_is_named(tmp_path: Path) -> None:
     """With a device that takes its time, the device is what bounds."""
     found = through(tmp_path, most=12, script=("delay:0.05",) * 1000)
-
     assert "device" == found.bound
     assert found.busy["engine"] > 0.9
 
@@ -54,7 +53,6 @@ def test_slow_engine_is_named(tmp_path: Path) -> None:
 def test_run_leaves_few_files_behind(tmp_path: Path) -> None:
     """Cutouts and inputs go as soon as they were counted: a long run must not fill the disk."""
     through(tmp_path, most=60)
-
     queued = 2 * (
         PipelineSettings().queue * 2 + PipelineSettings().decode_threads + PipelineSettings().finish_threads + 4
     )

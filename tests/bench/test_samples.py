@@ -1,16 +1,20 @@
-"""Images to measure with: drawn ones, and the operator's."""
+"""Images to measure with; figures from lists of times: percentiles, and the stage that the others wait for."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from rmbgd.bench import samples as images
+from rmbgd.bench.samples import HAND_OVER, Waits, bottleneck, busy, largest, ranked, spread, stages_of
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ConfigError
 
@@ -18,7 +22,6 @@ from rmbgd.errors import ConfigError
 def test_drawn_images_are_the_same_everywhere() -> None:
     """Two draws agree byte for byte; two numbers do not."""
     first, second = images.drawn(2, 64), images.drawn(2, 64)
-
     assert [each.data for each in first] == [each.data for each in second]
     assert first[0].data != first[1].data
     assert (64, 64, 3) == first[0].rgb.shape
@@ -28,7 +31,6 @@ def test_versions_differ_as_files_and_not_as_images() -> None:
     """Each is computed, since no two files are equal, and every decoder sees the same pixels."""
     (image,) = images.drawn(1, 64)
     made = list(islice(images.versions([image]), 3))
-
     assert 3 == len({data for _, data in made}) == len({name for name, _ in made})
     for _, data in made:
         with Image.open(io.BytesIO(data)) as opened, Image.open(io.BytesIO(image.data)) as original:
@@ -54,7 +56,6 @@ def test_folder_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(images, "FOLDER_MAXIMUM", 2)
     for number in range(4):
         Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"{number}.png")
-
     assert ["0.png", "1.png"] == [each.name for each in images.from_folder(tmp_path, LimitSettings())]
 
 
@@ -63,7 +64,6 @@ def test_folder_without_images_is_told_with_its_reason(tmp_path: Path, content: 
     """The last file's reason stands for all of them."""
     if content:
         (tmp_path / "a").write_bytes(content)
-
     with pytest.raises(ConfigError, match=f"no image to measure with; {why}"):
         images.from_folder(tmp_path, LimitSettings())
 
@@ -71,6 +71,94 @@ def test_folder_without_images_is_told_with_its_reason(tmp_path: Path, content: 
 def test_formats_that_cannot_be_varied_are_said(tmp_path: Path) -> None:
     """Equal files would be copied, not computed."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.webp")
-
     with pytest.raises(ConfigError, match=r"a\.webp: measuring needs JPEG or PNG files, this is WEBP"):
         images.from_folder(tmp_path, LimitSettings())
+
+
+# --- figures
+
+NO_WAITS = Waits(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def test_percentiles_are_ranks() -> None:
+    """Of 1 to 1000 ms the ranks are known, and the jitter is p99 - p50."""
+    found = spread([float(n) for n in range(1000, 0, -1)])
+    assert (1000, 500.5, 500, 950, 990, 490, 1000) == (
+        found.count, found.mean, found.p50, found.p95, found.p99, found.jitter, found.longest,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("count", "p95", "p99"), [(19, False, False), (20, True, False), (99, True, False), (100, True, True)]
+)
+def test_percentile_of_too_few_is_left_out(count: int, p95: bool, p99: bool) -> None:
+    """The slowest of a handful is no 99th percentile, and without one there is no jitter."""
+    found = spread([1.0] * count)
+    assert (p95, p99, p99) == (found.p95 is not None, found.p99 is not None, found.jitter is not None)
+
+
+def test_nothing_measured_is_an_error() -> None:
+    """No figure is made up."""
+    with pytest.raises(ValueError, match="nothing was measured"):
+        spread([])
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1))
+def test_percentile_is_one_of_the_values_and_covers_its_share(values: list[float], share: float) -> None:
+    """At least that share of all values is no larger."""
+    ordered = sorted(values)
+    value = ranked(ordered, share)
+    assert value in ordered
+    assert sum(each <= value for each in ordered) >= share * len(ordered) - 1e-9
+
+
+def test_hand_over_is_what_the_stages_leave() -> None:
+    """And never negative, though clocks of two processes are compared."""
+    assert {"network": 7.0, HAND_OVER: 3.0} == stages_of(10.0, {"network": 7.0})
+    assert 0.0 == stages_of(10.0, {"network": 11.0})[HAND_OVER]
+
+
+def test_largest_has_its_share() -> None:
+    """3 of 4 is three quarters; nothing has no largest."""
+    assert ("b", 0.75) == largest({"a": 1.0, "b": 3.0})
+    assert ("", 0.0) == largest({})
+    assert ("", 0.0) == largest({"a": 0.0})
+
+
+@pytest.mark.parametrize(
+    ("after", "bound"),
+    [
+        # engine and finishers wait for something to come: decoding is slow
+        (replace(NO_WAITS, frames_empty=8.0, arrivals_empty=18.0), "decode"),
+        # decoders cannot get rid of their frames, finishers wait
+        (replace(NO_WAITS, frames_full=19.0, arrivals_empty=18.0), "device"),
+        # the engine cannot get rid of its results, the decoders not of their frames
+        (replace(NO_WAITS, frames_full=19.0, arrivals_full=9.0), "encode"),
+    ],
+)
+def test_who_waits_least_holds_the_others_up(after: Waits, bound: str) -> None:
+    """Ten seconds of two decoders, one engine and two finishers."""
+    shares = busy(NO_WAITS, after, 10.0, decoders=2, finishers=2)
+    assert bound == bottleneck(shares, {"encode": 2.0, "sync": 1.0})
+
+
+def test_finishing_is_bound_by_its_longer_half() -> None:
+    """Encoding is processors, syncing is the disk."""
+    shares = {"decode": 0.1, "engine": 0.2, "finish": 0.9}
+    assert ("encode", "disk") == (
+        bottleneck(shares, {"encode": 2.0, "sync": 1.0}),
+        bottleneck(shares, {"encode": 1.0, "sync": 2.0}),
+    )
+
+
+def test_busy_counts_between_two_readings_only() -> None:
+    """What was waited before the first reading, such as for the engine to load, does not count."""
+    before = Waits(100.0, 0.0, 50.0, 0.0, 100.0)
+    after = Waits(104.0, 6.0, 55.0, 0.0, 110.0)
+    assert {"decode": 0.5, "engine": 0.5, "finish": 0.5} == busy(before, after, 10.0, decoders=2, finishers=2)
+
+
+def test_no_time_between_two_readings_is_an_error() -> None:
+    """A share of nothing is no number."""
+    with pytest.raises(ValueError, match="0 seconds"):
+        busy(NO_WAITS, NO_WAITS, 0, decoders=1, finishers=1)

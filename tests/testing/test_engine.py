@@ -79,7 +79,6 @@ def test_a_released_engine_no_longer_hangs(images):
     """hang ends when released."""
     engine = FakeBackend(images.arena.block, ["hang", "delay:1000"])
     engine.release()
-
     assert engine.segment([images.put()]).answers[0].image_id == 1
     assert engine.segment([images.put(2)]).answers[0].image_id == 2
 
@@ -90,7 +89,6 @@ def test_a_marked_image_is_poison(images):
     engine = create(images.arena.block, {"poison": "nonsense"})
     with pytest.raises(EngineNonsense):
         engine.segment([good, bad])
-
     assert engine.segment([good]).answers[0].image_id == 1
 
 
@@ -99,7 +97,6 @@ def test_batches_beyond_the_memory_limit_are_refused(images):
     engine = FakeBackend(images.arena.block, memory_limit=1)
     with pytest.raises(EngineMemory):
         engine.segment([images.put(1), images.put(2)])
-
     assert engine.segment([images.put(3)]).answers[0].batch == 1
 
 

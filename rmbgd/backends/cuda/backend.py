@@ -21,7 +21,7 @@ from rmbgd.backends.cuda.memory import MemoryPool
 from rmbgd.backends.cuda.memory_plan import split
 from rmbgd.backends.cuda.network import CudaNetwork, Precision, precision_of
 from rmbgd.backends.faults import faults, without_frames
-from rmbgd.backends.memtest import MemoryTest, TorchMemory
+from rmbgd.backends.memtest import MemoryTest
 from rmbgd.engine.golden_image import check_golden, golden_image
 from rmbgd.engine.types import (
     Answer,
@@ -134,7 +134,7 @@ class CudaBackend:
         assert self._device is not None
         with torch.inference_mode(), faults(), self._device.compute_stream():
             if self._memory_test is None:
-                self._memory_test = MemoryTest(TorchMemory(self._device.torch), blocks)
+                self._memory_test = MemoryTest(torch, self._device.torch, blocks)
             return self._memory_test.check()
 
     def close(self) -> None:

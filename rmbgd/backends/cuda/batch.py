@@ -65,9 +65,12 @@ class BatchRun:
     def compute(self) -> None:
         """Images uploaded, resized, through the network; the host does not wait."""
         uploaded: list[int] = []
-        for index in range(len(self.batch)):
+        for index, work in enumerate(self.batch):
             if index in self._by_host:
-                self._set_by_host(index)
+                rgb = torch.from_numpy(view(self.block, work.region).rgb)
+                pixels = resized(rgb, self.network.size).permute(1, 2, 0)
+                with self.device.compute_stream():
+                    self.network.set_resized(index, pixels)
                 continue
             if not self._upload(index):  # the ring is full of images that the network has not read yet
                 self._set_inputs(uploaded)
@@ -88,7 +91,10 @@ class BatchRun:
         if self._bad:
             self._recompute(sorted(self._bad))
         for index in sorted(self._by_host):
-            self._finish_by_host(index)
+            work = self.batch[index]
+            with self.device.compute_stream():
+                matte = self.network.mattes[index].cpu().numpy()
+            finish(view(self.block, work.region), matte, clean=work.clean_edges)
         if self._last is not None:
             self.device.synchronize_event(self._last)
         return [
@@ -114,12 +120,6 @@ class BatchRun:
                 beside = [index for _, index in run]
                 self.network.set_inputs(beside[0], [self._images[index].rgb for index in beside])
             self._release([self._images[index] for index in indices])
-
-    def _set_by_host(self, index: int) -> None:
-        rgb = torch.from_numpy(view(self.block, self.batch[index].region).rgb)
-        pixels = resized(rgb, self.network.size).permute(1, 2, 0)
-        with self.device.compute_stream():
-            self.network.set_resized(index, pixels)
 
     def _hold(self, index: int) -> StagedImage:
         """The image's planes, to be released; uploaded again if they were evicted."""
@@ -215,12 +215,6 @@ class BatchRun:
             else:
                 self._last = self.staging.download(band, ready)
         self._packed.clear()
-
-    def _finish_by_host(self, index: int) -> None:
-        work = self.batch[index]
-        with self.device.compute_stream():
-            matte = self.network.mattes[index].cpu().numpy()
-        finish(view(self.block, work.region), matte, clean=work.clean_edges)
 
     # --- whether mattes are finite
 

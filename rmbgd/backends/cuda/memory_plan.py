@@ -87,7 +87,11 @@ def plan(
     staging = max(STAGING_LEAST, min(options.staging_bytes, spendable // STAGING_FRACTION))
     fixed = staging + WORKING_BYTES
     wanted = [size for size in SIZES if size <= options.batch_maximum]
-    fitting = [size for size in wanted if fixed + _need(networks, size) <= spendable]
+    fitting = []
+    for size in wanted:  # networks run one at a time, and each has its own inputs and outputs
+        need = max(network.batch(size) for network in networks) + sum(network.static(size) for network in networks)
+        if fixed + need <= spendable:
+            fitting.append(size)
     sizes = tuple(fitting or wanted[:1])
     if sizes != tuple(wanted):
         detail = f"{_mib(spendable)} may be taken: at most {sizes[-1]} images at once, not {wanted[-1]}"
@@ -97,11 +101,6 @@ def plan(
         limits.append(Limit("pinned", f"{_mib(host_free)} of the host are free: {_mib(pinned)} are page-locked"))
     download = staging // OUTPUT_FRACTION
     return Plan(sizes, staging - download, download, WORKING_BYTES, pinned, tuple(limits))
-
-
-def _need(networks: Sequence[NetworkNeed], size: int) -> int:
-    """Networks run one at a time, and each has its own inputs and outputs."""
-    return max(n.batch(size) for n in networks) + sum(n.static(size) for n in networks)
 
 
 def split(images: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> list[tuple[int, int]]:

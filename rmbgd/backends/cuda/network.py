@@ -165,20 +165,15 @@ def to_float8(rows: Tensor, scale: Tensor) -> Tensor:
     return (rows.detach().to(torch.float32) / scale).clamp_(-LARGEST, LARGEST).to(FLOAT8)
 
 
-def is_wide(module: nn.Module) -> bool:
-    """Whether a layer is a product wide enough for float8."""
-    if not isinstance(module, nn.Linear):
-        return False
-    sides = (module.in_features, module.out_features)
-    return min(sides) >= LEAST_FEATURES and all(side % MULTIPLE == 0 for side in sides)
-
-
 def convert(network: nn.Module) -> dict[str, nn.Module]:
-    """Replace every wide product by Float8Linear; the layers that were replaced, by name."""
-    before = {name: module for name, module in network.named_modules() if is_wide(module)}
-    for name, module in before.items():
-        assert isinstance(module, nn.Linear)
-        network.set_submodule(name, Float8Linear(module))
+    """Replace every product that is wide enough by Float8Linear; the layers that were replaced, by name."""
+    before: dict[str, nn.Module] = {}
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Linear):
+            sides = (module.in_features, module.out_features)
+            if min(sides) >= LEAST_FEATURES and all(side % MULTIPLE == 0 for side in sides):
+                before[name] = module
+                network.set_submodule(name, Float8Linear(module))
     return before
 
 

@@ -16,17 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rmbgd.backends.cuda.resample import (
-    apply_taps,
-    area,
-    band_of,
-    bands,
-    resize_band,
-    resize_dim,
-    table,
-    taps_of,
-    triangle,
-)
+from rmbgd.backends.cuda.resample import apply_taps, area, band_of, bands, resize_band, resize_dim, table
 from rmbgd.engine.types import OutputPlane
 from rmbgd.imaging.edges import HARDEST, ITERATIONS, LEVEL_SIDE, SOFTEST, STIFFNESS
 
@@ -51,7 +41,7 @@ def coarse(rgb: Tensor, matte: Tensor) -> Tensor:
     size = coarse_size(height, width)
     result = torch.empty((4, *size), device=rgb.device)
     halves = (2 * size[0], 2 * size[1]) == (height, width)  # OpenCV rounds means of four upwards, others to even
-    taps, tables = taps_of(area, height, size[0]), table(area, height, size[0], rgb.device)
+    taps, tables = area(height, size[0]), table(area, height, size[0], rgb.device)
     for first, last in bands(size[0], height * width / size[0]):
         top, bottom = taps.span(first, last)
         index, weight = band_of(tables, (first, last), top)
@@ -118,13 +108,7 @@ def corrected(rgb: Tensor, alpha: Tensor, both: Tensor, rows: tuple[int, int], h
     both        float32 [6, ...], the image's estimate
     rows        first and one past the last row of the band, in an image of `height` rows
     """
-    inputs, width = both.shape[1], rgb.shape[1]
-    if inputs == height:
-        wide = resize_dim(both[:, rows[0] : rows[1]], 2, triangle, width)
-    else:
-        top, bottom = taps_of(triangle, inputs, height).span(*rows)
-        index, weight = band_of(table(triangle, inputs, height, both.device), rows, top)
-        wide = apply_taps(resize_dim(both[:, top:bottom], 2, triangle, width), 1, index, weight)
+    wide = resize_band(both, (height, rgb.shape[1]), rows, dim=1)
     fore, back = wide[0::2], wide[1::2]
     beta = 1.0 - alpha
     gain = alpha / (alpha * alpha + beta * beta)

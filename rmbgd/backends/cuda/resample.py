@@ -35,6 +35,7 @@ class Taps:
         return int(part[used].min()), int(part[used].max()) + 1
 
 
+@lru_cache(maxsize=128)
 def triangle(inputs: int, outputs: int) -> Taps:
     """The antialiased bilinear filter as Pillow's BILINEAR has it: a triangle as wide as the step between samples, cut
     at the border and normalised there. When enlarging it is plain bilinear on half-pixel centres.
@@ -49,6 +50,7 @@ def triangle(inputs: int, outputs: int) -> Taps:
     return _packed(index, np.where(index < last, weight, 0.0))
 
 
+@lru_cache(maxsize=128)
 def area(inputs: int, outputs: int) -> Taps:
     """The mean over the span of an output, as OpenCV's INTER_AREA has it; not for enlarging."""
     step = inputs / outputs
@@ -72,15 +74,10 @@ Filter = Callable[[int, int], Taps]
 """triangle or area: from the number of inputs and of outputs."""
 
 
-@lru_cache(maxsize=128)
-def taps_of(kind: Filter, inputs: int, outputs: int) -> Taps:
-    return kind(inputs, outputs)
-
-
 @lru_cache(maxsize=256)
 def table(kind: Filter, inputs: int, outputs: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """(index int64 [taps, outputs], weight float32 [taps, outputs]) on the device. A service sees few lengths."""
-    taps = taps_of(kind, inputs, outputs)
+    taps = kind(inputs, outputs)
     return torch.from_numpy(taps.index).to(device), torch.from_numpy(taps.weight).to(device)
 
 
@@ -107,17 +104,18 @@ def band_of(tables: tuple[Tensor, Tensor], band: tuple[int, int], top: int) -> t
     return index.sub(top).clamp_(min=0), weight
 
 
-def resize_band(x: Tensor, size: tuple[int, int], band: tuple[int, int]) -> Tensor:
+def resize_band(x: Tensor, size: tuple[int, int], band: tuple[int, int], dim: int = 0) -> Tensor:
     """Rows first..last-1 of `x` [h, w, ...] resized to `size`, (height, width), by the triangle: float32.
 
-    Only the rows that they are made of are read. imaging.resize.matte_to_image is the same for a whole matte.
+    Only the rows that they are made of are read. `dim`: the one of the rows; the columns are the next one.
+    imaging.resize.matte_to_image is the same for a whole matte.
     """
-    inputs, (height, width) = x.shape[0], size
+    inputs, (height, width) = x.shape[dim], size
     if inputs == height:
-        return resize_dim(x[band[0] : band[1]], 1, triangle, width)
-    top, bottom = taps_of(triangle, inputs, height).span(*band)
-    wide = resize_dim(x[top:bottom], 1, triangle, width)
-    return apply_taps(wide, 0, *band_of(table(triangle, inputs, height, x.device), band, top))
+        return resize_dim(x.narrow(dim, band[0], band[1] - band[0]), dim + 1, triangle, width)
+    top, bottom = triangle(inputs, height).span(*band)
+    wide = resize_dim(x.narrow(dim, top, bottom - top), dim + 1, triangle, width)
+    return apply_taps(wide, dim, *band_of(table(triangle, inputs, height, x.device), band, top))
 
 
 def bands(outputs: int, pixels_per_output: float) -> list[tuple[int, int]]:

@@ -1,13 +1,11 @@
-"""Engines on a device: a network that is quick and known, images in an arena, the host in a GPU's place."""
+"""Engines on a device: a network that is quick and known, the host in a GPU's place, and a real GPU."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,12 +15,11 @@ from rmbgd.backends.cuda import memory_plan as plan
 from rmbgd.backends.cuda import network
 from rmbgd.backends.cuda.backend import CudaBackend
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Region, Slot, Work, region_bytes, view
+from rmbgd.engine.types import Options
 from rmbgd.models import load as weights
 from rmbgd.testing.device import HostDevice
+from tests.backends.conftest import MEBI, OPTIONS
 
-MEBI = 1 << 20
-OPTIONS = Options({"u2netp": ModelChoice("u2netp")}, Path("/nonexistent"), threads=1, batch_maximum=4)
 GENTLE = 0.25
 """Logits per unit of the normalised input: a level of the input is then 0.3 levels of alpha."""
 
@@ -43,57 +40,6 @@ class Green(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         self.before(inputs)
         return self.after(self.weight * inputs[:, 1:2].to(self.weight.dtype), self)
-
-
-class Canvas:
-    """Places images in the arena one after the other, without leases: a test has the arena for itself."""
-
-    def __init__(self, arena: Arena) -> None:
-        self.arena = arena
-        self.offset = 0
-
-    def place(
-        self,
-        image_id: int,
-        rgb: np.ndarray,
-        *,
-        source_alpha: np.ndarray | None = None,
-        output: OutputPlane = OutputPlane.RGBA8,
-        clean: bool = True,
-    ) -> Work:
-        height, width = rgb.shape[:2]
-        region = Region(self.offset, height, width, source_alpha is not None, output)
-        self.offset += region_bytes(height, width, source_alpha=source_alpha is not None, output=output)
-        slot = view(self.arena.block, region)
-        slot.rgb[...] = rgb
-        if source_alpha is not None:
-            slot.source_alpha[...] = source_alpha
-        self.plane_of(slot)[...] = 7
-        return Work(image_id, region, "u2netp", clean)
-
-    def slot(self, work: Work) -> Slot:
-        return view(self.arena.block, work.region)
-
-    def plane(self, work: Work) -> np.ndarray:
-        """A copy of the output plane."""
-        return self.plane_of(self.slot(work)).copy()
-
-    @staticmethod
-    def plane_of(slot: Slot) -> np.ndarray:
-        plane = slot.alpha if slot.rgba is None else slot.rgba
-        assert plane is not None
-        return plane
-
-
-@pytest.fixture(scope="module")
-def arena() -> Iterator[Arena]:
-    with Arena(64 * MEBI) as arena:
-        yield arena
-
-
-@pytest.fixture
-def canvas(arena: Arena) -> Canvas:
-    return Canvas(arena)
 
 
 @pytest.fixture
@@ -136,3 +82,18 @@ def make(arena: Arena) -> Iterator[Callable[..., CudaBackend]]:
     yield build
     for engine in engines:
         engine.close()
+
+
+@pytest.fixture
+def cuda() -> Iterator[torch.device]:
+    """The device, with float32 products that are float32 (TF32 off), and its memory given back afterwards."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = [kind.fp32_precision for kind in kinds]
+    for kind in kinds:
+        kind.fp32_precision = "ieee"
+    yield torch.device("cuda", 0)
+    for kind, precision in zip(kinds, before, strict=True):
+        kind.fp32_precision = precision
+    torch.cuda.empty_cache()

@@ -8,7 +8,6 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from rmbgd.backends.cpu import CpuBackend
 from rmbgd.backends.cuda import backend as engine
@@ -17,21 +16,16 @@ from rmbgd.backends.cuda import network, resample
 from rmbgd.backends.cuda import network as float8
 from rmbgd.backends.cuda.device import CaptureFailed
 from rmbgd.backends.factory import create
-from rmbgd.engine import golden_image
 from rmbgd.engine.selftest import golden_difference
 from rmbgd.engine.types import OutputPlane
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.models.inference import alpha_of, put_images
 from rmbgd.models.kernels.runtime import Availability
 from rmbgd.testing.device import HostDevice
-from tests.backends.cuda.conftest import OPTIONS, Canvas, Green
+from tests.backends.conftest import OPTIONS, Canvas, ball
+from tests.backends.cuda.conftest import Green
 
 GIBI = 1 << 30
-
-
-def ball(height: int, width: int) -> np.ndarray:
-    rgb, _ = golden_image.golden_image()
-    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def veil(height: int, width: int) -> np.ndarray:
@@ -61,7 +55,7 @@ def by_host(canvas: Canvas, works, options=OPTIONS) -> list[np.ndarray]:
     planes = [canvas.plane(work) for work in works]
     engine.close()
     for work in works:
-        canvas.plane_of(canvas.slot(work))[...] = 7
+        canvas.spoil(work)
     return planes
 
 
@@ -220,7 +214,6 @@ def test_memory_that_others_take_later_is_told_once(make, green, canvas, monkeyp
 def test_no_page_locked_memory_is_told(make, green, canvas):
     """The arena then stays pageable, and images go the same way."""
     description = make(device=HostDevice(pins="the limit is 64 kB"), start=False).start()
-
     assert [limit.detail for limit in description.limits if limit.what == "pinned"] == [
         "no memory is page-locked, so copies wait for each other: the limit is 64 kB"
     ]
@@ -230,7 +223,6 @@ def test_no_more_of_the_arena_is_locked_than_was_asked_for(make, green):
     """The cap is a setting, because locked pages are taken from everything else."""
     device = HostDevice()
     make(replace(OPTIONS, pinned_bytes=1 << 20), device)
-
     assert device.pinned == 1 << 20
 
 
@@ -247,7 +239,6 @@ def test_half_precision_says_how_far_it_is_from_float32(make, green):
 def test_float8_is_refused_where_there_is_none(make, green):
     """One finding, and another type."""
     description = make(replace(OPTIONS, precision="float8"), start=False).start()
-
     assert [limit.what for limit in description.limits] == ["float8", "kernels"]
     assert description.models["u2netp"]["precision"] == "float32"
 
@@ -320,7 +311,6 @@ def test_the_known_image_is_that_of_the_cpus_engine(make, green, arena):
 def test_the_canary_stays_well(make, green):
     """Two passes over memory of the device."""
     engine = make()
-
     assert [engine.canary(1500).bad for _ in range(2)] == [0, 0]
 
 
@@ -348,24 +338,21 @@ def test_an_answer_that_is_not_finite_is_computed_again_in_float32(make, green, 
     assert engine.segment(works[:1]).again == 0
 
 
-def test_an_answer_that_stays_not_finite_is_nonsense_and_not_written(make, green, canvas):
+@pytest.mark.parametrize(
+    ("precision", "images", "text"),
+    [
+        ("float16", 2, r"images \[0, 1\] of a batch of 2 .* in float32 as well"),
+        ("float32", 1, r"\[0\] of a batch of 1 \(u2netp\)$"),  # not tried twice
+    ],
+)
+def test_an_answer_that_stays_not_finite_is_nonsense_and_not_written(make, green, canvas, precision, images, text):
     """The fault names its place; its plane was not touched."""
-    works = assorted(canvas)[:2]
-    engine = make(replace(OPTIONS, precision="float16"))
+    works = assorted(canvas)[:images]
+    engine = make(replace(OPTIONS, precision=precision))
     green.after = lambda logits, _: logits * float("nan")
-    with pytest.raises(EngineNonsense, match=r"images \[0, 1\] of a batch of 2 .* in float32 as well"):
+    with pytest.raises(EngineNonsense, match=text):
         engine.segment(works)
-
     assert all((canvas.plane(work) == 7).all() for work in works)
-
-
-def test_float32_is_not_tried_twice(make, green, canvas):
-    """What is not finite in float32 is told at once."""
-    work = assorted(canvas)[0]
-    engine = make()
-    green.after = lambda logits, _: logits * float("nan")
-    with pytest.raises(EngineNonsense, match=r"\[0\] of a batch of 1 \(u2netp\)$"):
-        engine.segment([work])
 
 
 def test_weights_that_are_nonsense_do_not_start(make, green):
@@ -455,7 +442,6 @@ def test_a_plan_that_was_too_bold_is_cut_at_start(make, green):
     """Other programs took the memory between the plan and the first run: fewer at once, told, and it starts."""
     green.before = short_above(2)
     description = make(start=False).start()
-
     assert description.batch_sizes == (1, 2)
     assert "batch" in {limit.what for limit in description.limits}
 
@@ -534,7 +520,6 @@ def test_a_recording_that_fails_is_told_once_and_images_go_on(make, green, canva
 def test_a_recording_that_answers_otherwise_is_not_used(make, green):
     """It is compared with its own kernels before the first image."""
     description = make(device=HostDevice(capture=lambda body: lambda: None), start=False).start()
-
     (told,) = [limit.detail for limit in description.limits if limit.what == "graphs"]
     assert "answers otherwise than its kernels do" in told
 
@@ -542,30 +527,24 @@ def test_a_recording_that_answers_otherwise_is_not_used(make, green):
 # --- faults
 
 
-def test_an_error_of_the_device_is_told_with_its_text(make, green, canvas):
-    """A sticky one: whoever runs the process ends it."""
-    engine = make()
-
-    def illegal(_):
-        raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-
-    green.before = illegal
-    with pytest.raises(EngineLost, match="illegal memory access"):
-        engine.segment(assorted(canvas)[:1])
-
-
-def test_a_bug_is_not_taken_for_a_fault_of_the_device(make, green, canvas):
-    """Other errors of torch stay what they are, and the next batch finds everything in order."""
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access was encountered"), EngineLost),
+        (RuntimeError("shapes cannot be multiplied"), RuntimeError),
+    ],
+)
+def test_an_error_of_torch_is_told_with_its_text(make, green, canvas, raised, error):
+    """The device's ends the process; a bug stays what it is, and the next batch finds everything in order."""
     engine, works = make(), assorted(canvas)
 
-    def bug(_):
-        raise RuntimeError("shapes cannot be multiplied")
+    def fails(_):
+        raise raised
 
-    green.before = bug
-    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+    green.before = fails
+    with pytest.raises(error, match=str(raised)):
         engine.segment(works)
     green.before = lambda _: None
-
     assert len(engine.segment(works).answers) == len(works)
 
 
@@ -589,7 +568,6 @@ def test_a_gpu_that_is_not_there_is_lost(arena):
     options = {"models": {"u2netp": {"source": "u2netp"}}, "models_directory": "/nonexistent", "device": "cuda:0"}
     with pytest.raises(EngineLost) as lost:
         create(arena.block, options).start()
-
     assert lost.value.cause == "no_device"
 
 
@@ -598,5 +576,4 @@ def test_an_engine_can_be_closed_in_any_state(make, green):
     fresh, started = make(start=False), make()
     for either in (fresh, started, started):
         either.close()
-
     assert started._device is None

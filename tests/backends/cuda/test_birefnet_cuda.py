@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -24,21 +22,6 @@ GOLDENS = [
 ]
 
 
-@pytest.fixture
-def cuda() -> Iterator[torch.device]:
-    """The device, with float32 products that are float32 (TF32 off), and its memory given back afterwards."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [kind.fp32_precision for kind in kinds]
-    for kind in kinds:
-        kind.fp32_precision = "ieee"
-    yield torch.device("cuda")
-    for kind, precision in zip(kinds, before, strict=True):
-        kind.fp32_precision = precision
-    torch.cuda.empty_cache()
-
-
 @torch.inference_mode()
 def logits(name: str, order: PatchOrder, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """What the network answers on the device, and the reference's answer."""
@@ -53,7 +36,6 @@ def logits(name: str, order: PatchOrder, device: torch.device, dtype: torch.dtyp
 def test_float32_equals_the_reference(cuda, name, order):
     """In float32 the logits agree with the reference to 1e-3."""
     answer, expected = logits(name, order, cuda, torch.float32)
-
     torch.testing.assert_close(answer, expected, rtol=0, atol=1e-3)
 
 
@@ -64,7 +46,6 @@ def test_float32_equals_the_reference(cuda, name, order):
 def test_half_precision_is_near_the_reference(cuda, name, order, dtype, distance, steps):
     """In half precision the logits are near the reference's (relative, L2), and so is alpha (mean, steps of 1/255)."""
     answer, expected = logits(name, order, cuda, dtype)
-
     assert answer.isfinite().all()
     assert (answer - expected).norm() / expected.norm() <= distance
     assert (answer.sigmoid() - expected.sigmoid()).abs().mean() * 255 <= steps

@@ -23,7 +23,7 @@ from rmbgd.engine.selftest import golden_difference
 from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Work
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.models.checkpoint import is_optional, published
-from tests.backends.cuda.conftest import MEBI, Canvas
+from tests.backends.conftest import MEBI, Canvas
 from tests.models import stress
 from tests.support.shared_data import shared
 
@@ -84,11 +84,6 @@ def launch(arena: Arena, checkpoint: Path) -> Iterator[Callable[..., CudaBackend
     torch.cuda.empty_cache()
 
 
-@pytest.fixture
-def canvas(arena: Arena) -> Canvas:
-    return Canvas(arena)
-
-
 def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     """Something with edges at every scale, uint8 [height, width, 3]."""
     rng = np.random.default_rng(seed)
@@ -107,7 +102,7 @@ def planes_by_host(canvas: Canvas, works: list[Work]) -> list[np.ndarray]:
     for work in works:
         host.segment([work])
         planes.append(canvas.plane(work))
-        canvas.plane_of(canvas.slot(work))[...] = 7
+        canvas.spoil(work)
     return planes
 
 
@@ -385,7 +380,6 @@ def test_accuracy_against_float32(launch, reference, precision, mean, peak, far,
 def test_float32_means_float32(cuda):
     """TF32 is off for products and for convolutions, also for parts of a network in half precision."""
     CudaDevice(DEVICE).close()
-
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == "ieee"
 
@@ -440,5 +434,4 @@ def test_planes_are_those_of_the_cpu_but_for_rounding(launch, canvas):
 def test_a_gpu_s_memory_holds_the_canary(launch):
     """Two passes over 64 MiB without a bad block."""
     engine = launch(source="u2netp", batch_maximum=1)
-
     assert [engine.canary(16_384).bad for _ in range(2)] == [0, 0]

@@ -121,6 +121,5 @@ def test_a_gate_lets_near_answers_through_and_says_what_is_wrong_with_others():
 def test_the_type_follows_from_what_is_asked_and_what_there_is(asked, capability, storage, in_float8, told):
     """What a device cannot do is refused with one finding, and something near it is used."""
     found = precision_of(asked, capability)
-
     assert (found.storage, found.float8) == (storage, in_float8)
     assert [limit.what for limit in found.limits] == told

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,22 +28,12 @@ TYPES = pytest.mark.parametrize("dtype", list(SINGLE), ids=["float32", "float16"
 
 
 @pytest.fixture
-def cuda() -> Iterator[torch.device]:
-    """A device that runs the kernels; plain float32 products are float32 (TF32 off)."""
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    device = torch.device("cuda", 0)
-    found = triton_for(device)
+def cuda(cuda: torch.device) -> torch.device:
+    """A device that runs the kernels."""
+    found = triton_for(cuda)
     if not found.usable:
         pytest.skip(f"no kernels here: {found.why}")
-    kinds = torch.backends.cudnn.conv, torch.backends.cuda.matmul
-    before = [kind.fp32_precision for kind in kinds]
-    for kind in kinds:
-        kind.fp32_precision = "ieee"
-    yield device
-    for kind, precision in zip(kinds, before, strict=True):
-        kind.fp32_precision = precision
-    torch.cuda.empty_cache()
+    return cuda
 
 
 def noise(device: torch.device, *shape: int) -> torch.Tensor:

@@ -54,7 +54,6 @@ def test_a_card_of_8_gb_takes_batches_of_16():
 def test_a_card_of_8_gb_shared_with_others_takes_fewer():
     """With 3.5 GiB free there is room for batches of 8, and one sentence says so."""
     found = planned(int(3.5 * GIBI))
-
     assert found.sizes == (1, 2, 4, 8)
     assert [limit.what for limit in found.limits] == ["batch"]
     assert "at most 8 images at once, not 16" in found.limits[0].detail
@@ -63,7 +62,6 @@ def test_a_card_of_8_gb_shared_with_others_takes_fewer():
 def test_little_free_memory_is_told_and_one_image_is_tried():
     """Below the spare bytes: memory_low, batches of one, the least of staging."""
     found = planned(700 * MEBI)
-
     assert found.sizes == (1,)
     assert [limit.what for limit in found.limits] == ["memory_low", "batch"]
     assert found.upload + found.download == policy.STAGING_LEAST
@@ -72,7 +70,6 @@ def test_little_free_memory_is_told_and_one_image_is_tried():
 def test_a_host_with_little_memory_locks_an_eighth_of_it():
     """Locked pages are taken from everything else on the host; so an edge device locks less, and says so."""
     found = planned(6 * GIBI, host_free=GIBI)
-
     assert found.pinned == 128 * MEBI
     assert [limit.what for limit in found.limits] == ["pinned"]
 
@@ -80,7 +77,6 @@ def test_a_host_with_little_memory_locks_an_eighth_of_it():
 def test_the_arena_bounds_what_is_locked():
     """There is never more locked than there is."""
     found = planned(6 * GIBI, options=asked(16, 128 * MEBI, 4 * GIBI, GIBI))
-
     assert found.pinned == 512 * MEBI
 
 
@@ -103,7 +99,6 @@ needs = st.builds(
 def test_what_is_spared_stays_free(free, networks, largest, staging, spare):
     """Whenever more than one image goes at once, all that is taken leaves the spare bytes free."""
     found = planned(free, networks=networks, options=asked(largest, staging, 0, spare))
-
     assert found.sizes[0] == 1
     assert found.sizes[-1] <= largest
     if len(found.sizes) > 1:
@@ -114,7 +109,6 @@ def test_what_is_spared_stays_free(free, networks, largest, staging, spare):
 def test_more_memory_never_means_smaller_batches(frees, networks):
     """The plan is monotonous in what is free."""
     less, more = (planned(free, networks=networks) for free in frees)
-
     assert set(less.sizes) <= set(more.sizes)
 
 

@@ -51,7 +51,6 @@ def test_an_image_at_the_networks_size_is_pillows(height, width, network_height,
     rgb = noise(height, width, seed)
     found = resize_to_network(torch.from_numpy(rgb), (network_height, network_width)).numpy()
     expected = np.asarray(Image.fromarray(rgb).resize((network_width, network_height), Image.Resampling.BILINEAR))
-
     assert np.abs(found - expected).max() <= 1.01
 
 
@@ -60,7 +59,6 @@ def test_an_image_in_bands_is_the_same(narrow_bands):
     rgb = torch.from_numpy(noise(301, 257))
     in_bands = resize_to_network(rgb, (64, 48))
     resample.BAND_PIXELS = 1 << 20
-
     assert torch.equal(in_bands, resize_to_network(rgb, (64, 48)))
 
 
@@ -115,7 +113,6 @@ def test_weights_sum_to_one_within_the_input(kind, inputs, outputs):
 def test_bands_cover_every_row_once(rows, width):
     """In order, without a gap."""
     found = bands(rows, width)
-
     assert [row for first, last in found for row in range(first, last)] == list(range(rows))
 
 
@@ -216,7 +213,6 @@ def test_the_summary_measures_each_answer():
     """Mean, peak, solid and soft shares, and whether every number is one."""
     mattes = torch.tensor([[[0.0, 0.5], [1.0, 0.5]], [[0.0, 0.0], [0.0, float("nan")]]])
     good, bad = summary(mattes, torch.tensor([True, True])).tolist()
-
     assert good == pytest.approx([0.5, 1.0, 0.75, 0.5, 1.0])
     assert bad[FINITE] == 0.0
 
@@ -229,5 +225,4 @@ def test_an_answer_that_the_network_says_is_not_finite_counts_as_that():
 def test_the_networks_own_size_passes_unchanged():
     """Nothing is resampled where nothing changes its size."""
     rgb = noise(32, 32)
-
     assert np.array_equal(resize_to_network(torch.from_numpy(rgb), (32, 32)).numpy(), image_to_network(rgb, 32, 32))

@@ -1,0 +1,74 @@
+"""Images in an arena, for every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rmbgd.engine.arena import Arena
+from rmbgd.engine.golden_image import golden_image
+from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Region, Slot, Work, region_bytes, view
+
+MEBI = 1 << 20
+OPTIONS = Options({"u2netp": ModelChoice("u2netp")}, Path("/nonexistent"), threads=1, batch_maximum=4)
+
+
+class Canvas:
+    """Places images in the arena one after the other, without leases: a test has the arena for itself."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena = arena
+        self.offset = 0
+
+    def place(
+        self,
+        image_id: int,
+        rgb: np.ndarray,
+        *,
+        source_alpha: np.ndarray | int | None = None,
+        output: OutputPlane = OutputPlane.RGBA8,
+        clean: bool = True,
+    ) -> Work:
+        height, width = rgb.shape[:2]
+        region = Region(self.offset, height, width, source_alpha is not None, output)
+        self.offset += region_bytes(height, width, source_alpha=source_alpha is not None, output=output)
+        slot = view(self.arena.block, region)
+        slot.rgb[...] = rgb
+        if source_alpha is not None:
+            slot.source_alpha[...] = source_alpha
+        work = Work(image_id, region, "u2netp", clean)
+        self.spoil(work)
+        return work
+
+    def slot(self, work: Work) -> Slot:
+        return view(self.arena.block, work.region)
+
+    def spoil(self, work: Work) -> None:
+        """The output plane is all sevens."""
+        slot = self.slot(work)
+        (slot.alpha if slot.rgba is None else slot.rgba)[...] = 7
+
+    def plane(self, work: Work) -> np.ndarray:
+        """A copy of the output plane."""
+        slot = self.slot(work)
+        return (slot.alpha if slot.rgba is None else slot.rgba).copy()
+
+
+@pytest.fixture(scope="module")
+def arena() -> Iterator[Arena]:
+    with Arena(64 * MEBI) as arena:
+        yield arena
+
+
+@pytest.fixture
+def canvas(arena: Arena) -> Canvas:
+    return Canvas(arena)
+
+
+def ball(height: int, width: int) -> np.ndarray:
+    """The golden image at another size."""
+    return np.asarray(Image.fromarray(golden_image()[0]).resize((width, height), Image.Resampling.BICUBIC))
