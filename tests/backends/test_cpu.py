@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -77,26 +78,47 @@ def test_the_networks_input_is_within_one_level_of_pillow(started, height, width
     assert np.abs(levels - image_to_network(rgb, 320, 320)).max() <= 1.01
 
 
-def photographs() -> list[np.ndarray]:
-    """Every fifteenth of those on which the network's accuracy is measured (tests/models)."""
-    return [np.asarray(Image.open(path).convert("RGB")) for path in sorted((shared("eval") / "photos").glob("*"))[::15]]
+@pytest.mark.slow
+def test_the_embedded_model_is_applied_as_its_authors_do(engine, canvas):
+    """Alpha is that of the network by itself, which turns a level of its input into some: within two of 255."""
+    rgb = ball(400, 517)
+    work = canvas.place(1, rgb, output=OutputPlane.ALPHA8)
+    engine.segment([work])
+    network = build_u2netp(device="cpu", dtype=torch.float32)
+    expected = np.rint(255 * matte_to_image(matte_of(network, rgb), *rgb.shape[:2]))
+    difference = np.abs(canvas.plane(work) - expected)
+    assert difference.max() <= 2
+    assert difference.mean() <= 0.05
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("images", "most"), [(lambda: [ball(400, 517)], 2), (photographs, 6)], ids=["ball", "photographs"]
-)
-def test_the_embedded_model_is_applied_as_its_authors_do(engine, canvas, images, most):
-    """Alpha is that of the network by itself (tests/models measures it), which turns a level of its input into some."""
-    module = build_u2netp(device="cpu", dtype=torch.float32)
-    for rgb in images():
-        canvas.offset = 0
-        work = canvas.place(1, rgb, output=OutputPlane.ALPHA8)
+@pytest.mark.timeout(900)
+def test_the_embedded_model_cuts_out_photographs(engine, canvas):
+    """On the 80 with ground truth: mean IoU at 0.5 of at least 0.857, mean absolute error of at most 0.033.
+
+    The value 128 of the pets' masks means "ignore".
+    """
+    folder = shared("eval")
+    with (folder / "MANIFEST.tsv").open(newline="") as manifest:
+        rows = [row for row in csv.DictReader(manifest, delimiter="\t") if row["gt"] != "-"]
+    overlaps, errors = [], []
+    for row in rows:
+        with Image.open(folder / row["photo"]) as photo, Image.open(folder / row["gt"]) as mask:
+            canvas.offset = 0
+            work = canvas.place(1, np.asarray(photo.convert("RGB")), output=OutputPlane.ALPHA16)
+            truth = np.asarray(mask.convert("L"))
         engine.segment([work])
-        expected = np.rint(255 * matte_to_image(matte_of(module, rgb), *rgb.shape[:2]))
-        difference = np.abs(canvas.plane(work) - expected)
-        assert difference.max() <= most
-        assert difference.mean() <= 0.05
+        alpha = canvas.slot(work).alpha / np.float32(65535)
+        counted = truth != 128 if row["id"].startswith("pet") else np.ones_like(truth, bool)
+        wanted = truth / np.float32(255)
+        errors.append(np.abs(alpha - wanted)[counted].mean())
+        inside, subject = (alpha > 0.5) & counted, (wanted > 0.5) & counted
+        overlaps.append((inside & subject).sum() / (inside | subject).sum())
+
+    print(f"IoU {np.mean(overlaps):.4f}, MAE {np.mean(errors):.4f}")
+    assert len(rows) == 80
+    assert np.mean(overlaps) >= 0.857
+    assert np.mean(errors) <= 0.033
 
 
 @pytest.mark.parametrize("clean", [False, True])
