@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
 import rmbgd
 from rmbgd.errors import ModelError
@@ -41,14 +40,6 @@ class Offer:
     texts: tuple[str, ...]
 
 
-class WeightSource(Protocol):
-    """Where weights come from: `HubSource` or `FolderSource`."""
-
-    def offer(self, entry: ModelEntry) -> Offer: ...
-
-    def bring(self, entry: ModelEntry, offer: Offer, into: Path, bar: ProgressBar) -> None: ...
-
-
 @dataclass(frozen=True)
 class Fetched:
     folder: Path
@@ -59,7 +50,7 @@ class Fetched:
 
 def fetch(
     entry: ModelEntry,
-    source: WeightSource,
+    source: HubSource | FolderSource,
     models: Path,
     *,
     now: datetime,
@@ -124,14 +115,13 @@ class FolderSource:
         _check_fit(entry, folder / WEIGHTS)  # before copying a gigabyte
         for name in offer.texts:
             shutil.copyfile(folder / name, into / name)
-        with bar(f"copying {entry.name}", offer.weights_bytes) as done:
-            _copy(folder / WEIGHTS, into / WEIGHTS, done)
-
-
-def _copy(source: Path, target: Path, done: Callable[[int], object]) -> None:
-    with source.open("rb", buffering=0) as read, target.open("wb", buffering=0) as write:
-        while sent := os.sendfile(write.fileno(), read.fileno(), None, 16 << 20):
-            done(sent)
+        with (
+            bar(f"copying {entry.name}", offer.weights_bytes) as done,
+            (folder / WEIGHTS).open("rb", buffering=0) as read,
+            (into / WEIGHTS).open("wb", buffering=0) as write,
+        ):
+            while sent := os.sendfile(write.fileno(), read.fileno(), None, 16 << 20):
+                done(sent)
 
 
 class HubSource:

@@ -24,6 +24,11 @@ CPU = {"device": "cpu", "dtype": torch.float32}
 TINY = Backbone(embed=8, depths=(2, 2, 2, 2), heads=(1, 2, 2, 4), window=3, name="tiny")
 
 
+def noise(*shape: int) -> Tensor:
+    """Normal numbers in float64, the same for the same shape."""
+    return torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+
+
 def drawn(network: torch.nn.Module, seed: int = 0) -> dict[str, Tensor]:
     """Weights for any module of the oracle, in its dtype, under its names.
 

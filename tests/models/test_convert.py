@@ -11,6 +11,7 @@ from rmbgd.models.checkpoint import is_optional, published
 from rmbgd.models.convert import assemble, network_state
 from rmbgd.models.registry import PatchOrder
 from tests.models import oracle, stress
+from tests.models.stress import noise
 
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
 NEW = PatchOrder.CHANNEL_FIRST
@@ -18,10 +19,6 @@ NEW = PatchOrder.CHANNEL_FIRST
 
 def folded(weights: dict, order: PatchOrder = NEW, dtype: torch.dtype = torch.float64) -> birefnet.BiRefNet:
     return assemble(stress.TINY, order, weights.__getitem__, device="cpu", dtype=dtype)
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
 
 
 @torch.inference_mode()

@@ -9,6 +9,7 @@ import torch
 
 from rmbgd.models import layers
 from rmbgd.models.deform import DeformableConv
+from tests.models.stress import noise
 
 HEIGHT, WIDTH = 5, 7
 
@@ -22,10 +23,6 @@ def drawn(kernel: int, dtype: torch.dtype = torch.float64, *, far: bool = False)
     taps = kernel**2
     layer.offset.bias[: 2 * taps] *= 20 if far else 1
     return layer.to(dtype)
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
 
 def output(layer: DeformableConv, x: torch.Tensor) -> torch.Tensor:

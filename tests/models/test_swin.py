@@ -8,13 +8,10 @@ import torch
 from rmbgd.models import swin
 from rmbgd.models.checkpoint import Backbone
 from tests.models import oracle, stress
+from tests.models.stress import noise
 
 TINY = stress.TINY
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(11), dtype=torch.float64)
 
 
 def pair(window: int = 3) -> tuple[swin.Swin, oracle.Swin]:

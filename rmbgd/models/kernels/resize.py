@@ -37,19 +37,9 @@ def _range(first, inner_size, outer_size, TILE: tl.constexpr):
 
 @triton.jit
 def _resize(
-    table,
-    inputs,
-    scale,
-    shift,
-    height,
-    width,
-    stride_b,
-    stride_c,
-    stride_y,
-    stride_x,
-    TILE: tl.constexpr,
-    STEP: tl.constexpr,
-):
+    table, inputs, scale, shift, height, width, stride_b, stride_c, stride_y, stride_x,
+    TILE: tl.constexpr, STEP: tl.constexpr,
+):  # fmt: skip
     index = tl.program_id(2)
     row = table + 4 * index
     pixels = tl.load(row).to(tl.pointer_type(tl.uint8))

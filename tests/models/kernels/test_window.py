@@ -8,6 +8,7 @@ import torch
 from rmbgd.models import layers
 from rmbgd.models.kernels.runtime import use_kernels
 from rmbgd.models.swin import SwinBlock, WindowAttention
+from tests.models import oracle
 
 # relative to the float64 output (L2), with the same half-precision queries, keys, values and bias
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -33,27 +34,15 @@ def definition(layer: WindowAttention, qkv: torch.Tensor, shift: int) -> torch.T
     rows, columns = -(-height // w), -(-width // w)
     whole = layer.qkv.bias.double().expand(batch, rows * w, columns * w, triple).clone()
     whole[:, :height, :width] = qkv.double()
-    region = torch.zeros(rows * w, columns * w, device=qkv.device)
-    if shift:
-        for i, ys in enumerate((slice(0, -w), slice(-w, -shift), slice(-shift, None))):
-            for j, xs in enumerate((slice(0, -w), slice(-w, -shift), slice(-shift, None))):
-                region[ys, xs] = 3 * i + j
-
-    def cut(t: torch.Tensor) -> torch.Tensor:
-        t = t.view(-1, rows, w, columns, w, t.shape[-1]).transpose(2, 3)
-        return t.reshape(-1, w * w, t.shape[-1])
-
-    regions = cut(region[None, ..., None])[..., 0].repeat(batch, 1)
-    windows = cut(whole.roll((-shift, -shift), (1, 2)))
+    windows = oracle.to_windows(whole.roll((-shift, -shift), (1, 2)), w)
     q, k, v = windows.view(-1, w * w, 3, layer.heads, size).permute(2, 0, 3, 1, 4)
-    y, x = torch.meshgrid(torch.arange(w), torch.arange(w), indexing="ij")
-    y, x = y.flatten(), x.flatten()
-    index = (y[:, None] - y + w - 1) * (2 * w - 1) + x[:, None] - x + w - 1
-    bias = layer.relative_position_bias_table.double()[index.to(qkv.device)].permute(2, 0, 1)
+    index = oracle.relative_position_index(w).to(qkv.device)
+    bias = layer.relative_position_bias_table.double()[index].permute(2, 0, 1)
     scores = q @ k.transpose(-1, -2) / size**0.5 + bias
-    scores = scores.masked_fill(regions[:, None, :, None] != regions[:, None, None, :], float("-inf"))
-    output = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, rows, columns, w, w, dim)
-    output = output.transpose(2, 3).reshape(batch, rows * w, columns * w, dim).roll((shift, shift), (1, 2))
+    if shift:
+        scores += oracle.shift_mask(rows * w, columns * w, w, shift, scores).repeat(batch, 1, 1)[:, None]
+    output = (scores.softmax(-1) @ v).transpose(1, 2).reshape(-1, w * w, dim)
+    output = oracle.from_windows(output, w, rows * w, columns * w).roll((shift, shift), (1, 2))
     return output[:, :height, :width]
 
 
