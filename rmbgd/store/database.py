@@ -108,10 +108,10 @@ class Database:
         self._clock = clock
         self._lock = threading.RLock()
         self._deferred: list[tuple[str, Row]] = []  # guarded by _lock, like the connection
-        self.is_new = path == ":memory:" or not os.path.exists(path)
         with contextlib.ExitStack() as opened:  # whatever fails: a lock that stays would keep the next try out
             if path != ":memory:":
                 opened.callback(os.close, _lock_out_others(path + ".lock"))
+            self.is_new = path == ":memory:" or not os.path.exists(path)
             self._connection = opened.enter_context(contextlib.closing(_open(path)))
             self._opened = opened.pop_all()
 
