@@ -43,7 +43,7 @@ class Loop(Workspace):
             tables["folder"] += [{"watch": "poll"} | other for other in others]
             self.config = parse(tables)
             self.publisher = Publisher(self.config, self.ledger, self.clock, self.events, self.fs)
-        self.compared = 0
+        self.compared: list[float] = []
         self.reconciler = Reconciler(
             self.config,
             ledger=self.ledger,
@@ -51,7 +51,7 @@ class Loop(Workspace):
             clock=self.clock,
             emit=self.events,
             heartbeat=NullHeartbeat(),
-            on_compared=self._count,
+            on_compared=lambda: self.compared.append(self.clock.monotonic()),
         )
         self.hints = Hints(self.config.intake.hints_maximum, self.reconciler.wake)
         watches = [
@@ -63,14 +63,18 @@ class Loop(Workspace):
         self.sender, self.receiver = queue(places, "jobs")
         self.door, self.refused = queue(100, "door")
 
-    def _count(self) -> None:
-        self.compared += 1
-
     def turn(self, seconds: float = 0.0, times: int = 1) -> list[Job]:
         """Let time pass and turn; what was claimed."""
         for _ in range(times):
             self.step(seconds)
         return self.take()
+
+    def claimed(self, *paths: str, **given: bytes) -> list[Job]:
+        """These are dropped, found and taken."""
+        for path in paths:
+            self.drop(path, **given)
+        self.turn()
+        return self.turn(2)
 
     def step(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -123,7 +127,7 @@ def test_what_lies_there_at_the_start_is_claimed_after_its_quiet_time(loop: Call
         it.drop(path)
 
     assert it.turn() == []
-    assert it.compared == 1
+    assert len(it.compared) == 1
     assert it.turn(1.9) == []
     assert sorted(names(it.turn(0.1))) == ["a.jpg", "s/t/b.jpg"]
     assert all(path.startswith(".rmbgd/") for path in it.files("input"))
@@ -227,9 +231,7 @@ def test_the_remainder_makes_it_whole(loop: Callable[..., Loop]) -> None:
 def test_what_a_decoder_finds_cut_off_waits_for_a_change(loop: Callable[..., Loop]) -> None:
     """Back where it was; not claimed again as it is until the patience ends, and then for the last time."""
     it = loop()
-    it.drop("s/a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("s/a.jpg")
     it.reconciler.give_back(job, "incomplete", "premature end")
     assert it.turn() == []
     assert it.files("input") == {"s/a.jpg": b"image"}
@@ -243,9 +245,7 @@ def test_what_a_decoder_finds_cut_off_waits_for_a_change(loop: Callable[..., Loo
 def test_what_changed_in_work_is_claimed_anew(loop: Callable[..., Loop]) -> None:
     """It was written to after the claim: back, and quiet again first."""
     it = loop()
-    it.drop("a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("a.jpg")
     with open(job.source, "ab") as file:
         file.write(b" and more")
     it.reconciler.give_back(job, "changed", "")
@@ -317,9 +317,7 @@ def test_waiting_raises_the_priority(loop: Callable[..., Loop]) -> None:
 def test_versions_of_one_path_are_worked_on_in_order(loop: Callable[..., Loop]) -> None:
     """A replacement waits until the version before it has ended, however soon it is complete."""
     it = loop()
-    it.drop("a.jpg", b"old")
-    it.turn()
-    (old,) = it.turn(2)
+    (old,) = it.claimed("a.jpg", data=b"old")
     it.drop("a.jpg", b"new")
     it.hear("a.jpg")
     it.turn()
@@ -330,13 +328,10 @@ def test_versions_of_one_path_are_worked_on_in_order(loop: Callable[..., Loop]) 
     assert Path(new.source).read_bytes() == b"new"
 
 
-def test_suspects_go_alone(loop: Callable[..., Loop], tmp_path: Path) -> None:
+def test_suspects_go_alone(loop: Callable[..., Loop]) -> None:
     """Images that the last run died with come first, one at a time; everything else waits."""
     first = loop()
-    for name in "ab":
-        first.drop(f"{name}.jpg")
-    first.turn()
-    assert len(first.turn(2)) == 2
+    assert len(first.claimed("a.jpg", "b.jpg")) == 2
     first.close()
     it = loop()
     it.drop("c.jpg")
@@ -405,12 +400,10 @@ def test_what_may_not_be_moved_is_worked_on_in_place_once(loop: Callable[..., Lo
 def test_kept_originals_are_worked_on_once(loop: Callable[..., Loop]) -> None:
     """Until they change."""
     it = loop(originals="keep")
-    path = it.drop("a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("a.jpg")
     it.end(job)
     assert it.turn(31, times=3) == []
-    os.utime(path)
+    os.utime(job.source)
 
     assert names(it.turn(31) + it.turn(2)) == ["a.jpg"]
 
@@ -478,9 +471,7 @@ def test_a_ledger_that_refuses_pauses_and_loses_nothing(loop: Callable[..., Loop
 def test_a_folder_that_goes_and_comes_is_compared_again(loop: Callable[..., Loop]) -> None:
     """Files of a folder that is away are forgotten, its claimed ones come back with it."""
     it = loop()
-    it.drop("a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("a.jpg")
     it.drop("b.jpg")
     it.turn(5)
     away = it.base / "away"
@@ -503,9 +494,7 @@ def test_an_image_that_cannot_go_back_now_goes_back_later(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     it = loop()
-    it.drop("a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("a.jpg")
     with monkeypatch.context() as patch:
         patch.setattr(claims, "put_back", no_descriptor)
         it.reconciler.give_back(job, "storage", "EMFILE")
@@ -533,17 +522,13 @@ def test_rescan_looks_at_once(loop: Callable[..., Loop]) -> None:
     it.drop("a.jpg")
     assert it.turn(0.1) == []
     it.reconciler.rescan()
-    it.turn(0.1)
-
-    assert names(it.turn(2)) == ["a.jpg"]
+    assert names(it.turn(0.1) + it.turn(2)) == ["a.jpg"]
 
 
 def test_what_comes_back_after_the_end_is_put_back(loop: Callable[..., Loop]) -> None:
     """A stopping pipeline returns what it did not begin: the attempt does not count, the file stands in its folder."""
     it = loop()
-    it.drop("a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("a.jpg")
     it.reconciler.close()
     it.reconciler.give_back(job, "stopping", "")
 

@@ -183,24 +183,6 @@ def test_an_overflow_asks_for_a_comparison(watched):
     assert 1 == len(it.events.named("watch.overflow"))
 
 
-def test_polling_folders_have_no_watch(watched):
-    """watch = "poll" arms nothing and compares often."""
-    it = watched(watch="poll")
-
-    assert "poll" == it.events.named("folder.watching")[0]["mode"]
-    assert IntakeSettings().reconcile_lossy == it.watch.compare_every
-
-
-def test_too_many_hints_become_a_comparison():
-    """The set is bounded: beyond it the folder is compared whole, and later hints of it add nothing."""
-    hints = Hints(3, lambda: None)
-    for number in range(5):
-        hints.file("shop", f"{number}.jpg", FileEvent.CLOSED)
-
-    taken = hints.take()
-    assert ({"shop"}, {}) == (taken.whole, taken.files)
-
-
 def test_a_hint_never_says_less_than_before():
     """Touching a file after its writer closed it does not make the close unheard."""
     hints = Hints(10, lambda: None)
