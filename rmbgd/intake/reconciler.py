@@ -283,12 +283,12 @@ class Reconciler(Inbox):
             self._space.check(now, {folder: free_bytes(path) for folder, path in self._space.outputs.items()})
         self._maintenance.work(now)
         oldest = self._backlog.oldest() if len(self._backlog) < LOOKS_AT_ONCE else None
-        refused = "ledger" if self._ledger_refused_at is not None else None
+        refused = "disk_full" if self._space.closed else "ledger" if self._ledger_refused_at is not None else None
         self._statistics = IntakeStatistics(
             waiting=len(self._backlog),
             in_flight=max(0, self._sent - self._ended_total),
             oldest_waiting=None if oldest is None else round(now - oldest, 3),
-            paused=next(iter(self._paused_folders().values()), None) or self._space.paused() or refused,
+            paused=next(iter(self._paused_folders().values()), None) or refused,
             ledger_rows=self._maintenance.ledger_rows,
             folders=self._scanner.describe(),
         )
@@ -336,7 +336,7 @@ class Reconciler(Inbox):
         if self._ledger_refused_at is not None:
             return False
         now = self._clock.monotonic()
-        closed = set(self._paused_folders()) | self._space.closed()
+        closed = {*self._paused_folders(), *self._space.closed}
         suspects = not self._suspects_held and self._recovery.suspects.remain()
         files = [] if suspects else self._backlog.take(jobs.free(), closed)
         if not files:

@@ -11,7 +11,6 @@ have met a fault (retry.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -42,8 +41,8 @@ class Waiting:
     realtime: bool
     suspect: bool
     since: float
-    latency: float = math.inf
-    isolated: bool = False
+    latency: float
+    isolated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +83,7 @@ class Limits:
             raise ValueError(f"batch sizes {self.sizes} must be ascending and begin with 1")
 
 
-EVERYTHING = Share(ordinary=True, isolated=True)
-
-
-def choose(
-    waiting: Sequence[Waiting], limits: Limits, now: float, share: Share = EVERYTHING
-) -> list[int] | float | None:
+def choose(waiting: Sequence[Waiting], limits: Limits, now: float, share: Share) -> list[int] | float | None:
     """Indices of `waiting` (at least one) that go now, the moment to ask again, or None when none is for this device.
 
     An infinite `now` means that nothing more will come.

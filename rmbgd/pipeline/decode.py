@@ -25,8 +25,7 @@ from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.formats import Header, SourceFacts
 from rmbgd.pipeline.batching import HEAD_START
 from rmbgd.pipeline.dedup import Deduplicator, Follower
-from rmbgd.pipeline.items import Arrival, Duplicate, Frame, Postponed, Rejection, Timing
-from rmbgd.pipeline.queue import NoSenders, Receiver, Sender
+from rmbgd.pipeline.items import Duplicate, Frame, Postponed, Rejection, Timing
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import ContentKey, Job
 
@@ -171,20 +170,3 @@ def _refusal(job: Job, error: ImageError, timing: Timing, facts: SourceFacts | N
     if job.final or not error.maybe_incomplete:
         return Rejection(job, error.reason, error.detail, "decode", timing, facts)
     return Postponed(job, "incomplete", error.detail, timing, facts=facts)
-
-
-def decode_loop(
-    decoder: Decoder, jobs: Receiver[Job], frames: Sender[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat
-) -> None:
-    """Until the last producer of jobs has gone: frames go to the device, everything else to the finish stage."""
-    with jobs, frames, arrivals:
-        while True:
-            try:
-                [job] = jobs.receive_chosen(decoder.first)
-            except NoSenders:
-                return
-            decoded = decoder.decode(job, heartbeat)
-            if isinstance(decoded, Frame):
-                frames.send(decoded)
-            elif decoded is not None:
-                arrivals.send(decoded)

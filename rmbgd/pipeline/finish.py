@@ -24,7 +24,6 @@ from rmbgd.imaging.formats import SourceFacts
 from rmbgd.pipeline.decode import LARGE_PIXELS, SHORTAGE
 from rmbgd.pipeline.dedup import Deduplicator, Follower
 from rmbgd.pipeline.items import Arrival, Cutout, Duplicate, JobSource, Postponed, Rejection, Timing
-from rmbgd.pipeline.queue import Receiver
 from rmbgd.pipeline.storage_retry import Released, StorageRetry
 from rmbgd.publish.publisher import Publisher, SourceChanged
 from rmbgd.publish.temporary import Temporary
@@ -262,10 +261,3 @@ def _for_follower(follower: Follower, ended: Known | Rejection | Postponed) -> A
     if isinstance(ended, Rejection):
         return Rejection(job, ended.reason, ended.detail, ended.stage, timing, facts)
     return Postponed(job, ended.why, ended.detail, timing, facts)
-
-
-def finish_loop(finisher: Finisher, arrivals: Receiver[Arrival], heartbeat: Heartbeat) -> None:
-    """Finish what arrives until the last sender has closed."""
-    with arrivals:
-        for arrival in arrivals:
-            finisher.finish(arrival, heartbeat)

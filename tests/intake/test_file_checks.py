@@ -78,7 +78,6 @@ def test_a_cut_image_lacks_its_end_wherever_it_is_cut(tmp_path: Path, format_: s
 def test_zeros_are_no_end(tmp_path: Path, format_: str) -> None:
     """A preallocated upload that broke off: the size is right, the second half was never written."""
     data = image(format_)
-
     assert tail(tmp_path / "x", data[: len(data) // 2].ljust(len(data), b"\0")) is Tail.MISSING
 
 
@@ -166,7 +165,6 @@ def test_remote_writers_are_not_asked_for(tmp_path: Path) -> None:
     """Where a lease says nothing of other machines, none is taken."""
     path = tmp_path / "a.jpg"
     path.write_bytes(image("JPEG"))
-
     assert facts(path, remote=True) == ReadinessFacts(Writer.UNSEEN, True, Tail.COMPLETE)
 
 
@@ -237,7 +235,6 @@ def test_only_regular_files_are_opened(tmp_path: Path, kind: str) -> None:
     if kind == "device" and os.geteuid() != 0:
         pytest.skip("only root makes devices")
     MAKE[kind](tmp_path / "x.jpg")
-
     with pytest.raises(ImageError) as caught:
         open_regular(str(tmp_path / "x.jpg"))
     assert caught.value.reason is Reason.NOT_REGULAR

@@ -156,7 +156,6 @@ def test_a_changing_file_is_not_claimed(loop: Callable[..., Loop]) -> None:
             file.write(b"more")
         it.hear("a.jpg")
         assert it.turn(0.4) == []
-
     assert names(it.turn(0.5)) == ["a.jpg"]
 
 
@@ -167,7 +166,6 @@ def test_an_open_file_is_not_claimed_however_long(loop: Callable[..., Loop]) -> 
     with open(path, "ab"):
         assert it.turn(60, times=120) == []
     assert len(it.events.named("intake.stuck_upload")) == 1
-
     assert names(it.turn(31)) == ["a.jpg"]
 
 
@@ -189,7 +187,6 @@ def test_without_recursion_sub_folders_are_left_alone(loop: Callable[..., Loop])
     it = loop(recursive=False)
     it.drop("s/a.jpg")
     it.drop("b.jpg")
-
     assert names(it.turn(0) + it.turn(3)) == ["b.jpg"]
 
 
@@ -511,7 +508,6 @@ def test_too_many_hints_become_a_comparison(loop: Callable[..., Loop]) -> None:
         it.drop(f"{number}.jpg")
         it.hear(f"{number}.jpg")
     it.turn()
-
     assert len(it.turn(2)) == 50
 
 
@@ -558,6 +554,5 @@ def test_the_loop_ends_when_it_is_closed(loop: Callable[..., Loop]) -> None:
     it.reconciler.close()
     sender, door = it.sender.clone(), it.door.clone()
     it.reconciler.run(sender, door)
-
     with pytest.raises(ValueError, match="closed"):
         sender.send(None)

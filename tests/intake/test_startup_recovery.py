@@ -493,7 +493,6 @@ def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Callable[..., 
     _, (job,) = claimed(run, "a.jpg", data=b"half ")
     with open(job.source, "ab") as file:
         file.write(b" and half")
-
     again = run()
     assert again.recovery.recover().jobs == 0
     assert again.workspace.files("input") == {"a.jpg": b"half a.jpg and half"}
@@ -520,7 +519,6 @@ def test_nothing_is_computed_before_the_attempt_is_on_record(run: Callable[..., 
     claimed(run, "a.jpg")
     for _ in range(5):
         assert run().recovery.recover().jobs == 1
-
     assert [row.attempt for row in run(clock=FakeClock()).workspace.ledger.unfinished()] == [1]
 
 

@@ -287,7 +287,6 @@ def test_recipes_ask_for_masks_and_colours(works, tmp_path):
     array = pixels()
     save(it, "a.png", array)
     it.run("a.png")
-
     assert np.array_equal(array[..., 1].astype(np.uint16) * 257, np.asarray(it.opened("a.png")))
 
 
@@ -366,7 +365,6 @@ def test_a_device_that_is_away_leaves_every_image_to_the_other(works):
     devices.usable[0] = False
     it = works(devices=devices)
     it.run(*twelve(it))
-
     assert {"cuda:1"} == {event["device"] for event in it.events.named("image.done")}
 
 
@@ -416,5 +414,4 @@ def test_a_device_that_comes_back_takes_what_waits(works):
 def test_what_a_matte_says(verdict: str, coverage: float, peak: float, solid: float, empty_below: float) -> None:
     """Empty without a subject, full without a background, by absolute values."""
     matte = MatteReport(image_id=1, coverage=coverage, peak=peak, solid=solid, soft=0.0)
-
     assert verdict == verdict_of(matte, empty_below=empty_below)

@@ -69,7 +69,6 @@ def reopened(ledger: Ledger, clock: FakeClock) -> Ledger:
 def test_a_claim_says_where_the_bytes_will_be(ledger: Ledger) -> None:
     """By rename they go into the claim folder, otherwise they stay; the attempt is counted at once."""
     moved, kept = ledger.claim([candidate("s/a.jpg"), candidate("b.jpg", by_rename=False)])
-
     assert moved.source == f"/in/.rmbgd/{moved.job_id}__s%2Fa.jpg"
     assert kept.source == "/in/b.jpg"
     assert moved.attempt == kept.attempt == 1
@@ -132,7 +131,6 @@ def test_kept_originals_are_handled_once_per_version(ledger: Ledger, by_rename: 
 def test_refused_entries_are_recorded_once(ledger: Ledger) -> None:
     """A symlink or pipe is recorded once per version."""
     version = FileVersion(1, 0, 2, 3)
-
     assert ledger.refuse("drop", "link", version, Reason.NOT_REGULAR, "symbolic link")
     assert ledger.refuse("drop", "link", version, Reason.NOT_REGULAR, "symbolic link") is None
     assert ledger.refuse("drop", "link", FileVersion(1, 0, 2, 4), Reason.NOT_REGULAR, "symbolic link")
@@ -144,7 +142,6 @@ def test_a_moved_original_is_written_with_the_next_transaction(ledger: Ledger, c
     publish(ledger, job)
     assert [row.state for row in ledger.unfinished()] == ["done"]
     ledger.original_moved(job.job_id)
-
     with contextlib.closing(reopened(ledger, clock)) as again:
         assert again.unfinished() == []
         assert again.counts() == {"done": 1}
@@ -154,7 +151,6 @@ def test_a_failed_job_waits_for_its_quarantine(ledger: Ledger) -> None:
     """The reason is there after a crash between the decision and the move."""
     job = claim_one(ledger)
     ledger.failed(refused(job_keys(job), Reason.CORRUPT, "bad \udcff byte"))
-
     (row,) = ledger.unfinished()
     assert (row.state, row.reason, row.detail) == ("failed", "corrupt", "bad \\udcff byte")
 
@@ -194,7 +190,6 @@ def test_publishing_tells_what_was_there_before(ledger: Ledger) -> None:
     """The answer carries the hash that was published before, which decides whether the file there may be replaced."""
     publish(ledger, claim_one(ledger))
     job = claim_one(ledger, inode=2)
-
     target = ledger.publishing(job.job_id, key(), "", "cd", 6)
     assert (target.path, target.sha256, target.pending, target.inode, target.mtime_ns) == ("a.png", "ab", None, 7, 8)
     assert ledger.publishing(job.job_id, key(), "", "cd", 6).pending == "cd"
@@ -203,7 +198,6 @@ def test_publishing_tells_what_was_there_before(ledger: Ledger) -> None:
 def test_two_folders_may_share_an_output(ledger: Ledger) -> None:
     """The same relative path of two drop folders does not meet in one output name."""
     first, second = ledger.claim([candidate(), candidate("b.jpg")])
-
     names = {
         ledger.publishing(job.job_id, key("a.jpg", folder), "", "ab", 5).path
         for job, folder in ((first, "one"), (second, "two"))
@@ -250,7 +244,6 @@ def test_pruning_bounds_the_number_of_rows(ledger: Ledger) -> None:
     jobs = ledger.claim([candidate(f"{number}.jpg") for number in range(10)])
     for job in jobs:
         finish(ledger, job)
-
     ledger.prune(lambda _: True, rows=4)
     assert ledger.counts() == {"done": 4}
 
@@ -264,7 +257,6 @@ def test_pruning_bounds_names_and_known_content_too(ledger: Ledger, clock: FakeC
     last = -1
     while last:
         last = ledger.prune(lambda _: True, rows=4, after=max(last, 0))
-
     assert [number for number in range(10) if ledger.same_content(str(number), "recipe")] == [6, 7, 8, 9]
     assert [number for number in range(10) if ledger.output_names.find(key(f"{number}.jpg"))] == [0, 6, 7, 8, 9]
 
@@ -291,7 +283,6 @@ def test_a_damaged_file_is_refused_not_replaced(tmp_path: Path, clock: FakeClock
     """The operator decides about a broken ledger; its bytes stay as they are."""
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(content)
-
     with pytest.raises(ConfigError, match="damaged"):
         Ledger(path, clock)
     assert path.read_bytes() == content
@@ -320,7 +311,6 @@ def test_a_database_of_another_kind_is_refused(tmp_path: Path, clock: FakeClock,
     path = tmp_path / "ledger.sqlite"
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript(script)
-
     with pytest.raises(ConfigError, match=message):
         Ledger(path, clock)
 
