@@ -274,16 +274,20 @@ def test_dying_again_while_recovering_ends_the_same(base: Path) -> None:
     check()
 
 
+def crashed(place: Path, after: int, dropped: dict[str, bytes], **given: object) -> None:
+    """A run in which these arrive and the world stops after so many steps."""
+    place.mkdir(exist_ok=True)
+    with Run(place, after=after, **given) as run, suppress(WorldStopped):
+        for path, data in dropped.items():
+            run.workspace.drop(path, data)
+        run.work_off()
+
+
 def test_equal_images_survive_dying_too(base: Path) -> None:
     """Copies of a known output have names of their own at every crash point."""
     for steps in range(0, 200, 3):
-        place = base / str(steps)
-        place.mkdir()
-        with Run(place, after=steps) as run, suppress(WorldStopped):
-            for path, data in DROPPED.items():
-                run.workspace.drop(path, data)
-            run.work_off()
-        with Run(place) as again:
+        crashed(base / str(steps), steps, DROPPED)
+        with Run(base / str(steps)) as again:
             again.workspace.clock.advance(2000)
             again.work_off()
             check_ended(again.workspace, DROPPED)
@@ -297,9 +301,7 @@ def test_a_replaced_input_survives_dying_too(base: Path) -> None:
         with Run(place) as first:
             first.workspace.drop("a.jpg", b"empty old")
             first.work_off()
-        with Run(place, after=steps) as run, suppress(WorldStopped):
-            run.workspace.drop("a.jpg", b"good new")
-            run.work_off()
+        crashed(place, steps, {"a.jpg": b"good new"})
         with Run(place) as again:
             again.work_off()
             assert again.workspace.files("output") == {"a.png": b"cutout of good new"}
@@ -312,15 +314,11 @@ def test_archives_on_another_disk_survive_dying_too(base: Path, tmp_path: Path) 
         pytest.skip("no second file system at hand")
     for steps in range(40):
         place, done = base / str(steps), tmp_path / str(steps)
-        place.mkdir()
         done.mkdir()
-        with Run(place, after=steps, done=str(done)) as run, suppress(WorldStopped):
-            run.workspace.drop("a.jpg", b"good one")
-            run.work_off()
+        crashed(place, steps, {"a.jpg": b"good one"}, done=str(done))
         with Run(place, done=str(done)) as again:
             again.work_off()
-        assert os.listdir(done) == ["a.jpg"]
-        assert (done / "a.jpg").read_bytes() == b"good one"
+        assert {path.name: path.read_bytes() for path in done.iterdir()} == {"a.jpg": b"good one"}
 
 
 # ---------------------------------------------------------------------------------------------- single rules
