@@ -170,16 +170,16 @@ def _open(path: str) -> sqlite3.Connection:
         connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     except sqlite3.Error as error:
         raise ConfigError(f"{path}: the ledger cannot be opened ({error}); check the folder's rights") from error
-    with contextlib.ExitStack() as on_failure:
-        on_failure.callback(connection.close)
-        try:
-            _prepare(connection, path, unclean=unclean)
-        except sqlite3.DatabaseError as error:
-            fault = _fault_of(error, path)
-            if fault.kind in ("disk_full", "read_only"):
-                raise fault from error
-            raise ConfigError(_damaged(path, str(error))) from error
-        on_failure.pop_all()
+    try:
+        _prepare(connection, path, unclean=unclean)
+    except BaseException as error:  # whatever it is: nothing stays open
+        connection.close()
+        if not isinstance(error, sqlite3.DatabaseError):
+            raise
+        fault = _fault_of(error, path)
+        if fault.kind in ("disk_full", "read_only"):
+            raise fault from error
+        raise ConfigError(_damaged(path, str(error))) from error
     return connection
 
 

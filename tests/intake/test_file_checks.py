@@ -212,6 +212,7 @@ def test_preallocated_uploads_have_holes(tmp_path: Path) -> None:
     path.write_bytes(b"x" * 100_000)
     with open(path, "rb") as file:
         assert is_dense(file.fileno(), 100_000)
+        assert is_dense(file.fileno(), 0)
 
 
 # ------------------------------------------------------------------------------------------------------ opening rule

@@ -14,6 +14,7 @@ from rmbgd.errors import Reason
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.intake import claim as claims
 from rmbgd.intake import scanner
+from rmbgd.intake.disk_space import DiskSpaceGuard
 from rmbgd.intake.reconciler import Reconciler
 from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints
 from rmbgd.pipeline.items import Rejection
@@ -440,6 +441,20 @@ def test_a_paused_folder_does_not_stop_the_others(loop: Callable[..., Loop]) -> 
     it.reconciler.resume("disk_full:shop")
 
     assert names(it.turn()) == ["a.jpg"]
+
+
+def test_a_disk_at_the_brink_does_not_stop_and_go(loop: Callable[..., Loop]) -> None:
+    """Closed below the minimum, open again at half as much more; a disk that cannot be asked changes nothing."""
+    it = loop()
+    guard, least = DiskSpaceGuard(it.config, it.events), it.config.pipeline.free_bytes_minimum
+    closed = []
+    for now, free in enumerate((least, least - 1, least, None, least + least // 2, least)):
+        guard.check(float(now), {"shop": free})
+        closed.append((bool(guard.closed), guard.next_check(float(now))))
+
+    assert closed == [(False, None), (True, 3.0), (True, 4.0), (True, 5.0), (False, None), (False, None)]
+    assert [event["kind"] for event in it.events.named("storage.paused")] == ["disk_full"]
+    assert [event["seconds"] for event in it.events.named("storage.resumed")] == [3.0]
 
 
 def test_a_ledger_that_refuses_pauses_and_loses_nothing(loop: Callable[..., Loop]) -> None:

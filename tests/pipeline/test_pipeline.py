@@ -1,5 +1,6 @@
 """The three stages wired together, with an engine that is an exact function of the pixels, and real files."""
 
+import errno
 import io
 import os
 import pkgutil
@@ -249,6 +250,30 @@ def test_a_ledger_that_cannot_be_asked_sends_the_image_back(works, monkeypatch):
     it.run("a.png")
 
     assert [("a.png", "storage")] == it.intake.returned
+
+
+@pytest.mark.parametrize(
+    ("number", "tries", "returned", "refused"),
+    [
+        (errno.EIO, 3, [], ["io_error"]),  # a bad sector stays bad, a passing fault of the link does not
+        (errno.ESTALE, 1, [("a.png", "vanished")], []),
+        (errno.EACCES, 1, [("a.png", "storage")], []),
+    ],
+)
+def test_what_cannot_be_read_is_refused_only_for_bad_sectors(works, monkeypatch, number, tries, returned, refused):
+    """Whatever else the system says is the machine's fault: the image waits in its folder."""
+    it, asked = works(), []
+
+    def fail(*_):
+        asked.append(number)
+        raise OSError(number, os.strerror(number))
+
+    save(it, "a.png", pixels())
+    monkeypatch.setattr("rmbgd.pipeline.decode.read_limited", fail)
+    it.run("a.png")
+
+    assert (tries, returned) == (len(asked), it.intake.returned)
+    assert refused == [event["reason"] for event in it.events.named("image.failed")]
 
 
 @pytest.mark.parametrize(
