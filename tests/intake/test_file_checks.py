@@ -213,6 +213,10 @@ def test_preallocated_uploads_have_holes(tmp_path: Path) -> None:
     with open(path, "rb") as file:
         assert is_dense(file.fileno(), 100_000)
         assert is_dense(file.fileno(), 0)
+    pipe = os.pipe()
+    assert is_dense(pipe[0], 1), "where it cannot be seen"
+    for end in pipe:
+        os.close(end)
 
 
 # ------------------------------------------------------------------------------------------------------ opening rule
