@@ -18,7 +18,7 @@ class DiskSpaceGuard:
         self._minimum = config.pipeline.free_bytes_minimum
         self.outputs = {folder.name: str(folder.output) for folder in config.folder}
         self._emit = emit
-        self._closed: dict[str, float] = {}  # folder -> since when
+        self.closed: dict[str, float] = {}  # folders that lack space -> since when
         self._next = float("-inf")
 
     def due(self, now: float) -> bool:
@@ -31,20 +31,14 @@ class DiskSpaceGuard:
         for folder, count in free.items():
             if count is None:
                 continue
-            if folder in self._closed:
+            if folder in self.closed:
                 if count >= HYSTERESIS * self._minimum:
-                    since = self._closed.pop(folder)
+                    since = self.closed.pop(folder)
                     self._emit("storage.resumed", kind="disk_full", seconds=round(now - since, 3))
             elif count < self._minimum:
-                self._closed[folder] = now
+                self.closed[folder] = now
                 detail = f"{count} bytes free; pipeline.free_bytes_minimum is {self._minimum}"
                 self._emit("storage.paused", kind="disk_full", path=self.outputs[folder], detail=detail)
 
-    def closed(self) -> set[str]:
-        return set(self._closed)
-
-    def paused(self) -> str | None:
-        return "disk_full" if self._closed else None
-
     def next_check(self, now: float) -> float | None:
-        return max(now, self._next) if self._closed else None
+        return max(now, self._next) if self.closed else None

@@ -22,8 +22,11 @@ def check(root: str, relative_path: str, *, remote: bool) -> tuple[FileVersion, 
         writer = Writer.UNSEEN if remote else writer_of(descriptor)
         if writer is Writer.OPEN:
             return version_of(status), ReadinessFacts(writer, True, Tail.UNKNOWN)
-        size = status.st_size
-        return version_of(status), ReadinessFacts(writer, is_dense(descriptor, size), _tail(descriptor, size))
+        try:
+            tail = tail_of(descriptor, status.st_size)
+        except OSError:  # not judged here: the decoder meets the same error and has a reason for it
+            tail = Tail.UNKNOWN
+        return version_of(status), ReadinessFacts(writer, is_dense(descriptor, status.st_size), tail)
     finally:
         os.close(descriptor)
 
@@ -52,11 +55,3 @@ def is_dense(descriptor: int, size: int) -> bool:
         return os.lseek(descriptor, 0, os.SEEK_HOLE) >= size
     except OSError:
         return True
-
-
-def _tail(descriptor: int, size: int) -> Tail:
-    """A disk that cannot read the file is not judged here: the decoder meets the same error and has a reason for it."""
-    try:
-        return tail_of(descriptor, size)
-    except OSError:
-        return Tail.UNKNOWN

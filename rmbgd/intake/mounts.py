@@ -78,14 +78,14 @@ def free_bytes(path: str) -> int | None:
 
 def read_mounts() -> list[Mount]:
     """Every mount that this process sees, in the order in which they were mounted."""
+    mounts: list[Mount] = []
     with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
-        return [_parsed(line) for line in lines]
-
-
-def _parsed(line: str) -> Mount:
-    left, _, right = line.partition(" - ")
-    number, parent, device, root, point = left.split(" ")[:5]
-    return Mount(int(number), int(parent), device, _plain(root), _plain(point), right.split(" ")[0])
+        for line in lines:
+            left, _, right = line.partition(" - ")
+            number, parent, device, root, point = left.split(" ")[:5]
+            kind = right.split(" ")[0]
+            mounts.append(Mount(int(number), int(parent), device, _plain(root), _plain(point), kind))
+    return mounts
 
 
 def _plain(text: str) -> str:

@@ -117,6 +117,5 @@ class Backlog:
 
     def oldest(self) -> float | None:
         """When the file that has waited longest was first seen. Looks at every file."""
-        seen = [arrival.first_seen for arrival in self._arriving.values()]
-        seen += [complete.arrival.first_seen for complete in self._complete.values()]
-        return min(seen, default=None)
+        complete = (each.arrival for each in self._complete.values())
+        return min((each.first_seen for each in (*self._arriving.values(), *complete)), default=None)

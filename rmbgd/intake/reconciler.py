@@ -31,7 +31,7 @@ from rmbgd.publish.archive import Archiver
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import job_keys, refused
-from rmbgd.store.records import Job, Unfinished
+from rmbgd.store.records import Job
 
 PRUNE_EVERY = 3600.0  # s
 PRUNE_PAUSE = 1.0  # s between two batches of one pruning
@@ -63,7 +63,9 @@ class Maintenance:
             self._next_archive = self._archiver.retry() or now + self._retry
         try:
             if now >= self._next_prune:
-                self._prune_after = self._ledger.prune(self._is_kept, after=self._prune_after)
+                self._prune_after = self._ledger.prune(
+                    lambda row: self._exists(row.folder, row.relative_path), after=self._prune_after
+                )
                 self._next_prune = now + (PRUNE_PAUSE if self._prune_after else PRUNE_EVERY)
             if now >= self._next_flush:
                 self._next_flush = now + FLUSH_EVERY
@@ -73,9 +75,6 @@ class Maintenance:
                 self.ledger_rows = sum(self._ledger.counts().values())
         except StorageFault:  # the next claim meets the same fault, and reports it
             self._prune_after, self._next_prune = 0, now + PRUNE_EVERY
-
-    def _is_kept(self, row: Unfinished) -> bool:
-        return self._exists(row.folder, row.relative_path)
 
 
 @dataclass(slots=True)
@@ -92,7 +91,7 @@ class Inbox:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._awake = False  # guarded by _changed, like all below
+        self._awake = False  # guarded by _changed, like all below; single values are read without it
         self._closing = False
         self._paused: set[str] = set()
         self._notes = Notes()
@@ -105,8 +104,7 @@ class Inbox:
 
     def close(self) -> None:
         """Claim nothing more; `run` returns soon."""
-        with self._changed:
-            self._closing = True
+        self._closing = True
         self.wake()
 
     def rescan(self) -> None:
@@ -140,14 +138,6 @@ class Inbox:
         self.wake()
 
     # ------------------------------------------------------------------------------------------------ the reader's
-
-    def _is_closing(self) -> bool:
-        with self._changed:
-            return self._closing
-
-    def _ended_so_far(self) -> int:
-        with self._changed:
-            return self._ended_total
 
     def _take_notes(self) -> Notes:
         """Everything since the last call."""
@@ -247,7 +237,7 @@ class Reconciler(Inbox):
         """Until closed. `refusals` go straight to the finish stage."""
         with jobs, refusals:
             try:
-                while not self._is_closing():
+                while not self._closing:
                     if not self._step(jobs, refusals):
                         self._wait()
             finally:
@@ -293,12 +283,12 @@ class Reconciler(Inbox):
             self._space.check(now, {folder: free_bytes(path) for folder, path in self._space.outputs.items()})
         self._maintenance.work(now)
         oldest = self._backlog.oldest() if len(self._backlog) < LOOKS_AT_ONCE else None
-        refused = "ledger" if self._ledger_refused_at is not None else None
+        refused = "disk_full" if self._space.closed else "ledger" if self._ledger_refused_at is not None else None
         self._statistics = IntakeStatistics(
             waiting=len(self._backlog),
-            in_flight=max(0, self._sent - self._ended_so_far()),
+            in_flight=max(0, self._sent - self._ended_total),
             oldest_waiting=None if oldest is None else round(now - oldest, 3),
-            paused=next(iter(self._paused_folders().values()), None) or self._space.paused() or refused,
+            paused=next(iter(self._paused_folders().values()), None) or refused,
             ledger_rows=self._maintenance.ledger_rows,
             folders=self._scanner.describe(),
         )
@@ -346,7 +336,7 @@ class Reconciler(Inbox):
         if self._ledger_refused_at is not None:
             return False
         now = self._clock.monotonic()
-        closed = set(self._paused_folders()) | self._space.closed()
+        closed = {*self._paused_folders(), *self._space.closed}
         suspects = not self._suspects_held and self._recovery.suspects.remain()
         files = [] if suspects else self._backlog.take(jobs.free(), closed)
         if not files:
@@ -372,8 +362,8 @@ class Reconciler(Inbox):
             jobs.send(job)
             return
         reason = Reason.EMPTY if complete.refusal == "empty" else Reason.TRUNCATED
-        waited = f"no change for {self._config.intake.incomplete_timeout:g} s"
-        detail = f"its end is missing ({complete.refusal}); {waited}"
+        patience = self._config.intake.incomplete_timeout
+        detail = f"its end is missing ({complete.refusal}); no change for {patience:g} s"
         # Recorded before anything else can happen: a next run must not let a decoder that overlooks the end judge it.
         with contextlib.suppress(StorageFault):  # the finish stage records it too, and waits for the disk
             self._ledger.failed(refused(job_keys(job), reason, detail))

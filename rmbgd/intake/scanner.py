@@ -5,12 +5,13 @@ Events, the first scan and every later one go through one method, `_consider`; n
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 
 from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
@@ -145,11 +146,7 @@ class Scanner:
         intake = config.intake
         self.backlog = Backlog(config.folder, intake.tracked_maximum)
         self.rules = readiness.ReadinessRules(
-            intake.quiet_closed,
-            intake.quiet_unknown,
-            intake.quiet_remote,
-            intake.incomplete_timeout,
-            intake.stuck_upload,
+            **{rule.name: getattr(intake, rule.name) for rule in fields(readiness.ReadinessRules)}
         )
         self._ledger, self._clock, self._emit, self._heartbeat = ledger, clock, emit, heartbeat
         self._on_compared: Callable[[], None] | None = on_compared  # None once it was called
@@ -290,7 +287,6 @@ class Scanner:
         key = (folder.folder.name, path)
         version = version_of(status)
         if (refusal := _not_ours_to_read(folder.root, status)) is not None:
-            self.backlog.forget(key)
             self._refuse_in_place(key, version, *refusal)
             return False
         now = self._clock.monotonic()
@@ -310,6 +306,7 @@ class Scanner:
 
     def _refuse_in_place(self, key: Key, version: FileVersion, reason: Reason, detail: str) -> None:
         """It stays where it is, unread, and is reported once."""
+        self.backlog.forget(key)
         outcome = self._ledger.refuse(*key, version, reason, detail)
         if outcome is not None:
             self._ledger.outbox.deliver(outcome, self._emit)
@@ -328,7 +325,6 @@ class Scanner:
         try:
             version, facts = check(self._folders[key[0]].root, key[1], remote=arrival.remote)
         except ImageError as error:  # swapped for a link or a pipe since it was seen
-            self.backlog.forget(key)
             self._refuse_in_place(key, arrival.version, error.reason, error.detail)
             return
         except (FileNotFoundError, NotADirectoryError):
@@ -365,14 +361,10 @@ class Scanner:
 def _not_ours_to_read(root: str, status: os.stat_result) -> tuple[Reason, str] | None:
     if not stat.S_ISREG(status.st_mode):
         return Reason.NOT_REGULAR, kind_of(status.st_mode)
-    if status.st_nlink > 1 and status.st_uid not in (os.geteuid(), _owner_of(root)):
-        # Somebody else's file, linked in to be read with our rights; the folder's owner may link what is theirs.
-        return Reason.HARDLINK, f"{status.st_nlink} names, and owned by user {status.st_uid}"
-    return None
-
-
-def _owner_of(path: str) -> int | None:
-    try:
-        return os.stat(path).st_uid
-    except OSError:  # it has just gone; so has what is in it
+    if status.st_nlink <= 1 or status.st_uid == os.geteuid():
         return None
+    with contextlib.suppress(OSError):  # the folder has just gone; so has what is in it
+        if status.st_uid == os.stat(root).st_uid:
+            return None  # the folder's owner may link what is theirs
+    # Somebody else's file, linked in to be read with our rights.
+    return Reason.HARDLINK, f"{status.st_nlink} names, and owned by user {status.st_uid}"

@@ -7,8 +7,8 @@ just after one, once more with `recovered`.
 
 from __future__ import annotations
 
+import bisect
 import os
-from collections import deque
 from dataclasses import astuple, dataclass
 
 from rmbgd import naming as names
@@ -33,7 +33,7 @@ class Suspects:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._waiting: deque[tuple[Unfinished, str]] = deque()
+        self._waiting: list[tuple[Unfinished, str]] = []
         self._current: int | None = None
 
     def __len__(self) -> int:
@@ -48,8 +48,7 @@ class Suspects:
 
     def add(self, row: Unfinished, source: str) -> None:
         """Behind those that fewer runs died with."""
-        self._waiting.append((row, source))
-        self._waiting = deque(sorted(self._waiting, key=lambda each: (each[0].attempt, each[0].job_id)))
+        bisect.insort(self._waiting, (row, source), key=lambda each: (each[0].attempt, each[0].job_id))
 
     def next(self) -> Job | None:
         """The next to send, its attempt counted; None while the one before is at work, or when all are through.
@@ -60,7 +59,7 @@ class Suspects:
             return None
         row, source = self._waiting[0]
         job = self._ledger.next_attempt(row, source)
-        self._waiting.popleft()
+        del self._waiting[0]
         self._current = job.job_id
         return job
 
@@ -108,21 +107,15 @@ class Recovery:
         if self._ledger.is_new:
             found.temporaries += self._publisher.cleanup.remove_all()
         for name in self._folders:
-            self._recover_into(found, name)
+            self.recover_folder(name, found)
         return found
 
-    def recover_folder(self, name: str) -> Recovered:
+    def recover_folder(self, name: str, found: Recovered | None = None) -> Recovered:
         """The same for one folder, when it is there again. Cheap, and changes nothing when nothing is left."""
-        found = Recovered()
-        self._recover_into(found, name)
-        return found
-
-    # ---------------------------------------------------------------------------------------------- one folder
-
-    def _recover_into(self, found: Recovered, name: str) -> None:
+        found = Recovered() if found is None else found  # an empty one is false
         folder = self._folders[name]
         if not is_there(str(folder.input), require_mount=folder.require_mount):
-            return
+            return found
         left = []
         for row in self._rows.pop(name, ()):
             try:
@@ -132,6 +125,9 @@ class Recovery:
         if left:
             self._rows[name] = left
         self._adopt(found, folder)
+        return found
+
+    # ---------------------------------------------------------------------------------------------- one folder
 
     def _recover_row(self, found: Recovered, row: Unfinished, folder: Folder) -> None:
         root, cleanup = str(folder.input), self._publisher.cleanup
@@ -145,11 +141,15 @@ class Recovery:
         elif row.state == "publishing" and cleanup.complete(row):
             found.published += 1
             self._done(found, row, source)
-        elif not _is_same(source, row):
-            self._release(row, root, name, source)
+        elif not _is_same(source, row):  # a new version, or its rename never happened: what is there is a new arrival
+            if row.by_rename and os.path.lexists(source):
+                put_back(root, name, row.relative_path, self._fs)
+            self._ledger.release([row.job_id])
         elif row.attempt >= self._config.intake.attempts:
             detail = f"the service died {row.attempt} times with this image in hand"
-            self._refuse(row, source, Reason.CRASH_LOOP, detail)
+            outcome = refused(job_keys(row), Reason.CRASH_LOOP, detail)
+            self._publisher.quarantine.set_aside(self._ledger.resume(row, source), outcome)
+            self._publisher.deliver(outcome)
             found.set_aside += 1
         else:
             self.suspects.add(row, source)
@@ -176,21 +176,15 @@ class Recovery:
         self._publisher.deliver(outcome)
         found.delivered += 1
 
-    def _refuse(self, row: Unfinished, source: str, reason: Reason, detail: str) -> None:
-        outcome = refused(job_keys(row), reason, detail)
-        self._publisher.quarantine.set_aside(self._ledger.resume(row, source), outcome)
-        self._publisher.deliver(outcome)
-
-    def _release(self, row: Unfinished, root: str, name: str, source: str) -> None:
-        """The claimed version no longer exists, or its rename never happened: what is there is a new arrival."""
-        if row.by_rename and os.path.lexists(source):
-            put_back(root, name, row.relative_path, self._fs)
-        self._ledger.release([row.job_id])
-
     def _adopt(self, found: Recovered, folder: Folder) -> None:
         """Claimed files that no job knows: the ledger was lost, or a power cut took the last rename back."""
         root = str(folder.input)
-        for name in _claimed(root):
+        try:
+            with folder_beneath(root, names.CLAIM_FOLDER) as claimed:
+                entries = os.listdir(claimed)
+        except OSError:
+            return
+        for name in entries:
             ours = names.unclaimed_path(name)
             if ours is None:
                 continue
@@ -203,14 +197,6 @@ class Recovery:
             except OSError:  # tried again with the next start, or when the disk comes back
                 continue
             found.adopted += 1
-
-
-def _claimed(root: str) -> list[str]:
-    try:
-        with folder_beneath(root, names.CLAIM_FOLDER) as folder:
-            return os.listdir(folder)
-    except OSError:
-        return []
 
 
 def _is_same(source: str, row: Unfinished) -> bool:

@@ -69,7 +69,6 @@ class Hints:
         self._wake = wake  # called without the lock, whenever the set stops being empty
         self._lock = threading.Lock()
         self._hinted = PendingHints()  # guarded by _lock
-        self.dropped = 0  # how often the set was full; guarded by _lock
 
     def file(self, folder: str, path: str, event: FileEvent) -> None:
         def note(hinted: PendingHints) -> None:
@@ -97,9 +96,8 @@ class Hints:
                 return
             note(hinted)
             if len(hinted.files) + len(hinted.directories) > self._maximum:
-                folders = {name for name, _ in hinted.files} | {name for name, _ in hinted.directories}
+                folders = {name for name, _ in (*hinted.files, *hinted.directories)}
                 self._hinted = PendingHints(whole=folders | hinted.whole)
-                self.dropped += 1
         if was_empty:
             self._wake()
 
@@ -215,7 +213,10 @@ class FolderWatch:
             if replaced:
                 self._emit("folder.replaced", folder=self.folder.name)
             return True
-        if self._observer is not None and not self._alive(self._observer):
+        observer = self._observer
+        if observer is not None and not (
+            observer.emitters and all(each.is_alive() for each in (observer, *observer.emitters))
+        ):
             self._arm(identity)
             self._degrade("dead")
             return True
@@ -313,10 +314,6 @@ class FolderWatch:
             self._degrade("watch_limit")
             return
         self._observer = observer
-
-    @staticmethod
-    def _alive(observer: BaseObserver) -> bool:
-        return observer.is_alive() and bool(observer.emitters) and all(each.is_alive() for each in observer.emitters)
 
     def _degrade(self, cause: str) -> None:
         if self._mode == "poll" and self._cause == cause:

@@ -11,7 +11,6 @@ have met a fault (retry.py).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -42,8 +41,8 @@ class Waiting:
     realtime: bool
     suspect: bool
     since: float
-    latency: float = math.inf
-    isolated: bool = False
+    latency: float
+    isolated: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +83,7 @@ class Limits:
             raise ValueError(f"batch sizes {self.sizes} must be ascending and begin with 1")
 
 
-EVERYTHING = Share(ordinary=True, isolated=True)
-
-
-def choose(
-    waiting: Sequence[Waiting], limits: Limits, now: float, share: Share = EVERYTHING
-) -> list[int] | float | None:
+def choose(waiting: Sequence[Waiting], limits: Limits, now: float, share: Share) -> list[int] | float | None:
     """Indices of `waiting` (at least one) that go now, the moment to ask again, or None when none is for this device.
 
     An infinite `now` means that nothing more will come.
@@ -97,7 +91,7 @@ def choose(
     own = [index for index, image in enumerate(waiting) if (share.isolated if image.isolated else share.ordinary)]
     if not own:
         return None
-    head = min(own, key=lambda index: (_place(waiting[index]), index))
+    head = min(own, key=lambda index: waiting[index].since - HEAD_START * waiting[index].realtime)
     first = waiting[head]
     if first.realtime or first.suspect:
         return [head]
@@ -116,28 +110,20 @@ def choose(
 
 def batch_size(targets: Sequence[float], limits: Limits) -> int:
     """The size to use when images with these latencies wait, in order: the largest full, in time, and worth it."""
-    best = 1
+    best, seconds = 1, limits.seconds
     for size in limits.sizes:
-        if size > len(targets) or _too_slow(size, min(targets[:size]), limits):
+        # An image may just miss one batch and be in the next, so two batches must fit into what it should take.
+        if size > len(targets) or (size > 1 and 2 * _expected(size, seconds) > min(targets[:size])):
             break
-        if _worth_it(size, best, limits):
+        measured = size in seconds and best in seconds
+        if not measured or seconds[size] / size <= (1 - GAIN) * seconds[best] / best:
             best = size
     return best
 
 
-def table(limits: Limits, latency: float) -> dict[int, int]:
-    """How many go, by how many wait, of a folder with this latency; for the log."""
-    return {count: batch_size([latency] * count, limits) for count in range(1, limits.sizes[-1] + 1)}
-
-
-def _place(image: Waiting) -> float:
-    """Its place in the queue, as if it had come then."""
-    return image.since - HEAD_START if image.realtime else image.since
-
-
-def _too_slow(size: int, latency: float, limits: Limits) -> bool:
-    """An image may just miss one batch and be in the next, so two batches must fit into what it should take."""
-    return size > 1 and 2 * _expected(size, limits.seconds) > latency
+def table(limits: Limits, latency: float) -> list[int]:
+    """How many go when 1, 2, 3 ... wait, of a folder with this latency; for the log."""
+    return [batch_size([latency] * count, limits) for count in range(1, limits.sizes[-1] + 1)]
 
 
 def _expected(size: int, seconds: Mapping[int, float]) -> float:
@@ -147,9 +133,3 @@ def _expected(size: int, seconds: Mapping[int, float]) -> float:
     larger = [taken for measured, taken in seconds.items() if measured > size]
     smaller = [taken * size / measured for measured, taken in seconds.items() if measured < size]
     return min(larger + smaller, default=0.0)
-
-
-def _worth_it(size: int, smaller: int, limits: Limits) -> bool:
-    if size not in limits.seconds or smaller not in limits.seconds:
-        return True
-    return limits.seconds[size] / size <= (1 - GAIN) * limits.seconds[smaller] / smaller

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from rmbgd.config.load import Recipe
 from rmbgd.imaging.formats import SourceFacts
@@ -25,18 +25,12 @@ class Follower:
     timing: Timing
 
 
-@dataclass(slots=True)
-class _Group:
-    leader: int
-    followers: list[Follower] = field(default_factory=list)
-
-
 class Deduplicator:
     """Content keys that are being computed. Called by decode threads (enter) and finish threads (leave)."""
 
     def __init__(self, *, followers_maximum: int) -> None:
         self._lock = threading.Lock()
-        self._groups: dict[ContentKey, _Group] = {}  # guarded by _lock
+        self._groups: dict[ContentKey, tuple[int, list[Follower]]] = {}  # leader's job, followers; guarded by _lock
         self._parked = 0  # guarded by _lock
         self._followers_maximum = followers_maximum
 
@@ -46,25 +40,24 @@ class Deduplicator:
         Parked images are claimed and hold a place, so their number is bounded; one too many is simply computed.
         """
         with self._lock:
-            group = self._groups.get(key)
-            if group is None:
-                self._groups[key] = _Group(image.job.job_id)
+            if key not in self._groups:
+                self._groups[key] = (image.job.job_id, [])
                 return True
             if self._parked >= self._followers_maximum:
                 return True
-            group.followers.append(image)
+            self._groups[key][1].append(image)
             self._parked += 1
             return False
 
     def leave(self, key: ContentKey, job: Job) -> list[Follower]:
         """The followers that waited for `job`; empty when it did not lead."""
         with self._lock:
-            group = self._groups.get(key)
-            if group is None or group.leader != job.job_id:
+            leader, followers = self._groups.get(key, (None, []))
+            if leader != job.job_id:
                 return []
             del self._groups[key]
-            self._parked -= len(group.followers)
-            return group.followers
+            self._parked -= len(followers)
+            return followers
 
 
 IDENTITY = ("sha256", "architecture", "patch_order", "input_size")

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
 from rmbgd.clock import Clock
 from rmbgd.config.load import Folder, Recipe
-from rmbgd.engine.types import MatteReport, Slot, view
+from rmbgd.engine.types import MatteReport, view
 from rmbgd.errors import ImageError, Reason
 from rmbgd.events import Emit
 from rmbgd.heartbeat import Heartbeat
@@ -23,7 +24,6 @@ from rmbgd.imaging.formats import SourceFacts
 from rmbgd.pipeline.decode import LARGE_PIXELS, SHORTAGE
 from rmbgd.pipeline.dedup import Deduplicator, Follower
 from rmbgd.pipeline.items import Arrival, Cutout, Duplicate, JobSource, Postponed, Rejection, Timing
-from rmbgd.pipeline.queue import Receiver
 from rmbgd.pipeline.storage_retry import Released, StorageRetry
 from rmbgd.publish.publisher import Publisher, SourceChanged
 from rmbgd.publish.temporary import Temporary
@@ -50,30 +50,23 @@ class Unencoded(Exception):
     """There was no memory to encode with; nothing has been published."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Finisher:
-    """One instance serves all finish threads; it keeps no state of an image."""
+    """One instance serves all finish threads; it keeps no state of an image.
 
-    def __init__(
-        self,
-        *,
-        folders: Mapping[str, tuple[Folder, Recipe]],
-        recipe_keys: Mapping[str, str],
-        publisher: Publisher,
-        intake: JobSource,
-        in_flight: Deduplicator,
-        storage_retry: StorageRetry,
-        emit: Emit,
-        clock: Clock,
-    ) -> None:
-        self._folders = folders
-        self._recipe_keys = recipe_keys  # folder name -> hash of recipe and model
-        self._publisher = publisher
-        self._intake = intake
-        self._in_flight = in_flight
-        self._storage_retry = storage_retry
-        self._emit = emit
-        self._clock = clock
-        self._large = threading.Lock()  # held while one large WebP is encoded: libwebp takes 12 to 24 bytes a pixel
+    recipe_keys  by folder name: hash of recipe and model
+    large        held while one large WebP is encoded: libwebp takes 12 to 24 bytes a pixel
+    """
+
+    folders: Mapping[str, tuple[Folder, Recipe]]
+    recipe_keys: Mapping[str, str]
+    publisher: Publisher
+    intake: JobSource
+    in_flight: Deduplicator
+    storage_retry: StorageRetry
+    emit: Emit
+    clock: Clock
+    large: threading.Lock = field(default_factory=threading.Lock)
 
     def finish(self, arrival: Arrival, heartbeat: Heartbeat) -> None:
         """End one job, and the jobs that waited for its answer."""
@@ -82,7 +75,10 @@ class Finisher:
         finally:
             if arrival.lease is not None:
                 arrival.lease.release()
-        for follower in self._followers_of(arrival):
+        if isinstance(arrival, Duplicate) or arrival.facts is None:
+            return  # only a job that was decoded may lead others
+        key = self._content_key(arrival.job, arrival.facts)
+        for follower in self.in_flight.leave(key, arrival.job):
             self._end(_for_follower(follower, ended), heartbeat)
 
     def _end(self, arrival: Arrival, heartbeat: Heartbeat) -> Known | Rejection | Postponed:
@@ -90,7 +86,15 @@ class Finisher:
         job, timing = arrival.job, arrival.timing
         try:
             try:
-                return self._try(arrival, heartbeat)
+                match arrival:
+                    case Cutout():
+                        return self._cutout(arrival, heartbeat)
+                    case Duplicate():
+                        return self._duplicate(arrival, heartbeat)
+                    case Rejection():
+                        return self._refuse(arrival, heartbeat)
+                    case Postponed():
+                        return self._put_back(arrival)
             except ImageError as error:  # the result does not fit its format, or its name the file system
                 refusal = Rejection(job, error.reason, error.detail, "finish", timing, arrival.facts)
                 return self._refuse(refusal, heartbeat)
@@ -101,20 +105,11 @@ class Finisher:
         except SourceChanged as changed:
             return self._put_back(Postponed(job, changed.why, changed.detail, timing))
 
-    def _try(self, arrival: Arrival, heartbeat: Heartbeat) -> Known | Rejection | Postponed:
-        if isinstance(arrival, Cutout):
-            return self._cutout(arrival, heartbeat)
-        if isinstance(arrival, Duplicate):
-            return self._duplicate(arrival, heartbeat)
-        if isinstance(arrival, Rejection):
-            return self._refuse(arrival, heartbeat)
-        return self._put_back(arrival)
-
     # ------------------------------------------------------------------------------------------------ the four ways
 
     def _cutout(self, cutout: Cutout, heartbeat: Heartbeat) -> Known | Rejection:
         job, matte = cutout.job, cutout.answer.matte
-        _, recipe = self._folders[job.folder]
+        _, recipe = self.folders[job.folder]
         verdict = verdict_of(matte, empty_below=recipe.empty_below)
         if verdict == "empty" and recipe.on_empty == "refuse":
             detail = f"no pixel group reaches alpha 0.5 (highest {matte.peak:.3f})"
@@ -124,29 +119,23 @@ class Finisher:
         outcome = self._done(job, cutout.timing, cutout.facts, report, reused=False)
         published = self._retry(lambda: self._publish(cutout, recipe, report, outcome), job, heartbeat)
         self._deliver(outcome, job, cutout.timing)
-        return Known(
-            self._content_key(job, cutout.facts),
-            published.output,
-            published.path,
-            published.sha256,
-            published.size,
-            report,
-        )
+        key, where = self._content_key(job, cutout.facts), (published.output, published.path)
+        return Known(key, *where, published.sha256, published.size, report)
 
     def _publish(self, cutout: Cutout, recipe: Recipe, report: Mapping[str, object], outcome: JobOutcome) -> Published:
         job, timing = cutout.job, cutout.timing
-        begun = encoded = self._clock.monotonic()
+        begun = encoded = self.clock.monotonic()
 
         def write(temporary: Temporary) -> None:
             nonlocal encoded
             self._encode(cutout, recipe, temporary, empty=report["verdict"] == "empty")
-            encoded = self._clock.monotonic()
+            encoded = self.clock.monotonic()
             timing.add("encode", encoded - begun)
             outcome.add(milliseconds=self._milliseconds(job, timing))
 
         # A lesser model's answer is published but not remembered: equal images deserve what was asked for.
         intended = cutout.answer.model == recipe.model
-        published = self._publisher.publish(
+        published = self.publisher.publish(
             job,
             write,
             outcome,
@@ -154,14 +143,17 @@ class Finisher:
             report=report,
             sidecar_facts=_sidecar(cutout.facts, recipe, report),
         )
-        timing.add("sync", self._clock.monotonic() - encoded)
+        timing.add("sync", self.clock.monotonic() - encoded)
         return published
 
     def _encode(self, cutout: Cutout, recipe: Recipe, temporary: Temporary, *, empty: bool) -> None:
         slot = view(cutout.frame.lease.block, cutout.frame.region)
-        if empty:
-            _clear(slot)
-        with self._alone_if(recipe.format == "webp" and slot.rgb.size > 3 * LARGE_PIXELS):
+        if empty and slot.rgba is not None:  # no subject: what faint alpha there is would be a garbage matte
+            slot.rgba[:, :, 3] = 0
+        if empty and slot.alpha is not None:
+            slot.alpha.fill(0)
+        large = recipe.format == "webp" and slot.rgb.size > 3 * LARGE_PIXELS
+        with self.large if large else nullcontext():
             try:
                 encode(arrange(slot.rgba, slot.alpha, recipe), recipe, cutout.facts, temporary.write)
             except MemoryError as error:
@@ -169,14 +161,14 @@ class Finisher:
 
     def _duplicate(self, duplicate: Duplicate, heartbeat: Heartbeat) -> Known | Postponed:
         job, known, timing = duplicate.job, duplicate.known, duplicate.timing
-        _, recipe = self._folders[job.folder]
-        begun = self._clock.monotonic()
+        _, recipe = self.folders[job.folder]
+        begun = self.clock.monotonic()
         sidecar = _sidecar(duplicate.facts, recipe, known.report)
         outcome = self._done(job, timing, duplicate.facts, known.report, reused=True)
         published = self._retry(
-            lambda: self._publisher.publish_copy(job, known, outcome, sidecar_facts=sidecar), job, heartbeat
+            lambda: self.publisher.publish_copy(job, known, outcome, sidecar_facts=sidecar), job, heartbeat
         )
-        timing.add("sync", self._clock.monotonic() - begun)
+        timing.add("sync", self.clock.monotonic() - begun)
         if published is None:
             detail = "the output of an equal image is not there any more; computed anew"
             return self._put_back(Postponed(job, "changed", detail, timing, duplicate.facts))
@@ -193,36 +185,27 @@ class Finisher:
             milliseconds=self._milliseconds(job, timing),
             sha256_in=rejection.facts.sha256 if rejection.facts else None,
         )
-        self._retry(lambda: self._publisher.quarantine.set_aside(job, outcome), job, heartbeat)
+        self._retry(lambda: self.publisher.quarantine.set_aside(job, outcome), job, heartbeat)
         self._deliver(outcome, job, timing)
         return rejection
 
     def _put_back(self, postponed: Postponed) -> Postponed:
         job = postponed.job
         spent = self._milliseconds(job, postponed.timing)
-        self._emit("image.postponed", **job_keys(job), milliseconds=spent, why=postponed.why, detail=postponed.detail)
-        self._intake.give_back(job, postponed.why, postponed.detail)
+        self.emit("image.postponed", **job_keys(job), milliseconds=spent, why=postponed.why, detail=postponed.detail)
+        self.intake.give_back(job, postponed.why, postponed.detail)
         return postponed
 
     def _retry(self, action: Callable[[], T], job: Job, heartbeat: Heartbeat) -> T:
-        return self._storage_retry.retry_until_writable(action, job.folder, heartbeat)
+        return self.storage_retry.retry_until_writable(action, job.folder, heartbeat)
 
     def _deliver(self, outcome: JobOutcome, job: Job, timing: Timing) -> None:
         outcome.add(milliseconds=self._milliseconds(job, timing))
-        self._publisher.deliver(outcome)
-        self._intake.ended(job)
-
-    def _alone_if(self, large: bool) -> AbstractContextManager[object]:
-        return self._large if large else nullcontext()
+        self.publisher.deliver(outcome)
+        self.intake.ended(job)
 
     def _content_key(self, job: Job, facts: SourceFacts) -> ContentKey:
-        return ContentKey(facts.sha256, self._recipe_keys[job.folder])
-
-    def _followers_of(self, arrival: Arrival) -> list[Follower]:
-        """Only a job that was decoded, and so may lead others, has any."""
-        if isinstance(arrival, Duplicate) or arrival.facts is None:
-            return []
-        return self._in_flight.leave(self._content_key(arrival.job, arrival.facts), arrival.job)
+        return ContentKey(facts.sha256, self.recipe_keys[job.folder])
 
     def _done(
         self, job: Job, timing: Timing, facts: SourceFacts, report: Mapping[str, object], *, reused: bool
@@ -244,7 +227,7 @@ class Finisher:
         return JobOutcome("image.done", keys)
 
     def _milliseconds(self, job: Job, timing: Timing) -> dict[str, float]:
-        total = (self._clock.monotonic() - job.claimed_at) * 1000.0
+        total = (self.clock.monotonic() - job.claimed_at) * 1000.0
         return {stage: round(spent, 2) for stage, spent in (timing.milliseconds | {"total": total}).items()}
 
 
@@ -270,14 +253,6 @@ def _sidecar(facts: SourceFacts, recipe: Recipe, report: Mapping[str, object]) -
     return {"width": width, "height": height, "format": facts.format, "notes": list(facts.notes), **report}
 
 
-def _clear(slot: Slot) -> None:
-    """No subject: what faint alpha there is would be a garbage matte."""
-    if slot.rgba is not None:
-        slot.rgba[:, :, 3] = 0
-    if slot.alpha is not None:
-        slot.alpha.fill(0)
-
-
 def _for_follower(follower: Follower, ended: Known | Rejection | Postponed) -> Arrival:
     """The answer that an image gets because an equal one got it."""
     job, facts, timing = follower.job, follower.facts, follower.timing
@@ -286,10 +261,3 @@ def _for_follower(follower: Follower, ended: Known | Rejection | Postponed) -> A
     if isinstance(ended, Rejection):
         return Rejection(job, ended.reason, ended.detail, ended.stage, timing, facts)
     return Postponed(job, ended.why, ended.detail, timing, facts)
-
-
-def finish_loop(finisher: Finisher, arrivals: Receiver[Arrival], heartbeat: Heartbeat) -> None:
-    """Finish what arrives until the last sender has closed."""
-    with arrivals:
-        for arrival in arrivals:
-            finisher.finish(arrival, heartbeat)

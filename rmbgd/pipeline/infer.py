@@ -13,7 +13,7 @@ from rmbgd.config.load import Folder, PipelineSettings, Recipe
 from rmbgd.engine import retry
 from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.supervisor import DeviceSupervisor, DeviceViews
-from rmbgd.engine.types import DeviceView, EngineDescription, Work
+from rmbgd.engine.types import EngineDescription, Work
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineMemory, Reason
 from rmbgd.heartbeat import Heartbeat
@@ -63,8 +63,9 @@ class DeviceThread:
         views = self._views.all
         own = views[self._supervisor.index]
         share = batching.share(own, views, stopping=self._stopping.is_set())
-        waiting = [self._facts(frame) for frame in frames]
-        return batching.choose(waiting, self._limits(own), now, share)
+        limits = _limits(own.description, self._settings)
+        limits = replace(limits, sizes=tuple(size for size in limits.sizes if size <= own.limit))
+        return batching.choose([self._facts(frame) for frame in frames], limits, now, share)
 
     def _facts(self, frame: Frame) -> batching.Waiting:
         folder, recipe = self._folders[frame.job.folder]
@@ -78,10 +79,6 @@ class DeviceThread:
             isolated,
         )
 
-    def _limits(self, view: DeviceView) -> batching.Limits:
-        limits = _limits(view.description, self._settings)
-        return replace(limits, sizes=tuple(size for size in limits.sizes if size <= view.limit))
-
     def emit_batching(self) -> None:
         """How images are batched here: when the device that computes has no table emitted, or another one."""
         description = self._supervisor.description
@@ -89,7 +86,10 @@ class DeviceThread:
             return
         limits = _limits(description, self._settings)
         folders = {
-            name: {"latency": folder.latency_target, "table": _table(folder, limits)}
+            name: {
+                "latency": folder.latency_target,
+                "table": [1] if folder.latency == "realtime" else batching.table(limits, folder.latency_target),
+            }
             for name, (folder, _) in self._folders.items()
         }
         if self._emitted.get(description.device) != folders:
@@ -105,13 +105,15 @@ class DeviceThread:
         self.emit_batching()
         if worker is None:
             if self._stopping.is_set() and self._is_last(batch.items):
-                return self._finish(batch, [_postponed(frame) for frame in batch.items])
+                back = [Postponed(it.job, "stopping", STOPPING, it.timing, it.facts, it.lease) for it in batch.items]
+                return self._finish(batch, back)
             return []  # the device went away meanwhile: they are put back as they were
         (first, *_others) = batch.items
         fallback = self._views.fallback
         if retry.is_poison(first.history, tries=self._tries, fallback=fallback.device if fallback else None):
             self._supervisor.release_worker()
-            return self._finish(batch, [_rejected(first)])
+            ended = (first.timing, first.facts, first.lease)
+            return self._finish(batch, [Rejection(first.job, Reason.POISON, first.history.detail, "engine", *ended)])
         return self._run(batch, worker)
 
     def _is_last(self, frames: Sequence[Frame]) -> bool:
@@ -180,17 +182,3 @@ def _limits(description: EngineDescription | None, settings: PipelineSettings) -
         return batching.Limits((1,))
     sizes = tuple(size for size in description.batch_sizes if size <= settings.batch_maximum)
     return batching.Limits(sizes, settings.batch_wait, description.seconds)
-
-
-def _table(folder: Folder, limits: batching.Limits) -> list[int]:
-    if folder.latency == "realtime":
-        return [1]
-    return list(batching.table(limits, folder.latency_target).values())
-
-
-def _postponed(frame: Frame) -> Postponed:
-    return Postponed(frame.job, "stopping", STOPPING, frame.timing, frame.facts, frame.lease)
-
-
-def _rejected(frame: Frame) -> Rejection:
-    return Rejection(frame.job, Reason.POISON, frame.history.detail, "engine", frame.timing, frame.facts, frame.lease)

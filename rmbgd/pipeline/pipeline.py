@@ -15,12 +15,12 @@ from rmbgd.engine.devices import EngineContext, EngineFactory, Stopped
 from rmbgd.engine.supervisor import StartThread
 from rmbgd.engine.types import EngineDescription
 from rmbgd.heartbeat import Heartbeat
-from rmbgd.pipeline.decode import Decoder, decode_loop
+from rmbgd.pipeline.decode import Decoder
 from rmbgd.pipeline.dedup import Deduplicator, recipe_hash
-from rmbgd.pipeline.finish import Finisher, finish_loop
+from rmbgd.pipeline.finish import Finisher
 from rmbgd.pipeline.infer import DeviceThread
 from rmbgd.pipeline.items import Arrival, Frame, JobSource, Postponed, Timing
-from rmbgd.pipeline.queue import QueueStatistics, Receiver, Sender, queue
+from rmbgd.pipeline.queue import NoSenders, QueueStatistics, Receiver, Sender, queue
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.ledger import Ledger
@@ -110,13 +110,20 @@ class Pipeline:
     def _decode(
         self, jobs: Receiver[Job], frames: Sender[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat
     ) -> None:
+        """Until the last producer of jobs has gone: frames go to the device, everything else to the finish stage."""
         with jobs, frames, arrivals:
             heartbeat.waiting()
             try:
                 decoder, _ = self._stages.result()
-            except CancelledError:  # there will be no engine: the owner takes the jobs back
+                while True:
+                    [job] = jobs.receive_chosen(decoder.first)
+                    decoded = decoder.decode(job, heartbeat)
+                    if isinstance(decoded, Frame):
+                        frames.send(decoded)
+                    elif decoded is not None:
+                        arrivals.send(decoded)
+            except (CancelledError, NoSenders):  # cancelled: there will be no engine, the owner takes the jobs back
                 return
-            decode_loop(decoder, jobs, frames, arrivals, heartbeat)
 
     def _infer(self, frames: Receiver[Frame], arrivals: Sender[Arrival], heartbeat: Heartbeat) -> None:
         """Find the devices, start a thread for each, and let the other stages begin when one of them is ready."""
@@ -152,7 +159,8 @@ class Pipeline:
                 _, finisher = self._stages.result()
             except CancelledError:  # nothing was decoded; what comes now only goes back
                 finisher = self._finisher({})
-            finish_loop(finisher, arrivals, heartbeat)
+            for arrival in arrivals:
+                finisher.finish(arrival, heartbeat)
 
     # ------------------------------------------------------------------------------------------------ what they share
 

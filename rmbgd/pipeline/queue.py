@@ -190,31 +190,17 @@ class Sender(_End[T]):
             self._check_open()
             while shared.receivers and len(shared.items) >= shared.capacity:
                 shared.block(shared.not_full, shared.send_wait, self._heartbeat)
-            self._put(item)
+            if not shared.receivers:
+                raise NoReceivers(shared.name)
+            shared.items.append(item)
+            shared.total += 1
+            shared.wake_receiver()
         self._heartbeat.working()
-
-    def try_send(self, item: T) -> bool:
-        """Like send, for a thread that must not block: False, and nothing sent, when the queue is full."""
-        shared = self._shared
-        with shared.lock:
-            self._check_open()
-            if shared.receivers and len(shared.items) >= shared.capacity:
-                return False
-            self._put(item)
-            return True
 
     def free(self) -> int:
         """Places free at this moment. A sole sender can rely on them; with several it is a hint."""
         with self._shared.lock:
             return max(self._shared.capacity - len(self._shared.items), 0)
-
-    def _put(self, item: T) -> None:
-        shared = self._shared
-        if not shared.receivers:
-            raise NoReceivers(shared.name)
-        shared.items.append(item)
-        shared.total += 1
-        shared.wake_receiver()
 
 
 class Taken(Generic[T]):
@@ -267,9 +253,7 @@ class Receiver(_End[T]):
 
     def receive(self) -> T:
         """The oldest item, for good; blocks while there is none. Raises NoSenders when there never will be one."""
-        with self.take(_oldest) as taken:
-            taken.finish()
-            return taken.items[0]
+        return self.receive_chosen(lambda _items, _now: (0,))[0]
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -304,7 +288,11 @@ class Receiver(_End[T]):
                 now = shared.clock.monotonic() if shared.senders else math.inf
                 choice = choose(shared.items, now)
                 if choice is None:
-                    self._leave_to_others()
+                    if not shared.choosy:
+                        shared.choosy = True
+                        shared.not_empty.notify_all()  # the wake-up that came here may have been meant for another
+                    self._heartbeat.waiting()
+                    shared.not_empty.wait()
                     continue
                 if not isinstance(choice, float):
                     break
@@ -321,14 +309,6 @@ class Receiver(_End[T]):
         with self._shared.lock:
             self._shared.not_empty.notify_all()
 
-    def _leave_to_others(self) -> None:
-        shared = self._shared
-        if not shared.choosy:
-            shared.choosy = True
-            shared.not_empty.notify_all()  # the wake-up that came here may have been meant for another
-        self._heartbeat.waiting()
-        shared.not_empty.wait()
-
     def _take(self, indices: Sequence[int]) -> Taken[T]:
         shared = self._shared
         if not indices or len(set(indices)) < len(indices) or min(indices) < 0:
@@ -341,10 +321,6 @@ class Receiver(_End[T]):
         if shared.items:  # the wake-up meant for another receiver may have been ours
             shared.wake_receiver()
         return Taken(shared, taken)
-
-
-def _oldest(_items: Sequence[object], _now: float) -> tuple[int]:
-    return (0,)
 
 
 def queue(

@@ -108,37 +108,27 @@ class Database:
         self._clock = clock
         self._lock = threading.RLock()
         self._deferred: list[tuple[str, Row]] = []  # guarded by _lock, like the connection
-        self._service_lock = None if path == ":memory:" else _lock_out_others(path + ".lock")
-        self.is_new = path == ":memory:" or not os.path.exists(path)
-        try:
-            self._connection = _open(path)
-        except BaseException:  # whatever it is: a lock that stays would keep the next try out
-            self._release_service_lock()
-            raise
+        with contextlib.ExitStack() as opened:  # whatever fails: a lock that stays would keep the next try out
+            if path != ":memory:":
+                opened.callback(os.close, _lock_out_others(path + ".lock"))
+            self.is_new = path == ":memory:" or not os.path.exists(path)
+            self._connection = opened.enter_context(contextlib.closing(_open(path)))
+            self._opened = opened.pop_all()
 
     def close(self) -> None:
-        with self._lock:
-            try:
-                self.flush()
-            finally:
-                self._connection.close()
-                self._release_service_lock()
-
-    def _release_service_lock(self) -> None:
-        if self._service_lock is not None:
-            os.close(self._service_lock)
-            self._service_lock = None
+        with self._lock, self._opened:
+            self.flush()
 
     def wall(self) -> float:
         """Seconds of the wall clock: stamps for people, and ages in days."""
         return self._clock.wall().timestamp()
 
     def all(self, query: str, values: Row = ()) -> list[Row]:
-        with self._lock, storage_faults(self.path):
+        with self._lock, _storage_faults(self.path):
             return self._connection.execute(query, values).fetchall()
 
     def one(self, query: str, values: Row) -> Row | None:
-        with self._lock, storage_faults(self.path):
+        with self._lock, _storage_faults(self.path):
             row: Row | None = self._connection.execute(query, values).fetchone()
             return row
 
@@ -157,7 +147,7 @@ class Database:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, and on the disk when the block has ended."""
-        with self._lock, storage_faults(self.path):
+        with self._lock, _storage_faults(self.path):
             db = self._connection
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -182,14 +172,14 @@ def _open(path: str) -> sqlite3.Connection:
         raise ConfigError(f"{path}: the ledger cannot be opened ({error}); check the folder's rights") from error
     try:
         _prepare(connection, path, unclean=unclean)
-    except sqlite3.DatabaseError as error:
+    except BaseException as error:  # whatever it is: nothing stays open
         connection.close()
-        if fault_of(error, path).kind in ("disk_full", "read_only"):
-            raise fault_of(error, path) from error
+        if not isinstance(error, sqlite3.DatabaseError):
+            raise
+        fault = _fault_of(error, path)
+        if fault.kind in ("disk_full", "read_only"):
+            raise fault from error
         raise ConfigError(_damaged(path, str(error))) from error
-    except BaseException:
-        connection.close()
-        raise
     return connection
 
 
@@ -250,7 +240,7 @@ _KINDS = {
 }
 
 
-def fault_of(error: sqlite3.Error, path: str) -> StorageFault:
+def _fault_of(error: sqlite3.Error, path: str) -> StorageFault:
     """Which storage fault a database error is. Damage found at work counts as io_error."""
     code = getattr(error, "sqlite_errorcode", 0) or 0
     name = getattr(error, "sqlite_errorname", "") or type(error).__name__
@@ -258,12 +248,12 @@ def fault_of(error: sqlite3.Error, path: str) -> StorageFault:
 
 
 @contextlib.contextmanager
-def storage_faults(path: str) -> Iterator[None]:
+def _storage_faults(path: str) -> Iterator[None]:
     """Turns every database error of the block into the storage fault it is."""
     try:
         yield
     except sqlite3.Error as error:
-        raise fault_of(error, path) from error
+        raise _fault_of(error, path) from error
 
 
 def signed(number: int) -> int:

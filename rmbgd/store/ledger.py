@@ -30,6 +30,16 @@ _UNFINISHED = (
     "sha256_out, size_out, reason, detail FROM job"
 )
 
+# Takes up a row that was released with attempts on it: they stay counted however often it is postponed.
+_RECLAIM = (
+    "UPDATE OR IGNORE job SET state='claimed', attempt=attempt+1, ctime_ns=?, by_rename=?, final=?, claimed_at=? "
+    "WHERE folder=? AND path=? AND inode=? AND size=? AND mtime_ns=? AND state='waiting' RETURNING id, attempt"
+)
+_CLAIM = (
+    "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, state, attempt, by_rename, final, first_seen, "
+    "claimed_at) VALUES (?,?,?,?,?,?,'claimed',1,?,?,?,?) ON CONFLICT DO NOTHING RETURNING id, attempt"
+)
+
 
 class Ledger:
     """Usable from every thread. Raises StorageFault from every method, ConfigError at opening.
@@ -63,10 +73,18 @@ class Ledger:
         jobs: list[Job] = []
         with self._database.transaction() as db:
             for candidate in candidates:
+                folder, path, root = candidate.folder, candidate.relative_path, candidate.root
+                inode, size, mtime_ns, ctime_ns = version_values(candidate.version)
+                how = (candidate.by_rename, candidate.final)
+                again = (ctime_ns, *how, wall, folder, os.fsencode(path), inode, size, mtime_ns)
                 seen = wall - (now - candidate.first_seen)
-                claimed = _reclaim(db, candidate, wall) or _insert(db, candidate, seen, wall)
-                if claimed is not None:
-                    jobs.append(_job(candidate, *claimed, now))
+                new = (folder, os.fsencode(path), inode, size, mtime_ns, ctime_ns, *how, seen, wall)
+                rows = db.execute(_RECLAIM, again).fetchall() or db.execute(_CLAIM, new).fetchall()
+                for job_id, attempt in rows:
+                    inside = (names.CLAIM_FOLDER, names.claimed_name(job_id, path)) if candidate.by_rename else (path,)
+                    source = os.path.join(root, *inside)
+                    version = candidate.version
+                    jobs.append(Job(job_id, folder, path, source, version, attempt, candidate.first_seen, now, *how))
         return jobs
 
     def resume(self, row: Unfinished, source: str) -> Job:
@@ -256,7 +274,7 @@ class Ledger:
         gone = [(row.job_id,) for row in old if row.by_rename or not still_there(row)]
         with self._database.transaction() as db:
             db.executemany("DELETE FROM job WHERE id=?", gone)
-            self.outbox.prune(db)
+            db.execute("DELETE FROM untold WHERE job NOT IN (SELECT id FROM job)")
             db.execute("DELETE FROM content WHERE used_at<?", (_oldest(db, "content", rows, cutoff),))
             db.execute(
                 "DELETE FROM target WHERE used_at<? AND NOT EXISTS "
@@ -274,43 +292,8 @@ def _unfinished(row: Row) -> Unfinished:
     return Unfinished(job_id, folder, path, version, state, attempt, bool(by_rename), bool(final), seen, target, *rest)
 
 
-_NEWEST = {
-    "content": "SELECT used_at FROM content ORDER BY used_at DESC LIMIT 1 OFFSET ?",
-    "target": "SELECT used_at FROM target ORDER BY used_at DESC LIMIT 1 OFFSET ?",
-}
-
-
 def _oldest(db: sqlite3.Connection, table: str, rows: int, cutoff: float) -> float:
     """Before when a table's rows are to be forgotten: `cutoff`, or later if more than `rows` are younger."""
-    row = db.execute(_NEWEST[table], (rows - 1,)).fetchone()
+    query = f"SELECT used_at FROM {table} ORDER BY used_at DESC LIMIT 1 OFFSET ?"  # noqa: S608 - our own two tables
+    row = db.execute(query, (rows - 1,)).fetchone()
     return cutoff if row is None else max(cutoff, float(row[0]))
-
-
-def _job(candidate: Candidate, job_id: int, attempt: int, now: float) -> Job:
-    folder, path, version, seen = candidate.folder, candidate.relative_path, candidate.version, candidate.first_seen
-    source = os.path.join(candidate.root, path)
-    if candidate.by_rename:
-        source = os.path.join(candidate.root, names.CLAIM_FOLDER, names.claimed_name(job_id, path))
-    return Job(job_id, folder, path, source, version, attempt, seen, now, candidate.by_rename, candidate.final)
-
-
-def _reclaim(db: sqlite3.Connection, candidate: Candidate, wall: float) -> tuple[int, int] | None:
-    """Take up a row that was released with attempts on it: they stay counted however often it is postponed."""
-    inode, size, mtime_ns, ctime_ns = version_values(candidate.version)
-    path = os.fsencode(candidate.relative_path)
-    rows = db.execute(
-        "UPDATE OR IGNORE job SET state='claimed', attempt=attempt+1, ctime_ns=?, by_rename=?, final=?, claimed_at=? "
-        "WHERE folder=? AND path=? AND inode=? AND size=? AND mtime_ns=? AND state='waiting' RETURNING id, attempt",
-        (ctime_ns, candidate.by_rename, candidate.final, wall, candidate.folder, path, inode, size, mtime_ns),
-    ).fetchall()
-    return rows[0] if rows else None
-
-
-def _insert(db: sqlite3.Connection, candidate: Candidate, seen: float, wall: float) -> tuple[int, int] | None:
-    path = os.fsencode(candidate.relative_path)
-    rows = db.execute(
-        "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, state, attempt, by_rename, final, first_seen, "
-        "claimed_at) VALUES (?,?,?,?,?,?,'claimed',1,?,?,?,?) ON CONFLICT DO NOTHING RETURNING id, attempt",
-        (candidate.folder, path, *version_values(candidate.version), candidate.by_rename, candidate.final, seen, wall),
-    ).fetchall()
-    return rows[0] if rows else None

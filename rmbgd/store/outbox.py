@@ -76,10 +76,6 @@ class Outbox:
         """The job goes on, or is forgotten: there is no outcome to deliver."""
         db.execute("DELETE FROM untold WHERE job=?", (job_id,))
 
-    def prune(self, db: sqlite3.Connection) -> None:
-        """Forget outcomes of jobs that are not remembered any more."""
-        db.execute("DELETE FROM untold WHERE job NOT IN (SELECT id FROM job)")
-
     def deliver(self, outcome: JobOutcome, emit: Emit) -> None:
         """Emit the event, and forget it with the next transaction: at worst the next start delivers it once more."""
         emit(outcome.event, **outcome.keys)

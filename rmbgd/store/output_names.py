@@ -42,8 +42,7 @@ class OutputNames:
         if found is not None:
             return found
         plain, later = names.output_names(posixpath.join(below, posixpath.basename(key.relative_path)), key.extension)
-        self._own(db, key, later if self._is_owned(db, key.output, plain) else plain, 1)
-        return self._must_find(key)
+        return self._own(db, key, later if self._is_owned(db, key.output, plain) else plain, 1)
 
     def move(self, key: OutputKey, *, below: str | None = None) -> Target:
         """Another name for the same input, because a file that we did not write has taken the one it had.
@@ -51,17 +50,14 @@ class OutputNames:
         `below`: in this sub-folder, because the one it had cannot be made.
         """
         with self._database.transaction() as db:
-            delete = (
-                "DELETE FROM target WHERE output=? AND folder=? AND source=? AND extension=? RETURNING base, number"
-            )
-            stored, number = db.execute(delete, _values(key)).fetchall()[0]
+            delete = "DELETE FROM target WHERE output=? AND folder=? AND source=? AND extension=?"
+            ((stored, number),) = db.execute(f"{delete} RETURNING base, number", _values(key)).fetchall()
             base = os.fsdecode(stored)
             if below is not None:
                 base, number = posixpath.join(below, posixpath.basename(base)), 0
-            self._own(db, key, base, number + 1)
-            return self._must_find(key)
+            return self._own(db, key, base, number + 1)
 
-    def _own(self, db: sqlite3.Connection, key: OutputKey, base: str, number: int) -> None:
+    def _own(self, db: sqlite3.Connection, key: OutputKey, base: str, number: int) -> Target:
         while self._is_owned(db, key.output, names.version_of(base, number)):
             number += 1
         target = os.fsencode(names.version_of(base, number))
@@ -70,12 +66,10 @@ class OutputNames:
             "VALUES (?,?,?,?,?,?,?,?)",
             (*_values(key), target, os.fsencode(base), number, self._database.wall()),
         )
+        found = self.find(key)
+        assert found is not None
+        return found
 
     def _is_owned(self, db: sqlite3.Connection, output: str, target: str) -> bool:
         values = (os.fsencode(output), os.fsencode(target))
         return bool(db.execute("SELECT 1 FROM target WHERE output=? AND target=?", values).fetchall())
-
-    def _must_find(self, key: OutputKey) -> Target:
-        found = self.find(key)
-        assert found is not None
-        return found

@@ -63,7 +63,6 @@ def test_every_change_begins_the_quiet_anew() -> None:
     ):
         assert observed(arrival, changed, 0.4 + number / 10, announced=True, rules=RULES)
     assert not observed(arrival, FileVersion(2, 11, 9, 8), 0.8, announced=True, rules=RULES)
-
     assert wait_for(arrival, GOOD)[0] == 0.7 + 0.5
 
 
@@ -71,7 +70,6 @@ def test_hearing_of_a_close_shortens_the_wait() -> None:
     """The quiet counts from the last change, not from the announcement."""
     arrival = arrive(announced=False)
     assert not observed(arrival, version(), 0.8, announced=True, rules=RULES)
-
     assert wait_for(arrival, GOOD)[0] == 0.8
 
 
@@ -99,7 +97,6 @@ def test_a_file_that_never_stops_changing_is_reported_once() -> None:
     for second in range(5000):
         observed(arrival, version(size=second), float(second), announced=False, rules=RULES)
         reported += still_stuck(arrival, float(second), RULES)
-
     assert reported == 1
 
 
@@ -130,7 +127,6 @@ def test_patience_that_has_ended_is_not_begun_again() -> None:
     """A file put back for another reason after its time was up is not waited for a second time."""
     arrival = arrive()
     arrival.final = True
-
     assert wait_for(arrival, ReadinessFacts(Writer.NONE, False, Tail.COMPLETE)) == (
         0.5,
         Decision(Readiness.FINAL, "hole"),
@@ -144,7 +140,6 @@ def test_new_bytes_void_a_decoders_complaint() -> None:
     arrival.cut_off = True
     judge(arrival, GOOD, 0.5, RULES)
     observed(arrival, version(size=20), 20.0, announced=True, rules=RULES)
-
     assert wait_for(arrival, GOOD) == (20.5, Decision(Readiness.READY))
 
 
@@ -197,5 +192,4 @@ def test_independent_of_how_events_are_split(gaps: list[float], announced: bool)
     for gap in gaps:
         now += gap
         observed(often, version(), now, announced=False, rules=RULES)
-
     assert wait_for(often, GOOD) == wait_for(once, GOOD)

@@ -14,6 +14,7 @@ from rmbgd.errors import Reason
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.intake import claim as claims
 from rmbgd.intake import scanner
+from rmbgd.intake.disk_space import DiskSpaceGuard
 from rmbgd.intake.reconciler import Reconciler
 from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints
 from rmbgd.pipeline.items import Rejection
@@ -43,7 +44,7 @@ class Loop(Workspace):
             tables["folder"] += [{"watch": "poll"} | other for other in others]
             self.config = parse(tables)
             self.publisher = Publisher(self.config, self.ledger, self.clock, self.events, self.fs)
-        self.compared = 0
+        self.compared: list[float] = []
         self.reconciler = Reconciler(
             self.config,
             ledger=self.ledger,
@@ -51,7 +52,7 @@ class Loop(Workspace):
             clock=self.clock,
             emit=self.events,
             heartbeat=NullHeartbeat(),
-            on_compared=self._count,
+            on_compared=lambda: self.compared.append(self.clock.monotonic()),
         )
         self.hints = Hints(self.config.intake.hints_maximum, self.reconciler.wake)
         watches = [
@@ -63,14 +64,18 @@ class Loop(Workspace):
         self.sender, self.receiver = queue(places, "jobs")
         self.door, self.refused = queue(100, "door")
 
-    def _count(self) -> None:
-        self.compared += 1
-
     def turn(self, seconds: float = 0.0, times: int = 1) -> list[Job]:
         """Let time pass and turn; what was claimed."""
         for _ in range(times):
             self.step(seconds)
         return self.take()
+
+    def claimed(self, *paths: str, **given: bytes) -> list[Job]:
+        """These are dropped, found and taken."""
+        for path in paths:
+            self.drop(path, **given)
+        self.turn()
+        return self.turn(2)
 
     def step(self, seconds: float) -> None:
         self.clock.advance(seconds)
@@ -123,7 +128,7 @@ def test_what_lies_there_at_the_start_is_claimed_after_its_quiet_time(loop: Call
         it.drop(path)
 
     assert it.turn() == []
-    assert it.compared == 1
+    assert len(it.compared) == 1
     assert it.turn(1.9) == []
     assert sorted(names(it.turn(0.1))) == ["a.jpg", "s/t/b.jpg"]
     assert all(path.startswith(".rmbgd/") for path in it.files("input"))
@@ -152,7 +157,6 @@ def test_a_changing_file_is_not_claimed(loop: Callable[..., Loop]) -> None:
             file.write(b"more")
         it.hear("a.jpg")
         assert it.turn(0.4) == []
-
     assert names(it.turn(0.5)) == ["a.jpg"]
 
 
@@ -163,7 +167,6 @@ def test_an_open_file_is_not_claimed_however_long(loop: Callable[..., Loop]) -> 
     with open(path, "ab"):
         assert it.turn(60, times=120) == []
     assert len(it.events.named("intake.stuck_upload")) == 1
-
     assert names(it.turn(31)) == ["a.jpg"]
 
 
@@ -185,7 +188,6 @@ def test_without_recursion_sub_folders_are_left_alone(loop: Callable[..., Loop])
     it = loop(recursive=False)
     it.drop("s/a.jpg")
     it.drop("b.jpg")
-
     assert names(it.turn(0) + it.turn(3)) == ["b.jpg"]
 
 
@@ -227,9 +229,7 @@ def test_the_remainder_makes_it_whole(loop: Callable[..., Loop]) -> None:
 def test_what_a_decoder_finds_cut_off_waits_for_a_change(loop: Callable[..., Loop]) -> None:
     """Back where it was; not claimed again as it is until the patience ends, and then for the last time."""
     it = loop()
-    it.drop("s/a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("s/a.jpg")
     it.reconciler.give_back(job, "incomplete", "premature end")
     assert it.turn() == []
     assert it.files("input") == {"s/a.jpg": b"image"}
@@ -243,9 +243,7 @@ def test_what_a_decoder_finds_cut_off_waits_for_a_change(loop: Callable[..., Loo
 def test_what_changed_in_work_is_claimed_anew(loop: Callable[..., Loop]) -> None:
     """It was written to after the claim: back, and quiet again first."""
     it = loop()
-    it.drop("a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("a.jpg")
     with open(job.source, "ab") as file:
         file.write(b" and more")
     it.reconciler.give_back(job, "changed", "")
@@ -317,9 +315,7 @@ def test_waiting_raises_the_priority(loop: Callable[..., Loop]) -> None:
 def test_versions_of_one_path_are_worked_on_in_order(loop: Callable[..., Loop]) -> None:
     """A replacement waits until the version before it has ended, however soon it is complete."""
     it = loop()
-    it.drop("a.jpg", b"old")
-    it.turn()
-    (old,) = it.turn(2)
+    (old,) = it.claimed("a.jpg", data=b"old")
     it.drop("a.jpg", b"new")
     it.hear("a.jpg")
     it.turn()
@@ -330,13 +326,10 @@ def test_versions_of_one_path_are_worked_on_in_order(loop: Callable[..., Loop]) 
     assert Path(new.source).read_bytes() == b"new"
 
 
-def test_suspects_go_alone(loop: Callable[..., Loop], tmp_path: Path) -> None:
+def test_suspects_go_alone(loop: Callable[..., Loop]) -> None:
     """Images that the last run died with come first, one at a time; everything else waits."""
     first = loop()
-    for name in "ab":
-        first.drop(f"{name}.jpg")
-    first.turn()
-    assert len(first.turn(2)) == 2
+    assert len(first.claimed("a.jpg", "b.jpg")) == 2
     first.close()
     it = loop()
     it.drop("c.jpg")
@@ -405,12 +398,10 @@ def test_what_may_not_be_moved_is_worked_on_in_place_once(loop: Callable[..., Lo
 def test_kept_originals_are_worked_on_once(loop: Callable[..., Loop]) -> None:
     """Until they change."""
     it = loop(originals="keep")
-    path = it.drop("a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("a.jpg")
     it.end(job)
     assert it.turn(31, times=3) == []
-    os.utime(path)
+    os.utime(job.source)
 
     assert names(it.turn(31) + it.turn(2)) == ["a.jpg"]
 
@@ -452,6 +443,20 @@ def test_a_paused_folder_does_not_stop_the_others(loop: Callable[..., Loop]) -> 
     assert names(it.turn()) == ["a.jpg"]
 
 
+def test_a_disk_at_the_brink_does_not_stop_and_go(loop: Callable[..., Loop]) -> None:
+    """Closed below the minimum, open again at half as much more; a disk that cannot be asked changes nothing."""
+    it = loop()
+    guard, least = DiskSpaceGuard(it.config, it.events), it.config.pipeline.free_bytes_minimum
+    closed = []
+    for now, free in enumerate((least, least - 1, least, None, least + least // 2, least)):
+        guard.check(float(now), {"shop": free})
+        closed.append((bool(guard.closed), guard.next_check(float(now))))
+
+    assert closed == [(False, None), (True, 3.0), (True, 4.0), (True, 5.0), (False, None), (False, None)]
+    assert [event["kind"] for event in it.events.named("storage.paused")] == ["disk_full"]
+    assert [event["seconds"] for event in it.events.named("storage.resumed")] == [3.0]
+
+
 def test_a_ledger_that_refuses_pauses_and_loses_nothing(loop: Callable[..., Loop]) -> None:
     """Nothing can be recorded: reported once, nothing is claimed, and all of it happens when there is room."""
     it = loop()
@@ -478,9 +483,7 @@ def test_a_ledger_that_refuses_pauses_and_loses_nothing(loop: Callable[..., Loop
 def test_a_folder_that_goes_and_comes_is_compared_again(loop: Callable[..., Loop]) -> None:
     """Files of a folder that is away are forgotten, its claimed ones come back with it."""
     it = loop()
-    it.drop("a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("a.jpg")
     it.drop("b.jpg")
     it.turn(5)
     away = it.base / "away"
@@ -503,9 +506,7 @@ def test_an_image_that_cannot_go_back_now_goes_back_later(
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     it = loop()
-    it.drop("a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("a.jpg")
     with monkeypatch.context() as patch:
         patch.setattr(claims, "put_back", no_descriptor)
         it.reconciler.give_back(job, "storage", "EMFILE")
@@ -522,7 +523,6 @@ def test_too_many_hints_become_a_comparison(loop: Callable[..., Loop]) -> None:
         it.drop(f"{number}.jpg")
         it.hear(f"{number}.jpg")
     it.turn()
-
     assert len(it.turn(2)) == 50
 
 
@@ -533,17 +533,13 @@ def test_rescan_looks_at_once(loop: Callable[..., Loop]) -> None:
     it.drop("a.jpg")
     assert it.turn(0.1) == []
     it.reconciler.rescan()
-    it.turn(0.1)
-
-    assert names(it.turn(2)) == ["a.jpg"]
+    assert names(it.turn(0.1) + it.turn(2)) == ["a.jpg"]
 
 
 def test_what_comes_back_after_the_end_is_put_back(loop: Callable[..., Loop]) -> None:
     """A stopping pipeline returns what it did not begin: the attempt does not count, the file stands in its folder."""
     it = loop()
-    it.drop("a.jpg")
-    it.turn()
-    (job,) = it.turn(2)
+    (job,) = it.claimed("a.jpg")
     it.reconciler.close()
     it.reconciler.give_back(job, "stopping", "")
 
@@ -573,6 +569,5 @@ def test_the_loop_ends_when_it_is_closed(loop: Callable[..., Loop]) -> None:
     it.reconciler.close()
     sender, door = it.sender.clone(), it.door.clone()
     it.reconciler.run(sender, door)
-
     with pytest.raises(ValueError, match="closed"):
         sender.send(None)

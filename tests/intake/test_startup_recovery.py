@@ -274,16 +274,20 @@ def test_dying_again_while_recovering_ends_the_same(base: Path) -> None:
     check()
 
 
+def crashed(place: Path, after: int, dropped: dict[str, bytes], **given: object) -> None:
+    """A run in which these arrive and the world stops after so many steps."""
+    place.mkdir(exist_ok=True)
+    with Run(place, after=after, **given) as run, suppress(WorldStopped):
+        for path, data in dropped.items():
+            run.workspace.drop(path, data)
+        run.work_off()
+
+
 def test_equal_images_survive_dying_too(base: Path) -> None:
     """Copies of a known output have names of their own at every crash point."""
     for steps in range(0, 200, 3):
-        place = base / str(steps)
-        place.mkdir()
-        with Run(place, after=steps) as run, suppress(WorldStopped):
-            for path, data in DROPPED.items():
-                run.workspace.drop(path, data)
-            run.work_off()
-        with Run(place) as again:
+        crashed(base / str(steps), steps, DROPPED)
+        with Run(base / str(steps)) as again:
             again.workspace.clock.advance(2000)
             again.work_off()
             check_ended(again.workspace, DROPPED)
@@ -297,9 +301,7 @@ def test_a_replaced_input_survives_dying_too(base: Path) -> None:
         with Run(place) as first:
             first.workspace.drop("a.jpg", b"empty old")
             first.work_off()
-        with Run(place, after=steps) as run, suppress(WorldStopped):
-            run.workspace.drop("a.jpg", b"good new")
-            run.work_off()
+        crashed(place, steps, {"a.jpg": b"good new"})
         with Run(place) as again:
             again.work_off()
             assert again.workspace.files("output") == {"a.png": b"cutout of good new"}
@@ -312,15 +314,11 @@ def test_archives_on_another_disk_survive_dying_too(base: Path, tmp_path: Path) 
         pytest.skip("no second file system at hand")
     for steps in range(40):
         place, done = base / str(steps), tmp_path / str(steps)
-        place.mkdir()
         done.mkdir()
-        with Run(place, after=steps, done=str(done)) as run, suppress(WorldStopped):
-            run.workspace.drop("a.jpg", b"good one")
-            run.work_off()
+        crashed(place, steps, {"a.jpg": b"good one"}, done=str(done))
         with Run(place, done=str(done)) as again:
             again.work_off()
-        assert os.listdir(done) == ["a.jpg"]
-        assert (done / "a.jpg").read_bytes() == b"good one"
+        assert {path.name: path.read_bytes() for path in done.iterdir()} == {"a.jpg": b"good one"}
 
 
 # ---------------------------------------------------------------------------------------------- single rules
@@ -341,22 +339,18 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         each.__exit__()
 
 
-def claimed(run: Callable[..., Run], path: str = "a.jpg", data: bytes = b"good") -> tuple[Run, Job]:
-    """A run that ended with one image in hand."""
+def claimed(run: Callable[..., Run], *paths: str, data: bytes = b"good") -> tuple[Run, list[Job]]:
+    """A run that ended with these images in hand."""
     first = run()
-    first.workspace.drop(path, data)
-    job = first.claim(path)
-    assert job is not None
-    return first, job
+    for path in paths:
+        first.workspace.drop(path, data + path.encode())
+    jobs = [first.claim(path) for path in paths]
+    return first, [job for job in jobs if job is not None]
 
 
 def test_an_image_that_kills_is_set_aside_and_no_other(run: Callable[..., Run]) -> None:
     """Five were in hand when it killed the first time; after its third time it goes, and the four are published."""
-    first = run()
-    for name in "abcde":
-        first.workspace.drop(f"{name}.jpg", b"good " + name.encode())
-    for name in "abcde":
-        first.claim(f"{name}.jpg")
+    claimed(run, *(f"{name}.jpg" for name in "abcde"))
     starts = 1
     while True:
         again = run()
@@ -378,28 +372,24 @@ def test_an_image_that_kills_is_set_aside_and_no_other(run: Callable[..., Run]) 
 
 
 def test_suspects_come_one_after_another(run: Callable[..., Run]) -> None:
-    """The next is handed out, and its attempt counted, only when the one before has ended."""
-    first = run()
-    for name in "ab":
-        first.workspace.drop(f"{name}.jpg")
-        first.claim(f"{name}.jpg")
+    """The attempt of the next is counted only when it is handed out, and that when the one before has ended."""
+    claimed(run, "a.jpg", "b.jpg")
     again = run()
     again.recovery.recover()
     suspects = again.recovery.suspects
 
     job = suspects.next()
     assert job is not None
-    assert (job.attempt, len(suspects)) == (2, 1)
     assert suspects.next() is None
     assert [row.attempt for row in again.workspace.ledger.unfinished()] == [2, 1]
     again.end(job)
     assert suspects.next() is not None
-    assert len(suspects) == 0
+    assert not suspects
 
 
 def test_an_output_that_was_renamed_is_not_made_again(run: Callable[..., Run]) -> None:
     """Announced and there with its hash: done, and the original is archived."""
-    first, job = claimed(run, "s/a.jpg")
+    first, (job,) = claimed(run, "s/a.jpg")
     first.workspace.ledger.publishing(job.job_id, first.workspace.publisher._key(job), "s", sha256(b"x"), 1)
     first.workspace.roots["output"].joinpath("s").mkdir()
     first.workspace.roots["output"].joinpath("s/a.png").write_bytes(b"x")
@@ -414,7 +404,7 @@ def test_an_output_that_was_renamed_is_not_made_again(run: Callable[..., Run]) -
 
 def test_our_temporaries_are_removed_and_no_others(run: Callable[..., Run]) -> None:
     """Of unfinished jobs, whichever kind; a file that only looks similar stays."""
-    first, job = claimed(run, "s/a.jpg")
+    first, (job,) = claimed(run, "s/a.jpg")
     output, done, failed = (first.workspace.roots[role] for role in ("output", "done", "failed"))
     for root, kind in ((output, ""), (output, ".json"), (done, ".original"), (failed, ".error")):
         (root / "s").mkdir(exist_ok=True)
@@ -428,10 +418,7 @@ def test_our_temporaries_are_removed_and_no_others(run: Callable[..., Run]) -> N
 
 def test_without_its_ledger_nothing_is_lost(run: Callable[..., Run]) -> None:
     """The operator moved a damaged ledger aside: claimed files go back to where they were, temporaries are removed."""
-    first = run()
-    for path in ("s/t/a.jpg", "b%2F.jpg", "x" * 250 + ".jpg"):
-        first.workspace.drop(path, path.encode())
-        first.claim(path)
+    first, _ = claimed(run, "s/t/a.jpg", "b%2F.jpg", "x" * 250 + ".jpg", data=b"")
     (first.workspace.roots["output"] / "s").mkdir()
     (first.workspace.roots["output"] / "s" / names.temporary_name(99)).write_bytes(b"half")
     first.workspace.close()
@@ -450,18 +437,18 @@ def test_without_its_ledger_nothing_is_lost(run: Callable[..., Run]) -> None:
 
 def test_adopting_does_not_overwrite_a_newer_upload(run: Callable[..., Run]) -> None:
     """The name is taken by now: the older one is put beside it."""
-    first, job = claimed(run, "a.jpg", b"old")
+    first, (job,) = claimed(run, "a.jpg", data=b"old ")
     first.workspace.ledger.release([job.job_id])
     first.workspace.drop("a.jpg", b"new")
 
     again = run()
     again.recovery.recover()
-    assert again.workspace.files("input") == {"a.jpg": b"new", "a~2.jpg": b"old"}
+    assert again.workspace.files("input") == {"a.jpg": b"new", "a~2.jpg": b"old a.jpg"}
 
 
 def test_a_folder_that_is_not_there_is_left_for_later(run: Callable[..., Run]) -> None:
     """An unmounted disk takes its rows nowhere: they are ended when it is back."""
-    first, _ = claimed(run)
+    first, _ = claimed(run, "a.jpg")
     root = first.workspace.roots["input"]
     again = run()
     away = root.with_name("away")
@@ -501,21 +488,17 @@ def test_a_claim_whose_rename_never_happened_is_forgotten(run: Callable[..., Run
 
 def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Callable[..., Run]) -> None:
     """Its writer went on after the claim: it goes back, as a new arrival."""
-    _, job = claimed(run, "a.jpg", b"half")
+    _, (job,) = claimed(run, "a.jpg", data=b"half ")
     with open(job.source, "ab") as file:
         file.write(b" and half")
-
     again = run()
     assert again.recovery.recover().jobs == 0
-    assert again.workspace.files("input") == {"a.jpg": b"half and half"}
+    assert again.workspace.files("input") == {"a.jpg": b"half a.jpg and half"}
 
 
 def test_a_failing_quarantine_does_not_stop_the_others(run: Callable[..., Run]) -> None:
     """One row that a disk refuses is kept for later; the rest is recovered."""
-    first = run()
-    for path in ("a.jpg", "b.jpg"):
-        first.workspace.drop(path)
-        first.claim(path)
+    first, _ = claimed(run, "a.jpg", "b.jpg")
     (a, _) = first.workspace.ledger.unfinished()
     first.workspace.ledger.failed(torn(a))
     first.workspace.roots["failed"].rmdir()
@@ -531,16 +514,15 @@ def test_a_failing_quarantine_does_not_stop_the_others(run: Callable[..., Run]) 
 
 def test_nothing_is_computed_before_the_attempt_is_on_record(run: Callable[..., Run], tmp_path: Path) -> None:
     """Recovering alone counts nothing: three starts that fail for another reason set no image aside."""
-    claimed(run)
+    claimed(run, "a.jpg")
     for _ in range(5):
         assert run().recovery.recover().jobs == 1
-
     assert [row.attempt for row in run(clock=FakeClock()).workspace.ledger.unfinished()] == [1]
 
 
 def test_an_event_that_is_missing_is_delivered_whole(run: Callable[..., Run]) -> None:
     """Killed between the ledger and the log: the next start writes the event, whole, and says that it was late."""
-    first, job = claimed(run)
+    first, (job,) = claimed(run, "a.jpg")
     first.workspace.publish(job, outcome=done(job))
 
     again = run()
@@ -550,19 +532,6 @@ def test_an_event_that_is_missing_is_delivered_whole(run: Callable[..., Run]) ->
     whose = {"job": job.job_id, "folder": "shop", "path": "a.jpg", "attempt": 1, "recovered": True}
     assert event == OF_DONE | ends | whose
     assert not run().recovery.recover()
-
-
-def test_an_event_that_was_delivered_is_not_delivered_again(run: Callable[..., Run]) -> None:
-    """Once that is on the disk, with whatever was recorded next."""
-    first = run()
-    for name in "ab":
-        first.workspace.drop(f"{name}.jpg", b"good " + name.encode())
-    for name in "ab":
-        first.end(first.claim(f"{name}.jpg"))
-
-    again = run()
-    assert not again.recovery.recover()
-    assert again.workspace.events.events == []
 
 
 def test_an_entry_that_is_refused_in_place_has_its_event_after_a_crash(run: Callable[..., Run]) -> None:
@@ -582,7 +551,7 @@ def test_an_entry_that_is_refused_in_place_has_its_event_after_a_crash(run: Call
 
 def test_an_image_that_goes_back_has_no_outcome(run: Callable[..., Run]) -> None:
     """Its cutout was announced, then its owner wrote on: nothing was published, and there is no event."""
-    first, job = claimed(run)
+    first, (job,) = claimed(run, "a.jpg")
     key = first.workspace.publisher._key(job)
     first.workspace.ledger.publishing(job.job_id, key, "", sha256(b"x"), 1, done(job))
     put_back(first.root, os.path.basename(job.source), "a.jpg", SystemFileSystem())
@@ -597,7 +566,7 @@ def test_an_image_that_goes_back_has_no_outcome(run: Callable[..., Run]) -> None
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_second_death_after_the_move_loses_no_event(run: Callable[..., Run], stored: bool) -> None:
     """Refused, with its event stored or, by an old version, without; moved at the next start, which dies before it."""
-    first, job = claimed(run)
+    first, (job,) = claimed(run, "a.jpg")
     first.workspace.ledger.failed(torn(job))
     if not stored:
         with first.workspace.ledger._database.transaction() as db:

@@ -82,9 +82,7 @@ def test_a_change_of_rights_leaves_a_hint(watched):
     it = watched()
     (it.root / "a.jpg").write_bytes(b"x")
     it.hinted(lambda files, _: files.get("a.jpg") == FileEvent.CLOSED)
-
     os.chmod(it.root / "a.jpg", 0o600)
-
     it.hinted(lambda files, _: files.get("a.jpg") == FileEvent.TOUCHED)
 
 
@@ -128,7 +126,6 @@ def test_a_missing_folder_is_waited_for(watched):
 def test_a_disk_that_is_not_mounted_is_waited_for(watched):
     """With require_mount an ordinary directory under the mount point is not taken for the disk."""
     it = watched(require_mount=True)
-
     assert ["not_mounted"] == [event["cause"] for event in it.events.named("folder.waiting")]
 
 
@@ -151,10 +148,8 @@ def test_a_directory_without_a_watch_makes_it_poll(watched):
     """The kernel's own list decides: what stays unwatched after arming again is compared often instead."""
     it = watched()
     directories = {os.stat(it.root).st_ino, 1}  # inode 1 is nobody's
-
     for _ in range(3):
         it.watch.compared(directories, 0)
-
     assert ["watch_limit"] == [event["cause"] for event in it.events.named("watch.degraded")]
     assert (2, 1) == (it.watch.status().wanted, it.watch.status().armed)
 
@@ -178,27 +173,8 @@ def test_an_overflow_asks_for_a_comparison(watched):
     it = watched()
     with OverflowListener([it.watch], it.events):
         logging.getLogger("watchdog.observers.inotify_c").warning("Inotify queue overflowed; events were lost")
-
     assert {"shop"} == it.hints.take().whole
     assert 1 == len(it.events.named("watch.overflow"))
-
-
-def test_polling_folders_have_no_watch(watched):
-    """watch = "poll" arms nothing and compares often."""
-    it = watched(watch="poll")
-
-    assert "poll" == it.events.named("folder.watching")[0]["mode"]
-    assert IntakeSettings().reconcile_lossy == it.watch.compare_every
-
-
-def test_too_many_hints_become_a_comparison():
-    """The set is bounded: beyond it the folder is compared whole, and later hints of it add nothing."""
-    hints = Hints(3, lambda: None)
-    for number in range(5):
-        hints.file("shop", f"{number}.jpg", FileEvent.CLOSED)
-
-    taken = hints.take()
-    assert ({"shop"}, {}) == (taken.whole, taken.files)
 
 
 def test_a_hint_never_says_less_than_before():
@@ -206,5 +182,4 @@ def test_a_hint_never_says_less_than_before():
     hints = Hints(10, lambda: None)
     hints.file("shop", "a.jpg", FileEvent.CLOSED)
     hints.file("shop", "a.jpg", FileEvent.TOUCHED)
-
     assert {("shop", "a.jpg"): FileEvent.CLOSED} == hints.take().files

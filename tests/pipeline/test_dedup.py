@@ -41,7 +41,6 @@ def test_only_the_leader_releases_the_followers():
     first, second, surplus = image(1), image(2), image(3)
     for each in (first, second, surplus):
         in_flight.enter(KEY, each)
-
     assert [] == in_flight.leave(KEY, surplus.job)
     assert [second] == in_flight.leave(KEY, first.job)
 
@@ -50,9 +49,7 @@ def test_parked_images_are_bounded():
     """Beyond the bound an equal image is simply computed: claimed images never pile up."""
     in_flight = Deduplicator(followers_maximum=2)
     in_flight.enter(KEY, image(0))
-
     entered = [in_flight.enter(KEY, image(number)) for number in range(1, 5)]
-
     assert [False, False, True, True] == entered
 
 
@@ -84,12 +81,10 @@ def test_another_recipe_or_model_is_another_key():
         recipe_hash(Recipe(), {"sha256": "b"}),
         recipe_hash(Recipe(format="webp"), {"sha256": "a"}),
     }
-
     assert 3 == len(keys)
 
 
 def test_another_start_of_the_same_model_keeps_the_key():
     """What an engine measured while it started is no part of the model."""
     first, second = ({"sha256": "a", "seconds": seconds, "path": path} for seconds, path in ((0.1, "/a"), (0.2, "/b")))
-
     assert recipe_hash(Recipe(), first) == recipe_hash(Recipe(), second)

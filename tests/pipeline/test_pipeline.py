@@ -1,5 +1,6 @@
 """The three stages wired together, with an engine that is an exact function of the pixels, and real files."""
 
+import errno
 import io
 import os
 import pkgutil
@@ -14,11 +15,13 @@ from rmbgd.config.load import parse
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.supervisor import DeviceViews
+from rmbgd.engine.types import MatteReport
 from rmbgd.engine.wiring import cpu_supervisor
 from rmbgd.errors import StorageFault
 from rmbgd.events import RecordedEvents
 from rmbgd.fs import FileVersion
 from rmbgd.heartbeat import NullHeartbeat
+from rmbgd.pipeline.finish import verdict_of
 from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
@@ -34,19 +37,12 @@ pytestmark = pytest.mark.timeout(60)
 class RecordedIntake:
     def __init__(self):
         self.returned = []
-        self.answered = []
 
     def give_back(self, job, why, detail):
         self.returned.append((job.relative_path, why))
 
     def ended(self, job):
-        self.answered.append(job.relative_path)
-
-    def pause(self, reason):
-        pass
-
-    def resume(self, reason):
-        pass
+        """Nothing else waits for it."""
 
 
 class Works:
@@ -106,7 +102,9 @@ class Works:
 
     def run(self, *names, final=False):
         """Everything through the line, to its end."""
-        jobs = self.claim(*names, final=final)
+        return self.work(self.claim(*names, final=final))
+
+    def work(self, jobs):
         self.line.start()
         with self.line.jobs as sender:
             for job in jobs:
@@ -150,25 +148,15 @@ def save(works, name, array, **options):
 
 
 def test_the_published_pixels_are_exact(works):
-    """Alpha is what the engine answered, colours are the photo's: nothing is darkened, shifted or rounded twice."""
+    """Alpha is what the engine answered, colours are the photo's; one event names device, model and every stage."""
     it = works(edge_colours="keep", hidden_colours="keep")
     array = pixels()
     save(it, "a.png", array)
-
     it.run("a.png")
 
     result = np.asarray(it.opened("a.png"))
     assert np.array_equal(array[..., 1], result[..., 3])
     assert np.array_equal(array, result[..., :3])
-
-
-def test_one_event_per_image_with_all_its_keys(works):
-    """image.done satisfies the vocabulary and names device, model, verdict, hashes and the time of every stage."""
-    it = works()
-    save(it, "a.png", pixels())
-
-    it.run("a.png")
-
     [done] = it.events.named("image.done")
     assert ("fake", "fake", "ok") == (done["device"], done["model"], done["verdict"])
     assert {"wait", "decode", "queue", "engine", "encode", "sync", "total"} == done["milliseconds"].keys()
@@ -179,7 +167,6 @@ def test_equal_images_are_computed_once(works):
     it = works()
     for name in ("a.png", "b.png", "c.png"):
         save(it, name, pixels())
-
     it.run("a.png", "b.png", "c.png")
 
     assert 1 == sum(len(batch) for batch in it.made[-1].batches)
@@ -193,7 +180,6 @@ def test_an_image_without_subject_is_empty_not_garbage(works):
     faint = pixels()
     faint[..., 1] = np.random.default_rng(1).integers(0, 100, faint.shape[:2])
     save(it, "a.png", faint)
-
     it.run("a.png")
 
     assert "empty" == it.events.named("image.done")[0]["verdict"]
@@ -207,61 +193,46 @@ def test_an_image_without_subject_can_be_refused(works):
     dark = pixels()
     dark[..., 1] = 3
     save(it, "a.png", dark)
-
     it.run("a.png")
 
     assert ["no_subject"] == [event["reason"] for event in it.events.named("image.failed")]
 
 
 def test_a_bad_image_does_not_hold_up_the_others(works):
-    """Text named .png is refused with a reason; its neighbours come out."""
+    """Text named .png is refused with a reason; its neighbours come out, and all memory is given back."""
     it = works()
     (it.input / "bad.png").write_bytes(b"<?php echo 1; ?>")
-    save(it, "a.png", pixels(1))
-    save(it, "b.png", pixels(2))
-
-    it.run("a.png", "bad.png", "b.png")
+    names = [f"{number}.png" for number in range(12)]
+    for number, name in enumerate(names):
+        save(it, name, pixels(number % 5))
+    it.run(*names, "bad.png")
 
     assert ["unidentified"] == [event["reason"] for event in it.events.named("image.failed")]
-    assert 2 == len(it.events.named("image.done"))
+    assert 12 == len(it.events.named("image.done"))
+    assert 0 == it.arena.statistics().leased_bytes
 
 
-def test_a_half_file_goes_back_until_waiting_is_over(works):
-    """Damage that more bytes could mend is put back; on the last try it is refused as truncated."""
+@pytest.mark.parametrize("final", [False, True])
+def test_a_half_file_goes_back_until_waiting_is_over(works, final):
+    """Damage that more bytes could mend is put back; `final` turns waiting into a refusal."""
     it = works()
     buffer = io.BytesIO()
     Image.fromarray(pixels(1, 200, 200)).save(buffer, "PNG")
     (it.input / "half.png").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    it.run("half.png", final=final)
 
-    it.run("half.png")
-
-    assert [("half.png", "incomplete")] == it.intake.returned
-
-
-def test_a_half_file_is_refused_at_the_last_try(works):
-    """`final` turns waiting into a refusal."""
-    it = works()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels(1, 200, 200)).save(buffer, "PNG")
-    (it.input / "half.png").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-
-    it.run("half.png", final=True)
-
-    assert ["truncated"] == [event["reason"] for event in it.events.named("image.failed")]
+    assert it.intake.returned == ([] if final else [("half.png", "incomplete")])
+    assert [event["reason"] for event in it.events.named("image.failed")] == (["truncated"] if final else [])
 
 
 def test_a_replaced_input_is_not_answered_with_the_old_result(works):
     """Another version stands at the path by now: nothing is published, the job goes back."""
     it = works()
     save(it, "a.png", pixels(1))
-    [job] = it.claim("a.png")
+    jobs = it.claim("a.png")
     save(it, "new.png", pixels(2))
     os.replace(it.input / "new.png", it.input / "a.png")
-    it.line.start()
-    with it.line.jobs as sender:
-        sender.send(job)
-    it.line.let_run()
-    it.crew.join(30)
+    it.work(jobs)
 
     assert [("a.png", "changed")] == it.intake.returned
     assert [] == [path.name for path in it.output.iterdir()]
@@ -279,6 +250,30 @@ def test_a_ledger_that_cannot_be_asked_sends_the_image_back(works, monkeypatch):
     it.run("a.png")
 
     assert [("a.png", "storage")] == it.intake.returned
+
+
+@pytest.mark.parametrize(
+    ("number", "tries", "returned", "refused"),
+    [
+        (errno.EIO, 3, [], ["io_error"]),  # a bad sector stays bad, a passing fault of the link does not
+        (errno.ESTALE, 1, [("a.png", "vanished")], []),
+        (errno.EACCES, 1, [("a.png", "storage")], []),
+    ],
+)
+def test_what_cannot_be_read_is_refused_only_for_bad_sectors(works, monkeypatch, number, tries, returned, refused):
+    """Whatever else the system says is the machine's fault: the image waits in its folder."""
+    it, asked = works(), []
+
+    def fail(*_):
+        asked.append(number)
+        raise OSError(number, os.strerror(number))
+
+    save(it, "a.png", pixels())
+    monkeypatch.setattr("rmbgd.pipeline.decode.read_limited", fail)
+    it.run("a.png")
+
+    assert (tries, returned) == (len(asked), it.intake.returned)
+    assert refused == [event["reason"] for event in it.events.named("image.failed")]
 
 
 @pytest.mark.parametrize(
@@ -311,26 +306,12 @@ def test_shortage_of_memory_is_not_the_images_fault(works, monkeypatch, where):
     assert [] == [name for name in os.listdir(it.output) if name.startswith(".")]
 
 
-def test_all_memory_is_given_back(works):
-    """Done, refused, put back or twinned: after the line has ended nothing is leased."""
-    it = works()
-    for number in range(12):
-        save(it, f"{number}.png", pixels(number % 5))
-    (it.input / "bad.png").write_bytes(b"nothing")
-
-    it.run(*[f"{number}.png" for number in range(12)], "bad.png")
-
-    assert 0 == it.arena.statistics().leased_bytes
-
-
 def test_recipes_ask_for_masks_and_colours(works, tmp_path):
     """content = mask gives the alpha alone, with 16 bits when asked."""
     it = works(content="mask", mask_bits=16)
     array = pixels()
     save(it, "a.png", array)
-
     it.run("a.png")
-
     assert np.array_equal(array[..., 1].astype(np.uint16) * 257, np.asarray(it.opened("a.png")))
 
 
@@ -409,7 +390,6 @@ def test_a_device_that_is_away_leaves_every_image_to_the_other(works):
     devices.usable[0] = False
     it = works(devices=devices)
     it.run(*twelve(it))
-
     assert {"cuda:1"} == {event["device"] for event in it.events.named("image.done")}
 
 
@@ -444,3 +424,19 @@ def test_a_device_that_comes_back_takes_what_waits(works):
     assert [] == it.crew.join(30)
 
     assert ["cuda:1"] == [event["device"] for event in it.events.named("image.done")]
+
+
+@pytest.mark.parametrize(
+    ("verdict", "coverage", "peak", "solid", "empty_below"),
+    [
+        pytest.param("empty", 0.3, 0.49, 0.0, 0.0, id="faint everywhere: nowhere reaches one half"),
+        pytest.param("empty", 0.0001, 0.99, 0.0004, 0.0005, id="fewer solid pixels than the recipe's share"),
+        pytest.param("ok", 0.01, 0.99, 0.0005, 0.0005, id="exactly the recipe's share is enough"),
+        pytest.param("full", 0.9999, 1.0, 1.0, 0.0005, id="everything solid: nothing was removed"),
+        pytest.param("ok", 0.97, 1.0, 0.97, 0.0005, id="a soft edge round a large subject"),
+    ],
+)
+def test_what_a_matte_says(verdict: str, coverage: float, peak: float, solid: float, empty_below: float) -> None:
+    """Empty without a subject, full without a background, by absolute values."""
+    matte = MatteReport(image_id=1, coverage=coverage, peak=peak, solid=solid, soft=0.0)
+    assert verdict == verdict_of(matte, empty_below=empty_below)

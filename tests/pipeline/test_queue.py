@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 
 import pytest
 from hypothesis import given, settings
@@ -117,16 +117,14 @@ def test_a_full_channel_blocks_its_sender_and_says_so():
     sender, receiver = queue(1, "items")
     heartbeat = SpyHeartbeat()
     with sender, receiver, sender.clone(heartbeat) as blocked:
+        assert sender.free() == 1
         sender.send("a")
-        future = started(lambda: blocked.send("b"))
+        assert sender.free() == 0
+        future = started(blocked.send, "b")
         heartbeat.blocked.wait(PATIENCE)
-        first = receiver.receive()
+        assert [receiver.receive(), receiver.receive()] == ["a", "b"]
         future.result(PATIENCE)
-
-        assert first == "a"
-        assert receiver.receive() == "b"
-        assert heartbeat.told[0] == "waiting"
-        assert heartbeat.told[-1] == "working"
+        assert (heartbeat.told[0], heartbeat.told[-1]) == ("waiting", "working")
 
 
 def test_an_empty_channel_makes_its_receiver_wait_and_says_so():
@@ -137,31 +135,8 @@ def test_an_empty_channel_makes_its_receiver_wait_and_says_so():
         future = started(blocked.receive)
         heartbeat.blocked.wait(PATIENCE)
         sender.send("a")
-
         assert future.result(PATIENCE) == "a"
         assert heartbeat.told[-1] == "working"
-
-
-def test_a_thread_that_must_not_block_is_told_that_there_is_no_place():
-    """try_send refuses when full and keeps what was there; free counts the places."""
-    sender, receiver = queue(2, "items")
-    with sender, receiver:
-        answers = [sender.try_send(n) for n in range(3)]
-
-        assert answers == [True, True, False]
-        assert sender.free() == 0
-        assert receiver.receive() == 0
-        assert sender.free() == 1
-
-
-def test_try_send_tells_when_nobody_is_left():
-    """try_send to a channel without receivers raises, full or not."""
-    sender, receiver = queue(1, "items")
-    with sender:
-        sender.try_send(1)
-        receiver.close()
-        with pytest.raises(NoReceivers):
-            sender.try_send(2)
 
 
 def test_the_policy_chooses_which_waiting_items_go():
@@ -194,16 +169,6 @@ def test_the_policy_is_asked_again_when_something_arrives():
 
         assert future.result(PATIENCE) == ["a", "b"]
         assert asked == [(["a"], 100.0), (["a", "b"], 100.0)]
-
-
-def test_nobody_waits_for_company_that_cannot_come():
-    """After the last sender left the policy is asked with an infinite now."""
-    sender, receiver = queue(8, "items")
-    with receiver:
-        with sender:
-            sender.send("a")
-
-        assert receiver.receive_chosen(lambda _items, now: [0] if now == math.inf else now + PATIENCE) == ["a"]
 
 
 def test_a_policy_that_waits_is_woken_when_its_company_leaves():
@@ -301,29 +266,25 @@ class Leaving:
 def test_what_one_receiver_leaves_another_takes():
     """Whoever is woken first: an item that one leaves does not lie there while another would take it."""
     sender, receiver = queue(4, "items")
-    leaving = Leaving()
-    with ThreadPoolExecutor(2) as pool, sender, receiver:
-        choosy, other = receiver.clone(), receiver.clone()
-        left = pool.submit(choosy.receive_chosen, leaving)
+    with sender, receiver, receiver.clone() as choosy, receiver.clone() as other:
+        left = started(choosy.receive_chosen, Leaving())
         for number in range(50):
-            taken = pool.submit(other.receive)
+            taken = started(other.receive)
             sender.send(number)
             assert taken.result(PATIENCE) == number
         assert not left.done()
         sender.close()
         with pytest.raises(NoSenders):
             left.result(PATIENCE)
-        choosy.close()
-        other.close()
 
 
 def test_who_left_items_to_others_looks_again_when_told():
     """What its policy knows has changed: it takes what still waits."""
     sender, receiver = queue(4, "items")
     leaving = Leaving()
-    with ThreadPoolExecutor(1) as pool, sender, receiver:
+    with sender, receiver:
         sender.send("a")
-        left = pool.submit(receiver.receive_chosen, leaving)
+        left = started(receiver.receive_chosen, leaving)
         assert leaving.asked.wait(PATIENCE)
         leaving.takes = True
         receiver.look_again()
@@ -334,14 +295,12 @@ def test_who_left_the_last_items_to_others_learns_that_nothing_comes_any_more():
     """All senders have left, another receiver takes the last item: NoSenders for the one that waited."""
     sender, receiver = queue(4, "items")
     leaving = Leaving()
-    with ThreadPoolExecutor(1) as pool, receiver:
-        other = receiver.clone()
-        sender.send("a")
-        sender.close()
-        left = pool.submit(receiver.receive_chosen, leaving)
+    with receiver, receiver.clone() as other:
+        with sender:
+            sender.send("a")
+        left = started(receiver.receive_chosen, leaving)
         assert leaving.asked.wait(PATIENCE)
-        with other:
-            assert other.receive() == "a"
+        assert other.receive() == "a"
         with pytest.raises(NoSenders):
             left.result(PATIENCE)
 
@@ -392,22 +351,13 @@ def test_no_more_is_said_only_when_no_batch_can_come_back():
     """The last sender has left and nothing waits: a receiver waits all the same while another has a batch in hand."""
     sender, receiver = queue(4, "items")
     spy = SpyHeartbeat()
-    other = receiver.clone(spy)
-    received = []
-
-    def wait():
-        with other:
-            received.extend(other)
-
-    with receiver:
+    with receiver, receiver.clone(spy) as other:
         with sender:
             sender.send("a")
         batch = receiver.take(lambda _items, _now: (0,))
-        thread = threading.Thread(target=wait)
-        thread.start()
-        assert spy.blocked.wait(30)
+        received = started(list, other)
+        assert spy.blocked.wait(PATIENCE)
         batch.put_back(["again"])
-        thread.join(30)
-        assert received == ["again"]
+        assert received.result(PATIENCE) == ["again"]
         with pytest.raises(NoSenders):
             receiver.receive()

@@ -28,12 +28,13 @@ class RecordedIntake:
 class Disk:
     """Refuses as often as told, then takes data."""
 
-    def __init__(self, refusals):
-        self.refusals = refusals
+    def __init__(self, refusals, clock=None):
+        self.refusals, self.clock = refusals, clock or FakeClock()
         self.asked = 0
 
     def write(self):
         self.asked += 1
+        self.clock.advance(1.00004)  # milliseconds are enough for the log
         if self.asked <= self.refusals:
             raise StorageFault("disk_full", "no space", path="/out")
         return "written"
@@ -44,25 +45,29 @@ def quick(monkeypatch):
     monkeypatch.setattr(storage_retry, "RETRY_MAXIMUM", 0.001)
 
 
-def test_a_disk_that_comes_back_is_told_by_one_edge_each_way(quick):
-    """However many tries it takes, the log has one pause and one resumption, and the intake likewise."""
-    intake, events = RecordedIntake(), RecordedEvents()
+@pytest.mark.parametrize("refusals", [5, 0])
+def test_a_disk_that_comes_back_is_told_by_one_edge_each_way(quick, refusals):
+    """However many tries it takes, log and intake have one pause and one resumption; none when it took the first."""
+    intake, events, clock = RecordedIntake(), RecordedEvents(), FakeClock()
+    disk = Disk(refusals, clock)
+    assert "written" == StorageRetry(intake, events, clock).retry_until_writable(disk.write, "shop", NullHeartbeat())
 
-    result = StorageRetry(intake, events, FakeClock()).retry_until_writable(Disk(5).write, "shop", NullHeartbeat())
+    reasons = ["disk_full:shop"] if refusals else []
+    assert [(edge, reason) for edge in ("pause", "resume") for reason in reasons] == intake.calls
+    assert [keys["kind"] for keys in events.named("storage.paused")] == ["disk_full"] * len(reasons)
+    assert [keys["seconds"] for keys in events.named("storage.resumed")] == [5.0] * len(reasons)
 
-    assert "written" == result
-    assert [("pause", "disk_full:shop"), ("resume", "disk_full:shop")] == intake.calls
-    assert ["storage.paused", "storage.resumed"] == [name for name, _ in events.events]
 
+def test_the_wait_doubles_and_the_heartbeat_knows_of_it(monkeypatch):
+    """One second, then twice as long up to eight."""
+    retry, beats, waits = StorageRetry(RecordedIntake(), RecordedEvents(), FakeClock()), [], []
+    monkeypatch.setattr(retry._changed, "wait", waits.append)
+    heartbeat = NullHeartbeat()
+    heartbeat.waiting, heartbeat.working = (lambda: beats.append("waiting")), (lambda: beats.append("working"))
+    retry.retry_until_writable(Disk(6).write, "shop", heartbeat)
 
-def test_a_disk_that_is_well_is_not_mentioned():
-    """Success at the first try touches neither the log nor the intake."""
-    intake, events = RecordedIntake(), RecordedEvents()
-
-    StorageRetry(intake, events, FakeClock()).retry_until_writable(Disk(0).write, "shop", NullHeartbeat())
-
-    assert [] == intake.calls
-    assert [] == events.events
+    assert [1.0, 2.0, 4.0, 8.0, 8.0, 8.0] == waits
+    assert ["waiting", "working"] * 6 == beats
 
 
 def test_stopping_releases_who_waits():

@@ -7,8 +7,9 @@ import itertools
 import json
 import posixpath
 import sqlite3
-import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,11 @@ def publish(ledger: Ledger, job: Job, path: str = "a.jpg", *, content: ContentKe
     return target.path
 
 
+def finish(ledger: Ledger, job: Job, *, content: ContentKey | None = None) -> None:
+    publish(ledger, job, job.relative_path, content=content)
+    ledger.original_moved(job.job_id)
+
+
 def reopened(ledger: Ledger, clock: FakeClock) -> Ledger:
     ledger.close()
     return Ledger(ledger.path, clock)
@@ -63,7 +69,6 @@ def reopened(ledger: Ledger, clock: FakeClock) -> Ledger:
 def test_a_claim_says_where_the_bytes_will_be(ledger: Ledger) -> None:
     """By rename they go into the claim folder, otherwise they stay; the attempt is counted at once."""
     moved, kept = ledger.claim([candidate("s/a.jpg"), candidate("b.jpg", by_rename=False)])
-
     assert moved.source == f"/in/.rmbgd/{moved.job_id}__s%2Fa.jpg"
     assert kept.source == "/in/b.jpg"
     assert moved.attempt == kept.attempt == 1
@@ -102,7 +107,7 @@ def test_postponing_does_not_count_as_an_attempt(ledger: Ledger) -> None:
     ledger.release([job.job_id])
 
     assert ledger.counts() == {}
-    claim_one(ledger)
+    assert claim_one(ledger).job_id > job.job_id, "temporaries are named after jobs: no number is used twice"
     (row,) = ledger.unfinished()
     ledger.release([ledger.next_attempt(row, "x").job_id])
     assert ledger.counts() == {"waiting": 1}
@@ -110,38 +115,22 @@ def test_postponing_does_not_count_as_an_attempt(ledger: Ledger) -> None:
     assert ledger.counts() == {"claimed": 1}
 
 
-def test_job_numbers_are_never_used_twice(ledger: Ledger) -> None:
-    """Temporaries are named after jobs, so a released number stays used."""
-    first = claim_one(ledger)
-    ledger.release([first.job_id])
-
-    assert claim_one(ledger).job_id > first.job_id
-
-
-def test_kept_originals_are_handled_once_per_version(ledger: Ledger) -> None:
-    """A version that stayed in place is known by inode, size and both times; any change makes it new."""
-    job = claim_one(ledger, by_rename=False)
+@pytest.mark.parametrize("by_rename", [False, True])
+def test_kept_originals_are_handled_once_per_version(ledger: Ledger, by_rename: bool) -> None:
+    """What stayed in place is known by inode, size and both times; what was moved and moved back is worked on again."""
+    job = claim_one(ledger, by_rename=by_rename)
     assert not ledger.handled("drop", "a.jpg", job.version)
-    publish(ledger, job)
-
-    assert ledger.handled("drop", "a.jpg", job.version)
-    assert not ledger.handled("drop", "a.jpg", FileVersion(1, 10, 2, 4))
-    assert not ledger.handled("other", "a.jpg", job.version)
-
-
-def test_what_was_claimed_by_rename_is_never_handled(ledger: Ledger) -> None:
-    """Moved back into the input, it is worked on again, even where moving changes no time stamp."""
-    job = claim_one(ledger)
     publish(ledger, job)
     ledger.original_moved(job.job_id)
 
-    assert not ledger.handled("drop", "a.jpg", job.version)
+    assert ledger.handled("drop", "a.jpg", job.version) is not by_rename
+    assert not ledger.handled("drop", "a.jpg", FileVersion(1, 10, 2, 4))
+    assert not ledger.handled("other", "a.jpg", job.version)
 
 
 def test_refused_entries_are_recorded_once(ledger: Ledger) -> None:
     """A symlink or pipe is recorded once per version."""
     version = FileVersion(1, 0, 2, 3)
-
     assert ledger.refuse("drop", "link", version, Reason.NOT_REGULAR, "symbolic link")
     assert ledger.refuse("drop", "link", version, Reason.NOT_REGULAR, "symbolic link") is None
     assert ledger.refuse("drop", "link", FileVersion(1, 0, 2, 4), Reason.NOT_REGULAR, "symbolic link")
@@ -153,7 +142,6 @@ def test_a_moved_original_is_written_with_the_next_transaction(ledger: Ledger, c
     publish(ledger, job)
     assert [row.state for row in ledger.unfinished()] == ["done"]
     ledger.original_moved(job.job_id)
-
     with contextlib.closing(reopened(ledger, clock)) as again:
         assert again.unfinished() == []
         assert again.counts() == {"done": 1}
@@ -163,24 +151,28 @@ def test_a_failed_job_waits_for_its_quarantine(ledger: Ledger) -> None:
     """The reason is there after a crash between the decision and the move."""
     job = claim_one(ledger)
     ledger.failed(refused(job_keys(job), Reason.CORRUPT, "bad \udcff byte"))
-
     (row,) = ledger.unfinished()
     assert (row.state, row.reason, row.detail) == ("failed", "corrupt", "bad \\udcff byte")
 
 
-def test_targets_are_stable_in_every_order_of_arrival(tmp_path: Path, clock: FakeClock) -> None:
+def test_targets_are_stable_in_every_order_of_arrival(ledger: Ledger, clock: FakeClock) -> None:
     """Four inputs have four outputs, and each keeps its own over restarts and new uploads."""
     inputs = ["a.jpg", "a.png", "a.JPG", "s/a.jpg"]
-    for number, order in enumerate(itertools.permutations(inputs)):
-        ledger = Ledger(tmp_path / f"{number}.sqlite", clock)
-        first = {path: publish(ledger, claim_one(ledger, path=path), path) for path in order}
-        ledger = reopened(ledger, clock)
-        second = {path: publish(ledger, claim_one(ledger, path=path, inode=9), path) for path in inputs}
-        ledger.close()
 
-        assert len(set(first.values())) == 4
-        assert first == second
-        assert first[order[0]] == ("s/a.png" if order[0].startswith("s/") else "a.png")
+    def name(job: Job, output: int, path: str) -> str:
+        return ledger.publishing(
+            job.job_id, replace(key(path), output=f"/{output}"), posixpath.dirname(path), "ab", 5
+        ).path
+
+    (job,) = ledger.claim([candidate()])
+    orders = list(itertools.permutations(inputs))
+    first = [{path: name(job, number, path) for path in order} for number, order in enumerate(orders)]
+    ledger = reopened(ledger, clock)
+    assert first == [{path: name(job, number, path) for path in inputs} for number in range(len(orders))]
+    ledger.close()
+    for order, names in zip(orders, first, strict=True):
+        assert len(set(names.values())) == 4
+        assert names[order[0]] == ("s/a.png" if order[0].startswith("s/") else "a.png")
 
 
 def test_a_taken_target_moves_to_the_next_version(ledger: Ledger) -> None:
@@ -198,7 +190,6 @@ def test_publishing_tells_what_was_there_before(ledger: Ledger) -> None:
     """The answer carries the hash that was published before, which decides whether the file there may be replaced."""
     publish(ledger, claim_one(ledger))
     job = claim_one(ledger, inode=2)
-
     target = ledger.publishing(job.job_id, key(), "", "cd", 6)
     assert (target.path, target.sha256, target.pending, target.inode, target.mtime_ns) == ("a.png", "ab", None, 7, 8)
     assert ledger.publishing(job.job_id, key(), "", "cd", 6).pending == "cd"
@@ -207,7 +198,6 @@ def test_publishing_tells_what_was_there_before(ledger: Ledger) -> None:
 def test_two_folders_may_share_an_output(ledger: Ledger) -> None:
     """The same relative path of two drop folders does not meet in one output name."""
     first, second = ledger.claim([candidate(), candidate("b.jpg")])
-
     names = {
         ledger.publishing(job.job_id, key("a.jpg", folder), "", "ab", 5).path
         for job, folder in ((first, "one"), (second, "two"))
@@ -235,12 +225,9 @@ def test_pruning_keeps_what_would_be_computed_again(ledger: Ledger, clock: FakeC
         for path, by_rename in (("moved", True), ("kept", False), ("gone", False), ("open", True))
     )
     for job in (moved, kept, gone):
-        publish(ledger, job, job.relative_path)
-        ledger.original_moved(job.job_id)
+        finish(ledger, job)
     clock.advance(31 * 86_400)
-    young = claim_one(ledger, path="young", by_rename=False)
-    publish(ledger, young, "young")
-    ledger.original_moved(young.job_id)
+    finish(ledger, young := claim_one(ledger, path="young", by_rename=False))
 
     last = 0
     while last := ledger.prune(lambda row: row.relative_path == "kept", after=last, batch=1):
@@ -256,9 +243,7 @@ def test_pruning_bounds_the_number_of_rows(ledger: Ledger) -> None:
     """Beyond the limit the oldest go, however young they are."""
     jobs = ledger.claim([candidate(f"{number}.jpg") for number in range(10)])
     for job in jobs:
-        publish(ledger, job, job.relative_path)
-        ledger.original_moved(job.job_id)
-
+        finish(ledger, job)
     ledger.prune(lambda _: True, rows=4)
     assert ledger.counts() == {"done": 4}
 
@@ -268,31 +253,19 @@ def test_pruning_bounds_names_and_known_content_too(ledger: Ledger, clock: FakeC
     for number in range(10):
         clock.advance(1)
         job = claim_one(ledger, path=f"{number}.jpg", by_rename=number > 0)
-        publish(ledger, job, job.relative_path, content=ContentKey(str(number), "recipe"))
-        ledger.original_moved(job.job_id)
+        finish(ledger, job, content=ContentKey(str(number), "recipe"))
     last = -1
     while last:
         last = ledger.prune(lambda _: True, rows=4, after=max(last, 0))
-
     assert [number for number in range(10) if ledger.same_content(str(number), "recipe")] == [6, 7, 8, 9]
     assert [number for number in range(10) if ledger.output_names.find(key(f"{number}.jpg"))] == [0, 6, 7, 8, 9]
 
 
 def test_threads_share_one_ledger(ledger: Ledger) -> None:
     """Claims of several threads at once are all there, each with a number of its own."""
-    numbers: list[int] = []
-
-    def work(thread: int) -> None:
-        for count in range(20):
-            numbers.extend(job.job_id for job in ledger.claim([candidate(f"{thread}/{count}")]))
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
-    assert len(set(numbers)) == 80
+    with ThreadPoolExecutor(4) as pool:
+        claims = pool.map(ledger.claim, [[candidate(f"{number}.jpg")] for number in range(80)])
+    assert len({job.job_id for jobs in claims for job in jobs}) == 80
 
 
 def test_a_ledger_that_cannot_be_had_is_a_matter_of_configuration(
@@ -310,7 +283,6 @@ def test_a_damaged_file_is_refused_not_replaced(tmp_path: Path, clock: FakeClock
     """The operator decides about a broken ledger; its bytes stay as they are."""
     path = tmp_path / "ledger.sqlite"
     path.write_bytes(content)
-
     with pytest.raises(ConfigError, match="damaged"):
         Ledger(path, clock)
     assert path.read_bytes() == content
@@ -339,7 +311,6 @@ def test_a_database_of_another_kind_is_refused(tmp_path: Path, clock: FakeClock,
     path = tmp_path / "ledger.sqlite"
     with contextlib.closing(sqlite3.connect(path)) as db:
         db.executescript(script)
-
     with pytest.raises(ConfigError, match=message):
         Ledger(path, clock)
 

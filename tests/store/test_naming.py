@@ -26,7 +26,6 @@ def size(text: str) -> int:
 def test_fit_keeps_names_legal(name: str, limit: int) -> None:
     """A fitted name is never longer than the limit, and a name that fits is left alone."""
     fitted = names.fit(name, limit) if size(posixpath.splitext(name)[1]) < 5 else names.fit(name)
-
     assert 0 < size(fitted) <= 255
     assert size(name) > limit or fitted == name
 
@@ -34,7 +33,6 @@ def test_fit_keeps_names_legal(name: str, limit: int) -> None:
 def test_fit_keeps_long_names_apart() -> None:
     """Two long names that differ in their last byte only stay two names, with their extension."""
     first, second = (names.fit("x" * 250 + last + ".jpeg") for last in "ab")
-
     assert first != second
     assert first.endswith(".jpeg")
     assert size(first) == size(second) == 255
