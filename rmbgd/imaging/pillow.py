@@ -42,7 +42,7 @@ def configure_pillow(limits: LimitSettings) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    if heif_installed():
+    if importlib.util.find_spec("pillow_heif"):
         importlib.import_module("pillow_heif").register_heif_opener(
             thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
         )
@@ -52,10 +52,6 @@ def configure_opencv() -> None:
     """One thread per call, as the parallelism is across images; nothing on stderr. Called like configure_pillow."""
     cv2.setNumThreads(1)
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
-def heif_installed() -> bool:
-    return importlib.util.find_spec("pillow_heif") is not None
 
 
 def read_pillow(data: bytes, form: str, limits: LimitSettings) -> Header:

@@ -35,9 +35,8 @@ from rmbgd.imaging.formats import (
 )
 from rmbgd.imaging.metadata import PNG_KEYWORDS, clean_text, sensible_dpi
 
-NAME = "isal" if importlib.util.find_spec("isal") else "zlib"  # ISA-L has no 32-bit ARM kernels
-
-_backend: Any = importlib.import_module("isal.isal_zlib") if NAME == "isal" else zlib
+# ISA-L has no 32-bit ARM kernels.
+_backend: Any = importlib.import_module("isal.isal_zlib") if importlib.util.find_spec("isal") else zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BAND_BYTES = 1 << 19  # filtered at once by the writer; 256 KiB to 2 MiB make no difference

@@ -13,17 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.config.load import LimitSettings
-from rmbgd.imaging.formats import (
-    ABSURD,
-    STEPS_MAXIMUM,
-    Header,
-    Size,
-    Tail,
-    check_parts,
-    check_size,
-    cut_short,
-    damaged,
-)
+from rmbgd.imaging.formats import ABSURD, STEPS_MAXIMUM, Header, Size, Tail, check_parts, check_size, cut_short, damaged
 
 _PROFILE, _ALPHA, _ANIMATION = 0x20, 0x10, 0x02  # bits of VP8X, in the order of the container specification
 
