@@ -5,7 +5,6 @@ Works in bands of rows so that each stays in the cache.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 
 import cv2
@@ -71,7 +70,7 @@ def quantise_alpha(alpha: Floats, source_alpha: Bytes | None, out: Pixels) -> No
 
 def _rounded(alpha: Floats, source_alpha: Bytes | None, banded: NDArray[np.generic]) -> Iterator[tuple[slice, Bytes]]:
     """round(255 alpha) by bands of `banded`, times the image's own alpha before rounding; in one buffer, used again."""
-    shape = _first_band(banded).shape[:2]
+    shape = banded[next(bands(banded))].shape[:2]
     floats, values = np.empty(shape, np.float32), np.empty(shape, np.uint8)
     scale = 255.0 if source_alpha is None else 1.0
     for rows in bands(banded):
@@ -84,24 +83,14 @@ def _rounded(alpha: Floats, source_alpha: Bytes | None, banded: NDArray[np.gener
         yield rows, np.asarray(rounded, np.uint8).reshape(band.shape)
 
 
-def _first_band(array: NDArray[np.generic]) -> NDArray[np.generic]:
-    return array[next(bands(array))]
-
-
 def zero_hidden(rgba: Bytes) -> None:
     """Set the colours under alpha 0 to 0, in place; what is visible does not change, the file shrinks by half.
 
     rgba  uint8 [H, W, 4], contiguous
     """
-    visible = np.empty(_first_band(rgba).shape[:2], np.bool_)
     for rows in bands(rgba):
-        pixels = rgba[rows].view(np.uint32)[:, :, 0]
-        here = visible[: len(pixels)]
-        if sys.byteorder == "little":
-            np.greater(pixels, 0x00FFFFFF, out=here)  # alpha is the highest byte
-        else:
-            np.not_equal(rgba[rows, :, 3], 0, out=here)
-        np.multiply(pixels, here, out=pixels)
+        pixels = rgba[rows].view("<u4")[:, :, 0]  # alpha is the highest byte
+        np.multiply(pixels, pixels > 0x00FFFFFF, out=pixels)
 
 
 def flatten(rgba: Bytes, colour: Sequence[int], out: Bytes) -> None:

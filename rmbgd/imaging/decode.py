@@ -17,8 +17,8 @@ from PIL import Image, ImageFile
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.formats import NOTES_MAXIMUM, Found, Header, Reader, SourceFacts, sniff
-from rmbgd.imaging.jpeg import decode_jpeg, inspect_jpeg, read_jpeg
+from rmbgd.imaging.formats import TRANSPOSED, Header, Reader, SourceFacts, sniff
+from rmbgd.imaging.jpeg import decode_jpeg, read_jpeg
 from rmbgd.imaging.metadata import ColourPlan, applied, colour_plan, read_exif, xmp_orientation
 from rmbgd.imaging.pillow import opened, read_pillow
 from rmbgd.imaging.png import read_png
@@ -38,8 +38,7 @@ _VIA_RGBA = {"RGBA", "RGBa", "PA"}
 _VIA_RGB = {"RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
 _UNSIGNED_32_MAXIMUM = (1 << 32) - 1
 
-# EXIF 2.32, orientation: which ones swap rows and columns, how cv2.flip then flips, and which begin at the far side.
-_SWAPPED = {5, 6, 7, 8}
+# EXIF 2.32, orientation: how cv2.flip flips, after a transposition if any, and which ones begin at the far side.
 _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
 _FROM_THE_END = {3, 4, 6, 7}
 
@@ -83,49 +82,30 @@ def probe(
     """
     data = data if isinstance(data, bytes) else bytes(data)
     form = sniff(data)
-    found = _READERS[form](data, limits) if form in _READERS else read_pillow(data, form, limits)
-    if found.animated and animated == "refuse":
-        count = f"{found.frames} frames" if form not in ("TIFF", "GIF") else "more than one frame or page"
+    header = _READERS[form](data, limits) if form in _READERS else read_pillow(data, form, limits)
+    if header.animated and animated == "refuse":
+        count = f"{header.frames} frames" if form not in ("TIFF", "GIF") else "more than one frame or page"
         raise ImageError(Reason.ANIMATED, f'{form} with {count}; recipe.animated = "first_frame" takes the first')
-    return _header(found, metadata)
-
-
-def _header(found: Found, wanted: Sequence[str]) -> Header:
-    notes, text, dpi = list(dict.fromkeys(found.notes)), dict(found.text), found.dpi
-    orientation = found.orientation
-    if found.exif:
-        exif = read_exif(found.exif)
+    orientation = None
+    if header.exif:
+        exif = read_exif(header.exif)
         if not exif.sound:
-            notes.append("EXIF damaged, read as far as possible")
-        orientation, dpi = exif.orientation if orientation is None else orientation, dpi or exif.dpi
-        text = exif.text | text
-    if orientation is None and found.xmp:
-        orientation = xmp_orientation(found.xmp)
-    if found.animated:
-        notes.append("first of several frames taken")
-    turn = 1 if orientation is None else orientation
-    if not 1 <= turn <= 8:
-        notes.append(f"orientation {turn} means nothing, not turned")
-        turn = 1
-    if found.format in _TURNED_BY_THE_DECODER:
-        turn = 1
-    return Header(
-        format=found.format,
-        mode=found.mode,
-        size=upright(found.size, turn),
-        stored_size=found.size,
-        orientation=orientation or 1,
-        turn=turn,
-        has_alpha=found.has_alpha,
-        frames=found.frames,
-        icc_profile=found.icc_profile,
-        dpi=dpi,
-        metadata={word: text[word] for word in wanted if word in text},
-        notes=tuple(notes[:NOTES_MAXIMUM]),
-        colour_key=found.colour_key,
-        maximum=found.maximum,
-        stream=found.stream,
-    )
+            header.note("EXIF damaged, read as far as possible")
+        orientation, header.dpi = exif.orientation, header.dpi or exif.dpi
+        header.metadata = exif.text | header.metadata
+    if orientation is None and header.xmp:
+        orientation = xmp_orientation(header.xmp)
+    if orientation is None:
+        orientation = header.orientation  # a TIFF's own field, which is no EXIF block
+    if header.animated:
+        header.note("first of several frames taken")
+    if not 1 <= orientation <= 8:
+        header.note(f"orientation {orientation} means nothing, not turned")
+    elif header.format not in _TURNED_BY_THE_DECODER:
+        header.turn = orientation
+    header.orientation = orientation or 1
+    header.metadata = {word: header.metadata[word] for word in metadata if word in header.metadata}
+    return header
 
 
 def decode_into(
@@ -145,40 +125,34 @@ def decode_into(
     if source_alpha is not None and not header.has_alpha:
         source_alpha.fill(255)
     notes = list(header.notes)
-    profile = _decode(data, header, rgb, source_alpha, notes)
+    plan = _decode_without_pillow(data, header, rgb, source_alpha, notes)
+    if plan is None:
+        with opened(data, "JPEG" if header.format == "MPO" else header.format, header.stream) as image:
+            image.load()
+            plan = colour_plan(image.mode, header.icc_profile)
+            _fill(header, rgb, source_alpha, _bands_of_pillow(image, header, plan))
+    notes += [plan.note] if plan.note else []
     return SourceFacts(
         format=header.format,
         mode=header.mode,
         size=header.size,
         orientation=header.orientation,
-        icc_profile=profile,
+        icc_profile=plan.kept,
         dpi=header.dpi,
-        metadata=dict(header.metadata),
+        metadata=header.metadata,
         sha256=sha256,
         notes=tuple(notes),
     )
 
 
-def _decode(data: bytes, header: Header, rgb: Bytes, alpha: Bytes | None, notes: list[str]) -> bytes | None:
-    """Fill the planes by the quickest way that is exact; the profile that the RGB is in."""
-    plan = _decode_without_pillow(data, header, rgb, alpha, notes)
-    if plan is None:
-        with opened(data, "JPEG" if header.format == "MPO" else header.format, header.stream) as image:
-            image.load()
-            plan = colour_plan(image.mode, header.icc_profile)
-            _fill(header, rgb, alpha, _bands_of_pillow(image, header, plan))
-    notes += [plan.note] if plan.note else []
-    return plan.kept
-
-
 def _decode_without_pillow(
     data: bytes, header: Header, rgb: Bytes, alpha: Bytes | None, notes: list[str]
 ) -> ColourPlan | None:
-    """By a quicker or more exact decoder. None where there is none, or it asks for Pillow's opinion."""
+    """Fill the planes by a quicker or more exact decoder. None where there is none, or it asks for Pillow's opinion."""
     plan = colour_plan(header.mode.partition(";")[0], header.icc_profile)
     if header.format in ("JPEG", "MPO"):
         if header.mode not in ("L", "RGB") or plan.transform is not None:
-            inspect_jpeg(data)
+            decode_jpeg(data, None)
             return None
         target = rgb if header.turn == 1 else np.empty((*header.stored_size[::-1], 3), np.uint8)
         warning = decode_jpeg(data, target)
@@ -186,7 +160,8 @@ def _decode_without_pillow(
             notes.append(f"JPEG: {warning}")
             return None
         if header.turn != 1:
-            place_whole(rgb, target, header.turn)
+            for first in range(0, len(target), BAND_ROWS):
+                place(rgb, first, target[first : first + BAND_ROWS], header.turn)
     elif header.format == "WEBP" and header.frames == 1:
         _fill(header, rgb, alpha, _bands_of_opencv(decode_webp(data), header))
     elif header.colour_key is not None and header.mode == "RGB;16":
@@ -311,18 +286,13 @@ def _keyed(values: NDArray[np.uint8] | NDArray[np.uint32], key: tuple[int, ...] 
     return np.where(same, np.uint8(0), np.uint8(255))
 
 
-def upright(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """(width, height) after the turn."""
-    return (size[1], size[0]) if orientation in _SWAPPED else size
-
-
 def place(plane: Bytes, first: int, band: Bytes, orientation: int) -> None:
     """Write rows first .. first + k of the stored image into the upright `plane`.
 
     plane  uint8 [H, W] or [H, W, C], upright
     band   uint8 [k, w] or [k, w, C], w being the stored width
     """
-    swaps = orientation in _SWAPPED
+    swaps = orientation in TRANSPOSED
     turned = np.asarray(cv2.transpose(band)).reshape(band.shape[1], band.shape[0], *band.shape[2:]) if swaps else band
     if orientation in _FLIPS:
         turned = np.asarray(cv2.flip(turned, _FLIPS[orientation])).reshape(turned.shape)
@@ -330,9 +300,3 @@ def place(plane: Bytes, first: int, band: Bytes, orientation: int) -> None:
         first = plane.shape[1 if swaps else 0] - first - len(band)
     here = slice(first, first + len(band))
     plane[(slice(None), here) if swaps else here] = turned
-
-
-def place_whole(plane: Bytes, stored: Bytes, orientation: int) -> None:
-    """Turn a whole decoded image into `plane`."""
-    for first in range(0, len(stored), BAND_ROWS):
-        place(plane, first, stored[first : first + BAND_ROWS], orientation)

@@ -36,7 +36,12 @@ def encode(pixels: Pixels, recipe: Recipe, facts: SourceFacts, write: Write) -> 
     Memory beside the image: about a megabyte for PNG, the file's size for TIFF; libwebp takes 12 bytes a pixel for
     lossless images and 24 for lossy ones with alpha (0.6 and 1.2 GB were measured for 50 megapixels).
     """
-    _check_limits(pixels, recipe)
+    height, width = pixels.shape[:2]
+    if recipe.format == "webp" and max(height, width) > WEBP_SIDE_MAXIMUM:
+        detail = f"{width} x {height} pixels; WebP holds {WEBP_SIDE_MAXIMUM} a side"
+        raise ImageError(Reason.OUTPUT_TOO_LARGE, f'{detail}; use format = "png" or "tiff", or a canvas')
+    if recipe.format == "tiff" and pixels.nbytes > TIFF_BYTES_MAXIMUM:
+        raise ImageError(Reason.OUTPUT_TOO_LARGE, f"{pixels.nbytes} bytes of pixels; TIFF holds 4 GiB")
     count = 0
 
     def counted(data: bytes | memoryview) -> None:
@@ -49,48 +54,32 @@ def encode(pixels: Pixels, recipe: Recipe, facts: SourceFacts, write: Write) -> 
         text = [(PNG_KEYWORDS[word], value) for word, value in facts.metadata.items()]
         write_png(pixels, counted, level=recipe.png_level, icc_profile=profile, dpi=facts.dpi, text=text)
     else:
-        form, options = _webp(recipe, facts) if recipe.format == "webp" else _tiff(facts)
-        buffer = io.BytesIO()
+        options = _webp_options(recipe, facts) if recipe.format == "webp" else _tiff_options(facts)
         options |= {"icc_profile": profile} if profile else {}
-        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, form, **options)
+        buffer = io.BytesIO()
+        Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, recipe.format.upper(), **options)
         counted(buffer.getbuffer())
     return count
 
 
-def _check_limits(pixels: Pixels, recipe: Recipe) -> None:
-    height, width = pixels.shape[:2]
-    if recipe.format == "webp" and max(height, width) > WEBP_SIDE_MAXIMUM:
-        detail = f"{width} x {height} pixels; WebP holds {WEBP_SIDE_MAXIMUM} a side"
-        raise ImageError(Reason.OUTPUT_TOO_LARGE, f'{detail}; use format = "png" or "tiff", or a canvas')
-    if recipe.format == "tiff" and pixels.nbytes > TIFF_BYTES_MAXIMUM:
-        raise ImageError(Reason.OUTPUT_TOO_LARGE, f"{pixels.nbytes} bytes of pixels; TIFF holds 4 GiB")
-
-
-def _webp(recipe: Recipe, facts: SourceFacts) -> tuple[str, dict[str, Any]]:
-    """Pillow's name of the format, and options."""
+def _webp_options(recipe: Recipe, facts: SourceFacts) -> dict[str, Any]:
+    """Resolution and text as EXIF, the only place WebP has for them."""
     options: dict[str, Any] = {"quality": recipe.webp_quality, "method": _WEBP_LOSSY_METHOD}
     if recipe.webp_lossless:
         options = dict(_WEBP_LOSSLESS, lossless=True, exact=recipe.hidden_colours == "keep")
-    exif = _exif(facts)
-    return "WEBP", options | ({"exif": exif} if exif else {})
-
-
-def _tiff(facts: SourceFacts) -> tuple[str, dict[str, Any]]:
-    """Pillow's name of the format, and options."""
-    tags = TiffImagePlugin.ImageFileDirectory_v2()
-    for word, value in facts.metadata.items():
-        tags[TEXT_TAGS[word]] = value.encode()  # UTF-8, as most readers expect of what the standard calls ASCII
-    tags[_PREDICTOR] = _DIFFERENCES
-    options: dict[str, Any] = {"compression": "tiff_adobe_deflate", "tiffinfo": tags}
-    return "TIFF", options | ({"dpi": facts.dpi} if facts.dpi else {})
-
-
-def _exif(facts: SourceFacts) -> bytes | None:
-    """Resolution and text as EXIF, the only place WebP has for them."""
     exif = Image.Exif()
     if facts.dpi is not None:
         exif[X_RESOLUTION], exif[Y_RESOLUTION] = (TiffImagePlugin.IFDRational(round(v * 100), 100) for v in facts.dpi)
         exif[RESOLUTION_UNIT] = 2
     for word, value in facts.metadata.items():
         exif[TEXT_TAGS[word]] = value.encode()
-    return exif.tobytes() if len(exif) else None
+    return options | ({"exif": exif.tobytes()} if len(exif) else {})
+
+
+def _tiff_options(facts: SourceFacts) -> dict[str, Any]:
+    tags = TiffImagePlugin.ImageFileDirectory_v2()
+    for word, value in facts.metadata.items():
+        tags[TEXT_TAGS[word]] = value.encode()  # UTF-8, as most readers expect of what the standard calls ASCII
+    tags[_PREDICTOR] = _DIFFERENCES
+    options: dict[str, Any] = {"compression": "tiff_adobe_deflate", "tiffinfo": tags}
+    return options | ({"dpi": facts.dpi} if facts.dpi else {})

@@ -16,6 +16,7 @@ PARTS_MAXIMUM = 500_000
 """Chunks or segments of one file: 4 us each were measured, 2 s at most. No writer comes near it."""
 
 NOTES_MAXIMUM = 8
+TRANSPOSED = {5, 6, 7, 8}  # EXIF 2.32, orientations that swap rows and columns
 SHORTEST = 16  # bytes; shorter files are no image yet
 SECTOR = 512  # bytes; what a copy tool that reserves space first leaves as zeros is at least this long
 TAIL_BYTES = 1 << 16  # looked through at a file's end for its end marker
@@ -104,49 +105,46 @@ class PixelStream:
 
 
 @dataclass(slots=True)
-class Found:
-    """What a reader of one format found, as stored; nothing is applied yet. Fields without a remark: see Header."""
-
-    format: str
-    mode: str
-    size: Size  # before orientation
-    has_alpha: bool = False
-    frames: int = 1
-    animated: bool = False  # more than one image, and the recipe decides whether that is allowed
-    orientation: int | None = None  # None: the format has no field of its own for it
-    exif: bytes | None = None
-    xmp: bytes | None = None
-    icc_profile: bytes | None = None
-    dpi: tuple[float, float] | None = None
-    text: dict[str, str] = field(default_factory=dict)  # every field of metadata.TEXT_TAGS that was there
-    colour_key: tuple[int, ...] | None = None
-    maximum: int = 255
-    stream: PixelStream | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-@dataclass(frozen=True, slots=True)
 class Header:
-    """What an image says of itself, checked against the limits."""
+    """What an image says of itself: filled by its format's reader as stored, completed and judged by decode.probe."""
 
     format: str  # Pillow's name: JPEG, MPO, PNG, WEBP, TIFF, BMP, GIF, AVIF, HEIF
     mode: str  # as stored, in Pillow's words; with the bits where Pillow has no word ("RGB;16")
-    size: Size  # after orientation
     stored_size: Size  # before orientation
-    orientation: int  # EXIF value as found, 1 if none; values other than 1 to 8 are not obeyed
-    turn: int  # the orientation that decoding still has to apply, 1 to 8
-    has_alpha: bool  # decoding fills a source_alpha plane
-    frames: int  # 1, or how many were counted; at least 2 where counting would mean reading the whole file
-    icc_profile: bytes | None  # as embedded; it belongs to `mode`, not necessarily to what decoding gives
-    dpi: tuple[float, float] | None
-    metadata: dict[str, str]
-    notes: tuple[str, ...]
+    has_alpha: bool = False  # decoding fills a source_alpha plane
+    frames: int = 1  # how many were counted; at least 2 where counting would mean reading the whole file
+    animated: bool = False  # more than one image, and the recipe decides whether that is allowed
+    orientation: int = 1  # EXIF value as found, 1 if none; values other than 1 to 8 are not obeyed
+    turn: int = 1  # the orientation that decoding still has to apply, 1 to 8
+    exif: bytes | None = None
+    xmp: bytes | None = None
+    icc_profile: bytes | None = None  # as embedded; it belongs to `mode`, not necessarily to what decoding gives
+    dpi: tuple[float, float] | None = None
+    metadata: dict[str, str] = field(default_factory=dict)  # fields of metadata.TEXT_TAGS that are there and wanted
     colour_key: tuple[int, ...] | None = None  # the one transparent colour, in decoded values (PNG tRNS)
     maximum: int = 255  # the stored value that means white, for integer modes of more than 8 bits
     stream: PixelStream | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> Size:
+        """After orientation."""
+        return self.stored_size[::-1] if self.turn in TRANSPOSED else self.stored_size
+
+    def note(self, text: str) -> None:
+        """Add a remark for the event: each once, and only the first few, whatever the file repeats."""
+        if len(self.notes) < NOTES_MAXIMUM and text not in self.notes:
+            self.notes += (text,)
+
+    def take_profile(self, profile: bytes, limits: LimitSettings) -> None:
+        """Keep an embedded colour profile, or note that it is too large (or, in a damaged TIFF, no bytes at all)."""
+        if isinstance(profile, bytes) and len(profile) <= limits.metadata_bytes:
+            self.icc_profile = profile
+        else:
+            self.note(f"colour profile of {len(profile)} bytes left out")
 
 
-Reader = Callable[[bytes, LimitSettings], Found]
+Reader = Callable[[bytes, LimitSettings], Header]
 """Reads the header of one format from the whole file. Raises ImageError; takes no memory for pixels."""
 
 

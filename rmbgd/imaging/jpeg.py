@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.formats import TAIL_BYTES, Found, Tail, check_parts, check_size, cut_short, damaged
+from rmbgd.imaging.formats import TAIL_BYTES, Header, Tail, check_parts, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import sensible_dpi
 
 SCAN_PIXELS_MAXIMUM = 5_000_000_000
@@ -69,9 +70,9 @@ def _has_end_marker(descriptor: int, at: int) -> bool:
     return False
 
 
-def read_jpeg(data: bytes, limits: LimitSettings) -> Found:
+def read_jpeg(data: bytes, limits: LimitSettings) -> Header:
     """Header of a JPEG or of the first image of an MPO. See formats.Reader."""
-    found: Found | None = None
+    header: Header | None = None
     exif, xmp, dpi = b"", None, None
     pieces: dict[int, bytes] = {}  # of an ICC profile, by number
     total, several, progressive, at = 0, False, False, 2
@@ -96,7 +97,7 @@ def read_jpeg(data: bytes, limits: LimitSettings) -> Found:
         if marker == 0xDA:
             break
         if marker in _SOF:
-            found = _frame(data, marker, segment, limits)
+            header = _frame(data, marker, segment, limits)
             progressive = marker in _PROGRESSIVE
         elif marker == 0xE0 and segment.startswith(b"JFIF\x00") and len(segment) >= 12:
             unit = {1: 1.0, 2: 2.54}.get(segment[7], 0.0)  # inches, centimetres
@@ -109,21 +110,23 @@ def read_jpeg(data: bytes, limits: LimitSettings) -> Found:
             pieces[segment[12]], total = segment[14:], segment[13]
         elif marker == 0xE2 and segment.startswith(b"MPF\x00"):
             several = True
-    if found is None:
+    if header is None:
         raise damaged(data, "image data without a frame header")
-    found.exif, found.xmp, found.dpi = exif or None, xmp, dpi
-    if pieces:
-        found.icc_profile = _joined(pieces, total, limits.metadata_bytes, found.notes)
+    header.exif, header.xmp, header.dpi = exif or None, xmp, dpi
+    if pieces and sorted(pieces) == list(range(1, total + 1)):  # in any order in the file (ICC.1:2010, annex B.4)
+        header.take_profile(b"".join(pieces[number] for number in sorted(pieces)), limits)
+    elif pieces:
+        header.note("colour profile incomplete, left out")
     if several:
-        found.format, found.frames = "MPO", 2
-    if progressive or segment[:1] != bytes((len(found.mode),)):  # the first scan does not hold every component
-        scans = data.count(_SOS)
-        if scans * found.size[0] * found.size[1] > SCAN_PIXELS_MAXIMUM:
-            raise ImageError(Reason.TOO_LARGE, f"{scans} scans over {found.size[0]} x {found.size[1]} pixels to decode")
-    return found
+        header.format, header.frames = "MPO", 2
+    if progressive or segment[:1] != bytes((len(header.mode),)):  # the first scan does not hold every component
+        scans, (width, height) = data.count(_SOS), header.stored_size
+        if scans * width * height > SCAN_PIXELS_MAXIMUM:
+            raise ImageError(Reason.TOO_LARGE, f"{scans} scans over {width} x {height} pixels to decode")
+    return header
 
 
-def _frame(data: bytes, marker: int, segment: bytes, limits: LimitSettings) -> Found:
+def _frame(data: bytes, marker: int, segment: bytes, limits: LimitSettings) -> Header:
     if len(segment) < 6:
         raise damaged(data, "the frame header is too short")
     bits, components = segment[0], segment[5]
@@ -135,53 +138,32 @@ def _frame(data: bytes, marker: int, segment: bytes, limits: LimitSettings) -> F
         raise ImageError(Reason.UNSUPPORTED_MODE, f"JPEG with {bits} bits a sample")
     if components not in _MODES:
         raise ImageError(Reason.UNSUPPORTED_MODE, f"JPEG with {components} components")
-    return Found("JPEG", _MODES[components], size)
+    return Header("JPEG", _MODES[components], size)
 
 
 def _no_pixels(data: bytes, detail: str) -> ImageError:
     return damaged(data, detail) if data.endswith(_EOI) else cut_short(detail)
 
 
-def _joined(pieces: dict[int, bytes], total: int, maximum: int, notes: list[str]) -> bytes | None:
-    """An ICC profile from its APP2 segments, which may come in any order (ICC.1:2010, annex B.4)."""
-    whole = b"".join(pieces[number] for number in sorted(pieces))
-    if sorted(pieces) != list(range(1, total + 1)):
-        notes.append("colour profile incomplete, left out")
-        return None
-    if len(whole) > maximum:
-        notes.append(f"colour profile of {len(whole)} bytes left out")
-        return None
-    return whole
-
-
-def decode_jpeg(data: bytes, out: NDArray[np.uint8]) -> str | None:
+def decode_jpeg(data: bytes, out: NDArray[np.uint8] | None) -> str | None:
     """Decode a grey or colour JPEG, as stored, into `out` (uint8 [H, W, 3], contiguous).
 
     None when `out` is filled. Otherwise the warning of libjpeg-turbo that asks for a second opinion: Pillow's decoder
     is patient with harmless oddities and exact about truncation. Raises ImageError when pixels are certainly wrong.
+
+    Without `out` only for that: all entropy coding is read, to an eighth of the size, so that little memory is taken.
     """
+    options: dict[str, Any] = {"min_factor": 8} if out is None else {"buffer": out}
     try:
-        simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+        simplejpeg.decode_jpeg(data, "RGB", **options)
     except ValueError as error:
-        text = str(error)
-        if any(sign in text for sign in _DAMAGE):
-            raise damaged(data, text) from error
-        if "Premature end" in text and _only_the_end_marker_is_missing(data, out):
+        warning = str(error)
+        if any(sign in warning for sign in _DAMAGE):
+            raise damaged(data, warning) from error
+        if out is not None and "Premature end" in warning and _only_the_end_marker_is_missing(data, out):
             return None
-        return text
+        return warning
     return None
-
-
-def inspect_jpeg(data: bytes) -> None:
-    """Raises ImageError where pixels are wrong for certain, for images that another decoder with less to say decodes.
-
-    Decodes to an eighth of the size: all the entropy coding is read, little memory is taken.
-    """
-    try:
-        simplejpeg.decode_jpeg(data, "RGB", min_factor=8)
-    except ValueError as error:
-        if any(sign in str(error) for sign in _DAMAGE):
-            raise damaged(data, str(error)) from error
 
 
 def _only_the_end_marker_is_missing(data: bytes, out: NDArray[np.uint8]) -> bool:

@@ -5,6 +5,7 @@ Of EXIF only the first directory is read, so a GPS position, a maker note or a t
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import struct
@@ -15,28 +16,22 @@ from PIL import Image, ImageCms
 
 ORIENTATION, X_RESOLUTION, Y_RESOLUTION, RESOLUTION_UNIT = 0x0112, 0x011A, 0x011B, 0x0128
 
-TEXT_TAGS = {
-    "description": 0x010E,
-    "software": 0x0131,
-    "datetime": 0x0132,
-    "artist": 0x013B,
-    "copyright": 0x8298,
+# Setting's word -> EXIF / TIFF tag, and keyword of a PNG text chunk (PNG specification, section 11.3.3.2).
+_TEXT = {
+    "description": (0x010E, "Description"),
+    "software": (0x0131, "Software"),
+    "datetime": (0x0132, "Creation Time"),
+    "artist": (0x013B, "Author"),
+    "copyright": (0x8298, "Copyright"),
 }
-"""Setting's word -> EXIF / TIFF tag."""
-
-PNG_KEYWORDS = {
-    "description": "Description",
-    "software": "Software",
-    "datetime": "Creation Time",
-    "artist": "Author",
-    "copyright": "Copyright",
-}
-"""Setting's word -> keyword of a PNG text chunk (PNG specification, section 11.3.3.2)."""
+TEXT_TAGS = {word: tag for word, (tag, _) in _TEXT.items()}
+PNG_KEYWORDS = {word: keyword for word, (_, keyword) in _TEXT.items()}
 
 TEXT_MAXIMUM = 4096  # characters; a copyright line is under a hundred
 ENTRIES_MAXIMUM = 512  # directory entries; cameras write some thirty
 
 _BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+_Tags = dict[int, tuple[int, bytes]]  # tag -> type, and the bytes of its values
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:\s*=\s*[\"']|>)\s*(\d{1,5})")
 
 # Pillow's mode -> colour space of a profile that describes it, and the mode in which such a profile is applied.
@@ -65,7 +60,7 @@ def read_exif(block: bytes) -> ExifFacts:
     (at,) = struct.unpack_from(f"{order}I", block, 4)
     if at + 2 > len(block):
         return ExifFacts(sound=False)
-    facts, tags = ExifFacts(), dict[int, tuple[int, bytes]]()
+    facts, tags = ExifFacts(), _Tags()
     (count,) = struct.unpack_from(f"{order}H", block, at)
     for entry in range(at + 2, at + 2 + 12 * min(count, ENTRIES_MAXIMUM), 12):
         if entry + 12 > len(block):
@@ -78,8 +73,11 @@ def read_exif(block: bytes) -> ExifFacts:
             facts.sound = False
         else:
             tags.setdefault(tag, (kind, block[start : start + size]))
-    facts.orientation = _integer(tags.get(ORIENTATION), order)
-    facts.dpi = _dpi(tags, order)
+    facts.orientation = _integer(tags, ORIENTATION, order)
+    unit = _integer(tags, RESOLUTION_UNIT, order) or 2  # EXIF 2.32: 2 is inches and the default, 3 is centimetres
+    scale = {2: 1.0, 3: 2.54}.get(unit, 0.0)
+    x, y = (_rational(tags, tag, order) * scale for tag in (X_RESOLUTION, Y_RESOLUTION))
+    facts.dpi = sensible_dpi(x, y or x)
     for word, tag in TEXT_TAGS.items():
         kind, raw = tags.get(tag, (0, b""))
         if kind == 2 and (text := clean_text(raw)):
@@ -111,27 +109,16 @@ def sensible_dpi(x: float, y: float) -> tuple[float, float] | None:
     return (round(x, 2), round(y, 2))
 
 
-def _integer(entry: tuple[int, bytes] | None, order: str) -> int | None:
-    if entry is None:
-        return None
-    kind, raw = entry
+def _integer(tags: _Tags, tag: int, order: str) -> int | None:
+    kind, raw = tags.get(tag, (0, b""))
     code = {1: "B", 3: "H", 4: "I"}.get(kind)
     return int(struct.unpack_from(f"{order}{code}", raw)[0]) if code else None
 
 
-def _rational(entry: tuple[int, bytes] | None, order: str) -> float:
-    if entry is None or entry[0] != 5:
-        return 0.0
-    numerator, denominator = struct.unpack_from(f"{order}II", entry[1])
+def _rational(tags: _Tags, tag: int, order: str) -> float:
+    kind, raw = tags.get(tag, (0, b""))
+    numerator, denominator = struct.unpack_from(f"{order}II", raw) if kind == 5 else (0, 0)
     return float(numerator / denominator) if denominator else 0.0
-
-
-def _dpi(tags: dict[int, tuple[int, bytes]], order: str) -> tuple[float, float] | None:
-    unit = _integer(tags.get(RESOLUTION_UNIT), order) or 2  # EXIF 2.32: 2 is inches and the default, 3 is centimetres
-    scale = {2: 1.0, 3: 2.54}.get(unit, 0.0)
-    x = _rational(tags.get(X_RESOLUTION), order) * scale
-    y = _rational(tags.get(Y_RESOLUTION), order) * scale
-    return sensible_dpi(x, y or x)
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +138,10 @@ def colour_plan(mode: str, profile: bytes | None) -> ColourPlan:
         if space == "Lab":
             return _converted(ImageCms.createProfile("LAB"), "Lab")
         return ColourPlan(None, note="CMYK without a profile, converted by formula" if space == "CMYK" else None)
-    parsed = _parsed(profile)
+    parsed = None
+    if len(profile) >= 132 and profile[36:40] == b"acsp":
+        with contextlib.suppress(OSError):
+            parsed = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     found = profile[16:20].decode("latin-1").strip()
     if parsed is not None and found == "RGB" and space in ("RGB", "GRAY"):
         return ColourPlan(profile)
@@ -160,15 +150,6 @@ def colour_plan(mode: str, profile: bytes | None) -> ColourPlan:
     without = colour_plan(mode, None)
     note = f"colour profile {'for ' + found if parsed is not None else 'unreadable'}, left out"
     return replace(without, note="; ".join(filter(None, (note, without.note))))
-
-
-def _parsed(profile: bytes) -> ImageCms.ImageCmsProfile | None:
-    if len(profile) < 132 or profile[36:40] != b"acsp":
-        return None
-    try:
-        return ImageCms.ImageCmsProfile(io.BytesIO(profile))
-    except OSError:
-        return None
 
 
 def _converted(source: Any, space: str) -> ColourPlan:

@@ -22,13 +22,12 @@ from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, Unidentified
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.completeness import TIFF_PIXELS, bmp_end, box_length
-from rmbgd.imaging.formats import Found, PixelStream, check_size, cut_short, damaged
+from rmbgd.imaging.formats import Header, PixelStream, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import TEXT_TAGS, clean_text, sensible_dpi
 from rmbgd.imaging.png import PixelReader
 
 _SUB_FILE, _BITS, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG = 254, 258, 330, 339, 50706  # tags of a TIFF
 _PREVIEW = 1  # value of _SUB_FILE
-_SINGLE_IMAGE_FORMATS = ("HEIF",)  # several images in one file are a collection there, with one of them primary
 
 
 def configure_pillow(limits: LimitSettings) -> None:
@@ -43,7 +42,7 @@ def configure_pillow(limits: LimitSettings) -> None:
     warnings.filterwarnings("ignore", module=r"PIL\.")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
-    if heif_installed():
+    if importlib.util.find_spec("pillow_heif"):
         importlib.import_module("pillow_heif").register_heif_opener(
             thumbnails=False, depth_images=False, aux_images=False, decode_threads=1
         )
@@ -55,11 +54,7 @@ def configure_opencv() -> None:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
-def heif_installed() -> bool:
-    return importlib.util.find_spec("pillow_heif") is not None
-
-
-def read_pillow(data: bytes, form: str, limits: LimitSettings) -> Found:
+def read_pillow(data: bytes, form: str, limits: LimitSettings) -> Header:
     """Header of a TIFF, BMP, GIF, AVIF or HEIF. See formats.Reader."""
     if form == "HEIF" and "HEIF" not in Image.OPEN:
         raise ImageError(Reason.FORMAT_NOT_ALLOWED, "HEIC needs the package pillow-heif: pip install 'rmbgd[heif]'")
@@ -71,21 +66,18 @@ def read_pillow(data: bytes, form: str, limits: LimitSettings) -> Found:
         check_size((int.from_bytes(data[6:8], "little"), int.from_bytes(data[8:10], "little")), limits)
     with opened(data, form) as image:
         check_size(image.size, limits)
-        found = Found(form, image.mode, image.size, bool(image.has_transparency_data))
-        found.dpi = _dpi(image)
-        profile = image.info.get("icc_profile")
-        if isinstance(profile, bytes) and 0 < len(profile) <= limits.metadata_bytes:
-            found.icc_profile = profile
-        elif profile:
-            found.notes.append(f"colour profile of {len(profile)} bytes left out")
+        header = Header(form, image.mode, image.size, bool(image.has_transparency_data), dpi=_dpi(image))
+        if profile := image.info.get("icc_profile"):
+            header.take_profile(profile, limits)
         if isinstance(image, TiffImagePlugin.TiffImageFile):
-            _read_tiff(data, image, found)
+            _read_tiff(data, image, header)
         else:
-            found.exif, found.xmp = image.info.get("exif"), image.info.get("xmp")
+            header.exif, header.xmp = image.info.get("exif"), image.info.get("xmp")
         if getattr(image, "is_animated", False):
-            found.frames = 2 if form in ("TIFF", "GIF") else int(getattr(image, "n_frames", 2))
-            found.animated = form not in _SINGLE_IMAGE_FORMATS and not _only_smaller_copies(image)
-        return found
+            header.frames = 2 if form in ("TIFF", "GIF") else int(getattr(image, "n_frames", 2))
+            # Several images in a HEIF are a collection, with one of them primary.
+            header.animated = form != "HEIF" and not _only_smaller_copies(image)
+        return header
 
 
 @contextmanager
@@ -178,7 +170,7 @@ def _dpi(image: ImageFile.ImageFile) -> tuple[float, float] | None:
         return None
 
 
-def _read_tiff(data: bytes, image: TiffImagePlugin.TiffImageFile, found: Found) -> None:
+def _read_tiff(data: bytes, image: TiffImagePlugin.TiffImageFile, header: Header) -> None:
     """Refuse previews, find a missing tail, and take text. Pillow has applied the orientation to the size already."""
     tags = image.tag_v2
     if _DNG in tags or (tags.get(_SUB_FILE) == _PREVIEW and _SUB_DIRECTORIES in tags):
@@ -188,17 +180,16 @@ def _read_tiff(data: bytes, image: TiffImagePlugin.TiffImageFile, found: Found) 
         end = max((offset + length for offset, length in pairs), default=0)
         if len(data) < end < 1 << 32:
             raise cut_short(f"image data ends at byte {end}, the file at {len(data)}")
-    bits = _integers(tags.get(_BITS))
     if image.mode.startswith("I"):
         signed = 2 in _integers(tags.get(_SAMPLE_FORMAT))
-        found.maximum = (1 << (bits[0] - signed)) - 1
+        header.maximum = (1 << (_integers(tags.get(_BITS))[0] - signed)) - 1
     for word, tag in TEXT_TAGS.items():
         value = tags.get(tag)
         if isinstance(value, str) and (text := clean_text(value.encode("latin-1", "replace"))):  # UTF-8 mostly
-            found.text[word] = text
+            header.metadata[word] = text
     orientation = tags.get(0x0112)
     if isinstance(orientation, int):
-        found.orientation = orientation
+        header.orientation = orientation
 
 
 def _integers(value: object) -> list[int]:

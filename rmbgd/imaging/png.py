@@ -25,7 +25,7 @@ from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.formats import (
     STEPS_MAXIMUM,
     TAIL_BYTES,
-    Found,
+    Header,
     PixelStream,
     Tail,
     check_parts,
@@ -35,9 +35,8 @@ from rmbgd.imaging.formats import (
 )
 from rmbgd.imaging.metadata import PNG_KEYWORDS, clean_text, sensible_dpi
 
-NAME = "isal" if importlib.util.find_spec("isal") else "zlib"  # ISA-L has no 32-bit ARM kernels
-
-_backend: Any = importlib.import_module("isal.isal_zlib") if NAME == "isal" else zlib
+# ISA-L has no 32-bit ARM kernels.
+_backend: Any = importlib.import_module("isal.isal_zlib") if importlib.util.find_spec("isal") else zlib
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 BAND_BYTES = 1 << 19  # filtered at once by the writer; 256 KiB to 2 MiB make no difference
@@ -52,7 +51,6 @@ _MODES = {
 }  # fmt: skip
 _COLOUR_TYPES = {1: 0, 3: 2, 4: 6}  # channels -> grey, truecolour, truecolour with alpha
 _WORDS = {keyword.lower(): word for word, keyword in PNG_KEYWORDS.items()}
-_XMP = b"XML:com.adobe.xmp"
 _END = b"IEND\xae\x42\x60\x82"  # with its checksum, which never changes
 _UP = 2  # the row filter of the writer
 _WINDOW_BITS = 15  # of deflate; the largest that PNG allows
@@ -98,7 +96,7 @@ class _Walk:
     """What the chunks said so far. `allowance` is what text and profile may still unpack to, in bytes."""
 
     allowance: int
-    found: Found
+    header: Header
     colour_type: int
     bits: int
     prefix: bytes
@@ -108,14 +106,14 @@ class _Walk:
     seen: set[bytes] = field(default_factory=set)
 
 
-def read_png(data: bytes, limits: LimitSettings) -> Found:
+def read_png(data: bytes, limits: LimitSettings) -> Header:
     """Header, metadata and structure of a PNG. See formats.Reader.
 
     Checksums of chunks that pixels need must be right; other chunks with a wrong one are left out. Compressed text and
     profiles are unpacked against limits.metadata_bytes in all, wanted or not; beyond it the file is a METADATA_BOMB.
     """
     walk = _begin(data, limits)
-    view, at = memoryview(data), 33
+    header, view, at = walk.header, memoryview(data), 33
     for count in itertools.count():
         check_parts(count)
         if at + 12 > len(data):
@@ -132,7 +130,7 @@ def read_png(data: bytes, limits: LimitSettings) -> Found:
         if not sound:
             if kind[:1].isupper() or kind == b"tRNS":
                 raise damaged(data, f"checksum of chunk {kind.decode()} at byte {at}")
-            walk.found.notes.append(f"chunk {kind.decode()} damaged, left out")
+            header.note(f"chunk {kind.decode()} damaged, left out")
         elif kind == b"IDAT":
             if walk.end not in (0, at):
                 raise damaged(data, "image data is not in one run of chunks")
@@ -145,9 +143,9 @@ def read_png(data: bytes, limits: LimitSettings) -> Found:
     if walk.colour_type == 3 and not walk.palette:
         raise damaged(data, "no palette")
     if after < len(data):
-        walk.found.notes.append(f"{len(data) - after} bytes after the end left out")
-    walk.found.stream = PixelStream(walk.prefix, walk.start, walk.end, data[at:after])
-    return walk.found
+        header.note(f"{len(data) - after} bytes after the end left out")
+    header.stream = PixelStream(walk.prefix, walk.start, walk.end, data[at:after])
+    return header
 
 
 def _begin(data: bytes, limits: LimitSettings) -> _Walk:
@@ -164,8 +162,8 @@ def _begin(data: bytes, limits: LimitSettings) -> _Walk:
     if method or filtering or interlace > 1 or (colour_type, bits) not in _MODES:
         raise damaged(data, f"colour type {colour_type}, {bits} bits, methods {method}, {filtering}, {interlace}")
     mode, maximum = _MODES[colour_type, bits]
-    found = Found("PNG", mode, (width, height), has_alpha=colour_type >= 4, maximum=maximum)
-    return _Walk(limits.metadata_bytes, found, colour_type, bits, data[:33])
+    header = Header("PNG", mode, (width, height), has_alpha=colour_type >= 4, maximum=maximum)
+    return _Walk(limits.metadata_bytes, header, colour_type, bits, data[:33])
 
 
 def _ended(data: bytes, wanted: int, limits: LimitSettings) -> ImageError:
@@ -176,58 +174,53 @@ def _ended(data: bytes, wanted: int, limits: LimitSettings) -> ImageError:
 
 def _take(walk: _Walk, data: bytes, kind: bytes, at: int, after: int) -> None:
     """One chunk other than IHDR, IDAT and IEND, at data[at:after]."""
-    body = data[at + 8 : after - 4]
-    found, first = walk.found, kind not in walk.seen
+    header, body, first = walk.header, data[at + 8 : after - 4], kind not in walk.seen
     walk.seen.add(kind)
-    if kind == b"PLTE" and first and not walk.start:
-        if len(body) % 3 or not 3 <= len(body) <= 768:
-            raise damaged(data, f"palette of {len(body)} bytes")
-        walk.palette = len(body) // 3
-        if walk.colour_type == 3:
-            walk.prefix += data[at:after]
-    elif kind == b"tRNS" and first and not walk.start:
-        _transparency(walk, body, data[at:after])
-    elif kind == b"iCCP" and first:
-        _profile(walk, body)
-    elif kind == b"pHYs" and first and len(body) == 9:
-        x, y, unit = struct.unpack(">IIB", body)
-        if unit == 1:  # pixels per metre
-            found.dpi = sensible_dpi(x * 0.0254, y * 0.0254)
-    elif kind == b"eXIf" and first:
-        found.exif = body
-    elif kind in (b"tEXt", b"zTXt", b"iTXt"):
-        _text(walk, kind, body)
-    elif kind == b"acTL" and first and not walk.start and len(body) == 8:
-        found.frames = max(1, int.from_bytes(body[:4], "big") & 0x7FFFFFFF)
-        found.animated = found.frames > 1
-    elif kind[:1].isupper() and kind != b"PLTE":
-        raise damaged(data, f"unknown critical chunk {kind.decode()}")
+    match kind:
+        case b"PLTE" if first and not walk.start:
+            if len(body) % 3 or not 3 <= len(body) <= 768:
+                raise damaged(data, f"palette of {len(body)} bytes")
+            walk.palette = len(body) // 3
+            if walk.colour_type == 3:
+                walk.prefix += data[at:after]
+        case b"tRNS" if first and not walk.start:
+            _take_transparency(walk, body, data[at:after])
+        case b"iCCP" if first:
+            rest = body.partition(b"\x00")[2]
+            if rest[:1] == b"\x00" and (profile := _unpacked(walk, rest[1:], "colour profile")):
+                header.icc_profile = profile
+            else:
+                header.note("colour profile damaged, left out")
+        case b"pHYs" if first and len(body) == 9:
+            x, y, unit = struct.unpack(">IIB", body)
+            if unit == 1:  # pixels per metre
+                header.dpi = sensible_dpi(x * 0.0254, y * 0.0254)
+        case b"eXIf" if first:
+            header.exif = body
+        case b"tEXt" | b"zTXt" | b"iTXt":
+            _take_text(walk, kind, body)
+        case b"acTL" if first and not walk.start and len(body) == 8:
+            header.frames = max(1, int.from_bytes(body[:4], "big") & 0x7FFFFFFF)
+            header.animated = header.frames > 1
+        case _ if kind[:1].isupper() and kind != b"PLTE":
+            raise damaged(data, f"unknown critical chunk {kind.decode()}")
 
 
-def _transparency(walk: _Walk, body: bytes, chunk: bytes) -> None:
+def _take_transparency(walk: _Walk, body: bytes, chunk: bytes) -> None:
     """PNG specification 11.3.2.1: alphas of palette entries, or the one colour that is transparent."""
-    found, colour_type = walk.found, walk.colour_type
-    if colour_type == 3 and 0 < len(body) <= walk.palette:
+    if walk.colour_type == 3 and 0 < len(body) <= walk.palette:
         walk.prefix += chunk
-        found.has_alpha = True
-    elif (colour_type, len(body)) in ((0, 2), (2, 6)):
+        walk.header.has_alpha = True
+    elif (walk.colour_type, len(body)) in ((0, 2), (2, 6)):
         key = struct.unpack(f">{len(body) // 2}H", body)
         scale = 255 // ((1 << walk.bits) - 1) if walk.bits < 8 else 1  # the decoder spreads small greys over 0..255
-        found.colour_key = tuple(value * scale for value in key)
-        found.has_alpha = True
+        walk.header.colour_key = tuple(value * scale for value in key)
+        walk.header.has_alpha = True
     else:
-        found.notes.append("transparency chunk does not fit the image, left out")
+        walk.header.note("transparency chunk does not fit the image, left out")
 
 
-def _profile(walk: _Walk, body: bytes) -> None:
-    _name, _, rest = body.partition(b"\x00")
-    if rest[:1] == b"\x00" and (profile := _unpacked(walk, rest[1:], "colour profile")):
-        walk.found.icc_profile = profile
-    else:
-        walk.found.notes.append("colour profile damaged, left out")
-
-
-def _text(walk: _Walk, kind: bytes, body: bytes) -> None:
+def _take_text(walk: _Walk, kind: bytes, body: bytes) -> None:
     keyword, _, rest = body.partition(b"\x00")
     value: bytes | None = rest
     if kind == b"zTXt":
@@ -239,12 +232,12 @@ def _text(walk: _Walk, kind: bytes, body: bytes) -> None:
         if value is not None and packed == b"\x01":
             value = _unpacked(walk, value, "text") if method == b"\x00" else None
     if value is None:
-        walk.found.notes.append("text chunk damaged, left out")
-    elif keyword == _XMP:
-        walk.found.xmp = value
+        walk.header.note("text chunk damaged, left out")
+    elif keyword == b"XML:com.adobe.xmp":
+        walk.header.xmp = value
     elif word := _WORDS.get(keyword.decode("latin-1").lower()):
         encoding = "utf-8" if kind == b"iTXt" else "latin-1"  # as the specification has it
-        walk.found.text.setdefault(word, clean_text(value.decode(encoding, "replace")))
+        walk.header.metadata.setdefault(word, clean_text(value.decode(encoding, "replace")))
 
 
 def _unpacked(walk: _Walk, packed: bytes, what: str) -> bytes | None:
@@ -272,15 +265,6 @@ class PixelReader(io.RawIOBase):
         )
         self._length = sum(map(len, self._pieces))
         self._at = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
         self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
@@ -326,7 +310,11 @@ def write_png(
         x, y = (max(1, min(round(value / 0.0254), 0x7FFFFFFF)) for value in dpi)
         _chunk(write, b"pHYs", struct.pack(">IIB", x, y, 1))
     for keyword, value in text:
-        _text_chunk(write, keyword, value)
+        try:
+            kind, body = b"tEXt", value.encode("latin-1")
+        except UnicodeEncodeError:
+            kind, body = b"iTXt", bytes(4) + value.encode()
+        _chunk(write, kind, keyword.encode("ascii") + b"\x00" + body)
     packer = compressor(level)
     for band in _filtered(pixels, width * channels * pixels.itemsize):
         packed = packer.compress(band)
@@ -355,11 +343,3 @@ def _chunk(write: Write, kind: bytes, body: bytes) -> None:
     if body:
         write(body)
     write(struct.pack(">I", crc32(body, crc32(kind))))
-
-
-def _text_chunk(write: Write, keyword: str, value: str) -> None:
-    """A tEXt chunk where Latin-1 suffices, iTXt otherwise."""
-    try:
-        _chunk(write, b"tEXt", keyword.encode("ascii") + b"\x00" + value.encode("latin-1"))
-    except UnicodeEncodeError:
-        _chunk(write, b"iTXt", keyword.encode("ascii") + b"\x00\x00\x00\x00\x00" + value.encode())

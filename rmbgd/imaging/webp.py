@@ -13,17 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.config.load import LimitSettings
-from rmbgd.imaging.formats import (
-    ABSURD,
-    STEPS_MAXIMUM,
-    Found,
-    Size,
-    Tail,
-    check_parts,
-    check_size,
-    cut_short,
-    damaged,
-)
+from rmbgd.imaging.formats import ABSURD, STEPS_MAXIMUM, Header, Size, Tail, check_parts, check_size, cut_short, damaged
 
 _PROFILE, _ALPHA, _ANIMATION = 0x20, 0x10, 0x02  # bits of VP8X, in the order of the container specification
 
@@ -63,68 +53,62 @@ def _chunks(read: Callable[[int, int], bytes], end: int) -> Iterator[tuple[int, 
         at += 8 + length + (length & 1)
 
 
-def read_webp(data: bytes, limits: LimitSettings) -> Found:
+def read_webp(data: bytes, limits: LimitSettings) -> Header:
     """Header of a WebP. See formats.Reader."""
     claimed = 8 + int.from_bytes(data[4:8], "little")
-    found: Found | None = None
+    header: Header | None = None
     pixels, frames, after = False, 0, 12
     for count, (at, kind, length) in enumerate(_chunks(lambda at, count: data[at : at + count], claimed), 1):
         check_parts(count)
-        if found is None:
-            found = _first(data, kind, data[at + 8 : at + 18])
-            check_size(found.size, limits)
+        body = slice(at + 8, at + 8 + length)
+        if header is None:
+            header = _first(data, kind, data[at + 8 : at + 18])
+            check_size(header.stored_size, limits)
         if kind == b"ANMF":
             frames += 1
         elif kind in (b"VP8 ", b"VP8L"):
             pixels = True
-        elif kind == b"ICCP" and found.icc_profile is None:
-            _take_profile(found, data[at + 8 : at + 8 + length], limits)
+        elif kind == b"ICCP" and header.icc_profile is None:
+            header.take_profile(data[body], limits)
         elif kind == b"EXIF":
-            found.exif = data[at + 8 : at + 8 + length]
+            header.exif = data[body]
         elif kind == b"XMP ":
-            found.xmp = data[at + 8 : at + 8 + length]
+            header.xmp = data[body]
         after = at + 8 + length + (length & 1)
     if claimed > limits.file_bytes:
         raise damaged(data, f"the header claims {claimed} bytes, more than any file may have")
-    if claimed > len(data) or found is None:
+    if claimed > len(data) or header is None:
         raise cut_short(f"the file has {len(data)} of {claimed} bytes")
     if after > claimed + 1:
         raise damaged(data, "a chunk reaches beyond the end")
     if not (pixels or frames):
         raise damaged(data, "no image data")
-    found.frames, found.animated = max(1, frames), found.animated and frames > 1
+    header.frames, header.animated = max(1, frames), header.animated and frames > 1
     if len(data) > claimed + 1:
-        found.notes.append(f"{len(data) - claimed} bytes after the end left out")
-    return found
+        header.note(f"{len(data) - claimed} bytes after the end left out")
+    return header
 
 
-def _first(data: bytes, kind: bytes, head: bytes) -> Found:
+def _first(data: bytes, kind: bytes, head: bytes) -> Header:
     """Size and alpha, from whichever of the three kinds of chunk comes first."""
     if len(head) < 10:
         raise cut_short("the file ends inside the header")
     if kind == b"VP8X":
         size: Size = (1 + int.from_bytes(head[4:7], "little"), 1 + int.from_bytes(head[7:10], "little"))
         alpha = bool(head[0] & _ALPHA)
-        return Found("WEBP", "RGBA" if alpha else "RGB", size, alpha, animated=bool(head[0] & _ANIMATION))
+        return Header("WEBP", "RGBA" if alpha else "RGB", size, alpha, animated=bool(head[0] & _ANIMATION))
     if kind == b"VP8 " and head[3:6] == b"\x9d\x01\x2a":
-        return Found("WEBP", "RGB", _lossy_size(head))
+        return Header("WEBP", "RGB", _lossy_size(head))
     if kind == b"VP8L" and head[0] == 0x2F:
         bits = int.from_bytes(head[1:5], "little")
         alpha = bool(bits >> 28 & 1)
-        return Found("WEBP", "RGBA" if alpha else "RGB", (1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)), alpha)
+        return Header("WEBP", "RGBA" if alpha else "RGB", (1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)), alpha)
     raise damaged(data, f"the first chunk is {kind!r}")
 
 
 def _lossy_size(head: bytes) -> Size:
     """From the first ten bytes of a VP8 frame (RFC 6386, 9.1): 14 bits each, the upper two scale the display."""
     return int.from_bytes(head[6:8], "little") & 0x3FFF, int.from_bytes(head[8:10], "little") & 0x3FFF
-
-
-def _take_profile(found: Found, profile: bytes, limits: LimitSettings) -> None:
-    if len(profile) > limits.metadata_bytes:
-        found.notes.append(f"colour profile of {len(profile)} bytes left out")
-    else:
-        found.icc_profile = profile
 
 
 def decode_webp(data: bytes) -> NDArray[np.uint8]:

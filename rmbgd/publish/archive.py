@@ -7,6 +7,7 @@ computed twice.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import threading
 from collections.abc import Mapping
@@ -47,7 +48,12 @@ class Archiver:
         try:
             self._move(job)
         except (OSError, StorageFault, ImageError) as error:  # a name or a size that the other disk refuses
-            self._later(job, error)
+            with self._lock:
+                failures = self._waiting[job.job_id][2] + 1 if job.job_id in self._waiting else 1
+                retry_at = self._clock.monotonic() + backoff(failures, RETRY_FIRST, RETRY_MAXIMUM)
+                self._waiting[job.job_id] = (job, retry_at, failures)
+            if failures == 1:
+                self._emit("storage.retire_failed", folder=job.folder, path=job.relative_path, detail=str(error))
         else:
             with self._lock:
                 self._waiting.pop(job.job_id, None)
@@ -62,14 +68,6 @@ class Archiver:
             self.archive(job)
         with self._lock:
             return min((when for _, when, _ in self._waiting.values()), default=None)
-
-    def _later(self, job: Job, error: Exception) -> None:
-        with self._lock:
-            failures = self._waiting[job.job_id][2] + 1 if job.job_id in self._waiting else 1
-            retry_at = self._clock.monotonic() + backoff(failures, RETRY_FIRST, RETRY_MAXIMUM)
-            self._waiting[job.job_id] = (job, retry_at, failures)
-        if failures == 1:
-            self._emit("storage.retire_failed", folder=job.folder, path=job.relative_path, detail=str(error))
 
     def _move(self, job: Job) -> None:
         folder = self._folders[job.folder]
@@ -132,14 +130,12 @@ class Cleanup:
 
     def remove(self, row: Unfinished) -> int:
         """Remove the temporaries of one job; answers how many."""
+        roots, found = _roots(self._folders[row.folder]), 0
         parents = {os.path.dirname(row.relative_path), os.path.dirname(row.target or ""), ""}
-        found = 0
-        for root in _roots(self._folders[row.folder]):
-            for parent in parents:
-                for kind in TEMPORARY_KINDS:
-                    with storage_faults(root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                        self._fs.unlink(os.path.join(root, parent, names.temporary_name(row.job_id, kind)))
-                        found += 1
+        for root, parent, kind in itertools.product(roots, parents, TEMPORARY_KINDS):
+            with storage_faults(root), contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self._fs.unlink(os.path.join(root, parent, names.temporary_name(row.job_id, kind)))
+                found += 1
         return found
 
     def remove_all(self) -> int:

@@ -78,12 +78,7 @@ class Publisher:
             return self._publish(temporary, job, outcome, sidecar_facts, content, report)
 
     def publish_copy(
-        self,
-        job: Job,
-        known: Known,
-        outcome: JobOutcome,
-        *,
-        sidecar_facts: Mapping[str, object] | None = None,
+        self, job: Job, known: Known, outcome: JobOutcome, *, sidecar_facts: Mapping[str, object] | None = None
     ) -> Published | None:
         """Publish the answer that equal content got before.
 
@@ -163,7 +158,6 @@ class Publisher:
                 break
             else:
                 self._ledger.output_names.move(key)
-        temporary.renamed()
         status = os.lstat(os.path.join(target.output, target.path))
         identity = (temporary.sha256, temporary.size, status.st_ino, status.st_mtime_ns)
         return Published(target.output, target.path, *identity, sidecar=facts is not None)
@@ -176,17 +170,10 @@ class Publisher:
             return False
         if facts is not None and not sidecar.write(target, temporary, job, facts, self._mode(job), self._fs):
             return False
-        try:
-            if ours:
-                self._fs.rename(temporary.path, path)
-            else:
-                self._fs.rename_noreplace(temporary.path, path)
-        except (FileExistsError, IsADirectoryError):
+        placed = temporary.publish(path, replace=ours)
+        if facts is None or not placed:
             sidecar.remove(target, job, self._fs)
-            return False
-        if facts is None:
-            sidecar.remove(target, job, self._fs)
-        return True
+        return placed
 
     def _stands(self, target: Target) -> bool:
         """Is what stands at the target a file of ours, as we published it or were about to?"""
@@ -228,7 +215,5 @@ def _copy_known(known: Known, temporary: Temporary) -> bool:
         source = open_regular(known.full_path)
     except (OSError, ImageError):
         return False
-    try:
-        return copy(source, temporary.fileno()) == (known.sha256, known.size)
-    finally:
-        os.close(source)
+    with open(source, "rb") as file:
+        return copy(file.fileno(), temporary.fileno()) == (known.sha256, known.size)

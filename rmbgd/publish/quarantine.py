@@ -17,7 +17,8 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Folder
 from rmbgd.errors import REASON_TEXT, ImageError, Reason
 from rmbgd.fs import FileSystem, storage_faults
-from rmbgd.publish.temporary import Temporary, hash_of, move_exactly, place, versions_to_try
+from rmbgd.publish.sidecar import read_json
+from rmbgd.publish.temporary import Temporary, free_paths, hash_of, move_exactly
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import Job
@@ -55,7 +56,7 @@ class Quarantine:
 
     def _set_aside(self, job: Job, folder: Folder, story: dict[str, object]) -> str | None:
         failed = str(folder.failed)
-        for path in versions_to_try(failed, os.path.join(*place(failed, job.relative_path, self._fs))):
+        for path in free_paths(failed, job.relative_path, self._fs):
             if not self._write_reason(failed, path, job.job_id, story):
                 continue
             if folder.originals == "keep" and not job.claimed_by_rename:
@@ -78,12 +79,9 @@ class Quarantine:
         name = names.temporary_name(job_id, ".error")
         with Temporary(failed, os.path.dirname(path), name, REASON_MODE, self._fs) as temporary:
             temporary.write(json.dumps(story, indent=1).encode() + b"\n")
-            temporary.seal()
-            try:
-                self._fs.rename_noreplace(temporary.path, full)
-            except FileExistsError:
-                return _same_story(full, story)
-            temporary.renamed()
+            if not temporary.publish(full, replace=False):
+                found = read_json(full)  # perhaps of the same job, before a crash
+                return all(found.get(key) == story[key] for key in ("job", "folder", "path", "version"))
         self._fs.sync_folder(os.path.dirname(full))
         return True
 
@@ -117,13 +115,3 @@ def _hash(job: Job) -> str | None:
         return hash_of(job.source)[0]
     except (OSError, ImageError):
         return None
-
-
-def _same_story(path: str, story: dict[str, object]) -> bool:
-    """Was this reason file written for the same job, before a crash?"""
-    try:
-        with open(path, "rb") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and all(found.get(key) == story[key] for key in ("job", "folder", "path", "version"))

@@ -15,7 +15,7 @@ from rmbgd.fs import FileSystem
 from rmbgd.publish.temporary import Temporary
 from rmbgd.store.records import Job, Target, Unfinished
 
-SIDECAR_BYTES = 1 << 20  # a larger file of that name is none of ours
+JSON_BYTES = 1 << 20  # a larger file is none of ours
 
 
 def write(target: Target, cutout: Temporary, job: Job, facts: Mapping[str, object], mode: int, fs: FileSystem) -> bool:
@@ -28,16 +28,7 @@ def write(target: Target, cutout: Temporary, job: Job, facts: Mapping[str, objec
     story |= {"sha256": cutout.sha256, "bytes": cutout.size}
     with Temporary(target.output, cutout.below, names.temporary_name(job.job_id, ".json"), mode, fs) as temporary:
         temporary.write(json.dumps(story | dict(facts), indent=1).encode() + b"\n")
-        temporary.seal()
-        if is_ours(path, job):
-            fs.rename(temporary.path, path)
-        else:
-            try:
-                fs.rename_noreplace(temporary.path, path)
-            except FileExistsError:
-                return False
-        temporary.renamed()
-    return True
+        return temporary.publish(path, replace=is_ours(path, job))
 
 
 def remove(target: Target, job: Job, fs: FileSystem) -> None:
@@ -52,7 +43,7 @@ def recover(output: str, row: Unfinished, fs: FileSystem) -> bool:
     path = os.path.join(output, names.sidecar_name(row.target or ""))
     if not is_ours(path, row):
         return False
-    if _read(path).get("sha256") == row.sha256_out:
+    if read_json(path).get("sha256") == row.sha256_out:
         return True
     fs.unlink(path)
     return False
@@ -64,14 +55,14 @@ def sidecar_path(target: Target) -> str:
 
 def is_ours(path: str, of: Job | Unfinished) -> bool:
     """Was this sidecar written for the same input?"""
-    found = _read(path)
+    found = read_json(path)
     return (found.get("folder"), found.get("path")) == (of.folder, of.relative_path)
 
 
-def _read(path: str) -> dict[str, object]:
-    """A sidecar's content; empty for anything that is none."""
+def read_json(path: str) -> dict[str, object]:
+    """Content of a sidecar or reason file; empty for anything that is none."""
     try:
-        if os.path.islink(path) or not os.path.isfile(path) or os.path.getsize(path) > SIDECAR_BYTES:
+        if os.path.islink(path) or not os.path.isfile(path) or os.path.getsize(path) > JSON_BYTES:
             return {}
         with open(path, "rb") as file:
             found = json.load(file)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import errno
 import fcntl
@@ -45,11 +46,8 @@ def make_folders(root: str, below: str, fs: FileSystem) -> str:
 
 def hash_of(path: str) -> tuple[str, int]:
     """(sha256 in hex, bytes) of a regular file."""
-    descriptor = open_regular(path)
-    try:
-        return hash_of_descriptor(descriptor)
-    finally:
-        os.close(descriptor)
+    with open(open_regular(path), "rb") as file:
+        return hash_of_descriptor(file.fileno())
 
 
 def hash_of_descriptor(descriptor: int) -> tuple[str, int]:
@@ -126,9 +124,15 @@ class Temporary:
         self._fs.sync_file(self._descriptor)
         self._close()
 
-    def renamed(self) -> None:
-        """It is a temporary no more."""
+    def publish(self, path: str, *, replace: bool) -> bool:
+        """Seal it and rename it to `path`. False: something stands there that is not to be, or cannot be, replaced."""
+        self.seal()
+        try:
+            (self._fs.rename if replace else self._fs.rename_noreplace)(self.path, path)
+        except (FileExistsError, IsADirectoryError):
+            return False
         self._there = False
+        return True
 
     def _close(self) -> None:
         self._open = False
@@ -152,30 +156,26 @@ class Temporary:
             raise fault_of(error, self.root) from error
 
 
-def place(root: str, relative_path: str, fs: FileSystem) -> tuple[str, str]:
-    """(sub-folder, name) for a file that is mirrored below `root`: flat when the path would be too long."""
-    below, basename = os.path.split(relative_path)
-    if len(os.fsencode(os.path.join(root, relative_path))) > PATH_MAXIMUM:
-        return "", basename
-    return make_folders(root, below, fs), basename
+def free_paths(root: str, relative_path: str, fs: FileSystem) -> Iterator[str]:
+    """Paths below `root` for a file that is mirrored there: versions of its own, from the last that is taken on.
 
-
-def versions_to_try(root: str, path: str) -> Iterator[str]:
-    """Versions of `path` below `root`, from the last of those that are taken on.
-
-    Found in steps that double and then halve: a camera that uses one name each minute has half a million in a year. The
-    last taken one comes first, because a try that died may have left our own file there.
+    Flat when the path would be too long. Found in steps that double and then halve: a camera that uses one name each
+    minute has half a million in a year. The last taken one comes first, because a try that died may have left our own
+    file there. Makes the sub-folder.
     """
-    taken, free = 0, 1
-    while os.path.lexists(os.path.join(root, names.version_of(path, free))):
-        taken, free = free, 2 * free
-    while free - taken > 1:
-        middle = (taken + free) // 2
-        if os.path.lexists(os.path.join(root, names.version_of(path, middle))):
-            taken = middle
-        else:
-            free = middle
-    return (names.version_of(path, number) for number in itertools.count(max(1, taken)))
+    below, path = os.path.split(relative_path)
+    if len(os.fsencode(os.path.join(root, relative_path))) <= PATH_MAXIMUM:
+        path = os.path.join(make_folders(root, below, fs), path)
+
+    def is_free(number: int) -> bool:
+        return not os.path.lexists(os.path.join(root, names.version_of(path, number)))
+
+    bound = 1
+    while not is_free(bound):
+        bound *= 2
+    candidates = range(bound // 2 + 1, bound)
+    first_free = candidates.start + bisect.bisect_left(candidates, True, key=is_free)
+    return (names.version_of(path, number) for number in itertools.count(max(1, first_free - 1)))
 
 
 def move_into(root: str, relative_path: str, source: str, job_id: int, fs: FileSystem) -> str:
@@ -183,7 +183,7 @@ def move_into(root: str, relative_path: str, source: str, job_id: int, fs: FileS
 
     Raises OSError.
     """
-    for path in versions_to_try(root, os.path.join(*place(root, relative_path, fs))):
+    for path in free_paths(root, relative_path, fs):
         with contextlib.suppress(FileExistsError):
             move_exactly(root, path, source, job_id, fs)
             return path
@@ -196,35 +196,30 @@ def move_exactly(root: str, path: str, source: str, job_id: int, fs: FileSystem)
     Across file systems it is copied, synced and compared before it is removed. On one file system nothing is synced: a
     rename that a power cut takes back leaves the file where it was, in exactly one place.
     """
+    full = os.path.join(root, path)
     try:
-        fs.rename_noreplace(source, os.path.join(root, path))
+        fs.rename_noreplace(source, full)
     except OSError as error:
         if error.errno != errno.EXDEV:
             raise
     else:
         return
-    full = os.path.join(root, path)
-    if os.path.lexists(full):
-        # A try that died between copying and removing left the very same file here.
-        if os.path.islink(full) or not os.path.isfile(full) or hash_of(full) != hash_of(source):
-            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), full)
-    else:
+    if not os.path.lexists(full):
         _copy_over(root, path, source, job_id, fs)
+    # A try that died between copying and removing left the very same file here.
+    elif os.path.islink(full) or not os.path.isfile(full) or hash_of(full) != hash_of(source):
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), full)
     fs.unlink(source)
 
 
 def _copy_over(root: str, path: str, source: str, job_id: int, fs: FileSystem) -> None:
     below, name = os.path.dirname(path), names.temporary_name(job_id, ".original")
-    descriptor = open_regular(source)
-    try:
-        status = os.fstat(descriptor)
+    with open(open_regular(source), "rb") as file:
+        status = os.fstat(file.fileno())
         with Temporary(root, below, name, status.st_mode & 0o777, fs) as temporary:
-            if copy(descriptor, temporary.fileno()) != hash_of_descriptor(descriptor):
+            if copy(file.fileno(), temporary.fileno()) != hash_of_descriptor(file.fileno()):
                 raise OSError(errno.EIO, "the copy differs from the original", source)
             os.utime(temporary.fileno(), ns=(status.st_atime_ns, status.st_mtime_ns))
-            temporary.seal()
-            fs.rename_noreplace(temporary.path, os.path.join(root, path))
-            temporary.renamed()
-    finally:
-        os.close(descriptor)
+            if not temporary.publish(os.path.join(root, path), replace=False):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
     fs.sync_folder(os.path.join(root, below))

@@ -15,7 +15,8 @@ from PIL import Image, ImageOps, TiffImagePlugin
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.decode import decode_into, place, read_limited, upright
+from rmbgd.imaging.decode import decode_into, place, read_limited
+from rmbgd.imaging.formats import Header
 from tests.imaging.builders import (
     chunk,
     decoded,
@@ -251,7 +252,7 @@ def test_bands_of_any_height_give_the_turned_image(turn: int, height: int, width
         place(plane, first, np.ascontiguousarray(stored[first : first + rows]), turn)
 
     assert np.array_equal(plane, expected)
-    assert upright((width, height), turn) == expected.shape[1::-1]
+    assert Header("PNG", "RGB", (width, height), turn=turn).size == expected.shape[1::-1]
 
 
 @pytest.mark.parametrize("turn", range(1, 9))

@@ -12,7 +12,6 @@ from PIL import Image, ImageSequence, TiffImagePlugin, features
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.pillow import heif_installed
 from tests.imaging.builders import decoded, exif, outcome, photo, probed, refusal, saved
 
 needs_avif = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF decoder")
@@ -128,10 +127,7 @@ def test_any_damage_of_an_avif_is_a_reason_or_an_image() -> None:
 
 @pytest.fixture
 def heic() -> None:
-    if not heif_installed():
-        pytest.skip("pillow-heif is not installed")
-    import pillow_heif
-
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
     pillow_heif.register_heif_opener()
     if not pillow_heif.libheif_info()["encoders"]:
         pytest.skip("this pillow-heif cannot write HEIC to test with")
