@@ -166,25 +166,25 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (960, 7),
-    "backends": (2380, 15),
-    "bench": (910, 4),
-    "cli": (970, 6),
+    "": (940, 7),
+    "backends": (2300, 15),
+    "bench": (890, 4),
+    "cli": (940, 6),
     "config": (600, 3),
-    "doctor": (470, 2),
-    "engine": (4360, 20),
-    "imaging": (2320, 12),
-    "intake": (2050, 10),
-    "models": (3480, 20),
-    "mtbf": (2440, 10),
-    "pipeline": (1700, 9),
-    "publish": (840, 5),
-    "service": (1450, 9),
-    "store": (1000, 6),
-    "telemetry": (640, 4),
-    "testing": (790, 6),
+    "doctor": (460, 2),
+    "engine": (4180, 20),
+    "imaging": (2180, 12),
+    "intake": (2000, 10),
+    "models": (3460, 20),
+    "mtbf": (2115, 10),
+    "pipeline": (1580, 9),
+    "publish": (790, 5),
+    "service": (1405, 9),
+    "store": (965, 6),
+    "telemetry": (590, 4),
+    "testing": (690, 6),
 }
-MODULES, LINES = 150, 27_300
+MODULES, LINES = 150, 26_030
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"
