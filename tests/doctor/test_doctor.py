@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -133,6 +134,17 @@ def test_folder_that_cannot_be_written_fails(folder: Folder, read_only: Path) ->
     found = folders.rights(folder.model_copy(update={"output": read_only}))
     assert FAIL == found.state
     assert f"output {read_only}" in found.text
+
+
+def test_folder_in_which_nothing_can_be_removed_fails(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trial file stays, and that is the finding."""
+
+    def refuse(_: str) -> None:
+        raise OSError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(folders.os, "unlink", refuse)
+    found = folders.rights(folder)
+    assert (FAIL, True) == (found.state, found.text.startswith(f"input {folder.input}: "))
 
 
 def test_input_that_is_only_kept_need_not_be_writable(folder: Folder, read_only: Path) -> None:

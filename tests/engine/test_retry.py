@@ -87,12 +87,13 @@ def test_memory_limit_is_halved_by_a_shortage_and_grows_again():
         (lambda: limit.halve(1), 1),
         (limit.passed, GROW_AFTER - 1),
         (limit.passed, 1),
-        (limit.passed, GROW_AFTER),
+        (limit.passed, GROW_AFTER - 1),
+        (limit.passed, 1),
     ]:
         for _ in range(times):
             what()
         sizes.append(limit.of(16))
-    assert sizes == [16, 8, 1, 1, 2, 4]
+    assert sizes == [16, 8, 1, 1, 2, 2, 4]
     assert limit.of(3) == 3
     limit.lift()
     assert limit.of(16) == 16
