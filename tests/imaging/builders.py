@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from rmbgd.config.load import LimitSettings
-from rmbgd.errors import ImageError
+from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.decode import decode_into, probe
 from rmbgd.imaging.formats import Header, SourceFacts
 
@@ -40,11 +40,9 @@ def probed(data: bytes, *, animated: str = "refuse", limits: LimitSettings | Non
     return probe(data, limits or LimitSettings(), animated=animated, metadata=TEXT_WORDS)  # type: ignore[arg-type]
 
 
-def decoded(
-    data: bytes, *, animated: str = "refuse", limits: LimitSettings | None = None
-) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, SourceFacts]:
+def decoded(data: bytes, **options: Any) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None, SourceFacts]:
     """RGB, alpha where the image has it, and facts. The planes hold rubbish before, so that unwritten pixels show."""
-    header = probed(data, animated=animated, limits=limits)
+    header = probed(data, **options)
     width, height = header.size
     rgb = np.full((height, width, 3), 77, np.uint8)
     alpha = np.full((height, width), 77, np.uint8) if header.has_alpha else None
@@ -52,12 +50,10 @@ def decoded(
     return rgb, alpha, facts
 
 
-def outcome(
-    data: bytes, *, animated: str = "refuse", limits: LimitSettings | None = None
-) -> NDArray[np.uint8] | ImageError:
+def outcome(data: bytes, **options: Any) -> NDArray[np.uint8] | ImageError:
     """RGB, or the refusal."""
     try:
-        return decoded(data, animated=animated, limits=limits)[0]
+        return decoded(data, **options)[0]
     except ImageError as error:
         return error
 
@@ -66,6 +62,18 @@ def refusal(data: bytes, **options: Any) -> ImageError:
     result = outcome(data, **options)
     assert isinstance(result, ImageError), "decoded, but should have been refused"
     return result
+
+
+def verdict(data: bytes, **options: Any) -> tuple[Reason, bool]:
+    """Why it is refused, and whether it is waited for."""
+    error = refusal(data, **options)
+    return error.reason, error.maybe_incomplete
+
+
+def by_pillow(data: bytes, mode: str | None = None) -> NDArray[Any]:
+    """The reference: what Pillow alone decodes."""
+    with Image.open(io.BytesIO(data)) as opened:
+        return np.asarray(opened.convert(mode) if mode else opened)
 
 
 # ------------------------------------------------------------------------------------------------------------------ PNG
@@ -79,26 +87,18 @@ def ihdr(width: int, height: int, bits: int, colour_type: int, interlace: int = 
     return chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, interlace))
 
 
-def png(
-    rows: Sequence[bytes],
-    width: int,
-    bits: int,
-    colour_type: int,
-    *,
-    before: bytes = b"",
-    after: bytes = b"",
-) -> bytes:
-    """A PNG of packed rows, filter 0. `before` and `after` are chunks around the image data."""
+def png(rows: Sequence[bytes], width: int, bits: int, colour_type: int, *, before: bytes = b"") -> bytes:
+    """A PNG of packed rows, filter 0. `before` are chunks before the image data."""
     packed = zlib.compress(b"".join(b"\x00" + row for row in rows))
     header = ihdr(width, len(rows), bits, colour_type)
-    return PNG_SIGNATURE + header + before + chunk(b"IDAT", packed) + after + chunk(b"IEND", b"")
+    return PNG_SIGNATURE + header + before + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
 
 
-def png_of(pixels: NDArray[Any], *, before: bytes = b"", after: bytes = b"") -> bytes:
+def png_of(pixels: NDArray[Any], *, before: bytes = b"") -> bytes:
     """A PNG of uint8 or uint16 [H, W], [H, W, 2], [H, W, 3] or [H, W, 4]: grey, grey with alpha, RGB, RGBA."""
     colour_type = {1: 0, 2: 4, 3: 2, 4: 6}[1 if pixels.ndim == 2 else pixels.shape[2]]
     rows = [row.astype(row.dtype.newbyteorder(">")).tobytes() for row in pixels]
-    return png(rows, pixels.shape[1], 8 * pixels.itemsize, colour_type, before=before, after=after)
+    return png(rows, pixels.shape[1], 8 * pixels.itemsize, colour_type, before=before)
 
 
 def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:

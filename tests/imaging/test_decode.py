@@ -11,23 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, TiffImagePlugin
+from PIL import Image, ImageOps
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.decode import decode_into, place, read_limited
 from rmbgd.imaging.formats import Header
-from tests.imaging.builders import (
-    chunk,
-    decoded,
-    exif,
-    photo,
-    png,
-    png_of,
-    probed,
-    refusal,
-    saved,
-)
+from tests.imaging.builders import chunk, decoded, exif, photo, png, png_of, probed, refusal, saved
 
 RNG = np.random.default_rng(5)
 GREY = RNG.integers(0, 256, (9, 13), np.uint8)
@@ -65,7 +55,6 @@ def packed(values: np.ndarray, bits: int) -> list[bytes]:
 def test_8_bit_pixels_are_unchanged(form: str, pixels: np.ndarray) -> None:
     """Grey is spread over three channels; colours under alpha 0 are kept; without alpha in the file there is none."""
     rgb, alpha, _ = decoded(saved(pixels, form, **({"lossless": True, "exact": True} if form == "WEBP" else {})))
-
     channels = 1 if pixels.ndim == 2 else pixels.shape[2]
     assert np.array_equal(rgb, pixels[:, :, :3] if channels >= 3 else grey3(pixels.reshape(9, 13, channels)[:, :, 0]))
     assert alpha is None if channels in (1, 3) else np.array_equal(alpha, ALPHA)
@@ -108,11 +97,7 @@ def test_few_bits_of_grey_are_spread_and_one_of_them_may_be_transparent(bits: in
     [
         (np.array([[1000, 1001, 65535, 0]], np.uint16), (1000,), [[0, 255, 255, 255]]),
         (np.array([[[1, 2, 3], [1, 2, 4], [0, 2, 3], [1, 2, 3]]], np.uint8), (1, 2, 3), [[0, 255, 255, 0]]),
-        (
-            np.array([[[1, 2, 3], [1, 2, 4], [65535, 65535, 65535], [256, 514, 771]]], np.uint16),
-            (1, 2, 3),
-            [[0, 255, 255, 255]],
-        ),
+        (np.array([[[1, 2, 3], [1, 2, 4], [256, 514, 771]]], np.uint16), (1, 2, 3), [[0, 255, 255]]),
     ],
     ids=["16-bit grey", "8-bit colour", "16-bit colour"],
 )
@@ -121,7 +106,6 @@ def test_one_transparent_colour_is_transparent_exactly_there(
 ) -> None:
     """All channels and all 16 bits must match: a neighbour with the same high bytes stays opaque."""
     rgb, alpha, _ = decoded(png_of(stored, before=chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))))
-
     assert np.array_equal(alpha, expected)
     colours = stored if stored.itemsize == 1 else rounded(stored, 65535)
     assert np.array_equal(rgb, colours if colours.ndim == 3 else grey3(colours))
@@ -160,10 +144,9 @@ def test_premultiplied_alpha_is_divided_out() -> None:
     rgba[0, 0, 3] = 0
     weighted = rgba.copy()
     weighted[:, :, :3] = np.rint(rgba[:, :, :3].astype(float) * rgba[:, :, 3:] / 255)
-    data = bytearray(saved(weighted, "TIFF", tiffinfo=TiffImagePlugin.ImageFileDirectory_v2()))
-    with Image.open(io.BytesIO(bytes(data))) as opened:
-        assert opened.tag_v2[338] == (2,)
+    data = bytearray(saved(weighted, "TIFF"))
     entry = data.index(struct.pack("<HHI", 338, 3, 1))
+    assert data[entry + 8] == 2
     data[entry + 8] = 1
 
     rgb, alpha, _ = decoded(bytes(data))
@@ -183,7 +166,6 @@ def test_premultiplied_alpha_is_divided_out() -> None:
 def test_floats_from_0_to_1_or_to_255_are_black_to_white(values: list[float], expected: list[int]) -> None:
     """Highlights are clipped, what is no number is black; bytes as floats are what image processing tools write."""
     rgb, _, _ = decoded(saved(np.array([values], np.float32), "TIFF"))
-
     assert np.array_equal(rgb, grey3(np.array([expected])))
 
 
@@ -262,8 +244,7 @@ def test_files_are_turned_upright_exactly_as_pillow_does_it(form: str, turn: int
     options = {"JPEG": {"quality": 90}, "WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
     block = Image.Exif()
     block[0x0112] = turn
-    size = (201, 150) if form == "JPEG" else (40, 27)
-    data = saved(photo(*size), form, exif=block, **options.get(form, {}))
+    data = saved(photo(201, 150), form, exif=block, **options.get(form, {}))
 
     rgb, _, facts = decoded(data)
 
@@ -278,9 +259,7 @@ def test_files_are_turned_upright_exactly_as_pillow_does_it(form: str, turn: int
 def test_alpha_is_turned_with_its_image(turn: int) -> None:
     """PNG with an eXIf chunk, RGBA."""
     stored = np.random.default_rng(1).integers(0, 256, (5, 7, 4), np.uint8)
-
     rgb, alpha, _ = decoded(png_of(stored, before=chunk(b"eXIf", exif(orientation=turn))))
-
     assert np.array_equal(np.dstack([rgb, alpha]), DEFINITION[turn](stored))
 
 
@@ -288,7 +267,6 @@ def test_alpha_is_turned_with_its_image(turn: int) -> None:
 def test_a_meaningless_orientation_is_noted_and_not_obeyed(value: int) -> None:
     """Values outside 1 to 8."""
     rgb, _, facts = decoded(png_of(photo(6, 9), before=chunk(b"eXIf", exif(orientation=value))))
-
     assert np.array_equal(rgb, photo(6, 9))
     assert any("orientation" in note for note in facts.notes)
 
@@ -351,14 +329,18 @@ def test_planes_of_the_wrong_size_are_an_error_of_the_caller() -> None:
 # --------------------------------------------------------------------------------------------------------- read_limited
 
 
-def read(path: Path, limits: LimitSettings | None = None) -> bytes | ImageError:
+def read(path: Path, **limits: int) -> bytes:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        return read_limited(descriptor, limits or LimitSettings())
-    except ImageError as error:
-        return error
+        return read_limited(descriptor, LimitSettings(**limits))
     finally:
         os.close(descriptor)
+
+
+def refused(path: Path, **limits: int) -> ImageError:
+    with pytest.raises(ImageError) as caught:
+        read(path, **limits)
+    return caught.value
 
 
 def test_a_file_is_read_whole_from_its_beginning(tmp_path: Path) -> None:
@@ -377,10 +359,7 @@ def test_a_file_is_read_whole_from_its_beginning(tmp_path: Path) -> None:
 def test_an_empty_file_is_empty_and_waited_for(tmp_path: Path) -> None:
     """Created, not yet written."""
     (tmp_path / "a").touch()
-
-    error = read(tmp_path / "a")
-
-    assert isinstance(error, ImageError)
+    error = refused(tmp_path / "a")
     assert (error.reason, error.maybe_incomplete) == (Reason.EMPTY, True)
 
 
@@ -390,10 +369,9 @@ def test_a_file_beyond_the_limit_is_refused_without_reading_it(tmp_path: Path) -
     (tmp_path / "b").touch()
     os.truncate(tmp_path / "b", 1 << 40)
 
-    assert read(tmp_path / "a", LimitSettings(file_bytes=1000)) == bytes(1000)
-    for error in (read(tmp_path / "a", LimitSettings(file_bytes=999)), read(tmp_path / "b")):
-        assert isinstance(error, ImageError)
-        assert error.reason is Reason.TOO_MANY_BYTES
+    assert read(tmp_path / "a", file_bytes=1000) == bytes(1000)
+    assert refused(tmp_path / "a", file_bytes=999).reason is Reason.TOO_MANY_BYTES
+    assert refused(tmp_path / "b").reason is Reason.TOO_MANY_BYTES
 
 
 def test_a_file_that_grows_or_shrinks_meanwhile_is_read_to_its_end(
@@ -414,8 +392,4 @@ def test_what_is_no_regular_file_is_refused(tmp_path: Path, kind: str) -> None:
     path = {"directory": tmp_path, "pipe": tmp_path / "p", "device": Path("/dev/zero")}[kind]
     if kind == "pipe":
         os.mkfifo(path)
-
-    error = read(path)
-
-    assert isinstance(error, ImageError)
-    assert error.reason is Reason.NOT_REGULAR
+    assert refused(path).reason is Reason.NOT_REGULAR

@@ -16,6 +16,7 @@ from rmbgd.imaging.encode import SUFFIXES, encode
 from rmbgd.imaging.formats import SourceFacts
 from tests.imaging.builders import (
     TEXT_WORDS,
+    by_pillow,
     chunk,
     decoded,
     exif,
@@ -95,7 +96,6 @@ def test_a_gps_position_never_reaches_the_output(source: str, form: str) -> None
     assert facts.metadata == {"copyright": "Someone"}
     with Image.open(io.BytesIO(output)) as opened:
         opened.load()
-        assert not opened.getexif().get_ifd(0x8825)
         assert 0x8825 not in opened.getexif()
     assert b"GPS" not in output
 
@@ -116,24 +116,15 @@ def test_an_image_too_long_for_webp_is_refused_before_anything_is_written(height
 def test_lossy_webp_is_smaller_and_keeps_alpha_exactly() -> None:
     """Quality is for colours."""
     pixels = np.dstack([photo(200, 300), np.random.default_rng(0).integers(0, 256, (200, 300), np.uint8)])
-
     lossy = encoded(pixels, Recipe(format="webp", webp_lossless=False, webp_quality=50))
-    lossless = encoded(pixels, Recipe(format="webp"))
-
-    assert len(lossy) < len(lossless)
-    with Image.open(io.BytesIO(lossy)) as opened:
-        assert np.array_equal(np.asarray(opened)[:, :, 3], pixels[:, :, 3])
+    assert len(lossy) < len(encoded(pixels, Recipe(format="webp")))
+    assert np.array_equal(by_pillow(lossy)[:, :, 3], pixels[:, :, 3])
 
 
-def test_webp_forgets_hidden_colours_unless_they_are_kept() -> None:
-    """The format may; the recipe decides."""
-    hidden = RGBA.copy()
-    hidden[:, :, 3] = 0
-
-    kept = encoded(hidden, Recipe(format="webp", hidden_colours="keep"))
-
-    with Image.open(io.BytesIO(kept)) as opened:
-        assert np.array_equal(np.asarray(opened), hidden)
+def test_webp_keeps_hidden_colours_if_the_recipe_does() -> None:
+    """The format may forget them."""
+    hidden = np.dstack([RGBA[:, :, :3], np.zeros((20, 30), np.uint8)])
+    assert np.array_equal(by_pillow(encoded(hidden, Recipe(format="webp", hidden_colours="keep"))), hidden)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -97,7 +97,6 @@ def _has_alpha(path: Path) -> bool | None:
 def test_no_hostile_file_starts_a_process_or_takes_much_memory(outcomes: Outcomes) -> None:
     """Bombs stay packed: less than a tenth of what one of them unpacks to. EPS never reaches Ghostscript."""
     facts = outcomes[1]
-
     assert (facts["started"], facts["children_rss"]) == ([], 0)
     assert int(str(facts["peak_rss_bytes"])) < GIGABYTE // 4
 

@@ -23,6 +23,7 @@ from rmbgd.imaging.formats import PixelStream
 from rmbgd.imaging.png import BAND_BYTES, PixelReader, write_png
 from tests.imaging.builders import (
     PNG_SIGNATURE,
+    by_pillow,
     chunk,
     decoded,
     ihdr,
@@ -35,6 +36,7 @@ from tests.imaging.builders import (
     refusal,
     rgb_profile,
     saved,
+    verdict,
 )
 
 STORED = photo(40, 30)
@@ -57,8 +59,7 @@ def test_a_wrong_checksum_of_pixels_or_header_is_corrupt(kind: bytes) -> None:
     at = data.index(kind)
     length = struct.unpack_from(">I", data, at - 4)[0]
     data[at + 4 + length] ^= 1
-
-    assert (refusal(bytes(data)).reason, refusal(bytes(data)).maybe_incomplete) == (Reason.CORRUPT, False)
+    assert verdict(bytes(data)) == (Reason.CORRUPT, False)
 
 
 def test_a_wrong_checksum_of_text_costs_the_text_only() -> None:
@@ -109,9 +110,7 @@ PACKED = zlib.compress(b"".join(b"\x00" + row.tobytes() for row in STORED))
 )
 def test_a_whole_file_without_a_whole_image_is_corrupt(body: bytes) -> None:
     """The end is there, or claimed beyond what any upload could complete, so it is not truncated."""
-    error = refusal(PNG_SIGNATURE + body + chunk(b"IEND", b""))
-
-    assert (error.reason, error.maybe_incomplete) == (Reason.CORRUPT, False)
+    assert verdict(PNG_SIGNATURE + body + chunk(b"IEND", b"")) == (Reason.CORRUPT, False)
 
 
 @pytest.fixture(scope="module")
@@ -121,12 +120,7 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("kind", "start"),
-    [
-        (b"zTXt", b"Comment\x00\x00"),
-        (b"iTXt", b"Comment\x00\x01\x00\x00\x00"),
-        (b"iCCP", b"profile\x00\x00"),
-    ],
+    ("kind", "start"), [(b"zTXt", b"a\x00\x00"), (b"iTXt", b"a\x00\x01\x00\x00\x00"), (b"iCCP", b"a\x00\x00")]
 )
 def test_text_that_unpacks_to_200_megabytes_is_a_metadata_bomb(kind: bytes, start: bytes, bomb: bytes) -> None:
     """Found with no more memory than the limit allows."""
@@ -136,7 +130,6 @@ def test_text_that_unpacks_to_200_megabytes_is_a_metadata_bomb(kind: bytes, star
 def test_many_small_bombs_count_together() -> None:
     """The limit is for the file, not for the chunk."""
     part = chunk(b"zTXt", b"Comment\x00\x00" + zlib.compress(bytes(300_000)))
-
     assert refusal(png_of(STORED, before=part * 30)).reason is Reason.METADATA_BOMB
     assert np.array_equal(decoded(png_of(STORED, before=part * 20))[0], STORED)
 
@@ -144,7 +137,6 @@ def test_many_small_bombs_count_together() -> None:
 def test_200_000_text_chunks_are_read_over_and_600_000_refused() -> None:
     """4 MB of text chunks cost no memory; walking over many more would take longer than the watchdog's patience."""
     rgb, _, _ = decoded(png_of(STORED, before=chunk(b"tEXt", b"k\x00value") * 200_000))
-
     assert np.array_equal(rgb, STORED)
     assert refusal(png_of(STORED, before=chunk(b"tEXt", b"") * 600_000)).reason is Reason.METADATA_BOMB
 
@@ -152,63 +144,52 @@ def test_200_000_text_chunks_are_read_over_and_600_000_refused() -> None:
 def test_a_thousand_damaged_chunks_make_a_few_notes() -> None:
     """The event stays readable."""
     before = b"".join(chunk(b"te" + bytes((a, b)), b"x")[:-1] + b"!" for a in range(65, 91) for b in range(65, 91))
-
     _, _, facts = decoded(png_of(STORED, before=before))
-
     assert 1 < len(facts.notes) < 10
 
 
 def test_allow_listed_text_is_taken_from_all_three_kinds_of_chunks() -> None:
-    """Latin-1, compressed, and UTF-8; keywords in any case."""
-    before = chunk(b"tEXt", b"Copyright\x00" + "© Müller".encode("latin-1"))
+    """Latin-1, compressed, and UTF-8, packed or not; keywords in any case. What is damaged is left out and noted."""
+    before = chunk(b"tEXt", b"Copyright\x00" + "© Müller".encode("latin-1")) + chunk(b"tEXt", b"GPS\x00somewhere")
     before += chunk(b"zTXt", b"description\x00\x00" + zlib.compress(b"a chair"))
     before += chunk(b"iTXt", b"Author\x00\x00\x00\x00\x00" + "漢字".encode())
-    before += chunk(b"tEXt", b"GPS\x00somewhere")
+    before += chunk(b"iTXt", b"Software\x00\x01\x00\x00\x00" + zlib.compress(b"Camera"))
+    damaged = chunk(b"zTXt", b"Copyright\x00\x00no deflate"), chunk(b"iTXt", b"Copyright\x00\x00\x00en")
 
     header = probed(png_of(STORED, before=before))
-
-    assert header.metadata == {"copyright": "© Müller", "artist": "漢字", "description": "a chair"}
+    text = {"copyright": "© Müller", "artist": "漢字", "description": "a chair", "software": "Camera"}
+    assert header.metadata == text
+    for one in damaged:
+        header = probed(png_of(STORED, before=one))
+        assert (header.metadata, header.notes) == ({}, ("text chunk damaged, left out",))
 
 
 def test_resolution_is_read_in_pixels_per_metre() -> None:
     """pHYs of unit 1; unit 0 is an aspect, not a resolution."""
     metre, aspect = struct.pack(">IIB", 11811, 11811, 1), struct.pack(">IIB", 2, 1, 0)
-
     assert probed(png_of(STORED, before=chunk(b"pHYs", metre))).dpi == (300.0, 300.0)
     assert probed(png_of(STORED, before=chunk(b"pHYs", aspect))).dpi is None
 
 
-def test_a_transparency_chunk_that_does_not_fit_is_noted() -> None:
+@pytest.mark.parametrize(
+    ("colour_type", "channels", "content"), [(2, 3, b"\x00\x01"), (0, 1, b"\x00"), (3, 1, bytes(9)), (6, 4, bytes(6))]
+)
+def test_a_transparency_chunk_that_does_not_fit_is_noted(colour_type: int, channels: int, content: bytes) -> None:
     """Of the wrong length, or longer than the palette."""
-    for colour_type, content in ((2, b"\x00\x01"), (0, b"\x00"), (3, bytes(9)), (6, bytes(6))):
-        channels = {0: 1, 2: 3, 3: 1, 6: 4}[colour_type]
-        palette = chunk(b"PLTE", bytes(6)) if colour_type == 3 else b""
-        data = png([bytes(4 * channels)], 4, 8, colour_type, before=palette + chunk(b"tRNS", content))
-        header = probed(data)
-        assert any("transparency" in note for note in header.notes)
-        assert header.has_alpha == (colour_type == 6)
+    palette = chunk(b"PLTE", bytes(6)) if colour_type == 3 else b""
+    header = probed(png([bytes(4 * channels)], 4, 8, colour_type, before=palette + chunk(b"tRNS", content)))
+    assert any("transparency" in note for note in header.notes)
+    assert header.has_alpha == (colour_type == 6)
 
 
 def test_an_interlaced_png_is_decoded() -> None:
-    """Adam7: the decoder gets the header as it is."""
-    with Image.open(io.BytesIO(_interlaced())) as opened:
-        expected = np.asarray(opened.convert("RGB"))
-
-    rgb, _, _ = decoded(_interlaced())
-
-    assert np.array_equal(rgb, expected)
-    assert len(np.unique(rgb)) > 10
-
-
-def _interlaced() -> bytes:
-    """8 x 8 grey, Adam7, made from its seven passes (PNG specification, section 8.2)."""
+    """Adam7, 8 x 8 grey, from its seven passes (PNG specification, section 8.2)."""
     values = np.arange(64, dtype=np.uint8).reshape(8, 8) * 4
     passes = [(0, 8, 0, 8), (0, 8, 4, 8), (4, 8, 0, 4), (0, 4, 2, 4), (2, 4, 0, 2), (0, 2, 1, 2), (1, 2, 0, 1)]
-    raw = b"".join(
-        b"\x00" + row.tobytes() for top, down, left, right in passes for row in values[top::down, left::right]
-    )
-    parts = ihdr(8, 8, 8, 0, interlace=1) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-    return PNG_SIGNATURE + parts
+    rows = [row for top, down, left, right in passes for row in values[top::down, left::right]]
+    packed = zlib.compress(b"".join(b"\x00" + row.tobytes() for row in rows))
+    data = PNG_SIGNATURE + ihdr(8, 8, 8, 0, interlace=1) + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
+    assert np.array_equal(decoded(data)[0], np.repeat(values[:, :, None], 3, axis=2))
 
 
 @settings(deadline=None, max_examples=100)
@@ -252,11 +233,6 @@ def written(pixels: np.ndarray, **options: object) -> bytes:
     return b"".join(pieces)
 
 
-def by_pillow(data: bytes) -> np.ndarray:
-    with Image.open(io.BytesIO(data)) as opened:
-        return np.asarray(opened)
-
-
 def by_opencv(data: bytes) -> np.ndarray:
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     assert pixels is not None
@@ -281,7 +257,6 @@ def test_two_decoders_read_exactly_what_was_written(height: int, width: int, kin
     """Every layout, size and level."""
     pixels = noise(height, width, kind, seed)
     data = written(pixels, level=level)
-
     assert np.array_equal(by_pillow(data), pixels)
     assert np.array_equal(by_opencv(data), pixels)
 
@@ -310,10 +285,9 @@ def test_standard_zlib_is_used_where_isal_is_missing(monkeypatch: pytest.MonkeyP
     assert np.array_equal(by_opencv(written(pixels)), pixels)
 
 
-def test_profile_resolution_and_text_are_there() -> None:
-    """And in an order that the specification allows: all before the image."""
+def test_profile_resolution_and_text_are_there_and_nothing_else() -> None:
+    """In an order that the specification allows: all before the image. No gamma, no colour space, no time."""
     text = [("Copyright", "© Müller"), ("Author", "漢字")]
-
     data = written(photo(20, 30), icc_profile=rgb_profile(), dpi=(300.0, 72.0), text=text)
 
     with Image.open(io.BytesIO(data)) as opened:
@@ -323,19 +297,12 @@ def test_profile_resolution_and_text_are_there() -> None:
         assert (opened.info["Copyright"], opened.info["Author"]) == ("© Müller", "漢字")
     kinds = [kind for kind, _ in png_chunks(data)]
     assert kinds == [b"IHDR", b"iCCP", b"pHYs", b"tEXt", b"iTXt", *[b"IDAT"] * (len(kinds) - 6), b"IEND"]
-
-
-def test_nothing_is_written_that_was_not_asked_for() -> None:
-    """No gamma, no colour space, no time, no text; every checksum right."""
-    kinds = {kind for kind, _ in png_chunks(written(photo(20, 30)))}
-
-    assert kinds == {b"IHDR", b"IDAT", b"IEND"}
+    assert {kind for kind, _ in png_chunks(written(photo(20, 30)))} == {b"IHDR", b"IDAT", b"IEND"}
 
 
 def test_16_bit_values_are_big_endian_in_the_file() -> None:
     """The first pixel of a 1 x 1 image, unpacked by hand."""
     data = written(np.array([[0x1234]], np.uint16))
-
     packed = b"".join(body for kind, body in png_chunks(data) if kind == b"IDAT")
     assert zlib.decompress(packed) == b"\x02" + struct.pack(">H", 0x1234)
 
@@ -343,7 +310,4 @@ def test_16_bit_values_are_big_endian_in_the_file() -> None:
 def test_the_file_is_at_most_a_seventh_larger_than_pillows() -> None:
     """One row filter for all rows costs little on photographs."""
     pixels = np.dstack([photo(600, 800), np.full((600, 800), 255, np.uint8)])
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-
-    assert len(written(pixels)) < len(buffer.getvalue()) * 8 / 7
+    assert len(written(pixels)) < len(saved(pixels, "PNG")) * 8 / 7
