@@ -87,6 +87,7 @@ def _mask(window: int, shift: int, *, cut_rows: bool, cut_columns: bool) -> Tens
 
 
 @lru_cache(maxsize=8)
+@torch.inference_mode(mode=False)  # kept for later callers, whose parameters may want a gradient
 def relative_position_index(window: int, device: torch.device) -> Tensor:
     """[window⁴]: for each pair of tokens of a window, the row of the relative position bias table."""
     y, x = torch.meshgrid(torch.arange(window), torch.arange(window), indexing="ij")

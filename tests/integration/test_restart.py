@@ -107,11 +107,23 @@ def test_second_signal_ends_the_waiting(tmp_path: Path) -> None:
     audit.assert_complete(service.roots, {"a.png": sample_image(1)})
 
 
+def test_hangup_compares_at_once(tmp_path: Path) -> None:
+    """SIGHUP finds what nothing announced, where polling would look an hour later."""
+    settings = {"intake": {"reconcile": 3600.0, "reconcile_lossy": 3600.0}}
+    with ServiceUnderTest(tmp_path, settings=settings, folder={"watch": "poll"}) as service:
+        service.drop("a.png", sample_image(1))
+        service.signal(signal.SIGHUP)
+        service.wait_for("service.reload")
+        service.wait_for("image.done", path="a.png")
+    audit.assert_complete(service.roots, {"a.png": sample_image(1)})
+
+
 def test_storm_of_restarts_does_everything_once(tmp_path: Path) -> None:
     """Stops at every moment of life, also before it is ready: each image is computed once, at its first attempt."""
     service = ServiceUnderTest(tmp_path, options={"engine": {"delay": 0.01}})
     data = service.drop_all(samples(range(LOAD)))
     for restart in range(RESTARTS):
+        data |= service.drop_all({f"life-{restart}.png": sample_image(LOAD + restart)})  # to wait for
         since = len(service.events)
         service.start(ready=False)
         service.wait_for("service.start" if restart % 2 else "image.done", since=since)
@@ -119,7 +131,7 @@ def test_storm_of_restarts_does_everything_once(tmp_path: Path) -> None:
         audit.places(service.roots, data)
         assert audit.claimed(service.input) == []
     with service.start():
-        service.wait_for_endings(LOAD)
+        service.wait_for_endings(len(data))
     audit.assert_complete(service.roots, data)
-    assert service.computed() == LOAD
+    assert service.computed() == len(data)
     assert {event["attempt"] for event in service.endings()} == {1}

@@ -126,6 +126,13 @@ def test_block_by_kernel_is_the_plain_block(device, monkeypatch, shift, budget):
     torch.testing.assert_close(block(x.clone()).double(), expected, rtol=1e-4, atol=1e-4)
 
 
+def test_kernels_can_be_chosen_after_an_inference(device):
+    """What one network computed in inference mode and others share is an ordinary tensor: the order does not matter."""
+    with torch.inference_mode():
+        WindowAttention(8, 2, 5).position_bias()
+    use_kernels(WindowAttention(8, 2, 5), triton=True)
+
+
 def test_kernels_own_tensors_are_not_saved(device):
     """Choosing kernels changes no name of the network's weights, and choosing the plain path takes them away."""
     layer = WindowAttention(8, 2, 3)
