@@ -60,7 +60,7 @@ class Campaign:
             for kill in steps(self._kills, "kills"):
                 self._life(kill)
                 self._found.update(self._conservation.check())
-        except BaseException:
+        except BaseException:  # whatever it is, an interrupt included: no service outlives its campaign
             if not self._service.ended:
                 self._service.kill()
             raise

@@ -198,7 +198,7 @@ class Soak:
             self._feed_and_hurt()
             self._faults.mend()
             service.wait(service.is_idle, "the rest after the last fault", timeout=FINISH)
-        except BaseException:
+        except BaseException:  # whatever it is, an interrupt included: no service, no fault outlives the run
             self._faults.mend()
             service.kill()
             raise

@@ -44,7 +44,7 @@ from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
-OUT_OF_REACH = (FaultKind.NO_DEVICE, FaultKind.UNKILLABLE)
+DEVICE_GONE = (FaultKind.NO_DEVICE, FaultKind.UNKILLABLE)
 REAP_PATIENCE = 0.5  # s for a faulty process to be gone; its images are to be elsewhere within two
 FIRST_PROBE_INTERVAL = 0.5  # s between checks while it proves itself for the first time: the service is starting
 
@@ -202,7 +202,7 @@ class GpuSupervisor(DeviceSupervisor):
         kind = fault_kind(fault)
         number = self._number  # the first of the two faults may let the next process in
         in_use = self._state.in_use and self._state.process == number
-        blamed = in_use and kind not in OUT_OF_REACH and not self._closing.is_set()
+        blamed = in_use and kind not in DEVICE_GONE and not self._closing.is_set()
         self.tell(Fault(kind, number, str(fault).partition("\n")[0]))
         if dropped and self._state.in_use and self._state.process == number:
             self.tell(Fault(FaultKind.STICKY, number, "its process was given up for want of memory"))
@@ -308,7 +308,7 @@ class GpuSupervisor(DeviceSupervisor):
                 return
             self.model_error = None if self._sha256 else result.model_error
             kind = fault_kind(result.fault) if result.fault is not None else None
-            if kind is not None and kind in OUT_OF_REACH:
+            if kind is not None and kind in DEVICE_GONE:
                 self.tell(Fault(kind, probe.number, result.report.error))
                 return
             self.tell(Probed(probe.number, result.report))
@@ -374,6 +374,6 @@ def fault_kind(fault: EngineFault) -> FaultKind:
     """What a fault of an engine process says of its device."""
     if isinstance(fault, EngineMemory):
         return FaultKind.MEMORY
-    if isinstance(fault, EngineLost) and fault.cause in OUT_OF_REACH:
+    if isinstance(fault, EngineLost) and fault.cause in DEVICE_GONE:
         return FaultKind(fault.cause)
     return FaultKind.STICKY

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Literal
 
 import cv2
@@ -132,17 +133,7 @@ def decode_into(
             plan = colour_plan(image.mode, header.icc_profile)
             _fill(header, rgb, source_alpha, _bands_of_pillow(image, header, plan))
     notes += [plan.note] if plan.note else []
-    return SourceFacts(
-        format=header.format,
-        mode=header.mode,
-        size=header.size,
-        orientation=header.orientation,
-        icc_profile=plan.kept,
-        dpi=header.dpi,
-        metadata=header.metadata,
-        sha256=sha256,
-        notes=tuple(notes),
-    )
+    return replace(header.facts(sha256), icc_profile=plan.kept, notes=tuple(notes))
 
 
 def _decode_without_pillow(

@@ -131,6 +131,20 @@ class Header:
         """After orientation."""
         return self.stored_size[::-1] if self.turn in TRANSPOSED else self.stored_size
 
+    def facts(self, sha256: str) -> SourceFacts:
+        """What is known before decoding, which may add notes and decide which profile the pixels are in."""
+        return SourceFacts(
+            format=self.format,
+            mode=self.mode,
+            size=self.size,
+            orientation=self.orientation,
+            icc_profile=self.icc_profile,
+            dpi=self.dpi,
+            metadata=self.metadata,
+            sha256=sha256,
+            notes=self.notes,
+        )
+
     def note(self, text: str) -> None:
         """Add a remark for the event: each once, and only the first few, whatever the file repeats."""
         if len(self.notes) < NOTES_MAXIMUM and text not in self.notes:

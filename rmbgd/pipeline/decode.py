@@ -106,18 +106,7 @@ class Decoder:
             return Postponed(job, "changed", "the file is no longer the one that was claimed", timing)
         digest = hashlib.sha256(data).hexdigest()
         header = probe(data, self.limits, animated=recipe.animated, metadata=recipe.metadata)
-        # What is known before decoding, which may add notes and decide which profile the pixels are in.
-        facts = SourceFacts(
-            format=header.format,
-            mode=header.mode,
-            size=header.size,
-            orientation=header.orientation,
-            icc_profile=header.icc_profile,
-            dpi=header.dpi,
-            metadata=dict(header.metadata),
-            sha256=digest,
-            notes=header.notes,
-        )
+        facts = header.facts(digest)
         known = self.ledger.same_content(digest, self.recipe_keys[job.folder])
         if known is not None:
             return Duplicate(job, facts, known, timing)

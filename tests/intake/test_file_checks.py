@@ -219,6 +219,29 @@ def test_preallocated_uploads_have_holes(tmp_path: Path) -> None:
         os.close(end)
 
 
+def test_which_incomplete_file_is_held_by_which_gate(tmp_path: Path) -> None:
+    """Every kind of half upload of a JPEG is held by at least one gate; the whole file by none."""
+    data = image("JPEG")
+    half = len(data) // 2
+    path = tmp_path / "a.jpg"
+
+    def held() -> bool:
+        found = facts(path)
+        return found.writer is Writer.OPEN or not found.dense or found.tail is not Tail.COMPLETE
+
+    for preallocated in (False, True):
+        with open(path, "wb", buffering=0) as file:
+            if preallocated:
+                os.posix_fallocate(file.fileno(), 0, len(data))
+            file.write(data[:half])
+            assert held()
+        assert held()
+    path.write_bytes(data[:half].ljust(len(data), b"\0"))
+    assert held()
+    path.write_bytes(data)
+    assert not held()
+
+
 # ------------------------------------------------------------------------------------------------------ opening rule
 
 

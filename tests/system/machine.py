@@ -90,7 +90,7 @@ class Machine:
         subprocess.run(["mount", "-t", "overlay", "overlay", "-o", layers, self.root], check=True)
         try:
             self._boot()
-        except BaseException:
+        except BaseException:  # whatever it is, an interrupt included: no container, no mount stays
             self.__exit__()
             raise
         return self
