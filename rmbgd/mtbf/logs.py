@@ -85,9 +85,7 @@ class ImageTable:
         self.kind = array("B")  # DONE, FAILED or POSTPONED
         self.word: list[str] = []  # the device that computed it, the reason it was refused, why it was put back
         self.engine = array("B")  # 1 when the engine stage refused it
-        self.again = array(
-            "B"
-        )  # 1 when the next start reported it for a run that was killed: maybe not for the first time
+        self.again = array("B")  # 1 when the next start reported it for a run that was killed: perhaps a second time
         self.same = array("q")  # hash of folder, path, job and content: equal for the same work
         self.digest = array("q")  # hash of the line
         self.stages: dict[str, array[float]] = {}  # milliseconds, NaN where a row has none; "total" is one of them
