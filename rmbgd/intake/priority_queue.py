@@ -1,10 +1,11 @@
 """Backlog of the intake: arriving files by when to look again, complete ones by folder priority and age.
 
-Bounded in size; the reconcile thread's alone.
+Bounded in size; the reconcile thread's alone. What the last run died with goes before it, one job at a time.
 """
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
 from collections.abc import Collection, Iterator
@@ -12,6 +13,8 @@ from dataclasses import dataclass
 
 from rmbgd.config.load import Folder
 from rmbgd.intake.readiness import ArrivingFile
+from rmbgd.store.ledger import Ledger
+from rmbgd.store.records import Job, Unfinished
 
 AGEING = 10.0  # seconds of waiting that are worth one step of priority, so that nothing waits for ever
 
@@ -119,3 +122,43 @@ class Backlog:
         """When the file that has waited longest was first seen. Looks at every file."""
         complete = (each.arrival for each in self._complete.values())
         return min((each.first_seen for each in (*self._arriving.values(), *complete)), default=None)
+
+
+class Suspects:
+    """Jobs during which the last run died. One of them may be the cause, so each is worked on while no other is.
+
+    Its attempt is counted at the moment when it is handed out: an image that was only in flight together with one that
+    kills the service is not counted with it again and again, and is not set aside with it.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._waiting: list[tuple[Unfinished, str]] = []
+        self._current: int | None = None
+
+    def __len__(self) -> int:
+        """How many have not been handed out yet."""
+        return len(self._waiting)
+
+    def remain(self) -> bool:
+        """Is one at work, or still to be handed out?"""
+        if self._current is not None and not self._ledger.is_in_flight(self._current):
+            self._current = None
+        return self._current is not None or bool(self._waiting)
+
+    def add(self, row: Unfinished, source: str) -> None:
+        """Behind those that fewer runs died with."""
+        bisect.insort(self._waiting, (row, source), key=lambda each: (each[0].attempt, each[0].job_id))
+
+    def next(self) -> Job | None:
+        """The next to send, its attempt counted; None while the one before is at work, or when all are through.
+
+        Raises StorageFault when the attempt cannot be counted; nothing is handed out then.
+        """
+        if not self.remain() or self._current is not None:
+            return None
+        row, source = self._waiting[0]
+        job = self._ledger.next_attempt(row, source)
+        del self._waiting[0]
+        self._current = job.job_id
+        return job

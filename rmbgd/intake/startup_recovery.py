@@ -7,7 +7,6 @@ just after one, once more with `recovered`.
 
 from __future__ import annotations
 
-import bisect
 import os
 from dataclasses import astuple, dataclass
 
@@ -17,51 +16,12 @@ from rmbgd.errors import Reason, StorageFault
 from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, SystemFileSystem, folder_beneath, same_content
 from rmbgd.intake.mounts import is_there
+from rmbgd.intake.priority_queue import Suspects
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.claims import put_back
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import job_keys, refused
-from rmbgd.store.records import Job, Unfinished
-
-
-class Suspects:
-    """Jobs during which the last run died. One of them may be the cause, so each is worked on while no other is.
-
-    Its attempt is counted at the moment when it is handed out: an image that was only in flight together with one that
-    kills the service is not counted with it again and again, and is not set aside with it.
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._ledger = ledger
-        self._waiting: list[tuple[Unfinished, str]] = []
-        self._current: int | None = None
-
-    def __len__(self) -> int:
-        """How many have not been handed out yet."""
-        return len(self._waiting)
-
-    def remain(self) -> bool:
-        """Is one at work, or still to be handed out?"""
-        if self._current is not None and not self._ledger.is_in_flight(self._current):
-            self._current = None
-        return self._current is not None or bool(self._waiting)
-
-    def add(self, row: Unfinished, source: str) -> None:
-        """Behind those that fewer runs died with."""
-        bisect.insort(self._waiting, (row, source), key=lambda each: (each[0].attempt, each[0].job_id))
-
-    def next(self) -> Job | None:
-        """The next to send, its attempt counted; None while the one before is at work, or when all are through.
-
-        Raises StorageFault when the attempt cannot be counted; nothing is handed out then.
-        """
-        if not self.remain() or self._current is not None:
-            return None
-        row, source = self._waiting[0]
-        job = self._ledger.next_attempt(row, source)
-        del self._waiting[0]
-        self._current = job.job_id
-        return job
+from rmbgd.store.records import Unfinished
 
 
 @dataclass(slots=True)
