@@ -55,6 +55,8 @@ class Reading(NamedTuple):
     life: int
     seconds: float
     rss: float
+    heap: float  # in use of the C heap; what is free between two blocks counts as rss alone
+    objects: float  # blocks that Python's objects hold
     descriptors: float
     threads: float
     ledger: float
@@ -74,15 +76,19 @@ class Readings:
     def __len__(self) -> int:
         return len(self._all)
 
-    def read(self, pid: int, state: Path, *, life: int, now: float) -> None:
-        """Of the process and of the ledger below `state`."""
+    def read(self, pid: int, state: Path, memory: Path, *, life: int, now: float) -> None:
+        """Of the process, of the ledger below `state`, and of the file `memory` that the launcher writes."""
         with contextlib.suppress(OSError):  # the ledger's log comes and goes
+            of, heap, objects = map(int, memory.read_text().split())
+            if of != pid:  # a life that has ended
+                return
             proc = Path(f"/proc/{pid}")
             status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
             rss, shared = (int(status[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
             ledger = sum(path.stat().st_size for path in state.glob("ledger.sqlite*"))
             descriptors = len(os.listdir(proc / "fd"))
-            self._all.append(Reading(life, now, rss, descriptors, int(status["Threads"]), ledger, shared))
+            threads = int(status["Threads"])
+            self._all.append(Reading(life, now, rss, heap, objects, descriptors, threads, ledger, shared))
 
     def _warm(self) -> list[list[Reading]]:
         """Of each life, what follows its warm-up."""
@@ -131,5 +137,5 @@ def report(result: dict[str, Any]) -> str:
         levels = ", ".join(f"{level:,.0f}" for level in result["levels"][name])
         lines.append(f"| {name} | {cells} | {levels} |")
     verdict = "memory grows" if result["grows"] else "no growth shown" if result["judged"] else "too short to be judged"
-    lines.append(f"\nMemory, the ledger and shared memory in bytes. Verdict on memory: {verdict}.")
+    lines.append(f"\nRss, heap, ledger and shared in bytes. Verdict on the heap in use and on objects: {verdict}.")
     return "\n".join(lines) + "\n"

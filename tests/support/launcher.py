@@ -16,17 +16,20 @@ tests. Everything is off unless asked for.
     hold     a path: while a file stands there, the engine does not answer
     fuse     a path: a number in it counts down with each file operation and each ledger transaction, and at its end the
              process is killed, before that step
+    memory   a file that says once a second: process id, bytes in use of the C heap, blocks that Python's objects hold
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import json
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -135,6 +138,34 @@ def run_fast(factor: float, since: float) -> None:
     reconciler.PRUNE_EVERY = PRUNE_EVERY
 
 
+class HeapStatistics(ctypes.Structure):
+    """struct mallinfo2 of glibc, all arenas together."""
+
+    _fields_ = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+        )
+    ]  # fmt: skip
+
+
+def report_memory(path: str) -> None:
+    """From a thread of its own. What is in use tells a leak from a heap that large images have left full of holes."""
+    statistics = ctypes.CDLL(None).mallinfo2  # glibc 2.33
+    statistics.restype = HeapStatistics
+
+    def report() -> None:
+        while True:
+            found = statistics()
+            fresh = f"{path}.fresh"
+            with open(fresh, "w") as file:
+                file.write(f"{os.getpid()} {found.uordblks + found.hblkhd} {sys.getallocatedblocks()}")
+            os.replace(fresh, path)
+            time.sleep(1.0)
+
+    threading.Thread(target=report, daemon=True, name="memory").start()
+
+
 def suffix(index: int) -> str:
     """Of what belongs to the GPU of that number."""
     return f"-{index}" if index else ""
@@ -180,6 +211,8 @@ def main() -> int:
         run_fast(**options["pace"])
     if options.get("fuse"):
         Fuse(options["fuse"]).lay()
+    if options.get("memory"):
+        report_memory(options["memory"])
 
     def devices(context: EngineContext) -> Devices:
         if "gpu" in options:

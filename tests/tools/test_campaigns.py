@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from tools import campaign
-from tools.growth import slope
+from tools.growth import Readings, slope
 
 
 @pytest.mark.parametrize("true", [0.0, 5.0])
@@ -38,6 +39,16 @@ def test_too_few_readings_bound_nothing() -> None:
     """Four readings of two lives leave no certainty, and a straight line has no doubt."""
     assert slope([[0, 1], [2, 3]], [[5, 6], [0, 1]])[1:] == (-math.inf, math.inf)
     assert slope([[0, 1, 2, 3, 4]], [[0, 2, 4, 6, 8]]) == (2, 2, 2)
+
+
+def test_memory_is_read_of_the_life_that_is_watched(tmp_path: Path) -> None:
+    """What a life that ended left behind counts for no other."""
+    memory, readings = tmp_path / "memory", Readings(10.0)
+    for pid, found in ((os.getpid() + 1, 0), (os.getpid(), 1)):
+        memory.write_text(f"{pid} 5 7")
+        readings.read(os.getpid(), tmp_path, memory, life=0, now=0.0)
+        assert len(readings) == found
+    assert [readings.levels()[name][0] for name in ("heap", "objects")] == [5, 7]
 
 
 def test_a_campaign_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
