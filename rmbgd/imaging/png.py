@@ -212,9 +212,10 @@ def _take_transparency(walk: _Walk, body: bytes, chunk: bytes) -> None:
         walk.prefix += chunk
         walk.header.has_alpha = True
     elif (walk.colour_type, len(body)) in ((0, 2), (2, 6)):
+        white = (1 << walk.bits) - 1  # only these bits count, says the standard (11.3.1.1)
+        scale = 255 // white if walk.bits < 8 else 1  # the decoder spreads small greys over 0..255
         key = struct.unpack(f">{len(body) // 2}H", body)
-        scale = 255 // ((1 << walk.bits) - 1) if walk.bits < 8 else 1  # the decoder spreads small greys over 0..255
-        walk.header.colour_key = tuple(value * scale for value in key)
+        walk.header.colour_key = tuple((value & white) * scale for value in key)
         walk.header.has_alpha = True
     else:
         walk.header.note("transparency chunk does not fit the image, left out")

@@ -111,6 +111,18 @@ def test_one_transparent_colour_is_transparent_exactly_there(
     assert np.array_equal(rgb, colours if colours.ndim == 3 else grey3(colours))
 
 
+@pytest.mark.parametrize(("bits", "colour_type", "channels"), [(4, 0, 1), (8, 0, 1), (8, 2, 3)])
+def test_bits_of_a_transparent_colour_beyond_the_depth_do_not_count(bits: int, colour_type: int, channels: int) -> None:
+    """The standard's order to decoders: writers that fill them are not refused (PNG, 11.3.1.1)."""
+    values = RNG.integers(0, 1 << bits, (8, 16, channels), np.uint8)
+    rows = packed(values[:, :, 0], bits) if channels == 1 else [row.tobytes() for row in values]
+    plain, filled = (struct.pack(f">{channels}H", *(int(each) | high for each in values[0, 0])) for high in (0, 0x7F00))
+    _, expected, _ = decoded(png(rows, 16, bits, colour_type, before=chunk(b"tRNS", plain)))
+    _, alpha, _ = decoded(png(rows, 16, bits, colour_type, before=chunk(b"tRNS", filled)))
+    assert expected[0, 0] == 0
+    assert np.array_equal(alpha, expected)
+
+
 @pytest.mark.parametrize("alphas", [b"", b"\x00", b"\x00\x80\xff", bytes(range(0, 250, 50))])
 @pytest.mark.parametrize("entries", [5, 256])
 def test_a_palette_gives_colours_and_alpha(alphas: bytes, entries: int) -> None:
