@@ -6,6 +6,7 @@ Originals stay where they are, nothing is remembered afterwards, and what cannot
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -110,7 +111,7 @@ def once(
 class _MovingEmit:
     """An Emit that puts a finished cutout from the staging folder to its place before its event is emitted.
 
-    Called by the finish threads; each event is one file's.
+    The staged name stays as well: an equal image is answered with a copy of what stands there. Any finish thread.
     """
 
     def __init__(self, staging: Path, place: Path, single: str | None, emit: Emit, summary: Summary) -> None:
@@ -131,23 +132,24 @@ class _MovingEmit:
             source, target = self._staging / found, self._place / wanted
             if source.exists():
                 target.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(source, target)
+                moving = source.with_name(f"{source.name}.moving")
+                try:
+                    os.link(source, moving)
+                except OSError:  # a file system without links
+                    shutil.copy2(source, moving)
+                os.replace(moving, target)
 
 
 class _NoFolder:
     """No drop folder takes an image back: postponed is failed, and was counted as such."""
 
-    def give_back(self, job: Job, why: str, detail: str) -> None:
-        pass
+    def give_back(self, job: Job, why: str, detail: str) -> None: ...
 
-    def ended(self, job: Job) -> None:
-        pass
+    def ended(self, job: Job) -> None: ...
 
-    def pause(self, reason: str) -> None:
-        pass
+    def pause(self, reason: str) -> None: ...
 
-    def resume(self, reason: str) -> None:
-        pass
+    def resume(self, reason: str) -> None: ...
 
 
 def run_pipeline(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import io
 import json
 import subprocess
@@ -17,9 +18,11 @@ from rich.console import Console
 from rmbgd.cli import main as cli
 from rmbgd.cli import once
 from rmbgd.cli.once import PROBLEMS_SHOWN
-from rmbgd.config.settings import Recipe
+from rmbgd.config.settings import EngineSettings, Recipe, ServiceSettings
 from rmbgd.errors import Exit
 from rmbgd.service import oneshot
+from rmbgd.testing.engine import FakeBackend
+from rmbgd.testing.worker import in_process
 
 
 def parsed(*arguments: str | Path) -> argparse.Namespace:
@@ -166,6 +169,34 @@ def test_bar_follows_the_images() -> None:
 
     last = text.getvalue().rpartition("on cpu")[2]
     assert "2/3" in last
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_equal_images_have_an_output_each(tmp_path: Path, links: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are computed once: the second is a copy of an output that has been moved to its place by then."""
+    if not links:
+        monkeypatch.setattr(oneshot.os, "link", refuse_links)
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.png", "sub/c.png"):
+        Image.new("RGB", (32, 24), "navy").save(tmp_path / "in" / name)
+    summary = oneshot.once(
+        tmp_path / "in",
+        tmp_path / "out",
+        Recipe(sidecar="always"),
+        engine=EngineSettings(device="cpu"),
+        service=ServiceSettings(),
+        emit=lambda *_, **__: None,
+        build_devices=in_process(lambda context: FakeBackend(context.arena.block)),
+    )
+
+    assert (3, 0, []) == (summary.done, summary.failed, summary.problems)
+    found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
+    assert ["a.png", "a.png.json", "b.png", "b.png.json", "sub/c.png", "sub/c.png.json"] == found
+    assert 1 == len({(tmp_path / "out" / name).read_bytes() for name in ("a.png", "b.png", "sub/c.png")})
+
+
+def refuse_links(*_: object) -> None:
+    raise OSError(errno.EPERM, "no links here")
 
 
 @pytest.mark.integration
