@@ -55,7 +55,7 @@ class Publisher:
         self._emit = emit
         self._fs = fs or SystemFileSystem()
         self.archiver = Archiver(self._folders, ledger, clock, emit, self._fs)
-        self.quarantine = Quarantine(self._folders, ledger, clock, self._fs)
+        self.quarantine = Quarantine(self._folders, ledger, clock, emit, self._fs)
         self.cleanup = Cleanup(self._folders, ledger, self._fs)
 
     def publish(

@@ -16,6 +16,7 @@ from rmbgd import naming as names
 from rmbgd.clock import Clock
 from rmbgd.config.load import Folder
 from rmbgd.errors import REASON_TEXT, ImageError, Reason
+from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, storage_faults
 from rmbgd.publish.sidecar import read_json
 from rmbgd.publish.temporary import Temporary, free_paths, hash_of, move_exactly
@@ -31,24 +32,26 @@ IMMOVABLE = {errno.EPERM, errno.EACCES, errno.EROFS}
 class Quarantine:
     """Called by finish threads, and by the reconcile thread for what it refuses itself. Raises StorageFault."""
 
-    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, clock: Clock, fs: FileSystem) -> None:
-        self._folders = folders
-        self._ledger = ledger
-        self._clock = clock
-        self._fs = fs
+    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, clock: Clock, emit: Emit, fs: FileSystem) -> None:
+        self._folders, self._ledger, self._clock, self._emit, self._fs = folders, ledger, clock, emit, fs
 
     def set_aside(self, job: Job, outcome: JobOutcome) -> str | None:
         """Move the job's original to quarantine for what `outcome` says; answers its path below the failed folder.
 
-        None when it stayed in place, with originals = "keep" or where it may not be moved, and when it is gone. The
-        outcome, stored before, gets that path.
+        None when it stayed in place, with originals = "keep" or where it may not be moved, and when it is gone. Also
+        where the other disk refuses its name or its size: each start tries that again. The outcome, stored before, gets
+        the path.
         """
         self._ledger.failed(outcome)
         folder = self._folders[job.folder]
-        with storage_faults(str(folder.failed)):
-            placed = None
-            if os.path.lexists(job.source):
-                placed = self._set_aside(job, folder, self._story(job, outcome.keys))
+        placed = None
+        try:
+            with storage_faults(str(folder.failed)):
+                if os.path.lexists(job.source):
+                    placed = self._set_aside(job, folder, self._story(job, outcome.keys))
+        except ImageError as error:
+            self._emit("storage.retire_failed", folder=job.folder, path=job.relative_path, detail=str(error))
+            return None
         self._ledger.original_moved(job.job_id)
         if placed is not None:
             outcome.add(quarantine=placed)

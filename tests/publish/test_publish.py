@@ -422,6 +422,22 @@ def test_an_archive_that_cannot_hold_the_original_takes_no_output_back(workspace
     assert it.files("done") == {"a.jpg": b"original"}
 
 
+@pytest.mark.parametrize("step", [{"create": [errno.ENAMETOOLONG]}, {"rename_noreplace": [0, errno.EFBIG]}])
+def test_a_failed_folder_that_cannot_hold_the_original_stops_nothing(
+    workspace: Build, step: dict[str, list[int]]
+) -> None:
+    """The original stays claimed, the event is emitted, and the next start tries again: with the same reason file."""
+    it = workspace(fs=FailingFs(step))
+    job = claimed(it, "a.jpg")
+
+    assert refuse(it, job) is None
+    assert [event["path"] for event in it.events.named("storage.retire_failed")] == ["a.jpg"]
+    assert [row.state for row in it.ledger.unfinished()] == ["failed"]
+    assert refuse(it, job) == "a.jpg"
+    assert sorted(it.files("failed")) == ["a.jpg", "a.jpg.error.json"]
+    assert it.files("input") == {}
+
+
 def test_a_claim_in_place_is_not_done_again(workspace: Build) -> None:
     """Where the original may not be moved at all it stays, handled, while moving it is tried again."""
     it = workspace(fs=FailingFs({"rename_noreplace": [0, errno.EPERM]}))
