@@ -69,13 +69,13 @@ def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: Installed
     service.wait(lambda: len(service.events("service.ready")) > ready, "the next start")
     recorded = service.events("service.exit")[-1]
     assert "watchdog" == recorded["result"]
-    # CPython's fault handler walks the frames of running threads without the interpreter's lock. In 3 of 60 trials on a
-    # busy service (3.11; SIGSTOP, SIGABRT, SIGCONT; no handler of ours in the chain) that walk ended in a fault of its
-    # own, in the middle of a line. Threads that hang do not change their frames, and were shown when the stall began.
+    # CPython's fault handler walks the frames of threads without the interpreter's lock, and all run again. What
+    # a thread was doing that runs may be cut short (1 of 84 trials), and on a busy service the walk ended in a fault of
+    # its own in 3 of 60. A thread that hangs keeps its frames, as does one that waits for work without a limit.
     assert recorded["status"] in ("ABRT", "SEGV")
     journal = service.journal("-o", "cat", "-n", "400")
     assert "Fatal Python error: Aborted" in journal
-    assert "rmbgd/service/health.py" in journal
+    assert recorded["status"] == "SEGV" or "in _decode" in journal
 
 
 def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: InstalledService) -> None:
