@@ -106,7 +106,7 @@ EVENTS: dict[str, EventKind] = {
     # --- storage
     "storage.paused": EventKind("error", "The disk cannot be written. Finished results are kept, no more images are claimed, and writing is retried.", {"kind": "disk_full, quota, read_only, io_error, denied, missing", "path": "that could not be written", "detail": "what exactly"}),
     "storage.resumed": EventKind("info", "The disk can be written again.", {"kind": "what the problem was", "seconds": "paused"}),
-    "storage.retire_failed": EventKind("warning", "An original could not be moved to its folder, or deleted, after its image had ended. This is tried again, after a refusal at the next start; the image is not processed again.", {"folder": "name", "path": "below the folder", "detail": "what exactly"}),
+    "storage.retire_failed": EventKind("warning", "An original could not be moved or deleted after its image had ended. This is retried, at the next start where the disk refuses the name or the size; the image is not processed again.", {"folder": "name", "path": "below the folder", "detail": "what exactly"}),
     # --- engine
     "engine.chosen": EventKind(
         "info", "Active and fallback device, once at start.",

@@ -126,12 +126,15 @@ class Recovery:
 
     def _refuse_again(self, found: Recovered, row: Unfinished, source: str) -> None:
         """It was refused, and perhaps not moved, and perhaps its event is missing."""
-        outcome = self._ledger.outbox.pending(row.job_id)
-        if outcome is None and not os.path.lexists(source):
+        pending = self._ledger.outbox.pending(row.job_id)
+        if pending is None and not os.path.lexists(source):
             self._ledger.original_moved(row.job_id)
             return
-        outcome = outcome or refused(job_keys(row), Reason(row.reason or Reason.CORRUPT), row.detail or "")
-        self._publisher.quarantine.set_aside(self._ledger.resume(row, source), outcome)
+        outcome = pending or refused(job_keys(row), Reason(row.reason or Reason.CORRUPT), row.detail or "")
+        placed = self._publisher.quarantine.set_aside(self._ledger.resume(row, source), outcome)
+        if pending is None and placed is None and row.by_rename:  # the disk refuses the original still
+            self._ledger.outbox.deliver(outcome, None)
+            return
         outcome.add(recovered=True)
         self._publisher.deliver(outcome)
         found.delivered += 1

@@ -44,13 +44,14 @@ class Quarantine:
         """
         self._ledger.failed(outcome)
         folder = self._folders[job.folder]
-        placed = None
         try:
             with storage_faults(str(folder.failed)):
+                placed = None
                 if os.path.lexists(job.source):
                     placed = self._set_aside(job, folder, self._story(job, outcome.keys))
         except ImageError as error:
-            self._emit("storage.retire_failed", folder=job.folder, path=job.relative_path, detail=str(error))
+            detail = f"{folder.failed}: {error}"
+            self._emit("storage.retire_failed", folder=job.folder, path=job.relative_path, detail=detail)
             return None
         self._ledger.original_moved(job.job_id)
         if placed is not None:

@@ -76,9 +76,10 @@ class Outbox:
         """The job goes on, or is forgotten: there is no outcome to deliver."""
         db.execute("DELETE FROM untold WHERE job=?", (job_id,))
 
-    def deliver(self, outcome: JobOutcome, emit: Emit) -> None:
-        """Emit the event, and forget it with the next transaction: at worst the next start delivers it once more."""
-        emit(outcome.event, **outcome.keys)
+    def deliver(self, outcome: JobOutcome, emit: Emit | None) -> None:
+        """Emit the event, or not where it was before; forget it with the next transaction: at worst it comes twice."""
+        if emit is not None:
+            emit(outcome.event, **outcome.keys)
         self._database.defer("DELETE FROM untold WHERE job=?", (outcome.job_id,))
 
     def pending(self, job_id: int) -> JobOutcome | None:

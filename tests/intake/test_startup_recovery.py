@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -22,7 +23,7 @@ from rmbgd.store.claims import claim_by_rename, put_back
 from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import Candidate, ContentKey, Job
 from rmbgd.testing.clock import FakeClock
-from rmbgd.testing.fs import CrashingFs, WorldStopped
+from rmbgd.testing.fs import CrashingFs, FailingFs, WorldStopped
 from tests.support.workspace import OF_DONE, Workspace, done, sha256, torn
 
 STEPS_OF_THE_LEDGER = {"claim", "release", "publishing", "done", "failed", "next_attempt", "forget_content"}
@@ -510,6 +511,25 @@ def test_a_failing_quarantine_does_not_stop_the_others(run: Callable[..., Run]) 
     again.recovery.recover_folder("shop")
     assert set(again.workspace.files("failed")) == {"a.jpg", "a.jpg.error.json"}
     assert [event["reason"] for event in again.workspace.events.named("image.failed")] == ["corrupt"]
+
+
+def test_a_failed_folder_that_refuses_the_original_has_its_event_once(run: Callable[..., Run]) -> None:
+    """The original stays claimed, and each start says so; the outcome is emitted again only where it may be missing."""
+    first, (job,) = claimed(run, "a.jpg")
+    first.workspace.ledger.failed(torn(job))
+    told = []
+    for _ in range(3):
+        again = run()
+        again.workspace.publisher.quarantine._fs = FailingFs({"rename_noreplace": [0, errno.EFBIG]})
+        assert again.recovery.recover().jobs == 0
+        assert len(again.workspace.events.named("storage.retire_failed")) == 1
+        assert len(again.workspace.files("input")) == 1
+        told.append(len(again.workspace.events.named("image.failed")))
+    assert told == [1, 0, 0]
+
+    last = run()
+    last.recovery.recover()
+    assert set(last.workspace.files("failed")) == {"a.jpg", "a.jpg.error.json"}
 
 
 def test_nothing_is_computed_before_the_attempt_is_on_record(run: Callable[..., Run], tmp_path: Path) -> None:
