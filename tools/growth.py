@@ -55,8 +55,8 @@ class Reading(NamedTuple):
     life: int
     seconds: float
     rss: float
-    heap: float  # in use of the C heap; what is free between two blocks counts as rss alone
-    objects: float  # blocks that Python's objects hold
+    heap: float  # in use of the C heap
+    outside: float  # of rss, outside the C heap: Python's objects, mappings; so free blocks are all that neither counts
     descriptors: float
     threads: float
     ledger: float
@@ -79,7 +79,7 @@ class Readings:
     def read(self, pid: int, state: Path, memory: Path, *, life: int, now: float) -> None:
         """Of the process, of the ledger below `state`, and of the file `memory` that the launcher writes."""
         with contextlib.suppress(OSError):  # the ledger's log comes and goes
-            of, heap, objects = map(int, memory.read_text().split())
+            of, heap, held = map(int, memory.read_text().split())
             if of != pid:  # a life that has ended
                 return
             proc = Path(f"/proc/{pid}")
@@ -88,7 +88,7 @@ class Readings:
             ledger = sum(path.stat().st_size for path in state.glob("ledger.sqlite*"))
             descriptors = len(os.listdir(proc / "fd"))
             threads = int(status["Threads"])
-            self._all.append(Reading(life, now, rss, heap, objects, descriptors, threads, ledger, shared))
+            self._all.append(Reading(life, now, rss, heap, rss - held, descriptors, threads, ledger, shared))
 
     def _warm(self) -> list[list[Reading]]:
         """Of each life, what follows its warm-up."""
@@ -137,5 +137,5 @@ def report(result: dict[str, Any]) -> str:
         levels = ", ".join(f"{level:,.0f}" for level in result["levels"][name])
         lines.append(f"| {name} | {cells} | {levels} |")
     verdict = "memory grows" if result["grows"] else "no growth shown" if result["judged"] else "too short to be judged"
-    lines.append(f"\nRss, heap, ledger and shared in bytes. Verdict on the heap in use and on objects: {verdict}.")
+    lines.append(f"\nMemory and the ledger in bytes. Verdict on the heap in use and on memory outside it: {verdict}.")
     return "\n".join(lines) + "\n"

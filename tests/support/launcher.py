@@ -16,7 +16,8 @@ tests. Everything is off unless asked for.
     hold     a path: while a file stands there, the engine does not answer
     fuse     a path: a number in it counts down with each file operation and each ledger transaction, and at its end the
              process is killed, before that step
-    memory   a file that says once a second: process id, bytes in use of the C heap, blocks that Python's objects hold
+    memory   a file that says once a second: process id, bytes of the C heap in use, and bytes that it holds in all; it
+             has two arenas then, as under the unit
 """
 
 from __future__ import annotations
@@ -56,6 +57,7 @@ from rmbgd.testing.worker import in_process
 
 SENSOR_TIMEOUT = 0.2  # s; a reading of a file takes none, and what hangs in a test need not hang long
 PRUNE_EVERY = 1.0  # s
+ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
 HOLD_CHECK = 0.01  # s between two looks whether the engine may answer; stands for the device's time
 
 
@@ -151,15 +153,15 @@ class HeapStatistics(ctypes.Structure):
 
 def report_memory(path: str) -> None:
     """From a thread of its own. What is in use tells a leak from a heap that large images have left full of holes."""
-    statistics = ctypes.CDLL(None).mallinfo2  # glibc 2.33
-    statistics.restype = HeapStatistics
+    library, fresh = ctypes.CDLL(None), f"{path}.fresh"
+    library.mallopt(ARENA_MAX, 2)
+    library.mallinfo2.restype = HeapStatistics  # glibc 2.33
 
     def report() -> None:
         while True:
-            found = statistics()
-            fresh = f"{path}.fresh"
+            found = library.mallinfo2()
             with open(fresh, "w") as file:
-                file.write(f"{os.getpid()} {found.uordblks + found.hblkhd} {sys.getallocatedblocks()}")
+                file.write(f"{os.getpid()} {found.uordblks + found.hblkhd} {found.arena + found.hblkhd}")
             os.replace(fresh, path)
             time.sleep(1.0)
 

@@ -69,9 +69,9 @@ def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: Installed
     service.wait(lambda: len(service.events("service.ready")) > ready, "the next start")
     recorded = service.events("service.exit")[-1]
     assert "watchdog" == recorded["result"]
-    # CPython's fault handler walks the frames of threads without the interpreter's lock, and all run again. What
-    # a thread was doing that runs may be cut short (1 of 84 trials), and on a busy service the walk ended in a fault of
-    # its own in 3 of 60. A thread that hangs keeps its frames, as does one that waits for work without a limit.
+    # CPython's fault handler walks the frames of all threads without the interpreter's lock, and after SIGCONT they
+    # run. The stack of one that moves may be cut short (1 of 84 trials); the walk may end in a fault of its own (3 of
+    # 45). A thread that hangs keeps its frames, as does one that waits for work without a limit: a decode thread.
     assert recorded["status"] in ("ABRT", "SEGV")
     journal = service.journal("-o", "cat", "-n", "400")
     assert "Fatal Python error: Aborted" in journal

@@ -45,10 +45,11 @@ def test_memory_is_read_of_the_life_that_is_watched(tmp_path: Path) -> None:
     """What a life that ended left behind counts for no other."""
     memory, readings = tmp_path / "memory", Readings(10.0)
     for pid, found in ((os.getpid() + 1, 0), (os.getpid(), 1)):
-        memory.write_text(f"{pid} 5 7")
+        memory.write_text(f"{pid} 5 4096")
         readings.read(os.getpid(), tmp_path, memory, life=0, now=0.0)
         assert len(readings) == found
-    assert [readings.levels()[name][0] for name in ("heap", "objects")] == [5, 7]
+    levels = {name: values[0] for name, values in readings.levels().items()}
+    assert (levels["heap"], levels["outside"]) == (5, levels["rss"] - 4096)
 
 
 def test_a_campaign_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
