@@ -50,7 +50,7 @@ def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int, i
                 try:
                     found = leg(base / "leg", min(given.each, given.count - first), seed)
                 except AssertionError as error:
-                    print(json.dumps({"seed": seed, "found": str(error)[:8000]}))
+                    print(json.dumps({"seed": seed, "found": str(error)[-8000:]}))
                     return 1
         record.add(seed, found | {"seconds": round(time.monotonic() - began, 1)})
     Console().print(values(name.replace("_", " "), record.total()))
