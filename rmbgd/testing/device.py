@@ -30,16 +30,10 @@ class HostDevice:
         capture: Callable[[Callable[[], object]], Callable[[], object]] | None = None,
         pins: str = "",
     ) -> None:
-        self.pinned = 0
-        self.graphs_discarded = 0
-        self._memory = memory
-        self._capability = capability
-        self._capture = capture or (lambda body: body)
-        self._pins = pins
-
-    @property
-    def torch(self) -> torch.device:
-        return torch.device("cpu")
+        self.torch = torch.device("cpu")
+        self.pinned = self.graphs_discarded = 0
+        self._memory, self._capability, self._pins = memory, capability, pins
+        self.capture_graph = capture or (lambda body: body)
 
     def facts(self) -> dict[str, object]:
         return {"name": "the host in place of a GPU"}
@@ -65,25 +59,13 @@ class HostDevice:
     def record_event(self) -> Event:
         return object()
 
-    def wait_event(self, event: Event) -> None:
-        pass
+    def wait_event(self, *_: object) -> None:
+        """Nothing to do, as in all of these: what was asked for is done."""
 
-    synchronize_event = wait_event
-
-    def synchronize(self) -> None:
-        pass
-
-    def capture_graph(self, body: Callable[[], object]) -> Callable[[], object]:
-        return self._capture(body)
+    synchronize_event = synchronize = reserve = empty_cache = close = wait_event
 
     def discard_graphs(self) -> None:
         self.graphs_discarded += 1
-
-    def reserve(self, byte_count: int) -> None:
-        pass
-
-    def empty_cache(self) -> None:
-        pass
 
     def pin(self, block: NDArray[np.uint8], byte_count: int) -> str:
         self.pinned = 0 if self._pins else min(byte_count, len(block))
@@ -91,6 +73,3 @@ class HostDevice:
 
     def pinned_tensor(self, shape: tuple[int, ...]) -> Tensor:
         return torch.zeros(shape)
-
-    def close(self) -> None:
-        pass

@@ -16,7 +16,9 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,21 +26,11 @@ from numpy.typing import NDArray
 
 from rmbgd.backends.faults import fault_of
 from rmbgd.backends.memtest import MemoryTest
+from rmbgd.engine import types
 from rmbgd.engine.golden_image import golden_image
-from rmbgd.engine.types import (
-    Answer,
-    BatchReport,
-    EngineDescription,
-    Golden,
-    MatteReport,
-    MemoryTestPass,
-    Slot,
-    Work,
-    view,
-)
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 
-# Errors of a GPU that is not there: PyTorch's classes by name and its texts to the letter, and orders from a folder.
+# Errors of a GPU that is not there: PyTorch's classes by name and its texts to the letter.
 
 
 class AcceleratorError(RuntimeError):
@@ -50,26 +42,23 @@ class OutOfMemoryError(RuntimeError):
 
 
 _RUNTIME_ERRORS = {
-    "assert": ("device-side assert triggered", "cudaErrorAssert"),
-    "illegal_address": ("an illegal memory access was encountered", "cudaErrorIllegalAddress"),
-    "misaligned": ("misaligned address", "cudaErrorMisalignedAddress"),
-    "launch_failure": ("unspecified launch failure", "cudaErrorLaunchFailure"),
-    "launch_timeout": ("the launch timed out and was terminated", "cudaErrorLaunchTimeout"),
-    "unknown": ("unknown error", "cudaErrorUnknown"),
-    "ecc": ("uncorrectable ECC error encountered", "cudaErrorECCUncorrectable"),
-    "no_device": ("no CUDA-capable device is detected", "cudaErrorNoDevice"),
-    "driver_mismatch": (
-        "system has unsupported display driver / cuda driver combination",
-        "cudaErrorSystemDriverMismatch",
-    ),
-    "memory_runtime": ("out of memory", "cudaErrorMemoryAllocation"),
+    "assert": ("device-side assert triggered", "Assert"),
+    "illegal_address": ("an illegal memory access was encountered", "IllegalAddress"),
+    "misaligned": ("misaligned address", "MisalignedAddress"),
+    "launch_failure": ("unspecified launch failure", "LaunchFailure"),
+    "launch_timeout": ("the launch timed out and was terminated", "LaunchTimeout"),
+    "unknown": ("unknown error", "Unknown"),
+    "ecc": ("uncorrectable ECC error encountered", "ECCUncorrectable"),
+    "no_device": ("no CUDA-capable device is detected", "NoDevice"),
+    "driver_mismatch": ("system has unsupported display driver / cuda driver combination", "SystemDriverMismatch"),
+    "memory_runtime": ("out of memory", "MemoryAllocation"),
 }
 
 CUDA_ERRORS: dict[str, RuntimeError] = {
     word: AcceleratorError(
         f"CUDA error: {says}\n"
-        f"Search for `{name}' in https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for more "
-        "information.\n"
+        f"Search for `cudaError{name}' in https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__TYPES.html for "
+        "more information.\n"
         "CUDA kernel errors might be asynchronously reported at some other API call, so the stacktrace below might be "
         "incorrect.\n"
         "For debugging consider passing CUDA_LAUNCH_BLOCKING=1\n"
@@ -105,13 +94,11 @@ class Orders:
 
     def read(self, name: str) -> str:
         """What is ordered there; empty where nothing is."""
-        try:
+        with suppress(FileNotFoundError):
             return (self._folder / name).read_text()
-        except FileNotFoundError:
-            return ""
+        return ""
 
     def next_step(self) -> str:
-        """Of the next batch; empty when nothing is ordered."""
         first, *rest = self.read("segment").splitlines() or [""]
         if first:
             file = self._folder / "segment.rest"
@@ -126,16 +113,21 @@ class Orders:
 POISON_COLOUR = (255, 0, 254)
 """An image whose top left pixel is this is poison to an engine that was given `poison`."""
 
+ERRORS: dict[str, Callable[[], Exception]] = {
+    "memory": partial(EngineMemory, "the script says that device memory is short"),
+    "lost": partial(EngineLost, "the script says that the device is lost"),
+    "no_device": partial(EngineLost, "the script says that there is no such device", cause="no_device"),
+    "model": partial(ModelError, "the script says that the weights are damaged"),
+    "nonsense": partial(EngineNonsense, "the script says that alpha is not finite"),
+}
+"""What FakeBackend raises, by step."""
+
 
 class FakeBackend:
     """`script` has a step per segment call, and "ok" for ever after. A step is one of
 
     ok            answers
-    memory        raises EngineMemory
-    lost          raises EngineLost
-    no_device     raises EngineLost with that cause
-    model         raises ModelError, as for weights that are damaged
-    nonsense      raises EngineNonsense, as for an alpha that is not finite
+    memory, ...   raises what ERRORS has for it
     wrong_count   answers one image too few
     wrong_image   answers for an image that was not asked for
     hang          answers only after `release()` was called, from another thread
@@ -158,7 +150,7 @@ class FakeBackend:
         script: Sequence[str] = (),
         *,
         device: str = "fake",
-        batch_sizes: tuple[int, ...] = (1, 2, 4, 8, 16),
+        batch_sizes: Sequence[int] = (1, 2, 4, 8, 16),
         poison: str = "",
         memory_limit: int = 0,
         start: str = "ok",
@@ -166,56 +158,50 @@ class FakeBackend:
         models: Sequence[str] = ("fake",),
         orders: str = "",
     ) -> None:
-        self._block = block
+        self._block, self._device, self._start, self._orders = block, device, start, Orders(orders)
         self._script = list(script)  # only the owner's thread touches it
-        self._device = device
-        self._batch_sizes = batch_sizes
-        self._poison = poison
-        self._memory_limit = memory_limit
-        self._start = start
-        self._seconds = {1: seconds} if seconds else {}
-        self._models = tuple(models)
-        self._orders = Orders(orders)
+        self._poison, self._memory_limit = poison, memory_limit
+        facts: dict[str, dict[str, object]] = {name: {"alpha": "green channel"} for name in models}
+        measured = {1: seconds} if seconds else {}
+        self._description = types.EngineDescription(device, facts, tuple(batch_sizes), measured)
         self._canary: MemoryTest | None = None
         self._released = threading.Event()
         self.batches: list[list[int]] = []  # image ids per call; appended by the owner's thread, read by tests
         self.closed = False
 
-    def start(self) -> EngineDescription:
+    def start(self) -> types.EngineDescription:
         self._act(self._orders.read("start").strip() or self._start)
-        models: dict[str, dict[str, object]] = {name: {"alpha": "green channel"} for name in self._models}
-        return EngineDescription(self._device, models, self._batch_sizes, self._seconds)
+        return self._description
 
-    def segment(self, batch: Sequence[Work]) -> BatchReport:
+    def segment(self, batch: Sequence[types.Work]) -> types.BatchReport:
         self.batches.append([work.image_id for work in batch])
-        slots = [view(self._block, work.region) for work in batch]
+        slots = [types.view(self._block, work.region) for work in batch]
         step = self._orders.next_step() or (self._script.pop(0) if self._script else "ok")
         if self._poison and any(tuple(slot.rgb[0, 0]) == POISON_COLOUR for slot in slots):
             step = self._poison
         if self._memory_limit and len(batch) > self._memory_limit:
             step = "memory"
         self._act(step)
-        answers: list[Answer] = []
-        for work, slot in zip(batch, slots, strict=True):
+        for slot in slots:
             fill(slot, zero=self._orders.zero())
-            answers.append(Answer(_report(work.image_id, slot), self._device, work.model, len(batch)))
-        if step == "wrong_count":
-            answers.pop()
+        numbers = [work.image_id for work in batch]
         if step == "wrong_image":
-            answers[-1] = Answer(_report(-1, slots[-1]), self._device, batch[-1].model, len(batch))
-        return BatchReport(list(answers), {"network": 0.0})
+            numbers[-1] = -1
+        answers = [
+            types.Answer(_report(number, slot), self._device, work.model, len(batch))
+            for number, slot, work in zip(numbers, slots, batch, strict=True)
+        ]
+        return types.BatchReport(answers[: -1 if step == "wrong_count" else None], {"network": 0.0})
 
-    def golden(self, model: str) -> Golden:  # noqa: ARG002 - whatever the model
-        """Alpha of the golden image: its green channel, or nothing when so ordered."""
+    def golden(self, model: str) -> types.Golden:  # noqa: ARG002 - whatever the model
         rgb, _ = golden_image()
         scale = np.float32(0.0 if self._orders.zero() else 1 / 255)
-        return Golden(rgb[..., 1].astype(np.float32) * scale, 0.001)
+        return types.Golden(rgb[..., 1].astype(np.float32) * scale, 0.001)
 
-    def canary(self, blocks: int) -> MemoryTestPass:
-        if self._canary is None:
-            self._canary = MemoryTest(np, "cpu", blocks)
+    def canary(self, blocks: int) -> types.MemoryTestPass:
+        self._canary = self._canary or MemoryTest(np, "cpu", blocks)
         found = self._canary.check()
-        return MemoryTestPass(found.blocks, found.bad + int(self._orders.read("canary") or 0))
+        return types.MemoryTestPass(found.blocks, found.bad + int(self._orders.read("canary") or 0))
 
     def release(self) -> None:
         """Let a hanging call go on, and later ones not hang at all."""
@@ -229,16 +215,9 @@ class FakeBackend:
         match name:
             case "ok" | "wrong_count" | "wrong_image":
                 pass
-            case "memory":
-                raise EngineMemory("the script says that device memory is short")
-            case "lost":
-                raise EngineLost("the script says that the device is lost")
-            case "no_device":
-                raise EngineLost("the script says that there is no such device", cause="no_device")
-            case "model":
-                raise ModelError("the script says that the weights are damaged")
-            case "nonsense":
-                raise EngineNonsense("the script says that alpha is not finite")
+            case _ if name in ERRORS:
+                error = ERRORS[name]()
+                raise error
             case "hang":
                 self._released.wait()
             case "delay":
@@ -253,8 +232,7 @@ class FakeBackend:
                 held = [b"\xff" * (1 << 20) for _ in range(int(argument))]
                 raise EngineMemory(f"{len(held)} MiB were there")
             case "write":
-                with open(argument, "wb") as file:
-                    file.write(b"x")
+                Path(argument).write_bytes(b"x")
             case _:
                 raise ValueError(f"no step '{step}' in a fake engine's script")
 
@@ -269,7 +247,7 @@ def expected_alpha(
     return ((2 * product * levels + 255**2) // (2 * 255**2)).astype(np.uint16)
 
 
-def fill(slot: Slot, *, zero: bool = False) -> None:
+def fill(slot: types.Slot, *, zero: bool = False) -> None:
     """Write the output plane of one image; `zero`: an answer that is wrong and looks like one, alpha is zero."""
     levels = 65535 if slot.alpha is not None and slot.alpha.dtype == np.uint16 else 255
     alpha = np.uint16(not zero) * expected_alpha(slot.rgb, slot.source_alpha, levels=levels)
@@ -280,10 +258,10 @@ def fill(slot: Slot, *, zero: bool = False) -> None:
         slot.alpha[...] = alpha
 
 
-def _report(image_id: int, slot: Slot) -> MatteReport:
+def _report(image_id: int, slot: types.Slot) -> types.MatteReport:
     alpha = slot.rgb[..., 1]
     histogram = np.bincount(alpha.ravel(), minlength=256) / alpha.size
-    return MatteReport(
+    return types.MatteReport(
         image_id,
         coverage=float(histogram @ np.arange(256) / 255),
         peak=float(alpha.max()) / 255,
@@ -294,5 +272,4 @@ def _report(image_id: int, slot: Slot) -> MatteReport:
 
 def create(block: NDArray[np.uint8], options: Mapping[str, object]) -> FakeBackend:
     """The factory for the child process: `options` are the keyword arguments of FakeBackend, as JSON has them."""
-    sizes = options.get("batch_sizes", (1, 2, 4, 8, 16))
-    return FakeBackend(block, **{**options, "batch_sizes": tuple(sizes)})  # type: ignore[arg-type]
+    return FakeBackend(block, **options)  # type: ignore[arg-type]

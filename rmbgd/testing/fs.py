@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from rmbgd.fs import SystemFileSystem
 
 
 class WorldStopped(BaseException):
     """Nothing runs after this: what a kill -9 looks like to the code that is killed."""
+
+
+def _scripted(name: str) -> Any:
+    """The system's operation of that name, after FailingFs.before has let it through."""
+    operation = getattr(SystemFileSystem, name)
+
+    def method(self: FailingFs, subject: str | int, *others: Any, **folders: int | None) -> Any:
+        self.before(name, subject)
+        return operation(self, subject, *others, **folders)
+
+    return method
 
 
 class FailingFs(SystemFileSystem):
@@ -26,39 +38,16 @@ class FailingFs(SystemFileSystem):
         """Called before each operation; what it raises, the operation raises."""
         self.calls.append((name, subject))
         codes = self._script.get(name)
-        code = codes.pop(0) if codes else 0
-        if code:
+        if codes and (code := codes.pop(0)):
             raise OSError(code, os.strerror(code))
 
-    def rename(self, source: str, target: str) -> None:
-        self.before("rename", source)
-        super().rename(source, target)
-
-    def rename_noreplace(
-        self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
-    ) -> None:
-        self.before("rename_noreplace", source)
-        super().rename_noreplace(source, target, source_folder=source_folder, target_folder=target_folder)
-
-    def unlink(self, path: str, *, folder: int | None = None) -> None:
-        self.before("unlink", path)
-        super().unlink(path, folder=folder)
-
-    def create(self, path: str, mode: int) -> int:
-        self.before("create", path)
-        return super().create(path, mode)
-
-    def make_folder(self, path: str) -> None:
-        self.before("make_folder", path)
-        super().make_folder(path)
-
-    def sync_file(self, descriptor: int) -> None:
-        self.before("sync_file", descriptor)
-        super().sync_file(descriptor)
-
-    def sync_folder(self, path: str) -> None:
-        self.before("sync_folder", path)
-        super().sync_folder(path)
+    rename = _scripted("rename")
+    rename_noreplace = _scripted("rename_noreplace")
+    unlink = _scripted("unlink")
+    create = _scripted("create")
+    make_folder = _scripted("make_folder")
+    sync_file = _scripted("sync_file")
+    sync_folder = _scripted("sync_folder")
 
 
 class CrashingFs(FailingFs):
@@ -69,20 +58,18 @@ class CrashingFs(FailingFs):
 
     def __init__(self, after: int) -> None:
         super().__init__({})
-        self._left = after
-        self.taken = 0
+        self._after, self.taken = after, 0
 
     def step(self) -> None:
-        if self._left <= 0:
+        if self.taken >= self._after:
             raise WorldStopped
-        self._left -= 1
         self.taken += 1
 
     def before(self, name: str, subject: str | int) -> None:  # noqa: ARG002 - whatever the operation
         self.step()
 
-    def sync_file(self, descriptor: int) -> None:  # noqa: ARG002 - nothing here survives a power cut anyway
+    def sync_file(self, _: str | int) -> None:
+        """Without a sync: nothing here survives a power cut anyway."""
         self.step()
 
-    def sync_folder(self, path: str) -> None:  # noqa: ARG002
-        self.step()
+    sync_folder = sync_file

@@ -25,7 +25,6 @@ class InProcessWorker(EngineWorker):
     asking = ended = abandoned = lingers = False
 
     def __init__(self, make: Callable[[], FakeBackend]) -> None:
-        """Without what a process needs."""
         self._make = make
         self.backend: FakeBackend | None = None
         self._killed = False
@@ -39,7 +38,7 @@ class InProcessWorker(EngineWorker):
 
     def start(self) -> EngineDescription:
         self.backend = self._make()
-        return self._call(lambda backend: backend.start())
+        return self._call(FakeBackend.start)
 
     def run(self, batch: Sequence[Work]) -> BatchReport:
         report = self._call(lambda backend: backend.segment(batch))

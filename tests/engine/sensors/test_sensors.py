@@ -15,7 +15,7 @@ from rmbgd.engine.sensors.base import MEASURES, DeadlineSensor, Problem, Reading
 from rmbgd.engine.sensors.choose import ChosenSensor, ThermalZoneSensor, choose_sensor
 from rmbgd.engine.sensors.nvml import EVENTS_MAXIMUM, NvmlSensor
 from rmbgd.events import RecordedEvents
-from rmbgd.testing.sensors import FakeSensor, Never
+from rmbgd.testing.sensors import NEVER_RETURNS, FakeSensor
 from tests.engine.sensors.fake_nvml import FakeNvml
 
 SHORT = 0.05  # s; a deadline that tests can wait for
@@ -223,7 +223,7 @@ def test_a_reading_passes_through_and_an_exception_is_a_bad_one():
 
 def test_a_sensor_that_hangs_is_a_timeout_and_only_one_call_is_made():
     """While it hangs, nobody asks again: one stuck thread at most."""
-    sensor = FakeSensor([Never.RETURNS])
+    sensor = FakeSensor([NEVER_RETURNS])
     threads = threading.active_count()
     timed = DeadlineSensor(sensor, SHORT)
     problems = [timed.read().problem for _ in range(5)]
