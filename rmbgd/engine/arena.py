@@ -1,7 +1,7 @@
 """Preallocated shared memory for all images in flight, leased in pieces and bounded in bytes.
 
-The block is an anonymous memory file, so that the engine's process maps the same
-pages: pixels cross to it without a copy. Pages become real when first written: an idle service holds little.
+The block is an anonymous memory file, so that the engine's process maps the same pages: pixels cross to it without a
+copy. Pages become real when first written: an idle service holds little.
 
 Leases are given in the order in which they were asked for: a large image at the head waits for its room and is not
 overtaken, so it cannot starve. Only decoding leases and everything later only gives back, so waiting always ends.
@@ -42,14 +42,12 @@ class Lease:
     """A piece of the arena. Give it back from any thread, once or more often."""
 
     def __init__(self, arena: Arena, offset: int, byte_count: int) -> None:
-        self.offset, self.byte_count = offset, byte_count
+        self.offset, self.byte_count, self._arena = offset, byte_count, arena
         self.block = arena.block  # the whole shared block, uint8 [bytes]; engine.types.view finds the planes in it
-        self._arena: Arena | None = arena  # None once given back; guarded by the arena's lock
+        self.released = False  # guarded by the arena's lock
 
     def release(self) -> None:
-        arena = self._arena
-        if arena is not None:
-            arena._take_back(self)  # noqa: SLF001 - the two are one thing
+        self._arena.take_back(self)
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +56,7 @@ class Lease:
         self.release()
 
     def __del__(self) -> None:
-        if getattr(self, "_arena", None) is not None:
+        if not getattr(self, "released", True):
             warnings.warn(f"a lease of {self.byte_count} bytes was never released", ResourceWarning, 2, source=self)
 
 
@@ -89,10 +87,7 @@ class Arena:
             raise ValueError(f"{byte_count} bytes can never fit into an arena of {self.byte_count}")
         heartbeat = heartbeat or NullHeartbeat()
         with self._lock:
-            offset = None if self._queue or self._closed else self._cut(wanted)
-            if offset is None:
-                offset = self._wait_for(wanted, heartbeat)
-            lease = Lease(self, offset, wanted)
+            lease = Lease(self, self._wait_for(wanted, heartbeat), wanted)
         heartbeat.working()
         return lease
 
@@ -121,10 +116,8 @@ class Arena:
         self._queue.append(turn)
         try:
             while not self._closed:
-                if self._queue[0] is turn:
-                    offset = self._cut(wanted)
-                    if offset is not None:
-                        return offset
+                if self._queue[0] is turn and (offset := self._cut(wanted)) is not None:
+                    return offset
                 heartbeat.waiting()
                 turn.wait()
             raise ArenaClosed
@@ -137,17 +130,16 @@ class Arena:
         """The lowest free piece that is large enough: low addresses are used again and again, high ones stay unreal."""
         for index, (offset, size) in enumerate(self._free):
             if size >= wanted:
-                rest = [(offset + wanted, size - wanted)] if size > wanted else []
-                self._free[index : index + 1] = rest
+                self._free[index : index + 1] = [(offset + wanted, size - wanted)] if size > wanted else []
                 self._leased += wanted
                 return offset
         return None
 
-    def _take_back(self, lease: Lease) -> None:
+    def take_back(self, lease: Lease) -> None:
         with self._lock:
-            if lease._arena is None:  # noqa: SLF001
+            if lease.released:
                 return
-            lease._arena = None  # noqa: SLF001
+            lease.released = True
             start, end = lease.offset, lease.offset + lease.byte_count
             index = bisect(self._free, (start, 0))
             first = last = index

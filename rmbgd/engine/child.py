@@ -65,7 +65,10 @@ def serve(connection: socket.socket, arena_fd: int) -> None:
             faulthandler.dump_traceback_later(request["deadline"] * STACKS_AT)
             try:
                 if backend is None:
-                    backend = _build(request, arena_fd)
+                    module, _, name = request["factory"].partition(":")
+                    block = attach(arena_fd, request["arena_bytes"])
+                    os.close(arena_fd)
+                    backend = getattr(importlib.import_module(module), name)(block, request["options"])
                     answer = {"description": ipc.from_description(backend.start())}
                     gc.collect()
                     gc.freeze()  # a full pass over all that torch imported would make a batch late, again and again
@@ -89,14 +92,6 @@ def serve(connection: socket.socket, arena_fd: int) -> None:
         return
     if backend is not None:
         backend.close()
-
-
-def _build(request: ipc.Message, arena_fd: int) -> Backend:
-    module, _, name = request["factory"].partition(":")
-    block = attach(arena_fd, request["arena_bytes"])
-    os.close(arena_fd)
-    backend: Backend = getattr(importlib.import_module(module), name)(block, request["options"])
-    return backend
 
 
 def _fault(error: Exception) -> tuple[ipc.Message, bool]:

@@ -7,8 +7,6 @@ does so elsewhere.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
-import importlib.util
 import json
 import subprocess
 import sys
@@ -54,15 +52,11 @@ def ask_torch() -> dict[str, Any]:
     for index in range(torch.cuda.device_count() if found["cuda"] else 0):
         properties = torch.cuda.get_device_properties(index)
         # That it can be listed does not say that it computes: wrong architectures fail at the first kernel.
-        total = float(torch.ones(1024, device=f"cuda:{index}").sum().item())
-        found["devices"].append(
-            {
-                "name": properties.name,
-                "memory_bytes": properties.total_memory,
-                "capability": f"{properties.major}.{properties.minor}",
-                "computes": total == 1024.0,
-            }
-        )
+        computes = torch.ones(1024, device=f"cuda:{index}").sum().item() == 1024.0
+        capability = f"{properties.major}.{properties.minor}"
+        memory = properties.total_memory
+        facts = {"name": properties.name, "memory_bytes": memory, "capability": capability, "computes": computes}
+        found["devices"].append(facts)
     return found
 
 
@@ -72,35 +66,24 @@ def ask_nvml() -> dict[str, Any]:
         "memory_bytes": lambda handle: nvml.nvmlDeviceGetMemoryInfo(handle).total,
         "temperature": lambda handle: nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU),
     }
-    nvml.nvmlInit()
-    try:
-        driver = nvml.nvmlSystemGetDriverVersion()
-        devices = []
-        for index in range(nvml.nvmlDeviceGetCount()):
-            handle = nvml.nvmlDeviceGetHandleByIndex(index)
-            device: dict[str, Any] = {"name": nvml.nvmlDeviceGetName(handle)}
-            for key, read in readings.items():
-                try:
-                    device[key] = read(handle)
-                except nvml.NVMLError as error:
-                    device[key] = None  # what a board does not have is unknown, not healthy
-                    device[f"{key}_error"] = str(error)
-            devices.append(device)
-        return {"driver": driver, "devices": devices}
-    finally:
-        nvml.nvmlShutdown()
-
-
-QUESTIONS: dict[str, Callable[[], dict[str, Any]]] = {"torch": ask_torch, "nvml": ask_nvml}
+    nvml.nvmlInit()  # left again when this process ends
+    found: dict[str, Any] = {"driver": nvml.nvmlSystemGetDriverVersion(), "devices": []}
+    for index in range(nvml.nvmlDeviceGetCount()):
+        handle = nvml.nvmlDeviceGetHandleByIndex(index)
+        device = {"name": nvml.nvmlDeviceGetName(handle)}
+        for key, read in readings.items():
+            try:
+                device[key] = read(handle)
+            except nvml.NVMLError as error:  # what a board does not have is unknown, not healthy
+                device |= {key: None, f"{key}_error": str(error)}
+        found["devices"].append(device)
+    return found
 
 
 # --- whether this machine has a GPU that can compute
 
-
 NODES = ("nvidia0", "nvhost-gpu", "nvgpu", "nvmap")  # one of them is there where a GPU's driver is, Jetson included
 UNWELL = ("mismatch", "lost", "reset", "unknown error", "timeout")  # NVML's words for a GPU that is there all the same
-
-Ask = Callable[..., Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,14 +94,12 @@ class VisibleGpus:
     why: str
 
 
-def visible_gpus(ask: Ask = ask, devices: Path = Path("/dev")) -> VisibleGpus:
+def visible_gpus(ask: Callable[..., Mapping[str, Any]] = ask, devices: Path = Path("/dev")) -> VisibleGpus:
     """What NVML sees; where the driver has no NVML, what torch sees. A GPU that is unwell is there."""
     answer = ask("nvml", patience=NVML_PATIENCE)
     if "error" not in answer:
         names = [str(each["name"]) for each in answer["devices"]]
-        if not names:
-            return VisibleGpus(0, f"the driver {answer['driver']} sees no card")
-        return VisibleGpus(len(names), f"the driver {answer['driver']} sees {', '.join(names)}")
+        return VisibleGpus(len(names), f"the driver {answer['driver']} sees {', '.join(names) or 'no card'}")
     said = f"{answer['error']}: {answer['text']}"
     if any(word in said.lower() for word in UNWELL):
         return VisibleGpus(1, f"the driver says {said}")
@@ -136,15 +117,13 @@ def nvml_target(index: int, order: str | None) -> tuple[int, str | None]:
     Both count in PCI order, since the engine process is started so; the variable hides and reorders for CUDA alone.
     """
     entries = [entry.strip() for entry in (order or "").split(",") if entry.strip()]
-    if index >= len(entries):
-        return index, None
-    entry = entries[index]
+    entry = entries[index] if index < len(entries) else str(index)
     return (int(entry), None) if entry.isdigit() else (index, entry)
 
 
 def main() -> int:
     try:
-        answer = QUESTIONS[sys.argv[1]]()
+        answer = {"torch": ask_torch, "nvml": ask_nvml}[sys.argv[1]]()
     except Exception as error:  # noqa: BLE001, the parent wants the cause, whatever it is
         answer = {"error": type(error).__name__, "text": str(error).strip() or type(error).__name__}
     print(json.dumps(answer))

@@ -35,8 +35,7 @@ class Workers:
 
     def add(self, worker: EngineWorker) -> EngineWorker:
         with self._lock:
-            self._workers = [each for each in self._workers if not each.ended]
-            self._workers.append(worker)
+            self._workers = [each for each in self._workers if not each.ended] + [worker]
             if self._aborted:
                 worker.abort()
         return worker

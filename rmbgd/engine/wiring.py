@@ -17,7 +17,8 @@ from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels, choose_fallback_models
 from rmbgd.engine.gpu_supervisor import GpuSupervisor, Names
 from rmbgd.engine.probe import GoldenReferences
-from rmbgd.engine.sensors.choose import ChosenSensor, choose_sensor
+from rmbgd.engine.sensors.base import DeadlineSensor
+from rmbgd.engine.sensors.choose import choose_sensor
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceParts, DeviceViews
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import ConfigError
@@ -34,14 +35,14 @@ class Machine:
     """What devices are made from.
 
     gpus       how many there are, and who says so; may take seconds
-    sensor     for the device of that number
+    sensor     for the device of that number, and why that one
     fallback   models for the CPU while no GPU is usable
     factory    the backend's factory in the child
     options    its options, from (configuration, device, models, precision)
     """
 
     gpus: Callable[[], VisibleGpus]
-    sensor: Callable[[Config, int], ChosenSensor]
+    sensor: Callable[[Config, int], tuple[DeadlineSensor, str]]
     fallback: Callable[[Config], FallbackModels]
     factory: str
     options: Callable[[Config, str, Models, str], Mapping[str, object]]
@@ -123,15 +124,15 @@ def _on_gpus(
     alone = threading.Lock()  # the CPU's answers to the golden image are computed once for all GPUs
     gpus: list[GpuSupervisor] = []
     for index, name in zip(indices, names, strict=True):
-        sensor = machine.sensor(config, index)
-        sensor.announce(context.emit, name)
+        sensor, why = machine.sensor(config, index)
+        context.emit("engine.sensor", device=name, source=sensor.source, why=why)
         make = partial(_worker, context, machine, name, models, config.engine.precision)
         on_cpu = partial(_worker, context, machine, "cpu", models, CPU_PRECISION)
         gpus.append(
             GpuSupervisor(
                 DeviceParts(name, views, make, context.emit, context.clock, keep_when_short=fallback is not None),
                 health=config.health,
-                sensor=sensor.sensor,
+                sensor=sensor,
                 references=GoldenReferences(config.service.state_directory / GOLDEN_FOLDER, on_cpu, alone),
                 names=sides,
             )
@@ -183,6 +184,6 @@ def _backend_options(config: Config, device: str, models: Models, precision: str
     }
 
 
-def _sensor(config: Config, index: int) -> ChosenSensor:
+def _sensor(config: Config, index: int) -> tuple[DeadlineSensor, str]:
     target, uuid = nvml_target(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
     return choose_sensor(config.health.sensor, config.health.sensor_timeout, index=target, uuid=uuid)

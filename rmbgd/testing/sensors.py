@@ -27,7 +27,7 @@ class ToldSensor:
             return Reading(self.source, Problem.NO_SOURCE, f"{self._path} is not there")
         told = json.loads(text)
         problem = Problem(told.pop("problem")) if "problem" in told else None
-        missing = frozenset(MEASURES) - told.keys() if problem is None else frozenset()
+        missing = MEASURES.difference(told) if problem is None else frozenset()
         return Reading(self.source, problem, unsupported=missing, **told)
 
     def close(self) -> None:

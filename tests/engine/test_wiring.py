@@ -14,7 +14,6 @@ from rmbgd.engine.device_query import VisibleGpus
 from rmbgd.engine.devices import Devices, EngineContext, Workers
 from rmbgd.engine.fallback_model import FallbackModels
 from rmbgd.engine.sensors.base import DeadlineSensor, Reading
-from rmbgd.engine.sensors.choose import ChosenSensor
 from rmbgd.engine.wiring import Machine, build
 from rmbgd.errors import ConfigError
 from rmbgd.events import RecordedEvents
@@ -38,9 +37,7 @@ class Builder(ExitStack):
         tables = {"engine": {"device": device}, "health": health, "folder": [folder], "service": service}
         machine = Machine(
             gpus=lambda: VisibleGpus(count, "looked for by a test"),
-            sensor=lambda *_: ChosenSensor(
-                DeadlineSensor(FakeSensor([Reading("fake", temperature=50.0)]), 5.0), "test"
-            ),
+            sensor=lambda *_: (DeadlineSensor(FakeSensor([Reading("fake", temperature=50.0)]), 5.0), "test"),
             fallback=lambda _: FallbackModels({"u2netp": "u2netp"}, True, "a test"),
             factory="rmbgd.testing.engine:create",
             options=lambda _config, device, models, _precision: {"device": device, "models": list(models)},

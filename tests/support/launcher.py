@@ -43,7 +43,6 @@ from rmbgd.engine.device_query import VisibleGpus
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels
 from rmbgd.engine.sensors.base import DeadlineSensor
-from rmbgd.engine.sensors.choose import ChosenSensor
 from rmbgd.engine.types import BatchReport, Work
 from rmbgd.engine.wiring import Machine, Models, build
 from rmbgd.fs import FileSystem, SystemFileSystem
@@ -195,8 +194,9 @@ def failover(
 
     machine = Machine(
         gpus=lambda: VisibleGpus(count, "told by a test"),
-        sensor=lambda _config, index: ChosenSensor(
-            DeadlineSensor(ToldSensor(Path(sensor + suffix(index))), SENSOR_TIMEOUT), "a test"
+        sensor=lambda _config, index: (
+            DeadlineSensor(ToldSensor(Path(sensor + suffix(index))), SENSOR_TIMEOUT),
+            "a test",
         ),
         fallback=lambda _config: FallbackModels({"u2netp": "lesser"}, True, "told by a test"),
         factory="rmbgd.testing.engine:create",

@@ -74,8 +74,7 @@ class Reading:
         return getattr(self, name) is None and name not in self.unsupported
 
 
-NO_MEASURE = ("source", "problem", "detail", "unsupported", "xids")
-MEASURES = tuple(field.name for field in fields(Reading) if field.name not in NO_MEASURE)
+MEASURES = frozenset(field.name for field in fields(Reading)) - {"source", "problem", "detail", "unsupported", "xids"}
 """The fields of a reading that a source may or may not support."""
 
 
@@ -102,42 +101,31 @@ class DeadlineSensor:
     """
 
     def __init__(self, sensor: Sensor, timeout: float) -> None:
-        self._sensor, self._timeout = sensor, timeout
+        self.source, self._sensor, self._timeout = sensor.source, sensor, timeout
         self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()  # False: end
         self._answers: queue.SimpleQueue[Reading] = queue.SimpleQueue()
         self._unanswered = False  # only the asker touches this
         self._thread = threading.Thread(target=self._run, name="sensor", daemon=True)
         self._thread.start()
 
-    @property
-    def source(self) -> str:
-        return self._sensor.source
-
     def read(self) -> Reading:
         """A reading made now, or one whose problem is TIMEOUT. Returns within the timeout."""
         late: tuple[int, ...] = ()
-        if self._unanswered:
-            try:
+        try:
+            if self._unanswered:
                 # What it says is old by now, except that driver messages come once and must not be lost.
                 late = self._answers.get_nowait().xids
-            except queue.Empty:
-                return self._timed_out()
-        self._requests.put(True)
-        self._unanswered = True
-        try:
+            self._requests.put(True)
+            self._unanswered = True
             reading = self._answers.get(timeout=self._timeout)
-        except queue.Empty:
-            reading = self._timed_out()
-        else:
             self._unanswered = False
-        return replace(reading, xids=(*late, *reading.xids)) if late else reading
+        except queue.Empty:
+            reading = Reading(self.source, Problem.TIMEOUT, f"no answer within {self._timeout:g} s")
+        return replace(reading, xids=(*late, *reading.xids))
 
     def close(self) -> None:
         self._requests.put(False)
         self._thread.join(CLOSE_TIMEOUT)
-
-    def _timed_out(self) -> Reading:
-        return Reading(self.source, Problem.TIMEOUT, f"no answer within {self._timeout:g} s")
 
     def _run(self) -> None:
         while self._requests.get():

@@ -5,11 +5,11 @@ A driver that hangs hangs `read`, hence the deadline in base.py. Never sets anyt
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
-from rmbgd.engine.sensors.base import Problem, Reading, Throttle
+from rmbgd.engine.sensors.base import MEASURES, Problem, Reading, Throttle
 
 EVENTS_MAXIMUM = 64  # driver messages taken at one reading; a storm of them must not keep the reading from returning
 
@@ -30,7 +30,6 @@ XID_EVENT = 8  # nvmlEventTypeXidCriticalError
 
 # nvmlClocksEventReason...: the bits that mean trouble; the ordinary power cap and idling do not.
 THROTTLE_BITS = {0x20: Throttle.SOFTWARE_THERMAL, 0x40: Throttle.HARDWARE_THERMAL, 0x80: Throttle.POWER_BRAKE}
-
 
 PROBLEMS = {
     "NVMLError_LibraryNotFound": Problem.NO_SOURCE,
@@ -56,65 +55,52 @@ class NvmlSensor:
         self._nvml, self._index, self._uuid = nvml, index, uuid
         self._handle: Any = None
         self._events: Any = None
-        self._unsupported: set[str] = set()
+        self._entered = False  # the library is to be left again
 
     def read(self) -> Reading:
         """After any problem the library is left and entered anew next time: a reloaded driver wants that."""
-        self._unsupported = set()
+        nvml = self._nvml
         try:
             self._connect()
-            measures = {name: self._measure(name, call) for name, call in self._calls().items()}
-            memory = self._measure("memory_used", lambda: self._nvml.nvmlDeviceGetMemoryInfo(self._handle))
-            remapped = self._measure("remap_failed", lambda: self._nvml.nvmlDeviceGetRemappedRows(self._handle))
+            asked = {name: self._measure(call) for name, call in self._calls().items()}
+            found = {name: value for name, value in asked.items() if value is not None}
+            if memory := self._measure(lambda: nvml.nvmlDeviceGetMemoryInfo(self._handle)):
+                found |= {"memory_used": int(memory.used), "memory_total": int(memory.total)}
+            if remapped := self._measure(lambda: nvml.nvmlDeviceGetRemappedRows(self._handle)):
+                found |= {"remap_pending": bool(remapped[2]), "remap_failed": bool(remapped[3])}
             xids = self._xids()
-        except self._nvml.NVMLError as error:
+        except nvml.NVMLError as error:
             self.close()
-            return self._unwell(error)
-        if memory is None:
-            self._unsupported.add("memory_total")
-        if remapped is None:
-            self._unsupported.add("remap_pending")
-        return Reading(
-            source=self.source,
-            unsupported=frozenset(self._unsupported),
-            memory_used=memory and int(memory.used),
-            memory_total=memory and int(memory.total),
-            remap_pending=remapped and bool(remapped[2]),
-            remap_failed=remapped and bool(remapped[3]),
-            xids=xids,
-            **measures,
-        )
+            problems = (problem for name, problem in PROBLEMS.items() if isinstance(error, getattr(nvml, name)))
+            recovery = "gpu_reset" if isinstance(error, nvml.NVMLError_ResetRequired) else None
+            return Reading(self.source, next(problems, Problem.ERROR), detail=str(error), recovery=recovery)
+        return Reading(self.source, unsupported=MEASURES.difference(found), xids=xids, **found)
+
+    def close(self) -> None:
+        if not self._entered:
+            return
+        events, self._events, self._entered = self._events, None, False
+        if events is not None:
+            with suppress(self._nvml.NVMLError):
+                self._nvml.nvmlEventSetFree(events)
+        with suppress(self._nvml.NVMLError):
+            self._nvml.nvmlShutdown()
 
     def _connect(self) -> None:
-        if self._handle is not None:
+        if self._entered:
             return
         nvml = self._nvml
         nvml.nvmlInit()
-        try:
-            if self._uuid is not None:
-                self._handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
-            else:
-                self._handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
-        except nvml.NVMLError:
-            with contextlib.suppress(nvml.NVMLError):
-                nvml.nvmlShutdown()
-            raise
+        self._entered = True
+        if self._uuid is None:
+            self._handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
+        else:
+            self._handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
         try:
             self._events = nvml.nvmlEventSetCreate()
             nvml.nvmlDeviceRegisterEvents(self._handle, XID_EVENT, self._events)
         except nvml.NVMLError:  # not every board or container tells; the temperature still counts
             self._events = None
-
-    def close(self) -> None:
-        if self._handle is None:
-            return
-        self._handle = None
-        events, self._events = self._events, None
-        if events is not None:
-            with contextlib.suppress(self._nvml.NVMLError):
-                self._nvml.nvmlEventSetFree(events)
-        with contextlib.suppress(self._nvml.NVMLError):
-            self._nvml.nvmlShutdown()
 
     def _calls(self) -> dict[str, Callable[[], Any]]:
         nvml, handle = self._nvml, self._handle
@@ -123,46 +109,33 @@ class NvmlSensor:
             "temperature": lambda: float(nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)),
             "throttle": lambda: _throttle(nvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
             "ecc_uncorrected": lambda: int(nvml.nvmlDeviceGetTotalEccErrors(handle, *kind)),
-            "recovery": self._recovery,
+            "recovery": lambda: _recovery(nvml.nvmlDeviceGetFieldValues(handle, [RECOVERY_FIELD])[0]),
             "power": lambda: float(nvml.nvmlDeviceGetPowerUsage(handle)) / 1000.0,
         }
 
-    def _measure(self, name: str, call: Callable[[], Any]) -> Any:
+    def _measure(self, call: Callable[[], Any]) -> Any:
         """The value, or None for what this board or driver does not have. Raises every other error."""
-        nvml, value = self._nvml, None
-        with contextlib.suppress(
-            nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission
-        ):
-            value = call()
-        if value is None:
-            self._unsupported.add(name)
-        return value
-
-    def _recovery(self) -> str | None:
-        (value,) = self._nvml.nvmlDeviceGetFieldValues(self._handle, [RECOVERY_FIELD])
-        if value.nvmlReturn != 0:  # older drivers do not know the field
-            return None
-        number = int(value.value.uiVal)
-        return RECOVERY.get(number, f"action_{number}")
+        nvml = self._nvml
+        with suppress(nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound, nvml.NVMLError_NoPermission):
+            return call()
+        return None
 
     def _xids(self) -> tuple[int, ...]:
         found: list[int] = []
-        while self._events is not None and len(found) < EVENTS_MAXIMUM:
-            try:
+        with suppress(self._nvml.NVMLError_Timeout):  # none waiting
+            while self._events is not None and len(found) < EVENTS_MAXIMUM:
                 event = self._nvml.nvmlEventSetWait_v2(self._events, 0)
-            except self._nvml.NVMLError_Timeout:  # none waiting
-                break
-            if event.eventType == XID_EVENT:
-                found.append(int(event.eventData))
+                if event.eventType == XID_EVENT:
+                    found.append(int(event.eventData))
         return tuple(found)
-
-    def _unwell(self, error: Exception) -> Reading:
-        nvml = self._nvml
-        problems = (problem for name, problem in PROBLEMS.items() if isinstance(error, getattr(nvml, name)))
-        problem = next(problems, Problem.ERROR)
-        recovery = "gpu_reset" if isinstance(error, nvml.NVMLError_ResetRequired) else None
-        return Reading(self.source, problem, detail=str(error), recovery=recovery)
 
 
 def _throttle(bits: int) -> frozenset[Throttle]:
     return frozenset(reason for bit, reason in THROTTLE_BITS.items() if bits & bit)
+
+
+def _recovery(field: Any) -> str | None:
+    if field.nvmlReturn != 0:  # older drivers do not know the field
+        return None
+    number = int(field.value.uiVal)
+    return RECOVERY.get(number, f"action_{number}")

@@ -14,10 +14,10 @@ TIMEOUT = 0.3  # s
 
 
 def main() -> None:
-    choice = choose_sensor("nvml", TIMEOUT)
-    print(json.dumps({"source": choice.sensor.source}), flush=True)
+    sensor, _ = choose_sensor("nvml", TIMEOUT)
+    print(json.dumps({"source": sensor.source}), flush=True)
     for _ in sys.stdin:
-        reading = choice.sensor.read()
+        reading = sensor.read()
         answer = {name: getattr(reading, name) for name in ("temperature", "power", "problem", "detail")}
         print(json.dumps(answer | {"unsupported": sorted(reading.unsupported)}), flush=True)
 

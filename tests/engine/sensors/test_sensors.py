@@ -12,9 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from rmbgd.engine.sensors.base import MEASURES, DeadlineSensor, Problem, Reading, Throttle
-from rmbgd.engine.sensors.choose import ChosenSensor, ThermalZoneSensor, choose_sensor
+from rmbgd.engine.sensors.choose import ThermalZoneSensor, choose_sensor
 from rmbgd.engine.sensors.nvml import EVENTS_MAXIMUM, NvmlSensor
-from rmbgd.events import RecordedEvents
 from rmbgd.testing.sensors import NEVER_RETURNS, FakeSensor
 from tests.engine.sensors.fake_nvml import FakeNvml
 
@@ -257,13 +256,13 @@ def test_a_late_answer_is_not_taken_for_a_new_one_but_its_messages_are_kept():
 
 
 @pytest.fixture
-def choose(tmp_path: Path, nvml: FakeNvml) -> Iterator[Callable[..., ChosenSensor]]:
+def choose(tmp_path: Path, nvml: FakeNvml) -> Iterator[Callable[..., tuple[DeadlineSensor, str]]]:
     """Chooses between NVML and the zones below tmp_path; what it chose is closed at the end."""
     with ExitStack() as stack:
 
         def make(wanted: str = "auto", timeout: float = LONG, library: Callable[[], object] = lambda: nvml):
             choice = choose_sensor(wanted, timeout, sysfs=tmp_path, nvml=library)  # type: ignore[arg-type]
-            stack.callback(choice.sensor.close)
+            stack.callback(choice[0].close)
             return choice
 
         yield make
@@ -272,10 +271,8 @@ def choose(tmp_path: Path, nvml: FakeNvml) -> Iterator[Callable[..., ChosenSenso
 def test_nvml_is_chosen_where_it_tells_a_temperature(tmp_path: Path, choose):
     """Before a thermal zone, which may belong to another GPU."""
     zones(tmp_path, ("gpu-thermal", "50000"))
-    recorded = RecordedEvents()
-    choose().announce(recorded, "cuda:0")
-    why = "NVML answers with a temperature"
-    assert recorded.named("engine.sensor") == [{"device": "cuda:0", "source": "nvml", "why": why}]
+    sensor, why = choose()
+    assert (sensor.source, why) == ("nvml", "NVML answers with a temperature")
 
 
 @pytest.mark.parametrize(
@@ -285,11 +282,10 @@ def test_jetson_is_read_from_its_thermal_zone(tmp_path: Path, nvml: FakeNvml, ch
     """NVML is missing there, or knows no thermometer, or finds no driver."""
     zones(tmp_path, ("gpu-thermal", "50000"))
     setattr(nvml, where, getattr(nvml, f"NVMLError_{name}")())
-    choice = choose()
-
-    assert "thermal_zone0" in choice.why
-    assert choice.source == "sysfs"
-    assert choice.sensor.read() == ThermalZoneSensor(tmp_path).read()
+    sensor, why = choose()
+    assert "thermal_zone0" in why
+    assert sensor.source == "sysfs"
+    assert sensor.read() == ThermalZoneSensor(tmp_path).read()
 
 
 @pytest.mark.parametrize("name", ["GpuIsLost", "LibRmVersionMismatch", "Unknown"])
@@ -297,9 +293,9 @@ def test_nvml_that_is_unwell_stays_chosen(tmp_path: Path, nvml: FakeNvml, choose
     """The device may be away only for now; a thermal zone would never tell that it is back."""
     zones(tmp_path, ("gpu-thermal", "50000"))
     nvml.handle = getattr(nvml, f"NVMLError_{name}")()
-    choice = choose()
-    assert "asked again" in choice.why
-    assert choice.source == "nvml"
+    sensor, why = choose()
+    assert "asked again" in why
+    assert sensor.source == "nvml"
 
 
 def test_without_library_and_zone_nothing_is_read_and_nothing_is_claimed(nvml: FakeNvml, choose):
@@ -309,12 +305,11 @@ def test_without_library_and_zone_nothing_is_read_and_nothing_is_claimed(nvml: F
         raise ImportError("No module named 'pynvml'")
 
     nvml.init = nvml.NVMLError_LibraryNotFound("NVML Shared Library Not Found")
-    choice, other = choose(), choose(library=missing)
-
-    assert re.search("NVML Shared Library Not Found.*no thermal zone", choice.why)
-    assert "pynvml cannot be imported" in other.why
-    assert (choice.source, other.source) == ("none", "none")
-    assert choice.sensor.read() == Reading("none", unsupported=frozenset(MEASURES))
+    (sensor, why), (other, other_why) = choose(), choose(library=missing)
+    assert re.search("NVML Shared Library Not Found.*no thermal zone", why)
+    assert "pynvml cannot be imported" in other_why
+    assert (sensor.source, other.source) == ("none", "none")
+    assert sensor.read() == Reading("none", unsupported=frozenset(MEASURES))
 
 
 @pytest.mark.parametrize(
@@ -323,17 +318,16 @@ def test_without_library_and_zone_nothing_is_read_and_nothing_is_claimed(nvml: F
 def test_the_operator_s_word_counts(nvml: FakeNvml, choose, wanted: str, problem: Problem | None):
     """Even where it does not answer: then each reading says so, rather than another source standing in."""
     nvml.init = nvml.NVMLError_LibraryNotFound()
-    choice = choose(wanted)
-    reading = choice.sensor.read()
-    assert (choice.source, reading.temperature, reading.problem) == (wanted, None, problem)
+    sensor, _ = choose(wanted)
+    reading = sensor.read()
+    assert (sensor.source, reading.temperature, reading.problem) == (wanted, None, problem)
 
 
 def test_a_library_that_hangs_does_not_hold_the_start(nvml: FakeNvml, choose, monkeypatch: pytest.MonkeyPatch):
     """The trial reading keeps the deadline too."""
     gate = threading.Event()
     monkeypatch.setattr(nvml, "nvmlInit", gate.wait)
-    choice = choose(timeout=SHORT)
+    sensor, why = choose(timeout=SHORT)
     gate.set()
-
-    assert choice.source == "nvml"
-    assert "sensor_timeout" in choice.why
+    assert sensor.source == "nvml"
+    assert "sensor_timeout" in why
