@@ -18,15 +18,13 @@ from rmbgd.engine.failover import step
 from rmbgd.engine.health_types import (
     Answered,
     Changed,
-    Check,
     Decision,
     Degraded,
     DeviceState,
     EndProcess,
-    Failback,
-    Failover,
     Fault,
     FaultKind,
+    Finding,
     GoldenChecked,
     Phase,
     Probed,
@@ -123,7 +121,7 @@ class GpuSupervisor(DeviceSupervisor):
             self._reading = reading
             worker, number = self._worker, self._number
             gone = worker is not None and not self._busy and not worker.alive
-            self.tell(Check(reading))
+            self.tell(reading)
             if gone and self._worker is worker:
                 self.tell(Fault(FaultKind.STICKY, number, "its process is gone"))
             starting = self._undecided and self._state.phase is Phase.PROBING
@@ -241,12 +239,10 @@ class GpuSupervisor(DeviceSupervisor):
             case Changed() | Degraded():
                 event, keys = event_of(self.device, decision)
                 self._emit(event, **keys)
-                if isinstance(decision, Changed) and decision.after is Phase.OK:
+                if isinstance(decision, Changed) and decision.is_failover:
+                    self._emit_failover(decision.finding)
+                elif isinstance(decision, Changed) and decision.after is Phase.OK:
                     self._emit_failback()
-            case Failover():
-                self._emit_failover(decision)
-            case Failback():
-                self._emit_failback()
             case EndProcess(at_once):
                 self._end_process(at_once=at_once)
             case StartProbe(number):
@@ -346,15 +342,15 @@ class GpuSupervisor(DeviceSupervisor):
             reason = "gpu_not_ready" if aside else "waiting_for_gpu"
             self._emit("engine.degraded", device=self.device, reason=reason, **({"model": model} if aside else {}))
 
-    def _emit_failover(self, decision: Failover) -> None:
+    def _emit_failover(self, finding: Finding) -> None:
         self._away_since = self._clock.monotonic()
         aside, model = self._aside()
         if not aside:
-            self._emit("engine.degraded", device=self.device, reason="waiting_for_gpu", **facts_of(decision))
+            self._emit("engine.degraded", device=self.device, reason="waiting_for_gpu", **facts_of(finding))
             return
         edge = {"from": self.device, "to": aside, "model": model}
         images = list(self._computing)
-        self._emit("engine.failover", images=images, reason=decision.reason, **facts_of(decision), **edge)
+        self._emit("engine.failover", images=images, reason=finding.reason, **facts_of(finding), **edge)
 
     def _emit_failback(self) -> None:
         if self._away_since is None:  # it was not away: well again after a suspicion, or at first

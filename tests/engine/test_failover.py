@@ -17,15 +17,13 @@ from rmbgd.engine.failover import cooldown, step
 from rmbgd.engine.health_types import (
     Answered,
     Changed,
-    Check,
     Decision,
     Degraded,
     DeviceState,
     EndProcess,
-    Failback,
-    Failover,
     Fault,
     FaultKind,
+    Finding,
     GoldenChecked,
     Phase,
     Probed,
@@ -74,9 +72,9 @@ class Device:
         self.log += [(self.now, decision) for decision in decisions]
         return decisions
 
-    def check(self, reading: Reading = WELL, *, heartbeat: bool = True) -> list[Decision]:
+    def check(self, reading: Reading = WELL) -> list[Decision]:
         self.now += self.health.interval
-        decisions = self.tell(Check(reading, heartbeat))
+        decisions = self.tell(reading)
         if self.probe is not None and any(isinstance(decision, StartProbe) for decision in decisions):
             decisions = [*decisions, *self.tell(Probed(self.state.process, self.probe))]
         return decisions
@@ -252,22 +250,21 @@ def test_driver_messages(xids: list[int], phase: Phase):
 
 
 @pytest.mark.parametrize(
-    ("reading", "heartbeat", "reason"),
+    ("reading", "reason"),
     [
-        (UNKNOWN, True, "sensor_timeout"),
-        (Reading("fake", Problem.ERROR), True, "sensor_error"),
-        (replace(WELL, temperature=None), True, "no_temperature"),
-        (hot(math.nan), True, "no_temperature"),
-        (RESET_WANTED, True, "recovery_pending"),
-        (WELL, False, "no_heartbeat"),
+        (UNKNOWN, "sensor_timeout"),
+        (Reading("fake", Problem.ERROR), "sensor_error"),
+        (replace(WELL, temperature=None), "no_temperature"),
+        (hot(math.nan), "no_temperature"),
+        (RESET_WANTED, "recovery_pending"),
     ],
 )
-def test_what_is_not_known_is_a_bad_check(device: Device, reading: Reading, heartbeat: bool, reason: str):
+def test_what_is_not_known_is_a_bad_check(device: Device, reading: Reading, reason: str):
     """Never good by omission; the reason says which part is missing."""
-    decisions = device.check(reading, heartbeat=heartbeat)
+    decisions = device.check(reading)
 
     assert device.state.phase is SUSPECT
-    assert [reason] == [decision.reason for decision in decisions if isinstance(decision, Degraded)]
+    assert [reason] == [decision.finding.reason for decision in decisions if isinstance(decision, Degraded)]
 
 
 def test_an_operator_can_insist_on_a_thermometer():
@@ -281,53 +278,71 @@ def test_an_operator_can_insist_on_a_thermometer():
 
 
 @pytest.mark.parametrize(
-    ("before", "told", "decisions"),
+    ("before", "told", "finding", "decisions"),
     [
-        ([], Check(hot(86.0)), [Failover("temperature", 86.0, 85.0), EndProcess(at_once=False)]),
-        ([], Fault(STICKY, 1, "gone"), [Failover("sticky_fault", "gone"), EndProcess(at_once=True)]),
-        ([], Check(replace(WELL, ecc_uncorrected=2)), [Failover("ecc_uncorrected", 2, 0), EndProcess(at_once=True)]),
+        ([], hot(86.0), Finding("temperature", 86.0, 85.0), [EndProcess(at_once=False)]),
+        ([], Fault(STICKY, 1, "gone"), Finding("sticky_fault", "gone"), [EndProcess(at_once=True)]),
+        ([], replace(WELL, ecc_uncorrected=2), Finding("ecc_uncorrected", 2, 0), [EndProcess(at_once=True)]),
         (
             [],
-            Check(replace(WELL, remap_failed=True)),
-            [Failover("row_remap_failed", operator_action="replace_gpu"), EndProcess(at_once=True)],
+            replace(WELL, remap_failed=True),
+            Finding("row_remap_failed", operator_action="replace_gpu"),
+            [EndProcess(at_once=True)],
         ),
-        ([SLOWED] * 13, Check(SLOWED), [Failover("throttled", 65.0, 60), EndProcess(at_once=False)]),
-        ([MEMORY] * 2, Fault(MEMORY, 1), [Failover("out_of_memory", 3, 3), EndProcess(at_once=True)]),
-        ([], Check(SLOWED), [Degraded("throttled")]),
-        ([], Check(Reading("fake", Problem.ERROR, "why")), [Degraded("sensor_error", "why")]),
-        ([UNKNOWN], Check(UNKNOWN), []),
-        ([], GoldenChecked(False, 1, 0.5, 0.1), [Degraded("golden_mismatch", 0.5, 0.1), RepeatGolden()]),
-        ([golden(False)], Check(WELL), [RepeatGolden()]),
-        ([golden(False), golden(True)], Check(WELL), []),
-        ([], MemoryTestPass(20_000, 1), [Degraded("memory_errors", 0.00005, 0.0001)]),
-        ([MemoryTestPass(20_000, 1)], MemoryTestPass(20_000, 1), []),
-        ([STICKY], Check(RESET_WANTED), [Degraded("recovery_pending", "gpu_reset", operator_action="gpu_reset")]),
-        ([STICKY, RESET_WANTED], Check(RESET_WANTED), []),
-        ([STICKY, RESET_WANTED], Check(UNKNOWN), []),
-        ([STICKY, RESET_WANTED, UNKNOWN], Check(RESET_WANTED), []),
+        ([SLOWED] * 13, SLOWED, Finding("throttled", 65.0, 60), [EndProcess(at_once=False)]),
+        ([MEMORY] * 2, Fault(MEMORY, 1), Finding("out_of_memory", 3, 3), [EndProcess(at_once=True)]),
+        ([], SLOWED, Finding("throttled"), [Degraded(Finding("throttled"))]),
+        (
+            [],
+            Reading("fake", Problem.ERROR, "why"),
+            Finding("sensor_error", "why"),
+            [Degraded(Finding("sensor_error", "why"))],
+        ),
+        ([UNKNOWN], UNKNOWN, None, []),
+        (
+            [],
+            GoldenChecked(False, 1, 0.5, 0.1),
+            Finding("golden_mismatch", 0.5, 0.1),
+            [Degraded(Finding("golden_mismatch", 0.5, 0.1)), RepeatGolden()],
+        ),
+        ([golden(False)], WELL, None, [RepeatGolden()]),
+        ([golden(False), golden(True)], WELL, Finding("well_again"), []),
+        ([], MemoryTestPass(20_000, 1), None, [Degraded(Finding("memory_errors", 0.00005, 0.0001))]),
+        ([MemoryTestPass(20_000, 1)], MemoryTestPass(20_000, 1), None, []),
+        (
+            [STICKY],
+            RESET_WANTED,
+            None,
+            [Degraded(Finding("recovery_pending", "gpu_reset", operator_action="gpu_reset"))],
+        ),
+        ([STICKY, RESET_WANTED], RESET_WANTED, None, []),
+        ([STICKY, RESET_WANTED], UNKNOWN, None, []),
+        ([STICKY, RESET_WANTED, UNKNOWN], RESET_WANTED, None, []),
     ],
 )
-def test_what_is_told_beside_the_change_of_phase(
-    device: Device, before: list[Step], told: Sample, decisions: list[Decision]
-):
+def test_what_is_told(device: Device, before: list[Step], told: Sample, finding: Finding, decisions: list[Decision]):
     """Reason, reading and threshold; heat lets a batch finish. An edge is told once, however long it lasts."""
     device.play(*before)
-    device.now += HEALTH.interval if isinstance(told, Check) else 0.0
+    device.now += HEALTH.interval if isinstance(told, Reading) else 0.0
+    changes, others = [], []
+    for decision in device.tell(told):
+        (changes if isinstance(decision, Changed) else others).append(decision)
 
-    assert decisions == [decision for decision in device.tell(told) if not isinstance(decision, Changed)]
+    assert [change.finding for change in changes] == ([] if finding is None else [finding])
+    assert others == decisions
 
 
 def test_a_change_says_how_often_and_until_when(device: Device):
     device.play(hot(86.0), replace(WELL, xids=(48,)))
     until = device.now + 55
-    hot_trip = Changed(OK, COOLING, "temperature", 86.0, 85.0, 1, until)
+    hot_trip = Changed(OK, COOLING, Finding("temperature", 86.0, 85.0), 1, until)
 
-    assert device.all(Changed)[-2:] == [hot_trip, Changed(COOLING, QUARANTINED, "xid", 48, None, 1, until)]
+    assert device.all(Changed)[-2:] == [hot_trip, Changed(COOLING, QUARANTINED, Finding("xid", 48), 1, until)]
     assert device.all(EndProcess) == [EndProcess(at_once=False), EndProcess(at_once=True)]
     keys = {"device": "cuda:0", "from": "ok", "to": "cooling", "reason": "temperature", "trips": 1}
     keys |= {"reading": 86.0, "threshold": 85.0, "until": until}
     assert event_of("cuda:0", hot_trip) == ("engine.state", keys)
-    asked = Degraded("recovery_pending", operator_action="reboot")
+    asked = Degraded(Finding("recovery_pending", operator_action="reboot"))
     keys = {"device": "cuda:0", "reason": "recovery_pending", "operator_action": "reboot"}
     assert event_of("cuda:0", asked) == ("engine.degraded", keys)
 
@@ -341,7 +356,7 @@ def test_quarantine_ends_when_the_driver_asks_for_nothing(device: Device):
     """While a reset is asked for, the device stays away, and the operator is told once."""
     device.play(STICKY, *[RESET_WANTED] * 100, QUARANTINED, WELL, PROBING)
 
-    assert [decision.operator_action for decision in device.all(Degraded)] == ["gpu_reset"]
+    assert [decision.finding.operator_action for decision in device.all(Degraded)] == ["gpu_reset"]
     assert device.state.operator_action == ""
 
 
@@ -370,7 +385,7 @@ def test_a_lost_device_is_looked_for_at_growing_intervals(device: Device, proble
     """Looked for after 1, 1, 2, 4 ... 60 minutes: no busy probing, and one event, not one per tick."""
     gone = Reading("fake", problem, "why")
     device.play(gone, LOST)
-    assert device.all(Failover)[0].reading == "why"
+    assert device.all(Changed)[-1].finding.reading == "why"
     looks, told = [device.now], len(device.log)
     while len(looks) < 9:
         before = device.state.looks
@@ -386,8 +401,6 @@ def test_a_lost_device_is_probed_when_it_is_well_again(device: Device, reading: 
     """It recovers by itself; a sensor that says nothing, or a driver that wants something, is not well."""
     device.play(GONE, *[reading] * 100, LOST, until(OK))
 
-    assert len(device.all(Failback)) == 1
-
 
 @pytest.mark.parametrize(
     ("reading", "reason", "action"),
@@ -400,7 +413,7 @@ def test_a_changed_driver_is_told_with_what_to_do(reading: Reading, reason: str,
     """At start too, when nothing has failed over yet; once."""
     told = Device().play(*[reading] * 100, Phase.ABSENT).all(Degraded)
 
-    assert [(each.reason, each.operator_action) for each in told] == [(reason, action)]
+    assert [(each.finding.reason, each.finding.operator_action) for each in told] == [(reason, action)]
 
 
 # --- probing and fail-back
@@ -410,7 +423,6 @@ def test_a_device_is_used_after_a_passed_probe_and_three_good_checks():
     """A first start is no fail-back: nothing returns, and the first images need not go one by one."""
     device = Device().play(WELL, PROBING, WELL, PROBING, WELL, PROBING, WELL, OK)
 
-    assert device.all(Failback) == []
     assert device.state.batch_limit is None
 
 
@@ -446,7 +458,7 @@ def test_any_failed_step_of_the_probe_quarantines(change: dict[str, object], rea
     device = Device(probe=replace(PROVED, **change)).play(WELL, QUARANTINED)
     changed = device.all(Changed)[-1]
 
-    assert (changed.reason, changed.reading, changed.threshold) == (reason, reading, threshold)
+    assert changed.finding == Finding(reason, reading, threshold)
 
 
 @histories(
@@ -496,7 +508,6 @@ def test_failed_probes_wait_longer_each_time():
 def test_after_a_fail_back_ten_images_go_one_by_one(device: Device):
     """Twelve cool samples and three good checks; then batches of one until ten have been answered."""
     device.play(hot(86.0), until(OK))
-    assert device.all(Failback) == [Failback(75.0)]
     device.play(answered(5, late=1))
     limits = []
     for _ in range(11):
@@ -530,7 +541,7 @@ def failovers_of_a_day(temperature: Callable[[Device], float]) -> int:
     device = Device()
     while device.now < 86_400:
         device.check(hot(temperature(device)))
-    return len(device.all(Failover))
+    return sum(changed.is_failover for changed in device.all(Changed))
 
 
 def test_oscillating_around_the_trip_point_for_a_day_costs_at_most_29_failovers():
@@ -563,23 +574,22 @@ PROBES = st.sampled_from(
 )
 LAGS = st.integers(-2, 0)  # the news is from the newest process, or from one before
 SAMPLES = st.one_of(
-    st.builds(Check, READINGS, st.sampled_from([True, True, True, False])),
+    READINGS,
     st.builds(Fault, st.sampled_from(FaultKind), LAGS),
     st.builds(Probed, LAGS, PROBES),
     st.builds(GoldenChecked, st.booleans(), LAGS),
     st.builds(Answered, LAGS, st.integers(1, 16)),
     st.builds(MemoryTestPass, st.just(16_384), st.integers(0, 3)),
 )
-GOOD = Check(WELL)
 CHAOS = st.tuples(st.sampled_from([0.0, 1.0, 5.0, 5.0, 5.0, 60.0, 700.0, 3700.0]), SAMPLES).map(lambda one: [one])
 # What a history must often hold to come far: calm stretches, a dwell waited out, a probe passed, a trip.
 MOTIFS = st.sampled_from(
     [
-        [(5.0, GOOD)] * 4,
-        [(3700.0, GOOD)],
-        [(1.0, Probed(0, PROVED)), *[(5.0, GOOD)] * 3],
-        [(5.0, Check(hot(86.0))), *[(5.0, Check(hot(70.0)))] * 13],
-        [(1.0, Fault(STICKY, 0)), (3700.0, GOOD), *[(5.0, GOOD)] * 3],
+        [(5.0, WELL)] * 4,
+        [(3700.0, WELL)],
+        [(1.0, Probed(0, PROVED)), *[(5.0, WELL)] * 3],
+        [(5.0, hot(86.0)), *[(5.0, hot(70.0))] * 13],
+        [(1.0, Fault(STICKY, 0)), (3700.0, WELL), *[(5.0, WELL)] * 3],
     ]
 )
 STEPS = st.lists(st.one_of(CHAOS, MOTIFS), max_size=60).map(lambda parts: [one for part in parts for one in part])
@@ -623,18 +633,12 @@ def test_a_device_in_use_has_passed_a_probe_since_its_last_trip(steps):
 @settings(max_examples=300, deadline=None)
 @given(STEPS)
 def test_decisions_tell_every_transition_and_no_other(steps):
-    """A Changed for each change of phase, Failover exactly on leaving use, Failback exactly on returning after one;
-    each in the vocabulary of events.py, keys and all."""
-    away = False
+    """A Changed for each change of phase; each in the vocabulary of events.py, keys and all."""
     for _, _, before, after, decisions in course_of(steps):
         changes = [decision for decision in decisions if isinstance(decision, Changed)]
         phases = [changes[0].before, changes[-1].after] if changes else [before.phase, before.phase]
         assert phases == [before.phase, after.phase]
-        left = before.in_use and not after.in_use
-        returned = after.in_use and not before.in_use
-        assert left == any(isinstance(decision, Failover) for decision in decisions)
-        assert (returned and away) == any(isinstance(decision, Failback) for decision in decisions)
-        away = (away or left) and not returned
+        assert any(change.is_failover for change in changes) == (before.in_use and not after.in_use)
         for decision in decisions:
             if isinstance(decision, (Changed, Degraded)):
                 assert events.problems_with(*event_of("cuda:0", decision)) == []
