@@ -27,30 +27,13 @@ from dataclasses import replace
 
 from rmbgd.clock import backoff
 from rmbgd.config.load import HealthSettings
-from rmbgd.engine.health_types import (
-    HAS_PROCESS,
-    OUT_OF_USE,
-    Answered,
-    Changed,
-    Decision,
-    Degraded,
-    DeviceState,
-    EndProcess,
-    ErrorWindow,
-    Fault,
-    FaultKind,
-    Finding,
-    GoldenChecked,
-    Phase,
-    Probed,
-    RepeatGolden,
-    Sample,
-    StartProbe,
-)
+from rmbgd.engine import health_types
+from rmbgd.engine.health_types import OUT_OF_USE, Decision, DeviceState, FaultKind, Finding, Phase, Sample
 from rmbgd.engine.selftest import judge
 from rmbgd.engine.sensors.base import OUT_OF_REACH, Problem, Reading
 from rmbgd.engine.types import MemoryTestPass
 
+HAS_PROCESS = health_types.IN_USE | {Phase.PROBING}
 STOOD_STILL = 3  # intervals between two checks: beyond it this process was frozen, and its ages mean nothing
 
 
@@ -60,13 +43,13 @@ def step(state: DeviceState, sample: Sample, now: float, health: HealthSettings)
     match sample:
         case Reading():
             rules.check(sample)
-        case Fault():
+        case health_types.Fault():
             rules.fault(sample)
-        case GoldenChecked():
+        case health_types.GoldenChecked():
             rules.golden(sample)
-        case Probed():
+        case health_types.Probed():
             rules.probed(sample)
-        case Answered():
+        case health_types.Answered():
             rules.answered(sample)
         case MemoryTestPass():
             rules.memory_test(sample)
@@ -85,10 +68,7 @@ def out_of_reach(reading: Reading, health: HealthSettings) -> Finding | None:
     """The device is out of reach: off the bus, without a driver, or its firmware is dead."""
     if reading.problem in OUT_OF_REACH:
         return Finding(str(reading.problem), reading.detail or None)
-    for xid in reading.xids:
-        if xid in health.xid_lost:
-            return Finding("xid", xid)
-    return None
+    return next((Finding("xid", xid) for xid in reading.xids if xid in health.xid_lost), None)
 
 
 def damaged(reading: Reading, uncorrected: int | None, health: HealthSettings) -> Finding | None:
@@ -136,9 +116,6 @@ def operator_action(reading: Reading | None) -> str:
     return "reboot" if reading.problem is Problem.DRIVER_MISMATCH else ""
 
 
-# --- how the state moves
-
-
 class HealthRules:
     """One step in the making: the state as it becomes, the decisions so far, and what each sample means."""
 
@@ -176,31 +153,34 @@ class HealthRules:
     def change(self, after: Phase, finding: Finding, reading: Reading | None = None) -> None:
         asked, state = operator_action(reading), self.state
         until = state.next_probe if after in OUT_OF_USE else None
-        self.decisions.append(Changed(state.phase, after, replace(finding, operator_action=asked), state.trips, until))
+        self.decisions.append(
+            health_types.Changed(state.phase, after, replace(finding, operator_action=asked), state.trips, until)
+        )
         self.set(phase=after, since=self.now, operator_action=asked or state.operator_action)
 
     def trip(self, after: Phase, finding: Finding, reading: Reading | None) -> None:
         """Leave the device, and stay away for longer than the last time."""
         trips = self.state.trips + 1
         self.set(trips=trips, next_probe=self.now + cooldown(trips, self.health))
-        self.change(after, finding, reading)
-        self._forget()
-        self.decisions.append(EndProcess(at_once=after is not Phase.COOLING))
+        self._leave(after, finding, reading)
 
     def lose(self, finding: Finding, reading: Reading | None) -> None:
         if self.state.phase in HAS_PROCESS:
             self.trip(Phase.LOST, finding, reading)
-            return
-        self.set(next_probe=max(self.state.next_probe, self.now + cooldown(1, self.health)))
-        self.change(Phase.LOST, finding, reading)
+        else:
+            self.set(next_probe=max(self.state.next_probe, self.now + cooldown(1, self.health)))
+            self._leave(Phase.LOST, finding, reading)
+
+    def _leave(self, after: Phase, finding: Finding, reading: Reading | None) -> None:
+        self.change(after, finding, reading)
         self._forget()
-        self.decisions.append(EndProcess(at_once=True))
+        self.decisions.append(health_types.EndProcess(at_once=after is not Phase.COOLING))
 
     def _forget(self) -> None:
         """What was counted about the process that is left says nothing about the next one."""
         self.set(
             proved=False, looks=0, bad=0, good=0, cool=0, trial_left=0, golden_failed=False, throttled_since=None,
-            free_since=None, memory_faults=(), canary=ErrorWindow(), uncorrected=None,
+            free_since=None, memory_faults=(), canary=health_types.ErrorWindow(), uncorrected=None,
         )  # fmt: skip
 
     def probe(self, reason: str) -> None:
@@ -208,7 +188,7 @@ class HealthRules:
         self.set(process=self.state.process + 1)
         self.change(Phase.PROBING, Finding(reason))
         self.set(operator_action="")
-        self.decisions.append(StartProbe(self.state.process))
+        self.decisions.append(health_types.StartProbe(self.state.process))
 
     def enter_if_ready(self) -> None:
         state = self.state
@@ -246,7 +226,7 @@ class HealthRules:
         else:
             self._check_in_use(reading)
 
-    def fault(self, sample: Fault) -> None:
+    def fault(self, sample: health_types.Fault) -> None:
         finding = Finding(sample.kind, sample.detail or None)
         if sample.kind in (FaultKind.NO_DEVICE, FaultKind.UNKILLABLE):
             if self.state.phase not in (Phase.LOST, Phase.ABSENT):
@@ -265,17 +245,15 @@ class HealthRules:
         if self.state.phase in HAS_PROCESS:
             self.trip(Phase.QUARANTINED, finding, None)
 
-    def golden(self, sample: GoldenChecked) -> None:
+    def golden(self, sample: health_types.GoldenChecked) -> None:
         if sample.process != self.state.process or not self.state.in_use:
             return
-        if sample.passed:
-            self.set(golden_failed=False)
-            return
-        self.set(golden_failed=True)
-        if not self._bad_check(Finding("golden_mismatch", sample.reading, sample.threshold), None):
-            self.decisions.append(RepeatGolden())
+        self.set(golden_failed=not sample.passed)
+        finding = Finding("golden_mismatch", sample.reading, sample.threshold)
+        if not sample.passed and not self._bad_check(finding, None):
+            self.decisions.append(health_types.RepeatGolden())
 
-    def probed(self, sample: Probed) -> None:
+    def probed(self, sample: health_types.Probed) -> None:
         if sample.process != self.state.process or self.state.phase is not Phase.PROBING or self.state.proved:
             return
         verdict = judge(sample.report, self.health)
@@ -290,7 +268,7 @@ class HealthRules:
             reading = verdict.reading if verdict.reading is not None else verdict.detail
             self.trip(Phase.QUARANTINED, Finding(reason, reading, verdict.threshold), None)
 
-    def answered(self, sample: Answered) -> None:
+    def answered(self, sample: health_types.Answered) -> None:
         if sample.process == self.state.process and self.state.in_use:
             self.set(trial_left=max(self.state.trial_left - sample.images, 0))
 
@@ -303,7 +281,7 @@ class HealthRules:
         if rate > limit:
             self.trip(Phase.QUARANTINED, Finding("memory_errors", rate, limit), None)
         elif clean and self.state.canary.bad:
-            self.decisions.append(Degraded(Finding("memory_errors", rate, limit)))
+            self.decisions.append(Finding("memory_errors", rate, limit))
 
     # --- a check, by phase
 
@@ -319,7 +297,7 @@ class HealthRules:
             self.probe("found")
             return
         if self.state.phase is Phase.ABSENT and self.state.looks == 0 and asked:
-            self.decisions.append(Degraded(Finding(finding.reason, finding.reading, operator_action=asked)))
+            self.decisions.append(Finding(finding.reason, finding.reading, operator_action=asked))
         self.set(looks=self.state.looks + 1, next_probe=self.now + cooldown(self.state.looks + 1, self.health))
 
     def _check_in_use(self, reading: Reading) -> None:
@@ -331,7 +309,7 @@ class HealthRules:
         elif not self.state.golden_failed:
             self._good_check()
         else:
-            self.decisions.append(RepeatGolden())
+            self.decisions.append(health_types.RepeatGolden())
 
     def _good_check(self) -> None:
         self.set(bad=0)
@@ -339,7 +317,7 @@ class HealthRules:
         if state.phase is Phase.OK:
             if state.throttled_since is not None:
                 self.change(Phase.SUSPECT, Finding("throttled"))
-                self.decisions.append(Degraded(Finding("throttled")))
+                self.decisions.append(Finding("throttled"))
             elif state.trips and self.now - state.since >= health.forgive_after:
                 self.set(trips=0)
             return
@@ -349,14 +327,14 @@ class HealthRules:
             self.change(Phase.OK, Finding("well_again"))
 
     def _bad_check(self, finding: Finding, reading: Reading | None) -> bool:
-        """Count one bad check of a device in use. Whether it tripped."""
+        """Count one bad check. Whether it tripped."""
         self.set(bad=self.state.bad + 1)
         if self.state.bad >= self.health.bad_checks:
             self.trip(Phase.QUARANTINED, finding, reading)
             return True
         if self.state.phase is Phase.OK:
             self.change(Phase.SUSPECT, finding)
-            self.decisions.append(Degraded(finding))
+            self.decisions.append(finding)
         return False
 
     def _check_probing(self, reading: Reading) -> None:
@@ -364,9 +342,8 @@ class HealthRules:
         if seconds > limit:
             self.trip(Phase.QUARANTINED, Finding("probe_timeout", seconds, limit), reading)
         elif bad := bad_check(reading, self.health):
-            self.set(good=0, bad=self.state.bad + 1)
-            if self.state.bad >= self.health.bad_checks:
-                self.trip(Phase.QUARANTINED, bad, reading)
+            self.set(good=0)
+            self._bad_check(bad, reading)
         else:
             self.slowed_for_long(reading)  # keeps its times up to date
             self.set(good=self.state.good + 1, bad=0)
@@ -375,7 +352,7 @@ class HealthRules:
     def _check_cooling(self, reading: Reading, sick: Finding | None) -> None:
         if sick:
             self.change(Phase.QUARANTINED, sick, reading)
-            self.decisions.append(EndProcess(at_once=True))
+            self.decisions.append(health_types.EndProcess(at_once=True))
             return
         is_cool = reading.problem is None and not reading.throttle and not reading.lacks("temperature")
         if reading.temperature is not None:
@@ -387,7 +364,7 @@ class HealthRules:
     def _check_quarantined(self, reading: Reading, sick: Finding | None) -> None:
         asked = operator_action(reading)
         if asked and asked != self.state.operator_action:
-            self.decisions.append(Degraded(Finding("recovery_pending", reading.recovery, operator_action=asked)))
+            self.decisions.append(Finding("recovery_pending", reading.recovery, operator_action=asked))
         if reading.problem is None:
             self.set(operator_action=asked)
         rests = reading.problem is None and not asked and not sick and not too_hot(reading, self.health)

@@ -58,7 +58,6 @@ class Phase(StrEnum):
 
 
 IN_USE = frozenset({Phase.OK, Phase.SUSPECT})
-HAS_PROCESS = IN_USE | {Phase.PROBING}
 OUT_OF_USE = frozenset({Phase.COOLING, Phase.QUARANTINED, Phase.LOST})
 
 
@@ -116,19 +115,13 @@ Sample = Reading | Fault | GoldenChecked | Probed | Answered | MemoryTestPass
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong: a word for it, what was read, the limit it broke, and what only a person can do about it."""
+    """What is wrong: a word for it, what was read, the limit it broke, and what only a person can do about it. As a
+    decision of its own it is worth an event, once: the device is degraded."""
 
     reason: str
     reading: float | str | None = None
     threshold: float | None = None
     operator_action: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Degraded:
-    """Worth an event, once."""
-
-    finding: Finding
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +136,6 @@ class Changed:
 
     @property
     def is_failover(self) -> bool:
-        """Work leaves the device now."""
         return self.before in IN_USE and self.after not in IN_USE
 
 
@@ -166,7 +158,7 @@ class RepeatGolden:
     """The golden image came out wrong: compute it again now."""
 
 
-Decision = Changed | Degraded | EndProcess | StartProbe | RepeatGolden
+Decision = Changed | Finding | EndProcess | StartProbe | RepeatGolden
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,26 +189,19 @@ class DeviceState:
     def in_use(self) -> bool:
         return self.phase in IN_USE
 
-    @property
-    def batch_limit(self) -> int | None:
-        """Images that may go to the device at once: 0 none, None as many as it takes."""
-        if not self.in_use:
-            return 0
-        return 1 if self.trial_left else None
-
 
 def facts_of(finding: Finding) -> dict[str, object]:
     """Keys of an event: what was read, the limit, what a person has to do; each where there is one."""
-    facts = {"reading": finding.reading, "threshold": finding.threshold}
-    facts["operator_action"] = finding.operator_action or None
+    action = finding.operator_action or None
+    facts = {"reading": finding.reading, "threshold": finding.threshold, "operator_action": action}
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def event_of(device: str, decision: Changed | Degraded) -> tuple[str, dict[str, object]]:
+def event_of(device: str, decision: Changed | Finding) -> tuple[str, dict[str, object]]:
     """The event that tells a decision, and its keys. Those of failover and fail-back need facts of the pipeline too."""
+    if isinstance(decision, Finding):
+        return "engine.degraded", {"device": device, "reason": decision.reason} | facts_of(decision)
     finding = decision.finding
-    if isinstance(decision, Degraded):
-        return "engine.degraded", {"device": device, "reason": finding.reason} | facts_of(finding)
     before, after = str(decision.before), str(decision.after)
     edge = {"device": device, "from": before, "to": after, "reason": finding.reason, "trips": decision.trips}
     until = {} if decision.until is None else {"until": decision.until}

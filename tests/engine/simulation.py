@@ -12,7 +12,7 @@ import numpy as np
 
 from rmbgd.config.load import parse
 from rmbgd.engine.devices import Devices, EngineContext
-from rmbgd.engine.gpu_supervisor import GpuSupervisor, Names
+from rmbgd.engine.gpu_supervisor import GpuSupervisor
 from rmbgd.engine.health_types import Phase
 from rmbgd.engine.probe import Probe, ProbeResult
 from rmbgd.engine.sensors.base import Reading
@@ -103,7 +103,8 @@ class Gpu(GpuSupervisor):
             health=simulation.context.config.health,
             sensor=SimpleNamespace(read=lambda: self.reading, close=lambda: None),
             references=StoredReferences(),
-            names=Names("cpu", LESSER, MODEL) if fallback else Names("", "", MODEL),
+            model=MODEL,
+            aside=("cpu", LESSER) if fallback else ("", ""),
         )
 
     def _start_probe(self, number: int) -> None:

@@ -18,7 +18,6 @@ from rmbgd.engine.health_types import (
     Answered,
     Changed,
     Decision,
-    Degraded,
     DeviceState,
     EndProcess,
     Fault,
@@ -47,6 +46,7 @@ UNKNOWN = Reading(source="fake", problem=Problem.TIMEOUT)
 SLOWED = replace(WELL, throttle=frozenset({Throttle.SOFTWARE_THERMAL}))
 GONE = Reading("fake", Problem.GPU_IS_LOST)
 RESET_WANTED = replace(WELL, recovery="gpu_reset")
+NO_ROWS = replace(WELL, remap_failed=True)
 NO_THERMOMETER = replace(WELL, temperature=None, unsupported=frozenset({"temperature"}))
 PROVED = ProbeReport(
     fresh_process=True, enumerated=True, model_intact=True, canary_passes=2, canary_bad=0,
@@ -264,7 +264,7 @@ def test_what_is_not_known_is_a_bad_check(device: Device, reading: Reading, reas
     decisions = device.check(reading)
 
     assert device.state.phase is SUSPECT
-    assert [reason] == [decision.finding.reason for decision in decisions if isinstance(decision, Degraded)]
+    assert [reason] == [decision.reason for decision in decisions if isinstance(decision, Finding)]
 
 
 def test_an_operator_can_insist_on_a_thermometer():
@@ -278,58 +278,36 @@ def test_an_operator_can_insist_on_a_thermometer():
 
 
 @pytest.mark.parametrize(
-    ("before", "told", "finding", "decisions"),
+    ("before", "told", "decisions"),
     [
-        ([], hot(86.0), Finding("temperature", 86.0, 85.0), [EndProcess(at_once=False)]),
-        ([], Fault(STICKY, 1, "gone"), Finding("sticky_fault", "gone"), [EndProcess(at_once=True)]),
-        ([], replace(WELL, ecc_uncorrected=2), Finding("ecc_uncorrected", 2, 0), [EndProcess(at_once=True)]),
-        (
-            [],
-            replace(WELL, remap_failed=True),
-            Finding("row_remap_failed", operator_action="replace_gpu"),
-            [EndProcess(at_once=True)],
-        ),
-        ([SLOWED] * 13, SLOWED, Finding("throttled", 65.0, 60), [EndProcess(at_once=False)]),
-        ([MEMORY] * 2, Fault(MEMORY, 1), Finding("out_of_memory", 3, 3), [EndProcess(at_once=True)]),
-        ([], SLOWED, Finding("throttled"), [Degraded(Finding("throttled"))]),
-        (
-            [],
-            Reading("fake", Problem.ERROR, "why"),
-            Finding("sensor_error", "why"),
-            [Degraded(Finding("sensor_error", "why"))],
-        ),
-        ([UNKNOWN], UNKNOWN, None, []),
-        (
-            [],
-            GoldenChecked(False, 1, 0.5, 0.1),
-            Finding("golden_mismatch", 0.5, 0.1),
-            [Degraded(Finding("golden_mismatch", 0.5, 0.1)), RepeatGolden()],
-        ),
-        ([golden(False)], WELL, None, [RepeatGolden()]),
-        ([golden(False), golden(True)], WELL, Finding("well_again"), []),
-        ([], MemoryTestPass(20_000, 1), None, [Degraded(Finding("memory_errors", 0.00005, 0.0001))]),
-        ([MemoryTestPass(20_000, 1)], MemoryTestPass(20_000, 1), None, []),
-        (
-            [STICKY],
-            RESET_WANTED,
-            None,
-            [Degraded(Finding("recovery_pending", "gpu_reset", operator_action="gpu_reset"))],
-        ),
-        ([STICKY, RESET_WANTED], RESET_WANTED, None, []),
-        ([STICKY, RESET_WANTED], UNKNOWN, None, []),
-        ([STICKY, RESET_WANTED, UNKNOWN], RESET_WANTED, None, []),
+        ([], hot(86.0), [Finding("temperature", 86.0, 85.0), EndProcess(at_once=False)]),
+        ([], Fault(STICKY, 1, "gone"), [Finding("sticky_fault", "gone"), EndProcess(at_once=True)]),
+        ([], replace(WELL, ecc_uncorrected=2), [Finding("ecc_uncorrected", 2, 0), EndProcess(at_once=True)]),
+        ([], NO_ROWS, [Finding("row_remap_failed", operator_action="replace_gpu"), EndProcess(at_once=True)]),
+        ([SLOWED] * 13, SLOWED, [Finding("throttled", 65.0, 60), EndProcess(at_once=False)]),
+        ([MEMORY] * 2, Fault(MEMORY, 1), [Finding("out_of_memory", 3, 3), EndProcess(at_once=True)]),
+        ([], SLOWED, [Finding("throttled")] * 2),
+        ([], Reading("fake", Problem.ERROR, "why"), [Finding("sensor_error", "why")] * 2),
+        ([UNKNOWN], UNKNOWN, []),
+        ([], GoldenChecked(False, 1, 0.5, 0.1), [*[Finding("golden_mismatch", 0.5, 0.1)] * 2, RepeatGolden()]),
+        ([golden(False)], WELL, [RepeatGolden()]),
+        ([golden(False), golden(True)], WELL, [Finding("well_again")]),
+        ([], MemoryTestPass(20_000, 1), [Finding("memory_errors", 0.00005, 0.0001)]),
+        ([MemoryTestPass(20_000, 1)], MemoryTestPass(20_000, 1), []),
+        ([STICKY], RESET_WANTED, [Finding("recovery_pending", "gpu_reset", operator_action="gpu_reset")]),
+        ([STICKY, RESET_WANTED], RESET_WANTED, []),
+        ([STICKY, RESET_WANTED], UNKNOWN, []),
+        ([STICKY, RESET_WANTED, UNKNOWN], RESET_WANTED, []),
     ],
 )
-def test_what_is_told(device: Device, before: list[Step], told: Sample, finding: Finding, decisions: list[Decision]):
-    """Reason, reading and threshold; heat lets a batch finish. An edge is told once, however long it lasts."""
+def test_what_is_told(device: Device, before: list[Step], told: Sample, decisions: list[Decision]):
+    """A change of phase by what was found, and what is found beside it: reason, reading and threshold. Heat lets a
+    batch finish. An edge is told once, however long it lasts."""
     device.play(*before)
     device.now += HEALTH.interval if isinstance(told, Reading) else 0.0
-    changes, others = [], []
-    for decision in device.tell(told):
-        (changes if isinstance(decision, Changed) else others).append(decision)
+    found = device.tell(told)
 
-    assert [change.finding for change in changes] == ([] if finding is None else [finding])
-    assert others == decisions
+    assert decisions == [decision.finding if isinstance(decision, Changed) else decision for decision in found]
 
 
 def test_a_change_says_how_often_and_until_when(device: Device):
@@ -342,21 +320,21 @@ def test_a_change_says_how_often_and_until_when(device: Device):
     keys = {"device": "cuda:0", "from": "ok", "to": "cooling", "reason": "temperature", "trips": 1}
     keys |= {"reading": 86.0, "threshold": 85.0, "until": until}
     assert event_of("cuda:0", hot_trip) == ("engine.state", keys)
-    asked = Degraded(Finding("recovery_pending", operator_action="reboot"))
+    asked = Finding("recovery_pending", operator_action="reboot")
     keys = {"device": "cuda:0", "reason": "recovery_pending", "operator_action": "reboot"}
     assert event_of("cuda:0", asked) == ("engine.degraded", keys)
 
 
 def test_a_board_without_spare_rows_is_never_taken_back(device: Device):
     """Row remapping failed: a person has to replace the board."""
-    device.play(*[replace(WELL, remap_failed=True)] * 2000, QUARANTINED)
+    device.play(*[NO_ROWS] * 2000, QUARANTINED)
 
 
 def test_quarantine_ends_when_the_driver_asks_for_nothing(device: Device):
     """While a reset is asked for, the device stays away, and the operator is told once."""
     device.play(STICKY, *[RESET_WANTED] * 100, QUARANTINED, WELL, PROBING)
 
-    assert [decision.finding.operator_action for decision in device.all(Degraded)] == ["gpu_reset"]
+    assert [decision.operator_action for decision in device.all(Finding)] == ["gpu_reset"]
     assert device.state.operator_action == ""
 
 
@@ -411,9 +389,9 @@ def test_a_lost_device_is_probed_when_it_is_well_again(device: Device, reading: 
 )
 def test_a_changed_driver_is_told_with_what_to_do(reading: Reading, reason: str, action: str):
     """At start too, when nothing has failed over yet; once."""
-    told = Device().play(*[reading] * 100, Phase.ABSENT).all(Degraded)
+    told = Device().play(*[reading] * 100, Phase.ABSENT).all(Finding)
 
-    assert [(each.finding.reason, each.finding.operator_action) for each in told] == [(reason, action)]
+    assert [(each.reason, each.operator_action) for each in told] == [(reason, action)]
 
 
 # --- probing and fail-back
@@ -423,7 +401,7 @@ def test_a_device_is_used_after_a_passed_probe_and_three_good_checks():
     """A first start is no fail-back: nothing returns, and the first images need not go one by one."""
     device = Device().play(WELL, PROBING, WELL, PROBING, WELL, PROBING, WELL, OK)
 
-    assert device.state.batch_limit is None
+    assert device.state.trial_left == 0
 
 
 @histories(
@@ -507,14 +485,14 @@ def test_failed_probes_wait_longer_each_time():
 
 def test_after_a_fail_back_ten_images_go_one_by_one(device: Device):
     """Twelve cool samples and three good checks; then batches of one until ten have been answered."""
-    device.play(hot(86.0), until(OK))
-    device.play(answered(5, late=1))
-    limits = []
-    for _ in range(11):
-        limits.append(device.state.batch_limit)
-        device.play(answered(1))
-
-    assert limits == [1] * 10 + [None]
+    device.play(hot(86.0))
+    hot_at = device.now
+    device.play(until(OK), answered(5, late=1))
+    assert (device.now - hot_at, device.state.trial_left) == (75.0, 10)
+    device.play(answered(9))
+    assert device.state.trial_left == 1
+    device.play(answered(2))
+    assert device.state.trial_left == 0
 
 
 @pytest.mark.parametrize("kind", [MEMORY, STICKY])
@@ -564,7 +542,7 @@ def test_no_course_of_temperature_flaps_more_than_29_times_a_day(course):
 READINGS = st.sampled_from(
     [
         WELL, WELL, WELL, hot(74.0), hot(75.0), hot(80.0), hot(85.0), hot(86.0), hot(math.nan), UNKNOWN, SLOWED,
-        replace(WELL, temperature=None), RESET_WANTED, replace(WELL, remap_failed=True),
+        replace(WELL, temperature=None), RESET_WANTED, NO_ROWS,
         replace(WELL, ecc_uncorrected=1), replace(WELL, xids=(13,)), replace(WELL, xids=(48,)),
         replace(WELL, xids=(79,)), GONE, Reading("fake", Problem.NO_DEVICE),
     ]
@@ -640,5 +618,5 @@ def test_decisions_tell_every_transition_and_no_other(steps):
         assert phases == [before.phase, after.phase]
         assert any(change.is_failover for change in changes) == (before.in_use and not after.in_use)
         for decision in decisions:
-            if isinstance(decision, (Changed, Degraded)):
+            if isinstance(decision, (Changed, Finding)):
                 assert events.problems_with(*event_of("cuda:0", decision)) == []

@@ -12,14 +12,13 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rmbgd.engine.types import OutputPlane
-from rmbgd.engine.worker import ChildProcess, EngineWorker, _abandoned, expected_seconds
+from rmbgd.engine.worker import EngineWorker, _abandoned, expected_seconds
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.testing.engine import expected_alpha
 from tests.engine.image_store import ImageStore
@@ -28,7 +27,7 @@ from tests.engine.processes import PATIENCE, SpyHeartbeat, wait_until_gone
 pytestmark = pytest.mark.integration
 
 FAKE = "rmbgd.testing.engine:create"
-OF_WORKER = ("start_timeout", "batch_timeout", "hang_minimum", "heartbeat", "start_process")
+OF_WORKER = ("start_timeout", "batch_timeout", "hang_minimum", "heartbeat")
 
 
 class Workshop:
@@ -74,10 +73,13 @@ def workshop(images) -> Iterator[Workshop]:
 
 
 @pytest.fixture
-def spared() -> Iterator[list[subprocess.Popen]]:
+def spared(monkeypatch, workshop) -> Iterator[list[subprocess.Popen]]:
     """Processes that SIGKILL did not reach, as if they were stuck in the kernel; ended with the test."""
     spared: list[subprocess.Popen] = []
+    monkeypatch.setattr(subprocess.Popen, "kill", lambda process: spared.append(process))  # noqa: PLW0108 - a method
+    monkeypatch.setattr("rmbgd.engine.worker.REAP_SECONDS", 0.1)
     yield spared
+    monkeypatch.undo()
     for process in spared:
         process.kill()
         process.wait(PATIENCE)
@@ -282,14 +284,13 @@ def test_the_kernel_prefers_the_child_when_memory_is_short(workshop):
 
 def test_a_child_that_nobody_can_kill_is_abandoned(workshop, spared):
     """When SIGKILL has no effect within the bound the caller goes on without the process, and says so."""
-    start_process = partial(ChildProcess, kill=spared.append, reap_seconds=0.1)
-    worker = workshop.started("hang", batch_timeout=0.1, start_process=start_process)
+    worker = workshop.started("hang", batch_timeout=0.1)
     with pytest.raises(EngineLost, match=r"cannot be killed.*abandoned") as told:
         workshop.answers(worker)
 
     assert (told.value.cause, worker.pid) == ("unkillable", None)
     assert spared[0] in _abandoned
-    spared[0].kill()
+    os.kill(spared[0].pid, signal.SIGKILL)
     spared[0].wait(PATIENCE)
     workshop.started()  # looks after the abandoned
     assert spared[0] not in _abandoned
@@ -297,8 +298,7 @@ def test_a_child_that_nobody_can_kill_is_abandoned(workshop, spared):
 
 def test_an_owner_in_a_hurry_does_not_wait_for_a_process_stuck_in_the_kernel(workshop, spared):
     """He has his answer when his patience is over, not the bound for reaping; closing waits, and abandons it."""
-    start_process = partial(ChildProcess, kill=spared.append, reap_seconds=0.1)
-    worker = workshop.started("hang", batch_timeout=0.1, start_process=start_process)
+    worker = workshop.started("hang", batch_timeout=0.1)
     worker.attach(SpyHeartbeat(), patience=0.01)
     with pytest.raises(EngineLost, match="not gone yet") as told:
         workshop.answers(worker)
