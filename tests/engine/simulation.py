@@ -92,17 +92,17 @@ class Worker(InProcessWorker):
 
 
 class Gpu(GpuSupervisor):
-    """`reading` is its sensor's; `sick` is what the start of every worker made from now on meets, `plan` what else."""
+    """`reading` is its sensor's; `plan` is of every worker that is made for it from now on."""
 
     def __init__(self, simulation: Simulation, index: int, plan: dict[str, object], *, fallback: bool) -> None:
-        self.reading, self.sick, self.plan = WELL, "", plan
+        self.reading, self.plan = WELL, plan
         self.made: list[Worker] = []
         self.probed = threading.Event()
         super().__init__(
             DeviceParts(
                 f"cuda:{index}",
                 simulation.views,
-                lambda: simulation.worker(self.made, f"cuda:{index}", MODEL, self.sick, self.plan),
+                lambda: simulation.worker(self.made, f"cuda:{index}", MODEL, self.plan),
                 simulation.events,
                 simulation.clock,
                 keep_when_short=fallback,
@@ -151,7 +151,7 @@ class Simulation:
         assert isinstance(self.events, RecordedEvents)
         self.trace: Trace = []
         self.views = DeviceViews()
-        self.cpu_sick, self.cpu_plan = "", plan or {}
+        self.cpu_plan = plan or {}
         self.cpu_made: list[Worker] = []
         fallback = gpus > 0 and not context.config.health.require_gpu
         self.gpus = [Gpu(self, index, gpu_plan or {}, fallback=fallback) for index in range(gpus)]
@@ -163,7 +163,7 @@ class Simulation:
                 DeviceParts(
                     "cpu",
                     self.views,
-                    lambda: self.worker(self.cpu_made, "cpu", model, self.cpu_sick, self.cpu_plan),
+                    lambda: self.worker(self.cpu_made, "cpu", model, self.cpu_plan),
                     self.events,
                     self.clock,
                     is_fallback=fallback,
@@ -189,8 +189,8 @@ class Simulation:
         self.outcomes: dict[int, Arrival] = {}
         self.random = np.random.default_rng(0)
 
-    def worker(self, made: list[Worker], device: str, model: str, sick: str, plan: dict[str, object]) -> Worker:
-        options = {"device": device, "models": (model,), "start": sick or "ok"} | plan
+    def worker(self, made: list[Worker], device: str, model: str, plan: dict[str, object]) -> Worker:
+        options = {"device": device, "models": (model,)} | plan
         made.append(Worker(self.trace, device, lambda: FakeBackend(self.context.arena.block, **options)))
         self.context.workers.add(made[-1])
         return made[-1]
@@ -218,6 +218,17 @@ class Simulation:
         if self.cpu is not None:
             self.cpu.tick()
         return self
+
+    def heat(self, index: int = 0) -> None:
+        """That GPU is hot, and is checked."""
+        self.gpus[index].reading = HOT
+        self.check()
+
+    def mend(self) -> Simulation:
+        """Whatever was wrong with the GPUs is over."""
+        for gpu in self.gpus:
+            gpu.reading, gpu.plan = WELL, {}
+        return self.well()
 
     # ------------------------------------------------------------------------------------------------ images
 

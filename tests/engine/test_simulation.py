@@ -33,7 +33,7 @@ def act(it: Simulation, name: str, value: int) -> None:
         case "hot" | "cool" if gpu is not None:
             gpu.reading = HOT if name == "hot" else WELL
         case "sick" | "cured" if gpu is not None:
-            gpu.sick = "lost" if name == "sick" else ""
+            gpu.plan |= {"start": "lost" if name == "sick" else "ok"}
         case "die" if gpu is not None and gpu.made:
             gpu.made[-1].abort()
         case "check":
@@ -58,7 +58,8 @@ def test_images_on_devices_with_scripted_faults(gpus, warm, scripts, actions):
         for name, value in actions:
             act(it, name, value)
         for gpu in it.gpus:
-            gpu.reading, gpu.sick = WELL, ""
+            gpu.reading = WELL
+            gpu.plan |= {"start": "ok"}
         for index in range(len(it.threads)):
             it.end(index)
         it.serve()

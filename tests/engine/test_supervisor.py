@@ -13,11 +13,12 @@ from rmbgd.engine.types import EngineDescription, Limit
 from rmbgd.errors import ModelError
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.pipeline.items import Postponed
-from tests.engine.simulation import HOT, LESSER, MODEL, WELL, Began, Gpu
+from tests.engine.simulation import LESSER, MODEL, WELL, Began, Gpu
 
 ON_GPU, ON_CPU = "cuda:0", "cpu"
 LOSES_ONE = {"script": ["lost"]}
 DIES_OF_POISON = {"poison": "lost"}
+SICK = {"start": "lost"}
 
 
 def edges(it) -> list[tuple[str, object, object]]:
@@ -51,17 +52,14 @@ def join_threads(gpu: Gpu) -> None:
 
 def get_hot_during(it, *, recover: bool = False) -> None:
     """The GPU gets hot while its worker runs the next batch, and with `recover` is well again before the end."""
-    gpu = it.gpus[0]
-    worker = gpu.made[-1]
+    worker = it.gpus[0].made[-1]
     run = worker.run
 
     def slow(batch):
         worker.run = run
-        gpu.reading = HOT
-        it.check()
+        it.heat()
         if recover:
-            gpu.reading, gpu.plan = WELL, {}
-            it.until(Phase.OK)
+            it.mend()
         return run(batch)
 
     worker.run = slow
@@ -114,8 +112,7 @@ def test_what_is_computed_when_it_gets_hot_may_finish(simulate, script, device):
 def test_an_idle_hot_process_ends_at_once(simulate):
     """The memory of a hot GPU is given back without an image that has to come first."""
     it = simulate().well()
-    it.gpus[0].reading = HOT
-    it.check()
+    it.heat()
     join_threads(it.gpus[0])
     assert it.gpus[0].made[-1].ended
     assert where(it) == [ON_CPU]
@@ -142,8 +139,7 @@ def test_fail_back_goes_through_a_fresh_process_and_single_images(simulate):
     """Ten images go one by one, then batches again."""
     it = simulate(gpu_plan=LOSES_ONE).well()
     assert where(it) == [ON_CPU]
-    it.gpus[0].plan = {}
-    it.well()
+    it.mend()
     assert where(it, 12) == [ON_GPU] * 12
     assert batches(it, ON_GPU)[1:] == [1] * 10 + [2]
     assert len(it.gpus[0].made) == 2
@@ -186,8 +182,7 @@ def test_a_gpu_that_trips_for_want_of_memory_is_used_again(simulate):
     it = simulate(gpu_plan={"script": ["memory"] * 3}).well()
     assert where(it, 8) == [ON_CPU] * 8
     assert it.gpus[0].phase is Phase.QUARANTINED
-    it.gpus[0].plan = {}
-    it.well()
+    it.mend()
     assert where(it) == [ON_GPU]
     assert [worker.ended for worker in it.gpus[0].made] == [True, False]
 
@@ -240,8 +235,7 @@ def test_a_fallback_on_demand_is_there_only_while_it_is_needed(simulate):
     (number,) = it.put()
     it.serve()
     assert it.devices_of([number]) == [ON_CPU]
-    it.gpus[0].plan = {}
-    it.well().check()
+    it.mend().check()
     assert [worker.ended for worker in it.cpu_made] == [True]
     assert where(it) == [ON_GPU]
 
@@ -256,7 +250,7 @@ def test_the_service_starts_with_the_first_device_that_passed_its_self_test(simu
     assert it.cpu.view.usable
     assert not it.devices._description.done()
     assert it.devices.describe()["state"] == "starting"
-    it.gpus[1].sick = "lost"
+    it.gpus[1].plan = SICK
     it.until(Phase.OK, Phase.QUARANTINED)
     assert it.devices.description().device == "cuda:0"
     assert it.devices.describe()["state"] == "degraded"
@@ -276,29 +270,23 @@ def test_the_service_starts_with_the_fallback_loaded(simulate):
 
 def test_the_service_starts_on_the_fallback_when_no_gpu_passes(simulate):
     """One event says so; what is computed meanwhile is keyed by weights that nothing has seen."""
-    it = simulate()
-    it.gpus[0].sick = "lost"
-    it.until(Phase.QUARANTINED)
+    it = simulate(gpu_plan=SICK).until(Phase.QUARANTINED)
     description = it.devices.description()
     assert description.device == ON_CPU
     assert "not seen" in str(description.models[MODEL]["sha256"])
     assert reasons(it) == ["gpu_not_ready"]
     assert where(it) == [ON_CPU]
-    it.gpus[0].sick = ""
-    it.well()
+    it.mend()
     assert where(it) == [ON_GPU]
     assert edges(it) == [("failback", ON_CPU, ON_GPU)]
 
 
 @pytest.mark.parametrize(
-    ("gpus", "gpu", "cpu"), [(0, "", "model"), (1, "model", ""), (2, "model", ""), (1, "lost", "model")]
+    ("gpus", "gpu", "cpu"), [(0, "ok", "model"), (1, "model", "ok"), (2, "model", "ok"), (1, "lost", "model")]
 )
 def test_weights_that_no_device_can_load_are_the_operators_to_mend(simulate, gpus, gpu, cpu):
     """The service does not start with another model than the one that was asked for, nor with nothing at all."""
-    it = simulate(gpus=gpus)
-    it.cpu_sick = cpu
-    for each in it.gpus:
-        each.sick = gpu
+    it = simulate(gpus=gpus, plan={"start": cpu}, gpu_plan={"start": gpu})
     it.until(*[Phase.QUARANTINED] * gpus).check()
     with pytest.raises(ModelError, match="weights are damaged"):
         it.devices.description()
@@ -306,8 +294,7 @@ def test_weights_that_no_device_can_load_are_the_operators_to_mend(simulate, gpu
 
 
 def test_a_gpu_that_fails_after_the_stop_is_no_news(simulate):
-    it = simulate()
-    it.gpus[0].sick = "lost"
+    it = simulate(gpu_plan=SICK)
     it.context.stop_waiting()
     it.until(Phase.QUARANTINED)
     assert reasons(it) == []
@@ -317,20 +304,19 @@ def test_weights_that_vanish_later_are_a_fault_like_any_other(simulate):
     """On the only device: it is tried again until they are back, and the images wait."""
     it = simulate(gpus=0, plan={"script": ["ok", "lost"]}).well()
     assert where(it) == [ON_CPU]
-    it.cpu_sick = "model"
+    it.cpu_plan = {"start": "model"}
     numbers = it.put()
     it.run()
     it.check(3)
     assert not it.outcomes.get(numbers[0])
-    it.cpu_sick, it.cpu_plan = "", {}
+    it.cpu_plan = {}
     it.serve()
     assert it.devices_of(numbers) == [ON_CPU]
 
 
 def test_stopping_ends_the_wait_for_a_device(simulate):
     """What waits goes back, and who waits for the description learns it."""
-    it = simulate(gpus=0)
-    it.cpu_sick = "lost"
+    it = simulate(gpus=0, plan=SICK)
     it.check(2)
     numbers = it.put(3)
     it.context.stop_waiting()
@@ -350,8 +336,7 @@ def test_a_ready_worker_works_on_while_the_service_stops(simulate):
 @pytest.mark.parametrize("order", ["abort", "close"])
 def test_a_start_that_the_stop_cuts_short_is_no_fault(simulate, order):
     """A report counts faults, and an operator who stops the service has caused none."""
-    it = simulate(gpus=0)
-    it.cpu_sick = "lost"
+    it = simulate(gpus=0, plan=SICK)
     it.context.stop_waiting() if order == "abort" else it.cpu.stop()
     it.cpu._start_worker()
     assert it.events.events == []
@@ -374,32 +359,14 @@ def test_at_the_stop_a_batch_goes_to_the_gpu_that_is_still_well(simulate, tmp_pa
 # --- several GPUs
 
 
-def test_each_gpu_takes_what_waits(simulate):
-    """While both are well the CPU computes nothing."""
-    it = simulate(gpus=2).well()
-    it.put(2)
-    assert it.begin(0)
-    it.put(2)
-    assert it.begin(1)
-    it.put(1)
-    assert not it.begin(2)
-    it.end(0)
-    it.end(1)
-    it.run()
-    assert {outcome.answer.device for outcome in it.outcomes.values()} == {"cuda:0", "cuda:1"}
-
-
 def test_images_of_a_gpu_that_is_withdrawn_go_to_the_other_with_the_model_asked_for(simulate):
     """Events name the other GPU, and the CPU once both are away."""
     it = simulate(gpus=2).well()
-    it.gpus[0].reading = HOT
-    it.check()
+    it.heat()
     assert where(it) == ["cuda:1"]
-    it.gpus[1].reading = HOT
-    it.check()
+    it.heat(1)
     assert where(it) == [ON_CPU]
-    it.gpus[0].reading = it.gpus[1].reading = WELL
-    it.well()
+    it.mend()
     assert edges(it)[:2] == [("failover", "cuda:0", "cuda:1"), ("failover", "cuda:1", ON_CPU)]
     assert [event["model"] for event in it.events.named("engine.failover")] == [MODEL, LESSER]
     assert {name for name, *_ in edges(it)[2:]} == {"failback"}
@@ -428,9 +395,7 @@ def test_a_suspect_goes_to_a_gpu_where_there_is_no_fallback(simulate):
 
 def test_a_fallback_that_cannot_be_started_is_told_once_and_not_relied_on(simulate):
     """The GPU works, and takes suspects too; it is tried again until it is there."""
-    it = simulate(gpu_plan=LOSES_ONE)
-    it.cpu_sick = "lost"
-    it.well()
+    it = simulate(plan=SICK, gpu_plan=LOSES_ONE).well()
     assert it.devices.description().device == ON_GPU
     it.check(3)
     assert reasons(it) == ["no_standby"]
@@ -440,15 +405,14 @@ def test_a_fallback_that_cannot_be_started_is_told_once_and_not_relied_on(simula
     it.gpus[0].plan = {}
     it.serve()
     assert it.devices_of(numbers) == [ON_GPU]
-    it.cpu_sick = ""
+    it.cpu_plan = {}
     it.check(3)
     assert it.devices.describe()["devices"][ON_CPU] == {"state": "ready"}
 
 
 def test_without_a_fallback_images_wait_for_the_gpu(simulate):
     it = simulate(require_gpu=True).well()
-    it.gpus[0].reading = HOT
-    it.check()
+    it.heat()
     numbers = it.put()
     it.run()
     assert not it.outcomes
@@ -459,23 +423,18 @@ def test_without_a_fallback_images_wait_for_the_gpu(simulate):
     assert it.devices_of(numbers) == [ON_GPU]
 
 
-def test_what_only_the_gpu_cannot_do_is_no_poison(simulate):
-    """It ended the GPU's process, with one try only, and the CPU answers it."""
-    it = simulate(tries=1, gpu_plan=DIES_OF_POISON).well()
-    (number,) = it.put(poison=True)
-    it.serve()
-    assert it.devices_of([number]) == [ON_CPU]
-
-
 @pytest.mark.parametrize(("company", "tries", "deaths"), [(0, 3, 3), (3, 3, 3), (0, 1, 2), (3, 1, 2)])
 def test_poison_costs_as_many_processes_as_tries(simulate, company, tries, deaths):
-    """In company or alone, one of the GPU and then of the CPU; with one try the CPU has tried it all the same."""
-    it = simulate(tries=tries, plan=DIES_OF_POISON, gpu_plan=DIES_OF_POISON).well()
-    (number,) = it.put(poison=True)
-    it.put(company)
-    it.serve()
-    assert it.rejected() == [number]
-    assert len([fault for fault in it.events.named("engine.fault") if fault["images"]]) == deaths
+    """In company or alone, one of the GPU and then of the CPU; with one try the CPU has tried it all the same, and may
+    answer it: what only the GPU cannot do is no poison."""
+    for plan, rejected in ((DIES_OF_POISON, True), ({}, False)):
+        it = simulate(tries=tries, plan=plan, gpu_plan=DIES_OF_POISON).well()
+        (number,) = it.put(poison=True)
+        it.put(company)
+        it.serve()
+        assert it.rejected() == [number] * rejected
+        faults = [fault for fault in it.events.named("engine.fault") if fault["images"]]
+        assert len(faults) == (deaths if rejected else 1)
 
 
 # --- restarts of the CPU
@@ -485,7 +444,7 @@ def test_the_first_restart_is_immediate_and_later_ones_wait_longer(simulate):
     """At once, then after 1, 2, 4, 8, 8 s, until it comes up; an answer ends the series."""
     it = simulate(gpus=0, plan=LOSES_ONE).well()
     it.put()
-    it.cpu_sick = "lost"
+    it.cpu_plan = SICK
     it.run()
     starts = []
     while len(starts) < 6:
@@ -494,17 +453,16 @@ def test_the_first_restart_is_immediate_and_later_ones_wait_longer(simulate):
         starts += [it.clock.monotonic()] * (len(it.cpu_made) - before)
         it.clock.advance(0.25)
     assert [after - before for before, after in itertools.pairwise(starts)] == [1.0, 2.0, 4.0, 8.0, 8.0]
-    it.cpu_sick, it.cpu_plan = "", {}
+    it.cpu_plan = {}
     it.serve()
     assert it.cpu.failures == 0
     assert [event["restarts"] for event in it.events.named("engine.restarted")] == [1]
 
 
-@pytest.mark.parametrize(("sick", "pause"), [("", 5.0), ("lost", 1.0)])
-def test_an_idle_supervisor_sleeps_until_there_is_something_to_do(simulate, sick, pause):
+@pytest.mark.parametrize(("plan", "pause"), [({}, 5.0), (SICK, 1.0)])
+def test_an_idle_supervisor_sleeps_until_there_is_something_to_do(simulate, plan, pause):
     """The interval while its process is there; until the next start while it is down; it does not poll."""
-    it = simulate(gpus=0)
-    it.cpu_sick = sick
+    it = simulate(gpus=0, plan=plan)
     for _ in range(2):
         it.cpu.tick()
     assert it.cpu.pause == pause
@@ -535,8 +493,7 @@ def test_limits_of_a_worker_are_events_each_emitted_once(simulate):
 def test_closing_ends_every_process_and_thread(simulate):
     """Also those of a probe that nothing has asked for yet; no event is made of it."""
     it = simulate(gpus=2).well()
-    it.gpus[0].reading = HOT
-    it.check()
+    it.heat()
     before = len(it.events.events)
     for supervisor in it.devices.supervisors:
         supervisor.close()
