@@ -99,14 +99,7 @@ class Gpu(GpuSupervisor):
         self.made: list[Worker] = []
         self.probed = threading.Event()
         super().__init__(
-            DeviceParts(
-                f"cuda:{index}",
-                simulation.views,
-                lambda: simulation.worker(self.made, f"cuda:{index}", MODEL, self.plan),
-                simulation.events,
-                simulation.clock,
-                keep_when_short=fallback,
-            ),
+            simulation.parts(f"cuda:{index}", MODEL, self.made, lambda: self.plan, keep_when_short=fallback),
             health=simulation.context.config.health,
             sensor=SimpleNamespace(read=lambda: self.reading, close=lambda: None),
             references=SimpleNamespace(of=lambda it: dict.fromkeys(it.models, GREEN), abort=lambda: None),
@@ -137,18 +130,8 @@ class Simulation:
     """`gpus` of them, with a fallback unless `require_gpu`; or the CPU alone. No supervisor has a thread: its checks
     are made by hand. `plan` is of the CPU's workers, `gpu_plan` of every GPU's: options of a FakeBackend."""
 
-    def __init__(
-        self,
-        context: EngineContext,
-        *,
-        gpus: int = 1,
-        warm: bool = True,
-        plan: dict[str, object] | None = None,
-        gpu_plan: dict[str, object] | None = None,
-    ) -> None:
+    def __init__(self, context: EngineContext, *, gpus: int = 1, warm: bool = True, plan=None, gpu_plan=None) -> None:
         self.context, self.clock, self.events = context, context.clock, context.emit
-        assert isinstance(self.clock, FakeClock)
-        assert isinstance(self.events, RecordedEvents)
         self.trace: Trace = []
         self.views = DeviceViews()
         self.cpu_plan = plan or {}
@@ -158,17 +141,10 @@ class Simulation:
         supervisors: list[DeviceSupervisor] = list(self.gpus)
         self.cpu: CpuSupervisor | None = None
         if fallback or not gpus:
-            model = LESSER if fallback else MODEL
+            model, substitutes = (LESSER, {MODEL: LESSER}) if fallback else (MODEL, {})
+            behind = {"is_fallback": fallback, "substitutes": substitutes}
             self.cpu = CpuSupervisor(
-                DeviceParts(
-                    "cpu",
-                    self.views,
-                    lambda: self.worker(self.cpu_made, "cpu", model, self.cpu_plan),
-                    self.events,
-                    self.clock,
-                    is_fallback=fallback,
-                    substitutes={MODEL: LESSER} if fallback else {},
-                ),
+                self.parts("cpu", model, self.cpu_made, lambda: self.cpu_plan, **behind),
                 delay_maximum=8.0,
                 interval=5.0,
                 stopping=context.stopping,
@@ -189,11 +165,13 @@ class Simulation:
         self.outcomes: dict[int, Arrival] = {}
         self.random = np.random.default_rng(0)
 
-    def worker(self, made: list[Worker], device: str, model: str, plan: dict[str, object]) -> Worker:
-        options = {"device": device, "models": (model,)} | plan
-        made.append(Worker(self.trace, device, lambda: FakeBackend(self.context.arena.block, **options)))
-        self.context.workers.add(made[-1])
-        return made[-1]
+    def parts(self, device: str, model: str, made: list[Worker], plan: Callable[[], dict], **more) -> DeviceParts:
+        def make() -> Worker:
+            options = {"device": device, "models": (model,)} | plan()
+            made.append(Worker(self.trace, device, lambda: FakeBackend(self.context.arena.block, **options)))
+            return self.context.workers.add(made[-1])
+
+        return DeviceParts(device, self.views, make, self.events, self.clock, **more)
 
     # ------------------------------------------------------------------------------------------------ time and health
 

@@ -59,20 +59,18 @@ def test_an_image_is_not_rejected_before_the_fallback_has_tried_it(tries):
 
 def test_memory_limit_is_halved_by_a_shortage_and_grows_again():
     """Down to one; after GROW_AFTER batches twice as much is tried, and a fresh process begins without a limit."""
-    limit, sizes = MemoryLimit(), []
-    for what, times in [
-        (limit.passed, 0),
-        (lambda: limit.halve(16), 1),
-        (lambda: limit.halve(1), 1),
-        (limit.passed, GROW_AFTER - 1),
-        (limit.passed, 1),
-        (limit.passed, GROW_AFTER - 1),
-        (limit.passed, 1),
-    ]:
-        for _ in range(times):
-            what()
-        sizes.append(limit.of(16))
-    assert sizes == [16, 8, 1, 1, 2, 2, 4]
+    limit = MemoryLimit()
+
+    def after(batches: int) -> int:
+        for _ in range(batches):
+            limit.passed()
+        return limit.of(16)
+
+    assert after(GROW_AFTER) == 16
+    limit.halve(16)
+    assert after(0) == 8
+    limit.halve(1)
+    assert [after(n) for n in (0, GROW_AFTER - 1, 1, GROW_AFTER - 1, 1)] == [1, 1, 2, 2, 4]
     assert limit.of(3) == 3
     limit.lift()
-    assert limit.of(16) == 16
+    assert after(0) == 16

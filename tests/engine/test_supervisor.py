@@ -40,7 +40,6 @@ def batches(it, device: str) -> list[int]:
 
 
 def reasons(it) -> list[str]:
-    """Of the warnings so far."""
     return [event["reason"] for event in it.events.named("engine.degraded")]
 
 
@@ -79,7 +78,6 @@ def test_the_process_that_passed_the_probe_is_the_one_that_computes(simulate):
 
 
 def test_a_batch_that_is_lost_with_its_process_is_computed_by_the_fallback(simulate):
-    """Each image alone; one event names them all, and what they ran is told."""
     it = simulate(gpu_plan=LOSES_ONE).well()
     numbers = it.put(4)
     it.run()
@@ -136,7 +134,6 @@ def test_images_whose_device_is_withdrawn_are_no_suspects(simulate):
 
 
 def test_fail_back_goes_through_a_fresh_process_and_single_images(simulate):
-    """Ten images go one by one, then batches again."""
     it = simulate(gpu_plan=LOSES_ONE).well()
     assert where(it) == [ON_CPU]
     it.mend()
@@ -147,7 +144,6 @@ def test_fail_back_goes_through_a_fresh_process_and_single_images(simulate):
 
 
 def test_an_image_too_large_for_the_gpu_s_memory_is_the_cpu_s(simulate):
-    """Alone it lacks memory: it goes to the CPU, the process stays, and the next image goes to the GPU."""
     it = simulate(gpu_plan={"script": ["memory"]}).well()
     assert where(it) == [ON_CPU]
     assert where(it) == [ON_GPU]
@@ -155,7 +151,6 @@ def test_an_image_too_large_for_the_gpu_s_memory_is_the_cpu_s(simulate):
 
 
 def test_shortage_of_memory_halves_the_batch_and_is_remembered(simulate):
-    """The worker stays; the next batches are cut at once, until more is tried again."""
     it = simulate(gpus=0, plan={"memory_limit": 3}).well()
     numbers = it.put(8)
     it.run()
@@ -201,7 +196,6 @@ def test_a_late_fault_of_the_old_process_leaves_the_new_one_alone(simulate):
 
 @pytest.mark.parametrize("device", [ON_GPU, ON_CPU])
 def test_a_process_that_dies_while_nothing_is_computed_is_noticed(simulate, device):
-    """At the next check, not with the next image in hand."""
     it = simulate().well()
     (it.gpus[0].made if device == ON_GPU else it.cpu_made)[-1].abort()
     it.check(2)
@@ -228,7 +222,6 @@ def test_a_device_that_is_due_is_checked_before_the_next_image(simulate, tmp_pat
 
 
 def test_a_fallback_on_demand_is_there_only_while_it_is_needed(simulate):
-    """It starts when no GPU is usable, or for an isolated image, and ends after the fail-back."""
     it = simulate(warm=False, gpu_plan=LOSES_ONE).well()
     assert not it.cpu_made
     assert it.devices.describe()["devices"][ON_CPU] == {"state": "on_demand"}
@@ -315,7 +308,6 @@ def test_weights_that_vanish_later_are_a_fault_like_any_other(simulate):
 
 
 def test_stopping_ends_the_wait_for_a_device(simulate):
-    """What waits goes back, and who waits for the description learns it."""
     it = simulate(gpus=0, plan=SICK)
     it.check(2)
     numbers = it.put(3)
@@ -360,7 +352,6 @@ def test_at_the_stop_a_batch_goes_to_the_gpu_that_is_still_well(simulate, tmp_pa
 
 
 def test_images_of_a_gpu_that_is_withdrawn_go_to_the_other_with_the_model_asked_for(simulate):
-    """Events name the other GPU, and the CPU once both are away."""
     it = simulate(gpus=2).well()
     it.heat()
     assert where(it) == ["cuda:1"]
@@ -385,7 +376,6 @@ def test_an_image_that_met_a_fault_goes_to_the_cpu_alone(simulate):
 
 
 def test_a_suspect_goes_to_a_gpu_where_there_is_no_fallback(simulate):
-    """Failing alone on GPUs convicts it then."""
     it = simulate(gpus=2, require_gpu=True, gpu_plan=DIES_OF_POISON).well()
     (poison,) = it.put(poison=True)
     it.serve()
@@ -441,7 +431,6 @@ def test_poison_costs_as_many_processes_as_tries(simulate, company, tries, death
 
 
 def test_the_first_restart_is_immediate_and_later_ones_wait_longer(simulate):
-    """At once, then after 1, 2, 4, 8, 8 s, until it comes up; an answer ends the series."""
     it = simulate(gpus=0, plan=LOSES_ONE).well()
     it.put()
     it.cpu_plan = SICK
@@ -481,7 +470,6 @@ def test_closing_asks_no_heartbeat_of_a_thread_that_ends(simulate):
 
 
 def test_limits_of_a_worker_are_events_each_emitted_once(simulate):
-    """At start, and again after a restart; with the device's name."""
     it = simulate(gpus=0).well()
     limit = {"what": "pinned", "detail": "no memory is page-locked"}
     description = EngineDescription("cuda:0", {}, (1, 2), limits=[Limit(**limit)])

@@ -114,15 +114,6 @@ def test_kill_9_in_the_middle_of_a_batch_is_an_engine_lost(images, workshop, kil
     assert worker.pid is None
 
 
-def test_a_stopped_child_is_killed_at_the_deadline(workshop):
-    worker = workshop.started(batch_timeout=0.2)
-    pid = worker.pid
-    os.kill(pid, signal.SIGSTOP)
-    with pytest.raises(EngineLost, match=r"no answer within 0.2 s.*hung.*SIGKILL"):
-        workshop.answers(worker)
-    assert wait_until_gone(pid)
-
-
 def test_a_hanging_child_writes_its_stacks_before_it_is_killed(workshop):
     """Shortly before the deadline the child writes where every thread stands; that ends up in the output lines. An
     owner in a hurry learns how it went, and nothing lingers: it can be killed."""
@@ -153,7 +144,6 @@ def test_nonsense_is_told_and_ends_the_child(workshop, step, why):
 
 
 def test_shortage_of_memory_leaves_the_child_alive(images, workshop):
-    """EngineMemory is not sticky: the same process answers the next, smaller batch."""
     worker = workshop.started(memory_limit=1)
     pid = worker.pid
     with pytest.raises(EngineMemory):
@@ -163,22 +153,23 @@ def test_shortage_of_memory_leaves_the_child_alive(images, workshop):
 
 
 @pytest.mark.parametrize(
-    ("settings", "why", "cause"),
+    ("settings", "error", "why", "cause"),
     [
-        ({"start": "exit:3"}, "status 3", ""),
-        ({"start": "kill"}, "SIGKILL", ""),
-        ({"start": "lost"}, "device is lost.*status 70", ""),
-        ({"start": "no_device"}, "no such device.*status 70", "no_device"),
-        ({"start": "hang", "start_timeout": 1.0}, "no answer within 1 s", ""),
-        ({"factory": "rmbgd.engine.nothing:create"}, "ModuleNotFoundError", ""),
-        ({"unheard_of": 1}, "TypeError", ""),
+        ({"start": "exit:3"}, EngineLost, "status 3", ""),
+        ({"start": "kill"}, EngineLost, "SIGKILL", ""),
+        ({"start": "lost"}, EngineLost, "device is lost.*status 70", ""),
+        ({"start": "no_device"}, EngineLost, "no such device.*status 70", "no_device"),
+        ({"start": "hang", "start_timeout": 1.0}, EngineLost, "no answer within 1 s", ""),
+        ({"start": "model"}, ModelError, "^the script says that the weights are damaged$", ""),
+        ({"factory": "rmbgd.engine.nothing:create"}, EngineLost, "ModuleNotFoundError", ""),
+        ({"unheard_of": 1}, EngineLost, "TypeError", ""),
     ],
 )
-def test_a_child_that_dies_at_start_says_why(workshop, settings, why, cause):
+def test_a_child_that_dies_at_start_says_why(workshop, settings, error, why, cause):
     worker = workshop.worker(**settings)
-    with pytest.raises(EngineLost, match=why) as told:
+    with pytest.raises(error, match=why) as told:
         worker.start()
-    assert (told.value.cause, worker.pid) == (cause, None)
+    assert (getattr(told.value, "cause", ""), worker.pid) == (cause, None)
 
 
 @pytest.mark.parametrize(
@@ -201,11 +192,6 @@ def test_a_process_that_cannot_be_started_is_an_engine_lost(workshop, monkeypatc
         with pytest.raises(EngineLost, match=f"cannot be started.*{error.args[-1]}"):
             workshop.worker().start()
     assert set(os.listdir("/proc/self/fd")) <= descriptors
-
-
-def test_a_model_that_cannot_be_used_stays_the_operators_fault(workshop):
-    with pytest.raises(ModelError, match=r"^the script says that the weights are damaged$"):
-        workshop.worker(start="model").start()
 
 
 @pytest.mark.parametrize("state", ["idle", "working", "stopped"])
@@ -258,7 +244,6 @@ def test_the_kernel_prefers_the_child_when_memory_is_short(workshop):
 
 
 def test_a_child_that_nobody_can_kill_is_abandoned(workshop, spared):
-    """When SIGKILL has no effect within the bound the caller goes on without the process, and says so."""
     worker = workshop.started("hang", batch_timeout=0.1)
     with pytest.raises(EngineLost, match=r"cannot be killed.*abandoned") as told:
         workshop.answers(worker)
@@ -285,8 +270,6 @@ def test_an_owner_in_a_hurry_does_not_wait_for_a_process_stuck_in_the_kernel(wor
 
 
 def test_restarts_leave_no_descriptor_and_no_thread_behind(workshop):
-    """Processes that end in every way, twice each, give back what they held."""
-
     def round_trip(step: str) -> None:
         worker = workshop.started(step)
         with contextlib.suppress(EngineLost, EngineNonsense):
@@ -304,24 +287,21 @@ def test_restarts_leave_no_descriptor_and_no_thread_behind(workshop):
     assert held() <= before
 
 
-def test_a_slow_machine_is_not_a_hung_one(workshop):
-    """A batch may take ten times what it took at start, however short the timeout set."""
-    assert workshop.answers(workshop.started("delay:0.5", batch_timeout=0.1, seconds=1.0))
-
-
 @pytest.mark.parametrize(
-    ("measured", "count", "pixels", "seconds"),
+    ("minimum", "measured", "count", "pixels", "seconds"),
     [
-        ({}, 3, 0, 60.0),  # not measured: as for a CPU
-        ({1: 0.01}, 1, 0, 1.0),  # quick: the least
-        ({1: 2.0}, 3, 0, 60.0),  # ten times what it takes, in proportion to the largest size measured
-        ({1: 2.0, 4: 5.0}, 8, 0, 100.0),
-        ({1: 2.0, 4: 5.0}, 2, 0, 50.0),  # the next larger size
-        ({1: 0.2}, 1, 50_000_000, 12.0),  # a large image's way there and back
+        (1.0, {}, 3, 0, 60.0),  # not measured: as for a CPU
+        (1.0, {1: 0.01}, 1, 0, 1.0),  # quick: the least
+        (1.0, {1: 3.0}, 3, 0, 90.0),  # ten times what it takes, in proportion to the largest size measured
+        (1.0, {1: 2.0, 4: 5.0}, 8, 0, 100.0),
+        (1.0, {1: 2.0, 4: 5.0}, 2, 0, 50.0),  # the next larger size
+        (1.0, {1: 0.2}, 1, 50_000_000, 12.0),  # a large image's way there and back
+        (None, {1: 0.2}, 1, 50_000_000, 60.0),  # a CPU
+        (None, {1: 7.0}, 1, 0, 70.0),  # a slow machine is not a hung one
     ],
 )
-def test_the_deadline_of_a_gpu_s_batch(workshop, measured, count, pixels, seconds):
-    worker = workshop.worker(hang_minimum=1.0)
+def test_the_deadline_of_a_batch(workshop, minimum, measured, count, pixels, seconds):
+    worker = workshop.worker(hang_minimum=minimum)
     worker._seconds = measured
     assert worker._deadline(count, pixels) == pytest.approx(seconds)
 
@@ -330,12 +310,14 @@ def test_a_gpu_has_a_deadline_for_batches_and_checks(workshop):
     """Where it said what a batch takes, nobody waits for the time that a slow CPU is given. The golden image and the
     canary may take longer, their first time, but not as long as a CPU."""
     worker, other = (workshop.started(hang_minimum=0.02, seconds=0.001) for _ in range(2))
-    for each in (worker, other):
-        os.kill(each.pid, signal.SIGSTOP)
-    with pytest.raises(EngineLost, match=r"no answer within 0\.02 s to 'segment'"):
+    pids = [worker.pid, other.pid]
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(EngineLost, match=r"no answer within 0\.02 s to 'segment': hung.*SIGKILL"):
         workshop.answers(worker)
-    with pytest.raises(EngineLost, match=r"no answer within 0\.2 s to 'canary'"):
+    with pytest.raises(EngineLost, match=r"no answer within 0\.2 s to 'canary': hung.*SIGKILL"):
         other.canary(64)
+    assert all(wait_until_gone(pid) for pid in pids)
 
 
 def test_closing_is_allowed_in_any_state(workshop):
