@@ -27,32 +27,13 @@ from dataclasses import replace
 
 from rmbgd.clock import backoff
 from rmbgd.config.load import HealthSettings
-from rmbgd.engine.health_types import (
-    IN_USE,
-    Answered,
-    Changed,
-    Check,
-    Decision,
-    Degraded,
-    DeviceState,
-    EndProcess,
-    ErrorWindow,
-    Failback,
-    Failover,
-    Fault,
-    FaultKind,
-    Finding,
-    GoldenChecked,
-    Phase,
-    Probed,
-    RepeatGolden,
-    Sample,
-    StartProbe,
-)
+from rmbgd.engine import health_types
+from rmbgd.engine.health_types import OUT_OF_USE, Decision, DeviceState, FaultKind, Finding, Phase, Sample
 from rmbgd.engine.selftest import judge
 from rmbgd.engine.sensors.base import OUT_OF_REACH, Problem, Reading
 from rmbgd.engine.types import MemoryTestPass
 
+HAS_PROCESS = health_types.IN_USE | {Phase.PROBING}
 STOOD_STILL = 3  # intervals between two checks: beyond it this process was frozen, and its ages mean nothing
 
 
@@ -60,15 +41,15 @@ def step(state: DeviceState, sample: Sample, now: float, health: HealthSettings)
     """What the sample changes. Pure: the same three give the same answer, and `state` is not touched."""
     rules = HealthRules(state, now, health)
     match sample:
-        case Check():
+        case Reading():
             rules.check(sample)
-        case Fault():
+        case health_types.Fault():
             rules.fault(sample)
-        case GoldenChecked():
+        case health_types.GoldenChecked():
             rules.golden(sample)
-        case Probed():
+        case health_types.Probed():
             rules.probed(sample)
-        case Answered():
+        case health_types.Answered():
             rules.answered(sample)
         case MemoryTestPass():
             rules.memory_test(sample)
@@ -87,10 +68,7 @@ def out_of_reach(reading: Reading, health: HealthSettings) -> Finding | None:
     """The device is out of reach: off the bus, without a driver, or its firmware is dead."""
     if reading.problem in OUT_OF_REACH:
         return Finding(str(reading.problem), reading.detail or None)
-    for xid in reading.xids:
-        if xid in health.xid_lost:
-            return Finding("xid", xid)
-    return None
+    return next((Finding("xid", xid) for xid in reading.xids if xid in health.xid_lost), None)
 
 
 def damaged(reading: Reading, uncorrected: int | None, health: HealthSettings) -> Finding | None:
@@ -112,9 +90,8 @@ def too_hot(reading: Reading, health: HealthSettings) -> Finding | None:
     return None
 
 
-def bad_check(check: Check, health: HealthSettings) -> Finding | None:
+def bad_check(reading: Reading, health: HealthSettings) -> Finding | None:
     """The check cannot be called good. One alone proves nothing."""
-    reading = check.reading
     if reading.problem is not None:
         return Finding(str(reading.problem), reading.detail or None)
     if reading.temperature is None:
@@ -125,8 +102,6 @@ def bad_check(check: Check, health: HealthSettings) -> Finding | None:
         return Finding("no_temperature")
     if asked := operator_action(reading):
         return Finding("recovery_pending", asked)
-    if not check.heartbeat:
-        return Finding("no_heartbeat")
     return None
 
 
@@ -139,9 +114,6 @@ def operator_action(reading: Reading | None) -> str:
     if reading.recovery not in (None, "none"):
         return str(reading.recovery)
     return "reboot" if reading.problem is Problem.DRIVER_MISMATCH else ""
-
-
-# --- how the state moves
 
 
 class HealthRules:
@@ -178,45 +150,37 @@ class HealthRules:
         if self.state.phase is Phase.PROBING:
             self.set(since=self.state.since + (self.now - last))
 
-    def change(
-        self, after: Phase, finding: Finding, reading: Reading | None = None, until: float | None = None
-    ) -> None:
-        asked = operator_action(reading)
-        state = self.state
+    def change(self, after: Phase, finding: Finding, reading: Reading | None = None) -> None:
+        asked, state = operator_action(reading), self.state
+        until = state.next_probe if after in OUT_OF_USE else None
         self.decisions.append(
-            Changed(state.phase, after, finding.reason, finding.reading, finding.threshold, state.trips, until, asked)
+            health_types.Changed(state.phase, after, replace(finding, operator_action=asked), state.trips, until)
         )
         self.set(phase=after, since=self.now, operator_action=asked or state.operator_action)
 
     def trip(self, after: Phase, finding: Finding, reading: Reading | None) -> None:
         """Leave the device, and stay away for longer than the last time."""
-        was_in_use = self.state.in_use
         trips = self.state.trips + 1
-        until = self.now + cooldown(trips, self.health)
-        self.set(trips=trips, next_probe=until)
-        self.change(after, finding, reading, until)
-        self._forget()
-        if was_in_use:
-            self.set(away_since=self.now)
-            asked = operator_action(reading)
-            self.decisions.append(Failover(finding.reason, finding.reading, finding.threshold, asked))
-        self.decisions.append(EndProcess(at_once=after is not Phase.COOLING))
+        self.set(trips=trips, next_probe=self.now + cooldown(trips, self.health))
+        self._leave(after, finding, reading)
 
     def lose(self, finding: Finding, reading: Reading | None) -> None:
-        if self.state.phase in IN_USE | {Phase.PROBING}:
+        if self.state.phase in HAS_PROCESS:
             self.trip(Phase.LOST, finding, reading)
-            return
-        until = max(self.state.next_probe, self.now + cooldown(1, self.health))
-        self.set(next_probe=until)
-        self.change(Phase.LOST, finding, reading, until)
+        else:
+            self.set(next_probe=max(self.state.next_probe, self.now + cooldown(1, self.health)))
+            self._leave(Phase.LOST, finding, reading)
+
+    def _leave(self, after: Phase, finding: Finding, reading: Reading | None) -> None:
+        self.change(after, finding, reading)
         self._forget()
-        self.decisions.append(EndProcess(at_once=True))
+        self.decisions.append(health_types.EndProcess(at_once=after is not Phase.COOLING))
 
     def _forget(self) -> None:
         """What was counted about the process that is left says nothing about the next one."""
         self.set(
             proved=False, looks=0, bad=0, good=0, cool=0, trial_left=0, golden_failed=False, throttled_since=None,
-            free_since=None, memory_faults=(), canary=ErrorWindow(), uncorrected=None,
+            free_since=None, memory_faults=(), canary=health_types.ErrorWindow(), uncorrected=None,
         )  # fmt: skip
 
     def probe(self, reason: str) -> None:
@@ -224,7 +188,7 @@ class HealthRules:
         self.set(process=self.state.process + 1)
         self.change(Phase.PROBING, Finding(reason))
         self.set(operator_action="")
-        self.decisions.append(StartProbe(self.state.process))
+        self.decisions.append(health_types.StartProbe(self.state.process))
 
     def enter_if_ready(self) -> None:
         state = self.state
@@ -232,17 +196,14 @@ class HealthRules:
             return
         self.set(trial_left=self.health.trial_pictures if state.trips else 0, bad=0)
         self.change(Phase.OK, Finding("probe_passed"))
-        if state.away_since is not None:
-            self.decisions.append(Failback(self.now - state.away_since))
-            self.set(away_since=None)
 
     # --- samples
 
-    def check(self, sample: Check) -> None:
-        reading = sample.reading
+    def check(self, reading: Reading) -> None:
         self.discount_standstill()
         self.set(last_check=self.now)
-        if self.state.phase in (Phase.ABSENT, Phase.LOST):
+        phase = self.state.phase
+        if phase in (Phase.ABSENT, Phase.LOST):
             if self.now >= self.state.next_probe:
                 self._search(reading)
             return
@@ -250,18 +211,22 @@ class HealthRules:
             self.lose(lost, reading)
             return
         sick = damaged(reading, self.state.uncorrected, self.health)
-        self.set(uncorrected=reading.ecc_uncorrected if reading.ecc_uncorrected is not None else self.state.uncorrected)
-        match self.state.phase:
-            case Phase.OK | Phase.SUSPECT:
-                self._check_in_use(sample, sick)
-            case Phase.PROBING:
-                self._check_probing(sample, sick)
-            case Phase.COOLING:
-                self._check_cooling(reading, sick)
-            case Phase.QUARANTINED:
-                self._check_quarantined(reading, sick)
+        if reading.ecc_uncorrected is not None:
+            self.set(uncorrected=reading.ecc_uncorrected)
+        if phase is Phase.COOLING:
+            self._check_cooling(reading, sick)
+        elif phase is Phase.QUARANTINED:
+            self._check_quarantined(reading, sick)
+        elif sick:
+            self.trip(Phase.QUARANTINED, sick, reading)
+        elif hot := too_hot(reading, self.health):
+            self.trip(Phase.COOLING, hot, reading)
+        elif phase is Phase.PROBING:
+            self._check_probing(reading)
+        else:
+            self._check_in_use(reading)
 
-    def fault(self, sample: Fault) -> None:
+    def fault(self, sample: health_types.Fault) -> None:
         finding = Finding(sample.kind, sample.detail or None)
         if sample.kind in (FaultKind.NO_DEVICE, FaultKind.UNKILLABLE):
             if self.state.phase not in (Phase.LOST, Phase.ABSENT):
@@ -277,20 +242,18 @@ class HealthRules:
             if not often and not (self.state.in_use and self.state.trial_left):
                 return
             finding = Finding(sample.kind, len(self.state.memory_faults), self.health.memory_faults)
-        if self.state.phase in IN_USE | {Phase.PROBING}:
+        if self.state.phase in HAS_PROCESS:
             self.trip(Phase.QUARANTINED, finding, None)
 
-    def golden(self, sample: GoldenChecked) -> None:
+    def golden(self, sample: health_types.GoldenChecked) -> None:
         if sample.process != self.state.process or not self.state.in_use:
             return
-        if sample.passed:
-            self.set(golden_failed=False)
-            return
-        self.set(golden_failed=True)
-        if not self._bad_check(Finding("golden_mismatch", sample.reading, sample.threshold), None):
-            self.decisions.append(RepeatGolden())
+        self.set(golden_failed=not sample.passed)
+        finding = Finding("golden_mismatch", sample.reading, sample.threshold)
+        if not sample.passed and not self._bad_check(finding, None):
+            self.decisions.append(health_types.RepeatGolden())
 
-    def probed(self, sample: Probed) -> None:
+    def probed(self, sample: health_types.Probed) -> None:
         if sample.process != self.state.process or self.state.phase is not Phase.PROBING or self.state.proved:
             return
         verdict = judge(sample.report, self.health)
@@ -305,7 +268,7 @@ class HealthRules:
             reading = verdict.reading if verdict.reading is not None else verdict.detail
             self.trip(Phase.QUARANTINED, Finding(reason, reading, verdict.threshold), None)
 
-    def answered(self, sample: Answered) -> None:
+    def answered(self, sample: health_types.Answered) -> None:
         if sample.process == self.state.process and self.state.in_use:
             self.set(trial_left=max(self.state.trial_left - sample.images, 0))
 
@@ -318,7 +281,7 @@ class HealthRules:
         if rate > limit:
             self.trip(Phase.QUARANTINED, Finding("memory_errors", rate, limit), None)
         elif clean and self.state.canary.bad:
-            self.decisions.append(Degraded("memory_errors", rate, limit))
+            self.decisions.append(Finding("memory_errors", rate, limit))
 
     # --- a check, by phase
 
@@ -334,16 +297,11 @@ class HealthRules:
             self.probe("found")
             return
         if self.state.phase is Phase.ABSENT and self.state.looks == 0 and asked:
-            self.decisions.append(Degraded(finding.reason, finding.reading, operator_action=asked))
+            self.decisions.append(Finding(finding.reason, finding.reading, operator_action=asked))
         self.set(looks=self.state.looks + 1, next_probe=self.now + cooldown(self.state.looks + 1, self.health))
 
-    def _check_in_use(self, sample: Check, sick: Finding | None) -> None:
-        reading = sample.reading
-        if sick:
-            self.trip(Phase.QUARANTINED, sick, reading)
-        elif hot := too_hot(reading, self.health):
-            self.trip(Phase.COOLING, hot, reading)
-        elif bad := bad_check(sample, self.health):
+    def _check_in_use(self, reading: Reading) -> None:
+        if bad := bad_check(reading, self.health):
             self._bad_check(bad, reading)
         elif self.slowed_for_long(reading):
             seconds = self.now - (self.state.throttled_since or self.now)
@@ -351,7 +309,7 @@ class HealthRules:
         elif not self.state.golden_failed:
             self._good_check()
         else:
-            self.decisions.append(RepeatGolden())
+            self.decisions.append(health_types.RepeatGolden())
 
     def _good_check(self) -> None:
         self.set(bad=0)
@@ -359,7 +317,7 @@ class HealthRules:
         if state.phase is Phase.OK:
             if state.throttled_since is not None:
                 self.change(Phase.SUSPECT, Finding("throttled"))
-                self.decisions.append(Degraded("throttled"))
+                self.decisions.append(Finding("throttled"))
             elif state.trips and self.now - state.since >= health.forgive_after:
                 self.set(trips=0)
             return
@@ -369,37 +327,32 @@ class HealthRules:
             self.change(Phase.OK, Finding("well_again"))
 
     def _bad_check(self, finding: Finding, reading: Reading | None) -> bool:
-        """Count one bad check of a device in use. Whether it tripped."""
+        """Count one bad check. Whether it tripped."""
         self.set(bad=self.state.bad + 1)
         if self.state.bad >= self.health.bad_checks:
             self.trip(Phase.QUARANTINED, finding, reading)
             return True
         if self.state.phase is Phase.OK:
             self.change(Phase.SUSPECT, finding)
-            self.decisions.append(Degraded(finding.reason, finding.reading, finding.threshold))
+            self.decisions.append(finding)
         return False
 
-    def _check_probing(self, sample: Check, sick: Finding | None) -> None:
-        seconds = self.now - self.state.since
-        if sick:
-            self.trip(Phase.QUARANTINED, sick, sample.reading)
-        elif hot := too_hot(sample.reading, self.health):
-            self.trip(Phase.COOLING, hot, sample.reading)
-        elif seconds > self.health.probe_timeout:
-            self.trip(Phase.QUARANTINED, Finding("probe_timeout", seconds, self.health.probe_timeout), sample.reading)
-        elif bad := bad_check(sample, self.health):
-            self.set(good=0, bad=self.state.bad + 1)
-            if self.state.bad >= self.health.bad_checks:
-                self.trip(Phase.QUARANTINED, bad, sample.reading)
+    def _check_probing(self, reading: Reading) -> None:
+        seconds, limit = self.now - self.state.since, self.health.probe_timeout
+        if seconds > limit:
+            self.trip(Phase.QUARANTINED, Finding("probe_timeout", seconds, limit), reading)
+        elif bad := bad_check(reading, self.health):
+            self.set(good=0)
+            self._bad_check(bad, reading)
         else:
-            self.slowed_for_long(sample.reading)  # keeps its times up to date
+            self.slowed_for_long(reading)  # keeps its times up to date
             self.set(good=self.state.good + 1, bad=0)
             self.enter_if_ready()
 
     def _check_cooling(self, reading: Reading, sick: Finding | None) -> None:
         if sick:
-            self.change(Phase.QUARANTINED, sick, reading, self.state.next_probe)
-            self.decisions.append(EndProcess(at_once=True))
+            self.change(Phase.QUARANTINED, sick, reading)
+            self.decisions.append(health_types.EndProcess(at_once=True))
             return
         is_cool = reading.problem is None and not reading.throttle and not reading.lacks("temperature")
         if reading.temperature is not None:
@@ -411,7 +364,7 @@ class HealthRules:
     def _check_quarantined(self, reading: Reading, sick: Finding | None) -> None:
         asked = operator_action(reading)
         if asked and asked != self.state.operator_action:
-            self.decisions.append(Degraded("recovery_pending", reading.recovery, operator_action=asked))
+            self.decisions.append(Finding("recovery_pending", reading.recovery, operator_action=asked))
         if reading.problem is None:
             self.set(operator_action=asked)
         rests = reading.problem is None and not asked and not sick and not too_hot(reading, self.health)

@@ -11,31 +11,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 
 from rmbgd.config.load import HealthSettings
+from rmbgd.engine import health_types
 from rmbgd.engine.failover import step
-from rmbgd.engine.health_types import (
-    Answered,
-    Changed,
-    Check,
-    Decision,
-    Degraded,
-    DeviceState,
-    EndProcess,
-    Failback,
-    Failover,
-    Fault,
-    FaultKind,
-    GoldenChecked,
-    Phase,
-    Probed,
-    RepeatGolden,
-    Sample,
-    StartProbe,
-    event_of,
-    facts_of,
-)
+from rmbgd.engine.health_types import Changed, Decision, DeviceState, Fault, FaultKind, Finding, Phase, Sample
 from rmbgd.engine.probe import GoldenReferences, Probe, ProbeResult, sha256_of
 from rmbgd.engine.selftest import golden_difference, judge_golden
 from rmbgd.engine.sensors.base import DeadlineSensor, Reading
@@ -49,17 +29,10 @@ REAP_PATIENCE = 0.5  # s for a faulty process to be gone; its images are to be e
 FIRST_PROBE_INTERVAL = 0.5  # s between checks while it proves itself for the first time: the service is starting
 
 
-@dataclass(frozen=True, slots=True)
-class Names:
-    """How events call the two sides. `aside`: where work goes while no GPU is usable; empty when it waits."""
-
-    aside: str
-    aside_model: str
-    own_model: str
-
-
 class GpuSupervisor(DeviceSupervisor):
     """A GPU: the policy of failover.py is fed with what is read and reported, and what it decides is carried out."""
+
+    undecided = True  # changed under the lock
 
     def __init__(
         self,
@@ -68,26 +41,22 @@ class GpuSupervisor(DeviceSupervisor):
         health: HealthSettings,
         sensor: DeadlineSensor,
         references: GoldenReferences,
-        names: Names,
+        model: str,
+        aside: tuple[str, str],  # (device, model) that work goes to while no GPU is usable; empty when it waits
     ) -> None:
         super().__init__(parts)
-        self._health, self._sensor, self._references, self._names = health, sensor, references, names
+        self._health, self._sensor, self._references = health, sensor, references
+        self._model, self._fallback = model, aside
         # Everything below is under the lock.
         self._state = DeviceState()
         self._number = 0  # of the process in the slot
-        self._undecided = True
         self._probe: Probe | None = None  # the newest one, until it is adopted or dismissed
         self._sha256: dict[str, object] = {}  # of the models that were accepted first
         self._baseline: float | None = None  # s that the golden image took then
-        self._golden_wanted = False
         self._memory_test_due = self._golden_due = 0.0
         self._away_since: float | None = None  # since work goes elsewhere, or waits
         self._reading: Reading | None = None
         self._threads: list[threading.Thread] = []
-
-    @property
-    def undecided(self) -> bool:
-        return self._undecided
 
     def describe(self) -> dict[str, object]:
         with self._views.lock:
@@ -106,8 +75,7 @@ class GpuSupervisor(DeviceSupervisor):
         return fits and self._state.in_use and not self._closing.is_set()
 
     def _limit(self, largest: int) -> int:
-        limit = self._state.batch_limit
-        return largest if limit is None else min(largest, limit)
+        return largest if self._state.in_use and not self._state.trial_left else 1
 
     # ------------------------------------------------------------------------------------------------ its own thread
 
@@ -123,10 +91,10 @@ class GpuSupervisor(DeviceSupervisor):
             self._reading = reading
             worker, number = self._worker, self._number
             gone = worker is not None and not self._busy and not worker.alive
-            self.tell(Check(reading))
+            self.tell(reading)
             if gone and self._worker is worker:
                 self.tell(Fault(FaultKind.STICKY, number, "its process is gone"))
-            starting = self._undecided and self._state.phase is Phase.PROBING
+            starting = self.undecided and self._state.phase is Phase.PROBING
             return min(self._health.interval, FIRST_PROBE_INTERVAL) if starting else self._health.interval
 
     def tell(self, sample: Sample) -> None:
@@ -137,7 +105,7 @@ class GpuSupervisor(DeviceSupervisor):
             self._state, decisions = step(self._state, sample, self._clock.monotonic(), self._health)
             state = self._state
             if state.trips or state.looks or state.in_use:
-                self._undecided = False
+                self.undecided = False
             for decision in decisions:
                 self._apply(decision)
             self._fill_slot()
@@ -174,7 +142,7 @@ class GpuSupervisor(DeviceSupervisor):
             with suppress(EngineMemory):  # images have the memory: no test this time, and no fault
                 self.tell(worker.canary(self._health.canary_blocks))
         # A wrong answer is repeated at once, until it is right or the device is left: no image goes there before.
-        while self._take_golden_wish() or now >= self._golden_due:
+        while now >= self._golden_due:
             self._golden_due = now + self._health.golden_interval
             if self._state.process != self._number:
                 return
@@ -186,17 +154,12 @@ class GpuSupervisor(DeviceSupervisor):
             found = worker.golden(model)
             mean, peak = golden_difference(found.alpha, reference, self._health.golden_outliers)
             verdict = judge_golden(mean, peak, self._health)
-            self.tell(GoldenChecked(verdict.passed, self._number, verdict.reading, verdict.threshold))
+            self.tell(health_types.GoldenChecked(verdict.passed, self._number, verdict.reading, verdict.threshold))
             if not verdict.passed:
                 return
 
-    def _take_golden_wish(self) -> bool:
-        with self._views.lock:
-            wanted, self._golden_wanted = self._golden_wanted, False
-            return wanted
-
     def _answered(self, images: int) -> None:
-        self.tell(Answered(self._number, images))
+        self.tell(health_types.Answered(self._number, images))
 
     def _failed(self, fault: EngineFault, *, dropped: bool) -> bool:
         kind = fault_kind(fault)
@@ -217,62 +180,55 @@ class GpuSupervisor(DeviceSupervisor):
     def close(self) -> None:
         self.stop()
         with self._views.lock:
-            worker, self._worker = self._worker, None
-            probe, self._probe = self._probe, None
-            if probe is not None:
-                probe.dismiss()
-            if worker is not None:
-                self._reap(worker)
+            self._dismiss_probe()
+            self._empty_slot()
+            threads, self._threads = self._threads, []
         if self._thread is None:
             self._sensor.close()
         else:
             self._thread.join(END_PATIENCE)
-        while True:
-            with self._views.lock:
-                if not self._threads:
-                    return
-                thread = self._threads.pop()
+        for thread in threads:
             thread.join(END_PATIENCE)
 
     # ------------------------------------------------------------------------------------------------ under the lock
 
     def _apply(self, decision: Decision) -> None:
+        if isinstance(decision, Changed | Finding):
+            event, keys = health_types.event_of(self.device, decision)
+            self._emit(event, **keys)
         match decision:
-            case Changed() | Degraded():
-                event, keys = event_of(self.device, decision)
-                self._emit(event, **keys)
-                if isinstance(decision, Changed) and decision.after is Phase.OK:
-                    self._emit_failback()
-            case Failover():
-                self._emit_failover(decision)
-            case Failback():
+            case Changed(is_failover=True):
+                self._emit_failover(decision.finding)
+            case Changed(after=Phase.OK):
                 self._emit_failback()
-            case EndProcess(at_once):
+            case health_types.EndProcess(at_once):
                 self._end_process(at_once=at_once)
-            case StartProbe(number):
+            case health_types.StartProbe(number):
                 self._start_probe(number)
-            case RepeatGolden():
-                self._golden_wanted = True
+            case health_types.RepeatGolden():
+                self._golden_due = 0.0
+
+    def _dismiss_probe(self) -> None:
+        if self._probe is not None:
+            self._probe.dismiss()
+            self._probe = None
 
     def _end_process(self, *, at_once: bool) -> None:
-        probe, self._probe = self._probe, None
-        if probe is not None:
-            probe.dismiss()
-        if self._worker is None:
-            return
-        if self._busy:
-            if at_once:
-                self._worker.abort()  # the device's thread finds out, and reports it
-            return
-        worker, self._worker = self._worker, None
-        worker.abort()
-        self._reap(worker)
+        self._dismiss_probe()
+        if self._worker is not None and (at_once or not self._busy):
+            self._worker.abort()  # while it is busy, the device's thread finds out, and reports it
+        if not self._busy:
+            self._empty_slot()
 
     def _tidy(self) -> None:
         if self._worker is not None and not self._usable() and not self._closing.is_set():
-            worker, self._worker = self._worker, None
-            self._reap(worker)
+            self._empty_slot()
             self._fill_slot()
+
+    def _empty_slot(self) -> None:
+        if self._worker is not None:
+            self._reap(self._worker)
+            self._worker = None
 
     def _fill_slot(self) -> None:
         """The process that passed its probe becomes the worker once the device is in use."""
@@ -311,7 +267,7 @@ class GpuSupervisor(DeviceSupervisor):
             if kind is not None and kind in DEVICE_GONE:
                 self.tell(Fault(kind, probe.number, result.report.error))
                 return
-            self.tell(Probed(probe.number, result.report))
+            self.tell(health_types.Probed(probe.number, result.report))
             if self._state.proved and result.description is not None:
                 self._baseline = self._baseline or result.report.seconds
                 self._sha256 = self._sha256 or sha256_of(result.description)
@@ -334,40 +290,37 @@ class GpuSupervisor(DeviceSupervisor):
             self._threads.append(thread)
             thread.start()
 
-    # ------------------------------------------------------------------------------------------------ events at edges
-
     def report_absence(self) -> None:
         """Work goes elsewhere because the device was not well when the service started. Emitted once."""
         with self._views.lock:
-            if self._undecided or self._state.in_use or self._away_since is not None or self._closing.is_set():
+            if self.undecided or self._state.in_use or self._away_since is not None or self._closing.is_set():
                 return
             self._away_since = self._clock.monotonic()
             aside, model = self._aside()
             reason = "gpu_not_ready" if aside else "waiting_for_gpu"
             self._emit("engine.degraded", device=self.device, reason=reason, **({"model": model} if aside else {}))
 
-    def _emit_failover(self, decision: Failover) -> None:
+    def _emit_failover(self, finding: Finding) -> None:
         self._away_since = self._clock.monotonic()
-        aside, model = self._aside()
+        facts, (aside, model) = health_types.facts_of(finding), self._aside()
         if not aside:
-            self._emit("engine.degraded", device=self.device, reason="waiting_for_gpu", **facts_of(decision))
+            self._emit("engine.degraded", device=self.device, reason="waiting_for_gpu", **facts)
             return
-        edge = {"from": self.device, "to": aside, "model": model}
-        images = list(self._computing)
-        self._emit("engine.failover", images=images, reason=decision.reason, **facts_of(decision), **edge)
+        facts |= {"from": self.device, "to": aside, "model": model}
+        self._emit("engine.failover", images=list(self._computing), reason=finding.reason, **facts)
 
     def _emit_failback(self) -> None:
         if self._away_since is None:  # it was not away: well again after a suspicion, or at first
             return
         seconds = round(self._clock.monotonic() - self._away_since, 3)
         self._away_since = None
-        keys = {"from": self._aside()[0] or "none", "to": self.device, "model": self._names.own_model}
+        keys = {"from": self._aside()[0] or "none", "to": self.device, "model": self._model}
         self._emit("engine.failback", **keys, seconds=seconds)
 
     def _aside(self) -> tuple[str, str]:
         """(devices, model) that do this one's work: the other GPUs while one is usable, else the fallback."""
         others = ", ".join(view.device for view in self._views.usable_gpus if view.device != self.device)
-        return (others, self._names.own_model) if others else (self._names.aside, self._names.aside_model)
+        return (others, self._model) if others else self._fallback
 
 
 def fault_kind(fault: EngineFault) -> FaultKind:

@@ -1,7 +1,4 @@
-"""Values of the circuit breaker: phases, what it is fed with, what it decides and what it remembers.
-
-Values only. What follows from what is failover.py's business.
-"""
+"""Values of the circuit breaker (failover.py): phases, what it is fed with, what it decides and what it remembers."""
 
 from __future__ import annotations
 
@@ -36,30 +33,18 @@ class ErrorWindow:
 
 @dataclass(frozen=True, slots=True)
 class ProbeReport:
-    """What a probe measured. A field left None was not reached.
+    """What a probe measured. A field left None was not reached."""
 
-    fresh_process   the process was spawned for this probe and has served nothing before
-    enumerated      the device answered to its name in that process
-    model_intact    the weights that were loaded have the expected sha256
-    canary_passes   full passes over the canary
-    canary_bad      bad blocks found in them
-    golden_mean     mean |alpha - stored alpha| on the golden image, 0..1
-    golden_peak     the same difference, largest over all pixels but the allowed share of outliers
-    seconds         for the golden image, warm
-    baseline        s the same took when the device first proved itself; None when there is none yet
-    error           what went wrong, when a step raised
-    """
-
-    fresh_process: bool = False
-    enumerated: bool | None = None
-    model_intact: bool | None = None
-    canary_passes: int | None = None
-    canary_bad: int | None = None
-    golden_mean: float | None = None
-    golden_peak: float | None = None
-    seconds: float | None = None
-    baseline: float | None = None
-    error: str = ""
+    fresh_process: bool = False  # spawned for this probe, it has served nothing before
+    enumerated: bool | None = None  # the device answered to its name in that process
+    model_intact: bool | None = None  # the weights that were loaded have the expected sha256
+    canary_passes: int | None = None  # full passes over the canary
+    canary_bad: int | None = None  # bad blocks found in them
+    golden_mean: float | None = None  # mean |alpha - stored alpha| on the golden image, 0..1
+    golden_peak: float | None = None  # the same difference, largest over all pixels but the allowed share of outliers
+    seconds: float | None = None  # for the golden image, warm
+    baseline: float | None = None  # s the same took when the device first proved itself
+    error: str = ""  # what went wrong, when a step raised
 
 
 class Phase(StrEnum):
@@ -85,15 +70,7 @@ class FaultKind(StrEnum):
     UNKILLABLE = "unkillable"  # it does not end even when killed: stuck in the driver
 
 
-# --- what the policy is fed with
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One health check, every `interval`. `heartbeat`: the engine's process, if one should be there, answers."""
-
-    reading: Reading
-    heartbeat: bool = True
+# --- what the policy is fed with, beside a reading every `interval` and the passes of the memory test
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,29 +108,20 @@ class Answered:
     images: int
 
 
-Sample = Check | Fault | GoldenChecked | Probed | Answered | MemoryTestPass
+Sample = Reading | Fault | GoldenChecked | Probed | Answered | MemoryTestPass
 
 # --- what the policy decides
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What is wrong: a word for it, what was read, the limit it broke, and what only a person can do about it."""
+    """What is wrong: a word for it, what was read, the limit it broke, and what only a person can do about it. As a
+    decision of its own it is worth an event, once: the device is degraded."""
 
     reason: str
     reading: float | str | None = None
     threshold: float | None = None
     operator_action: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Failover(Finding):
-    """Work leaves the device now."""
-
-
-@dataclass(frozen=True, slots=True)
-class Degraded(Finding):
-    """Worth an event, once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,19 +130,13 @@ class Changed:
 
     before: Phase
     after: Phase
-    reason: str
-    reading: float | str | None = None
-    threshold: float | None = None
+    finding: Finding
     trips: int = 0
     until: float | None = None
-    operator_action: str = ""
 
-
-@dataclass(frozen=True, slots=True)
-class Failback:
-    """Work returns to the device, one image at a time at first. `seconds`: since the failover."""
-
-    seconds: float
+    @property
+    def is_failover(self) -> bool:
+        return self.before in IN_USE and self.after not in IN_USE
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,76 +158,51 @@ class RepeatGolden:
     """The golden image came out wrong: compute it again now."""
 
 
-Decision = Changed | Failover | Failback | Degraded | EndProcess | StartProbe | RepeatGolden
+Decision = Changed | Finding | EndProcess | StartProbe | RepeatGolden
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """All that the machine remembers of one device. Times are monotonic seconds.
-
-    since          entered `phase`
-    process        number of the newest process; counts up with each probe
-    proved         that process passed its probe
-    trips          since the device was last well for `forgive_after`; failed probes count
-    away_since     of the last failover, until the fail-back
-    next_probe     not before
-    looks          in a row at an absent or lost device that did not find it
-    bad, good, cool  checks in a row
-    golden_failed  the golden image came out wrong and has not come out right since
-    throttled_since, free_since  the device began to be, or ceased to be, slowed down
-    trial_left     images to go one by one
-    memory_faults  times of running out of device memory
-    canary         recent passes
-    uncorrected    ECC count when last seen
-    operator_action  as last emitted
-    last_check     when
-    """
+    """All that the machine remembers of one device. Times are monotonic seconds."""
 
     phase: Phase = Phase.ABSENT
-    since: float = 0.0
-    process: int = 0
-    proved: bool = False
-    trips: int = 0
-    away_since: float | None = None
-    next_probe: float = -math.inf
-    looks: int = 0
-    bad: int = 0
-    good: int = 0
-    cool: int = 0
-    golden_failed: bool = False
-    throttled_since: float | None = None
-    free_since: float | None = None
-    trial_left: int = 0
-    memory_faults: tuple[float, ...] = ()
-    canary: ErrorWindow = field(default_factory=ErrorWindow)
-    uncorrected: int | None = None
-    operator_action: str = ""
+    since: float = 0.0  # entered `phase`
+    process: int = 0  # number of the newest one; counts up with each probe
+    proved: bool = False  # that process passed its probe
+    trips: int = 0  # since the device was last well for `forgive_after`; failed probes count
+    next_probe: float = -math.inf  # not before
+    looks: int = 0  # in a row at an absent or lost device that did not find it
+    bad: int = 0  # checks in a row
+    good: int = 0  # likewise
+    cool: int = 0  # likewise
+    golden_failed: bool = False  # the golden image came out wrong and has not come out right since
+    throttled_since: float | None = None  # it began to be slowed down
+    free_since: float | None = None  # it ceased to be
+    trial_left: int = 0  # images to go one by one
+    memory_faults: tuple[float, ...] = ()  # times of running out of device memory
+    canary: ErrorWindow = field(default_factory=ErrorWindow)  # recent passes
+    uncorrected: int | None = None  # ECC count when last seen
+    operator_action: str = ""  # as last emitted
     last_check: float | None = None
 
     @property
     def in_use(self) -> bool:
         return self.phase in IN_USE
 
-    @property
-    def batch_limit(self) -> int | None:
-        """Images that may go to the device at once: 0 none, None as many as it takes."""
-        if not self.in_use:
-            return 0
-        return 1 if self.trial_left else None
 
-
-def facts_of(decision: Changed | Finding) -> dict[str, object]:
+def facts_of(finding: Finding) -> dict[str, object]:
     """Keys of an event: what was read, the limit, what a person has to do; each where there is one."""
-    facts = {"reading": decision.reading, "threshold": decision.threshold}
-    facts["operator_action"] = decision.operator_action or None
+    action = finding.operator_action or None
+    facts = {"reading": finding.reading, "threshold": finding.threshold, "operator_action": action}
     return {key: value for key, value in facts.items() if value is not None}
 
 
-def event_of(device: str, decision: Changed | Degraded) -> tuple[str, dict[str, object]]:
+def event_of(device: str, decision: Changed | Finding) -> tuple[str, dict[str, object]]:
     """The event that tells a decision, and its keys. Those of failover and fail-back need facts of the pipeline too."""
-    if isinstance(decision, Degraded):
+    if isinstance(decision, Finding):
         return "engine.degraded", {"device": device, "reason": decision.reason} | facts_of(decision)
+    finding = decision.finding
     before, after = str(decision.before), str(decision.after)
-    edge = {"device": device, "from": before, "to": after, "reason": decision.reason, "trips": decision.trips}
+    edge = {"device": device, "from": before, "to": after, "reason": finding.reason, "trips": decision.trips}
     until = {} if decision.until is None else {"until": decision.until}
-    return "engine.state", edge | facts_of(decision) | until
+    return "engine.state", edge | facts_of(finding) | until

@@ -29,8 +29,6 @@ Message = dict[str, Any]
 
 MESSAGE_MAXIMUM = 1 << 20  # bytes; a batch of 16 takes 4,000: anything near this is not from us
 _LENGTH = struct.Struct("!I")
-
-
 KINDS = {EngineMemory: "memory", EngineNonsense: "nonsense", ModelError: "model"}
 
 
@@ -109,12 +107,7 @@ def _exactly(connection: socket.socket, count: int, patience: _Patience) -> byte
 
 def to_work(message: Message) -> Work:
     region = message["region"]
-    return Work(
-        message["image_id"],
-        Region(**{**region, "output": OutputPlane(region["output"])}),
-        message["model"],
-        message["clean_edges"],
-    )
+    return Work(**message | {"region": Region(**region | {"output": OutputPlane(region["output"])})})
 
 
 def from_description(description: EngineDescription) -> Message:

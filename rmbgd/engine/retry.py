@@ -18,28 +18,18 @@ GROW_AFTER = 64  # batches computed at a limit that memory imposed, after which 
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What is known of one image from the devices that it ran on.
+    """What is known of one image from the devices that it ran on. Times are monotonic seconds."""
 
-    runs             it was given to a device so often
-    faults           it was part of
-    isolated         it has met a fault: it runs alone
-    failed_alone_on  devices on which it failed alone
-    detail           of the last fault that it met alone
-    put_back_at      monotonic s: it waits again since then
-    behind           monotonic s: it lines up behind what came before then, when it failed alone
-    """
-
-    runs: int = 0
-    faults: int = 0
-    isolated: bool = False
-    failed_alone_on: frozenset[str] = frozenset()
-    detail: str = ""
-    put_back_at: float = -math.inf
-    behind: float = -math.inf
+    runs: int = 0  # it was given to a device so often
+    faults: int = 0  # it was part of
+    isolated: bool = False  # it has met a fault: it runs alone
+    failed_alone_on: frozenset[str] = frozenset()  # devices
+    detail: str = ""  # of the last fault that it met alone
+    put_back_at: float = -math.inf  # it waits again since then
+    behind: float = -math.inf  # it lines up behind what came before then, when it failed alone
 
 
-NEW = History()
-"""Of an image that no device has seen yet."""
+NEW = History()  # of an image that no device has seen yet
 
 
 def after_fault(history: History, *, device: str, detail: str, alone: bool, now: float) -> History:

@@ -79,23 +79,18 @@ class DeviceViews:
 
 @dataclass(frozen=True, slots=True)
 class DeviceParts:
-    """What every supervisor is made from.
-
-    make             gives a worker for the device that was not started
-    keep_when_short  a worker that lacks memory for one image alone stays: the image can go to the fallback, and
-                     the memory may be given back. Otherwise a fresh process is tried, which has the least in memory
-    is_fallback      it is the CPU behind the GPUs
-    substitutes      model asked for -> model that computes on this device, where they differ
-    """
+    """What every supervisor is made from."""
 
     device: str
     views: DeviceViews
-    make: Callable[[], EngineWorker]
+    make: Callable[[], EngineWorker]  # gives a worker for the device that was not started
     emit: Emit
     clock: Clock
+    # A worker that lacks memory for one image alone stays: the image can go to the fallback, and the memory may be
+    # given back. Otherwise a fresh process is tried, which has the least in memory.
     keep_when_short: bool = False
-    is_fallback: bool = False
-    substitutes: Mapping[str, str] = field(default_factory=dict)
+    is_fallback: bool = False  # it is the CPU behind the GPUs
+    substitutes: Mapping[str, str] = field(default_factory=dict)  # model asked for -> that computes here, if another
 
 
 class DeviceSupervisor(ABC):
@@ -125,7 +120,7 @@ class DeviceSupervisor(ABC):
     @property
     def view(self) -> DeviceView:
         largest = self.description.batch_sizes[-1] if self.description else 1
-        limit = max(self._limit(self._memory.of(largest)), 1)
+        limit = self._limit(self._memory.of(largest))
         return DeviceView(self.device, self.is_fallback, self._usable(), self._missing, limit, self.description)
 
     @property
@@ -153,27 +148,23 @@ class DeviceSupervisor(ABC):
         """The worker, for the caller alone until `report` or `report_ok`; None when the device went out of service."""
 
     def release_worker(self) -> None:
-        """The worker was not needed after all."""
+        """The batch is done, or the worker was not needed after all."""
         with self._views.lock:
-            self._busy = False
+            self._busy, self._computing = False, ()
             self._tidy()
             self.publish()
 
     def computing(self, images: Sequence[int]) -> None:
-        """These jobs are computed now."""
         with self._views.lock:
             self._computing = tuple(images)
 
     def report_ok(self, report: BatchReport) -> None:
-        """A batch was computed."""
         with self._views.lock:
             self.failures = 0
             self._memory.passed()
             self._emit_limits(report.limits)
-            self._busy, self._computing = False, ()
             self._answered(len(report.answers))
-            self._tidy()
-            self.publish()
+            self.release_worker()
 
     def report(self, fault: EngineFault, images: int) -> bool:
         """A batch of so many failed. Whether one of them may have caused it."""
@@ -189,15 +180,12 @@ class DeviceSupervisor(ABC):
                 self._memory.halve(images)
             self._emit_fault(fault, self._computing)
             blamed = self._failed(fault, dropped=drop)
-            self._busy, self._computing = False, ()
-            self._tidy()
-            self.publish()
+            self.release_worker()
         return blamed
 
     # ------------------------------------------------------------------------------------------------ life
 
     def start(self, start_thread: StartThread) -> None:
-        """Begin to look after the device."""
         self._thread = start_thread(f"health-{self.device}", self._run)
 
     @abstractmethod
@@ -225,9 +213,9 @@ class DeviceSupervisor(ABC):
     @abstractmethod
     def _failed(self, fault: EngineFault, *, dropped: bool) -> bool: ...
 
-    @abstractmethod
     def _dispose(self, worker: EngineWorker) -> None:
         """End a process after a fault. Without the lock."""
+        worker.close()
 
     def _adopt(self, worker: EngineWorker, description: EngineDescription, began: float) -> None:
         """A worker that was started at `began` (monotonic s) and has passed its self-test takes the slot."""
@@ -260,22 +248,16 @@ class DeviceSupervisor(ABC):
 
 
 class CpuSupervisor(DeviceSupervisor):
-    """The CPU: its worker is restarted with backoff. As fallback it is kept loaded, or started on demand.
-
-    delay_maximum  s; longest pause between two starts of a worker that keeps failing
-    interval       s between two looks at an idle process
-    warm           it is loaded all the time; else while no GPU is usable, or an isolated image waits
-    stopping       set when the service stops: a worker that is down is not waited for
-    """
+    """The CPU: its worker is restarted with backoff. As fallback it is kept loaded, or started on demand."""
 
     def __init__(
         self,
         parts: DeviceParts,
         *,
-        delay_maximum: float,
-        interval: float,
-        stopping: threading.Event,
-        warm: bool = True,
+        delay_maximum: float,  # s; longest pause between two starts of a worker that keeps failing
+        interval: float,  # s between two looks at an idle process
+        stopping: threading.Event,  # set when the service stops: a worker that is down is not waited for
+        warm: bool = True,  # it is loaded all the time; else while no GPU is usable, or an isolated image waits
         undecided_gpus: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(parts)
@@ -314,9 +296,6 @@ class CpuSupervisor(DeviceSupervisor):
         if dropped:
             self._wait_before_start()
         return True
-
-    def _dispose(self, worker: EngineWorker) -> None:
-        worker.close()
 
     def _wait_before_start(self) -> None:
         """Not at all after the first failure, then 1, 2, 4 ... s."""

@@ -11,15 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-
-@dataclass(frozen=True, slots=True)
-class MemoryTestPass:
-    """What one pass found: `bad` of `blocks` blocks."""
-
-    blocks: int
-    bad: int
-
-
+MEBI = 1 << 20
 ALIGNMENT = 64  # bytes; a cache line, and what vector loads and pinned copies like
 
 
@@ -31,8 +23,7 @@ class OutputPlane(StrEnum):
     ALPHA16 = "alpha16"
 
 
-OUTPUT_BYTES = {OutputPlane.RGBA8: 4, OutputPlane.ALPHA8: 1, OutputPlane.ALPHA16: 2}
-"""Of one pixel."""
+OUTPUT_BYTES = {OutputPlane.RGBA8: 4, OutputPlane.ALPHA8: 1, OutputPlane.ALPHA16: 2}  # of one pixel
 
 
 def aligned(count: int) -> int:
@@ -66,18 +57,12 @@ def region_bytes(height: int, width: int, *, source_alpha: bool, output: OutputP
 
 @dataclass(frozen=True, slots=True)
 class Slot:
-    """Views on the planes of one image.
+    """Views on the planes of one image; exactly one of rgba and alpha is there."""
 
-    rgb           uint8 [H, W, 3], orientation applied; the engine only reads it, so that another can try again
-    source_alpha  uint8 [H, W] or None: alpha the image came with; the result is multiplied by it
-    rgba          uint8 [H, W, 4] straight alpha, or None
-    alpha         uint8 or uint16 [H, W], or None; exactly one of rgba and alpha is there
-    """
-
-    rgb: NDArray[np.uint8]
-    source_alpha: NDArray[np.uint8] | None
-    rgba: NDArray[np.uint8] | None
-    alpha: NDArray[np.uint8] | NDArray[np.uint16] | None
+    rgb: NDArray[np.uint8]  # [H, W, 3], orientation applied; the engine only reads it, so that another can try again
+    source_alpha: NDArray[np.uint8] | None  # [H, W], that the image came with; the result is multiplied by it
+    rgba: NDArray[np.uint8] | None  # [H, W, 4], straight alpha
+    alpha: NDArray[np.uint8] | NDArray[np.uint16] | None  # [H, W]
 
 
 def view(block: NDArray[np.uint8], region: Region) -> Slot:
@@ -89,9 +74,8 @@ def view(block: NDArray[np.uint8], region: Region) -> Slot:
     output = block[region.output_offset :][: OUTPUT_BYTES[region.output] * pixels]
     if region.output is OutputPlane.RGBA8:
         return Slot(rgb, source_alpha, output.reshape(height, width, 4), None)
-    if region.output is OutputPlane.ALPHA8:
-        return Slot(rgb, source_alpha, None, output.reshape(height, width))
-    return Slot(rgb, source_alpha, None, output.view(np.uint16).reshape(height, width))
+    levels = output.view(np.uint16) if region.output is OutputPlane.ALPHA16 else output
+    return Slot(rgb, source_alpha, None, levels.reshape(height, width))
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,36 +90,24 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class MatteReport:
-    """What the engine saw in one alpha, before quantisation and before the source's own alpha was multiplied in.
-
-    coverage  mean alpha, 0..1
-    peak      highest alpha, 0..1
-    solid     share of pixels with alpha >= 0.5
-    soft      share of pixels with 0.05 < alpha < 0.95
-    """
+    """What the engine saw in one alpha, before quantisation and before the source's own alpha was multiplied in."""
 
     image_id: int
-    coverage: float
-    peak: float
-    solid: float
-    soft: float
+    coverage: float  # mean alpha, 0..1
+    peak: float  # highest alpha, 0..1
+    solid: float  # share of pixels with alpha >= 0.5
+    soft: float  # share of pixels with 0.05 < alpha < 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One image is done: its output plane holds the result.
-
-    device  that computed it, as the engine's description names it
-    model   that computed it: not the one asked for when a device falls back to a lesser one
-    batch   images it was computed with, itself included
-    tries   1 unless engine faults made it run again
-    """
+    """One image is done: its output plane holds the result."""
 
     matte: MatteReport
-    device: str
-    model: str
-    batch: int = 1
-    tries: int = 1
+    device: str  # that computed it, as the engine's description names it
+    model: str  # that computed it: not the one asked for when a device falls back to a lesser one
+    batch: int = 1  # images it was computed with, itself included
+    tries: int = 1  # more when engine faults made it run again
 
     @property
     def image_id(self) -> int:
@@ -144,67 +116,44 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """An engine does with less than it was made for; no image is worse for it.
+    """An engine does with less than it was made for; no image is worse for it."""
 
-    what    one word for machines: memory_low, batch, pinned, graphs, kernels, float8, not_finite
-    detail  one sentence for people
-    """
-
-    what: str
-    detail: str
+    what: str  # one word for machines: memory_low, batch, pinned, graphs, kernels, float8, not_finite
+    detail: str  # one sentence for people
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """The answers to one batch, one per image, in order.
-
-    again   images whose alpha was not finite at first, and was computed again in float32
-    limits  what the engine found out in this batch
-    """
+    """The answers to one batch, one per image, in order."""
 
     answers: list[Answer]
     milliseconds: dict[str, float] = field(default_factory=dict)
-    again: int = 0
-    limits: list[Limit] = field(default_factory=list)
+    again: int = 0  # images whose alpha was not finite at first, and was computed again in float32
+    limits: list[Limit] = field(default_factory=list)  # what the engine found out in this batch
 
 
 @dataclass(frozen=True, slots=True)
 class EngineDescription:
-    """What an engine says of itself once it is ready.
+    """What an engine says of itself once it is ready."""
 
-    device       "cpu", "cuda:0", ...
-    models       name -> facts for the log (sha256, precision, parameters, input size)
-    batch_sizes  sizes that it takes, ascending, e.g. (1, 2, 4, 8, 16)
-    seconds      measured seconds per batch size, where measured
-    detail       anything else worth one log line
-    limits       what it does without, from the start
-    """
-
-    device: str
-    models: dict[str, dict[str, object]]
-    batch_sizes: tuple[int, ...]
-    seconds: dict[int, float] = field(default_factory=dict)
-    detail: dict[str, object] = field(default_factory=dict)
-    limits: list[Limit] = field(default_factory=list)
+    device: str  # "cpu", "cuda:0", ...
+    models: dict[str, dict[str, object]]  # name -> facts for the log (sha256, precision, parameters, input size)
+    batch_sizes: tuple[int, ...]  # that it takes, ascending, e.g. (1, 2, 4, 8, 16)
+    seconds: dict[int, float] = field(default_factory=dict)  # per batch size, where measured
+    detail: dict[str, object] = field(default_factory=dict)  # anything else worth one log line
+    limits: list[Limit] = field(default_factory=list)  # what it does without, from the start
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """What others may know of a device at one moment; immutable, replaced as a whole by its supervisor.
-
-    is_fallback  the CPU behind the GPUs
-    usable       images may go to it now: its worker has passed its self-test
-    missing      it could not be started the last time, so that it cannot be relied on
-    limit        images it takes at once, at least 1
-    description  of its last worker that was ready
-    """
+    """What others may know of a device at one moment; immutable, replaced as a whole by its supervisor."""
 
     device: str
-    is_fallback: bool = False
-    usable: bool = False
-    missing: bool = False
-    limit: int = 1
-    description: EngineDescription | None = None
+    is_fallback: bool = False  # it is the CPU behind the GPUs
+    usable: bool = False  # images may go to it now: its worker has passed its self-test
+    missing: bool = False  # it could not be started the last time, so that it cannot be relied on
+    limit: int = 1  # images it takes at once, at least 1
+    description: EngineDescription | None = None  # of its last worker that was ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,31 +164,31 @@ class Golden:
     seconds: float
 
 
+@dataclass(frozen=True, slots=True)
+class MemoryTestPass:
+    """What one pass found: `bad` of `blocks` blocks."""
+
+    blocks: int
+    bad: int
+
+
 class Backend(Protocol):
     """Computes alpha on one device. Every call comes from one thread, its owner."""
 
     def start(self) -> EngineDescription:
         """Load, warm up, pass the self-test on the golden image. Raises EngineFault or ModelError."""
-        ...
 
     def segment(self, batch: Sequence[Work]) -> BatchReport:
         """Fill the output planes of every image. Raises EngineFault; the input planes are then unchanged."""
-        ...
 
     def golden(self, model: str) -> Golden:
         """Compute the golden image with `model`, between two batches. Raises EngineFault."""
-        ...
 
     def canary(self, blocks: int) -> MemoryTestPass:
         """One pass of the memory test over `blocks` blocks of device memory. Raises EngineFault."""
-        ...
 
     def close(self) -> None:
         """Give everything back. May be called in any state, more than once."""
-        ...
-
-
-MEBI = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -253,33 +202,20 @@ class ModelChoice:
 
 @dataclass(frozen=True)
 class Options:
-    """What the parent asks for. What stands below the line is for GPUs alone.
+    """What the parent asks for."""
 
-    models            by the name that Work.model uses
-    models_directory  where fetched weights lie
-    device            "cpu", "cuda:0", ...
-    precision         auto (float16 on a GPU, else float32), float32, float16, bfloat16, float8
-    threads           0: one per core that the process may use
-    batch_maximum     images; the largest size that may be offered
-
-    graphs            replay recorded launches instead of launching kernel by kernel
-    kernels           auto or off: kernels in Triton
-    staging_bytes     of the device, for images on their way
-    pinned_bytes      of the arena, page-locked, at most
-    spare_bytes       of the device, to be left free
-    """
-
-    models: Mapping[str, ModelChoice]
-    models_directory: Path
-    device: str = "cpu"
-    precision: str = "auto"
-    threads: int = 0
-    batch_maximum: int = 8
-    graphs: bool = True
-    kernels: str = "auto"
-    staging_bytes: int = 128 * MEBI
-    pinned_bytes: int = 256 * MEBI
-    spare_bytes: int = 1024 * MEBI
+    models: Mapping[str, ModelChoice]  # by the name that Work.model uses
+    models_directory: Path  # where fetched weights lie
+    device: str = "cpu"  # or "cuda:0", ...
+    precision: str = "auto"  # (float16 on a GPU, else float32), float32, float16, bfloat16, float8
+    threads: int = 0  # 0: one per core that the process may use
+    batch_maximum: int = 8  # images; the largest size that may be offered
+    # For GPUs alone:
+    graphs: bool = True  # replay recorded launches instead of launching kernel by kernel
+    kernels: str = "auto"  # or off: kernels in Triton
+    staging_bytes: int = 128 * MEBI  # of the device, for images on their way
+    pinned_bytes: int = 256 * MEBI  # of the arena, page-locked, at most
+    spare_bytes: int = 1024 * MEBI  # of the device, to be left free
 
     @staticmethod
     def from_json(options: Mapping[str, Any]) -> Options:

@@ -15,7 +15,7 @@ from rmbgd.config.load import Config
 from rmbgd.engine.device_query import VisibleGpus, nvml_target, visible_gpus
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels, choose_fallback_models
-from rmbgd.engine.gpu_supervisor import GpuSupervisor, Names
+from rmbgd.engine.gpu_supervisor import GpuSupervisor
 from rmbgd.engine.probe import GoldenReferences
 from rmbgd.engine.sensors.base import DeadlineSensor
 from rmbgd.engine.sensors.choose import choose_sensor
@@ -119,8 +119,7 @@ def _on_gpus(
     chosen: dict[str, object] = {"standby": dict(fallback.models), "start": fallback.why} if fallback else {}
     names = [f"cuda:{index}" for index in indices]
     context.emit("engine.chosen", device=", ".join(names), why=visible.why, **chosen)
-    aside = ", ".join(sorted(set(fallback.models.values()))) if fallback else ""
-    sides = Names("cpu" if fallback else "", aside, ", ".join(sorted(models)))
+    aside = ("cpu", ", ".join(sorted(set(fallback.models.values())))) if fallback else ("", "")
     alone = threading.Lock()  # the CPU's answers to the golden image are computed once for all GPUs
     gpus: list[GpuSupervisor] = []
     for index, name in zip(indices, names, strict=True):
@@ -134,7 +133,8 @@ def _on_gpus(
                 health=config.health,
                 sensor=sensor,
                 references=GoldenReferences(config.service.state_directory / GOLDEN_FOLDER, on_cpu, alone),
-                names=sides,
+                model=", ".join(sorted(models)),
+                aside=aside,
             )
         )
     if fallback is None:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from rmbgd.clock import SystemClock
 from rmbgd.engine import ipc
@@ -48,6 +48,8 @@ REAP_SECONDS = 10.0  # after SIGKILL; a process still there is stuck inside the 
 _abandoned: list[subprocess.Popen[bytes]] = []
 """Processes that could not be killed. Kept to be reaped should they ever end; appended to by any owner."""
 
+T = TypeVar("T")
+
 
 class ChildProcess:
     """A process from construction to `end`; every call comes from its owner. Raises OSError if it cannot be started.
@@ -61,17 +63,35 @@ class ChildProcess:
         command: Sequence[str],
         pass_fds: Sequence[int],
         on_output: Callable[[str], None],
-        *,
-        environment: Mapping[str, str] | None = None,
-        kill: Callable[[subprocess.Popen[bytes]], None] = subprocess.Popen.kill,
-        reap_seconds: float = REAP_SECONDS,
+        environment: Mapping[str, str],
     ) -> None:
         _abandoned[:] = [process for process in _abandoned if process.poll() is None]
-        self._kill, self._reap_seconds = kill, reap_seconds
         self._output = OutputLines(on_output, SystemClock())
         started: Future[subprocess.Popen[bytes]] = Future()
-        arguments = (list(command), tuple(pass_fds), environment, started)
-        self._reader = threading.Thread(target=self._read_output, args=arguments, name="engine", daemon=True)
+
+        def start_and_read() -> None:
+            try:
+                process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    pass_fds=pass_fds,
+                    env=environment,
+                    bufsize=0,
+                    process_group=0,  # Ctrl-C at a terminal is for us; when the child ends is for us to say
+                )
+            except OSError as error:
+                started.set_exception(error)
+                return
+            started.set_result(process)
+            assert process.stdout is not None
+            with process.stdout as pipe:
+                while data := pipe.read(65536):
+                    self._output.feed(data)
+            self._output.finish()
+
+        self._reader = threading.Thread(target=start_and_read, name="engine", daemon=True)
         try:
             self._reader.start()
         except RuntimeError as error:  # how Python says EAGAIN for threads
@@ -80,34 +100,6 @@ class ChildProcess:
         self.pid = self._process.pid
         self.abandoned = False
 
-    def _read_output(
-        self,
-        command: list[str],
-        pass_fds: tuple[int, ...],
-        environment: Mapping[str, str] | None,
-        started: Future[subprocess.Popen[bytes]],
-    ) -> None:
-        try:
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                pass_fds=pass_fds,
-                env=environment,
-                bufsize=0,
-                process_group=0,  # Ctrl-C at a terminal is for us; when the child ends is for us to say
-            )
-        except OSError as error:
-            started.set_exception(error)
-            return
-        started.set_result(process)
-        assert process.stdout is not None
-        with process.stdout as pipe:
-            while data := pipe.read(65536):
-                self._output.feed(data)
-        self._output.finish()
-
     @property
     def alive(self) -> bool:
         """From any thread. A process that has ended but was not reaped yet is not alive."""
@@ -115,19 +107,16 @@ class ChildProcess:
 
     def kill(self) -> None:
         """SIGKILL, from any thread; the owner still has to call `end`. Nothing when it has ended."""
-        self._kill(self._process)
+        self._process.kill()
 
-    def end(self, grace: float = 0.0) -> str:
-        """Make sure that it is gone, and say how it went. It has `grace` seconds to go by itself, then SIGKILL.
-
-        A process that outlives SIGKILL by the reap bound is abandoned: `abandoned` is then true.
-        """
-        how = self.end_within(grace, self._reap_seconds)
-        if how is None:
-            self.abandoned = True
-            _abandoned.append(self._process)
-            return f"process {self.pid} cannot be killed: it is stuck inside the kernel, and was abandoned"
-        return how
+    def end(self, grace: float) -> str:
+        """Make sure that it is gone, and say how it went. It has `grace` seconds to go by itself, then SIGKILL. What
+        outlives that by REAP_SECONDS is left behind, and `abandoned` is true."""
+        if (how := self.end_within(grace, REAP_SECONDS)) is not None:
+            return how
+        self.abandoned = True
+        _abandoned.append(self._process)
+        return f"process {self.pid} cannot be killed: it is stuck inside the kernel, and was abandoned"
 
     def end_within(self, grace: float, patience: float) -> str | None:
         """How it went, if it goes by itself within `grace` seconds or, killed then, within `patience`. None when it is
@@ -141,34 +130,17 @@ class ChildProcess:
             except subprocess.TimeoutExpired:
                 return None
         self._reader.join(1.0)  # its last lines; a grandchild may hold the pipe open, hence the bound
-        code = self._process.returncode
+        code, words = self._process.returncode, self._output.last_words()
         if code >= 0:
             how = f"process {self.pid} ended with status {code}"
         else:
-            how = f"process {self.pid} was killed by {_signal_name(-code)}"
-        words = self._output.last_words()
+            names = {each.value: each.name for each in signal.Signals}  # of realtime signals only the first and last
+            how = f"process {self.pid} was killed by {names.get(-code, f'signal {-code}')}"
         return f"{how}; its last words: {words}" if words else how
 
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a realtime signal
-        return f"signal {number}"
-
-
-StartProcess = Callable[..., ChildProcess]
-
-
 class EngineWorker:
-    """`factory` is "module:function" in the child, called with the block and `options` (which must be JSON).
-
-    start_timeout, batch_timeout  seconds after which the child counts as hung and is killed; a batch gets longer on a
-                                  machine so slow that its own measure at start says so
-    hang_minimum                  for a GPU, whose times are steady: a batch is hung after HUNG times its measured time,
-                                  but not before so many seconds; `batch_timeout` is then for what was not measured
-    on_output                     called with each line the child writes, from another thread
-    """
+    """`factory` is "module:function" in the child, called with the block and `options` (which must be JSON)."""
 
     def __init__(
         self,
@@ -176,17 +148,17 @@ class EngineWorker:
         factory: str,
         options: Mapping[str, object],
         *,
-        start_timeout: float,
-        batch_timeout: float,
-        on_output: Callable[[str], None],
+        start_timeout: float,  # s after which the child counts as hung and is killed
+        batch_timeout: float,  # likewise; longer on a machine so slow that its own measure at start says so
+        on_output: Callable[[str], None],  # called with each line the child writes, from another thread
+        # For a GPU, whose times are steady: a batch is hung after HUNG times its measured time, but not before so many
+        # seconds; `batch_timeout` is then for what was not measured.
         hang_minimum: float | None = None,
-        start_process: StartProcess = ChildProcess,
     ) -> None:
         self._arena, self._factory, self._options = arena, factory, dict(options)
         self._start_timeout, self._batch_timeout, self._hang_minimum = start_timeout, batch_timeout, hang_minimum
         self._on_output = on_output
         self._heartbeat: Heartbeat = NullHeartbeat()  # of the owner's thread: waiting for the child has a deadline
-        self._start_process = start_process
         self._process: ChildProcess | None = None  # None before start and after the end
         self._connection: socket.socket | None = None  # likewise
         self._seconds: dict[int, float] = {}  # per batch size, as the child measured at start
@@ -198,7 +170,6 @@ class EngineWorker:
 
     @property
     def pid(self) -> int | None:
-        """Of the child, while there is one."""
         return self._process.pid if self._process else None
 
     @property
@@ -225,33 +196,23 @@ class EngineWorker:
     def start(self) -> EngineDescription:
         """Start the process and wait for its proof. Raises EngineFault, ModelError."""
         self._launch()
-        request = {
-            "do": "start",
-            "factory": self._factory,
-            "options": self._options,
-            "arena_bytes": self._arena.byte_count,
-            "deadline": self._start_timeout,
-        }
+        request: ipc.Message = {"do": "start", "factory": self._factory, "options": self._options}
+        request["arena_bytes"] = self._arena.byte_count
+        seconds, wrong = self._start_timeout, "it described itself in a way that cannot be"
         try:
-            answer = self._ask(request, self._start_timeout)
-            description = ipc.to_description(answer["description"])
+            description = self._ask(request, seconds, lambda answer: ipc.to_description(answer["description"]), wrong)
         except EngineMemory:
             self.close()
             raise
-        except (ipc.GarbledError, KeyError) as error:
-            self._fail(EngineNonsense, f"it described itself in a way that cannot be: {error}", 0)
         self._seconds = description.seconds
         return description
 
     def run(self, batch: Sequence[Work]) -> BatchReport:
         """Compute a batch. Raises EngineFault; the input planes are then unchanged."""
         seconds = self._deadline(len(batch), sum(work.region.height * work.region.width for work in batch))
-        request = {"do": "segment", "batch": [asdict(work) for work in batch], "deadline": seconds}
-        answer = self._ask(request, seconds)
-        try:
-            report = ipc.to_report(answer["report"])
-        except (ipc.GarbledError, KeyError) as error:
-            self._fail(EngineNonsense, f"it answered what cannot be: {error}", 0)
+        request = {"do": "segment", "batch": [asdict(work) for work in batch]}
+        wrong = "it answered what cannot be"
+        report = self._ask(request, seconds, lambda answer: ipc.to_report(answer["report"]), wrong)
         asked, answered = [work.image_id for work in batch], [entry.image_id for entry in report.answers]
         if asked != answered:
             self._fail(EngineNonsense, f"asked for images {asked} it answered for {answered}", 0)
@@ -259,22 +220,20 @@ class EngineWorker:
 
     def golden(self, model: str) -> Golden:
         """The golden image, computed by `model`. Raises EngineFault."""
-        answer = self._check({"do": "golden", "model": model})
-        try:
-            return to_golden(answer["golden"])
-        except (KeyError, TypeError, ValueError) as error:
-            self._fail(EngineNonsense, f"a golden image that cannot be one: {error}", 0)
+        request, wrong = {"do": "golden", "model": model}, "a golden image that cannot be one"
+        return self._ask(request, self._check_deadline, lambda answer: to_golden(answer["golden"]), wrong)
 
     def canary(self, blocks: int) -> MemoryTestPass:
         """One pass over so many blocks of its device's memory. Raises EngineFault."""
-        answer = self._check({"do": "canary", "blocks": blocks})
-        try:
-            return MemoryTestPass(int(answer["canary"]["blocks"]), int(answer["canary"]["bad"]))
-        except (KeyError, TypeError, ValueError) as error:
-            self._fail(EngineNonsense, f"a canary's pass that cannot be: {error}", 0)
+        request, wrong = {"do": "canary", "blocks": blocks}, "a canary's pass that cannot be"
+        return self._ask(
+            request,
+            self._check_deadline,
+            lambda answer: MemoryTestPass(int(answer["canary"]["blocks"]), int(answer["canary"]["bad"])),
+            wrong,
+        )
 
     def close(self) -> None:
-        """Ask the process to go; kill it when it does not."""
         if self._connection is not None:
             with contextlib.suppress(OSError):
                 ipc.send(self._connection, {"do": "close"})
@@ -287,9 +246,9 @@ class EngineWorker:
         if process is not None:
             process.kill()
 
-    def _check(self, request: ipc.Message) -> ipc.Message:
-        seconds = max(self._deadline(1, 0), CHECK * (self._hang_minimum or 0.0))
-        return self._ask(request | {"deadline": seconds}, seconds)
+    @property
+    def _check_deadline(self) -> float:
+        return max(self._deadline(1, 0), CHECK * (self._hang_minimum or 0.0))
 
     def _deadline(self, images: int, pixels: int) -> float:
         """Seconds after which a batch is hung."""
@@ -302,31 +261,27 @@ class EngineWorker:
         if self._process is not None:
             raise RuntimeError("this engine worker was started before; a bug")
         try:
-            ours, theirs = socket.socketpair()
+            self._connection, theirs = socket.socketpair()
+            with theirs:
+                descriptors = (theirs.fileno(), self._arena.fd)
+                command = [sys.executable, "-m", "rmbgd.engine.child", *map(str, descriptors), str(os.getpid())]
+                self._process = ChildProcess(command, descriptors, self._on_output, ENVIRONMENT | os.environ)
         except OSError as error:
+            self._end(0)
             raise EngineLost(f"the engine's process cannot be started: {error}") from error
-        with theirs:
-            descriptors = (theirs.fileno(), self._arena.fd)
-            command = [sys.executable, "-m", "rmbgd.engine.child", *map(str, descriptors), str(os.getpid())]
-            environment = ENVIRONMENT | os.environ
-            try:
-                self._process = self._start_process(command, descriptors, self._on_output, environment=environment)
-            except OSError as error:
-                ours.close()
-                raise EngineLost(f"the engine's process cannot be started: {error}") from error
-        self._connection = ours
         self._launched = True
         if self._aborted:  # between our question and the process's birth
             self._process.kill()
 
-    def _ask(self, request: ipc.Message, seconds: float) -> ipc.Message:
-        """The child's answer to `request`. Every way to fail but shortage of memory ends the process."""
+    def _ask(self, request: ipc.Message, seconds: float, parse: Callable[[ipc.Message], T], wrong: str) -> T:
+        """What `parse` finds in the child's answer, or else what is `wrong` with it. Every way to fail but shortage of
+        memory ends the process."""
         if self._connection is None:
             raise EngineLost("the engine's process is not running")
         self._heartbeat.waiting()
         self.asking = True
         try:
-            ipc.send(self._connection, request)
+            ipc.send(self._connection, request | {"deadline": seconds})
             answer = ipc.receive(self._connection, seconds)
         except TimeoutError:
             self._fail(EngineLost, f"no answer within {seconds:g} s to '{request['do']}': hung, and killed", 0)
@@ -339,7 +294,10 @@ class EngineWorker:
             self._heartbeat.working()
         if "fault" in answer:
             self._raise_fault(answer)
-        return answer
+        try:
+            return parse(answer)
+        except (ipc.GarbledError, KeyError, TypeError, ValueError) as error:
+            self._fail(EngineNonsense, f"{wrong}: {error}", 0)
 
     def _raise_fault(self, answer: ipc.Message) -> NoReturn:
         detail = str(answer.get("detail", ""))
@@ -355,45 +313,34 @@ class EngineWorker:
                 self._fail(EngineLost, detail, GRACE, cause=str(answer.get("cause", "")))
 
     def _fail(self, fault: type[EngineLost | EngineNonsense], why: str, grace: float, *, cause: str = "") -> NoReturn:
-        how, is_gone = self._end(grace) if self._patience is None else self._end_soon(grace, self._patience)
+        how, is_gone = self._end(grace, self._patience)
         text = f"{why} ({how})"
         if not is_gone:
             raise EngineLost(text, cause="unkillable")
         raise EngineLost(text, cause=cause) if fault is EngineLost else fault(text)
 
-    def _end_soon(self, grace: float, patience: float) -> tuple[str, bool]:
-        """Like `_end`, but a process that is not gone after `patience` is left to `close`: killed, and lingering."""
-        process = self._process
-        if process is None or self._connection is None:
-            return self._end(grace)
-        self._heartbeat.waiting()
-        how = process.end_within(min(grace, patience), patience)
-        self._heartbeat.working()
-        if how is not None:
-            return self._end(0)
-        self._connection.close()
-        self._connection = None
-        return f"process {process.pid} was killed, and is not gone yet", True
-
-    def _end(self, grace: float) -> tuple[str, bool]:
-        """No descriptor after this, and no process that we know. How it went, and whether it is gone."""
+    def _end(self, grace: float, patience: float | None = None) -> tuple[str, bool]:
+        """No descriptor after this, and no process that we know; but what is not gone after `patience` is left to
+        `close`: killed, and lingering. How it went, and whether it is gone or will be."""
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        if self._process is None:
+        process = self._process
+        if process is None:
             return "not running", True
         self._heartbeat.waiting()
-        how = self._process.end(grace)
+        how = process.end(grace) if patience is None else process.end_within(min(grace, patience), patience)
         self._heartbeat.working()
-        self.abandoned = self._process.abandoned
+        if how is None:
+            return f"process {process.pid} was killed, and is not gone yet", True
+        self.abandoned = process.abandoned
         self._process = None
         return how, not self.abandoned
 
 
 def expected_seconds(measured: Mapping[int, float], images: int) -> float:
     """What a batch of so many takes, from measured seconds by batch size; 0 where nothing was measured."""
-    larger = [size for size in measured if size >= images]
-    if larger:
-        return measured[min(larger)]
-    largest = max(measured, default=0)
-    return measured[largest] * images / largest if largest else 0.0
+    if not measured:
+        return 0.0
+    size = min((size for size in measured if size >= images), default=max(measured))
+    return measured[size] * max(images / size, 1.0)

@@ -18,12 +18,12 @@ def images() -> Iterator[ImageStore]:
 
 @pytest.fixture
 def simulate() -> Iterator[Callable[..., Simulation]]:
-    """Makes simulations: settings of [health], `tries`, `gpus`, `warm`, `plan` of the CPU; closed at the end."""
+    """Makes simulations: settings of [health], `tries`, and what Simulation takes; closed at the end."""
     made: list[Simulation] = []
     with Arena(1 << 20) as arena:
 
-        def make(*, gpus: int = 1, warm: bool = True, plan: dict[str, object] | None = None, **context: object):
-            made.append(Simulation(context_of(arena, **context), gpus=gpus, warm=warm, plan=plan))
+        def make(*, gpus: int = 1, warm: bool = True, plan=None, gpu_plan=None, **context: object) -> Simulation:
+            made.append(Simulation(context_of(arena, **context), gpus=gpus, warm=warm, plan=plan, gpu_plan=gpu_plan))
             return made[-1]
 
         yield make

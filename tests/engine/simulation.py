@@ -1,5 +1,5 @@
 """GPUs and the CPU behind them in one process: workers without processes, sensors that say what they are told, a clock
-that is moved by hand, and the threads of the devices taken step by step."""
+that is moved by hand, and the threads of the devices taken step by step. What happens is written into a trace."""
 
 from __future__ import annotations
 
@@ -7,18 +7,19 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 
 from rmbgd.config.load import parse
 from rmbgd.engine.devices import Devices, EngineContext
-from rmbgd.engine.gpu_supervisor import GpuSupervisor, Names
+from rmbgd.engine.gpu_supervisor import GpuSupervisor
 from rmbgd.engine.health_types import Phase
 from rmbgd.engine.probe import Probe, ProbeResult
 from rmbgd.engine.sensors.base import Reading
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceParts, DeviceSupervisor, DeviceViews
-from rmbgd.engine.types import EngineDescription, OutputPlane, Region, region_bytes
-from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
+from rmbgd.engine.types import EngineDescription, OutputPlane, Region, region_bytes, view
+from rmbgd.errors import EngineFault, EngineMemory
 from rmbgd.events import RecordedEvents
 from rmbgd.fs import FileVersion
 from rmbgd.heartbeat import NullHeartbeat
@@ -29,7 +30,6 @@ from rmbgd.store.records import Job
 from rmbgd.testing.clock import FakeClock
 from rmbgd.testing.engine import POISON_COLOUR, FakeBackend, expected_alpha
 from rmbgd.testing.worker import InProcessWorker
-from tests.engine.traces import Answered, Began, Ended, SelfTested, Took, Trace
 
 WELL = Reading("fake", temperature=60.0, throttle=frozenset())
 HOT = replace(WELL, temperature=91.0)
@@ -38,17 +38,33 @@ MODEL, LESSER = "u2netp", "lesser"
 GREEN = FakeBackend(np.empty(0, np.uint8)).golden(MODEL).alpha
 
 
-class Sick(FakeBackend):
-    """`sick` is what its start meets."""
+class SelfTested(NamedTuple):
+    """A fresh worker of the device has passed its self-test."""
 
-    def __init__(self, block: object, sick: str, **options: object) -> None:
-        super().__init__(block, **options)  # type: ignore[arg-type]
-        self.sick = sick
+    device: str
 
-    def start(self) -> EngineDescription:
-        if self.sick:
-            raise ModelError("no weights") if self.sick == "model" else EngineLost("it is sick")
-        return super().start()
+
+class Began(NamedTuple):
+    device: str
+    images: tuple[int, ...]
+
+
+class Ended(NamedTuple):
+    """`outcome`: ok; fault, which an image may have caused; or memory."""
+
+    device: str
+    outcome: str
+
+
+class Answered(NamedTuple):
+    """The one verdict of an image. `runs`: how often it is said to have run."""
+
+    image: int
+    poison: bool
+    runs: int
+
+
+Trace = list[SelfTested | Began | Ended | Answered]
 
 
 class Worker(InProcessWorker):
@@ -65,45 +81,30 @@ class Worker(InProcessWorker):
 
     def run(self, batch):
         self.trace.append(Began(self.device, tuple(work.image_id for work in batch)))
+        outcome = "ok"
         try:
-            report = super().run(batch)
+            return super().run(batch)
         except EngineFault as fault:
-            self.trace.append(Ended(self.device, "memory" if isinstance(fault, EngineMemory) else "fault"))
+            outcome = "memory" if isinstance(fault, EngineMemory) else "fault"
             raise
-        self.trace.append(Ended(self.device, "ok"))
-        return report
-
-
-class StoredReferences:
-    """The CPU's answers are there."""
-
-    def of(self, description: EngineDescription):
-        return dict.fromkeys(description.models, GREEN)
-
-    def abort(self) -> None:
-        """Nothing is computed."""
+        finally:
+            self.trace.append(Ended(self.device, outcome))
 
 
 class Gpu(GpuSupervisor):
-    """`reading` is its sensor's; `sick` and `plan` are of every worker that is made for it from now on."""
+    """`reading` is its sensor's; `plan` is of every worker that is made for it from now on."""
 
-    def __init__(self, simulation: Simulation, index: int, *, fallback: bool) -> None:
-        self.reading, self.sick, self.plan = WELL, "", {}
+    def __init__(self, simulation: Simulation, index: int, plan: dict[str, object], *, fallback: bool) -> None:
+        self.reading, self.plan = WELL, plan
         self.made: list[Worker] = []
         self.probed = threading.Event()
         super().__init__(
-            DeviceParts(
-                f"cuda:{index}",
-                simulation.views,
-                lambda: simulation.worker(self, f"cuda:{index}", MODEL, self.sick, self.plan),
-                simulation.events,
-                simulation.clock,
-                keep_when_short=fallback,
-            ),
+            simulation.parts(f"cuda:{index}", MODEL, self.made, lambda: self.plan, keep_when_short=fallback),
             health=simulation.context.config.health,
             sensor=SimpleNamespace(read=lambda: self.reading, close=lambda: None),
-            references=StoredReferences(),
-            names=Names("cpu", LESSER, MODEL) if fallback else Names("", "", MODEL),
+            references=SimpleNamespace(of=lambda it: dict.fromkeys(it.models, GREEN), abort=lambda: None),
+            model=MODEL,
+            aside=("cpu", LESSER) if fallback else ("", ""),
         )
 
     def _start_probe(self, number: int) -> None:
@@ -117,7 +118,7 @@ class Gpu(GpuSupervisor):
     def check(self) -> None:
         """One health check; a probe that runs is waited for."""
         self.tick()
-        if self._state.phase is Phase.PROBING:
+        if self.phase is Phase.PROBING:
             assert self.probed.wait(30)
 
     @property
@@ -127,34 +128,23 @@ class Gpu(GpuSupervisor):
 
 class Simulation:
     """`gpus` of them, with a fallback unless `require_gpu`; or the CPU alone. No supervisor has a thread: its checks
-    are made by hand."""
+    are made by hand. `plan` is of the CPU's workers, `gpu_plan` of every GPU's: options of a FakeBackend."""
 
-    def __init__(
-        self, context: EngineContext, *, gpus: int = 1, warm: bool = True, plan: dict[str, object] | None = None
-    ) -> None:
+    def __init__(self, context: EngineContext, *, gpus: int = 1, warm: bool = True, plan=None, gpu_plan=None) -> None:
         self.context, self.clock, self.events = context, context.clock, context.emit
-        assert isinstance(self.clock, FakeClock)
-        assert isinstance(self.events, RecordedEvents)
         self.trace: Trace = []
         self.views = DeviceViews()
-        self.cpu_sick, self.cpu_plan = "", plan or {}
+        self.cpu_plan = plan or {}
         self.cpu_made: list[Worker] = []
         fallback = gpus > 0 and not context.config.health.require_gpu
-        self.gpus = [Gpu(self, index, fallback=fallback) for index in range(gpus)]
+        self.gpus = [Gpu(self, index, gpu_plan or {}, fallback=fallback) for index in range(gpus)]
         supervisors: list[DeviceSupervisor] = list(self.gpus)
         self.cpu: CpuSupervisor | None = None
         if fallback or not gpus:
-            model = LESSER if fallback else MODEL
+            model, substitutes = (LESSER, {MODEL: LESSER}) if fallback else (MODEL, {})
+            behind = {"is_fallback": fallback, "substitutes": substitutes}
             self.cpu = CpuSupervisor(
-                DeviceParts(
-                    "cpu",
-                    self.views,
-                    lambda: self.worker(self.cpu_made, "cpu", model, self.cpu_sick, self.cpu_plan),
-                    self.events,
-                    self.clock,
-                    is_fallback=fallback,
-                    substitutes={MODEL: LESSER} if fallback else {},
-                ),
+                self.parts("cpu", model, self.cpu_made, lambda: self.cpu_plan, **behind),
                 delay_maximum=8.0,
                 interval=5.0,
                 stopping=context.stopping,
@@ -165,23 +155,23 @@ class Simulation:
         self.devices = context.devices = Devices(supervisors, self.views, [MODEL])
         folder = context.config.folder[0]
         folders = {folder.name: (folder, context.config.recipe_of(folder))}
-        self.threads = [
-            DeviceThread(supervisor, self.views, folders, context, NullHeartbeat()) for supervisor in supervisors
-        ]
+        self.threads = [DeviceThread(each, self.views, folders, context, NullHeartbeat()) for each in supervisors]
         self.sender, self.receiver = queue(10_000, "frames", self.clock)
         self.views.listen(self.receiver.look_again)
         self.hands: list[Taken[Frame] | None] = [None] * len(supervisors)
         self.arrived: list[int] = []
+        self.taken: list[int] = []  # by any thread, as often as it was
         self.poison: set[int] = set()
         self.outcomes: dict[int, Arrival] = {}
         self.random = np.random.default_rng(0)
 
-    def worker(self, made: object, device: str, model: str, sick: str, plan: dict[str, object]) -> Worker:
-        block = self.context.arena.block
-        worker = Worker(self.trace, device, lambda: Sick(block, sick, device=device, models=(model,), **plan))
-        (made.made if isinstance(made, Gpu) else made).append(worker)  # type: ignore[attr-defined]
-        self.context.workers.add(worker)
-        return worker
+    def parts(self, device: str, model: str, made: list[Worker], plan: Callable[[], dict], **more) -> DeviceParts:
+        def make() -> Worker:
+            options = {"device": device, "models": (model,)} | plan()
+            made.append(Worker(self.trace, device, lambda: FakeBackend(self.context.arena.block, **options)))
+            return self.context.workers.add(made[-1])
+
+        return DeviceParts(device, self.views, make, self.events, self.clock, **more)
 
     # ------------------------------------------------------------------------------------------------ time and health
 
@@ -194,8 +184,8 @@ class Simulation:
             if self.cpu is not None and tick_cpu:
                 self.cpu.tick()
 
-    def until(self, *phases: Phase, limit: int = 3000, tick_cpu: bool = True) -> Simulation:
-        for _ in range(limit):
+    def until(self, *phases: Phase, tick_cpu: bool = True) -> Simulation:
+        for _ in range(3000):
             if [gpu.phase for gpu in self.gpus] == list(phases):
                 return self
             self.check(tick_cpu=tick_cpu)
@@ -207,41 +197,44 @@ class Simulation:
             self.cpu.tick()
         return self
 
+    def heat(self, index: int = 0) -> None:
+        """That GPU is hot, and is checked."""
+        self.gpus[index].reading = HOT
+        self.check()
+
+    def mend(self) -> Simulation:
+        """Whatever was wrong with the GPUs is over."""
+        for gpu in self.gpus:
+            gpu.reading, gpu.plan = WELL, {}
+        return self.well()
+
     # ------------------------------------------------------------------------------------------------ images
 
     def put(self, count: int = 1, *, poison: bool = False) -> list[int]:
         """Decoded images, at the end of the queue."""
-        numbers = []
-        for _ in range(count):
-            number = len(self.arrived) + 1
-            size = region_bytes(8, 8, source_alpha=False, output=OutputPlane.RGBA8)
-            lease = self.context.arena.lease(size)
+        numbers = [len(self.arrived) + 1 + n for n in range(count)]
+        for number in numbers:
+            lease = self.context.arena.lease(region_bytes(8, 8, source_alpha=False, output=OutputPlane.RGBA8))
             region = Region(lease.offset, 8, 8, False, OutputPlane.RGBA8)
             job = Job(number, "shop", f"{number}.png", f"/{number}", FileVersion(1, 1, 1, 1), 1, 0.0, 0.0, True)
-            frame = Frame(job, region, lease, None, Timing(), self.clock.monotonic())  # type: ignore[arg-type]
-            rgb = self.rgb(region)
+            rgb = view(self.context.arena.block, region).rgb
             rgb[...] = self.random.integers(0, 256, rgb.shape)
             if poison:
                 rgb[0, 0] = POISON_COLOUR
                 self.poison.add(number)
             self.arrived.append(number)
-            self.sender.send(frame)
+            self.sender.send(Frame(job, region, lease, None, Timing(), self.clock.monotonic()))  # type: ignore[arg-type]
             self.clock.advance(0.001)
-            numbers.append(number)
         return numbers
-
-    def rgb(self, region: Region):
-        return self.context.arena.block[region.offset : region.offset + 3 * 64].reshape(8, 8, 3)
 
     def begin(self, index: int) -> bool:
         """The thread of that device takes a batch, if the policy gives it one now."""
-        if self.hands[index] is not None:
-            return False
         items = list(self.receiver._shared.items)
-        if not items or not isinstance(self.threads[index]._choose(items, np.inf), list):
+        idle = self.hands[index] is None and items
+        if not idle or not isinstance(self.threads[index]._choose(items, np.inf), list):
             return False
         batch = self.receiver.take(lambda frames, _now: self.threads[index]._choose(frames, np.inf))
-        self.trace.append(Took(self.devices.supervisors[index].device, tuple(each.job.job_id for each in batch.items)))
+        self.taken += [frame.job.job_id for frame in batch.items]
         self.hands[index] = batch
         return True
 
@@ -256,41 +249,35 @@ class Simulation:
         after = self.receiver.statistics()
         assert after.finished - before.finished == len(outcomes), "what went back is no progress"
         for outcome in outcomes:
-            self._note(outcome)
+            self._note(outcome.job.job_id, outcome)
 
-    def _note(self, outcome: Arrival) -> None:
-        job = outcome.frame.job if isinstance(outcome, Cutout) else outcome.job
-        assert job.job_id not in self.outcomes
-        self.outcomes[job.job_id] = outcome
+    def _note(self, number: int, outcome: Arrival) -> None:
+        assert number not in self.outcomes
+        self.outcomes[number] = outcome
         if isinstance(outcome, Cutout):
-            frame, runs = outcome.frame, outcome.answer.tries
-            output = self.context.arena.block[frame.region.output_offset :][: 4 * 64].reshape(8, 8, 4)
-            assert np.array_equal(output[..., 3], expected_alpha(self.rgb(frame.region)))
-            frame.lease.release()
-            self.trace.append(Answered(job.job_id, False, runs))
-        else:
-            lease = outcome.lease  # type: ignore[union-attr]
-            assert lease is not None
-            lease.release()
-            if isinstance(outcome, Rejection):
-                runs = sum(job.job_id in event.images for event in self.trace if isinstance(event, Began))
-                self.trace.append(Answered(job.job_id, True, runs))
+            slot = view(self.context.arena.block, outcome.frame.region)
+            assert np.array_equal(slot.rgba[..., 3], expected_alpha(slot.rgb))
+            self.trace.append(Answered(number, False, outcome.answer.tries))
+        elif isinstance(outcome, Rejection):
+            runs = sum(number in event.images for event in self.trace if isinstance(event, Began))
+            self.trace.append(Answered(number, True, runs))
+        outcome.lease.release()
 
     def step(self, index: int) -> bool:
         taken = self.begin(index)
         self.end(index)
         return taken
 
-    def run(self, limit: int = 500) -> None:
+    def run(self) -> None:
         """Every thread in turn, until no device takes anything."""
-        for _ in range(limit):
+        for _ in range(500):
             if not sum(self.step(index) for index in range(len(self.threads))):
                 return
         raise AssertionError("it runs for ever")
 
-    def serve(self, limit: int = 300) -> None:
+    def serve(self) -> None:
         """Until every image has its outcome; health checks go on."""
-        for _ in range(limit):
+        for _ in range(300):
             self.run()
             if len(self.outcomes) == len(self.arrived):
                 return
@@ -306,12 +293,10 @@ class Simulation:
     def close(self) -> None:
         self.context.stop_waiting()
         for index in range(len(self.threads)):
-            if self.hands[index] is not None:
-                self.end(index)
+            self.end(index)
         self.sender.close()
-        while self.receiver.statistics().depth:
-            self.run()
-            assert not self.receiver.statistics().depth, "what waits is given back when the service stops"
+        self.run()
+        assert not self.receiver.statistics().depth, "what waits is given back when the service stops"
         self.receiver.close()
         for supervisor in self.devices.supervisors:
             supervisor.close()

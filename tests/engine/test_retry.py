@@ -6,19 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.engine.retry import (
-    GROW_AFTER,
-    NEW,
-    MemoryLimit,
-    after_fault,
-    after_interruption,
-    after_shortage,
-    is_poison,
-)
+from rmbgd.engine import retry
+from rmbgd.engine.retry import GROW_AFTER, NEW, MemoryLimit, is_poison
 
 
 def fault(history, device="cpu", *, alone=True, now=1.0, detail="gone"):
-    return after_fault(history, device=device, detail=detail, alone=alone, now=now)
+    return retry.after_fault(history, device=device, detail=detail, alone=alone, now=now)
 
 
 EVENTS = st.lists(
@@ -29,41 +22,28 @@ EVENTS = st.lists(
 
 @given(events=EVENTS, tries=st.integers(1, 4), fallback=st.sampled_from([None, "cpu"]))
 def test_poison_needs_its_faults_and_one_alone_where_it_counts(events, tries, fallback):
-    """Whatever happened: every run is counted, and only faults that an image may have caused count against it."""
-    history, faults, alone_on = NEW, 0, set()
+    """Every run is counted, and only faults that an image may have caused count against it. One that failed alone lines
+    up behind what came before, and its rejection will say what happened last."""
+    history, faults, alone_on, behind = NEW, 0, set(), -1
     for number, (kind, device, alone) in enumerate(events):
         blamed = kind == "fault" or (kind == "shortage" and alone)
         if kind == "fault":
-            history = fault(history, device, alone=alone, now=number)
+            history = fault(history, device, alone=alone, now=number, detail=str(number))
         elif kind == "shortage":
-            history = after_shortage(history, device=device, detail="no memory", alone=alone, now=number)
+            history = retry.after_shortage(history, device=device, detail=str(number), alone=alone, now=number)
         else:
-            history = after_interruption(history, now=number)
+            history = retry.after_interruption(history, now=number)
         faults += blamed
-        alone_on |= {device} if blamed and alone else set()
+        if blamed and alone:
+            alone_on, behind = alone_on | {device}, number
         assert history.put_back_at == number
     proved = alone_on if fallback is None else alone_on & {fallback}
-
     assert history.runs == len(events)
     assert history.faults == faults
     assert history.isolated == (faults > 0)
+    assert history.failed_alone_on == alone_on
+    assert (max(history.behind, -1), history.detail) == (behind, str(behind) if behind >= 0 else "")
     assert is_poison(history, tries=tries, fallback=fallback) == (faults >= tries and bool(proved))
-
-
-def test_a_fault_in_company_isolates_and_blames_none():
-    """It keeps its place, and has failed alone nowhere."""
-    history = fault(NEW, alone=False, now=5.0)
-    assert history.isolated
-    assert not history.failed_alone_on
-    assert history.behind < 0
-    assert not is_poison(history, tries=1, fallback=None)
-
-
-def test_an_image_that_failed_alone_lines_up_behind_what_came_before():
-    """The others are computed before the suspect has its next try; the rejection says what happened last."""
-    history = fault(fault(NEW, detail="first", now=3.0), detail="second", now=7.0)
-    assert (history.behind, history.detail) == (7.0, "second")
-    assert history.failed_alone_on == {"cpu"}
 
 
 @pytest.mark.parametrize("tries", [1, 2, 3])
@@ -73,27 +53,24 @@ def test_an_image_is_not_rejected_before_the_fallback_has_tried_it(tries):
     for _ in range(5):
         history = fault(history, "cuda:0")
     assert not is_poison(history, tries=tries, fallback="cpu")
-
     assert is_poison(fault(history, "cpu"), tries=tries, fallback="cpu")
     assert is_poison(history, tries=tries, fallback=None), "where the fallback is missing, the GPU decides"
 
 
 def test_memory_limit_is_halved_by_a_shortage_and_grows_again():
     """Down to one; after GROW_AFTER batches twice as much is tried, and a fresh process begins without a limit."""
-    limit, sizes = MemoryLimit(), []
-    for what, times in [
-        (limit.passed, 0),
-        (lambda: limit.halve(16), 1),
-        (lambda: limit.halve(1), 1),
-        (limit.passed, GROW_AFTER - 1),
-        (limit.passed, 1),
-        (limit.passed, GROW_AFTER - 1),
-        (limit.passed, 1),
-    ]:
-        for _ in range(times):
-            what()
-        sizes.append(limit.of(16))
-    assert sizes == [16, 8, 1, 1, 2, 2, 4]
+    limit = MemoryLimit()
+
+    def after(batches: int) -> int:
+        for _ in range(batches):
+            limit.passed()
+        return limit.of(16)
+
+    assert after(GROW_AFTER) == 16
+    limit.halve(16)
+    assert after(0) == 8
+    limit.halve(1)
+    assert [after(n) for n in (0, GROW_AFTER - 1, 1, GROW_AFTER - 1, 1)] == [1, 1, 2, 2, 4]
     assert limit.of(3) == 3
     limit.lift()
-    assert limit.of(16) == 16
+    assert after(0) == 16

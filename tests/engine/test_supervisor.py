@@ -13,10 +13,12 @@ from rmbgd.engine.types import EngineDescription, Limit
 from rmbgd.errors import ModelError
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.pipeline.items import Postponed
-from tests.engine.simulation import HOT, LESSER, MODEL, WELL, Gpu
-from tests.engine.traces import Began
+from tests.engine.simulation import LESSER, MODEL, WELL, Began, Gpu
 
 ON_GPU, ON_CPU = "cuda:0", "cpu"
+LOSES_ONE = {"script": ["lost"]}
+DIES_OF_POISON = {"poison": "lost"}
+SICK = {"start": "lost"}
 
 
 def edges(it) -> list[tuple[str, object, object]]:
@@ -38,7 +40,6 @@ def batches(it, device: str) -> list[int]:
 
 
 def reasons(it) -> list[str]:
-    """Of the warnings so far."""
     return [event["reason"] for event in it.events.named("engine.degraded")]
 
 
@@ -50,17 +51,14 @@ def join_threads(gpu: Gpu) -> None:
 
 def get_hot_during(it, *, recover: bool = False) -> None:
     """The GPU gets hot while its worker runs the next batch, and with `recover` is well again before the end."""
-    gpu = it.gpus[0]
-    worker = gpu.made[-1]
+    worker = it.gpus[0].made[-1]
     run = worker.run
 
     def slow(batch):
         worker.run = run
-        gpu.reading = HOT
-        it.check()
+        it.heat()
         if recover:
-            gpu.reading, gpu.plan = WELL, {}
-            it.until(Phase.OK)
+            it.mend()
         return run(batch)
 
     worker.run = slow
@@ -70,11 +68,9 @@ def get_hot_during(it, *, recover: bool = False) -> None:
 
 
 def test_the_process_that_passed_the_probe_is_the_one_that_computes(simulate):
-    """No second process is started, and the answer names the device and the model that was asked for."""
     it = simulate().well()
     (number,) = it.put()
     it.run()
-
     answer = it.outcomes[number].answer
     assert (answer.device, answer.model, answer.tries) == (ON_GPU, MODEL, 1)
     assert len(it.gpus[0].made) == 1
@@ -82,13 +78,9 @@ def test_the_process_that_passed_the_probe_is_the_one_that_computes(simulate):
 
 
 def test_a_batch_that_is_lost_with_its_process_is_computed_by_the_fallback(simulate):
-    """Each image alone; one event names them all, and what they ran is told."""
-    it = simulate()
-    it.gpus[0].plan = {"script": ["lost"]}
-    it.well()
+    it = simulate(gpu_plan=LOSES_ONE).well()
     numbers = it.put(4)
     it.run()
-
     assert it.devices_of(numbers) == [ON_CPU] * 4
     assert {it.outcomes[number].answer.tries for number in numbers} == {2}
     assert batches(it, ON_CPU) == [1] * 4
@@ -102,18 +94,14 @@ def test_a_batch_that_is_lost_with_its_process_is_computed_by_the_fallback(simul
 def test_what_is_computed_when_it_gets_hot_may_finish(simulate, script, device):
     """Heat during a batch leaves its process alone until the batch is done, whatever becomes of it; then it ends, and
     the next image goes to the CPU."""
-    it = simulate()
-    gpu = it.gpus[0]
-    gpu.plan = {"script": script}
-    it.well()
+    it = simulate(gpu_plan={"script": script}).well()
     numbers = it.put(2)
     get_hot_during(it)
     it.step(0)
-    join_threads(gpu)
-    assert gpu.phase is Phase.COOLING
-    assert [worker.ended for worker in gpu.made] == [True]
+    join_threads(it.gpus[0])
+    assert it.gpus[0].phase is Phase.COOLING
+    assert [worker.ended for worker in it.gpus[0].made] == [True]
     it.run()
-
     assert it.devices_of(numbers) == [device] * 2
     assert where(it) == [ON_CPU]
     assert edges(it) == [("failover", ON_GPU, ON_CPU)]
@@ -122,10 +110,8 @@ def test_what_is_computed_when_it_gets_hot_may_finish(simulate, script, device):
 def test_an_idle_hot_process_ends_at_once(simulate):
     """The memory of a hot GPU is given back without an image that has to come first."""
     it = simulate().well()
-    it.gpus[0].reading = HOT
-    it.check()
+    it.heat()
     join_threads(it.gpus[0])
-
     assert it.gpus[0].made[-1].ended
     assert where(it) == [ON_CPU]
 
@@ -137,28 +123,20 @@ def test_images_whose_device_is_withdrawn_are_no_suspects(simulate):
     assert it.begin(0)
     it.gpus[0].reading = replace(WELL, ecc_uncorrected=0)
     it.check()
-    worker = it.gpus[0].ready_worker(it.threads[0]._heartbeat)
-    assert worker is not None
+    assert it.gpus[0].ready_worker(it.threads[0]._heartbeat) is not None
     it.gpus[0].reading = replace(WELL, ecc_uncorrected=3)
     it.check()
     assert it.gpus[0].phase is Phase.QUARANTINED
     it.end(0)
     it.run()
-
     assert it.devices_of(numbers) == ["cuda:1"] * 4
     assert {it.outcomes[number].answer.batch for number in numbers} == {4}
 
 
 def test_fail_back_goes_through_a_fresh_process_and_single_images(simulate):
-    """Another process than before; ten images go one by one, then batches again."""
-    it = simulate()
-    it.gpus[0].plan = {"script": ["lost"]}
-    it.well()
-    it.put()
-    it.run()
-    it.gpus[0].plan = {}
-    it.well()
-
+    it = simulate(gpu_plan=LOSES_ONE).well()
+    assert where(it) == [ON_CPU]
+    it.mend()
     assert where(it, 12) == [ON_GPU] * 12
     assert batches(it, ON_GPU)[1:] == [1] * 10 + [2]
     assert len(it.gpus[0].made) == 2
@@ -166,40 +144,29 @@ def test_fail_back_goes_through_a_fresh_process_and_single_images(simulate):
 
 
 def test_an_image_too_large_for_the_gpu_s_memory_is_the_cpu_s(simulate):
-    """Alone it lacks memory: it goes to the CPU, the process stays, and the next image goes to the GPU."""
-    it = simulate()
-    it.gpus[0].plan = {"script": ["memory"]}
-    it.well()
-
+    it = simulate(gpu_plan={"script": ["memory"]}).well()
     assert where(it) == [ON_CPU]
     assert where(it) == [ON_GPU]
     assert len(it.gpus[0].made) == 1
 
 
 def test_shortage_of_memory_halves_the_batch_and_is_remembered(simulate):
-    """The worker stays; the next batches are cut at once, until more is tried again."""
-    it = simulate(gpus=0, plan={"memory_limit": 3})
-    it.check()
+    it = simulate(gpus=0, plan={"memory_limit": 3}).well()
     numbers = it.put(8)
     it.run()
-
     assert batches(it, ON_CPU) == [8, 4, 2, 2, 2, 2]
     assert [it.outcomes[number].answer.tries for number in numbers] == [3] * 4 + [2] * 4
     for _ in range(64):
-        it.put()
-        it.run()
-    it.put(8)
-    it.run()
+        where(it)
+    where(it, 8)
     assert 4 in batches(it, ON_CPU)[6:]
 
 
 def test_an_image_too_large_for_memory_gets_a_fresh_worker_each_time(simulate):
     """Without another device: a new process has the least in memory; then the image is rejected."""
-    it = simulate(gpus=0, plan={"script": ["memory"]}, tries=2)
-    it.check()
+    it = simulate(gpus=0, plan={"script": ["memory"]}, tries=2).well()
     (number,) = it.put()
     it.serve()
-
     assert it.rejected() == [number]
     assert len(it.cpu_made) == 3
     assert "memory is short" in it.outcomes[number].detail
@@ -207,43 +174,31 @@ def test_an_image_too_large_for_memory_gets_a_fresh_worker_each_time(simulate):
 
 def test_a_gpu_that_trips_for_want_of_memory_is_used_again(simulate):
     """8, 4, 2 images lack memory: the process that stayed so far is ended, and the slot is free for the next one."""
-    it = simulate()
-    it.gpus[0].plan = {"script": ["memory"] * 3}
-    it.well()
-    numbers = it.put(8)
-    it.run()
+    it = simulate(gpu_plan={"script": ["memory"] * 3}).well()
+    assert where(it, 8) == [ON_CPU] * 8
     assert it.gpus[0].phase is Phase.QUARANTINED
-    assert it.devices_of(numbers) == [ON_CPU] * 8
-    it.gpus[0].plan = {}
-    it.well()
-
+    it.mend()
     assert where(it) == [ON_GPU]
     assert [worker.ended for worker in it.gpus[0].made] == [True, False]
 
 
 def test_a_late_fault_of_the_old_process_leaves_the_new_one_alone(simulate):
     """It hung while the GPU cooled down and passed its next probe with another process."""
-    it = simulate()
-    gpu = it.gpus[0]
-    gpu.plan = {"script": ["lost"]}
-    it.well()
+    it = simulate(gpu_plan=LOSES_ONE).well()
     it.put()
     get_hot_during(it, recover=True)
     it.step(0)
-
-    assert gpu.phase is Phase.OK
-    assert [worker.alive for worker in gpu.made] == [False, True]
+    assert it.gpus[0].phase is Phase.OK
+    assert [worker.alive for worker in it.gpus[0].made] == [False, True]
     assert edges(it) == [("failover", ON_GPU, ON_CPU), ("failback", ON_CPU, ON_GPU)]
     assert where(it) == [ON_GPU]
 
 
 @pytest.mark.parametrize("device", [ON_GPU, ON_CPU])
 def test_a_process_that_dies_while_nothing_is_computed_is_noticed(simulate, device):
-    """At the next check, not with the next image in hand; on the GPU and on the CPU."""
     it = simulate().well()
     (it.gpus[0].made if device == ON_GPU else it.cpu_made)[-1].abort()
     it.check(2)
-
     assert edges(it) == ([("failover", ON_GPU, ON_CPU)] if device == ON_GPU else [])
     assert [event["device"] for event in it.events.named("engine.restarted")] == [ON_CPU] * (device == ON_CPU)
     assert [event["images"] for event in it.events.named("engine.fault")] == [[]] * (device == ON_CPU)
@@ -254,39 +209,26 @@ def test_a_process_that_dies_while_nothing_is_computed_is_noticed(simulate, devi
     [("canary_interval", "canary", "memory_errors"), ("golden_interval", "zero", "golden_mismatch")],
 )
 def test_a_device_that_is_due_is_checked_before_the_next_image(simulate, tmp_path, due, order, reason):
-    """The image that waits is not given to a device that fails the check."""
-    it = simulate(**{due: 60.0})
-    it.gpus[0].plan = {"orders": str(tmp_path)}
-    it.well()
-    it.clock.advance(61.0)
-    (tmp_path / order).write_text("200")
-    assert where(it) == [ON_CPU]
-
-    assert it.events.named("engine.failover")[0]["reason"] == reason
-
-
-def test_a_check_that_finds_nothing_leaves_no_trace(simulate):
-    it = simulate(canary_interval=60.0, golden_interval=60.0).well()
+    """A check that finds nothing leaves no trace; else the image that waits is not given to the device."""
+    it = simulate(gpu_plan={"orders": str(tmp_path)}, **{due: 60.0}).well()
     it.clock.advance(61.0)
     before = len(it.events.events)
     assert where(it) == [ON_GPU]
     assert {name for name, _ in it.events.events[before:]} <= {"engine.batching"}
+    it.clock.advance(61.0)
+    (tmp_path / order).write_text("200")
+    assert where(it) == [ON_CPU]
+    assert it.events.named("engine.failover")[0]["reason"] == reason
 
 
 def test_a_fallback_on_demand_is_there_only_while_it_is_needed(simulate):
-    """It starts when no GPU is usable, or for an isolated image, and ends after the fail-back."""
-    it = simulate(warm=False)
-    it.gpus[0].plan = {"script": ["lost"]}
-    it.well()
+    it = simulate(warm=False, gpu_plan=LOSES_ONE).well()
     assert not it.cpu_made
     assert it.devices.describe()["devices"][ON_CPU] == {"state": "on_demand"}
     (number,) = it.put()
     it.serve()
     assert it.devices_of([number]) == [ON_CPU]
-    it.gpus[0].plan = {}
-    it.well()
-    it.check()
-
+    it.mend().check()
     assert [worker.ended for worker in it.cpu_made] == [True]
     assert where(it) == [ON_GPU]
 
@@ -301,9 +243,8 @@ def test_the_service_starts_with_the_first_device_that_passed_its_self_test(simu
     assert it.cpu.view.usable
     assert not it.devices._description.done()
     assert it.devices.describe()["state"] == "starting"
-    it.gpus[1].sick = "start"
+    it.gpus[1].plan = SICK
     it.until(Phase.OK, Phase.QUARANTINED)
-
     assert it.devices.description().device == "cuda:0"
     assert it.devices.describe()["state"] == "degraded"
     assert it.events.named("engine.degraded") == [{"device": "cuda:1", "reason": "gpu_not_ready", "model": MODEL}]
@@ -317,47 +258,36 @@ def test_the_service_starts_with_the_fallback_loaded(simulate):
     assert not it.devices._description.done()
     assert other.devices.description().device == ON_GPU
     it.cpu.tick()
-
     assert it.devices.description().device == ON_GPU
 
 
 def test_the_service_starts_on_the_fallback_when_no_gpu_passes(simulate):
     """One event says so; what is computed meanwhile is keyed by weights that nothing has seen."""
-    it = simulate()
-    it.gpus[0].sick = "start"
-    it.until(Phase.QUARANTINED)
+    it = simulate(gpu_plan=SICK).until(Phase.QUARANTINED)
     description = it.devices.description()
-
     assert description.device == ON_CPU
     assert "not seen" in str(description.models[MODEL]["sha256"])
     assert reasons(it) == ["gpu_not_ready"]
     assert where(it) == [ON_CPU]
-    it.gpus[0].sick = ""
-    it.well()
+    it.mend()
     assert where(it) == [ON_GPU]
     assert edges(it) == [("failback", ON_CPU, ON_GPU)]
 
 
 @pytest.mark.parametrize(
-    ("gpus", "gpu", "cpu"), [(0, "", "model"), (1, "model", ""), (2, "model", ""), (1, "start", "model")]
+    ("gpus", "gpu", "cpu"), [(0, "ok", "model"), (1, "model", "ok"), (2, "model", "ok"), (1, "lost", "model")]
 )
 def test_weights_that_no_device_can_load_are_the_operators_to_mend(simulate, gpus, gpu, cpu):
     """The service does not start with another model than the one that was asked for, nor with nothing at all."""
-    it = simulate(gpus=gpus)
-    it.cpu_sick = cpu
-    for each in it.gpus:
-        each.sick = gpu
-    it.until(*[Phase.QUARANTINED] * gpus)
-    it.check()
-
-    with pytest.raises(ModelError, match="no weights"):
+    it = simulate(gpus=gpus, plan={"start": cpu}, gpu_plan={"start": gpu})
+    it.until(*[Phase.QUARANTINED] * gpus).check()
+    with pytest.raises(ModelError, match="weights are damaged"):
         it.devices.description()
-    assert reasons(it) == ["no_standby"] * (gpu == "start"), "nothing serves, so nothing serves with less"
+    assert reasons(it) == ["no_standby"] * (gpu == "lost"), "nothing serves, so nothing serves with less"
 
 
 def test_a_gpu_that_fails_after_the_stop_is_no_news(simulate):
-    it = simulate()
-    it.gpus[0].sick = "start"
+    it = simulate(gpu_plan=SICK)
     it.context.stop_waiting()
     it.until(Phase.QUARANTINED)
     assert reasons(it) == []
@@ -365,29 +295,24 @@ def test_a_gpu_that_fails_after_the_stop_is_no_news(simulate):
 
 def test_weights_that_vanish_later_are_a_fault_like_any_other(simulate):
     """On the only device: it is tried again until they are back, and the images wait."""
-    it = simulate(gpus=0, plan={"script": ["ok", "lost"]})
-    it.check()
+    it = simulate(gpus=0, plan={"script": ["ok", "lost"]}).well()
     assert where(it) == [ON_CPU]
-    it.cpu_sick = "model"
+    it.cpu_plan = {"start": "model"}
     numbers = it.put()
     it.run()
     it.check(3)
     assert not it.outcomes.get(numbers[0])
-    it.cpu_sick, it.cpu_plan = "", {}
+    it.cpu_plan = {}
     it.serve()
-
     assert it.devices_of(numbers) == [ON_CPU]
 
 
 def test_stopping_ends_the_wait_for_a_device(simulate):
-    """What waits goes back, and who waits for the description learns it."""
-    it = simulate(gpus=0)
-    it.cpu_sick = "start"
+    it = simulate(gpus=0, plan=SICK)
     it.check(2)
     numbers = it.put(3)
     it.context.stop_waiting()
     it.run()
-
     with pytest.raises(Stopped):
         it.devices.description()
     assert all(isinstance(it.outcomes[number], Postponed) for number in numbers)
@@ -395,9 +320,7 @@ def test_stopping_ends_the_wait_for_a_device(simulate):
 
 
 def test_a_ready_worker_works_on_while_the_service_stops(simulate):
-    """A stop alone takes nothing away: what is decoded is computed."""
-    it = simulate(gpus=0)
-    it.check()
+    it = simulate(gpus=0).well()
     it.context.stop_waiting()
     assert where(it, 3) == [ON_CPU] * 3
 
@@ -405,8 +328,7 @@ def test_a_ready_worker_works_on_while_the_service_stops(simulate):
 @pytest.mark.parametrize("order", ["abort", "close"])
 def test_a_start_that_the_stop_cuts_short_is_no_fault(simulate, order):
     """A report counts faults, and an operator who stops the service has caused none."""
-    it = simulate(gpus=0)
-    it.cpu_sick = "start"
+    it = simulate(gpus=0, plan=SICK)
     it.context.stop_waiting() if order == "abort" else it.cpu.stop()
     it.cpu._start_worker()
     assert it.events.events == []
@@ -416,64 +338,37 @@ def test_at_the_stop_a_batch_goes_to_the_gpu_that_is_still_well(simulate, tmp_pa
     """Its own GPU failed the memory test just before: only what nobody can compute is given back."""
     it = simulate(gpus=2, canary_interval=60.0)
     it.gpus[0].plan = {"orders": str(tmp_path)}
-    it.well()
-    it.clock.advance(61.0)
+    it.well().clock.advance(61.0)
     (tmp_path / "canary").write_text("200")
     numbers = it.put(3)
     it.context.stop_waiting()
     assert it.begin(0)
     it.end(0)
     it.run()
-
     assert it.devices_of(numbers) == ["cuda:1"] * 3
 
 
 # --- several GPUs
 
 
-def test_each_gpu_takes_what_waits(simulate):
-    """While both are well the CPU computes nothing."""
-    it = simulate(gpus=2).well()
-    it.put(2)
-    assert it.begin(0)
-    it.put(2)
-    assert it.begin(1)
-    it.put(1)
-    assert not it.begin(2)
-    it.end(0)
-    it.end(1)
-    it.run()
-
-    assert {outcome.answer.device for outcome in it.outcomes.values()} == {"cuda:0", "cuda:1"}
-
-
 def test_images_of_a_gpu_that_is_withdrawn_go_to_the_other_with_the_model_asked_for(simulate):
-    """Heat is no image's fault; events name the other GPU, and the CPU once both are away."""
     it = simulate(gpus=2).well()
-    it.gpus[0].reading = HOT
-    it.check()
+    it.heat()
     assert where(it) == ["cuda:1"]
-    it.gpus[1].reading = HOT
-    it.check()
+    it.heat(1)
     assert where(it) == [ON_CPU]
-    it.gpus[0].reading = it.gpus[1].reading = WELL
-    it.well()
-
+    it.mend()
     assert edges(it)[:2] == [("failover", "cuda:0", "cuda:1"), ("failover", "cuda:1", ON_CPU)]
-    models = [event["model"] for event in it.events.named("engine.failover")]
-    assert models == [MODEL, LESSER]
+    assert [event["model"] for event in it.events.named("engine.failover")] == [MODEL, LESSER]
     assert {name for name, *_ in edges(it)[2:]} == {"failback"}
 
 
 def test_an_image_that_met_a_fault_goes_to_the_cpu_alone(simulate):
     """What ended one GPU's process could end the next one's: that stays in use, and takes what comes."""
-    it = simulate(gpus=2, plan={"poison": "lost"})
-    it.gpus[0].plan = it.gpus[1].plan = {"poison": "lost"}
-    it.well()
+    it = simulate(gpus=2, plan=DIES_OF_POISON, gpu_plan=DIES_OF_POISON).well()
     (poison,) = it.put(poison=True)
     others = it.put(2)
     it.serve()
-
     assert it.rejected() == [poison]
     assert it.devices_of(others) == [ON_CPU, "cuda:1"]  # the first was in its company
     assert it.gpus[1].phase is Phase.OK
@@ -481,23 +376,16 @@ def test_an_image_that_met_a_fault_goes_to_the_cpu_alone(simulate):
 
 
 def test_a_suspect_goes_to_a_gpu_where_there_is_no_fallback(simulate):
-    """require_gpu, or a fallback that cannot be started: failing alone on GPUs convicts it then."""
-    it = simulate(gpus=2, require_gpu=True)
-    it.gpus[0].plan = it.gpus[1].plan = {"poison": "lost"}
-    it.well()
+    it = simulate(gpus=2, require_gpu=True, gpu_plan=DIES_OF_POISON).well()
     (poison,) = it.put(poison=True)
     it.serve()
-
     assert it.rejected() == [poison]
     assert set(reasons(it)) <= {"waiting_for_gpu"}
 
 
 def test_a_fallback_that_cannot_be_started_is_told_once_and_not_relied_on(simulate):
     """The GPU works, and takes suspects too; it is tried again until it is there."""
-    it = simulate()
-    it.cpu_sick = "start"
-    it.gpus[0].plan = {"script": ["lost"]}
-    it.well()
+    it = simulate(plan=SICK, gpu_plan=LOSES_ONE).well()
     assert it.devices.description().device == ON_GPU
     it.check(3)
     assert reasons(it) == ["no_standby"]
@@ -507,20 +395,16 @@ def test_a_fallback_that_cannot_be_started_is_told_once_and_not_relied_on(simula
     it.gpus[0].plan = {}
     it.serve()
     assert it.devices_of(numbers) == [ON_GPU]
-    it.cpu_sick = ""
+    it.cpu_plan = {}
     it.check(3)
-
     assert it.devices.describe()["devices"][ON_CPU] == {"state": "ready"}
 
 
 def test_without_a_fallback_images_wait_for_the_gpu(simulate):
-    """The state and the event say for what."""
     it = simulate(require_gpu=True).well()
-    it.gpus[0].reading = HOT
-    it.check()
+    it.heat()
     numbers = it.put()
     it.run()
-
     assert not it.outcomes
     assert (it.devices.device, it.devices.describe()["state"]) == ("none", "waiting")
     assert reasons(it) == ["waiting_for_gpu"]
@@ -529,40 +413,27 @@ def test_without_a_fallback_images_wait_for_the_gpu(simulate):
     assert it.devices_of(numbers) == [ON_GPU]
 
 
-def test_what_only_the_gpu_cannot_do_is_no_poison(simulate):
-    """It ended the GPU's process, with one try only, and the CPU answers it."""
-    it = simulate(tries=1)
-    it.gpus[0].plan = {"poison": "lost"}
-    it.well()
-    (number,) = it.put(poison=True)
-    it.serve()
-
-    assert it.devices_of([number]) == [ON_CPU]
-
-
 @pytest.mark.parametrize(("company", "tries", "deaths"), [(0, 3, 3), (3, 3, 3), (0, 1, 2), (3, 1, 2)])
 def test_poison_costs_as_many_processes_as_tries(simulate, company, tries, deaths):
-    """In company or alone, one of the GPU and then of the CPU; with one try the CPU has tried it all the same."""
-    it = simulate(tries=tries, plan={"poison": "lost"})
-    it.gpus[0].plan = {"poison": "lost"}
-    it.well()
-    (number,) = it.put(poison=True)
-    it.put(company)
-    it.serve()
-
-    assert it.rejected() == [number]
-    assert len([fault for fault in it.events.named("engine.fault") if fault["images"]]) == deaths
+    """In company or alone, one of the GPU and then of the CPU; with one try the CPU has tried it all the same, and may
+    answer it: what only the GPU cannot do is no poison."""
+    for plan, rejected in ((DIES_OF_POISON, True), ({}, False)):
+        it = simulate(tries=tries, plan=plan, gpu_plan=DIES_OF_POISON).well()
+        (number,) = it.put(poison=True)
+        it.put(company)
+        it.serve()
+        assert it.rejected() == [number] * rejected
+        faults = [fault for fault in it.events.named("engine.fault") if fault["images"]]
+        assert len(faults) == (deaths if rejected else 1)
 
 
 # --- restarts of the CPU
 
 
 def test_the_first_restart_is_immediate_and_later_ones_wait_longer(simulate):
-    """At once, then after 1, 2, 4, 8, 8 s, until it comes up; an answer ends the series."""
-    it = simulate(gpus=0, plan={"script": ["lost"]})
-    it.cpu.tick()
+    it = simulate(gpus=0, plan=LOSES_ONE).well()
     it.put()
-    it.cpu_sick = "start"
+    it.cpu_plan = SICK
     it.run()
     starts = []
     while len(starts) < 6:
@@ -571,18 +442,16 @@ def test_the_first_restart_is_immediate_and_later_ones_wait_longer(simulate):
         starts += [it.clock.monotonic()] * (len(it.cpu_made) - before)
         it.clock.advance(0.25)
     assert [after - before for before, after in itertools.pairwise(starts)] == [1.0, 2.0, 4.0, 8.0, 8.0]
-    it.cpu_sick, it.cpu_plan = "", {}
+    it.cpu_plan = {}
     it.serve()
-
     assert it.cpu.failures == 0
     assert [event["restarts"] for event in it.events.named("engine.restarted")] == [1]
 
 
-@pytest.mark.parametrize(("sick", "pause"), [("", 5.0), ("start", 1.0)])
-def test_an_idle_supervisor_sleeps_until_there_is_something_to_do(simulate, sick, pause):
+@pytest.mark.parametrize(("plan", "pause"), [({}, 5.0), (SICK, 1.0)])
+def test_an_idle_supervisor_sleeps_until_there_is_something_to_do(simulate, plan, pause):
     """The interval while its process is there; until the next start while it is down; it does not poll."""
-    it = simulate(gpus=0)
-    it.cpu_sick = sick
+    it = simulate(gpus=0, plan=plan)
     for _ in range(2):
         it.cpu.tick()
     assert it.cpu.pause == pause
@@ -590,39 +459,32 @@ def test_an_idle_supervisor_sleeps_until_there_is_something_to_do(simulate, sick
 
 def test_closing_asks_no_heartbeat_of_a_thread_that_ends(simulate):
     """The device's thread has said that it waits, and its silence after that is no stall."""
-    it = simulate(gpus=0)
-    it.check()
+    it = simulate(gpus=0).well()
     heard = []
     worker = it.cpu_made[-1]
-    worker.attach = lambda heartbeat, patience=None: heard.append(type(heartbeat))
     close = worker.close
+    worker.attach = lambda heartbeat, patience=None: heard.append(type(heartbeat))
     worker.close = lambda: (heard.append("closed"), close())
     it.cpu.close()
-
     assert heard == [NullHeartbeat, "closed"]
 
 
 def test_limits_of_a_worker_are_events_each_emitted_once(simulate):
-    """At start, and again after a restart; with the device's name."""
-    it = simulate(gpus=0)
-    it.check()
+    it = simulate(gpus=0).well()
     limit = {"what": "pinned", "detail": "no memory is page-locked"}
     description = EngineDescription("cuda:0", {}, (1, 2), limits=[Limit(**limit)])
     for _ in range(2):
         it.cpu._adopt(it.cpu_made[-1], description, 0.0)
-
     assert it.events.named("engine.limited") == [{"device": "cuda:0"} | limit] * 2
 
 
 def test_closing_ends_every_process_and_thread(simulate):
     """Also those of a probe that nothing has asked for yet; no event is made of it."""
     it = simulate(gpus=2).well()
-    it.gpus[0].reading = HOT
-    it.check()
+    it.heat()
     before = len(it.events.events)
     for supervisor in it.devices.supervisors:
         supervisor.close()
-
     assert len(it.events.events) == before
     assert not any(gpu._threads for gpu in it.gpus)
     assert all(worker.ended for worker in (*it.gpus[0].made, *it.gpus[1].made, *it.cpu_made))
