@@ -1,7 +1,7 @@
-"""BiRefNet and RMBG-2.0: a Swin backbone at two scales, and the bilateral reference decoder.
+"""BiRefNet and RMBG-2.0: a Swin backbone at two scales, and the bilateral reference decoder. Inference only.
 
-Paper: Zheng et al., "Bilateral Reference for High-Resolution Dichotomous Image Segmentation", CAAI AIR 2024. Inference
-only: BatchNorm is folded into the convolutions (`convert.py`), heads that only training uses are left out.
+Paper: Zheng et al., "Bilateral Reference for High-Resolution Dichotomous Image Segmentation", CAAI AIR 2024. BatchNorm
+is folded into the convolutions (`convert.py`), heads that only training uses are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ def stays_float32(name: str) -> bool:
 
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear interpolation with aligned corners."""
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
@@ -47,10 +46,8 @@ def conv3x3(c_in: int, c_out: int) -> Conv2d:
 
 
 class DecoderBlock(nn.Module):
-    """The paper's decoder block without its output convolution, which is folded into what follows.
-
-    [B,c_in,H,W] -> [B,64,H,W] in two steps, `concat` and `aspp`, so that the wide map is freed before the second.
-    """
+    """The paper's decoder block without its output convolution. [B,c_in,H,W] -> [B,64,H,W] in two steps, `concat` and
+    `aspp`, so that the wide map is freed before the second."""
 
     def __init__(self, c_in: int) -> None:
         super().__init__()
@@ -58,7 +55,6 @@ class DecoderBlock(nn.Module):
         self.aspp = DeformableAspp(WIDTH)
 
     def concat(self, *maps: Tensor) -> Tensor:
-        """Maps of one size, concatenated on channels, through convolution and ReLU."""
         return F.relu(self.conv_in(torch.cat(maps, dim=1)), inplace=True)
 
 
@@ -84,8 +80,7 @@ class ImageBranch(nn.Module):
         self.conv_out = conv3x3(WIDTH, c_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        features: Tensor = self.conv_out(self.conv1(image_patches(x, self.grid)))
-        return features
+        return self.conv_out(self.conv1(image_patches(x, self.grid)))
 
 
 class Head(KernelLayer):
@@ -119,20 +114,15 @@ class Head(KernelLayer):
         fine[..., -1:, :] = self.border(x[..., -3:, :])[..., -1:, :]
         fine[..., :1] = self.border(x[..., :3])[..., :1]
         fine[..., -1:] = self.border(x[..., -3:])[..., -1:]
-        logits: Tensor = fine.add_(upsample(self.coarse(p.to(x.dtype)), x.shape[-2:]))
-        return logits
+        return fine.add_(upsample(self.coarse(p.to(x.dtype)), x.shape[-2:]))
 
     def border(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.border_out(self.border_in(x))
-        return logits
+        return self.border_out(self.border_in(x))
 
 
 class BiRefNet(nn.Module):
-    """Normalised image [B,3,H,W], H and W multiples of 32 -> logits [B,1,H,W]; alpha = sigmoid(logits).
-
-    The image may have any floating type, float32 is best; the logits are float32 (float64 in a float64 network).
-    Raises ValueError for sides that are no multiples of 32.
-    """
+    """Normalised image [B,3,H,W] of any floating type -> logits [B,1,H,W], float32 (float64 in a float64 network);
+    alpha = sigmoid(logits). Raises ValueError for sides that are no multiples of 32."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
@@ -156,8 +146,7 @@ class BiRefNet(nn.Module):
         return [torch.cat((f, upsample(h, f.shape[-2:])), dim=1) for f, h in zip(full, half, strict=True)]
 
     def forward(self, image: Tensor) -> Tensor:
-        logits: Tensor = self.head(*self.head_inputs(image))
-        return logits
+        return self.head(*self.head_inputs(image))
 
     def head_inputs(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """The last block's map [B,64,H/4,W/4], and the image in the head's type."""
@@ -172,7 +161,6 @@ class BiRefNet(nn.Module):
         t = self.squeeze.concat(*(upsample(m, x4.shape[-2:]) for m in maps), x4)
         del x4
         t = self.squeeze_out(self.squeeze.aspp(t))
-
         t = self.block4.concat(t, self.image5(x))
         t = self.gate4(self.out4(self.block4.aspp(t)))
         t = add_lateral(t, self.lateral4(maps.pop()))

@@ -1,9 +1,7 @@
 """Published checkpoints: safetensors header, digest, their tensors, patch order.
 
 Standard library only, for the service's own process. The header is parsed here and not by `safetensors.safe_open`: that
-waits for ever on a pipe, maps a file before it is judged, and calls a truncated, an overlong and a damaged file by one
-message. An operator needs to know whether the download stopped half-way, a Git LFS pointer was cloned, or a web page
-was saved.
+waits for ever on a pipe, maps a file before it is judged, and has one message for files cut, too long and damaged.
 
 Format: https://huggingface.co/docs/safetensors (8 bytes of little-endian header length, JSON header, data).
 """
@@ -29,11 +27,10 @@ from rmbgd.models.registry import PatchOrder
 CONVERTER = "tools/convert_checkpoint.py"
 PICKLE_SUFFIXES = frozenset({".pt", ".pth", ".bin", ".ckpt", ".pkl", ".tar"})
 
-# The reference implementation's own limit; a published BiRefNet's header is 87 kB.
-_HEADER_LIMIT = 100_000_000
 # A progress bar for (label, total bytes); inside, a function to call with the bytes just done.
 ProgressBar = Callable[[str, int], AbstractContextManager[Callable[[int], object]]]
 
+_HEADER_LIMIT = 100_000_000  # the reference implementation's own; a published BiRefNet's header is 87 kB
 _HASH_CHUNK = 1 << 20  # read(2), not mmap: the pages stay the kernel's, the process's memory does not grow
 
 _ELEMENT_BYTES = {
@@ -57,12 +54,12 @@ class TensorInfo:
     def floating(self) -> bool:
         return self.dtype in {"F64", "F32", "F16", "BF16"}
 
+    def __str__(self) -> str:
+        return f"{self.dtype}[{','.join(map(str, self.shape))}]"
+
 
 @dataclass(frozen=True)
 class CheckpointHeader:
-    """What a safetensors file says of itself."""
-
-    path: Path
     file_bytes: int
     tensors: dict[str, TensorInfo]
 
@@ -74,7 +71,6 @@ class CheckpointHeader:
 
     @property
     def parameters(self) -> int:
-        """Elements of all floating tensors."""
         return sum(t.elements for t in self.tensors.values() if t.floating)
 
 
@@ -88,10 +84,8 @@ def refuse_pickle(path: Path) -> None:
 
 
 def read_header(path: Path) -> CheckpointHeader:
-    """Names, shapes and types of every tensor; checks that the file is as long as its header promises.
-
-    Raises ModelError that says which kind of file it is instead, or how much of it is missing.
-    """
+    """Names, shapes and types of every tensor. Raises ModelError that says which kind of file it is instead, or how
+    much of it is missing."""
     refuse_pickle(path)
     try:
         facts = path.stat()
@@ -119,13 +113,12 @@ def read_header(path: Path) -> CheckpointHeader:
         )
     if facts.st_size > promised:
         raise ModelError(f"{path}: damaged: {facts.st_size - promised:,} bytes follow the last tensor")
-    return CheckpointHeader(path, facts.st_size, tensors)
+    return CheckpointHeader(facts.st_size, tensors)
 
 
 def _tensors(path: Path, records: dict[str, Any]) -> tuple[dict[str, TensorInfo], int]:
     """The tensors of a parsed header, and the bytes of data that they promise."""
-    tensors: dict[str, TensorInfo] = {}
-    end = 0
+    tensors, end = {}, 0
     records.pop("__metadata__", None)
     for name, record in records.items():
         info = TensorInfo(tuple(int(n) for n in record["shape"]), str(record["dtype"]))
@@ -138,7 +131,6 @@ def _tensors(path: Path, records: dict[str, Any]) -> tuple[dict[str, TensorInfo]
 
 
 def _what_is_it(path: Path, start: bytes, size: int) -> str:
-    """One line on a file that is no safetensors: what it looks like and what to do."""
     if size == 0:
         return f"{path}: empty file; fetch or copy it again"
     if start.startswith(b"version https://git-lfs"):
@@ -170,7 +162,6 @@ def sha256_of(path: Path, progress: Callable[[int], object] | None = None) -> st
 
 # einops' right-hand side in the call that feeds ipt_blk2..5; the same function is also defined with other defaults.
 _PATTERN = re.compile(r"->\s*b\s*\(\s*c\s+hg\s+wg\s*\)\s*h\s+w\s*$")
-_OLD_FUNCTION = "get_patches_batch"
 
 
 @dataclass(frozen=True)
@@ -184,8 +175,7 @@ class PatchChoice:
 def read_author_code(text: str) -> PatchOrder | None:
     """The order that the author's code applies, from its syntax tree; None when it applies neither, or both.
 
-    What counts is a call: `get_patches_batch(...)` is the old order, the rearrangement pattern "... -> b (c hg wg) h w"
-    as an argument the new one. Comments, unused definitions and their defaults do not count.
+    What counts is a call, not a definition: `get_patches_batch(...)` is the old order, `_PATTERN` in one the new.
     """
     found: set[PatchOrder] = set()
     try:
@@ -197,7 +187,7 @@ def read_author_code(text: str) -> PatchOrder | None:
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
-        if _OLD_FUNCTION in (getattr(node.func, "attr", None), getattr(node.func, "id", None)):
+        if "get_patches_batch" in (getattr(node.func, "attr", None), getattr(node.func, "id", None)):
             found.add(PatchOrder.TILE_FIRST)
         for value in (*node.args, *(k.value for k in node.keywords)):
             if isinstance(value, ast.Constant) and isinstance(value.value, str) and _PATTERN.search(value.value):
@@ -213,24 +203,18 @@ def choose_patch_order(
     saved: PatchOrder | None = None,
     setting: PatchOrder | None = None,
 ) -> PatchChoice:
-    """Decide from what is known, the strongest first; never guess.
-
-    registry     what the registry confirms for this model
-    author_code  text of birefnet.py beside the weights
-    saved        what rmbgd itself wrote into config.json when it saved the weights
-    setting      the operator's
+    """Decide from what is known, the strongest first; never guess. `saved`: by rmbgd, in config.json.
 
     Raises ModelError when no source states it, and when two contradict each other: one of them is wrong, and a wrong
     order does not fail, it only makes mattes worse.
     """
-    read = read_author_code(author_code) if author_code is not None else None
-    stated = [
-        (registry, "the registry"),
-        (read, "the author's birefnet.py beside the weights"),
-        (saved, "config.json beside the weights"),
-        (setting, "the setting patch_order"),
-    ]
-    known = [(order, source) for order, source in stated if order is not None]
+    stated = {
+        "the registry": registry,
+        "the author's birefnet.py beside the weights": read_author_code(author_code or ""),
+        "config.json beside the weights": saved,
+        "the setting patch_order": setting,
+    }
+    known = [(order, source) for source, order in stated.items() if order is not None]
     if not known:
         why = (
             "the birefnet.py beside the weights shows neither order, or both"
@@ -243,14 +227,14 @@ def choose_patch_order(
             f"{PatchOrder.CHANNEL_FIRST} (author's code since 2024-11-05) or {PatchOrder.TILE_FIRST} (older code, "
             "RMBG-2.0)"
         )
-    order, source = known[0]
-    for other, also in known[1:]:
+    (order, source), *others = known
+    for other, also in others:
         if other is not order:
             raise ModelError(
                 f"{model}: {source} says the image patches are {order}, {also} says {other}: one of them is wrong. "
                 "Take the wrong one away (the setting, or the file that does not belong to these weights)"
             )
-    agreeing = f", and {' and '.join(source for _, source in known[1:])} agrees" if len(known) > 1 else ""
+    agreeing = f", and {' and '.join(also for _, also in others)} agrees" if others else ""
     return PatchChoice(order, f"{source} says so{agreeing}")
 
 
@@ -259,7 +243,7 @@ def choose_patch_order(
 
 @dataclass(frozen=True)
 class Backbone:
-    """A Swin v1 transformer as BiRefNet uses it (Liu et al., ICCV 2021)."""
+    """Of a Swin v1 transformer (Liu et al., ICCV 2021)."""
 
     embed: int
     depths: tuple[int, ...]
@@ -311,54 +295,48 @@ def published(backbone: str) -> dict[str, TensorInfo]:
 
 
 def require_published(names: Mapping[str, TensorInfo], where: object, backbone: str | None = None) -> str:
-    """The backbone of a checkpoint that has every needed tensor in its shape, and no other tensor.
+    """The backbone of a checkpoint that has every needed tensor in its shape, of any floating type, and no other.
 
-    Floating tensors may have any floating type. `backbone`: the one that is expected; None takes what is there. Raises
-    ModelError that names `where`, lists what differs and says what the file probably is.
+    `backbone`: the one that is expected; None takes what is there. Raises ModelError.
     """
     asked = backbone or detect_backbone(names) or "swin_v1_l"
     wanted = published(asked)
-    misshapen = [
-        f"{n}: {_spelt(names[n])}, not {_spelt(wanted[n])}"
-        for n in sorted(wanted.keys() & names.keys())
-        if names[n].shape != wanted[n].shape or names[n].floating != wanted[n].floating
-    ]
     differences = {
-        "missing": sorted(n for n in wanted.keys() - names.keys() if not is_optional(n)),
-        "unexpected": sorted(names.keys() - wanted.keys()),
-        "of another shape": misshapen,
+        "missing": [n for n in wanted.keys() - names.keys() if not is_optional(n)],
+        "unexpected": list(names.keys() - wanted.keys()),
+        "of another shape": [
+            f"{n}: {names[n]}, not {wanted[n]}"
+            for n in wanted.keys() & names.keys()
+            if names[n].shape != wanted[n].shape or names[n].floating != wanted[n].floating
+        ],
     }
     if not any(differences.values()):
         return asked
     listed = "; ".join(f"{len(n)} {what}: {_some(n)}" for what, n in differences.items() if n)
-    raise ModelError(f"{where}: these weights do not fit: {probable_cause(names, asked)}. {listed}")
+    raise ModelError(f"{where}: these weights do not fit: {_probable_cause(names, asked)}. {listed}")
 
 
 def detect_backbone(names: Mapping[str, TensorInfo]) -> str | None:
     """The backbone whose patch embedding and depth these tensors have; None when they are no Swin BiRefNet's."""
     embedding = names.get("bb.patch_embed.proj.weight")
     for key, spec in BACKBONES.items():
-        last = f"bb.layers.2.blocks.{spec.depths[2] - 1}.norm1.weight"
-        beyond = f"bb.layers.2.blocks.{spec.depths[2]}.norm1.weight"
-        if embedding and embedding.shape[0] == spec.embed and last in names and beyond not in names:
+        last, beyond = (f"bb.layers.2.blocks.{n}.norm1.weight" in names for n in (spec.depths[2] - 1, spec.depths[2]))
+        if embedding and embedding.shape[0] == spec.embed and last and not beyond:
             return key
     return None
 
 
-def probable_cause(names: Mapping[str, TensorInfo], backbone: str) -> str:
-    """One sentence: what a checkpoint that does not fit `backbone` probably is, and what to do."""
+def _probable_cause(names: Mapping[str, TensorInfo], backbone: str) -> str:
     wrapped = next((p for p in ("module.", "_orig_mod.", "model.") if any(n.startswith(p) for n in names)), None)
     found = detect_backbone(names)
     embedding = names.get("bb.patch_embed.proj.weight")
     if wrapped:
-        return (
-            f"the names carry the prefix {wrapped!r} of a training wrapper: convert the file with "
-            "tools/convert_checkpoint.py, which takes it off"
-        )
+        prefix = f"the prefix {wrapped!r} of a training wrapper"
+        return f"the names carry {prefix}: convert the file with {CONVERTER}, which takes it off"
     if found and found != backbone:
         has, asked = BACKBONES[found].name, BACKBONES[backbone].name
         return f"this is a checkpoint with the backbone {has}, and {asked} was asked for"
-    if any(n.startswith(("stage1.rebnconv", "stage1.", "side1.")) for n in names):
+    if any(n.startswith(("stage1.", "side1.")) for n in names):
         return "these are names of U²-Net or IS-Net, another architecture"
     if any(n.startswith("bb.patch_embed1.") for n in names):
         return "the backbone is a PVT v2, which this program does not know: use a checkpoint with Swin-L or Swin-T"
@@ -375,13 +353,8 @@ def probable_cause(names: Mapping[str, TensorInfo], backbone: str) -> str:
     return "the backbone fits but the decoder differs: a variant of BiRefNet that was trained with other options"
 
 
-def _some(names: list[str], limit: int = 5) -> str:
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more
-
-
-def _spelt(info: TensorInfo) -> str:
-    return f"{info.dtype}[{','.join(map(str, info.shape))}]"
+def _some(names: list[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def swin_tensors(spec: Backbone) -> Named:

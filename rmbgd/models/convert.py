@@ -20,7 +20,7 @@ from rmbgd.models.birefnet import BiRefNet, stays_float32
 from rmbgd.models.checkpoint import Backbone, is_optional, swin_tensors
 from rmbgd.models.registry import PatchOrder
 
-BATCH_NORM_EPSILON = 1e-5
+_BATCH_NORM_EPSILON = 1e-5
 _BRANCHES = ("aspp1", "aspp_deforms.0", "aspp_deforms.1", "aspp_deforms.2")
 
 GetTensor = Callable[[str], Tensor]
@@ -30,27 +30,26 @@ Named = Iterator[tuple[str, Tensor]]
 def assemble(
     backbone: Backbone, patch_order: PatchOrder, get: GetTensor, *, device: torch.device | str, dtype: torch.dtype
 ) -> BiRefNet:
-    """The network with a checkpoint's weights on `device` in `dtype`, ready for inference.
+    """The network with a checkpoint's weights, ready for inference. Raises RuntimeError for shapes that do not fit.
 
     get: published name -> tensor, in any floating type; called once or twice for each name that is needed, one after
     another, so that a mapped file need never be resident as a whole. Tensors that no fold touches and that are in place
     already (a mapped float32 file, a CPU in float32) are used as they are, without a copy.
-    Raises RuntimeError when a shape does not fit the backbone.
     """
     with torch.device("meta"):
         network = BiRefNet(backbone)
     wide = torch.promote_types(dtype, torch.float32)
-    state = {
-        name: _placed(tensor, device, wide if stays_float32(name) else dtype)
-        for name, tensor in network_state(backbone, patch_order, get)
-    }
+    state = {}
+    for name, tensor in network_state(backbone, patch_order, get):
+        layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
+        state[name] = tensor.to(device, wide if stays_float32(name) else dtype, memory_format=layout)
     network.requires_grad_(requires_grad=False)
     network.load_state_dict(state, strict=True, assign=True)
     return network.eval()
 
 
 def network_state(backbone: Backbone, patch_order: PatchOrder, get: GetTensor) -> Named:
-    """Every tensor of `BiRefNet(backbone)` in turn, made of published ones. Folds compute in float32 or more."""
+    """Every tensor of `BiRefNet(backbone)` in turn. Folds compute in float32 or more."""
     yield from ((name, get(name)) for name, _ in swin_tensors(backbone) if not is_optional(name))
     yield from _decoder_block("squeeze", "squeeze_module.0", get)
     yield from _convolution("squeeze_out", *_batch_norm("squeeze_module.0.conv_out", "squeeze_module.0.bn_out", get))
@@ -59,8 +58,9 @@ def network_state(backbone: Backbone, patch_order: PatchOrder, get: GetTensor) -
     for level in (5, 4, 3, 2):
         image, at = f"image{level}", f"decoder.ipt_blk{level}"
         weight = get(f"{at}.conv1.weight")
-        if patch_order is PatchOrder.TILE_FIRST:
-            weight = _channel_first(weight, grid=2**level)
+        if patch_order is PatchOrder.TILE_FIRST:  # from (tile column, tile row, c) to (c, tile row, tile column)
+            tiles = weight.view(len(weight), 2**level, 2**level, 3, *weight.shape[2:])
+            weight = tiles.transpose(1, 3).reshape(weight.shape)
         yield from _convolution(f"{image}.conv1", weight, get(f"{at}.conv1.bias"))
         yield from _convolution(f"{image}.conv_out", get(f"{at}.conv_out.weight"), get(f"{at}.conv_out.bias"))
     for level in (4, 3, 2):
@@ -71,11 +71,6 @@ def network_state(backbone: Backbone, patch_order: PatchOrder, get: GetTensor) -
         yield from _convolution(f"{gate}.attention", get(f"{attention}.weight"), get(f"{attention}.bias"))
         yield from _convolution(f"lateral{level}", get(f"{lateral}.weight"), get(f"{lateral}.bias"))
     yield from _head(get)
-
-
-def _placed(tensor: Tensor, device: torch.device | str, dtype: torch.dtype) -> Tensor:
-    layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
-    return tensor.to(device=device, dtype=dtype, memory_format=layout)
 
 
 def _decoder_block(to: str, at: str, get: GetTensor) -> Named:
@@ -120,7 +115,7 @@ def _convolution(name: str, weight: Tensor, bias: Tensor) -> Named:
 
 def _batch_norm(conv: str, norm: str, get: GetTensor, *, has_bias: bool = True) -> tuple[Tensor, Tensor]:
     """Weight and bias of a convolution with the BatchNorm that follows it."""
-    scale = _wide(get(f"{norm}.weight")) * (_wide(get(f"{norm}.running_var")) + BATCH_NORM_EPSILON).rsqrt()
+    scale = _wide(get(f"{norm}.weight")) * (_wide(get(f"{norm}.running_var")) + _BATCH_NORM_EPSILON).rsqrt()
     shift = _wide(get(f"{norm}.bias")) - scale * _wide(get(f"{norm}.running_mean"))
     weight = _wide(get(f"{conv}.weight"))
     folded = torch.empty_like(weight, memory_format=torch.channels_last)  # channels-last at once: one pass, one tensor
@@ -131,12 +126,6 @@ def _batch_norm(conv: str, norm: str, get: GetTensor, *, has_bias: bool = True) 
 def _mixed(mix: Tensor, weight: Tensor) -> Tensor:
     """A 1x1 convolution [o, c] after a convolution [c, i, k, k], as one."""
     return torch.einsum("oc,cikl->oikl", mix, weight)
-
-
-def _channel_first(weight: Tensor, grid: int) -> Tensor:
-    """Input channels from (tile column, tile row, c) to (c, tile row, tile column)."""
-    tiles = weight.view(len(weight), grid, grid, 3, *weight.shape[2:])
-    return tiles.transpose(1, 3).reshape(weight.shape)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -1,17 +1,17 @@
-"""Modulated deformable convolution, and deformable atrous spatial pyramid pooling (ASPP).
+"""Modulated deformable convolution, and deformable atrous spatial pyramid pooling (ASPP). Inference only.
 
 Papers: Zhu et al., "Deformable ConvNets v2", CVPR 2019 (1); Zheng et al., "Bilateral Reference for High-Resolution
-Dichotomous Image Segmentation", CAAI AIR 2024. Inference only.
+Dichotomous Image Segmentation", CAAI AIR 2024.
 
 Bilinear sampling with zeros outside is a weighted sum of four rows of the channels-last map: exactly what
 `embedding_bag` computes, and its kernels are vectorised over channels. The samples of a whole map (k² times its size)
-never exist at once: pixels are processed in chunks. After `use_kernels` the pyramid runs as one Triton kernel
-(`kernels/aspp.py`).
+never exist at once: pixels are processed in chunks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -47,11 +47,8 @@ class DeformableConv(nn.Module):
             yield chunk, linear(samples, self.weight, self.bias)
 
     def sample(self, padded: Tensor, offset_mask: Tensor, first: int, size: tuple[int, int]) -> Tensor:
-        """Modulated bilinear samples of some pixels.
-
-        padded: the batch's pixels with their margins [B*(H+3)*(W+3), C]; offset_mask: output of `offset` [n, 3k²] for
-        the n pixels from `first` on; size: (H, W). -> [n, k²*C], taps before channels.
-        """
+        """padded: the batch's pixels with their margins [B*(H+3)*(W+3), C]; offset_mask: output of `offset` [n, 3k²]
+        for the n pixels from `first` on; size: (H, W). -> modulated bilinear samples [n, k²*C], taps before channels"""
         height, width = size
         pitch = width + 3
         taps, reach = self.kernel**2, self.kernel // 2
@@ -85,8 +82,8 @@ class DeformableAspp(KernelLayer):
     """Deformable atrous spatial pyramid pooling: four deformable convolutions (k = 1, 1, 3, 7) and the map's mean,
     each through ReLU, then a 1x1 convolution of all of them and ReLU. [B,64,H,W] -> [B,64,H,W]
 
-    BatchNorm is folded into the convolutions. The branches are never concatenated: `projections` holds the 1x1
-    convolution by branch, and its products with the chunks of each branch are summed.
+    The branches are never concatenated: `projections` holds the 1x1 convolution by branch, and its products with the
+    chunks of each branch are summed.
     """
 
     def __init__(self, width: int = 64, branch: int = 256, kernels: tuple[int, ...] = (1, 1, 3, 7)) -> None:
@@ -105,20 +102,13 @@ class DeformableAspp(KernelLayer):
         wide = torch.promote_types(x.dtype, torch.float32)
         mean = x.mean(dim=(2, 3), dtype=wide).to(x.dtype)
         base = self.pooled_projection(F.relu(self.pooled(mean))).to(wide)
+        branches = zip(cast("Iterable[DeformableConv]", self.branches), self.projections, strict=True)
         if self.triton:
-            return self.by_kernel(x, base)
+            from rmbgd.models.kernels.aspp import pyramid
+
+            return pyramid(x, base, [(b.kernel, b.offset(x), b.weight, b.bias, p) for b, p in branches])
         total = base.repeat_interleave(height * width, dim=0)
-        for branch, projection in zip(self.branches, self.projections, strict=True):
+        for branch, projection in branches:
             for chunk, features in branch(x):
                 total[chunk] += linear(F.relu(features, inplace=True), projection)
         return F.relu(total, inplace=True).to(x.dtype).view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-    def by_kernel(self, x: Tensor, base: Tensor) -> Tensor:
-        """All branches in one kernel. `base` [B,64]: the pooled branch, projected."""
-        from rmbgd.models.kernels.aspp import Branch, pyramid
-
-        branches = []
-        for layer, projection in zip(self.branches, self.projections, strict=True):
-            assert isinstance(layer, DeformableConv)
-            branches.append(Branch(layer.kernel, layer.offset(x), layer.weight, layer.bias, projection))
-        return pyramid(x, base, branches)

@@ -1,7 +1,7 @@
 """Fetches published weights into the models directory: from Hugging Face or a folder.
 
-For commands only; the service and the loader never import it. Fetches safetensors and small texts, never a pickle, and
-runs nothing of what it fetches. A model appears in the directory whole and verified, or not at all.
+For commands only; the service and the loader never import it. Never fetches a pickle, and runs nothing of what it
+fetches. A model appears in the directory whole and verified, or not at all.
 """
 
 from __future__ import annotations
@@ -44,7 +44,6 @@ class Offer:
 class Fetched:
     folder: Path
     sha256: str
-    revision: str | None
     brought: bool  # False: this very version was there already
 
 
@@ -58,10 +57,9 @@ def fetch(
     bar: ProgressBar,
     again: bool = False,
 ) -> Fetched:
-    """Fetch `entry` into <models>/<name>; `announce` is called with size and origin before the download begins.
+    """Fetch `entry` into <models>/<name>; resumes interrupted downloads. `announce` is called before the download.
 
-    `again` fetches it even when the same version is there. Interrupted downloads are resumed. Raises ModelError: no
-    network, no such revision, no space, weights that are not what the registry or the source says.
+    Raises ModelError: no network, no such revision, no space, weights that are not what the registry or source says.
     """
     target = models / entry.name
     try:
@@ -70,22 +68,28 @@ def fetch(
         present = read_json(target / ORIGIN)
         same = present.get("sha256") in [digest for digest in (offer.sha256, entry.sha256) if digest]
         if same and not again and (target / WEIGHTS).is_file():
-            return Fetched(target, str(present["sha256"]), offer.revision, brought=False)
+            return Fetched(target, str(present["sha256"]), brought=False)
         staged = models / f".fetching-{entry.name}"
         make_readable_folder(models)
         make_readable_folder(staged)
         with _locked(staged, entry):
-            _drop_other_texts(staged, offer)
+            for path in staged.iterdir():  # left by another version's interrupted fetch: its birefnet.py would decide
+                if path.is_file() and path.name not in {WEIGHTS, *offer.texts}:
+                    path.unlink()
             _check_space(staged, offer)
             source.bring(entry, offer, staged, bar)
-            digest = _verified(entry, offer, staged, bar)
+            try:
+                digest = _verified(entry, offer, staged / WEIGHTS, bar)
+            except ModelError:
+                shutil.rmtree(staged)  # resuming a wrong download would fail for ever
+                raise
             _write_config(entry, staged)
             _write_origin(entry, offer, staged, digest, now)
             shutil.rmtree(staged / ".cache", ignore_errors=True)  # the hub client's notes on the download
             place_folder(staged, target)
     except OSError as error:
         raise ModelError(f"{entry.name}: cannot be placed in {models}: {error.strerror or error}") from error
-    return Fetched(target, digest, offer.revision, brought=True)
+    return Fetched(target, digest, brought=True)
 
 
 class FolderSource:
@@ -94,15 +98,11 @@ class FolderSource:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def _of(self, entry: ModelEntry) -> Path:
+    def offer(self, entry: ModelEntry) -> Offer:
         below = self._folder / entry.name
         folder = below if (below / WEIGHTS).is_file() else self._folder
         if not (folder / WEIGHTS).is_file():
             raise ModelError(f"{self._folder}: neither {WEIGHTS} nor {entry.name}/{WEIGHTS} is in this folder")
-        return folder
-
-    def offer(self, entry: ModelEntry) -> Offer:
-        folder = self._of(entry)
         known = read_json(folder / ORIGIN)
         if known.get("model", entry.name) != entry.name:
             raise ModelError(f"{folder}: holds {known['model']}, not {entry.name}")
@@ -111,7 +111,7 @@ class FolderSource:
         return Offer(str(folder), known.get("revision"), size, known.get("sha256"), texts)
 
     def bring(self, entry: ModelEntry, offer: Offer, into: Path, bar: ProgressBar) -> None:
-        folder = self._of(entry)
+        folder = Path(offer.where)
         _check_fit(entry, folder / WEIGHTS)  # before copying a gigabyte
         for name in offer.texts:
             shutil.copyfile(folder / name, into / name)
@@ -125,10 +125,7 @@ class FolderSource:
 
 
 class HubSource:
-    """Weights at the hub. `revision`: a commit, tag or branch instead of the registry's or the newest.
-
-    The hub client is imported here, so that fetching from a folder needs none.
-    """
+    """Weights at the hub. `revision`: a commit, tag or branch instead of the registry's or the newest."""
 
     def __init__(self, revision: str | None = None, endpoint: str | None = None) -> None:
         from huggingface_hub import HfApi, errors
@@ -140,7 +137,7 @@ class HubSource:
         self._faults = (http, errors.XetDownloadError, errors.HFValidationError, OSError)
 
     def offer(self, entry: ModelEntry) -> Offer:
-        """What the hub states of the weights, pinned to a commit. Raises ModelError in one line."""
+        """What the hub states of the weights, pinned to a commit. Raises ModelError."""
         if entry.hub_id is None:
             raise ModelError(f"{entry.name} ships inside the package; there is nothing to fetch")
         revision = self._revision or entry.revision
@@ -173,37 +170,22 @@ class HubSource:
 
 
 def _hub_error(error: Exception, entry: ModelEntry, revision: str | None) -> ModelError:
-    """What went wrong with the hub, and what to do, as one line."""
     from huggingface_hub import errors
 
     page = f"https://huggingface.co/{entry.hub_id}"
     offline = "on a machine with network fetch it, carry the folder here, and use --from FOLDER"
-    if isinstance(error, errors.GatedRepoError):
-        text = f"the hub wants you to accept the terms at {page} and to log in first (hf auth login, or HF_TOKEN)"
-    elif isinstance(error, errors.RevisionNotFoundError):
-        text = f"{page} has no revision {revision}"
-    elif isinstance(error, errors.RepositoryNotFoundError):
-        text = f"{page} is not there, or is private and you are not logged in"
-    elif isinstance(error, errors.OfflineModeIsEnabled):
-        text = f"HF_HUB_OFFLINE forbids the network; unset it, or {offline}"
-    elif isinstance(error, errors.HfHubHTTPError):
-        text = f"the hub refused: {_first_line(error)}"
-    else:
-        text = f"no network, or the hub cannot be reached ({_first_line(error)}); {offline}"
-    return ModelError(f"{entry.name}: {text}")
-
-
-def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    return os.strerror(error.errno) if isinstance(error, OSError) and error.errno and not lines else text
-
-
-def _drop_other_texts(staged: Path, offer: Offer) -> None:
-    """Remove what an interrupted fetch of another version left: its birefnet.py would decide for these weights."""
-    for path in staged.iterdir():
-        if path.is_file() and path.name not in {WEIGHTS, *offer.texts}:
-            path.unlink()
+    said = lines[0] if lines else type(error).__name__
+    texts: dict[type[Exception], str] = {
+        errors.GatedRepoError: f"the hub wants you to accept the terms at {page} and to log in first "
+        "(hf auth login, or HF_TOKEN)",
+        errors.RevisionNotFoundError: f"{page} has no revision {revision}",
+        errors.RepositoryNotFoundError: f"{page} is not there, or is private and you are not logged in",
+        errors.OfflineModeIsEnabled: f"HF_HUB_OFFLINE forbids the network; unset it, or {offline}",
+        errors.HfHubHTTPError: f"the hub refused: {said}",
+        Exception: f"no network, or the hub cannot be reached ({said}); {offline}",
+    }
+    return ModelError(f"{entry.name}: {next(text for kind, text in texts.items() if isinstance(error, kind))}")
 
 
 def _check_space(staged: Path, offer: Offer) -> None:
@@ -214,27 +196,15 @@ def _check_space(staged: Path, offer: Offer) -> None:
         raise ModelError(f"{staged.parent}: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free")
 
 
-def _verified(entry: ModelEntry, offer: Offer, staged: Path, bar: ProgressBar) -> str:
-    """The digest of the staged weights, once they are whole, fit the network and are those that were stated.
-
-    What fails is deleted: resuming a wrong download would fail for ever.
-    """
-    weights = staged / WEIGHTS
-    try:
-        _check_fit(entry, weights)
-        with bar(f"verifying {entry.name}", weights.stat().st_size) as done:
-            digest = sha256_of(weights, done)
-        _check_digest(entry, offer, digest)
-    except ModelError:
-        shutil.rmtree(staged)
-        raise
-    return digest
-
-
-def _check_digest(entry: ModelEntry, offer: Offer, digest: str) -> None:
+def _verified(entry: ModelEntry, offer: Offer, weights: Path, bar: ProgressBar) -> str:
+    """The digest of the staged weights, once they are whole, fit the network and are those that were stated."""
+    _check_fit(entry, weights)
+    with bar(f"verifying {entry.name}", weights.stat().st_size) as done:
+        digest = sha256_of(weights, done)
     for source, expected in (("the registry", entry.sha256), (offer.where, offer.sha256)):
         if expected and expected != digest:
             raise ModelError(f"{entry.name}: sha256 is {digest}, but {source} states {expected}; fetch it again")
+    return digest
 
 
 def _check_fit(entry: ModelEntry, weights: Path) -> None:
@@ -244,13 +214,11 @@ def _check_fit(entry: ModelEntry, weights: Path) -> None:
 
 
 def _write_config(entry: ModelEntry, staged: Path) -> None:
-    """A config.json with which transformers opens the folder without remote code (`hf.py`).
-
-    The published one names the author's code instead; it is kept beside. One that rmbgd saved stays as it is.
-    """
+    """A config.json with which transformers opens the folder without remote code (`hf.py`); the published one, which
+    names the author's code, is kept beside."""
     config = staged / CONFIG
     if read_json(config).get("model_type") == "birefnet":
-        return
+        return  # saved by rmbgd
     if config.exists():
         config.rename(staged / PUBLISHED_CONFIG)
     facts = {"model_type": "birefnet", "backbone": entry.backbone, "input_size": list(entry.input_size)}
@@ -261,24 +229,15 @@ def _write_origin(entry: ModelEntry, offer: Offer, staged: Path, digest: str, no
     for path in staged.iterdir():
         if path.is_file():
             path.chmod(0o644)  # text, not executable; readable for the service
-    write_json(
-        staged / ORIGIN,
-        {
-            "model": entry.name,
-            "hub_id": entry.hub_id,
-            "licence": entry.licence,
-            "revision": offer.revision,
-            "sha256": digest,
-            "bytes": offer.weights_bytes,
-            "placed_from": offer.where,
-            "placed_at": now.isoformat(timespec="seconds"),
-        },
-    )
+    model = {"model": entry.name, "hub_id": entry.hub_id, "licence": entry.licence}
+    weights = {"revision": offer.revision, "sha256": digest, "bytes": offer.weights_bytes}
+    placed = {"placed_from": offer.where, "placed_at": now.isoformat(timespec="seconds")}
+    write_json(staged / ORIGIN, model | weights | placed)
 
 
 @contextlib.contextmanager
 def _locked(staged: Path, entry: ModelEntry) -> Iterator[None]:
-    """One fetch of a model at a time: a lock on the staging folder, released with the process or the folder."""
+    """A lock on the staging folder, released with the process or the folder."""
     descriptor = os.open(staged, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

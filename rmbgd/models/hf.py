@@ -6,8 +6,8 @@
 
 For notebooks and other programs; the service never imports it. The model's own parameters are the published ones, so
 `save_pretrained` writes what the author's code and `load_model` read, bit for bit. The network that computes is
-folded from them at the first forward, and again after they moved or changed type; it does not train. After changing a
-parameter in place call `refold`.
+folded from them at the first forward, and again after they moved or changed type. After changing one in place call
+`refold`.
 """
 
 from __future__ import annotations
@@ -51,10 +51,6 @@ class BiRefNetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         self.published_as = published_as
 
 
-class TensorTree(nn.Module):
-    """A branch of the tree of published names; holds tensors, computes nothing."""
-
-
 class BiRefNetForImageSegmentation(PreTrainedModel):  # type: ignore[no-untyped-call]
     """pixel_values: normalised images [B,3,H,W], H and W multiples of 32 -> logits [B,1,H,W]."""
 
@@ -73,7 +69,7 @@ class BiRefNetForImageSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
             branch: nn.Module = self
             for word in path:
                 if not hasattr(branch, word):
-                    branch.add_module(word, TensorTree())
+                    branch.add_module(word, nn.Module())
                 branch = branch.get_submodule(word)
             if info.floating and not leaf.startswith("running_"):
                 branch.register_parameter(leaf, nn.Parameter(torch.empty(info.shape), requires_grad=False))
@@ -86,10 +82,9 @@ class BiRefNetForImageSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
     def from_pretrained(  # type: ignore[override]
         cls, source: str | os.PathLike[str], *more: Any, **options: Any
     ) -> BiRefNetForImageSegmentation:
-        """As transformers does it, for a folder or a name at the hub.
+        """As transformers does it, for a folder or a name at the hub. Raises ModelError.
 
-        A folder is held to the same rules as `load_model` holds it: strict names, known patch order, accepted
-        licence; the author's own folders pass too. Raises ModelError.
+        A folder is held to the same rules as `load_model` holds it; the author's own folders pass too.
         """
         if os.path.isdir(source):
             options["config"] = _completed(Path(source), options.pop("config", None))
@@ -105,7 +100,6 @@ class BiRefNetForImageSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         return (logits,) if return_dict is False else SemanticSegmenterOutput(logits=logits)
 
     def refold(self) -> None:
-        """Make the network from the parameters as they are now."""
         if self.config.patch_order is None:
             raise ModelError("the order of the image patches is not known: set config.patch_order")
         backbone, order = BACKBONES[self.config.backbone], PatchOrder(self.config.patch_order)
@@ -121,7 +115,6 @@ class BiRefNetForImageSegmentation(PreTrainedModel):  # type: ignore[no-untyped-
         return super()._apply(*more, **options)  # type: ignore[no-untyped-call]
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Values for what a checkpoint may leave out, and for a network that is made without one."""
         for name, tensor in (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)):
             if getattr(tensor, "_is_hf_initialized", False):
                 continue

@@ -1,8 +1,7 @@
 """First and last step of inference: images resized into a network's input, logits to alpha.
 
 Each step as plain torch, which runs on every device and defines it, and as a Triton kernel that is tested against it.
-Bilinear resize with antialiasing as Pillow computes it: a triangle as wide as the step between samples, cut at the
-border and normalised there (Pillow, ImagingResample).
+The resize is Pillow's (ImagingResample): a triangle as wide as the step between samples, cut and normalised at borders.
 """
 
 from __future__ import annotations
@@ -19,12 +18,11 @@ from rmbgd.models.birefnet import BiRefNet
 def put_images(images: Sequence[Tensor], inputs: Tensor, scale: Tensor, shift: Tensor, *, triton: bool = False) -> None:
     """inputs[i] = resized(images[i]) * scale + shift, for each image.
 
-    images  uint8 [H, W, 3] on the device of `inputs`, rows may have any stride; H and W differ from one to the next
-    inputs    [B, 3, h, w] of any floating type, channels-last; rows beyond the images are left alone
+    images        uint8 [H, W, 3] on the device of `inputs`, rows may have any stride; H and W differ
+    inputs        [B, 3, h, w] of any floating type, channels-last; rows beyond the images are left alone
     scale, shift  float32 [3], per channel
 
-    Resized values are within 1/255 of Pillow's, which rounds to bytes; on a CPU they are rounded as Pillow does.
-    Raises ValueError for more images than rows of `inputs`.
+    Resized values are within 1/255 of Pillow's. Raises ValueError for more images than rows of `inputs`.
     """
     if len(images) > len(inputs):
         raise ValueError(f"{len(images)} images for {len(inputs)} places")
@@ -41,10 +39,7 @@ def put_images(images: Sequence[Tensor], inputs: Tensor, scale: Tensor, shift: T
 
 
 def image_table(images: Sequence[Tensor]) -> Tensor:
-    """A row for each image, on the CPU: address, height, width, bytes from row to row. int64 [n, 4]
-
-    Raises ValueError for images that are not uint8 [H, W, 3] with contiguous pixels.
-    """
+    """A row for each image, on the CPU: address, height, width, bytes a row. int64 [n, 4]. Raises ValueError."""
     rows = []
     for image in images:
         if image.dtype != torch.uint8 or image.dim() != 3 or image.shape[2] != 3 or not image.numel():
@@ -67,10 +62,7 @@ def resized(image: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def mattes(module: nn.Module, inputs: Tensor, *, triton: bool = False) -> tuple[Tensor, Tensor]:
-    """Normalised images [b, 3, h, w] -> alpha float32 [b, h, w], and bool [b]: all logits of this image are finite.
-
-    Alpha is the sigmoid of the logits, computed in float32. An image that is not finite says nothing about the others.
-    """
+    """Normalised images [b, 3, h, w] -> alpha float32 [b, h, w], and bool [b]: all logits of this image are finite."""
     if triton and isinstance(module, BiRefNet):
         from rmbgd.models.kernels.head import head_alpha
 

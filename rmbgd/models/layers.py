@@ -1,12 +1,9 @@
-"""Layers and matrix products shared by the networks; how large a chunk of work is.
-
-The layers skip weight initialisation on the meta device: it does nothing there, and took most of the time that building
-a network takes.
-"""
+"""Layers and matrix products shared by the networks; how large a chunk of work is."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +37,13 @@ def linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return product.permute(0, 2, 3, 1).reshape(*rows.shape[:-1], -1)
 
 
+# Initialising weights on the meta device does nothing, and took most of the time that building a network takes.
+
+
 class Linear(nn.Linear):
     """`nn.Linear` through `linear`. Reads any floating type; computes and returns that of its weights."""
+
+    __call__: Callable[..., Tensor]
 
     def forward(self, x: Tensor) -> Tensor:
         return linear(x.to(self.weight.dtype), self.weight, self.bias)
@@ -52,12 +54,8 @@ class Linear(nn.Linear):
 
 
 class Conv2d(nn.Conv2d):
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            super().reset_parameters()
+    __call__: Callable[..., Tensor]
 
-
-class LayerNorm(nn.LayerNorm):
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
@@ -65,6 +63,8 @@ class LayerNorm(nn.LayerNorm):
 
 class KernelLayer(ABC, nn.Module):
     """A layer that can run as a Triton kernel."""
+
+    __call__: Callable[..., Tensor]
 
     @abstractmethod
     def use_kernels(self, *, triton: bool) -> None:

@@ -22,13 +22,11 @@ FOLDER = "accepted"  # below the models directory: no registry model has this na
 
 @dataclass(frozen=True)
 class Acceptance:
-    """One record. `accepted_at` is UTC, ISO 8601; `licence` is the SPDX identifier that was accepted."""
-
     model: str
-    licence: str
+    licence: str  # SPDX identifier
     licence_url: str
     accepted_by: str
-    accepted_at: str
+    accepted_at: str  # UTC, ISO 8601
     host: str
 
 
@@ -48,18 +46,9 @@ def acting_person() -> str:
 
 
 def accept(entry: ModelEntry, models: Path, *, who: str, now: datetime) -> Acceptance:
-    """Record that `who` accepted the licence of `entry`, durably and in one step.
-
-    `now` is aware, UTC. Raises ModelError when the folder cannot be written.
-    """
-    record = Acceptance(
-        model=entry.name,
-        licence=entry.licence,
-        licence_url=entry.licence_url,
-        accepted_by=who,
-        accepted_at=now.isoformat(timespec="seconds"),
-        host=socket.gethostname(),
-    )
+    """Record it durably and in one step. `now` is aware, UTC. Raises ModelError when the folder cannot be written."""
+    moment = now.isoformat(timespec="seconds")
+    record = Acceptance(entry.name, entry.licence, entry.licence_url, who, moment, socket.gethostname())
     try:
         write_json(record_path(entry, models), asdict(record))
     except OSError as error:
@@ -83,11 +72,10 @@ def require(entry: ModelEntry, models: Path) -> Acceptance | None:
     """None where no acceptance is needed, else the record. Raises ModelError naming the models that need none."""
     if not entry.needs_consent:
         return None
-    record = accepted(entry, models)
-    if record is None:
-        raise ModelError(
-            f"{entry.name}: licensed under {entry.licence}, which forbids commercial use; no acceptance is recorded in "
-            f"{models}. Read {entry.licence_url}, then: rmbgd models accept {entry.name}. "
-            f"Free for commercial use: {', '.join(alternatives(entry))}"
-        )
-    return record
+    if record := accepted(entry, models):
+        return record
+    raise ModelError(
+        f"{entry.name}: licensed under {entry.licence}, which forbids commercial use; no acceptance is recorded in "
+        f"{models}. Read {entry.licence_url}, then: rmbgd models accept {entry.name}. "
+        f"Free for commercial use: {', '.join(alternatives(entry))}"
+    )

@@ -1,7 +1,6 @@
-"""Loads a model by name, folder or file: checked, mapped, folded, with its provenance.
+"""The one path by which weights are loaded, by name, folder or file: checked, mapped, folded, with their provenance.
 
-The one path by which weights are loaded. Never goes to the network, never unpickles, never runs code that lies beside
-weights. What was loaded and why is returned; the caller emits the event.
+Never goes to the network, never unpickles, never runs code that lies beside weights.
 """
 
 from __future__ import annotations
@@ -29,13 +28,9 @@ from rmbgd.models.store import DEFAULT_MODELS, StoredModel, resolve
 from rmbgd.models.u2net import build_u2netp
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What was loaded, and what states it: the facts of one event.
-
-    Sizes are bytes; `input_size` is (height, width) in pixels. `mapped_bytes` of the network's tensors are pages of the
-    file, reclaimable and shared with the page cache; `private_bytes` are copies (folded, cast, or on a device).
-    """
+    """What was loaded, and what states it: the facts of one event."""
 
     model: str  # the registry's name, else the path
     path: str
@@ -44,28 +39,24 @@ class Provenance:
     licence: str  # SPDX identifier, "unknown" for weights that the registry does not know
     accepted_by: str  # who accepted a licence that restricts use; empty where none is needed
     architecture: str
-    backbone: str
-    patch_order: str
-    patch_order_because: str
+    backbone: str = ""
+    patch_order: str = ""
+    patch_order_because: str = ""
     stored_precision: str  # of the file: "F32", "F16", "BF16", "mixed"
     precision: str  # of the network: "float32", ...
     device: str
     parameters: int
-    input_size: tuple[int, int]
-    mapped_bytes: int
-    private_bytes: int
+    input_size: tuple[int, int]  # (height, width) in pixels
+    mapped_bytes: int  # pages of the file, reclaimable and shared with the page cache
+    private_bytes: int  # copies: folded, cast, or on a device
     seconds: float  # until the module could compute
 
     def facts(self) -> dict[str, object]:
-        """As JSON takes it."""
         return asdict(self)
 
 
 class LoadedModel:
-    """`module` maps normalised images [B,3,H,W] to logits [B,1,H,W]; alpha = sigmoid(logits).
-
-    `input_size` is the (height, width) that the weights are meant for, known without waiting for the digest.
-    """
+    """`module` maps normalised images [B,3,H,W] to logits [B,1,H,W]; `input_size`: its (height, width)."""
 
     def __init__(self, module: nn.Module, input_size: tuple[int, int], finish: Callable[[], Provenance]) -> None:
         self.module = module
@@ -74,10 +65,9 @@ class LoadedModel:
 
     @cached_property
     def provenance(self) -> Provenance:
-        """What was loaded. Waits for the file's digest, which is computed meanwhile.
+        """Waits for the file's digest; until it has returned, what the module computes comes from unverified weights.
 
-        Raises ModelError when a source states another digest. Until this has returned, what the module computes comes
-        from unverified weights.
+        Raises ModelError when a source states another digest.
         """
         return self._finish()
 
@@ -98,10 +88,8 @@ def load_model(
     sha256       what the file's digest must be, hex, beside what the registry and the record of its fetch state
 
     Returns as soon as the module can compute; read `.provenance` before anything it computed is used. An engine
-    warms up in between, so the digest costs no time.
-
-    Raises ModelError, an operator's error, in one line that says what is wrong and what to do: weights that are not
-    there, damaged, pickled, of another network or digest, of unknown patch order, or whose licence is not accepted.
+    warms up in between, so the digest costs no time. Raises ModelError for weights that are not there, damaged,
+    pickled, of another network or digest, of unknown patch order, or whose licence is not accepted.
     """
     started = time.monotonic()
     model = resolve(source, models)
@@ -114,11 +102,14 @@ def load_model(
     # The digest needs every byte and no interpreter: it is computed while the network is warmed up. Begun earlier, it
     # takes from the building what it gains: both want the memory's bandwidth.
     hashing = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-    digest = hashing.submit(_digest, model.weights)
+    digest = hashing.submit(sha256_of, model.weights)
     hashing.shutdown(wait=False)
 
     def finish() -> Provenance:
-        digest.result()
+        try:
+            found = digest.result()
+        except OSError as error:
+            raise ModelError(f"{model.weights}: cannot be read: {error.strerror}") from error
         if _file_version(model.weights) != version:
             raise ModelError(f"{model.weights}: was replaced or written to while it was read; load it again")
         tensors = [*module.parameters(), *module.buffers()]
@@ -126,8 +117,8 @@ def load_model(
         return Provenance(
             model=model.name,
             path=str(model.weights),
-            sha256=digest.result(),
-            sha256_agrees_with=_agreement(model, digest.result(), sha256),
+            sha256=found,
+            sha256_agrees_with=_agreement(model, found, sha256),
             licence=model.entry.licence if model.entry else "unknown",
             accepted_by=acceptance.accepted_by if acceptance else "",
             **facts,
@@ -149,8 +140,7 @@ def _build(
 ) -> tuple[nn.Module, dict[str, str], set[int]]:
     """The network, the facts of its provenance, and the addresses of tensors that lie in the mapped file."""
     if model.entry and model.entry.architecture is Architecture.U2NETP:
-        facts = {"architecture": "u2netp", "backbone": "", "patch_order": "", "patch_order_because": ""}
-        return build_u2netp(device=device, dtype=dtype), facts, set()
+        return build_u2netp(device=device, dtype=dtype), {"architecture": "u2netp"}, set()
     backbone, choice = model.backbone(header), model.patch_order(setting)
     get, mapped = _mapped(model.weights)
     module = assemble(BACKBONES[backbone], choice.order, get, device=device, dtype=dtype)
@@ -174,8 +164,7 @@ def _without_garbage_collector() -> Iterator[None]:
 def _mapped(weights: Path) -> tuple[Callable[[str], Tensor], set[int]]:
     """A function that returns tensors of a mapped file without reading them, and the addresses of those it returned.
 
-    The mapping lives as long as a tensor of it does. A mapped file must be replaced by a rename, as `fetch` does: one
-    that is truncated kills its readers.
+    A mapped file must be replaced by a rename, as `fetch` does: one that is truncated kills its readers.
     """
     try:
         file = safe_open(weights, framework="pt", device="cpu")
@@ -192,19 +181,11 @@ def _mapped(weights: Path) -> tuple[Callable[[str], Tensor], set[int]]:
 
 
 def _file_version(path: Path) -> tuple[int, ...]:
-    """What stays the same while a file is the same file with the same content."""
     try:
         facts = path.stat()
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
-
-
-def _digest(weights: Path) -> str:
-    try:
-        return sha256_of(weights)
-    except OSError as error:
-        raise ModelError(f"{weights}: cannot be read: {error.strerror}") from error
 
 
 def _agreement(model: StoredModel, digest: str, expected: str | None) -> tuple[str, ...]:
@@ -220,10 +201,8 @@ def _agreement(model: StoredModel, digest: str, expected: str | None) -> tuple[s
 
 
 def _parse_order(setting: PatchOrder | str | None) -> PatchOrder | None:
-    if setting is None or setting == "auto":
+    if setting in {None, "auto"}:
         return None
-    try:
+    if setting in list(PatchOrder):
         return PatchOrder(setting)
-    except ValueError:
-        known = ", ".join(PatchOrder)
-        raise ModelError(f"patch_order: {setting!r} is neither auto nor one of {known}") from None
+    raise ModelError(f"patch_order: {setting!r} is neither auto nor one of {', '.join(PatchOrder)}")

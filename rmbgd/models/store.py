@@ -1,31 +1,17 @@
-"""Finds and verifies weights on disk, without torch and without the network.
-
-They lie in <models>/<name>/model.safetensors, or in any folder or file that the operator names.
-"""
+"""Finds and verifies weights on disk, in <models>/<name>/ or any folder or file; without torch, without the network."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rmbgd.errors import ModelError
-from rmbgd.models import licences
-from rmbgd.models.checkpoint import (
-    CONVERTER,
-    PICKLE_SUFFIXES,
-    CheckpointHeader,
-    PatchChoice,
-    ProgressBar,
-    choose_patch_order,
-    read_header,
-    refuse_pickle,
-    require_published,
-    sha256_of,
-)
+from rmbgd.models import checkpoint, licences
 from rmbgd.models.registry import REGISTRY, Architecture, ModelEntry, PatchOrder, lookup
 
 DEFAULT_MODELS = Path("/var/lib/rmbgd/models")
@@ -52,14 +38,14 @@ class StoredModel:
         stated = {"the registry": self.entry.sha256 if self.entry else None, ORIGIN: self.origin.get("sha256")}
         return {source: digest for source, digest in stated.items() if isinstance(digest, str)}
 
-    def backbone(self, header: CheckpointHeader) -> str:
-        """The backbone of these BiRefNet weights. Raises ModelError unless every published tensor is there."""
-        return require_published(header.tensors, self.weights, self.entry.backbone if self.entry else None)
+    def backbone(self, header: checkpoint.CheckpointHeader) -> str:
+        """Raises ModelError unless every tensor of a published BiRefNet is there."""
+        return checkpoint.require_published(header.tensors, self.weights, self.entry.backbone if self.entry else None)
 
-    def patch_order(self, setting: PatchOrder | None = None) -> PatchChoice:
+    def patch_order(self, setting: PatchOrder | None = None) -> checkpoint.PatchChoice:
         """The order of image patches, and who states it. Raises ModelError when no source does, or two contradict."""
-        saved = self._config().get("patch_order")
-        return choose_patch_order(
+        saved = read_json(self.weights.with_name(CONFIG)).get("patch_order")
+        return checkpoint.choose_patch_order(
             model=self.name,
             registry=self.entry.patch_order if self.entry else None,
             author_code=_small_text(self.weights.with_name(AUTHOR_CODE)),  # read, never run
@@ -71,20 +57,16 @@ class StoredModel:
         """(height, width) that the weights are meant for: the registry's, what was saved with them, or 1024x1024."""
         if self.entry:
             return self.entry.input_size
-        match self._config().get("input_size"):
+        match read_json(self.weights.with_name(CONFIG)).get("input_size"):
             case [int(height), int(width)] if height > 0 and width > 0 and height % 32 == width % 32 == 0:
                 return height, width
         return 1024, 1024
 
-    def _config(self) -> dict[str, Any]:
-        return read_json(self.weights.with_name(CONFIG))
-
 
 def resolve(source: str | os.PathLike[str], models: Path = DEFAULT_MODELS) -> StoredModel:
-    """A registry name, a folder or a file -> the checkpoint.
+    """The checkpoint by registry name, which goes before a folder of that name here (write ./name), folder or file.
 
-    A name that is also a folder here means the registry's model; write ./name for the folder. Raises ModelError that
-    says what is missing and how to get it.
+    Raises ModelError that says what is missing and how to get it.
     """
     text = os.fspath(source)
     if text.lower() in REGISTRY:
@@ -95,7 +77,7 @@ def resolve(source: str | os.PathLike[str], models: Path = DEFAULT_MODELS) -> St
             raise ModelError(f"{path}: no such file or folder")
         lookup(text)  # raises, with the nearest names
     weights = _weights_in(path) if path.is_dir() else path
-    refuse_pickle(weights)
+    checkpoint.refuse_pickle(weights)
     entry, origin = _identify(weights, models)
     return StoredModel(weights, entry, entry.name if entry else str(path), origin)
 
@@ -122,7 +104,7 @@ def _weights_in(folder: Path) -> Path:
     except OSError as error:
         raise ModelError(f"{folder}: cannot be read: {error.strerror}") from error
     tensors = [n for n in names if n.endswith(".safetensors")]
-    pickles = [n for n in names if Path(n).suffix.lower() in PICKLE_SUFFIXES]
+    pickles = [n for n in names if Path(n).suffix.lower() in checkpoint.PICKLE_SUFFIXES]
     if f"{WEIGHTS}.index.json" in names:
         raise ModelError(f"{folder}: the checkpoint is split over several files; this program reads one {WEIGHTS}")
     if tensors:
@@ -130,32 +112,28 @@ def _weights_in(folder: Path) -> Path:
     if pickles:
         raise ModelError(
             f"{folder}: no {WEIGHTS} there, only pickled weights ({', '.join(pickles[:5])}), which can run code when "
-            f"loaded. Convert them once: python {CONVERTER} {folder / pickles[0]} {weights}"
+            f"loaded. Convert them once: python {checkpoint.CONVERTER} {folder / pickles[0]} {weights}"
         )
     raise ModelError(f"{folder}: no {WEIGHTS} there")
 
 
 def _identify(weights: Path, models: Path) -> tuple[ModelEntry | None, dict[str, Any]]:
     """Which registry model a file on disk is, if anything says so: the licence follows the weights, not the path."""
-    if _is_embedded(weights):
-        return REGISTRY["u2netp"], {}
+    embedded = REGISTRY["u2netp"]
+    with suppress(OSError):  # reading the header will say why it cannot be read
+        if weights.resolve() == EMBEDDED.resolve() or (
+            weights.stat().st_size == embedded.file_bytes and checkpoint.sha256_of(weights) == embedded.sha256
+        ):
+            return embedded, {}
     folder = weights.parent.resolve()
     origin = read_json(folder / ORIGIN)
     for entry in REGISTRY.values():
         if _belongs(entry, weights, folder, origin, models):
             return entry, origin
-    return _by_model_card(folder), origin
-
-
-def _is_embedded(weights: Path) -> bool:
-    """The weights of the package, or a copy of them under any name."""
-    entry = REGISTRY["u2netp"]
-    try:
-        return weights.resolve() == EMBEDDED.resolve() or (
-            weights.stat().st_size == entry.file_bytes and sha256_of(weights) == entry.sha256
-        )
-    except OSError:
-        return False  # reading its header will say why it cannot be read
+    # The front matter of the model card may name the licence.
+    front = re.match(r"\s*---\n(.*?)\n---", _small_text(folder / "README.md") or "", re.DOTALL)
+    bria = front and re.search(r"bria-rmbg-2|rmbg-2\.0", front[1], re.IGNORECASE)
+    return REGISTRY["rmbg-2.0"] if bria else None, origin
 
 
 def _belongs(entry: ModelEntry, weights: Path, folder: Path, origin: dict[str, Any], models: Path) -> bool:
@@ -174,31 +152,19 @@ def _belongs(entry: ModelEntry, weights: Path, folder: Path, origin: dict[str, A
     return entry.needs_consent and (saved or bool(names & {folder.name.lower(), weights.stem.lower()}))
 
 
-def _by_model_card(folder: Path) -> ModelEntry | None:
-    """A non-commercial entry whose licence the model card (README.md's front matter) names."""
-    card = _small_text(folder / "README.md") or ""
-    front = re.match(r"\s*---\n(.*?)\n---", card, re.DOTALL)
-    if front and re.search(r"bria-rmbg-2|rmbg-2\.0", front.group(1), re.IGNORECASE):
-        return REGISTRY["rmbg-2.0"]
-    return None
-
-
 def _small_text(path: Path) -> str | None:
-    try:
-        if not path.is_file() or path.stat().st_size > TEXT_LIMIT:
-            return None
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
+    with suppress(OSError):
+        if path.is_file() and path.stat().st_size <= TEXT_LIMIT:
+            return path.read_text(encoding="utf-8", errors="replace")
+    return None
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a small file; empty when there is none, or none that can be read."""
-    try:
-        value = json.loads(_small_text(path) or "{}")
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
+    with suppress(ValueError, RecursionError):
+        if isinstance(value := json.loads(_small_text(path) or "{}"), dict):
+            return value
+    return {}
 
 
 @dataclass
@@ -212,22 +178,21 @@ class VerificationReport:
     needs: list[str] = field(default_factory=list)
 
 
-def verify(model: StoredModel, models: Path, bar: ProgressBar, *, sha256: str | None = None) -> VerificationReport:
-    """Whether weights are whole, the published network's, and those that were stated; reads the whole file once.
-
-    `sha256`: what the operator expects, beside what is on record.
-    """
+def verify(
+    model: StoredModel, models: Path, bar: checkpoint.ProgressBar, *, sha256: str | None = None
+) -> VerificationReport:
+    """Whether weights are whole, the published network's, and those that were stated (`sha256`: by the operator)."""
     report = VerificationReport(model.name, model.weights)
     entry = model.entry
     is_birefnet = entry is None or entry.architecture is Architecture.BIREFNET
     try:
-        header = read_header(model.weights)
+        header = checkpoint.read_header(model.weights)
         report.facts |= {"bytes": header.file_bytes, "precision": header.precision}
         if is_birefnet:
             report.facts["backbone"] = model.backbone(header)
         report.facts["parameters"] = header.parameters
         with bar(f"verifying {model.name}", header.file_bytes) as done:
-            digest = report.facts["sha256"] = sha256_of(model.weights, done)
+            digest = report.facts["sha256"] = checkpoint.sha256_of(model.weights, done)
     except ModelError as error:
         report.problems.append(str(error))
         return report
@@ -237,12 +202,12 @@ def verify(model: StoredModel, models: Path, bar: ProgressBar, *, sha256: str | 
     stated = model.stated_sha256() | ({"the operator": sha256} if sha256 else {})
     report.facts["sha256_agrees_with"] = [source for source, value in stated.items() if value == digest]
     report.problems += [f"sha256 is {digest}, {s} states {value}" for s, value in stated.items() if value != digest]
-    try:
-        if is_birefnet:
+    if is_birefnet:
+        try:
             choice = model.patch_order()
             report.facts |= {"patch_order": choice.order.value, "patch_order_because": choice.reason}
-    except ModelError as error:
-        report.needs.append(str(error))
+        except ModelError as error:
+            report.needs.append(str(error))
     try:
         if entry:
             licences.require(entry, models)

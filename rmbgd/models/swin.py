@@ -1,7 +1,7 @@
-"""Swin Transformer v1, the backbone: attention in shifted windows.
+"""Swin Transformer v1, the backbone: attention in shifted windows. Inference only.
 
 Paper: Liu et al., "Swin Transformer: Hierarchical Vision Transformer using Shifted Windows", ICCV 2021; the numbers in
-brackets are its equations. Parameter names are those of the published checkpoints. Inference only.
+brackets are its equations. Parameter names are those of the published checkpoints.
 
 Exact savings, against the paper's code: tokens that pad the map to whole windows never pass through qkv and proj
 (LayerNorm comes before the padding, so their query, key and value are the bias); which token belongs to which window is
@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmbgd.models.checkpoint import Backbone
-from rmbgd.models.layers import Conv2d, KernelLayer, LayerNorm, Linear, rows_per_chunk
+from rmbgd.models.layers import Conv2d, KernelLayer, Linear, rows_per_chunk
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,6 @@ class WindowPlan:
 def window_plan(
     batch: int, height: int, width: int, window: int, shift: int, windows_per_chunk: int, device: torch.device
 ) -> WindowPlan:
-    """The plan for maps of this shape. Cached: a service sees few shapes, each many times."""
     tokens = torch.arange(batch * height * width).view(batch, height, width)
     tokens = F.pad(tokens, (0, -width % window, 0, -height % window), value=-1).roll((-shift, -shift), dims=(1, 2))
     rows, columns = tokens.shape[1] // window, tokens.shape[2] // window
@@ -61,13 +60,14 @@ def window_plan(
     last_column = torch.arange(columns).eq(columns - 1).view(1, 1, columns)
     pattern = (2 * last_row + 1 * last_column).expand(batch, -1, -1).flatten() * bool(shift)
     kinds = 2 * pattern + 1 * windows.lt(0).any(dim=1)
-    chunks = []
-    for kind in sorted(set(kinds.tolist())):
-        alike = windows[kinds == kind]
-        chunks += [_chunk(some, kind // 2, device) for some in torch.split(alike, windows_per_chunk)]
+    chunks = tuple(
+        _chunk(some, kind // 2, device)
+        for kind in sorted(set(kinds.tolist()))
+        for some in torch.split(windows[kinds == kind], windows_per_chunk)
+    )
     cuts = ((False, True), (True, False), (True, True)) if shift else ()
     masks = tuple(_mask(window, shift, cut_rows=r, cut_columns=c).to(device) for r, c in cuts)
-    return WindowPlan(tuple(chunks), (None, *masks))
+    return WindowPlan(chunks, (None, *masks))
 
 
 def _chunk(windows: Tensor, pattern: int, device: torch.device) -> WindowChunk:
@@ -97,7 +97,7 @@ def relative_position_index(window: int, device: torch.device) -> Tensor:
 
 
 class WindowAttention(KernelLayer):
-    """softmax(q kᵀ / sqrt(d) + relative position bias) v within each window (4), for all heads."""
+    """softmax(q kᵀ / sqrt(d) + relative position bias) v within each window (4), for all heads: [n, C] -> [n, C]"""
 
     def __init__(self, dim: int, heads: int, window: int) -> None:
         super().__init__()
@@ -117,18 +117,10 @@ class WindowAttention(KernelLayer):
             self.kernel_bias = padded_bias(self.position_bias().detach())
 
     def position_bias(self) -> Tensor:
-        """Relative position bias [heads, window², window²]."""
+        """[heads, window², window²]"""
         index = relative_position_index(self.window, self.relative_position_bias_table.device)
         bias = self.relative_position_bias_table.t().index_select(1, index)
         return bias.view(self.heads, self.window**2, self.window**2)
-
-    def masked_bias(self, plan: WindowPlan) -> list[Tensor]:
-        """[1, heads, window², window²] for each mask of the plan, -inf where the mask says no.
-
-        Made anew each time: 0.4 % of a forward on a CPU, where kept it would be 120 MB with Swin-L.
-        """
-        bias = self.position_bias().unsqueeze(0)
-        return [bias if mask is None else bias.masked_fill(~mask, float("-inf")) for mask in plan.masks]
 
     def by_kernel(self, x: Tensor, shift: int) -> Tensor:
         """Attention on whole maps [B,H,W,C] -> [B,H,W,C]."""
@@ -136,11 +128,9 @@ class WindowAttention(KernelLayer):
 
         assert self.kernel_bias is not None
         qkv, bias = self.qkv(x), self.qkv.bias
-        output: Tensor = self.proj(window_attention(qkv, bias, self.kernel_bias, self.window, shift, self.heads))
-        return output
+        return self.proj(window_attention(qkv, bias, self.kernel_bias, self.window, shift, self.heads))
 
     def forward(self, tokens: Tensor, chunk: WindowChunk, bias: Tensor) -> Tensor:
-        """Attention of the chunk's tokens [n, C] -> [n, C]."""
         in_window, dim = self.window**2, tokens.shape[1]
         qkv = self.qkv(tokens)
         if chunk.slots is not None:
@@ -151,8 +141,7 @@ class WindowAttention(KernelLayer):
         values = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).reshape(-1, dim)
         if chunk.slots is not None:
             values = values.index_select(0, chunk.slots)
-        output: Tensor = self.proj(values)
-        return output
+        return self.proj(values)
 
 
 class Mlp(nn.Module):
@@ -162,8 +151,7 @@ class Mlp(nn.Module):
         self.fc2 = Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        output: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return output
+        return self.fc2(F.gelu(self.fc1(x)))
 
 
 class SwinBlock(nn.Module):
@@ -172,9 +160,9 @@ class SwinBlock(nn.Module):
     def __init__(self, dim: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
         self.window, self.shift = window, shift
-        self.norm1 = LayerNorm(dim)
+        self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window)
-        self.norm2 = LayerNorm(dim)
+        self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -187,11 +175,12 @@ class SwinBlock(nn.Module):
         return x
 
     def attend(self, x: Tensor) -> None:
-        """Add attention(LN(x)) to x."""
         batch, height, width, dim = x.shape
         in_chunk = rows_per_chunk(self.window**2 * 3 * dim, x)
         plan = window_plan(batch, height, width, self.window, self.shift, in_chunk, x.device)
-        biases = self.attn.masked_bias(plan)
+        # Made anew each time: 0.4 % of a forward on a CPU, where kept it would be 120 MB with Swin-L.
+        bias = self.attn.position_bias().unsqueeze(0)
+        biases = [bias if mask is None else bias.masked_fill(~mask, float("-inf")) for mask in plan.masks]
         tokens = x.view(-1, dim)
         for chunk in plan.chunks:
             rows = self.norm1(tokens.index_select(0, chunk.tokens))
@@ -214,26 +203,25 @@ class PatchMerging(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm = LayerNorm(4 * dim)
+        self.norm = nn.LayerNorm(4 * dim)
         self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         neighbours = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
-        merged: Tensor = self.reduction(self.norm(torch.cat(neighbours, dim=-1)))
-        return merged.to(x.dtype)
+        return self.reduction(self.norm(torch.cat(neighbours, dim=-1))).to(x.dtype)
 
 
 class Stage(nn.Module):
+    """The map of this stage, and the input of the next."""
+
     def __init__(self, dim: int, depth: int, heads: int, window: int, *, last: bool) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(SwinBlock(dim, heads, window, window // 2 * (i % 2)) for i in range(depth))
+        self.blocks = nn.Sequential(*(SwinBlock(dim, heads, window, window // 2 * (i % 2)) for i in range(depth)))
         self.downsample = nn.Identity() if last else PatchMerging(dim)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The map of this stage, and the input of the next."""
-        for block in self.blocks:
-            x = block(x)
+        x = self.blocks(x)
         return x, self.downsample(x)
 
 
@@ -243,7 +231,7 @@ class PatchEmbed(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.proj = Conv2d(3, dim, 4, stride=4)
-        self.norm = LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim)
 
     def forward(self, image: Tensor) -> Tensor:
         tokens: Tensor = self.norm(self.proj(image).permute(0, 2, 3, 1))
@@ -262,7 +250,7 @@ class Swin(nn.Module):
             Stage(dim, depth, heads, shape.window, last=dim == dims[-1]) for dim, depth, heads in stages
         )
         for i, dim in enumerate(dims):
-            self.add_module(f"norm{i}", LayerNorm(dim))
+            self.add_module(f"norm{i}", nn.LayerNorm(dim))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         x = self.patch_embed(image)

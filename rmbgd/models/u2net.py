@@ -1,8 +1,7 @@
 """U²-Net-p, the embedded network: nested U-shaped blocks, 1.1 million parameters.
 
 Paper: Qin et al., "U²-Net: Going Deeper with Nested U-Structure for Salient Object Detection", Pattern Recognition 106
-(2020), figure 5 with the channel numbers of the small variant. BatchNorm does not appear: the public file has it folded
-into the convolutions.
+(2020), figure 5 with the small variant's channels. The public file has BatchNorm folded into the convolutions.
 """
 
 from __future__ import annotations
@@ -28,10 +27,9 @@ def _resize_like(x: Tensor, like: Tensor) -> Tensor:
 
 
 class ResidualUBlock(nn.Module):
-    """RSU-L of the paper: a small U-Net of `depth` levels whose result is added to its own first convolution's.
+    """RSU-L of the paper: a small U-Net of `depth` levels plus its first convolution. [B,c_in,H,W] -> [B,c_out,H,W]
 
-    x [B,c_in,H,W] -> [B,c_out,H,W]. With `dilated` (RSU-4F) the levels are dilated by 1, 2, 4, 8 instead of halving the
-    map, for maps that are already small.
+    With `dilated` (RSU-4F, for maps that are small already) the levels are dilated by 1, 2, 4, 8 instead of halved.
     """
 
     def __init__(self, c_in: int, c_mid: int, c_out: int, depth: int, *, dilated: bool = False) -> None:
@@ -62,11 +60,7 @@ class ResidualUBlock(nn.Module):
 
 
 class U2NetP(nn.Module):
-    """U²-Net-p: six encoder stages, five decoder stages, six side maps fused into one.
-
-    forward: normalised image [B,3,H,W] (the weights are meant for 320x320) -> logits [B,1,H,W] in the same dtype;
-    alpha = sigmoid(logits).
-    """
+    """Normalised image [B,3,H,W] (the weights are meant for 320x320) -> logits [B,1,H,W]; alpha = sigmoid(logits)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,12 +87,8 @@ class U2NetP(nn.Module):
 
 
 def build_u2netp(*, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
-    """The network with the weights of the package on `device` in `dtype`, ready for inference.
-
-    Maps normalised images [B,3,320,320] to logits [B,1,320,320].
-    Raises RuntimeError when the file's tensor names or shapes are not exactly the network's, FileNotFoundError when the
-    installation lacks it.
-    """
+    """The network with the package's weights, ready for inference. Raises RuntimeError when the file's tensors are not
+    exactly the network's, FileNotFoundError when the installation lacks it."""
     with torch.device("meta"):
         network = U2NetP()
     network.load_state_dict(load_file(EMBEDDED), strict=True, assign=True)

@@ -1,11 +1,9 @@
-"""Deformable atrous spatial pyramid pooling in one launch.
+"""Deformable atrous spatial pyramid pooling in one launch: four deformable convolutions, ReLU, and their projection.
 
-Four deformable convolutions, ReLU, and their projection. The offsets come from an ordinary convolution, the pooled
-branch (a vector per image) is given as `base`. A program owns a small rectangle of pixels and all channels. For each
-tap it reads four rows of the channels-last map per pixel, blends them by their bilinear weights, and feeds them to a
-matrix product with that tap's weights: neither the samples of a map nor the branches' 4 x 256 channels ever exist in
-memory. Positions are float32 whatever the map's type, and so are sums. Corners outside the map are read from inside it
-with weight zero: no branch, no margin.
+A program owns a small rectangle of pixels and all channels. For each tap it reads four rows of the channels-last map
+per pixel, blends them by their bilinear weights, and feeds them to a matrix product with that tap's weights: neither
+the samples of a map nor the branches' 4 x 256 channels ever exist in memory. Positions are float32 whatever the map's
+type, and so are sums. Corners outside the map are read from inside it with weight zero: no branch, no margin.
 """
 
 from __future__ import annotations
@@ -21,14 +19,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tile:
-    """Pixels of a tile (height x width), channels of a branch that one pass over the taps computes, warps, stages.
+    """The accumulator is pixels x channels float32 in registers, the next tap's weights wait in shared memory."""
 
-    The accumulator is pixels x channels float32 in registers, the weights of the next tap wait in shared memory.
-    """
-
-    height: int
+    height: int  # in pixels
     width: int
-    channels: int
+    channels: int  # of a branch, that one pass over the taps computes
     warps: int
     stages: int
 
@@ -139,23 +134,13 @@ def _pyramid(
     tl.store(y + (first + pixel)[:, None] * WIDTH + channel[None, :], total, mask=there[:, None])
 
 
-@dataclass(frozen=True)
-class Branch:
-    """One deformable convolution k x k and its projection."""
-
-    kernel: int
-    offset_mask: Tensor  # output of DeformableConv.offset
-    weight: Tensor
-    bias: Tensor
-    projection: Tensor
-
-
-def pyramid(x: Tensor, base: Tensor, branches: Sequence[Branch]) -> Tensor:
+def pyramid(x: Tensor, base: Tensor, branches: Sequence[tuple[int, Tensor, Tensor, Tensor, Tensor]]) -> Tensor:
     """relu(base + Σ projection relu(deformable convolution of x)), in float32 sums.
 
     x         [B, C, H, W], C a power of two of at least 16, in any layout (channels-last costs nothing)
-    base      float32 [B, C]: what the branches are added to
-    branches  four; offset_mask [B, 3k², H, W], weight [N, k*k*C], bias [N], projection [C, N]; N a power of two
+    base      float32 [B, C]: the pooled branch, to which the others are added
+    branches  four: kernel side k, output of `DeformableConv.offset` [B, 3k², H, W], weight [N, k*k*C], bias [N],
+              projection [C, N]; N a power of two
 
     -> [B, C, H, W] channels-last, in the type of x. Synchronises nothing.
     """
@@ -165,12 +150,11 @@ def pyramid(x: Tensor, base: Tensor, branches: Sequence[Branch]) -> Tensor:
     tile = tile_for(x)
     tiles_x = triton.cdiv(width, tile.width)
     tensors: list[Tensor] = []
-    for branch in branches:
-        tensors.append(branch.offset_mask.contiguous(memory_format=torch.channels_last))
-        tensors += (branch.weight.contiguous(), branch.bias.contiguous(), branch.projection.contiguous())
-    units = len(branches[0].bias)
+    for _, offset_mask, *weights in branches:
+        tensors += (offset_mask.contiguous(memory_format=torch.channels_last), *(w.contiguous() for w in weights))
+    units = len(branches[0][3])
     _pyramid[(tiles_x * triton.cdiv(height, tile.height), batch)](
-        x, y, base, height, width, tiles_x, *tensors, *(branch.kernel for branch in branches),
+        x, y, base, height, width, tiles_x, *tensors, *(kernel for kernel, *_ in branches),
         TILE_Y=tile.height, TILE_X=tile.width, WIDTH=channels, BRANCH=units, AT_ONCE=min(units, tile.channels),
         PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32", num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

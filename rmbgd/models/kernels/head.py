@@ -1,11 +1,12 @@
 """BiRefNet's head as one kernel: upsampled coarse map, image stencil, sigmoid, finite check.
 
 Computes in float32 whatever it reads, and writes no map of logits. The two 3x3 convolutions of the image are one 5x5
-stencil but for the outermost pixels, where the map between the two ends and is zero beyond. Nine stencils, one for each
-corner, side and the inside (`stencils`), make the fold exact everywhere.
+stencil but for the outermost pixels, where the map between them ends: nine stencils make the fold exact everywhere.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 import torch.nn.functional as F
@@ -109,20 +110,17 @@ def stencils(inner: nn.Conv2d, outer: nn.Conv2d) -> Tensor:
     Stencil 3 * row + column, where row is 0 for the map's first row, 2 for its last, 1 between, and column likewise:
     the taps of the outer convolution that would read beyond the map are left out. In float32, or the weights' float64.
     """
+    assert inner.bias is not None
+    assert outer.bias is not None
     wide = torch.promote_types(inner.weight.dtype, torch.float32)
-    first, last = inner.weight.to(wide), outer.weight.to(wide)
-    biases = [t.to(wide) for t in (inner.bias, outer.bias) if t is not None]
-    if len(biases) != 2:
-        raise ValueError("both convolutions have a bias; a bug")
+    first, first_bias, last, last_bias = (t.to(wide) for t in (inner.weight, inner.bias, outer.weight, outer.bias))
     folded = []
-    for row in range(3):
-        for column in range(3):
-            kept = last.clone()
-            if row != 1:
-                kept[:, :, row] = 0
-            if column != 1:
-                kept[:, :, :, column] = 0
-            both = F.conv2d(first.transpose(0, 1), kept.flip(2, 3), padding=REACH).transpose(0, 1)
-            bias = biases[1] + kept.sum((2, 3)) @ biases[0]
-            folded.append(torch.cat((both.flatten(), bias)))
+    for row, column in itertools.product(range(3), repeat=2):
+        kept = last.clone()
+        if row != 1:
+            kept[:, :, row] = 0
+        if column != 1:
+            kept[:, :, :, column] = 0
+        both = F.conv2d(first.transpose(0, 1), kept.flip(2, 3), padding=REACH).transpose(0, 1)
+        folded.append(torch.cat((both.flatten(), last_bias + kept.sum((2, 3)) @ first_bias)))
     return torch.stack(folded)

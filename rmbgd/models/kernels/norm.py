@@ -1,7 +1,6 @@
-"""LayerNorm of a float32 residual stream, written in the type of the products that follow.
+"""LayerNorm of a float32 residual stream, with a sum before it and a change of type after it, in one pass.
 
-Before it, if asked, a sum. Plain torch reads and writes the stream once for the sum, twice for the norm and once more
-for the change of type; here all of that is one pass. Statistics are float32, the variance of differences from the mean.
+Statistics are float32, the variance of differences from the mean.
 """
 
 from __future__ import annotations
@@ -31,10 +30,8 @@ def _norm(x, addend, weight, bias, y, dim, epsilon, ADD: tl.constexpr, BLOCK: tl
 
 
 def layer_norm(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype, *, add: Tensor | None = None) -> Tensor:
-    """norm(x) in `dtype`; with `add`, x += add comes first, in place.
-
-    x [..., C] contiguous, of any float type; add: of the same shape. -> [..., C]. Synchronises nothing.
-    """
+    """norm(x) in `dtype`, x [..., C] contiguous of any float type; with `add`, of the same shape, x += add comes first,
+    in place. Synchronises nothing."""
     dim = x.shape[-1]
     if not x.is_contiguous():
         raise ValueError("the stream has gaps, and would be added to in a copy; a bug")
@@ -45,16 +42,3 @@ def layer_norm(x: Tensor, norm: nn.LayerNorm, dtype: torch.dtype, *, add: Tensor
         ADD=add is not None, BLOCK=block, num_warps=min(8, max(1, block // 256)),
     )  # fmt: skip
     return output
-
-
-@triton.jit
-def _double(x, y, count, BLOCK: tl.constexpr):
-    at = tl.arange(0, BLOCK)
-    tl.store(y + at, 2 * tl.load(x + at, mask=at < count, other=0), mask=at < count)
-
-
-def doubled(x: Tensor) -> Tensor:
-    """int64 [n <= 1024] -> 2x: the smallest kernel, which shows whether compiling and launching work at all."""
-    y = torch.empty_like(x)
-    _double[(1,)](x, y, len(x), BLOCK=1024)
-    return y

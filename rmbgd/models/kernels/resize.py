@@ -1,9 +1,8 @@
 """Resizes, scales and shifts a batch of images of any sizes in one launch.
 
-Each image is found by its row in a table. The table lies on the device, so a captured launch stays the same while
-images of other sizes are written into it. A tile of the output is a product W_y P W_xᵀ of the pixels under it with two
-bands of triangle weights, made on the fly from exact integer positions: every byte is read once per tile, whatever the
-reduction. Products are in float32.
+The table of images lies on the device, so a captured launch stays the same while others are written into it. A tile of
+the output is a product W_y P W_xᵀ of the pixels under it with two bands of triangle weights, made on the fly from exact
+integer positions: every byte is read once per tile, whatever the reduction. Products are in float32.
 """
 
 from __future__ import annotations
@@ -101,10 +100,7 @@ def _resize(
 def resize_images(table: Tensor, inputs: Tensor, scale: Tensor, shift: Tensor) -> None:
     """Fill inputs[i] from the image that row i of the table describes; a row of height 0 leaves inputs[i] alone.
 
-    table   int64 [n, 4] on the device of `inputs`, n at most B: address of the first byte, height, width in pixels, and
-            bytes from one row to the next (see inference.image_table)
-    inputs, scale, shift  as in inference.put_images
-
+    table: `inference.image_table` on the device of `inputs`, at most B rows; the rest as in `inference.put_images`.
     Synchronises nothing and allocates nothing: it can be captured. The images must stay where they are until it ran.
     """
     height, width = inputs.shape[2:]

@@ -1,7 +1,7 @@
 """Whether Triton kernels run on a device, and why not; their compile cache; compiling ahead.
 
-Triton is imported only when asked for, and trusted only after a kernel has been compiled and has computed: a missing C
-compiler, an architecture that this release does not know and a broken cache are all found here, before any image.
+Triton is trusted only after a kernel has computed: a missing C compiler, an architecture that this release does not
+know and a broken cache are all found here, before any image.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.metadata
 import os
 import re
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -41,8 +42,7 @@ class Availability:
 def triton_for(device: torch.device | str, wanted: Wanted = "auto") -> Availability:
     """Whether to run Triton kernels on `device`. Never raises.
 
-    wanted  "off": no; "auto": where a CUDA device of capability 8.0 or more can; "on": like auto, and also on a CPU
-            where Triton's interpreter is switched on (TRITON_INTERPRET=1), which is for tests: it is slow
+    "auto": where a CUDA device of capability 8.0 or more can; "on": also on a CPU in Triton's interpreter, for tests
     """
     device = torch.device(device)
     if wanted == "off":
@@ -53,9 +53,8 @@ def triton_for(device: torch.device | str, wanted: Wanted = "auto") -> Availabil
         triton = importlib.import_module("triton")
     except ImportError as error:
         return Availability(False, f"Triton is not installed or does not load ({error})")
-    interpreted = bool(triton.knobs.runtime.interpret)
     if device.type == "cpu":
-        if wanted == "on" and interpreted:
+        if wanted == "on" and triton.knobs.runtime.interpret:
             return Availability(True, f"Triton {triton.__version__} in its interpreter")
         return Availability(False, "a CPU")
     try:
@@ -65,20 +64,20 @@ def triton_for(device: torch.device | str, wanted: Wanted = "auto") -> Availabil
         return Availability(False, f"no usable CUDA device: {_line(error)}")
     if capability < CAPABILITY:
         return Availability(False, f"{name} has capability {capability[0]}.{capability[1]}, the kernels need 8.0")
-    if refusal := _trial(device):
-        return Availability(False, refusal)
-    return Availability(True, f"Triton {triton.__version__} on {name}")
+    refusal = _trial(device)
+    return Availability(not refusal, refusal or f"Triton {triton.__version__} on {name}")
 
 
 def _trial(device: torch.device) -> str:
     """Compile and run the smallest kernel: what went wrong, or nothing."""
     try:
         with torch.cuda.device(device):  # Triton launches on the current one
-            result = importlib.import_module("rmbgd.models.kernels.norm").doubled(torch.arange(8, device=device))
+            norm, x = nn.LayerNorm(8, device=device), torch.arange(8.0, device=device)
+            output = importlib.import_module("rmbgd.models.kernels.norm").layer_norm(x, norm, torch.float32)
     # Triton raises what its parts raise: subprocess errors, OSError, its own. Each means: do without.
     except Exception as error:  # noqa: BLE001
         return f"a kernel does not compile or run: {_line(error)}; see rmbgd models optimize"
-    return "" if result.tolist() == list(range(0, 16, 2)) else "a kernel computes nonsense"
+    return "" if torch.allclose(output, norm(x), atol=1e-3) else "a kernel computes nonsense"
 
 
 def _line(error: BaseException) -> str:
@@ -89,8 +88,7 @@ def _line(error: BaseException) -> str:
 def use_kernels(network: nn.Module, *, triton: bool) -> int:
     """Choose for every layer of `network`: how many have a kernel. Networks begin without.
 
-    Call it when the weights lie on their device in their type; again after either changes. The kernels' own tensors
-    are not saved with the network.
+    Call it when the weights lie on their device in their type; again after either changes.
     """
     layers = [layer for layer in network.modules() if isinstance(layer, KernelLayer)]
     for layer in layers:
@@ -103,38 +101,23 @@ def use_kernels(network: nn.Module, *, triton: bool) -> int:
 CACHE_VARIABLE = "TRITON_CACHE_DIR"
 
 
-def cache_directory(models: Path, *, triton: str, torch: str, card: str, capability: tuple[int, int]) -> Path:
-    """The directory of one combination: another release or card never reads what was compiled for this one."""
-    words = (f"triton-{triton}", f"torch-{torch}", card, f"{capability[0]}.{capability[1]}")
+def cache_directory(models: Path, device: torch.device) -> Path:
+    """Of the installed releases and the card: no others read what was compiled for these. Raises ImportError, or
+    RuntimeError without a card."""
+    releases = (f"triton-{importlib.metadata.version('triton')}", f"torch-{torch.__version__}")
+    major, minor = torch.cuda.get_device_capability(device)
+    words = (*releases, torch.cuda.get_device_name(device), f"{major}.{minor}")
     return models / "kernels" / "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", word).strip("-") for word in words)
 
 
-def installed_cache(models: Path, device: torch.device) -> Path:
-    """That of the installed releases and the card. Raises ImportError, or RuntimeError without a card."""
-    return cache_directory(
-        models,
-        triton=importlib.metadata.version("triton"),
-        torch=str(torch.__version__),
-        card=torch.cuda.get_device_name(device),
-        capability=torch.cuda.get_device_capability(device),
-    )
-
-
 def use_cache(models: Path, device: torch.device) -> Path | None:
-    """Point Triton at what was compiled ahead for this card, if it was: the directory, or None.
-
-    Call it before the first kernel, in the process that runs kernels: it sets that process's environment.
-    """
-    if device.type != "cuda":
-        return None
-    try:
-        found = installed_cache(models, device)
-    except (ImportError, RuntimeError, AssertionError):
-        return None
-    if not found.is_dir():
-        return None
-    os.environ[CACHE_VARIABLE] = str(found)
-    return found
+    """Point Triton at what was compiled ahead for this card, if it was. Call it before the process's first kernel."""
+    if device.type == "cuda":
+        with suppress(ImportError, RuntimeError, AssertionError):
+            if (found := cache_directory(models, device)).is_dir():
+                os.environ[CACHE_VARIABLE] = str(found)
+                return found
+    return None
 
 
 # --- Compiling ahead, so that the engine starts without a C compiler. One run serves every batch and image size.
@@ -145,27 +128,22 @@ IMAGES = ((480, 640), (3000, 4000))  # (height, width): enlarged, and reduced
 
 @dataclass(frozen=True)
 class CompiledKernels:
-    """`layers` that have a kernel, `files` and `bytes` in the directory, `seconds` that compiling and running took."""
-
     directory: Path
-    layers: int
+    layers: int  # that have a kernel
     files: int
     bytes: int
-    seconds: float
+    seconds: float  # of compiling and running
 
 
 def optimise(source: str, models: Path, *, device: str, precision: str, patch_order: str = "auto") -> CompiledKernels:
-    """Compile the kernels that a model needs for a card of this machine, and keep them in its cache directory.
+    """Compile the kernels that a model needs for `device`, "cuda" or "cuda:N", into its cache directory.
 
-    device     "cuda" or "cuda:N"
-    precision  "float16", "bfloat16" or "float32": what the service is going to compute in
-
-    Raises ModelError, in one line: no CUDA device, kernels that do not compile there, or a model that is not here.
+    Raises ModelError: no CUDA device, kernels that do not compile there, or a model that is not here.
     """
     card = _card(device)
     torch.cuda.set_device(card)  # Triton launches on the current one
     try:
-        directory = installed_cache(models, card)
+        directory = cache_directory(models, card)
         directory.mkdir(parents=True, exist_ok=True, mode=0o755)
     except ImportError:
         raise ModelError("optimize: Triton is not installed; it comes with torch's CUDA wheels") from None

@@ -1,8 +1,7 @@
 """Window attention on a whole map: shift, padding and masks are arithmetic on positions.
 
-Reads queries, keys and values of the map's own tokens in the order of its pixels, and writes attention in that order.
-Tokens that pad the map to whole windows have the bias of qkv, for LayerNorm comes before the padding; their outputs are
-never computed.
+Reads the map's own tokens in the order of its pixels, and writes attention in that order. Tokens that pad the map to
+whole windows have the bias of qkv, for LayerNorm comes before the padding; their outputs are never computed.
 
 A program takes some of a window's queries of one head and goes from window to window, so that this head's relative
 position bias stays in the nearest cache. Softmax is in float32 over blocks of keys, with a running maximum (Milakov and

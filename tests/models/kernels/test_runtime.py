@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -51,12 +52,16 @@ def test_a_missing_triton_is_a_reason(monkeypatch):
     assert "not installed" in found.why
 
 
-@pytest.mark.parametrize(("capability", "usable"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
-def test_old_cards_are_left_to_plain_torch(device, monkeypatch, capability, usable):
-    """Below capability 8.0 the kernels are not used."""
+@pytest.mark.parametrize(
+    ("capability", "refusal", "usable"),
+    [((7, 5), "", False), ((8, 0), "", True), ((9, 0), "", True), ((9, 0), "a card does not compute", False)],
+)
+def test_old_cards_and_those_that_fail_the_trial_are_left_to_plain_torch(
+    device, monkeypatch, capability, refusal, usable
+):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
-    monkeypatch.setattr(runtime, "_trial", lambda _: "")
+    monkeypatch.setattr(runtime, "_trial", lambda _: refusal)
     found = runtime.triton_for("cuda", "auto")
 
     assert found.usable is usable
@@ -64,32 +69,20 @@ def test_old_cards_are_left_to_plain_torch(device, monkeypatch, capability, usab
 
 
 def test_a_kernel_that_does_not_compile_is_a_reason(device, monkeypatch):
-    """What the compiler says comes in one line, with what to do; the caller goes on without kernels."""
+    """What the compiler says comes in one line, with what to do."""
 
-    def broken(_):
+    def broken(*_):
         raise RuntimeError("Failed to find C compiler. Please specify via CC\nmore")
 
     from rmbgd.models.kernels import norm
 
-    monkeypatch.setattr(norm, "doubled", broken)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setattr(torch.cuda, "device", lambda _: contextlib.nullcontext())
-    arange = torch.arange
-    monkeypatch.setattr(torch, "arange", lambda n, device: arange(n))
-    found = runtime.triton_for("cuda", "auto")
-
-    assert not found.usable
-    assert "Failed to find C compiler" in found.why
-    assert "optimize" in found.why
-    assert "\n" not in found.why
-
-
-def test_the_trial_kernel_computes(device):
-    """The kernel that stands for all computes what it says."""
-    from rmbgd.models.kernels.norm import doubled
-
-    assert torch.equal(doubled(torch.arange(8, device=device)).cpu(), torch.arange(0, 16, 2))
+    assert runtime._trial(device) == ""
+    monkeypatch.setattr(norm, "layer_norm", lambda x, *_: x)
+    assert runtime._trial(device) == "a kernel computes nonsense"
+    monkeypatch.setattr(norm, "layer_norm", broken)
+    said = "a kernel does not compile or run: RuntimeError: Failed to find C compiler. Please specify via CC"
+    assert runtime._trial(device) == f"{said}; see rmbgd models optimize"
 
 
 @pytest.fixture
@@ -124,21 +117,27 @@ def test_a_cpu_is_not_optimised(run):
     assert "no CUDA device" in err
 
 
-def test_directory_tells_releases_and_cards_apart():
+def test_directory_tells_releases_and_cards_apart(monkeypatch):
     """Another Triton, torch or card has another directory, and names of cards make legal ones."""
-    here = {"triton": "3.6.0", "torch": "2.11.0+cu130", "card": "NVIDIA H100 80GB HBM3", "capability": (9, 0)}
-    found = runtime.cache_directory(Path("/models"), **here)
 
+    def directory(triton="3.6.0", torch_="2.11.0+cu130", card="NVIDIA H100 80GB HBM3", capability=(9, 0)):
+        monkeypatch.setattr(importlib.metadata, "version", lambda _: triton)
+        monkeypatch.setattr(torch, "__version__", torch_)
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: card)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        return runtime.cache_directory(Path("/models"), torch.device("cuda"))
+
+    found = directory()
     assert found == Path("/models/kernels/triton-3.6.0_torch-2.11.0+cu130_NVIDIA-H100-80GB-HBM3_9.0")
-    for changed in ({"triton": "3.7.0"}, {"torch": "2.12.0"}, {"card": "NVIDIA H200"}, {"capability": (9, 1)}):
-        assert runtime.cache_directory(Path("/models"), **here | changed) != found
-    assert runtime.cache_directory(Path("/m"), **here | {"card": "../a/b"}).parent == Path("/m/kernels")
+    for changed in ({"triton": "3.7.0"}, {"torch_": "2.12.0"}, {"card": "NVIDIA H200"}, {"capability": (9, 1)}):
+        assert directory(**changed) != found
+    assert directory(card="../a/b").parent == Path("/models/kernels")
 
 
 @pytest.mark.parametrize("there", [False, True])
 def test_the_directory_is_used_where_it_is(tmp_path, monkeypatch, there):
     """Triton is pointed at the card's directory if somebody filled one, else left to its habits."""
-    monkeypatch.setattr(runtime, "installed_cache", lambda models, _: models / "kernels" / "card")
+    monkeypatch.setattr(runtime, "cache_directory", lambda models, _: models / "kernels" / "card")
     monkeypatch.setenv(runtime.CACHE_VARIABLE, "elsewhere")
     if there:
         (tmp_path / "kernels" / "card").mkdir(parents=True)
