@@ -15,11 +15,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -45,9 +45,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--campaign-part", default="1/1", help="how much of each campaign runs, such as 1/10")
 
 
-T = TypeVar("T")
-
-
 @dataclass(frozen=True)
 class CampaignPart:
     """Part `index` of `parts`; another index for each commit, so that ten commits run what one full campaign runs."""
@@ -58,7 +55,7 @@ class CampaignPart:
     def count(self, full: int, least: int = 1) -> int:
         return max(least, -(-full // self.parts))
 
-    def of(self, items: Sequence[T]) -> Sequence[T]:
+    def of(self, items: list[pytest.Item]) -> list[pytest.Item]:
         return items[self.index % min(self.parts, len(items)) :: self.parts]
 
     def seed(self, base: int) -> int:

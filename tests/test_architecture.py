@@ -12,7 +12,7 @@ from graphlib import TopologicalSorter
 
 import pytest
 
-from tests.support.source import PACKAGE, imports, modules
+from tests.support.source import PACKAGE, calls, imports, modules
 
 LEAVES = {"errors", "events", "clock", "naming"}
 BASE = LEAVES | {"heartbeat", "fs"}
@@ -133,14 +133,9 @@ def test_every_module_says_what_it_does() -> None:
 @pytest.mark.parametrize("module", sorted(modules()))
 def test_nothing_happens_at_import(module: str) -> None:
     """At the top of a module stand definitions and values: no thread, process, file or device is touched."""
-    called = {
-        node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-        for statement in modules()[module].body
-        if not isinstance(statement, (ast.FunctionDef, ast.ClassDef, ast.If, ast.Import, ast.ImportFrom))
-        for node in ast.walk(statement)
-        if isinstance(node, ast.Call)
-    }
-    assert set() == called & DOING
+    passive = (ast.FunctionDef, ast.ClassDef, ast.If, ast.Import, ast.ImportFrom)
+    run = [statement for statement in modules()[module].body if not isinstance(statement, passive)]
+    assert set() == {name for statement in run for name, _ in calls(statement)} & DOING
 
 
 # --- shape: budgets, names, one of each mechanism

@@ -46,16 +46,16 @@ def _plain(value: Any) -> Any:
 
 
 def settings() -> dict[str, Any]:
-    return {name: _setting(field) for name, field in _fields().items()}
-
-
-def _setting(field: Any) -> dict[str, Any]:
-    return {
-        "default": "required" if field.default is PydanticUndefined else _plain(field.default),
-        "type": _type(field.annotation),
-        "unit": field.json_schema_extra["unit"],
-        "bounds": [f"{key} {getattr(each, key)}" for each in field.metadata for key in BOUNDS if hasattr(each, key)],
-    }
+    found = {}
+    for name, field in _fields().items():
+        bounds = [(key, getattr(each, key)) for each in field.metadata for key in BOUNDS if hasattr(each, key)]
+        found[name] = {
+            "default": "required" if field.default is PydanticUndefined else _plain(field.default),
+            "type": _type(field.annotation),
+            "unit": field.json_schema_extra["unit"],
+            "bounds": [f"{key} {bound}" for key, bound in bounds],
+        }
+    return found
 
 
 def _type(annotation: Any) -> str:
@@ -114,7 +114,6 @@ def unit_files() -> dict[str, list[str]]:
 
 
 def sentences() -> dict[str, Any]:
-    """Prose: may be reworded, here and in the source together."""
     return {
         "events": {name: {"meaning": kind.meaning, "keys": kind.keys} for name, kind in EVENTS.items()},
         "settings": {name: field.description for name, field in _fields().items()},
