@@ -67,7 +67,6 @@ def matte_of(module, rgb: np.ndarray) -> np.ndarray:
 @given(height=st.integers(1, 700), width=st.integers(1, 700), seed=st.integers(0, 99))
 @settings(max_examples=25, deadline=None)
 def test_the_networks_input_is_within_one_level_of_pillow(started, height, width, seed):
-    """Whatever the image's size, enlarged or reduced, each value is within one level of Pillow's bilinear."""
     rgb = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     engine = started[0]
     network = engine._networks["u2netp"]
@@ -132,7 +131,6 @@ def test_an_rgba_plane_is_matte_resized_and_composed(engine, network, canvas, cl
     expected = np.empty((*rgb.shape[:2], 4), np.uint8)
     compose_rgba(rgb, matte_to_image(matte_of(green, rgb), *rgb.shape[:2]), source_alpha, expected, clean=clean)
     result = canvas.slot(work)
-
     assert np.abs(result.rgba[..., 3].astype(int) - expected[..., 3]).max() <= 5
     assert (np.array_equal(result.rgba[..., :3], rgb)) != clean
     assert np.array_equal(result.rgb, rgb)
@@ -140,7 +138,6 @@ def test_an_rgba_plane_is_matte_resized_and_composed(engine, network, canvas, cl
 
 @pytest.mark.parametrize(("output", "step"), [(OutputPlane.ALPHA8, 1), (OutputPlane.ALPHA16, 257)])
 def test_a_mask_plane_holds_the_alpha_alone(engine, network, canvas, output, step):
-    """Alpha at 8 and at 16 bits, within five levels of 255."""
     rgb = ball(300, 200)
     work = canvas.place(1, rgb, output=output)
     engine.segment([work])
@@ -150,24 +147,20 @@ def test_a_mask_plane_holds_the_alpha_alone(engine, network, canvas, output, ste
 
 
 def test_an_image_is_the_same_in_company_and_alone(engine, network, canvas):
-    """Neighbours in a batch change nothing."""
     noise = np.random.default_rng(1).integers(0, 256, (333, 444, 3), np.uint8)
     works = [canvas.place(n, rgb) for n, rgb in enumerate([ball(320, 320), noise, ball(100, 900)])]
     report = engine.segment(works)
     together = [canvas.plane(work) for work in works]
     for work in works:
         engine.segment([work])
-
     assert [(a.image_id, a.batch) for a in report.answers] == [(0, 3), (1, 3), (2, 3)]
     assert all(np.array_equal(canvas.plane(work), plane) for work, plane in zip(works, together, strict=True))
 
 
 def test_the_report_measures_the_matte(engine, network, canvas):
-    """Coverage, peak, solid and soft shares are those of the network's alpha."""
     rgb = ball(240, 320)
     matte = engine.segment([canvas.place(1, rgb)]).answers[0].matte
     expected = matte_of(green, rgb)
-
     assert matte.coverage == pytest.approx(expected.mean(), abs=5e-3)
     assert matte.peak == pytest.approx(expected.max(), abs=2e-2)
     assert matte.solid == pytest.approx((expected >= 0.5).mean(), abs=1e-2)
@@ -175,7 +168,6 @@ def test_the_report_measures_the_matte(engine, network, canvas):
 
 
 def test_one_alpha_that_is_not_finite_spoils_the_batch_and_writes_nothing(engine, network, canvas):
-    """NaN for one image raises EngineNonsense that names its place; no plane of the batch was touched."""
     works = [canvas.place(n, ball(200, 200)) for n in range(2)]
 
     def half_nan(inputs: torch.Tensor) -> torch.Tensor:
@@ -217,7 +209,6 @@ def test_an_error_of_torch_becomes_the_fault_that_it_is(engine, network, canvas,
 
 
 def test_weights_that_answer_wrongly_do_not_start(arena, monkeypatch):
-    """An embedded model that no longer finds the ball on the golden image raises EngineNonsense."""
     real = cpu.load_model
 
     def spoilt(*arguments, **keywords):
@@ -231,7 +222,6 @@ def test_weights_that_answer_wrongly_do_not_start(arena, monkeypatch):
 
 
 def test_a_model_that_is_not_there_is_the_operators_fault(arena):
-    """An unknown source raises ModelError that says what to do."""
     options = Options({"x": ModelChoice("birefnet")}, Path("/nonexistent"))
     with pytest.raises(ModelError, match="rmbgd models fetch birefnet"):
         CpuBackend(arena.block, options).start()
@@ -253,10 +243,8 @@ def test_only_measured_sizes_are_offered(arena, monkeypatch):
 
 
 def test_the_description_says_what_was_loaded(started):
-    """Digest, licence, precision and the overlap on the golden image stand in the description, fit for JSON."""
     description = started[1]
     facts = description.models["u2netp"]
-
     assert description.device == "cpu"
     assert len(facts["sha256"]) == 64
     assert (facts["licence"], facts["precision"]) == ("Apache-2.0", "float32")
@@ -267,7 +255,6 @@ def test_the_description_says_what_was_loaded(started):
 def test_the_known_image_is_the_same_everywhere():
     """Its bytes are drawn by a formula and do not drift; its matte covers the ball."""
     rgb, truth = golden_image.golden_image()
-
     assert rgb.shape == (240, 320, 3)
     assert truth.mean() == pytest.approx(np.pi * 72**2 / (240 * 320), abs=1e-3)
     assert golden_image.overlap(truth, truth) == 1.0
@@ -304,7 +291,6 @@ def test_the_real_child_cuts_out_the_ball(arena, canvas):
 def test_the_known_image_is_the_same_each_time(engine):
     """On the CPU bit for bit; it is the ball's matte, near the truth."""
     first, second = engine.golden("u2netp"), engine.golden("u2netp")
-
     assert np.array_equal(first.alpha, second.alpha)
     assert first.alpha.dtype == np.float32
     assert np.abs(first.alpha - golden_image.golden_image()[1]).mean() < 0.02
@@ -312,5 +298,4 @@ def test_the_known_image_is_the_same_each_time(engine):
 
 
 def test_the_canary_stays_well(engine):
-    """Two passes over memory of the host."""
     assert [engine.canary(1500).bad for _ in range(2)] == [0, 0]

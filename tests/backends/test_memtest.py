@@ -20,7 +20,6 @@ def canary(request) -> MemoryTest:
 
 
 def test_sound_memory_has_no_bad_block(canary):
-    """Three passes over memory without faults, none found."""
     assert [canary.check() for _ in range(3)] == [MemoryTestPass(2048, 0)] * 3
 
 
@@ -48,14 +47,12 @@ def test_what_went_bad_between_two_passes_is_found(canary):
 
 
 def test_a_block_written_elsewhere_is_found(canary):
-    """Equal blocks would hide a wrong address: no two are equal."""
     canary.check()
     canary.words[3] = canary.words[4]
     assert canary.check().bad == 1
 
 
 def test_two_passes_hold_opposite_bits():
-    """Each cell is seen as 0 and as 1."""
     index = np.arange(4 * WORDS, dtype=np.int64)
     assert (pattern(0, index) == ~pattern(1, index)).all()
     assert not (pattern(0, index) == pattern(2, index)).any()
@@ -91,7 +88,6 @@ def test_memory_that_cannot_be_had_is_said_by_the_engine_s_own_error(canary, mon
 
 
 def test_closing_gives_the_memory_back(canary):
-    """Twice does no harm, and the next pass takes it anew."""
     canary.check()
     canary.close()
     canary.close()
@@ -100,8 +96,6 @@ def test_closing_gives_the_memory_back(canary):
 
 
 def test_a_pass_that_breaks_gives_the_memory_back(canary, monkeypatch):
-    """What was half written is not compared with anything later."""
-
     def breaks(_: int) -> list[int]:
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 

@@ -95,7 +95,6 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def planes_by_host(canvas: Canvas, works: list[Work]) -> list[np.ndarray]:
-    """What the CPU's engine makes of them with the embedded model; the planes are spoilt again afterwards."""
     host = CpuBackend(canvas.arena.block, Options({MODEL: ModelChoice("u2netp")}, Path("/nonexistent")))
     host.start()
     planes = []
@@ -170,7 +169,6 @@ def test_a_batch_needs_no_more_than_was_measured_at_start(launch, canvas, size):
     torch.cuda.synchronize()
     plan = engine._pool.plan
     most = max(engine._pool._working[size], plan.working)
-
     print(f"batch {size}: {torch.cuda.max_memory_allocated() / MEBI:.0f} MiB allocated, {standing / MEBI:.0f} standing")
     assert network.mattes.shape[0] == size
     assert torch.cuda.max_memory_allocated() - standing <= most
@@ -223,7 +221,6 @@ def test_images_inside_across_and_beyond_page_locked_memory_arrive(launch, canva
         works.append(canvas.place(number, photo(500, 500, number)))
     expected = planes_by_host(canvas, works)
     engine.segment(works)
-
     for work, plane in zip(works, expected, strict=True):
         assert np.abs(canvas.plane(work)[..., 3].astype(int) - plane[..., 3]).mean() < 1
 
@@ -267,12 +264,10 @@ def test_replays_are_the_kernels_to_the_bit(launch):
             network._compute(size)
             eager = network.mattes[:size].clone()
         torch.cuda.synchronize()
-
         assert torch.equal(replayed, eager)
 
 
 def test_graphs_can_be_switched_off_and_answer_the_same(launch, canvas):
-    """Planes of an engine that launches kernel by kernel, bit for bit."""
     works = [canvas.place(n, photo(777, 555, n)) for n in range(4)]
     planes = []
     for graphs in (True, False):
@@ -280,12 +275,10 @@ def test_graphs_can_be_switched_off_and_answer_the_same(launch, canvas):
         engine.segment(works)
         planes.append([canvas.plane(work) for work in works])
         engine.close()
-
     assert all(np.array_equal(one, other) for one, other in zip(*planes, strict=True))
 
 
 def test_recordings_survive_work_beside_them(launch):
-    """Copies and products on other streams while a graph replays change nothing."""
     engine = launch()
     network = network_of(engine)
     filled(network)
@@ -296,7 +289,6 @@ def test_recordings_survive_work_beside_them(launch):
         with torch.cuda.stream(other):
             for _ in range(20):
                 noise = torch.tanh(noise @ noise)
-
         assert torch.equal(mattes(engine, 4), expected)
 
 
@@ -317,7 +309,6 @@ def test_an_image_does_not_see_its_company(launch):
                 network.inputs.fill_(float("nan"))
                 network.inputs[place] = subject
             answer = mattes(engine, size)
-
             assert torch.isfinite(answer[place]).all()
             assert (answer[place] - alone).abs().max() <= 1 / 255
             assert network.summary[:size, 4].tolist() == [1.0 if other == place else 0.0 for other in range(size)]
@@ -370,7 +361,6 @@ def test_accuracy_against_float32(launch, reference, precision, mean, peak, far,
     inside, truth = found >= 0.5, expected >= 0.5
     union = (inside | truth).sum()
     print(f"{precision}: mean {error.mean():.3f}, 99.9 % {error.flatten().sort().values[-error.numel() // 1000]:.2f}")
-
     assert error.mean() <= mean
     assert error.flatten().kthvalue(int(0.999 * error.numel())).values <= peak
     assert (error > 8).float().mean() <= far
@@ -378,14 +368,12 @@ def test_accuracy_against_float32(launch, reference, precision, mean, peak, far,
 
 
 def test_float32_means_float32(cuda):
-    """TF32 is off for products and for convolutions, also for parts of a network in half precision."""
     CudaDevice(DEVICE).close()
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == "ieee"
 
 
 def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
-    """One layer overflows in float16 and nowhere else: alpha is then computed in float32, and counted."""
     engine = launch(graphs=False)
     work = canvas.place(1, photo(SIDE, SIDE))
     engine.segment([work])
@@ -397,7 +385,6 @@ def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
 
     layer.register_forward_hook(overflow)
     report = engine.segment([work])
-
     assert report.again == 1
     assert np.abs(canvas.plane(work)[..., 3].astype(int) - expected[..., 3]).mean() <= 1
 
@@ -411,7 +398,6 @@ def test_a_gpu_answers_as_the_cpu_does(launch, arena):
     host.start()
     engine = launch(source="u2netp")
     mean, peak = golden_difference(engine.golden(MODEL).alpha, host.golden(MODEL).alpha, 0.001)
-
     assert mean <= 2 / 255
     assert peak <= 16 / 255
 
@@ -425,13 +411,11 @@ def test_planes_are_those_of_the_cpu_but_for_rounding(launch, canvas):
     launch(source="u2netp", precision="float32").segment(works)
     found = [canvas.plane(work).astype(int) for work in works]
     same = found[0][..., 3] == expected[0][..., 3]
-
     assert np.abs(found[0][..., 3] - expected[0][..., 3]).max() <= 3
     assert np.abs(found[1] - expected[1]).max() <= 3 * 257
     assert np.abs(found[0][..., :3] - expected[0][..., :3])[same].max() <= 3
 
 
 def test_a_gpu_s_memory_holds_the_canary(launch):
-    """Two passes over 64 MiB without a bad block."""
     engine = launch(source="u2netp", batch_maximum=1)
     assert [engine.canary(16_384).bad for _ in range(2)] == [0, 0]

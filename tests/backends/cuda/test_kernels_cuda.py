@@ -54,7 +54,6 @@ def test_window_attention(cuda, dtype, heads, side, shift):
     layer = layer.to(cuda, dtype)
     use_kernels(layer, triton=True)
     qkv = noise(cuda, 1, side, side, 96 * heads).to(dtype)
-
     assert relative(computed(layer, qkv, shift), definition(layer, qkv, shift)) <= SINGLE[dtype]
 
 
@@ -74,7 +73,6 @@ def test_deformable_pyramid(cuda, dtype, side):
     use_kernels(layer, triton=True)
     got = layer(x)
     use_kernels(layer, triton=False)
-
     assert relative(got, layer.double()(x.double())) <= SINGLE[dtype]
 
 
@@ -85,7 +83,6 @@ def test_head(cuda, dtype):
     use_kernels(ending, triton=True)
     x = noise(cuda, 2, 3, 1024, 1024).to(dtype).float().to(memory_format=torch.channels_last)
     alpha, finite = mattes(ending, x, triton=True)
-
     torch.testing.assert_close(alpha.double(), ending.double()(x.double())[:, 0].sigmoid(), rtol=0, atol=1e-5)
     assert finite.all()
 
@@ -97,7 +94,6 @@ def test_images(cuda, height, width):
     inputs = torch.empty((1, 3, 1024, 1024), device=cuda, memory_format=torch.channels_last)
     put_images([rgb.to(cuda)], inputs, torch.ones(3, device=cuda), torch.zeros(3, device=cuda), triton=True)
     exact = F.interpolate(rgb.permute(2, 0, 1)[None].double(), (1024, 1024), mode="bilinear", antialias=True)
-
     torch.testing.assert_close(inputs.cpu().double(), exact, rtol=0, atol=1e-3)
 
 
@@ -113,7 +109,6 @@ def test_network_in_float32_is_the_reference(cuda):
     module = network(cuda, torch.float32)
     use_kernels(module, triton=True)
     alpha, finite = mattes(module, x.to(cuda), triton=True)
-
     torch.testing.assert_close(alpha.cpu(), expected[:, 0].sigmoid(), rtol=0, atol=1e-3)
     assert finite.all()
 
@@ -135,7 +130,6 @@ def test_network_in_half_precision(cuda, dtype, mean, outliers):
     alpha, finite = mattes(module, x.to(cuda), triton=True)
     off = 255 * (alpha.cpu() - exact).abs()
     off_plain = 255 * (plain.cpu() - exact).abs()
-
     assert finite.all()
     assert off.mean() <= mean
     assert (off > 8).float().mean() <= outliers
@@ -160,6 +154,5 @@ def test_everything_is_captured(cuda):
     expected, _ = mattes(module, static, triton=True)
     graph.replay()
     torch.cuda.synchronize()
-
     assert torch.equal(alpha, expected)
     assert finite.all()

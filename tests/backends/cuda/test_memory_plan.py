@@ -33,7 +33,6 @@ def planned(free: int, *, networks=(LARGE,), options: Options = OPTIONS, host_fr
 
 
 def taken(plan: Plan, networks) -> int:
-    """Bytes of the device that the plan takes."""
     largest = plan.sizes[-1]
     working = max(network.batch(largest) for network in networks)
     static = largest * sum(network.static for network in networks)
@@ -41,9 +40,7 @@ def taken(plan: Plan, networks) -> int:
 
 
 def test_a_card_of_8_gb_takes_batches_of_16():
-    """With 6.4 GiB free after the weights everything fits as wished, and nothing needs to be told."""
     found = planned(int(6.4 * GIBI))
-
     assert found.sizes == (1, 2, 4, 8, 16)
     assert found.upload + found.download == 128 * MEBI
     assert found.pinned == 256 * MEBI
@@ -51,7 +48,6 @@ def test_a_card_of_8_gb_takes_batches_of_16():
 
 
 def test_a_card_of_8_gb_shared_with_others_takes_fewer():
-    """With 3.5 GiB free there is room for batches of 8, and one sentence says so."""
     found = planned(int(3.5 * GIBI))
     assert found.sizes == (1, 2, 4, 8)
     assert [limit.what for limit in found.limits] == ["batch"]
@@ -59,7 +55,6 @@ def test_a_card_of_8_gb_shared_with_others_takes_fewer():
 
 
 def test_little_free_memory_is_told_and_one_image_is_tried():
-    """Below the spare bytes: memory_low, batches of one, the least of staging."""
     found = planned(700 * MEBI)
     assert found.sizes == (1,)
     assert [limit.what for limit in found.limits] == ["memory_low", "batch"]
@@ -74,7 +69,6 @@ def test_a_host_with_little_memory_locks_an_eighth_of_it():
 
 
 def test_the_arena_bounds_what_is_locked():
-    """There is never more locked than there is."""
     found = planned(6 * GIBI, options=asked(16, 128 * MEBI, 4 * GIBI, GIBI))
     assert found.pinned == 512 * MEBI
 
@@ -90,7 +84,6 @@ needs = st.builds(NetworkNeed, st.integers(0, GIBI), st.integers(0, GIBI), st.in
     st.integers(0, 4 * GIBI),
 )
 def test_what_is_spared_stays_free(free, networks, largest, staging, spare):
-    """Whenever more than one image goes at once, all that is taken leaves the spare bytes free."""
     found = planned(free, networks=networks, options=asked(largest, staging, 0, spare))
     assert found.sizes[0] == 1
     assert found.sizes[-1] <= largest
@@ -100,7 +93,6 @@ def test_what_is_spared_stays_free(free, networks, largest, staging, spare):
 
 @given(st.lists(st.integers(0, 16 * GIBI), min_size=2, max_size=2).map(sorted), st.lists(needs, min_size=1, max_size=2))
 def test_more_memory_never_means_smaller_batches(frees, networks):
-    """The plan is monotonous in what is free."""
     less, more = (planned(free, networks=networks) for free in frees)
     assert set(less.sizes) <= set(more.sizes)
 
@@ -112,7 +104,6 @@ def test_five_go_as_four_and_one():
 
 
 def test_without_measurements_batches_are_full():
-    """Sizes that nobody measured are used exactly, the largest first."""
     assert split(7, (1, 2, 4), {}) == [(4, 4), (2, 2), (1, 1)]
     assert split(11, (1, 2, 4, 8), {1: 1.0}) == [(8, 8), (2, 2), (1, 1)]
 

@@ -75,7 +75,6 @@ def test_alpha_at_full_size_is_the_hosts(matte_height, matte_width, height, widt
         for first, last in ((0, cut), (cut, height))
         if first < last
     ]
-
     np.testing.assert_allclose(whole, matte_to_image(matte, height, width), atol=1e-5)
     assert np.array_equal(np.concatenate(parts), whole)
 
@@ -87,7 +86,6 @@ def test_an_area_is_opencvs(inputs, outputs):
     values = np.random.default_rng(inputs).random((1, inputs), np.float32)
     found = resize_dim(torch.from_numpy(values), 1, area, outputs).numpy()
     expected = cv2.resize(values, (outputs, 1), interpolation=cv2.INTER_AREA).reshape(1, outputs)
-
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
@@ -101,7 +99,6 @@ def test_weights_sum_to_one_within_the_input(kind, inputs, outputs):
     taps = kind(inputs, outputs)
     middle = outputs // 2
     first, last = taps.span(middle, middle + 1)
-
     np.testing.assert_allclose(taps.weight.sum(axis=0), 1, atol=1e-5)
     assert taps.index.min() >= 0
     assert taps.index.max() < inputs
@@ -111,7 +108,6 @@ def test_weights_sum_to_one_within_the_input(kind, inputs, outputs):
 
 @given(st.integers(1, 10_000), st.integers(1, 100_000))
 def test_bands_cover_every_row_once(rows, width):
-    """In order, without a gap."""
     found = bands(rows, width)
     assert [row for first, last in found for row in range(first, last)] == list(range(rows))
 
@@ -164,18 +160,15 @@ def test_any_size_can_be_cleaned(height, width, seed):
     found = edges.corrected(
         torch.from_numpy(rgb), resize_band(full, (height, width), (0, height)), colours, (0, height), height
     ).numpy()
-
     assert np.abs(found.astype(int) - expected).max() <= 3
 
 
 def test_images_estimated_together_are_as_alone():
-    """Within float order; nothing of one gets into the other."""
     levels = [torch.rand(4, 60, 80) * 255 for _ in range(3)]
     for level in levels:
         level[3] /= 255
     together = edges.estimate(levels)
     alone = torch.cat([edges.estimate([level]) for level in levels])
-
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-3)
 
 
@@ -210,7 +203,6 @@ def test_a_plane_is_the_hosts(output, with_source_alpha):
 
 
 def test_the_summary_measures_each_answer():
-    """Mean, peak, solid and soft shares, and whether every number is one."""
     mattes = torch.tensor([[[0.0, 0.5], [1.0, 0.5]], [[0.0, 0.0], [0.0, float("nan")]]])
     good, bad = summary(mattes, torch.tensor([True, True])).tolist()
     assert good == pytest.approx([0.5, 1.0, 0.75, 0.5, 1.0])
@@ -218,11 +210,9 @@ def test_the_summary_measures_each_answer():
 
 
 def test_an_answer_that_the_network_says_is_not_finite_counts_as_that():
-    """Also where its alpha looks like numbers."""
     assert summary(torch.zeros(1, 2, 2), torch.tensor([False]))[0, FINITE] == 0.0
 
 
 def test_the_networks_own_size_passes_unchanged():
-    """Nothing is resampled where nothing changes its size."""
     rgb = noise(32, 32)
     assert np.array_equal(resize_to_network(torch.from_numpy(rgb), (32, 32)).numpy(), image_to_network(rgb, 32, 32))

@@ -19,8 +19,6 @@ SIZE = 16 * ALIGNMENT  # of the ring
 
 
 class Streams(HostDevice):
-    """Remembers on which stream each mark was set and followed."""
-
     def __init__(self) -> None:
         super().__init__()
         self.here = "compute"
@@ -59,12 +57,10 @@ def region(offset: int, *, source_alpha: bool = True) -> Region:
 
 @pytest.mark.parametrize("source_alpha", [True, False])
 def test_planes_arrive_whole(block, source_alpha):
-    """RGB and alpha of the source, from any place of the block."""
     staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, BLOCK)
     place = region(640, source_alpha=source_alpha)
     source = staging.upload(place)
     slot = view(block, place)
-
     assert source is not None
     assert np.array_equal(source.rgb.numpy(), slot.rgb)
     assert (source.source_alpha is None) == (slot.source_alpha is None)
@@ -77,21 +73,18 @@ def test_a_copy_is_cut_where_page_locked_memory_ends(block, edge):
     """Each part lies on one side, and together they are all of it, wherever the end is."""
     staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, edge)
     parts = staging._parts(640, 9000)
-
     assert [parts[0][0], parts[-1][1]] == [0, 9000]
     assert all(first[1] == second[0] for first, second in pairwise(parts))
     assert all((640 + last <= edge) or (640 + first >= edge) for first, last in parts)
 
 
 def test_output_comes_down_where_it_belongs(block):
-    """And nowhere else."""
     staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, 5000)
     before = block.copy()
     band = staging.take_band(4000, 3000)
     assert band is not None
     band.memory.fill_(9)
     staging.download(band, object())
-
     assert (block[4000:7000] == 9).all()
     assert np.array_equal(block[:4000], before[:4000])
     assert np.array_equal(block[7000:], before[7000:])
@@ -99,7 +92,6 @@ def test_output_comes_down_where_it_belongs(block):
 
 
 def test_an_upload_waits_for_whoever_read_what_lies_there(block):
-    """On the upload stream, for the mark of the last use."""
     device = Streams()
     size = region_bytes(57, 91, source_alpha=True, output=OutputPlane.RGBA8)
     staging = Staging(device, block, size, 1 << 18, BLOCK)  # room for one image
@@ -107,7 +99,6 @@ def test_an_upload_waits_for_whoever_read_what_lies_there(block):
     assert first is not None
     first.chunk.last_use, first.chunk.held = "computed", False
     second = staging.upload(region(size))
-
     assert first.chunk.evicted
     assert ("upload", "computed") in device.said
     assert second is not None
@@ -122,14 +113,12 @@ def test_a_download_waits_for_its_band_to_be_ready(block):
     assert band is not None
     arrived = staging.download(band, "packed")
     again = staging.take_band(512, 512)
-
     assert device.said == [("download", "packed")]
     assert again is not None
     assert again.chunk.wait_for == [arrived]
 
 
 def test_what_can_never_be_on_the_device_is_known_before(block):
-    """An image larger than the ring goes another way."""
     staging = Staging(HostDevice(), block, 20_000, 1 << 18, BLOCK)
     assert not staging.fits(region(0))
     assert staging.fits(Region(0, 57, 91, False, OutputPlane.ALPHA8))
@@ -168,20 +157,17 @@ def test_who_takes_a_place_learns_what_to_wait_for():
         assert chunk is not None
         chunk.held, chunk.last_use = False, mark
     fourth = ring.take(3 * ALIGNMENT)
-
     assert fourth is not None
     assert fourth.wait_for == ["first", "third"]
     assert (first.evicted, second.evicted, third.evicted) == (True, True, True)
 
 
 def test_a_held_piece_stops_who_comes_after():
-    """Nothing is given, and nothing is evicted, as long as a held chunk lies in the way."""
     ring = Ring(2 * ALIGNMENT)
     first, second = ring.take(1), ring.take(1)
     assert first is not None
     assert second is not None
     first.held = False
-
     assert ring.take(2 * ALIGNMENT) is None
     assert not first.evicted
     second.held = False
@@ -189,18 +175,15 @@ def test_a_held_piece_stops_who_comes_after():
 
 
 def test_what_can_never_fit_is_a_bug_of_the_caller():
-    """It would wait for ever."""
     with pytest.raises(ValueError, match="can never fit"):
         Ring(ALIGNMENT).take(ALIGNMENT + 1)
 
 
 def test_a_cleared_ring_begins_anew():
-    """After a fault nobody holds anything."""
     ring = Ring(2 * ALIGNMENT)
     chunk = ring.take(2 * ALIGNMENT)
     ring.clear()
     again = ring.take(2 * ALIGNMENT)
-
     assert chunk is not None
     assert chunk.evicted
     assert again is not None
