@@ -153,7 +153,6 @@ def test_the_description_says_how_memory_was_divided(make, green):
     assert json.loads(json.dumps(asdict(description)))["device"] == "cpu"
 
 
-@pytest.mark.slow
 def test_memory_that_others_take_later_is_told_once(make, green, canvas, monkeypatch):
     monkeypatch.setattr(pool, "CHECK_AFTER", 2)
     work, device = canvas.place(1, ball(8, 8)), HostDevice()
@@ -325,7 +324,6 @@ def test_one_image_gets_the_recordings_memory_before_it_is_refused(make, green, 
     assert engine.segment([work]).answers[0].image_id == 1
 
 
-@pytest.mark.slow
 def test_larger_batches_are_tried_again_once_their_memory_is_free(make, green, canvas, monkeypatch):
     """Size by size, recorded anew, as the plan had them; nothing is tried while nothing is free."""
     monkeypatch.setattr(pool, "GROW_AFTER", 2)
