@@ -22,7 +22,7 @@ from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense
 from rmbgd.models.inference import alpha_of, put_images
 from rmbgd.models.kernels.runtime import Availability
 from rmbgd.testing.device import HostDevice
-from tests.backends.conftest import OPTIONS, Canvas, ball
+from tests.backends.conftest import OPTIONS, Canvas, ball, by_host
 from tests.backends.cuda.conftest import Green
 
 GIBI = 1 << 30
@@ -46,22 +46,6 @@ def assorted(canvas: Canvas) -> list:
     ]
 
 
-def by_host(canvas: Canvas, works) -> list[np.ndarray]:
-    """What the CPU's engine makes of them."""
-    return answered_by_host(canvas, works)[0]
-
-
-def answered_by_host(canvas: Canvas, works) -> tuple[list[np.ndarray], list[dict]]:
-    """And what it measures of their mattes."""
-    engine = CpuBackend(canvas.arena.block, OPTIONS)
-    engine.start()
-    mattes = [asdict(engine.segment([work]).answers[0].matte) for work in works]
-    planes = [canvas.plane(work) for work in works]
-    for work in works:
-        canvas.spoil(work)
-    return planes, mattes
-
-
 def worst(canvas: Canvas, works, expected: list[np.ndarray]) -> float:
     """Largest difference of any plane, in levels of 255."""
     pairs = [(canvas.plane(work).astype(int), plane) for work, plane in zip(works, expected, strict=True)]
@@ -78,7 +62,7 @@ def details(description, what: str) -> list[str]:
 def test_every_plane_is_that_of_the_cpus_engine(make, green, canvas):
     """Within one level, and so are the mattes as they are reported; what is read was not changed."""
     works = assorted(canvas)
-    expected, mattes = answered_by_host(canvas, works)
+    expected, mattes = by_host(canvas, works)
     inputs = [canvas.slot(work).rgb.copy() for work in works]
     report = make().segment(works)
     assert [asdict(answer.matte) for answer in report.answers] == [pytest.approx(matte, abs=1e-4) for matte in mattes]
@@ -89,7 +73,7 @@ def test_every_plane_is_that_of_the_cpus_engine(make, green, canvas):
 def test_images_worked_on_in_bands_are_the_same(make, green, canvas, monkeypatch):
     """Bands of some rows instead of one for all: nothing is rounded on the way to the network then, so two levels."""
     works = assorted(canvas)
-    expected = by_host(canvas, works)
+    expected, _ = by_host(canvas, works)
     monkeypatch.setattr(resample, "BAND_PIXELS", 10_000)
     monkeypatch.setattr("rmbgd.backends.cuda.network.BAND_PIXELS", 10_000)
     make().segment(works)
@@ -102,7 +86,7 @@ def test_more_than_staging_holds_goes_through_it_all_the_same(make, green, canva
     works = [canvas.place(n, ball(300 + 10 * n, 400), clean=n != 2) for n in range(4)]
     works.append(canvas.place(4, ball(700, 600), source_alpha=veil(700, 600)))
     works.append(canvas.place(5, ball(200, 200)))
-    expected = by_host(canvas, works)
+    expected, _ = by_host(canvas, works)
     engine = make(small_staging)
     assert engine._pool.staging.fits(works[0].region)
     assert not engine._pool.staging.fits(works[4].region)
@@ -129,7 +113,7 @@ def test_an_image_is_the_same_in_company_and_alone(make, green, canvas):
 def test_empty_places_of_a_batch_change_nothing(make, green, canvas):
     """They hold NaN, and three images in a batch of four are computed as if they were alone."""
     works = assorted(canvas)[:3]
-    expected = by_host(canvas, works)
+    expected, _ = by_host(canvas, works)
     engine = make()
     network = engine._networks["u2netp"]
     network.seconds = {1: 1.0, 2: 1.9, 4: 2.0}  # a batch of four is then quicker than one of two and a single
@@ -253,7 +237,7 @@ def overflows_in_half(logits: torch.Tensor, module: Green) -> torch.Tensor:
 
 def test_an_answer_that_is_not_finite_is_computed_again_in_float32(make, green, canvas):
     works = assorted(canvas)[:2]
-    expected = by_host(canvas, works)
+    expected, _ = by_host(canvas, works)
     engine = make(replace(OPTIONS, precision="float16"))
     green.after = overflows_in_half
     report = engine.segment(works)
@@ -299,7 +283,7 @@ def short_above(images: int):
 
 def test_a_batch_without_room_is_halved_inside_the_engine(make, green, canvas):
     works = assorted(canvas)
-    expected = by_host(canvas, works)
+    expected, _ = by_host(canvas, works)
     device = HostDevice()
     engine = make(device=device)
     green.before = short_above(2)
@@ -379,7 +363,7 @@ def test_graphs_can_be_switched_off(make, green, canvas):
 def test_a_recording_that_fails_is_told_once_and_images_go_on(make, green, canvas):
     """No second try for smaller batches; the planes are the same."""
     capture, works = Mock(side_effect=CaptureFailed("not permitted")), assorted(canvas)
-    expected = by_host(canvas, works)
+    expected, _ = by_host(canvas, works)
     engine = make(device=HostDevice(capture=capture), start=False)
     description = engine.start()
     engine.segment(works)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from rmbgd.backends.factory import create
 from rmbgd.engine import golden_image
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.selftest import golden_difference
-from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Work
+from rmbgd.engine.types import OutputPlane, Work
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.models.checkpoint import is_optional, published
-from tests.backends.conftest import MEBI, Canvas
+from tests.backends.conftest import MEBI, OPTIONS, by_host
 from tests.models import stress
 from tests.support.shared_data import shared
 
@@ -55,23 +54,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def asked(source: str, patch_order: str, **more: object) -> dict[str, object]:
+    models = {MODEL: {"source": source, "patch_order": patch_order}}
+    return {"models": models, "models_directory": "/nonexistent", "device": DEVICE, "batch_maximum": 8} | more
+
+
 @pytest.fixture
 def launch(arena: Arena, checkpoint: Path) -> Iterator[Callable[..., CudaBackend]]:
     """Engines on the device, started, closed at the end."""
     engines = []
 
-    def build(source: str = "", **options: object) -> CudaBackend:
-        choice = ModelChoice(source or str(checkpoint), "auto" if source else "channel_first")
-        engine = create(
-            arena.block,
-            {
-                "models": {MODEL: {"source": choice.source, "patch_order": choice.patch_order}},
-                "models_directory": "/nonexistent",
-                "device": DEVICE,
-                "batch_maximum": 8,
-            }
-            | options,
-        )
+    def build(source: str = "", **more: object) -> CudaBackend:
+        engine = create(arena.block, asked(source or str(checkpoint), "auto" if source else "channel_first", **more))
         assert isinstance(engine, CudaBackend)
         engines.append(engine)
         engine.description = engine.start()  # type: ignore[attr-defined]
@@ -94,26 +88,14 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     return (image / 3).astype(np.uint8)
 
 
-def planes_by_host(canvas: Canvas, works: list[Work]) -> list[np.ndarray]:
-    host = CpuBackend(canvas.arena.block, Options({MODEL: ModelChoice("u2netp")}, Path("/nonexistent")))
-    host.start()
-    planes = []
-    for work in works:
-        host.segment([work])
-        planes.append(canvas.plane(work))
-        canvas.spoil(work)
-    return planes
-
-
 def network_of(engine: CudaBackend) -> CudaNetwork:
     return engine._networks[MODEL]
 
 
-def filled(network: CudaNetwork, seed: int = 0) -> None:
+def filled(network: CudaNetwork) -> None:
     """Normalised noise in every place."""
-    generator = torch.Generator(DEVICE).manual_seed(seed)
     with torch.inference_mode():
-        network.inputs.normal_(generator=generator)
+        network.inputs.normal_(generator=torch.Generator(DEVICE).manual_seed(0))
 
 
 def mattes(engine: CudaBackend, size: int) -> torch.Tensor:
@@ -134,11 +116,8 @@ def test_no_memory_is_asked_of_the_device_in_steady_state(launch, canvas, graphs
     """200 batches of changing sizes, of images of changing sizes and outputs: not one allocation of the device."""
     engine = launch(graphs=graphs)
     sides = [(1024, 1024), (1600, 1200), (700, 933), (2448, 3264), (320, 200)]
-    works = []
-    for number in range(16):
-        height, width = sides[number % len(sides)]
-        output = list(OutputPlane)[number % 3]
-        works.append(canvas.place(number, photo(height, width, number), output=output))
+    outputs = list(OutputPlane)
+    works = [canvas.place(n, photo(*sides[n % 5], n), output=outputs[n % 3]) for n in range(16)]
     rng = np.random.default_rng(0)
 
     def some() -> list[Work]:
@@ -151,7 +130,6 @@ def test_no_memory_is_asked_of_the_device_in_steady_state(launch, canvas, graphs
     before = engine._device.allocations()
     for _ in range(200):
         engine.segment(some())
-
     assert engine._device.allocations() == before
 
 
@@ -159,7 +137,6 @@ def test_no_memory_is_asked_of_the_device_in_steady_state(launch, canvas, graphs
 def test_a_batch_needs_no_more_than_was_measured_at_start(launch, canvas, size):
     """What torch's allocator has in use and what it keeps, at the peak of a batch, within the plan."""
     engine = launch(batch_maximum=size, graphs=False)
-    network = network_of(engine)
     works = [canvas.place(n, photo(SIDE, SIDE, n)) for n in range(size)]
     engine.segment(works)
     torch.cuda.synchronize()
@@ -167,10 +144,9 @@ def test_a_batch_needs_no_more_than_was_measured_at_start(launch, canvas, size):
     standing = torch.cuda.memory_allocated()
     engine.segment(works)
     torch.cuda.synchronize()
-    plan = engine._pool.plan
-    most = max(engine._pool._working[size], plan.working)
+    most = max(engine._pool._working[size], engine._pool.plan.working)
     print(f"batch {size}: {torch.cuda.max_memory_allocated() / MEBI:.0f} MiB allocated, {standing / MEBI:.0f} standing")
-    assert network.mattes.shape[0] == size
+    assert network_of(engine).mattes.shape[0] == size
     assert torch.cuda.max_memory_allocated() - standing <= most
 
 
@@ -179,20 +155,9 @@ def test_memory_as_the_driver_sees_it(canvas, checkpoint, size, most):
     """A process of its own, by NVML: MiB at batches of one and of eight, context and all."""
     pynvml = pytest.importorskip("pynvml")
     works = [canvas.place(n, photo(SIDE, SIDE, n)) for n in range(size)]
-    options = {
-        "models": {MODEL: {"source": str(checkpoint), "patch_order": "channel_first"}},
-        "models_directory": "/nonexistent",
-        "device": DEVICE,
-        "batch_maximum": size,
-    }
-    worker = EngineWorker(
-        canvas.arena,
-        "rmbgd.backends.factory:create",
-        options,
-        start_timeout=250.0,
-        batch_timeout=60.0,
-        on_output=print,
-    )
+    options = asked(str(checkpoint), "channel_first", batch_maximum=size)
+    times = {"start_timeout": 250.0, "batch_timeout": 60.0}
+    worker = EngineWorker(canvas.arena, "rmbgd.backends.factory:create", options, **times, on_output=print)
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     torch.cuda.synchronize()
@@ -205,7 +170,6 @@ def test_memory_as_the_driver_sees_it(canvas, checkpoint, size, most):
     finally:
         worker.close()
         pynvml.nvmlShutdown()
-
     print(f"batch {size}: {used:.0f} MiB")
     assert used <= most
 
@@ -219,7 +183,7 @@ def test_images_inside_across_and_beyond_page_locked_memory_arrive(launch, canva
     for number, at in ((1, edge - 300 * 500 * 3), (2, 2 * edge)):
         canvas.offset = at - at % 64
         works.append(canvas.place(number, photo(500, 500, number)))
-    expected = planes_by_host(canvas, works)
+    expected = by_host(canvas, works)[0]
     engine.segment(works)
     for work, plane in zip(works, expected, strict=True):
         assert np.abs(canvas.plane(work)[..., 3].astype(int) - plane[..., 3]).mean() < 1
@@ -240,7 +204,6 @@ def test_a_shortage_halves_the_batch_and_the_engine_stays_well(launch, canvas):
         report = engine.segment(works)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-
     assert len(report.answers) == 8
     assert max(answer.batch for answer in report.answers) < 8
     assert [limit.what for limit in report.limits] == ["batch"]
@@ -326,15 +289,8 @@ TOLERANCES = [
 @pytest.fixture(scope="module")
 def reference(arena: Arena, checkpoint: Path) -> list[torch.Tensor]:
     """Alpha of four photographs in float32 by plain kernels."""
-    options = Options(
-        {MODEL: ModelChoice(str(checkpoint), "channel_first")},
-        Path("/nonexistent"),
-        device=DEVICE,
-        precision="float32",
-        kernels="off",
-        batch_maximum=1,
-    )
-    engine = CudaBackend(arena.block, options, partial(CudaDevice, DEVICE))
+    more = {"precision": "float32", "kernels": "off", "batch_maximum": 1}
+    engine = create(arena.block, asked(str(checkpoint), "channel_first", **more))
     engine.start()
     answers = [seen(engine, photo(SIDE, SIDE, seed)) for seed in range(4)]
     engine.close()
@@ -394,7 +350,7 @@ def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
 
 def test_a_gpu_answers_as_the_cpu_does(launch, arena):
     """The golden image through the embedded model, within the bounds that a probe demands."""
-    host = CpuBackend(arena.block, Options({MODEL: ModelChoice("u2netp")}, Path("/nonexistent")))
+    host = CpuBackend(arena.block, OPTIONS)
     host.start()
     engine = launch(source="u2netp")
     mean, peak = golden_difference(engine.golden(MODEL).alpha, host.golden(MODEL).alpha, 0.001)
@@ -407,7 +363,7 @@ def test_planes_are_those_of_the_cpu_but_for_rounding(launch, canvas):
     rgb, _ = golden_image.golden_image()
     image = np.asarray(Image.fromarray(rgb).resize((1300, 900), Image.Resampling.BICUBIC))
     works = [canvas.place(1, image), canvas.place(2, image, output=OutputPlane.ALPHA16)]
-    expected = [plane.astype(int) for plane in planes_by_host(canvas, works)]
+    expected = [plane.astype(int) for plane in by_host(canvas, works)[0]]
     launch(source="u2netp", precision="float32").segment(works)
     found = [canvas.plane(work).astype(int) for work in works]
     same = found[0][..., 3] == expected[0][..., 3]
