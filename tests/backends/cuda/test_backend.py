@@ -13,7 +13,7 @@ import torch
 from rmbgd.backends.cpu import CpuBackend
 from rmbgd.backends.cuda import backend as engine
 from rmbgd.backends.cuda import memory as pool
-from rmbgd.backends.cuda import network, resample
+from rmbgd.backends.cuda import memory_plan, network, resample
 from rmbgd.backends.cuda.device import CaptureFailed
 from rmbgd.backends.factory import create
 from rmbgd.engine.selftest import golden_difference
@@ -22,7 +22,7 @@ from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense
 from rmbgd.models.inference import alpha_of, put_images
 from rmbgd.models.kernels.runtime import Availability
 from rmbgd.testing.device import HostDevice
-from tests.backends.conftest import OPTIONS, Canvas, ball, by_host
+from tests.backends.conftest import MEBI, OPTIONS, Canvas, ball, by_host
 from tests.backends.cuda.conftest import Green
 
 GIBI = 1 << 30
@@ -80,14 +80,15 @@ def test_images_worked_on_in_bands_are_the_same(make, green, canvas, monkeypatch
     assert worst(canvas, works, expected) <= 2
 
 
-def test_more_than_staging_holds_goes_through_it_all_the_same(make, green, canvas, small_staging, monkeypatch):
+def test_more_than_staging_holds_goes_through_it_all_the_same(make, green, canvas, monkeypatch):
     """Images that push each other out are brought again; an image larger than the ring goes by way of the host."""
+    monkeypatch.setattr(memory_plan, "STAGING_LEAST", MEBI)  # three quarters for what goes up
     monkeypatch.setattr(resample, "BAND_PIXELS", 20_000)  # a band of output fits
     works = [canvas.place(n, ball(300 + 10 * n, 400), clean=n != 2) for n in range(4)]
     works.append(canvas.place(4, ball(700, 600), source_alpha=veil(700, 600)))
     works.append(canvas.place(5, ball(200, 200)))
     expected, _ = by_host(canvas, works)
-    engine = make(small_staging)
+    engine = make(replace(OPTIONS, staging_bytes=MEBI))
     assert engine._pool.staging.fits(works[0].region)
     assert not engine._pool.staging.fits(works[4].region)
     for size in (1, 4, 6):
