@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -75,12 +77,8 @@ def test_torch_computes_the_pattern_of_numpy_in_blocks_of_four_kibibytes():
 
 def test_memory_that_cannot_be_had_is_said_by_the_engine_s_own_error(canary, monkeypatch):
     """Out of memory is no memory error, and a later pass may succeed."""
-
-    def short(*_: object, **__: object) -> None:
-        raise EngineMemory("no room")
-
     with monkeypatch.context() as patch:
-        patch.setattr(canary._arrays, "empty", short)
+        patch.setattr(canary._arrays, "empty", Mock(side_effect=EngineMemory("no room")))
         with pytest.raises(EngineMemory):
             canary.check()
     canary.close()
@@ -96,10 +94,8 @@ def test_closing_gives_the_memory_back(canary):
 
 
 def test_a_pass_that_breaks_gives_the_memory_back(canary, monkeypatch):
-    def breaks(_: int) -> list[int]:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(canary, "compare", breaks)
+    """What was half written is not compared with anything later."""
+    monkeypatch.setattr(canary, "compare", Mock(side_effect=RuntimeError("CUDA error: an illegal memory access")))
     with pytest.raises(RuntimeError):
         canary.check()
     assert canary.words is None

@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.backends.cuda import memory_plan as policy
 from rmbgd.backends.cuda.memory_plan import SIZES, NetworkNeed, Plan, plan, split
 from rmbgd.engine.types import Options
 
@@ -19,10 +19,8 @@ GIBI = 1 << 30
 LARGE = NetworkNeed(fixed=200 * MEBI, each=200 * MEBI, static=16 * MEBI)
 
 
-def asked(batch_maximum: int, staging: int, pinned: int, spare: int) -> Options:
-    return Options(
-        {}, Path(), batch_maximum=batch_maximum, staging_bytes=staging, pinned_bytes=pinned, spare_bytes=spare
-    )
+def asked(largest: int, staging: int, pinned: int, spare: int) -> Options:
+    return Options({}, Path(), batch_maximum=largest, staging_bytes=staging, pinned_bytes=pinned, spare_bytes=spare)
 
 
 OPTIONS = asked(16, 128 * MEBI, 256 * MEBI, GIBI)
@@ -32,45 +30,22 @@ def planned(free: int, *, networks=(LARGE,), options: Options = OPTIONS, host_fr
     return plan(free=free, total=8 * GIBI, host_free=host_free, arena=512 * MEBI, networks=networks, options=options)
 
 
-def taken(plan: Plan, networks) -> int:
-    largest = plan.sizes[-1]
-    working = max(network.batch(largest) for network in networks)
-    static = largest * sum(network.static for network in networks)
-    return plan.upload + plan.download + plan.working + working + static
-
-
-def test_a_card_of_8_gb_takes_batches_of_16():
-    found = planned(int(6.4 * GIBI))
-    assert found.sizes == (1, 2, 4, 8, 16)
-    assert found.upload + found.download == 128 * MEBI
-    assert found.pinned == 256 * MEBI
-    assert found.limits == ()
-
-
-def test_a_card_of_8_gb_shared_with_others_takes_fewer():
-    found = planned(int(3.5 * GIBI))
-    assert found.sizes == (1, 2, 4, 8)
-    assert [limit.what for limit in found.limits] == ["batch"]
-    assert "at most 8 images at once, not 16" in found.limits[0].detail
-
-
-def test_little_free_memory_is_told_and_one_image_is_tried():
-    found = planned(700 * MEBI)
-    assert found.sizes == (1,)
-    assert [limit.what for limit in found.limits] == ["memory_low", "batch"]
-    assert found.upload + found.download == policy.STAGING_LEAST
-
-
-def test_a_host_with_little_memory_locks_an_eighth_of_it():
-    """Locked pages are taken from everything else on the host; so an edge device locks less, and says so."""
-    found = planned(6 * GIBI, host_free=GIBI)
-    assert found.pinned == 128 * MEBI
-    assert [limit.what for limit in found.limits] == ["pinned"]
-
-
-def test_the_arena_bounds_what_is_locked():
-    found = planned(6 * GIBI, options=asked(16, 128 * MEBI, 4 * GIBI, GIBI))
-    assert found.pinned == 512 * MEBI
+@pytest.mark.parametrize(
+    ("free", "changes", "sizes", "staging", "pinned", "told"),
+    [
+        pytest.param(6.4, {}, SIZES, 128, 256, [], id="a card of 8 GB"),
+        pytest.param(3.5, {}, SIZES[:4], 128, 256, ["batch"], id="a card of 8 GB shared with others"),
+        pytest.param(0.7, {}, (1,), 32, 256, ["memory_low", "batch"], id="little free: one image is tried"),
+        pytest.param(6, {"host_free": GIBI}, SIZES, 128, 128, ["pinned"], id="an eighth of a small host is locked"),
+        pytest.param(6, {"options": asked(16, 128 * MEBI, 4 * GIBI, GIBI)}, SIZES, 128, 512, [], id="all the arena"),
+    ],
+)
+def test_memory_is_divided(free, changes, sizes, staging, pinned, told):
+    found = planned(int(free * GIBI), **changes)
+    limits = {limit.what: limit.detail for limit in found.limits}
+    assert (found.sizes, list(limits)) == (sizes, told)
+    assert (found.upload + found.download, found.pinned) == (staging * MEBI, pinned * MEBI)
+    assert "batch" not in limits or f"at most {sizes[-1]} images at once, not 16" in limits["batch"]
 
 
 needs = st.builds(NetworkNeed, st.integers(0, GIBI), st.integers(0, GIBI), st.integers(1, 128 * MEBI))
@@ -87,8 +62,9 @@ def test_what_is_spared_stays_free(free, networks, largest, staging, spare):
     found = planned(free, networks=networks, options=asked(largest, staging, 0, spare))
     assert found.sizes[0] == 1
     assert found.sizes[-1] <= largest
-    if len(found.sizes) > 1:
-        assert taken(found, networks) <= free - spare
+    if (batch := found.sizes[-1]) > 1:
+        networks_take = max(need.batch(batch) for need in networks) + batch * sum(need.static for need in networks)
+        assert found.upload + found.download + found.working + networks_take <= free - spare
 
 
 @given(st.lists(st.integers(0, 16 * GIBI), min_size=2, max_size=2).map(sorted), st.lists(needs, min_size=1, max_size=2))
