@@ -27,13 +27,7 @@ class Canvas:
         self.offset = 0
 
     def place(
-        self,
-        image_id: int,
-        rgb: np.ndarray,
-        *,
-        source_alpha: np.ndarray | int | None = None,
-        output: OutputPlane = OutputPlane.RGBA8,
-        clean: bool = True,
+        self, image_id: int, rgb: np.ndarray, *, source_alpha=None, output=OutputPlane.RGBA8, clean: bool = True
     ) -> Work:
         height, width = rgb.shape[:2]
         region = Region(self.offset, height, width, source_alpha is not None, output)

@@ -114,29 +114,30 @@ def test_the_embedded_model_cuts_out_photographs(engine, canvas):
     assert np.mean(errors) <= 0.033
 
 
-@pytest.mark.parametrize("clean", [False, True])
-def test_an_rgba_plane_is_matte_resized_and_composed(engine, network, canvas, clean):
+@pytest.mark.parametrize(
+    ("output", "clean", "step"),
+    [
+        (OutputPlane.RGBA8, False, 1),
+        (OutputPlane.RGBA8, True, 1),
+        (OutputPlane.ALPHA8, True, 1),
+        (OutputPlane.ALPHA16, True, 257),
+    ],
+)
+def test_a_plane_is_matte_resized_and_composed(engine, network, canvas, output, clean, step):
     """Alpha within five levels: this steep network turns one level of its input into 4.5."""
-    rgb = ball(400, 517)
-    source_alpha = np.full(rgb.shape[:2], 200, np.uint8)
-    work = canvas.place(1, rgb, source_alpha=source_alpha, clean=clean)
+    rgb, source_alpha = ball(400, 517), np.full((400, 517), 200, np.uint8)
+    work = canvas.place(1, rgb, source_alpha=source_alpha, output=output, clean=clean)
     engine.segment([work])
-    expected = np.empty((*rgb.shape[:2], 4), np.uint8)
-    compose_rgba(rgb, matte_to_image(matte_of(green, rgb), *rgb.shape[:2]), source_alpha, expected, clean=clean)
-    result = canvas.slot(work)
-    assert np.abs(result.rgba[..., 3].astype(int) - expected[..., 3]).max() <= 5
-    assert np.array_equal(result.rgba[..., :3], rgb) != clean
-    assert np.array_equal(result.rgb, rgb)
-
-
-@pytest.mark.parametrize(("output", "step"), [(OutputPlane.ALPHA8, 1), (OutputPlane.ALPHA16, 257)])
-def test_a_mask_plane_holds_the_alpha_alone(engine, network, canvas, output, step):
-    rgb = ball(300, 200)
-    work = canvas.place(1, rgb, output=output)
-    engine.segment([work])
-    expected = np.empty_like(canvas.slot(work).alpha)
-    quantise_alpha(matte_to_image(matte_of(green, rgb), *rgb.shape[:2]), None, expected)
-    assert np.abs(canvas.plane(work).astype(int) - expected).max() <= 5 * step
+    matte, found = matte_to_image(matte_of(green, rgb), 400, 517), canvas.plane(work)
+    expected = np.empty_like(found)
+    if output is OutputPlane.RGBA8:
+        compose_rgba(rgb, matte, source_alpha, expected, clean=clean)
+        assert np.array_equal(found[..., :3], rgb) != clean
+        found, expected = found[..., 3], expected[..., 3]
+    else:
+        quantise_alpha(matte, source_alpha, expected)
+    assert np.abs(found.astype(int) - expected).max() <= 5 * step
+    assert np.array_equal(canvas.slot(work).rgb, rgb)
 
 
 def test_an_image_is_the_same_in_company_and_alone(engine, network, canvas):
