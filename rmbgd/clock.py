@@ -10,11 +10,9 @@ from typing import Protocol
 class Clock(Protocol):
     def monotonic(self) -> float:
         """Seconds on a clock that never steps; only differences mean anything."""
-        ...
 
     def wall(self) -> datetime:
         """The wall clock in UTC: for stamps that people read, never for durations."""
-        ...
 
 
 class SystemClock:

@@ -14,51 +14,40 @@ RmbgdError
 from __future__ import annotations
 
 from enum import IntEnum, StrEnum
+from typing import Self
 
 
 class Reason(StrEnum):
-    """Why an image was rejected. Events, sidecars and the ledger carry the value."""
+    """Why an image was rejected, and that in words. Events, sidecars and the ledger carry the value."""
 
-    EMPTY = "empty"
-    UNIDENTIFIED = "unidentified"
-    FORMAT_NOT_ALLOWED = "format_not_allowed"
-    UNSUPPORTED_MODE = "unsupported_mode"
-    TRUNCATED = "truncated"
-    CORRUPT = "corrupt"
-    TOO_LARGE = "too_large"
-    TOO_MANY_BYTES = "too_many_bytes"
-    ANIMATED = "animated"
-    METADATA_BOMB = "metadata_bomb"
-    NOT_REGULAR = "not_regular"
-    HARDLINK = "hardlink"
-    NAME_TOO_LONG = "name_too_long"
-    OUTPUT_TOO_LARGE = "output_too_large"
-    IO_ERROR = "io_error"
-    NO_SUBJECT = "no_subject"
-    CRASH_LOOP = "crash_loop"
-    POISON = "poison"
+    text: str
+
+    def __new__(cls, value: str, text: str = "") -> Self:
+        reason = str.__new__(cls, value)
+        reason._value_, reason.text = value, text
+        return reason
+
+    EMPTY = "empty", "the file has no bytes"
+    UNIDENTIFIED = "unidentified", "no allowed decoder recognises the content, whatever the file name says"
+    FORMAT_NOT_ALLOWED = "format_not_allowed", "the content is an image in a format that is not allowed"
+    UNSUPPORTED_MODE = "unsupported_mode", "the pixel layout cannot be converted without guessing"
+    TRUNCATED = "truncated", "the file ends before the image does, and was not completed in time"
+    CORRUPT = "corrupt", "the decoder found damaged data"
+    TOO_LARGE = "too_large", "more pixels, or a longer side, than the limits allow; found before memory was allocated"
+    TOO_MANY_BYTES = "too_many_bytes", "the file is larger than the limits allow"
+    ANIMATED = "animated", "the image has more than one frame, and the recipe does not ask for the first"
+    METADATA_BOMB = "metadata_bomb", "a text or profile chunk unpacks to more than its limit"
+    NOT_REGULAR = "not_regular", "a link, directory, pipe, socket or device instead of a regular file"
+    HARDLINK = "hardlink", "the file has other names outside the folder (more than one hard link)"
+    NAME_TOO_LONG = "name_too_long", "the output name derived from the input name would be too long"
+    OUTPUT_TOO_LARGE = "output_too_large", "the result is larger than the output format allows"
+    IO_ERROR = "io_error", "reading the file failed three times"
+    NO_SUBJECT = "no_subject", 'no foreground was found, and the recipe says on_empty = "refuse"'
+    CRASH_LOOP = "crash_loop", "the service crashed three times while it processed this file"
+    POISON = "poison", "the engine fails on this image even when it runs alone, and not on others"
 
 
-REASON_TEXT: dict[Reason, str] = {
-    Reason.EMPTY: "the file has no bytes",
-    Reason.UNIDENTIFIED: "no allowed decoder recognises the content, whatever the file name says",
-    Reason.FORMAT_NOT_ALLOWED: "the content is an image in a format that is not allowed",
-    Reason.UNSUPPORTED_MODE: "the pixel layout cannot be converted without guessing",
-    Reason.TRUNCATED: "the file ends before the image does, and was not completed in time",
-    Reason.CORRUPT: "the decoder found damaged data",
-    Reason.TOO_LARGE: "more pixels, or a longer side, than the limits allow; found before memory was allocated",
-    Reason.TOO_MANY_BYTES: "the file is larger than the limits allow",
-    Reason.ANIMATED: "the image has more than one frame, and the recipe does not ask for the first",
-    Reason.METADATA_BOMB: "a text or profile chunk unpacks to more than its limit",
-    Reason.NOT_REGULAR: "a link, directory, pipe, socket or device instead of a regular file",
-    Reason.HARDLINK: "the file has other names outside the folder (more than one hard link)",
-    Reason.NAME_TOO_LONG: "the output name derived from the input name would be too long",
-    Reason.OUTPUT_TOO_LARGE: "the result is larger than the output format allows",
-    Reason.IO_ERROR: "reading the file failed three times",
-    Reason.NO_SUBJECT: 'no foreground was found, and the recipe says on_empty = "refuse"',
-    Reason.CRASH_LOOP: "the service crashed three times while it processed this file",
-    Reason.POISON: "the engine fails on this image even when it runs alone, and not on others",
-}
+REASON_TEXT = {reason: reason.text for reason in Reason}
 
 
 class RmbgdError(Exception):

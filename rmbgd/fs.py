@@ -31,10 +31,7 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK, errno.EISDI
 
 @dataclass(frozen=True, slots=True)
 class FileVersion:
-    """Which content of a path is meant: changes whenever the file is replaced or rewritten.
-
-    ctime counts before a claim only: our own rename changes it.
-    """
+    """Which content of a path is meant: changes whenever the file is replaced or rewritten."""
 
     inode: int
     size: int
@@ -79,7 +76,6 @@ def fault_of(error: OSError, path: str) -> StorageFault | ImageError:
 
 @contextlib.contextmanager
 def storage_faults(path: str) -> Iterator[None]:
-    """Turns every OSError of the block into the fault that the table names."""
     try:
         yield
     except OSError as error:
@@ -157,34 +153,27 @@ class FileSystem(Protocol):
 
     def rename(self, source: str, target: str) -> None:
         """Atomic; replaces `target`."""
-        ...
 
     def rename_noreplace(
         self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
     ) -> None:
         """Atomic where the file system can; raises FileExistsError when `target` is taken, by anything."""
-        ...
 
     def unlink(self, path: str, *, folder: int | None = None) -> None: ...
 
     def create(self, path: str, mode: int) -> int:
         """A descriptor, open for reading and writing, of a file that did not exist; `mode` regardless of the umask."""
-        ...
 
     def make_folder(self, path: str) -> None:
         """One level; raises FileExistsError."""
-        ...
 
     def sync_file(self, descriptor: int) -> None: ...
 
     def sync_folder(self, path: str) -> None:
         """Makes names that were created, renamed or removed in it survive a power cut."""
-        ...
 
 
 class SystemFileSystem:
-    """The operating system's own."""
-
     def __init__(self) -> None:
         self._checked_rename = threading.Lock()  # our own threads never race each other where the kernel cannot help
 
@@ -195,14 +184,11 @@ class SystemFileSystem:
         self, source: str, target: str, *, source_folder: int | None = None, target_folder: int | None = None
     ) -> None:
         try:
-            self._rename_flagged(source, target, source_folder, target_folder)
+            _renameat2(source, target, _RENAME_NOREPLACE, source_folder, target_folder)
         except OSError as error:
             if error.errno not in _NO_SUCH_RENAME:
                 raise
             self._rename_by_link(source, target, source_folder, target_folder)
-
-    def _rename_flagged(self, source: str, target: str, source_folder: int | None, target_folder: int | None) -> None:
-        _renameat2(source, target, _RENAME_NOREPLACE, source_folder, target_folder)
 
     def _rename_by_link(self, source: str, target: str, source_folder: int | None, target_folder: int | None) -> None:
         """For file systems without the flag: link and unlink; without links too (FAT): look, then rename."""
@@ -216,9 +202,7 @@ class SystemFileSystem:
             return
         with self._checked_rename:
             with contextlib.suppress(FileNotFoundError):
-                os.lstat(target) if target_folder is None else os.stat(
-                    target, dir_fd=target_folder, follow_symlinks=False
-                )
+                os.stat(target, dir_fd=target_folder, follow_symlinks=False)
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), target)
             os.rename(source, target, src_dir_fd=source_folder, dst_dir_fd=target_folder)
 
@@ -254,8 +238,8 @@ def _renameat2(
     function = getattr(_libc(), "renameat2", None)
     if function is None:
         raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
-    folders = [_AT_FDCWD if folder is None else folder for folder in (source_folder, target_folder)]
-    if function(folders[0], os.fsencode(source), folders[1], os.fsencode(target), flag):
+    here, there = (_AT_FDCWD if folder is None else folder for folder in (source_folder, target_folder))
+    if function(here, os.fsencode(source), there, os.fsencode(target), flag):
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code), source, None, target)
 
@@ -266,7 +250,6 @@ def _libc() -> ctypes.CDLL:
 
 
 def sync(path: str | Path, flags: int = 0) -> None:
-    """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | flags)
     try:
         os.fsync(descriptor)
@@ -309,10 +292,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644
 
 
 def make_readable_folder(path: Path) -> None:
-    """Make a folder that others may read, whatever the umask; one that is already there is left as it is.
-
-    The service runs as another user than the operator.
-    """
+    """For the service, which runs as another user than the operator: whatever the umask; leaves one that is there."""
     if not path.is_dir():
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o755)
@@ -334,11 +314,7 @@ def place_file(staged: Path, target: Path) -> None:
 
 
 def place_folder(staged: Path, target: Path) -> None:
-    """Give a finished folder its name, on one file system.
-
-    An older folder of that name is exchanged in one step, so that a reader sees either of them whole, and then removed.
-    Raises OSError.
-    """
+    """Give a finished folder its name, on one file system: a reader sees it or an older one whole. Raises OSError."""
     for entry in staged.iterdir():
         sync(entry)
     sync(staged)
@@ -371,12 +347,9 @@ class HostMemory:
 def host_memory(path: str = "/proc/meminfo") -> HostMemory:
     """Memory of this host as it is now (/proc/meminfo, proc(5)). Never raises: what cannot be read counts as 0."""
     kibi: dict[str, int] = {}
-    try:
-        with open(path, encoding="ascii") as file:
-            for line in file:
-                name, _, value = line.partition(":")
-                if value.rstrip().endswith("kB"):
-                    kibi[name] = int(value.split()[0])
-    except OSError:
-        pass
+    with contextlib.suppress(OSError), open(path, encoding="ascii") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if value.rstrip().endswith("kB"):
+                kibi[name] = int(value.split()[0])
     return HostMemory(kibi.get("MemTotal", 0) << 10, kibi.get("MemAvailable", 0) << 10)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from rmbgd.clock import Clock
 
 
-@dataclass(frozen=True, slots=True)
-class Pulse:
+class Pulse(NamedTuple):
     """The last sign of one heartbeat, and when it was given (monotonic seconds)."""
 
-    name: str
     waiting: bool
     since: float
 
@@ -23,26 +21,22 @@ class Heartbeat:
     def __init__(self, name: str, clock: Clock) -> None:
         self.name = name
         self._clock = clock
-        self._last = (True, clock.monotonic())  # (waiting, since); replaced whole, so a reader never sees half
+        self.last = Pulse(waiting=True, since=clock.monotonic())  # replaced whole, so a reader never sees half
 
     def waiting(self) -> None:
         """About to block on another part of the service: however long that takes, this thread is not hung."""
-        self._last = (True, self._clock.monotonic())
+        self.last = Pulse(waiting=True, since=self._clock.monotonic())
 
     def working(self) -> None:
         """A step begins: it must end, or be followed by another, before `stall_after`."""
-        self._last = (False, self._clock.monotonic())
-
-    def reading(self) -> Pulse:
-        waiting, since = self._last
-        return Pulse(self.name, waiting, since)
+        self.last = Pulse(waiting=False, since=self._clock.monotonic())
 
 
 class NullHeartbeat(Heartbeat):
     """For threads that the watchdog does not watch."""
 
     def __init__(self) -> None:
-        """Needs neither a name nor a clock."""
+        pass
 
     def waiting(self) -> None:
         pass
@@ -63,17 +57,13 @@ class Heartbeats:
         self._heartbeats.append(heartbeat)
         return heartbeat
 
-    def readings(self) -> list[Pulse]:
-        return [heartbeat.reading() for heartbeat in list(self._heartbeats)]
-
     def stalled(self, now: float, stall_after: float, *, awake_since: float = -math.inf) -> list[str]:
         """Names of the threads that have worked on one step for longer than `stall_after` seconds.
 
         `awake_since` is when the whole process last resumed after standing still (SIGSTOP, a frozen container, a
         suspended machine): time before it counts for nothing.
         """
+        pulses = [(heartbeat.name, heartbeat.last) for heartbeat in self._heartbeats]
         return [
-            reading.name
-            for reading in self.readings()
-            if not reading.waiting and now - max(reading.since, awake_since) > stall_after
+            name for name, (waiting, since) in pulses if not waiting and now - max(since, awake_since) > stall_after
         ]

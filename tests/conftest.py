@@ -15,11 +15,11 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -33,7 +33,6 @@ settings.load_profile("ci")
 
 REQUIRE_SYSTEM = "RMBGD_REQUIRE_SYSTEM"
 TESTS = Path(__file__).parent
-TIERS_OF_FOLDERS = ("system", "integration")
 MAY_START_PROCESSES = ("integration", "campaign", "system", "gpu")
 STARTS = {"subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system"}  # audit events of Python
 HYPOTHESIS = "_hypothesis_internal_use_settings"  # where @settings leaves itself
@@ -46,9 +45,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--campaign-part", default="1/1", help="how much of each campaign runs, such as 1/10")
 
 
-T = TypeVar("T")
-
-
 @dataclass(frozen=True)
 class CampaignPart:
     """Part `index` of `parts`; another index for each commit, so that ten commits run what one full campaign runs."""
@@ -57,11 +53,9 @@ class CampaignPart:
     parts: int
 
     def count(self, full: int, least: int = 1) -> int:
-        """How many of `full` faults."""
         return max(least, -(-full // self.parts))
 
-    def of(self, items: Sequence[T]) -> Sequence[T]:
-        """Every so many of them."""
+    def of(self, items: list[pytest.Item]) -> list[pytest.Item]:
         return items[self.index % min(self.parts, len(items)) :: self.parts]
 
     def seed(self, base: int) -> int:
@@ -71,9 +65,8 @@ class CampaignPart:
 def _part(config: pytest.Config) -> CampaignPart:
     parts = Fraction(config.getoption("--campaign-part")).denominator
     command = ["git", "rev-parse", "HEAD"]
-    done = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=False)
-    commit = done.stdout.strip() or "0"  # not a checkout: always the first part
-    return CampaignPart(int(commit[:8], 16) % parts, parts)
+    commit = subprocess.run(command, cwd=TESTS, capture_output=True, text=True, check=False).stdout
+    return CampaignPart(int(commit[:8] or "0", 16) % parts, parts)  # not a checkout: always the first part
 
 
 @pytest.fixture(scope="session")
@@ -89,14 +82,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
     With several workers a file's tests stay together, for they share what is dear; so do all with the container.
     """
+    dev = config.getoption("--hypothesis-profile", None) == "dev"
     for item in items:
         tier = item.path.relative_to(TESTS).parts[0] if TESTS in item.path.parents else ""
-        if tier in TIERS_OF_FOLDERS:
+        if tier in ("system", "integration"):
             item.add_marker(tier)
         item.add_marker(pytest.mark.xdist_group("system" if tier == "system" else str(item.path)))
-        # A test's own @settings win over the profile's; on every save the profile's bound must.
         test = getattr(item, "function", None)
-        if config.getoption("--hypothesis-profile", None) == "dev" and (own := getattr(test, HYPOTHESIS, None)):
+        if dev and (own := getattr(test, HYPOTHESIS, None)):  # on every save the profile's bound wins over a test's own
             setattr(test, HYPOTHESIS, settings(own, max_examples=min(own.max_examples, settings().max_examples)))
     _leave_out_other_parts(config, items)
     slow = {item.path for item in items if any(map(item.get_closest_marker, ("slow", "campaign")))}
@@ -110,8 +103,7 @@ def _leave_out_other_parts(config: pytest.Config, items: list[pytest.Item]) -> N
         if item.get_closest_marker("campaign") and "campaign_part" not in getattr(item, "fixturenames", ()):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     part = _part(config)
-    left_out = [item for case in cases.values() for item in case if item not in part.of(case)]
-    if left_out:
+    if left_out := [item for case in cases.values() for item in case if item not in part.of(case)]:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 

@@ -10,6 +10,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -25,15 +26,14 @@ from tools import gen_reference
 
 REPOSITORY = Path(__file__).parents[1]
 FROZEN = REPOSITORY / "tests" / "contract"
-COMMANDS = [["run"], ["once"], ["check"], ["status"], ["doctor"], ["bench"], ["mtbf"], ["models"]]
-COMMANDS += [["models", action] for action in ("list", "fetch", "accept", "verify", "optimize")]
+COMMANDS = ["run", "once", "check", "status", "doctor", "bench", "mtbf", "models"]
+COMMANDS += [f"models {action}" for action in ("list", "fetch", "accept", "verify", "optimize")]
+BOUNDS = ("ge", "gt", "le", "lt")
 
 
 def events() -> dict[str, Any]:
-    return {
-        "envelope": list(ENVELOPE),
-        "events": {name: {"level": kind.level, "keys": list(kind.keys)} for name, kind in EVENTS.items()},
-    }
+    kinds = {name: {"level": kind.level, "keys": list(kind.keys)} for name, kind in EVENTS.items()}
+    return {"envelope": list(ENVELOPE), "events": kinds}
 
 
 def _fields() -> dict[str, Any]:
@@ -42,26 +42,20 @@ def _fields() -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON has it, where it has it."""
     return value if isinstance(value, (bool, int, float, str, list, type(None))) else str(value)
 
 
 def settings() -> dict[str, Any]:
-    return {name: _setting(field) for name, field in _fields().items()}
-
-
-def _setting(field: Any) -> dict[str, Any]:
-    return {
-        "default": "required" if field.default is PydanticUndefined else _plain(field.default),
-        "type": _type(field.annotation),
-        "unit": field.json_schema_extra["unit"],
-        "bounds": [
-            f"{key} {getattr(each, key)}"
-            for each in field.metadata
-            for key in ("ge", "gt", "le", "lt")
-            if hasattr(each, key)
-        ],
-    }
+    found = {}
+    for name, field in _fields().items():
+        bounds = [(key, getattr(each, key)) for each in field.metadata for key in BOUNDS if hasattr(each, key)]
+        found[name] = {
+            "default": "required" if field.default is PydanticUndefined else _plain(field.default),
+            "type": _type(field.annotation),
+            "unit": field.json_schema_extra["unit"],
+            "bounds": [f"{key} {bound}" for key, bound in bounds],
+        }
+    return found
 
 
 def _type(annotation: Any) -> str:
@@ -73,51 +67,39 @@ def _type(annotation: Any) -> str:
     return f"{get_origin(annotation).__name__}[{', '.join(_type(argument) for argument in arguments)}]"
 
 
-def reasons() -> list[str]:
-    return [str(reason) for reason in Reason]
-
-
-def exit_statuses() -> dict[str, int]:
-    return {status.name: int(status) for status in Exit}
-
-
 def command_line() -> dict[str, Any]:
     """Options, metavars, choices and defaults of every command, from the parsers that print its help."""
-    return {" ".join(command): [_option(action) for action in actions] for command, actions in _parsers()}
+    return {command: [_option(action) for action in actions] for command, actions in _parsers().items()}
 
 
 def _option(action: argparse.Action) -> dict[str, Any]:
     return {
         "names": list(action.option_strings) or action.dest,
         "metavar": str(action.metavar) if action.metavar else None,
-        "choices": action.choices if action.choices is None else [str(choice) for choice in action.choices],
+        "choices": action.choices and [str(choice) for choice in action.choices],
         "default": _plain(action.default),
         "required": action.required,
         "nargs": action.nargs,
     }
 
 
-def _parsers() -> list[tuple[list[str], list[argparse.Action]]]:
-    found: list[tuple[list[str], list[argparse.Action]]] = []
+def _parsers() -> dict[str, list[argparse.Action]]:
+    """Of each command, and of the program itself under no name."""
+    seen: list[argparse.ArgumentParser] = []
     with pytest.MonkeyPatch.context() as patch:
-        seen: list[argparse.ArgumentParser] = []
         patch.setattr(argparse.ArgumentParser, "print_help", lambda parser, _file=None: seen.append(parser))
-        for command in ([], *COMMANDS):
+        for command in ("", *COMMANDS):
             with pytest.raises(SystemExit):
-                cli.main([*command, "--help"])
-            found.append((command, seen.pop()._actions))
-    return found
+                cli.main([*command.split(), "--help"])
+    return {command: parser._actions for command, parser in zip(("", *COMMANDS), seen, strict=True)}
 
 
 def ledger_schema() -> dict[str, Any]:
     """Tables and indexes as SQLite keeps them, without comments and spaces."""
-    ledger = Ledger(Path(":memory:"), SystemClock())
-    try:
+    with closing(Ledger(Path(":memory:"), SystemClock())) as ledger:
         connection = ledger._database._connection
         rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
         version = connection.execute("PRAGMA user_version").fetchone()[0]
-    finally:
-        ledger.close()
     return {"version": version, "tables": {name: " ".join(re.sub(r"--[^\n]*", "", sql).split()) for name, sql in rows}}
 
 
@@ -132,21 +114,19 @@ def unit_files() -> dict[str, list[str]]:
 
 
 def sentences() -> dict[str, Any]:
-    """Prose: may be reworded, here and in the source together."""
     return {
         "events": {name: {"meaning": kind.meaning, "keys": kind.keys} for name, kind in EVENTS.items()},
         "settings": {name: field.description for name, field in _fields().items()},
         "reasons": {str(reason): text for reason, text in REASON_TEXT.items()},
         "exit_statuses": {status.name: text for status, text in EXIT_TEXT.items()},
-        "help": {
-            " ".join(command): {action.dest: action.help for action in actions} for command, actions in _parsers()
-        },
+        "help": {command: {action.dest: action.help for action in actions} for command, actions in _parsers().items()},
     }
 
 
 PARTS: dict[str, Callable[[], Any]] = {
-    part.__name__: part
-    for part in (events, settings, reasons, exit_statuses, command_line, ledger_schema, unit_files, sentences)
+    "reasons": lambda: [str(reason) for reason in Reason],
+    "exit_statuses": lambda: {status.name: int(status) for status in Exit},
+    **{part.__name__: part for part in (events, settings, command_line, ledger_schema, unit_files, sentences)},
 }
 
 
@@ -156,7 +136,6 @@ def _text(part: str) -> str:
 
 @pytest.mark.parametrize("part", PARTS)
 def test_contract_is_kept(part: str) -> None:
-    """What users see under these names does not change by accident."""
     assert (FROZEN / f"{part}.json").read_text(encoding="utf-8") == _text(part)
 
 

@@ -18,7 +18,6 @@ HONEST = 10  # letters of a reason, at least
 
 
 def rows() -> list[tuple[str, str, str, str, str]]:
-    """(id, what, tiers, tests, what is not shown) as they stand."""
     return ROW.findall(TABLE.read_text(encoding="utf-8"))
 
 

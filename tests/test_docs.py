@@ -18,13 +18,15 @@ REPOSITORY = Path(__file__).parents[1]
 LARGEST = 6 << 20  # bytes; the embedded model has 4.6 MB
 # Paths of the machines on which it was made; put together here, so that this file does not hold them.
 STRANGE_PATHS = ["/" + "work/", "/root/" + ".pyenv", "/home/" + "user"]
-README = REPOSITORY / "README.md"
+OPERATIONS = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 
 
 def test_generated_files_are_up_to_date() -> None:
-    """config/rmbgd.toml and docs/reference.md: renew them with `python tools/gen_reference.py`."""
+    """Renew them with `python tools/gen_reference.py`. The package carries the shipped configuration with it."""
     assert [] == gen_reference.outdated()
+    inside = Path(load.__file__).with_name("default.toml")
+    assert inside.read_bytes() == (REPOSITORY / "config" / "rmbgd.toml").read_bytes()
 
 
 @pytest.mark.parametrize("name", gen_reference.FILES)
@@ -40,12 +42,6 @@ def test_outdated_file_is_named(name: str, tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / name).exists()
 
 
-def test_default_configuration_in_the_package_is_the_shipped_one() -> None:
-    """`rmbgd check --print-default` prints config/rmbgd.toml, from wherever the package is installed."""
-    inside = Path(load.__file__).with_name("default.toml")
-    assert inside.read_bytes() == (REPOSITORY / "config" / "rmbgd.toml").read_bytes()
-
-
 def commands_of(page: Path) -> list[str]:
     """What the code of a page calls of rmbgd, a command line each, without prompts, comments and pipes."""
     text = page.read_text(encoding="utf-8")
@@ -57,7 +53,6 @@ def commands_of(page: Path) -> list[str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_in_documents_exist(page: Path) -> None:
-    """No page names a command that the command line does not have."""
     unknown = []
     for command in commands_of(page):
         name, *rest = shlex.split(command)
@@ -65,36 +60,29 @@ def test_commands_in_documents_exist(page: Path) -> None:
         inner = gen_reference.subcommands(sub) if sub else {}
         if sub is None or (inner and rest and rest[0] not in inner):
             unknown.append(command)
-
     assert [] == unknown
 
 
 def test_every_command_is_in_the_readme() -> None:
-    """A reader finds every command."""
-    text = README.read_text(encoding="utf-8")
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     assert [] == [command for command in cli.COMMANDS if f"`rmbgd {command}" not in text]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_between_documents_lead_somewhere(page: Path) -> None:
-    """Every relative link names a file of the repository."""
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8"))
     assert [] == [link for link in links if not (page.parent / link).exists()]
 
 
-def test_every_drop_in_is_in_the_operations_page() -> None:
-    """And the page names none that does not exist."""
+def test_operations_page_names_every_drop_in_and_no_other() -> None:
     there = {path.name for path in (REPOSITORY / "systemd" / "drop-ins").iterdir()}
-    page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
-    assert there == set(re.findall(r"`(\d\d-[a-z-]+\.conf)`", page))
+    assert there == set(re.findall(r"`(\d\d-[a-z-]+\.conf)`", OPERATIONS))
 
 
 def test_operators_find_what_to_do_at_every_event() -> None:
-    """docs/operations.md has a row for each event of the vocabulary, in its order, and for no other."""
-    page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
-    table = page.partition("## Every event, and what to do\n")[2].partition("\n## ")[0]
+    """A row for each event of the vocabulary, in its order, and for no other."""
+    table = OPERATIONS.partition("## Every event, and what to do\n")[2].partition("\n## ")[0]
     rows = re.findall(r"^\| `([\w.]+)` \| (.+?) \|$", table, re.MULTILINE)
-
     assert [event for event, _ in rows] == list(EVENTS)
     assert all(action for _, action in rows)
 
@@ -108,20 +96,15 @@ def test_the_tree_on_the_architecture_page_is_the_tree() -> None:
             folder = line
         shown |= {folder + name for name in re.findall(r"(?:^  | {2,})(\w+\.py) ", line)}
     there = {str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "rmbgd").rglob("*.py")}
-
     assert shown == {path for path in there if not path.endswith("__init__.py") and path != "rmbgd/mtbf/__main__.py"}
 
 
 @pytest.mark.integration
 def test_no_path_of_a_machine_and_no_large_file_is_in_the_tree() -> None:
-    """It must work wherever it is checked out; weights and photographs are fetched, not committed."""
     done = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=False)
     if done.returncode != 0:
         pytest.skip("not a git checkout")
-    wrong = []
-    for name in done.stdout.decode().split("\0"):
-        if (REPOSITORY / name).is_file():
-            data = (REPOSITORY / name).read_bytes()
-            wrong += [f"{name}: {strange}" for strange in STRANGE_PATHS if strange.encode() in data]
-            wrong += [f"{name}: {len(data)} bytes"] * (len(data) > LARGEST)
-    assert [] == wrong
+    paths = [REPOSITORY / name for name in done.stdout.decode().split("\0")]
+    data = {path: path.read_bytes() for path in paths if path.is_file()}
+    assert [] == [path for path, found in data.items() if len(found) > LARGEST]
+    assert [] == [path for path, found in data.items() if any(strange.encode() in found for strange in STRANGE_PATHS)]

@@ -21,21 +21,9 @@ from torch import Tensor, nn
 
 from rmbgd.backends.faults import faults
 from rmbgd.backends.memtest import MemoryTest
-from rmbgd.backends.planes import SCALE, SHIFT, finish
+from rmbgd.backends.planes import SCALE, SHIFT, finish, statistics
+from rmbgd.engine import types
 from rmbgd.engine.golden_image import check_golden, golden_image
-from rmbgd.engine.types import (
-    Answer,
-    BatchReport,
-    EngineDescription,
-    Golden,
-    Limit,
-    MatteReport,
-    MemoryTestPass,
-    ModelChoice,
-    Options,
-    Work,
-    view,
-)
 from rmbgd.errors import EngineNonsense
 from rmbgd.imaging.resize import matte_to_image
 from rmbgd.models.inference import mattes, put_images
@@ -58,20 +46,20 @@ class CpuNetwork:
 
 
 class CpuBackend:
-    def __init__(self, block: NDArray[np.uint8], options: Options) -> None:
+    def __init__(self, block: NDArray[np.uint8], options: types.Options) -> None:
         self._options = options
-        self._limits: list[Limit] = []
+        self._limits: list[types.Limit] = []
         precision = "float32" if options.precision == "auto" else options.precision
         if precision == "float8":
-            self._limits.append(Limit("float8", "a CPU has no float8 products: float32 is used"))
+            self._limits.append(types.Limit("float8", "a CPU has no float8 products: float32 is used"))
             precision = "float32"
-        self._dtype: torch.dtype = getattr(torch, precision)
         self._block = block
+        self._dtype: torch.dtype = getattr(torch, precision)
         self._networks: dict[str, CpuNetwork] = {}
         self._memory_test: MemoryTest | None = None
         self._scale, self._shift = torch.tensor(SCALE), torch.tensor(SHIFT)
 
-    def start(self) -> EngineDescription:
+    def start(self) -> types.EngineDescription:
         """Load every model, check each on the golden image, measure. Raises ModelError, EngineFault."""
         threads = self._options.threads or len(os.sched_getaffinity(0))
         torch.set_num_threads(threads)
@@ -89,42 +77,37 @@ class CpuBackend:
         sizes = tuple(size for size in SIZES if all(size in seconds for seconds in measured))
         slowest = {size: max(seconds[size] for seconds in measured) for size in sizes}
         models = {name: network.facts for name, network in self._networks.items()}
-        return EngineDescription(DEVICE, models, sizes, slowest, detail, self._limits)
+        return types.EngineDescription(DEVICE, models, sizes, slowest, detail, self._limits)
 
-    def segment(self, batch: Sequence[Work]) -> BatchReport:
+    def segment(self, batch: Sequence[types.Work]) -> types.BatchReport:
         network = self._networks[batch[0].model]
         if any(work.model != network.name for work in batch):
             raise ValueError("a batch has one model; a bug")
-        slots = [view(self._block, work.region) for work in batch]
+        slots = [types.view(self._block, work.region) for work in batch]
         began = time.perf_counter()
         with torch.inference_mode(), faults():
             self._set_inputs(network, [slot.rgb for slot in slots])
             resized = time.perf_counter()
             alpha = self._mattes(network, len(batch))
             computed = time.perf_counter()
-            reports = [_report(work.image_id, matte) for work, matte in zip(batch, alpha, strict=True)]
+            rows = torch.stack(statistics(alpha), dim=1).tolist()
+            reports = [types.MatteReport(work.image_id, *row) for work, row in zip(batch, rows, strict=True)]
             for work, slot, matte in zip(batch, slots, alpha, strict=True):
                 finish(slot, matte.numpy(), clean=work.clean_edges)
         finished = time.perf_counter()
-        return BatchReport(
-            [Answer(report, DEVICE, network.name, len(batch)) for report in reports],
-            {
-                "resize": 1000 * (resized - began),
-                "network": 1000 * (computed - resized),
-                "finish": 1000 * (finished - computed),
-            },
-        )
+        seconds = {"resize": resized - began, "network": computed - resized, "finish": finished - computed}
+        answers = [types.Answer(report, DEVICE, network.name, len(batch)) for report in reports]
+        return types.BatchReport(answers, {step: 1000 * took for step, took in seconds.items()})
 
-    def golden(self, model: str) -> Golden:
-        """The golden image, at its own size. Raises EngineFault."""
+    def golden(self, model: str) -> types.Golden:
         rgb, truth = golden_image()
         with torch.inference_mode(), faults():
             began = time.perf_counter()
             matte = self._matte(self._networks[model], rgb)
             seconds = time.perf_counter() - began
-        return Golden(matte_to_image(matte, *truth.shape), seconds)
+        return types.Golden(matte_to_image(matte, *truth.shape), seconds)
 
-    def canary(self, blocks: int) -> MemoryTestPass:
+    def canary(self, blocks: int) -> types.MemoryTestPass:
         """One pass of the memory test over 4 KiB blocks, which stay allocated. Raises EngineFault."""
         with torch.inference_mode(), faults():
             if self._memory_test is None:
@@ -136,7 +119,7 @@ class CpuBackend:
         if self._memory_test is not None:
             self._memory_test.close()
 
-    def _load(self, name: str, choice: ModelChoice) -> CpuNetwork:
+    def _load(self, name: str, choice: types.ModelChoice) -> CpuNetwork:
         loaded = load_model(
             choice.source,
             device=DEVICE,
@@ -145,13 +128,11 @@ class CpuBackend:
             patch_order=choice.patch_order,
             sha256=choice.sha256 or None,
         )
-        height, width = loaded.provenance.input_size
-        inputs = torch.empty((self._options.batch_maximum, 3, height, width), dtype=self._dtype, device=DEVICE)
-        inputs = inputs.to(memory_format=torch.channels_last)
+        shape = (self._options.batch_maximum, 3, *loaded.provenance.input_size)
+        inputs = torch.empty(shape, dtype=self._dtype, device=DEVICE).to(memory_format=torch.channels_last)
         return CpuNetwork(name, loaded.module, loaded.provenance.facts(), inputs)
 
     def _set_inputs(self, network: CpuNetwork, images: Sequence[NDArray[np.uint8]]) -> None:
-        """Resize and normalise images, uint8 [H, W, 3], into the first inputs."""
         put_images([torch.from_numpy(rgb) for rgb in images], network.inputs, self._scale, self._shift)
 
     def _mattes(self, network: CpuNetwork, count: int) -> Tensor:
@@ -171,11 +152,10 @@ class CpuBackend:
         """Seconds per batch by its size, up to the size that would take too long. `first`: of the first run."""
         if first > MEASURE_SECONDS:
             return {1: first}
-        largest = min(self._options.batch_maximum, CPU_BATCH_MAXIMUM)
         seconds: dict[int, float] = {}
         left = MEASURE_SECONDS
         for size in SIZES:
-            if size > largest or size * seconds.get(1, 0.0) > left:
+            if size > min(self._options.batch_maximum, CPU_BATCH_MAXIMUM) or size * seconds.get(1, 0.0) > left:
                 break
             network.inputs[:size] = network.inputs[:1]
             began = time.perf_counter()
@@ -183,13 +163,3 @@ class CpuBackend:
             seconds[size] = time.perf_counter() - began
             left -= seconds[size]
         return seconds
-
-
-def _report(image_id: int, matte: Tensor) -> MatteReport:
-    return MatteReport(
-        image_id,
-        coverage=float(matte.mean()),
-        peak=float(matte.max()),
-        solid=float((matte >= 0.5).float().mean()),
-        soft=float(((matte > 0.05) & (matte < 0.95)).float().mean()),
-    )

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory
 
-MEMORY_CLASSES = frozenset({"OutOfMemoryError"})
 MEMORY_TEXTS = (
     "CUDA out of memory",
     "CUDA error: out of memory",
@@ -23,7 +22,6 @@ MEMORY_TEXTS = (
     "can't allocate memory",  # the CPU's allocator, which has no exception of its own
     "not enough memory",
 )
-RUNTIME_CLASSES = frozenset({"AcceleratorError"})
 RUNTIME_TEXTS = ("CUDA error:", "cuDNN error:", "CUDA driver error:")
 NO_DEVICE_TEXTS = (
     "No CUDA GPUs are available",
@@ -39,11 +37,11 @@ NO_DEVICE_TEXTS = (
 def fault_of(error: BaseException) -> EngineFault | None:
     """The engine fault that `error`, raised by torch, amounts to; None if it is not an error of the device."""
     text = str(error)
-    if type(error).__name__ in MEMORY_CLASSES or any(known in text for known in MEMORY_TEXTS):
+    if type(error).__name__ == "OutOfMemoryError" or any(known in text for known in MEMORY_TEXTS):
         return EngineMemory(text)
     if any(known in text for known in NO_DEVICE_TEXTS):
         return EngineLost(text, cause="no_device")
-    if type(error).__name__ in RUNTIME_CLASSES or any(known in text for known in RUNTIME_TEXTS):
+    if type(error).__name__ == "AcceleratorError" or any(known in text for known in RUNTIME_TEXTS):
         return EngineLost(text)
     return None
 

@@ -324,7 +324,7 @@ class Service:
         facts = StallFacts(progress, computing=self._engine.busy, excused=excused or self._cause is not None)
         if not self._stall_detector.is_stalled(facts, self._clock.monotonic()):
             self._pipeline_heartbeat.waiting()
-        elif self._pipeline_heartbeat.reading().waiting:
+        elif self._pipeline_heartbeat.last.waiting:
             self._pipeline_heartbeat.working()
 
     # ------------------------------------------------------------------------------------------------ the end

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from rmbgd.backends.cpu import CpuBackend
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.golden_image import golden_image
 from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Region, Slot, Work, region_bytes, view
@@ -25,13 +27,7 @@ class Canvas:
         self.offset = 0
 
     def place(
-        self,
-        image_id: int,
-        rgb: np.ndarray,
-        *,
-        source_alpha: np.ndarray | int | None = None,
-        output: OutputPlane = OutputPlane.RGBA8,
-        clean: bool = True,
+        self, image_id: int, rgb: np.ndarray, *, source_alpha=None, output=OutputPlane.RGBA8, clean: bool = True
     ) -> Work:
         height, width = rgb.shape[:2]
         region = Region(self.offset, height, width, source_alpha is not None, output)
@@ -49,13 +45,15 @@ class Canvas:
 
     def spoil(self, work: Work) -> None:
         """The output plane is all sevens."""
-        slot = self.slot(work)
-        (slot.alpha if slot.rgba is None else slot.rgba)[...] = 7
+        self._output(work)[...] = 7
 
     def plane(self, work: Work) -> np.ndarray:
         """A copy of the output plane."""
+        return self._output(work).copy()
+
+    def _output(self, work: Work) -> np.ndarray:
         slot = self.slot(work)
-        return (slot.alpha if slot.rgba is None else slot.rgba).copy()
+        return slot.alpha if slot.rgba is None else slot.rgba
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +70,14 @@ def canvas(arena: Arena) -> Canvas:
 def ball(height: int, width: int) -> np.ndarray:
     """The golden image at another size."""
     return np.asarray(Image.fromarray(golden_image()[0]).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def by_host(canvas: Canvas, works: list[Work]) -> tuple[list[np.ndarray], list[dict]]:
+    """Planes that the CPU's backend makes of images, and what it says of their mattes. The planes are spoilt again."""
+    host = CpuBackend(canvas.arena.block, OPTIONS)
+    host.start()
+    mattes = [asdict(host.segment([work]).answers[0].matte) for work in works]
+    planes = [canvas.plane(work) for work in works]
+    for work in works:
+        canvas.spoil(work)
+    return planes, mattes

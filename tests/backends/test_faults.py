@@ -14,7 +14,6 @@ NO_DEVICE = {"no_device", "driver_mismatch", "init"}
 
 @pytest.mark.parametrize("word", sorted(CUDA_ERRORS))
 def test_each_error_has_its_kind(word):
-    """Shortage of memory is told from errors that poison the process, and those from a device that is not there."""
     fault = fault_of(CUDA_ERRORS[word])
     assert type(fault) is KINDS.get(word, EngineLost)
     assert getattr(fault, "cause", "") == ("no_device" if word in NO_DEVICE else "")
@@ -36,13 +35,11 @@ def test_other_ways_to_be_short_of_memory(text):
 
 
 def test_the_class_alone_tells_shortage():
-    """Whatever the text will be in another version."""
     assert type(fault_of(OutOfMemoryError("reworded"))) is EngineMemory
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), AssertionError("a bug"), ValueError("CUDA or so")])
 def test_a_bug_is_no_device_s_fault(error):
-    """What does not come from the device is raised as it is."""
     assert fault_of(error) is None
 
 

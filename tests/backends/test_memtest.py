@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest.mock import Mock
+
 import numpy as np
 import pytest
 import torch
@@ -20,7 +22,6 @@ def canary(request) -> MemoryTest:
 
 
 def test_sound_memory_has_no_bad_block(canary):
-    """Three passes over memory without faults, none found."""
     assert [canary.check() for _ in range(3)] == [MemoryTestPass(2048, 0)] * 3
 
 
@@ -48,14 +49,12 @@ def test_what_went_bad_between_two_passes_is_found(canary):
 
 
 def test_a_block_written_elsewhere_is_found(canary):
-    """Equal blocks would hide a wrong address: no two are equal."""
     canary.check()
     canary.words[3] = canary.words[4]
     assert canary.check().bad == 1
 
 
 def test_two_passes_hold_opposite_bits():
-    """Each cell is seen as 0 and as 1."""
     index = np.arange(4 * WORDS, dtype=np.int64)
     assert (pattern(0, index) == ~pattern(1, index)).all()
     assert not (pattern(0, index) == pattern(2, index)).any()
@@ -78,12 +77,8 @@ def test_torch_computes_the_pattern_of_numpy_in_blocks_of_four_kibibytes():
 
 def test_memory_that_cannot_be_had_is_said_by_the_engine_s_own_error(canary, monkeypatch):
     """Out of memory is no memory error, and a later pass may succeed."""
-
-    def short(*_: object, **__: object) -> None:
-        raise EngineMemory("no room")
-
     with monkeypatch.context() as patch:
-        patch.setattr(canary._arrays, "empty", short)
+        patch.setattr(canary._arrays, "empty", Mock(side_effect=EngineMemory("no room")))
         with pytest.raises(EngineMemory):
             canary.check()
     canary.close()
@@ -91,7 +86,6 @@ def test_memory_that_cannot_be_had_is_said_by_the_engine_s_own_error(canary, mon
 
 
 def test_closing_gives_the_memory_back(canary):
-    """Twice does no harm, and the next pass takes it anew."""
     canary.check()
     canary.close()
     canary.close()
@@ -101,11 +95,7 @@ def test_closing_gives_the_memory_back(canary):
 
 def test_a_pass_that_breaks_gives_the_memory_back(canary, monkeypatch):
     """What was half written is not compared with anything later."""
-
-    def breaks(_: int) -> list[int]:
-        raise RuntimeError("CUDA error: an illegal memory access was encountered")
-
-    monkeypatch.setattr(canary, "compare", breaks)
+    monkeypatch.setattr(canary, "compare", Mock(side_effect=RuntimeError("CUDA error: an illegal memory access")))
     with pytest.raises(RuntimeError):
         canary.check()
     assert canary.words is None

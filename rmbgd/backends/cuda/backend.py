@@ -22,18 +22,8 @@ from rmbgd.backends.cuda.memory_plan import split
 from rmbgd.backends.cuda.network import CudaNetwork, Precision, precision_of
 from rmbgd.backends.faults import faults, without_frames
 from rmbgd.backends.memtest import MemoryTest
+from rmbgd.engine import types
 from rmbgd.engine.golden_image import check_golden, golden_image
-from rmbgd.engine.types import (
-    Answer,
-    BatchReport,
-    EngineDescription,
-    Golden,
-    Limit,
-    MemoryTestPass,
-    ModelChoice,
-    Options,
-    Work,
-)
 from rmbgd.errors import EngineMemory
 from rmbgd.imaging.resize import matte_to_image
 from rmbgd.models.kernels.runtime import triton_for, use_cache
@@ -42,17 +32,17 @@ from rmbgd.models.kernels.runtime import triton_for, use_cache
 class CudaBackend:
     """`make_device` is called at start; it raises what torch raises for a device that is not there."""
 
-    def __init__(self, block: NDArray[np.uint8], options: Options, make_device: Callable[[], CudaSeam]) -> None:
+    def __init__(self, block: NDArray[np.uint8], options: types.Options, make_device: Callable[[], CudaSeam]) -> None:
         self._block = block
         self._options = options
         self._make_device = make_device
         self._networks: dict[str, CudaNetwork] = {}
-        self._limits: list[Limit] = []  # not reported yet
+        self._limits: list[types.Limit] = []  # not reported yet
         self._memory_test: MemoryTest | None = None
         self._device: CudaSeam | None = None  # None before start and after close, like the next one
         self._pool: MemoryPool | None = None
 
-    def start(self) -> EngineDescription:
+    def start(self) -> types.EngineDescription:
         """Load, plan, allocate, capture, check on the golden image, measure. Raises ModelError, EngineFault."""
         began = time.perf_counter()
         threads = self._options.threads or len(os.sched_getaffinity(0))
@@ -64,7 +54,7 @@ class CudaBackend:
             use_cache(self._options.models_directory, device.torch)
             kernels = triton_for(device.torch, "off" if self._options.kernels == "off" else "auto")
             if not kernels.usable and self._options.kernels != "off":
-                self._limits.append(Limit("kernels", f"plain kernels are used: {kernels.why}"))
+                self._limits.append(types.Limit("kernels", f"plain kernels are used: {kernels.why}"))
             # All on one stream: whatever is loaded or zeroed there is there before it is read.
             with device.compute_stream():
                 for name, choice in self._options.models.items():
@@ -90,46 +80,43 @@ class CudaBackend:
         }
         slowest = {size: max(network.seconds[size] for network in networks) for size in pool.sizes}
         models = {network.name: network.facts for network in networks}
-        return EngineDescription(self._options.device, models, pool.sizes, slowest, detail, self._take_limits())
+        return types.EngineDescription(self._options.device, models, pool.sizes, slowest, detail, self._take_limits())
 
-    def segment(self, batch: Sequence[Work]) -> BatchReport:
+    def segment(self, batch: Sequence[types.Work]) -> types.BatchReport:
         network = self._networks[batch[0].model]
         if any(work.model != network.name for work in batch):
             raise ValueError("a batch has one model; a bug")
         pool = self._pool
         assert pool is not None
-        report = BatchReport([], {"network": 0.0, "finish": 0.0})
+        report = types.BatchReport([], {"network": 0.0, "finish": 0.0})
         left, recomputed = list(batch), 0
         with torch.inference_mode():
             with faults():
                 pool.recover_memory()
             while left:
                 count, size = split(len(left), pool.sizes, network.seconds)[0]
-                shortage = None
                 try:
                     with faults():
                         recomputed += self._run(pool, network, left[:count], size, report)
-                except EngineMemory as fault:
-                    shortage = without_frames(fault)
-                if shortage is None:
                     del left[:count]
                     continue
+                except EngineMemory as fault:
+                    shortage = without_frames(fault)
                 with faults():
                     pool.shrink(size, shortage)
         if recomputed:
             detail = f"{recomputed} of {len(batch)} images were computed again in float32: their alpha was not finite"
-            self._limits.append(Limit("not_finite", detail))
-        return BatchReport(report.answers, report.milliseconds, recomputed, self._take_limits())
+            self._limits.append(types.Limit("not_finite", detail))
+        return types.BatchReport(report.answers, report.milliseconds, recomputed, self._take_limits())
 
-    def golden(self, model: str) -> Golden:
-        """The golden image, at its own size. Raises EngineFault."""
+    def golden(self, model: str) -> types.Golden:
         with torch.inference_mode(), faults():
             began = time.perf_counter()
             matte = self._networks[model].golden_matte()
             seconds = time.perf_counter() - began
-        return Golden(matte_to_image(matte, *golden_image()[1].shape), seconds)
+        return types.Golden(matte_to_image(matte, *golden_image()[1].shape), seconds)
 
-    def canary(self, blocks: int) -> MemoryTestPass:
+    def canary(self, blocks: int) -> types.MemoryTestPass:
         """One pass of the memory test over 4 KiB blocks, which stay allocated. Raises EngineFault."""
         assert self._device is not None
         with torch.inference_mode(), faults(), self._device.compute_stream():
@@ -138,7 +125,6 @@ class CudaBackend:
             return self._memory_test.check()
 
     def close(self) -> None:
-        """May be called in any state, more than once."""
         self._networks.clear()
         self._pool = None
         if self._memory_test is not None:
@@ -148,15 +134,15 @@ class CudaBackend:
             self._device = None
 
     def _load(
-        self, device: CudaSeam, name: str, choice: ModelChoice, precision: Precision, *, triton: bool
+        self, device: CudaSeam, name: str, choice: types.ModelChoice, precision: Precision, *, triton: bool
     ) -> CudaNetwork:
         """A network with every speed-up that it may use; one that it may not is a limit."""
         network = CudaNetwork(device, name, choice, getattr(torch, precision.storage), self._options.models_directory)
         if triton and (why := network.use_kernels()):
-            self._limits.append(Limit("kernels", f"{name} runs on plain kernels: {why}"))
+            self._limits.append(types.Limit("kernels", f"{name} runs on plain kernels: {why}"))
         if precision.float8:
             if why := network.use_float8():
-                self._limits.append(Limit("float8", f"{name} computes in {precision.storage}: {why}"))
+                self._limits.append(types.Limit("float8", f"{name} computes in {precision.storage}: {why}"))
             else:
                 network.facts["precision"] = "float8"
         return network
@@ -174,7 +160,7 @@ class CudaBackend:
             network.facts["levels_from_float32"] = round(255 * float(difference), 4)
 
     def _run(
-        self, pool: MemoryPool, network: CudaNetwork, batch: Sequence[Work], size: int, report: BatchReport
+        self, pool: MemoryPool, network: CudaNetwork, batch: Sequence[types.Work], size: int, report: types.BatchReport
     ) -> int:
         """Through the device as one batch of `size`, into the report: images that were recomputed in float32."""
         device = self._device
@@ -193,10 +179,10 @@ class CudaBackend:
         finished = time.perf_counter()
         report.milliseconds["network"] += 1000 * (run.computed_at - began)
         report.milliseconds["finish"] += 1000 * (finished - run.computed_at)
-        report.answers.extend(Answer(matte, self._options.device, network.name, len(batch)) for matte in mattes)
+        report.answers.extend(types.Answer(matte, self._options.device, network.name, len(batch)) for matte in mattes)
         return run.recomputed
 
-    def _take_limits(self) -> list[Limit]:
+    def _take_limits(self) -> list[types.Limit]:
         limits = list(self._limits)
         self._limits.clear()
         return limits

@@ -8,6 +8,7 @@ An image that is too large for the staging buffers is resized and finished by th
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,11 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rmbgd.backends.cuda import postprocess as edges
+from rmbgd.backends.cuda import postprocess
 from rmbgd.backends.cuda.device import CudaSeam, Event
 from rmbgd.backends.cuda.memory_plan import COARSE_PIXELS
 from rmbgd.backends.cuda.network import CudaNetwork
-from rmbgd.backends.cuda.postprocess import FINITE, pack
 from rmbgd.backends.cuda.resample import bands, resize_band
 from rmbgd.backends.cuda.staging import Band, StagedImage, Staging
 from rmbgd.backends.planes import finish
@@ -33,25 +33,17 @@ from rmbgd.models.inference import resized
 
 @dataclass
 class BatchRun:
-    """Made for one batch, used once: `compute`, then `finish`. Images are named by their index in the batch.
-
-    block        the shared arena, uint8 [bytes]
-    batch        images of one model
-    size         of the batch that is computed; its last inputs may be empty
-    summary      float32 [>= images, SUMMARY] on the host, page-locked
-    recomputed   images computed a second time, in float32
-    computed_at  perf_counter when the summaries were on the host
-    """
+    """Made for one batch, used once: `compute`, then `finish`. Images are named by their index in the batch."""
 
     device: CudaSeam
     staging: Staging
     network: CudaNetwork
-    block: NDArray[np.uint8]
-    batch: Sequence[Work]
-    size: int
-    summary: Tensor
-    recomputed: int = 0
-    computed_at: float = 0.0
+    block: NDArray[np.uint8]  # the shared arena
+    batch: Sequence[Work]  # images of one model
+    size: int  # of the batch that is computed; its last inputs may be empty
+    summary: Tensor  # float32 [>= images, SUMMARY] on the host, page-locked
+    recomputed: int = 0  # images computed a second time, in float32
+    computed_at: float = 0.0  # perf_counter when the summaries were on the host
     _images: dict[int, StagedImage] = field(default_factory=dict)
     _packed: list[tuple[int, Band, Event]] = field(default_factory=list)  # by image, until they are downloaded
     _bad: set[int] = field(default_factory=set)  # mattes that are not finite
@@ -72,7 +64,7 @@ class BatchRun:
                 with self.device.compute_stream():
                     self.network.set_resized(index, pixels)
                 continue
-            if not self._upload(index):  # the ring is full of images that the network has not read yet
+            if self._upload(index) is None:  # the ring is full of images that the network has not read yet
                 self._set_inputs(uploaded)
                 uploaded = []
                 fitted = self._upload(index)
@@ -98,18 +90,17 @@ class BatchRun:
         if self._last is not None:
             self.device.synchronize_event(self._last)
         return [
-            MatteReport(work.image_id, *(min(max(float(value), 0.0), 1.0) for value in row[:FINITE]))
+            MatteReport(work.image_id, *(min(max(float(value), 0.0), 1.0) for value in row[: postprocess.FINITE]))
             for work, row in zip(self.batch, self.summary, strict=True)
         ]
 
     # --- up
 
-    def _upload(self, index: int) -> bool:
-        """Start copying an image to the device: whether the ring has room for it."""
-        image = self.staging.upload(self.batch[index].region)
-        if image is not None:
+    def _upload(self, index: int) -> StagedImage | None:
+        """Start copying an image to the device; None if the ring has no room for it."""
+        if image := self.staging.upload(self.batch[index].region):
             self._images[index] = image
-        return image is not None
+        return image
 
     def _set_inputs(self, indices: Sequence[int]) -> None:
         """From staging into the network's inputs; afterwards the chunks may be overwritten."""
@@ -125,9 +116,8 @@ class BatchRun:
         """The image's planes, to be released; uploaded again if they were evicted."""
         image = self._images.get(index)
         if image is None or image.chunk.evicted:
-            fitted = self._upload(index)
-            assert fitted, "no other chunk is held now; a bug"
-            image = self._images[index]
+            image = self._upload(index)
+            assert image, "no other chunk is held now; a bug"
         image.chunk.held = True
         self._wait_upload(image)
         return image
@@ -150,36 +140,32 @@ class BatchRun:
         indices.sort(key=lambda index: (self._images[index].chunk.evicted, *self._kind(index)))
         for (cleans, height, width), run in groupby(indices, self._kind):
             group = list(run)
-            most = 1
-            if cleans:  # as many as the memory for their small levels takes
-                rows, columns = edges.coarse_size(height, width)
-                most = max(1, COARSE_PIXELS // (rows * columns))
+            # as many as the memory for their small levels takes
+            most = max(1, COARSE_PIXELS // math.prod(postprocess.coarse_size(height, width))) if cleans else 1
             for first in range(0, len(group), most):
                 yield group[first : first + most]
 
     def _kind(self, index: int) -> tuple[bool, int, int]:
         """(whether edges are cleaned, height, width)"""
-        work = self.batch[index]
-        cleans = work.clean_edges and work.region.output is OutputPlane.RGBA8
-        return cleans, work.region.height, work.region.width
+        work, region = self.batch[index], self.batch[index].region
+        return work.clean_edges and region.output is OutputPlane.RGBA8, region.height, region.width
 
     def _finish(self, group: Sequence[int]) -> None:
         """Launch all that turns mattes into bytes of output planes."""
         colours: dict[int, Tensor] = {}
         with self.device.compute_stream():
             if self._kind(group[0])[0]:
-                colours = dict(zip(group, edges.estimate([self._coarse(index) for index in group]), strict=True))
+                colours = dict(zip(group, postprocess.estimate([self._coarse(index) for index in group]), strict=True))
             for index in group:
                 self._pack(index, colours.get(index))
 
     def _coarse(self, index: int) -> Tensor:
         image = self._hold(index)
-        result = edges.coarse(image.rgb, self.network.mattes[index])
+        result = postprocess.coarse(image.rgb, self.network.mattes[index])
         self._release([image])
         return result
 
     def _pack(self, index: int, colours: Tensor | None) -> None:
-        """One image, band by band."""
         region, matte = self.batch[index].region, self.network.mattes[index]
         needs_image = region.output is OutputPlane.RGBA8 or region.source_alpha
         image = self._hold(index) if needs_image else None
@@ -189,9 +175,9 @@ class BatchRun:
             alpha = resize_band(matte, (region.height, region.width), (first, last))
             rgb = image.rgb[first:last] if image else None
             if rgb is not None and colours is not None:
-                rgb = edges.corrected(rgb, alpha, colours, (first, last), region.height)
+                rgb = postprocess.corrected(rgb, alpha, colours, (first, last), region.height)
             own = image.source_alpha[first:last] if image and image.source_alpha is not None else None
-            pack(region.output, rgb, alpha, own, band.memory)
+            postprocess.pack(region.output, rgb, alpha, own, band.memory)
             self._packed.append((index, band, self.device.record_event()))
         if image:
             self._release([image])
@@ -201,7 +187,7 @@ class BatchRun:
         if band is None:
             self._download()
             band = self.staging.take_band(offset, byte_count)
-            assert band is not None, "everything was downloaded; a bug"
+            assert band, "everything was downloaded; a bug"
         for event in band.chunk.wait_for:
             self.device.wait_event(event)
         return band
@@ -229,7 +215,7 @@ class BatchRun:
             self.device.synchronize_event(self._summarised)
             self._summarised = None
             self.computed_at = self.computed_at or time.perf_counter()
-            self._bad = {index for index, row in enumerate(self.summary.tolist()) if row[FINITE] != 1.0}
+            self._bad = {index for index, row in enumerate(self.summary.tolist()) if row[postprocess.FINITE] != 1.0}
 
     def _recompute(self, indices: Sequence[int]) -> None:
         """Images alone and in float32. The others of the batch have been downloaded."""

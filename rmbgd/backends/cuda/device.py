@@ -31,27 +31,21 @@ class CudaSeam(Protocol):
 
     def facts(self) -> dict[str, object]:
         """Name, capability, versions, for the log."""
-        ...
 
     def capability(self) -> tuple[int, int] | None:
         """CUDA's compute capability; None where there is none."""
-        ...
 
     def memory(self) -> tuple[int, int]:
         """(free, total) bytes of the device; what torch caches counts as used."""
-        ...
 
     def peak_bytes(self, body: Callable[[], object]) -> int:
         """Run `body`: bytes in use at its peak beyond those before; 0 where they are not counted."""
-        ...
 
     def allocations(self) -> int:
         """How often torch's allocator has asked the device for memory since the start of the process."""
-        ...
 
     def upload_stream(self) -> AbstractContextManager[object]:
         """What is launched within goes, in order, to the stream for copies to the device."""
-        ...
 
     def compute_stream(self) -> AbstractContextManager[object]: ...
 
@@ -59,44 +53,32 @@ class CudaSeam(Protocol):
 
     def record_event(self) -> Event:
         """After what was launched so far on the current stream."""
-        ...
 
     def wait_event(self, event: Event) -> None:
         """What is launched from now on, on the current stream, waits for `event`; the host does not."""
-        ...
 
     def synchronize_event(self, event: Event) -> None:
         """The host waits for `event`."""
-        ...
 
     def synchronize(self) -> None:
         """The host waits for everything."""
-        ...
 
     def capture_graph(self, body: Callable[[], object]) -> Callable[[], object]:
-        """Capture what `body` launches; the result replays it. All graphs share their memory, so that one replay must
-        end before the next begins. Raises CaptureFailed.
-        """
-        ...
+        """What `body` launches, to be replayed, one graph at a time: they share memory. Raises CaptureFailed."""
 
     def discard_graphs(self) -> None:
         """No graph will be replayed again: their memory is free once the last reference to each is gone."""
-        ...
 
     def reserve(self, byte_count: int) -> None:
         """Cache so many bytes for the compute stream, so that later allocations do not ask the device."""
-        ...
 
     def empty_cache(self) -> None:
         """Return what torch's allocator caches to the device."""
-        ...
 
     def pin(self, block: NDArray[np.uint8], byte_count: int) -> str:
         """Page-lock the first bytes of `block`, once: why that failed, or nothing."""
-        ...
 
     def pinned_tensor(self, shape: tuple[int, ...]) -> Tensor:
         """float32 zeros in page-locked host memory, which copies reach directly."""
-        ...
 
     def close(self) -> None: ...

@@ -50,18 +50,12 @@ class MemoryPool:
         self._spare = options.spare_bytes
         self._limits = limits
         self._unprepared: list[tuple[CudaNetwork, int]] = []  # graphs to be captured between batches
-        self._since_shortage = 0  # batches
-        self._since_check = 0  # batches
+        self._since_shortage = self._since_check = 0  # batches
         needs = [network.measure_need() for network in networks]
         device.empty_cache()
         free, total = device.memory()
         self.plan: Plan = plan(
-            free=free,
-            total=total,
-            host_free=host_memory().available,
-            arena=len(block),
-            networks=needs,
-            options=options,
+            free=free, total=total, host_free=host_memory().available, arena=len(block), networks=needs, options=options
         )
         limits.extend(self.plan.limits)
         self._is_low = free < options.spare_bytes  # reported, and not over yet
@@ -142,8 +136,7 @@ class MemoryPool:
         try:
             with faults():
                 for network, size in wanted:
-                    why = network.prepare(size, capture=self._graphs and not failed)
-                    if why and not failed:
+                    if why := network.prepare(size, capture=self._graphs and not failed):
                         failed = f"batches of {size} ({network.name}) and smaller are launched kernel by kernel: {why}"
         except EngineMemory as shortage:
             return without_frames(shortage)
@@ -152,7 +145,6 @@ class MemoryPool:
         return None
 
     def _give_up(self) -> None:
-        """The graphs' memory, and what is cached."""
         for network in self._networks:
             network.discard_graphs()
         self._device.discard_graphs()

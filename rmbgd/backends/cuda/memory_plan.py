@@ -30,24 +30,19 @@ HOST_FRACTION = 8  # at most one in so many bytes of the host's free memory are 
 
 @dataclass(frozen=True, slots=True)
 class NetworkNeed:
-    """Memory of one network.
+    """Memory of one network, in bytes.
 
-    fixed   bytes of working memory of any batch
+    fixed   working memory of any batch
     each    more for each image of it
-    inputs  bytes of its input for one image
-    mattes  bytes of its output for one image
+    static  input and output of one image
     """
 
     fixed: int
     each: int
-    inputs: int
-    mattes: int
+    static: int
 
     def batch(self, images: int) -> int:
         return int(WORKING_SLACK * (self.fixed + images * self.each))
-
-    def static(self, images: int) -> int:
-        return images * (self.inputs + self.mattes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +57,6 @@ class Plan:
     limits: tuple[Limit, ...] = field(default=())
 
     def facts(self) -> dict[str, object]:
-        """For the log."""
         return {
             "batch_sizes": list(self.sizes), "upload_bytes": self.upload, "download_bytes": self.download,
             "working_bytes": self.working, "pinned_bytes": self.pinned,
@@ -89,7 +83,7 @@ def plan(
     wanted = [size for size in SIZES if size <= options.batch_maximum]
     fitting = []
     for size in wanted:  # networks run one at a time, and each has its own inputs and outputs
-        need = max(network.batch(size) for network in networks) + sum(network.static(size) for network in networks)
+        need = max(network.batch(size) for network in networks) + size * sum(network.static for network in networks)
         if fixed + need <= spendable:
             fitting.append(size)
     sizes = tuple(fitting or wanted[:1])

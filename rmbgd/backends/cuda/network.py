@@ -33,9 +33,8 @@ from rmbgd.models.kernels.runtime import use_kernels
 from rmbgd.models.layers import Linear
 from rmbgd.models.load import load_model
 
-Capability = tuple[int, int]
-BFLOAT16_FROM: Capability = (8, 0)  # Ampere
-FLOAT8_FROM: Capability = (8, 9)  # Ada; Hopper is 9.0
+BFLOAT16_FROM = (8, 0)  # CUDA's compute capability: Ampere
+FLOAT8_FROM = (8, 9)  # Ada; Hopper is 9.0
 
 FLOAT8 = torch.float8_e4m3fn
 LARGEST = 448.0  # of e4m3
@@ -59,7 +58,7 @@ class Precision:
     limits: tuple[Limit, ...] = field(default=())
 
 
-def precision_of(asked: str, capability: Capability | None) -> Precision:
+def precision_of(asked: str, capability: tuple[int, int] | None) -> Precision:
     """The type for `asked`, as the settings have it, on this device. A device without a capability is a CPU."""
     if capability is None:
         if asked == "float8":
@@ -67,15 +66,14 @@ def precision_of(asked: str, capability: Capability | None) -> Precision:
         return Precision("float32" if asked == "auto" else asked)
     if asked == "float8" and capability >= FLOAT8_FROM:
         return Precision("float16", float8=True)
-    why = ""
     if asked == "float8":
         why = "float8 products need compute capability 8.9 (Ada, Hopper)"
     elif asked == "bfloat16" and capability < BFLOAT16_FROM:
         why = "bfloat16 needs compute capability 8.0 (Ampere)"
-    if why:
-        detail = f"{why}, this device has {capability[0]}.{capability[1]}: float16 is used"
-        return Precision("float16", limits=(Limit(asked, detail),))
-    return Precision("float16" if asked == "auto" else asked)
+    else:
+        return Precision("float16" if asked == "auto" else asked)
+    detail = f"{why}, this device has {capability[0]}.{capability[1]}: float16 is used"
+    return Precision("float16", limits=(Limit(asked, detail),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +111,7 @@ FLOAT8_GATE = PrecisionGate(mean=1.5 / 255, far=8 / 255, fraction=5e-3)
 
 
 class Float8Linear(nn.Module):
-    """A product of the backbone in float8 (e4m3), for units that have it (Ada, Hopper); replaces a half nn.Linear.
-
-    x [..., in] times weight [out, in] transposed, plus bias.
-    """
+    """A product of the backbone in float8 (e4m3), for units that have it (Ada, Hopper); replaces a half nn.Linear."""
 
     weight: Tensor
     scale: Tensor
@@ -145,7 +140,6 @@ class Float8Linear(nn.Module):
         return product.to(self.dtype).view(*x.shape[:-1], self.out_features)
 
     def widened(self) -> nn.Linear:
-        """The same product in float32."""
         out_features, in_features = self.weight.shape
         linear = Linear(in_features, out_features, bias=self.bias is not None, device="meta")
         linear.weight = nn.Parameter(self.weight.float() * self.scale.t(), requires_grad=False)
@@ -178,7 +172,6 @@ def convert(network: nn.Module) -> dict[str, nn.Module]:
 
 
 def restore(network: nn.Module, before: dict[str, nn.Module]) -> None:
-    """Undo `convert`."""
     for name, module in before.items():
         network.set_submodule(name, module)
 
@@ -230,11 +223,11 @@ class CudaNetwork:
     def use_kernels(self) -> str:
         """Triton's kernels from now on: why not, or nothing. Compiles them if that was not done before."""
 
-        def choose(*, triton: bool) -> None:
+        def choose(triton: bool) -> None:
             self._triton = triton
             use_kernels(self.module, triton=triton)
 
-        return self._try(partial(choose, triton=True), partial(choose, triton=False), KERNELS_GATE)
+        return self._try(partial(choose, True), partial(choose, False), KERNELS_GATE)
 
     def use_float8(self) -> str:
         """Wide products in float8 from now on: why not, or nothing."""
@@ -256,7 +249,6 @@ class CudaNetwork:
         return why
 
     def _golden_alpha(self) -> NDArray[np.float32]:
-        """float32 [h, w], through buffers of its own."""
         inputs = self._empty_inputs(1)
         with self._device.compute_stream():
             rgb = torch.from_numpy(golden_image()[0]).to(self._device.torch)
@@ -271,10 +263,9 @@ class CudaNetwork:
         _, _, one, two = (self._device.peak_bytes(partial(self._forward, inputs[:count])) for count in (1, 2, 1, 2))
         each = max(0, two - one)
         pixels = self.size[0] * self.size[1]
-        return NetworkNeed(max(0, one - each), each, 3 * pixels * inputs.element_size(), 4 * pixels)
+        return NetworkNeed(max(0, one - each), each, static=(3 * inputs.element_size() + 4) * pixels)
 
     def allocate(self, batch: int) -> None:
-        """Buffers for batches of up to so many images."""
         self.inputs = self._empty_inputs(batch).zero_()
         self.mattes = torch.zeros((batch, *self.size), device=self._device.torch)
         self.summary = torch.zeros((batch, SUMMARY), device=self._device.torch)
@@ -282,8 +273,7 @@ class CudaNetwork:
     def set_inputs(self, first: int, images: Sequence[Tensor]) -> None:
         """Resize and normalise images, uint8 [H, W, 3] on the device, into the inputs from `first` on."""
         if self._triton or all(image.shape[0] * image.shape[1] <= BAND_PIXELS for image in images):
-            inputs = self.inputs[first : first + len(images)]
-            put_images(images, inputs, self._scale, self._shift, triton=self._triton)
+            put_images(images, self.inputs[first:], self._scale, self._shift, triton=self._triton)
             return
         for index, image in enumerate(images, start=first):
             self.set_resized(index, resize_to_network(image, self.size))
@@ -347,9 +337,8 @@ class CudaNetwork:
 
     def measure_seconds(self, sizes: Sequence[int]) -> None:
         """Seconds of each size, the median of some rounds, on the golden image."""
-        rgb = torch.from_numpy(golden_image()[0]).to(self._device.torch)
         with self._device.compute_stream():
-            self.set_inputs(0, [rgb])
+            self.set_inputs(0, [torch.from_numpy(golden_image()[0]).to(self._device.torch)])
             self.inputs[1:] = self.inputs[:1]
         for size in sizes:
             self.seconds[size] = statistics.median(self._timed(size) for _ in range(ROUNDS))
@@ -363,15 +352,14 @@ class CudaNetwork:
         return time.perf_counter() - began
 
     def _wrong_pixels(self, expected: Tensor, replay: Callable[[], object]) -> int:
-        """Pixels of two replays that are not as expected, float32 [size, h, w]."""
+        """Of two replays, compared with what is expected, float32 [size, h, w]."""
         found = self.mattes[: len(expected)]
         wrong = torch.zeros((), dtype=torch.int64, device=self._device.torch)
         with self._device.compute_stream():
             for _ in range(2):
                 found.fill_(-1.0)
                 replay()
-                alike = torch.isclose(found, expected, rtol=0, atol=GRAPH_TOLERANCE, equal_nan=True)
-                wrong += (~alike).sum()
+                wrong += (~torch.isclose(found, expected, rtol=0, atol=GRAPH_TOLERANCE, equal_nan=True)).sum()
         return int(wrong)
 
     def _compute(self, size: int) -> None:
@@ -385,9 +373,5 @@ class CudaNetwork:
         return alpha, summary(alpha, finite)
 
     def _empty_inputs(self, count: int) -> Tensor:
-        return torch.empty(
-            (count, 3, *self.size),
-            dtype=self._input_dtype,
-            device=self._device.torch,
-            memory_format=torch.channels_last,
-        )
+        shape, on = (count, 3, *self.size), self._device.torch
+        return torch.empty(shape, dtype=self._input_dtype, device=on, memory_format=torch.channels_last)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmbgd.backends.cuda.resample import apply_taps, area, band_of, bands, resize_band, resize_dim, table
+from rmbgd.backends.planes import statistics
 from rmbgd.engine.types import OutputPlane
 from rmbgd.imaging.edges import HARDEST, ITERATIONS, LEVEL_SIDE, SOFTEST, STIFFNESS
 
@@ -26,8 +27,8 @@ FINITE = 4  # of them the one that says whether all of the matte is finite
 
 def coarse_size(height: int, width: int) -> tuple[int, int]:
     """(height, width) of the finest level that is worked on whole."""
-    step = 2
-    while max(height, width) > step * LEVEL_SIDE or (step == 2 and max(height, width) > LEVEL_SIDE):
+    step = 2 if max(height, width) <= LEVEL_SIDE else 4
+    while max(height, width) > step * LEVEL_SIDE:
         step *= 2
     return -(-height // step), -(-width // step)
 
@@ -60,7 +61,8 @@ def estimate(images: Sequence[Tensor]) -> Tensor:
     """
     levels = [torch.stack(tuple(images))]
     while max(levels[-1].shape[2:]) > 2:
-        levels.append(_halved(levels[-1]))
+        rows, columns = (-(-side // 2) for side in levels[-1].shape[2:])
+        levels.append(resize_dim(resize_dim(levels[-1], 3, area, columns), 2, area, rows))
     image, matte = levels[-1][:, :3], levels[-1][:, 3:]
     both = torch.stack((_weighted_mean(image, matte), _weighted_mean(image, 1.0 - matte)), dim=2).flatten(1, 2)
     for level in reversed(levels):
@@ -119,12 +121,6 @@ def corrected(rgb: Tensor, alpha: Tensor, both: Tensor, rows: tuple[int, int], h
     return torch.where(soft[:, :, None], cleaned, rgb)
 
 
-def _halved(level: Tensor) -> Tensor:
-    """[n, 4, h, w] -> [n, 4, ceil(h / 2), ceil(w / 2)]"""
-    rows, columns = level.shape[2:]
-    return resize_dim(resize_dim(level, 3, area, -(-columns // 2)), 2, area, -(-rows // 2))
-
-
 def _weighted_mean(image: Tensor, weight: Tensor) -> Tensor:
     """[n, 3, 1, 1]"""
     return (image * weight).sum(dim=(2, 3), keepdim=True) / weight.sum(dim=(2, 3), keepdim=True).clamp(min=1e-6)
@@ -157,19 +153,10 @@ def pack(output: OutputPlane, rgb: Tensor | None, alpha: Tensor, source_alpha: T
 
 
 def summary(mattes: Tensor, finite: Tensor) -> Tensor:
-    """Statistics of each matte, float32 [b, 5]: mean, peak, share >= 0.5, share in 0.05..0.95, and 1 if all finite.
+    """The statistics of each matte, and 1 if all of it is finite: float32 [b, 5].
 
     mattes  float32 [b, h, w]
     finite  bool [b]
     """
-    flat = mattes.flatten(1)
-    return torch.stack(
-        (
-            flat.mean(dim=1),
-            flat.amax(dim=1),
-            (flat >= 0.5).to(torch.float32).mean(dim=1),
-            ((flat > 0.05) & (flat < 0.95)).to(torch.float32).mean(dim=1),
-            (finite & flat.isfinite().all(dim=1)).to(torch.float32),
-        ),
-        dim=1,
-    )
+    finite = finite & mattes.flatten(1).isfinite().all(dim=1)
+    return torch.stack((*statistics(mattes), finite.to(torch.float32)), dim=1)

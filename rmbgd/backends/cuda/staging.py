@@ -22,20 +22,14 @@ ALIGNMENT = 256  # bytes; what device allocators give, and what wide loads like
 
 @dataclass(eq=False)
 class StagingChunk:
-    """Bytes start..end-1 of a ring. All fields but the place belong to the ring's owner.
-
-    held      not to be overwritten yet
-    last_use  event after the last use; None if there was none
-    wait_for  events to wait for before the first use
-    evicted   another chunk has taken its place
-    """
+    """Bytes start..end-1 of a ring. All fields but the place belong to the ring's owner."""
 
     start: int
     end: int
-    held: bool = True
-    last_use: Event | None = None
-    wait_for: list[Event] = field(default_factory=list)
-    evicted: bool = False
+    held: bool = True  # not to be overwritten yet
+    last_use: Event | None = None  # event after it; None if there was none
+    wait_for: list[Event] = field(default_factory=list)  # before the first use
+    evicted: bool = False  # another chunk has taken its place
 
     def release(self, last_use: Event) -> None:
         """May be overwritten once `last_use` is reached."""
@@ -85,15 +79,11 @@ class Ring:
 
 @dataclass
 class StagedImage:
-    """The planes of an image that are read, on the device until the chunk is evicted.
-
-    rgb           uint8 [H, W, 3]
-    source_alpha  uint8 [H, W] or None
-    """
+    """The planes of an image that are read, on the device until the chunk is evicted."""
 
     chunk: StagingChunk
-    rgb: Tensor
-    source_alpha: Tensor | None
+    rgb: Tensor  # uint8 [H, W, 3]
+    source_alpha: Tensor | None  # uint8 [H, W]
 
 
 @dataclass
@@ -128,9 +118,7 @@ class Staging:
         return region.output_offset - region.offset <= self._up.byte_count and row <= self._down.byte_count
 
     def upload(self, region: Region) -> StagedImage | None:
-        """Start copying the planes that are read, complete at the chunk's `last_use`; None while a held chunk is in the
-        way.
-        """
+        """Start copying what is read, complete at the chunk's `last_use`; None while a held chunk is in the way."""
         byte_count = region.output_offset - region.offset
         chunk = self._up.take(byte_count)
         if chunk is None:
@@ -144,19 +132,13 @@ class Staging:
             chunk.last_use = self._device.record_event()
         height, width = region.height, region.width
         rgb = memory[: 3 * height * width].view(height, width, 3)
-        if not region.source_alpha:
-            return StagedImage(chunk, rgb, None)
-        at = aligned(3 * height * width)
-        return StagedImage(chunk, rgb, memory[at : at + height * width].view(height, width))
+        own = memory[aligned(3 * height * width) :][: height * width] if region.source_alpha else None
+        return StagedImage(chunk, rgb, own if own is None else own.view(height, width))
 
     def take_band(self, offset: int, byte_count: int) -> Band | None:
-        """Device memory for output that goes to the block's bytes from `offset` on; None while a held chunk is in the
-        way. What is written there must wait for the chunk's `wait_for`.
-        """
+        """Memory for output, to be written after the chunk's `wait_for`; None while a held chunk is in the way."""
         chunk = self._down.take(byte_count)
-        if chunk is None:
-            return None
-        return Band(chunk, self._down_memory[chunk.start : chunk.start + byte_count], offset)
+        return Band(chunk, self._down_memory[chunk.start : chunk.start + byte_count], offset) if chunk else None
 
     def download(self, band: Band, ready: Event) -> Event:
         """Start copying a band into the arena once `ready` is reached; the result is reached when it is there."""

@@ -11,21 +11,17 @@ import torch
 from torch import nn
 
 from rmbgd.backends import cpu as torch_engine
-from rmbgd.backends.cuda import memory_plan as plan
 from rmbgd.backends.cuda import network
 from rmbgd.backends.cuda.backend import CudaBackend
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.types import Options
 from rmbgd.models import load as weights
 from rmbgd.testing.device import HostDevice
-from tests.backends.conftest import MEBI, OPTIONS
-
-GENTLE = 0.25
-"""Logits per unit of the normalised input: a level of the input is then 0.3 levels of alpha."""
+from tests.backends.conftest import OPTIONS
 
 
 class Green(nn.Module):
-    """Logits are `GENTLE` x the green input; what else happens is for a test to say.
+    """Logits are a quarter of the green input: 0.3 levels of alpha for one. What else happens is a test's.
 
     before  called with the input; may raise
     after   called with the logits; its answer counts
@@ -33,7 +29,7 @@ class Green(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.tensor(GENTLE), requires_grad=False)
+        self.weight = nn.Parameter(torch.tensor(0.25), requires_grad=False)
         self.before: Callable[[torch.Tensor], None] = lambda _: None
         self.after: Callable[[torch.Tensor, Green], torch.Tensor] = lambda logits, _: logits
 
@@ -59,29 +55,18 @@ def green(monkeypatch: pytest.MonkeyPatch) -> Green:
 
 
 @pytest.fixture
-def small_staging(monkeypatch: pytest.MonkeyPatch) -> Options:
-    """Options with 1 MiB of staging: three quarters for what goes up, 256 KiB for what comes down."""
-    monkeypatch.setattr(plan, "STAGING_LEAST", MEBI)
-    return replace(OPTIONS, staging_bytes=MEBI)
-
-
-@pytest.fixture
-def make(arena: Arena) -> Iterator[Callable[..., CudaBackend]]:
-    """Engines on the host device, started, closed at the end."""
-    engines = []
+def make(arena: Arena) -> Callable[..., CudaBackend]:
+    """Engines on the host device, started."""
 
     def build(options: Options = OPTIONS, device: HostDevice | None = None, *, start: bool = True) -> CudaBackend:
         engine = CudaBackend(arena.block, options, lambda: device or HostDevice())
-        engines.append(engine)
         if start:
             engine.start()
             for started in engine._networks.values():
                 started.seconds = {size: 0.1 + 0.9 * size for size in started.seconds}  # measured: too quick to compare
         return engine
 
-    yield build
-    for engine in engines:
-        engine.close()
+    return build
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -12,17 +13,16 @@ import torch
 from rmbgd.backends.cpu import CpuBackend
 from rmbgd.backends.cuda import backend as engine
 from rmbgd.backends.cuda import memory as pool
-from rmbgd.backends.cuda import network, resample
-from rmbgd.backends.cuda import network as float8
+from rmbgd.backends.cuda import memory_plan, network, resample
 from rmbgd.backends.cuda.device import CaptureFailed
 from rmbgd.backends.factory import create
 from rmbgd.engine.selftest import golden_difference
 from rmbgd.engine.types import OutputPlane
-from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense
 from rmbgd.models.inference import alpha_of, put_images
 from rmbgd.models.kernels.runtime import Availability
 from rmbgd.testing.device import HostDevice
-from tests.backends.conftest import OPTIONS, Canvas, ball
+from tests.backends.conftest import MEBI, OPTIONS, Canvas, ball, by_host
 from tests.backends.cuda.conftest import Green
 
 GIBI = 1 << 30
@@ -46,82 +46,57 @@ def assorted(canvas: Canvas) -> list:
     ]
 
 
-def by_host(canvas: Canvas, works, options=OPTIONS) -> list[np.ndarray]:
-    """What the CPU's engine makes of them."""
-    engine = CpuBackend(canvas.arena.block, options)
-    engine.start()
-    for work in works:
-        engine.segment([work])
-    planes = [canvas.plane(work) for work in works]
-    engine.close()
-    for work in works:
-        canvas.spoil(work)
-    return planes
+def worst(canvas: Canvas, works, expected: list[np.ndarray]) -> float:
+    """Largest difference of any plane, in levels of 255."""
+    pairs = [(canvas.plane(work).astype(int), plane) for work, plane in zip(works, expected, strict=True)]
+    return max(np.abs(found - plane).max() / (257 if plane.dtype == np.uint16 else 1) for found, plane in pairs)
 
 
-def worst(plane: np.ndarray, expected: np.ndarray) -> float:
-    """Largest difference, in levels of 255."""
-    return np.abs(plane.astype(int) - expected).max() / (257 if plane.dtype == np.uint16 else 1)
+def details(description, what: str) -> list[str]:
+    return [limit.detail for limit in description.limits if limit.what == what]
 
 
 # --- the same images as the CPU's engine
 
 
 def test_every_plane_is_that_of_the_cpus_engine(make, green, canvas):
-    """Within one level; what is read was not changed; the report is the CPU's."""
+    """Within one level, and so are the mattes as they are reported; what is read was not changed."""
     works = assorted(canvas)
-    expected = by_host(canvas, works)
+    expected, mattes = by_host(canvas, works)
     inputs = [canvas.slot(work).rgb.copy() for work in works]
     report = make().segment(works)
-
-    assert [answer.image_id for answer in report.answers] == [work.image_id for work in works]
-    for work, wanted, rgb in zip(works, expected, inputs, strict=True):
-        assert worst(canvas.plane(work), wanted) <= 1
-        assert np.array_equal(canvas.slot(work).rgb, rgb)
-
-
-@pytest.mark.slow
-def test_the_embedded_model_answers_as_on_the_cpus_engine(make, canvas):
-    """A real network, through everything: the ball's alpha within two levels."""
-    works = [canvas.place(1, ball(400, 517)), canvas.place(2, ball(240, 320), output=OutputPlane.ALPHA8)]
-    options = replace(OPTIONS, batch_maximum=1)
-    expected = by_host(canvas, works, options)
-    make(options).segment(works)
-
-    assert worst(canvas.plane(works[0])[..., 3], expected[0][..., 3]) <= 2
-    assert worst(canvas.plane(works[1]), expected[1]) <= 2
+    assert [asdict(answer.matte) for answer in report.answers] == [pytest.approx(matte, abs=1e-4) for matte in mattes]
+    assert worst(canvas, works, expected) <= 1
+    assert all(np.array_equal(canvas.slot(work).rgb, rgb) for work, rgb in zip(works, inputs, strict=True))
 
 
 def test_images_worked_on_in_bands_are_the_same(make, green, canvas, monkeypatch):
     """Bands of some rows instead of one for all: nothing is rounded on the way to the network then, so two levels."""
     works = assorted(canvas)
-    expected = by_host(canvas, works)
+    expected, _ = by_host(canvas, works)
     monkeypatch.setattr(resample, "BAND_PIXELS", 10_000)
     monkeypatch.setattr("rmbgd.backends.cuda.network.BAND_PIXELS", 10_000)
     make().segment(works)
+    assert worst(canvas, works, expected) <= 2
 
-    assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 2
 
-
-def test_more_than_staging_holds_goes_through_it_all_the_same(make, green, canvas, small_staging, monkeypatch):
+def test_more_than_staging_holds_goes_through_it_all_the_same(make, green, canvas, monkeypatch):
     """Images that push each other out are brought again; an image larger than the ring goes by way of the host."""
+    monkeypatch.setattr(memory_plan, "STAGING_LEAST", MEBI)  # three quarters for what goes up
     monkeypatch.setattr(resample, "BAND_PIXELS", 20_000)  # a band of output fits
     works = [canvas.place(n, ball(300 + 10 * n, 400), clean=n != 2) for n in range(4)]
     works.append(canvas.place(4, ball(700, 600), source_alpha=veil(700, 600)))
     works.append(canvas.place(5, ball(200, 200)))
-    expected = by_host(canvas, works)
-    engine = make(small_staging)
-
+    expected, _ = by_host(canvas, works)
+    engine = make(replace(OPTIONS, staging_bytes=MEBI))
     assert engine._pool.staging.fits(works[0].region)
     assert not engine._pool.staging.fits(works[4].region)
     for size in (1, 4, 6):
         engine.segment(works[-size:])
-        for work, wanted in zip(works[-size:], expected[-size:], strict=True):
-            assert worst(canvas.plane(work), wanted) <= 1
+        assert worst(canvas, works[-size:], expected[-size:]) <= 1
 
 
 def test_an_image_is_the_same_in_company_and_alone(make, green, canvas):
-    """Bit for bit, also beside others of its size, whose colours are estimated together."""
     rng = np.random.default_rng(1)
     shapes = [(320, 320), (333, 444), (333, 444), (100, 900)]
     works = [canvas.place(n, rng.integers(0, 256, (*shape, 3), np.uint8)) for n, shape in enumerate(shapes)]
@@ -130,48 +105,32 @@ def test_an_image_is_the_same_in_company_and_alone(make, green, canvas):
     together = [canvas.plane(work) for work in works]
     for work in works:
         engine.segment([work])
-
     assert [answer.batch for answer in report.answers] == [4, 4, 4, 4]
     for work, plane in zip(works, together, strict=True):
-        assert worst(canvas.plane(work)[..., 3], plane[..., 3]) == 0
-        assert worst(canvas.plane(work), plane) <= 1  # colours: the libraries' sums may run in another order
+        assert np.array_equal(canvas.plane(work)[..., 3], plane[..., 3])
+    assert worst(canvas, works, together) <= 1  # colours: the libraries' sums may run in another order
 
 
 def test_empty_places_of_a_batch_change_nothing(make, green, canvas):
     """They hold NaN, and three images in a batch of four are computed as if they were alone."""
     works = assorted(canvas)[:3]
-    expected = by_host(canvas, works)
+    expected, _ = by_host(canvas, works)
     engine = make()
     network = engine._networks["u2netp"]
     network.seconds = {1: 1.0, 2: 1.9, 4: 2.0}  # a batch of four is then quicker than one of two and a single
     with torch.inference_mode():
         network.inputs.fill_(float("nan"))
     report = engine.segment(works)
-
     assert [answer.batch for answer in report.answers] == [3, 3, 3]
     assert report.again == 0
-    assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 1
-
-
-def test_the_report_measures_the_mattes(make, green, canvas):
-    """Coverage, peak, solid and soft shares as the CPU's engine has them."""
-    works = assorted(canvas)[:3]
-    host = CpuBackend(canvas.arena.block, OPTIONS)
-    host.start()
-    expected = [asdict(answer.matte) for answer in host.segment(works).answers]
-
-    assert [asdict(answer.matte) for answer in make().segment(works).answers] == [
-        pytest.approx(matte, abs=1e-4) for matte in expected
-    ]
+    assert worst(canvas, works, expected) <= 1
 
 
 # --- what it says of itself
 
 
 def test_the_description_says_how_memory_was_divided(make, green):
-    """Batch sizes with their times, and bytes; as JSON takes it. A device without Triton is told."""
     description = make(start=False).start()
-
     assert description.batch_sizes == (1, 2, 4)
     assert set(description.seconds) == {1, 2, 4}
     assert description.detail["upload_bytes"] + description.detail["download_bytes"] == OPTIONS.staging_bytes
@@ -179,24 +138,9 @@ def test_the_description_says_how_memory_was_divided(make, green):
     assert json.loads(json.dumps(asdict(description)))["device"] == "cpu"
 
 
-def test_little_memory_is_told_and_one_image_at_a_time_goes(make, green, canvas):
-    """Half a gibibyte free of eight: it is said once, and the engine works."""
-    engine = make(device=HostDevice((GIBI // 2, 8 * GIBI)), start=False)
-    description = engine.start()
-    works = assorted(canvas)[:2]
-
-    assert description.batch_sizes == (1,)
-    assert {"memory_low", "batch"} <= {limit.what for limit in description.limits}
-    assert engine.segment(works).limits == []
-    assert [answer.batch for answer in engine.segment(works).answers] == [1, 1]
-
-
-@pytest.mark.slow
 def test_memory_that_others_take_later_is_told_once(make, green, canvas, monkeypatch):
-    """When it falls below half of what was spared; and again when it was free in between."""
     monkeypatch.setattr(pool, "CHECK_AFTER", 2)
-    work = assorted(canvas)[0]
-    device = HostDevice()
+    work, device = canvas.place(1, ball(8, 8)), HostDevice()
     engine = make(device=device)
 
     def told(free: int) -> list[str]:
@@ -212,39 +156,27 @@ def test_memory_that_others_take_later_is_told_once(make, green, canvas, monkeyp
 
 
 def test_no_page_locked_memory_is_told(make, green, canvas):
-    """The arena then stays pageable, and images go the same way."""
     description = make(device=HostDevice(pins="the limit is 64 kB"), start=False).start()
-    assert [limit.detail for limit in description.limits if limit.what == "pinned"] == [
-        "no memory is page-locked, so copies wait for each other: the limit is 64 kB"
-    ]
+    told = "no memory is page-locked, so copies wait for each other: the limit is 64 kB"
+    assert details(description, "pinned") == [told]
 
 
 def test_no_more_of_the_arena_is_locked_than_was_asked_for(make, green):
-    """The cap is a setting, because locked pages are taken from everything else."""
     device = HostDevice()
     make(replace(OPTIONS, pinned_bytes=1 << 20), device)
     assert device.pinned == 1 << 20
 
 
 def test_half_precision_says_how_far_it_is_from_float32(make, green):
-    """On the golden image, in levels; float32 itself says nothing."""
     green.after = lambda logits, module: logits + (0.004 if module.weight.dtype is torch.float16 else 0.0)
     half = make(replace(OPTIONS, precision="float16"), start=False).start()
     full = make(replace(OPTIONS, precision="float32"), start=False).start()
-
     assert 0.15 < half.models["u2netp"]["levels_from_float32"] < 0.3
     assert "levels_from_float32" not in full.models["u2netp"]
 
 
-def test_float8_is_refused_where_there_is_none(make, green):
-    """One finding, and another type."""
-    description = make(replace(OPTIONS, precision="float8"), start=False).start()
-    assert [limit.what for limit in description.limits] == ["float8", "kernels"]
-    assert description.models["u2netp"]["precision"] == "float32"
-
-
 def test_float8_is_used_while_its_gate_holds(make, green, monkeypatch):
-    """An answer too far from float16's is told, and the layers are as they were; one that is near is used."""
+    """An answer too far from float16's is told, and the layers are as they were; so is a device that has none."""
     options, hopper = replace(OPTIONS, precision="float8"), HostDevice(capability=(9, 0))
 
     def spoil(module: Green) -> dict:
@@ -254,63 +186,43 @@ def test_float8_is_used_while_its_gate_holds(make, green, monkeypatch):
     def restore(module: Green, _: dict) -> None:
         module.after = lambda logits, _: logits
 
-    monkeypatch.setattr(float8, "restore", restore)
-    near = make(options, hopper, start=False).start()
-    monkeypatch.setattr(float8, "convert", spoil)
+    monkeypatch.setattr(network, "restore", restore)
+    without, near = (make(options, device, start=False).start() for device in (HostDevice(), hopper))
+    monkeypatch.setattr(network, "convert", spoil)
     far = make(options, hopper, start=False).start()
 
-    assert near.models["u2netp"]["precision"] == "float8"
+    assert [each.models["u2netp"]["precision"] for each in (without, near, far)] == ["float32", "float8", "float16"]
+    assert details(without, "float8") == ["a CPU has no float8 products: float32 is used"]
     assert [limit.what for limit in near.limits] == ["kernels"]
-    assert far.models["u2netp"]["precision"] == "float16"
-    (told,) = [limit.detail for limit in far.limits if limit.what == "float8"]
-    assert "u2netp computes in float16: alpha of the golden image is off by" in told
+    assert "u2netp computes in float16: alpha of the golden image is off by" in details(far, "float8")[0]
 
 
-def plain_images(*given, triton: bool) -> None:
-    """There is no Triton here, whatever is said."""
-    put_images(*given, triton=False)
-
-
-@pytest.mark.parametrize("fault", ["out of resource: shared memory", "a library is missing"])
-def test_kernels_that_do_not_run_leave_plain_ones(make, green, monkeypatch, fault):
-    """What a compiler or a driver has against a kernel is told, not raised; images go on."""
-    chosen = []
-
-    def choose(_module, *, triton: bool) -> int:
-        chosen.append(triton)
-        return 1
-
+def test_kernels_that_do_not_run_leave_plain_ones(make, green, monkeypatch):
     def answers(module, inputs, *, triton: bool):
         if triton:
-            raise ValueError(fault)
+            raise ValueError("out of resource: shared memory")
         return alpha_of(module(inputs))
 
+    choose = Mock()
     monkeypatch.setattr(engine, "triton_for", lambda *_: Availability(True, "a test"))
     monkeypatch.setattr(network, "use_kernels", choose)
     monkeypatch.setattr(network, "mattes", answers)
-    monkeypatch.setattr(network, "put_images", plain_images)
+    monkeypatch.setattr(network, "put_images", lambda *given, triton: put_images(*given, triton=False))
     description = make(start=False).start()
-
-    assert chosen == [True, False]
-    assert [limit.detail for limit in description.limits] == [f"u2netp runs on plain kernels: ValueError: {fault}"]
+    assert [call.kwargs["triton"] for call in choose.call_args_list] == [True, False]
+    told = "u2netp runs on plain kernels: ValueError: out of resource: shared memory"
+    assert details(description, "kernels") == [told]
 
 
 # --- looks between batches
 
 
-def test_the_known_image_is_that_of_the_cpus_engine(make, green, arena):
-    """Within the bounds that a probe demands, and far below them."""
-    host = CpuBackend(arena.block, OPTIONS)
+def test_between_batches_the_golden_image_is_the_cpus_and_memory_is_sound(make, green, arena):
+    engine, host = make(), CpuBackend(arena.block, OPTIONS)
     host.start()
-    mean, peak = golden_difference(make().golden("u2netp").alpha, host.golden("u2netp").alpha, 0.0)
-
+    mean, peak = golden_difference(engine.golden("u2netp").alpha, host.golden("u2netp").alpha, 0.0)
     assert mean < 1e-4
     assert peak < 1e-3
-
-
-def test_the_canary_stays_well(make, green):
-    """Two passes over memory of the device."""
-    engine = make()
     assert [engine.canary(1500).bad for _ in range(2)] == [0, 0]
 
 
@@ -325,16 +237,14 @@ def overflows_in_half(logits: torch.Tensor, module: Green) -> torch.Tensor:
 
 
 def test_an_answer_that_is_not_finite_is_computed_again_in_float32(make, green, canvas):
-    """Alone, counted and told; what is written is that of the float32 network, the neighbours are as ever."""
     works = assorted(canvas)[:2]
-    expected = by_host(canvas, works)
+    expected, _ = by_host(canvas, works)
     engine = make(replace(OPTIONS, precision="float16"))
     green.after = overflows_in_half
     report = engine.segment(works)
-
     assert report.again == 1
     assert [limit.what for limit in report.limits] == ["not_finite"]
-    assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 1
+    assert worst(canvas, works, expected) <= 1
     assert engine.segment(works[:1]).again == 0
 
 
@@ -356,7 +266,6 @@ def test_an_answer_that_stays_not_finite_is_nonsense_and_not_written(make, green
 
 
 def test_weights_that_are_nonsense_do_not_start(make, green):
-    """The golden image is looked at before the engine says that it is ready."""
     green.after = lambda logits, _: logits * float("nan")
     with pytest.raises(EngineNonsense, match="golden image"):
         make()
@@ -374,25 +283,22 @@ def short_above(images: int):
 
 
 def test_a_batch_without_room_is_halved_inside_the_engine(make, green, canvas):
-    """All images are answered, in order; it is said once, and the next batch is small from the start."""
     works = assorted(canvas)
-    expected = by_host(canvas, works)
+    expected, _ = by_host(canvas, works)
     device = HostDevice()
     engine = make(device=device)
     green.before = short_above(2)
     report = engine.segment(works)
-
     assert [answer.image_id for answer in report.answers] == [work.image_id for work in works]
     assert max(answer.batch for answer in report.answers) == 2
     assert [limit.what for limit in report.limits] == ["batch"]
     assert "at most 2 images at once for now: CUDA out of memory" in report.limits[0].detail
-    assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 1
+    assert worst(canvas, works, expected) <= 1
     assert device.graphs_discarded == 1
     assert engine.segment(works).limits == []
 
 
 def test_one_image_gets_the_recordings_memory_before_it_is_refused(make, green, canvas):
-    """A single image without room: first the recordings go, then it is told, and the engine stays well."""
     work = assorted(canvas)[0]
     engine = make()
     green.before = short_above(0)
@@ -400,46 +306,26 @@ def test_one_image_gets_the_recordings_memory_before_it_is_refused(make, green, 
         engine.segment([work])
     assert engine._networks["u2netp"].graph_sizes == ()
     green.before = lambda _: None
-
     assert engine.segment([work]).answers[0].image_id == 1
 
 
-@pytest.mark.slow
-def test_after_a_while_larger_batches_are_tried_again(make, green, canvas, monkeypatch):
-    """Whoever took the memory has left: sizes come back one by one, recorded anew, as the plan had them."""
-    monkeypatch.setattr(pool, "GROW_AFTER", 4)
-    works = assorted(canvas)[:4]
-    engine = make()
-    green.before = short_above(1)
-    engine.segment(works)
-    assert engine._pool.sizes == (1,)
-    green.before = lambda _: None
-    for _ in range(20):
-        engine.segment(works)
-
-    assert engine._pool.sizes == (1, 2, 4)
-    assert engine._networks["u2netp"].graph_sizes == (1, 2, 4)
-    assert {answer.batch for answer in engine.segment(works).answers} == {4}
-
-
-@pytest.mark.slow
-def test_batches_stay_small_while_the_memory_is_gone(make, green, canvas, monkeypatch):
-    """Nothing is tried for which nothing is free."""
+def test_larger_batches_are_tried_again_once_their_memory_is_free(make, green, canvas, monkeypatch):
+    """Size by size, recorded anew, as the plan had them; nothing is tried while nothing is free."""
     monkeypatch.setattr(pool, "GROW_AFTER", 2)
-    works = assorted(canvas)[:4]
-    device = HostDevice()
+    works, device = [canvas.place(n, ball(8, 8)) for n in range(4)], HostDevice()
     engine = make(device=device)
     green.before = short_above(1)
     engine.segment(works)
-    device._memory = (0, 8 * GIBI)
-    for _ in range(10):
-        engine.segment(works)
-
-    assert engine._pool.sizes == (1,)
+    green.before = lambda _: None
+    for free, sizes in ((0, (1,)), (8 * GIBI, (1, 2, 4))):
+        device._memory = (free, 8 * GIBI)
+        for _ in range(10):
+            engine.segment(works)
+        assert engine._pool.sizes == engine._networks["u2netp"].graph_sizes == sizes
+    assert {answer.batch for answer in engine.segment(works).answers} == {4}
 
 
 def test_a_plan_that_was_too_bold_is_cut_at_start(make, green):
-    """Other programs took the memory between the plan and the first run: fewer at once, told, and it starts."""
     green.before = short_above(2)
     description = make(start=False).start()
     assert description.batch_sizes == (1, 2)
@@ -447,7 +333,6 @@ def test_a_plan_that_was_too_bold_is_cut_at_start(make, green):
 
 
 def test_a_device_without_room_for_one_image_does_not_start(make, green):
-    """Told as what it is; smaller cannot be."""
     green.before = short_above(0)
     with pytest.raises(EngineMemory):
         make()
@@ -456,72 +341,42 @@ def test_a_device_without_room_for_one_image_does_not_start(make, green):
 # --- recordings
 
 
-class Recorder:
-    """Records like a graph: replays what was recorded, on the memory of then, and counts."""
-
-    def __init__(self) -> None:
-        self.order: list[int] = []
-        self.replays = 0
-
-    def __call__(self, body):
-        size = body.args[0]
-        self.order.append(size)
-
-        def replay():
-            self.replays += 1
-            body()
-
-        return replay
-
-
 def test_the_largest_batch_is_recorded_first(make, green, canvas):
     """So that the others find its memory; and batches go through recordings."""
-    recorder = Recorder()
-    engine = make(device=HostDevice(capture=recorder))
-    before = recorder.replays
-    engine.segment(assorted(canvas))
+    recorded, replayed = [], []
 
-    assert recorder.order == [4, 2, 1]
-    assert recorder.replays == before + 3  # seven images: 4, 2, 1
+    def capture(body):
+        recorded.append(body.args[0])
+        return lambda: replayed.append(body.args[0]) or body()
+
+    engine = make(device=HostDevice(capture=capture))
+    replayed.clear()
+    engine.segment(assorted(canvas))
+    assert recorded == replayed == [4, 2, 1]
 
 
 def test_graphs_can_be_switched_off(make, green, canvas):
-    """Then nothing is recorded, and nothing needs to be told."""
-    recorder = Recorder()
-    engine = make(replace(OPTIONS, graphs=False), HostDevice(capture=recorder), start=False)
-    description = engine.start()
+    engine = make(replace(OPTIONS, graphs=False), HostDevice(capture=pytest.fail), start=False)
+    assert [limit.what for limit in engine.start().limits] == ["kernels"]
     engine.segment(assorted(canvas))
-
-    assert recorder.order == []
-    assert "graphs" not in {limit.what for limit in description.limits}
 
 
 def test_a_recording_that_fails_is_told_once_and_images_go_on(make, green, canvas):
     """No second try for smaller batches; the planes are the same."""
-    tried = []
-
-    def fails(body):
-        tried.append(body)
-        raise CaptureFailed("not permitted")
-
-    works = assorted(canvas)
-    expected = by_host(canvas, works)
-    engine = make(device=HostDevice(capture=fails), start=False)
+    capture, works = Mock(side_effect=CaptureFailed("not permitted")), assorted(canvas)
+    expected, _ = by_host(canvas, works)
+    engine = make(device=HostDevice(capture=capture), start=False)
     description = engine.start()
     engine.segment(works)
-
-    assert [limit.detail for limit in description.limits if limit.what == "graphs"] == [
-        "batches of 4 (u2netp) and smaller are launched kernel by kernel: not permitted"
-    ]
-    assert len(tried) == 1
-    assert max(worst(canvas.plane(work), wanted) for work, wanted in zip(works, expected, strict=True)) <= 1
+    told = "batches of 4 (u2netp) and smaller are launched kernel by kernel: not permitted"
+    assert details(description, "graphs") == [told]
+    assert capture.call_count == 1
+    assert worst(canvas, works, expected) <= 1
 
 
 def test_a_recording_that_answers_otherwise_is_not_used(make, green):
-    """It is compared with its own kernels before the first image."""
     description = make(device=HostDevice(capture=lambda body: lambda: None), start=False).start()
-    (told,) = [limit.detail for limit in description.limits if limit.what == "graphs"]
-    assert "answers otherwise than its kernels do" in told
+    assert "answers otherwise than its kernels do" in details(description, "graphs")[0]
 
 
 # --- faults
@@ -537,11 +392,7 @@ def test_a_recording_that_answers_otherwise_is_not_used(make, green):
 def test_an_error_of_torch_is_told_with_its_text(make, green, canvas, raised, error):
     """The device's ends the process; a bug stays what it is, and the next batch finds everything in order."""
     engine, works = make(), assorted(canvas)
-
-    def fails(_):
-        raise raised
-
-    green.before = fails
+    green.before = Mock(side_effect=raised)
     with pytest.raises(error, match=str(raised)):
         engine.segment(works)
     green.before = lambda _: None
@@ -549,22 +400,13 @@ def test_an_error_of_torch_is_told_with_its_text(make, green, canvas, raised, er
 
 
 def test_a_batch_has_one_model(make, green, canvas):
-    """Two in one batch are a bug of whoever formed it."""
     works = [canvas.place(1, ball(10, 10)), replace(canvas.place(2, ball(10, 10)), model="other")]
     with pytest.raises(ValueError, match="one model"):
         make().segment(works)
 
 
-def test_a_model_that_is_not_there_is_the_operators_fault(arena, make):
-    """As on the CPU: a ModelError that says what to do."""
-    options = replace(OPTIONS, models={"x": OPTIONS.models["u2netp"].__class__("birefnet")})
-    with pytest.raises(ModelError, match="rmbgd models fetch birefnet"):
-        make(options)
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_lost(arena):
-    """The factory of the child builds the engine; its start says that no device answers."""
     options = {"models": {"u2netp": {"source": "u2netp"}}, "models_directory": "/nonexistent", "device": "cuda:0"}
     with pytest.raises(EngineLost) as lost:
         create(arena.block, options).start()
@@ -572,8 +414,7 @@ def test_a_gpu_that_is_not_there_is_lost(arena):
 
 
 def test_an_engine_can_be_closed_in_any_state(make, green):
-    """Before its start, after it, and again."""
-    fresh, started = make(start=False), make()
-    for either in (fresh, started, started):
+    started = make()
+    for either in (make(start=False), started, started):
         either.close()
     assert started._device is None

@@ -1,6 +1,8 @@
-"""The GPU's engine in the engine's own process, with the host in the device's place: all that it tells gets across."""
+"""Both backends in the engine's own process, the host in a GPU's place: all that they tell gets across."""
 
 from __future__ import annotations
+
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -14,32 +16,26 @@ from tests.engine.processes import PATIENCE
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 
 
-def test_the_real_child_cuts_out_the_ball(arena, canvas):
+@pytest.mark.parametrize(
+    ("factory", "device", "limits", "steps"),
+    [
+        ("rmbgd.backends.factory:create", "cpu", [], {"resize", "network", "finish"}),
+        ("tests.backends.cuda.on_host:create", "cuda:0", ["kernels", "memory_low", "batch"], {"network", "finish"}),
+    ],
+)
+def test_the_real_child_cuts_out_the_ball(arena, canvas, factory, device, limits, steps):
     """Options as the service gives them, shared memory, embedded model, limits: the ball stands alone."""
     config = parse({"pipeline": {"batch_maximum": 2}, "engine": {"threads": 1}})
     models = {"u2netp": {"source": "u2netp", "patch_order": "auto"}}
-    options = default_machine().options(config, "cuda:0", models, "auto")
-    worker = EngineWorker(
-        arena,
-        "tests.backends.cuda.on_host:create",
-        options,
-        start_timeout=PATIENCE * 4,
-        batch_timeout=PATIENCE,
-        on_output=print,
-    )
+    options = default_machine().options(config, device, models, "auto")
     rgb, truth = golden_image.golden_image()
     work = canvas.place(1, rgb)
-    try:
-        description = worker.start()
-        report = worker.run([work])
-        golden = worker.golden("u2netp")
-    finally:
-        worker.close()
+    times = {"start_timeout": 4 * PATIENCE, "batch_timeout": PATIENCE}
+    with closing(EngineWorker(arena, factory, options, **times, on_output=print)) as worker:
+        description, report, golden = worker.start(), worker.run([work]), worker.golden("u2netp")
     alpha = canvas.plane(work)[..., 3] / np.float32(255)
-
     assert golden_image.overlap(alpha, truth) > 0.98
+    assert alpha[:20].max() < 0.02
     assert np.abs(golden.alpha - alpha).max() < 0.02
-    assert description.batch_sizes == (1,)
-    assert [limit.what for limit in description.limits] == ["kernels", "memory_low", "batch"]
-    assert (report.again, report.limits) == (0, [])
-    assert set(report.milliseconds) == {"network", "finish"}
+    assert [limit.what for limit in description.limits] == limits
+    assert (report.again, report.limits, set(report.milliseconds)) == (0, [], steps)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +19,10 @@ from rmbgd.backends.factory import create
 from rmbgd.engine import golden_image
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.selftest import golden_difference
-from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Work
+from rmbgd.engine.types import OutputPlane, Work
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.models.checkpoint import is_optional, published
-from tests.backends.conftest import MEBI, Canvas
+from tests.backends.conftest import MEBI, OPTIONS, by_host
 from tests.models import stress
 from tests.support.shared_data import shared
 
@@ -55,23 +54,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def asked(source: str, patch_order: str, **more: object) -> dict[str, object]:
+    models = {MODEL: {"source": source, "patch_order": patch_order}}
+    return {"models": models, "models_directory": "/nonexistent", "device": DEVICE, "batch_maximum": 8} | more
+
+
 @pytest.fixture
 def launch(arena: Arena, checkpoint: Path) -> Iterator[Callable[..., CudaBackend]]:
     """Engines on the device, started, closed at the end."""
     engines = []
 
-    def build(source: str = "", **options: object) -> CudaBackend:
-        choice = ModelChoice(source or str(checkpoint), "auto" if source else "channel_first")
-        engine = create(
-            arena.block,
-            {
-                "models": {MODEL: {"source": choice.source, "patch_order": choice.patch_order}},
-                "models_directory": "/nonexistent",
-                "device": DEVICE,
-                "batch_maximum": 8,
-            }
-            | options,
-        )
+    def build(source: str = "", **more: object) -> CudaBackend:
+        engine = create(arena.block, asked(source or str(checkpoint), "auto" if source else "channel_first", **more))
         assert isinstance(engine, CudaBackend)
         engines.append(engine)
         engine.description = engine.start()  # type: ignore[attr-defined]
@@ -94,27 +88,14 @@ def photo(height: int, width: int, seed: int = 0) -> np.ndarray:
     return (image / 3).astype(np.uint8)
 
 
-def planes_by_host(canvas: Canvas, works: list[Work]) -> list[np.ndarray]:
-    """What the CPU's engine makes of them with the embedded model; the planes are spoilt again afterwards."""
-    host = CpuBackend(canvas.arena.block, Options({MODEL: ModelChoice("u2netp")}, Path("/nonexistent")))
-    host.start()
-    planes = []
-    for work in works:
-        host.segment([work])
-        planes.append(canvas.plane(work))
-        canvas.spoil(work)
-    return planes
-
-
 def network_of(engine: CudaBackend) -> CudaNetwork:
     return engine._networks[MODEL]
 
 
-def filled(network: CudaNetwork, seed: int = 0) -> None:
+def filled(network: CudaNetwork) -> None:
     """Normalised noise in every place."""
-    generator = torch.Generator(DEVICE).manual_seed(seed)
     with torch.inference_mode():
-        network.inputs.normal_(generator=generator)
+        network.inputs.normal_(generator=torch.Generator(DEVICE).manual_seed(0))
 
 
 def mattes(engine: CudaBackend, size: int) -> torch.Tensor:
@@ -135,11 +116,8 @@ def test_no_memory_is_asked_of_the_device_in_steady_state(launch, canvas, graphs
     """200 batches of changing sizes, of images of changing sizes and outputs: not one allocation of the device."""
     engine = launch(graphs=graphs)
     sides = [(1024, 1024), (1600, 1200), (700, 933), (2448, 3264), (320, 200)]
-    works = []
-    for number in range(16):
-        height, width = sides[number % len(sides)]
-        output = list(OutputPlane)[number % 3]
-        works.append(canvas.place(number, photo(height, width, number), output=output))
+    outputs = list(OutputPlane)
+    works = [canvas.place(n, photo(*sides[n % 5], n), output=outputs[n % 3]) for n in range(16)]
     rng = np.random.default_rng(0)
 
     def some() -> list[Work]:
@@ -152,7 +130,6 @@ def test_no_memory_is_asked_of_the_device_in_steady_state(launch, canvas, graphs
     before = engine._device.allocations()
     for _ in range(200):
         engine.segment(some())
-
     assert engine._device.allocations() == before
 
 
@@ -160,7 +137,6 @@ def test_no_memory_is_asked_of_the_device_in_steady_state(launch, canvas, graphs
 def test_a_batch_needs_no_more_than_was_measured_at_start(launch, canvas, size):
     """What torch's allocator has in use and what it keeps, at the peak of a batch, within the plan."""
     engine = launch(batch_maximum=size, graphs=False)
-    network = network_of(engine)
     works = [canvas.place(n, photo(SIDE, SIDE, n)) for n in range(size)]
     engine.segment(works)
     torch.cuda.synchronize()
@@ -168,11 +144,9 @@ def test_a_batch_needs_no_more_than_was_measured_at_start(launch, canvas, size):
     standing = torch.cuda.memory_allocated()
     engine.segment(works)
     torch.cuda.synchronize()
-    plan = engine._pool.plan
-    most = max(engine._pool._working[size], plan.working)
-
+    most = max(engine._pool._working[size], engine._pool.plan.working)
     print(f"batch {size}: {torch.cuda.max_memory_allocated() / MEBI:.0f} MiB allocated, {standing / MEBI:.0f} standing")
-    assert network.mattes.shape[0] == size
+    assert network_of(engine).mattes.shape[0] == size
     assert torch.cuda.max_memory_allocated() - standing <= most
 
 
@@ -181,20 +155,9 @@ def test_memory_as_the_driver_sees_it(canvas, checkpoint, size, most):
     """A process of its own, by NVML: MiB at batches of one and of eight, context and all."""
     pynvml = pytest.importorskip("pynvml")
     works = [canvas.place(n, photo(SIDE, SIDE, n)) for n in range(size)]
-    options = {
-        "models": {MODEL: {"source": str(checkpoint), "patch_order": "channel_first"}},
-        "models_directory": "/nonexistent",
-        "device": DEVICE,
-        "batch_maximum": size,
-    }
-    worker = EngineWorker(
-        canvas.arena,
-        "rmbgd.backends.factory:create",
-        options,
-        start_timeout=250.0,
-        batch_timeout=60.0,
-        on_output=print,
-    )
+    options = asked(str(checkpoint), "channel_first", batch_maximum=size)
+    times = {"start_timeout": 250.0, "batch_timeout": 60.0}
+    worker = EngineWorker(canvas.arena, "rmbgd.backends.factory:create", options, **times, on_output=print)
     pynvml.nvmlInit()
     handle = pynvml.nvmlDeviceGetHandleByIndex(0)
     torch.cuda.synchronize()
@@ -207,7 +170,6 @@ def test_memory_as_the_driver_sees_it(canvas, checkpoint, size, most):
     finally:
         worker.close()
         pynvml.nvmlShutdown()
-
     print(f"batch {size}: {used:.0f} MiB")
     assert used <= most
 
@@ -221,9 +183,8 @@ def test_images_inside_across_and_beyond_page_locked_memory_arrive(launch, canva
     for number, at in ((1, edge - 300 * 500 * 3), (2, 2 * edge)):
         canvas.offset = at - at % 64
         works.append(canvas.place(number, photo(500, 500, number)))
-    expected = planes_by_host(canvas, works)
+    expected = by_host(canvas, works)[0]
     engine.segment(works)
-
     for work, plane in zip(works, expected, strict=True):
         assert np.abs(canvas.plane(work)[..., 3].astype(int) - plane[..., 3]).mean() < 1
 
@@ -243,7 +204,6 @@ def test_a_shortage_halves_the_batch_and_the_engine_stays_well(launch, canvas):
         report = engine.segment(works)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-
     assert len(report.answers) == 8
     assert max(answer.batch for answer in report.answers) < 8
     assert [limit.what for limit in report.limits] == ["batch"]
@@ -267,12 +227,10 @@ def test_replays_are_the_kernels_to_the_bit(launch):
             network._compute(size)
             eager = network.mattes[:size].clone()
         torch.cuda.synchronize()
-
         assert torch.equal(replayed, eager)
 
 
 def test_graphs_can_be_switched_off_and_answer_the_same(launch, canvas):
-    """Planes of an engine that launches kernel by kernel, bit for bit."""
     works = [canvas.place(n, photo(777, 555, n)) for n in range(4)]
     planes = []
     for graphs in (True, False):
@@ -280,12 +238,10 @@ def test_graphs_can_be_switched_off_and_answer_the_same(launch, canvas):
         engine.segment(works)
         planes.append([canvas.plane(work) for work in works])
         engine.close()
-
     assert all(np.array_equal(one, other) for one, other in zip(*planes, strict=True))
 
 
 def test_recordings_survive_work_beside_them(launch):
-    """Copies and products on other streams while a graph replays change nothing."""
     engine = launch()
     network = network_of(engine)
     filled(network)
@@ -296,7 +252,6 @@ def test_recordings_survive_work_beside_them(launch):
         with torch.cuda.stream(other):
             for _ in range(20):
                 noise = torch.tanh(noise @ noise)
-
         assert torch.equal(mattes(engine, 4), expected)
 
 
@@ -317,7 +272,6 @@ def test_an_image_does_not_see_its_company(launch):
                 network.inputs.fill_(float("nan"))
                 network.inputs[place] = subject
             answer = mattes(engine, size)
-
             assert torch.isfinite(answer[place]).all()
             assert (answer[place] - alone).abs().max() <= 1 / 255
             assert network.summary[:size, 4].tolist() == [1.0 if other == place else 0.0 for other in range(size)]
@@ -335,15 +289,8 @@ TOLERANCES = [
 @pytest.fixture(scope="module")
 def reference(arena: Arena, checkpoint: Path) -> list[torch.Tensor]:
     """Alpha of four photographs in float32 by plain kernels."""
-    options = Options(
-        {MODEL: ModelChoice(str(checkpoint), "channel_first")},
-        Path("/nonexistent"),
-        device=DEVICE,
-        precision="float32",
-        kernels="off",
-        batch_maximum=1,
-    )
-    engine = CudaBackend(arena.block, options, partial(CudaDevice, DEVICE))
+    more = {"precision": "float32", "kernels": "off", "batch_maximum": 1}
+    engine = create(arena.block, asked(str(checkpoint), "channel_first", **more))
     engine.start()
     answers = [seen(engine, photo(SIDE, SIDE, seed)) for seed in range(4)]
     engine.close()
@@ -370,7 +317,6 @@ def test_accuracy_against_float32(launch, reference, precision, mean, peak, far,
     inside, truth = found >= 0.5, expected >= 0.5
     union = (inside | truth).sum()
     print(f"{precision}: mean {error.mean():.3f}, 99.9 % {error.flatten().sort().values[-error.numel() // 1000]:.2f}")
-
     assert error.mean() <= mean
     assert error.flatten().kthvalue(int(0.999 * error.numel())).values <= peak
     assert (error > 8).float().mean() <= far
@@ -378,14 +324,12 @@ def test_accuracy_against_float32(launch, reference, precision, mean, peak, far,
 
 
 def test_float32_means_float32(cuda):
-    """TF32 is off for products and for convolutions, also for parts of a network in half precision."""
     CudaDevice(DEVICE).close()
     assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cudnn.conv.fp32_precision == "ieee"
 
 
 def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
-    """One layer overflows in float16 and nowhere else: alpha is then computed in float32, and counted."""
     engine = launch(graphs=False)
     work = canvas.place(1, photo(SIDE, SIDE))
     engine.segment([work])
@@ -397,7 +341,6 @@ def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
 
     layer.register_forward_hook(overflow)
     report = engine.segment([work])
-
     assert report.again == 1
     assert np.abs(canvas.plane(work)[..., 3].astype(int) - expected[..., 3]).mean() <= 1
 
@@ -405,15 +348,15 @@ def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
 # --- the whole way
 
 
-def test_a_gpu_answers_as_the_cpu_does(launch, arena):
-    """The golden image through the embedded model, within the bounds that a probe demands."""
-    host = CpuBackend(arena.block, Options({MODEL: ModelChoice("u2netp")}, Path("/nonexistent")))
+def test_a_gpu_answers_as_the_cpu_does_and_its_memory_is_sound(launch, arena):
+    """The golden image through the embedded model, within the bounds that a probe demands; 64 MiB in two passes."""
+    host = CpuBackend(arena.block, OPTIONS)
     host.start()
     engine = launch(source="u2netp")
     mean, peak = golden_difference(engine.golden(MODEL).alpha, host.golden(MODEL).alpha, 0.001)
-
     assert mean <= 2 / 255
     assert peak <= 16 / 255
+    assert [engine.canary(16_384).bad for _ in range(2)] == [0, 0]
 
 
 def test_planes_are_those_of_the_cpu_but_for_rounding(launch, canvas):
@@ -421,17 +364,10 @@ def test_planes_are_those_of_the_cpu_but_for_rounding(launch, canvas):
     rgb, _ = golden_image.golden_image()
     image = np.asarray(Image.fromarray(rgb).resize((1300, 900), Image.Resampling.BICUBIC))
     works = [canvas.place(1, image), canvas.place(2, image, output=OutputPlane.ALPHA16)]
-    expected = [plane.astype(int) for plane in planes_by_host(canvas, works)]
+    expected = [plane.astype(int) for plane in by_host(canvas, works)[0]]
     launch(source="u2netp", precision="float32").segment(works)
     found = [canvas.plane(work).astype(int) for work in works]
     same = found[0][..., 3] == expected[0][..., 3]
-
     assert np.abs(found[0][..., 3] - expected[0][..., 3]).max() <= 3
     assert np.abs(found[1] - expected[1]).max() <= 3 * 257
     assert np.abs(found[0][..., :3] - expected[0][..., :3])[same].max() <= 3
-
-
-def test_a_gpu_s_memory_holds_the_canary(launch):
-    """Two passes over 64 MiB without a bad block."""
-    engine = launch(source="u2netp", batch_maximum=1)
-    assert [engine.canary(16_384).bad for _ in range(2)] == [0, 0]

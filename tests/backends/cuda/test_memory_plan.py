@@ -5,10 +5,10 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.backends.cuda import memory_plan as policy
 from rmbgd.backends.cuda.memory_plan import SIZES, NetworkNeed, Plan, plan, split
 from rmbgd.engine.types import Options
 
@@ -16,14 +16,11 @@ MEBI = 1 << 20
 GIBI = 1 << 30
 
 # BiRefNet with Swin-L at 1024 x 1024 in float16, as computed from its layers: input in float32, alpha in float32.
-LARGE = NetworkNeed(fixed=200 * MEBI, each=200 * MEBI, inputs=12 * MEBI, mattes=4 * MEBI)
-SMALL = NetworkNeed(fixed=20 * MEBI, each=100 * MEBI, inputs=MEBI, mattes=MEBI)
+LARGE = NetworkNeed(fixed=200 * MEBI, each=200 * MEBI, static=16 * MEBI)
 
 
-def asked(batch_maximum: int, staging: int, pinned: int, spare: int) -> Options:
-    return Options(
-        {}, Path(), batch_maximum=batch_maximum, staging_bytes=staging, pinned_bytes=pinned, spare_bytes=spare
-    )
+def asked(largest: int, staging: int, pinned: int, spare: int) -> Options:
+    return Options({}, Path(), batch_maximum=largest, staging_bytes=staging, pinned_bytes=pinned, spare_bytes=spare)
 
 
 OPTIONS = asked(16, 128 * MEBI, 256 * MEBI, GIBI)
@@ -33,60 +30,25 @@ def planned(free: int, *, networks=(LARGE,), options: Options = OPTIONS, host_fr
     return plan(free=free, total=8 * GIBI, host_free=host_free, arena=512 * MEBI, networks=networks, options=options)
 
 
-def taken(plan: Plan, networks) -> int:
-    """Bytes of the device that the plan takes."""
-    largest = plan.sizes[-1]
-    working = max(network.batch(largest) for network in networks)
-    static = sum(network.static(largest) for network in networks)
-    return plan.upload + plan.download + plan.working + working + static
-
-
-def test_a_card_of_8_gb_takes_batches_of_16():
-    """With 6.4 GiB free after the weights everything fits as wished, and nothing needs to be told."""
-    found = planned(int(6.4 * GIBI))
-
-    assert found.sizes == (1, 2, 4, 8, 16)
-    assert found.upload + found.download == 128 * MEBI
-    assert found.pinned == 256 * MEBI
-    assert found.limits == ()
-
-
-def test_a_card_of_8_gb_shared_with_others_takes_fewer():
-    """With 3.5 GiB free there is room for batches of 8, and one sentence says so."""
-    found = planned(int(3.5 * GIBI))
-    assert found.sizes == (1, 2, 4, 8)
-    assert [limit.what for limit in found.limits] == ["batch"]
-    assert "at most 8 images at once, not 16" in found.limits[0].detail
-
-
-def test_little_free_memory_is_told_and_one_image_is_tried():
-    """Below the spare bytes: memory_low, batches of one, the least of staging."""
-    found = planned(700 * MEBI)
-    assert found.sizes == (1,)
-    assert [limit.what for limit in found.limits] == ["memory_low", "batch"]
-    assert found.upload + found.download == policy.STAGING_LEAST
-
-
-def test_a_host_with_little_memory_locks_an_eighth_of_it():
-    """Locked pages are taken from everything else on the host; so an edge device locks less, and says so."""
-    found = planned(6 * GIBI, host_free=GIBI)
-    assert found.pinned == 128 * MEBI
-    assert [limit.what for limit in found.limits] == ["pinned"]
-
-
-def test_the_arena_bounds_what_is_locked():
-    """There is never more locked than there is."""
-    found = planned(6 * GIBI, options=asked(16, 128 * MEBI, 4 * GIBI, GIBI))
-    assert found.pinned == 512 * MEBI
-
-
-needs = st.builds(
-    NetworkNeed,
-    fixed=st.integers(0, GIBI),
-    each=st.integers(0, GIBI),
-    inputs=st.integers(1, 64 * MEBI),
-    mattes=st.integers(1, 64 * MEBI),
+@pytest.mark.parametrize(
+    ("free", "changes", "sizes", "staging", "pinned", "told"),
+    [
+        pytest.param(6.4, {}, SIZES, 128, 256, [], id="a card of 8 GB"),
+        pytest.param(3.5, {}, SIZES[:4], 128, 256, ["batch"], id="a card of 8 GB shared with others"),
+        pytest.param(0.7, {}, (1,), 32, 256, ["memory_low", "batch"], id="little free: one image is tried"),
+        pytest.param(6, {"host_free": GIBI}, SIZES, 128, 128, ["pinned"], id="an eighth of a small host is locked"),
+        pytest.param(6, {"options": asked(16, 128 * MEBI, 4 * GIBI, GIBI)}, SIZES, 128, 512, [], id="all the arena"),
+    ],
 )
+def test_memory_is_divided(free, changes, sizes, staging, pinned, told):
+    found = planned(int(free * GIBI), **changes)
+    limits = {limit.what: limit.detail for limit in found.limits}
+    assert (found.sizes, list(limits)) == (sizes, told)
+    assert (found.upload + found.download, found.pinned) == (staging * MEBI, pinned * MEBI)
+    assert "batch" not in limits or f"at most {sizes[-1]} images at once, not 16" in limits["batch"]
+
+
+needs = st.builds(NetworkNeed, st.integers(0, GIBI), st.integers(0, GIBI), st.integers(1, 128 * MEBI))
 
 
 @given(
@@ -97,17 +59,16 @@ needs = st.builds(
     st.integers(0, 4 * GIBI),
 )
 def test_what_is_spared_stays_free(free, networks, largest, staging, spare):
-    """Whenever more than one image goes at once, all that is taken leaves the spare bytes free."""
     found = planned(free, networks=networks, options=asked(largest, staging, 0, spare))
     assert found.sizes[0] == 1
     assert found.sizes[-1] <= largest
-    if len(found.sizes) > 1:
-        assert taken(found, networks) <= free - spare
+    if (batch := found.sizes[-1]) > 1:
+        networks_take = max(need.batch(batch) for need in networks) + batch * sum(need.static for need in networks)
+        assert found.upload + found.download + found.working + networks_take <= free - spare
 
 
 @given(st.lists(st.integers(0, 16 * GIBI), min_size=2, max_size=2).map(sorted), st.lists(needs, min_size=1, max_size=2))
 def test_more_memory_never_means_smaller_batches(frees, networks):
-    """The plan is monotonous in what is free."""
     less, more = (planned(free, networks=networks) for free in frees)
     assert set(less.sizes) <= set(more.sizes)
 
@@ -119,7 +80,6 @@ def test_five_go_as_four_and_one():
 
 
 def test_without_measurements_batches_are_full():
-    """Sizes that nobody measured are used exactly, the largest first."""
     assert split(7, (1, 2, 4), {}) == [(4, 4), (2, 2), (1, 1)]
     assert split(11, (1, 2, 4, 8), {1: 1.0}) == [(8, 8), (2, 2), (1, 1)]
 
