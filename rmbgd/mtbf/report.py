@@ -21,6 +21,7 @@ HOUR = 3600.0
 YEAR_MINUTES = 365 * 24 * 60
 PERCENTS = (0.5, 0.6, 0.8, 0.9, 0.95)
 STAGES = ("wait", "decode", "queue", "engine", "encode", "sync", "total")
+SHARES = (0.05, 0.5, 0.95)  # of the images whose times in a stage are given
 
 
 class Estimate:
@@ -71,11 +72,8 @@ class MtbfSummary:
         self.mttr = sum(self.down) / len(self.down) if self.down else None
         self.availability = hours * HOUR / (hours * HOUR + sum(self.down)) if failures and hours else None
         self.down_minutes_a_year = (1 - (self.availability or 0)) * YEAR_MINUTES
-        self.mtbf = Estimate(
-            hours,
-            [(one.operating / HOUR, [each.operated / HOUR for each in one.failures]) for one in machines],
-            confidence,
-        )
+        times = [(one.operating / HOUR, [each.operated / HOUR for each in one.failures]) for one in machines]
+        self.mtbf = Estimate(hours, times, confidence)
         # (hours claimed, confidence that it holds, hours that would show it with as many failures)
         self.claimed = claim and (
             claim,
@@ -84,14 +82,11 @@ class MtbfSummary:
         )
         self.trips = sorted((trip for machine in machines for trip in machine.trips), key=lambda trip: trip.at)
         self.away = sum(trip.until - trip.at for trip in self.trips)  # s in which a device had been left
-        self.between_failovers = Estimate(
-            hours,
-            [
-                (one.operating / HOUR, [one.timeline.operated_until(trip.at) / HOUR for trip in one.trips])
-                for one in machines
-            ],
-            confidence,
-        )
+        times = [
+            (one.operating / HOUR, [one.timeline.operated_until(trip.at) / HOUR for trip in one.trips])
+            for one in machines
+        ]
+        self.between_failovers = Estimate(hours, times, confidence)
         # (avoided, of how many that could have been an outage, share at least, at `confidence`)
         self.outcomes = Counter(trip.outcome for trip in self.trips)
         avoided = self.outcomes[TripOutcome.AVOIDED]
@@ -100,11 +95,9 @@ class MtbfSummary:
         outcomes = self.count("outcomes")
         self.images = outcomes["done"] + outcomes["failed"]  # concluded: published or refused
         # (failures per million images, None without failures; upper bound at `confidence`)
-        self.per_million: tuple[float | None, float] | None = None
-        if self.images:
-            scale = 1e6 / self.images
-            most = statistics.poisson_mean(failures, 1 - confidence) * scale
-            self.per_million = failures * scale if failures else None, most
+        scale = 1e6 / (self.images or 1)
+        most = statistics.poisson_mean(failures, 1 - confidence) * scale
+        self.per_million = (failures * scale if failures else None, most) if self.images else None
         # Why things went other than well.
         self.reasons = {
             "failures": Counter(failure.cause for _, failure in self.failures),
@@ -119,21 +112,14 @@ class MtbfSummary:
         return sum(machine.timeline.seconds(kind) for machine in self.machines)
 
     def count(self, table: str) -> Counter[str]:
-        total: Counter[str] = Counter()
-        for machine in self.machines:
-            total.update(machine.counts[table])
-        return total
+        return sum((machine.counts[table] for machine in self.machines), Counter())
 
-    def stage_times(self) -> dict[str, tuple[float, float, float]]:
+    def stage_times(self) -> dict[str, list[float]]:
         """Stage -> milliseconds that 5, 50 and 95 % of the published images do not exceed."""
-        found: dict[str, tuple[float, float, float]] = {}
         tables = [boot.images for machine in self.machines for boot in machine.boots]
-        names = {name for table in tables for name in table.stages}
-        for stage in [*STAGES, *sorted(names - set(STAGES))]:
-            if values := sorted(value for table in tables for value in table.values(stage)):
-                low, middle, high = (statistics.quantile(values, share) for share in (0.05, 0.5, 0.95))
-                found[stage] = (low, middle, high)
-        return found
+        stages = [*STAGES, *sorted({name for table in tables for name in table.stages} - set(STAGES))]
+        times = ((stage, sorted(value for table in tables for value in table.values(stage))) for stage in stages)
+        return {stage: [statistics.quantile(each, share) for share in SHARES] for stage, each in times if each}
 
 
 class MtbfReport(MtbfSummary):

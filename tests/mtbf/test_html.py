@@ -186,8 +186,8 @@ def test_ticks_are_round_few_and_within(count: int, low: float, width: float):
 def test_time_ticks_are_few_and_within(begin: int, spread: int):
     """Labels do not run into each other; half a century still fits."""
     window = (begin, begin + spread)
-    found = html.time_ticks(window, 9)
+    found = html.time_ticks(window)
 
     assert all(begin <= at <= begin + spread for at, _ in found)
     assert len(found) <= 10 or spread > 9 * 365 * 86400
-    assert html.bin_width(window, 120) >= 60
+    assert html.bin_width(window) >= 60
