@@ -70,7 +70,7 @@ def test_health_event_comes_once_per_interval_when_ready(health: Monitored) -> N
     """One a minute, the first a minute after ready; and one, not sixty, for an hour that the machine slept."""
     health.ticks(300)
     assert [] == health.events.named("health")
-    health.monitor.phase("ready")
+    health.monitor.phase = "ready"
     health.ticks(302)
     assert 5 == len(health.events.named("health"))
     health.clock.advance(3600)
@@ -129,7 +129,7 @@ def test_waking_after_a_stop_of_the_whole_process_is_no_stall(health: Monitored)
 
 def test_step_of_the_wall_clock_changes_nothing(health: Monitored) -> None:
     """A day forward or back by NTP fires no timer and stalls no thread."""
-    health.monitor.phase("ready")
+    health.monitor.phase = "ready"
     health.heartbeats.new("decode-0").waiting()
     for step in (-86400, 2 * 86400):
         health.ticks(20)
@@ -141,7 +141,7 @@ def test_step_of_the_wall_clock_changes_nothing(health: Monitored) -> None:
 
 def test_status_file_says_who_and_what(health: Monitored) -> None:
     """Phase, process, boot, run, rates and the snapshot, readable by all who may enter the directory."""
-    health.monitor.phase("ready")
+    health.monitor.phase = "ready"
     health.ticks(60)
 
     status = health.status()
@@ -168,7 +168,7 @@ def test_last_problem_is_kept_with_its_time(health: Monitored) -> None:
 def test_missing_runtime_directory_blinds_but_does_not_stop(tmp_path: Path) -> None:
     """The status file cannot be written: health event and watchdog go on, and the loss is reported."""
     health = Monitored(tmp_path / "gone")
-    health.monitor.phase("ready")
+    health.monitor.phase = "ready"
     health.ticks(64)
 
     assert 32 == health.fed()
@@ -190,7 +190,7 @@ def test_systemd_gets_the_status_when_ready(health: Monitored) -> None:
     """While starting and stopping the daemon's own words stand."""
     health.ticks(4)
     assert [] == [message for message in health.notified if message.startswith("STATUS=")]
-    health.monitor.phase("ready")
+    health.monitor.phase = "ready"
     health.ticks(2)
 
     assert "STATUS=ready on cpu; 3 waiting, 2 in flight; 0 done, 0 refused; 0 a minute" in health.notified
@@ -207,7 +207,7 @@ def test_metrics_get_the_health_keys_with_every_status(health: Monitored) -> Non
 
 def test_run_returns_when_closed(health: Monitored) -> None:
     """The loop ends by closing, and ticks at least once; then the status file does not look as if something ran."""
-    health.monitor.phase("ready")
+    health.monitor.phase = "ready"
     thread = threading.Thread(target=health.monitor.run)
     thread.start()
     health.monitor.close()
@@ -234,7 +234,7 @@ def test_counters_count_by_name_and_pass_on() -> None:
 
     assert {"service.reload": 2} == counters.counts()
     assert [("service.reload", {}), ("service.reload", {})] == events.events
-    assert counters.last_problem() is None
+    assert counters.last_problem is None
 
 
 def test_facts_of_the_process_are_those_of_the_kernel(tmp_path: Path) -> None:

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as some
 
 from rmbgd.config.load import Config, parse
 from rmbgd.events import RecordedEvents
 from rmbgd.service import start_record
-from rmbgd.service.safe_mode import SafeMode, is_needed, quiet_time, reduced
+from rmbgd.service.safe_mode import SafeMode, reduced
 from rmbgd.service.start_record import Start, StartRecord
 from rmbgd.telemetry import jsonl
 from rmbgd.testing.clock import FakeClock
@@ -273,11 +271,3 @@ def test_safe_mode_changes_the_engine_and_the_load_and_nothing_else(tmp_path: Pa
     assert (less.folder, less.limits, less.service) == (config.folder, config.limits, config.service)
     assert less.pipeline.arena_bytes == config.pipeline.arena_bytes
     Config.model_validate(less.model_dump())
-
-
-@given(dead=some.integers(0, 50), starts=some.integers(0, 20), times=some.integers(0, 10_000))
-def test_the_policy_is_monotonous_and_bounded(dead: int, starts: int, times: int) -> None:
-    """More deaths never make it less careful; the quiet time grows and ends at its maximum."""
-    assert is_needed(dead, starts) <= is_needed(dead + 1, starts)
-    assert is_needed(dead, starts) == (starts > 0 and dead >= starts)
-    assert QUIET <= quiet_time(times, QUIET, LONGEST) <= quiet_time(times + 1, QUIET, LONGEST) <= LONGEST
