@@ -122,8 +122,7 @@ def power_ticks(least: float, most: float) -> list[Tick]:
 
 def moment(seconds: float) -> datetime:
     """In UTC, within what a calendar has."""
-    bounded = min(max(seconds, -62135596800.0), 253402300799.0)
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=bounded)
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=min(max(seconds, -62135596800.0), 253402300799.0))
 
 
 def bin_width(window: Window) -> float:
@@ -191,8 +190,7 @@ def life(machines: Sequence[MachineHistory], window: Window) -> Plot:
             plot.draw("path", "failure", f"{failure.cause}, {stamp(failure.at)}, {down}", d=triangle)
         count = len(machine.failures)
         plot.draw("text", "label", f"{machine.operating / HOUR:,.1f} h", x=plot.right + 12, y=top + 5)
-        said, style = (counted(count, "failure"), "bad") if count else ("no failure", "tick")
-        plot.draw("text", style, said, x=plot.right + 12, y=top + 19)
+        plot.draw("text", "bad" if count else "tick", counted(count, "failure"), x=plot.right + 12, y=top + 19)
     return plot
 
 
@@ -350,7 +348,7 @@ def render(report: MtbfReport) -> str:
         legend["work on another device"] = "away"
     page = template().render(
         report=report, mtbf=report.mtbf, shares=sorted({*PERCENTS, report.confidence}),
-        so_many=counted(len(report.failures), "failure") if report.failures else "no failure",
+        so_many=counted(len(report.failures), "failure"),
         legend=legend, styles=styles, left=len(report.machines) - len(drawn), life=life(drawn, window),
         temperatures={each.name: temperature(each, window, styles) for each in drawn},
         images=images_per_hour(report, window, styles), stages=stage_times(report), latency=latency(report, window),

@@ -36,14 +36,14 @@ DATE = re.compile(r"[-._](\d{4}-?\d{2}-?\d{2}(?:[-T_.]?\d{2,6}(?::\d{2})*)?)(?=$
 MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)  # OSError: gzip.BadGzipFile, and a disk that cannot read
 
+# File names that say nothing of the machine: its folder's name is taken instead.
 GENERIC_NAMES = frozenset({"rmbgd", "events", "event", "log", "logs", "messages", "journal", "export"})
-"""File names that say nothing of the machine: its folder's name is taken instead."""
-
 UNKNOWN_BOOT = "unknown"  # what rmbgd writes where the kernel does not say
 CLOCK_STEP = 1.0  # s between wall and monotonic clock; slewing is slower by far
 LARGEST = 1e15  # of any number in a log; what is beyond is damaged, and would not fit the columns
 STEP_BACK = 60.0  # s; monotonic time falling by more within "unknown" can only be another boot
 
+# Keys that the report looks at; of other events only the time counts, as a sign of life.
 KEPT = {
     "service.start": ("host", "heartbeat"),
     "service.stopping": ("cause",),
@@ -58,12 +58,10 @@ KEPT = {
     "engine.failback": ("to",),
     "engine.restarted": ("device",),
 }
-"""Keys that the report looks at; of other events only the time counts, as a sign of life."""
 
+# Kind of each image outcome, and which key of the event is kept as its word.
 DONE, FAILED, POSTPONED = 0, 1, 2
 OUTCOMES = {"image.done": (DONE, "device"), "image.failed": (FAILED, "reason"), "image.postponed": (POSTPONED, "why")}
-"""Kind of each image outcome, and which key of the event is kept as its word."""
-
 COLUMNS = ("at", "pid", "kind", "word", "engine", "again", "same", "digest")
 
 
@@ -73,7 +71,7 @@ def number(value: object) -> float | None:
 
 
 def counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'s' * (count != 1)}"
+    return f"{count or 'no'} {noun}{'s' * (count > 1)}"
 
 
 class ImageTable:
@@ -145,18 +143,16 @@ class ImageTable:
 
 @dataclass(frozen=True, slots=True)
 class LogSource:
-    """Files of one machine, oldest first. `given`: the operator named it, so what the lines say does not count."""
-
     device: str
-    given: bool
-    files: tuple[Path, ...]
+    given: bool  # the operator named it, so what the lines say does not count
+    files: tuple[Path, ...]  # oldest first
 
 
 @dataclass(slots=True)
 class LogEvent:
-    """One line that is not about an image. `at` is monotonic within its boot."""
+    """One line that is not about an image."""
 
-    at: float
+    at: float  # monotonic within its boot
     pid: int
     event: str
     keys: dict[str, Any]
@@ -165,8 +161,6 @@ class LogEvent:
 
 @dataclass(slots=True)
 class BootLog:
-    """Everything that was read of one boot of one machine."""
-
     boot_id: str
     source: LogSource
     host: str = ""
@@ -180,11 +174,9 @@ class BootLog:
 
 @dataclass(slots=True)
 class LogIndex:
-    """All boots of all sources, in the order in which they were read. `notes`: (machine, sentence)."""
-
-    boots: list[BootLog] = field(default_factory=list)
+    boots: list[BootLog] = field(default_factory=list)  # of all sources, in the order in which they were read
     lines: int = 0
-    notes: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)  # (machine, sentence)
 
 
 # --- files

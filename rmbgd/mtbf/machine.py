@@ -32,11 +32,9 @@ EVENT_TABLES = {
 
 @dataclass(frozen=True, slots=True)
 class HealthSample:
-    """One heartbeat: the device in use, and the temperature of the hottest one where it was known. `at` since 1970."""
-
-    at: float
-    device: str
-    hottest: float | None
+    at: float  # since 1970
+    device: str  # in use
+    hottest: float | None  # °C of the hottest device, where one was known
 
 
 class MachineHistory:

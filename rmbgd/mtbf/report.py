@@ -52,11 +52,14 @@ class Estimate:
         }
 
 
-class MtbfSummary:
-    """The figures of one machine, or of all of them together. What is undefined is None."""
+class MtbfReport:
+    """The figures of one machine, or of all together. What is undefined is None. `lines`: how many were read."""
 
-    def __init__(self, machines: list[MachineHistory], confidence: float, claim: float | None) -> None:
-        self.machines, self.confidence = machines, confidence
+    def __init__(self, machines: list[MachineHistory], confidence: float, claim: float | None, lines: int = 0) -> None:
+        self.machines, self.confidence, self.lines = machines, confidence, lines
+        self.each = [self] if len(machines) == 1 else [MtbfReport([each], confidence, claim) for each in machines]
+        # (machine, what its logs do not say and how it was counted)
+        self.notes = [(machine.name, note) for machine in machines for note in machine.notes]
         self.name = machines[0].name if len(machines) == 1 else f"{len(machines)} machines"
         # First and last of what is known, seconds since 1970; None without a run of the service.
         windows = [window for machine in machines if (window := machine.window)]
@@ -121,17 +124,6 @@ class MtbfSummary:
         times = ((stage, sorted(value for table in tables for value in table.values(stage))) for stage in stages)
         return {stage: [statistics.quantile(each, share) for share in SHARES] for stage, each in times if each}
 
-
-class MtbfReport(MtbfSummary):
-    """All machines together, and each of them. `lines`: how many were read."""
-
-    def __init__(self, machines: list[MachineHistory], confidence: float, claim: float | None, lines: int) -> None:
-        super().__init__(machines, confidence, claim)
-        self.lines = lines
-        self.each = [MtbfSummary([machine], confidence, claim) for machine in machines]
-        # (machine, what its logs do not say and how it was counted)
-        self.notes = [(machine.name, note) for machine in machines for note in machine.notes]
-
     def as_dict(self) -> dict[str, Any]:
         """For programs: everything, in hours, seconds and RFC 3339, with null for what is undefined."""
         return {
@@ -148,7 +140,7 @@ class MtbfReport(MtbfSummary):
         }  # fmt: skip
 
 
-def _summary(one: MtbfSummary) -> dict[str, Any]:
+def _summary(one: MtbfReport) -> dict[str, Any]:
     window, rate, coverage, claimed = one.window, one.per_million, one.coverage, one.claimed
     outcomes = one.count("outcomes")
     return {

@@ -38,12 +38,10 @@ class RunEnd:
 
 @dataclass(slots=True)
 class ServiceRun:
-    """One process of the service. Times are monotonic seconds of its boot; `ready` is None when it never was."""
-
     pid: int
-    start: float
+    start: float  # monotonic seconds of its boot, as the next two
     last: float
-    ready: float | None = None
+    ready: float | None = None  # None when it never was
     events: list[LogEvent] = field(default_factory=list)
     exit: LogEvent | None = None
     begins_in_the_middle: bool = False
@@ -56,10 +54,7 @@ class ServiceRun:
 
 
 class Boot:
-    """One boot, cleaned: lines in order and once, its place on the wall clock, its runs.
-
-    `parts`: the logs of it, in the order in which they were read.
-    """
+    """One boot, cleaned: lines in order and once, its place on the wall clock, its runs. `parts`: its logs, as read."""
 
     def __init__(self, parts: Sequence[BootLog]) -> None:
         # Lines of one millisecond stay in the order in which they were written.

@@ -34,14 +34,9 @@ def poisson_mean(count: int, probability: float) -> float:
 
 def _bisect(below: Callable[[float], bool], low: float, high: float) -> float:
     """The point in [low, high] where `below` turns from true to false, to the precision of a float."""
-    while True:
-        middle = (low + high) / 2
-        if middle in (low, high):
-            return middle
-        if below(middle):
-            low = middle
-        else:
-            high = middle
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return middle
 
 
 def lower_bound(hours: float, failures: int, confidence: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from rmbgd.mtbf.logs import counted
-from rmbgd.mtbf.report import Estimate, MtbfReport, MtbfSummary
+from rmbgd.mtbf.report import Estimate, MtbfReport
 from rmbgd.mtbf.timeline import State, TripOutcome, stamp
 
 REASONS_SHOWN = 5
@@ -36,7 +36,7 @@ def _row(label: str, text: str) -> str:
     return f"{label:<{WIDTH}}{text}"
 
 
-def _failures(one: MtbfSummary) -> Iterator[str]:
+def _failures(one: MtbfReport) -> Iterator[str]:
     yield _row("operating time", f"{one.hours:,.4f} h in service")
     for kind in (State.PLANNED, State.DOWN, State.POWER_LOSS, State.UNOBSERVED):
         if seconds := one.seconds(kind):
@@ -49,8 +49,8 @@ def _failures(one: MtbfSummary) -> Iterator[str]:
         claim, confidence, needed = one.claimed
         sure = "less than 0.001 %" if confidence < 0.00001 else f"{100 * confidence:.3f} %"
         yield _row(f"claim of {claim:,g} h", f"holds with {sure} confidence")
-        said = counted(failures, "failure") if failures else "no failure"
-        yield _row("", f"{percent(one.confidence)} would take {needed:,.1f} device-hours with {said}")
+        device_hours = f"{needed:,.1f} device-hours"
+        yield _row("", f"{percent(one.confidence)} would take {device_hours} with {counted(failures, 'failure')}")
     if one.mttr is not None:
         unfinished = failures - len(one.down)
         more = f"; {unfinished} not over yet" if unfinished else ""
@@ -78,7 +78,7 @@ def _mean(label: str, found: Estimate) -> Iterator[str]:
         yield _row("", f"two-sided {percent(found.confidence)}: {lower:,.3f} h to {upper:,.3f} h")
 
 
-def _work(one: MtbfSummary) -> Iterator[str]:
+def _work(one: MtbfReport) -> Iterator[str]:
     done, refused, postponed = (one.count("outcomes")[outcome] for outcome in ("done", "failed", "postponed"))
     yield _row("images", f"{done:,} published, {refused:,} refused, {postponed:,} put back")
     if one.per_million:
@@ -107,7 +107,7 @@ def _work(one: MtbfSummary) -> Iterator[str]:
     yield from _mean("between failovers", one.between_failovers)
 
 
-def _reasons(one: MtbfSummary) -> Iterator[str]:
+def _reasons(one: MtbfReport) -> Iterator[str]:
     for name, table in one.reasons.items():
         if not table:
             continue
@@ -130,7 +130,7 @@ def _table(report: MtbfReport) -> Iterator[str]:
         yield f"{row}  {len(one.trips):>9}  {one.images:>11,}"
 
 
-def _list(one: MtbfSummary) -> Iterator[str]:
+def _list(one: MtbfReport) -> Iterator[str]:
     if one.failures:
         shown = "failures" if len(one.failures) <= FAILURES_SHOWN else f"the last {FAILURES_SHOWN} failures"
         yield from ("", shown)

@@ -39,13 +39,11 @@ class Span:
 
 @dataclass(slots=True)
 class Failure:
-    """`until`: ready again, or None when the log ends before. `operated`: seconds in service before it."""
-
     at: float
     cause: str
     detail: str
-    until: float | None
-    operated: float
+    until: float | None  # ready again; None when the log ends before
+    operated: float  # seconds in service before it
 
     @property
     def down(self) -> float | None:
@@ -200,11 +198,9 @@ class TripOutcome(StrEnum):
 
 @dataclass(slots=True)
 class Trip:
-    """Work left `device` for `to`, and came back or not."""
-
     at: float
-    until: float
-    device: str
+    until: float  # it came back, or the run ended
+    device: str  # that work left
     to: str
     reason: str
     images: int
