@@ -27,7 +27,6 @@ def problems(config):
 
 
 def test_folders_apart_are_fine(tmp_path):
-    """Directories beside one another, existing or not, pass."""
     (tmp_path / "input0").mkdir()
     check_layout(configured(tmp_path, {}, {}))
 
@@ -51,7 +50,6 @@ def test_two_folders_may_share_their_results(tmp_path):
     ],
 )
 def test_results_and_inputs_of_one_folder_stay_apart(tmp_path, folder):
-    """One unsafe relation is one finding, whether the directories exist or not."""
     assert 1 == len(problems(configured(tmp_path, folder)))
 
 
@@ -63,13 +61,11 @@ def test_a_chain_of_folders_is_refused(tmp_path):
 
 
 def test_the_same_or_a_nested_input_twice_is_refused(tmp_path):
-    """Every file would be taken twice."""
     assert problems(configured(tmp_path, {}, {"input": "input0"}))
     assert problems(configured(tmp_path, {}, {"input": "input0/deep/inside"}))
 
 
 def test_a_link_hides_nothing(tmp_path):
-    """An output reached through a symbolic link into the input is refused like the input itself."""
     (tmp_path / "input0" / "sub").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "input0" / "sub")
     assert problems(configured(tmp_path, {"output": "link"}))
@@ -77,29 +73,24 @@ def test_a_link_hides_nothing(tmp_path):
 
 @pytest.mark.integration
 def test_a_bind_mount_hides_nothing(tmp_path):
-    """One directory under two names by a bind mount is still one directory."""
+    other = tmp_path / "other"
     (tmp_path / "input0").mkdir()
-    (tmp_path / "other").mkdir()
-    mounted = subprocess.run(
-        ["mount", "--bind", tmp_path / "input0", tmp_path / "other"], capture_output=True, check=False
-    )
+    other.mkdir()
+    mounted = subprocess.run(["mount", "--bind", tmp_path / "input0", other], capture_output=True, check=False)
     if mounted.returncode:
         pytest.skip(f"needs root and mount: {mounted.stderr.decode().strip()}")
     try:
         found = problems(configured(tmp_path, {"output": "other/out"}))
     finally:
-        subprocess.run(["umount", tmp_path / "other"], check=True)
-
+        subprocess.run(["umount", other], check=True)
     assert "lies inside" in found[0]
 
 
 def test_the_ledger_does_not_lie_in_a_drop_folder(tmp_path):
-    """What the service writes for itself would come in as images."""
     assert problems(configured(tmp_path, {}, state_directory=str(tmp_path / "input0" / "state")))
 
 
 def test_all_findings_come_at_once(tmp_path):
-    """Two faults, two findings, each naming both places."""
     found = problems(configured(tmp_path, {"output": "input0/out"}, {"done": "input1/done"}))
     assert 2 == len(found)
     assert all("folder 'f" in text for text in found)
