@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from rmbgd.config.settings import Folder, Recipe
 from rmbgd.errors import ConfigError
 from tools import gen_reference
 
+SETTINGS = [
+    (f"{name}.{setting}", field)
+    for name, _, model in gen_reference.sections()
+    for setting, field in model.model_fields.items()
+]
 FOLDER = {"name": "shop", "input": "/a/in", "output": "/a/out", "failed": "/a/failed", "done": "/a/done"}
-
-
-def settings() -> Iterator[tuple[str, FieldInfo]]:
-    for name, _, model in gen_reference.sections():
-        for setting, field in model.model_fields.items():
-            yield f"{name}.{setting}", field
 
 
 def problems(tables: dict[str, Any]) -> list[str]:
@@ -31,7 +29,7 @@ def problems(tables: dict[str, Any]) -> list[str]:
     return caught.value.problems
 
 
-@pytest.mark.parametrize(("name", "field"), list(settings()))
+@pytest.mark.parametrize(("name", "field"), SETTINGS)
 def test_every_setting_is_documented_and_shown(name: str, field: FieldInfo) -> None:
     """With the reason for its default; a number with a unit and both bounds; and in the default file."""
     assert field.description, name
