@@ -263,10 +263,9 @@ def images_per_hour(report: MtbfReport, window: Window, styles: dict[str, str]) 
     plot = Plot("images an hour", 70, WIDTH - 20, 12, 190, window, (0, max(ticks(0, highest * 1.15, 4)[-1], highest)))
     plot.y_axis((value, digits(value)) for value in ticks(*plot.y_range, 4))
     plot.x_axis(time_ticks(window))
-    order = sorted(styles, key=lambda name: (name == "cpu", name))
     for times, counts in sorted(bins.items()):
         base = 0.0
-        for name, style in [*((name, styles[name]) for name in order), (REFUSED, "down")]:
+        for name, style in {**styles, REFUSED: "down"}.items():
             if counts[name]:
                 rate = counts[name] * per_hour
                 said = f"{counts[name]:,} {name.removeprefix(chr(0))}, {digits(rate)} an hour"

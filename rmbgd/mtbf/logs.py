@@ -93,20 +93,17 @@ class ImageTable:
         return len(self.at)
 
     def add(self, at: float, pid: int, event: str, record: Mapping[str, Any], digest: int) -> None:
-        kind, word = OUTCOMES[event]
         times = record.get("milliseconds")
-        known = {stage: number(value) for stage, value in times.items()} if isinstance(times, dict) else {}
-        for stage in self.stages.keys() | {stage for stage, value in known.items() if value is not None}:
-            value = known.get(stage)
-            self.stages[stage].append(math.nan if value is None else value)
-        self.at.append(at)
-        self.pid.append(pid)
-        self.kind.append(kind)
-        self.word.append(sys.intern(str(record.get(word, ""))))
-        self.engine.append(record.get("stage") == "engine")
-        self.again.append(record.get("recovered") is True)
-        self.same.append(hash((record.get("folder"), record.get("path"), record.get("job"), record.get("sha256_in"))))
-        self.digest.append(digest)
+        told = times.items() if isinstance(times, dict) else ()
+        known = {stage: value for stage, each in told if (value := number(each)) is not None}
+        for stage in self.stages.keys() | known.keys():
+            self.stages[stage].append(known.get(stage, math.nan))
+        kind, key = OUTCOMES[event]
+        word = sys.intern(str(record.get(key, "")))
+        same = hash((record.get("folder"), record.get("path"), record.get("job"), record.get("sha256_in")))
+        row = (at, pid, kind, word, record.get("stage") == "engine", record.get("recovered") is True, same, digest)
+        for name, cell in zip(COLUMNS, row, strict=True):
+            getattr(self, name).append(cell)
 
     def extend(self, other: ImageTable) -> None:
         for stage in self.stages.keys() | other.stages.keys():

@@ -211,16 +211,15 @@ class Trip:
 def trips(boots: Sequence[Boot], failures: Sequence[Failure], deadline: float) -> Iterator[Trip]:
     """Every failover of a machine. `deadline`: seconds from claim to outcome beyond which an image came late."""
     for boot in boots:
-        moments = [failure.at - boot.offset for failure in failures]
         for run in boot.runs:
             moves = run.named("engine.failover", "engine.failback")
             for place, move in enumerate(moves, 1):
                 if move.event == "engine.failover":
-                    yield _trip(move, moves[place:], run, boot, moments, deadline)
+                    yield _trip(move, moves[place:], run, boot, failures, deadline)
 
 
 def _trip(
-    move: LogEvent, later: list[LogEvent], run: ServiceRun, boot: Boot, failures: list[float], deadline: float
+    move: LogEvent, later: list[LogEvent], run: ServiceRun, boot: Boot, failures: Sequence[Failure], deadline: float
 ) -> Trip:
     device, to, reason = (str(move.keys.get(key, "?")) for key in ("from", "to", "reason"))
     # Work returns to the device, or leaves it once more although its return was not recorded.
@@ -232,7 +231,8 @@ def _trip(
     late = any(totals[row] > deadline * 1000 for row in rows if totals and images.kind[row] == DONE)
     announced = move.keys.get("images")
     concerned = max(len(rows), len(announced) if isinstance(announced, list) else 0)
-    if late or any(images.engine[row] for row in rows) or any(move.at <= at <= end for at in failures):
+    failed = any(move.at <= failure.at - boot.offset <= end for failure in failures)
+    if late or failed or any(images.engine[row] for row in rows):
         outcome = TripOutcome.BROKEN
     elif back is None:
         outcome = TripOutcome.OPEN
