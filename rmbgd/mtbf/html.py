@@ -20,7 +20,7 @@ from rmbgd.mtbf.logs import DONE, FAILED, ImageTable, counted
 from rmbgd.mtbf.machine import MachineHistory, outcomes
 from rmbgd.mtbf.report import HOUR, PERCENTS, MtbfReport
 from rmbgd.mtbf.statistics import quantile
-from rmbgd.mtbf.text import duration, percent
+from rmbgd.mtbf.text import STATE_WORDS, duration, percent
 from rmbgd.mtbf.timeline import State, stamp
 
 DAY = 86400.0
@@ -31,7 +31,7 @@ TIME_STEPS = [
     (7 * DAY, "%d %b"), (14 * DAY, "%d %b"), (30 * DAY, "%d %b %Y"), (91 * DAY, "%b %Y"), (365 * DAY, "%Y"),
 ]  # fmt: skip
 BIN_STEPS = [60.0, 300.0, 900.0, HOUR, 3 * HOUR, 6 * HOUR, 12 * HOUR, DAY, 2 * DAY, 7 * DAY, 14 * DAY, 30 * DAY]
-BINS = 120  # bars at most
+BINS, TIME_TICKS = 120, 9  # bars, and ticks of a time axis, at most
 COLUMNS = 600  # points of a curve; more would not be seen
 WIDTH, ROW = 1000.0, 40.0  # of a drawing; of one machine in it
 MACHINES_DRAWN = 40  # beyond it a page of curves is no help; the tables still hold all of them
@@ -40,11 +40,6 @@ FAILURES_SHOWN, REASONS_SHOWN = 200, 8
 SHORTEST_HOURS = 0.05  # less is written in minutes and seconds
 FASTEST = 0.01  # ms; what is quicker is drawn there
 REFUSED = "\0refused"  # among the names of devices
-
-STATE_WORDS = {
-    State.UP: "in service", State.DOWN: "down", State.PLANNED: "stopped on purpose",
-    State.UNOBSERVED: "not observed", State.POWER_LOSS: "without power",
-}  # fmt: skip
 
 Window = tuple[float, float]
 Tick = tuple[float, str]
@@ -84,11 +79,10 @@ class Plot:
         self, times: Window, top: float, height: float, style: str, words: str, least: float, gap: float = 0.0
     ) -> None:
         """A rectangle over a time, as far as it is shown, at least so wide, with a gap to the next."""
-        if times[1] < self.x_range[0] or times[0] > self.x_range[1]:
-            return
-        begin, end = self.x(max(times[0], self.x_range[0])), self.x(min(times[1], self.x_range[1]))
-        width = max(end - begin - gap, least)
-        self.draw("rect", style, words, x=begin + gap / 2, y=top, width=width, height=height)
+        if times[1] >= self.x_range[0] and times[0] <= self.x_range[1]:
+            begin, end = self.x(max(times[0], self.x_range[0])), self.x(min(times[1], self.x_range[1]))
+            width = max(end - begin - gap, least)
+            self.draw("rect", style, words, x=begin + gap / 2, y=top, width=width, height=height)
 
     def x_axis(self, ticks: Iterable[Tick]) -> None:
         for value, words in ticks:
@@ -111,10 +105,10 @@ def ticks(low: float, high: float, count: int) -> list[float]:
     return [place * step for place in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
-def time_ticks(window: Window, count: int = 9) -> list[Tick]:
+def time_ticks(window: Window) -> list[Tick]:
     """(seconds since 1970, text) of ticks on whole minutes, hours or days UTC."""
     begin, end = window
-    step, form = next(((s, f) for s, f in TIME_STEPS if (end - begin) / s <= count), TIME_STEPS[-1])
+    step, form = next(((s, f) for s, f in TIME_STEPS if (end - begin) / s <= TIME_TICKS), TIME_STEPS[-1])
     places = range(math.ceil(begin / step), math.floor(end / step) + 1)
     return [(place * step, moment(place * step).strftime(form).lstrip("0") or "0") for place in places]
 
@@ -128,17 +122,15 @@ def power_ticks(least: float, most: float) -> list[Tick]:
 
 def moment(seconds: float) -> datetime:
     """In UTC, within what a calendar has."""
-    bounded = min(max(seconds, -62135596800.0), 253402300799.0)
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=bounded)
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=min(max(seconds, -62135596800.0), 253402300799.0))
 
 
-def bin_width(window: Window, count: int = BINS) -> float:
-    """Seconds of one bin, so that at most `count` cover the time."""
-    return next((step for step in BIN_STEPS if (window[1] - window[0]) / step <= count), BIN_STEPS[-1])
+def bin_width(window: Window) -> float:
+    """Seconds of one bin, so that at most BINS cover the time."""
+    return next((step for step in BIN_STEPS if (window[1] - window[0]) / step <= BINS), BIN_STEPS[-1])
 
 
 def digits(value: float) -> str:
-    """1,234 or 0.05: as many digits as say something."""
     if abs(value) >= 100 or value == round(value):
         return f"{value:,.0f}"
     return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
@@ -198,8 +190,7 @@ def life(machines: Sequence[MachineHistory], window: Window) -> Plot:
             plot.draw("path", "failure", f"{failure.cause}, {stamp(failure.at)}, {down}", d=triangle)
         count = len(machine.failures)
         plot.draw("text", "label", f"{machine.operating / HOUR:,.1f} h", x=plot.right + 12, y=top + 5)
-        said, style = (counted(count, "failure"), "bad") if count else ("no failure", "tick")
-        plot.draw("text", style, said, x=plot.right + 12, y=top + 19)
+        plot.draw("text", "bad" if count else "tick", counted(count, "failure"), x=plot.right + 12, y=top + 19)
     return plot
 
 
@@ -207,7 +198,7 @@ def temperature(machine: MachineHistory, window: Window, styles: dict[str, str])
     """The hottest device at each heartbeat, and under it the device in use."""
     if not machine.heartbeats:
         return None
-    known = [max(sample.temperatures.values()) for sample in machine.heartbeats if sample.temperatures]
+    known = [sample.hottest for sample in machine.heartbeats if sample.hottest is not None]
     low, high = math.floor(min([30.0, *known]) / 10) * 10, math.ceil(max([90.0, *known]) / 10) * 10
     label = f"temperature and device in use of {machine.name}"
     plot = Plot(label, 60, WIDTH - 20, 10, 120 if known else 12, window, (low, high), 16)
@@ -222,10 +213,10 @@ def temperature(machine: MachineHistory, window: Window, styles: dict[str, str])
             plot.draw("line", "limit", x1=plot.left, y1=at, x2=plot.right, y2=at)
         plot.draw("path", "curve", d=_curve(machine, plot))
     later = [*(sample.at for sample in machine.heartbeats[1:]), math.inf]
-    used = [
+    used = (
         (sample.at, after if after - sample.at <= machine.gap else sample.at, sample.device)
         for sample, after in zip(machine.heartbeats, later, strict=True)
-    ]
+    )
     for begin, end, device in joined(used):
         words = f"{device}: {stamp(begin)}, {duration(end - begin)}"
         plot.span((begin, end), plot.base + 6, 10, styles[device], words, 0.8)
@@ -236,16 +227,16 @@ def _curve(machine: MachineHistory, plot: Plot) -> str:
     """A line through the highest value of each column, broken where heartbeats are missing."""
     start, end = plot.x_range
     width = (end - start) / COLUMNS
-    points, pen, last = [], "M", -math.inf
+    path, pen, last = "", "M", -math.inf
     for column, group in groupby(machine.heartbeats, key=lambda sample: int((sample.at - start) / width)):
         samples = list(group)
         if samples[0].at - last > max(machine.gap, 2 * width):
             pen = "M"
-        if values := [value for sample in samples for value in sample.temperatures.values()]:
-            points.append(f"{pen}{plot.x(start + (column + 0.5) * width):.2f} {plot.y(max(values)):.2f}")
+        if values := [sample.hottest for sample in samples if sample.hottest is not None]:
+            path += f"{pen}{plot.x(start + (column + 0.5) * width):.2f} {plot.y(max(values)):.2f}"
             pen = "L"
         last = samples[-1].at
-    return "".join(points)
+    return path
 
 
 def _binned(report: MtbfReport, window: Window) -> Iterator[tuple[Window, ImageTable, int]]:
@@ -272,10 +263,9 @@ def images_per_hour(report: MtbfReport, window: Window, styles: dict[str, str]) 
     plot = Plot("images an hour", 70, WIDTH - 20, 12, 190, window, (0, max(ticks(0, highest * 1.15, 4)[-1], highest)))
     plot.y_axis((value, digits(value)) for value in ticks(*plot.y_range, 4))
     plot.x_axis(time_ticks(window))
-    order = sorted(styles, key=lambda name: (name == "cpu", name))
     for times, counts in sorted(bins.items()):
         base = 0.0
-        for name, style in [*((name, styles[name]) for name in order), (REFUSED, "down")]:
+        for name, style in {**styles, REFUSED: "down"}.items():
             if counts[name]:
                 rate = counts[name] * per_hour
                 said = f"{counts[name]:,} {name.removeprefix(chr(0))}, {digits(rate)} an hour"
@@ -313,8 +303,7 @@ def latency(report: MtbfReport, window: Window) -> Plot | None:
             bins.setdefault(times, []).append(max(total, FASTEST))
     if not bins:
         return None
-    ascending = ((times, sorted(values)) for times, values in sorted(bins.items()))
-    shares = {times: (quantile(values, 0.5), quantile(values, 0.95)) for times, values in ascending}
+    shares = {times: [quantile(sorted(values), each) for each in (0.5, 0.95)] for times, values in sorted(bins.items())}
     powers = power_ticks(min(middle for middle, _ in shares.values()), max(late for _, late in shares.values()))
     plot = Plot("time from claim to outcome", 70, WIDTH - 20, 12, 160, window, (powers[0][0], powers[-1][0]))
     plot.x_axis(time_ticks(window))
@@ -329,7 +318,7 @@ def latency(report: MtbfReport, window: Window) -> Plot | None:
 
 @cache
 def template() -> Any:
-    """The page's template. Raises ConfigError where jinja2 is not installed."""
+    """Raises ConfigError where jinja2 is not installed."""
     try:
         import jinja2
     except ImportError as error:
@@ -346,7 +335,7 @@ def template() -> Any:
 
 
 def render(report: MtbfReport) -> str:
-    """The page. Raises ConfigError where jinja2 is not installed."""
+    """Raises ConfigError where jinja2 is not installed."""
     styles, drawn = device_styles(report.machines), report.machines[:MACHINES_DRAWN]
     begin, end = report.window or (0.0, 0.0)
     window = (begin, end if end > begin else begin + 1.0)
@@ -358,7 +347,7 @@ def render(report: MtbfReport) -> str:
         legend["work on another device"] = "away"
     page = template().render(
         report=report, mtbf=report.mtbf, shares=sorted({*PERCENTS, report.confidence}),
-        so_many=counted(len(report.failures), "failure") if report.failures else "no failure",
+        so_many=counted(len(report.failures), "failure"),
         legend=legend, styles=styles, left=len(report.machines) - len(drawn), life=life(drawn, window),
         temperatures={each.name: temperature(each, window, styles) for each in drawn},
         images=images_per_hour(report, window, styles), stages=stage_times(report), latency=latency(report, window),

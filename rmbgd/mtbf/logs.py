@@ -17,7 +17,8 @@ import sys
 import zlib
 from array import array
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import groupby
@@ -35,14 +36,14 @@ DATE = re.compile(r"[-._](\d{4}-?\d{2}-?\d{2}(?:[-T_.]?\d{2,6}(?::\d{2})*)?)(?=$
 MAGIC = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 DAMAGED = (EOFError, zlib.error, lzma.LZMAError, OSError)  # OSError: gzip.BadGzipFile, and a disk that cannot read
 
+# File names that say nothing of the machine: its folder's name is taken instead.
 GENERIC_NAMES = frozenset({"rmbgd", "events", "event", "log", "logs", "messages", "journal", "export"})
-"""File names that say nothing of the machine: its folder's name is taken instead."""
-
 UNKNOWN_BOOT = "unknown"  # what rmbgd writes where the kernel does not say
 CLOCK_STEP = 1.0  # s between wall and monotonic clock; slewing is slower by far
 LARGEST = 1e15  # of any number in a log; what is beyond is damaged, and would not fit the columns
 STEP_BACK = 60.0  # s; monotonic time falling by more within "unknown" can only be another boot
 
+# Keys that the report looks at; of other events only the time counts, as a sign of life.
 KEPT = {
     "service.start": ("host", "heartbeat"),
     "service.stopping": ("cause",),
@@ -57,12 +58,10 @@ KEPT = {
     "engine.failback": ("to",),
     "engine.restarted": ("device",),
 }
-"""Keys that the report looks at; of other events only the time counts, as a sign of life."""
 
+# Kind of each image outcome, and which key of the event is kept as its word.
 DONE, FAILED, POSTPONED = 0, 1, 2
 OUTCOMES = {"image.done": (DONE, "device"), "image.failed": (FAILED, "reason"), "image.postponed": (POSTPONED, "why")}
-"""Kind of each image outcome, and which key of the event is kept as its word."""
-
 COLUMNS = ("at", "pid", "kind", "word", "engine", "again", "same", "digest")
 
 
@@ -72,8 +71,7 @@ def number(value: object) -> float | None:
 
 
 def counted(count: int, noun: str) -> str:
-    """1 line, 2 lines."""
-    return f"{count} {noun}{'s' * (count != 1)}"
+    return f"{count or 'no'} {noun}{'s' * (count > 1)}"
 
 
 class ImageTable:
@@ -88,37 +86,28 @@ class ImageTable:
         self.again = array("B")  # 1 when the next start reported it for a run that was killed: perhaps a second time
         self.same = array("q")  # hash of folder, path, job and content: equal for the same work
         self.digest = array("q")  # hash of the line
-        self.stages: dict[str, array[float]] = {}  # milliseconds, NaN where a row has none; "total" is one of them
+        # Milliseconds, NaN where a row has none; "total" is one of them. A new column is NaN for the rows before it.
+        self.stages: defaultdict[str, array[float]] = defaultdict(lambda: array("f", [math.nan]) * len(self))
 
     def __len__(self) -> int:
         return len(self.at)
 
     def add(self, at: float, pid: int, event: str, record: Mapping[str, Any], digest: int) -> None:
-        kind, word = OUTCOMES[event]
         times = record.get("milliseconds")
-        times = {stage: number(value) for stage, value in times.items()} if isinstance(times, dict) else {}
-        self._add_stages(stage for stage, value in times.items() if value is not None)
-        for stage, column in self.stages.items():
-            value = times.get(stage)
-            column.append(math.nan if value is None else value)
-        self.at.append(at)
-        self.pid.append(pid)
-        self.kind.append(kind)
-        self.word.append(sys.intern(str(record.get(word, ""))))
-        self.engine.append(record.get("stage") == "engine")
-        self.again.append(record.get("recovered") is True)
-        self.same.append(hash((record.get("folder"), record.get("path"), record.get("job"), record.get("sha256_in"))))
-        self.digest.append(digest)
-
-    def _add_stages(self, stages: Iterable[str]) -> None:
-        for stage in stages:
-            if stage not in self.stages:
-                self.stages[stage] = array("f", [math.nan]) * len(self)
+        told = times.items() if isinstance(times, dict) else ()
+        known = {stage: value for stage, each in told if (value := number(each)) is not None}
+        for stage in self.stages.keys() | known.keys():
+            self.stages[stage].append(known.get(stage, math.nan))
+        kind, key = OUTCOMES[event]
+        word = sys.intern(str(record.get(key, "")))
+        same = hash((record.get("folder"), record.get("path"), record.get("job"), record.get("sha256_in")))
+        row = (at, pid, kind, word, record.get("stage") == "engine", record.get("recovered") is True, same, digest)
+        for name, cell in zip(COLUMNS, row, strict=True):
+            getattr(self, name).append(cell)
 
     def extend(self, other: ImageTable) -> None:
-        self._add_stages(other.stages)
-        for stage, column in self.stages.items():
-            column.extend(other.stages.get(stage, array("f", [math.nan]) * len(other)))
+        for stage in self.stages.keys() | other.stages.keys():
+            self.stages[stage].extend(other.stages[stage])
         for name in COLUMNS:
             getattr(self, name).extend(getattr(other, name))
 
@@ -130,16 +119,13 @@ class ImageTable:
         for name in COLUMNS:
             column = getattr(self, name)
             getattr(result, name).extend(column[row] for row in rows)
-        result.stages = {stage: array("f", (column[row] for row in rows)) for stage, column in self.stages.items()}
+        result.stages |= {stage: array("f", (column[row] for row in rows)) for stage, column in self.stages.items()}
         return result
 
     def ordered(self) -> ImageTable:
         """Rows by time, each line once."""
-
-        def line(row: int) -> tuple[float, int]:
-            return self.at[row], self.digest[row]
-
-        return self.only([next(same) for _, same in groupby(sorted(range(len(self)), key=line), line)])
+        rows = sorted(range(len(self)), key=lambda row: (self.at[row], self.digest[row]))
+        return self.only([next(same) for _, same in groupby(rows, lambda row: (self.at[row], self.digest[row]))])
 
     def between(self, begin: float, end: float) -> range:
         """Rows with begin <= at <= end; the rows must be in order."""
@@ -154,18 +140,16 @@ class ImageTable:
 
 @dataclass(frozen=True, slots=True)
 class LogSource:
-    """Files of one machine, oldest first. `given`: the operator named it, so what the lines say does not count."""
-
     device: str
-    given: bool
-    files: tuple[Path, ...]
+    given: bool  # the operator named it, so what the lines say does not count
+    files: tuple[Path, ...]  # oldest first
 
 
 @dataclass(slots=True)
 class LogEvent:
-    """One line that is not about an image. `at` is monotonic within its boot."""
+    """One line that is not about an image."""
 
-    at: float
+    at: float  # monotonic within its boot
     pid: int
     event: str
     keys: dict[str, Any]
@@ -174,29 +158,22 @@ class LogEvent:
 
 @dataclass(slots=True)
 class BootLog:
-    """Everything that was read of one boot of one machine.
-
-    clock   (monotonic, wall - monotonic) of the first line and of each that differs from the line before by over 1 s
-    last    the greatest monotonic time
-    """
-
     boot_id: str
     source: LogSource
     host: str = ""
     events: list[LogEvent] = field(default_factory=list)
     images: ImageTable = field(default_factory=ImageTable)
     versions: set[str] = field(default_factory=set)
+    # (monotonic, wall - monotonic) of the first line and of each that differs from the line before by over 1 s
     clock: list[tuple[float, float]] = field(default_factory=list)
-    last: float = -math.inf
+    last: float = -math.inf  # the greatest monotonic time
 
 
 @dataclass(slots=True)
 class LogIndex:
-    """All boots of all sources, in the order in which they were read. `notes`: (machine, sentence)."""
-
-    boots: list[BootLog] = field(default_factory=list)
+    boots: list[BootLog] = field(default_factory=list)  # of all sources, in the order in which they were read
     lines: int = 0
-    notes: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[tuple[str, str]] = field(default_factory=list)  # (machine, sentence)
 
 
 # --- files
@@ -225,16 +202,14 @@ def gather(arguments: Sequence[str], pattern: str | None = None) -> list[LogSour
         expression = None if pattern is None else re.compile(pattern)
     except re.error as error:
         raise RmbgdError(f"--device '{pattern}' is no regular expression: {error}") from error
-    found: dict[tuple[str, bool], list[Path]] = {}
+    found: dict[tuple[str, bool], set[Path]] = {}
     for argument in arguments:
         given, equals, path = argument.partition("=")
         if not equals or "/" in given or os.path.exists(argument):  # a path that exists is a path, whatever it holds
             given, path = "", argument
         for file, guess in _files(Path(path)):
             name = given or (_named(expression, file) if expression else guess)
-            files = found.setdefault((name, bool(given or expression)), [])
-            if file not in files:
-                files.append(file)
+            found.setdefault((name, bool(given or expression)), set()).add(file)
     return [
         LogSource(device, given, tuple(sorted(files, key=lambda file: (str(file.parent), rotation(file.name)))))
         for (device, given), files in found.items()
@@ -291,8 +266,7 @@ def _read_file(
 ) -> None:
     torn, foreign = 0, 0
     for line in _lines(file, source, index):
-        text = line.strip(b"\0 \t\r\n")
-        if not text:
+        if not (text := line.strip(b"\0 \t\r\n")):
             continue
         index.lines += 1
         try:
@@ -300,8 +274,7 @@ def _read_file(
         except (ValueError, RecursionError):
             torn += 1
             continue
-        envelope = _envelope(record)
-        if envelope is None:
+        if (envelope := _envelope(record)) is None:
             foreign += 1
             continue
         at, wall, pid, event = envelope
@@ -377,7 +350,5 @@ def _open(file: Path) -> IO[bytes]:
         return sys.stdin.buffer
     with open(file, "rb") as start:
         head = start.read(6)
-    for magic, opener in MAGIC.items():
-        if head.startswith(magic):
-            return opener(file, "rb")  # type: ignore[no-any-return, operator]
-    return open(file, "rb")
+    opener: Any = next((opener for magic, opener in MAGIC.items() if head.startswith(magic)), open)
+    return opener(file, "rb")  # type: ignore[no-any-return]

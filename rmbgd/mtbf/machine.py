@@ -32,11 +32,9 @@ EVENT_TABLES = {
 
 @dataclass(frozen=True, slots=True)
 class HealthSample:
-    """One heartbeat: the device in use, and the temperature of each device where it was known. `at` since 1970."""
-
-    at: float
-    device: str
-    temperatures: dict[str, float]
+    at: float  # since 1970
+    device: str  # in use
+    hottest: float | None  # °C of the hottest device, where one was known
 
 
 class MachineHistory:
@@ -64,12 +62,12 @@ class MachineHistory:
 
 
 def machines(index: LogIndex, *, power_loss_is_failure: bool = False) -> list[MachineHistory]:
-    """Every machine of the logs, by name."""
+    """Every machine of the logs, by name; edge10 comes after edge9."""
     named = _named(index)
-    names: dict[str, set[str]] = {}
+    names: defaultdict[str, set[str]] = defaultdict(set)  # by boot
     for name, logs in named.items():
         for log in logs:
-            names.setdefault(log.boot_id, set()).add(name)
+            names[log.boot_id].add(name)
     result = []
     for name in sorted(named, key=_natural):
         logs = named[name]
@@ -87,30 +85,27 @@ def machines(index: LogIndex, *, power_loss_is_failure: bool = False) -> list[Ma
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """An order in which edge10 comes after edge9."""
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _named(index: LogIndex) -> dict[str, list[BootLog]]:
     """The machine of each boot: as the operator said, else the host that its lines name, else as its path says."""
-    hosts: dict[LogSource, set[str]] = {}
+    hosts: defaultdict[LogSource, set[str]] = defaultdict(set)
     for log in index.boots:
-        hosts.setdefault(log.source, set()).update({log.host} - {""})
-    named: dict[str, list[BootLog]] = {}
+        hosts[log.source].update({log.host} - {""})
+    named: defaultdict[str, list[BootLog]] = defaultdict(list)
     for log in index.boots:
-        name = log.source.device
-        if not log.source.given:
-            known = hosts[log.source]
-            name = log.host or (min(known) if len(known) == 1 else name)
-        named.setdefault(name, []).append(log)
+        known = hosts[log.source]
+        host = log.host or (min(known) if len(known) == 1 else "")
+        named[log.source.device if log.source.given or not host else host].append(log)
     return named
 
 
 def _in_order(logs: list[BootLog]) -> list[list[BootLog]]:
     """The parts of each boot. Boots of one log follow each other as in it, whatever the clocks say; logs, by clock."""
-    parts: dict[str, list[BootLog]] = {}
+    parts: defaultdict[str, list[BootLog]] = defaultdict(list)
     for log in logs:
-        parts.setdefault(log.boot_id, []).append(log)
+        parts[log.boot_id].append(log)
     begins: dict[LogSource, float] = {}  # of the boots that a source names first
     for group in parts.values():
         first = min(at + offset for log in group for at, offset in log.clock[:1])
@@ -140,9 +135,8 @@ def _drop_repeats(boots: Sequence[Boot]) -> int:
     dropped = 0
     for boot in boots if asked else ():
         table, kept = boot.images, []
-        for row, (same, again) in enumerate(zip(table.same, table.again, strict=True)):
-            if not again and table.kind[row] != POSTPONED and same in asked:
-                reported.add(same)
+        first = zip(table.same, table.again, table.kind, strict=True)
+        reported |= {same for same, again, kind in first if not again and kind != POSTPONED and same in asked}
         for row, (same, again) in enumerate(zip(table.same, table.again, strict=True)):
             if not again or same not in reported:
                 kept.append(row)
@@ -168,9 +162,9 @@ def _add_published_twice(boots: Sequence[Boot], life: Timeline) -> None:
 
 def _heartbeats(boots: Sequence[Boot]) -> Iterator[HealthSample]:
     for offset, health in ((boot.offset, each) for boot in boots for run in boot.runs for each in run.named("health")):
-        known = {device: number(facts.get("temperature")) for device, facts in devices_of(health.keys).items()}
-        temperatures = {device: value for device, value in known.items() if value is not None}
-        yield HealthSample(health.at + offset, str(health.keys.get("device") or "?"), temperatures)
+        known = [number(facts.get("temperature")) for facts in devices_of(health.keys).values()]
+        hottest = max((value for value in known if value is not None), default=None)
+        yield HealthSample(health.at + offset, str(health.keys.get("device") or "?"), hottest)
 
 
 def outcomes(boots: Sequence[Boot]) -> Iterator[tuple[float, ImageTable, int]]:
@@ -198,7 +192,7 @@ def _counts(boots: Sequence[Boot]) -> dict[str, Counter[str]]:
 def _notes(boots: Sequence[Boot], life: Timeline) -> Iterator[str]:
     """What had to be assumed or left out, for people."""
     if gaps := [span for span in life.spans if span.kind is State.UNOBSERVED]:
-        hours = sum(span.seconds for span in gaps) / 3600
+        hours = life.seconds(State.UNOBSERVED) / 3600
         yield (
             f"{counted(len(gaps), 'gap')} in the heartbeat, {hours:.2f} h, the first at {stamp(gaps[0].begin)}: "
             "counted neither as operating nor as down"

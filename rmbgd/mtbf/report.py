@@ -21,6 +21,7 @@ HOUR = 3600.0
 YEAR_MINUTES = 365 * 24 * 60
 PERCENTS = (0.5, 0.6, 0.8, 0.9, 0.95)
 STAGES = ("wait", "decode", "queue", "engine", "encode", "sync", "total")
+SHARES = (0.05, 0.5, 0.95)  # of the images whose times in a stage are given
 
 
 class Estimate:
@@ -51,11 +52,14 @@ class Estimate:
         }
 
 
-class MtbfSummary:
-    """The figures of one machine, or of all of them together. What is undefined is None."""
+class MtbfReport:
+    """The figures of one machine, or of all together. What is undefined is None. `lines`: how many were read."""
 
-    def __init__(self, machines: list[MachineHistory], confidence: float, claim: float | None) -> None:
-        self.machines, self.confidence = machines, confidence
+    def __init__(self, machines: list[MachineHistory], confidence: float, claim: float | None, lines: int = 0) -> None:
+        self.machines, self.confidence, self.lines = machines, confidence, lines
+        self.each = [self] if len(machines) == 1 else [MtbfReport([each], confidence, claim) for each in machines]
+        # (machine, what its logs do not say and how it was counted)
+        self.notes = [(machine.name, note) for machine in machines for note in machine.notes]
         self.name = machines[0].name if len(machines) == 1 else f"{len(machines)} machines"
         # First and last of what is known, seconds since 1970; None without a run of the service.
         windows = [window for machine in machines if (window := machine.window)]
@@ -71,11 +75,8 @@ class MtbfSummary:
         self.mttr = sum(self.down) / len(self.down) if self.down else None
         self.availability = hours * HOUR / (hours * HOUR + sum(self.down)) if failures and hours else None
         self.down_minutes_a_year = (1 - (self.availability or 0)) * YEAR_MINUTES
-        self.mtbf = Estimate(
-            hours,
-            [(one.operating / HOUR, [each.operated / HOUR for each in one.failures]) for one in machines],
-            confidence,
-        )
+        times = [(one.operating / HOUR, [each.operated / HOUR for each in one.failures]) for one in machines]
+        self.mtbf = Estimate(hours, times, confidence)
         # (hours claimed, confidence that it holds, hours that would show it with as many failures)
         self.claimed = claim and (
             claim,
@@ -84,14 +85,11 @@ class MtbfSummary:
         )
         self.trips = sorted((trip for machine in machines for trip in machine.trips), key=lambda trip: trip.at)
         self.away = sum(trip.until - trip.at for trip in self.trips)  # s in which a device had been left
-        self.between_failovers = Estimate(
-            hours,
-            [
-                (one.operating / HOUR, [one.timeline.operated_until(trip.at) / HOUR for trip in one.trips])
-                for one in machines
-            ],
-            confidence,
-        )
+        times = [
+            (one.operating / HOUR, [one.timeline.operated_until(trip.at) / HOUR for trip in one.trips])
+            for one in machines
+        ]
+        self.between_failovers = Estimate(hours, times, confidence)
         # (avoided, of how many that could have been an outage, share at least, at `confidence`)
         self.outcomes = Counter(trip.outcome for trip in self.trips)
         avoided = self.outcomes[TripOutcome.AVOIDED]
@@ -100,11 +98,9 @@ class MtbfSummary:
         outcomes = self.count("outcomes")
         self.images = outcomes["done"] + outcomes["failed"]  # concluded: published or refused
         # (failures per million images, None without failures; upper bound at `confidence`)
-        self.per_million: tuple[float | None, float] | None = None
-        if self.images:
-            scale = 1e6 / self.images
-            most = statistics.poisson_mean(failures, 1 - confidence) * scale
-            self.per_million = failures * scale if failures else None, most
+        scale = 1e6 / (self.images or 1)
+        most = statistics.poisson_mean(failures, 1 - confidence) * scale
+        self.per_million = (failures * scale if failures else None, most) if self.images else None
         # Why things went other than well.
         self.reasons = {
             "failures": Counter(failure.cause for _, failure in self.failures),
@@ -119,32 +115,14 @@ class MtbfSummary:
         return sum(machine.timeline.seconds(kind) for machine in self.machines)
 
     def count(self, table: str) -> Counter[str]:
-        total: Counter[str] = Counter()
-        for machine in self.machines:
-            total.update(machine.counts[table])
-        return total
+        return sum((machine.counts[table] for machine in self.machines), Counter())
 
-    def stage_times(self) -> dict[str, tuple[float, float, float]]:
+    def stage_times(self) -> dict[str, list[float]]:
         """Stage -> milliseconds that 5, 50 and 95 % of the published images do not exceed."""
-        found: dict[str, tuple[float, float, float]] = {}
         tables = [boot.images for machine in self.machines for boot in machine.boots]
-        names = {name for table in tables for name in table.stages}
-        for stage in [*STAGES, *sorted(names - set(STAGES))]:
-            if values := sorted(value for table in tables for value in table.values(stage)):
-                low, middle, high = (statistics.quantile(values, share) for share in (0.05, 0.5, 0.95))
-                found[stage] = (low, middle, high)
-        return found
-
-
-class MtbfReport(MtbfSummary):
-    """All machines together, and each of them. `lines`: how many were read."""
-
-    def __init__(self, machines: list[MachineHistory], confidence: float, claim: float | None, lines: int) -> None:
-        super().__init__(machines, confidence, claim)
-        self.lines = lines
-        self.each = [MtbfSummary([machine], confidence, claim) for machine in machines]
-        # (machine, what its logs do not say and how it was counted)
-        self.notes = [(machine.name, note) for machine in machines for note in machine.notes]
+        stages = [*STAGES, *sorted({name for table in tables for name in table.stages} - set(STAGES))]
+        times = ((stage, sorted(value for table in tables for value in table.values(stage))) for stage in stages)
+        return {stage: [statistics.quantile(each, share) for share in SHARES] for stage, each in times if each}
 
     def as_dict(self) -> dict[str, Any]:
         """For programs: everything, in hours, seconds and RFC 3339, with null for what is undefined."""
@@ -162,7 +140,7 @@ class MtbfReport(MtbfSummary):
         }  # fmt: skip
 
 
-def _summary(one: MtbfSummary) -> dict[str, Any]:
+def _summary(one: MtbfReport) -> dict[str, Any]:
     window, rate, coverage, claimed = one.window, one.per_million, one.coverage, one.claimed
     outcomes = one.count("outcomes")
     return {

@@ -16,14 +16,11 @@ from rmbgd.mtbf.logs import BootLog, ImageTable, LogEvent, number
 
 EXIT_SLACK = 1.0  # s; the recorder's clock is read in another process, lines may cross
 BAD_CONFIGURATION = "78"  # the exit status that means: mend the configuration, no restart
-CONFIGURING = "start"  # the stage that service.failed names then
 
 Interval = tuple[float, float]
 
 
 class End(StrEnum):
-    """How a run ended, as far as its own boot shows."""
-
     PLANNED = "planned"  # asked to stop
     FAILED = "failed"
     REFUSED = "refused"  # the configuration cannot be used: the operator's to mend, no failure of the service
@@ -32,23 +29,19 @@ class End(StrEnum):
 
 @dataclass(slots=True)
 class RunEnd:
-    """`late` is set when a stop that was asked for ended badly, e.g. by the stop timeout."""
-
     how: End
     at: float
-    cause: str = ""
+    cause: str = ""  # of a failure
     detail: str = ""
-    late: str = ""
+    late: str = ""  # why a stop that was asked for ended badly, e.g. by the stop timeout
 
 
 @dataclass(slots=True)
 class ServiceRun:
-    """One process of the service. Times are monotonic seconds of its boot; `ready` is None when it never was."""
-
     pid: int
-    start: float
+    start: float  # monotonic seconds of its boot, as the next two
     last: float
-    ready: float | None = None
+    ready: float | None = None  # None when it never was
     events: list[LogEvent] = field(default_factory=list)
     exit: LogEvent | None = None
     begins_in_the_middle: bool = False
@@ -59,19 +52,9 @@ class ServiceRun:
     def first(self, name: str) -> LogEvent | None:
         return next(iter(self.named(name)), None)
 
-    @property
-    def refused(self) -> bool:
-        """It found its configuration unusable: by its exit status, else by the stage that it says it failed in."""
-        if self.exit is not None:
-            return is_refusal(self.exit)
-        return any(event.keys.get("stage") == CONFIGURING for event in self.named("service.failed"))
-
 
 class Boot:
-    """One boot, cleaned: lines in order and once, its place on the wall clock, its runs.
-
-    `parts`: the logs of it, in the order in which they were read.
-    """
+    """One boot, cleaned: lines in order and once, its place on the wall clock, its runs. `parts`: its logs, as read."""
 
     def __init__(self, parts: Sequence[BootLog]) -> None:
         # Lines of one millisecond stay in the order in which they were written.
@@ -123,10 +106,8 @@ def _runs(lines: list[LogEvent], images: ImageTable) -> list[ServiceRun]:
             run.start = at
     found = [run for runs in by_pid.values() for run in runs]
     for run in found:
-        if ready := run.first("service.ready"):
-            run.ready = ready.at
-        elif run.begins_in_the_middle:
-            run.ready = run.start
+        ready = run.first("service.ready")
+        run.ready = ready.at if ready else run.start if run.begins_in_the_middle else None
     return found
 
 
@@ -155,7 +136,7 @@ def ending(run: ServiceRun) -> RunEnd:
     stage = f"failed: {failed.keys.get('stage', '?')}" if failed else ""
     if asked and (failed is None or failed.at >= asked.at):
         late = stage or (exit_cause(seen) if seen else "")
-        return RunEnd(End.PLANNED, asked.at, str(asked.keys.get("cause", "")), late=late)
+        return RunEnd(End.PLANNED, asked.at, late=late)
     if failed:
         at = min(failed.at, stopping.at) if stopping else failed.at
         return RunEnd(End.FAILED, at, stage, str(failed.keys.get("error", "")))
@@ -163,19 +144,14 @@ def ending(run: ServiceRun) -> RunEnd:
         return RunEnd(End.FAILED, stopping.at, f"failed: {stopping.keys.get('cause', '?')}")
     if stopped:
         status = stopped.keys.get("exit_code")
-        if status in (0, None):
-            return RunEnd(End.PLANNED, stopped.at, "stopped")
-        return RunEnd(End.FAILED, stopped.at, f"exit status {status}")
-    if run.exit is None:
-        return RunEnd(End.UNKNOWN, run.last)
-    if seen is None:
-        return RunEnd(End.PLANNED, run.exit.at, "exit 0")
-    detail = f"{seen.keys.get('code', '?')} {seen.keys.get('status', '?')}"
-    return RunEnd(End.REFUSED if is_refusal(seen) else End.FAILED, seen.at, exit_cause(seen), detail)
+        return RunEnd(End.PLANNED if status in (0, None) else End.FAILED, stopped.at, f"exit status {status}")
+    if seen:
+        detail = f"{seen.keys.get('code', '?')} {seen.keys.get('status', '?')}"
+        return RunEnd(End.REFUSED if is_refusal(seen) else End.FAILED, seen.at, exit_cause(seen), detail)
+    return RunEnd(End.PLANNED, run.exit.at) if run.exit else RunEnd(End.UNKNOWN, run.last)
 
 
 def is_refusal(exit_: LogEvent) -> bool:
-    """The process found its configuration unusable and said so by its exit status."""
     return str(exit_.keys.get("status")) == BAD_CONFIGURATION
 
 
@@ -199,9 +175,8 @@ class Stall:
 
 def gaps(run: ServiceRun, images: ImageTable, begin: float, end: float, limit: float) -> list[Interval]:
     """Stretches of more than `limit` seconds between two lines of the run, within begin..end."""
-    heard = {event.at for event in run.events if begin <= event.at <= end}
-    heard.update(_outcomes(run, images, begin, end))
-    return [(a, b) for a, b in pairwise(sorted(heard | {begin, end})) if b - a > limit]
+    heard = {begin, end, *(event.at for event in run.events if begin <= event.at <= end)}
+    return [(a, b) for a, b in pairwise(sorted(heard.union(_outcomes(run, images, begin, end)))) if b - a > limit]
 
 
 def _outcomes(run: ServiceRun, images: ImageTable, begin: float, end: float) -> list[float]:
@@ -220,13 +195,12 @@ def stalls(
     found = list(_by_heartbeats(run, _outcomes(run, images, begin, end), begin, end, limit, holes))
     reports = run.named("service.stalled", "service.stall_ended")
     for report, after in zip_longest(reports, reports[1:]):
-        if report.event != "service.stalled" or not begin <= report.at <= end:
-            continue
-        since = max(report.at - (number(report.keys.get("seconds")) or 0.0), begin)
-        until = min(after.at, end) if after else end
-        over = after is not None and after.at <= end
-        if until - since > limit or (failed and not over):
-            found.append(Stall(since, until, f"hung: {report.keys.get('threads', '?')}"))
+        if report.event == "service.stalled" and begin <= report.at <= end:
+            since = max(report.at - (number(report.keys.get("seconds")) or 0.0), begin)
+            over = after is not None and after.at <= end
+            until = after.at if after is not None and over else end
+            if until - since > limit or (failed and not over):
+                found.append(Stall(since, until, f"hung: {report.keys.get('threads', '?')}"))
     merged: list[Stall] = []
     for stall in sorted(found, key=lambda stall: stall.begin):
         if merged and stall.begin <= merged[-1].end:

@@ -17,14 +17,11 @@ TREND_LIMIT = 1.645  # |U| beyond it: a constant rate is doubtful, at 90 % two-s
 
 
 def poisson_at_most(count: int, mean: float) -> float:
-    """P(X <= count) for X ~ Poisson(mean), by the sum itself. 0 when count < 0."""
-    if count < 0:
-        return 0.0
+    """P(X <= count) for X ~ Poisson(mean), by the sum itself."""
     if mean <= 0:
         return 1.0
     logarithm = math.log(mean)
-    terms = [math.exp(i * logarithm - mean - math.lgamma(i + 1)) for i in range(count + 1)]
-    return min(math.fsum(terms), 1.0)
+    return min(math.fsum(math.exp(i * logarithm - mean - math.lgamma(i + 1)) for i in range(count + 1)), 1.0)
 
 
 def poisson_mean(count: int, probability: float) -> float:
@@ -37,14 +34,9 @@ def poisson_mean(count: int, probability: float) -> float:
 
 def _bisect(below: Callable[[float], bool], low: float, high: float) -> float:
     """The point in [low, high] where `below` turns from true to false, to the precision of a float."""
-    while True:
-        middle = (low + high) / 2
-        if middle in (low, high):
-            return middle
-        if below(middle):
-            low = middle
-        else:
-            high = middle
+    while (middle := (low + high) / 2) not in (low, high):
+        low, high = (middle, high) if below(middle) else (low, middle)
+    return middle
 
 
 def lower_bound(hours: float, failures: int, confidence: float) -> float:
@@ -55,9 +47,8 @@ def lower_bound(hours: float, failures: int, confidence: float) -> float:
 def two_sided(hours: float, failures: int, confidence: float) -> tuple[float, float]:
     """The interval that holds the mean time between failures at `confidence`; its end is infinite without failures."""
     tail = (1 - confidence) / 2
-    lower = lower_bound(hours, failures, 1 - tail)
     upper = hours / poisson_mean(failures - 1, 1 - tail) if failures else math.inf
-    return lower, upper
+    return lower_bound(hours, failures, 1 - tail), upper
 
 
 def confidence_of(claim: float, hours: float, failures: int) -> float:
@@ -83,12 +74,8 @@ def laplace(systems: Sequence[tuple[float, Sequence[float]]]) -> float | None:
 
 def coverage_lower(successes: int, trials: int, confidence: float) -> float:
     """The share of successes is at least this, at `confidence` (Clopper and Pearson, one-sided); 0 without any."""
-    if not 0 <= successes <= trials:
-        raise ValueError(f"{successes} successes of {trials} trials")
-    if successes == 0:
-        return 0.0
-    if successes == trials:
-        return math.pow(1 - confidence, 1 / trials)
+    if successes in (0, trials):
+        return math.pow(1 - confidence, 1 / trials) if successes else 0.0
 
     def at_least(share: float) -> float:
         logs = (

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 from rmbgd.mtbf.logs import counted
-from rmbgd.mtbf.report import Estimate, MtbfReport, MtbfSummary
+from rmbgd.mtbf.report import Estimate, MtbfReport
 from rmbgd.mtbf.timeline import State, TripOutcome, stamp
 
 REASONS_SHOWN = 5
 FAILURES_SHOWN = 20
 WIDTH = 22  # of the labels
+
+STATE_WORDS = {
+    State.UP: "in service", State.DOWN: "down", State.PLANNED: "stopped on purpose",
+    State.UNOBSERVED: "not observed", State.POWER_LOSS: "without power",
+}  # fmt: skip
 
 
 def render(report: MtbfReport) -> str:
@@ -32,13 +36,11 @@ def _row(label: str, text: str) -> str:
     return f"{label:<{WIDTH}}{text}"
 
 
-def _failures(one: MtbfSummary) -> Iterator[str]:
+def _failures(one: MtbfReport) -> Iterator[str]:
     yield _row("operating time", f"{one.hours:,.4f} h in service")
-    words = {
-        State.PLANNED: "stopped on purpose", State.DOWN: "down",
-        State.POWER_LOSS: "without power", State.UNOBSERVED: "not observed",
-    }  # fmt: skip
-    yield from (_row("", f"{duration(one.seconds(kind))} {word}") for kind, word in words.items() if one.seconds(kind))
+    for kind in (State.PLANNED, State.DOWN, State.POWER_LOSS, State.UNOBSERVED):
+        if seconds := one.seconds(kind):
+            yield _row("", f"{duration(seconds)} {STATE_WORDS[kind]}")
     yield ""
     failures = len(one.failures)
     yield _row("failures", str(failures))
@@ -47,16 +49,16 @@ def _failures(one: MtbfSummary) -> Iterator[str]:
         claim, confidence, needed = one.claimed
         sure = "less than 0.001 %" if confidence < 0.00001 else f"{100 * confidence:.3f} %"
         yield _row(f"claim of {claim:,g} h", f"holds with {sure} confidence")
-        said = counted(failures, "failure") if failures else "no failure"
-        yield _row("", f"{percent(one.confidence)} would take {needed:,.1f} device-hours with {said}")
+        device_hours = f"{needed:,.1f} device-hours"
+        yield _row("", f"{percent(one.confidence)} would take {device_hours} with {counted(failures, 'failure')}")
     if one.mttr is not None:
         unfinished = failures - len(one.down)
         more = f"; {unfinished} not over yet" if unfinished else ""
         yield _row("mean time to restore", f"{one.mttr:,.1f} s over {counted(len(one.down), 'outage')}{more}")
-    if one.availability is not None:
-        yield _row("availability", f"{one.availability:.10f}, {one.down_minutes_a_year:,.2f} minutes down a year")
-    else:
+    if one.availability is None:
         yield _row("availability", "no outage seen: a figure of 1 would say more than is known")
+    else:
+        yield _row("availability", f"{one.availability:.10f}, {one.down_minutes_a_year:,.2f} minutes down a year")
     if one.failed_starts:
         yield _row("failed starts", str(one.failed_starts))
 
@@ -73,11 +75,10 @@ def _mean(label: str, found: Estimate) -> Iterator[str]:
         yield _row("", f"were the rate constant: {bound}")
     else:
         yield _row(label, f"{found.point:,.3f} h, {bound}")
-        end = f"{upper:,.3f} h" if math.isfinite(upper) else "no end"
-        yield _row("", f"two-sided {percent(found.confidence)}: {lower:,.3f} h to {end}")
+        yield _row("", f"two-sided {percent(found.confidence)}: {lower:,.3f} h to {upper:,.3f} h")
 
 
-def _work(one: MtbfSummary) -> Iterator[str]:
+def _work(one: MtbfReport) -> Iterator[str]:
     done, refused, postponed = (one.count("outcomes")[outcome] for outcome in ("done", "failed", "postponed"))
     yield _row("images", f"{done:,} published, {refused:,} refused, {postponed:,} put back")
     if one.per_million:
@@ -106,14 +107,13 @@ def _work(one: MtbfSummary) -> Iterator[str]:
     yield from _mean("between failovers", one.between_failovers)
 
 
-def _reasons(one: MtbfSummary) -> Iterator[str]:
+def _reasons(one: MtbfReport) -> Iterator[str]:
     for name, table in one.reasons.items():
         if not table:
             continue
         yield from ("", f"{name}, by reason")
         yield from (f"  {count:>8,}  {plain(reason)}" for reason, count in table.most_common(REASONS_SHOWN))
-        if len(table) > REASONS_SHOWN:
-            rest = sum(count for _, count in table.most_common()[REASONS_SHOWN:])
+        if rest := sum(count for _, count in table.most_common()[REASONS_SHOWN:]):
             yield f"  {rest:>8,}  other"
 
 
@@ -130,19 +130,17 @@ def _table(report: MtbfReport) -> Iterator[str]:
         yield f"{row}  {len(one.trips):>9}  {one.images:>11,}"
 
 
-def _list(one: MtbfSummary) -> Iterator[str]:
-    failures = one.failures
-    if failures:
-        yield ""
-        yield "failures" if len(failures) <= FAILURES_SHOWN else f"the last {FAILURES_SHOWN} failures"
-    for machine, failure in failures[-FAILURES_SHOWN:]:
+def _list(one: MtbfReport) -> Iterator[str]:
+    if one.failures:
+        shown = "failures" if len(one.failures) <= FAILURES_SHOWN else f"the last {FAILURES_SHOWN} failures"
+        yield from ("", shown)
+    for machine, failure in one.failures[-FAILURES_SHOWN:]:
         down = "not back by the end of the log" if failure.down is None else f"down {duration(failure.down)}"
         detail = f" ({plain(failure.detail)})" if failure.detail else ""
         yield f"  {stamp(failure.at)}  {plain(machine.name)}  {plain(failure.cause)}, {down}{detail}"
 
 
 def percent(share: float) -> str:
-    """90 %."""
     return f"{100 * share:g} %"
 
 

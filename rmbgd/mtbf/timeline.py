@@ -36,33 +36,18 @@ class Span:
     end: float
     kind: State
 
-    @property
-    def seconds(self) -> float:
-        return self.end - self.begin
-
 
 @dataclass(slots=True)
 class Failure:
-    """`until`: ready again, or None when the log ends before. `operated`: seconds in service before it."""
-
     at: float
     cause: str
     detail: str
-    until: float | None
-    operated: float
+    until: float | None  # ready again; None when the log ends before
+    operated: float  # seconds in service before it
 
     @property
     def down(self) -> float | None:
         return None if self.until is None else self.until - self.at
-
-
-@dataclass(slots=True)
-class _Off:
-    """Since when the service is not up, why, and the failure that this belongs to, if any."""
-
-    since: float
-    kind: State
-    failure: Failure | None = None
 
 
 class Timeline:
@@ -75,7 +60,7 @@ class Timeline:
         self.failed_starts = 0
         self._gap, self._stall = gap, stall
         self._power_loss_is_failure = power_loss_is_failure
-        self._off: _Off | None = None
+        self._off: Span | None = None  # not up since its begin; where it is DOWN, by the last failure
         self._operated = 0.0
         self._up_until = float("-inf")  # placed time up to which the service is already counted as up
         for boot in boots:
@@ -83,20 +68,21 @@ class Timeline:
             entries += [(exit_.at, exit_) for exit_ in boot.orphans]
             entries.sort(key=lambda entry: entry[0])
             for _, entry in entries:
-                if isinstance(entry, LogEvent):  # of a process that wrote nothing: a start that failed early
-                    if entry.at + boot.offset > self._up_until:
-                        self._add_failed_start(entry.at + boot.offset, exit_cause(entry), "", is_refusal(entry))
-                    continue
-                latest = next((at for at, other in reversed(entries) if other is not entry), float("-inf"))
-                last_of_boot = latest < entry.last
-                self._add_run(entry, boot, last_of_boot, last_of_all=last_of_boot and boot is boots[-1])
-        for boot in boots:
-            for at, seconds in boot.steps:
-                jump = f"the wall clock jumped by {seconds:+.0f} s around {stamp(at + boot.offset)}"
-                self.notes.append(f"{jump}, or the machine slept; durations are monotonic and not touched by it")
+                if isinstance(entry, ServiceRun):
+                    latest = next((at for at, other in reversed(entries) if other is not entry), float("-inf"))
+                    last_of_boot = latest < entry.last
+                    self._add_run(entry, boot, last_of_boot, last_of_all=last_of_boot and boot is boots[-1])
+                elif entry.at + boot.offset > self._up_until:  # of a process that wrote nothing
+                    self._add_failed_start(entry.at + boot.offset, exit_cause(entry), "", is_refusal(entry))
+        self.notes += [
+            f"the wall clock jumped by {seconds:+.0f} s around {stamp(at + boot.offset)}, or the machine slept; "
+            "durations are monotonic and not touched by it"
+            for boot in boots
+            for at, seconds in boot.steps
+        ]
 
     def seconds(self, kind: State) -> float:
-        return sum(span.seconds for span in self.spans if span.kind == kind)
+        return sum(span.end - span.begin for span in self.spans if span.kind == kind)
 
     def operated_until(self, at: float) -> float:
         """Seconds in service up to `at`."""
@@ -109,7 +95,9 @@ class Timeline:
             if start < self._up_until:
                 self.notes.append(f"a second process was started at {stamp(start)} while one was running")
             elif end.how is not End.PLANNED and not (end.how is End.UNKNOWN and last_of_all):
-                self._add_failed_start(start, end.cause or "vanished", end.detail, run.refused)
+                stages = [event.keys.get("stage") for event in run.named("service.failed")]
+                refused = "start" in stages if run.exit is None else is_refusal(run.exit)
+                self._add_failed_start(start, end.cause or "vanished", end.detail, refused)
             return  # else it was stopped, or the log ends, while starting
         if end.at < run.ready or end.at - run.last > self._gap:
             end.at = max(run.last, run.ready)  # nothing was heard for long before its end was seen
@@ -118,24 +106,27 @@ class Timeline:
             self.notes.append(f"two runs of the service at once around {stamp(begin)}; counted once")
             return
         if self._off is not None:
-            if begin < self._off.since:
+            if begin < self._off.begin:
                 self.notes.append(f"the wall clock was set back over a reboot around {stamp(begin)}; no time counted")
-            elif begin > self._off.since:
-                self.spans.append(Span(self._off.since, begin, self._off.kind))
-            if self._off.failure is not None:
-                self._off.failure.until = max(begin, self._off.since)
-            self._off = None
-        self._add_up(run, boot, begin - boot.offset, end)
+            if self._off.kind is State.DOWN:
+                self.failures[-1].until = max(begin, self._off.begin)
+            self._end_off(begin)
+        end = self._add_up(run, boot, begin - boot.offset, end)
         self._end_run(end, end.at + boot.offset, last_of_boot, last_of_all)
 
-    def _add_up(self, run: ServiceRun, boot: Boot, begin: float, end: RunEnd) -> None:
+    def _end_off(self, at: float) -> None:
+        if self._off is not None and at > self._off.begin:
+            self.spans.append(Span(self._off.begin, at, self._off.kind))
+        self._off = None
+
+    def _add_up(self, run: ServiceRun, boot: Boot, begin: float, end: RunEnd) -> RunEnd:
         """Add the run from `begin` to its end, less gaps and stalls. A stall at its end becomes the end."""
         holes = gaps(run, boot.images, begin, end.at, self._gap)
         found = stalls(run, boot.images, begin, end.at, self._stall, holes, end.how is End.FAILED)
         if found and found[-1].end >= end.at:
             tail = found.pop()
-            cause = "stall" if end.how is not End.FAILED else f"{end.cause}, after a stall"
-            end.how, end.at, end.cause, end.detail, end.late = End.FAILED, tail.begin, cause, tail.detail, ""
+            cause = f"{end.cause}, after a stall" if end.how is End.FAILED else "stall"
+            end = RunEnd(End.FAILED, tail.begin, cause, tail.detail)
             holes = [hole for hole in holes if hole[0] < tail.begin]
         cuts = [(*hole, State.UNOBSERVED, "") for hole in holes]
         cuts += [(stall.begin, stall.end, State.DOWN, stall.detail) for stall in found]
@@ -147,20 +138,17 @@ class Timeline:
             if kind is not State.UP:
                 self.spans.append(Span(cut_begin + boot.offset, cut_end + boot.offset, kind))
             if kind is State.DOWN:
-                self._add_failure(cut_begin + boot.offset, "stall", detail, until=cut_end + boot.offset)
+                until = cut_end + boot.offset
+                self.failures.append(Failure(cut_begin + boot.offset, "stall", detail, until, self._operated))
             at = cut_end
         self._up_until = end.at + boot.offset
-
-    def _add_failure(self, at: float, cause: str, detail: str = "", until: float | None = None) -> Failure:
-        failure = Failure(at, cause, detail, until, self._operated)
-        self.failures.append(failure)
-        return failure
+        return end
 
     def _end_run(self, end: RunEnd, at: float, last_of_boot: bool, last_of_all: bool) -> None:
         if end.how is End.PLANNED:
-            self._off = _Off(at, State.PLANNED)
+            self._off = Span(at, at, State.PLANNED)
             if end.late:  # the function was given up on purpose, so it is down for no time
-                self._add_failure(at, f"{end.late} while stopping", until=at)
+                self.failures.append(Failure(at, f"{end.late} while stopping", "", at, self._operated))
         elif end.how is End.REFUSED:
             self._refuse(at)
         elif end.how is End.FAILED:
@@ -170,14 +158,15 @@ class Timeline:
         elif not last_of_all and self._power_loss_is_failure:
             self._fail(at, "power loss", "another boot followed without an end")
         elif not last_of_all:
-            self._off = _Off(at, State.POWER_LOSS)
+            self._off = Span(at, at, State.POWER_LOSS)
 
     def _fail(self, at: float, cause: str, detail: str) -> None:
-        self._off = _Off(at, State.DOWN, self._add_failure(at, cause, detail))
+        self._off = Span(at, at, State.DOWN)
+        self.failures.append(Failure(at, cause, detail, None, self._operated))
 
     def _refuse(self, at: float) -> None:
         self.notes.append(f"configuration refused at {stamp(at)}: counted as the operator's")
-        self._off = self._off or _Off(at, State.PLANNED)
+        self._off = self._off or Span(at, at, State.PLANNED)
 
     def _add_failed_start(self, at: float, cause: str, detail: str, by_configuration: bool) -> None:
         """The first one after a planned stop is a failure; in an outage it only prolongs it."""
@@ -185,8 +174,7 @@ class Timeline:
         if by_configuration:
             self._refuse(at)
         elif self._off is None or self._off.kind is not State.DOWN:
-            if self._off is not None and at > self._off.since:
-                self.spans.append(Span(self._off.since, at, self._off.kind))
+            self._end_off(at)
             self._fail(at, f"start: {cause}", detail)
 
 
@@ -202,9 +190,7 @@ def stamp(seconds: float) -> str:
 
 
 class TripOutcome(StrEnum):
-    """AVOIDED: images were concerned, and all came out in time while the device was away, without a failure."""
-
-    AVOIDED = "avoided"
+    AVOIDED = "avoided"  # images were concerned, and all came out in time while the device was away, without a failure
     IDLE = "idle"  # nothing was to be done meanwhile
     BROKEN = "broken"  # an image was lost to the engine or came late, or the service failed
     OPEN = "open"  # not back by the end of the run or of the log
@@ -212,11 +198,9 @@ class TripOutcome(StrEnum):
 
 @dataclass(slots=True)
 class Trip:
-    """Work left `device` for `to`, and came back or not."""
-
     at: float
-    until: float
-    device: str
+    until: float  # it came back, or the run ended
+    device: str  # that work left
     to: str
     reason: str
     images: int
@@ -227,29 +211,28 @@ class Trip:
 def trips(boots: Sequence[Boot], failures: Sequence[Failure], deadline: float) -> Iterator[Trip]:
     """Every failover of a machine. `deadline`: seconds from claim to outcome beyond which an image came late."""
     for boot in boots:
-        moments = [failure.at - boot.offset for failure in failures]
         for run in boot.runs:
             moves = run.named("engine.failover", "engine.failback")
             for place, move in enumerate(moves, 1):
                 if move.event == "engine.failover":
-                    yield _trip(move, moves[place:], run, boot, moments, deadline)
+                    yield _trip(move, moves[place:], run, boot, failures, deadline)
 
 
 def _trip(
-    move: LogEvent, later: list[LogEvent], run: ServiceRun, boot: Boot, failures: list[float], deadline: float
+    move: LogEvent, later: list[LogEvent], run: ServiceRun, boot: Boot, failures: Sequence[Failure], deadline: float
 ) -> Trip:
     device, to, reason = (str(move.keys.get(key, "?")) for key in ("from", "to", "reason"))
     # Work returns to the device, or leaves it once more although its return was not recorded.
     directions = {"engine.failback": "to", "engine.failover": "from"}
     back = next((other.at for other in later if other.keys.get(directions[other.event]) == device), None)
-    end = run.last if back is None else back
-    images = boot.images
+    end, images = run.last if back is None else back, boot.images
     totals = images.stages.get("total", ())
     rows = [row for row in images.between(move.at, end) if images.pid[row] == run.pid and images.kind[row] != POSTPONED]
     late = any(totals[row] > deadline * 1000 for row in rows if totals and images.kind[row] == DONE)
     announced = move.keys.get("images")
     concerned = max(len(rows), len(announced) if isinstance(announced, list) else 0)
-    if late or any(images.engine[row] for row in rows) or any(move.at <= at <= end for at in failures):
+    failed = any(move.at <= failure.at - boot.offset <= end for failure in failures)
+    if late or failed or any(images.engine[row] for row in rows):
         outcome = TripOutcome.BROKEN
     elif back is None:
         outcome = TripOutcome.OPEN

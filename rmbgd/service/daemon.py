@@ -12,7 +12,8 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from enum import Enum
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any
@@ -52,17 +53,14 @@ class Signalled:
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class EngineReady:
-    description: EngineDescription
+class Milestone(Enum):
+    """What the service waits for before it is ready."""
+
+    ENGINE = "an engine has answered"
+    FOLDERS = "every folder that is there has been compared with the ledger once"
 
 
-@dataclass(frozen=True, slots=True)
-class Compared:
-    """Every folder that is there has been compared with the ledger once."""
-
-
-Message = Signalled | EngineReady | Compared | ThreadFailure
+Message = Signalled | Milestone | ThreadFailure
 
 
 @contextmanager
@@ -95,17 +93,6 @@ def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
         writing.close()
         thread.join()
         reading.close()
-
-
-def keep_signals(messages: SimpleQueue[Message]) -> None:
-    """Forget what else is in there: it is of a service that has ended, and signals are meant for the process."""
-    kept = []
-    with suppress(Empty):
-        while True:
-            kept.append(messages.get_nowait())
-    for message in kept:
-        if isinstance(message, Signalled):
-            messages.put(message)
 
 
 LEDGER = "ledger.sqlite"
@@ -144,7 +131,10 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
                 code = service.serve()
             if not life.over:
                 return code
-            keep_signals(messages)  # safe mode is over: once more, with everything
+            # Safe mode is over: once more, with everything. Of what is in there, signals are meant for the process.
+            for message in [messages.get() for _ in range(messages.qsize())]:
+                if isinstance(message, Signalled):
+                    messages.put(message)
             notifier.watchdog()
 
 
@@ -165,10 +155,11 @@ class Service:
     ) -> None:
         self.messages = messages  # put by any thread, taken by the main thread
         config, clock = life.config, SystemClock()
-        self._life, self._config, self._emit, self._clock, self._notifier = life, config, emit, clock, notifier
-        self._metrics = metrics
+        self._life, self._config, self._clock = life, config, clock
+        self._emit, self._metrics, self._notifier = emit, metrics, notifier
         self._began = clock.monotonic()
         self._device = "starting"  # written by the thread "infer", read by the health thread; one reference
+        self._cause: str | None = None  # why it ends
         self._failure: ThreadFailure | None = None
         configure_pillow(config.limits)
         configure_opencv()
@@ -190,7 +181,7 @@ class Service:
             clock=clock,
             emit=emit,
             heartbeat=self._heartbeats.new("reconcile"),
-            on_compared=lambda: self.messages.put(Compared()),
+            on_compared=lambda: self.messages.put(Milestone.FOLDERS),
         )
         if life.safe:
             self._intake.hold_suspects()
@@ -244,20 +235,20 @@ class Service:
     def _engine_ready(self, description: EngineDescription) -> None:
         """Called by the thread "infer"."""
         self._device = description.device
-        self.messages.put(EngineReady(description))
+        self.messages.put(Milestone.ENGINE)
 
     def _wait_until_ready(self, recovered: int) -> None:
-        """Ready is when an engine has answered and every folder was compared once."""
-        missing: set[type[Message]] = {EngineReady, Compared}
-        while missing and self._handle(message := self.messages.get()):
-            missing.discard(type(message))
-            if not missing:
-                seconds = round(self._clock.monotonic() - self._began, 3)
-                device = self._engine.device or self._device
-                self._emit("service.ready", seconds=seconds, device=device, recovered=recovered)
-                self._life.ready()
-                self._monitor.phase("ready")
-                self._notifier.ready(f"ready on {device}")
+        missing: set[Message] = {*Milestone}
+        while missing:
+            if not self._handle(message := self.messages.get()):
+                return
+            missing.discard(message)
+        device = self._engine.device or self._device
+        seconds = round(self._clock.monotonic() - self._began, 3)
+        self._emit("service.ready", seconds=seconds, device=device, recovered=recovered)
+        self._life.ready()
+        self._monitor.phase = "ready"
+        self._notifier.ready(f"ready on {device}")
 
     def _wait_for_an_end(self) -> str:
         while self._cause is None:
@@ -267,8 +258,6 @@ class Service:
                 if self._life.settle():
                     self._cause = SAFE_MODE_OVER
         return self._cause
-
-    _cause: str | None = None
 
     def _handle(self, message: Message) -> bool:
         """Act on one message. False when it means the end."""
@@ -299,16 +288,11 @@ class Service:
             for each in statistics
         }
         return {
+            **asdict(intake),
             "device": self._engine.device or self._device,
-            "waiting": intake.waiting,
-            "in_flight": intake.in_flight,
-            "oldest_waiting": intake.oldest_waiting,
             "arena_bytes": self._arena.statistics().leased_bytes,
             "channels": channels,
-            "paused": intake.paused,
             "engine": engine,
-            "ledger_rows": intake.ledger_rows,
-            "folders": intake.folders,
             "safe_mode": self._life.describe(),
         }
 
@@ -331,9 +315,8 @@ class Service:
 
     def _end(self, cause: str) -> int:
         """Stop with the flow: claim nothing, put back what is only a path, finish what is decoded."""
-        began = self._clock.monotonic()
-        failed = self._failure is not None
-        self._monitor.phase("stopping")
+        began, failed = self._clock.monotonic(), self._failure is not None
+        self._monitor.phase = "stopping"
         if self._life.over:  # systemd would take the word for the end of the process, and kill it after a while
             self._notifier.status(cause)
         else:
@@ -345,8 +328,7 @@ class Service:
         self._engine.stop_waiting()
         self._threads.start("drain", self._pipeline.take_back)
         # A broken stage may hold up the others for ever; what they have is taken up again at the next start.
-        patience = ABORT_TIMEOUT if failed else self._config.service.stop_timeout
-        left = self._wait_for_the_pipeline(patience)
+        left = self._wait_for_the_pipeline(ABORT_TIMEOUT if failed else self._config.service.stop_timeout)
         if left:
             self._engine.abort()
             self._arena.close()
@@ -368,14 +350,11 @@ class Service:
     def _wait_for_the_pipeline(self, seconds: float) -> list[str]:
         """Threads of the pipeline that have not ended after `seconds`, or after a second order to stop."""
         deadline = self._clock.monotonic() + seconds
-        while (left := [name for name in self._threads.join(0.05) if name != "health"]) and (
-            self._clock.monotonic() < deadline
-        ):
-            try:
-                message = self.messages.get_nowait()
-            except Empty:
-                continue
-            self._handle(message)
-            if isinstance(message, Signalled) and message.number != signal.SIGHUP:
+        while left := [name for name in self._threads.join(0.05) if name != "health"]:
+            if self._clock.monotonic() >= deadline:
                 break
+            with suppress(Empty):
+                self._handle(message := self.messages.get_nowait())
+                if isinstance(message, Signalled) and message.number != signal.SIGHUP:
+                    break
         return left

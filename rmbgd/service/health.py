@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -22,13 +22,11 @@ from rmbgd.heartbeat import Heartbeats
 from rmbgd.service.systemd import Notifier
 from rmbgd.telemetry import jsonl
 
+# What the daemon's snapshot must hold; anything more goes to the status file alone.
 SNAPSHOT_KEYS = (
     "device", "waiting", "in_flight", "oldest_waiting", "arena_bytes", "channels", "paused", "engine", "ledger_rows",
 )  # fmt: skip
-"""What the daemon's snapshot must hold; anything more goes to the status file alone."""
-
 OUTCOMES = {"done": "image.done", "failed": "image.failed", "postponed": "image.postponed"}
-
 STATUS_FILE = "status.json"
 STATUS_MODE = 0o644  # who may enter the runtime directory may read it
 RATE_WINDOWS = {"1m": 60.0, "5m": 300.0}  # s
@@ -61,24 +59,21 @@ class Counters:
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
         self._lock = threading.Lock()
-        self._counts: dict[str, int] = {}  # under the lock
-        self._last_problem: dict[str, object] | None = None  # replaced whole
+        self._counts: Counter[str] = Counter()  # under the lock
+        # The last event of level warning or worse, with its name, time and keys; replaced whole.
+        self.last_problem: dict[str, object] | None = None
 
     def __call__(self, event: str, /, **keys: object) -> None:
         with self._lock:
-            self._counts[event] = self._counts.get(event, 0) + 1
+            self._counts[event] += 1
         if (kind := EVENTS.get(event)) and kind.level in PROBLEM_LEVELS:
-            self._last_problem = {"event": event, "time": jsonl.rfc3339(datetime.now(UTC)), **keys}
+            self.last_problem = {"event": event, "time": jsonl.rfc3339(datetime.now(UTC)), **keys}
         self._emit(event, **keys)
 
     def counts(self) -> dict[str, int]:
         """Events so far, by name."""
         with self._lock:
             return dict(self._counts)
-
-    def last_problem(self) -> dict[str, object] | None:
-        """The last event of level warning or worse, with its name, time and keys."""
-        return self._last_problem
 
 
 def process_facts() -> dict[str, int]:
@@ -104,8 +99,8 @@ def health_keys(
     keys |= {name: counts.get(event, 0) for name, event in OUTCOMES.items()}
     keys |= {name: snapshot[name] for name in SNAPSHOT_KEYS}
     keys |= process
-    if any(unwritten.values()):
-        keys["unwritten"] = {place: count for place, count in unwritten.items() if count}
+    if lost := {place: count for place, count in unwritten.items() if count}:
+        keys["unwritten"] = lost
     return keys
 
 
@@ -115,13 +110,11 @@ def status_line(
     """One line for `systemctl status`."""
     if stalled:
         return f"hung: {', '.join(stalled)}; the watchdog is not fed"
-    parts = [f"{phase} on {health['device']}" + (" in safe mode" if safe_mode else "")]
-    if health["paused"]:
-        parts.append(f"paused ({health['paused']})")
-    parts.append(f"{health['waiting']} waiting, {health['in_flight']} in flight")
-    parts.append(f"{health['done']} done, {health['failed']} refused")
-    parts.append(f"{per_minute:.0f} a minute")
-    return "; ".join(parts)
+    paused = f"; paused ({health['paused']})" if health["paused"] else ""
+    return (
+        f"{phase} on {health['device']}{' in safe mode' if safe_mode else ''}{paused}; {health['waiting']} waiting, "
+        f"{health['in_flight']} in flight; {health['done']} done, {health['failed']} refused; {per_minute:.0f} a minute"
+    )
 
 
 class HealthMonitor:
@@ -147,15 +140,9 @@ class HealthMonitor:
         on_stall: Callable[[], object] = lambda: None,
         environ: Mapping[str, str] = os.environ,
     ) -> None:
-        self._service = service
-        self._heartbeats = heartbeats
-        self._counters = counters
-        self._describe = describe
-        self._notifier = notifier
-        self._clock = clock
-        self._unwritten = unwritten
-        self._on_status = on_status
-        self._on_stall = on_stall
+        self._service, self._heartbeats, self._counters = service, heartbeats, counters
+        self._describe, self._notifier, self._clock = describe, notifier, clock
+        self._unwritten, self._on_status, self._on_stall = unwritten, on_status, on_stall
         self._began = self._awake_since = self._last_tick = self._next_status = clock.monotonic()
         self._identity = {
             "pid": os.getpid(),
@@ -171,7 +158,7 @@ class HealthMonitor:
         self._stalled_since: float | None = None
         self._facts = process_facts()
         self._next_health: float | None = None
-        self._phase = "starting"  # written by the main thread, read here; one reference
+        self.phase = "starting"  # set by the main thread: starting, ready, stopping; health events begin with ready
         self._closing = threading.Event()  # set by the main thread
 
     @property
@@ -181,12 +168,8 @@ class HealthMonitor:
         watchdog = self._notifier.watchdog_seconds
         return min(shortest, watchdog / FEEDINGS) if watchdog else shortest
 
-    def phase(self, name: str) -> None:
-        """Called by the main thread: starting, ready, stopping. Health events begin with ready."""
-        self._phase = name
-
     def run(self) -> None:
-        """Tick until closed. The health thread's body."""
+        """The health thread's body, until closed."""
         self.tick()
         while not self._closing.wait(self.period):
             self.tick()
@@ -197,7 +180,7 @@ class HealthMonitor:
 
     def finished(self) -> None:
         """Write the last status file, with phase `stopped`; call it when `run` has returned."""
-        self._phase = "stopped"
+        self.phase = "stopped"
         self._next_status = self._clock.monotonic()
         self.tick()
 
@@ -235,14 +218,14 @@ class HealthMonitor:
             self._facts = process_facts()
         health = health_keys(snapshot, counts, self._facts, now - self._began, unwritten)
         record = {
-            "phase": self._phase,
+            "phase": self.phase,
             "written_at": jsonl.rfc3339(self._clock.wall()),
             "monotonic": round(now, 3),
             "interval": self._service.status_interval,
             **self._identity,
             "per_minute": {name: round(rate, 2) for name, rate in rates.items()},
             "stalled": stalled,
-            "last_problem": self._counters.last_problem(),
+            "last_problem": self._counters.last_problem,
             "health": health,
             **{key: value for key, value in snapshot.items() if key not in SNAPSHOT_KEYS},
         }
@@ -252,9 +235,9 @@ class HealthMonitor:
         except OSError:  # a full or missing runtime directory blinds `rmbgd status`, but stops no image
             self._status_lost += 1
         self._on_status(health)
-        if self._phase == "ready":
+        if self.phase == "ready":
             safe = bool(snapshot.get("safe_mode"))
-            line = status_line(self._phase, health, per_minute=rates["1m"], stalled=stalled, safe_mode=safe)
+            line = status_line(self.phase, health, per_minute=rates["1m"], stalled=stalled, safe_mode=safe)
             self._notifier.status(line)
             self._emit_health(now, health)
 

@@ -9,7 +9,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -58,12 +58,8 @@ def sources_of(source: Path) -> tuple[Path, list[str]]:
     found = []
     for directory, folders, files in os.walk(source):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
-        here = os.path.relpath(directory, source)
-        found += [
-            os.path.normpath(os.path.join(here, each))
-            for each in sorted(files)
-            if not each.startswith(".") and not os.path.islink(os.path.join(directory, each))
-        ]
+        paths = (os.path.join(directory, each) for each in sorted(files) if not each.startswith("."))
+        found += [os.path.relpath(path, source) for path in paths if not os.path.islink(path)]
     return source, found
 
 
@@ -89,9 +85,8 @@ def once(
     if place == root and not single:
         raise ConfigError(f"{place}: results would be written among the sources; name another folder")
     place.mkdir(parents=True, exist_ok=True)
-    clock = SystemClock()
+    clock, summary = SystemClock(), Summary()
     began = clock.monotonic()
-    summary = Summary()
     with tempfile.TemporaryDirectory(dir=place, prefix=".rmbgd-once-") as staging:
         folder = Folder(
             name=NAME, input=root, output=Path(staging), failed=Path(staging), originals="keep", recipe="default"
@@ -211,16 +206,13 @@ def _feed(
     root: Path, paths: list[str], summary: Summary, pipeline: Pipeline, claim: Callable[[Path, str], list[Job]]
 ) -> None:
     """Claim and send one file after another, as the pipeline takes them."""
-    with pipeline.jobs as jobs:
+    with pipeline.jobs as jobs, suppress(NoReceivers):  # then the engine broke, and says so itself
         for path in paths:
             try:
                 claimed = claim(root, path)
             except OSError as error:
                 summary.failed += 1
                 summary.problems.append((path, f"{error.strerror}"))
-                continue
-            try:
+            else:
                 for job in claimed:
                     jobs.send(job)
-            except NoReceivers:  # the engine broke, and says so itself
-                return

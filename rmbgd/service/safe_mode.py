@@ -11,23 +11,10 @@ from rmbgd.clock import Clock, backoff
 from rmbgd.config.load import Config
 from rmbgd.events import Emit
 from rmbgd.service import start_record
-from rmbgd.service.start_record import Moment, Start, StartRecord
+from rmbgd.service.start_record import Start, StartRecord
 from rmbgd.telemetry import jsonl
 
 DEVICE, MODEL = "cpu", "u2netp"  # what every installation has and needs the least of
-
-
-def is_needed(dead: int, safe_starts: int) -> bool:
-    """`dead`: starts that died within the window. `safe_starts`: so many, and the next start is careful; 0: never."""
-    return 0 < safe_starts <= dead
-
-
-def quiet_time(times: int, quiet: float, maximum: float) -> float:
-    """Seconds in safe mode, when it was entered for the `times`-th time without a start between that worked for long.
-
-    `quiet` at first, doubled each time that it did not help, at most `maximum`.
-    """
-    return backoff(max(times, 1), quiet, maximum)
 
 
 def reduced(config: Config) -> Config:
@@ -48,30 +35,25 @@ def reduced(config: Config) -> Config:
 class SafeMode:
     """Decides how one start of the service runs, and keeps the record of starts. The main thread's, but `describe`."""
 
-    def __init__(self, config: Config, clock: Clock, environ: Mapping[str, str] | None = None) -> None:
+    def __init__(self, config: Config, clock: Clock, environ: Mapping[str, str] = os.environ) -> None:
         service = config.service
-        self._clock = clock
-        self._directory = service.state_directory
-        self._window = service.safe_window
+        self._clock, self._directory, self._window = clock, service.state_directory, service.safe_window
         self._before = start_record.read(self._directory)
-        now = self._now()
+        now = start_record.moment(clock.monotonic(), clock.wall().timestamp())
         self._dead = [start for start in start_record.deaths(self._before.starts) if start.age(now) <= self._window]
-        self.safe = is_needed(len(self._dead), service.safe_starts)
+        self.safe = 0 < service.safe_starts <= len(self._dead)
+        # The operator prefers waiting over a lesser model, in safe mode too: nothing is claimed.
         self.waits = self.safe and config.health.require_gpu
-        """The operator prefers waiting over a lesser model, in safe mode too: nothing is claimed."""
         self.config = reduced(config) if self.safe else config
-        invocation = (os.environ if environ is None else environ).get("INVOCATION_ID", "")
-        pid = os.getpid()
-        self._start = Start(*now, invocation, (pid, jsonl.process_start(pid) or 0), safe=self.safe)
+        process = (os.getpid(), jsonl.process_start(os.getpid()) or 0)
+        self._start = Start(*now, environ.get("INVOCATION_ID", ""), process, safe=self.safe)
         entered = self.safe and not any(start.safe for start in self._dead)  # dying in safe mode does not leave it
         self._safe_modes = self._before.safe_modes + entered
-        self._quiet = quiet_time(self._safe_modes, service.safe_quiet, service.safe_quiet_maximum)
+        # Doubled each time that it did not help.
+        self._quiet = backoff(max(self._safe_modes, 1), service.safe_quiet, service.safe_quiet_maximum)
         self._settles_at: float | None = None  # monotonic
+        # Safe mode has lasted long enough: the service is to start once more, with everything, when it has ended.
         self.over = False
-        """Safe mode has lasted long enough: the service is to start once more, with everything, when it has ended."""
-
-    def _now(self) -> Moment:
-        return start_record.moment(self._clock.monotonic(), self._clock.wall().timestamp())
 
     def begin(self, emit: Emit) -> None:
         """Write this start down, before it can go wrong. The state directory must be locked by now."""

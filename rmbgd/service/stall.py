@@ -27,11 +27,6 @@ class StallFacts:
     computing: bool = False
     excused: bool = False
 
-    @property
-    def unfinished(self) -> bool:
-        """Images wait in a queue, or were taken from it and may come back."""
-        return any(sent > finished for sent, finished in self.progress)
-
 
 class StallDetector:
     """One thread only. `stuck_after`: seconds without progress."""
@@ -47,7 +42,8 @@ class StallDetector:
         progress, last = tuple(facts.progress), self._last
         moved = progress != self._progress
         self._progress, self._last = progress, now
-        if moved or not facts.unfinished or facts.computing or facts.excused:
+        unfinished = any(sent > finished for sent, finished in progress)  # also those that were taken and may come back
+        if moved or not unfinished or facts.computing or facts.excused:
             self._since = None
             return False
         if self._since is None or now - last > FROZEN_AFTER:

@@ -58,9 +58,8 @@ def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
         return None
 
 
-def open_notifier(environ: Mapping[str, str] | None = None) -> Notifier:
+def open_notifier(environ: Mapping[str, str] = os.environ) -> Notifier:
     """The notifier for this process. Raises ConfigError when systemd waits for READY=1 and the library is missing."""
-    environ = os.environ if environ is None else environ
     if not environ.get("NOTIFY_SOCKET"):
         return Notifier(None)
     try:

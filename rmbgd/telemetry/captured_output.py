@@ -11,7 +11,6 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import Self
 
 from rmbgd.clock import Clock, SystemClock
 from rmbgd.events import Emit
@@ -28,8 +27,7 @@ class OutputLines:
     """Splits output into lines and passes them to `on_line`, not too long and not too many. One thread only."""
 
     def __init__(self, on_line: Callable[[str], None], clock: Clock) -> None:
-        self._on_line = on_line
-        self._clock = clock
+        self._on_line, self._clock = on_line, clock
         self._tokens, self._at = float(LINES_AT_ONCE), clock.monotonic()  # a token bucket: each line takes one
         self._left_out = 0
         self._rest = b""  # of a line without an end yet
@@ -37,14 +35,13 @@ class OutputLines:
 
     def feed(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
+        while len(self._rest) > LINE_MAXIMUM:
+            lines.append(self._rest[:LINE_MAXIMUM])
+            self._rest = self._rest[LINE_MAXIMUM:]
         for line in lines:
             self._pass_on(line)
-        while len(self._rest) > LINE_MAXIMUM:
-            self._pass_on(self._rest[:LINE_MAXIMUM])
-            self._rest = self._rest[LINE_MAXIMUM:]
 
     def finish(self) -> None:
-        """The output was closed: pass on what has no end."""
         self._pass_on(self._rest)
         self._rest = b""
         self._report_left_out()
@@ -57,18 +54,17 @@ class OutputLines:
         text = line[:LINE_MAXIMUM].decode("utf-8", "backslashreplace").rstrip()
         if not text:
             return
-        if len(line) > LINE_MAXIMUM:
-            text += " ..."
+        text += " ..." * (len(line) > LINE_MAXIMUM)
         self._last.append(text)
         now = self._clock.monotonic()
         self._tokens = min(LINES_AT_ONCE, self._tokens + (now - self._at) * LINES_PER_SECOND)
         self._at = now
         if self._tokens < 1:
             self._left_out += 1
-            return
-        self._tokens -= 1
-        self._report_left_out()
-        self._on_line(text)
+        else:
+            self._tokens -= 1
+            self._report_left_out()
+            self._on_line(text)
 
     def _report_left_out(self) -> None:
         if self._left_out:
@@ -76,7 +72,7 @@ class OutputLines:
             self._left_out = 0
 
 
-class StderrCapture:
+class StderrCapture(contextlib.AbstractContextManager["StderrCapture"]):
     """A context that holds descriptor 2, and emits what C libraries and the interpreter write to it.
 
     The true stderr stays open as `original`. faulthandler keeps it, because what that writes, it writes while the
@@ -86,7 +82,8 @@ class StderrCapture:
     def __init__(self, emit: Emit) -> None:
         # Only the reading thread touches it.
         self._lines = OutputLines(lambda line: emit("engine.output", source="service", line=line), SystemClock())
-        _flush_python()
+        if sys.stderr is not None:
+            sys.stderr.flush()
         self.original = os.dup(STDERR)
         self._had_faulthandler = faulthandler.is_enabled()
         faulthandler.enable(self.original, all_threads=True)
@@ -120,23 +117,15 @@ class StderrCapture:
         """
         faulthandler.dump_traceback(self.original, all_threads=True)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         """Give descriptor 2 back; what was written before is emitted first."""
-        _flush_python()
+        if sys.stderr is not None:
+            sys.stderr.flush()
         os.dup2(self.original, STDERR, inheritable=True)
+        faulthandler.disable()
         if self._had_faulthandler:
             faulthandler.enable(STDERR, all_threads=True)
-        else:
-            faulthandler.disable()
         os.eventfd_write(self._closing, 1)
         self._thread.join()
         for descriptor in (self._closing, self._reading, self.original):
             os.close(descriptor)
-
-
-def _flush_python() -> None:
-    if sys.stderr is not None:
-        sys.stderr.flush()

@@ -27,29 +27,23 @@ TEXT_MAXIMUM = 8192  # characters of one text value; a traceback fits, a file's 
 @lru_cache(maxsize=1)
 def boot_id() -> str:
     """The kernel's name for this boot: monotonic times compare only within one."""
-    try:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            return file.read().strip()
-    except OSError:
-        return "unknown"
+    with contextlib.suppress(OSError), open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+    return "unknown"
 
 
 def process_start(pid: int) -> int | None:
     """Start of a process in clock ticks since boot; None when there is none. Unique together with the pid."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[19])  # after the name, which may hold anything
-    except (OSError, ValueError, IndexError):
-        return None
+    with contextlib.suppress(OSError, ValueError, IndexError), open(f"/proc/{pid}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[19])  # after the name, which may hold anything
+    return None
 
 
 def rfc3339(moment: datetime) -> str:
-    """UTC with milliseconds: 2026-01-31T09:15:00.123Z."""
     return moment.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def envelope(event: str, level: str) -> dict[str, Any]:
-    """The keys that every line carries, in the order in which people read them."""
     return {
         "event": event,
         "level": level,
@@ -119,14 +113,13 @@ class JsonlFile:
         with self._lock:
             try:
                 self._reopen_if_moved()
-                data = ("\n" if self._torn else "").encode() + line.encode() + b"\n"
-                self._torn = os.write(self._descriptor, data) < len(data)  # the disk is full in the middle of the line
+                data = b"\n" * self._torn + line.encode() + b"\n"
+                self._torn = lost = os.write(self._descriptor, data) < len(data)  # the disk is full within the line
             except OSError:
                 self._close()
-                self.dropped += 1
-                return False
-            self.dropped += self._torn
-            return not self._torn
+                lost = True
+            self.dropped += lost
+            return not lost
 
     def _reopen_if_moved(self) -> None:
         with contextlib.suppress(FileNotFoundError):

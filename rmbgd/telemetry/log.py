@@ -12,7 +12,7 @@ import os
 import queue
 import threading
 from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import structlog
 
@@ -22,38 +22,30 @@ from rmbgd.telemetry import jsonl
 from rmbgd.telemetry.jsonl import JsonlFile
 
 PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # syslog's, as the journal filters by
-
 # What an operator filters the journal by (`journalctl RMBGD_EVENT=image.failed`); the rest is in the line itself.
 JOURNAL_KEYS = ("event", "level", "folder", "path", "job", "reason", "device", "model", "stage", "kind")
-
 CONSOLE_QUEUE = 10_000  # lines that wait for the console; what comes beyond is dropped and counted
 CLOSE_TIMEOUT = 2.0  # s for the console to write what waits when the log is closed
 
 Fields = dict[str, bytes]
-JournalSend = Callable[..., object]
-"""systemd.journal.sendv: takes each field as b"NAME=value"."""
 
 
-class EventLog:
+class EventLog(contextlib.AbstractContextManager["EventLog"]):
     """Writes events. `emit` is an events.Emit: safe from any thread and from signal handlers, and it never raises."""
 
-    def __init__(self, file: JsonlFile | None, console: ConsoleWriter | None, *, strict: bool = False) -> None:
-        self._file, self._console, self._strict = file, console, strict
-        chain = structlog.wrap_logger(self, processors=[_render], wrapper_class=_LevelledLogger)
-        self._logger: _LevelledLogger = chain.bind()
+    def __init__(self, file: JsonlFile | None, console: ConsoleWriter | None) -> None:
+        self._file, self._console = file, console
+        self._logger = _LevelledLogger(self, [_render], {})
 
     def emit(self, event: str, /, **keys: object) -> None:
-        """Write one event. `strict` is for tests: raises ValueError for what the vocabulary does not know."""
-        if self._strict and (problems := events.problems_with(event, keys)):
-            raise ValueError("; ".join(problems))
         kind = events.EVENTS.get(event)
         self._logger.log(kind.level if kind else "warning", event, keys)
 
     @property
     def dropped(self) -> dict[str, int]:
-        """Lines that could not be written, by sink; sinks that are not there are left out."""
-        counts = {"file": self._file.dropped} if self._file else {}
-        return counts | ({"console": self._console.dropped} if self._console else {})
+        """Lines that could not be written, by sink."""
+        sinks = {"file": self._file, "console": self._console}
+        return {name: sink.dropped for name, sink in sinks.items() if sink is not None}
 
     def write(self, line: str, level: str, fields: Fields) -> None:
         """The end of structlog's chain; callers use `emit`."""
@@ -62,9 +54,6 @@ class EventLog:
         if self._console is not None:
             self._console.put(line, level, fields)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         """Write what waits for the console, within CLOSE_TIMEOUT. Emitting afterwards still reaches the file."""
         if self._console is not None:
@@ -72,8 +61,6 @@ class EventLog:
 
 
 class _LevelledLogger(structlog.BoundLoggerBase):
-    """structlog's logger with one method: the level comes from the vocabulary, not from the caller."""
-
     def log(self, level: str, event: str, keys: dict[str, object]) -> None:
         arguments, _ = self._process_event(level, event, keys)
         self._logger.write(*arguments)
@@ -90,26 +77,25 @@ class ConsoleWriter:
     """Writes lines to the journal or to a descriptor, on a thread of its own, from a bounded queue.
 
     Not a logging.handlers.QueueListener: its `stop` waits without limit for a reader that hangs, and a queue.Queue,
-    whose lock is not reentrant, would deadlock with an event emitted in a signal handler.
+    whose lock is not reentrant, would deadlock with an event emitted in a signal handler. `journal`: as
+    systemd.journal.sendv, takes each field as b"NAME=value".
     """
 
-    def __init__(self, *, descriptor: int | None = None, journal: JournalSend | None = None) -> None:
+    def __init__(self, *, descriptor: int | None = None, journal: Callable[..., object] | None = None) -> None:
         self.dropped = 0  # lines; an estimate when several threads drop at once
-        self._descriptor = descriptor
-        self._journal = journal
+        self._descriptor, self._journal = descriptor, journal
         self._queue: queue.SimpleQueue[tuple[str, str, Fields] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="log-console", daemon=True)
         self._thread.start()
 
     def put(self, line: str, level: str, fields: Fields) -> None:
-        """Never blocks: a line that does not fit the queue is dropped and counted."""
         if self._queue.qsize() >= CONSOLE_QUEUE:
             self.dropped += 1
         else:
             self._queue.put((line, level, fields))
 
     def close(self) -> None:
-        """Write what waits, then end. A journal that hangs is abandoned after CLOSE_TIMEOUT."""
+        """A journal that hangs is abandoned after CLOSE_TIMEOUT."""
         self._queue.put(None)
         self._thread.join(CLOSE_TIMEOUT)
 
@@ -122,10 +108,9 @@ class ConsoleWriter:
 
     def _write(self, line: str, level: str, fields: Fields) -> None:
         if self._journal is not None:
-            identifier = b"SYSLOG_IDENTIFIER=rmbgd"  # what the unit says holds for stdout only
-            priority = f"PRIORITY={PRIORITY.get(level, 6)}".encode()
-            extra = (name.encode() + b"=" + value for name, value in fields.items())
-            self._journal(b"MESSAGE=" + line.encode(), priority, identifier, *extra)
+            extra = [name.encode() + b"=" + value for name, value in fields.items()]
+            extra.append(b"SYSLOG_IDENTIFIER=rmbgd")  # what the unit says holds for stdout only
+            self._journal(b"MESSAGE=" + line.encode(), f"PRIORITY={PRIORITY.get(level, 6)}".encode(), *extra)
         elif self._descriptor is not None:
             rest = memoryview(line.encode() + b"\n")
             while rest:
@@ -134,19 +119,17 @@ class ConsoleWriter:
 
 def open_log(service: ServiceSettings) -> EventLog:
     """The log that `service` asks for; to the journal when stdout or stderr already leads there, else to stdout."""
-    send: JournalSend | None = None
+    console = None
     if _leads_to_journal(1) or _leads_to_journal(2):
         # Without the module the lines go to stdout, which the journal captures: only the extra fields are lost.
         with contextlib.suppress(ImportError):
-            send = importlib.import_module("systemd.journal").sendv
-    console = ConsoleWriter(journal=send) if send else ConsoleWriter(descriptor=1)
-    return EventLog(JsonlFile(service.log_file) if service.log_file is not None else None, console)
+            console = ConsoleWriter(journal=importlib.import_module("systemd.journal").sendv)
+    return EventLog(JsonlFile(service.log_file) if service.log_file else None, console or ConsoleWriter(descriptor=1))
 
 
 def _leads_to_journal(descriptor: int) -> bool:
     """Whether `descriptor` leads to the journal: JOURNAL_STREAM names its device and inode (systemd.exec(5))."""
-    try:
+    with contextlib.suppress(OSError):
         status = os.fstat(descriptor)
-    except OSError:
-        return False
-    return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+        return os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return False

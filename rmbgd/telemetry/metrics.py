@@ -20,6 +20,7 @@ from rmbgd.fs import atomic_write
 
 FILE_MODE = 0o644  # the exporter runs as another user, and the service's umask lets others read nothing
 
+# Keys of an event that become labels; an event that is not here is counted without any.
 LABELS: dict[str, tuple[str, ...]] = {
     "service.failed": ("stage",),
     "service.exit": ("result",),
@@ -45,13 +46,9 @@ LABELS: dict[str, tuple[str, ...]] = {
     "engine.state": ("device", "to"),
     "engine.sensor": ("device", "source"),
 }
-"""Keys of an event that become labels; an event that is not here is counted without any."""
-
 NOT_COUNTED = frozenset({"health", "engine.output", "run.summary"})
-
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
-
-GAUGES = {
+GAUGES = {  # key of the health event: name and meaning of the gauge
     "uptime": ("uptime_seconds", "since the service started"),
     "waiting": ("waiting_files", "seen and not yet claimed"),
     "in_flight": ("in_flight_images", "claimed and not yet concluded"),
@@ -62,7 +59,6 @@ GAUGES = {
     "arena_bytes": ("arena_bytes", "leased for images in flight"),
     "ledger_rows": ("ledger_rows", "jobs remembered"),
 }
-"""Key of the health event -> name and meaning of the gauge."""
 
 
 class Metrics:
@@ -71,22 +67,15 @@ class Metrics:
     def __init__(self, emit: Emit) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call] # this text format would show them as one more gauge per counter
         self._emit = emit
-        self._registry = CollectorRegistry()
+        self._registry = registry = CollectorRegistry()
         self._counters = {
-            event: Counter(
-                f"rmbgd_{event.replace('.', '_')}", kind.meaning, LABELS.get(event, ()), registry=self._registry
-            )
+            event: Counter(f"rmbgd_{event.replace('.', '_')}", kind.meaning, LABELS.get(event, ()), registry=registry)
             for event, kind in EVENTS.items()
             if event not in NOT_COUNTED
         }
-        self._bytes = Counter("rmbgd_image_bytes", "of images read and written", ["direction"], registry=self._registry)
-        self._seconds = Histogram(
-            "rmbgd_image_seconds",
-            "time of one image in each stage",
-            ["stage"],
-            registry=self._registry,
-            buckets=SECONDS,
-        )
+        self._bytes = Counter("rmbgd_image_bytes", "of images read and written", ["direction"], registry=registry)
+        meaning = "time of one image in each stage"
+        self._seconds = Histogram("rmbgd_image_seconds", meaning, ["stage"], registry=registry, buckets=SECONDS)
         self._gauges = {key: self._gauge(name, meaning) for key, (name, meaning) in GAUGES.items()}
         for gauge in self._gauges.values():
             gauge.set(math.nan)  # unknown until the first health event
@@ -99,27 +88,29 @@ class Metrics:
     def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
         return Gauge(f"rmbgd_{name}", meaning, labels, registry=self._registry)
 
-    def __call__(self, event: str, /, **keys: object) -> None:
+    def __call__(self, event: str, /, **keys: Any) -> None:
         if event == "health":
             self.health(keys)
         elif counter := self._counters.get(event):
             labels = {name: str(keys.get(name, "")) for name in LABELS.get(event, ())}
             (counter.labels(**labels) if labels else counter).inc()
         if event == "image.done":
-            self._count_image(keys)
+            for direction in ("in", "out"):
+                self._bytes.labels(direction=direction).inc(max(float(keys.get(f"bytes_{direction}") or 0), 0.0))
+            for stage, milliseconds in (keys.get("milliseconds") or {}).items():
+                self._seconds.labels(stage=str(stage)).observe(float(milliseconds) / 1000.0)
         self._emit(event, **keys)
 
     def health(self, keys: Mapping[str, Any]) -> None:
         """Take the gauges from the keys of a health event; what is not known is left out rather than shown as 0."""
         for key, gauge in self._gauges.items():
             value = keys.get(key)
-            gauge.set(float(value) if isinstance(value, (int, float)) else math.nan)
-        self._paused.set(1 if keys.get("paused") else 0)
+            gauge.set(value if isinstance(value, (int, float)) else math.nan)
+        self._paused.set(bool(keys.get("paused")))
         for table in (self._temperature, self._state, self._in_use):
             table.clear()
-        for device in str(keys.get("device") or "").split(", "):
-            if device:
-                self._in_use.labels(device=device).set(1)
+        for device in filter(None, str(keys.get("device") or "").split(", ")):
+            self._in_use.labels(device=device).set(1)
         for device, facts in devices_of(keys).items():
             temperature, state = facts.get("temperature"), facts.get("state")
             if isinstance(temperature, (int, float)):
@@ -127,20 +118,10 @@ class Metrics:
             if state is not None:
                 self._state.labels(device=device, state=str(state)).set(1)
 
-    def _count_image(self, keys: Mapping[str, Any]) -> None:
-        for direction in ("in", "out"):
-            self._bytes.labels(direction=direction).inc(max(float(keys.get(f"bytes_{direction}") or 0), 0.0))
-        for stage, milliseconds in (keys.get("milliseconds") or {}).items():
-            self._seconds.labels(stage=str(stage)).observe(float(milliseconds) / 1000.0)
-
-    def text(self) -> bytes:
-        """Everything, in Prometheus' text format."""
-        return generate_latest(self._registry)
-
     def write(self, path: Path) -> None:
         """Replace the file whole, readable by all, where the disk lets it: no image depends on it.
 
         Not prometheus_client's write_to_textfile: a chmod after its rename would be too late for a scrape in between.
         """
         with contextlib.suppress(OSError):
-            atomic_write(path, self.text(), mode=FILE_MODE)
+            atomic_write(path, generate_latest(self._registry), mode=FILE_MODE)

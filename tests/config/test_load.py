@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,12 @@ from rmbgd.config.settings import Folder, Recipe
 from rmbgd.errors import ConfigError
 from tools import gen_reference
 
+SETTINGS = [
+    (f"{name}.{setting}", field)
+    for name, _, model in gen_reference.sections()
+    for setting, field in model.model_fields.items()
+]
 FOLDER = {"name": "shop", "input": "/a/in", "output": "/a/out", "failed": "/a/failed", "done": "/a/done"}
-
-
-def settings() -> Iterator[tuple[str, FieldInfo]]:
-    for name, _, model in gen_reference.sections():
-        for setting, field in model.model_fields.items():
-            yield f"{name}.{setting}", field
 
 
 def problems(tables: dict[str, Any]) -> list[str]:
@@ -31,7 +29,7 @@ def problems(tables: dict[str, Any]) -> list[str]:
     return caught.value.problems
 
 
-@pytest.mark.parametrize(("name", "field"), list(settings()))
+@pytest.mark.parametrize(("name", "field"), SETTINGS)
 def test_every_setting_is_documented_and_shown(name: str, field: FieldInfo) -> None:
     """With the reason for its default; a number with a unit and both bounds; and in the default file."""
     assert field.description, name
@@ -50,21 +48,14 @@ def test_sections_are_all_that_a_file_may_hold() -> None:
 
 def test_default_file_is_the_defaults() -> None:
     """Reading the generated file gives every default, but for what the examples say."""
-    shipped = parse(tomllib.loads(gen_reference.default_toml()))
     examples = gen_reference.EXAMPLES
-    plain = parse(
-        {
-            "service": {"log_file": examples["service.log_file"]},
-            "recipe": {"default": {}},
-            "folder": [{key.partition(".")[2]: value for key, value in examples.items() if key.startswith("folder.")}],
-        }
-    )
-
-    assert plain == shipped
+    folder = {key.partition(".")[2]: value for key, value in examples.items() if key.startswith("folder.")}
+    service = {"log_file": examples["service.log_file"]}
+    plain = parse({"service": service, "recipe": {"default": {}}, "folder": [folder]})
+    assert plain == parse(tomllib.loads(gen_reference.default_toml()))
 
 
 def test_nothing_set_is_a_usable_configuration() -> None:
-    """Every default passes its own checks."""
     assert Config() == parse({})
 
 
@@ -88,36 +79,29 @@ def test_nothing_set_is_a_usable_configuration() -> None:
     ],
 )
 def test_mistake_is_reported_with_place_and_remedy(tables: dict[str, Any], expected: str) -> None:
-    """One line that says where, what, and what to do."""
     (problem,) = problems(tables)
     assert expected in problem
 
 
 def test_archive_without_a_place_is_refused() -> None:
-    """originals = "archive" needs a done folder; without one nothing says where originals go."""
     lacking = {key: value for key, value in FOLDER.items() if key != "done"}
-
     assert "needs a `done` folder" in problems({"folder": [lacking]})[0]
     assert parse({"folder": [lacking | {"originals": "delete"}]}).folder[0].done is None
 
 
 def test_all_mistakes_are_reported_at_once() -> None:
-    """An operator mends a file in one go, not one error at a time."""
     assert 3 == len(problems({"intake": {"quiet_close": 1, "attempts": 0}, "limits": {"side": "wide"}}))
 
 
 def test_settings_cannot_be_changed_after_loading() -> None:
-    """What was checked is what runs."""
     with pytest.raises(ValueError, match="frozen"):
         Config().service.stop_timeout = 1.0  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"),
-    [(b"\xff", "not UTF-8 at byte 0"), (b"[a", "see config/rmbgd.toml for the notation")],
+    ("content", "expected"), [(b"\xff", "not UTF-8 at byte 0"), (b"[a", "see config/rmbgd.toml for the notation")]
 )
 def test_file_that_is_no_toml_is_named(content: bytes, expected: str, tmp_path: Path) -> None:
-    """Which file, where in it, what is wrong."""
     path = tmp_path / "rmbgd.toml"
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=expected):
@@ -127,7 +111,6 @@ def test_file_that_is_no_toml_is_named(content: bytes, expected: str, tmp_path: 
 def test_recipe_of_a_folder() -> None:
     """The named recipe, or the defaults when `default` is not spelt out."""
     read = parse({"recipe": {"shop": {"format": "webp"}}, "folder": [FOLDER | {"recipe": "shop"}]})
-
     assert "webp" == read.recipe_of(read.folder[0]).format
     assert Recipe() == parse({"folder": [FOLDER]}).recipe_of(Folder(**FOLDER))
 
@@ -140,12 +123,10 @@ def test_options_go_over_the_tables_of_a_file(tmp_path: Path) -> None:
     )
     options = {"engine": {"device": None, "threads": 2}, "recipe": {"crop": False, "canvas": None}}
     config, recipe = overlay(path, "shop", ["engine"], options)
-
     assert Recipe(format="tiff", crop=False) == recipe == config.recipe["shop"]
     assert ("cpu", 2, Config().limits) == (config.engine.device, config.engine.threads, config.limits)
 
 
 def test_options_over_a_recipe_that_does_not_exist() -> None:
-    """Refused with those that exist."""
     with pytest.raises(ConfigError, match="no recipe 'shop'; there is default"):
         overlay(None, "shop", [], {})

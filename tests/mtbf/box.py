@@ -13,6 +13,7 @@ from rmbgd.events import EVENTS, problems_with
 from rmbgd.mtbf.command import add_arguments
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC).timestamp()
+HOUR = 3600.0
 
 
 class Box:

@@ -13,8 +13,6 @@ from datetime import datetime
 
 @dataclass
 class Life:
-    """One process, as far as its lines tell."""
-
     boot: str
     pid: int
     order: int

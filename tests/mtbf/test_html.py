@@ -28,9 +28,7 @@ class Tags(HTMLParser):
 
     def __init__(self, page: str) -> None:
         super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-        self.words: list[str] = []
+        self.open, self.seen, self.words = [], [], []  # names; (name, attributes); of all text
         self.feed(page)
         self.close()
 
@@ -40,8 +38,8 @@ class Tags(HTMLParser):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        assert self.open
-        assert self.open.pop() == tag
+        assert self.open[-1:] == [tag]
+        self.open.pop()
 
     def handle_data(self, data: str) -> None:
         self.words += data.split()
@@ -95,22 +93,17 @@ def test_the_page_holds_every_plot_and_needs_no_network(fleet: Path):
 
 def test_an_estimate_stands_with_its_bound(fleet: Path):
     """In the tile that is read first; without failures the bound alone."""
-    assert re.search(
-        r"Mean time between failures [\d.,]+ h at least [\d.,]+ h at 90 % confidence", Tags(page_of(fleet)).text
-    )
-
-    quiet = Tags(page_of(Box("quiet", heartbeat=60).start().serve(6000).write(fleet / "quiet" / "quiet.jsonl"))).text
-    assert "≥ 0.7 h" in quiet
-    assert "no failure, so no estimate" in quiet
+    words = r"Mean time between failures [\d.,]+ h at least [\d.,]+ h at 90 % confidence"
+    assert re.search(words, Tags(page_of(fleet)).text)
+    quiet = Box("quiet", heartbeat=60).start().serve(6000).write(fleet / "quiet" / "quiet.jsonl")
+    assert re.search("≥ 0.7 h .*no failure, so no estimate", Tags(page_of(quiet)).text)
 
 
 def test_light_and_dark_define_the_same_colours(fleet: Path):
     """A colour that one of them forgets would be the other's by accident; plots and legends use no other."""
     page = page_of(fleet)
-    light, dark = (
-        set(re.findall(r"(--\w+):", part)) for part in page.split("} }")[0].split("prefers-color-scheme: dark")
-    )
-
+    styles = page.split("} }")[0].split("prefers-color-scheme: dark")
+    light, dark = (set(re.findall(r"(--\w+):", part)) for part in styles)
     assert light == dark
     assert set(re.findall(r"var\((--\w+)\)", page)) <= light
     assert set(html.device_styles(make_report(options(fleet)).machines).values()) <= {name[2:] for name in light}
@@ -127,10 +120,8 @@ def test_an_image_before_the_first_time_in_service_is_not_drawn(tmp_path: Path):
 
 
 def test_a_page_without_a_run_says_so(tmp_path: Path):
-    """An empty log makes no empty plots."""
     (tmp_path / "edge.jsonl").write_text("")
     page = page_of(tmp_path)
-
     assert "<svg" not in page
     assert "nothing to count" in page
 
@@ -141,7 +132,6 @@ def test_the_file_is_written_whole(fleet: Path, tmp_path: Path, capsys: pytest.C
     assert (tmp_path / "report.html").read_text().endswith("</html>\n")
     assert "MTBF" in capsys.readouterr().out
     assert not [path.name for path in tmp_path.iterdir() if "tmp" in path.name]
-
     with pytest.raises(RmbgdError, match="name a file that can be written"):
         run(options(fleet, "--html", fleet / "missing" / "report.html"))
 
@@ -150,7 +140,6 @@ def test_a_page_needs_the_extra(fleet: Path, tmp_path: Path, monkeypatch: pytest
     """Without jinja2: at once, with the command that brings it; nothing is written, and the text needs no jinja2."""
     monkeypatch.setitem(sys.modules, "jinja2", None)
     html.template.cache_clear()
-
     with pytest.raises(ConfigError, match=r"jinja2.*pip install 'rmbgd\[report\]'"):
         run(options(fleet / "missing.jsonl", "--html", tmp_path / "report.html"))
     assert not (tmp_path / "report.html").exists()
@@ -158,7 +147,6 @@ def test_a_page_needs_the_extra(fleet: Path, tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_template_is_installed_with_the_package():
-    """As package data, and named where setuptools looks."""
     assert resources.files("rmbgd.mtbf").joinpath("report.html.j2").is_file()
     assert '"rmbgd.mtbf" = ["report.html.j2"]' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
 
@@ -166,7 +154,6 @@ def test_the_template_is_installed_with_the_package():
 @settings(max_examples=40, deadline=None)
 @given(PARTS)
 def test_any_history_makes_a_whole_page(tmp_path_factory, parts):
-    """Empty, short, torn: no drawing breaks."""
     page_of(play(parts, set()).write(tmp_path_factory.mktemp("log") / "edge.jsonl"))
 
 
@@ -175,7 +162,6 @@ def test_any_history_makes_a_whole_page(tmp_path_factory, parts):
 def test_ticks_are_round_few_and_within(count: int, low: float, width: float):
     """Multiples of 1, 2 or 5 times a power of ten, and at most `count` steps; up to rounding of a float."""
     found = html.ticks(low, low + width, count)
-
     assert len(found) <= count + 1
     assert {f"{after - before:.0e}"[0] for before, after in pairwise(found)} <= set("125")
     assert all(low - 1e-6 * width <= value <= low + width + 1e-6 * width for value in found)
@@ -184,10 +170,8 @@ def test_ticks_are_round_few_and_within(count: int, low: float, width: float):
 @settings(deadline=None)
 @given(st.integers(0, 4_000_000_000), st.integers(1, 1_000_000_000))
 def test_time_ticks_are_few_and_within(begin: int, spread: int):
-    """Labels do not run into each other; half a century still fits."""
     window = (begin, begin + spread)
-    found = html.time_ticks(window, 9)
-
+    found = html.time_ticks(window)
     assert all(begin <= at <= begin + spread for at, _ in found)
     assert len(found) <= 10 or spread > 9 * 365 * 86400
-    assert html.bin_width(window, 120) >= 60
+    assert html.bin_width(window) >= 60

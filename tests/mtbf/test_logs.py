@@ -45,7 +45,6 @@ def text(lines: Iterable[str]) -> str:
     ],
 )  # fmt: skip
 def test_the_stem_of_a_rotated_name(name: str, stem: str):
-    """Whatever logrotate is told to append."""
     assert stem == rotation(name)[0]
 
 
@@ -62,7 +61,6 @@ def test_parts_are_read_oldest_first(tmp_path: Path, names: list[str]):
     for name in names:
         (tmp_path / name).write_text("")
     (source,) = gather([str(tmp_path / name) for name in reversed(names)])
-
     assert names == [file.name for file in source.files]
 
 
@@ -70,31 +68,21 @@ def test_parts_are_read_oldest_first(tmp_path: Path, names: list[str]):
 def test_a_file_or_a_folder_per_machine(tmp_path: Path, name: str):
     """Under one folder, or named one by one: a file's name is the machine's, or its folder's where it says nothing."""
     paths = [Box(box).start().serve(3600).write(tmp_path / name.format(box)) for box in ("edge10", "edge9")]
-
     for arguments in ([tmp_path], paths):
         assert [(name, hours(machine)) for name, machine in found(*arguments).items()] == [("edge9", 1), ("edge10", 1)]
 
 
-def test_the_host_that_the_log_names_goes_before_paths(tmp_path: Path):
-    """Two files of one host are one machine, whatever they are called."""
-    box = Box("boots", host="till-3").start().serve(3600).stop().sleep(10).start().serve(3600)
-    (tmp_path / "old.jsonl").write_text(text(box.lines[:64]))
-    (tmp_path / "new.jsonl").write_text(text(box.lines[64:]))
-
-    machine = found(tmp_path / "new.jsonl", tmp_path / "old.jsonl")["till-3"]
-    assert (hours(machine), machine.failures) == (2.0, [])
-
-
-def test_the_operator_s_name_goes_before_all(tmp_path: Path):
+def test_names_of_the_operator_go_before_the_host_in_the_log_and_that_before_paths(tmp_path: Path):
     """NAME=LOG, and --device with a pattern. One name for two logs makes one machine."""
-    box = Box("edge", host="till-3").start().serve(3600).stop().sleep(10).start().serve(3600)
+    box = Box("boots", host="till-3").start().serve(3600).stop().sleep(10).start().serve(3600)
     old, new = tmp_path / "site-9" / "x.jsonl", tmp_path / "site-9" / "y.jsonl"
     old.parent.mkdir()
     old.write_text(text(box.lines[:64]))
     new.write_text(text(box.lines[64:]))
 
-    machines = found(f"kiosk={old}", f"kiosk={new}")
-    assert (set(machines), hours(machines["kiosk"])) == ({"kiosk"}, 2.0)
+    for name, logs in (("till-3", [new, old]), ("kiosk", [f"kiosk={old}", f"kiosk={new}"])):
+        machines = found(*logs)
+        assert (set(machines), hours(machines[name]), machines[name].failures) == ({name}, 2.0, [])
     assert set(found(old, pattern=r"site-(\d+)")) == {"9"}
     assert set(found(old, pattern=r"site-\d+")) == {"site-9"}
 
@@ -103,7 +91,6 @@ def test_two_names_for_one_boot_are_told(tmp_path: Path):
     """Containers of one host, or one machine counted twice: the operator knows which."""
     for name in ("a", "b"):
         Box("edge").start().serve(3600).write(tmp_path / f"{name}.jsonl")
-
     assert any("shares a boot with b" in note for note in found(tmp_path)["a"].notes)
 
 
@@ -120,7 +107,6 @@ def test_what_names_no_log_is_refused(tmp_path: Path, argument: str, pattern: st
     Box("edge").start().write(tmp_path / "x.jsonl")
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.txt").write_text("hello")
-
     with pytest.raises(RmbgdError, match=words):
         found(tmp_path / argument, pattern=pattern)
 
@@ -130,13 +116,11 @@ def test_what_names_no_log_is_refused(tmp_path: Path, argument: str, pattern: st
 
 @pytest.mark.parametrize("opener", [gzip.open, bz2.open, lzma.open])
 def test_compressed_and_rotated_parts_are_one_log(tmp_path: Path, opener):
-    """By their content, whatever their names."""
     box = Box("edge").start().serve(7200).stop().sleep(10).start().serve(3600)
     with opener(tmp_path / "edge.jsonl.2.gz", "wt") as file:
         file.write(text(box.lines[:60]))
     (tmp_path / "edge.jsonl.1").write_text(text(box.lines[60:120]))
     (tmp_path / "edge.jsonl").write_text(text(box.lines[120:]))
-
     machine = found(tmp_path)["edge"]
     assert (hours(machine), machine.failures) == (3.0, [])
 
@@ -161,7 +145,6 @@ SHOWN = [f"Jan 01 00:00:00 till-3 rmbgd[77]: {line}".replace('{"event": ', '{"ev
 def test_a_log_is_read_as_it_is_found(tmp_path: Path, content: str, machine: str, note: str):
     (tmp_path / "edge.log").write_text(content)
     ((name, history),) = found(tmp_path).items()
-
     assert (name, hours(history)) == (machine, 1.0)
     assert any(note in each for each in history.notes) if note else history.notes == []
 
@@ -171,36 +154,29 @@ def test_a_kernel_that_names_no_boot_is_told_apart_by_its_clock(tmp_path: Path):
     box = Box("edge").start().serve(3600).reboot(10).start().serve(3600)
     box.lines = [json.dumps(json.loads(line) | {"boot_id": "unknown"}) for line in box.lines]
     machine = found(box.write(tmp_path / "edge.jsonl"))["edge"]
-
     assert (hours(machine), round(machine.timeline.seconds(State.POWER_LOSS))) == (2.0, 12)
 
 
 def test_an_archive_that_was_cut_is_read_as_far_as_it_goes(tmp_path: Path):
-    """And told."""
     whole = gzip.compress(text(Box("edge").start().serve(36_000).lines).encode())
     (tmp_path / "edge.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-
     machine = found(tmp_path)["edge"]
     assert 0 < hours(machine) < 10
     assert any("damaged" in note for note in machine.notes)
 
 
 def test_the_same_part_twice_counts_once(tmp_path: Path):
-    """Copied before and after rotation."""
     box = Box("edge").start()
     for _ in range(100):
         box.sleep(30).image().health()
     box.write(tmp_path / "edge.jsonl")
     box.write(tmp_path / "edge.jsonl.1")
-
     machine = found(tmp_path)["edge"]
-    assert machine.counts["outcomes"]["done"] == 100
-    assert round(machine.operating) == 3000
+    assert (machine.counts["outcomes"]["done"], round(machine.operating)) == (100, 3000)
     assert any("more than once" in note for note in machine.notes)
 
 
 def test_standard_input(monkeypatch: pytest.MonkeyPatch):
-    """As `-`, for pipes."""
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text(LINES).encode())))
     assert hours(found("edge=-")["edge"]) == 1.0
 
@@ -218,9 +194,7 @@ def test_standard_input(monkeypatch: pytest.MonkeyPatch):
     ],
 )  # fmt: skip
 def test_lines_that_are_not_ours_are_left_out_and_told(tmp_path: Path, line: str):
-    """None of them ends the report."""
     (tmp_path / "edge.jsonl").write_text(text([*LINES, line]))
-
     machine = found(tmp_path)["edge"]
     assert hours(machine) == 1.0
     assert any("left out" in note for note in machine.notes)
@@ -231,6 +205,5 @@ def test_a_time_that_nothing_measures_ends_no_report(tmp_path: Path, time: str):
     """The image counts, without that time."""
     box = Box("edge").start().image(milliseconds={"total": 1, "wait": 2.0}).serve(60)
     (tmp_path / "edge.jsonl").write_text(text(box.lines).replace('"total": 1,', f'"total": {time},'))
-
     (boot,) = found(tmp_path)["edge"].boots
     assert [list(boot.images.values(stage)) for stage in ("total", "wait")] == [[], [2.0]]

@@ -28,9 +28,11 @@ BEAT = 1.0  # s; the shortest that may be set
 DAY = 86_400.0
 
 
-def rmbgd_mtbf(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def rmbgd_mtbf(*words: str | Path) -> str:
     command = [sys.executable, "-m", "rmbgd", "mtbf", *map(str, words)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout
 
 
 def record_exit(service: ServiceUnderTest) -> None:
@@ -42,9 +44,8 @@ def record_exit(service: ServiceUnderTest) -> None:
 
 def rotate(service: ServiceUnderTest, kept: Path, name: str, *, compress: bool = False) -> None:
     """As logrotate does: by rename, under the running service."""
-    target = kept / name
     kept.mkdir(parents=True, exist_ok=True)
-    service.log_file.rename(target)
+    target = service.log_file.rename(kept / name)
     if compress:
         (kept / f"{name}.gz").write_bytes(gzip.compress(target.read_bytes()))
         target.unlink()
@@ -52,13 +53,10 @@ def rotate(service: ServiceUnderTest, kept: Path, name: str, *, compress: bool =
 
 @dataclass(frozen=True)
 class Fleet:
-    logs: Path
     text: str
-    report: dict[str, Any]
     page: str
-
-    def machine(self, name: str) -> dict[str, Any]:
-        return next(each for each in self.report["machines"] if each["name"] == name)
+    total: dict[str, Any]
+    machines: dict[str, dict[str, Any]]
 
 
 def life_of_one(base: Path, kept: Path) -> None:
@@ -113,38 +111,34 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
     life_of_two(base / "two", logs / "two")
     named = [f"{name}={logs / name}" for name in ("one", "two")]
     text = rmbgd_mtbf(*named, "--claim", "3120", "--html", base / "report.html")
-    report = rmbgd_mtbf(*named, "--json")
-    assert (text.returncode, text.stderr, report.returncode, report.stderr) == (0, "", 0, "")
-    return Fleet(logs, text.stdout, json.loads(report.stdout), (base / "report.html").read_text())
+    found = json.loads(rmbgd_mtbf(*named, "--json"))
+    page = (base / "report.html").read_text()
+    return Fleet(text, page, found["total"], {each["name"]: each for each in found["machines"]})
 
 
 def test_each_crash_is_a_failure_with_its_cause(fleet: Fleet) -> None:
     """The recorded one by its signal, the other as vanished; both are over, with the time until ready again."""
-    failures = {each["machine"]: each for each in fleet.report["total"]["failures"]}
-
+    failures = {each["machine"]: each for each in fleet.total["failures"]}
     assert {name: each["cause"] for name, each in failures.items()} == {"one": "signal KILL", "two": "vanished"}
     assert all(0 < each["down_seconds"] < 120 for each in failures.values())
-    notes = " / ".join(fleet.machine("two")["notes"])
+    notes = " / ".join(fleet.machines["two"]["notes"])
     assert "1 torn or unreadable line left out" in notes
     assert "1 run without a recorded end" in notes
 
 
 def test_every_image_counts_once(fleet: Fleet) -> None:
     """Over rotated and compressed parts, crashes, and what a next start tells again."""
-    counted = {each["name"]: each["pictures"] for each in fleet.report["machines"]}
-
+    counted = {name: each["pictures"] for name, each in fleet.machines.items()}
     assert {name: (each["done"], each["refused"]) for name, each in counted.items()} == {"one": (9, 1), "two": (2, 0)}
     assert sorted(counted["one"]["by_device"]) == ["cpu", "cuda:0"]
 
 
 def test_the_failover_avoided_an_outage(fleet: Fleet) -> None:
-    """An image came out on the CPU meanwhile, in time, and nothing failed."""
-    (trip,) = fleet.machine("one")["failovers"]["list"]
+    (trip,) = fleet.machines["one"]["failovers"]["list"]
     assert (trip["reason"], trip["from"], trip["to"], trip["outcome"]) == ("temperature", "cuda:0", "cpu", "avoided")
 
 
 def test_the_report_stands_on_paper_and_on_the_page(fleet: Fleet) -> None:
-    """Bounds in the text; failures, temperature and device in use, images an hour and stage times on the page."""
     assert re.search(r"at least [\d.,]+ h at 90 % confidence", fleet.text)
     assert [attrs["aria-label"] for tag, attrs in Tags(fleet.page).seen if tag == "svg"] == [
         "operating time and failures of each machine", "temperature and device in use of one",
@@ -163,9 +157,7 @@ def test_a_wall_clock_that_jumps_changes_no_duration(tmp_path: Path) -> None:
         control.write_text(f"+{DAY:.0f}")
         service.turn()
         assert service.stop() == 0
-    report = json.loads(rmbgd_mtbf(service.log_file, "--json").stdout)
-
-    (machine,) = report["machines"]
+    (machine,) = json.loads(rmbgd_mtbf(service.log_file, "--json"))["machines"]
     assert 0 < machine["operating_hours"] < 0.5
     assert machine["mtbf"]["failures"] == 0
     assert any(f"jumped by +{DAY:.0f} s" in note for note in machine["notes"])

@@ -42,9 +42,7 @@ def test_cause_goes_to_the_journal_and_the_log(tmp_path: Path) -> None:
     assert (0, "") == (done.returncode, done.stderr)
     assert done.stdout == (tmp_path / "events.jsonl").read_text()
     event = json.loads(done.stdout)
-    assert ("service.exit", "signal", "killed", "KILL") == tuple(
-        event[key] for key in ("event", "result", "code", "status")
-    )
+    assert ["service.exit", "signal", "killed", "KILL"] == [event[key] for key in ("event", "result", "code", "status")]
     assert event["uptime"] > 0
     assert [] == problems_with("service.exit", {key: event[key] for key in event if key not in ENVELOPE})
 
@@ -52,7 +50,6 @@ def test_cause_goes_to_the_journal_and_the_log(tmp_path: Path) -> None:
 def test_uptime_is_that_of_the_run_that_ended() -> None:
     """From the status file, believed only when boot and invocation are the same."""
     status = {"boot_id": "b", "invocation_id": "run-1", "started": 100.0}
-
     assert 23.5 == exit_keys(KILLED, status, "b", 123.5)["uptime"]
     assert "uptime" not in exit_keys(KILLED, status, "other boot", 123.5)
     assert "uptime" not in exit_keys(KILLED, status | {"invocation_id": "run-0"}, "b", 123.5)
@@ -69,7 +66,6 @@ def test_broken_configuration_is_recorded_in_the_journal(tmp_path: Path) -> None
 
 @pytest.mark.integration
 def test_called_by_hand_it_says_what_calls_it() -> None:
-    """Without systemd's variables there is nothing to record."""
     done = record()
     assert (2, "") == (done.returncode, done.stdout)
     assert "ExecStopPost" in done.stderr
@@ -77,26 +73,18 @@ def test_called_by_hand_it_says_what_calls_it() -> None:
 
 @pytest.mark.integration
 def test_only_the_standard_library_is_loaded() -> None:
-    """It runs while the next start waits."""
     script = (
         "import sys, rmbgd.service.exit_recorder\n"
         "own = {name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names - {'rmbgd', '__main__'}\n"
         "print(sorted(name for name in own if not name.startswith('_') and name != 'sitecustomize'))\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-S", "-c", script],
-        capture_output=True,
-        text=True,
-        check=True,
-        env=os.environ | {"PYTHONPATH": str(Path(exit_recorder.__file__).parents[2])},
-    )
-
+    env = os.environ | {"PYTHONPATH": str(Path(exit_recorder.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-S", "-c", script], capture_output=True, text=True, check=True, env=env)
     assert "[]\n" == done.stdout
 
 
 def test_defaults_are_those_of_the_configuration() -> None:
     """Two files state them, because one of them must not load pydantic."""
     service = config.ServiceSettings()
-
     assert service.runtime_directory == exit_recorder.DEFAULT_RUNTIME_DIRECTORY
     assert service.state_directory == exit_recorder.DEFAULT_STATE_DIRECTORY

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -10,34 +9,19 @@ from rmbgd.heartbeat import Heartbeats
 from rmbgd.testing.clock import FakeClock
 
 AFTER = 30.0
+SECONDS = st.floats(0, 1e6)
 
 
-@pytest.fixture
-def clock() -> FakeClock:
-    return FakeClock()
-
-
-@pytest.fixture
-def heartbeats(clock: FakeClock) -> Heartbeats:
-    return Heartbeats(clock)
-
-
-def test_thread_that_waits_is_never_stalled(clock: FakeClock, heartbeats: Heartbeats) -> None:
-    """Waiting for others may take for ever; a thread that has not said anything yet counts as waiting too."""
-    heartbeats.new("decode").waiting()
+def test_thread_that_works_too_long_is_named() -> None:
+    """Only the one that neither waits, has yet to say anything, nor progresses; beyond the limit, until it moves."""
+    clock = FakeClock()
+    heartbeats = Heartbeats(clock)
+    slow, brisk, idle = heartbeats.new("slow"), heartbeats.new("brisk"), heartbeats.new("idle")
     heartbeats.new("late")
-    clock.advance(1e6)
-
-    assert [] == heartbeats.stalled(clock.monotonic(), AFTER)
-
-
-def test_thread_that_works_too_long_is_named(clock: FakeClock, heartbeats: Heartbeats) -> None:
-    """Only the one that neither waits nor progresses, only beyond the limit, and only until its next step."""
-    slow, brisk = heartbeats.new("slow"), heartbeats.new("brisk")
+    idle.waiting()
     slow.working()
     clock.advance(AFTER)
     brisk.working()
-
     assert [] == heartbeats.stalled(clock.monotonic(), AFTER)
     clock.advance(0.001)
     assert ["slow"] == heartbeats.stalled(clock.monotonic(), AFTER)
@@ -45,23 +29,18 @@ def test_thread_that_works_too_long_is_named(clock: FakeClock, heartbeats: Heart
     assert [] == heartbeats.stalled(clock.monotonic(), AFTER)
 
 
-def test_time_in_which_the_whole_process_stood_still_does_not_count(heartbeats: Heartbeats) -> None:
+def test_time_in_which_the_whole_process_stood_still_does_not_count() -> None:
     """After SIGSTOP and SIGCONT every thread has the full time again, and no more."""
+    heartbeats = Heartbeats(FakeClock())
     heartbeats.new("decode").working()
     assert [] == heartbeats.stalled(1000.0 + AFTER, AFTER, awake_since=1000.0)
     assert ["decode"] == heartbeats.stalled(1000.1 + AFTER, AFTER, awake_since=1000.0)
 
 
-@given(
-    st.lists(st.tuples(st.booleans(), st.integers(0, 10**6))),
-    st.floats(0, 1e6),
-    st.floats(0.1, 1e3),
-    st.floats(0, 1e6),
-)
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 10**6))), SECONDS, st.floats(0.1, 1e3), SECONDS)
 def test_stalled_are_just_those_that_work_and_are_old(
     said: list[tuple[bool, int]], now: float, after: float, awake: float
 ) -> None:
-    """The rule, against every combination of waiting, age and standing still."""
     clock = FakeClock()
     heartbeats = Heartbeats(clock)
     for name, (waiting, since) in enumerate(said):

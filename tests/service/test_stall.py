@@ -20,7 +20,6 @@ def looks(detector: StallDetector, *facts: StallFacts, start: float = 0.0) -> li
 def test_images_that_do_not_move_are_a_stall_after_a_while() -> None:
     """No progress, no computing, no excuse: stalled once the time is over, not before, and until something moves."""
     detector = StallDetector(60.0)
-
     assert looks(detector, *[STILL] * 9) == [False] * 8 + [True]
     assert not detector.is_stalled(StallFacts([(5, 5), (4, 3), (2, 2)]), 100.0)
 
@@ -36,7 +35,6 @@ def test_images_that_do_not_move_are_a_stall_after_a_while() -> None:
     ],
 )
 def test_progress_or_an_excuse_begins_it_anew(interruption: StallFacts) -> None:
-    """One movement, one batch, one pause: the time counts from there."""
     assert looks(StallDetector(60.0), *[STILL] * 7, interruption, *[STILL] * 7) == [False] * 15
 
 
@@ -44,7 +42,6 @@ def test_time_in_which_the_process_was_frozen_does_not_count() -> None:
     """After SIGSTOP no thread had a chance to move anything."""
     detector = StallDetector(60.0)
     looks(detector, *[STILL] * 3)
-
     assert not detector.is_stalled(STILL, 5000.0)
     assert looks(detector, *[STILL] * 7, start=5010.0) == [False] * 6 + [True]
 
@@ -71,5 +68,4 @@ def test_a_stall_is_an_unbroken_series_without_progress(history: list[tuple[int,
     ],
 )  # fmt: skip
 def test_what_excuses_the_pipeline(paused: object, state: str, excused: bool) -> None:
-    """A pause, and an engine that takes nothing: waited for, starting, or restarting."""
     assert is_excused(paused=paused, engine={"state": state}) is excused

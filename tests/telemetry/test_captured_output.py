@@ -38,7 +38,6 @@ def test_each_line_becomes_an_event() -> None:
     """Whichever way it was written, bytes that are no UTF-8 and half a line too; the true stderr stays empty."""
     script = r"os.write(2, b'bad \xff byte\n'); print('python too', file=sys.stderr); os.write(2, b'abort: bad')"
     lines = [r"bad \xff byte", "python too", "abort: bad"]
-
     assert ([["engine.output", {"source": "service", "line": line}] for line in lines], "") == captured(script)
 
 
@@ -53,9 +52,7 @@ def test_each_line_becomes_an_event() -> None:
     ],
 )
 def test_flood_is_cut_and_counted(script: str, least: int) -> None:
-    """Neither hundreds of lines about one file nor one endless line drown the log."""
     emitted, _ = captured(script)
-
     assert least <= len(emitted) < 2 * LINES_AT_ONCE
     assert all(len(keys["line"]) < 1100 for _, keys in emitted)
 
@@ -65,7 +62,6 @@ def test_stacks_of_a_dying_process_reach_the_true_stderr() -> None:
     """faulthandler writes when nothing can read any more: past the capture."""
     script = SETUP + "os.kill(os.getpid(), signal.SIGABRT)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-
     assert -6 == done.returncode
     assert "Fatal Python error: Aborted" in done.stderr
 
@@ -84,7 +80,6 @@ gate.set()
 thread.join()
 """
     emitted, rest = captured(script)
-
     assert "in some_thread_that_waits" in rest
     assert [] == emitted
 
@@ -107,12 +102,10 @@ def test_lines_are_whole_however_they_arrive(pieces: list[bytes], passed: list[s
     for piece in pieces:
         output.feed(piece)
     output.finish()
-
     assert passed == found
 
 
 def test_left_out_lines_are_counted_and_the_last_words_kept() -> None:
-    """Beyond the limit lines are left out, their number is passed on, and the last ones are known."""
     passed: list[str] = []
     clock = FakeClock()
     output = OutputLines(passed.append, clock)
@@ -120,7 +113,6 @@ def test_left_out_lines_are_counted_and_the_last_words_kept() -> None:
     flood = len(passed)
     clock.advance(1.0)
     output.feed(b"calm\n")
-
     assert flood == LINES_AT_ONCE
     assert passed[LINES_AT_ONCE:] == [f"({1000 - LINES_AT_ONCE} lines left out)", "calm"]
     assert output.last_words() == " | ".join([str(n) for n in range(1000 - LAST_WORDS + 1, 1000)] + ["calm"])

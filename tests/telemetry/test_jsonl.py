@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
@@ -44,7 +45,6 @@ class Colour(StrEnum):
     ],
 )
 def test_every_value_becomes_json(value: object, expected: object) -> None:
-    """None of them breaks the line."""
     assert {"key": expected} == json.loads(jsonl.to_json({"key": value}))
 
 
@@ -55,7 +55,6 @@ leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 def test_any_value_is_one_printable_ascii_line(values: dict[str, object]) -> None:
     """No value can end the line early, or send a control character to a terminal."""
     line = jsonl.to_json(values)
-
     assert line.isascii()
     assert line.isprintable()
     assert isinstance(json.loads(line), dict)
@@ -64,7 +63,6 @@ def test_any_value_is_one_printable_ascii_line(values: dict[str, object]) -> Non
 def test_envelope_has_the_keys_of_the_vocabulary() -> None:
     """Each line says what, how bad, when on two clocks (RFC 3339 in UTC), in which boot, process and version."""
     envelope = jsonl.envelope("health", "info")
-
     assert ENVELOPE == tuple(envelope)
     assert envelope["time"] == jsonl.rfc3339(datetime.fromisoformat(envelope["time"]))
     assert envelope["time"].endswith("Z")
@@ -90,14 +88,12 @@ def test_lines_follow_the_path_through_rotation(rotate: Callable[[Path, Path], N
     file = jsonl.JsonlFile(path)
     file.write("one")
     rotate(path, old)
-
     assert file.write("two")
     assert "two\n" == path.read_text()
     assert not old.exists() or "one\n" == old.read_text()
 
 
 def test_half_a_line_of_a_killed_process_does_not_swallow_the_next(tmp_path: Path) -> None:
-    """The first line after a power cut stands on a line of its own."""
     path = tmp_path / "log"
     path.write_text('one\n{"event":"he')
     jsonl.JsonlFile(path).write("two")
@@ -107,7 +103,6 @@ def test_half_a_line_of_a_killed_process_does_not_swallow_the_next(tmp_path: Pat
 def test_missing_folder_is_counted_and_comes_back(tmp_path: Path) -> None:
     """What cannot be written is dropped and counted, and nothing is raised; writing goes on when it can."""
     file = jsonl.JsonlFile(tmp_path / "later" / "log")
-
     assert not file.write("one")
     (tmp_path / "later").mkdir()
     assert file.write("two")
@@ -130,19 +125,15 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM
 print(*written, file.write("whole"), file.dropped)
 """
     done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, text=True, check=True)
-
     assert "True False False True 2\n" == done.stdout
     assert ["123456", "abc", "whole"] == path.read_text().splitlines()
 
 
 def test_new_file_is_for_owner_and_group_only(tmp_path: Path) -> None:
     """Names of customers' files are in the log; the umask does not decide who reads it."""
-    before = os.umask(0o077)
-    try:
+    with ExitStack() as stack:
+        stack.callback(os.umask, os.umask(0o077))
         jsonl.JsonlFile(tmp_path / "log").write("one")
-    finally:
-        os.umask(before)
-
     assert 0o640 == (tmp_path / "log").stat().st_mode & 0o777
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import os
 import stat
+import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -32,11 +34,17 @@ def metrics() -> Metrics:
     return Metrics(RecordedEvents())
 
 
+def text(metrics: Metrics) -> str:
+    with tempfile.NamedTemporaryFile() as file:
+        metrics.write(Path(file.name))
+        return Path(file.name).read_text()
+
+
 def samples(metrics: Metrics) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
     """Every series, read back by prometheus_client's own parser."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
-        for family in text_string_to_metric_families(metrics.text().decode())
+        for family in text_string_to_metric_families(text(metrics))
         for sample in family.samples
     }
 
@@ -47,11 +55,10 @@ def labelled(**labels: str) -> frozenset[tuple[str, str]]:
 
 def test_every_event_has_a_counter_of_its_name(metrics: Metrics):
     """But for the heartbeat and lines of other programs."""
-    text = metrics.text().decode()
-
+    found = text(metrics)
     wanted = [f"# TYPE rmbgd_{name.replace('.', '_')}_total counter" for name in EVENTS if name not in NOT_COUNTED]
     assert len(wanted) > 30
-    assert [line for line in wanted if line not in text] == []
+    assert [line for line in wanted if line not in found] == []
 
 
 def test_labels_are_keys_that_their_event_must_have():
@@ -66,7 +73,6 @@ def test_an_image_is_counted_and_handed_on(metrics: Metrics):
     """By folder, device, model and verdict; its bytes and its stages too; creation times would double the series."""
     metrics("image.done", **DONE)
     found = samples(metrics)
-
     assert metrics._emit.named("image.done") == [DONE]
     of = labelled(folder="shop", device="cuda:0", model="birefnet", verdict="ok")
     assert found["rmbgd_image_done_total", of] == 1
@@ -78,10 +84,10 @@ def test_an_image_is_counted_and_handed_on(metrics: Metrics):
 
 
 def test_gauges_follow_the_heartbeat(metrics: Metrics):
-    """Queue, memory, temperature and state of each device."""
+    """Queue, memory, temperature and state of each device; before the first one nothing is claimed."""
+    assert math.isnan(samples(metrics)["rmbgd_waiting_files", frozenset()])
     metrics("health", **HEALTH)
     found = samples(metrics)
-
     assert found["rmbgd_waiting_files", frozenset()] == 3
     assert found["rmbgd_resident_memory_bytes", frozenset()] == 1 << 20
     assert found["rmbgd_paused", frozenset()] == 0
@@ -97,23 +103,16 @@ def test_what_the_heartbeat_no_longer_says_is_not_shown(metrics: Metrics):
     gone = {"devices": {"cuda:0": {"state": "lost", "temperature": None}}}
     metrics("health", **HEALTH | {"device": "cuda:0, cuda:1", "engine": gone})
     found = samples(metrics)
-
     assert "rmbgd_device_temperature_celsius" not in {name for name, _ in found}
     assert {labelled(device="cuda:0", state="lost")} == {of for name, of in found if name == "rmbgd_device_state"}
     in_use = {of: value for (name, of), value in found.items() if name == "rmbgd_device_in_use"}
     assert in_use == {labelled(device="cuda:0"): 1, labelled(device="cuda:1"): 1}
 
 
-def test_before_the_first_heartbeat_nothing_is_claimed(metrics: Metrics):
-    """An empty queue and a queue that was not looked at are not the same."""
-    assert math.isnan(samples(metrics)["rmbgd_waiting_files", frozenset()])
-
-
 def test_an_event_that_is_not_known_passes():
     """Counting must not stop what the log would take."""
     passed: list[tuple[str, dict[str, object]]] = []
     Metrics(lambda event, /, **keys: passed.append((event, keys)))("invented.event", anything=1)
-
     assert passed == [("invented.event", {"anything": 1})]
 
 
@@ -121,21 +120,15 @@ def test_the_file_is_replaced_whole_and_readable_by_all(metrics: Metrics, tmp_pa
     """Whatever the umask; a reader that has the old file open keeps the old text; nothing else is left behind."""
     path = tmp_path / "rmbgd.prom"
     path.write_text("old")
-    before = os.umask(0o077)
-    try:
-        with path.open() as reader:
-            metrics.write(path)
-            assert reader.read() == "old"
-    finally:
-        os.umask(before)
-
-    assert path.read_bytes() == metrics.text()
+    with ExitStack() as stack, path.open() as reader:
+        stack.callback(os.umask, os.umask(0o077))
+        metrics.write(path)
+        assert reader.read() == "old"
+    assert path.read_text() == text(metrics)
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
     assert os.listdir(tmp_path) == ["rmbgd.prom"]
 
 
 def test_a_disk_that_refuses_costs_the_file_and_nothing_else(metrics: Metrics, tmp_path: Path):
-    """Nothing is raised: no image depends on it."""
     metrics.write(tmp_path / "missing" / "rmbgd.prom")
-
     assert os.listdir(tmp_path) == []
