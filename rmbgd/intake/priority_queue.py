@@ -43,7 +43,7 @@ class Backlog:
         self._arriving: dict[Key, ArrivingFile] = {}
         self._complete: dict[Key, Complete] = {}
         self._looks: list[tuple[float, int, Key]] = []  # heap; entries of files that moved on are skipped
-        self._order: dict[str, list[tuple[float, int, Key]]] = {name: [] for name in self._folders}  # a heap each
+        self._order: dict[str, list[tuple[bool, float, int, Key]]] = {name: [] for name in self._folders}  # a heap each
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
@@ -68,12 +68,12 @@ class Backlog:
 
     def complete(self, complete: Complete) -> None:
         """It may be claimed. Realtime folders go first; else priority, raised by waiting: that order is fixed here."""
-        self.forget(complete.key)
-        self._complete[complete.key] = complete
-        self._counts[complete.key[0]] += 1
-        folder = self._folders[complete.key[0]]
+        key, folder = complete.key, self._folders[complete.key[0]]
+        self.forget(key)
+        self._complete[key] = complete
+        self._counts[folder.name] += 1
         rank = complete.arrival.first_seen / AGEING - folder.priority
-        heapq.heappush(self._order[folder.name], (rank, next(self._numbers), complete.key))
+        heapq.heappush(self._order[folder.name], (folder.latency != "realtime", rank, next(self._numbers), key))
 
     def forget(self, key: Key) -> None:
         if self._arriving.pop(key, None) is not None or self._complete.pop(key, None) is not None:
@@ -100,23 +100,17 @@ class Backlog:
         """The first `count` complete files of folders that are not in `closed`; they leave the backlog."""
         taken: list[Complete] = []
         while len(taken) < count:
-            heads = [head for name in self._order if name not in closed and (head := self._head(name))]
+            for order in self._order.values():
+                while order and order[0][3] not in self._complete:
+                    heapq.heappop(order)
+            heads = [order[0] for name, order in self._order.items() if order and name not in closed]
             if not heads:
                 break
-            folder = min(heads)[3]
-            complete = self._complete[heapq.heappop(self._order[folder])[2]]
-            self.forget(complete.key)
-            taken.append(complete)
+            key = min(heads)[3]
+            heapq.heappop(self._order[key[0]])
+            taken.append(self._complete[key])
+            self.forget(key)
         return taken
-
-    def _head(self, folder: str) -> tuple[bool, float, int, str] | None:
-        order = self._order[folder]
-        while order and order[0][2] not in self._complete:
-            heapq.heappop(order)
-        if not order:
-            return None
-        rank, number, _ = order[0]
-        return self._folders[folder].latency != "realtime", rank, number, folder
 
     def oldest(self) -> float | None:
         """When the file that has waited longest was first seen. Looks at every file."""
@@ -135,10 +129,6 @@ class Suspects:
         self._ledger = ledger
         self._waiting: list[tuple[Unfinished, str]] = []
         self._current: int | None = None
-
-    def __len__(self) -> int:
-        """How many have not been handed out yet."""
-        return len(self._waiting)
 
     def remain(self) -> bool:
         """Is one at work, or still to be handed out?"""

@@ -7,6 +7,7 @@ just after one, once more with `recovered`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import astuple, dataclass
 
@@ -20,7 +21,7 @@ from rmbgd.intake.priority_queue import Suspects
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.claims import put_back
 from rmbgd.store.ledger import Ledger
-from rmbgd.store.outbox import job_keys, refused
+from rmbgd.store.outbox import JobOutcome, job_keys, refused
 from rmbgd.store.records import Unfinished
 
 
@@ -50,11 +51,8 @@ class Recovery:
     def __init__(
         self, config: Config, ledger: Ledger, publisher: Publisher, emit: Emit, fs: FileSystem | None = None
     ) -> None:
-        self._config = config
+        self._config, self._ledger, self._publisher, self._emit = config, ledger, publisher, emit
         self._folders = {folder.name: folder for folder in config.folder}
-        self._ledger = ledger
-        self._publisher = publisher
-        self._emit = emit
         self._fs = fs or SystemFileSystem()
         self._rows: dict[str, list[Unfinished]] = {}
         self.suspects = Suspects(ledger)
@@ -76,18 +74,13 @@ class Recovery:
         folder = self._folders[name]
         if not is_there(str(folder.input), require_mount=folder.require_mount):
             return found
-        left = []
         for row in self._rows.pop(name, ()):
             try:
                 self._recover_row(found, row, folder)
             except (OSError, StorageFault):  # this row is for later; the others need not wait for it
-                left.append(row)
-        if left:
-            self._rows[name] = left
+                self._rows.setdefault(name, []).append(row)
         self._adopt(found, folder)
         return found
-
-    # ---------------------------------------------------------------------------------------------- one folder
 
     def _recover_row(self, found: Recovered, row: Unfinished, folder: Folder) -> None:
         root, cleanup = str(folder.input), self._publisher.cleanup
@@ -118,11 +111,8 @@ class Recovery:
     def _done(self, found: Recovered, row: Unfinished, source: str) -> None:
         """The output stands: what is left is the original, and perhaps the event."""
         self._publisher.archiver.archive(self._ledger.resume(row, source))
-        outcome = self._ledger.outbox.pending(row.job_id)
-        if outcome is not None:
-            outcome.add(recovered=True)
-            self._publisher.deliver(outcome)
-            found.delivered += 1
+        if (outcome := self._ledger.outbox.pending(row.job_id)) is not None:
+            self._deliver(found, outcome)
 
     def _refuse_again(self, found: Recovered, row: Unfinished, source: str) -> None:
         """It was refused, and perhaps not moved, and perhaps its event is missing."""
@@ -135,6 +125,9 @@ class Recovery:
         if pending is None and placed is None and row.by_rename:  # the disk refuses the original still
             self._ledger.outbox.deliver(outcome, None)
             return
+        self._deliver(found, outcome)
+
+    def _deliver(self, found: Recovered, outcome: JobOutcome) -> None:
         outcome.add(recovered=True)
         self._publisher.deliver(outcome)
         found.delivered += 1
@@ -148,18 +141,15 @@ class Recovery:
         except OSError:
             return
         for name in entries:
-            ours = names.unclaimed_path(name)
-            if ours is None:
+            if (ours := names.unclaimed_path(name)) is None:
                 continue
             job_id, relative_path = ours
             owner = self._ledger.owner_of(job_id)
             if owner is not None and owner[0] == folder.name and names.claimed_name(job_id, owner[1]) == name:
                 continue
-            try:
+            with contextlib.suppress(OSError):  # tried again with the next start, or when the disk comes back
                 put_back(root, name, relative_path, self._fs)
-            except OSError:  # tried again with the next start, or when the disk comes back
-                continue
-            found.adopted += 1
+                found.adopted += 1
 
 
 def _is_same(source: str, row: Unfinished) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmbgd.config.load import IntakeSettings
 from rmbgd.fs import FileVersion
 from rmbgd.imaging.completeness import Tail
 from rmbgd.intake.readiness import (
@@ -13,7 +14,6 @@ from rmbgd.intake.readiness import (
     Decision,
     Readiness,
     ReadinessFacts,
-    ReadinessRules,
     Writer,
     appeared,
     judge,
@@ -22,7 +22,7 @@ from rmbgd.intake.readiness import (
     still_stuck,
 )
 
-RULES = ReadinessRules(
+RULES = IntakeSettings(
     quiet_closed=0.5, quiet_unknown=2.0, quiet_remote=5.0, incomplete_timeout=900.0, stuck_upload=3600.0
 )
 GOOD = ReadinessFacts(Writer.NONE, True, Tail.COMPLETE)

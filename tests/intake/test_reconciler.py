@@ -16,7 +16,7 @@ from rmbgd.intake import claim as claims
 from rmbgd.intake import scanner
 from rmbgd.intake.disk_space import DiskSpaceGuard
 from rmbgd.intake.reconciler import Reconciler
-from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints
+from rmbgd.intake.watcher import FileEvent
 from rmbgd.pipeline.items import Rejection
 from rmbgd.pipeline.queue import queue
 from rmbgd.publish.publisher import Publisher
@@ -54,12 +54,6 @@ class Loop(Workspace):
             heartbeat=NullHeartbeat(),
             on_compared=lambda: self.compared.append(self.clock.monotonic()),
         )
-        self.hints = Hints(self.config.intake.hints_maximum, self.reconciler.wake)
-        watches = [
-            FolderWatch(folder, self.config.intake, self.hints, self.events, self.clock)
-            for folder in self.config.folder
-        ]
-        self.reconciler.attach(self.hints, watches)
         self.recovered = self.reconciler.recover()
         self.sender, self.receiver = queue(places, "jobs")
         self.door, self.refused = queue(100, "door")
@@ -89,7 +83,7 @@ class Loop(Workspace):
         return [self.refused.receive() for _ in range(self.refused.statistics().depth)]
 
     def hear(self, path: str, heard: FileEvent = FileEvent.CLOSED, folder: str = "shop") -> None:
-        self.hints.file(folder, path, heard)
+        self.reconciler._scanner.hints.file(folder, path, heard)
 
     def end(self, job: Job) -> None:
         self.publish(job)
