@@ -127,7 +127,7 @@ class Suspects:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._waiting: list[tuple[Unfinished, str]] = []
+        self._waiting: list[Unfinished] = []
         self._current: int | None = None
 
     def remain(self) -> bool:
@@ -136,9 +136,9 @@ class Suspects:
             self._current = None
         return self._current is not None or bool(self._waiting)
 
-    def add(self, row: Unfinished, source: str) -> None:
+    def add(self, row: Unfinished) -> None:
         """Behind those that fewer runs died with."""
-        bisect.insort(self._waiting, (row, source), key=lambda each: (each[0].attempt, each[0].job_id))
+        bisect.insort(self._waiting, row, key=lambda each: (each.attempt, each.job_id))
 
     def next(self) -> Job | None:
         """The next to send, its attempt counted; None while the one before is at work, or when all are through.
@@ -147,8 +147,7 @@ class Suspects:
         """
         if not self.remain() or self._current is not None:
             return None
-        row, source = self._waiting[0]
-        job = self._ledger.next_attempt(row, source)
+        job = self._ledger.next_attempt(self._waiting[0])
         del self._waiting[0]
         self._current = job.job_id
         return job

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from rmbgd import naming as names
 from rmbgd.config.load import Config, Folder
@@ -85,44 +85,45 @@ class Recovery:
     def _recover_row(self, found: Recovered, row: Unfinished, folder: Folder) -> None:
         root, cleanup = str(folder.input), self._publisher.cleanup
         name = names.claimed_name(row.job_id, row.relative_path)
-        source = os.path.join(root, *((names.CLAIM_FOLDER, name) if row.by_rename else (row.relative_path,)))
+        inside = (names.CLAIM_FOLDER, name) if row.claimed_by_rename else (row.relative_path,)
+        row = replace(row, source=os.path.join(root, *inside))
         found.temporaries += cleanup.remove(row)
         if row.state == "done":
-            self._done(found, row, source)
+            self._done(found, row)
         elif row.state == "failed":
-            self._refuse_again(found, row, source)
+            self._refuse_again(found, row)
         elif row.state == "publishing" and cleanup.complete(row):
             found.published += 1
-            self._done(found, row, source)
-        elif not _is_same(source, row):  # a new version, or its rename never happened: what is there is a new arrival
-            if row.by_rename and os.path.lexists(source):
+            self._done(found, row)
+        elif not _is_same(row):  # a new version, or its rename never happened: what is there is a new arrival
+            if row.claimed_by_rename and os.path.lexists(row.source):
                 put_back(root, name, row.relative_path, self._fs)
             self._ledger.release([row.job_id])
         elif row.attempt >= self._config.intake.attempts:
             detail = f"the service died {row.attempt} times with this image in hand"
             outcome = refused(job_keys(row), Reason.CRASH_LOOP, detail)
-            self._publisher.quarantine.set_aside(self._ledger.resume(row, source), outcome)
+            self._publisher.quarantine.set_aside(row, outcome)
             self._publisher.deliver(outcome)
             found.set_aside += 1
         else:
-            self.suspects.add(row, source)
+            self.suspects.add(row)
             found.jobs += 1
 
-    def _done(self, found: Recovered, row: Unfinished, source: str) -> None:
+    def _done(self, found: Recovered, row: Unfinished) -> None:
         """The output stands: what is left is the original, and perhaps the event."""
-        self._publisher.archiver.archive(self._ledger.resume(row, source))
+        self._publisher.archiver.archive(row)
         if (outcome := self._ledger.outbox.pending(row.job_id)) is not None:
             self._deliver(found, outcome)
 
-    def _refuse_again(self, found: Recovered, row: Unfinished, source: str) -> None:
+    def _refuse_again(self, found: Recovered, row: Unfinished) -> None:
         """It was refused, and perhaps not moved, and perhaps its event is missing."""
         pending = self._ledger.outbox.pending(row.job_id)
-        if pending is None and not os.path.lexists(source):
+        if pending is None and not os.path.lexists(row.source):
             self._ledger.original_moved(row.job_id)
             return
         outcome = pending or refused(job_keys(row), Reason(row.reason or Reason.CORRUPT), row.detail or "")
-        placed = self._publisher.quarantine.set_aside(self._ledger.resume(row, source), outcome)
-        if pending is None and placed is None and row.by_rename:  # the disk refuses the original still
+        placed = self._publisher.quarantine.set_aside(row, outcome)
+        if pending is None and placed is None and row.claimed_by_rename:  # the disk refuses the original still
             self._ledger.outbox.deliver(outcome, None)
             return
         self._deliver(found, outcome)
@@ -152,9 +153,9 @@ class Recovery:
                 found.adopted += 1
 
 
-def _is_same(source: str, row: Unfinished) -> bool:
+def _is_same(row: Unfinished) -> bool:
     """Are the bytes there, and those of the version that was claimed? Raises OSError where that cannot be found out."""
     try:
-        return same_content(os.lstat(source), row.version)
+        return same_content(os.lstat(row.source), row.version)
     except (FileNotFoundError, NotADirectoryError):
         return False

@@ -34,11 +34,7 @@ class Archiver:
     """`archive` is called by finish threads, `retry` by the reconcile thread."""
 
     def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, clock: Clock, emit: Emit, fs: FileSystem) -> None:
-        self._folders = folders
-        self._ledger = ledger
-        self._clock = clock
-        self._emit = emit
-        self._fs = fs
+        self._folders, self._ledger, self._clock, self._emit, self._fs = folders, ledger, clock, emit, fs
         self._lock = threading.Lock()
         # job number -> (job, monotonic time of the next try, failures so far); guarded by _lock
         self._waiting: dict[int, tuple[Job, float, int]] = {}
@@ -100,9 +96,7 @@ class Cleanup:
     """
 
     def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, fs: FileSystem) -> None:
-        self._folders = folders
-        self._ledger = ledger
-        self._fs = fs
+        self._folders, self._ledger, self._fs = folders, ledger, fs
 
     def complete(self, row: Unfinished) -> bool:
         """Did the rename of an announced output happen? Then the job is done, and is recorded so."""

@@ -78,7 +78,7 @@ def test_an_output_appears_under_the_inputs_name(it: Workspace) -> None:
     published = process(it, "s/t/a.jpg", original=b"original")
 
     assert published.path == "s/t/a.png"
-    assert (published.sha256, published.size, published.reused) == (sha256(b"cutout"), 6, False)
+    assert (published.sha256, published.size) == (sha256(b"cutout"), 6)
     assert it.files("output") == {"s/t/a.png": b"cutout"}
     assert it.files("done") == {"s/t/a.jpg": b"original"}
     assert it.files("input") == {}
@@ -241,7 +241,7 @@ def test_equal_content_is_copied(it: Workspace) -> None:
     published = copy(it, claimed(it, "b.jpg"), sidecar_facts={"verdict": "empty"})
 
     assert published is not None
-    assert (published.path, published.reused) == ("b.png", True)
+    assert published.path == "b.png"
     assert it.files("output")["b.png"] == b"cutout"
     assert set(it.files("done")) == {"a.jpg", "b.jpg"}
     assert it.known().report == {"width": 3}
@@ -257,7 +257,6 @@ def test_an_output_that_is_right_already_is_not_written(workspace: Build) -> Non
     after = os.stat(it.roots["output"] / "a.png")
 
     assert published is not None
-    assert published.reused
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 

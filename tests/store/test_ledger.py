@@ -20,7 +20,7 @@ from rmbgd.fs import FileVersion
 from rmbgd.store.database import SCHEMA_VERSION
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import job_keys, refused
-from rmbgd.store.records import Candidate, ContentKey, Job, OutputKey, Published
+from rmbgd.store.records import Candidate, ContentKey, Job, OutputKey, Published, Target
 from rmbgd.testing.clock import FakeClock
 from tests.support.workspace import OF_DONE, done, torn
 
@@ -46,12 +46,16 @@ def claim_one(ledger: Ledger, **given: object) -> Job:
     return job
 
 
-def key(path: str = "a.jpg", folder: str = "drop") -> OutputKey:
-    return OutputKey("/out", folder, path, ".png")
+def key(path: str = "a.jpg") -> OutputKey:
+    return OutputKey("/out", "drop", path, ".png")
+
+
+def publishing(ledger: Ledger, job: Job, path: str = "a.jpg", sha256: str = "ab", **whose: str) -> Target:
+    return ledger.publishing(done(job), replace(key(path), **whose), posixpath.dirname(path), sha256, 5)
 
 
 def publish(ledger: Ledger, job: Job, path: str = "a.jpg", *, content: ContentKey | None = None) -> str:
-    target = ledger.publishing(job.job_id, key(path), posixpath.dirname(path), "ab", 5)
+    target = publishing(ledger, job, path)
     ledger.done(job.job_id, Published("/out", target.path, "ab", 5, 7, 8), content=content, report={"width": 4})
     return target.path
 
@@ -94,7 +98,7 @@ def test_claims_survive_the_process(ledger: Ledger, clock: FakeClock) -> None:
     clock.advance(5)
     with contextlib.closing(reopened(ledger, clock)) as again:
         (row,) = again.unfinished()
-        retry = again.next_attempt(row, "/elsewhere")
+        retry = again.next_attempt(replace(row, source="/elsewhere"))
 
     known = (job.job_id, job.relative_path, job.version, "claimed")
     assert (row.job_id, row.relative_path, row.version, row.state) == known
@@ -109,7 +113,7 @@ def test_postponing_does_not_count_as_an_attempt(ledger: Ledger) -> None:
     assert ledger.counts() == {}
     assert claim_one(ledger).job_id > job.job_id, "temporaries are named after jobs: no number is used twice"
     (row,) = ledger.unfinished()
-    ledger.release([ledger.next_attempt(row, "x").job_id])
+    ledger.release([ledger.next_attempt(row).job_id])
     assert ledger.counts() == {"waiting": 1}
     assert claim_one(ledger, ctime=99).attempt == 2
     assert ledger.counts() == {"claimed": 1}
@@ -159,16 +163,14 @@ def test_targets_are_stable_in_every_order_of_arrival(ledger: Ledger, clock: Fak
     """Four inputs have four outputs, and each keeps its own over restarts and new uploads."""
     inputs = ["a.jpg", "a.png", "a.JPG", "s/a.jpg"]
 
-    def name(job: Job, output: int, path: str) -> str:
-        return ledger.publishing(
-            job.job_id, replace(key(path), output=f"/{output}"), posixpath.dirname(path), "ab", 5
-        ).path
+    def name(output: int, path: str) -> str:
+        return publishing(ledger, job, path, output=f"/{output}").path
 
-    (job,) = ledger.claim([candidate()])
+    job = claim_one(ledger)
     orders = list(itertools.permutations(inputs))
-    first = [{path: name(job, number, path) for path in order} for number, order in enumerate(orders)]
+    first = [{path: name(number, path) for path in order} for number, order in enumerate(orders)]
     ledger = reopened(ledger, clock)
-    assert first == [{path: name(job, number, path) for path in inputs} for number in range(len(orders))]
+    assert first == [{path: name(number, path) for path in inputs} for number in range(len(orders))]
     ledger.close()
     for order, names in zip(orders, first, strict=True):
         assert len(set(names.values())) == 4
@@ -178,11 +180,10 @@ def test_targets_are_stable_in_every_order_of_arrival(ledger: Ledger, clock: Fak
 def test_a_taken_target_moves_to_the_next_version(ledger: Ledger) -> None:
     """A stranger's file at the target costs the number two, and the new name stays."""
     job = claim_one(ledger)
-    ledger.publishing(job.job_id, key(), "", "ab", 5)
-
+    publishing(ledger, job)
     assert ledger.output_names.move(key()).path == "a~2.png"
     assert ledger.output_names.move(key()).path == "a~3.png"
-    assert ledger.publishing(job.job_id, key(), "", "ab", 5).path == "a~3.png"
+    assert publishing(ledger, job).path == "a~3.png"
     assert ledger.output_names.move(key(), below="x~2").path == "x~2/a.png"
 
 
@@ -190,18 +191,15 @@ def test_publishing_tells_what_was_there_before(ledger: Ledger) -> None:
     """The answer carries the hash that was published before, which decides whether the file there may be replaced."""
     publish(ledger, claim_one(ledger))
     job = claim_one(ledger, inode=2)
-    target = ledger.publishing(job.job_id, key(), "", "cd", 6)
+    target = publishing(ledger, job, sha256="cd")
     assert (target.path, target.sha256, target.pending, target.inode, target.mtime_ns) == ("a.png", "ab", None, 7, 8)
-    assert ledger.publishing(job.job_id, key(), "", "cd", 6).pending == "cd"
+    assert publishing(ledger, job, sha256="cd").pending == "cd"
 
 
 def test_two_folders_may_share_an_output(ledger: Ledger) -> None:
     """The same relative path of two drop folders does not meet in one output name."""
     first, second = ledger.claim([candidate(), candidate("b.jpg")])
-    names = {
-        ledger.publishing(job.job_id, key("a.jpg", folder), "", "ab", 5).path
-        for job, folder in ((first, "one"), (second, "two"))
-    }
+    names = {publishing(ledger, job, folder=folder).path for job, folder in ((first, "one"), (second, "two"))}
     assert len(names) == 2
 
 
@@ -212,7 +210,7 @@ def test_equal_content_is_known_until_forgotten(ledger: Ledger) -> None:
 
     known = ledger.same_content("in", "recipe")
     assert known is not None
-    assert (known.full_path, known.sha256, known.report) == ("/out/a.png", "ab", {"width": 4})
+    assert (known.output, known.path, known.sha256, known.report) == ("/out", "a.png", "ab", {"width": 4})
     assert ledger.same_content("in", "other") is None
     ledger.forget_content(known.key)
     assert ledger.same_content("in", "recipe") is None
@@ -369,7 +367,7 @@ def test_an_outcome_is_delivered_whole_whichever_version_stored_it(ledger: Ledge
         if end == "failed":
             ledger.failed(torn(job))
         else:
-            target = ledger.publishing(job.job_id, key(job.relative_path), "", "ab", 5, done(job))
+            target = publishing(ledger, job, job.relative_path)
             ledger.done(job.job_id, Published("/out", target.path, "ab", 5, 7, 8))
         ledger.original_moved(job.job_id)
     beyond = {"stage": "decode", "milliseconds": {"decode": 1.0}} if end == "failed" else OF_DONE
