@@ -129,7 +129,6 @@ class Inbox:
         self.wake()
 
     def _take_notes(self) -> Notes:
-        """Everything since the last call."""
         with self._changed:
             notes, self._notes = self._notes, Notes()
             return notes
@@ -248,7 +247,6 @@ class Reconciler(Inbox):
         return claimed
 
     def _wait(self) -> None:
-        """Until something happens or is due."""
         now = self._clock.monotonic()
         moments = [
             now + self._config.intake.root_check,

@@ -41,8 +41,6 @@ IGNORED_FOLDERS = (CLAIM_FOLDER, ".*", "@eaDir", "#recycle", "__MACOSX", "lost+f
 
 
 class Ignored:
-    """Which names of a folder are left alone."""
-
     def __init__(self, more: Sequence[str] = ()) -> None:
         self._files = _either([*IGNORED_FILES, *more])
         self._folders = _either([*IGNORED_FOLDERS, *more])
@@ -136,12 +134,10 @@ class Scanner:
         self._blocked: set[tuple[Key, int]] = set()  # files that were reported, by ctime
 
     def next_moment(self) -> float | None:
-        """When something is due here."""
         moments = [self.backlog.next_look(), *(folder.next_compare() for folder in self._folders.values())]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def compare_again(self) -> None:
-        """Compare every folder at the next occasion."""
         for folder in self._folders.values():
             folder.compare_at_once()
 
@@ -157,7 +153,6 @@ class Scanner:
         return folder is not None and os.path.lexists(os.path.join(folder.watch.root, row.relative_path))
 
     def describe(self) -> dict[str, dict[str, object]]:
-        """What the status says of each folder."""
         return {name: folder.watch.status() | {"more": folder.more} for name, folder in self._folders.items()}
 
     # ------------------------------------------------------------------------------------------------ where to look

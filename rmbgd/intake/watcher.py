@@ -82,7 +82,6 @@ class Hints:
         self._add(folder, lambda hinted: hinted.whole.add(folder))
 
     def take(self) -> PendingHints:
-        """Everything since the last call."""
         with self._lock:
             hinted, self._hinted = self._hinted, PendingHints()
             return hinted

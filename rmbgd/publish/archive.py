@@ -100,10 +100,10 @@ class Cleanup:
 
     def complete(self, row: Unfinished) -> bool:
         """Did the rename of an announced output happen? Then the job is done, and is recorded so."""
-        folder = self._folders[row.folder]
         if row.target is None or row.sha256_out is None:
             return False
-        path = os.path.join(folder.output, row.target)
+        output = str(self._folders[row.folder].output)
+        path = os.path.join(output, row.target)
         with storage_faults(path):
             try:
                 if hash_of(path) != (row.sha256_out, row.size_out):
@@ -117,9 +117,9 @@ class Cleanup:
                 raise
             # The rename may not be on the disk yet: what is recorded as done must be.
             self._fs.sync_folder(os.path.dirname(path))
-            beside = sidecar.recover(str(folder.output), row, self._fs)
+            beside = sidecar.recover(output, row, self._fs)
         identity = (row.sha256_out, status.st_size, status.st_ino, status.st_mtime_ns)
-        self._ledger.done(row.job_id, Published(str(folder.output), row.target, *identity, sidecar=beside))
+        self._ledger.done(row.job_id, Published(output, row.target, *identity, sidecar=beside))
         return True
 
     def remove(self, row: Unfinished) -> int:

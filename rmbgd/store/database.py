@@ -129,9 +129,7 @@ class Database:
             return self._connection.execute(query, values).fetchall()
 
     def one(self, query: str, values: Row) -> Row | None:
-        with self._lock, _storage_faults(self.path):
-            row: Row | None = self._connection.execute(query, values).fetchone()
-            return row
+        return next(iter(self.all(query, values)), None)
 
     def defer(self, statement: str, values: Row) -> None:
         """Make it part of the next transaction, whichever that is, or of closing."""

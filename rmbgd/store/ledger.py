@@ -58,7 +58,6 @@ class Ledger:
         self._database.close()
 
     def flush(self) -> None:
-        """Write what waits for the next transaction; no commit where nothing does."""
         self._database.flush()
 
     # ---------------------------------------------------------------------------------------------- claims
@@ -72,7 +71,7 @@ class Ledger:
         jobs: list[Job] = []
         with self._database.transaction() as db:
             for candidate in candidates:
-                folder, path, root = candidate.folder, candidate.relative_path, candidate.root
+                folder, path = candidate.folder, candidate.relative_path
                 inode, size, mtime_ns, ctime_ns = version_values(candidate.version)
                 how = (candidate.by_rename, candidate.final)
                 again = (ctime_ns, *how, wall, folder, os.fsencode(path), inode, size, mtime_ns)
@@ -81,7 +80,7 @@ class Ledger:
                 rows = db.execute(_RECLAIM, again).fetchall() or db.execute(_CLAIM, new).fetchall()
                 for job_id, attempt in rows:
                     inside = (names.CLAIM_FOLDER, names.claimed_name(job_id, path)) if candidate.by_rename else (path,)
-                    source = os.path.join(root, *inside)
+                    source = os.path.join(candidate.root, *inside)
                     tried = (candidate.version, attempt, candidate.first_seen, now)
                     jobs.append(Job(job_id, folder, path, source, *tried, *how))
         return jobs
@@ -200,8 +199,6 @@ class Ledger:
         """The original is archived, deleted, or in quarantine. Written with the next transaction, or at closing."""
         self._database.defer("UPDATE job SET retired_at=? WHERE id=?", (self._database.wall(), job_id))
 
-    # ---------------------------------------------------------------------------------------------- known content
-
     def same_content(self, sha256_in: str, recipe_hash: str) -> Known | None:
         """What equal bytes and an equal recipe gave before. Whether the file still stands, the publisher sees."""
         query = "SELECT output, target, sha256_out, size_out, report FROM content WHERE sha256_in=? AND recipe_hash=?"
@@ -229,7 +226,6 @@ class Ledger:
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def counts(self) -> dict[str, int]:
-        """Rows per state."""
         return dict(self._database.all("SELECT state, count(*) FROM job GROUP BY state"))
 
     def prune(
