@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Self
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,6 +21,7 @@ from rmbgd.errors import Reason
 from rmbgd.fs import SystemFileSystem, version_of
 from rmbgd.intake.startup_recovery import Recovered, Recovery
 from rmbgd.store.claims import claim_by_rename, put_back
+from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import Candidate, ContentKey, Job
 from rmbgd.testing.clock import FakeClock
@@ -32,9 +34,8 @@ STEPS_OF_THE_LEDGER = {"claim", "release", "publishing", "done", "failed", "next
 class SteppingLedger:
     """The ledger, each of whose commits is a step at which the world may stop."""
 
-    def __init__(self, ledger: object, step: Callable[[], None]) -> None:
-        self._ledger = ledger
-        self._step = step
+    def __init__(self, ledger: Ledger, step: Callable[[], None]) -> None:
+        self._ledger, self._step = ledger, step
 
     def __getattr__(self, name: str) -> object:
         method = getattr(self._ledger, name)
@@ -48,85 +49,75 @@ class SteppingLedger:
         return stepping
 
 
-class Run:
+class Run(Workspace):
     """One run of the service, from start to its end or to the step at which the world stops."""
 
     def __init__(self, base: Path, after: int | None = None, **given: object) -> None:
-        fs = SystemFileSystem() if after is None else CrashingFs(after)
-        self.workspace = Workspace(base, fs=fs, **given)
-        if isinstance(fs, CrashingFs):
-            ledger = SteppingLedger(self.workspace.ledger, fs.step)
-            publisher = self.workspace.publisher
-            for part in (publisher, publisher.archiver, publisher.quarantine, publisher.cleanup):
-                part._ledger = ledger
-        else:
-            ledger = self.workspace.ledger
-        self.ledger, self.fs = ledger, fs
-        self.root = str(self.workspace.roots["input"])
-        self.recovery = Recovery(self.workspace.config, ledger, self.workspace.publisher, self.workspace.events, fs)
+        super().__init__(base, fs=SystemFileSystem() if after is None else CrashingFs(after), **given)
+        self.root = str(self.roots["input"])
+        self.step: Callable[[], None] = getattr(self.fs, "step", lambda: None)
+        self.stepping = SteppingLedger(self.ledger, self.step)
+        for part in (self.publisher, self.publisher.archiver, self.publisher.quarantine, self.publisher.cleanup):
+            part._ledger = self.stepping
+        self.recovery = Recovery(self.config, self.stepping, self.publisher, self.events, self.fs)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if isinstance(self.fs, CrashingFs):
-            self.workspace.ledger._database._deferred.clear()  # what waited for the next commit dies with the process
-        self.workspace.close()
+            self.die()
+        self.close()
+
+    def die(self) -> None:
+        """What waited for the next commit dies with the process."""
+        self.ledger._database._deferred.clear()
 
     def claim(self, path: str) -> Job | None:
-        keep = self.workspace.folder.originals == "keep"
         version = version_of(os.lstat(os.path.join(self.root, path)))
-        if self.workspace.ledger.handled("shop", path, version):
+        if self.ledger.handled("shop", path, version):
             return None
-        now = self.workspace.clock.monotonic()
-        jobs = self.ledger.claim([Candidate("shop", path, self.root, version, now, not keep)])
+        by_rename = self.folder.originals != "keep"
+        now = self.clock.monotonic()
+        jobs = self.stepping.claim([Candidate("shop", path, self.root, version, now, by_rename)])
         for job in jobs:
-            if job.claimed_by_rename:
+            if by_rename:
                 claim_by_rename(self.root, path, os.path.basename(job.source), self.fs)
-        return jobs[0] if jobs else None
+        return next(iter(jobs), None)
+
+    def put_back(self, job: Job) -> None:
+        if job.claimed_by_rename:
+            put_back(self.root, os.path.basename(job.source), job.relative_path, self.fs)
+        self.stepping.release([job.job_id])
 
     def end(self, job: Job) -> None:
         """What the pipeline does: the content says how it ends."""
         data = Path(job.source).read_bytes()
-        publisher, key = self.workspace.publisher, ContentKey(sha256(data), "recipe")
         if data.startswith(b"bad"):
             outcome = torn(job)
-            publisher.quarantine.set_aside(job, outcome)
+            self.publisher.quarantine.set_aside(job, outcome)
             self.deliver(outcome)
-            return
-        if data.startswith(b"later") and job.attempt == 1 and self.workspace.clock.monotonic() < 2000:
-            put_back(
-                self.root, os.path.basename(job.source), job.relative_path, self.fs
-            ) if job.claimed_by_rename else 0
-            self.ledger.release([job.job_id])
-            return
-        known = self.workspace.ledger.same_content(*(key.sha256_in, key.recipe_hash))
-        outcome = done(job)
-        if known is None or publisher.publish_copy(job, known, outcome) is None:
-            facts = {"verdict": "empty"} if data.startswith(b"empty") else None
-            publisher.publish(
-                job, lambda file: file.write(b"cutout of " + data), outcome, content=key, sidecar_facts=facts
-            )
-        self.deliver(outcome)
+        elif data.startswith(b"later") and job.attempt == 1 and self.clock.monotonic() < 2000:
+            self.put_back(job)
+        else:
+            outcome, key = done(job), ContentKey(sha256(data), "recipe")
+            known = self.ledger.same_content(key.sha256_in, key.recipe_hash)
+            if known is None or self.publisher.publish_copy(job, known, outcome) is None:
+                facts = {"verdict": "empty"} if data.startswith(b"empty") else None
+                self.publish(job, b"cutout of " + data, outcome=outcome, content=key, sidecar_facts=facts)
+            self.deliver(outcome)
 
     def deliver(self, outcome: JobOutcome) -> None:
         """The world may stop before the event, and between the event and the note that it was delivered."""
-        self.step()
-        defer, database = self.workspace.ledger._database.defer, self.workspace.ledger._database
+        defer = self.ledger._database.defer
 
         def stepping(*statement: object) -> None:
             self.step()
             defer(*statement)
 
-        database.defer = stepping
-        try:
-            self.workspace.publisher.deliver(outcome)
-        finally:
-            del database.defer
-
-    def step(self) -> None:
-        if isinstance(self.fs, CrashingFs):
-            self.fs.step()
+        self.step()
+        with mock.patch.object(self.ledger._database, "defer", stepping):
+            self.publisher.deliver(outcome)
 
     def work_off(self) -> Recovered:
         """Recover, then everything that waits, as the loop would."""
@@ -137,21 +128,16 @@ class Run:
         return found
 
     def work_waiting(self) -> None:
-        for path in sorted(self.workspace.files("input")):
+        for path in sorted(self.files("input")):
             if not path.startswith(".rmbgd/") and (job := self.claim(path)) is not None:
                 self.end(job)
 
 
-def places(workspace: Workspace, data: bytes) -> list[str]:
-    """Where an original's bytes are."""
-    return [role for role in ("input", "done", "failed") for found in workspace.files(role).values() if found == data]
-
-
 def check_whole(workspace: Workspace, originals: list[bytes]) -> None:
     """At every moment: each original in exactly one place (or, deleted, in none), each output name complete."""
+    found = [data for role in ("input", "done", "failed") for data in workspace.files(role).values()]
     for data in originals:
-        found = places(workspace, data)
-        assert len(found) == 1 or (not found and workspace.folder.originals == "delete")
+        assert found.count(data) == 1 or (data not in found and workspace.folder.originals == "delete")
     for path, data in workspace.files("output").items():
         if not names.is_temporary(os.path.basename(path)) and not path.endswith(".json"):
             assert data.startswith(b"cutout of ")
@@ -182,7 +168,7 @@ def check_delivered(runs: list[Run], dropped: dict[str, bytes]) -> None:
     """How each image ended is in the log of one run, and once more at most, in that of a next one that says so."""
     for path, data in dropped.items():
         event = "image.failed" if data.startswith(b"bad") else "image.done"
-        found = [keys for run in runs for keys in run.workspace.events.named(event) if keys["path"] == path]
+        found = [keys for run in runs for keys in run.events.named(event) if keys["path"] == path]
         assert 1 <= len(found) <= 2, f"{path} was delivered {len(found)} times"
         assert [keys.get("recovered", False) for keys in found][1:] in ([], [True])
         assert len({keys["job"] for keys in found}) == 1
@@ -220,24 +206,24 @@ def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None
         place.mkdir()
         with Run(place, after=steps, originals=originals) as run:
             for path, data in UNIQUE.items():
-                run.workspace.drop(path, data)
+                run.drop(path, data)
             died = True
             with suppress(WorldStopped):
                 run.work_off()
                 run.work_waiting()
                 died = False
-            check_whole(run.workspace, list(UNIQUE.values()))
+            check_whole(run, list(UNIQUE.values()))
         with Run(place, originals=originals) as again:
-            again.workspace.clock.advance(2000)
+            again.clock.advance(2000)
             again.work_off()
-            check_ended(again.workspace, UNIQUE)
+            check_ended(again, UNIQUE)
             check_delivered([run, again], UNIQUE)
         with Run(place, originals=originals) as once_more:
-            once_more.workspace.clock.advance(4000)
-            before = once_more.workspace.files("output"), once_more.workspace.ledger.counts()
+            once_more.clock.advance(4000)
+            before = once_more.files("output"), once_more.ledger.counts()
             assert not once_more.work_off()
-            assert (once_more.workspace.files("output"), once_more.workspace.ledger.counts()) == before
-            assert once_more.workspace.events.events == []
+            assert (once_more.files("output"), once_more.ledger.counts()) == before
+            assert once_more.events.events == []
         shutil.rmtree(place)
         if not died:
             break
@@ -261,15 +247,15 @@ def test_dying_again_while_recovering_ends_the_same(base: Path) -> None:
             with Run(place, after=after, originals=originals, intake={"attempts": 10}) as run:
                 if number == 0:
                     for path in order:
-                        run.workspace.drop(path, UNIQUE[path])
-                run.workspace.clock.advance(2000.0 * number)
+                        run.drop(path, UNIQUE[path])
+                run.clock.advance(2000.0 * number)
                 with suppress(WorldStopped):
                     run.work_off()
-                check_whole(run.workspace, list(UNIQUE.values()))
+                check_whole(run, list(UNIQUE.values()))
         with Run(place, originals=originals, intake={"attempts": 10}) as last:
-            last.workspace.clock.advance(20_000)
+            last.clock.advance(20_000)
             last.work_off()
-            check_ended(last.workspace, UNIQUE)
+            check_ended(last, UNIQUE)
         shutil.rmtree(place)
 
     check()
@@ -280,7 +266,7 @@ def crashed(place: Path, after: int, dropped: dict[str, bytes], **given: object)
     place.mkdir(exist_ok=True)
     with Run(place, after=after, **given) as run, suppress(WorldStopped):
         for path, data in dropped.items():
-            run.workspace.drop(path, data)
+            run.drop(path, data)
         run.work_off()
 
 
@@ -289,9 +275,9 @@ def test_equal_images_survive_dying_too(base: Path) -> None:
     for steps in range(0, 200, 3):
         crashed(base / str(steps), steps, DROPPED)
         with Run(base / str(steps)) as again:
-            again.workspace.clock.advance(2000)
+            again.clock.advance(2000)
             again.work_off()
-            check_ended(again.workspace, DROPPED)
+            check_ended(again, DROPPED)
 
 
 def test_a_replaced_input_survives_dying_too(base: Path) -> None:
@@ -300,13 +286,13 @@ def test_a_replaced_input_survives_dying_too(base: Path) -> None:
         place = base / str(steps)
         place.mkdir()
         with Run(place) as first:
-            first.workspace.drop("a.jpg", b"empty old")
+            first.drop("a.jpg", b"empty old")
             first.work_off()
         crashed(place, steps, {"a.jpg": b"good new"})
         with Run(place) as again:
             again.work_off()
-            assert again.workspace.files("output") == {"a.png": b"cutout of good new"}
-            assert sorted(again.workspace.files("done").values()) == [b"empty old", b"good new"]
+            assert again.files("output") == {"a.png": b"cutout of good new"}
+            assert sorted(again.files("done").values()) == [b"empty old", b"good new"]
 
 
 def test_archives_on_another_disk_survive_dying_too(base: Path, tmp_path: Path) -> None:
@@ -344,7 +330,7 @@ def claimed(run: Callable[..., Run], *paths: str, data: bytes = b"good") -> tupl
     """A run that ended with these images in hand."""
     first = run()
     for path in paths:
-        first.workspace.drop(path, data + path.encode())
+        first.drop(path, data + path.encode())
     jobs = [first.claim(path) for path in paths]
     return first, [job for job in jobs if job is not None]
 
@@ -366,9 +352,9 @@ def test_an_image_that_kills_is_set_aside_and_no_other(run: Callable[..., Run]) 
 
     assert starts == 4
     assert found.set_aside == 1
-    assert set(again.workspace.files("failed")) == {"c.jpg", "c.jpg.error.json"}
-    assert set(again.workspace.files("output")) == {"a.png", "b.png", "d.png", "e.png"}
-    (event,) = again.workspace.events.named("image.failed")
+    assert set(again.files("failed")) == {"c.jpg", "c.jpg.error.json"}
+    assert set(again.files("output")) == {"a.png", "b.png", "d.png", "e.png"}
+    (event,) = again.events.named("image.failed")
     assert (event["path"], event["reason"], event["attempt"], event["stage"]) == ("c.jpg", "crash_loop", 3, "intake")
 
 
@@ -382,7 +368,7 @@ def test_suspects_come_one_after_another(run: Callable[..., Run]) -> None:
     job = suspects.next()
     assert job is not None
     assert suspects.next() is None
-    assert [row.attempt for row in again.workspace.ledger.unfinished()] == [2, 1]
+    assert [row.attempt for row in again.ledger.unfinished()] == [2, 1]
     again.end(job)
     assert suspects.next() is not None
     assert suspects.next() is None
@@ -391,20 +377,20 @@ def test_suspects_come_one_after_another(run: Callable[..., Run]) -> None:
 def test_an_output_that_was_renamed_is_not_made_again(run: Callable[..., Run]) -> None:
     """Announced and there with its hash: done, and the original is archived."""
     first, (job,) = claimed(run, "s/a.jpg")
-    first.workspace.ledger.publishing(done(job), first.workspace.publisher._key(job), "s", sha256(b"x"), 1)
-    first.workspace.roots["output"].joinpath("s").mkdir()
-    first.workspace.roots["output"].joinpath("s/a.png").write_bytes(b"x")
+    first.ledger.publishing(done(job), first.publisher._key(job), "s", sha256(b"x"), 1)
+    first.roots["output"].joinpath("s").mkdir()
+    first.roots["output"].joinpath("s/a.png").write_bytes(b"x")
 
     again = run()
     assert again.recovery.recover() == Recovered(published=1, delivered=1)
-    assert set(again.workspace.files("done")) == {"s/a.jpg"}
-    assert again.workspace.ledger.counts() == {"done": 1}
+    assert set(again.files("done")) == {"s/a.jpg"}
+    assert again.ledger.counts() == {"done": 1}
 
 
 def test_our_temporaries_are_removed_and_no_others(run: Callable[..., Run]) -> None:
     """Of unfinished jobs, whichever kind; a file that only looks similar stays."""
     first, (job,) = claimed(run, "s/a.jpg")
-    output, done, failed = (first.workspace.roots[role] for role in ("output", "done", "failed"))
+    output, done, failed = (first.roots[role] for role in ("output", "done", "failed"))
     for root, kind in ((output, ""), (output, ".json"), (done, ".original"), (failed, ".error")):
         (root / "s").mkdir(exist_ok=True)
         (root / "s" / names.temporary_name(job.job_id, kind)).write_bytes(b"half")
@@ -412,43 +398,43 @@ def test_our_temporaries_are_removed_and_no_others(run: Callable[..., Run]) -> N
 
     again = run()
     assert again.recovery.recover().temporaries == 4
-    assert again.workspace.files("output") == {"s/.rmbgd-notes": b"mine"}
+    assert again.files("output") == {"s/.rmbgd-notes": b"mine"}
 
 
 def test_without_its_ledger_nothing_is_lost(run: Callable[..., Run]) -> None:
     """The operator moved a damaged ledger aside: claimed files go back to where they were, temporaries are removed."""
     first, _ = claimed(run, "s/t/a.jpg", "b%2F.jpg", "x" * 250 + ".jpg", data=b"")
-    (first.workspace.roots["output"] / "s").mkdir()
-    (first.workspace.roots["output"] / "s" / names.temporary_name(99)).write_bytes(b"half")
-    first.workspace.close()
-    for file in (first.workspace.base / "state").iterdir():
+    (first.roots["output"] / "s").mkdir()
+    (first.roots["output"] / "s" / names.temporary_name(99)).write_bytes(b"half")
+    first.close()
+    for file in (first.base / "state").iterdir():
         file.unlink()
 
     again = run()
     found = again.recovery.recover()
     assert (found.adopted, found.temporaries) == (3, 1)
-    assert {path: data for path, data in again.workspace.files("input").items() if len(path) < 100} == {
+    assert {path: data for path, data in again.files("input").items() if len(path) < 100} == {
         "s/t/a.jpg": b"s/t/a.jpg",
         "b%2F.jpg": b"b%2F.jpg",
     }
-    assert len(again.workspace.files("input")) == 3
+    assert len(again.files("input")) == 3
 
 
 def test_adopting_does_not_overwrite_a_newer_upload(run: Callable[..., Run]) -> None:
     """The name is taken by now: the older one is put beside it."""
     first, (job,) = claimed(run, "a.jpg", data=b"old ")
-    first.workspace.ledger.release([job.job_id])
-    first.workspace.drop("a.jpg", b"new")
+    first.ledger.release([job.job_id])
+    first.drop("a.jpg", b"new")
 
     again = run()
     again.recovery.recover()
-    assert again.workspace.files("input") == {"a.jpg": b"new", "a~2.jpg": b"old a.jpg"}
+    assert again.files("input") == {"a.jpg": b"new", "a~2.jpg": b"old a.jpg"}
 
 
 def test_a_folder_that_is_not_there_is_left_for_later(run: Callable[..., Run]) -> None:
     """An unmounted disk takes its rows nowhere: they are ended when it is back."""
     first, _ = claimed(run, "a.jpg")
-    root = first.workspace.roots["input"]
+    root = first.roots["input"]
     again = run()
     away = root.with_name("away")
     root.rename(away)
@@ -465,7 +451,7 @@ def test_live_claims_are_not_adopted(run: Callable[..., Run]) -> None:
     """When a disk comes back, files of jobs that are at work stay where they are."""
     it = run()
     it.recovery.recover()
-    it.workspace.drop("a.jpg")
+    it.drop("a.jpg")
     job = it.claim("a.jpg")
 
     assert not it.recovery.recover_folder("shop")
@@ -475,14 +461,14 @@ def test_live_claims_are_not_adopted(run: Callable[..., Run]) -> None:
 def test_a_claim_whose_rename_never_happened_is_forgotten(run: Callable[..., Run]) -> None:
     """The file still stands where it was dropped: no attempt is counted, the scan finds it."""
     first = run()
-    path = first.workspace.drop("a.jpg")
+    path = first.drop("a.jpg")
     version = version_of(path.lstat())
-    first.workspace.ledger.claim([Candidate("shop", "a.jpg", first.root, version, 0.0, by_rename=True)])
+    first.ledger.claim([Candidate("shop", "a.jpg", first.root, version, 0.0, by_rename=True)])
 
     again = run()
     assert not again.recovery.recover()
-    assert again.workspace.ledger.counts() == {}
-    assert again.workspace.files("input") == {"a.jpg": b"image"}
+    assert again.ledger.counts() == {}
+    assert again.files("input") == {"a.jpg": b"image"}
 
 
 def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Callable[..., Run]) -> None:
@@ -492,42 +478,42 @@ def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Callable[..., 
         file.write(b" and half")
     again = run()
     assert again.recovery.recover().jobs == 0
-    assert again.workspace.files("input") == {"a.jpg": b"half a.jpg and half"}
+    assert again.files("input") == {"a.jpg": b"half a.jpg and half"}
 
 
 def test_a_failing_quarantine_does_not_stop_the_others(run: Callable[..., Run]) -> None:
     """One row that a disk refuses is kept for later; the rest is recovered."""
     first, _ = claimed(run, "a.jpg", "b.jpg")
-    (a, _) = first.workspace.ledger.unfinished()
-    first.workspace.ledger.failed(torn(a))
-    first.workspace.roots["failed"].rmdir()
+    (a, _) = first.ledger.unfinished()
+    first.ledger.failed(torn(a))
+    first.roots["failed"].rmdir()
 
     again = run()  # which makes the folder again, as its operator would
-    again.workspace.roots["failed"].rmdir()
+    again.roots["failed"].rmdir()
     assert again.recovery.recover().jobs == 1
-    again.workspace.roots["failed"].mkdir()
+    again.roots["failed"].mkdir()
     again.recovery.recover_folder("shop")
-    assert set(again.workspace.files("failed")) == {"a.jpg", "a.jpg.error.json"}
-    assert [event["reason"] for event in again.workspace.events.named("image.failed")] == ["corrupt"]
+    assert set(again.files("failed")) == {"a.jpg", "a.jpg.error.json"}
+    assert [event["reason"] for event in again.events.named("image.failed")] == ["corrupt"]
 
 
 def test_a_failed_folder_that_refuses_the_original_has_its_event_once(run: Callable[..., Run]) -> None:
     """The original stays claimed, and each start says so; the outcome is emitted again only where it may be missing."""
     first, (job,) = claimed(run, "a.jpg")
-    first.workspace.ledger.failed(torn(job))
+    first.ledger.failed(torn(job))
     told = []
     for _ in range(3):
         again = run()
-        again.workspace.publisher.quarantine._fs = FailingFs({"rename_noreplace": [0, errno.EFBIG]})
+        again.publisher.quarantine._fs = FailingFs({"rename_noreplace": [0, errno.EFBIG]})
         assert again.recovery.recover().jobs == 0
-        assert len(again.workspace.events.named("storage.retire_failed")) == 1
-        assert len(again.workspace.files("input")) == 1
-        told.append(len(again.workspace.events.named("image.failed")))
+        assert len(again.events.named("storage.retire_failed")) == 1
+        assert len(again.files("input")) == 1
+        told.append(len(again.events.named("image.failed")))
     assert told == [1, 0, 0]
 
     last = run()
     last.recovery.recover()
-    assert set(last.workspace.files("failed")) == {"a.jpg", "a.jpg.error.json"}
+    assert set(last.files("failed")) == {"a.jpg", "a.jpg.error.json"}
 
 
 def test_nothing_is_computed_before_the_attempt_is_on_record(run: Callable[..., Run], tmp_path: Path) -> None:
@@ -535,17 +521,17 @@ def test_nothing_is_computed_before_the_attempt_is_on_record(run: Callable[..., 
     claimed(run, "a.jpg")
     for _ in range(5):
         assert run().recovery.recover().jobs == 1
-    assert [row.attempt for row in run(clock=FakeClock()).workspace.ledger.unfinished()] == [1]
+    assert [row.attempt for row in run(clock=FakeClock()).ledger.unfinished()] == [1]
 
 
 def test_an_event_that_is_missing_is_delivered_whole(run: Callable[..., Run]) -> None:
     """Killed between the ledger and the log: the next start writes the event, whole, and says that it was late."""
     first, (job,) = claimed(run, "a.jpg")
-    first.workspace.publish(job, outcome=done(job))
+    first.publish(job, outcome=done(job))
 
     again = run()
     assert again.recovery.recover().delivered == 1
-    (event,) = again.workspace.events.named("image.done")
+    (event,) = again.events.named("image.done")
     ends = {"output": "a.png", "bytes_out": 6, "sha256_out": sha256(b"cutout")}
     whose = {"job": job.job_id, "folder": "shop", "path": "a.jpg", "attempt": 1, "recovered": True}
     assert event == OF_DONE | ends | whose
@@ -555,14 +541,14 @@ def test_an_event_that_is_missing_is_delivered_whole(run: Callable[..., Run]) ->
 def test_an_entry_that_is_refused_in_place_has_its_event_after_a_crash(run: Callable[..., Run]) -> None:
     """It is never moved; its event is all there is."""
     first = run()
-    link = first.workspace.roots["input"] / "a.jpg"
+    link = first.roots["input"] / "a.jpg"
     link.symlink_to("/etc/passwd")
     version = version_of(link.lstat())
-    first.workspace.ledger.refuse("shop", "a.jpg", version, Reason.NOT_REGULAR, "symbolic link")
+    first.ledger.refuse("shop", "a.jpg", version, Reason.NOT_REGULAR, "symbolic link")
 
     again = run()
     assert again.recovery.recover().delivered == 1
-    (event,) = again.workspace.events.named("image.failed")
+    (event,) = again.events.named("image.failed")
     assert (event["path"], event["reason"], event["detail"]) == ("a.jpg", "not_regular", "symbolic link")
     assert link.is_symlink()
 
@@ -570,36 +556,36 @@ def test_an_entry_that_is_refused_in_place_has_its_event_after_a_crash(run: Call
 def test_an_image_that_goes_back_has_no_outcome(run: Callable[..., Run]) -> None:
     """Its cutout was announced, then its owner wrote on: nothing was published, and there is no event."""
     first, (job,) = claimed(run, "a.jpg")
-    key = first.workspace.publisher._key(job)
-    first.workspace.ledger.publishing(done(job), key, "", sha256(b"x"), 1)
+    key = first.publisher._key(job)
+    first.ledger.publishing(done(job), key, "", sha256(b"x"), 1)
     put_back(first.root, os.path.basename(job.source), "a.jpg", SystemFileSystem())
-    first.workspace.ledger.release([job.job_id])
+    first.ledger.release([job.job_id])
 
     again = run()
     again.recovery.recover()
-    assert again.workspace.events.events == []
-    assert again.workspace.ledger.outbox.pending(job.job_id) is None
+    assert again.events.events == []
+    assert again.ledger.outbox.pending(job.job_id) is None
 
 
 @pytest.mark.parametrize("stored", [True, False])
 def test_a_second_death_after_the_move_loses_no_event(run: Callable[..., Run], stored: bool) -> None:
     """Refused, with its event stored or, by an old version, without; moved at the next start, which dies before it."""
     first, (job,) = claimed(run, "a.jpg")
-    first.workspace.ledger.failed(torn(job))
+    first.ledger.failed(torn(job))
     if not stored:
-        with first.workspace.ledger._database.transaction() as db:
+        with first.ledger._database.transaction() as db:
             db.execute("DELETE FROM untold")
 
     def dies(_outcome: JobOutcome) -> None:
         raise WorldStopped
 
     second = run()
-    second.workspace.publisher.deliver = dies
+    second.publisher.deliver = dies
     with pytest.raises(WorldStopped):
         second.recovery.recover()
-    second.workspace.ledger._database._deferred.clear()
-    assert set(second.workspace.files("failed")) == {"a.jpg", "a.jpg.error.json"}
+    second.ledger._database._deferred.clear()
+    assert set(second.files("failed")) == {"a.jpg", "a.jpg.error.json"}
 
     third = run()
     assert third.recovery.recover().delivered == 1
-    assert [event["reason"] for event in third.workspace.events.named("image.failed")] == ["corrupt"]
+    assert [event["reason"] for event in third.events.named("image.failed")] == ["corrupt"]
