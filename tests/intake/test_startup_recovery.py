@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import tempfile
@@ -24,7 +25,6 @@ from rmbgd.store.claims import claim_by_rename, put_back
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import Candidate, ContentKey, Job
-from rmbgd.testing.clock import FakeClock
 from rmbgd.testing.fs import CrashingFs, FailingFs, WorldStopped
 from tests.support.workspace import OF_DONE, Workspace, done, sha256, torn
 
@@ -181,10 +181,8 @@ def check_delivered(runs: list[Run], dropped: dict[str, bytes]) -> None:
 @pytest.fixture
 def base() -> Iterator[Path]:
     """In memory where possible: thousands of synced commits."""
-    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(dir=parent))
-    yield folder
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
 DROPPED = {
@@ -200,8 +198,7 @@ UNIQUE = {**DROPPED, "e.jpg": b"good other"}
 @pytest.mark.parametrize("originals", ["archive", "delete", "keep"])
 def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None:
     """However many steps were done: whole at that moment, and after the next start as if there had been no crash."""
-    steps = 0
-    while True:
+    for steps in itertools.count():
         place = base / str(steps)
         place.mkdir()
         with Run(place, after=steps, originals=originals) as run:
@@ -227,7 +224,6 @@ def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None
         shutil.rmtree(place)
         if not died:
             break
-        steps += 1
     assert steps > 30
 
 
@@ -300,10 +296,10 @@ def test_archives_on_another_disk_survive_dying_too(base: Path, tmp_path: Path) 
     if os.stat(base).st_dev == os.stat(tmp_path).st_dev:
         pytest.skip("no second file system at hand")
     for steps in range(40):
-        place, done = base / str(steps), tmp_path / str(steps)
+        done = tmp_path / str(steps)
         done.mkdir()
-        crashed(place, steps, {"a.jpg": b"good one"}, done=str(done))
-        with Run(place, done=str(done)) as again:
+        crashed(base / str(steps), steps, {"a.jpg": b"good one"}, done=str(done))
+        with Run(base / str(steps), done=str(done)) as again:
             again.work_off()
         assert {path.name: path.read_bytes() for path in done.iterdir()} == {"a.jpg": b"good one"}
 
@@ -311,97 +307,89 @@ def test_archives_on_another_disk_survive_dying_too(base: Path, tmp_path: Path) 
 # ---------------------------------------------------------------------------------------------- single rules
 
 
+Start = Callable[..., Run]
+
+
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+def run(tmp_path: Path) -> Iterator[Start]:
+    """Ends the run before, and starts one."""
     open_runs: list[Run] = []
 
     def start(**given: object) -> Run:
         while open_runs:
-            open_runs.pop().__exit__()
+            open_runs.pop().close()
         open_runs.append(Run(tmp_path, **given))
         return open_runs[-1]
 
     yield start
     for each in open_runs:
-        each.__exit__()
+        each.close()
 
 
-def claimed(run: Callable[..., Run], *paths: str, data: bytes = b"good") -> tuple[Run, list[Job]]:
+def claimed(run: Start, *paths: str, data: bytes = b"good") -> tuple[Run, list[Job]]:
     """A run that ended with these images in hand."""
     first = run()
     for path in paths:
         first.drop(path, data + path.encode())
-    jobs = [first.claim(path) for path in paths]
-    return first, [job for job in jobs if job is not None]
+    return first, [job for path in paths if (job := first.claim(path)) is not None]
 
 
-def test_an_image_that_kills_is_set_aside_and_no_other(run: Callable[..., Run]) -> None:
+def test_an_image_that_kills_is_set_aside_and_no_other(run: Start) -> None:
     """Five were in hand when it killed the first time; after its third time it goes, and the four are published."""
     claimed(run, *(f"{name}.jpg" for name in "abcde"))
-    starts = 1
-    while True:
+    for starts in range(2, 6):
         again = run()
-        starts += 1
         found = again.recovery.recover()
-        while (job := again.recovery.suspects.next()) is not None:
-            if job.relative_path == "c.jpg":
-                break  # and the service dies
+        while (job := again.recovery.suspects.next()) is not None and job.relative_path != "c.jpg":
             again.end(job)
-        else:
+        if job is None:  # else the service dies
+            assert (starts, found.set_aside) == (4, 1)
             break
-
-    assert starts == 4
-    assert found.set_aside == 1
     assert set(again.files("failed")) == {"c.jpg", "c.jpg.error.json"}
     assert set(again.files("output")) == {"a.png", "b.png", "d.png", "e.png"}
     (event,) = again.events.named("image.failed")
     assert (event["path"], event["reason"], event["attempt"], event["stage"]) == ("c.jpg", "crash_loop", 3, "intake")
 
 
-def test_suspects_come_one_after_another(run: Callable[..., Run]) -> None:
+def test_suspects_come_one_after_another(run: Start) -> None:
     """The attempt of the next is counted only when it is handed out, and that when the one before has ended."""
     claimed(run, "a.jpg", "b.jpg")
     again = run()
     again.recovery.recover()
     suspects = again.recovery.suspects
-
-    job = suspects.next()
-    assert job is not None
+    again_a = suspects.next()
     assert suspects.next() is None
     assert [row.attempt for row in again.ledger.unfinished()] == [2, 1]
-    again.end(job)
-    assert suspects.next() is not None
-    assert suspects.next() is None
+    again.end(again_a)
+    again.end(suspects.next())
+    assert not suspects.remain()
 
 
-def test_an_output_that_was_renamed_is_not_made_again(run: Callable[..., Run]) -> None:
+def test_an_output_that_was_renamed_is_not_made_again(run: Start) -> None:
     """Announced and there with its hash: done, and the original is archived."""
     first, (job,) = claimed(run, "s/a.jpg")
     first.ledger.publishing(done(job), first.publisher._key(job), "s", sha256(b"x"), 1)
-    first.roots["output"].joinpath("s").mkdir()
-    first.roots["output"].joinpath("s/a.png").write_bytes(b"x")
-
+    (first.roots["output"] / "s").mkdir()
+    (first.roots["output"] / "s" / "a.png").write_bytes(b"x")
     again = run()
     assert again.recovery.recover() == Recovered(published=1, delivered=1)
     assert set(again.files("done")) == {"s/a.jpg"}
     assert again.ledger.counts() == {"done": 1}
 
 
-def test_our_temporaries_are_removed_and_no_others(run: Callable[..., Run]) -> None:
+def test_our_temporaries_are_removed_and_no_others(run: Start) -> None:
     """Of unfinished jobs, whichever kind; a file that only looks similar stays."""
     first, (job,) = claimed(run, "s/a.jpg")
-    output, done, failed = (first.roots[role] for role in ("output", "done", "failed"))
-    for root, kind in ((output, ""), (output, ".json"), (done, ".original"), (failed, ".error")):
-        (root / "s").mkdir(exist_ok=True)
-        (root / "s" / names.temporary_name(job.job_id, kind)).write_bytes(b"half")
-    (output / "s" / ".rmbgd-notes").write_bytes(b"mine")
-
+    for role, kind in (("output", ""), ("output", ".json"), ("done", ".original"), ("failed", ".error")):
+        (first.roots[role] / "s").mkdir(exist_ok=True)
+        (first.roots[role] / "s" / names.temporary_name(job.job_id, kind)).write_bytes(b"half")
+    (first.roots["output"] / "s" / ".rmbgd-notes").write_bytes(b"mine")
     again = run()
     assert again.recovery.recover().temporaries == 4
     assert again.files("output") == {"s/.rmbgd-notes": b"mine"}
 
 
-def test_without_its_ledger_nothing_is_lost(run: Callable[..., Run]) -> None:
+def test_without_its_ledger_nothing_is_lost(run: Start) -> None:
     """The operator moved a damaged ledger aside: claimed files go back to where they were, temporaries are removed."""
     first, _ = claimed(run, "s/t/a.jpg", "b%2F.jpg", "x" * 250 + ".jpg", data=b"")
     (first.roots["output"] / "s").mkdir()
@@ -409,70 +397,54 @@ def test_without_its_ledger_nothing_is_lost(run: Callable[..., Run]) -> None:
     first.close()
     for file in (first.base / "state").iterdir():
         file.unlink()
-
     again = run()
-    found = again.recovery.recover()
-    assert (found.adopted, found.temporaries) == (3, 1)
-    assert {path: data for path, data in again.files("input").items() if len(path) < 100} == {
-        "s/t/a.jpg": b"s/t/a.jpg",
-        "b%2F.jpg": b"b%2F.jpg",
-    }
+    assert again.recovery.recover() == Recovered(adopted=3, temporaries=1)
+    short = {path: data for path, data in again.files("input").items() if len(path) < 100}
+    assert short == {"s/t/a.jpg": b"s/t/a.jpg", "b%2F.jpg": b"b%2F.jpg"}
     assert len(again.files("input")) == 3
 
 
-def test_adopting_does_not_overwrite_a_newer_upload(run: Callable[..., Run]) -> None:
+def test_adopting_does_not_overwrite_a_newer_upload(run: Start) -> None:
     """The name is taken by now: the older one is put beside it."""
     first, (job,) = claimed(run, "a.jpg", data=b"old ")
     first.ledger.release([job.job_id])
     first.drop("a.jpg", b"new")
-
     again = run()
     again.recovery.recover()
     assert again.files("input") == {"a.jpg": b"new", "a~2.jpg": b"old a.jpg"}
 
 
-def test_a_folder_that_is_not_there_is_left_for_later(run: Callable[..., Run]) -> None:
+def test_a_folder_that_is_not_there_is_left_for_later(run: Start) -> None:
     """An unmounted disk takes its rows nowhere: they are ended when it is back."""
-    first, _ = claimed(run, "a.jpg")
-    root = first.roots["input"]
+    claimed(run, "a.jpg")
     again = run()
-    away = root.with_name("away")
-    root.rename(away)
-    found = again.recovery.recover()
-
-    assert not found
-    away.rename(root)
+    away = again.roots["input"].rename(again.base / "away")
+    assert not again.recovery.recover()
+    away.rename(again.roots["input"])
     assert again.recovery.recover_folder("shop").jobs == 1
     assert again.recovery.suspects.remain()
     assert not again.recovery.recover_folder("shop")
 
 
-def test_live_claims_are_not_adopted(run: Callable[..., Run]) -> None:
+def test_live_claims_are_not_adopted(run: Start) -> None:
     """When a disk comes back, files of jobs that are at work stay where they are."""
-    it = run()
-    it.recovery.recover()
-    it.drop("a.jpg")
-    job = it.claim("a.jpg")
-
+    it, (job,) = claimed(run, "a.jpg")
     assert not it.recovery.recover_folder("shop")
     assert Path(job.source).exists()
 
 
-def test_a_claim_whose_rename_never_happened_is_forgotten(run: Callable[..., Run]) -> None:
+def test_a_claim_whose_rename_never_happened_is_forgotten(run: Start) -> None:
     """The file still stands where it was dropped: no attempt is counted, the scan finds it."""
     first = run()
-    path = first.drop("a.jpg")
-    version = version_of(path.lstat())
+    version = version_of(first.drop("a.jpg").lstat())
     first.ledger.claim([Candidate("shop", "a.jpg", first.root, version, 0.0, by_rename=True)])
-
     again = run()
     assert not again.recovery.recover()
     assert again.ledger.counts() == {}
     assert again.files("input") == {"a.jpg": b"image"}
 
 
-def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Callable[..., Run]) -> None:
-    """Its writer went on after the claim: it goes back, as a new arrival."""
+def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Start) -> None:
     _, (job,) = claimed(run, "a.jpg", data=b"half ")
     with open(job.source, "ab") as file:
         file.write(b" and half")
@@ -481,14 +453,11 @@ def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Callable[..., 
     assert again.files("input") == {"a.jpg": b"half a.jpg and half"}
 
 
-def test_a_failing_quarantine_does_not_stop_the_others(run: Callable[..., Run]) -> None:
+def test_a_failing_quarantine_does_not_stop_the_others(run: Start) -> None:
     """One row that a disk refuses is kept for later; the rest is recovered."""
-    first, _ = claimed(run, "a.jpg", "b.jpg")
-    (a, _) = first.ledger.unfinished()
+    first, (a, _) = claimed(run, "a.jpg", "b.jpg")
     first.ledger.failed(torn(a))
-    first.roots["failed"].rmdir()
-
-    again = run()  # which makes the folder again, as its operator would
+    again = run()
     again.roots["failed"].rmdir()
     assert again.recovery.recover().jobs == 1
     again.roots["failed"].mkdir()
@@ -497,7 +466,7 @@ def test_a_failing_quarantine_does_not_stop_the_others(run: Callable[..., Run]) 
     assert [event["reason"] for event in again.events.named("image.failed")] == ["corrupt"]
 
 
-def test_a_failed_folder_that_refuses_the_original_has_its_event_once(run: Callable[..., Run]) -> None:
+def test_a_failed_folder_that_refuses_the_original_has_its_event_once(run: Start) -> None:
     """The original stays claimed, and each start says so; the outcome is emitted again only where it may be missing."""
     first, (job,) = claimed(run, "a.jpg")
     first.ledger.failed(torn(job))
@@ -510,25 +479,23 @@ def test_a_failed_folder_that_refuses_the_original_has_its_event_once(run: Calla
         assert len(again.files("input")) == 1
         told.append(len(again.events.named("image.failed")))
     assert told == [1, 0, 0]
-
     last = run()
     last.recovery.recover()
     assert set(last.files("failed")) == {"a.jpg", "a.jpg.error.json"}
 
 
-def test_nothing_is_computed_before_the_attempt_is_on_record(run: Callable[..., Run], tmp_path: Path) -> None:
-    """Recovering alone counts nothing: three starts that fail for another reason set no image aside."""
+def test_nothing_is_computed_before_the_attempt_is_on_record(run: Start) -> None:
+    """Recovering alone counts nothing: starts that fail for another reason set no image aside."""
     claimed(run, "a.jpg")
     for _ in range(5):
         assert run().recovery.recover().jobs == 1
-    assert [row.attempt for row in run(clock=FakeClock()).ledger.unfinished()] == [1]
+    assert [row.attempt for row in run().ledger.unfinished()] == [1]
 
 
-def test_an_event_that_is_missing_is_delivered_whole(run: Callable[..., Run]) -> None:
+def test_an_event_that_is_missing_is_delivered_whole(run: Start) -> None:
     """Killed between the ledger and the log: the next start writes the event, whole, and says that it was late."""
     first, (job,) = claimed(run, "a.jpg")
-    first.publish(job, outcome=done(job))
-
+    first.publish(job)
     again = run()
     assert again.recovery.recover().delivered == 1
     (event,) = again.events.named("image.done")
@@ -538,14 +505,12 @@ def test_an_event_that_is_missing_is_delivered_whole(run: Callable[..., Run]) ->
     assert not run().recovery.recover()
 
 
-def test_an_entry_that_is_refused_in_place_has_its_event_after_a_crash(run: Callable[..., Run]) -> None:
+def test_an_entry_that_is_refused_in_place_has_its_event_after_a_crash(run: Start) -> None:
     """It is never moved; its event is all there is."""
     first = run()
     link = first.roots["input"] / "a.jpg"
     link.symlink_to("/etc/passwd")
-    version = version_of(link.lstat())
-    first.ledger.refuse("shop", "a.jpg", version, Reason.NOT_REGULAR, "symbolic link")
-
+    first.ledger.refuse("shop", "a.jpg", version_of(link.lstat()), Reason.NOT_REGULAR, "symbolic link")
     again = run()
     assert again.recovery.recover().delivered == 1
     (event,) = again.events.named("image.failed")
@@ -553,14 +518,11 @@ def test_an_entry_that_is_refused_in_place_has_its_event_after_a_crash(run: Call
     assert link.is_symlink()
 
 
-def test_an_image_that_goes_back_has_no_outcome(run: Callable[..., Run]) -> None:
+def test_an_image_that_goes_back_has_no_outcome(run: Start) -> None:
     """Its cutout was announced, then its owner wrote on: nothing was published, and there is no event."""
     first, (job,) = claimed(run, "a.jpg")
-    key = first.publisher._key(job)
-    first.ledger.publishing(done(job), key, "", sha256(b"x"), 1)
-    put_back(first.root, os.path.basename(job.source), "a.jpg", SystemFileSystem())
-    first.ledger.release([job.job_id])
-
+    first.ledger.publishing(done(job), first.publisher._key(job), "", sha256(b"x"), 1)
+    first.put_back(job)
     again = run()
     again.recovery.recover()
     assert again.events.events == []
@@ -568,24 +530,19 @@ def test_an_image_that_goes_back_has_no_outcome(run: Callable[..., Run]) -> None
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_a_second_death_after_the_move_loses_no_event(run: Callable[..., Run], stored: bool) -> None:
+def test_a_second_death_after_the_move_loses_no_event(run: Start, stored: bool) -> None:
     """Refused, with its event stored or, by an old version, without; moved at the next start, which dies before it."""
     first, (job,) = claimed(run, "a.jpg")
     first.ledger.failed(torn(job))
     if not stored:
         with first.ledger._database.transaction() as db:
             db.execute("DELETE FROM untold")
-
-    def dies(_outcome: JobOutcome) -> None:
-        raise WorldStopped
-
     second = run()
-    second.publisher.deliver = dies
+    second.publisher.deliver = mock.Mock(side_effect=WorldStopped)
     with pytest.raises(WorldStopped):
         second.recovery.recover()
-    second.ledger._database._deferred.clear()
+    second.die()
     assert set(second.files("failed")) == {"a.jpg", "a.jpg.error.json"}
-
     third = run()
     assert third.recovery.recover().delivered == 1
     assert [event["reason"] for event in third.events.named("image.failed")] == ["corrupt"]

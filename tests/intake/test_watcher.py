@@ -58,7 +58,6 @@ def watched(tmp_path):
 
 
 def test_each_way_of_arriving_leaves_a_hint(watched, tmp_path):
-    """Written, linked, renamed in, renamed within, in a new sub-folder: all are heard of, under their final names."""
     it = watched()
     outside = tmp_path / "outside.jpg"
     outside.write_bytes(b"x")
@@ -93,7 +92,6 @@ def test_our_own_folder_leaves_no_hint(watched):
     (it.root / "a.jpg").write_bytes(b"x")
     os.rename(it.root / "a.jpg", it.root / ".rmbgd" / "1-a.jpg")
     (it.root / "z.jpg").write_bytes(b"x")
-
     heard = it.hinted(lambda files, _: "z.jpg" in files)
     assert not [path for path in heard if path.startswith(".rmbgd")]
 
@@ -103,7 +101,6 @@ def test_a_replaced_folder_is_watched_anew_and_compared(watched):
     it = watched()
     os.rename(it.root, it.root.with_name("old"))
     it.root.mkdir()
-
     assert it.check() is True
     assert 1 == len(it.events.named("folder.replaced"))
     (it.root / "a.jpg").write_bytes(b"x")
@@ -114,7 +111,6 @@ def test_a_missing_folder_is_waited_for(watched):
     """Gone and back: one event when it goes, one when it is watched again, and then it is compared."""
     it = watched()
     shutil.rmtree(it.root)
-
     assert [it.check(), it.check()] == [False, False]
     assert ["missing"] == [event["cause"] for event in it.events.named("folder.waiting")]
     assert it.watch.present is False
@@ -132,9 +128,7 @@ def test_a_disk_that_is_not_mounted_is_waited_for(watched):
 def test_files_without_an_event_make_it_poll(watched):
     """Three files found and no event for them: the file system is silent; an event brings the events back."""
     it = watched()
-
     it.watch.compared({os.stat(it.root).st_ino}, 3)
-
     assert ["silent"] == [event["cause"] for event in it.events.named("watch.degraded")]
     assert IntakeSettings().reconcile_lossy == it.watch.compare_every
     (it.root / "a.jpg").write_bytes(b"x")
@@ -155,11 +149,9 @@ def test_a_directory_without_a_watch_makes_it_poll(watched):
 
 
 def test_a_dead_thread_is_noticed(watched):
-    """A watch whose threads ended is armed again, and the folder compared."""
     it = watched()
     it.watch._observer.stop()
     it.watch._observer.join()
-
     assert it.check() is True
     assert ["dead"] == [event["cause"] for event in it.events.named("watch.degraded")]
     (it.root / "a.jpg").write_bytes(b"x")
@@ -178,7 +170,6 @@ def test_an_overflow_asks_for_a_comparison(watched):
 
 
 def test_a_hint_never_says_less_than_before():
-    """Touching a file after its writer closed it does not make the close unheard."""
     hints = Hints(10, lambda: None)
     hints.file("shop", "a.jpg", FileEvent.CLOSED)
     hints.file("shop", "a.jpg", FileEvent.TOUCHED)
