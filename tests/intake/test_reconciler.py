@@ -28,7 +28,6 @@ from rmbgd.testing.fs import FailingFs
 from tests.support.workspace import Workspace
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(17)
-WHOLE = PNG + b"\0\0\0\0IEND\xae\x42\x60\x82"
 
 
 class Loop(Workspace):
@@ -201,14 +200,6 @@ def test_a_cut_off_file_is_waited_for_then_refused(it: Loop) -> None:
     found = {(rejection.job.relative_path, rejection.reason, rejection.stage) for rejection in it.rejections()}
     assert found == {("a.png", Reason.TRUNCATED, "intake"), ("b.jpg", Reason.EMPTY, "intake")}
     assert it.told("intake.incomplete", "path", "gate") == [("a.png", "tail"), ("b.jpg", "empty")]
-
-
-def test_the_remainder_makes_it_whole(it: Loop) -> None:
-    it.drop("a.png", PNG)
-    it.turn()
-    it.turn(20)
-    it.arrive("a.png", WHOLE)
-    assert it.turn() + it.turn(0.5) == ["a.png"]
 
 
 def test_what_a_decoder_finds_cut_off_waits_for_a_change(it: Loop) -> None:

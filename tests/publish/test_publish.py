@@ -168,7 +168,9 @@ def test_an_output_that_somebody_edited_is_theirs(it: Workspace) -> None:
     assert process(it, "a.jpg", b"two").path == "a.png"
     (it.roots["output"] / "a.png").write_bytes(b"retouched")
     assert process(it, "a.jpg", b"three").path == "a~2.png"
-    assert it.files("output") == {"a.png": b"retouched", "a~2.png": b"three"}
+    (it.roots["output"] / "a~2.png").write_bytes(b"too")
+    assert process(it, "a.jpg", b"four").path == "a~3.png"
+    assert it.files("output") == {"a.png": b"retouched", "a~2.png": b"too", "a~3.png": b"four"}
 
 
 def test_a_consumer_may_take_outputs_away(it: Workspace) -> None:
@@ -232,6 +234,7 @@ def test_equal_content_is_copied(it: Workspace) -> None:
     assert it.files("output")["b.png"] == b"cutout"
     assert set(it.files("done")) == {"a.jpg", "b.jpg"}
     assert it.known().report == {"width": 3}
+    assert it.ledger.same_content("in", "another recipe") is None
 
 
 def test_an_output_that_is_right_already_is_not_written(workspace: Build) -> None:

@@ -175,16 +175,6 @@ def test_targets_are_stable_in_every_order_of_arrival(ledger: Ledger) -> None:
             assert names == {path: publishing(again, job, path, output=output).path for path in sorted(names)}
 
 
-def test_a_taken_target_moves_to_the_next_version(ledger: Ledger) -> None:
-    """A stranger's file at the target costs the number two, and the new name stays."""
-    job = claim_one(ledger)
-    publishing(ledger, job)
-    assert ledger.output_names.move(key()).path == "a~2.png"
-    assert ledger.output_names.move(key()).path == "a~3.png"
-    assert publishing(ledger, job).path == "a~3.png"
-    assert ledger.output_names.move(key(), below="x~2").path == "x~2/a.png"
-
-
 def test_publishing_tells_what_was_there_before(ledger: Ledger) -> None:
     """The answer carries the hash that was published before, which decides whether the file there may be replaced."""
     publish(ledger, claim_one(ledger))
@@ -198,18 +188,6 @@ def test_two_folders_may_share_an_output(ledger: Ledger) -> None:
     first, second = ledger.claim([candidate(), candidate("b.jpg")])
     names = {publishing(ledger, job, folder=folder).path for job, folder in ((first, "one"), (second, "two"))}
     assert len(names) == 2
-
-
-def test_equal_content_is_known_until_forgotten(ledger: Ledger) -> None:
-    """The same bytes and recipe find the output and what was said of it; another recipe does not."""
-    content = ContentKey("in", "recipe")
-    publish(ledger, claim_one(ledger), content=content)
-    known = ledger.same_content("in", "recipe")
-    assert known is not None
-    assert (known.output, known.path, known.sha256, known.report) == ("/out", "a.png", "ab", {"width": 4})
-    assert ledger.same_content("in", "other") is None
-    ledger.forget_content(known.key)
-    assert ledger.same_content("in", "recipe") is None
 
 
 def test_pruning_keeps_what_would_be_computed_again(ledger: Ledger, clock: FakeClock) -> None:
