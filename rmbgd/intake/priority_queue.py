@@ -18,8 +18,7 @@ from rmbgd.store.records import Job, Unfinished
 
 AGEING = 10.0  # seconds of waiting that are worth one step of priority, so that nothing waits for ever
 
-Key = tuple[str, str]
-"""(folder, relative path)"""
+Key = tuple[str, str]  # (folder, relative path)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,8 +26,7 @@ from rmbgd.store.records import Job, Published, Unfinished
 
 RETRY_FIRST, RETRY_MAXIMUM = 1.0, 300.0  # seconds; an original that may not be moved is no reason to hurry
 
-TEMPORARY_KINDS = ("", ".json", ".error", ".original")
-"""Of temporaries that one job may leave: cutout, sidecar, reason file, archive copy."""
+TEMPORARY_KINDS = ("", ".json", ".error", ".original")  # cutout, sidecar, reason file, archive copy
 
 
 class Archiver:

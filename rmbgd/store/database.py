@@ -191,10 +191,8 @@ def _bring_up(connection: sqlite3.Connection, path: str, *, unclean: bool) -> No
         connection.execute(f"PRAGMA {pragma}").fetchall()
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-    if version == 0 and tables == 0:
-        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-        return
-    if not 1 <= version <= SCHEMA_VERSION:
+    is_empty = version == 0 and tables == 0
+    if not is_empty and not 1 <= version <= SCHEMA_VERSION:
         raise ConfigError(
             f"{path}: ledger of schema {version}, this rmbgd knows {SCHEMA_VERSION}; "
             "start the version that wrote it, or move the file aside to begin a new one"
@@ -203,8 +201,8 @@ def _bring_up(connection: sqlite3.Connection, path: str, *, unclean: bool) -> No
         finding = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
         if finding != "ok":
             raise sqlite3.DatabaseError(finding)
-    if version < SCHEMA_VERSION:
-        steps = "".join(MIGRATIONS[each] for each in range(version, SCHEMA_VERSION))
+    steps = SCHEMA if is_empty else "".join(MIGRATIONS[each] for each in range(version, SCHEMA_VERSION))
+    if steps:
         connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
 
 
