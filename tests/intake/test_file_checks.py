@@ -51,9 +51,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "a.jpg"
 
 
-# ------------------------------------------------------------------------------------------------------------ tails
-
-
 @pytest.mark.parametrize("format_", FORMATS)
 def test_a_cut_image_lacks_its_end_wherever_it_is_cut(format_: str) -> None:
     """From the first hundred bytes to the last but two: beyond doubt for JPEG, PNG and WebP. The whole one has it."""
@@ -120,11 +117,7 @@ def test_striped_tiffs_of_every_kind(compression: str) -> None:
     assert tail(data[: len(data) * 2 // 3]) is Tail.DOUBTFUL
 
 
-# ---------------------------------------------------------------------------------------------------- writers, holes
-
-
 def test_an_open_writer_is_seen(path: Path) -> None:
-    """While it is open for writing, however little happens; no more when it is closed. A reader is no writer."""
     path.write_bytes(JPEG)
     with open(path, "ab"):
         assert facts(path).writer is Writer.OPEN
@@ -160,7 +153,6 @@ def test_a_writer_that_comes_during_the_look_does_no_harm(path: Path, monkeypatc
     writer = threading.Thread(target=write)
 
     def interrupted(descriptor: int, command: int, argument: int) -> int:
-        """With a writer that comes at the worst moment."""
         answer = real(descriptor, command, argument)
         if (command, argument) == (fcntl.F_SETLEASE, fcntl.F_RDLCK):
             writer.start()
@@ -208,9 +200,6 @@ def test_every_half_upload_is_held_by_a_gate(path: Path, preallocated: bool) -> 
     assert held()
     path.write_bytes(JPEG)
     assert not held()
-
-
-# ------------------------------------------------------------------------------------------------------ opening rule
 
 
 MAKE: dict[str, Callable[[Path], object]] = {

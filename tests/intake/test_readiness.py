@@ -88,7 +88,6 @@ def test_a_file_that_never_stops_changing_is_reported_once() -> None:
 
 
 def test_a_missing_end_is_waited_for_then_refused() -> None:
-    """Reported once when it begins; given up exactly when the patience ends. An empty name comes before its bytes."""
     arrival = arrive()
     facts = ReadinessFacts(Writer.NONE, True, Tail.MISSING)
     assert readiness.judge(arrival, facts, 0.5, RULES).report_incomplete
@@ -124,8 +123,6 @@ def test_new_bytes_void_a_decoders_complaint() -> None:
     readiness.observed(arrival, version(size=20), 20.0, announced=True, rules=RULES)
     assert wait_for(arrival, GOOD) == (20.5, Decision(Readiness.READY))
 
-
-# -------------------------------------------------------------------------------------------------------- properties
 
 TIMES = st.lists(st.floats(0.0, 30.0, allow_nan=False), max_size=12)
 FACTS = st.builds(ReadinessFacts, st.sampled_from(Writer), st.booleans(), st.sampled_from(Tail))

@@ -127,9 +127,6 @@ def it(loop: Build) -> Loop:
     return loop()
 
 
-# ------------------------------------------------------------------------------------------------- when it is claimed
-
-
 def test_what_lies_there_at_the_start_is_claimed_after_its_quiet_time(it: Loop) -> None:
     """Found by the scan, without an event: two seconds without change; every sub-folder is looked into."""
     for path in ("a.jpg", "s/t/b.jpg"):
@@ -160,7 +157,6 @@ def test_a_changing_file_is_not_claimed(it: Loop) -> None:
 
 
 def test_an_open_file_is_not_claimed_however_long(it: Loop) -> None:
-    """Reported once after an hour, claimed when it is closed."""
     with open(it.drop("a.jpg"), "ab"):
         assert it.turn(60, times=120) == []
     assert it.told("intake.stuck_upload", "path") == [("a.jpg",)]
@@ -186,11 +182,7 @@ def test_without_recursion_sub_folders_are_left_alone(loop: Build) -> None:
     assert it.turn() + it.turn(3) == ["b.jpg"]
 
 
-# ------------------------------------------------------------------------------------------------- what is missing
-
-
 def test_a_cut_off_file_is_waited_for_then_refused(it: Loop) -> None:
-    """Reported once, not decoded; in the end it goes to the finish stage with its reason."""
     it.drop("a.png", PNG)
     it.drop("b.jpg", b"")
     it.turn()
@@ -215,15 +207,11 @@ def test_what_a_decoder_finds_cut_off_waits_for_a_change(it: Loop) -> None:
 
 
 def test_what_changed_in_work_is_claimed_anew(it: Loop) -> None:
-    """It was written to after the claim: back, and quiet again first."""
     (job,) = it.claimed("a.jpg")
     Path(job.source).write_bytes(b"image and more")
     it.reconciler.give_back(job, "changed", "")
     it.turn()
     assert [Path(job.source).read_bytes() for job in it.jobs(2)] == [b"image and more"]
-
-
-# ------------------------------------------------------------------------------------------------- who goes first
 
 
 def test_nothing_is_claimed_that_the_decoders_have_no_room_for(loop: Build) -> None:
@@ -278,7 +266,6 @@ def test_versions_of_one_path_are_worked_on_in_order(it: Loop) -> None:
 
 
 def test_suspects_go_alone(loop: Build) -> None:
-    """Images that the last run died with come first, one at a time; everything else waits."""
     first = loop()
     assert len(first.claimed("a.jpg", "b.jpg")) == 2
     first.close()
@@ -286,6 +273,7 @@ def test_suspects_go_alone(loop: Build) -> None:
     it.drop("c.jpg")
     assert it.recovered.jobs == 2
     (one,) = it.jobs() + it.jobs(5)
+    assert sorted(row.attempt for row in it.ledger.unfinished()) == [1, 2], "counted when it is handed out"
     it.end(one)
     (two,) = it.jobs(5)
     assert {one.relative_path, two.relative_path} == {"a.jpg", "b.jpg"}
@@ -294,11 +282,7 @@ def test_suspects_go_alone(loop: Build) -> None:
     assert it.turn(5) == ["c.jpg"]
 
 
-# ------------------------------------------------------------------------------------------------- what is refused
-
-
 def test_entries_that_are_no_files_are_reported_once_and_left(it: Loop) -> None:
-    """Never opened, never moved, and no second event however often the folder is compared."""
     (it.roots["input"] / "link.jpg").symlink_to("/etc/passwd")
     os.mkfifo(it.roots["input"] / "pipe.jpg")
     (it.roots["input"] / "folder.jpg").mkdir()
@@ -321,7 +305,6 @@ def test_hard_links_to_others_files_are_refused(it: Loop) -> None:
 
 
 def test_what_may_not_be_moved_is_worked_on_in_place_once(it: Loop) -> None:
-    """An immutable file: published, its archiving tried again, and never computed a second time."""
     it.reconciler._claims._fs = FailingFs({"rename_noreplace": [errno.EPERM]})
     (job,) = it.claimed("a.jpg")
     assert (job.claimed_by_rename, job.source) == (False, str(it.roots["input"] / "a.jpg"))
@@ -359,9 +342,6 @@ def test_a_blocked_file_is_reported_once_and_tried_again(it: Loop, monkeypatch: 
     assert it.turn() + it.turn(2) == ["a.jpg"]
 
 
-# ------------------------------------------------------------------------------------------------- pauses and faults
-
-
 def test_a_paused_folder_does_not_stop_the_others(loop: Build) -> None:
     """The reason names whose disk it is."""
     it = loop(others={"press": {}})
@@ -388,7 +368,6 @@ def test_a_disk_at_the_brink_does_not_stop_and_go(it: Loop) -> None:
 
 
 def test_a_ledger_that_refuses_pauses_and_loses_nothing(it: Loop) -> None:
-    """Nothing can be recorded: reported once, nothing is claimed, and all of it happens when there is room."""
     for number in range(300):
         it.drop(f"{number}.jpg")
     (it.roots["input"] / "link.jpg").symlink_to("nowhere")

@@ -298,9 +298,6 @@ def test_archives_on_another_disk_survive_dying_too(base: Path, tmp_path: Path) 
         assert {path.name: path.read_bytes() for path in done.iterdir()} == {"a.jpg": b"good one"}
 
 
-# ---------------------------------------------------------------------------------------------- single rules
-
-
 Start = Callable[..., Run]
 
 
@@ -345,22 +342,7 @@ def test_an_image_that_kills_is_set_aside_and_no_other(run: Start) -> None:
     assert (event["path"], event["reason"], event["attempt"], event["stage"]) == ("c.jpg", "crash_loop", 3, "intake")
 
 
-def test_suspects_come_one_after_another(run: Start) -> None:
-    """The attempt of the next is counted only when it is handed out, and that when the one before has ended."""
-    claimed(run, "a.jpg", "b.jpg")
-    again = run()
-    again.recovery.recover()
-    suspects = again.recovery.suspects
-    again_a = suspects.next()
-    assert suspects.next() is None
-    assert [row.attempt for row in again.ledger.unfinished()] == [2, 1]
-    again.end(again_a)
-    again.end(suspects.next())
-    assert not suspects.remain()
-
-
 def test_an_output_that_was_renamed_is_not_made_again(run: Start) -> None:
-    """Announced and there with its hash: done, and the original is archived."""
     first, (job,) = claimed(run, "s/a.jpg")
     first.ledger.publishing(done(job), first.publisher._key(job), "s", sha256(b"x"), 1)
     (first.roots["output"] / "s").mkdir()
@@ -372,7 +354,6 @@ def test_an_output_that_was_renamed_is_not_made_again(run: Start) -> None:
 
 
 def test_our_temporaries_are_removed_and_no_others(run: Start) -> None:
-    """Of unfinished jobs, whichever kind; a file that only looks similar stays."""
     first, (job,) = claimed(run, "s/a.jpg")
     for role, kind in (("output", ""), ("output", ".json"), ("done", ".original"), ("failed", ".error")):
         (first.roots[role] / "s").mkdir(exist_ok=True)
@@ -399,7 +380,6 @@ def test_without_its_ledger_nothing_is_lost(run: Start) -> None:
 
 
 def test_adopting_does_not_overwrite_a_newer_upload(run: Start) -> None:
-    """The name is taken by now: the older one is put beside it."""
     first, (job,) = claimed(run, "a.jpg", data=b"old ")
     first.ledger.release([job.job_id])
     first.drop("a.jpg", b"new")
@@ -448,7 +428,6 @@ def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Start) -> None
 
 
 def test_a_failing_quarantine_does_not_stop_the_others(run: Start) -> None:
-    """One row that a disk refuses is kept for later; the rest is recovered."""
     first, (a, _) = claimed(run, "a.jpg", "b.jpg")
     first.ledger.failed(torn(a))
     again = run()

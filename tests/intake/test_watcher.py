@@ -73,7 +73,6 @@ def it(watched: Callable[..., Watched]) -> Watched:
 
 
 def test_each_way_of_arriving_leaves_a_hint(it: Watched, tmp_path: Path) -> None:
-    """Written, linked, renamed in, renamed within, in a new sub-folder: all are heard of, under their final names."""
     outside = tmp_path / "outside.jpg"
     outside.write_bytes(b"x")
     (it.root / "written.jpg").write_bytes(b"x")
@@ -106,7 +105,6 @@ def test_our_own_folder_leaves_no_hint(it: Watched) -> None:
 
 
 def test_a_replaced_folder_is_watched_anew_and_compared(it: Watched) -> None:
-    """Another directory under the same name: reported once, compared at once, and watched again."""
     os.rename(it.root, it.root.with_name("old"))
     it.root.mkdir()
     assert it.check() is True
@@ -115,7 +113,6 @@ def test_a_replaced_folder_is_watched_anew_and_compared(it: Watched) -> None:
 
 
 def test_a_missing_folder_is_waited_for(it: Watched) -> None:
-    """Gone and back: one event when it goes, one when it is watched again, and then it is compared."""
     shutil.rmtree(it.root)
     assert [it.check(), it.check()] == [False, False]
     assert it.causes("folder.waiting") == ["missing"]
@@ -167,7 +164,6 @@ def test_an_overflow_asks_for_a_comparison(it: Watched) -> None:
 
 
 def test_a_hint_never_says_less_than_before() -> None:
-    """Touching a file after its writer closed it does not make the close unheard."""
     hints = Hints(10, lambda: None)
     for event in (FileEvent.CLOSED, FileEvent.TOUCHED):
         hints.file("shop", "a.jpg", event)

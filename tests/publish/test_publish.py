@@ -69,11 +69,7 @@ def temporaries(it: Workspace) -> list[str]:
     return [name for name in os.listdir(it.roots["output"]) if names.is_temporary(name)]
 
 
-# ---------------------------------------------------------------------------------------------- the way of one
-
-
 def test_an_output_appears_under_the_inputs_name(it: Workspace) -> None:
-    """The relative path is mirrored, the original archived under its own, and nothing else is left anywhere."""
     published = process(it, "s/t/a.jpg", original=b"original")
     assert published.path == "s/t/a.png"
     assert (published.sha256, published.size) == (sha256(b"cutout"), 6)
@@ -136,11 +132,7 @@ def test_archived_names_never_overwrite(it: Workspace) -> None:
     assert (it.files("done"), it.files("output")) == (archived, {"a.png": b"cutout of 5"})
 
 
-# ---------------------------------------------------------------------------------------------- whose name
-
-
 def test_a_replaced_input_replaces_its_output_and_no_other(it: Workspace) -> None:
-    """Four inputs of one stem have four outputs, and a new version of each replaces its own."""
     outputs = {"a.jpg": "a.png", "a.png": "a_png.png", "a.JPG": "a_JPG.png", "s/a.jpg": "s/a.png"}
     for round_ in ("old", "new"):
         for path in outputs:
@@ -152,7 +144,6 @@ def test_a_replaced_input_replaces_its_output_and_no_other(it: Workspace) -> Non
     "make", [lambda path: path.write_bytes(b"mine"), Path.mkdir, lambda path: path.symlink_to("/etc/passwd")]
 )
 def test_a_strangers_file_is_left_alone(it: Workspace, make: Callable[[Path], object]) -> None:
-    """What we did not write is not overwritten: the output gets the next number, and keeps it."""
     taken = it.roots["output"] / "a.png"
     make(taken)
     before = taken.lstat()
@@ -182,7 +173,6 @@ def test_a_consumer_may_take_outputs_away(it: Workspace) -> None:
 
 
 def test_a_folder_that_is_called_like_an_output(it: Workspace) -> None:
-    """s.jpg gives s.png; the folder s.png/ of the input is mirrored beside it, and each keeps its place."""
     outputs = {"s.jpg": "s.png", "s.png/a.jpg": "s~2.png/a.png", "s.png/b.jpg": "s~2.png/b.png"}
     for path in [*outputs, *outputs]:
         process(it, path, path.encode())
@@ -198,11 +188,7 @@ def test_every_legal_name_gets_an_output(it: Workspace, name: str) -> None:
     assert set(it.files("done")) == {name}
 
 
-# ---------------------------------------------------------------------------------------------- sidecars
-
-
 def test_a_sidecar_stands_before_its_cutout_and_goes_with_it(it: Workspace) -> None:
-    """It names input, output and hash; a version that needs none takes the old one away."""
     process(it, "a.jpg", b"one", sidecar_facts={"verdict": "empty"})
     story = json.loads(it.files("output")["a.png.json"])
     found = (story["verdict"], story["path"], story["output"], story["sha256"])
@@ -222,11 +208,7 @@ def test_a_strangers_sidecar_is_left_alone(it: Workspace, stranger: bytes) -> No
     assert set(it.files("output")) == {"a.png.json", "a~2.png", "a~2.png.json"}
 
 
-# ---------------------------------------------------------------------------------------------- equal images
-
-
 def test_equal_content_is_copied(it: Workspace) -> None:
-    """The known output is published again under the name of each equal input, with its facts at hand."""
     process(it, "a.jpg", content=CONTENT, report={"width": 3})
     published = copy(it, claimed(it, "b.jpg"), sidecar_facts={"verdict": "empty"})
     assert published is not None
@@ -251,7 +233,6 @@ def test_an_output_that_is_right_already_is_not_written(workspace: Build) -> Non
 
 @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"CUTOUT"), Path.exists, os.mkfifo])
 def test_a_known_output_that_is_another_by_now_is_forgotten(it: Workspace, spoil: Callable[[Path], object]) -> None:
-    """Nothing is published from a file that is not what we wrote; the image is computed again."""
     process(it, "a.jpg", content=CONTENT)
     (it.roots["output"] / "a.png").unlink()
     spoil(it.roots["output"] / "a.png")
@@ -261,9 +242,6 @@ def test_a_known_output_that_is_another_by_now_is_forgotten(it: Workspace, spoil
     assert not (it.roots["output"] / "b.png").exists()
     assert it.ledger.is_in_flight(job.job_id)
     assert temporaries(it) == []
-
-
-# ---------------------------------------------------------------------------------------------- changed inputs
 
 
 @pytest.mark.parametrize("why", ["changed", "vanished"])
@@ -295,13 +273,9 @@ def test_what_was_written_after_publishing_comes_in_again(workspace: Build) -> N
     assert it.files("input") == {"a.jpg": b"image and more"}
 
 
-# ---------------------------------------------------------------------------------------------- disks that refuse
-
-
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_disk_that_refuses_costs_nothing(workspace: Build, step: str, code: int) -> None:
-    """Whichever step fails: a storage fault, no temporary, the original where it was, and the next call succeeds."""
     it = workspace(fs=FailingFs({step: [code]}))
     job = claimed(it, "a.jpg", b"original")
     with pytest.raises(StorageFault):
@@ -352,7 +326,6 @@ def test_a_missing_output_is_never_made(it: Workspace) -> None:
 
 @pytest.fixture
 def deep(tmp_path: Path) -> Path:
-    """A folder whose own path is nearly as long as paths may be."""
     folder = tmp_path / "/".join(["d" * 200] * 18 + ["d" * 120])
     folder.mkdir(parents=True)
     return folder
@@ -362,9 +335,6 @@ def test_a_path_that_gets_too_long_is_the_images_fault(workspace: Build, deep: P
     with pytest.raises(ImageError) as caught:
         process(workspace(output=str(deep)), "x" * 150 + "/" + "y" * 200 + "/a.jpg")
     assert caught.value.reason is Reason.NAME_TOO_LONG
-
-
-# ---------------------------------------------------------------------------------------------- archiving
 
 
 def test_an_original_that_cannot_be_moved_is_tried_again(it: Workspace) -> None:
@@ -422,7 +392,6 @@ def other_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_archives_and_failures_may_lie_on_another_disk(workspace: Build, other_disk: Path) -> None:
-    """Across file systems the original is copied, compared and then removed, with its times; never two of it."""
     (other_disk / "failed").mkdir()
     it = workspace(done=str(other_disk), failed=str(other_disk / "failed"))
     os.utime(it.drop("s/a.jpg", b"original"), ns=(1_000_000_000, 2_000_000_000))
@@ -445,9 +414,6 @@ def test_a_copy_that_a_crash_interrupted_is_not_made_twice(
     assert sorted(os.listdir(other_disk)) == archived
 
 
-# ---------------------------------------------------------------------------------------------- quarantine
-
-
 def test_a_refused_original_stands_beside_its_reason(it: Workspace) -> None:
     """The path is mirrored, and the reason file says what an operator and a program need."""
     it.clock.advance(7)
@@ -463,7 +429,6 @@ def test_a_refused_original_stands_beside_its_reason(it: Workspace) -> None:
 
 
 def test_the_same_name_refused_again_stands_beside_the_first(it: Workspace) -> None:
-    """Each keeps its own reason; a stranger's files stay."""
     (it.roots["failed"] / "a~2.jpg").write_bytes(b"stranger")
     for number in (b"0", b"1", b"2"):
         refuse(it, claimed(it, "a.jpg", number))
@@ -475,7 +440,6 @@ def test_the_same_name_refused_again_stands_beside_the_first(it: Workspace) -> N
 
 
 def test_a_kept_original_is_refused_in_place(workspace: Build) -> None:
-    """keep never moves an original; the reason is written to the failed folder, and it is not tried again."""
     it = workspace(originals="keep")
     job = claimed(it, "a.jpg")
     assert refuse(it, job) is None
@@ -486,7 +450,6 @@ def test_a_kept_original_is_refused_in_place(workspace: Build) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_quarantine_that_the_disk_refuses_is_done_later(workspace: Build, step: str) -> None:
-    """The decision is kept, the original is where it was, and calling again completes it without a second reason."""
     it = workspace(fs=FailingFs({step: [errno.ENOSPC]}))
     job = claimed(it, "a.jpg", b"torn")
     with pytest.raises(StorageFault):

@@ -77,7 +77,6 @@ def reopened(ledger: Ledger) -> Iterator[Ledger]:
 
 
 def test_a_claim_says_where_the_bytes_will_be(ledger: Ledger) -> None:
-    """By rename they go into the claim folder, otherwise they stay; the attempt is counted at once."""
     moved, kept = ledger.claim([candidate("s/a.jpg"), candidate("b.jpg", by_rename=False)])
     assert moved.source == f"/in/.rmbgd/{moved.job_id}__s%2Fa.jpg"
     assert kept.source == "/in/b.jpg"
@@ -96,7 +95,6 @@ def test_two_versions_of_one_path_are_not_in_flight_together(ledger: Ledger) -> 
 
 
 def test_claims_survive_the_process(ledger: Ledger, clock: FakeClock) -> None:
-    """What was claimed is unfinished after a restart, with everything needed to go on."""
     job = claim_one(ledger, path="caf\udce9/\n.jpg", inode=(1 << 64) - 3)  # some file systems use all 64 bits
     pragmas = [ledger._database.one(f"PRAGMA {name}", ()) for name in ("journal_mode", "synchronous")]
     assert pragmas == [("wal",), (2,)]  # FULL: NORMAL would lose the last commits to a power cut
@@ -124,7 +122,6 @@ def test_postponing_does_not_count_as_an_attempt(ledger: Ledger) -> None:
 
 @pytest.mark.parametrize("by_rename", [False, True])
 def test_kept_originals_are_handled_once_per_version(ledger: Ledger, by_rename: bool) -> None:
-    """What stayed in place is known by inode, size and both times; what was moved and moved back is worked on again."""
     job = claim_one(ledger, by_rename=by_rename)
     assert not ledger.handled("drop", "a.jpg", job.version)
     publish(ledger, job)
@@ -142,7 +139,6 @@ def test_refused_entries_are_recorded_once(ledger: Ledger) -> None:
 
 
 def test_a_moved_original_is_written_with_the_next_transaction(ledger: Ledger) -> None:
-    """A finished job stays unfinished until its original is moved, and closing does not forget it."""
     job = claim_one(ledger)
     publish(ledger, job)
     assert [row.state for row in ledger.unfinished()] == ["done"]
@@ -161,7 +157,6 @@ def test_a_failed_job_waits_for_its_quarantine(ledger: Ledger) -> None:
 
 
 def test_targets_are_stable_in_every_order_of_arrival(ledger: Ledger) -> None:
-    """Four inputs have four outputs, and each keeps its own over restarts and new uploads."""
     job = claim_one(ledger)
     first = {}
     for order in itertools.permutations(["a.jpg", "a.png", "a.JPG", "s/a.jpg"]):
@@ -191,7 +186,6 @@ def test_two_folders_may_share_an_output(ledger: Ledger) -> None:
 
 
 def test_pruning_keeps_what_would_be_computed_again(ledger: Ledger, clock: FakeClock) -> None:
-    """Old jobs are forgotten, except those whose original still stands in place, and unfinished ones."""
     open_ = claim_one(ledger, path="open")
     for path in ("moved", "kept", "gone"):
         finish(ledger, claim_one(ledger, path=path, by_rename=path == "moved"))
@@ -266,7 +260,6 @@ def test_a_database_of_another_kind_is_refused(path: Path, clock: FakeClock, scr
 
 
 def test_a_ledger_of_the_first_schema_is_brought_up(ledger: Ledger) -> None:
-    """An upgrade keeps every row, and the ledger is then of the new schema; nothing is asked of the operator."""
     done, open_job = (claim_one(ledger, path=name) for name in ("a.jpg", "b.jpg"))
     publish(ledger, done)
     ledger._database._connection.executescript("DROP TABLE untold; PRAGMA user_version=1")
