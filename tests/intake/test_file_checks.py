@@ -183,25 +183,6 @@ def test_preallocated_uploads_have_holes(path: Path) -> None:
     os.close(writing)
 
 
-@pytest.mark.parametrize("preallocated", [False, True])
-def test_every_half_upload_is_held_by_a_gate(path: Path, preallocated: bool) -> None:
-    def held() -> bool:
-        found = facts(path)
-        return found.writer is Writer.OPEN or not found.dense or found.tail is not Tail.COMPLETE
-
-    half = JPEG[: len(JPEG) // 2]
-    with open(path, "wb", buffering=0) as file:
-        if preallocated:
-            os.posix_fallocate(file.fileno(), 0, len(JPEG))
-        file.write(half)
-        assert held()
-    assert held()
-    path.write_bytes(half.ljust(len(JPEG), b"\0"))
-    assert held()
-    path.write_bytes(JPEG)
-    assert not held()
-
-
 MAKE: dict[str, Callable[[Path], object]] = {
     "link": lambda path: path.symlink_to(__file__),
     "dangling": lambda path: path.symlink_to("nowhere"),

@@ -13,9 +13,7 @@ from rmbgd.imaging.completeness import Tail
 from rmbgd.intake import readiness
 from rmbgd.intake.readiness import ArrivingFile, Decision, Readiness, ReadinessFacts, Writer
 
-RULES = IntakeSettings(
-    quiet_closed=0.5, quiet_unknown=2.0, quiet_remote=5.0, incomplete_timeout=900.0, stuck_upload=3600.0
-)
+RULES = IntakeSettings(quiet_closed=0.5, quiet_unknown=2, quiet_remote=5, incomplete_timeout=900, stuck_upload=3600)
 GOOD = ReadinessFacts(Writer.NONE, True, Tail.COMPLETE)
 HOLE = ReadinessFacts(Writer.NONE, False, Tail.COMPLETE)
 
@@ -80,11 +78,11 @@ def test_an_open_writer_holds_a_file_however_long() -> None:
 
 
 def test_a_file_that_never_stops_changing_is_reported_once() -> None:
-    arrival, reported = arrive(), 0
+    arrival, reported = arrive(), []
     for second in range(5000):
         readiness.observed(arrival, version(size=second), float(second), announced=False, rules=RULES)
-        reported += readiness.still_stuck(arrival, float(second), RULES)
-    assert reported == 1
+        reported += [second] * readiness.still_stuck(arrival, float(second), RULES)
+    assert reported == [3600]
 
 
 def test_a_missing_end_is_waited_for_then_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -111,15 +112,8 @@ Build = Callable[..., Loop]
 
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[Build]:
-    built: list[Loop] = []
-
-    def build(**given: object) -> Loop:
-        built.append(Loop(tmp_path, **given))
-        return built[-1]
-
-    yield build
-    for each in built:
-        each.close()
+    with ExitStack() as stack:
+        yield lambda **given: stack.enter_context(closing(Loop(tmp_path, **given)))
 
 
 @pytest.fixture

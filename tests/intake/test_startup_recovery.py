@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Self
 from unittest import mock
@@ -22,7 +22,6 @@ from rmbgd.errors import Reason
 from rmbgd.fs import SystemFileSystem, version_of
 from rmbgd.intake.startup_recovery import Recovered, Recovery
 from rmbgd.store.claims import claim_by_rename, put_back
-from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import Candidate, ContentKey, Job
 from rmbgd.testing.fs import CrashingFs, FailingFs, WorldStopped
@@ -31,35 +30,27 @@ from tests.support.workspace import OF_DONE, Workspace, done, sha256, torn
 STEPS_OF_THE_LEDGER = {"claim", "release", "publishing", "done", "failed", "next_attempt", "forget_content"}
 
 
-class SteppingLedger:
-    """The ledger, each of whose commits is a step at which the world may stop."""
+def stepped(step: Callable[[], None], action: Callable[..., object]) -> Callable[..., object]:
+    def stepping(*arguments: object, **given: object) -> object:
+        step()
+        return action(*arguments, **given)
 
-    def __init__(self, ledger: Ledger, step: Callable[[], None]) -> None:
-        self._ledger, self._step = ledger, step
-
-    def __getattr__(self, name: str) -> object:
-        method = getattr(self._ledger, name)
-        if name not in STEPS_OF_THE_LEDGER:
-            return method
-
-        def stepping(*arguments: object, **given: object) -> object:
-            self._step()
-            return method(*arguments, **given)
-
-        return stepping
+    return stepping
 
 
 class Run(Workspace):
-    """One run of the service, from start to its end or to the step at which the world stops."""
+    """One run of the service, from start to its end or to the step at which the world stops.
+
+    Every operation on files is a step, and every commit of the ledger.
+    """
 
     def __init__(self, base: Path, after: int | None = None, **given: object) -> None:
         super().__init__(base, fs=SystemFileSystem() if after is None else CrashingFs(after), **given)
         self.root = str(self.roots["input"])
         self.step: Callable[[], None] = getattr(self.fs, "step", lambda: None)
-        self.stepping = SteppingLedger(self.ledger, self.step)
-        for part in (self.publisher, self.publisher.archiver, self.publisher.quarantine, self.publisher.cleanup):
-            part._ledger = self.stepping
-        self.recovery = Recovery(self.config, self.stepping, self.publisher, self.events, self.fs)
+        for name in STEPS_OF_THE_LEDGER:
+            setattr(self.ledger, name, stepped(self.step, getattr(self.ledger, name)))
+        self.recovery = Recovery(self.config, self.ledger, self.publisher, self.events, self.fs)
 
     def __enter__(self) -> Self:
         return self
@@ -77,18 +68,16 @@ class Run(Workspace):
         version = version_of(os.lstat(os.path.join(self.root, path)))
         if self.ledger.handled("shop", path, version):
             return None
-        by_rename = self.folder.originals != "keep"
-        now = self.clock.monotonic()
-        jobs = self.stepping.claim([Candidate("shop", path, self.root, version, now, by_rename)])
-        for job in jobs:
-            if by_rename:
-                claim_by_rename(self.root, path, os.path.basename(job.source), self.fs)
-        return next(iter(jobs), None)
+        by_rename, now = self.folder.originals != "keep", self.clock.monotonic()
+        (job,) = self.ledger.claim([Candidate("shop", path, self.root, version, now, by_rename)])
+        if by_rename:
+            claim_by_rename(self.root, path, os.path.basename(job.source), self.fs)
+        return job
 
     def put_back(self, job: Job) -> None:
         if job.claimed_by_rename:
             put_back(self.root, os.path.basename(job.source), job.relative_path, self.fs)
-        self.stepping.release([job.job_id])
+        self.ledger.release([job.job_id])
 
     def end(self, job: Job) -> None:
         """What the pipeline does: the content says how it ends."""
@@ -109,14 +98,9 @@ class Run(Workspace):
 
     def deliver(self, outcome: JobOutcome) -> None:
         """The world may stop before the event, and between the event and the note that it was delivered."""
-        defer = self.ledger._database.defer
-
-        def stepping(*statement: object) -> None:
-            self.step()
-            defer(*statement)
-
         self.step()
-        with mock.patch.object(self.ledger._database, "defer", stepping):
+        database = self.ledger._database
+        with mock.patch.object(database, "defer", stepped(self.step, database.defer)):
             self.publisher.deliver(outcome)
 
     def work_off(self) -> Recovered:
@@ -222,33 +206,31 @@ def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None
 
 
 @pytest.mark.slow
-def test_dying_again_while_recovering_ends_the_same(base: Path) -> None:
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    crashes=st.lists(st.integers(0, 60), min_size=1, max_size=4),
+    originals=st.sampled_from(["archive", "delete", "keep"]),
+    order=st.permutations(sorted(UNIQUE)),
+)
+def test_dying_again_while_recovering_ends_the_same(
+    base: Path, crashes: list[int], originals: str, order: list[str]
+) -> None:
     """Recovery is work like any other: it may be interrupted at any step, and is begun anew."""
-
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(
-        st.lists(st.integers(0, 60), min_size=1, max_size=4),
-        st.sampled_from(["archive", "delete", "keep"]),
-        st.permutations(sorted(UNIQUE)),
-    )
-    def check(crashes: list[int], originals: str, order: list[str]) -> None:
-        place = Path(tempfile.mkdtemp(dir=base))
-        for number, after in enumerate(crashes):
-            with Run(place, after=after, originals=originals, intake={"attempts": 10}) as run:
-                if number == 0:
-                    for path in order:
-                        run.drop(path, UNIQUE[path])
-                run.clock.advance(2000.0 * number)
-                with suppress(WorldStopped):
-                    run.work_off()
-                check_whole(run, list(UNIQUE.values()))
-        with Run(place, originals=originals, intake={"attempts": 10}) as last:
-            last.clock.advance(20_000)
-            last.work_off()
-            check_ended(last, UNIQUE)
-        shutil.rmtree(place)
-
-    check()
+    place = Path(tempfile.mkdtemp(dir=base))
+    for number, after in enumerate(crashes):
+        with Run(place, after=after, originals=originals, intake={"attempts": 10}) as run:
+            if number == 0:
+                for path in order:
+                    run.drop(path, UNIQUE[path])
+            run.clock.advance(2000.0 * number)
+            with suppress(WorldStopped):
+                run.work_off()
+            check_whole(run, list(UNIQUE.values()))
+    with Run(place, originals=originals, intake={"attempts": 10}) as last:
+        last.clock.advance(20_000)
+        last.work_off()
+        check_ended(last, UNIQUE)
+    shutil.rmtree(place)
 
 
 def crashed(place: Path, after: int, dropped: dict[str, bytes], **given: object) -> None:
@@ -304,17 +286,13 @@ Start = Callable[..., Run]
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Start]:
     """Ends the run before, and starts one."""
-    open_runs: list[Run] = []
+    with ExitStack() as stack:
 
-    def start(**given: object) -> Run:
-        while open_runs:
-            open_runs.pop().close()
-        open_runs.append(Run(tmp_path, **given))
-        return open_runs[-1]
+        def start(**given: object) -> Run:
+            stack.close()
+            return stack.enter_context(closing(Run(tmp_path, **given)))
 
-    yield start
-    for each in open_runs:
-        each.close()
+        yield start
 
 
 def claimed(run: Start, *paths: str, data: bytes = b"good") -> tuple[Run, list[Job]]:
@@ -322,7 +300,7 @@ def claimed(run: Start, *paths: str, data: bytes = b"good") -> tuple[Run, list[J
     first = run()
     for path in paths:
         first.drop(path, data + path.encode())
-    return first, [job for path in paths if (job := first.claim(path)) is not None]
+    return first, [first.claim(path) for path in paths]
 
 
 def test_an_image_that_kills_is_set_aside_and_no_other(run: Start) -> None:
@@ -368,7 +346,8 @@ def test_without_its_ledger_nothing_is_lost(run: Start) -> None:
     """The operator moved a damaged ledger aside: claimed files go back to where they were, temporaries are removed."""
     first, _ = claimed(run, "s/t/a.jpg", "b%2F.jpg", "x" * 250 + ".jpg", data=b"")
     (first.roots["output"] / "s").mkdir()
-    (first.roots["output"] / "s" / names.temporary_name(99)).write_bytes(b"half")
+    for name in (names.temporary_name(99), ".rmbgd-notes", "a.tmp"):
+        (first.roots["output"] / "s" / name).write_bytes(b"half")
     first.close()
     for file in (first.base / "state").iterdir():
         file.unlink()
@@ -377,6 +356,7 @@ def test_without_its_ledger_nothing_is_lost(run: Start) -> None:
     short = {path: data for path, data in again.files("input").items() if len(path) < 100}
     assert short == {"s/t/a.jpg": b"s/t/a.jpg", "b%2F.jpg": b"b%2F.jpg"}
     assert len(again.files("input")) == 3
+    assert again.files("output").keys() == {"s/.rmbgd-notes", "s/a.tmp"}
 
 
 def test_adopting_does_not_overwrite_a_newer_upload(run: Start) -> None:

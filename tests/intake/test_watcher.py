@@ -7,6 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ class Watched:
         folder = Folder(name="shop", **names, **options)
         self.watch = FolderWatch(folder, IntakeSettings(), self.hints, self.events, self.clock)
         self.check()
+        self.close = self.watch.close
 
     def check(self) -> bool:
         self.clock.advance(10)
@@ -56,15 +58,8 @@ class Watched:
 
 @pytest.fixture
 def watched(tmp_path: Path) -> Iterator[Callable[..., Watched]]:
-    made: list[Watched] = []
-
-    def make(**options: object) -> Watched:
-        made.append(Watched(tmp_path, **options))
-        return made[-1]
-
-    yield make
-    for each in made:
-        each.watch.close()
+    with ExitStack() as stack:
+        yield lambda **options: stack.enter_context(closing(Watched(tmp_path, **options)))
 
 
 @pytest.fixture

@@ -170,15 +170,6 @@ def test_targets_are_stable_in_every_order_of_arrival(ledger: Ledger) -> None:
             assert names == {path: publishing(again, job, path, output=output).path for path in sorted(names)}
 
 
-def test_publishing_tells_what_was_there_before(ledger: Ledger) -> None:
-    """The answer carries the hash that was published before, which decides whether the file there may be replaced."""
-    publish(ledger, claim_one(ledger))
-    job = claim_one(ledger, inode=2)
-    target = publishing(ledger, job, sha256="cd")
-    assert (target.path, target.sha256, target.pending, target.inode, target.mtime_ns) == ("a.png", "ab", None, 7, 8)
-    assert publishing(ledger, job, sha256="cd").pending == "cd"
-
-
 def test_two_folders_may_share_an_output(ledger: Ledger) -> None:
     first, second = ledger.claim([candidate(), candidate("b.jpg")])
     names = {publishing(ledger, job, folder=folder).path for job, folder in ((first, "one"), (second, "two"))}

@@ -68,10 +68,3 @@ def test_derived_names_are_legal(path: str, number: int) -> None:
         for derived in (name, names.sidecar_name(name), names.reason_name(name)):
             assert posixpath.dirname(derived) == posixpath.dirname(path)
             assert size(posixpath.basename(derived)) <= 255
-
-
-def test_temporaries_are_recognised() -> None:
-    assert names.is_temporary(names.temporary_name(7))
-    assert names.is_temporary(names.temporary_name(7, ".json"))
-    assert not names.is_temporary(".rmbgd-notes")
-    assert not names.is_temporary("a.tmp")
