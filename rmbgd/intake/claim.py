@@ -39,26 +39,19 @@ class Claims:
     """Used by the reconcile thread."""
 
     def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, fs: FileSystem) -> None:
-        self._folders = folders
-        self._ledger = ledger
-        self._fs = fs
+        self._folders, self._ledger, self._fs = folders, ledger, fs
         self._owed: list[int] = []  # rows to release that the ledger has not taken yet
 
     def claim(self, files: Sequence[Complete]) -> list[ClaimResult]:
         """Take these, in one commit. Raises StorageFault when the ledger cannot be written: nothing is claimed then."""
         self._release_owed()
-        results: list[ClaimResult] = []
-        candidates: list[tuple[Complete, Candidate]] = []
-        for complete in files:
-            found = self._candidate(complete)
-            if isinstance(found, Candidate):
-                candidates.append((complete, found))
-            else:
-                results.append(found)
-        jobs = {(job.folder, job.relative_path): job for job in self._ledger.claim([each for _, each in candidates])}
-        for complete, candidate in candidates:
-            job = jobs.get(complete.key)
-            results.append(ClaimResult(complete, None, "busy") if job is None else self._take(complete, candidate, job))
+        looks = [(complete, self._candidate(complete)) for complete in files]
+        candidates = [found for _, found in looks if isinstance(found, Candidate)]
+        jobs = {(job.folder, job.relative_path): job for job in self._ledger.claim(candidates)}
+        results = [
+            self._take(complete, found, jobs.get(complete.key)) if isinstance(found, Candidate) else found
+            for complete, found in looks
+        ]
         with contextlib.suppress(StorageFault):  # tried again before the next claim; what was claimed is claimed
             self._release_owed()
         return results
@@ -90,21 +83,23 @@ class Claims:
         """What is to be claimed, if the file is still the version that was found complete."""
         name, path = complete.key
         folder = self._folders[name]
-        root = str(folder.input)
         try:
-            status = os.lstat(os.path.join(root, path))
+            status = os.lstat(os.path.join(folder.input, path))
+        except (FileNotFoundError, NotADirectoryError):
+            return ClaimResult(complete, None, "vanished")
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR):
-                return ClaimResult(complete, None, "vanished")
             return ClaimResult(complete, None, "blocked", error.strerror or str(error))
         if version_of(status) != complete.arrival.version:
             return ClaimResult(complete, None, "changed")
         if self._ledger.handled(name, path, complete.arrival.version):  # seen once more while it was in work
             return ClaimResult(complete, None, "handled")
         seen = (complete.arrival.version, complete.arrival.first_seen)
-        return Candidate(name, path, root, *seen, by_rename=folder.originals != "keep", final=complete.final)
+        by_rename = folder.originals != "keep"
+        return Candidate(name, path, str(folder.input), *seen, by_rename=by_rename, final=complete.final)
 
-    def _take(self, complete: Complete, candidate: Candidate, job: Job) -> ClaimResult:
+    def _take(self, complete: Complete, candidate: Candidate, job: Job | None) -> ClaimResult:
+        if job is None:
+            return ClaimResult(complete, None, "busy")
         if not job.claimed_by_rename:
             return ClaimResult(complete, job)
         root = str(self._folders[job.folder].input)
@@ -132,7 +127,7 @@ class Claims:
             jobs = self._ledger.claim([replace(candidate, by_rename=False)])
         except StorageFault as fault:
             return ClaimResult(complete, None, "blocked", str(fault))
-        return ClaimResult(complete, jobs[0]) if jobs else ClaimResult(complete, None, "busy")
+        return self._take(complete, candidate, next(iter(jobs), None))
 
     def _release_owed(self) -> None:
         if self._owed:

@@ -22,7 +22,6 @@ class DiskSpaceGuard:
         self._next = float("-inf")
 
     def due(self, now: float) -> bool:
-        """Is it time to `check`?"""
         return bool(self._minimum) and now >= self._next
 
     def check(self, now: float, free: Mapping[str, int | None]) -> None:

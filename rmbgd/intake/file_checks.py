@@ -49,9 +49,7 @@ def writer_of(descriptor: int) -> Writer:
 
 def is_dense(descriptor: int, size: int) -> bool:
     """No unwritten blocks: preallocated uploads have some until the end. True where that cannot be seen."""
-    if size == 0:
-        return True
     try:
-        return os.lseek(descriptor, 0, os.SEEK_HOLE) >= size
+        return size == 0 or os.lseek(descriptor, 0, os.SEEK_HOLE) >= size
     except OSError:
         return True

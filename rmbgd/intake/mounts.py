@@ -17,7 +17,6 @@ _WATCHED = re.compile(rb"^inotify wd:[0-9a-f]+ ino:([0-9a-f]+) ", re.MULTILINE)
 
 
 def is_there(root: str, *, require_mount: bool) -> bool:
-    """Is the drop folder there, and its disk in it where it must be one of its own?"""
     return os.path.isdir(root) and (not require_mount or is_mounted(root))
 
 
@@ -58,13 +57,10 @@ def _shows_what_is_below(mount: Mount, below: Mount) -> bool:
 
 def file_system(path: str) -> str:
     """The type of the file system that `path` lies on, as mountinfo names it (proc(5)); "unknown" if it does not."""
-    path = os.path.realpath(path)
-    best, kind = "", "unknown"
-    for mount in read_mounts():
-        inside = path == mount.point or path.startswith(mount.point.rstrip("/") + "/")
-        if inside and len(mount.point) >= len(best):  # of several mounted over one another the last is on top
-            best, kind = mount.point, mount.kind
-    return kind
+    path = os.path.realpath(path) + "/"
+    around = [mount for mount in reversed(read_mounts()) if path.startswith(mount.point.rstrip("/") + "/")]
+    deepest = max(around, key=lambda mount: len(mount.point), default=None)  # mounted over one another: the last
+    return "unknown" if deepest is None else deepest.kind
 
 
 def free_bytes(path: str) -> int | None:
@@ -77,14 +73,13 @@ def free_bytes(path: str) -> int | None:
 
 
 def read_mounts() -> list[Mount]:
-    """Every mount that this process sees, in the order in which they were mounted."""
-    mounts: list[Mount] = []
+    """In the order in which they were mounted."""
+    mounts = []
     with open("/proc/self/mountinfo", errors="surrogateescape") as lines:
         for line in lines:
             left, _, right = line.partition(" - ")
-            number, parent, device, root, point = left.split(" ")[:5]
-            kind = right.split(" ")[0]
-            mounts.append(Mount(int(number), int(parent), device, _plain(root), _plain(point), kind))
+            number, parent, device, root, point, *_ = left.split(" ")
+            mounts.append(Mount(int(number), int(parent), device, _plain(root), _plain(point), right.split(" ")[0]))
     return mounts
 
 

@@ -18,8 +18,7 @@ from rmbgd.store.records import Job, Unfinished
 
 AGEING = 10.0  # seconds of waiting that are worth one step of priority, so that nothing waits for ever
 
-Key = tuple[str, str]
-"""(folder, relative path)"""
+Key = tuple[str, str]  # (folder, relative path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +42,7 @@ class Backlog:
         self._arriving: dict[Key, ArrivingFile] = {}
         self._complete: dict[Key, Complete] = {}
         self._looks: list[tuple[float, int, Key]] = []  # heap; entries of files that moved on are skipped
-        self._order: dict[str, list[tuple[float, int, Key]]] = {name: [] for name in self._folders}  # a heap each
+        self._order: dict[str, list[tuple[bool, float, int, Key]]] = {name: [] for name in self._folders}  # a heap each
         self._numbers = itertools.count()
 
     def __len__(self) -> int:
@@ -68,12 +67,12 @@ class Backlog:
 
     def complete(self, complete: Complete) -> None:
         """It may be claimed. Realtime folders go first; else priority, raised by waiting: that order is fixed here."""
-        self.forget(complete.key)
-        self._complete[complete.key] = complete
-        self._counts[complete.key[0]] += 1
-        folder = self._folders[complete.key[0]]
+        key, folder = complete.key, self._folders[complete.key[0]]
+        self.forget(key)
+        self._complete[key] = complete
+        self._counts[folder.name] += 1
         rank = complete.arrival.first_seen / AGEING - folder.priority
-        heapq.heappush(self._order[folder.name], (rank, next(self._numbers), complete.key))
+        heapq.heappush(self._order[folder.name], (folder.latency != "realtime", rank, next(self._numbers), key))
 
     def forget(self, key: Key) -> None:
         if self._arriving.pop(key, None) is not None or self._complete.pop(key, None) is not None:
@@ -100,23 +99,17 @@ class Backlog:
         """The first `count` complete files of folders that are not in `closed`; they leave the backlog."""
         taken: list[Complete] = []
         while len(taken) < count:
-            heads = [head for name in self._order if name not in closed and (head := self._head(name))]
+            for order in self._order.values():
+                while order and order[0][3] not in self._complete:
+                    heapq.heappop(order)
+            heads = [order[0] for name, order in self._order.items() if order and name not in closed]
             if not heads:
                 break
-            folder = min(heads)[3]
-            complete = self._complete[heapq.heappop(self._order[folder])[2]]
-            self.forget(complete.key)
-            taken.append(complete)
+            key = min(heads)[3]
+            heapq.heappop(self._order[key[0]])
+            taken.append(self._complete[key])
+            self.forget(key)
         return taken
-
-    def _head(self, folder: str) -> tuple[bool, float, int, str] | None:
-        order = self._order[folder]
-        while order and order[0][2] not in self._complete:
-            heapq.heappop(order)
-        if not order:
-            return None
-        rank, number, _ = order[0]
-        return self._folders[folder].latency != "realtime", rank, number, folder
 
     def oldest(self) -> float | None:
         """When the file that has waited longest was first seen. Looks at every file."""
@@ -133,12 +126,8 @@ class Suspects:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._waiting: list[tuple[Unfinished, str]] = []
+        self._waiting: list[Unfinished] = []
         self._current: int | None = None
-
-    def __len__(self) -> int:
-        """How many have not been handed out yet."""
-        return len(self._waiting)
 
     def remain(self) -> bool:
         """Is one at work, or still to be handed out?"""
@@ -146,9 +135,9 @@ class Suspects:
             self._current = None
         return self._current is not None or bool(self._waiting)
 
-    def add(self, row: Unfinished, source: str) -> None:
+    def add(self, row: Unfinished) -> None:
         """Behind those that fewer runs died with."""
-        bisect.insort(self._waiting, (row, source), key=lambda each: (each[0].attempt, each[0].job_id))
+        bisect.insort(self._waiting, row, key=lambda each: (each.attempt, each.job_id))
 
     def next(self) -> Job | None:
         """The next to send, its attempt counted; None while the one before is at work, or when all are through.
@@ -157,8 +146,7 @@ class Suspects:
         """
         if not self.remain() or self._current is not None:
             return None
-        row, source = self._waiting[0]
-        job = self._ledger.next_attempt(row, source)
+        job = self._ledger.next_attempt(self._waiting[0])
         del self._waiting[0]
         self._current = job.job_id
         return job

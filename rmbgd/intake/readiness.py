@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from rmbgd.clock import backoff
+from rmbgd.config.load import IntakeSettings
 from rmbgd.fs import FileVersion
 from rmbgd.imaging.completeness import Tail
 
@@ -31,22 +32,9 @@ class Writer(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ReadinessFacts:
-    """What one look into a file showed."""
-
     writer: Writer
     dense: bool
     tail: Tail
-
-
-@dataclass(frozen=True, slots=True)
-class ReadinessRules:
-    """Seconds, as in the [intake] settings."""
-
-    quiet_closed: float
-    quiet_unknown: float
-    quiet_remote: float
-    incomplete_timeout: float
-    stuck_upload: float
 
 
 @dataclass(slots=True)
@@ -89,26 +77,22 @@ class Decision:
     report_stuck: bool = False
 
 
-def appeared(version: FileVersion, now: float, *, announced: bool, remote: bool, rules: ReadinessRules) -> ArrivingFile:
-    """A file that is seen for the first time."""
+def appeared(version: FileVersion, now: float, *, announced: bool, remote: bool, rules: IntakeSettings) -> ArrivingFile:
     arrival = ArrivingFile(version, now, now, announced, remote)
     arrival.look_at = now + _quiet(arrival, rules)
     return arrival
 
 
 def observed(
-    arrival: ArrivingFile, version: FileVersion, now: float, *, announced: bool, rules: ReadinessRules
+    arrival: ArrivingFile, version: FileVersion, now: float, *, announced: bool, rules: IntakeSettings
 ) -> bool:
-    """It was seen again. True when it has changed: everything known of the older version is void."""
+    """True when it has changed: everything known of the older version is void."""
     if version == arrival.version:
         if announced and not arrival.announced:
             arrival.announced = True
             arrival.look_at = min(arrival.look_at, max(now, arrival.changed_at + _quiet(arrival, rules)))
         return False
-    arrival.version = version
-    arrival.changed_at = now
-    arrival.announced = announced
-    arrival.put_offs = 0
+    arrival.version, arrival.changed_at, arrival.announced, arrival.put_offs = version, now, announced, 0
     arrival.cut_off = arrival.final = arrival.reported_incomplete = False
     arrival.look_at = now + _quiet(arrival, rules)
     return True
@@ -120,7 +104,7 @@ def put_off(arrival: ArrivingFile, now: float) -> None:
     arrival.look_at = now + backoff(arrival.put_offs, DELAY_FIRST, DELAY_MAXIMUM)
 
 
-def judge(arrival: ArrivingFile, facts: ReadinessFacts, now: float, rules: ReadinessRules) -> Decision:
+def judge(arrival: ArrivingFile, facts: ReadinessFacts, now: float, rules: IntakeSettings) -> Decision:
     """The file was just observed, and looked into. Sets when to look again where the answer is WAIT."""
     needed = rules.quiet_remote if facts.writer is Writer.UNSEEN else _quiet(arrival, rules)
     quiet_at = arrival.changed_at + needed
@@ -145,7 +129,7 @@ def judge(arrival: ArrivingFile, facts: ReadinessFacts, now: float, rules: Readi
     return Decision(Readiness.WAIT, gate, report_incomplete=first)
 
 
-def still_stuck(arrival: ArrivingFile, now: float, rules: ReadinessRules) -> bool:
+def still_stuck(arrival: ArrivingFile, now: float, rules: IntakeSettings) -> bool:
     """Open or changing for very long: True once."""
     if arrival.reported_stuck or now - arrival.first_seen < rules.stuck_upload:
         return False
@@ -153,7 +137,7 @@ def still_stuck(arrival: ArrivingFile, now: float, rules: ReadinessRules) -> boo
     return True
 
 
-def _quiet(arrival: ArrivingFile, rules: ReadinessRules) -> float:
+def _quiet(arrival: ArrivingFile, rules: IntakeSettings) -> float:
     if arrival.remote:
         return rules.quiet_remote
     return rules.quiet_closed if arrival.announced else rules.quiet_unknown

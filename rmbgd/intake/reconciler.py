@@ -24,7 +24,6 @@ from rmbgd.intake.priority_queue import Complete
 from rmbgd.intake.readiness import ArrivingFile
 from rmbgd.intake.scanner import LOOKS_AT_ONCE, Scanner
 from rmbgd.intake.startup_recovery import Recovered, Recovery
-from rmbgd.intake.watcher import FolderWatch, Hints
 from rmbgd.pipeline.items import Arrival, Rejection, Timing
 from rmbgd.pipeline.queue import Sender
 from rmbgd.publish.archive import Archiver
@@ -41,16 +40,11 @@ LEDGER_PROBE = 2.0  # s between tries to claim while the ledger cannot be writte
 
 
 class Maintenance:
-    """What is due now and then: archiving that failed, pruning of old rows, counting of rows.
+    """What is due now and then: archiving that failed, pruning of old rows, counting of rows."""
 
-    `exists(folder, path)`: rows of files that stay in place are kept while they do.
-    """
-
-    def __init__(
-        self, ledger: Ledger, archiver: Archiver, clock: Clock, exists: Callable[[str, str], bool], retry: float
-    ) -> None:
+    def __init__(self, ledger: Ledger, archiver: Archiver, clock: Clock, scanner: Scanner, retry: float) -> None:
         self.ledger_rows = 0
-        self._ledger, self._archiver, self._exists, self._retry = ledger, archiver, exists, retry
+        self._ledger, self._archiver, self._scanner, self._retry = ledger, archiver, scanner, retry
         self._next_archive = self._next_count = self._next_flush = clock.monotonic()
         self._next_prune = clock.monotonic() + PRUNE_EVERY
         self._prune_after = 0
@@ -63,9 +57,7 @@ class Maintenance:
             self._next_archive = self._archiver.retry() or now + self._retry
         try:
             if now >= self._next_prune:
-                self._prune_after = self._ledger.prune(
-                    lambda row: self._exists(row.folder, row.relative_path), after=self._prune_after
-                )
+                self._prune_after = self._ledger.prune(self._scanner.is_in_place, after=self._prune_after)
                 self._next_prune = now + (PRUNE_PAUSE if self._prune_after else PRUNE_EVERY)
             if now >= self._next_flush:
                 self._next_flush = now + FLUSH_EVERY
@@ -108,7 +100,6 @@ class Inbox:
         self.wake()
 
     def rescan(self) -> None:
-        """Compare every folder at once."""
         with self._changed:
             self._notes.rescan = True
         self.wake()
@@ -137,10 +128,7 @@ class Inbox:
             self._ended_total += 1
         self.wake()
 
-    # ------------------------------------------------------------------------------------------------ the reader's
-
     def _take_notes(self) -> Notes:
-        """Everything since the last call."""
         with self._changed:
             notes, self._notes = self._notes, Notes()
             return notes
@@ -186,16 +174,14 @@ class Reconciler(Inbox):
         heartbeat: Heartbeat,
         on_compared: Callable[[], None],
     ) -> None:
-        self._config, self._ledger, self._clock, self._emit, self._heartbeat = config, ledger, clock, emit, heartbeat
         super().__init__()
-        self._scanner = Scanner(config, ledger, clock, emit, heartbeat, on_compared)
-        self._backlog = self._scanner.backlog
+        self._config, self._ledger, self._clock, self._emit, self._heartbeat = config, ledger, clock, emit, heartbeat
+        self._scanner = Scanner(config, ledger, clock, emit, heartbeat, on_compared, self.wake)
+        self._backlog, self.watches = self._scanner.backlog, self._scanner.watches
         self._claims = Claims({folder.name: folder for folder in config.folder}, ledger, SystemFileSystem())
         self._space = DiskSpaceGuard(config, emit)
         self._recovery = Recovery(config, ledger, publisher, emit)
-        self._maintenance = Maintenance(
-            ledger, publisher.archiver, clock, self._scanner.exists, retry=config.intake.reconcile
-        )
+        self._maintenance = Maintenance(ledger, publisher.archiver, clock, self._scanner, config.intake.reconcile)
         self._suspects_held = False  # written before `run`
         self._stranded: list[tuple[Job, str]] = []  # came back while their folder was away
         self._in_work: dict[int, ArrivingFile] = {}  # what was known of the files in work, by job
@@ -204,27 +190,21 @@ class Reconciler(Inbox):
         self._sent = 0
         self._statistics = IntakeStatistics()  # one reference, replaced
 
-    def attach(self, hints: Hints, watches: list[FolderWatch]) -> None:
-        """Before `recover` and `run`."""
-        self._scanner.attach(hints, watches)
-
     def hold_suspects(self) -> None:
         """Before `run`: what the last run died with stays claimed and waits for another run; the rest is served."""
         self._suspects_held = True
 
     def recover(self) -> Recovered:
-        """Take up what the last run left. Before `run`."""
+        """Before `run`."""
         return self._recovery.recover()
 
     def finish_returns(self) -> int:
         """Put back what came back after `run` had returned: call it when no thread of the pipeline is left."""
         count = 0
         for job, _ in (*self._take_notes().returns, *self._stranded):
-            try:
+            with contextlib.suppress(OSError, StorageFault):  # row and claimed file stay; the next start takes them up
                 self._claims.give_back(job)
                 count += 1
-            except (OSError, StorageFault):  # the row and the claimed file stay; the next start takes them up
-                continue
         return count
 
     def statistics(self) -> IntakeStatistics:
@@ -241,7 +221,8 @@ class Reconciler(Inbox):
                     if not self._step(jobs, refusals):
                         self._wait()
             finally:
-                self._scanner.close()
+                for watch in self.watches:
+                    watch.close()
 
     def _step(self, jobs: Sender[Job], refusals: Sender[Arrival]) -> bool:
         """Every duty once. False when there is nothing more to do for now."""
@@ -266,7 +247,6 @@ class Reconciler(Inbox):
         return claimed
 
     def _wait(self) -> None:
-        """Until something happens or is due."""
         now = self._clock.monotonic()
         moments = [
             now + self._config.intake.root_check,
@@ -293,12 +273,9 @@ class Reconciler(Inbox):
             folders=self._scanner.describe(),
         )
 
-    # ------------------------------------------------------------------------------------------------ after a crash
-
     def _recover_again(self, folder: str) -> None:
         """A folder is back whose claimed files could not be reached."""
-        found = self._recovery.recover_folder(folder)
-        if found:
+        if found := self._recovery.recover_folder(folder):
             self._emit("intake.recovered", **found.event())
         back = [each for each in self._stranded if each[0].folder == folder]
         self._stranded = [each for each in self._stranded if each[0].folder != folder]
@@ -306,11 +283,9 @@ class Reconciler(Inbox):
 
     def _send_suspect(self, jobs: Sender[Job]) -> None:
         """One image at a time of those that the last run died with, and nothing beside it."""
-        if not self._suspects_held and jobs.free():
-            job = self._recovery.suspects.next()
-            if job is not None:
-                self._sent += 1
-                jobs.send(job)
+        if not self._suspects_held and jobs.free() and (job := self._recovery.suspects.next()) is not None:
+            self._sent += 1
+            jobs.send(job)
 
     def _check_ledger(self) -> None:
         """While it refuses, it is asked again now and then; nothing is claimed and nothing compared until it takes."""
@@ -346,14 +321,12 @@ class Reconciler(Inbox):
         except StorageFault as fault:
             self._ledger_refused(fault, files)
             return False
-        progress = False
         for result in results:
             if result.job is None:
                 self._not_claimed(result, now)
             else:
-                progress = True
                 self._send(result.job, result.complete, jobs, refusals)
-        return progress
+        return any(result.job is not None for result in results)
 
     def _send(self, job: Job, complete: Complete, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
         self._sent += 1
@@ -376,10 +349,9 @@ class Reconciler(Inbox):
         if result.why == "blocked":
             self._scanner.report_blocked(key, arrival.version.ctime_ns, result.detail)
         if result.why == "changed":
-            version = self._claims.version_at(*key)
-            if version is None:
+            if (version := self._claims.version_at(*key)) is None:
                 return
-            readiness.observed(arrival, version, now, announced=False, rules=self._scanner.rules)
+            readiness.observed(arrival, version, now, announced=False, rules=self._config.intake)
         else:
             readiness.put_off(arrival, now)
         self._backlog.put(key, arrival)
@@ -402,17 +374,15 @@ class Reconciler(Inbox):
 
     def _back(self, job: Job, why: str, path: str | None, arrival: ArrivingFile | None) -> None:
         """The file is in its folder again: what was known of it still holds."""
-        version = self._claims.version_at(job.folder, path) if path is not None else None
-        if path is None or version is None:
+        if path is None or (version := self._claims.version_at(job.folder, path)) is None:
             return
         now = self._clock.monotonic()
-        key = (job.folder, path)
         same = replace(version, ctime_ns=0) == replace(job.version, ctime_ns=0)
         if arrival is None or not same or path != job.relative_path:
             remote = self._scanner.is_remote(job.folder)
-            arrival = readiness.appeared(version, now, announced=False, remote=remote, rules=self._scanner.rules)
+            arrival = readiness.appeared(version, now, announced=False, remote=remote, rules=self._config.intake)
         else:
             arrival.version = version  # our own renames changed its ctime
             arrival.cut_off = arrival.cut_off or why == "incomplete"
             readiness.put_off(arrival, now)
-        self._backlog.put(key, arrival)
+        self._backlog.put((job.folder, path), arrival)

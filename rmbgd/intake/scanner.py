@@ -11,7 +11,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass
 
 from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
@@ -27,6 +27,7 @@ from rmbgd.intake.readiness import ArrivingFile, Readiness
 from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints
 from rmbgd.naming import CLAIM_FOLDER
 from rmbgd.store.ledger import Ledger
+from rmbgd.store.records import Unfinished
 
 LOOKS_AT_ONCE = 512  # files looked into before the other duties of the thread continue
 UNANNOUNCED_AFTER = 5.0  # s; a file that is older and had no event was missed, not just faster than its event
@@ -40,8 +41,6 @@ IGNORED_FOLDERS = (CLAIM_FOLDER, ".*", "@eaDir", "#recycle", "__MACOSX", "lost+f
 
 
 class Ignored:
-    """Which names of a folder are left alone."""
-
     def __init__(self, more: Sequence[str] = ()) -> None:
         self._files = _either([*IGNORED_FILES, *more])
         self._folders = _either([*IGNORED_FOLDERS, *more])
@@ -62,52 +61,35 @@ def _either(patterns: Sequence[str]) -> re.Pattern[str]:
     return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns), re.IGNORECASE | re.DOTALL)
 
 
-@dataclass(slots=True)
-class ScanResult:
-    """What a scan went through: `directories` by inode; `unreadable`: (path, error) of those it could not enter."""
+def scan(root: str, below: str, ignored: Ignored, *, recursive: bool) -> Iterator[tuple[str, os.stat_result | OSError]]:
+    """(relative path, stat) of every entry of the folder `root`/`below` and of those below it, in no order.
 
-    directories: set[int] = field(default_factory=set)
-    unreadable: list[tuple[str, OSError]] = field(default_factory=list)
-
-
-def scan(
-    root: str, below: str, ignored: Ignored, *, recursive: bool, result: ScanResult
-) -> Iterator[tuple[str, os.stat_result]]:
-    """(relative path, stat) of every entry that is no directory below `root`/`below`, in no order.
-
-    What vanishes meanwhile is left out. Can be abandoned at any point. Raises OSError when `root` cannot be read.
+    Directories are among them when they are entered, with the error instead where that fails. What vanishes meanwhile
+    is left out. Can be abandoned at any point. Raises OSError when `root` cannot be read.
     """
     todo = [below]
     while todo:
         here = todo.pop()
         try:
             with os.scandir(os.path.join(root, here)) as entries:
-                result.directories.add(os.stat(os.path.join(root, here)).st_ino)
+                yield here, os.stat(os.path.join(root, here))
                 for entry in entries:
                     path = os.path.join(here, entry.name)
                     if entry.is_dir(follow_symlinks=False):
                         if recursive and not ignored.folder(entry.name):
                             todo.append(path)
                     elif not ignored.file(entry.name):
-                        try:
-                            status = entry.stat(follow_symlinks=False)
-                        except FileNotFoundError:
-                            continue
-                        if not stat.S_ISDIR(status.st_mode):
-                            yield path, status
-        except FileNotFoundError:
-            if not here:
-                raise
+                        with contextlib.suppress(FileNotFoundError):
+                            yield path, entry.stat(follow_symlinks=False)
         except OSError as error:
             if not here:
                 raise
-            result.unreadable.append((here, error))
+            if not isinstance(error, FileNotFoundError):
+                yield here, error
 
 
 @dataclass(slots=True)
 class _DropFolder:
-    """One drop folder. Only the reconcile thread touches it."""
-
     folder: Folder
     watch: FolderWatch
     ignored: Ignored
@@ -117,10 +99,6 @@ class _DropFolder:
     more: bool = False  # the backlog was full: files were left unseen
     events_lost: bool = True  # perhaps, since the last comparison: what the next one finds proves nothing
     was_absent: bool = False
-
-    @property
-    def root(self) -> str:
-        return str(self.folder.input)
 
     def compare_at_once(self) -> None:
         self.due = self.events_lost = True
@@ -142,36 +120,24 @@ class Scanner:
         emit: Emit,
         heartbeat: Heartbeat,
         on_compared: Callable[[], None],
+        wake: Callable[[], None],
     ) -> None:
-        intake = config.intake
-        self.backlog = Backlog(config.folder, intake.tracked_maximum)
-        self.rules = readiness.ReadinessRules(
-            **{rule.name: getattr(intake, rule.name) for rule in fields(readiness.ReadinessRules)}
-        )
+        self._settings = config.intake
         self._ledger, self._clock, self._emit, self._heartbeat = ledger, clock, emit, heartbeat
         self._on_compared: Callable[[], None] | None = on_compared  # None once it was called
-        self._hints: Hints | None = None
-        self._hints_maximum = intake.hints_maximum
-        self._folders: dict[str, _DropFolder] = {}
+        self.backlog = Backlog(config.folder, self._settings.tracked_maximum)
+        self.hints = Hints(self._settings.hints_maximum, wake)
+        self.watches = [FolderWatch(folder, self._settings, self.hints, emit, clock) for folder in config.folder]
+        self._folders = {
+            watch.folder.name: _DropFolder(watch.folder, watch, Ignored(watch.folder.ignore)) for watch in self.watches
+        }
         self._blocked: set[tuple[Key, int]] = set()  # files that were reported, by ctime
 
-    def attach(self, hints: Hints, watches: list[FolderWatch]) -> None:
-        """The main thread's, before anything else."""
-        self._hints = hints
-        for watch in watches:
-            self._folders[watch.folder.name] = _DropFolder(watch.folder, watch, Ignored(watch.folder.ignore))
-
-    def close(self) -> None:
-        for folder in self._folders.values():
-            folder.watch.close()
-
     def next_moment(self) -> float | None:
-        """When something is due here."""
         moments = [self.backlog.next_look(), *(folder.next_compare() for folder in self._folders.values())]
         return min((moment for moment in moments if moment is not None), default=None)
 
     def compare_again(self) -> None:
-        """Something that was being considered may be forgotten: compare every folder at the next occasion."""
         for folder in self._folders.values():
             folder.compare_at_once()
 
@@ -182,13 +148,12 @@ class Scanner:
     def is_remote(self, folder: str) -> bool:
         return self._folders[folder].remote
 
-    def exists(self, folder: str, path: str) -> bool:
-        """Is there anything at this path?"""
-        return folder in self._folders and os.path.lexists(os.path.join(self._folders[folder].root, path))
+    def is_in_place(self, row: Unfinished) -> bool:
+        folder = self._folders.get(row.folder)
+        return folder is not None and os.path.lexists(os.path.join(folder.watch.root, row.relative_path))
 
     def describe(self) -> dict[str, dict[str, object]]:
-        """What the status says of each folder."""
-        return {name: asdict(folder.watch.status()) | {"more": folder.more} for name, folder in self._folders.items()}
+        return {name: folder.watch.status() | {"more": folder.more} for name, folder in self._folders.items()}
 
     # ------------------------------------------------------------------------------------------------ where to look
 
@@ -198,23 +163,20 @@ class Scanner:
         for name, folder in self._folders.items():
             if folder.watch.check():
                 folder.compare_at_once()
-                folder.remote = not is_local(file_system(folder.root))
+                folder.remote = not is_local(file_system(folder.watch.root))
             if folder.watch.present and folder.was_absent:
                 folder.was_absent = False
                 back.append(name)
-            if not folder.watch.present and not folder.was_absent:
-                folder.was_absent = True
-                folder.due = False
+            elif not folder.watch.present and not folder.was_absent:
+                folder.was_absent, folder.due = True, False
                 self.backlog.forget_folder(name)
         return back
 
     def take_hints(self, *, rescan: bool) -> None:
         """Look where events point. `rescan`: compare every folder at once."""
-        assert self._hints is not None
-        hinted = self._hints.take()
-        for name, folder in self._folders.items():
-            if rescan or name in hinted.whole:
-                folder.compare_at_once()
+        hinted = self.hints.take()
+        for name in self._folders if rescan else hinted.whole:
+            self._folders[name].compare_at_once()
         for name, path in hinted.directories:
             folder = self._folders[name]
             if folder.folder.recursive and not folder.ignored.path(path + "/x"):
@@ -225,7 +187,6 @@ class Scanner:
                 self._consider_path(folder, path, announced=heard >= FileEvent.APPEARED)
 
     def compare_due(self) -> None:
-        """Compare the folders whose time has come."""
         now = self._clock.monotonic()
         present = [folder for folder in self._folders.values() if folder.watch.present]
         for folder in present:
@@ -238,40 +199,39 @@ class Scanner:
             self._on_compared = None
 
     def _compare(self, folder: _DropFolder, now: float) -> None:
-        """The whole folder against what is known."""
         proves = not (folder.due or folder.events_lost or folder.more)
         folder.due = folder.more = False
-        result, missed = self._scan(folder, "", announced=False)
+        directories, missed = self._scan(folder, "", announced=False)
         folder.compared_at = now
         if not folder.more:
             folder.events_lost = False
-            folder.watch.compared(result.directories, missed if proves else 0)
+            folder.watch.compared(directories, missed if proves else 0)
 
-    def _scan(self, folder: _DropFolder, below: str, *, announced: bool) -> tuple[ScanResult, int]:
-        """What was gone through, and how many new files have been there for a while without an event."""
-        result, missed, name = ScanResult(), 0, folder.folder.name
-        wall = self._clock.wall().timestamp()
-        try:
-            recursive = folder.folder.recursive
-            for path, status in scan(folder.root, below, folder.ignored, recursive=recursive, result=result):
-                if self.backlog.full(name) and self.backlog.get((name, path)) is None:
+    def _scan(self, folder: _DropFolder, below: str, *, announced: bool) -> tuple[set[int], int]:
+        """Inodes of directories that were entered, and how many new files have been there for a while unannounced."""
+        directories: set[int] = set()
+        missed, name, wall = 0, folder.folder.name, self._clock.wall().timestamp()
+        with contextlib.suppress(OSError):  # it has gone, or turned unreadable: the watch says so at its next check
+            for path, found in scan(folder.watch.root, below, folder.ignored, recursive=folder.folder.recursive):
+                if isinstance(found, OSError):
+                    self.report_blocked((name, path), 0, found.strerror or str(found))
+                elif stat.S_ISDIR(found.st_mode):
+                    directories.add(found.st_ino)
+                elif self.backlog.full(name) and self.backlog.get((name, path)) is None:
                     folder.more = True  # they wait in the folder, which costs no memory
                     break
-                self._heartbeat.working()
-                new = self._consider(folder, path, status, announced=announced)
-                missed += new and wall - status.st_ctime > UNANNOUNCED_AFTER
-        except OSError:  # the folder has gone, or turned unreadable: the watch says so at its next check
-            pass
-        for path, error in result.unreadable:
-            self.report_blocked((name, path), 0, error.strerror or str(error))
-        return result, missed
+                else:
+                    self._heartbeat.working()
+                    new = self._consider(folder, path, found, announced=announced)
+                    missed += new and wall - found.st_ctime > UNANNOUNCED_AFTER
+        return directories, missed
 
     # ------------------------------------------------------------------------------------------------ every entry
 
     def _consider_path(self, folder: _DropFolder, path: str, *, announced: bool) -> None:
         key = (folder.folder.name, path)
         try:
-            status = os.lstat(os.path.join(folder.root, path))
+            status = os.lstat(os.path.join(folder.watch.root, path))
         except OSError:
             self.backlog.forget(key)
             return
@@ -286,29 +246,27 @@ class Scanner:
         """An entry was seen, by an event or a scan. True when it is new here."""
         key = (folder.folder.name, path)
         version = version_of(status)
-        if (refusal := _not_ours_to_read(folder.root, status)) is not None:
+        if (refusal := _not_ours_to_read(folder.watch.root, status)) is not None:
             self._refuse_in_place(key, version, *refusal)
             return False
         now = self._clock.monotonic()
         arrival = self.backlog.get(key)
         if arrival is not None:
             before = arrival.look_at
-            changed = readiness.observed(arrival, version, now, announced=announced, rules=self.rules)
+            changed = readiness.observed(arrival, version, now, announced=announced, rules=self._settings)
             if changed or arrival.look_at < before:
                 self.backlog.put(key, arrival)
             return False
         if self._ledger.handled(*key, version):  # kept, or refused, or done and may not be moved
             return False
-        self.backlog.put(
-            key, readiness.appeared(version, now, announced=announced, remote=folder.remote, rules=self.rules)
-        )
+        rules, remote = self._settings, folder.remote
+        self.backlog.put(key, readiness.appeared(version, now, announced=announced, remote=remote, rules=rules))
         return True
 
     def _refuse_in_place(self, key: Key, version: FileVersion, reason: Reason, detail: str) -> None:
         """It stays where it is, unread, and is reported once."""
         self.backlog.forget(key)
-        outcome = self._ledger.refuse(*key, version, reason, detail)
-        if outcome is not None:
+        if (outcome := self._ledger.refuse(*key, version, reason, detail)) is not None:
             self._ledger.outbox.deliver(outcome, self._emit)
 
     # ------------------------------------------------------------------------------------------------ is it complete?
@@ -323,7 +281,7 @@ class Scanner:
 
     def _look(self, key: Key, arrival: ArrivingFile, now: float) -> None:
         try:
-            version, facts = check(self._folders[key[0]].root, key[1], remote=arrival.remote)
+            version, facts = check(self._folders[key[0]].watch.root, key[1], remote=arrival.remote)
         except ImageError as error:  # swapped for a link or a pipe since it was seen
             self._refuse_in_place(key, arrival.version, error.reason, error.detail)
             return
@@ -335,10 +293,10 @@ class Scanner:
             readiness.put_off(arrival, now)
             self.backlog.put(key, arrival)
             return
-        if readiness.observed(arrival, version, now, announced=False, rules=self.rules):
+        if readiness.observed(arrival, version, now, announced=False, rules=self._settings):
             self.backlog.put(key, arrival)
             return
-        decision = readiness.judge(arrival, facts, now, self.rules)
+        decision = readiness.judge(arrival, facts, now, self._settings)
         if decision.report_incomplete:
             self._emit("intake.incomplete", folder=key[0], path=key[1], gate=decision.gate)
         if decision.report_stuck:
@@ -346,13 +304,13 @@ class Scanner:
             self._emit("intake.stuck_upload", folder=key[0], path=key[1], seconds=waited)
         if decision.readiness is Readiness.WAIT:
             self.backlog.put(key, arrival)
-            return
-        refusal = decision.gate if decision.readiness is Readiness.REFUSE else ""
-        self.backlog.complete(Complete(key, arrival, decision.readiness is not Readiness.READY, refusal))
+        else:
+            refusal = decision.gate if decision.readiness is Readiness.REFUSE else ""
+            self.backlog.complete(Complete(key, arrival, decision.readiness is not Readiness.READY, refusal))
 
     def report_blocked(self, key: Key, ctime_ns: int, cause: str) -> None:
         if (key, ctime_ns) not in self._blocked:
-            if len(self._blocked) > self._hints_maximum:
+            if len(self._blocked) > self._settings.hints_maximum:
                 self._blocked.clear()
             self._blocked.add((key, ctime_ns))
             self._emit("intake.blocked", folder=key[0], path=key[1], cause=cause)

@@ -7,8 +7,9 @@ just after one, once more with `recovered`.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 
 from rmbgd import naming as names
 from rmbgd.config.load import Config, Folder
@@ -20,7 +21,7 @@ from rmbgd.intake.priority_queue import Suspects
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.claims import put_back
 from rmbgd.store.ledger import Ledger
-from rmbgd.store.outbox import job_keys, refused
+from rmbgd.store.outbox import JobOutcome, job_keys, refused
 from rmbgd.store.records import Unfinished
 
 
@@ -50,11 +51,8 @@ class Recovery:
     def __init__(
         self, config: Config, ledger: Ledger, publisher: Publisher, emit: Emit, fs: FileSystem | None = None
     ) -> None:
-        self._config = config
+        self._config, self._ledger, self._publisher, self._emit = config, ledger, publisher, emit
         self._folders = {folder.name: folder for folder in config.folder}
-        self._ledger = ledger
-        self._publisher = publisher
-        self._emit = emit
         self._fs = fs or SystemFileSystem()
         self._rows: dict[str, list[Unfinished]] = {}
         self.suspects = Suspects(ledger)
@@ -76,65 +74,61 @@ class Recovery:
         folder = self._folders[name]
         if not is_there(str(folder.input), require_mount=folder.require_mount):
             return found
-        left = []
         for row in self._rows.pop(name, ()):
             try:
                 self._recover_row(found, row, folder)
             except (OSError, StorageFault):  # this row is for later; the others need not wait for it
-                left.append(row)
-        if left:
-            self._rows[name] = left
+                self._rows.setdefault(name, []).append(row)
         self._adopt(found, folder)
         return found
-
-    # ---------------------------------------------------------------------------------------------- one folder
 
     def _recover_row(self, found: Recovered, row: Unfinished, folder: Folder) -> None:
         root, cleanup = str(folder.input), self._publisher.cleanup
         name = names.claimed_name(row.job_id, row.relative_path)
-        source = os.path.join(root, *((names.CLAIM_FOLDER, name) if row.by_rename else (row.relative_path,)))
+        inside = (names.CLAIM_FOLDER, name) if row.claimed_by_rename else (row.relative_path,)
+        row = replace(row, source=os.path.join(root, *inside))
         found.temporaries += cleanup.remove(row)
         if row.state == "done":
-            self._done(found, row, source)
+            self._done(found, row)
         elif row.state == "failed":
-            self._refuse_again(found, row, source)
+            self._refuse_again(found, row)
         elif row.state == "publishing" and cleanup.complete(row):
             found.published += 1
-            self._done(found, row, source)
-        elif not _is_same(source, row):  # a new version, or its rename never happened: what is there is a new arrival
-            if row.by_rename and os.path.lexists(source):
+            self._done(found, row)
+        elif not _is_same(row):  # a new version, or its rename never happened: what is there is a new arrival
+            if row.claimed_by_rename and os.path.lexists(row.source):
                 put_back(root, name, row.relative_path, self._fs)
             self._ledger.release([row.job_id])
         elif row.attempt >= self._config.intake.attempts:
             detail = f"the service died {row.attempt} times with this image in hand"
             outcome = refused(job_keys(row), Reason.CRASH_LOOP, detail)
-            self._publisher.quarantine.set_aside(self._ledger.resume(row, source), outcome)
+            self._publisher.quarantine.set_aside(row, outcome)
             self._publisher.deliver(outcome)
             found.set_aside += 1
         else:
-            self.suspects.add(row, source)
+            self.suspects.add(row)
             found.jobs += 1
 
-    def _done(self, found: Recovered, row: Unfinished, source: str) -> None:
+    def _done(self, found: Recovered, row: Unfinished) -> None:
         """The output stands: what is left is the original, and perhaps the event."""
-        self._publisher.archiver.archive(self._ledger.resume(row, source))
-        outcome = self._ledger.outbox.pending(row.job_id)
-        if outcome is not None:
-            outcome.add(recovered=True)
-            self._publisher.deliver(outcome)
-            found.delivered += 1
+        self._publisher.archiver.archive(row)
+        if (outcome := self._ledger.outbox.pending(row.job_id)) is not None:
+            self._deliver(found, outcome)
 
-    def _refuse_again(self, found: Recovered, row: Unfinished, source: str) -> None:
+    def _refuse_again(self, found: Recovered, row: Unfinished) -> None:
         """It was refused, and perhaps not moved, and perhaps its event is missing."""
         pending = self._ledger.outbox.pending(row.job_id)
-        if pending is None and not os.path.lexists(source):
+        if pending is None and not os.path.lexists(row.source):
             self._ledger.original_moved(row.job_id)
             return
         outcome = pending or refused(job_keys(row), Reason(row.reason or Reason.CORRUPT), row.detail or "")
-        placed = self._publisher.quarantine.set_aside(self._ledger.resume(row, source), outcome)
-        if pending is None and placed is None and row.by_rename:  # the disk refuses the original still
+        placed = self._publisher.quarantine.set_aside(row, outcome)
+        if pending is None and placed is None and row.claimed_by_rename:  # the disk refuses the original still
             self._ledger.outbox.deliver(outcome, None)
             return
+        self._deliver(found, outcome)
+
+    def _deliver(self, found: Recovered, outcome: JobOutcome) -> None:
         outcome.add(recovered=True)
         self._publisher.deliver(outcome)
         found.delivered += 1
@@ -148,23 +142,20 @@ class Recovery:
         except OSError:
             return
         for name in entries:
-            ours = names.unclaimed_path(name)
-            if ours is None:
+            if (ours := names.unclaimed_path(name)) is None:
                 continue
             job_id, relative_path = ours
             owner = self._ledger.owner_of(job_id)
             if owner is not None and owner[0] == folder.name and names.claimed_name(job_id, owner[1]) == name:
                 continue
-            try:
+            with contextlib.suppress(OSError):  # tried again with the next start, or when the disk comes back
                 put_back(root, name, relative_path, self._fs)
-            except OSError:  # tried again with the next start, or when the disk comes back
-                continue
-            found.adopted += 1
+                found.adopted += 1
 
 
-def _is_same(source: str, row: Unfinished) -> bool:
+def _is_same(row: Unfinished) -> bool:
     """Are the bytes there, and those of the version that was claimed? Raises OSError where that cannot be found out."""
     try:
-        return same_content(os.lstat(source), row.version)
+        return same_content(os.lstat(row.source), row.version)
     except (FileNotFoundError, NotADirectoryError):
         return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Callable
@@ -71,10 +72,8 @@ class Hints:
         self._hinted = PendingHints()  # guarded by _lock
 
     def file(self, folder: str, path: str, event: FileEvent) -> None:
-        def note(hinted: PendingHints) -> None:
-            hinted.files[folder, path] = max(hinted.files.get((folder, path), event), event)
-
-        self._add(folder, note)
+        key = (folder, path)
+        self._add(folder, lambda hinted: hinted.files.update({key: max(event, hinted.files.get(key, event))}))
 
     def directory(self, folder: str, path: str) -> None:
         self._add(folder, lambda hinted: hinted.directories.add((folder, path)))
@@ -83,15 +82,13 @@ class Hints:
         self._add(folder, lambda hinted: hinted.whole.add(folder))
 
     def take(self) -> PendingHints:
-        """Everything since the last call."""
         with self._lock:
             hinted, self._hinted = self._hinted, PendingHints()
             return hinted
 
     def _add(self, folder: str, note: Callable[[PendingHints], None]) -> None:
         with self._lock:
-            hinted = self._hinted
-            was_empty = not hinted
+            hinted, was_empty = self._hinted, not self._hinted
             if folder in hinted.whole:
                 return
             note(hinted)
@@ -115,23 +112,16 @@ class _Emitter(InotifyEmitter):
 
     def get_event_mask_from_filter(self) -> Mask:
         inotify = InotifyConstants
-        return Mask(
-            inotify.IN_CREATE
-            | inotify.IN_CLOSE_WRITE
-            | inotify.IN_MOVED_TO  # not MOVED_FROM: the library holds every event behind an unpaired one for 0.5 s
-            | inotify.IN_ATTRIB
-            | inotify.IN_DELETE_SELF
-            | inotify.IN_EXCL_UNLINK
-        )
+        arrivals = inotify.IN_CREATE | inotify.IN_CLOSE_WRITE | inotify.IN_MOVED_TO | inotify.IN_ATTRIB
+        # Not MOVED_FROM: the library holds every event behind an unpaired one for 0.5 s.
+        return Mask(arrivals | inotify.IN_DELETE_SELF | inotify.IN_EXCL_UNLINK)
 
 
 class _Handler(FileSystemEventHandler):
     """Called in watchdog's thread. It must not raise: that would end the thread without a trace."""
 
     def __init__(self, folder: str, root: str, hints: Hints) -> None:
-        self._folder = folder
-        self._prefix = root.rstrip("/") + "/"
-        self._hints = hints
+        self._folder, self._prefix, self._hints = folder, root.rstrip("/") + "/", hints
         self.received = 0  # events on files; written by watchdog's thread only
 
     def on_any_event(self, event: FileSystemEvent) -> None:
@@ -146,44 +136,25 @@ class _Handler(FileSystemEventHandler):
             self._hints.file(self._folder, relative, _EVENTS[type(event)])
 
 
-@dataclass(slots=True)
-class WatchStatus:
-    """What the health event says of one folder's watch."""
-
-    mode: Mode
-    cause: str | None
-    armed: int
-    wanted: int
-    overflows: int
-    missed: int
-
-
 class FolderWatch:
     """The watch on one drop folder. Every method is the reconcile thread's, unless it says otherwise."""
 
     def __init__(self, folder: Folder, settings: IntakeSettings, hints: Hints, emit: Emit, clock: Clock) -> None:
-        self.folder = folder
-        self._settings = settings
-        self._hints = hints
-        self._emit = emit
-        self._clock = clock
-        self._root = str(folder.input)
+        self.folder, self.root = folder, str(folder.input)
+        self._settings, self._hints, self._emit, self._clock = settings, hints, emit, clock
         self._identity: tuple[int, int] | None = None  # (device, inode) of the directory that is watched
         self._observer: BaseObserver | None = None
-        self._handler = _Handler(folder.name, self._root, hints)
+        self._handler = _Handler(folder.name, self.root, hints)
         self._mode: Mode | None = None  # None before the first look
         self._cause: str | None = None
         self._received_when_degraded = 0
         self._wanted = self._armed = 0
         self._missed: list[float] = []  # when; within MISSED_WINDOW
-        self._missed_total = 0
-        self._overflows = 0
-        self._incomplete_scans = 0
+        self._missed_total = self._overflows = self._incomplete_scans = 0
         self._next_check = float("-inf")
 
     @property
     def present(self) -> bool:
-        """There is a folder to look into."""
         return self._mode in ("events", "poll")
 
     @property
@@ -191,11 +162,16 @@ class FolderWatch:
         """Seconds between two comparisons of the whole folder with the ledger."""
         return self._settings.reconcile if self._mode == "events" else self._settings.reconcile_lossy
 
-    def status(self) -> WatchStatus:
-        """For the health thread; reads single values only."""
-        return WatchStatus(
-            self._mode or "waiting", self._cause, self._armed, self._wanted, self._overflows, self._missed_total
-        )
+    def status(self) -> dict[str, object]:
+        """What the health event says of this folder's watch."""
+        return {
+            "mode": self._mode or "waiting",
+            "cause": self._cause,
+            "armed": self._armed,
+            "wanted": self._wanted,
+            "overflows": self._overflows,
+            "missed": self._missed_total,
+        }
 
     def check(self) -> bool:
         """Is everything as it was? True: compare the whole folder at once. Cheap when called too often."""
@@ -260,22 +236,19 @@ class FolderWatch:
             self._observer = None
         self._armed = 0
 
-    # ------------------------------------------------------------------------------------------------------ state
-
     def _identify(self) -> tuple[tuple[int, int] | None, str]:
         """(device, inode) of the folder, or None and why."""
         try:
-            found = os.stat(self._root)
-            readable = os.access(self._root, os.R_OK | os.X_OK)
-        except PermissionError:
-            return None, "denied"
-        except OSError:
+            found = os.stat(self.root)
+        except OSError as error:
+            return None, "denied" if isinstance(error, PermissionError) else "missing"
+        if not stat.S_ISDIR(found.st_mode):
             return None, "missing"
-        if not os.path.isdir(self._root):
-            return None, "missing"
-        if self.folder.require_mount and not is_mounted(self._root):
+        if self.folder.require_mount and not is_mounted(self.root):
             return None, "not_mounted"
-        return ((found.st_dev, found.st_ino), "") if readable else (None, "denied")
+        if not os.access(self.root, os.R_OK | os.X_OK):
+            return None, "denied"
+        return (found.st_dev, found.st_ino), ""
 
     def _lose(self, cause: str) -> None:
         self.close()
@@ -285,18 +258,16 @@ class FolderWatch:
             self._emit("folder.waiting", folder=self.folder.name, cause=cause)
 
     def _arm(self, identity: tuple[int, int]) -> None:
-        self._identity = identity
+        self._identity, self._cause, self._incomplete_scans = identity, None, 0
         self._missed.clear()
-        self._incomplete_scans = 0
-        self._cause = None
-        kind = file_system(self._root)
+        kind = file_system(self.root)
         wanted = self.folder.watch == "events" or (self.folder.watch == "auto" and is_local(kind))
         self._mode = "events" if wanted else "poll"
         if wanted:
             self._arm_observer()
         else:
             self.close()
-        self._armed = 1 if self._observer is not None else 0
+        self._armed = int(self._observer is not None)
         if self._mode == "events" or not wanted:
             self._emit(
                 "folder.watching", folder=self.folder.name, mode=self._mode, file_system=kind, watches=self._armed
@@ -307,7 +278,7 @@ class FolderWatch:
         observer = BaseObserver(_Emitter)
         kinds = [*_EVENTS, DirCreatedEvent, DirMovedEvent]
         try:
-            observer.schedule(self._handler, self._root, recursive=self.folder.recursive, event_filter=kinds)
+            observer.schedule(self._handler, self.root, recursive=self.folder.recursive, event_filter=kinds)
             observer.start()
         except OSError:  # no instance or no watch left for us, or the folder has just gone: comparing finds out
             observer.unschedule_all()
@@ -333,9 +304,7 @@ class OverflowListener(logging.Handler):
 
     def __init__(self, watches: list[FolderWatch], emit: Emit) -> None:
         super().__init__(logging.WARNING)
-        self._watches = watches
-        self._emit_event = emit
-        self._logger = logging.getLogger(OVERFLOW_LOGGER)
+        self._watches, self._emit_event, self._logger = watches, emit, logging.getLogger(OVERFLOW_LOGGER)
 
     def emit(self, record: logging.LogRecord) -> None:
         if "overflow" in record.getMessage():

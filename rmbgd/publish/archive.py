@@ -26,19 +26,14 @@ from rmbgd.store.records import Job, Published, Unfinished
 
 RETRY_FIRST, RETRY_MAXIMUM = 1.0, 300.0  # seconds; an original that may not be moved is no reason to hurry
 
-TEMPORARY_KINDS = ("", ".json", ".error", ".original")
-"""Of temporaries that one job may leave: cutout, sidecar, reason file, archive copy."""
+TEMPORARY_KINDS = ("", ".json", ".error", ".original")  # cutout, sidecar, reason file, archive copy
 
 
 class Archiver:
     """`archive` is called by finish threads, `retry` by the reconcile thread."""
 
     def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, clock: Clock, emit: Emit, fs: FileSystem) -> None:
-        self._folders = folders
-        self._ledger = ledger
-        self._clock = clock
-        self._emit = emit
-        self._fs = fs
+        self._folders, self._ledger, self._clock, self._emit, self._fs = folders, ledger, clock, emit, fs
         self._lock = threading.Lock()
         # job number -> (job, monotonic time of the next try, failures so far); guarded by _lock
         self._waiting: dict[int, tuple[Job, float, int]] = {}
@@ -100,16 +95,14 @@ class Cleanup:
     """
 
     def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, fs: FileSystem) -> None:
-        self._folders = folders
-        self._ledger = ledger
-        self._fs = fs
+        self._folders, self._ledger, self._fs = folders, ledger, fs
 
     def complete(self, row: Unfinished) -> bool:
         """Did the rename of an announced output happen? Then the job is done, and is recorded so."""
-        folder = self._folders[row.folder]
         if row.target is None or row.sha256_out is None:
             return False
-        path = os.path.join(folder.output, row.target)
+        output = str(self._folders[row.folder].output)
+        path = os.path.join(output, row.target)
         with storage_faults(path):
             try:
                 if hash_of(path) != (row.sha256_out, row.size_out):
@@ -123,9 +116,9 @@ class Cleanup:
                 raise
             # The rename may not be on the disk yet: what is recorded as done must be.
             self._fs.sync_folder(os.path.dirname(path))
-            beside = sidecar.recover(str(folder.output), row, self._fs)
+            beside = sidecar.recover(output, row, self._fs)
         identity = (row.sha256_out, status.st_size, status.st_ino, status.st_mtime_ns)
-        self._ledger.done(row.job_id, Published(str(folder.output), row.target, *identity, sidecar=beside))
+        self._ledger.done(row.job_id, Published(output, row.target, *identity, sidecar=beside))
         return True
 
     def remove(self, row: Unfinished) -> int:

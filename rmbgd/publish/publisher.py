@@ -10,7 +10,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 
 from rmbgd import naming as names
 from rmbgd.clock import Clock
@@ -36,8 +35,7 @@ class SourceChanged(RmbgdError):
     """
 
     def __init__(self, why: str, detail: str) -> None:
-        self.why = why
-        self.detail = detail
+        self.why, self.detail = why, detail
         super().__init__(f"{why}: {detail}")
 
 
@@ -49,11 +47,8 @@ class Publisher:
     """
 
     def __init__(self, config: Config, ledger: Ledger, clock: Clock, emit: Emit, fs: FileSystem | None = None) -> None:
-        self._config = config
+        self._config, self._ledger, self._emit, self._fs = config, ledger, emit, fs or SystemFileSystem()
         self._folders: Mapping[str, Folder] = {folder.name: folder for folder in config.folder}
-        self._ledger = ledger
-        self._emit = emit
-        self._fs = fs or SystemFileSystem()
         self.archiver = Archiver(self._folders, ledger, clock, emit, self._fs)
         self.quarantine = Quarantine(self._folders, ledger, clock, emit, self._fs)
         self.cleanup = Cleanup(self._folders, ledger, self._fs)
@@ -75,7 +70,7 @@ class Publisher:
         """
         with self._open_temporary(job) as temporary:
             write(temporary)
-            return self._publish(temporary, job, outcome, sidecar_facts, content, report)
+            return self._record(job, self._place(temporary, job, outcome, sidecar_facts), outcome, content, report)
 
     def publish_copy(
         self, job: Job, known: Known, outcome: JobOutcome, *, sidecar_facts: Mapping[str, object] | None = None
@@ -84,21 +79,20 @@ class Publisher:
 
         None, and the answer is forgotten, when that output is not there any more or is another: compute it.
         """
-        folder = self._folders[job.folder]
-        with storage_faults(str(folder.output)):
+        with storage_faults(str(self._folders[job.folder].output)):
             _check_unchanged(job)
             target = self._ledger.output_names.find(self._key(job))
             if target is not None and target.sha256 == known.sha256 and self._stands(target):
                 assert target.inode is not None
                 assert target.mtime_ns is not None
                 identity = (known.sha256, known.size, target.inode, target.mtime_ns)
-                published = Published(target.output, target.path, *identity, sidecar=target.sidecar, reused=True)
-                return self._record(job, published, outcome=outcome)
+                published = Published(target.output, target.path, *identity, sidecar=target.sidecar)
+                return self._record(job, published, outcome)
         with self._open_temporary(job) as temporary:
             if not _copy_known(known, temporary):
                 self._ledger.forget_content(known.key)
                 return None
-            return replace(self._publish(temporary, job, outcome, sidecar_facts), reused=True)
+            return self._record(job, self._place(temporary, job, outcome, sidecar_facts), outcome)
 
     def deliver(self, outcome: JobOutcome) -> None:
         """Emit the event of a job that was published or refused, as it was stored and whole."""
@@ -112,53 +106,41 @@ class Publisher:
             below = make_folders(output, os.path.dirname(job.relative_path), self._fs)
             return Temporary(output, below, names.temporary_name(job.job_id), self._mode(job), self._fs)
 
-    def _publish(
-        self,
-        temporary: Temporary,
-        job: Job,
-        outcome: JobOutcome,
-        facts: Mapping[str, object] | None,
-        content: ContentKey | None = None,
-        report: Mapping[str, object] | None = None,
-    ) -> Published:
-        with storage_faults(temporary.root):
-            _check_unchanged(job)
-            temporary.seal()
-            published = self._place(temporary, job, facts, outcome)
-            self._fs.sync_folder(os.path.dirname(published.full_path))
-        return self._record(job, published, content=content, report=report)
-
     def _record(
         self,
         job: Job,
         published: Published,
-        *,
+        outcome: JobOutcome,
         content: ContentKey | None = None,
         report: Mapping[str, object] | None = None,
-        outcome: JobOutcome | None = None,
     ) -> Published:
+        outcome.add(output=published.path, bytes_out=published.size, sha256_out=published.sha256)
         kept = self._folders[job.folder].originals == "keep" and not job.claimed_by_rename
-        self._ledger.done(job.job_id, published, content=content, report=report, original_moved=kept, outcome=outcome)
+        self._ledger.done(job.job_id, published, outcome, content=content, report=report, original_moved=kept)
         if not kept:
             self.archiver.archive(job)
         return published
 
     def _place(
-        self, temporary: Temporary, job: Job, facts: Mapping[str, object] | None, outcome: JobOutcome
+        self, temporary: Temporary, job: Job, outcome: JobOutcome, facts: Mapping[str, object] | None
     ) -> Published:
-        """Rename to the name that belongs to this input, or to another where a file that is not ours stands."""
+        """Rename to the name that belongs to this input, or to another where a file that is not ours stands; sync."""
         key = self._key(job)
-        while True:
-            result = (temporary.below, temporary.sha256, temporary.size)
-            target = self._ledger.publishing(job.job_id, key, *result, outcome)
-            below = make_folders(target.output, os.path.dirname(target.path), self._fs)
-            if below != os.path.dirname(target.path):
-                self._ledger.output_names.move(key, below=below)
-            elif self._place_at(target, temporary, job, facts):
-                break
-            else:
-                self._ledger.output_names.move(key)
-        status = os.lstat(os.path.join(target.output, target.path))
+        with storage_faults(temporary.root):
+            _check_unchanged(job)
+            temporary.seal()
+            while True:
+                target = self._ledger.publishing(outcome, key, temporary.below, temporary.sha256, temporary.size)
+                below = make_folders(target.output, os.path.dirname(target.path), self._fs)
+                if below != os.path.dirname(target.path):
+                    self._ledger.output_names.move(key, below=below)
+                elif self._place_at(target, temporary, job, facts):
+                    break
+                else:
+                    self._ledger.output_names.move(key)
+            path = os.path.join(target.output, target.path)
+            status = os.lstat(path)
+            self._fs.sync_folder(os.path.dirname(path))
         identity = (temporary.sha256, temporary.size, status.st_ino, status.st_mtime_ns)
         return Published(target.output, target.path, *identity, sidecar=facts is not None)
 
@@ -212,7 +194,7 @@ def _check_unchanged(job: Job) -> None:
 def _copy_known(known: Known, temporary: Temporary) -> bool:
     """False when the known output cannot be read, or is not what was published."""
     try:
-        source = open_regular(known.full_path)
+        source = open_regular(os.path.join(known.output, known.path))
     except (OSError, ImageError):
         return False
     with open(source, "rb") as file:

@@ -46,9 +46,7 @@ class Quarantine:
         folder = self._folders[job.folder]
         try:
             with storage_faults(str(folder.failed)):
-                placed = None
-                if os.path.lexists(job.source):
-                    placed = self._set_aside(job, folder, self._story(job, outcome.keys))
+                placed = self._set_aside(job, folder, outcome.keys) if os.path.lexists(job.source) else None
         except ImageError as error:
             detail = f"{folder.failed}: {error}"
             self._emit("storage.retire_failed", folder=job.folder, path=job.relative_path, detail=detail)
@@ -58,8 +56,8 @@ class Quarantine:
             outcome.add(quarantine=placed)
         return placed
 
-    def _set_aside(self, job: Job, folder: Folder, story: dict[str, object]) -> str | None:
-        failed = str(folder.failed)
+    def _set_aside(self, job: Job, folder: Folder, outcome: Mapping[str, object]) -> str | None:
+        story, failed = self._story(job, outcome), str(folder.failed)
         for path in free_paths(failed, job.relative_path, self._fs):
             if not self._write_reason(failed, path, job.job_id, story):
                 continue

@@ -53,7 +53,7 @@ def sidecar_path(target: Target) -> str:
     return os.path.join(target.output, names.sidecar_name(target.path))
 
 
-def is_ours(path: str, of: Job | Unfinished) -> bool:
+def is_ours(path: str, of: Job) -> bool:
     """Was this sidecar written for the same input?"""
     found = read_json(path)
     return (found.get("folder"), found.get("path")) == (of.folder, of.relative_path)

@@ -84,21 +84,16 @@ class Temporary:
     """
 
     def __init__(self, root: str, below: str, name: str, mode: int, fs: FileSystem) -> None:
-        self.root = root
-        self.below = below
-        self.path = os.path.join(root, below, name)
-        self._fs = fs
+        self.root, self.below, self.path, self._fs = root, below, os.path.join(root, below, name), fs
         try:
             self._descriptor = fs.create(self.path, mode)
         except FileExistsError:  # left by an earlier try of the same job, whose clean-up failed
             fs.unlink(self.path)
             self._descriptor = fs.create(self.path, mode)
-        self._open = True
-        self._there = True
+        self._open = self._there = True
         self._digest = hashlib.sha256()
         self._hashed: int | None = 0  # bytes; None: others were written past the digest
-        self.sha256 = ""
-        self.size = 0
+        self.sha256, self.size = "", 0
 
     def fileno(self) -> int:
         self._hashed = None
@@ -179,10 +174,7 @@ def free_paths(root: str, relative_path: str, fs: FileSystem) -> Iterator[str]:
 
 
 def move_into(root: str, relative_path: str, source: str, job_id: int, fs: FileSystem) -> str:
-    """Move `source` below `root`, to its own relative path or to a version of it that is free; answers which.
-
-    Raises OSError.
-    """
+    """Move `source` below `root`, to its own relative path or to a version of it that is free; answers which."""
     for path in free_paths(root, relative_path, fs):
         with contextlib.suppress(FileExistsError):
             move_exactly(root, path, source, job_id, fs)

@@ -30,7 +30,7 @@ from rmbgd.events import SAFE_MODE_OVER
 from rmbgd.heartbeat import Heartbeats
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.intake.reconciler import Reconciler
-from rmbgd.intake.watcher import FolderWatch, Hints, OverflowListener
+from rmbgd.intake.watcher import OverflowListener
 from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.queue import QueueStatistics
 from rmbgd.pipeline.storage_retry import StorageRetry
@@ -187,10 +187,7 @@ class Service:
             self._intake.hold_suspects()
         for folder in config.folder if life.waits else ():
             self._intake.pause(f"safe_mode:{folder.name}")
-        hints = Hints(config.intake.hints_maximum, self._intake.wake)
-        watches = [FolderWatch(folder, config.intake, hints, emit, clock) for folder in config.folder]
-        stack.enter_context(OverflowListener(watches, emit))
-        self._intake.attach(hints, watches)
+        stack.enter_context(OverflowListener(self._intake.watches, emit))
         self._storage_retry = StorageRetry(self._intake, emit, clock)
         self._pipeline = Pipeline(
             PipelineContext(

@@ -63,15 +63,14 @@ def _claim_folder(root: str) -> Iterator[int]:
 def _folder_again(root: str, below: str) -> str:
     """Make the sub-folder of a claimed file again if its owner has removed it; "" where that is impossible."""
     reached = ""
-    for component in below.split("/") if below else ():
-        try:
+    try:
+        for component in below.split("/") if below else ():
             with folder_beneath(root, reached) as parent, contextlib.suppress(FileExistsError):
                 os.mkdir(component, dir_fd=parent)
             reached = os.path.join(reached, component)
-            with folder_beneath(root, reached):
-                pass
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR):
-                return ""
-            raise
-    return reached
+        with folder_beneath(root, reached):
+            return reached
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR):
+            return ""
+        raise

@@ -112,7 +112,8 @@ class Database:
             if path != ":memory:":
                 opened.callback(os.close, _lock_out_others(path + ".lock"))
             self.is_new = path == ":memory:" or not os.path.exists(path)
-            self._connection = opened.enter_context(contextlib.closing(_open(path)))
+            self._connection = opened.enter_context(contextlib.closing(_connect(path)))
+            _prepare(self._connection, path)
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -128,9 +129,7 @@ class Database:
             return self._connection.execute(query, values).fetchall()
 
     def one(self, query: str, values: Row) -> Row | None:
-        with self._lock, _storage_faults(self.path):
-            row: Row | None = self._connection.execute(query, values).fetchone()
-            return row
+        return next(iter(self.all(query, values)), None)
 
     def defer(self, statement: str, values: Row) -> None:
         """Make it part of the next transaction, whichever that is, or of closing."""
@@ -163,36 +162,37 @@ class Database:
             self._deferred.clear()
 
 
-def _open(path: str) -> sqlite3.Connection:
+def _connect(path: str) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise ConfigError(f"{path}: the ledger cannot be opened ({error}); check the folder's rights") from error
+
+
+def _prepare(connection: sqlite3.Connection, path: str) -> None:
     write_ahead = path + "-wal"
     unclean = os.path.exists(write_ahead) and os.path.getsize(write_ahead) > 0
     try:
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise ConfigError(f"{path}: the ledger cannot be opened ({error}); check the folder's rights") from error
-    try:
-        _prepare(connection, path, unclean=unclean)
-    except BaseException as error:  # whatever it is: nothing stays open
-        connection.close()
-        if not isinstance(error, sqlite3.DatabaseError):
-            raise
-        fault = _fault_of(error, path)
+        with _storage_faults(path):
+            _bring_up(connection, path, unclean=unclean)
+    except StorageFault as fault:
         if fault.kind in ("disk_full", "read_only"):
-            raise fault from error
-        raise ConfigError(_damaged(path, str(error))) from error
-    return connection
+            raise
+        raise ConfigError(
+            f"{path}: the ledger is damaged or no ledger ({fault.__cause__}); restore it, or move it aside together "
+            "with its -wal file: claimed images are then put back into their folders, and finished ones in folders "
+            'with originals = "keep" are computed again'
+        ) from fault
 
 
-def _prepare(connection: sqlite3.Connection, path: str, *, unclean: bool) -> None:
+def _bring_up(connection: sqlite3.Connection, path: str, *, unclean: bool) -> None:
     # A commit is on the disk when it returns; with NORMAL a power cut may take the last ones back.
     for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "journal_size_limit=16777216"):
         connection.execute(f"PRAGMA {pragma}").fetchall()
     version = int(connection.execute("PRAGMA user_version").fetchone()[0])
     tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-    if version == 0 and tables == 0:
-        connection.executescript(f"BEGIN IMMEDIATE; {SCHEMA} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-        return
-    if not 1 <= version <= SCHEMA_VERSION:
+    is_empty = version == 0 and tables == 0
+    if not is_empty and not 1 <= version <= SCHEMA_VERSION:
         raise ConfigError(
             f"{path}: ledger of schema {version}, this rmbgd knows {SCHEMA_VERSION}; "
             "start the version that wrote it, or move the file aside to begin a new one"
@@ -200,18 +200,10 @@ def _prepare(connection: sqlite3.Connection, path: str, *, unclean: bool) -> Non
     if unclean and os.path.getsize(path) <= QUICK_CHECK_BYTES:
         finding = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
         if finding != "ok":
-            raise ConfigError(_damaged(path, finding))
-    if version < SCHEMA_VERSION:
-        steps = "".join(MIGRATIONS[each] for each in range(version, SCHEMA_VERSION))
+            raise sqlite3.DatabaseError(finding)
+    steps = SCHEMA if is_empty else "".join(MIGRATIONS[each] for each in range(version, SCHEMA_VERSION))
+    if steps:
         connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-
-
-def _damaged(path: str, finding: str) -> str:
-    return (
-        f"{path}: the ledger is damaged or no ledger ({finding}); restore it, or move it aside together with its -wal "
-        "file: claimed images are then put back into their folders, and finished ones in folders with "
-        'originals = "keep" are computed again'
-    )
 
 
 def _lock_out_others(path: str) -> int:
@@ -240,20 +232,15 @@ _KINDS = {
 }
 
 
-def _fault_of(error: sqlite3.Error, path: str) -> StorageFault:
-    """Which storage fault a database error is. Damage found at work counts as io_error."""
-    code = getattr(error, "sqlite_errorcode", 0) or 0
-    name = getattr(error, "sqlite_errorname", "") or type(error).__name__
-    return StorageFault(_KINDS.get(code & 0xFF, "io_error"), f"{name}: {error}", path=path)
-
-
 @contextlib.contextmanager
 def _storage_faults(path: str) -> Iterator[None]:
-    """Turns every database error of the block into the storage fault it is."""
+    """Turns every database error of the block into the storage fault it is. Damage found at work counts as io_error."""
     try:
         yield
     except sqlite3.Error as error:
-        raise _fault_of(error, path) from error
+        code = getattr(error, "sqlite_errorcode", 0) or 0
+        name = getattr(error, "sqlite_errorname", "") or type(error).__name__
+        raise StorageFault(_KINDS.get(code & 0xFF, "io_error"), f"{name}: {error}", path=path) from error
 
 
 def signed(number: int) -> int:

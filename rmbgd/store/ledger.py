@@ -21,13 +21,12 @@ from rmbgd.store.outbox import JobOutcome, Outbox, refused
 from rmbgd.store.output_names import OutputNames
 from rmbgd.store.records import Candidate, ContentKey, Job, Known, OutputKey, Published, Target, Unfinished
 
-DAY = 86_400.0
-REMEMBERED_DAYS = 30.0
+REMEMBERED_SECONDS = 30 * 86_400.0
 REMEMBERED_ROWS = 1_000_000
 
 _UNFINISHED = (
-    "SELECT id, folder, path, inode, size, mtime_ns, ctime_ns, state, attempt, by_rename, final, first_seen, target, "
-    "sha256_out, size_out, reason, detail FROM job"
+    "SELECT id, folder, path, inode, size, mtime_ns, ctime_ns, attempt, first_seen, by_rename, final, "
+    "state, target, sha256_out, size_out, reason, detail FROM job"
 )
 
 # Takes up a row that was released with attempts on it: they stay counted however often it is postponed.
@@ -59,7 +58,6 @@ class Ledger:
         self._database.close()
 
     def flush(self) -> None:
-        """Write what waits for the next transaction. Nothing, and no commit, where nothing does."""
         self._database.flush()
 
     # ---------------------------------------------------------------------------------------------- claims
@@ -73,7 +71,7 @@ class Ledger:
         jobs: list[Job] = []
         with self._database.transaction() as db:
             for candidate in candidates:
-                folder, path, root = candidate.folder, candidate.relative_path, candidate.root
+                folder, path = candidate.folder, candidate.relative_path
                 inode, size, mtime_ns, ctime_ns = version_values(candidate.version)
                 how = (candidate.by_rename, candidate.final)
                 again = (ctime_ns, *how, wall, folder, os.fsencode(path), inode, size, mtime_ns)
@@ -82,25 +80,18 @@ class Ledger:
                 rows = db.execute(_RECLAIM, again).fetchall() or db.execute(_CLAIM, new).fetchall()
                 for job_id, attempt in rows:
                     inside = (names.CLAIM_FOLDER, names.claimed_name(job_id, path)) if candidate.by_rename else (path,)
-                    source = os.path.join(root, *inside)
-                    version = candidate.version
-                    jobs.append(Job(job_id, folder, path, source, version, attempt, candidate.first_seen, now, *how))
+                    source = os.path.join(candidate.root, *inside)
+                    tried = (candidate.version, attempt, candidate.first_seen, now)
+                    jobs.append(Job(job_id, folder, path, source, *tried, *how))
         return jobs
 
-    def resume(self, row: Unfinished, source: str) -> Job:
-        """The same job once more, after a crash, whose bytes are at `source`."""
-        now = self._clock.monotonic()
-        seen = min(now, now - (self._database.wall() - row.first_seen))
-        how = (row.version, row.attempt, seen, now, row.by_rename, row.final)
-        return Job(row.job_id, row.folder, row.relative_path, source, *how)
-
-    def next_attempt(self, row: Unfinished, source: str) -> Job:
-        """The job to `resume` with; the attempt is counted before the work begins."""
+    def next_attempt(self, row: Unfinished) -> Unfinished:
+        """The same job once more, after a crash; the attempt is counted before the work begins."""
         with self._database.transaction() as db:
             update = "UPDATE job SET state='claimed', attempt=attempt+1, claimed_at=? WHERE id=?"
             db.execute(update, (self._database.wall(), row.job_id))
             self.outbox.drop(db, row.job_id)
-        return replace(self.resume(row, source), attempt=row.attempt + 1)
+        return replace(row, attempt=row.attempt + 1, claimed_at=self._clock.monotonic())
 
     def release(self, job_ids: Iterable[int]) -> None:
         """Postponed, not tried: the attempt is taken back, and without any the row is forgotten."""
@@ -133,37 +124,33 @@ class Ledger:
 
     # ---------------------------------------------------------------------------------------------- outcomes
 
-    def publishing(
-        self, job_id: int, key: OutputKey, below: str, sha256: str, size: int, outcome: JobOutcome | None = None
-    ) -> Target:
+    def publishing(self, outcome: JobOutcome, key: OutputKey, below: str, sha256: str, size: int) -> Target:
         """About to rename: after a crash, a file of this hash at the target means that the rename has happened.
 
-        Answers the target as it was before: its `pending` and `sha256` tell which files there are ours. `outcome` is
-        stored with the name that the output gets.
+        Answers the target as it was before: its `pending` and `sha256` tell which files there are ours.
         """
         with self._database.transaction() as db:
             target = self.output_names.assign(db, key, below)
             output, path = os.fsencode(target.output), os.fsencode(target.path)
             update = "UPDATE job SET state='publishing', target=?, sha256_out=?, size_out=? WHERE id=?"
-            db.execute(update, (path, sha256, size, job_id))
+            db.execute(update, (path, sha256, size, outcome.job_id))
             db.execute("UPDATE target SET pending=? WHERE output=? AND target=?", (sha256, output, path))
-            self._put_done(db, outcome, target.path, sha256, size)
+            self.outbox.put(db, outcome)
         return target
 
     def done(
         self,
         job_id: int,
         published: Published,
+        outcome: JobOutcome | None = None,
         *,
         content: ContentKey | None = None,
         report: Mapping[str, object] | None = None,
         original_moved: bool = False,
-        outcome: JobOutcome | None = None,
     ) -> None:
         """The output stands. `original_moved`: nothing is left to do with it. `content` makes it known for reuse."""
-        wall = self._database.wall()
+        wall, sha256, size = self._database.wall(), published.sha256, published.size
         output, path = os.fsencode(published.output), os.fsencode(published.path)
-        sha256, size, identity = published.sha256, published.size, (signed(published.inode), published.mtime_ns)
         with self._database.transaction() as db:
             db.execute(
                 "UPDATE job SET state='done', ended_at=?, retired_at=?, target=?, sha256_out=?, size_out=? WHERE id=?",
@@ -172,19 +159,15 @@ class Ledger:
             db.execute(
                 "UPDATE target SET pending=NULL, sha256=?, size=?, inode=?, mtime_ns=?, sidecar=?, used_at=? "
                 "WHERE output=? AND target=?",
-                (sha256, size, *identity, published.sidecar, wall, output, path),
+                (sha256, size, signed(published.inode), published.mtime_ns, published.sidecar, wall, output, path),
             )
             if content is not None:
                 db.execute(
                     "INSERT OR REPLACE INTO content VALUES (?,?,?,?,?,?,?,?)",
                     (*astuple(content), output, path, sha256, size, json.dumps(dict(report or {})), wall),
                 )
-            self._put_done(db, outcome, published.path, sha256, size)
-
-    def _put_done(self, db: sqlite3.Connection, outcome: JobOutcome | None, path: str, sha256: str, size: int) -> None:
-        if outcome is not None:
-            outcome.add(output=path, bytes_out=size, sha256_out=sha256)
-            self.outbox.put(db, outcome)
+            if outcome is not None:
+                self.outbox.put(db, outcome)
 
     def failed(self, outcome: JobOutcome) -> None:
         """Refused; the original is still to be moved."""
@@ -216,13 +199,10 @@ class Ledger:
         """The original is archived, deleted, or in quarantine. Written with the next transaction, or at closing."""
         self._database.defer("UPDATE job SET retired_at=? WHERE id=?", (self._database.wall(), job_id))
 
-    # ---------------------------------------------------------------------------------------------- known content
-
     def same_content(self, sha256_in: str, recipe_hash: str) -> Known | None:
         """What equal bytes and an equal recipe gave before. Whether the file still stands, the publisher sees."""
         query = "SELECT output, target, sha256_out, size_out, report FROM content WHERE sha256_in=? AND recipe_hash=?"
-        row = self._database.one(query, (sha256_in, recipe_hash))
-        if row is None:
+        if (row := self._database.one(query, (sha256_in, recipe_hash))) is None:
             return None
         output, path, sha256, size, report = row
         key = ContentKey(sha256_in, recipe_hash)
@@ -237,8 +217,8 @@ class Ledger:
 
     def unfinished(self) -> list[Unfinished]:
         """Jobs claimed of which anything is left to do, oldest first."""
-        rows = self._database.all(f"{_UNFINISHED} WHERE retired_at IS NULL AND state<>'waiting' ORDER BY id")
-        return [_unfinished(row) for row in rows]
+        query = f"{_UNFINISHED} WHERE retired_at IS NULL AND state<>'waiting' ORDER BY id"
+        return [self._unfinished(row) for row in self._database.all(query)]
 
     def probe(self) -> None:
         """Write something that changes nothing: does the disk take it?"""
@@ -246,32 +226,30 @@ class Ledger:
             db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def counts(self) -> dict[str, int]:
-        """Rows per state."""
         return dict(self._database.all("SELECT state, count(*) FROM job GROUP BY state"))
 
     def prune(
         self,
         still_there: Callable[[Unfinished], bool],
         *,
-        days: float = REMEMBERED_DAYS,
         rows: int = REMEMBERED_ROWS,
         after: int = 0,
         batch: int = 2000,
     ) -> int:
         """Forget up to `batch` old jobs, beginning behind job number `after`; answers where to go on, or 0 at the end.
 
-        A job is old after `days`, or when more than `rows` are remembered. Those whose original stays in place are kept
-        while it does (`still_there`): forgetting them would compute them again.
+        A job is old after REMEMBERED_SECONDS, or when more than `rows` are remembered. Those whose original stays in
+        place are kept while it does (`still_there`): forgetting them would compute them again.
         """
-        cutoff = self._database.wall() - days * DAY
+        cutoff = self._database.wall() - REMEMBERED_SECONDS
         excess = max(0, sum(self.counts().values()) - rows)
         found = self._database.all(
             f"{_UNFINISHED} WHERE id>? AND (retired_at IS NOT NULL OR state='waiting') "
             "AND (coalesce(ended_at, claimed_at)<? OR ?) ORDER BY id LIMIT ?",
             (after, cutoff, excess > 0, min(batch, excess) if excess else batch),
         )
-        old = [_unfinished(row) for row in found]
-        gone = [(row.job_id,) for row in old if row.by_rename or not still_there(row)]
+        old = [self._unfinished(row) for row in found]
+        gone = [(row.job_id,) for row in old if row.claimed_by_rename or not still_there(row)]
         with self._database.transaction() as db:
             db.executemany("DELETE FROM job WHERE id=?", gone)
             db.execute("DELETE FROM untold WHERE job NOT IN (SELECT id FROM job)")
@@ -283,13 +261,14 @@ class Ledger:
             )
         return old[-1].job_id if old else 0
 
-
-def _unfinished(row: Row) -> Unfinished:
-    (job_id, folder, path, inode, size, mtime, ctime, state, attempt, by_rename, final, seen, target, *rest) = row
-    version = FileVersion(unsigned(inode), size, mtime, ctime)
-    target = None if target is None else os.fsdecode(target)
-    path = os.fsdecode(path)
-    return Unfinished(job_id, folder, path, version, state, attempt, bool(by_rename), bool(final), seen, target, *rest)
+    def _unfinished(self, row: Row) -> Unfinished:
+        job_id, folder, path, inode, size, mtime_ns, ctime_ns, attempt, first_seen, by_rename, final, *more = row
+        state, target, sha256, size_out, reason, detail = more
+        version, now = FileVersion(unsigned(inode), size, mtime_ns, ctime_ns), self._clock.monotonic()
+        seen = min(now, now - (self._database.wall() - first_seen))
+        job = (job_id, folder, os.fsdecode(path), "", version, attempt, seen, now, bool(by_rename), bool(final))
+        output = {"target": None if target is None else os.fsdecode(target), "sha256_out": sha256, "size_out": size_out}
+        return Unfinished(*job, state=state, reason=reason, detail=detail, **output)
 
 
 def _oldest(db: sqlite3.Connection, table: str, rows: int, cutoff: float) -> float:

@@ -16,7 +16,7 @@ from typing import Any
 from rmbgd.errors import Reason
 from rmbgd.events import Emit
 from rmbgd.store.database import Database, Row
-from rmbgd.store.records import Job, Unfinished
+from rmbgd.store.records import Job
 
 _STORED = (
     "SELECT id, folder, path, attempt, state, target, size_out, sha256_out, reason, detail, keys "
@@ -40,7 +40,7 @@ class JobOutcome:
         self.keys.update(keys)
 
 
-def job_keys(job: Job | Unfinished) -> dict[str, object]:
+def job_keys(job: Job) -> dict[str, object]:
     """What every event of a job begins with."""
     return {"job": job.job_id, "folder": job.folder, "path": job.relative_path, "attempt": job.attempt}
 

@@ -38,8 +38,7 @@ class OutputNames:
 
     def assign(self, db: sqlite3.Connection, key: OutputKey, below: str) -> Target:
         """The output name of this input: the one it has had, or a new one in sub-folder `below` that no input has."""
-        found = self.find(key)
-        if found is not None:
+        if (found := self.find(key)) is not None:
             return found
         plain, later = names.output_names(posixpath.join(below, posixpath.basename(key.relative_path)), key.extension)
         return self._own(db, key, later if self._is_owned(db, key.output, plain) else plain, 1)
@@ -58,17 +57,14 @@ class OutputNames:
             return self._own(db, key, base, number + 1)
 
     def _own(self, db: sqlite3.Connection, key: OutputKey, base: str, number: int) -> Target:
-        while self._is_owned(db, key.output, names.version_of(base, number)):
+        while self._is_owned(db, key.output, path := names.version_of(base, number)):
             number += 1
-        target = os.fsencode(names.version_of(base, number))
         db.execute(
             "INSERT INTO target (output, folder, source, extension, target, base, number, used_at) "
             "VALUES (?,?,?,?,?,?,?,?)",
-            (*_values(key), target, os.fsencode(base), number, self._database.wall()),
+            (*_values(key), os.fsencode(path), os.fsencode(base), number, self._database.wall()),
         )
-        found = self.find(key)
-        assert found is not None
-        return found
+        return Target(key.output, path)
 
     def _is_owned(self, db: sqlite3.Connection, output: str, target: str) -> bool:
         values = (os.fsencode(output), os.fsencode(target))

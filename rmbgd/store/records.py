@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -44,19 +43,11 @@ class Candidate:
     final: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Unfinished:
-    """A job that a former run of the service left open. `first_seen` in seconds of the wall clock."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unfinished(Job):
+    """A job as the ledger remembers it, perhaps of a former run. `source` is empty: only recovery knows the folder."""
 
-    job_id: int
-    folder: str
-    relative_path: str
-    version: FileVersion
     state: str
-    attempt: int
-    by_rename: bool
-    final: bool
-    first_seen: float
     target: str | None
     sha256_out: str | None
     size_out: int | None
@@ -80,17 +71,17 @@ class Target:
 
     output: str
     path: str
-    pending: str | None
-    sha256: str | None
-    size: int | None
-    inode: int | None
-    mtime_ns: int | None
-    sidecar: bool
+    pending: str | None = None
+    sha256: str | None = None
+    size: int | None = None
+    inode: int | None = None
+    mtime_ns: int | None = None
+    sidecar: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """A finished output: `path` below `output`, and what identifies it there. `reused`: copied, not computed."""
+    """A finished output: `path` below `output`, and what identifies it there."""
 
     output: str
     path: str
@@ -99,11 +90,6 @@ class Published:
     inode: int
     mtime_ns: int
     sidecar: bool = False
-    reused: bool = False
-
-    @property
-    def full_path(self) -> str:
-        return os.path.join(self.output, self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +110,3 @@ class Known:
     sha256: str
     size: int
     report: Mapping[str, object]
-
-    @property
-    def full_path(self) -> str:
-        return os.path.join(self.output, self.path)

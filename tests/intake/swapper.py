@@ -17,12 +17,8 @@ AT_FDCWD, RENAME_EXCHANGE = -100, 2
 def main() -> None:
     root, outside = sys.argv[1:]
     libc = ctypes.CDLL(None, use_errno=True)
-    links = {
-        "file.png": os.path.join(outside, "secret.png"),
-        "folder": outside,
-    }
     pairs = []
-    for name, target in links.items():
+    for name, target in {"file.png": os.path.join(outside, "secret.png"), "folder": outside}.items():
         link = os.path.join(outside, f"link-{name}")
         os.symlink(target, link)
         pairs.append((os.fsencode(os.path.join(root, name)), os.fsencode(link)))

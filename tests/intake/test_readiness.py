@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmbgd.config.load import IntakeSettings
 from rmbgd.fs import FileVersion
 from rmbgd.imaging.completeness import Tail
-from rmbgd.intake.readiness import (
-    DELAY_MAXIMUM,
-    ArrivingFile,
-    Decision,
-    Readiness,
-    ReadinessFacts,
-    ReadinessRules,
-    Writer,
-    appeared,
-    judge,
-    observed,
-    put_off,
-    still_stuck,
-)
+from rmbgd.intake import readiness
+from rmbgd.intake.readiness import ArrivingFile, Decision, Readiness, ReadinessFacts, Writer
 
-RULES = ReadinessRules(
-    quiet_closed=0.5, quiet_unknown=2.0, quiet_remote=5.0, incomplete_timeout=900.0, stuck_upload=3600.0
-)
+RULES = IntakeSettings(quiet_closed=0.5, quiet_unknown=2, quiet_remote=5, incomplete_timeout=900, stuck_upload=3600)
 GOOD = ReadinessFacts(Writer.NONE, True, Tail.COMPLETE)
+HOLE = ReadinessFacts(Writer.NONE, False, Tail.COMPLETE)
 
 
 def version(size: int = 10, ctime: int = 3) -> FileVersion:
@@ -33,7 +23,7 @@ def version(size: int = 10, ctime: int = 3) -> FileVersion:
 
 
 def arrive(*, size: int = 10, announced: bool = True, remote: bool = False, at: float = 0.0) -> ArrivingFile:
-    return appeared(version(size), at, announced=announced, remote=remote, rules=RULES)
+    return readiness.appeared(version(size), at, announced=announced, remote=remote, rules=RULES)
 
 
 def wait_for(arrival: ArrivingFile, facts: ReadinessFacts, limit: float = 1e6) -> tuple[float, Decision]:
@@ -41,7 +31,7 @@ def wait_for(arrival: ArrivingFile, facts: ReadinessFacts, limit: float = 1e6) -
     while True:
         now = arrival.look_at
         assert now < limit
-        decision = judge(arrival, facts, now, RULES)
+        decision = readiness.judge(arrival, facts, now, RULES)
         if decision.readiness is not Readiness.WAIT:
             return now, decision
         assert arrival.look_at > now
@@ -58,18 +48,16 @@ def test_the_quiet_time_is_shortest_after_a_close_and_longest_where_writers_hide
 def test_every_change_begins_the_quiet_anew() -> None:
     """Size, inode or either time: whatever differs is another version."""
     arrival = arrive()
-    for number, changed in enumerate(
-        [FileVersion(2, 10, 2, 3), FileVersion(2, 11, 2, 3), FileVersion(2, 11, 9, 3), FileVersion(2, 11, 9, 8)]
-    ):
-        assert observed(arrival, changed, 0.4 + number / 10, announced=True, rules=RULES)
-    assert not observed(arrival, FileVersion(2, 11, 9, 8), 0.8, announced=True, rules=RULES)
+    for at, changed in ((0.4, (2, 10, 2, 3)), (0.5, (2, 11, 2, 3)), (0.6, (2, 11, 9, 3)), (0.7, (2, 11, 9, 8))):
+        assert readiness.observed(arrival, FileVersion(*changed), at, announced=True, rules=RULES)
+    assert not readiness.observed(arrival, FileVersion(2, 11, 9, 8), 0.8, announced=True, rules=RULES)
     assert wait_for(arrival, GOOD)[0] == 0.7 + 0.5
 
 
 def test_hearing_of_a_close_shortens_the_wait() -> None:
     """The quiet counts from the last change, not from the announcement."""
     arrival = arrive(announced=False)
-    assert not observed(arrival, version(), 0.8, announced=True, rules=RULES)
+    assert not readiness.observed(arrival, version(), 0.8, announced=True, rules=RULES)
     assert wait_for(arrival, GOOD)[0] == 0.8
 
 
@@ -79,34 +67,29 @@ def test_an_open_writer_holds_a_file_however_long() -> None:
     reported, looks = [], []
     while arrival.look_at < 20_000:
         now = arrival.look_at
-        decision = judge(arrival, ReadinessFacts(Writer.OPEN, True, Tail.UNKNOWN), now, RULES)
+        decision = readiness.judge(arrival, ReadinessFacts(Writer.OPEN, True, Tail.UNKNOWN), now, RULES)
         assert (decision.readiness, decision.gate, decision.report_incomplete) == (Readiness.WAIT, "writer", False)
         reported += [now] * decision.report_stuck
         looks.append(arrival.look_at - now)
-
     assert looks[:7] == [0.5, 1, 2, 4, 8, 16, 30]
-    assert max(looks) == DELAY_MAXIMUM
+    assert max(looks) == readiness.DELAY_MAXIMUM
     assert len(reported) == 1
-    assert 3600 <= reported[0] <= 3600 + DELAY_MAXIMUM
+    assert 3600 <= reported[0] <= 3600 + readiness.DELAY_MAXIMUM
 
 
 def test_a_file_that_never_stops_changing_is_reported_once() -> None:
-    """It never gets quiet enough to be looked into, but it is not forgotten."""
-    arrival = arrive()
-    reported = 0
+    arrival, reported = arrive(), []
     for second in range(5000):
-        observed(arrival, version(size=second), float(second), announced=False, rules=RULES)
-        reported += still_stuck(arrival, float(second), RULES)
-    assert reported == 1
+        readiness.observed(arrival, version(size=second), float(second), announced=False, rules=RULES)
+        reported += [second] * readiness.still_stuck(arrival, float(second), RULES)
+    assert reported == [3600]
 
 
 def test_a_missing_end_is_waited_for_then_refused() -> None:
-    """Reported once when it begins; given up exactly when the patience ends. An empty name comes before its bytes."""
     arrival = arrive()
     facts = ReadinessFacts(Writer.NONE, True, Tail.MISSING)
-    assert judge(arrival, facts, 0.5, RULES).report_incomplete
-    assert not judge(arrival, facts, 1.0, RULES).report_incomplete
-
+    assert readiness.judge(arrival, facts, 0.5, RULES).report_incomplete
+    assert not readiness.judge(arrival, facts, 1.0, RULES).report_incomplete
     assert wait_for(arrival, facts) == (900.0, Decision(Readiness.REFUSE, "tail"))
     assert wait_for(arrive(size=0), GOOD) == (900.0, Decision(Readiness.REFUSE, "empty"))
 
@@ -116,7 +99,7 @@ def test_what_only_a_decoder_can_judge_goes_to_the_decoder_in_the_end() -> None:
     cut_off = arrive()
     cut_off.cut_off = True
     for arrival, facts, gate in (
-        (arrive(), ReadinessFacts(Writer.NONE, False, Tail.COMPLETE), "hole"),
+        (arrive(), HOLE, "hole"),
         (arrive(), ReadinessFacts(Writer.NONE, True, Tail.DOUBTFUL), "tail"),
         (cut_off, GOOD, "decode"),
     ):
@@ -124,13 +107,9 @@ def test_what_only_a_decoder_can_judge_goes_to_the_decoder_in_the_end() -> None:
 
 
 def test_patience_that_has_ended_is_not_begun_again() -> None:
-    """A file put back for another reason after its time was up is not waited for a second time."""
     arrival = arrive()
     arrival.final = True
-    assert wait_for(arrival, ReadinessFacts(Writer.NONE, False, Tail.COMPLETE)) == (
-        0.5,
-        Decision(Readiness.FINAL, "hole"),
-    )
+    assert wait_for(arrival, HOLE) == (0.5, Decision(Readiness.FINAL, "hole"))
     assert wait_for(arrival, GOOD)[1].readiness is Readiness.FINAL
 
 
@@ -138,12 +117,10 @@ def test_new_bytes_void_a_decoders_complaint() -> None:
     """The remainder has come: what was said of the first half does not matter."""
     arrival = arrive()
     arrival.cut_off = True
-    judge(arrival, GOOD, 0.5, RULES)
-    observed(arrival, version(size=20), 20.0, announced=True, rules=RULES)
+    readiness.judge(arrival, GOOD, 0.5, RULES)
+    readiness.observed(arrival, version(size=20), 20.0, announced=True, rules=RULES)
     assert wait_for(arrival, GOOD) == (20.5, Decision(Readiness.READY))
 
-
-# -------------------------------------------------------------------------------------------------------- properties
 
 TIMES = st.lists(st.floats(0.0, 30.0, allow_nan=False), max_size=12)
 FACTS = st.builds(ReadinessFacts, st.sampled_from(Writer), st.booleans(), st.sampled_from(Tail))
@@ -152,44 +129,38 @@ FACTS = st.builds(ReadinessFacts, st.sampled_from(Writer), st.booleans(), st.sam
 @given(TIMES, st.booleans(), st.booleans(), FACTS)
 def test_never_before_its_quiet_time(gaps: list[float], announced: bool, remote: bool, facts: ReadinessFacts) -> None:
     """Whatever happens in whatever rhythm: no answer but WAIT until the version was unchanged for its quiet time."""
-    arrival = arrive(announced=announced, remote=remote)
+    arrival, heard = arrive(announced=announced, remote=remote), announced
     now = changed = 0.0
-    heard = announced
     for number, gap in enumerate(gaps):
         now += gap
-        decision = judge(arrival, facts, now, RULES)
+        decision = readiness.judge(arrival, facts, now, RULES)
         quiet = 5.0 if remote or facts.writer is Writer.UNSEEN else 0.5 if heard else 2.0
         assert decision.readiness is Readiness.WAIT or now >= changed + quiet
         if number % 2:
-            observed(arrival, version(size=number), now, announced=announced, rules=RULES)
+            readiness.observed(arrival, version(size=number), now, announced=announced, rules=RULES)
             changed, heard = now, announced
 
 
 @given(TIMES, st.booleans(), FACTS.filter(lambda facts: facts.writer is not Writer.OPEN))
 def test_always_in_the_end(gaps: list[float], announced: bool, facts: ReadinessFacts) -> None:
-    """A file without a writer is answered within its patience, after any history."""
-    arrival = arrive(announced=announced)
-    now = 0.0
+    arrival, now = arrive(announced=announced), 0.0
     for number, gap in enumerate(gaps):
         now += gap
         if number % 3 == 0:
-            put_off(arrival, now)
+            readiness.put_off(arrival, now)
         elif number % 3 == 1:
-            judge(arrival, facts, now, RULES)
+            readiness.judge(arrival, facts, now, RULES)
         else:
-            observed(arrival, version(size=number), now, announced=announced, rules=RULES)
-
+            readiness.observed(arrival, version(size=number), now, announced=announced, rules=RULES)
     when, decision = wait_for(arrival, facts)
     assert decision.readiness is not Readiness.WAIT
-    assert when <= arrival.changed_at + RULES.incomplete_timeout + DELAY_MAXIMUM
+    assert when <= arrival.changed_at + RULES.incomplete_timeout + readiness.DELAY_MAXIMUM
 
 
 @given(st.lists(st.floats(0.01, 0.5), min_size=1, max_size=8), st.booleans())
 def test_independent_of_how_events_are_split(gaps: list[float], announced: bool) -> None:
     """Seeing an unchanged file ten times or once makes no difference to when it is ready."""
     often, once = arrive(announced=announced), arrive(announced=announced)
-    now = 0.0
-    for gap in gaps:
-        now += gap
-        observed(often, version(), now, announced=False, rules=RULES)
+    for now in itertools.accumulate(gaps):
+        readiness.observed(often, version(), now, announced=False, rules=RULES)
     assert wait_for(often, GOOD) == wait_for(once, GOOD)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Self
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,111 +24,84 @@ from rmbgd.intake.startup_recovery import Recovered, Recovery
 from rmbgd.store.claims import claim_by_rename, put_back
 from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import Candidate, ContentKey, Job
-from rmbgd.testing.clock import FakeClock
 from rmbgd.testing.fs import CrashingFs, FailingFs, WorldStopped
 from tests.support.workspace import OF_DONE, Workspace, done, sha256, torn
 
 STEPS_OF_THE_LEDGER = {"claim", "release", "publishing", "done", "failed", "next_attempt", "forget_content"}
 
 
-class SteppingLedger:
-    """The ledger, each of whose commits is a step at which the world may stop."""
+def stepped(step: Callable[[], None], action: Callable[..., object]) -> Callable[..., object]:
+    def stepping(*arguments: object, **given: object) -> object:
+        step()
+        return action(*arguments, **given)
 
-    def __init__(self, ledger: object, step: Callable[[], None]) -> None:
-        self._ledger = ledger
-        self._step = step
-
-    def __getattr__(self, name: str) -> object:
-        method = getattr(self._ledger, name)
-        if name not in STEPS_OF_THE_LEDGER:
-            return method
-
-        def stepping(*arguments: object, **given: object) -> object:
-            self._step()
-            return method(*arguments, **given)
-
-        return stepping
+    return stepping
 
 
-class Run:
-    """One run of the service, from start to its end or to the step at which the world stops."""
+class Run(Workspace):
+    """One run of the service, from start to its end or to the step at which the world stops.
+
+    Every operation on files is a step, and every commit of the ledger.
+    """
 
     def __init__(self, base: Path, after: int | None = None, **given: object) -> None:
-        fs = SystemFileSystem() if after is None else CrashingFs(after)
-        self.workspace = Workspace(base, fs=fs, **given)
-        if isinstance(fs, CrashingFs):
-            ledger = SteppingLedger(self.workspace.ledger, fs.step)
-            publisher = self.workspace.publisher
-            for part in (publisher, publisher.archiver, publisher.quarantine, publisher.cleanup):
-                part._ledger = ledger
-        else:
-            ledger = self.workspace.ledger
-        self.ledger, self.fs = ledger, fs
-        self.root = str(self.workspace.roots["input"])
-        self.recovery = Recovery(self.workspace.config, ledger, self.workspace.publisher, self.workspace.events, fs)
+        super().__init__(base, fs=SystemFileSystem() if after is None else CrashingFs(after), **given)
+        self.root = str(self.roots["input"])
+        self.step: Callable[[], None] = getattr(self.fs, "step", lambda: None)
+        for name in STEPS_OF_THE_LEDGER:
+            setattr(self.ledger, name, stepped(self.step, getattr(self.ledger, name)))
+        self.recovery = Recovery(self.config, self.ledger, self.publisher, self.events, self.fs)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
         if isinstance(self.fs, CrashingFs):
-            self.workspace.ledger._database._deferred.clear()  # what waited for the next commit dies with the process
-        self.workspace.close()
+            self.die()
+        self.close()
+
+    def die(self) -> None:
+        """What waited for the next commit dies with the process."""
+        self.ledger._database._deferred.clear()
 
     def claim(self, path: str) -> Job | None:
-        keep = self.workspace.folder.originals == "keep"
         version = version_of(os.lstat(os.path.join(self.root, path)))
-        if self.workspace.ledger.handled("shop", path, version):
+        if self.ledger.handled("shop", path, version):
             return None
-        now = self.workspace.clock.monotonic()
-        jobs = self.ledger.claim([Candidate("shop", path, self.root, version, now, not keep)])
-        for job in jobs:
-            if job.claimed_by_rename:
-                claim_by_rename(self.root, path, os.path.basename(job.source), self.fs)
-        return jobs[0] if jobs else None
+        by_rename, now = self.folder.originals != "keep", self.clock.monotonic()
+        (job,) = self.ledger.claim([Candidate("shop", path, self.root, version, now, by_rename)])
+        if by_rename:
+            claim_by_rename(self.root, path, os.path.basename(job.source), self.fs)
+        return job
+
+    def put_back(self, job: Job) -> None:
+        if job.claimed_by_rename:
+            put_back(self.root, os.path.basename(job.source), job.relative_path, self.fs)
+        self.ledger.release([job.job_id])
 
     def end(self, job: Job) -> None:
         """What the pipeline does: the content says how it ends."""
         data = Path(job.source).read_bytes()
-        publisher, key = self.workspace.publisher, ContentKey(sha256(data), "recipe")
         if data.startswith(b"bad"):
             outcome = torn(job)
-            publisher.quarantine.set_aside(job, outcome)
+            self.publisher.quarantine.set_aside(job, outcome)
             self.deliver(outcome)
-            return
-        if data.startswith(b"later") and job.attempt == 1 and self.workspace.clock.monotonic() < 2000:
-            put_back(
-                self.root, os.path.basename(job.source), job.relative_path, self.fs
-            ) if job.claimed_by_rename else 0
-            self.ledger.release([job.job_id])
-            return
-        known = self.workspace.ledger.same_content(*(key.sha256_in, key.recipe_hash))
-        outcome = done(job)
-        if known is None or publisher.publish_copy(job, known, outcome) is None:
-            facts = {"verdict": "empty"} if data.startswith(b"empty") else None
-            publisher.publish(
-                job, lambda file: file.write(b"cutout of " + data), outcome, content=key, sidecar_facts=facts
-            )
-        self.deliver(outcome)
+        elif data.startswith(b"later") and job.attempt == 1 and self.clock.monotonic() < 2000:
+            self.put_back(job)
+        else:
+            outcome, key = done(job), ContentKey(sha256(data), "recipe")
+            known = self.ledger.same_content(key.sha256_in, key.recipe_hash)
+            if known is None or self.publisher.publish_copy(job, known, outcome) is None:
+                facts = {"verdict": "empty"} if data.startswith(b"empty") else None
+                self.publish(job, b"cutout of " + data, outcome=outcome, content=key, sidecar_facts=facts)
+            self.deliver(outcome)
 
     def deliver(self, outcome: JobOutcome) -> None:
         """The world may stop before the event, and between the event and the note that it was delivered."""
         self.step()
-        defer, database = self.workspace.ledger._database.defer, self.workspace.ledger._database
-
-        def stepping(*statement: object) -> None:
-            self.step()
-            defer(*statement)
-
-        database.defer = stepping
-        try:
-            self.workspace.publisher.deliver(outcome)
-        finally:
-            del database.defer
-
-    def step(self) -> None:
-        if isinstance(self.fs, CrashingFs):
-            self.fs.step()
+        database = self.ledger._database
+        with mock.patch.object(database, "defer", stepped(self.step, database.defer)):
+            self.publisher.deliver(outcome)
 
     def work_off(self) -> Recovered:
         """Recover, then everything that waits, as the loop would."""
@@ -137,21 +112,16 @@ class Run:
         return found
 
     def work_waiting(self) -> None:
-        for path in sorted(self.workspace.files("input")):
+        for path in sorted(self.files("input")):
             if not path.startswith(".rmbgd/") and (job := self.claim(path)) is not None:
                 self.end(job)
 
 
-def places(workspace: Workspace, data: bytes) -> list[str]:
-    """Where an original's bytes are."""
-    return [role for role in ("input", "done", "failed") for found in workspace.files(role).values() if found == data]
-
-
 def check_whole(workspace: Workspace, originals: list[bytes]) -> None:
     """At every moment: each original in exactly one place (or, deleted, in none), each output name complete."""
+    found = [data for role in ("input", "done", "failed") for data in workspace.files(role).values()]
     for data in originals:
-        found = places(workspace, data)
-        assert len(found) == 1 or (not found and workspace.folder.originals == "delete")
+        assert found.count(data) == 1 or (data not in found and workspace.folder.originals == "delete")
     for path, data in workspace.files("output").items():
         if not names.is_temporary(os.path.basename(path)) and not path.endswith(".json"):
             assert data.startswith(b"cutout of ")
@@ -182,7 +152,7 @@ def check_delivered(runs: list[Run], dropped: dict[str, bytes]) -> None:
     """How each image ended is in the log of one run, and once more at most, in that of a next one that says so."""
     for path, data in dropped.items():
         event = "image.failed" if data.startswith(b"bad") else "image.done"
-        found = [keys for run in runs for keys in run.workspace.events.named(event) if keys["path"] == path]
+        found = [keys for run in runs for keys in run.events.named(event) if keys["path"] == path]
         assert 1 <= len(found) <= 2, f"{path} was delivered {len(found)} times"
         assert [keys.get("recovered", False) for keys in found][1:] in ([], [True])
         assert len({keys["job"] for keys in found}) == 1
@@ -195,84 +165,72 @@ def check_delivered(runs: list[Run], dropped: dict[str, bytes]) -> None:
 @pytest.fixture
 def base() -> Iterator[Path]:
     """In memory where possible: thousands of synced commits."""
-    parent = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-    folder = Path(tempfile.mkdtemp(dir=parent))
-    yield folder
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as folder:
+        yield Path(folder)
 
 
-DROPPED = {
-    "a.jpg": b"good one",
-    "s/b.jpg": b"empty one",
-    "c.jpg": b"bad one",
-    "d.jpg": b"later one",
-    "e.jpg": b"good one",
-}
-UNIQUE = {**DROPPED, "e.jpg": b"good other"}
+UNIQUE = {"a.jpg": b"good one", "s/b.jpg": b"empty one", "c.jpg": b"bad one", "d.jpg": b"later one", "e.jpg": b"good"}
+EQUAL = UNIQUE | {"e.jpg": b"good one"}
 
 
 @pytest.mark.parametrize("originals", ["archive", "delete", "keep"])
 def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None:
     """However many steps were done: whole at that moment, and after the next start as if there had been no crash."""
-    steps = 0
-    while True:
+    for steps in itertools.count():
         place = base / str(steps)
         place.mkdir()
         with Run(place, after=steps, originals=originals) as run:
             for path, data in UNIQUE.items():
-                run.workspace.drop(path, data)
+                run.drop(path, data)
             died = True
             with suppress(WorldStopped):
                 run.work_off()
                 run.work_waiting()
                 died = False
-            check_whole(run.workspace, list(UNIQUE.values()))
+            check_whole(run, list(UNIQUE.values()))
         with Run(place, originals=originals) as again:
-            again.workspace.clock.advance(2000)
+            again.clock.advance(2000)
             again.work_off()
-            check_ended(again.workspace, UNIQUE)
+            check_ended(again, UNIQUE)
             check_delivered([run, again], UNIQUE)
         with Run(place, originals=originals) as once_more:
-            once_more.workspace.clock.advance(4000)
-            before = once_more.workspace.files("output"), once_more.workspace.ledger.counts()
+            once_more.clock.advance(4000)
+            before = once_more.files("output"), once_more.ledger.counts()
             assert not once_more.work_off()
-            assert (once_more.workspace.files("output"), once_more.workspace.ledger.counts()) == before
-            assert once_more.workspace.events.events == []
+            assert (once_more.files("output"), once_more.ledger.counts()) == before
+            assert once_more.events.events == []
         shutil.rmtree(place)
         if not died:
             break
-        steps += 1
     assert steps > 30
 
 
 @pytest.mark.slow
-def test_dying_again_while_recovering_ends_the_same(base: Path) -> None:
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    crashes=st.lists(st.integers(0, 60), min_size=1, max_size=4),
+    originals=st.sampled_from(["archive", "delete", "keep"]),
+    order=st.permutations(sorted(UNIQUE)),
+)
+def test_dying_again_while_recovering_ends_the_same(
+    base: Path, crashes: list[int], originals: str, order: list[str]
+) -> None:
     """Recovery is work like any other: it may be interrupted at any step, and is begun anew."""
-
-    @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
-    @given(
-        st.lists(st.integers(0, 60), min_size=1, max_size=4),
-        st.sampled_from(["archive", "delete", "keep"]),
-        st.permutations(sorted(UNIQUE)),
-    )
-    def check(crashes: list[int], originals: str, order: list[str]) -> None:
-        place = Path(tempfile.mkdtemp(dir=base))
-        for number, after in enumerate(crashes):
-            with Run(place, after=after, originals=originals, intake={"attempts": 10}) as run:
-                if number == 0:
-                    for path in order:
-                        run.workspace.drop(path, UNIQUE[path])
-                run.workspace.clock.advance(2000.0 * number)
-                with suppress(WorldStopped):
-                    run.work_off()
-                check_whole(run.workspace, list(UNIQUE.values()))
-        with Run(place, originals=originals, intake={"attempts": 10}) as last:
-            last.workspace.clock.advance(20_000)
-            last.work_off()
-            check_ended(last.workspace, UNIQUE)
-        shutil.rmtree(place)
-
-    check()
+    place = Path(tempfile.mkdtemp(dir=base))
+    for number, after in enumerate(crashes):
+        with Run(place, after=after, originals=originals, intake={"attempts": 10}) as run:
+            if number == 0:
+                for path in order:
+                    run.drop(path, UNIQUE[path])
+            run.clock.advance(2000.0 * number)
+            with suppress(WorldStopped):
+                run.work_off()
+            check_whole(run, list(UNIQUE.values()))
+    with Run(place, originals=originals, intake={"attempts": 10}) as last:
+        last.clock.advance(20_000)
+        last.work_off()
+        check_ended(last, UNIQUE)
+    shutil.rmtree(place)
 
 
 def crashed(place: Path, after: int, dropped: dict[str, bytes], **given: object) -> None:
@@ -280,18 +238,18 @@ def crashed(place: Path, after: int, dropped: dict[str, bytes], **given: object)
     place.mkdir(exist_ok=True)
     with Run(place, after=after, **given) as run, suppress(WorldStopped):
         for path, data in dropped.items():
-            run.workspace.drop(path, data)
+            run.drop(path, data)
         run.work_off()
 
 
 def test_equal_images_survive_dying_too(base: Path) -> None:
     """Copies of a known output have names of their own at every crash point."""
     for steps in range(0, 200, 3):
-        crashed(base / str(steps), steps, DROPPED)
+        crashed(base / str(steps), steps, EQUAL)
         with Run(base / str(steps)) as again:
-            again.workspace.clock.advance(2000)
+            again.clock.advance(2000)
             again.work_off()
-            check_ended(again.workspace, DROPPED)
+            check_ended(again, EQUAL)
 
 
 def test_a_replaced_input_survives_dying_too(base: Path) -> None:
@@ -300,13 +258,13 @@ def test_a_replaced_input_survives_dying_too(base: Path) -> None:
         place = base / str(steps)
         place.mkdir()
         with Run(place) as first:
-            first.workspace.drop("a.jpg", b"empty old")
+            first.drop("a.jpg", b"empty old")
             first.work_off()
         crashed(place, steps, {"a.jpg": b"good new"})
         with Run(place) as again:
             again.work_off()
-            assert again.workspace.files("output") == {"a.png": b"cutout of good new"}
-            assert sorted(again.workspace.files("done").values()) == [b"empty old", b"good new"]
+            assert again.files("output") == {"a.png": b"cutout of good new"}
+            assert sorted(again.files("done").values()) == [b"empty old", b"good new"]
 
 
 def test_archives_on_another_disk_survive_dying_too(base: Path, tmp_path: Path) -> None:
@@ -314,294 +272,230 @@ def test_archives_on_another_disk_survive_dying_too(base: Path, tmp_path: Path) 
     if os.stat(base).st_dev == os.stat(tmp_path).st_dev:
         pytest.skip("no second file system at hand")
     for steps in range(40):
-        place, done = base / str(steps), tmp_path / str(steps)
+        done = tmp_path / str(steps)
         done.mkdir()
-        crashed(place, steps, {"a.jpg": b"good one"}, done=str(done))
-        with Run(place, done=str(done)) as again:
+        crashed(base / str(steps), steps, {"a.jpg": b"good one"}, done=str(done))
+        with Run(base / str(steps), done=str(done)) as again:
             again.work_off()
         assert {path.name: path.read_bytes() for path in done.iterdir()} == {"a.jpg": b"good one"}
 
 
-# ---------------------------------------------------------------------------------------------- single rules
+Start = Callable[..., Run]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
-    open_runs: list[Run] = []
+def run(tmp_path: Path) -> Iterator[Start]:
+    """Ends the run before, and starts one."""
+    with ExitStack() as stack:
 
-    def start(**given: object) -> Run:
-        while open_runs:
-            open_runs.pop().__exit__()
-        open_runs.append(Run(tmp_path, **given))
-        return open_runs[-1]
+        def start(**given: object) -> Run:
+            stack.close()
+            return stack.enter_context(closing(Run(tmp_path, **given)))
 
-    yield start
-    for each in open_runs:
-        each.__exit__()
+        yield start
 
 
-def claimed(run: Callable[..., Run], *paths: str, data: bytes = b"good") -> tuple[Run, list[Job]]:
+def claimed(run: Start, *paths: str, data: bytes = b"good") -> tuple[Run, list[Job]]:
     """A run that ended with these images in hand."""
     first = run()
     for path in paths:
-        first.workspace.drop(path, data + path.encode())
-    jobs = [first.claim(path) for path in paths]
-    return first, [job for job in jobs if job is not None]
+        first.drop(path, data + path.encode())
+    return first, [first.claim(path) for path in paths]
 
 
-def test_an_image_that_kills_is_set_aside_and_no_other(run: Callable[..., Run]) -> None:
+def test_an_image_that_kills_is_set_aside_and_no_other(run: Start) -> None:
     """Five were in hand when it killed the first time; after its third time it goes, and the four are published."""
     claimed(run, *(f"{name}.jpg" for name in "abcde"))
-    starts = 1
-    while True:
+    for starts in range(2, 6):
         again = run()
-        starts += 1
         found = again.recovery.recover()
-        while (job := again.recovery.suspects.next()) is not None:
-            if job.relative_path == "c.jpg":
-                break  # and the service dies
+        while (job := again.recovery.suspects.next()) is not None and job.relative_path != "c.jpg":
             again.end(job)
-        else:
+        if job is None:  # else the service dies
+            assert (starts, found.set_aside) == (4, 1)
             break
-
-    assert starts == 4
-    assert found.set_aside == 1
-    assert set(again.workspace.files("failed")) == {"c.jpg", "c.jpg.error.json"}
-    assert set(again.workspace.files("output")) == {"a.png", "b.png", "d.png", "e.png"}
-    (event,) = again.workspace.events.named("image.failed")
+    assert set(again.files("failed")) == {"c.jpg", "c.jpg.error.json"}
+    assert set(again.files("output")) == {"a.png", "b.png", "d.png", "e.png"}
+    (event,) = again.events.named("image.failed")
     assert (event["path"], event["reason"], event["attempt"], event["stage"]) == ("c.jpg", "crash_loop", 3, "intake")
 
 
-def test_suspects_come_one_after_another(run: Callable[..., Run]) -> None:
-    """The attempt of the next is counted only when it is handed out, and that when the one before has ended."""
-    claimed(run, "a.jpg", "b.jpg")
-    again = run()
-    again.recovery.recover()
-    suspects = again.recovery.suspects
-
-    job = suspects.next()
-    assert job is not None
-    assert suspects.next() is None
-    assert [row.attempt for row in again.workspace.ledger.unfinished()] == [2, 1]
-    again.end(job)
-    assert suspects.next() is not None
-    assert not suspects
-
-
-def test_an_output_that_was_renamed_is_not_made_again(run: Callable[..., Run]) -> None:
-    """Announced and there with its hash: done, and the original is archived."""
+def test_an_output_that_was_renamed_is_not_made_again(run: Start) -> None:
     first, (job,) = claimed(run, "s/a.jpg")
-    first.workspace.ledger.publishing(job.job_id, first.workspace.publisher._key(job), "s", sha256(b"x"), 1)
-    first.workspace.roots["output"].joinpath("s").mkdir()
-    first.workspace.roots["output"].joinpath("s/a.png").write_bytes(b"x")
-
+    first.ledger.publishing(done(job), first.publisher._key(job), "s", sha256(b"x"), 1)
+    (first.roots["output"] / "s").mkdir()
+    (first.roots["output"] / "s" / "a.png").write_bytes(b"x")
     again = run()
-    assert again.recovery.recover().event() == {
-        "jobs": 0, "published": 1, "temporaries": 0, "set_aside": 0, "told": 0,
-    }  # fmt: skip
-    assert set(again.workspace.files("done")) == {"s/a.jpg"}
-    assert again.workspace.ledger.counts() == {"done": 1}
+    assert again.recovery.recover() == Recovered(published=1, delivered=1)
+    assert set(again.files("done")) == {"s/a.jpg"}
+    assert again.ledger.counts() == {"done": 1}
 
 
-def test_our_temporaries_are_removed_and_no_others(run: Callable[..., Run]) -> None:
-    """Of unfinished jobs, whichever kind; a file that only looks similar stays."""
+def test_our_temporaries_are_removed_and_no_others(run: Start) -> None:
     first, (job,) = claimed(run, "s/a.jpg")
-    output, done, failed = (first.workspace.roots[role] for role in ("output", "done", "failed"))
-    for root, kind in ((output, ""), (output, ".json"), (done, ".original"), (failed, ".error")):
-        (root / "s").mkdir(exist_ok=True)
-        (root / "s" / names.temporary_name(job.job_id, kind)).write_bytes(b"half")
-    (output / "s" / ".rmbgd-notes").write_bytes(b"mine")
-
+    for role, kind in (("output", ""), ("output", ".json"), ("done", ".original"), ("failed", ".error")):
+        (first.roots[role] / "s").mkdir(exist_ok=True)
+        (first.roots[role] / "s" / names.temporary_name(job.job_id, kind)).write_bytes(b"half")
+    (first.roots["output"] / "s" / ".rmbgd-notes").write_bytes(b"mine")
     again = run()
     assert again.recovery.recover().temporaries == 4
-    assert again.workspace.files("output") == {"s/.rmbgd-notes": b"mine"}
+    assert again.files("output") == {"s/.rmbgd-notes": b"mine"}
 
 
-def test_without_its_ledger_nothing_is_lost(run: Callable[..., Run]) -> None:
+def test_without_its_ledger_nothing_is_lost(run: Start) -> None:
     """The operator moved a damaged ledger aside: claimed files go back to where they were, temporaries are removed."""
     first, _ = claimed(run, "s/t/a.jpg", "b%2F.jpg", "x" * 250 + ".jpg", data=b"")
-    (first.workspace.roots["output"] / "s").mkdir()
-    (first.workspace.roots["output"] / "s" / names.temporary_name(99)).write_bytes(b"half")
-    first.workspace.close()
-    for file in (first.workspace.base / "state").iterdir():
+    (first.roots["output"] / "s").mkdir()
+    for name in (names.temporary_name(99), ".rmbgd-notes", "a.tmp"):
+        (first.roots["output"] / "s" / name).write_bytes(b"half")
+    first.close()
+    for file in (first.base / "state").iterdir():
         file.unlink()
-
     again = run()
-    found = again.recovery.recover()
-    assert (found.adopted, found.temporaries) == (3, 1)
-    assert {path: data for path, data in again.workspace.files("input").items() if len(path) < 100} == {
-        "s/t/a.jpg": b"s/t/a.jpg",
-        "b%2F.jpg": b"b%2F.jpg",
-    }
-    assert len(again.workspace.files("input")) == 3
+    assert again.recovery.recover() == Recovered(adopted=3, temporaries=1)
+    short = {path: data for path, data in again.files("input").items() if len(path) < 100}
+    assert short == {"s/t/a.jpg": b"s/t/a.jpg", "b%2F.jpg": b"b%2F.jpg"}
+    assert len(again.files("input")) == 3
+    assert again.files("output").keys() == {"s/.rmbgd-notes", "s/a.tmp"}
 
 
-def test_adopting_does_not_overwrite_a_newer_upload(run: Callable[..., Run]) -> None:
-    """The name is taken by now: the older one is put beside it."""
+def test_adopting_does_not_overwrite_a_newer_upload(run: Start) -> None:
     first, (job,) = claimed(run, "a.jpg", data=b"old ")
-    first.workspace.ledger.release([job.job_id])
-    first.workspace.drop("a.jpg", b"new")
-
+    first.ledger.release([job.job_id])
+    first.drop("a.jpg", b"new")
     again = run()
     again.recovery.recover()
-    assert again.workspace.files("input") == {"a.jpg": b"new", "a~2.jpg": b"old a.jpg"}
+    assert again.files("input") == {"a.jpg": b"new", "a~2.jpg": b"old a.jpg"}
 
 
-def test_a_folder_that_is_not_there_is_left_for_later(run: Callable[..., Run]) -> None:
+def test_a_folder_that_is_not_there_is_left_for_later(run: Start) -> None:
     """An unmounted disk takes its rows nowhere: they are ended when it is back."""
-    first, _ = claimed(run, "a.jpg")
-    root = first.workspace.roots["input"]
+    claimed(run, "a.jpg")
     again = run()
-    away = root.with_name("away")
-    root.rename(away)
-    found = again.recovery.recover()
-
-    assert not found
-    away.rename(root)
+    away = again.roots["input"].rename(again.base / "away")
+    assert not again.recovery.recover()
+    away.rename(again.roots["input"])
     assert again.recovery.recover_folder("shop").jobs == 1
-    assert len(again.recovery.suspects) == 1
+    assert again.recovery.suspects.remain()
     assert not again.recovery.recover_folder("shop")
 
 
-def test_live_claims_are_not_adopted(run: Callable[..., Run]) -> None:
+def test_live_claims_are_not_adopted(run: Start) -> None:
     """When a disk comes back, files of jobs that are at work stay where they are."""
-    it = run()
-    it.recovery.recover()
-    it.workspace.drop("a.jpg")
-    job = it.claim("a.jpg")
-
+    it, (job,) = claimed(run, "a.jpg")
     assert not it.recovery.recover_folder("shop")
     assert Path(job.source).exists()
 
 
-def test_a_claim_whose_rename_never_happened_is_forgotten(run: Callable[..., Run]) -> None:
+def test_a_claim_whose_rename_never_happened_is_forgotten(run: Start) -> None:
     """The file still stands where it was dropped: no attempt is counted, the scan finds it."""
     first = run()
-    path = first.workspace.drop("a.jpg")
-    version = version_of(path.lstat())
-    first.workspace.ledger.claim([Candidate("shop", "a.jpg", first.root, version, 0.0, by_rename=True)])
-
+    version = version_of(first.drop("a.jpg").lstat())
+    first.ledger.claim([Candidate("shop", "a.jpg", first.root, version, 0.0, by_rename=True)])
     again = run()
     assert not again.recovery.recover()
-    assert again.workspace.ledger.counts() == {}
-    assert again.workspace.files("input") == {"a.jpg": b"image"}
+    assert again.ledger.counts() == {}
+    assert again.files("input") == {"a.jpg": b"image"}
 
 
-def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Callable[..., Run]) -> None:
-    """Its writer went on after the claim: it goes back, as a new arrival."""
+def test_a_claimed_file_that_was_written_to_is_a_new_arrival(run: Start) -> None:
     _, (job,) = claimed(run, "a.jpg", data=b"half ")
     with open(job.source, "ab") as file:
         file.write(b" and half")
     again = run()
     assert again.recovery.recover().jobs == 0
-    assert again.workspace.files("input") == {"a.jpg": b"half a.jpg and half"}
+    assert again.files("input") == {"a.jpg": b"half a.jpg and half"}
 
 
-def test_a_failing_quarantine_does_not_stop_the_others(run: Callable[..., Run]) -> None:
-    """One row that a disk refuses is kept for later; the rest is recovered."""
-    first, _ = claimed(run, "a.jpg", "b.jpg")
-    (a, _) = first.workspace.ledger.unfinished()
-    first.workspace.ledger.failed(torn(a))
-    first.workspace.roots["failed"].rmdir()
-
-    again = run()  # which makes the folder again, as its operator would
-    again.workspace.roots["failed"].rmdir()
+def test_a_failing_quarantine_does_not_stop_the_others(run: Start) -> None:
+    first, (a, _) = claimed(run, "a.jpg", "b.jpg")
+    first.ledger.failed(torn(a))
+    again = run()
+    again.roots["failed"].rmdir()
     assert again.recovery.recover().jobs == 1
-    again.workspace.roots["failed"].mkdir()
+    again.roots["failed"].mkdir()
     again.recovery.recover_folder("shop")
-    assert set(again.workspace.files("failed")) == {"a.jpg", "a.jpg.error.json"}
-    assert [event["reason"] for event in again.workspace.events.named("image.failed")] == ["corrupt"]
+    assert set(again.files("failed")) == {"a.jpg", "a.jpg.error.json"}
+    assert [event["reason"] for event in again.events.named("image.failed")] == ["corrupt"]
 
 
-def test_a_failed_folder_that_refuses_the_original_has_its_event_once(run: Callable[..., Run]) -> None:
+def test_a_failed_folder_that_refuses_the_original_has_its_event_once(run: Start) -> None:
     """The original stays claimed, and each start says so; the outcome is emitted again only where it may be missing."""
     first, (job,) = claimed(run, "a.jpg")
-    first.workspace.ledger.failed(torn(job))
+    first.ledger.failed(torn(job))
     told = []
     for _ in range(3):
         again = run()
-        again.workspace.publisher.quarantine._fs = FailingFs({"rename_noreplace": [0, errno.EFBIG]})
+        again.publisher.quarantine._fs = FailingFs({"rename_noreplace": [0, errno.EFBIG]})
         assert again.recovery.recover().jobs == 0
-        assert len(again.workspace.events.named("storage.retire_failed")) == 1
-        assert len(again.workspace.files("input")) == 1
-        told.append(len(again.workspace.events.named("image.failed")))
+        assert len(again.events.named("storage.retire_failed")) == 1
+        assert len(again.files("input")) == 1
+        told.append(len(again.events.named("image.failed")))
     assert told == [1, 0, 0]
-
     last = run()
     last.recovery.recover()
-    assert set(last.workspace.files("failed")) == {"a.jpg", "a.jpg.error.json"}
+    assert set(last.files("failed")) == {"a.jpg", "a.jpg.error.json"}
 
 
-def test_nothing_is_computed_before_the_attempt_is_on_record(run: Callable[..., Run], tmp_path: Path) -> None:
-    """Recovering alone counts nothing: three starts that fail for another reason set no image aside."""
+def test_nothing_is_computed_before_the_attempt_is_on_record(run: Start) -> None:
+    """Recovering alone counts nothing: starts that fail for another reason set no image aside."""
     claimed(run, "a.jpg")
     for _ in range(5):
         assert run().recovery.recover().jobs == 1
-    assert [row.attempt for row in run(clock=FakeClock()).workspace.ledger.unfinished()] == [1]
+    assert [row.attempt for row in run().ledger.unfinished()] == [1]
 
 
-def test_an_event_that_is_missing_is_delivered_whole(run: Callable[..., Run]) -> None:
+def test_an_event_that_is_missing_is_delivered_whole(run: Start) -> None:
     """Killed between the ledger and the log: the next start writes the event, whole, and says that it was late."""
     first, (job,) = claimed(run, "a.jpg")
-    first.workspace.publish(job, outcome=done(job))
-
+    first.publish(job)
     again = run()
     assert again.recovery.recover().delivered == 1
-    (event,) = again.workspace.events.named("image.done")
+    (event,) = again.events.named("image.done")
     ends = {"output": "a.png", "bytes_out": 6, "sha256_out": sha256(b"cutout")}
     whose = {"job": job.job_id, "folder": "shop", "path": "a.jpg", "attempt": 1, "recovered": True}
     assert event == OF_DONE | ends | whose
     assert not run().recovery.recover()
 
 
-def test_an_entry_that_is_refused_in_place_has_its_event_after_a_crash(run: Callable[..., Run]) -> None:
+def test_an_entry_that_is_refused_in_place_has_its_event_after_a_crash(run: Start) -> None:
     """It is never moved; its event is all there is."""
     first = run()
-    link = first.workspace.roots["input"] / "a.jpg"
+    link = first.roots["input"] / "a.jpg"
     link.symlink_to("/etc/passwd")
-    version = version_of(link.lstat())
-    first.workspace.ledger.refuse("shop", "a.jpg", version, Reason.NOT_REGULAR, "symbolic link")
-
+    first.ledger.refuse("shop", "a.jpg", version_of(link.lstat()), Reason.NOT_REGULAR, "symbolic link")
     again = run()
     assert again.recovery.recover().delivered == 1
-    (event,) = again.workspace.events.named("image.failed")
+    (event,) = again.events.named("image.failed")
     assert (event["path"], event["reason"], event["detail"]) == ("a.jpg", "not_regular", "symbolic link")
     assert link.is_symlink()
 
 
-def test_an_image_that_goes_back_has_no_outcome(run: Callable[..., Run]) -> None:
+def test_an_image_that_goes_back_has_no_outcome(run: Start) -> None:
     """Its cutout was announced, then its owner wrote on: nothing was published, and there is no event."""
     first, (job,) = claimed(run, "a.jpg")
-    key = first.workspace.publisher._key(job)
-    first.workspace.ledger.publishing(job.job_id, key, "", sha256(b"x"), 1, done(job))
-    put_back(first.root, os.path.basename(job.source), "a.jpg", SystemFileSystem())
-    first.workspace.ledger.release([job.job_id])
-
+    first.ledger.publishing(done(job), first.publisher._key(job), "", sha256(b"x"), 1)
+    first.put_back(job)
     again = run()
     again.recovery.recover()
-    assert again.workspace.events.events == []
-    assert again.workspace.ledger.outbox.pending(job.job_id) is None
+    assert again.events.events == []
+    assert again.ledger.outbox.pending(job.job_id) is None
 
 
 @pytest.mark.parametrize("stored", [True, False])
-def test_a_second_death_after_the_move_loses_no_event(run: Callable[..., Run], stored: bool) -> None:
+def test_a_second_death_after_the_move_loses_no_event(run: Start, stored: bool) -> None:
     """Refused, with its event stored or, by an old version, without; moved at the next start, which dies before it."""
     first, (job,) = claimed(run, "a.jpg")
-    first.workspace.ledger.failed(torn(job))
+    first.ledger.failed(torn(job))
     if not stored:
-        with first.workspace.ledger._database.transaction() as db:
+        with first.ledger._database.transaction() as db:
             db.execute("DELETE FROM untold")
-
-    def dies(_outcome: JobOutcome) -> None:
-        raise WorldStopped
-
     second = run()
-    second.workspace.publisher.deliver = dies
+    second.publisher.deliver = mock.Mock(side_effect=WorldStopped)
     with pytest.raises(WorldStopped):
         second.recovery.recover()
-    second.workspace.ledger._database._deferred.clear()
-    assert set(second.workspace.files("failed")) == {"a.jpg", "a.jpg.error.json"}
-
+    second.die()
+    assert set(second.files("failed")) == {"a.jpg", "a.jpg.error.json"}
     third = run()
     assert third.recovery.recover().delivered == 1
-    assert [event["reason"] for event in third.workspace.events.named("image.failed")] == ["corrupt"]
+    assert [event["reason"] for event in third.events.named("image.failed")] == ["corrupt"]

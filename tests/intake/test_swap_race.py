@@ -10,6 +10,7 @@ import os
 import stat
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -62,30 +63,32 @@ def root(tmp_path: Path, home: int) -> Iterator[Path]:
         assert (outside / name).read_bytes() == SECRET, "somebody else's file was touched"
 
 
+def until_both(outcomes: Counter[str]) -> Iterator[None]:
+    """Try until `done` and `refused` were each seen often enough."""
+    for number in range(TRIES_MAXIMUM):
+        if number >= TRIES and min(outcomes["done"], outcomes["refused"]) >= ENOUGH:
+            return
+        yield
+    pytest.fail(f"{outcomes}: nobody swapped")
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_no_link_is_ever_followed_to_read(root: Path, path: str) -> None:
     """Each try gives the image or an error, never what a link leads to."""
-    read = refused = 0
-    for number in range(TRIES_MAXIMUM):
-        if number >= TRIES and min(read, refused) >= ENOUGH:
-            break
+    outcomes = Counter[str]()
+    for _ in until_both(outcomes):
         try:
             with folder_beneath(str(root), os.path.dirname(path)) as folder:
                 descriptor = open_regular(os.path.basename(path), folder=folder)
         except (ImageError, OSError):
-            refused += 1
+            outcomes["refused"] += 1
             continue
-        try:
-            assert os.read(descriptor, 1000) == OURS
-        finally:
-            os.close(descriptor)
-        read += 1
-    else:
-        pytest.fail(f"{read} were read, {refused} were refused: nobody swapped")
+        with open(descriptor, "rb") as file:
+            assert file.read() == OURS
+        outcomes["done"] += 1
 
 
 def test_no_link_is_ever_looked_into(root: Path) -> None:
-    """Nor by the look that decides whether a file is complete."""
     sizes = set()
     for _ in range(TRIES):
         with contextlib.suppress(ImageError, OSError):
@@ -97,26 +100,19 @@ def test_no_link_is_ever_looked_into(root: Path) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_no_strangers_file_is_ever_claimed(root: Path, home: int, path: str) -> None:
     """What is moved into the claim folder is the image, or a link, which is put back and never opened."""
-    fs, moved, refused = SystemFileSystem(), 0, 0
-    claim = root / ".rmbgd" / "1__claimed"
-    for number in range(TRIES_MAXIMUM):
-        if number >= TRIES and min(moved, refused) >= ENOUGH:
-            break
+    fs, outcomes, claim = SystemFileSystem(), Counter[str](), root / ".rmbgd" / "1__claimed"
+    for _ in until_both(outcomes):
         try:
             status = claim_by_rename(str(root), path, claim.name, fs)
         except OSError:
-            refused += 1
+            outcomes["refused"] += 1
             continue
-        if stat.S_ISLNK(status.st_mode):
-            refused += 1
-        else:
-            assert claim.read_bytes() == OURS
-            moved += 1
+        is_link = stat.S_ISLNK(status.st_mode)
+        assert is_link or claim.read_bytes() == OURS
+        outcomes["refused" if is_link else "done"] += 1
         back = _put_back(root, claim, path, fs)
         if back != path:  # its folder was a link at that moment: beside it, where the swapper does not look for it
             os.rename(root / back, os.path.basename(path), dst_dir_fd=home)
-    else:
-        pytest.fail(f"{moved} were moved, {refused} were refused: nobody swapped")
 
 
 def _put_back(root: Path, claim: Path, path: str, fs: SystemFileSystem) -> str:

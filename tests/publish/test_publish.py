@@ -8,7 +8,9 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -28,15 +30,8 @@ Build = Callable[..., Workspace]
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Build]:
-    built: list[Workspace] = []
-
-    def build(**given: object) -> Workspace:
-        built.append(Workspace(tmp_path, **given))
-        return built[-1]
-
-    yield build
-    for each in built:
-        each.close()
+    with ExitStack() as stack:
+        yield lambda **given: stack.enter_context(closing(Workspace(tmp_path, **given)))
 
 
 @pytest.fixture
@@ -50,7 +45,6 @@ def claimed(it: Workspace, path: str, original: bytes = b"image") -> Job:
 
 
 def process(it: Workspace, path: str, cutout: bytes = b"cutout", original: bytes = b"image", **given: object):
-    """Drop, claim and publish one image."""
     return it.publish(claimed(it, path, original), cutout, **given)
 
 
@@ -59,7 +53,7 @@ def copy(it: Workspace, job: Job, **given: object) -> Published | None:
 
 
 def refuse(it: Workspace, job: Job, reason: Reason = Reason.CORRUPT, detail: str = "torn") -> str | None:
-    """Quarantine a job; its path below the failed folder, which is in the event as well."""
+    """Its path below the failed folder, which is in the event as well."""
     outcome = refused(job_keys(job), reason, detail, stage="decode")
     placed = it.publisher.quarantine.set_aside(job, outcome)
     assert outcome.keys.get("quarantine") == placed
@@ -70,37 +64,23 @@ def temporaries(it: Workspace) -> list[str]:
     return [name for name in os.listdir(it.roots["output"]) if names.is_temporary(name)]
 
 
-# ---------------------------------------------------------------------------------------------- the way of one
-
-
 def test_an_output_appears_under_the_inputs_name(it: Workspace) -> None:
-    """The relative path is mirrored, the original archived under its own, and nothing else is left anywhere."""
     published = process(it, "s/t/a.jpg", original=b"original")
-
     assert published.path == "s/t/a.png"
-    assert (published.sha256, published.size, published.reused) == (sha256(b"cutout"), 6, False)
+    assert (published.sha256, published.size) == (sha256(b"cutout"), 6)
     assert it.files("output") == {"s/t/a.png": b"cutout"}
     assert it.files("done") == {"s/t/a.jpg": b"original"}
     assert it.files("input") == {}
-    assert it.ledger.unfinished()[0].state == "done"  # that its original was moved is written with the next commit
-    claimed(it, "b.jpg")
-    assert [row.relative_path for row in it.ledger.unfinished()] == ["b.jpg"]
 
 
 def test_an_output_has_the_mode_of_the_recipe(workspace: Build) -> None:
-    """Whatever the umask of the service is."""
     it = workspace(recipe={"file_mode": "0644"})
-    before = os.umask(0o077)
-    try:
-        process(it, "a.jpg", sidecar_facts={"verdict": "empty"})
-    finally:
-        os.umask(before)
+    process(it, "a.jpg", sidecar_facts={"verdict": "empty"})
     assert {stat.S_IMODE(path.stat().st_mode) for path in it.roots["output"].iterdir()} == {0o644}
 
 
 @pytest.mark.parametrize(("format_", "name"), [("png", "a.png"), ("webp", "a.webp"), ("tiff", "a.tif")])
 def test_the_extension_is_the_formats(workspace: Build, format_: str, name: str) -> None:
-    """Of the output, whatever the input's was."""
     assert process(workspace(recipe={"format": format_}), "a.jpeg").path == name
 
 
@@ -114,7 +94,6 @@ def test_the_extension_is_the_formats(workspace: Build, format_: str, name: str)
     ids=["in pieces", "descriptor", "descriptor first"],
 )
 def test_the_hash_is_that_of_the_file_however_it_was_written(it: Workspace, write: Callable[..., None]) -> None:
-    """Writing through the descriptor, before or after other bytes, does not spoil the hash."""
     job = claimed(it, "a.jpg")
     published = it.publisher.publish(job, write, done(job))
     assert it.files("output") == {"a.png": b"headbody"}
@@ -122,12 +101,10 @@ def test_the_hash_is_that_of_the_file_however_it_was_written(it: Workspace, writ
 
 
 def test_deleted_and_kept_originals(workspace: Build) -> None:
-    """delete removes the original after success; keep leaves it, and remembers it as handled."""
     it = workspace(originals="delete")
     process(it, "a.jpg")
     assert it.files("input") == it.files("done") == {}
     it.close()
-
     it = workspace(originals="keep")
     job = claimed(it, "b.jpg")
     it.publish(job)
@@ -137,18 +114,13 @@ def test_deleted_and_kept_originals(workspace: Build) -> None:
 
 
 def test_archived_names_never_overwrite(it: Workspace) -> None:
-    """A second original of the same name is archived beside the first."""
     for version in (b"1", b"2", b"3", b"4", b"5"):
         process(it, "a.jpg", b"cutout of " + version, original=version)
     archived = {"a.jpg": b"1", "a~2.jpg": b"2", "a~3.jpg": b"3", "a~4.jpg": b"4", "a~5.jpg": b"5"}
     assert (it.files("done"), it.files("output")) == (archived, {"a.png": b"cutout of 5"})
 
 
-# ---------------------------------------------------------------------------------------------- whose name
-
-
 def test_a_replaced_input_replaces_its_output_and_no_other(it: Workspace) -> None:
-    """Four inputs of one stem have four outputs, and a new version of each replaces its own."""
     outputs = {"a.jpg": "a.png", "a.png": "a_png.png", "a.JPG": "a_JPG.png", "s/a.jpg": "s/a.png"}
     for round_ in ("old", "new"):
         for path in outputs:
@@ -156,20 +128,16 @@ def test_a_replaced_input_replaces_its_output_and_no_other(it: Workspace) -> Non
     assert it.files("output") == {name: f"new {path}".encode() for path, name in outputs.items()}
 
 
-@pytest.mark.parametrize("stranger", ["file", "folder", "link"])
-def test_a_strangers_file_is_left_alone(it: Workspace, stranger: str) -> None:
-    """What we did not write is not overwritten: the output gets the next number, and keeps it."""
+@pytest.mark.parametrize(
+    "make", [lambda path: path.write_bytes(b"mine"), Path.mkdir, lambda path: path.symlink_to("/etc/passwd")]
+)
+def test_a_strangers_file_is_left_alone(it: Workspace, make: Callable[[Path], object]) -> None:
     taken = it.roots["output"] / "a.png"
-    if stranger == "file":
-        taken.write_bytes(b"mine")
-    elif stranger == "folder":
-        taken.mkdir()
-    else:
-        taken.symlink_to("/etc/passwd")
-
+    make(taken)
+    before = taken.lstat()
     assert [process(it, "a.jpg", cutout).path for cutout in (b"one", b"two")] == ["a~2.png", "a~2.png"]
     assert (it.roots["output"] / "a~2.png").read_bytes() == b"two"
-    assert stranger != "file" or taken.read_bytes() == b"mine"
+    assert taken.lstat() == before
 
 
 def test_an_output_that_somebody_edited_is_theirs(it: Workspace) -> None:
@@ -179,7 +147,9 @@ def test_an_output_that_somebody_edited_is_theirs(it: Workspace) -> None:
     assert process(it, "a.jpg", b"two").path == "a.png"
     (it.roots["output"] / "a.png").write_bytes(b"retouched")
     assert process(it, "a.jpg", b"three").path == "a~2.png"
-    assert it.files("output") == {"a.png": b"retouched", "a~2.png": b"three"}
+    (it.roots["output"] / "a~2.png").write_bytes(b"too")
+    assert process(it, "a.jpg", b"four").path == "a~3.png"
+    assert it.files("output") == {"a.png": b"retouched", "a~2.png": b"too", "a~3.png": b"four"}
 
 
 def test_a_consumer_may_take_outputs_away(it: Workspace) -> None:
@@ -191,7 +161,6 @@ def test_a_consumer_may_take_outputs_away(it: Workspace) -> None:
 
 
 def test_a_folder_that_is_called_like_an_output(it: Workspace) -> None:
-    """s.jpg gives s.png; the folder s.png/ of the input is mirrored beside it, and each keeps its place."""
     outputs = {"s.jpg": "s.png", "s.png/a.jpg": "s~2.png/a.png", "s.png/b.jpg": "s~2.png/b.png"}
     for path in [*outputs, *outputs]:
         process(it, path, path.encode())
@@ -202,17 +171,12 @@ def test_a_folder_that_is_called_like_an_output(it: Workspace) -> None:
     "name", ["x" * 251 + ".jpg", "x" * 255, "é" * 125 + ".jpg", "-rf", "%s\n$(id)", "caf\udce9.jpg", "x."]
 )
 def test_every_legal_name_gets_an_output(it: Workspace, name: str) -> None:
-    """Long ones, odd ones and ones that are no text."""
     process(it, name, sidecar_facts={"verdict": "empty"})
     assert len(it.files("output")) == 2
     assert set(it.files("done")) == {name}
 
 
-# ---------------------------------------------------------------------------------------------- sidecars
-
-
 def test_a_sidecar_stands_before_its_cutout_and_goes_with_it(it: Workspace) -> None:
-    """It names input, output and hash; a version that needs none takes the old one away."""
     process(it, "a.jpg", b"one", sidecar_facts={"verdict": "empty"})
     story = json.loads(it.files("output")["a.png.json"])
     found = (story["verdict"], story["path"], story["output"], story["sha256"])
@@ -232,19 +196,13 @@ def test_a_strangers_sidecar_is_left_alone(it: Workspace, stranger: bytes) -> No
     assert set(it.files("output")) == {"a.png.json", "a~2.png", "a~2.png.json"}
 
 
-# ---------------------------------------------------------------------------------------------- equal images
-
-
 def test_equal_content_is_copied(it: Workspace) -> None:
-    """The known output is published again under the name of each equal input, with its facts at hand."""
     process(it, "a.jpg", content=CONTENT, report={"width": 3})
-    published = copy(it, claimed(it, "b.jpg"), sidecar_facts={"verdict": "empty"})
-
-    assert published is not None
-    assert (published.path, published.reused) == ("b.png", True)
+    assert copy(it, claimed(it, "b.jpg"), sidecar_facts={"verdict": "empty"}).path == "b.png"
     assert it.files("output")["b.png"] == b"cutout"
     assert set(it.files("done")) == {"a.jpg", "b.jpg"}
     assert it.known().report == {"width": 3}
+    assert it.ledger.same_content("in", "another recipe") is None
 
 
 def test_an_output_that_is_right_already_is_not_written(workspace: Build) -> None:
@@ -253,34 +211,22 @@ def test_an_output_that_is_right_already_is_not_written(workspace: Build) -> Non
     process(it, "a.jpg", content=CONTENT)
     before = os.stat(it.roots["output"] / "a.png")
     os.utime(it.roots["input"] / "a.jpg")
-    published = copy(it, it.claim("a.jpg"))
+    assert copy(it, it.claim("a.jpg")) is not None
     after = os.stat(it.roots["output"] / "a.png")
-
-    assert published is not None
-    assert published.reused
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
 
 
-@pytest.mark.parametrize("spoil", ["edit", "remove", "pipe"])
-def test_a_known_output_that_is_another_by_now_is_forgotten(it: Workspace, spoil: str) -> None:
-    """Nothing is published from a file that is not what we wrote; the image is computed again."""
+@pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"CUTOUT"), Path.exists, os.mkfifo])
+def test_a_known_output_that_is_another_by_now_is_forgotten(it: Workspace, spoil: Callable[[Path], object]) -> None:
     process(it, "a.jpg", content=CONTENT)
-    output = it.roots["output"] / "a.png"
-    output.unlink()
-    if spoil == "edit":
-        output.write_bytes(b"CUTOUT")
-    elif spoil == "pipe":
-        os.mkfifo(output)
+    (it.roots["output"] / "a.png").unlink()
+    spoil(it.roots["output"] / "a.png")
     job = claimed(it, "b.jpg")
-
     assert copy(it, job) is None
     assert it.ledger.same_content("in", "recipe") is None
     assert not (it.roots["output"] / "b.png").exists()
     assert it.ledger.is_in_flight(job.job_id)
     assert temporaries(it) == []
-
-
-# ---------------------------------------------------------------------------------------------- changed inputs
 
 
 @pytest.mark.parametrize("why", ["changed", "vanished"])
@@ -289,11 +235,8 @@ def test_an_input_that_changed_meanwhile_is_not_published(workspace: Build, orig
     """A writer that still had it open wrote on, or it is gone: the result belongs to bytes that are no more."""
     it = workspace(originals=originals)
     job = claimed(it, "a.jpg")
-    if why == "vanished":
-        os.unlink(job.source)
-    else:
-        Path(job.source).write_bytes(b"image and more")
-
+    source = Path(job.source)
+    source.unlink() if why == "vanished" else source.write_bytes(b"image and more")
     with pytest.raises(SourceChanged) as caught:
         it.publish(job)
     assert caught.value.why == why
@@ -315,16 +258,11 @@ def test_what_was_written_after_publishing_comes_in_again(workspace: Build) -> N
     assert it.files("input") == {"a.jpg": b"image and more"}
 
 
-# ---------------------------------------------------------------------------------------------- disks that refuse
-
-
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO, errno.EDQUOT, errno.EACCES])
 @pytest.mark.parametrize("step", STEPS)
 def test_a_disk_that_refuses_costs_nothing(workspace: Build, step: str, code: int) -> None:
-    """Whichever step fails: a storage fault, no temporary, the original where it was, and the next call succeeds."""
     it = workspace(fs=FailingFs({step: [code]}))
     job = claimed(it, "a.jpg", b"original")
-
     with pytest.raises(StorageFault):
         it.publish(job, sidecar_facts={})
     assert temporaries(it) == []
@@ -339,7 +277,6 @@ def test_a_failed_sync_is_not_tried_again(workspace: Build) -> None:
     fs = FailingFs({"sync_file": [errno.EIO]})
     it = workspace(fs=fs)
     job = claimed(it, "a.jpg")
-
     with pytest.raises(StorageFault):
         it.publish(job)
     assert [name for name, _ in fs.calls].count("sync_file") == 1
@@ -352,12 +289,8 @@ def test_a_failed_sync_is_not_tried_again(workspace: Build) -> None:
 def test_whose_fault_a_failing_encoder_is(it: Workspace, error: Exception, seen: type[Exception]) -> None:
     """Errors with an errno are the disk's, others are bugs and stay so; the temporary goes away in either case."""
     job = claimed(it, "a.jpg")
-
-    def write(_temporary: object) -> None:
-        raise error
-
     with pytest.raises(seen) as caught:
-        it.publisher.publish(job, write, done(job))
+        it.publisher.publish(job, mock.Mock(side_effect=error), done(job))
     assert getattr(caught.value, "kind", "disk_full") == "disk_full"
     assert it.files("output") == {}
 
@@ -366,7 +299,6 @@ def test_a_missing_output_is_never_made(it: Workspace) -> None:
     """It may be a disk that is not mounted: nothing is written below its mount point."""
     job = claimed(it, "s/a.jpg")
     it.roots["output"].rmdir()
-
     with pytest.raises(StorageFault) as caught:
         it.publish(job)
     assert caught.value.kind == "missing"
@@ -375,20 +307,15 @@ def test_a_missing_output_is_never_made(it: Workspace) -> None:
 
 @pytest.fixture
 def deep(tmp_path: Path) -> Path:
-    """A folder whose own path is nearly as long as paths may be."""
     folder = tmp_path / "/".join(["d" * 200] * 18 + ["d" * 120])
     folder.mkdir(parents=True)
     return folder
 
 
 def test_a_path_that_gets_too_long_is_the_images_fault(workspace: Build, deep: Path) -> None:
-    """Waiting cannot shorten it."""
     with pytest.raises(ImageError) as caught:
         process(workspace(output=str(deep)), "x" * 150 + "/" + "y" * 200 + "/a.jpg")
     assert caught.value.reason is Reason.NAME_TOO_LONG
-
-
-# ---------------------------------------------------------------------------------------------- archiving
 
 
 def test_an_original_that_cannot_be_moved_is_tried_again(it: Workspace) -> None:
@@ -401,7 +328,6 @@ def test_an_original_that_cannot_be_moved_is_tried_again(it: Workspace) -> None:
         assert moment is not None
         moments.append(moment - it.clock.monotonic())
         it.clock.advance(moments[-1])
-
     assert (moments[:3], max(moments)) == ([1.0, 2.0, 4.0], 300.0)
     it.roots["done"].mkdir()
     assert it.publisher.archiver.retry() is None
@@ -414,7 +340,6 @@ def test_an_archive_that_cannot_hold_the_original_takes_no_output_back(workspace
     """A name or a size that the other disk refuses: the output stands, and moving the original is tried again."""
     it = workspace(fs=FailingFs({"rename_noreplace": [0, errno.EXDEV, code]}))
     process(it, "a.jpg", original=b"original")
-
     assert [event["path"] for event in it.events.named("storage.retire_failed")] == ["a.jpg"]
     assert it.events.named("image.failed") == []
     it.clock.advance(1.0)
@@ -429,25 +354,12 @@ def test_a_failed_folder_that_cannot_hold_the_original_stops_nothing(
     """The original stays claimed, the event is emitted, and the next start tries again: with the same reason file."""
     it = workspace(fs=FailingFs(step))
     job = claimed(it, "a.jpg")
-
     assert refuse(it, job) is None
     assert [event["path"] for event in it.events.named("storage.retire_failed")] == ["a.jpg"]
     assert [row.state for row in it.ledger.unfinished()] == ["failed"]
     assert refuse(it, job) == "a.jpg"
     assert sorted(it.files("failed")) == ["a.jpg", "a.jpg.error.json"]
     assert it.files("input") == {}
-
-
-def test_a_claim_in_place_is_not_done_again(workspace: Build) -> None:
-    """Where the original may not be moved at all it stays, handled, while moving it is tried again."""
-    it = workspace(fs=FailingFs({"rename_noreplace": [0, errno.EPERM]}))
-    it.drop("a.jpg")
-    job = it.claim("a.jpg", by_rename=False)
-    it.publish(job)
-
-    assert it.ledger.handled("shop", "a.jpg", job.version)
-    assert len(it.events.named("storage.retire_failed")) == 1
-    assert it.files("input") == {"a.jpg": b"image"}
 
 
 @pytest.fixture
@@ -461,13 +373,11 @@ def other_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_archives_and_failures_may_lie_on_another_disk(workspace: Build, other_disk: Path) -> None:
-    """Across file systems the original is copied, compared and then removed, with its times; never two of it."""
     (other_disk / "failed").mkdir()
     it = workspace(done=str(other_disk), failed=str(other_disk / "failed"))
     os.utime(it.drop("s/a.jpg", b"original"), ns=(1_000_000_000, 2_000_000_000))
     it.work("s/a.jpg")
     refuse(it, claimed(it, "s/b.jpg"))
-
     assert (other_disk / "s" / "a.jpg").read_bytes() == b"original"
     assert (other_disk / "s" / "a.jpg").stat().st_mtime_ns == 2_000_000_000
     assert sorted(os.listdir(other_disk / "failed" / "s")) == ["b.jpg", "b.jpg.error.json"]
@@ -485,15 +395,11 @@ def test_a_copy_that_a_crash_interrupted_is_not_made_twice(
     assert sorted(os.listdir(other_disk)) == archived
 
 
-# ---------------------------------------------------------------------------------------------- quarantine
-
-
 def test_a_refused_original_stands_beside_its_reason(it: Workspace) -> None:
     """The path is mirrored, and the reason file says what an operator and a program need."""
     it.clock.advance(7)
     job = claimed(it, "s/a.jpg", b"torn")
     it.clock.advance(3)
-
     assert refuse(it, job, detail="bad marker \udcff") == "s/a.jpg"
     assert set(it.files("failed")) == {"s/a.jpg", "s/a.jpg.error.json"}
     story = json.loads(it.files("failed")["s/a.jpg.error.json"])
@@ -504,11 +410,9 @@ def test_a_refused_original_stands_beside_its_reason(it: Workspace) -> None:
 
 
 def test_the_same_name_refused_again_stands_beside_the_first(it: Workspace) -> None:
-    """Each keeps its own reason; a stranger's files stay."""
     (it.roots["failed"] / "a~2.jpg").write_bytes(b"stranger")
     for number in (b"0", b"1", b"2"):
         refuse(it, claimed(it, "a.jpg", number))
-
     found = it.files("failed")
     reasons = {path for path in found if path.endswith(".json")}
     originals = {path: data for path, data in found.items() if path not in reasons}
@@ -517,10 +421,8 @@ def test_the_same_name_refused_again_stands_beside_the_first(it: Workspace) -> N
 
 
 def test_a_kept_original_is_refused_in_place(workspace: Build) -> None:
-    """keep never moves an original; the reason is written to the failed folder, and it is not tried again."""
     it = workspace(originals="keep")
     job = claimed(it, "a.jpg")
-
     assert refuse(it, job) is None
     assert it.files("input") == {"a.jpg": b"image"}
     assert set(it.files("failed")) == {"a.jpg.error.json"}
@@ -529,10 +431,8 @@ def test_a_kept_original_is_refused_in_place(workspace: Build) -> None:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_quarantine_that_the_disk_refuses_is_done_later(workspace: Build, step: str) -> None:
-    """The decision is kept, the original is where it was, and calling again completes it without a second reason."""
     it = workspace(fs=FailingFs({step: [errno.ENOSPC]}))
     job = claimed(it, "a.jpg", b"torn")
-
     with pytest.raises(StorageFault):
         refuse(it, job)
     assert Path(job.source).read_bytes() == b"torn"
@@ -541,7 +441,6 @@ def test_a_quarantine_that_the_disk_refuses_is_done_later(workspace: Build, step
 
 
 def test_a_path_too_long_for_the_failed_folder_is_cut(workspace: Build, deep: Path) -> None:
-    """Nothing stays unanswered because its name is long."""
     name = "a" * 251 + ".jpg"
     it = workspace(failed=str(deep))
     assert refuse(it, claimed(it, "x" * 150 + "/" + "y" * 200 + "/" + name), Reason.NAME_TOO_LONG) == name

@@ -31,7 +31,6 @@ def test_fit_keeps_names_legal(name: str, limit: int) -> None:
 
 
 def test_fit_keeps_long_names_apart() -> None:
-    """Two long names that differ in their last byte only stay two names, with their extension."""
     first, second = (names.fit("x" * 250 + last + ".jpeg") for last in "ab")
     assert first != second
     assert first.endswith(".jpeg")
@@ -42,7 +41,6 @@ def test_fit_keeps_long_names_apart() -> None:
 def test_a_claimed_name_is_legal_and_gives_its_number_back(path: str, job_id: int) -> None:
     """A claimed name fits into a folder, and tells the job; where it fits also the whole path it came from."""
     name = names.claimed_name(job_id, path)
-
     found = names.unclaimed_path(name)
     assert found is not None
     assert found[0] == job_id
@@ -53,7 +51,6 @@ def test_a_claimed_name_is_legal_and_gives_its_number_back(path: str, job_id: in
 
 
 def test_names_that_are_not_ours_are_not_taken_for_claimed() -> None:
-    """Only <number>__<path> without tricks is a claimed name."""
     for name in ("x.jpg", "12_x.jpg", "12__", "__x", "1a__x", "3__..", "3__..%2F..%2Fetc", "3__%2Fetc", "²__x"):
         assert names.unclaimed_path(name) is None
 
@@ -71,11 +68,3 @@ def test_derived_names_are_legal(path: str, number: int) -> None:
         for derived in (name, names.sidecar_name(name), names.reason_name(name)):
             assert posixpath.dirname(derived) == posixpath.dirname(path)
             assert size(posixpath.basename(derived)) <= 255
-
-
-def test_temporaries_are_recognised() -> None:
-    """Only our own temporaries look like ours."""
-    assert names.is_temporary(names.temporary_name(7))
-    assert names.is_temporary(names.temporary_name(7, ".json"))
-    assert not names.is_temporary(".rmbgd-notes")
-    assert not names.is_temporary("a.tmp")

@@ -23,7 +23,6 @@ from rmbgd.config.load import IntakeSettings, load
 from rmbgd.events import EVENTS
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.intake.reconciler import Reconciler
-from rmbgd.intake.watcher import FolderWatch, Hints
 from rmbgd.pipeline.items import Arrival
 from rmbgd.pipeline.queue import Receiver, Sender, queue
 from rmbgd.publish.publisher import Publisher
@@ -125,8 +124,6 @@ def claims(base: Path, files: int) -> dict[str, float]:
     )
     jobs = queue(config.pipeline.queue, "jobs", clock, intake.wake)
     arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(16, "arrivals", clock)
-    hints = Hints(config.intake.hints_maximum, intake.wake)
-    intake.attach(hints, [FolderWatch(folder, config.intake, hints, emit, clock) for folder in config.folder])
     intake.recover()
     thread = threading.Thread(target=intake.run, args=(jobs[0], arrivals[0]))
     thread.start()
