@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -15,29 +15,24 @@ from rmbgd.bench.engine import (
     BATCHES_MINIMUM,
     EngineUnderTest,
     NvmlMemory,
+    engine_under_test,
     processor_seconds,
-    require_model,
     resident,
     target,
 )
 from rmbgd.bench.samples import HAND_OVER, Sample, drawn
-from rmbgd.config.load import Config, Recipe, ServiceSettings
-from rmbgd.errors import ConfigError, EngineLost, EngineMemory, ModelError
+from rmbgd.config.load import Config, PipelineSettings
+from rmbgd.errors import ConfigError, EngineLost, EngineMemory
 from rmbgd.testing.engine import expected_alpha
 from tests.bench.machines import Nvml, machine
 
 
-def under_test(images: list[Sample], *, places: int = 4, arena_bytes: int = 1 << 22, **fake: Any) -> EngineUnderTest:
-    return EngineUnderTest(
-        "rmbgd.testing.engine:create",
-        {"models": ["m"]} | fake,
-        model="m",
-        images=images,
-        places=places,
-        arena_bytes=arena_bytes,
-        start_timeout=60.0,
-        batch_timeout=60.0,
-    )
+def under_test(
+    images: list[Sample], *, places: int = 4, arena_bytes: int = 1 << 22, **fake: Any
+) -> AbstractContextManager[EngineUnderTest]:
+    config = Config().model_copy(update={"pipeline": PipelineSettings.model_construct(arena_bytes=arena_bytes)})
+    options = {"models": ["m"]} | fake
+    return engine_under_test("rmbgd.testing.engine:create", options, config, model="m", images=images, places=places)
 
 
 @pytest.mark.integration
@@ -83,7 +78,7 @@ def test_sizes_that_are_not_offered_are_left_out_with_a_reason() -> None:
 def test_sizes_that_do_not_fit_into_the_arena_are_left_out() -> None:
     """The service could not run them either."""
     with under_test(drawn(1, 64), places=8, arena_bytes=3 * 7 * 64 * 64) as engine:
-        assert 3 == engine.places
+        assert 3 == len(engine.regions)
         assert ([1, 2], {4: "only 3 of these images fit into pipeline.arena_bytes"}) == engine.sizes([1, 2, 4])
 
 
@@ -98,7 +93,7 @@ def test_fault_while_measuring_is_told() -> None:
 def test_process_is_gone_afterwards() -> None:
     """Also when measuring failed."""
     with pytest.raises(EngineMemory), under_test(drawn(1, 32), script=["memory"]) as engine:  # noqa: PT012
-        pid = engine._worker.pid
+        pid = engine.worker.pid
         engine.measure(1, 1.0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -197,11 +192,3 @@ def test_missing_gpu_is_told_with_what_to_do(asked: str, gpus: int) -> None:
 def test_cpu_has_no_nvml() -> None:
     """Memory on a device is a GPU's."""
     assert target("cpu", machine()).nvml() is None
-
-
-def test_missing_model_is_told_with_what_to_do(tmp_path: Path) -> None:
-    """Before any process is started."""
-    config = Config(service=ServiceSettings(models_directory=tmp_path))
-    with pytest.raises(ModelError, match="rmbgd models fetch birefnet"):
-        require_model(Recipe(model="birefnet"), config)
-    require_model(Recipe(model="u2netp"), config)
