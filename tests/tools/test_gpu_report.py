@@ -81,11 +81,11 @@ def test_each_bound_can_be_missed(place: int, found: dict[str, Any], reached: bo
 def test_rows_are_completed() -> None:
     """10 ms for 2.5 TFLOP are 250 TFLOP/s, 31 % of 800, and four times as fast as 40 ms; a forward of 8 is 8 images."""
     rows = [{"step": "s", "batch": 8, "ms": 10.0}, {"step": "t", "error": "no"}]
-    found = answers(waterfall={"rows": rows}, forwards={"rows": [{"step": "eager", "batch": 8, "ms": 80.0}]})
+    found = answers(waterfall={"rows": rows}, kernels={"rows": [{"step": "eager", "batch": 8, "ms": 80.0}]})
     row, failed = completed(found, "waterfall", "swin_v1_l", naive_ms(found))
     assert (100.0, 4.0, 250.0, 0.3125) == (row["per_second"], row["ratio"], row["tflops"], row["roofline"])
     assert {"step": "t", "error": "no"} == failed
-    assert 10.0 == completed(found, "forwards", "swin_v1_l", None)[0]["ms"]
+    assert 10.0 == completed(found, "kernels", "swin_v1_l", None)[0]["ms"]
 
 
 def test_text_has_every_row_the_errors_and_the_targets_last() -> None:

@@ -19,17 +19,16 @@ accuracy    error against float32 of the plain ways, of our network, and of the 
 naive       one image at a time from image to cutout, as the author's page does it: float32, autocast, float16
 latency     1,000 images, one at a time, arena to arena; memory as NVML sees it
 waterfall   the engine in its process, step by step: eager, own kernels, graphs, batches, types
-memory      the engine from within: the allocator's peak, and blocks taken from the device after the first batches
 hot_folder  2,000 files through the real service, with the stage that bounds it
 sources     eight droppers beside one, below capacity
 kernels     what each kind of kernel is worth alone
-forwards    our network alone, eager, batches 1 to 8
 lite        the small backbone
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import os
@@ -40,7 +39,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,11 +58,9 @@ SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds 
     "naive": ("networks:naive", 60),
     "latency": ("engines:latency", 120),
     "waterfall": ("engines:waterfall", 300),
-    "memory": ("engines:memory", 90),
     "hot_folder": ("service:hot_folder", 180),
     "sources": ("service:sources", 90),
     "kernels": ("networks:kernels", 90),
-    "forwards": ("networks:forwards", 90),
     "lite": ("engines:lite", 120),
 }
 LEAST = 10.0  # s left of the budget, below which no section begins
@@ -76,60 +73,57 @@ def prepare(plan: Plan, answer: Answer) -> None:
 
     from tools.gpubench.networks import write_weights
 
-    answer.put("weights", write_weights(plan, plan.backbone))  # first: every other section needs them
-    answer.put("date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
-    answer.put("python", platform.python_version())
-    answer.put("processors", len(os.sched_getaffinity(0)))
+    answer.put(weights=write_weights(plan, plan.backbone))  # first: every other section needs them
     models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    answer.put("processor", models[0] if models else "")
-    answer.put("commit", commit())
-    answer.put("device", plan.device)
-    for name in LIBRARIES:
-        try:
-            answer.put(name, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            answer.put(name, "not installed")
+    answer.put(
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        python=platform.python_version(),
+        processors=len(os.sched_getaffinity(0)),
+        processor=models[0] if models else "",
+        commit=commit(),
+        device=plan.device,
+    )
+    installed = {str(each.name).lower(): each.version for each in importlib.metadata.distributions()}
+    answer.put(**{name: installed.get(name, "not installed") for name in LIBRARIES})
     if plan.is_gpu:
         properties = torch.cuda.get_device_properties(plan.device)
-        answer.put("gpu", properties.name)
-        answer.put("gpu_bytes", properties.total_memory)
-        answer.put("cuda", torch.version.cuda)
         driver = Path("/proc/driver/nvidia/version")
-        answer.put("driver", driver.read_text().splitlines()[0] if driver.exists() else "unknown")
+        said = driver.read_text().splitlines()[0] if driver.exists() else "unknown"
+        answer.put(gpu=properties.name, gpu_bytes=properties.total_memory, cuda=torch.version.cuda, driver=said)
 
 
 def commit() -> str:
     """Of the checkout, where there is one, and git."""
-    try:
+    with contextlib.suppress(OSError):
         command = ["git", "describe", "--always", "--dirty"]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return "unknown"
+    return "unknown"
 
 
 def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
     """Its error in one line; empty when it came to its end. What it found before is kept in either case."""
     log = Path(plan.work) / f"log-{name}.txt"
     command = [sys.executable, "-m", "tools.gpubench.sections", name, str(plan.save())]
+    environment = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
     with log.open("wb") as stream:
-        environment = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
         )
         try:
-            code = process.wait(seconds)
+            code: int | None = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            return f"did not end within {seconds:.0f} s"
+            code = None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            said = log.read_text(errors="replace").strip()
-            with (out / LOG).open("a") as whole:
-                whole.write(f"--- {name}\n{said}\n")
-    if code == 0:
-        return ""
-    return f"status {code}: {said.splitlines()[-1] if said else 'it said nothing'} (see {LOG})"
+    said = log.read_text(errors="replace").strip()
+    with (out / LOG).open("a") as whole:
+        whole.write(f"--- {name}\n{said}\n")
+    if code is None:
+        return f"did not end within {seconds:.0f} s"
+    last = said.splitlines()[-1] if said else "it said nothing"
+    return f"status {code}: {last} (see {LOG})" if code else ""
 
 
 def run_all(plan: Plan, chosen: Sequence[str], out: Path, budget: float) -> dict[str, Any]:
@@ -174,8 +168,8 @@ def run(chosen: argparse.Namespace) -> Report:
     out: Path = chosen.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     (out / LOG).unlink(missing_ok=True)
-    values: dict[str, Any] = dict(QUICK) if chosen.quick else {}
-    values |= {"backbone": chosen.backbone} if chosen.backbone else {}
+    quick: Mapping[str, Any] = QUICK if chosen.quick else {}
+    backbone = {"backbone": chosen.backbone} if chosen.backbone else {}
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-gpu-") as work:
         plan = Plan(
             work=work,
@@ -183,13 +177,11 @@ def run(chosen: argparse.Namespace) -> Report:
             recipe=recipe_folder(chosen.recipe),
             checkpoint=str(Path(chosen.checkpoint).absolute()) if chosen.checkpoint else "",
             patch_order=chosen.patch_order,
-            **values,
+            **{**quick, **backbone},
         )
         found = run_all(plan, chosen.only, out, chosen.budget)
-    short = {  # for one line; what engines reported at their start is in the file
-        section: {name: value for name, value in values.items() if name != "starts"}
-        for section, values in found["answers"].items()
-    }
+    # For one line; what engines reported at their start is in the file.
+    short = {name: {k: v for k, v in each.items() if k != "starts"} for name, each in found["answers"].items()}
     return Report(list(shown(found)), found, found | {"answers": short}, 1 if found["errors"] else 0)
 
 
