@@ -6,6 +6,8 @@ import contextlib
 import math
 import os
 from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,10 +73,7 @@ class Readings:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._all: list[Reading] = []
-
-    def __len__(self) -> int:
-        return len(self._all)
+        self.all: list[Reading] = []
 
     def read(self, pid: int, state: Path, memory: Path, *, life: int, now: float) -> None:
         """Of the process, of the ledger below `state`, and of the file `memory` that the launcher writes."""
@@ -86,22 +85,19 @@ class Readings:
             status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
             rss, shared = (int(status[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
             ledger = sum(path.stat().st_size for path in state.glob("ledger.sqlite*"))
-            descriptors = len(os.listdir(proc / "fd"))
-            threads = int(status["Threads"])
-            self._all.append(Reading(life, now, rss, heap, rss - held, descriptors, threads, ledger, shared))
+            descriptors, threads = (len(os.listdir(proc / folder)) for folder in ("fd", "task"))
+            self.all.append(Reading(life, now, rss, heap, rss - held, descriptors, threads, ledger, shared))
 
     def _warm(self) -> list[list[Reading]]:
         """Of each life, what follows its warm-up."""
-        lives: dict[int, list[Reading]] = {}
-        for reading in self._all:
-            lives.setdefault(reading.life, []).append(reading)
+        lives = [list(life) for _, life in groupby(self.all, attrgetter("life"))]
         pause = min(WARM_UP, self._seconds / 10)
-        return [[each for each in life if each.seconds >= life[0].seconds + pause] for life in lives.values()]
+        return [[each for each in life if each.seconds >= life[0].seconds + pause] for life in lives]
 
     def slopes(self) -> dict[str, Slope]:
         """Per hour. The ledger outlives the process, and is judged once it forgets; the others begin anew each life."""
         begun = [life for life in self._warm() if life]
-        forgetting = [[each for each in self._all if each.seconds >= min(REMEMBERED, self._seconds / 2)]]
+        forgetting = [[each for each in self.all if each.seconds >= min(REMEMBERED, self._seconds / 2)]]
         found = {}
         for name in QUANTITIES:
             lives = forgetting if name == "ledger" and forgetting[0] else begun
@@ -111,7 +107,7 @@ class Readings:
 
     def levels(self) -> dict[str, list[float]]:
         """Of each quantity in the last life: where its slope begins, at the end, and the highest."""
-        last = self._warm()[-1] or self._all[-1:]
+        last = self._warm()[-1] or self.all[-1:]
         columns = {name: [getattr(each, name) for each in last] for name in QUANTITIES}
         return {name: [column[0], column[-1], max(column)] for name, column in columns.items()}
 
@@ -121,8 +117,7 @@ def report(result: dict[str, Any]) -> str:
     faults = ", ".join(f"{name} {count}" for name, count in result["faults"].items())
     lines = [
         f"# Soak of {result['seconds']:g} s\n",
-        f"{result['done']} images done, {result['refused']} refused, {result['lost']} lost,",
-        f"in {result['lives']} lives.",
+        "{done} images done, {refused} refused, {lost} lost, in {lives} lives.".format_map(result),
         f"{result['parts_of_the_log']} parts of the log hold an event for every image,",
         f"{result['told_again']} of them twice, as they say.",
         f"{result['days_of_the_ledger']} days by the ledger's clock; it remembers {result['remembered']} images.",

@@ -16,9 +16,7 @@ and are seen in the slope of all that is resident.
 
     python -m tools.soak [--seconds 600] [--each 600] [--seed 1] [--out FILE]
 
-To be run in the checkout: it uses the harness of the tests.
-
-Prints the report of each leg, a table, then one JSON line; exit status 1 when something was lost, or surely grows.
+Prints the report of each leg as well; exit status 1 when something was lost, or surely grows.
 """
 
 from __future__ import annotations
@@ -32,7 +30,8 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +94,8 @@ class Faults:
 
     def one(self, *, ending: bool) -> None:
         """Any. `ending`: also one that ends a life."""
-        repertoire = [self._freeze, self._look_again, self._kill_engine, self._freeze_engine, self._cuda_error]
-        repertoire += [self._heat, self._output_gone, self._no_descriptors, self._rotate]
+        repertoire: list[Callable[[], None]] = [self._freeze, self._look_again, self._kill_engine, self._freeze_engine]
+        repertoire += [self._cuda_error, self._heat, self._output_gone, self._no_descriptors, self._rotate]
         repertoire += [self._kill, self._restart] if ending else []
         fault = self._dice.choice(repertoire)
         self.counts[fault.__name__.strip("_")] += 1
@@ -117,14 +116,12 @@ class Faults:
 
     def _kill(self) -> None:
         self._service.kill()
-        self._again()
+        self.life += 1
+        self._service.start()
 
     def _restart(self) -> None:
         code = self._service.stop()
         assert code == 0, f"exit status {code}: {self._service.tail()}"
-        self._again()
-
-    def _again(self) -> None:
         self.life += 1
         self._service.start()
 
@@ -133,43 +130,37 @@ class Faults:
 
     def _freeze(self) -> None:
         self._service.signal(signal.SIGSTOP)
-        self._repair_later(lambda: self._service.signal(signal.SIGCONT))
+        self._repair_later(self._service.signal, signal.SIGCONT)
 
-    def _kill_engine(self) -> None:
-        self._signal_engine(signal.SIGKILL)
-
-    def _freeze_engine(self) -> None:
-        self._signal_engine(signal.SIGSTOP)
-
-    def _signal_engine(self, number: int) -> None:
+    def _kill_engine(self, number: int = signal.SIGKILL) -> None:
         with contextlib.suppress(ProcessLookupError, IndexError):
             os.kill(self._dice.choice(self._service.children()), number)
+
+    def _freeze_engine(self) -> None:
+        self._kill_engine(signal.SIGSTOP)
 
     def _cuda_error(self) -> None:
         self._service.steps([f"cuda:{self._dice.choice(sorted(CUDA_ERRORS))}"])
 
     def _rotate(self) -> None:
         log = self._service.log_file
-        self.parts.append(log.with_name(f"{log.name}.{len(self.parts) + 1:04}"))
-        log.rename(self.parts[-1])
+        self.parts.append(log.rename(f"{log}.{len(self.parts) + 1:04}"))
 
     def _heat(self) -> None:
         self._service.temperature(90.0)
-        self._repair_later(lambda: self._service.temperature(60.0))
+        self._repair_later(self._service.temperature, 60.0)
 
     def _output_gone(self) -> None:
-        away = self._service.base / "away"
-        self._service.output.rename(away)
-        self._repair_later(lambda: away.rename(self._service.output))
+        away = self._service.output.rename(self._service.base / "away")
+        self._repair_later(away.rename, self._service.output)
 
     def _no_descriptors(self) -> None:
-        pid = self.pid
-        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), before[1]))
-        self._repair_later(lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, before))
+        pid, kind = self.pid, resource.RLIMIT_NOFILE
+        before = resource.prlimit(pid, kind, (len(os.listdir(f"/proc/{pid}/fd")), resource.prlimit(pid, kind)[1]))
+        self._repair_later(resource.prlimit, pid, kind, before)
 
-    def _repair_later(self, repair: Callable[[], object]) -> None:
-        self._repair, self._due = repair, time.monotonic() + SHORTAGE
+    def _repair_later(self, repair: Callable[..., object], *arguments: object) -> None:
+        self._repair, self._due = partial(repair, *arguments), time.monotonic() + SHORTAGE
 
 
 class Soak:
@@ -178,13 +169,9 @@ class Soak:
     def __init__(self, base: Path, *, seconds: float, fault_every: float, seed: int, strange: list[Path]) -> None:
         self._seconds, self._fault_every, self._strange = seconds, fault_every, strange
         self._dice = random.Random(seed)
-        self._service = GpuUnderTest(
-            base,
-            settings={
-                "engine": {"device": "cuda:0", "batch_timeout": 2.0, "restart_delay_maximum": 1.0},
-                "intake": {"attempts": 10, "incomplete_timeout": 3.0},
-            },
-        )
+        engine = {"device": "cuda:0", "batch_timeout": 2.0, "restart_delay_maximum": 1.0}
+        intake = {"attempts": 10, "incomplete_timeout": 3.0}
+        self._service = GpuUnderTest(base, settings={"engine": engine, "intake": intake})
         self._memory = base / "memory"
         self._service.options["memory"] = str(self._memory)
         self._service.options["pace"] = {"factor": PACE, "since": time.time()}
@@ -196,18 +183,13 @@ class Soak:
 
     def run(self) -> dict[str, Any]:
         """Raises AssertionError for what the audit finds."""
-        service = self._service.start()
-        self._began = time.monotonic()
-        try:
+        service = self._service
+        with service, contextlib.ExitStack() as stack:
+            stack.callback(self._faults.mend)  # whatever happens, an interrupt included: no fault outlives the run
+            self._began = time.monotonic()
             self._feed_and_hurt()
             self._faults.mend()
             service.wait(service.is_idle, "the rest after the last fault", timeout=FINISH)
-        except BaseException:  # whatever it is, an interrupt included: no service, no fault outlives the run
-            self._faults.mend()
-            service.kill()
-            raise
-        code = service.stop()
-        assert code == 0, f"exit status {code}: {service.tail()}"
         return self._audited()
 
     def _feed_and_hurt(self) -> None:
@@ -232,24 +214,13 @@ class Soak:
         number = len(self._good) + len(self._other)
         if self._dice.random() >= HOSTILE_SHARE:
             name, data = f"{number % 7}/{number}.png", sample_image(number, size=(self._dice.randint(8, 400), 120))
-            self._good[name] = data
         elif self._strange and self._dice.random() < 0.5:
             path = self._dice.choice(self._strange)
             name, data = f"strange/{number}{path.suffix}", path.read_bytes()
-            self._other[name] = data
         else:
             name, data = f"strange/{number}.png", hostile(self._dice, number)
-            self._other[name] = data
+        (self._other if name.startswith("strange/") else self._good)[name] = data
         self._service.drop(name, data)
-
-    # ------------------------------------------------------------------------------------------------ what must be true
-
-    def _endings(self) -> Iterator[dict[str, Any]]:
-        """Events of outcomes in every part of the log; a kill may have torn a line."""
-        for part in (*self._faults.parts, self._service.log_file):
-            for line in part.read_bytes().splitlines():
-                if line.endswith(b"}") and (event := json.loads(line))["event"] in ENDINGS:
-                    yield event
 
     def _audited(self) -> dict[str, Any]:
         service = self._service
@@ -263,8 +234,11 @@ class Soak:
             assert ".rmbgd" not in name, f"{name} was left in the output"
             if name.startswith("strange/") and not name.endswith(".json"):  # an empty cutout has a sidecar
                 rgba_of(service.output / name)
-        done, failed = (sum(where == place for where in ended.values()) for place in ("done", "failed"))
-        told = audit.assert_each_told(self._endings())
+        done, failed = (list(ended.values()).count(place) for place in ("done", "failed"))
+        # In every part of the log; a kill may have torn a line.
+        lines = [line for part in (*self._faults.parts, service.log_file) for line in part.read_bytes().splitlines()]
+        events = (json.loads(line) for line in lines if line.endswith(b"}"))
+        told = audit.assert_each_told(event for event in events if event["event"] in ENDINGS)
         assert len(told) == len(ended), f"{len(ended)} images ended, {len(told)} jobs were told"
         with contextlib.closing(Ledger(service.state / "ledger.sqlite", SystemClock())) as ledger:
             assert ledger.unfinished() == []
@@ -285,7 +259,7 @@ class Soak:
             "remembered": remembered,
             "parts_of_the_log": len(self._faults.parts) + 1,
             "faults": dict(sorted(self._faults.counts.items())),
-            "readings": len(self._readings),
+            "readings": len(self._readings.all),
             "per_hour": {name: each.per(1) for name, each in slopes.items()},
             "per_1000_images": {name: each.per(1000 / per_hour) for name, each in slopes.items() if per_hour},
             "levels": self._readings.levels(),

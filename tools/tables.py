@@ -1,13 +1,14 @@
-"""Tables on the terminal: the one way in which tools show figures."""
+"""Tables and progress on the terminal: the one way in which tools show figures."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 
@@ -55,3 +56,8 @@ def _words(value: object) -> str:
     if isinstance(value, Mapping):
         return "\n".join(f"{key} {_words(each)}" for key, each in value.items())
     return f"{value:,}" if isinstance(value, (int, float)) else str(value)
+
+
+def steps(count: int, what: str) -> Iterable[int]:
+    """0 up to `count`, with a bar on standard error."""
+    return track(range(count), what, console=Console(stderr=True))

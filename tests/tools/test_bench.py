@@ -151,15 +151,6 @@ def test_naive_normalisation_is_that_of_the_training() -> None:
     assert networks.normalised(Image.new("RGB", (10, 10), "white"), 32).min() > 2
 
 
-@pytest.mark.parametrize(("wrong", "well"), [(0.0, True), (9e-4, True), (2e-3, False), (float("nan"), False)])
-def test_golden_is_held_to_its_limit(wrong: float, well: bool) -> None:
-    """1e-3 of any logit in float32; a figure that is no number fails."""
-    expected = torch.linspace(-4, 4, 64)
-    logits = expected.clone()
-    logits[3] += wrong
-    assert well == networks.golden_row("g", "float32", logits, expected)["well"]
-
-
 def test_equal_logits_have_no_error_and_the_gate_is_relative() -> None:
     """They pass every limit; otherwise what is worse than plain autocast fails the gate, whatever the limits say."""
     logits = np.linspace(-6, 6, 4096, dtype=np.float32).reshape(1, 64, 64)

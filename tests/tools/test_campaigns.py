@@ -47,7 +47,7 @@ def test_memory_is_read_of_the_life_that_is_watched(tmp_path: Path) -> None:
     for pid, found in ((os.getpid() + 1, 0), (os.getpid(), 1)):
         memory.write_text(f"{pid} 5 4096")
         readings.read(os.getpid(), tmp_path, memory, life=0, now=0.0)
-        assert len(readings) == found
+        assert len(readings.all) == found
     levels = {name: values[0] for name, values in readings.levels().items()}
     assert (levels["heap"], levels["outside"]) == (5, levels["rss"] - 4096)
 

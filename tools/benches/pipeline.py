@@ -21,17 +21,16 @@ import argparse
 import functools
 import hashlib
 import io
+import itertools
 import os
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -39,7 +38,6 @@ import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
-from rich.console import Console
 
 from rmbgd.config.load import LimitSettings, Recipe
 from rmbgd.imaging.compose import Pixels, arrange, compose_rgba, quantise_alpha
@@ -47,18 +45,28 @@ from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.encode import SUFFIXES, encode
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.imaging.resize import matte_to_image
-from tools.tables import Report, table
+from tools.tables import Report, steps, table
 
 NETWORK = 1024  # pixels a side
-SIZES = {"1024": (1024, 1024, 2, 2), "2000": (2000, 2000, 4, 4), "12MP": (4000, 3000, 8, 6)}  # width, height, mosaic
-BATCH = {"1024": 16, "2000": 6, "12MP": 2}  # images a thread works on between two rates of the clock
+SIZES = "1024,2000"  # pixels a side
 LIMITS = LimitSettings()
 # Public-domain photographs that scikit-image carries inside its package.
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "hubble_deep_field")
 
 
-@dataclass(frozen=True)
-class Way:
+HEADS = {
+    "way": "way",
+    "size": "size",
+    "images_per_second": "images/s",
+    "cpu_milliseconds": "CPU ms",
+    "output_bytes": "bytes out",
+    "times_faster": "times faster",
+    "times_less_cpu": "times less CPU",
+    "times_the_bytes": "times the bytes",
+}
+
+
+class Way(NamedTuple):
     """One row: a recipe, worked off by us, or in the common way that ours are compared with (`against`)."""
 
     name: str
@@ -78,24 +86,23 @@ WAYS = (
 )
 
 
-def image(width: int, height: int, columns: int, rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def image(side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A mosaic at about the photographs' own resolution, with a camera's noise: 1.7 to 2 bits a pixel as JPEG."""
     try:
         from skimage import data
     except ImportError:
         sys.exit("bench pipeline: the test photographs come from scikit-image; pip install 'rmbgd[demo]'")
     tiles = [np.asarray(getattr(data, name)(), np.uint8) for name in PHOTOGRAPHS]
-    out = np.empty((height, width, 3), np.uint8)
-    xs, ys = np.linspace(0, width, columns + 1).astype(int), np.linspace(0, height, rows + 1).astype(int)
-    for index in range(rows * columns):
-        row, column = divmod(index, columns)
-        top, bottom, left, right = ys[row], ys[row + 1], xs[column], xs[column + 1]
+    out = np.empty((side, side, 3), np.uint8)
+    edges = np.linspace(0, side, round(side / 512) + 1).astype(int)
+    spans = list(itertools.pairwise(edges))
+    for index, ((top, bottom), (left, right)) in enumerate(itertools.product(spans, spans)):
         tile = tiles[(index + index // len(tiles)) % len(tiles)]
         factor = max((right - left) / tile.shape[1], (bottom - top) / tile.shape[0])
         size = (max(right - left, round(tile.shape[1] * factor)), max(bottom - top, round(tile.shape[0] * factor)))
         filled = cv2.resize(tile, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
         out[top:bottom, left:right] = filled[: bottom - top, : right - left]
-    noise = rng.standard_normal((height, width, 1), np.float32) * 2.0
+    noise = rng.standard_normal((side, side, 1), np.float32) * 2.0
     return np.asarray(np.clip(out + noise, 0, 255), np.uint8)
 
 
@@ -110,10 +117,7 @@ def matte(rng: np.random.Generator) -> NDArray[np.float32]:
     return np.asarray(cv2.GaussianBlur(ramp, (0, 0), 1.0), np.float32)
 
 
-@dataclass
-class Workbench:
-    """What one size needs."""
-
+class Workbench(NamedTuple):
     source: Path
     folder: Path
     alpha: NDArray[np.float32]
@@ -211,54 +215,45 @@ def verify(bench: Workbench, way: Way) -> None:
     assert (header.icc_profile is not None) == (stored.ndim == 3), f"{way.name}: the profile is lost"
 
 
-def measure(size: str, rounds: int, threads: int, quick: bool, console: Console) -> list[dict[str, Any]]:
-    width, height, columns, rows = SIZES[size]
+def measure(side: int, rounds: int, threads: int, quick: bool) -> list[dict[str, Any]]:
     rng = np.random.default_rng(7)
-    with tempfile.TemporaryDirectory(prefix="rmbgd-bench-") as name:
+    rates: dict[str, list[tuple[float, float]]] = {way.name: [] for way in WAYS}
+    sizes: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="rmbgd-bench-") as name, ThreadPoolExecutor(threads) as pool:
         folder = Path(name)
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-        photograph = Image.fromarray(image(width, height, columns, rows, rng))
         options: dict[str, Any] = {"quality": 90, "subsampling": "4:2:0", "icc_profile": profile, "dpi": (300, 300)}
-        photograph.save(folder / "photo.jpg", **options)
+        Image.fromarray(image(side, rng)).save(folder / "photo.jpg", **options)
         bench = Workbench(folder / "photo.jpg", folder, matte(rng))
         for way in WAYS:
             if way.against:
                 verify(bench, way)
-        rates: dict[str, list[tuple[float, float]]] = {way.name: [] for way in WAYS}
-        sizes: dict[str, int] = {}
-        with ThreadPoolExecutor(threads) as pool:
-            for number in range(rounds + 1):  # the first one warms up
-                for way in WAYS:
-                    slow = way.recipe.format == "webp" and not way.against
-                    if slow and number != 1:
-                        continue  # tens of seconds; one is enough beside a ratio this large
-                    console.print(f"[dim]{size}: round {number} of {rounds}, {way.name}[/dim]", highlight=False)
-                    count = 1 if number == 0 or slow or quick else BATCH[size] * (3 if way.against else 1)
-                    rate = run_batch(bench, way, pool, threads, count)
-                    if number:
-                        rates[way.name].append(rate)
-                    sizes[way.name] = (folder / f"out0{SUFFIXES[way.recipe.format]}").stat().st_size
-        medians = {
-            name: [statistics.median(values) for values in zip(*each, strict=True)] for name, each in rates.items()
-        }
-        return list(rows_of(size, medians, sizes))
-
-
-def rows_of(size: str, medians: dict[str, list[float]], sizes: dict[str, int]) -> Iterable[dict[str, Any]]:
+        for number in steps(rounds + 1, f"{side} x {side}"):  # the first one warms up
+            for way in WAYS:
+                slow = way.recipe.format == "webp" and not way.against
+                count = (
+                    1 if number == 0 or slow or quick else round(16 * (1024 / side) ** 2) * (3 if way.against else 1)
+                )
+                rate = run_batch(bench, way, pool, threads, count)
+                rates[way.name] += [rate] if number else []
+                sizes[way.name] = (folder / f"out0{SUFFIXES[way.recipe.format]}").stat().st_size
+    rows: dict[str, dict[str, Any]] = {}
     for way in WAYS:
-        speed, cpu = medians[way.name]
-        row: dict[str, Any] = {"size": size, "way": way.name, "images_per_second": round(speed, 2)}
-        row |= {"cpu_milliseconds": round(cpu, 1), "output_bytes": sizes[way.name]}
+        speed, cpu = (statistics.median(values) for values in zip(*rates[way.name], strict=True))
+        row = {"size": side, "way": way.name, "images_per_second": speed, "cpu_milliseconds": cpu}
+        rows[way.name] = row | {"output_bytes": sizes[way.name]}
         if way.against:
-            base_speed, base_cpu = medians[way.against]
-            row["times_faster"] = round(speed / base_speed, 2)
-            row["times_less_cpu"] = round(base_cpu / cpu, 2)
-            row["times_the_bytes"] = round(sizes[way.name] / sizes[way.against], 3)
-        yield row
+            base = rows[way.against]
+            rows[way.name] |= {
+                "times_faster": speed / base["images_per_second"],
+                "times_less_cpu": base["cpu_milliseconds"] / cpu,
+                "times_the_bytes": sizes[way.name] / sizes[way.against],
+            }
+    return [{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows.values()]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sizes", default=",".join(SIZES), help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--sizes", default=SIZES, help=f"sides, in pixels (default: {SIZES})")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
 
@@ -268,22 +263,11 @@ def run(chosen: argparse.Namespace) -> Report:
     configure_opencv()
     torch.set_num_threads(1)
     if chosen.quick:
-        chosen.sizes, chosen.rounds = next(iter(SIZES)), 1
-    console, found = Console(stderr=True), []
-    for size in chosen.sizes.split(","):
-        found += measure(size, chosen.rounds, chosen.threads, chosen.quick, console)
-    keys = {
-        "way": "way",
-        "size": "size",
-        "images_per_second": "images/s",
-        "cpu_milliseconds": "CPU ms",
-        "output_bytes": "bytes out",
-        "times_faster": "times faster",
-        "times_less_cpu": "times less CPU",
-        "times_the_bytes": "times the bytes",
-    }
+        chosen.sizes, chosen.rounds = "1024", 1
+    sides = [int(side) for side in chosen.sizes.split(",")]
+    found = [row for side in sides for row in measure(side, chosen.rounds, chosen.threads, chosen.quick)]
     title = f"null network, {chosen.threads} threads, medians of {chosen.rounds} rounds"
-    shown = table(title, *keys.values(), rows=[[row.get(key) for key in keys] for row in found])
+    shown = table(title, *HEADS.values(), rows=[[row.get(key) for key in HEADS] for row in found])
     settings = {"threads": chosen.threads, "rounds": chosen.rounds, "cores": os.cpu_count()}
     versions = {"pillow": PIL.__version__, "opencv": cv2.__version__, "numpy": np.__version__}
     return Report([shown], {"bench": "pipeline", **settings, **versions, "rows": found})

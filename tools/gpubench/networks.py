@@ -1,4 +1,4 @@
-"""Networks without an engine: weights, ceilings of the device, goldens, plain ways, each kernel's worth."""
+"""Networks without an engine: weights, ceilings of the device, plain ways, each kernel's worth."""
 
 from __future__ import annotations
 
@@ -32,14 +32,6 @@ from rmbgd.models.registry import PatchOrder
 from rmbgd.models.store import CONFIG, WEIGHTS
 from tools.gpubench.plan import Answer, Plan, module
 
-GOLDENS = (
-    ("swin_v1_t-2x256x384", "swin_v1_t", "channel_first"),
-    ("swin_v1_t-512x512", "swin_v1_t", "channel_first"),
-    ("swin_v1_l-512x512", "swin_v1_l", "channel_first"),
-    ("rmbg2-512x512", "swin_v1_l", "tile_first"),
-)
-FLOAT32_LIMIT = 1e-3  # of any logit
-RELATIVE_LIMITS = {"float16": 1e-2, "bfloat16": 6e-2}  # of all logits, L2
 MATRIX, COPY_BYTES = 8192, 4 << 30  # of the products and copies on a GPU, where it has the memory
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAIVE_WAYS = ("naive float32", "naive, autocast float16", "naive, cast to float16")
@@ -66,7 +58,7 @@ def write_weights(plan: Plan, backbone: str) -> str:
     """model.safetensors and config.json under the published names, unless they are there. Says where they come from.
 
     The recipe's where its folder is at hand, else drawn by the same rule from other numbers: time and memory are the
-    same, errors are alike, and only the goldens cannot be compared.
+    same, errors are alike.
     """
     folder = plan.weights(backbone)
     if plan.checkpoint and backbone == plan.backbone:
@@ -85,11 +77,11 @@ def write_weights(plan: Plan, backbone: str) -> str:
     return origin
 
 
-def ours(plan: Plan, backbone: str, dtype: Any, order: str = "") -> Any:
+def ours(plan: Plan, backbone: str, dtype: Any) -> Any:
     """Folded, as the service loads it, in torch alone."""
     state: dict[str, Any] = load_file(plan.weights(backbone) / WEIGHTS)
-    patch_order = PatchOrder(order or plan.patch_order)
-    return assemble(BACKBONES[backbone], patch_order, state.__getitem__, device=plan.device, dtype=dtype)
+    order = PatchOrder(plan.patch_order)
+    return assemble(BACKBONES[backbone], order, state.__getitem__, device=plan.device, dtype=dtype)
 
 
 def plain(plan: Plan, backbone: str) -> tuple[Any, str]:
@@ -201,36 +193,6 @@ def ceilings(plan: Plan, answer: Answer) -> None:
     source, target = torch.randn(count, device=plan.device), torch.empty(count, device=plan.device)
     answer.put(copy_tbs=2 * 4 * count / timed(lambda: target.copy_(source), plan, repeats=10) / 1e12)
     answer.put(flops={backbone: flops(backbone, plan.side) for backbone in {plan.backbone, plan.lite}}, matrix=side)
-
-
-def goldens(plan: Plan, answer: Answer) -> None:
-    """Logits against the reference's in float32, and how far the half types are off. Skips without the recipe."""
-    if not plan.recipe or plan.checkpoint:
-        answer.put(skipped="needs the recipe's folder, which holds the goldens (--recipe FOLDER), and its weights")
-        return
-    choose_device(plan)
-    float32_products("ieee")
-    for name, backbone, order in GOLDENS if plan.is_gpu else GOLDENS[:1]:  # on a CPU tests/models compares them all
-        write_weights(plan, backbone)
-        with np.load(Path(plan.recipe) / f"golden-{name}.npz") as stored:
-            batch, _, height, width = (int(side) for side in stored["shape"])
-            image, expected = str(stored["image"]), torch.from_numpy(stored["logits"])
-        drawing = module("stress").recipe(Path(plan.recipe)).image(image, batch, height, width)
-        x = torch.from_numpy(drawing).to(plan.device)
-        for kind in ("float32", "float16", "bfloat16") if plan.is_gpu else ("float32",):
-            with torch.inference_mode():
-                logits = ours(plan, backbone, getattr(torch, kind), order)(x).float().cpu()
-            answer.row(golden_row(name, kind, logits, expected))
-
-
-def golden_row(name: str, kind: str, logits: Any, expected: Any) -> dict[str, Any]:
-    largest = float((logits - expected).abs().max())
-    relative = float((logits - expected).norm() / expected.norm())
-    steps = float((logits.sigmoid() - expected.sigmoid()).abs().mean() * 255)
-    # Asked this way round, a figure that is no number fails, too.
-    well = largest <= FLOAT32_LIMIT if kind == "float32" else relative <= RELATIVE_LIMITS[kind]
-    row = {"golden": name, "precision": kind, "largest": largest, "relative": relative}
-    return row | {"alpha_steps": steps, "well": well}
 
 
 def normalised(image: Image.Image, side: int) -> Any:

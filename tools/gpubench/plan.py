@@ -23,7 +23,7 @@ class Plan:
     backbone: str = "swin_v1_l"
     lite: str = "swin_v1_t"
     side: int = 1024
-    recipe: str = ""  # folder with recipe.py and the goldens, or empty: weights are then drawn by rule
+    recipe: str = ""  # folder with recipe.py, or empty: weights are then drawn by rule
     checkpoint: str = ""  # folder of weights of one's own for `backbone`, or empty
     patch_order: str = "channel_first"
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)

@@ -28,12 +28,6 @@ STEPS: Columns = {
     "alloc GB": ("allocator_gb", "{:.2f}"),
     "NVML GB": ("nvml_gb", "{:.2f}"),
 }
-GOLDENS: Columns = {
-    **{name: (name, "{}") for name in ("golden", "precision")},
-    **{name: (name, "{:.2e}") for name in ("largest", "relative")},
-    "alpha steps": ("alpha_steps", "{:,.4f}"),
-    "well": ("well", "{}"),
-}
 ACCURACY: Columns = {
     "way": ("step", "{}"),
     "logits": ("relative", "{:.2e}"),
@@ -154,9 +148,6 @@ def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
             f"{ceilings['matrix']}), copy {ceilings['copy_tbs']:.3f} TB/s; "
             f"one image is {ceilings['flops'].get(plan['backbone'], 0.0) / 1e12:.3f} TFLOP"
         )
-    if "skipped" in answers.get("goldens", {}):
-        yield f"goldens: skipped: {escape(answers['goldens']['skipped'])}"
-    yield from _rows("Logits against the reference's", GOLDENS, rows_of(answers, "goldens"))
     yield from _rows("Errors against float32", ACCURACY, rows_of(answers, "accuracy"))
     for section, title in (TITLES | {"lite": f"{plan['lite']}, likewise"}).items():
         backbone, naive = ("lite", "lite") if section == "lite" else ("backbone", "naive")

@@ -3,7 +3,8 @@
     python -m tools.bench gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540] [--recipe FOLDER]
     python -m tools.bench gpu --out FOLDER --device cpu --quick
 
-Run it in the checkout's root, on a machine without other work. tools/gpu_session.sh runs the GPU tests before it.
+Run it in the checkout's root, on a machine without other work. tools/gpu_session.sh runs the GPU tests before it, which
+compare logits with the reference's and hold the memory that the engine may take.
 Each section is a process of its own, so that one that fails, hangs or breaks the device's context loses only itself;
 the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt and bench_gpu.log.
 
@@ -13,7 +14,6 @@ shared/birefnet in the checkout), else by the same rule from other numbers; --ch
 Sections, in the order in which they run:
 
 ceilings    a large matrix product and a copy on this device: what 100 % means
-goldens     logits in float32 (TF32 off), float16 and bfloat16 against the reference's
 accuracy    error against float32 of the plain ways, of our network, and of the engine's alpha; absolute limits and the
             relative gate (no worse than plain autocast)
 naive       one image at a time from image to cutout, as the author's page does it: float32, autocast, float16
@@ -53,7 +53,6 @@ PREPARE, LOG = "prepare", "bench_gpu.log"
 SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds that it may take), what matters first
     PREPARE: ("sections:prepare", 150),
     "ceilings": ("networks:ceilings", 60),
-    "goldens": ("networks:goldens", 90),
     "accuracy": ("accuracy:measure", 180),
     "naive": ("networks:naive", 60),
     "latency": ("engines:latency", 120),
@@ -153,7 +152,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", type=_sections, default=list(SECTIONS), help=f"of {', '.join(list(SECTIONS)[1:])}")
     parser.add_argument("--budget", type=float, default=540.0, metavar="S", help="for all sections (default: 540)")
     parser.add_argument("--backbone", choices=("swin_v1_l", "swin_v1_t"), help="default: swin_v1_l")
-    parser.add_argument("--recipe", default="", metavar="FOLDER", help="with recipe.py and the goldens")
+    parser.add_argument("--recipe", default="", metavar="FOLDER", help="with recipe.py")
     parser.add_argument("--checkpoint", default="", metavar="FOLDER", help="with model.safetensors for --backbone")
     parser.add_argument("--patch-order", default="channel_first", choices=("channel_first", "tile_first"))
 
