@@ -30,7 +30,6 @@ BENCHES = {
     "load": "tools.benches.load",
     "gpu": "tools.gpubench.sections",
 }
-WIDTH = 150
 
 
 def main(words: list[str]) -> int:
@@ -47,7 +46,7 @@ def main(words: list[str]) -> int:
     bench.add_arguments(parser)
     options = parser.parse_args(words[1:])
     report: Report = bench.run(options)
-    text = report.text(WIDTH)
+    text = report.text()
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"bench_{name}.txt").write_text(text)

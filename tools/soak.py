@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import resource
@@ -30,10 +31,16 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from rmbgd.clock import SystemClock
 from rmbgd.store.ledger import Ledger
@@ -43,7 +50,7 @@ from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import assert_cutout_of, rgba_of, sample_image
 from tests.support.service import ENDINGS
 from tools.campaign import main
-from tools.growth import REMEMBERED, Readings, report
+from tools.tables import table
 
 RATE = 12.0  # images a second: heaps and caches fill in some thousand images, and what grows after that is meant
 HOSTILE_SHARE = 0.2
@@ -54,7 +61,104 @@ FINISH = 120.0  # s for the rest after the last fault
 JUDGED_FROM = 600.0  # s
 PACE = 43_200.0  # s of the service's wall clock in one of ours: what it remembers for 30 days is forgotten in a minute
 LIVES_END = 0.4  # share of the run in which faults end lives, too: slopes need a life of some length
+WARM_UP = 100.0  # s of each life that are not counted; in runs of less than ten minutes a tenth of the run
+REMEMBERED = 100.0  # s after which the ledger has surely begun to forget
+Z = 1.959964  # the normal distribution's 97.5 % quantile
 GROWTH = 1 << 20  # bytes per 1,000 images that memory in use may at most be growing by, for certain
+
+
+# --- readings, and whether they grow
+
+
+class Slope(NamedTuple):
+    value: float
+    low: float
+    high: float
+
+    def per(self, unit: float) -> list[float | None]:
+        """For JSON, which knows no infinity: None for a bound that nothing is known of."""
+        return [round(each * unit, 3) if math.isfinite(each) else None for each in self]
+
+
+def slope(times: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> Slope:
+    """The slope of a quantity over time with its 95 % bounds; one sequence per life of the process.
+
+    Ordinary least squares with an intercept for each life; the error is widened for readings that resemble their
+    neighbours, by their lag-1 autocorrelation (effective number n (1 - r) / (1 + r)). Student's t by Peiser's
+    expansion. Infinite bounds where there is too little to tell.
+    """
+    x, y = (np.concatenate([np.asarray(life) - np.mean(life) for life in lives or [[0]]]) for lives in (times, values))
+    spread = x @ x
+    if len(x) < 3 + len(times) or not spread:
+        return Slope(0.0, -math.inf, math.inf)
+    value = float(x @ y / spread)
+    rest = y - value * x
+    power = rest @ rest
+    if not power:
+        return Slope(value, value, value)
+    near = float(np.clip(rest[:-1] @ rest[1:] / power, 0.0, 0.99))
+    free = max(1.0, len(x) * (1 - near) / (1 + near) - len(times) - 1)
+    student = Z + (Z**3 + Z) / (4 * free) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * free**2)
+    bound = student * math.sqrt(power / (len(x) - len(times) - 1) / spread * (1 + near) / (1 - near))
+    return Slope(value, value - bound, value + bound)
+
+
+class Reading(NamedTuple):
+    """One look at the service. Bytes, and numbers of things."""
+
+    life: int
+    seconds: float
+    rss: float
+    heap: float  # in use of the C heap
+    outside: float  # of rss, outside the C heap: Python's objects, mappings; so free blocks are all that neither counts
+    descriptors: float
+    threads: float
+    ledger: float
+    shared: float
+
+
+QUANTITIES = Reading._fields[2:]
+
+
+class Readings:
+    """All of one run of `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.all: list[Reading] = []
+
+    def read(self, pid: int, state: Path, memory: Path, *, life: int, now: float) -> None:
+        """Of the process, of the ledger below `state`, and of the file `memory` that the launcher writes."""
+        with contextlib.suppress(OSError):  # the ledger's log comes and goes
+            of, heap, held = map(int, memory.read_text().split())
+            if of != pid:  # a life that has ended
+                return
+            proc = Path(f"/proc/{pid}")
+            status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+            rss, shared = (int(status[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
+            ledger = sum(path.stat().st_size for path in state.glob("ledger.sqlite*"))
+            descriptors, threads = (len(os.listdir(proc / folder)) for folder in ("fd", "task"))
+            self.all.append(Reading(life, now, rss, heap, rss - held, descriptors, threads, ledger, shared))
+
+    def _warm(self) -> list[list[Reading]]:
+        """Of each life, what follows its warm-up."""
+        lives = [list(life) for _, life in groupby(self.all, attrgetter("life"))]
+        pause = min(WARM_UP, self._seconds / 10)
+        return [[each for each in life if each.seconds >= life[0].seconds + pause] for life in lives]
+
+    def slopes(self) -> dict[str, Slope]:
+        """Per hour. The ledger outlives the process, and is judged once it forgets; the others begin anew each life."""
+        begun = [life for life in self._warm() if life]
+        forgetting = [[each for each in self.all if each.seconds >= min(REMEMBERED, self._seconds / 2)]]
+        found = {}
+        for name in QUANTITIES:
+            lives = forgetting if name == "ledger" and forgetting[0] else begun
+            hours = [[each.seconds / 3600 for each in life] for life in lives]
+            found[name] = slope(hours, [[getattr(each, name) for each in life] for life in lives])
+        return found
+
+
+# --- faults
 
 
 def hostile(dice: random.Random, number: int) -> bytes:
@@ -262,7 +366,6 @@ class Soak:
             "readings": len(self._readings.all),
             "per_hour": {name: each.per(1) for name, each in slopes.items()},
             "per_1000_images": {name: each.per(1000 / per_hour) for name, each in slopes.items() if per_hour},
-            "levels": self._readings.levels(),
             "judged": self._seconds >= JUDGED_FROM,
             "grows": growing if self._seconds >= JUDGED_FROM else [],
         }
@@ -275,9 +378,20 @@ def soak(base: Path, seconds: float, seed: int, *, fault_every: float = FAULT_EV
     return Soak(base, seconds=seconds, fault_every=fault_every, seed=seed, strange=strange).run()
 
 
+def report(result: dict[str, Any]) -> Table:
+    """Slopes; memory and the ledger in bytes."""
+    rows = []
+    for name, hourly in result["per_hour"].items():
+        numbers = (*hourly, *result["per_1000_images"].get(name, [None] * 3))
+        rows.append((name, *("unknown" if each is None else f"{each:,.1f}" for each in numbers)))
+    verdict = "memory grows" if result["grows"] else "no growth shown" if result["judged"] else "too short to be judged"
+    heads = ("per hour", "95 % from", "to", "per 1,000 images", "95 % from", "to")
+    return table(f"The heap in use, and memory outside it: {verdict}", "quantity", *heads, rows=rows)
+
+
 def leg(base: Path, seconds: int, seed: int) -> dict[str, Any]:
     result = soak(base, seconds, seed)
-    print(report(result))
+    Console(width=160).print(report(result))
     assert not result["grows"], f"grows: {result['grows']}, per 1,000 images {result['per_1000_images']}"
     return result
 

@@ -14,22 +14,16 @@ from rich.table import Table
 
 @dataclass(frozen=True)
 class Report:
-    """What a bench found: tables and sentences to be printed in turn, and everything for JSON.
-
-    line    what is printed of it, where that is shorter
-    status  the exit status
-    """
+    """What a bench found: tables and sentences to be printed in turn, and everything for JSON."""
 
     shown: Sequence[RenderableType]
     found: Mapping[str, object]
-    line: Mapping[str, object] | None = None
+    line: Mapping[str, object] | None = None  # what is printed of it, where that is shorter
     status: int = 0
 
-    def text(self, width: int) -> str:
+    def text(self) -> str:
         stream = io.StringIO()
-        console = Console(file=stream, width=width, highlight=False)
-        for each in self.shown:
-            console.print(each)
+        Console(file=stream, width=150, highlight=False).print(*self.shown, sep="\n")
         return stream.getvalue()
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -109,22 +109,16 @@ class NvmlMemory:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Batches of one size. Times in ms, memory in bytes; a figure that cannot be read is missing.
-
-    stages     mean ms per batch, with samples.HAND_OVER
-    processor  mean ms of processor time per batch, of all threads of the engine's process: what other work on a busy
-               machine changes least
-    """
+    """Batches of one size. Times in ms per batch, memory in bytes; a figure that cannot be read is missing."""
 
     size: int
     spread: Spread
-    stages: dict[str, float]
-    processor: float
+    stages: dict[str, float]  # means, with samples.HAND_OVER
+    processor: float  # mean, of all threads of the engine's process: what other work on a busy machine changes least
     memory: dict[str, int]
 
     @property
     def per_second(self) -> float:
-        """Images."""
         return 1000.0 * self.size / self.spread.mean
 
     @property
@@ -135,11 +129,7 @@ class Measurement:
 
 @dataclass
 class EngineUnderTest:
-    """A running engine with images in its arena. Raises EngineFault or ModelError on measuring.
-
-    limits  what it does without, as reported at start and with batches
-    again   images that needed a second computation, in float32
-    """
+    """A running engine with images in its arena. Raises EngineFault or ModelError on measuring."""
 
     worker: EngineWorker
     arena: Arena
@@ -148,8 +138,8 @@ class EngineUnderTest:
     memory: NvmlMemory
     description: EngineDescription
     start_seconds: float
-    limits: list[Limit]
-    again: int = 0
+    limits: list[Limit]  # what it does without, as reported at start and with batches
+    again: int = 0  # images that needed a second computation, in float32
 
     def sizes(self, wanted: Sequence[int] | None) -> tuple[list[int], dict[int, str]]:
         """(sizes to measure, size -> why it is left out); None wants what the engine offers."""
@@ -192,6 +182,15 @@ class EngineUnderTest:
         return milliseconds, report.milliseconds
 
 
+def worker_of(
+    config: Config, arena: Arena, factory: str, options: Mapping[str, object], on_output: Callable[[str], None]
+) -> EngineWorker:
+    start_timeout, batch_timeout = config.engine.start_timeout, config.engine.batch_timeout
+    return EngineWorker(
+        arena, factory, options, start_timeout=start_timeout, batch_timeout=batch_timeout, on_output=on_output
+    )
+
+
 @contextmanager
 def engine_under_test(
     factory: str,
@@ -203,24 +202,13 @@ def engine_under_test(
     places: int,
     device: BenchDevice = CPU,
 ) -> Iterator[EngineUnderTest]:
-    """Starts an engine, and ends it. Raises EngineFault or ModelError.
-
-    factory, options   as EngineWorker takes them; `config` has arena and deadlines
-    places             images of the largest batch that will be asked for
-    """
+    """Starts an engine for batches of up to `places` images, and ends it. Raises EngineFault or ModelError."""
     with ExitStack() as stack:
         arena = Arena(config.pipeline.arena_bytes)
         stack.callback(arena.close)
         memory = stack.enter_context(NvmlMemory(device.nvml(), index=device.nvml_index, uuid=device.nvml_uuid))
         regions = filled(arena, islice(cycle(images), max(places, len(images))), stack)
-        worker = EngineWorker(
-            arena,
-            factory,
-            options,
-            start_timeout=config.engine.start_timeout,
-            batch_timeout=config.engine.batch_timeout,
-            on_output=lambda _line: None,
-        )
+        worker = worker_of(config, arena, factory, options, lambda _line: None)
         stack.callback(worker.close)
         works = cycle([Work(place, region, model) for place, region in enumerate(regions)])
         began = time.perf_counter()

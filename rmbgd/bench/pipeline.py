@@ -28,15 +28,12 @@ WARM_UP = 8  # images that come out before the clock starts, at most: caches, fi
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """A run of the pipeline. `busy` and `bound` as in samples; `total` is from claim to publication, ms, queues too.
-
-    milliseconds  mean per image and stage, as image.done reports them
-    """
+    """A run of the pipeline. `busy` and `bound` as in samples."""
 
     images: int
     seconds: float
-    total: Spread
-    milliseconds: dict[str, float]
+    total: Spread  # from claim to publication, ms, queues too
+    milliseconds: dict[str, float]  # means per image and stage, as image.done reports them
     busy: dict[str, float]
     bound: str
     batch: float
@@ -61,7 +58,7 @@ def run(
     *,
     seconds: float,
     most: int = IMAGES_MAXIMUM,
-    warm_up: int = WARM_UP,
+    warm_up: int,
 ) -> Throughput:
     """About `seconds` of it, or `most` images, after `warm_up` images (at least one) that do not count.
 

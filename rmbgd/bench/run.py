@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rmbgd import __version__
 from rmbgd.bench import pipeline
-from rmbgd.bench.engine import BenchDevice, Measurement, engine_under_test, target
+from rmbgd.bench.engine import BenchDevice, Measurement, engine_under_test, target, worker_of
 from rmbgd.bench.samples import Sample, drawn, from_folder
 from rmbgd.config.load import Config, Recipe
 from rmbgd.engine.devices import Devices, EngineContext
@@ -43,24 +43,17 @@ class Wanted:
     images: Sequence[Sample]
     sizes: Sequence[int] | None
     seconds: float
-    scratch: Path | None = None
+    scratch: Path | None
 
 
 @dataclass(frozen=True, slots=True)
 class BenchResult:
-    """What was found.
-
-    left_out  why a size that was wished for is not among the measurements
-    limits    what the engine did without
-    again     images that it computed a second time, in float32
-    """
-
     description: EngineDescription
     start_seconds: float
     measurements: Sequence[Measurement]
-    left_out: Mapping[int, str]
-    limits: Sequence[Limit]
-    again: int
+    left_out: Mapping[int, str]  # why a size that was wished for is not among the measurements
+    limits: Sequence[Limit]  # what the engine did without
+    again: int  # images that it computed a second time, in float32
     throughput: pipeline.Throughput
 
 
@@ -69,22 +62,21 @@ def prepared(
     recipe: Recipe,
     machine: Machine,
     *,
-    folder: Path | None = None,
-    sizes: Sequence[int] | None = None,
-    seconds: float = 20.0,
-    scratch: Path | None = None,
+    folder: Path | None,
+    sizes: Sequence[int] | None,
+    seconds: float,
+    scratch: Path | None,
 ) -> Wanted:
     """Looks that everything is there; images of `folder`, or drawn ones. Raises ConfigError and ModelError."""
     configure_pillow(config.limits)
     configure_opencv()
     if scratch is not None and not scratch.is_dir():
         raise ConfigError(f"{scratch}: not a folder to write into; make it, or name another")
-    models = config.service.models_directory
-    if (entry := store.resolve(recipe.model, models).entry) is not None:
-        licences.require(entry, models)
-    found = target(config.engine.device, machine)
+    if (entry := store.resolve(recipe.model, config.service.models_directory).entry) is not None:
+        licences.require(entry, config.service.models_directory)
+    device = target(config.engine.device, machine)
     images = from_folder(folder, config.limits) if folder else drawn(DRAWN, DRAWN_SIDE)
-    return Wanted(config, recipe, found, images, sizes, seconds, scratch)
+    return Wanted(config, recipe, device, images, sizes, seconds, scratch)
 
 
 def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> BenchResult:
@@ -124,18 +116,11 @@ def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Be
 
 def plain_device(context: EngineContext, machine: Machine, options: Mapping[str, object]) -> Devices:
     """One process on one device, without a fallback."""
-    settings, views = context.config.engine, DeviceViews()
+    views = DeviceViews()
 
     def make() -> EngineWorker:
-        worker = EngineWorker(
-            context.arena,
-            machine.factory,
-            options,
-            start_timeout=settings.start_timeout,
-            batch_timeout=settings.batch_timeout,
-            on_output=lambda text: context.emit("engine.output", source="engine", line=text),
-        )
-        return context.workers.add(worker)
+        # The measurement passes over what the engine's libraries print.
+        return context.workers.add(worker_of(context.config, context.arena, machine.factory, options, lambda _: None))
 
     return Devices([cpu_supervisor(context, views, make)], views, [])
 

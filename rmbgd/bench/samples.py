@@ -100,14 +100,14 @@ def _jpeg(number: int, side: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Times of one kind, in ms. `jitter` is p99 - p50. None where too few were measured."""
+    """Times of one kind, in ms. None where too few were measured."""
 
     count: int
     mean: float
     p50: float
     p95: float | None
     p99: float | None
-    jitter: float | None
+    jitter: float | None  # p99 - p50
     longest: float
 
 

@@ -29,13 +29,12 @@ from tools.tables import Report, table
 WAYS = ("rmbgd", "rmbgd, digest checked", "transformers", "transformers, not folded")
 
 
-def load_once(way: str, folder: Path, dtype: str) -> dict[str, float]:
-    """Load once in this process and measure. Linux: /proc."""
+def load_once(way: str, folder: Path) -> dict[str, float]:
+    """Load once in this process and measure."""
     started = time.perf_counter()
     import torch
 
     torch.set_num_threads(2)
-    kind = getattr(torch, dtype)
     if way.startswith("rmbgd"):
         from rmbgd.models.load import load_model
     else:
@@ -48,11 +47,11 @@ def load_once(way: str, folder: Path, dtype: str) -> dict[str, float]:
     imported, before = time.perf_counter(), memory()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
     if way.startswith("rmbgd"):
-        loaded = load_model(folder, device="cpu", dtype=kind)
+        loaded = load_model(folder, device="cpu", dtype=torch.float32)
         if way == "rmbgd, digest checked":
             _ = loaded.provenance
     else:
-        model = AutoModelForImageSegmentation.from_pretrained(folder, dtype=kind)
+        model = AutoModelForImageSegmentation.from_pretrained(folder, dtype=torch.float32)
         if way == "transformers":
             model.refold()
     ready, cpu, after = time.perf_counter(), time.process_time(), memory()
@@ -83,13 +82,13 @@ def prepared(folder: Path, scratch: Path, order: str | None) -> Path:
     return scratch
 
 
-def measure(folder: Path, rounds: int, dtype: str) -> dict[str, dict[str, float]]:
+def measure(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
     """The least of each figure over `rounds` fresh processes a way."""
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     (folder / "model.safetensors").read_bytes()  # warm page cache
     for _ in range(rounds):
         for way in WAYS:
-            command = [sys.executable, "-m", "tools.benches.load", way, str(folder), dtype]
+            command = [sys.executable, "-m", "tools.benches.load", way, str(folder)]
             answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
             runs[way].append(json.loads(answer.stdout.splitlines()[-1]))
     return {way: {key: min(row[key] for row in rows) for key in rows[0]} for way, rows in runs.items()}
@@ -99,7 +98,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="with model.safetensors")
     parser.add_argument("--patch-order", choices=("channel_first", "tile_first"), help="where nothing beside it tells")
     parser.add_argument("--rounds", type=int, default=5, help="processes a way (default: 5)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="to load in")
 
 
 def run(chosen: argparse.Namespace) -> Report:
@@ -107,17 +105,17 @@ def run(chosen: argparse.Namespace) -> Report:
     with tempfile.TemporaryDirectory() as scratch:
         folder = prepared(chosen.folder, Path(scratch), chosen.patch_order)
         size = (folder / "model.safetensors").stat().st_size / 1e6
-        ways = measure(folder, rounds, chosen.dtype)
+        ways = measure(folder, rounds)
     rows = [
         [way]
         + [f"{row[clock]:.2f}" for clock in ("call_s", "start_s", "start_cpu_s")]
         + [f"{row['peak_mb']:.0f}", f"{row['peak_mb'] / size:.2f}", f"{row['private_mb']:.0f}"]
         for way, row in ways.items()
     ]
-    title = f"{size:.0f} MB in the file, loaded in {chosen.dtype}; shortest of {rounds} processes"
+    title = f"{size:.0f} MB in the file, loaded in float32; shortest of {rounds} processes"
     shown = table(title, "way", "call s", "start s", "cpu s", "peak MB", "of file", "private MB", rows=rows)
-    return Report([shown], {"file_mb": round(size, 1), "dtype": chosen.dtype, "ways": ways})
+    return Report([shown], {"file_mb": round(size, 1), "ways": ways})
 
 
 if __name__ == "__main__":  # one process that loads once
-    print(json.dumps(load_once(sys.argv[1], Path(sys.argv[2]), sys.argv[3])))
+    print(json.dumps(load_once(sys.argv[1], Path(sys.argv[2]))))

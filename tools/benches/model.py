@@ -42,17 +42,16 @@ def serve(pipe: Connection, variant: str, backbone: str, chosen: argparse.Namesp
     from rmbgd.models.registry import PatchOrder
 
     torch.set_num_threads(chosen.threads)
-    device, cuda = chosen.device, chosen.device != "cpu"
     recipe = module("stress").recipe(Path(chosen.recipe))
     tensors = module("stress").recipe_tensors(recipe, backbone)
     network: Any
     if variant == PLAIN:
-        network = module("oracle").build(backbone).to(device)
+        network = module("oracle").build(backbone)
         network.load_state_dict({name: tensors(name) for name in network.state_dict()})
     else:
         dtype = getattr(torch, variant.rpartition(" ")[2])
-        network = assemble(BACKBONES[backbone], PatchOrder.CHANNEL_FIRST, tensors, device=device, dtype=dtype)
-    x = torch.from_numpy(recipe.image("dev-a", chosen.batch, chosen.size, chosen.size)).to(device)
+        network = assemble(BACKBONES[backbone], PatchOrder.CHANNEL_FIRST, tensors, device="cpu", dtype=dtype)
+    x = torch.from_numpy(recipe.image("dev-a", 1, chosen.size, chosen.size))
     pipe.send("ready")
     with torch.inference_mode():
         while True:
@@ -61,13 +60,11 @@ def serve(pipe: Connection, variant: str, backbone: str, chosen: argparse.Namesp
             except EOFError:
                 return
             before = memory()["VmRSS"]
-            if cuda:
-                torch.cuda.reset_peak_memory_stats()
             Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
             start, start_cpu = time.perf_counter(), time.process_time()
-            logits = network(x).float().cpu()  # and so it waits for a GPU
+            logits = network(x).float()
             seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-            peak = torch.cuda.max_memory_allocated() / 1e6 if cuda else memory()["VmHWM"]
+            peak = memory()["VmHWM"]
             torch.save(logits, answer)
             del logits
             pipe.send({"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak, "grow_mb": peak - before})
@@ -113,32 +110,28 @@ def measure(
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--backbones", nargs="+", default=["swin_v1_l", "swin_v1_t"], help="default: both")
     parser.add_argument("--size", type=int, default=1024, help="side in pixels, a multiple of 32 (default: 1024)")
-    parser.add_argument("--batch", type=int, default=1, help="images at once (default: 1)")
     parser.add_argument("--threads", type=int, default=2, help="threads of one forward (default: 2)")
     parser.add_argument("--rounds", type=int, default=2, help="forwards that count, of each variant (default: 2)")
-    parser.add_argument("--device", default="cpu", help="default: cpu")
-    parser.add_argument("--dtypes", nargs="+", help="of ours; default: float32, and bfloat16 where products are fast")
 
 
 def run(chosen: argparse.Namespace) -> Report:
-    chosen.recipe = recipe_folder("")
+    chosen.recipe = recipe_folder()
     if not chosen.recipe:
         raise SystemExit("no birefnet/recipe.py, by which weights are drawn, in ../shared or where RMBGD_SHARED says")
     if chosen.quick:
         chosen.backbones, chosen.size, chosen.rounds = ["swin_v1_t"], 64, 1
     # Before OpenMP starts in the children: threads that spin would steal from each other on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    # Products in bfloat16 are the hardware's: AVX-512 BF16 or AMX on a CPU, any CUDA device of today.
-    fast = chosen.device != "cpu" or re.search("avx512_bf16|amx_bf16", Path("/proc/cpuinfo").read_text())
-    types = chosen.dtypes or (["float32", "bfloat16"] if fast else ["float32"])
-    variants = [PLAIN, *(f"rmbgd {kind}" for kind in types)]
-    found: dict[str, object] = {"size": chosen.size, "batch": chosen.batch, "threads": chosen.threads}
+    # Products in bfloat16 are the hardware's: AVX-512 BF16 or AMX.
+    fast = re.search("avx512_bf16|amx_bf16", Path("/proc/cpuinfo").read_text())
+    variants = [PLAIN, "rmbgd float32", *(["rmbgd bfloat16"] if fast else [])]
+    found: dict[str, object] = {"size": chosen.size, "threads": chosen.threads}
     heads = ("", "seconds", "times", "cpu s", "times", "peak MB", "share", "grow MB", "error")
     shown = []
     for backbone in chosen.backbones:
         with tempfile.TemporaryDirectory() as scratch:
             rows = measure(backbone, variants, chosen, Path(scratch))
-        title = f"{backbone}, {chosen.batch} x 3 x {chosen.size} x {chosen.size}, {chosen.threads} threads"
+        title = f"{backbone}, 3 x {chosen.size} x {chosen.size}, {chosen.threads} threads"
         shown.append(table(title, *heads, rows=[(name, *cells(row)) for name, row in rows.items()]))
         found[backbone] = {name: {key: round(n, 4) for key, n in row.items()} for name, row in rows.items()}
     return Report(shown, found)

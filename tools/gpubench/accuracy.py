@@ -34,7 +34,7 @@ def measure(plan: Plan, answer: Answer) -> None:
     float32_products("ieee")
     images = drawn(plan.accuracy_images, plan.side)
     x = torch.cat([normalised(Image.fromarray(image.rgb), plan.side) for image in images]).to(plan.device)
-    network = plain(plan, plan.backbone)[0]
+    network = plain(plan)[0]
     reference = answers_of(network, x)
     with torch.autocast(x.device.type, half(plan)):
         autocast = compared(answers_of(network, x), reference)
@@ -46,7 +46,7 @@ def measure(plan: Plan, answer: Answer) -> None:
         float32_products("ieee")
     del network
     for kind in ("float16", "bfloat16") if plan.is_gpu else ("bfloat16",):
-        row = compared(answers_of(ours(plan, plan.backbone, getattr(torch, kind)), x), reference)
+        row = compared(answers_of(ours(plan, getattr(torch, kind)), x), reference)
         answer.row({"step": f"our network, eager {kind}", "precision": kind} | judged(row, kind, autocast))
     for kind in ("float16", "bfloat16", "float8") if plan.is_gpu else ("float32",):
         with answer.or_error({"step": f"engine, {kind}", "precision": kind}, RmbgdError):
@@ -65,7 +65,7 @@ def answers_of(network: Any, x: Any) -> NDArray[np.float32]:
 def through_the_engine(plan: Plan, kind: str, images: Any) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """(row's name, alpha of every image as published) for batches of one, and the largest up to eight on offer."""
     largest = plan.small_and_large[-1]
-    with started(plan, plan.backbone, images, places=largest, batches=largest, precision=kind) as engine:
+    with started(plan, images, places=largest, batches=largest, precision=kind) as engine:
         used = type_of(engine)
         for batch in sorted({1, engine.description.batch_sizes[-1]}):
             for place in range(len(engine.regions)):

@@ -16,7 +16,6 @@ from rmbgd.bench.samples import Sample, drawn
 from rmbgd.config.load import parse
 from rmbgd.engine.wiring import default_machine
 from rmbgd.errors import RmbgdError
-from tools.gpubench import networks
 from tools.gpubench.plan import Answer, Plan
 
 STEPS: dict[str, dict[str, Any]] = {
@@ -34,10 +33,10 @@ LARGE, LARGE_SIDES = "as the service runs it, 12 megapixels", 3.4  # times the n
 
 
 def started(
-    plan: Plan, backbone: str, images: Sequence[Sample], *, places: int, batches: int, **overrides: Any
+    plan: Plan, images: Sequence[Sample], *, places: int, batches: int, **overrides: Any
 ) -> AbstractContextManager[EngineUnderTest]:
-    """An engine on the plan's device with weights of `backbone`. `overrides` replace its options."""
-    folder = str(plan.weights(backbone))
+    """An engine on the plan's device. `overrides` replace its options."""
+    folder = str(plan.weights)
     config = parse({"pipeline": {"batch_maximum": batches}, "engine": {"start_timeout": plan.start_timeout}})
     machine = default_machine()
     models = {folder: {"source": folder, "patch_order": plan.patch_order}}
@@ -57,16 +56,15 @@ def waterfall(plan: Plan, answer: Answer) -> None:
         # The same code, and minutes less on a CPU.
         slow = not plan.is_gpu and options["precision"] in ("float16", "float8")
         sizes = [size for size in plan.batches if name == ALL_SIZES or size in (1, 8)]
-        step(plan, answer, plan.backbone, name, options | ({"precision": "float32"} if slow else {}), sizes, images)
+        step(plan, answer, name, options | ({"precision": "float32"} if slow else {}), sizes, images)
     if not plan.steps or LARGE in plan.steps:
         sizes = [size for size in plan.batches if size in (1, 4)]
-        step(plan, answer, plan.backbone, LARGE, {}, sizes, drawn(2, round(LARGE_SIDES * plan.side)))
+        step(plan, answer, LARGE, {}, sizes, drawn(2, round(LARGE_SIDES * plan.side)))
 
 
 def step(
     plan: Plan,
     answer: Answer,
-    backbone: str,
     name: str,
     options: dict[str, Any],
     sizes: Sequence[int],
@@ -74,7 +72,7 @@ def step(
 ) -> None:
     with (
         answer.or_error({"step": name, "batch": sizes[0]}, RmbgdError),
-        started(plan, backbone, images, places=2 * max(sizes), batches=max(sizes), **options) as engine,
+        started(plan, images, places=2 * max(sizes), batches=max(sizes), **options) as engine,
     ):
         start = {"detail": engine.description.detail, "models": list(engine.description.models.values())}
         answer.row({"step": name, "start_seconds": engine.start_seconds} | start, "starts")
@@ -105,7 +103,7 @@ def latency(plan: Plan, answer: Answer) -> None:
         name = f"sized for batches of {size}"
         with (
             answer.or_error({"step": name, "batch": size}, RmbgdError),
-            started(plan, plan.backbone, images, places=max(4, size), batches=size) as engine,
+            started(plan, images, places=max(4, size), batches=size) as engine,
         ):
             if left_out := engine.sizes([size])[1]:
                 raise RmbgdError(f"no batches of {size}: {left_out[size]}")
@@ -113,11 +111,3 @@ def latency(plan: Plan, answer: Answer) -> None:
             reading = engine.measure(size, 3600.0, batches=plan.latency_images if size == 1 else 20)
             facts = {"seconds": time.perf_counter() - began, "detail": engine.description.detail}
             answer.row({"step": name, "type": type_of(engine)} | facts | reading_row(reading))
-
-
-def lite(plan: Plan, answer: Answer) -> None:
-    """The small backbone: the plain way, and the engine at its best."""
-    networks.choose_device(plan)
-    networks.write_weights(plan, plan.lite)
-    networks.naive(plan, answer, plan.lite, networks.NAIVE_WAYS[:2])
-    step(plan, answer, plan.lite, "engine", {}, plan.batches, drawn(4, plan.side))

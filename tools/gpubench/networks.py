@@ -54,45 +54,43 @@ def draw(name: str, shape: tuple[int, ...], random: np.random.Generator) -> NDAr
     return 1.0 + 0.1 * noise if name.endswith(".weight") else 0.05 * noise
 
 
-def write_weights(plan: Plan, backbone: str) -> str:
-    """model.safetensors and config.json under the published names, unless they are there. Says where they come from.
+def write_weights(plan: Plan) -> str:
+    """model.safetensors and config.json under the published names. Says where they come from.
 
     The recipe's where its folder is at hand, else drawn by the same rule from other numbers: time and memory are the
     same, errors are alike.
     """
-    folder = plan.weights(backbone)
-    if plan.checkpoint and backbone == plan.backbone:
+    folder = plan.weights
+    if plan.checkpoint:
         return f"checkpoint {folder}"
-    if (folder / CONFIG).exists():
-        return str(json.loads((folder / CONFIG).read_text())["origin"])
     folder.mkdir(parents=True, exist_ok=True)
     origin = "recipe" if plan.recipe else "drawn by rule: no recipe at hand"
     weight = partial(draw, random=np.random.default_rng(1))
     if plan.recipe:
         weight = module("stress").recipe(Path(plan.recipe)).weight
-    shapes = {name: info.shape for name, info in published(backbone).items() if not is_optional(name)}
+    shapes = {name: info.shape for name, info in published(plan.backbone).items() if not is_optional(name)}
     save_file({name: np.ascontiguousarray(weight(name, shape)) for name, shape in shapes.items()}, folder / WEIGHTS)
     config = {"model_type": "birefnet", "patch_order": plan.patch_order, "input_size": [plan.side, plan.side]}
-    (folder / CONFIG).write_text(json.dumps(config | {"origin": origin}))
+    (folder / CONFIG).write_text(json.dumps(config))
     return origin
 
 
-def ours(plan: Plan, backbone: str, dtype: Any) -> Any:
+def ours(plan: Plan, dtype: Any) -> Any:
     """Folded, as the service loads it, in torch alone."""
-    state: dict[str, Any] = load_file(plan.weights(backbone) / WEIGHTS)
+    state: dict[str, Any] = load_file(plan.weights / WEIGHTS)
     order = PatchOrder(plan.patch_order)
-    return assemble(BACKBONES[backbone], order, state.__getitem__, device=plan.device, dtype=dtype)
+    return assemble(BACKBONES[plan.backbone], order, state.__getitem__, device=plan.device, dtype=dtype)
 
 
-def plain(plan: Plan, backbone: str) -> tuple[Any, str]:
+def plain(plan: Plan) -> tuple[Any, str]:
     """The tests' oracle in float32, on the device, and which deformable convolution it uses.
 
     The author's code calls torchvision's, which is much faster on a GPU than the oracle's own gathering: with
     torchvision at hand the plain way gets it too.
     """
     oracle = module("oracle")
-    network = oracle.build(backbone, plan.patch_order)
-    state = load_file(plan.weights(backbone) / WEIGHTS)
+    network = oracle.build(plan.backbone, plan.patch_order)
+    state = load_file(plan.weights / WEIGHTS)
     # The counters of BatchNorm are optional, and nothing reads them.
     network.load_state_dict({name: state[name] for name in network.state_dict() if not is_optional(name)}, strict=False)
     network = network.to(plan.device)
@@ -192,7 +190,7 @@ def ceilings(plan: Plan, answer: Answer) -> None:
     count = min(COPY_BYTES, torch.cuda.mem_get_info()[0] // 4) // 4 if plan.is_gpu else 1 << 20
     source, target = torch.randn(count, device=plan.device), torch.empty(count, device=plan.device)
     answer.put(copy_tbs=2 * 4 * count / timed(lambda: target.copy_(source), plan, repeats=10) / 1e12)
-    answer.put(flops={backbone: flops(backbone, plan.side) for backbone in {plan.backbone, plan.lite}}, matrix=side)
+    answer.put(flops=flops(plan.backbone, plan.side), matrix=side)
 
 
 def normalised(image: Image.Image, side: int) -> Any:
@@ -219,7 +217,7 @@ def cut_out(network: Any, image: Image.Image, plan: Plan, way: str) -> Image.Ima
     return cutout
 
 
-def naive(plan: Plan, answer: Answer, backbone: str = "", ways: tuple[str, ...] = NAIVE_WAYS) -> None:
+def naive(plan: Plan, answer: Answer) -> None:
     """The plain ways, one image at a time: as the author's page does it, under autocast, and cast to float16.
 
     From a decoded image to an image with alpha, all on the caller's thread: Pillow resizes, torch normalises, the mask
@@ -229,9 +227,9 @@ def naive(plan: Plan, answer: Answer, backbone: str = "", ways: tuple[str, ...] 
     choose_device(plan)
     torch.set_float32_matmul_precision("high")
     images = [Image.fromarray(image.rgb) for image in drawn(4, plan.side)]
-    network, deformable = plain(plan, backbone or plan.backbone)
+    network, deformable = plain(plan)
     answer.put(deformable=deformable)
-    for way in ways:
+    for way in NAIVE_WAYS:
         if way.endswith("cast to float16"):
             network = network.half()
         with answer.or_error({"step": way}, RuntimeError, NotImplementedError):
@@ -258,7 +256,7 @@ def kernels(plan: Plan, answer: Answer) -> None:
     """
     choose_device(plan)
     kind = "float16" if plan.is_gpu else "float32"
-    network = ours(plan, plan.backbone, getattr(torch, kind))
+    network = ours(plan, getattr(torch, kind))
     layers = [layer for layer in network.modules() if isinstance(layer, KernelLayer)]
     kinds = sorted({type(layer).__name__ for layer in layers})
     rows: dict[str, list[str]] = {"no kernels": []}

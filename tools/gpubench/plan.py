@@ -21,10 +21,9 @@ class Plan:
     work: str  # folder of weights, images and answers, for the length of the run
     device: str = "cuda:0"
     backbone: str = "swin_v1_l"
-    lite: str = "swin_v1_t"
     side: int = 1024
     recipe: str = ""  # folder with recipe.py, or empty: weights are then drawn by rule
-    checkpoint: str = ""  # folder of weights of one's own for `backbone`, or empty
+    checkpoint: str = ""  # folder of weights of one's own, or empty
     patch_order: str = "channel_first"
     batches: tuple[int, ...] = (1, 2, 4, 8, 16)
     repeats: int = 10  # forwards that count, per row of networks alone
@@ -46,8 +45,9 @@ class Plan:
         """Batches of one, and of the largest size up to eight."""
         return sorted({1, min(8, max(self.batches))})
 
-    def weights(self, backbone: str) -> Path:
-        return Path(self.checkpoint) if self.checkpoint and backbone == self.backbone else Path(self.work) / backbone
+    @property
+    def weights(self) -> Path:
+        return Path(self.checkpoint or Path(self.work, "weights"))
 
     def save(self) -> Path:
         path = Path(self.work) / "plan.json"
@@ -82,15 +82,10 @@ def load(path: Path) -> Plan:
     return Plan(**values)
 
 
-def recipe_folder(said: str) -> str:
-    """Where recipe.py lies: as said, or where the tests look, or inside the checkout. Empty when nowhere."""
-    found = [Path(os.environ.get("RMBGD_SHARED", ROOT.parent / "shared")) / "birefnet", ROOT / "shared" / "birefnet"]
-    for place in [Path(said)] if said else found:
-        if (place / "recipe.py").exists():
-            return str(place.absolute())
-    if said:
-        raise SystemExit(f"--recipe {said}: no recipe.py there")
-    return ""
+def recipe_folder() -> str:
+    """Where recipe.py lies: where the tests look, or inside the checkout. Empty when nowhere."""
+    shared = [Path(os.environ.get("RMBGD_SHARED", ROOT.parent / "shared")), ROOT / "shared"]
+    return next((str(place / "birefnet") for place in shared if (place / "birefnet" / "recipe.py").exists()), "")
 
 
 class Answer:

@@ -76,15 +76,15 @@ def rows_of(answers: Answers, section: str) -> list[dict[str, Any]]:
     return [{**row, **{f"{name}_gb": round(n / 1e9, 2) for name, n in row.get("memory", {}).items()}} for row in rows]
 
 
-def naive_ms(answers: Answers, section: str = "naive") -> float | None:
-    found = (row["ms"] for row in rows_of(answers, section) if row["step"] == "naive float32" and "ms" in row)
-    return next(found, None)
+def naive_ms(answers: Answers) -> float | None:
+    rows = rows_of(answers, "naive")
+    return next((row["ms"] for row in rows if row["step"] == "naive float32" and "ms" in row), None)
 
 
-def completed(answers: Answers, section: str, backbone: str, naive: float | None) -> list[dict[str, Any]]:
+def completed(answers: Answers, section: str) -> list[dict[str, Any]]:
     """The rows of a section with per_second, ratio, TFLOP/s and the share of the measured float16 ceiling."""
-    ceilings = answers.get("ceilings", {})
-    flops, peak = ceilings.get("flops", {}).get(backbone), ceilings.get("float16_tflops")
+    ceilings, naive = answers.get("ceilings", {}), naive_ms(answers)
+    flops, peak = ceilings.get("flops"), ceilings.get("float16_tflops")
     rows = rows_of(answers, section)
     for row in rows:
         if "ms" in row:
@@ -146,12 +146,11 @@ def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
             f"ceilings measured here: {ceilings['float16_tflops']:.2f} TFLOP/s float16, "
             f"{ceilings['bfloat16_tflops']:.2f} bfloat16, {ceilings['float32_tflops']:.2f} float32 (products of "
             f"{ceilings['matrix']}), copy {ceilings['copy_tbs']:.3f} TB/s; "
-            f"one image is {ceilings['flops'].get(plan['backbone'], 0.0) / 1e12:.3f} TFLOP"
+            f"one image is {ceilings['flops'] / 1e12:.3f} TFLOP"
         )
     yield from _rows("Errors against float32", ACCURACY, rows_of(answers, "accuracy"))
-    for section, title in (TITLES | {"lite": f"{plan['lite']}, likewise"}).items():
-        backbone, naive = ("lite", "lite") if section == "lite" else ("backbone", "naive")
-        rows = completed(answers, section, plan[backbone], naive_ms(answers, naive))
+    for section, title in TITLES.items():
+        rows = completed(answers, section)
         if plan["device"] == "cpu":
             rows = [row | {"roofline": None} for row in rows]
         yield from _rows(title, STEPS, rows)

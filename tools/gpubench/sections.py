@@ -1,6 +1,6 @@
 """Everything that is claimed about a GPU: the plain way first, then our steps, one by one.
 
-    python -m tools.bench gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540] [--recipe FOLDER]
+    python -m tools.bench gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540]
     python -m tools.bench gpu --out FOLDER --device cpu --quick
 
 Run it in the checkout's root, on a machine without other work. tools/gpu_session.sh runs the GPU tests before it, which
@@ -8,8 +8,8 @@ compare logits with the reference's and hold the memory that the engine may take
 Each section is a process of its own, so that one that fails, hangs or breaks the device's context loses only itself;
 the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt and bench_gpu.log.
 
-Weights are drawn by the recipe where its folder is found (--recipe, RMBGD_SHARED/birefnet, ../shared/birefnet, or
-shared/birefnet in the checkout), else by the same rule from other numbers; --checkpoint takes a folder of your own.
+Weights are drawn by the recipe where its folder is found (RMBGD_SHARED/birefnet, ../shared/birefnet, or shared/birefnet
+in the checkout), else by the same rule from other numbers; --checkpoint takes a folder of your own.
 
 Sections, in the order in which they run:
 
@@ -22,7 +22,6 @@ waterfall   the engine in its process, step by step: eager, own kernels, graphs,
 hot_folder  2,000 files through the real service, with the stage that bounds it
 sources     eight droppers beside one, below capacity
 kernels     what each kind of kernel is worth alone
-lite        the small backbone
 """
 
 from __future__ import annotations
@@ -60,7 +59,6 @@ SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds 
     "hot_folder": ("service:hot_folder", 180),
     "sources": ("service:sources", 90),
     "kernels": ("networks:kernels", 90),
-    "lite": ("engines:lite", 120),
 }
 LEAST = 10.0  # s left of the budget, below which no section begins
 LIBRARIES = ("torch", "triton", "torchvision", "numpy", "pillow", "opencv-python-headless", "transformers")
@@ -72,7 +70,7 @@ def prepare(plan: Plan, answer: Answer) -> None:
 
     from tools.gpubench.networks import write_weights
 
-    answer.put(weights=write_weights(plan, plan.backbone))  # first: every other section needs them
+    answer.put(weights=write_weights(plan))  # first: every other section needs them
     models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     answer.put(
         date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -152,7 +150,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", type=_sections, default=list(SECTIONS), help=f"of {', '.join(list(SECTIONS)[1:])}")
     parser.add_argument("--budget", type=float, default=540.0, metavar="S", help="for all sections (default: 540)")
     parser.add_argument("--backbone", choices=("swin_v1_l", "swin_v1_t"), help="default: swin_v1_l")
-    parser.add_argument("--recipe", default="", metavar="FOLDER", help="with recipe.py")
     parser.add_argument("--checkpoint", default="", metavar="FOLDER", help="with model.safetensors for --backbone")
     parser.add_argument("--patch-order", default="channel_first", choices=("channel_first", "tile_first"))
 
@@ -173,7 +170,7 @@ def run(chosen: argparse.Namespace) -> Report:
         plan = Plan(
             work=work,
             device=chosen.device,
-            recipe=recipe_folder(chosen.recipe),
+            recipe=recipe_folder(),
             checkpoint=str(Path(chosen.checkpoint).absolute()) if chosen.checkpoint else "",
             patch_order=chosen.patch_order,
             **{**quick, **backbone},

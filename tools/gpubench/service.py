@@ -46,7 +46,7 @@ class Service(ServiceUnderTest):
             "engine": {"device": plan.device, "start_timeout": plan.start_timeout},
             "health": {"require_gpu": plan.is_gpu},
         }
-        recipe = {"model": str(plan.weights(plan.backbone)), "patch_order": plan.patch_order}
+        recipe = {"model": str(plan.weights), "patch_order": plan.patch_order}
         super().__init__(base, settings=settings, folder={"originals": "delete", "done": None}, recipe=recipe)
         self.fresh_interpreter = True
 
