@@ -52,7 +52,7 @@ def main(words: list[str]) -> int:
         (options.out / f"bench_{name}.txt").write_text(text)
         (options.out / f"bench_{name}.json").write_text(json.dumps(report.found, indent=1))
     Console().print(text, markup=False, highlight=False, soft_wrap=True, end="")
-    print(json.dumps(report.found if report.line is None else report.line))
+    print(json.dumps(report.found))
     return report.status
 
 

@@ -236,12 +236,15 @@ class Faults:
         self._service.signal(signal.SIGSTOP)
         self._repair_later(self._service.signal, signal.SIGCONT)
 
-    def _kill_engine(self, number: int = signal.SIGKILL) -> None:
-        with contextlib.suppress(ProcessLookupError, IndexError):
-            os.kill(self._dice.choice(self._service.children()), number)
+    def _kill_engine(self) -> None:
+        self._signal_engine(signal.SIGKILL)
 
     def _freeze_engine(self) -> None:
-        self._kill_engine(signal.SIGSTOP)
+        self._signal_engine(signal.SIGSTOP)
+
+    def _signal_engine(self, number: int) -> None:
+        with contextlib.suppress(ProcessLookupError, IndexError):
+            os.kill(self._dice.choice(self._service.children()), number)
 
     def _cuda_error(self) -> None:
         self._service.steps([f"cuda:{self._dice.choice(sorted(CUDA_ERRORS))}"])

@@ -18,7 +18,6 @@ class Report:
 
     shown: Sequence[RenderableType]
     found: Mapping[str, object]
-    line: Mapping[str, object] | None = None  # what is printed of it, where that is shorter
     status: int = 0
 
     def text(self) -> str:
@@ -42,14 +41,10 @@ def values(title: str, found: Mapping[str, object]) -> Table:
     return table(title, "measure", "value", rows=[(key.replace("_", " "), _words(each)) for key, each in found.items()])
 
 
-def number(value: float | None, digits: int) -> str | None:
-    return None if value is None else f"{value:,.{digits}f}"
-
-
 def _words(value: object) -> str:
     if isinstance(value, Mapping):
         return "\n".join(f"{key} {_words(each)}" for key, each in value.items())
-    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
+    return f"{round(value, 3):,}" if isinstance(value, (int, float)) else str(value)
 
 
 def steps(count: int, what: str) -> Iterable[int]:

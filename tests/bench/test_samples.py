@@ -19,7 +19,6 @@ from rmbgd.errors import ConfigError
 
 
 def test_drawn_images_are_the_same_everywhere() -> None:
-    """Two draws agree byte for byte; two numbers do not."""
     first, second = images.drawn(2, 64), images.drawn(2, 64)
     assert [each.data for each in first] == [each.data for each in second]
     assert first[0].data != first[1].data
@@ -42,9 +41,7 @@ def test_folder_gives_what_the_service_would_take(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     Image.new("RGBA", (20, 10), "blue").save(tmp_path / "deep" / "b.png")
     (tmp_path / "notes.txt").write_text("no image")
-
     found = images.from_folder(tmp_path, LimitSettings())
-
     assert [("a.jpg", "JPEG", (30, 40, 3)), ("deep/b.png", "PNG", (10, 20, 3))] == [
         (each.name, each.form, each.rgb.shape) for each in found
     ]
@@ -98,7 +95,6 @@ def test_percentile_of_too_few_is_left_out(count: int, p95: bool, p99: bool) -> 
 
 
 def test_nothing_measured_is_an_error() -> None:
-    """No figure is made up."""
     with pytest.raises(ValueError, match="nothing was measured"):
         spread([])
 
@@ -119,7 +115,6 @@ def test_hand_over_is_what_the_stages_leave() -> None:
 
 
 def test_largest_has_its_share() -> None:
-    """3 of 4 is three quarters; nothing has no largest."""
     assert ("b", 0.75) == largest({"a": 1.0, "b": 3.0})
     assert ("", 0.0) == largest({})
     assert ("", 0.0) == largest({"a": 0.0})
@@ -159,6 +154,5 @@ def test_busy_counts_between_two_readings_only() -> None:
 
 
 def test_no_time_between_two_readings_is_an_error() -> None:
-    """A share of nothing is no number."""
     with pytest.raises(ValueError, match="0 seconds"):
         busy(NO_WAITS, NO_WAITS, 0, THREADS)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tools import bench
 from tools.gpubench import accuracy, networks, sections
-from tools.gpubench.plan import QUICK, Answer, Plan, answers, load
+from tools.gpubench.plan import QUICK, Answer, Plan, answers
 
 REPOSITORY = Path(__file__).parents[2]
 GPU_ON_CPU = ("gpu", "--device", "cpu", "--quick")
@@ -110,11 +110,6 @@ def test_unknown_section_is_a_usage_error(tmp_path: Path) -> None:
         bench.main(["gpu", "--out", str(tmp_path / "out"), "--only", "speed"])
     assert (2, False) == (ended.value.code, (tmp_path / "out").exists())
     assert bench.main(["speed"]) == 2
-
-
-def test_plan_survives_its_file(tmp_path: Path) -> None:
-    plan = plan_in(tmp_path)
-    assert plan == load(plan.save())
 
 
 # --- what the sections compare

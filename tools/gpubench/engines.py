@@ -74,8 +74,6 @@ def step(
         answer.or_error({"step": name, "batch": sizes[0]}, RmbgdError),
         started(plan, images, places=2 * max(sizes), batches=max(sizes), **options) as engine,
     ):
-        start = {"detail": engine.description.detail, "models": list(engine.description.models.values())}
-        answer.row({"step": name, "start_seconds": engine.start_seconds} | start, "starts")
         offered, left_out = engine.sizes(sizes)
         for size, why in left_out.items():
             answer.row({"step": name, "batch": size, "error": why})

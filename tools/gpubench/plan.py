@@ -6,8 +6,8 @@ import contextlib
 import importlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,14 @@ class Plan:
     recipe: str = ""  # folder with recipe.py, or empty: weights are then drawn by rule
     checkpoint: str = ""  # folder of weights of one's own, or empty
     patch_order: str = "channel_first"
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
+    batches: Sequence[int] = (1, 2, 4, 8, 16)
     repeats: int = 10  # forwards that count, per row of networks alone
     naive_images: int = 30
     row_seconds: float = 3.0  # per row of the waterfall
     latency_images: int = 1000  # one at a time
     accuracy_images: int = 4
     hot_files: int = 2000  # through the service
-    steps: tuple[str, ...] = ()  # of the waterfall; empty means all
+    steps: Sequence[str] = ()  # of the waterfall; empty means all
     source_seconds: float = 10.0  # with one, and with eight sources
     start_timeout: float = 180.0
 
@@ -48,11 +48,6 @@ class Plan:
     @property
     def weights(self) -> Path:
         return Path(self.checkpoint or Path(self.work, "weights"))
-
-    def save(self) -> Path:
-        path = Path(self.work) / "plan.json"
-        path.write_text(json.dumps(asdict(self)))
-        return path
 
 
 QUICK: Mapping[str, Any] = {
@@ -74,12 +69,6 @@ QUICK: Mapping[str, Any] = {
 def module(name: str) -> Any:
     """A module of the tests: the oracle, or the reader of recipes."""
     return importlib.import_module(f"tests.models.{name}")
-
-
-def load(path: Path) -> Plan:
-    values: dict[str, Any] = json.loads(path.read_text())
-    values |= {name: tuple(each) for name, each in values.items() if isinstance(each, list)}
-    return Plan(**values)
 
 
 def recipe_folder() -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import RenderableType
 from rich.markup import escape
 
-from tools.tables import number, table
+from tools.tables import table, values
 
 Answers = Mapping[str, Any]
 Columns = Mapping[str, tuple[str, str]]  # head -> (key of a row, how its value is written)
@@ -139,15 +139,10 @@ def targets(answers: Answers) -> list[Target]:
 
 def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     answers, plan = result["answers"], result["plan"]
-    yield escape(", ".join(f"{name} {value}" for name, value in answers.get("prepare", {}).items()))
     yield f"{plan['backbone']}, {plan['side']} x {plan['side']}, on {plan['device']}"
-    if "matrix" in (ceilings := answers.get("ceilings", {})):  # written last: nothing is missing
-        yield (
-            f"ceilings measured here: {ceilings['float16_tflops']:.2f} TFLOP/s float16, "
-            f"{ceilings['bfloat16_tflops']:.2f} bfloat16, {ceilings['float32_tflops']:.2f} float32 (products of "
-            f"{ceilings['matrix']}), copy {ceilings['copy_tbs']:.3f} TB/s; "
-            f"one image is {ceilings['flops'] / 1e12:.3f} TFLOP"
-        )
+    for section in ("prepare", "ceilings", "hot_folder", "sources"):
+        if section in answers:
+            yield values(section.replace("_", " "), answers[section])
     yield from _rows("Errors against float32", ACCURACY, rows_of(answers, "accuracy"))
     for section, title in TITLES.items():
         rows = completed(answers, section)
@@ -156,7 +151,6 @@ def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
         yield from _rows(title, STEPS, rows)
         limits = answers.get(section, {}).get("limits", [])  # what engines did without, each said once
         yield from dict.fromkeys(escape(f"{row['step']}: {row['what']}: {row['detail']}") for row in limits)
-    yield from _service(answers)
     for name, error in result["errors"].items():
         yield f"[bold]{name}[/] FAILED: {escape(error)}"
     judged = [(*target[:4], target.verdict) for target in targets(answers)]
@@ -179,22 +173,3 @@ def _cell(value: Any, form: str) -> str | None:
     if value is None or isinstance(value, bool):
         return {None: None, True: "yes", False: "NO"}[value]
     return form.format(value)
-
-
-def _service(answers: Answers) -> Iterator[str]:
-    hot, sources = answers.get("hot_folder", {}), answers.get("sources", {})
-    if "milliseconds" in hot:
-        stages = ", ".join(f"{stage} {value:.1f}" for stage, value in hot["milliseconds"].items())
-        shares = ", ".join(f"{stage} {share:.0%}" for stage, share in hot["busy"].items())
-        yield (
-            f"Hot folder, {hot['files']} JPEG in, PNG out: {hot['per_second']:.2f} a second on "
-            f"{', '.join(hot['devices'])}, mean batch {hot['mean_batch']:.1f}, threads {hot['threads']}; "
-            f"not waiting for others: {shares}; bound by {hot['bound']}; ms per image: {stages}"
-        )
-    for droppers in ("1", "8"):
-        if {droppers, "rate_of_each"} <= sources.keys():
-            row, rate, origin = sources[droppers], sources["rate_of_each"], sources["rate_is"]
-            yield (
-                f"{droppers} dropping {rate:.2f} a second each ({origin}): "
-                f"p50 {row['p50']:.0f} ms, p95 {number(row['p95'], 0)} ms over {row['count']}"
-            )

@@ -30,6 +30,7 @@ import argparse
 import contextlib
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -44,7 +45,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tools.gpubench.plan import QUICK, ROOT, Answer, Plan, answers, load, recipe_folder
+from tools.gpubench.plan import QUICK, ROOT, Answer, Plan, answers, recipe_folder
 from tools.gpubench.report import shown
 from tools.tables import Report
 
@@ -77,9 +78,12 @@ def prepare(plan: Plan, answer: Answer) -> None:
         python=platform.python_version(),
         processors=len(os.sched_getaffinity(0)),
         processor=models[0] if models else "",
-        commit=commit(),
         device=plan.device,
     )
+    with contextlib.suppress(OSError):  # there may be no git
+        command = ["git", "describe", "--always", "--dirty"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        answer.put(commit=done.stdout.strip())
     installed = {str(each.name).lower(): each.version for each in importlib.metadata.distributions()}
     answer.put(**{name: installed.get(name, "not installed") for name in LIBRARIES})
     if plan.is_gpu:
@@ -89,18 +93,10 @@ def prepare(plan: Plan, answer: Answer) -> None:
         answer.put(gpu=properties.name, gpu_bytes=properties.total_memory, cuda=torch.version.cuda, driver=said)
 
 
-def commit() -> str:
-    """Of the checkout, where there is one, and git."""
-    with contextlib.suppress(OSError):
-        command = ["git", "describe", "--always", "--dirty"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    return "unknown"
-
-
 def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
     """Its error in one line; empty when it came to its end. What it found before is kept in either case."""
     log = Path(plan.work) / f"log-{name}.txt"
-    command = [sys.executable, "-m", "tools.gpubench.sections", name, str(plan.save())]
+    command = [sys.executable, "-m", "tools.gpubench.sections", name, json.dumps(asdict(plan))]
     environment = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
     with log.open("wb") as stream:
         process = subprocess.Popen(
@@ -176,13 +172,11 @@ def run(chosen: argparse.Namespace) -> Report:
             **{**quick, **backbone},
         )
         found = run_all(plan, chosen.only, out, chosen.budget)
-    # For one line; what engines reported at their start is in the file.
-    short = {name: {k: v for k, v in each.items() if k != "starts"} for name, each in found["answers"].items()}
-    return Report(list(shown(found)), found, found | {"answers": short}, 1 if found["errors"] else 0)
+    return Report(list(shown(found)), found, 1 if found["errors"] else 0)
 
 
 if __name__ == "__main__":  # the process of one section
-    run_plan = load(Path(sys.argv[2]))
+    run_plan = Plan(**json.loads(sys.argv[2]))
     place, _, function = SECTIONS[sys.argv[1]][0].partition(":")
     measure: Callable[[Plan, Answer], None] = getattr(importlib.import_module(f"tools.gpubench.{place}"), function)
     measure(run_plan, Answer(Path(run_plan.work) / f"answer-{sys.argv[1]}.json"))
