@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tools.demo import checkerboard, over
+from tools.demo import tiles
 
 PHOTOGRAPH = "astronaut.png"  # Eileen Collins, NASA, public domain
 HEIGHT, GAP, QUALITY = 320, 8, 76
@@ -23,15 +23,10 @@ def before_after(target: Path) -> None:
         source, result = Path(scratch, PHOTOGRAPH), Path(scratch, "out")
         source.write_bytes((resources.files("skimage") / "data" / PHOTOGRAPH).read_bytes())
         subprocess.run([sys.executable, "-m", "rmbgd", "once", source, result, "--device", "cpu"], check=True)
-        with Image.open(source) as opened:
-            photograph = opened.convert("RGB")
-        with Image.open(result / PHOTOGRAPH) as opened:
-            cutout = opened.convert("RGBA")
-    size = cutout.size
-    tiles = [photograph, over(cutout, checkerboard(size, 16)), over(cutout, Image.new("RGB", size, MAGENTA))]
-    width = round(HEIGHT * size[0] / size[1])
+        images = tiles(source, result / PHOTOGRAPH, MAGENTA, 16)
+    width = round(HEIGHT * images[0].width / images[0].height)
     strip = Image.new("RGB", (3 * width + 2 * GAP, HEIGHT), "white")
-    for column, tile in enumerate(tiles):
+    for column, tile in enumerate(images):
         strip.paste(tile.resize((width, HEIGHT), Image.Resampling.LANCZOS), (column * (width + GAP), 0))
     strip.save(target, quality=QUALITY, optimize=True, progressive=True)
 

@@ -30,7 +30,6 @@ BENCHES = {
     "load": "tools.benches.load",
     "gpu": "tools.gpubench.sections",
 }
-WIDTH = 150
 
 
 def main(words: list[str]) -> int:
@@ -47,13 +46,13 @@ def main(words: list[str]) -> int:
     bench.add_arguments(parser)
     options = parser.parse_args(words[1:])
     report: Report = bench.run(options)
-    text = report.text(WIDTH)
+    text = report.text()
     if options.out is not None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / f"bench_{name}.txt").write_text(text)
         (options.out / f"bench_{name}.json").write_text(json.dumps(report.found, indent=1))
     Console().print(text, markup=False, highlight=False, soft_wrap=True, end="")
-    print(json.dumps(report.found if report.line is None else report.line))
+    print(json.dumps(report.found))
     return report.status
 
 

@@ -2,7 +2,8 @@
 
 A leg has folders, a service and an audit of its own, so nothing of one is needed for the next. What is done stands in
 the file --out: started again with the same arguments, a campaign does the legs that are missing there. A leg whose
-audit found something is reported, and done again the next time.
+audit found something is reported, and done again the next time. To be run in the checkout: campaigns use the harness of
+the tests. Each prints a table, then one JSON line; exit status 1 for a finding.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
 
 from tests.support.mounts import memory_folder
 from tools.tables import values
@@ -25,25 +26,19 @@ from tools.tables import values
 Leg = Callable[[Path, int, int], dict[str, Any]]  # (empty folder, faults, seed) -> counts; raises AssertionError
 
 
-def steps(count: int, what: str) -> Iterable[int]:
-    """0 up to `count`, with a bar on standard error."""
-    return track(range(count), what, console=Console(stderr=True))
-
-
 def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int, in_memory: bool = True) -> int:
-    """`count` faults of that `unit` by default, `each` of them a leg. The exit status: 1 for a finding."""
+    """`count` faults of that `unit` by default, `each` of them a leg. The exit status."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(f"--{unit}", dest="count", type=int, default=count, help=f"in all (default: {count:,})")
     parser.add_argument("--each", type=int, default=each, help=f"{unit} of a leg (default: {each:,})")
     parser.add_argument("--seed", type=int, default=1, help="of the first leg (default: 1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; a campaign that it tells of is continued")
     given = parser.parse_args()
-    record = Record(given.out, name, {"seed": given.seed, unit: given.count, "each": given.each})
+    record = Record(given.out, {"campaign": name, "seed": given.seed, unit: given.count, "each": given.each})
     for number, first in enumerate(range(0, given.count, given.each)):
-        seed = given.seed + number
-        if record.has(seed):
+        seed, began = given.seed + number, time.monotonic()
+        if str(seed) in record.legs:
             continue
-        began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix=f"rmbgd-{name}-") as fallback:
             folder = memory_folder(Path(fallback)) if in_memory else nullcontext(Path(fallback))
             with folder as base:
@@ -52,7 +47,7 @@ def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int, i
                 except AssertionError as error:
                     print(json.dumps({"seed": seed, "found": str(error)[-8000:]}))
                     return 1
-        record.add(seed, found | {"seconds": round(time.monotonic() - began, 1)})
+        record.add(str(seed), found | {"seconds": round(time.monotonic() - began, 1)})
     Console().print(values(name.replace("_", " "), record.total()))
     print(json.dumps(record.total()))
     return 0
@@ -61,36 +56,30 @@ def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int, i
 class Record:
     """Legs by seed, in a file where one is named. Raises SystemExit for a file of another campaign."""
 
-    def __init__(self, path: Path | None, name: str, arguments: Mapping[str, int]) -> None:
-        self._path, self._head = path, {"campaign": name, **arguments}
-        self._legs: dict[str, dict[str, Any]] = {}
+    def __init__(self, path: Path | None, head: Mapping[str, Any]) -> None:
+        self._path, self._head = path, dict(head)
+        self.legs: dict[str, dict[str, Any]] = {}
         if path is not None and path.exists():
             known = json.loads(path.read_text())
-            self._legs = known.pop("legs")
-            known.pop("total")
+            self.legs = known.pop("legs")
+            del known["total"]
             if known != self._head:
                 raise SystemExit(f"{path} is of another campaign ({known}); name another file, or remove it")
 
-    def has(self, seed: int) -> bool:
-        return str(seed) in self._legs
-
-    def add(self, seed: int, counts: dict[str, Any]) -> None:
-        self._legs[str(seed)] = counts
+    def add(self, seed: str, counts: dict[str, Any]) -> None:
+        self.legs[seed] = counts
         if self._path is not None:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             part = self._path.with_suffix(".part")
-            part.write_text(json.dumps({**self._head, "total": self.total(), "legs": self._legs}, indent=1))
+            part.write_text(json.dumps({**self._head, "total": self.total(), "legs": self.legs}, indent=1))
             part.replace(self._path)
 
     def total(self) -> dict[str, Any]:
         """Counts and seconds of all legs; what cannot be added stands with its leg only."""
-        found: dict[str, Any] = {"legs": len(self._legs)}
-        for counts in self._legs.values():
-            found = _sum(found, counts)
-        return found
+        return reduce(_sum, self.legs.values(), {"legs": len(self.legs)})
 
 
-def _sum(left: dict[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
+def _sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:
     found = dict(left)
     for key, value in right.items():
         if isinstance(value, Mapping):

@@ -28,14 +28,7 @@ from rmbgd.models.checkpoint import BACKBONES, TensorInfo, read_header, require_
 WRAPPERS = ("module.", "_orig_mod.", "model.")  # DataParallel, torch.compile, Lightning
 NESTS = ("state_dict", "model", "model_state_dict", "params", "net", "ema")
 DTYPES = {"keep": None, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_SPELT = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-}
+_SPELT = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64", torch.int64: "I64"}
 
 
 def read(source: Path) -> dict[str, Tensor]:
@@ -88,11 +81,9 @@ def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> str
     tensors = read(source)
     infos = {name: TensorInfo(tuple(each.shape), _SPELT.get(each.dtype, "?")) for name, each in tensors.items()}
     backbone = require_published(infos, source)  # every needed tensor, and no other
-    plain = {}
-    for name, tensor in tensors.items():
-        cast = tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor
-        # Tensors of one storage (tied, or views) are written apart: the format has no sharing.
-        plain[name] = cast.clone(memory_format=torch.contiguous_format)
+    cast = {name: each.to(dtype or each.dtype) if each.is_floating_point() else each for name, each in tensors.items()}
+    # Tensors of one storage (tied, or views) are written apart: the format has no sharing.
+    plain = {name: each.clone(memory_format=torch.contiguous_format) for name, each in cast.items()}
     make_readable_folder(target.parent)
     staged = target.with_name(f".{target.name}.tmp")
     try:

@@ -36,13 +36,6 @@ PROVENANCE = {
 }
 
 
-def convolution_names() -> list[str]:
-    """Names of the network's convolutions in the order in which the graph of the ONNX file has them."""
-    with torch.device("meta"):
-        network = U2NetP()
-    return [name for name, module in network.named_modules() if isinstance(module, torch.nn.Conv2d)]
-
-
 def convert(data: bytes) -> dict[str, np.ndarray]:
     """Bytes of the ONNX file -> tensor name -> float32 array. Raises ValueError for any file but the published one."""
     found = hashlib.sha256(data).hexdigest()
@@ -51,9 +44,12 @@ def convert(data: bytes) -> dict[str, np.ndarray]:
     graph = onnx.load_from_string(data).graph
     stored = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     convolutions = [node for node in graph.node if node.op_type == "Conv"]
+    with torch.device("meta"):
+        network = U2NetP()
+    names = [name for name, module in network.named_modules() if isinstance(module, torch.nn.Conv2d)]
     return {
         f"{name}.{part}": stored[source]
-        for name, node in zip(convolution_names(), convolutions, strict=True)
+        for name, node in zip(names, convolutions, strict=True)  # in the same order
         for part, source in zip(("weight", "bias"), node.input[1:], strict=True)
     }
 

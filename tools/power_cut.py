@@ -6,9 +6,7 @@ there is audited before the next start. Needs root and loop devices. Does not te
 
     python -m tools.power_cut [--rounds 200] [--each 50] [--seed 1] [--out FILE]
 
-To be run in the checkout: it uses the harness of the tests.
-
-Prints a table, then one JSON line; exit status 1 when the audit finds something, 2 where it cannot run.
+Exit status 2 where it cannot run.
 """
 
 from __future__ import annotations
@@ -28,7 +26,8 @@ from tests.support import audit
 from tests.support.images import sample_image
 from tests.support.mounts import cut_power, disk, memory_folder, mount, own_mounts, run
 from tests.support.service import ServiceUnderTest
-from tools.campaign import main, steps
+from tools.campaign import main
+from tools.tables import steps
 
 IMAGES = 12  # new ones per round
 LIFE = (0.0, 1.2)  # s from ready until the cut

@@ -16,15 +16,14 @@ and are seen in the slope of all that is resident.
 
     python -m tools.soak [--seconds 600] [--each 600] [--seed 1] [--out FILE]
 
-To be run in the checkout: it uses the harness of the tests.
-
-Prints the report of each leg, a table, then one JSON line; exit status 1 when something was lost, or surely grows.
+Prints the report of each leg as well; exit status 1 when something was lost, or surely grows.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import random
 import resource
@@ -32,9 +31,16 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
 
 from rmbgd.clock import SystemClock
 from rmbgd.store.ledger import Ledger
@@ -44,7 +50,7 @@ from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import assert_cutout_of, rgba_of, sample_image
 from tests.support.service import ENDINGS
 from tools.campaign import main
-from tools.growth import REMEMBERED, Readings, report
+from tools.tables import table
 
 RATE = 12.0  # images a second: heaps and caches fill in some thousand images, and what grows after that is meant
 HOSTILE_SHARE = 0.2
@@ -55,7 +61,104 @@ FINISH = 120.0  # s for the rest after the last fault
 JUDGED_FROM = 600.0  # s
 PACE = 43_200.0  # s of the service's wall clock in one of ours: what it remembers for 30 days is forgotten in a minute
 LIVES_END = 0.4  # share of the run in which faults end lives, too: slopes need a life of some length
+WARM_UP = 100.0  # s of each life that are not counted; in runs of less than ten minutes a tenth of the run
+REMEMBERED = 100.0  # s after which the ledger has surely begun to forget
+Z = 1.959964  # the normal distribution's 97.5 % quantile
 GROWTH = 1 << 20  # bytes per 1,000 images that memory in use may at most be growing by, for certain
+
+
+# --- readings, and whether they grow
+
+
+class Slope(NamedTuple):
+    value: float
+    low: float
+    high: float
+
+    def per(self, unit: float) -> list[float | None]:
+        """For JSON, which knows no infinity: None for a bound that nothing is known of."""
+        return [round(each * unit, 3) if math.isfinite(each) else None for each in self]
+
+
+def slope(times: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> Slope:
+    """The slope of a quantity over time with its 95 % bounds; one sequence per life of the process.
+
+    Ordinary least squares with an intercept for each life; the error is widened for readings that resemble their
+    neighbours, by their lag-1 autocorrelation (effective number n (1 - r) / (1 + r)). Student's t by Peiser's
+    expansion. Infinite bounds where there is too little to tell.
+    """
+    x, y = (np.concatenate([np.asarray(life) - np.mean(life) for life in lives or [[0]]]) for lives in (times, values))
+    spread = x @ x
+    if len(x) < 3 + len(times) or not spread:
+        return Slope(0.0, -math.inf, math.inf)
+    value = float(x @ y / spread)
+    rest = y - value * x
+    power = rest @ rest
+    if not power:
+        return Slope(value, value, value)
+    near = float(np.clip(rest[:-1] @ rest[1:] / power, 0.0, 0.99))
+    free = max(1.0, len(x) * (1 - near) / (1 + near) - len(times) - 1)
+    student = Z + (Z**3 + Z) / (4 * free) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * free**2)
+    bound = student * math.sqrt(power / (len(x) - len(times) - 1) / spread * (1 + near) / (1 - near))
+    return Slope(value, value - bound, value + bound)
+
+
+class Reading(NamedTuple):
+    """One look at the service. Bytes, and numbers of things."""
+
+    life: int
+    seconds: float
+    rss: float
+    heap: float  # in use of the C heap
+    outside: float  # of rss, outside the C heap: Python's objects, mappings; so free blocks are all that neither counts
+    descriptors: float
+    threads: float
+    ledger: float
+    shared: float
+
+
+QUANTITIES = Reading._fields[2:]
+
+
+class Readings:
+    """All of one run of `seconds`."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.all: list[Reading] = []
+
+    def read(self, pid: int, state: Path, memory: Path, *, life: int, now: float) -> None:
+        """Of the process, of the ledger below `state`, and of the file `memory` that the launcher writes."""
+        with contextlib.suppress(OSError):  # the ledger's log comes and goes
+            of, heap, held = map(int, memory.read_text().split())
+            if of != pid:  # a life that has ended
+                return
+            proc = Path(f"/proc/{pid}")
+            status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
+            rss, shared = (int(status[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
+            ledger = sum(path.stat().st_size for path in state.glob("ledger.sqlite*"))
+            descriptors, threads = (len(os.listdir(proc / folder)) for folder in ("fd", "task"))
+            self.all.append(Reading(life, now, rss, heap, rss - held, descriptors, threads, ledger, shared))
+
+    def _warm(self) -> list[list[Reading]]:
+        """Of each life, what follows its warm-up."""
+        lives = [list(life) for _, life in groupby(self.all, attrgetter("life"))]
+        pause = min(WARM_UP, self._seconds / 10)
+        return [[each for each in life if each.seconds >= life[0].seconds + pause] for life in lives]
+
+    def slopes(self) -> dict[str, Slope]:
+        """Per hour. The ledger outlives the process, and is judged once it forgets; the others begin anew each life."""
+        begun = [life for life in self._warm() if life]
+        forgetting = [[each for each in self.all if each.seconds >= min(REMEMBERED, self._seconds / 2)]]
+        found = {}
+        for name in QUANTITIES:
+            lives = forgetting if name == "ledger" and forgetting[0] else begun
+            hours = [[each.seconds / 3600 for each in life] for life in lives]
+            found[name] = slope(hours, [[getattr(each, name) for each in life] for life in lives])
+        return found
+
+
+# --- faults
 
 
 def hostile(dice: random.Random, number: int) -> bytes:
@@ -95,8 +198,8 @@ class Faults:
 
     def one(self, *, ending: bool) -> None:
         """Any. `ending`: also one that ends a life."""
-        repertoire = [self._freeze, self._look_again, self._kill_engine, self._freeze_engine, self._cuda_error]
-        repertoire += [self._heat, self._output_gone, self._no_descriptors, self._rotate]
+        repertoire: list[Callable[[], None]] = [self._freeze, self._look_again, self._kill_engine, self._freeze_engine]
+        repertoire += [self._cuda_error, self._heat, self._output_gone, self._no_descriptors, self._rotate]
         repertoire += [self._kill, self._restart] if ending else []
         fault = self._dice.choice(repertoire)
         self.counts[fault.__name__.strip("_")] += 1
@@ -117,14 +220,12 @@ class Faults:
 
     def _kill(self) -> None:
         self._service.kill()
-        self._again()
+        self.life += 1
+        self._service.start()
 
     def _restart(self) -> None:
         code = self._service.stop()
         assert code == 0, f"exit status {code}: {self._service.tail()}"
-        self._again()
-
-    def _again(self) -> None:
         self.life += 1
         self._service.start()
 
@@ -133,7 +234,7 @@ class Faults:
 
     def _freeze(self) -> None:
         self._service.signal(signal.SIGSTOP)
-        self._repair_later(lambda: self._service.signal(signal.SIGCONT))
+        self._repair_later(self._service.signal, signal.SIGCONT)
 
     def _kill_engine(self) -> None:
         self._signal_engine(signal.SIGKILL)
@@ -150,26 +251,23 @@ class Faults:
 
     def _rotate(self) -> None:
         log = self._service.log_file
-        self.parts.append(log.with_name(f"{log.name}.{len(self.parts) + 1:04}"))
-        log.rename(self.parts[-1])
+        self.parts.append(log.rename(f"{log}.{len(self.parts) + 1:04}"))
 
     def _heat(self) -> None:
         self._service.temperature(90.0)
-        self._repair_later(lambda: self._service.temperature(60.0))
+        self._repair_later(self._service.temperature, 60.0)
 
     def _output_gone(self) -> None:
-        away = self._service.base / "away"
-        self._service.output.rename(away)
-        self._repair_later(lambda: away.rename(self._service.output))
+        away = self._service.output.rename(self._service.base / "away")
+        self._repair_later(away.rename, self._service.output)
 
     def _no_descriptors(self) -> None:
-        pid = self.pid
-        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), before[1]))
-        self._repair_later(lambda: resource.prlimit(pid, resource.RLIMIT_NOFILE, before))
+        pid, kind = self.pid, resource.RLIMIT_NOFILE
+        before = resource.prlimit(pid, kind, (len(os.listdir(f"/proc/{pid}/fd")), resource.prlimit(pid, kind)[1]))
+        self._repair_later(resource.prlimit, pid, kind, before)
 
-    def _repair_later(self, repair: Callable[[], object]) -> None:
-        self._repair, self._due = repair, time.monotonic() + SHORTAGE
+    def _repair_later(self, repair: Callable[..., object], *arguments: object) -> None:
+        self._repair, self._due = partial(repair, *arguments), time.monotonic() + SHORTAGE
 
 
 class Soak:
@@ -178,13 +276,9 @@ class Soak:
     def __init__(self, base: Path, *, seconds: float, fault_every: float, seed: int, strange: list[Path]) -> None:
         self._seconds, self._fault_every, self._strange = seconds, fault_every, strange
         self._dice = random.Random(seed)
-        self._service = GpuUnderTest(
-            base,
-            settings={
-                "engine": {"device": "cuda:0", "batch_timeout": 2.0, "restart_delay_maximum": 1.0},
-                "intake": {"attempts": 10, "incomplete_timeout": 3.0},
-            },
-        )
+        engine = {"device": "cuda:0", "batch_timeout": 2.0, "restart_delay_maximum": 1.0}
+        intake = {"attempts": 10, "incomplete_timeout": 3.0}
+        self._service = GpuUnderTest(base, settings={"engine": engine, "intake": intake})
         self._memory = base / "memory"
         self._service.options["memory"] = str(self._memory)
         self._service.options["pace"] = {"factor": PACE, "since": time.time()}
@@ -196,18 +290,13 @@ class Soak:
 
     def run(self) -> dict[str, Any]:
         """Raises AssertionError for what the audit finds."""
-        service = self._service.start()
-        self._began = time.monotonic()
-        try:
+        service = self._service
+        with service, contextlib.ExitStack() as stack:
+            stack.callback(self._faults.mend)  # whatever happens, an interrupt included: no fault outlives the run
+            self._began = time.monotonic()
             self._feed_and_hurt()
             self._faults.mend()
             service.wait(service.is_idle, "the rest after the last fault", timeout=FINISH)
-        except BaseException:  # whatever it is, an interrupt included: no service, no fault outlives the run
-            self._faults.mend()
-            service.kill()
-            raise
-        code = service.stop()
-        assert code == 0, f"exit status {code}: {service.tail()}"
         return self._audited()
 
     def _feed_and_hurt(self) -> None:
@@ -232,24 +321,13 @@ class Soak:
         number = len(self._good) + len(self._other)
         if self._dice.random() >= HOSTILE_SHARE:
             name, data = f"{number % 7}/{number}.png", sample_image(number, size=(self._dice.randint(8, 400), 120))
-            self._good[name] = data
         elif self._strange and self._dice.random() < 0.5:
             path = self._dice.choice(self._strange)
             name, data = f"strange/{number}{path.suffix}", path.read_bytes()
-            self._other[name] = data
         else:
             name, data = f"strange/{number}.png", hostile(self._dice, number)
-            self._other[name] = data
+        (self._other if name.startswith("strange/") else self._good)[name] = data
         self._service.drop(name, data)
-
-    # ------------------------------------------------------------------------------------------------ what must be true
-
-    def _endings(self) -> Iterator[dict[str, Any]]:
-        """Events of outcomes in every part of the log; a kill may have torn a line."""
-        for part in (*self._faults.parts, self._service.log_file):
-            for line in part.read_bytes().splitlines():
-                if line.endswith(b"}") and (event := json.loads(line))["event"] in ENDINGS:
-                    yield event
 
     def _audited(self) -> dict[str, Any]:
         service = self._service
@@ -263,8 +341,11 @@ class Soak:
             assert ".rmbgd" not in name, f"{name} was left in the output"
             if name.startswith("strange/") and not name.endswith(".json"):  # an empty cutout has a sidecar
                 rgba_of(service.output / name)
-        done, failed = (sum(where == place for where in ended.values()) for place in ("done", "failed"))
-        told = audit.assert_each_told(self._endings())
+        done, failed = (list(ended.values()).count(place) for place in ("done", "failed"))
+        # In every part of the log; a kill may have torn a line.
+        lines = [line for part in (*self._faults.parts, service.log_file) for line in part.read_bytes().splitlines()]
+        events = (json.loads(line) for line in lines if line.endswith(b"}"))
+        told = audit.assert_each_told(event for event in events if event["event"] in ENDINGS)
         assert len(told) == len(ended), f"{len(ended)} images ended, {len(told)} jobs were told"
         with contextlib.closing(Ledger(service.state / "ledger.sqlite", SystemClock())) as ledger:
             assert ledger.unfinished() == []
@@ -285,10 +366,9 @@ class Soak:
             "remembered": remembered,
             "parts_of_the_log": len(self._faults.parts) + 1,
             "faults": dict(sorted(self._faults.counts.items())),
-            "readings": len(self._readings),
+            "readings": len(self._readings.all),
             "per_hour": {name: each.per(1) for name, each in slopes.items()},
             "per_1000_images": {name: each.per(1000 / per_hour) for name, each in slopes.items() if per_hour},
-            "levels": self._readings.levels(),
             "judged": self._seconds >= JUDGED_FROM,
             "grows": growing if self._seconds >= JUDGED_FROM else [],
         }
@@ -301,9 +381,20 @@ def soak(base: Path, seconds: float, seed: int, *, fault_every: float = FAULT_EV
     return Soak(base, seconds=seconds, fault_every=fault_every, seed=seed, strange=strange).run()
 
 
+def report(result: dict[str, Any]) -> Table:
+    """Slopes; memory and the ledger in bytes."""
+    rows = []
+    for name, hourly in result["per_hour"].items():
+        numbers = (*hourly, *result["per_1000_images"].get(name, [None] * 3))
+        rows.append((name, *("unknown" if each is None else f"{each:,.1f}" for each in numbers)))
+    verdict = "memory grows" if result["grows"] else "no growth shown" if result["judged"] else "too short to be judged"
+    heads = ("per hour", "95 % from", "to", "per 1,000 images", "95 % from", "to")
+    return table(f"The heap in use, and memory outside it: {verdict}", "quantity", *heads, rows=rows)
+
+
 def leg(base: Path, seconds: int, seed: int) -> dict[str, Any]:
     result = soak(base, seconds, seed)
-    print(report(result))
+    Console(width=160).print(report(result))
     assert not result["grows"], f"grows: {result['grows']}, per 1,000 images {result['per_1000_images']}"
     return result
 

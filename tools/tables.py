@@ -1,34 +1,28 @@
-"""Tables on the terminal: the one way in which tools show figures."""
+"""Tables and progress on the terminal: the one way in which tools show figures."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console, RenderableType
 from rich.markup import escape
+from rich.progress import track
 from rich.table import Table
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a bench found: tables and sentences to be printed in turn, and everything for JSON.
-
-    line    what is printed of it, where that is shorter
-    status  the exit status
-    """
+    """What a bench found: tables and sentences to be printed in turn, and everything for JSON."""
 
     shown: Sequence[RenderableType]
     found: Mapping[str, object]
-    line: Mapping[str, object] | None = None
     status: int = 0
 
-    def text(self, width: int) -> str:
+    def text(self) -> str:
         stream = io.StringIO()
-        console = Console(file=stream, width=width, highlight=False)
-        for each in self.shown:
-            console.print(each)
+        Console(file=stream, width=150, highlight=False).print(*self.shown, sep="\n")
         return stream.getvalue()
 
 
@@ -47,11 +41,12 @@ def values(title: str, found: Mapping[str, object]) -> Table:
     return table(title, "measure", "value", rows=[(key.replace("_", " "), _words(each)) for key, each in found.items()])
 
 
-def number(value: float | None, digits: int) -> str | None:
-    return None if value is None else f"{value:,.{digits}f}"
-
-
 def _words(value: object) -> str:
     if isinstance(value, Mapping):
         return "\n".join(f"{key} {_words(each)}" for key, each in value.items())
-    return f"{value:,}" if isinstance(value, (int, float)) else str(value)
+    return f"{round(value, 3):,}" if isinstance(value, (int, float)) else str(value)
+
+
+def steps(count: int, what: str) -> Iterable[int]:
+    """0 up to `count`, with a bar on standard error."""
+    return track(range(count), what, console=Console(stderr=True))

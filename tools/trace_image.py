@@ -18,13 +18,10 @@ import time
 from pathlib import Path
 
 from PIL import Image
-from rich.console import Console
-from rich.table import Table
 
 from tools import demo
 
 WARM_UP = 2  # images; the first loads what is loaded on demand
-PATIENCE = 300.0  # seconds until the service must have answered one image
 HOOK = """
 import mmap, os, sys, threading
 
@@ -68,15 +65,15 @@ def modules(checkout: Path, images: int) -> set[str]:
         service = demo.Service(demo.configure(base))
         try:
             _until(service, "service.ready")
-            for number in range(1, WARM_UP + images + 1):
-                image = base / "photographs" / f"{number}.jpg"
-                with Image.open(photograph) as opened:
-                    opened.rotate(number).save(image)  # an image that is there twice is not computed twice
-                _set(window, number)
-                demo.renamed(image, base / "input" / image.name)
-                _until(service, "image.done")
-                _set(window, 0)
-                time.sleep(0.5)  # what follows the image ends before the next one
+            with window.open("r+b", buffering=0) as file:  # in place: the processes have mapped it
+                for number in range(1, WARM_UP + images + 1):
+                    image = base / "photographs" / f"{number}.jpg"
+                    Image.open(photograph).rotate(number).save(image)  # the same image is not computed twice
+                    os.pwrite(file.fileno(), bytes([number]), 0)
+                    demo.renamed(image, base / "input" / image.name)
+                    _until(service, "image.done")
+                    os.pwrite(file.fileno(), b"\0", 0)
+                    time.sleep(0.5)  # what follows the image ends before the next one
         finally:
             service.stop()
         lines = [line.split(maxsplit=1) for line in calls.read_text().splitlines()]
@@ -84,17 +81,9 @@ def modules(checkout: Path, images: int) -> set[str]:
     return {str(Path(path).relative_to(package)) for path in set.intersection(*crossed)}
 
 
-def _set(window: Path, number: int) -> None:
-    """In place: the processes have mapped the file."""
-    with window.open("r+b") as file:
-        file.write(bytes([number]))
-
-
 def _until(service: demo.Service, name: str) -> None:
-    for event in service.events(time.monotonic() + PATIENCE):
-        if event["event"] == name:
-            return
-    raise SystemExit(f"no {name}; the service wrote: {''.join(service.log[-5:])}")
+    if not any(event["event"] == name for event in service.events(demo.PATIENCE)):
+        raise SystemExit(f"no {name}; the service wrote: {''.join(service.log[-5:])}")
 
 
 def main() -> int:
@@ -103,15 +92,9 @@ def main() -> int:
     parser.add_argument("--images", type=int, default=5, help="that are counted (default: %(default)s)")
     given = parser.parse_args()
     checkouts = [Path(__file__).parents[1], *([given.beside] if given.beside else [])]
-    found = [modules(checkout, given.images) for checkout in checkouts]
-    table = Table("package", *("modules" for _ in found), title="Modules that one image crosses")
-    for package in sorted({name.rpartition("/")[0] for each in found for name in each}):
-        names = [sorted(name for name in each if name.rpartition("/")[0] == package) for each in found]
-        table.add_row(package or "rmbgd", *(" ".join(Path(name).stem for name in each) for each in names))
-    table.add_row("in all", *(str(len(each)) for each in found))
-    Console().print(table)
+    found = [sorted(modules(checkout, given.images)) for checkout in checkouts]
     ratio = {"ratio": round(len(found[0]) / len(found[1]), 3)} if given.beside else {}
-    print(json.dumps({"modules": [sorted(each) for each in found]} | ratio))
+    print(json.dumps({"modules": found, "counts": [len(names) for names in found]} | ratio))
     return 0
 
 

@@ -8,22 +8,21 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Self
 
-from rmbgd.bench.samples import Sample, Spread, largest, spread, stages_of
-from rmbgd.config.load import Config, Recipe
+from rmbgd.bench.samples import Sample, Spread, largest, means, spread, stages_of
+from rmbgd.config.load import Config
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.device_query import nvml_target
 from rmbgd.engine.types import EngineDescription, Limit, OutputPlane, Region, Work, region_bytes, view
 from rmbgd.engine.wiring import Machine
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import ConfigError
-from rmbgd.models import licences, store
 
 WARM_UP = 2  # batches of each size before the clock starts: first-use costs are not the service's daily ones
 BATCHES_MINIMUM = 5  # that count, however slow the device
@@ -32,230 +31,20 @@ BATCHES_MAXIMUM = 2000
 
 def resident(pid: int) -> dict[str, int]:
     """{"rss", "rss_peak"} of a process in bytes; empty when it is gone."""
-    try:
+    with suppress(OSError, KeyError):
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        return {}
-    found = {
-        name: int(rest.split()[0]) << 10 for name, _, rest in (line.partition(":") for line in lines) if "kB" in rest
-    }
-    return {"rss": found.get("VmRSS", 0), "rss_peak": found.get("VmHWM", 0)}
+        status = dict(line.split(":", 1) for line in lines)
+        return {name: int(status[key].split()[0]) << 10 for name, key in (("rss", "VmRSS"), ("rss_peak", "VmHWM"))}
+    return {}
 
 
 def processor_seconds(pid: int) -> float:
     """Of all its threads since it began; 0 when it is gone."""
-    try:
+    with suppress(OSError):
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return 0.0
-    fields = text.rpartition(")")[2].split()  # the name before may hold anything
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-class NvmlMemory:
-    """One device's memory as NVML sees it. `base` was in use before the engine started: others' and the driver's.
-
-    Used as a context manager. With `nvml` None, or a driver that does not answer, every reading is None.
-    """
-
-    def __init__(self, nvml: Any, *, index: int = 0, uuid: str | None = None) -> None:
-        self._nvml = nvml
-        self._index = index
-        self._uuid = uuid
-        self._handle: Any = None
-        self.base: int | None = None
-
-    def __enter__(self) -> Self:
-        nvml = self._nvml
-        if nvml is None:
-            return self
-        try:
-            nvml.nvmlInit()
-            if self._uuid is not None:
-                self._handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
-            else:
-                self._handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
-            self.base = int(nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
-        except nvml.NVMLError:
-            self._handle = None
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._handle is not None:
-            self._handle = None
-            self._nvml.nvmlShutdown()
-
-    def of(self, pid: int) -> int | None:
-        """Bytes that the process holds: as the driver books them, else what the device's total rose since `base`."""
-        if self._handle is None or self.base is None:
-            return None
-        nvml = self._nvml
-        try:
-            for process in nvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
-                if process.pid == pid and process.usedGpuMemory:
-                    return int(process.usedGpuMemory)
-            return max(0, int(nvml.nvmlDeviceGetMemoryInfo(self._handle).used) - self.base)
-        except nvml.NVMLError:
-            return None
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """Batches of one size. Times in ms, memory in bytes; a figure that cannot be read is missing.
-
-    stages     mean ms per batch, with samples.HAND_OVER
-    processor  mean ms of processor time per batch, of all threads of the engine's process: what other work on a busy
-               machine changes least
-    """
-
-    size: int
-    spread: Spread
-    stages: dict[str, float]
-    processor: float = 0.0
-    memory: dict[str, int] = field(default_factory=dict)
-
-    @property
-    def per_second(self) -> float:
-        """Images."""
-        return 1000.0 * self.size / self.spread.mean
-
-    @property
-    def bound(self) -> tuple[str, float]:
-        """What takes the largest share of a batch, and the share."""
-        return largest(self.stages)
-
-
-class EngineUnderTest:
-    """Context manager: the process runs inside it. Raises EngineFault or ModelError on entering and on measuring.
-
-    factory, options   as EngineWorker takes them
-    places             images of the largest batch that will be asked for
-    """
-
-    def __init__(
-        self,
-        factory: str,
-        options: Mapping[str, object],
-        *,
-        model: str,
-        images: Sequence[Sample],
-        places: int,
-        arena_bytes: int,
-        start_timeout: float,
-        batch_timeout: float,
-        device: BenchDevice | None = None,
-        on_output: Callable[[str], None] = lambda _line: None,
-    ) -> None:
-        self._model = model
-        self._images = images
-        self._places = places
-        self._arena = Arena(arena_bytes)
-        self._worker = EngineWorker(
-            self._arena,
-            factory,
-            options,
-            start_timeout=start_timeout,
-            batch_timeout=batch_timeout,
-            on_output=on_output,
-        )
-        device = device or BenchDevice("cpu", "CPU")
-        self._device = NvmlMemory(device.nvml(), index=device.nvml_index, uuid=device.nvml_uuid)
-        self._stack = ExitStack()
-        self._regions: list[Region] = []
-        self._next = 0
-        self.start_seconds = 0.0
-        self.description: EngineDescription
-        self.limits: list[Limit] = []  # what it does without, as reported at start and with batches
-        self.again = 0  # images that needed a second computation, in float32
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            stack.callback(self._arena.close)
-            stack.enter_context(self._device)
-            self._fill(stack)
-            stack.callback(self._worker.close)
-            began = time.perf_counter()
-            self.description = self._worker.start()
-            self.start_seconds = time.perf_counter() - began
-            self.limits += self.description.limits
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    @property
-    def places(self) -> int:
-        """Images that lie in the arena: no batch can be larger."""
-        return len(self._regions)
-
-    def sizes(self, wanted: Sequence[int] | None) -> tuple[list[int], dict[int, str]]:
-        """(sizes to measure, size -> why it is left out); None wants what the engine offers."""
-        offered = self.description.batch_sizes
-        left_out: dict[int, str] = {}
-        for size in wanted or offered:
-            if size not in offered:
-                left_out[size] = f"the engine offers {', '.join(map(str, offered))}"
-            elif size > self.places:
-                left_out[size] = f"only {self.places} of these images fit into pipeline.arena_bytes"
-        return [size for size in wanted or offered if size not in left_out], left_out
-
-    def measure(self, size: int, seconds: float, *, batches: int = BATCHES_MAXIMUM) -> Measurement:
-        """Batches of `size` for about `seconds`, `batches` at most, after WARM_UP that do not count."""
-        for _ in range(WARM_UP):
-            self._batch(size)
-        pid = self._worker.pid or 0
-        began = processor_seconds(pid)
-        times: list[float] = []
-        stages: dict[str, float] = {}
-        until = time.perf_counter() + seconds
-        while len(times) < batches and (len(times) < BATCHES_MINIMUM or time.perf_counter() < until):
-            milliseconds, spent = self._batch(size)
-            times.append(milliseconds)
-            for name, value in stages_of(milliseconds, spent).items():
-                stages[name] = stages.get(name, 0.0) + value
-        means = {name: value / len(times) for name, value in stages.items()}
-        processor = 1000.0 * (processor_seconds(pid) - began) / len(times)
-        return Measurement(size, spread(times), means, processor, self._memory())
-
-    def planes(self, index: int) -> Any:
-        """The slot of the image in place `index`, for looking at what came out."""
-        return view(self._arena.block, self._regions[index])
-
-    def _batch(self, size: int) -> tuple[float, dict[str, float]]:
-        places = [(self._next + k) % len(self._regions) for k in range(size)]
-        self._next = (places[-1] + 1) % len(self._regions)
-        batch = [Work(place, self._regions[place], self._model) for place in places]
-        began = time.perf_counter()
-        report = self._worker.run(batch)
-        milliseconds = 1000.0 * (time.perf_counter() - began)
-        self.limits += report.limits
-        self.again += report.again
-        return milliseconds, report.milliseconds
-
-    def _fill(self, stack: ExitStack) -> None:
-        """Put the images into the arena, again and again until there are `places`, or no more fit."""
-        count = max(self._places, len(self._images))
-        free = self._arena.byte_count
-        for image in islice(cycle(self._images), count):
-            height, width = image.rgb.shape[:2]
-            need = region_bytes(height, width, source_alpha=False, output=OutputPlane.RGBA8)
-            if need > free:
-                break
-            free -= need
-            lease = self._arena.lease(need)
-            stack.callback(lease.release)
-            region = Region(lease.offset, height, width, source_alpha=False, output=OutputPlane.RGBA8)
-            view(self._arena.block, region).rgb[:] = image.rgb
-            self._regions.append(region)
-
-    def _memory(self) -> dict[str, int]:
-        pid = self._worker.pid
-        if pid is None:
-            return {}
-        found = resident(pid)
-        seen = self._device.of(pid)
-        return found if seen is None else found | {"nvml": seen}
+        fields = text.rpartition(")")[2].split()  # the name before may hold anything
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,10 +67,177 @@ class BenchDevice:
         return None
 
 
+CPU = BenchDevice("cpu", "CPU")
+
+
+class NvmlMemory:
+    """One device's memory as NVML sees it. `base` was in use before the engine started: others' and the driver's.
+
+    Used as a context manager. With `nvml` None, or a driver that does not answer, every reading is None.
+    """
+
+    def __init__(self, nvml: Any, *, index: int = 0, uuid: str | None = None) -> None:
+        self._nvml, self._index, self._uuid = nvml, index, uuid
+        self._handle: Any = None
+        self.base: int | None = None
+
+    def __enter__(self) -> Self:
+        if (nvml := self._nvml) is not None:
+            with suppress(nvml.NVMLError):
+                nvml.nvmlInit()
+                by_index, by_uuid = nvml.nvmlDeviceGetHandleByIndex, nvml.nvmlDeviceGetHandleByUUID
+                self._handle = by_index(self._index) if self._uuid is None else by_uuid(self._uuid)
+                self.base = int(nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.base is not None:
+            self._nvml.nvmlShutdown()
+
+    def of(self, pid: int) -> int | None:
+        """Bytes that the process holds: as the driver books them, else what the device's total rose since `base`."""
+        if self.base is None:
+            return None
+        nvml = self._nvml
+        with suppress(nvml.NVMLError):
+            for process in nvml.nvmlDeviceGetComputeRunningProcesses(self._handle):
+                if process.pid == pid and process.usedGpuMemory:
+                    return int(process.usedGpuMemory)
+            return max(0, int(nvml.nvmlDeviceGetMemoryInfo(self._handle).used) - self.base)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """Batches of one size. Times in ms per batch, memory in bytes; a figure that cannot be read is missing."""
+
+    size: int
+    spread: Spread
+    stages: dict[str, float]  # means, with samples.HAND_OVER
+    processor: float  # mean, of all threads of the engine's process: what other work on a busy machine changes least
+    memory: dict[str, int]
+
+    @property
+    def per_second(self) -> float:
+        return 1000.0 * self.size / self.spread.mean
+
+    @property
+    def bound(self) -> tuple[str, float]:
+        """What takes the largest share of a batch, and the share."""
+        return largest(self.stages)
+
+
+@dataclass
+class EngineUnderTest:
+    """A running engine with images in its arena. Raises EngineFault or ModelError on measuring."""
+
+    worker: EngineWorker
+    arena: Arena
+    regions: Sequence[Region]
+    works: Iterator[Work]
+    memory: NvmlMemory
+    description: EngineDescription
+    start_seconds: float
+    limits: list[Limit]  # what it does without, as reported at start and with batches
+    again: int = 0  # images that needed a second computation, in float32
+
+    def sizes(self, wanted: Sequence[int] | None) -> tuple[list[int], dict[int, str]]:
+        """(sizes to measure, size -> why it is left out); None wants what the engine offers."""
+        offered = self.description.batch_sizes
+        wanted, places = wanted or offered, len(self.regions)
+        few = f"only {places} of these images fit into pipeline.arena_bytes"
+        other = f"the engine offers {', '.join(map(str, offered))}"
+        left_out = {size: few if size in offered else other for size in wanted if size not in offered or size > places}
+        return [size for size in wanted if size not in left_out], left_out
+
+    def measure(self, size: int, seconds: float, *, batches: int = BATCHES_MAXIMUM) -> Measurement:
+        """Batches of `size` for about `seconds`, `batches` at most, after WARM_UP that do not count."""
+        for _ in range(WARM_UP):
+            self._batch(size)
+        pid = self.worker.pid or 0
+        began = processor_seconds(pid)
+        times: list[float] = []
+        stages: list[dict[str, float]] = []
+        until = time.perf_counter() + seconds
+        while len(times) < batches and (len(times) < BATCHES_MINIMUM or time.perf_counter() < until):
+            milliseconds, spent = self._batch(size)
+            times.append(milliseconds)
+            stages.append(stages_of(milliseconds, spent))
+        processor = 1000.0 * (processor_seconds(pid) - began) / len(times)
+        held = self.memory.of(pid)
+        memory = resident(pid) | ({} if held is None else {"nvml": held})
+        return Measurement(size, spread(times), means(stages), processor, memory)
+
+    def planes(self, index: int) -> Any:
+        """The slot of the image in place `index`, for looking at what came out."""
+        return view(self.arena.block, self.regions[index])
+
+    def _batch(self, size: int) -> tuple[float, dict[str, float]]:
+        batch = list(islice(self.works, size))
+        began = time.perf_counter()
+        report = self.worker.run(batch)
+        milliseconds = 1000.0 * (time.perf_counter() - began)
+        self.limits += report.limits
+        self.again += report.again
+        return milliseconds, report.milliseconds
+
+
+def worker_of(
+    config: Config, arena: Arena, factory: str, options: Mapping[str, object], on_output: Callable[[str], None]
+) -> EngineWorker:
+    start_timeout, batch_timeout = config.engine.start_timeout, config.engine.batch_timeout
+    return EngineWorker(
+        arena, factory, options, start_timeout=start_timeout, batch_timeout=batch_timeout, on_output=on_output
+    )
+
+
+@contextmanager
+def engine_under_test(
+    factory: str,
+    options: Mapping[str, object],
+    config: Config,
+    *,
+    model: str,
+    images: Sequence[Sample],
+    places: int,
+    device: BenchDevice = CPU,
+) -> Iterator[EngineUnderTest]:
+    """Starts an engine for batches of up to `places` images, and ends it. Raises EngineFault or ModelError."""
+    with ExitStack() as stack:
+        arena = Arena(config.pipeline.arena_bytes)
+        stack.callback(arena.close)
+        memory = stack.enter_context(NvmlMemory(device.nvml(), index=device.nvml_index, uuid=device.nvml_uuid))
+        regions = filled(arena, islice(cycle(images), max(places, len(images))), stack)
+        worker = worker_of(config, arena, factory, options, lambda _line: None)
+        stack.callback(worker.close)
+        works = cycle([Work(place, region, model) for place, region in enumerate(regions)])
+        began = time.perf_counter()
+        description = worker.start()
+        seconds = time.perf_counter() - began
+        yield EngineUnderTest(worker, arena, regions, works, memory, description, seconds, [*description.limits])
+
+
+def filled(arena: Arena, images: Iterable[Sample], stack: ExitStack) -> list[Region]:
+    """Puts images into the arena until no more fit; `stack` releases them."""
+    regions: list[Region] = []
+    free = arena.byte_count
+    for image in images:
+        height, width = image.rgb.shape[:2]
+        need = region_bytes(height, width, source_alpha=False, output=OutputPlane.RGBA8)
+        if need > free:
+            break
+        free -= need
+        lease = arena.lease(need)
+        stack.callback(lease.release)
+        regions.append(Region(lease.offset, height, width, source_alpha=False, output=OutputPlane.RGBA8))
+        view(arena.block, regions[-1]).rgb[:] = image.rgb
+    return regions
+
+
 def target(asked: str, machine: Machine) -> BenchDevice:
     """For "auto" and "cuda" the first visible GPU; for "auto" else the CPU. Raises ConfigError where there is none."""
     if asked == "cpu":
-        return BenchDevice("cpu", "CPU")
+        return CPU
     visible = machine.gpus()
     index = int(asked.partition(":")[2] or 0)
     if index < visible.count:
@@ -293,11 +249,3 @@ def target(asked: str, machine: Machine) -> BenchDevice:
         f"--device {asked}: {visible.count} GPUs are visible: {visible.why}. See `rmbgd doctor`, or measure the CPU "
         "with --device cpu"
     )
-
-
-def require_model(recipe: Recipe, config: Config) -> None:
-    """Raises ModelError where the model's weights are not here or not accepted, with the way to get them."""
-    models = config.service.models_directory
-    place = store.resolve(recipe.model, models)
-    if place.entry is not None:
-        licences.require(place.entry, models)

@@ -8,34 +8,32 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from rmbgd.bench.samples import Sample, Spread, Waits, bottleneck, busy, spread, versions
+from rmbgd.bench.samples import Sample, Spread, bottleneck, busy, means, spread, versions, waited
 from rmbgd.config.load import Config, Folder, Recipe
 from rmbgd.engine.devices import Devices, EngineContext, EngineFactory
 from rmbgd.errors import EngineLost
 from rmbgd.pipeline.pipeline import Pipeline
-from rmbgd.pipeline.queue import NoReceivers, QueueStatistics
+from rmbgd.pipeline.queue import NoReceivers
 from rmbgd.service.oneshot import run_pipeline
 from rmbgd.store.records import Job
 
+IMAGES_MAXIMUM = 100_000
 WARM_UP = 8  # images that come out before the clock starts, at most: caches, first pages, the device's clocks
 
 
 @dataclass(frozen=True, slots=True)
 class Throughput:
-    """A run of the pipeline. `busy` and `bound` as in samples; `total` is from claim to publication, ms, queues too.
-
-    milliseconds  mean per image and stage, as image.done reports them
-    """
+    """A run of the pipeline. `busy` and `bound` as in samples."""
 
     images: int
     seconds: float
-    total: Spread
-    milliseconds: dict[str, float]
+    total: Spread  # from claim to publication, ms, queues too
+    milliseconds: dict[str, float]  # means per image and stage, as image.done reports them
     busy: dict[str, float]
     bound: str
     batch: float
@@ -47,18 +45,10 @@ class Throughput:
 
 def pipeline_config(base: Path, recipe: Recipe, config: Config) -> Config:
     """`config` with one folder, below `base`, whose originals stay. Makes the directories."""
-    for name in ("in", "out", "failed"):
-        (base / name).mkdir()
-    folder = Folder(
-        name="bench",
-        input=base / "in",
-        output=base / "out",
-        failed=base / "failed",
-        originals="keep",
-        recipe="default",
-    )
-    tables = {name: getattr(config, name) for name in Config.model_fields if name not in ("recipe", "folder")}
-    return Config(**tables, recipe={"default": recipe}, folder=[folder])
+    folder = Folder(name="bench", input=base / "in", output=base / "out", failed=base / "failed", originals="keep")
+    for path in (folder.input, folder.output, folder.failed):
+        path.mkdir()
+    return config.model_copy(update={"recipe": {folder.recipe: recipe}, "folder": [folder]})
 
 
 def run(
@@ -67,8 +57,8 @@ def run(
     factory: EngineFactory,
     *,
     seconds: float,
-    most: int,
-    warm_up: int = WARM_UP,
+    most: int = IMAGES_MAXIMUM,
+    warm_up: int,
 ) -> Throughput:
     """About `seconds` of it, or `most` images, after `warm_up` images (at least one) that do not count.
 
@@ -111,16 +101,13 @@ class _Watch:
         self.enough = threading.Event()
         self._config, self._seconds, self._most, self._warm_up = config, seconds, most, warm_up
         self._lock = threading.Lock()
-        self._done = 0
+        self._events: list[Mapping[str, Any]] = []  # image.done, the warm-up included
         self._began = self._ended = 0.0
-        self._before: Waits | None = None
-        self._after: Waits | None = None
-        self._totals: list[float] = []
-        self._stages: dict[str, float] = {}
-        self._batches = 0
+        self._before: dict[str, float] = {}
+        self._after: dict[str, float] = {}
         self._refused = ""
 
-    def __call__(self, event: str, /, **keys: object) -> None:
+    def __call__(self, event: str, /, **keys: Any) -> None:
         if event in ("image.failed", "image.postponed", "engine.fault"):  # a device that fails ends the measurement
             with self._lock:
                 if not self.enough.is_set():
@@ -128,29 +115,23 @@ class _Watch:
             self._end()
         elif event == "image.done":
             folder = self._config.folder[0]
-            for path in (folder.output / str(keys["output"]), folder.input / str(keys["path"])):
-                with suppress(FileNotFoundError):
-                    path.unlink()
-            milliseconds, batch = keys["milliseconds"], keys["batch"]
-            assert isinstance(milliseconds, dict)
-            assert isinstance(batch, int)
-            self._note(milliseconds, batch)
+            for path in (folder.output / keys["output"], folder.input / keys["path"]):
+                path.unlink(missing_ok=True)
+            self._note(keys)
 
-    def _note(self, milliseconds: dict[str, float], batch: int) -> None:
-        now, waits = time.monotonic(), waits_of(self.pipeline.statistics())
+    def _note(self, keys: dict[str, Any]) -> None:
+        now, queues = time.monotonic(), self.pipeline.statistics()
+        waits = waited({q.name: q.receive_waited for q in queues}, {q.name: q.send_waited for q in queues})
         with self._lock:
-            self._done += 1
-            if self._done <= self._warm_up:
-                self._began, self._before = now, waits
-                return
             if self.enough.is_set():
                 return
+            self._events.append(keys)
+            counted = len(self._events) - self._warm_up
+            if counted <= 0:
+                self._began, self._before = now, waits
+                return
             self._ended, self._after = now, waits
-            self._totals.append(milliseconds["total"])
-            self._batches += batch
-            for stage, value in milliseconds.items():
-                self._stages[stage] = self._stages.get(stage, 0.0) + value
-            ended = len(self._totals) >= self._most or now - self._began >= self._seconds
+            ended = counted >= self._most or now - self._began >= self._seconds
         if ended:
             self._end()
 
@@ -159,35 +140,12 @@ class _Watch:
         self.give_up()
 
     def result(self) -> Throughput:
-        if self._refused or self._before is None or self._after is None:
+        if self._refused or not self._after:
             raise EngineLost(f"the pipeline did not finish its images: {self._refused or 'none came out'}")
-        count, seconds, pipeline = len(self._totals), self._ended - self._began, self._config.pipeline
-        means = {stage: value / count for stage, value in self._stages.items()}
-        shares = busy(
-            self._before,
-            self._after,
-            seconds,
-            decoders=pipeline.decode_threads,
-            finishers=pipeline.finish_threads,
-        )
-        return Throughput(
-            images=count,
-            seconds=seconds,
-            total=spread(self._totals),
-            milliseconds=means,
-            busy=shares,
-            bound=bottleneck(shares, means),
-            batch=self._batches / count,
-        )
-
-
-def waits_of(channels: Sequence[QueueStatistics]) -> Waits:
-    """The pipeline's queues, by name, as samples.busy wants them."""
-    named = {each.name: each for each in channels}
-    return Waits(
-        jobs_empty=named["jobs"].receive_waited,
-        frames_full=named["frames"].send_waited,
-        frames_empty=named["frames"].receive_waited,
-        arrivals_full=named["arrivals"].send_waited,
-        arrivals_empty=named["arrivals"].receive_waited,
-    )
+        events, seconds, pipeline = self._events[self._warm_up :], self._ended - self._began, self._config.pipeline
+        milliseconds = means([each["milliseconds"] for each in events])
+        totals, batch = [each["milliseconds"]["total"] for each in events], sum(each["batch"] for each in events)
+        threads = {"decode": pipeline.decode_threads, "finish": pipeline.finish_threads}
+        shares = busy(self._before, self._after, seconds, threads)
+        bound = bottleneck(shares, milliseconds)
+        return Throughput(len(events), seconds, spread(totals), milliseconds, shares, bound, batch / len(events))

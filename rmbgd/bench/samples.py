@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import io
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
+from itertools import chain, cycle
 from pathlib import Path
 
 import cv2
@@ -51,7 +50,8 @@ def from_folder(folder: Path, limits: LimitSettings) -> list[Sample]:
     root, names = sources_of(folder)
     for name in names:
         try:
-            image = _decoded(name, _read(root / name, limits), limits)
+            with (root / name).open("rb", buffering=0) as stream:
+                image = _decoded(name, read_limited(stream.fileno(), limits), limits)
         except (ImageError, OSError) as error:
             why = f"{name}: {error.strerror if isinstance(error, OSError) else error}"
             continue
@@ -70,14 +70,6 @@ def versions(images: Sequence[Sample]) -> Iterator[tuple[str, bytes]]:
     """(file name, bytes) for ever; no two alike, so that each is computed and not copied from an equal one."""
     for number, image in enumerate(cycle(images)):
         yield f"{number:06}{'.jpg' if image.form == 'JPEG' else '.png'}", image.data + number.to_bytes(8, "little")
-
-
-def _read(path: Path, limits: LimitSettings) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        return read_limited(descriptor, limits)
-    finally:
-        os.close(descriptor)
 
 
 def _decoded(name: str, data: bytes, limits: LimitSettings) -> Sample:
@@ -108,14 +100,14 @@ def _jpeg(number: int, side: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Times of one kind, in ms. `jitter` is p99 - p50. None where too few were measured."""
+    """Times of one kind, in ms. None where too few were measured."""
 
     count: int
     mean: float
     p50: float
     p95: float | None
     p99: float | None
-    jitter: float | None
+    jitter: float | None  # p99 - p50
     longest: float
 
 
@@ -125,21 +117,19 @@ def spread(milliseconds: Sequence[float]) -> Spread:
         raise ValueError("nothing was measured")
     ordered = sorted(milliseconds)
     count, p50 = len(ordered), ranked(ordered, 0.50)
+    p95 = ranked(ordered, 0.95) if count >= P95_NEEDS else None
     p99 = ranked(ordered, 0.99) if count >= P99_NEEDS else None
-    return Spread(
-        count=count,
-        mean=sum(ordered) / count,
-        p50=p50,
-        p95=ranked(ordered, 0.95) if count >= P95_NEEDS else None,
-        p99=p99,
-        jitter=None if p99 is None else p99 - p50,
-        longest=ordered[-1],
-    )
+    return Spread(count, sum(ordered) / count, p50, p95, p99, None if p99 is None else p99 - p50, ordered[-1])
 
 
 def ranked(ordered: Sequence[float], share: float) -> float:
     """The nearest-rank percentile of ascending values: the smallest that at least `share` of them do not exceed."""
     return ordered[max(0, math.ceil(share * len(ordered)) - 1)]
+
+
+def means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of each key of any row, over all rows; where it is missing it counts as 0."""
+    return {key: sum(row.get(key, 0.0) for row in rows) / len(rows) for key in dict.fromkeys(chain.from_iterable(rows))}
 
 
 def stages_of(round_trip: float, stages: Mapping[str, float]) -> dict[str, float]:
@@ -149,42 +139,38 @@ def stages_of(round_trip: float, stages: Mapping[str, float]) -> dict[str, float
 
 def largest(shares: Mapping[str, float]) -> tuple[str, float]:
     """The name with the largest value, and its share of the sum; ("", 0) where there is nothing to compare."""
-    total = sum(shares.values())
-    if not shares or total <= 0:
+    if (total := sum(shares.values())) <= 0:
         return "", 0.0
-    name = max(shares, key=lambda each: shares[each])
+    name = max(shares, key=shares.__getitem__)
     return name, shares[name] / total
 
 
-@dataclass(frozen=True, slots=True)
-class Waits:
-    """Seconds that threads waited at the queues of a pipeline, summed over the threads of a side, up to one moment."""
+def waited(received: Mapping[str, float], sent: Mapping[str, float]) -> dict[str, float]:
+    """Seconds that each stage waited for another, of what all receivers and senders waited at the queues, by name.
 
-    jobs_empty: float
-    frames_full: float
-    frames_empty: float
-    arrivals_full: float
-    arrivals_empty: float
+    Decoders and engine share the way out (`arrivals`): a full one is counted to the engine, whose results go there.
+    """
+    return {
+        "decode": received["jobs"] + sent["frames"],
+        "engine": received["frames"] + sent["arrivals"],
+        "finish": received["arrivals"],
+    }
 
 
-def busy(before: Waits, after: Waits, seconds: float, *, decoders: int, finishers: int) -> dict[str, float]:
-    """Share of its threads' time, 0..1, that each stage did not wait for another, between two readings.
+def busy(
+    before: Mapping[str, float], after: Mapping[str, float], seconds: float, threads: Mapping[str, int]
+) -> dict[str, float]:
+    """Share of its threads' time, 0..1, that each stage did not wait for another, between two times `waited`.
 
-    A stage that never waits is the one that the others wait for. Decoders and engine share the way out (`arrivals`): a
-    full one is counted to the engine, whose results go there.
+    A stage that never waits is the one that the others wait for; `threads` are those of the stages with several.
     """
     if seconds <= 0:
         raise ValueError(f"{seconds} seconds between two readings")
-    decode = (after.jobs_empty - before.jobs_empty) + (after.frames_full - before.frames_full)
-    engine = (after.frames_empty - before.frames_empty) + (after.arrivals_full - before.arrivals_full)
-    finish = after.arrivals_empty - before.arrivals_empty
-    waited = {"decode": decode / decoders, "engine": engine, "finish": finish / finishers}
-    return {stage: min(1.0, max(0.0, 1.0 - each / seconds)) for stage, each in waited.items()}
+    shares = {name: 1.0 - (after[name] - before[name]) / threads.get(name, 1) / seconds for name in after}
+    return {stage: min(1.0, max(0.0, share)) for stage, share in shares.items()}
 
 
 def bottleneck(shares: Mapping[str, float], milliseconds: Mapping[str, float]) -> str:
     """The stage that waits least; of `finish`, the longer half in `milliseconds`: encode, or sync (disk)."""
-    stage = max(shares, key=lambda each: shares[each])
-    if stage != "finish":
-        return "decode" if stage == "decode" else "device"
-    return "disk" if milliseconds.get("sync", 0.0) > milliseconds.get("encode", 0.0) else "encode"
+    finish = "disk" if milliseconds.get("sync", 0.0) > milliseconds.get("encode", 0.0) else "encode"
+    return {"decode": "decode", "engine": "device", "finish": finish}[max(shares, key=shares.__getitem__)]

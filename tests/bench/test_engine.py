@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
@@ -15,29 +15,24 @@ from rmbgd.bench.engine import (
     BATCHES_MINIMUM,
     EngineUnderTest,
     NvmlMemory,
+    engine_under_test,
     processor_seconds,
-    require_model,
     resident,
     target,
 )
 from rmbgd.bench.samples import HAND_OVER, Sample, drawn
-from rmbgd.config.load import Config, Recipe, ServiceSettings
-from rmbgd.errors import ConfigError, EngineLost, EngineMemory, ModelError
+from rmbgd.config.load import Config, PipelineSettings
+from rmbgd.errors import ConfigError, EngineLost, EngineMemory
 from rmbgd.testing.engine import expected_alpha
 from tests.bench.machines import Nvml, machine
 
 
-def under_test(images: list[Sample], *, places: int = 4, arena_bytes: int = 1 << 22, **fake: Any) -> EngineUnderTest:
-    return EngineUnderTest(
-        "rmbgd.testing.engine:create",
-        {"models": ["m"]} | fake,
-        model="m",
-        images=images,
-        places=places,
-        arena_bytes=arena_bytes,
-        start_timeout=60.0,
-        batch_timeout=60.0,
-    )
+def under_test(
+    images: list[Sample], *, places: int = 4, arena_bytes: int = 1 << 22, **fake: Any
+) -> AbstractContextManager[EngineUnderTest]:
+    config = Config().model_copy(update={"pipeline": PipelineSettings.model_construct(arena_bytes=arena_bytes)})
+    options = {"models": ["m"]} | fake
+    return engine_under_test("rmbgd.testing.engine:create", options, config, model="m", images=images, places=places)
 
 
 @pytest.mark.integration
@@ -59,14 +54,12 @@ def test_a_batch_makes_the_round_trip_of_the_service() -> None:
 
 @pytest.mark.integration
 def test_warm_up_does_not_count() -> None:
-    """Two slow first batches leave no trace in the times."""
     with under_test(drawn(1, 32), script=["delay:0.7", "delay:0.7"]) as engine:
         assert engine.measure(1, 0.0).spread.longest < 700
 
 
 @pytest.mark.integration
 def test_batches_are_bounded() -> None:
-    """However long it may take, no more than asked for."""
     with under_test(drawn(1, 32)) as engine:
         assert 7 == engine.measure(1, 3600.0, batches=7).spread.count
 
@@ -83,22 +76,20 @@ def test_sizes_that_are_not_offered_are_left_out_with_a_reason() -> None:
 def test_sizes_that_do_not_fit_into_the_arena_are_left_out() -> None:
     """The service could not run them either."""
     with under_test(drawn(1, 64), places=8, arena_bytes=3 * 7 * 64 * 64) as engine:
-        assert 3 == engine.places
+        assert 3 == len(engine.regions)
         assert ([1, 2], {4: "only 3 of these images fit into pipeline.arena_bytes"}) == engine.sizes([1, 2, 4])
 
 
 @pytest.mark.integration
 def test_fault_while_measuring_is_told() -> None:
-    """A figure of a device that died would be none."""
     with under_test(drawn(1, 32), script=["ok", "ok", "lost"]) as engine, pytest.raises(EngineLost, match="the script"):
         engine.measure(1, 1.0)
 
 
 @pytest.mark.integration
 def test_process_is_gone_afterwards() -> None:
-    """Also when measuring failed."""
     with pytest.raises(EngineMemory), under_test(drawn(1, 32), script=["memory"]) as engine:  # noqa: PT012
-        pid = engine._worker.pid
+        pid = engine.worker.pid
         engine.measure(1, 1.0)
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
@@ -108,29 +99,21 @@ def test_process_is_gone_afterwards() -> None:
 
 
 def test_own_process_is_resident() -> None:
-    """A Python process has some megabytes, and its peak is no smaller."""
     found = resident(os.getpid())
     assert 1 << 20 < found["rss"] <= found["rss_peak"]
 
 
-@pytest.mark.integration
-def test_process_that_is_gone_has_no_memory() -> None:
-    """It is no error: the figure is missing."""
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    assert {} == resident(process.pid)
-
-
-@pytest.mark.integration
 def test_processor_time_grows_with_work() -> None:
-    """And is nothing for a process that is gone."""
     before = processor_seconds(os.getpid())
     while processor_seconds(os.getpid()) <= before:  # each look is work
         pass
+
+
+@pytest.mark.integration
+def test_process_that_is_gone_has_neither_memory_nor_time() -> None:
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
-
-    assert 0.0 == processor_seconds(process.pid)
+    assert ({}, 0.0) == (resident(process.pid), processor_seconds(process.pid))
 
 
 def test_driver_books_by_process() -> None:
@@ -160,7 +143,6 @@ def test_device_is_found_by_uuid_where_one_is_known() -> None:
 
 @pytest.mark.parametrize("nvml", [None, Nvml(well=False)], ids=["no library", "no driver"])
 def test_without_nvml_there_is_no_figure(nvml: Nvml | None) -> None:
-    """And no error."""
     with NvmlMemory(nvml) as memory:
         assert memory.of(7) is None
 
@@ -175,10 +157,10 @@ def test_without_nvml_there_is_no_figure(nvml: Nvml | None) -> None:
 def test_device_is_the_one_that_the_service_would_take(
     asked: str, gpus: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first GPU where any will do."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     found = target(asked, machine(gpus))
     assert (device, device != "cpu") == (found.device, found.is_gpu)
+    assert found.is_gpu or found.nvml() is None
 
 
 def test_gpu_is_looked_up_as_nvml_counts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,16 +174,3 @@ def test_missing_gpu_is_told_with_what_to_do(asked: str, gpus: int) -> None:
     """How many there are, who says so, and the two ways on."""
     with pytest.raises(ConfigError, match=rf"--device {asked}: {gpus} GPUs are visible: looked.*doctor.*--device cpu"):
         target(asked, machine(gpus))
-
-
-def test_cpu_has_no_nvml() -> None:
-    """Memory on a device is a GPU's."""
-    assert target("cpu", machine()).nvml() is None
-
-
-def test_missing_model_is_told_with_what_to_do(tmp_path: Path) -> None:
-    """Before any process is started."""
-    config = Config(service=ServiceSettings(models_directory=tmp_path))
-    with pytest.raises(ModelError, match="rmbgd models fetch birefnet"):
-        require_model(Recipe(model="birefnet"), config)
-    require_model(Recipe(model="u2netp"), config)

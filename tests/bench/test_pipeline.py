@@ -18,7 +18,6 @@ from rmbgd.testing.worker import in_process
 
 def through(base: Path, *, most: int = 20, warm_up: int = 2, script: tuple[str, ...] = ()) -> pipeline.Throughput:
     config = pipeline.pipeline_config(base, Recipe(model="fake"), Config(pipeline=PipelineSettings(batch_maximum=4)))
-
     devices = in_process(lambda context: FakeBackend(context.arena.block, script, models=("fake",)))
     return pipeline.run(config, drawn(2, 64), devices, seconds=3600.0, most=most, warm_up=warm_up)
 
@@ -27,7 +26,6 @@ def test_every_table_of_the_configuration_counts(tmp_path: Path) -> None:
     """Only the folder and its recipe are the run's own."""
     given = Config(pipeline=PipelineSettings(finish_threads=7), limits=LimitSettings(side=4096))
     found = pipeline.pipeline_config(tmp_path, Recipe(format="tiff"), given)
-
     own = {"recipe", "folder"}
     assert given.model_dump(exclude=own) == found.model_dump(exclude=own)
     assert "tiff" == found.recipe_of(found.folder[0]).format
@@ -36,7 +34,6 @@ def test_every_table_of_the_configuration_counts(tmp_path: Path) -> None:
 def test_as_many_as_asked_for_are_counted(tmp_path: Path) -> None:
     """The first ones are not, and the stages are those of the events."""
     found = through(tmp_path, most=20)
-
     assert 20 == found.images == found.total.count
     assert {"wait", "decode", "queue", "engine", "encode", "sync", "total"} == set(found.milliseconds)
     assert {"decode", "engine", "finish"} == set(found.busy)
@@ -44,7 +41,6 @@ def test_as_many_as_asked_for_are_counted(tmp_path: Path) -> None:
 
 
 def test_slow_engine_is_named(tmp_path: Path) -> None:
-    """With a device that takes its time, the device is what bounds."""
     found = through(tmp_path, most=12, script=("delay:0.05",) * 1000)
     assert "device" == found.bound
     assert found.busy["engine"] > 0.9
@@ -60,7 +56,6 @@ def test_run_leaves_few_files_behind(tmp_path: Path) -> None:
 
 
 def test_fault_ends_the_run_with_its_reason(tmp_path: Path) -> None:
-    """There is no rate of images that did not come out."""
     with pytest.raises(EngineLost, match=r"did not finish its images: fake: the script says"):
         through(tmp_path, script=("ok",) * 3 + ("lost",) * 1000)
 
@@ -74,5 +69,4 @@ def test_what_is_queued_when_it_is_enough_is_not_computed(tmp_path: Path, monkey
 
     monkeypatch.setattr(EngineContext, "abort", abort)
     through(tmp_path, most=5)
-
     assert by[0].startswith("finish-")

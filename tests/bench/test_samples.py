@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -14,13 +13,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rmbgd.bench import samples as images
-from rmbgd.bench.samples import HAND_OVER, Waits, bottleneck, busy, largest, ranked, spread, stages_of
+from rmbgd.bench.samples import HAND_OVER, bottleneck, busy, largest, ranked, spread, stages_of, waited
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ConfigError
 
 
 def test_drawn_images_are_the_same_everywhere() -> None:
-    """Two draws agree byte for byte; two numbers do not."""
     first, second = images.drawn(2, 64), images.drawn(2, 64)
     assert [each.data for each in first] == [each.data for each in second]
     assert first[0].data != first[1].data
@@ -43,9 +41,7 @@ def test_folder_gives_what_the_service_would_take(tmp_path: Path) -> None:
     (tmp_path / "deep").mkdir()
     Image.new("RGBA", (20, 10), "blue").save(tmp_path / "deep" / "b.png")
     (tmp_path / "notes.txt").write_text("no image")
-
     found = images.from_folder(tmp_path, LimitSettings())
-
     assert [("a.jpg", "JPEG", (30, 40, 3)), ("deep/b.png", "PNG", (10, 20, 3))] == [
         (each.name, each.form, each.rgb.shape) for each in found
     ]
@@ -77,7 +73,8 @@ def test_formats_that_cannot_be_varied_are_said(tmp_path: Path) -> None:
 
 # --- figures
 
-NO_WAITS = Waits(0.0, 0.0, 0.0, 0.0, 0.0)
+NO_WAITS = {"decode": 0.0, "engine": 0.0, "finish": 0.0}
+THREADS = {"decode": 2, "finish": 2}
 
 
 def test_percentiles_are_ranks() -> None:
@@ -98,7 +95,6 @@ def test_percentile_of_too_few_is_left_out(count: int, p95: bool, p99: bool) -> 
 
 
 def test_nothing_measured_is_an_error() -> None:
-    """No figure is made up."""
     with pytest.raises(ValueError, match="nothing was measured"):
         spread([])
 
@@ -119,7 +115,6 @@ def test_hand_over_is_what_the_stages_leave() -> None:
 
 
 def test_largest_has_its_share() -> None:
-    """3 of 4 is three quarters; nothing has no largest."""
     assert ("b", 0.75) == largest({"a": 1.0, "b": 3.0})
     assert ("", 0.0) == largest({})
     assert ("", 0.0) == largest({"a": 0.0})
@@ -129,16 +124,16 @@ def test_largest_has_its_share() -> None:
     ("after", "bound"),
     [
         # engine and finishers wait for something to come: decoding is slow
-        (replace(NO_WAITS, frames_empty=8.0, arrivals_empty=18.0), "decode"),
+        ({"decode": 0.0, "engine": 8.0, "finish": 18.0}, "decode"),
         # decoders cannot get rid of their frames, finishers wait
-        (replace(NO_WAITS, frames_full=19.0, arrivals_empty=18.0), "device"),
+        ({"decode": 19.0, "engine": 0.0, "finish": 18.0}, "device"),
         # the engine cannot get rid of its results, the decoders not of their frames
-        (replace(NO_WAITS, frames_full=19.0, arrivals_full=9.0), "encode"),
+        ({"decode": 19.0, "engine": 9.0, "finish": 0.0}, "encode"),
     ],
 )
-def test_who_waits_least_holds_the_others_up(after: Waits, bound: str) -> None:
+def test_who_waits_least_holds_the_others_up(after: dict[str, float], bound: str) -> None:
     """Ten seconds of two decoders, one engine and two finishers."""
-    shares = busy(NO_WAITS, after, 10.0, decoders=2, finishers=2)
+    shares = busy(NO_WAITS, after, 10.0, THREADS)
     assert bound == bottleneck(shares, {"encode": 2.0, "sync": 1.0})
 
 
@@ -153,12 +148,11 @@ def test_finishing_is_bound_by_its_longer_half() -> None:
 
 def test_busy_counts_between_two_readings_only() -> None:
     """What was waited before the first reading, such as for the engine to load, does not count."""
-    before = Waits(100.0, 0.0, 50.0, 0.0, 100.0)
-    after = Waits(104.0, 6.0, 55.0, 0.0, 110.0)
-    assert {"decode": 0.5, "engine": 0.5, "finish": 0.5} == busy(before, after, 10.0, decoders=2, finishers=2)
+    before = waited({"jobs": 100.0, "frames": 50.0, "arrivals": 100.0}, {"frames": 0.0, "arrivals": 0.0})
+    after = waited({"jobs": 104.0, "frames": 54.0, "arrivals": 110.0}, {"frames": 6.0, "arrivals": 1.0})
+    assert {"decode": 0.5, "engine": 0.5, "finish": 0.5} == busy(before, after, 10.0, THREADS)
 
 
 def test_no_time_between_two_readings_is_an_error() -> None:
-    """A share of nothing is no number."""
     with pytest.raises(ValueError, match="0 seconds"):
-        busy(NO_WAITS, NO_WAITS, 0, decoders=1, finishers=1)
+        busy(NO_WAITS, NO_WAITS, 0, THREADS)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tools import campaign
-from tools.growth import Readings, slope
+from tools.soak import Readings, slope
 
 
 @pytest.mark.parametrize("true", [0.0, 5.0])
@@ -47,9 +47,8 @@ def test_memory_is_read_of_the_life_that_is_watched(tmp_path: Path) -> None:
     for pid, found in ((os.getpid() + 1, 0), (os.getpid(), 1)):
         memory.write_text(f"{pid} 5 4096")
         readings.read(os.getpid(), tmp_path, memory, life=0, now=0.0)
-        assert len(readings) == found
-    levels = {name: values[0] for name, values in readings.levels().items()}
-    assert (levels["heap"], levels["outside"]) == (5, levels["rss"] - 4096)
+        assert len(readings.all) == found
+    assert (readings.all[0].heap, readings.all[0].outside) == (5, readings.all[0].rss - 4096)
 
 
 def test_a_campaign_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tools.gpubench.report import completed, naive_ms, shown, targets
+from tools.gpubench.report import completed, shown, targets
 from tools.tables import Report
 
-PLAN = {"backbone": "swin_v1_l", "lite": "swin_v1_t", "side": 1024, "device": "cuda:0"}
+PLAN = {"backbone": "swin_v1_l", "side": 1024, "device": "cuda:0"}
 
 
 def answers(**changes: Any) -> dict[str, Any]:
@@ -17,7 +17,7 @@ def answers(**changes: Any) -> dict[str, Any]:
     latency = {"batch": 1, "ms": 8.0, "p50": 8.0, "p99": 9.0, "jitter": 1.0, "count": 1000, "memory": {"nvml": 1.2e9}}
     accuracy = {"step": "engine, float16, batches of 1", "mean": 0.1, "p999": 1.0, "far": 0.0, "overlap": 1.0}
     found: dict[str, Any] = {
-        "ceilings": {"flops": {"swin_v1_l": 2.5e12}, "float16_tflops": 800.0, "bfloat16_tflops": 800.0,
+        "ceilings": {"flops": 2.5e12, "float16_tflops": 800.0, "bfloat16_tflops": 800.0,
                      "float32_tflops": 50.0, "copy_tbs": 4.0, "matrix": 8192},
         "naive": {"rows": [{"step": "naive float32", "batch": 1, "ms": 40.0, "p50": 40.0, "p99": None}]},
         "waterfall": {"rows": [
@@ -37,7 +37,7 @@ def answers(**changes: Any) -> dict[str, Any]:
 
 
 def text(result: dict[str, Any]) -> str:
-    return Report(list(shown(result)), result).text(150)
+    return Report(list(shown(result)), result).text()
 
 
 def changed(section: str, number: int, **values: Any) -> dict[str, Any]:
@@ -81,11 +81,11 @@ def test_each_bound_can_be_missed(place: int, found: dict[str, Any], reached: bo
 def test_rows_are_completed() -> None:
     """10 ms for 2.5 TFLOP are 250 TFLOP/s, 31 % of 800, and four times as fast as 40 ms; a forward of 8 is 8 images."""
     rows = [{"step": "s", "batch": 8, "ms": 10.0}, {"step": "t", "error": "no"}]
-    found = answers(waterfall={"rows": rows}, forwards={"rows": [{"step": "eager", "batch": 8, "ms": 80.0}]})
-    row, failed = completed(found, "waterfall", "swin_v1_l", naive_ms(found))
+    found = answers(waterfall={"rows": rows}, kernels={"rows": [{"step": "eager", "batch": 8, "ms": 80.0}]})
+    row, failed = completed(found, "waterfall")
     assert (100.0, 4.0, 250.0, 0.3125) == (row["per_second"], row["ratio"], row["tflops"], row["roofline"])
     assert {"step": "t", "error": "no"} == failed
-    assert 10.0 == completed(found, "forwards", "swin_v1_l", None)[0]["ms"]
+    assert 10.0 == completed(found, "kernels")[0]["ms"]
 
 
 def test_text_has_every_row_the_errors_and_the_targets_last() -> None:
@@ -93,11 +93,11 @@ def test_text_has_every_row_the_errors_and_the_targets_last() -> None:
     found = answers()
     found["waterfall"]["rows"].append({"step": "float8 products", "batch": 8, "error": "needs [Hopper]"})
     found["waterfall"]["limits"] = [{"step": "+ graphs", "what": "graphs", "detail": "none"}] * 2
-    said = text({"plan": PLAN, "answers": found, "errors": {"lite": "did not end within 9 s"}})
+    said = text({"plan": PLAN, "answers": found, "errors": {"kernels": "did not end within 9 s"}})
     assert "float8 products, batches of 8: not measured: needs [Hopper]" in said
     assert 1 == said.count("+ graphs: graphs: none")
-    assert "lite FAILED: did not end within 9 s" in said
-    assert said.index("lite FAILED") < said.index("Targets for one H200")
+    assert "kernels FAILED: did not end within 9 s" in said
+    assert said.index("kernels FAILED") < said.index("Targets for one H200")
     assert 8 == said.count(" reached")
 
 

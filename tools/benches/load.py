@@ -7,9 +7,8 @@ ways      `rmbgd`: load_model until the module can compute. `rmbgd, digest check
           `transformers`: AutoModelForImageSegmentation.from_pretrained of the same folder, until the network can
           compute (folded); `transformers, not folded`: until from_pretrained returns.
 call      seconds from the call to that point; libraries are imported before the clock starts
-library   the same with the import of the loading library, torch being there: what a program waits beyond torch
 start     seconds from the start of Python to that point, imports and all: what a restarted process waits
-cpu       processor seconds of all threads in `library` and in `start`: what a busy machine does not change
+cpu       processor seconds of all threads in `start`: what a busy machine does not change
 peak      highest resident size during the call, over that before it: every page, those of the mapped file too
 private   anonymous memory after the call, over that before it: what the kernel cannot take back
 """
@@ -30,14 +29,12 @@ from tools.tables import Report, table
 WAYS = ("rmbgd", "rmbgd, digest checked", "transformers", "transformers, not folded")
 
 
-def load_once(way: str, folder: Path, dtype: str) -> dict[str, float]:
-    """Load once in this process and measure. Linux: /proc."""
+def load_once(way: str, folder: Path) -> dict[str, float]:
+    """Load once in this process and measure."""
     started = time.perf_counter()
     import torch
 
     torch.set_num_threads(2)
-    kind = getattr(torch, dtype)
-    torch_there, torch_there_cpu = time.perf_counter(), time.process_time()
     if way.startswith("rmbgd"):
         from rmbgd.models.load import load_model
     else:
@@ -47,28 +44,23 @@ def load_once(way: str, folder: Path, dtype: str) -> dict[str, float]:
         import rmbgd.models.hf  # noqa: F401, registers the classes
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    imported = time.perf_counter()
-    before = memory()
+    imported, before = time.perf_counter(), memory()
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
     if way.startswith("rmbgd"):
-        loaded = load_model(folder, device="cpu", dtype=kind)
+        loaded = load_model(folder, device="cpu", dtype=torch.float32)
         if way == "rmbgd, digest checked":
             _ = loaded.provenance
     else:
-        model = AutoModelForImageSegmentation.from_pretrained(folder, dtype=kind)
+        model = AutoModelForImageSegmentation.from_pretrained(folder, dtype=torch.float32)
         if way == "transformers":
             model.refold()
-    ready, ready_cpu = time.perf_counter(), time.process_time()
-    after = memory()
+    ready, cpu, after = time.perf_counter(), time.process_time(), memory()
     return {
         "call_s": ready - imported,
-        "library_s": ready - torch_there,
-        "library_cpu_s": ready_cpu - torch_there_cpu,
         "start_s": ready - started,
-        "start_cpu_s": ready_cpu,
+        "start_cpu_s": cpu,
         "peak_mb": after["VmHWM"] - before["VmRSS"],
         "private_mb": after["RssAnon"] - before["RssAnon"],
-        "private_total_mb": after["RssAnon"],
     }
 
 
@@ -90,23 +82,22 @@ def prepared(folder: Path, scratch: Path, order: str | None) -> Path:
     return scratch
 
 
-def measure(folder: Path, repeat: int, dtype: str) -> dict[str, dict[str, float]]:
-    """The least of each figure over `repeat` fresh processes a way."""
+def measure(folder: Path, rounds: int) -> dict[str, dict[str, float]]:
+    """The least of each figure over `rounds` fresh processes a way."""
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     (folder / "model.safetensors").read_bytes()  # warm page cache
-    for _ in range(repeat):
+    for _ in range(rounds):
         for way in WAYS:
-            command = [sys.executable, "-m", "tools.benches.load", way, str(folder), dtype]
+            command = [sys.executable, "-m", "tools.benches.load", way, str(folder)]
             answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
             runs[way].append(json.loads(answer.stdout.splitlines()[-1]))
-    return {way: {k: min(r[k] for r in rows) for k in rows[0]} for way, rows in runs.items()}
+    return {way: {key: min(row[key] for row in rows) for key in rows[0]} for way, rows in runs.items()}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="with model.safetensors")
     parser.add_argument("--patch-order", choices=("channel_first", "tile_first"), help="where nothing beside it tells")
     parser.add_argument("--rounds", type=int, default=5, help="processes a way (default: 5)")
-    parser.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="to load in")
 
 
 def run(chosen: argparse.Namespace) -> Report:
@@ -114,29 +105,17 @@ def run(chosen: argparse.Namespace) -> Report:
     with tempfile.TemporaryDirectory() as scratch:
         folder = prepared(chosen.folder, Path(scratch), chosen.patch_order)
         size = (folder / "model.safetensors").stat().st_size / 1e6
-        ways = measure(folder, rounds, chosen.dtype)
-    heads = ("way", "call s", "library s", "cpu s", "start s", "cpu s", "peak MB", "of file", "private MB")
-    clocks = ("call_s", "library_s", "library_cpu_s", "start_s", "start_cpu_s")
+        ways = measure(folder, rounds)
     rows = [
-        (
-            way,
-            *(f"{row[clock]:.2f}" for clock in clocks),
-            f"{row['peak_mb']:.0f}",
-            f"{row['peak_mb'] / size:.2f}",
-            f"{row['private_mb']:.0f}",
-        )
+        [way]
+        + [f"{row[clock]:.2f}" for clock in ("call_s", "start_s", "start_cpu_s")]
+        + [f"{row['peak_mb']:.0f}", f"{row['peak_mb'] / size:.2f}", f"{row['private_mb']:.0f}"]
         for way, row in ways.items()
     ]
-    ratios = {
-        f"{clock}_{ours}_vs_{theirs}": round(ways[theirs][clock] / ways[ours][clock], 2)
-        for clock in ("call_s", "library_s", "start_s", "start_cpu_s")
-        for ours in WAYS[:2]
-        for theirs in WAYS[2:]
-    }
-    title = f"{size:.0f} MB in the file, loaded in {chosen.dtype}; shortest of {rounds} processes"
-    found = {"file_mb": round(size, 1), "dtype": chosen.dtype, "ratios": ratios, "ways": ways}
-    return Report([table(title, *heads, rows=rows)], found)
+    title = f"{size:.0f} MB in the file, loaded in float32; shortest of {rounds} processes"
+    shown = table(title, "way", "call s", "start s", "cpu s", "peak MB", "of file", "private MB", rows=rows)
+    return Report([shown], {"file_mb": round(size, 1), "ways": ways})
 
 
 if __name__ == "__main__":  # one process that loads once
-    print(json.dumps(load_once(sys.argv[1], Path(sys.argv[2]), sys.argv[3])))
+    print(json.dumps(load_once(sys.argv[1], Path(sys.argv[2]))))

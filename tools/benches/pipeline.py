@@ -5,8 +5,8 @@ Both ways start at a JPEG file (quality 90, 4:2:0, with profile and 300 dpi) and
 a ready 1024 x 1024 alpha for its answer.
 
 rmbgd       what the service calls: read and hash the file, probe, decode into planes that exist already, shrink to the
-            network's size (torch's antialiased uint8 filter, like the engine; Pillow's where torch is missing), alpha
-            back to the image's size in float, compose, clean the edges or not, arrange, encode, hash the output.
+            network's size (torch's antialiased uint8 filter, like the engine), alpha back to the image's size in
+            float, compose, clean the edges or not, arrange, encode, hash the output.
 common way  Pillow throughout: decode, LANCZOS to the network's size, LANCZOS of the 8-bit alpha back, Image.composite
             on transparent black, save at the format's defaults (lossless for WebP, as rmbgd's default is). No hashing,
             no limits.
@@ -20,83 +20,89 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import importlib.util
 import io
+import itertools
 import os
 import statistics
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import PIL
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
-from rich.console import Console
 
 from rmbgd.config.load import LimitSettings, Recipe
 from rmbgd.imaging.compose import Pixels, arrange, compose_rgba, quantise_alpha
 from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.encode import SUFFIXES, encode
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
-from rmbgd.imaging.resize import image_to_network, matte_to_image
-from tools.tables import Report, table
+from rmbgd.imaging.resize import matte_to_image
+from tools.tables import Report, steps, table
 
 NETWORK = 1024  # pixels a side
-SIZES = {"1024": (1024, 1024, 2, 2), "2000": (2000, 2000, 4, 4), "12MP": (4000, 3000, 8, 6)}  # width, height, mosaic
-BATCH = {"1024": 16, "2000": 6, "12MP": 2}  # images a thread works on between two rates of the clock
+SIZES = "1024,2000"  # pixels a side
 LIMITS = LimitSettings()
 # Public-domain photographs that scikit-image carries inside its package.
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "hubble_deep_field")
 
 
-@dataclass(frozen=True)
-class Way:
-    """One row: a recipe, worked off by us or in the common way. `against` names the common way with the same output."""
+HEADS = {
+    "way": "way",
+    "size": "size",
+    "images_per_second": "images/s",
+    "cpu_milliseconds": "CPU ms",
+    "output_bytes": "bytes out",
+    "times_faster": "times faster",
+    "times_less_cpu": "times less CPU",
+    "times_the_bytes": "times the bytes",
+}
+
+
+class Way(NamedTuple):
+    """One row: a recipe, worked off by us, or in the common way that ours are compared with (`against`)."""
 
     name: str
     recipe: Recipe
-    ours: bool
-    clean: bool = False
     against: str = ""
+    clean: bool = False
 
 
 WAYS = (
-    Way("common way, PNG", Recipe(), ours=False),
-    Way("rmbgd, PNG", Recipe(), ours=True, against="common way, PNG"),
-    Way("rmbgd, PNG, edges cleaned", Recipe(), ours=True, clean=True, against="common way, PNG"),
-    Way("common way, mask", Recipe(content="mask"), ours=False),
-    Way("rmbgd, mask", Recipe(content="mask"), ours=True, against="common way, mask"),
-    Way("common way, WebP lossless", Recipe(format="webp"), ours=False),
-    Way("rmbgd, WebP lossless", Recipe(format="webp"), ours=True, against="common way, WebP lossless"),
+    Way("common way, PNG", Recipe()),
+    Way("rmbgd, PNG", Recipe(), against="common way, PNG"),
+    Way("rmbgd, PNG, edges cleaned", Recipe(), against="common way, PNG", clean=True),
+    Way("common way, mask", Recipe(content="mask")),
+    Way("rmbgd, mask", Recipe(content="mask"), against="common way, mask"),
+    Way("common way, WebP lossless", Recipe(format="webp")),
+    Way("rmbgd, WebP lossless", Recipe(format="webp"), against="common way, WebP lossless"),
 )
 
 
-def image(width: int, height: int, columns: int, rows: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def image(side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
     """A mosaic at about the photographs' own resolution, with a camera's noise: 1.7 to 2 bits a pixel as JPEG."""
     try:
         from skimage import data
     except ImportError:
         sys.exit("bench pipeline: the test photographs come from scikit-image; pip install 'rmbgd[demo]'")
     tiles = [np.asarray(getattr(data, name)(), np.uint8) for name in PHOTOGRAPHS]
-    out = np.empty((height, width, 3), np.uint8)
-    xs, ys = np.linspace(0, width, columns + 1).astype(int), np.linspace(0, height, rows + 1).astype(int)
-    for index in range(rows * columns):
-        row, column = divmod(index, columns)
-        top, bottom, left, right = ys[row], ys[row + 1], xs[column], xs[column + 1]
+    out = np.empty((side, side, 3), np.uint8)
+    edges = np.linspace(0, side, round(side / 512) + 1).astype(int)
+    spans = list(itertools.pairwise(edges))
+    for index, ((top, bottom), (left, right)) in enumerate(itertools.product(spans, spans)):
         tile = tiles[(index + index // len(tiles)) % len(tiles)]
         factor = max((right - left) / tile.shape[1], (bottom - top) / tile.shape[0])
         size = (max(right - left, round(tile.shape[1] * factor)), max(bottom - top, round(tile.shape[0] * factor)))
         filled = cv2.resize(tile, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
         out[top:bottom, left:right] = filled[: bottom - top, : right - left]
-    noise = rng.standard_normal((height, width, 1), np.float32) * 2.0
+    noise = rng.standard_normal((side, side, 1), np.float32) * 2.0
     return np.asarray(np.clip(out + noise, 0, 255), np.uint8)
 
 
@@ -111,14 +117,10 @@ def matte(rng: np.random.Generator) -> NDArray[np.float32]:
     return np.asarray(cv2.GaussianBlur(ramp, (0, 0), 1.0), np.float32)
 
 
-@dataclass
-class Workbench:
-    """What one size needs."""
-
+class Workbench(NamedTuple):
     source: Path
     folder: Path
     alpha: NDArray[np.float32]
-    network: Callable[[NDArray[np.uint8]], object]
 
 
 @functools.cache
@@ -129,17 +131,14 @@ def plane(_thread: int, *shape: int) -> NDArray[np.uint8]:
 
 def rmbgd_way(bench: Workbench, way: Way, target: Path) -> Pixels:
     """One image as the service works it off, from path to published name. What was to be stored."""
-    descriptor = os.open(bench.source, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        data = read_limited(descriptor, LIMITS)
-    finally:
-        os.close(descriptor)
+    with bench.source.open("rb", buffering=0) as source:
+        data = read_limited(source.fileno(), LIMITS)
     digest = hashlib.sha256(data).hexdigest()
     header = probe(data, LIMITS, animated="refuse", metadata=way.recipe.metadata)
     thread, size = threading.get_ident(), header.size[::-1]
     rgb = plane(thread, *size, 3)
     facts = decode_into(data, header, rgb, None, sha256=digest)
-    bench.network(rgb)
+    network_input(rgb)
     alpha = matte_to_image(bench.alpha, *size)
     if way.recipe.content == "mask":
         mask = plane(thread, *size)
@@ -176,44 +175,25 @@ def common_way(bench: Workbench, way: Way, target: Path) -> None:
     temporary.rename(target)
 
 
-def network_input() -> tuple[str, Callable[[NDArray[np.uint8]], object]]:
-    """The resize to the network's size, and its name."""
-    if importlib.util.find_spec("torch") is None:
-        return "Pillow bilinear", lambda rgb: image_to_network(rgb, NETWORK, NETWORK)
-    import torch
-
-    torch.set_num_threads(1)
-
-    def shrink(rgb: NDArray[np.uint8]) -> object:
-        image = torch.from_numpy(rgb).permute(2, 0, 1)[None]
-        if rgb.shape[:2] != (NETWORK, NETWORK):
-            image = torch.nn.functional.interpolate(image, (NETWORK, NETWORK), mode="bilinear", antialias=True)
+def network_input(rgb: NDArray[np.uint8]) -> torch.Tensor:
+    image = torch.from_numpy(rgb).permute(2, 0, 1)[None]
+    if rgb.shape[:2] == (NETWORK, NETWORK):
         return image
-
-    return "torch uint8 antialiased bilinear", shrink
-
-
-@dataclass
-class Rate:
-    """Of one way, a value a round."""
-
-    per_second: list[float] = field(default_factory=list)
-    cpu_milliseconds: list[float] = field(default_factory=list)
-    output_bytes: int = 0
+    return torch.nn.functional.interpolate(image, (NETWORK, NETWORK), mode="bilinear", antialias=True)
 
 
-def run_batch(bench: Workbench, way: Way, pool: ThreadPoolExecutor, threads: int, count: int, into: Rate) -> None:
+def run_batch(bench: Workbench, way: Way, pool: ThreadPoolExecutor, threads: int, count: int) -> tuple[float, float]:
+    """(images a second, processor milliseconds an image) of `count` images a thread."""
+
     def work(thread: int) -> None:
         target = bench.folder / f"out{thread}{SUFFIXES[way.recipe.format]}"
         for _ in range(count):
-            (rmbgd_way if way.ours else common_way)(bench, way, target)
+            (rmbgd_way if way.against else common_way)(bench, way, target)
 
     cpu, wall = time.process_time(), time.perf_counter()
     list(pool.map(work, range(threads)))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    into.per_second.append(threads * count / wall)
-    into.cpu_milliseconds.append(1000.0 * cpu / (threads * count))
-    into.output_bytes = (bench.folder / f"out0{SUFFIXES[way.recipe.format]}").stat().st_size
+    return threads * count / wall, 1000.0 * cpu / (threads * count)
 
 
 def verify(bench: Workbench, way: Way) -> None:
@@ -235,56 +215,45 @@ def verify(bench: Workbench, way: Way) -> None:
     assert (header.icc_profile is not None) == (stored.ndim == 3), f"{way.name}: the profile is lost"
 
 
-def measure(size: str, rounds: int, threads: int, quick: bool, console: Console) -> list[dict[str, Any]]:
-    width, height, columns, rows = SIZES[size]
+def measure(side: int, rounds: int, threads: int, quick: bool) -> list[dict[str, Any]]:
     rng = np.random.default_rng(7)
-    with tempfile.TemporaryDirectory(prefix="rmbgd-bench-") as name:
+    rates: dict[str, list[tuple[float, float]]] = {way.name: [] for way in WAYS}
+    sizes: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(prefix="rmbgd-bench-") as name, ThreadPoolExecutor(threads) as pool:
         folder = Path(name)
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-        photograph = Image.fromarray(image(width, height, columns, rows, rng))
         options: dict[str, Any] = {"quality": 90, "subsampling": "4:2:0", "icc_profile": profile, "dpi": (300, 300)}
-        photograph.save(folder / "photo.jpg", **options)
-        bench = Workbench(folder / "photo.jpg", folder, matte(rng), network_input()[1])
-        rates = {way.name: Rate() for way in WAYS}
+        Image.fromarray(image(side, rng)).save(folder / "photo.jpg", **options)
+        bench = Workbench(folder / "photo.jpg", folder, matte(rng))
         for way in WAYS:
-            if way.ours:
+            if way.against:
                 verify(bench, way)
-        with ThreadPoolExecutor(threads) as pool:
-            for number in range(rounds + 1):  # the first one warms up
-                for way in WAYS:
-                    slow = way.recipe.format == "webp" and not way.ours
-                    if slow and number > 1:
-                        continue  # tens of seconds; one is enough beside a ratio this large
-                    count = 1 if number == 0 or slow or quick else BATCH[size] * (3 if way.ours else 1)
-                    console.print(f"[dim]{size}: round {number} of {rounds}, {way.name}[/dim]", highlight=False)
-                    rate = Rate() if number == 0 else rates[way.name]
-                    if not (slow and number == 0):
-                        run_batch(bench, way, pool, threads, count, rate)
-        return list(rows_of(size, bench, rates))
-
-
-def rows_of(size: str, bench: Workbench, rates: dict[str, Rate]) -> Iterable[dict[str, Any]]:
+        for number in steps(rounds + 1, f"{side} x {side}"):  # the first one warms up
+            for way in WAYS:
+                slow = way.recipe.format == "webp" and not way.against
+                count = (
+                    1 if number == 0 or slow or quick else round(16 * (1024 / side) ** 2) * (3 if way.against else 1)
+                )
+                rate = run_batch(bench, way, pool, threads, count)
+                rates[way.name] += [rate] if number else []
+                sizes[way.name] = (folder / f"out0{SUFFIXES[way.recipe.format]}").stat().st_size
+    rows: dict[str, dict[str, Any]] = {}
     for way in WAYS:
-        own = rates[way.name]
-        speed, cpu = statistics.median(own.per_second), statistics.median(own.cpu_milliseconds)
-        row: dict[str, Any] = {
-            "size": size,
-            "way": way.name,
-            "input_bytes": bench.source.stat().st_size,
-            "images_per_second": round(speed, 2),
-            "best_images_per_second": round(max(own.per_second), 2),
-            "cpu_milliseconds": round(cpu, 1),
-            "output_bytes": own.output_bytes,
-        }
-        if base := rates.get(way.against):
-            row["times_faster"] = round(speed / statistics.median(base.per_second), 2)
-            row["times_less_cpu"] = round(statistics.median(base.cpu_milliseconds) / cpu, 2)
-            row["times_the_bytes"] = round(own.output_bytes / base.output_bytes, 3)
-        yield row
+        speed, cpu = (statistics.median(values) for values in zip(*rates[way.name], strict=True))
+        row = {"size": side, "way": way.name, "images_per_second": speed, "cpu_milliseconds": cpu}
+        rows[way.name] = row | {"output_bytes": sizes[way.name]}
+        if way.against:
+            base = rows[way.against]
+            rows[way.name] |= {
+                "times_faster": speed / base["images_per_second"],
+                "times_less_cpu": base["cpu_milliseconds"] / cpu,
+                "times_the_bytes": sizes[way.name] / sizes[way.against],
+            }
+    return [{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows.values()]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--sizes", default=",".join(SIZES), help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--sizes", default=SIZES, help=f"sides, in pixels (default: {SIZES})")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--threads", type=int, default=2, help="default: 2")
 
@@ -292,19 +261,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(chosen: argparse.Namespace) -> Report:
     configure_pillow(LIMITS)
     configure_opencv()
+    torch.set_num_threads(1)
     if chosen.quick:
-        chosen.sizes, chosen.rounds = next(iter(SIZES)), 1
-    console = Console(stderr=True)
-    found = [
-        row
-        for size in chosen.sizes.split(",")
-        for row in measure(size, chosen.rounds, chosen.threads, chosen.quick, console)
-    ]
-    keys = ["way", "size", "images_per_second", "best_images_per_second", "cpu_milliseconds", "output_bytes"]
-    keys += ["times_faster", "times_the_bytes"]
+        chosen.sizes, chosen.rounds = "1024", 1
+    sides = [int(side) for side in chosen.sizes.split(",")]
+    found = [row for side in sides for row in measure(side, chosen.rounds, chosen.threads, chosen.quick)]
     title = f"null network, {chosen.threads} threads, medians of {chosen.rounds} rounds"
-    heads = ("way", "size", "images/s", "best", "CPU ms", "bytes out", "times faster", "times the bytes")
+    shown = table(title, *HEADS.values(), rows=[[row.get(key) for key in HEADS] for row in found])
     settings = {"threads": chosen.threads, "rounds": chosen.rounds, "cores": os.cpu_count()}
     versions = {"pillow": PIL.__version__, "opencv": cv2.__version__, "numpy": np.__version__}
-    shown = table(title, *heads, rows=[[row.get(key) for key in keys] for row in found])
-    return Report([shown], {"bench": "pipeline", **settings, **versions, "resize": network_input()[0], "rows": found})
+    return Report([shown], {"bench": "pipeline", **settings, **versions, "rows": found})

@@ -6,7 +6,6 @@ The real process with a null engine, through the launcher of the tests. Networks
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
 import sys
@@ -17,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from rmbgd.bench.engine import resident
 from rmbgd.bench.samples import drawn, versions
 from rmbgd.clock import SystemClock
 from rmbgd.config.load import IntakeSettings, load
-from rmbgd.events import EVENTS
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.intake.reconciler import Reconciler
 from rmbgd.pipeline.items import Arrival
@@ -65,8 +64,7 @@ def start_and_latency(base: Path, images: int) -> dict[str, float]:
         latencies.append(service.wait_for("image.done", path=name)["monotonic"] - closed)
     began = time.monotonic()
     service.stop()
-    stop = time.monotonic() - began
-    found = {"ready_s": ready, "idle_stop_s": stop}
+    found = {"ready_s": ready, "idle_stop_s": time.monotonic() - began}
     for name, latency in zip(("p50", "p95"), np.percentile(latencies, [50, 95]).tolist(), strict=True):
         found |= {f"latency_{name}_s": latency, f"own_{name}_ms": 1000 * (latency - QUIET)}
     return found
@@ -79,25 +77,15 @@ def backlog(base: Path, files: int) -> dict[str, float]:
     for number in range(files):
         (service.input / f"{number}.png").write_bytes(data + number.to_bytes(4, "little"))
     service.start()
-    few = max(1, files // 20)
-    service.wait_for_endings(few, timeout=600)
-    early = resident(service)
-    service.wait_for_endings(files, timeout=1800)
-    late = resident(service)
+    assert service.process is not None
+    few, rss = max(1, files // 20), []
+    for count, timeout in ((few, 600), (files, 1800)):
+        service.wait_for_endings(count, timeout=timeout)
+        rss.append(resident(service.process.pid)["rss"] / 1e6)
     service.stop()
     done = service.named("image.done")
-    return {
-        "backlog": files,
-        "finished_per_s": (files - few) / (done[files - 1]["monotonic"] - done[few - 1]["monotonic"]),
-        "rss_early_mb": early / 1e6,
-        "rss_late_mb": late / 1e6,
-    }
-
-
-def resident(service: ServiceUnderTest) -> int:
-    assert service.process is not None
-    pages = int(Path(f"/proc/{service.process.pid}/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    rate = (files - few) / (done[files - 1]["monotonic"] - done[few - 1]["monotonic"])
+    return {"backlog": files, "finished_per_s": rate, "rss_early_mb": rss[0], "rss_late_mb": rss[1]}
 
 
 def claims(base: Path, files: int) -> dict[str, float]:
@@ -105,22 +93,21 @@ def claims(base: Path, files: int) -> dict[str, float]:
     folders = ServiceUnderTest(base)
     for number in range(files):
         (folders.input / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(32) + b"IEND\xaeB`\x82")
-    config, clock, started = load(folders.config), SystemClock(), threading.Event()
+    config, clock = load(folders.config), SystemClock()
 
-    def emit(event: str, /, **_: object) -> None:
-        assert event in EVENTS
+    def emit(_event: str, /, **_: object) -> None:
+        pass
 
     ledger = Ledger(base / "ledger.sqlite", clock)
-    publisher = Publisher(config, ledger, clock, emit)
     jobs: tuple[Sender[Job], Receiver[Job]]
     intake = Reconciler(
         config,
         ledger=ledger,
-        publisher=publisher,
+        publisher=Publisher(config, ledger, clock, emit),
         clock=clock,
         emit=emit,
         heartbeat=NullHeartbeat(),
-        on_compared=started.set,
+        on_compared=lambda: None,
     )
     jobs = queue(config.pipeline.queue, "jobs", clock, intake.wake)
     arrivals: tuple[Sender[Arrival], Receiver[Arrival]] = queue(16, "arrivals", clock)

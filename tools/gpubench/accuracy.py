@@ -16,7 +16,7 @@ from PIL import Image
 from rmbgd.bench.samples import drawn
 from rmbgd.errors import RmbgdError
 from tools.gpubench.engines import started, type_of
-from tools.gpubench.networks import choose_device, float32_products, normalised, ours, plain
+from tools.gpubench.networks import choose_device, float32_products, half, normalised, ours, plain
 from tools.gpubench.plan import Answer, Plan
 
 # logits (relative, L2); alpha in steps of 1/255: mean, 99.9th percentile; share off by more than 8; overlap at 0.5
@@ -34,9 +34,9 @@ def measure(plan: Plan, answer: Answer) -> None:
     float32_products("ieee")
     images = drawn(plan.accuracy_images, plan.side)
     x = torch.cat([normalised(Image.fromarray(image.rgb), plan.side) for image in images]).to(plan.device)
-    network, _ = plain(plan, plan.backbone)
+    network = plain(plan)[0]
     reference = answers_of(network, x)
-    with torch.autocast(x.device.type, torch.float16 if plan.is_gpu else torch.bfloat16):
+    with torch.autocast(x.device.type, half(plan)):
         autocast = compared(answers_of(network, x), reference)
     answer.row({"step": "naive, autocast float16", "precision": "float16"} | autocast)
     if plan.is_gpu:
@@ -46,7 +46,7 @@ def measure(plan: Plan, answer: Answer) -> None:
         float32_products("ieee")
     del network
     for kind in ("float16", "bfloat16") if plan.is_gpu else ("bfloat16",):
-        row = compared(answers_of(ours(plan, plan.backbone, getattr(torch, kind)), x), reference)
+        row = compared(answers_of(ours(plan, getattr(torch, kind)), x), reference)
         answer.row({"step": f"our network, eager {kind}", "precision": kind} | judged(row, kind, autocast))
     for kind in ("float16", "bfloat16", "float8") if plan.is_gpu else ("float32",):
         with answer.or_error({"step": f"engine, {kind}", "precision": kind}, RmbgdError):
@@ -64,12 +64,11 @@ def answers_of(network: Any, x: Any) -> NDArray[np.float32]:
 
 def through_the_engine(plan: Plan, kind: str, images: Any) -> Iterator[tuple[str, NDArray[np.uint8]]]:
     """(row's name, alpha of every image as published) for batches of one, and the largest up to eight on offer."""
-    largest = min(8, max(plan.batches))
-    places = max(largest, len(images))
-    with started(plan, plan.backbone, images, places=places, batches=largest, precision=kind) as engine:
+    largest = plan.small_and_large[-1]
+    with started(plan, images, places=largest, batches=largest, precision=kind) as engine:
         used = type_of(engine)
         for batch in sorted({1, engine.description.batch_sizes[-1]}):
-            for place in range(engine.places):
+            for place in range(len(engine.regions)):
                 engine.planes(place).rgba.fill(77)  # what is not written now is wrong
             engine.measure(batch, 0.0)
             alpha = np.stack([engine.planes(place).rgba[..., 3] for place in range(len(images))])
@@ -102,7 +101,5 @@ def judged(row: dict[str, float], kind: str, autocast: dict[str, float]) -> dict
     """With `well` (the absolute limits) and `gate` (against the plain autocast's error; None where there is none)."""
     limits = {name: limit for name, limit in LIMITS[kind].items() if name in row}
     well = all(row[name] >= limit if name == "overlap" else row[name] <= limit for name, limit in limits.items())
-    factor = GATE[kind]
-    name = "relative" if "relative" in row else "mean"
-    gate = None if factor is None else bool(row[name] <= factor * autocast[name])
-    return {**row, "well": bool(well), "gate": gate, "gate_by": name}
+    factor, by = GATE[kind], "relative" if "relative" in row else "mean"
+    return {**row, "well": well, "gate": None if factor is None else row[by] <= factor * autocast[by], "gate_by": by}

@@ -1,10 +1,11 @@
-"""Networks without an engine: weights, ceilings of the device, goldens, plain ways, forwards, each kernel's worth."""
+"""Networks without an engine: weights, ceilings of the device, plain ways, each kernel's worth."""
 
 from __future__ import annotations
 
 import importlib
 import json
 import os
+import statistics
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -31,14 +32,6 @@ from rmbgd.models.registry import PatchOrder
 from rmbgd.models.store import CONFIG, WEIGHTS
 from tools.gpubench.plan import Answer, Plan, module
 
-GOLDENS = (
-    ("swin_v1_t-2x256x384", "swin_v1_t", "channel_first"),
-    ("swin_v1_t-512x512", "swin_v1_t", "channel_first"),
-    ("swin_v1_l-512x512", "swin_v1_l", "channel_first"),
-    ("rmbg2-512x512", "swin_v1_l", "tile_first"),
-)
-FLOAT32_LIMIT = 1e-3  # of any logit
-RELATIVE_LIMITS = {"float16": 1e-2, "bfloat16": 6e-2}  # of all logits, L2
 MATRIX, COPY_BYTES = 8192, 4 << 30  # of the products and copies on a GPU, where it has the memory
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAIVE_WAYS = ("naive float32", "naive, autocast float16", "naive, cast to float16")
@@ -61,49 +54,43 @@ def draw(name: str, shape: tuple[int, ...], random: np.random.Generator) -> NDAr
     return 1.0 + 0.1 * noise if name.endswith(".weight") else 0.05 * noise
 
 
-def write_weights(plan: Plan, backbone: str) -> str:
-    """model.safetensors and config.json under the published names, unless they are there. Says where they come from.
+def write_weights(plan: Plan) -> str:
+    """model.safetensors and config.json under the published names. Says where they come from.
 
     The recipe's where its folder is at hand, else drawn by the same rule from other numbers: time and memory are the
-    same, errors are alike, and only the goldens cannot be compared.
+    same, errors are alike.
     """
-    folder = plan.weights(backbone)
-    if plan.checkpoint and backbone == plan.backbone:
+    folder = plan.weights
+    if plan.checkpoint:
         return f"checkpoint {folder}"
-    if (folder / CONFIG).exists():
-        return str(json.loads((folder / CONFIG).read_text())["origin"])
     folder.mkdir(parents=True, exist_ok=True)
-    shapes = {name: info.shape for name, info in published(backbone).items() if not is_optional(name)}
+    origin = "recipe" if plan.recipe else "drawn by rule: no recipe at hand"
+    weight = partial(draw, random=np.random.default_rng(1))
     if plan.recipe:
-        recipe = module("stress").recipe(Path(plan.recipe))
-        tensors = {name: np.asarray(recipe.weight(name, shape)) for name, shape in shapes.items()}
-        origin = "recipe"
-    else:
-        random = np.random.default_rng(1)
-        tensors = {name: draw(name, shape, random) for name, shape in shapes.items()}
-        origin = "drawn by rule: no recipe at hand"
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, folder / WEIGHTS)
+        weight = module("stress").recipe(Path(plan.recipe)).weight
+    shapes = {name: info.shape for name, info in published(plan.backbone).items() if not is_optional(name)}
+    save_file({name: np.ascontiguousarray(weight(name, shape)) for name, shape in shapes.items()}, folder / WEIGHTS)
     config = {"model_type": "birefnet", "patch_order": plan.patch_order, "input_size": [plan.side, plan.side]}
-    (folder / CONFIG).write_text(json.dumps(config | {"origin": origin}))
+    (folder / CONFIG).write_text(json.dumps(config))
     return origin
 
 
-def ours(plan: Plan, backbone: str, dtype: Any, order: str = "") -> Any:
+def ours(plan: Plan, dtype: Any) -> Any:
     """Folded, as the service loads it, in torch alone."""
-    state: dict[str, Any] = load_file(plan.weights(backbone) / WEIGHTS)
-    patch_order = PatchOrder(order or plan.patch_order)
-    return assemble(BACKBONES[backbone], patch_order, state.__getitem__, device=plan.device, dtype=dtype)
+    state: dict[str, Any] = load_file(plan.weights / WEIGHTS)
+    order = PatchOrder(plan.patch_order)
+    return assemble(BACKBONES[plan.backbone], order, state.__getitem__, device=plan.device, dtype=dtype)
 
 
-def plain(plan: Plan, backbone: str) -> tuple[Any, str]:
+def plain(plan: Plan) -> tuple[Any, str]:
     """The tests' oracle in float32, on the device, and which deformable convolution it uses.
 
     The author's code calls torchvision's, which is much faster on a GPU than the oracle's own gathering: with
     torchvision at hand the plain way gets it too.
     """
     oracle = module("oracle")
-    network = oracle.build(backbone, plan.patch_order)
-    state = load_file(plan.weights(backbone) / WEIGHTS)
+    network = oracle.build(plan.backbone, plan.patch_order)
+    state = load_file(plan.weights / WEIGHTS)
     # The counters of BatchNorm are optional, and nothing reads them.
     network.load_state_dict({name: state[name] for name in network.state_dict() if not is_optional(name)}, strict=False)
     network = network.to(plan.device)
@@ -172,7 +159,7 @@ def timed(call: Callable[[], object], plan: Plan, *, repeats: int, warm_up: int 
             began = time.perf_counter()
             call()
             taken.append(time.perf_counter() - began)
-    return sorted(taken)[len(taken) // 2]
+    return statistics.median_high(taken)
 
 
 def flops(backbone: str, side: int) -> float:
@@ -198,43 +185,12 @@ def ceilings(plan: Plan, answer: Answer) -> None:
     side = MATRIX if plan.is_gpu else 256
     for name in ("float16", "bfloat16", "float32"):
         left, right = (torch.randn(side, side, device=plan.device, dtype=getattr(torch, name)) for _ in range(2))
-        answer.put(f"{name}_tflops", 2 * side**3 / timed(partial(torch.matmul, left, right), plan, repeats=10) / 1e12)
+        seconds = timed(partial(torch.matmul, left, right), plan, repeats=10)
+        answer.put(**{f"{name}_tflops": 2 * side**3 / seconds / 1e12})
     count = min(COPY_BYTES, torch.cuda.mem_get_info()[0] // 4) // 4 if plan.is_gpu else 1 << 20
     source, target = torch.randn(count, device=plan.device), torch.empty(count, device=plan.device)
-    answer.put("copy_tbs", 2 * 4 * count / timed(lambda: target.copy_(source), plan, repeats=10) / 1e12)
-    answer.put("flops", {backbone: flops(backbone, plan.side) for backbone in {plan.backbone, plan.lite}})
-    answer.put("matrix", side)
-
-
-def goldens(plan: Plan, answer: Answer) -> None:
-    """Logits against the reference's in float32, and how far the half types are off. Skips without the recipe."""
-    if not plan.recipe or plan.checkpoint:
-        answer.put("skipped", "needs the recipe's folder, which holds the goldens (--recipe FOLDER), and its weights")
-        return
-    choose_device(plan)
-    float32_products("ieee")
-    for name, backbone, order in GOLDENS if plan.is_gpu else GOLDENS[:1]:  # on a CPU tests/models compares them all
-        write_weights(plan, backbone)
-        with np.load(Path(plan.recipe) / f"golden-{name}.npz") as stored:
-            batch, _, height, width = (int(side) for side in stored["shape"])
-            image, expected = str(stored["image"]), torch.from_numpy(stored["logits"])
-        drawing = module("stress").recipe(Path(plan.recipe)).image(image, batch, height, width)
-        x = torch.from_numpy(drawing).to(plan.device)
-        for kind in ("float32", "float16", "bfloat16") if plan.is_gpu else ("float32",):
-            with torch.inference_mode():
-                logits = ours(plan, backbone, getattr(torch, kind), order)(x).float().cpu()
-            answer.row(golden_row(name, kind, logits, expected))
-
-
-def golden_row(name: str, kind: str, logits: Any, expected: Any) -> dict[str, Any]:
-    largest = float((logits - expected).abs().max())
-    relative = float((logits - expected).norm() / expected.norm())
-    steps = float((logits.sigmoid() - expected.sigmoid()).abs().mean() * 255)
-    # Asked this way round, a figure that is no number fails, too.
-    well = largest <= FLOAT32_LIMIT if kind == "float32" else relative <= RELATIVE_LIMITS[kind]
-    return {
-        "golden": name, "precision": kind, "largest": largest, "relative": relative, "alpha_steps": steps, "well": well,
-    }  # fmt: skip
+    answer.put(copy_tbs=2 * 4 * count / timed(lambda: target.copy_(source), plan, repeats=10) / 1e12)
+    answer.put(flops=flops(plan.backbone, plan.side), matrix=side)
 
 
 def normalised(image: Image.Image, side: int) -> Any:
@@ -245,21 +201,23 @@ def normalised(image: Image.Image, side: int) -> Any:
     return ((tensor - mean) / deviation)[None]
 
 
+def half(plan: Plan) -> torch.dtype:
+    """On the CPU bfloat16: its autocast has many more operators for it, and only the GPU's figure is of interest."""
+    return torch.float16 if plan.is_gpu else torch.bfloat16
+
+
 def cut_out(network: Any, image: Image.Image, plan: Plan, way: str) -> Image.Image:
     tensor = normalised(image, plan.side).to(plan.device)
     if way.endswith("cast to float16"):
         tensor = tensor.half()
-    # bfloat16 on the CPU: its autocast has many more operators for it, and only the GPU's figure is of interest.
-    kind = torch.float16 if plan.is_gpu else torch.bfloat16
-    with torch.no_grad(), torch.autocast(tensor.device.type, kind) if "autocast" in way else nullcontext():
+    with torch.no_grad(), torch.autocast(tensor.device.type, half(plan)) if "autocast" in way else nullcontext():
         alpha = network(tensor).sigmoid().float().cpu()[0, 0]
-    mask = Image.fromarray((alpha * 255).byte().numpy()).resize(image.size)
     cutout = image.copy()
-    cutout.putalpha(mask)
+    cutout.putalpha(Image.fromarray((alpha * 255).byte().numpy()).resize(image.size))
     return cutout
 
 
-def naive(plan: Plan, answer: Answer, backbone: str = "", ways: tuple[str, ...] = NAIVE_WAYS) -> None:
+def naive(plan: Plan, answer: Answer) -> None:
     """The plain ways, one image at a time: as the author's page does it, under autocast, and cast to float16.
 
     From a decoded image to an image with alpha, all on the caller's thread: Pillow resizes, torch normalises, the mask
@@ -269,54 +227,26 @@ def naive(plan: Plan, answer: Answer, backbone: str = "", ways: tuple[str, ...] 
     choose_device(plan)
     torch.set_float32_matmul_precision("high")
     images = [Image.fromarray(image.rgb) for image in drawn(4, plan.side)]
-    network, deformable = plain(plan, backbone or plan.backbone)
-    answer.put("deformable", deformable)
-    for way in ways:
+    network, deformable = plain(plan)
+    answer.put(deformable=deformable)
+    for way in NAIVE_WAYS:
         if way.endswith("cast to float16"):
             network = network.half()
         with answer.or_error({"step": way}, RuntimeError, NotImplementedError):
             taken = []
             warm_up = 3 if plan.is_gpu else 1
             for number in range(warm_up + plan.naive_images):
-                if number == warm_up and plan.is_gpu:
-                    torch.cuda.reset_peak_memory_stats()
+                if number == warm_up:
+                    forget_peak(plan)
                 began = time.perf_counter()
                 cut_out(network, images[number % len(images)], plan, way)
                 taken.append(1000 * (time.perf_counter() - began))
             times = asdict(spread(taken[warm_up:]))
             del times["jitter"]  # of so few it says nothing
-            answer.row(
-                {"step": way, "batch": 1, "ms": times["mean"], "memory": peak(plan) | device_memory(plan)} | times
-            )
-
-
-def device_memory(plan: Plan) -> dict[str, int]:
-    """Of our own process, as the driver books it; where it keeps no such books, all that is used on the device."""
-    with NvmlMemory(BenchDevice(plan.device, "").nvml()) as memory:
-        held = memory.of(os.getpid())
-        return {"nvml": held or memory.base or 0} if memory.base is not None else {}
-
-
-def forward(call: Callable[[Any], object], batch: int, plan: Plan) -> dict[str, Any]:
-    """Milliseconds and the allocator's peak of a call with float32 [batch, 3, side, side], as the engine gives it."""
-    x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device).to(memory_format=torch.channels_last)
-    forget_peak(plan)
-    with torch.inference_mode():
-        seconds = timed(partial(call, x), plan, repeats=plan.repeats, warm_up=2)
-    return {"ms": 1000 * seconds, "memory": peak(plan)}
-
-
-def forwards(plan: Plan, answer: Answer) -> None:
-    """Our network in eager torch, without images around it."""
-    choose_device(plan)
-    float32_products("ieee")
-    for kind in ("float32", "float16", "bfloat16") if plan.is_gpu else ("float32",):
-        network = ours(plan, plan.backbone, getattr(torch, kind))
-        for batch in plan.eager_batches:
-            row = {"step": f"eager {kind}", "batch": batch}
-            with answer.or_error(row, torch.OutOfMemoryError):
-                answer.row(row | forward(network, batch, plan))
-        del network  # before the next one is made
+            with NvmlMemory(BenchDevice(plan.device, "").nvml()) as memory:
+                # As the driver books it; where it keeps no such books, all that is used on the device.
+                held = {} if memory.base is None else {"nvml": memory.of(os.getpid()) or memory.base}
+            answer.row({"step": way, "batch": 1, "ms": times["mean"], "memory": peak(plan) | held} | times)
 
 
 def kernels(plan: Plan, answer: Answer) -> None:
@@ -326,7 +256,7 @@ def kernels(plan: Plan, answer: Answer) -> None:
     """
     choose_device(plan)
     kind = "float16" if plan.is_gpu else "float32"
-    network = ours(plan, plan.backbone, getattr(torch, kind))
+    network = ours(plan, getattr(torch, kind))
     layers = [layer for layer in network.modules() if isinstance(layer, KernelLayer)]
     kinds = sorted({type(layer).__name__ for layer in layers})
     rows: dict[str, list[str]] = {"no kernels": []}
@@ -336,7 +266,11 @@ def kernels(plan: Plan, answer: Answer) -> None:
             layer.use_kernels(triton=plan.is_gpu and type(layer).__name__ in chosen)
         # The kernel of the head is chosen by the caller that asks for alpha.
         ask = partial(mattes, network, triton=plan.is_gpu and type(network.head).__name__ in chosen)
-        for batch in sorted({1, min(8, max(plan.eager_batches))}):
+        for batch in plan.small_and_large:
+            # As the engine gives it.
+            x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device).to(memory_format=torch.channels_last)
             row = {"step": name, "type": kind, "batch": batch}
-            with answer.or_error(row, RuntimeError, ValueError):
-                answer.row(row | forward(ask, batch, plan))
+            forget_peak(plan)
+            with answer.or_error(row, RuntimeError, ValueError), torch.inference_mode():
+                seconds = timed(partial(ask, x), plan, repeats=plan.repeats, warm_up=2)
+                answer.row(row | {"ms": 1000 * seconds, "memory": peak(plan)})

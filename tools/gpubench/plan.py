@@ -6,8 +6,8 @@ import contextlib
 import importlib
 import json
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,58 +16,44 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass(frozen=True)
 class Plan:
-    """One run. Sides in pixels, times in s.
+    """One run. Sides in pixels, times in s."""
 
-    work            folder of weights, images and answers, for the length of the run
-    recipe          folder with recipe.py and the goldens, or empty: weights are then drawn by rule
-    checkpoint      folder of weights of one's own for `backbone`, or empty
-    repeats         forwards that count, per row of networks alone
-    naive_images    images of the plain ways
-    row_seconds     per row of the waterfall
-    latency_images  one at a time
-    hot_files       through the service
-    steps           of the waterfall; empty means all
-    source_seconds  with one, and with eight sources
-    """
-
-    work: str
+    work: str  # folder of weights, images and answers, for the length of the run
     device: str = "cuda:0"
     backbone: str = "swin_v1_l"
-    lite: str = "swin_v1_t"
     side: int = 1024
-    recipe: str = ""
-    checkpoint: str = ""
+    recipe: str = ""  # folder with recipe.py, or empty: weights are then drawn by rule
+    checkpoint: str = ""  # folder of weights of one's own, or empty
     patch_order: str = "channel_first"
-    batches: tuple[int, ...] = (1, 2, 4, 8, 16)
-    eager_batches: tuple[int, ...] = (1, 2, 4, 8)
-    repeats: int = 10
+    batches: Sequence[int] = (1, 2, 4, 8, 16)
+    repeats: int = 10  # forwards that count, per row of networks alone
     naive_images: int = 30
-    row_seconds: float = 3.0
-    latency_images: int = 1000
+    row_seconds: float = 3.0  # per row of the waterfall
+    latency_images: int = 1000  # one at a time
     accuracy_images: int = 4
-    hot_files: int = 2000
-    steps: tuple[str, ...] = ()
-    source_seconds: float = 10.0
+    hot_files: int = 2000  # through the service
+    steps: Sequence[str] = ()  # of the waterfall; empty means all
+    source_seconds: float = 10.0  # with one, and with eight sources
     start_timeout: float = 180.0
 
     @property
     def is_gpu(self) -> bool:
         return self.device != "cpu"
 
-    def weights(self, backbone: str) -> Path:
-        return Path(self.checkpoint) if self.checkpoint and backbone == self.backbone else Path(self.work) / backbone
+    @property
+    def small_and_large(self) -> list[int]:
+        """Batches of one, and of the largest size up to eight."""
+        return sorted({1, min(8, max(self.batches))})
 
-    def save(self) -> Path:
-        path = Path(self.work) / "plan.json"
-        path.write_text(json.dumps(asdict(self)))
-        return path
+    @property
+    def weights(self) -> Path:
+        return Path(self.checkpoint or Path(self.work, "weights"))
 
 
 QUICK: Mapping[str, Any] = {
     "backbone": "swin_v1_t",
     "side": 64,
     "batches": (1, 2),
-    "eager_batches": (1, 2),
     "repeats": 2,
     "naive_images": 2,
     "row_seconds": 0.2,
@@ -85,21 +71,10 @@ def module(name: str) -> Any:
     return importlib.import_module(f"tests.models.{name}")
 
 
-def load(path: Path) -> Plan:
-    values: dict[str, Any] = json.loads(path.read_text())
-    lists = {name: tuple(values[name]) for name in ("batches", "eager_batches", "steps")}
-    return Plan(**{**values, **lists})
-
-
-def recipe_folder(said: str) -> str:
-    """Where recipe.py lies: as said, or where the tests look, or inside the checkout. Empty when nowhere."""
-    found = [Path(os.environ.get("RMBGD_SHARED", ROOT.parent / "shared")) / "birefnet", ROOT / "shared" / "birefnet"]
-    for place in [Path(said)] if said else found:
-        if (place / "recipe.py").exists():
-            return str(place.absolute())
-    if said:
-        raise SystemExit(f"--recipe {said}: no recipe.py there")
-    return ""
+def recipe_folder() -> str:
+    """Where recipe.py lies: where the tests look, or inside the checkout. Empty when nowhere."""
+    shared = [Path(os.environ.get("RMBGD_SHARED", ROOT.parent / "shared")), ROOT / "shared"]
+    return next((str(place / "birefnet") for place in shared if (place / "birefnet" / "recipe.py").exists()), "")
 
 
 class Answer:
@@ -109,14 +84,14 @@ class Answer:
         self._path = path
         self._values: dict[str, Any] = {}
 
-    def put(self, name: str, value: Any) -> None:
-        self._values[name] = value
+    def put(self, **values: Any) -> None:
+        self._values |= values
         part = self._path.with_suffix(".part")
         part.write_text(json.dumps(self._values))
         part.replace(self._path)
 
     def row(self, row: Mapping[str, Any], name: str = "rows") -> None:
-        self.put(name, [*self._values.get(name, []), dict(row)])
+        self.put(**{name: [*self._values.get(name, []), dict(row)]})
 
     @contextlib.contextmanager
     def or_error(self, row: Mapping[str, Any], *errors: type[Exception]) -> Iterator[None]:

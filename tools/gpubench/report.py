@@ -11,16 +11,14 @@ from typing import Any, NamedTuple
 from rich.console import RenderableType
 from rich.markup import escape
 
-from tools.tables import number, table
+from tools.tables import table, values
 
 Answers = Mapping[str, Any]
+Columns = Mapping[str, tuple[str, str]]  # head -> (key of a row, how its value is written)
 
 BATCHED = "+ graphs"  # the step that the service runs by default, at every batch size
-Columns = Mapping[str, tuple[str, str]]  # head -> (key of a row, how its value is written)
 STEPS: Columns = {
-    "step": ("step", "{}"),
-    "type": ("type", "{}"),
-    "batch": ("batch", "{}"),
+    **{name: (name, "{}") for name in ("step", "type", "batch")},
     "ms/image": ("ms", "{:,.2f}"),
     "images/s": ("per_second", "{:,.2f}"),
     "x naive": ("ratio", "{:,.2f}"),
@@ -29,14 +27,6 @@ STEPS: Columns = {
     **{name: (name, "{:,.2f}") for name in ("p50", "p99", "jitter")},
     "alloc GB": ("allocator_gb", "{:.2f}"),
     "NVML GB": ("nvml_gb", "{:.2f}"),
-}
-GOLDENS: Columns = {
-    "golden": ("golden", "{}"),
-    "precision": ("precision", "{}"),
-    "largest": ("largest", "{:.2e}"),
-    "relative": ("relative", "{:.2e}"),
-    "alpha steps": ("alpha_steps", "{:,.4f}"),
-    "well": ("well", "{}"),
 }
 ACCURACY: Columns = {
     "way": ("step", "{}"),
@@ -53,18 +43,27 @@ TITLES = {
     "waterfall": "The engine, from arena to arena",
     "latency": "One image at a time; memory",
     "kernels": "Each kernel alone, launched one by one",
-    "forwards": "Our network alone, eager",
+}
+
+
+TARGETS = {  # name -> (what, must, reach for)
+    "throughput": ("images/s, best bucket, network and pre/post", "3.15x naive, and 150", "214"),
+    "latency": ("latency of one image, arena to arena, p50", "1/1.7 of naive, and 12 ms", "7 ms"),
+    "jitter": ("jitter, p99 - p50, one at a time", "5 ms over 1,000 images", "1 ms"),
+    "eight": ("GPU memory seen by NVML, engine sized for batches of 8", "2.9 GB", "2.5 GB"),
+    "one": ("GPU memory seen by NVML, engine sized for batches of 1", "1.5 GB", "1.1 GB"),
+    "accuracy": ("accuracy, float16", "within the limits, and no worse than plain autocast", ""),
+    "sources": ("8 sources at once, p95", "2x the p95 of one", ""),
+    "hot_folder": ("hot folder, JPEG in, PNG out, sustained", "over 2,000, with what bounds it", "device-bound"),
 }
 
 
 class Target(NamedTuple):
-    """`reached` is None where nothing was measured."""
-
     what: str
     must: str
     reach_for: str
     measured: str = ""
-    reached: bool | None = None
+    reached: bool | None = None  # None where nothing, or too little, was measured
 
     @property
     def verdict(self) -> str:
@@ -77,27 +76,21 @@ def rows_of(answers: Answers, section: str) -> list[dict[str, Any]]:
     return [{**row, **{f"{name}_gb": round(n / 1e9, 2) for name, n in row.get("memory", {}).items()}} for row in rows]
 
 
-def limits_of(answers: Answers, section: str) -> list[dict[str, Any]]:
-    """What engines of a section did without, each said once."""
-    said = {tuple(sorted(row.items())): row for row in answers.get(section, {}).get("limits", [])}
-    return [dict(row) for row in said.values()]
+def naive_ms(answers: Answers) -> float | None:
+    rows = rows_of(answers, "naive")
+    return next((row["ms"] for row in rows if row["step"] == "naive float32" and "ms" in row), None)
 
 
-def naive_ms(answers: Answers, section: str = "naive") -> float | None:
-    found = (row["ms"] for row in rows_of(answers, section) if row["step"] == "naive float32" and "ms" in row)
-    return next(found, None)
-
-
-def completed(answers: Answers, section: str, backbone: str, naive: float | None) -> list[dict[str, Any]]:
+def completed(answers: Answers, section: str) -> list[dict[str, Any]]:
     """The rows of a section with per_second, ratio, TFLOP/s and the share of the measured float16 ceiling."""
-    ceilings = answers.get("ceilings", {})
-    flops, peak = ceilings.get("flops", {}).get(backbone), ceilings.get("float16_tflops")
+    ceilings, naive = answers.get("ceilings", {}), naive_ms(answers)
+    flops, peak = ceilings.get("flops"), ceilings.get("float16_tflops")
     rows = rows_of(answers, section)
     for row in rows:
         if "ms" in row:
-            per_image = row["ms"] / (row["batch"] if section in ("forwards", "kernels") else 1)
+            per_image = row["ms"] / (row["batch"] if section == "kernels" else 1)
             row.setdefault("type", row["step"].rpartition(" ")[2])
-            row["ms"], row["per_second"] = per_image, 1000 / per_image
+            row |= {"ms": per_image, "per_second": 1000 / per_image}
             row["ratio"] = naive / per_image if naive else None
             row["tflops"] = flops / per_image / 1e9 if flops else None
             row["roofline"] = row["tflops"] / peak if row["tflops"] and peak else None
@@ -110,51 +103,35 @@ def targets(answers: Answers) -> list[Target]:
     steps = [row for row in rows_of(answers, "waterfall") if row["step"] == BATCHED and "ms" in row]
     latencies = {row["step"]: row for row in rows_of(answers, "latency") if "ms" in row}
     one, eight = (latencies.get(f"sized for batches of {size}", {}) for size in (1, 8))
+    engine = [row for row in rows_of(answers, "accuracy") if row["step"].startswith("engine, float16")]
+    judged = [row for row in engine if "error" not in row]
+    single, many = (answers.get("sources", {}).get(droppers, {}).get("p95") for droppers in ("1", "8"))
+    hot = answers.get("hot_folder", {})
 
-    throughput = Target("images/s, best bucket, network and pre/post", "3.15x naive, and 150", "214")
+    measured: dict[str, tuple[str, bool | None]] = {}
     if steps and naive is not None:
         best = min(steps, key=lambda row: row["ms"])
         rate, ratio = 1000 / best["ms"], naive / best["ms"]
         said = f"{rate:.1f}, {ratio:.2f}x naive, batches of {best['batch']}"
-        throughput = throughput._replace(measured=said, reached=ratio >= 3.15 and rate >= 150)
-
-    latency = Target("latency of one image, arena to arena, p50", "1/1.7 of naive, and 12 ms", "7 ms")
+        measured["throughput"] = said, ratio >= 3.15 and rate >= 150
     if one and naive is not None:
         said = f"{one['p50']:.2f} ms, 1/{naive / one['p50']:.2f} of naive"
-        latency = latency._replace(measured=said, reached=one["p50"] <= naive / 1.7 and one["p50"] <= 12)
-
-    jitter = Target("jitter, p99 - p50, one at a time", "5 ms over 1,000 images", "1 ms")
+        measured["latency"] = said, one["p50"] <= naive / 1.7 and one["p50"] <= 12
     if one.get("jitter") is not None:
         said = f"{one['jitter']:.2f} ms over {one['count']}"
-        jitter = jitter._replace(measured=said, reached=one["jitter"] <= 5 if one["count"] >= 1000 else None)
-
-    memory = []
-    for size, row, must, reach in ((8, eight, 2.9, 2.5), (1, one, 1.5, 1.1)):
-        target = Target(f"GPU memory seen by NVML, engine sized for batches of {size}", f"{must} GB", f"{reach} GB")
-        held = row.get("memory", {}).get("nvml")
-        known = {} if held is None else {"measured": f"{held / 1e9:.2f} GB", "reached": held <= must * 1e9}
-        memory.append(target._replace(**known))
-
-    accuracy = Target("accuracy, float16", "within the limits, and no worse than plain autocast", "")
-    rows = [row for row in rows_of(answers, "accuracy") if row["step"].startswith("engine, float16")]
-    if judged := [row for row in rows if "error" not in row]:
+        measured["jitter"] = said, one["jitter"] <= 5 if one["count"] >= 1000 else None
+    for name, row, must in (("eight", eight, 2.9), ("one", one, 1.5)):
+        if (held := row.get("memory", {}).get("nvml")) is not None:
+            measured[name] = f"{held / 1e9:.2f} GB", held <= must * 1e9
+    if judged:
         said = "; ".join(f"alpha off by {row['mean']:.3f} steps" for row in judged)
-        accuracy = accuracy._replace(measured=said, reached=all(row["well"] and row["gate"] for row in judged))
-
-    sources = Target("8 sources at once, p95", "2x the p95 of one", "")
-    single, many = (answers.get("sources", {}).get(droppers, {}).get("p95") for droppers in ("1", "8"))
+        measured["accuracy"] = said, all(row["well"] and row["gate"] for row in judged)
     if single is not None and many is not None:
-        said = f"{many:.0f} ms beside {single:.0f} ms, {many / single:.2f}x"
-        sources = sources._replace(measured=said, reached=many <= 2 * single)
-
-    folder = Target(
-        "hot folder, JPEG in, PNG out, sustained", "reported over 2,000, with what bounds it", "device-bound"
-    )
-    hot = answers.get("hot_folder", {})
+        measured["sources"] = f"{many:.0f} ms beside {single:.0f} ms, {many / single:.2f}x", many <= 2 * single
     if "per_second" in hot and "bound" in hot:
         said = f"{hot['per_second']:.1f} a second over {hot['files']}, bound by {hot['bound']}"
-        folder = folder._replace(measured=said, reached=True if hot["files"] >= 2000 else None)
-    return [throughput, latency, jitter, *memory, accuracy, sources, folder]
+        measured["hot_folder"] = said, True if hot["files"] >= 2000 else None
+    return [Target(*words, *measured.get(name, ())) for name, words in TARGETS.items()]
 
 
 # --- tables
@@ -162,31 +139,23 @@ def targets(answers: Answers) -> list[Target]:
 
 def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     answers, plan = result["answers"], result["plan"]
-    yield from _facts(answers, plan)
-    if "skipped" in answers.get("goldens", {}):
-        yield f"goldens: skipped: {escape(answers['goldens']['skipped'])}"
-    yield from _rows("Logits against the reference's", GOLDENS, rows_of(answers, "goldens"))
+    yield f"{plan['backbone']}, {plan['side']} x {plan['side']}, on {plan['device']}"
+    for section in ("prepare", "ceilings", "hot_folder", "sources"):
+        if section in answers:
+            yield values(section.replace("_", " "), answers[section])
     yield from _rows("Errors against float32", ACCURACY, rows_of(answers, "accuracy"))
-    for section, title in (TITLES | {"lite": f"{plan['lite']}, likewise"}).items():
-        backbone, naive = ("lite", "lite") if section == "lite" else ("backbone", "naive")
-        rows = completed(answers, section, plan[backbone], naive_ms(answers, naive))
+    for section, title in TITLES.items():
+        rows = completed(answers, section)
         if plan["device"] == "cpu":
             rows = [row | {"roofline": None} for row in rows]
         yield from _rows(title, STEPS, rows)
-        yield from (escape(f"{row['step']}: {row['what']}: {row['detail']}") for row in limits_of(answers, section))
-    for row in rows_of(answers, "memory"):
-        allocator, reserved = (row.get(name, "?") for name in ("allocator_gb", "reserved_gb"))
-        yield (
-            f"{row['step']}, from within: allocator {allocator} GB, reserved {reserved} GB; {row['new_blocks']} new "
-            "blocks after the first batches"
-        )
-    yield from _service(answers)
+        limits = answers.get(section, {}).get("limits", [])  # what engines did without, each said once
+        yield from dict.fromkeys(escape(f"{row['step']}: {row['what']}: {row['detail']}") for row in limits)
     for name, error in result["errors"].items():
         yield f"[bold]{name}[/] FAILED: {escape(error)}"
     judged = [(*target[:4], target.verdict) for target in targets(answers)]
-    yield table(
-        "Targets for one H200 with the large backbone", "what", "must", "reach for", "measured", "", rows=judged
-    )
+    heads = ("what", "must", "reach for", "measured", "")
+    yield table("Targets for one H200 with the large backbone", *heads, rows=judged)
 
 
 def _rows(title: str, columns: Columns, rows: Sequence[Mapping[str, Any]]) -> Iterator[RenderableType]:
@@ -204,37 +173,3 @@ def _cell(value: Any, form: str) -> str | None:
     if value is None or isinstance(value, bool):
         return {None: None, True: "yes", False: "NO"}[value]
     return form.format(value)
-
-
-def _facts(answers: Answers, plan: Mapping[str, Any]) -> Iterator[str]:
-    yield escape(", ".join(f"{name} {value}" for name, value in answers.get("prepare", {}).items()))
-    yield f"{plan['backbone']}, {plan['side']} x {plan['side']}, on {plan['device']}"
-    ceilings = answers.get("ceilings", {})
-    if "matrix" in ceilings:  # written last: nothing is missing
-        flops = ceilings.get("flops", {}).get(plan["backbone"], 0.0)
-        yield (
-            f"ceilings measured here: {ceilings['float16_tflops']:.2f} TFLOP/s float16, "
-            f"{ceilings['bfloat16_tflops']:.2f} bfloat16, {ceilings['float32_tflops']:.2f} float32 "
-            f"(products of {ceilings['matrix']}), copy {ceilings.get('copy_tbs', 0):.3f} TB/s; "
-            f"one image is {flops / 1e12:.3f} TFLOP"
-        )
-
-
-def _service(answers: Answers) -> Iterator[str]:
-    hot, sources = answers.get("hot_folder", {}), answers.get("sources", {})
-    if "per_second" in hot:
-        stages = ", ".join(f"{stage} {value:.1f}" for stage, value in hot.get("milliseconds", {}).items())
-        shares = ", ".join(f"{stage} {share:.0%}" for stage, share in hot.get("busy", {}).items())
-        yield (
-            f"Hot folder, {hot['files']} JPEG in, PNG out: {hot['per_second']:.2f} a second on "
-            f"{', '.join(hot.get('devices', []))}, mean batch {hot.get('mean_batch', 0):.1f}, "
-            f"threads {hot.get('threads', '')}; "
-            f"not waiting for others: {shares}; bound by {hot.get('bound', 'unknown')}; ms per image: {stages}"
-        )
-    for droppers in ("1", "8"):
-        row = sources.get(droppers, {})
-        if "p50" in row and "rate_of_each" in sources:
-            yield (
-                f"{droppers} dropping {sources['rate_of_each']:.2f} a second each ({sources['rate_is']}): "
-                f"p50 {row['p50']:.0f} ms, p95 {number(row['p95'], 0)} ms over {row['count']}"
-            )

@@ -1,37 +1,36 @@
 """Everything that is claimed about a GPU: the plain way first, then our steps, one by one.
 
-    python -m tools.bench gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540] [--recipe FOLDER]
+    python -m tools.bench gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540]
     python -m tools.bench gpu --out FOLDER --device cpu --quick
 
-Run it in the checkout's root, on a machine without other work. tools/gpu_session.sh runs the GPU tests before it.
+Run it in the checkout's root, on a machine without other work. tools/gpu_session.sh runs the GPU tests before it, which
+compare logits with the reference's and hold the memory that the engine may take.
 Each section is a process of its own, so that one that fails, hangs or breaks the device's context loses only itself;
 the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt and bench_gpu.log.
 
-Weights are drawn by the recipe where its folder is found (--recipe, RMBGD_SHARED/birefnet, ../shared/birefnet, or
-shared/birefnet in the checkout), else by the same rule from other numbers; --checkpoint takes a folder of your own.
+Weights are drawn by the recipe where its folder is found (RMBGD_SHARED/birefnet, ../shared/birefnet, or shared/birefnet
+in the checkout), else by the same rule from other numbers; --checkpoint takes a folder of your own.
 
 Sections, in the order in which they run:
 
 ceilings    a large matrix product and a copy on this device: what 100 % means
-goldens     logits in float32 (TF32 off), float16 and bfloat16 against the reference's
 accuracy    error against float32 of the plain ways, of our network, and of the engine's alpha; absolute limits and the
             relative gate (no worse than plain autocast)
 naive       one image at a time from image to cutout, as the author's page does it: float32, autocast, float16
 latency     1,000 images, one at a time, arena to arena; memory as NVML sees it
 waterfall   the engine in its process, step by step: eager, own kernels, graphs, batches, types
-memory      the engine from within: the allocator's peak, and blocks taken from the device after the first batches
 hot_folder  2,000 files through the real service, with the stage that bounds it
 sources     eight droppers beside one, below capacity
 kernels     what each kind of kernel is worth alone
-forwards    our network alone, eager, batches 1 to 8
-lite        the small backbone
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -40,13 +39,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tools.gpubench.plan import QUICK, ROOT, Answer, Plan, answers, load, recipe_folder
+from tools.gpubench.plan import QUICK, ROOT, Answer, Plan, answers, recipe_folder
 from tools.gpubench.report import shown
 from tools.tables import Report
 
@@ -54,17 +53,13 @@ PREPARE, LOG = "prepare", "bench_gpu.log"
 SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds that it may take), what matters first
     PREPARE: ("sections:prepare", 150),
     "ceilings": ("networks:ceilings", 60),
-    "goldens": ("networks:goldens", 90),
     "accuracy": ("accuracy:measure", 180),
     "naive": ("networks:naive", 60),
     "latency": ("engines:latency", 120),
     "waterfall": ("engines:waterfall", 300),
-    "memory": ("engines:memory", 90),
     "hot_folder": ("service:hot_folder", 180),
     "sources": ("service:sources", 90),
     "kernels": ("networks:kernels", 90),
-    "forwards": ("networks:forwards", 90),
-    "lite": ("engines:lite", 120),
 }
 LEAST = 10.0  # s left of the budget, below which no section begins
 LIBRARIES = ("torch", "triton", "torchvision", "numpy", "pillow", "opencv-python-headless", "transformers")
@@ -76,60 +71,52 @@ def prepare(plan: Plan, answer: Answer) -> None:
 
     from tools.gpubench.networks import write_weights
 
-    answer.put("weights", write_weights(plan, plan.backbone))  # first: every other section needs them
-    answer.put("date", datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"))
-    answer.put("python", platform.python_version())
-    answer.put("processors", len(os.sched_getaffinity(0)))
+    answer.put(weights=write_weights(plan))  # first: every other section needs them
     models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    answer.put("processor", models[0] if models else "")
-    answer.put("commit", commit())
-    answer.put("device", plan.device)
-    for name in LIBRARIES:
-        try:
-            answer.put(name, importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            answer.put(name, "not installed")
+    answer.put(
+        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        python=platform.python_version(),
+        processors=len(os.sched_getaffinity(0)),
+        processor=models[0] if models else "",
+        device=plan.device,
+    )
+    with contextlib.suppress(OSError):  # there may be no git
+        command = ["git", "describe", "--always", "--dirty"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        answer.put(commit=done.stdout.strip())
+    installed = {str(each.name).lower(): each.version for each in importlib.metadata.distributions()}
+    answer.put(**{name: installed.get(name, "not installed") for name in LIBRARIES})
     if plan.is_gpu:
         properties = torch.cuda.get_device_properties(plan.device)
-        answer.put("gpu", properties.name)
-        answer.put("gpu_bytes", properties.total_memory)
-        answer.put("cuda", torch.version.cuda)
         driver = Path("/proc/driver/nvidia/version")
-        answer.put("driver", driver.read_text().splitlines()[0] if driver.exists() else "unknown")
-
-
-def commit() -> str:
-    """Of the checkout, where there is one, and git."""
-    try:
-        command = ["git", "describe", "--always", "--dirty"]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
-    except OSError:
-        return "unknown"
+        said = driver.read_text().splitlines()[0] if driver.exists() else "unknown"
+        answer.put(gpu=properties.name, gpu_bytes=properties.total_memory, cuda=torch.version.cuda, driver=said)
 
 
 def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
     """Its error in one line; empty when it came to its end. What it found before is kept in either case."""
     log = Path(plan.work) / f"log-{name}.txt"
-    command = [sys.executable, "-m", "tools.gpubench.sections", name, str(plan.save())]
+    command = [sys.executable, "-m", "tools.gpubench.sections", name, json.dumps(asdict(plan))]
+    environment = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
     with log.open("wb") as stream:
-        environment = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
         )
         try:
-            code = process.wait(seconds)
+            code: int | None = process.wait(seconds)
         except subprocess.TimeoutExpired:
-            return f"did not end within {seconds:.0f} s"
+            code = None
         finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-            said = log.read_text(errors="replace").strip()
-            with (out / LOG).open("a") as whole:
-                whole.write(f"--- {name}\n{said}\n")
-    if code == 0:
-        return ""
-    return f"status {code}: {said.splitlines()[-1] if said else 'it said nothing'} (see {LOG})"
+    said = log.read_text(errors="replace").strip()
+    with (out / LOG).open("a") as whole:
+        whole.write(f"--- {name}\n{said}\n")
+    if code is None:
+        return f"did not end within {seconds:.0f} s"
+    last = said.splitlines()[-1] if said else "it said nothing"
+    return f"status {code}: {last} (see {LOG})" if code else ""
 
 
 def run_all(plan: Plan, chosen: Sequence[str], out: Path, budget: float) -> dict[str, Any]:
@@ -159,7 +146,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", type=_sections, default=list(SECTIONS), help=f"of {', '.join(list(SECTIONS)[1:])}")
     parser.add_argument("--budget", type=float, default=540.0, metavar="S", help="for all sections (default: 540)")
     parser.add_argument("--backbone", choices=("swin_v1_l", "swin_v1_t"), help="default: swin_v1_l")
-    parser.add_argument("--recipe", default="", metavar="FOLDER", help="with recipe.py and the goldens")
     parser.add_argument("--checkpoint", default="", metavar="FOLDER", help="with model.safetensors for --backbone")
     parser.add_argument("--patch-order", default="channel_first", choices=("channel_first", "tile_first"))
 
@@ -174,27 +160,23 @@ def run(chosen: argparse.Namespace) -> Report:
     out: Path = chosen.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     (out / LOG).unlink(missing_ok=True)
-    values: dict[str, Any] = dict(QUICK) if chosen.quick else {}
-    values |= {"backbone": chosen.backbone} if chosen.backbone else {}
+    quick: Mapping[str, Any] = QUICK if chosen.quick else {}
+    backbone = {"backbone": chosen.backbone} if chosen.backbone else {}
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-gpu-") as work:
         plan = Plan(
             work=work,
             device=chosen.device,
-            recipe=recipe_folder(chosen.recipe),
+            recipe=recipe_folder(),
             checkpoint=str(Path(chosen.checkpoint).absolute()) if chosen.checkpoint else "",
             patch_order=chosen.patch_order,
-            **values,
+            **{**quick, **backbone},
         )
         found = run_all(plan, chosen.only, out, chosen.budget)
-    short = {  # for one line; what engines reported at their start is in the file
-        section: {name: value for name, value in values.items() if name != "starts"}
-        for section, values in found["answers"].items()
-    }
-    return Report(list(shown(found)), found, found | {"answers": short}, 1 if found["errors"] else 0)
+    return Report(list(shown(found)), found, 1 if found["errors"] else 0)
 
 
 if __name__ == "__main__":  # the process of one section
-    run_plan = load(Path(sys.argv[2]))
+    run_plan = Plan(**json.loads(sys.argv[2]))
     place, _, function = SECTIONS[sys.argv[1]][0].partition(":")
     measure: Callable[[Plan, Answer], None] = getattr(importlib.import_module(f"tools.gpubench.{place}"), function)
     measure(run_plan, Answer(Path(run_plan.work) / f"answer-{sys.argv[1]}.json"))

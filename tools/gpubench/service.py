@@ -16,7 +16,7 @@ from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
-from rmbgd.bench.samples import P95_NEEDS, Waits, bottleneck, busy, drawn, spread, versions
+from rmbgd.bench.samples import P95_NEEDS, bottleneck, busy, drawn, means, spread, versions, waited
 from rmbgd.config.load import IntakeSettings, LimitSettings, PipelineSettings
 from rmbgd.service.exit_recorder import STATUS_FILE
 from tests.support.service import SHORTENED, ServiceUnderTest, Settings
@@ -34,19 +34,19 @@ class Service(ServiceUnderTest):
 
     def __init__(self, plan: Plan, base: Path) -> None:
         cores = len(os.sched_getaffinity(0))
-        self.decoders, self.finishers = max(2, cores // 4), max(2, cores // 2)
+        self.threads = {"decode": max(2, cores // 4), "finish": max(2, cores // 2)}
         pipeline = PipelineSettings().model_dump(include={"arena_bytes", "free_bytes_minimum"})
         settings: Settings = {
             "service": {"status_interval": STATUS_SECONDS},
             "intake": IntakeSettings().model_dump(include=set(SHORTENED)) | {"quiet_closed": QUIET},
             "limits": LimitSettings().model_dump(include={"pixels"}),
             "pipeline": pipeline
-            | {"decode_threads": self.decoders, "finish_threads": self.finishers}
+            | {f"{stage}_threads": count for stage, count in self.threads.items()}
             | {"batch_maximum": 8 if plan.is_gpu else 2},
             "engine": {"device": plan.device, "start_timeout": plan.start_timeout},
             "health": {"require_gpu": plan.is_gpu},
         }
-        recipe = {"model": str(plan.weights(plan.backbone)), "patch_order": plan.patch_order}
+        recipe = {"model": str(plan.weights), "patch_order": plan.patch_order}
         super().__init__(base, settings=settings, folder={"originals": "delete", "done": None}, recipe=recipe)
         self.fresh_interpreter = True
 
@@ -59,17 +59,12 @@ class Service(ServiceUnderTest):
             self.wait_for("image.done", count=done + 1, timeout=PATIENCE)
             assert not self.named("image.failed"), self.tail()
 
-    def waits(self) -> tuple[float, Waits]:
-        """(moment, waits) of the newest status file."""
+    def waits(self) -> tuple[float, dict[str, float]]:
+        """(moment, seconds that each stage waited) of the newest status file."""
         record = json.loads((self.runtime / STATUS_FILE).read_bytes())
-        channels = record["health"]["channels"]
-        return float(record["monotonic"]), Waits(
-            jobs_empty=channels["jobs"]["receive_waited"],
-            frames_full=channels["frames"]["send_waited"],
-            frames_empty=channels["frames"]["receive_waited"],
-            arrivals_full=channels["arrivals"]["send_waited"],
-            arrivals_empty=channels["arrivals"]["receive_waited"],
-        )
+        channels = record["health"]["channels"].items()
+        received, sent = ({name: each[f"{side}_waited"] for name, each in channels} for side in ("receive", "send"))
+        return float(record["monotonic"]), waited(received, sent)
 
 
 def hot_folder(plan: Plan, answer: Answer) -> None:
@@ -84,29 +79,29 @@ def hot_folder(plan: Plan, answer: Answer) -> None:
         ended, after = service.waits()
         service.wait_for_done(plan.hot_files)
         done = service.named("image.done")
-    taken = [event["milliseconds"] for event in done[first:]]
-    means = {stage: sum(each.get(stage, 0.0) for each in taken) / len(taken) for stage in taken[0]}
-    answer.put("files", plan.hot_files)
-    answer.put("per_second", (len(done) - first) / (done[-1]["monotonic"] - done[first - 1]["monotonic"]))
-    answer.put("devices", sorted({str(event["device"]) for event in done}))
-    answer.put("mean_batch", sum(event["batch"] for event in done) / len(done))
-    answer.put("milliseconds", means)
-    answer.put("threads", {"decode": service.decoders, "finish": service.finishers})
-    if ended > began:
-        shares = busy(before, after, ended - began, decoders=service.decoders, finishers=service.finishers)
-        answer.put("busy", shares)
-        answer.put("bound", bottleneck(shares, means))
+    milliseconds = means([event["milliseconds"] for event in done[first:]])
+    shares = busy(before, after, ended - began, service.threads) if ended > began else {}
+    answer.put(
+        files=plan.hot_files,
+        per_second=(len(done) - first) / (done[-1]["monotonic"] - done[first - 1]["monotonic"]),
+        devices=sorted({str(event["device"]) for event in done}),
+        mean_batch=sum(event["batch"] for event in done) / len(done),
+        milliseconds=milliseconds,
+        threads=service.threads,
+        busy=shares,
+        bound=bottleneck(shares, milliseconds) if shares else "unknown",
+    )
 
 
 def sources(plan: Plan, answer: Answer) -> None:
     """Rename to image.done, with one dropper and with eight, each at an eighth of 60 % of the sustained rate."""
     sustained = answers(plan.work).get("hot_folder", {}).get("per_second")
     rate = BELOW_CAPACITY * float(sustained or 10.0) / SOURCES
-    answer.put("rate_of_each", rate)
-    answer.put("rate_is", "60 % of the hot folder's" if sustained else "assumed: the hot folder was not measured")
+    origin = "60 % of the hot folder's" if sustained else "assumed: the hot folder was not measured"
+    answer.put(rate_of_each=rate, rate_is=origin)
     with Service(plan, Path(plan.work) / "sources") as service:
         for droppers in (1, SOURCES):
-            answer.put(f"{droppers}", asdict(spread(dropping(plan, service, droppers, rate))))
+            answer.put(**{f"{droppers}": asdict(spread(dropping(plan, service, droppers, rate)))})
 
 
 def dropping(plan: Plan, service: Service, droppers: int, rate: float) -> list[float]:
