@@ -26,7 +26,6 @@ pytestmark = pytest.mark.campaign
 
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments(tmp_path: Path, campaign_part: CampaignPart) -> None:
-    """Kills at random steps and times, in start-up, at work and in recovery: every image comes out once."""
     kills = campaign_part.count(KILLS, least=5)
     result = kill.campaign(tmp_path / "leg", kills, campaign_part.seed(SEED), IMAGES_PER_KILL * kills)
 
@@ -37,7 +36,6 @@ def test_killed_at_random_moments(tmp_path: Path, campaign_part: CampaignPart) -
 
 @pytest.mark.timeout(600)
 def test_power_cuts_lose_and_truncate_nothing(tmp_path: Path, campaign_part: CampaignPart) -> None:
-    """After each cut every original is in one place and every cutout whole, the ledger opens, and the rest is done."""
     rounds, out = campaign_part.count(ROUNDS), tmp_path / "counts.json"
     command = [sys.executable, "-m", "tools.power_cut", "--rounds", str(rounds), "--out", str(out)]
     command += ["--seed", str(campaign_part.seed(SEED))]
@@ -52,7 +50,6 @@ def test_power_cuts_lose_and_truncate_nothing(tmp_path: Path, campaign_part: Cam
 
 @pytest.mark.timeout(600)
 def test_soak_loses_nothing(tmp_path: Path, campaign_part: CampaignPart) -> None:
-    """Good and hostile images under random faults: every one ends once, the good ones as their cutouts."""
     seconds = campaign_part.count(SOAK)
     result = soak(tmp_path / "leg", seconds, campaign_part.seed(SEED), fault_every=FAULT_EVERY)
 

@@ -24,14 +24,12 @@ def drop_load(service: InstalledService) -> set[str]:
 
 
 def all_accounted_for(service: InstalledService, names: set[str]) -> bool:
-    """Every image came out, its original is archived, and nothing else lies anywhere."""
     published = {str(PurePath(name).with_suffix(".png")) for name in names}
     expected = {"out": published, "done": names, "in": set(), "failed": set()}
     return expected == {folder: service.files(folder) for folder in FOLDERS}
 
 
 def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService) -> None:
-    """systemd sees exit status 0 within its patience; what was not finished is finished after the next start."""
     names = drop_load(service)
     service.stop()
     state = {"Result": "success", "ExecMainCode": "1", "ExecMainStatus": "0", "ActiveState": "inactive"}
@@ -47,7 +45,6 @@ def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService)
 
 
 def test_sigkill_under_load_is_recorded_and_loses_nothing(service: InstalledService) -> None:
-    """systemd brings it back by itself, the exit recorder names the cause, and every image is finished."""
     names = drop_load(service)
     service.signal("KILL")
     service.wait(lambda: all_accounted_for(service, names), "the load")
@@ -60,7 +57,6 @@ def test_sigkill_under_load_is_recorded_and_loses_nothing(service: InstalledServ
 
 
 def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: InstalledService) -> None:
-    """A service that stands still is aborted by systemd, shows every Python stack, and is back by itself."""
     service.stop()
     service.drop_in("[Service]\nWatchdogSec=4s\n")
     service.start()
@@ -79,7 +75,6 @@ def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: Installed
 
 
 def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: InstalledService) -> None:
-    """systemd never gives up, the recorder has seen each death, and the first start that works is a careful one."""
     service.stop()
     count = "/var/lib/rmbgd/tries"
     service.drop_in(
@@ -125,7 +120,6 @@ def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledS
 
 
 def test_manager_and_journal_may_be_restarted_under_load(service: InstalledService) -> None:
-    """`daemon-reload` again and again, and a new journald: nothing is lost, nobody restarts, the log has it all."""
     names = drop_load(service)
     service.machine.run("systemctl", "restart", "systemd-journald")
     service.machine.sh(f"for n in $(seq {RELOADS}); do systemctl daemon-reload; done")
