@@ -49,7 +49,6 @@ def test_work_of_an_earlier_version_is_finished(tmp_path: Path) -> None:
         service.wait_for("image.done", count=len(LATE))
         service.wait(service.is_idle, "nothing left to do")
         reused = service.serve("known.png", sample_image(2))
-
     endings = [event["path"] for event in service.endings()]
     assert sorted([*(f"late-{number}.png" for number in LATE), "known.png"]) == sorted(endings)
     assert reused["reused"]

@@ -28,7 +28,6 @@ pytestmark = pytest.mark.campaign
 def test_killed_at_random_moments(tmp_path: Path, campaign_part: CampaignPart) -> None:
     kills = campaign_part.count(KILLS, least=5)
     result = kill.campaign(tmp_path / "leg", kills, campaign_part.seed(SEED), IMAGES_PER_KILL * kills)
-
     assert result["lost"] == 0
     assert result["images"] + result["refused"] == IMAGES_PER_KILL * kills
     assert result["found_waiting"] + result["found_claimed"] > 0, "no kill came while there was work"
@@ -52,7 +51,6 @@ def test_power_cuts_lose_and_truncate_nothing(tmp_path: Path, campaign_part: Cam
 def test_soak_loses_nothing(tmp_path: Path, campaign_part: CampaignPart) -> None:
     seconds = campaign_part.count(SOAK)
     result = soak(tmp_path / "leg", seconds, campaign_part.seed(SEED), fault_every=FAULT_EVERY)
-
     assert sum(result["faults"].values()) >= seconds / FAULT_EVERY / 3
     assert result["lost"] == 0
     assert min(result["done"], result["refused"]) > 0

@@ -57,7 +57,6 @@ def test_a_sticky_error_costs_one_process_and_no_image(tmp_path: Path) -> None:
         service.wait_for("engine.failback")
         after = sample_image(99)
         assert service.made_by("after.png", after) == GPU
-
     audit.assert_settled(service, data | {"after.png": after})
     away = service.named("engine.failover")
     assert [event["reason"] for event in away] == ["sticky_fault"]
@@ -77,7 +76,6 @@ def test_shortage_of_memory_keeps_the_process_and_the_third_moves_work(tmp_path:
             assert service.named("engine.failover") == []
             assert service.made_by(f"{number}.png", sample_image(number)) == device
         away = service.wait_for("engine.failover")
-
     assert (away["reason"], away["reading"], away["threshold"]) == ("out_of_memory", 3, 3)
     assert {fault["kind"] for fault in service.named("engine.fault")} == {"memory"}
     assert service.named("engine.restarted") == []
@@ -104,7 +102,6 @@ def test_a_process_that_hangs_dies_or_talks_nonsense(tmp_path: Path, step: str) 
         data = service.drop_all(samples(range(3)))
         service.wait_for_endings(3)
         service.wait_for("engine.failback")
-
     audit.assert_settled(service, data)
     assert [event["reason"] for event in service.named("engine.failover")] == ["sticky_fault"]
     assert service.named("service.stalled") == []
@@ -120,7 +117,6 @@ def test_wrong_answers_without_an_error_are_found_by_the_known_image(tmp_path: P
         service.wait_for("engine.state", reason="probe_golden")
         service.withdraw("zero")
         service.wait_for("engine.failback")
-
     audit.assert_settled(service, {"well.png": sample_image(1), "sick.png": sample_image(2)})
     assert service.named("engine.failover")[0]["reason"] == "golden_mismatch"
 
@@ -134,7 +130,6 @@ def test_bad_blocks_of_device_memory_move_work(tmp_path: Path) -> None:
         service.wait_for("engine.state", reason="probe_canary")
         service.withdraw("canary")
         service.wait_for("engine.failback")
-
     assert (away["reason"], away["threshold"]) == ("memory_errors", 0.0001)
     assert away["reading"] > 0.0001
 
@@ -151,7 +146,6 @@ def test_a_sensor_that_hangs_or_vanishes_holds_up_nobody(tmp_path: Path, told: s
         service.turn()
         service.temperature(50.0)
         service.wait_for("engine.failback")
-
     assert away["reason"] == reason
     assert service.named("engine.degraded")[0]["reason"] == reason  # suspect first
     assert service.named("service.stalled") == []
@@ -172,7 +166,6 @@ def test_with_require_gpu_images_wait_and_nothing_fails(tmp_path: Path) -> None:
         service.temperature(60.0)
         back = service.wait_for("engine.failback")
         service.wait_for_endings(12)
-
     assert back["from"] == "none"
     assert {event["device"] for event in service.named("image.done")} == {"cuda:0"}
     assert service.named("engine.failover") == []
@@ -201,7 +194,6 @@ def test_an_image_that_kills_the_gpu_and_the_cpu_is_poison(tmp_path: Path) -> No
         service.steps(["kill"])
         service.drop_all(data)
         service.wait_for_endings(5)
-
     audit.assert_settled(service, data, bad={"poison.png": Reason.POISON})
 
 
@@ -238,7 +230,6 @@ def test_both_gpus_make_images_of_one_folder(tmp_path: Path) -> None:
             data |= service.drop_all(samples(range(len(data), len(data) + 8)))
             service.wait_for_endings(len(data))
         status = service.wait_for_status(lambda health: health["engine"]["state"] == "ready")
-
     audit.assert_complete(service.roots, data)
     assert set(status["engine"]["devices"]) == {"cuda:0", "cuda:1", "cpu"}
     assert [event["device"] for event in service.named("engine.started")].count("cpu") == 1
@@ -260,7 +251,6 @@ def test_a_gpu_that_fails_leaves_the_work_to_the_other(tmp_path: Path) -> None:
         data |= service.drop_all(samples(range(len(data), len(data) + 12)))
         service.wait_for_endings(len(data))
         status = service.wait_for_status(lambda health: health["engine"]["state"] == "degraded")
-
     audit.assert_complete(service.roots, data)
     assert (away["from"], away["to"], away["model"]) == ("cuda:0", "cuda:1", "u2netp")
     assert {(done["device"], done["model"]) for done in service.named("image.done", since=since)} == {SECOND}
@@ -285,7 +275,6 @@ def test_the_cpu_answers_when_no_gpu_is_left_and_each_comes_back_by_itself(tmp_p
         service.temperature(95.0, 1)
         service.wait_for("engine.failover", count=3)
         assert service.made_by("other.png", sample_image(4)) == GPU
-
     assert (first["from"], first["to"], first["model"]) == ("cuda:0", "cuda:1", "u2netp")
     assert (second["from"], second["to"], second["model"]) == ("cuda:1", "cpu", "lesser")
     assert (back["from"], back["to"]) == ("cpu", "cuda:1")

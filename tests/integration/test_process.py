@@ -57,7 +57,6 @@ def test_line_in_which_everybody_waits_is_told_as_hung(tmp_path: Path) -> None:
         service.drop("a.png", sample_image(1))
         stalled = service.wait_for("service.stalled")
         service.kill()
-
     assert stalled["threads"] == ["line"]
 
 

@@ -38,7 +38,6 @@ def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService)
     assert [0] == [event["exit_code"] for event in service.events("service.stop")]
     (recorded,) = service.wait(lambda: service.events("service.exit"), "the exit recorder")
     assert ("success", "exited", "0") == (recorded["result"], recorded["code"], recorded["status"])
-
     service.start()
     service.wait(lambda: all_accounted_for(service, names), "the rest of the load")
     assert sorted(names) == sorted(event["path"] for event in service.events("image.done"))
@@ -92,7 +91,6 @@ def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: Install
     assert "safe mode" in service.machine.run("/opt/rmbgd/bin/rmbgd", "status")
     service.drop("shoe.jpg", image(1))
     service.wait(lambda: all_accounted_for(service, {"shoe.jpg"}), "the image")
-
     service.stop()
     service.start()
     assert 1 == len(service.events("service.safe_mode")), "an orderly stop forgives"
@@ -109,7 +107,6 @@ def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledS
     service.signal("KILL")
     service.wait(lambda: service.events("service.safe_mode"), "safe mode")
     service.wait(lambda: len(service.events("service.ready")) == began + 3, "the start with everything")
-
     assert "safe mode is over" == service.events("service.stopping")[-1]["cause"]
     state = {"NRestarts": "1", "ActiveState": "active", "SubState": "running"}
     assert state == service.show(*state)

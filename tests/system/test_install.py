@@ -45,7 +45,6 @@ def test_image_of_another_user_becomes_a_cutout(service: InstalledService) -> No
     service.machine.run("usermod", "-aG", "rmbgd", USER)
     read = service.machine.run("runuser", "-u", USER, "--", "head", "-c", "4", "/srv/rmbgd/out/spring/shoe.png")
     assert "PNG" in read
-
     entries = [json.loads(line) for line in service.journal("-o", "json", "RMBGD_EVENT=image.done").splitlines()]
     invocation = service.show("InvocationID")["InvocationID"]
     own = [entry for entry in entries if entry["_SYSTEMD_INVOCATION_ID"] == invocation]
@@ -142,7 +141,6 @@ def test_exposure_is_bounded(installed: Machine, drop_in: str, threshold: int) -
     installed.sh(f"rm -rf /var/tmp/rated; mkdir -p /var/tmp/rated/etc/systemd/system/{UNIT}.d")
     (units / UNIT).write_text((REPOSITORY / "systemd" / UNIT).read_text())
     (extra / drop_in).write_text((DROP_INS / drop_in).read_text())
-
     rated = installed.call(
         "systemd-analyze", "security", "--offline=yes", "--root=/var/tmp/rated", f"--threshold={threshold}", UNIT
     )

@@ -52,7 +52,6 @@ def test_installed_by_the_page_it_serves(followed: InstalledService) -> None:
     followed.machine.sh("chmod 0644 /var/tmp/shoe.jpg")
     as_shop = ("runuser", "-u", "shop", "--")
     followed.machine.run(*as_shop, "cp", "/var/tmp/shoe.jpg", "/srv/rmbgd/in/shoe.jpg")
-
     followed.wait(lambda: "shoe.png" in followed.files("out"), "the cutout")
     assert "PNG" in followed.machine.run(*as_shop, "head", "-c", "4", "/srv/rmbgd/out/shoe.png")
 
@@ -61,10 +60,8 @@ def test_log_and_its_rotation_are_where_the_page_says(followed: InstalledService
     log = "/var/log/rmbgd/events.jsonl"
     assert log in followed.machine.path("/etc/logrotate.d/rmbgd").read_text()
     assert followed.events("service.ready")
-
     followed.machine.run("mv", log, f"{log}-20260101")
     followed.drop("rotated.jpg", image(2))
-
     followed.wait(lambda: followed.events("image.done"), "the event in the new file")
     report = json.loads(followed.machine.run("/opt/rmbgd/bin/rmbgd", "mtbf", "--json", "/var/log/rmbgd"))
     assert report["total"]["pictures"]["done"] == len(followed.files("out"))
@@ -74,14 +71,12 @@ def test_backup_restore_and_upgrade_by_the_page(followed: InstalledService) -> N
     machine = followed.machine
     followed.serve("before.jpg", image(3))
     save, restore = blocks("Backup")
-
     carry_out(machine, save)
     assert done_in(machine, COPY).startswith("ok before.jpg")
     followed.serve("later.jpg", image(4))
     assert "later.jpg" in done_in(machine, LEDGER)
     carry_out(machine, restore)
     assert "later.jpg" not in done_in(machine, LEDGER)
-
     for block in blocks("Upgrade"):
         carry_out(machine, block)
     assert {"ActiveState": "active"} == followed.show("ActiveState")
