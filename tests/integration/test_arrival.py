@@ -33,7 +33,6 @@ def lossless(number: int, kind: str) -> bytes:
 
 
 def test_slow_writer_is_waited_for(tmp_path: Path) -> None:
-    """A file that is written in pieces with long pauses, held open, is taken once, whole, after it was closed."""
     data = sample_image(1)
     step = len(data) // 8 + 1
     with ServiceUnderTest(tmp_path) as service:
@@ -50,7 +49,6 @@ def test_slow_writer_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_broken_upload_that_is_resumed_comes_out_whole(tmp_path: Path) -> None:
-    """Half a file of each format, closed, is waited for and told as incomplete; when the rest comes it is taken."""
     data = {f"half.{suffix}": lossless(number, kind) for number, (suffix, kind) in enumerate(KINDS.items())}
     with ServiceUnderTest(tmp_path / "service") as service:
         for name, whole in data.items():
@@ -70,7 +68,6 @@ def test_broken_upload_that_is_resumed_comes_out_whole(tmp_path: Path) -> None:
 
 
 def test_upload_that_nobody_completes_is_refused_as_truncated(tmp_path: Path) -> None:
-    """After incomplete_timeout half a file goes to failed with its reason, zeros after it or not; others come out."""
     whole = {f"half.{suffix}": lossless(number, kind) for number, (suffix, kind) in enumerate(KINDS.items())}
     halves = {name: data[: len(data) // 2] for name, data in whole.items()}
     halves |= {
@@ -130,7 +127,6 @@ def test_mapped_writer_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_rsync_delivers(tmp_path: Path) -> None:
-    """A folder that rsync uploads comes out, each file once."""
     if shutil.which("rsync") is None:
         pytest.skip("rsync is not installed")
     data = {f"{folder}{number}.png": sample_image(number) for number in range(10) for folder in ("", "deep/er/")}
@@ -144,7 +140,6 @@ def test_rsync_delivers(tmp_path: Path) -> None:
 
 
 def test_every_way_into_the_folder_is_seen_by_events(tmp_path: Path) -> None:
-    """Rename, move across file systems, link, unnamed file and copy each give one output, without any comparison."""
     names = ("renamed", "moved", "linked", "unnamed", "copied", "cloned")
     data = {f"{name}.png": sample_image(number) for number, name in enumerate(names)}
     (tmp_path / "stick").mkdir()
@@ -182,7 +177,6 @@ def _link_unnamed(folder: Path, name: str, data: bytes) -> None:
 
 
 def test_upload_that_stays_open_is_told_once_and_never_refused(tmp_path: Path) -> None:
-    """Open beyond stuck_upload: one event, and the image is taken all the same when it is closed."""
     data = sample_image(9)
     with ServiceUnderTest(tmp_path, settings={"intake": {"stuck_upload": 1.0, "incomplete_timeout": 1.0}}) as service:
         with open(service.input / "stuck.png", "wb") as writer:

@@ -36,7 +36,6 @@ def write_burst(folder: Path, count: int, writers: int = WRITERS) -> None:
 
 
 def assert_burst_is_through(service: ServiceUnderTest, count: int) -> None:
-    """Each once, nothing else, and the right pixels behind every name that is looked at."""
     names = [f"{number:05}" for number in range(count)]
     assert audit.files(service.output) == [f"{name}.png" for name in names]
     assert audit.files(service.done) == [f"{name}.bmp" for name in names]
@@ -98,7 +97,6 @@ def test_folders_made_and_filled_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("way", ["moved", "copied"])
 def test_tree_of_folders(tmp_path: Path, way: str) -> None:
-    """A tree that is moved or copied in: every file in it comes out, and files that come into it later too."""
     folders = 120
     data = {f"tree/{n % 10}/{n % 100}/{n}/{n}.png": sample_image(n) for n in range(folders)}
     tree = tmp_path / "tree"
@@ -119,7 +117,6 @@ def test_tree_of_folders(tmp_path: Path, way: str) -> None:
 
 
 def test_storm_of_folders(tmp_path: Path) -> None:
-    """Folders that come and go by the thousand take nothing down; a file among them comes out, as does one after it."""
     with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
         for number in range(2000):
             os.makedirs(service.input / "storm" / str(number % 50) / "deep", exist_ok=True)

@@ -25,10 +25,8 @@ pytestmark = pytest.mark.campaign
 
 @pytest.mark.timeout(900)
 def test_killed_at_random_moments(tmp_path: Path, campaign_part: CampaignPart) -> None:
-    """Kills at random steps and times, in start-up, at work and in recovery: every image comes out once."""
     kills = campaign_part.count(KILLS, least=5)
     result = kill.campaign(tmp_path / "leg", kills, campaign_part.seed(SEED), IMAGES_PER_KILL * kills)
-
     assert result["lost"] == 0
     assert result["images"] + result["refused"] == IMAGES_PER_KILL * kills
     assert result["found_waiting"] + result["found_claimed"] > 0, "no kill came while there was work"
@@ -36,7 +34,6 @@ def test_killed_at_random_moments(tmp_path: Path, campaign_part: CampaignPart) -
 
 @pytest.mark.timeout(600)
 def test_power_cuts_lose_and_truncate_nothing(tmp_path: Path, campaign_part: CampaignPart) -> None:
-    """After each cut every original is in one place and every cutout whole, the ledger opens, and the rest is done."""
     rounds, out = campaign_part.count(ROUNDS), tmp_path / "counts.json"
     command = [sys.executable, "-m", "tools.power_cut", "--rounds", str(rounds), "--out", str(out)]
     command += ["--seed", str(campaign_part.seed(SEED))]
@@ -51,10 +48,8 @@ def test_power_cuts_lose_and_truncate_nothing(tmp_path: Path, campaign_part: Cam
 
 @pytest.mark.timeout(600)
 def test_soak_loses_nothing(tmp_path: Path, campaign_part: CampaignPart) -> None:
-    """Good and hostile images under random faults: every one ends once, the good ones as their cutouts."""
     seconds = campaign_part.count(SOAK)
     result = soak(tmp_path / "leg", seconds, campaign_part.seed(SEED), fault_every=FAULT_EVERY)
-
     assert sum(result["faults"].values()) >= seconds / FAULT_EVERY / 3
     assert result["lost"] == 0
     assert min(result["done"], result["refused"]) > 0

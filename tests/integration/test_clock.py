@@ -40,8 +40,7 @@ def test_stamps_of_any_year_are_no_obstacle(tmp_path: Path) -> None:
         service.wait(lambda: len(service.endings()) == len(data), "all of them")
         jobs = {event["path"]: event["job"] for event in service.endings()}
         assert sorted(jobs, key=jobs.__getitem__) == list(data)
-        assert service.stop() == 0
-        service.start()
+        service.restart()
         service.turn(2)
         assert service.computed() == len(data)
         for name, content in data.items():
@@ -72,8 +71,7 @@ def test_wall_clock_that_jumps(tmp_path: Path) -> None:
             for number in range(2):
                 name = f"{step}-{number}.png"
                 data[name] = sample_image(10 * step + number)
-                service.drop(name, data[name])
-                service.wait_for("image.done", path=name)
+                service.serve(name, data[name])
             since = len(service.events)
             service.wait_for("health", since=since)
         assert {event["time"][:4] for event in service.events} == {"1970", "2026"}, "the clock was not false"
@@ -88,7 +86,6 @@ def test_wall_clock_that_jumps(tmp_path: Path) -> None:
         assert service.stop() == 0
         control.write_text("@1970-01-01 00:01:00")
         service.start(environment=false_clock(control))
-        service.drop("again.png", sample_image(600))
-        service.wait_for("image.done", path="again.png")
+        service.serve("again.png", sample_image(600))
         data["again.png"] = sample_image(600)
     audit.assert_complete(service.roots, data)

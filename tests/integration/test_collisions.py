@@ -15,12 +15,10 @@ WITHIN = 4  # levels by which two decoders of JPEG may differ
 
 
 def outputs(service: ServiceUnderTest, since: int) -> dict[str, str]:
-    """Which output each input got, by its events."""
     return {event["path"]: event["output"] for event in service.named("image.done", since=since)}
 
 
 def test_four_inputs_of_one_stem_have_four_outputs(tmp_path: Path) -> None:
-    """In any order of arrival each has an output of its own, and keeps it over replacement and restart."""
     orders = list(itertools.permutations(NAMES))[::3]  # store/test_ledger.py tries all
     contents: dict[str, bytes] = {}
     fresh = itertools.count()
@@ -40,8 +38,7 @@ def test_four_inputs_of_one_stem_have_four_outputs(tmp_path: Path) -> None:
                 )
             seen.append(outputs(service, since))
             if upload == 1:
-                assert service.stop() == 0
-                service.start()
+                service.restart()
         assert seen[0] == seen[1] == seen[2]
         assert len(set(seen[0].values())) == len(seen[0]) == 4 * len(orders)
         assert sorted(seen[0].values()) == audit.files(service.output)
@@ -55,15 +52,12 @@ def test_four_inputs_of_one_stem_have_four_outputs(tmp_path: Path) -> None:
 
 
 def test_file_of_a_stranger_is_left_alone(tmp_path: Path) -> None:
-    """A file at the target that the service did not write stays as it is; the output goes beside it, for good."""
     with ServiceUnderTest(tmp_path) as service:
         (service.output / "a.png").write_bytes(b"mine")
-        service.drop("a.png", sample_image(1))
-        assert service.wait_for("image.done", path="a.png")["output"] == "a~2.png"
+        assert service.serve("a.png", sample_image(1))["output"] == "a~2.png"
         service.drop("a.png", sample_image(2))
         assert service.wait_for("image.done", path="a.png", count=2)["output"] == "a~2.png"
-        assert service.stop() == 0
-        service.start()
+        service.restart()
         service.drop("a.png", sample_image(3))
         assert service.wait_for("image.done", path="a.png", count=3)["output"] == "a~2.png"
         assert (service.output / "a.png").read_bytes() == b"mine"
@@ -72,7 +66,6 @@ def test_file_of_a_stranger_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_equal_images_are_computed_once(tmp_path: Path) -> None:
-    """The same bytes under three names, also while the first is computed, and once more later: one computation."""
     data = sample_image(1)
     with ServiceUnderTest(tmp_path) as service:
         service.hold.touch()
@@ -84,8 +77,7 @@ def test_equal_images_are_computed_once(tmp_path: Path) -> None:
         service.wait_for_endings(3)
         service.drop("four.png", data)
         service.wait_for("image.done", path="four.png", reused=True)
-        assert service.stop() == 0
-        service.start()
+        service.restart()
         service.drop("five.png", data)
         service.wait_for("image.done", path="five.png", reused=True)
         assert service.computed() == 1

@@ -20,23 +20,19 @@ SETTINGS = {"engine": {"device": "cuda", "batch_timeout": 10.0}, "service": {"st
 
 
 def test_heat_moves_work_to_the_cpu_and_a_probe_brings_it_back(tmp_path: Path) -> None:
-    """Above 85 the next image is the CPU's; below 75 for some checks, and after a passed probe, the GPU's again."""
     with GpuUnderTest(tmp_path) as service:
         service.wait_for_gpu()
         service.temperature(85.0)
-        service.drop("warm.png", sample_image(1))
-        assert service.made_by("warm.png") == GPU
+        assert service.made_by("warm.png", sample_image(1)) == GPU
         service.temperature(85.1)
         away = service.wait_for("engine.failover")
-        service.drop("hot.png", sample_image(2))
-        assert service.made_by("hot.png") == CPU
+        assert service.made_by("hot.png", sample_image(2)) == CPU
         service.temperature(75.1)  # not yet cool
         service.turn(2)
         assert service.named("engine.failback") == []
         service.temperature(75.0)
         back = service.wait_for("engine.failback")
-        service.drop("cool.png", sample_image(3))
-        assert service.made_by("cool.png") == GPU
+        assert service.made_by("cool.png", sample_image(3)) == GPU
 
     assert (away["from"], away["to"], away["reason"], away["model"]) == ("cuda:0", "cpu", "temperature", "lesser")
     assert (away["reading"], away["threshold"]) == (85.1, 85.0)
@@ -60,9 +56,7 @@ def test_a_sticky_error_costs_one_process_and_no_image(tmp_path: Path) -> None:
         service.wait_for_endings(5)
         service.wait_for("engine.failback")
         after = sample_image(99)
-        service.drop("after.png", after)
-        assert service.made_by("after.png") == GPU
-
+        assert service.made_by("after.png", after) == GPU
     audit.assert_settled(service, data | {"after.png": after})
     away = service.named("engine.failover")
     assert [event["reason"] for event in away] == ["sticky_fault"]
@@ -80,33 +74,27 @@ def test_shortage_of_memory_keeps_the_process_and_the_third_moves_work(tmp_path:
         service.steps(["cuda:memory", "ok", "cuda:memory", "cuda:memory"])
         for number, device in enumerate((CPU, GPU, CPU, CPU)):  # what failed alone is better tried elsewhere
             assert service.named("engine.failover") == []
-            service.drop(f"{number}.png", sample_image(number))
-            assert service.made_by(f"{number}.png") == device
+            assert service.made_by(f"{number}.png", sample_image(number)) == device
         away = service.wait_for("engine.failover")
-
     assert (away["reason"], away["reading"], away["threshold"]) == ("out_of_memory", 3, 3)
     assert {fault["kind"] for fault in service.named("engine.fault")} == {"memory"}
     assert service.named("engine.restarted") == []
 
 
 def test_a_device_that_is_gone_is_lost_and_found_again(tmp_path: Path) -> None:
-    """The error says that there is no device: it is looked for at intervals, and used again after a probe."""
     with GpuUnderTest(tmp_path) as service:
         service.wait_for_gpu()
         service.order("start", "cuda:no_device")
         service.steps(["cuda:no_device"])
-        service.drop("a.png", sample_image(1))
-        assert service.made_by("a.png") == CPU
+        assert service.made_by("a.png", sample_image(1)) == CPU
         service.wait_for("engine.state", to="lost", reason="no_device", count=2)  # the first probe finds nothing, too
         service.withdraw("start")
         service.wait_for("engine.failback")
-        service.drop("b.png", sample_image(2))
-        assert service.made_by("b.png") == GPU
+        assert service.made_by("b.png", sample_image(2)) == GPU
 
 
 @pytest.mark.parametrize("step", ["hang", "kill", "nonsense"])
 def test_a_process_that_hangs_dies_or_talks_nonsense(tmp_path: Path, step: str) -> None:
-    """It is killed where it has not died; its images are the CPU's, and a fresh process proves itself."""
     settings = {"engine": {"device": "cuda:0", "batch_timeout": 1.0}}
     with GpuUnderTest(tmp_path, settings=settings) as service:
         service.wait_for_gpu()
@@ -114,7 +102,6 @@ def test_a_process_that_hangs_dies_or_talks_nonsense(tmp_path: Path, step: str) 
         data = service.drop_all(samples(range(3)))
         service.wait_for_endings(3)
         service.wait_for("engine.failback")
-
     audit.assert_settled(service, data)
     assert [event["reason"] for event in service.named("engine.failover")] == ["sticky_fault"]
     assert service.named("service.stalled") == []
@@ -122,41 +109,33 @@ def test_a_process_that_hangs_dies_or_talks_nonsense(tmp_path: Path, step: str) 
 
 
 def test_wrong_answers_without_an_error_are_found_by_the_known_image(tmp_path: Path) -> None:
-    """A GPU that answers zeros is left at the next look, before it makes another image, until it is right."""
     with GpuUnderTest(tmp_path, health={"golden_interval": 1e-6}) as service:
         service.wait_for_gpu()
-        service.drop("well.png", sample_image(1))
-        assert service.made_by("well.png") == GPU
+        assert service.made_by("well.png", sample_image(1)) == GPU
         service.order("zero", "")
-        service.drop("sick.png", sample_image(2))
-        assert service.made_by("sick.png") == CPU
+        assert service.made_by("sick.png", sample_image(2)) == CPU
         service.wait_for("engine.state", reason="probe_golden")
         service.withdraw("zero")
         service.wait_for("engine.failback")
-
     audit.assert_settled(service, {"well.png": sample_image(1), "sick.png": sample_image(2)})
     assert service.named("engine.failover")[0]["reason"] == "golden_mismatch"
 
 
 def test_bad_blocks_of_device_memory_move_work(tmp_path: Path) -> None:
-    """A canary with too many bad blocks is a trip that says the rate and its limit."""
     with GpuUnderTest(tmp_path, health={"canary_interval": 0.0}) as service:
         service.wait_for_gpu()
         service.order("canary", "1")
-        service.drop("a.png", sample_image(1))
-        assert service.made_by("a.png") == CPU
+        assert service.made_by("a.png", sample_image(1)) == CPU
         away = service.wait_for("engine.failover")
         service.wait_for("engine.state", reason="probe_canary")
         service.withdraw("canary")
         service.wait_for("engine.failback")
-
     assert (away["reason"], away["threshold"]) == ("memory_errors", 0.0001)
     assert away["reading"] > 0.0001
 
 
 @pytest.mark.parametrize(("told", "reason"), [("hang", "sensor_timeout"), ("", "no_source")])
 def test_a_sensor_that_hangs_or_vanishes_holds_up_nobody(tmp_path: Path, told: str, reason: str) -> None:
-    """Images go on meanwhile; the fourth unknown reading is a trip; when the sensor is back, so is the GPU."""
     with GpuUnderTest(tmp_path) as service:
         service.wait_for_gpu()
         if told:
@@ -167,14 +146,12 @@ def test_a_sensor_that_hangs_or_vanishes_holds_up_nobody(tmp_path: Path, told: s
         service.turn()
         service.temperature(50.0)
         service.wait_for("engine.failback")
-
     assert away["reason"] == reason
     assert service.named("engine.degraded")[0]["reason"] == reason  # suspect first
     assert service.named("service.stalled") == []
 
 
 def test_with_require_gpu_images_wait_and_nothing_fails(tmp_path: Path) -> None:
-    """While the GPU is hot nothing is computed and nothing refused; the service says so, and goes on when it can."""
     settings = {"health": {"require_gpu": True}, "service": {"status_interval": 0.1}, "pipeline": {"queue": 1}}
     settings["pipeline"] |= {"arena_bytes": 64 << 20, "free_bytes_minimum": 0}
     with GpuUnderTest(tmp_path, settings=settings | {"engine": {"device": "cuda:0"}}) as service:
@@ -189,7 +166,6 @@ def test_with_require_gpu_images_wait_and_nothing_fails(tmp_path: Path) -> None:
         service.temperature(60.0)
         back = service.wait_for("engine.failback")
         service.wait_for_endings(12)
-
     assert back["from"] == "none"
     assert {event["device"] for event in service.named("image.done")} == {"cuda:0"}
     assert service.named("engine.failover") == []
@@ -197,38 +173,33 @@ def test_with_require_gpu_images_wait_and_nothing_fails(tmp_path: Path) -> None:
 
 
 def test_a_gpu_that_is_not_well_at_start_is_waited_for_on_the_cpu(tmp_path: Path) -> None:
-    """The service starts on the CPU with one event; the GPU takes over when it has proved itself, and computes anew."""
     service = GpuUnderTest(tmp_path)
     service.temperature(95.0)
     with service:
         assert service.named("service.ready")[0]["device"] == "cpu"
         assert service.named("engine.degraded", reason="gpu_not_ready")[0]["model"] == "lesser"
-        service.drop("a.png", sample_image(1))
-        assert service.made_by("a.png") == CPU
+        assert service.made_by("a.png", sample_image(1)) == CPU
         service.temperature(50.0)
         service.wait_for("engine.failback")
-        service.drop("b.png", sample_image(1))
-        assert service.made_by("b.png") == GPU, "an equal image was served with the lesser model's answer"
-        service.drop("c.png", sample_image(1))
-        assert service.wait_for("image.done", path="c.png")["reused"]
+        assert service.made_by("b.png", sample_image(1)) == GPU, (
+            "an equal image was served with the lesser model's answer"
+        )
+        assert service.serve("c.png", sample_image(1))["reused"]
 
 
 def test_an_image_that_kills_the_gpu_and_the_cpu_is_poison(tmp_path: Path) -> None:
-    """It is refused after it brought down both, and its company is not."""
     data = {"poison.png": poisoned(1)} | samples(range(2, 6))
     with GpuUnderTest(tmp_path, gpu={"standby": {"poison": "kill"}}) as service:
         service.wait_for_gpu()
         service.steps(["kill"])
         service.drop_all(data)
         service.wait_for_endings(5)
-
     audit.assert_settled(service, data, bad={"poison.png": Reason.POISON})
 
 
 @pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_169_gpu_failures_lose_no_image(tmp_path: Path, campaign_part: CampaignPart) -> None:
-    """One failure after another of every kind, with images always on their way: each comes out once, and is right."""
     failures = campaign_part.count(169)
     result = campaign(tmp_path / "campaign", failures, campaign_part.seed(20_261_122))
     assert result["failovers"] == result["failbacks"] == failures
@@ -237,8 +208,6 @@ def test_169_gpu_failures_lose_no_image(tmp_path: Path, campaign_part: CampaignP
 
 
 class TwoGpus(GpuUnderTest):
-    """Both compute, one goes on without the other, the CPU without both."""
-
     def __init__(self, base: Path, **more) -> None:
         super().__init__(base, gpu={"count": 2}, settings=SETTINGS, **more)
 
@@ -252,7 +221,6 @@ class TwoGpus(GpuUnderTest):
 
 
 def test_both_gpus_make_images_of_one_folder(tmp_path: Path) -> None:
-    """While one is busy with a batch the other takes what comes; the status names both."""
     with TwoGpus(tmp_path) as service:
         service.wait_for_both()
         data = {}
@@ -262,7 +230,6 @@ def test_both_gpus_make_images_of_one_folder(tmp_path: Path) -> None:
             data |= service.drop_all(samples(range(len(data), len(data) + 8)))
             service.wait_for_endings(len(data))
         status = service.wait_for_status(lambda health: health["engine"]["state"] == "ready")
-
     audit.assert_complete(service.roots, data)
     assert set(status["engine"]["devices"]) == {"cuda:0", "cuda:1", "cpu"}
     assert [event["device"] for event in service.named("engine.started")].count("cpu") == 1
@@ -272,7 +239,6 @@ def test_both_gpus_make_images_of_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_gpu_that_fails_leaves_the_work_to_the_other(tmp_path: Path) -> None:
-    """No image is lost; while it is away the other makes all that comes, and the state is degraded."""
     with TwoGpus(tmp_path, health={"dwell": 1e6, "dwell_maximum": 1e6}) as service:
         service.wait_for_both()
         service.steps(["kill"], 0)
@@ -285,7 +251,6 @@ def test_a_gpu_that_fails_leaves_the_work_to_the_other(tmp_path: Path) -> None:
         data |= service.drop_all(samples(range(len(data), len(data) + 12)))
         service.wait_for_endings(len(data))
         status = service.wait_for_status(lambda health: health["engine"]["state"] == "degraded")
-
     audit.assert_complete(service.roots, data)
     assert (away["from"], away["to"], away["model"]) == ("cuda:0", "cuda:1", "u2netp")
     assert {(done["device"], done["model"]) for done in service.named("image.done", since=since)} == {SECOND}
@@ -294,28 +259,22 @@ def test_a_gpu_that_fails_leaves_the_work_to_the_other(tmp_path: Path) -> None:
 
 
 def test_the_cpu_answers_when_no_gpu_is_left_and_each_comes_back_by_itself(tmp_path: Path) -> None:
-    """Heat takes one, then the other: the CPU makes images only while both are away; each returns when it is cool."""
     with TwoGpus(tmp_path) as service:
         service.wait_for_both()
         service.temperature(95.0, 0)
         first = service.wait_for("engine.failover")
-        service.drop("one.png", sample_image(1))
-        assert service.made_by("one.png") == SECOND
+        assert service.made_by("one.png", sample_image(1)) == SECOND
         service.temperature(95.0, 1)
         second = service.wait_for("engine.failover", count=2)
-        service.drop("none.png", sample_image(2))
-        assert service.made_by("none.png") == CPU
+        assert service.made_by("none.png", sample_image(2)) == CPU
         service.temperature(60.0, 1)
         back = service.wait_for("engine.failback")
-        service.drop("again.png", sample_image(3))
-        assert service.made_by("again.png") == SECOND
+        assert service.made_by("again.png", sample_image(3)) == SECOND
         service.temperature(60.0, 0)
         service.wait_for("engine.failback", count=2)
         service.temperature(95.0, 1)
         service.wait_for("engine.failover", count=3)
-        service.drop("other.png", sample_image(4))
-        assert service.made_by("other.png") == GPU
-
+        assert service.made_by("other.png", sample_image(4)) == GPU
     assert (first["from"], first["to"], first["model"]) == ("cuda:0", "cuda:1", "u2netp")
     assert (second["from"], second["to"], second["model"]) == ("cuda:1", "cpu", "lesser")
     assert (back["from"], back["to"]) == ("cpu", "cuda:1")
@@ -325,7 +284,6 @@ def test_the_cpu_answers_when_no_gpu_is_left_and_each_comes_back_by_itself(tmp_p
 @pytest.mark.campaign
 @pytest.mark.timeout(1800)
 def test_169_failures_of_two_gpus_lose_no_image(tmp_path: Path, campaign_part: CampaignPart) -> None:
-    """Failures of every kind on either GPU or both, images always on their way: each comes out once, and right."""
     failures = campaign_part.count(169)
     dice = random.Random(campaign_part.seed(20_261_123))
     kinds = [f"cuda:{word}" for word in STICKY_WORDS] + ["kill", "exit:70", "nonsense", "wrong_image"]

@@ -56,13 +56,11 @@ GOOD = {"png-named.jpg": sample_image(10), "tagged.tif": sample_image(17, kind="
 
 
 def test_bad_set(tmp_path: Path) -> None:
-    """A file of each reason is refused with it, in one process and in bounded memory; legal ones come out right."""
     dropped = {name: data for name, (data, _) in BAD.items()} | GOOD
     with ServiceUnderTest(tmp_path, settings={"intake": {"incomplete_timeout": 2.0}}) as service:
         service.drop_all(dropped)
         service.wait_for_endings(len(dropped))
-        assert service.process is not None
-        status = Path(f"/proc/{service.process.pid}/status").read_text()
+        status = Path(f"/proc/{service.pid}/status").read_text()
         assert int(status.partition("VmHWM:")[2].split()[0]) * 1024 < MEMORY
     audit.assert_settled(service, dropped, bad={name: reason for name, (_, reason) in BAD.items()})
 
@@ -99,7 +97,6 @@ NAMES = [
 
 @pytest.mark.parametrize("originals", ["archive", "keep"])
 def test_names_of_every_kind(tmp_path: Path, originals: str) -> None:
-    """Any bytes that make a name on Linux: a cutout each, a legal output name, a log that stays JSON, done once."""
     data = {os.fsdecode(name): sample_image(number) for number, name in enumerate(NAMES)}
     with ServiceUnderTest(tmp_path, folder={"originals": originals}) as service:
         service.drop_all(data)
@@ -116,8 +113,7 @@ def test_names_of_every_kind(tmp_path: Path, originals: str) -> None:
         if originals == "archive":
             assert set(audit.places(service.roots, data).values()) == {"done"}
         assert len(service.recorded("image.done")) == len(data)
-        assert service.stop() == 0
-        service.start()
+        service.restart()
         service.turn(2)
         assert service.computed() == len(data)
 
@@ -126,7 +122,6 @@ def test_names_of_every_kind(tmp_path: Path, originals: str) -> None:
 
 
 def test_entries_that_are_no_files_are_never_opened(tmp_path: Path) -> None:
-    """Links, pipes, sockets, devices and foreign hard links are told once in their life, stay, and stop nobody."""
     secret = sample_image(99)
     outside = tmp_path / "outside"
     outside.mkdir()
@@ -205,7 +200,6 @@ def test_swap_for_a_link_gains_nothing(tmp_path: Path) -> None:
 
 
 def test_claim_folder_of_a_stranger_is_not_used(tmp_path: Path) -> None:
-    """A link where the claim folder belongs: nothing is moved through it; without it everything goes on."""
     outside = tmp_path / "outside"
     outside.mkdir()
     service = ServiceUnderTest(tmp_path / "service")
@@ -233,8 +227,7 @@ def test_folder_tree_that_is_deeper_than_a_path_may_be_long(tmp_path: Path) -> N
         os.close(here)
         os.rename(service.desk / DEEPER, service.input / DEEPER)
         try:
-            service.drop(f"{DEEPER}/{DEEPER}/a.png", sample_image(1))
-            service.wait_for("image.done", path=f"{DEEPER}/{DEEPER}/a.png")
+            service.serve(f"{DEEPER}/{DEEPER}/a.png", sample_image(1))
             service.turn()
             assert service.named("image.failed") == []
         finally:

@@ -78,7 +78,6 @@ def test_killed_before_each_step(tmp_path: Path, campaign_part: CampaignPart) ->
 
 
 def test_image_that_kills_the_service_is_set_aside(tmp_path: Path) -> None:
-    """At its third attempt it is refused as crash_loop; every other image comes out."""
     service = ServiceUnderTest(tmp_path, options={"engine": {"poison": "kill"}})
     data = service.drop_all(samples(range(2, 20)) | {"poison.png": poisoned(1)})
     for _ in range(5):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
 
 import pytest
 
@@ -16,41 +17,34 @@ from tests.support.service import ServiceUnderTest
 VERSIONS = 6
 
 
-class Reader:
-    """Opens a published file again and again, as somebody would who fetches results; notes what was not whole."""
+@contextlib.contextmanager
+def reader(path: Path) -> Iterator[list[str]]:
+    """Opens a published file again and again, as one does who fetches results: what was wrong each time."""
+    over, found = threading.Event(), []
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._over = threading.Event()
-        self.faults: list[str] = []
-        self.reads = 0
-        self._thread = threading.Thread(target=self._run)
-
-    def _run(self) -> None:
-        while not self._over.is_set():
+    def read() -> None:
+        while not over.is_set():
             try:
-                rgba_of(self._path.read_bytes())
+                rgba_of(path.read_bytes())
+                found.append("")
             except Exception as error:
-                self.faults.append(f"{type(error).__name__}: {error}")
-            self.reads += 1
+                found.append(f"{type(error).__name__}: {error}")
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        yield found
+    finally:
+        over.set()
+        thread.join()
 
 
 @pytest.mark.parametrize(("originals", "way"), [("archive", "rename"), ("keep", "rename"), ("keep", "in place")])
 def test_replaced_input_replaces_its_output(tmp_path: Path, originals: str, way: str) -> None:
-    """Each new version of a name replaces the output of the one before; a reader sees whole files at every moment."""
     data = [sample_image(number) for number in range(VERSIONS)]
     with ServiceUnderTest(tmp_path, folder={"originals": originals}) as service:
-        service.drop("a.png", data[0])
-        service.wait_for("image.done", path="a.png")
-        with Reader(service.output / "a.png") as reader:
+        service.serve("a.png", data[0])
+        with reader(service.output / "a.png") as found:
             for number in range(1, VERSIONS):
                 if way == "rename":
                     service.drop("a.png", data[number])
@@ -58,8 +52,8 @@ def test_replaced_input_replaces_its_output(tmp_path: Path, originals: str, way:
                     (service.input / "a.png").write_bytes(data[number])
                 service.wait_for("image.done", path="a.png", count=number + 1)
                 assert_cutout_of(data[number], service.output / "a.png")
-        assert reader.faults == []
-        assert reader.reads > VERSIONS
+        assert set(found) == {""}
+        assert len(found) > VERSIONS
         assert audit.files(service.output) == ["a.png"]
         assert len(service.endings()) == service.computed() == VERSIONS
         if originals == "archive":
@@ -70,7 +64,6 @@ def test_replaced_input_replaces_its_output(tmp_path: Path, originals: str, way:
 
 @pytest.mark.parametrize("originals", ["archive", "delete", "keep"])
 def test_input_replaced_while_it_is_computed(tmp_path: Path, originals: str) -> None:
-    """A new version that comes while the old one is in the engine is computed too, and is the final output."""
     old, new = sample_image(1), sample_image(2)
     with ServiceUnderTest(tmp_path, folder={"originals": originals}) as service:
         service.hold.touch()
@@ -103,7 +96,6 @@ def _shows(path: Path, source: bytes) -> bool:
 
 
 def test_kept_file_that_is_only_touched_is_not_computed_again(tmp_path: Path) -> None:
-    """Reading, touching, changing the mode of a finished file: no computation, and its output is not written anew."""
     with ServiceUnderTest(tmp_path, folder={"originals": "keep"}) as service:
         kept = service.drop("kept.png", sample_image(1))
         service.wait_for("image.done", path="kept.png")
@@ -117,8 +109,7 @@ def test_kept_file_that_is_only_touched_is_not_computed_again(tmp_path: Path) ->
         service.signal(1)
         service.wait_for("service.reload")
         service.turn(5)
-        assert service.stop() == 0
-        service.start()
+        service.restart()
         service.turn(3)
         after = os.stat(service.output / "kept.png")
         assert service.computed() == 1

@@ -19,14 +19,12 @@ RESTARTS = 8
 
 @pytest.mark.parametrize("originals", ["archive", "keep"])
 def test_files_that_came_while_down_are_computed_once(tmp_path: Path, originals: str) -> None:
-    """Files dropped while the service is down come out after the start; the next start computes none again."""
     service = ServiceUnderTest(tmp_path, folder={"originals": originals})
     data = {f"{number % 7}/{number}.png": sample_image(number) for number in range(WAITING)}
     service.drop_all(data)
     with service:
         service.wait_for_endings(WAITING)
-        assert service.stop() == 0
-        service.start()
+        service.restart()
         service.turn(3)
         assert service.computed() == WAITING
         assert sorted(event["path"] for event in service.endings()) == sorted(data)
@@ -36,7 +34,6 @@ def test_files_that_came_while_down_are_computed_once(tmp_path: Path, originals:
 
 
 def test_files_written_during_the_start_are_neither_missed_nor_taken_half(tmp_path: Path) -> None:
-    """A writer that begins before the service and goes on through its start loses nothing, and half a file waits."""
     half, written = sample_image(9_999), {}
     service = ServiceUnderTest(tmp_path)
     (service.input / "half.png").write_bytes(half[:1000])
@@ -73,7 +70,6 @@ def test_files_written_during_the_start_are_neither_missed_nor_taken_half(tmp_pa
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stop_under_load_finishes_or_returns_everything(tmp_path: Path, number: int) -> None:
-    """A stop in the middle of work ends with status 0 and adds up; the next start does exactly the rest."""
     service = ServiceUnderTest(tmp_path, options={"engine": {"delay": 0.02}})
     data = service.drop_all(samples(range(LOAD)))
     with service:
@@ -92,7 +88,6 @@ def test_stop_under_load_finishes_or_returns_everything(tmp_path: Path, number: 
 
 
 def test_second_signal_ends_the_waiting(tmp_path: Path) -> None:
-    """An engine that does not answer is not waited for after the second signal; its image is done by the next run."""
     service = ServiceUnderTest(tmp_path, options={"engine": {"script": ["hang"]}})
     with service:
         service.drop("a.png", sample_image(1))
@@ -108,7 +103,6 @@ def test_second_signal_ends_the_waiting(tmp_path: Path) -> None:
 
 
 def test_hangup_compares_at_once(tmp_path: Path) -> None:
-    """SIGHUP finds what nothing announced, where polling would look an hour later."""
     settings = {"intake": {"reconcile": 3600.0, "reconcile_lossy": 3600.0}}
     with ServiceUnderTest(tmp_path, settings=settings, folder={"watch": "poll"}) as service:
         service.drop("a.png", sample_image(1))
@@ -119,7 +113,6 @@ def test_hangup_compares_at_once(tmp_path: Path) -> None:
 
 
 def test_storm_of_restarts_does_everything_once(tmp_path: Path) -> None:
-    """Stops at every moment of life, also before it is ready: each image is computed once, at its first attempt."""
     service = ServiceUnderTest(tmp_path, options={"engine": {"delay": 0.01}})
     data = service.drop_all(samples(range(LOAD)))
     for restart in range(RESTARTS):

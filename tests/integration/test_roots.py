@@ -10,7 +10,7 @@ import pytest
 
 from tests.support import audit
 from tests.support.images import sample_image, samples
-from tests.support.mounts import disk, mount, mounted, need_mounts, run, unmount
+from tests.support.mounts import disk, mount, mounted, unmount
 from tests.support.service import ServiceUnderTest
 
 EVENTS_ONLY = {"intake": {"reconcile": 3600.0}}
@@ -19,13 +19,11 @@ ROUNDS = 2
 
 @pytest.mark.parametrize("how", ["removed", "renamed away"])
 def test_folder_that_is_made_anew_is_watched_anew(tmp_path: Path, how: str) -> None:
-    """Deleted or renamed away, it is told as waiting; made again, its files come out, and later ones by events."""
     data = {f"{n}-{which}.png": sample_image(10 * n + which) for n in range(ROUNDS) for which in range(3)}
     with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
         for n in range(ROUNDS):
             names = [name for name in data if name.startswith(f"{n}-")]
-            service.drop(names[0], data[names[0]])
-            service.wait_for("image.done", path=names[0])
+            service.serve(names[0], data[names[0]])
             since = len(service.events)
             if how == "removed":
                 shutil.rmtree(service.input)
@@ -36,8 +34,7 @@ def test_folder_that_is_made_anew_is_watched_anew(tmp_path: Path, how: str) -> N
             (service.input / names[1]).write_bytes(data[names[1]])
             service.wait_for("folder.watching", folder="shop", since=since)
             service.wait_for("image.done", path=names[1])
-            service.drop(names[2], data[names[2]])
-            service.wait_for("image.done", path=names[2])
+            service.serve(names[2], data[names[2]])
     audit.assert_complete(service.roots, data)
 
 
@@ -51,8 +48,7 @@ def test_folder_that_is_swapped_between_two_looks_is_noticed(tmp_path: Path) -> 
         os.rename(fresh, service.input)
         service.wait(lambda: service.named("folder.replaced") or service.named("folder.waiting"), "a word on it")
         service.wait_for("image.done", path="a.png")
-        service.drop("b.png", sample_image(2))
-        service.wait_for("image.done", path="b.png")
+        service.serve("b.png", sample_image(2))
     audit.assert_complete(service.roots, {"a.png": sample_image(1), "b.png": sample_image(2)})
 
 
@@ -60,24 +56,19 @@ def test_stick_that_comes_and_goes(tmp_path: Path) -> None:
     """With require_mount nothing is written below the empty mount point; what is on a stick comes out when there."""
     data = samples(range(4))
     service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY, folder={"require_mount": True})
-    with disk(tmp_path / "stick.img") as device:
-        try:
-            with service.start(ready=False):
-                for n in (0, 2):
-                    since = len(service.events) if n else 0
-                    service.wait_for("folder.waiting", folder="shop", cause="not_mounted", since=since)
-                    (service.input / "below.png").write_bytes(sample_image(99))  # not on the stick
-                    assert audit.claimed(service.input) == []
-                    mount(service.input, "ext4", "rw", device)
-                    (service.input / f"{n}.png").write_bytes(data[f"{n}.png"])
-                    service.wait_for("image.done", path=f"{n}.png")
-                    (service.input / f"{n + 1}.png").write_bytes(data[f"{n + 1}.png"])
-                    service.wait_for("image.done", path=f"{n + 1}.png")
-                    unmount(service.input)
-                service.wait_for("folder.waiting", folder="shop", cause="not_mounted", count=3)
-                assert os.listdir(service.input) == ["below.png"], "something was written below the mount point"
-        finally:
-            unmount(service.input)
+    with disk(tmp_path / "stick.img") as device, service.start(ready=False):
+        for n in (0, 2):
+            service.wait_for(
+                "folder.waiting", folder="shop", cause="not_mounted", since=len(service.events) if n else 0
+            )
+            (service.input / "below.png").write_bytes(sample_image(99))  # not on the stick
+            assert audit.claimed(service.input) == []
+            with mounted(service.input, "ext4", "rw", device):
+                for name in (f"{n}.png", f"{n + 1}.png"):
+                    (service.input / name).write_bytes(data[name])
+                    service.wait_for("image.done", path=name)
+        service.wait_for("folder.waiting", folder="shop", cause="not_mounted", count=3)
+        assert os.listdir(service.input) == ["below.png"], "something was written below the mount point"
     assert service.endings("below.png") == []
     (service.input / "below.png").unlink()
     audit.assert_complete(service.roots, data)
@@ -85,27 +76,21 @@ def test_stick_that_comes_and_goes(tmp_path: Path) -> None:
 
 def test_store_that_is_bound_from_the_same_disk(tmp_path: Path) -> None:
     """With require_mount a bind mount is a mount, also where its device number gives nothing away."""
-    need_mounts()
     store = tmp_path / "store"
     store.mkdir()
     service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY, folder={"require_mount": True})
-    try:
-        with service.start(ready=False):
-            service.wait_for("folder.waiting", folder="shop", cause="not_mounted")
-            run("mount", "--bind", store, service.input)
+    with service.start(ready=False):
+        service.wait_for("folder.waiting", folder="shop", cause="not_mounted")
+        with mounted(service.input, "none", "bind", store):
             (store / "a.png").write_bytes(sample_image(1))
             service.wait_for("image.done", path="a.png")
-            unmount(service.input)
-            service.wait_for("folder.waiting", folder="shop", cause="not_mounted", count=2)
-            assert os.listdir(service.input) == [], "something was written below the mount point"
-    finally:
-        unmount(service.input)
+        service.wait_for("folder.waiting", folder="shop", cause="not_mounted", count=2)
+        assert os.listdir(service.input) == [], "something was written below the mount point"
     assert audit.files(store) == []
     audit.assert_complete(service.roots, {"a.png": sample_image(1)})
 
 
 def test_file_system_mounted_over_a_folder_in_use(tmp_path: Path) -> None:
-    """Mounted over and unmounted again while it is watched: files of both come out, those from before too."""
     with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY) as service:
         service.turn()
         with mounted(service.input, "tmpfs", "size=4m"):
@@ -120,35 +105,27 @@ def test_file_system_mounted_over_a_folder_in_use(tmp_path: Path) -> None:
 
 
 def test_stick_that_is_pulled_while_its_images_are_computed(tmp_path: Path) -> None:
-    """Jobs in flight go back to waiting, none is refused; when the stick is back, each is finished once."""
     data = samples(range(12))
     service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY, folder={"require_mount": True})
-    with disk(tmp_path / "stick.img") as device:
-        try:
-            mount(service.input, "ext4", "rw", device)
-            service.hold.touch()
-            with service:
-                for name, content in data.items():
-                    (service.input / name).write_bytes(content)
-                service.wait(lambda: service.given() > 0, "images in the engine")
-                unmount(service.input)
-                service.hold.unlink()
-                service.wait_for("folder.waiting", folder="shop", cause="not_mounted")
-                service.wait_for("image.postponed")
-                assert os.listdir(service.input) == [], "something was written below the mount point"
-                mount(service.input, "ext4", "rw", device)
-                service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
-                service.wait(lambda: len(service.endings()) >= len(data), "every event, which follows its original")
-                assert service.named("image.failed") == []
-                assert sorted(event["path"] for event in service.endings()) == sorted(data)
-                assert {event["attempt"] for event in service.endings()} == {1}
-                audit.assert_complete(service.roots, data)
-        finally:
-            unmount(service.input)
+    service.hold.touch()
+    with disk(tmp_path / "stick.img") as device, mounted(service.input, "ext4", "rw", device), service:
+        for name, content in data.items():
+            (service.input / name).write_bytes(content)
+        service.wait(service.given, "images in the engine")
+        unmount(service.input)
+        service.hold.unlink()
+        service.wait_for("folder.waiting", folder="shop", cause="not_mounted")
+        service.wait_for("image.postponed")
+        assert os.listdir(service.input) == [], "something was written below the mount point"
+        mount(service.input, "ext4", "rw", device)
+        service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
+        service.wait(lambda: len(service.endings()) >= len(data), "every event, which follows its original")
+        assert sorted(event["path"] for event in service.named("image.done")) == sorted(data)
+        assert {event["attempt"] for event in service.endings()} == {1}
+        audit.assert_complete(service.roots, data)
 
 
 def test_silent_file_system_is_polled_without_being_told_to(tmp_path: Path) -> None:
-    """Files that appear without events are found by comparing; after a few the folder is compared more often."""
     settings = {"intake": {"reconcile": 7.0, "reconcile_lossy": 0.3}}  # files are missed when older than 5 s
     store = tmp_path / "store"
     store.mkdir()

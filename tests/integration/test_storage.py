@@ -12,7 +12,7 @@ import pytest
 from tests.support import audit
 from tests.support.images import rgba_of, sample_image, samples
 from tests.support.mounts import disk, immutable, mount, mounted, run, unmount, without_override
-from tests.support.service import ServiceUnderTest
+from tests.support.service import ServiceUnderTest, Settings
 
 EVENTS_ONLY = {"intake": {"reconcile": 3600.0}}
 SIZE = (96, 96)  # pixels; some 30 kB of noise as a cutout, so that forty fill a megabyte
@@ -39,7 +39,6 @@ def assert_all_at_first_attempt(service: ServiceUnderTest, data: dict[str, bytes
     ("count", "full", "enough"), [(60, "size=1m", "size=64m"), (30, "size=64m,nr_inodes=12", "nr_inodes=1000")]
 )
 def test_full_output_is_waited_for(tmp_path: Path, count: int, full: str, enough: str) -> None:
-    """Without bytes, or names, left the service pauses, nothing is refused or cut off; then all come out, once."""
     data = many(count)
     service = ServiceUnderTest(tmp_path)
     with mounted(service.output, "tmpfs", full), service:
@@ -54,7 +53,6 @@ def test_full_output_is_waited_for(tmp_path: Path, count: int, full: str, enough
 
 
 def test_little_space_left_stops_claiming(tmp_path: Path) -> None:
-    """Below free_bytes_minimum nothing more is claimed: images stay in their folder until there is space."""
     data = many(10)
     settings = {"pipeline": {"free_bytes_minimum": 4 << 20}}
     service = ServiceUnderTest(tmp_path, settings=settings)
@@ -72,7 +70,6 @@ def test_little_space_left_stops_claiming(tmp_path: Path) -> None:
 
 
 def test_full_disk_under_the_ledger_is_waited_for(tmp_path: Path) -> None:
-    """What cannot be recorded is not done: the service pauses, and ends everything when the ledger can grow again."""
     data = many(150)
     service = ServiceUnderTest(tmp_path)
     with mounted(service.state, "tmpfs", "size=1m"), service:
@@ -94,7 +91,6 @@ def test_full_disk_under_the_ledger_is_waited_for(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["read_only", "missing", "denied"])
 def test_output_that_refuses_is_waited_for(tmp_path: Path, kind: str) -> None:
-    """A read-only, missing or immutable output pauses the service with a kind of its own; then it goes on by itself."""
     data = many(12)
     service = ServiceUnderTest(tmp_path)
     with contextlib.ExitStack() as stack:
@@ -122,7 +118,6 @@ def test_output_that_refuses_is_waited_for(tmp_path: Path, kind: str) -> None:
 
 
 def test_one_folders_disk_does_not_stop_another_folder(tmp_path: Path) -> None:
-    """While the output of one folder refuses, another folder's images come out."""
     roots = {role: tmp_path / "other" / role for role in ("input", "output", "done", "failed")}
     service = ServiceUnderTest(tmp_path)
     with service.config.open("a") as config:
@@ -143,7 +138,6 @@ def test_one_folders_disk_does_not_stop_another_folder(tmp_path: Path) -> None:
 
 
 def test_stop_while_the_output_refuses_loses_nothing(tmp_path: Path) -> None:
-    """A stop does not wait for a disk: results are given up, images go back, and the next start publishes them."""
     data = many(12)
     with ServiceUnderTest(tmp_path) as service:
         with immutable(service.output):
@@ -158,44 +152,30 @@ def test_stop_while_the_output_refuses_loses_nothing(tmp_path: Path) -> None:
     audit.assert_complete(service.roots, data)
 
 
-def test_unreadable_input_waits_for_its_rights(tmp_path: Path) -> None:
-    """A file that the service may not read stays, is told once, and comes out when somebody gives the right."""
-    service = ServiceUnderTest(tmp_path, settings=EVENTS_ONLY, prefix=without_override())
-    with service:
-        private = service.desk / "private.png"
-        private.write_bytes(sample_image(1))
-        private.chmod(0o600)
+@pytest.mark.parametrize(
+    ("closed", "mode", "name", "settings"),
+    [("a.png", 0o600, "a.png", EVENTS_ONLY), ("folder", 0o700, "folder/a.png", {})],  # a closed folder has no watch
+)
+def test_unreadable_input_waits_for_its_rights(
+    tmp_path: Path, closed: str, mode: int, name: str, settings: Settings
+) -> None:
+    with ServiceUnderTest(tmp_path, settings=settings, prefix=without_override()) as service:
+        private = service.desk / closed
+        (service.desk / name).parent.mkdir(exist_ok=True)
+        (service.desk / name).write_bytes(sample_image(1))
+        private.chmod(mode)
         os.chown(private, 65534, 65534)
-        os.rename(private, service.input / "private.png")
-        service.wait_for("intake.blocked", path="private.png")
+        os.rename(private, service.input / closed)
+        service.wait_for("intake.blocked", path=closed)
         service.turn(8)
         assert service.endings() == []
         assert len(service.named("intake.blocked")) == 1
-        (service.input / "private.png").chmod(0o644)
-        service.wait_for("image.done", path="private.png")
-        assert service.named("image.failed") == []
-    audit.assert_complete(service.roots, {"private.png": sample_image(1)})
-
-
-def test_unreadable_sub_folder_waits_for_its_rights(tmp_path: Path) -> None:
-    """A folder that may not be entered is told once; its images come out when it may."""
-    service = ServiceUnderTest(tmp_path, prefix=without_override())
-    closed = service.input / "closed"
-    closed.mkdir()
-    (closed / "a.png").write_bytes(sample_image(1))
-    closed.chmod(0o700)
-    os.chown(closed, 65534, 65534)
-    with service:
-        service.wait_for("intake.blocked", path="closed")
-        service.turn(8)
-        assert len(service.named("intake.blocked")) == 1
-        os.chown(closed, 0, 0)
-        service.wait_for("image.done", path="closed/a.png")
-    audit.assert_complete(service.roots, {"closed/a.png": sample_image(1)})
+        os.chown(service.input / closed, 0, 0)
+        service.wait_for("image.done", path=name)
+    audit.assert_complete(service.roots, {name: sample_image(1)})
 
 
 def test_input_that_nobody_may_move_is_computed_once_where_it_is(tmp_path: Path) -> None:
-    """An immutable input is read in place, once over many comparisons and a restart, and archived when it may be."""
     service = ServiceUnderTest(tmp_path)
     (service.input / "fixed.png").write_bytes(sample_image(1))
     with immutable(service.input / "fixed.png"):
@@ -215,7 +195,6 @@ def test_input_that_nobody_may_move_is_computed_once_where_it_is(tmp_path: Path)
 
 
 def test_original_that_cannot_be_deleted_is_not_computed_again(tmp_path: Path) -> None:
-    """An original that turns immutable while it is computed: its output stands, and it goes as soon as it can."""
     with ServiceUnderTest(tmp_path, folder={"originals": "delete"}) as service:
         service.hold.touch()
         service.drop("a.png", sample_image(1))
@@ -225,8 +204,7 @@ def test_original_that_cannot_be_deleted_is_not_computed_again(tmp_path: Path) -
             service.hold.unlink()
             service.wait_for("image.done", path="a.png")
             service.wait_for("storage.retire_failed", path="a.png")
-            assert service.stop() == 0
-            service.start()
+            service.restart()
             service.turn(3)
         service.wait(service.is_idle, "the original deleted")
         assert service.computed() == 1

@@ -13,7 +13,7 @@ import pytest
 from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import samples
-from tests.support.mounts import disk, mount, unmount
+from tests.support.mounts import disk, mounted
 
 
 @contextlib.contextmanager
@@ -37,28 +37,26 @@ def state_of(pid: int) -> str:
 
 
 def test_engine_that_sigkill_does_not_end_is_left_behind(tmp_path: Path) -> None:
-    """While it is stuck its images are made by the CPU and the GPU is lost; the service stays, and stops in order."""
     where = tmp_path / "disk"
     where.mkdir()
     settings = {"engine": {"device": "cuda:0", "batch_timeout": 3.0}}
-    with disk(tmp_path / "image") as device:
-        mount(where, "ext4", "rw", device)
-        try:
-            with GpuUnderTest(tmp_path / "service", settings=settings) as service:
-                service.wait_for_gpu()
-                before = set(service.children())
-                with frozen(where):
-                    service.steps([f"write:{where / 'stuck'}"])
-                    data = service.drop_all(samples(range(5)))
-                    service.wait_for_endings(len(data))
-                    service.wait_for("engine.state", to="lost", reason="unkillable")
-                    (stuck,) = [pid for pid in before if state_of(pid) == "D"]
-                    service.turn(2)
-                    assert service.named("service.stalled") == []
-                    assert service.stop() == 0
-                    assert state_of(stuck) == "D"
-        finally:
-            unmount(where)
+    with (
+        disk(tmp_path / "image") as device,
+        mounted(where, "ext4", "rw", device),
+        GpuUnderTest(tmp_path / "service", settings=settings) as service,
+    ):
+        service.wait_for_gpu()
+        before = set(service.children())
+        with frozen(where):
+            service.steps([f"write:{where / 'stuck'}"])
+            data = service.drop_all(samples(range(5)))
+            service.wait_for_endings(len(data))
+            service.wait_for("engine.state", to="lost", reason="unkillable")
+            (stuck,) = [pid for pid in before if state_of(pid) == "D"]
+            service.turn(2)
+            assert service.named("service.stalled") == []
+            assert service.stop() == 0
+            assert state_of(stuck) == "D"
     away = service.named("engine.failover")[0]
     assert away["to"] == "cpu"
     assert f"process {stuck} was killed, and is not gone yet" in service.named("engine.fault")[0]["detail"]

@@ -32,7 +32,6 @@ def limited(name: str, value: int) -> list[str]:
 
 @pytest.mark.parametrize(("name", "value"), [("max_inotify_instances", 0), ("max_inotify_watches", 3)])
 def test_without_watches_the_folder_is_polled(tmp_path: Path, name: str, value: int) -> None:
-    """No instance at all, or fewer watches than folders: told once, and every image comes out all the same."""
     data = {f"{number}/{number}.png": sample_image(number) for number in range(8)}
     service = ServiceUnderTest(tmp_path, settings=POLLING, prefix=limited(name, value))
     for path in data:

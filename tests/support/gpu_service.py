@@ -68,9 +68,9 @@ class GpuUnderTest(ServiceUnderTest):
     def wait_for_gpu(self, index: int = 0) -> Event:
         return self.wait_for("engine.state", device=f"cuda:{index}", to="ok", reason="probe_passed")
 
-    def made_by(self, path: str) -> tuple[str, str]:
-        """(device, model) of an image's cutout."""
-        event = self.wait_for("image.done", path=path)
+    def made_by(self, name: str, data: bytes) -> tuple[str, str]:
+        """(device, model) of a new image's cutout."""
+        event = self.serve(name, data)
         return event["device"], event["model"]
 
     def wait_for_status(self, condition: Callable[[Event], Any]) -> Event:

@@ -52,7 +52,7 @@ def need_mounts() -> None:
 
 
 @contextlib.contextmanager
-def mounted(where: Path, kind: str, options: str, source: str = "none") -> Iterator[None]:
+def mounted(where: Path, kind: str, options: str, source: str | Path = "none") -> Iterator[None]:
     """A file system at `where`, taken away at the end, even if somebody uses it still."""
     need_mounts()
     mount(where, kind, options, source)

@@ -159,6 +159,10 @@ class ServiceUnderTest:
             self.signal(signal.SIGTERM)
         return self.reap()
 
+    def restart(self) -> None:
+        assert self.stop() == 0
+        self.start()
+
     def kill(self) -> None:
         self.signal(signal.SIGKILL)
         self.reap()
@@ -242,6 +246,11 @@ class ServiceUnderTest:
         """Until that many jobs have ended, well or badly, over all starts."""
         self.wait(lambda: sum(len(self._named[n]) for n in ENDINGS) >= jobs, f"{jobs} outcomes", timeout=timeout)
 
+    def wait_for_new_status(self) -> None:
+        status = self.runtime / "status.json"
+        written = status.stat().st_mtime_ns
+        self.wait(lambda: status.stat().st_mtime_ns > written, "a new status file")
+
     def recorded(self, event: str) -> list[Event]:
         """Events of that name in the log file, which holds what was said up to a SIGKILL; one may be torn by it."""
         # A kill in the middle of a write leaves the line's beginning; the next process begins a line of its own.
@@ -267,6 +276,11 @@ class ServiceUnderTest:
         os.rename(fresh, target)
         return target
 
+    def serve(self, name: str, data: bytes) -> Event:
+        """Drop an image and wait for its cutout: the event `image.done`, of the first of that name."""
+        self.drop(name, data)
+        return self.wait_for("image.done", path=name)
+
     def drop_all(self, data: dict[str, bytes]) -> dict[str, bytes]:
         """The same, for more to be added."""
         for name, content in data.items():
@@ -278,16 +292,19 @@ class ServiceUnderTest:
         for _ in range(times):
             self._turns += 1
             name = f"turn-{self._turns}.png"
-            self.drop(name, sample_image(1_000_000 + self._turns))
-            self.wait_for("image.done", path=name)
+            self.serve(name, sample_image(1_000_000 + self._turns))
             (self.output / name).unlink()
             (self.done / name).unlink(missing_ok=True)
 
     def children(self) -> list[int]:
         """Processes of the running service, such as its engine's."""
-        assert self.process is not None
-        lists = Path(f"/proc/{self.process.pid}/task").glob("*/children")
+        lists = Path(f"/proc/{self.pid}/task").glob("*/children")
         return [int(pid) for each in lists for pid in each.read_text().split()]
+
+    @property
+    def pid(self) -> int:
+        assert self.process is not None
+        return self.process.pid
 
     @property
     def is_down(self) -> bool:

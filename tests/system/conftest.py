@@ -24,7 +24,6 @@ WHEELS = container.CACHE / "wheels"
 
 @pytest.fixture(scope="session")
 def machine() -> Iterator[container.Machine]:
-    """A booted Debian with nothing of rmbgd on it."""
     with booted_machine() as booted:
         yield booted
 

@@ -183,5 +183,4 @@ class Machine:
         return self.run("/bin/sh", "-ec", script, check=check, **env)
 
     def path(self, inside: str) -> Path:
-        """Where a file of the machine lies, seen from outside."""
         return self.root / inside.lstrip("/")

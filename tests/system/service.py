@@ -55,7 +55,6 @@ class InstalledService:
         )
 
     def drop_in(self, text: str) -> None:
-        """Change the unit; takes effect at the next start."""
         self.machine.sh(f"mkdir -p {DROP_INS}")
         self.machine.path(f"{DROP_INS}/test.conf").write_text(text)
         self.machine.run("systemctl", "daemon-reload")
@@ -64,7 +63,6 @@ class InstalledService:
         self.machine.run("systemctl", "start", UNIT)
 
     def signal(self, name: str) -> None:
-        """To the main process alone."""
         self.machine.run("systemctl", "kill", "--kill-whom=main", f"--signal={name}", UNIT)
 
     def stop(self, *, check: bool = True) -> None:
@@ -82,6 +80,11 @@ class InstalledService:
     def drop(self, name: str, data: bytes, **how: str) -> None:
         self.drop_all({name: data}, **how)
 
+    def serve(self, name: str, data: bytes) -> None:
+        self.drop(name, data)
+        output = os.path.splitext(name)[0] + ".png"
+        self.wait(lambda: output in self.files("out"), f"the cutout of {name}")
+
     def drop_all(self, files: dict[str, bytes], *, umask: str = "022") -> None:
         """Copy files, at relative paths, into the input as USER does: written in place, with one command."""
         staged = self.machine.path("/var/tmp/staged")
@@ -94,7 +97,6 @@ class InstalledService:
         self.machine.run("runuser", "-u", USER, "--", "/bin/sh", "-ec", copy)
 
     def files(self, folder: str) -> set[str]:
-        """Relative paths below one of FOLDERS, without what is ours."""
         root = self.machine.path(f"/srv/rmbgd/{folder}")
         found = (path.relative_to(root) for path in root.rglob("*") if path.is_file())
         return {os.fspath(path) for path in found if path.parts[0] != ".rmbgd"}

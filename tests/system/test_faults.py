@@ -24,14 +24,12 @@ def drop_load(service: InstalledService) -> set[str]:
 
 
 def all_accounted_for(service: InstalledService, names: set[str]) -> bool:
-    """Every image came out, its original is archived, and nothing else lies anywhere."""
     published = {str(PurePath(name).with_suffix(".png")) for name in names}
     expected = {"out": published, "done": names, "in": set(), "failed": set()}
     return expected == {folder: service.files(folder) for folder in FOLDERS}
 
 
 def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService) -> None:
-    """systemd sees exit status 0 within its patience; what was not finished is finished after the next start."""
     names = drop_load(service)
     service.stop()
     state = {"Result": "success", "ExecMainCode": "1", "ExecMainStatus": "0", "ActiveState": "inactive"}
@@ -40,14 +38,12 @@ def test_stop_under_load_is_orderly_and_loses_nothing(service: InstalledService)
     assert [0] == [event["exit_code"] for event in service.events("service.stop")]
     (recorded,) = service.wait(lambda: service.events("service.exit"), "the exit recorder")
     assert ("success", "exited", "0") == (recorded["result"], recorded["code"], recorded["status"])
-
     service.start()
     service.wait(lambda: all_accounted_for(service, names), "the rest of the load")
     assert sorted(names) == sorted(event["path"] for event in service.events("image.done"))
 
 
 def test_sigkill_under_load_is_recorded_and_loses_nothing(service: InstalledService) -> None:
-    """systemd brings it back by itself, the exit recorder names the cause, and every image is finished."""
     names = drop_load(service)
     service.signal("KILL")
     service.wait(lambda: all_accounted_for(service, names), "the load")
@@ -60,7 +56,6 @@ def test_sigkill_under_load_is_recorded_and_loses_nothing(service: InstalledServ
 
 
 def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: InstalledService) -> None:
-    """A service that stands still is aborted by systemd, shows every Python stack, and is back by itself."""
     service.stop()
     service.drop_in("[Service]\nWatchdogSec=4s\n")
     service.start()
@@ -79,7 +74,6 @@ def test_hang_ends_in_the_watchdog_with_stacks_in_the_journal(service: Installed
 
 
 def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: InstalledService) -> None:
-    """systemd never gives up, the recorder has seen each death, and the first start that works is a careful one."""
     service.stop()
     count = "/var/lib/rmbgd/tries"
     service.drop_in(
@@ -97,7 +91,6 @@ def test_crash_loop_at_the_start_ends_in_a_service_in_safe_mode(service: Install
     assert "safe mode" in service.machine.run("/opt/rmbgd/bin/rmbgd", "status")
     service.drop("shoe.jpg", image(1))
     service.wait(lambda: all_accounted_for(service, {"shoe.jpg"}), "the image")
-
     service.stop()
     service.start()
     assert 1 == len(service.events("service.safe_mode")), "an orderly stop forgives"
@@ -114,7 +107,6 @@ def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledS
     service.signal("KILL")
     service.wait(lambda: service.events("service.safe_mode"), "safe mode")
     service.wait(lambda: len(service.events("service.ready")) == began + 3, "the start with everything")
-
     assert "safe mode is over" == service.events("service.stopping")[-1]["cause"]
     state = {"NRestarts": "1", "ActiveState": "active", "SubState": "running"}
     assert state == service.show(*state)
@@ -125,7 +117,6 @@ def test_safe_mode_is_left_under_systemd_in_the_same_process(service: InstalledS
 
 
 def test_manager_and_journal_may_be_restarted_under_load(service: InstalledService) -> None:
-    """`daemon-reload` again and again, and a new journald: nothing is lost, nobody restarts, the log has it all."""
     names = drop_load(service)
     service.machine.run("systemctl", "restart", "systemd-journald")
     service.machine.sh(f"for n in $(seq {RELOADS}); do systemctl daemon-reload; done")

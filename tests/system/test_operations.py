@@ -24,7 +24,6 @@ QUESTION = (
 
 
 def blocks(heading: str) -> list[str]:
-    """The blocks of shell commands below a heading of the page, each as lines without indentation."""
     page = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
     section = re.search(rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL)
     assert section, f"docs/operations.md has no section '{heading}'"
@@ -34,13 +33,11 @@ def blocks(heading: str) -> list[str]:
 
 
 def done_in(machine: Machine, ledger: str) -> str:
-    """What SQLite's check says of a ledger, and which images are done by it."""
     return machine.run("/opt/rmbgd/bin/python", "-c", QUESTION, ledger).strip()
 
 
 @pytest.fixture(scope="module")
 def followed() -> Iterator[InstalledService]:
-    """A machine on which every block of the installation was carried out in order."""
     with booted_machine() as machine:
         prepare(machine)
         for block in blocks("Install on a fresh edge machine"):
@@ -50,50 +47,38 @@ def followed() -> Iterator[InstalledService]:
 
 
 def test_installed_by_the_page_it_serves(followed: InstalledService) -> None:
-    """It is up, enabled, and an image of the user that the page makes becomes a cutout that this user can read."""
     assert {"ActiveState": "active", "UnitFileState": "enabled"} == followed.show("ActiveState", "UnitFileState")
     followed.machine.path("/var/tmp/shoe.jpg").write_bytes(image(1))
     followed.machine.sh("chmod 0644 /var/tmp/shoe.jpg")
     as_shop = ("runuser", "-u", "shop", "--")
     followed.machine.run(*as_shop, "cp", "/var/tmp/shoe.jpg", "/srv/rmbgd/in/shoe.jpg")
-
     followed.wait(lambda: "shoe.png" in followed.files("out"), "the cutout")
     assert "PNG" in followed.machine.run(*as_shop, "head", "-c", "4", "/srv/rmbgd/out/shoe.png")
 
 
 def test_log_and_its_rotation_are_where_the_page_says(followed: InstalledService) -> None:
-    """logrotate's file is in place, names the log that there is, and the service goes on in a new file after a move."""
     log = "/var/log/rmbgd/events.jsonl"
     assert log in followed.machine.path("/etc/logrotate.d/rmbgd").read_text()
     assert followed.events("service.ready")
-
     followed.machine.run("mv", log, f"{log}-20260101")
     followed.drop("rotated.jpg", image(2))
-
     followed.wait(lambda: followed.events("image.done"), "the event in the new file")
     report = json.loads(followed.machine.run("/opt/rmbgd/bin/rmbgd", "mtbf", "--json", "/var/log/rmbgd"))
     assert report["total"]["pictures"]["done"] == len(followed.files("out"))
 
 
 def test_backup_restore_and_upgrade_by_the_page(followed: InstalledService) -> None:
-    """The backup of the running service is whole; restored, what came later is remembered no more, and it serves on;
-    after the upgrade the ledger is still that one."""
     machine = followed.machine
-    followed.drop("before.jpg", image(3))
-    followed.wait(lambda: "before.png" in followed.files("out"), "the image before the backup")
+    followed.serve("before.jpg", image(3))
     save, restore = blocks("Backup")
-
     carry_out(machine, save)
     assert done_in(machine, COPY).startswith("ok before.jpg")
-    followed.drop("later.jpg", image(4))
-    followed.wait(lambda: "later.png" in followed.files("out"), "the image after the backup")
+    followed.serve("later.jpg", image(4))
     assert "later.jpg" in done_in(machine, LEDGER)
     carry_out(machine, restore)
     assert "later.jpg" not in done_in(machine, LEDGER)
-
     for block in blocks("Upgrade"):
         carry_out(machine, block)
     assert {"ActiveState": "active"} == followed.show("ActiveState")
     assert "before.jpg" in done_in(machine, LEDGER)
-    followed.drop("upgraded.jpg", image(5))
-    followed.wait(lambda: "upgraded.png" in followed.files("out"), "an image after the upgrade")
+    followed.serve("upgraded.jpg", image(5))
