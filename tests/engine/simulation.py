@@ -259,15 +259,14 @@ class Simulation:
             self._note(outcome)
 
     def _note(self, outcome: Arrival) -> None:
-        job = outcome.frame.job if isinstance(outcome, Cutout) else outcome.job
+        job = outcome.job
         assert job.job_id not in self.outcomes
         self.outcomes[job.job_id] = outcome
         if isinstance(outcome, Cutout):
-            frame, runs = outcome.frame, outcome.answer.tries
-            output = self.context.arena.block[frame.region.output_offset :][: 4 * 64].reshape(8, 8, 4)
-            assert np.array_equal(output[..., 3], expected_alpha(self.rgb(frame.region)))
-            frame.lease.release()
-            self.trace.append(Answered(job.job_id, False, runs))
+            output = self.context.arena.block[outcome.region.output_offset :][: 4 * 64].reshape(8, 8, 4)
+            assert np.array_equal(output[..., 3], expected_alpha(self.rgb(outcome.region)))
+            outcome.lease.release()
+            self.trace.append(Answered(job.job_id, False, outcome.answer.tries))
         else:
             lease = outcome.lease  # type: ignore[union-attr]
             assert lease is not None

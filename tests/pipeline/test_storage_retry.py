@@ -79,7 +79,7 @@ def test_stopping_releases_who_waits():
         try:
             hold.retry_until_writable(Disk(1 << 30).write, "shop", NullHeartbeat())
         except Released as released:
-            raised.append(released.fault.kind)
+            raised.append(released.args[0].kind)
 
     thread = threading.Thread(target=insist)
     thread.start()
