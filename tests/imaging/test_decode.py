@@ -316,8 +316,8 @@ def test_several_frames_or_pages_are_refused_or_give_the_first(form: str) -> Non
 
 
 def test_decoding_writes_every_byte_of_both_planes() -> None:
-    """A source_alpha plane without alpha in the image is opaque. Callers may map the file: a memoryview will do."""
-    data = memoryview(saved(photo(10, 12), "PNG"))
+    """A source_alpha plane without alpha in the image is opaque."""
+    data = saved(photo(10, 12), "PNG")
     header = probed(data)  # type: ignore[arg-type]
     rgb, alpha = np.full((10, 12, 3), 77, np.uint8), np.full((10, 12), 77, np.uint8)
 
