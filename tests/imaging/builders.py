@@ -51,7 +51,6 @@ def decoded(data: bytes, **options: Any) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def outcome(data: bytes, **options: Any) -> NDArray[np.uint8] | ImageError:
-    """RGB, or the refusal."""
     try:
         return decoded(data, **options)[0]
     except ImageError as error:
@@ -65,7 +64,6 @@ def refusal(data: bytes, **options: Any) -> ImageError:
 
 
 def verdict(data: bytes, **options: Any) -> tuple[Reason, bool]:
-    """Why it is refused, and whether it is waited for."""
     error = refusal(data, **options)
     return error.reason, error.maybe_incomplete
 
@@ -125,7 +123,6 @@ def jpeg_segment(marker: int, body: bytes) -> bytes:
 
 
 def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
-    """The JPEG with segments put in after its start marker."""
     return jpeg[:2] + b"".join(segments) + jpeg[2:]
 
 
