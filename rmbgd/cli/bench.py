@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from rmbgd.bench import run as bench
 from rmbgd.bench.engine import Measurement
@@ -92,19 +93,16 @@ def run(options: argparse.Namespace) -> int:
         if options.config is not None:
             raise
         return usage_error("bench", error)
-    machine = bench.default_machine()
-    console = Console(highlight=False)
-    with _status(console, quiet=options.json) as step:
-        step("looking for the device")
-        wanted = bench.prepared(
-            config,
-            recipe,
-            machine,
-            folder=options.pictures,  # --pictures
-            sizes=options.batch,
-            seconds=options.seconds,
-            scratch=options.scratch,
-        )
+    machine, console = bench.default_machine(), Console(highlight=False)
+    asked = {"sizes": options.batch, "seconds": options.seconds, "scratch": options.scratch}
+    shown = console.is_terminal and not options.json
+    with console.status("looking for the device") if shown else nullcontext() as status:
+
+        def step(text: str) -> None:
+            if status is not None:
+                status.update(escape(text))
+
+        wanted = bench.prepared(config, recipe, machine, folder=options.pictures, **asked)  # --pictures
         result = bench.measure(wanted, machine, step)
     if not options.json:
         show(console, wanted, result)
@@ -112,22 +110,8 @@ def run(options: argparse.Namespace) -> int:
     return Exit.OK
 
 
-@contextmanager
-def _status(console: Console, *, quiet: bool) -> Iterator[Callable[[str], None]]:
-    """On a terminal, a line that says what is measured now."""
-    if quiet or not console.is_terminal:
-        yield lambda _: None
-        return
-    with console.status("") as status:
-        yield lambda text: status.update(escape(text))
-
-
 def show(console: Console, wanted: bench.Wanted, result: bench.BenchResult) -> None:
-    """Prints what is measured, the tables, what was left out, and what bounds this machine."""
-
-    def line(text: str) -> None:
-        console.print(text, soft_wrap=True)
-
+    line = partial(console.print, soft_wrap=True)
     description, readings = result.description, result.measurements
     facts = description.models.get(wanted.recipe.model, {})
     sides = sorted({image.rgb.shape[:2] for image in wanted.images})
@@ -162,11 +146,10 @@ def show(console: Console, wanted: bench.Wanted, result: bench.BenchResult) -> N
 def _times(readings: Sequence[Measurement]) -> Table:
     table = _table("batch", "images/s", "ms", "p50", "p95", "p99", "jitter", "count", "bound by")
     for reading in readings:
-        spread, (stage, share) = reading.spread, reading.bound
+        size, rate, spread, (stage, share) = reading.size, reading.per_second, reading.spread, reading.bound
         times = (spread.mean, spread.p50, spread.p95, spread.p99, spread.jitter)
         shown = [f"{value:.1f}" if value is not None else "-" for value in times]
-        rate = f"{reading.per_second:.2f}"
-        table.add_row(str(reading.size), rate, *shown, str(spread.count), f"{stage} {share:.0%}")
+        table.add_row(str(size), f"{rate:.2f}", *shown, str(spread.count), f"{stage} {share:.0%}")
     return table
 
 
@@ -182,10 +165,7 @@ def _stages(readings: Sequence[Measurement]) -> Table:
 
 
 def _table(*heads: str) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for head in heads:
-        table.add_column(head, justify="right", no_wrap=True)
-    return table
+    return Table(*(Column(head, justify="right", no_wrap=True) for head in heads), box=None, pad_edge=False)
 
 
 def _safe(value: object) -> str:

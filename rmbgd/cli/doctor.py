@@ -21,7 +21,6 @@ from rmbgd.telemetry.jsonl import to_json
 
 COLOURS = {CheckState.OK: "green", CheckState.WARN: "yellow", CheckState.FAIL: "red"}
 
-
 add_arguments = partial(add_config, json=True)
 
 

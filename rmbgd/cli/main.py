@@ -118,7 +118,6 @@ def check(options: argparse.Namespace) -> int:
 
 
 def add_config(parser: argparse.ArgumentParser, *, json: bool = False) -> None:
-    """--config, and --json where the command prints a table."""
     text = "configuration file (default: %(default)s)"
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=text)
     if json:

@@ -24,11 +24,10 @@ SOURCE = f"{NAME}, or a folder, or a file"
 def add_arguments(parser: argparse.ArgumentParser, *, models: Path = store.DEFAULT_MODELS) -> None:
     """`models`: the directory that is used when --models-dir does not name another."""
     shared = argparse.ArgumentParser(add_help=False)
-    shared.add_argument(
-        "--models-dir", type=Path, default=models, metavar="FOLDER", help="directory of weights (default: %(default)s)"
-    )
-    known = "list | fetch | accept | path | verify | optimize"
-    commands = parser.add_subparsers(dest="models_verb", required=True, metavar=known)
+    text = "directory of weights (default: %(default)s)"
+    shared.add_argument("--models-dir", type=Path, default=models, metavar="FOLDER", help=text)
+    verbs = "list | fetch | accept | path | verify | optimize"
+    commands = parser.add_subparsers(dest="models_verb", required=True, metavar=verbs)
 
     def command(name: str, text: str, action: Callable[[argparse.Namespace], int]) -> Callable[..., object]:
         description = text[0].upper() + text[1:] + "."
@@ -64,9 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, models: Path = store.DEFAU
 
 def run(options: argparse.Namespace) -> int:
     """0, or 1 when it could not be done or something is wrong, with one line on stderr for each."""
-    action: Callable[[argparse.Namespace], int] = options.models_action
     try:
-        return action(options)
+        return int(options.models_action(options))
     except ModelError as error:
         for problem in error.problems:
             _complain(problem)
@@ -83,13 +81,11 @@ def _list(options: argparse.Namespace) -> int:
         print(json.dumps(rows, indent=2))
         return 0
     from rich.console import Console
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    caption = f"weights are looked for in {options.models_dir}"
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), caption=caption)
-    for column in ("model", "input", "MB", "licence", "here"):
-        table.add_column(column, no_wrap=True, justify="right" if column == "MB" else "left")
-    table.add_column("for")
+    caption, heads = f"weights are looked for in {options.models_dir}", ("model", "input", "MB", "licence", "here")
+    columns = [Column(head, no_wrap=True, justify="right" if head == "MB" else "left") for head in heads]
+    table = Table(*columns, "for", box=None, pad_edge=False, padding=(0, 2, 0, 0), caption=caption)
     for row, entry in zip(rows, REGISTRY.values(), strict=True):
         height, width = entry.input_size
         size = f"{entry.file_bytes / 1e6:.0f}" if entry.size_confirmed else f"~{entry.file_bytes / 1e6:.0f}"
@@ -101,35 +97,17 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _facts(entry: ModelEntry, models: Path) -> dict[str, object]:
-    """One model for scripts: what the registry says, and what is here."""
-    try:
-        weights: Path | None = store.installed(entry, models).weights
-    except ModelError:
-        weights = None
+    facts = {name: getattr(entry, name) for name in ("name", "summary", "architecture", "backbone")}
+    facts["input_height"], facts["input_width"] = entry.input_size
+    for name in ("dynamic", "licence", "licence_class", "licence_url", "hub_id", "revision"):
+        facts[name] = getattr(entry, name)
+    facts |= {"bytes": entry.file_bytes, "bytes_confirmed": entry.size_confirmed, "sha256": entry.sha256}
+    facts |= {"patch_order": entry.patch_order_text, "notes": entry.notes, "state": "absent", "weights": None}
+    with contextlib.suppress(ModelError):
+        weights = store.installed(entry, models).weights
+        facts |= {"state": "here" if entry.hub_id else "embedded", "weights": str(weights)}
     record = licences.accepted(entry, models) if entry.needs_consent else None
-    return {
-        "name": entry.name,
-        "summary": entry.summary,
-        "architecture": entry.architecture.value,
-        "backbone": entry.backbone,
-        "input_height": entry.input_size[0],
-        "input_width": entry.input_size[1],
-        "dynamic": entry.dynamic,
-        "licence": entry.licence,
-        "licence_class": entry.licence_class.value,
-        "licence_url": entry.licence_url,
-        "hub_id": entry.hub_id,
-        "revision": entry.revision,
-        "bytes": entry.file_bytes,
-        "bytes_confirmed": entry.size_confirmed,
-        "sha256": entry.sha256,
-        "patch_order": entry.patch_order_text,
-        "notes": entry.notes,
-        "state": "absent" if weights is None else "here" if entry.hub_id else "embedded",
-        "weights": str(weights) if weights else None,
-        "accepted_by": record.accepted_by if record else None,
-        "accepted_at": record.accepted_at if record else None,
-    }
+    return facts | {name: getattr(record, name, None) for name in ("accepted_by", "accepted_at")}
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -193,7 +171,6 @@ def _accept(options: argparse.Namespace) -> int:
 
 
 def _agreed(entry: ModelEntry) -> bool:
-    """Ask; a script that cannot be asked has to say --yes."""
     if not sys.stdin.isatty():
         raise ModelError(f"{entry.name}: there is no terminal to ask at; say --yes once you have read the licence")
     try:
@@ -210,13 +187,8 @@ def _path(options: argparse.Namespace) -> int:
 def _optimize(options: argparse.Namespace) -> int:
     from rmbgd.models.kernels.runtime import optimise
 
-    done = optimise(
-        options.name,
-        options.models_dir,
-        device=options.device,
-        precision=options.precision,
-        patch_order=options.patch_order,
-    )
+    how = {"device": options.device, "precision": options.precision, "patch_order": options.patch_order}
+    done = optimise(options.name, options.models_dir, **how)
     print(f"{options.name}: {done.layers} layers have kernels; compiled and run in {done.seconds} s")
     print(f"  {done.directory}: {done.files} files, {done.bytes / 1e6:.1f} MB")
     return 0

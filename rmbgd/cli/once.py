@@ -6,10 +6,10 @@ import argparse
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
-from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
@@ -33,27 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", metavar="DEVICE", help='"auto", "cpu", "cuda" or "cuda:N" (default: auto)')
     parser.add_argument("--models-dir", type=Path, metavar="FOLDER", help="directory of fetched models")
     group = parser.add_argument_group("recipe", "what comes out; each replaces a setting of the recipe")
-    for name, field in Recipe.model_fields.items():
-        _add_setting(group, name, field)
-
-
-def _add_setting(group: Any, name: str, field: FieldInfo) -> None:
-    """An option for one setting of the recipe; the value is checked with the settings, so that there is one rule."""
-    flag = f"--{name.replace('_', '-')}"
-    text = f"{field.description} (default: {field.default})".replace("%", "%%")
-    if field.annotation is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
-    elif get_origin(field.annotation) is Literal:
-        choices = get_args(field.annotation)
-        group.add_argument(flag, type=type(choices[0]), choices=choices, default=None, help=text)
-    elif get_origin(field.annotation) is list:
-        group.add_argument(flag, type=_words, default=None, metavar="A,B,...", help=text)
-    else:
-        group.add_argument(flag, default=None, metavar=name.rpartition("_")[2].upper(), help=text)
-
-
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
+    for name, field in Recipe.model_fields.items():  # values are checked with the settings, so that there is one rule
+        text = f"{field.description} (default: {field.default})".replace("%", "%%")
+        add = partial(group.add_argument, f"--{name.replace('_', '-')}", default=None, help=text)
+        if field.annotation is bool:
+            add(action=argparse.BooleanOptionalAction)
+        elif get_origin(field.annotation) is Literal:
+            choices = get_args(field.annotation)
+            add(type=type(choices[0]), choices=choices)
+        elif get_origin(field.annotation) is list:
+            add(type=lambda text: [word for part in text.split(",") if (word := part.strip())], metavar="A,B,...")
+        else:
+            add(metavar=name.rpartition("_")[2].upper())
 
 
 def settings(options: argparse.Namespace) -> tuple[Config, Recipe]:
@@ -85,14 +76,9 @@ def run(options: argparse.Namespace) -> int:
         else:
             emit = stack.enter_context(progress(console, total))
         stack.enter_context(StderrCapture(emit))
+        paths = options.source, options.output
         summary = oneshot.once(
-            options.source,
-            options.output,
-            recipe,
-            engine=config.engine,
-            service=config.service,
-            emit=emit,
-            overwrite=options.overwrite,
+            *paths, recipe, engine=config.engine, service=config.service, emit=emit, overwrite=options.overwrite
         )
     if not options.json:
         sum_up(console, **asdict(summary))
@@ -122,7 +108,6 @@ def progress(console: Console, total: int) -> Iterator[Emit]:
 def sum_up(
     console: Console, *, done: int, failed: int, skipped: int, seconds: float, problems: list[tuple[str, str]]
 ) -> None:
-    """Prints refused files with their reasons, then one line that says how it went."""
     for path, why in problems[:PROBLEMS_SHOWN]:
         console.print(f"[red]refused[/] {escape(printable(path))}: {escape(printable(why))}", soft_wrap=True)
     if len(problems) > PROBLEMS_SHOWN:

@@ -102,7 +102,6 @@ def duration(seconds: float) -> str:
 
 
 def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What a person wants to know first, as (label, text)."""
     health = record["health"]
     rates = ", ".join(f"{rate:g} a minute over {window}" for window, rate in record["per_minute"].items())
     found = [
@@ -140,16 +139,14 @@ def _flat(value: Any) -> str:
 def _print(state: ServiceState, why: str, record: Mapping[str, Any] | None) -> None:
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     console = Console(highlight=False)
     colour = "green" if state is ServiceState.RUNNING else "red"
     console.print(f"rmbgd is [bold {colour}]{state}[/]: {escape(why)}", soft_wrap=True)
     if record is None or state is ServiceState.NOT_RUNNING:
         return
-    table = Table(show_header=False, box=None, pad_edge=False)
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
+    table = Table(Column(style="bold"), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
     for label, text in rows(record):
         table.add_row(label, escape(printable(text)))
     console.print(table)

@@ -9,7 +9,6 @@ import importlib.metadata
 import importlib.util
 import os
 import pwd
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,18 +24,8 @@ from rmbgd.service.safe_mode import SafeMode
 
 GIBI = 1 << 30
 OWN_NEED = 1 * GIBI  # bytes beside the arena: two interpreters, torch, the small model
-LIBRARIES = {  # module -> what to install
-    "PIL": "pillow",
-    "cv2": "opencv-python-headless",
-    "isal": "isal",
-    "numpy": "numpy",
-    "pydantic": "pydantic",
-    "rich": "rich",
-    "safetensors": "safetensors",
-    "simplejpeg": "simplejpeg",
-    "structlog": "structlog",
-    "watchdog": "watchdog",
-}
+LIBRARIES = ("PIL", "cv2", "isal", "numpy", "pydantic", "rich", "safetensors", "simplejpeg", "structlog", "watchdog")
+PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless"}  # what to install where it has another name
 INSTALL = f"{sys.executable} -m pip install rmbgd"
 UNIT = "rmbgd.service"
 USER = "rmbgd"
@@ -108,7 +97,7 @@ def check_compute(config: Config) -> Iterator[CheckResult]:
 
 
 def libraries() -> CheckResult:
-    if missing := [package for module, package in LIBRARIES.items() if not is_installed(module)]:
+    if missing := [PACKAGES.get(module, module) for module in LIBRARIES if not is_installed(module)]:
         return fail("libraries", f"missing: {', '.join(missing)}", INSTALL)
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("numpy", "pillow", "watchdog"))
     return ok("libraries", versions)
@@ -214,12 +203,9 @@ def systemd() -> CheckResult:
 
 
 def _systemctl(*arguments: str) -> str:
-    command = shutil.which("systemctl")
-    if command is None:
-        return ""
     try:
-        done = subprocess.run([command, *arguments], capture_output=True, timeout=SYSTEMCTL_TIMEOUT, check=False)
-    except subprocess.TimeoutExpired:
+        done = subprocess.run(["systemctl", *arguments], capture_output=True, timeout=SYSTEMCTL_TIMEOUT, check=False)
+    except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.decode(errors="replace")
 
@@ -229,24 +215,19 @@ def starts(config: Config) -> CheckResult:
     record = SafeMode(config, SystemClock())
     died = ", ".join(record.causes())
     if record.safe:
-        return warn(
-            "starts",
-            f"the last ones died ({died}): the next is in safe mode, on the CPU with the embedded model",
-            "`journalctl -u rmbgd` from before service.safe_mode says why; it leaves safe mode by itself",
-        )
+        text = f"the last ones died ({died}): the next is in safe mode, on the CPU with the embedded model"
+        hint = "`journalctl -u rmbgd` from before service.safe_mode says why; it leaves safe mode by itself"
+        return warn("starts", text, hint)
     if died:
         return warn("starts", f"died within {config.service.safe_window:g} s: {died}", "see `journalctl -u rmbgd`")
     return ok("starts", "none died lately")
 
 
 def notify_library() -> CheckResult:
-    if not is_installed("systemd.daemon"):
-        return warn(
-            "systemd-python",
-            "missing: the service runs by hand, but refuses to start under systemd",
-            "pip install 'rmbgd[systemd]'; needs libsystemd-dev, pkg-config and a C compiler",
-        )
-    return ok("systemd-python", "present")
+    if is_installed("systemd.daemon"):
+        return ok("systemd-python", "present")
+    hint = "pip install 'rmbgd[systemd]'; needs libsystemd-dev, pkg-config and a C compiler"
+    return warn("systemd-python", "missing: the service runs by hand, but refuses to start under systemd", hint)
 
 
 def user() -> CheckResult:

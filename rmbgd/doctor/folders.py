@@ -65,11 +65,8 @@ def rights(folder: Folder) -> CheckResult:
         return fail(need, f"claims {claims}: {problem}", _hint(claims))
     device = folder.input.stat().st_dev
     if far := [role for role in ("failed", "done") if role in paths and paths[role].stat().st_dev != device]:
-        return warn(
-            need,
-            f"writable; but {' and '.join(far)} lie on another file system than input, so originals are copied there",
-            "put them on the file system of input: moving is then instant and survives a power cut",
-        )
+        text = f"writable; but {' and '.join(far)} lie on another file system than input, so originals are copied there"
+        return warn(need, text, "put them on the file system of input: moving is then instant and survives a power cut")
     return ok(need, f"{', '.join(paths)} tried as user {os.geteuid()}")
 
 
@@ -141,13 +138,10 @@ def _reports_events(path: Path) -> bool:
 
 
 def watches(config: Config) -> CheckResult:
-    """Directories to be watched against what the kernel allows one user."""
     trees = [os.walk(folder.input) if folder.recursive else [folder.input] for folder in config.folder]
     wanted = sum(1 for tree in trees for _ in islice(tree, DIRECTORIES_MAXIMUM))
-    allowed, instances = (
-        int(Path(f"/proc/sys/fs/inotify/{name}").read_text(encoding="ascii"))
-        for name in ("max_user_watches", "max_user_instances")
-    )
+    limits = Path("/proc/sys/fs/inotify")
+    allowed, instances = (int((limits / f"max_user_{name}").read_text("ascii")) for name in ("watches", "instances"))
     text = f"{wanted} directories to watch, {allowed} watches and {instances} instances allowed"
     if wanted >= allowed or instances < 8:
         return warn("inotify limits", f"{text}; what cannot be watched is polled", WATCH_HINT)

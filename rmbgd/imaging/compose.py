@@ -21,8 +21,7 @@ Floats = NDArray[np.float32]
 Pixels = Bytes | Words
 """What is encoded: uint8 [H, W, 4] straight RGBA or [H, W, 3] RGB, or a uint8 or uint16 [H, W] mask; contiguous."""
 
-Box = tuple[int, int, int, int]
-"""top, bottom, left, right; pixels, half open."""
+Box = tuple[int, int, int, int]  # top, bottom, left, right; pixels, half open
 
 BAND_BYTES = 1 << 19  # of the widest array touched; half a cache of the cores this runs on
 VISIBLE = 10  # of 255; fainter alpha is haze, and single faint specks would otherwise decide the box

@@ -37,7 +37,6 @@ _BAND_PIXELS = 1 << 20  # converted at once: 3 MiB of RGB
 _READ_BYTES = 1 << 16  # at least, per call
 _VIA_RGBA = {"RGBA", "RGBa", "PA"}
 _VIA_RGB = {"RGB", "RGBX", "CMYK", "YCbCr", "HSV"}
-_UNSIGNED_32_MAXIMUM = (1 << 32) - 1
 
 # EXIF 2.32, orientation: how cv2.flip flips, after a transposition if any, and which ones begin at the far side.
 _FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
@@ -69,11 +68,7 @@ def read_limited(fd: int, limits: LimitSettings) -> bytes:
 
 
 def probe(
-    data: bytes | memoryview,
-    limits: LimitSettings,
-    *,
-    animated: Literal["refuse", "first_frame"],
-    metadata: Sequence[str],
+    data: bytes, limits: LimitSettings, *, animated: Literal["refuse", "first_frame"], metadata: Sequence[str]
 ) -> Header:
     """The header of an image, by content alone, checked against `limits`; no memory is taken for pixels.
 
@@ -81,7 +76,6 @@ def probe(
     metadata  words of the text fields to carry over, from metadata.TEXT_TAGS
     Raises ImageError.
     """
-    data = data if isinstance(data, bytes) else bytes(data)
     form = sniff(data)
     header = _READERS[form](data, limits) if form in _READERS else read_pillow(data, form, limits)
     if header.animated and animated == "refuse":
@@ -110,7 +104,7 @@ def probe(
 
 
 def decode_into(
-    data: bytes | memoryview, header: Header, rgb: Bytes, source_alpha: Bytes | None, *, sha256: str = ""
+    data: bytes, header: Header, rgb: Bytes, source_alpha: Bytes | None, *, sha256: str = ""
 ) -> SourceFacts:
     """Decode into `rgb` (uint8 [H, W, 3], contiguous) and `source_alpha` (uint8 [H, W]), upright.
 
@@ -122,7 +116,6 @@ def decode_into(
         raise ValueError(f"planes of {rgb.shape} for an image of {width} x {height}")
     if header.has_alpha and source_alpha is None:
         raise ValueError("an image with alpha needs a source_alpha plane")
-    data = data if isinstance(data, bytes) else bytes(data)
     if source_alpha is not None and not header.has_alpha:
         source_alpha.fill(255)
     notes = list(header.notes)
@@ -146,8 +139,7 @@ def _decode_without_pillow(
             decode_jpeg(data, None)
             return None
         target = rgb if header.turn == 1 else np.empty((*header.stored_size[::-1], 3), np.uint8)
-        warning = decode_jpeg(data, target)
-        if warning is not None:
+        if (warning := decode_jpeg(data, target)) is not None:
             notes.append(f"JPEG: {warning}")
             return None
         if header.turn != 1:
@@ -229,7 +221,7 @@ def convert_band(band: Image.Image, plan: ColourPlan, header: Header, float_scal
         return _grey(scaled, plan), _keyed(wide, key)
     if mode == "I":
         numbers = np.asarray(band)  # int32
-        numbers = numbers.view(np.uint32) if maximum == _UNSIGNED_32_MAXIMUM else numbers
+        numbers = numbers.view(np.uint32) if maximum == (1 << 32) - 1 else numbers
         shares = numbers.astype(np.float64) * (255.0 / maximum)
         return _grey(_bytes(np.rint(shares.clip(0.0, 255.0))), plan), None
     if mode == "F":
@@ -271,9 +263,7 @@ def _bytes(values: object) -> Bytes:
 def _keyed(values: NDArray[np.uint8] | NDArray[np.uint32], key: tuple[int, ...] | None) -> Bytes | None:
     if key is None:
         return None
-    same = values == np.asarray(key, values.dtype) if values.ndim == 3 else values == key[0]
-    if same.ndim == 3:
-        same = same.all(axis=2)
+    same = (values == np.asarray(key, values.dtype)).all(axis=2) if values.ndim == 3 else values == key[0]
     return np.where(same, np.uint8(0), np.uint8(255))
 
 

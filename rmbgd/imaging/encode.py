@@ -27,8 +27,8 @@ _WEBP_LOSSY_METHOD = 2  # a quarter smaller than method 0 at twice the time; 4 g
 _PREDICTOR, _DIFFERENCES = 317, 2  # tag and value: horizontal differencing, a quarter smaller
 
 
-def encode(pixels: Pixels, recipe: Recipe, facts: SourceFacts, write: Write) -> int:
-    """Encode as the recipe says and hand the bytes to `write`, in order. The number of bytes.
+def encode(pixels: Pixels, recipe: Recipe, facts: SourceFacts, write: Write) -> None:
+    """Encode as the recipe says and hand the bytes to `write`, in order.
 
     A mask carries resolution and text but no colour profile: it is not a colour. Raises ImageError(OUTPUT_TOO_LARGE)
     before anything is written, and whatever `write` raises.
@@ -42,24 +42,16 @@ def encode(pixels: Pixels, recipe: Recipe, facts: SourceFacts, write: Write) -> 
         raise ImageError(Reason.OUTPUT_TOO_LARGE, f'{detail}; use format = "png" or "tiff", or a canvas')
     if recipe.format == "tiff" and pixels.nbytes > TIFF_BYTES_MAXIMUM:
         raise ImageError(Reason.OUTPUT_TOO_LARGE, f"{pixels.nbytes} bytes of pixels; TIFF holds 4 GiB")
-    count = 0
-
-    def counted(data: bytes | memoryview) -> None:
-        nonlocal count
-        write(data)
-        count += len(data)
-
     profile = facts.icc_profile if pixels.ndim == 3 else None
     if recipe.format == "png":
         text = [(PNG_KEYWORDS[word], value) for word, value in facts.metadata.items()]
-        write_png(pixels, counted, level=recipe.png_level, icc_profile=profile, dpi=facts.dpi, text=text)
+        write_png(pixels, write, level=recipe.png_level, icc_profile=profile, dpi=facts.dpi, text=text)
     else:
         options = _webp_options(recipe, facts) if recipe.format == "webp" else _tiff_options(facts)
         options |= {"icc_profile": profile} if profile else {}
         buffer = io.BytesIO()
         Image.fromarray(np.ascontiguousarray(pixels)).save(buffer, recipe.format.upper(), **options)
-        counted(buffer.getbuffer())
-    return count
+        write(buffer.getbuffer())
 
 
 def _webp_options(recipe: Recipe, facts: SourceFacts) -> dict[str, Any]:

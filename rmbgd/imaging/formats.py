@@ -9,12 +9,9 @@ from enum import Enum
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 
-Size = tuple[int, int]
-"""(width, height) in pixels."""
+Size = tuple[int, int]  # (width, height) in pixels
 
-PARTS_MAXIMUM = 500_000
-"""Chunks or segments of one file: 4 us each were measured, 2 s at most. No writer comes near it."""
-
+PARTS_MAXIMUM = 500_000  # chunks or segments of one file: 4 us each were measured, 2 s at most; no writer comes near it
 NOTES_MAXIMUM = 8
 TRANSPOSED = {5, 6, 7, 8}  # EXIF 2.32, orientations that swap rows and columns
 SHORTEST = 16  # bytes; shorter files are no image yet
@@ -33,8 +30,8 @@ _SIGNATURES = {
     "TIFF": (b"II*\x00", b"MM\x00*"),
 }
 _TIFF_VERSIONS = (b"*\x00", b"\x00*", b"+\x00", b"\x00+")  # 42, and 43 for BigTIFF
-_HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
-_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs")
+_BRANDS = dict.fromkeys(_HEIF_BRANDS, "HEIF") | {b"avif": "AVIF", b"avis": "AVIF"}
 _GENERIC_BRANDS = {b"mif1", b"msf1", b"miaf"}
 _VIDEO_BRANDS = {b"isom", b"iso2", b"mp41", b"mp42", b"avc1", b"M4V ", b"qt  ", b"3gp4", b"3gp5", b"3gp6"}
 
@@ -133,17 +130,8 @@ class Header:
 
     def facts(self, sha256: str) -> SourceFacts:
         """What is known before decoding, which may add notes and decide which profile the pixels are in."""
-        return SourceFacts(
-            format=self.format,
-            mode=self.mode,
-            size=self.size,
-            orientation=self.orientation,
-            icc_profile=self.icc_profile,
-            dpi=self.dpi,
-            metadata=self.metadata,
-            sha256=sha256,
-            notes=self.notes,
-        )
+        fields = self.format, self.mode, self.size, self.orientation, self.icc_profile, self.dpi, self.metadata
+        return SourceFacts(*fields, sha256, self.notes)
 
     def note(self, text: str) -> None:
         """Add a remark for the event: each once, and only the first few, whatever the file repeats."""
@@ -235,12 +223,8 @@ def _iso_media(data: bytes) -> str | None:
     brands = [data[8:12], *(data[at : at + 4] for at in range(16, length - 3, 4))]
     if brands[0] in _VIDEO_BRANDS:
         raise ImageError(Reason.UNIDENTIFIED, "a video")
-    for brand in brands:
-        if brand in _AVIF_BRANDS:
-            return "AVIF"
-        if brand in _HEIF_BRANDS:
-            return "HEIF"
-    return "HEIF" if brands[0] in _GENERIC_BRANDS else None
+    generic = "HEIF" if brands[0] in _GENERIC_BRANDS else None
+    return next((_BRANDS[brand] for brand in brands if brand in _BRANDS), generic)
 
 
 def _refusal(data: bytes) -> ImageError:
@@ -255,7 +239,6 @@ def _refusal(data: bytes) -> ImageError:
     if data[1:4] == b"PNG" or data[:8].replace(b"\r", b"").replace(b"\n", b"") == b"\x89PNG\x1a":
         return ImageError(Reason.CORRUPT, "the PNG signature is damaged, as by a transfer in text mode")
     if not any(data[:SHORTEST]) and blank_tail(data):
-        return ImageError(
-            Reason.UNIDENTIFIED, "nothing but zeros, like space reserved for a copy", maybe_incomplete=True
-        )
+        detail = "nothing but zeros, like space reserved for a copy"
+        return ImageError(Reason.UNIDENTIFIED, detail, maybe_incomplete=True)
     return ImageError(Reason.UNIDENTIFIED, f"no known image format begins with {data[:8].hex(' ')}")

@@ -19,8 +19,7 @@ from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.formats import TAIL_BYTES, Header, Tail, check_parts, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import sensible_dpi
 
-SCAN_PIXELS_MAXIMUM = 5_000_000_000
-"""Pixels times scans of one file. 3 ns each were measured: 15 s at most; progressive files have about ten scans."""
+SCAN_PIXELS_MAXIMUM = 5_000_000_000  # of one file, times scans: 3 ns each were measured, 15 s at most; ten are usual
 
 _SCAN_BYTES = 1 << 20  # read at once where the end marker is searched for
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
@@ -150,7 +149,6 @@ def decode_jpeg(data: bytes, out: NDArray[np.uint8] | None) -> str | None:
 
     None when `out` is filled. Otherwise the warning of libjpeg-turbo that asks for a second opinion: Pillow's decoder
     is patient with harmless oddities and exact about truncation. Raises ImageError when pixels are certainly wrong.
-
     Without `out` only for that: all entropy coding is read, to an eighth of the size, so that little memory is taken.
     """
     options: dict[str, Any] = {"min_factor": 8} if out is None else {"buffer": out}

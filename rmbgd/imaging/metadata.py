@@ -55,10 +55,7 @@ def read_exif(block: bytes) -> ExifFacts:
     """Facts of the first directory of a TIFF-structured block (with or without the "Exif" prefix). Never raises."""
     block = block.removeprefix(b"Exif\x00\x00")
     order = {b"II": "<", b"MM": ">"}.get(block[:2])
-    if order is None or len(block) < 8:
-        return ExifFacts(sound=False)
-    (at,) = struct.unpack_from(f"{order}I", block, 4)
-    if at + 2 > len(block):
+    if order is None or len(block) < 8 or (at := struct.unpack_from(f"{order}I", block, 4)[0]) + 2 > len(block):
         return ExifFacts(sound=False)
     facts, tags = ExifFacts(), _Tags()
     (count,) = struct.unpack_from(f"{order}H", block, at)
@@ -104,9 +101,7 @@ def clean_text(raw: bytes | str) -> str:
 
 def sensible_dpi(x: float, y: float) -> tuple[float, float] | None:
     """The resolution if it can be meant: absent, zero and absurd values give None."""
-    if not (1.0 <= x <= 100_000.0 and 1.0 <= y <= 100_000.0):
-        return None
-    return (round(x, 2), round(y, 2))
+    return (round(x, 2), round(y, 2)) if 1.0 <= x <= 100_000.0 and 1.0 <= y <= 100_000.0 else None
 
 
 def _integer(tags: _Tags, tag: int, order: str) -> int | None:
@@ -154,18 +149,13 @@ def colour_plan(mode: str, profile: bytes | None) -> ColourPlan:
 
 def _converted(source: Any, space: str) -> ColourPlan:
     """Relative colorimetric with black point compensation, as editors and browsers do by default."""
+    mode, target = _INPUT_MODES[space], ImageCms.createProfile("sRGB")
+    intent, flags = ImageCms.Intent.RELATIVE_COLORIMETRIC, ImageCms.Flags.BLACKPOINTCOMPENSATION
     try:
-        transform = ImageCms.buildTransform(
-            source,
-            ImageCms.createProfile("sRGB"),
-            _INPUT_MODES[space],
-            "RGB",
-            renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
-            flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
-        )
+        transform = ImageCms.buildTransform(source, target, mode, "RGB", intent, flags)
     except ImageCms.PyCMSError:
         return ColourPlan(None, note="colour profile cannot be applied, left out")
-    return ColourPlan(None, _INPUT_MODES[space], transform)
+    return ColourPlan(None, mode, transform)
 
 
 def applied(plan: ColourPlan, band: Image.Image) -> Image.Image:

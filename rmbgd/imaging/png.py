@@ -22,17 +22,8 @@ from numpy.typing import NDArray
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.formats import (
-    STEPS_MAXIMUM,
-    TAIL_BYTES,
-    Header,
-    PixelStream,
-    Tail,
-    check_parts,
-    check_size,
-    cut_short,
-    damaged,
-)
+from rmbgd.imaging import formats
+from rmbgd.imaging.formats import Header, PixelStream, Tail, check_parts, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import PNG_KEYWORDS, clean_text, sensible_dpi
 
 # ISA-L has no 32-bit ARM kernels.
@@ -60,12 +51,12 @@ Write = Callable[[bytes | memoryview], object]
 
 def png_tail(descriptor: int, size: int) -> Tail:
     """Whether the last chunk, IEND, is there. See completeness.tail_of."""
-    if _END in os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES)):
+    if _END in os.pread(descriptor, formats.TAIL_BYTES, max(0, size - formats.TAIL_BYTES)):
         return Tail.COMPLETE
     if os.pread(descriptor, 8, 8) != b"\0\0\0\rIHDR":
         return Tail.DOUBTFUL
     at = 8
-    for _ in range(STEPS_MAXIMUM):
+    for _ in range(formats.STEPS_MAXIMUM):
         header = os.pread(descriptor, 8, at)
         if header[4:] == b"IEND":
             return Tail.COMPLETE if at + 12 <= size else Tail.MISSING
@@ -75,11 +66,6 @@ def png_tail(descriptor: int, size: int) -> Tail:
             return Tail.UNKNOWN
         at += 12 + int.from_bytes(header[:4], "big")
     return Tail.UNKNOWN
-
-
-def crc32(data: bytes | memoryview, value: int = 0) -> int:
-    """CRC-32 as PNG defines it; `value` continues an earlier one."""
-    return int(_backend.crc32(data, value))
 
 
 def compressor(level: int) -> Any:
@@ -124,7 +110,7 @@ def read_png(data: bytes, limits: LimitSettings) -> Header:
             raise damaged(data, f"chunk type {kind!r} at byte {at}")
         if after > len(data):
             raise _ended(data, after, limits)
-        sound = crc32(view[at + 4 : after - 4]) == int.from_bytes(view[after - 4 : after], "big")
+        sound = _backend.crc32(view[at + 4 : after - 4]) == int.from_bytes(view[after - 4 : after], "big")
         if kind == b"IEND":
             break
         if not sound:
@@ -151,12 +137,11 @@ def read_png(data: bytes, limits: LimitSettings) -> Header:
 def _begin(data: bytes, limits: LimitSettings) -> _Walk:
     if len(data) < 33:
         raise cut_short("the file ends inside the header")
-    length, kind, width, height, bits, colour_type, method, filtering, interlace = struct.unpack_from(
-        ">I4sIIBBBBB", data, 8
-    )
+    length, kind, width, height, bits, colour_type, *methods = struct.unpack_from(">I4sIIBBBBB", data, 8)
+    method, filtering, interlace = methods
     if kind != b"IHDR" or length != 13:
         raise damaged(data, "the first chunk is not IHDR")
-    if crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
+    if _backend.crc32(data[12:29]) != int.from_bytes(data[29:33], "big"):
         raise damaged(data, "checksum of chunk IHDR")
     check_size((width, height), limits)
     if method or filtering or interlace > 1 or (colour_type, bits) not in _MODES:
@@ -227,8 +212,7 @@ def _take_text(walk: _Walk, kind: bytes, body: bytes) -> None:
     if kind == b"zTXt":
         value = _unpacked(walk, rest[1:], "text") if rest[:1] == b"\x00" else None
     elif kind == b"iTXt":
-        packed, method, rest = rest[:1], rest[1:2], rest[2:]
-        parts = rest.split(b"\x00", 2)
+        packed, method, parts = rest[:1], rest[1:2], rest[2:].split(b"\x00", 2)
         value = parts[2] if len(parts) == 3 else None
         if value is not None and packed == b"\x01":
             value = _unpacked(walk, value, "text") if method == b"\x00" else None
@@ -258,12 +242,8 @@ class PixelReader(io.RawIOBase):
     """The bytes of a PixelStream as a file: three pieces, of which only the middle one is large and none is copied."""
 
     def __init__(self, data: bytes, stream: PixelStream) -> None:
-        super().__init__()
-        self._pieces = (
-            memoryview(stream.prefix),
-            memoryview(data)[stream.start : stream.end],
-            memoryview(stream.suffix),
-        )
+        pixels = memoryview(data)[stream.start : stream.end]
+        self._pieces = memoryview(stream.prefix), pixels, memoryview(stream.suffix)
         self._length = sum(map(len, self._pieces))
         self._at = 0
 
@@ -275,8 +255,7 @@ class PixelReader(io.RawIOBase):
         wanted = self._length - self._at if size is None or size < 0 else size
         parts, at = [], self._at
         for piece in self._pieces:
-            part = piece[max(at, 0) : max(at + wanted, 0)]
-            parts.append(part)
+            parts.append(piece[max(at, 0) : max(at + wanted, 0)])
             at -= len(piece)
         joined = b"".join(parts)
         self._at += len(joined)
@@ -318,8 +297,7 @@ def write_png(
         _chunk(write, kind, keyword.encode("ascii") + b"\x00" + body)
     packer = compressor(level)
     for band in _filtered(pixels, width * channels * pixels.itemsize):
-        packed = packer.compress(band)
-        if packed:
+        if packed := packer.compress(band):
             _chunk(write, b"IDAT", packed)
     _chunk(write, b"IDAT", packer.flush())
     _chunk(write, b"IEND", b"")
@@ -343,4 +321,4 @@ def _chunk(write: Write, kind: bytes, body: bytes) -> None:
     write(struct.pack(">I", len(body)) + kind)
     if body:
         write(body)
-    write(struct.pack(">I", crc32(body, crc32(kind))))
+    write(struct.pack(">I", _backend.crc32(body, _backend.crc32(kind))))

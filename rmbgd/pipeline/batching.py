@@ -16,9 +16,7 @@ from dataclasses import dataclass, field
 
 from rmbgd.engine.types import DeviceView
 
-GAIN = 0.02
-"""A larger batch must save at least this share of the time per image, or it only makes each of them later."""
-
+GAIN = 0.02  # a larger batch must save at least this share of the time per image, or it only makes each of them later
 HEAD_START = 60.0
 """Seconds by which a realtime image counts as older than it is. It overtakes everything in a queue that keeps up, and
 an image that has waited for longer is not overtaken any more: a flood of realtime images delays the others, but does

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import itertools
 import os
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 
-from rmbgd.clock import Clock
-from rmbgd.config.load import Folder, LimitSettings, Recipe
-from rmbgd.engine.arena import Arena, ArenaClosed
+from rmbgd.config.load import Folder, Recipe
+from rmbgd.engine.arena import ArenaClosed
+from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.types import OutputPlane, Region, region_bytes, view
 from rmbgd.errors import ImageError, Reason, StorageFault
 from rmbgd.fs import open_regular, same_content
@@ -47,27 +46,26 @@ def output_plane(recipe: Recipe) -> OutputPlane:
     return OutputPlane.ALPHA16 if recipe.mask_bits == 16 else OutputPlane.ALPHA8
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Decoder:
-    """Turns jobs into frames. One instance serves all decode threads; it keeps no state of an image.
+    """One instance serves all decode threads; it keeps no state of an image.
 
     recipe_keys  by folder name: hash of recipe and model
     large        held while one large image is read and decoded
     """
 
-    limits: LimitSettings
+    context: EngineContext
     folders: Mapping[str, tuple[Folder, Recipe]]
     recipe_keys: Mapping[str, str]
-    arena: Arena
     ledger: Ledger
     in_flight: Deduplicator
-    clock: Clock
     large: threading.Lock = field(default_factory=threading.Lock)
 
     def decode(self, job: Job, heartbeat: Heartbeat) -> Decoded | None:
         """A frame, or why there is none; None when an equal image is being computed and will answer for this one."""
         timing = Timing()
-        begun = self.clock.monotonic()
+        clock = self.context.clock
+        begun = clock.monotonic()
         timing.add("wait", begun - job.claimed_at)
         try:
             with self.large if job.version.size > LARGE_BYTES else nullcontext():
@@ -88,7 +86,7 @@ class Decoder:
         except ArenaClosed:
             return Postponed(job, "stopping", "read, but no memory was lent any more", timing)
         finally:
-            timing.add("decode", self.clock.monotonic() - begun)
+            timing.add("decode", clock.monotonic() - begun)
 
     def first(self, jobs: Sequence[Job], _now: float) -> tuple[int]:
         """Which waiting job goes first: one of a realtime folder, else the oldest, as the batching policy has it."""
@@ -105,7 +103,7 @@ class Decoder:
         if data is None:
             return Postponed(job, "changed", "the file is no longer the one that was claimed", timing)
         digest = hashlib.sha256(data).hexdigest()
-        header = probe(data, self.limits, animated=recipe.animated, metadata=recipe.metadata)
+        header = probe(data, self.context.config.limits, animated=recipe.animated, metadata=recipe.metadata)
         facts = header.facts(digest)
         known = self.ledger.same_content(digest, self.recipe_keys[job.folder])
         if known is not None:
@@ -125,7 +123,9 @@ class Decoder:
         _, recipe = self.folders[job.folder]
         width, height = header.size
         plane = output_plane(recipe)
-        lease = self.arena.lease(region_bytes(height, width, source_alpha=header.has_alpha, output=plane), heartbeat)
+        lease = self.context.arena.lease(
+            region_bytes(height, width, source_alpha=header.has_alpha, output=plane), heartbeat
+        )
         try:
             region = Region(lease.offset, height, width, header.has_alpha, plane)
             slot = view(lease.block, region)
@@ -135,23 +135,23 @@ class Decoder:
         except BaseException:  # whatever it is: memory of the arena that stays leased is lost until the next start
             lease.release()
             raise
-        return Frame(job, region, lease, facts, timing, self.clock.monotonic())
+        return Frame(job, region, lease, facts, timing, self.context.clock.monotonic())
 
     def _read(self, job: Job) -> bytes | None:
         """The bytes of the claimed version, or None when another version stands there. Raises OSError, ImageError."""
-        descriptor = open_regular(job.source)
+        descriptor, limits = open_regular(job.source), self.context.config.limits
         try:
             if not same_content(os.fstat(descriptor), job.version):
                 return None
-            for tried in itertools.count(1):  # a bad sector stays bad, a passing fault of the link does not
+            for _ in range(READ_TRIES - 1):  # a bad sector stays bad, a passing fault of the link does not
                 try:
-                    return read_limited(descriptor, self.limits)
+                    return read_limited(descriptor, limits)
                 except OSError as error:
-                    if error.errno != errno.EIO or tried == READ_TRIES:
+                    if error.errno != errno.EIO:
                         raise
+            return read_limited(descriptor, limits)
         finally:
             os.close(descriptor)
-        raise AssertionError("unreachable: the last try raises")
 
 
 def _refusal(job: Job, error: ImageError, timing: Timing, facts: SourceFacts | None) -> Rejection | Postponed:

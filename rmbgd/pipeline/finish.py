@@ -9,14 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from typing import Literal, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
-from rmbgd.clock import Clock
 from rmbgd.config.load import Folder, Recipe
+from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.types import MatteReport, view
 from rmbgd.errors import ImageError, Reason
-from rmbgd.events import Emit
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.imaging.compose import arrange
 from rmbgd.imaging.encode import encode
@@ -31,13 +30,12 @@ from rmbgd.store.outbox import JobOutcome, job_keys, refused
 from rmbgd.store.records import ContentKey, Job, Known, Published
 
 T = TypeVar("T")
-MatteVerdict = Literal["ok", "empty", "full"]
 
 
-def verdict_of(matte: MatteReport, *, empty_below: float) -> MatteVerdict:
-    """What a matte says about its image; pure. Absolute values only: nothing is stretched, so nothing is made up.
+def verdict_of(matte: MatteReport, *, empty_below: float) -> str:
+    """`empty`: there is no subject; `full`: there is no background; or `ok`. `empty_below` is a share of pixels, 0..1.
 
-    `empty`: there is no subject; `full`: there is no background. `empty_below` is a share of pixels, 0..1.
+    Absolute values only: nothing is stretched, so nothing is made up.
     """
     if matte.solid < empty_below or matte.peak < 0.5:
         return "empty"
@@ -50,7 +48,7 @@ class Unencoded(Exception):
     """There was no memory to encode with; nothing has been published."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Finisher:
     """One instance serves all finish threads; it keeps no state of an image.
 
@@ -58,14 +56,13 @@ class Finisher:
     large        held while one large WebP is encoded: libwebp takes 12 to 24 bytes a pixel
     """
 
+    context: EngineContext
     folders: Mapping[str, tuple[Folder, Recipe]]
     recipe_keys: Mapping[str, str]
     publisher: Publisher
     intake: JobSource
     in_flight: Deduplicator
     storage_retry: StorageRetry
-    emit: Emit
-    clock: Clock
     large: threading.Lock = field(default_factory=threading.Lock)
 
     def finish(self, arrival: Arrival, heartbeat: Heartbeat) -> None:
@@ -99,7 +96,7 @@ class Finisher:
                 refusal = Rejection(job, error.reason, error.detail, "finish", timing, arrival.facts)
                 return self._refuse(refusal, heartbeat)
         except Released as released:
-            return self._put_back(Postponed(job, "stopping", f"held back by the disk: {released.fault}", timing))
+            return self._put_back(Postponed(job, "stopping", f"held back by the disk: {released}", timing))
         except Unencoded:
             return self._put_back(Postponed(job, "memory", SHORTAGE, timing))
         except SourceChanged as changed:
@@ -116,7 +113,7 @@ class Finisher:
             refusal = Rejection(job, Reason.NO_SUBJECT, detail, "finish", cutout.timing, cutout.facts, cutout.lease)
             return self._refuse(refusal, heartbeat)
         report = _report(cutout, verdict)
-        outcome = self._done(job, cutout.timing, cutout.facts, report, reused=False)
+        outcome = self._done(cutout, report)
         published = self._retry(lambda: self._publish(cutout, recipe, report, outcome), job, heartbeat)
         self._deliver(outcome, job, cutout.timing)
         key, where = self._content_key(job, cutout.facts), (published.output, published.path)
@@ -124,30 +121,25 @@ class Finisher:
 
     def _publish(self, cutout: Cutout, recipe: Recipe, report: Mapping[str, object], outcome: JobOutcome) -> Published:
         job, timing = cutout.job, cutout.timing
-        begun = encoded = self.clock.monotonic()
+        clock = self.context.clock
+        begun = encoded = clock.monotonic()
 
         def write(temporary: Temporary) -> None:
             nonlocal encoded
             self._encode(cutout, recipe, temporary, empty=report["verdict"] == "empty")
-            encoded = self.clock.monotonic()
+            encoded = clock.monotonic()
             timing.add("encode", encoded - begun)
             outcome.add(milliseconds=self._milliseconds(job, timing))
 
         # A lesser model's answer is published but not remembered: equal images deserve what was asked for.
-        intended = cutout.answer.model == recipe.model
-        published = self.publisher.publish(
-            job,
-            write,
-            outcome,
-            content=self._content_key(job, cutout.facts) if intended else None,
-            report=report,
-            sidecar_facts=_sidecar(cutout.facts, recipe, report),
-        )
-        timing.add("sync", self.clock.monotonic() - encoded)
+        content = self._content_key(job, cutout.facts) if cutout.answer.model == recipe.model else None
+        sidecar = _sidecar(cutout.facts, recipe, report)
+        published = self.publisher.publish(job, write, outcome, content=content, report=report, sidecar_facts=sidecar)
+        timing.add("sync", clock.monotonic() - encoded)
         return published
 
     def _encode(self, cutout: Cutout, recipe: Recipe, temporary: Temporary, *, empty: bool) -> None:
-        slot = view(cutout.frame.lease.block, cutout.frame.region)
+        slot = view(cutout.lease.block, cutout.region)
         if empty and slot.rgba is not None:  # no subject: what faint alpha there is would be a garbage matte
             slot.rgba[:, :, 3] = 0
         if empty and slot.alpha is not None:
@@ -162,13 +154,13 @@ class Finisher:
     def _duplicate(self, duplicate: Duplicate, heartbeat: Heartbeat) -> Known | Postponed:
         job, known, timing = duplicate.job, duplicate.known, duplicate.timing
         _, recipe = self.folders[job.folder]
-        begun = self.clock.monotonic()
+        begun = self.context.clock.monotonic()
         sidecar = _sidecar(duplicate.facts, recipe, known.report)
-        outcome = self._done(job, timing, duplicate.facts, known.report, reused=True)
+        outcome = self._done(duplicate, known.report)
         published = self._retry(
             lambda: self.publisher.publish_copy(job, known, outcome, sidecar_facts=sidecar), job, heartbeat
         )
-        timing.add("sync", self.clock.monotonic() - begun)
+        timing.add("sync", self.context.clock.monotonic() - begun)
         if published is None:
             detail = "the output of an equal image is not there any more; computed anew"
             return self._put_back(Postponed(job, "changed", detail, timing, duplicate.facts))
@@ -177,23 +169,18 @@ class Finisher:
 
     def _refuse(self, rejection: Rejection, heartbeat: Heartbeat) -> Rejection:
         job, timing = rejection.job, rejection.timing
-        outcome = refused(
-            job_keys(job),
-            rejection.reason,
-            rejection.detail,
-            stage=rejection.stage,
-            milliseconds=self._milliseconds(job, timing),
-            sha256_in=rejection.facts.sha256 if rejection.facts else None,
-        )
+        spent, sha256 = self._milliseconds(job, timing), rejection.facts.sha256 if rejection.facts else None
+        why = rejection.reason, rejection.detail
+        outcome = refused(job_keys(job), *why, stage=rejection.stage, milliseconds=spent, sha256_in=sha256)
         self._retry(lambda: self.publisher.quarantine.set_aside(job, outcome), job, heartbeat)
         self._deliver(outcome, job, timing)
         return rejection
 
     def _put_back(self, postponed: Postponed) -> Postponed:
         job = postponed.job
-        spent = self._milliseconds(job, postponed.timing)
-        self.emit("image.postponed", **job_keys(job), milliseconds=spent, why=postponed.why, detail=postponed.detail)
-        self.intake.give_back(job, postponed.why, postponed.detail)
+        spent, why, detail = self._milliseconds(job, postponed.timing), postponed.why, postponed.detail
+        self.context.emit("image.postponed", **job_keys(job), milliseconds=spent, why=why, detail=detail)
+        self.intake.give_back(job, why, detail)
         return postponed
 
     def _retry(self, action: Callable[[], T], job: Job, heartbeat: Heartbeat) -> T:
@@ -207,42 +194,26 @@ class Finisher:
     def _content_key(self, job: Job, facts: SourceFacts) -> ContentKey:
         return ContentKey(facts.sha256, self.recipe_keys[job.folder])
 
-    def _done(
-        self, job: Job, timing: Timing, facts: SourceFacts, report: Mapping[str, object], *, reused: bool
-    ) -> JobOutcome:
+    def _done(self, image: Cutout | Duplicate, report: Mapping[str, object]) -> JobOutcome:
         """The outcome of a job whose output is about to be published."""
+        job, facts = image.job, image.facts
         width, height = facts.size
-        keys = {
-            **job_keys(job),
-            "milliseconds": self._milliseconds(job, timing),
-            **({"notes": list(facts.notes)} if facts.notes else {}),
-            **{key: value for key, value in report.items() if key != "peak"},
-            "width": width,
-            "height": height,
-            "format": facts.format,
-            "bytes_in": job.version.size,
-            "reused": reused,
-            "sha256_in": facts.sha256,
-        }
-        return JobOutcome("image.done", keys)
+        keys = job_keys(job) | {"milliseconds": self._milliseconds(job, image.timing)}
+        keys |= {"notes": list(facts.notes)} if facts.notes else {}
+        keys |= {key: value for key, value in report.items() if key != "peak"}
+        keys |= {"width": width, "height": height, "format": facts.format, "bytes_in": job.version.size}
+        return JobOutcome("image.done", keys | {"reused": isinstance(image, Duplicate), "sha256_in": facts.sha256})
 
     def _milliseconds(self, job: Job, timing: Timing) -> dict[str, float]:
-        total = (self.clock.monotonic() - job.claimed_at) * 1000.0
+        total = (self.context.clock.monotonic() - job.claimed_at) * 1000.0
         return {stage: round(spent, 2) for stage, spent in (timing.milliseconds | {"total": total}).items()}
 
 
 def _report(cutout: Cutout, verdict: str) -> dict[str, object]:
     """What the engine said of the image; remembered with the answer, so that equal images can say the same."""
     matte, answer = cutout.answer.matte, cutout.answer
-    report: dict[str, object] = {
-        "verdict": verdict,
-        "device": answer.device,
-        "model": answer.model,
-        "coverage": round(matte.coverage, 4),
-        "soft": round(matte.soft, 4),
-        "peak": round(matte.peak, 4),
-        "batch": answer.batch,
-    }
+    shares = {"coverage": round(matte.coverage, 4), "soft": round(matte.soft, 4), "peak": round(matte.peak, 4)}
+    report = {"verdict": verdict, "device": answer.device, "model": answer.model, **shares, "batch": answer.batch}
     return report | ({"engine_tries": answer.tries} if answer.tries > 1 else {})
 
 
@@ -258,6 +229,4 @@ def _for_follower(follower: Follower, ended: Known | Rejection | Postponed) -> A
     job, facts, timing = follower.job, follower.facts, follower.timing
     if isinstance(ended, Known):
         return Duplicate(job, facts, ended, timing)
-    if isinstance(ended, Rejection):
-        return Rejection(job, ended.reason, ended.detail, ended.stage, timing, facts)
-    return Postponed(job, ended.why, ended.detail, timing, facts)
+    return replace(ended, job=job, facts=facts, timing=timing, lease=None)

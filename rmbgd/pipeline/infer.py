@@ -69,15 +69,9 @@ class DeviceThread:
 
     def _facts(self, frame: Frame) -> batching.Waiting:
         folder, recipe = self._folders[frame.job.folder]
-        isolated = frame.history.isolated
-        return batching.Waiting(
-            recipe.model,
-            folder.latency == "realtime",
-            frame.job.attempt > 1 or isolated,
-            max(frame.ready_at, frame.history.behind),
-            folder.latency_target,
-            isolated,
-        )
+        isolated, since = frame.history.isolated, max(frame.ready_at, frame.history.behind)
+        realtime, suspect = folder.latency == "realtime", frame.job.attempt > 1 or isolated
+        return batching.Waiting(recipe.model, realtime, suspect, since, folder.latency_target, isolated)
 
     def emit_batching(self) -> None:
         """How images are batched here: when the device that computes has no table emitted, or another one."""
@@ -136,9 +130,10 @@ class DeviceThread:
         self._supervisor.report_ok(report)
         self._add_time(batch, began)
         pairs = zip(batch.items, report.answers, strict=True)
-        cutouts = [
-            Cutout(each, replace(answer, tries=max(each.history.runs + 1, answer.tries))) for each, answer in pairs
-        ]
+        cutouts: list[Arrival] = []
+        for it, answer in pairs:
+            counted = replace(answer, tries=max(it.history.runs + 1, answer.tries))
+            cutouts.append(Cutout(it.job, it.region, it.lease, it.facts, it.timing, counted))
         return self._finish(batch, cutouts)
 
     def _put_back(self, batch: Taken[Frame], fault: EngineFault, began: float) -> None:

@@ -49,24 +49,12 @@ class Frame:
 class Cutout:
     """A frame whose output plane holds the answer."""
 
-    frame: Frame
+    job: Job
+    region: Region
+    lease: Lease
+    facts: SourceFacts
+    timing: Timing
     answer: Answer
-
-    @property
-    def job(self) -> Job:
-        return self.frame.job
-
-    @property
-    def timing(self) -> Timing:
-        return self.frame.timing
-
-    @property
-    def facts(self) -> SourceFacts:
-        return self.frame.facts
-
-    @property
-    def lease(self) -> Lease:
-        return self.frame.lease
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,13 +104,9 @@ Arrival = Cutout | Rejection | Postponed | Duplicate
 class JobSource(Protocol):
     """Where jobs come from and go back to: the intake of the service, or the list of files of `rmbgd once`."""
 
-    def give_back(self, job: Job, why: str, detail: str) -> None:
-        """The image could not be judged."""
-        ...
+    def give_back(self, job: Job, why: str, detail: str) -> None: ...
 
-    def ended(self, job: Job) -> None:
-        """The job is done or refused."""
-        ...
+    def ended(self, job: Job) -> None: ...  # done or refused
 
     def pause(self, reason: str) -> None:
         """Start no jobs of the folder that `reason` names: "kind:folder"."""

@@ -165,29 +165,13 @@ class Pipeline:
     # ------------------------------------------------------------------------------------------------ what they share
 
     def _begin(self, description: EngineDescription) -> None:
-        context, models = self._context, description.models
-        keys = {name: recipe_hash(recipe, models.get(recipe.model, {})) for name, (_, recipe) in self._folders.items()}
-        decoder = Decoder(
-            limits=context.engine.config.limits,
-            folders=self._folders,
-            recipe_keys=keys,
-            arena=context.engine.arena,
-            ledger=context.ledger,
-            in_flight=self._in_flight,
-            clock=context.engine.clock,
-        )
+        context, models, folders = self._context, description.models, self._folders
+        keys = {name: recipe_hash(recipe, models.get(recipe.model, {})) for name, (_, recipe) in folders.items()}
+        decoder = Decoder(context.engine, folders, keys, context.ledger, self._in_flight)
         self._stages.set_result((decoder, self._finisher(keys)))
         context.on_ready(description)
 
     def _finisher(self, keys: Mapping[str, str]) -> Finisher:
         context = self._context
-        return Finisher(
-            folders=self._folders,
-            recipe_keys=keys,
-            publisher=context.publisher,
-            intake=context.source,
-            in_flight=self._in_flight,
-            storage_retry=context.storage_retry,
-            emit=context.engine.emit,
-            clock=context.engine.clock,
-        )
+        rest = context.publisher, context.source, self._in_flight, context.storage_retry
+        return Finisher(context.engine, self._folders, keys, *rest)

@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from rmbgd.clock import Clock, SystemClock
@@ -58,25 +57,37 @@ class QueueStatistics:
     receive_waited: float
 
 
-class _WaitMeter:
-    """Seconds that threads spent waiting, summed, unfinished waits included. Guarded by the queue's lock."""
+class _Side:
+    """The senders or the receivers of one queue: how many are open, and how they wait. Guarded by the queue's lock."""
 
-    def __init__(self) -> None:
-        self._seconds = 0.0
+    def __init__(self, lock: threading.Lock, clock: Clock) -> None:
+        self.open = 0
+        self.condition = threading.Condition(lock)
+        self._clock = clock
+        self._seconds = self._since = 0.0
         self._waiting = 0
-        self._since = 0.0
 
-    def change(self, by: int, now: float) -> None:
-        self._seconds = self.seconds(now)
-        self._since = now
-        self._waiting += by
-
-    def seconds(self, now: float) -> float:
+    def waited(self, now: float) -> float:
+        """Seconds, summed over all, unfinished waits included."""
         return self._seconds + self._waiting * (now - self._since)
+
+    def block(self, heartbeat: Heartbeat, timeout: float | None = None) -> None:
+        """Wait once, the lock held before and after; the caller looks again at what it waits for."""
+        heartbeat.waiting()
+        self._count_waiting(+1)
+        try:
+            self.condition.wait(timeout)
+        finally:
+            self._count_waiting(-1)
+
+    def _count_waiting(self, by: int) -> None:
+        now = self._clock.monotonic()
+        self._seconds, self._since = self.waited(now), now
+        self._waiting += by
 
 
 class _Shared(Generic[T]):
-    """What both sides share. Every field is guarded by `lock`; the two conditions are built on it."""
+    """What both sides share. Every field is guarded by `lock`; the conditions of both sides are built on it."""
 
     def __init__(self, capacity: int, name: str, clock: Clock, on_taken: Callable[[], None]) -> None:
         self.on_taken = on_taken
@@ -84,56 +95,31 @@ class _Shared(Generic[T]):
         self.name = name
         self.clock = clock
         self.lock = threading.Lock()
-        self.not_full = threading.Condition(self.lock)
-        self.not_empty = threading.Condition(self.lock)
+        self.senders = _Side(self.lock, clock)  # wait until it is not full
+        self.receivers = _Side(self.lock, clock)  # wait until it is not empty
         self.items: deque[T] = deque()
-        self.senders = 0
-        self.receivers = 0
         self.taken = 0  # items in batches that may come back
         self.total = 0
         self.finished = 0
         self.choosy = False  # a receiver has left items to others: a thread that is woken alone may be the wrong one
-        self.send_wait = _WaitMeter()
-        self.receive_wait = _WaitMeter()
-
-    def block(
-        self, condition: threading.Condition, meter: _WaitMeter, heartbeat: Heartbeat, timeout: float | None = None
-    ) -> None:
-        """Wait once on `condition`, the lock held before and after; the caller looks again at what it waits for."""
-        heartbeat.waiting()
-        meter.change(+1, self.clock.monotonic())
-        try:
-            condition.wait(timeout)
-        finally:
-            meter.change(-1, self.clock.monotonic())
 
     def wake_receiver(self) -> None:
         """Something can be taken, the lock held."""
         if self.choosy:
-            self.not_empty.notify_all()
+            self.receivers.condition.notify_all()
         else:
-            self.not_empty.notify()
-
-    def statistics(self) -> QueueStatistics:
-        with self.lock:
-            now = self.clock.monotonic()
-            waited = self.send_wait.seconds(now), self.receive_wait.seconds(now)
-            return QueueStatistics(self.name, len(self.items), self.capacity, self.total, self.finished, *waited)
+            self.receivers.condition.notify()
 
 
-class _End(ABC, Generic[T]):
+class _End(Generic[T]):
     """What senders and receivers have in common: counted while open, closed once, missed when forgotten."""
 
-    def __init__(self, shared: _Shared[T], heartbeat: Heartbeat | None) -> None:
-        self._shared = shared
+    def __init__(self, shared: _Shared[T], own: _Side, other: _Side, heartbeat: Heartbeat | None = None) -> None:
+        self._shared, self._own, self._other = shared, own, other
         self._heartbeat = heartbeat or NullHeartbeat()
         self._open = True  # guarded by the queue's lock
         with shared.lock:
-            self._count(+1)
-
-    @abstractmethod
-    def _count(self, by: int) -> None:
-        """One more or less of this side's open ends; with the queue's lock."""
+            own.open += 1
 
     def clone(self, heartbeat: Heartbeat | None = None) -> Self:
         """Another end of the same side, for another thread, whose `heartbeat` waits when this end blocks.
@@ -141,18 +127,23 @@ class _End(ABC, Generic[T]):
         Clone before the thread starts, so that the side is never empty by accident.
         """
         self._check_open()
-        return type(self)(self._shared, heartbeat)
+        return type(self)(self._shared, self._own, self._other, heartbeat)
 
     def close(self) -> None:
-        """Leave. Any thread may call it, more than once; only the first call counts."""
+        """Any thread may call it, more than once; only the first call counts."""
         with self._shared.lock:
             if self._open:
                 self._open = False
-                self._count(-1)
+                self._own.open -= 1
+                if not self._own.open:
+                    self._other.condition.notify_all()
 
     def statistics(self) -> QueueStatistics:
         """May be read from any thread, also after closing."""
-        return self._shared.statistics()
+        shared = self._shared
+        with shared.lock:
+            now, counts = shared.clock.monotonic(), (len(shared.items), shared.capacity, shared.total, shared.finished)
+            return QueueStatistics(shared.name, *counts, shared.senders.waited(now), shared.receivers.waited(now))
 
     def _check_open(self) -> None:
         if not self._open:
@@ -161,36 +152,25 @@ class _End(ABC, Generic[T]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def __del__(self) -> None:
         # Only a warning: taking the lock here could deadlock, as the collector runs wherever it likes.
         if getattr(self, "_open", False):
-            warnings.warn(
-                f"a {type(self).__name__} of queue '{self._shared.name}' was never closed",
-                ResourceWarning,
-                stacklevel=2,
-                source=self,
-            )
+            text = f"a {type(self).__name__} of queue '{self._shared.name}' was never closed"
+            warnings.warn(text, ResourceWarning, stacklevel=2, source=self)
 
 
 class Sender(_End[T]):
-    def _count(self, by: int) -> None:
-        self._shared.senders += by
-        if self._shared.senders == 0:
-            self._shared.not_empty.notify_all()
-
     def send(self, item: T) -> None:
         """Put `item` behind the others; blocks while the queue is full. Raises NoReceivers."""
         shared = self._shared
         with shared.lock:
             self._check_open()
-            while shared.receivers and len(shared.items) >= shared.capacity:
-                shared.block(shared.not_full, shared.send_wait, self._heartbeat)
-            if not shared.receivers:
+            while shared.receivers.open and len(shared.items) >= shared.capacity:
+                shared.senders.block(self._heartbeat)
+            if not shared.receivers.open:
                 raise NoReceivers(shared.name)
             shared.items.append(item)
             shared.total += 1
@@ -233,36 +213,25 @@ class Taken(Generic[T]):
             shared.taken -= len(self.items)
             shared.finished += finished
             shared.items.extendleft(reversed(back))
-            shared.not_empty.notify_all()  # for those that waited for it to come back, or for the last one
+            shared.receivers.condition.notify_all()  # for those that waited for it to come back, or for the last one
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._open:
             self.put_back(self.items)
 
 
 class Receiver(_End[T]):
-    def _count(self, by: int) -> None:
-        self._shared.receivers += by
-        if self._shared.receivers == 0:
-            self._shared.not_full.notify_all()
-
     def receive(self) -> T:
         """The oldest item, for good; blocks while there is none. Raises NoSenders when there never will be one."""
         return self.receive_chosen(lambda _items, _now: (0,))[0]
 
     def __iter__(self) -> Iterator[T]:
-        return self
-
-    def __next__(self) -> T:
-        try:
-            return self.receive()
-        except NoSenders:
-            raise StopIteration from None
+        with suppress(NoSenders):
+            while True:
+                yield self.receive()
 
     def receive_chosen(self, choose: Callable[[Sequence[T], float], Choice]) -> list[T]:
         """Like `take`, for good."""
@@ -282,23 +251,23 @@ class Receiver(_End[T]):
             self._check_open()
             while True:
                 while not shared.items:
-                    if not shared.senders and not shared.taken:
+                    if not shared.senders.open and not shared.taken:
                         raise NoSenders(shared.name)
-                    shared.block(shared.not_empty, shared.receive_wait, self._heartbeat)
-                now = shared.clock.monotonic() if shared.senders else math.inf
+                    shared.receivers.block(self._heartbeat)
+                now = shared.clock.monotonic() if shared.senders.open else math.inf
                 choice = choose(shared.items, now)
                 if choice is None:
                     if not shared.choosy:
                         shared.choosy = True
-                        shared.not_empty.notify_all()  # the wake-up that came here may have been meant for another
+                        shared.receivers.condition.notify_all()  # this wake-up may have been meant for another
                     self._heartbeat.waiting()
-                    shared.not_empty.wait()
+                    shared.receivers.condition.wait()
                     continue
                 if not isinstance(choice, float):
                     break
                 if choice <= now:
                     raise RuntimeError(f"queue '{shared.name}': asked to wait for a moment that has passed; a bug")
-                shared.block(shared.not_empty, shared.receive_wait, self._heartbeat, choice - now)
+                shared.receivers.block(self._heartbeat, choice - now)
             taken = self._take(choice)
         self._heartbeat.working()
         shared.on_taken()
@@ -307,7 +276,7 @@ class Receiver(_End[T]):
     def look_again(self) -> None:
         """Something that `choose` knows has changed. From any thread, also after closing; does not wait for items."""
         with self._shared.lock:
-            self._shared.not_empty.notify_all()
+            self._shared.receivers.condition.notify_all()
 
     def _take(self, indices: Sequence[int]) -> Taken[T]:
         shared = self._shared
@@ -317,7 +286,7 @@ class Receiver(_End[T]):
         for index in sorted(indices, reverse=True):
             del shared.items[index]
         shared.taken += len(taken)
-        shared.not_full.notify(len(taken))
+        shared.senders.condition.notify(len(taken))
         if shared.items:  # the wake-up meant for another receiver may have been ours
             shared.wake_receiver()
         return Taken(shared, taken)
@@ -333,4 +302,4 @@ def queue(
     if capacity < 1:
         raise ValueError(f"queue '{name}': capacity {capacity} is below 1")
     shared: _Shared[T] = _Shared(capacity, name, clock or SystemClock(), on_taken)
-    return Sender(shared, None), Receiver(shared, None)
+    return Sender(shared, shared.senders, shared.receivers), Receiver(shared, shared.receivers, shared.senders)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import threading
 from collections.abc import Callable
 from typing import TypeVar
@@ -20,11 +19,7 @@ RETRY_FIRST, RETRY_MAXIMUM = 1.0, 8.0
 
 
 class Released(Exception):
-    """The service is stopping and the disk still refuses."""
-
-    def __init__(self, fault: StorageFault) -> None:
-        self.fault = fault
-        super().__init__(str(fault))
+    """The service is stopping and the disk still refuses; with the fault."""
 
 
 class StorageRetry:
@@ -43,17 +38,18 @@ class StorageRetry:
 
         `where` names what shares a fate, such as one folder's output. Raises Released when the service stops meanwhile.
         """
-        for failures in itertools.count():
+        failures = 0
+        while True:
             try:
                 result = action()
             except StorageFault as fault:
+                failures += 1
                 self._begin(where, fault)
-                self._wait(fault, backoff(failures + 1, RETRY_FIRST, RETRY_MAXIMUM), heartbeat)
+                self._wait(fault, backoff(failures, RETRY_FIRST, RETRY_MAXIMUM), heartbeat)
             else:
                 if failures:
                     self._end(where)
                 return result
-        raise AssertionError("unreachable: the loop outlives the machine")
 
     def release(self) -> None:
         """The service is stopping: end every retry."""

@@ -45,63 +45,44 @@ def quick(photos: Path, *more: str) -> int:
     return cli.main(["bench", "--pictures", str(photos), "--seconds", "0.1", *more])
 
 
-# --- options
-
-
 def test_options_replace_settings() -> None:
-    """Model, device, precision and the largest batch; the rest stays at its defaults."""
-    found, recipe = bench.settings(
-        parsed(
-            "--model", "birefnet", "--device", "cpu", "--precision", "float16", "--batch", "4,1", "--models-dir", "/m"
-        )
-    )
-
-    assert ("birefnet", "cpu", "float16", 4, Path("/m")) == (
-        recipe.model, found.engine.device, found.engine.precision, found.pipeline.batch_maximum,
-        found.service.models_directory,
+    words = "--model birefnet --device cpu --precision float16 --batch 4,1 --models-dir /m"
+    found, recipe = bench.settings(parsed(*words.split()))
+    assert ("birefnet", 4, Path("/m")) == (
+        recipe.model, found.pipeline.batch_maximum, found.service.models_directory
     )  # fmt: skip
+    assert ("cpu", "float16") == (found.engine.device, found.engine.precision)
 
 
 def test_configuration_is_what_is_measured(tmp_path: Path) -> None:
-    """Threads and recipes of the operator's own file."""
     path = tmp_path / "rmbgd.toml"
     tables = ("[pipeline]\nfinish_threads = 7", "[limits]\nside = 4096", '[engine]\ndevice = "cpu"')
     path.write_text("\n".join((*tables, "[recipe.shop]", 'format = "tiff"')))
     found, recipe = bench.settings(parsed("--config", str(path), "--recipe", "shop"))
-
-    assert (7, 4096, "cpu", "tiff") == (
-        found.pipeline.finish_threads, found.limits.side, found.engine.device, recipe.format,
-    )  # fmt: skip
+    assert (7, 4096) == (found.pipeline.finish_threads, found.limits.side)
+    assert ("cpu", "tiff") == (found.engine.device, recipe.format)
 
 
 @pytest.mark.parametrize(
     "wrong", [("--batch", "3"), ("--batch", "x"), ("--seconds", "0"), ("--precision", "float99"), ("--bach", "1")]
 )
 def test_wrong_option_is_a_usage_error(wrong: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit 2, and which one."""
     with pytest.raises(SystemExit) as ended:
         cli.main(["bench", *wrong])
-
     assert Exit.USAGE == ended.value.code
     assert wrong[0] in capsys.readouterr().err
 
 
 def test_wrong_device_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
-    """The rule is the setting's."""
     assert Exit.USAGE == cli.main(["bench", "--device", "gpu"])
     assert "rmbgd bench: engine.device: " in capsys.readouterr().err
 
 
-# --- what is shown
-
-
 @pytest.mark.integration
 def test_tables_and_one_json_line(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Each size with its times; then the line with what bounds it; last the same for programs."""
     on(seconds=0.001)
     assert Exit.OK == quick(photos, "--batch", "1,2")
-
-    shown, found = capsys.readouterr().out, {}
+    shown = capsys.readouterr().out
     found = json.loads(shown.splitlines()[-1])
     assert [1, 2] == [row["size"] for row in found["batches"]]
     assert "Files through the whole pipeline" in shown
@@ -112,43 +93,33 @@ def test_tables_and_one_json_line(on: Any, photos: Path, capsys: pytest.CaptureF
 
 @pytest.mark.integration
 def test_programs_get_json_alone(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One object, nothing else."""
     on()
     assert Exit.OK == quick(photos, "--json")
-
     found = json.loads(capsys.readouterr().out)
     assert {"batches", "line", "device", "model", "version", "start_seconds"} <= set(found)
 
 
 @pytest.mark.integration
 def test_size_that_is_not_offered_is_reported(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is no error: the others are measured."""
     on(batch_sizes=(1, 2))
     assert Exit.OK == quick(photos, "--batch", "1,4")
-
     assert "no batches of 4: the engine offers 1, 2" in capsys.readouterr().out
 
 
-# --- what goes wrong
-
-
-def test_missing_gpu_is_exit_78(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the way out."""
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [("--device cuda", "rmbgd doctor"), ("--model birefnet --models-dir /nowhere", "rmbgd models fetch birefnet")],
+)
+def test_missing_gpu_or_model_is_exit_78(
+    words: str, said: str, on: Any, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     on(gpus=0)
-    assert Exit.CONFIGURATION == quick(photos, "--device", "cuda")
-    assert "rmbgd doctor" in capsys.readouterr().err
-
-
-def test_missing_model_is_exit_78(on: Any, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With the command that fetches it."""
-    on()
-    assert Exit.CONFIGURATION == quick(photos, "--model", "birefnet", "--models-dir", str(tmp_path))
-    assert "rmbgd models fetch birefnet" in capsys.readouterr().err
+    assert Exit.CONFIGURATION == quick(photos, *words.split())
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("option", ["--pictures", "--scratch"])
 def test_missing_folder_is_exit_78(option: str, on: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Named as the operator named it."""
     on()
     assert Exit.CONFIGURATION == cli.main(["bench", option, str(tmp_path / "nowhere")])
     assert str(tmp_path / "nowhere") in capsys.readouterr().err
@@ -156,10 +127,8 @@ def test_missing_folder_is_exit_78(option: str, on: Any, tmp_path: Path, capsys:
 
 @pytest.mark.integration
 def test_device_that_fails_is_exit_1(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """With what it said; there is no table of half a measurement."""
     on(script=["ok", "ok", "ok", "lost"])
     assert Exit.FAILED == quick(photos)
-
     captured = capsys.readouterr()
     assert ("", True) == (captured.out, "the script says that the device is lost" in captured.err)
 
@@ -168,12 +137,10 @@ def test_device_that_fails_is_exit_1(on: Any, photos: Path, capsys: pytest.Captu
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_gpu_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
-    """The embedded model on the first GPU: every size on offer, memory by NVML, files through the pipeline."""
     torch = pytest.importorskip("torch")
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     assert Exit.OK == cli.main(["bench", "--device", "cuda", "--seconds", "3", "--json"])
-
     found = json.loads(capsys.readouterr().out)
     assert "cuda:0" == found["device"]
     assert [1, 2, 4, 8] == [row["size"] for row in found["batches"]]

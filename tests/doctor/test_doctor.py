@@ -26,25 +26,16 @@ CUDA_TORCH = CPU_TORCH | {"built_for_cuda": "12.6", "cause": "CUDA driver versio
 CARD = {"name": "RTX 4080", "memory_bytes": 16 << 30, "capability": "8.9", "computes": True}
 READY_TORCH = CUDA_TORCH | {"cuda": True, "devices": [CARD]}
 NO_DRIVER = {"error": "NVMLError_LibraryNotFound", "text": "NVML Shared Library Not Found"}
+READ_ONLY = Path("/proc/sys")  # even root cannot write there
 DRIVER = {"driver": "560.35", "devices": [{"name": "RTX 4080", "memory_bytes": 16 << 30, "temperature": 44}]}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Folder:
-    for name in ("in", "out", "done", "failed"):
-        (tmp_path / name).mkdir()
-    return Folder(
-        name="shop", input=tmp_path / "in", output=tmp_path / "out", done=tmp_path / "done", failed=tmp_path / "failed"
-    )
-
-
-@pytest.fixture
-def read_only() -> Path:
-    """A directory in which even root cannot write."""
-    return Path("/proc/sys")
-
-
-# --- Python, torch, the GPU, memory
+    places = {name: tmp_path / name for name in ("input", "output", "done", "failed")}
+    for place in places.values():
+        place.mkdir()
+    return Folder(name="shop", **places)
 
 
 @pytest.mark.parametrize(
@@ -67,29 +58,24 @@ def read_only() -> Path:
     ],
 )
 def test_gpu_is_judged_with_its_cause(device: str, torch: Any, nvml: Any, state: CheckState, said: str) -> None:
-    """A GPU that is asked for and not there fails, one that is only missed warns, and the cause is named."""
     found = checks.judge_gpu(device, torch, nvml)
     assert state == found.state
     assert said in found.text
 
 
 def test_torch_that_cannot_be_imported_fails_with_the_reason() -> None:
-    """The last line of the error, and what to do."""
     found = checks.judge_torch({"error": "ImportError", "text": "libcudart.so.12: cannot open"})
     assert (FAIL, "ImportError: libcudart.so.12: cannot open") == (found.state, found.text)
     assert "pip install" in found.hint
 
 
 @pytest.mark.parametrize(
-    ("deaths", "state", "said"),
-    [(0, OK, "none"), (1, WARN, "died within"), (3, WARN, "safe mode")],
+    ("deaths", "state", "said"), [(0, OK, "none"), (1, WARN, "died within"), (3, WARN, "safe mode")]
 )
 def test_starts_that_died_are_reported(tmp_path: Path, deaths: int, state: CheckState, said: str) -> None:
-    """One is worth a look, three make the next start careful."""
     settings = Config(service=ServiceSettings(state_directory=tmp_path))
     now = start_record.moment(time.monotonic(), time.time())
     start_record.write(tmp_path, StartRecord(tuple(Start(*now, str(n), ended="signal SEGV") for n in range(deaths))))
-
     found = checks.starts(settings)
     assert state == found.state
     assert said in found.text
@@ -106,39 +92,31 @@ def test_question_without_an_answer_says_why(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_too_little_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An arena that the machine can never hold is reported before the kernel kills for it."""
     monkeypatch.setattr(checks, "OWN_NEED", 1 << 60)
     assert FAIL == checks.memory(Config()).state
 
 
-# --- folders and models
-
-
 def test_usable_folders_are_fine_and_left_as_they_were(folder: Folder) -> None:
-    """Everything was really tried, and nothing of it stays."""
+    assert folders.TRIAL.startswith(".")  # a running service leaves hidden names alone
     assert OK == folders.rights(folder).state
     assert [] == [path for path in folder.input.parent.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("role", ["input", "output", "done", "failed"])
 def test_folder_that_is_missing_is_named(role: str, folder: Folder) -> None:
-    """Which of the four, and that it does not exist."""
     path: Path = getattr(folder, role)
     path.rmdir()
     found = folders.rights(folder)
     assert (FAIL, f"{role} {path}: does not exist") == (found.state, found.text)
 
 
-def test_folder_that_cannot_be_written_fails(folder: Folder, read_only: Path) -> None:
-    """By trying, not by reading mode bits."""
-    found = folders.rights(folder.model_copy(update={"output": read_only}))
+def test_folder_that_cannot_be_written_fails(folder: Folder) -> None:
+    found = folders.rights(folder.model_copy(update={"output": READ_ONLY}))
     assert FAIL == found.state
-    assert f"output {read_only}" in found.text
+    assert f"output {READ_ONLY}" in found.text
 
 
 def test_folder_in_which_nothing_can_be_removed_fails(folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The trial file stays, and that is the finding."""
-
     def refuse(_: str) -> None:
         raise OSError(errno.EPERM, "not permitted")
 
@@ -147,14 +125,12 @@ def test_folder_in_which_nothing_can_be_removed_fails(folder: Folder, monkeypatc
     assert (FAIL, True) == (found.state, found.text.startswith(f"input {folder.input}: "))
 
 
-def test_input_that_is_only_kept_need_not_be_writable(folder: Folder, read_only: Path) -> None:
-    """With originals = "keep" nothing is written there."""
-    found = folders.rights(folder.model_copy(update={"input": read_only, "originals": "keep"}))
+def test_input_that_is_only_kept_need_not_be_writable(folder: Folder) -> None:
+    found = folders.rights(folder.model_copy(update={"input": READ_ONLY, "originals": "keep"}))
     assert "input" not in found.text or FAIL != found.state
 
 
 def test_archive_on_another_file_system_is_a_warning(folder: Folder, tmp_path: Path) -> None:
-    """It works, by copying; the operator should know."""
     elsewhere = Path("/dev/shm")
     if not elsewhere.is_dir() or elsewhere.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("/dev/shm is no other file system here")
@@ -164,85 +140,65 @@ def test_archive_on_another_file_system_is_a_warning(folder: Folder, tmp_path: P
 
 
 def test_events_are_heard(folder: Folder) -> None:
-    """A change of our own making is reported on a local file system."""
     found = folders.events(folder)
     assert (OK, "a change was reported") == (found.state, found.text.partition(": ")[2])
 
 
 def test_folder_that_is_polled_needs_no_events(folder: Folder) -> None:
-    """watch = "poll" is a decision, not a fault."""
     assert OK == folders.events(folder.model_copy(update={"watch": "poll"})).state
 
 
 @pytest.mark.parametrize("kind", ["nfs4", "fuse.sshfs", "unknown"])
 def test_remote_file_system_is_polled(kind: str, folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Said of the same file systems for which the service decides so."""
     monkeypatch.setattr(folders, "file_system", lambda _: kind)
     found = folders.events(folder)
     assert (WARN, True) == (found.state, found.text.startswith(f"{kind}: what other machines write causes no events"))
 
 
 def test_too_little_space_fails(folder: Folder) -> None:
-    """Below free_bytes_minimum nothing would be claimed."""
     assert OK == folders.space(folder, 0).state
     assert FAIL == folders.space(folder, 1 << 60).state
 
 
 def test_watches_are_counted_against_the_limit(folder: Folder) -> None:
-    """Every directory below every input, against what the kernel allows."""
     for name in ("a", "a/b", "c"):
         (folder.input / name).mkdir()
     assert "4 directories to watch" in folders.watches(Config(folder=[folder])).text
 
 
 def test_embedded_model_is_whole(tmp_path: Path) -> None:
-    """Its digest is compared with the registry's."""
     found = folders.model("u2netp", tmp_path)
     assert (OK, True) == (found.state, "as the registry states" in found.text)
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "birefnet", "./missing.safetensors"])
 def test_missing_model_is_reported_with_the_way_to_get_it(name: str, tmp_path: Path) -> None:
-    """A name that is not known, weights that are not here, a file that is not there."""
     found = folders.model(name, tmp_path)
     assert FAIL == found.state
     assert found.text
 
 
 def test_no_folder_at_all_is_a_fault() -> None:
-    """A service without folders does nothing."""
     (first, *_) = folders.check_folders(Config())
     assert (FAIL, "folders") == (first.state, first.need)
 
 
-# --- systemd
-
-
 def test_missing_notify_library_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    """By hand the service runs without it; under systemd it would refuse."""
     monkeypatch.setattr(checks, "is_installed", lambda _: False)
     found = checks.notify_library()
     assert WARN == found.state
     assert "rmbgd[systemd]" in found.hint
 
 
-# --- the command
-
-
 @pytest.mark.integration
 def test_fault_gives_exit_status_1_and_json_names_it(tmp_path: Path) -> None:
-    """One folder is missing: the command fails, and a program finds out which need it is."""
     (tmp_path / "rmbgd.toml").write_text(
         f'[service]\nstate_directory = "{tmp_path}"\nruntime_directory = "{tmp_path}"\n[engine]\ndevice = "cpu"\n'
         f'[[folder]]\nname = "shop"\ninput = "{tmp_path}/in"\noutput = "{tmp_path}/out"\nfailed = "{tmp_path}/f"\n'
         'originals = "keep"\n'
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "rmbgd", "doctor", "--json", "--config", tmp_path / "rmbgd.toml"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = [sys.executable, "-m", "rmbgd", "doctor", "--json", "--config", tmp_path / "rmbgd.toml"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
 
     assert (1, "") == (done.returncode, done.stderr)
     said = json.loads(done.stdout)
@@ -252,7 +208,6 @@ def test_fault_gives_exit_status_1_and_json_names_it(tmp_path: Path) -> None:
 
 
 def test_healthy_means_that_nothing_failed() -> None:
-    """Warnings do not count."""
     assert checks.healthy([checks.ok("a", ""), checks.warn("b", "")])
     assert not checks.healthy([checks.ok("a", ""), checks.fail("b", "")])
 
@@ -261,8 +216,3 @@ def test_library_without_its_package_is_not_installed() -> None:
     """Python raises, instead of answering, when even the parent package is missing."""
     assert not checks.is_installed("no_such_package.module")
     assert checks.is_installed("json.decoder")
-
-
-def test_trial_files_are_hidden() -> None:
-    """A running service leaves hidden names alone."""
-    assert folders.TRIAL.startswith(".")

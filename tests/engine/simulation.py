@@ -255,7 +255,7 @@ class Simulation:
         assert number not in self.outcomes
         self.outcomes[number] = outcome
         if isinstance(outcome, Cutout):
-            slot = view(self.context.arena.block, outcome.frame.region)
+            slot = view(self.context.arena.block, outcome.region)
             assert np.array_equal(slot.rgba[..., 3], expected_alpha(slot.rgb))
             self.trace.append(Answered(number, False, outcome.answer.tries))
         elif isinstance(outcome, Rejection):

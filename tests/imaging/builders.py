@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, TiffImagePlugin
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
@@ -51,7 +51,6 @@ def decoded(data: bytes, **options: Any) -> tuple[NDArray[np.uint8], NDArray[np.
 
 
 def outcome(data: bytes, **options: Any) -> NDArray[np.uint8] | ImageError:
-    """RGB, or the refusal."""
     try:
         return decoded(data, **options)[0]
     except ImageError as error:
@@ -65,7 +64,6 @@ def refusal(data: bytes, **options: Any) -> ImageError:
 
 
 def verdict(data: bytes, **options: Any) -> tuple[Reason, bool]:
-    """Why it is refused, and whether it is waited for."""
     error = refusal(data, **options)
     return error.reason, error.maybe_incomplete
 
@@ -74,9 +72,6 @@ def by_pillow(data: bytes, mode: str | None = None) -> NDArray[Any]:
     """The reference: what Pillow alone decodes."""
     with Image.open(io.BytesIO(data)) as opened:
         return np.asarray(opened.convert(mode) if mode else opened)
-
-
-# ------------------------------------------------------------------------------------------------------------------ PNG
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -101,54 +96,26 @@ def png_of(pixels: NDArray[Any], *, before: bytes = b"") -> bytes:
     return png(rows, pixels.shape[1], 8 * pixels.itemsize, colour_type, before=before)
 
 
-def png_chunks(data: bytes) -> list[tuple[bytes, bytes]]:
-    """Kind and body of every chunk; each checksum is verified."""
-    assert data.startswith(PNG_SIGNATURE)
-    found, at = [], 8
-    while at < len(data):
-        length, kind = struct.unpack_from(">I4s", data, at)
-        body = data[at + 8 : at + 8 + length]
-        assert struct.unpack_from(">I", data, at + 8 + length)[0] == zlib.crc32(kind + body)
-        found.append((kind, body))
-        at += 12 + length
-    return found
-
-
-# ----------------------------------------------------------------------------------------------------------------- EXIF
-
-
 def exif(
     *,
     orientation: int | None = None,
     text: dict[int, bytes] | None = None,
-    dpi: int | None = None,
+    dpi: int = 0,
     gps: bool = False,
     order: str = "<",
 ) -> bytes:
     """A TIFF-structured block, without the "Exif" prefix."""
-    entries: list[tuple[int, int, int, bytes]] = []
+    block = Image.Exif()
+    block.endian = order
+    block.update(text or {})
     if orientation is not None:
-        entries.append((0x0112, 3, 1, struct.pack(f"{order}HH", orientation, 0)))
-    if dpi is not None:
-        entries += [(tag, 5, 1, struct.pack(f"{order}II", dpi, 1)) for tag in (0x011A, 0x011B)]
-        entries.append((0x0128, 3, 1, struct.pack(f"{order}HH", 2, 0)))
-    entries += [(tag, 2, len(value) + 1, value + b"\x00") for tag, value in (text or {}).items()]
+        block[0x0112] = orientation
+    if dpi:
+        block[0x011A] = block[0x011B] = TiffImagePlugin.IFDRational(dpi, 1)
+        block[0x0128] = 2
     if gps:
-        entries.append((0x8825, 4, 1, b"GPS!"))  # replaced below by the offset of the directory
-    entries.sort()
-    body_at = 8 + 2 + 12 * len(entries) + 4
-    directory, bodies = struct.pack(f"{order}H", len(entries)), b""
-    for tag, kind, count, content in entries:
-        value = content
-        if tag == 0x8825:
-            value = struct.pack(f"{order}I", body_at + len(bodies))
-            bodies += struct.pack(f"{order}HHHI", 1, 0x0001, 2, 2) + b"N\x00\x00\x00" + struct.pack(f"{order}I", 0)
-        elif len(content) > 4:
-            value = struct.pack(f"{order}I", body_at + len(bodies))
-            bodies += content
-        directory += struct.pack(f"{order}HHI", tag, kind, count) + value.ljust(4, b"\x00")
-    magic = b"II*\x00" if order == "<" else b"MM\x00*"
-    return magic + struct.pack(f"{order}I", 8) + directory + struct.pack(f"{order}I", 0) + bodies
+        block[0x8825] = {1: "N"}
+    return block.tobytes().removeprefix(b"Exif\x00\x00")
 
 
 def jpeg_segment(marker: int, body: bytes) -> bytes:
@@ -156,11 +123,7 @@ def jpeg_segment(marker: int, body: bytes) -> bytes:
 
 
 def with_segments(jpeg: bytes, *segments: bytes) -> bytes:
-    """The JPEG with segments put in after its start marker."""
     return jpeg[:2] + b"".join(segments) + jpeg[2:]
-
-
-# ------------------------------------------------------------------------------------------------------------- profiles
 
 
 @functools.cache

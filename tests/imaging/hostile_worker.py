@@ -1,9 +1,6 @@
-"""Decodes every file of a folder as the service does, in a process of its own, and prints what became of each.
+"""Decodes every file of the folder in argv[1] as the service does, so that the memory is that of the decoders alone.
 
-    python tests/imaging/hostile_worker.py FOLDER
-
-One JSON line per file, then one with the highest resident size and every process that was started or asked for. Nothing
-is decoded in any other way, so that the memory measured is that of the decoders alone.
+Prints one JSON line per file, then one with the highest resident size and every process that was started or asked for.
 """
 
 from __future__ import annotations

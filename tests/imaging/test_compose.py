@@ -8,7 +8,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rmbgd.config.load import Recipe
-from rmbgd.imaging.compose import arrange, compose_rgba, crop_box, flatten, place_on_canvas, quantise_alpha, zero_hidden
+from rmbgd.imaging.compose import arrange, compose_rgba, crop_box, flatten, place_on_canvas, quantise_alpha
 from tests.imaging.builders import photo
 
 SIDES = st.integers(1, 60)
@@ -50,42 +50,32 @@ def test_alpha_beyond_its_range_is_taken_for_its_end(value: float) -> None:
     alpha = np.full((3, 3), value, np.float32)
     rgb = np.zeros((3, 3, 3), np.uint8)
     out, wide = np.empty((3, 3, 4), np.uint8), np.empty((3, 3), np.uint16)
-
     compose_rgba(rgb, alpha, None, out, clean=False)
     quantise_alpha(alpha, None, wide)
-
     assert (out[:, :, 3] == (255 if value > 0 else 0)).all()
     assert (wide == (65535 if value > 0 else 0)).all()
 
 
 @settings(deadline=None, max_examples=60)
 @given(SIDES, SIDES, SEEDS)
-def test_hidden_colours_become_zero_and_nothing_else_changes(height: int, width: int, seed: int) -> None:
-    """Every pixel with alpha of 1 and more keeps its colours; alpha is untouched."""
+def test_hidden_colours_are_zeroed_unless_the_recipe_keeps_them(height: int, width: int, seed: int) -> None:
     rgba = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
     rgba[:, :, 3] *= np.random.default_rng(seed + 1).integers(0, 2, (height, width), np.uint8)
-    expected = np.where(rgba[:, :, 3:] == 0, 0, rgba)
-    zero_hidden(rgba)
-    assert np.array_equal(rgba, expected)
+    assert np.array_equal(arrange(rgba.copy(), None, Recipe()), np.where(rgba[:, :, 3:] == 0, 0, rgba))
+    assert np.array_equal(arrange(rgba.copy(), None, Recipe(hidden_colours="keep")), rgba)
 
 
 @settings(deadline=None, max_examples=60)
 @given(SIDES, SIDES, SEEDS, st.tuples(*[st.integers(0, 255)] * 3))
 def test_flattening_is_exact(height: int, width: int, seed: int, colour: tuple[int, int, int]) -> None:
-    """The rounded mixture everywhere; exactly the colour under alpha 0, exactly the photo under 255."""
     rgba = np.random.default_rng(seed).integers(0, 256, (height, width, 4), np.uint8)
     rgba[0, 0, 3], rgba[-1, -1, 3] = 0, 255
     out = np.empty((height, width, 3), np.uint8)
-
     flatten(rgba, colour, out)
-
     share = rgba[:, :, 3:].astype(np.int64)
     exact = share * rgba[:, :, :3] + (255 - share) * np.asarray(colour)
     assert np.array_equal(out, (2 * exact + 255) // 510)
     assert (out[rgba[:, :, 3] == 0] == colour).all()
-
-
-# ------------------------------------------------------------------------------------------------------------- arrange
 
 
 def subject(height: int = 200, width: int = 300) -> np.ndarray:
@@ -96,7 +86,6 @@ def subject(height: int = 200, width: int = 300) -> np.ndarray:
 
 
 def test_the_box_holds_the_subject_and_the_margin() -> None:
-    """A share of the longer side on each side, ended by the image. Without a subject the whole image is kept."""
     assert crop_box(subject()[:, :, 3], 0.0) == (60, 120, 100, 220)
     assert crop_box(subject()[:, :, 3], 0.05) == (54, 126, 94, 226)
     assert crop_box(subject()[:, :, 3], 0.5)[0] == 0
@@ -106,7 +95,6 @@ def test_the_box_holds_the_subject_and_the_margin() -> None:
 
 @pytest.mark.parametrize("step", [1, 257])
 def test_specks_and_haze_do_not_widen_the_box_but_a_second_subject_does(step: int) -> None:
-    """Single pixels far away, alpha below 10 everywhere; a pair of shoes is two. In masks of 16 bits likewise."""
     alpha = subject()[:, :, 3].astype(np.uint8 if step == 1 else np.uint16) * step
     alpha[0, 0] = alpha[199, 299] = 255 * step
     alpha[alpha == 0] = 9 * step
@@ -118,20 +106,16 @@ def test_specks_and_haze_do_not_widen_the_box_but_a_second_subject_does(step: in
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 5000), st.integers(1, 3000), st.data())
 def test_the_box_is_exact_to_the_pixel_in_images_of_any_size(height: int, width: int, data: st.DataObject) -> None:
-    """Also where components are looked for on a coarser grid."""
     top, left = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     bottom, right = data.draw(st.integers(top + 1, height)), data.draw(st.integers(left + 1, width))
     alpha = np.zeros((height, width), np.uint8)
     alpha[top:bottom, left:right] = 10
-
     assert crop_box(alpha, 0.0) == (top, bottom, left, right)
 
 
 @pytest.mark.parametrize(("height", "width"), [(400, 400), (100, 400), (50, 50), (1, 1), (201, 301)])
 def test_the_canvas_has_its_size_and_the_image_its_aspect(height: int, width: int) -> None:
-    """In the middle, as large as fits, nothing around it."""
     canvas = place_on_canvas(np.full((20, 30, 4), 255, np.uint8), height, width)
-
     assert canvas.shape == (height, width, 4)
     rows, columns = np.nonzero(canvas[:, :, 3])
     seen_height, seen_width = np.ptp(rows) + 1, np.ptp(columns) + 1
@@ -143,7 +127,6 @@ def test_the_canvas_has_its_size_and_the_image_its_aspect(height: int, width: in
 
 @pytest.mark.parametrize("side", [37, 120, 333])
 def test_hidden_colours_do_not_bleed_into_a_resized_edge(side: int) -> None:
-    """A red subject on hidden green stays red in every visible pixel, smaller and larger."""
     rgba = np.full((120, 120, 4), (0, 255, 0, 0), np.uint8)
     rgba[30:90, 30:90] = (255, 0, 0, 255)
     canvas = place_on_canvas(rgba, side, side)
@@ -151,21 +134,12 @@ def test_hidden_colours_do_not_bleed_into_a_resized_edge(side: int) -> None:
 
 
 def test_a_16_bit_mask_stays_16_bit_on_a_canvas() -> None:
-    """Values between the steps of 8 bits survive."""
     canvas = place_on_canvas(np.full((10, 10), 12345, np.uint16), 20, 40)
     assert canvas.dtype == np.uint16
     assert set(np.unique(canvas)) == {0, 12345}
 
 
-def test_hidden_colours_are_zeroed_unless_the_recipe_keeps_them() -> None:
-    """Everything visible stays; those who repaint the mask need the hidden ones."""
-    rgba = subject()
-    assert np.array_equal(arrange(subject(), None, Recipe()), np.where(rgba[:, :, 3:] == 0, 0, rgba))
-    assert np.array_equal(arrange(subject(), None, Recipe(hidden_colours="keep")), rgba)
-
-
 def test_a_colour_recipe_gives_exactly_that_background() -> None:
-    """Three channels, and no pixel of the background off by one."""
     pixels = arrange(subject(), None, Recipe(content="colour", background="#fefffd"))
     assert pixels.shape == (200, 300, 3)
     assert (pixels[:60] == (254, 255, 253)).all()
@@ -173,7 +147,6 @@ def test_a_colour_recipe_gives_exactly_that_background() -> None:
 
 
 def test_crop_and_canvas_together_fill_the_canvas_with_the_subject() -> None:
-    """A marketplace image: subject in the middle, background exactly white."""
     pixels = arrange(subject(), None, Recipe(content="colour", crop=True, crop_margin=0.0, canvas="500x400"))
     assert pixels.shape == (400, 500, 3)
     assert (pixels[:70] == 255).all()
@@ -182,7 +155,6 @@ def test_crop_and_canvas_together_fill_the_canvas_with_the_subject() -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_a_mask_is_cropped_too(dtype: type) -> None:
-    """Masks of 8 and 16 bits go the same way as images."""
     alpha = subject()[:, :, 3].astype(dtype) * (257 if dtype is np.uint16 else 1)
     pixels = arrange(None, alpha, Recipe(content="mask", crop=True, crop_margin=0.0))
     assert np.array_equal(pixels, alpha[60:120, 100:220])

@@ -8,26 +8,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from rmbgd.config.load import Recipe
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.encode import SUFFIXES, encode
 from rmbgd.imaging.formats import SourceFacts
-from tests.imaging.builders import (
-    TEXT_WORDS,
-    by_pillow,
-    chunk,
-    decoded,
-    exif,
-    jpeg_segment,
-    photo,
-    png_of,
-    probed,
-    rgb_profile,
-    saved,
-    with_segments,
-)
+from tests.imaging import builders
+from tests.imaging.builders import by_pillow, decoded, exif, photo, probed, rgb_profile, saved
 
 FORMS = ["png", "webp", "tiff"]
 METADATA = {"copyright": "© Jürgen 漢字", "artist": "Someone", "description": "a chair", "software": "Camera 1.0"}
@@ -37,8 +25,7 @@ RGBA = np.dstack([photo(20, 30), np.random.default_rng(0).integers(0, 256, (20, 
 
 def encoded(pixels: np.ndarray, recipe: Recipe, facts: SourceFacts = FACTS) -> bytes:
     buffer = io.BytesIO()
-    count = encode(pixels, recipe, facts, buffer.write)
-    assert count == len(buffer.getvalue())
+    encode(pixels, recipe, facts, buffer.write)
     return buffer.getvalue()
 
 
@@ -47,12 +34,9 @@ def encoded(pixels: np.ndarray, recipe: Recipe, facts: SourceFacts = FACTS) -> b
     [*itertools.product(FORMS, ["rgba", "rgb", "mask"]), ("png", "mask of 16 bits"), ("tiff", "mask of 16 bits")],
 )
 def test_pixels_come_back_exactly(form: str, kind: str) -> None:
-    """Lossless in every format; the colours under alpha 0 too when they are kept; every step of a soft edge."""
     wide = np.random.default_rng(1).integers(0, 65536, (20, 30), np.uint16)
     pixels = {"rgba": RGBA, "rgb": RGBA[:, :, :3], "mask": RGBA[:, :, 3], "mask of 16 bits": wide}[kind]
-
     data = encoded(np.ascontiguousarray(pixels), Recipe(format=form, hidden_colours="keep"))
-
     with Image.open(io.BytesIO(data)) as opened:
         assert f".{opened.format.lower()[:3]}" in (SUFFIXES[form][:4], SUFFIXES[form])
         seen = np.asarray(opened.convert({"rgb": "RGB", "mask": "L"}[kind]) if kind in ("rgb", "mask") else opened)
@@ -61,11 +45,9 @@ def test_pixels_come_back_exactly(form: str, kind: str) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_profile_resolution_and_text_are_kept_and_none_is_made_up(form: str) -> None:
-    """As our own reader, which meets cutouts as inputs too, finds them. A mask is no colour and has no profile."""
     header = probed(encoded(RGBA, Recipe(format=form)))
     mask = probed(encoded(np.ascontiguousarray(RGBA[:, :, 3]), Recipe(format=form, content="mask")))
     bare = probed(encoded(RGBA, Recipe(format=form), replace(FACTS, icc_profile=None, dpi=None, metadata={})))
-
     assert (header.icc_profile, header.dpi, header.metadata) == (rgb_profile(), (300.0, 240.0), METADATA)
     assert (mask.icc_profile, mask.dpi) == (None, (300.0, 240.0))
     assert (bare.icc_profile, bare.metadata) == (None, {})
@@ -73,25 +55,15 @@ def test_profile_resolution_and_text_are_kept_and_none_is_made_up(form: str) -> 
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("source", ["jpeg", "png", "tiff"])
+@pytest.mark.parametrize("source", ["JPEG", "PNG", "TIFF"])
 def test_a_gps_position_never_reaches_the_output(source: str, form: str) -> None:
-    """Whatever the input and output are, and even if all text is carried over."""
-    block = exif(text={0x8298: b"Someone"}, gps=True)
-    plain = photo(20, 30)
-    if source == "jpeg":
-        data = with_segments(saved(plain, "JPEG"), jpeg_segment(0xE1, b"Exif\x00\x00" + block))
-    elif source == "png":
-        data = png_of(plain, before=chunk(b"eXIf", block))
-    else:
-        tags = TiffImagePlugin.ImageFileDirectory_v2()
-        tags[0x8298] = "Someone"
-        tags[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0)}
-        data = saved(plain, "TIFF", tiffinfo=tags)
+    block = b"Exif\x00\x00" + exif(text={0x8298: b"Someone"}, gps=True)
+    data = saved(photo(20, 30), source, exif=block)
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.getexif().get_ifd(0x8825)
 
     _, _, facts = decoded(data)
-    output = encoded(RGBA, Recipe(format=form, metadata=list(TEXT_WORDS)), facts)
+    output = encoded(RGBA, Recipe(format=form, metadata=list(builders.TEXT_WORDS)), facts)
 
     assert facts.metadata == {"copyright": "Someone"}
     with Image.open(io.BytesIO(output)) as opened:
@@ -102,37 +74,16 @@ def test_a_gps_position_never_reaches_the_output(source: str, form: str) -> None
 
 @pytest.mark.parametrize(("height", "width"), [(16_384, 2), (2, 16_384)])
 def test_an_image_too_long_for_webp_is_refused_before_anything_is_written(height: int, width: int) -> None:
-    """With what to do instead. 16,383 pixels, the limit itself, are written."""
     pieces: list[bytes] = []
-
     with pytest.raises(ImageError) as caught:
         encode(np.zeros((height, width, 4), np.uint8), Recipe(format="webp"), FACTS, pieces.append)
-
     assert (caught.value.reason, pieces) == (Reason.OUTPUT_TOO_LARGE, [])
     assert "png" in caught.value.detail
     assert probed(encoded(np.zeros((2, 16_383, 4), np.uint8), Recipe(format="webp"))).size == (16_383, 2)
 
 
 def test_lossy_webp_is_smaller_and_keeps_alpha_exactly() -> None:
-    """Quality is for colours."""
     pixels = np.dstack([photo(200, 300), np.random.default_rng(0).integers(0, 256, (200, 300), np.uint8)])
     lossy = encoded(pixels, Recipe(format="webp", webp_lossless=False, webp_quality=50))
     assert len(lossy) < len(encoded(pixels, Recipe(format="webp")))
     assert np.array_equal(by_pillow(lossy)[:, :, 3], pixels[:, :, 3])
-
-
-def test_webp_keeps_hidden_colours_if_the_recipe_does() -> None:
-    """The format may forget them."""
-    hidden = np.dstack([RGBA[:, :, :3], np.zeros((20, 30), np.uint8)])
-    assert np.array_equal(by_pillow(encoded(hidden, Recipe(format="webp", hidden_colours="keep"))), hidden)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_what_write_raises_comes_through(form: str) -> None:
-    """A full disk is the disk's fault, and the writer's error says so."""
-
-    def full(_: bytes | memoryview) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        encode(RGBA, Recipe(format=form), FACTS, full)

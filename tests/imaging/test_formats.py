@@ -33,7 +33,6 @@ def refused(data: bytes) -> ImageError:
     ],
 )
 def test_allowed_formats_are_known_by_their_first_bytes(form: str, start: bytes) -> None:
-    """The name of the format, whatever follows."""
     assert sniff(start + b"\x01" * 64) == form
 
 
@@ -58,7 +57,6 @@ def test_allowed_formats_are_known_by_their_first_bytes(form: str, start: bytes)
     ],
 )
 def test_other_image_formats_are_refused_by_name(start: bytes, word: str) -> None:
-    """FORMAT_NOT_ALLOWED, with a word that an operator understands."""
     error = refused(start + b"\x01" * 64)
     assert error.reason is Reason.FORMAT_NOT_ALLOWED
     assert word in error.detail
@@ -84,6 +82,5 @@ def test_other_image_formats_are_refused_by_name(start: bytes, word: str) -> Non
 def test_no_image_is_unidentified_and_waited_for_if_it_may_still_be_filled(
     data: bytes, reason: Reason, maybe_incomplete: bool
 ) -> None:
-    """Waiting would not make text, programs or archives images. No bytes, few or zeros are an upload that has begun."""
     error = refused(data)
     assert (error.reason, error.maybe_incomplete) == (reason, maybe_incomplete)

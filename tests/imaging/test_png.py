@@ -21,31 +21,14 @@ from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging import png as png_module
 from rmbgd.imaging.formats import PixelStream
 from rmbgd.imaging.png import BAND_BYTES, PixelReader, write_png
-from tests.imaging.builders import (
-    PNG_SIGNATURE,
-    by_pillow,
-    chunk,
-    decoded,
-    ihdr,
-    outcome,
-    photo,
-    png,
-    png_chunks,
-    png_of,
-    probed,
-    refusal,
-    rgb_profile,
-    saved,
-    verdict,
-)
+from tests.imaging import builders
+from tests.imaging.builders import PNG_SIGNATURE, by_pillow, chunk, decoded, ihdr, photo, png_of, probed, refusal, saved
 
 STORED = photo(40, 30)
 
 
 def test_every_cut_is_truncated_and_waited_for() -> None:
-    """No beginning of a PNG is taken for the image, not even all of it but the end chunk."""
     data = saved(STORED, "PNG")
-
     for end in range(1, len(data), 53 if len(data) > 5000 else 7):
         error = refusal(data[:end])
         assert error.maybe_incomplete, (end, error)
@@ -59,16 +42,13 @@ def test_a_wrong_checksum_of_pixels_or_header_is_corrupt(kind: bytes) -> None:
     at = data.index(kind)
     length = struct.unpack_from(">I", data, at - 4)[0]
     data[at + 4 + length] ^= 1
-    assert verdict(bytes(data)) == (Reason.CORRUPT, False)
+    assert builders.verdict(bytes(data)) == (Reason.CORRUPT, False)
 
 
 def test_a_wrong_checksum_of_text_costs_the_text_only() -> None:
-    """Left out and noted; the image is whole."""
     text = bytearray(chunk(b"tEXt", b"Copyright\x00Someone"))
     text[-1] ^= 1
-
     rgb, _, facts = decoded(png_of(STORED, before=bytes(text)))
-
     assert np.array_equal(rgb, STORED)
     assert facts.metadata == {}
     assert any("tEXt" in note for note in facts.notes)
@@ -89,7 +69,6 @@ def test_a_wrong_checksum_of_text_costs_the_text_only() -> None:
     ],
 )
 def test_a_header_that_cannot_be_is_refused_from_33_bytes(data: bytes, reason: Reason) -> None:
-    """Without area, beyond the limits, of no known layout: nothing behind the header is needed."""
     assert refusal(data + bytes(12)).reason is reason
 
 
@@ -110,7 +89,7 @@ PACKED = zlib.compress(b"".join(b"\x00" + row.tobytes() for row in STORED))
 )
 def test_a_whole_file_without_a_whole_image_is_corrupt(body: bytes) -> None:
     """The end is there, or claimed beyond what any upload could complete, so it is not truncated."""
-    assert verdict(PNG_SIGNATURE + body + chunk(b"IEND", b"")) == (Reason.CORRUPT, False)
+    assert builders.verdict(PNG_SIGNATURE + body + chunk(b"IEND", b"")) == (Reason.CORRUPT, False)
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +102,10 @@ def bomb() -> bytes:
     ("kind", "start"), [(b"zTXt", b"a\x00\x00"), (b"iTXt", b"a\x00\x01\x00\x00\x00"), (b"iCCP", b"a\x00\x00")]
 )
 def test_text_that_unpacks_to_200_megabytes_is_a_metadata_bomb(kind: bytes, start: bytes, bomb: bytes) -> None:
-    """Found with no more memory than the limit allows."""
     assert refusal(png_of(STORED, before=chunk(kind, start + bomb))).reason is Reason.METADATA_BOMB
 
 
 def test_many_small_bombs_count_together() -> None:
-    """The limit is for the file, not for the chunk."""
     part = chunk(b"zTXt", b"Comment\x00\x00" + zlib.compress(bytes(300_000)))
     assert refusal(png_of(STORED, before=part * 30)).reason is Reason.METADATA_BOMB
     assert np.array_equal(decoded(png_of(STORED, before=part * 20))[0], STORED)
@@ -142,7 +119,6 @@ def test_200_000_text_chunks_are_read_over_and_600_000_refused() -> None:
 
 
 def test_a_thousand_damaged_chunks_make_a_few_notes() -> None:
-    """The event stays readable."""
     before = b"".join(chunk(b"te" + bytes((a, b)), b"x")[:-1] + b"!" for a in range(65, 91) for b in range(65, 91))
     _, _, facts = decoded(png_of(STORED, before=before))
     assert 1 < len(facts.notes) < 10
@@ -155,7 +131,6 @@ def test_allow_listed_text_is_taken_from_all_three_kinds_of_chunks() -> None:
     before += chunk(b"iTXt", b"Author\x00\x00\x00\x00\x00" + "漢字".encode())
     before += chunk(b"iTXt", b"Software\x00\x01\x00\x00\x00" + zlib.compress(b"Camera"))
     damaged = chunk(b"zTXt", b"Copyright\x00\x00no deflate"), chunk(b"iTXt", b"Copyright\x00\x00\x00en")
-
     header = probed(png_of(STORED, before=before))
     text = {"copyright": "© Müller", "artist": "漢字", "description": "a chair", "software": "Camera"}
     assert header.metadata == text
@@ -165,7 +140,6 @@ def test_allow_listed_text_is_taken_from_all_three_kinds_of_chunks() -> None:
 
 
 def test_resolution_is_read_in_pixels_per_metre() -> None:
-    """pHYs of unit 1; unit 0 is an aspect, not a resolution."""
     metre, aspect = struct.pack(">IIB", 11811, 11811, 1), struct.pack(">IIB", 2, 1, 0)
     assert probed(png_of(STORED, before=chunk(b"pHYs", metre))).dpi == (300.0, 300.0)
     assert probed(png_of(STORED, before=chunk(b"pHYs", aspect))).dpi is None
@@ -175,9 +149,8 @@ def test_resolution_is_read_in_pixels_per_metre() -> None:
     ("colour_type", "channels", "content"), [(2, 3, b"\x00\x01"), (0, 1, b"\x00"), (3, 1, bytes(9)), (6, 4, bytes(6))]
 )
 def test_a_transparency_chunk_that_does_not_fit_is_noted(colour_type: int, channels: int, content: bytes) -> None:
-    """Of the wrong length, or longer than the palette."""
     palette = chunk(b"PLTE", bytes(6)) if colour_type == 3 else b""
-    header = probed(png([bytes(4 * channels)], 4, 8, colour_type, before=palette + chunk(b"tRNS", content)))
+    header = probed(builders.png([bytes(4 * channels)], 4, 8, colour_type, before=palette + chunk(b"tRNS", content)))
     assert any("transparency" in note for note in header.notes)
     assert header.has_alpha == (colour_type == 6)
 
@@ -195,13 +168,11 @@ def test_an_interlaced_png_is_decoded() -> None:
 @settings(deadline=None, max_examples=100)
 @given(st.data())
 def test_the_pieces_read_like_one_file(data: st.DataObject) -> None:
-    """Any sequence of reads and seeks gives what a file of the joined pieces gives."""
     prefix, whole, suffix = (data.draw(st.binary(min_size=1, max_size=30)) for _ in range(3))
     start = data.draw(st.integers(0, len(whole)))
     end = data.draw(st.integers(start, len(whole)))
     pieces = PixelReader(whole, PixelStream(prefix, start, end, suffix))
     reference = io.BytesIO(prefix + whole[start:end] + suffix)
-
     for _ in range(data.draw(st.integers(1, 8))):
         if data.draw(st.booleans()):
             place = data.draw(st.integers(0, 100))
@@ -218,19 +189,23 @@ def test_any_damage_is_a_reason_or_the_same_image(at: int, bytes_: bytes) -> Non
     data = bytearray(saved(photo(12, 10), "PNG"))
     at %= len(data)
     data[at : at + len(bytes_)] = bytes_
-
-    result = outcome(bytes(data), limits=LimitSettings(pixels=100_000))
-
+    result = builders.outcome(bytes(data), limits=LimitSettings(pixels=100_000))
     assert result.detail if isinstance(result, ImageError) else np.array_equal(result, photo(12, 10))
-
-
-# --------------------------------------------------------------------------------------------------------- write_png
 
 
 def written(pixels: np.ndarray, **options: object) -> bytes:
     pieces: list[bytes] = []
     write_png(pixels, lambda piece: pieces.append(bytes(piece)), **{"level": 2, **options})  # type: ignore[arg-type]
     return b"".join(pieces)
+
+
+def chunks(data: bytes) -> list[bytes]:
+    found, at = [], 8
+    while at < len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        found.append(kind)
+        at += 12 + length
+    return found
 
 
 def by_opencv(data: bytes) -> np.ndarray:
@@ -240,21 +215,17 @@ def by_opencv(data: bytes) -> np.ndarray:
     return pixels if pixels.ndim == 2 else cv2.cvtColor(pixels, codes[pixels.shape[2]])
 
 
+KINDS = {"grey": (), "grey16": (), "rgb": (3,), "rgba": (4,)}  # -> channels
+
+
 def noise(height: int, width: int, kind: str, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    if kind == "grey16":
-        return rng.integers(0, 65536, (height, width), np.uint16)
-    shape = {"grey": (height, width), "rgb": (height, width, 3), "rgba": (height, width, 4)}[kind]
-    return rng.integers(0, 256, shape, np.uint8)
-
-
-KINDS = ["grey", "grey16", "rgb", "rgba"]
+    dtype = np.uint16 if kind == "grey16" else np.uint8
+    return np.random.default_rng(seed).integers(0, np.iinfo(dtype).max + 1, (height, width, *KINDS[kind]), dtype)
 
 
 @settings(deadline=None, max_examples=120)
-@given(st.integers(1, 64), st.integers(1, 64), st.sampled_from(KINDS), st.integers(0, 3), st.integers(0, 2**32 - 1))
+@given(st.integers(1, 64), st.integers(1, 64), st.sampled_from([*KINDS]), st.integers(0, 3), st.integers(0, 2**32 - 1))
 def test_two_decoders_read_exactly_what_was_written(height: int, width: int, kind: str, level: int, seed: int) -> None:
-    """Every layout, size and level."""
     pixels = noise(height, width, kind, seed)
     data = written(pixels, level=level)
     assert np.array_equal(by_pillow(data), pixels)
@@ -266,9 +237,7 @@ def test_two_decoders_read_exactly_what_was_written(height: int, width: int, kin
 def test_images_of_many_bands_are_seamless(kind: str, height: int, width: int) -> None:
     """Rows longer than a band, more rows than a band holds, and bands that do not divide the height."""
     pixels = noise(height, width, kind)
-
     data = written(pixels)
-
     assert pixels.nbytes > BAND_BYTES // 2
     assert np.array_equal(by_pillow(data), pixels)
     if max(height, width) < 1 << 17:  # libpng's own limit in OpenCV
@@ -280,7 +249,6 @@ def test_standard_zlib_is_used_where_isal_is_missing(monkeypatch: pytest.MonkeyP
     assert png_module._backend is not zlib
     monkeypatch.setattr(png_module, "_backend", zlib)
     pixels = noise(70, 51, "rgba")
-
     assert np.array_equal(by_pillow(written(pixels)), pixels)
     assert np.array_equal(by_opencv(written(pixels)), pixels)
 
@@ -288,26 +256,17 @@ def test_standard_zlib_is_used_where_isal_is_missing(monkeypatch: pytest.MonkeyP
 def test_profile_resolution_and_text_are_there_and_nothing_else() -> None:
     """In an order that the specification allows: all before the image. No gamma, no colour space, no time."""
     text = [("Copyright", "© Müller"), ("Author", "漢字")]
-    data = written(photo(20, 30), icc_profile=rgb_profile(), dpi=(300.0, 72.0), text=text)
-
+    data = written(photo(20, 30), icc_profile=builders.rgb_profile(), dpi=(300.0, 72.0), text=text)
     with Image.open(io.BytesIO(data)) as opened:
         opened.load()
-        assert opened.info["icc_profile"] == rgb_profile()
+        assert opened.info["icc_profile"] == builders.rgb_profile()
         assert opened.info["dpi"] == pytest.approx((300.0, 72.0), abs=0.02)
         assert (opened.info["Copyright"], opened.info["Author"]) == ("© Müller", "漢字")
-    kinds = [kind for kind, _ in png_chunks(data)]
+    kinds = chunks(data)
     assert kinds == [b"IHDR", b"iCCP", b"pHYs", b"tEXt", b"iTXt", *[b"IDAT"] * (len(kinds) - 6), b"IEND"]
-    assert {kind for kind, _ in png_chunks(written(photo(20, 30)))} == {b"IHDR", b"IDAT", b"IEND"}
-
-
-def test_16_bit_values_are_big_endian_in_the_file() -> None:
-    """The first pixel of a 1 x 1 image, unpacked by hand."""
-    data = written(np.array([[0x1234]], np.uint16))
-    packed = b"".join(body for kind, body in png_chunks(data) if kind == b"IDAT")
-    assert zlib.decompress(packed) == b"\x02" + struct.pack(">H", 0x1234)
+    assert set(chunks(written(photo(20, 30)))) == {b"IHDR", b"IDAT", b"IEND"}
 
 
 def test_the_file_is_at_most_a_seventh_larger_than_pillows() -> None:
-    """One row filter for all rows costs little on photographs."""
     pixels = np.dstack([photo(600, 800), np.full((600, 800), 255, np.uint8)])
     assert len(written(pixels)) < len(saved(pixels, "PNG")) * 8 / 7

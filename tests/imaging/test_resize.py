@@ -22,7 +22,6 @@ def weights(size: int, new_size: int) -> np.ndarray:
 
 
 def resized(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The definition, in float64."""
     rows = np.tensordot(weights(image.shape[0], height), image.astype(np.float64), axes=1)
     return np.moveaxis(np.tensordot(weights(image.shape[1], width), np.moveaxis(rows, 1, 0), axes=1), 0, 1)
 
@@ -40,7 +39,6 @@ def test_alpha_is_resized_as_defined(height: int, width: int, new_height: int, n
 @settings(deadline=None, max_examples=50)
 @given(SIDES, SIDES, SIDES, SIDES)
 def test_images_are_resized_as_defined(height: int, width: int, new_height: int, new_width: int) -> None:
-    """Within one level of the exact value."""
     image = photo(height, width)
     result = image_to_network(image, new_height, new_width)
     assert (result.dtype, result.shape) == (np.uint8, (new_height, new_width, 3))

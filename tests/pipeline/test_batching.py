@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -21,13 +22,11 @@ def image(since: float = 0.0, model: str = "a", **flags: bool) -> Waiting:
 
 
 def chosen(waiting: list[Waiting], limits: Limits, now: float) -> list[int] | float:
-    """By a device that may take every image."""
     return choose(waiting, limits, now, Share(ordinary=True, isolated=True))
 
 
 @st.composite
 def queues(draw) -> list[Waiting]:
-    """Up to 24 waiting images of two models, oldest first."""
     ages = sorted(draw(st.lists(st.floats(0, 10), min_size=1, max_size=24)))
     flags = st.sampled_from([(False, False)] * 6 + [(True, False), (False, True), (True, True)])
     images = []
@@ -40,7 +39,6 @@ def queues(draw) -> list[Waiting]:
 
 @st.composite
 def limits(draw) -> Limits:
-    """Any allowed set of sizes, with times measured for some of them."""
     sizes = (1, *sorted(draw(st.sets(st.sampled_from(SIZES[1:])))))
     seconds = draw(st.dictionaries(st.sampled_from(sizes), st.floats(0.001, 1.0)))
     return Limits(sizes, draw(st.floats(0, 0.003)), seconds)
@@ -48,7 +46,6 @@ def limits(draw) -> Limits:
 
 @given(queues(), limits(), st.floats(0, 11) | st.just(math.inf))
 def test_whoever_waits_is_served_within_the_limits(waiting, limits, now):
-    """The answer is a batch of an allowed size, or a moment that lies ahead by no more than the wait allowed."""
     choice = chosen(waiting, limits, now)
     if isinstance(choice, float):
         assert now < choice <= waiting[0].since + limits.wait
@@ -61,7 +58,6 @@ def test_whoever_waits_is_served_within_the_limits(waiting, limits, now):
 
 @given(queues(), limits())
 def test_a_batch_has_one_model_and_its_suspects_and_realtime_images_are_alone(waiting, limits):
-    """Images of one batch ask for one model; one that is realtime or suspect has no company."""
     batch = [waiting[index] for index in chosen(waiting, limits, math.inf)]
     assert len({image.model for image in batch}) == 1
     if any(image.realtime or image.suspect for image in batch):
@@ -70,7 +66,6 @@ def test_a_batch_has_one_model_and_its_suspects_and_realtime_images_are_alone(wa
 
 @given(queues(), limits())
 def test_the_oldest_goes_unless_a_realtime_image_is_there(waiting, limits):
-    """First come, first served; only realtime overtakes, the oldest realtime first."""
     choice = chosen(waiting, limits, math.inf)
     hurried = [index for index, image in enumerate(waiting) if image.realtime]
     assert choice[0] == (hurried[0] if hurried else 0)
@@ -79,7 +74,6 @@ def test_the_oldest_goes_unless_a_realtime_image_is_there(waiting, limits):
 
 @given(st.integers(1, 40), limits())
 def test_a_realtime_image_never_waits(count, limits):
-    """However many came before it, a realtime image goes at once and alone, also when a wait is allowed."""
     assert chosen([image()] * count + [image(realtime=True)], limits, now=0.0) == [count]
 
 
@@ -104,7 +98,6 @@ OLD = image(since=0.0)
     ],
 )
 def test_who_goes_with_whom(waiting, limits, now, expected):
-    """By hand, what the properties say in general."""
     assert chosen(waiting, limits, now) == expected
 
 
@@ -145,7 +138,6 @@ def test_the_size_is_the_largest_that_is_full_in_time_and_worth_it(size, targets
 
 @given(queues(), limits())
 def test_no_batch_takes_longer_than_half_of_what_its_images_should_take(waiting, limits):
-    """Unless it is an image alone, for which there is nothing quicker."""
     batch = chosen(waiting, limits, math.inf)
     if len(batch) > 1 and len(batch) in limits.seconds:
         assert 2 * limits.seconds[len(batch)] <= min(waiting[index].latency for index in batch)
@@ -157,17 +149,14 @@ def test_no_batch_takes_longer_than_half_of_what_its_images_should_take(waiting,
     places=st.integers(1, 24),
 )
 def test_no_folder_starves_another(arrivals, limits, places):
-    """Eight folders, one flooding: whoever waits sees nobody served who came later, but realtime images that came
-    within their head start; so an image waits for no more than what was there before it."""
+    """Whoever waits sees nobody served who came later, but realtime images that came within their head start."""
     order = sorted(arrivals, key=lambda arrival: arrival[1])
-    realtime = {0}  # one of the folders
-    queue = [
-        (number, Waiting("ab"[suspect], folder in realtime, False, 10 * at, ANY, isolated=False))
-        for number, (folder, at, suspect) in enumerate(order)
+    queue = [  # the first folder is realtime
+        (number, Waiting("ab"[other], folder == 0, False, 10 * at, ANY, isolated=False))
+        for number, (folder, at, other) in enumerate(order)
     ]
     line, rest = queue[:places], queue[places:]
-    rounds = dict.fromkeys(range(len(queue)), 0)
-    overtaken = dict.fromkeys(range(len(queue)), 0)
+    rounds, overtaken = Counter(), Counter()
     while line:
         taken = chosen([image for _, image in line], limits, math.inf)
         served = [line[index] for index in taken]
@@ -183,27 +172,20 @@ def test_no_folder_starves_another(arrivals, limits, places):
 
 
 def test_the_table_tells_how_many_go_for_every_number_that_waits():
-    """One line for the log."""
     assert table(Limits((1, 2, 4)), math.inf) == [1, 2, 2, 4]
     assert table(Limits(SIZES, seconds=MEASURED), 0.13) == [1, 2, 2] + [4] * 13
 
 
 @pytest.mark.parametrize("sizes", [(), (2, 4), (1, 4, 2), (1, 1)])
 def test_sizes_that_make_no_sense_are_refused(sizes):
-    """Sizes ascend and one image alone can always go."""
     with pytest.raises(ValueError, match="batch sizes"):
         Limits(sizes)
 
 
-GPU, OTHER, CPU = (
-    DeviceView("cuda:0", usable=True),
-    DeviceView("cuda:1", usable=True),
-    DeviceView("cpu", is_fallback=True, usable=True),
-)
+GPU, OTHER = DeviceView("cuda:0", usable=True), DeviceView("cuda:1", usable=True)
+CPU = DeviceView("cpu", is_fallback=True, usable=True)
 AWAY, BACK_AWAY = replace(GPU, usable=False), replace(CPU, usable=False)
 MISSING = replace(BACK_AWAY, missing=True)
-
-
 WORKS_ON, STOPPING = False, True
 
 
@@ -225,24 +207,19 @@ WORKS_ON, STOPPING = False, True
     ],
 )
 def test_a_device_takes_images_only_while_it_is_well(stopping, devices, expected):
-    """The fallback takes them while no GPU is well, and always those that have met a fault, if it is to be had.
-
-    When the service stops, what no device will take is given back, by any thread whose device is not usable.
-    """
+    """The fallback takes all while no GPU is well, and always those that have met a fault. Who stops gives back."""
     found = [share(device, devices, stopping=stopping) for device in devices]
     assert [(each.ordinary, each.isolated) for each in found] == expected
 
 
 @given(queues(), limits(), st.booleans(), st.booleans(), st.lists(st.booleans(), min_size=80, max_size=80))
 def test_only_what_is_for_the_device_is_taken(waiting, limits, ordinary, isolated, marks):
-    """An isolated image is a suspect, and goes alone; None means that nothing that waits is for this device."""
     waiting = [
         replace(image, isolated=mark, suspect=image.suspect or mark)
         for image, mark in zip(waiting, marks, strict=False)
     ]
     taken = choose(waiting, limits, math.inf, Share(ordinary, isolated))
     own = [index for index, image in enumerate(waiting) if (isolated if image.isolated else ordinary)]
-
     assert (taken is None) == (not own)
     if taken is not None:
         assert set(taken) <= set(own)

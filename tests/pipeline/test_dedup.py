@@ -1,6 +1,6 @@
 """Images that are equal are computed once."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,7 +13,6 @@ from rmbgd.store.records import ContentKey, Job
 
 pytestmark = pytest.mark.timeout(10)
 
-
 KEY = ContentKey("00", "recipe")
 
 
@@ -24,37 +23,23 @@ def image(number: int) -> Follower:
 
 
 def test_the_first_computes_and_the_others_wait_for_it():
-    """One leader; its followers come back, in order, when it leaves."""
     in_flight = Deduplicator(followers_maximum=8)
     first, second, third = image(1), image(2), image(3)
-
     entered = [in_flight.enter(KEY, each) for each in (first, second, third)]
-
     assert [True, False, False] == entered
     assert [second, third] == in_flight.leave(KEY, first.job)
     assert 0 == in_flight._parked
 
 
-def test_only_the_leader_releases_the_followers():
-    """An image that was computed although an equal one led does not end the group."""
+def test_only_the_leader_releases_the_followers_whose_number_is_bounded():
     in_flight = Deduplicator(followers_maximum=1)
     first, second, surplus = image(1), image(2), image(3)
-    for each in (first, second, surplus):
-        in_flight.enter(KEY, each)
+    assert [True, False, True] == [in_flight.enter(KEY, each) for each in (first, second, surplus)]
     assert [] == in_flight.leave(KEY, surplus.job)
     assert [second] == in_flight.leave(KEY, first.job)
 
 
-def test_parked_images_are_bounded():
-    """Beyond the bound an equal image is simply computed: claimed images never pile up."""
-    in_flight = Deduplicator(followers_maximum=2)
-    in_flight.enter(KEY, image(0))
-    entered = [in_flight.enter(KEY, image(number)) for number in range(1, 5)]
-    assert [False, False, True, True] == entered
-
-
 def test_every_twin_comes_back_once_under_contention():
-    """Threads that enter and leave at will never lose an image nor get it twice."""
     in_flight = Deduplicator(followers_maximum=4)
     answered: list[int] = []
 
@@ -65,26 +50,16 @@ def test_every_twin_comes_back_once_under_contention():
                 answered.append(number)
                 answered.extend(each.job.job_id for each in in_flight.leave(ContentKey(str(number % 3), "r"), mine.job))
 
-    threads = [threading.Thread(target=work, args=(range(start, 2000, 4),)) for start in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, [range(start, 2000, 4) for start in range(4)]))
     assert list(range(2000)) == sorted(answered)
 
 
 def test_another_recipe_or_model_is_another_key():
-    """What changes the output changes the key."""
-    keys = {
-        recipe_hash(Recipe(), {"sha256": "a"}),
-        recipe_hash(Recipe(), {"sha256": "b"}),
-        recipe_hash(Recipe(format="webp"), {"sha256": "a"}),
-    }
-    assert 3 == len(keys)
+    keys = [recipe_hash(*of) for of in ((Recipe(), {"sha256": "a"}), (Recipe(), {"sha256": "b"}))]
+    assert 3 == len({*keys, recipe_hash(Recipe(format="webp"), {"sha256": "a"})})
 
 
 def test_another_start_of_the_same_model_keeps_the_key():
-    """What an engine measured while it started is no part of the model."""
-    first, second = ({"sha256": "a", "seconds": seconds, "path": path} for seconds, path in ((0.1, "/a"), (0.2, "/b")))
-    assert recipe_hash(Recipe(), first) == recipe_hash(Recipe(), second)
+    measured = {"sha256": "a", "seconds": 0.2, "path": "/b"}
+    assert recipe_hash(Recipe(), {"sha256": "a"}) == recipe_hash(Recipe(), measured)

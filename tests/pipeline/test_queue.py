@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 
 import pytest
 from hypothesis import given, settings
@@ -19,11 +20,8 @@ PATIENCE = 60  # seconds after which a test has hung; nothing waits that long
 
 
 class SpyHeartbeat(NullHeartbeat):
-    """A heartbeat that keeps what it was told and says when its thread is about to block."""
-
     def __init__(self) -> None:
-        self.told: list[str] = []
-        self.blocked = threading.Event()
+        self.told, self.blocked = [], threading.Event()
 
     def waiting(self) -> None:
         self.told.append("waiting")
@@ -31,6 +29,16 @@ class SpyHeartbeat(NullHeartbeat):
 
     def working(self) -> None:
         self.told.append("working")
+
+
+@contextmanager
+def holding(items: str, capacity: int = 4) -> Iterator[tuple[Sender, Receiver]]:
+    """Both ends of a queue in which these letters wait."""
+    sender, receiver = queue(capacity, "items")
+    with sender, receiver:
+        for item in items:
+            sender.send(item)
+        yield sender, receiver
 
 
 def started(call: Callable[..., object], *arguments: object) -> Future:
@@ -54,7 +62,6 @@ def started(call: Callable[..., object], *arguments: object) -> Future:
 )
 @settings(max_examples=60, deadline=None)
 def test_nothing_is_lost_or_doubled_and_the_end_is_the_last_senders_leaving(counts, receivers, capacity, most):
-    """Every item arrives once, each producer's in its order, and receivers end when the last sender has left."""
     first_sender, first_receiver = queue(capacity, "items")
     ends = [(producer, first_sender.clone()) for producer in range(len(counts))]
 
@@ -65,12 +72,10 @@ def test_nothing_is_lost_or_doubled_and_the_end_is_the_last_senders_leaving(coun
 
     def consume(receiver: Receiver) -> list[list]:
         batches = []
-        with receiver:
+        with receiver, suppress(NoSenders):
             while True:
-                try:
-                    batches.append(receiver.receive_chosen(lambda items, _now: range(min(most, len(items)))))
-                except NoSenders:
-                    return batches
+                batches.append(receiver.receive_chosen(lambda items, _now: range(min(most, len(items)))))
+        return batches
 
     consumers = [started(consume, first_receiver.clone()) for _ in range(receivers)]
     producers = [started(produce, producer, end) for producer, end in ends]
@@ -93,7 +98,6 @@ def test_nothing_is_lost_or_doubled_and_the_end_is_the_last_senders_leaving(coun
 @given(leave_after=st.integers(0, 5), producers=st.integers(1, 3))
 @settings(max_examples=25, deadline=None)
 def test_every_sender_learns_that_the_last_receiver_has_left(leave_after, producers):
-    """A sender that would go on for ever stops with NoReceivers, also when it was blocked at that moment."""
     sender, receiver = queue(2, "items")
 
     def produce(end: Sender) -> None:
@@ -106,14 +110,12 @@ def test_every_sender_learns_that_the_last_receiver_has_left(leave_after, produc
     with receiver:
         for _ in range(leave_after):
             receiver.receive()
-
     for future in futures:
         with pytest.raises(NoReceivers):
             future.result(PATIENCE)
 
 
 def test_a_full_channel_blocks_its_sender_and_says_so():
-    """A blocked sender's heartbeat waits until a place is free, then works."""
     sender, receiver = queue(1, "items")
     heartbeat = SpyHeartbeat()
     with sender, receiver, sender.clone(heartbeat) as blocked:
@@ -128,7 +130,6 @@ def test_a_full_channel_blocks_its_sender_and_says_so():
 
 
 def test_an_empty_channel_makes_its_receiver_wait_and_says_so():
-    """A blocked receiver's heartbeat waits until an item comes, then works."""
     sender, receiver = queue(1, "items")
     heartbeat = SpyHeartbeat()
     with sender, receiver, receiver.clone(heartbeat) as blocked:
@@ -140,18 +141,12 @@ def test_an_empty_channel_makes_its_receiver_wait_and_says_so():
 
 
 def test_the_policy_chooses_which_waiting_items_go():
-    """receive_chosen hands out the picked items in the order picked and leaves the others in theirs."""
-    sender, receiver = queue(8, "items")
-    with sender, receiver:
-        for letter in "abcde":
-            sender.send(letter)
-
+    with holding("abcde", 8) as (_, receiver):
         assert receiver.receive_chosen(lambda _items, _now: [3, 1]) == ["d", "b"]
         assert [receiver.receive() for _ in range(3)] == ["a", "c", "e"]
 
 
 def test_the_policy_is_asked_again_when_something_arrives():
-    """A policy that waits for company is asked again at the next arrival, before its moment has come."""
     clock = FakeClock(start=100.0)
     sender, receiver = queue(8, "items", clock)
     heartbeat = SpyHeartbeat()
@@ -163,43 +158,31 @@ def test_the_policy_is_asked_again_when_something_arrives():
 
     with sender, receiver, receiver.clone(heartbeat) as mine:
         sender.send("a")
-        future = started(lambda: mine.receive_chosen(both))
+        future = started(mine.receive_chosen, both)
         heartbeat.blocked.wait(PATIENCE)
         sender.send("b")
-
         assert future.result(PATIENCE) == ["a", "b"]
         assert asked == [(["a"], 100.0), (["a", "b"], 100.0)]
 
 
 def test_a_policy_that_waits_is_woken_when_its_company_leaves():
-    """A receiver waiting for company ends its wait when the last sender leaves."""
-    sender, receiver = queue(8, "items")
     heartbeat = SpyHeartbeat()
-    with receiver, receiver.clone(heartbeat) as mine:
-        sender.send("a")
-        future = started(
-            lambda: mine.receive_chosen(lambda _items, now: [0] if now == math.inf else now + 100 * PATIENCE)
-        )
+    with holding("a") as (sender, receiver), receiver.clone(heartbeat) as mine:
+        future = started(mine.receive_chosen, lambda _items, now: [0] if now == math.inf else now + 100 * PATIENCE)
         heartbeat.blocked.wait(PATIENCE)
         sender.close()
-
         assert future.result(PATIENCE) == ["a"]
 
 
 @pytest.mark.parametrize("choice", [[], [0, 0], [-1], 0.0])
 def test_a_policy_that_answers_nonsense_is_a_bug_and_loses_nothing(choice):
-    """Taking nothing, one item twice, a negative index or a moment that has passed raises; the item stays."""
-    sender, receiver = queue(2, "items")
-    with sender, receiver:
-        sender.send("a")
+    with holding("a") as (_, receiver):
         with pytest.raises(RuntimeError, match="bug"):
             receiver.receive_chosen(lambda _items, _now: choice)
-
         assert receiver.receive() == "a"
 
 
 def test_statistics_count_depth_totals_and_waits_that_still_go_on():
-    """The wait of a blocked receiver is visible while it lasts."""
     clock = FakeClock()
     sender, receiver = queue(3, "ready", clock)
     heartbeat = SpyHeartbeat()
@@ -221,7 +204,6 @@ def test_statistics_count_depth_totals_and_waits_that_still_go_on():
 
 
 def test_an_end_that_was_never_closed_is_told():
-    """Forgetting to close warns when the end is collected."""
     sender, receiver = queue(1, "items")
     receiver.close()
     forgotten = [sender]
@@ -231,13 +213,11 @@ def test_an_end_that_was_never_closed_is_told():
 
 
 def test_a_closed_end_refuses_and_closing_twice_counts_once():
-    """A second close does not take away somebody else's end; using a closed end raises ValueError."""
     sender, receiver = queue(1, "items")
     with receiver, sender.clone() as other:
         sender.close()
         sender.close()
         other.send("a")
-
         assert receiver.receive() == "a"
         with pytest.raises(ValueError, match="closed"):
             sender.send("b")
@@ -246,17 +226,13 @@ def test_a_closed_end_refuses_and_closing_twice_counts_once():
 
 
 def test_a_channel_needs_a_place():
-    """Capacity below one is refused at once."""
     with pytest.raises(ValueError, match="capacity 0"):
         queue(0, "items")
 
 
 class Leaving:
-    """A policy that leaves everything to others until told to take."""
-
     def __init__(self) -> None:
-        self.takes = False
-        self.asked = threading.Event()
+        self.takes, self.asked = False, threading.Event()
 
     def __call__(self, _items, _now):
         self.asked.set()
@@ -264,7 +240,6 @@ class Leaving:
 
 
 def test_what_one_receiver_leaves_another_takes():
-    """Whoever is woken first: an item that one leaves does not lie there while another would take it."""
     sender, receiver = queue(4, "items")
     with sender, receiver, receiver.clone() as choosy, receiver.clone() as other:
         left = started(choosy.receive_chosen, Leaving())
@@ -279,11 +254,8 @@ def test_what_one_receiver_leaves_another_takes():
 
 
 def test_who_left_items_to_others_looks_again_when_told():
-    """What its policy knows has changed: it takes what still waits."""
-    sender, receiver = queue(4, "items")
     leaving = Leaving()
-    with sender, receiver:
-        sender.send("a")
+    with holding("a") as (_, receiver):
         left = started(receiver.receive_chosen, leaving)
         assert leaving.asked.wait(PATIENCE)
         leaving.takes = True
@@ -293,11 +265,9 @@ def test_who_left_items_to_others_looks_again_when_told():
 
 def test_who_left_the_last_items_to_others_learns_that_nothing_comes_any_more():
     """All senders have left, another receiver takes the last item: NoSenders for the one that waited."""
-    sender, receiver = queue(4, "items")
     leaving = Leaving()
-    with receiver, receiver.clone() as other:
-        with sender:
-            sender.send("a")
+    with holding("a") as (sender, receiver), receiver.clone() as other:
+        sender.close()
         left = started(receiver.receive_chosen, leaving)
         assert leaving.asked.wait(PATIENCE)
         assert other.receive() == "a"
@@ -305,15 +275,8 @@ def test_who_left_the_last_items_to_others_learns_that_nothing_comes_any_more():
             left.result(PATIENCE)
 
 
-# --- batches that end in finish or in put_back
-
-
 def test_what_is_put_back_is_at_the_head_and_counts_as_no_progress():
-    """Beyond the capacity, without blocking, in the order given; only `finish` is progress."""
-    sender, receiver = queue(2, "items")
-    with sender, receiver:
-        sender.send("a")
-        sender.send("b")
+    with holding("ab", 2) as (sender, receiver):
         batch = receiver.take(lambda items, _now: range(len(items)))
         sender.send("c")
         sender.send("d")
@@ -325,20 +288,14 @@ def test_what_is_put_back_is_at_the_head_and_counts_as_no_progress():
 
 
 def test_a_batch_that_is_never_ended_goes_back_as_it_was():
-    """A thread that breaks with a batch in hand leaves it to the others."""
-    sender, receiver = queue(4, "items")
-    with sender, receiver:
-        sender.send("a")
+    with holding("a") as (_, receiver):
         with pytest.raises(KeyError), receiver.take(lambda _items, _now: (0,)):
             raise KeyError
         assert receiver.receive() == "a"
 
 
 def test_a_batch_is_ended_once():
-    """Twice is a bug, and so is another number of items."""
-    sender, receiver = queue(4, "items")
-    with sender, receiver:
-        sender.send("a")
+    with holding("a") as (_, receiver):
         batch = receiver.take(lambda _items, _now: (0,))
         with pytest.raises(ValueError, match="0 items put back of 1"):
             batch.put_back([])
@@ -349,11 +306,9 @@ def test_a_batch_is_ended_once():
 
 def test_no_more_is_said_only_when_no_batch_can_come_back():
     """The last sender has left and nothing waits: a receiver waits all the same while another has a batch in hand."""
-    sender, receiver = queue(4, "items")
     spy = SpyHeartbeat()
-    with receiver, receiver.clone(spy) as other:
-        with sender:
-            sender.send("a")
+    with holding("a") as (sender, receiver), receiver.clone(spy) as other:
+        sender.close()
         batch = receiver.take(lambda _items, _now: (0,))
         received = started(list, other)
         assert spy.blocked.wait(PATIENCE)

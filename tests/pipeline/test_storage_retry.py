@@ -1,6 +1,6 @@
 """A disk that refuses delays the results; nothing is lost."""
 
-import threading
+from unittest.mock import Mock, call
 
 import pytest
 
@@ -14,28 +14,16 @@ from rmbgd.testing.clock import FakeClock
 pytestmark = pytest.mark.timeout(10)
 
 
-class RecordedIntake:
-    def __init__(self):
-        self.calls = []
-
-    def pause(self, reason):
-        self.calls.append(("pause", reason))
-
-    def resume(self, reason):
-        self.calls.append(("resume", reason))
-
-
 class Disk:
     """Refuses as often as told, then takes data."""
 
     def __init__(self, refusals, clock=None):
         self.refusals, self.clock = refusals, clock or FakeClock()
-        self.asked = 0
 
     def write(self):
-        self.asked += 1
         self.clock.advance(1.00004)  # milliseconds are enough for the log
-        if self.asked <= self.refusals:
+        self.refusals -= 1
+        if self.refusals >= 0:
             raise StorageFault("disk_full", "no space", path="/out")
         return "written"
 
@@ -47,55 +35,34 @@ def quick(monkeypatch):
 
 @pytest.mark.parametrize("refusals", [5, 0])
 def test_a_disk_that_comes_back_is_told_by_one_edge_each_way(quick, refusals):
-    """However many tries it takes, log and intake have one pause and one resumption; none when it took the first."""
-    intake, events, clock = RecordedIntake(), RecordedEvents(), FakeClock()
+    intake, events, clock = Mock(), RecordedEvents(), FakeClock()
     disk = Disk(refusals, clock)
     assert "written" == StorageRetry(intake, events, clock).retry_until_writable(disk.write, "shop", NullHeartbeat())
-
-    reasons = ["disk_full:shop"] if refusals else []
-    assert [(edge, reason) for edge in ("pause", "resume") for reason in reasons] == intake.calls
-    assert [keys["kind"] for keys in events.named("storage.paused")] == ["disk_full"] * len(reasons)
-    assert [keys["seconds"] for keys in events.named("storage.resumed")] == [5.0] * len(reasons)
+    edges = [call.pause("disk_full:shop"), call.resume("disk_full:shop")]
+    assert (edges if refusals else []) == intake.mock_calls
+    assert [keys["kind"] for keys in events.named("storage.paused")] == ["disk_full"] * bool(refusals)
+    assert [keys["seconds"] for keys in events.named("storage.resumed")] == [5.0] * bool(refusals)
 
 
 def test_the_wait_doubles_and_the_heartbeat_knows_of_it(monkeypatch):
-    """One second, then twice as long up to eight."""
-    retry, beats, waits = StorageRetry(RecordedIntake(), RecordedEvents(), FakeClock()), [], []
+    retry, heartbeat, waits = StorageRetry(Mock(), RecordedEvents(), FakeClock()), Mock(), []
     monkeypatch.setattr(retry._changed, "wait", waits.append)
-    heartbeat = NullHeartbeat()
-    heartbeat.waiting, heartbeat.working = (lambda: beats.append("waiting")), (lambda: beats.append("working"))
     retry.retry_until_writable(Disk(6).write, "shop", heartbeat)
-
     assert [1.0, 2.0, 4.0, 8.0, 8.0, 8.0] == waits
-    assert ["waiting", "working"] * 6 == beats
+    assert [call.waiting(), call.working()] * 6 == heartbeat.mock_calls
 
 
-def test_stopping_releases_who_waits():
-    """A disk that never comes back does not keep the service from stopping."""
-    hold = StorageRetry(RecordedIntake(), RecordedEvents(), FakeClock())
-    raised = []
-
-    def insist():
-        try:
-            hold.retry_until_writable(Disk(1 << 30).write, "shop", NullHeartbeat())
-        except Released as released:
-            raised.append(released.fault.kind)
-
-    thread = threading.Thread(target=insist)
-    thread.start()
-    hold.release()
-    thread.join()
-
-    assert ["disk_full"] == raised
+def test_stopping_releases_who_waits(monkeypatch):
+    hold = StorageRetry(Mock(), RecordedEvents(), FakeClock())
+    monkeypatch.setattr(hold._changed, "wait", lambda _: hold.release())
+    with pytest.raises(Released, match="disk_full: no space"):
+        hold.retry_until_writable(Disk(1 << 30).write, "shop", NullHeartbeat())
 
 
 def test_one_folder_coming_back_says_nothing_of_another(quick):
-    """Each output has a disk of its own: only the one that takes data again is resumed."""
-    intake = RecordedIntake()
+    intake = Mock()
     hold = StorageRetry(intake, RecordedEvents(), FakeClock())
     hold._begin("other", StorageFault("read_only", "", path="/other"))
-
     hold.retry_until_writable(Disk(1).write, "shop", NullHeartbeat())
-
-    kinds = [("pause", "read_only:other"), ("pause", "disk_full:shop"), ("resume", "disk_full:shop")]
-    assert kinds == intake.calls
+    edges = [call.pause("read_only:other"), call.pause("disk_full:shop"), call.resume("disk_full:shop")]
+    assert edges == intake.mock_calls
