@@ -125,7 +125,7 @@ def plain_device(context: EngineContext, machine: Machine, options: Mapping[str,
             batch_timeout=settings.batch_timeout,
             on_output=lambda text: context.emit("engine.output", source="engine", line=text),
         )
-        return context.workers.add(worker)
+        return context.add(worker)
 
     return Devices([cpu_supervisor(context, views, make)], views, [])
 

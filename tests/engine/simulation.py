@@ -180,7 +180,7 @@ class Simulation:
         block = self.context.arena.block
         worker = Worker(self.trace, device, lambda: Sick(block, sick, device=device, models=(model,), **plan))
         (made.made if isinstance(made, Gpu) else made).append(worker)  # type: ignore[attr-defined]
-        self.context.workers.add(worker)
+        self.context.add(worker)
         return worker
 
     # ------------------------------------------------------------------------------------------------ time and health
