@@ -102,15 +102,15 @@ class Devices:
         return facts
 
     def _state(self) -> str:
-        usable = self.views.usable_gpus
-        if isinstance(self._first[0], CpuSupervisor):
-            return "ready" if usable else "starting" if self._first[0].description is None else "restarting"
-        if not usable and any(each.undecided for each in self._first):
+        usable, first = self.views.usable_gpus, self._first
+        if isinstance(first[0], CpuSupervisor):
+            return "ready" if usable else "starting" if first[0].description is None else "restarting"
+        if not usable and any(each.undecided for each in first):
             return "starting"
-        if not usable and not (self._fallback is not None and self._fallback.view.usable):
+        if not usable and (self._fallback is None or not self._fallback.view.usable):
             return "waiting"
-        away = [each for each in self._first if not each.view.usable and not each.undecided]
-        return "degraded" if away and len(self._first) > 1 else "ready"
+        away = any(not each.view.usable and not each.undecided for each in first)
+        return "degraded" if away and len(first) > 1 else "ready"
 
 
 @dataclass(slots=True)
