@@ -16,8 +16,8 @@ import threading
 import warnings
 from bisect import bisect
 from collections import deque
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,7 +38,7 @@ class ArenaStatistics:
     waiting: int
 
 
-class Lease:
+class Lease(AbstractContextManager["Lease"]):
     """A piece of the arena. Give it back from any thread, once or more often."""
 
     def __init__(self, arena: Arena, offset: int, byte_count: int) -> None:
@@ -49,9 +49,6 @@ class Lease:
     def release(self) -> None:
         self._arena.take_back(self)
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.release()
 
@@ -60,7 +57,7 @@ class Lease:
             warnings.warn(f"a lease of {self.byte_count} bytes was never released", ResourceWarning, 2, source=self)
 
 
-class Arena:
+class Arena(AbstractContextManager["Arena"]):
     """`byte_count` bytes of shared memory. `fd` is for the engine's process: see attach."""
 
     def __init__(self, byte_count: int) -> None:
@@ -104,9 +101,6 @@ class Arena:
             for turn in self._queue:
                 turn.notify()
         os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()

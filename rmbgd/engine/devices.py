@@ -25,35 +25,6 @@ class Stopped(EngineLost):
     """The service is stopping, and no device will come up any more."""
 
 
-class Workers:
-    """Every worker that may have a process, so that the service can see whether one is busy, and kill them all."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._workers: list[EngineWorker] = []  # under the lock
-        self._aborted = False  # under the lock
-
-    def add(self, worker: EngineWorker) -> EngineWorker:
-        with self._lock:
-            self._workers = [each for each in self._workers if not each.ended] + [worker]
-            if self._aborted:
-                worker.abort()
-        return worker
-
-    @property
-    def busy(self) -> bool:
-        """A process computes, is checked, or starts: each of that has a deadline."""
-        with self._lock:
-            return any(worker.asking for worker in self._workers)
-
-    def abort(self) -> None:
-        """Kill every process, and those that are still to come."""
-        with self._lock:
-            self._aborted = True
-            for worker in self._workers:
-                worker.abort()
-
-
 class Devices:
     """`supervisors`: one GPU or more, and the CPU behind them; or the CPU alone. Any thread may ask."""
 
@@ -61,7 +32,7 @@ class Devices:
         self.supervisors, self.views = tuple(supervisors), views
         self._first = tuple(each for each in supervisors if not each.is_fallback)
         self._fallback = next((each for each in supervisors if each.is_fallback), None)
-        self._models = tuple(models)
+        self._models = models
         self._description: Future[EngineDescription] = Future()
         views.listen(self._decide)
 
@@ -104,14 +75,11 @@ class Devices:
             return
         elif fallback is None or fallback.view.usable:
             # The weights that were asked for have not been seen: what is computed now must not be found again later.
-            unseen: dict[str, dict[str, object]] = {
-                name: {"sha256": f"not seen {uuid.uuid4()}"} for name in self._models
-            }
+            unseen: dict[str, dict[str, object]]
+            unseen = {name: {"sha256": f"not seen {uuid.uuid4()}"} for name in self._models}
             self._description.set_result(EngineDescription(self.device, unseen, SIZES))
         elif fallback.model_error is not None:
             self._description.set_exception(fallback.model_error)
-
-    # ------------------------------------------------------------------------------------------------ for health
 
     @property
     def device(self) -> str:
@@ -134,28 +102,38 @@ class Devices:
         return facts
 
     def _state(self) -> str:
-        usable = self.views.usable_gpus
-        if isinstance(self._first[0], CpuSupervisor):
-            return "ready" if usable else "starting" if self._first[0].description is None else "restarting"
-        if not usable and any(each.undecided for each in self._first):
+        usable, first = self.views.usable_gpus, self._first
+        if isinstance(first[0], CpuSupervisor):
+            return "ready" if usable else "starting" if first[0].description is None else "restarting"
+        if not usable and any(each.undecided for each in first):
             return "starting"
-        if not usable and not (self._fallback is not None and self._fallback.view.usable):
+        if not usable and (self._fallback is None or not self._fallback.view.usable):
             return "waiting"
-        away = [each for each in self._first if not each.view.usable and not each.undecided]
-        return "degraded" if away and len(self._first) > 1 else "ready"
+        away = any(not each.view.usable and not each.undecided for each in first)
+        return "degraded" if away and len(first) > 1 else "ready"
 
 
 @dataclass(slots=True)
 class EngineContext:
-    """What devices are built from, and what the service keeps of them."""
+    """What devices are built from, and what the service keeps of them: every worker that may have a process, so that
+    it can see whether one is busy, and kill them all."""
 
     config: Config
     arena: Arena
     emit: Emit
     clock: Clock
     stopping: threading.Event = field(default_factory=threading.Event)
-    workers: Workers = field(default_factory=Workers)
     devices: Devices | None = None  # set once, by the thread that builds them
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _workers: list[EngineWorker] = field(default_factory=list)  # under the lock
+    _aborted: bool = False  # under the lock
+
+    def add(self, worker: EngineWorker) -> EngineWorker:
+        with self._lock:
+            self._workers = [*(each for each in self._workers if not each.ended), worker]
+            if self._aborted:
+                worker.abort()
+        return worker
 
     def stop_waiting(self) -> None:
         """The service is stopping: a worker that is down is not waited for, one that works may finish."""
@@ -164,9 +142,13 @@ class EngineContext:
             self.devices.stop_waiting()
 
     def abort(self) -> None:
-        """Patience is over: kill every engine process, so that its thread gets an answer and can put the rest back."""
+        """Patience is over: kill every engine process, and those that are still to come, so that its thread gets an
+        answer and can put the rest back."""
         self.stop_waiting()
-        self.workers.abort()
+        with self._lock:
+            self._aborted = True
+            for worker in self._workers:
+                worker.abort()
 
     @property
     def device(self) -> str | None:
@@ -175,8 +157,9 @@ class EngineContext:
 
     @property
     def busy(self) -> bool:
-        """A process has something to do, under a deadline."""
-        return self.workers.busy
+        """A process computes, is checked, or starts: each of that has a deadline."""
+        with self._lock:
+            return any(worker.asking for worker in self._workers)
 
     def describe(self) -> dict[str, object]:
         """For the health event. Waits for nothing."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from rmbgd.config.load import Config
@@ -15,8 +16,6 @@ PROCESS_BYTES = 512 << 20  # torch and the rest of an idle engine process
 WEIGHTS_FACTOR = 12  # memory at work, in sizes of the weights' file: float32 and what lies between the layers
 SCARCE = 2.0  # times what they need must be available, or they are started on demand
 
-Size = Callable[[str], int]
-
 
 @dataclass(frozen=True, slots=True)
 class FallbackModels:
@@ -28,39 +27,35 @@ class FallbackModels:
 
 
 def choose_fallback_models(config: Config) -> FallbackModels:
-    """A fallback_model that is not there is tried all the same, again and again: the GPU may serve without it, and it
-    can be mended without a restart of the service. Raises ConfigError for a recipe's model that is not there."""
+    """A model that is no larger than the fallback is its own fallback: no image gets a slower one than it asked for.
+
+    A fallback_model that is not there is tried all the same, again and again: the GPU may serve without it, and it
+    can be mended without a restart of the service. Raises ConfigError for a recipe's model that is not there.
+    """
     directory = config.service.models_directory
 
     def size(model: str) -> int:
         return resolve(model, directory).weights.stat().st_size
 
-    asked = {config.recipe_of(folder).model for folder in config.folder}
     fallback = config.health.fallback_model
     if fallback == "auto":
-        try:
+        fallback = ALWAYS_HERE
+        with suppress(ModelError):
             size(PREFERRED)
             fallback = PREFERRED
-        except ModelError:
-            fallback = ALWAYS_HERE
     try:
-        for model in asked:
-            size(model)
+        asked = {model: size(model) for model in {config.recipe_of(folder).model for folder in config.folder}}
     except ModelError as error:
         raise ConfigError(f"a recipe's model cannot be used: {error}") from error
     try:
-        models = substitutes(asked, fallback, size)
+        largest = size(fallback)
     except ModelError as error:
         why = f"health.fallback_model cannot be used now: {error}"
         return FallbackModels(dict.fromkeys(asked, fallback), config.health.fallback_start != "on_demand", why)
+    models = {model: model if own <= largest else fallback for model, own in asked.items()}
     need = sum(PROCESS_BYTES + WEIGHTS_FACTOR * size(model) for model in set(models.values()))
     warm, why = warmth(config.health.fallback_start, need, host_memory().available)
     return FallbackModels(models, warm, why)
-
-
-def substitutes(asked: Iterable[str], fallback: str, size: Size) -> dict[str, str]:
-    """A model that is no larger than the fallback is its own fallback: no image gets a slower one than it asked for."""
-    return {model: model if size(model) <= size(fallback) else fallback for model in asked}
 
 
 def warmth(wanted: str, need: int, available: int) -> tuple[bool, str]:

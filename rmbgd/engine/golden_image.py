@@ -47,16 +47,12 @@ def check_golden(matte: NDArray[np.float32], model: str, name: str) -> float:
     """
     _, truth = golden_image()
     agreement = overlap(matte_to_image(matte, *truth.shape), truth)
-    expected = OVERLAP_EXPECTED.get(model, 0.0)
-    if agreement < expected:
+    if agreement < (expected := OVERLAP_EXPECTED.get(model, 0.0)):
         raise EngineNonsense(f"the golden image came out wrong: overlap {agreement:.3f}, expected {expected} ({name})")
-    return float(agreement)
+    return agreement
 
 
-# --- in 16 bits a pixel: on disk, and as JSON between parent and child
-
-
-LEVELS = 65535
+LEVELS = 65535  # in 16 bits a pixel: on disk, and as JSON between parent and child
 
 
 def to_levels(alpha: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -64,8 +60,7 @@ def to_levels(alpha: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def from_levels(levels: NDArray[np.uint16]) -> NDArray[np.float32]:
-    alpha: NDArray[np.float32] = levels.astype(np.float32) / np.float32(LEVELS)
-    return alpha
+    return np.divide(levels, LEVELS, dtype=np.float32)
 
 
 def from_golden(golden: Golden) -> dict[str, Any]:

@@ -57,9 +57,8 @@ class GoldenReferences:
             with self._alone:
                 if not self._know(names.values()):  # not computed meanwhile by the probe of another GPU
                     self._compute()
-        if set(names.values()) - self._known.keys():
-            return None
-        return {model: self._known[name] for model, name in names.items()}
+        known = {model: self._known[name] for model, name in names.items() if name in self._known}
+        return known if len(known) == len(names) else None
 
     def _know(self, names: Iterable[str]) -> bool:
         for name in names:
@@ -68,18 +67,20 @@ class GoldenReferences:
         return set(names) <= self._known.keys()
 
     def abort(self) -> None:
-        worker = self._worker
-        if worker is not None:
+        if worker := self._worker:
             worker.abort()
 
     def _compute(self) -> None:
         worker = self._worker = self._make()
         try:
-            description = worker.start()
-            for model, facts in description.models.items():
+            for model, facts in worker.start().models.items():
                 name = file_name(model, facts)
-                self._known[name] = worker.golden(model).alpha
-                self._write(name, self._known[name])
+                self._known[name] = alpha = worker.golden(model).alpha
+                data = io.BytesIO()
+                np.savez_compressed(data, alpha=to_levels(alpha))
+                with contextlib.suppress(OSError):  # it costs only time at the next start
+                    self._directory.mkdir(parents=True, exist_ok=True)
+                    atomic_write(self._directory / name, data.getvalue())
         finally:
             self._worker = None
             worker.close()
@@ -90,15 +91,7 @@ class GoldenReferences:
                 levels = arrays["alpha"]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             return None
-        fits = levels.shape == (HEIGHT, WIDTH) and levels.dtype == np.uint16
-        return from_levels(levels) if fits else None
-
-    def _write(self, name: str, alpha: Alpha) -> None:
-        data = io.BytesIO()
-        np.savez_compressed(data, alpha=to_levels(alpha))
-        with contextlib.suppress(OSError):  # it costs only time at the next start
-            self._directory.mkdir(parents=True, exist_ok=True)
-            atomic_write(self._directory / name, data.getvalue())
+        return from_levels(levels) if levels.shape == (HEIGHT, WIDTH) and levels.dtype == np.uint16 else None
 
 
 def file_name(model: str, facts: Mapping[str, object]) -> str:

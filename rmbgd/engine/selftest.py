@@ -43,16 +43,13 @@ def judge(report: ProbeReport, health: HealthSettings) -> Verdict:
         return Verdict("canary", report.error or "not finished", report.canary_passes, health.probe_passes)
     if report.canary_bad != 0:
         return Verdict("canary", "bad blocks", report.canary_bad, 0)
-    golden = judge_golden(report.golden_mean, report.golden_peak, health)
-    if not golden.passed:
+    if not (golden := judge_golden(report.golden_mean, report.golden_peak, health)).passed:
         return replace(golden, detail=report.error or golden.detail)
     if not _within(report.seconds, float("inf")):
         return Verdict("latency", report.error or "not measured")
     if report.baseline is not None and not _within(report.seconds, health.probe_slowness * report.baseline):
         return Verdict("latency", "slower than it was", report.seconds, health.probe_slowness * report.baseline)
-    if report.error:
-        return Verdict("error", report.error)
-    return PASSED
+    return Verdict("error", report.error) if report.error else PASSED
 
 
 def judge_golden(mean: float | None, peak: float | None, health: HealthSettings) -> Verdict:

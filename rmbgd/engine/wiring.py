@@ -98,11 +98,10 @@ def cpu_supervisor(
     gpus: Sequence[GpuSupervisor] = (),
 ) -> CpuSupervisor:
     """Of the only device; or with `fallback` of the one behind `gpus`."""
-    config, substitutes = context.config, dict(fallback.models) if fallback else {}
+    config, emit, clock = context.config, context.emit, context.clock
+    substitutes = fallback.models if fallback else {}
     return CpuSupervisor(
-        DeviceParts(
-            "cpu", views, make, context.emit, context.clock, is_fallback=bool(fallback), substitutes=substitutes
-        ),
+        DeviceParts("cpu", views, make, emit, clock, is_fallback=bool(fallback), substitutes=substitutes),
         delay_maximum=config.engine.restart_delay_maximum,
         interval=config.health.interval,
         stopping=context.stopping,
@@ -146,17 +145,17 @@ def _on_gpus(
 
 
 def _worker(context: EngineContext, machine: Machine, device: str, models: Models, precision: str) -> EngineWorker:
-    config = context.config
+    engine = context.config.engine
     worker = EngineWorker(
         context.arena,
         machine.factory,
-        machine.options(config, device, models, precision),
-        start_timeout=config.engine.start_timeout,
-        batch_timeout=config.engine.batch_timeout,
-        hang_minimum=None if device == "cpu" else config.engine.hang_minimum,
+        machine.options(context.config, device, models, precision),
+        start_timeout=engine.start_timeout,
+        batch_timeout=engine.batch_timeout,
+        hang_minimum=None if device == "cpu" else engine.hang_minimum,
         on_output=lambda line: context.emit("engine.output", source="engine", line=line),
     )
-    return context.workers.add(worker)
+    return context.add(worker)
 
 
 def _models(config: Config) -> dict[str, dict[str, str]]:
@@ -166,9 +165,8 @@ def _models(config: Config) -> dict[str, dict[str, str]]:
         recipe = config.recipe_of(folder)
         choice = {"source": recipe.model, "patch_order": recipe.patch_order}
         if models.setdefault(recipe.model, choice) != choice:
-            raise ConfigError(
-                f"recipes disagree about the patch_order of model '{recipe.model}'; one file has one order"
-            )
+            text = f"recipes disagree about the patch_order of model '{recipe.model}'; one file has one order"
+            raise ConfigError(text)
     return models
 
 

@@ -38,7 +38,7 @@ class InProcessWorker(EngineWorker):
 
     def start(self) -> EngineDescription:
         self.backend = self._make()
-        return self._call(FakeBackend.start)
+        return self._call(lambda backend: backend.start())
 
     def run(self, batch: Sequence[Work]) -> BatchReport:
         report = self._call(lambda backend: backend.segment(batch))
@@ -87,7 +87,7 @@ def in_process(make: Callable[[EngineContext], FakeBackend]) -> Callable[[Engine
 
     def build(context: EngineContext) -> Devices:
         views = DeviceViews()
-        supervisor = cpu_supervisor(context, views, lambda: context.workers.add(InProcessWorker(lambda: make(context))))
+        supervisor = cpu_supervisor(context, views, lambda: context.add(InProcessWorker(lambda: make(context))))
         return Devices([supervisor], views, [])
 
     return build

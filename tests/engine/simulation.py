@@ -169,7 +169,7 @@ class Simulation:
         def make() -> Worker:
             options = {"device": device, "models": (model,)} | plan()
             made.append(Worker(self.trace, device, lambda: FakeBackend(self.context.arena.block, **options)))
-            return self.context.workers.add(made[-1])
+            return self.context.add(made[-1])
 
         return DeviceParts(device, self.views, make, self.events, self.clock, **more)
 

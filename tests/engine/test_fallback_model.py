@@ -7,22 +7,8 @@ import re
 import pytest
 
 from rmbgd.config.load import Config, parse
-from rmbgd.engine.fallback_model import choose_fallback_models, substitutes, warmth
+from rmbgd.engine.fallback_model import choose_fallback_models, warmth
 from rmbgd.errors import ConfigError
-
-SIZES = {"birefnet": 885, "birefnet-lite": 178, "u2netp": 4}
-
-
-@pytest.mark.parametrize(
-    ("fallback", "expected"),
-    [
-        ("birefnet-lite", {"birefnet": "birefnet-lite", "birefnet-lite": "birefnet-lite", "u2netp": "u2netp"}),
-        ("u2netp", {"birefnet": "u2netp", "birefnet-lite": "u2netp", "u2netp": "u2netp"}),
-    ],
-)
-def test_nobody_is_given_a_larger_model_than_he_asked_for(fallback, expected):
-    """What is no larger than the fallback stands in for itself."""
-    assert substitutes(SIZES, fallback, SIZES.__getitem__) == expected
 
 
 @pytest.mark.parametrize(
@@ -42,21 +28,23 @@ def config_of(tmp_path, model: str, **health: object) -> Config:
     return parse(tables | {"recipe": {"default": {"model": model}}}, origin="test")
 
 
-def test_the_embedded_model_stands_in_where_nothing_else_is(tmp_path):
-    """auto: birefnet-lite is not installed."""
-    weights = tmp_path / "big" / "model.safetensors"
-    weights.parent.mkdir()
-    weights.write_bytes(bytes(5_000_000))
-    assert choose_fallback_models(config_of(tmp_path, str(weights))).models == {str(weights): "u2netp"}
-
-
-def test_birefnet_lite_stands_in_where_it_is_installed(tmp_path):
-    """auto prefers it for models that are larger."""
-    for name, size in (("birefnet-lite", 6_000_000), ("birefnet", 7_000_000)):
+@pytest.mark.parametrize(
+    ("installed", "fallback", "expected"),
+    [
+        (["birefnet"], "auto", {"birefnet": "u2netp"}),
+        (["birefnet", "birefnet-lite"], "auto", {"birefnet": "birefnet-lite"}),
+        (["birefnet-lite"], "auto", {"birefnet-lite": "birefnet-lite"}),
+        (["birefnet", "birefnet-lite"], "u2netp", {"birefnet-lite": "u2netp"}),
+        (["birefnet-lite"], "birefnet-lite", {"u2netp": "u2netp"}),
+    ],
+)
+def test_nobody_is_given_a_larger_model_than_he_asked_for(tmp_path, installed, fallback, expected):
+    """auto prefers birefnet-lite where it is installed; what is no larger than the fallback stands in for itself."""
+    for name in installed:
         (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(bytes(size))
-    assert choose_fallback_models(config_of(tmp_path, "birefnet")).models == {"birefnet": "birefnet-lite"}
-    assert choose_fallback_models(config_of(tmp_path, "u2netp")).models == {"u2netp": "u2netp"}
+        (tmp_path / name / "model.safetensors").write_bytes(bytes({"birefnet": 7_000_000}.get(name, 6_000_000)))
+    config = config_of(tmp_path, *expected, fallback_model=fallback)
+    assert choose_fallback_models(config).models == expected
 
 
 def test_a_fallback_model_that_is_not_there_is_said_and_tried(tmp_path):

@@ -11,7 +11,7 @@ from rmbgd.clock import SystemClock
 from rmbgd.config.load import parse
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.device_query import VisibleGpus
-from rmbgd.engine.devices import Devices, EngineContext, Workers
+from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels
 from rmbgd.engine.sensors.base import DeadlineSensor, Reading
 from rmbgd.engine.wiring import Machine, build
@@ -121,19 +121,16 @@ def test_processes_are_killed_also_when_they_are_still_to_come(builder):
         def abort(self) -> None:
             self.aborted = True
 
-    workers, before, after = Workers(), Spy(), Spy()
-    workers.add(before)
-    assert not workers.busy
-    before.asking = True
-    assert workers.busy
-    workers.abort()
-    assert workers.add(after) is after
-
-    assert (before.aborted, after.aborted) == (True, True)
-    context = EngineContext(parse({}, origin="test"), builder.arena, builder.events, SystemClock())
+    context, before, after = EngineContext(parse({}, origin="test"), builder.arena, builder.events, None), Spy(), Spy()
     assert (context.describe(), context.device) == ({"state": "starting"}, None)
+    context.add(before)
+    assert not context.busy
+    before.asking = True
+    assert context.busy
     context.abort()
     assert context.stopping.is_set()
+    assert context.add(after) is after
+    assert (before.aborted, after.aborted) == (True, True)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])

@@ -278,7 +278,7 @@ class TwoDevices:
                 self.backends.append(FakeBackend(context.arena.block, device=f"cuda:{number}", **self.options))
                 return self.backends[-1]
 
-            return context.workers.add(InProcessWorker(backend))
+            return context.add(InProcessWorker(backend))
 
         supervisor = cpu_supervisor(context, self.views, make)
         well = supervisor._usable
