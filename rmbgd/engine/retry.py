@@ -77,7 +77,7 @@ class MemoryLimit:
 
     def lift(self) -> None:
         """A fresh process: what was measured in another says nothing."""
-        self.images, self._batches = None, 0
+        self.images = None
 
     def of(self, largest: int) -> int:
         return largest if self.images is None else min(largest, self.images)

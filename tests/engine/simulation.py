@@ -173,8 +173,6 @@ class Simulation:
 
         return DeviceParts(device, self.views, make, self.events, self.clock, **more)
 
-    # ------------------------------------------------------------------------------------------------ time and health
-
     def check(self, times: int = 1, *, tick_cpu: bool = True) -> None:
         """Health checks of all devices, an interval apart."""
         for _ in range(times):
@@ -198,17 +196,13 @@ class Simulation:
         return self
 
     def heat(self, index: int = 0) -> None:
-        """That GPU is hot, and is checked."""
         self.gpus[index].reading = HOT
         self.check()
 
     def mend(self) -> Simulation:
-        """Whatever was wrong with the GPUs is over."""
         for gpu in self.gpus:
             gpu.reading, gpu.plan = WELL, {}
         return self.well()
-
-    # ------------------------------------------------------------------------------------------------ images
 
     def put(self, count: int = 1, *, poison: bool = False) -> list[int]:
         """Decoded images, at the end of the queue."""

@@ -138,9 +138,6 @@ def device() -> Device:
     return Device().until(OK)
 
 
-# --- what a device in use goes through
-
-
 @histories(
     {
         "85.0 °C is allowed": [hot(85.0), OK],
@@ -245,9 +242,6 @@ def test_an_operator_can_insist_on_a_thermometer():
     assert OK not in {decision.after for decision in device.all(Changed)}
 
 
-# --- what is told
-
-
 @pytest.mark.parametrize(
     ("before", "told", "decisions"),
     [
@@ -276,8 +270,7 @@ def test_an_operator_can_insist_on_a_thermometer():
     ],
 )
 def test_what_is_told(device: Device, before: list[Step], told: health_types.Sample, decisions: list[Decision]):
-    """A change of phase by what was found, and what is found beside it: reason, reading and threshold. Heat lets a
-    batch finish. An edge is told once, however long it lasts."""
+    """What a phase is changed for, and what is found beside it. An edge is told once, however long it lasts."""
     device.play(*before)
     device.now += HEALTH.interval if isinstance(told, Reading) else 0.0
     found = device.tell(told)
@@ -308,16 +301,11 @@ def test_quarantine_ends_when_the_driver_asks_for_nothing(device: Device):
     assert device.state.operator_action == ""
 
 
-# --- lost and absent
-
-
 @pytest.mark.parametrize("kind", [FaultKind.NO_DEVICE, FaultKind.UNKILLABLE])
 @pytest.mark.parametrize(
     ("before", "next_probe"), [([WELL], 60), ([hot(90.0)], 60), ([hot(90.0), until(OK), hot(90.0)], 120)]
 )
-def test_a_device_out_of_reach_is_lost_from_any_phase(
-    device: Device, kind: FaultKind, before: list[Step], next_probe: float
-):
+def test_a_device_out_of_reach_is_lost_from_any_phase(device, kind, before, next_probe):
     """Told once, however often it is reported. No dwell becomes shorter by it."""
     device.play(*before, kind, LOST)
     told = len(device.log)
@@ -428,7 +416,6 @@ def test_any_fault_among_those_ten_trips_again(device: Device, kind: FaultKind):
 
 
 def test_trips_are_forgotten_after_six_uninterrupted_hours(device: Device):
-    """One throttled moment in between starts the six hours anew."""
     device.play(TOO_HOT, until(OK), *[WELL] * (6 * 720 - 1), SLOWED, until(OK), *[WELL] * (6 * 720 - 1))
     assert device.state.trips == 1
     device.check()

@@ -22,6 +22,7 @@ regions = st.builds(Region, st.integers(0, 1 << 40), sides, sides, st.booleans()
 works = st.builds(Work, st.integers(0, 1 << 60), regions, st.text(), st.booleans())
 mattes = st.builds(MatteReport, st.integers(0), shares, shares, shares, shares)
 answers = st.builds(Answer, mattes, st.text(), st.text(), st.integers(1, 16), st.integers(1, 9))
+NO_REPORTS = [{}, {"answers": 1}, {"answers": [[]]}, {"answers": [], "milliseconds": 1}]
 
 
 @pytest.fixture
@@ -58,9 +59,6 @@ def report_with(coverage: object) -> dict:
     matte = {"image_id": 1, "coverage": coverage, "peak": 1.0, "solid": 0.5, "soft": 0.1}
     entry = {"matte": matte, "device": "cpu", "model": "m", "batch": 1, "tries": 1}
     return {"answers": [entry], "milliseconds": {}, "again": 0, "limits": []}
-
-
-NO_REPORTS = [{}, {"answers": 1}, {"answers": [[]]}, {"answers": [], "milliseconds": 1}]
 
 
 @pytest.mark.parametrize("message", [*map(report_with, [math.nan, math.inf, 1.5, -0.5, "0.5", None]), *NO_REPORTS])

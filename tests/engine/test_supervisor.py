@@ -107,15 +107,6 @@ def test_what_is_computed_when_it_gets_hot_may_finish(simulate, script, device):
     assert edges(it) == [("failover", ON_GPU, ON_CPU)]
 
 
-def test_an_idle_hot_process_ends_at_once(simulate):
-    """The memory of a hot GPU is given back without an image that has to come first."""
-    it = simulate().well()
-    it.heat()
-    join_threads(it.gpus[0])
-    assert it.gpus[0].made[-1].ended
-    assert where(it) == [ON_CPU]
-
-
 def test_images_whose_device_is_withdrawn_are_no_suspects(simulate):
     """The health check condemns the device while it computes: they stay together, with no fault to their name."""
     it = simulate(gpus=2).well()
@@ -354,6 +345,8 @@ def test_at_the_stop_a_batch_goes_to_the_gpu_that_is_still_well(simulate, tmp_pa
 def test_images_of_a_gpu_that_is_withdrawn_go_to_the_other_with_the_model_asked_for(simulate):
     it = simulate(gpus=2).well()
     it.heat()
+    join_threads(it.gpus[0])
+    assert it.gpus[0].made[-1].ended, "a hot GPU's memory is given back without an image that has to come first"
     assert where(it) == ["cuda:1"]
     it.heat(1)
     assert where(it) == [ON_CPU]

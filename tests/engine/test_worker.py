@@ -137,10 +137,9 @@ def test_a_hanging_child_writes_its_stacks_before_it_is_killed(workshop):
 )
 def test_nonsense_is_told_and_ends_the_child(workshop, step, why):
     worker = workshop.started(step)
-    pid = worker.pid
     with pytest.raises(EngineNonsense, match=why):
         workshop.answers(worker)
-    assert wait_until_gone(pid)
+    assert worker.ended
 
 
 def test_shortage_of_memory_leaves_the_child_alive(images, workshop):
