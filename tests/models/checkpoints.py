@@ -28,22 +28,27 @@ class Decoder:
 """
 
 
-def hollow(path: Path, tensors: dict[str, TensorInfo] | str = "swin_v1_t", *, metadata: dict | None = None) -> Path:
-    """A safetensors file whose tensors are all zero: the header, then a hole. `tensors` may name a backbone."""
+def hollow(path: Path, tensors: dict[str, TensorInfo] | str = "swin_v1_t") -> Path:
+    """A safetensors file whose tensors are all zero. `tensors` may name a backbone."""
     wanted = published(tensors) if isinstance(tensors, str) else tensors
-    records: dict[str, object] = {"__metadata__": metadata or {"format": "pt"}}
+    records: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
     # The library's order: wide types first, then by name. It wants no gaps.
     for name, info in sorted(wanted.items(), key=lambda item: (-_BYTES[item[1].dtype], item[0])):
         size = info.elements * _BYTES[info.dtype]
         records[name] = {"dtype": info.dtype, "shape": list(info.shape), "data_offsets": [end, end + size]}
         end += size
+    return written(path, records, end)
+
+
+def written(path: Path, records: dict[str, object], data_bytes: int) -> Path:
+    """A safetensors file with this header, then a hole."""
     text = json.dumps(records, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
+        file.truncate(8 + len(text) + data_bytes)
     return path
 
 

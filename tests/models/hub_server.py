@@ -73,14 +73,9 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.reply(404, b"", {"X-Error-Code": "EntryNotFound"}, body=body)
                 return
             data = path.read_bytes()
-            headers = {
-                "ETag": f'"{hashlib.sha256(data).hexdigest()}"',
-                "X-Repo-Commit": hub.commit,
-                "Accept-Ranges": "bytes",
-            }
-            wanted = self.headers.get("Range", "").removeprefix("bytes=").partition("-")[0]
-            start = int(wanted or 0)
-            if start:
+            headers = {"ETag": f'"{hashlib.sha256(data).hexdigest()}"', "X-Repo-Commit": hub.commit}
+            headers["Accept-Ranges"] = "bytes"
+            if start := int(self.headers.get("Range", "").removeprefix("bytes=").partition("-")[0] or 0):
                 hub.ranges.append(start)
                 headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
             self.reply(206 if start else 200, data[start:], headers, body=body)
@@ -99,7 +94,7 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,), name="hub", daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     hub.endpoint = f"http://127.0.0.1:{server.server_address[1]}"
     try:

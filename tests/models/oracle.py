@@ -7,18 +7,26 @@ column tensor, the decoder keeps full-width maps. Works in float64 for the proof
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rmbgd.models.checkpoint import BACKBONES, Backbone
+
 
 def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=True)
 
 
-# --- backbone: Swin v1 ------------------------------------------------------------------------------------------------
+def chain(**layers: nn.Module) -> nn.Sequential:
+    """Layers one after another, under their names."""
+    return nn.Sequential(OrderedDict(layers))
+
+
+# --- backbone: Swin v1
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
@@ -29,7 +37,6 @@ def to_windows(x: Tensor, window: int) -> Tensor:
 
 
 def from_windows(x: Tensor, window: int, height: int, width: int) -> Tensor:
-    """Inverse of `to_windows`."""
     x = x.view(-1, height // window, width // window, window, window, x.shape[-1])
     return x.permute(0, 1, 3, 2, 4, 5).reshape(x.shape[0], height, width, x.shape[-1])
 
@@ -78,16 +85,6 @@ class WindowAttention(nn.Module):
         return self.proj(out.transpose(1, 2).reshape(windows, tokens, dim))
 
 
-class Mlp(nn.Module):
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, 4 * dim)
-        self.fc2 = nn.Linear(4 * dim, dim)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class SwinBlock(nn.Module):
     def __init__(self, dim: int, heads: int, window: int, shift: int) -> None:
         super().__init__()
@@ -95,7 +92,7 @@ class SwinBlock(nn.Module):
         self.norm1 = nn.LayerNorm(dim)
         self.attn = WindowAttention(dim, heads, window)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim)
+        self.mlp = chain(fc1=nn.Linear(dim, 4 * dim), gelu=nn.GELU(), fc2=nn.Linear(4 * dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
         batch, height, width, dim = x.shape
@@ -126,12 +123,9 @@ class PatchMerging(nn.Module):
         return self.reduction(self.norm(torch.cat(quarters, dim=-1)))
 
 
-class Stage(nn.Module):
-    def __init__(self, dim: int, depth: int, heads: int, window: int, *, last: bool) -> None:
-        super().__init__()
-        self.blocks = nn.Sequential(*(SwinBlock(dim, heads, window, window // 2 * (i % 2)) for i in range(depth)))
-        if not last:
-            self.downsample = PatchMerging(dim)
+def stage(dim: int, depth: int, heads: int, window: int, *, last: bool) -> nn.Sequential:
+    blocks = nn.Sequential(*(SwinBlock(dim, heads, window, window // 2 * (i % 2)) for i in range(depth)))
+    return chain(blocks=blocks) if last else chain(blocks=blocks, downsample=PatchMerging(dim))
 
 
 class PatchEmbed(nn.Module):
@@ -147,15 +141,15 @@ class PatchEmbed(nn.Module):
 class Swin(nn.Module):
     """[B,3,H,W] -> four maps [B, embed*2^i, H/2^(i+2), W/2^(i+2)]."""
 
-    def __init__(self, embed: int, depths: Sequence[int], heads: Sequence[int], window: int) -> None:
+    def __init__(self, shape: Backbone) -> None:
         super().__init__()
-        last = len(depths) - 1
-        self.patch_embed = PatchEmbed(embed)
+        self.patch_embed = PatchEmbed(shape.embed)
         self.layers = nn.ModuleList(
-            Stage(embed * 2**i, depth, heads[i], window, last=i == last) for i, depth in enumerate(depths)
+            stage(shape.embed * 2**i, depth, heads, shape.window, last=i == 3)
+            for i, (depth, heads) in enumerate(zip(shape.depths, shape.heads, strict=True))
         )
-        for i in range(len(depths)):
-            self.add_module(f"norm{i}", nn.LayerNorm(embed * 2**i))
+        for i in range(4):
+            self.add_module(f"norm{i}", nn.LayerNorm(shape.embed * 2**i))
 
     def forward(self, image: Tensor) -> list[Tensor]:
         x = self.patch_embed(image)
@@ -168,12 +162,10 @@ class Swin(nn.Module):
         return maps
 
 
-# --- decoder ----------------------------------------------------------------------------------------------------------
+# --- decoder
 
 
 class DeformableConv(nn.Module):
-    """Modulated deformable convolution (DCNv2), stride 1, same size, no bias."""
-
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
         super().__init__()
         self.kernel = kernel
@@ -208,21 +200,15 @@ class DeformableConv(nn.Module):
         return (weight @ self.columns(x).flatten(1, 2)).unflatten(-1, x.shape[-2:])
 
 
-class DeformableBranch(nn.Module):
-    def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
-        super().__init__()
-        self.atrous_conv = DeformableConv(c_in, c_out, kernel)
-        self.bn = nn.BatchNorm2d(c_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.atrous_conv(x)))
+def deformable_branch(c_in: int, c_out: int, kernel: int) -> nn.Sequential:
+    return chain(atrous_conv=DeformableConv(c_in, c_out, kernel), bn=nn.BatchNorm2d(c_out), relu=nn.ReLU())
 
 
 class DeformableAspp(nn.Module):
     def __init__(self, width: int = 64, branch: int = 256) -> None:
         super().__init__()
-        self.aspp1 = DeformableBranch(width, branch, 1)
-        self.aspp_deforms = nn.ModuleList(DeformableBranch(width, branch, k) for k in (1, 3, 7))
+        self.aspp1 = deformable_branch(width, branch, 1)
+        self.aspp_deforms = nn.ModuleList(deformable_branch(width, branch, k) for k in (1, 3, 7))
         self.global_avg_pool = nn.Sequential(
             nn.AdaptiveAvgPool2d(1), nn.Conv2d(width, branch, 1, bias=False), nn.BatchNorm2d(branch), nn.ReLU()
         )
@@ -235,37 +221,13 @@ class DeformableAspp(nn.Module):
         return F.relu(self.bn1(self.conv1(torch.cat(branches, dim=1))))
 
 
-class DecoderBlock(nn.Module):
-    def __init__(self, c_in: int, c_out: int, width: int = 64) -> None:
-        super().__init__()
-        self.conv_in = nn.Conv2d(c_in, width, 3, padding=1)
-        self.bn_in = nn.BatchNorm2d(width)
-        self.dec_att = DeformableAspp(width)
-        self.conv_out = nn.Conv2d(width, c_out, 3, padding=1)
-        self.bn_out = nn.BatchNorm2d(c_out)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.dec_att(F.relu(self.bn_in(self.conv_in(x))))
-        return self.bn_out(self.conv_out(x))
+def conv3x3(c_in: int, c_out: int) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, 3, padding=1)
 
 
-class ImageBranch(nn.Module):
-    def __init__(self, c_in: int, c_out: int, width: int = 64) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, width, 3, padding=1)
-        self.conv_out = nn.Conv2d(width, c_out, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv_out(self.conv1(x))
-
-
-class Lateral(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x)
+def decoder_block(c_in: int, c_out: int) -> nn.Sequential:
+    first = {"conv_in": conv3x3(c_in, 64), "bn_in": nn.BatchNorm2d(64), "relu": nn.ReLU()}
+    return chain(**first, dec_att=DeformableAspp(), conv_out=conv3x3(64, c_out), bn_out=nn.BatchNorm2d(c_out))
 
 
 class Decoder(nn.Module):
@@ -275,16 +237,15 @@ class Decoder(nn.Module):
         self.patch_order = patch_order
         for level, c_image in ((5, c4), (4, c4), (3, c3), (2, c2), (1, c1)):
             grid = 2**level if level > 1 else 1
-            self.add_module(f"ipt_blk{level}", ImageBranch(3 * grid * grid, c_image // 8))
-        self.decoder_block4 = DecoderBlock(c4 + c4 // 8, c3)
-        self.decoder_block3 = DecoderBlock(c3 + c4 // 8, c2)
-        self.decoder_block2 = DecoderBlock(c2 + c3 // 8, c1)
-        self.decoder_block1 = DecoderBlock(c1 + c2 // 8, c1 // 2)
+            branch = chain(conv1=conv3x3(3 * grid * grid, 64), conv_out=conv3x3(64, c_image // 8))
+            self.add_module(f"ipt_blk{level}", branch)
+        self.decoder_block4 = decoder_block(c4 + c4 // 8, c3)
+        self.decoder_block3 = decoder_block(c3 + c4 // 8, c2)
+        self.decoder_block2 = decoder_block(c2 + c3 // 8, c1)
+        self.decoder_block1 = decoder_block(c1 + c2 // 8, c1 // 2)
         for level, c in ((4, c3), (3, c2), (2, c1)):
-            self.add_module(f"lateral_block{level}", Lateral(c))
-            self.add_module(
-                f"gdt_convs_{level}", nn.Sequential(nn.Conv2d(c, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU())
-            )
+            self.add_module(f"lateral_block{level}", chain(conv=nn.Conv2d(c, c, 1)))
+            self.add_module(f"gdt_convs_{level}", nn.Sequential(conv3x3(c, 16), nn.BatchNorm2d(16), nn.ReLU()))
             self.add_module(f"gdt_convs_attn_{level}", nn.Sequential(nn.Conv2d(16, 1, 1)))
         self.conv_out1 = nn.Sequential(nn.Conv2d(c1 // 2 + c1 // 8, 1, 1))
 
@@ -318,13 +279,11 @@ class Decoder(nn.Module):
 class BiRefNet(nn.Module):
     """Normalised image [B,3,H,W], H and W multiples of 32 -> logits [B,1,H,W]."""
 
-    def __init__(
-        self, embed: int, depths: Sequence[int], heads: Sequence[int], window: int, patch_order: str = "channel_first"
-    ) -> None:
+    def __init__(self, shape: Backbone, patch_order: str = "channel_first") -> None:
         super().__init__()
-        channels = [2 * embed * 2**i for i in range(4)]
-        self.bb = Swin(embed, depths, heads, window)
-        self.squeeze_module = nn.Sequential(DecoderBlock(sum(channels), channels[-1]))
+        channels = [2 * shape.embed * 2**i for i in range(4)]
+        self.bb = Swin(shape)
+        self.squeeze_module = nn.Sequential(decoder_block(sum(channels), channels[-1]))
         self.decoder = Decoder(channels, patch_order)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -337,12 +296,6 @@ class BiRefNet(nn.Module):
         return self.decoder(image, (x1, x2, x3, self.squeeze_module(x4)))
 
 
-DIMENSIONS = {
-    "swin_v1_l": (192, (2, 2, 18, 2), (6, 12, 24, 48), 12),
-    "swin_v1_t": (96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
-}
-
-
 def build(backbone: str, patch_order: str = "channel_first") -> BiRefNet:
     """The oracle at a published size, in eval mode, with weights still to be loaded."""
-    return BiRefNet(*DIMENSIONS[backbone], patch_order).requires_grad_(requires_grad=False).eval()
+    return BiRefNet(BACKBONES[backbone], patch_order).requires_grad_(requires_grad=False).eval()

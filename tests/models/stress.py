@@ -63,7 +63,7 @@ def drawn(network: torch.nn.Module, seed: int = 0) -> dict[str, Tensor]:
 @cache
 def tiny_oracle(patch_order: str = "channel_first") -> oracle.BiRefNet:
     """The oracle at `TINY` in float64, with drawn weights, in eval mode."""
-    network = oracle.BiRefNet(TINY.embed, TINY.depths, TINY.heads, TINY.window, patch_order).double()
+    network = oracle.BiRefNet(TINY, patch_order).double()
     network.load_state_dict(drawn(network))
     return network.requires_grad_(requires_grad=False).eval()
 

@@ -25,6 +25,15 @@ def drawn(kernel: int, dtype: torch.dtype = torch.float64, *, far: bool = False)
     return layer.to(dtype)
 
 
+def copying(dtype: torch.dtype) -> DeformableConv:
+    """One channel, one tap, offsets of nothing; modulation is 2 sigmoid(0) = 1."""
+    layer = DeformableConv(1, 1, 1).to(dtype).requires_grad_(requires_grad=False)
+    for parameter in layer.parameters():
+        parameter.zero_()
+    layer.weight.fill_(1)
+    return layer
+
+
 def output(layer: DeformableConv, x: torch.Tensor) -> torch.Tensor:
     """The chunks concatenated, as [B,c_out,H,W]."""
     rows = torch.cat([chunk for _, chunk in layer(x)])
@@ -61,44 +70,33 @@ def bilinear(image: torch.Tensor, y: float, x: float) -> torch.Tensor:
 @pytest.mark.parametrize("far", [False, True])
 @pytest.mark.parametrize("kernel", [1, 3, 7])
 def test_equals_the_definition(kernel, far):
-    """Every kernel size gives the definition's sum, with samples between pixels, across the border and far outside."""
     layer, x = drawn(kernel, far=far), noise(2, 3, HEIGHT, WIDTH)
-
     torch.testing.assert_close(output(layer, x), definition(layer, x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("shift", [-1.0, 0.0, 1.0, 3.0, -40.0, 1e9, -1e30])
 def test_whole_steps_shift_the_map(shift):
-    """Offsets of whole pixels give the shifted map, zeros where nothing lies, however far they point."""
-    layer = DeformableConv(1, 1, 1).double().requires_grad_(requires_grad=False)
-    for parameter in layer.parameters():
-        parameter.zero_()
-    layer.weight.fill_(1)
-    layer.offset.bias[1] = shift  # dx; modulation is 2 sigmoid(0) = 1
+    layer = copying(torch.float64)
+    layer.offset.bias[1] = shift  # dx
     x = noise(1, 1, 2, WIDTH)
     expected = torch.zeros_like(x)
     for column in range(WIDTH):
         if 0 <= column + shift < WIDTH:
             expected[..., column] = x[..., int(column + shift)]
-
     torch.testing.assert_close(output(layer, x), expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("budget", [1, 3000, 1 << 30])
 def test_chunks_do_not_change_the_output(monkeypatch, budget):
-    """However little memory a chunk may take, images and rows of a batch come out the same."""
     layer, x = drawn(3), noise(2, 3, HEIGHT, WIDTH)
     expected = definition(layer, x)
     monkeypatch.setitem(layers._CHUNK_BYTES, "cpu", budget)
-
     torch.testing.assert_close(output(layer, x), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_samples_never_exist_at_once(monkeypatch):
-    """The samples of one chunk take no more bytes than the budget allows, although the whole map's would."""
     layer, x = drawn(7), noise(1, 3, 32, 32)
-    taken = []
-    sample = layer.sample
+    taken, sample = [], layer.sample
 
     def watched(*arguments):
         samples = sample(*arguments)
@@ -108,44 +106,33 @@ def test_samples_never_exist_at_once(monkeypatch):
     monkeypatch.setattr(layer, "sample", watched)
     monkeypatch.setitem(layers._CHUNK_BYTES, "cpu", 64 << 10)
     output(layer, x)
-
     assert sum(taken) == 32 * 32 * 49 * 3 * 8
     assert max(taken) <= 64 << 10
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_coordinates_are_float32_in_half_precision(dtype):
-    """In half precision column 1001 is still told from 1000 and from 1000.5: positions are not in the map's type."""
-    layer = DeformableConv(1, 1, 1).requires_grad_(requires_grad=False)
-    for parameter in layer.parameters():
-        parameter.zero_()
-    layer.weight.fill_(1)
-    x = torch.arange(1200).remainder(2).view(1, 1, 1, 1200)  # 0 1 0 1 ...
-
-    layer.offset.bias.copy_(torch.tensor([0.0, 0.0, 0.0]))
-    torch.testing.assert_close(output(layer.to(dtype), x.to(dtype)), x.to(dtype), rtol=0, atol=0)
-    layer.offset.bias.copy_(torch.tensor([0.0, 0.5, 0.0]))
-    halfway = output(layer, x.to(dtype))[..., :-1]
+    layer = copying(dtype)
+    x = torch.arange(1200).remainder(2).view(1, 1, 1, 1200).to(dtype)  # 0 1 0 1 ...
+    torch.testing.assert_close(output(layer, x), x, rtol=0, atol=0)
+    layer.offset.bias[1] = 0.5
+    halfway = output(layer, x)[..., :-1]
     torch.testing.assert_close(halfway, torch.full_like(halfway, 0.5), rtol=0, atol=0)
 
 
 def test_half_precision_is_near_float64():
-    """The layer in bfloat16 stays within 2e-2 of the float64 output, relative to its size (L2)."""
     layer = drawn(3)
     layer.offset.weight *= 0.1  # the offsets' own rounding is the convolution's matter
     x = noise(1, 3, HEIGHT, WIDTH).bfloat16()
     exact = output(layer.bfloat16().double(), x.double())
     near = output(layer.bfloat16(), x).double()
-
     assert (near - exact).norm() / exact.norm() < 2e-2
 
 
 def test_nan_offsets_stay_nan():
-    """A NaN offset gives NaN where it is used, and no crash."""
     layer = drawn(1, torch.float32)
     x = torch.zeros(1, 3, 2, 2)
     x[0, :, 0, 0] = math.nan
     y = output(layer, x)
-
     assert y[0, :, 0, 0].isnan().all()
     assert output(layer, torch.full_like(x, math.inf)).isfinite().logical_not().any()

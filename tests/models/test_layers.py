@@ -25,23 +25,19 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
     ("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
 )
 def test_product_is_the_usual_one(threads, dtype, within, shape, bias):
-    """For any leading shape the product is that of `F.linear`, with one thread and with two."""
     generator = torch.Generator().manual_seed(5)
     rows = torch.randn(*shape, 96, generator=generator).to(dtype)
     weight = torch.randn(40, 96, generator=generator).to(dtype)
     offset = torch.randn(40, generator=generator).to(dtype) if bias else None
     expected = F.linear(rows.double(), weight.double(), offset.double() if bias else None)
     product = linear(rows, weight, offset)
-
     assert product.dtype is dtype
     assert product.is_contiguous()
     torch.testing.assert_close(product.double(), expected, rtol=within, atol=10 * within)
 
 
 def test_layer_computes_in_the_type_of_its_weights():
-    """A float32 stream enters a bfloat16 layer without ceremony."""
     layer = Linear(8, 4).bfloat16()
-
     assert layer(torch.zeros(3, 8)).dtype is torch.bfloat16
 
 
@@ -50,6 +46,5 @@ def test_a_chunk_stays_below_what_the_allocator_keeps(dtype):
     """The largest tensor of a chunk is below glibc's 32 MiB on a CPU, and a chunk has at least one row."""
     like = torch.zeros(1, dtype=dtype)
     rows = rows_per_chunk(3000, like)
-
     assert 16 << 20 < rows * 3000 * like.element_size() < 32 << 20
     assert rows_per_chunk(1 << 40, like) == 1

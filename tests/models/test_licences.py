@@ -15,20 +15,16 @@ NOW = datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC)
 
 
 def test_a_bound_model_is_refused_until_accepted(tmp_path):
-    """Without a record the refusal names the licence, the command that records, and models that need none."""
     with pytest.raises(ModelError) as refusal:
         licences.require(BOUND, tmp_path)
-
     for word in ("CC-BY-NC-4.0", "rmbgd models accept rmbg-2.0", "birefnet", BOUND.licence_url):
         assert word in str(refusal.value)
 
 
 def test_acceptance_says_who_when_what(tmp_path):
-    """The record holds person, moment, licence, model and machine, as readable JSON, and allows the model."""
     record = licences.accept(BOUND, tmp_path, who="alice (uid 1000)", now=NOW)
     assert licences.require(BOUND, tmp_path) == record
     written = json.loads(licences.record_path(BOUND, tmp_path).read_text())
-
     assert written.pop("host")
     assert written == {
         "model": "rmbg-2.0",
@@ -40,7 +36,6 @@ def test_acceptance_says_who_when_what(tmp_path):
 
 
 def test_free_models_need_no_record(tmp_path):
-    """A commercially usable model passes with an empty folder."""
     assert licences.require(REGISTRY["birefnet"], tmp_path) is None
 
 
@@ -55,16 +50,13 @@ def test_free_models_need_no_record(tmp_path):
     ids=["half", "another licence", "another model", "not a record"],
 )
 def test_a_record_that_says_something_else_does_not_count(tmp_path, damage):
-    """A torn record, one of another licence or of another model is no acceptance."""
     licences.accept(BOUND, tmp_path, who="alice", now=NOW)
     path = licences.record_path(BOUND, tmp_path)
     path.write_text(damage(path.read_text()))
-
     assert licences.accepted(BOUND, tmp_path) is None
 
 
 def test_the_service_may_read_the_record_and_nothing_else_is_written(tmp_path):
-    """Readable by another user than the operator who gave it, whatever the umask; a second one replaces it."""
     before = os.umask(0o077)
     try:
         licences.accept(BOUND, tmp_path, who="alice", now=NOW)
@@ -72,7 +64,6 @@ def test_the_service_may_read_the_record_and_nothing_else_is_written(tmp_path):
     finally:
         os.umask(before)
     record = licences.record_path(BOUND, tmp_path)
-
     assert record.stat().st_mode & 0o777 == 0o644
     assert record.parent.stat().st_mode & 0o777 == 0o755
     assert os.listdir(tmp_path / licences.FOLDER) == ["rmbg-2.0.json"]
@@ -80,16 +71,12 @@ def test_the_service_may_read_the_record_and_nothing_else_is_written(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_reported(tmp_path):
-    """Where the record cannot be written the error names the file and what to do."""
     (tmp_path / licences.FOLDER).write_text("a file where the folder should be")
-
     with pytest.raises(ModelError, match=r"cannot be recorded.*--models-dir"):
         licences.accept(BOUND, tmp_path, who="alice", now=NOW)
 
 
 def test_sudo_is_seen_through(monkeypatch):
-    """Behind sudo the record names the person who called it, not root."""
     monkeypatch.setenv("SUDO_USER", "alice")
     monkeypatch.setenv("SUDO_UID", "1000")
-
     assert licences.acting_person() == "alice (uid 1000, through sudo)"

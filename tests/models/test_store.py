@@ -16,36 +16,26 @@ def weights(folder, name=WEIGHTS):
     return folder / name
 
 
-def test_a_name_means_the_models_directory(tmp_path):
-    """A registry name is <models>/<name>/model.safetensors, in any case."""
+def test_a_name_means_the_models_directory_or_the_package(tmp_path):
     path = weights(tmp_path / "birefnet-hr")
-
     assert resolve("BiRefNet-HR", tmp_path).weights == path
     assert resolve("birefnet-hr", tmp_path).entry is REGISTRY["birefnet-hr"]
-
-
-def test_the_embedded_model_needs_no_directory(tmp_path):
-    """u2netp is in the package, by its name and by its path."""
     assert resolve("u2netp", tmp_path / "none").weights == EMBEDDED
     assert resolve(EMBEDDED, tmp_path).entry is REGISTRY["u2netp"]
 
 
 def test_a_copy_of_the_embedded_weights_is_known_by_its_content(tmp_path):
-    """Under another name too; one flipped byte makes it a stranger."""
     copy = tmp_path / "small.safetensors"
     content = bytearray(EMBEDDED.read_bytes())
     copy.write_bytes(content)
     assert resolve(copy, tmp_path).entry is REGISTRY["u2netp"]
-
     content[-1] ^= 1
     copy.write_bytes(content)
     assert resolve(copy, tmp_path).entry is None
 
 
 def test_other_folders_and_files(tmp_path):
-    """Weights that the registry does not know are taken by folder or by file, and called by their path."""
     path = weights(tmp_path / "mine")
-
     assert resolve(tmp_path / "mine", tmp_path).weights == path
     assert resolve(path, tmp_path).entry is None
     assert resolve(str(path), tmp_path).name == str(path)
@@ -61,7 +51,6 @@ def test_other_folders_and_files(tmp_path):
     ],
 )
 def test_what_is_not_there_is_said_with_the_way_out(tmp_path, monkeypatch, source, said):
-    """A missing model names the command that brings it; a misspelt one the nearest; a missing path itself."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match=said):
         resolve(source, tmp_path)
@@ -78,11 +67,9 @@ def test_what_is_not_there_is_said_with_the_way_out(tmp_path, monkeypatch, sourc
     ids=["pickle", "other name", "shards", "empty"],
 )
 def test_a_folder_without_weights_says_what_it_has(tmp_path, present, said):
-    """What lies in the folder instead of model.safetensors is named, a pickle with the way to convert it."""
     for name in present:
         weights(tmp_path / "mine", name)
     (tmp_path / "mine").mkdir(exist_ok=True)
-
     with pytest.raises(ModelError, match=said):
         resolve(tmp_path / "mine", tmp_path)
 
@@ -100,10 +87,8 @@ SIGNS = {
 
 @pytest.mark.parametrize(("folder", "file", "text"), SIGNS.values(), ids=SIGNS)
 def test_the_licence_follows_the_weights(tmp_path, folder, file, text):
-    """RMBG-2.0 is recognised by what lies beside it, wherever it lies."""
     path = weights(tmp_path / "elsewhere" / folder)
     path.with_name(file).write_text(text)
-
     assert resolve(path, tmp_path).entry is REGISTRY["rmbg-2.0"]
     assert resolve(path.parent, tmp_path).entry is REGISTRY["rmbg-2.0"]
 
@@ -112,10 +97,8 @@ def test_the_licence_follows_the_weights(tmp_path, folder, file, text):
     ("folder", "card"), [("mine", "---\nlicense: mit\n---\nBetter than RMBG-2.0 by BRIA.\n"), ("birefnet", "")]
 )
 def test_weak_signs_do_not_count(tmp_path, folder, card):
-    """A card that mentions RMBG-2.0 in its text, or a folder with the name of a free model, says nothing."""
     path = weights(tmp_path / "elsewhere" / folder)
     path.with_name("README.md").write_text(card)
-
     assert resolve(path, tmp_path / "models").entry is None
 
 
@@ -123,25 +106,14 @@ def test_weak_signs_do_not_count(tmp_path, folder, card):
     ("expected", "config"),
     [
         ((1440, 2560), {"input_size": [1440, 2560]}),
+        *(((1024, 1024), {"input_size": illegal}) for illegal in ([1000, 1000], "large", [0, 32])),
         ((1024, 1024), {}),
-        ((1024, 1024), {"input_size": [1000, 1000]}),
-        ((1024, 1024), {"input_size": "large"}),
-        ((1024, 1024), {"input_size": [0, 32]}),
     ],
 )
-def test_the_saved_input_size_is_read(tmp_path, expected, config):
-    """The saved size where it is a legal one, else 1024x1024; (height, width)."""
+def test_the_saved_input_size_and_patch_order_are_read(tmp_path, expected, config):
     path = weights(tmp_path / "mine")
-    path.with_name(CONFIG).write_text(json.dumps(config))
-
+    path.with_name(CONFIG).write_text(json.dumps(config | {"patch_order": "tile_first"}))
     assert resolve(path, tmp_path).input_size() == expected
-
-
-def test_the_saved_patch_order_is_read(tmp_path):
-    """What rmbgd wrote into config.json is taken."""
-    path = weights(tmp_path / "mine")
-    path.with_name(CONFIG).write_text('{"patch_order": "tile_first"}')
-
     assert resolve(path, tmp_path).patch_order().order is PatchOrder.TILE_FIRST
 
 
@@ -150,19 +122,9 @@ def test_the_saved_patch_order_is_read(tmp_path):
     ["", "{", "[]", '"x"', *(f'{{"patch_order": {value}}}' for value in ('"guess"', 3, "[1]", "{}")), "[" * 200_000],
     ids=lambda text: text[:20],
 )
-def test_a_config_that_says_nothing_legal_says_nothing(tmp_path, text):
-    """A torn or strange config.json is as good as none."""
+def test_texts_that_say_nothing_legal_or_are_too_long_say_nothing(tmp_path, text):
     path = weights(tmp_path / "mine")
     path.with_name(CONFIG).write_text(text)
-
-    with pytest.raises(ModelError, match="neither the registry nor a birefnet"):
-        resolve(path, tmp_path).patch_order()
-
-
-def test_texts_beside_weights_are_bounded(tmp_path):
-    """A birefnet.py of unreasonable size is not read, though it shows an order."""
-    path = weights(tmp_path / "mine")
     path.with_name(AUTHOR_CODE).write_text(NEW_CODE + "#" * (2 << 20))
-
     with pytest.raises(ModelError, match="neither the registry nor a birefnet"):
         resolve(path, tmp_path).patch_order()

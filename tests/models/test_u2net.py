@@ -31,8 +31,7 @@ def network() -> torch.nn.Module:
 def public_file() -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 2
-    path = shared("weights") / "u2netp.onnx"
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(shared("weights") / "u2netp.onnx", options, ["CPUExecutionProvider"])
 
 
 def normalised(path: Path) -> np.ndarray:
@@ -52,76 +51,58 @@ def public_alpha(session: onnxruntime.InferenceSession, batch: np.ndarray) -> np
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("scale", [0.1, 1.0, 3.0])
-def test_random_inputs_equal_the_public_file(network, public_file, seed, scale):
-    """On noise of any contrast the network agrees with the ONNX file to 1e-4, for each image of a batch."""
-    batch = scale * np.random.default_rng(seed).standard_normal((2, 3, SIZE, SIZE), dtype=np.float32)
-
+def test_random_inputs_equal_the_public_file(network, public_file, scale):
+    batch = scale * np.random.default_rng(0).standard_normal((2, 3, SIZE, SIZE), dtype=np.float32)
     np.testing.assert_allclose(alpha_of(network, batch), public_alpha(public_file, batch), rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_photographs_equal_the_public_file(network, public_file):
-    """On photographs, where the maps saturate, the network agrees with the ONNX file to 1e-4."""
-    photos = sorted((shared("eval") / "photos").glob("*.jpg"))[::15]
+    """Where the maps saturate."""
+    photos = sorted((shared("eval") / "photos").glob("*.jpg"))[::25]
     batch = np.stack([normalised(photo) for photo in photos])
-
-    assert len(photos) >= 5
+    assert len(photos) >= 3
     np.testing.assert_allclose(alpha_of(network, batch), public_alpha(public_file, batch), rtol=0, atol=1e-4)
 
 
-def test_package_holds_the_published_values():
-    """The file in the package is, bit for bit, what the conversion script makes of the public ONNX file."""
+def test_package_holds_the_published_values_and_says_so():
+    """Bit for bit what the conversion script makes of the public ONNX file; with licence and source."""
     expected = convert((shared("weights") / "u2netp.onnx").read_bytes())
-
     with safe_open(EMBEDDED, framework="numpy") as stored:
         assert set(stored.keys()) == set(expected)
         for name, tensor in expected.items():
             np.testing.assert_array_equal(stored.get_tensor(name), tensor)
-
-
-def test_conversion_refuses_another_file():
-    """A file that is not the published one, by its hash, is never converted."""
-    with pytest.raises(ValueError, match="sha256"):
-        convert(b"something else")
-
-
-def test_provenance_travels_with_the_weights():
-    """The weights state licence and source, and the licence's text lies beside them."""
-    with safe_open(EMBEDDED, framework="numpy") as stored:
         provenance = stored.metadata()["provenance"]
-
     assert "Apache-2.0" in provenance
     assert "xuebinqin/U-2-Net" in provenance
     assert "Apache License" in EMBEDDED.with_suffix(".LICENSE").read_text()
 
 
+def test_conversion_refuses_another_file():
+    with pytest.raises(ValueError, match="sha256"):
+        convert(b"something else")
+
+
 def test_names_are_strict(monkeypatch, tmp_path):
-    """A weights file with a tensor too few is an error that names the tensor."""
     tensors = load_file(EMBEDDED)
     del tensors["fuse.bias"]
     broken = tmp_path / "u2netp.safetensors"
     save_file(tensors, broken)
     monkeypatch.setattr("rmbgd.models.u2net.EMBEDDED", broken)
-
     with pytest.raises(RuntimeError, match=r"fuse\.bias"):
         build_u2netp(device="cpu", dtype=torch.float32)
 
 
 def test_odd_sizes_pass_through():
-    """Maps that do not halve evenly come back at the input's size: pooling rounds up, upsampling follows the skip."""
     network = U2NetP().requires_grad_(requires_grad=False).eval()
-
     assert network(torch.zeros(1, 3, 75, 93)).shape == (1, 1, 75, 93)
 
 
 @pytest.mark.slow
 def test_bfloat16_stays_near(network):
-    """In bfloat16 the alpha stays within 1.5 steps of 255 of float32's, on average over a photograph."""
     half = build_u2netp(device="cpu", dtype=torch.bfloat16)
     batch = normalised(min((shared("eval") / "photos").glob("*.jpg")))[None]
     with torch.inference_mode():
         alpha = half(torch.from_numpy(batch).bfloat16()).float().sigmoid().numpy()
-
     assert abs(alpha - alpha_of(network, batch)).mean() <= 1.5 / 255

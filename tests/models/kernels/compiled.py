@@ -18,9 +18,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -36,22 +36,13 @@ from rmbgd.models.kernels import aspp, head, norm, resize, window
 from rmbgd.models.kernels.runtime import use_kernels
 from rmbgd.models.swin import SwinBlock
 
-KERNELS = {
-    "window": window._attention,
-    "pyramid": aspp._pyramid,
-    "head": head._head,
-    "norm": norm._norm,
-    "images": resize._resize,
-}
+KERNELS = (window._attention, aspp._pyramid, head._head, norm._norm, resize._resize)
 
 
-@dataclass(frozen=True)
-class Launch:
-    """One kernel with the types of its arguments (int32 where nothing is said), its constants and options."""
-
+class Launch(NamedTuple):
     name: str
     kernel: Any
-    types: dict[str, str]
+    types: dict[str, str]  # of its arguments; int32 where nothing is said
     constants: dict[str, object]
     options: dict[str, object]
 
@@ -113,17 +104,12 @@ def resources(cubin: bytes) -> tuple[int, int]:
     return int(found[1]), int(found[2])
 
 
-class NoDriver:
-    """A card of capability 9.0 that cannot be reached."""
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_stream(self, _: int) -> int:
-        return 0
+# A card of capability 9.0 that cannot be reached.
+NO_DRIVER = SimpleNamespace(
+    get_current_device=lambda: 0,
+    get_current_target=lambda: GPUTarget("cuda", 90, 32),
+    get_current_stream=lambda _: 0,
+)
 
 
 def compile_only(kernel: JITFunction, grid: Any) -> Any:
@@ -132,7 +118,7 @@ def compile_only(kernel: JITFunction, grid: Any) -> Any:
 
 @torch.inference_mode()
 def compilations() -> dict[str, int]:
-    driver.set_active(NoDriver())
+    driver.set_active(NO_DRIVER)
     JITFunction.__getitem__ = compile_only
     block, pyramid, ending = SwinBlock(192, 6, 12, 6).half(), DeformableAspp().half(), Head()
     for layer in (block, pyramid, ending):
@@ -145,7 +131,7 @@ def compilations() -> dict[str, int]:
             block(torch.zeros(batch, height, width, 192))
             pyramid(torch.zeros(batch, 64, height, width).half().to(memory_format=torch.channels_last))
         head.head_alpha(ending.coarse(torch.zeros(batch, 64, 16, 16)), inputs, ending.stencils)
-    return {name: len(kernel.device_caches[0][0]) for name, kernel in KERNELS.items()}
+    return {kernel.__name__: len(kernel.device_caches[0][0]) for kernel in KERNELS}
 
 
 if __name__ == "__main__":

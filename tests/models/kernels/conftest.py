@@ -10,13 +10,10 @@ import pytest
 import torch
 
 # Triton reads it when it is first imported, its own library included, so it stands before any test module. Processes
-# that tests start inherit it, as they do OMP_WAIT_POLICY: on a CPU no path but these tests' asks for Triton.
+# that tests start inherit it: on a CPU no path but these tests' asks for Triton.
+EARLY = not torch.cuda.is_available() and "triton" in sys.modules
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    EARLY = "triton" in sys.modules
-else:
-    EARLY = False
 
 
 @pytest.fixture(scope="session")

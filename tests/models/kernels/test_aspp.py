@@ -37,42 +37,40 @@ def drawn(size: tuple[int, int, int], dtype: torch.dtype, device: torch.device, 
         draw = torch.randn((batch, 3 * branch.kernel**2, height, width), generator=generator)
         draw *= 30 if far else 2
         draw[:, :, ::3] = draw[:, :, ::3].round()
-        branch.offset = Given(draw.to(dtype).to(device))
+        branch.offset = Given(draw.to(device, dtype))
     return layer.to(device, dtype)
 
 
-def errors(layer: DeformableAspp, x: torch.Tensor) -> float:
+def noise(layer: DeformableAspp, *shape: int) -> torch.Tensor:
+    draw = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    return draw.to(layer.projections[0]).to(memory_format=torch.channels_last)
+
+
+def error(layer: DeformableAspp, *shape: int) -> float:
     """Of the kernel against float64, relative, L2. The weights are the rounded ones."""
+    x = noise(layer, *shape)
     use_kernels(layer, triton=True)
     got = layer(x)
     use_kernels(layer, triton=False)
     exact = layer.double()(x.double())
-    assert got.shape == exact.shape
-    assert got.dtype == x.dtype
+    assert (got.shape, got.dtype) == (exact.shape, x.dtype)
     return float((got.double() - exact).norm() / exact.norm())
-
-
-def noise(dtype: torch.dtype, device: torch.device, *shape: int) -> torch.Tensor:
-    draw = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(device, dtype)
-    return draw.to(memory_format=torch.channels_last)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # NumPy's, in the interpreter
 @pytest.mark.parametrize(
-    ("dtype", "far", "height", "width"),
+    ("far", "dtype", "height", "width"),
     [
-        (torch.float32, False, 2, 9),
-        (torch.float32, True, 4, 3),
-        (torch.float16, False, 2, 17),
-        (torch.float16, True, 1, 2),
+        (False, torch.float32, 2, 9),
+        (True, torch.float32, 4, 3),
+        (False, torch.float16, 2, 17),
+        (True, torch.float16, 1, 2),
     ],
 )
 def test_equals_the_plain_pyramid(device, dtype, far, height, width):
-    """Tiles whole and cut, samples between pixels, on them, across the border and far outside: the same sums."""
     layer = drawn((2, height, width), dtype, device, far=far)
-
-    assert errors(layer, noise(dtype, device, 2, 16, height, width)) <= TOLERANCE[dtype]
+    assert error(layer, 2, 16, height, width) <= TOLERANCE[dtype]
 
 
 @pytest.mark.slow
@@ -82,13 +80,11 @@ def test_branches_in_parts_are_the_same(device, monkeypatch):
 
     monkeypatch.setattr(aspp, "tile_for", lambda _: aspp.Tile(2, 8, 16, 4, 1))
     layer = drawn((1, 1, 4), torch.float32, device)
-
-    assert errors(layer, noise(torch.float32, device, 1, 16, 1, 4)) <= TOLERANCE[torch.float32]
+    assert error(layer, 1, 16, 1, 4) <= TOLERANCE[torch.float32]
 
 
 @pytest.mark.slow
 def test_positions_are_float32(device):
-    """In float16 a sixteenth of a pixel beyond column 128 is not lost: positions are not in the map's type."""
     layer = DeformableAspp(16, 16, (1, 1, 1, 1)).requires_grad_(requires_grad=False)
     for parameter in layer.parameters():
         parameter.zero_()
@@ -99,7 +95,6 @@ def test_positions_are_float32(device):
     layer.branches[0].offset.bias.copy_(torch.tensor([0.0, 1 / 16, 0.0]))
     layer = layer.to(device, torch.float16)
     use_kernels(layer, triton=True)
-
     output = layer(x)[0, 0, 0, 128:-1]
     assert output[::2].eq(1 / 16).all()
     assert output[1::2].eq(15 / 16).all()
@@ -108,12 +103,10 @@ def test_positions_are_float32(device):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")  # NumPy's, in the interpreter
 def test_nan_stays_nan(device):
-    """A NaN offset gives NaN at its pixel; an image without one is not touched."""
     layer = drawn((2, 2, 3), torch.float32, device)
     for branch in layer.branches:
         branch.offset.offset_mask[0, :, 1, 1] = float("nan")
     use_kernels(layer, triton=True)
-    output = layer(noise(torch.float32, device, 2, 16, 2, 3))
-
+    output = layer(noise(layer, 2, 16, 2, 3))
     assert output[0, :, 1, 1].isnan().all()
     assert output[1].isfinite().all()

@@ -40,9 +40,7 @@ def run(cache: Path, *words: str) -> list[Any]:
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("capability", SHARED)
 def test_kernels_compile_and_fit(tmp_path, capability):
-    """Each kernel, in each type, gets through the compiler, into the card's shared memory, and hardly spills."""
     found = run(tmp_path, str(capability))
-
     assert len(found) == 16
     for one in found:
         assert one["shared"] <= SHARED[capability], one
@@ -51,8 +49,5 @@ def test_kernels_compile_and_fit(tmp_path, capability):
 
 @pytest.mark.timeout(900)
 def test_one_compilation_serves_every_batch(tmp_path):
-    """Batches of 1, 2 and 16, maps and images of other sizes ask for nothing that was not compiled before.
-
-    So what `rmbgd models optimize` compiled is all that the service needs. The norm has two: with a sum, and without.
-    """
-    assert [{"window": 1, "pyramid": 1, "head": 1, "norm": 2, "images": 1}] == run(tmp_path, "launches")
+    """So what `rmbgd models optimize` compiled is all that the service needs. The norm has two: with a sum, without."""
+    assert [{"_attention": 1, "_pyramid": 1, "_head": 1, "_norm": 2, "_resize": 1}] == run(tmp_path, "launches")

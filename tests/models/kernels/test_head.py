@@ -16,19 +16,15 @@ from rmbgd.models.kernels.runtime import use_kernels
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_one_bad_number_flags_its_image_alone(bad):
-    """A logit that is NaN or infinite marks the image it stands in, not its neighbour."""
     x = torch.zeros(3, 1, 4, 4)
     x[1, 0, 2, 2] = bad
     _, finite = mattes(nn.Identity(), x, triton=False)
-
     assert finite.tolist() == [True, False, True]
 
 
 def test_alpha_is_computed_in_float32():
-    """In half precision the sigmoid is not: logits 9 and 10 give different alphas, to float32's accuracy."""
     x = torch.tensor([[[[9.0, 10.0]]]], dtype=torch.bfloat16)
     alpha, _ = mattes(nn.Identity(), x, triton=False)
-
     torch.testing.assert_close(alpha, torch.tensor([[[9.0, 10.0]]]).sigmoid(), rtol=0, atol=1e-7)
     assert alpha.dtype == torch.float32
 
@@ -68,11 +64,9 @@ def ending(device) -> Ending:
 @pytest.mark.slow
 @pytest.mark.parametrize(("batch", "height", "width"), [(2, 12, 8), (1, 20, 132)])
 def test_kernel_is_the_head_at_every_pixel(ending, device, batch, height, width):
-    """Sides, corners and inside, in tiles whole and cut, the kernel's alpha is the float64 head's to 1e-6."""
     x = noise(batch, 3, height, width).to(device)
     alpha, finite = mattes(ending, x, triton=True)
     exact = ending.double()(x.double())[:, 0].sigmoid()
-
     torch.testing.assert_close(alpha.double(), exact, rtol=0, atol=1e-6)
     assert finite.all()
 
@@ -80,18 +74,15 @@ def test_kernel_is_the_head_at_every_pixel(ending, device, batch, height, width)
 @pytest.mark.slow
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_kernel_flags_one_image_alone(ending, device, bad):
-    """A pixel that is NaN or infinite marks its image, also when it stands in a corner, and no other image."""
     x = noise(3, 3, 12, 8).to(device)
     x[1, 2, 11, 7] = bad
     x[2] = 50
     alpha, finite = mattes(ending, x, triton=True)
     alone, _ = mattes(ending, x[:1], triton=True)
-
     assert finite.tolist() == [True, False, True]
     torch.testing.assert_close(alpha[0], alone[0], rtol=0, atol=1e-6)
 
 
 def test_head_without_stencils_is_a_bug(device):
-    """Asking for the kernel before choosing it is refused."""
     with pytest.raises(ValueError, match="use_kernels"):
         mattes(Ending().to(device), noise(1, 3, 12, 8).to(device), triton=True)

@@ -12,10 +12,7 @@ from rmbgd.models.registry import PatchOrder
 from rmbgd.models.swin import Swin
 from rmbgd.models.u2net import U2NetP
 from tests.models import stress
-
-
-def noise(*shape: int) -> torch.Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(4))
+from tests.models.stress import noise
 
 
 def drawn(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
@@ -25,12 +22,10 @@ def drawn(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
 
 @pytest.mark.slow
 def test_backbone_by_kernels_is_the_backbone(device):
-    """All four maps of a tiny Swin, windows whole and padded, shifted and not, are the float64 network's to 1e-5."""
     network = drawn(Swin(stress.TINY), device)
-    x = noise(2, 3, 64, 36).to(device)
+    x = noise(2, 3, 64, 36).float().to(device)
     expected = network(x.double())
     assert use_kernels(network.float(), triton=True) == 8
-
     for ours, exact in zip(network(x), expected, strict=True):
         assert (ours.double() - exact).norm() / exact.norm() < 1e-5
 
@@ -39,24 +34,20 @@ def test_backbone_by_kernels_is_the_backbone(device):
 @pytest.mark.timeout(900)  # five pyramids of 60 taps, interpreted
 @torch.inference_mode()
 def test_birefnet_by_kernels_is_birefnet(device):
-    """Alpha of a whole tiny BiRefNet with all its kernels is the plain network's to 1e-4, and finite."""
     state = stress.tiny_oracle().state_dict()
     network = assemble(stress.TINY, PatchOrder.CHANNEL_FIRST, state.__getitem__, device=device, dtype=torch.float32)
-    x = noise(1, 3, 32, 32).to(device)
+    x = noise(1, 3, 32, 32).float().to(device)
     expected, _ = mattes(network, x)
     assert use_kernels(network, triton=True) == 8 + 5 + 1
     alpha, finite = mattes(network, x, triton=True)
-
     assert finite.all()
     assert expected.std() > 0.01
     torch.testing.assert_close(alpha, expected, rtol=0, atol=1e-4)
 
 
 def test_a_network_without_kernels_is_left_alone(device):
-    """The small network has no layer with a kernel, and computes as before when kernels are chosen."""
     network = U2NetP().requires_grad_(requires_grad=False).eval()
-    x = noise(1, 3, 32, 32)
+    x = noise(1, 3, 32, 32).float()
     expected, _ = mattes(network, x)
-
     assert use_kernels(network, triton=True) == 0
     assert torch.equal(mattes(network, x, triton=True)[0], expected)

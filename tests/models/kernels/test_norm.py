@@ -21,27 +21,23 @@ def stream(device: torch.device, *shape: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("dim", [8, 24, 192])
 def test_norm_is_exact(device, dim):
-    """In float32 the norm is the float64 one's to 1e-4, for dims that are powers of two and that are not."""
     from rmbgd.models.kernels.norm import layer_norm
 
     norm, x = drawn(dim, device), stream(device, 2, 3, dim)
     before = x.clone()
     output = layer_norm(x, norm, torch.float32)
-
     torch.testing.assert_close(output.double(), norm.double()(before.double()), rtol=1e-4, atol=1e-4)
     assert torch.equal(x, before)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_sum_is_kept_in_the_stream(device, dtype):
-    """What is added stays added, in float32, and the norm is that of the sum, in the type asked for."""
     from rmbgd.models.kernels.norm import layer_norm
 
     norm, x = drawn(24, device), stream(device, 5, 24)
     add = torch.linspace(-2, 2, 120).view(5, 24).to(device, dtype)
     expected = x + add
     output = layer_norm(x, norm, dtype, add=add)
-
     assert torch.equal(x, expected)
     assert output.dtype == dtype
     exact = norm.double()(expected.double())
@@ -49,7 +45,6 @@ def test_the_sum_is_kept_in_the_stream(device, dtype):
 
 
 def test_a_stream_with_gaps_is_a_bug(device):
-    """A part of each row is refused: the sum would go into a copy."""
     from rmbgd.models.kernels.norm import layer_norm
 
     with pytest.raises(ValueError, match="gaps"):

@@ -41,19 +41,19 @@ def put(images: list[torch.Tensor], inputs: torch.Tensor, device: torch.device, 
 @BOTH
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_resize_is_pillows(device, triton, height, width):
-    """Larger, smaller, very thin and equal images come within one step of what Pillow makes of them."""
+    """Within one step; the kernel does not round in between: it is within 1e-3 of a level of the float64 resize."""
     rgb, inputs = image(height, width), places(1)
     put([rgb], inputs, device, triton)
-
     torch.testing.assert_close(inputs[0], pillow(rgb), rtol=0, atol=1.001)
+    if triton:
+        exact = F.interpolate(rgb.permute(2, 0, 1)[None].double(), SIZE, mode="bilinear", antialias=True)
+        torch.testing.assert_close(inputs.double(), exact, rtol=0, atol=1e-3)
 
 
 @BOTH
 def test_images_fill_the_first_rows_and_the_rest_is_left_alone(device, triton):
-    """Of four rows two are filled, in order; the others keep their values."""
     first, second, inputs = image(30, 30), image(50, 20, seed=1), places(4)
     put([first, second], inputs, device, triton)
-
     torch.testing.assert_close(inputs[0], pillow(first), rtol=0, atol=1.001)
     torch.testing.assert_close(inputs[1], pillow(second), rtol=0, atol=1.001)
     assert inputs[2:].eq(7).all()
@@ -61,30 +61,16 @@ def test_images_fill_the_first_rows_and_the_rest_is_left_alone(device, triton):
 
 @BOTH
 def test_channels_are_scaled_each(device, triton):
-    """Every channel has its own scale and shift, after the resize."""
     rgb, inputs = image(*SIZE), places(1)
     scale, shift = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, -5.0, 10.0])
     put([rgb], inputs, device, triton, (scale, shift))
     expected = rgb.permute(2, 0, 1) * scale.view(3, 1, 1) + shift.view(3, 1, 1)
-
     torch.testing.assert_close(inputs[0], expected, rtol=0, atol=1e-4)
 
 
 def test_more_images_than_places_are_refused():
-    """Nothing is dropped silently."""
     with pytest.raises(ValueError, match="3 images for 2 places"):
         put_images([image(2, 2)] * 3, places(2), *PLAIN, triton=False)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("height", "width"), SIZES)
-def test_kernel_is_exact(device, height, width):
-    """The kernel does not round in between: it is within 1e-3 of a level of the float64 resize."""
-    rgb, inputs = image(height, width), places(1)
-    put([rgb], inputs, device, triton=True)
-    exact = F.interpolate(rgb.permute(2, 0, 1)[None].double(), SIZE, mode="bilinear", antialias=True)[0]
-
-    torch.testing.assert_close(inputs[0].double(), exact, rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -94,21 +80,16 @@ def test_kernel_writes_half_precision(device, dtype):
     levels = torch.full((3,), 1 / 128), torch.full((3,), -1.0)
     put([rgb], inputs, device, triton=True, levels=levels)
     put([rgb], wide, device, triton=True, levels=levels)
-
     step = torch.finfo(dtype).eps if dtype == torch.bfloat16 and device.type == "cpu" else 0
     torch.testing.assert_close(inputs, wide.to(dtype), rtol=step, atol=0)
 
 
 def test_rows_may_lie_apart(device):
-    """An image that is a part of a wider one is read with that one's rows."""
-    rgb, inputs, alone = image(30, 60), places(1), places(1)
+    rgb, inputs, alone = image(30, 60).to(device), places(1), places(1)
     part = rgb[2:29, 5:50]
-    put([rgb], inputs, device, triton=True)
+    put([part], inputs, device, triton=True)
     put([part.contiguous()], alone, device, triton=True)
-    there = inputs.to(device)
-    put_images([rgb.to(device)[2:29, 5:50]], there, *(t.to(device) for t in PLAIN), triton=True)
-
-    assert torch.equal(there.cpu(), alone)
+    assert torch.equal(inputs, alone)
 
 
 def test_a_row_of_height_zero_leaves_its_input_alone(device):
@@ -119,7 +100,6 @@ def test_a_row_of_height_zero_leaves_its_input_alone(device):
     table = torch.zeros(2, 4, dtype=torch.int64)
     table[1] = image_table([rgb])[0]
     resize_images(table.to(device), inputs, *(t.to(device) for t in PLAIN))
-
     assert inputs[0].eq(7).all()
     assert torch.equal(inputs[1], rgb.permute(2, 0, 1).float())
 

@@ -19,35 +19,26 @@ from rmbgd.models.load import load_model
 NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 
 
-def test_switched_off_and_cpus_are_reasons(device):
-    """A switch needs no other reason; on a CPU the interpreter, slow as it is, is used only where it is asked for."""
-    assert runtime.triton_for("cuda", "off") == runtime.Availability(False, "switched off")
-    assert not runtime.triton_for("cpu", "auto").usable
-
-
-@NO_CUDA
-def test_the_interpreter_is_used_when_asked_for(device):
-    """`on` on a CPU takes the interpreter and says so."""
-    found = runtime.triton_for("cpu", "on")
-
-    assert found.usable
-    assert "interpreter" in found.why
-
-
-@NO_CUDA
-def test_no_cuda_device_is_a_reason(device):
-    """Without a driver there is a reason, not an exception."""
-    found = runtime.triton_for("cuda:0", "auto")
-
-    assert not found.usable
-    assert "no usable CUDA device" in found.why
+@pytest.mark.parametrize(
+    ("name", "wanted", "usable", "why"),
+    [
+        ("cuda", "off", False, "switched off"),
+        ("meta", "auto", False, "no Triton kernels for meta"),
+        ("cpu", "auto", False, "a CPU"),
+        pytest.param("cpu", "on", True, "interpreter", marks=NO_CUDA),
+        pytest.param("cuda:0", "auto", False, "no usable CUDA device", marks=NO_CUDA),
+    ],
+)
+def test_whether_kernels_are_used_has_a_reason(device, name, wanted, usable, why):
+    """On a CPU the interpreter, slow as it is, is used only where it is asked for."""
+    found = runtime.triton_for(name, wanted)
+    assert found.usable is usable
+    assert why in found.why
 
 
 def test_a_missing_triton_is_a_reason(monkeypatch):
-    """Where Triton is not installed the reason names it."""
     monkeypatch.setitem(sys.modules, "triton", None)
     found = runtime.triton_for("cuda", "auto")
-
     assert not found.usable
     assert "not installed" in found.why
 
@@ -63,7 +54,6 @@ def test_old_cards_and_those_that_fail_the_trial_are_left_to_plain_torch(
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setattr(runtime, "_trial", lambda _: refusal)
     found = runtime.triton_for("cuda", "auto")
-
     assert found.usable is usable
     assert "a card" in found.why
 
@@ -99,27 +89,16 @@ def run(tmp_path, capsys):
 
 
 @NO_CUDA
-def test_without_a_gpu_one_line_says_so(run, tmp_path):
-    """Exit 1, one line, and nothing written, nor is there a cache of compiled kernels."""
-    status, out, err = run("optimize", "u2netp")
-
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_without_a_gpu_one_line_says_so(run, tmp_path, device):
+    status, out, err = run("optimize", "u2netp", "--device", device)
     assert (status, out) == (1, "")
     assert err == "rmbgd models: optimize: there is no CUDA device here; without one there is nothing to compile\n"
     assert not (tmp_path / "models").exists()
     assert runtime.use_cache(tmp_path, torch.device("cuda", 0)) is None
 
 
-def test_a_cpu_is_not_optimised(run):
-    """Only a CUDA device has kernels to compile."""
-    status, _, err = run("optimize", "u2netp", "--device", "cpu")
-
-    assert status == 1
-    assert "no CUDA device" in err
-
-
 def test_directory_tells_releases_and_cards_apart(monkeypatch):
-    """Another Triton, torch or card has another directory, and names of cards make legal ones."""
-
     def directory(triton="3.6.0", torch_="2.11.0+cu130", card="NVIDIA H100 80GB HBM3", capability=(9, 0)):
         monkeypatch.setattr(importlib.metadata, "version", lambda _: triton)
         monkeypatch.setattr(torch, "__version__", torch_)
@@ -142,7 +121,6 @@ def test_the_directory_is_used_where_it_is(tmp_path, monkeypatch, there):
     if there:
         (tmp_path / "kernels" / "card").mkdir(parents=True)
     expected = tmp_path / "kernels" / "card" if there else None
-
     assert runtime.use_cache(tmp_path, torch.device("cuda", 0)) == expected
     assert os.environ[runtime.CACHE_VARIABLE] == (str(expected) if there else "elsewhere")
 
@@ -153,7 +131,6 @@ def test_images_go_through_the_network_as_in_service(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(loaded.module, "forward", lambda x: seen.append(tuple(x.shape)) or x[:, :1])
     runtime.run(loaded, torch.device("cpu"), torch.float32, triton=False)
-
     assert seen == [(1, 3, 320, 320), (2, 3, 320, 320)]
 
 
@@ -168,5 +145,4 @@ def test_a_second_run_compiles_nothing(run):
     kept = {path: path.stat().st_mtime_ns for path in Path(os.environ[runtime.CACHE_VARIABLE]).rglob("*")}
     assert any(path.suffix == ".cubin" for path in kept)
     run("optimize", "u2netp")
-
     assert {path: path.stat().st_mtime_ns for path in Path(os.environ[runtime.CACHE_VARIABLE]).rglob("*")} == kept

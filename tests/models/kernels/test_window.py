@@ -77,20 +77,17 @@ def test_equals_attention_in_cut_windows(device, dtype, window, shift, heads, si
     qkv = maps(layer, batch, height, width)
     expected = definition(layer, qkv, shift)
     error = (computed(layer, qkv, shift).double() - expected).norm() / expected.norm()
-
     assert error <= TOLERANCE[dtype]
 
 
 @pytest.mark.slow
 def test_programs_go_from_window_to_window(device, monkeypatch):
-    """With fewer programs than windows each takes several, and none is left out."""
     from rmbgd.models.kernels import window
 
     layer = drawn(3, 2, 4, torch.float32, device)
     qkv = maps(layer, 2, 9, 8)
     expected = computed(layer, qkv, 1)
     monkeypatch.setattr(window, "PER_PROCESSOR", 0)
-
     assert torch.equal(computed(layer, qkv, 1), expected)
 
 
@@ -100,7 +97,6 @@ def test_a_bad_token_spoils_its_window_alone(device):
     qkv = maps(layer, 2, 6, 6)
     qkv[0, 1, 1, 0] = float("nan")
     bad = computed(layer, qkv, 0).isnan().any(dim=-1)
-
     assert bad[0, 1, 1]
     assert not bad[1].any()
     assert not bad[0, 3:].any()
@@ -111,7 +107,6 @@ def test_a_bad_token_spoils_its_window_alone(device):
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("budget", [1, 1 << 30])
 def test_block_by_kernel_is_the_plain_block(device, monkeypatch, shift, budget):
-    """A block gives the same with its kernel, one image at a time and all at once."""
     block = SwinBlock(16, 2, 3, shift).requires_grad_(requires_grad=False)
     generator = torch.Generator().manual_seed(2)
     for parameter in block.parameters():
@@ -122,7 +117,6 @@ def test_block_by_kernel_is_the_plain_block(device, monkeypatch, shift, budget):
     block.float()
     use_kernels(block, triton=True)
     monkeypatch.setitem(layers._CHUNK_BYTES, device.type, budget)
-
     torch.testing.assert_close(block(x.clone()).double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -140,6 +134,5 @@ def test_kernels_own_tensors_are_not_saved(device):
     use_kernels(layer, triton=True)
     assert layer.kernel_bias is not None
     assert layer.state_dict().keys() == names
-
     use_kernels(layer, triton=False)
     assert layer.kernel_bias is None
