@@ -21,21 +21,18 @@ def test_each_error_has_its_kind(word):
 
 
 @pytest.mark.parametrize(
-    "text",
+    "error",
     [
-        "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to",
-        "DefaultCPUAllocator: not enough memory: you tried to allocate 17179869184 bytes.",
-        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
-        "Triton Error [CUDA]: out of memory",
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 17179869184 bytes."),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("Triton Error [CUDA]: out of memory"),
+        OutOfMemoryError("reworded"),
     ],
 )
-def test_other_ways_to_be_short_of_memory(text):
-    """The CPU's allocator, cuBLAS and Triton have no class of their own for it."""
-    assert type(fault_of(RuntimeError(text))) is EngineMemory
-
-
-def test_the_class_alone_tells_shortage():
-    assert type(fault_of(OutOfMemoryError("reworded"))) is EngineMemory
+def test_other_ways_to_be_short_of_memory(error):
+    """The CPU's allocator, cuBLAS and Triton have no class of their own for it; where there is one, it is enough."""
+    assert type(fault_of(error)) is EngineMemory
 
 
 @pytest.mark.parametrize("error", [RuntimeError("shape mismatch"), AssertionError("a bug"), ValueError("CUDA or so")])

@@ -21,10 +21,6 @@ def canary(request) -> MemoryTest:
     return MemoryTest(*request.param, 2048)
 
 
-def test_sound_memory_has_no_bad_block(canary):
-    assert [canary.check() for _ in range(3)] == [MemoryTestPass(2048, 0)] * 3
-
-
 @pytest.mark.parametrize("bad", [[0], [1023, 1024], [5, 5, 7], list(range(16))])
 def test_each_bad_block_is_counted_once(canary, monkeypatch, bad: list[int]):
     """However often it was hit, and on both sides of a chunk's edge."""
@@ -42,7 +38,7 @@ def test_each_bad_block_is_counted_once(canary, monkeypatch, bad: list[int]):
 
 def test_what_went_bad_between_two_passes_is_found(canary):
     """The pattern stays where it is, and the next pass reads it first."""
-    canary.check()
+    assert canary.check() == MemoryTestPass(2048, 0)
     canary.words[1433, 100] ^= 1 << 40
     assert canary.check() == MemoryTestPass(2048, 1)
     assert canary.check() == MemoryTestPass(2048, 0)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -82,3 +84,8 @@ def cuda() -> Iterator[torch.device]:
     for kind, precision in zip(kinds, before, strict=True):
         kind.fp32_precision = precision
     torch.cuda.empty_cache()
+
+
+def create(block: np.ndarray, options: Mapping[str, Any]) -> CudaBackend:
+    """The engine's process calls it: a small GPU, with the host in its place."""
+    return CudaBackend(block, Options.from_json(options), lambda: HostDevice((256 << 20, 8 << 30)))

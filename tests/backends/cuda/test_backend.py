@@ -29,7 +29,6 @@ GIBI = 1 << 30
 
 
 def veil(height: int, width: int) -> np.ndarray:
-    """Alpha of a source, uint8: a slope from left to right."""
     return np.tile(np.linspace(0, 255, width).astype(np.uint8), (height, 1))
 
 

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
     ("factory", "device", "limits", "steps"),
     [
         ("rmbgd.backends.factory:create", "cpu", [], {"resize", "network", "finish"}),
-        ("tests.backends.cuda.on_host:create", "cuda:0", ["kernels", "memory_low", "batch"], {"network", "finish"}),
+        ("tests.backends.cuda.conftest:create", "cuda:0", ["kernels", "memory_low", "batch"], {"network", "finish"}),
     ],
 )
 def test_the_real_child_cuts_out_the_ball(arena, canvas, factory, device, limits, steps):
