@@ -90,7 +90,6 @@ def test_no_point_estimate_without_its_bound(tmp_path_factory, parts, dropped):
 
 
 def test_failovers_and_what_they_avoided(tmp_path: Path, capsys: Capture):
-    """One with work that came out on the CPU, one with nothing to do, one that lost an image, one not over."""
     box = Box("edge").start().serve(600)
     box.failover().serve(60).image().image().serve(60).failback().serve(600)
     box.failover("xid", images=0).serve(120).failback().serve(600)
@@ -106,7 +105,6 @@ def test_failovers_and_what_they_avoided(tmp_path: Path, capsys: Capture):
 
 
 def test_failures_per_million_images(tmp_path: Path, capsys: Capture):
-    """With their bound; refused images are concluded too."""
     box = Box("edge").start()
     for _ in range(1000):
         box.sleep(1).image()
@@ -151,7 +149,6 @@ def test_numbers_out_of_bounds_are_refused(words: list[str], capsys: Capture):
 
 
 def test_since_and_until_cut_the_log(tmp_path: Path):
-    """To whole days of UTC here; a run cut in the middle counts from its first line in the window."""
     path = Box("edge", heartbeat=60).start(ready_after=0).serve(3 * 24 * HOUR).write(tmp_path / "edge.jsonl")
     assert round(make_report(options(path, "--since", "2026-01-02", "--until", "2026-01-03")).hours, 6) == 24
 

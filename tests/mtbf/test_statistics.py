@@ -63,7 +63,6 @@ V2_HOURS = 13 * 720 - (2.6 + 31 + 300) / 3600
     ],
 )  # fmt: skip
 def test_published_digits(found: Callable[[], float | tuple[float, ...]], expected: float | tuple[float, ...]):
-    """To as many digits as are printed."""
     printed = expected if isinstance(expected, tuple) else (expected,)
     values = found()
     for value, digits in zip(values if isinstance(values, tuple) else (values,), printed, strict=True):
