@@ -77,12 +77,9 @@ class MtbfReport:
         self.down_minutes_a_year = (1 - (self.availability or 0)) * YEAR_MINUTES
         times = [(one.operating / HOUR, [each.operated / HOUR for each in one.failures]) for one in machines]
         self.mtbf = Estimate(hours, times, confidence)
+        most = statistics.poisson_mean(failures, 1 - confidence)  # failures that might have come, at `confidence`
         # (hours claimed, confidence that it holds, hours that would show it with as many failures)
-        self.claimed = claim and (
-            claim,
-            statistics.confidence_of(claim, hours, failures),
-            statistics.hours_needed(claim, failures, confidence),
-        )
+        self.claimed = claim and (claim, 1 - statistics.poisson_at_most(failures, hours / claim), claim * most)
         self.trips = sorted((trip for machine in machines for trip in machine.trips), key=lambda trip: trip.at)
         self.away = sum(trip.until - trip.at for trip in self.trips)  # s in which a device had been left
         times = [
@@ -99,8 +96,7 @@ class MtbfReport:
         self.images = outcomes["done"] + outcomes["failed"]  # concluded: published or refused
         # (failures per million images, None without failures; upper bound at `confidence`)
         scale = 1e6 / (self.images or 1)
-        most = statistics.poisson_mean(failures, 1 - confidence) * scale
-        self.per_million = (failures * scale if failures else None, most) if self.images else None
+        self.per_million = (failures * scale if failures else None, most * scale) if self.images else None
         # Why things went other than well.
         self.reasons = {
             "failures": Counter(failure.cause for _, failure in self.failures),

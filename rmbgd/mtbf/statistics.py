@@ -51,16 +51,6 @@ def two_sided(hours: float, failures: int, confidence: float) -> tuple[float, fl
     return lower_bound(hours, failures, 1 - tail), upper
 
 
-def confidence_of(claim: float, hours: float, failures: int) -> float:
-    """How sure one can be that the mean time between failures is at least `claim` hours."""
-    return 1 - poisson_at_most(failures, hours / claim)
-
-
-def hours_needed(claim: float, failures: int, confidence: float) -> float:
-    """Device-hours that show `claim` at `confidence` when `failures` occur in them."""
-    return claim * poisson_mean(failures, 1 - confidence)
-
-
 def laplace(systems: Sequence[tuple[float, Sequence[float]]]) -> float | None:
     """Laplace's trend statistic U over systems of (hours watched, hours of its failures); None without failures.
 

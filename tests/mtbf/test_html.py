@@ -61,7 +61,6 @@ def page_of(*words: object) -> str:
 
 @pytest.fixture
 def fleet(tmp_path: Path) -> Path:
-    """Two machines with a bit of everything."""
     for number, name in enumerate(("edge", HOSTILE.replace("/", ""))):
         box = Box(f"boots{number}", heartbeat=60).start()
         for _ in range(50):
@@ -92,7 +91,6 @@ def test_the_page_holds_every_plot_and_needs_no_network(fleet: Path):
 
 
 def test_an_estimate_stands_with_its_bound(fleet: Path):
-    """In the tile that is read first; without failures the bound alone."""
     words = r"Mean time between failures [\d.,]+ h at least [\d.,]+ h at 90 % confidence"
     assert re.search(words, Tags(page_of(fleet)).text)
     quiet = Box("quiet", heartbeat=60).start().serve(6000).write(fleet / "quiet" / "quiet.jsonl")
@@ -127,7 +125,6 @@ def test_a_page_without_a_run_says_so(tmp_path: Path):
 
 
 def test_the_file_is_written_whole(fleet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """And the text is printed besides; a file that cannot be written is reported with what to do."""
     assert run(options(fleet, "--html", tmp_path / "report.html")) == 0
     assert (tmp_path / "report.html").read_text().endswith("</html>\n")
     assert "MTBF" in capsys.readouterr().out
@@ -160,7 +157,6 @@ def test_any_history_makes_a_whole_page(tmp_path_factory, parts):
 @settings(deadline=None)
 @given(st.integers(1, 20), st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
 def test_ticks_are_round_few_and_within(count: int, low: float, width: float):
-    """Multiples of 1, 2 or 5 times a power of ten, and at most `count` steps; up to rounding of a float."""
     found = html.ticks(low, low + width, count)
     assert len(found) <= count + 1
     assert {f"{after - before:.0e}"[0] for before, after in pairwise(found)} <= set("125")

@@ -57,7 +57,6 @@ def test_the_stem_of_a_rotated_name(name: str, stem: str):
     ],
 )
 def test_parts_are_read_oldest_first(tmp_path: Path, names: list[str]):
-    """Numbers count backwards, dates forwards, the bare name is newest."""
     for name in names:
         (tmp_path / name).write_text("")
     (source,) = gather([str(tmp_path / name) for name in reversed(names)])
@@ -66,7 +65,6 @@ def test_parts_are_read_oldest_first(tmp_path: Path, names: list[str]):
 
 @pytest.mark.parametrize("name", ["{}.jsonl", "{}/rmbgd.jsonl"])
 def test_a_file_or_a_folder_per_machine(tmp_path: Path, name: str):
-    """Under one folder, or named one by one: a file's name is the machine's, or its folder's where it says nothing."""
     paths = [Box(box).start().serve(3600).write(tmp_path / name.format(box)) for box in ("edge10", "edge9")]
     for arguments in ([tmp_path], paths):
         assert [(name, hours(machine)) for name, machine in found(*arguments).items()] == [("edge9", 1), ("edge10", 1)]
@@ -88,7 +86,6 @@ def test_names_of_the_operator_go_before_the_host_in_the_log_and_that_before_pat
 
 
 def test_two_names_for_one_boot_are_told(tmp_path: Path):
-    """Containers of one host, or one machine counted twice: the operator knows which."""
     for name in ("a", "b"):
         Box("edge").start().serve(3600).write(tmp_path / f"{name}.jsonl")
     assert any("shares a boot with b" in note for note in found(tmp_path)["a"].notes)
@@ -150,7 +147,6 @@ def test_a_log_is_read_as_it_is_found(tmp_path: Path, content: str, machine: str
 
 
 def test_a_kernel_that_names_no_boot_is_told_apart_by_its_clock(tmp_path: Path):
-    """Monotonic time that falls by more than a minute can only be another boot."""
     box = Box("edge").start().serve(3600).reboot(10).start().serve(3600)
     box.lines = [json.dumps(json.loads(line) | {"boot_id": "unknown"}) for line in box.lines]
     machine = found(box.write(tmp_path / "edge.jsonl"))["edge"]
@@ -202,7 +198,6 @@ def test_lines_that_are_not_ours_are_left_out_and_told(tmp_path: Path, line: str
 
 @pytest.mark.parametrize("time", ["Infinity", "NaN", "1e300", "1" * 400, '"x"'])
 def test_a_time_that_nothing_measures_ends_no_report(tmp_path: Path, time: str):
-    """The image counts, without that time."""
     box = Box("edge").start().image(milliseconds={"total": 1, "wait": 2.0}).serve(60)
     (tmp_path / "edge.jsonl").write_text(text(box.lines).replace('"total": 1,', f'"total": {time},'))
     (boot,) = found(tmp_path)["edge"].boots

@@ -36,7 +36,6 @@ def rmbgd_mtbf(*words: str | Path) -> str:
 
 
 def record_exit(service: ServiceUnderTest) -> None:
-    """As systemd does after a SIGKILL, with the recorder that ships."""
     said = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL"}
     command = [sys.executable, "-m", "rmbgd.service.exit_recorder", "--config", str(service.config)]
     subprocess.run(command, cwd=ROOT, env=os.environ | said, check=True, capture_output=True)
@@ -117,7 +116,6 @@ def fleet(tmp_path_factory: pytest.TempPathFactory) -> Fleet:
 
 
 def test_each_crash_is_a_failure_with_its_cause(fleet: Fleet) -> None:
-    """The recorded one by its signal, the other as vanished; both are over, with the time until ready again."""
     failures = {each["machine"]: each for each in fleet.total["failures"]}
     assert {name: each["cause"] for name, each in failures.items()} == {"one": "signal KILL", "two": "vanished"}
     assert all(0 < each["down_seconds"] < 120 for each in failures.values())
@@ -147,7 +145,6 @@ def test_the_report_stands_on_paper_and_on_the_page(fleet: Fleet) -> None:
 
 
 def test_a_wall_clock_that_jumps_changes_no_duration(tmp_path: Path) -> None:
-    """A day forward while the service runs: told, and not counted as operating time."""
     control = tmp_path / "clock"
     control.write_text("+0")
     service = ServiceUnderTest(tmp_path / "edge")

@@ -29,10 +29,11 @@ V2_HOURS = 13 * 720 - (2.6 + 31 + 300) / 3600
         (lambda: statistics.two_sided(V2_HOURS, 3, 0.9), (1207.160, 11446.747)),
         (lambda: statistics.two_sided(V1_HOURS, 0, 0.9), (1017.436, math.inf)),  # nothing says how good it may be
         (lambda: statistics.two_sided(720, 17, 0.9), (28.2, 66.5)),  # one per 42.4 h
-        (lambda: statistics.confidence_of(3120, V1_HOURS, 0), 0.62353),
-        (lambda: statistics.confidence_of(3120, V2_HOURS, 3), 0.35276),
+        # How sure one can be of 3120 h, and the hours that would show them.
+        (lambda: 1 - statistics.poisson_at_most(0, V1_HOURS / 3120), 0.62353),
+        (lambda: 1 - statistics.poisson_at_most(3, V2_HOURS / 3120), 0.35276),
         *(
-            (lambda r=failures, c=confidence: statistics.hours_needed(3120, r, c), hours)
+            (lambda r=failures, c=confidence: 3120 * statistics.poisson_mean(r, 1 - c), hours)
             for failures, confidence, hours in [
                 (0, 0.9, 7184.1), (1, 0.9, 12135.9), (2, 0.9, 16605.6), (3, 0.9, 20844.0), (0, 0.95, 9346.7),
             ]
@@ -62,7 +63,6 @@ V2_HOURS = 13 * 720 - (2.6 + 31 + 300) / 3600
     ],
 )  # fmt: skip
 def test_published_digits(found: Callable[[], float | tuple[float, ...]], expected: float | tuple[float, ...]):
-    """To as many digits as are printed."""
     printed = expected if isinstance(expected, tuple) else (expected,)
     values = found()
     for value, digits in zip(values if isinstance(values, tuple) else (values,), printed, strict=True):
@@ -104,4 +104,4 @@ def test_the_sum_is_a_probability_even_for_many_failures(count: int, mean: float
 @given(st.floats(1, 1e6), st.integers(0, 50), st.floats(0.05, 0.99))
 def test_confidence_and_bound_are_each_other_s_inverse(hours: float, failures: int, confidence: float):
     bound = statistics.lower_bound(hours, failures, confidence)
-    assert statistics.confidence_of(bound, hours, failures) == pytest.approx(confidence, abs=1e-9)
+    assert 1 - statistics.poisson_at_most(failures, hours / bound) == pytest.approx(confidence, abs=1e-9)

@@ -205,7 +205,6 @@ HISTORIES: dict[str, tuple[History, dict[str, float], Failures, str]] = {
 
 @pytest.mark.parametrize("name", HISTORIES)
 def test_a_history_is_counted_as_defined(tmp_path: Path, name: str):
-    """Seconds in each state, failures in place, and what is told of it."""
     history, states, failures, note = HISTORIES[name]
     machine = machine_of(history(Box()), tmp_path)
     found = machine.failures
@@ -235,7 +234,6 @@ def test_the_cause_is_in_systemd_s_words(tmp_path: Path, recorded: tuple[str, st
 
 
 def test_a_power_loss_can_be_counted_as_a_failure(tmp_path: Path):
-    """When the operator asks for it; another boot after an orderly stop is none."""
     box = Box().start().serve(600).reboot(100).start(ready_after=20).serve(600).stop(seconds=0).reboot(8).start()
     machine = machine_of(box, tmp_path, power_loss_is_failure=True)
     assert [failure.cause for failure in machine.failures] == ["power loss"]
@@ -260,7 +258,6 @@ def test_an_outcome_that_a_next_start_tells_again_counts_once(tmp_path: Path, re
 
 
 def test_lines_in_any_order_give_the_same_time(tmp_path: Path):
-    """Threads and rotated parts mix them; within a boot the monotonic time decides."""
     box = Box().start().serve(600).stop().sleep(60).start().serve(600)
     straight = seconds(machine_of(box, tmp_path))
     box.lines[3:9] = box.lines[3:9][::-1]
@@ -269,7 +266,6 @@ def test_lines_in_any_order_give_the_same_time(tmp_path: Path):
 
 @pytest.mark.parametrize("jump", [DAY, -DAY, -(56 * 365 * DAY)])
 def test_a_jump_of_the_wall_clock_changes_no_duration(tmp_path: Path, jump: float):
-    """A day forth, a day back, back to 1970; told."""
     box = Box().start().serve(6000).step_clock(jump).serve(600).recorded().sleep(5).start().serve(6000)
     machine = machine_of(box, tmp_path)
     assert seconds(machine) == {"up": 12_600, "down": 7}
@@ -343,7 +339,6 @@ FAILOVERS: dict[str, tuple[History, list[tuple[float, float, str, int, str]]]] =
 
 @pytest.mark.parametrize("name", FAILOVERS)
 def test_a_failover_is_judged_by_what_came_out(tmp_path: Path, name: str):
-    """Only heat has a threshold. Nothing was told of the time from claim to outcome in some logs."""
     history, expected = FAILOVERS[name]
     found = machine_of(history(Box()), tmp_path).trips
     assert [(t.at - EPOCH, t.until - t.at, t.reason, t.images, str(t.outcome)) for t in found] == expected
@@ -362,7 +357,6 @@ def test_a_failover_needs_no_times_of_images(tmp_path: Path):
 @settings(max_examples=150, deadline=None)
 @given(PARTS, st.sets(st.integers(0, 200), max_size=40))
 def test_random_histories_agree_with_brute_force(tmp_path_factory, parts, dropped):
-    """Every second in the same state, and as many failures, when lines are lost, stop events among them."""
     box = play(parts, dropped)
     machine = machine_of(box, tmp_path_factory.mktemp("log"))
     expected = judge(box.lines, gap=40)

@@ -20,7 +20,6 @@ KILLED = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KIL
 
 
 def record(*arguments: str | Path, **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run the recorder as systemd does, in a process of its own."""
     clean = {key: value for key, value in os.environ.items() if key not in KILLED}
     command = [sys.executable, "-m", "rmbgd.service.exit_recorder", *arguments]
     return subprocess.run(command, env=clean | environ, capture_output=True, text=True, check=False)
@@ -48,7 +47,6 @@ def test_cause_goes_to_the_journal_and_the_log(tmp_path: Path) -> None:
 
 
 def test_uptime_is_that_of_the_run_that_ended() -> None:
-    """From the status file, believed only when boot and invocation are the same."""
     status = {"boot_id": "b", "invocation_id": "run-1", "started": 100.0}
     assert 23.5 == exit_keys(KILLED, status, "b", 123.5)["uptime"]
     assert "uptime" not in exit_keys(KILLED, status, "other boot", 123.5)

@@ -62,7 +62,6 @@ def health(tmp_path: Path) -> Monitored:
 
 
 def test_health_event_comes_once_per_interval_when_ready(health: Monitored) -> None:
-    """One a minute, the first a minute after ready; and one, not sixty, for an hour that the machine slept."""
     health.ticks(300)
     assert [] == health.events.named("health")
     health.monitor.phase = "ready"
@@ -74,7 +73,6 @@ def test_health_event_comes_once_per_interval_when_ready(health: Monitored) -> N
 
 
 def test_watchdog_is_fed_while_all_threads_wait_or_progress(health: Monitored) -> None:
-    """Every tick feeds, and a tick comes at least four times within systemd's timeout."""
     busy, idle = health.heartbeats.new("busy"), health.heartbeats.new("idle")
     idle.waiting()
     for _ in range(50):
@@ -118,7 +116,6 @@ def test_waking_after_a_stop_of_the_whole_process_is_no_stall(health: Monitored)
 
 
 def test_step_of_the_wall_clock_changes_nothing(health: Monitored) -> None:
-    """A day forward or back by NTP fires no timer and stalls no thread."""
     health.monitor.phase = "ready"
     health.heartbeats.new("decode-0").waiting()
     for step in (-86400, 2 * 86400):
@@ -129,7 +126,6 @@ def test_step_of_the_wall_clock_changes_nothing(health: Monitored) -> None:
 
 
 def test_status_file_says_who_and_what(health: Monitored) -> None:
-    """Phase, process, boot, run, rates and the snapshot, readable by all who may enter the directory."""
     health.monitor.phase = "ready"
     health.ticks(60)
     status = health.status()
@@ -141,7 +137,6 @@ def test_status_file_says_who_and_what(health: Monitored) -> None:
 
 
 def test_last_problem_is_kept_with_its_time(health: Monitored) -> None:
-    """`rmbgd status` shows the last thing that went wrong, not the last thing that happened."""
     health.counters("intake.blocked", folder="shop", path="a.jpg", cause="permission")
     health.ticks(2)
     first = health.status()["last_problem"]
@@ -154,7 +149,6 @@ def test_last_problem_is_kept_with_its_time(health: Monitored) -> None:
 
 
 def test_missing_runtime_directory_blinds_but_does_not_stop(tmp_path: Path) -> None:
-    """The status file cannot be written: health event and watchdog go on, and the loss is reported."""
     health = Monitored(tmp_path / "gone")
     health.monitor.phase = "ready"
     health.ticks(64)
@@ -164,7 +158,6 @@ def test_missing_runtime_directory_blinds_but_does_not_stop(tmp_path: Path) -> N
 
 
 def test_status_file_is_replaced_whole(health: Monitored) -> None:
-    """A reader that opened the old file still reads all of it: the name moves, the content does not change."""
     health.ticks(2)
     with (health.folder / STATUS_FILE).open() as old:
         health.ticks(2)
@@ -173,7 +166,6 @@ def test_status_file_is_replaced_whole(health: Monitored) -> None:
 
 
 def test_systemd_gets_the_status_when_ready(health: Monitored) -> None:
-    """While starting and stopping the daemon's own words stand."""
     health.ticks(4)
     assert [] == [message for message in health.notified if message.startswith("STATUS=")]
     health.monitor.phase = "ready"
@@ -182,7 +174,6 @@ def test_systemd_gets_the_status_when_ready(health: Monitored) -> None:
 
 
 def test_metrics_get_the_health_keys_with_every_status(health: Monitored) -> None:
-    """What scrapes see is as old as what `rmbgd status` shows, whatever the interval of the health event."""
     seen: list[Any] = []
     health.monitor._on_status = seen.append
     health.ticks(6)
@@ -190,7 +181,6 @@ def test_metrics_get_the_health_keys_with_every_status(health: Monitored) -> Non
 
 
 def test_run_returns_when_closed(health: Monitored) -> None:
-    """The loop ends by closing, and ticks at least once; then the status file does not look as if something ran."""
     thread = threading.Thread(target=health.monitor.run)
     thread.start()
     health.monitor.close()
@@ -217,7 +207,6 @@ def test_counters_count_by_name_and_pass_on() -> None:
 
 
 def test_facts_of_the_process_are_those_of_the_kernel(tmp_path: Path) -> None:
-    """One more open file is one more descriptor; memory and threads are there."""
     before = process_facts()
     with (tmp_path / "open").open("w"):
         after = process_facts()
@@ -227,7 +216,6 @@ def test_facts_of_the_process_are_those_of_the_kernel(tmp_path: Path) -> None:
 
 
 def test_health_keys_are_those_of_the_vocabulary() -> None:
-    """No key too many, none too few; counts that never happened are zero; lost lines are reported with their place."""
     keys = health_keys(SNAPSHOT, {"image.done": 5}, PROCESS, 60.0, {"file": 0, "console": 0})
     lossy = health_keys(SNAPSHOT, {}, PROCESS, 60.0, {"file": 3, "console": 0})
     assert [] == problems_with("health", keys) + problems_with("health", lossy)
@@ -237,7 +225,6 @@ def test_health_keys_are_those_of_the_vocabulary() -> None:
 
 
 def test_rate_is_that_of_the_window() -> None:
-    """Sixty images in the last minute are sixty a minute, whatever was before; one sample is no rate."""
     rate = Rate(60.0)
     rate.sample(1000.0, 0)
     assert 0.0 == rate.per_minute()

@@ -57,7 +57,6 @@ def machine(tmp_path: Path) -> Machine:
 
 
 def test_after_three_deaths_within_ten_minutes_the_fourth_start_is_careful(machine: Machine) -> None:
-    """Not the third, and not when they lie apart; the event says how they ended and how long it will take."""
     machine.die(2)
     assert not machine.start().safe
     machine.clock.advance(10.0)
@@ -69,7 +68,6 @@ def test_after_three_deaths_within_ten_minutes_the_fourth_start_is_careful(machi
 
 @pytest.mark.parametrize(("safe_starts", "deaths", "after"), [(3, 10, 301.0), (0, 20, 10.0)])
 def test_no_safe_mode(tmp_path: Path, safe_starts: int, deaths: int, after: float) -> None:
-    """Three deaths within ten minutes count, three within an hour do not; 0 switches it off."""
     machine = Machine(tmp_path, safe_starts)
     machine.die(deaths, after=after)
     assert not machine.start().safe
@@ -154,7 +152,6 @@ def test_each_safe_mode_that_did_not_help_is_twice_as_long(machine: Machine) -> 
 
 
 def test_a_process_that_dies_before_it_can_say_anything_counts(machine: Machine) -> None:
-    """A library that cannot be loaded, a wrapper that fails: the exit recorder has seen it."""
     for number in range(3):
         machine.exit(SERVICE_RESULT="exit-code", EXIT_STATUS="1", INVOCATION_ID=f"early {number}")
     mode = machine.start()
@@ -172,7 +169,6 @@ def test_a_process_that_dies_before_it_can_say_anything_counts(machine: Machine)
     ],
 )
 def test_the_recorder_says_how_a_run_ended(machine: Machine, result: str, status: str, cause: str) -> None:
-    """The run is known by its invocation, and counted once."""
     machine.start()
     machine.exit(SERVICE_RESULT=result, EXIT_STATUS=status)
     assert SafeMode(machine.config, machine.clock, {}).causes() == [cause]
@@ -184,7 +180,6 @@ def test_a_planned_stop_is_not_recorded(machine: Machine) -> None:
 
 
 def test_the_wall_clock_decides_only_across_boots() -> None:
-    """Within one boot a jump changes nothing; across boots there is no other clock, and one that went back is 0."""
     here = Start(jsonl.boot_id(), 100.0, 5000.0, "")
     other = Start("another boot", 100.0, 5000.0, "")
     assert here.age((jsonl.boot_id(), 160.0, 1e9)) == 60.0
@@ -209,7 +204,6 @@ def test_a_spoilt_record_is_no_record(machine: Machine, text: bytes) -> None:
 
 
 def test_a_disk_that_refuses_does_not_keep_the_service_from_starting(tmp_path: Path) -> None:
-    """Without a record there is no safe mode, and nothing else is missing."""
     machine = Machine(tmp_path / "not" / "there")
     machine.die(5)
     assert not machine.start().safe
@@ -221,7 +215,6 @@ def test_the_record_stays_small(machine: Machine) -> None:
 
 
 def test_safe_mode_changes_the_engine_and_the_load_and_nothing_else(tmp_path: Path) -> None:
-    """CPU, embedded model, one by one; folders, limits, formats and the memory for the largest image stay."""
     roots = {name: str(tmp_path / name) for name in ("input", "output", "done", "failed")}
     folders = [
         {"name": "a", "recipe": "shop", **roots},

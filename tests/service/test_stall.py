@@ -13,12 +13,10 @@ STILL = StallFacts(PROGRESS)
 
 
 def looks(detector: StallDetector, *facts: StallFacts, start: float = 0.0) -> list[bool]:
-    """Answers to one look every ten seconds."""
     return [detector.is_stalled(each, start + 10.0 * number) for number, each in enumerate(facts)]
 
 
 def test_images_that_do_not_move_are_a_stall_after_a_while() -> None:
-    """No progress, no computing, no excuse: stalled once the time is over, not before, and until something moves."""
     detector = StallDetector(60.0)
     assert looks(detector, *[STILL] * 9) == [False] * 8 + [True]
     assert not detector.is_stalled(StallFacts([(5, 5), (4, 3), (2, 2)]), 100.0)

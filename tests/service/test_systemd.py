@@ -19,7 +19,6 @@ needs_library = pytest.mark.skipif(not is_installed("systemd.daemon"), reason="s
 
 @needs_library
 def test_messages_arrive_at_the_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ready, alive, more time, stopping: as sd_notify(3) spells them."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as socket_of_systemd:
         socket_of_systemd.bind(os.fspath(tmp_path / "notify"))
         monkeypatch.setenv("NOTIFY_SOCKET", os.fspath(tmp_path / "notify"))
@@ -35,7 +34,6 @@ def test_messages_arrive_at_the_socket(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_silent_when_systemd_did_not_start_us() -> None:
-    """Run by hand, every message goes nowhere, and nothing has to be installed."""
     notifier = open_notifier({})
     notifier.ready("watching")
     assert notifier.watchdog_seconds is None

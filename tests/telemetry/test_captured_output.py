@@ -68,7 +68,6 @@ def test_stacks_of_a_dying_process_reach_the_true_stderr() -> None:
 
 @pytest.mark.integration
 def test_stacks_of_a_living_process_reach_the_true_stderr() -> None:
-    """Every thread's, and the process goes on."""
     script = """
 gate = threading.Event()
 def some_thread_that_waits():

@@ -53,7 +53,6 @@ leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_s
 
 @given(st.dictionaries(st.text(max_size=8), leaves | st.lists(leaves, max_size=3), max_size=4))
 def test_any_value_is_one_printable_ascii_line(values: dict[str, object]) -> None:
-    """No value can end the line early, or send a control character to a terminal."""
     line = jsonl.to_json(values)
     assert line.isascii()
     assert line.isprintable()
@@ -61,7 +60,6 @@ def test_any_value_is_one_printable_ascii_line(values: dict[str, object]) -> Non
 
 
 def test_envelope_has_the_keys_of_the_vocabulary() -> None:
-    """Each line says what, how bad, when on two clocks (RFC 3339 in UTC), in which boot, process and version."""
     envelope = jsonl.envelope("health", "info")
     assert ENVELOPE == tuple(envelope)
     assert envelope["time"] == jsonl.rfc3339(datetime.fromisoformat(envelope["time"]))
@@ -83,7 +81,6 @@ def copy_and_truncate(path: Path, old: Path) -> None:
 
 @pytest.mark.parametrize("rotate", [Path.rename, copy_and_truncate, lambda path, _: path.unlink()])
 def test_lines_follow_the_path_through_rotation(rotate: Callable[[Path, Path], None], tmp_path: Path) -> None:
-    """Renamed, copied and truncated, or deleted: without a signal the new file gets the new lines, and only those."""
     path, old = tmp_path / "log", tmp_path / "log.1"
     file = jsonl.JsonlFile(path)
     file.write("one")
@@ -101,7 +98,6 @@ def test_half_a_line_of_a_killed_process_does_not_swallow_the_next(tmp_path: Pat
 
 
 def test_missing_folder_is_counted_and_comes_back(tmp_path: Path) -> None:
-    """What cannot be written is dropped and counted, and nothing is raised; writing goes on when it can."""
     file = jsonl.JsonlFile(tmp_path / "later" / "log")
     assert not file.write("one")
     (tmp_path / "later").mkdir()
@@ -112,7 +108,6 @@ def test_missing_folder_is_counted_and_comes_back(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_full_disk_is_counted_and_later_lines_are_whole(tmp_path: Path) -> None:
-    """ENOSPC in the middle of a line: it is counted as lost, and what follows when there is room stands whole."""
     path = tmp_path / "log"
     script = """
 import resource, signal, sys
@@ -130,7 +125,6 @@ print(*written, file.write("whole"), file.dropped)
 
 
 def test_new_file_is_for_owner_and_group_only(tmp_path: Path) -> None:
-    """Names of customers' files are in the log; the umask does not decide who reads it."""
     with ExitStack() as stack:
         stack.callback(os.umask, os.umask(0o077))
         jsonl.JsonlFile(tmp_path / "log").write("one")
@@ -138,7 +132,6 @@ def test_new_file_is_for_owner_and_group_only(tmp_path: Path) -> None:
 
 
 def test_signal_handler_may_log_while_a_line_is_written(tmp_path: Path) -> None:
-    """The lock is the writing thread's own: logging from a handler does not deadlock."""
     file = jsonl.JsonlFile(tmp_path / "log")
     with file._lock:
         assert file.write("from the handler")

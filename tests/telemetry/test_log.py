@@ -37,7 +37,6 @@ def written(path: Path) -> list[dict[str, object]]:
 
 
 def test_line_holds_the_envelope_then_the_keys(tmp_path: Path) -> None:
-    """Who reads the log finds what happened first, and the event's own keys after it, in the order given."""
     with EventLog(JsonlFile(tmp_path / "log"), None) as log:
         log.emit("intake.blocked", **BLOCKED)
     (line,) = written(tmp_path / "log")
@@ -47,7 +46,6 @@ def test_line_holds_the_envelope_then_the_keys(tmp_path: Path) -> None:
 
 
 def test_defects_in_the_vocabulary_lose_no_line_in_production(tmp_path: Path) -> None:
-    """An unknown event is written as a warning; keys of the envelope cannot be overwritten."""
     with EventLog(JsonlFile(tmp_path / "log"), None) as log:
         log.emit("no.such", colour="red")
         log.emit("service.reload", level="debug", pid=1)
@@ -57,7 +55,6 @@ def test_defects_in_the_vocabulary_lose_no_line_in_production(tmp_path: Path) ->
 
 
 def test_journal_gets_the_line_its_priority_and_fields() -> None:
-    """The journal can be filtered by level and by RMBGD_ fields; bytes that are no UTF-8 arrive as they are."""
     journal = FakeJournal()
     with EventLog(None, ConsoleWriter(journal=journal.sendv)) as log:
         log.emit("intake.blocked", **BLOCKED)
@@ -72,7 +69,6 @@ def test_journal_gets_the_line_its_priority_and_fields() -> None:
 def test_journal_that_hangs_blocks_no_thread_and_loses_no_line_of_the_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """emit returns, the file has every line, and what does not fit the queue is counted."""
     monkeypatch.setattr("rmbgd.telemetry.log.CONSOLE_QUEUE", 10)
     monkeypatch.setattr("rmbgd.telemetry.log.CLOSE_TIMEOUT", 0.01)
     journal = FakeJournal()
@@ -99,8 +95,6 @@ def test_reader_that_went_away_blocks_no_thread(tmp_path: Path) -> None:
 
 
 def test_lines_of_many_threads_do_not_mix(tmp_path: Path) -> None:
-    """Every line is whole, and of each thread they come in order."""
-
     def talk(name: str) -> None:
         for number in range(200):
             log.emit("intake.blocked", folder=name, path="x" * 3000, cause=str(number))

@@ -54,7 +54,6 @@ def labelled(**labels: str) -> frozenset[tuple[str, str]]:
 
 
 def test_every_event_has_a_counter_of_its_name(metrics: Metrics):
-    """But for the heartbeat and lines of other programs."""
     found = text(metrics)
     wanted = [f"# TYPE rmbgd_{name.replace('.', '_')}_total counter" for name in EVENTS if name not in NOT_COUNTED]
     assert len(wanted) > 30
@@ -70,7 +69,6 @@ def test_labels_are_keys_that_their_event_must_have():
 
 
 def test_an_image_is_counted_and_handed_on(metrics: Metrics):
-    """By folder, device, model and verdict; its bytes and its stages too; creation times would double the series."""
     metrics("image.done", **DONE)
     found = samples(metrics)
     assert metrics._emit.named("image.done") == [DONE]
@@ -84,7 +82,6 @@ def test_an_image_is_counted_and_handed_on(metrics: Metrics):
 
 
 def test_gauges_follow_the_heartbeat(metrics: Metrics):
-    """Queue, memory, temperature and state of each device; before the first one nothing is claimed."""
     assert math.isnan(samples(metrics)["rmbgd_waiting_files", frozenset()])
     metrics("health", **HEALTH)
     found = samples(metrics)
@@ -117,7 +114,6 @@ def test_an_event_that_is_not_known_passes():
 
 
 def test_the_file_is_replaced_whole_and_readable_by_all(metrics: Metrics, tmp_path: Path):
-    """Whatever the umask; a reader that has the old file open keeps the old text; nothing else is left behind."""
     path = tmp_path / "rmbgd.prom"
     path.write_text("old")
     with ExitStack() as stack, path.open() as reader:
