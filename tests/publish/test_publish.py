@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -165,6 +166,13 @@ def test_a_folder_that_is_called_like_an_output(it: Workspace) -> None:
     for path in [*outputs, *outputs]:
         process(it, path, path.encode())
     assert it.files("output") == {name: path.encode() for path, name in outputs.items()}
+
+
+def test_an_output_whose_folder_has_become_a_file_moves(it: Workspace) -> None:
+    process(it, "s/a.jpg")
+    shutil.rmtree(it.roots["output"] / "s")
+    (it.roots["output"] / "s").write_bytes(b"mine")
+    assert process(it, "s/a.jpg").path == "s~2/a.png"
 
 
 @pytest.mark.parametrize(
