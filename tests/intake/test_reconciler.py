@@ -69,7 +69,6 @@ class Loop(Workspace):
         return [self.receiver.receive() for _ in range(self.receiver.statistics().depth)]
 
     def claimed(self, *paths: str, **given: bytes) -> list[Job]:
-        """These are dropped, found and taken."""
         for path in paths:
             self.drop(path, **given)
         self.step(0)
@@ -87,7 +86,6 @@ class Loop(Workspace):
         self.reconciler._scanner.hints.file(folder, path, heard)
 
     def arrive(self, path: str, data: bytes = b"image", folder: str = "shop") -> None:
-        """Dropped, and announced."""
         root = self.roots["input"] if folder == "shop" else self.base / folder / "input"
         (root / path).write_bytes(data)
         self.hear(path, folder=folder)
@@ -159,7 +157,6 @@ def test_an_open_file_is_not_claimed_however_long(it: Loop) -> None:
 
 
 def test_names_of_half_uploads_are_left_alone(loop: Build) -> None:
-    """Found or announced, beside the configured ones."""
     it = loop(ignore=["*.RAW"])
     names = {".a.jpg.Xy12", "a.jpg.part", "a.JPG.FILEPART", "~$a.jpg", "a.jpg~", "Thumbs.db", "mine.raw"}
     names |= {".h/a.jpg", "@eaDir/a.jpg", "__MACOSX/a.jpg"}
@@ -376,7 +373,6 @@ def test_a_ledger_that_refuses_pauses_and_loses_nothing(it: Loop) -> None:
 
 
 def test_a_folder_that_goes_and_comes_is_compared_again(it: Loop) -> None:
-    """Files of a folder that is away are forgotten, its claimed ones come back with it."""
     (job,) = it.claimed("a.jpg")
     it.drop("b.jpg")
     it.turn(5)

@@ -332,9 +332,7 @@ def test_an_original_that_cannot_be_moved_is_tried_again(it: Workspace) -> None:
     process(it, "a.jpg", original=b"original")
     moments = []
     for _ in range(12):
-        moment = it.publisher.archiver.retry()
-        assert moment is not None
-        moments.append(moment - it.clock.monotonic())
+        moments.append(it.publisher.archiver.retry() - it.clock.monotonic())
         it.clock.advance(moments[-1])
     assert (moments[:3], max(moments)) == ([1.0, 2.0, 4.0], 300.0)
     it.roots["done"].mkdir()
@@ -356,9 +354,7 @@ def test_an_archive_that_cannot_hold_the_original_takes_no_output_back(workspace
 
 
 @pytest.mark.parametrize("step", [{"create": [errno.ENAMETOOLONG]}, {"rename_noreplace": [0, errno.EFBIG]}])
-def test_a_failed_folder_that_cannot_hold_the_original_stops_nothing(
-    workspace: Build, step: dict[str, list[int]]
-) -> None:
+def test_a_failed_folder_that_cannot_hold_the_original_stops_nothing(workspace: Build, step: dict) -> None:
     """The original stays claimed, the event is emitted, and the next start tries again: with the same reason file."""
     it = workspace(fs=FailingFs(step))
     job = claimed(it, "a.jpg")
@@ -372,7 +368,6 @@ def test_a_failed_folder_that_cannot_hold_the_original_stops_nothing(
 
 @pytest.fixture
 def other_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on another file system than pytest's."""
     shm = "/dev/shm"
     if not os.access(shm, os.W_OK) or os.stat(shm).st_dev == os.stat(tmp_path).st_dev:
         pytest.skip("/dev/shm is not writable, or no second file system")
