@@ -102,7 +102,7 @@ class Recovery:
         elif row.attempt >= self._config.intake.attempts:
             detail = f"the service died {row.attempt} times with this image in hand"
             outcome = refused(job_keys(row), Reason.CRASH_LOOP, detail)
-            self._publisher.quarantine.set_aside(row, outcome)
+            self._publisher.quarantine.set_aside(self._ledger.resume(row), outcome)
             self._publisher.deliver(outcome)
             found.set_aside += 1
         else:
@@ -111,7 +111,7 @@ class Recovery:
 
     def _done(self, found: Recovered, row: Unfinished) -> None:
         """The output stands: what is left is the original, and perhaps the event."""
-        self._publisher.archiver.archive(row)
+        self._publisher.archiver.archive(self._ledger.resume(row))
         if (outcome := self._ledger.outbox.pending(row.job_id)) is not None:
             self._deliver(found, outcome)
 
@@ -122,7 +122,7 @@ class Recovery:
             self._ledger.original_moved(row.job_id)
             return
         outcome = pending or refused(job_keys(row), Reason(row.reason or Reason.CORRUPT), row.detail or "")
-        placed = self._publisher.quarantine.set_aside(row, outcome)
+        placed = self._publisher.quarantine.set_aside(self._ledger.resume(row), outcome)
         if pending is None and placed is None and row.claimed_by_rename:  # the disk refuses the original still
             self._ledger.outbox.deliver(outcome, None)
             return

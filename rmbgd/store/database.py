@@ -98,10 +98,7 @@ Row = tuple[Any, ...]
 
 
 class Database:
-    """One connection for every thread, behind one lock; a lock file keeps a second service out.
-
-    Methods raise StorageFault. Opening raises ConfigError where the file, or its folder, cannot be used.
-    """
+    """One connection for every thread, behind one lock. Raises StorageFault, and ConfigError where it cannot open."""
 
     def __init__(self, path: str, clock: Clock) -> None:
         self.path = path

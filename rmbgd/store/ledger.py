@@ -63,10 +63,7 @@ class Ledger:
     # ---------------------------------------------------------------------------------------------- claims
 
     def claim(self, candidates: Iterable[Candidate]) -> list[Job]:
-        """A job for each candidate, its attempt counted; all in one commit.
-
-        A candidate whose path has an older version in flight gets none: it is claimed when that one has ended.
-        """
+        """A job for each candidate but those whose path has a version in flight; attempts counted, in one commit."""
         now, wall = self._clock.monotonic(), self._database.wall()
         jobs: list[Job] = []
         with self._database.transaction() as db:
@@ -85,13 +82,18 @@ class Ledger:
                     jobs.append(Job(job_id, folder, path, source, *tried, *how))
         return jobs
 
+    def resume(self, row: Unfinished) -> Unfinished:
+        """The same job once more, after a crash, its times on the monotonic clock."""
+        now = self._clock.monotonic()
+        return replace(row, first_seen=min(now, now - (self._database.wall() - row.first_seen)), claimed_at=now)
+
     def next_attempt(self, row: Unfinished) -> Unfinished:
-        """The same job once more, after a crash; the attempt is counted before the work begins."""
+        """The job to `resume` with; the attempt is counted before the work begins."""
         with self._database.transaction() as db:
             update = "UPDATE job SET state='claimed', attempt=attempt+1, claimed_at=? WHERE id=?"
             db.execute(update, (self._database.wall(), row.job_id))
             self.outbox.drop(db, row.job_id)
-        return replace(row, attempt=row.attempt + 1, claimed_at=self._clock.monotonic())
+        return replace(self.resume(row), attempt=row.attempt + 1)
 
     def release(self, job_ids: Iterable[int]) -> None:
         """Postponed, not tried: the attempt is taken back, and without any the row is forgotten."""
@@ -112,10 +114,7 @@ class Ledger:
         return None if row is None else (row[0], os.fsdecode(row[1]))
 
     def handled(self, folder: str, relative_path: str, version: FileVersion) -> bool:
-        """Was this very version answered while it stayed in place (originals = "keep", refused entries)?
-
-        What was claimed by rename is gone from its path: whatever stands there now is new, however alike it looks.
-        """
+        """Was this very version answered while it stayed in place? What was moved away and is back counts as new."""
         query = (
             "SELECT 1 FROM job WHERE folder=? AND path=? AND inode=? AND size=? AND mtime_ns=? AND ctime_ns=? "
             "AND by_rename=0 AND state IN ('done','failed')"
@@ -218,7 +217,7 @@ class Ledger:
     def unfinished(self) -> list[Unfinished]:
         """Jobs claimed of which anything is left to do, oldest first."""
         query = f"{_UNFINISHED} WHERE retired_at IS NULL AND state<>'waiting' ORDER BY id"
-        return [self._unfinished(row) for row in self._database.all(query)]
+        return [_unfinished(row) for row in self._database.all(query)]
 
     def probe(self) -> None:
         """Write something that changes nothing: does the disk take it?"""
@@ -248,7 +247,7 @@ class Ledger:
             "AND (coalesce(ended_at, claimed_at)<? OR ?) ORDER BY id LIMIT ?",
             (after, cutoff, excess > 0, min(batch, excess) if excess else batch),
         )
-        old = [self._unfinished(row) for row in found]
+        old = [_unfinished(row) for row in found]
         gone = [(row.job_id,) for row in old if row.claimed_by_rename or not still_there(row)]
         with self._database.transaction() as db:
             db.executemany("DELETE FROM job WHERE id=?", gone)
@@ -261,14 +260,14 @@ class Ledger:
             )
         return old[-1].job_id if old else 0
 
-    def _unfinished(self, row: Row) -> Unfinished:
-        job_id, folder, path, inode, size, mtime_ns, ctime_ns, attempt, first_seen, by_rename, final, *more = row
-        state, target, sha256, size_out, reason, detail = more
-        version, now = FileVersion(unsigned(inode), size, mtime_ns, ctime_ns), self._clock.monotonic()
-        seen = min(now, now - (self._database.wall() - first_seen))
-        job = (job_id, folder, os.fsdecode(path), "", version, attempt, seen, now, bool(by_rename), bool(final))
-        output = {"target": None if target is None else os.fsdecode(target), "sha256_out": sha256, "size_out": size_out}
-        return Unfinished(*job, state=state, reason=reason, detail=detail, **output)
+
+def _unfinished(row: Row) -> Unfinished:
+    job_id, folder, path, inode, size, mtime_ns, ctime_ns, attempt, first_seen, by_rename, final, *more = row
+    state, target, sha256, size_out, reason, detail = more
+    version = FileVersion(unsigned(inode), size, mtime_ns, ctime_ns)
+    job = (job_id, folder, os.fsdecode(path), "", version, attempt, first_seen, 0.0, bool(by_rename), bool(final))
+    output = {"target": None if target is None else os.fsdecode(target), "sha256_out": sha256, "size_out": size_out}
+    return Unfinished(*job, state=state, reason=reason, detail=detail, **output)
 
 
 def _oldest(db: sqlite3.Connection, table: str, rows: int, cutoff: float) -> float:

@@ -55,9 +55,8 @@ def refused(
     sha256_in: str | None = None,
 ) -> JobOutcome:
     """The outcome of a job (its `job_keys`) that is refused; by default before any stage has worked on it."""
-    keys = {**job, "milliseconds": dict(milliseconds or {}), "stage": stage}
-    if sha256_in is not None:
-        keys["sha256_in"] = sha256_in
+    known = {} if sha256_in is None else {"sha256_in": sha256_in}
+    keys = {**job, "milliseconds": dict(milliseconds or {}), "stage": stage, **known}
     return JobOutcome("image.failed", {**keys, "reason": str(reason), "detail": detail})
 
 

@@ -44,10 +44,7 @@ class OutputNames:
         return self._own(db, key, later if self._is_owned(db, key.output, plain) else plain, 1)
 
     def move(self, key: OutputKey, *, below: str | None = None) -> Target:
-        """Another name for the same input, because a file that we did not write has taken the one it had.
-
-        `below`: in this sub-folder, because the one it had cannot be made.
-        """
+        """Another name for the same input: a stranger's file has the one it had, or its folder has to be `below`."""
         with self._database.transaction() as db:
             delete = "DELETE FROM target WHERE output=? AND folder=? AND source=? AND extension=?"
             ((stored, number),) = db.execute(f"{delete} RETURNING base, number", _values(key)).fetchall()

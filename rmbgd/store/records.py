@@ -45,7 +45,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unfinished(Job):
-    """A job as the ledger remembers it, perhaps of a former run. `source` is empty: only recovery knows the folder."""
+    """A job as the ledger remembers it: without its source, and `first_seen` in wall-clock seconds until `resume`."""
 
     state: str
     target: str | None

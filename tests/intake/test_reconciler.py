@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -68,7 +69,6 @@ class Loop(Workspace):
         return [self.receiver.receive() for _ in range(self.receiver.statistics().depth)]
 
     def claimed(self, *paths: str, **given: bytes) -> list[Job]:
-        """These are dropped, found and taken."""
         for path in paths:
             self.drop(path, **given)
         self.step(0)
@@ -86,7 +86,6 @@ class Loop(Workspace):
         self.reconciler._scanner.hints.file(folder, path, heard)
 
     def arrive(self, path: str, data: bytes = b"image", folder: str = "shop") -> None:
-        """Dropped, and announced."""
         root = self.roots["input"] if folder == "shop" else self.base / folder / "input"
         (root / path).write_bytes(data)
         self.hear(path, folder=folder)
@@ -158,7 +157,6 @@ def test_an_open_file_is_not_claimed_however_long(it: Loop) -> None:
 
 
 def test_names_of_half_uploads_are_left_alone(loop: Build) -> None:
-    """Found or announced, beside the configured ones."""
     it = loop(ignore=["*.RAW"])
     names = {".a.jpg.Xy12", "a.jpg.part", "a.JPG.FILEPART", "~$a.jpg", "a.jpg~", "Thumbs.db", "mine.raw"}
     names |= {".h/a.jpg", "@eaDir/a.jpg", "__MACOSX/a.jpg"}
@@ -320,15 +318,10 @@ def test_kept_originals_are_worked_on_once_until_they_change(loop: Build) -> Non
     assert it.turn(31) + it.turn(2) == ["a.jpg"]
 
 
-def test_a_blocked_file_is_reported_once_and_tried_again(it: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_blocked_file_is_reported_once_and_tried_again(it: Loop) -> None:
     """Not readable is not broken: it stays, and goes when it is mended."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(errno.EACCES, "Permission denied")
-
     it.drop("a.jpg")
-    with monkeypatch.context() as patched:
-        patched.setattr(scanner, "check", refuse)
+    with mock.patch.object(scanner, "check", side_effect=PermissionError(errno.EACCES, "Permission denied")):
         assert it.turn(3, times=20) == []
     assert it.told("intake.blocked", "cause") == [("Permission denied",)]
     os.chmod(it.roots["input"] / "a.jpg", 0o600)
@@ -380,7 +373,6 @@ def test_a_ledger_that_refuses_pauses_and_loses_nothing(it: Loop) -> None:
 
 
 def test_a_folder_that_goes_and_comes_is_compared_again(it: Loop) -> None:
-    """Files of a folder that is away are forgotten, its claimed ones come back with it."""
     (job,) = it.claimed("a.jpg")
     it.drop("b.jpg")
     it.turn(5)
@@ -393,15 +385,10 @@ def test_a_folder_that_goes_and_comes_is_compared_again(it: Loop) -> None:
     assert sorted(it.turn(6, times=3)) == ["a.jpg", "b.jpg"]
 
 
-def test_an_image_that_cannot_go_back_now_goes_back_later(it: Loop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_that_cannot_go_back_now_goes_back_later(it: Loop) -> None:
     """Its folder stands there all the time, only no descriptor was left: it is not forgotten among the claimed."""
-
-    def no_descriptor(*_: object) -> str:
-        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-
     (job,) = it.claimed("a.jpg")
-    with monkeypatch.context() as patch:
-        patch.setattr(claims, "put_back", no_descriptor)
+    with mock.patch.object(claims, "put_back", side_effect=OSError(errno.EMFILE, os.strerror(errno.EMFILE))):
         it.reconciler.give_back(job, "storage", "EMFILE")
         it.turn()
     assert it.turn(6, times=3) == ["a.jpg"]

@@ -326,9 +326,20 @@ def test_an_output_that_was_renamed_is_not_made_again(run: Start) -> None:
     (first.roots["output"] / "s").mkdir()
     (first.roots["output"] / "s" / "a.png").write_bytes(b"x")
     again = run()
-    assert again.recovery.recover() == Recovered(published=1, delivered=1)
+    assert again.recovery.recover().event() == {"jobs": 0, "published": 1, "temporaries": 0, "set_aside": 0, "told": 1}
     assert set(again.files("done")) == {"s/a.jpg"}
     assert again.ledger.counts() == {"done": 1}
+
+
+def test_an_original_that_could_not_be_archived_is_at_the_next_start(run: Start) -> None:
+    first, (job,) = claimed(run, "a.jpg")
+    first.roots["done"].rmdir()
+    outcome = done(job)
+    first.publish(job, outcome=outcome)
+    first.deliver(outcome)
+    again = run()
+    assert not again.recovery.recover(), "its event has been emitted"
+    assert set(again.files("done")) == {"a.jpg"}
 
 
 def test_our_temporaries_are_removed_and_no_others(run: Start) -> None:

@@ -49,16 +49,9 @@ def root(tmp_path: Path, home: int) -> Iterator[Path]:
     for name in ("secret.png", "file.png"):
         (outside / name).write_bytes(SECRET)
     command = [sys.executable, Path(__file__).with_name("swapper.py"), root, outside]
-    swapper = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert swapper.stdin is not None
-    assert swapper.stdout is not None
-    assert swapper.stdout.readline() == b"up\n"
-    try:
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as swapper:
+        assert swapper.stdout.readline() == b"up\n"
         yield root
-    finally:
-        swapper.stdin.close()
-        swapper.wait()
-        swapper.stdout.close()
     for name in ("secret.png", "file.png"):
         assert (outside / name).read_bytes() == SECRET, "somebody else's file was touched"
 

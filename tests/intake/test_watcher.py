@@ -48,7 +48,6 @@ class Watched:
         return files
 
     def hear_a_file(self) -> None:
-        """One is written, and heard of."""
         (self.root / "a.jpg").write_bytes(b"x")
         self.hinted(lambda files, _: files.get("a.jpg") == FileEvent.CLOSED)
 

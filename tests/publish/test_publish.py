@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterator
@@ -167,6 +168,13 @@ def test_a_folder_that_is_called_like_an_output(it: Workspace) -> None:
     assert it.files("output") == {name: path.encode() for path, name in outputs.items()}
 
 
+def test_an_output_whose_folder_has_become_a_file_moves(it: Workspace) -> None:
+    process(it, "s/a.jpg")
+    shutil.rmtree(it.roots["output"] / "s")
+    (it.roots["output"] / "s").write_bytes(b"mine")
+    assert process(it, "s/a.jpg").path == "s~2/a.png"
+
+
 @pytest.mark.parametrize(
     "name", ["x" * 251 + ".jpg", "x" * 255, "é" * 125 + ".jpg", "-rf", "%s\n$(id)", "caf\udce9.jpg", "x."]
 )
@@ -324,9 +332,7 @@ def test_an_original_that_cannot_be_moved_is_tried_again(it: Workspace) -> None:
     process(it, "a.jpg", original=b"original")
     moments = []
     for _ in range(12):
-        moment = it.publisher.archiver.retry()
-        assert moment is not None
-        moments.append(moment - it.clock.monotonic())
+        moments.append(it.publisher.archiver.retry() - it.clock.monotonic())
         it.clock.advance(moments[-1])
     assert (moments[:3], max(moments)) == ([1.0, 2.0, 4.0], 300.0)
     it.roots["done"].mkdir()
@@ -348,9 +354,7 @@ def test_an_archive_that_cannot_hold_the_original_takes_no_output_back(workspace
 
 
 @pytest.mark.parametrize("step", [{"create": [errno.ENAMETOOLONG]}, {"rename_noreplace": [0, errno.EFBIG]}])
-def test_a_failed_folder_that_cannot_hold_the_original_stops_nothing(
-    workspace: Build, step: dict[str, list[int]]
-) -> None:
+def test_a_failed_folder_that_cannot_hold_the_original_stops_nothing(workspace: Build, step: dict) -> None:
     """The original stays claimed, the event is emitted, and the next start tries again: with the same reason file."""
     it = workspace(fs=FailingFs(step))
     job = claimed(it, "a.jpg")
@@ -364,7 +368,6 @@ def test_a_failed_folder_that_cannot_hold_the_original_stops_nothing(
 
 @pytest.fixture
 def other_disk(tmp_path: Path) -> Iterator[Path]:
-    """A folder on another file system than pytest's."""
     shm = "/dev/shm"
     if not os.access(shm, os.W_OK) or os.stat(shm).st_dev == os.stat(tmp_path).st_dev:
         pytest.skip("/dev/shm is not writable, or no second file system")
