@@ -73,7 +73,6 @@ def test_formats_that_cannot_be_varied_are_said(tmp_path: Path) -> None:
 
 # --- figures
 
-NO_WAITS = {"decode": 0.0, "engine": 0.0, "finish": 0.0}
 THREADS = {"decode": 2, "finish": 2}
 
 
@@ -110,29 +109,21 @@ def test_hand_over_is_what_the_stages_leave() -> None:
 
 
 @pytest.mark.parametrize(
-    ("after", "bound"),
+    ("decode", "engine", "finish", "sync", "bound"),
     [
-        # engine and finishers wait for something to come: decoding is slow
-        ({"decode": 0.0, "engine": 8.0, "finish": 18.0}, "decode"),
-        # decoders cannot get rid of their frames, finishers wait
-        ({"decode": 19.0, "engine": 0.0, "finish": 18.0}, "device"),
-        # the engine cannot get rid of its results, the decoders not of their frames
-        ({"decode": 19.0, "engine": 9.0, "finish": 0.0}, "encode"),
+        (0.0, 8.0, 18.0, 1.0, "decode"),  # engine and finishers wait for something to come
+        (19.0, 0.0, 18.0, 1.0, "device"),  # decoders cannot get rid of their frames, finishers wait
+        (19.0, 9.0, 0.0, 1.0, "encode"),  # the engine cannot get rid of its results, the decoders not of their frames
+        (19.0, 9.0, 0.0, 3.0, "disk"),
     ],
 )
-def test_who_waits_least_holds_the_others_up(after: dict[str, float], bound: str) -> None:
-    """Ten seconds of two decoders, one engine and two finishers."""
-    shares = busy(NO_WAITS, after, 10.0, THREADS)
-    assert bound == bottleneck(shares, {"encode": 2.0, "sync": 1.0})
-
-
-def test_finishing_is_bound_by_its_longer_half() -> None:
-    """Encoding is processors, syncing is the disk."""
-    shares = {"decode": 0.1, "engine": 0.2, "finish": 0.9}
-    assert ("encode", "disk") == (
-        bottleneck(shares, {"encode": 2.0, "sync": 1.0}),
-        bottleneck(shares, {"encode": 1.0, "sync": 2.0}),
-    )
+def test_who_waits_least_holds_the_others_up(
+    decode: float, engine: float, finish: float, sync: float, bound: str
+) -> None:
+    """Ten seconds of two decoders, one engine and two finishers; of these the longer half."""
+    after = {"decode": decode, "engine": engine, "finish": finish}
+    shares = busy(dict.fromkeys(after, 0.0), after, 10.0, THREADS)
+    assert bound == bottleneck(shares, {"encode": 2.0, "sync": sync})
 
 
 def test_busy_counts_between_two_readings_only() -> None:
