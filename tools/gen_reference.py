@@ -27,10 +27,10 @@ REPOSITORY = Path(__file__).parents[1]
 COMMAND = "python tools/gen_reference.py"
 WIDTH = 118
 SIZES = ((1 << 50, "PiB"), (1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
-HEADER = """\
-rmbgd: every setting at its default, with its unit, its bounds and its reason. Leave out what you do not change.
-`rmbgd check --config FILE` reports every problem of a file at once.
-"""
+HEADER = (
+    "rmbgd: every setting at its default, with its unit, its bounds and its reason. Leave out what you do not change.",
+    "`rmbgd check --config FILE` reports every problem of a file at once.",
+)
 # What has no default, or none that serves a service under systemd: the folders that systemd/tmpfiles.d makes.
 EXAMPLES: dict[str, Any] = {
     "service.log_file": "/var/log/rmbgd/events.jsonl",
@@ -55,7 +55,7 @@ def sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
 
 
 def default_toml() -> str:
-    blocks = [_comment(line) for line in HEADER.splitlines()]
+    blocks = [_comment(line) for line in HEADER]
     for name, heading, model in sections():
         blocks += ["", _comment(first_paragraph(model)), heading]
         for setting, field in model.model_fields.items():
@@ -176,10 +176,8 @@ def _command(name: str, text: str, parser: argparse.ArgumentParser) -> Iterator[
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    for action in parser._actions:  # noqa: SLF001, likewise
-        if isinstance(action, argparse._SubParsersAction):  # noqa: SLF001, likewise
-            return dict(action.choices)
-    return {}
+    found = (each for each in parser._actions if isinstance(each, argparse._SubParsersAction))  # noqa: SLF001, likewise
+    return next((dict(each.choices) for each in found), {})
 
 
 def _spelling(action: argparse.Action) -> str:

@@ -31,7 +31,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
 from operator import attrgetter
@@ -120,42 +120,32 @@ class Reading(NamedTuple):
 QUANTITIES = Reading._fields[2:]
 
 
-class Readings:
-    """All of one run of `seconds`."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self.all: list[Reading] = []
-
-    def read(self, pid: int, state: Path, memory: Path, *, life: int, now: float) -> None:
-        """Of the process, of the ledger below `state`, and of the file `memory` that the launcher writes."""
-        with contextlib.suppress(OSError):  # the ledger's log comes and goes
-            of, heap, held = map(int, memory.read_text().split())
-            if of != pid:  # a life that has ended
-                return
+def read(pid: int, state: Path, memory: Path, *, life: int, now: float) -> Iterator[Reading]:
+    """Of the process, of the ledger below `state`, and of the file `memory` that the launcher writes."""
+    with contextlib.suppress(OSError):  # the ledger's log comes and goes
+        of, heap, held = map(int, memory.read_text().split())
+        if of == pid:  # else it is of a life that has ended
             proc = Path(f"/proc/{pid}")
             status = dict(line.split(":", 1) for line in (proc / "status").read_text().splitlines())
             rss, shared = (int(status[name].split()[0]) << 10 for name in ("RssAnon", "RssShmem"))
             ledger = sum(path.stat().st_size for path in state.glob("ledger.sqlite*"))
             descriptors, threads = (len(os.listdir(proc / folder)) for folder in ("fd", "task"))
-            self.all.append(Reading(life, now, rss, heap, rss - held, descriptors, threads, ledger, shared))
+            yield Reading(life, now, rss, heap, rss - held, descriptors, threads, ledger, shared)
 
-    def _warm(self) -> list[list[Reading]]:
-        """Of each life, what follows its warm-up."""
-        lives = [list(life) for _, life in groupby(self.all, attrgetter("life"))]
-        pause = min(WARM_UP, self._seconds / 10)
-        return [[each for each in life if each.seconds >= life[0].seconds + pause] for life in lives]
 
-    def slopes(self) -> dict[str, Slope]:
-        """Per hour. The ledger outlives the process, and is judged once it forgets; the others begin anew each life."""
-        begun = [life for life in self._warm() if life]
-        forgetting = [[each for each in self.all if each.seconds >= min(REMEMBERED, self._seconds / 2)]]
-        found = {}
-        for name in QUANTITIES:
-            lives = forgetting if name == "ledger" and forgetting[0] else begun
-            hours = [[each.seconds / 3600 for each in life] for life in lives]
-            found[name] = slope(hours, [[getattr(each, name) for each in life] for life in lives])
-        return found
+def slopes_of(readings: Sequence[Reading], seconds: float) -> dict[str, Slope]:
+    """Per hour. The ledger outlives the process, and is judged once it forgets; the others begin anew each life."""
+    pause = min(WARM_UP, seconds / 10)
+    lives = [list(life) for _, life in groupby(readings, attrgetter("life"))]
+    warm = [[each for each in life if each.seconds >= life[0].seconds + pause] for life in lives]
+    begun = [life for life in warm if life]
+    forgetting = [each for each in readings if each.seconds >= min(REMEMBERED, seconds / 2)]
+    found = {}
+    for name in QUANTITIES:
+        counted = [forgetting] if name == "ledger" and forgetting else begun
+        hours = [[each.seconds / 3600 for each in life] for life in counted]
+        found[name] = slope(hours, [[getattr(each, name) for each in life] for life in counted])
+    return found
 
 
 # --- faults
@@ -285,7 +275,7 @@ class Soak:
         self._good: dict[str, bytes] = {}
         self._other: dict[str, bytes] = {}
         self._faults = Faults(self._service, self._dice)
-        self._readings = Readings(seconds)
+        self._readings: list[Reading] = []
         self._began = time.monotonic()
 
     def run(self) -> dict[str, Any]:
@@ -310,7 +300,7 @@ class Soak:
             if now >= next_reading:
                 next_reading += SAMPLE
                 life = self._faults.life
-                self._readings.read(self._faults.pid, self._service.state, self._memory, life=life, now=now)
+                self._readings += read(self._faults.pid, self._service.state, self._memory, life=life, now=now)
             self._faults.mend(due=True)
             if now >= next_fault and not self._faults.open:
                 next_fault = now + self._dice.uniform(0.5, 1.5) * self._fault_every
@@ -352,7 +342,7 @@ class Soak:
             remembered = sum(ledger.counts().values())
         if self._seconds > REMEMBERED:
             assert remembered < len(ended), "nothing was ever forgotten"
-        slopes = self._readings.slopes()
+        slopes = slopes_of(self._readings, self._seconds)
         per_hour = done / (time.monotonic() - self._began) * 3600
         growing = [each for each in ("heap", "outside") if per_hour and slopes[each].low / per_hour * 1000 > GROWTH]
         return {
@@ -366,7 +356,7 @@ class Soak:
             "remembered": remembered,
             "parts_of_the_log": len(self._faults.parts) + 1,
             "faults": dict(sorted(self._faults.counts.items())),
-            "readings": len(self._readings.all),
+            "readings": len(self._readings),
             "per_hour": {name: each.per(1) for name, each in slopes.items()},
             "per_1000_images": {name: each.per(1000 / per_hour) for name, each in slopes.items() if per_hour},
             "judged": self._seconds >= JUDGED_FROM,

@@ -15,7 +15,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, Self
 
-from rmbgd.bench.samples import Sample, Spread, largest, means, spread, stages_of
+from rmbgd.bench.samples import Sample, Spread, means, spread, stages_of
 from rmbgd.config.load import Config
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.device_query import nvml_target
@@ -56,14 +56,10 @@ class BenchDevice:
     nvml_index: int = 0
     nvml_uuid: str | None = None
 
-    @property
-    def is_gpu(self) -> bool:
-        return self.device != "cpu"
-
     def nvml(self) -> object:
         """The module pynvml, where this is a GPU and the module is installed; a driver may be missing all the same."""
         with suppress(ImportError):
-            return importlib.import_module("pynvml") if self.is_gpu else None
+            return importlib.import_module("pynvml") if self.device != "cpu" else None
         return None
 
 
@@ -124,7 +120,8 @@ class Measurement:
     @property
     def bound(self) -> tuple[str, float]:
         """What takes the largest share of a batch, and the share."""
-        return largest(self.stages)
+        name = max(self.stages, key=self.stages.__getitem__)
+        return name, self.stages[name] / sum(self.stages.values())
 
 
 @dataclass

@@ -112,9 +112,6 @@ class Spread:
 
 
 def spread(milliseconds: Sequence[float]) -> Spread:
-    """Raises ValueError for no times at all."""
-    if not milliseconds:
-        raise ValueError("nothing was measured")
     ordered = sorted(milliseconds)
     count, p50 = len(ordered), ranked(ordered, 0.50)
     p95 = ranked(ordered, 0.95) if count >= P95_NEEDS else None
@@ -137,14 +134,6 @@ def stages_of(round_trip: float, stages: Mapping[str, float]) -> dict[str, float
     return {**stages, HAND_OVER: max(0.0, round_trip - sum(stages.values()))}
 
 
-def largest(shares: Mapping[str, float]) -> tuple[str, float]:
-    """The name with the largest value, and its share of the sum; ("", 0) where there is nothing to compare."""
-    if (total := sum(shares.values())) <= 0:
-        return "", 0.0
-    name = max(shares, key=shares.__getitem__)
-    return name, shares[name] / total
-
-
 def waited(received: Mapping[str, float], sent: Mapping[str, float]) -> dict[str, float]:
     """Seconds that each stage waited for another, of what all receivers and senders waited at the queues, by name.
 
@@ -164,8 +153,6 @@ def busy(
 
     A stage that never waits is the one that the others wait for; `threads` are those of the stages with several.
     """
-    if seconds <= 0:
-        raise ValueError(f"{seconds} seconds between two readings")
     shares = {name: 1.0 - (after[name] - before[name]) / threads.get(name, 1) / seconds for name in after}
     return {stage: min(1.0, max(0.0, share)) for stage, share in shares.items()}
 

@@ -48,36 +48,27 @@ def test_a_batch_makes_the_round_trip_of_the_service() -> None:
             assert np.array_equal(expected_alpha(slot.rgb), slot.rgba[..., 3])
     assert (4, BATCHES_MINIMUM) == (reading.size, reading.spread.count)
     assert {"network", HAND_OVER} == set(reading.stages)
+    assert reading.bound[1] == max(reading.stages.values()) / sum(reading.stages.values())
     assert reading.memory["rss"] > 0
     assert reading.per_second == pytest.approx(4000 / reading.spread.mean)
 
 
 @pytest.mark.integration
-def test_warm_up_does_not_count() -> None:
+def test_warm_up_does_not_count_and_batches_are_bounded() -> None:
     with under_test(drawn(1, 32), script=["delay:0.7", "delay:0.7"]) as engine:
-        assert engine.measure(1, 0.0).spread.longest < 700
+        found = engine.measure(1, 3600.0, batches=7).spread
+    assert found.count == 7
+    assert found.longest < 700
 
 
 @pytest.mark.integration
-def test_batches_are_bounded() -> None:
-    with under_test(drawn(1, 32)) as engine:
-        assert 7 == engine.measure(1, 3600.0, batches=7).spread.count
-
-
-@pytest.mark.integration
-def test_sizes_that_are_not_offered_are_left_out_with_a_reason() -> None:
-    """The engine says what it takes, and gets nothing else."""
-    with under_test(drawn(1, 32), places=8, batch_sizes=(1, 2, 4)) as engine:
-        assert ([1, 4], {8: "the engine offers 1, 2, 4"}) == engine.sizes([1, 4, 8])
-        assert ([1, 2, 4], {}) == engine.sizes(None)
-
-
-@pytest.mark.integration
-def test_sizes_that_do_not_fit_into_the_arena_are_left_out() -> None:
-    """The service could not run them either."""
-    with under_test(drawn(1, 64), places=8, arena_bytes=3 * 7 * 64 * 64) as engine:
+def test_sizes_that_are_not_offered_or_do_not_fit_are_left_out_with_a_reason() -> None:
+    """The engine says what it takes, and gets nothing else; the service could not run the larger ones either."""
+    with under_test(drawn(1, 64), places=8, arena_bytes=3 * 7 * 64 * 64, batch_sizes=(1, 2, 4)) as engine:
         assert 3 == len(engine.regions)
-        assert ([1, 2], {4: "only 3 of these images fit into pipeline.arena_bytes"}) == engine.sizes([1, 2, 4])
+        few = {4: "only 3 of these images fit into pipeline.arena_bytes"}
+        assert ([1], few | {8: "the engine offers 1, 2, 4"}) == engine.sizes([1, 4, 8])
+        assert ([1, 2], few) == engine.sizes(None)
 
 
 @pytest.mark.integration
@@ -116,22 +107,20 @@ def test_process_that_is_gone_has_neither_memory_nor_time() -> None:
     assert ({}, 0.0) == (resident(process.pid), processor_seconds(process.pid))
 
 
-def test_driver_books_by_process() -> None:
-    """What others hold on the device does not count."""
-    nvml = Nvml(used=100, booked={1: 50, 7: 30})
-    with NvmlMemory(nvml) as memory:
-        nvml.used = 130
-        assert 30 == memory.of(7)
-    assert nvml.shut_down
-
-
-@pytest.mark.parametrize("booked", [{}, {7: None}])
-def test_without_books_the_rise_counts(booked: dict[int, int | None]) -> None:
-    """In containers and virtual machines the driver does not know our processes."""
+@pytest.mark.parametrize(
+    ("booked", "held"),
+    [
+        ({1: 50, 7: 30}, 30),  # what others hold on the device does not count
+        ({}, 40),  # in containers and virtual machines the driver does not know our processes: the rise counts
+        ({7: None}, 40),
+    ],
+)
+def test_memory_is_what_the_driver_books_or_the_rise(booked: dict[int, int | None], held: int) -> None:
     nvml = Nvml(used=100, booked=booked)
     with NvmlMemory(nvml) as memory:
         nvml.used = 140
-        assert 40 == memory.of(7)
+        assert held == memory.of(7)
+    assert nvml.shut_down
 
 
 def test_device_is_found_by_uuid_where_one_is_known() -> None:
@@ -159,8 +148,8 @@ def test_device_is_the_one_that_the_service_would_take(
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     found = target(asked, machine(gpus))
-    assert (device, device != "cpu") == (found.device, found.is_gpu)
-    assert found.is_gpu or found.nvml() is None
+    assert device == found.device
+    assert device != "cpu" or found.nvml() is None
 
 
 def test_gpu_is_looked_up_as_nvml_counts(monkeypatch: pytest.MonkeyPatch) -> None:

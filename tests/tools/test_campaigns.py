@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tools import campaign
-from tools.soak import Readings, slope
+from tools.soak import read, slope
 
 
 @pytest.mark.parametrize("true", [0.0, 5.0])
@@ -43,12 +43,12 @@ def test_too_few_readings_bound_nothing() -> None:
 
 def test_memory_is_read_of_the_life_that_is_watched(tmp_path: Path) -> None:
     """What a life that ended left behind counts for no other."""
-    memory, readings = tmp_path / "memory", Readings(10.0)
-    for pid, found in ((os.getpid() + 1, 0), (os.getpid(), 1)):
-        memory.write_text(f"{pid} 5 4096")
-        readings.read(os.getpid(), tmp_path, memory, life=0, now=0.0)
-        assert len(readings.all) == found
-    assert (readings.all[0].heap, readings.all[0].outside) == (5, readings.all[0].rss - 4096)
+    memory, pid = tmp_path / "memory", os.getpid()
+    memory.write_text(f"{pid + 1} 5 4096")
+    assert list(read(pid, tmp_path, memory, life=0, now=0.0)) == []
+    memory.write_text(f"{pid} 5 4096")
+    (reading,) = read(pid, tmp_path, memory, life=0, now=0.0)
+    assert (reading.heap, reading.outside) == (5, reading.rss - 4096)
 
 
 def test_a_campaign_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,10 +36,6 @@ def answers(**changes: Any) -> dict[str, Any]:
     return found | changes
 
 
-def text(result: dict[str, Any]) -> str:
-    return Report(list(shown(result)), result).text()
-
-
 def changed(section: str, number: int, **values: Any) -> dict[str, Any]:
     """The reached run with other values in one row of a section."""
     found = answers()
@@ -48,7 +44,6 @@ def changed(section: str, number: int, **values: Any) -> dict[str, Any]:
 
 
 def test_reached_run_reaches_everything_and_nothing_measured_nothing() -> None:
-    """Each of the eight targets; a target without figures says so."""
     assert [True] * 8 == [target.reached for target in targets(answers())]
     assert ["not measured"] * 8 == [target.verdict for target in targets({})]
 
@@ -74,7 +69,6 @@ def test_reached_run_reaches_everything_and_nothing_measured_nothing() -> None:
     ],
 )
 def test_each_bound_can_be_missed(place: int, found: dict[str, Any], reached: bool | None) -> None:
-    """Just beyond it, whatever the others say."""
     assert targets(found)[place].reached is reached
 
 
@@ -93,7 +87,8 @@ def test_text_has_every_row_the_errors_and_the_targets_last() -> None:
     found = answers()
     found["waterfall"]["rows"].append({"step": "float8 products", "batch": 8, "error": "needs [Hopper]"})
     found["waterfall"]["limits"] = [{"step": "+ graphs", "what": "graphs", "detail": "none"}] * 2
-    said = text({"plan": PLAN, "answers": found, "errors": {"kernels": "did not end within 9 s"}})
+    result = {"plan": PLAN, "answers": found, "errors": {"kernels": "did not end within 9 s"}}
+    said = Report(list(shown(result)), result).text()
     assert "float8 products, batches of 8: not measured: needs [Hopper]" in said
     assert 1 == said.count("+ graphs: graphs: none")
     assert "kernels FAILED: did not end within 9 s" in said
@@ -102,8 +97,8 @@ def test_text_has_every_row_the_errors_and_the_targets_last() -> None:
 
 
 def test_text_of_nothing_is_still_a_report() -> None:
-    """Every section may have failed, or have been ended before its second row."""
     cut_short = {"ceilings": {"float16_tflops": 1.0}}
-    said = text({"plan": PLAN, "answers": cut_short, "errors": {"prepare": "status 1: no torch"}})
+    result = {"plan": PLAN, "answers": cut_short, "errors": {"prepare": "status 1: no torch"}}
+    said = Report(list(shown(result)), result).text()
     assert "prepare FAILED: status 1: no torch" in said
     assert 8 == said.count("not measured")

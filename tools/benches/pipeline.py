@@ -54,18 +54,6 @@ LIMITS = LimitSettings()
 PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "hubble_deep_field")
 
 
-HEADS = {
-    "way": "way",
-    "size": "size",
-    "images_per_second": "images/s",
-    "cpu_milliseconds": "CPU ms",
-    "output_bytes": "bytes out",
-    "times_faster": "times faster",
-    "times_less_cpu": "times less CPU",
-    "times_the_bytes": "times the bytes",
-}
-
-
 class Way(NamedTuple):
     """One row: a recipe, worked off by us, or in the common way that ours are compared with (`against`)."""
 
@@ -240,7 +228,7 @@ def measure(side: int, rounds: int, threads: int, quick: bool) -> list[dict[str,
     rows: dict[str, dict[str, Any]] = {}
     for way in WAYS:
         speed, cpu = (statistics.median(values) for values in zip(*rates[way.name], strict=True))
-        row = {"size": side, "way": way.name, "images_per_second": speed, "cpu_milliseconds": cpu}
+        row = {"way": way.name, "size": side, "images_per_second": speed, "cpu_milliseconds": cpu}
         rows[way.name] = row | {"output_bytes": sizes[way.name]}
         if way.against:
             base = rows[way.against]
@@ -267,7 +255,10 @@ def run(chosen: argparse.Namespace) -> Report:
     sides = [int(side) for side in chosen.sizes.split(",")]
     found = [row for side in sides for row in measure(side, chosen.rounds, chosen.threads, chosen.quick)]
     title = f"null network, {chosen.threads} threads, medians of {chosen.rounds} rounds"
-    shown = table(title, *HEADS.values(), rows=[[row.get(key) for key in HEADS] for row in found])
+    keys = list(found[1])  # of a way of ours: all
+    shown = table(
+        title, *(key.replace("_", " ") for key in keys), rows=[[row.get(key) for key in keys] for row in found]
+    )
     settings = {"threads": chosen.threads, "rounds": chosen.rounds, "cores": os.cpu_count()}
     versions = {"pillow": PIL.__version__, "opencv": cv2.__version__, "numpy": np.__version__}
     return Report([shown], {"bench": "pipeline", **settings, **versions, "rows": found})

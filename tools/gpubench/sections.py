@@ -10,18 +10,6 @@ the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt a
 
 Weights are drawn by the recipe where its folder is found (RMBGD_SHARED/birefnet, ../shared/birefnet, or shared/birefnet
 in the checkout), else by the same rule from other numbers; --checkpoint takes a folder of your own.
-
-Sections, in the order in which they run:
-
-ceilings    a large matrix product and a copy on this device: what 100 % means
-accuracy    error against float32 of the plain ways, of our network, and of the engine's alpha; absolute limits and the
-            relative gate (no worse than plain autocast)
-naive       one image at a time from image to cutout, as the author's page does it: float32, autocast, float16
-latency     1,000 images, one at a time, arena to arena; memory as NVML sees it
-waterfall   the engine in its process, step by step: eager, own kernels, graphs, batches, types
-hot_folder  2,000 files through the real service, with the stage that bounds it
-sources     eight droppers beside one, below capacity
-kernels     what each kind of kernel is worth alone
 """
 
 from __future__ import annotations
