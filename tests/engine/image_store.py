@@ -15,8 +15,7 @@ class ImageStore(ExitStack):
 
     def __init__(self, arena: Arena, seed: int = 0) -> None:
         super().__init__()
-        self.arena = arena
-        self.random = np.random.default_rng(seed)
+        self.arena, self.random = arena, np.random.default_rng(seed)
         self.leases: dict[int, Lease] = {}
 
     def put(
@@ -31,10 +30,8 @@ class ImageStore(ExitStack):
         corner: tuple[int, int, int] | None = None,
         clean_edges: bool = True,
     ) -> Work:
-        lease = self.enter_context(
-            self.arena.lease(region_bytes(height, width, source_alpha=source_alpha, output=output))
-        )
-        self.leases[image_id] = lease
+        size = region_bytes(height, width, source_alpha=source_alpha, output=output)
+        self.leases[image_id] = lease = self.enter_context(self.arena.lease(size))
         work = Work(image_id, Region(lease.offset, height, width, source_alpha, output), model, clean_edges)
         slot = self.slot(work)
         slot.rgb[...] = self.random.integers(0, 256, slot.rgb.shape)

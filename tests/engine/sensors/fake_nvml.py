@@ -9,88 +9,57 @@ from typing import Any
 class FakeNvml:
     """Attributes are answers; an answer that is an exception is raised. `calls` lists what was asked."""
 
-    NVML_TEMPERATURE_GPU = 0
-    NVML_MEMORY_ERROR_TYPE_UNCORRECTED = 1
-    NVML_VOLATILE_ECC = 0
+    NVML_TEMPERATURE_GPU, NVML_MEMORY_ERROR_TYPE_UNCORRECTED, NVML_VOLATILE_ECC = 0, 1, 0
 
     class NVMLError(Exception):
         pass
 
     def __init__(self) -> None:
         self.temperature: Any = 61
-        self.throttle: Any = 0
-        self.ecc: Any = 0
+        self.throttle = self.ecc = 0
         self.remapped: Any = (0, 0, 0, 0)
-        self.memory: Any = SimpleNamespace(used=1 << 30, total=16 << 30, free=15 << 30)
-        self.recovery: Any = SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=0))
-        self.power: Any = 123_400
-        self.init: Any = None
-        self.handle: Any = "handle"
-        self.register: Any = None
+        self.memory = SimpleNamespace(used=1 << 30, total=16 << 30, free=15 << 30)
+        self.recovery = [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=0))]
+        self.power = 123_400
+        self.init = self.register = None
+        self.handle, self.events = "handle", "events"
         self.xids: list[Any] = []
-        self.calls: list[str] = []
+        self.calls: list[tuple[Any, ...]] = []
         self.depth = 0  # nvmlInit minus nvmlShutdown
 
-    def _answer(self, call: str, value: Any) -> Any:
-        self.calls.append(call)
-        if isinstance(value, Exception):
+    def answer(self, name: str, *arguments: Any) -> Any:
+        self.calls.append((name, *arguments))
+        if isinstance(value := getattr(self, name), Exception):
             raise value
         return value
 
     def nvmlInit(self) -> None:
-        self._answer("init", self.init)
+        self.answer("init")
         self.depth += 1
 
     def nvmlShutdown(self) -> None:
-        self.calls.append("shutdown")
         self.depth -= 1
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> Any:
-        return self._answer(f"index {index}", self.handle)
-
-    def nvmlDeviceGetHandleByUUID(self, uuid: str) -> Any:
-        return self._answer(f"uuid {uuid}", self.handle)
-
-    def nvmlEventSetCreate(self) -> Any:
-        return self._answer("events", "events")
-
     def nvmlEventSetFree(self, events: Any) -> None:
-        self.calls.append("free events")
-
-    def nvmlDeviceRegisterEvents(self, handle: Any, kinds: int, events: Any) -> None:
-        self._answer("register", self.register)
+        assert events == self.events
 
     def nvmlEventSetWait_v2(self, events: Any, timeout: int) -> Any:
         assert timeout == 0
         if not self.xids:
             raise self.NVMLError_Timeout("timeout")
-        entry = self.xids.pop(0)
-        if isinstance(entry, Exception):
+        if isinstance(entry := self.xids.pop(0), Exception):
             raise entry
         return SimpleNamespace(eventType=8, eventData=entry)
 
-    def nvmlDeviceGetTemperature(self, handle: Any, sensor: int) -> Any:
-        return self._answer("temperature", self.temperature)
 
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle: Any) -> Any:
-        return self._answer("throttle", self.throttle)
-
-    def nvmlDeviceGetTotalEccErrors(self, handle: Any, kind: int, counter: int) -> Any:
-        return self._answer("ecc", self.ecc)
-
-    def nvmlDeviceGetRemappedRows(self, handle: Any) -> Any:
-        return self._answer("remapped", self.remapped)
-
-    def nvmlDeviceGetMemoryInfo(self, handle: Any) -> Any:
-        return self._answer("memory", self.memory)
-
-    def nvmlDeviceGetFieldValues(self, handle: Any, fields: list[int]) -> Any:
-        assert fields == [230]
-        return [self._answer("recovery", self.recovery)]
-
-    def nvmlDeviceGetPowerUsage(self, handle: Any) -> Any:
-        return self._answer("power", self.power)
-
+for _call, _answer in {
+    "nvmlDeviceGetHandleByIndex": "handle", "nvmlDeviceGetHandleByUUID": "handle", "nvmlEventSetCreate": "events",
+    "nvmlDeviceRegisterEvents": "register", "nvmlDeviceGetTemperature": "temperature",
+    "nvmlDeviceGetCurrentClocksThrottleReasons": "throttle", "nvmlDeviceGetTotalEccErrors": "ecc",
+    "nvmlDeviceGetRemappedRows": "remapped", "nvmlDeviceGetMemoryInfo": "memory",
+    "nvmlDeviceGetFieldValues": "recovery", "nvmlDeviceGetPowerUsage": "power",
+}.items():  # fmt: skip
+    setattr(FakeNvml, _call, lambda self, *arguments, answer=_answer: self.answer(answer, *arguments))
 
 for _name in (
     "NotSupported", "FunctionNotFound", "NoPermission", "LibraryNotFound", "LibRmVersionMismatch", "GpuIsLost",
