@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -19,13 +20,10 @@ def images() -> Iterator[ImageStore]:
 @pytest.fixture
 def simulate() -> Iterator[Callable[..., Simulation]]:
     """Makes simulations: settings of [health], `tries`, `gpus`, `warm`, `plan` of the CPU; closed at the end."""
-    made: list[Simulation] = []
-    with Arena(1 << 20) as arena:
+    with Arena(1 << 20) as arena, ExitStack() as stack:
 
         def make(*, gpus: int = 1, warm: bool = True, plan: dict[str, object] | None = None, **context: object):
-            made.append(Simulation(context_of(arena, **context), gpus=gpus, warm=warm, plan=plan))
-            return made[-1]
+            simulation = Simulation(context_of(arena, **context), gpus=gpus, warm=warm, plan=plan)
+            return stack.enter_context(closing(simulation))
 
         yield make
-        for each in made:
-            each.close()

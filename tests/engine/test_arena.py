@@ -40,8 +40,7 @@ class Leases(RuleBasedStateMachine):
 
     @rule(share=st.floats(0, 1))
     def lease(self, share):
-        largest = max((size for _, size in self.arena._free), default=0)
-        if largest:
+        if largest := max((size for _, size in self.arena._free), default=0):
             self.held.append(self.arena.lease(int(share * largest)))
 
     @precondition(lambda self: self.held)
@@ -54,12 +53,8 @@ class Leases(RuleBasedStateMachine):
         pieces = sorted(self.arena._free + [(lease.offset, lease.byte_count) for lease in self.held])
         assert [offset for offset, _ in pieces] + [self.SIZE] == [0, *(sum(piece) for piece in pieces)]
         assert all(offset % ALIGNMENT == 0 and size > 0 for offset, size in pieces)
-
         assert self.arena.statistics().leased_bytes == sum(lease.byte_count for lease in self.held)
-
-    @invariant()
-    def free_pieces_are_joined(self):
-        assert all(sum(a) < b[0] for a, b in itertools.pairwise(self.arena._free))
+        assert all(sum(a) < b[0] for a, b in itertools.pairwise(self.arena._free)), "free pieces are joined"
 
     def teardown(self):
         for lease in self.held:

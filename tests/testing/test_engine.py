@@ -70,19 +70,15 @@ def test_a_released_engine_no_longer_hangs(images):
     assert engine.segment([images.put(2)]).answers[0].image_id == 2
 
 
-def test_a_marked_image_is_poison(images):
+@pytest.mark.parametrize(
+    ("options", "error"), [({"poison": "nonsense"}, EngineNonsense), ({"memory_limit": 1}, EngineMemory)]
+)
+def test_a_marked_image_is_poison_and_a_batch_beyond_the_limit_is_refused(images, options, error):
     good, bad = images.put(1), images.put(2, corner=POISON_COLOUR)
-    engine = create(images.arena.block, {"poison": "nonsense"})
-    with pytest.raises(EngineNonsense):
+    engine = create(images.arena.block, options)
+    with pytest.raises(error):
         engine.segment([good, bad])
     assert engine.segment([good]).answers[0].image_id == 1
-
-
-def test_batches_beyond_the_memory_limit_are_refused(images):
-    engine = FakeBackend(images.arena.block, memory_limit=1)
-    with pytest.raises(EngineMemory):
-        engine.segment([images.put(1), images.put(2)])
-    assert engine.segment([images.put(3)]).answers[0].batch == 1
 
 
 def test_a_step_that_does_not_exist_is_told(images):

@@ -23,7 +23,7 @@ class FakeNvml:
         self.power = 123_400
         self.init = self.register = None
         self.handle, self.events = "handle", "events"
-        self.xids: list[Any] = []
+        self.xids: Any = []
         self.calls: list[tuple[Any, ...]] = []
         self.depth = 0  # nvmlInit minus nvmlShutdown
 
@@ -45,11 +45,9 @@ class FakeNvml:
 
     def nvmlEventSetWait_v2(self, events: Any, timeout: int) -> Any:
         assert timeout == 0
-        if not self.xids:
+        if not self.answer("xids"):
             raise self.NVMLError_Timeout("timeout")
-        if isinstance(entry := self.xids.pop(0), Exception):
-            raise entry
-        return SimpleNamespace(eventType=8, eventData=entry)
+        return SimpleNamespace(eventType=8, eventData=self.xids.pop(0))
 
 
 for _call, _answer in {
