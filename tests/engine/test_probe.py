@@ -2,32 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
 from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from rmbgd.engine.arena import Arena
 from rmbgd.engine.probe import GoldenReferences, file_name
 from rmbgd.engine.types import EngineDescription
-from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost
 from rmbgd.testing.engine import FakeBackend
+from rmbgd.testing.worker import InProcessWorker
 
-pytestmark = pytest.mark.integration
-
-FAKE = "rmbgd.testing.engine:create"
+BACKEND = partial(FakeBackend, np.empty(0, np.uint8))
 SAID = EngineDescription("cuda:0", {"fake": {"alpha": "green channel"}}, (1,))
-GREEN = FakeBackend(np.empty(0, np.uint8)).golden("fake").alpha
+GREEN = BACKEND().golden("fake").alpha
 
 
 @pytest.fixture
-def make() -> Iterator[Mock]:
+def make() -> Mock:
     """Makes workers with the fake engine, and counts them."""
-    limits = {"start_timeout": 60, "batch_timeout": 60}
-    with Arena(1 << 16) as arena:
-        yield Mock(side_effect=lambda: EngineWorker(arena, FAKE, {}, on_output=lambda line: None, **limits))
+    return Mock(side_effect=lambda: InProcessWorker(BACKEND))
 
 
 def test_the_cpu_computes_once(tmp_path, make):
@@ -66,8 +61,8 @@ def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, make):
 
 def test_a_cpu_that_fails_is_told(tmp_path):
     """The probe hears of it; no process and no file is left."""
-    worker = Mock(start=Mock(side_effect=EngineLost("lost")))
+    worker = InProcessWorker(partial(BACKEND, start="lost"))
     with pytest.raises(EngineLost):
         GoldenReferences(tmp_path, lambda: worker).of(SAID)
-    worker.close.assert_called_once_with()
+    assert worker.ended
     assert list(tmp_path.iterdir()) == []
