@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from unittest.mock import MagicMock
+
 import pytest
 
-from rmbgd.engine.device_query import nvml_target, visible_gpus
+from rmbgd.engine.device_query import ask_nvml, nvml_target, visible_gpus
 
 
 def asked(**answers: dict):
@@ -39,6 +42,16 @@ def test_a_board_without_nvml_is_torch_s_to_tell(tmp_path, torch, count):
     (tmp_path / "nvhost-gpu").touch()
     missing = {"error": "NVMLError", "text": "NVML Shared Library Not Found"}
     assert visible_gpus(asked(nvml=missing, torch=torch), tmp_path).count == count
+
+
+def test_what_a_board_does_not_have_is_unknown_and_said(monkeypatch):
+    nvml = MagicMock(NVMLError=RuntimeError)
+    nvml.nvmlSystemGetDriverVersion.return_value, nvml.nvmlDeviceGetCount.return_value = "570.1", 1
+    nvml.nvmlDeviceGetName.return_value, nvml.nvmlDeviceGetMemoryInfo.return_value.total = "A", 5
+    nvml.nvmlDeviceGetTemperature.side_effect = RuntimeError("Not Supported")
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    device = {"name": "A", "memory_bytes": 5, "temperature": None, "temperature_error": "Not Supported"}
+    assert ask_nvml() == {"driver": "570.1", "devices": [device]}
 
 
 @pytest.mark.parametrize(

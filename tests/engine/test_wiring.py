@@ -102,6 +102,18 @@ def test_a_gpu_that_is_not_there_is_the_operator_s(builder, device, count):
         builder(device, count)
 
 
+def test_one_file_of_weights_has_one_order(builder):
+    folder = {"input": "/a", "output": "/b", "failed": "/c", "done": "/d"}
+    folders = [
+        {name: f"{path}/{recipe}" for name, path in folder.items()} | {"name": recipe, "recipe": recipe}
+        for recipe in ("default", "other")
+    ]
+    recipes = {"default": {"patch_order": "tile_first"}, "other": {"patch_order": "auto"}}
+    config = parse({"folder": folders, "recipe": recipes}, origin="test")
+    with pytest.raises(ConfigError, match="disagree about the patch_order"):
+        build(EngineContext(config, builder.arena, builder.events, SystemClock()), None)
+
+
 def test_who_requires_a_gpu_waits_for_it_and_cannot_ask_for_the_cpu(builder):
     """No GPU is no error then, and there is no fallback; on the CPU images would wait for ever."""
     builder("auto", 0, require_gpu=True, start=False)
