@@ -103,12 +103,11 @@ def test_a_gpu_that_is_not_there_is_the_operator_s(builder, device, count):
 
 
 def test_one_file_of_weights_has_one_order(builder):
-    folder = {"input": "/a", "output": "/b", "failed": "/c", "done": "/d"}
     folders = [
-        {name: f"{path}/{recipe}" for name, path in folder.items()} | {"name": recipe, "recipe": recipe}
-        for recipe in ("default", "other")
+        {"name": name, "recipe": name} | {each: f"/{name}/{each}" for each in ("input", "output", "failed", "done")}
+        for name in ("x", "y")
     ]
-    recipes = {"default": {"patch_order": "tile_first"}, "other": {"patch_order": "auto"}}
+    recipes = {"x": {"patch_order": "tile_first"}, "y": {"patch_order": "auto"}}
     config = parse({"folder": folders, "recipe": recipes}, origin="test")
     with pytest.raises(ConfigError, match="disagree about the patch_order"):
         build(EngineContext(config, builder.arena, builder.events, SystemClock()), None)
