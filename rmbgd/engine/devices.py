@@ -90,7 +90,6 @@ class Devices:
         return last.device if isinstance(last, CpuSupervisor) else "none"
 
     def describe(self) -> dict[str, object]:
-        """For the health event."""
         facts: dict[str, object] = {
             "state": self._state(),
             "device": self.device,

@@ -49,7 +49,6 @@ class Machine:
 
 
 def default_machine() -> Machine:
-    """The one that we are on."""
     return Machine(visible_gpus, _sensor, choose_fallback_models, BACKEND_FACTORY, _backend_options)
 
 

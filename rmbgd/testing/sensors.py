@@ -59,7 +59,6 @@ class FakeSensor:
         return entry
 
     def release(self) -> None:
-        """Let every hanging call return."""
         self._released.set()
 
     def close(self) -> None:

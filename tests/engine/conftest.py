@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 
 import pytest
 
@@ -18,14 +19,11 @@ def images() -> Iterator[ImageStore]:
 
 @pytest.fixture
 def simulate() -> Iterator[Callable[..., Simulation]]:
-    """Makes simulations: settings of [health], `tries`, and what Simulation takes; closed at the end."""
-    made: list[Simulation] = []
-    with Arena(1 << 20) as arena:
+    """Makes simulations: settings of [health], `tries`, `gpus`, `warm`, `plan`s of their faults; closed at the end."""
+    with Arena(1 << 20) as arena, ExitStack() as stack:
 
         def make(*, gpus: int = 1, warm: bool = True, plan=None, gpu_plan=None, **context: object) -> Simulation:
-            made.append(Simulation(context_of(arena, **context), gpus=gpus, warm=warm, plan=plan, gpu_plan=gpu_plan))
-            return made[-1]
+            simulation = Simulation(context_of(arena, **context), gpus=gpus, warm=warm, plan=plan, gpu_plan=gpu_plan)
+            return stack.enter_context(closing(simulation))
 
         yield make
-        for each in made:
-            each.close()

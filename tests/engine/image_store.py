@@ -6,18 +6,16 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from rmbgd.engine.arena import Arena, Lease
+from rmbgd.engine.arena import Arena
 from rmbgd.engine.types import OutputPlane, Region, Slot, Work, region_bytes, view
 
 
 class ImageStore(ExitStack):
     """Puts images into an arena and keeps their leases until the end of the test."""
 
-    def __init__(self, arena: Arena, seed: int = 0) -> None:
+    def __init__(self, arena: Arena) -> None:
         super().__init__()
-        self.arena = arena
-        self.random = np.random.default_rng(seed)
-        self.leases: dict[int, Lease] = {}
+        self.arena, self.random = arena, np.random.default_rng(0)
 
     def put(
         self,
@@ -31,10 +29,8 @@ class ImageStore(ExitStack):
         corner: tuple[int, int, int] | None = None,
         clean_edges: bool = True,
     ) -> Work:
-        lease = self.enter_context(
-            self.arena.lease(region_bytes(height, width, source_alpha=source_alpha, output=output))
-        )
-        self.leases[image_id] = lease
+        size = region_bytes(height, width, source_alpha=source_alpha, output=output)
+        lease = self.enter_context(self.arena.lease(size))
         work = Work(image_id, Region(lease.offset, height, width, source_alpha, output), model, clean_edges)
         slot = self.slot(work)
         slot.rgb[...] = self.random.integers(0, 256, slot.rgb.shape)

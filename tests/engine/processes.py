@@ -18,9 +18,7 @@ def wait_until_gone(pid: int) -> bool:
     except ProcessLookupError:
         return True
     try:
-        poll = select.poll()
-        poll.register(descriptor, select.POLLIN)
-        return bool(poll.poll(PATIENCE * 1000))
+        return bool(select.select([descriptor], [], [], PATIENCE)[0])
     finally:
         os.close(descriptor)
 
@@ -30,9 +28,4 @@ class SpyHeartbeat(NullHeartbeat):
 
     def __init__(self) -> None:
         self.blocked = threading.Event()
-
-    def waiting(self) -> None:
-        self.blocked.set()
-
-    def working(self) -> None:
-        self.blocked.clear()
+        self.waiting, self.working = self.blocked.set, self.blocked.clear

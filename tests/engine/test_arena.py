@@ -40,8 +40,7 @@ class Leases(RuleBasedStateMachine):
 
     @rule(share=st.floats(0, 1))
     def lease(self, share):
-        largest = max((size for _, size in self.arena._free), default=0)
-        if largest:
+        if largest := max((size for _, size in self.arena._free), default=0):
             self.held.append(self.arena.lease(int(share * largest)))
 
     @precondition(lambda self: self.held)
@@ -52,22 +51,10 @@ class Leases(RuleBasedStateMachine):
     @invariant()
     def nothing_overlaps_and_nothing_is_lost(self):
         pieces = sorted(self.arena._free + [(lease.offset, lease.byte_count) for lease in self.held])
-        end = 0
-        for offset, size in pieces:
-            assert offset == end
-            assert offset % ALIGNMENT == 0
-            assert size > 0
-            end += size
-        assert end == self.SIZE
-
-    @invariant()
-    def free_pieces_are_joined(self):
-        free = self.arena._free
-        assert all(sum(a) < b[0] for a, b in itertools.pairwise(free))
-
-    @invariant()
-    def statistics_are_true(self):
+        assert [offset for offset, _ in pieces] + [self.SIZE] == [0, *(sum(piece) for piece in pieces)]
+        assert all(offset % ALIGNMENT == 0 and size > 0 for offset, size in pieces)
         assert self.arena.statistics().leased_bytes == sum(lease.byte_count for lease in self.held)
+        assert all(sum(a) < b[0] for a, b in itertools.pairwise(self.arena._free)), "free pieces are joined"
 
     def teardown(self):
         for lease in self.held:
@@ -85,13 +72,10 @@ def test_a_lease_blocks_until_it_fits_and_its_beat_waits():
     with Arena(4096) as arena:
         first = arena.lease(4096)
         second = asked(arena, 64)
-        waiting = arena.statistics().waiting
+        assert arena.statistics().waiting == 1
         first.release()
-        lease = second.result(PATIENCE)
-        lease.release()
-
-        assert waiting == 1
-        assert lease.offset == 0
+        with second.result(PATIENCE) as lease:
+            assert lease.offset == 0
         assert arena.statistics().waiting == 0
 
 
@@ -122,12 +106,11 @@ def test_waiting_threads_are_served_in_the_order_they_asked(sizes):
             held = future.result(PATIENCE)
             served.append([other.done() for other in waiting])
         held.release()
-
         assert served == [[k <= turn for k in range(len(sizes))] for turn in range(len(sizes))]
 
 
 def test_closing_wakes_who_waits():
-    """A thread that waits for memory when the arena closes gets ArenaClosed, and so does who comes later."""
+    """And who comes later is refused, too."""
     arena = Arena(4096)
     lease = arena.lease(4096)
     waiting = [asked(arena, 64), asked(arena, 64)]
@@ -142,7 +125,6 @@ def test_closing_wakes_who_waits():
 
 
 def test_what_can_never_fit_is_refused_at_once():
-    """More bytes than the arena has raise ValueError instead of waiting for ever."""
     with Arena(4096) as arena, pytest.raises(ValueError, match="never fit"):
         arena.lease(4097)
 
@@ -154,14 +136,11 @@ def test_giving_back_twice_counts_once():
         first.release()
         with arena.lease(4096):
             first.release()
-            leased = arena.statistics().leased_bytes
-
-        assert leased == 4096
+            assert arena.statistics().leased_bytes == 4096
         assert arena.statistics().leased_bytes == 0
 
 
 def test_a_lease_that_was_never_released_is_told():
-    """Dropping a lease warns with its size."""
     with Arena(4096) as arena:
         forgotten = [arena.lease(64)]
         with pytest.warns(ResourceWarning, match="64 bytes was never released"):
@@ -171,24 +150,16 @@ def test_a_lease_that_was_never_released_is_told():
 @pytest.mark.integration
 def test_another_process_sees_the_same_bytes():
     """What a child writes through the descriptor stands in our block, and the reverse."""
-    program = (
-        "import sys; from rmbgd.engine.arena import attach; block = attach(int(sys.argv[1]), 4096);"
-        "block[10] = block[9] + 1"
-    )
     with Arena(4096) as arena, arena.lease(64) as lease:
         lease.block[lease.offset + 9] = 41
-        subprocess.run([sys.executable, "-c", program, str(arena.fd)], pass_fds=(arena.fd,), check=True)
-
+        program = f"from rmbgd.engine.arena import attach; block = attach({arena.fd}, 4096); block[10] = block[9] + 1"
+        subprocess.run([sys.executable, "-c", program], pass_fds=(arena.fd,), check=True)
         assert lease.block[lease.offset + 10] == 42
 
 
-def test_nobody_can_shorten_the_block():
-    """The memory file is sealed: shortening it, which would crash who reads it, is refused by the kernel."""
-    with Arena(4096) as arena, pytest.raises(PermissionError):
-        os.ftruncate(arena.fd, 0)
-
-
-def test_memory_becomes_real_only_when_written():
-    """A large arena costs nothing until images lie in it."""
+def test_memory_becomes_real_only_when_written_and_nobody_can_shorten_it():
+    """A large arena costs nothing until images lie in it; a cut would crash who reads it."""
     with Arena(1 << 30) as arena:
         assert os.fstat(arena.fd).st_blocks == 0
+        with pytest.raises(PermissionError):
+            os.ftruncate(arena.fd, 0)

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from unittest.mock import MagicMock
+
 import pytest
 
-from rmbgd.engine.device_query import nvml_target, visible_gpus
+from rmbgd.engine.device_query import ask_nvml, nvml_target, visible_gpus
 
 
-class Asked:
-    """Answers of the two questions; remembers which were asked."""
-
-    def __init__(self, nvml: dict, torch: dict | None = None) -> None:
-        self.answers = {"nvml": nvml, "torch": torch}
-        self.questions: list[str] = []
-
-    def __call__(self, question: str, *, patience: float) -> dict:
-        assert patience > 0
-        self.questions.append(question)
-        return self.answers[question]
-
-
-def error(text: str) -> dict:
-    return {"error": "NVMLError", "text": text}
-
-
-NO_LIBRARY = error("NVML Shared Library Not Found")
+def asked(**answers: dict):
+    return lambda question, *, patience: answers[question] if patience > 0 else None
 
 
 @pytest.mark.parametrize(
@@ -32,21 +19,19 @@ NO_LIBRARY = error("NVML Shared Library Not Found")
     [
         ({"driver": "570.1", "devices": [{"name": "A"}, {"name": "B"}]}, 2, "the driver 570.1 sees A, B"),
         ({"driver": "570.1", "devices": []}, 0, "the driver 570.1 sees no card"),
-        (NO_LIBRARY, 0, "NVML Shared Library Not Found"),  # and no device file
+        ("NVML Shared Library Not Found", 0, "NVML Shared Library Not Found"),  # and no device file
         # one that is unwell is there: whether it may be used is the failover's question
-        (error("Driver/library version mismatch"), 1, "version mismatch"),
-        (error("GPU is lost"), 1, "GPU is lost"),
-        (error("GPU requires reset"), 1, "requires reset"),
-        (error("no answer within 20 s: Timeout"), 1, "Timeout"),
+        ("Driver/library version mismatch", 1, "version mismatch"),
+        ("GPU is lost", 1, "GPU is lost"),
+        ("GPU requires reset", 1, "requires reset"),
+        ("no answer within 20 s: Timeout", 1, "Timeout"),
     ],
 )
 def test_what_nvml_says_is_enough(tmp_path, nvml, count, why):
     """torch is not asked: it takes seconds."""
-    ask = Asked(nvml)
-    found = visible_gpus(ask, tmp_path)
+    found = visible_gpus(asked(nvml=nvml if isinstance(nvml, dict) else {"error": "NVMLError", "text": nvml}), tmp_path)
     assert found.count == count
     assert why in found.why
-    assert ask.questions == ["nvml"]
 
 
 @pytest.mark.parametrize(
@@ -54,9 +39,19 @@ def test_what_nvml_says_is_enough(tmp_path, nvml, count, why):
     [({"cuda": True, "devices": [{"name": "Orin"}]}, 1), ({"cuda": False, "devices": [], "cause": "too old"}, 0)],
 )
 def test_a_board_without_nvml_is_torch_s_to_tell(tmp_path, torch, count):
-    """Where the driver's device file is, but no NVML, torch knows."""
     (tmp_path / "nvhost-gpu").touch()
-    assert visible_gpus(Asked(NO_LIBRARY, torch), tmp_path).count == count
+    missing = {"error": "NVMLError", "text": "NVML Shared Library Not Found"}
+    assert visible_gpus(asked(nvml=missing, torch=torch), tmp_path).count == count
+
+
+def test_what_a_board_does_not_have_is_unknown_and_said(monkeypatch):
+    nvml = MagicMock(NVMLError=RuntimeError)
+    nvml.nvmlSystemGetDriverVersion.return_value, nvml.nvmlDeviceGetCount.return_value = "570.1", 1
+    nvml.nvmlDeviceGetName.return_value, nvml.nvmlDeviceGetMemoryInfo.return_value.total = "A", 5
+    nvml.nvmlDeviceGetTemperature.side_effect = RuntimeError("Not Supported")
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    device = {"name": "A", "memory_bytes": 5, "temperature": None, "temperature_error": "Not Supported"}
+    assert ask_nvml() == {"driver": "570.1", "devices": [device]}
 
 
 @pytest.mark.parametrize(

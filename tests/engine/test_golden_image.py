@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import zlib
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,22 +13,9 @@ from rmbgd.engine.golden_image import from_golden, golden_image, to_golden
 from rmbgd.engine.types import Golden, MemoryTestPass
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost
-from rmbgd.testing.engine import FakeBackend
-
-FAKE = "rmbgd.testing.engine:create"
-
-
-@pytest.fixture
-def worker(tmp_path) -> Iterator[EngineWorker]:
-    with Arena(1 << 16) as arena:
-        options = {"orders": str(tmp_path)}
-        worker = EngineWorker(arena, FAKE, options, start_timeout=60, batch_timeout=60, on_output=lambda line: None)
-        yield worker
-        worker.close()
 
 
 def test_alpha_survives_the_way_to_16_bits():
-    """Within half a step of 65535, whatever the values."""
     alpha = np.random.default_rng(1).random((240, 320), dtype=np.float32)
     back = to_golden(from_golden(Golden(alpha, 0.25)))
     assert back.seconds == 0.25
@@ -54,20 +40,21 @@ def test_what_is_no_known_image_is_refused(message):
 
 
 @pytest.mark.integration
-def test_a_child_is_looked_at_between_two_batches(worker, tmp_path):
-    """The golden image that comes back is what the engine computes in this process; blocks and bad blocks of a pass
-    of the memory test; a look at a process that was killed is a fault like any other."""
-    worker.start()
-    expected = FakeBackend(np.empty(0, np.uint8)).golden("fake").alpha
-    assert np.abs(worker.golden("fake").alpha - expected).max() <= 1 / 65535
-    assert np.allclose(expected, golden_image()[0][..., 1] / 255)
-    assert worker.canary(64) == MemoryTestPass(64, 0)
-    (tmp_path / "canary").write_text("3")
-    assert worker.canary(64) == MemoryTestPass(64, 3)
-
-    assert worker.alive
-    worker.abort()
-    with pytest.raises(EngineLost):
-        worker.golden("fake")
-    assert not worker.alive
-    assert worker.ended
+def test_a_child_is_looked_at_between_two_batches(tmp_path):
+    """The golden image comes back as the engine computes it here; so do the blocks of a pass of the memory test; a look
+    at a process that was killed is a fault like any other."""
+    options, limits = {"orders": str(tmp_path)}, {"start_timeout": 60, "batch_timeout": 60}
+    with Arena(1 << 16) as arena:
+        worker = EngineWorker(arena, "rmbgd.testing.engine:create", options, on_output=lambda line: None, **limits)
+        worker.start()
+        assert np.abs(worker.golden("fake").alpha - golden_image()[0][..., 1] / 255).max() <= 1 / 65535
+        assert worker.canary(64) == MemoryTestPass(64, 0)
+        (tmp_path / "canary").write_text("3")
+        assert worker.canary(64) == MemoryTestPass(64, 3)
+        assert worker.alive
+        worker.abort()
+        with pytest.raises(EngineLost):
+            worker.golden("fake")
+        assert not worker.alive
+        assert worker.ended
+        worker.close()

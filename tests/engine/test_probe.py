@@ -2,61 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from rmbgd.engine.arena import Arena
 from rmbgd.engine.probe import GoldenReferences, file_name
 from rmbgd.engine.types import EngineDescription
-from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineLost
 from rmbgd.testing.engine import FakeBackend
+from rmbgd.testing.worker import InProcessWorker
 
-pytestmark = pytest.mark.integration
-
-FAKE = "rmbgd.testing.engine:create"
+BACKEND = partial(FakeBackend, np.empty(0, np.uint8))
 SAID = EngineDescription("cuda:0", {"fake": {"alpha": "green channel"}}, (1,))
-GREEN = FakeBackend(np.empty(0, np.uint8)).golden("fake").alpha
-
-
-class Makers:
-    """Makes workers with the fake engine, and counts them."""
-
-    def __init__(self, arena: Arena) -> None:
-        self.arena, self.made = arena, 0
-        self.options: dict[str, object] = {}
-
-    def __call__(self) -> EngineWorker:
-        self.made += 1
-        limits = {"start_timeout": 60, "batch_timeout": 60}
-        return EngineWorker(self.arena, FAKE, self.options, on_output=lambda line: None, **limits)
+GREEN = BACKEND().golden("fake").alpha
 
 
 @pytest.fixture
-def make() -> Iterator[Makers]:
-    with Arena(1 << 16) as arena:
-        yield Makers(arena)
+def make() -> Mock:
+    """Makes workers with the fake engine, and counts them."""
+    return Mock(side_effect=lambda: InProcessWorker(BACKEND))
 
 
 def test_the_cpu_computes_once(tmp_path, make):
-    """A second question, and a second start of the service, find the answer."""
-    first = GoldenReferences(tmp_path / "golden", make)
-    answers = [first.of(SAID), first.of(SAID), GoldenReferences(tmp_path / "golden", make).of(SAID)]
-    assert make.made == 1
-    assert all(np.abs(answer["fake"] - GREEN).max() <= 1 / 65535 for answer in answers)
-
-
-def test_a_damaged_file_is_computed_anew(tmp_path, make):
-    """It is replaced by a good one."""
-    GoldenReferences(tmp_path, make).of(SAID)
+    """A second question, and a second start of the service, find the answer. A damaged file is computed anew."""
+    first = GoldenReferences(tmp_path, make)
+    answers = [first.of(SAID), first.of(SAID)]
     (file,) = tmp_path.iterdir()
-    for damage in (b"", b"PK\x03\x04 cut off", b"nonsense"):
+    for damage in (file.read_bytes(), b"", b"PK\x03\x04 cut off", b"nonsense"):
         file.write_bytes(damage)
-        for _ in range(2):
-            assert np.abs(GoldenReferences(tmp_path, make).of(SAID)["fake"] - GREEN).max() <= 1 / 65535
-    assert make.made == 4
+        answers += [GoldenReferences(tmp_path, make).of(SAID) for _ in range(2)]
+    assert make.call_count == 4
+    assert all(np.abs(answer["fake"] - GREEN).max() <= 1 / 65535 for answer in answers)
 
 
 def test_other_weights_have_another_answer():
@@ -75,16 +53,16 @@ def test_weights_that_the_cpu_does_not_have_give_no_answer(tmp_path, make):
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(tmp_path, make):
-    """The answer is computed at every start."""
     (tmp_path / "file").write_text("in the way")
     for _ in range(2):
         assert GoldenReferences(tmp_path / "file" / "golden", make).of(SAID) is not None
-    assert make.made == 2
+    assert make.call_count == 2
 
 
-def test_a_cpu_that_fails_is_told(tmp_path, make):
+def test_a_cpu_that_fails_is_told(tmp_path):
     """The probe hears of it; no process and no file is left."""
-    make.options = {"start": "lost"}
+    worker = InProcessWorker(partial(BACKEND, start="lost"))
     with pytest.raises(EngineLost):
-        GoldenReferences(tmp_path, make).of(SAID)
+        GoldenReferences(tmp_path, lambda: worker).of(SAID)
+    assert worker.ended
     assert list(tmp_path.iterdir()) == []

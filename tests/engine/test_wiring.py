@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from unittest.mock import Mock
 
 import pytest
 
@@ -26,14 +27,13 @@ class Builder(ExitStack):
 
     def __init__(self, tmp_path) -> None:
         super().__init__()
-        self.tmp_path = tmp_path
         self.arena = self.enter_context(Arena(1 << 16))
-        self.events = RecordedEvents()
+        self.events, self.state = RecordedEvents(), str(tmp_path)
         self.failures: list[ThreadFailure] = []
 
     def __call__(self, device: str, count: int, *, start: bool = True, **health: object) -> Devices:
         folder = {"name": "a", "input": "/a", "output": "/b", "failed": "/c", "done": "/d"}
-        service = {"state_directory": str(self.tmp_path)}
+        service = {"state_directory": self.state}
         tables = {"engine": {"device": device}, "health": health, "folder": [folder], "service": service}
         machine = Machine(
             gpus=lambda: VisibleGpus(count, "looked for by a test"),
@@ -61,11 +61,9 @@ def builder(tmp_path) -> Iterator[Builder]:
 @pytest.mark.parametrize(
     ("device", "count", "gpus"),
     [
-        ("cpu", 0, []),
         ("cpu", 2, []),
         ("auto", 0, []),
         ("auto", 1, ["cuda:0"]),
-        ("cuda", 1, ["cuda:0"]),
         ("cuda:1", 2, ["cuda:1"]),
         ("auto", 3, ["cuda:0", "cuda:1", "cuda:2"]),
         ("cuda", 3, ["cuda:0", "cuda:1", "cuda:2"]),
@@ -75,10 +73,10 @@ def test_every_gpu_asked_for_has_a_supervisor_and_one_cpu_is_behind_all(builder,
     """Each GPU has its own sensor; where there is none the CPU is the one device, and no fallback."""
     devices = builder(device, count, start=False)
     (chosen,) = builder.events.named("engine.chosen")
-
     assert [each.device for each in devices.supervisors] == [*gpus, "cpu"]
     assert [each.is_fallback for each in devices.supervisors] == [*[False] * len(gpus), bool(gpus)]
-    assert [event["device"] for event in builder.events.named("engine.sensor")] == gpus
+    sensors = [{"device": gpu, "source": "fake", "why": "test"} for gpu in gpus]
+    assert builder.events.named("engine.sensor") == sensors
     assert (chosen["device"], "standby" in chosen) == (", ".join(gpus) or "cpu", bool(gpus))
     assert set(devices.describe().get("devices", ())) == ({*gpus, "cpu"} if gpus else set())
 
@@ -104,6 +102,17 @@ def test_a_gpu_that_is_not_there_is_the_operator_s(builder, device, count):
         builder(device, count)
 
 
+def test_one_file_of_weights_has_one_order(builder):
+    folders = [
+        {"name": name, "recipe": name} | {each: f"/{name}/{each}" for each in ("input", "output", "failed", "done")}
+        for name in ("x", "y")
+    ]
+    recipes = {"x": {"patch_order": "tile_first"}, "y": {"patch_order": "auto"}}
+    config = parse({"folder": folders, "recipe": recipes}, origin="test")
+    with pytest.raises(ConfigError, match="disagree about the patch_order"):
+        build(EngineContext(config, builder.arena, builder.events, SystemClock()), None)
+
+
 def test_who_requires_a_gpu_waits_for_it_and_cannot_ask_for_the_cpu(builder):
     """No GPU is no error then, and there is no fallback; on the CPU images would wait for ever."""
     builder("auto", 0, require_gpu=True, start=False)
@@ -114,14 +123,8 @@ def test_who_requires_a_gpu_waits_for_it_and_cannot_ask_for_the_cpu(builder):
 
 def test_processes_are_killed_also_when_they_are_still_to_come(builder):
     """An order to abort reaches every process, whatever thread started it; who waits for a device learns it."""
-
-    class Spy:
-        ended = aborted = asking = False
-
-        def abort(self) -> None:
-            self.aborted = True
-
-    context, before, after = EngineContext(parse({}, origin="test"), builder.arena, builder.events, None), Spy(), Spy()
+    context = EngineContext(parse({}, origin="test"), builder.arena, builder.events, SystemClock())
+    before, after = Mock(ended=False, asking=False), Mock(ended=False)
     assert (context.describe(), context.device) == ({"state": "starting"}, None)
     context.add(before)
     assert not context.busy
@@ -130,21 +133,16 @@ def test_processes_are_killed_also_when_they_are_still_to_come(builder):
     context.abort()
     assert context.stopping.is_set()
     assert context.add(after) is after
-    assert (before.aborted, after.aborted) == (True, True)
+    assert before.abort.called
+    assert after.abort.called
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda:0"])
 def test_what_a_supervisor_s_thread_raises_reaches_the_service(builder, device):
     """A defect there is no fault of a device: nothing would ever come up, and nothing would say why."""
     devices = builder(device, 1, start=False)
-    supervisor = devices.supervisors[0]
-
-    def defect() -> None:
-        raise MemoryError("no memory for a thread")
-
-    supervisor.tick = defect
+    devices.supervisors[0].tick = Mock(side_effect=MemoryError("no memory for a thread"))
     threads = ThreadGroup(builder.failures.append)
-    supervisor.start(threads.start)
-
+    devices.supervisors[0].start(threads.start)
     assert threads.join(30) == []
     assert [(each.stage, type(each.error)) for each in builder.failures] == [(f"health-{device}", MemoryError)]
