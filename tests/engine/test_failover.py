@@ -303,7 +303,7 @@ def test_quarantine_ends_when_the_driver_asks_for_nothing(device: Device):
 
 @pytest.mark.parametrize("kind", [FaultKind.NO_DEVICE, FaultKind.UNKILLABLE])
 @pytest.mark.parametrize(
-    ("before", "next_probe"), [([WELL], 60), ([hot(90.0)], 60), ([hot(90.0), until(OK), hot(90.0)], 120)]
+    ("before", "next_probe"), [([WELL], 60), ([hot(90.0)] * 12, 60), ([hot(90.0), until(OK), hot(90.0)], 120)]
 )
 def test_a_device_out_of_reach_is_lost_from_any_phase(device, kind, before, next_probe):
     """Told once, however often it is reported. No dwell becomes shorter by it."""
