@@ -163,14 +163,6 @@ def test_the_authors_code_is_read_by_its_calls(expected, code):
     assert checkpoint.read_author_code(code) == expected
 
 
-def test_reading_never_runs(tmp_path):
-    """Code that would make a file when it ran is only read."""
-    mark = tmp_path / "ran"
-    code = f"open({str(mark)!r}, 'w')\n{NEW_CODE}"
-    assert checkpoint.read_author_code(code) is NEW
-    assert not mark.exists()
-
-
 @pytest.mark.parametrize(
     ("expected", "reason", "known"),
     [
