@@ -44,14 +44,11 @@ def drawn(network: torch.nn.Module, seed: int = 0) -> dict[str, Tensor]:
             continue
         if name.endswith("running_var"):
             draw = (0.4 * draw).exp()
-        elif name.endswith("relative_position_bias_table"):
-            pass
         elif "offset_conv.bias" in name:
             draw = torch.where(draw.abs() > 1.5, 40 * draw, 1.5 * draw)
-        elif "offset_conv.weight" in name:
-            draw = 2 * draw / like[0].numel() ** 0.5
         elif like.dim() >= 2:
-            draw = 1.4 * draw / like[0].numel() ** 0.5
+            gain = 2 if "offset_conv" in name else 1.4
+            draw *= 1 if name.endswith("relative_position_bias_table") else gain / like[0].numel() ** 0.5
         elif name.endswith("weight"):
             draw = 1 + 0.3 * draw
         else:
@@ -91,8 +88,15 @@ def golden(name: str) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(x), torch.from_numpy(stored["logits"])
 
 
+def randomised(layer: torch.nn.Module, *, seed: int = 7) -> torch.Generator:
+    """Normal numbers over the root of the fan-in for every parameter; the generator, for more."""
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in layer.requires_grad_(requires_grad=False).parameters():
+        parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+    return generator
+
+
 def load(source: object, **options: Any) -> torch.nn.Module:
-    """The module of weights that were loaded and verified."""
     loaded = load_model(source, **options)
     assert loaded.provenance
     return loaded.module

@@ -17,8 +17,8 @@ from rmbgd.models import fetch as fetching
 from rmbgd.models.checkpoint import sha256_of
 from rmbgd.models.fetch import FolderSource, HubSource, Offer, fetch
 from rmbgd.models.registry import REGISTRY
-from rmbgd.models.store import ORIGIN, WEIGHTS, installed, read_json
-from tests.models.checkpoints import NEW_CODE, hollow
+from rmbgd.models.store import ORIGIN, WEIGHTS, read_json
+from tests.models.checkpoints import NEW_CODE
 from tests.models.hub_server import COMMIT, Hub, serving
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -177,8 +177,7 @@ def test_a_repository_without_safetensors_is_refused(hub, models):
 @pytest.mark.parametrize("below", ["", LITE.name], ids=["the folder itself", "below its name"])
 def test_a_folder_serves_without_network(tmp_path, models, below):
     source = weights_into(tmp_path / "carried" / below)
-    fetched = bring(tmp_path / "carried", models)
-    assert (fetched.folder / WEIGHTS).read_bytes() == (source / WEIGHTS).read_bytes()
+    assert sha256_of(source / WEIGHTS) == bring(tmp_path / "carried", models).sha256
 
 
 def test_a_carried_folder_is_held_to_its_record(hub, tmp_path, models):
@@ -201,14 +200,6 @@ def test_a_record_that_does_not_fit_is_refused(usb, models, record, said):
     (usb / ORIGIN).write_text(json.dumps(record))
     with pytest.raises(ModelError, match=said):
         bring(usb, models)
-
-
-def test_weights_are_held_to_the_published_network(tmp_path, models):
-    hollow(tmp_path / "usb" / WEIGHTS, "swin_v1_t")
-    with pytest.raises(ModelError, match="backbone Swin-T"):
-        bring(tmp_path / "usb", models, REGISTRY["birefnet"])
-    bring(tmp_path / "usb", models, LITE)
-    assert installed(LITE, models).entry is LITE
 
 
 def test_a_full_disk_is_reported_before_the_download(usb, models, monkeypatch):

@@ -129,9 +129,6 @@ def test_no_order_is_guessed_here_either(beside):
         BiRefNetForImageSegmentation.from_pretrained(beside)
     stated = BiRefNetForImageSegmentation.from_pretrained(beside, config=BiRefNetConfig(patch_order="tile_first"))
     assert stated.config.patch_order == "tile_first"
-
-
-def test_the_older_code_beside_the_weights_decides(beside):
     (beside / AUTHOR_CODE).write_text(OLD_CODE)
     assert BiRefNetForImageSegmentation.from_pretrained(beside).config.patch_order == "tile_first"
 

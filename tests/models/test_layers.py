@@ -9,26 +9,26 @@ import torch
 import torch.nn.functional as F
 
 from rmbgd.models.layers import Linear, linear, rows_per_chunk
+from tests.models.stress import noise
 
 
 @pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
-    yield request.param
+    yield
     torch.set_num_threads(before)
 
 
+@pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(7,), (2, 5, 3), (20000,)])
 @pytest.mark.parametrize(
     ("dtype", "within"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
 )
-def test_product_is_the_usual_one(threads, dtype, within, shape, bias):
-    generator = torch.Generator().manual_seed(5)
-    rows = torch.randn(*shape, 96, generator=generator).to(dtype)
-    weight = torch.randn(40, 96, generator=generator).to(dtype)
-    offset = torch.randn(40, generator=generator).to(dtype) if bias else None
+def test_product_is_the_usual_one(dtype, within, shape, bias):
+    rows, weight = noise(*shape, 96).to(dtype), noise(40, 96).to(dtype)
+    offset = noise(40).to(dtype) if bias else None
     expected = F.linear(rows.double(), weight.double(), offset.double() if bias else None)
     product = linear(rows, weight, offset)
     assert product.dtype is dtype
@@ -37,13 +37,11 @@ def test_product_is_the_usual_one(threads, dtype, within, shape, bias):
 
 
 def test_layer_computes_in_the_type_of_its_weights():
-    layer = Linear(8, 4).bfloat16()
-    assert layer(torch.zeros(3, 8)).dtype is torch.bfloat16
+    assert Linear(8, 4).bfloat16()(torch.zeros(3, 8)).dtype is torch.bfloat16
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_chunk_stays_below_what_the_allocator_keeps(dtype):
-    """The largest tensor of a chunk is below glibc's 32 MiB on a CPU, and a chunk has at least one row."""
     like = torch.zeros(1, dtype=dtype)
     rows = rows_per_chunk(3000, like)
     assert 16 << 20 < rows * 3000 * like.element_size() < 32 << 20

@@ -14,7 +14,8 @@ BOUND = REGISTRY["rmbg-2.0"]
 NOW = datetime(2026, 3, 1, 12, 30, 15, tzinfo=UTC)
 
 
-def test_a_bound_model_is_refused_until_accepted(tmp_path):
+def test_a_bound_model_is_refused_until_accepted_and_a_free_one_is_not(tmp_path):
+    assert licences.require(REGISTRY["birefnet"], tmp_path) is None
     with pytest.raises(ModelError) as refusal:
         licences.require(BOUND, tmp_path)
     for word in ("CC-BY-NC-4.0", "rmbgd models accept rmbg-2.0", "birefnet", BOUND.licence_url):
@@ -26,17 +27,8 @@ def test_acceptance_says_who_when_what(tmp_path):
     assert licences.require(BOUND, tmp_path) == record
     written = json.loads(licences.record_path(BOUND, tmp_path).read_text())
     assert written.pop("host")
-    assert written == {
-        "model": "rmbg-2.0",
-        "licence": "CC-BY-NC-4.0",
-        "licence_url": BOUND.licence_url,
-        "accepted_by": "alice (uid 1000)",
-        "accepted_at": "2026-03-01T12:30:15+00:00",
-    }
-
-
-def test_free_models_need_no_record(tmp_path):
-    assert licences.require(REGISTRY["birefnet"], tmp_path) is None
+    model = {"model": "rmbg-2.0", "licence": "CC-BY-NC-4.0", "licence_url": BOUND.licence_url}
+    assert written == model | {"accepted_by": "alice (uid 1000)", "accepted_at": "2026-03-01T12:30:15+00:00"}
 
 
 @pytest.mark.parametrize(

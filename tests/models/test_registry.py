@@ -6,9 +6,8 @@ import pytest
 
 from rmbgd.errors import ModelError
 from rmbgd.models import registry
-from rmbgd.models.checkpoint import published, read_header, sha256_of
+from rmbgd.models.checkpoint import published
 from rmbgd.models.registry import REGISTRY, LicenceClass, PatchOrder, alternatives, lookup
-from rmbgd.models.store import EMBEDDED
 from tests.models.checkpoints import halved, hollow
 from tests.support.shared_data import shared
 
@@ -62,11 +61,6 @@ def test_published_names_are_the_published_ones(backbone):
     spelt = {"F32": "float32", "I64": "int64"}
     generated = {f"{n}\t{'x'.join(map(str, t.shape))}\t{spelt[t.dtype]}" for n, t in published(backbone).items()}
     assert generated == set(rows)
-
-
-def test_the_embedded_file_is_the_one_stated():
-    entry = REGISTRY["u2netp"]
-    assert (entry.file_bytes, entry.sha256) == (read_header(EMBEDDED).file_bytes, sha256_of(EMBEDDED))
 
 
 @ENTRIES

@@ -6,8 +6,7 @@ for a capability: one JSON line per kernel, shared memory in bytes, registers an
 
     python -m tests.models.kernels.compiled launches
 
-one JSON line: how many compilations of each kernel batches of 1, 2 and 16 and maps and images of two sizes took. CUDA's
-driver is replaced by one that only names a capability, and launching by compiling.
+one JSON line: how many compilations of each kernel batches of 1, 2 and 16 and maps and images of two sizes took.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from torch import nn
 
 from rmbgd.models.deform import DeformableAspp
 from rmbgd.models.kernels.runtime import use_kernels
+from tests.models.stress import randomised
 
 # Sixty taps, interpreted, on a machine that does other work.
 pytestmark = pytest.mark.timeout(600)
@@ -28,10 +29,8 @@ class Given(nn.Module):
 
 def drawn(size: tuple[int, int, int], dtype: torch.dtype, device: torch.device, *, far: bool = False) -> DeformableAspp:
     """Width 16, branches of 32, offsets of about two pixels, or of all the map and beyond; some of whole pixels."""
-    layer = DeformableAspp(16, 32).requires_grad_(requires_grad=False)
-    generator = torch.Generator().manual_seed(7)
-    for parameter in layer.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator) / parameter[0].numel() ** 0.5)
+    layer = DeformableAspp(16, 32)
+    generator = randomised(layer)
     batch, height, width = size
     for branch in layer.branches:
         draw = torch.randn((batch, 3 * branch.kernel**2, height, width), generator=generator)

@@ -115,7 +115,6 @@ def test_a_row_of_height_zero_leaves_its_input_alone(device):
     ids=["float", "grey", "empty", "every second pixel"],
 )
 def test_what_is_no_image_is_refused(wrong, said):
-    """Anything but rows of contiguous RGB bytes is refused with what it is; the kernel reads addresses and could not
-    tell."""
+    """The kernel reads addresses and could not tell."""
     with pytest.raises(ValueError, match=said):
         image_table([wrong])

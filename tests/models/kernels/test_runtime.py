@@ -115,7 +115,6 @@ def test_directory_tells_releases_and_cards_apart(monkeypatch):
 
 @pytest.mark.parametrize("there", [False, True])
 def test_the_directory_is_used_where_it_is(tmp_path, monkeypatch, there):
-    """Triton is pointed at the card's directory if somebody filled one, else left to its habits."""
     monkeypatch.setattr(runtime, "cache_directory", lambda models, _: models / "kernels" / "card")
     monkeypatch.setenv(runtime.CACHE_VARIABLE, "elsewhere")
     if there:

@@ -9,6 +9,7 @@ from rmbgd.models import layers
 from rmbgd.models.kernels.runtime import use_kernels
 from rmbgd.models.swin import SwinBlock, WindowAttention
 from tests.models import oracle
+from tests.models.stress import randomised
 
 # relative to the float64 output (L2), with the same half-precision queries, keys, values and bias
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 1e-2}
@@ -18,10 +19,8 @@ def drawn(window: int, heads: int, size: int, dtype: torch.dtype, device: torch.
     """Attention with biases large enough that position, padding and mask all matter."""
     layer = WindowAttention(heads * size, heads, window).requires_grad_(requires_grad=False)
     generator = torch.Generator().manual_seed(window)
-    layer.relative_position_bias_table.copy_(
-        2 * torch.randn(layer.relative_position_bias_table.shape, generator=generator)
-    )
-    layer.qkv.bias.copy_(torch.randn(layer.qkv.bias.shape, generator=generator))
+    layer.relative_position_bias_table.normal_(0, 2, generator=generator)
+    layer.qkv.bias.normal_(generator=generator)
     layer = layer.to(device, dtype)
     use_kernels(layer, triton=True)
     return layer
@@ -72,7 +71,6 @@ def maps(layer: WindowAttention, *shape: int) -> torch.Tensor:
     ],
 )
 def test_equals_attention_in_cut_windows(device, dtype, window, shift, heads, size, batch, height, width):
-    """Shifted and not, with maps that fill their windows and that do not, also smaller than one: the same output."""
     layer = drawn(window, heads, size, dtype, device)
     qkv = maps(layer, batch, height, width)
     expected = definition(layer, qkv, shift)
@@ -107,12 +105,9 @@ def test_a_bad_token_spoils_its_window_alone(device):
 @pytest.mark.parametrize("shift", [0, 1])
 @pytest.mark.parametrize("budget", [1, 1 << 30])
 def test_block_by_kernel_is_the_plain_block(device, monkeypatch, shift, budget):
-    block = SwinBlock(16, 2, 3, shift).requires_grad_(requires_grad=False)
-    generator = torch.Generator().manual_seed(2)
-    for parameter in block.parameters():
-        parameter.copy_(torch.randn(parameter.shape, generator=generator))
+    block = SwinBlock(16, 2, 3, shift)
+    x = torch.randn((2, 7, 8, 16), generator=randomised(block)).to(device)
     block.to(device)
-    x = torch.randn((2, 7, 8, 16), generator=generator).to(device)
     expected = block.double()(x.double())
     block.float()
     use_kernels(block, triton=True)
@@ -128,7 +123,6 @@ def test_kernels_can_be_chosen_after_an_inference(device):
 
 
 def test_kernels_own_tensors_are_not_saved(device):
-    """Choosing kernels changes no name of the network's weights, and choosing the plain path takes them away."""
     layer = WindowAttention(8, 2, 3)
     names = layer.state_dict().keys()
     use_kernels(layer, triton=True)
