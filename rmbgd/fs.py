@@ -292,7 +292,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes, *, mode: int = 0o644
 
 
 def make_readable_folder(path: Path) -> None:
-    """For the service, which runs as another user than the operator: whatever the umask; leaves one that is there."""
+    """Make a folder that others may read, whatever the umask: the service is another user than the operator."""
     if not path.is_dir():
         path.mkdir(parents=True, exist_ok=True)
         path.chmod(0o755)
@@ -314,7 +314,7 @@ def place_file(staged: Path, target: Path) -> None:
 
 
 def place_folder(staged: Path, target: Path) -> None:
-    """Give a finished folder its name, on one file system: a reader sees it or an older one whole. Raises OSError."""
+    """Give a finished folder its name, on one file system; a reader sees an older one or it, whole. Raises OSError."""
     for entry in staged.iterdir():
         sync(entry)
     sync(staged)

@@ -78,6 +78,7 @@ def by_host(canvas: Canvas, works: list[Work]) -> tuple[list[np.ndarray], list[d
     host.start()
     mattes = [asdict(host.segment([work]).answers[0].matte) for work in works]
     planes = [canvas.plane(work) for work in works]
+    host.close()
     for work in works:
         canvas.spoil(work)
     return planes, mattes

@@ -352,7 +352,7 @@ class CudaNetwork:
         return time.perf_counter() - began
 
     def _wrong_pixels(self, expected: Tensor, replay: Callable[[], object]) -> int:
-        """Of two replays, compared with what is expected, float32 [size, h, w]."""
+        """Of two replays together; `expected` float32 [size, h, w]."""
         found = self.mattes[: len(expected)]
         wrong = torch.zeros((), dtype=torch.int64, device=self._device.torch)
         with self._device.compute_stream():

@@ -132,8 +132,9 @@ class Staging:
             chunk.last_use = self._device.record_event()
         height, width = region.height, region.width
         rgb = memory[: 3 * height * width].view(height, width, 3)
-        own = memory[aligned(3 * height * width) :][: height * width] if region.source_alpha else None
-        return StagedImage(chunk, rgb, own if own is None else own.view(height, width))
+        at = aligned(3 * height * width)
+        alpha = memory[at : at + height * width].view(height, width) if region.source_alpha else None
+        return StagedImage(chunk, rgb, alpha)
 
     def take_band(self, offset: int, byte_count: int) -> Band | None:
         """Memory for output, to be written after the chunk's `wait_for`; None while a held chunk is in the way."""

@@ -255,7 +255,6 @@ def test_an_answer_that_is_not_finite_is_computed_again_in_float32(make, green, 
     ],
 )
 def test_an_answer_that_stays_not_finite_is_nonsense_and_not_written(make, green, canvas, precision, images, text):
-    """The fault names its place; its plane was not touched."""
     works = assorted(canvas)[:images]
     engine = make(replace(OPTIONS, precision=precision))
     green.after = lambda logits, _: logits * float("nan")
@@ -414,6 +413,7 @@ def test_a_gpu_that_is_not_there_is_lost(arena):
 
 def test_an_engine_can_be_closed_in_any_state(make, green):
     started = make()
+    started.canary(1)
     for either in (make(start=False), started, started):
         either.close()
     assert started._device is None

@@ -61,7 +61,6 @@ def asked(source: str, patch_order: str, **more: object) -> dict[str, object]:
 
 @pytest.fixture
 def launch(arena: Arena, checkpoint: Path) -> Iterator[Callable[..., CudaBackend]]:
-    """Engines on the device, started, closed at the end."""
     engines = []
 
     def build(source: str = "", **more: object) -> CudaBackend:

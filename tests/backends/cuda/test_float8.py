@@ -56,7 +56,6 @@ class Tiny(nn.Module):
 
 
 def test_only_wide_products_change_and_all_of_them_change_back():
-    """Narrow layers, odd ones and convolutions stay; afterwards the same layers are there as before."""
     network = Tiny()
     layers = dict(network.named_modules())
     before = float8.convert(network)

@@ -74,7 +74,6 @@ def test_more_memory_never_means_smaller_batches(frees, networks):
 
 
 def test_five_go_as_four_and_one():
-    """Unless a batch of 8 with empty places takes less than both."""
     assert split(5, SIZES, {1: 7.0, 2: 12.0, 4: 22.0, 8: 42.0, 16: 80.0}) == [(4, 4), (1, 1)]
     assert split(5, SIZES, {1: 7.0, 2: 12.0, 4: 22.0, 8: 25.0, 16: 80.0}) == [(5, 8)]
 
