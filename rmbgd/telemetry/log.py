@@ -59,7 +59,7 @@ class EventLog(contextlib.AbstractContextManager["EventLog"]):
             self._console.close()
 
 
-class _LevelledLogger(structlog.BoundLoggerBase):
+class _LevelledLogger(structlog.BoundLoggerBase):  # the level comes from the vocabulary, not from the caller
     def log(self, level: str, event: str, keys: dict[str, object]) -> None:
         arguments, _ = self._process_event(level, event, keys)
         self._logger.write(*arguments)
