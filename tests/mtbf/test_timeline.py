@@ -14,11 +14,11 @@ from rmbgd.mtbf import report
 from rmbgd.mtbf.logs import LogSource, read
 from rmbgd.mtbf.machine import MachineHistory, machines
 from rmbgd.mtbf.timeline import State, stamp
-from tests.mtbf.box import EPOCH, PARTS, Box, play
+from tests.mtbf.box import EPOCH, FAILED, PARTS, Box, play
 from tests.mtbf.oracle import judge
 
 DAY = 86400.0
-KILLED, FAILED, REFUSED = ("signal", "killed", "KILL"), ("exit-code", "exited", "70"), ("exit-code", "exited", "78")
+REFUSED = ("exit-code", "exited", "78")
 
 History = Callable[[Box], Box]
 Failures = list[tuple[float, str, float | None]]
