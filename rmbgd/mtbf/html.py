@@ -59,10 +59,6 @@ class Plot:
     strip: float = 0.0
     shapes: list[tuple[str, dict[str, str], str]] = field(default_factory=list)  # tag, attributes, text or title
 
-    @property
-    def bottom(self) -> float:
-        return self.base + self.strip
-
     def x(self, value: float) -> float:
         low, high = self.x_range
         return self.left + (value - low) / ((high - low) or 1.0) * (self.right - self.left)
@@ -85,10 +81,11 @@ class Plot:
             self.draw("rect", style, words, x=begin + gap / 2, y=top, width=width, height=height)
 
     def x_axis(self, ticks: Iterable[Tick]) -> None:
+        bottom = self.base + self.strip
         for value, words in ticks:
             at = self.x(value)
-            self.draw("line", "grid", x1=at, y1=self.top, x2=at, y2=self.bottom)
-            self.draw("text", "tick", words, x=at, y=self.bottom + 16, text_anchor="middle")
+            self.draw("line", "grid", x1=at, y1=self.top, x2=at, y2=bottom)
+            self.draw("text", "tick", words, x=at, y=bottom + 16, text_anchor="middle")
 
     def y_axis(self, ticks: Iterable[Tick]) -> None:
         for value, words in ticks:

@@ -65,9 +65,8 @@ def machines(index: LogIndex, *, power_loss_is_failure: bool = False) -> list[Ma
     """Every machine of the logs, by name; edge10 comes after edge9."""
     named = _named(index)
     names: defaultdict[str, set[str]] = defaultdict(set)  # by boot
-    for name, logs in named.items():
-        for log in logs:
-            names[log.boot_id].add(name)
+    for name, log in ((name, log) for name, logs in named.items() for log in logs):
+        names[log.boot_id].add(name)
     result = []
     for name in sorted(named, key=_natural):
         logs = named[name]

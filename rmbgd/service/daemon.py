@@ -131,7 +131,7 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
                 code = service.serve()
             if not life.over:
                 return code
-            # Safe mode is over: once more, with everything. Of what is in there, signals are meant for the process.
+            # Safe mode is over: once more, with everything. Of the messages left, only signals are for the process.
             for message in [messages.get() for _ in range(messages.qsize())]:
                 if isinstance(message, Signalled):
                     messages.put(message)

@@ -26,7 +26,6 @@ PRIORITY = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}  # s
 JOURNAL_KEYS = ("event", "level", "folder", "path", "job", "reason", "device", "model", "stage", "kind")
 CONSOLE_QUEUE = 10_000  # lines that wait for the console; what comes beyond is dropped and counted
 CLOSE_TIMEOUT = 2.0  # s for the console to write what waits when the log is closed
-
 Fields = dict[str, bytes]
 
 
@@ -60,7 +59,7 @@ class EventLog(contextlib.AbstractContextManager["EventLog"]):
             self._console.close()
 
 
-class _LevelledLogger(structlog.BoundLoggerBase):
+class _LevelledLogger(structlog.BoundLoggerBase):  # the level comes from the vocabulary, not from the caller
     def log(self, level: str, event: str, keys: dict[str, object]) -> None:
         arguments, _ = self._process_event(level, event, keys)
         self._logger.write(*arguments)

@@ -8,8 +8,6 @@ from rmbgd.config.layout import check_layout
 from rmbgd.config.load import parse
 from rmbgd.errors import ConfigError
 
-pytestmark = pytest.mark.timeout(20)
-
 
 def configured(base, *folders, **service):
     tables = []

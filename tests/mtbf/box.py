@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -135,35 +136,25 @@ PARTS = st.lists(
     ),
     max_size=14,
 )
+FAILED = ("exit-code", "exited", "70")
+PLAYED: dict[str, Callable[[Box, int], Box]] = {
+    "serve": Box.serve,
+    "freeze": lambda box, seconds: box.sleep(seconds).health(),
+    "stop": lambda box, seconds: box.stop(seconds=1).sleep(seconds).start(),
+    "kill": lambda box, seconds: box.recorded().sleep(seconds).start(),
+    "vanish": lambda box, seconds: box.sleep(seconds).start(),
+    "fail": lambda box, seconds: box.fail().recorded(*FAILED).sleep(seconds).start(),
+    "reboot": lambda box, seconds: box.stop(seconds=1).reboot(seconds).start(),
+    "power": lambda box, seconds: box.reboot(seconds).start(),
+    "bad start": lambda box, s: box.stop(seconds=1).sleep(s).launch().sleep(1).recorded(*FAILED).sleep(s).start(),
+}
 
 
 def play(parts: list[tuple[str, int]], dropped: set[int]) -> Box:
     """A history from its parts; lines whose number is in `dropped` are lost, but for starts and readies."""
-    box = Box(heartbeat=10).start(ready_after=2)
+    box = Box(heartbeat=10).start()
     for what, amount in parts:
-        match what:
-            case "serve":
-                box.serve(amount)
-                continue
-            case "freeze":
-                box.sleep(amount).health()
-                continue
-            case "stop":
-                box.stop(seconds=1).sleep(amount)
-            case "kill":
-                box.recorded().sleep(amount)
-            case "vanish":
-                box.sleep(amount)
-            case "fail":
-                box.fail().recorded("exit-code", "exited", "70").sleep(amount)
-            case "reboot":
-                box.stop(seconds=1).reboot(amount)
-            case "power":
-                box.reboot(amount)
-            case "bad start":
-                box.stop(seconds=1).sleep(amount).launch().sleep(1)
-                box.recorded("exit-code", "exited", "70").sleep(amount)
-        box.start(ready_after=2)
+        PLAYED[what](box, amount)
     kept = ("service.start", "service.ready", "service.exit", "service.failed")
     box.lines = [
         line

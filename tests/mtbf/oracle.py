@@ -86,10 +86,8 @@ def _lives(records: list[dict[str, object]]) -> list[Life]:
 def _loss(life: Life, lives: list[Life], gap: int) -> str:
     """What follows the end of a life that was in service: planned, down, power_loss, or after (the log ends)."""
     how, _ = life.end(gap)
-    if how == "planned":
-        return "planned"
-    if how == "failed":
-        return "down"
+    if how != "none":
+        return "planned" if how == "planned" else "down"
     later = [other for other in lives if other.order > life.order]
     if any(other.boot == life.boot for other in later):
         return "down"
@@ -116,15 +114,11 @@ def _before(life: Life, lives: list[Life], gap: int) -> str:
 def _state(t: int, lives: list[Life], gap: int) -> str:
     """The state in [t, t + 1)."""
     for life in lives:
-        if life.ready is None or t < life.ready:
-            continue
         _, end = life.end(gap)
-        if t >= end:
-            continue
-        points = [p for p in [*life.heard, end] if life.ready <= p <= end]
-        before = max(p for p in points if p <= t)
-        after = min(p for p in points if p > t)
-        return "up" if after - before <= gap else "unobserved"
+        if life.ready is not None and life.ready <= t < end:
+            points = [p for p in [*life.heard, end] if life.ready <= p <= end]
+            silent = min(p for p in points if p > t) - max(p for p in points if p <= t)
+            return "up" if silent <= gap else "unobserved"
     latest, state = -1, "after"
     for life in lives:
         if life.ready is not None and life.end(gap)[1] <= t and life.order > latest:

@@ -13,7 +13,7 @@ from rmbgd.config.load import Config, parse
 from rmbgd.events import RecordedEvents
 from rmbgd.service import start_record
 from rmbgd.service.safe_mode import SafeMode, reduced
-from rmbgd.service.start_record import Start, StartRecord
+from rmbgd.service.start_record import Start
 from rmbgd.telemetry import jsonl
 from rmbgd.testing.clock import FakeClock
 
@@ -166,17 +166,13 @@ def test_a_process_that_dies_before_it_can_say_anything_counts(machine: Machine)
         ("watchdog", "ABRT", "watchdog"),
         ("oom-kill", "KILL", "oom-kill"),
         ("timeout", "TERM", "timeout"),
+        ("success", "0", start_record.NO_WORD),  # a planned stop: nothing is added
     ],
 )
 def test_the_recorder_says_how_a_run_ended(machine: Machine, result: str, status: str, cause: str) -> None:
     machine.start()
     machine.exit(SERVICE_RESULT=result, EXIT_STATUS=status)
     assert SafeMode(machine.config, machine.clock, {}).causes() == [cause]
-
-
-def test_a_planned_stop_is_not_recorded(machine: Machine) -> None:
-    machine.exit(SERVICE_RESULT="success", EXIT_STATUS="0", INVOCATION_ID="abc")
-    assert start_record.read(machine.state) == StartRecord()
 
 
 def test_the_wall_clock_decides_only_across_boots() -> None:

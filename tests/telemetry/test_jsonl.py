@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
-from enum import StrEnum
+from http import HTTPMethod
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -22,10 +22,6 @@ from rmbgd.events import ENVELOPE
 from rmbgd.telemetry import jsonl
 
 
-class Colour(StrEnum):
-    RED = "red"
-
-
 @pytest.mark.parametrize(
     ("value", "expected"),
     [
@@ -33,7 +29,7 @@ class Colour(StrEnum):
         (b"\xff\x1b[2J\n.jpg", "\udcff\x1b[2J\n.jpg"),
         (os.fsdecode(b"\xff\x1b[2J\n.jpg"), "\udcff\x1b[2J\n.jpg"),  # a hostile file name is found again by os.fsencode
         ("x" * 1_000_000, "x" * jsonl.TEXT_MAXIMUM + "... (1000000 characters)"),  # one value cannot fill the log
-        (Colour.RED, "red"),
+        (HTTPMethod.GET, "GET"),
         ({"b", "a"}, ["a", "b"]),
         (np.float32(0.5), 0.5),
         (np.arange(2), [0, 1]),

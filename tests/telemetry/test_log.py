@@ -42,7 +42,7 @@ def test_line_holds_the_envelope_then_the_keys(tmp_path: Path) -> None:
     (line,) = written(tmp_path / "log")
     assert [*events.ENVELOPE, *BLOCKED] == list(line)
     assert ("intake.blocked", "warning", os.getpid()) == (line["event"], line["level"], line["pid"])
-    assert BLOCKED == {key: line[key] for key in BLOCKED}
+    assert line.items() >= BLOCKED.items()
 
 
 def test_defects_in_the_vocabulary_lose_no_line_in_production(tmp_path: Path) -> None:
