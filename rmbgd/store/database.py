@@ -1,7 +1,4 @@
-"""The SQLite file of the ledger: schema, opening, locking, transactions.
-
-A file that is damaged or of another kind is refused, never replaced.
-"""
+"""The SQLite file of the ledger: schema, opening, locking, transactions. A damaged one is refused, never replaced."""
 
 from __future__ import annotations
 

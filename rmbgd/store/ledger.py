@@ -41,16 +41,13 @@ _CLAIM = (
 
 
 class Ledger:
-    """Usable from every thread. Raises StorageFault from every method, ConfigError at opening.
-
-    is_new  the file did not exist before: whatever lies in claim folders and beside outputs is not in it
-    """
+    """Usable from every thread. Raises StorageFault from every method, ConfigError at opening."""
 
     def __init__(self, path: str | os.PathLike[str], clock: Clock) -> None:
         self.path = os.fspath(path)
         self._clock = clock
         self._database = Database(self.path, clock)
-        self.is_new = self._database.is_new
+        self.is_new = self._database.is_new  # then it knows nothing of what lies in claim folders and beside outputs
         self.output_names = OutputNames(self._database)
         self.outbox = Outbox(self._database)
 
@@ -59,8 +56,6 @@ class Ledger:
 
     def flush(self) -> None:
         self._database.flush()
-
-    # ---------------------------------------------------------------------------------------------- claims
 
     def claim(self, candidates: Iterable[Candidate]) -> list[Job]:
         """A job for each candidate but those whose path has a version in flight; attempts counted, in one commit."""
@@ -228,17 +223,12 @@ class Ledger:
         return dict(self._database.all("SELECT state, count(*) FROM job GROUP BY state"))
 
     def prune(
-        self,
-        still_there: Callable[[Unfinished], bool],
-        *,
-        rows: int = REMEMBERED_ROWS,
-        after: int = 0,
-        batch: int = 2000,
+        self, in_place: Callable[[Unfinished], bool], *, rows: int = REMEMBERED_ROWS, after: int = 0, batch: int = 2000
     ) -> int:
         """Forget up to `batch` old jobs, beginning behind job number `after`; answers where to go on, or 0 at the end.
 
         A job is old after REMEMBERED_SECONDS, or when more than `rows` are remembered. Those whose original stays in
-        place are kept while it does (`still_there`): forgetting them would compute them again.
+        place are kept while it does (`in_place`): forgetting them would compute them again.
         """
         cutoff = self._database.wall() - REMEMBERED_SECONDS
         excess = max(0, sum(self.counts().values()) - rows)
@@ -248,7 +238,7 @@ class Ledger:
             (after, cutoff, excess > 0, min(batch, excess) if excess else batch),
         )
         old = [_unfinished(row) for row in found]
-        gone = [(row.job_id,) for row in old if row.claimed_by_rename or not still_there(row)]
+        gone = [(row.job_id,) for row in old if row.claimed_by_rename or not in_place(row)]
         with self._database.transaction() as db:
             db.executemany("DELETE FROM job WHERE id=?", gone)
             db.execute("DELETE FROM untold WHERE job NOT IN (SELECT id FROM job)")

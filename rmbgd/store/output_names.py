@@ -1,7 +1,4 @@
-"""Which output name belongs to which input: one owner each, the same over restarts.
-
-Whether a file of somebody else has that name in the output folder, the publisher finds out.
-"""
+"""Which output name belongs to which input, for good. Whether a stranger's file has it, the publisher finds out."""
 
 from __future__ import annotations
 

@@ -168,7 +168,6 @@ def test_a_writer_that_comes_during_the_look_does_no_harm(path: Path, monkeypatc
 
 
 def test_preallocated_uploads_have_holes(path: Path) -> None:
-    """The size is that of the whole file, the blocks are not there yet."""
     with open(path, "w+b") as file:
         os.posix_fallocate(file.fileno(), 0, 1 << 20)
         file.write(b"x" * 100_000)

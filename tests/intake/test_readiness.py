@@ -46,7 +46,6 @@ def test_the_quiet_time_is_shortest_after_a_close_and_longest_where_writers_hide
 
 
 def test_every_change_begins_the_quiet_anew() -> None:
-    """Size, inode or either time: whatever differs is another version."""
     arrival = arrive()
     for at, changed in ((0.4, (2, 10, 2, 3)), (0.5, (2, 11, 2, 3)), (0.6, (2, 11, 9, 3)), (0.7, (2, 11, 9, 8))):
         assert readiness.observed(arrival, FileVersion(*changed), at, announced=True, rules=RULES)
@@ -55,7 +54,6 @@ def test_every_change_begins_the_quiet_anew() -> None:
 
 
 def test_hearing_of_a_close_shortens_the_wait() -> None:
-    """The quiet counts from the last change, not from the announcement."""
     arrival = arrive(announced=False)
     assert not readiness.observed(arrival, version(), 0.8, announced=True, rules=RULES)
     assert wait_for(arrival, GOOD)[0] == 0.8
