@@ -94,7 +94,6 @@ def test_a_whole_file_without_a_whole_image_is_corrupt(body: bytes) -> None:
 
 @pytest.fixture(scope="module")
 def bomb() -> bytes:
-    """200 MB of zeros in 200 kB."""
     return zlib.compress(bytes(200_000_000), 1)
 
 
@@ -185,7 +184,6 @@ def test_the_pieces_read_like_one_file(data: st.DataObject) -> None:
 @settings(deadline=None, max_examples=150)
 @given(st.integers(0, 100_000), st.binary(min_size=1, max_size=6))
 def test_any_damage_is_a_reason_or_the_same_image(at: int, bytes_: bytes) -> None:
-    """Checksums see every change of pixels, so what decodes is what was stored."""
     data = bytearray(saved(photo(12, 10), "PNG"))
     at %= len(data)
     data[at : at + len(bytes_)] = bytes_
