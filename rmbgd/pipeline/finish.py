@@ -169,9 +169,14 @@ class Finisher:
 
     def _refuse(self, rejection: Rejection, heartbeat: Heartbeat) -> Rejection:
         job, timing = rejection.job, rejection.timing
-        spent, sha256 = self._milliseconds(job, timing), rejection.facts.sha256 if rejection.facts else None
-        why = rejection.reason, rejection.detail
-        outcome = refused(job_keys(job), *why, stage=rejection.stage, milliseconds=spent, sha256_in=sha256)
+        outcome = refused(
+            job_keys(job),
+            rejection.reason,
+            rejection.detail,
+            stage=rejection.stage,
+            milliseconds=self._milliseconds(job, timing),
+            sha256_in=rejection.facts.sha256 if rejection.facts else None,
+        )
         self._retry(lambda: self.publisher.quarantine.set_aside(job, outcome), job, heartbeat)
         self._deliver(outcome, job, timing)
         return rejection

@@ -173,5 +173,12 @@ class Pipeline:
 
     def _finisher(self, keys: Mapping[str, str]) -> Finisher:
         context = self._context
-        rest = context.publisher, context.source, self._in_flight, context.storage_retry
-        return Finisher(context.engine, self._folders, keys, *rest)
+        return Finisher(
+            context=context.engine,
+            folders=self._folders,
+            recipe_keys=keys,
+            publisher=context.publisher,
+            intake=context.source,
+            in_flight=self._in_flight,
+            storage_retry=context.storage_retry,
+        )

@@ -46,9 +46,8 @@ def main() -> None:
     limits = LimitSettings()
     configure_pillow(limits)
     configure_opencv()
-    folder = sys.argv[1]
-    for name in sorted(os.listdir(folder)):
-        print(json.dumps({"name": name, **outcome_of(os.path.join(folder, name), limits)}), flush=True)
+    for name in sorted(os.listdir(sys.argv[1])):
+        print(json.dumps({"name": name, **outcome_of(os.path.join(sys.argv[1], name), limits)}), flush=True)
     with open("/proc/self/status") as status:  # ru_maxrss would begin at what the parent had when it forked
         peak = next(int(line.split()[1]) * 1024 for line in status if line.startswith("VmHWM"))
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss

@@ -16,9 +16,8 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def planes(height: int, width: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """rgb, network alpha with many exact zeros and ones, source alpha."""
     rng = np.random.default_rng(seed)
-    alpha = np.clip(rng.normal(0.5, 0.8, (height, width)), 0, 1).astype(np.float32)
+    alpha = np.clip(rng.normal(0.5, 0.8, (height, width)), 0, 1).astype(np.float32)  # many exact zeros and ones
     rgb = rng.integers(0, 256, (height, width, 3), np.uint8)
     return rgb, alpha, rng.integers(0, 256, (height, width), np.uint8)
 
@@ -33,11 +32,9 @@ def test_the_images_own_alpha_is_multiplied_and_rounded_once(height: int, width:
     exact = alpha.astype(np.float64) * (source / 255 if own else 1)
     rgba = np.empty((height, width, 4), np.uint8)
     alpha8, alpha16 = np.empty((height, width), np.uint8), np.empty((height, width), np.uint16)
-
     compose_rgba(rgb, alpha, source, rgba, clean=False)
     quantise_alpha(alpha, source, alpha8)
     quantise_alpha(alpha, source, alpha16)
-
     assert np.array_equal(rgba[:, :, :3], rgb)
     assert np.abs(rgba[:, :, 3] - exact * 255).max() <= 0.5 + 1e-4
     assert np.array_equal(alpha8, rgba[:, :, 3])
@@ -118,9 +115,8 @@ def test_the_canvas_has_its_size_and_the_image_its_aspect(height: int, width: in
     canvas = place_on_canvas(np.full((20, 30, 4), 255, np.uint8), height, width)
     assert canvas.shape == (height, width, 4)
     rows, columns = np.nonzero(canvas[:, :, 3])
-    seen_height, seen_width = np.ptp(rows) + 1, np.ptp(columns) + 1
     factor = min(height / 20, width / 30)
-    assert (seen_height, seen_width) == (max(1, round(20 * factor)), max(1, round(30 * factor)))
+    assert (np.ptp(rows) + 1, np.ptp(columns) + 1) == (max(1, round(20 * factor)), max(1, round(30 * factor)))
     assert abs(rows.min() - (height - 1 - rows.max())) <= 1
     assert abs(columns.min() - (width - 1 - columns.max())) <= 1
 

@@ -140,9 +140,7 @@ def test_premultiplied_alpha_is_divided_out() -> None:
     entry = data.index(struct.pack("<HHI", 338, 3, 1))
     assert data[entry + 8] == 2
     data[entry + 8] = 1
-
     rgb, alpha, _ = decoded(bytes(data))
-
     visible = rgba[:, :, 3] > 0
     assert np.array_equal(alpha, rgba[:, :, 3])
     assert np.abs(rgb.astype(int) - RGB)[visible].max() <= 1

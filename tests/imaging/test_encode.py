@@ -61,10 +61,8 @@ def test_a_gps_position_never_reaches_the_output(source: str, form: str) -> None
     data = saved(photo(20, 30), source, exif=block)
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.getexif().get_ifd(0x8825)
-
     _, _, facts = decoded(data)
     output = encoded(RGBA, Recipe(format=form, metadata=list(builders.TEXT_WORDS)), facts)
-
     assert facts.metadata == {"copyright": "Someone"}
     with Image.open(io.BytesIO(output)) as opened:
         opened.load()

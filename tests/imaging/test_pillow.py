@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Callable
 
@@ -41,8 +40,7 @@ def test_a_tiff_with_a_thumbnail_behind_it_is_one_image() -> None:
     tags[254] = 1
     small.encoderinfo = {"tiffinfo": tags}
     data = saved(photo(20, 30), "TIFF", save_all=True, append_images=[small])
-    with Image.open(io.BytesIO(data)) as opened:
-        assert opened.n_frames == 2
+    assert probed(data).frames == 2
     assert np.array_equal(decoded(data)[0], photo(20, 30))
 
 
@@ -102,7 +100,6 @@ def heic() -> None:
 def test_heic_pixels_are_those_of_the_plugin_turned_once() -> None:
     rgb, _, facts = decoded(saved(photo(48, 64), "HEIF", quality=90, exif=b"Exif\x00\x00" + exif(orientation=6)))
     assert facts.format == "HEIF"
-    assert rgb.shape == (64, 48, 3)
     assert np.abs(rgb.astype(int) - photo(48, 64).swapaxes(0, 1)[:, ::-1]).mean() < 6
 
 
