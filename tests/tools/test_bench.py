@@ -77,7 +77,7 @@ def test_failing_section_loses_itself_alone(tmp_path: Path) -> None:
 
 
 def plan_in(tmp_path: Path) -> Plan:
-    return Plan(**{**QUICK, "work": str(tmp_path), "device": "cpu"})
+    return Plan(str(tmp_path), "cpu", **QUICK)
 
 
 def test_no_section_begins_when_the_budget_is_used_up(tmp_path: Path) -> None:
@@ -153,9 +153,9 @@ def test_equal_logits_have_no_error_and_the_gate_is_relative() -> None:
 
 def test_alpha_that_is_off_is_counted() -> None:
     """One pixel in a hundred, nine steps off, at the edge of a square."""
-    reference = np.zeros((1, 10, 10), np.uint8)
-    reference[0, :5] = 255
-    alpha = reference.copy()
+    alpha = np.zeros((1, 10, 10), np.uint8)
+    alpha[0, :5] = 255
+    reference = alpha.copy()
     alpha[0, 9, 9] = 9
     found = accuracy.alphas(alpha, reference)
     assert (0.09, 0.01, 1.0) == (found["mean"], found["far"], found["overlap"])
@@ -167,10 +167,7 @@ def test_alpha_that_is_off_is_counted() -> None:
 @pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_session_runs_tests_then_measures(tmp_path: Path) -> None:
-    """One command: what the tests said, then the tables, in one folder of few files; arguments go to the benchmark.
-
-    Alpha through arena, child and folded network is the plain float32 network's, to a rounding; targets are last.
-    """
+    """In one folder of few files; alpha through arena, child and folded network is the plain network's."""
     command = ["tools/gpu_session.sh", str(tmp_path / "out"), "--device", "cpu", "--quick", "--only", "accuracy"]
     environment = os.environ | {"PYTHON": sys.executable, "SECONDS_TESTS": "300", "SECONDS_ALL": "600"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
