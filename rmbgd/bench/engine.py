@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -179,13 +179,10 @@ class EngineUnderTest:
         return milliseconds, report.milliseconds
 
 
-def worker_of(
-    config: Config, arena: Arena, factory: str, options: Mapping[str, object], on_output: Callable[[str], None]
-) -> EngineWorker:
-    start_timeout, batch_timeout = config.engine.start_timeout, config.engine.batch_timeout
-    return EngineWorker(
-        arena, factory, options, start_timeout=start_timeout, batch_timeout=batch_timeout, on_output=on_output
-    )
+def worker_of(config: Config, arena: Arena, factory: str, options: Mapping[str, object]) -> EngineWorker:
+    """A measurement passes over what the engine's libraries print."""
+    start, batch = config.engine.start_timeout, config.engine.batch_timeout
+    return EngineWorker(arena, factory, options, start_timeout=start, batch_timeout=batch, on_output=lambda _line: None)
 
 
 @contextmanager
@@ -205,7 +202,7 @@ def engine_under_test(
         stack.callback(arena.close)
         memory = stack.enter_context(NvmlMemory(device.nvml(), index=device.nvml_index, uuid=device.nvml_uuid))
         regions = filled(arena, islice(cycle(images), max(places, len(images))), stack)
-        worker = worker_of(config, arena, factory, options, lambda _line: None)
+        worker = worker_of(config, arena, factory, options)
         stack.callback(worker.close)
         works = cycle([Work(place, region, model) for place, region in enumerate(regions)])
         began = time.perf_counter()

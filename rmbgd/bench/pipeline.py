@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,16 +70,13 @@ def run(
     def feed(pipeline: Pipeline, claim: Callable[[Path, str], list[Job]]) -> None:
         watch.pipeline = pipeline
         root = config.folder[0].input
-        with pipeline.jobs as jobs:
+        with suppress(NoReceivers), pipeline.jobs as jobs:  # the pipeline that broke says so itself
             for name, data in versions(images):
                 if watch.enough.is_set():  # the last ones are still in the pipeline: it was full to the end
                     return
                 (root / name).write_bytes(data)
-                try:
-                    for job in claim(root, name):
-                        jobs.send(job)
-                except NoReceivers:  # the pipeline broke, and says so itself
-                    return
+                for job in claim(root, name):
+                    jobs.send(job)
 
     def made(context: EngineContext) -> Devices:
         watch.give_up = context.abort

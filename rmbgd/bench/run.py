@@ -119,8 +119,7 @@ def plain_device(context: EngineContext, machine: Machine, options: Mapping[str,
     views = DeviceViews()
 
     def make() -> EngineWorker:
-        # The measurement passes over what the engine's libraries print.
-        return context.add(worker_of(context.config, context.arena, machine.factory, options, lambda _: None))
+        return context.add(worker_of(context.config, context.arena, machine.factory, options))
 
     return Devices([cpu_supervisor(context, views, make)], views, [])
 

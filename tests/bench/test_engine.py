@@ -160,6 +160,5 @@ def test_gpu_is_looked_up_as_nvml_counts(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize(("asked", "gpus"), [("cuda", 0), ("cuda:1", 1)])
 def test_missing_gpu_is_told_with_what_to_do(asked: str, gpus: int) -> None:
-    """How many there are, who says so, and the two ways on."""
     with pytest.raises(ConfigError, match=rf"--device {asked}: {gpus} GPUs are visible: looked.*doctor.*--device cpu"):
         target(asked, machine(gpus))

@@ -49,9 +49,8 @@ def test_slow_engine_is_named(tmp_path: Path) -> None:
 def test_run_leaves_few_files_behind(tmp_path: Path) -> None:
     """Cutouts and inputs go as soon as they were counted: a long run must not fill the disk."""
     through(tmp_path, most=60)
-    queued = 2 * (
-        PipelineSettings().queue * 2 + PipelineSettings().decode_threads + PipelineSettings().finish_threads + 4
-    )
+    default = PipelineSettings()
+    queued = 2 * (default.queue * 2 + default.decode_threads + default.finish_threads + 4)
     assert sum(path.is_file() for path in tmp_path.rglob("*")) <= queued
 
 
@@ -63,10 +62,6 @@ def test_fault_ends_the_run_with_its_reason(tmp_path: Path) -> None:
 def test_what_is_queued_when_it_is_enough_is_not_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine is taken away by the thread that counts the last image, before the pipeline has run empty."""
     by: list[str] = []
-
-    def abort(_context: EngineContext) -> None:
-        by.append(threading.current_thread().name)
-
-    monkeypatch.setattr(EngineContext, "abort", abort)
+    monkeypatch.setattr(EngineContext, "abort", lambda _context: by.append(threading.current_thread().name))
     through(tmp_path, most=5)
     assert by[0].startswith("finish-")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rmbgd.bench import samples as images
-from rmbgd.bench.samples import HAND_OVER, bottleneck, busy, ranked, spread, stages_of, waited
+from rmbgd.bench.samples import HAND_OVER, bottleneck, busy, means, ranked, spread, stages_of, waited
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ConfigError
 
@@ -36,7 +36,6 @@ def test_versions_differ_as_files_and_not_as_images() -> None:
 
 
 def test_folder_gives_what_the_service_would_take(tmp_path: Path) -> None:
-    """JPEG and PNG, at any depth; what is no image is passed over."""
     Image.new("RGB", (40, 30), "red").save(tmp_path / "a.jpg")
     (tmp_path / "deep").mkdir()
     Image.new("RGBA", (20, 10), "blue").save(tmp_path / "deep" / "b.png")
@@ -57,7 +56,6 @@ def test_folder_is_not_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("content", "why"), [(None, "it holds no files"), (b"no image", "a: unidentified")])
 def test_folder_without_images_is_told_with_its_reason(tmp_path: Path, content: bytes | None, why: str) -> None:
-    """The last file's reason stands for all of them."""
     if content:
         (tmp_path / "a").write_bytes(content)
     with pytest.raises(ConfigError, match=f"no image to measure with; {why}"):
@@ -95,7 +93,6 @@ def test_percentile_of_too_few_is_left_out(count: int, p95: bool, p99: bool) -> 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1), st.floats(0.01, 1))
 def test_percentile_is_one_of_the_values_and_covers_its_share(values: list[float], share: float) -> None:
-    """At least that share of all values is no larger."""
     ordered = sorted(values)
     value = ranked(ordered, share)
     assert value in ordered
@@ -106,6 +103,10 @@ def test_hand_over_is_what_the_stages_leave() -> None:
     """And never negative, though clocks of two processes are compared."""
     assert {"network": 7.0, HAND_OVER: 3.0} == stages_of(10.0, {"network": 7.0})
     assert 0.0 == stages_of(10.0, {"network": 11.0})[HAND_OVER]
+
+
+def test_stage_that_an_image_did_not_have_counts_as_nothing() -> None:
+    assert {"a": 3.0, "b": 1.0} == means([{"a": 2.0}, {"a": 4.0, "b": 2.0}])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""tools/bench.py: a smoke test of each subject; sections of bench gpu fail alone, keep the budget, compare right."""
+"""The benches: each subject runs; sections of bench gpu fail alone, keep the budget, compare right."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ REPOSITORY = Path(__file__).parents[2]
 GPU_ON_CPU = ("gpu", "--device", "cpu", "--quick")
 
 
-def run(*words: str | Path) -> tuple[int, str, Any]:
+def run(*words: str | Path, tool: str = "tools.bench") -> tuple[int, str, Any]:
     """(exit status, what it printed, its line of JSON)."""
-    command = [sys.executable, "-m", "tools.bench", *words]
+    command = [sys.executable, "-m", tool, *words]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.stdout.strip(), done.stderr[-2000:]
     return done.returncode, done.stdout, json.loads(done.stdout.splitlines()[-1])
@@ -32,7 +32,6 @@ def run(*words: str | Path) -> tuple[int, str, Any]:
 
 @pytest.mark.integration
 def test_pipeline_compares_ours_with_the_common_way() -> None:
-    """One image per thread: every way has a row, and ours say how they compare."""
     code, _, found = run("pipeline", "--quick")
     rows = found["rows"]
     assert (code, len(rows)) == (0, 7)
@@ -77,7 +76,7 @@ def test_failing_section_loses_itself_alone(tmp_path: Path) -> None:
 
 
 def plan_in(tmp_path: Path) -> Plan:
-    return Plan(**{**QUICK, "work": str(tmp_path), "device": "cpu"})
+    return Plan(str(tmp_path), "cpu", **QUICK)
 
 
 def test_no_section_begins_when_the_budget_is_used_up(tmp_path: Path) -> None:
@@ -133,7 +132,6 @@ def test_counted_operations_are_those_of_the_paper_budget() -> None:
 
 
 def test_naive_normalisation_is_that_of_the_training() -> None:
-    """An image of the mean colour is about zero, white is above two."""
     mean = networks.normalised(Image.new("RGB", (10, 10), (124, 116, 104)), 32)
     assert mean.shape == (1, 3, 32, 32)
     assert mean.abs().max() < 0.01
@@ -152,13 +150,19 @@ def test_equal_logits_have_no_error_and_the_gate_is_relative() -> None:
 
 
 def test_alpha_that_is_off_is_counted() -> None:
-    """One pixel in a hundred, nine steps off, at the edge of a square."""
-    reference = np.zeros((1, 10, 10), np.uint8)
-    reference[0, :5] = 255
-    alpha = reference.copy()
+    alpha = np.zeros((1, 10, 10), np.uint8)
+    alpha[0, :5] = 255
+    reference = alpha.copy()
     alpha[0, 9, 9] = 9
     found = accuracy.alphas(alpha, reference)
     assert (0.09, 0.01, 1.0) == (found["mean"], found["far"], found["overlap"])
+
+
+@pytest.mark.integration
+def test_image_crosses_parent_and_worker_and_leaves_out_what_runs_at_the_start() -> None:
+    names = set(run("--images", "2", tool="tools.trace_image")[2]["modules"][0])
+    assert {"intake/watcher.py", "pipeline/infer.py", "models/u2net.py", "store/outbox.py"} <= names
+    assert not names & {"cli/main.py", "config/layout.py", "engine/selftest.py"}
 
 
 # --- the whole session
@@ -167,10 +171,7 @@ def test_alpha_that_is_off_is_counted() -> None:
 @pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_session_runs_tests_then_measures(tmp_path: Path) -> None:
-    """One command: what the tests said, then the tables, in one folder of few files; arguments go to the benchmark.
-
-    Alpha through arena, child and folded network is the plain float32 network's, to a rounding; targets are last.
-    """
+    """In one folder of few files; alpha through arena, child and folded network is the plain network's."""
     command = ["tools/gpu_session.sh", str(tmp_path / "out"), "--device", "cpu", "--quick", "--only", "accuracy"]
     environment = os.environ | {"PYTHON": sys.executable, "SECONDS_TESTS": "300", "SECONDS_ALL": "600"}
     environment["CUDA_VISIBLE_DEVICES"] = ""

@@ -20,12 +20,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 @pytest.fixture
 def run(capsys):
     """The tool's main on arguments -> (exit status, what it wrote to stderr)."""
-
-    def call(*arguments: object) -> tuple[int, str]:
-        status = main([*map(str, arguments)])
-        return status, capsys.readouterr().err
-
-    return call
+    return lambda *arguments: (main([*map(str, arguments)]), capsys.readouterr().err)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +34,6 @@ def tensors():
 
 @pytest.mark.parametrize("new_format", [True, False], ids=["zip", "legacy"])
 def test_a_state_dict_becomes_the_same_tensors(tmp_path, tensors, new_format, run):
-    """Both of torch's file formats convert to every published name and shape with the values unchanged."""
     torch.save(tensors, tmp_path / "a.pth", _use_new_zipfile_serialization=new_format)
     target = tmp_path / "out" / "model.safetensors"
     assert run(tmp_path / "a.pth", target) == (0, "")
@@ -70,7 +64,6 @@ class Hostile:
 
 
 def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, run):
-    """A pickle that would run a function is refused in one line; loaded the careless way it does run it."""
     torch.save({"state_dict": Hostile(tmp_path / "ran")}, tmp_path / "a.pth")
     status, said = run(tmp_path / "a.pth", tmp_path / "model.safetensors")
     assert (status, len(said.strip().splitlines())) == (1, 1)
