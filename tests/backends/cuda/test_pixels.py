@@ -17,7 +17,7 @@ from rmbgd.backends.cuda.postprocess import FINITE, pack, summary
 from rmbgd.backends.cuda.resample import area, bands, resize_band, resize_dim, resize_to_network, triangle
 from rmbgd.engine.types import OUTPUT_BYTES, OutputPlane
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha
-from rmbgd.imaging.edges import HARDEST, SOFTEST, clean_edges
+from rmbgd.imaging.edges import HARDEST, LEVEL_SIDE, SOFTEST, clean_edges
 from rmbgd.imaging.resize import image_to_network, matte_to_image
 
 sides = st.integers(1, 300)
@@ -148,6 +148,7 @@ def test_clean_edges_are_the_hosts(photo, scale, narrow_bands):
 @settings(max_examples=15)
 def test_any_size_can_be_cleaned(height, width, seed):
     """Also a single pixel, and strips; within three levels of the host on noise, whose estimates have steep slopes."""
+    assert max(edges.coarse_size(30 * height, 30 * width)) <= LEVEL_SIDE
     found, expected, _ = cleaned(noise(height, width, seed), soft_matte(40, 40))
     assert np.abs(found.astype(int) - expected).max() <= 3
 
