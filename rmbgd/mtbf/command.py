@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rmbgd import fs
-from rmbgd.errors import Exit, RmbgdError
+from rmbgd.errors import ConfigError, Exit, RmbgdError
 from rmbgd.mtbf import html, text
 from rmbgd.mtbf.logs import gather, read
 from rmbgd.mtbf.machine import machines
@@ -90,3 +91,14 @@ def _moment(word: str) -> float:
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"'{word}' is no time; write 2026-01-31 or 2026-01-31T09:15Z") from error
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def main() -> int:
+    """`python -m rmbgd.mtbf`, where nothing but the standard library is installed."""
+    parser = argparse.ArgumentParser(prog="rmbgd mtbf", description="Mean time between failures from event logs.")
+    add_arguments(parser)
+    try:
+        return run(parser.parse_args())
+    except RmbgdError as error:
+        print(f"rmbgd: {error}", file=sys.stderr)
+        return Exit.CONFIGURATION if isinstance(error, ConfigError) else Exit.FAILED

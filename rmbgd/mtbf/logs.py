@@ -202,14 +202,14 @@ def gather(arguments: Sequence[str], pattern: str | None = None) -> list[LogSour
         expression = None if pattern is None else re.compile(pattern)
     except re.error as error:
         raise RmbgdError(f"--device '{pattern}' is no regular expression: {error}") from error
-    found: dict[tuple[str, bool], dict[Path, None]] = {}  # each file once, in the order given
+    found: dict[tuple[str, bool], set[Path]] = {}
     for argument in arguments:
         given, equals, path = argument.partition("=")
         if not equals or "/" in given or os.path.exists(argument):  # a path that exists is a path, whatever it holds
             given, path = "", argument
         for file, guess in _files(Path(path)):
             name = given or (_named(expression, file) if expression else guess)
-            found.setdefault((name, bool(given or expression)), {})[file] = None
+            found.setdefault((name, bool(given or expression)), set()).add(file)
     return [
         LogSource(device, given, tuple(sorted(files, key=lambda file: (str(file.parent), rotation(file.name)))))
         for (device, given), files in found.items()

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbgd.events import EVENTS
-from rmbgd.mtbf.command import make_report, run
+from rmbgd.mtbf.command import main, make_report, run
 from rmbgd.mtbf.text import render
 from tests.mtbf.box import HOUR, PARTS, Box, options, play
 
@@ -162,13 +162,22 @@ def test_what_others_wrote_cannot_steer_a_terminal(tmp_path: Path, capsys: Captu
 
 @pytest.mark.integration
 def test_the_tool_runs_where_nothing_is_installed(tmp_path: Path):
-    """Standard library only: isolated mode, without site packages. What is wrong is said without a traceback."""
+    """Standard library only: isolated mode, without site packages."""
     path = Box("edge").start().serve(3600).write(tmp_path / "edge.jsonl")
     root = Path(__file__).parents[2]
-    script = f"import sys; sys.path.insert(0, {str(root)!r}); from rmbgd.cli.main import main; sys.exit(main())"
-    for log, status, words in ((path, 0, "1.0000 h in service"), (tmp_path / "x", 1, "name the log_file")):
-        command = [sys.executable, "-I", "-S", "-c", script, "mtbf", log]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == status
-        assert words in (done.stderr if status else done.stdout)
-        assert done.stderr.count("\n") == status
+    script = f"import sys; sys.path.insert(0, {str(root)!r}); from rmbgd.mtbf.command import main; sys.exit(main())"
+    command = [sys.executable, "-I", "-S", "-c", script, path]
+    assert "1.0000 h in service" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+@pytest.mark.parametrize(
+    ("log", "status", "words"), [("edge.jsonl", 0, ""), ("x", 1, "no such file; name the log_file")]
+)
+def test_the_module_runs_alone(tmp_path: Path, monkeypatch, capsys: Capture, log: str, status: int, words: str):
+    """What is wrong is said in one line, without a traceback."""
+    Box("edge").start().serve(60).write(tmp_path / "edge.jsonl")
+    monkeypatch.setattr("sys.argv", ["rmbgd mtbf", str(tmp_path / log)])
+    assert main() == status
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == status
