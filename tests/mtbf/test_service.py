@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from tests.mtbf.test_html import Tags
 from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import sample_image
 from tests.support.mounts import false_clock
@@ -92,13 +94,17 @@ def life_of_two(base: Path, kept: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def fleet(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What is reported of each machine, by its name."""
+def logs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     base = tmp_path_factory.mktemp("fleet")
-    logs = base / "logs"
-    life_of_one(base / "one", logs / "one")
-    life_of_two(base / "two", logs / "two")
-    return machines(*(f"{name}={logs / name}" for name in ("one", "two")))
+    life_of_one(base / "one", base / "logs" / "one")
+    life_of_two(base / "two", base / "logs" / "two")
+    return [f"{name}={base / 'logs' / name}" for name in ("one", "two")]
+
+
+@pytest.fixture(scope="module")
+def fleet(logs: list[str]) -> dict[str, dict[str, Any]]:
+    """What is reported of each machine, by its name."""
+    return machines(*logs)
 
 
 def test_each_crash_is_a_failure_with_its_cause(fleet: dict[str, dict[str, Any]]) -> None:
@@ -120,6 +126,17 @@ def test_every_image_counts_once(fleet: dict[str, dict[str, Any]]) -> None:
 def test_the_failover_avoided_an_outage(fleet: dict[str, dict[str, Any]]) -> None:
     (trip,) = fleet["one"]["failovers"]["list"]
     assert (trip["reason"], trip["from"], trip["to"], trip["outcome"]) == ("temperature", "cuda:0", "cpu", "avoided")
+
+
+def test_the_report_stands_on_paper_and_on_the_page(logs: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "rmbgd", "mtbf", *logs, "--html", str(tmp_path / "report.html")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert re.search(r"at least [\d.,]+ h at 90 % confidence", done.stdout)
+    page = Tags((tmp_path / "report.html").read_text())
+    assert [attrs["aria-label"] for tag, attrs in page.seen if tag == "svg"] == [
+        "operating time and failures of each machine", "temperature and device in use of one",
+        "images an hour", "time in each stage", "time from claim to outcome",
+    ]  # fmt: skip
 
 
 def test_a_wall_clock_that_jumps_changes_no_duration(tmp_path: Path) -> None:
