@@ -143,25 +143,25 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (940, 7),
-    "backends": (2300, 15),
-    "bench": (890, 4),
-    "cli": (940, 6),
+    "": (890, 7),
+    "backends": (2170, 15),
+    "bench": (730, 4),
+    "cli": (870, 6),
     "config": (600, 3),
-    "doctor": (460, 2),
-    "engine": (4180, 20),
-    "imaging": (2180, 12),
-    "intake": (2000, 10),
-    "models": (3460, 20),
-    "mtbf": (2115, 10),
-    "pipeline": (1580, 9),
-    "publish": (790, 5),
-    "service": (1405, 9),
-    "store": (965, 6),
-    "telemetry": (590, 4),
-    "testing": (690, 6),
+    "doctor": (440, 2),
+    "engine": (3710, 20),
+    "imaging": (2110, 12),
+    "intake": (1850, 10),
+    "models": (3190, 20),
+    "mtbf": (1970, 10),
+    "pipeline": (1480, 9),
+    "publish": (760, 5),
+    "service": (1340, 9),
+    "store": (890, 6),
+    "telemetry": (540, 4),
+    "testing": (610, 6),
 }
-MODULES, LINES = 150, 26_030
+MODULES, LINES, TEST_LINES = 150, 24_500, 24_000
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"
@@ -198,6 +198,8 @@ def test_each_package_keeps_its_budget() -> None:
     assert (over, BUDGET.keys() - sizes.keys()) == ({}, set())
     assert sum(size["modules"] for size in sizes.values()) <= MODULES
     assert sum(size["lines"] for size in sizes.values()) <= LINES
+    tests = (path.read_text(encoding="utf-8").count("\n") for path in (REPOSITORY / "tests").rglob("*.py"))
+    assert sum(tests) <= TEST_LINES
 
 
 def test_no_file_is_too_long() -> None:
