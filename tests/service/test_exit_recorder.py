@@ -37,7 +37,6 @@ def test_cause_goes_to_the_journal_and_the_log(tmp_path: Path) -> None:
     status = {"boot_id": jsonl.boot_id(), "invocation_id": "run-1", "started": 0.0}
     (tmp_path / STATUS_FILE).write_text(json.dumps(status))
     done = record("--config", configured(tmp_path), **KILLED)
-
     assert (0, "") == (done.returncode, done.stderr)
     assert done.stdout == (tmp_path / "events.jsonl").read_text()
     event = json.loads(done.stdout)
