@@ -82,10 +82,8 @@ class Device:
         number of images that are to go one by one."""
         for number, told in enumerate(history):
             match told:
-                case Phase():
-                    assert self.state.phase is told, f"step {number} of the history"
-                case int():
-                    assert self.state.trial_left == told, f"step {number} of the history"
+                case Phase() | int():
+                    assert told in (self.state.phase, self.state.trial_left), f"step {number} of the history"
                 case Reading():
                     self.check(told)
                 case FaultKind():
