@@ -267,7 +267,8 @@ def test_an_owner_in_a_hurry_does_not_wait_for_a_process_stuck_in_the_kernel(wor
 
 def test_restarts_leave_no_descriptor_and_no_thread_behind(workshop):
     def round_trip(step: str) -> None:
-        with contextlib.suppress(EngineLost, EngineNonsense), contextlib.closing(workshop.started(step)) as worker:
+        worker = workshop.started(step)
+        with contextlib.suppress(EngineLost, EngineNonsense), contextlib.closing(worker):
             workshop.answers(worker)
 
     def held() -> tuple[int, int]:
