@@ -17,25 +17,12 @@ class ImageStore(ExitStack):
         super().__init__()
         self.arena, self.random = arena, np.random.default_rng(0)
 
-    def put(
-        self,
-        image_id: int = 1,
-        *,
-        height: int = 24,
-        width: int = 17,
-        model: str = "fake",
-        source_alpha: bool = False,
-        output: OutputPlane = OutputPlane.RGBA8,
-        corner: tuple[int, int, int] | None = None,
-        clean_edges: bool = True,
-    ) -> Work:
+    def put(self, image_id=1, *, height=24, width=17, source_alpha=False, output=OutputPlane.RGBA8) -> Work:
         size = region_bytes(height, width, source_alpha=source_alpha, output=output)
         lease = self.enter_context(self.arena.lease(size))
-        work = Work(image_id, Region(lease.offset, height, width, source_alpha, output), model, clean_edges)
+        work = Work(image_id, Region(lease.offset, height, width, source_alpha, output), "fake", clean_edges=True)
         slot = self.slot(work)
         slot.rgb[...] = self.random.integers(0, 256, slot.rgb.shape)
-        if corner is not None:
-            slot.rgb[0, 0] = corner
         if slot.source_alpha is not None:
             slot.source_alpha[...] = self.random.integers(0, 256, slot.source_alpha.shape)
         return work

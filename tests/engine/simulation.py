@@ -292,8 +292,11 @@ class Simulation:
         self.run()
         assert not self.receiver.statistics().depth, "what waits is given back when the service stops"
         self.receiver.close()
+        before = len(self.events.events)
         for supervisor in self.devices.supervisors:
             supervisor.close()
+        assert len(self.events.events) == before, "an orderly end is no event"
+        assert not any(gpu._threads for gpu in self.gpus), "a thread is left behind"
         for made in (*(gpu.made for gpu in self.gpus), self.cpu_made):
             assert all(worker.ended or worker.backend is None for worker in made), "a process is left behind"
 

@@ -70,11 +70,10 @@ def test_a_report_without_sense_is_garbled(message):
 
 
 def test_messages_keep_their_borders(ends):
-    one, other = ends
-    ipc.send(one, {"n": 1})
-    ipc.send(one, {"n": 2, "text": "ü\ud83d"})
-    assert ipc.receive(other) == {"n": 1}
-    assert ipc.receive(other) == {"n": 2, "text": "ü\ud83d"}
+    messages = [{"n": 1}, {"n": 2, "text": "ü\ud83d"}]
+    for message in messages:
+        ipc.send(ends[0], message)
+    assert [ipc.receive(ends[1]) for _ in messages] == messages
 
 
 def test_half_a_message_ends_at_the_deadline_or_with_the_other_side(ends):

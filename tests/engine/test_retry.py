@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rmbgd.engine import retry
 from rmbgd.engine.retry import GROW_AFTER, NEW, MemoryLimit, is_poison
-
-
-def fault(history, device="cpu", *, alone=True, now=1.0, detail="gone"):
-    return retry.after_fault(history, device=device, detail=detail, alone=alone, now=now)
-
 
 EVENTS = st.lists(
     st.tuples(st.sampled_from(["fault", "shortage", "interruption"]), st.sampled_from(["gpu", "cpu"]), st.booleans()),
@@ -28,7 +22,7 @@ def test_poison_needs_its_faults_and_one_alone_where_it_counts(events, tries, fa
     for number, (kind, device, alone) in enumerate(events):
         blamed = kind == "fault" or (kind == "shortage" and alone)
         if kind == "fault":
-            history = fault(history, device, alone=alone, now=number, detail=str(number))
+            history = retry.after_fault(history, device=device, detail=str(number), alone=alone, now=number)
         elif kind == "shortage":
             history = retry.after_shortage(history, device=device, detail=str(number), alone=alone, now=number)
         else:
@@ -44,17 +38,6 @@ def test_poison_needs_its_faults_and_one_alone_where_it_counts(events, tries, fa
     assert history.failed_alone_on == alone_on
     assert (max(history.behind, -1), history.detail) == (behind, str(behind) if behind >= 0 else "")
     assert is_poison(history, tries=tries, fallback=fallback) == (faults >= tries and bool(proved))
-
-
-@pytest.mark.parametrize("tries", [1, 2, 3])
-def test_an_image_is_not_rejected_before_the_fallback_has_tried_it(tries):
-    """However often it failed alone on the GPU; one failure on the fallback is enough then."""
-    history = NEW
-    for _ in range(5):
-        history = fault(history, "cuda:0")
-    assert not is_poison(history, tries=tries, fallback="cpu")
-    assert is_poison(fault(history, "cpu"), tries=tries, fallback="cpu")
-    assert is_poison(history, tries=tries, fallback=None), "where the fallback is missing, the GPU decides"
 
 
 def test_memory_limit_is_halved_by_a_shortage_and_grows_again():

@@ -67,16 +67,6 @@ def get_hot_during(it, *, recover: bool = False) -> None:
 # --- one GPU and the CPU behind it
 
 
-def test_the_process_that_passed_the_probe_is_the_one_that_computes(simulate):
-    it = simulate().well()
-    (number,) = it.put()
-    it.run()
-    answer = it.outcomes[number].answer
-    assert (answer.device, answer.model, answer.tries) == (ON_GPU, MODEL, 1)
-    assert len(it.gpus[0].made) == 1
-    assert [event["device"] for event in it.events.named("engine.started")] == [ON_CPU, ON_GPU]
-
-
 def test_a_batch_that_is_lost_with_its_process_is_computed_by_the_fallback(simulate):
     it = simulate(gpu_plan=LOSES_ONE).well()
     numbers = it.put(4)
@@ -138,7 +128,7 @@ def test_an_image_too_large_for_the_gpu_s_memory_is_the_cpu_s(simulate):
     it = simulate(gpu_plan={"script": ["memory"]}).well()
     assert where(it) == [ON_CPU]
     assert where(it) == [ON_GPU]
-    assert len(it.gpus[0].made) == 1
+    assert len(it.gpus[0].made) == 1, "the process that passed the probe is the one that computes"
 
 
 def test_shortage_of_memory_halves_the_batch_and_is_remembered(simulate):
@@ -356,18 +346,6 @@ def test_images_of_a_gpu_that_is_withdrawn_go_to_the_other_with_the_model_asked_
     assert {name for name, *_ in edges(it)[2:]} == {"failback"}
 
 
-def test_an_image_that_met_a_fault_goes_to_the_cpu_alone(simulate):
-    """What ended one GPU's process could end the next one's: that stays in use, and takes what comes."""
-    it = simulate(gpus=2, plan=DIES_OF_POISON, gpu_plan=DIES_OF_POISON).well()
-    (poison,) = it.put(poison=True)
-    others = it.put(2)
-    it.serve()
-    assert it.rejected() == [poison]
-    assert it.devices_of(others) == [ON_CPU, "cuda:1"]  # the first was in its company
-    assert it.gpus[1].phase is Phase.OK
-    assert len(it.gpus[1].made) == 1
-
-
 def test_a_suspect_goes_to_a_gpu_where_there_is_no_fallback(simulate):
     it = simulate(gpus=2, require_gpu=True, gpu_plan=DIES_OF_POISON).well()
     (poison,) = it.put(poison=True)
@@ -469,15 +447,3 @@ def test_limits_of_a_worker_are_events_each_emitted_once(simulate):
     for _ in range(2):
         it.cpu._adopt(it.cpu_made[-1], description, 0.0)
     assert it.events.named("engine.limited") == [{"device": "cuda:0"} | limit] * 2
-
-
-def test_closing_ends_every_process_and_thread(simulate):
-    """Also those of a probe that nothing has asked for yet; no event is made of it."""
-    it = simulate(gpus=2).well()
-    it.heat()
-    before = len(it.events.events)
-    for supervisor in it.devices.supervisors:
-        supervisor.close()
-    assert len(it.events.events) == before
-    assert not any(gpu._threads for gpu in it.gpus)
-    assert all(worker.ended for worker in (*it.gpus[0].made, *it.gpus[1].made, *it.cpu_made))

@@ -13,11 +13,13 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 
-from rmbgd.engine.types import OutputPlane
+from rmbgd.engine.golden_image import golden_image
+from rmbgd.engine.types import MemoryTestPass, OutputPlane
 from rmbgd.engine.worker import EngineWorker, _abandoned
 from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.testing.engine import expected_alpha
@@ -30,20 +32,19 @@ FAKE = "rmbgd.testing.engine:create"
 OF_WORKER = ("start_timeout", "batch_timeout", "hang_minimum")
 
 
-class Workshop:
+class Workshop(contextlib.ExitStack):
     """Makes workers, and keeps what their children wrote; `settings` that are no worker's are the fake engine's."""
 
     def __init__(self, images: ImageStore) -> None:
-        self.images = images
-        self.lines: list[str] = []
-        self.made: list[EngineWorker] = []
+        super().__init__()
+        self.images, self.lines = images, []
 
     def worker(self, *script: str, factory: str = FAKE, **settings) -> EngineWorker:
         own = {"start_timeout": PATIENCE, "batch_timeout": PATIENCE}
         own |= {name: settings.pop(name) for name in OF_WORKER if name in settings}
         options = settings | ({"script": list(script)} if factory == FAKE else {})
-        self.made.append(EngineWorker(self.images.arena, factory, options, on_output=self.lines.append, **own))
-        return self.made[-1]
+        worker = EngineWorker(self.images.arena, factory, options, on_output=self.lines.append, **own)
+        return self.enter_context(contextlib.closing(worker))
 
     def started(self, *script: str, **settings) -> EngineWorker:
         worker = self.worker(*script, **settings)
@@ -56,10 +57,8 @@ class Workshop:
 
 @pytest.fixture
 def workshop(images) -> Iterator[Workshop]:
-    workshop = Workshop(images)
-    yield workshop
-    for worker in workshop.made:
-        worker.close()
+    with Workshop(images) as workshop:
+        yield workshop
 
 
 @pytest.fixture
@@ -77,18 +76,21 @@ def spared(monkeypatch, workshop) -> Iterator[list[subprocess.Popen]]:
 
 @pytest.mark.parametrize("output", list(OutputPlane))
 def test_the_child_fills_the_output_plane_in_shared_memory(images, workshop, output):
+    """RGBA keeps the colours and has the alpha; mask planes have the alpha alone; the input is untouched."""
     worker = workshop.worker()
     description = worker.start()
     works = [images.put(7, output=output, source_alpha=True), images.put(8, output=output, height=3, width=100)]
+    before = [images.slot(work).rgb.copy() for work in works]
     report = worker.run(works)
     assert description.device == "fake"
     assert description.batch_sizes == (1, 2, 4, 8, 16)
     assert [(a.image_id, a.model, a.batch, a.tries) for a in report.answers] == [(7, "fake", 2, 1), (8, "fake", 2, 1)]
     levels = 65535 if output is OutputPlane.ALPHA16 else 255
-    for work in works:
-        slot = images.slot(work)
+    for slot, rgb in zip(map(images.slot, works), before, strict=True):
         alpha = slot.alpha if slot.rgba is None else slot.rgba[..., 3]
-        assert np.array_equal(alpha, expected_alpha(slot.rgb, slot.source_alpha, levels=levels))
+        assert np.array_equal(slot.rgb, rgb)
+        assert slot.rgba is None or np.array_equal(slot.rgba[..., :3], rgb)
+        assert np.array_equal(alpha, expected_alpha(rgb, slot.source_alpha, levels=levels))
 
 
 def test_neither_side_imports_torch_for_a_fake():
@@ -181,13 +183,9 @@ def test_a_child_that_dies_at_start_says_why(workshop, settings, error, why, cau
 )
 def test_a_process_that_cannot_be_started_is_an_engine_lost(workshop, monkeypatch, owner, name, error):
     """No process slot, no descriptor or no thread left for a child is a fault that passes, and nothing is left open."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise error
-
     descriptors = set(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as patch:
-        patch.setattr(owner, name, refuse)
+        patch.setattr(owner, name, Mock(side_effect=error))
         with pytest.raises(EngineLost, match=f"cannot be started.*{error.args[-1]}"):
             workshop.worker().start()
     assert set(os.listdir("/proc/self/fd")) <= descriptors
@@ -228,9 +226,8 @@ def test_the_child_outlives_the_thread_that_started_it_and_signals_to_the_group(
     """The parent-death signal is bound to threads; SIGTERM and SIGINT, as systemd and terminals send them, are the
     parent's business."""
     worker = workshop.worker()
-    thread = threading.Thread(target=worker.start)
-    thread.start()
-    thread.join()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(worker.start)
     os.kill(worker.pid, signal.SIGTERM)
     os.kill(worker.pid, signal.SIGINT)
     assert workshop.answers(worker)
@@ -271,9 +268,8 @@ def test_an_owner_in_a_hurry_does_not_wait_for_a_process_stuck_in_the_kernel(wor
 def test_restarts_leave_no_descriptor_and_no_thread_behind(workshop):
     def round_trip(step: str) -> None:
         worker = workshop.started(step)
-        with contextlib.suppress(EngineLost, EngineNonsense):
+        with contextlib.suppress(EngineLost, EngineNonsense), contextlib.closing(worker):
             workshop.answers(worker)
-        worker.close()
 
     def held() -> tuple[int, int]:
         gc.collect()  # of other tests, too
@@ -317,6 +313,21 @@ def test_a_gpu_has_a_deadline_for_batches_and_checks(workshop):
     with pytest.raises(EngineLost, match=r"no answer within 0\.2 s to 'canary': hung.*SIGKILL"):
         other.canary(64)
     assert all(wait_until_gone(pid) for pid in pids)
+
+
+def test_a_child_is_looked_at_between_two_batches(workshop, tmp_path):
+    """The golden image comes back as the engine computes it here; so do the blocks of a pass of the memory test; a look
+    at a process that was killed is a fault like any other."""
+    worker = workshop.started(orders=str(tmp_path))
+    assert np.abs(worker.golden("fake").alpha - golden_image()[0][..., 1] / 255).max() <= 1 / 65535
+    assert worker.canary(64) == MemoryTestPass(64, 0)
+    (tmp_path / "canary").write_text("3")
+    assert worker.canary(64) == MemoryTestPass(64, 3)
+    assert worker.alive
+    worker.abort()
+    with pytest.raises(EngineLost):
+        worker.golden("fake")
+    assert (worker.alive, worker.ended) == (False, True)
 
 
 def test_closing_is_allowed_in_any_state(workshop):

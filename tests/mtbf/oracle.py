@@ -32,21 +32,15 @@ class Life:
         return "none", max(self.heard)
 
 
-@dataclass
-class Verdict:
-    seconds: Counter[str]
-    failures: int
-    failed_starts: int
-
-
-def judge(lines: list[str], gap: int) -> Verdict:
+def judge(lines: list[str], gap: int) -> tuple[Counter[str], int, int]:
+    """Seconds in each state, failures, and starts that failed."""
     records = [json.loads(line) for line in lines]
     for record in records:
         record["t"] = round(datetime.fromisoformat(record["time"]).timestamp())
     lives = _lives(records)
     ready = [life for life in lives if life.ready is not None]
     if not ready:
-        return Verdict(Counter(), sum(_fails(life, lives, gap) for life in lives), 0)
+        return Counter(), sum(_fails(life, lives, gap) for life in lives), 0
     first = min(life.ready for life in ready if life.ready is not None)
     last = max(record["t"] for record in records)
     seconds = Counter(_state(t, lives, gap) for t in range(first, last))
@@ -54,7 +48,7 @@ def judge(lines: list[str], gap: int) -> Verdict:
     losses = sum(_loss(life, lives, gap) == "down" for life in ready)
     fresh = sum(_before(life, lives, gap) != "down" for life in fails)
     del seconds["after"]
-    return Verdict(seconds, losses + fresh, len(fails))
+    return seconds, losses + fresh, len(fails)
 
 
 def _lives(records: list[dict[str, object]]) -> list[Life]:

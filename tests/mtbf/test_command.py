@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,27 +19,28 @@ from rmbgd.mtbf.text import render
 from tests.mtbf.box import HOUR, PARTS, Box, options, play
 
 Capture = pytest.CaptureFixture[str]
+Report = Callable[..., tuple[dict, str]]
 
 
-def said(capsys: Capture, *words: object) -> str:
-    run(options(*words))
-    return capsys.readouterr().out
+@pytest.fixture
+def report_of(tmp_path: Path, capsys: Capture) -> Report:
+    """Reports the box's log: the JSON's total, and the text."""
+
+    def report(box: Box, *words: object) -> tuple[dict, str]:
+        path = box.write(tmp_path / "edge.jsonl")
+        run(options(path, *words, "--json"))
+        total = json.loads(capsys.readouterr().out)["total"]
+        run(options(path, *words))
+        return total, capsys.readouterr().out
+
+    return report
 
 
-def total(capsys: Capture, *words: object) -> dict:
-    return json.loads(said(capsys, *words, "--json"))["total"]
-
-
-def test_vector_without_a_failure(tmp_path: Path, capsys: Capture):
-    """127 days, one planned restart of 120 s: all printed digits of T, bounds and the confidence; no estimate."""
-    box = Box("edge", heartbeat=HOUR).start().serve(1000 * HOUR).stop(seconds=1).sleep(117).start()
-    log = box.serve(2048 * HOUR - 120).health().write(tmp_path / "edge.jsonl")
-    found, text = total(capsys, log, "--claim", 3120), said(capsys, log, "--claim", 3120)
-    lower = {confidence: round(bound, 2) for confidence, bound in found["mtbf"]["lower_hours"].items()}
-
-    assert (round(found["operating_hours"], 4), found["mtbf"]["hours"]) == (3047.9667, None)
-    assert lower == {"0.5": 4397.29, "0.6": 3326.42, "0.8": 1893.81, "0.9": 1323.72, "0.95": 1017.44}
-    assert round(found["claim"]["confidence"], 5) == 0.62353
+def test_vector_without_a_failure(report_of: Report):
+    """127 days, one planned restart of 120 s: all printed digits of T, a bound and the confidence; no estimate."""
+    box = Box(heartbeat=HOUR).start().serve(1000 * HOUR).stop(seconds=1).sleep(117).start().serve(2048 * HOUR - 120)
+    found, text = report_of(box.health(), "--claim", 3120)
+    assert (found["mtbf"]["hours"], list(found["mtbf"]["lower_hours"])) == (None, ["0.5", "0.6", "0.8", "0.9", "0.95"])
     for words in ("3,047.9667 h", "at least 1,323.715 h at 90 %", "no failure, so no estimate", "62.353 %"):
         assert words in text
 
@@ -52,8 +54,8 @@ def test_vector_of_thirteen_machines(tmp_path: Path, capsys: Capture):
         if down:
             box.recorded().sleep(down - 2).start().serve((720 - at) * HOUR - down).health()
         box.write(tmp_path / f"edge{number:02}.jsonl")
-    text = said(capsys, tmp_path, "--claim", 3120)
-
+    run(options(tmp_path, "--claim", 3120))
+    text = capsys.readouterr().out
     for words in (
         "9,359.9073 h", "3,119.969 h, at least 1,401.019 h at 90 %", "1,207.160 h to 11,446.747 h", "35.276 %",
         "111.2 s", "0.9999900997, 5.20 minutes down a year",
@@ -61,16 +63,14 @@ def test_vector_of_thirteen_machines(tmp_path: Path, capsys: Capture):
         assert words in text
 
 
-def test_a_trend_takes_the_single_number_away(tmp_path: Path, capsys: Capture):
+def test_a_trend_takes_the_single_number_away(report_of: Report):
     """Five failures in the last days of a month: they come more often, and no mean time is printed."""
-    box = Box("edge", heartbeat=HOUR).start().serve(600 * HOUR)
+    box = Box(heartbeat=HOUR).start().serve(600 * HOUR)
     for _ in range(5):
         box.recorded().sleep(5).start().serve(10 * HOUR)
-    path = box.write(tmp_path / "edge.jsonl")
-    found = total(capsys, path)["mtbf"]
-
-    assert "no single number: they come more often with time (Laplace U = +" in said(capsys, path)
-    assert (found["hours"], found["constant_rate_doubtful"]) == (None, True)
+    found, text = report_of(box)
+    assert "no single number: they come more often with time (Laplace U = +" in text
+    assert (found["mtbf"]["hours"], found["mtbf"]["constant_rate_doubtful"]) == (None, True)
 
 
 @settings(max_examples=40, deadline=None)
@@ -80,7 +80,6 @@ def test_no_point_estimate_without_its_bound(tmp_path_factory, parts, dropped):
     path = play([("serve", 30), *parts], dropped).write(tmp_path_factory.mktemp("log") / "edge.jsonl")
     report = make_report(options(path))
     lines, found = render(report).splitlines(), report.as_dict()
-
     assert any(line.startswith("MTBF") for line in lines)
     assert all("at least" in line for line in lines if re.match(r"(MTBF|between failovers) +[\d,.]+ h", line))
     for mtbf in (one["mtbf"] for one in [found["total"], *found["machines"]]):
@@ -89,44 +88,40 @@ def test_no_point_estimate_without_its_bound(tmp_path_factory, parts, dropped):
     json.dumps(found, allow_nan=False)
 
 
-def test_failovers_and_what_they_avoided(tmp_path: Path, capsys: Capture):
-    box = Box("edge").start().serve(600)
+def test_failovers_and_what_they_avoided(report_of: Report):
+    box = Box().start().serve(600)
     box.failover().serve(60).image().image().serve(60).failback().serve(600)
     box.failover("xid", images=0).serve(120).failback().serve(600)
     box.failover("sticky_fault").serve(60).refuse("poison", stage="engine").serve(60).failback().serve(600)
-    path = box.failover(images=0).serve(120).write(tmp_path / "edge.jsonl")
-    found = total(capsys, path)["failovers"]
-
+    total, text = report_of(box.failover(images=0).serve(120))
+    found = total["failovers"]
     assert found["outcomes"] == {"avoided": 1, "idle": 1, "broken": 1, "open": 1}
     assert (found["coverage"]["avoided"], found["coverage"]["of"]) == (1, 2)
     assert [trip["reason"] for trip in found["list"]] == ["temperature", "xid", "sticky_fault", "temperature"]
     assert round(found["away_hours"] * HOUR) == 4 * 120
-    assert "1 of 2: at least 5.13 % at 90 % confidence" in said(capsys, path)
+    assert "1 of 2: at least 5.13 % at 90 % confidence" in text
 
 
-def test_failures_per_million_images(tmp_path: Path, capsys: Capture):
-    box = Box("edge").start()
+def test_failures_per_million_images(report_of: Report):
+    box = Box().start()
     for _ in range(1000):
         box.sleep(1).image()
-    path = box.refuse().write(tmp_path / "edge.jsonl")
-    assert "at most 2,300.28 at 90 % confidence" in said(capsys, path)  # ln 10 in 1001 images
-    box.recorded().sleep(5).start().serve(60).write(path)
-    assert "999.00, at most 3,885.83 at 90 % confidence" in said(capsys, path)
+    assert "at most 2,300.28 at 90 % confidence" in report_of(box.refuse())[1]  # ln 10 in 1001 images
+    _, text = report_of(box.recorded().sleep(5).start().serve(60))
+    assert "999.00, at most 3,885.83 at 90 % confidence" in text
 
 
-def test_top_reasons(tmp_path: Path, capsys: Capture):
+def test_top_reasons(report_of: Report):
     """Each table with its most frequent reason first; the text shows five of them."""
-    box = Box("edge").start().refuse("truncated").refuse("corrupt").refuse("truncated").serve(60)
+    box = Box().start().refuse("truncated").refuse("corrupt").refuse("truncated").serve(60)
     for kind in "abcdef":
         box.sleep(1).emit("engine.restarted", **dict.fromkeys(required("engine.restarted"), 0) | {"device": "cuda:0"})
         box.emit("engine.fault", **dict.fromkeys(required("engine.fault"), 0) | {"kind": kind})
-    path = box.write(tmp_path / "edge.jsonl")
-    found = total(capsys, path, "--confidence", 0.95)
-
+    found, text = report_of(box, "--confidence", 0.95)
     assert list(found["reasons"]["refused pictures"].items()) == [("truncated", 2), ("corrupt", 1)]
     assert found["reasons"]["engine faults"] == dict.fromkeys("abcdef", 1)
     assert found["engine_restarts"] == {"cuda:0": 6}
-    assert "       1  other" in said(capsys, path)
+    assert "       1  other" in text
 
 
 def required(event: str) -> set[str]:
@@ -155,7 +150,8 @@ def test_since_and_until_cut_the_log(tmp_path: Path):
 
 def test_what_others_wrote_cannot_steer_a_terminal(tmp_path: Path, capsys: Capture):
     box = Box("edge").start().serve(60).fail("\x1b[31mx", "\x9bboom\n").sleep(5).start().serve(60)
-    text = said(capsys, f"bad\x07name={box.write(tmp_path / 'edge.jsonl')}")
+    run(options(f"bad\x07name={box.write(tmp_path / 'edge.jsonl')}"))
+    text = capsys.readouterr().out
     assert not {char for char in text if not char.isprintable()} - {"\n"}
     assert "\\x1b[31mx" in text
 

@@ -161,17 +161,6 @@ def test_an_archive_that_was_cut_is_read_as_far_as_it_goes(tmp_path: Path):
     assert any("damaged" in note for note in machine.notes)
 
 
-def test_the_same_part_twice_counts_once(tmp_path: Path):
-    box = Box("edge").start()
-    for _ in range(100):
-        box.sleep(30).image().health()
-    box.write(tmp_path / "edge.jsonl")
-    box.write(tmp_path / "edge.jsonl.1")
-    machine = found(tmp_path)["edge"]
-    assert (machine.counts["outcomes"]["done"], round(machine.operating)) == (100, 3000)
-    assert any("more than once" in note for note in machine.notes)
-
-
 def test_standard_input(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(text(LINES).encode())))
     assert hours(found("edge=-")["edge"]) == 1.0

@@ -61,19 +61,16 @@ def life_of_one(base: Path, kept: Path) -> None:
         rotate(service, kept, "events.jsonl.2", compress=True)
         service.temperature(91.0)
         service.wait_for("engine.failover")
-        service.drop("hot.png", sample_image(7))
-        service.wait_for("image.done", path="hot.png")
+        service.serve("hot.png", sample_image(7))
         service.temperature(50.0)
         service.wait_for("engine.failback")
-        service.drop("cool.png", sample_image(8))
-        service.wait_for("image.done", path="cool.png")
+        service.serve("cool.png", sample_image(8))
         service.wait_for("health", count=2)
         rotate(service, kept, "events.jsonl.1")
         service.kill()
         record_exit(service)
         service.start()
-        service.drop("after.png", sample_image(9))
-        service.wait_for("image.done", path="after.png")
+        service.serve("after.png", sample_image(9))
     rotate(service, kept, "events.jsonl")
 
 
@@ -81,14 +78,12 @@ def life_of_two(base: Path, kept: Path) -> None:
     """A SIGKILL that nobody recorded and that tore the last line; the second run is still at work when it is read."""
     service = ServiceUnderTest(base, settings={"service": {"health_interval": BEAT}})
     with service:
-        service.drop("a.png", sample_image(1))
-        service.wait_for("image.done", path="a.png")
+        service.serve("a.png", sample_image(1))
         service.kill()
         with open(service.log_file, "ab") as log:
             log.write(b'{"event":"health","level":"info","ti')
         service.start()
-        service.drop("b.png", sample_image(2))
-        service.wait_for("image.done", path="b.png")
+        service.serve("b.png", sample_image(2))
         kept.mkdir(parents=True)
         shutil.copy(service.log_file, kept / "events.jsonl")
 

@@ -184,6 +184,9 @@ HISTORIES: dict[str, tuple[History, dict[str, float], Failures, str]] = {
         and b.start(ready_after=0).serve(60).set(lines=b.lines * 2),
         {"up": 660, "planned": 10, "down": 20}, [(612, "failed: finish", 10), (622, "failed: finish", 10)],
         "more than once"),
+    "lines in another order": (
+        lambda b: b.start().serve(600).stop().sleep(60).start().serve(600)
+        .set(lines=b.lines[:3] + b.lines[8:2:-1] + b.lines[9:]), {"up": 1200, "planned": 63}, [], ""),
     "published twice": (lambda b: b.start().serve(60).image().set(jobs=0).sleep(1).image().serve(60),
         {"up": 121}, [(63, "published twice", 0)], ""),
     "the same line twice": (lambda b: b.start().serve(60).image().set(lines=[*b.lines, b.lines[-1]]).serve(60),
@@ -196,7 +199,6 @@ def test_a_history_is_counted_as_defined(tmp_path: Path, name: str):
     history, states, failures, note = HISTORIES[name]
     machine = machine_of(history(Box()), tmp_path)
     found = machine.failures
-
     assert seconds(machine) == states
     assert all(span.begin < span.end for span in machine.timeline.spans)
     assert [(round(each.at - EPOCH, 3), each.cause, each.down and round(each.down, 3)) for each in found] == failures
@@ -208,11 +210,7 @@ def test_a_history_is_counted_as_defined(tmp_path: Path, name: str):
 
 @pytest.mark.parametrize(
     ("recorded", "cause"),
-    [
-        (("core-dump", "dumped", "SIGSEGV"), "signal SEGV"),
-        (FAILED, "exit status 70"),
-        (("oom-kill", "", ""), "oom-kill"),
-    ],
+    [(("core-dump", "dumped", "SIGILL"), "signal ILL"), (FAILED, "exit status 70"), (("oom-kill", "", ""), "oom-kill")],
 )
 def test_the_cause_is_in_systemd_s_words(tmp_path: Path, recorded: tuple[str, str, str], cause: str):
     (failure,) = machine_of(Box().start().serve(600).recorded(*recorded).sleep(5).start(), tmp_path).failures
@@ -237,17 +235,9 @@ def test_an_outcome_that_a_next_start_tells_again_counts_once(tmp_path: Path, re
     # The next start was killed as well, when it had just told.
     box.recorded().sleep(5).start().set(jobs=1).image(recovered=True)
     machine = machine_of(box.serve(60), tmp_path)
-
     assert machine.counts["outcomes"] == {"done": 3}
     assert "published twice" not in [failure.cause for failure in machine.failures]
     assert any("2 outcomes told again" in note for note in machine.notes)
-
-
-def test_lines_in_any_order_give_the_same_time(tmp_path: Path):
-    box = Box().start().serve(600).stop().sleep(60).start().serve(600)
-    straight = seconds(machine_of(box, tmp_path))
-    box.lines[3:9] = box.lines[3:9][::-1]
-    assert seconds(machine_of(box, tmp_path)) == straight
 
 
 @pytest.mark.parametrize("jump", [DAY, -DAY, -(56 * 365 * DAY)])
@@ -317,6 +307,8 @@ FAILOVERS: dict[str, tuple[History, list[tuple[float, float, str, int, str]]]] =
     "left once more, although its return was not told": (
         lambda b: busy(b).failover(images=0).serve(60).failover("xid").serve(60).failback().serve(60),
         [(122, 60, "temperature", 0, "idle"), (182, 60, "xid", 1, "avoided")]),
+    "an image without its times": (lambda b: b.start().failover().image(milliseconds={}).serve(60).failback(),
+        [(2, 60, "temperature", 1, "avoided")]),
     "another device returns meanwhile": (lambda b: busy(b).failover(images=0).serve(60).emit(
             "engine.failback", **{"from": "cpu", "to": "cuda:1"}, seconds=1.0, model="m").serve(60).failback(),
         [(122, 120, "temperature", 0, "idle")]),
@@ -332,11 +324,6 @@ def test_a_failover_is_judged_by_what_came_out(tmp_path: Path, name: str):
     assert [t.threshold for t in found] == [85.0 if t.reason == "temperature" else None for t in found]
 
 
-def test_a_failover_needs_no_times_of_images(tmp_path: Path):
-    box = Box().start().failover().image(milliseconds={}).serve(60).failback()
-    assert [str(trip.outcome) for trip in machine_of(box, tmp_path).trips] == ["avoided"]
-
-
 # --- against brute force
 
 
@@ -345,7 +332,6 @@ def test_a_failover_needs_no_times_of_images(tmp_path: Path):
 def test_random_histories_agree_with_brute_force(tmp_path_factory, parts, dropped):
     box = play(parts, dropped)
     machine = machine_of(box, tmp_path_factory.mktemp("log"))
-    expected = judge(box.lines, gap=40)
-    assert seconds(machine) == {kind: float(count) for kind, count in expected.seconds.items() if count}
-    assert len(machine.failures) == expected.failures
-    assert machine.timeline.failed_starts == expected.failed_starts
+    expected, failures, failed_starts = judge(box.lines, gap=40)
+    assert seconds(machine) == {kind: float(count) for kind, count in expected.items() if count}
+    assert (len(machine.failures), machine.timeline.failed_starts) == (failures, failed_starts)

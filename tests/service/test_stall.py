@@ -46,10 +46,7 @@ def test_time_in_which_the_process_was_frozen_does_not_count() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3), st.booleans(), st.booleans()), max_size=60))
 def test_a_stall_is_an_unbroken_series_without_progress(history: list[tuple[int, int, bool, bool]]) -> None:
-    """True only after a series of looks with equal counts, unfinished images, and no excuse, longer than the time.
-
-    How many of the unfinished images wait, and how many a device has taken and may put back, does not matter.
-    """
+    """True only after a series of looks with equal counts, unfinished images, and no excuse, longer than the time."""
     detector, series, before = StallDetector(60.0), 0, None
     for number, (finished, unfinished, computing, excused) in enumerate(history):
         progress = (finished + unfinished, finished)

@@ -28,7 +28,6 @@ def test_messages_arrive_at_the_socket(tmp_path: Path, monkeypatch: pytest.Monke
         notifier.extend_timeout(1.5)
         notifier.stopping("draining")
         received = [socket_of_systemd.recv(4096).decode() for _ in range(4)]
-
     ready, stopping = "READY=1\nSTATUS=watching 2 folders", "STOPPING=1\nSTATUS=draining"
     assert [ready, "WATCHDOG=1", "EXTEND_TIMEOUT_USEC=1500000", stopping] == received
 

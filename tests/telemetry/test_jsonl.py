@@ -18,7 +18,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rmbgd.events import ENVELOPE
 from rmbgd.telemetry import jsonl
 
 
@@ -53,13 +52,6 @@ def test_any_value_is_one_printable_ascii_line(values: dict[str, object]) -> Non
     assert line.isascii()
     assert line.isprintable()
     assert isinstance(json.loads(line), dict)
-
-
-def test_envelope_has_the_keys_of_the_vocabulary() -> None:
-    envelope = jsonl.envelope("health", "info")
-    assert ENVELOPE == tuple(envelope)
-    assert envelope["time"] == jsonl.rfc3339(datetime.fromisoformat(envelope["time"]))
-    assert envelope["time"].endswith("Z")
 
 
 def test_process_is_known_by_its_start(monkeypatch: pytest.MonkeyPatch) -> None:

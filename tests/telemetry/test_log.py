@@ -7,13 +7,15 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from rmbgd import events
 from rmbgd.config.load import ServiceSettings
-from rmbgd.telemetry.jsonl import JsonlFile
+from rmbgd.telemetry.jsonl import JsonlFile, rfc3339
 from rmbgd.telemetry.log import PRIORITY, ConsoleWriter, EventLog, open_log
 
 BLOCKED = {"folder": "shop", "path": "a\udcff\n.jpg", "cause": "permission"}
@@ -32,7 +34,7 @@ class FakeJournal:
         self.entries.append({f.split(b"=", 1)[0].decode(): f.split(b"=", 1)[1] for f in fields})
 
 
-def written(path: Path) -> list[dict[str, object]]:
+def written(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="ascii").splitlines()]
 
 
@@ -43,6 +45,8 @@ def test_line_holds_the_envelope_then_the_keys(tmp_path: Path) -> None:
     assert [*events.ENVELOPE, *BLOCKED] == list(line)
     assert ("intake.blocked", "warning", os.getpid()) == (line["event"], line["level"], line["pid"])
     assert line.items() >= BLOCKED.items()
+    assert line["time"] == rfc3339(datetime.fromisoformat(line["time"]))
+    assert line["time"].endswith("Z")
 
 
 def test_defects_in_the_vocabulary_lose_no_line_in_production(tmp_path: Path) -> None:

@@ -8,9 +8,8 @@ from math import floor
 import numpy as np
 import pytest
 
-from rmbgd.engine.types import OutputPlane
-from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense
-from rmbgd.testing.engine import POISON_COLOUR, FakeBackend, create, expected_alpha
+from rmbgd.errors import EngineLost, EngineMemory
+from rmbgd.testing.engine import FakeBackend, expected_alpha
 
 
 def test_alpha_is_the_green_channel_to_the_last_bit():
@@ -23,21 +22,6 @@ def test_alpha_is_the_green_channel_to_the_last_bit():
         assert np.array_equal(expected_alpha(rgb, source, levels=levels), expected)
         assert np.array_equal(expected_alpha(rgb, levels=levels), expected_alpha(rgb, source * 0 + 255, levels=levels))
     assert np.array_equal(expected_alpha(rgb), green)
-
-
-@pytest.mark.parametrize("source_alpha", [False, True])
-@pytest.mark.parametrize("output", list(OutputPlane))
-def test_every_kind_of_output_plane_is_filled(images, output, source_alpha):
-    """RGBA keeps the colours and has the alpha; mask planes have the alpha alone; the input is untouched."""
-    work = images.put(output=output, source_alpha=source_alpha)
-    slot = images.slot(work)
-    before = slot.rgb.copy()
-    FakeBackend(images.arena.block).segment([work])
-    levels = 65535 if output is OutputPlane.ALPHA16 else 255
-    alpha = expected_alpha(slot.rgb, slot.source_alpha, levels=levels)
-    assert np.array_equal(slot.rgb, before)
-    assert slot.rgba is None or np.array_equal(slot.rgba[..., :3], before)
-    assert np.array_equal(slot.alpha if slot.rgba is None else slot.rgba[..., 3], alpha)
 
 
 def test_the_report_measures_the_alpha(images):
@@ -68,17 +52,6 @@ def test_a_released_engine_no_longer_hangs(images):
     engine.release()
     assert engine.segment([images.put()]).answers[0].image_id == 1
     assert engine.segment([images.put(2)]).answers[0].image_id == 2
-
-
-@pytest.mark.parametrize(
-    ("options", "error"), [({"poison": "nonsense"}, EngineNonsense), ({"memory_limit": 1}, EngineMemory)]
-)
-def test_a_marked_image_is_poison_and_a_batch_beyond_the_limit_is_refused(images, options, error):
-    good, bad = images.put(1), images.put(2, corner=POISON_COLOUR)
-    engine = create(images.arena.block, options)
-    with pytest.raises(error):
-        engine.segment([good, bad])
-    assert engine.segment([good]).answers[0].image_id == 1
 
 
 def test_a_step_that_does_not_exist_is_told(images):
