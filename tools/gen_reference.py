@@ -70,15 +70,11 @@ def default_toml() -> str:
 
 
 def _toml(value: Any) -> str:
-    match value:
-        case bool() | float():
-            return json.dumps(value)
-        case int():
-            return f"{value:_}"
-        case list() | tuple():
-            return f"[{', '.join(_toml(entry) for entry in value)}]"
-        case _:
-            return json.dumps(str(value), ensure_ascii=False)
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_toml(entry) for entry in value)}]"
+    if type(value) is int:
+        return f"{value:_}"
+    return json.dumps(value if isinstance(value, (bool, float)) else str(value), ensure_ascii=False)
 
 
 def _comment(text: str) -> str:
@@ -94,21 +90,15 @@ def unit_and_bounds(field: FieldInfo) -> str:
 
 
 def unit_of(field: FieldInfo) -> str:
-    extra = field.json_schema_extra
-    return str(extra.get("unit", "")) if isinstance(extra, dict) else ""
+    return str(field.json_schema_extra.get("unit", "")) if isinstance(field.json_schema_extra, dict) else ""
 
 
 def bounds_of(field: FieldInfo) -> str:
     """The allowed values, in words: "1 to 60", "png, webp or tiff"."""
     forms = {"ge": "{}", "gt": "more than {}", "le": "{}", "lt": "less than {}"}
-    found = {
-        key[0]: form.format(_number(bound, field))  # by "g" and "l", the lower and the upper
-        for constraint in field.metadata
-        for key, form in forms.items()
-        if (bound := getattr(constraint, key, None)) is not None
-    }
-    if found:
-        return " to ".join(found[side] for side in "gl" if side in found)
+    pairs = [(key, getattr(constraint, key, None)) for key in forms for constraint in field.metadata]  # lower first
+    if found := [forms[key].format(_number(bound, field)) for key, bound in pairs if bound is not None]:
+        return " to ".join(found)
     *most, last = _choices(field.annotation) or [""]
     several = "any of " if last and get_origin(field.annotation) is list else ""
     return several + " or ".join(filter(None, (", ".join(most), last)))
@@ -145,8 +135,7 @@ def _settings() -> Iterator[str]:
         "default. `[recipe.NAME]` and `[[folder]]` may be repeated. An unknown setting is an error."
     )
     for _, heading, model in sections():
-        advanced = ", advanced" if heading == "[health]" else ""
-        yield f"### `{heading}`{advanced}"
+        yield f"### `{heading}`" + (", advanced" if heading == "[health]" else "")
         yield first_paragraph(model)
         rows = []
         for setting, field in model.model_fields.items():
@@ -215,22 +204,20 @@ def _reasons() -> Iterator[str]:
     yield _table(("reason", "meaning"), [(f"`{reason}`", text) for reason, text in REASON_TEXT.items()])
 
 
-def _exit_statuses() -> Iterator[str]:
-    yield _table(("exit status", "meaning"), [(str(int(code)), text) for code, text in EXIT_TEXT.items()])
-
-
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
-PARTS: dict[str, Callable[[], Iterator[str]]] = {
+PARTS: dict[str, Callable[[], Iterable[str]]] = {
     "Settings": _settings,
     "Commands": _commands,
     "Events": _events,
     "Reasons": _reasons,
-    "Exit statuses": _exit_statuses,
+    "Exit statuses": lambda: [
+        _table(("exit status", "meaning"), [(str(int(n)), text) for n, text in EXIT_TEXT.items()])
+    ],
 }
 FILES: dict[str, Callable[[], str]] = {"config/rmbgd.toml": default_toml, "docs/reference.md": reference}
 

@@ -22,7 +22,6 @@ import functools
 import hashlib
 import io
 import itertools
-import os
 import statistics
 import sys
 import tempfile
@@ -34,7 +33,6 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
@@ -82,8 +80,7 @@ def image(side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
         sys.exit("bench pipeline: the test photographs come from scikit-image; pip install 'rmbgd[demo]'")
     tiles = [np.asarray(getattr(data, name)(), np.uint8) for name in PHOTOGRAPHS]
     out = np.empty((side, side, 3), np.uint8)
-    edges = np.linspace(0, side, round(side / 512) + 1).astype(int)
-    spans = list(itertools.pairwise(edges))
+    spans = list(itertools.pairwise(np.linspace(0, side, round(side / 512) + 1).astype(int)))
     for index, ((top, bottom), (left, right)) in enumerate(itertools.product(spans, spans)):
         tile = tiles[(index + index // len(tiles)) % len(tiles)]
         factor = max((right - left) / tile.shape[1], (bottom - top) / tile.shape[0])
@@ -126,7 +123,9 @@ def rmbgd_way(bench: Workbench, way: Way, target: Path) -> Pixels:
     thread, size = threading.get_ident(), header.size[::-1]
     rgb = plane(thread, *size, 3)
     facts = decode_into(data, header, rgb, None, sha256=digest)
-    network_input(rgb)
+    if size != (NETWORK, NETWORK):
+        channels = torch.from_numpy(rgb).permute(2, 0, 1)[None]
+        torch.nn.functional.interpolate(channels, (NETWORK, NETWORK), mode="bilinear", antialias=True)
     alpha = matte_to_image(bench.alpha, *size)
     if way.recipe.content == "mask":
         mask = plane(thread, *size)
@@ -136,9 +135,8 @@ def rmbgd_way(bench: Workbench, way: Way, target: Path) -> Pixels:
         rgba = plane(thread, *size, 4)
         compose_rgba(rgb, alpha, None, rgba, clean=way.clean)
         stored = arrange(rgba, None, way.recipe)
-    temporary = target.with_suffix(".part")
+    temporary, hashed = target.with_suffix(".part"), hashlib.sha256()
     with temporary.open("wb", buffering=0) as stream:
-        hashed = hashlib.sha256()
 
         def write(piece: bytes | memoryview) -> None:
             hashed.update(piece)
@@ -161,13 +159,6 @@ def common_way(bench: Workbench, way: Way, target: Path) -> None:
     temporary = target.with_suffix(".part")
     cutout.save(temporary, way.recipe.format, lossless=True)  # which PNG does not ask for
     temporary.rename(target)
-
-
-def network_input(rgb: NDArray[np.uint8]) -> torch.Tensor:
-    image = torch.from_numpy(rgb).permute(2, 0, 1)[None]
-    if rgb.shape[:2] == (NETWORK, NETWORK):
-        return image
-    return torch.nn.functional.interpolate(image, (NETWORK, NETWORK), mode="bilinear", antialias=True)
 
 
 def run_batch(bench: Workbench, way: Way, pool: ThreadPoolExecutor, threads: int, count: int) -> tuple[float, float]:
@@ -219,9 +210,8 @@ def measure(side: int, rounds: int, threads: int, quick: bool) -> list[dict[str,
         for number in steps(rounds + 1, f"{side} x {side}"):  # the first one warms up
             for way in WAYS:
                 slow = way.recipe.format == "webp" and not way.against
-                count = (
-                    1 if number == 0 or slow or quick else round(16 * (1024 / side) ** 2) * (3 if way.against else 1)
-                )
+                many = round(16 * (1024 / side) ** 2) * (3 if way.against else 1)
+                count = 1 if number == 0 or slow or quick else many
                 rate = run_batch(bench, way, pool, threads, count)
                 rates[way.name] += [rate] if number else []
                 sizes[way.name] = (folder / f"out0{SUFFIXES[way.recipe.format]}").stat().st_size
@@ -252,13 +242,10 @@ def run(chosen: argparse.Namespace) -> Report:
     torch.set_num_threads(1)
     if chosen.quick:
         chosen.sizes, chosen.rounds = "1024", 1
-    sides = [int(side) for side in chosen.sizes.split(",")]
+    sides = map(int, chosen.sizes.split(","))
     found = [row for side in sides for row in measure(side, chosen.rounds, chosen.threads, chosen.quick)]
     title = f"null network, {chosen.threads} threads, medians of {chosen.rounds} rounds"
     keys = list(found[1])  # of a way of ours: all
-    shown = table(
-        title, *(key.replace("_", " ") for key in keys), rows=[[row.get(key) for key in keys] for row in found]
-    )
-    settings = {"threads": chosen.threads, "rounds": chosen.rounds, "cores": os.cpu_count()}
-    versions = {"pillow": PIL.__version__, "opencv": cv2.__version__, "numpy": np.__version__}
-    return Report([shown], {"bench": "pipeline", **settings, **versions, "rows": found})
+    heads = [key.replace("_", " ") for key in keys]
+    shown = table(title, *heads, rows=[[row.get(key) for key in keys] for row in found])
+    return Report([shown], {"threads": chosen.threads, "rounds": chosen.rounds, "rows": found})

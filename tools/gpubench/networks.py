@@ -6,11 +6,11 @@ import importlib
 import json
 import os
 import statistics
-import time
+import timeit
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +118,7 @@ def _deformed(part: Any, deform_conv2d: Any, x: Any) -> Any:
 
 
 def choose_device(plan: Plan) -> None:
-    """For what counts on the current device: events, and the allocator's figures. Takes memory on it."""
+    """For what counts on the current device, such as events. Takes memory on it."""
     if plan.is_gpu:
         torch.cuda.set_device(plan.device)
 
@@ -129,37 +129,20 @@ def float32_products(kind: str) -> None:
     convolutions.fp32_precision = torch.backends.cuda.matmul.fp32_precision = kind
 
 
-def forget_peak(plan: Plan) -> None:
-    if plan.is_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak(plan: Plan) -> dict[str, int]:
-    """Bytes of the allocator at its peak since `forget_peak`; nothing on a CPU, where they are not counted."""
-    return {"allocator": torch.cuda.max_memory_allocated()} if plan.is_gpu else {}
-
-
-def timed(call: Callable[[], object], plan: Plan, *, repeats: int, warm_up: int = 3) -> float:
-    """Median seconds of a call: between device events on a GPU, by the clock on a CPU."""
-    for _ in range(warm_up):
+def timed(call: Callable[[], object], plan: Plan, *, repeats: int) -> float:
+    """Median seconds of a call, after three that do not count: between events on a GPU, by the clock on a CPU."""
+    for _ in range(3):
         call()
-    taken: list[float] = []
-    if plan.is_gpu:
-        event: Any = torch.cuda.Event  # as torch has typed it
-        pairs = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(repeats)]
-        for start, end in pairs:
-            start.record()
-            call()
-            end.record()
-        torch.cuda.synchronize()
-        taken = [start.elapsed_time(end) / 1000 for start, end in pairs]
-    else:
-        for _ in range(repeats):
-            began = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - began)
-    return statistics.median_high(taken)
+    if not plan.is_gpu:
+        return statistics.median_high(timeit.repeat(call, number=1, repeat=repeats))
+    event: Any = torch.cuda.Event  # as torch has typed it
+    pairs = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(repeats)]
+    for start, end in pairs:
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return float(statistics.median_high(start.elapsed_time(end) / 1000 for start, end in pairs))
 
 
 def flops(backbone: str, side: int) -> float:
@@ -201,16 +184,17 @@ def normalised(image: Image.Image, side: int) -> Any:
     return ((tensor - mean) / deviation)[None]
 
 
-def half(plan: Plan) -> torch.dtype:
-    """On the CPU bfloat16: its autocast has many more operators for it, and only the GPU's figure is of interest."""
-    return torch.float16 if plan.is_gpu else torch.bfloat16
+def autocast(plan: Plan, *, enabled: bool = True) -> torch.autocast:
+    """In float16; on the CPU bfloat16, for which it has many more operators: only the GPU's figure is of interest."""
+    device, half = ("cuda", torch.float16) if plan.is_gpu else ("cpu", torch.bfloat16)
+    return torch.autocast(device, half, enabled)
 
 
 def cut_out(network: Any, image: Image.Image, plan: Plan, way: str) -> Image.Image:
     tensor = normalised(image, plan.side).to(plan.device)
     if way.endswith("cast to float16"):
         tensor = tensor.half()
-    with torch.no_grad(), torch.autocast(tensor.device.type, half(plan)) if "autocast" in way else nullcontext():
+    with torch.no_grad(), autocast(plan, enabled="autocast" in way):
         alpha = network(tensor).sigmoid().float().cpu()[0, 0]
     cutout = image.copy()
     cutout.putalpha(Image.fromarray((alpha * 255).byte().numpy()).resize(image.size))
@@ -233,20 +217,16 @@ def naive(plan: Plan, answer: Answer) -> None:
         if way.endswith("cast to float16"):
             network = network.half()
         with answer.or_error({"step": way}, RuntimeError, NotImplementedError):
-            taken = []
-            warm_up = 3 if plan.is_gpu else 1
-            for number in range(warm_up + plan.naive_images):
-                if number == warm_up:
-                    forget_peak(plan)
-                began = time.perf_counter()
-                cut_out(network, images[number % len(images)], plan, way)
-                taken.append(1000 * (time.perf_counter() - began))
-            times = asdict(spread(taken[warm_up:]))
+            one = partial(cut_out, network, plan=plan, way=way)
+            for image in images[: 3 if plan.is_gpu else 1]:  # warms up
+                one(image)
+            chosen = islice(cycle(images), plan.naive_images)
+            times = asdict(spread([1000 * timeit.timeit(partial(one, image), number=1) for image in chosen]))
             del times["jitter"]  # of so few it says nothing
             with NvmlMemory(BenchDevice(plan.device, "").nvml()) as memory:
                 # As the driver books it; where it keeps no such books, all that is used on the device.
                 held = {} if memory.base is None else {"nvml": memory.of(os.getpid()) or memory.base}
-            answer.row({"step": way, "batch": 1, "ms": times["mean"], "memory": peak(plan) | held} | times)
+            answer.row({"step": way, "batch": 1, "ms": times["mean"], "memory": held} | times)
 
 
 def kernels(plan: Plan, answer: Answer) -> None:
@@ -270,7 +250,6 @@ def kernels(plan: Plan, answer: Answer) -> None:
             # As the engine gives it.
             x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device).to(memory_format=torch.channels_last)
             row = {"step": name, "type": kind, "batch": batch}
-            forget_peak(plan)
             with answer.or_error(row, RuntimeError, ValueError), torch.inference_mode():
-                seconds = timed(partial(ask, x), plan, repeats=plan.repeats, warm_up=2)
-                answer.row(row | {"ms": 1000 * seconds, "memory": peak(plan)})
+                seconds = timed(partial(ask, x), plan, repeats=plan.repeats)
+                answer.row(row | {"ms": 1000 * seconds})
