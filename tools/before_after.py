@@ -18,7 +18,7 @@ MAGENTA = (255, 0, 160)  # loud: any rim of the old background would show
 
 
 def before_after(target: Path) -> None:
-    """Writes the strip: the photograph, the cutout on a checkerboard, the cutout on magenta."""
+    """The strip: the photograph, the cutout on a checkerboard, the cutout on magenta."""
     with tempfile.TemporaryDirectory() as scratch:
         source, result = Path(scratch, PHOTOGRAPH), Path(scratch, "out")
         source.write_bytes((resources.files("skimage") / "data" / PHOTOGRAPH).read_bytes())

@@ -13,7 +13,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from tools.tables import values
 Leg = Callable[[Path, int, int], dict[str, Any]]  # (empty folder, faults, seed) -> counts; raises AssertionError
 
 
-def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int, in_memory: bool = True) -> int:
+def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int) -> int:
     """`count` faults of that `unit` by default, `each` of them a leg. The exit status."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(f"--{unit}", dest="count", type=int, default=count, help=f"in all (default: {count:,})")
@@ -42,7 +41,7 @@ def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int, i
             continue
         with (
             tempfile.TemporaryDirectory(prefix=f"rmbgd-{name}-") as fallback,
-            memory_folder(Path(fallback)) if in_memory else nullcontext(Path(fallback)) as base,
+            memory_folder(Path(fallback)) as base,
         ):
             try:
                 found = leg(base / "leg", min(given.each, given.count - first), seed)

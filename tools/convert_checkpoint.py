@@ -59,8 +59,7 @@ def unnest(loaded: object, source: Path) -> dict[str, Tensor]:
         for key in NESTS:
             if isinstance(loaded.get(key), Mapping):
                 return unnest(loaded[key], source)
-        tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
-        if tensors:
+        if tensors := {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}:
             return tensors
     raise ModelError(f"{source}: holds no named tensors (a whole pickled module is not a checkpoint)")
 

@@ -199,25 +199,19 @@ def _code(words: Iterable[str]) -> str:
     return ", ".join(f"`{word}`" for word in words)
 
 
-def _reasons() -> Iterator[str]:
-    yield "Why an image is refused: `reason` of `image.failed`, of the sidecar `<name>.error.json`, and in the ledger."
-    yield _table(("reason", "meaning"), [(f"`{reason}`", text) for reason, text in REASON_TEXT.items()])
-
-
 def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
     return "\n".join(lines)
 
 
+REASONS = "Why an image is refused: `reason` of `image.failed`, of the sidecar `<name>.error.json`, and in the ledger."
 PARTS: dict[str, Callable[[], Iterable[str]]] = {
     "Settings": _settings,
     "Commands": _commands,
     "Events": _events,
-    "Reasons": _reasons,
-    "Exit statuses": lambda: [
-        _table(("exit status", "meaning"), [(str(int(n)), text) for n, text in EXIT_TEXT.items()])
-    ],
+    "Reasons": lambda: [REASONS, _table(("reason", "meaning"), [(f"`{r}`", text) for r, text in REASON_TEXT.items()])],
+    "Exit statuses": lambda: [_table(("exit status", "meaning"), [(str(int(n)), t) for n, t in EXIT_TEXT.items()])],
 }
 FILES: dict[str, Callable[[], str]] = {"config/rmbgd.toml": default_toml, "docs/reference.md": reference}
 

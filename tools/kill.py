@@ -98,10 +98,8 @@ def one_life(service: ServiceUnderTest, dice: random.Random, kill: int) -> bool:
         if way == "work":
             service.wait_for("service.ready", count=1 + ready)
         time.sleep(dice.uniform(*LIFE[way]))
-    burnt = service.ended
-    if burnt:
-        assert way == "step", service.tail()
-        assert service.reap() == -9, service.tail()  # only the fuse ends it
+    if burnt := service.ended:
+        assert (way, service.reap()) == ("step", -9), service.tail()  # only the fuse ends it
     else:
         service.kill()
     service.fuse.unlink(missing_ok=True)

@@ -73,18 +73,8 @@ GROWTH = 1 << 20  # bytes per 1,000 images that memory in use may at most be gro
 # --- readings, and whether they grow
 
 
-class Slope(NamedTuple):
-    value: float
-    low: float
-    high: float
-
-    def per(self, unit: float) -> list[float | None]:
-        """For JSON, which knows no infinity: None for a bound that nothing is known of."""
-        return [round(each * unit, 3) if math.isfinite(each) else None for each in self]
-
-
-def slope(times: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> Slope:
-    """The slope of a quantity over time with its 95 % bounds; one sequence per life of the process.
+def slope(times: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """The slope of a quantity over time, and its lower and upper 95 % bound; one sequence per life of the process.
 
     Ordinary least squares with an intercept for each life; the error is widened for readings that resemble their
     neighbours, by their lag-1 autocorrelation (effective number n (1 - r) / (1 + r)). Student's t by Peiser's
@@ -93,17 +83,17 @@ def slope(times: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -
     x, y = (np.concatenate([np.asarray(life) - np.mean(life) for life in lives or [[0]]]) for lives in (times, values))
     spread = x @ x
     if len(x) < 3 + len(times) or not spread:
-        return Slope(0.0, -math.inf, math.inf)
+        return 0.0, -math.inf, math.inf
     value = float(x @ y / spread)
     rest = y - value * x
     power = rest @ rest
     if not power:
-        return Slope(value, value, value)
+        return value, value, value
     near = float(np.clip(rest[:-1] @ rest[1:] / power, 0.0, 0.99))
     free = max(1.0, len(x) * (1 - near) / (1 + near) - len(times) - 1)
     student = Z + (Z**3 + Z) / (4 * free) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * free**2)
     bound = student * math.sqrt(power / (len(x) - len(times) - 1) / spread * (1 + near) / (1 - near))
-    return Slope(value, value - bound, value + bound)
+    return value, value - bound, value + bound
 
 
 class Reading(NamedTuple):
@@ -120,9 +110,6 @@ class Reading(NamedTuple):
     shared: float
 
 
-QUANTITIES = Reading._fields[2:]
-
-
 def read(pid: int, state: Path, memory: Path, *, life: int, now: float) -> Iterator[Reading]:
     """Of the process, of the ledger below `state`, and of the file `memory` that the launcher writes."""
     with contextlib.suppress(OSError):  # the ledger's log comes and goes
@@ -136,18 +123,22 @@ def read(pid: int, state: Path, memory: Path, *, life: int, now: float) -> Itera
             yield Reading(life, now, rss, heap, rss - held, descriptors, threads, ledger, shared)
 
 
-def slopes_of(readings: Sequence[Reading], seconds: float) -> dict[str, Slope]:
-    """Per hour. The ledger outlives the process, and is judged once it forgets; the others begin anew each life."""
+def slopes_of(readings: Sequence[Reading], seconds: float, *, per_second: float) -> dict[str, list[float | None]]:
+    """For 1,000 images, `per_second` of which were done; None for a bound that nothing is known of.
+
+    The ledger outlives the process, and is judged once it forgets; the others begin anew each life.
+    """
     pause = min(WARM_UP, seconds / 10)
     lives = [list(life) for _, life in groupby(readings, attrgetter("life"))]
     warm = [[each for each in life if each.seconds >= life[0].seconds + pause] for life in lives]
     begun = [life for life in warm if life]
     forgetting = [each for each in readings if each.seconds >= min(REMEMBERED, seconds / 2)]
     found = {}
-    for name in QUANTITIES:
+    for name in Reading._fields[2:]:
         counted = [forgetting] if name == "ledger" and forgetting else begun
-        hours = [[each.seconds / 3600 for each in life] for life in counted]
-        found[name] = slope(hours, [[getattr(each, name) for each in life] for life in counted])
+        done = [[each.seconds * per_second / 1000 for each in life] for life in counted]
+        bounds = slope(done, [[getattr(each, name) for each in life] for life in counted])
+        found[name] = [round(each, 3) if math.isfinite(each) else None for each in bounds]
     return found
 
 
@@ -239,10 +230,12 @@ class Faults:
 
 
 class Soak:
-    """One run. `strange` are files whose right outcome is not known here."""
+    """One run, below the folder `base`, which it makes."""
 
-    def __init__(self, base: Path, *, seconds: float, fault_every: float, seed: int, strange: list[Path]) -> None:
-        self._seconds, self._fault_every, self._strange = seconds, fault_every, strange
+    def __init__(self, base: Path, seconds: float, seed: int, fault_every: float) -> None:
+        self._seconds, self._fault_every = seconds, fault_every
+        root = Path(os.environ.get("RMBGD_SHARED", Path(__file__).parents[2] / "shared")) / "hostile" / "files"
+        self._strange = sorted(path for path in root.rglob("*") if path.is_file())  # outcomes are not known here
         self._dice = random.Random(seed)
         engine = {"device": "cuda:0", "batch_timeout": 2.0, "restart_delay_maximum": 1.0}
         intake = {"attempts": 10, "incomplete_timeout": 3.0}
@@ -263,7 +256,7 @@ class Soak:
             self._feed_and_hurt(began)
             self._faults.mend()
             service.wait(service.is_idle, "the rest after the last fault", timeout=FINISH)
-        return self._audited((time.monotonic() - began) / 3600)
+        return self._audited(time.monotonic() - began)
 
     def _feed_and_hurt(self, began: float) -> None:
         next_image = next_reading = 0.0
@@ -294,7 +287,7 @@ class Soak:
         (self._other if name.startswith("strange/") else self._good)[name] = data
         self._service.drop(name, data)
 
-    def _audited(self, hours: float) -> dict[str, Any]:
+    def _audited(self, seconds: float) -> dict[str, Any]:
         service = self._service
         ended = audit.places(service.roots, self._good | self._other)
         assert "input" not in ended.values(), [name for name, where in ended.items() if where == "input"]
@@ -317,8 +310,7 @@ class Soak:
             remembered = sum(ledger.counts().values())
         if self._seconds > REMEMBERED:
             assert remembered < len(ended), "nothing was ever forgotten"
-        per_image = done / hours / 1000
-        slopes = {name: each.per(1 / per_image) for name, each in slopes_of(self._readings, self._seconds).items()}
+        slopes = slopes_of(self._readings, self._seconds, per_second=done / seconds)
         judged = self._seconds >= JUDGED_FROM
         low = {name: slopes[name][1] for name in ("heap", "outside")}
         return {
@@ -338,10 +330,7 @@ class Soak:
 
 
 def soak(base: Path, seconds: float, seed: int, *, fault_every: float = FAULT_EVERY) -> dict[str, Any]:
-    """Below the folder `base`, which it makes. Raises AssertionError, also where memory surely grows."""
-    root = Path(os.environ.get("RMBGD_SHARED", Path(__file__).parents[2] / "shared")) / "hostile" / "files"
-    strange = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
-    return Soak(base, seconds=seconds, fault_every=fault_every, seed=seed, strange=strange).run()
+    return Soak(base, seconds, seed, fault_every).run()
 
 
 def report(result: dict[str, Any]) -> Table:

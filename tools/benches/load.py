@@ -1,7 +1,7 @@
 """How long a checkpoint takes to become a ready network, and what memory it costs: rmbgd against transformers.
 
-FOLDER holds model.safetensors, float32 or float16. Every run is a fresh process on a warm page cache; runs of the ways
-alternate, so that a busy machine hurts them alike, and the shortest is shown.
+Every run is a fresh process on a warm page cache; runs of the ways alternate, so that a busy machine hurts them alike,
+and the shortest is shown.
 
 ways      `rmbgd`: load_model until the module can compute. `rmbgd, digest checked`: until its provenance is known too.
           `transformers`: AutoModelForImageSegmentation.from_pretrained of the same folder, until the network can

@@ -11,8 +11,7 @@ common way  Pillow throughout: decode, LANCZOS to the network's size, LANCZOS of
             on transparent black, save at the format's defaults (lossless for WebP, as rmbgd's default is). No hashing,
             no limits.
 
-Not included on either side: settling, ledger, shared memory, normalisation, the network. Every kind of output of rmbgd
-is decoded with Pillow and with OpenCV and compared with what was to be stored.
+Every kind of output of rmbgd is decoded with Pillow and with OpenCV and compared with what was to be stored.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import io
 import itertools
 import statistics
 import sys
@@ -180,9 +178,7 @@ def verify(bench: Workbench, way: Way) -> None:
     target = bench.folder / f"verify{SUFFIXES[way.recipe.format]}"
     stored = np.array(rmbgd_way(bench, way, target))
     data = target.read_bytes()
-    with Image.open(io.BytesIO(data)) as opened:
-        by_pillow = np.asarray(opened)
-        header = probe(data, LIMITS, animated="refuse", metadata=())
+    by_pillow, header = np.asarray(Image.open(target)), probe(data, LIMITS, animated="refuse", metadata=())
     by_opencv = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     assert by_opencv is not None
     if stored.ndim == 3:
@@ -215,19 +211,17 @@ def measure(side: int, rounds: int, threads: int, quick: bool) -> list[dict[str,
                 rate = run_batch(bench, way, pool, threads, count)
                 rates[way.name] += [rate] if number else []
                 sizes[way.name] = (folder / f"out0{SUFFIXES[way.recipe.format]}").stat().st_size
-    rows: dict[str, dict[str, Any]] = {}
+    medians = {name: [statistics.median(each) for each in zip(*pairs, strict=True)] for name, pairs in rates.items()}
+    rows = []
     for way in WAYS:
-        speed, cpu = (statistics.median(values) for values in zip(*rates[way.name], strict=True))
-        row = {"way": way.name, "size": side, "images_per_second": speed, "cpu_milliseconds": cpu}
-        rows[way.name] = row | {"output_bytes": sizes[way.name]}
+        (speed, cpu), size = medians[way.name], sizes[way.name]
+        row = {"way": way.name, "size": side, "images_per_second": speed, "cpu_milliseconds": cpu, "output_bytes": size}
         if way.against:
-            base = rows[way.against]
-            rows[way.name] |= {
-                "times_faster": speed / base["images_per_second"],
-                "times_less_cpu": base["cpu_milliseconds"] / cpu,
-                "times_the_bytes": sizes[way.name] / sizes[way.against],
-            }
-    return [{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows.values()]
+            base_speed, base_cpu = medians[way.against]
+            row |= {"times_faster": speed / base_speed, "times_less_cpu": base_cpu / cpu}
+            row |= {"times_the_bytes": size / sizes[way.against]}
+        rows.append({key: round(each, 3) if isinstance(each, float) else each for key, each in row.items()})
+    return rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

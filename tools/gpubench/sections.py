@@ -3,8 +3,7 @@
     python -m tools.bench gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540]
     python -m tools.bench gpu --out FOLDER --device cpu --quick
 
-Run it in the checkout's root, on a machine without other work. tools/gpu_session.sh runs the GPU tests before it, which
-compare logits with the reference's and hold the memory that the engine may take.
+Run it in the checkout's root, on a machine without other work; tools/gpu_session.sh runs the GPU tests before it.
 Each section is a process of its own, so that one that fails, hangs or breaks the device's context loses only itself;
 the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt and bench_gpu.log.
 
