@@ -65,7 +65,6 @@ def unnest(loaded: object, source: Path) -> dict[str, Tensor]:
 
 
 def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of training wrappers, as many as there are."""
     for prefix in WRAPPERS:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return strip({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})

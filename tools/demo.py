@@ -127,7 +127,6 @@ def run(result: Path, console: Console) -> int:
                         drop(files[name], base / "input" / name)
                 elif event["event"] in {"image.done", "image.failed"}:
                     outcomes[event["path"]] = event
-                    status.update(f"{event['path']}: {event['event']}")
                 if len(outcomes) == len(WAYS):
                     break
     finally:

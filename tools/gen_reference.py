@@ -51,9 +51,6 @@ def sections() -> Iterator[tuple[str, str, type[BaseModel]]]:
     yield "folder", "[[folder]]", Folder
 
 
-# --- config/rmbgd.toml
-
-
 def default_toml() -> str:
     blocks = [_comment(line) for line in HEADER]
     for name, heading, model in sections():
@@ -116,9 +113,6 @@ def _number(value: float, field: FieldInfo) -> str:
             if value >= size and value % size == 0:
                 return f"{int(value) // size} {name}"
     return f"{value:_}" if isinstance(value, int) else f"{value:g}"
-
-
-# --- docs/reference.md
 
 
 def reference() -> str:

@@ -29,7 +29,7 @@ from tools.tables import steps
 
 BAD_SHARE = 50  # one in so many is no image
 WAYS = ("start", "step", "work", "work")  # how the moment is chosen, in turn
-LIFE = {"start": (0.0, 0.5), "work": (0.0, 1.0)}  # s until a kill; of work, from ready on
+LIFE = {"start": 0.5, "work": 1.0}  # s until a kill, at most; of work, from ready on
 STEPS = 60  # file operations and transactions until a kill; where there are fewer, it comes when all is done
 FRESH = 16  # one start in so many is of a fresh interpreter, the others by fork: a kill during imports shows nothing
 FINISH = 600.0  # s for the rest after the last kill
@@ -97,7 +97,7 @@ def one_life(service: ServiceUnderTest, dice: random.Random, kill: int) -> bool:
     else:
         if way == "work":
             service.wait_for("service.ready", count=1 + ready)
-        time.sleep(dice.uniform(*LIFE[way]))
+        time.sleep(dice.uniform(0.0, LIFE[way]))
     if burnt := service.ended:
         assert (way, service.reap()) == ("step", -9), service.tail()  # only the fuse ends it
     else:

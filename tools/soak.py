@@ -6,8 +6,7 @@ where that folder is. Faults: the service killed, stopped in good order, frozen,
 killed or frozen; CUDA errors; heat; the output folder gone; no descriptor left; the log rotated. Everything is audited
 at the end: folders, cutouts, ledger, and an event for every image in the log and its rotated parts.
 
-Where time is the mechanism it runs fast: half a day a second for what the ledger remembers (30 days), dwells and
-intervals of the GPU's health in fractions of a second.
+Where time is the mechanism it runs fast: half a day a second for what the ledger remembers (30 days).
 
 Reports the slope of memory, descriptors, threads, the ledger's size and shared memory per 1,000 images, with its 95 %
 bounds. In runs of ten minutes or more those of memory are judged: of what is in use of the C heap, and of what is
@@ -68,9 +67,6 @@ PASSING = ("look_again", "kill_engine", "freeze_engine", "cuda_error", "rotate")
 ENDING = ("kill", "restart")
 Z = 1.959964  # the normal distribution's 97.5 % quantile
 GROWTH = 1 << 20  # bytes per 1,000 images that memory in use may at most be growing by, for certain
-
-
-# --- readings, and whether they grow
 
 
 def slope(times: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> tuple[float, float, float]:
@@ -142,9 +138,6 @@ def slopes_of(readings: Sequence[Reading], seconds: float, *, per_second: float)
     return found
 
 
-# --- faults
-
-
 def hostile(dice: random.Random, number: int) -> bytes:
     """Something that calls itself an image, different each time."""
     whole = sample_image(number, size=(dice.randint(1, 200), dice.randint(1, 200)))
@@ -163,22 +156,15 @@ def hostile(dice: random.Random, number: int) -> bytes:
 
 
 class Faults:
-    """Faults done to the service, and the repair of those that last; no other may begin before one is mended.
-
-    `counts` says what was done.
-    """
+    """Faults done to the service, and the repair of those that last; no other may begin before one is mended."""
 
     def __init__(self, service: GpuUnderTest, dice: random.Random) -> None:
         self._service, self._dice = service, dice
         self._repair: Callable[[], object] | None = None
         self._due = 0.0  # moment on the monotonic clock
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # of what was done
         self.life = 0
         self.parts: list[Path] = []  # of the log, oldest first, without the newest
-
-    @property
-    def open(self) -> bool:
-        return self._repair is not None
 
     def one(self, *, ending: bool) -> None:
         """Any. `ending`: also one that ends a life."""
@@ -218,12 +204,13 @@ class Faults:
                 self.life += 1
                 service.start()
 
-    def mend(self, *, due: bool = False) -> None:
-        """Now, if there is anything; `due`: and it has lasted long enough."""
+    def mend(self, *, due: bool = False) -> bool:
+        """Now, if there is anything; `due`: and it has lasted long enough. Whether all is mended."""
         if self._repair is not None and (not due or time.monotonic() >= self._due):
             repair, self._repair = self._repair, None
             with contextlib.suppress(ProcessLookupError):
                 repair()
+        return self._repair is None
 
     def _repair_later(self, repair: Callable[..., object], *arguments: object) -> None:
         self._repair, self._due = partial(repair, *arguments), time.monotonic() + SHORTAGE
@@ -269,8 +256,7 @@ class Soak:
             if now >= next_reading:
                 next_reading += SAMPLE
                 self._readings += read(service.pid, service.state, self._memory, life=faults.life, now=now)
-            faults.mend(due=True)
-            if now >= next_fault and not faults.open:
+            if faults.mend(due=True) and now >= next_fault:
                 next_fault = now + self._dice.uniform(0.5, 1.5) * self._fault_every
                 faults.one(ending=now < LIVES_END * self._seconds)
             time.sleep(0.02)
@@ -314,7 +300,6 @@ class Soak:
         judged = self._seconds >= JUDGED_FROM
         low = {name: slopes[name][1] for name in ("heap", "outside")}
         return {
-            "seconds": round(self._seconds, 1),
             "lives": self._faults.life + 1,
             "done": done,
             "refused": failed,
@@ -322,7 +307,6 @@ class Soak:
             "told_again": sum(count > 1 for count in told.values()),
             "remembered": remembered,
             "faults": dict(sorted(self._faults.counts.items())),
-            "readings": len(self._readings),
             "per_1000_images": slopes,
             "judged": judged,
             "grows": [name for name, each in low.items() if judged and each is not None and each > GROWTH],

@@ -4,12 +4,10 @@ Weights are drawn by the recipe (`birefnet/recipe.py`) of the measuring data: be
 RMBGD_SHARED says. Time and memory would be the same with any weights; the error would not. The plain implementation is
 the tests' oracle: eager, unfolded, whole score and column tensors.
 
-Each variant lives in a process of its own. They compute in turn, one at a time, so that whatever else the machine does
-hurts them alike.
+Each variant lives in a process of its own; they compute in turn, so that a busy machine hurts them alike.
 
-seconds   shortest forward of all rounds after the first, which pays for pages and caches (also with --rounds 1: two)
-cpu s     processor seconds of all threads in that forward; threads wait without spinning, so a busy machine changes it
-          less than the seconds
+seconds   shortest forward of all rounds after the first, which pays for pages and caches
+cpu s     processor seconds of all threads in that forward: a busy machine changes it less than the seconds
 peak      highest resident size during a forward, weights included
 error     alpha, mean absolute difference from the plain float32 answer, in steps of 1/255
 """

@@ -4,12 +4,9 @@ Both ways start at a JPEG file (quality 90, 4:2:0, with profile and 300 dpi) and
 (temporary name, then rename; without a sync). The network is null: both make its input, uint8 [1024, 1024, 3], and take
 a ready 1024 x 1024 alpha for its answer.
 
-rmbgd       what the service calls: read and hash the file, probe, decode into planes that exist already, shrink to the
-            network's size (torch's antialiased uint8 filter, like the engine), alpha back to the image's size in
-            float, compose, clean the edges or not, arrange, encode, hash the output.
+rmbgd       what the service calls, hashing and limits included, in planes that exist already.
 common way  Pillow throughout: decode, LANCZOS to the network's size, LANCZOS of the 8-bit alpha back, Image.composite
-            on transparent black, save at the format's defaults (lossless for WebP, as rmbgd's default is). No hashing,
-            no limits.
+            on transparent black, save at the format's defaults (lossless for WebP, as rmbgd's default is).
 
 Every kind of output of rmbgd is decoded with Pillow and with OpenCV and compared with what was to be stored.
 """
@@ -19,9 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import itertools
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -35,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from rmbgd.bench.samples import drawn
 from rmbgd.config.load import LimitSettings, Recipe
 from rmbgd.imaging.compose import Pixels, arrange, compose_rgba, quantise_alpha
 from rmbgd.imaging.decode import decode_into, probe, read_limited
@@ -46,8 +42,6 @@ from tools.tables import Report, steps, table
 NETWORK = 1024  # pixels a side
 SIZES = "1024,2000"  # pixels a side
 LIMITS = LimitSettings()
-# Public-domain photographs that scikit-image carries inside its package.
-PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "hubble_deep_field")
 
 
 class Way(NamedTuple):
@@ -68,25 +62,6 @@ WAYS = (
     Way("common way, WebP lossless", Recipe(format="webp")),
     Way("rmbgd, WebP lossless", Recipe(format="webp"), against="common way, WebP lossless"),
 )
-
-
-def image(side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A mosaic at about the photographs' own resolution, with a camera's noise: 1.7 to 2 bits a pixel as JPEG."""
-    try:
-        from skimage import data
-    except ImportError:
-        sys.exit("bench pipeline: the test photographs come from scikit-image; pip install 'rmbgd[demo]'")
-    tiles = [np.asarray(getattr(data, name)(), np.uint8) for name in PHOTOGRAPHS]
-    out = np.empty((side, side, 3), np.uint8)
-    spans = list(itertools.pairwise(np.linspace(0, side, round(side / 512) + 1).astype(int)))
-    for index, ((top, bottom), (left, right)) in enumerate(itertools.product(spans, spans)):
-        tile = tiles[(index + index // len(tiles)) % len(tiles)]
-        factor = max((right - left) / tile.shape[1], (bottom - top) / tile.shape[0])
-        size = (max(right - left, round(tile.shape[1] * factor)), max(bottom - top, round(tile.shape[0] * factor)))
-        filled = cv2.resize(tile, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
-        out[top:bottom, left:right] = filled[: bottom - top, : right - left]
-    noise = rng.standard_normal((side, side, 1), np.float32) * 2.0
-    return np.asarray(np.clip(out + noise, 0, 255), np.uint8)
 
 
 def matte(rng: np.random.Generator) -> NDArray[np.float32]:
@@ -191,15 +166,14 @@ def verify(bench: Workbench, way: Way) -> None:
 
 
 def measure(side: int, rounds: int, threads: int, quick: bool) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(7)
     rates: dict[str, list[tuple[float, float]]] = {way.name: [] for way in WAYS}
     sizes: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-") as name, ThreadPoolExecutor(threads) as pool:
         folder = Path(name)
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         options: dict[str, Any] = {"quality": 90, "subsampling": "4:2:0", "icc_profile": profile, "dpi": (300, 300)}
-        Image.fromarray(image(side, rng)).save(folder / "photo.jpg", **options)
-        bench = Workbench(folder / "photo.jpg", folder, matte(rng))
+        Image.fromarray(drawn(1, side)[0].rgb).save(folder / "photo.jpg", **options)
+        bench = Workbench(folder / "photo.jpg", folder, matte(np.random.default_rng(7)))
         for way in WAYS:
             if way.against:
                 verify(bench, way)

@@ -7,14 +7,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
-import subprocess
-import sys
 import tempfile
 import time
-import timeit
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -52,9 +47,8 @@ def start_and_latency(base: Path, images: int) -> dict[str, float]:
         (service.input / name).write_bytes(data)
         closed = time.monotonic()
         latencies.append(service.wait_for("image.done", path=name)["monotonic"] - closed)
-    began = time.monotonic()
     service.stop()
-    found = {"ready_s": ready, "idle_stop_s": time.monotonic() - began}
+    found = {"ready_s": ready}
     for share in (50, 95):
         latency = ranked(sorted(latencies), share / 100)
         found |= {f"latency_p{share}_s": latency, f"own_p{share}_ms": 1000 * (latency - QUIET)}
@@ -110,12 +104,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(chosen: argparse.Namespace) -> Report:
     images, waiting = (3, 40) if chosen.quick else (chosen.images, chosen.backlog)
-    call = partial(subprocess.run, [sys.executable, "-m", "rmbgd", "--help"], check=True, stdout=subprocess.DEVNULL)
-    taken = timeit.repeat(call, number=1, repeat=1 if chosen.quick else 9)
-    found: dict[str, float] = {"help_median_s": statistics.median(taken)}
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-") as place:
         base = Path(place)
-        found |= start_and_latency(base / "latency", images)
+        found = start_and_latency(base / "latency", images)
         found |= claims(base / "claims", waiting)
         found |= backlog(base / "backlog", waiting)
     found = {name: round(value, 4) for name, value in found.items()}

@@ -57,8 +57,7 @@ def measure(plan: Plan, answer: Answer) -> None:
 def answers_of(network: Any, x: Any) -> NDArray[np.float32]:
     """Logits float32 [B, h, w], image by image: the plain network takes gigabytes for each."""
     with torch.inference_mode():
-        logits = [network(one[None]) for one in x]
-        return np.asarray(torch.cat(logits)[:, 0].float().cpu().numpy())
+        return np.asarray(torch.cat([network(one[None]) for one in x])[:, 0].float().cpu().numpy())
 
 
 def through_the_engine(plan: Plan, kind: str, images: Any) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -85,14 +84,10 @@ def compared(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> dic
 
 def alphas(alpha: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
     off = np.abs(alpha.astype(np.int16) - reference)
-    ours_solid, theirs = alpha >= 128, reference >= 128
-    union = int(np.count_nonzero(ours_solid | theirs))
-    return {
-        "mean": float(off.mean()),
-        "p999": float(np.quantile(off, 0.999)),
-        "far": float((off > 8).mean()),
-        "overlap": np.count_nonzero(ours_solid & theirs) / union if union else 1.0,
-    }
+    solid, theirs = alpha >= 128, reference >= 128
+    overlap = (solid & theirs).sum() / (solid | theirs).sum() if solid.any() or theirs.any() else 1.0
+    found = {"mean": off.mean(), "p999": np.quantile(off, 0.999), "far": (off > 8).mean(), "overlap": overlap}
+    return {name: float(each) for name, each in found.items()}
 
 
 def judged(row: dict[str, float], kind: str, usual: dict[str, float]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import statistics
@@ -36,8 +36,6 @@ MATRIX, COPY_BYTES = 8192, 4 << 30  # of the products and copies on a GPU, where
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAIVE_WAYS = ("naive float32", "naive, autocast float16", "naive, cast to float16")
 
-# --- weights
-
 
 def draw(name: str, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
     """One tensor that exercises its layer: statistics differ by channel, offsets move samples between pixels."""
@@ -55,10 +53,9 @@ def draw(name: str, shape: tuple[int, ...], random: np.random.Generator) -> NDAr
 
 
 def write_weights(plan: Plan) -> str:
-    """model.safetensors and config.json under the published names. Says where they come from.
+    """The recipe's where it is at hand, else drawn by the same rule: time and memory are the same, errors are alike.
 
-    The recipe's where its folder is at hand, else drawn by the same rule from other numbers: time and memory are the
-    same, errors are alike.
+    Says which.
     """
     folder = plan.weights
     if plan.checkpoint:
@@ -85,8 +82,7 @@ def ours(plan: Plan, dtype: Any) -> Any:
 def plain(plan: Plan) -> tuple[Any, str]:
     """The tests' oracle in float32, on the device, and which deformable convolution it uses.
 
-    The author's code calls torchvision's, which is much faster on a GPU than the oracle's own gathering: with
-    torchvision at hand the plain way gets it too.
+    The author's code calls torchvision's, which is much faster on a GPU than the oracle's own.
     """
     oracle = module("oracle")
     network = oracle.build(plan.backbone, plan.patch_order)
@@ -94,10 +90,8 @@ def plain(plan: Plan) -> tuple[Any, str]:
     # The counters of BatchNorm are optional, and nothing reads them.
     network.load_state_dict({name: state[name] for name in network.state_dict() if not is_optional(name)}, strict=False)
     network = network.to(plan.device)
-    try:
-        deform_conv2d = importlib.import_module("torchvision.ops").deform_conv2d
-    except ImportError:
-        deform_conv2d = None
+    there = importlib.util.find_spec("torchvision") is not None
+    deform_conv2d = importlib.import_module("torchvision.ops").deform_conv2d if there else None
     for part in network.modules():
         if isinstance(part, oracle.DeformableConv):
             part.forward = partial(_deformed, part, deform_conv2d)
@@ -112,9 +106,6 @@ def _deformed(part: Any, deform_conv2d: Any, x: Any) -> Any:
     with torch.device(x.device), torch.autocast(x.device.type, enabled=False):
         x = x.to(weight.dtype)
         return (weight.flatten(1) @ part.columns(x).flatten(1, 2)).unflatten(-1, x.shape[-2:])
-
-
-# --- the device
 
 
 def choose_device(plan: Plan) -> None:
@@ -148,18 +139,13 @@ def timed(call: Callable[[], object], plan: Plan, *, repeats: int) -> float:
 def flops(backbone: str, side: int) -> float:
     """Floating-point operations of one forward of the plain network (a multiplication and an addition are two).
 
-    Counted by torch on shapes alone, windows' padding and the deformable convolutions' products included; pointwise
-    work, softmax and sampling are not.
+    Counted by torch on shapes alone; pointwise work, softmax and sampling are not.
     """
     with torch.device("meta"):
         network = module("oracle").build(backbone)
-        counter = FlopCounterMode(display=False)
-        with counter:
+        with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, 3, side, side))
     return float(counter.get_total_flops())
-
-
-# --- sections
 
 
 def ceilings(plan: Plan, answer: Answer) -> None:
@@ -204,9 +190,8 @@ def cut_out(network: Any, image: Image.Image, plan: Plan, way: str) -> Image.Ima
 def naive(plan: Plan, answer: Answer) -> None:
     """The plain ways, one image at a time: as the author's page does it, under autocast, and cast to float16.
 
-    From a decoded image to an image with alpha, all on the caller's thread: Pillow resizes, torch normalises, the mask
-    comes back through the host and is resized by Pillow. Decoding and encoding are none of the engine's either, with
-    whose time from arena to arena this is compared. TF32 as the author's page has it: on for float32 products.
+    From a decoded image to an image with alpha, which is compared with the engine's time from arena to arena. TF32 as
+    the author's page has it: on for float32 products.
     """
     choose_device(plan)
     torch.set_float32_matmul_precision("high")

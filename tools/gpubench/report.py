@@ -119,9 +119,6 @@ def targets(answers: Answers) -> dict[str, tuple[str, bool | None]]:
     return measured
 
 
-# --- tables
-
-
 def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     answers, plan = result["answers"], result["plan"]
     yield f"{plan['backbone']}, {plan['side']} x {plan['side']}, on {plan['device']}"

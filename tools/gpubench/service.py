@@ -82,9 +82,7 @@ def hot_folder(plan: Plan, answer: Answer) -> None:
         files=plan.hot_files,
         per_second=(len(done) - first) / (done[-1]["monotonic"] - done[first - 1]["monotonic"]),
         devices=sorted({str(event["device"]) for event in done}),
-        mean_batch=sum(event["batch"] for event in done) / len(done),
         milliseconds=milliseconds,
-        threads=service.threads,
         busy=shares,
         bound=bottleneck(shares, milliseconds) if shares else "unknown",
     )
