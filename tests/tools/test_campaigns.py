@@ -8,6 +8,7 @@ import os
 import random
 import sys
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,8 @@ def test_slope_lies_within_its_bounds(true: float) -> None:
     for _ in range(200):
         values = []
         for life in range(3):
-            noise, here = 0.0, []
-            for step in range(100):
-                noise = 0.5 * noise + dice.gauss(0, 1)
-                here.append(1000 * life + true * step / 100 + noise)
-            values.append(here)
+            noise = accumulate((dice.gauss(0, 1) for _ in range(100)), lambda last, new: 0.5 * last + new)
+            values.append([1000 * life + true * step / 100 + each for step, each in enumerate(noise)])
         _, low, high = slope([[step / 100 for step in range(100)]] * 3, values)
         within += low <= true <= high
     assert 180 <= within <= 199

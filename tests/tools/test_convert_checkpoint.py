@@ -52,8 +52,6 @@ def test_wrappers_and_training_state_come_off_and_counters_stay(tmp_path, tensor
 
 
 class Hostile:
-    """A pickle that makes a file when it is loaded the careless way."""
-
     def __init__(self, path):
         self.path = path
 
@@ -72,7 +70,6 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, run):
 
 
 def test_what_cannot_be_converted_is_told_in_one_line(tmp_path, tensors, run):
-    """Damage, another architecture (by what it probably is) and a missing tensor: exit 1, and no target."""
     refused = {"a.pth": "U²-Net", "b.safetensors": "128 channels", "c.pth": "1 missing: decoder.conv_out1.0.weight"}
     for name, content in (("empty.pth", b""), ("junk.pth", b"junk"), ("torn.pth", b"PK\x03\x04 torn")):
         (tmp_path / name).write_bytes(content)
@@ -89,6 +86,5 @@ def test_what_cannot_be_converted_is_told_in_one_line(tmp_path, tensors, run):
 
 @pytest.mark.integration
 def test_it_runs_from_anywhere(tmp_path):
-    """Called as the loader's refusal spells it, from another folder, the tool starts and explains itself."""
     answer = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True, check=True, cwd="/")
     assert "source" in answer.stdout

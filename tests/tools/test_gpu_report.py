@@ -81,7 +81,6 @@ def test_rows_are_completed() -> None:
 
 
 def test_text_has_every_row_the_errors_and_the_targets_last() -> None:
-    """What failed stands between the tables and the targets; what an engine did without is said once."""
     found = answers()
     found["waterfall"]["rows"].append({"step": "float8 products", "batch": 8, "error": "needs [Hopper]"})
     found["waterfall"]["limits"] = [{"step": "+ graphs", "what": "graphs", "detail": "none"}] * 2

@@ -53,10 +53,7 @@ def draw(name: str, shape: tuple[int, ...], random: np.random.Generator) -> NDAr
 
 
 def write_weights(plan: Plan) -> str:
-    """The recipe's where it is at hand, else drawn by the same rule: time and memory are the same, errors are alike.
-
-    Says which.
-    """
+    """The recipe's where it is at hand, else drawn by the same rule: they cost the same and err alike. Says which."""
     folder = plan.weights
     if plan.checkpoint:
         return f"checkpoint {folder}"
@@ -137,10 +134,7 @@ def timed(call: Callable[[], object], plan: Plan, *, repeats: int) -> float:
 
 
 def flops(backbone: str, side: int) -> float:
-    """Floating-point operations of one forward of the plain network (a multiplication and an addition are two).
-
-    Counted by torch on shapes alone; pointwise work, softmax and sampling are not.
-    """
+    """Of one forward of the plain network, by shapes alone, without pointwise ones; a product with its sum is two."""
     with torch.device("meta"):
         network = module("oracle").build(backbone)
         with FlopCounterMode(display=False) as counter:

@@ -57,8 +57,7 @@ TARGETS = {  # name -> (what, must, reach for)
 
 
 def rows_of(answers: Answers, section: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = answers.get(section, {}).get("rows", [])
-    return rows
+    return [dict(row) for row in answers.get(section, {}).get("rows", [])]
 
 
 def naive_ms(answers: Answers) -> float | None:
@@ -69,7 +68,7 @@ def completed(answers: Answers, section: str) -> list[dict[str, Any]]:
     """The rows of a section with per_second, ratio, TFLOP/s and the share of the measured float16 ceiling."""
     ceilings, naive = answers.get("ceilings", {}), naive_ms(answers)
     flops, peak = ceilings.get("flops"), ceilings.get("float16_tflops")
-    rows = [dict(row) for row in rows_of(answers, section)]
+    rows = rows_of(answers, section)
     for row in rows:
         if "ms" in row:
             per_image = row["ms"] / (row["batch"] if section == "kernels" else 1)
@@ -92,7 +91,6 @@ def targets(answers: Answers) -> dict[str, tuple[str, bool | None]]:
     judged = [row for row in engine if "error" not in row]
     single, many = (answers.get("sources", {}).get(droppers, {}).get("p95") for droppers in ("1", "8"))
     hot = answers.get("hot_folder", {})
-
     measured: dict[str, tuple[str, bool | None]] = {}
     if steps and naive is not None:
         best = min(steps, key=lambda row: row["ms"])
@@ -128,8 +126,6 @@ def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield from _rows("Errors against float32", ACCURACY, rows_of(answers, "accuracy"))
     for section, title in TITLES.items():
         rows = completed(answers, section)
-        if plan["device"] == "cpu":
-            rows = [row | {"roofline": None} for row in rows]
         yield from _rows(title, STEPS, rows)
         limits = answers.get(section, {}).get("limits", [])  # what engines did without, each said once
         yield from dict.fromkeys(escape(f"{row['step']}: {row['what']}: {row['detail']}") for row in limits)
