@@ -5,12 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 import tempfile
-from importlib import resources
 from pathlib import Path
 
 from PIL import Image
 
-from tools.demo import tiles
+from tools.demo import prepare, tiles
 
 PHOTOGRAPH = "astronaut.png"  # Eileen Collins, NASA, public domain
 HEIGHT, GAP, QUALITY = 320, 8, 76
@@ -18,10 +17,9 @@ MAGENTA = (255, 0, 160)  # loud: any rim of the old background would show
 
 
 def before_after(target: Path) -> None:
-    """Writes the strip: the photograph, the cutout on a checkerboard, the cutout on magenta."""
+    """The strip: the photograph, the cutout on a checkerboard, the cutout on magenta."""
     with tempfile.TemporaryDirectory() as scratch:
-        source, result = Path(scratch, PHOTOGRAPH), Path(scratch, "out")
-        source.write_bytes((resources.files("skimage") / "data" / PHOTOGRAPH).read_bytes())
+        source, result = prepare(Path(scratch, "in"))[PHOTOGRAPH], Path(scratch, "out")
         subprocess.run([sys.executable, "-m", "rmbgd", "once", source, result, "--device", "cpu"], check=True)
         images = tiles(source, result / PHOTOGRAPH, MAGENTA, 16)
     width = round(HEIGHT * images[0].width / images[0].height)

@@ -23,13 +23,8 @@ from rich.console import Console
 
 from tools.tables import Report
 
-BENCHES = {
-    "pipeline": "tools.benches.pipeline",
-    "service": "tools.benches.service",
-    "model": "tools.benches.model",
-    "load": "tools.benches.load",
-    "gpu": "tools.gpubench.sections",
-}
+BENCHES = {name: f"tools.benches.{name}" for name in ("pipeline", "service", "model", "load")}
+BENCHES["gpu"] = "tools.gpubench.sections"
 
 
 def main(words: list[str]) -> int:

@@ -13,7 +13,6 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from tools.tables import values
 Leg = Callable[[Path, int, int], dict[str, Any]]  # (empty folder, faults, seed) -> counts; raises AssertionError
 
 
-def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int, in_memory: bool = True) -> int:
+def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int) -> int:
     """`count` faults of that `unit` by default, `each` of them a leg. The exit status."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(f"--{unit}", dest="count", type=int, default=count, help=f"in all (default: {count:,})")
@@ -34,49 +33,47 @@ def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int, i
     parser.add_argument("--seed", type=int, default=1, help="of the first leg (default: 1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; a campaign that it tells of is continued")
     given = parser.parse_args()
-    record = Record(given.out, {"campaign": name, "seed": given.seed, unit: given.count, "each": given.each})
+    head = {"campaign": name, "seed": given.seed, unit: given.count, "each": given.each}
+    legs = known_legs(given.out, head)
     for number, first in enumerate(range(0, given.count, given.each)):
         seed, began = given.seed + number, time.monotonic()
-        if str(seed) in record.legs:
+        if str(seed) in legs:
             continue
-        with tempfile.TemporaryDirectory(prefix=f"rmbgd-{name}-") as fallback:
-            folder = memory_folder(Path(fallback)) if in_memory else nullcontext(Path(fallback))
-            with folder as base:
-                try:
-                    found = leg(base / "leg", min(given.each, given.count - first), seed)
-                except AssertionError as error:
-                    print(json.dumps({"seed": seed, "found": str(error)[-8000:]}))
-                    return 1
-        record.add(str(seed), found | {"seconds": round(time.monotonic() - began, 1)})
-    Console().print(values(name.replace("_", " "), record.total()))
-    print(json.dumps(record.total()))
+        with (
+            tempfile.TemporaryDirectory(prefix=f"rmbgd-{name}-") as fallback,
+            memory_folder(Path(fallback)) as base,
+        ):
+            try:
+                found = leg(base / "leg", min(given.each, given.count - first), seed)
+            except AssertionError as error:
+                print(json.dumps({"seed": seed, "found": str(error)[-8000:]}))
+                return 1
+        legs[str(seed)] = found | {"seconds": round(time.monotonic() - began, 1)}
+        if given.out is not None:
+            given.out.parent.mkdir(parents=True, exist_ok=True)
+            part = given.out.with_suffix(".part")
+            part.write_text(json.dumps({**head, "total": total(legs), "legs": legs}, indent=1))
+            part.replace(given.out)
+    Console().print(values(name.replace("_", " "), total(legs)))
+    print(json.dumps(total(legs)))
     return 0
 
 
-class Record:
-    """Legs by seed, in a file where one is named. Raises SystemExit for a file of another campaign."""
+def known_legs(path: Path | None, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By seed, of the file where one is named. Raises SystemExit for a file of another campaign."""
+    if path is None or not path.exists():
+        return {}
+    known = json.loads(path.read_text())
+    legs: dict[str, dict[str, Any]] = known.pop("legs")
+    del known["total"]
+    if known != head:
+        raise SystemExit(f"{path} is of another campaign ({known}); name another file, or remove it")
+    return legs
 
-    def __init__(self, path: Path | None, head: Mapping[str, Any]) -> None:
-        self._path, self._head = path, dict(head)
-        self.legs: dict[str, dict[str, Any]] = {}
-        if path is not None and path.exists():
-            known = json.loads(path.read_text())
-            self.legs = known.pop("legs")
-            del known["total"]
-            if known != self._head:
-                raise SystemExit(f"{path} is of another campaign ({known}); name another file, or remove it")
 
-    def add(self, seed: str, counts: dict[str, Any]) -> None:
-        self.legs[seed] = counts
-        if self._path is not None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            part = self._path.with_suffix(".part")
-            part.write_text(json.dumps({**self._head, "total": self.total(), "legs": self.legs}, indent=1))
-            part.replace(self._path)
-
-    def total(self) -> dict[str, Any]:
-        """Counts and seconds of all legs; what cannot be added stands with its leg only."""
-        return reduce(_sum, self.legs.values(), {"legs": len(self.legs)})
+def total(legs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Counts and seconds of all legs; what cannot be added stands with its leg only."""
+    return reduce(_sum, legs.values(), {"legs": len(legs)})
 
 
 def _sum(left: Mapping[str, Any], right: Mapping[str, Any]) -> dict[str, Any]:

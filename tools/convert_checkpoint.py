@@ -59,14 +59,12 @@ def unnest(loaded: object, source: Path) -> dict[str, Tensor]:
         for key in NESTS:
             if isinstance(loaded.get(key), Mapping):
                 return unnest(loaded[key], source)
-        tensors = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}
-        if tensors:
+        if tensors := {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)}:
             return tensors
     raise ModelError(f"{source}: holds no named tensors (a whole pickled module is not a checkpoint)")
 
 
 def strip(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the prefixes of training wrappers, as many as there are."""
     for prefix in WRAPPERS:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return strip({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})

@@ -59,23 +59,13 @@ def prepare(folder: Path) -> dict[str, Path]:
 
 
 def configure(base: Path) -> Path:
-    for name in ("input", "output", "done", "failed", "state", "run"):
+    roles, directories = ("input", "output", "done", "failed"), ("state", "runtime", "models")
+    for name in (*roles, *directories):
         (base / name).mkdir()
+    lines = ["[service]", *(f'{name}_directory = "{base}/{name}"' for name in directories)]
+    lines += ["[[folder]]", 'name = "demo"', *(f'{name} = "{base}/{name}"' for name in roles)]
     path = base / "rmbgd.toml"
-    path.write_text(
-        f"""[service]
-state_directory = "{base}/state"
-runtime_directory = "{base}/run"
-models_directory = "{base}/state/models"
-
-[[folder]]
-name = "demo"
-input = "{base}/input"
-output = "{base}/output"
-done = "{base}/done"
-failed = "{base}/failed"
-"""
-    )
+    path.write_text("\n".join(lines))
     return path
 
 
@@ -109,10 +99,7 @@ class Service:
 
 def tiles(photograph: Path, cutout: Path, colour: tuple[int, int, int], cell: int) -> list[Image.Image]:
     """The photograph; its cutout on a checkerboard of so many pixels a cell; and on a colour, where any rim shows."""
-    with Image.open(photograph) as opened:
-        image = opened.convert("RGB")
-    with Image.open(cutout) as opened:
-        over = opened.convert("RGBA")
+    image, over = Image.open(photograph).convert("RGB"), Image.open(cutout).convert("RGBA")
     if over.size != image.size:
         raise SystemExit(f"{cutout}: is {over.size}, the photograph is {image.size}")
     board, plain = Image.new("RGB", image.size, "white"), Image.new("RGB", image.size, colour)
@@ -123,16 +110,6 @@ def tiles(photograph: Path, cutout: Path, colour: tuple[int, int, int], cell: in
     for background in (board, plain):
         background.paste(over, (0, 0), over)
     return [image, board, plain]
-
-
-def contact_sheet(pairs: list[tuple[Path, Path]], target: Path) -> None:
-    step = TILE + MARGIN
-    sheet = Image.new("RGB", (3 * step + MARGIN, len(pairs) * step + MARGIN), (32, 32, 32))
-    for row, (photograph, cutout) in enumerate(pairs):
-        for column, tile in enumerate(tiles(photograph, cutout, GREEN, 12)):
-            tile.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
-            sheet.paste(tile, (MARGIN + column * step, MARGIN + row * step))
-    sheet.save(target)
 
 
 def run(result: Path, console: Console) -> int:
@@ -150,27 +127,29 @@ def run(result: Path, console: Console) -> int:
                         drop(files[name], base / "input" / name)
                 elif event["event"] in {"image.done", "image.failed"}:
                     outcomes[event["path"]] = event
-                    status.update(f"{event['path']}: {event['event']}")
                 if len(outcomes) == len(WAYS):
                     break
     finally:
         code = service.stop()
         (result / "events.jsonl").write_text("".join(service.log))
-    pairs = []
-    for name, (how, _) in WAYS.items():
+    step = TILE + MARGIN
+    sheet = Image.new("RGB", (3 * step + MARGIN, len(WAYS) * step + MARGIN), (32, 32, 32))
+    for row, (name, (how, _)) in enumerate(WAYS.items()):
         outcome = outcomes.get(name, {"event": "no answer in time"})
         if outcome["event"] != "image.done":
             console.print(f"[red]{name} ({how}): {outcome['event']} {outcome.get('detail', '')}")
             continue
         console.print(f"{name:14} {how:19} {outcome['milliseconds']['total']:6.0f} ms in the service")
-        pairs.append((files[name], base / "output" / outcome["output"]))
-    if len(pairs) == len(WAYS):
-        contact_sheet(pairs, result / "contact-sheet.png")
-        console.print(f"look at    {result / 'contact-sheet.png'}")
+        for column, tile in enumerate(tiles(files[name], base / "output" / outcome["output"], GREEN, 12)):
+            tile.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+            sheet.paste(tile, (MARGIN + column * step, MARGIN + row * step))
+    sheet.save(result / "contact-sheet.png")
+    console.print(f"look at    {result / 'contact-sheet.png'}")
     console.print(f"cutouts    {base / 'output'}\noriginals  {base / 'done'}\nlog        {result / 'events.jsonl'}")
     if code != 0:
         console.print(f"[red]the service ended with exit code {code}; its last lines are in the log")
-    return 0 if len(pairs) == len(WAYS) and code == 0 else 1
+    done = [outcome for outcome in outcomes.values() if outcome["event"] == "image.done"]
+    return 0 if len(done) == len(WAYS) and code == 0 else 1
 
 
 if __name__ == "__main__":

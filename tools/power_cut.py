@@ -24,7 +24,7 @@ import pytest
 
 from tests.support import audit
 from tests.support.images import sample_image
-from tests.support.mounts import cut_power, disk, memory_folder, mount, own_mounts, run
+from tests.support.mounts import cut_power, disk, mount, mounted, own_mounts, run
 from tests.support.service import ServiceUnderTest
 from tools.campaign import main
 from tools.tables import steps
@@ -43,13 +43,8 @@ def campaign(base: Path, rounds: int, seed: int) -> dict[str, Any]:
     own_mounts()
     where = base / "disk"
     where.mkdir(parents=True)
-    # The image lies in memory: whether a cut loses anything is decided by ext4, and syncs cost nothing.
-    with memory_folder(base) as memory, disk(memory / "image", 64 + rounds) as device:
-        mount(where, "ext4", "rw", device)
-        try:
-            return cut_again_and_again(where, device, rounds, random.Random(seed))
-        finally:
-            run("umount", where)
+    with disk(base / "image", 64 + rounds) as device, mounted(where, "ext4", "rw", device):
+        return cut_again_and_again(where, device, rounds, random.Random(seed))
 
 
 def cut_again_and_again(base: Path, device: str, rounds: int, dice: random.Random) -> dict[str, Any]:
@@ -92,7 +87,7 @@ def cut_again_and_again(base: Path, device: str, rounds: int, dice: random.Rando
 
 if __name__ == "__main__":
     try:
-        sys.exit(main("power_cut", campaign, about=__doc__, unit="rounds", count=200, each=50, in_memory=False))
+        sys.exit(main("power_cut", campaign, about=__doc__, unit="rounds", count=200, each=50))
     except pytest.skip.Exception as reason:
         print(f"cannot cut power here: {reason}", file=sys.stderr)
         sys.exit(2)

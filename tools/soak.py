@@ -6,13 +6,12 @@ where that folder is. Faults: the service killed, stopped in good order, frozen,
 killed or frozen; CUDA errors; heat; the output folder gone; no descriptor left; the log rotated. Everything is audited
 at the end: folders, cutouts, ledger, and an event for every image in the log and its rotated parts.
 
-Where time is the mechanism it runs fast: half a day a second for what the ledger remembers (30 days), dwells and
-intervals of the GPU's health in fractions of a second.
+Where time is the mechanism it runs fast: half a day a second for what the ledger remembers (30 days).
 
-Writes a report: the slope of memory, descriptors, threads, the ledger's size and shared memory, per hour and per 1,000
-images, each with its 95 % bounds. In runs of ten minutes or more those of memory are judged: of what is in use of the C
-heap, and of what is resident outside it. Free blocks within the heap are not: they come and go with the largest images,
-and are seen in the slope of all that is resident.
+Reports the slope of memory, descriptors, threads, the ledger's size and shared memory per 1,000 images, with its 95 %
+bounds. In runs of ten minutes or more those of memory are judged: of what is in use of the C heap, and of what is
+resident outside it. Free blocks within the heap are not: they come and go with the largest images, and are seen in the
+slope of all that is resident.
 
     python -m tools.soak [--seconds 600] [--each 600] [--seed 1] [--out FILE]
 
@@ -63,25 +62,15 @@ PACE = 43_200.0  # s of the service's wall clock in one of ours: what it remembe
 LIVES_END = 0.4  # share of the run in which faults end lives, too: slopes need a life of some length
 WARM_UP = 100.0  # s of each life that are not counted; in runs of less than ten minutes a tenth of the run
 REMEMBERED = 100.0  # s after which the ledger has surely begun to forget
+LASTING = ("freeze", "heat", "output_gone", "no_descriptors")  # until they are mended
+PASSING = ("look_again", "kill_engine", "freeze_engine", "cuda_error", "rotate")
+ENDING = ("kill", "restart")
 Z = 1.959964  # the normal distribution's 97.5 % quantile
 GROWTH = 1 << 20  # bytes per 1,000 images that memory in use may at most be growing by, for certain
 
 
-# --- readings, and whether they grow
-
-
-class Slope(NamedTuple):
-    value: float
-    low: float
-    high: float
-
-    def per(self, unit: float) -> list[float | None]:
-        """For JSON, which knows no infinity: None for a bound that nothing is known of."""
-        return [round(each * unit, 3) if math.isfinite(each) else None for each in self]
-
-
-def slope(times: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> Slope:
-    """The slope of a quantity over time with its 95 % bounds; one sequence per life of the process.
+def slope(times: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """The slope of a quantity over time, and its lower and upper 95 % bound; one sequence per life of the process.
 
     Ordinary least squares with an intercept for each life; the error is widened for readings that resemble their
     neighbours, by their lag-1 autocorrelation (effective number n (1 - r) / (1 + r)). Student's t by Peiser's
@@ -90,17 +79,17 @@ def slope(times: Sequence[Sequence[float]], values: Sequence[Sequence[float]]) -
     x, y = (np.concatenate([np.asarray(life) - np.mean(life) for life in lives or [[0]]]) for lives in (times, values))
     spread = x @ x
     if len(x) < 3 + len(times) or not spread:
-        return Slope(0.0, -math.inf, math.inf)
+        return 0.0, -math.inf, math.inf
     value = float(x @ y / spread)
     rest = y - value * x
     power = rest @ rest
     if not power:
-        return Slope(value, value, value)
+        return value, value, value
     near = float(np.clip(rest[:-1] @ rest[1:] / power, 0.0, 0.99))
     free = max(1.0, len(x) * (1 - near) / (1 + near) - len(times) - 1)
     student = Z + (Z**3 + Z) / (4 * free) + (5 * Z**5 + 16 * Z**3 + 3 * Z) / (96 * free**2)
     bound = student * math.sqrt(power / (len(x) - len(times) - 1) / spread * (1 + near) / (1 - near))
-    return Slope(value, value - bound, value + bound)
+    return value, value - bound, value + bound
 
 
 class Reading(NamedTuple):
@@ -117,9 +106,6 @@ class Reading(NamedTuple):
     shared: float
 
 
-QUANTITIES = Reading._fields[2:]
-
-
 def read(pid: int, state: Path, memory: Path, *, life: int, now: float) -> Iterator[Reading]:
     """Of the process, of the ledger below `state`, and of the file `memory` that the launcher writes."""
     with contextlib.suppress(OSError):  # the ledger's log comes and goes
@@ -133,22 +119,23 @@ def read(pid: int, state: Path, memory: Path, *, life: int, now: float) -> Itera
             yield Reading(life, now, rss, heap, rss - held, descriptors, threads, ledger, shared)
 
 
-def slopes_of(readings: Sequence[Reading], seconds: float) -> dict[str, Slope]:
-    """Per hour. The ledger outlives the process, and is judged once it forgets; the others begin anew each life."""
+def slopes_of(readings: Sequence[Reading], seconds: float, *, per_second: float) -> dict[str, list[float | None]]:
+    """For 1,000 images, `per_second` of which were done; None for a bound that nothing is known of.
+
+    The ledger outlives the process, and is judged once it forgets; the others begin anew each life.
+    """
     pause = min(WARM_UP, seconds / 10)
     lives = [list(life) for _, life in groupby(readings, attrgetter("life"))]
     warm = [[each for each in life if each.seconds >= life[0].seconds + pause] for life in lives]
     begun = [life for life in warm if life]
     forgetting = [each for each in readings if each.seconds >= min(REMEMBERED, seconds / 2)]
     found = {}
-    for name in QUANTITIES:
+    for name in Reading._fields[2:]:
         counted = [forgetting] if name == "ledger" and forgetting else begun
-        hours = [[each.seconds / 3600 for each in life] for life in counted]
-        found[name] = slope(hours, [[getattr(each, name) for each in life] for life in counted])
+        done = [[each.seconds * per_second / 1000 for each in life] for life in counted]
+        bounds = slope(done, [[getattr(each, name) for each in life] for life in counted])
+        found[name] = [round(each, 3) if math.isfinite(each) else None for each in bounds]
     return found
-
-
-# --- faults
 
 
 def hostile(dice: random.Random, number: int) -> bytes:
@@ -169,142 +156,109 @@ def hostile(dice: random.Random, number: int) -> bytes:
 
 
 class Faults:
-    """Faults done to the service, and the repair of those that last; no other may begin before one is mended.
-
-    `counts` says what was done.
-    """
+    """Faults done to the service, and the repair of those that last; no other may begin before one is mended."""
 
     def __init__(self, service: GpuUnderTest, dice: random.Random) -> None:
         self._service, self._dice = service, dice
         self._repair: Callable[[], object] | None = None
         self._due = 0.0  # moment on the monotonic clock
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # of what was done
         self.life = 0
         self.parts: list[Path] = []  # of the log, oldest first, without the newest
 
-    @property
-    def open(self) -> bool:
-        return self._repair is not None
-
     def one(self, *, ending: bool) -> None:
         """Any. `ending`: also one that ends a life."""
-        repertoire: list[Callable[[], None]] = [self._freeze, self._look_again, self._kill_engine, self._freeze_engine]
-        repertoire += [self._cuda_error, self._heat, self._output_gone, self._no_descriptors, self._rotate]
-        repertoire += [self._kill, self._restart] if ending else []
-        fault = self._dice.choice(repertoire)
-        self.counts[fault.__name__.strip("_")] += 1
-        fault()
+        service = self._service
+        fault = self._dice.choice(LASTING + PASSING + (ENDING if ending else ()))
+        self.counts[fault] += 1
+        match fault:
+            case "freeze":
+                service.signal(signal.SIGSTOP)
+                self._repair_later(service.signal, signal.SIGCONT)
+            case "heat":
+                service.temperature(90.0)
+                self._repair_later(service.temperature, 60.0)
+            case "output_gone":
+                self._repair_later(service.output.rename(service.base / "away").rename, service.output)
+            case "no_descriptors":
+                kind, used = resource.RLIMIT_NOFILE, len(os.listdir(f"/proc/{service.pid}/fd"))
+                before = resource.prlimit(service.pid, kind)
+                resource.prlimit(service.pid, kind, (used, before[1]))
+                self._repair_later(resource.prlimit, service.pid, kind, before)
+            case "look_again":
+                service.signal(signal.SIGHUP)
+            case "kill_engine" | "freeze_engine":
+                with contextlib.suppress(ProcessLookupError, IndexError):
+                    number = signal.SIGKILL if fault == "kill_engine" else signal.SIGSTOP
+                    os.kill(self._dice.choice(service.children()), number)
+            case "cuda_error":
+                service.steps([f"cuda:{self._dice.choice(sorted(CUDA_ERRORS))}"])
+            case "rotate":
+                self.parts.append(service.log_file.rename(f"{service.log_file}.{len(self.parts) + 1:04}"))
+            case "kill" | "restart":
+                if fault == "kill":
+                    service.kill()
+                else:
+                    code = service.stop()
+                    assert code == 0, f"exit status {code}: {service.tail()}"
+                self.life += 1
+                service.start()
 
-    def mend(self, *, due: bool = False) -> None:
-        """Now, if there is anything; `due`: and it has lasted long enough."""
+    def mend(self, *, due: bool = False) -> bool:
+        """Now, if there is anything; `due`: and it has lasted long enough. Whether all is mended."""
         if self._repair is not None and (not due or time.monotonic() >= self._due):
             repair, self._repair = self._repair, None
             with contextlib.suppress(ProcessLookupError):
                 repair()
-
-    @property
-    def pid(self) -> int:
-        """Of the service."""
-        assert self._service.process is not None
-        return self._service.process.pid
-
-    def _kill(self) -> None:
-        self._service.kill()
-        self.life += 1
-        self._service.start()
-
-    def _restart(self) -> None:
-        code = self._service.stop()
-        assert code == 0, f"exit status {code}: {self._service.tail()}"
-        self.life += 1
-        self._service.start()
-
-    def _look_again(self) -> None:
-        self._service.signal(signal.SIGHUP)
-
-    def _freeze(self) -> None:
-        self._service.signal(signal.SIGSTOP)
-        self._repair_later(self._service.signal, signal.SIGCONT)
-
-    def _kill_engine(self) -> None:
-        self._signal_engine(signal.SIGKILL)
-
-    def _freeze_engine(self) -> None:
-        self._signal_engine(signal.SIGSTOP)
-
-    def _signal_engine(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, IndexError):
-            os.kill(self._dice.choice(self._service.children()), number)
-
-    def _cuda_error(self) -> None:
-        self._service.steps([f"cuda:{self._dice.choice(sorted(CUDA_ERRORS))}"])
-
-    def _rotate(self) -> None:
-        log = self._service.log_file
-        self.parts.append(log.rename(f"{log}.{len(self.parts) + 1:04}"))
-
-    def _heat(self) -> None:
-        self._service.temperature(90.0)
-        self._repair_later(self._service.temperature, 60.0)
-
-    def _output_gone(self) -> None:
-        away = self._service.output.rename(self._service.base / "away")
-        self._repair_later(away.rename, self._service.output)
-
-    def _no_descriptors(self) -> None:
-        pid, kind = self.pid, resource.RLIMIT_NOFILE
-        before = resource.prlimit(pid, kind, (len(os.listdir(f"/proc/{pid}/fd")), resource.prlimit(pid, kind)[1]))
-        self._repair_later(resource.prlimit, pid, kind, before)
+        return self._repair is None
 
     def _repair_later(self, repair: Callable[..., object], *arguments: object) -> None:
         self._repair, self._due = partial(repair, *arguments), time.monotonic() + SHORTAGE
 
 
 class Soak:
-    """One run. `strange` are files whose right outcome is not known here."""
+    """One run, below the folder `base`, which it makes."""
 
-    def __init__(self, base: Path, *, seconds: float, fault_every: float, seed: int, strange: list[Path]) -> None:
-        self._seconds, self._fault_every, self._strange = seconds, fault_every, strange
+    def __init__(self, base: Path, seconds: float, seed: int, fault_every: float) -> None:
+        self._seconds, self._fault_every = seconds, fault_every
+        root = Path(os.environ.get("RMBGD_SHARED", Path(__file__).parents[2] / "shared")) / "hostile" / "files"
+        self._strange = sorted(path for path in root.rglob("*") if path.is_file())  # outcomes are not known here
         self._dice = random.Random(seed)
         engine = {"device": "cuda:0", "batch_timeout": 2.0, "restart_delay_maximum": 1.0}
         intake = {"attempts": 10, "incomplete_timeout": 3.0}
         self._service = GpuUnderTest(base, settings={"engine": engine, "intake": intake})
         self._memory = base / "memory"
-        self._service.options["memory"] = str(self._memory)
-        self._service.options["pace"] = {"factor": PACE, "since": time.time()}
+        self._service.options |= {"memory": str(self._memory), "pace": {"factor": PACE, "since": time.time()}}
         self._good: dict[str, bytes] = {}
         self._other: dict[str, bytes] = {}
         self._faults = Faults(self._service, self._dice)
         self._readings: list[Reading] = []
-        self._began = time.monotonic()
 
     def run(self) -> dict[str, Any]:
         """Raises AssertionError for what the audit finds."""
         service = self._service
         with service, contextlib.ExitStack() as stack:
             stack.callback(self._faults.mend)  # whatever happens, an interrupt included: no fault outlives the run
-            self._began = time.monotonic()
-            self._feed_and_hurt()
+            began = time.monotonic()
+            self._feed_and_hurt(began)
             self._faults.mend()
             service.wait(service.is_idle, "the rest after the last fault", timeout=FINISH)
-        return self._audited()
+        return self._audited(time.monotonic() - began)
 
-    def _feed_and_hurt(self) -> None:
+    def _feed_and_hurt(self, began: float) -> None:
         next_image = next_reading = 0.0
-        next_fault = self._fault_every
-        while (now := time.monotonic() - self._began) < self._seconds:
-            assert not self._service.ended, self._service.tail()
+        next_fault, service, faults = self._fault_every, self._service, self._faults
+        while (now := time.monotonic() - began) < self._seconds:
+            assert not service.ended, service.tail()
             if now >= next_image:
                 next_image += self._dice.expovariate(RATE)
                 self._drop()
             if now >= next_reading:
                 next_reading += SAMPLE
-                life = self._faults.life
-                self._readings += read(self._faults.pid, self._service.state, self._memory, life=life, now=now)
-            self._faults.mend(due=True)
-            if now >= next_fault and not self._faults.open:
+                self._readings += read(service.pid, service.state, self._memory, life=faults.life, now=now)
+            if faults.mend(due=True) and now >= next_fault:
                 next_fault = now + self._dice.uniform(0.5, 1.5) * self._fault_every
-                self._faults.one(ending=now < LIVES_END * self._seconds)
+                faults.one(ending=now < LIVES_END * self._seconds)
             time.sleep(0.02)
 
     def _drop(self) -> None:
@@ -319,7 +273,7 @@ class Soak:
         (self._other if name.startswith("strange/") else self._good)[name] = data
         self._service.drop(name, data)
 
-    def _audited(self) -> dict[str, Any]:
+    def _audited(self, seconds: float) -> dict[str, Any]:
         service = self._service
         ended = audit.places(service.roots, self._good | self._other)
         assert "input" not in ended.values(), [name for name, where in ended.items() if where == "input"]
@@ -342,44 +296,34 @@ class Soak:
             remembered = sum(ledger.counts().values())
         if self._seconds > REMEMBERED:
             assert remembered < len(ended), "nothing was ever forgotten"
-        slopes = slopes_of(self._readings, self._seconds)
-        per_hour = done / (time.monotonic() - self._began) * 3600
-        growing = [each for each in ("heap", "outside") if per_hour and slopes[each].low / per_hour * 1000 > GROWTH]
+        slopes = slopes_of(self._readings, self._seconds, per_second=done / seconds)
+        judged = self._seconds >= JUDGED_FROM
+        low = {name: slopes[name][1] for name in ("heap", "outside")}
         return {
-            "seconds": round(self._seconds, 1),
             "lives": self._faults.life + 1,
             "done": done,
             "refused": failed,
             "lost": len(self._good) + len(self._other) - done - failed,
             "told_again": sum(count > 1 for count in told.values()),
-            "days_of_the_ledger": round(self._seconds * PACE / 86_400),
             "remembered": remembered,
-            "parts_of_the_log": len(self._faults.parts) + 1,
             "faults": dict(sorted(self._faults.counts.items())),
-            "readings": len(self._readings),
-            "per_hour": {name: each.per(1) for name, each in slopes.items()},
-            "per_1000_images": {name: each.per(1000 / per_hour) for name, each in slopes.items() if per_hour},
-            "judged": self._seconds >= JUDGED_FROM,
-            "grows": growing if self._seconds >= JUDGED_FROM else [],
+            "per_1000_images": slopes,
+            "judged": judged,
+            "grows": [name for name, each in low.items() if judged and each is not None and each > GROWTH],
         }
 
 
 def soak(base: Path, seconds: float, seed: int, *, fault_every: float = FAULT_EVERY) -> dict[str, Any]:
-    """Below the folder `base`, which it makes. Raises AssertionError, also where memory surely grows."""
-    root = Path(os.environ.get("RMBGD_SHARED", Path(__file__).parents[2] / "shared")) / "hostile" / "files"
-    strange = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else []
-    return Soak(base, seconds=seconds, fault_every=fault_every, seed=seed, strange=strange).run()
+    return Soak(base, seconds, seed, fault_every).run()
 
 
 def report(result: dict[str, Any]) -> Table:
     """Slopes; memory and the ledger in bytes."""
-    rows = []
-    for name, hourly in result["per_hour"].items():
-        numbers = (*hourly, *result["per_1000_images"].get(name, [None] * 3))
-        rows.append((name, *("unknown" if each is None else f"{each:,.1f}" for each in numbers)))
+    slopes = result["per_1000_images"].items()
+    rows = [(name, *("unknown" if each is None else f"{each:,.1f}" for each in bounds)) for name, bounds in slopes]
     verdict = "memory grows" if result["grows"] else "no growth shown" if result["judged"] else "too short to be judged"
-    heads = ("per hour", "95 % from", "to", "per 1,000 images", "95 % from", "to")
-    return table(f"The heap in use, and memory outside it: {verdict}", "quantity", *heads, rows=rows)
+    heads = ("quantity", "per 1,000 images", "95 % from", "to")
+    return table(f"The heap in use, and memory outside it: {verdict}", *heads, rows=rows)
 
 
 def leg(base: Path, seconds: int, seed: int) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -55,12 +54,9 @@ def modules(checkout: Path, images: int) -> set[str]:
         window, calls = base / "window", base / "calls"
         window.write_bytes(b"\0")
         calls.touch()
-        os.environ |= {
-            "TRACE_FOLDER": scratch,
-            "TRACE_PACKAGE": f"{package}/",
-            "PYTHONPATH": os.pathsep.join((str(base / "hook"), str(package.parent))),
-            "PYTHONSAFEPATH": "1",  # the checkout's package, not the one of the current folder
-        }
+        os.environ |= {"TRACE_FOLDER": scratch, "TRACE_PACKAGE": f"{package}/"}
+        os.environ["PYTHONPATH"] = os.pathsep.join((str(base / "hook"), str(package.parent)))
+        os.environ["PYTHONSAFEPATH"] = "1"  # the checkout's package, not the one of the current folder
         photograph = demo.prepare(base / "photographs")["coffee.jpg"]
         service = demo.Service(demo.configure(base))
         try:
@@ -86,7 +82,7 @@ def _until(service: demo.Service, name: str) -> None:
         raise SystemExit(f"no {name}; the service wrote: {''.join(service.log[-5:])}")
 
 
-def main() -> int:
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--beside", type=Path, metavar="CHECKOUT", help="another checkout of rmbgd")
     parser.add_argument("--images", type=int, default=5, help="that are counted (default: %(default)s)")
@@ -95,8 +91,3 @@ def main() -> int:
     found = [sorted(modules(checkout, given.images)) for checkout in checkouts]
     ratio = {"ratio": round(len(found[0]) / len(found[1]), 3)} if given.beside else {}
     print(json.dumps({"modules": found, "counts": [len(names) for names in found]} | ratio))
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

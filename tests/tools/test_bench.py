@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
 from tools import bench
 from tools.gpubench import accuracy, networks, sections
@@ -37,24 +35,21 @@ def test_pipeline_compares_ours_with_the_common_way() -> None:
     assert (code, len(rows)) == (0, 7)
     assert all(row["images_per_second"] > 0 and row["output_bytes"] > 0 for row in rows)
     mine = [row for row in rows if row["way"].startswith("rmbgd")]
-    assert all("times_faster" in row for row in mine)
+    assert all(row["times_faster"] > 0 for row in mine)
     assert all(row["times_the_bytes"] < 1.15 for row in mine if "PNG" in row["way"])
 
 
 @pytest.mark.integration
 def test_service_is_measured_as_it_runs(tmp_path: Path) -> None:
-    """Every figure that has a wish; tables and JSON are in the folder as well."""
     code, shown, found = run("service", "--quick", "--out", tmp_path)
-    assert code == 0
     assert all(found[name] > 0 for name in ("ready_s", "latency_p95_s", "claims_per_s", "finished_per_s"))
-    assert json.loads((tmp_path / "bench_service.json").read_text()) == found
+    assert (code, found) == (0, json.loads((tmp_path / "bench_service.json").read_text()))
     assert (tmp_path / "bench_service.txt").read_text() in shown
 
 
 @pytest.mark.campaign
 @pytest.mark.timeout(900)
 def test_gpu_sections_run_to_their_end(tmp_path: Path) -> None:
-    """Each has an answer, no error, and no row that could not be measured but for what a CPU does not offer."""
     _, _, found = run(*GPU_ON_CPU, "--out", tmp_path, "--budget", "800")
     assert found["errors"] == {}
     assert found["answers"].keys() == sections.SECTIONS.keys()
@@ -65,33 +60,24 @@ def test_gpu_sections_run_to_their_end(tmp_path: Path) -> None:
 @pytest.mark.integration
 @pytest.mark.timeout(300)
 def test_failing_section_loses_itself_alone(tmp_path: Path) -> None:
-    """Without weights the first sections fail, with their reason; the report is written all the same; exit 1."""
-    nowhere = tmp_path / "nowhere"
-    code, shown, found = run(*GPU_ON_CPU, "--out", tmp_path, "--checkpoint", nowhere, "--only", "naive,ceilings")
-    assert code == 1
-    assert {"naive"} == set(found["errors"])
+    no_weights = ("--checkpoint", tmp_path / "nowhere")
+    code, shown, found = run(*GPU_ON_CPU, "--out", tmp_path, *no_weights, "--only", "naive,ceilings")
+    assert (code, {"naive"}) == (1, set(found["errors"]))
     assert "nowhere" in found["errors"]["naive"]
     assert "float32_tflops" in found["answers"]["ceilings"]
     assert "naive FAILED" in shown
 
 
-def plan_in(tmp_path: Path) -> Plan:
-    return Plan(str(tmp_path), "cpu", **QUICK)
-
-
-def test_no_section_begins_when_the_budget_is_used_up(tmp_path: Path) -> None:
-    result = sections.run_all(plan_in(tmp_path), ["naive"], tmp_path, budget=1.0)
-    assert result["errors"] == dict.fromkeys(["prepare", "naive"], "not begun: the time budget was used up")
-
-
 @pytest.mark.integration
-def test_section_beyond_its_time_is_ended(tmp_path: Path) -> None:
-    assert "did not end within 0 s" == sections.run_section("ceilings", plan_in(tmp_path), tmp_path, 0.05)
+def test_section_beyond_its_time_is_ended_and_none_begins_when_the_budget_is_used_up(tmp_path: Path) -> None:
+    plan = Plan(str(tmp_path), "cpu", **QUICK)
+    assert "did not end within 0 s" == sections.run_section("ceilings", plan, tmp_path, 0.05)
     assert {} == answers(str(tmp_path))
+    errors = sections.run_all(plan, ["naive"], tmp_path, budget=1.0)["errors"]
+    assert errors == dict.fromkeys(["prepare", "naive"], "not begun: the time budget was used up")
 
 
 def test_rows_of_a_section_that_was_ended_are_kept(tmp_path: Path) -> None:
-    """Each row is on the disk before the next is measured; an error is a row, with its first line."""
     answer = Answer(tmp_path / "answer-naive.json")
     answer.row({"step": "a"})
     assert {"naive": {"rows": [{"step": "a"}]}} == answers(str(tmp_path))
@@ -100,29 +86,11 @@ def test_rows_of_a_section_that_was_ended_are_kept(tmp_path: Path) -> None:
     assert {"step": "b", "error": "no"} == answers(str(tmp_path))["naive"]["rows"][1]
 
 
-def test_unknown_section_is_a_usage_error(tmp_path: Path) -> None:
-    """Exit 2, before anything is written; so is an unknown subject."""
+def test_unknown_section_or_subject_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as ended:
         bench.main(["gpu", "--out", str(tmp_path / "out"), "--only", "speed"])
     assert (2, False) == (ended.value.code, (tmp_path / "out").exists())
     assert bench.main(["speed"]) == 2
-
-
-# --- what the sections compare
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_plain_and_ours_compute_the_same(tmp_path: Path) -> None:
-    """The naive way, with its replaced deformable convolution, and our network, from one file of drawn weights."""
-    plan = plan_in(tmp_path)
-    assert "no recipe at hand" in networks.write_weights(plan)
-    x = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        theirs = networks.plain(plan)[0](x)
-        mine = networks.ours(plan, torch.float32)(x)
-    assert theirs.std() > 0.1
-    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow
@@ -131,15 +99,7 @@ def test_counted_operations_are_those_of_the_paper_budget() -> None:
     assert networks.flops("swin_v1_t", 1024) == pytest.approx(2 * 321e9, rel=0.005)
 
 
-def test_naive_normalisation_is_that_of_the_training() -> None:
-    mean = networks.normalised(Image.new("RGB", (10, 10), (124, 116, 104)), 32)
-    assert mean.shape == (1, 3, 32, 32)
-    assert mean.abs().max() < 0.01
-    assert networks.normalised(Image.new("RGB", (10, 10), "white"), 32).min() > 2
-
-
-def test_equal_logits_have_no_error_and_the_gate_is_relative() -> None:
-    """They pass every limit; otherwise what is worse than plain autocast fails the gate, whatever the limits say."""
+def test_equal_logits_have_no_error_what_is_off_is_counted_and_the_gate_is_relative() -> None:
     logits = np.linspace(-6, 6, 4096, dtype=np.float32).reshape(1, 64, 64)
     row = accuracy.judged(accuracy.compared(logits, logits), "float16", {"relative": 0.0, "mean": 0.0})
     figures = [row[name] for name in ("relative", "mean", "p999", "far", "overlap", "well", "gate")]
@@ -147,14 +107,8 @@ def test_equal_logits_have_no_error_and_the_gate_is_relative() -> None:
     for relative, gate in ((9e-5, True), (11e-5, False)):
         row = accuracy.judged({"relative": relative, "mean": 0.0}, "float16", {"relative": 1e-4, "mean": 0.0})
         assert (True, gate) == (row["well"], row["gate"])
-
-
-def test_alpha_that_is_off_is_counted() -> None:
-    alpha = np.zeros((1, 10, 10), np.uint8)
-    alpha[0, :5] = 255
-    reference = alpha.copy()
-    alpha[0, 9, 9] = 9
-    found = accuracy.alphas(alpha, reference)
+    reference = np.repeat(np.uint8([255, 0]), 50)
+    found = accuracy.alphas(np.append(reference[:-1], np.uint8(9)), reference)
     assert (0.09, 0.01, 1.0) == (found["mean"], found["far"], found["overlap"])
 
 
@@ -165,13 +119,9 @@ def test_image_crosses_parent_and_worker_and_leaves_out_what_runs_at_the_start()
     assert not names & {"cli/main.py", "config/layout.py", "engine/selftest.py"}
 
 
-# --- the whole session
-
-
 @pytest.mark.integration
 @pytest.mark.timeout(600)
 def test_session_runs_tests_then_measures(tmp_path: Path) -> None:
-    """In one folder of few files; alpha through arena, child and folded network is the plain network's."""
     command = ["tools/gpu_session.sh", str(tmp_path / "out"), "--device", "cpu", "--quick", "--only", "accuracy"]
     environment = os.environ | {"PYTHON": sys.executable, "SECONDS_TESTS": "300", "SECONDS_ALL": "600"}
     environment["CUDA_VISIBLE_DEVICES"] = ""
@@ -184,6 +134,8 @@ def test_session_runs_tests_then_measures(tmp_path: Path) -> None:
     assert found["bench_gpu.txt"] in done.stdout
     answers = json.loads(done.stdout.splitlines()[-1])["answers"]
     assert {"prepare", "accuracy"} == set(answers)
-    engine = [row for row in answers["accuracy"]["rows"] if row["step"].startswith("engine, float32")]
+    rows = answers["accuracy"]["rows"]
+    assert all(row["well"] for row in rows if "well" in row)  # of logits, too, which are not all alike
+    engine = [row for row in rows if row["step"].startswith("engine, float32")]
     assert engine[0]["step"] == "engine, float32, batches of 1"
     assert all(row["mean"] <= 0.01 and row["overlap"] >= 0.9999 for row in engine)

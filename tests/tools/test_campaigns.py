@@ -7,6 +7,8 @@ import math
 import os
 import random
 import sys
+from functools import partial
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -19,29 +21,23 @@ from tools.soak import read, slope
 @pytest.mark.parametrize("true", [0.0, 5.0])
 def test_slope_lies_within_its_bounds(true: float) -> None:
     """In some 95 of 100 series with noise and a new level in each life, whose readings resemble their neighbours."""
-    dice = random.Random(1)
-    within = 0
+    dice, within = random.Random(1), 0
     for _ in range(200):
         values = []
         for life in range(3):
-            noise, here = 0.0, []
-            for step in range(100):
-                noise = 0.5 * noise + dice.gauss(0, 1)
-                here.append(1000 * life + true * step / 100 + noise)
-            values.append(here)
-        found = slope([[step / 100 for step in range(100)]] * 3, values)
-        within += found.low <= true <= found.high
+            noise = accumulate((dice.gauss(0, 1) for _ in range(100)), lambda last, new: 0.5 * last + new)
+            values.append([1000 * life + true * step / 100 + each for step, each in enumerate(noise)])
+        _, low, high = slope([[step / 100 for step in range(100)]] * 3, values)
+        within += low <= true <= high
     assert 180 <= within <= 199
 
 
-def test_too_few_readings_bound_nothing() -> None:
-    """Four readings of two lives leave no certainty, and a straight line has no doubt."""
+def test_too_few_readings_bound_nothing_and_a_straight_line_has_no_doubt() -> None:
     assert slope([[0, 1], [2, 3]], [[5, 6], [0, 1]])[1:] == (-math.inf, math.inf)
     assert slope([[0, 1, 2, 3, 4]], [[0, 2, 4, 6, 8]]) == (2, 2, 2)
 
 
 def test_memory_is_read_of_the_life_that_is_watched(tmp_path: Path) -> None:
-    """What a life that ended left behind counts for no other."""
     memory, pid = tmp_path / "memory", os.getpid()
     memory.write_text(f"{pid + 1} 5 4096")
     assert list(read(pid, tmp_path, memory, life=0, now=0.0)) == []
@@ -61,9 +57,7 @@ def test_a_campaign_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch
         assert seed not in bad, "lost"
         return {"kills": kills, "kinds": {"heat": seed}, "median_s": 0.5}
 
-    def main() -> int:
-        return campaign.main("kill", leg, about="", unit="kills", count=2302, each=100)
-
+    main = partial(campaign.main, "kill", leg, about="", unit="kills", count=2302, each=100)
     assert main() == 1
     bad.clear()
     assert main() == 0

@@ -43,19 +43,15 @@ def test_a_state_dict_becomes_the_same_tensors(tmp_path, tensors, new_format, ru
 
 
 def test_wrappers_and_training_state_come_off_and_counters_stay(tmp_path, tensors, run):
-    """Prefixes and what a trainer saves do not reach the result; --dtype leaves integer buffers as they are."""
     wrapped = {f"module._orig_mod.{n}": t for n, t in tensors.items()}
     torch.save({"epoch": 244, "state_dict": wrapped, "optimizer": {"lr": 1e-4}}, tmp_path / "a.pt")
     assert run(tmp_path / "a.pt", tmp_path / "model.safetensors", "--dtype", "float16") == (0, "")
     header = read_header(tmp_path / "model.safetensors")
-    assert header.tensors.keys() == tensors.keys()
-    assert header.precision == "F16"
+    assert (header.precision, header.tensors.keys()) == ("F16", tensors.keys())
     assert header.tensors["decoder.gdt_convs_4.1.num_batches_tracked"].dtype == "I64"
 
 
 class Hostile:
-    """A pickle that makes a file when it is loaded the careless way."""
-
     def __init__(self, path):
         self.path = path
 
@@ -74,7 +70,6 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(tmp_path, run):
 
 
 def test_what_cannot_be_converted_is_told_in_one_line(tmp_path, tensors, run):
-    """Damage, another architecture (by what it probably is) and a missing tensor: exit 1, and no target."""
     refused = {"a.pth": "U²-Net", "b.safetensors": "128 channels", "c.pth": "1 missing: decoder.conv_out1.0.weight"}
     for name, content in (("empty.pth", b""), ("junk.pth", b"junk"), ("torn.pth", b"PK\x03\x04 torn")):
         (tmp_path / name).write_bytes(content)
@@ -91,6 +86,5 @@ def test_what_cannot_be_converted_is_told_in_one_line(tmp_path, tensors, run):
 
 @pytest.mark.integration
 def test_it_runs_from_anywhere(tmp_path):
-    """Called as the loader's refusal spells it, from another folder, the tool starts and explains itself."""
     answer = subprocess.run([sys.executable, str(TOOL), "--help"], capture_output=True, text=True, check=True, cwd="/")
     assert "source" in answer.stdout

@@ -1,14 +1,13 @@
 """How long a checkpoint takes to become a ready network, and what memory it costs: rmbgd against transformers.
 
-FOLDER holds model.safetensors, float32 or float16. Every run is a fresh process on a warm page cache; runs of the ways
-alternate, so that a busy machine hurts them alike, and the shortest is shown.
+Every run is a fresh process on a warm page cache; runs of the ways alternate, so that a busy machine hurts them alike,
+and the shortest is shown.
 
 ways      `rmbgd`: load_model until the module can compute. `rmbgd, digest checked`: until its provenance is known too.
           `transformers`: AutoModelForImageSegmentation.from_pretrained of the same folder, until the network can
           compute (folded); `transformers, not folded`: until from_pretrained returns.
 call      seconds from the call to that point; libraries are imported before the clock starts
 start     seconds from the start of Python to that point, imports and all: what a restarted process waits
-cpu       processor seconds of all threads in `start`: what a busy machine does not change
 peak      highest resident size during the call, over that before it: every page, those of the mapped file too
 private   anonymous memory after the call, over that before it: what the kernel cannot take back
 """
@@ -54,11 +53,10 @@ def load_once(way: str, folder: Path) -> dict[str, float]:
         model = AutoModelForImageSegmentation.from_pretrained(folder, dtype=torch.float32)
         if way == "transformers":
             model.refold()
-    ready, cpu, after = time.perf_counter(), time.process_time(), memory()
+    ready, after = time.perf_counter(), memory()
     return {
         "call_s": ready - imported,
         "start_s": ready - started,
-        "start_cpu_s": cpu,
         "peak_mb": after["VmHWM"] - before["VmRSS"],
         "private_mb": after["RssAnon"] - before["RssAnon"],
     }
@@ -106,14 +104,12 @@ def run(chosen: argparse.Namespace) -> Report:
         folder = prepared(chosen.folder, Path(scratch), chosen.patch_order)
         size = (folder / "model.safetensors").stat().st_size / 1e6
         ways = measure(folder, rounds)
-    rows = [
-        [way]
-        + [f"{row[clock]:.2f}" for clock in ("call_s", "start_s", "start_cpu_s")]
-        + [f"{row['peak_mb']:.0f}", f"{row['peak_mb'] / size:.2f}", f"{row['private_mb']:.0f}"]
-        for way, row in ways.items()
-    ]
+    rows = []
+    for way, row in ways.items():
+        cells = (row["call_s"], row["start_s"], row["peak_mb"], row["peak_mb"] / size, row["private_mb"])
+        rows.append([way, *(f"{each:,.2f}" for each in cells)])
     title = f"{size:.0f} MB in the file, loaded in float32; shortest of {rounds} processes"
-    shown = table(title, "way", "call s", "start s", "cpu s", "peak MB", "of file", "private MB", rows=rows)
+    shown = table(title, "way", "call s", "start s", "peak MB", "of file", "private MB", rows=rows)
     return Report([shown], {"file_mb": round(size, 1), "ways": ways})
 
 

@@ -4,13 +4,11 @@ Weights are drawn by the recipe (`birefnet/recipe.py`) of the measuring data: be
 RMBGD_SHARED says. Time and memory would be the same with any weights; the error would not. The plain implementation is
 the tests' oracle: eager, unfolded, whole score and column tensors.
 
-Each variant lives in a process of its own. They compute in turn, one at a time, so that whatever else the machine does
-hurts them alike.
+Each variant lives in a process of its own; they compute in turn, so that a busy machine hurts them alike.
 
-seconds   shortest forward of all rounds after the first, which pays for pages and caches (also with --rounds 1: two)
-cpu s     processor seconds of all threads in that forward; threads wait without spinning, so a busy machine changes it
-          less than the seconds
-peak      highest resident size during a forward, weights included; grow: over that before the forward
+seconds   shortest forward of all rounds after the first, which pays for pages and caches
+cpu s     processor seconds of all threads in that forward: a busy machine changes it less than the seconds
+peak      highest resident size during a forward, weights included
 error     alpha, mean absolute difference from the plain float32 answer, in steps of 1/255
 """
 
@@ -22,7 +20,9 @@ import os
 import re
 import tempfile
 import time
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,20 @@ from tools.gpubench.plan import module, recipe_folder
 from tools.tables import Report, table
 
 PLAIN = "plain float32"
+Rows = dict[str, dict[str, float]]  # variant -> figures
 
 
-def serve(pipe: Connection, variant: str, backbone: str, chosen: argparse.Namespace, answer: Path) -> None:
-    """A variant's process: build, then one forward each time the parent says so, until it closes the pipe."""
+@cache
+def built(variant: str, backbone: str, recipe_at: str, size: int, threads: int) -> Any:
+    """(network, input) of a variant's process."""
     import torch
 
     from rmbgd.models.checkpoint import BACKBONES
     from rmbgd.models.convert import assemble
     from rmbgd.models.registry import PatchOrder
 
-    torch.set_num_threads(chosen.threads)
-    recipe = module("stress").recipe(Path(chosen.recipe))
+    torch.set_num_threads(threads)
+    recipe = module("stress").recipe(Path(recipe_at))
     tensors = module("stress").recipe_tensors(recipe, backbone)
     network: Any
     if variant == PLAIN:
@@ -51,56 +53,43 @@ def serve(pipe: Connection, variant: str, backbone: str, chosen: argparse.Namesp
     else:
         dtype = getattr(torch, variant.rpartition(" ")[2])
         network = assemble(BACKBONES[backbone], PatchOrder.CHANNEL_FIRST, tensors, device="cpu", dtype=dtype)
-    x = torch.from_numpy(recipe.image("dev-a", 1, chosen.size, chosen.size))
-    pipe.send("ready")
+    return network, torch.from_numpy(recipe.image("dev-a", 1, size, size))
+
+
+def forward(answer: Path, *which: Any) -> dict[str, float]:
+    import torch
+
+    network, x = built(*which)
     with torch.inference_mode():
-        while True:
-            try:
-                pipe.recv()
-            except EOFError:
-                return
-            before = memory()["VmRSS"]
-            Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
-            start, start_cpu = time.perf_counter(), time.process_time()
-            logits = network(x).float()
-            seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
-            peak = memory()["VmHWM"]
-            torch.save(logits, answer)
-            del logits
-            pipe.send({"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak, "grow_mb": peak - before})
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts here
+        start, start_cpu = time.perf_counter(), time.process_time()
+        logits = network(x).float()
+        seconds, cpu = time.perf_counter() - start, time.process_time() - start_cpu
+        peak = memory()["VmHWM"]
+        torch.save(logits, answer)
+    return {"seconds": seconds, "cpu_seconds": cpu, "peak_mb": peak}
 
 
-def measure(
-    backbone: str, variants: list[str], chosen: argparse.Namespace, scratch: Path
-) -> dict[str, dict[str, float]]:
+def measure(backbone: str, variants: list[str], chosen: argparse.Namespace, scratch: Path) -> Rows:
     """Each variant's best round, with its error against the plain one, and how it compares."""
     import torch
 
     context = multiprocessing.get_context("spawn")
-    pipes: dict[str, Connection] = {}
-    for variant in variants:
-        pipes[variant], far = context.Pipe()
-        context.Process(target=serve, args=(far, variant, backbone, chosen, scratch / f"{variant}.pt")).start()
-        far.close()
-        pipes[variant].recv()  # one builds at a time
     runs: dict[str, list[dict[str, float]]] = {variant: [] for variant in variants}
-    for number in range(chosen.rounds + 1):
-        for variant, pipe in pipes.items():
-            pipe.send(number)
-            runs[variant].append(pipe.recv())
-    for pipe in pipes.values():
-        pipe.close()
-    for child in multiprocessing.active_children():
-        child.join()
+    with ExitStack() as stack:
+        pools = {variant: stack.enter_context(ProcessPoolExecutor(1, context)) for variant in variants}
+        for _ in range(chosen.rounds + 1):
+            for variant, pool in pools.items():
+                which = (variant, backbone, chosen.recipe, chosen.size, chosen.threads)
+                runs[variant].append(pool.submit(forward, scratch / f"{variant}.pt", *which).result())
     alphas = {variant: torch.load(scratch / f"{variant}.pt").sigmoid() for variant in variants}
-    rows: dict[str, dict[str, float]] = {}
+    rows: Rows = {}
     for variant, each in runs.items():
         row = min(each[1:], key=lambda run: run["seconds"])
-        row |= {key: max(run[key] for run in each) for key in ("peak_mb", "grow_mb")}
+        row |= {"peak_mb": max(run["peak_mb"] for run in each)}
         plain = rows.setdefault(PLAIN, row)  # it is the first
         rows[variant] = row | {
             "alpha_error": (alphas[variant] - alphas[PLAIN]).abs().mean().item() * 255,
-            "speed_up": plain["seconds"] / row["seconds"],
             "cpu_speed_up": plain["cpu_seconds"] / row["cpu_seconds"],
             "peak_share": row["peak_mb"] / plain["peak_mb"],
         }
@@ -126,23 +115,15 @@ def run(chosen: argparse.Namespace) -> Report:
     fast = re.search("avx512_bf16|amx_bf16", Path("/proc/cpuinfo").read_text())
     variants = [PLAIN, "rmbgd float32", *(["rmbgd bfloat16"] if fast else [])]
     found: dict[str, object] = {"size": chosen.size, "threads": chosen.threads}
-    heads = ("", "seconds", "times", "cpu s", "times", "peak MB", "share", "grow MB", "error")
+    heads = ("", "seconds", "cpu s", "times", "peak MB", "share", "error")
+    forms = {"seconds": ".2f", "cpu_seconds": ".2f", "cpu_speed_up": ".2f", "peak_mb": ".0f", "peak_share": ".0%"}
+    forms["alpha_error"] = ".3f"
     shown = []
     for backbone in chosen.backbones:
         with tempfile.TemporaryDirectory() as scratch:
             rows = measure(backbone, variants, chosen, Path(scratch))
         title = f"{backbone}, 3 x {chosen.size} x {chosen.size}, {chosen.threads} threads"
-        shown.append(table(title, *heads, rows=[(name, *cells(row)) for name, row in rows.items()]))
+        cells = [(name, *(format(row[key], form) for key, form in forms.items())) for name, row in rows.items()]
+        shown.append(table(title, *heads, rows=cells))
         found[backbone] = {name: {key: round(n, 4) for key, n in row.items()} for name, row in rows.items()}
     return Report(shown, found)
-
-
-def cells(row: dict[str, float]) -> list[str]:
-    clocks = [f"{row[key]:.2f}" for key in ("seconds", "speed_up", "cpu_seconds", "cpu_speed_up")]
-    return [
-        *clocks,
-        f"{row['peak_mb']:.0f}",
-        f"{row['peak_share']:.0%}",
-        f"{row['grow_mb']:.0f}",
-        f"{row['alpha_error']:.3f}",
-    ]

@@ -4,15 +4,11 @@ Both ways start at a JPEG file (quality 90, 4:2:0, with profile and 300 dpi) and
 (temporary name, then rename; without a sync). The network is null: both make its input, uint8 [1024, 1024, 3], and take
 a ready 1024 x 1024 alpha for its answer.
 
-rmbgd       what the service calls: read and hash the file, probe, decode into planes that exist already, shrink to the
-            network's size (torch's antialiased uint8 filter, like the engine), alpha back to the image's size in
-            float, compose, clean the edges or not, arrange, encode, hash the output.
+rmbgd       what the service calls, hashing and limits included, in planes that exist already.
 common way  Pillow throughout: decode, LANCZOS to the network's size, LANCZOS of the 8-bit alpha back, Image.composite
-            on transparent black, save at the format's defaults (lossless for WebP, as rmbgd's default is). No hashing,
-            no limits.
+            on transparent black, save at the format's defaults (lossless for WebP, as rmbgd's default is).
 
-Not included on either side: settling, ledger, shared memory, normalisation, the network. Every kind of output of rmbgd
-is decoded with Pillow and with OpenCV and compared with what was to be stored.
+Every kind of output of rmbgd is decoded with Pillow and with OpenCV and compared with what was to be stored.
 """
 
 from __future__ import annotations
@@ -20,11 +16,7 @@ from __future__ import annotations
 import argparse
 import functools
 import hashlib
-import io
-import itertools
-import os
 import statistics
-import sys
 import tempfile
 import threading
 import time
@@ -34,11 +26,11 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
-import PIL
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from rmbgd.bench.samples import drawn
 from rmbgd.config.load import LimitSettings, Recipe
 from rmbgd.imaging.compose import Pixels, arrange, compose_rgba, quantise_alpha
 from rmbgd.imaging.decode import decode_into, probe, read_limited
@@ -50,8 +42,6 @@ from tools.tables import Report, steps, table
 NETWORK = 1024  # pixels a side
 SIZES = "1024,2000"  # pixels a side
 LIMITS = LimitSettings()
-# Public-domain photographs that scikit-image carries inside its package.
-PHOTOGRAPHS = ("astronaut", "coffee", "chelsea", "rocket", "immunohistochemistry", "hubble_deep_field")
 
 
 class Way(NamedTuple):
@@ -72,26 +62,6 @@ WAYS = (
     Way("common way, WebP lossless", Recipe(format="webp")),
     Way("rmbgd, WebP lossless", Recipe(format="webp"), against="common way, WebP lossless"),
 )
-
-
-def image(side: int, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """A mosaic at about the photographs' own resolution, with a camera's noise: 1.7 to 2 bits a pixel as JPEG."""
-    try:
-        from skimage import data
-    except ImportError:
-        sys.exit("bench pipeline: the test photographs come from scikit-image; pip install 'rmbgd[demo]'")
-    tiles = [np.asarray(getattr(data, name)(), np.uint8) for name in PHOTOGRAPHS]
-    out = np.empty((side, side, 3), np.uint8)
-    edges = np.linspace(0, side, round(side / 512) + 1).astype(int)
-    spans = list(itertools.pairwise(edges))
-    for index, ((top, bottom), (left, right)) in enumerate(itertools.product(spans, spans)):
-        tile = tiles[(index + index // len(tiles)) % len(tiles)]
-        factor = max((right - left) / tile.shape[1], (bottom - top) / tile.shape[0])
-        size = (max(right - left, round(tile.shape[1] * factor)), max(bottom - top, round(tile.shape[0] * factor)))
-        filled = cv2.resize(tile, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
-        out[top:bottom, left:right] = filled[: bottom - top, : right - left]
-    noise = rng.standard_normal((side, side, 1), np.float32) * 2.0
-    return np.asarray(np.clip(out + noise, 0, 255), np.uint8)
 
 
 def matte(rng: np.random.Generator) -> NDArray[np.float32]:
@@ -126,7 +96,9 @@ def rmbgd_way(bench: Workbench, way: Way, target: Path) -> Pixels:
     thread, size = threading.get_ident(), header.size[::-1]
     rgb = plane(thread, *size, 3)
     facts = decode_into(data, header, rgb, None, sha256=digest)
-    network_input(rgb)
+    if size != (NETWORK, NETWORK):
+        channels = torch.from_numpy(rgb).permute(2, 0, 1)[None]
+        torch.nn.functional.interpolate(channels, (NETWORK, NETWORK), mode="bilinear", antialias=True)
     alpha = matte_to_image(bench.alpha, *size)
     if way.recipe.content == "mask":
         mask = plane(thread, *size)
@@ -136,9 +108,8 @@ def rmbgd_way(bench: Workbench, way: Way, target: Path) -> Pixels:
         rgba = plane(thread, *size, 4)
         compose_rgba(rgb, alpha, None, rgba, clean=way.clean)
         stored = arrange(rgba, None, way.recipe)
-    temporary = target.with_suffix(".part")
+    temporary, hashed = target.with_suffix(".part"), hashlib.sha256()
     with temporary.open("wb", buffering=0) as stream:
-        hashed = hashlib.sha256()
 
         def write(piece: bytes | memoryview) -> None:
             hashed.update(piece)
@@ -163,13 +134,6 @@ def common_way(bench: Workbench, way: Way, target: Path) -> None:
     temporary.rename(target)
 
 
-def network_input(rgb: NDArray[np.uint8]) -> torch.Tensor:
-    image = torch.from_numpy(rgb).permute(2, 0, 1)[None]
-    if rgb.shape[:2] == (NETWORK, NETWORK):
-        return image
-    return torch.nn.functional.interpolate(image, (NETWORK, NETWORK), mode="bilinear", antialias=True)
-
-
 def run_batch(bench: Workbench, way: Way, pool: ThreadPoolExecutor, threads: int, count: int) -> tuple[float, float]:
     """(images a second, processor milliseconds an image) of `count` images a thread."""
 
@@ -189,9 +153,7 @@ def verify(bench: Workbench, way: Way) -> None:
     target = bench.folder / f"verify{SUFFIXES[way.recipe.format]}"
     stored = np.array(rmbgd_way(bench, way, target))
     data = target.read_bytes()
-    with Image.open(io.BytesIO(data)) as opened:
-        by_pillow = np.asarray(opened)
-        header = probe(data, LIMITS, animated="refuse", metadata=())
+    by_pillow, header = np.asarray(Image.open(target)), probe(data, LIMITS, animated="refuse", metadata=())
     by_opencv = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     assert by_opencv is not None
     if stored.ndim == 3:
@@ -204,40 +166,36 @@ def verify(bench: Workbench, way: Way) -> None:
 
 
 def measure(side: int, rounds: int, threads: int, quick: bool) -> list[dict[str, Any]]:
-    rng = np.random.default_rng(7)
     rates: dict[str, list[tuple[float, float]]] = {way.name: [] for way in WAYS}
     sizes: dict[str, int] = {}
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-") as name, ThreadPoolExecutor(threads) as pool:
         folder = Path(name)
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         options: dict[str, Any] = {"quality": 90, "subsampling": "4:2:0", "icc_profile": profile, "dpi": (300, 300)}
-        Image.fromarray(image(side, rng)).save(folder / "photo.jpg", **options)
-        bench = Workbench(folder / "photo.jpg", folder, matte(rng))
+        Image.fromarray(drawn(1, side)[0].rgb).save(folder / "photo.jpg", **options)
+        bench = Workbench(folder / "photo.jpg", folder, matte(np.random.default_rng(7)))
         for way in WAYS:
             if way.against:
                 verify(bench, way)
         for number in steps(rounds + 1, f"{side} x {side}"):  # the first one warms up
             for way in WAYS:
                 slow = way.recipe.format == "webp" and not way.against
-                count = (
-                    1 if number == 0 or slow or quick else round(16 * (1024 / side) ** 2) * (3 if way.against else 1)
-                )
+                many = round(16 * (1024 / side) ** 2) * (3 if way.against else 1)
+                count = 1 if number == 0 or slow or quick else many
                 rate = run_batch(bench, way, pool, threads, count)
                 rates[way.name] += [rate] if number else []
                 sizes[way.name] = (folder / f"out0{SUFFIXES[way.recipe.format]}").stat().st_size
-    rows: dict[str, dict[str, Any]] = {}
+    medians = {name: [statistics.median(each) for each in zip(*pairs, strict=True)] for name, pairs in rates.items()}
+    rows = []
     for way in WAYS:
-        speed, cpu = (statistics.median(values) for values in zip(*rates[way.name], strict=True))
-        row = {"way": way.name, "size": side, "images_per_second": speed, "cpu_milliseconds": cpu}
-        rows[way.name] = row | {"output_bytes": sizes[way.name]}
+        (speed, cpu), size = medians[way.name], sizes[way.name]
+        row = {"way": way.name, "size": side, "images_per_second": speed, "cpu_milliseconds": cpu, "output_bytes": size}
         if way.against:
-            base = rows[way.against]
-            rows[way.name] |= {
-                "times_faster": speed / base["images_per_second"],
-                "times_less_cpu": base["cpu_milliseconds"] / cpu,
-                "times_the_bytes": sizes[way.name] / sizes[way.against],
-            }
-    return [{k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()} for row in rows.values()]
+            base_speed, base_cpu = medians[way.against]
+            row |= {"times_faster": speed / base_speed, "times_less_cpu": base_cpu / cpu}
+            row |= {"times_the_bytes": size / sizes[way.against]}
+        rows.append({key: round(each, 3) if isinstance(each, float) else each for key, each in row.items()})
+    return rows
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -252,13 +210,10 @@ def run(chosen: argparse.Namespace) -> Report:
     torch.set_num_threads(1)
     if chosen.quick:
         chosen.sizes, chosen.rounds = "1024", 1
-    sides = [int(side) for side in chosen.sizes.split(",")]
+    sides = map(int, chosen.sizes.split(","))
     found = [row for side in sides for row in measure(side, chosen.rounds, chosen.threads, chosen.quick)]
     title = f"null network, {chosen.threads} threads, medians of {chosen.rounds} rounds"
     keys = list(found[1])  # of a way of ours: all
-    shown = table(
-        title, *(key.replace("_", " ") for key in keys), rows=[[row.get(key) for key in keys] for row in found]
-    )
-    settings = {"threads": chosen.threads, "rounds": chosen.rounds, "cores": os.cpu_count()}
-    versions = {"pillow": PIL.__version__, "opencv": cv2.__version__, "numpy": np.__version__}
-    return Report([shown], {"bench": "pipeline", **settings, **versions, "rows": found})
+    heads = [key.replace("_", " ") for key in keys]
+    shown = table(title, *heads, rows=[[row.get(key) for key in keys] for row in found])
+    return Report([shown], {"threads": chosen.threads, "rounds": chosen.rounds, "rows": found})

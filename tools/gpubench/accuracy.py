@@ -16,7 +16,7 @@ from PIL import Image
 from rmbgd.bench.samples import drawn
 from rmbgd.errors import RmbgdError
 from tools.gpubench.engines import started, type_of
-from tools.gpubench.networks import choose_device, float32_products, half, normalised, ours, plain
+from tools.gpubench.networks import autocast, choose_device, float32_products, normalised, ours, plain
 from tools.gpubench.plan import Answer, Plan
 
 # logits (relative, L2); alpha in steps of 1/255: mean, 99.9th percentile; share off by more than 8; overlap at 0.5
@@ -36,30 +36,28 @@ def measure(plan: Plan, answer: Answer) -> None:
     x = torch.cat([normalised(Image.fromarray(image.rgb), plan.side) for image in images]).to(plan.device)
     network = plain(plan)[0]
     reference = answers_of(network, x)
-    with torch.autocast(x.device.type, half(plan)):
-        autocast = compared(answers_of(network, x), reference)
-    answer.row({"step": "naive, autocast float16", "precision": "float16"} | autocast)
+    with autocast(plan):
+        usual = compared(answers_of(network, x), reference)
+    answer.row({"step": "naive, autocast float16"} | usual)
     if plan.is_gpu:
         float32_products("tf32")
         row = compared(answers_of(network, x), reference)
-        answer.row({"step": "naive float32 with TF32 (noise floor)", "precision": "tf32"} | row)
+        answer.row({"step": "naive float32 with TF32 (noise floor)"} | row)
         float32_products("ieee")
     del network
     for kind in ("float16", "bfloat16") if plan.is_gpu else ("bfloat16",):
         row = compared(answers_of(ours(plan, getattr(torch, kind)), x), reference)
-        answer.row({"step": f"our network, eager {kind}", "precision": kind} | judged(row, kind, autocast))
+        answer.row({"step": f"our network, eager {kind}"} | judged(row, kind, usual))
     for kind in ("float16", "bfloat16", "float8") if plan.is_gpu else ("float32",):
-        with answer.or_error({"step": f"engine, {kind}", "precision": kind}, RmbgdError):
+        with answer.or_error({"step": f"engine, {kind}"}, RmbgdError):
             for step, alpha in through_the_engine(plan, kind, images):
-                row = judged(alphas(alpha, quantised(reference)), kind, autocast)
-                answer.row({"step": step, "precision": kind} | row)
+                answer.row({"step": step} | judged(alphas(alpha, quantised(reference)), kind, usual))
 
 
 def answers_of(network: Any, x: Any) -> NDArray[np.float32]:
     """Logits float32 [B, h, w], image by image: the plain network takes gigabytes for each."""
     with torch.inference_mode():
-        logits = [network(one[None]) for one in x]
-        return np.asarray(torch.cat(logits)[:, 0].float().cpu().numpy())
+        return np.asarray(torch.cat([network(one[None]) for one in x])[:, 0].float().cpu().numpy())
 
 
 def through_the_engine(plan: Plan, kind: str, images: Any) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -76,8 +74,7 @@ def through_the_engine(plan: Plan, kind: str, images: Any) -> Iterator[tuple[str
 
 
 def quantised(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-    with np.errstate(over="ignore"):
-        return np.asarray(np.floor(255 / (1 + np.exp(-logits.astype(np.float64))) + 0.5), np.uint8)
+    return np.asarray(np.floor(255 * torch.from_numpy(logits).double().sigmoid().numpy() + 0.5), np.uint8)
 
 
 def compared(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> dict[str, float]:
@@ -87,19 +84,15 @@ def compared(logits: NDArray[np.float32], reference: NDArray[np.float32]) -> dic
 
 def alphas(alpha: NDArray[np.uint8], reference: NDArray[np.uint8]) -> dict[str, float]:
     off = np.abs(alpha.astype(np.int16) - reference)
-    ours_solid, theirs = alpha >= 128, reference >= 128
-    union = int(np.count_nonzero(ours_solid | theirs))
-    return {
-        "mean": float(off.mean()),
-        "p999": float(np.quantile(off, 0.999)),
-        "far": float((off > 8).mean()),
-        "overlap": np.count_nonzero(ours_solid & theirs) / union if union else 1.0,
-    }
+    solid, theirs = alpha >= 128, reference >= 128
+    overlap = (solid & theirs).sum() / (solid | theirs).sum() if solid.any() or theirs.any() else 1.0
+    found = {"mean": off.mean(), "p999": np.quantile(off, 0.999), "far": (off > 8).mean(), "overlap": overlap}
+    return {name: float(each) for name, each in found.items()}
 
 
-def judged(row: dict[str, float], kind: str, autocast: dict[str, float]) -> dict[str, Any]:
+def judged(row: dict[str, float], kind: str, usual: dict[str, float]) -> dict[str, Any]:
     """With `well` (the absolute limits) and `gate` (against the plain autocast's error; None where there is none)."""
     limits = {name: limit for name, limit in LIMITS[kind].items() if name in row}
     well = all(row[name] >= limit if name == "overlap" else row[name] <= limit for name, limit in limits.items())
     factor, by = GATE[kind], "relative" if "relative" in row else "mean"
-    return {**row, "well": well, "gate": None if factor is None else row[by] <= factor * autocast[by], "gate_by": by}
+    return {**row, "well": well, "gate": None if factor is None else row[by] <= factor * usual[by]}

@@ -5,13 +5,12 @@ Steps are the service's own options. A step that this device does not offer is r
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from typing import Any
 
-from rmbgd.bench.engine import BenchDevice, EngineUnderTest, Measurement, engine_under_test
+from rmbgd.bench.engine import BATCHES_MAXIMUM, BenchDevice, EngineUnderTest, engine_under_test
 from rmbgd.bench.samples import Sample, drawn
 from rmbgd.config.load import parse
 from rmbgd.engine.wiring import default_machine
@@ -62,6 +61,14 @@ def waterfall(plan: Plan, answer: Answer) -> None:
         step(plan, answer, LARGE, {}, sizes, drawn(2, round(LARGE_SIDES * plan.side)))
 
 
+def latency(plan: Plan, answer: Answer) -> None:
+    """One image at a time, arena to arena, many times; and the memory of an engine that was sized for 1, and for 8."""
+    images = drawn(4, plan.side)
+    for size in plan.small_and_large:
+        many = plan.latency_images if size == 1 else 20
+        step(plan, answer, f"sized for batches of {size}", {}, [size], images, batches=many)
+
+
 def step(
     plan: Plan,
     answer: Answer,
@@ -69,7 +76,10 @@ def step(
     options: dict[str, Any],
     sizes: Sequence[int],
     images: Sequence[Sample],
+    *,
+    batches: int | None = None,
 ) -> None:
+    """`batches` of each size, or for as long as the plan says."""
     with (
         answer.or_error({"step": name, "batch": sizes[0]}, RmbgdError),
         started(plan, images, places=2 * max(sizes), batches=max(sizes), **options) as engine,
@@ -78,7 +88,11 @@ def step(
         for size, why in left_out.items():
             answer.row({"step": name, "batch": size, "error": why})
         for size in offered:
-            answer.row({"step": name, "type": type_of(engine)} | reading_row(engine.measure(size, plan.row_seconds)))
+            seconds = 3600.0 if batches else plan.row_seconds
+            reading = engine.measure(size, seconds, batches=batches or BATCHES_MAXIMUM)
+            times = asdict(reading.spread)
+            row = {"step": name, "type": type_of(engine), "batch": size, "ms": times.pop("mean") / size}
+            answer.row(row | times | {"stages": reading.stages, "memory": reading.memory})
         for limit in engine.limits:
             answer.row({"step": name, "what": limit.what, "detail": limit.detail}, "limits")
 
@@ -86,26 +100,3 @@ def step(
 def type_of(engine: EngineUnderTest) -> str:
     """What it computes in, as it says itself: where a type is not to be had, another is used."""
     return ", ".join(sorted({str(facts.get("precision", "")) for facts in engine.description.models.values()}))
-
-
-def reading_row(reading: Measurement) -> dict[str, Any]:
-    times = asdict(reading.spread)
-    row = {"batch": reading.size, "ms": times.pop("mean") / reading.size}
-    return row | times | {"stages": reading.stages, "memory": reading.memory}
-
-
-def latency(plan: Plan, answer: Answer) -> None:
-    """One image at a time, arena to arena, many times; and the memory of an engine that was sized for 1, and for 8."""
-    images = drawn(4, plan.side)
-    for size in plan.small_and_large:
-        name = f"sized for batches of {size}"
-        with (
-            answer.or_error({"step": name, "batch": size}, RmbgdError),
-            started(plan, images, places=max(4, size), batches=size) as engine,
-        ):
-            if left_out := engine.sizes([size])[1]:
-                raise RmbgdError(f"no batches of {size}: {left_out[size]}")
-            began = time.perf_counter()
-            reading = engine.measure(size, 3600.0, batches=plan.latency_images if size == 1 else 20)
-            facts = {"seconds": time.perf_counter() - began, "detail": engine.description.detail}
-            answer.row({"step": name, "type": type_of(engine)} | facts | reading_row(reading))

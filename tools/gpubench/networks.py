@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import json
 import os
 import statistics
-import time
+import timeit
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,6 @@ MATRIX, COPY_BYTES = 8192, 4 << 30  # of the products and copies on a GPU, where
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 NAIVE_WAYS = ("naive float32", "naive, autocast float16", "naive, cast to float16")
 
-# --- weights
-
 
 def draw(name: str, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[Any]:
     """One tensor that exercises its layer: statistics differ by channel, offsets move samples between pixels."""
@@ -55,11 +53,7 @@ def draw(name: str, shape: tuple[int, ...], random: np.random.Generator) -> NDAr
 
 
 def write_weights(plan: Plan) -> str:
-    """model.safetensors and config.json under the published names. Says where they come from.
-
-    The recipe's where its folder is at hand, else drawn by the same rule from other numbers: time and memory are the
-    same, errors are alike.
-    """
+    """The recipe's where it is at hand, else drawn by the same rule: they cost the same and err alike. Says which."""
     folder = plan.weights
     if plan.checkpoint:
         return f"checkpoint {folder}"
@@ -85,8 +79,7 @@ def ours(plan: Plan, dtype: Any) -> Any:
 def plain(plan: Plan) -> tuple[Any, str]:
     """The tests' oracle in float32, on the device, and which deformable convolution it uses.
 
-    The author's code calls torchvision's, which is much faster on a GPU than the oracle's own gathering: with
-    torchvision at hand the plain way gets it too.
+    The author's code calls torchvision's, which is much faster on a GPU than the oracle's own.
     """
     oracle = module("oracle")
     network = oracle.build(plan.backbone, plan.patch_order)
@@ -94,10 +87,8 @@ def plain(plan: Plan) -> tuple[Any, str]:
     # The counters of BatchNorm are optional, and nothing reads them.
     network.load_state_dict({name: state[name] for name in network.state_dict() if not is_optional(name)}, strict=False)
     network = network.to(plan.device)
-    try:
-        deform_conv2d = importlib.import_module("torchvision.ops").deform_conv2d
-    except ImportError:
-        deform_conv2d = None
+    there = importlib.util.find_spec("torchvision") is not None
+    deform_conv2d = importlib.import_module("torchvision.ops").deform_conv2d if there else None
     for part in network.modules():
         if isinstance(part, oracle.DeformableConv):
             part.forward = partial(_deformed, part, deform_conv2d)
@@ -114,11 +105,8 @@ def _deformed(part: Any, deform_conv2d: Any, x: Any) -> Any:
         return (weight.flatten(1) @ part.columns(x).flatten(1, 2)).unflatten(-1, x.shape[-2:])
 
 
-# --- the device
-
-
 def choose_device(plan: Plan) -> None:
-    """For what counts on the current device: events, and the allocator's figures. Takes memory on it."""
+    """For what counts on the current device, such as events. Takes memory on it."""
     if plan.is_gpu:
         torch.cuda.set_device(plan.device)
 
@@ -129,54 +117,29 @@ def float32_products(kind: str) -> None:
     convolutions.fp32_precision = torch.backends.cuda.matmul.fp32_precision = kind
 
 
-def forget_peak(plan: Plan) -> None:
-    if plan.is_gpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-
-
-def peak(plan: Plan) -> dict[str, int]:
-    """Bytes of the allocator at its peak since `forget_peak`; nothing on a CPU, where they are not counted."""
-    return {"allocator": torch.cuda.max_memory_allocated()} if plan.is_gpu else {}
-
-
-def timed(call: Callable[[], object], plan: Plan, *, repeats: int, warm_up: int = 3) -> float:
-    """Median seconds of a call: between device events on a GPU, by the clock on a CPU."""
-    for _ in range(warm_up):
+def timed(call: Callable[[], object], plan: Plan, *, repeats: int) -> float:
+    """Median seconds of a call, after three that do not count: between events on a GPU, by the clock on a CPU."""
+    for _ in range(3):
         call()
-    taken: list[float] = []
-    if plan.is_gpu:
-        event: Any = torch.cuda.Event  # as torch has typed it
-        pairs = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(repeats)]
-        for start, end in pairs:
-            start.record()
-            call()
-            end.record()
-        torch.cuda.synchronize()
-        taken = [start.elapsed_time(end) / 1000 for start, end in pairs]
-    else:
-        for _ in range(repeats):
-            began = time.perf_counter()
-            call()
-            taken.append(time.perf_counter() - began)
-    return statistics.median_high(taken)
+    if not plan.is_gpu:
+        return statistics.median_high(timeit.repeat(call, number=1, repeat=repeats))
+    event: Any = torch.cuda.Event  # as torch has typed it
+    pairs = [(event(enable_timing=True), event(enable_timing=True)) for _ in range(repeats)]
+    for start, end in pairs:
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return float(statistics.median_high(start.elapsed_time(end) / 1000 for start, end in pairs))
 
 
 def flops(backbone: str, side: int) -> float:
-    """Floating-point operations of one forward of the plain network (a multiplication and an addition are two).
-
-    Counted by torch on shapes alone, windows' padding and the deformable convolutions' products included; pointwise
-    work, softmax and sampling are not.
-    """
+    """Of one forward of the plain network, by shapes alone, without pointwise ones; a product with its sum is two."""
     with torch.device("meta"):
         network = module("oracle").build(backbone)
-        counter = FlopCounterMode(display=False)
-        with counter:
+        with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, 3, side, side))
     return float(counter.get_total_flops())
-
-
-# --- sections
 
 
 def ceilings(plan: Plan, answer: Answer) -> None:
@@ -201,16 +164,17 @@ def normalised(image: Image.Image, side: int) -> Any:
     return ((tensor - mean) / deviation)[None]
 
 
-def half(plan: Plan) -> torch.dtype:
-    """On the CPU bfloat16: its autocast has many more operators for it, and only the GPU's figure is of interest."""
-    return torch.float16 if plan.is_gpu else torch.bfloat16
+def autocast(plan: Plan, *, enabled: bool = True) -> torch.autocast:
+    """In float16; on the CPU bfloat16, for which it has many more operators: only the GPU's figure is of interest."""
+    device, half = ("cuda", torch.float16) if plan.is_gpu else ("cpu", torch.bfloat16)
+    return torch.autocast(device, half, enabled)
 
 
 def cut_out(network: Any, image: Image.Image, plan: Plan, way: str) -> Image.Image:
     tensor = normalised(image, plan.side).to(plan.device)
     if way.endswith("cast to float16"):
         tensor = tensor.half()
-    with torch.no_grad(), torch.autocast(tensor.device.type, half(plan)) if "autocast" in way else nullcontext():
+    with torch.no_grad(), autocast(plan, enabled="autocast" in way):
         alpha = network(tensor).sigmoid().float().cpu()[0, 0]
     cutout = image.copy()
     cutout.putalpha(Image.fromarray((alpha * 255).byte().numpy()).resize(image.size))
@@ -220,9 +184,8 @@ def cut_out(network: Any, image: Image.Image, plan: Plan, way: str) -> Image.Ima
 def naive(plan: Plan, answer: Answer) -> None:
     """The plain ways, one image at a time: as the author's page does it, under autocast, and cast to float16.
 
-    From a decoded image to an image with alpha, all on the caller's thread: Pillow resizes, torch normalises, the mask
-    comes back through the host and is resized by Pillow. Decoding and encoding are none of the engine's either, with
-    whose time from arena to arena this is compared. TF32 as the author's page has it: on for float32 products.
+    From a decoded image to an image with alpha, which is compared with the engine's time from arena to arena. TF32 as
+    the author's page has it: on for float32 products.
     """
     choose_device(plan)
     torch.set_float32_matmul_precision("high")
@@ -233,20 +196,16 @@ def naive(plan: Plan, answer: Answer) -> None:
         if way.endswith("cast to float16"):
             network = network.half()
         with answer.or_error({"step": way}, RuntimeError, NotImplementedError):
-            taken = []
-            warm_up = 3 if plan.is_gpu else 1
-            for number in range(warm_up + plan.naive_images):
-                if number == warm_up:
-                    forget_peak(plan)
-                began = time.perf_counter()
-                cut_out(network, images[number % len(images)], plan, way)
-                taken.append(1000 * (time.perf_counter() - began))
-            times = asdict(spread(taken[warm_up:]))
+            one = partial(cut_out, network, plan=plan, way=way)
+            for image in images[: 3 if plan.is_gpu else 1]:  # warms up
+                one(image)
+            chosen = islice(cycle(images), plan.naive_images)
+            times = asdict(spread([1000 * timeit.timeit(partial(one, image), number=1) for image in chosen]))
             del times["jitter"]  # of so few it says nothing
             with NvmlMemory(BenchDevice(plan.device, "").nvml()) as memory:
                 # As the driver books it; where it keeps no such books, all that is used on the device.
                 held = {} if memory.base is None else {"nvml": memory.of(os.getpid()) or memory.base}
-            answer.row({"step": way, "batch": 1, "ms": times["mean"], "memory": peak(plan) | held} | times)
+            answer.row({"step": way, "batch": 1, "ms": times["mean"], "memory": held} | times)
 
 
 def kernels(plan: Plan, answer: Answer) -> None:
@@ -270,7 +229,6 @@ def kernels(plan: Plan, answer: Answer) -> None:
             # As the engine gives it.
             x = torch.randn(batch, 3, plan.side, plan.side, device=plan.device).to(memory_format=torch.channels_last)
             row = {"step": name, "type": kind, "batch": batch}
-            forget_peak(plan)
             with answer.or_error(row, RuntimeError, ValueError), torch.inference_mode():
-                seconds = timed(partial(ask, x), plan, repeats=plan.repeats, warm_up=2)
-                answer.row(row | {"ms": 1000 * seconds, "memory": peak(plan)})
+                seconds = timed(partial(ask, x), plan, repeats=plan.repeats)
+                answer.row(row | {"ms": 1000 * seconds})

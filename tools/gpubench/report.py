@@ -6,7 +6,7 @@ Measures nothing; every function is of what it is given.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import RenderableType
 from rich.markup import escape
@@ -25,7 +25,6 @@ STEPS: Columns = {
     "TFLOP/s": ("tflops", "{:,.1f}"),
     "of peak": ("roofline", "{:.0%}"),
     **{name: (name, "{:,.2f}") for name in ("p50", "p99", "jitter")},
-    "alloc GB": ("allocator_gb", "{:.2f}"),
     "NVML GB": ("nvml_gb", "{:.2f}"),
 }
 ACCURACY: Columns = {
@@ -45,7 +44,6 @@ TITLES = {
     "kernels": "Each kernel alone, launched one by one",
 }
 
-
 TARGETS = {  # name -> (what, must, reach for)
     "throughput": ("images/s, best bucket, network and pre/post", "3.15x naive, and 150", "214"),
     "latency": ("latency of one image, arena to arena, p50", "1/1.7 of naive, and 12 ms", "7 ms"),
@@ -58,27 +56,12 @@ TARGETS = {  # name -> (what, must, reach for)
 }
 
 
-class Target(NamedTuple):
-    what: str
-    must: str
-    reach_for: str
-    measured: str = ""
-    reached: bool | None = None  # None where nothing, or too little, was measured
-
-    @property
-    def verdict(self) -> str:
-        return {True: "reached", False: "missed", None: "not measured"}[self.reached]
-
-
 def rows_of(answers: Answers, section: str) -> list[dict[str, Any]]:
-    """With its memory in GB, such as allocator_gb."""
-    rows = answers.get(section, {}).get("rows", [])
-    return [{**row, **{f"{name}_gb": round(n / 1e9, 2) for name, n in row.get("memory", {}).items()}} for row in rows]
+    return [dict(row) for row in answers.get(section, {}).get("rows", [])]
 
 
 def naive_ms(answers: Answers) -> float | None:
-    rows = rows_of(answers, "naive")
-    return next((row["ms"] for row in rows if row["step"] == "naive float32" and "ms" in row), None)
+    return next((row.get("ms") for row in rows_of(answers, "naive") if row["step"] == "naive float32"), None)
 
 
 def completed(answers: Answers, section: str) -> list[dict[str, Any]]:
@@ -90,6 +73,7 @@ def completed(answers: Answers, section: str) -> list[dict[str, Any]]:
         if "ms" in row:
             per_image = row["ms"] / (row["batch"] if section == "kernels" else 1)
             row.setdefault("type", row["step"].rpartition(" ")[2])
+            row["nvml_gb"] = row["memory"]["nvml"] / 1e9 if "nvml" in row.get("memory", {}) else None
             row |= {"ms": per_image, "per_second": 1000 / per_image}
             row["ratio"] = naive / per_image if naive else None
             row["tflops"] = flops / per_image / 1e9 if flops else None
@@ -97,8 +81,8 @@ def completed(answers: Answers, section: str) -> list[dict[str, Any]]:
     return rows
 
 
-def targets(answers: Answers) -> list[Target]:
-    """What one large GPU is held to, with the figures of this run."""
+def targets(answers: Answers) -> dict[str, tuple[str, bool | None]]:
+    """Target -> (figures of this run, whether they reach it; None where too little was measured), if there are any."""
     naive = naive_ms(answers)
     steps = [row for row in rows_of(answers, "waterfall") if row["step"] == BATCHED and "ms" in row]
     latencies = {row["step"]: row for row in rows_of(answers, "latency") if "ms" in row}
@@ -107,7 +91,6 @@ def targets(answers: Answers) -> list[Target]:
     judged = [row for row in engine if "error" not in row]
     single, many = (answers.get("sources", {}).get(droppers, {}).get("p95") for droppers in ("1", "8"))
     hot = answers.get("hot_folder", {})
-
     measured: dict[str, tuple[str, bool | None]] = {}
     if steps and naive is not None:
         best = min(steps, key=lambda row: row["ms"])
@@ -131,10 +114,7 @@ def targets(answers: Answers) -> list[Target]:
     if "per_second" in hot and "bound" in hot:
         said = f"{hot['per_second']:.1f} a second over {hot['files']}, bound by {hot['bound']}"
         measured["hot_folder"] = said, True if hot["files"] >= 2000 else None
-    return [Target(*words, *measured.get(name, ())) for name, words in TARGETS.items()]
-
-
-# --- tables
+    return measured
 
 
 def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
@@ -146,14 +126,16 @@ def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield from _rows("Errors against float32", ACCURACY, rows_of(answers, "accuracy"))
     for section, title in TITLES.items():
         rows = completed(answers, section)
-        if plan["device"] == "cpu":
-            rows = [row | {"roofline": None} for row in rows]
         yield from _rows(title, STEPS, rows)
         limits = answers.get(section, {}).get("limits", [])  # what engines did without, each said once
         yield from dict.fromkeys(escape(f"{row['step']}: {row['what']}: {row['detail']}") for row in limits)
     for name, error in result["errors"].items():
         yield f"[bold]{name}[/] FAILED: {escape(error)}"
-    judged = [(*target[:4], target.verdict) for target in targets(answers)]
+    found, verdicts = targets(answers), {True: "reached", False: "missed", None: "not measured"}
+    judged = []
+    for name, words in TARGETS.items():
+        said, reached = found.get(name, ("", None))
+        judged.append((*words, said, verdicts[reached]))
     heads = ("what", "must", "reach for", "measured", "")
     yield table("Targets for one H200 with the large backbone", *heads, rows=judged)
 

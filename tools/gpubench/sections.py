@@ -3,8 +3,7 @@
     python -m tools.bench gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540]
     python -m tools.bench gpu --out FOLDER --device cpu --quick
 
-Run it in the checkout's root, on a machine without other work. tools/gpu_session.sh runs the GPU tests before it, which
-compare logits with the reference's and hold the memory that the engine may take.
+Run it in the checkout's root, on a machine without other work; tools/gpu_session.sh runs the GPU tests before it.
 Each section is a process of its own, so that one that fails, hangs or breaks the device's context loses only itself;
 the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt and bench_gpu.log.
 
@@ -27,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,14 +59,9 @@ def prepare(plan: Plan, answer: Answer) -> None:
     from tools.gpubench.networks import write_weights
 
     answer.put(weights=write_weights(plan))  # first: every other section needs them
-    models = re.findall(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    answer.put(
-        date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        python=platform.python_version(),
-        processors=len(os.sched_getaffinity(0)),
-        processor=models[0] if models else "",
-        device=plan.device,
-    )
+    model = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    answer.put(date=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), python=platform.python_version())
+    answer.put(processors=len(os.sched_getaffinity(0)), processor=model[1] if model else "", device=plan.device)
     with contextlib.suppress(OSError):  # there may be no git
         command = ["git", "describe", "--always", "--dirty"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -83,7 +77,7 @@ def prepare(plan: Plan, answer: Answer) -> None:
 
 def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
     """Its error in one line; empty when it came to its end. What it found before is kept in either case."""
-    log = Path(plan.work) / f"log-{name}.txt"
+    log = Path(plan.work, f"log-{name}.txt")
     command = [sys.executable, "-m", "tools.gpubench.sections", name, json.dumps(asdict(plan))]
     environment = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
     with log.open("wb") as stream:
@@ -91,11 +85,10 @@ def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
             command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
         )
         try:
-            code: int | None = process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            code = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
         finally:
-            if process.poll() is None:
+            if (code := process.poll()) is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     said = log.read_text(errors="replace").strip()
@@ -103,29 +96,24 @@ def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
         whole.write(f"--- {name}\n{said}\n")
     if code is None:
         return f"did not end within {seconds:.0f} s"
-    last = said.splitlines()[-1] if said else "it said nothing"
+    last = said.rpartition("\n")[2] or "it said nothing"
     return f"status {code}: {last} (see {LOG})" if code else ""
 
 
 def run_all(plan: Plan, chosen: Sequence[str], out: Path, budget: float) -> dict[str, Any]:
     until = time.monotonic() + budget
     errors: dict[str, str] = {}
-    seconds: dict[str, float] = {}
-    for name in SECTIONS:
+    for name, (_, longest) in SECTIONS.items():
         if name not in (*chosen, PREPARE):
             continue
-        left = until - time.monotonic()
-        if left < LEAST:
+        if (left := until - time.monotonic()) < LEAST:
             errors[name] = "not begun: the time budget was used up"
             continue
         print(f"{name} ...", flush=True)
-        began = time.monotonic()
-        error = run_section(name, plan, out, min(left, SECTIONS[name][1]))
-        seconds[name] = round(time.monotonic() - began, 1)
-        if error:
+        if error := run_section(name, plan, out, min(left, longest)):
             errors[name] = error
             print(f"{name}: {error}", flush=True)
-    return {"plan": asdict(plan), "errors": errors, "seconds": seconds, "answers": answers(plan.work)}
+    return {"plan": asdict(plan), "errors": errors, "answers": answers(plan.work)}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -148,18 +136,11 @@ def run(chosen: argparse.Namespace) -> Report:
     out: Path = chosen.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
     (out / LOG).unlink(missing_ok=True)
-    quick: Mapping[str, Any] = QUICK if chosen.quick else {}
-    backbone = {"backbone": chosen.backbone} if chosen.backbone else {}
+    sizes: dict[str, Any] = (QUICK if chosen.quick else {}) | ({"backbone": chosen.backbone} if chosen.backbone else {})
+    checkpoint = str(Path(chosen.checkpoint).absolute()) if chosen.checkpoint else ""
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-gpu-") as work:
-        plan = Plan(
-            work=work,
-            device=chosen.device,
-            recipe=recipe_folder(),
-            checkpoint=str(Path(chosen.checkpoint).absolute()) if chosen.checkpoint else "",
-            patch_order=chosen.patch_order,
-            **{**quick, **backbone},
-        )
-        found = run_all(plan, chosen.only, out, chosen.budget)
+        given = {"device": chosen.device, "checkpoint": checkpoint, "patch_order": chosen.patch_order}
+        found = run_all(Plan(work, recipe=recipe_folder(), **given, **sizes), chosen.only, out, chosen.budget)
     return Report(list(shown(found)), found, 1 if found["errors"] else 0)
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -36,13 +34,12 @@ class Service(ServiceUnderTest):
         cores = len(os.sched_getaffinity(0))
         self.threads = {"decode": max(2, cores // 4), "finish": max(2, cores // 2)}
         pipeline = PipelineSettings().model_dump(include={"arena_bytes", "free_bytes_minimum"})
+        pipeline |= {f"{stage}_threads": count for stage, count in self.threads.items()}
         settings: Settings = {
             "service": {"status_interval": STATUS_SECONDS},
             "intake": IntakeSettings().model_dump(include=set(SHORTENED)) | {"quiet_closed": QUIET},
             "limits": LimitSettings().model_dump(include={"pixels"}),
-            "pipeline": pipeline
-            | {f"{stage}_threads": count for stage, count in self.threads.items()}
-            | {"batch_maximum": 8 if plan.is_gpu else 2},
+            "pipeline": pipeline | {"batch_maximum": 8 if plan.is_gpu else 2},
             "engine": {"device": plan.device, "start_timeout": plan.start_timeout},
             "health": {"require_gpu": plan.is_gpu},
         }
@@ -85,9 +82,7 @@ def hot_folder(plan: Plan, answer: Answer) -> None:
         files=plan.hot_files,
         per_second=(len(done) - first) / (done[-1]["monotonic"] - done[first - 1]["monotonic"]),
         devices=sorted({str(event["device"]) for event in done}),
-        mean_batch=sum(event["batch"] for event in done) / len(done),
         milliseconds=milliseconds,
-        threads=service.threads,
         busy=shares,
         bound=bottleneck(shares, milliseconds) if shares else "unknown",
     )
@@ -105,27 +100,15 @@ def sources(plan: Plan, answer: Answer) -> None:
 
 
 def dropping(plan: Plan, service: Service, droppers: int, rate: float) -> list[float]:
-    """How long every image took, in ms; each dropper keeps its pace, whatever becomes of its images."""
+    """How long every image took, in ms; droppers take turns and keep their pace, whatever becomes of the images."""
     count = max(P95_NEEDS if plan.is_gpu else 2, int(plan.source_seconds * rate))
-    files = list(islice(versions(drawn(8, plan.side)), (droppers * count)))
     dropped: dict[str, float] = {}
-    lock = threading.Lock()
     already = len(service.named("image.done"))
     began = time.monotonic() + 0.1
-
-    def drop(number: int) -> None:
-        for k in range(count):
-            name, data = files[number * count + k]
-            due = began + (k + number / droppers) / rate
-            time.sleep(max(0.0, due - time.monotonic()))
-            name = f"{droppers}-{name}"
-            with lock:
-                moment = time.monotonic()
-                service.drop(name, data + bytes([droppers]))
-            dropped[name] = moment
-
-    with ThreadPoolExecutor(droppers) as pool:
-        list(pool.map(drop, range(droppers)))
+    for number, (name, data) in enumerate(islice(versions(drawn(8, plan.side)), droppers * count)):
+        time.sleep(max(0.0, began + number / droppers / rate - time.monotonic()))  # each a share of the interval later
+        dropped[name := f"{droppers}-{name}"] = time.monotonic()
+        service.drop(name, data + bytes([droppers]))
     service.wait_for_done(already + droppers * count)
     done = service.named("image.done")[already:]
     return [1000 * (event["monotonic"] - dropped[event["path"]]) for event in done]
