@@ -40,9 +40,8 @@ def assert_delivered(service: ServiceUnderTest, number: int) -> None:
     assert {name: (service.done / name).read_bytes() for name in audit.files(service.done)} == delivered
     assert audit.files(service.failed) == ["bad.png", "bad.png.error.json"]
     assert (service.failed / "bad.png").read_bytes() == bad
-    for root in (service.done, service.failed):
-        for name in audit.files(root):
-            (root / name).unlink()
+    for kept in (root / name for root in (service.done, service.failed) for name in audit.files(root)):
+        kept.unlink()
 
 
 @pytest.mark.campaign

@@ -43,14 +43,12 @@ def test_engine_that_sigkill_does_not_end_is_left_behind(tmp_path: Path) -> None
     with (
         disk(tmp_path / "image") as device,
         mounted(where, "ext4", "rw", device),
-        GpuUnderTest(tmp_path / "service", settings=settings) as service,
+        GpuUnderTest(tmp_path / "service", settings=settings).on_gpu() as service,
     ):
-        service.wait_for_gpu()
         before = set(service.children())
         with frozen(where):
             service.steps([f"write:{where / 'stuck'}"])
-            data = service.drop_all(samples(range(5)))
-            service.wait_for_endings(len(data))
+            data = service.serve_all(samples(range(5)))
             service.wait_for("engine.state", to="lost", reason="unkillable")
             (stuck,) = [pid for pid in before if state_of(pid) == "D"]
             service.turn(2)

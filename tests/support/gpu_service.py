@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.support.launcher import suffix
 from tests.support.service import Event, ServiceUnderTest
@@ -64,6 +64,12 @@ class GpuUnderTest(ServiceUnderTest):
         (self._orders(index) / name).unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------------------------ what it says
+
+    def on_gpu(self) -> Self:
+        """Started, and its GPU in use."""
+        self.start()
+        self.wait_for_gpu()
+        return self
 
     def wait_for_gpu(self, index: int = 0) -> Event:
         return self.wait_for("engine.state", device=f"cuda:{index}", to="ok", reason="probe_passed")
