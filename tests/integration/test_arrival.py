@@ -106,8 +106,8 @@ def test_rsync_delivers(tmp_path: Path) -> None:
     if shutil.which("rsync") is None:
         pytest.skip("rsync is not installed")
     data = {f"{folder}{number}.png": sample_image(number) for number in range(10) for folder in ("", "deep/er/")}
+    (tmp_path / "source/deep/er").mkdir(parents=True)
     for name, content in data.items():
-        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "source" / name).write_bytes(content)
     with ServiceUnderTest(tmp_path / "service", settings=NO_COMPARING) as service:
         subprocess.run(["rsync", "-a", f"{tmp_path / 'source'}/", f"{service.input}/"], check=True)

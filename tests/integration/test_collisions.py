@@ -50,20 +50,6 @@ def test_four_inputs_of_one_stem_have_four_outputs(tmp_path: Path) -> None:
             assert seen[0][f"{number}/s/a.jpg"] == f"{number}/s/a.png"
 
 
-def test_file_of_a_stranger_is_left_alone(tmp_path: Path) -> None:
-    with ServiceUnderTest(tmp_path) as service:
-        (service.output / "a.png").write_bytes(b"mine")
-        assert service.serve("a.png", sample_image(1))["output"] == "a~2.png"
-        service.drop("a.png", sample_image(2))
-        assert service.wait_for("image.done", path="a.png", count=2)["output"] == "a~2.png"
-        service.restart()
-        service.drop("a.png", sample_image(3))
-        assert service.wait_for("image.done", path="a.png", count=3)["output"] == "a~2.png"
-        assert (service.output / "a.png").read_bytes() == b"mine"
-        assert_cutout_of(sample_image(3), service.output / "a~2.png")
-        assert audit.files(service.output) == ["a.png", "a~2.png"]
-
-
 def test_equal_images_are_computed_once(tmp_path: Path) -> None:
     data = sample_image(1)
     with ServiceUnderTest(tmp_path) as service:

@@ -123,11 +123,10 @@ def test_no_names_left(tmp_path: Path, role: str) -> None:
     service = ServiceUnderTest(tmp_path)
     where: Path = getattr(service, role)
     with mounted(where, "tmpfs", "size=16m,nr_inodes=40"), service:
-        fillers = []
         with contextlib.suppress(OSError):
             for number in range(100):
                 (where / f"filler-{number}").touch()
-                fillers.append(where / f"filler-{number}")
+        fillers = list(where.glob("filler-*"))
         assert len(fillers) < 100, "the file system was not full"
         service.serve_all(data)
         for filler in fillers:

@@ -91,15 +91,13 @@ def test_stop_under_load_finishes_or_returns_everything(tmp_path: Path) -> None:
 
 
 def test_second_signal_ends_the_waiting(tmp_path: Path) -> None:
-    service = ServiceUnderTest(tmp_path, options={"engine": {"script": ["hang"]}})
-    with service:
-        service.drop("a.png", sample_image(1))
-        service.wait(lambda: service.given() == 1, "the image in the engine")
+    with ServiceUnderTest(tmp_path) as service:
+        service.hold_in_engine("a.png", sample_image(1))
         service.signal(signal.SIGTERM)
         service.wait_for("service.stopping")
         service.signal(signal.SIGTERM)
         assert service.reap() == 0
-        service.options = {**service.options, "engine": {}}
+        service.hold.unlink()
         service.start()
         service.wait_for("image.done", path="a.png")
     audit.assert_complete(service.roots, {"a.png": sample_image(1)})

@@ -26,14 +26,6 @@ def careful(*, quiet: float = LONG, **tables: Any) -> Settings:
     return {"service": service | tables.pop("service", {})} | tables
 
 
-def die(service: ServiceUnderTest, times: int = STARTS) -> None:
-    for _ in range(times):
-        since = len(service.events)
-        service.start(ready=False)
-        service.wait_for("intake.recovered", since=since)
-        service.kill()
-
-
 def die_of_an_image(service: ServiceUnderTest, times: int = STARTS) -> None:
     for _ in range(times):
         service.start(ready=False)
@@ -51,24 +43,21 @@ def test_a_gpu_service_that_keeps_dying_serves_from_the_cpu_and_comes_back(tmp_p
     """The CPU, as the event says, for a quiet time; then everything again, without a new process and without a loss."""
     settings = careful(quiet=1.0, engine={"device": "cuda:0"})
     data = samples(range(8))
-    with GpuUnderTest(tmp_path, settings=settings) as service:
-        service.kill()
-        die(service, STARTS - 1)
-        since = len(service.events)
-        service.start()
+    service = GpuUnderTest(tmp_path, settings=settings)
+    remember_deaths(service)
+    with service:
         (told,) = service.named("service.safe_mode")
         assert told["causes"] == ["died without a word"] * STARTS
         service.drop_all(data)
-        service.wait_for("service.ready", since=since, device="cuda:0")
+        service.wait_for("service.ready", device="cuda:0")
         service.wait_for_endings(len(data))
         assert service.made_by("after.png", sample_image(99))[0] == "cuda:0"
 
-        made = service.named("image.done", since=since)
-        assert {done["batch"] for done in made if done["device"] == "cpu"} <= {1}
-        assert service.named("service.ready", since=since)[0]["device"] == "cpu"
-        assert service.named("service.stopping", since=since)[0]["cause"] == "safe mode is over"
-        assert [event["exit_code"] for event in service.named("service.stop", since=since)] == [0]
-        assert {event["pid"] for event in service.events[since:]} == {service.pid}
+        assert {done["batch"] for done in service.named("image.done", device="cpu")} <= {1}
+        assert service.named("service.ready")[0]["device"] == "cpu"
+        assert service.named("service.stopping")[0]["cause"] == "safe mode is over"
+        assert [event["exit_code"] for event in service.named("service.stop")] == [0]
+        assert {event["pid"] for event in service.events} == {service.pid}
         assert service.named("service.safe_mode") == [told]
     audit.assert_settled(service, data | {"after.png": sample_image(99)})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from pathlib import Path
 
 import pytest
@@ -155,21 +154,3 @@ def test_unreadable_input_waits_for_its_rights(
         os.chown(service.input / closed, 0, 0)
         service.wait_for("image.done", path=name)
     audit.assert_complete(service.roots, {name: sample_image(1)})
-
-
-def test_input_that_nobody_may_move_is_computed_once_where_it_is(tmp_path: Path) -> None:
-    service = ServiceUnderTest(tmp_path)
-    (service.input / "fixed.png").write_bytes(sample_image(1))
-    with immutable(service.input / "fixed.png"):
-        with service:
-            service.wait_for("image.done", path="fixed.png")
-            service.wait_for("storage.retire_failed", path="fixed.png")
-            service.signal(signal.SIGHUP)
-            service.wait_for("service.reload")
-            service.turn(5)
-        service.start()
-        service.turn(3)
-    with service:
-        service.wait(service.is_idle, "the original archived")
-        assert len(service.endings()) == service.computed() == 1
-    audit.assert_complete(service.roots, {"fixed.png": sample_image(1)})

@@ -32,12 +32,13 @@ class GpuUnderTest(ServiceUnderTest):
         self, base: Path, *, health: dict[str, Any] | None = None, gpu: dict[str, Any] | None = None, **more: Any
     ) -> None:
         self.orders, self.sensor = base / "orders", base / "sensor.json"
-        for index in range(max((gpu or {}).get("count", 1), 1)):
+        told: dict[str, Any] = {"orders": str(self.orders), "sensor": str(self.sensor), "standby": {}, "count": 1}
+        told |= {"health": QUICK | (health or {})} | (gpu or {})
+        for index in range(told["count"]):
             self._orders(index).mkdir(parents=True)
             self.temperature(60.0, index)
-        told = {"orders": str(self.orders), "sensor": str(self.sensor), "health": QUICK | (health or {})}
         settings = {"engine": {"device": "cuda:0", "batch_timeout": 10.0}} | more.pop("settings", {})
-        super().__init__(base, settings=settings, options={"gpu": told | (gpu or {})}, **more)
+        super().__init__(base, settings=settings, options={"gpu": told}, **more)
 
     def _orders(self, index: int) -> Path:
         return self.orders.with_name(self.orders.name + suffix(index))
