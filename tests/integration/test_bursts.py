@@ -20,7 +20,6 @@ from tests.support.service import ServiceUnderTest
 
 BURST, WRITERS = 40_000, 4
 LOOKED_AT = 97  # every so many images of the burst is compared pixel by pixel
-BURST_PATIENCE = 900.0
 MEMORY = 600 << 20  # bytes that the service may take, however many files wait
 OVERFLOWING = 300  # files; two events each, where the kernel keeps 64
 EVENTS_ONLY = {"intake": {"reconcile": 3600.0}}
@@ -55,7 +54,7 @@ def test_burst_of_40000_files_loses_none(tmp_path: Path, campaign_part: Campaign
     settings = {"service": {"health_interval": 1.0}, "intake": {"reconcile": 30.0}}
     with memory_folder(tmp_path) as base, ServiceUnderTest(base, settings=settings) as service:
         write_burst(service.input, count)
-        service.wait_for_endings(count, timeout=BURST_PATIENCE)
+        service.wait_for_endings(count, timeout=900.0)
         service.wait_for("health", since=len(service.events))
         assert_burst_is_through(service, count)
         assert len({event["path"] for event in service.endings()}) == len(service.endings()) == count

@@ -56,8 +56,7 @@ def test_wall_clock_that_jumps(tmp_path: Path) -> None:
     """
     control = tmp_path / "clock"
     control.write_text("@1970-01-01 00:01:00")
-    half = sample_image(500)
-    data = {"half.png": half}
+    data = {"half.png": (half := sample_image(500))}
     settings = {"intake": {"incomplete_timeout": 3600.0}, "service": {"health_interval": 1.0}}
     service = ServiceUnderTest(tmp_path / "service", settings=settings)
     with service.start(environment=false_clock(control)):

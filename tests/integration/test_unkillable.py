@@ -55,8 +55,7 @@ def test_engine_that_sigkill_does_not_end_is_left_behind(tmp_path: Path) -> None
             assert service.named("service.stalled") == []
             assert service.stop() == 0
             assert state_of(stuck) == "D"
-    away = service.named("engine.failover")[0]
-    assert away["to"] == "cpu"
+    assert service.named("engine.failover")[0]["to"] == "cpu"
     assert f"process {stuck} was killed, and is not gone yet" in service.named("engine.fault")[0]["detail"]
     assert {event["device"] for event in service.named("image.done")} == {"cpu"}
     audit.assert_settled(service, data)
