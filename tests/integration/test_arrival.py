@@ -1,13 +1,7 @@
-"""How files arrive, and that only whole ones are taken (T1 to T9).
-
-Where a writer pauses, the service demonstrably goes on meanwhile: other images come out. Short quiet times make the
-pauses short.
-"""
+"""How files arrive, and that only whole ones are taken (T1 to T9). While a writer pauses, other images come out."""
 
 from __future__ import annotations
 
-import ctypes
-import itertools
 import mmap
 import os
 import shutil
@@ -19,7 +13,6 @@ import pytest
 from rmbgd.errors import Reason
 from tests.support import audit
 from tests.support.images import assert_cutout_of, sample_image
-from tests.support.mounts import mounted
 from tests.support.service import ServiceUnderTest
 
 PAUSE = 8  # turns of the service: more than the longest quiet time and the first delays after a held-back look
@@ -36,10 +29,9 @@ def test_slow_writer_is_waited_for(tmp_path: Path) -> None:
     data = sample_image(1)
     step = len(data) // 8 + 1
     with ServiceUnderTest(tmp_path) as service:
-        with open(service.input / "slow.png", "wb") as writer:
+        with open(service.input / "slow.png", "wb", buffering=0) as writer:
             for start in range(0, len(data), step):
                 writer.write(data[start : start + step])
-                writer.flush()
                 service.turn(3)
                 assert (service.input / "slow.png").exists()
         service.wait_for("image.done", path="slow.png")
@@ -48,18 +40,29 @@ def test_slow_writer_is_waited_for(tmp_path: Path) -> None:
     audit.assert_complete(service.roots, {"slow.png": data})
 
 
-def test_broken_upload_that_is_resumed_comes_out_whole(tmp_path: Path) -> None:
-    data = {f"half.{suffix}": lossless(number, kind) for number, (suffix, kind) in enumerate(KINDS.items())}
-    with ServiceUnderTest(tmp_path / "service") as service:
-        for name, whole in data.items():
-            (service.input / name).write_bytes(whole[: len(whole) // 2])
-        for name in data:
-            service.wait_for("intake.incomplete", path=name)
+@pytest.mark.parametrize("state", ["half", "open", "closed"])
+def test_upload_that_pauses_comes_out_whole(tmp_path: Path, state: str) -> None:
+    """Half a file, or one that has its full size from the beginning, open or closed: no grey tail."""
+    kinds = KINDS if state == "half" else {kind: KINDS[kind] for kind in ("jpg", "tif", "png", "bmp")}
+    data = {f"a.{suffix}": lossless(number, kind) for number, (suffix, kind) in enumerate(kinds.items())}
+    with ServiceUnderTest(tmp_path) as service:
+        writers = {name: open(service.input / name, "wb", buffering=0) for name in data}  # noqa: SIM115
+        for name, writer in writers.items():
+            writer.write(data[name][: len(data[name]) // 2])
+            if state != "half":
+                os.posix_fallocate(writer.fileno(), 0, len(data[name]))
+            if state != "open":
+                writer.close()
+        if state == "half":
+            for name in data:
+                service.wait_for("intake.incomplete", path=name)
         service.turn(PAUSE)
         assert service.endings() == []
         for name, whole in data.items():
-            with open(service.input / name, "ab") as writer:
+            with open(service.input / name, "r+b") as writer:
+                writer.seek(len(whole) // 2)
                 writer.write(whole[len(whole) // 2 :])
+            writers[name].close()
         for name, whole in data.items():
             done = service.wait_for("image.done", path=name)
             assert_cutout_of(whole, service.output / done["output"], within=LOSSY.get(name.split(".")[1], 0))
@@ -70,9 +73,8 @@ def test_broken_upload_that_is_resumed_comes_out_whole(tmp_path: Path) -> None:
 def test_upload_that_nobody_completes_is_refused_as_truncated(tmp_path: Path) -> None:
     whole = {f"half.{suffix}": lossless(number, kind) for number, (suffix, kind) in enumerate(KINDS.items())}
     halves = {name: data[: len(data) // 2] for name, data in whole.items()}
-    halves |= {
-        f"zeros.{kind}": halves[f"half.{kind}"].ljust(len(whole[f"half.{kind}"]), b"\0") for kind in ("jpg", "png")
-    }
+    for kind in ("jpg", "png"):
+        halves[f"zeros.{kind}"] = halves[f"half.{kind}"].ljust(len(whole[f"half.{kind}"]), b"\0")
     with ServiceUnderTest(tmp_path, settings={"intake": {"incomplete_timeout": 3.0}}) as service:
         for name, data in halves.items():
             (service.input / name).write_bytes(data)
@@ -80,32 +82,6 @@ def test_upload_that_nobody_completes_is_refused_as_truncated(tmp_path: Path) ->
         assert service.endings() == []
         service.wait_for_endings(len(halves) + 2)
     audit.assert_complete(service.roots, halves, bad=dict.fromkeys(halves, Reason.TRUNCATED))
-
-
-def test_preallocated_upload_never_gives_a_grey_tail(tmp_path: Path) -> None:
-    """A file that has its full size from the beginning, open or closed, is taken when all of it is written."""
-    kinds = {"jpg": "JPEG", "tif": "TIFF", "png": "PNG", "bmp": "BMP"}
-    data = {
-        f"{state}.{suffix}": sample_image(number, kind=kind, size=(96, 96))
-        for number, (state, (suffix, kind)) in enumerate(itertools.product(("open", "closed"), kinds.items()))
-    }
-    with ServiceUnderTest(tmp_path) as service:
-        writers = {name: os.open(service.input / name, os.O_RDWR | os.O_CREAT) for name in data}
-        for name, writer in writers.items():
-            os.posix_fallocate(writer, 0, len(data[name]))
-            os.pwrite(writer, data[name][: len(data[name]) // 3], 0)
-            if name.startswith("closed"):
-                os.close(writer)
-        service.turn(PAUSE)
-        assert service.endings() == []
-        for name, whole in data.items():
-            writer = os.open(service.input / name, os.O_RDWR) if name.startswith("closed") else writers[name]
-            os.pwrite(writer, whole[len(whole) // 3 :], len(whole) // 3)
-            os.close(writer)
-        for name, whole in data.items():
-            done = service.wait_for("image.done", path=name)
-            assert_cutout_of(whole, service.output / done["output"], within=LOSSY.get(name.split(".")[1], 0))
-        assert len(service.endings()) == len(data)
 
 
 def test_mapped_writer_is_waited_for(tmp_path: Path) -> None:
@@ -130,8 +106,8 @@ def test_rsync_delivers(tmp_path: Path) -> None:
     if shutil.which("rsync") is None:
         pytest.skip("rsync is not installed")
     data = {f"{folder}{number}.png": sample_image(number) for number in range(10) for folder in ("", "deep/er/")}
+    (tmp_path / "source/deep/er").mkdir(parents=True)
     for name, content in data.items():
-        (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "source" / name).write_bytes(content)
     with ServiceUnderTest(tmp_path / "service", settings=NO_COMPARING) as service:
         subprocess.run(["rsync", "-a", f"{tmp_path / 'source'}/", f"{service.input}/"], check=True)
@@ -139,49 +115,11 @@ def test_rsync_delivers(tmp_path: Path) -> None:
     audit.assert_complete(service.roots, data)
 
 
-def test_every_way_into_the_folder_is_seen_by_events(tmp_path: Path) -> None:
-    names = ("renamed", "moved", "linked", "unnamed", "copied", "cloned")
-    data = {f"{name}.png": sample_image(number) for number, name in enumerate(names)}
-    (tmp_path / "stick").mkdir()
-    with (
-        mounted(tmp_path / "stick", "tmpfs", "size=4m"),
-        ServiceUnderTest(tmp_path / "service", settings=NO_COMPARING) as service,
-    ):
-        service.drop("renamed.png", data["renamed.png"])
-        (tmp_path / "stick" / "moved.png").write_bytes(data["moved.png"])
-        shutil.move(tmp_path / "stick" / "moved.png", service.input / "moved.png")
-        (service.desk / "linked.png").write_bytes(data["linked.png"])
-        os.link(service.desk / "linked.png", service.input / "linked.png")
-        os.unlink(service.desk / "linked.png")
-        _link_unnamed(service.input, "unnamed.png", data["unnamed.png"])
-        for name, how in (("copied.png", "never"), ("cloned.png", "auto")):
-            (service.desk / name).write_bytes(data[name])
-            subprocess.run(["cp", f"--reflink={how}", service.desk / name, service.input / name], check=True)
-        service.wait_for_endings(len(data))
-    audit.assert_complete(service.roots, data)
-
-
-def _link_unnamed(folder: Path, name: str, data: bytes) -> None:
-    """What a careful uploader does: the file has no name until it is whole. open(2), O_TMPFILE."""
-    descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o644)
-    try:
-        os.write(descriptor, data)
-        at_fdcwd, follow = -100, 0x400
-        libc = ctypes.CDLL(None, use_errno=True)
-        failed = libc.linkat(
-            at_fdcwd, f"/proc/self/fd/{descriptor}".encode(), at_fdcwd, os.fsencode(folder / name), follow
-        )
-        assert not failed, os.strerror(ctypes.get_errno())
-    finally:
-        os.close(descriptor)
-
-
 def test_upload_that_stays_open_is_told_once_and_never_refused(tmp_path: Path) -> None:
     data = sample_image(9)
     with ServiceUnderTest(tmp_path, settings={"intake": {"stuck_upload": 1.0, "incomplete_timeout": 1.0}}) as service:
-        with open(service.input / "stuck.png", "wb") as writer:
+        with open(service.input / "stuck.png", "wb", buffering=0) as writer:
             writer.write(data)
-            writer.flush()
             service.wait_for("intake.stuck_upload", path="stuck.png")
             service.turn(PAUSE)
             assert (service.input / "stuck.png").exists()

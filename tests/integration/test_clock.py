@@ -37,7 +37,6 @@ def test_stamps_of_any_year_are_no_obstacle(tmp_path: Path) -> None:
         for name, content in data.items():
             drop_stamped(service, name, content, STAMPS[name])
             service.turn()
-        service.wait(lambda: len(service.endings()) == len(data), "all of them")
         jobs = {event["path"]: event["job"] for event in service.endings()}
         assert sorted(jobs, key=jobs.__getitem__) == list(data)
         service.restart()
@@ -57,8 +56,7 @@ def test_wall_clock_that_jumps(tmp_path: Path) -> None:
     """
     control = tmp_path / "clock"
     control.write_text("@1970-01-01 00:01:00")
-    half = sample_image(500)
-    data = {"half.png": half}
+    data = {"half.png": (half := sample_image(500))}
     settings = {"intake": {"incomplete_timeout": 3600.0}, "service": {"health_interval": 1.0}}
     service = ServiceUnderTest(tmp_path / "service", settings=settings)
     with service.start(environment=false_clock(control)):
@@ -69,11 +67,8 @@ def test_wall_clock_that_jumps(tmp_path: Path) -> None:
             (tmp_path / "clock.new").write_text(moment)
             os.replace(tmp_path / "clock.new", control)
             for number in range(2):
-                name = f"{step}-{number}.png"
-                data[name] = sample_image(10 * step + number)
-                service.serve(name, data[name])
-            since = len(service.events)
-            service.wait_for("health", since=since)
+                data |= service.serve_all({f"{step}-{number}.png": sample_image(10 * step + number)})
+            service.wait_for("health", since=len(service.events))
         assert {event["time"][:4] for event in service.events} == {"1970", "2026"}, "the clock was not false"
         assert service.endings("half.png") == []
         with open(service.input / "half.png", "ab") as writer:
@@ -86,6 +81,5 @@ def test_wall_clock_that_jumps(tmp_path: Path) -> None:
         assert service.stop() == 0
         control.write_text("@1970-01-01 00:01:00")
         service.start(environment=false_clock(control))
-        service.serve("again.png", sample_image(600))
-        data["again.png"] = sample_image(600)
+        data |= service.serve_all({"again.png": sample_image(600)})
     audit.assert_complete(service.roots, data)

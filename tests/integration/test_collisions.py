@@ -30,8 +30,7 @@ def test_four_inputs_of_one_stem_have_four_outputs(tmp_path: Path) -> None:
                 for number, order in enumerate(orders):
                     name = f"{number}/{order[step if upload == 0 else 3 - step]}"
                     kind = NAMES[name.split("/", 1)[1]]
-                    contents[name] = sample_image(next(fresh), kind=kind)
-                    service.drop(name, contents[name])
+                    contents |= service.drop_all({name: sample_image(next(fresh), kind=kind)})
                 done = (step + 1) * len(orders)
                 service.wait(
                     lambda done=done, since=since: len(outputs(service, since)) == done, "this arrival's outputs"
@@ -51,36 +50,15 @@ def test_four_inputs_of_one_stem_have_four_outputs(tmp_path: Path) -> None:
             assert seen[0][f"{number}/s/a.jpg"] == f"{number}/s/a.png"
 
 
-def test_file_of_a_stranger_is_left_alone(tmp_path: Path) -> None:
-    with ServiceUnderTest(tmp_path) as service:
-        (service.output / "a.png").write_bytes(b"mine")
-        assert service.serve("a.png", sample_image(1))["output"] == "a~2.png"
-        service.drop("a.png", sample_image(2))
-        assert service.wait_for("image.done", path="a.png", count=2)["output"] == "a~2.png"
-        service.restart()
-        service.drop("a.png", sample_image(3))
-        assert service.wait_for("image.done", path="a.png", count=3)["output"] == "a~2.png"
-        assert (service.output / "a.png").read_bytes() == b"mine"
-        assert_cutout_of(sample_image(3), service.output / "a~2.png")
-        assert audit.files(service.output) == ["a.png", "a~2.png"]
-
-
 def test_equal_images_are_computed_once(tmp_path: Path) -> None:
     data = sample_image(1)
     with ServiceUnderTest(tmp_path) as service:
-        service.hold.touch()
-        service.drop("one.png", data)
-        service.wait(lambda: service.given() == 1, "the first in the engine")
-        for name in ("two.png", "s/three.png"):
-            service.drop(name, data)
+        service.hold_in_engine("1.png", data)
+        service.drop_all({"2.png": data, "s/3.png": data})
         service.hold.unlink()
         service.wait_for_endings(3)
-        service.drop("four.png", data)
-        service.wait_for("image.done", path="four.png", reused=True)
+        assert service.serve("4.png", data)["reused"]
         service.restart()
-        service.drop("five.png", data)
-        service.wait_for("image.done", path="five.png", reused=True)
+        assert service.serve("5.png", data)["reused"]
         assert service.computed() == 1
-    audit.assert_complete(
-        service.roots, dict.fromkeys(("one.png", "two.png", "s/three.png", "four.png", "five.png"), data)
-    )
+    audit.assert_complete(service.roots, dict.fromkeys(("1.png", "2.png", "s/3.png", "4.png", "5.png"), data))

@@ -19,6 +19,7 @@ from tests.support.images import poisoned, sample_image, samples
 from tests.support.service import PATIENCE, ServiceUnderTest
 
 STALL_AFTER = 5.0  # s; the least that can be set
+WATCHFUL = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
 
 
 def with_child(base: Path, *, batch_timeout: float = 10.0, **fake: object) -> GpuUnderTest:
@@ -61,8 +62,7 @@ def test_line_in_which_everybody_waits_is_told_as_hung(tmp_path: Path) -> None:
 
 
 def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path) -> None:
-    settings = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
-    with ServiceUnderTest(tmp_path, settings=settings) as service:
+    with ServiceUnderTest(tmp_path, settings=WATCHFUL) as service:
         service.hold.touch()
         data = service.drop_all(samples(range(10)))
         service.wait(service.given, "an image in the engine")
@@ -78,8 +78,7 @@ def test_service_that_was_stopped_for_long_does_not_think_it_hung(tmp_path: Path
 
 
 def test_thread_that_hangs_is_shown_and_told_and_may_go_on(tmp_path: Path) -> None:
-    settings = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
-    with ServiceUnderTest(tmp_path, settings=settings) as service:
+    with ServiceUnderTest(tmp_path, settings=WATCHFUL) as service:
         service.hold.touch()
         service.drop("a.png", sample_image(1))
         service.wait_for("service.stalled")
@@ -95,20 +94,16 @@ def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
         service.turn()
         (child,) = service.children()
         os.kill(child, signal.SIGSTOP)
-        data = service.drop_all(samples(range(10)))
-        service.wait_for_endings(1 + len(data))
-        audit.assert_settled(service, data)
+        audit.assert_settled(service, service.serve_all(samples(range(10))))
         (fresh,) = service.children()
         assert fresh != child
 
 
 def test_image_that_kills_the_engine_is_refused_alone(tmp_path: Path) -> None:
     with with_child(tmp_path, poison="kill") as service:
-        data = service.drop_all(samples(range(8)) | {"marked.png": poisoned(99)})
-        service.wait_for_endings(len(data))
+        data = service.serve_all(samples(range(8)) | {"marked.png": poisoned(99)})
         audit.assert_settled(service, data, bad={"marked.png": Reason.POISON})
-        deaths = service.named("engine.fault")
-        assert 1 <= len(deaths) <= 2 * 3, "each try of the image may cost one process, and its company's one more"
+        assert 1 <= len(service.named("engine.fault")) <= 2 * 3, "one process for each try, and its company's one more"
 
 
 def test_damaged_model_is_the_operators_to_mend(tmp_path: Path) -> None:

@@ -36,32 +36,18 @@ class Honest(FailingFs):
 
     def __init__(self, script: dict[str, list[int]]) -> None:
         super().__init__(script)
-        self.distrusted: set[tuple[str, int]] = set()
+        self.distrusted: set[str | int] = set()
 
-    def sync_file(self, descriptor: int) -> None:
-        path = os.readlink(f"/proc/self/fd/{descriptor}")
+    def before(self, name: str, subject: str | int) -> None:
+        assert not (name.startswith("rename") and subject in self.distrusted), f"{subject}: its sync failed"
+        if name == "unlink":
+            self.distrusted.discard(subject)
         try:
-            super().sync_file(descriptor)
+            super().before(name, subject)
         except OSError:
-            self.distrusted.add((path, os.fstat(descriptor).st_ino))
+            if name == "sync_file":
+                self.distrusted.add(os.readlink(f"/proc/self/fd/{subject}"))
             raise
-
-    def rename_noreplace(self, source: str, target: str, **folders: int | None) -> None:
-        self._trusts(source)
-        super().rename_noreplace(source, target, **folders)
-
-    def rename(self, source: str, target: str) -> None:
-        self._trusts(source)
-        super().rename(source, target)
-
-    def _trusts(self, source: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
-            known = (source, os.stat(source).st_ino)
-            assert known not in self.distrusted, f"{source} gets a name though its sync failed"
-
-    def unlink(self, path: str, *, folder: int | None = None) -> None:
-        self.distrusted = {known for known in self.distrusted if known[0] != path}
-        super().unlink(path, folder=folder)
 
 
 @pytest.mark.parametrize("times", [1, 5], ids=["once", "for long"])
@@ -121,17 +107,12 @@ def test_syncs_of_the_running_service_fail(tmp_path: Path) -> None:
     data: dict[str, bytes] = {}
     with ServiceUnderTest(tmp_path) as service:
         for number in (1, 2, 3):
-            fresh = samples(range(10 * number, 10 * number + 4))
-            data |= fresh
             with failing_syncs(service, number) as log:
-                service.drop_all(fresh)
-                service.wait_for_endings(len(data))
+                data |= service.serve_all(samples(range(10 * number, 10 * number + 4)))
             assert "(INJECTED)" in log.read_text(), "no sync failed"
-        service.wait(service.is_idle, "everything")
         service.wait(lambda: set(audit.files(service.done)) == set(data), "every original archived")
         audit.assert_settled(service, data)
         assert service.computed() == len(data)
-        assert service.stop() == 0
 
 
 @pytest.mark.parametrize("role", ["done", "state"])
@@ -140,14 +121,12 @@ def test_no_names_left(tmp_path: Path, role: str) -> None:
     service = ServiceUnderTest(tmp_path)
     where: Path = getattr(service, role)
     with mounted(where, "tmpfs", "size=16m,nr_inodes=40"), service:
-        fillers = []
         with contextlib.suppress(OSError):
             for number in range(100):
                 (where / f"filler-{number}").touch()
-                fillers.append(where / f"filler-{number}")
+        fillers = list(where.glob("filler-*"))
         assert len(fillers) < 100, "the file system was not full"
-        service.drop_all(data)
-        service.wait_for_endings(len(data))
+        service.serve_all(data)
         for filler in fillers:
             filler.unlink()
         service.signal(1)

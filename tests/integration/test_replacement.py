@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import threading
 from collections.abc import Iterator
@@ -66,39 +67,29 @@ def test_replaced_input_replaces_its_output(tmp_path: Path, originals: str, way:
 def test_input_replaced_while_it_is_computed(tmp_path: Path, originals: str) -> None:
     old, new = sample_image(1), sample_image(2)
     with ServiceUnderTest(tmp_path, folder={"originals": originals}) as service:
-        service.hold.touch()
-        service.drop("a.png", old)
-        service.wait(lambda: service.given() == 1, "the old version in the engine")
+        service.hold_in_engine("a.png", old)
         service.drop("a.png", new)
         service.hold.unlink()
-        service.wait(lambda: _shows(service.output / "a.png", new), "the new version's cutout")
+        service.wait_for("image.done", path="a.png", sha256_in=hashlib.sha256(new).hexdigest())
+        assert_cutout_of(new, service.output / "a.png")
         service.turn()
         service.wait(lambda: originals == "keep" or service.is_idle(), "an empty input")
         assert service.computed() == 2
         assert audit.files(service.output) == ["a.png"]
-        left = {root: [(service.roots[root] / n).read_bytes() for n in audit.files(service.roots[root])]
-                for root in ("done", "input", "failed")}  # fmt: skip
-        left["input"] = [data for data in left["input"] if data in (old, new)]
-        expected = {"archive": {"done": [old, new]}, "delete": {}, "keep": {"input": [new]}}[originals]
-        assert {root: sorted(found) for root, found in left.items() if found} == {
-            root: sorted(files) for root, files in expected.items()
-        }
-
-
-def _shows(path: Path, source: bytes) -> bool:
-    if not path.exists():
-        return False
-    try:
-        assert_cutout_of(source, path)
-    except AssertionError:
-        return False
-    return True
+        left = sorted(
+            (role, data)
+            for role in ("done", "input", "failed")
+            for name in audit.files(service.roots[role])
+            if (data := (service.roots[role] / name).read_bytes()) in (old, new)
+        )
+        expected = {"archive": [("done", old), ("done", new)], "delete": [], "keep": [("input", new)]}
+        assert left == sorted(expected[originals])
 
 
 def test_kept_file_that_is_only_touched_is_not_computed_again(tmp_path: Path) -> None:
     with ServiceUnderTest(tmp_path, folder={"originals": "keep"}) as service:
-        kept = service.drop("kept.png", sample_image(1))
-        service.wait_for("image.done", path="kept.png")
+        service.serve("kept.png", sample_image(1))
+        kept = service.input / "kept.png"
         before = os.stat(service.output / "kept.png")
         kept.read_bytes()
         os.utime(kept)

@@ -7,7 +7,7 @@ import signal
 import threading
 from pathlib import Path
 
-from tests.integration.test_process import STALL_AFTER, with_child
+from tests.integration.test_process import STALL_AFTER, WATCHFUL, with_child
 from tests.support import audit
 from tests.support.images import samples
 from tests.support.limits import group
@@ -26,9 +26,8 @@ def test_kernel_takes_the_engine_when_memory_is_short(tmp_path: Path) -> None:
             service.turn()
             limited.limit_memory(limited.memory() + HEADROOM)
             service.steps([f"eat:{TOO_MUCH}"])
-            data = service.drop_all(samples(range(10)))
-            fault = service.wait_for("engine.fault")
-            service.wait_for_endings(1 + len(data))
+            data = service.serve_all(samples(range(10)))
+            (fault,) = service.named("engine.fault")
             assert limited.killed_for_memory() == 1
             assert "SIGKILL" in fault["detail"]
             (fresh,) = service.children()
@@ -56,8 +55,7 @@ def test_no_task_can_be_started(tmp_path: Path) -> None:
 
 
 def test_starved_service_is_slow_and_not_hung(tmp_path: Path) -> None:
-    settings = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
-    with ServiceUnderTest(tmp_path, settings=settings) as service:
+    with ServiceUnderTest(tmp_path, settings=WATCHFUL) as service:
         with group("cpu", service.pid) as limited:
             limited.limit_processor(STARVED)
             data = service.drop_all(samples(range(20)))

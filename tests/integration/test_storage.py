@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from pathlib import Path
 
 import pytest
 
 from tests.support import audit
 from tests.support.images import rgba_of, sample_image, samples
-from tests.support.mounts import disk, immutable, mount, mounted, run, unmount, without_override
+from tests.support.mounts import disk, immutable, mounted, run, without_override
 from tests.support.service import ServiceUnderTest, Settings
 
 EVENTS_ONLY = {"intake": {"reconcile": 3600.0}}
@@ -22,40 +21,49 @@ def many(count: int) -> dict[str, bytes]:
     return samples(range(count), size=SIZE)
 
 
-def assert_nothing_is_refused_or_half(service: ServiceUnderTest) -> None:
-    assert service.named("image.failed") == []
-    for name in audit.files(service.output):
-        if ".rmbgd" not in name:
-            rgba_of(service.output / name)
-
-
-def assert_all_at_first_attempt(service: ServiceUnderTest, data: dict[str, bytes]) -> None:
+def assert_goes_on(service: ServiceUnderTest, data: dict[str, bytes]) -> None:
+    """The disk is well again, and every image comes out of its first attempt."""
+    service.wait_for_endings(len(data))
+    audit.assert_complete(service.roots, data)
     assert service.named("storage.resumed")
     assert {event["attempt"] for event in service.endings()} == {1}
     assert service.computed() == len(data)
 
 
 @pytest.mark.parametrize(
-    ("count", "full", "enough"), [(60, "size=1m", "size=64m"), (30, "size=64m,nr_inodes=12", "nr_inodes=1000")]
+    ("role", "count", "full", "enough"),
+    [
+        ("output", 60, "size=1m", "size=64m"),
+        ("output", 30, "size=64m,nr_inodes=12", "nr_inodes=1000"),
+        ("state", 150, "size=1m", "size=64m"),
+    ],
 )
-def test_full_output_is_waited_for(tmp_path: Path, count: int, full: str, enough: str) -> None:
+def test_full_disk_is_waited_for(tmp_path: Path, role: str, count: int, full: str, enough: str) -> None:
     data = many(count)
     service = ServiceUnderTest(tmp_path)
-    with mounted(service.output, "tmpfs", full), service:
+    place: Path = getattr(service, role)
+    with mounted(place, "tmpfs", full), service:
+        if role == "state":
+            with contextlib.suppress(OSError), open(place / "filler", "wb", buffering=0) as file:
+                while True:
+                    file.write(bytes(4096))
         service.drop_all(data)
         service.wait_for("storage.paused", kind="disk_full")
-        assert_nothing_is_refused_or_half(service)
+        assert service.named("image.failed") == []
+        for name in audit.files(service.output):
+            if ".rmbgd" not in name:
+                rgba_of(service.output / name)  # none is half
         assert len(audit.files(service.done)) < len(data)
-        run("mount", "-o", f"remount,{enough}", service.output)
-        service.wait_for_endings(len(data))
-        audit.assert_complete(service.roots, data)
-        assert_all_at_first_attempt(service, data)
+        run("mount", "-o", f"remount,{enough}", place)
+        assert_goes_on(service, data)
+        assert service.stop() == 0
+        if role == "output":
+            audit.assert_ledger_settled(service.state, done=len(data))
 
 
 def test_little_space_left_stops_claiming(tmp_path: Path) -> None:
     data = many(10)
-    settings = {"pipeline": {"free_bytes_minimum": 4 << 20}}
-    service = ServiceUnderTest(tmp_path, settings=settings)
+    service = ServiceUnderTest(tmp_path, settings={"pipeline": {"free_bytes_minimum": 4 << 20}})
     with mounted(service.output, "tmpfs", "size=16m"):
         filler = service.output / "filler"
         filler.write_bytes(bytes(14 << 20))
@@ -64,40 +72,20 @@ def test_little_space_left_stops_claiming(tmp_path: Path) -> None:
             service.wait_for("storage.paused", kind="disk_full")
             assert audit.places(service.roots, data) == dict.fromkeys(data, "input")
             filler.unlink()
-            service.wait_for_endings(len(data))
-            audit.assert_complete(service.roots, data)
-            assert_all_at_first_attempt(service, data)
+            assert_goes_on(service, data)
 
 
-def test_full_disk_under_the_ledger_is_waited_for(tmp_path: Path) -> None:
-    data = many(150)
-    service = ServiceUnderTest(tmp_path)
-    with mounted(service.state, "tmpfs", "size=1m"), service:
-        filler = service.state / "filler"
-        with contextlib.suppress(OSError), open(filler, "wb", buffering=0) as file:
-            while True:
-                file.write(bytes(4096))
-        service.drop_all(data)
-        service.wait_for("storage.paused")
-        assert_nothing_is_refused_or_half(service)
-        filler.unlink()
-        run("mount", "-o", "remount,size=64m", service.state)
-        service.wait_for_endings(len(data))
-        audit.assert_complete(service.roots, data)
-        assert_all_at_first_attempt(service, data)
-        assert service.stop() == 0
-        audit.assert_ledger_settled(service.state, done=len(data))
-
-
-@pytest.mark.parametrize("kind", ["read_only", "missing", "denied"])
-def test_output_that_refuses_is_waited_for(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "stopped"), [("read_only", False), ("missing", False), ("denied", False), ("denied", True)]
+)
+def test_output_that_refuses_is_waited_for(tmp_path: Path, kind: str, stopped: bool) -> None:
+    """By the service that was refused, or by the next: a stop meanwhile puts back what was taken."""
     data = many(12)
     service = ServiceUnderTest(tmp_path)
     with contextlib.ExitStack() as stack:
         if kind == "read_only":
             device = stack.enter_context(disk(tmp_path / "output.img"))
-            mount(service.output, "ext4", "rw", device)
-            stack.callback(unmount, service.output)
+            stack.enter_context(mounted(service.output, "ext4", "rw", device))
             (service.output / "lost+found").rmdir()
         stack.enter_context(service)
         with contextlib.ExitStack() as trouble:
@@ -112,9 +100,17 @@ def test_output_that_refuses_is_waited_for(tmp_path: Path, kind: str) -> None:
             service.drop_all(data)
             service.wait_for("storage.paused", kind=kind)
             assert service.endings() == []
-        service.wait_for_endings(len(data))
-        audit.assert_complete(service.roots, data)
-        assert_all_at_first_attempt(service, data)
+            if stopped:
+                assert service.stop() == 0
+                assert audit.places(service.roots, data) == dict.fromkeys(data, "input")
+                assert audit.claimed(service.input) == []
+        if stopped:
+            service.start()
+            service.wait_for_endings(len(data))
+            assert {event["attempt"] for event in service.endings()} == {1}
+            audit.assert_complete(service.roots, data)
+        else:
+            assert_goes_on(service, data)
 
 
 def test_one_folders_disk_does_not_stop_another_folder(tmp_path: Path) -> None:
@@ -135,21 +131,6 @@ def test_one_folders_disk_does_not_stop_another_folder(tmp_path: Path) -> None:
         service.wait_for("image.done", path="held.png")
     audit.assert_complete(service.roots, {"held.png": sample_image(1)})
     audit.assert_complete(roots, {"free.png": sample_image(2)})
-
-
-def test_stop_while_the_output_refuses_loses_nothing(tmp_path: Path) -> None:
-    data = many(12)
-    with ServiceUnderTest(tmp_path) as service:
-        with immutable(service.output):
-            service.drop_all(data)
-            service.wait_for("storage.paused", kind="denied")
-            assert service.stop() == 0
-            assert audit.places(service.roots, data) == dict.fromkeys(data, "input")
-            assert audit.claimed(service.input) == []
-        service.start()
-        service.wait_for_endings(len(data))
-        assert {event["attempt"] for event in service.endings()} == {1}
-    audit.assert_complete(service.roots, data)
 
 
 @pytest.mark.parametrize(
@@ -173,39 +154,3 @@ def test_unreadable_input_waits_for_its_rights(
         os.chown(service.input / closed, 0, 0)
         service.wait_for("image.done", path=name)
     audit.assert_complete(service.roots, {name: sample_image(1)})
-
-
-def test_input_that_nobody_may_move_is_computed_once_where_it_is(tmp_path: Path) -> None:
-    service = ServiceUnderTest(tmp_path)
-    (service.input / "fixed.png").write_bytes(sample_image(1))
-    with immutable(service.input / "fixed.png"):
-        with service:
-            service.wait_for("image.done", path="fixed.png")
-            service.wait_for("storage.retire_failed", path="fixed.png")
-            service.signal(signal.SIGHUP)
-            service.wait_for("service.reload")
-            service.turn(5)
-        service.start()
-        service.turn(3)
-        assert len(service.endings()) == service.computed() == 1
-    with service:
-        service.wait(service.is_idle, "the original archived")
-        assert len(service.endings()) == service.computed() == 1
-    audit.assert_complete(service.roots, {"fixed.png": sample_image(1)})
-
-
-def test_original_that_cannot_be_deleted_is_not_computed_again(tmp_path: Path) -> None:
-    with ServiceUnderTest(tmp_path, folder={"originals": "delete"}) as service:
-        service.hold.touch()
-        service.drop("a.png", sample_image(1))
-        service.wait(lambda: service.given() == 1, "the image in the engine")
-        (name,) = audit.claimed(service.input)
-        with immutable(service.input / ".rmbgd" / name):
-            service.hold.unlink()
-            service.wait_for("image.done", path="a.png")
-            service.wait_for("storage.retire_failed", path="a.png")
-            service.restart()
-            service.turn(3)
-        service.wait(service.is_idle, "the original deleted")
-        assert service.computed() == 1
-        assert audit.files(service.output) == ["a.png"]

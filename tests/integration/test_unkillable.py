@@ -43,22 +43,19 @@ def test_engine_that_sigkill_does_not_end_is_left_behind(tmp_path: Path) -> None
     with (
         disk(tmp_path / "image") as device,
         mounted(where, "ext4", "rw", device),
-        GpuUnderTest(tmp_path / "service", settings=settings) as service,
+        GpuUnderTest(tmp_path / "service", settings=settings).on_gpu() as service,
     ):
-        service.wait_for_gpu()
         before = set(service.children())
         with frozen(where):
             service.steps([f"write:{where / 'stuck'}"])
-            data = service.drop_all(samples(range(5)))
-            service.wait_for_endings(len(data))
+            data = service.serve_all(samples(range(5)))
             service.wait_for("engine.state", to="lost", reason="unkillable")
             (stuck,) = [pid for pid in before if state_of(pid) == "D"]
             service.turn(2)
             assert service.named("service.stalled") == []
             assert service.stop() == 0
             assert state_of(stuck) == "D"
-    away = service.named("engine.failover")[0]
-    assert away["to"] == "cpu"
+    assert service.named("engine.failover")[0]["to"] == "cpu"
     assert f"process {stuck} was killed, and is not gone yet" in service.named("engine.fault")[0]["detail"]
     assert {event["device"] for event in service.named("image.done")} == {"cpu"}
     audit.assert_settled(service, data)

@@ -38,8 +38,7 @@ def test_without_watches_the_folder_is_polled(tmp_path: Path, name: str, value: 
         (service.input / path).parent.mkdir()
     with service:
         service.wait_for("watch.degraded", folder="shop", cause="watch_limit")
-        service.drop_all(data)
-        service.wait_for_endings(len(data))
+        service.serve_all(data)
         service.turn()
         assert len(service.named("watch.degraded")) == 1
         assert service.named("service.failed") == []

@@ -115,12 +115,9 @@ class Conservation:
 
 def assert_ledger_settled(state: Path, *, done: int, failed: int = 0) -> None:
     """The service is down, and by its ledger nothing is open: accepted = published + refused."""
-    ledger = Ledger(state / "ledger.sqlite", SystemClock())
-    try:
+    with closing(Ledger(state / "ledger.sqlite", SystemClock())) as ledger:
         assert ledger.unfinished() == []
         found = {state: count for state, count in ledger.counts().items() if count}
-    finally:
-        ledger.close()
     assert found == {key: count for key, count in (("done", done), ("failed", failed)) if count}
 
 
@@ -137,14 +134,12 @@ def assert_each_told(endings: Iterable[Mapping[str, Any]]) -> dict[int, int]:
 def assert_settled(service: Any, dropped: Mapping[str, bytes], *, bad: Mapping[str, Reason] | None = None) -> None:
     """P0, after every fault: folders, outputs, ledger and events tell the same story, and each image ends once.
 
-    For archive mode and inputs of one version each. The service may be up or down. Raises AssertionError.
+    For archive mode and inputs of one version each. The service, a ServiceUnderTest, may be up or down.
 
     (a) each original lies in one place, unchanged, each good one's cutout is right, nothing else lies about;
     (b) the ledger has one job for each, ended as the folders say, and, when the service is down, nothing is open;
     (c) each output's bytes hash to what the ledger and its event say;
     (d) each outcome is told once, and once more only by a next start that says so.
-
-    `service` is a ServiceUnderTest, which imports this module.
     """
     bad = bad or {}
     assert_complete(service.roots, dropped, bad=bad)
@@ -153,24 +148,22 @@ def assert_settled(service: Any, dropped: Mapping[str, bytes], *, bad: Mapping[s
         found = [dict(row) for row in ledger.execute("SELECT * FROM job WHERE state <> 'waiting' ORDER BY id")]
     unretired = [row for row in found if row["retired_at"] is None]
     assert not service.is_down or not unretired, f"the ledger has open rows: {unretired}"
-    jobs = [row for row in found if not row["path"].startswith(b"turn-")]  # but those of ServiceUnderTest.turn
+    jobs = [row for row in found if not row["path"].startswith(b"turn-")]
     rows = {os.fsdecode(row["path"]): row for row in jobs}
     assert len(rows) == len(jobs), "an image was worked on as two jobs"
     assert rows.keys() == dropped.keys(), "the ledger knows other images than were dropped"
-    told = [
-        event for name in ("image.done", "image.failed") for event in service.recorded(name) if event["path"] in dropped
-    ]
+    told = service.recorded("image.done") + service.recorded("image.failed")
+    told = [event for event in told if event["path"] in dropped]
     assert_each_told(told)
     events = {event["path"]: event for event in told}
     assert events.keys() == dropped.keys()
     for path, row in rows.items():
         event = events[path]
-        assert row["id"] == event["job"], path
+        state, reason = ("failed", bad[path]) if path in bad else ("done", None)
+        assert (row["id"], row["state"], row["reason"]) == (event["job"], state, reason), path
+        assert (event["event"], event.get("reason")) == (f"image.{state}", reason), path
         if path in bad:
-            assert (row["state"], row["reason"]) == ("failed", bad[path]), path
-            assert (event["event"], event["reason"]) == ("image.failed", bad[path]), path
             continue
-        assert (row["state"], event["event"]) == ("done", "image.done"), path
         data = (service.output / os.fsdecode(row["target"])).read_bytes()
         digest = hashlib.sha256(data).hexdigest()
         assert digest == row["sha256_out"] == event["sha256_out"], f"{path}: what is published is not what was recorded"

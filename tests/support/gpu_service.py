@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tests.support.launcher import suffix
 from tests.support.service import Event, ServiceUnderTest
@@ -32,12 +32,13 @@ class GpuUnderTest(ServiceUnderTest):
         self, base: Path, *, health: dict[str, Any] | None = None, gpu: dict[str, Any] | None = None, **more: Any
     ) -> None:
         self.orders, self.sensor = base / "orders", base / "sensor.json"
-        for index in range(max((gpu or {}).get("count", 1), 1)):
+        told: dict[str, Any] = {"orders": str(self.orders), "sensor": str(self.sensor), "standby": {}, "count": 1}
+        told |= {"health": QUICK | (health or {})} | (gpu or {})
+        for index in range(told["count"]):
             self._orders(index).mkdir(parents=True)
             self.temperature(60.0, index)
-        told = {"orders": str(self.orders), "sensor": str(self.sensor), "health": QUICK | (health or {})}
         settings = {"engine": {"device": "cuda:0", "batch_timeout": 10.0}} | more.pop("settings", {})
-        super().__init__(base, settings=settings, options={"gpu": told | (gpu or {})}, **more)
+        super().__init__(base, settings=settings, options={"gpu": told}, **more)
 
     def _orders(self, index: int) -> Path:
         return self.orders.with_name(self.orders.name + suffix(index))
@@ -64,6 +65,12 @@ class GpuUnderTest(ServiceUnderTest):
         (self._orders(index) / name).unlink(missing_ok=True)
 
     # ------------------------------------------------------------------------------------------------ what it says
+
+    def on_gpu(self) -> Self:
+        """Started, and its GPU in use."""
+        self.start()
+        self.wait_for_gpu()
+        return self
 
     def wait_for_gpu(self, index: int = 0) -> Event:
         return self.wait_for("engine.state", device=f"cuda:{index}", to="ok", reason="probe_passed")

@@ -31,7 +31,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -68,14 +68,13 @@ class ObservedEngine(FakeBackend):
     ) -> None:
         super().__init__(block, **options)
         self._delay, self._count, self._entered, self._hold = delay, count, entered, hold
-        self._never = threading.Event()
+        self._never = threading.Event()  # time.sleep does not end under a false clock
 
     def segment(self, batch: Sequence[Work]) -> BatchReport:
         self._note(self._entered, batch)
         while self._hold and os.path.exists(self._hold):
             self._never.wait(HOLD_CHECK)
-        if self._delay:
-            self._never.wait(self._delay)
+        self._never.wait(self._delay)
         report = super().segment(batch)
         self._note(self._count, batch)
         return report
@@ -108,15 +107,7 @@ class Fuse:
         """Along every operation of the file system seam, and every transaction of the ledger."""
         for name in (name for name in vars(FileSystem) if not name.startswith("_")):
             setattr(SystemFileSystem, name, self._before(getattr(SystemFileSystem, name)))
-        transaction = Database.transaction
-
-        @contextlib.contextmanager
-        def burning(database: Database) -> Iterator[Any]:
-            self.step()
-            with transaction(database) as db:
-                yield db
-
-        Database.transaction = burning  # type: ignore[assignment, method-assign]
+        Database.transaction = self._before(Database.transaction)  # type: ignore[method-assign]
 
     def _before(self, operation: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(operation)
@@ -173,31 +164,24 @@ def suffix(index: int) -> str:
 
 
 def failover(
-    context: EngineContext,
-    *,
-    orders: str,
-    sensor: str,
-    health: dict[str, Any],
-    standby: dict[str, Any] | None = None,
-    count: int = 1,
+    context: EngineContext, *, orders: str, sensor: str, health: dict[str, Any], standby: dict[str, Any], count: int
 ) -> Devices:
     """As the product builds it, on a machine whose GPUs are told by files and whose CPU has a lesser model."""
     config = context.config.model_copy(update={"health": context.config.health.model_copy(update=health)})
 
     def fake(_config: Config, device: str, models: Models, _precision: str) -> dict[str, object]:
-        index = device.partition(":")[2]
-        for_images = "lesser" in models or config.engine.device == "cpu"  # else for the golden image's answers
-        mine: dict[str, object] = (standby or {}) if for_images else {}
-        if index:
-            mine = {"orders": orders + suffix(int(index))}
+        if index := device.partition(":")[2]:
+            mine: dict[str, object] = {"orders": orders + suffix(int(index))}
+        else:  # for images, or for the golden image's answers
+            mine = standby if "lesser" in models or config.engine.device == "cpu" else {}
         return {"device": device, "models": list(models), "batch_sizes": [1, 2, 4]} | mine
+
+    def told(_config: Config, index: int) -> tuple[DeadlineSensor, str]:
+        return DeadlineSensor(ToldSensor(Path(sensor + suffix(index))), SENSOR_TIMEOUT), "a test"
 
     machine = Machine(
         gpus=lambda: VisibleGpus(count, "told by a test"),
-        sensor=lambda _config, index: (
-            DeadlineSensor(ToldSensor(Path(sensor + suffix(index))), SENSOR_TIMEOUT),
-            "a test",
-        ),
+        sensor=told,
         fallback=lambda _config: FallbackModels({"u2netp": "lesser"}, True, "told by a test"),
         factory="rmbgd.testing.engine:create",
         options=fake,

@@ -26,7 +26,7 @@ NO_LOG_FLUSH = 2  # what the journal has not written is gone, as when the power 
 
 
 def run(*command: str | Path) -> None:
-    """Raises CalledProcessError with what it said."""
+    """Raises RuntimeError with what it said."""
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{command}: {done.stderr or done.stdout}")

@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from tests.support import audit
 from tests.support.fork_server import ForkedProcess
@@ -118,8 +118,8 @@ class ServiceUnderTest:
         else:
             self.process = ForkedProcess(self.command()[2:])
         self._readers = [
-            threading.Thread(target=self._read, args=(self.process,)),
-            threading.Thread(target=self._read_stderr, args=(self.process,)),
+            threading.Thread(target=self._read, args=(self.process.stdout,)),
+            threading.Thread(target=self.stderr.extend, args=(self.process.stderr,)),
         ]
         for reader in self._readers:
             reader.start()
@@ -131,10 +131,9 @@ class ServiceUnderTest:
         launcher = Path(__file__).with_name("launcher.py")
         return [sys.executable, str(launcher), str(self.config), json.dumps(self.options)]
 
-    def _read(self, process: subprocess.Popen[bytes] | ForkedProcess) -> None:
-        assert process.stdout is not None
+    def _read(self, stdout: IO[bytes]) -> None:
         try:
-            for line in process.stdout:
+            for line in stdout:
                 event = json.loads(line)  # a line that is no JSON is a defect: pytest reports what this thread raises
                 with self._changed:
                     self._named[event["event"]].append((len(self.events), event))
@@ -144,10 +143,6 @@ class ServiceUnderTest:
             with self._changed:
                 self.ended = True
                 self._changed.notify_all()
-
-    def _read_stderr(self, process: subprocess.Popen[bytes] | ForkedProcess) -> None:
-        assert process.stderr is not None
-        self.stderr.extend(process.stderr)
 
     def signal(self, number: int) -> None:
         assert self.process is not None
@@ -171,30 +166,26 @@ class ServiceUnderTest:
         """Wait for the end of the process; its exit status."""
         assert self.process is not None
         try:
-            code = self.process.wait(timeout)
+            return self.process.wait(timeout)
         finally:
             if self.process.poll() is None:
                 self.process.kill()
                 self.process.wait()
             for reader in self._readers:
                 reader.join()
-            for stream in (self.process.stdout, self.process.stderr):
-                assert stream is not None
+            for stream in filter(None, (self.process.stdout, self.process.stderr)):
                 stream.close()
-        return code
 
     def __enter__(self) -> Self:
         return self if self.process is not None else self.start()
 
     def __exit__(self, kind: type[BaseException] | None, _: object, __: TracebackType | None) -> None:
         """Every scenario ends in an orderly stop."""
-        if self.is_down:
-            return
-        if kind is not None:
+        if kind is not None and not self.is_down:
             self.kill()
-            return
-        code = self.stop()
-        assert code == 0, f"exit status {code}: {self.tail()}"
+        elif not self.is_down:
+            code = self.stop()
+            assert code == 0, f"exit status {code}: {self.tail()}"
 
     # ------------------------------------------------------------------------------------------------ what it says
 
@@ -238,9 +229,7 @@ class ServiceUnderTest:
     def endings(self, path: str | None = None) -> list[Event]:
         """Outcomes: of one input, or of all but the turns."""
         found = [each for name in ENDINGS for each in self.named(name)]
-        if path is None:
-            return [each for each in found if not each["path"].startswith("turn-")]
-        return [each for each in found if each["path"] == path]
+        return [each for each in found if each["path"] == path or (not path and not each["path"].startswith("turn-"))]
 
     def wait_for_endings(self, jobs: int, timeout: float = PATIENCE) -> None:
         """Until that many jobs have ended, well or badly, over all starts."""
@@ -281,11 +270,29 @@ class ServiceUnderTest:
         self.drop(name, data)
         return self.wait_for("image.done", path=name)
 
+    def upload(self, name: str, data: bytes) -> Event:
+        """Like `serve`, but written in place."""
+        (self.input / name).write_bytes(data)
+        return self.wait_for("image.done", path=name)
+
     def drop_all(self, data: dict[str, bytes]) -> dict[str, bytes]:
         """The same, for more to be added."""
         for name, content in data.items():
             self.drop(name, content)
         return data
+
+    def serve_all(self, data: dict[str, bytes]) -> dict[str, bytes]:
+        """The same, when as many more have ended, well or badly."""
+        before = sum(len(self._named[name]) for name in ENDINGS)
+        self.drop_all(data)
+        self.wait_for_endings(before + len(data))
+        return data
+
+    def hold_in_engine(self, name: str, data: bytes) -> None:
+        """Drop an image that the engine has, and does not answer until the file `hold` is gone."""
+        self.hold.touch()
+        self.drop(name, data)
+        self.wait(self.given, "the image in the engine")
 
     def turn(self, times: int = 1) -> None:
         """Until the service has demonstrably gone round: an image that is dropped now has come out."""
