@@ -61,6 +61,17 @@ def test_a_cut_image_lacks_its_end_wherever_it_is_cut(format_: str) -> None:
         assert tail(data[:size]) in ({Tail.MISSING} if size >= certain else {Tail.MISSING, Tail.DOUBTFUL})
 
 
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_file_that_shrinks_meanwhile_is_answered(format_: str) -> None:
+    """Its size was taken, then its writer truncated it: an answer, never an error."""
+    data = saved(photo(5, 6), format_)
+    with os.fdopen(os.memfd_create("shrinking"), "wb", buffering=0) as file:
+        file.write(data)
+        for size in range(len(data) - 1, -1, -1):
+            file.truncate(size)
+            assert tail_of(file.fileno(), len(data)) in Tail
+
+
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
 def test_zeros_are_no_end(format_: str) -> None:
     """A preallocated upload that broke off: the size is right, the second half was never written."""

@@ -25,16 +25,11 @@ def chosen(waiting: list[Waiting], limits: Limits, now: float) -> list[int] | fl
     return choose(waiting, limits, now, Share(ordinary=True, isolated=True))
 
 
-@st.composite
-def queues(draw) -> list[Waiting]:
-    ages = sorted(draw(st.lists(st.floats(0, 10), min_size=1, max_size=24)))
+def queues() -> st.SearchStrategy[list[Waiting]]:
     flags = st.sampled_from([(False, False)] * 6 + [(True, False), (False, True), (True, True)])
-    images = []
-    for age in ages:
-        is_realtime, is_suspect = draw(flags)
-        latency = draw(st.sampled_from([math.inf, 0.01, 0.13, 1.0]))
-        images.append(Waiting(draw(st.sampled_from("ab")), is_realtime, is_suspect, age, latency, isolated=False))
-    return images
+    several = st.tuples(st.sampled_from("ab"), flags, st.floats(0, 10), st.sampled_from([ANY, 0.01, 0.13, 1.0]))
+    images = several.map(lambda drawn: Waiting(drawn[0], *drawn[1], *drawn[2:], isolated=False))
+    return st.lists(images, min_size=1, max_size=24).map(lambda images: sorted(images, key=lambda each: each.since))
 
 
 @st.composite

@@ -110,9 +110,6 @@ def test_what_can_never_be_on_the_device_is_known_before(block):
     assert staging.fits(Region(0, 57, 91, False, OutputPlane.ALPHA8))
 
 
-# --- the ring
-
-
 @given(st.lists(st.tuples(st.integers(1, SIZE), st.booleans()), max_size=60))
 def test_live_pieces_never_overlap(requests):
     """Whatever is asked for: pieces lie inside the ring, aligned, apart from each other; held ones stay."""
