@@ -209,10 +209,8 @@ def test_a_device_takes_images_only_while_it_is_well(stopping, devices, expected
 
 @given(queues(), limits(), st.booleans(), st.booleans(), st.lists(st.booleans(), min_size=80, max_size=80))
 def test_only_what_is_for_the_device_is_taken(waiting, limits, ordinary, isolated, marks):
-    waiting = [
-        replace(image, isolated=mark, suspect=image.suspect or mark)
-        for image, mark in zip(waiting, marks, strict=False)
-    ]
+    pairs = zip(waiting, marks, strict=False)
+    waiting = [replace(image, isolated=mark, suspect=image.suspect or mark) for image, mark in pairs]
     taken = choose(waiting, limits, math.inf, Share(ordinary, isolated))
     own = [index for index, image in enumerate(waiting) if (isolated if image.isolated else ordinary)]
     assert (taken is None) == (not own)

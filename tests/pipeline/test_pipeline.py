@@ -95,9 +95,7 @@ class Works:
     def claim(self, *names, final=False):
         found = {name: version_of(os.stat(self.input / name)) for name in names}
         root, how = str(self.input), {"by_rename": False, "final": final}
-        return self.ledger.claim(
-            [Candidate("shop", name, root, version, 0.0, **how) for name, version in found.items()]
-        )
+        return self.ledger.claim([Candidate("shop", name, root, each, 0.0, **how) for name, each in found.items()])
 
     def run(self, final=False, **images):
         """Through the line to its end: what lies in the input, and these images beside it, `a` as a.png."""

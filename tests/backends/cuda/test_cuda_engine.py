@@ -24,7 +24,6 @@ from rmbgd.engine.worker import EngineWorker
 from rmbgd.models.checkpoint import is_optional, published
 from tests.backends.conftest import MEBI, OPTIONS, by_host
 from tests.models import stress
-from tests.support.shared_data import shared
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -48,7 +47,7 @@ def arena() -> Iterator[Arena]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole checkpoint of BiRefNet with the small backbone, as published ones are."""
-    get = stress.recipe_tensors(stress.recipe(shared("birefnet")), "swin_v1_t")
+    get = stress.recipe_tensors(stress.recipe(), "swin_v1_t")
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save_file({name: get(name).contiguous() for name in published("swin_v1_t") if not is_optional(name)}, path)
     return path

@@ -47,9 +47,7 @@ def test_a_missing_triton_is_a_reason(monkeypatch):
     ("capability", "refusal", "usable"),
     [((7, 5), "", False), ((8, 0), "", True), ((9, 0), "", True), ((9, 0), "a card does not compute", False)],
 )
-def test_old_cards_and_those_that_fail_the_trial_are_left_to_plain_torch(
-    device, monkeypatch, capability, refusal, usable
-):
+def test_old_cards_and_failed_trials_are_left_to_plain_torch(device, monkeypatch, capability, refusal, usable):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setattr(runtime, "_trial", lambda _: refusal)
