@@ -210,7 +210,6 @@ def test_only_regular_files_are_opened(path: Path, kind: str) -> None:
 
 
 def test_no_parent_may_be_a_link(tmp_path: Path, path: Path) -> None:
-    """A sub-folder that was swapped for a link does not lead out of the drop folder."""
     path.write_bytes(b"secret")
     root = tmp_path / "root"
     root.mkdir()

@@ -57,7 +57,6 @@ def root(tmp_path: Path, home: int) -> Iterator[Path]:
 
 
 def until_both(outcomes: Counter[str]) -> Iterator[None]:
-    """Try until `done` and `refused` were each seen often enough."""
     for number in range(TRIES_MAXIMUM):
         if number >= TRIES and min(outcomes["done"], outcomes["refused"]) >= ENOUGH:
             return
@@ -67,7 +66,6 @@ def until_both(outcomes: Counter[str]) -> Iterator[None]:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_no_link_is_ever_followed_to_read(root: Path, path: str) -> None:
-    """Each try gives the image or an error, never what a link leads to."""
     outcomes = Counter[str]()
     for _ in until_both(outcomes):
         try:

@@ -22,7 +22,6 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def chain(**layers: nn.Module) -> nn.Sequential:
-    """Layers one after another, under their names."""
     return nn.Sequential(OrderedDict(layers))
 
 

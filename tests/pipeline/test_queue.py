@@ -255,7 +255,6 @@ def test_who_left_items_to_others_looks_again_when_told():
 
 
 def test_who_left_the_last_items_to_others_learns_that_nothing_comes_any_more():
-    """All senders have left, another receiver takes the last item: NoSenders for the one that waited."""
     leaving = Leaving()
     with holding("a") as (sender, receiver), receiver.clone() as other:
         sender.close()
@@ -296,7 +295,6 @@ def test_a_batch_is_ended_once():
 
 
 def test_no_more_is_said_only_when_no_batch_can_come_back():
-    """The last sender has left and nothing waits: a receiver waits all the same while another has a batch in hand."""
     spy = SpyHeartbeat()
     with holding("a") as (sender, receiver), receiver.clone(spy) as other:
         sender.close()

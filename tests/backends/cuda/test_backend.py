@@ -183,7 +183,6 @@ def test_float8_is_used_while_its_gate_holds(make, green, monkeypatch):
     without, near = (make(options, device, start=False).start() for device in (HostDevice(), hopper))
     monkeypatch.setattr(network, "convert", spoil)
     far = make(options, hopper, start=False).start()
-
     assert [each.models["u2netp"]["precision"] for each in (without, near, far)] == ["float32", "float8", "float16"]
     assert details(without, "float8") == ["a CPU has no float8 products: float32 is used"]
     assert [limit.what for limit in near.limits] == ["kernels"]

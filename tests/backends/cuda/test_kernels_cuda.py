@@ -26,7 +26,6 @@ TYPES = pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["float32", "float
 
 @pytest.fixture
 def gpu(cuda: torch.device) -> torch.device:
-    """A device that runs the kernels."""
     if not (found := triton_for(cuda)).usable:
         pytest.skip(f"no kernels here: {found.why}")
     return cuda

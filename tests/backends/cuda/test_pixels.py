@@ -43,7 +43,6 @@ def one_thread() -> None:
 
 @pytest.fixture
 def narrow_bands(monkeypatch):
-    """Bands of some rows, so that a small image has many."""
     monkeypatch.setattr(resample, "BAND_PIXELS", 2500)
 
 

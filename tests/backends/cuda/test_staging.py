@@ -62,7 +62,6 @@ def test_planes_arrive_whole(block, source_alpha):
 
 @pytest.mark.parametrize("edge", [0, 100, 640, 10_000, BLOCK])
 def test_a_copy_is_cut_where_page_locked_memory_ends(block, edge):
-    """Each part lies on one side, and together they are all of it, wherever the end is."""
     staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, edge)
     parts = staging._parts(640, 9000)
     assert [parts[0][0], parts[-1][1]] == [0, 9000]

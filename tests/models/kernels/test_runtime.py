@@ -57,7 +57,6 @@ def test_old_cards_and_failed_trials_are_left_to_plain_torch(device, monkeypatch
 
 
 def test_a_kernel_that_does_not_compile_is_a_reason(device, monkeypatch):
-    """What the compiler says comes in one line, with what to do."""
 
     def broken(*_):
         raise RuntimeError("Failed to find C compiler. Please specify via CC\nmore")
@@ -129,7 +128,6 @@ def test_images_go_through_the_network_as_in_service(tmp_path, monkeypatch):
 @pytest.mark.gpu
 @pytest.mark.slow
 def test_a_second_run_compiles_nothing(tmp_path):
-    """After one run every kernel is found where it was kept: the second writes no file."""
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     assert optimize(tmp_path) == 0
