@@ -26,9 +26,7 @@ class Canvas:
         self.arena = arena
         self.offset = 0
 
-    def place(
-        self, image_id: int, rgb: np.ndarray, *, source_alpha=None, output=OutputPlane.RGBA8, clean: bool = True
-    ) -> Work:
+    def place(self, image_id: int, rgb: np.ndarray, *, source_alpha=None, output=OutputPlane.RGBA8, clean=True) -> Work:
         height, width = rgb.shape[:2]
         region = Region(self.offset, height, width, source_alpha is not None, output)
         self.offset += region_bytes(height, width, source_alpha=source_alpha is not None, output=output)

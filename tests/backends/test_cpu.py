@@ -114,16 +114,8 @@ def test_the_embedded_model_cuts_out_photographs(engine, canvas):
     assert np.mean(errors) <= 0.033
 
 
-@pytest.mark.parametrize(
-    ("output", "clean", "step"),
-    [
-        (OutputPlane.RGBA8, False, 1),
-        (OutputPlane.RGBA8, True, 1),
-        (OutputPlane.ALPHA8, True, 1),
-        (OutputPlane.ALPHA16, True, 257),
-    ],
-)
-def test_a_plane_is_matte_resized_and_composed(engine, network, canvas, output, clean, step):
+@pytest.mark.parametrize(("output", "clean"), [(OutputPlane.RGBA8, False), *((each, True) for each in OutputPlane)])
+def test_a_plane_is_matte_resized_and_composed(engine, network, canvas, output, clean):
     """Alpha within five levels: this steep network turns one level of its input into 4.5."""
     rgb, source_alpha = ball(400, 517), np.full((400, 517), 200, np.uint8)
     work = canvas.place(1, rgb, source_alpha=source_alpha, output=output, clean=clean)
@@ -136,7 +128,7 @@ def test_a_plane_is_matte_resized_and_composed(engine, network, canvas, output, 
         found, expected = found[..., 3], expected[..., 3]
     else:
         quantise_alpha(matte, source_alpha, expected)
-    assert np.abs(found.astype(int) - expected).max() <= 5 * step
+    assert np.abs(found.astype(int) - expected).max() <= 5 * (257 if output is OutputPlane.ALPHA16 else 1)
     assert np.array_equal(canvas.slot(work).rgb, rgb)
 
 
@@ -162,13 +154,9 @@ def test_the_report_measures_the_matte(engine, network, canvas):
 
 def test_one_alpha_that_is_not_finite_spoils_the_batch_and_writes_nothing(engine, network, canvas):
     works = [canvas.place(n, ball(200, 200)) for n in range(2)]
-
-    def half_nan(inputs: torch.Tensor) -> torch.Tensor:
-        logits = torch.zeros(len(inputs), 1, 320, 320)
-        logits[1, 0, 5, 5] = float("nan")
-        return logits
-
-    network.module = half_nan
+    logits = torch.zeros(2, 1, 320, 320)
+    logits[1, 0, 5, 5] = float("nan")
+    network.module = lambda _: logits
     with pytest.raises(EngineNonsense, match=r"images \[1\] of a batch of 2"):
         engine.segment(works)
     assert all((canvas.plane(work) == 7).all() for work in works)
@@ -178,11 +166,7 @@ def test_one_alpha_that_is_not_finite_spoils_the_batch_and_writes_nothing(engine
     ("module", "error", "text"),
     [
         pytest.param(lambda _: torch.empty(1 << 50), EngineMemory, "memory", marks=pytest.mark.slow),
-        (
-            Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")),
-            EngineMemory,
-            "to allocate",
-        ),
+        (Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to")), EngineMemory, "Tried to"),
         (Mock(side_effect=torch.AcceleratorError("CUDA error: unspecified launch failure")), EngineLost, "failure"),
         (lambda _: torch.zeros(2, 3) @ torch.zeros(2, 3), RuntimeError, "shapes cannot be multiplied"),
     ],

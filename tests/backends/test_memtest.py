@@ -100,7 +100,6 @@ def test_a_pass_that_breaks_gives_the_memory_back(canary, monkeypatch):
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 500), st.integers(1, 20_000), st.integers(0, 50)), max_size=30))
 def test_the_rate_is_bad_blocks_over_blocks_of_the_window(passes):
-    """Against a plain sum over the passes that are not older than the window."""
     window, now, seen = ErrorWindow(), 0.0, []
     for gap, blocks, bad in passes:
         now += gap

@@ -214,9 +214,7 @@ def test_bands_of_any_height_give_the_turned_image(turn: int, height: int, width
 def test_files_are_turned_upright_exactly_as_pillow_does_it(form: str, turn: int) -> None:
     """Also where the decoder turns by itself: never twice; a JPEG of more rows than one band."""
     options = {"JPEG": {"quality": 90}, "WEBP": {"lossless": True}, "AVIF": {"quality": 100, "subsampling": "4:4:4"}}
-    block = Image.Exif()
-    block[0x0112] = turn
-    data = saved(photo(201, 150), form, exif=block, **options.get(form, {}))
+    data = saved(photo(201, 150), form, exif=b"Exif\0\0" + exif(orientation=turn), **options.get(form, {}))
     rgb, _, facts = decoded(data)
     with Image.open(io.BytesIO(data)) as opened:
         expected = np.asarray(ImageOps.exif_transpose(opened).convert("RGB"))

@@ -18,9 +18,7 @@ from tests.imaging.builders import by_pillow, decoded, jpeg_segment, photo, prob
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(1, 50), st.integers(1, 50), st.sampled_from(["4:4:4", "4:2:2", "4:2:0", "grey"]), st.booleans())
-def test_pixels_are_those_of_the_reference_decoder(
-    height: int, width: int, subsampling: str, progressive: bool
-) -> None:
+def test_pixels_are_those_that_pillow_decodes(height: int, width: int, subsampling: str, progressive: bool) -> None:
     grey = subsampling == "grey"
     image = photo(height, width)[:, :, 0] if grey else photo(height, width)
     options = {} if grey else {"subsampling": subsampling}

@@ -21,9 +21,7 @@ AVIF = pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no
 @pytest.mark.parametrize(
     ("form", "lossless"), [("WEBP", True), ("WEBP", False), pytest.param("AVIF", False, marks=AVIF)]
 )
-def test_webp_and_avif_pixels_are_those_of_the_reference_decoder(
-    form: str, lossless: bool, alpha: bool, height: int, width: int
-) -> None:
+def test_webp_and_avif_pixels_are_pillows(form: str, lossless: bool, alpha: bool, height: int, width: int) -> None:
     image = photo(height, width)
     if alpha:
         image = np.dstack([image, np.random.default_rng(2).integers(0, 256, (height, width), np.uint8)])
@@ -44,9 +42,7 @@ def test_a_tiff_with_a_thumbnail_behind_it_is_one_image() -> None:
     assert np.array_equal(decoded(data)[0], photo(20, 30))
 
 
-@pytest.mark.parametrize(
-    "successor", [lambda first, _: first, lambda _, length: length - 3], ids=["itself", "beyond the end"]
-)
+@pytest.mark.parametrize("successor", [lambda at, _: at, lambda _, size: size - 3], ids=["itself", "beyond the end"])
 def test_a_tiff_that_refers_to_itself_or_to_nothing_is_one_image(successor: Callable[[int, int], int]) -> None:
     data = bytearray(saved(photo(8, 8), "TIFF", compression="raw"))
     (first,) = struct.unpack_from("<I", data, 4)

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -24,16 +23,11 @@ from rmbgd.imaging.completeness import Tail, tail_of
 from rmbgd.intake import file_checks
 from rmbgd.intake.file_checks import check, is_dense
 from rmbgd.intake.readiness import ReadinessFacts, Writer
-from tests.imaging.builders import saved
+from tests.imaging.builders import photo, saved
 
 FORMATS = ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"]
-
-
-def photo(width: int = 160, height: int = 120) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(7).integers(0, 255, (height, width, 3), np.uint8))
-
-
-JPEG = saved(photo(), "JPEG")
+PHOTO = photo(120, 160)
+JPEG = saved(PHOTO, "JPEG")
 
 
 def tail(data: bytes) -> Tail:
@@ -54,23 +48,34 @@ def path(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("format_", FORMATS)
 def test_a_cut_image_lacks_its_end_wherever_it_is_cut(format_: str) -> None:
     """From the first hundred bytes to the last but two: beyond doubt for JPEG, PNG and WebP. The whole one has it."""
-    data = saved(photo(), format_)
+    data = saved(PHOTO, format_)
     assert tail(data) is Tail.COMPLETE
     certain = {"JPEG": 700, "PNG": 40, "WEBP": 40}.get(format_, len(data))
     for size in sorted({100, 300, 700, *range(1000, len(data) - 2, 997), len(data) - 2}):
         assert tail(data[:size]) in ({Tail.MISSING} if size >= certain else {Tail.MISSING, Tail.DOUBTFUL})
 
 
+@pytest.mark.parametrize("format_", FORMATS)
+def test_a_file_that_shrinks_meanwhile_is_answered(format_: str) -> None:
+    """Its size was taken, then its writer truncated it: an answer, never an error."""
+    data = saved(photo(6, 5), format_)
+    with os.fdopen(os.memfd_create("shrinking"), "wb", buffering=0) as file:
+        file.write(data)
+        for size in range(len(data) - 1, -1, -1):
+            file.truncate(size)
+            assert tail_of(file.fileno(), len(data)) in Tail
+
+
 @pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
 def test_zeros_are_no_end(format_: str) -> None:
     """A preallocated upload that broke off: the size is right, the second half was never written."""
-    data = saved(photo(), format_)
+    data = saved(PHOTO, format_)
     assert tail(data[: len(data) // 2].ljust(len(data), b"\0")) is Tail.MISSING
 
 
 def test_the_thumbnails_end_is_not_the_images() -> None:
     """Exif carries a whole small JPEG inside; its end marker does not count."""
-    thumbnail = saved(photo(), "JPEG", quality=5)
+    thumbnail = saved(PHOTO, "JPEG", quality=5)
     whole = JPEG[:2] + b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail + JPEG[2:]
     assert tail(whole) is Tail.COMPLETE
     assert tail(whole[: -len(JPEG) // 2]) is Tail.MISSING
@@ -79,13 +84,13 @@ def test_the_thumbnails_end_is_not_the_images() -> None:
 @pytest.mark.parametrize("behind", [b"\0" * 300_000, b"\xff" * 3_000_000])
 @pytest.mark.parametrize("format_", ["JPEG", "PNG"])
 def test_a_film_behind_the_image_does_not_hide_its_end(format_: str, behind: bytes) -> None:
-    assert tail(saved(photo(), format_) + behind) is Tail.COMPLETE
+    assert tail(saved(PHOTO, format_) + behind) is Tail.COMPLETE
 
 
 def test_white_images_are_complete() -> None:
     """Even areas compress to zeros: they are no sign of anything missing."""
     white = Image.new("RGB", (1600, 1200), "white")
-    white.paste(photo(1600, 200), (0, 0))
+    white.paste(Image.fromarray(photo(200, 1600)), (0, 0))
     for options in ({"quality": 80}, {"quality": 100}, {"quality": 0}, {"lossless": True, "quality": 0}):
         assert tail(saved(white, "WEBP", method=0, **options)) is Tail.COMPLETE
 
@@ -112,7 +117,7 @@ def test_nonsense_is_answered(data: bytes) -> None:
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_deflate"])
 def test_striped_tiffs_of_every_kind(compression: str) -> None:
-    data = saved(photo(), "TIFF", compression=compression)
+    data = saved(PHOTO, "TIFF", compression=compression)
     assert tail(data) is Tail.COMPLETE
     assert tail(data[: len(data) * 2 // 3]) is Tail.DOUBTFUL
 
@@ -205,7 +210,6 @@ def test_only_regular_files_are_opened(path: Path, kind: str) -> None:
 
 
 def test_no_parent_may_be_a_link(tmp_path: Path, path: Path) -> None:
-    """A sub-folder that was swapped for a link does not lead out of the drop folder."""
     path.write_bytes(b"secret")
     root = tmp_path / "root"
     root.mkdir()

@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
 
 from rmbgd.intake import mounts
 from rmbgd.intake.mounts import Mount, file_system, is_mounted, is_there
-from tests.support.mounts import mounted, need_mounts, run
+from tests.support.mounts import mounted, run
 
 
-@contextlib.contextmanager
-def bound(source: Path, where: Path) -> Iterator[None]:
-    need_mounts()
-    run("mount", "--bind", source, where)
-    try:
-        yield
-    finally:
-        run("umount", where)
+def bound(source: Path, where: Path) -> AbstractContextManager[None]:
+    return mounted(where, "none", "bind", source)
 
 
 @pytest.fixture

@@ -112,7 +112,6 @@ def test_patience_that_has_ended_is_not_begun_again() -> None:
 
 
 def test_new_bytes_void_a_decoders_complaint() -> None:
-    """The remainder has come: what was said of the first half does not matter."""
     arrival = arrive()
     arrival.cut_off = True
     readiness.judge(arrival, GOOD, 0.5, RULES)
@@ -126,7 +125,6 @@ FACTS = st.builds(ReadinessFacts, st.sampled_from(Writer), st.booleans(), st.sam
 
 @given(TIMES, st.booleans(), st.booleans(), FACTS)
 def test_never_before_its_quiet_time(gaps: list[float], announced: bool, remote: bool, facts: ReadinessFacts) -> None:
-    """Whatever happens in whatever rhythm: no answer but WAIT until the version was unchanged for its quiet time."""
     arrival, heard = arrive(announced=announced, remote=remote), announced
     now = changed = 0.0
     for number, gap in enumerate(gaps):
@@ -157,7 +155,6 @@ def test_always_in_the_end(gaps: list[float], announced: bool, facts: ReadinessF
 
 @given(st.lists(st.floats(0.01, 0.5), min_size=1, max_size=8), st.booleans())
 def test_independent_of_how_events_are_split(gaps: list[float], announced: bool) -> None:
-    """Seeing an unchanged file ten times or once makes no difference to when it is ready."""
     often, once = arrive(announced=announced), arrive(announced=announced)
     for now in itertools.accumulate(gaps):
         readiness.observed(often, version(), now, announced=False, rules=RULES)

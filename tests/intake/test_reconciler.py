@@ -247,7 +247,6 @@ def test_waiting_raises_the_priority(loop: Build, waited: float, first: str) -> 
 
 
 def test_versions_of_one_path_are_worked_on_in_order(it: Loop) -> None:
-    """A replacement waits until the version before it has ended, however soon it is complete."""
     (old,) = it.claimed("a.jpg", data=b"old")
     it.arrive("a.jpg", b"new")
     it.turn()
@@ -364,7 +363,6 @@ def test_a_ledger_that_refuses_pauses_and_loses_nothing(it: Loop) -> None:
     assert it.told("storage.paused", "kind")[:1] == [("disk_full",)]
     assert it.reconciler.statistics().paused == "ledger"
     assert len(it.waiting()) == 301
-
     db.execute("PRAGMA max_page_count=100000")
     assert sum(len(it.turn(5)) for _ in range(10)) == 300
     assert it.reconciler.statistics().paused is None
@@ -395,7 +393,6 @@ def test_an_image_that_cannot_go_back_now_goes_back_later(it: Loop) -> None:
 
 
 def test_too_many_hints_become_a_comparison(loop: Build) -> None:
-    """Events that were dropped cost a look at the folder, and no file."""
     it = loop(intake={"hints_maximum": 10})
     it.turn()
     for number in range(50):

@@ -212,10 +212,7 @@ def test_every_moment_of_dying_ends_the_same(base: Path, originals: str) -> None
     originals=st.sampled_from(["archive", "delete", "keep"]),
     order=st.permutations(sorted(UNIQUE)),
 )
-def test_dying_again_while_recovering_ends_the_same(
-    base: Path, crashes: list[int], originals: str, order: list[str]
-) -> None:
-    """Recovery is work like any other: it may be interrupted at any step, and is begun anew."""
+def test_dying_while_recovering_ends_the_same(base: Path, crashes: list[int], originals: str, order: list[str]) -> None:
     place = Path(tempfile.mkdtemp(dir=base))
     for number, after in enumerate(crashes):
         with Run(place, after=after, originals=originals, intake={"attempts": 10}) as run:
@@ -396,7 +393,6 @@ def test_a_folder_that_is_not_there_is_left_for_later(run: Start) -> None:
 
 
 def test_live_claims_are_not_adopted(run: Start) -> None:
-    """When a disk comes back, files of jobs that are at work stay where they are."""
     it, (job,) = claimed(run, "a.jpg")
     assert not it.recovery.recover_folder("shop")
     assert Path(job.source).exists()

@@ -82,7 +82,6 @@ def test_each_way_of_arriving_leaves_a_hint(it: Watched, tmp_path: Path) -> None
 
 
 def test_a_change_of_rights_leaves_a_hint(it: Watched) -> None:
-    """A file that could not be read is looked at again as soon as it is mended."""
     it.hear_a_file()
     os.chmod(it.root / "a.jpg", 0o600)
     it.hinted(lambda files, _: files.get("a.jpg") == FileEvent.TOUCHED)
@@ -117,7 +116,6 @@ def test_a_missing_folder_is_waited_for(it: Watched) -> None:
 
 
 def test_a_disk_that_is_not_mounted_is_waited_for(watched: Callable[..., Watched]) -> None:
-    """With require_mount an ordinary directory under the mount point is not taken for the disk."""
     assert watched(require_mount=True).causes("folder.waiting") == ["not_mounted"]
 
 

@@ -22,11 +22,7 @@ def upsample(x: Tensor, size: Sequence[int]) -> Tensor:
 
 
 def chain(**layers: nn.Module) -> nn.Sequential:
-    """Layers one after another, under their names."""
     return nn.Sequential(OrderedDict(layers))
-
-
-# --- backbone: Swin v1
 
 
 def to_windows(x: Tensor, window: int) -> Tensor:
@@ -162,9 +158,6 @@ class Swin(nn.Module):
         return maps
 
 
-# --- decoder
-
-
 class DeformableConv(nn.Module):
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
         super().__init__()
@@ -263,15 +256,10 @@ class Decoder(nn.Module):
     def forward(self, image: Tensor, maps: Sequence[Tensor]) -> Tensor:
         x1, x2, x3, x4 = maps
         p = torch.cat((x4, self.ipt_blk5(self.patches(image, 32))), dim=1)
-        p = self.gated(4, self.decoder_block4(p))
-        p = upsample(p, x3.shape[-2:]) + self.lateral_block4(x3)
-        p = torch.cat((p, self.ipt_blk4(self.patches(image, 16))), dim=1)
-        p = self.gated(3, self.decoder_block3(p))
-        p = upsample(p, x2.shape[-2:]) + self.lateral_block3(x2)
-        p = torch.cat((p, self.ipt_blk3(self.patches(image, 8))), dim=1)
-        p = self.gated(2, self.decoder_block2(p))
-        p = upsample(p, x1.shape[-2:]) + self.lateral_block2(x1)
-        p = torch.cat((p, self.ipt_blk2(self.patches(image, 4))), dim=1)
+        for level, x in ((4, x3), (3, x2), (2, x1)):
+            p = self.gated(level, getattr(self, f"decoder_block{level}")(p))
+            p = upsample(p, x.shape[-2:]) + getattr(self, f"lateral_block{level}")(x)
+            p = torch.cat((p, getattr(self, f"ipt_blk{level}")(self.patches(image, 2**level))), dim=1)
         p = upsample(self.decoder_block1(p), image.shape[-2:])
         return self.conv_out1(torch.cat((p, self.ipt_blk1(image)), dim=1))
 

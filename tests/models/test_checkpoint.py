@@ -26,7 +26,6 @@ def test_a_header_tells_names_shapes_and_precision(tmp_path):
 
 @pytest.mark.parametrize("kept", [1, 8, 100, 1000, 100_000, -1])
 def test_a_cut_file_is_called_cut(tmp_path, kept):
-    """A file that ends early is refused as truncated wherever it was cut: in the length, the header or the data."""
     path = hollow(tmp_path / "x.safetensors")
     os.truncate(path, kept if kept > 0 else path.stat().st_size + kept)
     with pytest.raises(ModelError, match=r"truncated|no safetensors file"):
@@ -69,7 +68,6 @@ def test_a_lying_header_is_damage(tmp_path):
 
 @pytest.mark.parametrize("kind", ["missing", "folder", "pipe"])
 def test_what_is_no_file_is_said_without_waiting(tmp_path, kind):
-    """A missing file, a folder and a pipe are refused at once; a pipe is not opened, which would wait for ever."""
     path = tmp_path / "model.safetensors"
     if kind == "folder":
         path.mkdir()
@@ -81,13 +79,11 @@ def test_what_is_no_file_is_said_without_waiting(tmp_path, kind):
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".ckpt", ".PTH"])
 def test_pickles_are_refused_with_the_way_out(tmp_path, suffix):
-    """A pickle is refused by its name before it is opened, with the command that converts it."""
     with pytest.raises(ModelError, match=r"tools/convert_checkpoint\.py"):
         read_header(tmp_path / f"weights{suffix}")
 
 
 def test_the_digest_is_the_files(tmp_path):
-    """sha256 over a file of several chunks equals the known one, and progress sums to its size."""
     (tmp_path / "x").write_bytes(b"\0" * 3_000_000)
     done: list[int] = []
     # head -c 3000000 /dev/zero | sha256sum
@@ -133,7 +129,6 @@ MISFITS = {
 
 @pytest.mark.parametrize(("tensors", "asked", "said"), MISFITS.values(), ids=MISFITS)
 def test_a_misfit_is_explained_in_one_line(tensors, asked, said):
-    """Weights that do not fit are refused with their names and what they probably are, however many differ."""
     with pytest.raises(ModelError, match=said) as refusal:
         require_published(tensors, "x", asked)
     assert "\n" not in str(refusal.value)
@@ -160,7 +155,6 @@ CODES = {
 
 @pytest.mark.parametrize(("expected", "code"), CODES.values(), ids=CODES)
 def test_the_authors_code_is_read_by_its_calls(expected, code):
-    """What the code calls decides; definitions, comments and unused texts do not, and nothing raises."""
     assert checkpoint.read_author_code(code) == expected
 
 
@@ -200,6 +194,5 @@ def test_contradictions_are_refused(known):
 
 @pytest.mark.parametrize("code", [None, "class Decoder: pass", OLD_CODE + NEW_CODE])
 def test_nothing_is_guessed(code):
-    """When no source states it, the refusal names the file and the setting that would."""
     with pytest.raises(ModelError, match=r"birefnet\.py.*patch_order"):
         checkpoint.choose_patch_order(model="m", author_code=code)

@@ -91,7 +91,6 @@ def test_the_hub_gives_weights_and_texts_only(hub, models):
 
 
 def test_a_configuration_of_ours_is_carried_as_it_is(usb, models):
-    """What was saved with a known patch order keeps it when it is carried to another machine."""
     saved = {"model_type": "birefnet", "patch_order": "tile_first"}
     (usb / "config.json").write_text(json.dumps(saved))
     assert read_json(bring(usb, models).folder / "config.json") == saved
@@ -181,7 +180,6 @@ def test_a_folder_serves_without_network(tmp_path, models, below):
 
 
 def test_a_carried_folder_is_held_to_its_record(hub, tmp_path, models):
-    """Weights that were damaged on the way are refused by the digest recorded at their fetch."""
     carried = bring(hub, tmp_path / "usb").folder
     with (carried / WEIGHTS).open("r+b") as file:
         file.seek(-1, os.SEEK_END)

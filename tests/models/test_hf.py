@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import warnings
-from datetime import UTC, datetime
 
 import pytest
 import torch
@@ -13,12 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from rmbgd.errors import ModelError
 from rmbgd.models import licences
-from rmbgd.models.fetch import FolderSource, fetch
 from rmbgd.models.registry import REGISTRY
 from rmbgd.models.store import AUTHOR_CODE, CONFIG, WEIGHTS
 from tests.models import oracle
 from tests.models.checkpoints import NEW_CODE, OLD_CODE, hollow
 from tests.models.stress import CPU, load, logits, recipe
+from tests.models.test_fetch import LITE, NOW, bring
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what other people's packages say of themselves when transformers looks for them
@@ -63,10 +61,7 @@ def test_auto_classes_open_what_was_saved(saved, model, x):
 
 
 def test_auto_classes_open_what_was_fetched(folder, model, x, tmp_path):
-    entry = REGISTRY["birefnet-lite"]
-    bar = contextlib.nullcontext(lambda count: None)
-    how = {"now": datetime(2026, 3, 1, tzinfo=UTC), "announce": lambda offer: None, "bar": lambda label, total: bar}
-    auto = AutoModelForImageSegmentation.from_pretrained(fetch(entry, FolderSource(folder), tmp_path, **how).folder)
+    auto = AutoModelForImageSegmentation.from_pretrained(bring(folder, tmp_path, LITE).folder)
     assert torch.equal(logits(auto, x), logits(model, x))
     assert auto.config.published_as == "birefnet-lite"
 
@@ -137,7 +132,7 @@ def test_non_commercial_weights_wait_and_keep_their_name(tmp_path):
     hollow(tmp_path / "rmbg-2.0" / WEIGHTS, "swin_v1_l")
     with pytest.raises(ModelError, match=r"rmbgd models accept rmbg-2\.0"):
         BiRefNetForImageSegmentation.from_pretrained(tmp_path / "rmbg-2.0")
-    licences.accept(REGISTRY["rmbg-2.0"], tmp_path, who="alice", now=datetime(2026, 3, 1, tzinfo=UTC))
+    licences.accept(REGISTRY["rmbg-2.0"], tmp_path, who="alice", now=NOW)
     opened = BiRefNetForImageSegmentation.from_pretrained(tmp_path / "rmbg-2.0")
     assert (opened.config.published_as, opened.config.patch_order) == ("rmbg-2.0", "tile_first")
 

@@ -154,13 +154,6 @@ def test_a_registry_name_demands_its_backbone(folder, tmp_path):
         load("birefnet", models=tmp_path, **CPU)
 
 
-@pytest.mark.parametrize("named", [False, True], ids=["folder", "file"])
-def test_pickles_are_refused(tmp_path, named):
-    (tmp_path / "model.pth").write_bytes(b"\x80\x02}q\x00.")
-    with pytest.raises(ModelError, match=r"tools/convert_checkpoint\.py"):
-        load(tmp_path / "model.pth" if named else tmp_path, **CPU)
-
-
 def test_a_torn_file_is_refused_before_it_is_mapped(tmp_path):
     """Mapped, it would kill the process at the first touch."""
     os.truncate(hollow(tmp_path / WEIGHTS), 100_000_000)

@@ -25,16 +25,11 @@ def chosen(waiting: list[Waiting], limits: Limits, now: float) -> list[int] | fl
     return choose(waiting, limits, now, Share(ordinary=True, isolated=True))
 
 
-@st.composite
-def queues(draw) -> list[Waiting]:
-    ages = sorted(draw(st.lists(st.floats(0, 10), min_size=1, max_size=24)))
+def queues() -> st.SearchStrategy[list[Waiting]]:
     flags = st.sampled_from([(False, False)] * 6 + [(True, False), (False, True), (True, True)])
-    images = []
-    for age in ages:
-        is_realtime, is_suspect = draw(flags)
-        latency = draw(st.sampled_from([math.inf, 0.01, 0.13, 1.0]))
-        images.append(Waiting(draw(st.sampled_from("ab")), is_realtime, is_suspect, age, latency, isolated=False))
-    return images
+    several = st.tuples(st.sampled_from("ab"), flags, st.floats(0, 10), st.sampled_from([ANY, 0.01, 0.13, 1.0]))
+    images = several.map(lambda drawn: Waiting(drawn[0], *drawn[1], *drawn[2:], isolated=False))
+    return st.lists(images, min_size=1, max_size=24).map(lambda images: sorted(images, key=lambda each: each.since))
 
 
 @st.composite
@@ -214,10 +209,8 @@ def test_a_device_takes_images_only_while_it_is_well(stopping, devices, expected
 
 @given(queues(), limits(), st.booleans(), st.booleans(), st.lists(st.booleans(), min_size=80, max_size=80))
 def test_only_what_is_for_the_device_is_taken(waiting, limits, ordinary, isolated, marks):
-    waiting = [
-        replace(image, isolated=mark, suspect=image.suspect or mark)
-        for image, mark in zip(waiting, marks, strict=False)
-    ]
+    pairs = zip(waiting, marks, strict=False)
+    waiting = [replace(image, isolated=mark, suspect=image.suspect or mark) for image, mark in pairs]
     taken = choose(waiting, limits, math.inf, Share(ordinary, isolated))
     own = [index for index, image in enumerate(waiting) if (isolated if image.isolated else ordinary)]
     assert (taken is None) == (not own)

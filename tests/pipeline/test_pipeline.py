@@ -7,7 +7,8 @@ import pkgutil
 import threading
 import time
 from contextlib import ExitStack, closing
-from unittest.mock import Mock
+from itertools import chain, repeat
+from unittest.mock import DEFAULT, Mock
 
 import numpy as np
 import pytest
@@ -95,9 +96,7 @@ class Works:
     def claim(self, *names, final=False):
         found = {name: version_of(os.stat(self.input / name)) for name in names}
         root, how = str(self.input), {"by_rename": False, "final": final}
-        return self.ledger.claim(
-            [Candidate("shop", name, root, version, 0.0, **how) for name, version in found.items()]
-        )
+        return self.ledger.claim([Candidate("shop", name, root, each, 0.0, **how) for name, each in found.items()])
 
     def run(self, final=False, **images):
         """Through the line to its end: what lies in the input, and these images beside it, `a` as a.png."""
@@ -223,18 +222,9 @@ def test_what_cannot_be_read_is_refused_only_for_bad_sectors(works, monkeypatch,
     ["rmbgd.pipeline.decode.read_limited", "rmbgd.pipeline.decode.decode_into", "rmbgd.pipeline.finish.encode"],
 )
 def test_shortage_of_memory_is_not_the_images_fault(works, monkeypatch, where):
-    it = works()
-    real, asked = pkgutil.resolve_name(where), []
-
-    def short(first, *more, **named):
-        asked.append(first)
-        if len(asked) <= 2:
-            raise MemoryError
-        return real(first, *more, **named)
-
-    monkeypatch.setattr(where, short)
+    it, twice = works(), chain([MemoryError] * 2, repeat(DEFAULT))
+    monkeypatch.setattr(where, Mock(wraps=pkgutil.resolve_name(where), side_effect=twice))
     it.run(a=pixels(), other=pixels(7), twin=pixels())
-
     assert ({"memory"}, []) == ({why for _, why in it.returned}, it.refused)
     assert 3 == len(it.returned) + len(it.events.named("image.done"))
     assert 0 == it.arena.statistics().leased_bytes

@@ -32,9 +32,9 @@ class SpyHeartbeat(NullHeartbeat):
 
 
 @contextmanager
-def holding(items: str, capacity: int = 4) -> Iterator[tuple[Sender, Receiver]]:
+def holding(items: str, capacity: int = 4, clock: FakeClock | None = None) -> Iterator[tuple[Sender, Receiver]]:
     """Both ends of a queue in which these letters wait."""
-    sender, receiver = queue(capacity, "items")
+    sender, receiver = queue(capacity, "items", clock or FakeClock())
     with sender, receiver:
         for item in items:
             sender.send(item)
@@ -116,9 +116,8 @@ def test_every_sender_learns_that_the_last_receiver_has_left(leave_after, produc
 
 
 def test_a_full_channel_blocks_its_sender_and_says_so():
-    sender, receiver = queue(1, "items")
     heartbeat = SpyHeartbeat()
-    with sender, receiver, sender.clone(heartbeat) as blocked:
+    with holding("", 1) as (sender, receiver), sender.clone(heartbeat) as blocked:
         assert sender.free() == 1
         sender.send("a")
         assert sender.free() == 0
@@ -130,9 +129,8 @@ def test_a_full_channel_blocks_its_sender_and_says_so():
 
 
 def test_an_empty_channel_makes_its_receiver_wait_and_says_so():
-    sender, receiver = queue(1, "items")
     heartbeat = SpyHeartbeat()
-    with sender, receiver, receiver.clone(heartbeat) as blocked:
+    with holding("", 1) as (sender, receiver), receiver.clone(heartbeat) as blocked:
         future = started(blocked.receive)
         heartbeat.blocked.wait(PATIENCE)
         sender.send("a")
@@ -147,8 +145,6 @@ def test_the_policy_chooses_which_waiting_items_go():
 
 
 def test_the_policy_is_asked_again_when_something_arrives():
-    clock = FakeClock(start=100.0)
-    sender, receiver = queue(8, "items", clock)
     heartbeat = SpyHeartbeat()
     asked: list[tuple[list, float]] = []
 
@@ -156,8 +152,7 @@ def test_the_policy_is_asked_again_when_something_arrives():
         asked.append((list(items), now))
         return [0, 1] if len(items) == 2 else now + PATIENCE
 
-    with sender, receiver, receiver.clone(heartbeat) as mine:
-        sender.send("a")
+    with holding("a", 8, FakeClock(start=100.0)) as (sender, receiver), receiver.clone(heartbeat) as mine:
         future = started(mine.receive_chosen, both)
         heartbeat.blocked.wait(PATIENCE)
         sender.send("b")
@@ -183,10 +178,8 @@ def test_a_policy_that_answers_nonsense_is_a_bug_and_loses_nothing(choice):
 
 
 def test_statistics_count_depth_totals_and_waits_that_still_go_on():
-    clock = FakeClock()
-    sender, receiver = queue(3, "ready", clock)
-    heartbeat = SpyHeartbeat()
-    with sender, receiver, receiver.clone(heartbeat) as mine:
+    clock, heartbeat = FakeClock(), SpyHeartbeat()
+    with holding("", 3, clock) as (sender, receiver), receiver.clone(heartbeat) as mine:
         future = started(mine.receive)
         heartbeat.blocked.wait(PATIENCE)
         with sender._shared.lock:  # the receiver has let go of it: it is waiting
@@ -197,9 +190,8 @@ def test_statistics_count_depth_totals_and_waits_that_still_go_on():
         sender.send("b")
         clock.advance(2.0)
         after = sender.statistics()
-
         assert (during.depth, during.total, during.receive_waited) == (0, 0, 5.0)
-        assert (after.name, after.depth, after.capacity, after.total) == ("ready", 1, 3, 2)
+        assert (after.name, after.depth, after.capacity, after.total) == ("items", 1, 3, 2)
         assert (after.send_waited, after.receive_waited) == (0.0, 5.0)
 
 
@@ -240,8 +232,7 @@ class Leaving:
 
 
 def test_what_one_receiver_leaves_another_takes():
-    sender, receiver = queue(4, "items")
-    with sender, receiver, receiver.clone() as choosy, receiver.clone() as other:
+    with holding("") as (sender, receiver), receiver.clone() as choosy, receiver.clone() as other:
         left = started(choosy.receive_chosen, Leaving())
         for number in range(50):
             taken = started(other.receive)
@@ -264,7 +255,6 @@ def test_who_left_items_to_others_looks_again_when_told():
 
 
 def test_who_left_the_last_items_to_others_learns_that_nothing_comes_any_more():
-    """All senders have left, another receiver takes the last item: NoSenders for the one that waited."""
     leaving = Leaving()
     with holding("a") as (sender, receiver), receiver.clone() as other:
         sender.close()
@@ -305,7 +295,6 @@ def test_a_batch_is_ended_once():
 
 
 def test_no_more_is_said_only_when_no_batch_can_come_back():
-    """The last sender has left and nothing waits: a receiver waits all the same while another has a batch in hand."""
     spy = SpyHeartbeat()
     with holding("a") as (sender, receiver), receiver.clone(spy) as other:
         sender.close()

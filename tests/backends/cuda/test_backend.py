@@ -55,9 +55,6 @@ def details(description, what: str) -> list[str]:
     return [limit.detail for limit in description.limits if limit.what == what]
 
 
-# --- the same images as the CPU's engine
-
-
 def test_every_plane_is_that_of_the_cpus_engine(make, green, canvas):
     """Within one level, and so are the mattes as they are reported; what is read was not changed."""
     works = assorted(canvas)
@@ -125,9 +122,6 @@ def test_empty_places_of_a_batch_change_nothing(make, green, canvas):
     assert worst(canvas, works, expected) <= 1
 
 
-# --- what it says of itself
-
-
 def test_the_description_says_how_memory_was_divided(make, green):
     description = make(start=False).start()
     assert description.batch_sizes == (1, 2, 4)
@@ -189,7 +183,6 @@ def test_float8_is_used_while_its_gate_holds(make, green, monkeypatch):
     without, near = (make(options, device, start=False).start() for device in (HostDevice(), hopper))
     monkeypatch.setattr(network, "convert", spoil)
     far = make(options, hopper, start=False).start()
-
     assert [each.models["u2netp"]["precision"] for each in (without, near, far)] == ["float32", "float8", "float16"]
     assert details(without, "float8") == ["a CPU has no float8 products: float32 is used"]
     assert [limit.what for limit in near.limits] == ["kernels"]
@@ -213,9 +206,6 @@ def test_kernels_that_do_not_run_leave_plain_ones(make, green, monkeypatch):
     assert details(description, "kernels") == [told]
 
 
-# --- looks between batches
-
-
 def test_between_batches_the_golden_image_is_the_cpus_and_memory_is_sound(make, green, arena):
     engine, host = make(), CpuBackend(arena.block, OPTIONS)
     host.start()
@@ -223,9 +213,6 @@ def test_between_batches_the_golden_image_is_the_cpus_and_memory_is_sound(make, 
     assert mean < 1e-4
     assert peak < 1e-3
     assert [engine.canary(1500).bad for _ in range(2)] == [0, 0]
-
-
-# --- alpha that is not finite
 
 
 def overflows_in_half(logits: torch.Tensor, module: Green) -> torch.Tensor:
@@ -267,9 +254,6 @@ def test_weights_that_are_nonsense_do_not_start(make, green):
     green.after = lambda logits, _: logits * float("nan")
     with pytest.raises(EngineNonsense, match="golden image"):
         make()
-
-
-# --- shortage of memory
 
 
 def short_above(images: int):
@@ -336,9 +320,6 @@ def test_a_device_without_room_for_one_image_does_not_start(make, green):
         make()
 
 
-# --- recordings
-
-
 def test_the_largest_batch_is_recorded_first(make, green, canvas):
     """So that the others find its memory; and batches go through recordings."""
     recorded, replayed = [], []
@@ -375,9 +356,6 @@ def test_a_recording_that_fails_is_told_once_and_images_go_on(make, green, canva
 def test_a_recording_that_answers_otherwise_is_not_used(make, green):
     description = make(device=HostDevice(capture=lambda body: lambda: None), start=False).start()
     assert "answers otherwise than its kernels do" in details(description, "graphs")[0]
-
-
-# --- faults
 
 
 @pytest.mark.parametrize(

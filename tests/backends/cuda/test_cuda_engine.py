@@ -24,7 +24,6 @@ from rmbgd.engine.worker import EngineWorker
 from rmbgd.models.checkpoint import is_optional, published
 from tests.backends.conftest import MEBI, OPTIONS, by_host
 from tests.models import stress
-from tests.support.shared_data import shared
 
 pytestmark = [pytest.mark.gpu, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -48,7 +47,7 @@ def arena() -> Iterator[Arena]:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole checkpoint of BiRefNet with the small backbone, as published ones are."""
-    get = stress.recipe_tensors(stress.recipe(shared("birefnet")), "swin_v1_t")
+    get = stress.recipe_tensors(stress.recipe(), "swin_v1_t")
     path = tmp_path_factory.mktemp("weights") / "model.safetensors"
     save_file({name: get(name).contiguous() for name in published("swin_v1_t") if not is_optional(name)}, path)
     return path
@@ -105,9 +104,6 @@ def mattes(engine: CudaBackend, size: int) -> torch.Tensor:
         answer = network_of(engine).mattes[:size].clone()
     torch.cuda.synchronize()
     return answer
-
-
-# --- memory
 
 
 @pytest.mark.parametrize("graphs", [True, False])
@@ -210,9 +206,6 @@ def test_a_shortage_halves_the_batch_and_the_engine_stays_well(launch, canvas):
         assert np.abs(canvas.plane(work)[..., 3].astype(int) - plane[..., 3]).max() <= 2
 
 
-# --- graphs
-
-
 def test_replays_are_the_kernels_to_the_bit(launch):
     """Every batch size, alternating, with answers spoilt in between: the graph's alpha equals that of its kernels."""
     engine = launch()
@@ -254,9 +247,6 @@ def test_recordings_survive_work_beside_them(launch):
         assert torch.equal(mattes(engine, 4), expected)
 
 
-# --- company
-
-
 def test_an_image_does_not_see_its_company(launch):
     """In every place of every batch size, with NaN in all places that are empty: within one level of being alone."""
     engine = launch()
@@ -276,8 +266,7 @@ def test_an_image_does_not_see_its_company(launch):
             assert network.summary[:size, 4].tolist() == [1.0 if other == place else 0.0 for other in range(size)]
 
 
-# --- accuracy (tolerances: error of alpha in levels of 255, against float32 with TF32 off)
-
+# Error of alpha in levels of 255, against float32 with TF32 off.
 TOLERANCES = [
     ("float16", 0.3, 4, 1e-4, 0.9995),
     ("bfloat16", 1.5, 16, 5e-3, 0.998),
@@ -342,9 +331,6 @@ def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
     report = engine.segment([work])
     assert report.again == 1
     assert np.abs(canvas.plane(work)[..., 3].astype(int) - expected[..., 3]).mean() <= 1
-
-
-# --- the whole way
 
 
 def test_a_gpu_answers_as_the_cpu_does_and_its_memory_is_sound(launch, arena):

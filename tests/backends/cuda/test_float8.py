@@ -77,7 +77,6 @@ def test_a_network_in_float8_can_be_widened():
 
 
 def test_a_gate_lets_near_answers_through_and_says_what_is_wrong_with_others():
-    """The mean, the share of far pixels, and numbers that are none."""
     gate = PrecisionGate(mean=1 / 255, far=8 / 255, fraction=0.01)
     expected = np.zeros((100, 100), np.float32)
     spotted, broken = expected.copy(), expected.copy()

@@ -73,12 +73,9 @@ def test_more_memory_never_means_smaller_batches(frees, networks):
     assert set(less.sizes) <= set(more.sizes)
 
 
-def test_five_go_as_four_and_one():
+def test_images_go_as_measured_and_in_full_batches_without_measurements():
     assert split(5, SIZES, {1: 7.0, 2: 12.0, 4: 22.0, 8: 42.0, 16: 80.0}) == [(4, 4), (1, 1)]
     assert split(5, SIZES, {1: 7.0, 2: 12.0, 4: 22.0, 8: 25.0, 16: 80.0}) == [(5, 8)]
-
-
-def test_without_measurements_batches_are_full():
     assert split(7, (1, 2, 4), {}) == [(4, 4), (2, 2), (1, 1)]
     assert split(11, (1, 2, 4, 8), {1: 1.0}) == [(8, 8), (2, 2), (1, 1)]
 

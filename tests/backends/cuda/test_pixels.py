@@ -43,11 +43,7 @@ def one_thread() -> None:
 
 @pytest.fixture
 def narrow_bands(monkeypatch):
-    """Bands of some rows, so that a small image has many."""
     monkeypatch.setattr(resample, "BAND_PIXELS", 2500)
-
-
-# --- sizes
 
 
 @given(sides, sides, sides, sides, seeds)
@@ -112,9 +108,6 @@ def test_bands_cover_every_row_once(rows, width):
     assert [row for first, last in found for row in range(first, last)] == list(range(rows))
 
 
-# --- colours at edges
-
-
 def cleaned(rgb: np.ndarray, matte: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """By the device, band by band, and by the host; and alpha at full size."""
     size, pixels, full = rgb.shape[:2], torch.from_numpy(rgb.copy()), torch.from_numpy(matte)
@@ -160,9 +153,6 @@ def test_images_estimated_together_are_as_alone():
     together = edges.estimate(levels)
     alone = torch.cat([edges.estimate([level]) for level in levels])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-3)
-
-
-# --- output planes
 
 
 @pytest.mark.parametrize("output", list(OutputPlane))

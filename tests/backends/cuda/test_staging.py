@@ -62,7 +62,6 @@ def test_planes_arrive_whole(block, source_alpha):
 
 @pytest.mark.parametrize("edge", [0, 100, 640, 10_000, BLOCK])
 def test_a_copy_is_cut_where_page_locked_memory_ends(block, edge):
-    """Each part lies on one side, and together they are all of it, wherever the end is."""
     staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, edge)
     parts = staging._parts(640, 9000)
     assert [parts[0][0], parts[-1][1]] == [0, 9000]
@@ -108,9 +107,6 @@ def test_what_can_never_be_on_the_device_is_known_before(block):
     staging = Staging(HostDevice(), block, 20_000, 1 << 18, BLOCK)
     assert not staging.fits(region(0))
     assert staging.fits(Region(0, 57, 91, False, OutputPlane.ALPHA8))
-
-
-# --- the ring
 
 
 @given(st.lists(st.tuples(st.integers(1, SIZE), st.booleans()), max_size=60))

@@ -13,6 +13,7 @@ from tests.models.stress import randomised
 # Sixty taps, interpreted, on a machine that does other work.
 pytestmark = pytest.mark.timeout(600)
 
+# Of one operation against float64 on the same rounded numbers, relative, L2.
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 1e-2}
 
 

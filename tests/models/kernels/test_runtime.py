@@ -47,9 +47,7 @@ def test_a_missing_triton_is_a_reason(monkeypatch):
     ("capability", "refusal", "usable"),
     [((7, 5), "", False), ((8, 0), "", True), ((9, 0), "", True), ((9, 0), "a card does not compute", False)],
 )
-def test_old_cards_and_those_that_fail_the_trial_are_left_to_plain_torch(
-    device, monkeypatch, capability, refusal, usable
-):
+def test_old_cards_and_failed_trials_are_left_to_plain_torch(device, monkeypatch, capability, refusal, usable):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "a card")
     monkeypatch.setattr(runtime, "_trial", lambda _: refusal)
@@ -59,7 +57,6 @@ def test_old_cards_and_those_that_fail_the_trial_are_left_to_plain_torch(
 
 
 def test_a_kernel_that_does_not_compile_is_a_reason(device, monkeypatch):
-    """What the compiler says comes in one line, with what to do."""
 
     def broken(*_):
         raise RuntimeError("Failed to find C compiler. Please specify via CC\nmore")
@@ -75,24 +72,19 @@ def test_a_kernel_that_does_not_compile_is_a_reason(device, monkeypatch):
     assert runtime._trial(device) == f"{said}; see rmbgd models optimize"
 
 
-@pytest.fixture
-def run(tmp_path, capsys):
-    """`rmbgd models ...` on a models directory of its own -> (exit status, stdout, stderr)."""
-
-    def call(*words: str) -> tuple[int, str, str]:
-        parser = argparse.ArgumentParser("rmbgd models")
-        commands.add_arguments(parser, models=tmp_path / "models")
-        status = commands.run(parser.parse_args(words))
-        return (status, *capsys.readouterr())
-
-    return call
+def optimize(models: Path, *words: str) -> int:
+    """The exit status of `rmbgd models optimize u2netp`."""
+    parser = argparse.ArgumentParser("rmbgd models")
+    commands.add_arguments(parser, models=models)
+    return commands.run(parser.parse_args(("optimize", "u2netp", *words)))
 
 
 @NO_CUDA
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
-def test_without_a_gpu_one_line_says_so(run, tmp_path, device):
-    status, out, err = run("optimize", "u2netp", "--device", device)
-    assert (status, out) == (1, "")
+def test_without_a_gpu_one_line_says_so(capsys, tmp_path, device):
+    assert optimize(tmp_path / "models", "--device", device) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
     assert err == "rmbgd models: optimize: there is no CUDA device here; without one there is nothing to compile\n"
     assert not (tmp_path / "models").exists()
     assert runtime.use_cache(tmp_path, torch.device("cuda", 0)) is None
@@ -135,13 +127,11 @@ def test_images_go_through_the_network_as_in_service(tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.slow
-def test_a_second_run_compiles_nothing(run):
-    """After one run every kernel is found where it was kept: the second writes no file."""
+def test_a_second_run_compiles_nothing(tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
-    status, _, err = run("optimize", "u2netp")
-    assert status == 0, err
+    assert optimize(tmp_path) == 0
     kept = {path: path.stat().st_mtime_ns for path in Path(os.environ[runtime.CACHE_VARIABLE]).rglob("*")}
     assert any(path.suffix == ".cubin" for path in kept)
-    run("optimize", "u2netp")
+    optimize(tmp_path)
     assert {path: path.stat().st_mtime_ns for path in Path(os.environ[runtime.CACHE_VARIABLE]).rglob("*")} == kept

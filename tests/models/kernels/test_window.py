@@ -90,7 +90,6 @@ def test_programs_go_from_window_to_window(device, monkeypatch):
 
 
 def test_a_bad_token_spoils_its_window_alone(device):
-    """NaN stays NaN where it is attended to, and does not come into another window or image."""
     layer = drawn(3, 2, 4, torch.float32, device)
     qkv = maps(layer, 2, 6, 6)
     qkv[0, 1, 1, 0] = float("nan")
