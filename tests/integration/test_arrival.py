@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
 import shutil
@@ -13,6 +14,7 @@ import pytest
 from rmbgd.errors import Reason
 from tests.support import audit
 from tests.support.images import assert_cutout_of, sample_image
+from tests.support.mounts import mounted
 from tests.support.service import ServiceUnderTest
 
 PAUSE = 8  # turns of the service: more than the longest quiet time and the first delays after a held-back look
@@ -113,6 +115,43 @@ def test_rsync_delivers(tmp_path: Path) -> None:
         subprocess.run(["rsync", "-a", f"{tmp_path / 'source'}/", f"{service.input}/"], check=True)
         service.wait_for_endings(len(data))
     audit.assert_complete(service.roots, data)
+
+
+def test_every_way_into_the_folder_is_seen_by_events(tmp_path: Path) -> None:
+    names = ("renamed", "moved", "linked", "unnamed", "copied", "cloned")
+    data = {f"{name}.png": sample_image(number) for number, name in enumerate(names)}
+    (tmp_path / "stick").mkdir()
+    with (
+        mounted(tmp_path / "stick", "tmpfs", "size=4m"),
+        ServiceUnderTest(tmp_path / "service", settings=NO_COMPARING) as service,
+    ):
+        service.drop("renamed.png", data["renamed.png"])
+        (tmp_path / "stick" / "moved.png").write_bytes(data["moved.png"])
+        shutil.move(tmp_path / "stick" / "moved.png", service.input / "moved.png")
+        (service.desk / "linked.png").write_bytes(data["linked.png"])
+        os.link(service.desk / "linked.png", service.input / "linked.png")
+        os.unlink(service.desk / "linked.png")
+        _link_unnamed(service.input, "unnamed.png", data["unnamed.png"])
+        for name, how in (("copied.png", "never"), ("cloned.png", "auto")):
+            (service.desk / name).write_bytes(data[name])
+            subprocess.run(["cp", f"--reflink={how}", service.desk / name, service.input / name], check=True)
+        service.wait_for_endings(len(data))
+    audit.assert_complete(service.roots, data)
+
+
+def _link_unnamed(folder: Path, name: str, data: bytes) -> None:
+    """What a careful uploader does: the file has no name until it is whole. open(2), O_TMPFILE."""
+    descriptor = os.open(folder, os.O_TMPFILE | os.O_WRONLY, 0o644)
+    try:
+        os.write(descriptor, data)
+        at_fdcwd, follow = -100, 0x400
+        libc = ctypes.CDLL(None, use_errno=True)
+        failed = libc.linkat(
+            at_fdcwd, f"/proc/self/fd/{descriptor}".encode(), at_fdcwd, os.fsencode(folder / name), follow
+        )
+        assert not failed, os.strerror(ctypes.get_errno())
+    finally:
+        os.close(descriptor)
 
 
 def test_upload_that_stays_open_is_told_once_and_never_refused(tmp_path: Path) -> None:

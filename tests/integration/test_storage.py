@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -154,3 +155,37 @@ def test_unreadable_input_waits_for_its_rights(
         os.chown(service.input / closed, 0, 0)
         service.wait_for("image.done", path=name)
     audit.assert_complete(service.roots, {name: sample_image(1)})
+
+
+def test_input_that_nobody_may_move_is_computed_once_where_it_is(tmp_path: Path) -> None:
+    service = ServiceUnderTest(tmp_path)
+    (service.input / "fixed.png").write_bytes(sample_image(1))
+    with immutable(service.input / "fixed.png"):
+        with service:
+            service.wait_for("image.done", path="fixed.png")
+            service.wait_for("storage.retire_failed", path="fixed.png")
+            service.signal(signal.SIGHUP)
+            service.wait_for("service.reload")
+            service.turn(5)
+        service.start()
+        service.turn(3)
+        assert len(service.endings()) == service.computed() == 1
+    with service:
+        service.wait(service.is_idle, "the original archived")
+        assert len(service.endings()) == service.computed() == 1
+    audit.assert_complete(service.roots, {"fixed.png": sample_image(1)})
+
+
+def test_original_that_cannot_be_deleted_is_not_computed_again(tmp_path: Path) -> None:
+    with ServiceUnderTest(tmp_path, folder={"originals": "delete"}) as service:
+        service.hold_in_engine("a.png", sample_image(1))
+        (name,) = audit.claimed(service.input)
+        with immutable(service.input / ".rmbgd" / name):
+            service.hold.unlink()
+            service.wait_for("image.done", path="a.png")
+            service.wait_for("storage.retire_failed", path="a.png")
+            service.restart()
+            service.turn(3)
+        service.wait(service.is_idle, "the original deleted")
+        assert service.computed() == 1
+        assert audit.files(service.output) == ["a.png"]
