@@ -49,11 +49,11 @@ def test_service_is_measured_as_it_runs(tmp_path: Path) -> None:
 
 @pytest.mark.campaign
 @pytest.mark.timeout(900)
-def test_gpu_sections_run_to_their_end(tmp_path: Path) -> None:
-    _, _, found = run(*GPU_ON_CPU, "--out", tmp_path, "--budget", "800")
-    assert found["errors"] == {}
-    assert found["answers"].keys() == sections.SECTIONS.keys()
-    rows = [row for answer in found["answers"].values() for row in answer.get("rows", [])]
+@pytest.mark.parametrize("section", [name for name in sections.SECTIONS if name != sections.PREPARE])
+def test_gpu_section_runs_to_its_end(tmp_path: Path, section: str) -> None:
+    _, _, found = run(*GPU_ON_CPU, "--out", tmp_path, "--budget", "800", "--only", section)
+    assert (found["errors"], set(found["answers"])) == ({}, {sections.PREPARE, section})
+    rows = found["answers"][section].get("rows", [])
     assert all("the engine offers" in row["error"] for row in rows if "error" in row)
 
 
