@@ -135,6 +135,17 @@ def open_folder(root: str, below: str) -> int:
     return descriptor
 
 
+def holes(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Byte ranges of an open file without data, each with the byte behind it. None where they cannot be seen."""
+    at = 0
+    with contextlib.suppress(OSError):  # ENXIO: no data behind the last hole; or no such question here
+        while at < size and (at := os.lseek(descriptor, at, os.SEEK_HOLE)) < size:
+            start, at = at, size
+            with contextlib.suppress(OSError):
+                at = min(size, os.lseek(descriptor, start, os.SEEK_DATA))
+            yield start, at
+
+
 @contextlib.contextmanager
 def folder_beneath(root: str, below: str) -> Iterator[int]:
     """open_folder, closed at the end: a descriptor kept open would keep a disk from being unmounted."""

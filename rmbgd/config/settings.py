@@ -103,6 +103,8 @@ class IntakeSettings(Settings):
         reason="how soon a replaced or unmounted drop folder is noticed")
     incomplete_timeout: float = setting(900.0, unit="s", ge=1, le=604800,
         reason="an incomplete file is retried and, after this time without change, rejected as `truncated`")
+    accept_unwritten: bool = setting(False,
+        reason="false: an image with parts that were never written waits, and ends as `truncated`; true publishes it with the note zero_run")
     stuck_upload: float = setting(3600.0, unit="s", ge=1, le=604800,
         reason="an upload still open or changing after this time is reported once; it is never rejected")
     hints_maximum: int = setting(10_000, unit="paths", ge=10, le=1_000_000,

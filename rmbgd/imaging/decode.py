@@ -18,7 +18,7 @@ from PIL import Image, ImageFile
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.formats import TRANSPOSED, Header, Reader, SourceFacts, sniff
+from rmbgd.imaging.formats import TRANSPOSED, Header, Reader, SourceFacts, cut_short, has_blank_pages, sniff
 from rmbgd.imaging.jpeg import decode_jpeg, read_jpeg
 from rmbgd.imaging.metadata import ColourPlan, applied, colour_plan, read_exif, xmp_orientation
 from rmbgd.imaging.pillow import opened, read_pillow
@@ -79,6 +79,8 @@ def probe(
     form = sniff(data)
     header = _READERS[form](data, limits) if form in _READERS else read_pillow(data, form, limits)
     if header.animated and animated == "refuse":
+        if form == "GIF" and has_blank_pages(data):
+            raise cut_short("the first frame ends in zeros, like a part that was never written")
         count = f"{header.frames} frames" if form not in ("TIFF", "GIF") else "more than one frame or page"
         raise ImageError(Reason.ANIMATED, f'{form} with {count}; recipe.animated = "first_frame" takes the first')
     orientation = None

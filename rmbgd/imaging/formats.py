@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
+from rmbgd.imaging.zero_runs import PAGE, SECTOR, zero_runs
 
 Size = tuple[int, int]  # (width, height) in pixels
 
@@ -15,7 +18,6 @@ PARTS_MAXIMUM = 500_000  # chunks or segments of one file: 4 us each were measur
 NOTES_MAXIMUM = 8
 TRANSPOSED = {5, 6, 7, 8}  # EXIF 2.32, orientations that swap rows and columns
 SHORTEST = 16  # bytes; shorter files are no image yet
-SECTOR = 512  # bytes; what a copy tool that reserves space first leaves as zeros is at least this long
 TAIL_BYTES = 1 << 16  # looked through at a file's end for its end marker
 STEPS_MAXIMUM = 100_000  # chunks or boxes of an arriving file that are walked before giving up
 ABSURD = 1 << 32  # a header that claims more than this lies: its decoder says so at once
@@ -101,6 +103,24 @@ class PixelStream:
     suffix: bytes  # IEND
 
 
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A part of the file that makes pixels, from byte `start` to before `end`.
+
+    zeros  the longest run of zero bytes that an encoder writes there; None where pixels are stored as they are
+    row    bytes of a row where they are; 0 where that is not known
+    """
+
+    start: int
+    end: int
+    zeros: int | None = None
+    row: int = 0
+
+    def begins_row(self, at: int) -> bool:
+        """At the first byte of a row, or in the padding before it, which is at most 3 bytes."""
+        return self.row > 0 and (self.start - at) % self.row <= 3
+
+
 @dataclass(slots=True)
 class Header:
     """What an image says of itself: filled by its format's reader as stored, completed and judged by decode.probe."""
@@ -121,6 +141,7 @@ class Header:
     colour_key: tuple[int, ...] | None = None  # the one transparent colour, in decoded values (PNG tRNS)
     maximum: int = 255  # the stored value that means white, for integer modes of more than 8 bits
     stream: PixelStream | None = None
+    coded: list[Coded] = field(default_factory=list)  # none for a PNG, whose checksums say more
     notes: tuple[str, ...] = ()
 
     @property
@@ -173,14 +194,18 @@ def cut_short(detail: str) -> ImageError:
 
 
 def damaged(data: bytes, detail: str) -> ImageError:
-    """Damage in the middle. A file that ends in zeros may be one whose space was reserved before it was filled."""
-    if blank_tail(data):
-        return cut_short(f"{detail}; the file ends in zeros, like a copy that is still being filled in")
+    """Damage in the middle. In a file with pages of zeros, those may be space that is still to be filled."""
+    if blank_tail(data) or has_blank_pages(data):
+        return cut_short(f"{detail}; parts of the file are zeros, like a copy that is still being filled in")
     return ImageError(Reason.CORRUPT, detail)
 
 
 def blank_tail(data: bytes) -> bool:
     return len(data) >= SECTOR and data.endswith(bytes(SECTOR))
+
+
+def has_blank_pages(data: bytes) -> bool:
+    return any(zero_runs(np.frombuffer(data, np.uint8), PAGE))
 
 
 def claimed_format(head: bytes) -> str | None:

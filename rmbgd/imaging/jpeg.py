@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from numpy.typing import NDArray
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.formats import TAIL_BYTES, Header, Tail, check_parts, check_size, cut_short, damaged
+from rmbgd.imaging.jpeg_scans import Scans
 from rmbgd.imaging.metadata import sensible_dpi
 
 SCAN_PIXELS_MAXIMUM = 5_000_000_000  # of one file, times scans: 3 ns each were measured, 15 s at most; ten are usual
@@ -28,9 +31,10 @@ _PROGRESSIVE = {0xC2, 0xCA}
 _SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _LOSSLESS_OR_HIERARCHICAL = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI: markers without a length
+_PADDING = re.compile(rb"(?<!\xff)\x00+(?=\xff[\xc0-\xfe])")  # FF 00 is a byte of the image
 _SOI, _EOI, _SOS = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 
-# libjpeg's warnings (jerror.h) after which pixels are wrong. Its other warnings leave the image as it was meant.
+# libjpeg's warnings (jerror.h) after which pixels are wrong; "extraneous bytes" are looked at more closely.
 _DAMAGE = ("premature end of data segment", "bad Huffman code", "bad arithmetic code", "instead of RST")
 
 
@@ -69,12 +73,9 @@ def _has_end_marker(descriptor: int, at: int) -> bool:
     return False
 
 
-def read_jpeg(data: bytes, limits: LimitSettings) -> Header:
-    """Header of a JPEG or of the first image of an MPO. See formats.Reader."""
-    header: Header | None = None
-    exif, xmp, dpi = b"", None, None
-    pieces: dict[int, bytes] = {}  # of an ICC profile, by number
-    total, several, progressive, at = 0, False, False, 2
+def _segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+    """Every segment, the first scan's being the last: marker, first byte of its content, and the byte behind it."""
+    at = 2
     for count in itertools.count():
         check_parts(count)
         at = data.find(b"\xff", at)
@@ -92,9 +93,23 @@ def read_jpeg(data: bytes, limits: LimitSettings) -> Header:
             raise _no_pixels(data, "the file ends inside the header")
         if length < 2:
             raise damaged(data, f"segment 0x{marker:02x} with impossible length {length}")
-        segment, at = data[at + 2 : at + length], at + length
+        yield marker, at + 2, at + length
+        if marker == 0xDA:
+            return
+        at += length
+
+
+def read_jpeg(data: bytes, limits: LimitSettings) -> Header:
+    """Header of a JPEG or of the first image of an MPO. See formats.Reader."""
+    header: Header | None = None
+    exif, xmp, dpi = b"", None, None
+    pieces: dict[int, bytes] = {}  # of an ICC profile, by number
+    total, several, progressive, scans, at = 0, False, False, Scans(), 2
+    for marker, first, at in _segments(data):
+        segment = data[first:at]
         if marker == 0xDA:
             break
+        scans.take(marker, segment)
         if marker in _SOF:
             header = _frame(data, marker, segment, limits)
             progressive = marker in _PROGRESSIVE
@@ -119,9 +134,10 @@ def read_jpeg(data: bytes, limits: LimitSettings) -> Header:
     if several:
         header.format, header.frames = "MPO", 2
     if progressive or segment[:1] != bytes((len(header.mode),)):  # the first scan does not hold every component
-        scans, (width, height) = data.count(_SOS), header.stored_size
-        if scans * width * height > SCAN_PIXELS_MAXIMUM:
-            raise ImageError(Reason.TOO_LARGE, f"{scans} scans over {width} x {height} pixels to decode")
+        count, (width, height) = data.count(_SOS), header.stored_size
+        if count * width * height > SCAN_PIXELS_MAXIMUM:
+            raise ImageError(Reason.TOO_LARGE, f"{count} scans over {width} x {height} pixels to decode")
+    header.coded = list(scans.walk(data, segment, at))
     return header
 
 
@@ -156,12 +172,28 @@ def decode_jpeg(data: bytes, out: NDArray[np.uint8] | None) -> str | None:
         simplejpeg.decode_jpeg(data, "RGB", **options)
     except ValueError as error:
         warning = str(error)
-        if any(sign in warning for sign in _DAMAGE):
+        if any(sign in warning for sign in _DAMAGE) or ("extraneous" in warning and not _is_padding(data)):
             raise damaged(data, warning) from error
         if out is not None and "Premature end" in warning and _only_the_end_marker_is_missing(data, out):
             return None
         return warning
     return None
+
+
+def _is_padding(data: bytes) -> bool:
+    """Are stray bytes between the segments of the header, and zeros before later markers, all that is wrong?
+
+    Other stray bytes are what a decoder has left that lost its place: the pixels before them are wrong.
+    """
+    clean, at = [_SOI], 2
+    for marker, first, at in _segments(data):
+        clean += b"\xff", bytes((marker,)), data[first - 2 : at]
+    clean.append(_PADDING.sub(b"", data[at:]))
+    try:
+        simplejpeg.decode_jpeg(b"".join(clean), "RGB", min_factor=8)
+    except ValueError:
+        return False
+    return True
 
 
 def _only_the_end_marker_is_missing(data: bytes, out: NDArray[np.uint8]) -> bool:

@@ -22,11 +22,13 @@ from PIL import AvifImagePlugin, Image, ImageFile, TiffImagePlugin, Unidentified
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.completeness import TIFF_PIXELS, bmp_end, box_length
-from rmbgd.imaging.formats import Header, PixelStream, check_size, cut_short, damaged
+from rmbgd.imaging.formats import Coded, Header, PixelStream, check_size, cut_short, damaged
 from rmbgd.imaging.metadata import TEXT_TAGS, clean_text, sensible_dpi
 from rmbgd.imaging.png import PixelReader
+from rmbgd.imaging.zero_runs import SECTOR
 
 _SUB_FILE, _BITS, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG = 254, 258, 330, 339, 50706  # tags of a TIFF
+_COMPRESSION, _LZW, _DEFLATE, _PACK_BITS = 259, 5, (8, 32946), 32773
 _PREVIEW = 1  # value of _SUB_FILE
 
 
@@ -72,6 +74,7 @@ def read_pillow(data: bytes, form: str, limits: LimitSettings) -> Header:
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _read_tiff(data, image, header)
         else:
+            header.coded = [_coded(data, form, image)]
             header.exif, header.xmp = image.info.get("exif"), image.info.get("xmp")
         if getattr(image, "is_animated", False):
             header.frames = 2 if form in ("TIFF", "GIF") else int(getattr(image, "n_frames", 2))
@@ -162,6 +165,31 @@ def _check_bmp(data: bytes, limits: LimitSettings) -> None:
         raise cut_short(f"the rows end at byte {end}, the file at {len(data)}")
 
 
+def _coded(data: bytes, form: str, image: ImageFile.ImageFile) -> Coded:
+    """Everything behind the header, of a format that has its pixels in one piece."""
+    if form == "BMP":
+        start, bits = int.from_bytes(data[10:14], "little"), int.from_bytes(data[28:30], "little")
+        compressed = int.from_bytes(data[30:34], "little") not in (0, 3)
+        return Coded(min(start, len(data)), len(data), None, 0 if compressed else (image.width * bits + 31) // 32 * 4)
+    # GIF: blocks of 255 bytes, each behind its length, and two tables of 768 colours that may be black.
+    # HEVC and AV1 code an even area with next to nothing.
+    return Coded(0, len(data), 3 * SECTOR if form == "GIF" else SECTOR + image.width * image.height // 1024)
+
+
+def _strips(data: bytes, image: TiffImagePlugin.TiffImageFile, spans: list[tuple[int, int]]) -> list[Coded]:
+    """Strips or tiles, from spans of bytes, as few parts as possible. Deflate packs 1,030 equal bytes into one."""
+    tags = image.tag_v2
+    parts: list[Coded] = []
+    compression, bits = tags.get(_COMPRESSION, 1), sum(_integers(tags.get(_BITS))) or 1
+    row = (image.width * bits + 7) // 8
+    zeros = {_LZW: SECTOR, _PACK_BITS: SECTOR, **dict.fromkeys(_DEFLATE, SECTOR + row * image.height // 1024)}
+    for start, end in sorted(span for span in spans if span[0] < span[1]):
+        if parts and parts[-1].end == start:
+            start = parts.pop().start  # noqa: PLW2901
+        parts.append(Coded(start, min(end, len(data)), zeros.get(compression), row if compression == 1 else 0))
+    return parts
+
+
 def _dpi(image: ImageFile.ImageFile) -> tuple[float, float] | None:
     dpi = image.info.get("dpi")
     try:
@@ -175,11 +203,14 @@ def _read_tiff(data: bytes, image: TiffImagePlugin.TiffImageFile, header: Header
     tags = image.tag_v2
     if _DNG in tags or (tags.get(_SUB_FILE) == _PREVIEW and _SUB_DIRECTORIES in tags):
         raise ImageError(Reason.FORMAT_NOT_ALLOWED, "camera raw (DNG, NEF, ARW): its first image is only a preview")
+    spans = []
     for offsets, lengths in TIFF_PIXELS:
         pairs = zip(_integers(tags.get(offsets)), _integers(tags.get(lengths)), strict=False)
-        end = max((offset + length for offset, length in pairs), default=0)
+        spans += [(offset, offset + length) for offset, length in pairs]
+        end = max((end for _, end in spans), default=0)
         if len(data) < end < 1 << 32:
             raise cut_short(f"image data ends at byte {end}, the file at {len(data)}")
+    header.coded = _strips(data, image, spans)
     if image.mode.startswith("I"):
         signed = 2 in _integers(tags.get(_SAMPLE_FORMAT))
         header.maximum = (1 << (_integers(tags.get(_BITS))[0] - signed)) - 1

@@ -13,9 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.config.load import LimitSettings
-from rmbgd.imaging.formats import ABSURD, STEPS_MAXIMUM, Header, Size, Tail, check_parts, check_size, cut_short, damaged
+from rmbgd.imaging.formats import (
+    ABSURD,
+    STEPS_MAXIMUM,
+    Coded,
+    Header,
+    Size,
+    Tail,
+    check_parts,
+    check_size,
+    cut_short,
+    damaged,
+)
 
 _PROFILE, _ALPHA, _ANIMATION = 0x20, 0x10, 0x02  # bits of VP8X, in the order of the container specification
+_PIXELS = (b"VP8 ", b"VP8L")
+_SLACK = 64  # bytes; that an encoder may write behind what its decoder needs
 
 
 def webp_tail(descriptor: int, size: int) -> Tail:
@@ -35,8 +48,7 @@ def webp_tail(descriptor: int, size: int) -> Tail:
         if last > end:
             return Tail.DOUBTFUL
         if kind == b"VP8 ":
-            width, height = _lossy_size(os.pread(descriptor, 10, at + 8))
-            zeros = 64 + (width + 15) // 16 * ((height + 15) // 16)
+            zeros = _zeros(kind, _lossy_size(os.pread(descriptor, 10, at + 8)))
             if last >= zeros and os.pread(descriptor, zeros, last - zeros) == bytes(zeros):
                 return Tail.MISSING
         if step == STEPS_MAXIMUM:
@@ -64,9 +76,11 @@ def read_webp(data: bytes, limits: LimitSettings) -> Header:
         if header is None:
             header = _first(data, kind, data[at + 8 : at + 18])
             check_size(header.stored_size, limits)
+        if kind in (b"ANMF", *_PIXELS):
+            header.coded.append(Coded(at + 8, min(at + 8 + length, len(data)), _zeros(kind, header.stored_size)))
         if kind == b"ANMF":
             frames += 1
-        elif kind in (b"VP8 ", b"VP8L"):
+        elif kind in _PIXELS:
             pixels = True
         elif kind == b"ICCP" and header.icc_profile is None:
             header.take_profile(data[body], limits)
@@ -87,6 +101,12 @@ def read_webp(data: bytes, limits: LimitSettings) -> Header:
     if len(data) > claimed + 1:
         header.note(f"{len(data) - claimed} bytes after the end left out")
     return header
+
+
+def _zeros(kind: bytes, size: Size) -> int:
+    """The longest run of zero bytes that an encoder writes: see webp_tail. Without loss, pixels bound it."""
+    width, height = size
+    return 64 + (width + 15) // 16 * ((height + 15) // 16) if kind == b"VP8 " else width * height
 
 
 def _first(data: bytes, kind: bytes, head: bytes) -> Header:
@@ -117,3 +137,18 @@ def decode_webp(data: bytes) -> NDArray[np.uint8]:
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 3:
         raise damaged(data, "libwebp cannot decode the image data")
     return np.asarray(pixels, dtype=np.uint8)
+
+
+def is_longer_than_its_image(data: bytes) -> bool:
+    """Whether a still image decodes as well without its last bytes. Takes as long as decoding.
+
+    libwebp stops when it has every pixel. Zeros in the middle take fewer bits than the pixels that belong there, so the
+    decoder is done long before the end; of a whole file it needs all but the last few bytes.
+    """
+    chunks = _chunks(lambda at, count: data[at : at + count], len(data))
+    at, length = next(((at, length) for at, kind, length in chunks if kind in _PIXELS), (0, 0))
+    kept = (length - max(_SLACK, length // 100)) & ~1
+    if kept <= 0:  # an animation, or hardly more than a header
+        return False
+    riff = b"RIFF" + (at + kept).to_bytes(4, "little") + data[8 : at + 4] + kept.to_bytes(4, "little")
+    return cv2.imdecode(np.frombuffer(riff + data[at + 8 : at + 8 + kept], np.uint8), cv2.IMREAD_UNCHANGED) is not None

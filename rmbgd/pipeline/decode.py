@@ -18,10 +18,11 @@ from rmbgd.engine.arena import ArenaClosed
 from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.types import OutputPlane, Region, region_bytes, view
 from rmbgd.errors import ImageError, Reason, StorageFault
-from rmbgd.fs import open_regular, same_content
+from rmbgd.fs import holes, open_regular, same_content
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.formats import Header, SourceFacts
+from rmbgd.imaging.unwritten import WriteTraces, check_written
 from rmbgd.pipeline.batching import HEAD_START
 from rmbgd.pipeline.dedup import Deduplicator, Follower
 from rmbgd.pipeline.items import Duplicate, Frame, Postponed, Rejection, Timing
@@ -99,11 +100,13 @@ class Decoder:
 
     def _decode(self, job: Job, timing: Timing, heartbeat: Heartbeat) -> Decoded | None:
         _, recipe = self.folders[job.folder]
-        data = self._read(job)
-        if data is None:
+        read = self._read(job)
+        if read is None:
             return Postponed(job, "changed", "the file is no longer the one that was claimed", timing)
+        data, traces = read
         digest = hashlib.sha256(data).hexdigest()
         header = probe(data, self.context.config.limits, animated=recipe.animated, metadata=recipe.metadata)
+        check_written(data, header, traces, accept=self.context.config.intake.accept_unwritten)
         facts = header.facts(digest)
         known = self.ledger.same_content(digest, self.recipe_keys[job.folder])
         if known is not None:
@@ -137,19 +140,22 @@ class Decoder:
             raise
         return Frame(job, region, lease, facts, timing, self.context.clock.monotonic())
 
-    def _read(self, job: Job) -> bytes | None:
+    def _read(self, job: Job) -> tuple[bytes, WriteTraces] | None:
         """The bytes of the claimed version, or None when another version stands there. Raises OSError, ImageError."""
         descriptor, limits = open_regular(job.source), self.context.config.limits
         try:
-            if not same_content(os.fstat(descriptor), job.version):
+            status = os.fstat(descriptor)
+            if not same_content(status, job.version):
                 return None
+            reserved = status.st_blocks * 512 >= status.st_size
+            traces = WriteTraces(tuple(holes(descriptor, status.st_size)), reserved, job.refilled)
             for _ in range(READ_TRIES - 1):  # a bad sector stays bad, a passing fault of the link does not
                 try:
-                    return read_limited(descriptor, limits)
+                    return read_limited(descriptor, limits), traces
                 except OSError as error:
                     if error.errno != errno.EIO:
                         raise
-            return read_limited(descriptor, limits)
+            return read_limited(descriptor, limits), traces
         finally:
             os.close(descriptor)
 

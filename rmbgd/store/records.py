@@ -16,6 +16,7 @@ class Job:
     relative_path  below the drop folder, decoded with surrogateescape
     attempt        1 for the first try; counted before the work, so it survives a crash
     final          the readiness policy has given up waiting: damage is now a refusal, not a reason to wait
+    refilled       its content changed while its size did not, as this run saw; not in the ledger
     """
 
     job_id: int
@@ -28,6 +29,7 @@ class Job:
     claimed_at: float
     claimed_by_rename: bool
     final: bool = False
+    refilled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

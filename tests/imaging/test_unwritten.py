@@ -1,0 +1,201 @@
+"""Parts of a file that were never written: found in every format, and never in whole images of any kind."""
+
+from __future__ import annotations
+
+import functools
+import struct
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image
+
+from rmbgd.errors import ImageError, Reason
+from rmbgd.imaging.unwritten import NO_TRACES, NOTE, WriteTraces, check_written
+from rmbgd.imaging.zero_runs import PAGE, SECTOR, page_runs, zero_runs
+from tests.imaging.builders import decoded, jpeg_segment, photo, probed, refusal, saved
+
+KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "JPEG": ("RGB", "JPEG", {"quality": 95}),
+    "optimized JPEG": ("RGB", "JPEG", {"quality": 95, "optimize": True}),
+    "progressive JPEG": ("RGB", "JPEG", {"quality": 95, "progressive": True}),
+    "JPEG with restart markers": ("RGB", "JPEG", {"quality": 95, "restart_marker_rows": 1}),
+    "grey JPEG": ("L", "JPEG", {"quality": 97}),
+    "CMYK JPEG": ("CMYK", "JPEG", {"quality": 95}),
+    "PNG": ("RGB", "PNG", {}),
+    "WebP": ("RGB", "WEBP", {"quality": 97, "method": 0}),
+    "lossless WebP": ("RGB", "WEBP", {"lossless": True, "quality": 0, "method": 1}),
+    "GIF": ("P", "GIF", {}),
+    "BMP": ("RGB", "BMP", {}),
+    "TIFF": ("RGB", "TIFF", {}),
+    "TIFF, LZW": ("RGB", "TIFF", {"compression": "tiff_lzw"}),
+    "TIFF, deflate": ("RGB", "TIFF", {"compression": "tiff_adobe_deflate"}),
+    "TIFF, PackBits": ("RGB", "TIFF", {"compression": "packbits"}),
+    "AVIF": ("RGB", "AVIF", {"quality": 95, "speed": 10}),
+}
+STORED = ("BMP", "TIFF")
+CODED = [kind for kind in KINDS if kind not in STORED]
+
+
+@functools.cache
+def noisy() -> Image.Image:
+    noise = np.random.default_rng(1).integers(-12, 12, (330, 410, 1))
+    return Image.fromarray((photo(330, 410) + noise).clip(0, 255).astype(np.uint8))
+
+
+def black_band() -> Image.Image:
+    """A dark frame: rows of black, and black beside the subject."""
+    image = noisy().copy()
+    image.paste((0, 0, 0), (0, 0, image.width, 90))
+    image.paste((0, 0, 0), (0, 90, 150, 200))
+    return image
+
+
+@functools.cache
+def whole(kind: str, make: Any = noisy) -> bytes:
+    mode, form, options = KINDS[kind]
+    return saved(make().convert(mode), form, **options)
+
+
+def half(data: bytes, start: float, end: float, *, off: int = 0) -> bytes:
+    """`data` without the pages between two shares of it; both ends `off` by some bytes."""
+    first, behind = (int(len(data) * share) // PAGE * PAGE + off for share in (start, end))
+    assert behind - first >= 2 * PAGE
+    return data[:first] + bytes(behind - first) + data[behind:]
+
+
+def judged(data: bytes, traces: WriteTraces = NO_TRACES, *, accept: bool = False) -> tuple[str, ...] | Reason:
+    """Notes of a file that is whole, or why it is not; then it may be completed."""
+    try:
+        header = probed(data)
+        check_written(data, header, traces, accept=accept)
+        return decoded(data)[2].notes + header.notes
+    except ImageError as error:
+        return error.reason if error.maybe_incomplete else Reason.CORRUPT
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shares", [(0.15, 0.6), (0.3, 0.95)])
+def test_pages_that_were_never_written_are_found(kind: str, shares: tuple[float, float]) -> None:
+    assert judged(half(whole(kind), *shares)) is Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("kind", CODED)
+@pytest.mark.parametrize("off", [1, 777])
+def test_where_pixels_are_coded_zeros_are_found_wherever_they_begin(kind: str, off: int) -> None:
+    assert judged(half(whole(kind), 0.2, 0.7, off=off)) is Reason.TRUNCATED
+
+
+def black() -> Image.Image:
+    return Image.new("RGB", (900, 700))
+
+
+def white() -> Image.Image:
+    return Image.new("RGB", (900, 700), "white")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", [noisy, black_band, black, white])
+def test_whole_images_pass_however_even_they_are(kind: str, make: Any) -> None:
+    """Black that is stored as it is, is noted where it is long: it might be a part that was not written."""
+    notes = judged(whole(kind, make))
+    assert isinstance(notes, tuple)
+    assert (NOTE in notes) == (kind in STORED and len(zero_spans(whole(kind, make))) > 0)
+
+
+def zero_spans(data: bytes) -> list[tuple[int, int]]:
+    return list(zero_runs(np.frombuffer(data, np.uint8), PAGE))
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_zeros_that_do_not_keep_to_pages_are_pixels_unless_they_were_seen_to_be_holes(kind: str) -> None:
+    data = half(whole(kind), 0.2, 0.7, off=1000)
+    ((start, end),) = zero_spans(data)
+    hole = (start - start % PAGE + PAGE, end - end % PAGE)
+    assert NOTE in judged(data)
+    assert NOTE in judged(data, WriteTraces((hole,))), "a sparse copy of black"
+    assert judged(data, WriteTraces((hole,), reserved=True)) is Reason.TRUNCATED, "space that was asked for"
+    assert NOTE in judged(data, WriteTraces((hole,), reserved=True), accept=True), "the setting allows it"
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_a_hole_that_keeps_to_pages_at_one_end_is_none_of_the_pixels(kind: str) -> None:
+    data = whole(kind)
+    first, behind = 10 * PAGE, 14 * PAGE + 999
+    data = data[:first] + bytes(behind - first) + data[behind:]
+    assert NOTE in judged(data), "too short to be sure"
+    assert judged(data, WriteTraces(((first, 14 * PAGE),))) is Reason.TRUNCATED
+    assert judged(data, WriteTraces(refilled=True)) is Reason.TRUNCATED
+
+
+def test_a_hole_up_to_the_end_is_black_only_if_it_begins_with_a_row() -> None:
+    """A frame with a black top, in a format that begins at the bottom; and an upload that broke off."""
+    rows = saved(noisy(), "BMP")
+    stride = (noisy().width * 3 + 3) // 4 * 4
+    for start, expected in ((54 + 200 * stride, None), (54 + 200 * stride + 100, Reason.TRUNCATED)):
+        data = rows[:start].ljust(len(rows), b"\0")
+        found = judged(data, WriteTraces(((start // PAGE * PAGE + PAGE, len(data)),)))
+        assert found is expected if expected else NOTE in found
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.lists(st.tuples(st.integers(1, 6000), st.integers(0, 6000)), min_size=1, max_size=6))
+@example([(PAGE, PAGE), (PAGE, 0)])
+@example([(PAGE - 1, SECTOR), (1, PAGE + 1)])
+def test_every_long_run_is_found_and_no_short_one(pieces: list[tuple[int, int]]) -> None:
+    """Pieces of so many ones, and then so many zeros."""
+    data, runs = bytearray(), []
+    for ones, zeros in pieces:
+        data += b"\1" * ones
+        runs.append((len(data), len(data) + zeros))
+        data += bytes(zeros)
+    data += b"\1"
+    merged = np.frombuffer(bytes(data), np.uint8)
+    for minimum in (SECTOR, PAGE):
+        assert list(zero_runs(merged, minimum)) == [run for run in runs if run[1] - run[0] >= minimum]
+    at_pages = {run for run in runs if run[1] - run[0] >= PAGE and (run[0] % PAGE == 0 or run[1] % PAGE == 0)}
+    assert set(page_runs(merged, 0, len(merged))) == at_pages
+
+
+def test_a_restart_marker_that_is_missing_is_damage() -> None:
+    data = bytearray(whole("JPEG with restart markers"))
+    at = data.index(b"\xff\xd3", 1000)
+    del data[at : at + 2]
+    error = refusal(bytes(data))
+    assert (error.reason, error.maybe_incomplete) == (Reason.CORRUPT, False)
+    assert "restart markers" in error.detail
+
+
+def test_what_a_decoder_has_left_over_is_damage() -> None:
+    """A flipped bit in the middle: the decoder loses its place, and is done before its data are."""
+    data, at = bytearray(whole("JPEG")), len(whole("JPEG")) // 2
+    refused = [bytes((*data[: at + k], data[at + k] ^ 16, *data[at + k + 1 :])) for k in range(40)]
+    details = [error.detail for each in refused if isinstance(error := outcome_of(each), ImageError)]
+    assert any("extraneous" in detail for detail in details)
+
+
+def outcome_of(data: bytes) -> NDArray[np.uint8] | ImageError:
+    try:
+        return decoded(data)[0]
+    except ImageError as error:
+        return error
+
+
+def test_padding_before_the_end_marker_is_harmless() -> None:
+    plain = whole("JPEG")
+    padded = plain[:-2] + bytes(40) + plain[-2:]
+    assert np.array_equal(decoded(padded)[0], decoded(plain)[0])
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.binary(max_size=12), st.sampled_from([0xC0, 0xC2, 0xC4, 0xC9, 0xDA, 0xDD]))
+def test_segments_of_nonsense_are_answered(body: bytes, marker: int) -> None:
+    plain = saved(photo(20, 20), "JPEG")
+    at = plain.index(b"\xff\xda")
+    damaged = plain[:at] + jpeg_segment(marker, body) + plain[at:]
+    assert isinstance(outcome_of(damaged), (np.ndarray, ImageError))
+    frame = plain.index(b"\xff\xc0")
+    assert isinstance(outcome_of(plain[:frame] + struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body), ImageError)
