@@ -1,4 +1,4 @@
-"""One look into an arriving file: an open writer, holes, its end marker. Reads a few kilobytes at most times."""
+"""One look at an arriving file: companions, an open writer, holes, its end marker. Reads a few kilobytes."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import fcntl
 import os
 import signal
 
-from rmbgd.fs import FileVersion, folder_beneath, open_regular, version_of
+from rmbgd.fs import FileVersion, folder_beneath, holes, open_regular, version_of
 from rmbgd.imaging.completeness import Tail, tail_of
+from rmbgd.intake.ignored import COMPANIONS
 from rmbgd.intake.readiness import ReadinessFacts, Writer
 
 
@@ -17,18 +18,27 @@ def check(root: str, relative_path: str, *, remote: bool) -> tuple[FileVersion, 
     parent, name = os.path.split(relative_path)
     with folder_beneath(root, parent) as folder:
         descriptor = open_regular(name, folder=folder)
+        companion = next((suffix for suffix in COMPANIONS if _stands(name + suffix, folder)), "")
     try:
         status = os.fstat(descriptor)
         writer = Writer.UNSEEN if remote else writer_of(descriptor)
         if writer is Writer.OPEN:
-            return version_of(status), ReadinessFacts(writer, True, Tail.UNKNOWN)
+            return version_of(status), ReadinessFacts(writer, True, Tail.UNKNOWN, companion)
         try:
             tail = tail_of(descriptor, status.st_size)
         except OSError:  # not judged here: the decoder meets the same error and has a reason for it
             tail = Tail.UNKNOWN
-        return version_of(status), ReadinessFacts(writer, is_dense(descriptor, status.st_size), tail)
+        return version_of(status), ReadinessFacts(writer, is_dense(descriptor, status.st_size), tail, companion)
     finally:
         os.close(descriptor)
+
+
+def _stands(name: str, folder: int) -> bool:
+    try:
+        os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except OSError:  # a name that would be too long included
+        return False
+    return True
 
 
 def writer_of(descriptor: int) -> Writer:
@@ -49,7 +59,4 @@ def writer_of(descriptor: int) -> Writer:
 
 def is_dense(descriptor: int, size: int) -> bool:
     """No unwritten blocks: preallocated uploads have some until the end. True where that cannot be seen."""
-    try:
-        return size == 0 or os.lseek(descriptor, 0, os.SEEK_HOLE) >= size
-    except OSError:
-        return True
+    return next(holes(descriptor, size), None) is None

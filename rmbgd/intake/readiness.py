@@ -7,6 +7,7 @@ preserved by the uploader. What may hold a file is called a gate:
     writer   open for writing
     empty    without bytes
     hole     unwritten blocks inside (a preallocated upload)
+    companion  the control file of an unfinished download or upload stands beside it
     tail     the end of its format is not there
     decode   a decoder has found its end missing
 """
@@ -35,6 +36,7 @@ class ReadinessFacts:
     writer: Writer
     dense: bool
     tail: Tail
+    companion: str = ""  # the suffix of one that stands beside it
 
 
 @dataclass(slots=True)
@@ -43,7 +45,8 @@ class ArrivingFile:
 
     announced     something said that a writer is done with this version: a close, a link, a rename
     remote        on a file system where open writers cannot be seen
-    cut_off       a decoder found the end of this version missing
+    refilled      it has changed without growing: space that was reserved before, or an older content, is written over
+    cut_off       a decoder found parts of this version missing
     final         the patience with this version has ended before
     """
 
@@ -54,6 +57,7 @@ class ArrivingFile:
     remote: bool
     look_at: float = 0.0
     put_offs: int = 0  # looks in a row that found a gate holding it
+    refilled: bool = False
     cut_off: bool = False
     final: bool = False
     reported_incomplete: bool = False
@@ -92,6 +96,11 @@ def observed(
             arrival.announced = True
             arrival.look_at = min(arrival.look_at, max(now, arrival.changed_at + _quiet(arrival, rules)))
         return False
+    old = arrival.version
+    if version.inode != old.inode:
+        arrival.refilled = False
+    elif version.size == old.size > 0 and version.mtime_ns > old.mtime_ns:  # back in time: a copy keeps its stamp
+        arrival.refilled = True
     arrival.version, arrival.changed_at, arrival.announced, arrival.put_offs = version, now, announced, 0
     arrival.cut_off = arrival.final = arrival.reported_incomplete = False
     arrival.look_at = now + _quiet(arrival, rules)
@@ -114,6 +123,9 @@ def judge(arrival: ArrivingFile, facts: ReadinessFacts, now: float, rules: Intak
     if facts.writer is Writer.OPEN:
         put_off(arrival, now)
         return Decision(Readiness.WAIT, "writer", report_stuck=still_stuck(arrival, now, rules))
+    if facts.companion:  # however long: nothing is known of what it still lacks
+        put_off(arrival, now)
+        return Decision(Readiness.WAIT, "companion", _first_time(arrival), still_stuck(arrival, now, rules))
     gate = _missing(arrival, facts)
     if not gate:
         return Decision(Readiness.FINAL if arrival.final else Readiness.READY)
@@ -124,9 +136,7 @@ def judge(arrival: ArrivingFile, facts: ReadinessFacts, now: float, rules: Intak
         return Decision(Readiness.REFUSE if certain else Readiness.FINAL, gate)
     put_off(arrival, now)
     arrival.look_at = min(arrival.look_at, patience)
-    first = not arrival.reported_incomplete
-    arrival.reported_incomplete = True
-    return Decision(Readiness.WAIT, gate, report_incomplete=first)
+    return Decision(Readiness.WAIT, gate, report_incomplete=_first_time(arrival))
 
 
 def still_stuck(arrival: ArrivingFile, now: float, rules: IntakeSettings) -> bool:
@@ -135,6 +145,12 @@ def still_stuck(arrival: ArrivingFile, now: float, rules: IntakeSettings) -> boo
         return False
     arrival.reported_stuck = True
     return True
+
+
+def _first_time(arrival: ArrivingFile) -> bool:
+    first = not arrival.reported_incomplete
+    arrival.reported_incomplete = True
+    return first
 
 
 def _quiet(arrival: ArrivingFile, rules: IntakeSettings) -> float:

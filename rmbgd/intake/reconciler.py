@@ -332,7 +332,7 @@ class Reconciler(Inbox):
         self._sent += 1
         if not complete.refusal:
             self._in_work[job.job_id] = complete.arrival
-            jobs.send(job)
+            jobs.send(replace(job, refilled=complete.arrival.refilled))
             return
         reason = Reason.EMPTY if complete.refusal == "empty" else Reason.TRUNCATED
         patience = self._config.intake.incomplete_timeout

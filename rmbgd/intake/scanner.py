@@ -6,11 +6,9 @@ Events, the first scan and every later one go through one method, `_consider`; n
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import os
-import re
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from rmbgd.clock import Clock
@@ -21,44 +19,16 @@ from rmbgd.fs import FileVersion, kind_of, version_of
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import readiness
 from rmbgd.intake.file_checks import check
+from rmbgd.intake.ignored import Ignored
 from rmbgd.intake.mounts import file_system, is_local
 from rmbgd.intake.priority_queue import Backlog, Complete, Key
 from rmbgd.intake.readiness import ArrivingFile, Readiness
 from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints
-from rmbgd.naming import CLAIM_FOLDER
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Unfinished
 
 LOOKS_AT_ONCE = 512  # files looked into before the other duties of the thread continue
 UNANNOUNCED_AFTER = 5.0  # s; a file that is older and had no event was missed, not just faster than its event
-
-# Half-finished uploads and what file managers leave behind; matched without regard to case.
-IGNORED_FILES = (
-    *(".*", "~$*", "*~", "*.part", "*.partial", "*.filepart", "*.crdownload", "*.download", "*.tmp", "*.temp", "*.swp"),
-    *("*.writing", "*.upload", "*.tacitpart", "~syncthing~*", "Thumbs.db", "desktop.ini", "ehthumbs.db"),
-)
-IGNORED_FOLDERS = (CLAIM_FOLDER, ".*", "@eaDir", "#recycle", "__MACOSX", "lost+found", "$RECYCLE.BIN")
-
-
-class Ignored:
-    def __init__(self, more: Sequence[str] = ()) -> None:
-        self._files = _either([*IGNORED_FILES, *more])
-        self._folders = _either([*IGNORED_FOLDERS, *more])
-
-    def file(self, name: str) -> bool:
-        return self._files.match(name) is not None
-
-    def folder(self, name: str) -> bool:
-        return self._folders.match(name) is not None
-
-    def path(self, relative_path: str) -> bool:
-        """A file whose own name, or any folder above it, is left alone."""
-        *folders, name = relative_path.split("/")
-        return self.file(name) or any(self.folder(each) for each in folders)
-
-
-def _either(patterns: Sequence[str]) -> re.Pattern[str]:
-    return re.compile("|".join(fnmatch.translate(pattern) for pattern in patterns), re.IGNORECASE | re.DOTALL)
 
 
 def scan(root: str, below: str, ignored: Ignored, *, recursive: bool) -> Iterator[tuple[str, os.stat_result | OSError]]:

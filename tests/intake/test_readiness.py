@@ -75,6 +75,35 @@ def test_an_open_writer_holds_a_file_however_long() -> None:
     assert 3600 <= reported[0] <= 3600 + readiness.DELAY_MAXIMUM
 
 
+def test_a_companion_holds_a_file_however_long_and_is_told_of() -> None:
+    arrival, reported = arrive(), []
+    facts = ReadinessFacts(Writer.NONE, False, Tail.MISSING, ".aria2")
+    while arrival.look_at < 20_000:
+        decision = readiness.judge(arrival, facts, arrival.look_at, RULES)
+        assert (decision.readiness, decision.gate) == (Readiness.WAIT, "companion")
+        reported += [decision.report_incomplete, decision.report_stuck]
+    assert sum(reported) == 2
+    assert wait_for(arrival, GOOD)[1].readiness is Readiness.READY
+
+
+def test_a_file_that_changes_without_growing_is_being_filled() -> None:
+    """A copy that keeps its time stamp sets it back; a file that replaces it begins anew."""
+    for changed, refilled in (
+        ((1, 10, 9, 9), True),
+        ((1, 11, 9, 9), False),
+        ((1, 10, 1, 9), False),
+        ((7, 10, 9, 9), False),
+    ):
+        arrival = arrive()
+        assert readiness.observed(arrival, FileVersion(*changed), 1.0, announced=False, rules=RULES)
+        assert arrival.refilled is refilled
+    arrival.refilled = True
+    readiness.observed(arrival, FileVersion(7, 12, 10, 10), 2.0, announced=False, rules=RULES)
+    assert arrival.refilled
+    readiness.observed(arrival, FileVersion(8, 12, 11, 11), 3.0, announced=False, rules=RULES)
+    assert not arrival.refilled
+
+
 def test_a_file_that_never_stops_changing_is_reported_once() -> None:
     arrival, reported = arrive(), []
     for second in range(5000):

@@ -13,10 +13,11 @@ import pytest
 
 from rmbgd.errors import Reason
 from tests.support import audit
-from tests.support.images import assert_cutout_of, sample_image
+from tests.support.images import assert_cutout_of, encoded, rgba_of, sample_image
 from tests.support.mounts import mounted
 from tests.support.service import ServiceUnderTest
 
+PAGE = 4096
 PAUSE = 8  # turns of the service: more than the longest quiet time and the first delays after a held-back look
 KINDS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "tif": "TIFF", "bmp": "BMP"}
 LOSSY = {"jpg": 4, "webp": 4, "gif": 4}  # levels by which decoders may differ
@@ -84,6 +85,64 @@ def test_upload_that_nobody_completes_is_refused_as_truncated(tmp_path: Path) ->
         assert service.endings() == []
         service.wait_for_endings(len(halves) + 2)
     audit.assert_complete(service.roots, halves, bad=dict.fromkeys(halves, Reason.TRUNCATED))
+
+
+def _photo(number: int, kind: str) -> bytes:
+    """Of some pages, in every format."""
+    return sample_image(number, kind=kind, size=(260, 200), **({"quality": 97} if kind in ("JPEG", "WEBP") else {}))
+
+
+@pytest.mark.parametrize("how", ["written", "hole"])
+def test_time_never_turns_a_file_with_a_gap_into_a_whole_one(tmp_path: Path, how: str) -> None:
+    """Head and tail are there, pages between them are not: zeros that were written, or space that was not."""
+    data = {f"{kind}.{suffix}": _photo(number, kind) for number, (suffix, kind) in enumerate(KINDS.items())}
+    data["progressive.jpg"] = sample_image(8, kind="JPEG", size=(260, 200), quality=97, progressive=True)
+    data["restarts.jpg"] = sample_image(9, kind="JPEG", size=(260, 200), quality=97, restart_marker_rows=1)
+    data["lossless.webp"] = sample_image(10, kind="WEBP", size=(260, 200), lossless=True)
+    halves = {}
+    with ServiceUnderTest(tmp_path, settings={"intake": {"incomplete_timeout": 3.0}}) as service:
+        for name, whole in data.items():
+            first, behind = PAGE, len(whole) // PAGE * PAGE - PAGE
+            halves[name] = whole[:first] + bytes(behind - first) + whole[behind:]
+            with open(service.desk / name, "wb") as file:
+                file.write(halves[name] if how == "written" else whole[:first])
+                file.truncate(len(whole))
+                file.seek(behind)
+                file.write(whole[behind:])
+            os.rename(service.desk / name, service.input / name)
+        for name in data:
+            service.wait_for("image.failed", path=name)
+        assert service.named("image.done") == []
+    audit.assert_complete(service.roots, halves, bad=dict.fromkeys(halves, Reason.TRUNCATED))
+
+
+def test_sparse_copies_of_whole_images_come_out_in_the_end(tmp_path: Path) -> None:
+    pixels = rgba_of(_photo(1, "PNG"))[..., :3].copy()
+    pixels[20:90] = 0
+    data = {f"black-{suffix}.{suffix}": encoded(pixels, KINDS[suffix]) for suffix in ("bmp", "tif", "png")}
+    with ServiceUnderTest(tmp_path, settings={"intake": {"incomplete_timeout": 1.0}}) as service:
+        for name, content in data.items():
+            (service.desk / name).write_bytes(content)
+            subprocess.run(["cp", "--sparse=always", service.desk / name, service.input / name], check=True)
+        for name in data:
+            done = service.wait_for("image.done", path=name)
+            assert done.get("notes", []) == ([] if name.endswith("png") else ["zero_run"])
+    audit.assert_complete(service.roots, data)
+
+
+def test_a_download_is_unfinished_as_long_as_its_control_file_is_there(tmp_path: Path) -> None:
+    whole = _photo(1, "TIFF")
+    with ServiceUnderTest(tmp_path, settings={"intake": {"incomplete_timeout": 1.0}}) as service:
+        (service.input / "a.tif.aria2").write_bytes(b"\0\1")
+        (service.input / "a.tif").write_bytes(whole[: 3 * PAGE].ljust(len(whole), b"\0"))
+        assert service.wait_for("intake.incomplete", path="a.tif")["gate"] == "companion"
+        service.turn(PAUSE)
+        assert service.endings() == []
+        (service.input / "a.tif").write_bytes(whole)
+        os.unlink(service.input / "a.tif.aria2")
+        service.wait_for("image.done", path="a.tif")
+        assert len(service.endings()) == 1
+    audit.assert_complete(service.roots, {"a.tif": whole})
 
 
 def test_mapped_writer_is_waited_for(tmp_path: Path) -> None:
