@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CampaignPart
-from tools import kill
+from tools import kill, wholeness
 from tools.power_cut import IMAGES
 from tools.soak import report, soak
 
 SEED = 20_261_122
 KILLS, IMAGES_PER_KILL = 40, 8
 ROUNDS = 40  # power cuts, some two seconds each
+FILES = 160  # half and whole ones
 CANNOT = 2  # the exit status of tools/power_cut.py where there are no such disks
 SOAK, FAULT_EVERY = 120, 4.0  # s
 
@@ -44,6 +45,13 @@ def test_power_cuts_lose_and_truncate_nothing(tmp_path: Path, campaign_part: Cam
     result = json.loads(out.read_text())["total"]
     assert (result["images"], result["lost"]) == (rounds * IMAGES, 0)
     assert result["found_waiting"] + result["found_claimed"] > 0, "no cut came while there was work"
+
+
+@pytest.mark.timeout(600)
+def test_no_half_file_is_published_and_no_whole_one_refused(tmp_path: Path, campaign_part: CampaignPart) -> None:
+    result = wholeness.campaign(tmp_path / "leg", campaign_part.count(FILES), campaign_part.seed(SEED))
+    assert min(result["halves"], result["wholes"]) > 0
+    assert (result["halves_published"], result["wholes_refused"], result["unnoted"]) == (0, 0, 0)
 
 
 @pytest.mark.timeout(600)
