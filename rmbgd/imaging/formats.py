@@ -116,10 +116,6 @@ class Coded:
     zeros: int | None = None
     row: int = 0
 
-    def begins_row(self, at: int) -> bool:
-        """At the first byte of a row, or in the padding before it, which is at most 3 bytes."""
-        return self.row > 0 and (self.start - at) % self.row <= 3
-
 
 @dataclass(slots=True)
 class Header:

@@ -28,6 +28,7 @@ from rmbgd.imaging.png import PixelReader
 from rmbgd.imaging.zero_runs import SECTOR
 
 _SUB_FILE, _BITS, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG = 254, 258, 330, 339, 50706  # tags of a TIFF
+_PLANES = 284
 _COMPRESSION, _LZW, _DEFLATE, _PACK_BITS = 259, 5, (8, 32946), 32773
 _PREVIEW = 1  # value of _SUB_FILE
 
@@ -182,11 +183,12 @@ def _strips(data: bytes, image: TiffImagePlugin.TiffImageFile, spans: list[tuple
     parts: list[Coded] = []
     compression, bits = tags.get(_COMPRESSION, 1), sum(_integers(tags.get(_BITS))) or 1
     row = (image.width * bits + 7) // 8
+    in_rows = compression == 1 and tags.get(_PLANES, 1) == 1
     zeros = {_LZW: SECTOR, _PACK_BITS: SECTOR, **dict.fromkeys(_DEFLATE, SECTOR + row * image.height // 1024)}
     for start, end in sorted(span for span in spans if span[0] < span[1]):
         if parts and parts[-1].end == start:
             start = parts.pop().start  # noqa: PLW2901
-        parts.append(Coded(start, min(end, len(data)), zeros.get(compression), row if compression == 1 else 0))
+        parts.append(Coded(start, min(end, len(data)), zeros.get(compression), row if in_rows else 0))
     return parts
 
 

@@ -8,6 +8,7 @@ them apart is where the zeros begin and end: writers leave out whole pages, pixe
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ from rmbgd.imaging.formats import Coded, Header, cut_short
 from rmbgd.imaging.webp import is_longer_than_its_image
 from rmbgd.imaging.zero_runs import PAGE, SECTOR, Span, page_runs, run_around, zero_runs
 
+MARGIN, COLOURED = 64, 0.75  # bytes of a row that are looked at, at least; the share of them that is no zero
 LONG_RUN = 64 << 10  # bytes; so few runs of an image are longer that one of them beginning at a page is no accident
 NOTE = "zero_run"
 
@@ -46,40 +48,46 @@ def check_written(data: bytes, header: Header, traces: WriteTraces, *, accept: b
     """
     content = np.frombuffer(data, np.uint8)
     for part in header.coded:
-        unwritten = next(
-            _of_stored(content, part, traces) if part.zeros is None else _of_coded(data, header, part, traces), None
-        )
-        if unwritten is not None and not accept:
-            start, end = unwritten
-            raise cut_short(f"bytes {start} to {end} are zeros, like a part that was never written")
-        if unwritten is not None or (part.zeros is None and any(zero_runs(content[part.start : part.end], PAGE))):
-            header.note(NOTE)
+        zeros = _coded(data, header, part, traces) if part.zeros is not None else _stored(content, part, traces)
+        for (start, end), unwritten in zeros:
+            if unwritten and not accept:
+                raise cut_short(f"bytes {start} to {end} are zeros, like a part that was never written")
+            if unwritten or part.zeros is None:
+                header.note(NOTE)
 
 
-def _of_coded(data: bytes, header: Header, part: Coded, traces: WriteTraces) -> Iterator[Span]:
-    """Zeros that the encoder cannot have written, or that keep to pages."""
+def _coded(data: bytes, header: Header, part: Coded, traces: WriteTraces) -> Iterator[tuple[Span, bool]]:
+    """Runs of zeros, and whether the encoder cannot have written them or they keep to pages."""
     is_longer = functools.cache(lambda: header.format == "WEBP" and is_longer_than_its_image(data))
-    for start, end in zero_runs(np.frombuffer(data, np.uint8)[part.start : part.end], SECTOR, part.start):
-        if end - start > (part.zeros or 0) or is_longer() or _keeps_to_pages(part, (start, end), len(data), traces):
-            yield start, end
+    for run in zero_runs(np.frombuffer(data, np.uint8)[part.start : part.end], SECTOR, part.start):
+        yield run, run[1] - run[0] > (part.zeros or 0) or is_longer() or _keeps_to_pages(run, traces)
 
 
-def _of_stored(content: NDArray[np.uint8], part: Coded, traces: WriteTraces) -> Iterator[Span]:
-    """Zeros that may be black, and that keep to pages, as pixels do not."""
-    holes = [run_around(content, start) for start, end in traces.holes if start < part.end and end > part.start]
-    for run in (*holes, *page_runs(content, part.start, part.end)):
-        if _keeps_to_pages(part, run, len(content), traces):
-            yield run
+def _stored(content: NDArray[np.uint8], part: Coded, traces: WriteTraces) -> Iterator[tuple[Span, bool]]:
+    """Runs that may be black, and whether they were never written: those at holes, at pages, and the first one."""
+    holes = (run_around(content, start) for start, end in traces.holes if start < part.end and end > part.start)
+    first = itertools.islice(zero_runs(content[part.start : part.end], PAGE, part.start), 1)
+    for run in itertools.chain(holes, page_runs(content, part.start, part.end), first):
+        yield run, _keeps_to_pages(run, traces) or _is_abrupt(content, part, run)
 
 
-def _keeps_to_pages(part: Coded, run: Span, size: int, traces: WriteTraces) -> bool:
+def _keeps_to_pages(run: Span, traces: WriteTraces) -> bool:
+    """As writers do, who leave out whole pages, and pixels do not."""
     start, end = run
     left, right = start % PAGE == 0, end % PAGE == 0
     if end - start < PAGE:
         return False
     if any(start < behind and first < end for first, behind in traces.holes):
-        to_the_end = end in (part.end, size) and not part.begins_row(start)
-        return traces.reserved or left or right or to_the_end
-    if left:
-        return right or end in (part.end, size) or traces.refilled or end - start >= LONG_RUN
-    return right and (traces.refilled or end - start >= LONG_RUN)
+        return traces.reserved or left or right
+    return (left and right) or ((left or right) and (traces.refilled or end - start >= LONG_RUN))
+
+
+def _is_abrupt(content: NDArray[np.uint8], part: Coded, run: Span) -> bool:
+    """Do rows of black begin or end in the middle of a row, beside one that is not black there?"""
+    start, end = run
+    if not part.row or end - start < 2 * part.row:
+        return False
+    to_come, passed = part.row - (start - part.start) % part.row, (end - part.start) % part.row
+    above = content[max(part.start, start - part.row) : start - part.row + to_come]
+    below = content[end + part.row - passed : min(part.end, end + part.row)]
+    return any(MARGIN <= len(row) < part.row and np.count_nonzero(row) >= COLOURED * len(row) for row in (above, below))

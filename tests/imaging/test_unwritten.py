@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import struct
 from typing import Any
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rmbgd.errors import ImageError, Reason
+from rmbgd.imaging.formats import Coded, Header
 from rmbgd.imaging.unwritten import NO_TRACES, NOTE, WriteTraces, check_written
 from rmbgd.imaging.zero_runs import PAGE, SECTOR, page_runs, zero_runs
 from tests.imaging.builders import decoded, jpeg_segment, photo, probed, refusal, saved
@@ -111,34 +113,56 @@ def zero_spans(data: bytes) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("kind", STORED)
-def test_zeros_that_do_not_keep_to_pages_are_pixels_unless_they_were_seen_to_be_holes(kind: str) -> None:
-    data = half(whole(kind), 0.2, 0.7, off=1000)
-    ((start, end),) = zero_spans(data)
-    hole = (start - start % PAGE + PAGE, end - end % PAGE)
-    assert NOTE in judged(data)
-    assert NOTE in judged(data, WriteTraces((hole,))), "a sparse copy of black"
-    assert judged(data, WriteTraces((hole,), reserved=True)) is Reason.TRUNCATED, "space that was asked for"
-    assert NOTE in judged(data, WriteTraces((hole,), reserved=True), accept=True), "the setting allows it"
+def test_zeros_that_begin_beside_colour_are_no_black_area(kind: str) -> None:
+    """Of a photograph, wherever they begin. A dark frame, and a line across the image, are black."""
+    assert judged(half(whole(kind), 0.2, 0.7, off=1000)) is Reason.TRUNCATED
+    lines = Image.new("RGB", (1500, 300), "white")
+    lines.paste((0, 0, 0), (20, 100, 1490, 101))
+    lines.paste((0, 0, 0), (0, 200, 1500, 260))
+    mode, form, options = KINDS[kind]
+    assert NOTE in judged(saved(lines.convert(mode), form, **options))
 
 
-@pytest.mark.parametrize("kind", STORED)
-def test_a_hole_that_keeps_to_pages_at_one_end_is_none_of_the_pixels(kind: str) -> None:
-    data = whole(kind)
-    first, behind = 10 * PAGE, 14 * PAGE + 999
-    data = data[:first] + bytes(behind - first) + data[behind:]
-    assert NOTE in judged(data), "too short to be sure"
-    assert judged(data, WriteTraces(((first, 14 * PAGE),))) is Reason.TRUNCATED
-    assert judged(data, WriteTraces(refilled=True)) is Reason.TRUNCATED
+# Rows of unknown length, so that only place, holes and history of the zeros count.
+ROWLESS = Header("TIFF", "RGB", (300, 300))
 
 
-def test_a_hole_up_to_the_end_is_black_only_if_it_begins_with_a_row() -> None:
-    """A frame with a black top, in a format that begins at the bottom; and an upload that broke off."""
-    rows = saved(noisy(), "BMP")
-    stride = (noisy().width * 3 + 3) // 4 * 4
-    for start, expected in ((54 + 200 * stride, None), (54 + 200 * stride + 100, Reason.TRUNCATED)):
-        data = rows[:start].ljust(len(rows), b"\0")
-        found = judged(data, WriteTraces(((start // PAGE * PAGE + PAGE, len(data)),)))
-        assert found is expected if expected else NOTE in found
+def traces_of(start: int, end: int, **seen: Any) -> str:
+    """ "noted" or "refused", for zeros from `start` to `end` in a file of 100 pages."""
+    data = bytearray(b"\1" * 100 * PAGE)
+    data[start:end] = bytes(end - start)
+    header = dataclasses.replace(ROWLESS, coded=[Coded(8, len(data))])
+    try:
+        check_written(bytes(data), header, WriteTraces(**seen), accept=False)
+    except ImageError:
+        return "refused"
+    return "noted" if header.notes == (NOTE,) else "passed"
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "plainly", "refilled", "hole", "reserved"),
+    [
+        (10 * PAGE, 20 * PAGE, "refused", "refused", "refused", "refused"),
+        (10 * PAGE, 14 * PAGE + 9, "noted", "refused", "refused", "refused"),
+        (10 * PAGE + 9, 14 * PAGE, "noted", "refused", "refused", "refused"),
+        (10 * PAGE, 40 * PAGE + 9, "refused", "refused", "refused", "refused"),
+        (10 * PAGE + 9, 40 * PAGE, "refused", "refused", "refused", "refused"),
+        (10 * PAGE + 9, 40 * PAGE + 9, "noted", "noted", "noted", "refused"),
+        (60 * PAGE, 100 * PAGE, "refused", "refused", "refused", "refused"),
+    ],
+)
+def test_zeros_that_may_be_black_are_judged_by_where_they_lie_and_by_what_was_seen(
+    start: int, end: int, plainly: str, refilled: str, hole: str, reserved: str
+) -> None:
+    pages = ((-(-start // PAGE) * PAGE, end // PAGE * PAGE),)
+    assert traces_of(start, end) == plainly
+    assert traces_of(start, end, refilled=True) == refilled
+    assert traces_of(start, end, holes=pages) == hole
+    assert traces_of(start, end, holes=pages, reserved=True) == reserved
+
+
+def test_the_setting_accepts_what_was_never_written() -> None:
+    assert NOTE in judged(half(whole("BMP"), 0.2, 0.7), accept=True)
 
 
 @settings(deadline=None, max_examples=300)
