@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST_FLAGS ?= -n 2 --dist loadgroup
 CAMPAIGN_PART ?= 1/10
 UNIT := not (slow or integration or campaign or system or gpu)
-CAMPAIGNS := kill failover power_cut soak wholeness
+CAMPAIGNS := kill failover power_cut soak wholeness steady
 
 .PHONY: demo check lint test campaign $(CAMPAIGNS) install clean
 .DELETE_ON_ERROR:
