@@ -23,6 +23,7 @@ from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import poisoned, sample_image, samples
 from tests.support.service import PATIENCE, ServiceUnderTest
 
+ORDERS = 50  # for an engine, more than a test takes
 STALL_AFTER = 5.0  # s; the least that can be set
 WATCHFUL = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
 
@@ -131,18 +132,24 @@ def test_engine_that_is_killed_again_and_again_costs_no_image(tmp_path: Path) ->
     with GpuUnderTest(tmp_path, settings=settings, gpu={"standby": orders}) as service:
         service.turn()
         steps, kills = service.orders / "segment", Counter()
-        service.steps(["hang"] * 100)
+        service.steps(["hang"] * ORDERS)
         data = service.drop_all(samples(range(2)))
-        while len(kills) < len(data) or min(kills.values()) <= EngineSettings().tries + 1:
-            left, faults = len(steps.read_text().splitlines()), len(service.named("engine.fault"))
-            service.wait(lambda left=left: len(steps.read_text().splitlines()) < left, "an image in the engine")
+        for number in range(1, ORDERS):
+            left = ORDERS - number
+            service.wait(
+                lambda left=left: steps.read_text().count("hang") <= left or service.endings(), "an image in it"
+            )
+            assert service.endings() == []
+            if len(kills) == len(data) and min(kills.values()) > EngineSettings().tries + 1:
+                break
             (child,) = service.children()
             os.kill(child, signal.SIGKILL)
-            kills.update(service.wait_for("engine.fault", count=faults + 1)["images"])
+            kills.update(service.wait_for("engine.fault", count=number)["images"])
         service.withdraw("segment")
-        for child in service.children():  # one may have taken an order just before
+        for child in service.children():
             os.kill(child, signal.SIGKILL)
         service.wait_for_endings(1 + len(data))
+    assert min(kills.values()) > EngineSettings().tries
     audit.assert_settled(service, data)
 
 
