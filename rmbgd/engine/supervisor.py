@@ -28,7 +28,7 @@ from rmbgd.events import Emit
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
 END_PATIENCE = 15.0  # s for threads and processes to be gone when the service stops; what is stuck is left behind
-FAILED_STARTS = 5  # in a row, for whatever reasons, after which a run that does not wait for anybody gives up
+FAILED_STARTS = 5  # in a row, for whatever reasons, after which a run that nobody attends to gives up
 ABORT_AGAIN = 0.1  # s between two orders to a process that was about to be started just then
 
 StartThread = Callable[[str, Callable[[], None]], threading.Thread]
@@ -373,8 +373,7 @@ class CpuSupervisor(DeviceSupervisor):
 
     def _start_failed(self, error: EngineFault | ModelError) -> None:
         """Weights that cannot be used end the first start of a device that nothing stands behind. Later on, and for the
-        fallback, they are a fault like any other: they may be mended while the service runs. Raises ConfigError, which
-        ends the run, where it gives up."""
+        fallback, they are a fault like any other: they may be mended while the service runs."""
         why = str(error).partition("\n")[0]
         with self._views.lock:
             if self._closing.is_set() or self._stopping.is_set():  # it was killed, or would have to be
@@ -387,11 +386,15 @@ class CpuSupervisor(DeviceSupervisor):
                 self._missing = True
                 self._emit("engine.degraded", device=self.device, reason="no_standby", reading=why)
             self.publish()
-            self._failed_starts.append(re.sub(r"process \d+|; its last words.*", "", why))
-            is_in_vain = self._failed_starts.count(self._failed_starts[-1]) > 1
-            others = self.is_fallback and (self._views.usable_gpus or self._undecided_gpus())
-            if self._gives_up and not others and (is_in_vain or len(self._failed_starts) >= FAILED_STARTS):
-                raise ConfigError(f"the engine cannot be started: {why}")
+            if self._gives_up:
+                self._give_up(why)
+
+    def _give_up(self, why: str) -> None:
+        """If another start is in vain, and no GPU works. Raises ConfigError."""
+        self._failed_starts.append(re.sub(r"process \d+|; its last words.*", "", why))
+        again, others = self._failed_starts.count(self._failed_starts[-1]) > 1, bool(self._views.usable_gpus)
+        if (again or len(self._failed_starts) >= FAILED_STARTS) and not (others or self._undecided_gpus()):
+            raise ConfigError(f"the engine cannot be started: {why}")
 
     def close(self) -> None:
         self.stop()

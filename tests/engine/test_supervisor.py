@@ -347,11 +347,12 @@ def test_images_of_a_gpu_that_is_withdrawn_go_to_the_other_with_the_model_asked_
     assert {name for name, *_ in edges(it)[2:]} == {"failback"}
 
 
-def test_a_suspect_goes_to_a_gpu_where_there_is_no_fallback(simulate):
+@pytest.mark.parametrize(("mark", "reason"), [("poison", Reason.POISON), ("hog", Reason.EXHAUSTS_MEMORY)])
+def test_a_suspect_goes_to_a_gpu_where_there_is_no_fallback(simulate, mark, reason):
     it = simulate(gpus=2, require_gpu=True, gpu_plan=DIES_OF_POISON).well()
-    (poison,) = it.put(poison=True)
+    (suspect,) = it.put(**{mark: True})
     it.serve()
-    assert it.rejected() == [poison]
+    assert it.outcomes[suspect].reason is reason
     assert set(reasons(it)) <= {"waiting_for_gpu"}
 
 
