@@ -439,6 +439,19 @@ def test_a_run_that_nobody_attends_to_gives_up(simulate):
         other.cpu._start_failed(EngineLost("reason 5"))
 
 
+@pytest.mark.parametrize(("cause", "faults"), [("kills", [1, 2, 1]), ("flakes", [1, 2, 1, 1])])
+def test_a_fault_of_others_delays_the_verdict_and_a_kill_from_outside_does_not(simulate, cause, faults):
+    it = simulate(gpus=0, plan=DIES_OF_POISON, tries=2).well()
+    (poison,) = it.put(poison=True)
+    it.begin(0)
+    it.put()
+    it.end(0)
+    setattr(it, cause, 1)
+    it.serve()
+    assert it.rejected() == [poison]
+    assert [fault["images"] for fault in it.events.named("engine.fault")] == [[image] for image in faults]
+
+
 @pytest.mark.parametrize("others", [False, True])
 def test_an_image_that_brings_the_oom_killer_is_set_aside(simulate, others):
     """After three kills with it alone, where others are computed in between; without others it ends as well, and the
