@@ -45,6 +45,13 @@ class Reason(StrEnum):
     NO_SUBJECT = "no_subject", 'no foreground was found, and the recipe says on_empty = "refuse"'
     CRASH_LOOP = "crash_loop", "the service crashed three times while it processed this file"
     POISON = "poison", "the engine fails on this image even when it runs alone, and not on others"
+    EXHAUSTS_MEMORY = (
+        "exhausts_memory",
+        (
+            "the engine was killed from outside three times with this image alone, most likely for want of memory; "
+            "give the machine more memory or a smaller image, then put it back"
+        ),
+    )
 
 
 REASON_TEXT = {reason: reason.text for reason in Reason}
@@ -86,11 +93,15 @@ class EngineFault(RmbgdError):
     sticky = True
 
 
+KILLED_FROM_OUTSIDE = "killed_from_outside"
+
+
 class EngineLost(EngineFault):
     """The engine process died, hung past its deadline, or could not be started.
 
     `cause` is empty, or one of: no_device (nothing answers under the device's name), unkillable (the process outlived
-    SIGKILL and was abandoned: it is stuck inside the driver).
+    SIGKILL and was abandoned: it is stuck inside the driver), killed_from_outside (by a signal that is not ours, and
+    that no program earns by itself).
     """
 
     def __init__(self, detail: str, *, cause: str = "") -> None:

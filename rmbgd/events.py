@@ -65,6 +65,7 @@ EVENTS: dict[str, EventKind] = {
             "waits": "true with health.require_gpu: nothing is claimed in safe mode",
         },
     ),
+    "config.adjusted": EventKind("warning", "A setting is read as another value than the configuration has.", {"setting": "table.name", "configured": "value in the file", "used": "value instead", "why": "reason"}),
     "service.reload": EventKind("info", "SIGHUP: all folders are compared with the ledger now.", {}),
     "health": EventKind(
         "info", "Heartbeat, once per health interval.",

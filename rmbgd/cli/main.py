@@ -113,6 +113,8 @@ def check(options: argparse.Namespace) -> int:
             problems += error.problems
     if problems:
         raise ConfigError([f"{options.config}: {problem}" for problem in problems])
+    for each in config.adjusted:
+        print(f"{options.config}: {each['setting']} = {each['configured']} is read as {each['used']}: {each['why']}")
     print(f"{options.config}: fine; folders: {', '.join(folder.name for folder in config.folder)}")
     return Exit.OK
 

@@ -89,6 +89,13 @@ class Config(Settings):
     def recipe_of(self, folder: Folder) -> Recipe:
         return self.recipe.get(folder.recipe, _BUILT_IN)
 
+    @property
+    def adjusted(self) -> list[dict[str, object]]:
+        """Keys of the event `config.adjusted` for each setting whose value is read as another one."""
+        tries, used = self.engine.tries, self.engine.tries_used
+        why = "one fault with an image alone may be an accident, and proves nothing against the image"
+        return [{"setting": "engine.tries", "configured": tries, "used": used, "why": why}] if tries != used else []
+
 
 def load(path: Path) -> Config:
     """The configuration in `path`. Raises ConfigError with every problem."""

@@ -164,7 +164,11 @@ class EngineSettings(Settings):
     restart_delay_maximum: float = setting(60.0, unit="s", ge=0.1, le=3600,
         reason="a process that keeps dying is restarted after 1, 2, 4 ... s, up to this")
     tries: int = setting(3, unit="tries", ge=1, le=10,
-        reason="engine faults an image may be involved in before it is rejected as `poison`. The last attempt runs it alone, on the CPU fallback if there is one")
+        reason="engine faults in a row that make an image `poison`. The last two come with the image alone on one device, the CPU fallback if there is one, and with no fault on other images in between; so 1 is read as 2. An engine that is killed from outside is no such fault")
+
+    @property
+    def tries_used(self) -> int:
+        return max(self.tries, 2)
 
 
 class GpuSettings(Settings):

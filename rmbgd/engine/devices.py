@@ -122,6 +122,7 @@ class EngineContext:
     emit: Emit
     clock: Clock
     stopping: threading.Event = field(default_factory=threading.Event)
+    gives_up: bool = False  # an engine that cannot start for the same reason twice ends the run: nobody mends it
     devices: Devices | None = None  # set once, by the thread that builds them
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _workers: list[EngineWorker] = field(default_factory=list)  # under the lock

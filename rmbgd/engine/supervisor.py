@@ -11,21 +11,24 @@ waited for.
 
 from __future__ import annotations
 
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 from rmbgd.clock import Clock, backoff
 from rmbgd.engine.ipc import kind_of
 from rmbgd.engine.retry import MemoryLimit
 from rmbgd.engine.types import BatchReport, DeviceView, EngineDescription, Limit
 from rmbgd.engine.worker import EngineWorker
-from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
+from rmbgd.errors import ConfigError, EngineFault, EngineLost, EngineMemory, ModelError
 from rmbgd.events import Emit
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
 END_PATIENCE = 15.0  # s for threads and processes to be gone when the service stops; what is stuck is left behind
+FAILED_STARTS = 5  # in a row, for whatever reasons, after which a run that nobody attends to gives up
 ABORT_AGAIN = 0.1  # s between two orders to a process that was about to be started just then
 
 StartThread = Callable[[str, Callable[[], None]], threading.Thread]
@@ -39,6 +42,7 @@ class DeviceViews:
         self.lock = threading.RLock()
         self.all: tuple[DeviceView, ...] = ()  # written under the lock, read by any thread without it
         self.isolated = 0  # images that have met a fault and have no outcome yet; under the lock
+        self.number_batch = count(1).__next__  # of a batch that has ended; atomic, so any thread may ask for the next
         self._listeners: list[Callable[[], None]] = []  # added to while the service is built
 
     def add(self, view: DeviceView) -> int:
@@ -259,10 +263,12 @@ class CpuSupervisor(DeviceSupervisor):
         stopping: threading.Event,  # set when the service stops: a worker that is down is not waited for
         warm: bool = True,  # it is loaded all the time; else while no GPU is usable, or an isolated image waits
         undecided_gpus: Callable[[], bool] = lambda: False,
+        gives_up: bool = False,  # a second start that fails for the same reason ends the run
     ) -> None:
         super().__init__(parts)
         self._delay_maximum, self._interval, self._warm = delay_maximum, interval, warm
-        self._stopping, self._undecided_gpus = stopping, undecided_gpus
+        self._stopping, self._undecided_gpus, self._gives_up = stopping, undecided_gpus, gives_up
+        self._failed_starts: list[str] = []  # why, since a worker was ready; its own thread's
         self._next_start = self._clock.monotonic()
         self._starting: EngineWorker | None = None  # by its own thread; under the lock
         self._wake = threading.Condition(self._views.lock)
@@ -358,7 +364,7 @@ class CpuSupervisor(DeviceSupervisor):
             self._start_failed(error)
         else:
             with self._views.lock:
-                self._missing, self.model_error = False, None
+                self._missing, self.model_error, self._failed_starts = False, None, []
                 self._adopt(worker, description, began)
                 self.publish()
         finally:
@@ -368,6 +374,7 @@ class CpuSupervisor(DeviceSupervisor):
     def _start_failed(self, error: EngineFault | ModelError) -> None:
         """Weights that cannot be used end the first start of a device that nothing stands behind. Later on, and for the
         fallback, they are a fault like any other: they may be mended while the service runs."""
+        why = str(error).partition("\n")[0]
         with self._views.lock:
             if self._closing.is_set() or self._stopping.is_set():  # it was killed, or would have to be
                 return
@@ -377,9 +384,17 @@ class CpuSupervisor(DeviceSupervisor):
                 self._wait_before_start()
             if self.is_fallback and not self._missing:
                 self._missing = True
-                why = str(error).partition("\n")[0]
                 self._emit("engine.degraded", device=self.device, reason="no_standby", reading=why)
             self.publish()
+            if self._gives_up:
+                self._give_up(why)
+
+    def _give_up(self, why: str) -> None:
+        """If another start is in vain, and no GPU works. Raises ConfigError."""
+        self._failed_starts.append(re.sub(r"process \d+|; its last words.*", "", why))
+        again, others = self._failed_starts.count(self._failed_starts[-1]) > 1, bool(self._views.usable_gpus)
+        if (again or len(self._failed_starts) >= FAILED_STARTS) and not (others or self._undecided_gpus()):
+            raise ConfigError(f"the engine cannot be started: {why}")
 
     def close(self) -> None:
         self.stop()

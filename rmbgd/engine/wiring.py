@@ -22,6 +22,8 @@ from rmbgd.engine.sensors.choose import choose_sensor
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceParts, DeviceViews
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import ConfigError
+from rmbgd.models.checkpoint import read_header
+from rmbgd.models.store import resolve
 
 BACKEND_FACTORY = "rmbgd.backends.factory:create"
 CPU_PRECISION = "auto"  # engine.precision is then the GPU's
@@ -53,7 +55,10 @@ def default_machine() -> Machine:
 
 
 def default_devices(context: EngineContext) -> Devices:
-    """A process of its own per device, replaced after faults. Raises ConfigError for a device that is not there."""
+    """A process of its own per device, replaced after faults. Raises ConfigError for a device that is not there, and
+    ModelError for weights that are not there or cannot be read, before a process is started."""
+    for model in _models(context.config):
+        read_header(resolve(model, context.config.service.models_directory).weights)
     return build(context, default_machine())
 
 
@@ -61,6 +66,8 @@ def build(context: EngineContext, machine: Machine) -> Devices:
     """`engine.device` "auto" takes the GPUs that are visible, "cuda" insists on them, "cuda:1" on that one; "cpu" looks
     for none."""
     config = context.config
+    for adjusted in config.adjusted:
+        context.emit("config.adjusted", **adjusted)
     asked, health = config.engine.device, config.health
     models = _models(config)
     if asked == "cpu":
@@ -106,6 +113,7 @@ def cpu_supervisor(
         stopping=context.stopping,
         warm=fallback is None or fallback.warm,
         undecided_gpus=lambda: any(gpu.undecided for gpu in gpus),
+        gives_up=context.gives_up,
     )
 
 

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from rmbgd.clock import SystemClock
@@ -24,7 +25,7 @@ from rmbgd.engine import ipc
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.golden_image import to_golden
 from rmbgd.engine.types import BatchReport, EngineDescription, Golden, MemoryTestPass, Work
-from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 from rmbgd.telemetry.captured_output import OutputLines
 
@@ -48,7 +49,20 @@ REAP_SECONDS = 10.0  # after SIGKILL; a process still there is stuck inside the 
 _abandoned: list[subprocess.Popen[bytes]] = []
 """Processes that could not be killed. Kept to be reaped should they ever end; appended to by any owner."""
 
+OUTSIDE = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that no program earns by a fault of its own: where we did not send them, somebody else did, or the kernel's
+OOM killer."""
+
 T = TypeVar("T")
+
+
+def oom_kills(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Processes of our control group that the kernel's OOM killer took so far; 0 where cgroup v2 does not say it."""
+    with contextlib.suppress(OSError, StopIteration, KeyError, ValueError):
+        group = next(line[3:] for line in membership.read_text().splitlines() if line.startswith("0::"))
+        events = (root / group.lstrip("/") / "memory.events").read_text()
+        return int(dict(line.split() for line in events.splitlines())["oom_kill"])
+    return 0
 
 
 class ChildProcess:
@@ -98,7 +112,9 @@ class ChildProcess:
             raise BlockingIOError(errno.EAGAIN, str(error)) from error
         self._process = started.result()
         self.pid = self._process.pid
-        self.abandoned = False
+        self.abandoned = self.killed_from_outside = False  # once ended
+        self._killed = False  # by us; set by any thread, once
+        self._oom_kills = oom_kills()  # before it began to compute
 
     @property
     def alive(self) -> bool:
@@ -107,6 +123,7 @@ class ChildProcess:
 
     def kill(self) -> None:
         """SIGKILL, from any thread; the owner still has to call `end`. Nothing when it has ended."""
+        self._killed = True
         self._process.kill()
 
     def end(self, grace: float) -> str:
@@ -135,7 +152,12 @@ class ChildProcess:
             how = f"process {self.pid} ended with status {code}"
         else:
             names = {each.value: each.name for each in signal.Signals}  # of realtime signals only the first and last
-            how = f"process {self.pid} was killed by {names.get(-code, f'signal {-code}')}"
+            self.killed_from_outside = -code in OUTSIDE and not (self._killed and -code == signal.SIGKILL)
+            by = " from outside" if self.killed_from_outside else ""
+            how = f"process {self.pid} was killed{by} by {names.get(-code, f'signal {-code}')}"
+            if self.killed_from_outside and (struck := oom_kills()) > self._oom_kills:
+                times = "once" if struck == 1 else f"{struck} times"
+                how += f"; the kernel's OOM killer has struck {times} in this control group"
         return f"{how}; its last words: {words}" if words else how
 
 
@@ -286,7 +308,7 @@ class EngineWorker:
         except TimeoutError:
             self._fail(EngineLost, f"no answer within {seconds:g} s to '{request['do']}': hung, and killed", 0)
         except (EOFError, OSError):
-            self._fail(EngineLost, f"gone in the middle of '{request['do']}'", GRACE)
+            self._fail(EngineLost, f"gone in the middle of '{request['do']}'", GRACE, cause=None)
         except ipc.GarbledError as error:
             self._fail(EngineNonsense, f"no message: {error}", 0)
         finally:
@@ -312,11 +334,17 @@ class EngineWorker:
             case _:
                 self._fail(EngineLost, detail, GRACE, cause=str(answer.get("cause", "")))
 
-    def _fail(self, fault: type[EngineLost | EngineNonsense], why: str, grace: float, *, cause: str = "") -> NoReturn:
+    def _fail(
+        self, fault: type[EngineLost | EngineNonsense], why: str, grace: float, *, cause: str | None = ""
+    ) -> NoReturn:
+        """`cause` None: the way in which the process ends says it, as it said nothing itself."""
+        process = self._process
         how, is_gone = self._end(grace, self._patience)
         text = f"{why} ({how})"
         if not is_gone:
             raise EngineLost(text, cause="unkillable")
+        if cause is None:
+            cause = KILLED_FROM_OUTSIDE if process is not None and process.killed_from_outside else ""
         raise EngineLost(text, cause=cause) if fault is EngineLost else fault(text)
 
     def _end(self, grace: float, patience: float | None = None) -> tuple[str, bool]:

@@ -66,8 +66,16 @@ class StoredModel:
 def resolve(source: str | os.PathLike[str], models: Path = DEFAULT_MODELS) -> StoredModel:
     """The checkpoint by registry name, which goes before a folder of that name here (write ./name), folder or file.
 
-    Raises ModelError that says what is missing and how to get it.
+    Raises ModelError that says what is missing and how to get it, or what cannot be read.
     """
+    try:
+        return _find(source, models)
+    except OSError as error:  # a folder on the way that this user may not enter
+        why = f"cannot be read: {error.strerror}; let the user who runs this read it, or name another folder"
+        raise ModelError(f"{error.filename}: {why}") from error
+
+
+def _find(source: str | os.PathLike[str], models: Path) -> StoredModel:
     text = os.fspath(source)
     if text.lower() in REGISTRY:
         return installed(lookup(text), models)

@@ -15,7 +15,7 @@ from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.supervisor import DeviceSupervisor, DeviceViews
 from rmbgd.engine.types import EngineDescription, Work
 from rmbgd.engine.worker import EngineWorker
-from rmbgd.errors import EngineFault, EngineMemory, Reason
+from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineFault, EngineLost, EngineMemory
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline import batching
 from rmbgd.pipeline.items import Arrival, Cutout, Frame, Postponed, Rejection
@@ -39,7 +39,8 @@ class DeviceThread:
         self._supervisor, self._views, self._folders, self._heartbeat = supervisor, views, folders, heartbeat
         self._stopping, self._clock, self._emit = context.stopping, context.clock, context.emit
         self._settings: PipelineSettings = context.config.pipeline
-        self._tries = context.config.engine.tries
+        self._tries = context.config.engine.tries_used
+        self._passed = self._failed = 0  # numbers of its last batches that ended so, for retry.BadEnd
         self._emitted: dict[str, object] = {}  # by device: its batching as last emitted
 
     def run(self, frames: Receiver[Frame], arrivals: Sender[Arrival]) -> None:
@@ -104,10 +105,10 @@ class DeviceThread:
             return []  # the device went away meanwhile: they are put back as they were
         (first, *_others) = batch.items
         fallback = self._views.fallback
-        if retry.is_poison(first.history, tries=self._tries, fallback=fallback.device if fallback else None):
+        if reason := retry.verdict(first.history, tries=self._tries, fallback=fallback.device if fallback else None):
             self._supervisor.release_worker()
             ended = (first.timing, first.facts, first.lease)
-            return self._finish(batch, [Rejection(first.job, Reason.POISON, first.history.detail, "engine", *ended)])
+            return self._finish(batch, [Rejection(first.job, reason, first.history.detail, "engine", *ended)])
         return self._run(batch, worker)
 
     def _is_last(self, frames: Sequence[Frame]) -> bool:
@@ -127,6 +128,7 @@ class DeviceThread:
             self._put_back(batch, fault, began)
             return []
         self._heartbeat.working()
+        self._passed = self._views.number_batch()
         self._supervisor.report_ok(report)
         self._add_time(batch, began)
         pairs = zip(batch.items, report.answers, strict=True)
@@ -140,16 +142,17 @@ class DeviceThread:
         alone, device = len(batch.items) == 1, self._supervisor.device
         blamed = self._supervisor.report(fault, len(batch.items))
         self._add_time(batch, began)
-        now, detail = self._clock.monotonic(), str(fault)
-        back: list[Frame] = []
-        for frame in batch.items:
-            if isinstance(fault, EngineMemory):
-                history = retry.after_shortage(frame.history, device=device, detail=detail, alone=alone, now=now)
-            elif blamed:
-                history = retry.after_fault(frame.history, device=device, detail=detail, alone=alone, now=now)
-            else:
-                history = retry.after_interruption(frame.history, now=now)
-            back.append(replace(frame, history=history))
+        now, number = self._clock.monotonic(), self._views.number_batch()
+        end = retry.BadEnd(device, str(fault), alone, now, number, self._passed, self._failed)
+        after = retry.after_interruption
+        if isinstance(fault, EngineMemory):
+            after = retry.after_shortage
+        elif blamed:
+            killed = isinstance(fault, EngineLost) and fault.cause == KILLED_FROM_OUTSIDE
+            after = retry.after_kill if killed else retry.after_fault
+        if after is not retry.after_kill:
+            self._failed = number
+        back = [replace(frame, history=after(frame.history, end)) for frame in batch.items]
         fresh = sum(frame.history.isolated for frame in back) - sum(frame.history.isolated for frame in batch.items)
         batch.put_back(back)
         self._views.isolate(fresh)

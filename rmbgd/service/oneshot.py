@@ -168,7 +168,7 @@ def run_pipeline(
         stack.callback(ledger.close)
         arena = Arena(config.pipeline.arena_bytes)
         stack.callback(arena.close)
-        engine = EngineContext(config, arena, emit, clock)
+        engine = EngineContext(config, arena, emit, clock, gives_up=True)
         stack.callback(engine.abort)
         storage_retry = StorageRetry(_NoFolder(), emit, clock)
         storage_retry.release()  # no operator makes room on a full disk meanwhile: report it and go on

@@ -28,7 +28,7 @@ from rmbgd.backends.faults import fault_of
 from rmbgd.backends.memtest import MemoryTest
 from rmbgd.engine import types
 from rmbgd.engine.golden_image import golden_image
-from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineLost, EngineMemory, EngineNonsense, ModelError
 
 # Errors of a GPU that is not there: PyTorch's classes by name and its texts to the letter.
 
@@ -118,6 +118,7 @@ ERRORS: dict[str, Callable[[], Exception]] = {
     "lost": partial(EngineLost, "the script says that the device is lost"),
     "no_device": partial(EngineLost, "the script says that there is no such device", cause="no_device"),
     "model": partial(ModelError, "the script says that the weights are damaged"),
+    "killed": partial(EngineLost, "killed from outside by SIGKILL", cause=KILLED_FROM_OUTSIDE),
     "nonsense": partial(EngineNonsense, "the script says that alpha is not finite"),
 }
 """What FakeBackend raises, by step."""
@@ -134,6 +135,7 @@ class FakeBackend:
     delay:0.25    answers after so many seconds, or when released
     exit:70       ends the process with this status
     kill          ends the process by SIGKILL, as the kernel does when memory is short
+    signal:SIGSEGV  ends the process by that signal
     eat:1024      takes so many MiB, and raises EngineMemory when it could
     write:/a/b    writes a file: where that disk is frozen, the kernel keeps the process and no signal ends it
     cuda:assert   raises what torch would, see CUDA_ERRORS, and has it judged as torch's errors are
@@ -228,6 +230,8 @@ class FakeBackend:
                 raise fault_of(CUDA_ERRORS[argument]) or CUDA_ERRORS[argument]
             case "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
+            case "signal":
+                signal.raise_signal(signal.Signals[argument])
             case "eat":
                 held = [b"\xff" * (1 << 20) for _ in range(int(argument))]
                 raise EngineMemory(f"{len(held)} MiB were there")

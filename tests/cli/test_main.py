@@ -113,6 +113,13 @@ def test_usable_configuration_is_fine(configuration: Callable[..., Path], rmbgd:
     assert (Exit.OK, f"{path}: fine; folders: shop\n", "") == rmbgd("check", "--config", path)
 
 
+def test_setting_that_is_read_as_another_value_is_told_and_fine(configuration: Callable[..., Path], rmbgd: Any) -> None:
+    path = configuration("[engine]\ntries = 1\n")
+    status, out, _ = rmbgd("check", "--config", path)
+    assert Exit.OK == status
+    assert out.startswith(f"{path}: engine.tries = 1 is read as 2: ")
+
+
 def test_every_problem_is_reported_at_once(configuration: Callable[..., Path], rmbgd: Any) -> None:
     wrong = '[intake]\nquiet_close = 1\n[limits]\nside = 0\n[recipe.default]\nbackground = "red"\n'
     status, _, err = rmbgd("check", "--config", configuration(wrong))

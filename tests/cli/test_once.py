@@ -6,6 +6,7 @@ import argparse
 import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,10 +21,13 @@ from rmbgd.cli import main as cli
 from rmbgd.cli import once
 from rmbgd.cli.once import PROBLEMS_SHOWN
 from rmbgd.config.settings import EngineSettings, Recipe, ServiceSettings
-from rmbgd.errors import Exit
+from rmbgd.engine import wiring
+from rmbgd.engine.device_query import VisibleGpus
+from rmbgd.errors import ConfigError, Exit
 from rmbgd.service import oneshot
 from rmbgd.testing.engine import FakeBackend
 from rmbgd.testing.worker import in_process
+from tests.support.mounts import without_override
 
 
 def parsed(*arguments: str | Path) -> argparse.Namespace:
@@ -185,3 +189,54 @@ def test_missing_model_is_reported_before_images_are_touched(
     assert Exit.CONFIGURATION == cli.main(["once", str(image), str(tmp_path / "out"), *options])
     assert "rmbgd models fetch birefnet" in capfd.readouterr().err
     assert [] == list((tmp_path / "out").glob("*"))
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(("start", "said"), [("exit:3", "ended with status 3"), ("lost", "device is lost")])
+def test_engine_that_cannot_start_ends_the_run(
+    tmp_path: Path,
+    image: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    start: str,
+    said: str,
+) -> None:
+    machine = wiring.Machine(
+        gpus=lambda: VisibleGpus(0, "a test"), sensor=Mock(), fallback=Mock(),
+        factory="rmbgd.testing.engine:create", options=lambda *_: {"start": start},
+    )  # fmt: skip
+    monkeypatch.setattr(wiring, "default_machine", lambda: machine)
+    assert Exit.CONFIGURATION == cli.main(["once", str(image), str(tmp_path / "out"), "--device", "cpu"])
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("rmbgd: the engine cannot be started: ")
+    assert said in line
+    assert [] == list((tmp_path / "out").glob("*"))
+
+
+def test_engine_that_cannot_start_again_ends_the_run(tmp_path: Path, image: Path) -> None:
+    starts = iter(["ok", "model", "model"])
+    made = in_process(lambda context: FakeBackend(context.arena.block, script=["lost"], start=next(starts)))
+    around = {"engine": EngineSettings(device="cpu"), "service": ServiceSettings(), "emit": Mock()}
+    with pytest.raises(ConfigError, match="the engine cannot be started: the script says that the weights are damaged"):
+        oneshot.once(image, tmp_path / "out", Recipe(), build_devices=made, **around)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("closed", [".", "birefnet-lite", "birefnet-lite/model.safetensors"])
+def test_weights_that_may_not_be_read_are_reported_before_an_engine_starts(
+    tmp_path: Path, image: Path, closed: str
+) -> None:
+    """Somebody else's, at any level: one line that names what cannot be reached."""
+    models = tmp_path / "models"
+    weights = models / "birefnet-lite" / "model.safetensors"
+    weights.parent.mkdir(parents=True)
+    weights.touch()
+    (models / closed).chmod(0o700)
+    os.chown(models / closed, 65534, 65534)
+    options = ["--model", "birefnet-lite", "--models-dir", models, "--device", "cpu"]
+    command = [*without_override(), sys.executable, "-m", "rmbgd", "once", image, tmp_path / "out", *options]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=100)
+    assert (Exit.CONFIGURATION, "") == (done.returncode, done.stdout)
+    (line,) = done.stderr.splitlines()
+    assert str(models / "birefnet-lite") in line
+    assert "cannot be read: Permission denied" in line

@@ -19,7 +19,7 @@ from rmbgd.engine.probe import Probe, ProbeResult
 from rmbgd.engine.sensors.base import Reading
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceParts, DeviceSupervisor, DeviceViews
 from rmbgd.engine.types import EngineDescription, OutputPlane, Region, region_bytes, view
-from rmbgd.errors import EngineFault, EngineMemory
+from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineFault, EngineLost, EngineMemory, Reason
 from rmbgd.events import RecordedEvents
 from rmbgd.fs import FileVersion
 from rmbgd.heartbeat import NullHeartbeat
@@ -50,17 +50,18 @@ class Began(NamedTuple):
 
 
 class Ended(NamedTuple):
-    """`outcome`: ok; fault, which an image may have caused; or memory."""
+    """`outcome`: ok; fault, which an image may have caused; memory; or killed, from outside."""
 
     device: str
     outcome: str
+    at: float
 
 
 class Answered(NamedTuple):
-    """The one verdict of an image. `runs`: how often it is said to have run."""
+    """The one verdict of an image. `reason`: why it is rejected; `runs`: how often it is said to have run."""
 
     image: int
-    poison: bool
+    reason: Reason | None
     runs: int
 
 
@@ -70,9 +71,9 @@ Trace = list[SelfTested | Began | Ended | Answered]
 class Worker(InProcessWorker):
     """Writes what it is asked, and what becomes of it, into the trace."""
 
-    def __init__(self, trace: Trace, device: str, make: Callable[[], FakeBackend]) -> None:
+    def __init__(self, simulation: Simulation, device: str, make: Callable[[], FakeBackend]) -> None:
         super().__init__(make)
-        self.trace, self.device = trace, device
+        self.simulation, self.trace, self.device = simulation, simulation.trace, device
 
     def start(self) -> EngineDescription:
         description = super().start()
@@ -80,15 +81,20 @@ class Worker(InProcessWorker):
         return description
 
     def run(self, batch):
-        self.trace.append(Began(self.device, tuple(work.image_id for work in batch)))
+        images = tuple(work.image_id for work in batch)
+        self.trace.append(Began(self.device, images))
         outcome = "ok"
         try:
+            if cause := self.simulation.accident(self.device, images):
+                self.close()
+                raise EngineLost("an accident", cause=cause.removeprefix("fault"))
             return super().run(batch)
         except EngineFault as fault:
-            outcome = "memory" if isinstance(fault, EngineMemory) else "fault"
+            killed = isinstance(fault, EngineLost) and fault.cause == KILLED_FROM_OUTSIDE
+            outcome = "memory" if isinstance(fault, EngineMemory) else "killed" if killed else "fault"
             raise
         finally:
-            self.trace.append(Ended(self.device, outcome))
+            self.trace.append(Ended(self.device, outcome, self.simulation.clock.monotonic()))
 
 
 class Gpu(GpuSupervisor):
@@ -162,16 +168,30 @@ class Simulation:
         self.arrived: list[int] = []
         self.taken: list[int] = []  # by any thread, as often as it was
         self.poison: set[int] = set()
+        self.hogs: set[int] = set()  # images that need more memory than there is: the OOM killer comes each time
+        self.kills = self.flakes = 0  # of the next batches, from outside; and faults that no image causes
+        self.flaked: set[int] = set()  # images that met such a fault; not twice, which would be an image's own
         self.outcomes: dict[int, Arrival] = {}
         self.random = np.random.default_rng(0)
 
     def parts(self, device: str, model: str, made: list[Worker], plan: Callable[[], dict], **more) -> DeviceParts:
         def make() -> Worker:
             options = {"device": device, "models": (model,)} | plan()
-            made.append(Worker(self.trace, device, lambda: FakeBackend(self.context.arena.block, **options)))
+            made.append(Worker(self, device, lambda: FakeBackend(self.context.arena.block, **options)))
             return self.context.add(made[-1])
 
         return DeviceParts(device, self.views, make, self.events, self.clock, **more)
+
+    def accident(self, device: str, images: tuple[int, ...]) -> str:
+        """What ends the worker that was given these images, if anything does but the images' own poison."""
+        if self.kills or self.hogs.intersection(images):
+            self.kills = max(self.kills - 1, 0)
+            return KILLED_FROM_OUTSIDE
+        if self.flakes and device == "cpu" and self.flaked.isdisjoint(images):
+            self.flakes -= 1
+            self.flaked.update(images)
+            return "fault"
+        return ""
 
     def check(self, times: int = 1, *, tick_cpu: bool = True) -> None:
         """Health checks of all devices, an interval apart."""
@@ -204,7 +224,7 @@ class Simulation:
             gpu.reading, gpu.plan = WELL, {}
         return self.well()
 
-    def put(self, count: int = 1, *, poison: bool = False) -> list[int]:
+    def put(self, count: int = 1, *, poison: bool = False, hog: bool = False) -> list[int]:
         """Decoded images, at the end of the queue."""
         numbers = [len(self.arrived) + 1 + n for n in range(count)]
         for number in numbers:
@@ -216,6 +236,8 @@ class Simulation:
             if poison:
                 rgb[0, 0] = POISON_COLOUR
                 self.poison.add(number)
+            if hog:
+                self.hogs.add(number)
             self.arrived.append(number)
             self.sender.send(Frame(job, region, lease, None, Timing(), self.clock.monotonic()))  # type: ignore[arg-type]
             self.clock.advance(0.001)
@@ -251,10 +273,10 @@ class Simulation:
         if isinstance(outcome, Cutout):
             slot = view(self.context.arena.block, outcome.region)
             assert np.array_equal(slot.rgba[..., 3], expected_alpha(slot.rgb))
-            self.trace.append(Answered(number, False, outcome.answer.tries))
+            self.trace.append(Answered(number, None, outcome.answer.tries))
         elif isinstance(outcome, Rejection):
             runs = sum(number in event.images for event in self.trace if isinstance(event, Began))
-            self.trace.append(Answered(number, True, runs))
+            self.trace.append(Answered(number, outcome.reason, runs))
         outcome.lease.release()
 
     def step(self, index: int) -> bool:

@@ -9,8 +9,9 @@ import pytest
 
 from rmbgd.engine.devices import Stopped
 from rmbgd.engine.health_types import Phase
+from rmbgd.engine.retry import BURST, KILLS
 from rmbgd.engine.types import EngineDescription, Limit
-from rmbgd.errors import ModelError
+from rmbgd.errors import ConfigError, EngineLost, ModelError, Reason
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.pipeline.items import Postponed
 from tests.engine.simulation import LESSER, MODEL, WELL, Began, Gpu
@@ -346,11 +347,12 @@ def test_images_of_a_gpu_that_is_withdrawn_go_to_the_other_with_the_model_asked_
     assert {name for name, *_ in edges(it)[2:]} == {"failback"}
 
 
-def test_a_suspect_goes_to_a_gpu_where_there_is_no_fallback(simulate):
+@pytest.mark.parametrize(("mark", "reason"), [("poison", Reason.POISON), ("hog", Reason.EXHAUSTS_MEMORY)])
+def test_a_suspect_goes_to_a_gpu_where_there_is_no_fallback(simulate, mark, reason):
     it = simulate(gpus=2, require_gpu=True, gpu_plan=DIES_OF_POISON).well()
-    (poison,) = it.put(poison=True)
+    (suspect,) = it.put(**{mark: True})
     it.serve()
-    assert it.rejected() == [poison]
+    assert it.outcomes[suspect].reason is reason
     assert set(reasons(it)) <= {"waiting_for_gpu"}
 
 
@@ -384,10 +386,10 @@ def test_without_a_fallback_images_wait_for_the_gpu(simulate):
     assert it.devices_of(numbers) == [ON_GPU]
 
 
-@pytest.mark.parametrize(("company", "tries", "deaths"), [(0, 3, 3), (3, 3, 3), (0, 1, 2), (3, 1, 2)])
+@pytest.mark.parametrize(("company", "tries", "deaths"), [(0, 3, 3), (3, 3, 3), (0, 4, 4), (3, 2, 3), (3, 1, 3)])
 def test_poison_costs_as_many_processes_as_tries(simulate, company, tries, deaths):
-    """In company or alone, one of the GPU and then of the CPU; with one try the CPU has tried it all the same, and may
-    answer it: what only the GPU cannot do is no poison."""
+    """In company or alone, one of the GPU and then of the CPU, two at least: with one try it has tried twice all the
+    same, and may answer: what only the GPU cannot do is no poison."""
     for plan, rejected in ((DIES_OF_POISON, True), ({}, False)):
         it = simulate(tries=tries, plan=plan, gpu_plan=DIES_OF_POISON).well()
         (number,) = it.put(poison=True)
@@ -417,6 +419,60 @@ def test_the_first_restart_is_immediate_and_later_ones_wait_longer(simulate):
     it.serve()
     assert it.cpu.failures == 0
     assert [event["restarts"] for event in it.events.named("engine.restarted")] == [1]
+
+
+def test_a_run_that_nobody_attends_to_gives_up(simulate):
+    """At the second start that fails for the same reason, or at the fifth; not while a GPU works. A service goes on."""
+    service, it, other, on_gpu = (simulate(gpus=gpus, plan=SICK) for gpus in (0, 0, 0, 1))
+    for each in (it, other, on_gpu):
+        each.cpu._gives_up = True
+    on_gpu.until(Phase.OK, tick_cpu=False)
+    for each in (service, on_gpu):
+        each.check(20)
+        assert len(each.cpu_made) > 3
+    it.cpu.tick()
+    with pytest.raises(ConfigError, match="the engine cannot be started: the script says that the device is lost"):
+        it.cpu.tick()
+    for number in range(1, 5):
+        other.cpu._start_failed(EngineLost(f"reason {number}"))
+    with pytest.raises(ConfigError, match="reason 5"):
+        other.cpu._start_failed(EngineLost("reason 5"))
+
+
+@pytest.mark.parametrize(("cause", "faults"), [("kills", [1, 2, 1]), ("flakes", [1, 2, 1, 1])])
+def test_a_fault_of_others_delays_the_verdict_and_a_kill_from_outside_does_not(simulate, cause, faults):
+    it = simulate(gpus=0, plan=DIES_OF_POISON, tries=2).well()
+    (poison,) = it.put(poison=True)
+    it.begin(0)
+    it.put()
+    it.end(0)
+    setattr(it, cause, 1)
+    it.serve()
+    assert it.rejected() == [poison]
+    assert [fault["images"] for fault in it.events.named("engine.fault")] == [[image] for image in faults]
+
+
+@pytest.mark.parametrize("others", [False, True])
+def test_an_image_that_brings_the_oom_killer_is_set_aside(simulate, others):
+    """After three kills with it alone, where others are computed in between; without others it ends as well, and the
+    engine is not started again at once meanwhile."""
+    it = simulate(gpus=0).well()
+    (hog,) = it.put(hog=True)
+    began, good = it.clock.monotonic(), []
+    while hog not in it.outcomes:
+        good += it.put(others)
+        it.run()
+        it.check()
+    assert it.outcomes[hog].reason is Reason.EXHAUSTS_MEMORY
+    assert "accident" in it.outcomes[hog].detail
+    assert it.devices_of(good) == [ON_CPU] * len(good)
+    kills = len(it.events.named("engine.fault"))
+    if others:
+        assert KILLS <= kills <= 2 * KILLS  # one in company, and one before there were others
+    else:
+        seconds = it.clock.monotonic() - began
+        assert 2 * BURST <= seconds <= 3 * BURST
+        assert kills <= seconds / 5.0
 
 
 @pytest.mark.parametrize(("plan", "pause"), [({}, 5.0), (SICK, 1.0)])

@@ -31,10 +31,15 @@ class Builder(ExitStack):
         self.events, self.state = RecordedEvents(), str(tmp_path)
         self.failures: list[ThreadFailure] = []
 
-    def __call__(self, device: str, count: int, *, start: bool = True, **health: object) -> Devices:
+    def __call__(self, device: str, count: int, *, start: bool = True, tries: int = 3, **health: object) -> Devices:
         folder = {"name": "a", "input": "/a", "output": "/b", "failed": "/c", "done": "/d"}
         service = {"state_directory": self.state}
-        tables = {"engine": {"device": device}, "health": health, "folder": [folder], "service": service}
+        tables = {
+            "engine": {"device": device, "tries": tries},
+            "health": health,
+            "folder": [folder],
+            "service": service,
+        }
         machine = Machine(
             gpus=lambda: VisibleGpus(count, "looked for by a test"),
             sensor=lambda *_: (DeadlineSensor(FakeSensor([Reading("fake", temperature=50.0)]), 5.0), "test"),
@@ -100,6 +105,14 @@ def test_a_gpu_that_is_not_there_is_the_operator_s(builder, device, count):
     """The error says what was looked for, what was found, and what to do."""
     with pytest.raises(ConfigError, match=rf"{device}.*{count} GPUs are visible.*rmbgd doctor"):
         builder(device, count)
+
+
+def test_one_try_is_read_as_two_and_that_is_an_event(builder):
+    builder("cpu", 0, start=False)
+    assert builder.events.named("config.adjusted") == []
+    builder("cpu", 0, start=False, tries=1)
+    (adjusted,) = builder.events.named("config.adjusted")
+    assert (adjusted["setting"], adjusted["configured"], adjusted["used"]) == ("engine.tries", 1, 2)
 
 
 def test_one_file_of_weights_has_one_order(builder):

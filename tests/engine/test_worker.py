@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -20,8 +21,8 @@ import pytest
 
 from rmbgd.engine.golden_image import golden_image
 from rmbgd.engine.types import MemoryTestPass, OutputPlane
-from rmbgd.engine.worker import EngineWorker, _abandoned
-from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.engine.worker import EngineWorker, _abandoned, oom_kills
+from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.testing.engine import expected_alpha
 from tests.engine.image_store import ImageStore
 from tests.engine.processes import PATIENCE, SpyHeartbeat, wait_until_gone
@@ -99,21 +100,65 @@ def test_neither_side_imports_torch_for_a_fake():
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-@pytest.mark.parametrize("kill", [lambda worker: os.kill(worker.pid, signal.SIGKILL), EngineWorker.abort])
-def test_kill_9_in_the_middle_of_a_batch_is_an_engine_lost(images, workshop, kill):
+def send(number: int, worker: EngineWorker) -> None:
+    os.kill(worker.pid, number)
+
+
+@pytest.mark.parametrize(
+    ("kill", "said", "cause"),
+    [
+        (partial(send, signal.SIGKILL), "killed from outside by SIGKILL", KILLED_FROM_OUTSIDE),
+        (partial(send, signal.SIGHUP), "killed from outside by SIGHUP", KILLED_FROM_OUTSIDE),
+        (EngineWorker.abort, "was killed by SIGKILL", ""),
+        (partial(send, signal.SIGSEGV), "was killed by SIGSEGV", ""),
+        (partial(send, signal.SIGABRT), "was killed by SIGABRT", ""),
+    ],
+)
+def test_kill_in_the_middle_of_a_batch_is_an_engine_lost(images, workshop, kill, said, cause):
     """From anywhere, or from another thread of ours. The caller gets EngineLost that names the signal, at once and not
-    at the deadline; and so does the next."""
+    at the deadline; and so does the next. Only what no program earns by itself, and we did not send, is from outside.
+    """
     worker, heartbeat = workshop.started("hang"), SpyHeartbeat()
     worker.attach(heartbeat)
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(worker.run, [images.put()])
         heartbeat.blocked.wait(PATIENCE)
         kill(worker)
-        with pytest.raises(EngineLost, match="SIGKILL"):
+        with pytest.raises(EngineLost, match=said) as told:
             answer.result(PATIENCE)
+        assert told.value.cause == cause
     with pytest.raises(EngineLost, match="not running"):
         workshop.answers(worker)
     assert worker.pid is None
+
+
+@pytest.mark.parametrize("struck", [0, 1, 2])
+def test_the_oom_killer_is_named_when_it_struck_meanwhile(workshop, monkeypatch, struck):
+    """The kernel counts for the whole control group; what was there when the process began says nothing of its end."""
+    monkeypatch.setattr("rmbgd.engine.worker.oom_kills", Mock(side_effect=[5, 5 + struck]))
+    worker = workshop.started("kill")
+    with pytest.raises(EngineLost, match="killed from outside by SIGKILL") as told:
+        workshop.answers(worker)
+    assert (f"OOM killer has struck {5 + struck} times" in str(told.value)) == (struck > 0)
+
+
+@pytest.mark.parametrize(
+    ("membership", "events", "kills"),
+    [
+        ("4:memory:/x\n0::/system.slice/rmbgd.service\n", "low 0\noom 2\noom_kill 3\noom_group_kill 0\n", 3),
+        ("0::/system.slice/rmbgd.service\n", None, 0),  # the controller is not there
+        ("0::/system.slice/rmbgd.service\n", "low 0\n", 0),  # an older kernel
+        ("4:memory:/system.slice/rmbgd.service\n", "oom_kill 3\n", 0),  # cgroup v1
+        (None, None, 0),
+    ],
+)
+def test_oom_kills_are_read_from_the_control_group(tmp_path, membership, events, kills):
+    group, file = tmp_path / "system.slice" / "rmbgd.service", tmp_path / "cgroup"
+    group.mkdir(parents=True)
+    for path, text in ((file, membership), (group / "memory.events", events)):
+        if text is not None:
+            path.write_text(text)
+    assert oom_kills(file, tmp_path) == kills
 
 
 def test_a_hanging_child_writes_its_stacks_before_it_is_killed(workshop):
@@ -122,8 +167,9 @@ def test_a_hanging_child_writes_its_stacks_before_it_is_killed(workshop):
     worker = workshop.started("hang", batch_timeout=0.5)
     pid = worker.pid
     worker.attach(SpyHeartbeat(), patience=PATIENCE)
-    with pytest.raises(EngineLost, match=r"hung.*SIGKILL"):
+    with pytest.raises(EngineLost, match=r"hung.*was killed by SIGKILL") as told:
         workshop.answers(worker)
+    assert told.value.cause == ""
     assert any("testing/engine.py" in line and "_act" in line for line in workshop.lines)
     assert (worker.lingers, worker.ended) == (False, True)
     assert wait_until_gone(pid)
@@ -157,7 +203,8 @@ def test_shortage_of_memory_leaves_the_child_alive(images, workshop):
     ("settings", "error", "why", "cause"),
     [
         ({"start": "exit:3"}, EngineLost, "status 3", ""),
-        ({"start": "kill"}, EngineLost, "SIGKILL", ""),
+        ({"start": "kill"}, EngineLost, "SIGKILL", KILLED_FROM_OUTSIDE),
+        ({"start": "signal:SIGBUS"}, EngineLost, "SIGBUS", ""),
         ({"start": "lost"}, EngineLost, "device is lost.*status 70", ""),
         ({"start": "no_device"}, EngineLost, "no such device.*status 70", "no_device"),
         ({"start": "hang", "start_timeout": 1.0}, EngineLost, "no answer within 1 s", ""),

@@ -166,8 +166,8 @@ def test_a_gpu_that_is_not_well_at_start_is_waited_for_on_the_cpu(tmp_path: Path
 
 def test_an_image_that_kills_the_gpu_and_the_cpu_is_poison(tmp_path: Path) -> None:
     data = {"poison.png": poisoned(1)} | samples(range(2, 6))
-    with GpuUnderTest(tmp_path, gpu={"standby": {"poison": "kill"}}).on_gpu() as service:
-        service.steps(["kill"])
+    with GpuUnderTest(tmp_path, gpu={"standby": {"poison": "signal:SIGSEGV"}}).on_gpu() as service:
+        service.steps(["signal:SIGSEGV"])
         service.serve_all(data)
     audit.assert_settled(service, data, bad={"poison.png": Reason.POISON})
 

@@ -8,9 +8,14 @@ import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from pathlib import Path
 
+import pytest
+
 import rmbgd
+from rmbgd.config.settings import EngineSettings
+from rmbgd.engine.retry import KILLS
 from rmbgd.errors import Exit, Reason
 from rmbgd.models.store import EMBEDDED
 from tests.support import audit
@@ -18,6 +23,7 @@ from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import poisoned, sample_image, samples
 from tests.support.service import PATIENCE, ServiceUnderTest
 
+ORDERS = 50  # for an engine, more than a test takes
 STALL_AFTER = 5.0  # s; the least that can be set
 WATCHFUL = {"service": {"stall_after": STALL_AFTER, "status_interval": 0.1}}
 
@@ -99,11 +105,52 @@ def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:
         assert fresh != child
 
 
-def test_image_that_kills_the_engine_is_refused_alone(tmp_path: Path) -> None:
-    with with_child(tmp_path, poison="kill") as service:
+@pytest.mark.parametrize("end", ["signal:SIGSEGV", "exit:3"])
+def test_image_that_kills_the_engine_is_refused_alone(tmp_path: Path, end: str) -> None:
+    with with_child(tmp_path, poison=end) as service:
         data = service.serve_all(samples(range(8)) | {"marked.png": poisoned(99)})
         audit.assert_settled(service, data, bad={"marked.png": Reason.POISON})
         assert 1 <= len(service.named("engine.fault")) <= 2 * 3, "one process for each try, and its company's one more"
+
+
+def test_image_that_brings_the_oom_killer_is_set_aside(tmp_path: Path) -> None:
+    with with_child(tmp_path, poison="kill") as service:
+        data = service.drop_all(samples(range(8)) | {"marked.png": poisoned(99)})
+        while not service.endings("marked.png"):
+            service.turn()  # others are computed in between
+        service.wait_for_endings(len(data))
+        audit.assert_settled(service, data, bad={"marked.png": Reason.EXHAUSTS_MEMORY})
+        faults = service.named("engine.fault")
+        assert all("killed from outside by SIGKILL" in fault["detail"] for fault in faults)
+        assert KILLS <= len(faults) <= 2 * KILLS
+
+
+def test_engine_that_is_killed_again_and_again_costs_no_image(tmp_path: Path) -> None:
+    """By somebody else, with the same images each time, more often than an image may fail."""
+    settings = {"engine": {"device": "cpu", "restart_delay_maximum": 0.1}}
+    orders = {"orders": str(tmp_path / "orders")}
+    with GpuUnderTest(tmp_path, settings=settings, gpu={"standby": orders}) as service:
+        service.turn()
+        steps, kills = service.orders / "segment", Counter()
+        service.steps(["hang"] * ORDERS)
+        data = service.drop_all(samples(range(2)))
+        for number in range(1, ORDERS):
+            left = ORDERS - number
+            service.wait(
+                lambda left=left: steps.read_text().count("hang") <= left or service.endings(), "an image in it"
+            )
+            assert service.endings() == []
+            if len(kills) == len(data) and min(kills.values()) > EngineSettings().tries + 1:
+                break
+            (child,) = service.children()
+            os.kill(child, signal.SIGKILL)
+            kills.update(service.wait_for("engine.fault", count=number)["images"])
+        service.withdraw("segment")
+        for child in service.children():
+            os.kill(child, signal.SIGKILL)
+        service.wait_for_endings(1 + len(data))
+    assert min(kills.values()) > EngineSettings().tries
+    audit.assert_settled(service, data)
 
 
 def test_damaged_model_is_the_operators_to_mend(tmp_path: Path) -> None:
