@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 KIBI, MEBI = 1 << 10, 1 << 20
 
@@ -37,7 +39,47 @@ def _name(text: str) -> str:
     return text
 
 
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+def _device(text: str) -> str:
+    known = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
+    if not known.fullmatch(text):
+        number = re.search(r"(cuda|gpu|nvidia)\D*(\d*)", text.lower())
+        near = f"cuda{number[2] and ':'}{number[2]}" if number else text.lower()
+        near = (
+            near
+            if known.fullmatch(near)
+            else next(iter(difflib.get_close_matches(near, ["auto", "cpu", "cuda"], 1)), "")
+        )
+        hint = f'; did you mean "{near}"?' if near else ""
+        raise ValueError(f'\'{text}\' is no device; write "auto", "cpu", "cuda", or "cuda:1" for GPU 1{hint}')
+    return text
+
+
+def _size(text: str) -> str:
+    if text and not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", text):
+        sides = [side.lstrip("0")[:5] for side in re.findall(r"[0-9]+", text)] or ["2000"]
+        example = f"{sides[0] or '1'}x{sides[-1] or '1'}"
+        raise ValueError(f'\'{text}\' is no size; write width and height in pixels, like "{example}", or "" for none')
+    return text
+
+
+def _digest(text: str) -> str:
+    if text and not re.fullmatch(r"[0-9a-f]{64}", text):
+        right = text.strip().lower().removeprefix("sha256:")
+        hint = f'; did you mean "{right}"?' if re.fullmatch(r"[0-9a-f]{64}", right) else ""
+        raise ValueError(f"'{text}' is no SHA-256; write its 64 digits, 0 to 9 and a to f, or \"\" for none{hint}")
+    return text
+
+
+def _whole(value: object) -> object:
+    if type(value) is not int:  # to a Literal, true and 1.0 are 1
+        raise ValueError(f"must be a whole number, without quotes (is {value!r})")
+    return value
+
+
+AbsolutePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
+Device = Annotated[str, AfterValidator(_device)]
+Size = Annotated[str, AfterValidator(_size)]
+Digest = Annotated[str, AfterValidator(_digest)]
 FileMode = Annotated[str, AfterValidator(_octal)]
 Colour = Annotated[str, AfterValidator(_colour)]
 Name = Annotated[str, AfterValidator(_name)]
@@ -49,7 +91,7 @@ def setting(default: Any = ..., *, unit: str = "", reason: str, **bounds: Any) -
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 # A table: one setting a row, a long reason in the row below.
@@ -137,7 +179,7 @@ class PipelineSettings(Settings):
         reason="shared memory for decoded images in flight; must hold one of the largest allowed")
     queue: int = setting(16, unit="pictures", ge=1, le=1024,
         reason="images queued between two stages; their bytes are bounded by arena_bytes")
-    batch_maximum: Literal[1, 2, 4, 8, 16] = setting(8, unit="pictures",
+    batch_maximum: Annotated[Literal[1, 2, 4, 8, 16], BeforeValidator(_whole)] = setting(8, unit="pictures",
         reason="largest batch offered to the engine, which may take less")
     batch_wait: float = setting(0.0, unit="s", ge=0, le=0.003,
         reason="extra time to wait for more images while the engine is idle; rarely helps")
@@ -148,7 +190,7 @@ class PipelineSettings(Settings):
 class EngineSettings(Settings):
     """The device and the process that computes on it."""
 
-    device: str = setting("auto", pattern=r"^(auto|cpu|cuda|cuda:[0-9]{1,3})$",
+    device: Device = setting("auto",
         reason='"auto" uses every visible GPU, or the CPU if there is none; "cuda" requires a GPU; "cuda:1" uses one')
     threads: int = setting(0, unit="threads", ge=0, le=256, reason="CPU threads of the network; 0: one per core")
     precision: Literal["auto", "float32", "float16", "bfloat16", "float8"] = setting("auto",
@@ -275,13 +317,13 @@ class Recipe(Settings):
         reason="a name of `rmbgd models list`, a folder with model.safetensors, or a .safetensors file")
     patch_order: Literal["auto", "channel_first", "tile_first"] = setting("auto",
         reason="layout of the network's image patches, for weights of your own; auto reads it beside the weights")
-    model_sha256: str = setting("", pattern=r"^([0-9a-f]{64})?$", unit="hex digits",
+    model_sha256: Digest = setting("", unit="hex digits",
         reason="what the model's file must hash to; empty: the registry's digest if there is one. The digest is always logged")
     format: Literal["png", "webp", "tiff"] = setting("png",
         reason="file format; PNG is lossless and every tool reads it")
     content: Literal["rgba", "mask", "colour"] = setting("rgba",
         reason="rgba: transparent cutout; mask: alpha alone; colour: on a background colour")
-    mask_bits: Literal[8, 16] = setting(8, unit="bits",
+    mask_bits: Annotated[Literal[8, 16], BeforeValidator(_whole)] = setting(8, unit="bits",
         reason="bits per pixel of a mask; 16 (PNG, TIFF) keeps every step of a soft edge")
     background: Colour = setting("#ffffff", reason="background colour when content is colour, exact to the value")
     edge_colours: Literal["clean", "keep"] = setting("clean",
@@ -296,7 +338,7 @@ class Recipe(Settings):
         reason="crop to the subject's bounding box (alpha of 10 and more), with crop_margin around it")
     crop_margin: float = setting(0.05, unit="of the box's longer side", ge=0, le=0.5,
         reason="space around a cropped subject, as marketplaces ask for")
-    canvas: str = setting("", pattern=r"^([1-9][0-9]{0,4}x[1-9][0-9]{0,4})?$", unit="pixels",
+    canvas: Size = setting("", unit="pixels",
         reason='fit the image into this size, e.g. "2000x2000"; empty keeps its own')
     metadata: list[Literal["copyright", "artist", "description", "software", "datetime"]] = setting(["copyright"],
         reason="text fields to carry over; colour profile and resolution always are, GPS never is")

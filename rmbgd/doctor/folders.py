@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rmbgd.config.load import Config, Folder, Recipe
 from rmbgd.doctor.checks import GIBI, CheckResult, fail, ok, warn
-from rmbgd.errors import ModelError
+from rmbgd.errors import ModelError, explain
 from rmbgd.intake.mounts import file_system, is_local
 
 TRIAL = ".rmbgd-doctor-"  # hidden, so that a running service leaves it alone
@@ -183,7 +183,7 @@ def model(name: str, models: Path) -> CheckResult:
     except ModelError as error:
         return fail(need, str(error))
     except OSError as error:
-        return fail(need, f"{name}: {error.strerror}")
+        return fail(need, explain(error))
     stated = place.stated_sha256()
     for source, expected in stated.items():
         if digest != expected:
