@@ -156,11 +156,12 @@ class Exit(IntEnum):
 
 EXIT_TEXT: dict[Exit, str] = {
     Exit.OK: "success; `run`: stopped on request",
-    Exit.FAILED: "failure: an image was rejected, the service is not running, or a requirement or a path is not usable",
+    Exit.FAILED: "failure: an image was rejected, the service is not running, a requirement is not met, or a path "
+    "cannot be used",
     Exit.USAGE: "invalid command line",
     Exit.INTERNAL: "internal error; systemd restarts the service",
     Exit.CONFIGURATION: "the configuration, the folder layout or a model cannot be used; systemd does not restart it",
     Exit.HUNG_UP: "its terminal was closed (SIGHUP)",
     Exit.INTERRUPTED: "interrupted from the keyboard",
-    Exit.TERMINATED: "ended by SIGTERM; only `run` ends with 0 then",
+    Exit.TERMINATED: "ended by SIGTERM; `run` stops in good order then, with 0",
 }

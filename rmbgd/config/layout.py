@@ -79,7 +79,7 @@ def _lineage(path: str) -> tuple[object, ...]:
 
 def _wrong_place(path: Path, directories: Sequence[_Directory]) -> Iterator[str]:
     """What keeps a file of the service's own from being written at `path`, or from being left alone there."""
-    if path.is_dir():
+    if os.path.isdir(path):
         yield "is a folder: name a file in it"
     parent = Path(os.path.realpath(path)).parent
     try:

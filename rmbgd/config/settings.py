@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -39,35 +40,33 @@ def _name(text: str) -> str:
     return text
 
 
-def _device(text: str) -> str:
-    known = re.compile(r"auto|cpu|cuda(:[0-9]{1,3})?")
-    if not known.fullmatch(text):
-        number = re.search(r"(cuda|gpu|nvidia)\D*(\d*)", text.lower())
-        near = f"cuda{number[2] and ':'}{number[2]}" if number else text.lower()
-        near = (
-            near
-            if known.fullmatch(near)
-            else next(iter(difflib.get_close_matches(near, ["auto", "cpu", "cuda"], 1)), "")
-        )
-        hint = f'; did you mean "{near}"?' if near else ""
-        raise ValueError(f'\'{text}\' is no device; write "auto", "cpu", "cuda", or "cuda:1" for GPU 1{hint}')
-    return text
+# Texts of a certain shape: pattern, what another text is and what to write.
+DEVICE = r"auto|cpu|cuda(:[0-9]{1,3})?", 'no device; write "auto", "cpu", "cuda", or "cuda:1" for GPU 1'
+SIZE = r"([1-9][0-9]{0,4}x[1-9][0-9]{0,4})?", 'no size; write width and height, like "2000x1500", or "" for none'
+DIGEST = r"([0-9a-f]{64})?", 'no SHA-256; write its 64 digits, 0 to 9 and a to f, or "" for none'
 
 
-def _size(text: str) -> str:
-    if text and not re.fullmatch(r"[1-9][0-9]{0,4}x[1-9][0-9]{0,4}", text):
-        sides = [side.lstrip("0")[:5] for side in re.findall(r"[0-9]+", text)] or ["2000"]
-        example = f"{sides[0] or '1'}x{sides[-1] or '1'}"
-        raise ValueError(f'\'{text}\' is no size; write width and height in pixels, like "{example}", or "" for none')
-    return text
+def _shaped(pattern: str, rule: str, nearest: Callable[[str], str]) -> AfterValidator:
+    """Accepts a text that `pattern` fits; else says `rule`, with the nearest right text where there is one."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            near = nearest(text.strip().lower())
+            hint = f'; did you mean "{near}"?' if near and re.fullmatch(pattern, near) else ""
+            raise ValueError(f"'{text}' is {rule}{hint}")
+        return text
+
+    return AfterValidator(check)
 
 
-def _digest(text: str) -> str:
-    if text and not re.fullmatch(r"[0-9a-f]{64}", text):
-        right = text.strip().lower().removeprefix("sha256:")
-        hint = f'; did you mean "{right}"?' if re.fullmatch(r"[0-9a-f]{64}", right) else ""
-        raise ValueError(f"'{text}' is no SHA-256; write its 64 digits, 0 to 9 and a to f, or \"\" for none{hint}")
-    return text
+def _near_device(text: str) -> str:
+    if gpu := re.match(r"(?:cuda|gpu|nvidia)\D*(\d*)", text):
+        return f"cuda:{gpu[1]}" if gpu[1] else "cuda"
+    return next(iter(difflib.get_close_matches(text, ["auto", "cpu", "cuda"], 1)), "")
+
+
+def _near_size(text: str) -> str:
+    return "x".join((re.findall(r"\d+", text) * 2)[:2])
 
 
 def _whole(value: object) -> object:
@@ -77,9 +76,9 @@ def _whole(value: object) -> object:
 
 
 AbsolutePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
-Device = Annotated[str, AfterValidator(_device)]
-Size = Annotated[str, AfterValidator(_size)]
-Digest = Annotated[str, AfterValidator(_digest)]
+Device = Annotated[str, _shaped(*DEVICE, _near_device)]
+Size = Annotated[str, _shaped(*SIZE, _near_size)]
+Digest = Annotated[str, _shaped(*DIGEST, lambda text: text.removeprefix("sha256:"))]
 FileMode = Annotated[str, AfterValidator(_octal)]
 Colour = Annotated[str, AfterValidator(_colour)]
 Name = Annotated[str, AfterValidator(_name)]

@@ -85,6 +85,7 @@ CASES = [
         for name in ("closed.toml", "closed/rmbgd.toml", "fixed")
     ),
     Case("check --config @/model.toml", "closed/birefnet", Exit.CONFIGURATION),
+    Case("check --config @/hidden.toml", "hidden.toml", Exit.OK),  # the service may look where this user may not
     Case("doctor --config @/closed.toml", "closed.toml"),
     Case("doctor --config @/model.toml", "closed/birefnet"),
     *(Case(f"status --config @/run-{kind}.toml", f"run-{kind}/status.json") for kind in ("folder", "list", "other")),
@@ -109,6 +110,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     places = {f"run-{kind}": f"@/run-{kind}" for kind in ("folder", *statuses)} | {"run-closed": "@/closed"}
     texts = {name: f'[service]\nruntime_directory = "{place}"\n' for name, place in places.items()}
     texts |= {"model": ELSEWHERE, "closed": "", "closed/rmbgd": ""}
+    texts["hidden"] = '[service]\nstate_directory = "@/closed/s"\nlog_file = "@/closed/log/events.jsonl"\n'
     texts["state"] = '[service]\nstate_directory = "@/fixed/s"\n'
     folder = '[[folder]]\nname = "shop"\noriginals = "keep"\ninput = "@/in"\noutput = "@/out"\nfailed = "@/failed"\n'
     written |= {f"{name}.toml": (text + folder).replace("@", str(base)).encode() for name, text in texts.items()}
