@@ -137,8 +137,7 @@ def explain(error: OSError) -> str:
     """What the operating system refused: where, why, what to do. For paths that the operator named."""
     path = error.filename if error.filename2 is None else error.filename2
     where = "" if path is None else f"{os.fsdecode(path) if isinstance(path, bytes) else path}: "
-    remedy = REMEDIES.get(error.errno or 0)
-    return f"{where}{error.strerror or error}" + (f"; {remedy}" if remedy else "")
+    return f"{where}{error.strerror or error}; {REMEDIES.get(error.errno or 0, 'name another path')}"
 
 
 class Exit(IntEnum):

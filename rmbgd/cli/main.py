@@ -37,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = build_parser(command).parse_args(arguments)
         with _ended_like_by_the_keyboard(() if command == "run" else (signal.SIGTERM, signal.SIGHUP)):
             status = int(options.run_command(options))
-            sys.stdout.flush()  # where it goes to a file on a full disk, this is where that shows
+            print(end="", flush=True)  # where it goes to a file on a full disk, this is where that shows
             return status
     except ConfigError as error:
         for problem in error.problems:
-            print(f"rmbgd: {problem}", file=sys.stderr)
+            print(f"rmbgd: {printable(problem)}", file=sys.stderr)
         return Exit.CONFIGURATION
     except RmbgdError as error:
-        print(f"rmbgd: {error}", file=sys.stderr)
+        print(f"rmbgd: {printable(str(error))}", file=sys.stderr)
         return Exit.FAILED
     except KeyboardInterrupt as interrupt:
         return 128 + int(interrupt.args[0] if interrupt.args else signal.SIGINT)
@@ -166,7 +166,7 @@ def add_config(parser: argparse.ArgumentParser, *, json: bool = False) -> None:
 def usage_error(command: str, error: ConfigError, *, prefix: str = "") -> int:
     """Prints what is wrong with options alone; `prefix` is what stands before each option's name in a file."""
     for problem in error.problems:
-        print(f"rmbgd {command}: {problem.removeprefix(f'command line: {prefix}')}", file=sys.stderr)
+        print(f"rmbgd {command}: {problem.removeprefix('command line: ').removeprefix(prefix)}", file=sys.stderr)
     return Exit.USAGE
 
 

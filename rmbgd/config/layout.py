@@ -6,6 +6,7 @@ Compares by real path and by (device, inode), so that links and bind mounts hide
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -83,12 +84,13 @@ def _wrong_place(path: Path, directories: Sequence[_Directory]) -> Iterator[str]
         yield "is a folder: name a file in it"
     parent = Path(os.path.realpath(path)).parent
     try:
-        parent.stat()
-    except (FileNotFoundError, NotADirectoryError):
-        if parent != MADE_BY_THE_UNIT:
-            yield f"cannot be written, as {parent} does not exist: make that folder, or name another file"
-    except OSError:  # this user may not look; the service may
-        pass
+        there = stat.S_ISDIR(parent.stat().st_mode)
+    except PermissionError:  # this user may not look; the service may
+        there = True
+    except OSError:
+        there = parent == MADE_BY_THE_UNIT
+    if not there:
+        yield f"cannot be written, as {parent} is no folder: make it, or name another file"
     lineage = _lineage(str(parent))
     for each in directories:
         if each.owner != "service" and each.lineage[0] in lineage:

@@ -16,6 +16,8 @@ KIBI, MEBI = 1 << 10, 1 << 20
 def _absolute(path: Path) -> Path:
     if not path.is_absolute():
         raise ValueError(f"'{path}' is relative; write the whole path, starting with /")
+    if "\0" in str(path):
+        raise ValueError(f"{str(path)!r} has a NUL character, which no path can have; leave it out")
     return path
 
 

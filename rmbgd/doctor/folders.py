@@ -75,6 +75,7 @@ def _problem(path: Path, *, writes: bool = True) -> str:
     try:
         if not writes:
             os.listdir(path)
+            os.stat(f"{path}/.")  # to see names is not to reach the files
             return ""
         descriptor, name = tempfile.mkstemp(prefix=TRIAL, dir=path)
         try:

@@ -94,8 +94,10 @@ def test_files_of_the_service_do_not_lie_in_its_folders(tmp_path, role, setting,
 def test_files_of_the_service_can_be_written(tmp_path, setting, name):
     (tmp_path / name).mkdir()
     assert "is a folder" in problems(configured(tmp_path, {}, **{setting: str(tmp_path / name)}))[0]
-    (found,) = problems(configured(tmp_path, {}, **{setting: str(tmp_path / "nowhere" / name)}))
-    assert f"{tmp_path}/nowhere does not exist" in found
+    (tmp_path / "file").write_bytes(b"")
+    for parent in ("nowhere", "file"):
+        (found,) = problems(configured(tmp_path, {}, **{setting: str(tmp_path / parent / name)}))
+        assert f"{tmp_path}/{parent} is no folder: make it" in found
 
 
 def test_folder_of_the_log_that_systemd_makes_need_not_be_there(tmp_path, monkeypatch):

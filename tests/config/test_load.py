@@ -86,6 +86,7 @@ def test_nothing_set_is_a_usable_configuration() -> None:
         ({"gpu": {"graphs": 1}}, "gpu.graphs: must be true or false, without quotes (is 1)"),
         ({"recipe": {"a": {"model": 1}}}, "recipe.a.model: must be a text, in quotes (is 1)"),
         ({"service": {"log_file": 1}}, "service.log_file: must be a path, in quotes (is 1)"),
+        ({"service": {"log_file": "/a\0b"}}, "service.log_file: '/a\\x00b' has a NUL character"),
         ({"folder": FOLDER}, "folder: write [[folder]] with two brackets"),
         ({"engine": [{}]}, "engine: write [engine], with one bracket and once"),
         ({"recipe": {"format": "png"}}, "recipe.format: write [recipe.NAME] above the settings of a recipe"),
