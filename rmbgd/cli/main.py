@@ -128,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> int:
     """Raises ConfigError with every problem: settings, folders that cannot be used together, missing models."""
     if options.print_default:
-        sys.stdout.write(resources.files("rmbgd.config").joinpath("default.toml").read_text(encoding="utf-8"))
+        print(resources.files("rmbgd.config").joinpath("default.toml").read_text(encoding="utf-8"), end="")
         return Exit.OK
     from rmbgd.config.layout import check_layout
     from rmbgd.config.load import load

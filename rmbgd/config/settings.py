@@ -15,7 +15,7 @@ KIBI, MEBI = 1 << 10, 1 << 20
 
 def _absolute(path: Path) -> Path:
     if not path.is_absolute():
-        raise ValueError(f"'{path}' is relative; write the whole path, starting with /")
+        raise ValueError(f"{str(path)!r} is relative; write the whole path, starting with /")
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r} has a NUL character, which no path can have; leave it out")
     return path
@@ -23,22 +23,22 @@ def _absolute(path: Path) -> Path:
 
 def _octal(text: str) -> str:
     if not (len(text) in (3, 4) and all(digit in "01234567" for digit in text)):
-        raise ValueError(f"'{text}' is no octal file mode; write it like \"0640\"")
+        raise ValueError(f'{text!r} is no octal file mode; write it like "0640"')
     if int(text, 8) & 0o111:
-        raise ValueError(f"'{text}' would make images executable; leave the execute bits out")
+        raise ValueError(f"{text!r} would make images executable; leave the execute bits out")
     return text
 
 
 def _colour(text: str) -> str:
     digits = text.removeprefix("#")
     if len(digits) != 6 or not text.startswith("#") or any(c not in "0123456789abcdefABCDEF" for c in digits):
-        raise ValueError(f"'{text}' is no colour; write it like \"#ffffff\"")
+        raise ValueError(f'{text!r} is no colour; write it like "#ffffff"')
     return text.lower()
 
 
 def _name(text: str) -> str:
     if not text or not all(c.isalnum() or c in "-_." for c in text) or text.startswith("."):
-        raise ValueError(f"'{text}' is no name; use letters, digits, '-', '_' and '.'")
+        raise ValueError(f"{text!r} is no name; use letters, digits, '-', '_' and '.'")
     return text
 
 
@@ -55,7 +55,7 @@ def _shaped(pattern: str, rule: str, nearest: Callable[[str], str]) -> AfterVali
         if not re.fullmatch(pattern, text):
             near = nearest(text.strip().lower())
             hint = f'; did you mean "{near}"?' if near and re.fullmatch(pattern, near) else ""
-            raise ValueError(f"'{text}' is {rule}{hint}")
+            raise ValueError(f"{text!r} is {rule}{hint}")
         return text
 
     return AfterValidator(check)

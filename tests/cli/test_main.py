@@ -252,9 +252,9 @@ def test_signal_ends_a_command_as_the_keyboard_does(
         signal.signal(number, outside)
 
 
-def test_service_is_not_ended_like_a_command(monkeypatch: pytest.MonkeyPatch, rmbgd: Any) -> None:
+def test_service_is_not_ended_like_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rmbgd: Any) -> None:
     """It stops in good order, with 0; and an error of the system is told with its traceback."""
-    monkeypatch.setattr(cli, "run", lambda _: os.stat("/nonexistent") and signal.getsignal(signal.SIGTERM))
+    monkeypatch.setattr(cli, "run", lambda _: os.stat(tmp_path / "absent"))
     status, _, err = rmbgd("run")
     assert (Exit.INTERNAL, True) == (status, "Traceback" in err)
     monkeypatch.setattr(cli, "run", lambda _: int(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL))
