@@ -13,6 +13,8 @@ RmbgdError
 
 from __future__ import annotations
 
+import errno
+import os
 from enum import IntEnum, StrEnum
 from typing import Self
 
@@ -129,6 +131,26 @@ class StorageFault(RmbgdError):
         super().__init__(f"{kind}: {detail}" + (f" ({path})" if path else ""))
 
 
+REMEDIES = {
+    **dict.fromkeys(
+        (errno.EACCES, errno.EPERM), "run the command as a user who may do that (sudo), or name another path"
+    ),
+    errno.ENOENT: "make it, or name another path",
+    errno.ENOTDIR: "a part of this path is a file; name a folder",
+    errno.EISDIR: "name a file",
+    errno.EEXIST: "name another path",
+    errno.EROFS: "mount it writable, or name another path",
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "make room, or name a path on another disk"),
+}
+
+
+def explain(error: OSError) -> str:
+    """What the operating system refused: where, why, what to do. For paths that the operator named."""
+    path = error.filename if error.filename2 is None else error.filename2
+    where = "" if path is None else f"{os.fsdecode(path) if isinstance(path, bytes) else path}: "
+    return f"{where}{error.strerror or error}; {REMEDIES.get(error.errno or 0, 'name another path')}"
+
+
 class Exit(IntEnum):
     """Exit statuses of `rmbgd`, for scripts and for systemd."""
 
@@ -137,14 +159,19 @@ class Exit(IntEnum):
     USAGE = 2
     INTERNAL = 70  # EX_SOFTWARE of sysexits.h
     CONFIGURATION = 78  # EX_CONFIG
-    INTERRUPTED = 130  # 128 + SIGINT, as shells say it
+    HUNG_UP = 129  # 128 + SIGHUP, as shells say it
+    INTERRUPTED = 130  # 128 + SIGINT
+    TERMINATED = 143  # 128 + SIGTERM
 
 
 EXIT_TEXT: dict[Exit, str] = {
     Exit.OK: "success; `run`: stopped on request",
-    Exit.FAILED: "failure: an image was rejected, the service is not running, or a requirement is not met",
+    Exit.FAILED: "failure: an image was rejected, the service is not running, a requirement is not met, or a path "
+    "cannot be used",
     Exit.USAGE: "invalid command line",
     Exit.INTERNAL: "internal error; systemd restarts the service",
     Exit.CONFIGURATION: "the configuration, the folder layout or a model cannot be used; systemd does not restart it",
+    Exit.HUNG_UP: "its terminal was closed (SIGHUP)",
     Exit.INTERRUPTED: "interrupted from the keyboard",
+    Exit.TERMINATED: "ended by SIGTERM; `run` stops in good order then, with 0",
 }

@@ -47,7 +47,7 @@ def from_folder(folder: Path, limits: LimitSettings) -> list[Sample]:
     """The first images below `folder` that the service would take. Raises ConfigError when there is none."""
     found: list[Sample] = []
     why = "it holds no files"
-    root, names = sources_of(folder)
+    root, names, _ = sources_of(folder)
     for name in names:
         try:
             with (root / name).open("rb", buffering=0) as stream:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
 
 from rmbgd import __version__
-from rmbgd.errors import EXIT_TEXT, ConfigError, Exit, RmbgdError
+from rmbgd.errors import EXIT_TEXT, REMEDIES, ConfigError, Exit, RmbgdError, explain
 from rmbgd.service.exit_recorder import DEFAULT_CONFIG
 
 COMMANDS = {  # in the order of `rmbgd --help`
@@ -33,24 +35,59 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = next((word for word in arguments if not word.startswith("-")), None)
     try:
         options = build_parser(command).parse_args(arguments)
-        return int(options.run_command(options))
+        with _ended_like_by_the_keyboard(() if command == "run" else (signal.SIGTERM, signal.SIGHUP)):
+            status = int(options.run_command(options))
+            print(end="", flush=True)  # where it goes to a file on a full disk, this is where that shows
+            return status
     except ConfigError as error:
         for problem in error.problems:
-            print(f"rmbgd: {problem}", file=sys.stderr)
+            print(f"rmbgd: {printable(problem)}", file=sys.stderr)
         return Exit.CONFIGURATION
     except RmbgdError as error:
-        print(f"rmbgd: {error}", file=sys.stderr)
+        print(f"rmbgd: {printable(str(error))}", file=sys.stderr)
         return Exit.FAILED
-    except KeyboardInterrupt:
-        return Exit.INTERRUPTED
+    except KeyboardInterrupt as interrupt:
+        return 128 + int(interrupt.args[0] if interrupt.args else signal.SIGINT)
     except BrokenPipeError:
-        # The reader of our output left (`rmbgd ... | head`): keep the interpreter from flushing into the closed pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()  # its reader left (`rmbgd ... | head`)
         return Exit.FAILED
-    except Exception:  # noqa: BLE001, what is left is a defect of ours, and says so
+    except Exception as error:  # noqa: BLE001, what is left is a defect of ours, and says so
+        # For the service every error of the system is one; all other commands work on paths that people name.
+        if command != "run" and isinstance(error, OSError) and (error.filename or error.errno in REMEDIES):
+            print(f"rmbgd: {printable(explain(error))}", file=sys.stderr)
+            if error.filename is None:
+                _drop_output()
+            return Exit.FAILED
         traceback.print_exc()
         print("rmbgd: this is a defect in rmbgd; please report the lines above", file=sys.stderr)
         return Exit.INTERNAL
+
+
+def _drop_output() -> None:
+    """Keep the interpreter from flushing once more what nobody takes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _ended_like_by_the_keyboard(numbers: Sequence[signal.Signals]) -> Iterator[None]:
+    """Turn these signals into a KeyboardInterrupt that carries the number, so that temporary folders are removed.
+
+    One that is ignored stays so (nohup). A second one changes nothing: timeout(1) sends each twice.
+    """
+
+    def interrupt(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        raise KeyboardInterrupt(number)
+
+    for number in numbers:
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            if signal.getsignal(number) is interrupt:
+                signal.signal(number, signal.SIG_DFL)
 
 
 def build_parser(command: str | None) -> argparse.ArgumentParser:
@@ -91,7 +128,7 @@ def run(options: argparse.Namespace) -> int:
 def check(options: argparse.Namespace) -> int:
     """Raises ConfigError with every problem: settings, folders that cannot be used together, missing models."""
     if options.print_default:
-        sys.stdout.write(resources.files("rmbgd.config").joinpath("default.toml").read_text(encoding="utf-8"))
+        print(resources.files("rmbgd.config").joinpath("default.toml").read_text(encoding="utf-8"), end="")
         return Exit.OK
     from rmbgd.config.layout import check_layout
     from rmbgd.config.load import load
@@ -111,6 +148,8 @@ def check(options: argparse.Namespace) -> int:
                 licences.require(place.entry, config.service.models_directory)
         except ConfigError as error:
             problems += error.problems
+        except OSError as error:
+            problems.append(f"model {model}: {explain(error)}")
     if problems:
         raise ConfigError([f"{options.config}: {problem}" for problem in problems])
     for each in config.adjusted:
@@ -129,7 +168,7 @@ def add_config(parser: argparse.ArgumentParser, *, json: bool = False) -> None:
 def usage_error(command: str, error: ConfigError, *, prefix: str = "") -> int:
     """Prints what is wrong with options alone; `prefix` is what stands before each option's name in a file."""
     for problem in error.problems:
-        print(f"rmbgd {command}: {problem.removeprefix(f'command line: {prefix}')}", file=sys.stderr)
+        print(f"rmbgd {command}: {problem.removeprefix('command line: ').removeprefix(prefix)}", file=sys.stderr)
     return Exit.USAGE
 
 

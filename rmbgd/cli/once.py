@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -19,8 +19,10 @@ from rmbgd.config.load import Config, overlay
 from rmbgd.config.settings import Recipe
 from rmbgd.errors import ConfigError, Exit
 from rmbgd.events import Emit
+from rmbgd.models import licences, store
 
 PROBLEMS_SHOWN = 20
+NUMBERS: dict[object, Callable[[str], object]] = {int: int, float: float}  # everything else is text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         elif get_origin(field.annotation) is list:
             add(type=lambda text: [word for part in text.split(",") if (word := part.strip())], metavar="A,B,...")
         else:
-            add(metavar=name.rpartition("_")[2].upper())
+            add(type=NUMBERS.get(field.annotation, str), metavar=name.rpartition("_")[2].upper())
 
 
 def settings(options: argparse.Namespace) -> tuple[Config, Recipe]:
@@ -69,6 +71,9 @@ def run(options: argparse.Namespace) -> int:
             raise
         return usage_error("once", error, prefix="recipe.default.")
     total = len(oneshot.sources_of(options.source)[1])
+    models = config.service.models_directory
+    if (entry := store.resolve(recipe.model, models).entry) is not None:  # where this user may not look, it says so
+        licences.require(entry, models)
     console = Console(highlight=False)
     with ExitStack() as stack:
         if options.json:

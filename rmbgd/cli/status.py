@@ -9,14 +9,15 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rmbgd import __version__
 from rmbgd.cli.main import add_config, printable
-from rmbgd.errors import Exit
+from rmbgd.errors import Exit, RmbgdError
 from rmbgd.service.exit_recorder import DEFAULT_CONFIG, DEFAULT_RUNTIME_DIRECTORY, STATUS_FILE
 from rmbgd.telemetry.jsonl import process_start, to_json
 
@@ -39,14 +40,20 @@ def run(options: argparse.Namespace) -> int:
     path = runtime_directory(options.config) / STATUS_FILE
     try:
         record = read(path)
+        state, why = judge(record, now=time.monotonic(), process_start=process_start, where=str(path))
+        shown = [] if record is None or state is ServiceState.NOT_RUNNING else rows(record)
     except PermissionError:
         print(f"rmbgd: you may not read {path}: be root, or in the group of the service", file=sys.stderr)
         return Exit.FAILED
-    state, why = judge(record, now=time.monotonic(), process_start=process_start, where=str(path))
+    except (IsADirectoryError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise RmbgdError(
+            f"{path}: not a status file that rmbgd {__version__} writes ({type(error).__name__}: {error}); remove it, "
+            "or restart the service: while it runs, it writes a new one every few seconds"
+        ) from error
     if options.json:
         print(to_json({"verdict": state, "why": why, "status": record}))
     else:
-        _print(state, why, record)
+        _print(state, why, shown)
     return Exit.OK if state is ServiceState.RUNNING else Exit.FAILED
 
 
@@ -60,12 +67,14 @@ def runtime_directory(path: Path) -> Path:
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The status file; None when there is none. Raises PermissionError: not being allowed to look is no answer."""
+    """The status file; None when there is none. Raises OSError and ValueError: what cannot be read is no answer."""
     try:
         record = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return record if isinstance(record, dict) else None
+    if not isinstance(record, dict):
+        raise ValueError("no JSON object")  # noqa: TRY004, as torn as other damage
+    return record
 
 
 def judge(
@@ -136,7 +145,7 @@ def _flat(value: Any) -> str:
     return str(value)
 
 
-def _print(state: ServiceState, why: str, record: Mapping[str, Any] | None) -> None:
+def _print(state: ServiceState, why: str, shown: Sequence[tuple[str, str]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Column, Table
@@ -144,9 +153,8 @@ def _print(state: ServiceState, why: str, record: Mapping[str, Any] | None) -> N
     console = Console(highlight=False)
     colour = "green" if state is ServiceState.RUNNING else "red"
     console.print(f"rmbgd is [bold {colour}]{state}[/]: {escape(why)}", soft_wrap=True)
-    if record is None or state is ServiceState.NOT_RUNNING:
-        return
     table = Table(Column(style="bold"), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
-    for label, text in rows(record):
+    for label, text in shown:
         table.add_row(label, escape(printable(text)))
-    console.print(table)
+    if shown:
+        console.print(table)

@@ -1,4 +1,4 @@
-"""Refuses folders that cannot be used together, before anything is watched: all problems at once, each with a remedy.
+"""Refuses paths that cannot be used, or not together, before anything is watched: all problems at once.
 
 Compares by real path and by (device, inode), so that links and bind mounts hide nothing. Creates and changes nothing.
 """
@@ -6,7 +6,8 @@ Compares by real path and by (device, inode), so that links and bind mounts hide
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +16,7 @@ from rmbgd.config.load import Config
 from rmbgd.errors import ConfigError
 
 RESULTS = {"output", "done", "failed"}
+MADE_BY_THE_UNIT = Path("/var/log/rmbgd")  # LogsDirectory= of systemd/rmbgd.service, at its first start
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,14 @@ def check_layout(config: Config) -> None:
     """Raises ConfigError with every problem."""
     directories = list(_directories(config))
     problems = [text for pair in combinations(directories, 2) if (text := _conflict(*pair))]
+    there = [each for each in directories if os.path.exists(each.path) and not os.path.isdir(each.path)]
+    problems += [f"{each.name} is a file: name a folder, or move the file away" for each in there]
+    for setting, path in (
+        ("service.log_file", config.service.log_file),
+        ("health.metrics_file", config.health.metrics_file),
+    ):
+        if path is not None:
+            problems += [f"{setting} ({path}) {text}" for text in _wrong_place(path, directories)]
     if problems:
         raise ConfigError(problems)
 
@@ -66,6 +76,26 @@ def _lineage(path: str) -> tuple[object, ...]:
         except OSError:
             lineage.append(here)
     return tuple(lineage)
+
+
+def _wrong_place(path: Path, directories: Sequence[_Directory]) -> Iterator[str]:
+    """What keeps a file of the service's own from being written at `path`, or from being left alone there."""
+    if os.path.isdir(path):
+        yield "is a folder: name a file in it"
+    parent = Path(os.path.realpath(path)).parent
+    try:
+        there = stat.S_ISDIR(parent.stat().st_mode)
+    except PermissionError:  # this user may not look; the service may
+        there = True
+    except OSError:
+        there = parent == MADE_BY_THE_UNIT
+    if not there:
+        yield f"cannot be written, as {parent} is no folder: make it, or name another file"
+    lineage = _lineage(str(parent))
+    for each in directories:
+        if each.owner != "service" and each.lineage[0] in lineage:
+            what = "its rotated parts would be taken for images" if each.role == "input" else "it is no result"
+            yield f"lies inside {each.name}: {what}; put it elsewhere"
 
 
 def _conflict(one: _Directory, other: _Directory) -> str | None:

@@ -23,7 +23,7 @@ from rmbgd.config.settings import (
     ServiceSettings,
     Settings,
 )
-from rmbgd.errors import ConfigError
+from rmbgd.errors import ConfigError, explain
 
 __all__ = [
     "Config",
@@ -100,9 +100,9 @@ class Config(Settings):
 def load(path: Path) -> Config:
     """The configuration in `path`. Raises ConfigError with every problem."""
     try:
-        tables = tomllib.loads(path.read_bytes().decode())
+        tables = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}; name another file with --config") from error
+        raise ConfigError(f"{explain(error)} with --config") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
     except tomllib.TOMLDecodeError as error:
@@ -141,10 +141,19 @@ def overlay(
     return config, config.recipe[recipe]
 
 
+TYPES = {  # pydantic's names for a value of another type -> what it must be
+    "int_type": "must be a whole number, without quotes",
+    "float_type": "must be a number, without quotes",
+    "bool_type": "must be true or false, without quotes",
+    "string_type": "must be a text, in quotes",
+    "path_type": "must be a path, in quotes",
+}
+
+
 def _problems(error: ValidationError) -> list[str]:
     texts: list[str] = []
     for entry in error.errors():
-        where = ".".join(str(part) for part in entry["loc"])
+        where = ".".join(str(part) for part in entry["loc"] if part != "[key]")
         if entry["type"] == "extra_forbidden":
             known = _siblings(entry["loc"])
             near = difflib.get_close_matches(str(entry["loc"][-1]), known, 1)
@@ -153,10 +162,22 @@ def _problems(error: ValidationError) -> list[str]:
         elif entry["type"] == "value_error":
             lines = str(entry["ctx"]["error"]).splitlines()
             texts += [f"{where}: {line}" if where else line for line in lines]
+        elif entry["loc"] == ("folder",) or entry["type"] in ("model_type", "dict_type"):
+            texts.append(f"{where}: {_heading(entry['loc'])}")
         else:
             value = f" (is {entry['input']!r})" if not isinstance(entry["input"], (dict, list)) else ""
-            texts.append(f"{where}: {entry['msg']}{value}")
+            texts.append(f"{where}: {TYPES.get(entry['type'], entry['msg'])}{value}")
     return texts
+
+
+def _heading(location: tuple[int | str, ...]) -> str:
+    """How to write the table at `location`, where something else stands."""
+    match location:
+        case ("folder", *_):
+            return "write [[folder]] with two brackets above the settings of each folder: there may be several"
+        case ("recipe", *_):
+            return "write [recipe.NAME] above the settings of a recipe, such as [recipe.default]"
+    return f"write [{location[0]}], with one bracket and once, above its settings"
 
 
 def _siblings(location: tuple[int | str, ...]) -> list[str]:

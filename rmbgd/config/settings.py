@@ -2,42 +2,85 @@
 
 from __future__ import annotations
 
+import difflib
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 KIBI, MEBI = 1 << 10, 1 << 20
 
 
 def _absolute(path: Path) -> Path:
     if not path.is_absolute():
-        raise ValueError(f"'{path}' is relative; write the whole path, starting with /")
+        raise ValueError(f"{str(path)!r} is relative; write the whole path, starting with /")
+    if "\0" in str(path):
+        raise ValueError(f"{str(path)!r} has a NUL character, which no path can have; leave it out")
     return path
 
 
 def _octal(text: str) -> str:
     if not (len(text) in (3, 4) and all(digit in "01234567" for digit in text)):
-        raise ValueError(f"'{text}' is no octal file mode; write it like \"0640\"")
+        raise ValueError(f'{text!r} is no octal file mode; write it like "0640"')
     if int(text, 8) & 0o111:
-        raise ValueError(f"'{text}' would make images executable; leave the execute bits out")
+        raise ValueError(f"{text!r} would make images executable; leave the execute bits out")
     return text
 
 
 def _colour(text: str) -> str:
     digits = text.removeprefix("#")
     if len(digits) != 6 or not text.startswith("#") or any(c not in "0123456789abcdefABCDEF" for c in digits):
-        raise ValueError(f"'{text}' is no colour; write it like \"#ffffff\"")
+        raise ValueError(f'{text!r} is no colour; write it like "#ffffff"')
     return text.lower()
 
 
 def _name(text: str) -> str:
     if not text or not all(c.isalnum() or c in "-_." for c in text) or text.startswith("."):
-        raise ValueError(f"'{text}' is no name; use letters, digits, '-', '_' and '.'")
+        raise ValueError(f"{text!r} is no name; use letters, digits, '-', '_' and '.'")
     return text
 
 
-AbsolutePath = Annotated[Path, AfterValidator(_absolute)]
+# Texts of a certain shape: pattern, what another text is and what to write.
+DEVICE = r"auto|cpu|cuda(:[0-9]{1,3})?", 'no device; write "auto", "cpu", "cuda", or "cuda:1" for GPU 1'
+SIZE = r"([1-9][0-9]{0,4}x[1-9][0-9]{0,4})?", 'no size; write width and height, like "2000x1500", or "" for none'
+DIGEST = r"([0-9a-f]{64})?", 'no SHA-256; write its 64 digits, 0 to 9 and a to f, or "" for none'
+
+
+def _shaped(pattern: str, rule: str, nearest: Callable[[str], str]) -> AfterValidator:
+    """Accepts a text that `pattern` fits; else says `rule`, with the nearest right text where there is one."""
+
+    def check(text: str) -> str:
+        if not re.fullmatch(pattern, text):
+            near = nearest(text.strip().lower())
+            hint = f'; did you mean "{near}"?' if near and re.fullmatch(pattern, near) else ""
+            raise ValueError(f"{text!r} is {rule}{hint}")
+        return text
+
+    return AfterValidator(check)
+
+
+def _near_device(text: str) -> str:
+    if gpu := re.match(r"(?:cuda|gpu|nvidia)\D*(\d*)", text):
+        return f"cuda:{gpu[1]}" if gpu[1] else "cuda"
+    return next(iter(difflib.get_close_matches(text, ["auto", "cpu", "cuda"], 1)), "")
+
+
+def _near_size(text: str) -> str:
+    return "x".join((re.findall(r"\d+", text) * 2)[:2])
+
+
+def _whole(value: object) -> object:
+    if type(value) is not int:  # to a Literal, true and 1.0 are 1
+        raise ValueError(f"must be a whole number, without quotes (is {value!r})")
+    return value
+
+
+AbsolutePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
+Device = Annotated[str, _shaped(*DEVICE, _near_device)]
+Size = Annotated[str, _shaped(*SIZE, _near_size)]
+Digest = Annotated[str, _shaped(*DIGEST, lambda text: text.removeprefix("sha256:"))]
 FileMode = Annotated[str, AfterValidator(_octal)]
 Colour = Annotated[str, AfterValidator(_colour)]
 Name = Annotated[str, AfterValidator(_name)]
@@ -49,7 +92,7 @@ def setting(default: Any = ..., *, unit: str = "", reason: str, **bounds: Any) -
 
 
 class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 # A table: one setting a row, a long reason in the row below.
@@ -139,7 +182,7 @@ class PipelineSettings(Settings):
         reason="shared memory for decoded images in flight; must hold one of the largest allowed")
     queue: int = setting(16, unit="pictures", ge=1, le=1024,
         reason="images queued between two stages; their bytes are bounded by arena_bytes")
-    batch_maximum: Literal[1, 2, 4, 8, 16] = setting(8, unit="pictures",
+    batch_maximum: Annotated[Literal[1, 2, 4, 8, 16], BeforeValidator(_whole)] = setting(8, unit="pictures",
         reason="largest batch offered to the engine, which may take less")
     batch_wait: float = setting(0.0, unit="s", ge=0, le=0.003,
         reason="extra time to wait for more images while the engine is idle; rarely helps")
@@ -150,7 +193,7 @@ class PipelineSettings(Settings):
 class EngineSettings(Settings):
     """The device and the process that computes on it."""
 
-    device: str = setting("auto", pattern=r"^(auto|cpu|cuda|cuda:[0-9]{1,3})$",
+    device: Device = setting("auto",
         reason='"auto" uses every visible GPU, or the CPU if there is none; "cuda" requires a GPU; "cuda:1" uses one')
     threads: int = setting(0, unit="threads", ge=0, le=256, reason="CPU threads of the network; 0: one per core")
     precision: Literal["auto", "float32", "float16", "bfloat16", "float8"] = setting("auto",
@@ -281,13 +324,13 @@ class Recipe(Settings):
         reason="a name of `rmbgd models list`, a folder with model.safetensors, or a .safetensors file")
     patch_order: Literal["auto", "channel_first", "tile_first"] = setting("auto",
         reason="layout of the network's image patches, for weights of your own; auto reads it beside the weights")
-    model_sha256: str = setting("", pattern=r"^([0-9a-f]{64})?$", unit="hex digits",
+    model_sha256: Digest = setting("", unit="hex digits",
         reason="what the model's file must hash to; empty: the registry's digest if there is one. The digest is always logged")
     format: Literal["png", "webp", "tiff"] = setting("png",
         reason="file format; PNG is lossless and every tool reads it")
     content: Literal["rgba", "mask", "colour"] = setting("rgba",
         reason="rgba: transparent cutout; mask: alpha alone; colour: on a background colour")
-    mask_bits: Literal[8, 16] = setting(8, unit="bits",
+    mask_bits: Annotated[Literal[8, 16], BeforeValidator(_whole)] = setting(8, unit="bits",
         reason="bits per pixel of a mask; 16 (PNG, TIFF) keeps every step of a soft edge")
     background: Colour = setting("#ffffff", reason="background colour when content is colour, exact to the value")
     edge_colours: Literal["clean", "keep"] = setting("clean",
@@ -302,7 +345,7 @@ class Recipe(Settings):
         reason="crop to the subject's bounding box (alpha of 10 and more), with crop_margin around it")
     crop_margin: float = setting(0.05, unit="of the box's longer side", ge=0, le=0.5,
         reason="space around a cropped subject, as marketplaces ask for")
-    canvas: str = setting("", pattern=r"^([1-9][0-9]{0,4}x[1-9][0-9]{0,4})?$", unit="pixels",
+    canvas: Size = setting("", unit="pixels",
         reason='fit the image into this size, e.g. "2000x2000"; empty keeps its own')
     metadata: list[Literal["copyright", "artist", "description", "software", "datetime"]] = setting(["copyright"],
         reason="text fields to carry over; colour profile and resolution always are, GPS never is")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rmbgd.config.load import Config, Folder, Recipe
 from rmbgd.doctor.checks import GIBI, CheckResult, fail, ok, warn
-from rmbgd.errors import ModelError
+from rmbgd.errors import ModelError, explain
 from rmbgd.intake.mounts import file_system, is_local
 
 TRIAL = ".rmbgd-doctor-"  # hidden, so that a running service leaves it alone
@@ -75,6 +75,7 @@ def _problem(path: Path, *, writes: bool = True) -> str:
     try:
         if not writes:
             os.listdir(path)
+            os.stat(f"{path}/.")  # to see names is not to reach the files
             return ""
         descriptor, name = tempfile.mkstemp(prefix=TRIAL, dir=path)
         try:
@@ -183,7 +184,7 @@ def model(name: str, models: Path) -> CheckResult:
     except ModelError as error:
         return fail(need, str(error))
     except OSError as error:
-        return fail(need, f"{name}: {error.strerror}")
+        return fail(need, explain(error))
     stated = place.stated_sha256()
     for source, expected in stated.items():
         if digest != expected:

@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 import rmbgd
-from rmbgd.errors import ModelError
+from rmbgd.errors import ModelError, explain
 from rmbgd.fs import make_readable_folder, place_folder, write_json
 from rmbgd.models.checkpoint import ProgressBar, read_header, require_published, sha256_of
 from rmbgd.models.registry import ModelEntry
@@ -88,7 +88,7 @@ def fetch(
             shutil.rmtree(staged / ".cache", ignore_errors=True)  # the hub client's notes on the download
             place_folder(staged, target)
     except OSError as error:
-        raise ModelError(f"{entry.name}: cannot be placed in {models}: {error.strerror or error}") from error
+        raise ModelError(f"{entry.name}: cannot be placed in {models}: {explain(error)}") from error
     return Fetched(target, digest, brought=True)
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rmbgd import fs
-from rmbgd.errors import ConfigError, Exit, RmbgdError
+from rmbgd.errors import ConfigError, Exit, RmbgdError, explain
 from rmbgd.mtbf import html, text
 from rmbgd.mtbf.logs import gather, read
 from rmbgd.mtbf.machine import machines
@@ -102,3 +102,6 @@ def main() -> int:
     except RmbgdError as error:
         print(f"rmbgd: {error}", file=sys.stderr)
         return Exit.CONFIGURATION if isinstance(error, ConfigError) else Exit.FAILED
+    except OSError as error:
+        print(f"rmbgd: {explain(error)}", file=sys.stderr)
+        return Exit.FAILED

@@ -25,7 +25,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
-from rmbgd.errors import RmbgdError
+from rmbgd.errors import RmbgdError, explain
 
 STANDARD_INPUT = Path("-")
 LOG_NAME = re.compile(r"\.(jsonl|ndjson|json|log)([-._][\w.-]*)?$", re.IGNORECASE)
@@ -221,7 +221,8 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
     if path == STANDARD_INPUT:
         yield path, "standard input"
     elif path.is_dir():
-        files = [file for file in sorted(path.rglob("*")) if file.is_file() and LOG_NAME.search(file.name)]
+        found = sorted(Path(folder, name) for folder, _, names in os.walk(path, onerror=_unread) for name in names)
+        files = [file for file in found if LOG_NAME.search(file.name) and file.is_file()]
         if not files:
             raise RmbgdError(f"{path}: no log in this folder; logs end in .jsonl, .json or .log, rotated or compressed")
         for file in files:
@@ -232,6 +233,10 @@ def _files(path: Path) -> Iterator[tuple[Path, str]]:
         raise RmbgdError(f"{path}: no such file; name the log_file of the configuration, or a folder of such files")
     else:
         yield path, _stem(path)
+
+
+def _unread(error: OSError) -> None:
+    raise error  # a report that leaves out what it could not read would be untrue
 
 
 def _stem(file: Path) -> str:
@@ -337,7 +342,7 @@ def _lines(file: Path, source: LogSource, index: LogIndex) -> Iterator[bytes]:
     try:
         stream = _open(file)
     except OSError as error:
-        raise RmbgdError(f"{file}: {error.strerror or error}") from error
+        raise RmbgdError(explain(error)) from error
     with stream:
         try:
             yield from stream

@@ -70,7 +70,7 @@ def exit_keys(environ: Mapping[str, str], status: Mapping[str, Any], boot_id: st
 def _read(path: Path, parse: Callable[[str], Any]) -> dict[str, Any]:
     """The table in a file; empty when it cannot be read, because a broken configuration is an exit worth recording."""
     try:
-        found = parse(path.read_text(encoding="utf-8"))
+        found = parse(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

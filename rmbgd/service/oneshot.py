@@ -5,11 +5,12 @@ Originals stay where they are, nothing is remembered afterwards, and what cannot
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,8 +22,8 @@ from rmbgd.config.load import Config, EngineSettings, Folder, Recipe, ServiceSet
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.devices import EngineContext, EngineFactory
 from rmbgd.engine.wiring import default_devices
-from rmbgd.errors import ConfigError
-from rmbgd.events import Emit
+from rmbgd.errors import ConfigError, explain
+from rmbgd.events import EVENTS, Emit
 from rmbgd.fs import version_of
 from rmbgd.heartbeat import Heartbeats
 from rmbgd.imaging.encode import SUFFIXES
@@ -36,6 +37,7 @@ from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Candidate, Job
 
 NAME = "once"
+STAGING = ".rmbgd-once-"  # folders in OUT that begin so hold what a run has not finished
 
 
 @dataclass(slots=True)
@@ -49,18 +51,66 @@ class Summary:
     problems: list[tuple[str, str]] = field(default_factory=list)  # (path, why)
 
 
-def sources_of(source: Path) -> tuple[Path, list[str]]:
-    """The folder that paths are relative to, and the files: one, or all below a folder but hidden and linked."""
+def sources_of(source: Path) -> tuple[Path, list[str], list[OSError]]:
+    """The folder that paths are relative to, and the files: one, or all below a folder but hidden and linked; and what
+    kept folders below it from being read. Raises ConfigError, and OSError where `source` cannot be read itself."""
     if source.is_file():
-        return source.parent, [source.name]
+        return source.parent, [source.name], []
     if not source.is_dir():
         raise ConfigError(f"{source}: neither a file nor a folder; nothing to do")
-    found = []
-    for directory, folders, files in os.walk(source):
+    os.listdir(source)
+    found, unread = [], list[OSError]()
+    for directory, folders, files in os.walk(source, onerror=unread.append):
         folders[:] = sorted(each for each in folders if not each.startswith("."))
         paths = (os.path.join(directory, each) for each in sorted(files) if not each.startswith("."))
         found += [os.path.relpath(path, source) for path in paths if not os.path.islink(path)]
-    return source, found
+    return source, found, unread
+
+
+@contextmanager
+def staging(place: Path) -> Iterator[Path]:
+    """A folder in `place` for the time of a run; removes those of runs that were killed. Raises OSError.
+
+    The run that owns such a folder has it locked, and no process keeps a lock when it ends, however it ends.
+    """
+    for left in place.glob(f"{STAGING}*"):
+        with suppress(OSError), _locked(left):
+            shutil.rmtree(left, ignore_errors=True)
+    with ExitStack() as stack:
+        folder = _owned_folder(place, stack)
+        try:
+            yield folder
+        finally:
+            with suppress(OSError):  # under another name no thread of an interrupted run puts a file into it
+                folder = folder.rename(f"{folder}.ended")
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _owned_folder(place: Path, stack: ExitStack) -> Path:
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=STAGING, dir=place))
+    except OSError as error:
+        error.filename = os.fspath(place)  # nobody knows the other name
+        raise
+    try:
+        stack.enter_context(_locked(folder))
+    except (BlockingIOError, FileNotFoundError):  # another run took it for one that was left
+        return _owned_folder(place, stack)
+    except OSError:  # a file system without locks: then nobody removes it either
+        pass
+    return folder
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock on a folder that is there. Raises OSError, and BlockingIOError where another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.stat(folder)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def once(
@@ -79,20 +129,24 @@ def once(
     An output that is there already is left alone, and its input skipped, unless `overwrite`. `emit` hears image.done
     and image.failed per file, with paths below the source. Raises ConfigError, and what broke if a part broke.
     """
-    root, paths = sources_of(source.absolute())
-    single = output.name if source.is_file() and output.suffix in set(SUFFIXES.values()) | {".tiff"} else None
+    root, paths, unread = sources_of(source.absolute())
+    suffixes = sorted({*SUFFIXES.values(), ".tiff"})
+    single = output.name if source.is_file() and output.suffix in suffixes and not output.is_dir() else None
     place = (output.parent if single else output).absolute()
+    if place.exists() and not place.is_dir():
+        names_one = f", or for one image a file that ends in {', '.join(suffixes)}"
+        raise ConfigError(f"{place}: is a file; name a folder{names_one if source.is_file() else ''}")
     if place == root and not single:
         raise ConfigError(f"{place}: results would be written among the sources; name another folder")
     place.mkdir(parents=True, exist_ok=True)
-    clock, summary = SystemClock(), Summary()
+    clock = SystemClock()
+    problems = [(str(each.filename), explain(each).removeprefix(f"{each.filename}: ")) for each in unread]
+    summary = Summary(failed=len(unread), problems=problems)
     began = clock.monotonic()
-    with tempfile.TemporaryDirectory(dir=place, prefix=".rmbgd-once-") as staging:
-        folder = Folder(
-            name=NAME, input=root, output=Path(staging), failed=Path(staging), originals="keep", recipe="default"
-        )
+    with staging(place) as staged:
+        folder = Folder(name=NAME, input=root, output=staged, failed=staged, originals="keep", recipe="default")
         config = Config(service=service, engine=engine, recipe={"default": recipe}, folder=[folder])
-        moving = _MovingEmit(Path(staging), place, single, emit, summary)
+        moving = _MovingEmit(staged, place, single, emit, summary)
         outputs = {path: single or names.output_names(path, SUFFIXES[recipe.format])[0] for path in paths}
         wanted = [path for path in paths if overwrite or not (place / outputs[path]).exists()]
         summary.skipped = len(paths) - len(wanted)
@@ -114,7 +168,12 @@ class _MovingEmit:
 
     def __call__(self, event: str, /, **keys: object) -> None:
         if event == "image.done":
-            self._move(str(keys["output"]))
+            try:
+                self._move(str(keys["output"]))
+            except OSError as error:  # a folder under the cutout's name, a full disk
+                known = {key: keys[key] for key in EVENTS["image.postponed"].keys if key in keys}
+                self("image.postponed", **known, why="storage", detail=explain(error))
+                return
             self._summary.done += 1
         elif event in ("image.failed", "image.postponed"):
             self._summary.failed += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -223,7 +224,45 @@ def test_status_of_a_running_service(configuration: Callable[..., Path], tmp_pat
     assert out.isascii()
 
 
-def test_broken_status_file_is_as_good_as_none(configuration: Callable[..., Path], tmp_path: Path, rmbgd: Any) -> None:
+@pytest.mark.parametrize("text", ['{"phase": "rea', "[]", "{}", '{"phase": "stopped", "pid": 1, "written_at": ""}'])
+def test_broken_status_file_is_neither_a_service_nor_none(
+    text: str, configuration: Callable[..., Path], tmp_path: Path, rmbgd: Any
+) -> None:
     path = configuration()
-    (tmp_path / "run" / "status.json").write_text('{"phase": "rea')
-    assert (Exit.FAILED, "") == rmbgd("status", "--config", path)[::2]
+    (tmp_path / "run" / "status.json").write_text(text)
+    status, out, err = rmbgd("status", "--config", path)
+    assert (Exit.FAILED, "") == (status, out)
+    assert f"{tmp_path}/run/status.json: not a status file that rmbgd" in err
+
+
+@pytest.mark.parametrize(
+    ("number", "before", "expected"),
+    [
+        (signal.SIGTERM, signal.SIG_DFL, Exit.TERMINATED),
+        (signal.SIGHUP, signal.SIG_DFL, Exit.HUNG_UP),
+        (signal.SIGHUP, signal.SIG_IGN, Exit.OK),  # nohup
+    ],
+)
+def test_signal_ends_a_command_as_the_keyboard_does(
+    number: signal.Signals, before: signal.Handlers, expected: Exit, monkeypatch: pytest.MonkeyPatch, rmbgd: Any
+) -> None:
+    def work(_: object) -> int:
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), 0)  # the interpreter looks for signals here
+        return Exit.OK
+
+    monkeypatch.setattr(cli, "check", work)
+    outside = signal.signal(number, before)
+    try:
+        assert (expected, "", "") == rmbgd("check")
+    finally:
+        signal.signal(number, outside)
+
+
+def test_service_is_not_ended_like_a_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rmbgd: Any) -> None:
+    """It stops in good order, with 0; and an error of the system is told with its traceback."""
+    monkeypatch.setattr(cli, "run", lambda _: os.stat(tmp_path / "absent"))
+    status, _, err = rmbgd("run")
+    assert (Exit.INTERNAL, True) == (status, "Traceback" in err)
+    monkeypatch.setattr(cli, "run", lambda _: int(signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL))
+    assert Exit.OK == rmbgd("run")[0]

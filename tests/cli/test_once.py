@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import errno
+import fcntl
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -34,6 +38,13 @@ def parsed(*arguments: str | Path) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     once.add_arguments(parser)
     return parser.parse_args([str(argument) for argument in arguments])
+
+
+def faked(source: Path, output: Path, recipe: Recipe, **options: Any) -> oneshot.Summary:
+    """What a run with a fake engine made of it."""
+    around = {"engine": EngineSettings(device="cpu"), "service": ServiceSettings(), "emit": Mock()}
+    made = in_process(lambda context: FakeBackend(context.arena.block))
+    return oneshot.once(source, output, recipe, build_devices=made, **around, **options)
 
 
 def recorded(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
@@ -90,7 +101,9 @@ def test_value_that_cannot_be_is_a_usage_error(
     image: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert Exit.USAGE == once.run(parsed(image, "out", "--png-level", "9"))
-    assert "rmbgd once: png_level: Input should be less than or equal to 3 (is '9')\n" == capsys.readouterr().err
+    assert "rmbgd once: png_level: Input should be less than or equal to 3 (is 9)\n" == capsys.readouterr().err
+    assert Exit.USAGE == once.run(parsed(image, "out", "--device", "g\udcffu"))  # as the shell hands over odd bytes
+    assert capsys.readouterr().err.startswith("rmbgd once: engine.device: 'g\\udcffu' is no device; write")
     assert [] == asked
 
 
@@ -152,15 +165,119 @@ def test_equal_images_have_an_output_each(tmp_path: Path, links: bool, monkeypat
     (tmp_path / "in" / "sub").mkdir(parents=True)
     for name in ("a.png", "b.png", "sub/c.png"):
         Image.new("RGB", (32, 24), "navy").save(tmp_path / "in" / name)
-    around = {"engine": EngineSettings(device="cpu"), "service": ServiceSettings(), "emit": Mock()}
-    made = in_process(lambda context: FakeBackend(context.arena.block))
-    recipe = Recipe(sidecar="always")
-    summary = oneshot.once(tmp_path / "in", tmp_path / "out", recipe, build_devices=made, **around)
+    summary = faked(tmp_path / "in", tmp_path / "out", Recipe(sidecar="always"))
 
     assert (3, 0, []) == (summary.done, summary.failed, summary.problems)
     found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
     assert ["a.png", "a.png.json", "b.png", "b.png.json", "sub/c.png", "sub/c.png.json"] == found
     assert 1 == len({(tmp_path / "out" / name).read_bytes() for name in ("a.png", "b.png", "sub/c.png")})
+
+
+def test_output_that_cannot_take_its_place_is_refused_and_the_others_done(tmp_path: Path) -> None:
+    """A folder stands under the name of one cutout, and a file under that of a sub-folder."""
+    (tmp_path / "in" / "sub").mkdir(parents=True)
+    (tmp_path / "out" / "b.png").mkdir(parents=True)
+    (tmp_path / "out" / "sub").write_bytes(b"")
+    for name, colour in (("a.png", "navy"), ("b.png", "red"), ("sub/c.png", "green")):
+        Image.new("RGB", (32, 24), colour).save(tmp_path / "in" / name)
+    summary = faked(tmp_path / "in", tmp_path / "out", Recipe(sidecar="never"), overwrite=True)
+    assert (1, 2) == (summary.done, summary.failed)
+    assert {"b.png", "sub/c.png"} == {path for path, _ in summary.problems}
+    assert all(str(tmp_path / "out" / path[:3]) in why for path, why in summary.problems)
+    assert {"a.png", "b.png", "sub"} == {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_folder_named_like_an_image_is_the_folder_to_write_into(tmp_path: Path, image: Path) -> None:
+    (tmp_path / "all.png").mkdir()
+    assert 1 == faked(image, tmp_path / "all.png", Recipe(sidecar="never")).done
+    assert ["shoe.png"] == [path.name for path in (tmp_path / "all.png").iterdir()]
+
+
+def test_folder_that_another_run_takes_for_a_left_one_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between making and locking it: the other has it locked, or has removed it already."""
+    real, locks = oneshot.tempfile.mkdtemp, []
+
+    def make(**where: Any) -> str:
+        made = real(**where)
+        if len(locks) == 0:
+            locks.append(os.open(made, os.O_RDONLY))
+            fcntl.flock(locks[0], fcntl.LOCK_EX)
+        elif len(locks) == 1:
+            locks.append(-1)
+            os.rmdir(made)
+        return made
+
+    monkeypatch.setattr(oneshot.tempfile, "mkdtemp", make)
+    with oneshot.staging(tmp_path) as folder:
+        assert folder.is_dir()
+    assert 1 == len(list(tmp_path.iterdir()))
+    os.close(locks[0])
+
+
+def test_without_locks_nothing_left_is_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS locks no folders: nobody could tell whether another machine is at work there."""
+    left = tmp_path / f"{oneshot.STAGING}left"
+    left.mkdir()
+    monkeypatch.setattr(oneshot.fcntl, "flock", Mock(side_effect=OSError(errno.EBADF, "no locks here")))
+    with oneshot.staging(tmp_path) as folder:
+        assert {left, folder} == set(tmp_path.iterdir())
+    assert [left] == list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def endless(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
+    """Starts `rmbgd once` on more images than it gets through, and waits for its first cutout in `out`."""
+    (tmp_path / "in").mkdir()
+    for number in range(2000):
+        Image.new("RGB", (64, 48), (number % 256, number // 256, 0)).save(tmp_path / "in" / f"{number:04}.png")
+    started: list[subprocess.Popen[str]] = []
+
+    def start() -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "rmbgd", "once", tmp_path / "in", tmp_path / "out", "--device", "cpu"]
+        started.append(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+        while not list((tmp_path / "out").glob("*.png")):
+            assert started[-1].poll() is None, started[-1].communicate()
+            time.sleep(0.05)
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT], ids=lambda number: number.name)
+def test_run_that_is_told_to_end_leaves_only_cutouts(
+    number: signal.Signals, tmp_path: Path, endless: Callable[[], subprocess.Popen[str]]
+) -> None:
+    """Sent twice, as timeout(1) does."""
+    process = endless()
+    process.send_signal(number)
+    if number != signal.SIGINT:
+        process.send_signal(number)
+    _, err = process.communicate()
+    assert (128 + number, "") == (process.returncode, err)
+    assert [] == list((tmp_path / "out").glob(".*"))
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+def test_what_a_killed_run_left_is_removed_and_what_a_living_one_has_is_not(
+    tmp_path: Path, image: Path, endless: Callable[[], subprocess.Popen[str]]
+) -> None:
+    process = endless()
+    (folder,) = (tmp_path / "out").glob(f"{oneshot.STAGING}*")
+    faked(image, tmp_path / "out", Recipe())
+    assert folder.is_dir()
+    process.kill()
+    process.communicate()
+    assert folder.is_dir()
+    faked(image, tmp_path / "out", Recipe())
+    assert [] == list((tmp_path / "out").glob(".*"))
 
 
 @pytest.mark.integration

@@ -4,18 +4,20 @@ import subprocess
 
 import pytest
 
+from rmbgd.config import layout
 from rmbgd.config.layout import check_layout
 from rmbgd.config.load import parse
 from rmbgd.errors import ConfigError
 
 
-def configured(base, *folders, **service):
+def configured(base, *folders, metrics_file=None, **service):
     tables = []
     for number, folder in enumerate(folders):
         names = {role: str(base / f"{role}{number}") for role in ("input", "output", "done", "failed")}
         tables.append({"name": f"f{number}"} | names | {role: str(base / path) for role, path in folder.items()})
     places = {"state_directory": str(base / "state"), "runtime_directory": str(base / "run")}
-    return parse({"service": places | service, "folder": tables})
+    health = {} if metrics_file is None else {"metrics_file": metrics_file}
+    return parse({"service": places | service, "health": health, "folder": tables})
 
 
 def problems(config):
@@ -77,7 +79,46 @@ def test_the_ledger_does_not_lie_in_a_drop_folder(tmp_path):
     assert problems(configured(tmp_path, {}, state_directory=str(tmp_path / "input0" / "state")))
 
 
+@pytest.mark.parametrize("role", ["input", "output", "done", "failed"])
+@pytest.mark.parametrize(("setting", "name"), [("log_file", "events.jsonl"), ("metrics_file", "rmbgd.prom")])
+def test_files_of_the_service_do_not_lie_in_its_folders(tmp_path, role, setting, name):
+    """Deep inside, and by way of a link; a rotated log would be taken for an image."""
+    (tmp_path / f"{role}0" / "deep").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / f"{role}0" / "deep")
+    (found,) = problems(configured(tmp_path, {}, **{setting: str(tmp_path / "link" / name)}))
+    assert f"{setting} ({tmp_path}/link/{name}) lies inside folder 'f0'.{role} ({tmp_path}/{role}0)" in found
+    check_layout(configured(tmp_path, {}, **{setting: str(tmp_path / name)}))
+
+
+@pytest.mark.parametrize(("setting", "name"), [("log_file", "log"), ("metrics_file", "rmbgd.prom")])
+def test_files_of_the_service_can_be_written(tmp_path, setting, name):
+    (tmp_path / name).mkdir()
+    assert "is a folder" in problems(configured(tmp_path, {}, **{setting: str(tmp_path / name)}))[0]
+    (tmp_path / "file").write_bytes(b"")
+    for parent in ("nowhere", "file"):
+        (found,) = problems(configured(tmp_path, {}, **{setting: str(tmp_path / parent / name)}))
+        assert f"{tmp_path}/{parent} is no folder: make it" in found
+
+
+def test_folder_of_the_log_that_systemd_makes_need_not_be_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(layout, "MADE_BY_THE_UNIT", tmp_path / "log")
+    check_layout(configured(tmp_path, {}, log_file=str(tmp_path / "log" / "events.jsonl")))
+
+
+@pytest.mark.parametrize("role", ["input", "output", "done", "failed", "state_directory", "runtime_directory"])
+def test_file_is_no_folder(tmp_path, role):
+    (tmp_path / "file").write_bytes(b"")
+    of_service = role.endswith("directory")
+    folder, service = ({}, {role: str(tmp_path / "file")}) if of_service else ({role: "file"}, {})
+    (found,) = problems(configured(tmp_path, folder, **service))
+    assert f"{role} ({tmp_path}/file) is a file" in found
+
+
 def test_all_findings_come_at_once(tmp_path):
-    found = problems(configured(tmp_path, {"output": "input0/out"}, {"done": "input1/done"}))
-    assert 2 == len(found)
-    assert all("folder 'f" in text for text in found)
+    (tmp_path / "file").write_bytes(b"")
+    log_file = str(tmp_path / "nowhere" / "log")
+    found = problems(
+        configured(tmp_path, {"output": "input0/out"}, {"done": "input1/d", "failed": "file"}, log_file=log_file)
+    )
+    assert 4 == len(found)
+    assert 3 == sum("folder 'f" in text for text in found)

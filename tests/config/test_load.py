@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel
 from pydantic.fields import FieldInfo
 
 from rmbgd.config.load import Config, load, overlay, parse
@@ -72,15 +73,77 @@ def test_nothing_set_is_a_usable_configuration() -> None:
         ({"recipe": {"a": {"file_mode": "0755"}}}, "would make images executable"),
         ({"recipe": {"a": {"content": "mask", "mask_bits": 16, "format": "webp"}}}, "holds 8 bits only"),
         ({"limits": {"pixels": 200_000_000}}, "pipeline.arena_bytes = 536870912 cannot hold one image"),
-        ({"engine": {"device": "gpu"}}, "engine.device"),
         ({"gpu": {"grafs": True}}, "gpu.grafs: unknown setting; did you mean 'graphs'?"),
         ({"gpu": {"x": True}}, "gpu.x: unknown setting; known here: graphs, kernels, pinned_bytes, spare_bytes"),
         ({"pipeline": {"queue": 0}}, "pipeline.queue: Input should be greater than or equal to 1 (is 0)"),
+        ({"engine": {"threads": "2"}}, "engine.threads: must be a whole number, without quotes (is '2')"),
+        ({"engine": {"threads": True}}, "engine.threads: must be a whole number, without quotes (is True)"),
+        ({"pipeline": {"batch_maximum": True}}, "pipeline.batch_maximum: must be a whole number"),
+        ({"recipe": {"a": {"mask_bits": 8.0}}}, "recipe.a.mask_bits: must be a whole number"),
+        ({"health": {"hot": "83"}}, "health.hot: must be a number, without quotes (is '83')"),
+        ({"health": {"hot": float("nan")}}, "health.hot"),
+        ({"health": {"xid_lost": [True]}}, "health.xid_lost.0: must be a whole number"),
+        ({"gpu": {"graphs": 1}}, "gpu.graphs: must be true or false, without quotes (is 1)"),
+        ({"recipe": {"a": {"model": 1}}}, "recipe.a.model: must be a text, in quotes (is 1)"),
+        ({"service": {"log_file": 1}}, "service.log_file: must be a path, in quotes (is 1)"),
+        ({"service": {"log_file": "/a\0b"}}, "service.log_file: '/a\\x00b' has a NUL character"),
+        ({"folder": FOLDER}, "folder: write [[folder]] with two brackets"),
+        ({"engine": [{}]}, "engine: write [engine], with one bracket and once"),
+        ({"recipe": {"format": "png"}}, "recipe.format: write [recipe.NAME] above the settings of a recipe"),
+        ({"recipe": {"a b": {}}}, "recipe.a b: 'a b' is no name; use letters"),
     ],
 )
 def test_mistake_is_reported_with_place_and_remedy(tables: dict[str, Any], expected: str) -> None:
     (problem,) = problems(tables)
     assert expected in problem
+
+
+def test_whole_number_is_a_number_and_a_path_is_a_text() -> None:
+    """As TOML files have them, and as the code has them."""
+    read = parse({"health": {"hot": 83}, "service": {"log_file": "/log"}})
+    assert (83.0, Path("/log")) == (read.health.hot, read.service.log_file)
+    assert read == parse({"health": {"hot": 83.0}, "service": {"log_file": Path("/log")}})
+
+
+SHAPED = {  # every text of a certain shape: a table, a wrong value, what the message says
+    "engine.device": [
+        ("gpu", 'write "auto", "cpu", "cuda", or "cuda:1" for GPU 1; did you mean "cuda"?'),
+        ("GPU 1", 'did you mean "cuda:1"?'),
+        ("cuda0", 'did you mean "cuda:0"?'),
+        ("cdua", 'did you mean "cuda"?'),
+        ("tape", "for GPU 1"),
+    ],
+    "recipe.canvas": [
+        ("2000", 'write width and height, like "2000x1500", or "" for none; did you mean "2000x2000"?'),
+        ("800 X 600 px", 'did you mean "800x600"?'),
+        ("0x0", 'or "" for none'),
+    ],
+    "recipe.model_sha256": [
+        ("AB", "write its 64 digits, 0 to 9 and a to f"),
+        ("AB" * 32, f'did you mean "{"ab" * 32}"?'),
+    ],
+    "recipe.background": [("red", 'write it like "#ffffff"')],
+    "recipe.file_mode": [("rw-r-----", 'write it like "0640"')],
+    "folder.name": [("a b", "use letters, digits")],
+    "folder.recipe": [("a/b", "use letters, digits")],
+}
+
+
+@pytest.mark.parametrize(("name", "value", "said"), [(name, *case) for name in SHAPED for case in SHAPED[name]])
+def test_shape_of_a_text_is_told_in_words(name: str, value: str, said: str) -> None:
+    table, setting = name.split(".")
+    (text,) = problems({table: {"recipe": {"a": (own := {setting: value})}, "folder": [FOLDER | own]}.get(table, own)})
+    assert said in text
+    assert f"{value}'" in text
+    assert not re.search(r"[\^$\\]|\[[0-9]|pattern", text)
+
+
+@pytest.mark.parametrize(("name", "field"), SETTINGS)
+def test_no_setting_would_print_a_regular_expression(name: str, field: FieldInfo) -> None:
+    """Every text is free, a path, one of some words, or one of those above."""
+    assert not any(getattr(each, "pattern", None) for each in field.metadata)
+    checked = any(isinstance(each, AfterValidator) for each in field.metadata)
+    assert (name in SHAPED) == (checked and field.annotation is str)
 
 
 def test_archive_without_a_place_is_refused() -> None:
@@ -106,6 +169,13 @@ def test_file_that_is_no_toml_is_named(content: bytes, expected: str, tmp_path: 
     path.write_bytes(content)
     with pytest.raises(ConfigError, match=expected):
         load(path)
+
+
+def test_byte_order_mark_is_accepted(tmp_path: Path) -> None:
+    """Some editors write one, where others show nothing."""
+    path = tmp_path / "rmbgd.toml"
+    path.write_text("[engine]\nthreads = 3\n", encoding="utf-8-sig")
+    assert 3 == load(path).engine.threads
 
 
 def test_recipe_of_a_folder() -> None:

@@ -167,7 +167,8 @@ def test_the_tool_runs_where_nothing_is_installed(tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("log", "status", "words"), [("edge.jsonl", 0, ""), ("x", 1, "no such file; name the log_file")]
+    ("log", "status", "words"),
+    [("edge.jsonl", 0, ""), ("x", 1, "no such file; name the log_file"), ("x" * 300, 1, "too long; name another path")],
 )
 def test_the_module_runs_alone(tmp_path: Path, monkeypatch, capsys: Capture, log: str, status: int, words: str):
     """What is wrong is said in one line, without a traceback."""

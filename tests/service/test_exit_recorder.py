@@ -29,7 +29,8 @@ def record(*arguments: str | Path, **environ: str) -> subprocess.CompletedProces
 
 def configured(folder: Path) -> Path:
     path = folder / "rmbgd.toml"
-    path.write_text(f'[service]\nlog_file = "{folder}/events.jsonl"\nruntime_directory = "{folder}"\n')
+    text = f'[service]\nlog_file = "{folder}/events.jsonl"\nruntime_directory = "{folder}"\n'
+    path.write_text(text, encoding="utf-8-sig")  # with a byte order mark, as some editors write it
     return path
 
 

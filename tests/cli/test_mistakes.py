@@ -1,0 +1,177 @@
+"""Paths that a user may not use, or of another kind: one line that names the path, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rmbgd.cli import main as cli
+from rmbgd.errors import Exit
+from tests.support.mounts import without_override
+from tools.gen_reference import subcommands
+
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
+
+# One process for all cases, since loading the libraries takes most of the time.
+PROGRAM = """
+import contextlib, io, json, sys
+from rmbgd.cli.main import main
+for words in json.load(sys.stdin):
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try:
+            status = main(words)
+        except SystemExit as leaving:
+            status = leaving.code
+    print(json.dumps([int(status), out.getvalue(), err.getvalue()]))
+"""
+ELSEWHERE = '[recipe.default]\nmodel = "birefnet"\n[service]\nmodels_directory = "@/closed"\n'
+
+
+@dataclass(frozen=True)
+class Case:
+    """`words`, where @ is the folder of `base`, end with `status` and name the path below @."""
+
+    words: str
+    named: str
+    status: int = Exit.FAILED
+
+    def __str__(self) -> str:
+        return self.words
+
+
+CASES = [
+    Case("mtbf @/closed.jsonl", "closed.jsonl"),
+    Case("mtbf @/closed", "closed"),
+    Case("mtbf @/tree", "tree/closed"),
+    Case("mtbf @/closed/events.jsonl", "closed/events.jsonl"),
+    Case("mtbf A=@/closed/events.jsonl", "closed/events.jsonl"),
+    Case("mtbf @/listed", "listed/events.jsonl"),
+    Case("mtbf @/plain.txt --html @/fixed/report.html", "fixed/report.html"),
+    *(Case(f"models {verb} --models-dir @/closed", "closed") for verb in ("list", "verify", "verify birefnet")),
+    *(Case(f"models {verb} birefnet --models-dir @/half", "half/birefnet") for verb in ("verify", "path")),
+    Case("models verify @/closed/model.safetensors", "closed/model.safetensors"),
+    Case("models verify @/closed", "closed"),
+    Case("models path @/closed", "closed"),
+    Case("models fetch birefnet --from @/closed --models-dir @/models", "closed"),
+    Case("models fetch birefnet --from @/zeros --models-dir @/fixed", "fixed"),
+    Case("models accept rmbg-2.0 --yes --models-dir @/fixed", "fixed"),
+    Case("models optimize birefnet --models-dir @/closed", ""),  # without a GPU it does not get that far
+    Case("once @/a.png @/fixed/new", "fixed/new"),
+    Case("once @/a.png @/fixed", "fixed"),
+    Case("once @/a.png @/fixed/x.png", "fixed"),
+    Case("once @/a.png @/closed/x.png", "closed"),
+    Case("once @/a.png @/plain.txt", "plain.txt", Exit.CONFIGURATION),
+    Case("once @/a.png @/plain.txt/x", "plain.txt/x"),
+    Case("once @/tree @/plain.txt", "plain.txt", Exit.CONFIGURATION),
+    Case("once @/closed @/out", "closed"),
+    Case("once @/tree @/out", "tree/closed"),
+    Case("once @/closed/a.png @/out", "closed/a.png"),
+    Case("once @/a.png @/out --model birefnet --models-dir @/half", "half/birefnet"),
+    Case("once @/a.png @/out --model birefnet --models-dir @/closed", "closed/birefnet"),
+    Case("once @/a.png @/out --config @/closed.toml", "closed.toml", Exit.CONFIGURATION),
+    *(
+        Case(f"{command} --config @/{name}", name, Exit.CONFIGURATION)
+        for command in ("check", "status", "run", "bench")
+        for name in ("closed.toml", "closed/rmbgd.toml", "fixed")
+    ),
+    Case("check --config @/loop", "loop", Exit.CONFIGURATION),
+    Case("check --config @/a\nb", "a\\nb", Exit.CONFIGURATION),
+    Case("check --config @/model.toml", "closed/birefnet", Exit.CONFIGURATION),
+    Case("check --config @/hidden.toml", "hidden.toml", Exit.OK),  # the service may look where this user may not
+    Case("doctor --config @/closed.toml", "closed.toml"),
+    Case("doctor --config @/seen.toml", "listed"),
+    Case("doctor --config @/model.toml", "closed/birefnet"),
+    *(Case(f"status --config @/run-{kind}.toml", f"run-{kind}/status.json") for kind in ("folder", "list", "other")),
+    *(Case(f"status --json --config @/run-{kind}.toml", f"run-{kind}/status.json") for kind in ("torn", "bytes")),
+    Case("status --config @/run-closed.toml", "closed/status.json"),
+    Case("run --config @/state.toml", "fixed", Exit.CONFIGURATION),
+    Case("bench --scratch @/closed/x", "closed/x"),
+    Case("bench --pictures @/closed", "closed"),
+    Case("bench --model birefnet --models-dir @/closed", "closed/birefnet"),
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folders `closed` (no right at all), `fixed` (no right to write), `listed` (names only), and what is in them."""
+    base = tmp_path_factory.mktemp("mistakes")
+    names = ("closed/birefnet", "fixed", "listed", "half/birefnet", "tree/closed", "models", "run-folder/status.json")
+    for name in names:
+        (base / name).mkdir(parents=True)
+    statuses = {"list": b"[1]", "other": b'{"phase": "stopped"}', "torn": b'{"phase": "re', "bytes": b"\xff\xfe"}
+    written = {f"run-{kind}/status.json": data for kind, data in statuses.items()} | {"zeros/model.safetensors": b""}
+    places = {f"run-{kind}": f"@/run-{kind}" for kind in ("folder", *statuses)} | {"run-closed": "@/closed"}
+    texts = {name: f'[service]\nruntime_directory = "{place}"\n' for name, place in places.items()}
+    texts |= {"model": ELSEWHERE, "closed": "", "closed/rmbgd": ""}
+    texts["hidden"] = '[service]\nstate_directory = "@/closed/s"\nlog_file = "@/closed/log/events.jsonl"\n'
+    texts["state"] = '[service]\nstate_directory = "@/fixed/s"\n'
+    folder = '[[folder]]\nname = "shop"\noriginals = "keep"\ninput = "@/in"\noutput = "@/out"\nfailed = "@/failed"\n'
+    written |= {f"{name}.toml": (text + folder).replace("@", str(base)).encode() for name, text in texts.items()}
+    written["seen.toml"] = written["state.toml"].replace(b'/in"', b'/listed"').replace(b"/fixed/s", b"")
+    written |= dict.fromkeys(("plain.txt", "closed.jsonl", "closed/events.jsonl", "listed/events.jsonl"), b"{}\n")
+    for name, data in written.items():
+        (base / name).parent.mkdir(exist_ok=True)
+        (base / name).write_bytes(data)
+    (base / "loop").symlink_to("loop")
+    Image.new("RGB", (32, 24), "red").save(base / "a.png")
+    shutil.copy(base / "a.png", base / "closed" / "a.png")
+    modes = {"fixed": 0o555, "listed": 0o444}
+    modes |= dict.fromkeys(("closed", "half/birefnet", "tree/closed", "closed.jsonl", "closed.toml"), 0)
+    for name, mode in modes.items():
+        (base / name).chmod(mode)
+    yield base
+    for name in modes:
+        (base / name).chmod(0o755)
+
+
+@pytest.fixture(scope="module")
+def answers(base: Path) -> dict[str, tuple[int, str, str]]:
+    """Exit status, stdout and stderr of every case, run by a process that file modes bind."""
+    prefix = [] if os.geteuid() else without_override()
+    asked = json.dumps([case.words.replace("@", str(base)).split(" ") for case in CASES])
+    command = [*prefix, sys.executable, "-c", PROGRAM]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=True, cwd=base)
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]  # others are events
+    return {case.words: line for case, line in zip(CASES, lines, strict=True)}
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_path_that_cannot_be_used_is_told_in_one_line(
+    case: Case, base: Path, answers: dict[str, tuple[int, str, str]]
+) -> None:
+    status, out, err = answers[case.words]
+    assert "Traceback" not in out + err
+    named = str(base / case.named) if case.named else ""
+    told = err.splitlines() or [line for line in out.splitlines() if named in line and line[0] != " "]
+    assert (case.status, 1) == (status, len(told))
+    assert named in told[0]
+    if err:  # of doctor it stands in the line below
+        assert re.search(r"; |: be root|Run the command as", told[0]), "what to do"
+    assert len(told[0]) < 400
+
+
+def test_no_command_is_left_out() -> None:
+    every = set()
+    for name in cli.COMMANDS:
+        inner = subcommands(subcommands(cli.build_parser(name))[name])
+        every |= {f"{name} {verb}" for verb in inner} or {name}
+    tried = {" ".join(case.words.split()[: 1 + case.words.startswith("models")]) for case in CASES}
+    assert every == tried
+
+
+def test_output_on_a_full_disk_is_told() -> None:
+    with open("/dev/full", "w", encoding="ascii") as full:
+        command = [sys.executable, "-m", "rmbgd", "models", "list"]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (Exit.FAILED, 1) == (done.returncode, len(done.stderr.splitlines()))
+    assert done.stderr.startswith("rmbgd: No space left on device; make room")
