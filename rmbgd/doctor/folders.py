@@ -17,7 +17,7 @@ from pathlib import Path
 from rmbgd.config.load import Config, Folder, Recipe
 from rmbgd.doctor.checks import GIBI, CheckResult, fail, ok, warn
 from rmbgd.errors import ModelError
-from rmbgd.intake.mounts import file_system, is_local
+from rmbgd.mounts import file_system, is_local
 
 TRIAL = ".rmbgd-doctor-"  # hidden, so that a running service leaves it alone
 EVENT_TIMEOUT = 5.0  # s for an event of our own making; milliseconds where events work

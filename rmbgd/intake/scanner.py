@@ -21,10 +21,10 @@ from rmbgd.fs import FileVersion, kind_of, version_of
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import readiness
 from rmbgd.intake.file_checks import check
-from rmbgd.intake.mounts import file_system, is_local
 from rmbgd.intake.priority_queue import Backlog, Complete, Key
 from rmbgd.intake.readiness import ArrivingFile, Readiness
 from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints
+from rmbgd.mounts import file_system, is_local
 from rmbgd.naming import CLAIM_FOLDER
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Unfinished

@@ -16,8 +16,8 @@ from rmbgd.config.load import Config, Folder
 from rmbgd.errors import Reason, StorageFault
 from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, SystemFileSystem, folder_beneath, same_content
-from rmbgd.intake.mounts import is_there
 from rmbgd.intake.priority_queue import Suspects
+from rmbgd.mounts import is_there
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.claims import put_back
 from rmbgd.store.ledger import Ledger
@@ -98,6 +98,12 @@ class Recovery:
         elif not _is_same(row):  # a new version, or its rename never happened: what is there is a new arrival
             if row.claimed_by_rename and os.path.lexists(row.source):
                 put_back(root, name, row.relative_path, self._fs)
+            elif row.claimed_by_rename and not os.path.lexists(os.path.join(root, row.relative_path)):
+                detail = f"{row.source}: gone when the service took up its work again"
+                self._ledger.failed(outcome := refused(job_keys(row), Reason.VANISHED, detail))
+                self._ledger.original_moved(row.job_id)
+                self._publisher.deliver(outcome)
+                return
             self._ledger.release([row.job_id])
         elif row.attempt >= self._config.intake.attempts:
             detail = f"the service died {row.attempt} times with this image in hand"

@@ -33,7 +33,7 @@ from watchdog.observers.inotify_c import InotifyConstants, Mask
 from rmbgd.clock import Clock
 from rmbgd.config.load import Folder, IntakeSettings
 from rmbgd.events import Emit
-from rmbgd.intake.mounts import file_system, is_local, is_mounted, watched_inodes
+from rmbgd.mounts import file_system, is_local, is_mounted, watched_inodes
 from rmbgd.naming import CLAIM_FOLDER
 
 MISSED_LIMIT, MISSED_WINDOW = 3, 3600.0  # so many files without an event in so many seconds: events are unreliable

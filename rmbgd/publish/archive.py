@@ -38,10 +38,14 @@ class Archiver:
         # job number -> (job, monotonic time of the next try, failures so far); guarded by _lock
         self._waiting: dict[int, tuple[Job, float, int]] = {}
 
-    def archive(self, job: Job) -> None:
-        """Move the original of a finished job where it belongs. Raises nothing: a failure is emitted, and retried."""
+    def archive(self, job: Job) -> bool:
+        """Move the original of a finished job where it belongs; False when somebody has removed it.
+
+        Raises nothing: a failure is emitted, and retried.
+        """
+        found = True
         try:
-            self._move(job)
+            found = self._move(job)
         except (OSError, StorageFault, ImageError) as error:  # a name or a size that the other disk refuses
             with self._lock:
                 failures = self._waiting[job.job_id][2] + 1 if job.job_id in self._waiting else 1
@@ -53,6 +57,7 @@ class Archiver:
             with self._lock:
                 self._waiting.pop(job.job_id, None)
             self._ledger.original_moved(job.job_id)
+        return found
 
     def retry(self) -> float | None:
         """Retry what is due; answers the monotonic time of the next retry, or None."""
@@ -64,19 +69,19 @@ class Archiver:
         with self._lock:
             return min((when for _, when, _ in self._waiting.values()), default=None)
 
-    def _move(self, job: Job) -> None:
+    def _move(self, job: Job) -> bool:
         folder = self._folders[job.folder]
         if folder.originals == "keep" and not job.claimed_by_rename:
-            return
+            return True
         try:
             status = os.lstat(job.source)
         except OSError as error:
             if error.errno in GONE:  # moved before a crash, or by its owner
-                return
+                return False
             raise
         changed = not same_content(status, job.version)
         if changed and not job.claimed_by_rename:
-            return
+            return True
         if changed or folder.originals == "keep":
             # A writer that still had it open wrote on after we read it: new content, so a new arrival. Or the folder's
             # settings were others when it was claimed.
@@ -86,6 +91,7 @@ class Archiver:
             move_into(str(folder.done), job.relative_path, job.source, job.job_id, self._fs)
         else:
             self._fs.unlink(job.source)
+        return True
 
 
 class Cleanup:

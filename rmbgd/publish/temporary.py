@@ -18,7 +18,7 @@ from rmbgd.fs import FileSystem, fault_of, open_regular
 
 CHUNK = 1 << 20
 PATH_MAXIMUM = 4096 - 64  # bytes of a whole path, with room for the version and the suffix that a name may get
-GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTCONN}
+GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN}
 FICLONE = 0x40049409  # share the blocks of another file: btrfs, xfs, bcachefs
 
 
