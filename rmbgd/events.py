@@ -80,7 +80,11 @@ EVENTS: dict[str, EventKind] = {
     "service.stall_ended": EventKind("info", "Every thread makes progress again.", {"seconds": "stalled"}),
     # --- folders and arrivals
     "folder.watching": EventKind("info", "A drop folder is watched.", {"folder": "name", "mode": "events or poll", "file_system": "type", "watches": "inotify watches in use"}),
-    "folder.waiting": EventKind("warning", "A drop folder is missing. Nothing is written below its path until it is back.", {"folder": "name", "cause": "missing, not_mounted, denied"}),
+    "folder.waiting": EventKind("warning", "A drop folder is missing, or another service claims from it. Nothing is written below its path until it is back.", {"folder": "name", "cause": "missing, not_mounted, denied, in_use", "holder?": "service that claims from it now"}),
+    "folder.contested": EventKind(
+        "warning", "Another service wants to claim from a drop folder of this one, and waits until this one ends. Nearly always a copied configuration.",
+        {"folder": "name", "host": "the other service's machine", "contender_pid": "its process", "state_directory": "its own"},
+    ),
     "folder.replaced": EventKind("warning", "The drop folder was replaced by another directory, which is now watched and compared with the ledger.", {"folder": "name"}),
     "watch.overflow": EventKind("warning", "The kernel dropped file events. The folders are compared with the ledger now, so no file is missed.", {"folder?": "name"}),
     "watch.degraded": EventKind("warning", "File events are not reliable here, so the folder is polled.", {"folder": "name", "cause": "watch_limit, silent, dead", "wanted?": "watches needed", "armed?": "watches in use"}),

@@ -180,7 +180,7 @@ class Reconciler(Inbox):
         self._backlog, self.watches = self._scanner.backlog, self._scanner.watches
         self._claims = Claims({folder.name: folder for folder in config.folder}, ledger, SystemFileSystem(), emit)
         self._space = DiskSpaceGuard(config, emit)
-        self._recovery = Recovery(config, ledger, publisher, emit)
+        self._recovery = Recovery(config, ledger, publisher, emit, self.watches)
         self._maintenance = Maintenance(ledger, publisher.archiver, clock, self._scanner, config.intake.reconcile)
         self._suspects_held = False  # written before `run`
         self._stranded: list[tuple[Job, str]] = []  # came back while their folder was away
@@ -205,6 +205,8 @@ class Reconciler(Inbox):
             with contextlib.suppress(OSError, StorageFault):  # row and claimed file stay; the next start takes them up
                 self._claims.give_back(job)
                 count += 1
+        for watch in self.watches:
+            watch.lock.release()
         return count
 
     def statistics(self) -> IntakeStatistics:

@@ -17,6 +17,7 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
 from rmbgd.errors import ImageError, Reason
 from rmbgd.events import Emit
+from rmbgd.folder_lock import FolderLock, this_service
 from rmbgd.fs import FileVersion, kind_of, version_of
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import readiness
@@ -127,7 +128,10 @@ class Scanner:
         self._on_compared: Callable[[], None] | None = on_compared  # None once it was called
         self.backlog = Backlog(config.folder, self._settings.tracked_maximum)
         self.hints = Hints(self._settings.hints_maximum, wake)
-        self.watches = [FolderWatch(folder, self._settings, self.hints, emit, clock) for folder in config.folder]
+        me = this_service(config.service.state_directory)
+        self.watches = [
+            FolderWatch(folder, self._settings, self.hints, emit, clock, FolderLock(me)) for folder in config.folder
+        ]
         self._folders = {
             watch.folder.name: _DropFolder(watch.folder, watch, Ignored(watch.folder.ignore)) for watch in self.watches
         }

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rmbgd import naming as names
 from rmbgd.clock import Clock, backoff
@@ -137,10 +137,10 @@ class Cleanup:
                 found += 1
         return found
 
-    def remove_all(self) -> int:
-        """Remove every temporary of ours: for when the ledger is new and cannot say whose they were."""
+    def remove_all(self, folders: Iterable[str]) -> int:
+        """Remove every temporary of ours there: for when the ledger is new and cannot say whose they were."""
         found = 0
-        for root in {root for folder in self._folders.values() for root in _roots(folder)}:
+        for root in {root for name in folders for root in _roots(self._folders[name])}:
             for here, _, files in os.walk(root):
                 for name in filter(names.is_temporary, files):
                     with contextlib.suppress(OSError):

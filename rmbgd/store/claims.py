@@ -21,7 +21,7 @@ def claim_by_rename(root: str, relative_path: str, name: str, fs: FileSystem) ->
     Raises OSError; the file is then where it was.
     """
     parent, basename = os.path.split(relative_path)
-    with folder_beneath(root, parent) as here, _claim_folder(root) as there:
+    with folder_beneath(root, parent) as here, claim_folder(root) as there:
         fs.rename_noreplace(basename, name, source_folder=here, target_folder=there)
         with contextlib.suppress(FileNotFoundError):
             return os.stat(name, dir_fd=there, follow_symlinks=False)
@@ -45,8 +45,8 @@ def put_back(root: str, name: str, relative_path: str, fs: FileSystem) -> str:
 
 
 @contextlib.contextmanager
-def _claim_folder(root: str) -> Iterator[int]:
-    """A descriptor of the claim folder, made when it is missing. Raises PermissionError when it is not ours."""
+def claim_folder(root: str) -> Iterator[int]:
+    """A descriptor of the claim folder, made when it is missing. Raises OSError: PermissionError if it is not ours."""
     path = os.path.join(root, names.CLAIM_FOLDER)
     with contextlib.suppress(FileExistsError):
         if not os.path.lexists(path):

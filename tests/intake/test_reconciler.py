@@ -103,6 +103,8 @@ class Loop(Workspace):
     def close(self) -> None:
         for end in (self.sender, self.receiver, self.door, self.refused):
             end.close()
+        for watch in self.reconciler.watches:
+            watch.lock.release()
         super().close()
 
 
@@ -279,7 +281,7 @@ def test_entries_that_are_no_files_are_reported_once_and_left(it: Loop) -> None:
     (it.roots["input"] / "folder.jpg").mkdir()
     it.turn(31, times=4)
     assert it.told("image.failed", "path", "reason") == [("link.jpg", "not_regular"), ("pipe.jpg", "not_regular")]
-    assert sorted(os.listdir(it.roots["input"])) == ["folder.jpg", "link.jpg", "pipe.jpg"]
+    assert sorted(os.listdir(it.roots["input"])) == [".rmbgd", "folder.jpg", "link.jpg", "pipe.jpg"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files that belong to others")
