@@ -20,7 +20,7 @@ from rmbgd.mounts import is_there
 from rmbgd.publish import sidecar
 from rmbgd.publish.archive import Archiver, Cleanup
 from rmbgd.publish.quarantine import Quarantine
-from rmbgd.publish.temporary import GONE, Temporary, copy, hash_of, make_folders
+from rmbgd.publish.temporary import GONE, Temporary, copy, hash_of, is_beneath, make_folders
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import ContentKey, Job, Known, OutputKey, Published, Target
@@ -178,6 +178,8 @@ class Publisher:
     def _stands(self, target: Target) -> bool:
         """Is what stands at the target a file of ours, as we published it or were about to?"""
         path = os.path.join(target.output, target.path)
+        if not is_beneath(target.output, os.path.dirname(target.path)):
+            return False
         try:
             status = os.lstat(path)
         except FileNotFoundError:

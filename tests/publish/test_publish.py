@@ -168,6 +168,36 @@ def test_a_folder_that_is_called_like_an_output(it: Workspace) -> None:
     assert it.files("output") == {name: path.encode() for path, name in outputs.items()}
 
 
+@pytest.mark.parametrize("role", ["output", "done", "failed"])
+@pytest.mark.parametrize("path", ["sl/a.jpg", "s/sl/t/a.jpg"])
+def test_results_do_not_leave_their_folder_through_a_link(workspace: Build, role: str, path: str) -> None:
+    """Not even one that was put in the place of a folder that is in use; the folder itself may be one."""
+    it = workspace()
+    outside, link = it.base / "outside", it.roots[role] / path.partition("sl")[0] / "sl"
+    aside = path.replace("sl", "sl~2")
+    expected = {"output": aside.replace(".jpg", ".png"), "done": aside, "failed": f"{aside}.error.json"}
+    elsewhere = it.roots["output"].rename(it.base / "elsewhere")
+    it.roots["output"].symlink_to(elsewhere)
+
+    def work(content: str) -> None:
+        process(it, path, b"one", b"image", content=ContentKey(content, "recipe"))
+        refuse(it, claimed(it, path, b"bad"))
+
+    work("in")
+    if link.is_dir():
+        link.rename(outside)
+    before = {each: each.read_bytes() for each in outside.rglob("*") if each.is_file()}
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(outside)
+    work("other")
+    copied = copy(it, claimed(it, path))
+    assert copied is not None
+    assert (it.base / copied.output / copied.path).read_bytes() == b"one"
+    assert expected[role] in it.files(role)
+    assert {each: each.read_bytes() for each in outside.rglob("*") if each.is_file()} == before
+    assert os.path.islink(link)
+
+
 def test_an_output_whose_folder_has_become_a_file_moves(it: Workspace) -> None:
     process(it, "s/a.jpg")
     shutil.rmtree(it.roots["output"] / "s")
