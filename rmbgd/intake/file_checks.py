@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 
+from rmbgd.access_rights import READ, mend
 from rmbgd.fs import FileVersion, folder_beneath, open_regular, version_of
 from rmbgd.imaging.completeness import Tail, tail_of
 from rmbgd.intake.readiness import ReadinessFacts, Writer
@@ -16,7 +17,12 @@ def check(root: str, relative_path: str, *, remote: bool) -> tuple[FileVersion, 
     """The version that was checked, and what it showed. Raises ImageError(not_regular) and OSError."""
     parent, name = os.path.split(relative_path)
     with folder_beneath(root, parent) as folder:
-        descriptor = open_regular(name, folder=folder)
+        try:
+            descriptor = open_regular(name, folder=folder)
+        except PermissionError:
+            if not mend(os.path.join(root, relative_path), READ):
+                raise
+            descriptor = open_regular(name, folder=folder)
     try:
         status = os.fstat(descriptor)
         writer = Writer.UNSEEN if remote else writer_of(descriptor)

@@ -13,6 +13,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from rmbgd.access_rights import why_unreadable
 from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
 from rmbgd.errors import ImageError, Reason
@@ -218,7 +219,7 @@ class Scanner:
         with contextlib.suppress(OSError):  # it has gone, or turned unreadable: the watch says so at its next check
             for path, found in scan(folder.watch.root, below, folder.ignored, recursive=folder.folder.recursive):
                 if isinstance(found, OSError):
-                    self.report_blocked((name, path), 0, found.strerror or str(found))
+                    self.report_blocked((name, path), 0, why_unreadable(found, os.path.join(folder.watch.root, path)))
                 elif stat.S_ISDIR(found.st_mode):
                     directories.add(found.st_ino)
                 elif self.backlog.full(name) and self.backlog.get((name, path)) is None:
@@ -293,7 +294,8 @@ class Scanner:
             self.backlog.forget(key)
             return
         except OSError as error:
-            self.report_blocked(key, arrival.version.ctime_ns, error.strerror or str(error))
+            where = os.path.join(self._folders[key[0]].watch.root, key[1])
+            self.report_blocked(key, arrival.version.ctime_ns, why_unreadable(error, where))
             readiness.put_off(arrival, now)
             self.backlog.put(key, arrival)
             return

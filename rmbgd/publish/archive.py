@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterable, Mapping
 
 from rmbgd import naming as names
+from rmbgd.access_rights import CHANGE, mend, why_unchangeable
 from rmbgd.clock import Clock, backoff
 from rmbgd.config.load import Folder
 from rmbgd.errors import ImageError, StorageFault
@@ -47,12 +48,16 @@ class Archiver:
         try:
             found = self._move(job)
         except (OSError, StorageFault, ImageError) as error:  # a name or a size that the other disk refuses
+            folders = self._around(job)
+            if isinstance(error, PermissionError) and any(mend(folder, CHANGE) for folder in folders):
+                return self.archive(job)
             with self._lock:
                 failures = self._waiting[job.job_id][2] + 1 if job.job_id in self._waiting else 1
                 retry_at = self._clock.monotonic() + backoff(failures, RETRY_FIRST, RETRY_MAXIMUM)
                 self._waiting[job.job_id] = (job, retry_at, failures)
             if failures == 1:
-                self._emit("storage.retire_failed", folder=job.folder, path=job.relative_path, detail=str(error))
+                detail = why_unchangeable(error, folders)
+                self._emit("storage.retire_failed", folder=job.folder, path=job.relative_path, detail=detail)
         else:
             with self._lock:
                 self._waiting.pop(job.job_id, None)
@@ -68,6 +73,12 @@ class Archiver:
             self.archive(job)
         with self._lock:
             return min((when for _, when, _ in self._waiting.values()), default=None)
+
+    def _around(self, job: Job) -> list[str]:
+        """The folders that moving its original changes."""
+        folder = self._folders[job.folder]
+        there = str(folder.done or folder.input)
+        return [os.path.dirname(job.source), there, os.path.dirname(os.path.join(there, job.relative_path))]
 
     def _move(self, job: Job) -> bool:
         folder = self._folders[job.folder]
