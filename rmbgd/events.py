@@ -71,7 +71,7 @@ EVENTS: dict[str, EventKind] = {
         {
             "uptime": "s", "device": "in use", "done": "images published since start", "failed": "images rejected since start", "postponed": "images put back since start",
             "waiting": "files seen and not yet claimed", "in_flight": "jobs", "oldest_waiting": "s", "rss_bytes": "of the service", "descriptors": "open",
-            "threads": "running", "arena_bytes": "leased", "channels": "per queue: depth, seconds its producers and its consumers waited",
+            "threads": "running", "arena_bytes": "leased", "arena_resident": "bytes of the arena in memory: leased, page-locked for a device, or soon to be given back", "channels": "per queue: depth, seconds its producers and its consumers waited",
             "paused": "reason or null", "engine": "state, restarts; `devices`: per device its state, temperature where known, trips", "ledger_rows": "jobs remembered",
             "unwritten?": "log lines and status files lost to a full disk or a reader that hangs, by place",
         },
