@@ -28,8 +28,8 @@ from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
 TRIM_SECONDS = 60.0
 """How long memory stays that no image needs. A page that is needed again costs its fault and its zeroing: 0.9 ms a
-MiB, and 0.1 in the engine's process, beside 0.2 for giving it back (on a virtual machine, where faults are dear). The default
-arena, given back and taken again whole every minute, would take 1 % of one core."""
+MiB, and 0.1 in the engine's process, beside 0.2 for giving it back (on a virtual machine, where faults are dear). The
+default arena, given back and taken again whole every minute, would take 1 % of one core."""
 TRIM_BYTES = 32 << 20  # given back while nobody can lease, some 8 ms
 
 
