@@ -51,7 +51,7 @@ def this_service(state_directory: Path) -> Claimant:
 
 
 class FolderLock:
-    """The lock of one folder. Belongs to one thread."""
+    """The lock of one folder. Belongs to one thread. `folder` is a descriptor of the claim folder."""
 
     def __init__(self, me: Claimant) -> None:
         self._me = me
@@ -60,32 +60,29 @@ class FolderLock:
         self.was_anothers = False  # another service had it before us, and may have claimed what was ours
 
     def take(self, folder: int) -> Claimant | None:
-        """Take the lock, or see that it still is ours: who else holds it, or None. `folder`: the claim folder, opened.
+        """Take the lock, or see that it still is ours: who else holds it, or None.
 
         Raises OSError where this file system has no locks, or takes no file.
         """
-        if self._descriptor is not None and self._is_current(folder):
+        if self._is_ours(folder):
             return None
         self.release()
         descriptor = os.open(LOCK, _OPEN | os.O_RDWR | os.O_CREAT, 0o600, dir_fd=folder)
+        found = _read(descriptor)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = _read(descriptor) or UNKNOWN
+        except OSError as error:
             os.close(descriptor)
+            if not isinstance(error, BlockingIOError):
+                raise
+            holder = found or UNKNOWN
             if holder != self._noted:
-                self._write_note(folder)
+                self._write(NOTE + hashlib.sha256(repr(self._me).encode()).hexdigest()[:16], folder)
                 self._noted = holder
             return holder
-        except OSError:
-            os.close(descriptor)
-            raise
-        former = _read(descriptor)
         self._descriptor, self._noted = descriptor, None
-        self.was_anothers = former is not None and not former.is_same_service(self._me)
-        with contextlib.suppress(OSError):  # a full disk: it is held all the same
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, self._record(), 0)
+        self.was_anothers = found is not None and not found.is_same_service(self._me)
+        self._write(LOCK, folder)
         return None
 
     def contenders(self, folder: int) -> Iterator[Claimant]:
@@ -93,9 +90,8 @@ class FolderLock:
         for name in os.listdir(folder):
             if name.startswith(NOTE):
                 with contextlib.suppress(OSError):
-                    descriptor = os.open(name, _OPEN | os.O_RDONLY, dir_fd=folder)
-                    found = _read(descriptor)
-                    os.close(descriptor)
+                    with _opened(name, os.O_RDONLY, folder) as descriptor:
+                        found = _read(descriptor)
                     os.unlink(name, dir_fd=folder)
                     if found is not None and found != self._me:
                         yield found
@@ -106,39 +102,44 @@ class FolderLock:
             os.close(self._descriptor)
             self._descriptor = None
 
-    def _is_current(self, folder: int) -> bool:
-        """Does our lock still stand under its name? Who removes the claim folder removes the lock with it."""
-        assert self._descriptor is not None
+    def _is_ours(self, folder: int) -> bool:
+        """Held, and still under its name? Who removes the claim folder removes the lock with it."""
         with contextlib.suppress(FileNotFoundError):
-            return os.path.samestat(os.fstat(self._descriptor), os.stat(LOCK, dir_fd=folder, follow_symlinks=False))
+            there = os.stat(LOCK, dir_fd=folder, follow_symlinks=False)
+            return self._descriptor is not None and os.path.samestat(os.fstat(self._descriptor), there)
         return False
 
-    def _write_note(self, folder: int) -> None:
-        who = hashlib.sha256(f"{self._me.host} {self._me.state_directory}".encode()).hexdigest()[:16]
-        with contextlib.suppress(OSError):  # then only we can report it
-            descriptor = os.open(NOTE + who, _OPEN | os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600, dir_fd=folder)
-            os.write(descriptor, self._record())
-            os.close(descriptor)
-
-    def _record(self) -> bytes:
-        return json.dumps(asdict(self._me)).encode() + b"\n"
+    def _write(self, name: str, folder: int) -> None:
+        record = json.dumps(asdict(self._me)).encode() + b"\n"
+        # A full disk: the lock is held all the same, and without a note only we can report the other.
+        with (
+            contextlib.suppress(OSError),
+            _opened(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, folder) as descriptor,
+        ):
+            os.write(descriptor, record)
 
 
 def other_holder(root: str, me: Claimant) -> Claimant | None:
     """Another service that claims from the drop folder `root` now, as far as that can be seen. Changes nothing."""
-    with contextlib.suppress(OSError), folder_beneath(root, CLAIM_FOLDER) as folder:
-        descriptor = os.open(LOCK, _OPEN | os.O_RDONLY, dir_fd=folder)
-        try:
+    try:
+        with folder_beneath(root, CLAIM_FOLDER) as folder, _opened(LOCK, os.O_RDONLY, folder) as descriptor:
             holder = _read(descriptor)
-            if holder is None or holder.is_same_service(me):
-                return None
-            try:
+            if holder is not None and not holder.is_same_service(me):
                 fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return holder
-        finally:
-            os.close(descriptor)
+    except BlockingIOError:
+        return holder
+    except OSError:  # no lock there, or not for us to see
+        pass
     return None
+
+
+@contextlib.contextmanager
+def _opened(name: str, flags: int, folder: int) -> Iterator[int]:
+    descriptor = os.open(name, _OPEN | flags, 0o600, dir_fd=folder)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _read(descriptor: int) -> Claimant | None:

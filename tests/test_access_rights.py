@@ -76,12 +76,6 @@ def test_a_private_file_is_explained_by_how_it_came_to_be(place: Path) -> None:
         assert "rsync" not in why_unreadable(DENIED, str(path))
 
 
-def test_a_folder_on_the_way_is_named(place: Path) -> None:
-    path = make(make(place / "closed", 0o700) / "a.jpg", 0o644)
-    with nobody():
-        assert f"{path.parent} belongs to user {OTHER}, mode 0700" in why_unreadable(DENIED, str(path))
-
-
 @pytest.mark.parametrize(("tag", "who"), [(0x02, NOBODY), (0x08, NOBODY)])
 def test_a_mask_that_takes_a_given_right_away_is_named_with_the_cure(place: Path, tag: int, who: int) -> None:
     masked, free = (make(place / name, 0o750, acl=entries(tag, who, 7, mask)) for name, mask in (("m", 5), ("f", 7)))
@@ -98,13 +92,6 @@ def test_a_mask_is_not_blamed_for_a_right_that_nobody_gave(place: Path, who: int
         said = why_unchangeable(DENIED, [str(path)])
     assert "may not change it" in said
     assert "mask" not in said
-
-
-def test_other_errors_speak_for_themselves(place: Path) -> None:
-    path = str(make(place / "a.jpg", 0o600))
-    with nobody():
-        assert why_unreadable(OSError(errno.EMFILE, "Too many open files"), path) == "Too many open files"
-        assert why_unreadable(DENIED, f"{place}/missing.jpg") == "Permission denied"
 
 
 def test_only_our_own_is_mended(place: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from rmbgd.config.load import Folder, IntakeSettings
 from rmbgd.events import RecordedEvents
-from rmbgd.folder_lock import Claimant, FolderLock, other_holder
+from rmbgd.folder_lock import Claimant, FolderLock
 from rmbgd.intake.watcher import FolderWatch, Hints
 from rmbgd.testing.clock import FakeClock
 
@@ -131,12 +131,3 @@ def test_a_record_that_cannot_be_read_keeps_nobody_out_and_names_nobody(
     assert not second.look()
     assert first.look()
     assert [each["contender_pid"] for each in first.events.named("folder.contested")] == [2]
-
-
-def test_who_holds_it_can_be_asked_without_disturbing(two: tuple[Service, Service], root: Path) -> None:
-    first, _ = two
-    assert other_holder(str(root), THEM) == US
-    assert other_holder(str(root), US) is None
-    first.watch.lock.release()
-    assert other_holder(str(root), THEM) is None
-    assert other_holder(str(root / "missing"), THEM) is None

@@ -41,7 +41,7 @@ class ArenaClosed(Exception):
 class ArenaStatistics:
     """Bytes as lent, that is rounded up; `waiting` counts threads that ask and must wait.
 
-    resident_bytes  in memory now, whoever wrote them
+    resident_bytes  in memory now
     kept_bytes      from the start, that devices have page-locked or are about to
     """
 

@@ -12,7 +12,6 @@ from rmbgd.engine import golden_image
 from rmbgd.engine.arena import TRIM_SECONDS, Arena
 from rmbgd.engine.wiring import default_machine
 from rmbgd.engine.worker import EngineWorker
-from tests.backends.conftest import Canvas
 from tests.engine.processes import PATIENCE
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
@@ -45,10 +44,7 @@ def test_the_real_child_cuts_out_the_ball(arena, canvas, factory, device, limits
 
 @pytest.mark.parametrize(
     ("factory", "device", "locks"),
-    [
-        ("rmbgd.backends.factory:create", "cpu", False),
-        ("tests.backends.cuda.conftest:create", "cuda:0", True),
-    ],
+    [("rmbgd.backends.factory:create", "cpu", False), ("tests.backends.cuda.conftest:create", "cuda:0", True)],
 )
 def test_memory_that_the_devices_process_has_locked_is_not_given_back(factory, device, locks):
     """Until that process is gone; while it starts, nobody knows yet how much it will lock."""
@@ -68,9 +64,7 @@ def test_memory_that_the_devices_process_has_locked_is_not_given_back(factory, d
                 arena.trim(now)
             return arena.statistics().resident_bytes
 
-        def on_output(_line: str) -> None: ...
-
-        with closing(EngineWorker(arena, factory, options, **times, on_output=on_output)) as worker:
+        with closing(EngineWorker(arena, factory, options, **times, on_output=print)) as worker:
             assert idle() == 0
             launch = worker._launch
 
@@ -82,9 +76,4 @@ def test_memory_that_the_devices_process_has_locked_is_not_given_back(factory, d
             worker.start()
             assert kept == [pinned]
             assert idle() == (pinned if locks else 0)
-            canvas = Canvas(arena)
-            rgb, truth = golden_image.golden_image()
-            work = canvas.place(1, rgb)
-            worker.run([work])
-            assert golden_image.overlap(canvas.plane(work)[..., 3] / np.float32(255), truth) > 0.98
         assert idle() == 0
