@@ -103,7 +103,7 @@ EVENTS: dict[str, EventKind] = {
         },
     ),
     "image.failed": EventKind(
-        "warning", "An image was rejected. Its original is in the failed folder, with a .error.json.",
+        "warning", "An image was rejected. Its original is in the failed folder, with a .error.json; with the reason `vanished` there is none any more.",
         _ENDED | {"reason": "from the list of reasons", "detail": "what exactly", "stage": "intake, decode, engine, finish", "quarantine?": "path below the failed folder", "sha256_in?": "of the input"},
     ),
     "image.postponed": EventKind("info", "An image was put back to wait. This does not count as an attempt.", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished", "detail": "what exactly"}),
