@@ -45,6 +45,7 @@ class Reason(StrEnum):
     OUTPUT_TOO_LARGE = "output_too_large", "the result is larger than the output format allows"
     IO_ERROR = "io_error", "reading the file failed three times"
     NO_SUBJECT = "no_subject", 'no foreground was found, and the recipe says on_empty = "refuse"'
+    VANISHED = "vanished", "the claimed file was removed from the claim folder before it was read"
     CRASH_LOOP = "crash_loop", "the service crashed three times while it processed this file"
     POISON = "poison", "the engine fails on this image even when it runs alone, and not on others"
     EXHAUSTS_MEMORY = (

@@ -72,7 +72,7 @@ EVENTS: dict[str, EventKind] = {
         {
             "uptime": "s", "device": "in use", "done": "images published since start", "failed": "images rejected since start", "postponed": "images put back since start",
             "waiting": "files seen and not yet claimed", "in_flight": "jobs", "oldest_waiting": "s", "rss_bytes": "of the service", "descriptors": "open",
-            "threads": "running", "arena_bytes": "leased", "channels": "per queue: depth, seconds its producers and its consumers waited",
+            "threads": "running", "arena_bytes": "leased", "arena_resident": "bytes of the arena in memory: leased, page-locked for a device, or soon to be given back", "channels": "per queue: depth, seconds its producers and its consumers waited",
             "paused": "reason or null", "engine": "state, restarts; `devices`: per device its state, temperature where known, trips", "ledger_rows": "jobs remembered",
             "unwritten?": "log lines and status files lost to a full disk or a reader that hangs, by place",
         },
@@ -81,7 +81,11 @@ EVENTS: dict[str, EventKind] = {
     "service.stall_ended": EventKind("info", "Every thread makes progress again.", {"seconds": "stalled"}),
     # --- folders and arrivals
     "folder.watching": EventKind("info", "A drop folder is watched.", {"folder": "name", "mode": "events or poll", "file_system": "type", "watches": "inotify watches in use"}),
-    "folder.waiting": EventKind("warning", "A drop folder is missing. Nothing is written below its path until it is back.", {"folder": "name", "cause": "missing, not_mounted, denied"}),
+    "folder.waiting": EventKind("warning", "A drop folder is missing, or another service claims from it. Nothing is written below its path until it is back.", {"folder": "name", "cause": "missing, not_mounted, denied, in_use", "holder?": "service that claims from it now"}),
+    "folder.contested": EventKind(
+        "warning", "Another service wants to claim from a drop folder of this one, and waits until this one ends. Nearly always a copied configuration.",
+        {"folder": "name", "host": "the other service's machine", "contender_pid": "its process", "state_directory": "its own"},
+    ),
     "folder.replaced": EventKind("warning", "The drop folder was replaced by another directory, which is now watched and compared with the ledger.", {"folder": "name"}),
     "watch.overflow": EventKind("warning", "The kernel dropped file events. The folders are compared with the ledger now, so no file is missed.", {"folder?": "name"}),
     "watch.degraded": EventKind("warning", "File events are not reliable here, so the folder is polled.", {"folder": "name", "cause": "watch_limit, silent, dead", "wanted?": "watches needed", "armed?": "watches in use"}),
@@ -100,7 +104,7 @@ EVENTS: dict[str, EventKind] = {
         },
     ),
     "image.failed": EventKind(
-        "warning", "An image was rejected. Its original is in the failed folder, with a .error.json.",
+        "warning", "An image was rejected. Its original is in the failed folder, with a .error.json; with the reason `vanished` there is none any more.",
         _ENDED | {"reason": "from the list of reasons", "detail": "what exactly", "stage": "intake, decode, engine, finish", "quarantine?": "path below the failed folder", "sha256_in?": "of the input"},
     ),
     "image.postponed": EventKind("info", "An image was put back to wait. This does not count as an attempt.", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished", "detail": "what exactly"}),

@@ -15,12 +15,13 @@ import pytest
 from tests.support.source import PACKAGE, calls, imports, modules
 
 LEAVES = {"errors", "events", "clock", "naming"}
-BASE = LEAVES | {"heartbeat", "fs"}
+BASE = LEAVES | {"heartbeat", "fs", "mounts", "folder_lock", "access_rights"}
 
 # Which packages a package may use, besides itself; there are no exceptions.
 MAY_USE: dict[str, set[str]] = {
     **dict.fromkeys(LEAVES, LEAVES),
-    **dict.fromkeys(("heartbeat", "fs"), LEAVES),
+    **dict.fromkeys(("heartbeat", "fs", "mounts", "access_rights"), LEAVES),
+    "folder_lock": LEAVES | {"fs"},
     "config": BASE,
     "store": BASE,
     "telemetry": BASE | {"config"},

@@ -28,7 +28,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from skimage import data as photographs
 
-from rmbgd.intake.mounts import file_system
+from rmbgd.mounts import file_system
 from tests.support.service import ServiceUnderTest
 from tools.campaign import main
 

@@ -124,7 +124,8 @@ def rows(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("images", f"{health['done']} done, {health['failed']} refused, {health['postponed']} put back"),
         ("rate", rates),
         ("engine", health["engine"]),
-        ("memory", f"{health['rss_bytes'] / (1 << 20):.0f} MiB, {health['arena_bytes'] / (1 << 20):.0f} MiB of images"),
+        ("memory", f"{_mib(health['rss_bytes'])}, {_mib(health['arena_bytes'])} of images"),
+        ("image memory", _arena(health, record.get("arena_kept", 0)) if "arena_resident" in health else None),
         ("version", record["version"]),
         *((f"folder {name}", facts) for name, facts in (record.get("folders") or {}).items()),
         ("last problem", record.get("last_problem")),
@@ -137,6 +138,18 @@ def _safe_mode(facts: Mapping[str, Any]) -> str:
     ends = "its time counts when it is ready" if left is None else f"everything is tried again in {duration(left)}"
     waits = "; images wait for the GPU" if facts["waits"] else ""
     return f"the last starts died ({', '.join(facts['causes'])}); {ends}{waits}"
+
+
+def _arena(health: Mapping[str, Any], kept: int) -> str:
+    """Why memory for images is resident. What a device has page-locked is lent first."""
+    leased, resident = health["arena_bytes"], health["arena_resident"]
+    locked = f", {_mib(kept)} page-locked for a device" if kept else ""
+    idle = max(0, resident - max(leased, kept))
+    return f"{_mib(resident)} resident: {_mib(min(leased, resident))} in use{locked}, {_mib(idle)} soon given back"
+
+
+def _mib(byte_count: int) -> str:
+    return f"{byte_count / (1 << 20):.0f} MiB"
 
 
 def _flat(value: Any) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rmbgd.config.load import Config
 from rmbgd.errors import ConfigError
+from rmbgd.folder_lock import Claimant, other_holder, this_service
 
 RESULTS = {"output", "done", "failed"}
 MADE_BY_THE_UNIT = Path("/var/log/rmbgd")  # LogsDirectory= of systemd/rmbgd.service, at its first start
@@ -47,6 +48,13 @@ def check_layout(config: Config) -> None:
             problems += [f"{setting} ({path}) {text}" for text in _wrong_place(path, directories)]
     if problems:
         raise ConfigError(problems)
+
+
+def folders_in_use(config: Config) -> dict[str, Claimant]:
+    """By folder name: another service that claims from it now, as far as we may see that."""
+    me = this_service(config.service.state_directory)
+    found = {folder.name: other_holder(str(folder.input), me) for folder in config.folder}
+    return {name: holder for name, holder in found.items() if holder is not None}
 
 
 def _directories(config: Config) -> Iterator[_Directory]:

@@ -14,10 +14,11 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from rmbgd.config.layout import folders_in_use
 from rmbgd.config.load import Config, Folder, Recipe
 from rmbgd.doctor.checks import GIBI, CheckResult, fail, ok, warn
 from rmbgd.errors import ModelError, explain
-from rmbgd.intake.mounts import file_system, is_local
+from rmbgd.mounts import file_system, is_local
 
 TRIAL = ".rmbgd-doctor-"  # hidden, so that a running service leaves it alone
 EVENT_TIMEOUT = 5.0  # s for an event of our own making; milliseconds where events work
@@ -36,7 +37,11 @@ CAUSES = {
 def check_folders(config: Config) -> Iterator[CheckResult]:
     if not config.folder:
         yield fail("folders", "the configuration names no [[folder]]", "add one; rmbgd check --print-default shows how")
+    in_use = folders_in_use(config)
     for folder in config.folder:
+        if (holder := in_use.get(folder.name)) is not None:
+            text = f"{holder} claims from {folder.input} now; a service of this configuration would wait for it"
+            yield fail(f"owner {folder.name}", text, "stop one of the two services, or give each its own input")
         yield rights(folder)
         yield events(folder)
         yield space(folder, config.pipeline.free_bytes_minimum)

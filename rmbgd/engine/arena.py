@@ -1,7 +1,8 @@
 """Preallocated shared memory for all images in flight, leased in pieces and bounded in bytes.
 
 The block is an anonymous memory file, so that the engine's process maps the same pages: pixels cross to it without a
-copy. Pages become real when first written: an idle service holds little.
+copy. Pages become real when first written, and go back to the system when no image has needed them for a while, but for
+those that a device has page-locked: it would go on writing to the old ones.
 
 Leases are given in the order in which they were asked for: a large image at the head waits for its room and is not
 overtaken, so it cannot starve. Only decoding leases and everything later only gives back, so waiting always ends.
@@ -25,6 +26,12 @@ from numpy.typing import NDArray
 from rmbgd.engine.types import ALIGNMENT, aligned
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
+TRIM_SECONDS = 60.0
+"""How long memory stays that no image needs. A page that is needed again costs its fault and its zeroing: 0.9 ms a
+MiB, and 0.1 in the engine's process, beside 0.2 for giving it back (on a virtual machine, where faults are dear). The
+default arena, given back and taken again whole every minute, would take 1 % of one core."""
+TRIM_BYTES = 32 << 20  # given back while nobody can lease, some 8 ms
+
 
 class ArenaClosed(Exception):
     """The service is stopping: no more memory is lent."""
@@ -32,10 +39,16 @@ class ArenaClosed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ArenaStatistics:
-    """Bytes as lent, that is rounded up; `waiting` counts threads that ask and must wait."""
+    """Bytes as lent, that is rounded up; `waiting` counts threads that ask and must wait.
+
+    resident_bytes  in memory now
+    kept_bytes      from the start, that devices have page-locked or are about to
+    """
 
     leased_bytes: int
     waiting: int
+    resident_bytes: int
+    kept_bytes: int
 
 
 class Lease(AbstractContextManager["Lease"]):
@@ -66,13 +79,17 @@ class Arena(AbstractContextManager["Arena"]):
         os.ftruncate(self.fd, byte_count)
         # Not even a misbehaving child can shorten the file under our mapping.
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-        self.block = attach(self.fd, byte_count)
+        self._mapping = mmap.mmap(self.fd, byte_count)
+        self.block = np.frombuffer(self._mapping, np.uint8)
         self._lock = threading.Lock()
         # All below is guarded by the lock.
         self._free: list[tuple[int, int]] = [(0, byte_count)]  # (offset, bytes), by offset, never adjacent
         self._queue: deque[threading.Condition] = deque()  # who waits, in order; each is woken when it is the head
         self._leased = 0
         self._closed = False
+        self._kept: dict[object, int] = {}  # page-locked bytes from the start, by the worker whose device did it
+        self._reached = 0  # the highest address that was lent since the last trim
+        self._next_trim: float | None = None
 
     def lease(self, byte_count: int, heartbeat: Heartbeat | None = None) -> Lease:
         """`byte_count` bytes, rounded up to ALIGNMENT; blocks until they fit and everybody who asked before is served.
@@ -90,7 +107,33 @@ class Arena(AbstractContextManager["Arena"]):
 
     def statistics(self) -> ArenaStatistics:
         with self._lock:
-            return ArenaStatistics(self._leased, len(self._queue))
+            resident = 0 if self._closed else os.fstat(self.fd).st_blocks * 512
+            return ArenaStatistics(self._leased, len(self._queue), resident, self._kept_bytes())
+
+    def keep(self, worker: object, byte_count: int) -> None:
+        """The device of `worker` has page-locked that many bytes from the start, or may from now on; 0: it has not, or
+        its process is gone."""
+        with self._lock:
+            self._kept = {other: size for other, size in self._kept.items() if other is not worker}
+            if byte_count:
+                self._kept[worker] = byte_count
+
+    def trim(self, now: float) -> None:
+        """Give back what no image has needed for TRIM_SECONDS: all free memory behind the highest address lent since.
+
+        `now` in monotonic seconds. Call it now and then, from one thread.
+        """
+        with self._lock:
+            if self._next_trim is not None and now < self._next_trim:
+                return
+            is_first, self._next_trim = self._next_trim is None, now + TRIM_SECONDS
+            begin, self._reached = max(self._reached, self._kept_bytes()), self._top()
+        if is_first:
+            return
+        begin = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+        for start in range(begin, self.byte_count, TRIM_BYTES):
+            with self._lock:
+                self._punch(start, min(start + TRIM_BYTES, self.byte_count))
 
     def close(self) -> None:
         """Lend no more. What is lent stays valid until it is given back; the memory goes with its last user."""
@@ -104,6 +147,22 @@ class Arena(AbstractContextManager["Arena"]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _kept_bytes(self) -> int:
+        return min(max(self._kept.values(), default=0), self.byte_count)
+
+    def _top(self) -> int:
+        """The end of the last piece that is lent."""
+        offset, size = self._free[-1] if self._free else (self.byte_count, 0)
+        return offset if offset + size == self.byte_count else self.byte_count
+
+    def _punch(self, start: int, end: int) -> None:
+        """What is free and may go between these addresses becomes a hole in the file, for every process."""
+        for offset, size in self._free:
+            first = -(-max(offset, start, self._kept_bytes()) // mmap.PAGESIZE) * mmap.PAGESIZE
+            last = min(offset + size, end) // mmap.PAGESIZE * mmap.PAGESIZE
+            if first < last:
+                self._mapping.madvise(mmap.MADV_REMOVE, first, last - first)
 
     def _wait_for(self, wanted: int, heartbeat: Heartbeat) -> int:
         turn = threading.Condition(self._lock)
@@ -126,6 +185,7 @@ class Arena(AbstractContextManager["Arena"]):
             if size >= wanted:
                 self._free[index : index + 1] = [(offset + wanted, size - wanted)] if size > wanted else []
                 self._leased += wanted
+                self._reached = max(self._reached, offset + wanted)
                 return offset
         return None
 

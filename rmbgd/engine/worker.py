@@ -227,6 +227,7 @@ class EngineWorker:
             self.close()
             raise
         self._seconds = description.seconds
+        self._arena.keep(self, _pinned_bytes(description.detail))
         return description
 
     def run(self, batch: Sequence[Work]) -> BatchReport:
@@ -282,6 +283,7 @@ class EngineWorker:
     def _launch(self) -> None:
         if self._process is not None:
             raise RuntimeError("this engine worker was started before; a bug")
+        self._arena.keep(self, _pinned_bytes(self._options))  # at most; its description says how much it is
         try:
             self._connection, theirs = socket.socketpair()
             with theirs:
@@ -355,6 +357,7 @@ class EngineWorker:
             self._connection = None
         process = self._process
         if process is None:
+            self._arena.keep(self, 0)
             return "not running", True
         self._heartbeat.waiting()
         how = process.end(grace) if patience is None else process.end_within(min(grace, patience), patience)
@@ -363,7 +366,15 @@ class EngineWorker:
             return f"process {process.pid} was killed, and is not gone yet", True
         self.abandoned = process.abandoned
         self._process = None
+        if not self.abandoned:
+            self._arena.keep(self, 0)
         return how, not self.abandoned
+
+
+def _pinned_bytes(facts: Mapping[str, object]) -> int:
+    """Bytes of the arena's start that a device may page-lock or has, by its options or its description."""
+    found = facts.get("pinned_bytes")
+    return found if isinstance(found, int) else 0
 
 
 def expected_seconds(measured: Mapping[int, float], images: int) -> float:

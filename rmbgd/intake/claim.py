@@ -13,12 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rmbgd.config.load import Folder
-from rmbgd.errors import StorageFault
+from rmbgd.errors import Reason, StorageFault
+from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, FileVersion, version_of
-from rmbgd.intake.mounts import is_there
 from rmbgd.intake.priority_queue import Complete
+from rmbgd.mounts import is_there
 from rmbgd.store.claims import claim_by_rename, put_back
 from rmbgd.store.ledger import Ledger
+from rmbgd.store.outbox import job_keys, refused
 from rmbgd.store.records import Candidate, Job
 
 
@@ -38,8 +40,9 @@ class ClaimResult:
 class Claims:
     """Used by the reconcile thread."""
 
-    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, fs: FileSystem) -> None:
-        self._folders, self._ledger, self._fs = folders, ledger, fs
+    def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, fs: FileSystem, emit: Emit) -> None:
+        self._folders, self._ledger, self._fs, self._emit = folders, ledger, fs, emit
+        self._put_back: dict[int, str] = {}  # job number -> where its file stands, until the ledger knows
         self._owed: list[int] = []  # rows to release that the ledger has not taken yet
 
     def claim(self, files: Sequence[Complete]) -> list[ClaimResult]:
@@ -57,20 +60,28 @@ class Claims:
         return results
 
     def give_back(self, job: Job) -> str | None:
-        """Undo a claim. The path where the file stands now, below its folder, or None when there is none any more.
+        """Undo a claim. The path where the file stands now, below its folder; None when it was removed from the claim
+        folder: then the image is lost, and fails.
 
         Raises OSError when the folder cannot be reached: the row stays, and recovery ends it when the folder is back.
         """
-        path: str | None = job.relative_path
-        if job.claimed_by_rename:
+        path = self._put_back.get(job.job_id, job.relative_path)
+        if job.claimed_by_rename and job.job_id not in self._put_back:
             folder = self._folders[job.folder]
             try:
                 path = put_back(str(folder.input), os.path.basename(job.source), job.relative_path, self._fs)
             except FileNotFoundError:
-                if not is_there(str(folder.input), require_mount=folder.require_mount):
+                there = is_there(str(folder.input), require_mount=folder.require_mount)
+                if not there or os.path.lexists(job.source):
                     raise
-                path = None
+                detail = f"{job.source}: gone when it was to be put back"
+                self._ledger.failed(outcome := refused(job_keys(job), Reason.VANISHED, detail))
+                self._ledger.original_moved(job.job_id)
+                self._ledger.outbox.deliver(outcome, self._emit)
+                return None
+            self._put_back[job.job_id] = path
         self._ledger.release([job.job_id])
+        self._put_back.pop(job.job_id, None)
         return path
 
     def version_at(self, folder: str, path: str) -> FileVersion | None:
@@ -106,14 +117,17 @@ class Claims:
         name = os.path.basename(job.source)
         try:
             found = claim_by_rename(root, job.relative_path, name, self._fs)
-            if not stat.S_ISREG(found.st_mode):  # swapped for a link or a pipe since: back, and looked at again
+            if found is not None and not stat.S_ISREG(found.st_mode):
+                # Swapped for a link or a pipe since: back, and looked at again.
                 put_back(root, name, job.relative_path, self._fs)
                 self._owed.append(job.job_id)
                 return ClaimResult(complete, None, "changed")
         except OSError as error:
             self._owed.append(job.job_id)
             if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-                return ClaimResult(complete, None, "vanished")
+                # Still there? Then it was the claim folder that somebody removed under our hands: it is made again.
+                again = os.path.lexists(os.path.join(root, job.relative_path))
+                return ClaimResult(complete, None, "changed" if again else "vanished")
             if error.errno in (errno.EPERM, errno.EACCES, errno.EROFS):
                 return self._in_place(complete, candidate)
             return ClaimResult(complete, None, "blocked", error.strerror or str(error))

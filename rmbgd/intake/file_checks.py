@@ -7,6 +7,7 @@ import fcntl
 import os
 import signal
 
+from rmbgd.access_rights import READ, mend
 from rmbgd.fs import FileVersion, folder_beneath, holes, open_regular, version_of
 from rmbgd.imaging.completeness import Tail, tail_of
 from rmbgd.intake.ignored import COMPANIONS
@@ -17,7 +18,12 @@ def check(root: str, relative_path: str, *, remote: bool) -> tuple[FileVersion, 
     """The version that was checked, and what it showed. Raises ImageError(not_regular) and OSError."""
     parent, name = os.path.split(relative_path)
     with folder_beneath(root, parent) as folder:
-        descriptor = open_regular(name, folder=folder)
+        try:
+            descriptor = open_regular(name, folder=folder)
+        except PermissionError:
+            if not mend(os.path.join(root, relative_path), READ):
+                raise
+            descriptor = open_regular(name, folder=folder)
         companion = next((suffix for suffix in COMPANIONS if _stands(name + suffix, folder)), "")
     try:
         status = os.fstat(descriptor)

@@ -19,11 +19,11 @@ from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import readiness
 from rmbgd.intake.claim import ClaimResult, Claims
 from rmbgd.intake.disk_space import DiskSpaceGuard
-from rmbgd.intake.mounts import free_bytes
 from rmbgd.intake.priority_queue import Complete
 from rmbgd.intake.readiness import ArrivingFile
 from rmbgd.intake.scanner import LOOKS_AT_ONCE, Scanner
 from rmbgd.intake.startup_recovery import Recovered, Recovery
+from rmbgd.mounts import free_bytes
 from rmbgd.pipeline.items import Arrival, Rejection, Timing
 from rmbgd.pipeline.queue import Sender
 from rmbgd.publish.archive import Archiver
@@ -178,9 +178,9 @@ class Reconciler(Inbox):
         self._config, self._ledger, self._clock, self._emit, self._heartbeat = config, ledger, clock, emit, heartbeat
         self._scanner = Scanner(config, ledger, clock, emit, heartbeat, on_compared, self.wake)
         self._backlog, self.watches = self._scanner.backlog, self._scanner.watches
-        self._claims = Claims({folder.name: folder for folder in config.folder}, ledger, SystemFileSystem())
+        self._claims = Claims({folder.name: folder for folder in config.folder}, ledger, SystemFileSystem(), emit)
         self._space = DiskSpaceGuard(config, emit)
-        self._recovery = Recovery(config, ledger, publisher, emit)
+        self._recovery = Recovery(config, ledger, publisher, emit, self.watches)
         self._maintenance = Maintenance(ledger, publisher.archiver, clock, self._scanner, config.intake.reconcile)
         self._suspects_held = False  # written before `run`
         self._stranded: list[tuple[Job, str]] = []  # came back while their folder was away
@@ -205,6 +205,8 @@ class Reconciler(Inbox):
             with contextlib.suppress(OSError, StorageFault):  # row and claimed file stay; the next start takes them up
                 self._claims.give_back(job)
                 count += 1
+        for watch in self.watches:
+            watch.lock.release()
         return count
 
     def statistics(self) -> IntakeStatistics:

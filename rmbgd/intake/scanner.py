@@ -11,19 +11,21 @@ import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from rmbgd.access_rights import why_unreadable
 from rmbgd.clock import Clock
 from rmbgd.config.load import Config, Folder
 from rmbgd.errors import ImageError, Reason
 from rmbgd.events import Emit
+from rmbgd.folder_lock import FolderLock, this_service
 from rmbgd.fs import FileVersion, kind_of, version_of
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import readiness
 from rmbgd.intake.file_checks import check
 from rmbgd.intake.ignored import Ignored
-from rmbgd.intake.mounts import file_system, is_local
 from rmbgd.intake.priority_queue import Backlog, Complete, Key
 from rmbgd.intake.readiness import ArrivingFile, Readiness
 from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints
+from rmbgd.mounts import file_system, is_local
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Unfinished
 
@@ -97,7 +99,10 @@ class Scanner:
         self._on_compared: Callable[[], None] | None = on_compared  # None once it was called
         self.backlog = Backlog(config.folder, self._settings.tracked_maximum)
         self.hints = Hints(self._settings.hints_maximum, wake)
-        self.watches = [FolderWatch(folder, self._settings, self.hints, emit, clock) for folder in config.folder]
+        me = this_service(config.service.state_directory)
+        self.watches = [
+            FolderWatch(folder, self._settings, self.hints, emit, clock, FolderLock(me)) for folder in config.folder
+        ]
         self._folders = {
             watch.folder.name: _DropFolder(watch.folder, watch, Ignored(watch.folder.ignore)) for watch in self.watches
         }
@@ -184,7 +189,7 @@ class Scanner:
         with contextlib.suppress(OSError):  # it has gone, or turned unreadable: the watch says so at its next check
             for path, found in scan(folder.watch.root, below, folder.ignored, recursive=folder.folder.recursive):
                 if isinstance(found, OSError):
-                    self.report_blocked((name, path), 0, found.strerror or str(found))
+                    self.report_blocked((name, path), 0, why_unreadable(found, os.path.join(folder.watch.root, path)))
                 elif stat.S_ISDIR(found.st_mode):
                     directories.add(found.st_ino)
                 elif self.backlog.full(name) and self.backlog.get((name, path)) is None:
@@ -259,7 +264,8 @@ class Scanner:
             self.backlog.forget(key)
             return
         except OSError as error:
-            self.report_blocked(key, arrival.version.ctime_ns, error.strerror or str(error))
+            where = os.path.join(self._folders[key[0]].watch.root, key[1])
+            self.report_blocked(key, arrival.version.ctime_ns, why_unreadable(error, where))
             readiness.put_off(arrival, now)
             self.backlog.put(key, arrival)
             return

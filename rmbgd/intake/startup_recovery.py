@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, replace
 
 from rmbgd import naming as names
@@ -16,8 +17,9 @@ from rmbgd.config.load import Config, Folder
 from rmbgd.errors import Reason, StorageFault
 from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, SystemFileSystem, folder_beneath, same_content
-from rmbgd.intake.mounts import is_there
 from rmbgd.intake.priority_queue import Suspects
+from rmbgd.intake.watcher import FolderWatch
+from rmbgd.mounts import is_there
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.claims import put_back
 from rmbgd.store.ledger import Ledger
@@ -49,10 +51,17 @@ class Recovery:
     """`recover` is the main thread's, before the reconcile thread runs; everything else is that thread's."""
 
     def __init__(
-        self, config: Config, ledger: Ledger, publisher: Publisher, emit: Emit, fs: FileSystem | None = None
+        self,
+        config: Config,
+        ledger: Ledger,
+        publisher: Publisher,
+        emit: Emit,
+        watches: Sequence[FolderWatch] = (),  # they have the locks of their folders
+        fs: FileSystem | None = None,
     ) -> None:
         self._config, self._ledger, self._publisher, self._emit = config, ledger, publisher, emit
         self._folders = {folder.name: folder for folder in config.folder}
+        self._watches = {watch.folder.name: watch for watch in watches}
         self._fs = fs or SystemFileSystem()
         self._rows: dict[str, list[Unfinished]] = {}
         self.suspects = Suspects(ledger)
@@ -63,7 +72,8 @@ class Recovery:
             self._rows.setdefault(row.folder, []).append(row)
         found = Recovered(delivered=self._ledger.outbox.deliver_pending(self._emit))
         if self._ledger.is_new:
-            found.temporaries += self._publisher.cleanup.remove_all()
+            ours = [name for name in self._folders if not self._is_in_use(name)]
+            found.temporaries += self._publisher.cleanup.remove_all(ours)
         for name in self._folders:
             self.recover_folder(name, found)
         return found
@@ -72,7 +82,7 @@ class Recovery:
         """The same for one folder, when it is there again. Cheap, and changes nothing when nothing is left."""
         found = Recovered() if found is None else found  # an empty one is false
         folder = self._folders[name]
-        if not is_there(str(folder.input), require_mount=folder.require_mount):
+        if not is_there(str(folder.input), require_mount=folder.require_mount) or self._is_in_use(name):
             return found
         for row in self._rows.pop(name, ()):
             try:
@@ -98,6 +108,12 @@ class Recovery:
         elif not _is_same(row):  # a new version, or its rename never happened: what is there is a new arrival
             if row.claimed_by_rename and os.path.lexists(row.source):
                 put_back(root, name, row.relative_path, self._fs)
+            elif self._is_lost(row, folder):
+                detail = f"{row.source}: gone when the service took up its work again"
+                self._ledger.failed(outcome := refused(job_keys(row), Reason.VANISHED, detail))
+                self._ledger.original_moved(row.job_id)
+                self._publisher.deliver(outcome)
+                return
             self._ledger.release([row.job_id])
         elif row.attempt >= self._config.intake.attempts:
             detail = f"the service died {row.attempt} times with this image in hand"
@@ -108,6 +124,17 @@ class Recovery:
         else:
             self.suspects.add(row)
             found.jobs += 1
+
+    def _is_in_use(self, name: str) -> bool:
+        """By another service: what lies in the claim folder is that one's."""
+        watch = self._watches.get(name)
+        return watch is not None and watch.take_lock() is not None
+
+    def _is_lost(self, row: Unfinished, folder: Folder) -> bool:
+        """A claimed file that is nowhere any more, and that no other service can have taken meanwhile."""
+        nowhere = not os.path.lexists(os.path.join(folder.input, row.relative_path))
+        watch = self._watches.get(folder.name)
+        return row.claimed_by_rename and nowhere and not (watch is not None and watch.lock.was_anothers)
 
     def _done(self, found: Recovered, row: Unfinished) -> None:
         """The output stands: what is left is the original, and perhaps the event."""

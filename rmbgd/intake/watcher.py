@@ -6,6 +6,7 @@ one, that the kernel still watches every directory, that threads live and that n
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
@@ -33,8 +34,10 @@ from watchdog.observers.inotify_c import InotifyConstants, Mask
 from rmbgd.clock import Clock
 from rmbgd.config.load import Folder, IntakeSettings
 from rmbgd.events import Emit
-from rmbgd.intake.mounts import file_system, is_local, is_mounted, watched_inodes
+from rmbgd.folder_lock import Claimant, FolderLock
+from rmbgd.mounts import file_system, is_local, is_mounted, is_there, watched_inodes
 from rmbgd.naming import CLAIM_FOLDER
+from rmbgd.store.claims import claim_folder
 
 MISSED_LIMIT, MISSED_WINDOW = 3, 3600.0  # so many files without an event in so many seconds: events are unreliable
 OVERFLOW_LOGGER = "watchdog.observers.inotify_c"  # the only place where watchdog reports an overflow
@@ -139,8 +142,10 @@ class _Handler(FileSystemEventHandler):
 class FolderWatch:
     """The watch on one drop folder. Every method is the reconcile thread's, unless it says otherwise."""
 
-    def __init__(self, folder: Folder, settings: IntakeSettings, hints: Hints, emit: Emit, clock: Clock) -> None:
-        self.folder, self.root = folder, str(folder.input)
+    def __init__(
+        self, folder: Folder, settings: IntakeSettings, hints: Hints, emit: Emit, clock: Clock, lock: FolderLock
+    ) -> None:
+        self.folder, self.root, self.lock = folder, str(folder.input), lock
         self._settings, self._hints, self._emit, self._clock = settings, hints, emit, clock
         self._identity: tuple[int, int] | None = None  # (device, inode) of the directory that is watched
         self._observer: BaseObserver | None = None
@@ -180,8 +185,9 @@ class FolderWatch:
             return False
         self._next_check = now + self._settings.root_check
         identity, trouble = self._identify()
-        if identity is None:
-            self._lose(trouble)
+        holder = None if identity is None else self.take_lock()
+        if identity is None or holder is not None:
+            self._lose(trouble, holder)
             return False
         if identity != self._identity:
             replaced = self._identity is not None
@@ -199,6 +205,25 @@ class FolderWatch:
         if self._cause == "silent" and self._handler.received > self._received_when_degraded:
             self._restore()
         return False
+
+    def take_lock(self) -> Claimant | None:
+        """Another service that claims from this folder; None when the lock is ours, or there cannot be one.
+
+        Also the main thread's, before the reconcile thread runs.
+        """
+        comes_and_goes = self.folder.require_mount and is_local(file_system(self.root))
+        if self.folder.originals == "keep" or comes_and_goes:  # nothing is claimed; no open file may hold up an unmount
+            return None
+        if not is_there(self.root, require_mount=self.folder.require_mount):
+            return None
+        # Nobody can lock a folder in which we may not write, or a file system that has no locks: worked on without one.
+        with contextlib.suppress(OSError), claim_folder(self.root) as claims:
+            if (holder := self.lock.take(claims)) is not None:
+                return holder
+            for each in self.lock.contenders(claims):
+                who = {"host": each.host, "contender_pid": each.pid, "state_directory": each.state_directory}
+                self._emit("folder.contested", folder=self.folder.name, **who)
+        return None
 
     def overflowed(self) -> None:
         """The kernel dropped events. Called from watchdog's thread by way of its log."""
@@ -250,12 +275,14 @@ class FolderWatch:
             return None, "denied"
         return (found.st_dev, found.st_ino), ""
 
-    def _lose(self, cause: str) -> None:
+    def _lose(self, trouble: str, holder: Claimant | None) -> None:
         self.close()
+        self.lock.release()
         self._identity = None
+        cause, more = (trouble, {}) if holder is None else ("in_use", {"holder": str(holder)})
         if (self._mode, self._cause) != ("waiting", cause):
             self._mode, self._cause = "waiting", cause
-            self._emit("folder.waiting", folder=self.folder.name, cause=cause)
+            self._emit("folder.waiting", folder=self.folder.name, cause=cause, **more)
 
     def _arm(self, identity: tuple[int, int]) -> None:
         self._identity, self._cause, self._incomplete_scans = identity, None, 0

@@ -23,6 +23,7 @@ from rmbgd.heartbeat import Heartbeat
 from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.formats import Header, SourceFacts
 from rmbgd.imaging.unwritten import WriteTraces, check_written
+from rmbgd.mounts import is_there
 from rmbgd.pipeline.batching import HEAD_START
 from rmbgd.pipeline.dedup import Deduplicator, Follower
 from rmbgd.pipeline.items import Duplicate, Frame, Postponed, Rejection, Timing
@@ -77,7 +78,7 @@ class Decoder:
             if error.errno == errno.EIO:
                 return Rejection(job, Reason.IO_ERROR, f"{error.strerror}", "decode", timing)
             if error.errno in GONE:
-                return Postponed(job, "vanished", f"{error.strerror}", timing)
+                return self._gone(job, error, timing)
             name = errno.errorcode.get(error.errno or 0, "error")
             return Postponed(job, "storage", f"{name}: {error.strerror}", timing)
         except StorageFault as fault:  # the ledger could not be asked whether this content is known
@@ -139,6 +140,13 @@ class Decoder:
             lease.release()
             raise
         return Frame(job, region, lease, facts, timing, self.context.clock.monotonic())
+
+    def _gone(self, job: Job, error: OSError, timing: Timing) -> Rejection | Postponed:
+        """A file that is gone unread: a loss only out of the claim folder, where nobody but us had it."""
+        folder, _ = self.folders[job.folder]
+        if job.claimed_by_rename and is_there(str(folder.input), require_mount=folder.require_mount):
+            return Rejection(job, Reason.VANISHED, f"{job.source}: {error.strerror}", "decode", timing)
+        return Postponed(job, "vanished", f"{error.strerror}", timing)
 
     def _read(self, job: Job) -> tuple[bytes, WriteTraces] | None:
         """The bytes of the claimed version, or None when another version stands there. Raises OSError, ImageError."""

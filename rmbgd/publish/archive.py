@@ -10,9 +10,10 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from rmbgd import naming as names
+from rmbgd.access_rights import CHANGE, mend, why_unchangeable
 from rmbgd.clock import Clock, backoff
 from rmbgd.config.load import Folder
 from rmbgd.errors import ImageError, StorageFault
@@ -38,21 +39,30 @@ class Archiver:
         # job number -> (job, monotonic time of the next try, failures so far); guarded by _lock
         self._waiting: dict[int, tuple[Job, float, int]] = {}
 
-    def archive(self, job: Job) -> None:
-        """Move the original of a finished job where it belongs. Raises nothing: a failure is emitted, and retried."""
+    def archive(self, job: Job) -> bool:
+        """Move the original of a finished job where it belongs; False when somebody has removed it.
+
+        Raises nothing: a failure is emitted, and retried.
+        """
+        found = True
         try:
-            self._move(job)
+            found = self._move(job)
         except (OSError, StorageFault, ImageError) as error:  # a name or a size that the other disk refuses
+            folders = self._around(job)
+            if isinstance(error, PermissionError) and any(mend(folder, CHANGE) for folder in folders):
+                return self.archive(job)
             with self._lock:
                 failures = self._waiting[job.job_id][2] + 1 if job.job_id in self._waiting else 1
                 retry_at = self._clock.monotonic() + backoff(failures, RETRY_FIRST, RETRY_MAXIMUM)
                 self._waiting[job.job_id] = (job, retry_at, failures)
             if failures == 1:
-                self._emit("storage.retire_failed", folder=job.folder, path=job.relative_path, detail=str(error))
+                detail = why_unchangeable(error, folders)
+                self._emit("storage.retire_failed", folder=job.folder, path=job.relative_path, detail=detail)
         else:
             with self._lock:
                 self._waiting.pop(job.job_id, None)
             self._ledger.original_moved(job.job_id)
+        return found
 
     def retry(self) -> float | None:
         """Retry what is due; answers the monotonic time of the next retry, or None."""
@@ -64,19 +74,25 @@ class Archiver:
         with self._lock:
             return min((when for _, when, _ in self._waiting.values()), default=None)
 
-    def _move(self, job: Job) -> None:
+    def _around(self, job: Job) -> list[str]:
+        """The folders that moving its original changes."""
+        folder = self._folders[job.folder]
+        there = str(folder.done or folder.input)
+        return [os.path.dirname(job.source), there, os.path.dirname(os.path.join(there, job.relative_path))]
+
+    def _move(self, job: Job) -> bool:
         folder = self._folders[job.folder]
         if folder.originals == "keep" and not job.claimed_by_rename:
-            return
+            return True
         try:
             status = os.lstat(job.source)
         except OSError as error:
             if error.errno in GONE:  # moved before a crash, or by its owner
-                return
+                return False
             raise
         changed = not same_content(status, job.version)
         if changed and not job.claimed_by_rename:
-            return
+            return True
         if changed or folder.originals == "keep":
             # A writer that still had it open wrote on after we read it: new content, so a new arrival. Or the folder's
             # settings were others when it was claimed.
@@ -86,6 +102,7 @@ class Archiver:
             move_into(str(folder.done), job.relative_path, job.source, job.job_id, self._fs)
         else:
             self._fs.unlink(job.source)
+        return True
 
 
 class Cleanup:
@@ -131,10 +148,10 @@ class Cleanup:
                 found += 1
         return found
 
-    def remove_all(self) -> int:
-        """Remove every temporary of ours: for when the ledger is new and cannot say whose they were."""
+    def remove_all(self, folders: Iterable[str]) -> int:
+        """Remove every temporary of ours there: for when the ledger is new and cannot say whose they were."""
         found = 0
-        for root in {root for folder in self._folders.values() for root in _roots(folder)}:
+        for root in {root for name in folders for root in _roots(self._folders[name])}:
             for here, _, files in os.walk(root):
                 for name in filter(names.is_temporary, files):
                     with contextlib.suppress(OSError):

@@ -6,7 +6,6 @@ any two steps ends the same way at the next start.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -17,13 +16,17 @@ from rmbgd.config.load import Config, Folder
 from rmbgd.errors import ImageError, RmbgdError
 from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, SystemFileSystem, open_regular, same_content, storage_faults
+from rmbgd.mounts import is_there
 from rmbgd.publish import sidecar
 from rmbgd.publish.archive import Archiver, Cleanup
 from rmbgd.publish.quarantine import Quarantine
-from rmbgd.publish.temporary import GONE, Temporary, copy, hash_of, make_folders
+from rmbgd.publish.temporary import GONE, Temporary, copy, hash_of, is_beneath, make_folders
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import ContentKey, Job, Known, OutputKey, Published, Target
+
+ORIGINAL_MISSING = "original_missing"
+"""A note of image.done: somebody removed the original after it was read, so there was nothing to archive."""
 
 EXTENSIONS = {"png": ".png", "webp": ".webp", "tiff": ".tif"}
 
@@ -80,7 +83,7 @@ class Publisher:
         None, and the answer is forgotten, when that output is not there any more or is another: compute it.
         """
         with storage_faults(str(self._folders[job.folder].output)):
-            _check_unchanged(job)
+            self._check_unchanged(job, outcome)
             target = self._ledger.output_names.find(self._key(job))
             if target is not None and target.sha256 == known.sha256 and self._stands(target):
                 assert target.inode is not None
@@ -117,8 +120,8 @@ class Publisher:
         outcome.add(output=published.path, bytes_out=published.size, sha256_out=published.sha256)
         kept = self._folders[job.folder].originals == "keep" and not job.claimed_by_rename
         self._ledger.done(job.job_id, published, outcome, content=content, report=report, original_moved=kept)
-        if not kept:
-            self.archiver.archive(job)
+        if not kept and not self.archiver.archive(job):
+            _note_missing(outcome)
         return published
 
     def _place(
@@ -127,7 +130,7 @@ class Publisher:
         """Rename to the name that belongs to this input, or to another where a file that is not ours stands; sync."""
         key = self._key(job)
         with storage_faults(temporary.root):
-            _check_unchanged(job)
+            self._check_unchanged(job, outcome)
             temporary.seal()
             while True:
                 target = self._ledger.publishing(outcome, key, temporary.below, temporary.sha256, temporary.size)
@@ -157,9 +160,26 @@ class Publisher:
             sidecar.remove(target, job, self._fs)
         return placed
 
+    def _check_unchanged(self, job: Job, outcome: JobOutcome) -> None:
+        """The cutout of an input that was removed since is published; one whose whole folder is away waits for it."""
+        try:
+            status = os.lstat(job.source)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            folder = self._folders[job.folder]
+            if not is_there(str(folder.input), require_mount=folder.require_mount):
+                raise SourceChanged("vanished", "the input folder is not there any more") from error
+            _note_missing(outcome)
+        else:
+            if not same_content(status, job.version):
+                raise SourceChanged("changed", "the input was written to, or replaced, while it was worked on")
+
     def _stands(self, target: Target) -> bool:
         """Is what stands at the target a file of ours, as we published it or were about to?"""
         path = os.path.join(target.output, target.path)
+        if not is_beneath(target.output, os.path.dirname(target.path)):
+            return False
         try:
             status = os.lstat(path)
         except FileNotFoundError:
@@ -180,15 +200,9 @@ class Publisher:
         return int(self._config.recipe_of(self._folders[job.folder]).file_mode, 8)
 
 
-def _check_unchanged(job: Job) -> None:
-    try:
-        status = os.lstat(job.source)
-    except OSError as error:
-        if error.errno in GONE or error.errno == errno.ENOTDIR:
-            raise SourceChanged("vanished", "the input is not there any more") from error
-        raise
-    if not same_content(status, job.version):
-        raise SourceChanged("changed", "the input was written to, or replaced, while it was worked on")
+def _note_missing(outcome: JobOutcome) -> None:
+    notes = outcome.keys.get("notes", [])
+    outcome.add(notes=[*(note for note in notes if note != ORIGINAL_MISSING), ORIGINAL_MISSING])
 
 
 def _copy_known(known: Known, temporary: Temporary) -> bool:

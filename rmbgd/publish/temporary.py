@@ -18,16 +18,16 @@ from rmbgd.fs import FileSystem, fault_of, open_regular
 
 CHUNK = 1 << 20
 PATH_MAXIMUM = 4096 - 64  # bytes of a whole path, with room for the version and the suffix that a name may get
-GONE = {errno.ENOENT, errno.ESTALE, errno.ENOTCONN}
+GONE = {errno.ENOENT, errno.ENOTDIR, errno.ESTALE, errno.ENOTCONN}
 FICLONE = 0x40049409  # share the blocks of another file: btrfs, xfs, bcachefs
 
 
 def make_folders(root: str, below: str, fs: FileSystem) -> str:
-    """Make sub-folder `below` of `root` and answer its name: x~2 where a file is called x.
+    """Make sub-folder `below` of `root` and answer its name: x~2 where a file or a link is called x.
 
-    `root` itself is never made: a missing one is a disk that is not there.
+    `root` itself is never made: a missing one is a disk that is not there. It may be a link.
     """
-    if os.path.isdir(os.path.join(root, below)):
+    if is_beneath(root, below):
         return below
     if not os.path.isdir(root):
         raise FileNotFoundError(errno.ENOENT, "the folder does not exist", root)
@@ -38,10 +38,16 @@ def make_folders(root: str, below: str, fs: FileSystem) -> str:
             with contextlib.suppress(FileExistsError):
                 fs.make_folder(path)
                 fs.sync_folder(os.path.join(root, reached))
-            if os.path.isdir(path):
+            if os.path.isdir(path) and not os.path.islink(path):
                 reached = os.path.join(reached, name)
                 break
     return reached
+
+
+def is_beneath(root: str, below: str) -> bool:
+    """Is `below` a sub-folder of `root` that no link leads to? Results must not leave the folder they belong to."""
+    paths = itertools.accumulate(below.split("/"), os.path.join, initial=root) if below else [root]
+    return all(os.path.isdir(path) and (path == root or not os.path.islink(path)) for path in paths)
 
 
 def hash_of(path: str) -> tuple[str, int]:

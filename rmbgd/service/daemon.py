@@ -275,6 +275,8 @@ class Service:
         """What the health event and the status file say. Called by the health thread."""
         intake = self._intake.statistics()
         statistics, engine = self._pipeline.statistics(), self._engine.describe()
+        self._arena.trim(self._clock.monotonic())
+        arena = self._arena.statistics()
         self._watch_the_pipeline(statistics, is_excused(paused=intake.paused, engine=engine))
         channels = {
             each.name: {
@@ -287,7 +289,9 @@ class Service:
         return {
             **asdict(intake),
             "device": self._engine.device or self._device,
-            "arena_bytes": self._arena.statistics().leased_bytes,
+            "arena_bytes": arena.leased_bytes,
+            "arena_resident": arena.resident_bytes,
+            "arena_kept": arena.kept_bytes,
             "channels": channels,
             "engine": engine,
             "safe_mode": self._life.describe(),

@@ -24,7 +24,8 @@ from rmbgd.telemetry import jsonl
 
 # What the daemon's snapshot must hold; anything more goes to the status file alone.
 SNAPSHOT_KEYS = (
-    "device", "waiting", "in_flight", "oldest_waiting", "arena_bytes", "channels", "paused", "engine", "ledger_rows",
+    "device", "waiting", "in_flight", "oldest_waiting", "arena_bytes", "arena_resident", "channels", "paused", "engine",
+    "ledger_rows",
 )  # fmt: skip
 OUTCOMES = {"done": "image.done", "failed": "image.failed", "postponed": "image.postponed"}
 STATUS_FILE = "status.json"

@@ -15,12 +15,17 @@ from rmbgd import naming as names
 from rmbgd.fs import FileSystem, folder_beneath, open_folder
 
 
-def claim_by_rename(root: str, relative_path: str, name: str, fs: FileSystem) -> os.stat_result:
-    """Move the file into the claim folder and say how it looks there. Raises OSError; the file is then where it was."""
+def claim_by_rename(root: str, relative_path: str, name: str, fs: FileSystem) -> os.stat_result | None:
+    """Move the file into the claim folder and say how it looks there; None when somebody has removed it since.
+
+    Raises OSError; the file is then where it was.
+    """
     parent, basename = os.path.split(relative_path)
-    with folder_beneath(root, parent) as here, _claim_folder(root) as there:
+    with folder_beneath(root, parent) as here, claim_folder(root) as there:
         fs.rename_noreplace(basename, name, source_folder=here, target_folder=there)
-        return os.stat(name, dir_fd=there, follow_symlinks=False)
+        with contextlib.suppress(FileNotFoundError):
+            return os.stat(name, dir_fd=there, follow_symlinks=False)
+    return None
 
 
 def put_back(root: str, name: str, relative_path: str, fs: FileSystem) -> str:
@@ -40,8 +45,8 @@ def put_back(root: str, name: str, relative_path: str, fs: FileSystem) -> str:
 
 
 @contextlib.contextmanager
-def _claim_folder(root: str) -> Iterator[int]:
-    """A descriptor of the claim folder, made when it is missing. Raises PermissionError when it is not ours."""
+def claim_folder(root: str) -> Iterator[int]:
+    """A descriptor of the claim folder, made when it is missing. Raises OSError: PermissionError if it is not ours."""
     path = os.path.join(root, names.CLAIM_FOLDER)
     with contextlib.suppress(FileExistsError):
         if not os.path.lexists(path):

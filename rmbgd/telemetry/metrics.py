@@ -57,6 +57,7 @@ GAUGES = {  # key of the health event: name and meaning of the gauge
     "descriptors": ("open_descriptors", "of the service's own process"),
     "threads": ("threads", "of the service's own process"),
     "arena_bytes": ("arena_bytes", "leased for images in flight"),
+    "arena_resident": ("arena_resident_bytes", "of the arena in memory"),
     "ledger_rows": ("ledger_rows", "jobs remembered"),
 }
 

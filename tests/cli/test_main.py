@@ -196,6 +196,21 @@ def test_rows_show_what_a_person_asks_first() -> None:
     assert "5 done, 1 refused, 0 put back" == shown["images"]
     assert "event image.failed, time then, reason truncated" == shown["last problem"]
     assert "1 d 3 h, since 2025-12-31T00:00:00.000Z" == shown["up"]
+    assert "image memory" not in shown, "a version before this one does not say it"
+
+
+@pytest.mark.parametrize(
+    ("leased", "resident", "kept", "said"),
+    [
+        (64, 512, 0, "512 MiB resident: 64 MiB in use, 448 MiB soon given back"),
+        (64, 512, 256, "512 MiB resident: 64 MiB in use, 256 MiB page-locked for a device, 256 MiB soon given back"),
+        (64, 16, 0, "16 MiB resident: 16 MiB in use, 0 MiB soon given back"),  # lent, and not written yet
+    ],
+)
+def test_status_says_why_memory_is_resident(leased: int, resident: int, kept: int, said: str) -> None:
+    record = status_record(arena_kept=kept << 20)
+    record["health"] |= {"arena_bytes": leased << 20, "arena_resident": resident << 20}
+    assert said == dict(rows(record))["image memory"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (600, "10 min"), (7260, "2 h 1 min")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 import os
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from rmbgd.engine.arena import Arena, ArenaClosed, Lease
+from rmbgd.engine.arena import TRIM_SECONDS, Arena, ArenaClosed, Lease
 from rmbgd.engine.types import ALIGNMENT
 from tests.engine.processes import PATIENCE, SpyHeartbeat
 
@@ -145,6 +146,134 @@ def test_another_process_sees_the_same_bytes():
         program = f"from rmbgd.engine.arena import attach; block = attach({arena.fd}, 4096); block[10] = block[9] + 1"
         subprocess.run([sys.executable, "-c", program], pass_fds=(arena.fd,), check=True)
         assert lease.block[lease.offset + 10] == 42
+
+
+MEBI = 1 << 20
+
+
+def filled(arena: Arena, *sizes: int) -> list[Lease]:
+    leases = [arena.lease(size) for size in sizes]
+    for number, lease in enumerate(leases):
+        lease.block[lease.offset :][: lease.byte_count] = 7 + number
+    return leases
+
+
+def resident(arena: Arena) -> int:
+    return arena.statistics().resident_bytes
+
+
+class Ticks:
+    """Looks of the health thread, every 10 s."""
+
+    def __init__(self, arena: Arena) -> None:
+        self.arena, self.now = arena, 1000.0
+        arena.trim(self.now)
+
+    def idle(self, seconds: float = 2 * TRIM_SECONDS) -> None:
+        """The first window ends with what was lent in it, the second is idle."""
+        for _ in range(int(seconds // 10)):
+            self.now += 10
+            self.arena.trim(self.now)
+
+
+def test_what_no_image_needs_any_more_goes_back_to_the_system() -> None:
+    with Arena(100 * MEBI) as arena:
+        ticks = Ticks(arena)
+        for lease in filled(arena, 70 * MEBI, 3 * MEBI):
+            lease.release()
+        assert resident(arena) == 73 * MEBI
+        ticks.idle(TRIM_SECONDS - 10)
+        assert resident(arena) == 73 * MEBI, "not at once: the next image would pay for it"
+        ticks.idle()
+        assert resident(arena) == 0
+        with filled(arena, 5 * MEBI)[0] as lease:
+            assert (lease.block[lease.offset :][: lease.byte_count] == 7).all()
+            assert resident(arena) == 5 * MEBI
+
+
+def test_what_is_lent_stays_and_what_images_use_again_and_again() -> None:
+    """Also on pages that a lease shares with free memory."""
+    with Arena(100 * MEBI) as arena:
+        ticks = Ticks(arena)
+        small, burst, odd, top = filled(arena, MEBI, 60 * MEBI, 5 * MEBI + 64, MEBI)
+        burst.release()
+        top.release()
+        ticks.idle()
+        assert (odd.block[odd.offset :][: odd.byte_count] == 9).all()
+        assert resident(arena) == 67 * MEBI + mmap.PAGESIZE - MEBI, "only what lies behind the last image goes"
+        odd.release()
+        small.release()
+        for _ in range(12):  # a trickle: never idle for long, and never high
+            filled(arena, 2 * MEBI)[0].release()
+            ticks.idle(10)
+        assert resident(arena) == 2 * MEBI
+
+
+def test_what_a_device_has_locked_stays_until_its_process_is_gone() -> None:
+    with Arena(64 * MEBI) as arena:
+        ticks = Ticks(arena)
+        first, second = object(), object()
+        arena.keep(first, 10 * MEBI)
+        arena.keep(second, 4 * MEBI + 1)
+        for lease in filled(arena, 20 * MEBI):
+            lease.release()
+        ticks.idle()
+        assert (resident(arena), arena.statistics().kept_bytes) == (10 * MEBI, 10 * MEBI)
+        assert (arena.block[: 10 * MEBI] == 7).all()
+        arena.keep(first, 0)
+        ticks.idle()
+        assert resident(arena) == 4 * MEBI + mmap.PAGESIZE
+        arena.keep(second, 0)
+        ticks.idle()
+        assert resident(arena) == 0
+
+
+def test_a_closed_arena_is_trimmed_no_more() -> None:
+    arena = Arena(MEBI)
+    filled(arena, MEBI)[0].release()
+    ticks = Ticks(arena)
+    arena.close()
+    ticks.idle()
+    assert resident(arena) == 0
+
+
+@pytest.mark.integration
+def test_memory_goes_back_for_every_process_that_maps_it() -> None:
+    """And what one writes later, the other reads."""
+    program = """
+import re, sys
+from rmbgd.engine.arena import attach
+def mapped():
+    found = re.findall(r"memfd:rmbgd-arena.*?Rss: +([0-9]+) kB", open("/proc/self/smaps").read(), re.DOTALL)
+    return sum(map(int, found)) << 10
+block = attach(int(sys.argv[1]), int(sys.argv[2]))
+for line in sys.stdin:
+    found = mapped(), int(block[:8 << 20].sum(dtype="int64"))
+    block[3] = 4
+    print(*found, flush=True)
+"""
+    with Arena(32 * MEBI) as arena:
+        ticks = Ticks(arena)
+        command = [sys.executable, "-c", program, str(arena.fd), str(arena.byte_count)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, pass_fds=(arena.fd,), **pipes) as child:
+            (lease,) = filled(arena, 8 * MEBI)
+
+            def ask() -> tuple[int, ...]:
+                """Bytes that the child has mapped, and then the sum of what it reads."""
+                child.stdin.write("\n")
+                child.stdin.flush()
+                return tuple(map(int, child.stdout.readline().split()))
+
+            whole = 7 * 8 * MEBI
+            assert [ask(), ask()] == [(0, whole), (8 * MEBI, whole - 3)]
+            lease.release()
+            ticks.idle()
+            assert resident(arena) == 0
+            with filled(arena, MEBI)[0] as lease:
+                assert ask() == (0, 7 * MEBI)
+                assert lease.block[lease.offset + 3] == 4
+            child.stdin.close()
 
 
 def test_memory_becomes_real_only_when_written_and_nobody_can_shorten_it():

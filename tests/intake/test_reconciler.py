@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from rmbgd.config.load import parse
-from rmbgd.errors import Reason
+from rmbgd.errors import Reason, StorageFault
 from rmbgd.fs import FileVersion
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.intake import claim as claims
@@ -103,6 +103,8 @@ class Loop(Workspace):
     def close(self) -> None:
         for end in (self.sender, self.receiver, self.door, self.refused):
             end.close()
+        for watch in self.reconciler.watches:
+            watch.lock.release()
         super().close()
 
 
@@ -279,7 +281,7 @@ def test_entries_that_are_no_files_are_reported_once_and_left(it: Loop) -> None:
     (it.roots["input"] / "folder.jpg").mkdir()
     it.turn(31, times=4)
     assert it.told("image.failed", "path", "reason") == [("link.jpg", "not_regular"), ("pipe.jpg", "not_regular")]
-    assert sorted(os.listdir(it.roots["input"])) == ["folder.jpg", "link.jpg", "pipe.jpg"]
+    assert sorted(os.listdir(it.roots["input"])) == [".rmbgd", "folder.jpg", "link.jpg", "pipe.jpg"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files that belong to others")
@@ -390,6 +392,28 @@ def test_an_image_that_cannot_go_back_now_goes_back_later(it: Loop) -> None:
         it.reconciler.give_back(job, "storage", "EMFILE")
         it.turn()
     assert it.turn(6, times=3) == ["a.jpg"]
+
+
+def test_a_claimed_file_that_is_gone_when_it_is_to_go_back_is_a_loss(it: Loop) -> None:
+    """And not one whose way back was interrupted between the rename and the ledger."""
+    back, lost = sorted(it.claimed("lost.jpg", "back.jpg"), key=lambda job: job.relative_path)
+    os.unlink(lost.source)
+    with mock.patch.object(it.ledger, "release", side_effect=StorageFault("io_error", "")):
+        for job in (lost, back):
+            it.reconciler.give_back(job, "memory", "")
+        it.turn()
+    assert it.turn(6, times=3) == ["back.jpg"]
+    assert it.told("image.failed", "path", "reason") == [("lost.jpg", Reason.VANISHED)]
+    assert it.ledger.counts() == {"failed": 1, "claimed": 1}
+
+
+def test_a_claim_folder_that_is_removed_under_a_claim_is_made_again(it: Loop) -> None:
+    real = claims.claim_by_rename
+    gone = mock.Mock(side_effect=[FileNotFoundError(errno.ENOENT, "no claim folder"), mock.DEFAULT], wraps=real)
+    with mock.patch.object(claims, "claim_by_rename", gone):
+        assert it.claimed("a.jpg") == []
+        assert it.reconciler.statistics().waiting == 1, "not forgotten until the next comparison"
+        assert it.turn(6, times=3) == ["a.jpg"]
 
 
 def test_too_many_hints_become_a_comparison(loop: Build) -> None:

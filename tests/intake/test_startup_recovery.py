@@ -50,7 +50,7 @@ class Run(Workspace):
         self.step: Callable[[], None] = getattr(self.fs, "step", lambda: None)
         for name in STEPS_OF_THE_LEDGER:
             setattr(self.ledger, name, stepped(self.step, getattr(self.ledger, name)))
-        self.recovery = Recovery(self.config, self.ledger, self.publisher, self.events, self.fs)
+        self.recovery = Recovery(self.config, self.ledger, self.publisher, self.events, fs=self.fs)
 
     def __enter__(self) -> Self:
         return self

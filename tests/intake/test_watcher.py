@@ -14,10 +14,12 @@ import pytest
 
 from rmbgd.config.load import Folder, IntakeSettings
 from rmbgd.events import RecordedEvents
+from rmbgd.folder_lock import FolderLock, this_service
 from rmbgd.intake.watcher import FileEvent, FolderWatch, Hints, OverflowListener
 from rmbgd.testing.clock import FakeClock
 
 pytestmark = pytest.mark.timeout(30)
+ME = this_service(Path("/state"))
 
 
 class Watched:
@@ -28,9 +30,12 @@ class Watched:
         self.woken, self.clock, self.events = threading.Event(), FakeClock(), RecordedEvents()
         self.hints = Hints(1000, self.woken.set)
         folder = Folder(name="shop", **names, **options)
-        self.watch = FolderWatch(folder, IntakeSettings(), self.hints, self.events, self.clock)
+        self.watch = FolderWatch(folder, IntakeSettings(), self.hints, self.events, self.clock, FolderLock(ME))
         self.check()
-        self.close = self.watch.close
+
+    def close(self) -> None:
+        self.watch.close()
+        self.watch.lock.release()
 
     def check(self) -> bool:
         self.clock.advance(10)
@@ -89,7 +94,6 @@ def test_a_change_of_rights_leaves_a_hint(it: Watched) -> None:
 
 def test_our_own_folder_leaves_no_hint(it: Watched) -> None:
     """Claims are renames inside the drop folder; they announce nothing."""
-    (it.root / ".rmbgd").mkdir()
     (it.root / "b.jpg").write_bytes(b"x")
     os.rename(it.root / "b.jpg", it.root / ".rmbgd" / "1-b.jpg")
     (it.root / "z.jpg").write_bytes(b"x")

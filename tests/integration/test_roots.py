@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 from pathlib import Path
@@ -37,6 +38,51 @@ def test_folder_that_is_made_anew_is_watched_anew(tmp_path: Path, how: str) -> N
             service.wait_for("image.done", path=names[1])
             service.serve(names[2], data[names[2]])
     audit.assert_complete(service.roots, data)
+
+
+def test_claim_folder_that_is_removed_loses_nothing_silently(tmp_path: Path) -> None:
+    """What was read is published, what was not is reported as lost, and the service goes on."""
+    names = [f"{n}.png" for n in range(40)]
+    small = {"pipeline": {"arena_bytes": 16 << 20, "decode_threads": 1}, "limits": {"pixels": 500_000}}
+    with ServiceUnderTest(tmp_path, settings=EVENTS_ONLY | small) as service:
+        service.hold.touch()
+        for n, name in enumerate(names):
+            service.drop(name, sample_image(n, size=(900, 500)))
+        service.wait(lambda: len(audit.claimed(service.input)) >= 8 and service.given(), "many images in work")
+        shutil.rmtree(service.input / ".rmbgd")
+        service.hold.unlink()
+        service.wait(lambda: {each["path"] for each in service.endings()} == set(names), "an outcome for each")
+        noted = {each["path"] for each in service.named("image.done") if "original_missing" in each.get("notes", ())}
+        lost = {each["path"] for each in service.named("image.failed", reason="vanished")}
+        assert noted
+        assert lost
+        assert set(audit.files(service.output)) == set(names) - lost
+        assert set(audit.files(service.done)) == set(names) - lost - noted
+        assert service.named("image.postponed") == []
+        service.turn()
+        service.wait_for_new_status()
+        status = json.loads((service.runtime / "status.json").read_bytes())
+        assert status["health"]["failed"] == len(lost)
+    audit.assert_ledger_settled(service.state, done=len(names) - len(lost) + 1, failed=len(lost))
+
+
+def test_kept_originals_that_are_deleted_during_the_work_are_published(tmp_path: Path) -> None:
+    with ServiceUnderTest(tmp_path, folder={"originals": "keep"}) as service:
+        service.hold_in_engine("0.png", sample_image(0))
+        (service.input / "0.png").unlink()
+        service.hold.unlink()
+        assert service.wait_for("image.done", path="0.png")["notes"] == ["original_missing"]
+    assert audit.files(service.output) == ["0.png"]
+
+
+def test_claimed_files_that_are_gone_at_the_next_start_are_reported(tmp_path: Path) -> None:
+    service = ServiceUnderTest(tmp_path).start()
+    service.hold_in_engine("0.png", sample_image(0))
+    service.kill()
+    shutil.rmtree(service.input / ".rmbgd")
+    with service.start():
+        assert service.wait_for("image.failed", path="0.png")["reason"] == "vanished"
+    audit.assert_ledger_settled(service.state, done=0, failed=1)
 
 
 def test_folder_that_is_swapped_between_two_looks_is_noticed(tmp_path: Path) -> None:

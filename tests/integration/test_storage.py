@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import struct
 from pathlib import Path
 
 import pytest
@@ -148,13 +149,50 @@ def test_unreadable_input_waits_for_its_rights(
         private.chmod(mode)
         os.chown(private, 65534, 65534)
         os.rename(private, service.input / closed)
-        service.wait_for("intake.blocked", path=closed)
+        blocked = service.wait_for("intake.blocked", path=closed)
+        assert f"belongs to user nobody, mode {mode:04o}" in blocked["cause"]
+        assert ("rsync --inplace" in blocked["cause"]) is (closed == name)
         service.turn(8)
         assert service.endings() == []
         assert len(service.named("intake.blocked")) == 1
         os.chown(service.input / closed, 0, 0)
         service.wait_for("image.done", path=name)
     audit.assert_complete(service.roots, {name: sample_image(1)})
+
+
+def test_rights_to_what_is_the_services_own_are_mended(tmp_path: Path) -> None:
+    """A file of its own that it may not read, and an archive of its own that it may not change."""
+    with ServiceUnderTest(tmp_path, prefix=without_override()) as service:
+        service.done.chmod(0o500)
+        (service.desk / "a.png").write_bytes(sample_image(1))
+        (service.desk / "a.png").chmod(0o000)
+        os.rename(service.desk / "a.png", service.input / "a.png")
+        service.wait_for("image.done", path="a.png")
+        service.wait(service.is_idle, "the original archived")
+        assert service.named("intake.blocked") == service.named("storage.retire_failed") == []
+    audit.assert_complete(service.roots, {"a.png": sample_image(1)})
+
+
+def test_folder_whose_acl_mask_was_taken_away_is_named_with_the_cure(tmp_path: Path) -> None:
+    """As `tar x` leaves a folder of its own when the archive has an entry for it."""
+    with ServiceUnderTest(tmp_path, prefix=without_override()) as service:
+        folder = service.desk / "upload"
+        folder.mkdir()
+        (folder / "a.png").write_bytes(sample_image(1))
+        for path in (folder / "a.png", folder):
+            os.chown(path, 65534, 65534)
+        entries = [(1, 7, -1), (2, 7, 0), (4, 5, -1), (0x10, 5, -1), (0x20, 5, -1)]  # tag, rights, id; user 0: rwx
+        acl = struct.pack("<I", 2) + b"".join(struct.pack("<HHi", *entry) for entry in entries)
+        try:
+            os.setxattr(folder, "system.posix_acl_access", acl)
+        except OSError as error:
+            pytest.skip(f"no ACLs here: {error}")
+        os.rename(folder, service.input / "upload")
+        failed = service.wait_for("storage.retire_failed", path="upload/a.png")
+        assert f"setfacl -m m::rwx '{service.input / 'upload'}'" in failed["detail"]
+        assert "belongs to user nobody, mode 0755" in failed["detail"]
+        (service.input / "upload").chmod(0o775)  # as setfacl does
+        service.wait(lambda: audit.files(service.done) == ["upload/a.png"], "the original archived")
 
 
 def test_input_that_nobody_may_move_is_computed_once_where_it_is(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Box:
         return self.emit(
             "health", uptime=1.0, device=self.device, done=0, failed=0, postponed=0, waiting=0,
             in_flight=self.in_flight, oldest_waiting=0.0, rss_bytes=1, descriptors=1, threads=1, arena_bytes=0,
-            channels={}, paused=self.paused, ledger_rows=0, engine={"devices": {self.device: state}},
+            arena_resident=0, channels={}, paused=self.paused, ledger_rows=0, engine={"devices": {self.device: state}},
         )  # fmt: skip
 
     def serve(self, seconds: float) -> Box:

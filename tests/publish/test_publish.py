@@ -168,6 +168,36 @@ def test_a_folder_that_is_called_like_an_output(it: Workspace) -> None:
     assert it.files("output") == {name: path.encode() for path, name in outputs.items()}
 
 
+@pytest.mark.parametrize("role", ["output", "done", "failed"])
+@pytest.mark.parametrize("path", ["sl/a.jpg", "s/sl/t/a.jpg"])
+def test_results_do_not_leave_their_folder_through_a_link(workspace: Build, role: str, path: str) -> None:
+    """Not even one that was put in the place of a folder that is in use; the folder itself may be one."""
+    it = workspace()
+    outside, link = it.base / "outside", it.roots[role] / path.partition("sl")[0] / "sl"
+    aside = path.replace("sl", "sl~2")
+    expected = {"output": aside.replace(".jpg", ".png"), "done": aside, "failed": f"{aside}.error.json"}
+    elsewhere = it.roots["output"].rename(it.base / "elsewhere")
+    it.roots["output"].symlink_to(elsewhere)
+
+    def work(content: str) -> None:
+        process(it, path, b"one", b"image", content=ContentKey(content, "recipe"))
+        refuse(it, claimed(it, path, b"bad"))
+
+    work("in")
+    if link.is_dir():
+        link.rename(outside)
+    before = {each: each.read_bytes() for each in outside.rglob("*") if each.is_file()}
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(outside)
+    work("other")
+    copied = copy(it, claimed(it, path))
+    assert copied is not None
+    assert (it.base / copied.output / copied.path).read_bytes() == b"one"
+    assert expected[role] in it.files(role)
+    assert {each: each.read_bytes() for each in outside.rglob("*") if each.is_file()} == before
+    assert os.path.islink(link)
+
+
 def test_an_output_whose_folder_has_become_a_file_moves(it: Workspace) -> None:
     process(it, "s/a.jpg")
     shutil.rmtree(it.roots["output"] / "s")
@@ -240,15 +270,38 @@ def test_a_known_output_that_is_another_by_now_is_forgotten(it: Workspace, spoil
 @pytest.mark.parametrize("why", ["changed", "vanished"])
 @pytest.mark.parametrize("originals", ["archive", "delete", "keep"])
 def test_an_input_that_changed_meanwhile_is_not_published(workspace: Build, originals: str, why: str) -> None:
-    """A writer that still had it open wrote on, or it is gone: the result belongs to bytes that are no more."""
+    """A writer that still had it open wrote on, or its whole folder is away, and may come back with other bytes."""
     it = workspace(originals=originals)
     job = claimed(it, "a.jpg")
-    source = Path(job.source)
-    source.unlink() if why == "vanished" else source.write_bytes(b"image and more")
+    if why == "vanished":
+        os.rename(it.roots["input"], it.base / "away")
+    else:
+        Path(job.source).write_bytes(b"image and more")
     with pytest.raises(SourceChanged) as caught:
         it.publish(job)
     assert caught.value.why == why
     assert it.files("output") == {}
+
+
+@pytest.mark.parametrize("remove", [os.unlink, lambda path: shutil.rmtree(os.path.dirname(path))])
+@pytest.mark.parametrize("originals", ["archive", "delete", "keep"])
+def test_an_input_that_was_removed_meanwhile_is_published_and_says_so(
+    workspace: Build, originals: str, remove: Callable[[str], object]
+) -> None:
+    it = workspace(originals=originals)
+    job = claimed(it, "s/a.jpg")
+    remove(job.source)
+    outcome = done(job)
+    outcome.add(notes=["rotated"])
+    it.publish(job, outcome=outcome, content=CONTENT)
+    assert it.files("output") == {"s/a.png": b"cutout"}
+    assert outcome.keys["notes"] == ["rotated", "original_missing"]
+    twin = claimed(it, "s/b.jpg")
+    remove(twin.source)
+    assert it.publisher.publish_copy(twin, it.known(), again := done(twin)) is not None
+    assert again.keys["notes"] == ["original_missing"]
+    it.ledger.flush()
+    assert (it.ledger.unfinished(), it.events.named("storage.retire_failed"), it.files("done")) == ([], [], {})
 
 
 def test_what_was_written_after_publishing_comes_in_again(workspace: Build) -> None:

@@ -34,9 +34,9 @@ def files(root: Path) -> list[str]:
 
 
 def claimed(root: Path) -> list[str]:
-    """What lies in the claim folder."""
+    """What lies in the claim folder, beside its lock."""
     own = root / ".rmbgd"
-    return sorted(os.listdir(own)) if own.is_dir() else []
+    return sorted(set(os.listdir(own)) - {"lock"}) if own.is_dir() else []
 
 
 def places(roots: Mapping[str, Path], dropped: Mapping[str, bytes]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from rmbgd.intake.mounts import read_mounts
+from rmbgd.mounts import read_mounts
 
 CLONE_NEWNS = 0x20000  # linux/sched.h
 FS_IOC_SHUTDOWN = 0x8004587D  # _IOR('X', 125, __u32), linux/fs/ext4/ext4.h

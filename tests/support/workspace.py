@@ -9,7 +9,9 @@ from pathlib import Path
 from rmbgd.config.load import Config, parse
 from rmbgd.errors import Reason
 from rmbgd.events import RecordedEvents
+from rmbgd.folder_lock import LOCK
 from rmbgd.fs import FileSystem, SystemFileSystem, version_of
+from rmbgd.naming import CLAIM_FOLDER
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.claims import claim_by_rename
 from rmbgd.store.ledger import Ledger
@@ -85,13 +87,14 @@ class Workspace:
         return known
 
     def files(self, role: str) -> dict[str, bytes]:
-        """Relative path -> content of every file below a root, hidden ones too."""
+        """Relative path -> content of every file below a root, hidden ones too, but for the lock of the input."""
         root = os.fsencode(self.roots[role])
         found = {}
         for folder, _, names in os.walk(root):
             for name in names:
                 full = os.path.join(folder, name)
-                relative = os.fsdecode(os.path.relpath(full, root))
+                if (relative := os.fsdecode(os.path.relpath(full, root))) == f"{CLAIM_FOLDER}/{LOCK}":
+                    continue
                 found[relative] = os.readlink(full) if os.path.islink(full) else Path(os.fsdecode(full)).read_bytes()
         return found
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rmbgd.intake import mounts
-from rmbgd.intake.mounts import Mount, file_system, is_mounted, is_there
+from rmbgd import mounts
+from rmbgd.mounts import Mount, file_system, is_mounted, is_there
 from tests.support.mounts import mounted, run
 
 
