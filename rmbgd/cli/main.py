@@ -130,7 +130,7 @@ def check(options: argparse.Namespace) -> int:
     if options.print_default:
         print(resources.files("rmbgd.config").joinpath("default.toml").read_text(encoding="utf-8"), end="")
         return Exit.OK
-    from rmbgd.config.layout import check_layout, folders_in_use
+    from rmbgd.config.layout import check_layout, folders_in_use, missing_folders
     from rmbgd.config.load import load
     from rmbgd.models import licences, store
 
@@ -140,6 +140,7 @@ def check(options: argparse.Namespace) -> int:
         check_layout(config)
     except ConfigError as error:
         problems += error.problems
+    problems += missing_folders(config)
     advice = "stop one of the two services, or give each its own input"
     in_use = folders_in_use(config).items()
     problems += [f"folder '{name}': {holder} claims from it now; {advice}" for name, holder in in_use]

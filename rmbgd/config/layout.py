@@ -6,7 +6,6 @@ Compares by real path and by (device, inode), so that links and bind mounts hide
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -40,14 +39,34 @@ def check_layout(config: Config) -> None:
     problems = [text for pair in combinations(directories, 2) if (text := _conflict(*pair))]
     there = [each for each in directories if os.path.exists(each.path) and not os.path.isdir(each.path)]
     problems += [f"{each.name} is a file: name a folder, or move the file away" for each in there]
-    for setting, path in (
-        ("service.log_file", config.service.log_file),
-        ("health.metrics_file", config.health.metrics_file),
-    ):
-        if path is not None:
-            problems += [f"{setting} ({path}) {text}" for text in _wrong_place(path, directories)]
+    for setting, path in _own_files(config).items():
+        problems += [f"{setting} ({path}) {text}" for text in _wrong_place(path, directories)]
     if problems:
         raise ConfigError(problems)
+
+
+def missing_folders(config: Config) -> list[str]:
+    """Files of the service's own that cannot be written now: no reason not to start, as their disk may come later."""
+    wanted = {setting: Path(os.path.realpath(path)).parent for setting, path in _own_files(config).items()}
+    absent = {
+        setting: parent for setting, parent in wanted.items() if parent != MADE_BY_THE_UNIT and _is_absent(parent)
+    }
+    return [f"{setting}: {parent} does not exist; make it, or name another file" for setting, parent in absent.items()]
+
+
+def _own_files(config: Config) -> dict[str, Path]:
+    both = {"service.log_file": config.service.log_file, "health.metrics_file": config.health.metrics_file}
+    return {setting: path for setting, path in both.items() if path is not None}
+
+
+def _is_absent(path: Path) -> bool:
+    try:
+        path.stat()
+    except PermissionError:  # this user may not look; the service may
+        return False
+    except OSError:
+        return True
+    return False
 
 
 def folders_in_use(config: Config) -> dict[str, Claimant]:
@@ -91,14 +110,8 @@ def _wrong_place(path: Path, directories: Sequence[_Directory]) -> Iterator[str]
     if os.path.isdir(path):
         yield "is a folder: name a file in it"
     parent = Path(os.path.realpath(path)).parent
-    try:
-        there = stat.S_ISDIR(parent.stat().st_mode)
-    except PermissionError:  # this user may not look; the service may
-        there = True
-    except OSError:
-        there = parent == MADE_BY_THE_UNIT
-    if not there:
-        yield f"cannot be written, as {parent} is no folder: make it, or name another file"
+    if os.path.isfile(parent):
+        yield f"cannot be written, as {parent} is a file: name another place"
     lineage = _lineage(str(parent))
     for each in directories:
         if each.owner != "service" and each.lineage[0] in lineage:

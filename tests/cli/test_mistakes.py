@@ -76,8 +76,8 @@ CASES = [
     Case("once @/closed @/out", "closed"),
     Case("once @/tree @/out", "tree/closed"),
     Case("once @/closed/a.png @/out", "closed/a.png"),
-    Case("once @/a.png @/out --model birefnet --models-dir @/half", "half/birefnet"),
-    Case("once @/a.png @/out --model birefnet --models-dir @/closed", "closed/birefnet"),
+    Case("once @/a.png @/out --model birefnet --models-dir @/half", "half/birefnet", Exit.CONFIGURATION),
+    Case("once @/a.png @/out --model birefnet --models-dir @/closed", "closed/birefnet", Exit.CONFIGURATION),
     Case("once @/a.png @/out --config @/closed.toml", "closed.toml", Exit.CONFIGURATION),
     *(
         Case(f"{command} --config @/{name}", name, Exit.CONFIGURATION)
@@ -97,7 +97,7 @@ CASES = [
     Case("run --config @/state.toml", "fixed", Exit.CONFIGURATION),
     Case("bench --scratch @/closed/x", "closed/x"),
     Case("bench --pictures @/closed", "closed"),
-    Case("bench --model birefnet --models-dir @/closed", "closed/birefnet"),
+    Case("bench --model birefnet --models-dir @/closed", "closed/birefnet", Exit.CONFIGURATION),
 ]
 
 

@@ -95,14 +95,22 @@ def test_files_of_the_service_can_be_written(tmp_path, setting, name):
     (tmp_path / name).mkdir()
     assert "is a folder" in problems(configured(tmp_path, {}, **{setting: str(tmp_path / name)}))[0]
     (tmp_path / "file").write_bytes(b"")
-    for parent in ("nowhere", "file"):
-        (found,) = problems(configured(tmp_path, {}, **{setting: str(tmp_path / parent / name)}))
-        assert f"{tmp_path}/{parent} is no folder: make it" in found
+    (found,) = problems(configured(tmp_path, {}, **{setting: str(tmp_path / "file" / name)}))
+    assert f"{tmp_path}/file is a file" in found
+
+
+def test_a_log_on_a_disk_that_comes_later_keeps_no_service_from_starting(tmp_path):
+    """`rmbgd check` reports it, the start does not end."""
+    config = configured(tmp_path, {}, log_file=str(tmp_path / "nowhere" / "log"))
+    check_layout(config)
+    assert layout.missing_folders(config) == [
+        f"service.log_file: {tmp_path}/nowhere does not exist; make it, or name another file"
+    ]
 
 
 def test_folder_of_the_log_that_systemd_makes_need_not_be_there(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "MADE_BY_THE_UNIT", tmp_path / "log")
-    check_layout(configured(tmp_path, {}, log_file=str(tmp_path / "log" / "events.jsonl")))
+    assert layout.missing_folders(configured(tmp_path, {}, log_file=str(tmp_path / "log" / "events.jsonl"))) == []
 
 
 @pytest.mark.parametrize("role", ["input", "output", "done", "failed", "state_directory", "runtime_directory"])
@@ -116,7 +124,8 @@ def test_file_is_no_folder(tmp_path, role):
 
 def test_all_findings_come_at_once(tmp_path):
     (tmp_path / "file").write_bytes(b"")
-    log_file = str(tmp_path / "nowhere" / "log")
+    (tmp_path / "plain").write_bytes(b"")
+    log_file = str(tmp_path / "plain" / "log")
     found = problems(
         configured(tmp_path, {"output": "input0/out"}, {"done": "input1/d", "failed": "file"}, log_file=log_file)
     )
