@@ -13,6 +13,9 @@ NAME_MAXIMUM = 255  # bytes of one path component, on every local file system of
 CLAIM_FOLDER = ".rmbgd"
 """Inside each drop folder: claimed files. Ours alone; neither watched nor scanned."""
 
+SIDECARS = (".xmp", ".json", ".aae", ".pp3", ".dop", ".md5", ".sha1", ".sha256", ".sha512", ".sfv", ".asc", ".sig")
+"""What other programs write about an image, behind its name or its stem."""
+
 _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = ".rmbgd-", ".tmp"
 
 
@@ -60,6 +63,11 @@ def versions(path: str) -> Iterator[str]:
 
 def sidecar_name(output: str) -> str:
     return _beside(output, ".json")
+
+
+def sidecars_of_others(original: str) -> list[str]:
+    """The names that sidecars of an original may have: a.jpg.xmp, a.xmp, ..."""
+    return [base + suffix for suffix in SIDECARS for base in (original, posixpath.splitext(original)[0])]
 
 
 def reason_name(original: str) -> str:

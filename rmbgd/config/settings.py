@@ -376,6 +376,8 @@ class Folder(Settings):
     done: AbsolutePath | None = setting(None, reason="originals after success; needed when originals is archive")
     originals: Literal["archive", "delete", "keep"] = setting("archive",
         reason="archive moves them to done, delete removes them, keep leaves them in the input and remembers them")
+    sidecars: Literal["ignore", "carry"] = setting("ignore",
+        reason="what other programs wrote about an image (.xmp, .json, checksums): ignore leaves it in the input, carry moves it with the original to done or failed")
     recipe: Name = setting("default", reason="name of a [recipe.NAME] table")
     recursive: bool = setting(True, reason="watch sub-folders, and mirror them")
     priority: int = setting(50, unit="0..100", ge=0, le=100,

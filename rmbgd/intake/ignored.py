@@ -6,6 +6,8 @@ import fnmatch
 import re
 from collections.abc import Sequence
 
+from rmbgd.naming import SIDECARS
+
 # Behind the name of the file that is being transferred. As long as one of these stands beside it, it is unfinished:
 # aria2, lftp, axel, qBittorrent, uTorrent, BitComet, Opera, FDM, Thunder, DownThemAll, yt-dlp, browsers, SFTP clients.
 COMPANIONS = (
@@ -31,9 +33,6 @@ BYPRODUCTS = (
     *("*.goutputstream-*", "*.sb-????????-??????", "Thumbs.db", "desktop.ini", "ehthumbs.db", "Icon\r"),
 )
 FOLDERS = (".*", "@eaDir", "#recycle", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
-
-# What other programs write about an image, under its name or its stem.
-SIDECARS = (".xmp", ".json", ".aae", ".pp3", ".dop", ".md5", ".sha1", ".sha256", ".sha512", ".sfv", ".asc", ".sig")
 
 
 class Ignored:

@@ -20,7 +20,7 @@ from rmbgd.errors import ImageError, StorageFault
 from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, same_content, storage_faults
 from rmbgd.publish import sidecar
-from rmbgd.publish.temporary import GONE, hash_of, move_into
+from rmbgd.publish.temporary import GONE, carry_sidecars, hash_of, move_into
 from rmbgd.store.claims import put_back
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Job, Published, Unfinished
@@ -100,6 +100,8 @@ class Archiver:
         elif folder.originals == "archive":
             assert folder.done is not None
             move_into(str(folder.done), job.relative_path, job.source, job.job_id, self._fs)
+            if folder.sidecars == "carry":
+                carry_sidecars(str(folder.done), job, str(folder.input), self._fs)
         else:
             self._fs.unlink(job.source)
         return True

@@ -19,7 +19,7 @@ from rmbgd.errors import REASON_TEXT, ImageError, Reason
 from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, storage_faults
 from rmbgd.publish.sidecar import read_json
-from rmbgd.publish.temporary import Temporary, free_paths, hash_of, move_exactly
+from rmbgd.publish.temporary import Temporary, carry_sidecars, free_paths, hash_of, move_exactly
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.outbox import JobOutcome
 from rmbgd.store.records import Job
@@ -72,6 +72,8 @@ class Quarantine:
                 if error.errno in IMMOVABLE and not job.claimed_by_rename:
                     return None  # the reason could be written, so it is the input that cannot be
                 raise
+            if folder.sidecars == "carry":
+                carry_sidecars(failed, job, str(folder.input), self._fs)
             return path
         raise AssertionError("unreachable: some version is free")
 

@@ -9,12 +9,15 @@ import fcntl
 import hashlib
 import itertools
 import os
+import stat
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Self
 
 from rmbgd import naming as names
+from rmbgd.errors import ImageError, StorageFault
 from rmbgd.fs import FileSystem, fault_of, open_regular
+from rmbgd.store.records import Job
 
 CHUNK = 1 << 20
 PATH_MAXIMUM = 4096 - 64  # bytes of a whole path, with room for the version and the suffix that a name may get
@@ -186,6 +189,15 @@ def move_into(root: str, relative_path: str, source: str, job_id: int, fs: FileS
             move_exactly(root, path, source, job_id, fs)
             return path
     raise AssertionError("unreachable: some version is free")
+
+
+def carry_sidecars(root: str, job: Job, inputs: str, fs: FileSystem) -> None:
+    """Move what other programs wrote about an original, which is below `root` now, after it. What cannot be stays."""
+    for path in names.sidecars_of_others(job.relative_path):
+        source = os.path.join(inputs, path)
+        with contextlib.suppress(OSError, ImageError, StorageFault):
+            if stat.S_ISREG(os.lstat(source).st_mode):
+                move_into(root, path, source, job.job_id, fs)
 
 
 def move_exactly(root: str, path: str, source: str, job_id: int, fs: FileSystem) -> None:

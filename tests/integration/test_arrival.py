@@ -130,6 +130,23 @@ def test_sparse_copies_of_whole_images_come_out_in_the_end(tmp_path: Path) -> No
     audit.assert_complete(service.roots, data)
 
 
+@pytest.mark.parametrize("sidecars", ["ignore", "carry"])
+def test_sidecars_of_other_programs_stay_or_go_with_their_original(tmp_path: Path, sidecars: str) -> None:
+    data = {"a/b.png": sample_image(1), "a/c.jpg": b"no image " * 20}
+    beside = {f"a/{name}": name.encode() for name in ("b.png.xmp", "b.json", "c.jpg.md5", "other.xmp")}
+    with ServiceUnderTest(tmp_path, folder={"sidecars": sidecars}) as service:
+        service.drop_all(beside)
+        service.drop_all(data)
+        service.wait_for_endings(2)
+        service.turn()
+        assert len(service.endings()) == 2
+    done, failed = audit.files(service.done), audit.files(service.failed)
+    carried = sidecars == "carry"
+    assert [name for name in done if name in beside] == (["a/b.json", "a/b.png.xmp"] if carried else [])
+    assert [name for name in failed if name in beside] == (["a/c.jpg.md5"] if carried else [])
+    assert set(audit.files(service.input)) == ({"a/other.xmp"} if carried else beside.keys())
+
+
 def test_a_download_is_unfinished_as_long_as_its_control_file_is_there(tmp_path: Path) -> None:
     whole = _photo(1, "TIFF")
     with ServiceUnderTest(tmp_path, settings={"intake": {"incomplete_timeout": 1.0}}) as service:
