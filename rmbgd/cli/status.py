@@ -17,10 +17,17 @@ from typing import Any
 
 from rmbgd.cli.main import add_config, printable
 from rmbgd.errors import Exit
-from rmbgd.service.exit_recorder import DEFAULT_CONFIG, DEFAULT_RUNTIME_DIRECTORY, STATUS_FILE
+from rmbgd.service.exit_recorder import (
+    DEFAULT_CONFIG,
+    DEFAULT_RUNTIME_DIRECTORY,
+    DEFAULT_STATE_DIRECTORY,
+    STATUS_FILE,
+)
+from rmbgd.store.ledger_lock import LEDGER, is_locked
 from rmbgd.telemetry.jsonl import process_start, to_json
 
 LATE = 5  # status intervals without a new file: the health thread does not run
+KEYS = {"phase", "written_at", "pid", "process_start", "monotonic", "interval", "stalled", "health"}
 LATE_MINIMUM = 10.0  # s; a busy small board may be late by seconds
 
 
@@ -30,19 +37,24 @@ class ServiceState(StrEnum):
     STALE = "stale"
     STOPPED = "stopped"
     NOT_RUNNING = "not running"
+    UNSEEN = "running, but unseen"
 
 
 add_arguments = partial(add_config, json=True)
 
 
 def run(options: argparse.Namespace) -> int:
-    path = runtime_directory(options.config) / STATUS_FILE
+    runtime, state_directory = directories(options.config)
+    path, record, problem = runtime / STATUS_FILE, None, ""
     try:
         record = read(path)
+    except ValueError as error:
+        problem = f"{path} is no status file of rmbgd ({error}); a service that runs replaces it, if it may"
     except PermissionError:
         print(f"rmbgd: you may not read {path}: be root, or in the group of the service", file=sys.stderr)
         return Exit.FAILED
     state, why = judge(record, now=time.monotonic(), process_start=process_start, where=str(path))
+    state, why = unless_locked(state, problem or why, path, is_locked(str(state_directory / LEDGER)))
     if options.json:
         print(to_json({"verdict": state, "why": why, "status": record}))
     else:
@@ -50,22 +62,43 @@ def run(options: argparse.Namespace) -> int:
     return Exit.OK if state is ServiceState.RUNNING else Exit.FAILED
 
 
-def runtime_directory(path: Path) -> Path:
-    """Where the status file is. Raises ConfigError when a configuration is named that cannot be used."""
+def directories(path: Path) -> tuple[Path, Path]:
+    """Runtime and state directory. Raises ConfigError when a configuration is named that cannot be used."""
     if path == DEFAULT_CONFIG and not path.exists():
-        return DEFAULT_RUNTIME_DIRECTORY
+        return DEFAULT_RUNTIME_DIRECTORY, DEFAULT_STATE_DIRECTORY
     from rmbgd.config.load import load
 
-    return load(path).service.runtime_directory
+    service = load(path).service
+    return service.runtime_directory, service.state_directory
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The status file; None when there is none. Raises PermissionError: not being allowed to look is no answer."""
+    """The status file; None when there is none.
+
+    Raises PermissionError: not being allowed to look is no answer; ValueError for what no service has written.
+    """
     try:
         record = json.loads(path.read_bytes())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    return record if isinstance(record, dict) else None
+    except IsADirectoryError:
+        raise ValueError("it is a directory") from None
+    if not isinstance(record, dict) or not record.keys() >= KEYS:
+        raise ValueError("it is JSON of another kind")
+    return record
+
+
+def unless_locked(state: ServiceState, why: str, path: Path, locked: bool | None) -> tuple[ServiceState, str]:
+    """The same, unless a service holds the lock of the ledger, or nobody could look whether one does."""
+    if state not in (ServiceState.NOT_RUNNING, ServiceState.STOPPED):
+        return state, why
+    if locked:
+        folder = path.parent
+        remedy = f"make {folder} again and give it to the service's user, or restart the service"
+        return ServiceState.UNSEEN, f"{why}. It cannot write {path}: {remedy}"
+    if locked is None:
+        return state, f"{why}; whether one runs only root and the service's user can see"
+    return state, why
 
 
 def judge(
@@ -144,7 +177,7 @@ def _print(state: ServiceState, why: str, record: Mapping[str, Any] | None) -> N
     console = Console(highlight=False)
     colour = "green" if state is ServiceState.RUNNING else "red"
     console.print(f"rmbgd is [bold {colour}]{state}[/]: {escape(why)}", soft_wrap=True)
-    if record is None or state is ServiceState.NOT_RUNNING:
+    if record is None or state in (ServiceState.NOT_RUNNING, ServiceState.UNSEEN):
         return
     table = Table(Column(style="bold"), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
     for label, text in rows(record):

@@ -93,6 +93,15 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """A kept original that has its output already; `published` is None where whose the output is cannot be known."""
+
+    key: OutputKey
+    version: FileVersion
+    published: Published | None
+
+
+@dataclass(frozen=True, slots=True)
 class ContentKey:
     """What makes two answers equal: the bytes that came in, and the recipe with its model."""
 
