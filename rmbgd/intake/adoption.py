@@ -70,8 +70,6 @@ class Adoption:
             if named not in ((None, None), (key.folder, key.relative_path)):
                 continue  # another input's
             digest, size = hash_of(output)
-            if target is not None and digest == target.sha256:
-                return
             published = facts.get("source") == sidecar.source_of(version) and facts.get("sha256") == digest
             if not published and self._knows_content:
                 published = digest in self._ledger.made_from(hash_of(source)[0], key.output, path)
@@ -79,6 +77,8 @@ class Adoption:
                 status = os.lstat(output)
                 identity = (digest, size, status.st_ino, status.st_mtime_ns)
                 yield Adopted(key, version, Published(key.output, path, *identity, sidecar=bool(facts)))
+                return
+            if target is not None and digest == target.sha256:
                 return
             unknown = True
         if unknown:

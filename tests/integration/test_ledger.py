@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.support import audit
-from tests.support.damage import grow, jobs_of, spoil
+from tests.support.damage import grow, jobs_of, lose_row_of_index, spoil
 from tests.support.images import sample_image, samples
 from tests.support.service import ServiceUnderTest
 
@@ -72,3 +73,72 @@ def test_damage_that_is_met_at_work_is_mended_in_the_same_process(tmp_path: Path
         assert [event["cause"] for event in service.named("service.stopping")][1:] == ["the ledger is damaged"]
         assert service.named("image.failed") == []
     audit.assert_complete(service.roots, data)
+
+
+def test_damage_again_and_again_is_told_in_few_lines(tmp_path: Path) -> None:
+    """The second time within a day waits for a minute: nothing is claimed meanwhile, and nothing is said."""
+    service, data = served(tmp_path)
+    with service.start():
+        for round_, cause in enumerate(("job_by_path", "target")):
+            spoil(ledger_of(service), cause, "zero")
+            service.drop(f"late-{round_}.png", sample_image(40 + round_))
+            data[f"late-{round_}.png"] = sample_image(40 + round_)
+            service.wait_for("storage.paused", count=round_ + 1)
+            if round_ == 0:
+                service.wait_for("storage.resumed")
+                service.wait_for("image.done", path="late-0.png")
+                wait_for_copy(service, since=service.events.index(service.named("storage.resumed")[0]))
+        for _ in range(3):
+            service.wait_for_new_status()
+        assert len(service.named("storage.paused")) == 2
+        assert len(service.named("ledger.replaced")) == 1
+        assert service.endings("late-1.png") == []
+    with service.start():
+        service.wait_for("ledger.replaced", count=2)
+        service.wait_for("image.done", path="late-1.png")
+    audit.assert_complete(service.roots, data)
+
+
+def test_an_index_that_only_recovery_reads_is_mended_before_ready(tmp_path: Path) -> None:
+    """The quick check at opening does not compare indexes with their tables."""
+    service, data = served(tmp_path)
+    lose_row_of_index(ledger_of(service), "job_unfinished", "UPDATE job SET retired_at=NULL WHERE id=?")
+    with service.start():
+        assert [event["cause"] for event in service.named("storage.paused")] == ["damaged"]
+        assert len(service.named("storage.resumed")) == len(service.named("ledger.replaced")) == 1
+        data |= service.serve_all(samples(range(50, 52)))
+    audit.assert_complete(service.roots, data)
+
+
+@pytest.mark.parametrize("touched", [False, True])
+def test_kept_originals_with_their_outputs_are_not_computed_again(tmp_path: Path, touched: bool) -> None:
+    """Known: by the copy's contents, or by a sidecar. Unknown: published after the copy. New: without an output."""
+    service = ServiceUnderTest(tmp_path, folder=KEEP, recipe={"sidecar": "never"})
+    with service:
+        wait_for_copy(service)
+        service.serve_all({f"known-{n}.png": sample_image(n) for n in range(3)})
+    shutil.rmtree(service.state / "copies")
+    for sidecar, name in (("always", "said"), ("never", "unsaid")):
+        service.configure({}, KEEP, {"sidecar": sidecar})
+        with service.start():
+            service.wait_for("ledger.copied", count=2)
+            service.serve_all({f"{name}-{n}.png": sample_image(10 + n + len(name)) for n in range(2)})
+    for n in range(3):  # as a backup that was put back has them: the same contents, and other versions
+        os.utime(service.input / f"known-{n}.png")
+    (service.input / "new.png").write_bytes(sample_image(30))
+    outputs = {name: (service.output / name).stat().st_mtime_ns for name in audit.files(service.output)}
+    ledger_of(service).write_bytes(b"garbage")
+    ended = len(service.endings())
+    with service.start():
+        replaced = service.wait_for("ledger.replaced")
+        assert (replaced["adopted"], replaced["unknown"]) == (5, 2)
+        service.wait_for("image.done", path="new.png")
+        service.turn(2)
+        assert [event["path"] for event in service.endings()[ended:]] == ["new.png"]
+        assert outputs == {name: (service.output / name).stat().st_mtime_ns for name in outputs}
+        if touched:
+            for name in ("known-0.png", "said-0.png", "unsaid-0.png"):
+                os.utime(service.input / name)
+            again = [name for name in outputs if name.endswith("-0.png")]
+            made = {name: service.wait_for("image.done", path=name, count=2)["output"] for name in again}
+            assert made == {name: name.replace("unsaid-0", "unsaid-0~2") for name in again}

@@ -44,6 +44,22 @@ def spoil(ledger: Path, what: str, how: str) -> None:
     os.close(descriptor)
 
 
+def lose_row_of_index(ledger: Path, index: str, prepare: str) -> None:
+    """The last job is gone from its table, and still in one index: what SQLite's quick check does not see."""
+    rows = "SELECT type, name, tbl_name, rootpage, sql FROM sqlite_master WHERE name=?"
+    job = jobs_of(ledger)[-1]
+    statements: list[tuple[str, tuple[object, ...]]] = [
+        (prepare, (job,)), ("DELETE FROM sqlite_master WHERE name=?", (index,)), ("DELETE FROM job WHERE id=?", (job,))
+    ]  # fmt: skip
+    with contextlib.closing(sqlite3.connect(ledger)) as db:
+        kept = db.execute(rows, (index,)).fetchone()
+    for statement, values in [*statements, ("INSERT INTO sqlite_master VALUES (?,?,?,?,?)", kept)]:
+        with contextlib.closing(sqlite3.connect(ledger, isolation_level=None)) as db:  # each with the schema as it is
+            db.execute("PRAGMA writable_schema=ON")
+            db.execute(statement, values)
+            settle(db)
+
+
 def jobs_of(ledger: Path) -> list[int]:
     with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as db:
         return [job for (job,) in db.execute("SELECT id FROM job ORDER BY id")]
