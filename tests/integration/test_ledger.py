@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from tests.support import audit
 from tests.support.damage import grow, jobs_of, lose_row_of_index, spoil
 from tests.support.images import sample_image, samples
+from tests.support.mounts import without_override
 from tests.support.service import ServiceUnderTest
 
 KEEP = {"originals": "keep"}
@@ -142,3 +144,96 @@ def test_kept_originals_with_their_outputs_are_not_computed_again(tmp_path: Path
             again = [name for name in outputs if name.endswith("-0.png")]
             made = {name: service.wait_for("image.done", path=name, count=2)["output"] for name in again}
             assert made == {name: name.replace("unsaid-0", "unsaid-0~2") for name in again}
+
+
+@pytest.mark.parametrize("what", ["directory", "file", "replaced", "lock"])
+def test_a_ledger_that_is_removed_at_work_is_written_back(tmp_path: Path, what: str) -> None:
+    service = ServiceUnderTest(tmp_path, folder=KEEP)
+    with service:
+        wait_for_copy(service)
+        data = service.serve_all(samples(range(6)))
+        if what == "directory":
+            shutil.rmtree(service.state)
+        elif what == "replaced":
+            (service.desk / "other").write_bytes(b"somebody's")
+            os.rename(service.desk / "other", ledger_of(service))
+        else:
+            ledger_of(service).with_name("ledger.sqlite" + (".lock" if what == "lock" else "")).unlink()
+        paused = service.wait_for("storage.paused", kind="ledger", cause="missing")
+        resumed = service.wait_for("storage.resumed", kind="ledger", cause="missing")
+        assert paused["path"] == str(ledger_of(service))
+        assert ("held again" if what == "lock" else "written back") in resumed["detail"]
+        data |= service.serve_all(samples(range(10, 14)))
+        second = ServiceUnderTest(tmp_path / "second")
+        second.config = service.config
+        assert second.start(ready=False).reap() == 78, "the lock is held again"
+        assert len(service.named("storage.paused")) == 1
+    if what == "replaced":
+        assert [each.read_bytes() for each in service.state.glob("*.replaced-*Z")] == [b"somebody's"]
+    with service.start():
+        service.turn(2)
+        assert service.computed() == len(data), "known again"
+    audit.assert_ledger_settled(service.state, done=len(data) + 2)
+
+
+def test_a_ledger_that_cannot_be_written_back_waits_for_its_place(tmp_path: Path) -> None:
+    """A file where its directory was: one pause, claims wait, and it heals by itself."""
+    service = ServiceUnderTest(tmp_path)
+    with service:
+        wait_for_copy(service)
+        data = service.serve_all(samples(range(3)))
+        shutil.rmtree(service.state)
+        service.state.write_text("in the way")
+        service.wait_for("storage.paused", kind="ledger", cause="missing")
+        data |= service.drop_all(samples(range(10, 14)))
+        for _ in range(3):
+            service.wait_for_new_status()
+        assert json.loads((service.runtime / "status.json").read_bytes())["health"]["paused"] == "ledger"
+        assert len(audit.files(service.input)) == 4
+        service.state.unlink()
+        service.wait_for("storage.resumed", kind="ledger", cause="missing")
+        service.wait_for_endings(len(data))
+        assert len(service.named("storage.paused")) == 1
+    audit.assert_settled(service, data)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "said"),
+    [
+        ("ledger.sqlite", 0o644, "may not write it; chown root"),
+        ("ledger.sqlite-wal", 0o600, "may not read it; chown root"),
+        ("ledger.sqlite-shm", 0o600, "may not read it; chown root"),
+        ("ledger.sqlite.lock", 0o600, "chown root"),
+    ],
+)
+def test_files_of_another_user_are_named_with_what_to_do(tmp_path: Path, name: str, mode: int, said: str) -> None:
+    """Nobody is told to restore a ledger that is sound, or to move it aside; once its owner is right it is used."""
+    service = ServiceUnderTest(tmp_path, prefix=without_override())
+    with service:
+        service.serve_all(samples(range(2)))
+        kept = (service.state / "ledger.sqlite-shm").read_bytes()
+    place = service.state / name
+    if not place.exists():
+        place.write_bytes(kept if name.endswith("shm") else b"")
+    os.chown(place, 65534, 65534)
+    place.chmod(mode)
+    assert service.start(ready=False).reap() == 78
+    words = b"".join(service.stderr).decode()
+    assert str(place) in words
+    assert said in words
+    assert "restore" not in words
+    assert "aside" not in words
+    os.chown(place, 0, 0)
+    with service.start():
+        service.serve_all(samples(range(5, 7)))
+
+
+def test_too_few_descriptors_are_not_taken_for_damage(tmp_path: Path) -> None:
+    service = ServiceUnderTest(tmp_path)
+    with service:
+        service.serve_all(samples(range(2)))
+    before = ledger_of(service).read_bytes()
+    service.prefix = ["prlimit", "--nofile=12"]
+    assert service.start(ready=False).reap() == 78
+    assert "LimitNOFILE" in b"".join(service.stderr).decode()
+    assert ledger_of(service).read_bytes() == before
