@@ -17,7 +17,7 @@ from urllib.parse import quote
 
 from rmbgd.errors import LedgerFault
 from rmbgd.fs import sync
-from rmbgd.store.refusals import SUFFIXES, ledger_faults
+from rmbgd.store.refusals import SUFFIXES, is_damage, ledger_faults
 from rmbgd.store.schema import SCHEMA_VERSION, TABLES
 
 FOLDER = "copies"  # in the state directory
@@ -54,6 +54,10 @@ def finding(
     try:
         found = "; ".join(str(row[0]) for row in connection.execute(f"PRAGMA {check}(3)"))
         names = {row[0] for row in connection.execute("SELECT name FROM sqlite_master WHERE type='table'")}
+    except sqlite3.DatabaseError as error:
+        if is_damage(error):
+            return str(error)
+        raise
     finally:
         connection.set_progress_handler(None, 0)
     if found != "ok":

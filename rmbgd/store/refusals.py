@@ -52,16 +52,24 @@ def ledger_faults(path: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        code = (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
         name = getattr(error, "sqlite_errorname", "") or type(error).__name__
-        cause, detail = _CAUSES.get(code, "io_error"), f"{name}: {error}"
-        found = refusal(path) if cause in _LOOKED_INTO and code != sqlite3.SQLITE_BUSY else None
+        cause, detail = _CAUSES.get(_code(error), "io_error"), f"{name}: {error}"
+        found = refusal(path) if cause in _LOOKED_INTO and _code(error) != sqlite3.SQLITE_BUSY else None
         if found is not None:
             cause, detail = found.cause, f"{detail}: {found}"
         raise LedgerFault(cause, detail, path=path) from error
     except OSError as error:
         cause = "descriptors" if error.errno in NO_DESCRIPTORS else STORAGE_KINDS.get(error.errno or 0, "io_error")
         raise LedgerFault(cause, f"{error.filename or path}: {error.strerror or error}", path=path) from error
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    return _CAUSES.get(_code(error)) == "damaged"
+
+
+def _code(error: sqlite3.Error) -> int:
+    """The primary one; 0 for what the Python module says itself."""
+    return (getattr(error, "sqlite_errorcode", 0) or 0) & 0xFF
 
 
 def refusal(path: str) -> Refusal | None:
