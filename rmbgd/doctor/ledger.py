@@ -37,6 +37,10 @@ def check_ledger(config: Config) -> Iterator[CheckResult]:
 def sound(path: str) -> CheckResult:
     if (found := refusal(path)) is not None:
         return fail("ledger", found.text, found.remedy)
+    folder = os.stat(os.path.dirname(path)).st_uid
+    for name in (path + suffix for suffix in SUFFIXES if os.path.exists(path + suffix)):
+        if os.stat(name).st_uid != folder:  # root may use it all the same, the service may not
+            return fail("ledger", f"{name} is not the service's", f"chown {user_name(folder)} {name}")
     try:
         with ledger_faults(path), contextlib.closing(copies.connect(path, "ro")) as db:
             wrong = copies.finding(db)
@@ -47,10 +51,6 @@ def sound(path: str) -> CheckResult:
     if wrong:
         text = f"{path} is damaged: {wrong}"
         return fail("ledger", text, "a start of the service replaces it by its newest copy, and says what is lost")
-    folder = os.stat(os.path.dirname(path)).st_uid
-    for name in (path + suffix for suffix in SUFFIXES if os.path.exists(path + suffix)):
-        if os.stat(name).st_uid != folder:  # root may use it all the same, the service may not
-            return fail("ledger", f"{name} is not the service's", f"chown {user_name(folder)} {name}")
     return ok("ledger", f"{path}: sound, and this user may use it")
 
 
