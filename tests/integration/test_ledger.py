@@ -182,8 +182,7 @@ def test_a_ledger_that_cannot_be_written_back_waits_for_its_place(tmp_path: Path
     with service:
         wait_for_copy(service)
         data = service.serve_all(samples(range(3)))
-        shutil.rmtree(service.state)
-        service.state.write_text("in the way")
+        service.put_in_the_way_of(service.state)
         service.wait_for("storage.paused", kind="ledger", cause="missing")
         data |= service.drop_all(samples(range(10, 14)))
         for _ in range(3):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,21 @@ def test_rights_that_come_back_heal_without_a_restart(watched: Watched) -> None:
         os.chown(file, 65534, 65534)
     with as_nobody():
         watched.tick()
+    assert watched.database.refused is None
+    assert [len(watched.events.named(f"storage.{name}")) for name in ("paused", "resumed")] == [1, 1]
+
+
+def test_descriptors_that_come_back_heal_without_a_restart(watched: Watched) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        watched.refuse("io_error")
+        for _ in range(3):
+            watched.tick()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert watched.database.refused is not None
+    watched.tick()
     assert watched.database.refused is None
     assert [len(watched.events.named(f"storage.{name}")) for name in ("paused", "resumed")] == [1, 1]
 
