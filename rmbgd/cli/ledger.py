@@ -114,6 +114,9 @@ def _restore(options: argparse.Namespace) -> int:
     except ConfigError as error:
         return _complain(f"{error} (systemctl stop rmbgd)")
     try:
+        owner = os.stat(os.path.dirname(path))
+        if os.geteuid() == 0:
+            os.fchown(held, owner.st_uid, owner.st_gid)
         copied = copies.newest_good(path) if options.file is None else None
         source = copied.path if copied is not None else options.file
         if source is None:
@@ -122,7 +125,7 @@ def _restore(options: argparse.Namespace) -> int:
             return _complain(f"{source}: no such file")
         if wrong := copies.unsound(source, alone=False):
             return _complain(f"{source}: it cannot be restored: {wrong}")
-        old = os.stat(path if os.path.exists(path) else os.path.dirname(path))
+        old = os.stat(path) if os.path.exists(path) else owner
         with ledger_faults(path):
             lies = opening.put_in_place(path, source, "replaced", datetime.now(UTC))
             os.chmod(path, old.st_mode & 0o666)

@@ -93,9 +93,8 @@ def unless_locked(state: ServiceState, why: str, path: Path, locked: bool | None
     if state not in (ServiceState.NOT_RUNNING, ServiceState.STOPPED):
         return state, why
     if locked:
-        folder = path.parent
-        remedy = f"make {folder} again and give it to the service's user, or restart the service"
-        return ServiceState.UNSEEN, f"{why}. It cannot write {path}: {remedy}"
+        remedy = f"make {path.parent} again and give it to the service's user, or restart the service"
+        return ServiceState.UNSEEN, f"{why}, but a service holds the lock. If it has not just started: {remedy}"
     if locked is None:
         return state, f"{why}; whether one runs only root and the service's user can see"
     return state, why

@@ -147,6 +147,7 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
                         raise
                     outage.begin(error)
                     outage.damaged()
+                    life.ended(LEDGER_DAMAGED, of_operator=True)  # neither a crash nor a sign of health
                     continue
                 spoilt = 0
                 code = service.serve(recovered)

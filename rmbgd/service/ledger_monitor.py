@@ -15,7 +15,8 @@ from rmbgd.store import copies
 from rmbgd.store.database import Database
 from rmbgd.store.opening import Check
 
-LOOK_EVERY = 2.0  # s between two looks whether the file is still there, and between two tries while it refuses
+LOOK_EVERY = 2.0  # s between two looks whether the file is still there, and between two tries while it refuses ...
+TRY_MAXIMUM, SETTLED = 600.0, 60.0  # ... unless it took a try and refused again within SETTLED: then ever more rarely
 COPY_RETRY = 3600.0  # s
 DAMAGE_FIRST, DAMAGE_MAXIMUM = 60.0, 3600.0  # s until damage is acted on that comes again within a day
 
@@ -30,6 +31,8 @@ class LedgerOutage:
         self._clock = clock
         self.emit: Emit = lambda _event, /, **_keys: None  # each life has its own
         self._since: float | None = None
+        self._ended = float("-inf")
+        self._relapses = 0  # pauses in a row that followed soon upon a resumption
         self._keys: dict[str, str] = {}  # kind and cause, the same in both events
         self._damages: deque[float] = deque(maxlen=64)  # when damage was met
         self._fruitless = 0  # checks in a row that found none
@@ -38,6 +41,7 @@ class LedgerOutage:
         """Say so, unless that was said already."""
         if self._since is None:
             self._since = self._clock.monotonic()
+            self._relapses = self._relapses + 1 if self._since - self._ended < SETTLED else 0
             self._keys = {"kind": fault.kind} | ({"cause": fault.cause} if fault.kind == "ledger" else {})
             self.emit("storage.paused", **self._keys, path=fault.path, detail=fault.detail)
 
@@ -45,7 +49,12 @@ class LedgerOutage:
         if self._since is not None:
             told = {"detail": detail} if detail else {}
             self.emit("storage.resumed", **self._keys, seconds=round(self._clock.monotonic() - self._since, 3), **told)
-            self._since = None
+            self._since, self._ended = None, self._clock.monotonic()
+
+    def may_try(self) -> bool:
+        """Is it time to try the ledger again?"""
+        waits = backoff(self._relapses, LOOK_EVERY, TRY_MAXIMUM)
+        return self._since is None or self._clock.monotonic() - self._since >= waits
 
     def damaged(self) -> float:
         """Damage was met: seconds until it is acted on, the longer the more often that happened within a day."""
@@ -59,7 +68,7 @@ class LedgerOutage:
         """How the next opening is to look at the file."""
         if self._since is None or not self._damages:
             return Check.QUICK
-        return Check.NONE if self._fruitless else Check.WHOLE
+        return Check.NONE if self._fruitless and len(self._damages) > 1 else Check.WHOLE
 
     def opened(self, *, replaced: bool) -> None:
         self._fruitless = 0 if replaced or self._since is None else self._fruitless + 1
@@ -110,7 +119,10 @@ class LedgerMonitor:
         self._database.notice_removal()
         if (fault := self._database.refused) is not None:
             self._outage.begin(fault)
-            self._damaged(now) if fault.damaged else self._renew()
+            if fault.damaged:
+                self._damaged(now)
+            elif self._outage.may_try():
+                self._renew()
         elif self._next_copy is not None and now >= self._next_copy:
             self._next_copy = now + (copies.DAY if self._copy(now) else COPY_RETRY)
 

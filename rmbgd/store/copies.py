@@ -138,6 +138,12 @@ def copy_before_schema(path: str, version: int) -> None:
 # --- files set aside
 
 
+def drop_companions(path: str) -> None:
+    """Of another file of this name: SQLite would take them for those of the one that is put there."""
+    for suffix in SUFFIXES[1:]:
+        Path(path + suffix).unlink(missing_ok=True)
+
+
 def set_aside(path: str, why: str, wall: datetime) -> str:
     """Give the ledger and what SQLite has beside it another name, which is answered; the newest KEPT of these stay.
 

@@ -13,10 +13,10 @@ from typing import Any
 from rmbgd.clock import Clock
 from rmbgd.errors import ConfigError, LedgerFault
 from rmbgd.fs import FileVersion, sync
-from rmbgd.store.copies import set_aside
+from rmbgd.store.copies import drop_companions, set_aside
 from rmbgd.store.ledger_lock import lock_out_others
 from rmbgd.store.opening import Check, open_ledger, writable
-from rmbgd.store.refusals import SUFFIXES, ledger_faults
+from rmbgd.store.refusals import ledger_faults
 from rmbgd.store.schema import ADOPTING
 
 Row = tuple[Any, ...]
@@ -160,8 +160,7 @@ class Database:
         told = "it had been removed, and was written back from what the service had open"
         if os.path.lexists(self.path):
             told += f"; what stood in its place is {set_aside(self.path, 'replaced', self._clock.wall())}"
-        for suffix in SUFFIXES[1:]:
-            Path(self.path + suffix).unlink(missing_ok=True)
+        drop_companions(self.path)
         back.replace(self.path)
         sync(directory)
         return told

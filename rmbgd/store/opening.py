@@ -147,6 +147,7 @@ def put_in_place(path: str, source: Path | None, why: str, wall: datetime) -> st
     """
     _make(path + ".next", source, _last_job(path) + JUMP)
     lies = set_aside(path, why, wall) if os.path.lexists(path) else ""
+    copies.drop_companions(path)
     Path(path + ".next").replace(path)
     sync(Path(path).parent)
     return lies
@@ -169,6 +170,7 @@ def _make(path: str, source: Path | None, jump: int) -> None:
             db.execute("DELETE FROM sqlite_sequence WHERE name='job'")
             db.execute("INSERT INTO sqlite_sequence VALUES ('job', ?)", (max(last + JUMP, jump),))
     sync(fresh)
+    copies.drop_companions(path)
     fresh.replace(path)
     sync(fresh.parent)
 

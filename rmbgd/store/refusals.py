@@ -99,7 +99,7 @@ def _rights(name: str, *, optional: bool) -> Refusal | None:
     try:
         status = os.stat(name)
     except FileNotFoundError:
-        return None if optional else Refusal("missing", f"{name} is not there", "it was removed or renamed")
+        return None if optional else Refusal("missing", f"{name} is not there", "it was removed", of_operator=False)
     reads, writes = (os.access(name, mode, effective_ids=True) for mode in (os.R_OK, os.W_OK))
     if reads and writes:
         return None

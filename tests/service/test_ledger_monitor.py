@@ -136,6 +136,21 @@ def test_damage_without_end_is_told_a_few_times_an_hour(watched: Watched) -> Non
     assert checks[:3] == [Check.WHOLE, Check.NONE, Check.WHOLE]
 
 
+def test_a_ledger_that_takes_a_try_and_refuses_again_is_tried_ever_more_rarely(watched: Watched) -> None:
+    """Such as a disk with room for a probe and no more: a day of it is some hundred lines."""
+    for _ in range(DAY // 2):
+        if watched.database.refused is None:
+            watched.refuse("disk_full")
+        watched.tick()
+    assert len(watched.events.named("storage.paused")) < 200
+    watched.tick(600)
+    assert len(watched.events.named("storage.resumed")) == len(watched.events.named("storage.paused"))
+    watched.tick(100)
+    watched.refuse("disk_full")
+    watched.tick()
+    assert watched.events.named("storage.resumed")[-1]["seconds"] == 0.0
+
+
 def test_copies_come_once_a_day_and_after_a_replacement(watched: Watched) -> None:
     watched.tick()
     assert copies.copies(str(watched.path)) == []

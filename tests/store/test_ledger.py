@@ -242,6 +242,19 @@ def test_a_damaged_file_is_kept_and_replaced(path: Path, clock: FakeClock, conte
         assert (again.database.replacement, again.counts()) == (None, {"claimed": 1})
 
 
+def test_what_sqlite_left_of_a_removed_ledger_is_no_part_of_the_next(path: Path, clock: FakeClock) -> None:
+    first = Ledger(path, clock)
+    claim_one(first)
+    kept = {suffix: path.with_name(path.name + suffix).read_bytes() for suffix in ("-wal", "-shm")}
+    first.close()
+    path.unlink()
+    for suffix, content in kept.items():
+        path.with_name(path.name + suffix).write_bytes(content)
+    with contextlib.closing(Ledger(path, clock)) as ledger:
+        assert (ledger.is_new, ledger.counts(), ledger.database.replacement) == (True, {}, None)
+        assert [claim_one(ledger, path=name).job_id for name in "ab"] == [1, 2]
+
+
 def test_the_newest_ledgers_set_aside_stay(path: Path, clock: FakeClock) -> None:
     for number in range(5):
         path.write_bytes(b"garbage" * (number + 1))
