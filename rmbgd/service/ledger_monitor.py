@@ -94,7 +94,7 @@ class LedgerMonitor:
         self._on_damage, self._on_writable = on_damage, on_writable
         self._act_at: float | None = None  # when damage is to be acted on; infinite when it was
         self._copy_failed = False
-        self._next_copy: float | None = None  # None: not before `ready`
+        self._next_copy: float | None = None  # None: not before `ready`, where the main thread sets it once
         self._closing = False
 
     def ready(self) -> None:

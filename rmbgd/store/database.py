@@ -115,7 +115,8 @@ class Database:
     def notice_removal(self) -> None:
         """Refuse when the file or its lock was removed or replaced: what is written now is in no folder."""
         if self.refused is None and self.path != ":memory:" and self._is_removed():
-            detail = "the ledger was removed or replaced while the service works; it is written back"
+            place = f"as soon as {os.path.dirname(self.path)} is there and writable"
+            detail = f"the ledger was removed or replaced while the service works; it is written back {place}"
             self.refuse(LedgerFault("missing", detail, path=self.path))
 
     def renew(self) -> str:
