@@ -34,7 +34,8 @@ class Adoption:
         found: list[Adopted] = []
         counts = [0, 0]
         for each in self._originals(folder, alive):
-            counts[each.published is None] += 1
+            if each.version is not None:
+                counts[each.published is None] += 1
             found.append(each)
             if len(found) == AT_ONCE:
                 self._ledger.adopt(found)
@@ -70,13 +71,15 @@ class Adoption:
             if named not in ((None, None), (key.folder, key.relative_path)):
                 continue  # another input's
             digest, size = hash_of(output)
-            published = facts.get("source") == sidecar.source_of(version) and facts.get("sha256") == digest
-            if not published and self._knows_content:
-                published = digest in self._ledger.made_from(hash_of(source)[0], key.output, path)
-            if published:
-                status = os.lstat(output)
-                identity = (digest, size, status.st_ino, status.st_mtime_ns)
-                yield Adopted(key, version, Published(key.output, path, *identity, sidecar=bool(facts)))
+            status = os.lstat(output)
+            identity = (digest, size, status.st_ino, status.st_mtime_ns)
+            published = Published(key.output, path, *identity, sidecar=bool(facts))
+            if "source" in facts and facts.get("sha256") == digest:
+                same = facts["source"] == sidecar.source_of(version)
+                yield Adopted(key, version if same else None, published)
+                return
+            if self._knows_content and digest in self._ledger.made_from(hash_of(source)[0], key.output, path):
+                yield Adopted(key, version, published)
                 return
             if target is not None and digest == target.sha256:
                 return

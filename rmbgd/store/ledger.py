@@ -232,11 +232,12 @@ class Ledger:
         with self.database.transaction() as db:
             for each in originals:
                 key, published = each.key, each.published
-                db.execute(
-                    "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, state, attempt, by_rename, final, "
-                    "first_seen, claimed_at, ended_at, retired_at) VALUES (?,?,?,?,?,?,'done',0,0,0,?,?,?,?)",
-                    (key.folder, os.fsencode(key.relative_path), *version_values(each.version), *stamps),
-                )
+                if each.version is not None:
+                    db.execute(
+                        "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, state, attempt, by_rename, "
+                        "final, first_seen, claimed_at, ended_at, retired_at) VALUES (?,?,?,?,?,?,'done',0,0,0,?,?,?,?)",
+                        (key.folder, os.fsencode(key.relative_path), *version_values(each.version), *stamps),
+                    )
                 if published is not None:
                     self.output_names.adopt(db, key, published)
 

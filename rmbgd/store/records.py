@@ -94,10 +94,13 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class Adopted:
-    """A kept original that has its output already; `published` is None where whose the output is cannot be known."""
+    """A kept original that has its output already; `published` is None where whose the output is cannot be known.
+
+    version  that was processed; None: an older one, and the output is to be replaced
+    """
 
     key: OutputKey
-    version: FileVersion
+    version: FileVersion | None
     published: Published | None
 
 
