@@ -40,6 +40,12 @@ _CLAIM = (
     "claimed_at) VALUES (?,?,?,?,?,?,'claimed',1,?,?,?,?) ON CONFLICT DO NOTHING RETURNING id, attempt"
 )
 
+# A version that stays where it is and is not worked on.
+_END_IN_PLACE = (
+    "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, attempt, by_rename, final, first_seen, claimed_at, "
+    "ended_at, retired_at, state, reason, detail) VALUES (?,?,?,?,?,?,0,0,0,?,?,?,?,?,?,?) RETURNING id"
+)
+
 
 class Ledger:
     """Usable from every thread. Raises LedgerFault from every method, ConfigError at opening.
@@ -189,12 +195,9 @@ class Ledger:
             return None
         stamps = (self.database.wall(),) * 4
         with self.database.transaction() as db:
-            ((job_id,),) = db.execute(
-                "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, state, attempt, by_rename, final, "
-                "first_seen, claimed_at, ended_at, retired_at, reason, detail) "
-                "VALUES (?,?,?,?,?,?,'failed',0,0,0,?,?,?,?,?,?) RETURNING id",
-                (folder, os.fsencode(relative_path), *version_values(version), *stamps, str(reason), storable(detail)),
-            ).fetchall()
+            at = (folder, os.fsencode(relative_path), *version_values(version))
+            values = (*at, *stamps, "failed", str(reason), storable(detail))
+            ((job_id,),) = db.execute(_END_IN_PLACE, values).fetchall()
             keys = {"job": int(job_id), "folder": folder, "path": relative_path, "attempt": 0}
             self.outbox.put(db, outcome := refused(keys, reason, detail))
         return outcome
@@ -233,11 +236,8 @@ class Ledger:
             for each in originals:
                 key, published = each.key, each.published
                 if each.version is not None:
-                    db.execute(
-                        "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, state, attempt, by_rename, "
-                        "final, first_seen, claimed_at, ended_at, retired_at) VALUES (?,?,?,?,?,?,'done',0,0,0,?,?,?,?)",
-                        (key.folder, os.fsencode(key.relative_path), *version_values(each.version), *stamps),
-                    )
+                    at = (key.folder, os.fsencode(key.relative_path), *version_values(each.version))
+                    db.execute(_END_IN_PLACE, (*at, *stamps, "done", None, None)).fetchall()
                 if published is not None:
                     self.output_names.adopt(db, key, published)
 
