@@ -42,8 +42,8 @@ _CLAIM = (
 
 # A version that stays where it is and is not worked on.
 _END_IN_PLACE = (
-    "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, attempt, by_rename, final, first_seen, claimed_at, "
-    "ended_at, retired_at, state, reason, detail) VALUES (?,?,?,?,?,?,0,0,0,?,?,?,?,?,?,?) RETURNING id"
+    "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, attempt, by_rename, final, first_seen, "
+    "claimed_at, ended_at, retired_at, state, reason, detail) VALUES (?,?,?,?,?,?,0,0,0,?,?,?,?,?,?,?) RETURNING id"
 )
 
 
