@@ -105,13 +105,10 @@ def _rights(name: str, *, optional: bool) -> Refusal | None:
         return None
     if os.statvfs(name).f_flag & os.ST_RDONLY:
         return _read_only(name)
-    owner, mode, me = user_name(status.st_uid), stat.S_IMODE(status.st_mode), os.geteuid()
-    text = (
-        f"{name} belongs to {owner} and has mode {mode:04o}: {user_name(me)} may not {'write' if reads else 'read'} it"
-    )
+    mode, me, verb = stat.S_IMODE(status.st_mode), user_name(os.geteuid()), "write" if reads else "read"
+    text = f"{name} belongs to {user_name(status.st_uid)} and has mode {mode:04o}: user {me} may not {verb} it"
     wanted = "u+rwx" if stat.S_ISDIR(status.st_mode) else "u+rw"
-    given = f"chown {user_name(me)}" if status.st_uid != me else f"chmod {wanted}"
-    remedy = f"{given} {name}" + ("" if mode or status.st_uid == me else f", chmod {wanted} {name}")
+    remedy = f"chown {me} {name}" if status.st_uid != os.geteuid() else f"chmod {wanted} {name}"
     return Refusal("read_only" if reads else "denied", text, remedy)
 
 
@@ -128,6 +125,6 @@ def _of_error(folder: str, error: OSError) -> Refusal:
         return _read_only(folder)
     cause, text = STORAGE_KINDS.get(error.errno or 0, "io_error"), f"{folder}: {error.strerror}"
     if cause == "denied":
-        return _rights(folder, optional=True) or Refusal(cause, text, f"chown {user_name(os.geteuid())} {folder}")
+        return _rights(folder, optional=True) or Refusal(cause, text, "see its owner, mode and attributes (lsattr)")
     remedies = {"missing": "make the directory, or mount its disk", "io_error": "see `dmesg`: the disk fails"}
     return Refusal(cause, text, remedies.get(cause, "make room"), of_operator=False)
