@@ -38,6 +38,7 @@ class ServiceState(StrEnum):
     STOPPED = "stopped"
     NOT_RUNNING = "not running"
     UNSEEN = "running, but unseen"
+    UNKNOWN = "running or not: unknown"
 
 
 add_arguments = partial(add_config, json=True)
@@ -54,7 +55,9 @@ def run(options: argparse.Namespace) -> int:
         print(f"rmbgd: you may not read {path}: be root, or in the group of the service", file=sys.stderr)
         return Exit.FAILED
     state, why = judge(record, now=time.monotonic(), process_start=process_start, where=str(path))
-    state, why = unless_locked(state, problem or why, path, is_locked(str(state_directory / LEDGER)))
+    if state in (ServiceState.NOT_RUNNING, ServiceState.STOPPED):
+        locked = is_locked(str(state_directory / LEDGER))
+        state, why = by_lock(state, problem or why, path, locked, blind=record is None)
     if options.json:
         print(to_json({"verdict": state, "why": why, "status": record}))
     else:
@@ -88,15 +91,13 @@ def read(path: Path) -> dict[str, Any] | None:
     return record
 
 
-def unless_locked(state: ServiceState, why: str, path: Path, locked: bool | None) -> tuple[ServiceState, str]:
-    """The same, unless a service holds the lock of the ledger, or nobody could look whether one does."""
-    if state not in (ServiceState.NOT_RUNNING, ServiceState.STOPPED):
-        return state, why
+def by_lock(state: ServiceState, why: str, path: Path, locked: bool | None, *, blind: bool) -> tuple[ServiceState, str]:
+    """The same, unless a service holds the lock of the ledger; unknown where this user may look at neither."""
     if locked:
         remedy = f"make {path.parent} again and give it to the service's user, or restart the service"
         return ServiceState.UNSEEN, f"{why}, but a service holds the lock. If it has not just started: {remedy}"
-    if locked is None:
-        return state, f"{why}; whether one runs only root and the service's user can see"
+    if locked is None and blind:
+        return ServiceState.UNKNOWN, f"{why}; whether one runs only root and the service's user can see"
     return state, why
 
 
@@ -176,7 +177,7 @@ def _print(state: ServiceState, why: str, record: Mapping[str, Any] | None) -> N
     console = Console(highlight=False)
     colour = "green" if state is ServiceState.RUNNING else "red"
     console.print(f"rmbgd is [bold {colour}]{state}[/]: {escape(why)}", soft_wrap=True)
-    if record is None or state in (ServiceState.NOT_RUNNING, ServiceState.UNSEEN):
+    if record is None or state in (ServiceState.NOT_RUNNING, ServiceState.UNSEEN, ServiceState.UNKNOWN):
         return
     table = Table(Column(style="bold"), Column(overflow="fold"), show_header=False, box=None, pad_edge=False)
     for label, text in rows(record):

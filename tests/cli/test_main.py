@@ -17,7 +17,7 @@ import pytest
 
 from rmbgd import errors
 from rmbgd.cli import main as cli
-from rmbgd.cli.status import ServiceState, duration, judge, rows
+from rmbgd.cli.status import ServiceState, by_lock, duration, judge, rows
 from rmbgd.clock import SystemClock
 from rmbgd.errors import EXIT_TEXT, Exit
 from rmbgd.store.ledger import Ledger
@@ -230,6 +230,20 @@ def test_what_is_no_status_file_is_told_as_that(
         status,
         out.partition(" (")[0],
     )
+
+
+@pytest.mark.parametrize(
+    ("locked", "blind", "expected"),
+    [
+        (False, True, ServiceState.STOPPED),
+        (None, False, ServiceState.STOPPED),  # what the file says holds
+        (None, True, ServiceState.UNKNOWN),
+        (True, False, ServiceState.UNSEEN),
+    ],
+)
+def test_state_by_the_lock(locked: bool | None, blind: bool, expected: ServiceState) -> None:
+    path = Path("/run/rmbgd/status.json")
+    assert expected == by_lock(ServiceState.STOPPED, "why", path, locked, blind=blind)[0]
 
 
 @pytest.mark.parametrize("left", [None, "stopped", "torn"])
