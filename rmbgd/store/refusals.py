@@ -100,6 +100,8 @@ def _rights(name: str, *, optional: bool) -> Refusal | None:
         status = os.stat(name)
     except FileNotFoundError:
         return None if optional else Refusal("missing", f"{name} is not there", "it was removed", of_operator=False)
+    if not optional and not stat.S_ISREG(status.st_mode):
+        return Refusal("denied", f"{name} is no file", "move it away")
     reads, writes = (os.access(name, mode, effective_ids=True) for mode in (os.R_OK, os.W_OK))
     if reads and writes:
         return None

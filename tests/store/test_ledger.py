@@ -220,6 +220,9 @@ def test_a_ledger_that_cannot_be_had_is_a_matter_of_configuration(ledger: Ledger
         Ledger(ledger.path, clock)
     with pytest.raises(ConfigError, match="state directory"):
         Ledger(tmp_path / "missing" / "ledger.sqlite", clock)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="is no file; move it away"):
+        Ledger(tmp_path / "folder", clock)
 
 
 @pytest.mark.parametrize(
