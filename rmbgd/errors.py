@@ -9,6 +9,7 @@ RmbgdError
 │   ├── EngineMemory     out of device memory; the process itself still works
 │   └── EngineNonsense   an impossible answer (non-finite alpha, another shape)
 └── StorageFault         the disk: full, read-only, broken -> wait, resume by itself
+    └── LedgerFault      the same of the ledger's file: refused, or damaged
 """
 
 from __future__ import annotations
@@ -123,13 +124,28 @@ class EngineNonsense(EngineFault):
 
 
 class StorageFault(RmbgdError):
-    """The disk is at fault. `kind` is one of: disk_full, quota, read_only, io_error, denied, missing."""
+    """The disk is at fault. `kind` is one of: disk_full, quota, read_only, io_error, denied, missing, ledger."""
 
     def __init__(self, kind: str, detail: str, *, path: str = "") -> None:
         self.kind = kind
         self.detail = detail
         self.path = path
         super().__init__(f"{kind}: {detail}" + (f" ({path})" if path else ""))
+
+
+class LedgerFault(StorageFault):
+    """The ledger cannot be used. A full disk keeps its own kind; with kind `ledger`, `cause` says why.
+
+    cause  read_only, denied, missing, descriptors, io_error; damaged: waiting does not help
+    """
+
+    def __init__(self, cause: str, detail: str, *, path: str) -> None:
+        super().__init__(cause if cause in ("disk_full", "quota") else "ledger", detail, path=path)
+        self.cause = cause
+
+    @property
+    def damaged(self) -> bool:
+        return self.cause == "damaged"
 
 
 REMEDIES = {

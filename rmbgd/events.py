@@ -28,6 +28,8 @@ class Emit(Protocol):
 
 SAFE_MODE_OVER = "safe mode is over"
 """The cause of a planned stop that is followed, in the same process, by a start with everything."""
+LEDGER_DAMAGED = "the ledger is damaged"
+"""The cause of a stop that is followed, in the same process, by a start that checks the ledger and replaces it."""
 
 _IMAGE = {
     "job": "number of the job in the ledger",
@@ -49,7 +51,7 @@ EVENTS: dict[str, EventKind] = {
     "service.ready": EventKind(
         "info", "The engine is ready, and every available folder was compared with the ledger.", {"seconds": "since service.start", "device": "in use", "recovered": "jobs resumed after the last run"},
     ),
-    "service.stopping": EventKind("info", "The service was asked to stop and claims no more images.", {"cause": "SIGTERM, SIGINT, safe mode is over, or the failed stage", "in_flight": "jobs"}),
+    "service.stopping": EventKind("info", "The service was asked to stop and claims no more images.", {"cause": "SIGTERM, SIGINT, safe mode is over, the ledger is damaged, or the failed stage", "in_flight": "jobs"}),
     "service.stop": EventKind(
         "info", "The service stopped in good order.", {"exit_code": "0 when asked to stop", "seconds": "since service.stopping", "returned": "jobs put back into their folders"},
     ),
@@ -79,6 +81,8 @@ EVENTS: dict[str, EventKind] = {
     ),
     "service.stalled": EventKind("error", "A thread hangs, or the pipeline is deadlocked. The watchdog is no longer fed, so systemd will restart the service.", {"threads": "names; `line`: every thread waits, and no image moves", "seconds": "without progress, at least"}),
     "service.stall_ended": EventKind("info", "Every thread makes progress again.", {"seconds": "stalled"}),
+    "status.lost": EventKind("warning", "The status file cannot be written, so `rmbgd status` is blind. The service works on, and makes its directory again when it may.", {"path": "of the file", "cause": "what exactly"}),
+    "status.written": EventKind("info", "The status file is written again.", {"path": "of the file", "seconds": "without"}),
     # --- folders and arrivals
     "folder.watching": EventKind("info", "A drop folder is watched.", {"folder": "name", "mode": "events or poll", "file_system": "type", "watches": "inotify watches in use"}),
     "folder.waiting": EventKind("warning", "A drop folder is missing, or another service claims from it. Nothing is written below its path until it is back.", {"folder": "name", "cause": "missing, not_mounted, denied, in_use", "holder?": "service that claims from it now"}),
@@ -93,7 +97,7 @@ EVENTS: dict[str, EventKind] = {
     "intake.incomplete": EventKind("info", "A closed file is incomplete. It is checked again until it is complete or too old.", {"folder": "name", "path": "below the folder", "gate": "the check that failed"}),
     "intake.stuck_upload": EventKind("warning", "A file is still open or changing after a long time. Reported once per file.", {"folder": "name", "path": "below the folder", "seconds": "since first seen"}),
     "intake.blocked": EventKind("warning", "A file cannot be read or claimed. It stays in place and is tried again.", {"folder": "name", "path": "below the folder", "cause": "permission, busy, ..."}),
-    "intake.recovered": EventKind("info", "The service resumed what its last run left unfinished.", {"jobs": "claimed again", "published": "found complete", "temporaries": "removed", "set_aside": "quarantined because the service crashed on them", "told": "outcomes whose events may be missing, emitted now with `recovered`"}),
+    "intake.recovered": EventKind("info", "The service resumed what its last run left unfinished.", {"jobs": "claimed again", "published": "found complete", "temporaries": "removed", "set_aside": "quarantined because the service crashed on them", "told": "outcomes whose events may be missing, emitted now with `recovered`", "adopted?": "as in ledger.replaced, of a folder that was not there then", "unknown?": "likewise"}),
     # --- images: one of these per job
     "image.done": EventKind(
         "info", "A cutout was published.",
@@ -109,9 +113,28 @@ EVENTS: dict[str, EventKind] = {
     ),
     "image.postponed": EventKind("info", "An image was put back to wait. This does not count as an attempt.", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished", "detail": "what exactly"}),
     # --- storage
-    "storage.paused": EventKind("error", "The disk cannot be written. Finished results are kept, no more images are claimed, and writing is retried.", {"kind": "disk_full, quota, read_only, io_error, denied, missing", "path": "that could not be written", "detail": "what exactly"}),
-    "storage.resumed": EventKind("info", "The disk can be written again.", {"kind": "what the problem was", "seconds": "paused"}),
+    "storage.paused": EventKind(
+        "error", "The disk cannot be written, or the ledger cannot be used. Finished results are kept, no more images are claimed, and it is tried again.",
+        {
+            "kind": "disk_full, quota, read_only, io_error, denied, missing, ledger", "path": "that could not be written", "detail": "what exactly, and of the ledger what to do",
+            "cause?": "with kind ledger: read_only, denied, missing, descriptors, io_error, damaged",
+        },
+    ),
+    "storage.resumed": EventKind(
+        "info", "The disk can be written again, or the ledger be used.",
+        {"kind": "as in its storage.paused", "seconds": "paused", "cause?": "as in its storage.paused", "detail?": "what was done to the ledger"},
+    ),
     "storage.retire_failed": EventKind("warning", "An original could not be moved or deleted after its image had ended. This is retried, at the next start where the disk refuses the name or the size; the image is not processed again.", {"folder": "name", "path": "below the folder", "detail": "what exactly"}),
+    "ledger.replaced": EventKind(
+        "error", "The ledger was damaged and another took its place. Claimed images went back into their folders; what was recorded since its copy is lost.",
+        {
+            "cause": "what was found, by which it counts as damaged", "aside": "where the damaged one is kept", "copy": "that it was replaced by; null: by an empty one", "copy_time": "of that copy, or null",
+            "rows": "jobs that are known again", "adopted": "kept originals without a record whose outputs are known to be theirs: not computed again",
+            "unknown": "kept originals beside an output of which nobody can say whose it is: left as they are; `touch` them to have them computed", "detail": "what is not known any more",
+        },
+    ),
+    "ledger.copied": EventKind("info", "The ledger was copied, as every day.", {"path": "of the copy", "bytes": "of the copy", "seconds": "it took"}),
+    "ledger.copy_failed": EventKind("warning", "The ledger could not be copied; it is tried again every hour. Reported once.", {"path": "of the ledger", "cause": "as in storage.paused", "detail": "what exactly"}),
     # --- engine
     "engine.chosen": EventKind(
         "info", "Active and fallback device, once at start.",

@@ -34,9 +34,9 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline": BASE | {"config", "store", "imaging", "engine", "publish"},
     "intake": BASE | {"config", "store", "imaging", "publish", "pipeline"},
     "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake"},
-    "doctor": BASE | {"config", "models", "engine", "intake", "service"},
+    "doctor": BASE | {"config", "store", "models", "engine", "intake", "service"},
     "bench": BASE | {"config", "store", "imaging", "models", "engine", "pipeline", "service"},
-    "cli": BASE | {"config", "telemetry", "models", "mtbf", "service", "doctor", "bench"},
+    "cli": BASE | {"config", "store", "telemetry", "models", "mtbf", "service", "doctor", "bench"},
     "testing": BASE | {"config", "engine", "backends"},  # nothing in the product imports it
     "__main__": {"cli"},
 }

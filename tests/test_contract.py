@@ -26,8 +26,9 @@ from tools import gen_reference
 
 REPOSITORY = Path(__file__).parents[1]
 FROZEN = REPOSITORY / "tests" / "contract"
-COMMANDS = ["run", "once", "check", "status", "doctor", "bench", "mtbf", "models"]
+COMMANDS = ["run", "once", "check", "status", "doctor", "bench", "mtbf", "models", "ledger"]
 COMMANDS += [f"models {action}" for action in ("list", "fetch", "accept", "verify", "optimize")]
+COMMANDS += [f"ledger {action}" for action in ("check", "backup", "restore")]
 BOUNDS = ("ge", "gt", "le", "lt")
 
 
@@ -97,7 +98,7 @@ def _parsers() -> dict[str, list[argparse.Action]]:
 def ledger_schema() -> dict[str, Any]:
     """Tables and indexes as SQLite keeps them, without comments and spaces."""
     with closing(Ledger(Path(":memory:"), SystemClock())) as ledger:
-        connection = ledger._database._connection
+        connection = ledger.database._connection
         rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL ORDER BY name").fetchall()
         version = connection.execute("PRAGMA user_version").fetchone()[0]
     return {"version": version, "tables": {name: " ".join(re.sub(r"--[^\n]*", "", sql).split()) for name, sql in rows}}

@@ -15,6 +15,7 @@ from rmbgd.cli.main import add_config
 from rmbgd.config.load import Config, load
 from rmbgd.doctor.checks import CheckResult, CheckState, check_compute, check_manager, fail, healthy, ok, warn
 from rmbgd.doctor.folders import check_folders
+from rmbgd.doctor.ledger import check_ledger
 from rmbgd.errors import ConfigError, Exit
 from rmbgd.service.exit_recorder import DEFAULT_CONFIG
 from rmbgd.telemetry.jsonl import to_json
@@ -51,4 +52,5 @@ def check_all(path: Path) -> Iterator[CheckResult]:
             yield fail("configuration", "; ".join(error.problems), f"rmbgd check --config {path}")
     yield from check_compute(config)
     yield from check_folders(config)
+    yield from check_ledger(config)
     yield from check_manager(config)

@@ -23,6 +23,7 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "check": "check a configuration and report every problem",
     "status": "show what the running service is doing",
     "doctor": "check everything the service depends on and explain what is wrong",
+    "ledger": "check, copy and restore the record of images",
     "models": "list, fetch and verify models",
     "mtbf": "compute the mean time between failures from event logs",
     "bench": "measure images per second on this machine",

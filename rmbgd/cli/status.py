@@ -15,13 +15,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rmbgd import __version__
 from rmbgd.cli.main import add_config, printable
-from rmbgd.errors import Exit, RmbgdError
-from rmbgd.service.exit_recorder import DEFAULT_CONFIG, DEFAULT_RUNTIME_DIRECTORY, STATUS_FILE
+from rmbgd.errors import Exit
+from rmbgd.service.exit_recorder import (
+    DEFAULT_CONFIG,
+    DEFAULT_RUNTIME_DIRECTORY,
+    DEFAULT_STATE_DIRECTORY,
+    STATUS_FILE,
+)
+from rmbgd.store.ledger_lock import LEDGER, is_locked
 from rmbgd.telemetry.jsonl import process_start, to_json
 
 LATE = 5  # status intervals without a new file: the health thread does not run
+KEYS = {"phase", "written_at", "pid", "process_start", "monotonic", "interval", "stalled", "health"}
 LATE_MINIMUM = 10.0  # s; a busy small board may be late by seconds
 
 
@@ -31,25 +37,31 @@ class ServiceState(StrEnum):
     STALE = "stale"
     STOPPED = "stopped"
     NOT_RUNNING = "not running"
+    UNSEEN = "running, but unseen"
+    UNKNOWN = "running or not: unknown"
 
 
 add_arguments = partial(add_config, json=True)
 
 
 def run(options: argparse.Namespace) -> int:
-    path = runtime_directory(options.config) / STATUS_FILE
+    runtime, state_directory = directories(options.config)
+    path = runtime / STATUS_FILE
     try:
         record = read(path)
         state, why = judge(record, now=time.monotonic(), process_start=process_start, where=str(path))
-        shown = [] if record is None or state is ServiceState.NOT_RUNNING else rows(record)
+        shown = rows(record) if record is not None else []
     except PermissionError:
         print(f"rmbgd: you may not read {path}: be root, or in the group of the service", file=sys.stderr)
         return Exit.FAILED
-    except (IsADirectoryError, LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        raise RmbgdError(
-            f"{path}: not a status file that rmbgd {__version__} writes ({type(error).__name__}: {error}); remove it, "
-            "or restart the service: while it runs, it writes a new one every few seconds"
-        ) from error
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        record, shown, state = None, [], ServiceState.NOT_RUNNING
+        why = f"{path} is no status file of rmbgd ({error}); a service that runs replaces it, if it may"
+    if state in (ServiceState.NOT_RUNNING, ServiceState.STOPPED):
+        locked = is_locked(str(state_directory / LEDGER))
+        state, why = by_lock(state, why, path, locked, blind=record is None)
+    if state in (ServiceState.NOT_RUNNING, ServiceState.UNSEEN, ServiceState.UNKNOWN):
+        shown = []
     if options.json:
         print(to_json({"verdict": state, "why": why, "status": record}))
     else:
@@ -57,24 +69,40 @@ def run(options: argparse.Namespace) -> int:
     return Exit.OK if state is ServiceState.RUNNING else Exit.FAILED
 
 
-def runtime_directory(path: Path) -> Path:
-    """Where the status file is. Raises ConfigError when a configuration is named that cannot be used."""
+def directories(path: Path) -> tuple[Path, Path]:
+    """Runtime and state directory. Raises ConfigError when a configuration is named that cannot be used."""
     if path == DEFAULT_CONFIG and not path.exists():
-        return DEFAULT_RUNTIME_DIRECTORY
+        return DEFAULT_RUNTIME_DIRECTORY, DEFAULT_STATE_DIRECTORY
     from rmbgd.config.load import load
 
-    return load(path).service.runtime_directory
+    service = load(path).service
+    return service.runtime_directory, service.state_directory
 
 
 def read(path: Path) -> dict[str, Any] | None:
-    """The status file; None when there is none. Raises OSError and ValueError: what cannot be read is no answer."""
+    """The status file; None when there is none.
+
+    Raises PermissionError: not being allowed to look is no answer; ValueError for what no service has written.
+    """
     try:
         record = json.loads(path.read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         return None
-    if not isinstance(record, dict):
-        raise ValueError("no JSON object")  # noqa: TRY004, as torn as other damage
+    except IsADirectoryError:
+        raise ValueError("it is a directory") from None
+    if not isinstance(record, dict) or not record.keys() >= KEYS:
+        raise ValueError("it is JSON of another kind")
     return record
+
+
+def by_lock(state: ServiceState, why: str, path: Path, locked: bool | None, *, blind: bool) -> tuple[ServiceState, str]:
+    """The same, unless a service holds the lock of the ledger; unknown where this user may look at neither."""
+    if locked:
+        remedy = f"make {path.parent} again and give it to the service's user, or restart the service"
+        return ServiceState.UNSEEN, f"{why}, but a service holds the lock. If it has not just started: {remedy}"
+    if locked is None and blind:
+        return ServiceState.UNKNOWN, f"{why}; whether one runs only root and the service's user can see"
+    return state, why
 
 
 def judge(

@@ -36,7 +36,6 @@ PRUNE_EVERY = 3600.0  # s
 PRUNE_PAUSE = 1.0  # s between two batches of one pruning
 FLUSH_EVERY = 5.0  # s between two looks whether something waits for a commit that does not come
 COUNT_EVERY = 60.0  # s between two counts of the ledger's rows, which read all of them
-LEDGER_PROBE = 2.0  # s between tries to claim while the ledger cannot be written
 
 
 class Maintenance:
@@ -185,8 +184,6 @@ class Reconciler(Inbox):
         self._suspects_held = False  # written before `run`
         self._stranded: list[tuple[Job, str]] = []  # came back while their folder was away
         self._in_work: dict[int, ArrivingFile] = {}  # what was known of the files in work, by job
-        self._ledger_refused_at: float | None = None  # the last time
-        self._ledger_refused_since = 0.0  # the first time of that row
         self._sent = 0
         self._statistics = IntakeStatistics()  # one reference, replaced
 
@@ -194,9 +191,9 @@ class Reconciler(Inbox):
         """Before `run`: what the last run died with stays claimed and waits for another run; the rest is served."""
         self._suspects_held = True
 
-    def recover(self) -> Recovered:
-        """Before `run`."""
-        return self._recovery.recover()
+    def recover(self, alive: Callable[[], None] = lambda: None) -> Recovered:
+        """Before `run`; calls `alive` now and then."""
+        return self._recovery.recover(alive)
 
     def finish_returns(self) -> int:
         """Put back what came back after `run` had returned: call it when no thread of the pipeline is left."""
@@ -230,19 +227,17 @@ class Reconciler(Inbox):
         """Every duty once. False when there is nothing more to do for now."""
         self._heartbeat.working()
         try:
-            self._check_ledger()
             for folder in self._scanner.check_folders():
                 self._recover_again(folder)
             notes = self._take_notes()
             self._take_back(notes.returns, notes.ended)
             self._send_suspect(jobs)
             self._scanner.take_hints(rescan=notes.rescan)
-            if self._ledger_refused_at is None:
+            if self._ledger.database.refused is None:
                 self._scanner.compare_due()
             self._scanner.look_due()
             claimed = self._claim(jobs, refusals)
-        except StorageFault as fault:  # of the ledger: whatever was being considered is considered again
-            self._ledger_refused(fault, [])
+        except StorageFault:  # of the ledger: whatever was being considered is considered again
             self._scanner.compare_again()
             claimed = False
         self._maintain()
@@ -255,7 +250,6 @@ class Reconciler(Inbox):
             self._scanner.next_moment(),
             self._maintenance.next_moment(),
             self._space.next_check(now),
-            None if self._ledger_refused_at is None else self._ledger_refused_at + LEDGER_PROBE,
         ]
         self._sleep(min(moment for moment in moments if moment is not None) - now, self._heartbeat)
 
@@ -265,7 +259,7 @@ class Reconciler(Inbox):
             self._space.check(now, {folder: free_bytes(path) for folder, path in self._space.outputs.items()})
         self._maintenance.work(now)
         oldest = self._backlog.oldest() if len(self._backlog) < LOOKS_AT_ONCE else None
-        refused = "disk_full" if self._space.closed else "ledger" if self._ledger_refused_at is not None else None
+        refused = "disk_full" if self._space.closed else "ledger" if self._ledger.database.refused else None
         self._statistics = IntakeStatistics(
             waiting=len(self._backlog),
             in_flight=max(0, self._sent - self._ended_total),
@@ -277,7 +271,7 @@ class Reconciler(Inbox):
 
     def _recover_again(self, folder: str) -> None:
         """A folder is back whose claimed files could not be reached."""
-        if found := self._recovery.recover_folder(folder):
+        if found := self._recovery.recover_folder(folder, alive=self._heartbeat.working):
             self._emit("intake.recovered", **found.event())
         back = [each for each in self._stranded if each[0].folder == folder]
         self._stranded = [each for each in self._stranded if each[0].folder != folder]
@@ -289,28 +283,11 @@ class Reconciler(Inbox):
             self._sent += 1
             jobs.send(job)
 
-    def _check_ledger(self) -> None:
-        """While it refuses, it is asked again now and then; nothing is claimed and nothing compared until it takes."""
-        now = self._clock.monotonic()
-        if self._ledger_refused_at is not None and now >= self._ledger_refused_at + LEDGER_PROBE:
-            self._ledger.probe()
-            self._emit("storage.resumed", kind="ledger", seconds=round(now - self._ledger_refused_since, 3))
-            self._ledger_refused_at = None
-
-    def _ledger_refused(self, fault: StorageFault, files: list[Complete]) -> None:
-        now = self._clock.monotonic()
-        if self._ledger_refused_at is None:
-            self._emit("storage.paused", kind=fault.kind, path=fault.path, detail=fault.detail)
-            self._ledger_refused_since = now
-        self._ledger_refused_at = now
-        for complete in files:
-            self._backlog.complete(complete)
-
     # ------------------------------------------------------------------------------------------------ claims
 
     def _claim(self, jobs: Sender[Job], refusals: Sender[Arrival]) -> bool:
         """Take as many complete files as the decoders have room for. False when there was nothing to do."""
-        if self._ledger_refused_at is not None:
+        if self._ledger.database.refused is not None:  # the ledger's thread tries it, and wakes this one
             return False
         now = self._clock.monotonic()
         closed = {*self._paused_folders(), *self._space.closed}
@@ -320,8 +297,9 @@ class Reconciler(Inbox):
             return False
         try:
             results = self._claims.claim(files)
-        except StorageFault as fault:
-            self._ledger_refused(fault, files)
+        except StorageFault:
+            for complete in files:
+                self._backlog.complete(complete)
             return False
         for result in results:
             if result.job is None:

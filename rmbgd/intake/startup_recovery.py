@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass, replace
 
 from rmbgd import naming as names
@@ -17,6 +17,7 @@ from rmbgd.config.load import Config, Folder
 from rmbgd.errors import Reason, StorageFault
 from rmbgd.events import Emit
 from rmbgd.fs import FileSystem, SystemFileSystem, folder_beneath, same_content
+from rmbgd.intake.adoption import Adoption
 from rmbgd.intake.priority_queue import Suspects
 from rmbgd.intake.watcher import FolderWatch
 from rmbgd.mounts import is_there
@@ -36,12 +37,19 @@ class Recovered:
     temporaries: int = 0
     set_aside: int = 0
     delivered: int = 0  # outcomes whose events may have been missing
-    adopted: int = 0  # claimed files without a row, put back where they were
+    put_back: int = 0  # claimed files without a row
+    adopted: int = 0  # kept originals without a row, that have their outputs
+    unknown: int = 0  # likewise, but whose the output is, nobody can say
 
     def event(self) -> dict[str, int]:
         """The keys of intake.recovered."""
         found = {"jobs": self.jobs, "published": self.published, "temporaries": self.temporaries}
-        return found | {"set_aside": self.set_aside, "told": self.delivered}
+        found |= {"set_aside": self.set_aside, "told": self.delivered}
+        return found | (self.adoption if self.adopted or self.unknown else {})
+
+    @property
+    def adoption(self) -> dict[str, int]:
+        return {"adopted": self.adopted, "unknown": self.unknown}
 
     def __bool__(self) -> bool:
         return any(astuple(self))
@@ -65,20 +73,26 @@ class Recovery:
         self._fs = fs or SystemFileSystem()
         self._rows: dict[str, list[Unfinished]] = {}
         self.suspects = Suspects(ledger)
+        self._adoption: Adoption | None = None  # of a ledger that took the place of another
 
-    def recover(self) -> Recovered:
+    def recover(self, alive: Callable[[], None] = lambda: None) -> Recovered:
         """Everything that the last run left, in every folder that is there; the others wait for `recover_folder`."""
+        if self._ledger.database.is_adopting():
+            self._adoption = Adoption(self._config, self._ledger)
         for row in self._ledger.unfinished():
             self._rows.setdefault(row.folder, []).append(row)
         found = Recovered(delivered=self._ledger.outbox.deliver_pending(self._emit))
-        if self._ledger.is_new:
+        if self._ledger.is_new or self._adoption is not None:
             ours = [name for name in self._folders if not self._is_in_use(name)]
             found.temporaries += self._publisher.cleanup.remove_all(ours)
         for name in self._folders:
-            self.recover_folder(name, found)
+            self.recover_folder(name, found, alive)
+        self._end_adoption()
         return found
 
-    def recover_folder(self, name: str, found: Recovered | None = None) -> Recovered:
+    def recover_folder(
+        self, name: str, found: Recovered | None = None, alive: Callable[[], None] = lambda: None
+    ) -> Recovered:
         """The same for one folder, when it is there again. Cheap, and changes nothing when nothing is left."""
         found = Recovered() if found is None else found  # an empty one is false
         folder = self._folders[name]
@@ -89,8 +103,17 @@ class Recovery:
                 self._recover_row(found, row, folder)
             except (OSError, StorageFault):  # this row is for later; the others need not wait for it
                 self._rows.setdefault(name, []).append(row)
-        self._adopt(found, folder)
+        self._put_back(found, folder)
+        if self._adoption is not None and name in self._adoption.folders:
+            adopted, unknown = self._adoption.adopt(folder, alive)
+            found.adopted, found.unknown = found.adopted + adopted, found.unknown + unknown
+            self._end_adoption()
         return found
+
+    def _end_adoption(self) -> None:
+        if self._adoption is not None and not self._adoption.folders:
+            self._ledger.database.adopted()
+            self._adoption = None
 
     def _recover_row(self, found: Recovered, row: Unfinished, folder: Folder) -> None:
         root, cleanup = str(folder.input), self._publisher.cleanup
@@ -160,7 +183,7 @@ class Recovery:
         self._publisher.deliver(outcome)
         found.delivered += 1
 
-    def _adopt(self, found: Recovered, folder: Folder) -> None:
+    def _put_back(self, found: Recovered, folder: Folder) -> None:
         """Claimed files that no job knows: the ledger was lost, or a power cut took the last rename back."""
         root = str(folder.input)
         try:
@@ -177,7 +200,7 @@ class Recovery:
                 continue
             with contextlib.suppress(OSError):  # tried again with the next start, or when the disk comes back
                 put_back(root, name, relative_path, self._fs)
-                found.adopted += 1
+                found.put_back += 1
 
 
 def _is_same(row: Unfinished) -> bool:

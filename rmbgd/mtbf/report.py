@@ -110,6 +110,12 @@ class MtbfReport:
     def seconds(self, kind: State) -> float:
         return sum(machine.timeline.seconds(kind) for machine in self.machines)
 
+    @property
+    def full_disk(self) -> tuple[float, int]:
+        """(seconds, incidents) in which a disk had no room: neither failure nor down."""
+        found = [until - since for machine in self.machines for since, until in machine.timeline.full]
+        return sum(found), len(found)
+
     def count(self, table: str) -> Counter[str]:
         return sum((machine.counts[table] for machine in self.machines), Counter())
 
@@ -149,6 +155,7 @@ def _summary(one: MtbfReport) -> dict[str, Any]:
             "count": sum(span.kind is State.POWER_LOSS for machine in one.machines for span in machine.timeline.spans),
             "seconds": one.seconds(State.POWER_LOSS),
         },
+        "full_disk": {"seconds": one.full_disk[0], "incidents": one.full_disk[1]},
         "failed_starts": one.failed_starts,
         "mtbf": one.mtbf.as_dict(),
         "mttr_seconds": one.mttr,

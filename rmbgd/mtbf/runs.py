@@ -15,6 +15,9 @@ from rmbgd import events
 from rmbgd.mtbf.logs import BootLog, ImageTable, LogEvent, number
 
 EXIT_SLACK = 1.0  # s; the recorder's clock is read in another process, lines may cross
+LEDGER_FILE = "ledger.sqlite"
+FULL = ("disk_full", "quota")
+ONE_OUTAGE = 60.0  # s between two pauses for the ledger that are one outage
 BAD_CONFIGURATION = "78"  # the exit status that means: mend the configuration, no restart
 
 Interval = tuple[float, float]
@@ -163,7 +166,7 @@ def exit_cause(exit_: LogEvent) -> str:
     return f"exit status {status}" if result == "exit-code" else result
 
 
-# --- within one run: gaps, of which nothing was heard, and stalls, in which work waited and none came out
+# --- within one run: gaps, of which nothing was heard, stalls, in which work waited and none came out, and pauses
 
 
 @dataclass(slots=True)
@@ -171,6 +174,7 @@ class Stall:
     begin: float
     end: float
     detail: str = ""
+    cause: str = "stall"
 
 
 def gaps(run: ServiceRun, images: ImageTable, begin: float, end: float, limit: float) -> list[Interval]:
@@ -189,17 +193,19 @@ def stalls(
     """Stretches in which a claimed image waited and none was concluded for more than `limit` seconds.
 
     Seen at heartbeats, which say what is in flight; a pause for the disk's sake is none. Besides, what the service
-    itself reported as a stall, if that took as long, or if the run failed in it (`failed`: the run ended in failure).
-    `holes` are the gaps of the run: they are cut out, for nothing was observed in them. Overlapping stalls are one.
+    itself reported as a stall, and its pauses for the ledger; those that the run's end interrupts only if they took as
+    long, or if it ended in failure (`failed`). `holes` are the gaps of the run: they are cut out, for nothing was
+    observed in them. Overlapping stalls are one.
     """
-    found = list(_by_heartbeats(run, _outcomes(run, images, begin, end), begin, end, limit, holes))
+    found = pauses(run, begin, end)[0]
+    found += list(_by_heartbeats(run, _outcomes(run, images, begin, end), begin, end, limit, holes))
     reports = run.named("service.stalled", "service.stall_ended")
     for report, after in zip_longest(reports, reports[1:]):
         if report.event == "service.stalled" and begin <= report.at <= end:
             since = max(report.at - (number(report.keys.get("seconds")) or 0.0), begin)
             over = after is not None and after.at <= end
             until = after.at if after is not None and over else end
-            if until - since > limit or (failed and not over):
+            if until - since > limit or failed or over:
                 found.append(Stall(since, until, f"hung: {report.keys.get('threads', '?')}"))
     merged: list[Stall] = []
     for stall in sorted(found, key=lambda stall: stall.begin):
@@ -212,9 +218,55 @@ def stalls(
         at = stall.begin
         for hole_begin, hole_end in [*holes, (stall.end, stall.end)]:
             if at < min(hole_begin, stall.end):
-                pieces.append(Stall(at, min(hole_begin, stall.end), stall.detail))
+                pieces.append(Stall(at, min(hole_begin, stall.end), stall.detail, stall.cause))
             at = max(at, hole_end)
     return pieces
+
+
+def pauses(run: ServiceRun, begin: float, end: float) -> tuple[list[Stall], list[Interval]]:
+    """(outages of the ledger, stretches with a full disk) within begin..end.
+
+    Logs before there was a kind `ledger` paused with another kind and the ledger's path, and resumed with this one.
+    """
+    outages: list[Stall] = []
+    full: list[Interval] = []
+    unfinished: list[tuple[LogEvent, bool]] = []  # pauses that were not resumed yet; of the ledger?
+
+    def close(at: float, closed: list[tuple[LogEvent, bool]]) -> None:
+        for event, of_ledger in closed:
+            unfinished.remove((event, of_ledger))
+            since, until = max(event.at, begin), min(at, end)
+            if until <= since:
+                continue
+            if event.keys.get("kind") in FULL:
+                _join(full, since, until)
+            elif of_ledger:
+                cause = event.keys.get("cause") or event.keys.get("kind")
+                detail = f"the ledger could not be used ({cause}): {event.keys.get('detail', '?')}"
+                if outages and since - outages[-1].end <= ONE_OUTAGE:
+                    outages[-1].end = max(outages[-1].end, until)
+                else:
+                    outages.append(Stall(since, until, detail, "ledger"))
+
+    for event in run.named("storage.paused", "storage.resumed"):
+        kind = event.keys.get("kind")
+        if event.event == "storage.paused":
+            of_ledger = kind == "ledger" or str(event.keys.get("path", "")).endswith(f"/{LEDGER_FILE}")
+            unfinished.append((event, of_ledger))
+        elif kind == "ledger":
+            close(event.at, [each for each in unfinished if each[1]])
+        else:
+            close(event.at, [each for each in unfinished if each[0].keys.get("kind") == kind][:1])
+    close(end, list(unfinished))
+    return outages, full
+
+
+def _join(intervals: list[Interval], begin: float, end: float) -> None:
+    """Add one whose end is not before theirs: what it overlaps becomes one with it."""
+    while intervals and begin <= intervals[-1][1]:
+        earlier = intervals.pop()
+        begin, end = min(begin, earlier[0]), max(end, earlier[1])
+    intervals.append((begin, end))
 
 
 def _by_heartbeats(

@@ -59,6 +59,9 @@ def _failures(one: MtbfReport) -> Iterator[str]:
         yield _row("availability", "no outage seen: a figure of 1 would say more than is known")
     else:
         yield _row("availability", f"{one.availability:.10f}, {one.down_minutes_a_year:,.2f} minutes down a year")
+    if one.full_disk[1]:
+        told = f"{duration(one.full_disk[0])} over {counted(one.full_disk[1], 'incident')}: neither failure nor down"
+        yield _row("full disk", told)
     if one.failed_starts:
         yield _row("failed starts", str(one.failed_starts))
 

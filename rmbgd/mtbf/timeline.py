@@ -3,8 +3,9 @@
 Definitions (terms of IEC 60050-192, wording ours):
 - Failure: unplanned loss of the required function. An end that was not asked for, a process that vanished, a stall, a
   start that failed. A planned stop, a reboot, a refused configuration, a failover and a bad image are none.
-- Operating time: monotonic time between ready and the end of a run, less stalls and less gaps in the heartbeat. A run
-  without an end ends at its last line; what follows counts as down.
+- Operating time: monotonic time between ready and the end of a run, less stalls, less outages of the ledger, and less
+  gaps in the heartbeat. A run without an end ends at its last line; what follows counts as down. A full disk is the
+  operator's: no failure, and told apart.
 - A boot that follows without an end of the run before is a power loss: a state of its own, and no failure unless asked
   for.
 
@@ -19,7 +20,19 @@ from datetime import UTC, datetime
 from enum import StrEnum
 
 from rmbgd.mtbf.logs import DONE, POSTPONED, LogEvent, number
-from rmbgd.mtbf.runs import Boot, End, RunEnd, ServiceRun, ending, exit_cause, gaps, is_refusal, stalls
+from rmbgd.mtbf.runs import (
+    Boot,
+    End,
+    Interval,
+    RunEnd,
+    ServiceRun,
+    ending,
+    exit_cause,
+    gaps,
+    is_refusal,
+    pauses,
+    stalls,
+)
 
 
 class State(StrEnum):
@@ -58,6 +71,7 @@ class Timeline:
         self.failures: list[Failure] = []
         self.notes: list[str] = []
         self.failed_starts = 0
+        self.full: list[Interval] = []  # while the service worked: no room on a disk; neither failure nor down
         self._gap, self._stall = gap, stall
         self._power_loss_is_failure = power_loss_is_failure
         self._off: Span | None = None  # not up since its begin; where it is DOWN, by the last failure
@@ -123,15 +137,17 @@ class Timeline:
         """Add the run from `begin` to its end, less gaps and stalls. A stall at its end becomes the end."""
         holes = gaps(run, boot.images, begin, end.at, self._gap)
         found = stalls(run, boot.images, begin, end.at, self._stall, holes, end.how is End.FAILED)
-        if found and found[-1].end >= end.at:
+        self.full += [(since + boot.offset, until + boot.offset) for since, until in pauses(run, begin, end.at)[1]]
+        planned = end.how is End.PLANNED and found and found[-1].cause == "ledger"  # the operator came to mend it
+        if found and found[-1].end >= end.at and not planned:
             tail = found.pop()
-            cause = f"{end.cause}, after a stall" if end.how is End.FAILED else "stall"
+            cause = f"{end.cause}, after a stall" if end.how is End.FAILED and tail.cause == "stall" else tail.cause
             end = RunEnd(End.FAILED, tail.begin, cause, tail.detail)
             holes = [hole for hole in holes if hole[0] < tail.begin]
-        cuts = [(*hole, State.UNOBSERVED, "") for hole in holes]
-        cuts += [(stall.begin, stall.end, State.DOWN, stall.detail) for stall in found]
+        cuts = [(*hole, State.UNOBSERVED, "", "") for hole in holes]
+        cuts += [(stall.begin, stall.end, State.DOWN, stall.cause, stall.detail) for stall in found]
         at = begin
-        for cut_begin, cut_end, kind, detail in [*sorted(cuts), (end.at, end.at, State.UP, "")]:
+        for cut_begin, cut_end, kind, cause, detail in [*sorted(cuts), (end.at, end.at, State.UP, "", "")]:
             if cut_begin > at:
                 self.spans.append(Span(at + boot.offset, cut_begin + boot.offset, State.UP))
                 self._operated += cut_begin - at
@@ -139,7 +155,7 @@ class Timeline:
                 self.spans.append(Span(cut_begin + boot.offset, cut_end + boot.offset, kind))
             if kind is State.DOWN:
                 until = cut_end + boot.offset
-                self.failures.append(Failure(cut_begin + boot.offset, "stall", detail, until, self._operated))
+                self.failures.append(Failure(cut_begin + boot.offset, cause, detail, until, self._operated))
             at = cut_end
         self._up_until = end.at + boot.offset
         return end

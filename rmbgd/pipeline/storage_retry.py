@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from rmbgd.clock import Clock, backoff
-from rmbgd.errors import StorageFault
+from rmbgd.errors import LedgerFault, StorageFault
 from rmbgd.events import Emit
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.pipeline.items import JobSource
@@ -30,7 +30,8 @@ class StorageRetry:
         self._emit = emit
         self._clock = clock
         self._changed = threading.Condition()
-        self._since: dict[tuple[str, str], float] = {}  # (where, kind) -> when it began; guarded by _changed
+        # (where, kind) -> when it began; None: the ledger's, of which its own thread tells. Guarded by _changed.
+        self._since: dict[tuple[str, str], float | None] = {}
         self._released = False  # guarded by _changed
 
     def retry_until_writable(self, action: Callable[[], T], where: str, heartbeat: Heartbeat) -> T:
@@ -61,9 +62,11 @@ class StorageRetry:
         with self._changed:
             if (where, fault.kind) in self._since:
                 return
-            self._since[where, fault.kind] = self._clock.monotonic()
+            of_ledger = isinstance(fault, LedgerFault)
+            self._since[where, fault.kind] = None if of_ledger else self._clock.monotonic()
         self._intake.pause(f"{fault.kind}:{where}")
-        self._emit("storage.paused", kind=fault.kind, path=fault.path, detail=fault.detail)
+        if not of_ledger:
+            self._emit("storage.paused", kind=fault.kind, path=fault.path, detail=fault.detail)
 
     def _end(self, where: str) -> None:
         """Something was written there: every refusal noted of it is over, or the next try will note it again."""
@@ -74,7 +77,8 @@ class StorageRetry:
             self._changed.notify_all()
         for (_, kind), since in over.items():
             self._intake.resume(f"{kind}:{where}")
-            self._emit("storage.resumed", kind=kind, seconds=round(self._clock.monotonic() - since, 3))
+            if since is not None:
+                self._emit("storage.resumed", kind=kind, seconds=round(self._clock.monotonic() - since, 3))
 
     def _wait(self, fault: StorageFault, seconds: float, heartbeat: Heartbeat) -> None:
         with self._changed:

@@ -150,7 +150,8 @@ class Publisher:
     def _place_at(self, target: Target, temporary: Temporary, job: Job, facts: Mapping[str, object] | None) -> bool:
         """False: a file that we did not write stands at the target, or where its sidecar belongs."""
         path = os.path.join(target.output, target.path)
-        ours = self._stands(target)
+        # The same bytes: published just before the ledger was damaged, so that it does not know of it any more.
+        ours = self._stands(target) or _holds(path, temporary.sha256)
         if not ours and os.path.lexists(path):
             return False
         if facts is not None and not sidecar.write(target, temporary, job, facts, self._mode(job), self._fs):
@@ -203,6 +204,13 @@ class Publisher:
 def _note_missing(outcome: JobOutcome) -> None:
     notes = outcome.keys.get("notes", [])
     outcome.add(notes=[*(note for note in notes if note != ORIGINAL_MISSING), ORIGINAL_MISSING])
+
+
+def _holds(path: str, sha256: str) -> bool:
+    try:
+        return hash_of(path)[0] == sha256
+    except (OSError, ImageError):  # nothing is there, or no file
+        return False
 
 
 def _copy_known(known: Known, temporary: Temporary) -> bool:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Mapping
 
 from rmbgd import naming as names
-from rmbgd.fs import FileSystem
+from rmbgd.fs import FileSystem, FileVersion
 from rmbgd.publish.temporary import Temporary
 from rmbgd.store.records import Job, Target, Unfinished
 
@@ -25,7 +25,7 @@ def write(target: Target, cutout: Temporary, job: Job, facts: Mapping[str, objec
     """
     path = sidecar_path(target)
     story = {"folder": job.folder, "path": job.relative_path, "job": job.job_id, "output": target.path}
-    story |= {"sha256": cutout.sha256, "bytes": cutout.size}
+    story |= {"sha256": cutout.sha256, "bytes": cutout.size, "source": source_of(job.version)}
     with Temporary(target.output, cutout.below, names.temporary_name(job.job_id, ".json"), mode, fs) as temporary:
         temporary.write(json.dumps(story | dict(facts), indent=1).encode() + b"\n")
         return temporary.publish(path, replace=is_ours(path, job))
@@ -47,6 +47,11 @@ def recover(output: str, row: Unfinished, fs: FileSystem) -> bool:
         return True
     fs.unlink(path)
     return False
+
+
+def source_of(version: FileVersion) -> dict[str, int]:
+    """Which version of the input an output was made from, as a sidecar says it: copies and backups keep both."""
+    return {"bytes": version.size, "mtime_ns": version.mtime_ns}
 
 
 def sidecar_path(target: Target) -> str:

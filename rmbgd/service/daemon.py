@@ -25,22 +25,26 @@ from rmbgd.engine.arena import Arena
 from rmbgd.engine.devices import EngineContext, EngineFactory
 from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.wiring import default_devices
-from rmbgd.errors import ConfigError, Exit
-from rmbgd.events import SAFE_MODE_OVER
+from rmbgd.errors import ConfigError, Exit, LedgerFault
+from rmbgd.events import LEDGER_DAMAGED, SAFE_MODE_OVER
 from rmbgd.heartbeat import Heartbeats
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.intake.reconciler import Reconciler
+from rmbgd.intake.startup_recovery import Recovered
 from rmbgd.intake.watcher import OverflowListener
 from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.queue import QueueStatistics
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.service.health import Counters, HealthMonitor
+from rmbgd.service.ledger_monitor import LedgerMonitor, LedgerOutage
 from rmbgd.service.safe_mode import SafeMode
 from rmbgd.service.stall import StallDetector, StallFacts, is_excused
 from rmbgd.service.systemd import Notifier, open_notifier
 from rmbgd.service.threads import ThreadFailure, ThreadGroup
+from rmbgd.store.copies import CHECK_RATE
 from rmbgd.store.ledger import Ledger
+from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.telemetry.captured_output import StderrCapture
 from rmbgd.telemetry.log import EventLog, open_log
 from rmbgd.telemetry.metrics import Metrics
@@ -60,7 +64,13 @@ class Milestone(Enum):
     FOLDERS = "every folder that is there has been compared with the ledger once"
 
 
-Message = Signalled | Milestone | ThreadFailure
+class Trouble(Enum):
+    """What ends a life of the service, and is mended by the next one in the same process."""
+
+    LEDGER = LEDGER_DAMAGED
+
+
+Message = Signalled | Milestone | Trouble | ThreadFailure
 
 
 @contextmanager
@@ -95,7 +105,7 @@ def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
         reading.close()
 
 
-LEDGER = "ledger.sqlite"
+DAMAGED_STARTS = 3  # in a row that the ledger may spoil before they are systemd's to space out
 GRACE = 30.0  # s beside the configured patience before systemd is to lose its own
 ABORT_TIMEOUT = 5.0  # s that threads get to end after the engine was taken from them
 
@@ -109,6 +119,7 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
     notifier = open_notifier()
     messages: SimpleQueue[Message] = SimpleQueue()
     with open_log(config.service) as log, StderrCapture(log.emit) as stderr, signals(messages):
+        outage, spoilt = LedgerOutage(SystemClock()), 0
         while True:
             life = SafeMode(config, SystemClock())
             metrics = Metrics(log.emit)
@@ -123,15 +134,26 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
                 heartbeat=life.config.service.health_interval,
             )
             with ExitStack() as stack:
+                outage.emit = counters
                 try:
-                    service = Service(life, log, stderr, counters, metrics, notifier, build_devices, stack, messages)
-                except ConfigError as error:
-                    counters("service.failed", stage="start", error=str(error), traceback="")
-                    raise
-                code = service.serve()
-            if not life.over:
+                    service = Service(
+                        life, log, stderr, counters, metrics, notifier, build_devices, stack, messages, outage
+                    )
+                    recovered = service.recover()
+                except (ConfigError, LedgerFault) as error:
+                    spoilt += 1
+                    if not (isinstance(error, LedgerFault) and error.damaged and spoilt < DAMAGED_STARTS):
+                        counters("service.failed", stage="start", error=str(error), traceback="")
+                        raise
+                    outage.begin(error)
+                    outage.damaged()
+                    life.ended(LEDGER_DAMAGED, of_operator=True)  # neither a crash nor a sign of health
+                    continue
+                spoilt = 0
+                code = service.serve(recovered)
+            if not service.begins_anew:
                 return code
-            # Safe mode is over: once more, with everything. Of the messages left, only signals are for the process.
+            # Once more, with everything or a sound ledger. Of the messages left, only signals count.
             for message in [messages.get() for _ in range(messages.qsize())]:
                 if isinstance(message, Signalled):
                     messages.put(message)
@@ -152,8 +174,11 @@ class Service:
         build_devices: EngineFactory,
         stack: ExitStack,
         messages: SimpleQueue[Message],
+        outage: LedgerOutage,
     ) -> None:
         self.messages = messages  # put by any thread, taken by the main thread
+        self._outage = outage
+        self._trouble: Trouble | None = None  # that the next life mends, unless it is asked to stop
         config, clock = life.config, SystemClock()
         self._life, self._config, self._clock = life, config, clock
         self._emit, self._metrics, self._notifier = emit, metrics, notifier
@@ -166,7 +191,7 @@ class Service:
         self._heartbeats = Heartbeats(clock)
         self._pipeline_heartbeat = self._heartbeats.new("line")  # the health thread's, which speaks for all
         self._stall_detector = StallDetector(config.service.stuck_after)  # likewise
-        self._ledger = Ledger(config.service.state_directory / LEDGER, clock)
+        self._ledger = self._open_ledger()
         stack.callback(self._ledger.close)
         life.begin(emit)
         self._arena = Arena(config.pipeline.arena_bytes)
@@ -203,6 +228,14 @@ class Service:
                 on_room=self._intake.wake,
             )
         )
+        self._ledger_monitor = LedgerMonitor(
+            self._ledger.database,
+            outage,
+            emit,
+            clock,
+            on_damage=lambda: self.messages.put(Trouble.LEDGER),
+            on_writable=self._intake.wake,
+        )
         self._monitor = HealthMonitor(
             config.service,
             heartbeats=self._heartbeats,
@@ -215,11 +248,39 @@ class Service:
             on_stall=stderr.show_stacks,
         )
 
-    def serve(self) -> int:
+    @property
+    def begins_anew(self) -> bool:
+        """Is the service to start once more in this process?"""
+        return self._life.over or self._trouble is not None
+
+    def _open_ledger(self) -> Ledger:
+        """It is checked whole, which takes as long as reading it. Raises ConfigError, LedgerFault."""
+        path = self._config.service.state_directory / LEDGER
+        with suppress(OSError):
+            self._notifier.extend_timeout(path.stat().st_size / CHECK_RATE + GRACE)
+        ledger = Ledger(path, self._clock, self._outage.check(), self._alive)
+        self._outage.opened(replaced=ledger.database.replacement is not None)
+        return ledger
+
+    def _alive(self) -> None:
+        """What may take long before the threads run: systemd neither loses patience nor misses the watchdog."""
+        self._notifier.watchdog()
+        self._notifier.extend_timeout(GRACE)
+
+    def recover(self) -> Recovered:
+        """Before `serve`. Raises LedgerFault where damage was not seen at opening."""
+        self._notifier.extend_timeout(self._config.engine.start_timeout + GRACE)
+        recovered = self._intake.recover(self._alive)
+        self._emit("intake.recovered", **recovered.event())
+        if (replacement := self._ledger.database.replacement) is not None:
+            self._emit("ledger.replaced", **replacement.event(sum(self._ledger.counts().values()), recovered.adoption))
+        self._outage.end()
+        return recovered
+
+    def serve(self, recovered: Recovered) -> int:
         """Start everything, wait, and end it in the order of the flow."""
         self._notifier.extend_timeout(self._config.engine.start_timeout + GRACE)
-        recovered = self._intake.recover()
-        self._emit("intake.recovered", **recovered.event())
+        self._threads.start("ledger", self._ledger_monitor.run)
         self._threads.start("health", self._monitor.run)
         self._pipeline.start()
         jobs, exit_stage = self._pipeline.jobs, self._pipeline.exit_stage()
@@ -244,6 +305,7 @@ class Service:
         seconds = round(self._clock.monotonic() - self._began, 3)
         self._emit("service.ready", seconds=seconds, device=device, recovered=recovered)
         self._life.ready()
+        self._ledger_monitor.ready()
         self._monitor.phase = "ready"
         self._notifier.ready(f"ready on {device}")
 
@@ -268,7 +330,9 @@ class Service:
             self._intake.rescan()
         elif isinstance(message, Signalled):
             self._cause = self._cause or signal.Signals(message.number).name
-            self._life.over = False
+            self._life.over, self._trouble = False, None
+        elif isinstance(message, Trouble) and self._cause is None:
+            self._cause, self._trouble = message.value, message
         return self._cause is None
 
     def _describe(self) -> dict[str, object]:
@@ -318,7 +382,7 @@ class Service:
         """Stop with the flow: claim nothing, put back what is only a path, finish what is decoded."""
         began, failed = self._clock.monotonic(), self._failure is not None
         self._monitor.phase = "stopping"
-        if self._life.over:  # systemd would take the word for the end of the process, and kill it after a while
+        if self.begins_anew:  # systemd would take the word for the end of the process, and kill it after a while
             self._notifier.status(cause)
         else:
             self._notifier.stopping(f"stopping ({cause})")
@@ -336,6 +400,7 @@ class Service:
             left = self._wait_for_the_pipeline(ABORT_TIMEOUT)
         returned = self._intake.finish_returns()
         self._monitor.close()
+        self._ledger_monitor.close()
         self._threads.join(1.0)
         self._monitor.finished()
         of_operator = self._failure is not None and isinstance(self._failure.error, ConfigError)
@@ -343,7 +408,11 @@ class Service:
         seconds = round(self._clock.monotonic() - began, 3)
         self._emit("service.stop", exit_code=int(code), seconds=seconds, returned=returned)
         broken = f"{self._failure.stage}: {self._failure.error}" if self._failure is not None else None
-        self._life.ended(broken, of_operator=of_operator)
+        if self._failure is not None:
+            self._trouble = None
+        # A life that the ledger cut short proves nothing, neither good nor bad: the record stays as it was.
+        cut_short = self._trouble.value if self._trouble is not None else None
+        self._life.ended(broken or cut_short, of_operator=of_operator or cut_short is not None)
         if left:  # threads stuck in a disk or a driver: leaving them is all that can be done
             os._exit(code)
         return code
@@ -351,7 +420,7 @@ class Service:
     def _wait_for_the_pipeline(self, seconds: float) -> list[str]:
         """Threads of the pipeline that have not ended after `seconds`, or after a second order to stop."""
         deadline = self._clock.monotonic() + seconds
-        while left := [name for name in self._threads.join(0.05) if name != "health"]:
+        while left := [name for name in self._threads.join(0.05) if name not in ("health", "ledger")]:
             if self._clock.monotonic() >= deadline:
                 break
             with suppress(Empty):

@@ -29,6 +29,7 @@ SNAPSHOT_KEYS = (
 )  # fmt: skip
 OUTCOMES = {"done": "image.done", "failed": "image.failed", "postponed": "image.postponed"}
 STATUS_FILE = "status.json"
+RUNTIME_MODE = 0o750  # as systemd makes it
 STATUS_MODE = 0o644  # who may enter the runtime directory may read it
 RATE_WINDOWS = {"1m": 60.0, "5m": 300.0}  # s
 FEEDINGS = 4  # of systemd's watchdog within its period: three may be late before it bites
@@ -156,6 +157,7 @@ class HealthMonitor:
         }
         self._rates = {name: Rate(window) for name, window in RATE_WINDOWS.items()}
         self._status_lost = 0
+        self._blind_since: float | None = None  # the status file could not be written since then
         self._stalled_since: float | None = None
         self._facts = process_facts()
         self._next_health: float | None = None
@@ -230,17 +232,29 @@ class HealthMonitor:
             "health": health,
             **{key: value for key, value in snapshot.items() if key not in SNAPSHOT_KEYS},
         }
-        try:
-            path = self._service.runtime_directory / STATUS_FILE
-            atomic_write(path, f"{jsonl.to_json(record)}\n".encode(), mode=STATUS_MODE)
-        except OSError:  # a full or missing runtime directory blinds `rmbgd status`, but stops no image
-            self._status_lost += 1
+        self._write_status(now, f"{jsonl.to_json(record)}\n".encode())
         self._on_status(health)
         if self.phase == "ready":
             safe = bool(snapshot.get("safe_mode"))
             line = status_line(self.phase, health, per_minute=rates["1m"], stalled=stalled, safe_mode=safe)
             self._notifier.status(line)
             self._emit_health(now, health)
+
+    def _write_status(self, now: float, text: bytes) -> None:
+        """A full or missing runtime directory blinds `rmbgd status`, but stops no image; it is made again."""
+        path = self._service.runtime_directory / STATUS_FILE
+        try:
+            path.parent.mkdir(mode=RUNTIME_MODE, parents=True, exist_ok=True)
+            atomic_write(path, text, mode=STATUS_MODE)
+        except OSError as error:
+            self._status_lost += 1
+            if self._blind_since is None:
+                self._blind_since = now
+                self._counters("status.lost", path=str(path), cause=f"{error.filename or path}: {error.strerror}")
+        else:
+            if self._blind_since is not None:
+                self._counters("status.written", path=str(path), seconds=round(now - self._blind_since, 3))
+                self._blind_since = None
 
     def _emit_health(self, now: float, health: Mapping[str, Any]) -> None:
         interval = self._service.health_interval

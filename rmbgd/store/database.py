@@ -1,117 +1,54 @@
-"""The SQLite file of the ledger: schema, opening, locking, transactions. A damaged one is refused, never replaced."""
+"""The ledger's database: locking, one connection for all threads, transactions, and going on after a refusal."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from rmbgd.clock import Clock
-from rmbgd.errors import ConfigError, StorageFault
-from rmbgd.fs import FileVersion
-
-SCHEMA_VERSION = 2
-
-_UNTOLD = """
-CREATE TABLE untold (
-  job   INTEGER PRIMARY KEY,
-  keys  TEXT NOT NULL                              -- JSON: what the event of its outcome says beyond the job's row
-);
-"""
-
-SCHEMA = f"""
-CREATE TABLE job (
-  id           INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: names of temporaries hang on it
-  folder       TEXT    NOT NULL,
-  path         BLOB    NOT NULL,                   -- below the drop folder, as the bytes that the file system has
-  inode        INTEGER NOT NULL,
-  size         INTEGER NOT NULL,
-  mtime_ns     INTEGER NOT NULL,
-  ctime_ns     INTEGER NOT NULL,                   -- before the claim; our own rename changes it
-  state        TEXT    NOT NULL CHECK (state IN ('waiting', 'claimed', 'publishing', 'done', 'failed')),
-  attempt      INTEGER NOT NULL,
-  by_rename    INTEGER NOT NULL,                   -- 1: the bytes lie in the claim folder; 0: where they were dropped
-  final        INTEGER NOT NULL,
-  first_seen   REAL    NOT NULL,                   -- wall clock, for people
-  claimed_at   REAL    NOT NULL,
-  ended_at     REAL,
-  retired_at   REAL,                               -- the original is where it belongs; nothing is left to do
-  target       BLOB,
-  sha256_out   TEXT,
-  size_out     INTEGER,
-  reason       TEXT,
-  detail       TEXT
-);
-CREATE INDEX job_by_path ON job (folder, path);
--- Versions of one path are worked on one after another, so that the newest is published last.
-CREATE UNIQUE INDEX job_in_flight ON job (folder, path) WHERE state IN ('claimed', 'publishing');
-CREATE INDEX job_unfinished ON job (id) WHERE retired_at IS NULL;
-
-CREATE TABLE target (
-  output     BLOB    NOT NULL,                     -- the output folder
-  target     BLOB    NOT NULL,                     -- below it
-  folder     TEXT    NOT NULL,
-  source     BLOB    NOT NULL,
-  extension  TEXT    NOT NULL,
-  base       BLOB    NOT NULL,                     -- the name it would have if nothing were taken ...
-  number     INTEGER NOT NULL,                     -- ... and which version of it this is: a, a~2, a~3
-  pending    TEXT,                                 -- sha256 of what is about to be renamed there
-  sha256     TEXT,                                 -- of what was published there, and how it looked to stat
-  size       INTEGER,
-  inode      INTEGER,
-  mtime_ns   INTEGER,
-  sidecar    INTEGER NOT NULL DEFAULT 0,
-  used_at    REAL    NOT NULL,
-  UNIQUE (output, target),
-  UNIQUE (output, folder, source, extension)
-);
-
-CREATE TABLE content (
-  sha256_in    TEXT NOT NULL,
-  recipe_hash  TEXT NOT NULL,
-  output       BLOB NOT NULL,
-  target       BLOB NOT NULL,
-  sha256_out   TEXT NOT NULL,
-  size_out     INTEGER NOT NULL,
-  report       TEXT NOT NULL,                      -- JSON: what the first computation said of the image
-  used_at      REAL NOT NULL,
-  PRIMARY KEY (sha256_in, recipe_hash)
-) WITHOUT ROWID;
-
-CREATE INDEX target_by_age ON target (used_at);
-CREATE INDEX content_by_age ON content (used_at);
-{_UNTOLD}"""
-
-MIGRATIONS = {1: _UNTOLD}
-"""Schema -> what makes it the next one. Rows stay; a ledger is brought up in one transaction, or not at all."""
-
-QUICK_CHECK_BYTES = 64 << 20  # after an unclean end a file up to this size is checked whole: well below a second
+from rmbgd.errors import ConfigError, LedgerFault
+from rmbgd.fs import FileVersion, sync
+from rmbgd.store.copies import drop_companions, set_aside
+from rmbgd.store.ledger_lock import lock_out_others
+from rmbgd.store.opening import Check, open_ledger, writable
+from rmbgd.store.refusals import ledger_faults
+from rmbgd.store.schema import ADOPTING
 
 Row = tuple[Any, ...]
 
 
 class Database:
-    """One connection for every thread, behind one lock. Raises StorageFault, and ConfigError where it cannot open."""
+    """One connection for every thread, behind one lock. Raises LedgerFault, and ConfigError where it cannot open."""
 
-    def __init__(self, path: str, clock: Clock) -> None:
+    def __init__(
+        self, path: str, clock: Clock, check: Check = Check.QUICK, alive: Callable[[], None] = lambda: None
+    ) -> None:
         self.path = path
         self._clock = clock
         self._lock = threading.RLock()
         self._deferred: list[tuple[str, Row]] = []  # guarded by _lock, like the connection
+        # What the ledger refused with, until `renew`: one reference, set by the thread that met it, read by any.
+        self.refused: LedgerFault | None = None
+        self.attention = threading.Event()  # set with it
         with contextlib.ExitStack() as opened:  # whatever fails: a lock that stays would keep the next try out
+            self._held = -1
             if path != ":memory:":
-                opened.callback(os.close, _lock_out_others(path + ".lock"))
-            self.is_new = path == ":memory:" or not os.path.exists(path)
-            self._connection = opened.enter_context(contextlib.closing(_connect(path)))
-            _prepare(self._connection, path)
+                self._held = lock_out_others(path + ".lock")
+                opened.callback(self._unlock)
+            found = open_ledger(path, clock.wall(), check, alive)
+            self.is_new, self.replacement, self._connection = found.is_new, found.replacement, found.connection
+            opened.callback(self._disconnect)
+            self._identity = _identity(path)
             self._opened = opened.pop_all()
 
     def close(self) -> None:
-        with self._lock, self._opened:
+        """What cannot be written any more is left: forgetting it costs the next start a look."""
+        with self._lock, self._opened, contextlib.suppress(LedgerFault):
             self.flush()
 
     def wall(self) -> float:
@@ -119,10 +56,10 @@ class Database:
         return self._clock.wall().timestamp()
 
     def all(self, query: str, values: Row = ()) -> list[Row]:
-        with self._lock, _storage_faults(self.path):
+        with self._lock, self._noted():
             return self._connection.execute(query, values).fetchall()
 
-    def one(self, query: str, values: Row) -> Row | None:
+    def one(self, query: str, values: Row = ()) -> Row | None:
         return next(iter(self.all(query, values)), None)
 
     def defer(self, statement: str, values: Row) -> None:
@@ -140,7 +77,7 @@ class Database:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
         """All or nothing, and on the disk when the block has ended."""
-        with self._lock, _storage_faults(self.path):
+        with self._lock, self._noted():
             db = self._connection
             db.execute("BEGIN IMMEDIATE")
             try:
@@ -155,86 +92,109 @@ class Database:
                 raise
             self._deferred.clear()
 
-
-def _connect(path: str) -> sqlite3.Connection:
-    try:
-        return sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise ConfigError(f"{path}: the ledger cannot be opened ({error}); check the folder's rights") from error
-
-
-def _prepare(connection: sqlite3.Connection, path: str) -> None:
-    write_ahead = path + "-wal"
-    unclean = os.path.exists(write_ahead) and os.path.getsize(write_ahead) > 0
-    try:
-        with _storage_faults(path):
-            _bring_up(connection, path, unclean=unclean)
-    except StorageFault as fault:
-        if fault.kind in ("disk_full", "read_only"):
+    @contextlib.contextmanager
+    def _noted(self) -> Iterator[None]:
+        """Notes a refusal. Once damage was met nothing is tried any more: it could spread."""
+        if self.refused is not None and self.refused.damaged:
+            raise LedgerFault("damaged", self.refused.detail, path=self.path)
+        try:
+            with ledger_faults(self.path):
+                yield
+        except LedgerFault as fault:
+            self.refuse(fault)
             raise
-        raise ConfigError(
-            f"{path}: the ledger is damaged or no ledger ({fault.__cause__}); restore it, or move it aside together "
-            "with its -wal file: claimed images are then put back into their folders, and finished ones in folders "
-            'with originals = "keep" are computed again'
-        ) from fault
+
+    def refuse(self, fault: LedgerFault) -> None:
+        """Note why the ledger cannot be used: the first cause, unless it turns out to be damaged."""
+        if self.refused is None or fault.damaged:
+            self.refused = fault
+            self.attention.set()
+
+    # ---------------------------------------------------------------------------------------------- after a refusal
+
+    def notice_removal(self) -> None:
+        """Refuse when the file or its lock was removed or replaced: what is written now is in no folder."""
+        if self.refused is None and self.path != ":memory:" and self._is_removed():
+            place = f"as soon as {os.path.dirname(self.path)} is there and writable"
+            detail = f"the ledger was removed or replaced while the service works; it is written back {place}"
+            self.refuse(LedgerFault("missing", detail, path=self.path))
+
+    def renew(self) -> str:
+        """Go on with a new connection: one that was opened without rights stays without. Answers what else it took.
+
+        A ledger that was removed is whole as long as it is open, and is written back under its name.
+        """
+        with self._lock, ledger_faults(self.path):
+            told = self._write_back() if self._is_removed() else ""
+            fresh = writable(self.path)
+            old, self._connection, self._identity = self._connection, fresh, _identity(self.path)
+            with contextlib.suppress(sqlite3.Error):
+                old.close()  # of a removed file: SQLite sees that, and leaves the new one's companions alone
+            self.refused = None
+        return told
+
+    def _is_removed(self) -> bool:
+        if self._identity != _identity(self.path):
+            return True
+        try:
+            held = os.stat(self.path + ".lock")
+        except OSError:
+            return True
+        return not os.path.samestat(held, os.fstat(self._held))
+
+    def _write_back(self) -> str:
+        directory = Path(self.path).parent
+        directory.mkdir(mode=0o750, parents=True, exist_ok=True)
+        try:
+            held = lock_out_others(self.path + ".lock") if self._lock_is_another() else self._held
+        except ConfigError as error:
+            raise LedgerFault("denied", str(error), path=self.path) from error
+        if held != self._held:
+            self._unlock()
+            self._held = held
+        if self._identity == _identity(self.path):
+            return "its lock had been removed, and is held again"
+        back = Path(self.path + ".new")
+        back.unlink(missing_ok=True)
+        self._connection.execute("VACUUM INTO ?", (str(back),))
+        sync(back)
+        told = "it had been removed, and was written back from what the service had open"
+        if os.path.lexists(self.path):
+            told += f"; what stood in its place is {set_aside(self.path, 'replaced', self._clock.wall())}"
+        drop_companions(self.path)
+        back.replace(self.path)
+        sync(directory)
+        return told
+
+    def _lock_is_another(self) -> bool:
+        try:
+            return not os.path.samestat(os.stat(self.path + ".lock"), os.fstat(self._held))
+        except FileNotFoundError:
+            return True
+
+    def _unlock(self) -> None:
+        os.close(self._held)
+
+    def _disconnect(self) -> None:
+        self._connection.close()
+
+    # ---------------------------------------------------------------------------------------------- adoption
+
+    def is_adopting(self) -> bool:
+        """Did it take the place of another, and were kept originals not yet compared with their outputs?"""
+        return self.one("PRAGMA application_id") == (ADOPTING,)
+
+    def adopted(self) -> None:
+        with self.transaction() as db:
+            db.execute("PRAGMA application_id=0")
 
 
-def _bring_up(connection: sqlite3.Connection, path: str, *, unclean: bool) -> None:
-    # A commit is on the disk when it returns; with NORMAL a power cut may take the last ones back.
-    for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "journal_size_limit=16777216"):
-        connection.execute(f"PRAGMA {pragma}").fetchall()
-    version = int(connection.execute("PRAGMA user_version").fetchone()[0])
-    tables = int(connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0])
-    is_empty = version == 0 and tables == 0
-    if not is_empty and not 1 <= version <= SCHEMA_VERSION:
-        raise ConfigError(
-            f"{path}: ledger of schema {version}, this rmbgd knows {SCHEMA_VERSION}; "
-            "start the version that wrote it, or move the file aside to begin a new one"
-        )
-    if unclean and os.path.getsize(path) <= QUICK_CHECK_BYTES:
-        finding = str(connection.execute("PRAGMA quick_check(1)").fetchone()[0])
-        if finding != "ok":
-            raise sqlite3.DatabaseError(finding)
-    steps = SCHEMA if is_empty else "".join(MIGRATIONS[each] for each in range(version, SCHEMA_VERSION))
-    if steps:
-        connection.executescript(f"BEGIN IMMEDIATE; {steps} PRAGMA user_version={SCHEMA_VERSION}; COMMIT;")
-
-
-def _lock_out_others(path: str) -> int:
+def _identity(path: str) -> tuple[int, int] | None:
     try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: {error.strerror}; the state directory must exist and be writable by the service"
-        ) from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        os.close(descriptor)
-        raise ConfigError(
-            f"{path}: another rmbgd uses this state directory; stop it, or give this one its own"
-        ) from error
-    return descriptor
-
-
-_KINDS = {
-    sqlite3.SQLITE_FULL: "disk_full",
-    sqlite3.SQLITE_READONLY: "read_only",
-    sqlite3.SQLITE_PERM: "denied",
-    sqlite3.SQLITE_AUTH: "denied",
-    sqlite3.SQLITE_CANTOPEN: "missing",
-}
-
-
-@contextlib.contextmanager
-def _storage_faults(path: str) -> Iterator[None]:
-    """Turns every database error of the block into the storage fault it is. Damage found at work counts as io_error."""
-    try:
-        yield
-    except sqlite3.Error as error:
-        code = getattr(error, "sqlite_errorcode", 0) or 0
-        name = getattr(error, "sqlite_errorname", "") or type(error).__name__
-        raise StorageFault(_KINDS.get(code & 0xFF, "io_error"), f"{name}: {error}", path=path) from error
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def signed(number: int) -> int:

@@ -16,10 +16,11 @@ from rmbgd import naming as names
 from rmbgd.clock import Clock
 from rmbgd.errors import Reason
 from rmbgd.fs import FileVersion
-from rmbgd.store.database import SCHEMA_VERSION, Database, Row, signed, storable, unsigned, version_values
+from rmbgd.store.database import Database, Row, signed, storable, unsigned, version_values
+from rmbgd.store.opening import Check
 from rmbgd.store.outbox import JobOutcome, Outbox, refused
 from rmbgd.store.output_names import OutputNames
-from rmbgd.store.records import Candidate, ContentKey, Job, Known, OutputKey, Published, Target, Unfinished
+from rmbgd.store.records import Adopted, Candidate, ContentKey, Job, Known, OutputKey, Published, Target, Unfinished
 
 REMEMBERED_SECONDS = 30 * 86_400.0
 REMEMBERED_ROWS = 1_000_000
@@ -39,29 +40,44 @@ _CLAIM = (
     "claimed_at) VALUES (?,?,?,?,?,?,'claimed',1,?,?,?,?) ON CONFLICT DO NOTHING RETURNING id, attempt"
 )
 
+# A version that stays where it is and is not worked on.
+_END_IN_PLACE = (
+    "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, attempt, by_rename, final, first_seen, "
+    "claimed_at, ended_at, retired_at, state, reason, detail) VALUES (?,?,?,?,?,?,0,0,0,?,?,?,?,?,?,?) RETURNING id"
+)
+
 
 class Ledger:
-    """Usable from every thread. Raises StorageFault from every method, ConfigError at opening."""
+    """Usable from every thread. Raises LedgerFault from every method, ConfigError at opening.
 
-    def __init__(self, path: str | os.PathLike[str], clock: Clock) -> None:
+    `check` and `alive` as in Database: how far the file is trusted, and what is called while it is checked.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        clock: Clock,
+        check: Check = Check.QUICK,
+        alive: Callable[[], None] = lambda: None,
+    ) -> None:
         self.path = os.fspath(path)
         self._clock = clock
-        self._database = Database(self.path, clock)
-        self.is_new = self._database.is_new  # then it knows nothing of what lies in claim folders and beside outputs
-        self.output_names = OutputNames(self._database)
-        self.outbox = Outbox(self._database)
+        self.database = Database(self.path, clock, check, alive)
+        self.is_new = self.database.is_new  # then it knows nothing of what lies in claim folders and beside outputs
+        self.output_names = OutputNames(self.database)
+        self.outbox = Outbox(self.database)
 
     def close(self) -> None:
-        self._database.close()
+        self.database.close()
 
     def flush(self) -> None:
-        self._database.flush()
+        self.database.flush()
 
     def claim(self, candidates: Iterable[Candidate]) -> list[Job]:
         """A job for each candidate but those whose path has a version in flight; attempts counted, in one commit."""
-        now, wall = self._clock.monotonic(), self._database.wall()
+        now, wall = self._clock.monotonic(), self.database.wall()
         jobs: list[Job] = []
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             for candidate in candidates:
                 folder, path = candidate.folder, candidate.relative_path
                 inode, size, mtime_ns, ctime_ns = version_values(candidate.version)
@@ -80,19 +96,19 @@ class Ledger:
     def resume(self, row: Unfinished) -> Unfinished:
         """The same job once more, after a crash, its times on the monotonic clock."""
         now = self._clock.monotonic()
-        return replace(row, first_seen=min(now, now - (self._database.wall() - row.first_seen)), claimed_at=now)
+        return replace(row, first_seen=min(now, now - (self.database.wall() - row.first_seen)), claimed_at=now)
 
     def next_attempt(self, row: Unfinished) -> Unfinished:
         """The job to `resume` with; the attempt is counted before the work begins."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             update = "UPDATE job SET state='claimed', attempt=attempt+1, claimed_at=? WHERE id=?"
-            db.execute(update, (self._database.wall(), row.job_id))
+            db.execute(update, (self.database.wall(), row.job_id))
             self.outbox.drop(db, row.job_id)
         return replace(self.resume(row), attempt=row.attempt + 1)
 
     def release(self, job_ids: Iterable[int]) -> None:
         """Postponed, not tried: the attempt is taken back, and without any the row is forgotten."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             for job_id in job_ids:
                 db.execute("UPDATE job SET state='waiting', attempt=attempt-1 WHERE id=?", (job_id,))
                 db.execute("DELETE FROM job WHERE id=? AND attempt<=0", (job_id,))
@@ -100,12 +116,12 @@ class Ledger:
 
     def is_in_flight(self, job_id: int) -> bool:
         query = "SELECT 1 FROM job WHERE id=? AND state IN ('claimed','publishing')"
-        return self._database.one(query, (job_id,)) is not None
+        return self.database.one(query, (job_id,)) is not None
 
     def owner_of(self, job_id: int) -> tuple[str, str] | None:
         """(folder, relative path) of a job that is not over yet: its claimed file is no orphan."""
         query = "SELECT folder, path FROM job WHERE id=? AND retired_at IS NULL AND state<>'waiting'"
-        row = self._database.one(query, (job_id,))
+        row = self.database.one(query, (job_id,))
         return None if row is None else (row[0], os.fsdecode(row[1]))
 
     def handled(self, folder: str, relative_path: str, version: FileVersion) -> bool:
@@ -114,7 +130,7 @@ class Ledger:
             "SELECT 1 FROM job WHERE folder=? AND path=? AND inode=? AND size=? AND mtime_ns=? AND ctime_ns=? "
             "AND by_rename=0 AND state IN ('done','failed')"
         )
-        return self._database.one(query, (folder, os.fsencode(relative_path), *version_values(version))) is not None
+        return self.database.one(query, (folder, os.fsencode(relative_path), *version_values(version))) is not None
 
     # ---------------------------------------------------------------------------------------------- outcomes
 
@@ -123,7 +139,7 @@ class Ledger:
 
         Answers the target as it was before: its `pending` and `sha256` tell which files there are ours.
         """
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             target = self.output_names.assign(db, key, below)
             output, path = os.fsencode(target.output), os.fsencode(target.path)
             update = "UPDATE job SET state='publishing', target=?, sha256_out=?, size_out=? WHERE id=?"
@@ -143,9 +159,9 @@ class Ledger:
         original_moved: bool = False,
     ) -> None:
         """The output stands. `original_moved`: nothing is left to do with it. `content` makes it known for reuse."""
-        wall, sha256, size = self._database.wall(), published.sha256, published.size
+        wall, sha256, size = self.database.wall(), published.sha256, published.size
         output, path = os.fsencode(published.output), os.fsencode(published.path)
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             db.execute(
                 "UPDATE job SET state='done', ended_at=?, retired_at=?, target=?, sha256_out=?, size_out=? WHERE id=?",
                 (wall, wall if original_moved else None, path, sha256, size, job_id),
@@ -166,9 +182,9 @@ class Ledger:
     def failed(self, outcome: JobOutcome) -> None:
         """Refused; the original is still to be moved."""
         reason, detail = str(outcome.keys["reason"]), storable(str(outcome.keys["detail"]))
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             update = "UPDATE job SET state='failed', ended_at=?, reason=?, detail=? WHERE id=?"
-            db.execute(update, (self._database.wall(), reason, detail, outcome.job_id))
+            db.execute(update, (self.database.wall(), reason, detail, outcome.job_id))
             self.outbox.put(db, outcome)
 
     def refuse(
@@ -177,26 +193,23 @@ class Ledger:
         """Record an entry that is refused and stays where it is; None when this version of it was refused before."""
         if self.handled(folder, relative_path, version):
             return None
-        stamps = (self._database.wall(),) * 4
-        with self._database.transaction() as db:
-            ((job_id,),) = db.execute(
-                "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, state, attempt, by_rename, final, "
-                "first_seen, claimed_at, ended_at, retired_at, reason, detail) "
-                "VALUES (?,?,?,?,?,?,'failed',0,0,0,?,?,?,?,?,?) RETURNING id",
-                (folder, os.fsencode(relative_path), *version_values(version), *stamps, str(reason), storable(detail)),
-            ).fetchall()
+        stamps = (self.database.wall(),) * 4
+        with self.database.transaction() as db:
+            at = (folder, os.fsencode(relative_path), *version_values(version))
+            values = (*at, *stamps, "failed", str(reason), storable(detail))
+            ((job_id,),) = db.execute(_END_IN_PLACE, values).fetchall()
             keys = {"job": int(job_id), "folder": folder, "path": relative_path, "attempt": 0}
             self.outbox.put(db, outcome := refused(keys, reason, detail))
         return outcome
 
     def original_moved(self, job_id: int) -> None:
         """The original is archived, deleted, or in quarantine. Written with the next transaction, or at closing."""
-        self._database.defer("UPDATE job SET retired_at=? WHERE id=?", (self._database.wall(), job_id))
+        self.database.defer("UPDATE job SET retired_at=? WHERE id=?", (self.database.wall(), job_id))
 
     def same_content(self, sha256_in: str, recipe_hash: str) -> Known | None:
         """What equal bytes and an equal recipe gave before. Whether the file still stands, the publisher sees."""
         query = "SELECT output, target, sha256_out, size_out, report FROM content WHERE sha256_in=? AND recipe_hash=?"
-        if (row := self._database.one(query, (sha256_in, recipe_hash))) is None:
+        if (row := self.database.one(query, (sha256_in, recipe_hash))) is None:
             return None
         output, path, sha256, size, report = row
         key = ContentKey(sha256_in, recipe_hash)
@@ -204,23 +217,39 @@ class Ledger:
 
     def forget_content(self, key: ContentKey) -> None:
         """The known output is not there any more, or is another: the next equal image is computed."""
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             db.execute("DELETE FROM content WHERE sha256_in=? AND recipe_hash=?", astuple(key))
+
+    def knows_content(self) -> bool:
+        """Is anything recorded by which `made_from` could tell?"""
+        return bool(self.database.all("SELECT 1 FROM content LIMIT 1"))
+
+    def made_from(self, sha256_in: str, output: str, path: str) -> set[str]:
+        """sha256 of what this content gave under that output name, with any recipe."""
+        query = "SELECT sha256_out FROM content WHERE sha256_in=? AND output=? AND target=?"
+        return {row[0] for row in self.database.all(query, (sha256_in, os.fsencode(output), os.fsencode(path)))}
+
+    def adopt(self, originals: Iterable[Adopted]) -> None:
+        """Record kept originals as done that the ledger lost, and which outputs are theirs where that is known."""
+        stamps = (self.database.wall(),) * 4
+        with self.database.transaction() as db:
+            for each in originals:
+                key, published = each.key, each.published
+                if each.version is not None:
+                    at = (key.folder, os.fsencode(key.relative_path), *version_values(each.version))
+                    db.execute(_END_IN_PLACE, (*at, *stamps, "done", None, None)).fetchall()
+                if published is not None:
+                    self.output_names.adopt(db, key, published)
 
     # ---------------------------------------------------------------------------------------------- looking back
 
     def unfinished(self) -> list[Unfinished]:
         """Jobs claimed of which anything is left to do, oldest first."""
         query = f"{_UNFINISHED} WHERE retired_at IS NULL AND state<>'waiting' ORDER BY id"
-        return [_unfinished(row) for row in self._database.all(query)]
-
-    def probe(self) -> None:
-        """Write something that changes nothing: does the disk take it?"""
-        with self._database.transaction() as db:
-            db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        return [_unfinished(row) for row in self.database.all(query)]
 
     def counts(self) -> dict[str, int]:
-        return dict(self._database.all("SELECT state, count(*) FROM job GROUP BY state"))
+        return dict(self.database.all("SELECT state, count(*) FROM job GROUP BY state"))
 
     def prune(
         self, in_place: Callable[[Unfinished], bool], *, rows: int = REMEMBERED_ROWS, after: int = 0, batch: int = 2000
@@ -230,16 +259,16 @@ class Ledger:
         A job is old after REMEMBERED_SECONDS, or when more than `rows` are remembered. Those whose original stays in
         place are kept while it does (`in_place`): forgetting them would compute them again.
         """
-        cutoff = self._database.wall() - REMEMBERED_SECONDS
+        cutoff = self.database.wall() - REMEMBERED_SECONDS
         excess = max(0, sum(self.counts().values()) - rows)
-        found = self._database.all(
+        found = self.database.all(
             f"{_UNFINISHED} WHERE id>? AND (retired_at IS NOT NULL OR state='waiting') "
             "AND (coalesce(ended_at, claimed_at)<? OR ?) ORDER BY id LIMIT ?",
             (after, cutoff, excess > 0, min(batch, excess) if excess else batch),
         )
         old = [_unfinished(row) for row in found]
         gone = [(row.job_id,) for row in old if row.claimed_by_rename or not in_place(row)]
-        with self._database.transaction() as db:
+        with self.database.transaction() as db:
             db.executemany("DELETE FROM job WHERE id=?", gone)
             db.execute("DELETE FROM untold WHERE job NOT IN (SELECT id FROM job)")
             db.execute("DELETE FROM content WHERE used_at<?", (_oldest(db, "content", rows, cutoff),))

@@ -7,8 +7,8 @@ import posixpath
 import sqlite3
 
 from rmbgd import naming as names
-from rmbgd.store.database import Database, Row, unsigned
-from rmbgd.store.records import OutputKey, Target
+from rmbgd.store.database import Database, Row, signed, unsigned
+from rmbgd.store.records import OutputKey, Published, Target
 
 
 def _values(key: OutputKey) -> Row:
@@ -49,6 +49,18 @@ class OutputNames:
             if below is not None:
                 base, number = posixpath.join(below, posixpath.basename(base)), 0
             return self._own(db, key, base, number + 1)
+
+    def adopt(self, db: sqlite3.Connection, key: OutputKey, published: Published) -> None:
+        """What stands there is this input's, as is known from elsewhere."""
+        path, wall = os.fsencode(published.path), self._database.wall()
+        size, inode, mtime_ns = published.size, signed(published.inode), published.mtime_ns
+        db.execute(
+            "INSERT INTO target (output, folder, source, extension, target, base, number, sha256, size, inode, "
+            "mtime_ns, sidecar, used_at) VALUES (?,?,?,?,?,?,1,?,?,?,?,?,?) ON CONFLICT DO UPDATE SET "
+            "sha256=excluded.sha256, size=excluded.size, inode=excluded.inode, mtime_ns=excluded.mtime_ns, "
+            "sidecar=excluded.sidecar, pending=NULL WHERE folder=excluded.folder AND source=excluded.source",
+            (*_values(key), path, path, published.sha256, size, inode, mtime_ns, published.sidecar, wall),
+        )
 
     def _own(self, db: sqlite3.Connection, key: OutputKey, base: str, number: int) -> Target:
         while self._is_owned(db, key.output, path := names.version_of(base, number)):

@@ -95,6 +95,18 @@ class Published:
 
 
 @dataclass(frozen=True, slots=True)
+class Adopted:
+    """A kept original that has its output already; `published` is None where whose the output is cannot be known.
+
+    version  that was processed; None: an older one, and the output is to be replaced
+    """
+
+    key: OutputKey
+    version: FileVersion | None
+    published: Published | None
+
+
+@dataclass(frozen=True, slots=True)
 class ContentKey:
     """What makes two answers equal: the bytes that came in, and the recipe with its model."""
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -17,8 +18,10 @@ import pytest
 
 from rmbgd import errors
 from rmbgd.cli import main as cli
-from rmbgd.cli.status import ServiceState, duration, judge, rows
+from rmbgd.cli.status import ServiceState, by_lock, duration, judge, rows
+from rmbgd.clock import SystemClock
 from rmbgd.errors import EXIT_TEXT, Exit
+from rmbgd.store.ledger import Ledger
 from rmbgd.telemetry.jsonl import process_start
 
 HEAVY = ("numpy", "torch", "pydantic", "structlog", "rich", "PIL", "cv2", "watchdog", "safetensors", "huggingface_hub")
@@ -239,15 +242,46 @@ def test_status_of_a_running_service(configuration: Callable[..., Path], tmp_pat
     assert out.isascii()
 
 
-@pytest.mark.parametrize("text", ['{"phase": "rea', "[]", "{}", '{"phase": "stopped", "pid": 1, "written_at": ""}'])
-def test_broken_status_file_is_neither_a_service_nor_none(
-    text: str, configuration: Callable[..., Path], tmp_path: Path, rmbgd: Any
+@pytest.mark.parametrize("text", ['{"phase": "rea', "[1, 2]", '{"phase": "ready"}', "", None])
+def test_what_is_no_status_file_is_told_as_that(
+    configuration: Callable[..., Path], tmp_path: Path, rmbgd: Any, text: str | None
+) -> None:
+    path, place = configuration(), tmp_path / "run" / "status.json"
+    place.mkdir() if text is None else place.write_text(text)
+    status, out, _ = rmbgd("status", "--config", path)
+    assert (Exit.FAILED, f"rmbgd is not running: {place} is no status file of rmbgd") == (
+        status,
+        out.partition(" (")[0],
+    )
+
+
+@pytest.mark.parametrize(
+    ("locked", "blind", "expected"),
+    [
+        (False, True, ServiceState.STOPPED),
+        (None, False, ServiceState.STOPPED),  # what the file says holds
+        (None, True, ServiceState.UNKNOWN),
+        (True, False, ServiceState.UNSEEN),
+    ],
+)
+def test_state_by_the_lock(locked: bool | None, blind: bool, expected: ServiceState) -> None:
+    path = Path("/run/rmbgd/status.json")
+    assert expected == by_lock(ServiceState.STOPPED, "why", path, locked, blind=blind)[0]
+
+
+@pytest.mark.parametrize("left", [None, "stopped", "torn"])
+def test_a_service_without_its_status_file_is_seen_by_its_lock(
+    configuration: Callable[..., Path], tmp_path: Path, rmbgd: Any, left: str | None
 ) -> None:
     path = configuration()
-    (tmp_path / "run" / "status.json").write_text(text)
-    status, out, err = rmbgd("status", "--config", path)
-    assert (Exit.FAILED, "") == (status, out)
-    assert f"{tmp_path}/run/status.json: not a status file that rmbgd" in err
+    if left:
+        record = json.dumps(status_record(phase="stopped"))
+        (tmp_path / "run" / "status.json").write_text(record if left == "stopped" else record[:-9])
+    with closing(Ledger(tmp_path / "state" / "ledger.sqlite", SystemClock())):
+        status, out, _ = rmbgd("status", "--config", path)
+        assert (Exit.FAILED, True) == (status, out.startswith("rmbgd is running, but unseen: "))
+        assert f"make {tmp_path}/run again" in out
+    assert "not running" in rmbgd("status", "--config", path)[1] or left == "stopped"
 
 
 @pytest.mark.parametrize(

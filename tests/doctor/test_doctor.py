@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from rmbgd.clock import SystemClock
 from rmbgd.config.load import Config
 from rmbgd.config.settings import Folder, ServiceSettings
-from rmbgd.doctor import checks, folders
+from rmbgd.doctor import checks, folders, ledger
 from rmbgd.doctor.checks import CheckState
 from rmbgd.engine.device_query import ask
 from rmbgd.service import start_record
 from rmbgd.service.start_record import Start, StartRecord
+from rmbgd.store import copies
+from rmbgd.store.ledger import Ledger
+from tests.support.damage import spoil
 
 OK, WARN, FAIL = CheckState
 CPU_TORCH = {"version": "2.13.0", "built_for_cuda": None, "cuda": False, "threads": 2, "devices": []}
@@ -216,3 +224,78 @@ def test_library_without_its_package_is_not_installed() -> None:
     """Python raises, instead of answering, when even the parent package is missing."""
     assert not checks.is_installed("no_such_package.module")
     assert checks.is_installed("json.decoder")
+
+
+class LedgerFiles:
+    def __init__(self, base: Path) -> None:
+        base.chmod(0o755)
+        self.state = base / "state"
+        self.state.mkdir()
+        self.path = self.state / "ledger.sqlite"
+
+    def make(self) -> None:
+        Ledger(self.path, SystemClock()).close()
+
+    def found(self) -> list[tuple[CheckState, str]]:
+        """(state, everything that is said) of each line."""
+        config = Config(service=ServiceSettings(state_directory=self.state))
+        return [(each.state, f"{each.text}; {each.hint}") for each in ledger.check_ledger(config)]
+
+
+@pytest.fixture
+def ledger_files() -> Iterator[LedgerFiles]:
+    with tempfile.TemporaryDirectory() as base:  # which others may enter
+        yield LedgerFiles(Path(base))
+
+
+def test_ledger_and_the_age_of_its_copy(ledger_files: LedgerFiles) -> None:
+    assert [OK] == [state for state, _ in ledger_files.found()]
+    ledger_files.make()
+    assert [OK, WARN] == [state for state, _ in ledger_files.found()]
+    copy = copies.copy_of_today(str(ledger_files.path), datetime.now(UTC))
+    assert [OK, OK] == [state for state, _ in ledger_files.found()]
+    os.utime(copy, (time.time() - 5 * copies.DAY,) * 2)
+    sound, old = ledger_files.found()
+    assert (OK, WARN, True) == (sound[0], old[0], "120 h old" in old[1])
+
+
+def test_damaged_ledger_and_those_set_aside(ledger_files: LedgerFiles) -> None:
+    ledger_files.make()
+    spoil(ledger_files.path, "job", "zero")
+    state, said = ledger_files.found()[0]
+    assert (FAIL, True) == (state, "is damaged" in said and "replaces it by its newest copy" in said)
+    ledger_files.make()
+    *_, (state, said) = ledger_files.found()
+    assert (WARN, True) == (state, ".damaged-" in said)
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "said"),
+    [
+        ("", 0o644, "may not write it; chown nobody"),
+        ("-wal", 0o600, "may not read it; chown nobody"),
+        ("-shm", 0o600, "may not read it; chown"),
+    ],
+)
+@pytest.mark.parametrize("by_root", [False, True])
+def test_ledger_of_another_user_is_found_with_the_rights_of_the_service(
+    ledger_files: LedgerFiles, name: str, mode: int, said: str, by_root: bool
+) -> None:
+    """Root may do everything, and looks at the owner instead."""
+    if os.geteuid():
+        pytest.skip("needs root, to become somebody else")
+    ledger_files.make()
+    os.chown(ledger_files.state, 65534, 65534)
+    place = Path(f"{ledger_files.path}{name}")
+    for each in ledger_files.state.iterdir():
+        os.chown(each, 65534, 65534)
+    place.touch(mode)
+    os.chown(place, 0, 0)
+    place.chmod(mode)
+    os.seteuid(0 if by_root else 65534)
+    try:
+        state, words = ledger_files.found()[0]
+    finally:
+        os.seteuid(0)
+    assert (FAIL, True) == (state, f"chown nobody {place}" in words), words
+    assert by_root or said in words

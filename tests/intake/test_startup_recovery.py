@@ -62,7 +62,7 @@ class Run(Workspace):
 
     def die(self) -> None:
         """What waited for the next commit dies with the process."""
-        self.ledger._database._deferred.clear()
+        self.ledger.database._deferred.clear()
 
     def claim(self, path: str) -> Job | None:
         version = version_of(os.lstat(os.path.join(self.root, path)))
@@ -99,7 +99,7 @@ class Run(Workspace):
     def deliver(self, outcome: JobOutcome) -> None:
         """The world may stop before the event, and between the event and the note that it was delivered."""
         self.step()
-        database = self.ledger._database
+        database = self.ledger.database
         with mock.patch.object(database, "defer", stepped(self.step, database.defer)):
             self.publisher.deliver(outcome)
 
@@ -364,7 +364,7 @@ def test_without_its_ledger_nothing_is_lost(run: Start) -> None:
     for file in (first.base / "state").iterdir():
         file.unlink()
     again = run()
-    assert again.recovery.recover() == Recovered(adopted=3, temporaries=1)
+    assert again.recovery.recover() == Recovered(put_back=3, temporaries=1)
     short = {path: data for path, data in again.files("input").items() if len(path) < 100}
     assert short == {"s/t/a.jpg": b"s/t/a.jpg", "b%2F.jpg": b"b%2F.jpg"}
     assert len(again.files("input")) == 3
@@ -498,7 +498,7 @@ def test_a_second_death_after_the_move_loses_no_event(run: Start, stored: bool) 
     first, (job,) = claimed(run, "a.jpg")
     first.ledger.failed(torn(job))
     if not stored:
-        with first.ledger._database.transaction() as db:
+        with first.ledger.database.transaction() as db:
             db.execute("DELETE FROM untold")
     second = run()
     second.publisher.deliver = mock.Mock(side_effect=WorldStopped)

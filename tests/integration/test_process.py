@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import rmbgd
+from rmbgd.cli import main as cli
 from rmbgd.config.settings import EngineSettings
 from rmbgd.engine.retry import KILLS
 from rmbgd.errors import Exit, Reason
@@ -93,6 +94,26 @@ def test_thread_that_hangs_is_shown_and_told_and_may_go_on(tmp_path: Path) -> No
         service.wait_for("service.stall_ended")
         service.wait_for("image.done", path="a.png")
     audit.assert_settled(service, {"a.png": sample_image(1)})
+
+
+def test_runtime_directory_that_vanishes_is_made_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """While it cannot be made, status says that the service runs, and once that it is blind."""
+    status = ["status", "--config", str(tmp_path / "rmbgd.toml")]
+    with ServiceUnderTest(tmp_path) as service:
+        shutil.rmtree(service.runtime)
+        service.wait((service.runtime / "status.json").exists, "a status file")
+        assert (cli.main(status), service.named("status.lost")) == (0, [])
+        service.put_in_the_way_of(service.runtime)
+        lost = service.wait_for("status.lost")
+        assert (lost["path"], "File exists" in lost["cause"]) == (str(service.runtime / "status.json"), True)
+        capsys.readouterr()
+        assert cli.main(status) == 1
+        assert capsys.readouterr().out.startswith("rmbgd is running, but unseen: ")
+        service.turn()
+        service.runtime.unlink()
+        service.wait_for("status.written", path=lost["path"])
+        assert cli.main(status) == 0
+        assert len(service.named("status.lost")) == 1
 
 
 def test_engine_process_that_stands_still_is_replaced(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rmbgd.events import SAFE_MODE_OVER
-from rmbgd.mtbf import report
+from rmbgd.events import LEDGER_DAMAGED, SAFE_MODE_OVER
+from rmbgd.mtbf import html, report, text
 from rmbgd.mtbf.logs import LogSource, read
 from rmbgd.mtbf.machine import MachineHistory, machines
 from rmbgd.mtbf.timeline import State, stamp
@@ -33,6 +33,10 @@ def machine_of(box: Box, folder: Path, *, power_loss_is_failure: bool = False) -
 def seconds(machine: MachineHistory) -> dict[str, float]:
     found = {str(kind): round(machine.timeline.seconds(kind), 3) for kind in State}
     return {kind: value for kind, value in found.items() if value}
+
+
+def pause(box: Box, kind: str, path: str = "/var/lib/rmbgd/ledger.sqlite", **keys: str) -> Box:
+    return box.emit("storage.paused", kind=kind, path=path, detail="SQLITE_CORRUPT", **keys)
 
 
 # Name: what the box does, seconds in each state, failures (seconds after the first line, cause, seconds down), a note.
@@ -162,7 +166,31 @@ HISTORIES: dict[str, tuple[History, dict[str, float], Failures, str]] = {
     "a thread that hung for a moment": (
         lambda b: b.start().serve(600).emit("service.stalled", threads=["finish-1"], seconds=30.0).serve(60)
         .emit("service.stall_ended", seconds=90.0).serve(60).recorded().sleep(8).start(),
-        {"up": 720, "down": 10}, [(722, "signal KILL", 10)], ""),
+        {"up": 630, "down": 100}, [(572, "stall", 90), (722, "signal KILL", 10)], ""),
+    # The ledger: an outage of it is down, and one failure; a full disk is neither.
+    "the ledger refused, and went on": (
+        lambda b: pause(b.start().serve(600), "ledger", cause="denied").serve(300).emit(
+            "storage.resumed", kind="ledger", cause="denied", seconds=300.0).serve(600),
+        {"up": 1200, "down": 300}, [(602, "ledger", 300)], ""),
+    "the ledger was damaged, and replaced in the same process": (
+        lambda b: pause(b.start().serve(600), "ledger", cause="damaged").sleep(1).stop(LEDGER_DAMAGED, seconds=2)
+        .set(pid=1000).start(ready_after=7).serve(600),
+        {"up": 1200, "down": 10}, [(602, "ledger", 10)], ""),
+    "damage of which the pause was not written": (
+        lambda b: b.start().serve(600).stop(LEDGER_DAMAGED, seconds=2).set(pid=1000).start(ready_after=8).serve(600),
+        {"up": 1200, "down": 10}, [(602, "failed: the ledger is damaged", 10)], ""),
+    "a planned stop while the ledger refused": (
+        lambda b: pause(b.start().serve(600), "ledger", cause="read_only").serve(120).stop(seconds=2).sleep(58).start()
+        .serve(60),
+        {"up": 660, "down": 120, "planned": 62}, [(602, "ledger", 120)], ""),
+    "an earlier version that met damage: told of as the disk's, and resumed untruly every two seconds": (
+        lambda b: [b.start().serve(600)] and [pause(b, "io_error").sleep(2).emit(
+            "storage.resumed", kind="ledger", seconds=2.0) for _ in range(300)] and b.serve(600),
+        {"up": 1200, "down": 600}, [(602, "ledger", 600)], ""),
+    "a full disk of the ledger, in an earlier version": (
+        lambda b: pause(b.start().serve(60), "disk_full").set(paused="ledger").serve(600).set(paused=None).emit(
+            "storage.resumed", kind="ledger", seconds=600.0).serve(60),
+        {"up": 720}, [], ""),
     # Logs as they are found.
     "a log that begins in the middle of a run": (
         lambda b: b.start().serve(6000).set(lines=b.lines[50:]), {"up": 6000 - 49 * 60}, [], ""),
@@ -335,3 +363,24 @@ def test_random_histories_agree_with_brute_force(tmp_path_factory, parts, droppe
     expected, failures, failed_starts = judge(box.lines, gap=40)
     assert seconds(machine) == {kind: float(count) for kind, count in expected.items() if count}
     assert (len(machine.failures), machine.timeline.failed_starts) == (failures, failed_starts)
+
+
+def test_a_full_disk_is_told_apart_and_counted_once(tmp_path: Path) -> None:
+    """Two outputs on one disk pause together; every form of the report has the line."""
+    box = Box().start().serve(60)
+    for path in ("/srv/a", "/srv/b"):
+        pause(box, "disk_full", path).sleep(10)
+    for _ in range(2):
+        box.serve(90).emit("storage.resumed", kind="disk_full", seconds=1.0)
+    pause(box.serve(60), "quota", "/srv/a").serve(30).emit("storage.resumed", kind="quota", seconds=30.0).serve(60)
+    machine = machine_of(box, tmp_path)
+    found = report.MtbfReport([machine], 0.9, None)
+    assert (found.full_disk, machine.failures, seconds(machine)) == ((230.0, 2), [], {"up": 410.0})
+    assert found.as_dict()["total"]["full_disk"] == {"seconds": 230.0, "incidents": 2}
+    assert "full disk             3 min 50 s over 2 incidents: neither failure nor down" in text.render(found)
+    assert "with a full disk in 2 incidents" in html.render(found)
+
+
+def test_an_outage_of_the_ledger_is_told_with_its_text(tmp_path: Path) -> None:
+    machine = machine_of(pause(Box().start().serve(60), "ledger", cause="damaged").serve(120), tmp_path)
+    assert machine.failures[0].detail == "the ledger could not be used (damaged): SQLITE_CORRUPT"

@@ -4,7 +4,7 @@ from unittest.mock import Mock, call
 
 import pytest
 
-from rmbgd.errors import StorageFault
+from rmbgd.errors import LedgerFault, StorageFault
 from rmbgd.events import RecordedEvents
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.pipeline import storage_retry
@@ -42,6 +42,19 @@ def test_a_disk_that_comes_back_is_told_by_one_edge_each_way(quick, refusals):
     assert (edges if refusals else []) == intake.mock_calls
     assert [keys["kind"] for keys in events.named("storage.paused")] == ["disk_full"] * bool(refusals)
     assert [keys["seconds"] for keys in events.named("storage.resumed")] == [5.0] * bool(refusals)
+
+
+def test_the_ledger_pauses_the_intake_and_its_own_thread_tells(quick):
+    """Several finish threads and the intake meet one refusal of the ledger; it is told once, with its cause."""
+    intake, events, refusals = Mock(), RecordedEvents(), iter([LedgerFault("denied", "", path="/ledger")])
+
+    def write():
+        for fault in refusals:
+            raise fault
+
+    StorageRetry(intake, events, FakeClock()).retry_until_writable(write, "shop", NullHeartbeat())
+    assert [call.pause("ledger:shop"), call.resume("ledger:shop")] == intake.mock_calls
+    assert [] == events.events
 
 
 def test_the_wait_doubles_and_the_heartbeat_knows_of_it(monkeypatch):

@@ -121,6 +121,14 @@ def test_archived_names_never_overwrite(it: Workspace) -> None:
     assert (it.files("done"), it.files("output")) == (archived, {"a.png": b"cutout of 5"})
 
 
+def test_an_output_that_the_ledger_forgot_is_not_published_twice(it: Workspace) -> None:
+    """Damage of the ledger took the record between the rename and the end: the same bytes are ours, or may be."""
+    (it.roots["output"] / "a.png").write_bytes(b"cutout")
+    it.drop("a.jpg")
+    assert it.work("a.jpg").path == "a.png"
+    assert it.files("output") == {"a.png": b"cutout"}
+
+
 def test_a_replaced_input_replaces_its_output_and_no_other(it: Workspace) -> None:
     outputs = {"a.jpg": "a.png", "a.png": "a_png.png", "a.JPG": "a_JPG.png", "s/a.jpg": "s/a.png"}
     for round_ in ("old", "new"):

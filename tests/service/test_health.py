@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 from typing import Any
@@ -144,12 +145,23 @@ def test_last_problem_is_kept_with_its_time(health: Monitored) -> None:
 
 
 def test_missing_runtime_directory_blinds_but_does_not_stop(tmp_path: Path) -> None:
-    health = Monitored(tmp_path / "gone")
+    """Said once when it begins and once when it is over; a directory that may be made is made again."""
+    (tmp_path / "gone").write_text("a file in its place")
+    health = Monitored(tmp_path / "gone" / "run")
     health.monitor.phase = "ready"
     health.ticks(64)
     assert 32 == health.fed()
     (event,) = health.events.named("health")
     assert 30 <= event["unwritten"]["status"] <= 32  # type: ignore[index]
+    (lost,) = health.events.named("status.lost")
+    assert (str(health.folder / STATUS_FILE), True) == (lost["path"], "Not a directory" in str(lost["cause"]))
+    (tmp_path / "gone").unlink()
+    health.ticks(4)
+    assert [{"path": lost["path"], "seconds": 64.0}] == health.events.named("status.written")
+    shutil.rmtree(health.folder)
+    health.ticks(4)
+    assert "ready" == health.status()["phase"]
+    assert 1 == len(health.events.named("status.lost"))
 
 
 def test_systemd_gets_the_status_when_ready(health: Monitored) -> None:

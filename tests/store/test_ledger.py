@@ -10,18 +10,22 @@ import sqlite3
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from rmbgd.errors import ConfigError, Reason, StorageFault
+from rmbgd.errors import ConfigError, LedgerFault, Reason, StorageFault
 from rmbgd.events import RecordedEvents
 from rmbgd.fs import FileVersion
-from rmbgd.store.database import SCHEMA_VERSION
+from rmbgd.store import copies
 from rmbgd.store.ledger import Ledger
+from rmbgd.store.opening import JUMP
 from rmbgd.store.outbox import job_keys, refused
 from rmbgd.store.records import Candidate, ContentKey, Job, OutputKey, Published, Target
+from rmbgd.store.schema import MIGRATIONS, SCHEMA_VERSION
 from rmbgd.testing.clock import FakeClock
+from tests.support.damage import spoil
 from tests.support.workspace import OF_DONE, done, torn
 
 
@@ -96,7 +100,7 @@ def test_two_versions_of_one_path_are_not_in_flight_together(ledger: Ledger) -> 
 
 def test_claims_survive_the_process(ledger: Ledger, clock: FakeClock) -> None:
     job = claim_one(ledger, path="caf\udce9/\n.jpg", inode=(1 << 64) - 3)  # some file systems use all 64 bits
-    pragmas = [ledger._database.one(f"PRAGMA {name}", ()) for name in ("journal_mode", "synchronous")]
+    pragmas = [ledger.database.one(f"PRAGMA {name}", ()) for name in ("journal_mode", "synchronous")]
     assert pragmas == [("wal",), (2,)]  # FULL: NORMAL would lose the last commits to a power cut
     clock.advance(5)
     with reopened(ledger) as again:
@@ -216,27 +220,83 @@ def test_a_ledger_that_cannot_be_had_is_a_matter_of_configuration(ledger: Ledger
         Ledger(ledger.path, clock)
     with pytest.raises(ConfigError, match="state directory"):
         Ledger(tmp_path / "missing" / "ledger.sqlite", clock)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match="is no file; move it away"):
+        Ledger(tmp_path / "folder", clock)
 
 
-@pytest.mark.parametrize("content", [b"no database at all, just text" * 50, b"SQLite format 3\0" + b"\xff" * 4000])
-def test_a_damaged_file_is_refused_not_replaced(path: Path, clock: FakeClock, content: bytes) -> None:
-    """The operator decides about a broken ledger; its bytes stay as they are."""
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"no database at all, just text" * 50, "not a database"),
+        (b"SQLite format 3\0" + b"\xff" * 4000, "not a database"),
+        (b"", "empty"),
+    ],
+)
+def test_a_damaged_file_is_kept_and_replaced(path: Path, clock: FakeClock, content: bytes, cause: str) -> None:
     path.write_bytes(content)
-    with pytest.raises(ConfigError, match="damaged"):
-        Ledger(path, clock)
-    assert path.read_bytes() == content
-
-
-def test_damage_after_a_crash_is_found_at_opening(path: Path, clock: FakeClock) -> None:
-    """After an unclean end the file is checked whole, so that damage shows at start and not in the middle of work."""
     with contextlib.closing(Ledger(path, clock)) as ledger:
-        ledger.claim([candidate(f"{number:04}.jpg") for number in range(500)])
-    data = bytearray(path.read_bytes())
-    data[8192:12288] = b"\xa5" * 4096
-    path.write_bytes(data)
-    path.with_name(path.name + "-wal").write_bytes(b"\0" * 32)
-    with pytest.raises(ConfigError, match="damaged"):
-        Ledger(path, clock)
+        replacement = ledger.database.replacement
+        assert replacement is not None
+        assert (cause in replacement.cause, replacement.copy) == (True, None)
+        assert Path(replacement.aside).read_bytes() == content
+        assert claim_one(ledger).job_id > JUMP
+    with contextlib.closing(Ledger(path, clock)) as again:
+        assert (again.database.replacement, again.counts()) == (None, {"claimed": 1})
+
+
+def test_what_sqlite_left_of_a_removed_ledger_is_no_part_of_the_next(path: Path, clock: FakeClock) -> None:
+    first = Ledger(path, clock)
+    claim_one(first)
+    kept = {suffix: path.with_name(path.name + suffix).read_bytes() for suffix in ("-wal", "-shm")}
+    first.close()
+    path.unlink()
+    for suffix, content in kept.items():
+        path.with_name(path.name + suffix).write_bytes(content)
+    with contextlib.closing(Ledger(path, clock)) as ledger:
+        assert (ledger.is_new, ledger.counts(), ledger.database.replacement) == (True, {}, None)
+        assert [claim_one(ledger, path=name).job_id for name in "ab"] == [1, 2]
+
+
+def test_the_newest_ledgers_set_aside_stay(path: Path, clock: FakeClock) -> None:
+    for number in range(5):
+        path.write_bytes(b"garbage" * (number + 1))
+        Ledger(path, clock).close()
+        clock.advance(1)
+    assert [each.stat().st_size for each in copies.aside(str(path), "damaged")] == [21, 28, 35]
+
+
+def test_job_numbers_are_never_used_twice(path: Path, clock: FakeClock) -> None:
+    """Not those after the copy, not those of the ledger that replaced it, however often one copy has to serve."""
+    used: list[int] = []
+    with contextlib.closing(Ledger(path, clock)) as ledger:
+        used.append(claim_one(ledger).job_id)
+    copies.copy_of_today(str(path), clock.wall())
+    for round_ in range(3):
+        with contextlib.closing(Ledger(path, clock)) as ledger:
+            used += [job.job_id for job in ledger.claim([candidate(f"{round_}-{n}.jpg") for n in range(400)])]
+        spoil(path, "target", "zero")
+        clock.advance(60)
+    assert len(set(used)) == len(used) == 1201
+
+
+def test_a_damaged_copy_is_passed_over(path: Path, clock: FakeClock) -> None:
+    with contextlib.closing(Ledger(path, clock)) as ledger:
+        claim_one(ledger)
+        for day in range(4):
+            copies.copy_of_today(str(path), clock.wall() + timedelta(days=day))
+            claim_one(ledger, path=f"{day}.jpg")
+    found = copies.copies(str(path))
+    assert [each.path.name[-13:-7] for each in found] == sorted(
+        (each.path.name[-13:-7] for each in found), reverse=True
+    )
+    assert len(found) == copies.KEPT
+    found[0].path.write_bytes(found[0].path.read_bytes()[:5000])
+    path.write_bytes(b"garbage")
+    with contextlib.closing(Ledger(path, clock)) as ledger:
+        assert ledger.database.replacement is not None
+        assert ledger.database.replacement.copy == found[1]
+        assert ledger.counts() == {"claimed": 3}
 
 
 @pytest.mark.parametrize(
@@ -253,13 +313,35 @@ def test_a_database_of_another_kind_is_refused(path: Path, clock: FakeClock, scr
 def test_a_ledger_of_the_first_schema_is_brought_up(ledger: Ledger) -> None:
     done, open_job = (claim_one(ledger, path=name) for name in ("a.jpg", "b.jpg"))
     publish(ledger, done)
-    ledger._database._connection.executescript("DROP TABLE untold; PRAGMA user_version=1")
+    ledger.database._connection.executescript("DROP TABLE untold; PRAGMA user_version=1")
     with reopened(ledger) as after:
         assert after.counts() == {"claimed": 1, "done": 1}
         assert [row.job_id for row in after.unfinished()] == [done.job_id, open_job.job_id]
         after.failed(torn(open_job))
         assert after.outbox.pending(open_job.job_id) == torn(open_job)
-        assert after._database.one("PRAGMA user_version", ()) == (SCHEMA_VERSION,)
+        assert after.database.one("PRAGMA user_version", ()) == (SCHEMA_VERSION,)
+        (kept,) = copies.copies(after.path)
+    with contextlib.closing(sqlite3.connect(kept.path)) as before:
+        assert kept.path.name == "before-schema-2.sqlite"
+        assert before.execute("PRAGMA user_version").fetchone() == (1,)
+        assert before.execute("SELECT count(*) FROM job").fetchone() == (2,)
+
+
+def test_an_older_program_names_the_copy_from_before(ledger: Ledger) -> None:
+    copies.copy_before_schema(ledger.path, SCHEMA_VERSION + 1)
+    ledger.database._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
+    with pytest.raises(ConfigError, match=r"rmbgd ledger restore .*/before-schema-3\.sqlite"), reopened(ledger):
+        pass
+
+
+def test_a_migration_that_fails_changes_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger.database._connection.executescript("DROP TABLE untold; PRAGMA user_version=1")
+    monkeypatch.setitem(MIGRATIONS, 1, "CREATE TABLE untold (job INTEGER); CREATE TABLE job (id INTEGER);")
+    with pytest.raises(LedgerFault, match="already exists"), reopened(ledger):
+        pass
+    with contextlib.closing(sqlite3.connect(ledger.path)) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert not db.execute("SELECT 1 FROM sqlite_master WHERE name='untold'").fetchall()
 
 
 def test_what_waits_for_a_commit_can_be_flushed(ledger: Ledger) -> None:
@@ -279,7 +361,7 @@ def test_what_is_forgotten_is_not_delivered(ledger: Ledger, clock: FakeClock) ->
     job = claim_one(ledger)
     ledger.failed(torn(job))
     ledger.original_moved(job.job_id)
-    ledger.probe()
+    ledger.flush()
     clock.advance(31 * 86_400)
     ledger.prune(lambda _row: False)
     assert ledger.counts() == {}
@@ -299,9 +381,9 @@ def test_an_outcome_is_delivered_whole_whichever_version_stored_it(ledger: Ledge
             ledger.done(job.job_id, Published("/out", target.path, "ab", 5, 7, 8))
         ledger.original_moved(job.job_id)
     beyond = {"stage": "decode", "milliseconds": {"decode": 1.0}} if end == "failed" else OF_DONE
-    (stored,) = ledger._database.one("SELECT keys FROM untold WHERE job=?", (whole.job_id,))
+    (stored,) = ledger.database.one("SELECT keys FROM untold WHERE job=?", (whole.job_id,))
     assert set(json.loads(stored)) == set(beyond), "a version before would meet the other keys twice"
-    with ledger._database.transaction() as db:
+    with ledger.database.transaction() as db:
         db.execute("UPDATE untold SET keys=? WHERE job=?", (json.dumps(beyond), partial.job_id))
 
     assert 2 == ledger.outbox.deliver_pending(events)
@@ -317,7 +399,7 @@ def test_an_outcome_is_delivered_whole_whichever_version_stored_it(ledger: Ledge
 
 def test_a_full_disk_is_a_storage_fault_and_changes_nothing(ledger: Ledger) -> None:
     """A commit that does not fit leaves no half of itself, and the ledger works on when there is room again."""
-    db = ledger._database._connection
+    db = ledger.database._connection
     db.execute(f"PRAGMA max_page_count={db.execute('PRAGMA page_count').fetchone()[0]}")
     many = [candidate(f"{number}.jpg") for number in range(500)]
     with pytest.raises(StorageFault) as caught:

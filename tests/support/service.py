@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -306,6 +307,13 @@ class ServiceUnderTest:
             self.serve(name, sample_image(1_000_000 + self._turns))
             (self.output / name).unlink()
             (self.done / name).unlink(missing_ok=True)
+
+    def put_in_the_way_of(self, directory: Path) -> None:
+        """A file in the place of one of its directories; it sees nothing in between."""
+        self.signal(signal.SIGSTOP)
+        shutil.rmtree(directory)
+        directory.write_text("in the way")
+        self.signal(signal.SIGCONT)
 
     def children(self) -> list[int]:
         """Processes of the running service, such as its engine's."""

@@ -70,7 +70,7 @@ def test_log_and_its_rotation_are_where_the_page_says(followed: InstalledService
 def test_backup_restore_and_upgrade_by_the_page(followed: InstalledService) -> None:
     machine = followed.machine
     followed.serve("before.jpg", image(3))
-    save, restore = blocks("Backup")
+    save, restore = blocks("The ledger")
     carry_out(machine, save)
     assert done_in(machine, COPY).startswith("ok before.jpg")
     followed.serve("later.jpg", image(4))

@@ -1,0 +1,70 @@
+"""The lock of a state directory: one service at a time, and whether one runs."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import pwd
+import time
+
+from rmbgd.errors import ConfigError
+
+LEDGER = "ledger.sqlite"  # in the state directory
+NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+PATIENCE, PAUSE = 1.0, 0.05  # s; who only looks whether the lock is held holds it for a moment
+
+
+def lock_out_others(path: str) -> int:
+    """A descriptor of the lock file at `path`, which holds the lock until it is closed. Raises ConfigError."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigError(f"{path}: {_why_no_lock(path, error)}") from error
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if time.monotonic() < deadline:
+                time.sleep(PAUSE)
+                continue
+            os.close(descriptor)
+            raise ConfigError(
+                f"{path}: another rmbgd uses this state directory; stop it, or give this one its own"
+            ) from error
+        return descriptor
+
+
+def _why_no_lock(path: str, error: OSError) -> str:
+    if error.errno in NO_DESCRIPTORS:
+        return f"{error.strerror}; raise LimitNOFILE of the unit, or `ulimit -n`"
+    if os.path.exists(path):
+        me = user_name(os.geteuid())
+        return f"{error.strerror}; the file belongs to {user_name(os.stat(path).st_uid)}: chown {me} {path}"
+    return f"{error.strerror}; the state directory must exist and be writable by the service"
+
+
+def is_locked(path: str) -> bool | None:
+    """Does a service use the ledger at `path`? None when this user may not look. Holds the lock for a moment."""
+    try:
+        descriptor = os.open(path + ".lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def user_name(uid: int) -> str:
+    """For commands: the login name, or the number where there is none."""
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

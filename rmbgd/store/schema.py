@@ -1,0 +1,88 @@
+"""The ledger's tables, and the migrations that bring those of an earlier version up to date."""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 2
+
+_UNTOLD = """
+CREATE TABLE untold (
+  job   INTEGER PRIMARY KEY,
+  keys  TEXT NOT NULL                              -- JSON: what the event of its outcome says beyond the job's row
+);
+"""
+
+SCHEMA = f"""
+CREATE TABLE job (
+  id           INTEGER PRIMARY KEY AUTOINCREMENT,  -- never used twice: names of temporaries hang on it
+  folder       TEXT    NOT NULL,
+  path         BLOB    NOT NULL,                   -- below the drop folder, as the bytes that the file system has
+  inode        INTEGER NOT NULL,
+  size         INTEGER NOT NULL,
+  mtime_ns     INTEGER NOT NULL,
+  ctime_ns     INTEGER NOT NULL,                   -- before the claim; our own rename changes it
+  state        TEXT    NOT NULL CHECK (state IN ('waiting', 'claimed', 'publishing', 'done', 'failed')),
+  attempt      INTEGER NOT NULL,
+  by_rename    INTEGER NOT NULL,                   -- 1: the bytes lie in the claim folder; 0: where they were dropped
+  final        INTEGER NOT NULL,
+  first_seen   REAL    NOT NULL,                   -- wall clock, for people
+  claimed_at   REAL    NOT NULL,
+  ended_at     REAL,
+  retired_at   REAL,                               -- the original is where it belongs; nothing is left to do
+  target       BLOB,
+  sha256_out   TEXT,
+  size_out     INTEGER,
+  reason       TEXT,
+  detail       TEXT
+);
+CREATE INDEX job_by_path ON job (folder, path);
+-- Versions of one path are worked on one after another, so that the newest is published last.
+CREATE UNIQUE INDEX job_in_flight ON job (folder, path) WHERE state IN ('claimed', 'publishing');
+CREATE INDEX job_unfinished ON job (id) WHERE retired_at IS NULL;
+
+CREATE TABLE target (
+  output     BLOB    NOT NULL,                     -- the output folder
+  target     BLOB    NOT NULL,                     -- below it
+  folder     TEXT    NOT NULL,
+  source     BLOB    NOT NULL,
+  extension  TEXT    NOT NULL,
+  base       BLOB    NOT NULL,                     -- the name it would have if nothing were taken ...
+  number     INTEGER NOT NULL,                     -- ... and which version of it this is: a, a~2, a~3
+  pending    TEXT,                                 -- sha256 of what is about to be renamed there
+  sha256     TEXT,                                 -- of what was published there, and how it looked to stat
+  size       INTEGER,
+  inode      INTEGER,
+  mtime_ns   INTEGER,
+  sidecar    INTEGER NOT NULL DEFAULT 0,
+  used_at    REAL    NOT NULL,
+  UNIQUE (output, target),
+  UNIQUE (output, folder, source, extension)
+);
+
+CREATE TABLE content (
+  sha256_in    TEXT NOT NULL,
+  recipe_hash  TEXT NOT NULL,
+  output       BLOB NOT NULL,
+  target       BLOB NOT NULL,
+  sha256_out   TEXT NOT NULL,
+  size_out     INTEGER NOT NULL,
+  report       TEXT NOT NULL,                      -- JSON: what the first computation said of the image
+  used_at      REAL NOT NULL,
+  PRIMARY KEY (sha256_in, recipe_hash)
+) WITHOUT ROWID;
+
+CREATE INDEX target_by_age ON target (used_at);
+CREATE INDEX content_by_age ON content (used_at);
+{_UNTOLD}"""
+
+MIGRATIONS = {1: _UNTOLD}
+"""Schema -> what makes it the next one. Rows stay; a ledger is brought up in one transaction, or not at all."""
+
+TABLES = frozenset({"job", "target", "content", "untold"})
+ADOPTING = 0x726D6267
+"""application_id of a ledger that was put in the place of another: originals that were kept may have outputs already,
+and are compared with them before they count as new."""
+
+
+def steps_from(version: int) -> str:
+    """What makes a ledger of schema `version` one of SCHEMA_VERSION: one script, for one transaction."""
+    return "".join(MIGRATIONS[each] for each in range(version, SCHEMA_VERSION))
