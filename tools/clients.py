@@ -180,6 +180,7 @@ def downloads(folder: Path) -> Iterator[int]:
     """An HTTP server, until the end: its port."""
     handler = type("DownloadsOfFolder", (Downloads,), {"folder": folder, "log_message": lambda *_: None})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, contextlib.ExitStack() as stack:
+        server.handle_error = lambda *_: None  # type: ignore[method-assign]  # a client was cut off between two requests
         threading.Thread(target=server.serve_forever, daemon=True).start()
         stack.callback(server.shutdown)
         yield server.server_port
