@@ -11,7 +11,7 @@ The engine is a fake, or "real": u2netp. Counted for each client, of all uploads
 
     whole    complete by the client's word              left   left half, and not published
     done     published from the bytes of the source, and the cutout is what its event says
-    half     published from other bytes                 lost   refused, never taken, or its control file taken away
+    half     published from other bytes or too early    lost   refused, never taken, or its control file taken away
     doubled  published more often than it was sent      taken  control files, such as NAME.aria2, that were refused
     own      not completed by the client itself         Exit status 1 for half, lost or doubled ones.
 """
@@ -297,7 +297,7 @@ class Uploading:
         values |= {"piece": (size + 20_480) // PIECES, "pause": seconds / PIECES}  # an archive is that much larger
         values |= {"url": f"http://127.0.0.1:{self._values['http']}/{rate}/{upload.name}"}
         words = ["sh", "-c", SLOW + command.format(**self._values, **values)]
-        cut, stem, deadline = upload.way in CUT and not again, upload.name.split(".")[0], time.monotonic() + HUNG
+        cut, stem, deadline = upload.way in CUT and not again, upload.name[:6], time.monotonic() + HUNG
         with tempfile.TemporaryFile() as said, started(words, said) as process:
             while process.poll() is None and time.monotonic() < deadline and not self._over.wait(0.02):
                 if cut and any(stem in name for name in os.listdir(target.parent)):  # also a temporary name
@@ -325,7 +325,7 @@ def judge(
     found = Counter(sent=1, whole=upload.complete, taken=taken, half=len(done) - whole)
     found["doubled"] = max(0, whole - max(1, upload.whole))
     if found["half"] or found["doubled"]:
-        return found, "published from other bytes" if found["half"] else "published again"
+        return found, "published from other bytes or by another name" if found["half"] else "published again"
     if whole:
         verdict, why = ("done", "") if right else ("lost", "its cutout is not what its event says")
     elif upload.digest in (*refused, stands):
@@ -358,15 +358,15 @@ def wait(service: ServiceUnderTest, uploads: Sequence[Upload], *, outlast: bool)
 
 def report(service: ServiceUnderTest, uploads: Sequence[Upload]) -> dict[str, Any]:
     rows, own = ({client.name: Counter[str]() for client in CLIENTS} for _ in range(2))
-    wrong = []
+    wrong, outcomes = [], (service.named("image.done"), service.named("image.failed"))
     for upload in uploads:
-        done, refused = (service.named(event, path=upload.name) for event in ("image.done", "image.failed"))
+        done, refused = ([each for each in told if upload.name[:6] in each["path"]] for told in outcomes)
         figures, why = judge(
             upload,
-            [event["sha256_in"] for event in done],
-            [content(service.failed / event.get("quarantine", upload.name)) for event in refused],
+            [event["sha256_in"] if event["path"] == upload.name else None for event in done],
+            [content(service.failed / each.get("quarantine", "?")) for each in refused if each["path"] == upload.name],
             content(service.input / upload.name),
-            taken=sum(event["path"].startswith(f"{upload.name}.") for event in service.named("image.failed")),
+            taken=sum(event["path"] != upload.name for event in refused),
             right=all(content(service.output / event["output"]) == event["sha256_out"] for event in done[-1:]),
         )
         rows[upload.client.name] += figures
