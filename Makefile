@@ -1,7 +1,7 @@
 # make demo      three photographs through the real service, into demo/contact-sheet.png
 # make check     linters, types and unit tests, in less than a minute: on every save
 # make test      everything that this machine allows, campaigns at a tenth
-# make campaign  kills, GPU failures, power cuts and a soak by the thousand, for hours; goes on where it was interrupted
+# make campaign  kills, GPU failures, power cuts, uploads and a soak by the thousand, for hours; goes on where it was interrupted
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 PYTEST_FLAGS ?= -n 2 --dist loadgroup
 CAMPAIGN_PART ?= 1/10
 UNIT := not (slow or integration or campaign or system or gpu)
-CAMPAIGNS := kill failover power_cut soak wholeness steady
+CAMPAIGNS := kill failover power_cut clients wholeness soak steady
 
 .PHONY: demo check lint test campaign $(CAMPAIGNS) install clean
 .DELETE_ON_ERROR:

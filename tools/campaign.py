@@ -12,28 +12,47 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
 from tests.support.mounts import memory_folder
 from tools.tables import values
 
-Leg = Callable[[Path, int, int], dict[str, Any]]  # (empty folder, faults, seed) -> counts; raises AssertionError
+Leg = Callable[..., dict[str, Any]]  # (empty folder, faults, seed) -> counts; raises AssertionError
+Shown = Callable[[str, Mapping[str, Any]], Table]
 
 
-def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int) -> int:
-    """`count` faults of that `unit` by default, `each` of them a leg. The exit status."""
+def main(
+    name: str,
+    leg: Leg,
+    *,
+    about: str,
+    unit: str,
+    count: int,
+    each: int,
+    shown: Shown = values,
+    **choices: Sequence[str],
+) -> int:
+    """`count` faults of that `unit` by default, `each` of them a leg. The exit status.
+
+    `choices`: further options of a leg, whose first value is the default. A leg may count what it found as `findings`,
+    where its counts are worth having all the same.
+    """
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(f"--{unit}", dest="count", type=int, default=count, help=f"in all (default: {count:,})")
     parser.add_argument("--each", type=int, default=each, help=f"{unit} of a leg (default: {each:,})")
     parser.add_argument("--seed", type=int, default=1, help="of the first leg (default: 1)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="JSON; a campaign that it tells of is continued")
+    for option, words in choices.items():
+        parser.add_argument(f"--{option}", choices=words, default=words[0], help=f"(default: {words[0]})")
     given = parser.parse_args()
-    head = {"campaign": name, "seed": given.seed, unit: given.count, "each": given.each}
+    chosen = {option: getattr(given, option) for option in choices}
+    head = {"campaign": name, "seed": given.seed, unit: given.count, "each": given.each} | chosen
     legs = known_legs(given.out, head)
     for number, first in enumerate(range(0, given.count, given.each)):
         seed, began = given.seed + number, time.monotonic()
@@ -44,7 +63,7 @@ def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int) -
             memory_folder(Path(fallback)) as base,
         ):
             try:
-                found = leg(base / "leg", min(given.each, given.count - first), seed)
+                found = leg(base / "leg", min(given.each, given.count - first), seed, **chosen)
             except AssertionError as error:
                 print(json.dumps({"seed": seed, "found": str(error)[-8000:]}))
                 return 1
@@ -54,9 +73,9 @@ def main(name: str, leg: Leg, *, about: str, unit: str, count: int, each: int) -
             part = given.out.with_suffix(".part")
             part.write_text(json.dumps({**head, "total": total(legs), "legs": legs}, indent=1))
             part.replace(given.out)
-    Console().print(values(name.replace("_", " "), total(legs)))
+    Console().print(shown(name.replace("_", " "), total(legs)))
     print(json.dumps(total(legs)))
-    return 0
+    return int(bool(total(legs).get("findings")))
 
 
 def known_legs(path: Path | None, head: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -68,7 +87,7 @@ def known_legs(path: Path | None, head: Mapping[str, Any]) -> dict[str, dict[str
     del known["total"]
     if known != head:
         raise SystemExit(f"{path} is of another campaign ({known}); name another file, or remove it")
-    return legs
+    return {seed: leg for seed, leg in legs.items() if not leg.get("findings")}
 
 
 def total(legs: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

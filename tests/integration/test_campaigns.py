@@ -1,4 +1,4 @@
-"""Campaigns of the tools in their small form: kills, power cuts, a soak. In full: `make campaign`."""
+"""Campaigns of the tools in their small form: kills, power cuts, uploads, a soak. In full: `make campaign`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import CampaignPart
-from tools import kill, wholeness
+from tools import clients, kill, wholeness
 from tools.power_cut import IMAGES
 from tools.soak import report, soak
 
@@ -19,6 +19,7 @@ KILLS, IMAGES_PER_KILL = 40, 8
 ROUNDS = 40  # power cuts, some two seconds each
 FILES = 160  # half and whole ones
 CANNOT = 2  # the exit status of tools/power_cut.py where there are no such disks
+UPLOADS = 220
 SOAK, FAULT_EVERY = 120, 4.0  # s
 
 pytestmark = pytest.mark.campaign
@@ -45,6 +46,17 @@ def test_power_cuts_lose_and_truncate_nothing(tmp_path: Path, campaign_part: Cam
     result = json.loads(out.read_text())["total"]
     assert (result["images"], result["lost"]) == (rounds * IMAGES, 0)
     assert result["found_waiting"] + result["found_claimed"] > 0, "no cut came while there was work"
+
+
+@pytest.mark.timeout(900)
+def test_uploads_by_real_clients_are_published_once_and_whole(tmp_path: Path, campaign_part: CampaignPart) -> None:
+    """By those that are installed; what is left half is not waited for in a part."""
+    uploads, in_full = campaign_part.count(UPLOADS), campaign_part.parts == 1
+    result = clients.campaign(tmp_path / "leg", uploads, campaign_part.seed(SEED), outlast=in_full)
+    assert result["findings"] == 0, result["wrong"]
+    sums = {column: sum(row[column] for row in result["clients"].values()) for column in clients.COLUMNS}
+    assert sums["done"] + sums["left"] + sums["own"] == sums["sent"] == uploads
+    assert sums["done"] > uploads / 2, result["own"]
 
 
 @pytest.mark.timeout(600)

@@ -1,4 +1,4 @@
-"""The arithmetic of the soak's slopes, and the counts of campaigns."""
+"""The arithmetic of the soak's slopes, the counts of campaigns, and the verdicts on uploads."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tools import campaign
+from tools.clients import CLIENTS, Upload, judge
 from tools.soak import read, slope
 
 
@@ -67,3 +68,61 @@ def test_a_campaign_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch
     monkeypatch.setattr(sys, "argv", ["kill", "--kills", "30", "--each", "10", "--out", str(out)])
     with pytest.raises(SystemExit, match="another campaign"):
         main()
+
+
+def test_a_leg_with_findings_is_kept_fails_and_is_done_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a campaign has options of its own."""
+    out, found = tmp_path / "counts.json", iter([3, 0])
+    monkeypatch.setattr(sys, "argv", ["clients", "--engine", "real", "--out", str(out)])
+
+    def leg(_base: Path, count: int, seed: int, *, engine: str) -> dict[str, Any]:
+        return {"uploads": count, "findings": next(found), "clients": {engine: {"half": seed}}}
+
+    main = partial(campaign.main, "clients", leg, about="", unit="uploads", count=7, each=9, engine=("fake", "real"))
+    for findings in (3, 0):
+        assert main() == bool(findings)
+        total = json.loads(out.read_text())["total"]
+        assert (total["uploads"], total["findings"], total["clients"]) == (7, findings, {"real": {"half": 1}})
+
+
+SOURCE, OTHER = "hash of the source", "of other bytes"
+
+
+@pytest.mark.parametrize(
+    ("way", "complete", "whole", "done", "refused", "stands", "more", "verdict"),
+    [
+        ("whole", True, 1, [SOURCE], [], None, {}, "done"),
+        ("resume", True, 1, [SOURCE], [OTHER], None, {"taken": 2}, "done"),  # it was sent anew
+        ("twice", True, 2, [SOURCE, SOURCE], [], None, {}, "done"),
+        ("twice", True, 1, [SOURCE, SOURCE], [], None, {}, "doubled"),
+        ("left", False, 0, [SOURCE], [], None, {}, "done"),  # it was whole just before the cut
+        ("left", False, 0, [], [], OTHER, {}, "left"),
+        ("left", False, 0, [], [OTHER], None, {"taken": 1}, "left"),
+        ("left", False, 0, [], [], None, {}, "lost"),  # there was a half
+        ("left", False, 0, [OTHER], [], None, {}, "half"),
+        ("resume", True, 1, [OTHER, SOURCE], [], None, {}, "half"),
+        ("whole", True, 1, [SOURCE], [], None, {"right": False}, "lost"),
+        ("whole", True, 1, [], [SOURCE], None, {}, "lost"),
+        ("whole", True, 1, [], [], SOURCE, {}, "lost"),
+        ("whole", True, 1, [], [], None, {}, "lost"),
+        ("resume", True, 1, [], [OTHER], None, {"taken": 1}, "lost"),
+        ("resume", True, 1, [], [OTHER], None, {}, "own"),
+        ("again", False, 0, [], [], None, {}, "own"),
+    ],
+)
+def test_verdict_on_an_upload(
+    way: str,
+    complete: bool,
+    whole: int,
+    done: list[str],
+    refused: list[str | None],
+    stands: str | None,
+    more: dict[str, Any],
+    verdict: str,
+) -> None:
+    chances = {"share": 0.5, "dies_of": 9, "pause": 1.0, "again": 1.0, "said": "no route", "stood": True}
+    upload = Upload("a.png", CLIENTS[0], Path("a.png"), SOURCE, way, complete=complete, whole=whole, **chances)
+    figures, why = judge(upload, done, refused, stands, **more)
+    assert [name for name in ("done", "left", "half", "lost", "doubled", "own") if figures[name]] == [verdict]
+    assert figures["sent"] == 1
+    assert bool(why) == (verdict not in {"done", "left"})
