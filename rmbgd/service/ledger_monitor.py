@@ -99,10 +99,12 @@ class LedgerMonitor:
 
     def ready(self) -> None:
         """Copies are due from now on: at once where the last is older than a day, or is of the ledger before."""
-        newest = next((each.time for each in copies.copies(self._database.path) if copies.is_daily(each)), 0.0)
+        path = self._database.path
+        newest = next((each.time for each in copies.copies(path) if copies.is_daily(each)), 0.0)
+        is_of_this = self._database.replacement is None and newest > copies.last_set_aside(path)
         age = self._clock.wall().timestamp() - newest
-        left = 0.0 if self._database.replacement else min(max(0.0, copies.DAY - age), copies.DAY)
-        self._next_copy = self._clock.monotonic() + left
+        self._next_copy = self._clock.monotonic() + (min(max(0.0, copies.DAY - age), copies.DAY) if is_of_this else 0.0)
+        self._database.attention.set()
 
     def close(self) -> None:
         self._closing = True

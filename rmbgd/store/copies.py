@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import quote
 
@@ -21,6 +21,7 @@ from rmbgd.store.refusals import SUFFIXES, is_damage, ledger_faults
 from rmbgd.store.schema import SCHEMA_VERSION, TABLES
 
 FOLDER = "copies"  # in the state directory
+STAMP = "%Y%m%dT%H%M%SZ"  # in the names of ledgers set aside
 KEPT = 3  # daily copies, and ledgers set aside
 DAY = 86_400.0  # s
 STEPS = 100_000  # of SQLite's machine between two signs of life
@@ -149,7 +150,7 @@ def set_aside(path: str, why: str, wall: datetime) -> str:
 
     The ledger keeps its own name besides, so that there is one at every moment: the next is to be renamed over it.
     """
-    name = f"{path}.{why}-{wall:%Y%m%dT%H%M%SZ}"
+    name = f"{path}.{why}-{wall:{STAMP}}"
     while os.path.lexists(name):
         name += "~"
     try:
@@ -169,3 +170,11 @@ def aside(path: str, why: str) -> list[Path]:
     """Ledgers set aside, the oldest first."""
     found = Path(path).parent.glob(f"{Path(path).name}.{why}-*")
     return sorted(each for each in found if not each.name.endswith(SUFFIXES[1:]))
+
+
+def last_set_aside(path: str) -> float:
+    """When the ledger was last replaced by another, in s since 1970; 0 for never."""
+    stamps = [each.name.rpartition("-")[2].rstrip("~") for why in ("damaged", "replaced") for each in aside(path, why)]
+    with contextlib.suppress(ValueError):  # somebody else's name
+        return datetime.strptime(max(stamps, default=""), STAMP).replace(tzinfo=UTC).timestamp()
+    return 0.0

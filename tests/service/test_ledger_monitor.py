@@ -7,6 +7,7 @@ import os
 import resource
 import tempfile
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,19 @@ def test_copies_come_once_a_day_and_after_a_replacement(watched: Watched) -> Non
     watched.monitor.ready()
     watched.tick()
     assert len(watched.events.named("ledger.copied")) == 7
+
+
+@pytest.mark.parametrize(("days", "made"), [(-1, 0), (1, 1)])
+def test_a_copy_of_the_ledger_before_is_renewed_by_the_next_start(watched: Watched, days: int, made: int) -> None:
+    """A process may end before the copy is made that is due after a replacement."""
+    copy = copies.copy_of_today(str(watched.path), watched.clock.wall())
+    now = watched.clock.wall().timestamp()
+    os.utime(copy, (now - 60, now - 60))
+    stamp = f"{watched.clock.wall() + timedelta(days=days):{copies.STAMP}}"
+    watched.path.with_name(f"{watched.path.name}.damaged-{stamp}").touch()
+    watched.monitor.ready()
+    watched.tick()
+    assert len(watched.events.named("ledger.copied")) == made
 
 
 def test_a_copy_that_fails_is_told_once_and_tried_again(watched: Watched) -> None:
