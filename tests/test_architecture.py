@@ -144,25 +144,25 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (890, 7),
+    "": (1340, 10),
     "backends": (2170, 15),
     "bench": (730, 4),
-    "cli": (870, 6),
-    "config": (600, 3),
-    "doctor": (440, 2),
-    "engine": (3710, 20),
-    "imaging": (2110, 12),
-    "intake": (1850, 10),
-    "models": (3190, 20),
-    "mtbf": (1970, 10),
-    "pipeline": (1480, 9),
-    "publish": (760, 5),
-    "service": (1340, 9),
-    "store": (890, 6),
+    "cli": (1120, 7),
+    "config": (730, 3),
+    "doctor": (510, 3),
+    "engine": (3880, 20),
+    "imaging": (2540, 15),
+    "intake": (1970, 11),
+    "models": (3200, 20),
+    "mtbf": (2060, 10),
+    "pipeline": (1500, 9),
+    "publish": (830, 5),
+    "service": (1640, 10),
+    "store": (1560, 11),
     "telemetry": (540, 4),
-    "testing": (610, 6),
+    "testing": (620, 6),
 }
-MODULES, LINES, TEST_LINES = 150, 24_500, 24_000
+MODULES, LINES, TEST_LINES = 163, 26_900, 26_900
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

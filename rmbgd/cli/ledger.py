@@ -44,6 +44,8 @@ def run(options: argparse.Namespace) -> int:
     try:
         return int(options.ledger_action(options))
     except LedgerFault as fault:
+        if isinstance(fault.__cause__, OSError):
+            raise fault.__cause__ from None  # told like every path that was named
         return _complain(f"{fault.path}: {fault.detail}")
 
 

@@ -84,6 +84,7 @@ def copy(source: str | Path, target: str | Path) -> None:
     with ledger_faults(str(source)):
         temporary.unlink(missing_ok=True)
         try:
+            temporary.touch()  # whose fault it is where this fails, SQLite would not say
             with contextlib.closing(connect(source, "ro")) as db:
                 db.execute("VACUUM INTO ?", (os.fspath(temporary),))
             if wrong := unsound(temporary):

@@ -16,7 +16,9 @@ import pytest
 from PIL import Image
 
 from rmbgd.cli import main as cli
+from rmbgd.clock import SystemClock
 from rmbgd.errors import Exit
+from rmbgd.store.ledger import Ledger
 from tests.support.mounts import without_override
 from tools.gen_reference import subcommands
 
@@ -66,6 +68,9 @@ CASES = [
     Case("models fetch birefnet --from @/zeros --models-dir @/fixed", "fixed"),
     Case("models accept rmbg-2.0 --yes --models-dir @/fixed", "fixed"),
     Case("models optimize birefnet --models-dir @/closed", ""),  # without a GPU it does not get that far
+    *(Case(f"ledger {verb} --config @/lost.toml", "closed/ledger.sqlite") for verb in ("check", "backup", "restore")),
+    Case("ledger backup @/fixed/copy --config @/kept.toml", "fixed/copy"),
+    Case("ledger restore @/closed/a.png --config @/kept.toml", "closed/a.png"),
     Case("once @/a.png @/fixed/new", "fixed/new"),
     Case("once @/a.png @/fixed", "fixed"),
     Case("once @/a.png @/fixed/x.png", "fixed"),
@@ -114,6 +119,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     texts = {name: f'[service]\nruntime_directory = "{place}"\n' for name, place in places.items()}
     texts |= {"model": ELSEWHERE, "closed": "", "closed/rmbgd": ""}
     texts["hidden"] = '[service]\nstate_directory = "@/closed/s"\nlog_file = "@/closed/log/events.jsonl"\n'
+    texts |= {
+        name: f'[service]\nstate_directory = "@/{place}"\n' for name, place in (("lost", "closed"), ("kept", "s"))
+    }
     texts["state"] = '[service]\nstate_directory = "@/fixed/s"\n'
     folder = '[[folder]]\nname = "shop"\noriginals = "keep"\ninput = "@/in"\noutput = "@/out"\nfailed = "@/failed"\n'
     written |= {f"{name}.toml": (text + folder).replace("@", str(base)).encode() for name, text in texts.items()}
@@ -123,6 +131,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         (base / name).parent.mkdir(exist_ok=True)
         (base / name).write_bytes(data)
     (base / "loop").symlink_to("loop")
+    (base / "s").mkdir()
+    Ledger(base / "s" / "ledger.sqlite", SystemClock()).close()
     Image.new("RGB", (32, 24), "red").save(base / "a.png")
     shutil.copy(base / "a.png", base / "closed" / "a.png")
     modes = {"fixed": 0o555, "listed": 0o444}
@@ -165,7 +175,7 @@ def test_no_command_is_left_out() -> None:
     for name in cli.COMMANDS:
         inner = subcommands(subcommands(cli.build_parser(name))[name])
         every |= {f"{name} {verb}" for verb in inner} or {name}
-    tried = {" ".join(case.words.split()[: 1 + case.words.startswith("models")]) for case in CASES}
+    tried = {" ".join(case.words.split()[: 1 + case.words.startswith(("models", "ledger"))]) for case in CASES}
     assert every == tried
 
 
