@@ -45,9 +45,7 @@ def sound(path: str) -> CheckResult:
         with ledger_faults(path), contextlib.closing(copies.connect(path, "ro")) as db:
             wrong = copies.finding(db)
     except LedgerFault as fault:
-        if not fault.damaged:
-            return fail("ledger", fault.detail)
-        wrong = fault.detail
+        return fail("ledger", fault.detail)
     if wrong:
         text = f"{path} is damaged: {wrong}"
         return fail("ledger", text, "a start of the service replaces it by its newest copy, and says what is lost")

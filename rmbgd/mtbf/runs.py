@@ -143,6 +143,9 @@ def ending(run: ServiceRun) -> RunEnd:
     if failed:
         at = min(failed.at, stopping.at) if stopping else failed.at
         return RunEnd(End.FAILED, at, stage, str(failed.keys.get("error", "")))
+    if stopping and stopping.keys.get("cause") == events.LEDGER_DAMAGED:
+        told = [_outage_text(event) for event in run.named("storage.paused") if event.keys.get("kind") == "ledger"]
+        return RunEnd(End.FAILED, stopping.at, "ledger", [events.LEDGER_DAMAGED, *told][-1])
     if stopping:
         return RunEnd(End.FAILED, stopping.at, f"failed: {stopping.keys.get('cause', '?')}")
     if stopped:
@@ -241,12 +244,10 @@ def pauses(run: ServiceRun, begin: float, end: float) -> tuple[list[Stall], list
             if event.keys.get("kind") in FULL:
                 _join(full, since, until)
             elif of_ledger:
-                cause = event.keys.get("cause") or event.keys.get("kind")
-                detail = f"the ledger could not be used ({cause}): {event.keys.get('detail', '?')}"
                 if outages and since - outages[-1].end <= ONE_OUTAGE:
                     outages[-1].end = max(outages[-1].end, until)
                 else:
-                    outages.append(Stall(since, until, detail, "ledger"))
+                    outages.append(Stall(since, until, _outage_text(event), "ledger"))
 
     for event in run.named("storage.paused", "storage.resumed"):
         kind = event.keys.get("kind")
@@ -259,6 +260,11 @@ def pauses(run: ServiceRun, begin: float, end: float) -> tuple[list[Stall], list
             close(event.at, [each for each in unfinished if each[0].keys.get("kind") == kind][:1])
     close(end, list(unfinished))
     return outages, full
+
+
+def _outage_text(paused: LogEvent) -> str:
+    cause = paused.keys.get("cause") or paused.keys.get("kind")
+    return f"the ledger could not be used ({cause}): {paused.keys.get('detail', '?')}"
 
 
 def _join(intervals: list[Interval], begin: float, end: float) -> None:

@@ -40,8 +40,7 @@ class Database:
             if path != ":memory:":
                 self._held = lock_out_others(path + ".lock")
                 opened.callback(self._unlock)
-            found = open_ledger(path, clock.wall(), check, alive)
-            self.is_new, self.replacement, self._connection = found.is_new, found.replacement, found.connection
+            self._connection, self.is_new, self.replacement = open_ledger(path, clock.wall(), check, alive)
             opened.callback(self._disconnect)
             self._identity = _identity(path)
             self._opened = opened.pop_all()

@@ -47,19 +47,20 @@ class Replacement:
         return {"cause": self.cause, "aside": self.aside, **known, **adoption, "detail": detail}
 
 
-@dataclass(frozen=True, slots=True)
-class Opened:
-    connection: sqlite3.Connection
-    is_new: bool
-    replacement: Replacement | None
+def open_ledger(
+    path: str, wall: datetime, check: Check, alive: Callable[[], None]
+) -> tuple[sqlite3.Connection, bool, Replacement | None]:
+    """(connection, is it a new one, what it replaced).
 
-
-def open_ledger(path: str, wall: datetime, check: Check, alive: Callable[[], None]) -> Opened:
-    """Raises ConfigError for what the operator must mend, LedgerFault for what the disk refuses."""
-    is_new = path == ":memory:" or not os.path.exists(path)
+    Raises ConfigError for what the operator must mend, LedgerFault for what the disk refuses.
+    """
     replacement: Replacement | None = None
     try:
         with ledger_faults(path):
+            left = Path(path + ".new")
+            if not os.path.exists(path) and left.exists() and not copies.unsound(left):
+                left.replace(path)  # it was written back, by a service that was killed before it had its name
+            is_new = path == ":memory:" or not os.path.exists(path)
             if path == ":memory:":
                 connection = connect_memory()
             elif is_new:
@@ -78,7 +79,7 @@ def open_ledger(path: str, wall: datetime, check: Check, alive: Callable[[], Non
         if found is not None and found.of_operator:
             raise ConfigError(f"{path}: the ledger cannot be used: {found}") from fault
         raise
-    return Opened(connection, is_new, replacement)
+    return connection, is_new, replacement
 
 
 def connect_memory() -> sqlite3.Connection:

@@ -178,7 +178,7 @@ HISTORIES: dict[str, tuple[History, dict[str, float], Failures, str]] = {
         {"up": 1200, "down": 10}, [(602, "ledger", 10)], ""),
     "damage of which the pause was not written": (
         lambda b: b.start().serve(600).stop(LEDGER_DAMAGED, seconds=2).set(pid=1000).start(ready_after=8).serve(600),
-        {"up": 1200, "down": 10}, [(602, "failed: the ledger is damaged", 10)], ""),
+        {"up": 1200, "down": 10}, [(602, "ledger", 10)], ""),
     "a planned stop while the ledger refused": (
         lambda b: pause(b.start().serve(600), "ledger", cause="read_only").serve(120).stop(seconds=2).sleep(58).start()
         .serve(60),
@@ -381,6 +381,7 @@ def test_a_full_disk_is_told_apart_and_counted_once(tmp_path: Path) -> None:
     assert "with a full disk in 2 incidents" in html.render(found)
 
 
-def test_an_outage_of_the_ledger_is_told_with_its_text(tmp_path: Path) -> None:
-    machine = machine_of(pause(Box().start().serve(60), "ledger", cause="damaged").serve(120), tmp_path)
+@pytest.mark.parametrize("then", [lambda b: b.serve(120), lambda b: b.stop(LEDGER_DAMAGED)])
+def test_an_outage_of_the_ledger_is_told_with_its_text(tmp_path: Path, then: Callable[[Box], Box]) -> None:
+    machine = machine_of(then(pause(Box().start().serve(60), "ledger", cause="damaged")), tmp_path)
     assert machine.failures[0].detail == "the ledger could not be used (damaged): SQLITE_CORRUPT"

@@ -258,6 +258,18 @@ def test_what_sqlite_left_of_a_removed_ledger_is_no_part_of_the_next(path: Path,
         assert [claim_one(ledger, path=name).job_id for name in "ab"] == [1, 2]
 
 
+@pytest.mark.parametrize("size", [-1, 5000, 0])
+def test_a_ledger_that_was_written_back_and_has_no_name_yet_is_used(path: Path, clock: FakeClock, size: int) -> None:
+    """The service was killed as it wrote a removed ledger back; a part of one is no ledger."""
+    with contextlib.closing(Ledger(path, clock)) as first:
+        first.claim([candidate(f"{number}.jpg") for number in range(100)])
+    content = path.read_bytes()
+    path.unlink()
+    path.with_name(path.name + ".new").write_bytes(content if size < 0 else content[:size])
+    with contextlib.closing(Ledger(path, clock)) as ledger:
+        assert (ledger.is_new, ledger.counts()) == (size >= 0, {"claimed": 100} if size < 0 else {})
+
+
 def test_the_newest_ledgers_set_aside_stay(path: Path, clock: FakeClock) -> None:
     for number in range(5):
         path.write_bytes(b"garbage" * (number + 1))
