@@ -1,6 +1,7 @@
 """Measures what is claimed of rmbgd: one command for each subject, each with its own --help.
 
     python -m tools.bench pipeline    decode, resize, compose, encode, publish, beside Pillow's way
+    python -m tools.bench checks      looking for parts of a file that were never written, beside the whole pipeline
     python -m tools.bench service     the service around a network that costs nothing: start, latency, claims, memory
     python -m tools.bench model       the networks on a CPU, beside the plainest implementation of them
     python -m tools.bench load        from a checkpoint to a ready network, beside transformers
@@ -23,7 +24,7 @@ from rich.console import Console
 
 from tools.tables import Report
 
-BENCHES = {name: f"tools.benches.{name}" for name in ("pipeline", "service", "model", "load")}
+BENCHES = {name: f"tools.benches.{name}" for name in ("pipeline", "checks", "service", "model", "load")}
 BENCHES["gpu"] = "tools.gpubench.sections"
 
 
