@@ -26,6 +26,8 @@ def ask(question: str, *, patience: float = PATIENCE) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, timeout=patience, check=False)
     except subprocess.TimeoutExpired:
         return {"error": "Timeout", "text": f"no answer within {patience:g} s"}
+    except OSError as error:  # this user may not execute that Python, or no process can be started
+        return {"error": "Crash", "text": f"{sys.executable}: {error.strerror}"}
     try:
         answer = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):

@@ -7,7 +7,7 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from rmbgd.engine.device_query import ask_nvml, nvml_target, visible_gpus
+from rmbgd.engine.device_query import ask, ask_nvml, nvml_target, visible_gpus
 
 
 def asked(**answers: dict):
@@ -32,6 +32,13 @@ def test_what_nvml_says_is_enough(tmp_path, nvml, count, why):
     found = visible_gpus(asked(nvml=nvml if isinstance(nvml, dict) else {"error": "NVMLError", "text": nvml}), tmp_path)
     assert found.count == count
     assert why in found.why
+
+
+@pytest.mark.integration
+def test_a_python_that_may_not_be_executed_is_an_answer(tmp_path, monkeypatch):
+    (tmp_path / "python").touch(0o600)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert ask("torch") == {"error": "Crash", "text": f"{tmp_path}/python: Permission denied"}
 
 
 @pytest.mark.parametrize(
