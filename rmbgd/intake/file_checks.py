@@ -39,6 +39,13 @@ def check(root: str, relative_path: str, *, remote: bool) -> tuple[FileVersion, 
         os.close(descriptor)
 
 
+def has_companion(root: str, relative_path: str) -> bool:
+    """Raises OSError where that cannot be seen."""
+    parent, name = os.path.split(relative_path)
+    with folder_beneath(root, parent) as folder:
+        return any(_stands(name + suffix, folder) for suffix in COMPANIONS)
+
+
 def _stands(name: str, folder: int) -> bool:
     try:
         os.stat(name, dir_fd=folder, follow_symlinks=False)

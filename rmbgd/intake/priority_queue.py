@@ -139,6 +139,11 @@ class Suspects:
         """Behind those that fewer runs died with."""
         bisect.insort(self._waiting, row, key=lambda each: (each.attempt, each.job_id))
 
+    def left(self, job_id: int) -> None:
+        """It cannot be put back as long as its disk is away: the others need not wait for that."""
+        if job_id == self._current:
+            self._current = None
+
     def next(self) -> Job | None:
         """The next to send, its attempt counted; None while the one before is at work, or when all are through.
 

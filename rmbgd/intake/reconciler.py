@@ -202,9 +202,12 @@ class Reconciler(Inbox):
             with contextlib.suppress(OSError, StorageFault):  # row and claimed file stay; the next start takes them up
                 self._claims.give_back(job)
                 count += 1
+        return count
+
+    def release_locks(self) -> None:
+        """Of the folders: after `run` has returned, or where it never ran."""
         for watch in self.watches:
             watch.lock.release()
-        return count
 
     def statistics(self) -> IntakeStatistics:
         """Any thread's."""
@@ -226,8 +229,9 @@ class Reconciler(Inbox):
     def _step(self, jobs: Sender[Job], refusals: Sender[Arrival]) -> bool:
         """Every duty once. False when there is nothing more to do for now."""
         self._heartbeat.working()
+        back = self._scanner.check_folders()
         try:
-            for folder in self._scanner.check_folders():
+            for folder in back:
                 self._recover_again(folder)
             notes = self._take_notes()
             self._take_back(notes.returns, notes.ended)
@@ -239,6 +243,8 @@ class Reconciler(Inbox):
             claimed = self._claim(jobs, refusals)
         except StorageFault:  # of the ledger: whatever was being considered is considered again
             self._scanner.compare_again()
+            for folder in {*back, *(job.folder for job, _ in self._stranded)}:
+                self._scanner.treat_as_absent(folder)
             claimed = False
         self._maintain()
         return claimed
@@ -331,8 +337,8 @@ class Reconciler(Inbox):
         if result.why == "changed":
             if (version := self._claims.version_at(*key)) is None:
                 return
-            readiness.observed(arrival, version, now, announced=False, rules=self._config.intake)
-        else:
+            changed = readiness.observed(arrival, version, now, announced=False, rules=self._config.intake)
+        if result.why != "changed" or not changed:
             readiness.put_off(arrival, now)
         self._backlog.put(key, arrival)
 
@@ -348,6 +354,7 @@ class Reconciler(Inbox):
                 path = self._claims.give_back(job)
             except (StorageFault, OSError):  # the ledger refuses, the folder is away, no descriptor is left
                 self._stranded.append((job, why))
+                self._recovery.suspects.left(job.job_id)
                 self._scanner.treat_as_absent(job.folder)
                 continue
             self._back(job, why, path, arrival)

@@ -20,7 +20,7 @@ from rmbgd.folder_lock import FolderLock, this_service
 from rmbgd.fs import FileVersion, kind_of, version_of
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import readiness
-from rmbgd.intake.file_checks import check
+from rmbgd.intake.file_checks import check, has_companion
 from rmbgd.intake.ignored import Ignored
 from rmbgd.intake.priority_queue import Backlog, Complete, Key
 from rmbgd.intake.readiness import ArrivingFile, Readiness
@@ -107,6 +107,7 @@ class Scanner:
             watch.folder.name: _DropFolder(watch.folder, watch, Ignored(watch.folder.ignore)) for watch in self.watches
         }
         self._blocked: set[tuple[Key, int]] = set()  # files that were reported, by ctime
+        self._held: set[tuple[Key, int]] = set()  # likewise, with a companion for long: they get no place
 
     def next_moment(self) -> float | None:
         moments = [self.backlog.next_look(), *(folder.next_compare() for folder in self._folders.values())]
@@ -234,6 +235,11 @@ class Scanner:
             return False
         if self._ledger.handled(*key, version):  # kept, or refused, or done and may not be moved
             return False
+        if (held := (key, version.ctime_ns)) in self._held:
+            with contextlib.suppress(OSError):
+                if has_companion(folder.watch.root, path):
+                    return False
+            self._held.discard(held)
         rules, remote = self._settings, folder.remote
         self.backlog.put(key, readiness.appeared(version, now, announced=announced, remote=remote, rules=rules))
         return True
@@ -278,7 +284,12 @@ class Scanner:
         if decision.report_stuck:
             waited = round(now - arrival.first_seen, 1)
             self._emit("intake.stuck_upload", folder=key[0], path=key[1], seconds=waited)
-        if decision.readiness is Readiness.WAIT:
+        if decision.gate == "companion" and now >= arrival.changed_at + self._settings.incomplete_timeout:
+            self.backlog.forget(key)  # comparisons look whether it is still there
+            if len(self._held) > self._settings.hints_maximum:
+                self._held.clear()
+            self._held.add((key, arrival.version.ctime_ns))
+        elif decision.readiness is Readiness.WAIT:
             self.backlog.put(key, arrival)
         else:
             refusal = decision.gate if decision.readiness is Readiness.REFUSE else ""

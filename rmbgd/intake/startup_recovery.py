@@ -84,7 +84,7 @@ class Recovery:
         found = Recovered(delivered=self._ledger.outbox.deliver_pending(self._emit))
         if self._ledger.is_new or self._adoption is not None:
             ours = [name for name in self._folders if not self._is_in_use(name)]
-            found.temporaries += self._publisher.cleanup.remove_all(ours)
+            found.temporaries += self._publisher.cleanup.remove_all(ours, alive)
         for name in self._folders:
             self.recover_folder(name, found, alive)
         self._end_adoption()
@@ -105,8 +105,9 @@ class Recovery:
                 self._rows.setdefault(name, []).append(row)
         self._put_back(found, folder)
         if self._adoption is not None and name in self._adoption.folders:
-            adopted, unknown = self._adoption.adopt(folder, alive)
-            found.adopted, found.unknown = found.adopted + adopted, found.unknown + unknown
+            with contextlib.suppress(OSError):  # it may not be read now: when it is back
+                adopted, unknown = self._adoption.adopt(folder, alive)
+                found.adopted, found.unknown = found.adopted + adopted, found.unknown + unknown
             self._end_adoption()
         return found
 

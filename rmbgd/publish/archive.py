@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from rmbgd import naming as names
 from rmbgd.access_rights import CHANGE, mend, why_unchangeable
@@ -99,9 +99,9 @@ class Archiver:
             put_back(str(folder.input), os.path.basename(job.source), job.relative_path, self._fs)
         elif folder.originals == "archive":
             assert folder.done is not None
-            move_into(str(folder.done), job.relative_path, job.source, job.job_id, self._fs)
+            placed = move_into(str(folder.done), job.relative_path, job.source, job.job_id, self._fs)
             if folder.sidecars == "carry":
-                carry_sidecars(str(folder.done), job, str(folder.input), self._fs)
+                carry_sidecars(str(folder.done), placed, job, str(folder.input), self._fs)
         else:
             self._fs.unlink(job.source)
         return True
@@ -150,11 +150,12 @@ class Cleanup:
                 found += 1
         return found
 
-    def remove_all(self, folders: Iterable[str]) -> int:
+    def remove_all(self, folders: Iterable[str], alive: Callable[[], None] = lambda: None) -> int:
         """Remove every temporary of ours there: for when the ledger is new and cannot say whose they were."""
         found = 0
         for root in {root for name in folders for root in _roots(self._folders[name])}:
             for here, _, files in os.walk(root):
+                alive()
                 for name in filter(names.is_temporary, files):
                     with contextlib.suppress(OSError):
                         self._fs.unlink(os.path.join(here, name))

@@ -12,7 +12,7 @@ from unittest import mock
 import pytest
 
 from rmbgd.config.load import parse
-from rmbgd.errors import Reason, StorageFault
+from rmbgd.errors import LedgerFault, Reason, StorageFault
 from rmbgd.fs import FileVersion
 from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.intake import claim as claims
@@ -27,6 +27,7 @@ from rmbgd.pipeline.queue import queue
 from rmbgd.publish.publisher import Publisher
 from rmbgd.store.records import Job
 from rmbgd.testing.fs import FailingFs
+from tests.support.images import sample_image
 from tests.support.workspace import Workspace
 
 PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + bytes(17)
@@ -103,8 +104,7 @@ class Loop(Workspace):
     def close(self) -> None:
         for end in (self.sender, self.receiver, self.door, self.refused):
             end.close()
-        for watch in self.reconciler.watches:
-            watch.lock.release()
+        self.reconciler.release_locks()
         super().close()
 
 
@@ -462,3 +462,46 @@ def test_the_loop_ends_when_it_is_closed(it: Loop) -> None:
     it.reconciler.run(sender, door)
     with pytest.raises(ValueError, match="closed"):
         sender.send(None)
+
+
+def test_companions_that_never_go_away_take_no_places_from_new_files(loop: Build) -> None:
+    it = loop(intake={"tracked_maximum": 16})
+    for number in range(16):
+        it.arrive(f"old{number}.png", PNG)
+        (it.base / "input" / f"old{number}.png.lock").touch()
+    it.turn(2, times=3)
+    it.arrive("new.png", sample_image(1))
+    assert it.turn(60, times=30) == ["new.png"]
+    assert len(it.events.named("intake.incomplete")) == 16
+    os.unlink(it.base / "input" / "old3.png.lock")
+    (it.base / "input" / "old3.png").write_bytes(sample_image(3))
+    assert it.turn(60, times=3) == ["old3.png"]
+
+
+def test_a_suspect_whose_disk_is_away_holds_up_no_other_folder(tmp_path: Path, loop: Build) -> None:
+    with closing(Workspace(tmp_path)) as last_run:
+        last_run.drop("a.png")
+        last_run.claim("a.png")
+    it = loop(others={"other": {}})
+    (suspect,) = it.jobs(1)
+    os.rename(it.base / "input", it.base / "unplugged")
+    it.reconciler.give_back(suspect, "vanished", "")
+    it.arrive("x.png", sample_image(1), folder="other")
+    assert it.turn(10, times=3) == ["x.png"]
+    os.rename(it.base / "unplugged", it.base / "input")
+    assert "a.png" in it.turn(60, times=3)
+
+
+def test_a_job_that_the_ledger_did_not_take_back_is_tried_again(it: Loop) -> None:
+    """Also where the ledger refuses its folder's recovery, when that is tried for it."""
+    first, second = it.claimed("a.png", "b.png", data=sample_image(1))
+    database = it.ledger.database
+    fault = LedgerFault("io_error", "EIO", path=str(it.ledger.path))
+    with (
+        mock.patch.object(database, "all", side_effect=fault),
+        mock.patch.object(database, "transaction", side_effect=fault),
+    ):
+        it.reconciler.give_back(first, "memory", "")
+        it.turn(10, times=3)
+    assert it.turn(60, times=3) == ["a.png"]
+    assert second.relative_path == "b.png"

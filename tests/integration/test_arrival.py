@@ -147,6 +147,29 @@ def test_sidecars_of_other_programs_stay_or_go_with_their_original(tmp_path: Pat
     assert set(audit.files(service.input)) == ({"a/other.xmp"} if carried else beside.keys())
 
 
+def test_a_sidecar_has_the_name_that_its_original_got(tmp_path: Path) -> None:
+    with ServiceUnderTest(tmp_path, folder={"sidecars": "carry"}) as service:
+        for number in (1, 2):
+            service.drop("a.png.xmp", b"of %d" % number)
+            service.serve("a.png", sample_image(number))
+        service.turn()
+    assert (service.done / "a~2.png.xmp").read_bytes() == b"of 2"
+
+
+def test_sidecars_behind_a_link_stay(tmp_path: Path) -> None:
+    """A parent that became one when the image had been claimed would lead to files of somebody else."""
+    (tmp_path / "private").mkdir()
+    (tmp_path / "private" / "b.xmp").write_bytes(b"secret")
+    with ServiceUnderTest(tmp_path, folder={"sidecars": "carry"}) as service:
+        service.hold_in_engine("sub/b.png", sample_image(3))
+        os.rename(service.input / "sub", tmp_path / "away")
+        (service.input / "sub").symlink_to(tmp_path / "private")
+        service.hold.unlink()
+        service.wait_for("image.done", path="sub/b.png")
+        service.turn()
+    assert os.listdir(tmp_path / "private") == ["b.xmp"]
+
+
 def test_a_download_is_unfinished_as_long_as_its_control_file_is_there(tmp_path: Path) -> None:
     whole = _photo(1, "TIFF")
     with ServiceUnderTest(tmp_path, settings={"intake": {"incomplete_timeout": 1.0}}) as service:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import audit
-from tests.support.damage import grow, jobs_of, lose_row_of_index, spoil
+from tests.support.damage import claim_without_index, grow, jobs_of, lose_row_of_index, spoil
 from tests.support.images import sample_image, samples
 from tests.support.mounts import without_override
 from tests.support.service import ServiceUnderTest
@@ -109,6 +109,20 @@ def test_an_index_that_only_recovery_reads_is_mended_before_ready(tmp_path: Path
         assert [event["cause"] for event in service.named("storage.paused")] == ["damaged"]
         assert len(service.named("storage.resumed")) == len(service.named("ledger.replaced")) == 1
         data |= service.serve_all(samples(range(50, 52)))
+    audit.assert_complete(service.roots, data)
+
+
+def test_damage_that_recovery_meets_leaves_no_folder_locked(tmp_path: Path) -> None:
+    """The next life, in the same process, takes the folders that the first one had."""
+    service, data = served(tmp_path)
+    claim_without_index(ledger_of(service), "job_in_flight")
+    data |= {"b.png": sample_image(60)}
+    (service.input / ".rmbgd" / "77__b.png").write_bytes(data["b.png"])
+    with service.start():
+        service.wait_for("image.done", path="b.png")
+        data |= service.serve_all(samples(range(50, 52)))
+        assert len(service.named("ledger.replaced")) == 1
+        assert service.named("folder.waiting") == []
     audit.assert_complete(service.roots, data)
 
 

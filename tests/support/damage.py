@@ -60,6 +60,26 @@ def lose_row_of_index(ledger: Path, index: str, prepare: str) -> None:
             settle(db)
 
 
+def claim_without_index(ledger: Path, index: str) -> None:
+    """A claimed job whose file is gone, and which one index does not have: ending it meets the damage."""
+    with contextlib.closing(sqlite3.connect(ledger)) as db:
+        rows = "SELECT type, name, tbl_name, rootpage, sql FROM sqlite_master WHERE name=?"
+        kept = db.execute(rows, (index,)).fetchone()
+    job = (
+        "INSERT INTO job (folder, path, inode, size, mtime_ns, ctime_ns, state, attempt, by_rename, final, first_seen, "
+    )
+    job += "claimed_at) VALUES ('shop', ?, 1, 2, 3, 4, 'claimed', 1, 1, 0, 5, 5)"
+    for statement, values in (
+        ("DELETE FROM sqlite_master WHERE name=?", (index,)),
+        (job, (b"gone.png",)),
+        ("INSERT INTO sqlite_master VALUES (?,?,?,?,?)", kept),
+    ):
+        with contextlib.closing(sqlite3.connect(ledger, isolation_level=None)) as db:
+            db.execute("PRAGMA writable_schema=ON")
+            db.execute(statement, values)
+            settle(db)
+
+
 def jobs_of(ledger: Path) -> list[int]:
     with contextlib.closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as db:
         return [job for (job,) in db.execute("SELECT id FROM job ORDER BY id")]
