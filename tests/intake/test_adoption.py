@@ -7,10 +7,12 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
 from rmbgd.fs import version_of
+from rmbgd.intake import adoption
 from rmbgd.intake.startup_recovery import Recovered, Recovery
 from rmbgd.store.opening import put_in_place
 from tests.support.workspace import Workspace, sha256
@@ -98,4 +100,20 @@ def test_folder_that_was_away_is_looked_at_when_it_is_back(tmp_path: Path) -> No
     os.rename(tmp_path / "away", it.roots["input"])
     assert recovery.recover_folder("shop").event()["unknown"] == 1
     assert not it.ledger.database.is_adopting()
+    it.close()
+
+
+def test_a_folder_that_may_not_be_read_is_adopted_when_it_is_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Workspace(tmp_path, originals="keep")
+    first.drop("a.jpg")
+    first.close()
+    (first.roots["output"] / "a.png").write_bytes(b"x")
+    it = replaced(tmp_path)
+    recovery = recovery_of(it)
+    with monkeypatch.context() as patch:
+        patch.setattr(adoption, "scan", Mock(side_effect=PermissionError))
+        assert recovery.recover().unknown == 0
+    assert recovery.recover_folder("shop").unknown == 1
     it.close()
