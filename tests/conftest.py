@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import multiprocessing.util
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,11 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.register_profile("dev", deadline=None, derandomize=True, max_examples=20)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("ci")
+
+# Started in the background, or by nohup, we ignore these, and so would every process that a test starts.
+for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, handler)
 
 REQUIRE_SYSTEM = "RMBGD_REQUIRE_SYSTEM"
 TESTS = Path(__file__).parent

@@ -36,7 +36,7 @@ def test_stamps_of_any_year_are_no_obstacle(tmp_path: Path) -> None:
     with ServiceUnderTest(tmp_path, folder={"originals": "keep"}) as service:
         for name, content in data.items():
             drop_stamped(service, name, content, STAMPS[name])
-            service.turn()
+            service.wait_for("image.done", path=name)
         jobs = {event["path"]: event["job"] for event in service.endings()}
         assert sorted(jobs, key=jobs.__getitem__) == list(data)
         service.restart()
