@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
+from rmbgd.cli import ledger as cli_ledger
 from rmbgd.cli import main as cli
 from rmbgd.clock import SystemClock
+from rmbgd.errors import LedgerFault
 from rmbgd.store import copies
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.opening import JUMP
@@ -84,6 +86,14 @@ def test_restore_is_refused_while_the_service_runs(box: Box) -> None:
     with box.open():
         status, said = box.run("restore")
     assert (status, "another rmbgd" in said, "systemctl stop" in said) == (1, True, True)
+
+
+def test_restore_says_in_one_line_what_keeps_it_from_its_lock(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_path: str) -> int:
+        raise LedgerFault("read_only", "Read-only file system; mount it writable", path="/state/lock")
+
+    monkeypatch.setattr(cli_ledger, "lock_out_others", refuse)
+    assert box.run("restore") == (1, "rmbgd ledger: /state/lock: Read-only file system; mount it writable\n")
 
 
 @pytest.mark.parametrize("damaged", [False, True])
