@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from pathlib import Path
@@ -10,10 +11,8 @@ from typing import Any
 
 import pytest
 
-from rmbgd.cli import ledger as cli_ledger
 from rmbgd.cli import main as cli
 from rmbgd.clock import SystemClock
-from rmbgd.errors import LedgerFault
 from rmbgd.store import copies
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.opening import JUMP
@@ -88,12 +87,16 @@ def test_restore_is_refused_while_the_service_runs(box: Box) -> None:
     assert (status, "another rmbgd" in said, "systemctl stop" in said) == (1, True, True)
 
 
-def test_restore_says_in_one_line_what_keeps_it_from_its_lock(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_path: str) -> int:
-        raise LedgerFault("read_only", "Read-only file system; mount it writable", path="/state/lock")
+def test_restore_says_in_one_line_that_the_disk_refuses_the_lock(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
 
-    monkeypatch.setattr(cli_ledger, "lock_out_others", refuse)
-    assert box.run("restore") == (1, "rmbgd ledger: /state/lock: Read-only file system; mount it writable\n")
+    def refuse(name: str, *given: int, **more: Any) -> int:
+        if str(name).endswith(".lock"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+        return real(name, *given, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert box.run("restore") == (1, f"rmbgd ledger: {box.path}.lock: Input/output error; see `dmesg`\n")
 
 
 @pytest.mark.parametrize("damaged", [False, True])
