@@ -115,6 +115,8 @@ def _restore(options: argparse.Namespace) -> int:
         held = lock_out_others(path + ".lock")
     except ConfigError as error:
         return _complain(f"{error} (systemctl stop rmbgd)")
+    except LedgerFault as fault:
+        return _complain(f"{fault.path}: {fault.detail}")
     try:
         owner = os.stat(os.path.dirname(path))
         if os.geteuid() == 0:

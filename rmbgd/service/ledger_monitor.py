@@ -14,6 +14,7 @@ from rmbgd.events import Emit
 from rmbgd.store import copies
 from rmbgd.store.database import Database
 from rmbgd.store.opening import Check
+from rmbgd.store.refusals import ledger_faults
 
 LOOK_EVERY = 2.0  # s between two looks whether the file is still there, and between two tries while it refuses ...
 TRY_MAXIMUM, SETTLED = 600.0, 60.0  # ... unless it took a try and refused again within SETTLED: then ever more rarely
@@ -101,9 +102,9 @@ class LedgerMonitor:
         """Copies are due from now on: at once where the last is older than a day, or is of the ledger before."""
         path = self._database.path
         newest = next((each.time for each in copies.copies(path) if copies.is_daily(each)), 0.0)
-        is_of_this = self._database.replacement is None and newest > copies.last_set_aside(path)
-        age = self._clock.wall().timestamp() - newest
-        self._next_copy = self._clock.monotonic() + (min(max(0.0, copies.DAY - age), copies.DAY) if is_of_this else 0.0)
+        age = self._clock.wall().timestamp() - newest  # below 0: of a clock that ran ahead, nobody knows when
+        is_of_this = self._database.replacement is None and newest > copies.last_set_aside(path) and age >= 0
+        self._next_copy = self._clock.monotonic() + (max(0.0, copies.DAY - age) if is_of_this else 0.0)
         self._database.attention.set()
 
     def close(self) -> None:
@@ -145,8 +146,11 @@ class LedgerMonitor:
             self._on_damage()
 
     def _copy(self, now: float) -> bool:
+        path = self._database.path
         try:
-            made = copies.copy_of_today(self._database.path, self._clock.wall())
+            with ledger_faults(path):
+                made = copies.copy_of_today(path, self._clock.wall())
+                size = made.stat().st_size
         except LedgerFault as fault:
             if fault.damaged:  # found by reading every row
                 self._database.refuse(fault)
@@ -156,5 +160,5 @@ class LedgerMonitor:
             return False
         self._copy_failed = False
         seconds = round(self._clock.monotonic() - now, 3)
-        self._emit("ledger.copied", path=str(made), bytes=made.stat().st_size, seconds=seconds)
+        self._emit("ledger.copied", path=str(made), bytes=size, seconds=seconds)
         return True

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from rmbgd.errors import LedgerFault
-from rmbgd.fs import sync
+from rmbgd.fs import NO_LINKS, sync
 from rmbgd.store.refusals import SUFFIXES, is_damage, ledger_faults
 from rmbgd.store.schema import SCHEMA_VERSION, TABLES
 
@@ -121,12 +121,21 @@ def copy_of_today(path: str, wall: datetime) -> Path:
     """Make it, and remove those beyond the newest KEPT. Raises LedgerFault."""
     with ledger_faults(path):
         folder(path).mkdir(mode=0o750, exist_ok=True)
+        for left in folder(path).glob("*.sqlite.tmp"):  # who made it was killed
+            left.unlink(missing_ok=True)
         size = sum(os.path.getsize(path + suffix) for suffix in SUFFIXES[:2] if os.path.exists(path + suffix))
         if (free := shutil.disk_usage(folder(path)).free) < 2 * size:
             raise LedgerFault("disk_full", f"{free} bytes free, twice the ledger's {size} are wanted", path=path)
         copy(path, made := folder(path) / f"ledger-{wall:%Y-%m-%d}.sqlite")
-        for old in [each for each in copies(path) if is_daily(each)][KEPT:]:
-            old.path.unlink()
+        now = wall.timestamp()
+        os.utime(made, (now, now))
+        others = [each for each in copies(path) if each.path != made]
+        for place, each in enumerate(others, 1):
+            if each.time >= now:  # of a clock that ran ahead: it is older than the one just made
+                with contextlib.suppress(PermissionError):
+                    os.utime(each.path, (now - place, now - place))
+        for old in [each for each in others if is_daily(each)][KEPT - 1 :]:
+            old.path.unlink(missing_ok=True)
     return made
 
 
@@ -156,7 +165,9 @@ def set_aside(path: str, why: str, wall: datetime) -> str:
         name += "~"
     try:
         os.link(path, name)
-    except PermissionError:  # FAT and some shares know no links
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
         shutil.copyfile(path, name)
     for suffix in SUFFIXES[1:]:
         with contextlib.suppress(FileNotFoundError):

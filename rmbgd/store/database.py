@@ -14,7 +14,7 @@ from rmbgd.clock import Clock
 from rmbgd.errors import ConfigError, LedgerFault
 from rmbgd.fs import FileVersion, sync
 from rmbgd.store.copies import drop_companions, set_aside
-from rmbgd.store.ledger_lock import lock_out_others
+from rmbgd.store.ledger_lock import NO_DESCRIPTORS, lock_out_others
 from rmbgd.store.opening import Check, open_ledger, writable
 from rmbgd.store.refusals import ledger_faults
 from rmbgd.store.schema import ADOPTING
@@ -43,6 +43,7 @@ class Database:
             self._connection, self.is_new, self.replacement = open_ledger(path, clock.wall(), check, alive)
             opened.callback(self._disconnect)
             self._identity = _identity(path)
+            self._written_back: tuple[int, int] | None = None  # under _lock: put there, and not opened yet
             self._opened = opened.pop_all()
 
     def close(self) -> None:
@@ -147,7 +148,9 @@ class Database:
         try:
             held = lock_out_others(self.path + ".lock") if self._lock_is_another() else self._held
         except ConfigError as error:
-            raise LedgerFault("denied", str(error), path=self.path) from error
+            no_descriptors = isinstance(error.__cause__, OSError) and error.__cause__.errno in NO_DESCRIPTORS
+            cause = "descriptors" if no_descriptors else "denied"
+            raise LedgerFault(cause, str(error), path=self.path) from error
         if held != self._held:
             self._unlock()
             self._held = held
@@ -158,10 +161,11 @@ class Database:
         self._connection.execute("VACUUM INTO ?", (str(back),))
         sync(back)
         told = "it had been removed, and was written back from what the service had open"
-        if os.path.lexists(self.path):
+        if os.path.lexists(self.path) and _identity(self.path) != (self._written_back or ()):
             told += f"; what stood in its place is {set_aside(self.path, 'replaced', self._clock.wall())}"
         drop_companions(self.path)
         back.replace(self.path)
+        self._written_back = _identity(self.path)
         sync(directory)
         return told
 

@@ -8,18 +8,27 @@ import os
 import pwd
 import time
 
-from rmbgd.errors import ConfigError
+from rmbgd.errors import REMEDIES, ConfigError, LedgerFault
+from rmbgd.fs import STORAGE_KINDS
 
 LEDGER = "ledger.sqlite"  # in the state directory
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
+PASSING = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENFILE)  # of the disk and the system
 PATIENCE, PAUSE = 1.0, 0.05  # s; who only looks whether the lock is held holds it for a moment
 
 
 def lock_out_others(path: str) -> int:
-    """A descriptor of the lock file at `path`, which holds the lock until it is closed. Raises ConfigError."""
+    """A descriptor of the lock file at `path`, which holds the lock until it is closed.
+
+    Raises ConfigError for what the operator must mend, LedgerFault for what may pass by itself.
+    """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
+        if error.errno in PASSING:
+            cause = "descriptors" if error.errno in NO_DESCRIPTORS else STORAGE_KINDS.get(error.errno, "io_error")
+            detail = f"{error.strerror}; {REMEDIES.get(error.errno, 'see `dmesg`')}"
+            raise LedgerFault(cause, detail, path=path) from error
         raise ConfigError(f"{path}: {_why_no_lock(path, error)}") from error
     deadline = time.monotonic() + PATIENCE
     while True:

@@ -57,9 +57,8 @@ def open_ledger(
     replacement: Replacement | None = None
     try:
         with ledger_faults(path):
-            left = Path(path + ".new")
-            if not os.path.exists(path) and left.exists() and not copies.unsound(left):
-                left.replace(path)  # it was written back, by a service that was killed before it had its name
+            if not os.path.exists(path):
+                replacement = _finish_write_back(path, wall)
             is_new = path == ":memory:" or not os.path.exists(path)
             if path == ":memory:":
                 connection = connect_memory()
@@ -80,6 +79,22 @@ def open_ledger(
             raise ConfigError(f"{path}: the ledger cannot be used: {found}") from fault
         raise
     return connection, is_new, replacement
+
+
+def _finish_write_back(path: str, wall: datetime) -> Replacement | None:
+    """The ledger has no file: who wrote it back may have been killed before it got its name."""
+    left, replacement = Path(path + ".new"), None
+    if left.exists():
+        if not copies.unsound(left):
+            copies.drop_companions(path)  # of the file that was removed
+            left.replace(path)
+        elif copies.newest_good(path) is not None:
+            replacement = replace(path, "it is missing, and was written back in part only", wall)
+            left.unlink()
+    if os.path.islink(path) and not os.path.exists(path):
+        text = f"it is a link to {os.readlink(path)}, which is not there: mount its disk, or remove the link"
+        raise LedgerFault("missing", text, path=path)
+    return replacement
 
 
 def connect_memory() -> sqlite3.Connection:
@@ -167,6 +182,10 @@ def _make(path: str, source: Path | None, jump: int) -> None:
             db.execute(f"PRAGMA application_id={ADOPTING}")
             # Claimed in place: whether it has been published since, adoption finds out.
             db.execute("DELETE FROM job WHERE by_rename=0 AND state='claimed'")
+            # Claimed by renaming: likely done since. What still lies in the claim folder is put back, and taken up
+            # again with its attempts; an output that stands by then is known by `target.pending`.
+            db.execute("UPDATE job SET state='waiting' WHERE by_rename=1 AND state IN ('claimed','publishing')")
+            db.execute("DELETE FROM untold WHERE job IN (SELECT id FROM job WHERE state='waiting')")
             last = db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name='job'").fetchone()[0] or 0
             db.execute("DELETE FROM sqlite_sequence WHERE name='job'")
             db.execute("INSERT INTO sqlite_sequence VALUES ('job', ?)", (max(last + JUMP, jump),))
@@ -177,9 +196,10 @@ def _make(path: str, source: Path | None, jump: int) -> None:
 
 
 def _last_job(path: str) -> int:
-    """The last job number of a ledger that may be damaged; 0 where it cannot be read."""
+    """The last job number of a ledger that may be damaged; 0 where it cannot be read, or cannot be one."""
     try:
         with contextlib.closing(connect(path, "ro")) as db:
-            return int(db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name='job'").fetchone()[0] or 0)
-    except sqlite3.Error:
+            last = int(db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name='job'").fetchone()[0] or 0)
+    except (sqlite3.Error, ValueError, TypeError, OverflowError):
         return 0
+    return last if 0 <= last < 1 << 53 else 0

@@ -53,7 +53,7 @@ def ledger_faults(path: str) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         name = getattr(error, "sqlite_errorname", "") or type(error).__name__
-        cause, detail = _CAUSES.get(_code(error), "io_error"), f"{name}: {error}"
+        cause, detail = "damaged" if is_damage(error) else _CAUSES.get(_code(error), "io_error"), f"{name}: {error}"
         found = refusal(path) if cause in _LOOKED_INTO and _code(error) != sqlite3.SQLITE_BUSY else None
         if found is not None:
             cause, detail = found.cause, f"{detail}: {found}"
@@ -64,7 +64,9 @@ def ledger_faults(path: str) -> Iterator[None]:
 
 
 def is_damage(error: sqlite3.Error) -> bool:
-    return _CAUSES.get(_code(error)) == "damaged"
+    # Text that is no UTF-8 was never written; the Python module says so, and has no code for it.
+    undecodable = _code(error) == 0 and str(error).startswith("Could not decode")
+    return undecodable or _CAUSES.get(_code(error)) == "damaged"
 
 
 def _code(error: sqlite3.Error) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sqlite3
 from pathlib import Path
@@ -84,6 +85,18 @@ def test_restore_is_refused_while_the_service_runs(box: Box) -> None:
     with box.open():
         status, said = box.run("restore")
     assert (status, "another rmbgd" in said, "systemctl stop" in said) == (1, True, True)
+
+
+def test_restore_says_in_one_line_that_the_disk_refuses_the_lock(box: Box, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def refuse(name: str, *given: int, **more: Any) -> int:
+        if str(name).endswith(".lock"):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), name)
+        return real(name, *given, **more)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert box.run("restore") == (1, f"rmbgd ledger: {box.path}.lock: Input/output error; see `dmesg`\n")
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -184,6 +184,21 @@ def test_a_copy_of_the_ledger_before_is_renewed_by_the_next_start(watched: Watch
     assert len(watched.events.named("ledger.copied")) == made
 
 
+def test_a_copy_is_made_and_preferred_where_those_before_lie_in_the_future(watched: Watched) -> None:
+    """Of a clock that ran ahead. They go as others do: the oldest first."""
+    path, now = str(watched.path), watched.clock.wall()
+    for day in range(10, 10 + copies.KEPT):
+        copies.copy_of_today(path, now + timedelta(days=day))
+    watched.monitor.ready()
+    watched.tick()
+    (copied,) = watched.events.named("ledger.copied")
+    left = copies.copies(path)
+    days = [now + timedelta(days=day) for day in (0, 12, 11)]
+    assert [each.path.name for each in left] == [f"ledger-{day:%Y-%m-%d}.sqlite" for day in days]
+    assert str(left[0].path) == copied["path"]
+    assert copies.newest_good(path) == left[0]
+
+
 def test_a_copy_that_fails_is_told_once_and_tried_again(watched: Watched) -> None:
     copies.folder(str(watched.path)).write_text("in the way")
     watched.monitor.ready()

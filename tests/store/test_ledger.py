@@ -308,7 +308,7 @@ def test_a_damaged_copy_is_passed_over(path: Path, clock: FakeClock) -> None:
     with contextlib.closing(Ledger(path, clock)) as ledger:
         assert ledger.database.replacement is not None
         assert ledger.database.replacement.copy == found[1]
-        assert ledger.counts() == {"claimed": 3}
+        assert ledger.counts() == {"waiting": 3}
 
 
 @pytest.mark.parametrize(
