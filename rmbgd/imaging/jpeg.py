@@ -31,7 +31,8 @@ _PROGRESSIVE = {0xC2, 0xCA}
 _SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _LOSSLESS_OR_HIERARCHICAL = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI: markers without a length
-_PADDING = re.compile(rb"(?<!\xff)\x00+(?=\xff[\xc0-\xfe])")  # FF 00 is a byte of the image
+# Zeros before a marker; in FF 00 the zero is none. Possessive, as a run may be long and stand before no marker.
+_PADDING = re.compile(rb"(?:(?<=\xff\x00)|(?<![\xff\x00]))\x00++(?=\xff[\xc0-\xfe])")
 _SOI, _EOI, _SOS = b"\xff\xd8", b"\xff\xd9", b"\xff\xda"
 
 # libjpeg's warnings (jerror.h) after which pixels are wrong; "extraneous bytes" are looked at more closely.

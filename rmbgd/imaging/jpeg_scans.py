@@ -19,6 +19,7 @@ FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # of what is decoded: sequential and pr
 _PROGRESSIVE, _ARITHMETIC = {0xC2, 0xCA}, {0xC9, 0xCA}
 _DHT, _EOI, _SOS, _DRI = 0xC4, 0xD9, 0xDA, 0xDD
 _BLOCK = 8  # pixels
+SCANS_MAXIMUM = 1000  # that are looked at; ten are usual
 
 
 @dataclass(slots=True)
@@ -58,12 +59,14 @@ class Scans:
             return
         whole = np.frombuffer(data, np.uint8)
         found = _markers(whole[at:]) + at
-        while True:
-            kinds = whole[found + 1]
-            restarts = (kinds >= 0xD0) & (kinds <= 0xD7)
-            ends = np.flatnonzero(~restarts)
-            end = int(found[ends[0]]) if len(ends) else len(data)
-            self._check_restarts(data, segment, kinds[: ends[0] if len(ends) else len(kinds)])
+        kinds = whole[found + 1]
+        others = np.flatnonzero((kinds < 0xD0) | (kinds > 0xD7))  # than restart markers
+        for _ in range(SCANS_MAXIMUM):
+            first = int(np.searchsorted(found, at))
+            after = int(np.searchsorted(others, first))
+            last = int(others[after]) if after < len(others) else len(found)
+            end = int(found[last]) if last < len(found) else len(data)
+            self._check_restarts(data, segment, kinds[first:last])
             yield Coded(at, end, self._zeros(segment))
             at = end
             while True:  # the segments up to the next scan
@@ -77,7 +80,6 @@ class Scans:
                 if marker == _SOS:
                     break
                 self.take(marker, segment)
-            found = found[np.searchsorted(found, at) :]
 
     def _check_restarts(self, data: bytes, segment: bytes, kinds: NDArray[np.uint8]) -> None:
         if not self.interval:
@@ -107,11 +109,13 @@ class Scans:
     def _zeros(self, segment: bytes) -> int:
         """The longest run of zero bytes that an encoder writes into this scan."""
         names = self._names(segment)
-        if self.marker in _ARITHMETIC or len(segment) < 4 or not names:
+        if len(segment) < 4 or not names:
             return SECTOR
         blocks = self._units(segment)
         if len(names) > 1:
             blocks *= sum(h * v for h, v in (self.components.get(name, (1, 1)) for name, _ in names))
+        if self.marker in _ARITHMETIC:
+            return SECTOR + blocks // 8
         first, _, approximation = segment[-3:]
         bits = 0
         if self.marker not in _PROGRESSIVE or first == 0:

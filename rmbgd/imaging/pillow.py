@@ -28,8 +28,8 @@ from rmbgd.imaging.png import PixelReader
 from rmbgd.imaging.zero_runs import SECTOR
 
 _SUB_FILE, _BITS, _SUB_DIRECTORIES, _SAMPLE_FORMAT, _DNG = 254, 258, 330, 339, 50706  # tags of a TIFF
-_PLANES = 284
-_COMPRESSION, _LZW, _DEFLATE, _PACK_BITS = 259, 5, (8, 32946), 32773
+_PLANES, _TILES, _FAX, _JPEG = 284, 324, (2, 3, 4), 7
+_COMPRESSION, _LZW, _DEFLATE, _PACK_BITS = 259, 5, (8, 32946, 34925, 50000), 32773
 _PREVIEW = 1  # value of _SUB_FILE
 
 
@@ -75,7 +75,7 @@ def read_pillow(data: bytes, form: str, limits: LimitSettings) -> Header:
         if isinstance(image, TiffImagePlugin.TiffImageFile):
             _read_tiff(data, image, header)
         else:
-            header.coded = [_coded(data, form, image)]
+            header.coded = _coded(data, form, image)
             header.exif, header.xmp = image.info.get("exif"), image.info.get("xmp")
         if getattr(image, "is_animated", False):
             header.frames = 2 if form in ("TIFF", "GIF") else int(getattr(image, "n_frames", 2))
@@ -166,15 +166,33 @@ def _check_bmp(data: bytes, limits: LimitSettings) -> None:
         raise cut_short(f"the rows end at byte {end}, the file at {len(data)}")
 
 
-def _coded(data: bytes, form: str, image: ImageFile.ImageFile) -> Coded:
-    """Everything behind the header, of a format that has its pixels in one piece."""
+def _coded(data: bytes, form: str, image: ImageFile.ImageFile) -> list[Coded]:
+    """What makes pixels of a format that is none of strips."""
     if form == "BMP":
         start, bits = int.from_bytes(data[10:14], "little"), int.from_bytes(data[28:30], "little")
         compressed = int.from_bytes(data[30:34], "little") not in (0, 3)
-        return Coded(min(start, len(data)), len(data), None, 0 if compressed else (image.width * bits + 31) // 32 * 4)
-    # GIF: blocks of 255 bytes, each behind its length, and two tables of 768 colours that may be black.
-    # HEVC and AV1 code an even area with next to nothing.
-    return Coded(0, len(data), 3 * SECTOR if form == "GIF" else SECTOR + image.width * image.height // 1024)
+        row = 0 if compressed else (image.width * bits + 31) // 32 * 4
+        return [Coded(min(start, len(data)), len(data), None, row)]
+    if form == "GIF":  # blocks of 255 bytes, each behind its length; two tables of 768 colours may be black
+        return [Coded(0, len(data.rstrip(b"\0")), 3 * SECTOR)]
+    # HEVC and AV1 code an even area with next to nothing. Text and EXIF, which may have padding, lie among the pixels.
+    zeros, parts, at = SECTOR + image.width * image.height // 1024, list[Coded](), 0
+    while (length := box_length(data[at : at + 16]) or len(data) - at) >= 8 and at < len(data):
+        if data[at + 4 : at + 8] == b"mdat":
+            parts.append(Coded(at + 8, min(at + length, len(data)), zeros))
+        at += length
+    for text in (image.info.get("exif"), image.info.get("xmp")):
+        block = (text or b"").removeprefix(b"Exif\0\0")
+        place = data.find(block) if block else -1
+        parts = [piece for part in parts for piece in _without(part, place, place + len(block))]
+    return parts
+
+
+def _without(part: Coded, start: int, end: int) -> list[Coded]:
+    """`part`, but for the bytes from `start` to before `end` where they lie in it."""
+    if not part.start <= start < end <= part.end:
+        return [part]
+    return [Coded(part.start, start, part.zeros), Coded(end, part.end, part.zeros)]
 
 
 def _strips(data: bytes, image: TiffImagePlugin.TiffImageFile, spans: list[tuple[int, int]]) -> list[Coded]:
@@ -183,11 +201,13 @@ def _strips(data: bytes, image: TiffImagePlugin.TiffImageFile, spans: list[tuple
     parts: list[Coded] = []
     compression, bits = tags.get(_COMPRESSION, 1), sum(_integers(tags.get(_BITS))) or 1
     row = (image.width * bits + 7) // 8
-    in_rows = compression == 1 and tags.get(_PLANES, 1) == 1
-    zeros = {_LZW: SECTOR, _PACK_BITS: SECTOR, **dict.fromkeys(_DEFLATE, SECTOR + row * image.height // 1024)}
+    in_rows = compression == 1 and tags.get(_PLANES, 1) == 1 and _TILES not in tags
+    zeros = dict.fromkeys((_LZW, _PACK_BITS, *_FAX), SECTOR) | {_JPEG: SECTOR + row * image.height // 64}
+    zeros |= dict.fromkeys(_DEFLATE, SECTOR + row * image.height // 1024)
     for start, end in sorted(span for span in spans if span[0] < span[1]):
-        if parts and parts[-1].end == start:
-            start = parts.pop().start  # noqa: PLW2901
+        if parts and start <= parts[-1].end:
+            former = parts.pop()
+            start, end = former.start, max(end, former.end)  # noqa: PLW2901
         parts.append(Coded(start, min(end, len(data)), zeros.get(compression), row if in_rows else 0))
     return parts
 

@@ -20,6 +20,7 @@ from rmbgd.imaging.webp import is_longer_than_its_image
 from rmbgd.imaging.zero_runs import PAGE, SECTOR, Span, page_runs, run_around, zero_runs
 
 MARGIN, COLOURED = 64, 0.75  # bytes of a row that are looked at, at least; the share of them that is no zero
+FIRST_RUNS = 64  # that are looked at one by one
 LONG_RUN = 64 << 10  # bytes; so few runs of an image are longer that one of them beginning at a page is no accident
 NOTE = "zero_run"
 
@@ -58,17 +59,26 @@ def check_written(data: bytes, header: Header, traces: WriteTraces, *, accept: b
 
 def _coded(data: bytes, header: Header, part: Coded, traces: WriteTraces) -> Iterator[tuple[Span, bool]]:
     """Runs of zeros, and whether the encoder cannot have written them or they keep to pages."""
-    is_longer = functools.cache(lambda: header.format == "WEBP" and is_longer_than_its_image(data))
+    is_longer = functools.cache(lambda: header.format == "WEBP" and is_longer_than_its_image(data, part))
     for run in zero_runs(np.frombuffer(data, np.uint8)[part.start : part.end], SECTOR, part.start):
         yield run, run[1] - run[0] > (part.zeros or 0) or is_longer() or _keeps_to_pages(run, traces)
 
 
 def _stored(content: NDArray[np.uint8], part: Coded, traces: WriteTraces) -> Iterator[tuple[Span, bool]]:
-    """Runs that may be black, and whether they were never written: those at holes, at pages, and the first one."""
-    holes = (run_around(content, start) for start, end in traces.holes if start < part.end and end > part.start)
-    first = itertools.islice(zero_runs(content[part.start : part.end], PAGE, part.start), 1)
-    for run in itertools.chain(holes, page_runs(content, part.start, part.end), first):
+    """Runs that may be black, and whether they were never written: those at holes, at pages, and the first ones."""
+    first = itertools.islice(zero_runs(content[part.start : part.end], PAGE, part.start), FIRST_RUNS)
+    for run in itertools.chain(_holes(content, part, traces), page_runs(content, part.start, part.end), first):
         yield run, _keeps_to_pages(run, traces) or _is_abrupt(content, part, run)
+
+
+def _holes(content: NDArray[np.uint8], part: Coded, traces: WriteTraces) -> Iterator[Span]:
+    """The zeros around each hole, each run once."""
+    behind = part.start
+    for start, end in traces.holes:
+        if start < part.end and end > behind:
+            run = run_around(content, start)
+            behind = run[1]
+            yield run
 
 
 def _keeps_to_pages(run: Span, traces: WriteTraces) -> bool:

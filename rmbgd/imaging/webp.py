@@ -5,6 +5,7 @@ Animations are left to Pillow, for a first frame; a still image is decoded witho
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable, Iterator
 
@@ -56,9 +57,8 @@ def webp_tail(descriptor: int, size: int) -> Tail:
     return Tail.COMPLETE
 
 
-def _chunks(read: Callable[[int, int], bytes], end: int) -> Iterator[tuple[int, bytes, int]]:
-    """Where each RIFF chunk before `end` begins, its kind and length. `read` takes place and count."""
-    at = 12
+def _chunks(read: Callable[[int, int], bytes], end: int, at: int = 12) -> Iterator[tuple[int, bytes, int]]:
+    """Where each RIFF chunk from `at` to before `end` begins, its kind and length. `read` takes place and count."""
     while at + 8 <= end and len(header := read(at, 8)) == 8:
         length = int.from_bytes(header[4:], "little")
         yield at, header[:4], length
@@ -76,12 +76,15 @@ def read_webp(data: bytes, limits: LimitSettings) -> Header:
         if header is None:
             header = _first(data, kind, data[at + 8 : at + 18])
             check_size(header.stored_size, limits)
-        if kind in (b"ANMF", *_PIXELS):
-            header.coded.append(Coded(at + 8, min(at + 8 + length, len(data)), _zeros(kind, header.stored_size)))
         if kind == b"ANMF":
             frames += 1
-        elif kind in _PIXELS:
+            if frames == 1:  # no other frame is ever taken
+                header.coded += _coded(data, at + 24, min(at + 8 + length, len(data)))
+        elif kind in _PIXELS and not pixels:
             pixels = True
+            header.coded += _coded(data, at, min(at + 8 + length, len(data)))
+        elif kind == b"ALPH" and not pixels:
+            header.coded += _coded(data, at, min(at + 8 + length, len(data)), width=header.stored_size[0])
         elif kind == b"ICCP" and header.icc_profile is None:
             header.take_profile(data[body], limits)
         elif kind == b"EXIF":
@@ -107,6 +110,18 @@ def _zeros(kind: bytes, size: Size) -> int:
     """The longest run of zero bytes that an encoder writes: see webp_tail. Without loss, pixels bound it."""
     width, height = size
     return 64 + (width + 15) // 16 * ((height + 15) // 16) if kind == b"VP8 " else width * height
+
+
+def _coded(data: bytes, at: int, end: int, *, width: int = 0) -> Iterator[Coded]:
+    """The chunks of pixels and alpha between these bytes. `width`: of the rows of alpha, where it is known."""
+    for place, kind, length in itertools.islice(_chunks(lambda at, count: data[at : at + count], end, at), 8):
+        start, behind = place + 8, min(place + 8 + length, end)
+        if kind == b"VP8 ":
+            yield Coded(start, behind, _zeros(kind, _lossy_size(data[start : start + 10])))
+        elif kind == b"VP8L" or (kind == b"ALPH" and data[start : start + 1] and data[start] & 3):
+            yield Coded(start, behind, behind - start)
+        elif kind == b"ALPH":  # as it is, but for a filter (bits 2 and 3)
+            yield Coded(start + 1, behind, None, 0 if data[start : start + 1] and data[start] & 12 else width)
 
 
 def _first(data: bytes, kind: bytes, head: bytes) -> Header:
@@ -139,16 +154,28 @@ def decode_webp(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(pixels, dtype=np.uint8)
 
 
-def is_longer_than_its_image(data: bytes) -> bool:
-    """Whether a still image decodes as well without its last bytes. Takes as long as decoding.
+def is_longer_than_its_image(data: bytes, part: Coded) -> bool:
+    """Whether a chunk of pixels or alpha decodes as well without its last bytes. Takes as long as decoding.
 
     libwebp stops when it has every pixel. Zeros in the middle take fewer bits than the pixels that belong there, so the
     decoder is done long before the end; of a whole file it needs all but the last few bytes.
     """
-    chunks = _chunks(lambda at, count: data[at : at + count], len(data))
-    at, length = next(((at, length) for at, kind, length in chunks if kind in _PIXELS), (0, 0))
+    kind, length = data[part.start - 8 : part.start - 4], part.end - part.start
     kept = (length - max(_SLACK, length // 100)) & ~1
-    if kept <= 0:  # an animation, or hardly more than a header
+    if kept <= 0:
         return False
-    riff = b"RIFF" + (at + kept).to_bytes(4, "little") + data[8 : at + 4] + kept.to_bytes(4, "little")
-    return cv2.imdecode(np.frombuffer(riff + data[at + 8 : at + 8 + kept], np.uint8), cv2.IMREAD_UNCHANGED) is not None
+    chunks = _chunk(kind, data[part.start : part.start + kept])
+    if kind == b"ALPH":
+        found = _chunks(lambda at, count: data[at : at + count], len(data), part.end + (length & 1))
+        at, _, size = next((each for each in found if each[1] == b"VP8 "), (0, b"", 0))
+        width, height = _lossy_size(data[at + 8 : at + 18])
+        canvas = bytes((_ALPHA, 0, 0, 0)) + b"".join(
+            (max(1, side) - 1).to_bytes(3, "little") for side in (width, height)
+        )
+        chunks = _chunk(b"VP8X", canvas) + chunks + _chunk(b"VP8 ", data[at + 8 : at + 8 + size])
+    riff = b"RIFF" + (len(chunks) + 4).to_bytes(4, "little") + b"WEBP" + chunks
+    return cv2.imdecode(np.frombuffer(riff, np.uint8), cv2.IMREAD_UNCHANGED) is not None
+
+
+def _chunk(kind: bytes, body: bytes) -> bytes:
+    return kind + len(body).to_bytes(4, "little") + body + bytes(len(body) & 1)

@@ -155,8 +155,10 @@ class Decoder:
             status = os.fstat(descriptor)
             if not same_content(status, job.version):
                 return None
-            reserved = status.st_blocks * 512 >= status.st_size
-            traces = WriteTraces(tuple(holes(descriptor, status.st_size)), reserved, job.refilled)
+            found = tuple(holes(descriptor, status.st_size))
+            missing = sum(end - start for start, end in found)
+            reserved = status.st_blocks * 512 > status.st_size - missing / 2  # file systems add blocks of their own
+            traces = WriteTraces(found, reserved, job.refilled)
             for _ in range(READ_TRIES - 1):  # a bad sector stays bad, a passing fault of the link does not
                 try:
                     return read_limited(descriptor, limits), traces

@@ -36,6 +36,8 @@ KINDS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "TIFF, LZW": ("RGB", "TIFF", {"compression": "tiff_lzw"}),
     "TIFF, deflate": ("RGB", "TIFF", {"compression": "tiff_adobe_deflate"}),
     "TIFF, PackBits": ("RGB", "TIFF", {"compression": "packbits"}),
+    "TIFF, fax": ("1", "TIFF", {"compression": "group4"}),
+    "TIFF, JPEG": ("RGB", "TIFF", {"compression": "jpeg", "quality": 97}),
     "AVIF": ("RGB", "AVIF", {"quality": 95, "speed": 10}),
 }
 STORED = ("BMP", "TIFF")
@@ -110,6 +112,77 @@ def test_whole_images_pass_however_even_they_are(kind: str, make: Any) -> None:
 
 def zero_spans(data: bytes) -> list[tuple[int, int]]:
     return list(zero_runs(np.frombuffer(data, np.uint8), PAGE))
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("off", [0, 777])
+def test_pages_of_an_animations_first_frame_are_found(lossless: bool, off: int) -> None:
+    other = noisy().copy()
+    other.putpixel((5, 5), (255, 0, 0))
+    data = saved(noisy(), "WEBP", save_all=True, append_images=[other], quality=97, lossless=lossless, method=0)
+    first, behind = 3 * PAGE + off, 8 * PAGE + off
+    assert first + behind < len(data)
+    assert animated(data[:first] + bytes(behind - first) + data[behind:]) is Reason.TRUNCATED
+    assert animated(data) is None
+
+
+def animated(data: bytes) -> Reason | None:
+    try:
+        header = probed(data, animated="first_frame")
+        check_written(data, header, NO_TRACES, accept=False)
+        decoded(data, animated="first_frame")
+    except ImageError as error:
+        return error.reason
+    return None
+
+
+@pytest.mark.parametrize("stored", [False, True])
+@pytest.mark.parametrize("off", [0, 500])
+def test_pages_of_an_alpha_channel_are_found(stored: bool, off: int) -> None:
+    """Coded, and as it is."""
+    image = noisy().copy()
+    image.putalpha(Image.fromarray(np.random.default_rng(2).integers(1, 256, (330, 410)).astype(np.uint8)))
+    data = saved(image, "WEBP", quality=30, alpha_quality=100)
+    at = data.index(b"ALPH")
+    length = int.from_bytes(data[at + 4 : at + 8], "little")
+    if stored:
+        alpha = b"\0" + np.asarray(image)[..., 3].tobytes()
+        pieces = data[12:at] + b"ALPH" + len(alpha).to_bytes(4, "little") + alpha + bytes(len(alpha) & 1)
+        pieces += data[at + 8 + length + (length & 1) :]
+        data = b"RIFF" + (len(pieces) + 4).to_bytes(4, "little") + b"WEBP" + pieces
+    assert isinstance(judged(data), tuple)
+    first, behind = at // PAGE * PAGE + 5 * PAGE + off, at // PAGE * PAGE + 19 * PAGE + off
+    assert judged(data[:first] + bytes(behind - first) + data[behind:]) is Reason.TRUNCATED
+
+
+def test_padding_among_metadata_and_behind_the_end_is_none_of_the_pixels() -> None:
+    exif = Image.Exif()
+    exif[0xEA1C] = bytes(2060)  # what Windows leaves for later edits
+    assert judged(saved(noisy(), "AVIF", quality=80, speed=10, exif=exif.tobytes())) == ()
+    assert judged(whole("GIF") + bytes(5000)) == ()
+
+
+def test_a_gap_is_found_below_a_black_band() -> None:
+    frame = noisy().copy()
+    frame.paste((0, 0, 0), (0, 250, frame.width, frame.height))  # a bitmap begins at the bottom
+    data = saved(frame, "BMP")
+    first, behind = 40 * PAGE + 1000, 70 * PAGE + 555
+    assert judged(data[:first] + bytes(behind - first) + data[behind:]) is Reason.TRUNCATED
+
+
+def test_crafted_files_take_no_time_to_speak_of() -> None:
+    """Each of them took, or would take, minutes: a long run of zeros, thousands of scans, of chunks, of holes."""
+    white = saved(Image.new("RGB", (4000, 4000), "white"), "JPEG", quality=30, optimize=True)
+    outcome_of(white[:-2] + bytes(200_000) + b"\1\2\3" + white[-2:])
+    small = saved(photo(8, 8), "JPEG")
+    scan = small[small.index(b"\xff\xda") : -2]
+    outcome_of(small[:-2] + scan * 100_000 + small[-2:])
+    frame = b"ANMF" + (616).to_bytes(4, "little") + bytes(16) + b"VP8 " + (592).to_bytes(4, "little") + bytes(592)
+    webp = saved(noisy(), "WEBP", save_all=True, append_images=[noisy().rotate(1)])
+    outcome_of(webp[:4] + (len(webp) - 8 + 7000 * len(frame)).to_bytes(4, "little") + webp[8:] + frame * 7000)
+    data = bytearray(saved(Image.new("RGB", (3000, 2000)), "BMP"))
+    holes = tuple((at, at + PAGE) for at in range(2 * PAGE, len(data) - PAGE, 2 * PAGE))
+    assert NOTE in judged(bytes(data), WriteTraces(holes))
 
 
 @pytest.mark.parametrize("kind", STORED)
