@@ -49,7 +49,7 @@ def test_claim_folder_that_is_removed_loses_nothing_silently(tmp_path: Path) -> 
         for n, name in enumerate(names):
             service.drop(name, sample_image(n, size=(900, 500)))
         service.wait(lambda: len(audit.claimed(service.input)) >= 8 and service.given(), "many images in work")
-        shutil.rmtree(service.input / ".rmbgd")
+        shutil.rmtree(service.input / ".rmbgd", ignore_errors=True)  # it is made again at once, and not empty then
         service.hold.unlink()
         service.wait(lambda: {each["path"] for each in service.endings()} == set(names), "an outcome for each")
         noted = {each["path"] for each in service.named("image.done") if "original_missing" in each.get("notes", ())}
