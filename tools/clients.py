@@ -294,10 +294,7 @@ class Uploading:
         rate = int(size / seconds / upload.client.connections)
         values = {"source": upload.source, "target": target, "name": upload.name, "size": size, "rate": rate}
         values |= {"kib": rate // 1024 + 1, "kbit": rate // 128 + 1, "scratch": self._desk / upload.name}
-        piece = (size + 20_480) // PIECES  # an archive is that much larger
-        while 0 < size % piece < piece // 2:  # a last piece of a few bytes would be one that no pixel needs
-            piece += piece // 50 + 1
-        values |= {"piece": piece, "pause": seconds / PIECES}
+        values |= {"piece": (size + 20_480) // PIECES, "pause": seconds / PIECES}  # an archive is that much larger
         values |= {"url": f"http://127.0.0.1:{self._values['http']}/{rate}/{upload.name}"}
         words = ["sh", "-c", SLOW + command.format(**self._values, **values)]
         cut, stem, deadline = upload.way in CUT and not again, upload.name[:6], time.monotonic() + HUNG
