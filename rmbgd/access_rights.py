@@ -56,9 +56,8 @@ def _lacks(path: str, wanted: int) -> Iterator[str]:
         return
     if os.access(path, wanted, effective_ids=True):
         return
-    mode, verb = stat.S_IMODE(status.st_mode), "read" if wanted == READ else "change"
-    yield f"{path} belongs to {_name(status.st_uid)}, mode {mode:04o}, and {_name(os.geteuid())} may not {verb} it"
-    if stat.S_ISREG(status.st_mode) and mode & 0o077 == 0:
+    yield whose(path, status, "read" if wanted == READ else "change")
+    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077 == 0:
         yield f"{PRIVATE}, or chmod g+r '{path}'"
     elif (mask := _masking(path, status, wanted)) is not None:
         letters = "".join(letter if mask & bit else "-" for bit, letter in ((4, "r"), (2, "w"), (1, "x")))
@@ -84,8 +83,15 @@ def _masking(path: str, status: os.stat_result, wanted: int) -> int | None:
     return None
 
 
-def _name(uid: int) -> str:
+def whose(path: str, status: os.stat_result, verb: str) -> str:
+    """Owner and mode of what we may not `verb`."""
+    owner, mode = user_name(status.st_uid), stat.S_IMODE(status.st_mode)
+    return f"{path} belongs to user {owner}, mode {mode:04o}, and user {user_name(os.geteuid())} may not {verb} it"
+
+
+def user_name(uid: int) -> str:
+    """The login name, or the number where there is none: commands take both."""
     try:
-        return f"user {pwd.getpwuid(uid).pw_name}"
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return f"user {uid}"
+        return str(uid)

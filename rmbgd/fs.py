@@ -319,6 +319,11 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 def place_file(staged: Path, target: Path) -> None:
     """Give a finished file its name, on one file system, synced and readable by others. Raises OSError."""
     staged.chmod(0o644)
+    give_name(staged, target)
+
+
+def give_name(staged: Path, target: Path) -> None:
+    """Put a finished file in the place of another, or of none, on one file system; both are synced. Raises OSError."""
     sync(staged)
     staged.replace(target)
     sync(target.parent)

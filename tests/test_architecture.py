@@ -144,25 +144,25 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1340, 10),
+    "": (1350, 10),
     "backends": (2170, 15),
     "bench": (730, 4),
     "cli": (1130, 7),
     "config": (730, 3),
     "doctor": (510, 3),
     "engine": (3880, 20),
-    "imaging": (2600, 15),
-    "intake": (2000, 11),
+    "imaging": (2620, 15),
+    "intake": (1990, 11),
     "models": (3200, 20),
     "mtbf": (2060, 10),
     "pipeline": (1500, 9),
     "publish": (830, 5),
     "service": (1650, 10),
-    "store": (1610, 11),
+    "store": (1600, 11),
     "telemetry": (540, 4),
     "testing": (620, 6),
 }
-MODULES, LINES, TEST_LINES = 163, 27_100, 27_300
+MODULES, LINES, TEST_LINES = 163, 27_100, 27_400
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -48,7 +48,7 @@ from tests.support import audit
 from tests.support.gpu_service import GpuUnderTest
 from tests.support.images import assert_cutout_of, rgba_of, sample_image
 from tests.support.service import ENDINGS
-from tools.campaign import main
+from tools.campaign import Leg, main
 from tools.tables import table
 
 RATE = 12.0  # images a second: heaps and caches fill in some thousand images, and what grows after that is meant
@@ -326,12 +326,17 @@ def report(result: dict[str, Any]) -> Table:
     return table(f"The heap in use, and memory outside it: {verdict}", *heads, rows=rows)
 
 
-def leg(base: Path, seconds: int, seed: int) -> dict[str, Any]:
-    result = soak(base, seconds, seed)
-    Console(width=160).print(report(result))
-    assert not result["grows"], f"grows: {result['grows']}, per 1,000 images {result['per_1000_images']}"
-    return result
+def judged(run: Callable[[Path, int, int], dict[str, Any]]) -> Leg:
+    """A leg that prints the report, and finds what grows."""
+
+    def leg(base: Path, seconds: int, seed: int) -> dict[str, Any]:
+        result = run(base, seconds, seed)
+        Console(width=160).print(report(result))
+        assert not result["grows"], f"grows: {result['grows']}, per 1,000 images {result['per_1000_images']}"
+        return result
+
+    return leg
 
 
 if __name__ == "__main__":
-    sys.exit(main("soak", leg, about=__doc__, unit="seconds", count=600, each=600))
+    sys.exit(main("soak", judged(soak), about=__doc__, unit="seconds", count=600, each=600))

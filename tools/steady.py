@@ -19,13 +19,11 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from tests.support import audit
 from tests.support.images import sample_image
 from tests.support.service import ServiceUnderTest
 from tools.campaign import main
-from tools.soak import GROWTH, JUDGED_FROM, Reading, hostile, read, report, slopes_of
+from tools.soak import GROWTH, JUDGED_FROM, Reading, hostile, judged, read, slopes_of
 
 AHEAD = 200  # images that wait for the service: it never wants for work, and its backlog is even
 WARM_UP = 0.25  # share of the run
@@ -94,12 +92,5 @@ def take_away(service: ServiceUnderTest) -> None:
             os.truncate(path, 0)
 
 
-def leg(base: Path, seconds: int, seed: int) -> dict[str, Any]:
-    result = steady(base, seconds, seed)
-    Console(width=160).print(report(result))
-    assert not result["grows"], f"the upper bound is above 1 MiB: {result['per_1000_images']['rss']}"
-    return result
-
-
 if __name__ == "__main__":
-    sys.exit(main("steady", leg, about=__doc__, unit="seconds", count=3600, each=3600))
+    sys.exit(main("steady", judged(steady), about=__doc__, unit="seconds", count=3600, each=3600))

@@ -7,11 +7,12 @@ import os
 import time
 from collections.abc import Iterator
 
+from rmbgd.access_rights import user_name
 from rmbgd.config.load import Config
 from rmbgd.doctor.checks import CheckResult, fail, ok, warn
 from rmbgd.errors import LedgerFault
 from rmbgd.store import copies
-from rmbgd.store.ledger_lock import LEDGER, user_name
+from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.store.refusals import SUFFIXES, ledger_faults, refusal
 
 OLD = 3 * copies.DAY  # s; copies are made once a day

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.imaging.formats import TAIL_BYTES, Header, Tail, check_parts, check_size, cut_short, damaged
-from rmbgd.imaging.jpeg_scans import Scans
+from rmbgd.imaging.jpeg_scans import PROGRESSIVE, Scans
 from rmbgd.imaging.metadata import sensible_dpi
 
 SCAN_PIXELS_MAXIMUM = 5_000_000_000  # of one file, times scans: 3 ns each were measured, 15 s at most; ten are usual
@@ -27,7 +27,6 @@ SCAN_PIXELS_MAXIMUM = 5_000_000_000  # of one file, times scans: 3 ns each were 
 _SCAN_BYTES = 1 << 20  # read at once where the end marker is searched for
 _MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 _SEQUENTIAL = {0xC0, 0xC1}
-_PROGRESSIVE = {0xC2, 0xCA}
 _SOF = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 _LOSSLESS_OR_HIERARCHICAL = {0xC3, 0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF}
 _ALONE = {0x01, *range(0xD0, 0xD9)}  # TEM, RSTn, SOI: markers without a length
@@ -113,7 +112,7 @@ def read_jpeg(data: bytes, limits: LimitSettings) -> Header:
         scans.take(marker, segment)
         if marker in _SOF:
             header = _frame(data, marker, segment, limits)
-            progressive = marker in _PROGRESSIVE
+            progressive = marker in PROGRESSIVE
         elif marker == 0xE0 and segment.startswith(b"JFIF\x00") and len(segment) >= 12:
             unit = {1: 1.0, 2: 2.54}.get(segment[7], 0.0)  # inches, centimetres
             dpi = sensible_dpi(*(int.from_bytes(segment[k : k + 2], "big") * unit for k in (8, 10)))

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from rmbgd.imaging.formats import Coded, damaged
 from rmbgd.imaging.zero_runs import SECTOR
 
-FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # of what is decoded: sequential and progressive, Huffman and arithmetic
-_PROGRESSIVE, _ARITHMETIC = {0xC2, 0xCA}, {0xC9, 0xCA}
+_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}  # of what is decoded: sequential and progressive, Huffman and arithmetic
+PROGRESSIVE = {0xC2, 0xCA}
+_ARITHMETIC = {0xC9, 0xCA}
 _DHT, _EOI, _SOS, _DRI = 0xC4, 0xD9, 0xDA, 0xDD
 _BLOCK = 8  # pixels
 SCANS_MAXIMUM = 1000  # that are looked at; ten are usual
@@ -38,7 +39,7 @@ class Scans:
 
     def take(self, marker: int, segment: bytes) -> None:
         """A segment other than a scan's."""
-        if marker in FRAMES and len(segment) > 5 and len(segment) >= 6 + 3 * segment[5] > 6:
+        if marker in _FRAMES and len(segment) > 5 and len(segment) >= 6 + 3 * segment[5] > 6:
             self.marker = marker
             self.size = int.from_bytes(segment[3:5], "big"), int.from_bytes(segment[1:3], "big")
             samples = (segment[at : at + 2] for at in range(6, 6 + 3 * segment[5], 3))
@@ -118,11 +119,11 @@ class Scans:
             return SECTOR + blocks // 8
         first, _, approximation = segment[-3:]
         bits = 0
-        if self.marker not in _PROGRESSIVE or first == 0:
-            refines = self.marker in _PROGRESSIVE and approximation >> 4  # one bit a block, not coded
+        if self.marker not in PROGRESSIVE or first == 0:
+            refines = self.marker in PROGRESSIVE and approximation >> 4  # one bit a block, not coded
             codes = [(0, 1)] if refines else [self.zero_codes.get((0, tables >> 4), (1, 0)) for _, tables in names]
             bits = 0 if any(symbol for symbol, _ in codes) else max(length for _, length in codes)
-        if bits and self.marker not in _PROGRESSIVE:
+        if bits and self.marker not in PROGRESSIVE:
             codes = [self.zero_codes.get((1, tables & 15), (1, 0)) for _, tables in names]
             bits = 0 if any(symbol for symbol, _ in codes) else bits + max(length for _, length in codes)
         # AC coefficients of a progressive file: even blocks are counted in one code, so zeros are never many.

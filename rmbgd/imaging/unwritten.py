@@ -22,6 +22,7 @@ from rmbgd.imaging.zero_runs import PAGE, SECTOR, Span, page_runs, run_around, z
 MARGIN, COLOURED = 64, 0.75  # bytes of a row that are looked at, at least; the share of them that is no zero
 FIRST_RUNS = 64  # that are looked at one by one
 LONG_RUN = 64 << 10  # bytes; so few runs of an image are longer that one of them beginning at a page is no accident
+TAIL = 8  # zero bytes at the end; coded data of whole files ended in 5 at most, but for even areas of WebP
 NOTE = "zero_run"
 
 
@@ -47,6 +48,10 @@ def check_written(data: bytes, header: Header, traces: WriteTraces, *, accept: b
 
     accept  note all of them
     """
+    if _lacks_its_end(data, header, traces):
+        if not accept:
+            raise cut_short("its last bytes are zeros, like a part that was never written")
+        header.note(NOTE)
     content = np.frombuffer(data, np.uint8)
     for part in header.coded:
         zeros = _coded(data, header, part, traces) if part.zeros is not None else _stored(content, part, traces)
@@ -55,6 +60,25 @@ def check_written(data: bytes, header: Header, traces: WriteTraces, *, accept: b
                 raise cut_short(f"bytes {start} to {end} are zeros, like a part that was never written")
             if unwritten or part.zeros is None:
                 header.note(NOTE)
+
+
+def _lacks_its_end(data: bytes, header: Header, traces: WriteTraces) -> bool:
+    """Of a file without an end marker: does it end in fewer zeros than are a run, and yet in more than it may?
+
+    A look at every WebP would be a decoding of each that is even below, so only those are looked at that were filled.
+    """
+    if header.format == "TIFF":  # its directory, or tables of its coder, are behind the pixels
+        coded = all(part.zeros is not None for part in header.coded)
+        return traces.refilled and coded and data.endswith(bytes(2 * TAIL))
+    if header.format not in ("AVIF", "HEIF") and not (header.format == "WEBP" and traces.refilled):
+        return False
+    for part in header.coded:
+        last = data[max(part.start, part.end - SECTOR) : part.end]
+        zeros = len(last) - len(last.rstrip(b"\0"))
+        lossy = data[part.start - 8 : part.start - 4] == b"VP8 "
+        if zeros >= TAIL and not (lossy and not is_longer_than_its_image(data, part, zeros // 2)):
+            return True
+    return False
 
 
 def _coded(data: bytes, header: Header, part: Coded, traces: WriteTraces) -> Iterator[tuple[Span, bool]]:

@@ -49,7 +49,7 @@ def webp_tail(descriptor: int, size: int) -> Tail:
         if last > end:
             return Tail.DOUBTFUL
         if kind == b"VP8 ":
-            zeros = _zeros(kind, _lossy_size(os.pread(descriptor, 10, at + 8)))
+            zeros = _lossy_zeros(os.pread(descriptor, 10, at + 8))
             if last >= zeros and os.pread(descriptor, zeros, last - zeros) == bytes(zeros):
                 return Tail.MISSING
         if step == STEPS_MAXIMUM:
@@ -106,10 +106,10 @@ def read_webp(data: bytes, limits: LimitSettings) -> Header:
     return header
 
 
-def _zeros(kind: bytes, size: Size) -> int:
-    """The longest run of zero bytes that an encoder writes: see webp_tail. Without loss, pixels bound it."""
-    width, height = size
-    return 64 + (width + 15) // 16 * ((height + 15) // 16) if kind == b"VP8 " else width * height
+def _lossy_zeros(head: bytes) -> int:
+    """The longest run of zero bytes that an encoder writes, from the first ten bytes of a frame: see webp_tail."""
+    width, height = _lossy_size(head)
+    return 64 + (width + 15) // 16 * ((height + 15) // 16)
 
 
 def _coded(data: bytes, at: int, end: int, *, width: int = 0) -> Iterator[Coded]:
@@ -117,7 +117,7 @@ def _coded(data: bytes, at: int, end: int, *, width: int = 0) -> Iterator[Coded]
     for place, kind, length in itertools.islice(_chunks(lambda at, count: data[at : at + count], end, at), 8):
         start, behind = place + 8, min(place + 8 + length, end)
         if kind == b"VP8 ":
-            yield Coded(start, behind, _zeros(kind, _lossy_size(data[start : start + 10])))
+            yield Coded(start, behind, _lossy_zeros(data[start : start + 10]))
         elif kind == b"VP8L" or (kind == b"ALPH" and data[start : start + 1] and data[start] & 3):
             yield Coded(start, behind, behind - start)
         elif kind == b"ALPH":  # as it is, but for a filter (bits 2 and 3)
@@ -154,14 +154,14 @@ def decode_webp(data: bytes) -> NDArray[np.uint8]:
     return np.asarray(pixels, dtype=np.uint8)
 
 
-def is_longer_than_its_image(data: bytes, part: Coded) -> bool:
-    """Whether a chunk of pixels or alpha decodes as well without its last bytes. Takes as long as decoding.
+def is_longer_than_its_image(data: bytes, part: Coded, least: int = 0) -> bool:
+    """Whether a chunk of pixels or alpha decodes as well without its last bytes (`least`, or a share of them).
 
-    libwebp stops when it has every pixel. Zeros in the middle take fewer bits than the pixels that belong there, so the
-    decoder is done long before the end; of a whole file it needs all but the last few bytes.
+    libwebp stops when it has every pixel. Zeros take fewer bits than the pixels that belong there, so the decoder is
+    done long before the end; of a whole file it needs all but the last few bytes. Takes as long as decoding.
     """
     kind, length = data[part.start - 8 : part.start - 4], part.end - part.start
-    kept = (length - max(_SLACK, length // 100)) & ~1
+    kept = (length - (least or max(_SLACK, length // 100))) & ~1
     if kept <= 0:
         return False
     chunks = _chunk(kind, data[part.start : part.start + kept])

@@ -11,20 +11,9 @@ from rmbgd.naming import SIDECARS
 # Behind the name of the file that is being transferred. As long as one of these stands beside it, it is unfinished:
 # aria2, lftp, axel, qBittorrent, uTorrent, BitComet, Opera, FDM, Thunder, DownThemAll, yt-dlp, browsers, SFTP clients.
 COMPANIONS = (
-    *(
-        ".aria2",
-        ".lftp-pget-status",
-        ".st",
-        ".!qB",
-        ".!ut",
-        ".bc!",
-        ".opdownload",
-        ".fdmdownload",
-        ".xltd",
-        ".xltd.cfg",
-    ),
-    *(".td", ".td.cfg", ".dtapart", ".ytdl", ".part", ".partial", ".filepart", ".crdownload", ".download"),
-    *(".upload", ".uploading", ".inprogress", ".incomplete", ".lock"),
+    *(".aria2", ".lftp-pget-status", ".st", ".!qB", ".!ut", ".bc!", ".opdownload", ".fdmdownload", ".xltd"),
+    *(".xltd.cfg", ".td", ".td.cfg", ".dtapart", ".ytdl", ".part", ".partial", ".filepart", ".crdownload"),
+    *(".download", ".upload", ".uploading", ".inprogress", ".incomplete", ".lock"),
 )
 
 # What editors, desktops and synchronisation leave behind.

@@ -151,7 +151,7 @@ class Publisher:
         """False: a file that we did not write stands at the target, or where its sidecar belongs."""
         path = os.path.join(target.output, target.path)
         # The same bytes: published just before the ledger was damaged, so that it does not know of it any more.
-        ours = self._stands(target) or _holds(path, temporary.sha256)
+        ours = self._stands(target, temporary.sha256)
         if not ours and os.path.lexists(path):
             return False
         if facts is not None and not sidecar.write(target, temporary, job, facts, self._mode(job), self._fs):
@@ -176,8 +176,8 @@ class Publisher:
             if not same_content(status, job.version):
                 raise SourceChanged("changed", "the input was written to, or replaced, while it was worked on")
 
-    def _stands(self, target: Target) -> bool:
-        """Is what stands at the target a file of ours, as we published it or were about to?"""
+    def _stands(self, target: Target, *known: str) -> bool:
+        """Is what stands at the target a file of ours, as we published it or were about to? `known`: more hashes."""
         path = os.path.join(target.output, target.path)
         if not is_beneath(target.output, os.path.dirname(target.path)):
             return False
@@ -189,7 +189,7 @@ class Publisher:
             return False
         if (status.st_ino, status.st_size, status.st_mtime_ns) == (target.inode, target.size, target.mtime_ns):
             return True
-        mine = {target.pending, target.sha256} - {None}
+        mine = {target.pending, target.sha256, *known} - {None}
         return bool(mine) and hash_of(path)[0] in mine  # restored from a backup, or renamed just before a crash
 
     def _key(self, job: Job) -> OutputKey:
@@ -204,13 +204,6 @@ class Publisher:
 def _note_missing(outcome: JobOutcome) -> None:
     notes = outcome.keys.get("notes", [])
     outcome.add(notes=[*(note for note in notes if note != ORIGINAL_MISSING), ORIGINAL_MISSING])
-
-
-def _holds(path: str, sha256: str) -> bool:
-    try:
-        return hash_of(path)[0] == sha256
-    except (OSError, ImageError):  # nothing is there, or no file
-        return False
 
 
 def _copy_known(known: Known, temporary: Temporary) -> bool:

@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from rmbgd.errors import LedgerFault
-from rmbgd.fs import NO_LINKS, sync
+from rmbgd.fs import NO_LINKS, give_name
 from rmbgd.store.refusals import SUFFIXES, is_damage, ledger_faults
 from rmbgd.store.schema import SCHEMA_VERSION, TABLES
 
@@ -89,9 +89,7 @@ def copy(source: str | Path, target: str | Path) -> None:
                 db.execute("VACUUM INTO ?", (os.fspath(temporary),))
             if wrong := unsound(temporary):
                 raise LedgerFault("io_error", f"the copy of {source} is not sound: {wrong}", path=str(source))
-            sync(temporary)
-            temporary.replace(target)
-            sync(temporary.parent)
+            give_name(temporary, Path(target))
         finally:
             temporary.unlink(missing_ok=True)
 

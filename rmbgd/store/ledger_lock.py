@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
-import pwd
-import time
 
+from rmbgd.access_rights import user_name
 from rmbgd.errors import REMEDIES, ConfigError, LedgerFault
 from rmbgd.fs import STORAGE_KINDS
 
 LEDGER = "ledger.sqlite"  # in the state directory
 NO_DESCRIPTORS = (errno.EMFILE, errno.ENFILE)
 PASSING = (errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ENFILE)  # of the disk and the system
-PATIENCE, PAUSE = 1.0, 0.05  # s; who only looks whether the lock is held holds it for a moment
+TRIES = 10_000  # while somebody looks whether the lock is held, which takes microseconds
 
 
 def lock_out_others(path: str) -> int:
@@ -30,19 +30,26 @@ def lock_out_others(path: str) -> int:
             detail = f"{error.strerror}; {REMEDIES.get(error.errno, 'see `dmesg`')}"
             raise LedgerFault(cause, detail, path=path) from error
         raise ConfigError(f"{path}: {_why_no_lock(path, error)}") from error
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
+    try:
+        _lock(descriptor)
+    except OSError as error:
+        os.close(descriptor)
+        text = f"no lock can be had there ({error.strerror}); put the state directory on a local disk"
+        if isinstance(error, BlockingIOError):
+            text = "another rmbgd uses this state directory; stop it, or give this one its own"
+        raise ConfigError(f"{path}: {text}") from error
+    return descriptor
+
+
+def _lock(descriptor: int) -> None:
+    """Raises BlockingIOError when another service holds it, not when somebody only looks whether it is held."""
+    for _ in range(TRIES):
+        with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if time.monotonic() < deadline:
-                time.sleep(PAUSE)
-                continue
-            os.close(descriptor)
-            raise ConfigError(
-                f"{path}: another rmbgd uses this state directory; stop it, or give this one its own"
-            ) from error
-        return descriptor
+            return
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # granted beside those who look
+        os.sched_yield()
+    raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
 
 
 def _why_no_lock(path: str, error: OSError) -> str:
@@ -69,11 +76,3 @@ def is_locked(path: str) -> bool | None:
     finally:
         os.close(descriptor)
     return False
-
-
-def user_name(uid: int) -> str:
-    """For commands: the login name, or the number where there is none."""
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return str(uid)

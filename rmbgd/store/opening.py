@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from rmbgd.errors import ConfigError, LedgerFault
-from rmbgd.fs import sync
+from rmbgd.fs import give_name, sync
 from rmbgd.store import copies
 from rmbgd.store.copies import LedgerCopy, connect, finding, schema_of, set_aside
 from rmbgd.store.refusals import ledger_faults, refusal
@@ -164,8 +164,7 @@ def put_in_place(path: str, source: Path | None, why: str, wall: datetime) -> st
     _make(path + ".next", source, _last_job(path) + JUMP)
     lies = set_aside(path, why, wall) if os.path.lexists(path) else ""
     copies.drop_companions(path)
-    Path(path + ".next").replace(path)
-    sync(Path(path).parent)
+    give_name(Path(path + ".next"), Path(path))
     return lies
 
 
@@ -191,8 +190,7 @@ def _make(path: str, source: Path | None, jump: int) -> None:
             db.execute("INSERT INTO sqlite_sequence VALUES ('job', ?)", (max(last + JUMP, jump),))
     sync(fresh)
     copies.drop_companions(path)
-    fresh.replace(path)
-    sync(fresh.parent)
+    give_name(fresh, Path(path))
 
 
 def _last_job(path: str) -> int:

@@ -14,9 +14,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from rmbgd.access_rights import user_name, whose
 from rmbgd.errors import LedgerFault
 from rmbgd.fs import STORAGE_KINDS
-from rmbgd.store.ledger_lock import NO_DESCRIPTORS, user_name
+from rmbgd.store.ledger_lock import NO_DESCRIPTORS
 
 SUFFIXES = ("", "-wal", "-shm")  # SQLite's own: one ledger is three files
 DESCRIPTORS = 4  # that SQLite has open at once: these, and the folder while it syncs it
@@ -109,10 +110,9 @@ def _rights(name: str, *, optional: bool) -> Refusal | None:
         return None
     if os.statvfs(name).f_flag & os.ST_RDONLY:
         return _read_only(name)
-    mode, me, verb = stat.S_IMODE(status.st_mode), user_name(os.geteuid()), "write" if reads else "read"
-    text = f"{name} belongs to {user_name(status.st_uid)} and has mode {mode:04o}: user {me} may not {verb} it"
+    text = whose(name, status, "write" if reads else "read")
     wanted = "u+rwx" if stat.S_ISDIR(status.st_mode) else "u+rw"
-    remedy = f"chown {me} {name}" if status.st_uid != os.geteuid() else f"chmod {wanted} {name}"
+    remedy = f"chown {user_name(os.geteuid())} {name}" if status.st_uid != os.geteuid() else f"chmod {wanted} {name}"
     return Refusal("read_only" if reads else "denied", text, remedy)
 
 

@@ -155,6 +155,20 @@ def test_pages_of_an_alpha_channel_are_found(stored: bool, off: int) -> None:
     assert judged(data[:first] + bytes(behind - first) + data[behind:]) is Reason.TRUNCATED
 
 
+@pytest.mark.parametrize("kind", ["WebP", "lossless WebP", "TIFF, JPEG", "TIFF, LZW"])
+@pytest.mark.parametrize("lacking", [16, 200])
+def test_a_file_that_was_seen_to_be_filled_has_its_last_bytes(kind: str, lacking: int) -> None:
+    filled = WriteTraces(refilled=True)
+    assert NOTE not in judged(whole(kind), filled)
+    assert NOTE not in judged(whole(kind, white), filled), "what ends in zeros by itself"
+    assert judged(whole(kind)[:-lacking] + bytes(lacking), filled) in (Reason.TRUNCATED, Reason.CORRUPT)
+
+
+def test_an_image_of_boxes_does_not_end_in_zeros() -> None:
+    assert judged(whole("AVIF")[:-20] + bytes(20)) is Reason.TRUNCATED
+    assert judged(whole("AVIF")[:-20] + bytes(20), accept=True) != ()
+
+
 def test_padding_among_metadata_and_behind_the_end_is_none_of_the_pixels() -> None:
     exif = Image.Exif()
     exif[0xEA1C] = bytes(2060)  # what Windows leaves for later edits

@@ -194,7 +194,7 @@ def test_results_do_not_leave_their_folder_through_a_link(workspace: Build, role
     work("in")
     if link.is_dir():
         link.rename(outside)
-    before = {each: each.read_bytes() for each in outside.rglob("*") if each.is_file()}
+    before = {each: (each.stat().st_ino, each.read_bytes()) for each in outside.rglob("*") if each.is_file()}
     link.parent.mkdir(parents=True, exist_ok=True)
     link.symlink_to(outside)
     work("other")
@@ -202,7 +202,7 @@ def test_results_do_not_leave_their_folder_through_a_link(workspace: Build, role
     assert copied is not None
     assert (it.base / copied.output / copied.path).read_bytes() == b"one"
     assert expected[role] in it.files(role)
-    assert {each: each.read_bytes() for each in outside.rglob("*") if each.is_file()} == before
+    assert {each: (each.stat().st_ino, each.read_bytes()) for each in outside.rglob("*") if each.is_file()} == before
     assert os.path.islink(link)
 
 
