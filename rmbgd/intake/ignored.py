@@ -19,7 +19,7 @@ COMPANIONS = (
 # What editors, desktops and synchronisation leave behind.
 BYPRODUCTS = (
     *(".*", "~$*", "*~", "#*#", "*.tmp", "*.temp", "*.swp", "*.kate-swp", "*.writing", "*.tacitpart", "~syncthing~*"),
-    *("*.goutputstream-*", "*.sb-????????-??????", "Thumbs.db", "desktop.ini", "ehthumbs.db", "Icon\r"),
+    *("*.goutputstream-*", "*.sb-*", "Thumbs.db", "desktop.ini", "ehthumbs.db", "Icon\r"),
 )
 FOLDERS = (".*", "@eaDir", "#recycle", "__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information")
 

@@ -9,10 +9,11 @@ from rmbgd.intake.ignored import Ignored
 CONTROL_FILES = """
     x.jpg.aria2 x.jpg.lftp-pget-status x.jpg.st x.jpg.!qB x.jpg.!QB x.jpg.!ut x.jpg.bc! x.opdownload x.fdmdownload
     x.jpg.xltd x.jpg.td x.jpg.dtapart x.mp4.ytdl x.inprogress x.jpg.incomplete x.jpg.uploading x.jpg.lock x.crdownload
-    x.jpg.kate-swp .x.jpg.kate-swp x.jpg.goutputstream-AB12CD x.jpg.sb-1a2b3c4d-AbCdEf #x.jpg# .#x.jpg x.jpg~ ~$x.jpg
+    x.jpg.kate-swp .x.jpg.kate-swp x.jpg.goutputstream-AB12CD x.jpg.sb-1a2b3c4d-AbCdEf x.sb-1234-abc #x.jpg# .#x.jpg
+    x.jpg~ ~$x.jpg
     x.jpg.PART .hidden Thumbs.db thumbs.DB x.xmp x.jpg.xmp x.jpg.json x.md5 x.SHA256
 """
-IMAGES = "x.jpg download.jpg x.part.jpg aria2.png lock.png #1.jpg st.jpg x.sb-1.jpg x incomplete uploading.tif a~2.jpg"
+IMAGES = "x.jpg download.jpg x.part.jpg aria2.png lock.png #1.jpg st.jpg x incomplete uploading.tif a~2.jpg"
 
 
 @pytest.mark.parametrize("name", [*CONTROL_FILES.split(), "Icon\r"])
