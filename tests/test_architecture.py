@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.source import PACKAGE, calls, imports, modules
 
-LEAVES = {"errors", "events", "clock", "naming"}
+LEAVES = {"errors", "events", "clock", "naming", "paths"}
 BASE = LEAVES | {"heartbeat", "fs", "mounts", "folder_lock", "access_rights"}
 
 # Which packages a package may use, besides itself; there are no exceptions.
@@ -144,7 +144,7 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1350, 10),
+    "": (1440, 11),
     "backends": (2170, 15),
     "bench": (730, 4),
     "cli": (1130, 7),

@@ -17,7 +17,7 @@ from rmbgd.doctor.checks import CheckResult, CheckState, check_compute, check_ma
 from rmbgd.doctor.folders import check_folders
 from rmbgd.doctor.ledger import check_ledger
 from rmbgd.errors import ConfigError, Exit
-from rmbgd.service.exit_recorder import DEFAULT_CONFIG
+from rmbgd.paths import DEFAULT_CONFIG
 from rmbgd.telemetry.jsonl import to_json
 
 COLOURS = {CheckState.OK: "green", CheckState.WARN: "yellow", CheckState.FAIL: "red"}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from rmbgd import __version__
 from rmbgd.errors import EXIT_TEXT, REMEDIES, ConfigError, Exit, RmbgdError, explain
-from rmbgd.service.exit_recorder import DEFAULT_CONFIG
+from rmbgd.paths import find_config
 
 COMMANDS = {  # in the order of `rmbgd --help`
     "run": "run the service in the foreground",
@@ -28,6 +28,8 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "mtbf": "compute the mean time between failures from event logs",
     "bench": "measure images per second on this machine",
 }
+SERVING = ("run", "check")  # they mean a configuration, the other commands a service
+OWN_CONFIG = "finds_config"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -36,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command = next((word for word in arguments if not word.startswith("-")), None)
     try:
         options = build_parser(command).parse_args(arguments)
+        if OWN_CONFIG in options:
+            options.config = find_config(options.config, serving=command in SERVING)
         with _ended_like_by_the_keyboard(() if command == "run" else (signal.SIGTERM, signal.SIGHUP)):
             status = int(options.run_command(options))
             print(end="", flush=True)  # where it goes to a file on a full disk, this is where that shows
@@ -164,8 +168,10 @@ def check(options: argparse.Namespace) -> int:
 
 
 def add_config(parser: argparse.ArgumentParser, *, json: bool = False) -> None:
-    text = "configuration file (default: %(default)s)"
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, metavar="FILE", help=text)
+    """Adds --config, which `main` replaces by what find_config answers."""
+    text = "configuration file (default: $RMBGD_CONFIG, that of the running service, your own, /etc/rmbgd/rmbgd.toml)"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=text)
+    parser.set_defaults(**{OWN_CONFIG: True})
     if json:
         parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
 

@@ -17,12 +17,8 @@ from typing import Any
 
 from rmbgd.cli.main import add_config, printable
 from rmbgd.errors import Exit
-from rmbgd.service.exit_recorder import (
-    DEFAULT_CONFIG,
-    DEFAULT_RUNTIME_DIRECTORY,
-    DEFAULT_STATE_DIRECTORY,
-    STATUS_FILE,
-)
+from rmbgd.paths import DEFAULT_CONFIG, DEFAULT_RUNTIME_DIRECTORY, DEFAULT_STATE_DIRECTORY
+from rmbgd.service.exit_recorder import STATUS_FILE
 from rmbgd.store.ledger_lock import LEDGER, is_locked
 from rmbgd.telemetry.jsonl import process_start, to_json
 

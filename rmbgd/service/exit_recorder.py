@@ -17,13 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from rmbgd import events
+from rmbgd.paths import DEFAULT_CONFIG, DEFAULT_RUNTIME_DIRECTORY, DEFAULT_STATE_DIRECTORY
 from rmbgd.service import start_record
 from rmbgd.telemetry import jsonl
 
-# As in rmbgd/config, which is not imported here: it would load pydantic.
-DEFAULT_CONFIG = Path("/etc/rmbgd/rmbgd.toml")
-DEFAULT_RUNTIME_DIRECTORY = Path("/run/rmbgd")
-DEFAULT_STATE_DIRECTORY = Path("/var/lib/rmbgd")
 STATUS_FILE = "status.json"
 
 

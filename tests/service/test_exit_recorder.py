@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rmbgd import paths
 from rmbgd.config import load as config
 from rmbgd.events import ENVELOPE, problems_with
 from rmbgd.service import exit_recorder
@@ -73,5 +74,5 @@ def test_called_by_hand_it_says_what_calls_it(capsys: pytest.CaptureFixture[str]
 def test_defaults_are_those_of_the_configuration() -> None:
     """Two files state them, because one of them must not load pydantic."""
     service = config.ServiceSettings()
-    assert service.runtime_directory == exit_recorder.DEFAULT_RUNTIME_DIRECTORY
-    assert service.state_directory == exit_recorder.DEFAULT_STATE_DIRECTORY
+    assert service.runtime_directory == paths.DEFAULT_RUNTIME_DIRECTORY
+    assert service.state_directory == paths.DEFAULT_STATE_DIRECTORY
