@@ -135,3 +135,12 @@ def test_memory_is_read_from_the_kernel(tmp_path: Path) -> None:
     assert HostMemory(8_000_000 * 1024, 1234 * 1024) == host_memory(str(meminfo))
     assert HostMemory(0, 0) == host_memory(str(tmp_path / "absent"))
     assert host_memory().total >= host_memory().available > 0
+
+
+def test_a_read_only_folder_may_be_so_for_the_service_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd says "read-only" of every folder that the unit does not name."""
+    error = OSError(errno.EROFS, "Read-only file system")
+    monkeypatch.delenv("INVOCATION_ID", raising=False)
+    assert "read_only: EROFS: Read-only file system (/data/out)" == str(fault_of(error, "/data/out"))
+    monkeypatch.setenv("INVOCATION_ID", "1")
+    assert "for this service; if the disk itself is writable, ReadWritePaths= of the unit" in str(fault_of(error, "/"))

@@ -36,7 +36,10 @@ for words in json.load(sys.stdin):
             status = leaving.code
     print(json.dumps([int(status), out.getvalue(), err.getvalue()]))
 """
-ELSEWHERE = '[recipe.default]\nmodel = "birefnet"\n[service]\nmodels_directory = "@/closed"\n'
+ELSEWHERE = (
+    '[recipe.default]\nmodel = "birefnet"\n[service]\nmodels_directory = "@/closed"\nstate_directory = "@/s"\n'
+    'runtime_directory = "@/run"\n'
+)
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,18 @@ CASES = [
 def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Folders `closed` (no right at all), `fixed` (no right to write), `listed` (names only), and what is in them."""
     base = tmp_path_factory.mktemp("mistakes")
-    names = ("closed/birefnet", "fixed", "listed", "half/birefnet", "tree/closed", "models", "run-folder/status.json")
+    names = (
+        "in",
+        "out",
+        "failed",
+        "closed/birefnet",
+        "fixed",
+        "listed",
+        "half/birefnet",
+        "tree/closed",
+        "models",
+        "run-folder/status.json",
+    )
     for name in names:
         (base / name).mkdir(parents=True)
     statuses = {"list": b"[1]", "other": b'{"phase": "stopped"}', "torn": b'{"phase": "re', "bytes": b"\xff\xfe"}
@@ -162,7 +176,8 @@ def test_a_path_that_cannot_be_used_is_told_in_one_line(
     status, out, err = answers[case.words]
     assert "Traceback" not in out + err
     named = str(base / case.named) if case.named else ""
-    told = err.splitlines() or [line for line in out.splitlines() if named in line and line[0] != " "]
+    told = [line for line in err.splitlines() if line[0] != " "]
+    told = told or [line for line in out.splitlines() if named in line and line[0] != " "]
     assert (case.status, 1) == (status, len(told))
     assert named in told[0]
     if err:  # of doctor it stands in the line below

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from rmbgd.cli import main as cli
 from rmbgd.cli import models as commands
 from rmbgd.models import licences as consent
 from rmbgd.models.registry import REGISTRY
@@ -158,3 +159,21 @@ def test_nothing_but_loading_needs_torch(tmp_path):
     )
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert answer.stdout.splitlines()[-1] == "loaded: []"
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('[service]\nstate_directory = "@"\n', "@/models"),
+        ('[service]\nstate_directory = "@"\n[[folder]]\nname = "half"\n', "@/models"),  # what can be read counts
+        ('[service]\nmodels_directory = "@/m"\n', "@/m"),
+        ("[a", "/var/lib/rmbgd/models"),
+        (None, "/var/lib/rmbgd/models"),
+    ],
+)
+def test_models_are_those_of_the_configuration(text, place, tmp_path, monkeypatch, capsys):
+    if text is not None:
+        (tmp_path / "rmbgd.toml").write_text(text.replace("@", str(tmp_path)))
+    monkeypatch.setenv("RMBGD_CONFIG", str(tmp_path / "rmbgd.toml"))
+    assert 0 == cli.main(["models", "list"])
+    assert place.replace("@", str(tmp_path)) in capsys.readouterr().out.split()

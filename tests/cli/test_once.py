@@ -101,7 +101,7 @@ def test_value_that_cannot_be_is_a_usage_error(
     image: Path, asked: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert Exit.USAGE == once.run(parsed(image, "out", "--png-level", "9"))
-    assert "rmbgd once: png_level: Input should be less than or equal to 3 (is 9)\n" == capsys.readouterr().err
+    assert "rmbgd once: png_level: must be at most 3 (is 9)\n" == capsys.readouterr().err
     assert Exit.USAGE == once.run(parsed(image, "out", "--device", "g\udcffu"))  # as the shell hands over odd bytes
     assert capsys.readouterr().err.startswith("rmbgd once: engine.device: 'g\\udcffu' is no device; write")
     assert [] == asked
