@@ -24,20 +24,25 @@ _USER, _GROUP_OBJ, _GROUP, _MASK = 0x02, 0x04, 0x08, 0x10
 def acting_as(uid: int) -> Iterator[None]:
     """With another user's rights to files. For root, in a process of one thread. Raises PermissionError."""
     group, groups = os.getegid(), os.getgroups()
-    try:
-        entry = pwd.getpwuid(uid)
-        theirs, their_groups = entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid)
-    except KeyError:  # a number without an account
-        theirs, their_groups = uid, [uid]
+    their_groups = groups_of(uid)
     try:
         os.setgroups(their_groups)
-        os.setegid(theirs)
+        os.setegid(their_groups[0])
         os.seteuid(uid)
         yield
     finally:
         os.seteuid(0)
         os.setegid(group)
         os.setgroups(groups)
+
+
+def groups_of(uid: int) -> list[int]:
+    """The user's groups, his own first; of a number without an account, the same number."""
+    try:
+        entry = pwd.getpwuid(uid)
+    except KeyError:
+        return [uid]
+    return list(dict.fromkeys([entry.pw_gid, *os.getgrouplist(entry.pw_name, entry.pw_gid)]))
 
 
 def mend(path: str, wanted: int) -> bool:

@@ -66,36 +66,21 @@ class RmbgdError(Exception):
 
 
 class ConfigProblem(str):
-    """One problem in a file, as one line `FILE:LINE: TABLE: SETTING: TEXT`, and its parts.
+    """One problem in a file, in one line: `FILE:LINE: TABLE: SETTING: PROBLEM`.
 
-    line, column  from 1; 0 where the file has no such place
-    excerpt       that line of the file, and carets below it; or nothing
+    parts    those of the line, and `column`; line and column count from 1, and are None where there is no such place
+    excerpt  the line of the file and carets below it; or nothing
     """
 
-    __slots__ = ("column", "excerpt", "file", "line", "setting", "table", "text")
-    text: str
-    file: str
-    line: int
-    column: int
-    table: str
-    setting: str
+    __slots__ = ("excerpt", "parts")
+    parts: dict[str, str | int | None]
     excerpt: tuple[str, ...]
 
-    def __new__(
-        cls,
-        text: str,
-        *,
-        file: str,
-        line: int = 0,
-        column: int = 0,
-        table: str = "",
-        setting: str = "",
-        excerpt: tuple[str, ...] = (),
-    ) -> Self:
-        where = f"{file}:{line}" if line else file
-        self = str.__new__(cls, ": ".join(part for part in (where, table, setting, text) if part))
-        self.text, self.file, self.line, self.column = text, file, line, column
-        self.table, self.setting, self.excerpt = table, setting, excerpt
+    def __new__(cls, parts: dict[str, str | int | None], excerpt: tuple[str, ...] = ()) -> Self:
+        where = f"{parts['file']}:{parts['line']}" if parts["line"] else str(parts["file"])
+        words = [where, *(str(parts[key]) for key in ("table", "setting", "problem") if parts[key])]
+        self = str.__new__(cls, ": ".join(words))
+        self.parts, self.excerpt = parts, excerpt
         return self
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
-from rmbgd.access_rights import CHANGE, acting_as, user_name, whose
+from rmbgd.access_rights import CHANGE, acting_as, groups_of, user_name, whose
 from rmbgd.cli.main import add_config
 from rmbgd.config.layout import folders_in_use, layout_problems, missing_folders
 from rmbgd.config.load import Config, examine, read
@@ -29,7 +29,7 @@ from rmbgd.store.refusals import refusal
 from rmbgd.telemetry.jsonl import to_json
 
 CREATE = "`rmbgd check --create`"
-MADE_BY_THE_UNIT = {DEFAULT_STATE_DIRECTORY, DEFAULT_RUNTIME_DIRECTORY}  # at each start; the others by the service
+BY_THE_UNIT = {DEFAULT_STATE_DIRECTORY, DEFAULT_RUNTIME_DIRECTORY}  # made at each start; others by the service
 AROUND: tuple[Callable[[Config], Iterable[CheckResult]], ...] = (lambda config: [memory(config)],)
 """What doctor also looks at, and a configuration can be wrong for. Warnings stay doctor's."""
 SHARED, OWN = 0o755, 0o750  # modes of what --create makes
@@ -71,15 +71,13 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plain(report: Report) -> dict[str, object]:
-    keys = ("file", "line", "column", "table", "setting")
-    problems: list[dict[str, object]] = []
-    for problem in report.problems:
-        if isinstance(problem, ConfigProblem):
-            problems.append({key: getattr(problem, key) or None for key in keys} | {"problem": problem.text})
-        else:
-            problems.append(dict.fromkeys(keys) | {"file": str(report.file), "problem": problem})
+    unplaced = dict.fromkeys(("file", "line", "column", "table", "setting"))
+    problems = [
+        problem.parts if isinstance(problem, ConfigProblem) else unplaced | {"file": report.file, "problem": problem}
+        for problem in report.problems
+    ]
     lists = {"folders": report.folders, "made": report.made, "notes": report.notes}
-    return {"file": str(report.file), "ok": not problems, "problems": problems, **lists}
+    return {"file": report.file, "ok": not problems, "problems": problems, **lists}
 
 
 def check(path: Path, *, create: bool) -> Report:
@@ -130,12 +128,11 @@ def _survey(config: Config, user: int | None, notes: list[str]) -> Iterator[Mist
     absent = [(place, path) for place, path, _ in _directories(config, notes) if _is_missing(path)]
     them = "it" if len(absent) == 1 else f"the {len(absent)} that are missing"
     yield from (Mistake(place, f"{path} does not exist ({CREATE} makes {them})") for place, path in absent)
-    yield from _rights(config, user, notes)
+    yield from _tried(config, user, notes)
     yield from missing_folders(config)
     for number, holder in folders_in_use(config).items():
         text = f"{holder} claims from it now; stop one of the two services, or give each its own input"
         yield Mistake(("folder", number, "input"), text)
-    yield from _models(config)
     if gpu := missing_gpu(config):
         yield Mistake(("engine", "device"), gpu)
     for look in AROUND:
@@ -177,35 +174,35 @@ def _is_missing(path: Path) -> bool:
 
 def _create(config: Config, user: int | None, made: list[str]) -> Iterator[Mistake]:
     models = ("service", "models_directory"), config.service.models_directory, SHARED
+    gives = bool(user) and os.geteuid() == 0
     for location, path, mode in [*_directories(config, []), *_own(config), models]:
         if not _is_missing(path):
             continue
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=mode)
-            if os.geteuid() == 0 and user:
-                os.chown(path, user, pwd.getpwuid(user).pw_gid)
-        except (OSError, KeyError) as error:
-            why = explain(error) if isinstance(error, OSError) else f"{path}: user {user} has no account"
-            yield Mistake(location, f"cannot be made: {why}")
+            if user and gives:
+                os.chown(path, user, groups_of(user)[0])
+        except OSError as error:
+            yield Mistake(location, f"cannot be made: {explain(error)}")
         else:
-            made.append(f"made {path}" + (f" for user {user_name(user)}" if os.geteuid() == 0 and user else ""))
+            made.append(f"made {path}" + (f" for user {user_name(user)}" if user and gives else ""))
 
 
-def _rights(config: Config, user: int | None, notes: list[str]) -> Iterator[Mistake]:
-    """Really tries, as the user whom the service runs as, if this one may."""
+def _tried(config: Config, user: int | None, notes: list[str]) -> list[Mistake]:
+    """What needs rights, with those of the user whom the service runs as, if this one may take them."""
     me = os.geteuid()
     if user == me:
-        yield from _refused(config)
-        return
+        return [*_refused(config), *_models(config)]
     service = "another user" if user is None else user_name(user)
     note = f"checked as {user_name(me)}; the service runs as {service}: whether it may use its folders was "
     if user is not None and me == 0:
         with suppress(PermissionError), acting_as(user):
-            yield from list(_refused(config))  # all of them before this user's rights are back
+            found = [*_refused(config), *_models(config)]
             notes.append(f"{note}tried with its rights")
-            return
+            return found
     notes.append(f"{note}not tried")
+    return list(_models(config))
 
 
 def _refused(config: Config) -> Iterator[Mistake]:
@@ -217,15 +214,12 @@ def _refused(config: Config) -> Iterator[Mistake]:
             yield Mistake(("folder", number, role), _may_not(path, why))
     for location, path, _ in _own(config):
         there = next(each for each in (path, *path.parents) if not _is_missing(each))
-        by_unit = path in MADE_BY_THE_UNIT and user_name(os.geteuid()) == USER
+        by_unit = path in BY_THE_UNIT and user_name(os.geteuid()) == USER
+        makes_it = not by_unit and str(location[-1]).endswith("_directory")
         if there == path:
             if why := why_unusable(path):
                 yield Mistake(location, _may_not(path, why))
-        elif (
-            str(location[-1]).endswith("_directory")
-            and not by_unit
-            and not os.access(there, CHANGE, effective_ids=True)
-        ):
+        elif makes_it and not os.access(there, CHANGE, effective_ids=True):
             yield Mistake(location, f"{path} cannot be made, as {whose(str(there), there.stat(), 'change')}")
     ledger = str(config.service.state_directory / LEDGER)
     if os.path.exists(ledger) and (found := refusal(ledger)) is not None and found.of_operator:

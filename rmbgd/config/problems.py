@@ -68,30 +68,24 @@ class ConfigFile:
 
     def _problem(self, mistake: Mistake, span: Span | None) -> ConfigProblem:
         table, setting = _names(mistake.location, self.tables)
-        return located(str(self.path), self.places, span, mistake.text, table=table, setting=setting)
+        return located(self.path, self.places, span, mistake.text, table=table, setting=setting)
 
 
-def located(
-    path: str, places: Places, span: Span | None, text: str, *, table: str = "", setting: str = ""
-) -> ConfigProblem:
-    if span is None:
-        return ConfigProblem(text, file=path, table=table, setting=setting)
-    line, column = places.position(span[0])
-    excerpt = places.excerpt(span)
-    return ConfigProblem(text, file=path, line=line, column=column, table=table, setting=setting, excerpt=excerpt)
+def located(path: Path, places: Places, span: Span | None, text: str, **names: str) -> ConfigProblem:
+    """`names` are the table and the setting."""
+    line, column = places.position(span[0]) if span else (None, None)
+    parts = {"file": str(path), "line": line, "column": column, "table": None, "setting": None} | names
+    return ConfigProblem(parts | {"problem": text}, places.excerpt(span) if span else ())
 
 
 def syntax_problem(path: Path, text: str, error: Exception) -> ConfigProblem:
     """What tomllib said of `text`."""
-    said = str(error)
-    at, reason, end = _AT.search(said), _AT.sub("", said), max(len(text.rstrip()) - 1, 0)
-    offset = end
+    at, reason, offset = _AT.search(str(error)), _AT.sub("", str(error)), max(len(text.rstrip()) - 1, 0)
     if at and at[1]:
-        lines = text.splitlines(keepends=True)
-        offset = sum(map(len, lines[: int(at[1]) - 1])) + int(at[2]) - 1
+        offset = sum(len(line) + 1 for line in text.split("\n")[: int(at[1]) - 1]) + int(at[2]) - 1
     reason = re.sub(r"\('([^)]*)',?\)", lambda match: f"[{match[1].replace(chr(39) + ', ' + chr(39), '.')}]", reason)
     reason = SYNTAX.get(reason, f"{reason[:1].lower()}{reason[1:]}")
-    return located(str(path), Places(text), (offset, offset + 1), f"not TOML: {reason}; {NOTATION}")
+    return located(path, Places(text), (offset, offset + 1), f"not TOML: {reason}; {NOTATION}")
 
 
 def _names(location: Location, tables: Mapping[str, Any]) -> tuple[str, str]:

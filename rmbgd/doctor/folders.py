@@ -79,7 +79,7 @@ def refusals(folder: Folder) -> Iterator[tuple[str, Path, str]]:
             reads_only = role == "input" and folder.originals == "keep"
             if problem := why_unusable(path, writes=not reads_only):
                 yield role, path, problem
-    if folder.input and (claims := folder.input / CLAIM_FOLDER).is_dir() and (problem := why_unusable(claims)):
+    if folder.input and os.path.isdir(claims := folder.input / CLAIM_FOLDER) and (problem := why_unusable(claims)):
         yield "input", claims, problem
 
 

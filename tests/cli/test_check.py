@@ -204,6 +204,17 @@ def test_a_ledger_that_cannot_be_used_is_told(configuration: Callable[..., Path]
     assert "[service]: state_directory: " in err
 
 
+def test_what_the_doctor_would_fail_is_told(
+    configuration: Callable[..., Path], rmbgd: Rmbgd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rmbgd.doctor.checks.OWN_NEED", 1 << 60)
+    path = configuration()
+    status, _, err = rmbgd("check", "--config", path)
+    assert (Exit.CONFIGURATION, 1) == (status, len(err.splitlines()))
+    assert err.startswith(f"rmbgd: {path}: memory: ")
+    assert err.endswith("; lower pipeline.arena_bytes together with limits.pixels\n")
+
+
 @needs_root
 def test_root_tries_with_the_rights_of_the_service(
     configuration: Callable[..., Path], rmbgd: Rmbgd, tmp_path: Path
@@ -221,6 +232,12 @@ def test_root_tries_with_the_rights_of_the_service(
     assert note == out
     assert f"output: {tmp_path}/out belongs to user root, mode 0755, and user {name} may not use it" in err
     os.chown(tmp_path / "out", NOBODY, NOBODY)
+    (tmp_path / "run").rmdir()
+    status, _, err = rmbgd("check", "--config", path)
+    assert Exit.CONFIGURATION == status
+    assert f"runtime_directory: {tmp_path}/run cannot be made, as {tmp_path} belongs to user root" in err
+    (tmp_path / "run").mkdir(0o777)
+    (tmp_path / "run").chmod(0o777)
     assert (Exit.OK, f"{note}{path}: fine; folders: shop\n", "") == rmbgd("check", "--config", path)
     (tmp_path / "out").rmdir()
     assert Exit.OK == rmbgd("check", "--create", "--config", path)[0]

@@ -179,7 +179,7 @@ def test_the_line_is_shown_with_carets_below_the_value(tmp_path: Path) -> None:
     (problem,) = problems_of('[engine]\n  threads = "2" # two\n', tmp_path / "rmbgd.toml")
     assert isinstance(problem, ConfigProblem)
     assert ('threads = "2" # two', "          ^^^") == problem.excerpt
-    assert (2, 13, "[engine]", "threads") == (problem.line, problem.column, problem.table, problem.setting)
+    assert [2, 13, "[engine]", "threads"] == [problem.parts[key] for key in ("line", "column", "table", "setting")]
 
 
 @pytest.mark.parametrize(

@@ -28,19 +28,20 @@ def record(*arguments: str | Path, **environ: str) -> subprocess.CompletedProces
     return subprocess.run(command, env=clean | environ, capture_output=True, text=True, check=False)
 
 
-def configured(folder: Path) -> Path:
-    path = folder / "rmbgd.toml"
-    text = f'[service]\nlog_file = "{folder}/events.jsonl"\nruntime_directory = "{folder}"\n'
+def configured(folder: Path, written: str = "") -> Path:
+    path, written = folder / "rmbgd.toml", written or str(folder)
+    text = f'[service]\nlog_file = "{written}/events.jsonl"\nruntime_directory = "{written}"\n'
     path.write_text(text, encoding="utf-8-sig")  # with a byte order mark, as some editors write it
     return path
 
 
 @pytest.mark.integration
-def test_cause_goes_to_the_journal_and_the_log(tmp_path: Path) -> None:
+@pytest.mark.parametrize("written", ["", "~"])
+def test_cause_goes_to_the_journal_and_the_log(written: str, tmp_path: Path) -> None:
     """A killed process cannot log its own death; the recorder's line is like every other, with the uptime."""
     status = {"boot_id": jsonl.boot_id(), "invocation_id": "run-1", "started": 0.0}
     (tmp_path / STATUS_FILE).write_text(json.dumps(status))
-    done = record("--config", configured(tmp_path), **KILLED)
+    done = record("--config", configured(tmp_path, written), HOME=str(tmp_path), **KILLED)
     assert (0, "") == (done.returncode, done.stderr)
     assert done.stdout == (tmp_path / "events.jsonl").read_text()
     event = json.loads(done.stdout)
