@@ -6,8 +6,9 @@ import argparse
 import errno
 import os
 import pwd
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -20,12 +21,14 @@ from rmbgd.config.problems import NOTATION, Mistake
 from rmbgd.config.toml_places import Location
 from rmbgd.doctor.checks import USER, CheckResult, CheckState, memory, missing_gpu
 from rmbgd.doctor.folders import CAUSES, refusals, why_unusable
-from rmbgd.errors import ConfigError, ConfigProblem, Exit, explain
+from rmbgd.errors import ConfigError, ConfigProblem, Exit, LedgerFault, explain
 from rmbgd.models import checkpoint, licences, store
 from rmbgd.mounts import is_mounted
 from rmbgd.paths import DEFAULT_RUNTIME_DIRECTORY, DEFAULT_STATE_DIRECTORY
+from rmbgd.store.copies import connect
 from rmbgd.store.ledger_lock import LEDGER
-from rmbgd.store.refusals import refusal
+from rmbgd.store.opening import known_schema
+from rmbgd.store.refusals import ledger_faults, refusal
 from rmbgd.telemetry.jsonl import to_json
 
 CREATE = "`rmbgd check --create`"
@@ -221,9 +224,24 @@ def _refused(config: Config) -> Iterator[Mistake]:
                 yield Mistake(location, _may_not(path, why))
         elif makes_it and not os.access(there, CHANGE, effective_ids=True):
             yield Mistake(location, f"{path} cannot be made, as {whose(str(there), there.stat(), 'change')}")
-    ledger = str(config.service.state_directory / LEDGER)
-    if os.path.exists(ledger) and (found := refusal(ledger)) is not None and found.of_operator:
-        yield Mistake(("service", "state_directory"), f"{found.text}; {found.remedy}")
+    if problem := _unusable_ledger(str(config.service.state_directory / LEDGER)):
+        yield Mistake(("service", "state_directory"), problem)
+
+
+def _unusable_ledger(path: str) -> str:
+    """Why the service would end; of what it waits for, or mends, nothing."""
+    if not os.path.exists(path):
+        return ""
+    if (found := refusal(path)) is not None and found.of_operator:
+        return f"{found.text}; {found.remedy}"
+    try:
+        with ledger_faults(path), closing(connect(path, "ro")) as db:
+            known_schema(db, path)
+    except ConfigError as error:
+        return str(error)
+    except (LedgerFault, sqlite3.Error):
+        pass
+    return ""
 
 
 def _may_not(path: Path, why: str) -> str:

@@ -111,10 +111,8 @@ def _open(path: str, check: Check, alive: Callable[[], None]) -> sqlite3.Connect
         if os.path.getsize(path) == 0:
             raise LedgerFault("damaged", "the file is empty", path=path)
         with contextlib.closing(connect(path, "ro")) as db:  # which changes nothing of what may be damaged
-            version = schema_of(db)
-            is_empty = version == 0 and not db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if not is_empty and not 1 <= version <= SCHEMA_VERSION:
-                raise ConfigError(_foreign(path, version))
+            version = known_schema(db, path)
+            is_empty = version == 0
             if not is_empty and (found := finding(db, check, alive)):
                 raise LedgerFault("damaged", found, path=path)
         if 0 < version < SCHEMA_VERSION:
@@ -134,6 +132,15 @@ def writable(path: str, steps: str = "") -> sqlite3.Connection:
         connection.close()
         raise
     return connection
+
+
+def known_schema(connection: sqlite3.Connection, path: str) -> int:
+    """The schema's version, 0 of an empty ledger. Raises ConfigError for that of another program or a newer rmbgd."""
+    version = schema_of(connection)
+    is_empty = version == 0 and not connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+    if not is_empty and not 1 <= version <= SCHEMA_VERSION:
+        raise ConfigError(_foreign(path, version))
+    return version
 
 
 def _foreign(path: str, version: int) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import stat
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -196,12 +198,23 @@ def test_a_gpu_that_is_insisted_on_must_be_there(
         assert (':2: [engine]: device: "cuda:1" is asked for, but 1 GPUs are visible' in said[2]) == (status != 0)
 
 
-def test_a_ledger_that_cannot_be_used_is_told(configuration: Callable[..., Path], rmbgd: Rmbgd, tmp_path: Path) -> None:
-    path = configuration()
-    (tmp_path / "state" / "ledger.sqlite").mkdir()
+@pytest.mark.parametrize("state", ["good", "damaged", "newer", "folder"])
+def test_a_ledger_that_would_end_the_service_is_told(
+    state: str, configuration: Callable[..., Path], rmbgd: Rmbgd, tmp_path: Path
+) -> None:
+    """A damaged one is replaced by the service; a newer one would end it."""
+    path, ledger = configuration(), tmp_path / "state" / "ledger.sqlite"
+    if state == "folder":
+        ledger.mkdir()
+    else:
+        with closing(sqlite3.connect(ledger)) as db:
+            db.executescript(f"CREATE TABLE t (x); PRAGMA user_version = {999 if state == 'newer' else 1};")
+    if state == "damaged":
+        ledger.write_bytes(b"not a database" * 999)
     status, _, err = rmbgd("check", "--config", path)
-    assert Exit.CONFIGURATION == status
-    assert "[service]: state_directory: " in err
+    wrong = state in ("newer", "folder")
+    assert (Exit.CONFIGURATION if wrong else Exit.OK, wrong) == (status, "[service]: state_directory: " in err)
+    assert ("ledger of schema 999, this rmbgd knows" in err) == (state == "newer")
 
 
 def test_what_the_doctor_would_fail_is_told(
