@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from rmbgd.access_rights import user_name
 from rmbgd.config.layout import folders_in_use
 from rmbgd.config.load import Config, Folder, Recipe
 from rmbgd.doctor.checks import GIBI, CheckResult, fail, ok, warn
@@ -38,22 +39,37 @@ def check_folders(config: Config) -> Iterator[CheckResult]:
     if not config.folder:
         yield fail("folders", "the configuration names no [[folder]]", "add one; rmbgd check --print-default shows how")
     in_use = folders_in_use(config)
+    service = _other_user(config.service.state_directory)
+    if service:
+        text = f"this user is not the service's, which is {service}; only root and {service} can try its rights"
+        yield warn("rights", text, f"sudo rmbgd doctor, or runuser -u {service} -- rmbgd doctor")
     for folder in config.folder:
         if (holder := in_use.get(folder.name)) is not None:
             text = f"{holder} claims from {folder.input} now; a service of this configuration would wait for it"
             yield fail(f"owner {folder.name}", text, "stop one of the two services, or give each its own input")
-        yield rights(folder)
-        yield events(folder)
+        if not service:
+            yield rights(folder)
+            yield events(folder)
         yield space(folder, config.pipeline.free_bytes_minimum)
     if config.folder:
         yield watches(config)
-    yield own_directory("state", config.service.state_directory)
-    yield own_directory("runtime", config.service.runtime_directory)
-    if config.service.log_file is not None:
-        yield own_directory("log", config.service.log_file.parent)
+    if not service:
+        yield own_directory("state", config.service.state_directory)
+        yield own_directory("runtime", config.service.runtime_directory)
+        if config.service.log_file is not None:
+            yield own_directory("log", config.service.log_file.parent)
     used = [*config.recipe.values(), *(config.recipe_of(folder) for folder in config.folder)] or [Recipe()]
     for name in sorted({recipe.model for recipe in used}):
         yield model(name, config.service.models_directory)
+
+
+def _other_user(state: Path) -> str:
+    """Whose service it is, where that is neither this user's nor this user root."""
+    try:
+        owner = state.stat().st_uid
+    except OSError:
+        return ""
+    return "" if os.geteuid() in (0, owner) else user_name(owner)
 
 
 def rights(folder: Folder) -> CheckResult:
