@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-import pwd
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib import resources
@@ -19,8 +18,9 @@ from rmbgd.config.layout import folders_in_use, layout_problems, missing_folders
 from rmbgd.config.load import Config, examine, read
 from rmbgd.config.problems import NOTATION, Mistake
 from rmbgd.config.toml_places import Location
-from rmbgd.doctor.checks import USER, CheckResult, CheckState, memory, missing_gpu
-from rmbgd.doctor.folders import CAUSES, refusals, why_unusable
+from rmbgd.doctor.checks import USER, CheckState, memory, missing_gpu
+from rmbgd.doctor.folders import CAUSES, refusals, service_user, why_unusable
+from rmbgd.doctor.unit import check_unit
 from rmbgd.errors import ConfigError, ConfigProblem, Exit, LedgerFault, explain
 from rmbgd.models import checkpoint, licences, store
 from rmbgd.mounts import is_mounted
@@ -33,8 +33,6 @@ from rmbgd.telemetry.jsonl import to_json
 
 CREATE = "`rmbgd check --create`"
 BY_THE_UNIT = {DEFAULT_STATE_DIRECTORY, DEFAULT_RUNTIME_DIRECTORY}  # made at each start; others by the service
-AROUND: tuple[Callable[[Config], Iterable[CheckResult]], ...] = (lambda config: [memory(config)],)
-"""What doctor also looks at, and a configuration can be wrong for. Warnings stay doctor's."""
 SHARED, OWN = 0o755, 0o750  # modes of what --create makes
 
 
@@ -96,13 +94,13 @@ def check(path: Path, *, create: bool) -> Report:
         report.notes.append(
             f"{path}: {each['setting']} = {each['configured']} is read as {each['used']}: {each['why']}"
         )
-    user = _service_user(config)
+    user = service_user(config)
     if create and (mistakes or list(layout_problems(config))):
         report.notes.append("nothing was made: a path may be among the settings to correct")
     elif create:
         mistakes += _create(config, user, report.made)
     settings = {mistake.location for mistake in mistakes} - {()}  # what they say need not be looked at any more
-    for mistake in _survey(config, user, report.notes):
+    for mistake in _survey(config, path, user, report.notes):
         if not any(mistake.location[: len(each)] == each for each in settings):
             mistakes.append(mistake)
             settings |= {mistake.location} - {()}
@@ -110,21 +108,7 @@ def check(path: Path, *, create: bool) -> Report:
     return report
 
 
-def _service_user(config: Config) -> int | None:
-    """Whom the service runs as, which the state directory says; None where this user may not look."""
-    state = config.service.state_directory
-    if state == DEFAULT_STATE_DIRECTORY:
-        with suppress(KeyError):
-            return pwd.getpwnam(USER).pw_uid
-    try:
-        return state.stat().st_uid
-    except PermissionError:
-        return None
-    except OSError:
-        return os.geteuid()
-
-
-def _survey(config: Config, user: int | None, notes: list[str]) -> Iterator[Mistake]:
+def _survey(config: Config, path: Path, user: int | None, notes: list[str]) -> Iterator[Mistake]:
     if not config.folder:
         yield Mistake((), f"no [[folder]] is defined, so there is nothing to do; {NOTATION}")
     yield from layout_problems(config)
@@ -138,10 +122,12 @@ def _survey(config: Config, user: int | None, notes: list[str]) -> Iterator[Mist
         yield Mistake(("folder", number, "input"), text)
     if gpu := missing_gpu(config):
         yield Mistake(("engine", "device"), gpu)
-    for look in AROUND:
-        for result in look(config):
-            if result.state is CheckState.FAIL:
-                yield Mistake((), "; ".join(filter(None, (f"{result.need}: {result.text}", result.hint))))
+    for result in (
+        memory(config),
+        *check_unit(config, path),
+    ):  # what only warns stays doctor.s
+        if result.state is CheckState.FAIL:
+            yield Mistake((), "; ".join(filter(None, (f"{result.need}: {result.text}", result.hint))))
 
 
 def _directories(config: Config, notes: list[str]) -> Iterator[tuple[Location, Path, int]]:

@@ -17,7 +17,10 @@ from rmbgd.errors import EXIT_TEXT, REMEDIES, ConfigError, ConfigProblem, Exit, 
 from rmbgd.paths import find_config
 
 COMMANDS = {  # in the order of `rmbgd --help`
+    "init": "make drop folders and a configuration for them",
     "run": "run the service in the foreground",
+    "watch": "serve one folder without a configuration",
+    "service": "install the service into systemd, or remove it",
     "once": "process a file or a folder now, with a progress bar",
     "check": "check a configuration and report every problem",
     "status": "show what the running service is doing",

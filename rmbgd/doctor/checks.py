@@ -14,12 +14,14 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import Any
 
 from rmbgd.clock import SystemClock
 from rmbgd.config.load import Config
 from rmbgd.engine.device_query import ask, not_visible, visible_gpus
 from rmbgd.fs import host_memory
+from rmbgd.paths import DEFAULT_CONFIG
 from rmbgd.service.safe_mode import SafeMode
 
 GIBI = 1 << 30
@@ -29,6 +31,7 @@ PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless"}  # what to install
 INSTALL = f"{sys.executable} -m pip install rmbgd"
 UNIT = "rmbgd.service"
 USER = "rmbgd"
+SYSTEMD_RUNS = "/run/systemd/system"  # sd_booted(3)
 OLDEST_SYSTEMD = 249  # of Ubuntu 22.04 and JetPack 6; the unit uses nothing newer
 SYSTEMCTL_TIMEOUT = 10.0  # s
 
@@ -186,29 +189,32 @@ def memory(config: Config) -> CheckResult:
     return ok("memory", text)
 
 
-def check_manager(config: Config) -> Iterator[CheckResult]:
-    yield systemd()
+def check_manager(config: Config, path: Path) -> Iterator[CheckResult]:
+    """Of the configuration at `path`: only the machine's has to do with the machine's systemd and user."""
     yield starts(config)
-    yield notify_library()
-    yield user()
+    if path == DEFAULT_CONFIG:
+        yield systemd()
+        yield notify_library()
+        if os.path.isdir(SYSTEMD_RUNS):
+            yield user()
 
 
 def systemd() -> CheckResult:
-    if not os.path.isdir("/run/systemd/system"):
+    if not os.path.isdir(SYSTEMD_RUNS):
         return warn("systemd", "not the init system here", "start `rmbgd run` otherwise, and restart it when it ends")
-    version = _systemctl("--version").split()
+    version = systemctl("--version").split()
     number = int(version[1]) if len(version) > 1 and version[1].isdigit() else 0
     if number < OLDEST_SYSTEMD:
         hint = "the unit may use settings that it does not know"
         return warn("systemd", f"version {number} is older than {OLDEST_SYSTEMD}", hint)
-    properties = _systemctl("show", UNIT, "-p", "LoadState,ActiveState,SubState")
+    properties = systemctl("show", UNIT, "-p", "LoadState,ActiveState,SubState")
     shown = dict(line.partition("=")[::2] for line in properties.splitlines())
     if shown.get("LoadState") != "loaded":
         return warn("systemd", f"version {number}; {UNIT} is not installed", "see 'Install' in README.md")
     return ok("systemd", f"version {number}; {UNIT} is {shown.get('ActiveState')} ({shown.get('SubState')})")
 
 
-def _systemctl(*arguments: str) -> str:
+def systemctl(*arguments: str) -> str:
     try:
         done = subprocess.run(["systemctl", *arguments], capture_output=True, timeout=SYSTEMCTL_TIMEOUT, check=False)
     except (OSError, subprocess.TimeoutExpired):

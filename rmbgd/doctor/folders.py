@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+from rmbgd.access_rights import user_name
 from rmbgd.config.layout import folders_in_use
 from rmbgd.config.load import Config, Folder, Recipe
-from rmbgd.doctor.checks import GIBI, CheckResult, fail, ok, warn
+from rmbgd.doctor.checks import GIBI, USER, CheckResult, fail, ok, warn
 from rmbgd.errors import ModelError, explain
 from rmbgd.mounts import file_system, is_local
 from rmbgd.naming import CLAIM_FOLDER
+from rmbgd.paths import DEFAULT_STATE_DIRECTORY
 
 ROLES = ("input", "output", "failed", "done")
 TRIAL = ".rmbgd-doctor-"  # hidden, so that a running service leaves it alone
@@ -40,22 +44,48 @@ def check_folders(config: Config) -> Iterator[CheckResult]:
     if not config.folder:
         yield fail("folders", "the configuration names no [[folder]]", "add one; rmbgd check --print-default shows how")
     in_use = folders_in_use(config)
+    service = _other_user(config)
+    if service:
+        text = f"this user is not the service's, which is {service}; only root and {service} can try its rights"
+        yield warn("rights", text, f"sudo rmbgd doctor, or runuser -u {service} -- rmbgd doctor")
     for number, folder in enumerate(config.folder):
         if (holder := in_use.get(number)) is not None:
             text = f"{holder} claims from {folder.input} now; a service of this configuration would wait for it"
             yield fail(f"owner {folder.name}", text, "stop one of the two services, or give each its own input")
-        yield rights(folder)
-        yield events(folder)
+        if not service:
+            yield rights(folder)
+            yield events(folder)
         yield space(folder, config.pipeline.free_bytes_minimum)
     if config.folder:
         yield watches(config)
-    yield own_directory("state", config.service.state_directory)
-    yield own_directory("runtime", config.service.runtime_directory)
-    if config.service.log_file is not None:
-        yield own_directory("log", config.service.log_file.parent)
+    if not service:
+        yield own_directory("state", config.service.state_directory)
+        yield own_directory("runtime", config.service.runtime_directory)
+        if config.service.log_file is not None:
+            yield own_directory("log", config.service.log_file.parent)
     used = [*config.recipe.values(), *(config.recipe_of(folder) for folder in config.folder)] or [Recipe()]
     for name in sorted({recipe.model for recipe in used}):
         yield model(name, config.service.models_directory)
+
+
+def service_user(config: Config) -> int | None:
+    """Whom the service runs as, which the state directory says; None where this user may not look."""
+    state = config.service.state_directory
+    if state == DEFAULT_STATE_DIRECTORY:
+        with suppress(KeyError):
+            return pwd.getpwnam(USER).pw_uid
+    try:
+        return state.stat().st_uid
+    except PermissionError:
+        return None
+    except OSError:
+        return os.geteuid()
+
+
+def _other_user(config: Config) -> str:
+    """Whose service it is, where that is not this user's, who is not root either."""
+    owner, me = service_user(config), os.geteuid()
+    return "" if me in (0, owner) else "another user" if owner is None else user_name(owner)
 
 
 def rights(folder: Folder) -> CheckResult:

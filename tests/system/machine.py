@@ -21,7 +21,7 @@ from typing import Any, Self
 SUITE = "bookworm"
 MIRROR = os.environ.get("RMBGD_TEST_MIRROR", "http://deb.debian.org/debian")
 CACHE = Path(os.environ.get("RMBGD_TEST_ROOTFS", "/var/cache/rmbgd-tests"))
-PACKAGES = ("systemd", "systemd-sysv", "dbus", "acl", "python3", "python3-venv")
+PACKAGES = ("systemd", "systemd-sysv", "libpam-systemd", "dbus", "acl", "python3", "python3-venv")
 PYTHON = (3, 11)  # Debian 12's
 TOOLS = ("debootstrap", "systemd-nspawn", "nsenter", "mount")
 HIERARCHIES = {  # the name in /proc/self/cgroup: where it may be mounted

@@ -1,0 +1,122 @@
+"""`rmbgd service install`: writes the unit and what it needs from the package, for systemd or for a user's systemd."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rmbgd.cli.main import add_config
+from rmbgd.config.load import load
+from rmbgd.doctor import unit as unit_checks
+from rmbgd.errors import ConfigError, Exit, RmbgdError
+from rmbgd.paths import DEFAULT_CONFIG, user_places
+from rmbgd.service import unit_files
+from rmbgd.service.unit_files import UNIT, put
+
+HIDDEN = (Path("/home"), Path("/root"))  # from the system's unit: its programs cannot lie there
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    shared = argparse.ArgumentParser(add_help=False)
+    add_config(shared)
+    whose = shared.add_mutually_exclusive_group()
+    whose.add_argument("--system", action="store_true", help="for the machine, in a sandbox (default for root)")
+    whose.add_argument("--user", action="store_true", help="for this user alone (default for all others)")
+    commands = parser.add_subparsers(dest="service_verb", required=True, metavar="install | uninstall")
+
+    def command(name: str, text: str, action: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[shared])
+        added.set_defaults(service_action=action)
+        return added
+
+    text = "write the unit, and what it needs; files of these names that differ are kept with a ~"
+    now = "enable and start the service, too"
+    command("install", text, _install).add_argument("--now", action="store_true", help=now)
+    command("uninstall", "stop the service and remove its unit; configuration, folders and ledger stay", _uninstall)
+
+
+def run(options: argparse.Namespace) -> int:
+    options.user = options.user or (os.geteuid() != 0 and not options.system)
+    if not options.user and os.geteuid() != 0:
+        raise RmbgdError("only root may install a service of the machine; run it with sudo, or with --user")
+    return int(options.service_action(options))
+
+
+def _install(options: argparse.Namespace) -> int:
+    here = unit_files.programs()
+    said = _user_files(here, options.config) if options.user else _system_files(here, options.config)
+    for line in said:
+        print(line)
+    _systemctl(options, "daemon-reload")
+    if options.now:
+        _systemctl(options, "enable", "--now", UNIT)
+        print(f"{UNIT} is enabled and runs")
+    else:
+        print(f"next: {'systemctl --user' if options.user else 'systemctl'} enable --now rmbgd")
+    if options.user:
+        print("to keep it running while you are not logged in: loginctl enable-linger")
+    return Exit.OK
+
+
+def _user_files(here: Path, config: Path) -> list[str]:
+    if not config.exists():
+        raise ConfigError(f"{config}: there is no configuration; `rmbgd init FOLDER` makes one")
+    load(config)
+    unit = unit_files.unit(unit_files.USER_UNIT, here, config.absolute())
+    return [put(_user_unit(), unit)]
+
+
+def _system_files(here: Path, config: Path) -> list[str]:
+    if hidden := next((each for each in HIDDEN if each in (here, *here.parents)), None):
+        raise RmbgdError(
+            f"{here}: the service of the machine cannot see programs below {hidden}; install rmbgd into /opt/rmbgd "
+            "(python3 -m venv /opt/rmbgd), or install a service of your own with --user"
+        )
+    config = config if config.exists() else DEFAULT_CONFIG
+    said = [] if config.exists() else [put(DEFAULT_CONFIG, unit_files.default_configuration())]
+    for name, place in unit_files.SYSTEM.items():
+        content = unit_files.unit(name, here, config) if name.endswith(".service") else unit_files.text(name)
+        said.append(put(Path(place), content))
+    if drop_in := unit_checks.drop_in(load(config)):
+        said.append(put(Path(unit_files.DROP_IN), drop_in))
+    elif Path(unit_files.DROP_IN).exists():
+        os.unlink(unit_files.DROP_IN)
+        said.append(f"removed {unit_files.DROP_IN}: no folder lies outside any more")
+    for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create", unit_files.SYSTEM["rmbgd.tmpfiles"]]):
+        _call(command)
+    return said
+
+
+def _uninstall(options: argparse.Namespace) -> int:
+    places = [_user_unit()] if options.user else [Path(unit_files.SYSTEM["rmbgd.service"]), Path(unit_files.DROP_IN)]
+    places += [] if options.user else [Path(unit_files.SYSTEM["rmbgd-gpu-prepare.service"])]
+    if not places[0].exists():
+        raise RmbgdError(f"{places[0]}: there is no such unit, so nothing is removed")
+    _systemctl(options, "disable", "--now", UNIT)
+    for path in (each for each in places if each.exists()):
+        path.unlink()
+        print(f"removed {path}")
+    _systemctl(options, "daemon-reload")
+    return Exit.OK
+
+
+def _user_unit() -> Path:
+    return user_places().config.parents[1] / "systemd" / "user" / UNIT
+
+
+def _systemctl(options: argparse.Namespace, *words: str) -> None:
+    _call(["systemctl", *(["--user"] if options.user else []), *words])
+
+
+def _call(command: Sequence[str]) -> None:
+    """Raises RmbgdError with what the program said; where it is not installed there is nothing to do."""
+    if shutil.which(command[0]) is None:
+        return
+    done = subprocess.run(command, capture_output=True, check=False)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines()
+        raise RmbgdError(f"{' '.join(command)}: {said[-1] if said else f'status {done.returncode}'}")
