@@ -125,7 +125,7 @@ def test_setting_that_is_read_as_another_value_is_told_and_fine(configuration: C
 
 
 def test_every_problem_is_reported_at_once(configuration: Callable[..., Path], rmbgd: Any) -> None:
-    wrong = '[intake]\nquiet_close = 1\n[limits]\nside = 0\n[recipe.default]\nbackground = "red"\n'
+    wrong = '[intake]\nquiet_close = 1\n[limits]\nside = 0\n[recipe.default]\nbackground = "rde"\n'
     status, _, err = rmbgd("check", "--config", configuration(wrong))
     assert (Exit.CONFIGURATION, 3) == (status, len(err.splitlines()))
     assert "did you mean 'quiet_closed'?" in err
