@@ -25,6 +25,7 @@ JPEG_SIDE_MAXIMUM = 65_500  # pixels; libjpeg's own limit, a little below that o
 
 _WEBP_LOSSLESS = {"method": 0, "quality": 20}  # a quarter smaller than PNG; higher efforts take ten times as long
 _WEBP_LOSSY_METHOD = 2  # a quarter smaller than method 0 at twice the time; 4 gains 3 % for half as much again
+_JPEG_PROFILE_MAXIMUM = 255 * 65_519  # bytes; in numbered pieces
 _JPEG_TEXT_MAXIMUM = 12_000  # bytes of a field; five of them fit into the one segment that JPEG has for them
 _JPEG_DENSITY_MAXIMUM = 65_535  # dots per inch; 16 bits
 _PREDICTOR, _DIFFERENCES = 317, 2  # tag and value: horizontal differencing, a quarter smaller
@@ -49,6 +50,8 @@ def encode(pixels: Pixels, recipe: Recipe, facts: SourceFacts, write: Write) -> 
     if recipe.format == "tiff" and pixels.nbytes > TIFF_BYTES_MAXIMUM:
         raise ImageError(Reason.OUTPUT_TOO_LARGE, f"{pixels.nbytes} bytes of pixels; TIFF holds 4 GiB")
     profile = facts.icc_profile if pixels.ndim == 3 else None
+    if recipe.format == "jpeg" and len(profile or b"") > _JPEG_PROFILE_MAXIMUM:
+        raise ImageError(Reason.OUTPUT_TOO_LARGE, "JPEG holds no colour profile of more than 16 MB; use another format")
     if recipe.format == "png":
         text = [(PNG_KEYWORDS[word], value) for word, value in facts.metadata.items()]
         write_png(pixels, write, level=recipe.png_level, icc_profile=profile, dpi=facts.dpi, text=text)

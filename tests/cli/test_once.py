@@ -310,6 +310,15 @@ def test_what_ends_after_an_interruption_is_neither_published_nor_counted(tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_interrupted_run_says_what_is_left(tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oneshot, "run_pipeline", Mock(side_effect=KeyboardInterrupt))
+    heard, summary = Mock(), Summary()
+    with pytest.raises(KeyboardInterrupt):
+        faked(image, painted(tmp_path / "b.png"), tmp_path / "out", emit=heard, summary=summary)
+    heard.assert_called_once_with("run.summary", done=0, failed=0, skipped=0, empty=0, left=2, seconds=summary.seconds)
+    assert [] == list((tmp_path / "out").iterdir())
+
+
 def test_folder_named_like_an_image_is_the_folder_to_write_into(tmp_path: Path, image: Path) -> None:
     (tmp_path / "all.png").mkdir()
     assert 1 == faked(image, tmp_path / "all.png").done

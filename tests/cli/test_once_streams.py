@@ -122,6 +122,9 @@ def test_reader_that_leaves_before_the_cutout_is_told_of(capfdbinary: Fds) -> No
 @pytest.mark.parametrize("device", ["/dev/full", ""])
 def test_images_are_done_though_nobody_takes_the_words(device: str, capfd: pytest.CaptureFixture[str]) -> None:
     """A full disk behind >, and `| head -1`."""
+    Path("many").mkdir()
+    for number in range(8):
+        PIL.Image.new("RGB", (32, 24), (number, 0, 0)).save(f"many/{number}.png")
     if device:
         writing = os.open(device, os.O_WRONLY)
     else:
@@ -129,8 +132,8 @@ def test_images_are_done_though_nobody_takes_the_words(device: str, capfd: pytes
         os.close(reading)
     with open(writing, "w", encoding="utf-8") as lost, pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", lost)
-        assert Exit.FAILED == run("a.jpg b.jpg out")
-    assert ["a.png", "b.png"] == sorted(os.listdir("out"))
+        assert Exit.FAILED == run("many out")
+    assert [f"{number}.png" for number in range(8)] == sorted(os.listdir("out"))
     err = capfd.readouterr().err
     assert ("rmbgd: No space left on device" in err) == bool(device)
     assert "Traceback" not in err

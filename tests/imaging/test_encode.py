@@ -133,3 +133,9 @@ def test_text_and_resolution_that_jpeg_cannot_hold_are_cut_to_what_it_can() -> N
     facts = replace(FACTS, dpi=(100_000.0, 90_000.0), metadata=dict.fromkeys(builders.TEXT_WORDS, "漢" * 4096))
     header = probed(encoded(photo(20, 30), Recipe(format="jpeg"), facts))
     assert dict.fromkeys(builders.TEXT_WORDS, "漢" * 4000) == header.metadata
+    assert (65_535.0, 65_535.0) == header.dpi
+
+
+def test_profile_that_jpeg_cannot_hold_is_refused() -> None:
+    with pytest.raises(ImageError, match="output_too_large: JPEG holds no colour profile"):
+        encoded(photo(20, 30), Recipe(format="jpeg"), replace(FACTS, icc_profile=bytes(17_000_000)))
