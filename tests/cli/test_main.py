@@ -129,7 +129,7 @@ def test_every_problem_is_reported_at_once(configuration: Callable[..., Path], r
     status, _, err = rmbgd("check", "--config", configuration(wrong))
     assert (Exit.CONFIGURATION, 3) == (status, len(err.splitlines()))
     assert "did you mean 'quiet_closed'?" in err
-    assert 'write it like "#ffffff"' in err
+    assert 'did you mean red? write a CSS name or "#ffffff"' in err
 
 
 @pytest.mark.parametrize(
