@@ -161,7 +161,7 @@ EVENTS: dict[str, EventKind] = {
         },
     ),
     # --- one-shot runs
-    "run.summary": EventKind("info", "End of `rmbgd once`.", {"done": "images published", "failed": "images that failed", "skipped": "images whose output exists already", "seconds": "of the run"}),
+    "run.summary": EventKind("info", "End of `rmbgd once`.", {"done": "images published", "failed": "images that failed", "skipped": "images whose output exists already", "empty?": "published images without a subject", "left?": "images that an interrupted run did not come to", "seconds": "of the run"}),
 }  # fmt: skip
 
 ENVELOPE = ("event", "level", "time", "monotonic", "boot_id", "pid", "version")

@@ -16,6 +16,9 @@ CLAIM_FOLDER = ".rmbgd"
 SIDECARS = (".xmp", ".json", ".aae", ".pp3", ".dop", ".md5", ".sha1", ".sha256", ".sha512", ".sfv", ".asc", ".sig")
 """What other programs write about an image, behind its name or its stem."""
 
+EXTENSIONS = {"png": ".png", "webp": ".webp", "tiff": ".tif", "jpeg": ".jpg"}
+"""Of outputs, by the recipe's format."""
+
 _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = ".rmbgd-", ".tmp"
 
 

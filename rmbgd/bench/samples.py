@@ -20,7 +20,7 @@ from PIL import Image
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ConfigError, ImageError
 from rmbgd.imaging.decode import decode_into, probe, read_limited
-from rmbgd.service.oneshot import sources_of
+from rmbgd.service.destination import below
 
 FOLDER_MAXIMUM = 32  # images taken from a folder: enough variety, and a few hundred MB decoded
 APPENDABLE = {"JPEG", "PNG"}  # decoders ignore what follows the end of these
@@ -47,7 +47,9 @@ def from_folder(folder: Path, limits: LimitSettings) -> list[Sample]:
     """The first images below `folder` that the service would take. Raises ConfigError when there is none."""
     found: list[Sample] = []
     why = "it holds no files"
-    root, names, _ = sources_of(folder)
+    if not folder.exists():
+        raise ConfigError(f"{folder}: no such file or directory")
+    root, names = (folder.parent, iter([folder.name])) if folder.is_file() else (folder, below(str(folder), []))
     for name in names:
         try:
             with (root / name).open("rb", buffering=0) as stream:

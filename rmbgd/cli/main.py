@@ -21,7 +21,7 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "run": "run the service in the foreground",
     "watch": "serve one folder without a configuration",
     "service": "install the service into systemd, or remove it",
-    "once": "process a file or a folder now, with a progress bar",
+    "once": "process files and folders now, without a service",
     "check": "check a configuration and report every problem",
     "status": "show what the running service is doing",
     "doctor": "check everything the service depends on and explain what is wrong",
@@ -143,7 +143,8 @@ def add_config(parser: argparse.ArgumentParser, *, json: bool = False) -> None:
 def usage_error(command: str, error: ConfigError, *, prefix: str = "") -> int:
     """Prints what is wrong with options alone; `prefix` is what stands before each option's name in a file."""
     for problem in error.problems:
-        print(f"rmbgd {command}: {problem.removeprefix('command line: ').removeprefix(prefix)}", file=sys.stderr)
+        said = printable(problem.removeprefix("command line: ").removeprefix(prefix))
+        print(f"rmbgd {command}: {said}", file=sys.stderr)
     return Exit.USAGE
 
 

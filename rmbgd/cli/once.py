@@ -1,14 +1,18 @@
-"""`rmbgd once IN OUT`: processes a file or a folder now, with a progress bar and a summary."""
+"""`rmbgd once IN... OUT`: processes files and folders now, with a line for each result and a summary."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+import io
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args, get_origin
+from typing import IO, Any, Literal, get_args, get_origin
 
 from rich.console import Console
 from rich.markup import escape
@@ -16,111 +20,280 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 
 from rmbgd.cli.main import printable, usage_error
 from rmbgd.config.load import Config, overlay
-from rmbgd.config.settings import Recipe
-from rmbgd.errors import ConfigError, Exit
+from rmbgd.config.settings import MEBI, Recipe
+from rmbgd.errors import ConfigError, Exit, explain
 from rmbgd.events import Emit
 from rmbgd.models import licences, store
+from rmbgd.naming import EXTENSIONS
+from rmbgd.service.destination import FORMATS, STANDARD, STDIN, STDOUT, RunPlan, Summary, plan
 
-PROBLEMS_SHOWN = 20
-NUMBERS: dict[object, Callable[[str], object]] = {int: int, float: float}  # everything else is text
+NAMES_SHOWN = 3  # of images without a subject, in the summary
+VERDICTS = {"empty": "no subject", "full": "fills the frame"}  # what a line says of an image that is not ok
+ABOUT_MODEL = ("model", "patch_order", "model_sha256")
+
+
+def number(text: str) -> float:
+    return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+
+
+NUMBERS: dict[object, Callable[[str], object]] = {int: int, float: number}  # everything else is text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", type=Path, metavar="IN", help="an image, or a folder with images at any depth")
-    parser.add_argument("output", type=Path, metavar="OUT", help="a folder; or, for one image, the file to write")
+    about = "an image, a folder with images at any depth, or - for standard input"
+    parser.add_argument("source", nargs="+", metavar="IN", help=about)
+    about = f"a folder; for one image also a file ({', '.join(FORMATS)}), or - for standard output"
+    parser.add_argument("output", metavar="OUT", help=about)
     parser.add_argument("--overwrite", action="store_true", help="overwrite existing outputs")
-    parser.add_argument("--json", action="store_true", help="print every event as a line of JSON, without progress bar")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only what is refused")
+    parser.add_argument("--json", action="store_true", help="print every event as a line of JSON, and nothing else")
     parser.add_argument("--config", type=Path, metavar="FILE", help="take recipes, engine and directories from here")
     parser.add_argument("--recipe", default="default", metavar="NAME", help="a recipe of that file (default: default)")
-    parser.add_argument("--device", metavar="DEVICE", help='"auto", "cpu", "cuda" or "cuda:N" (default: auto)')
-    parser.add_argument("--models-dir", type=Path, metavar="FOLDER", help="directory of fetched models")
-    group = parser.add_argument_group("recipe", "what comes out; each replaces a setting of the recipe")
-    for name, field in Recipe.model_fields.items():  # values are checked with the settings, so that there is one rule
-        text = f"{field.description} (default: {field.default})".replace("%", "%%")
-        add = partial(group.add_argument, f"--{name.replace('_', '-')}", default=None, help=text)
-        if field.annotation is bool:
-            add(action=argparse.BooleanOptionalAction)
-        elif get_origin(field.annotation) is Literal:
-            choices = get_args(field.annotation)
-            add(type=type(choices[0]), choices=choices)
-        elif get_origin(field.annotation) is list:
-            add(type=lambda text: [word for part in text.split(",") if (word := part.strip())], metavar="A,B,...")
-        else:
-            add(type=NUMBERS.get(field.annotation, str), metavar=name.rpartition("_")[2].upper())
+    recipe = parser.add_argument_group("output", "what comes out; each option replaces a setting of the recipe")
+    model = parser.add_argument_group("model", "what computes it, and where")
+    for name in sorted(Recipe.model_fields, key=lambda name: name in ABOUT_MODEL):
+        _add_setting(model if name in ABOUT_MODEL else recipe, name)
+    model.add_argument("--models-dir", type=Path, metavar="FOLDER", help="directory of fetched models")
+    about = 'device to compute on: "auto", "cpu", "cuda" or "cuda:N" (default: auto)'
+    model.add_argument("--device", metavar="DEVICE", help=about)
+    anywhere: Any = partial(_paths_anywhere, parser.parse_known_args)
+    parser.parse_known_args = anywhere  # type: ignore[method-assign]
 
 
-def settings(options: argparse.Namespace) -> tuple[Config, Recipe]:
-    """The configuration and the recipe that the options ask for. Raises ConfigError with every problem."""
+def _add_setting(group: argparse._ArgumentGroup, name: str) -> None:
+    """Values are checked with the settings, so that there is one rule."""
+    field = Recipe.model_fields[name]
+    shown = ", ".join(field.default) if isinstance(field.default, list) else str(field.default)
+    if field.annotation is bool:
+        shown = "yes" if field.default else "no"
+    text = f"{field.description}" + (f" (default: {shown})" if shown else "")
+    add = partial(group.add_argument, f"--{name.replace('_', '-')}", default=None, help=text.replace("%", "%%"))
+    if field.annotation is bool:
+        add(action=argparse.BooleanOptionalAction)
+    elif get_origin(field.annotation) is Literal:
+        choices = get_args(field.annotation)
+        add(type=type(choices[0]), choices=choices)
+    elif get_origin(field.annotation) is list:
+        add(type=lambda text: [word for part in text.split(",") if (word := part.strip())], metavar="A,B,...")
+    else:
+        add(type=NUMBERS.get(field.annotation, str), metavar=name.rpartition("_")[2].upper())
+
+
+def _paths_anywhere(
+    parse: Callable[..., tuple[argparse.Namespace, list[str]]], *arguments: Any, **rest: Any
+) -> tuple[argparse.Namespace, list[str]]:
+    """Lets options stand between the paths: argparse takes paths from the first place only where there are some."""
+    found, left = parse(*arguments, **rest)
+    if left and not any(word.startswith("-") and word != STANDARD for word in left):
+        paths = [*found.source, found.output, *left]
+        found.source, found.output, left = paths[:-1], paths[-1], []
+    return found, left
+
+
+def settings(options: argparse.Namespace, form: str | None = None) -> tuple[Config, Recipe]:
+    """The configuration and the recipe that the options ask for, in format `form` where they say nothing of it. Raises
+    ConfigError with every problem."""
     asked = {
         "recipe": {name: getattr(options, name) for name in Recipe.model_fields},
         "engine": {"device": options.device},
         "service": {"models_directory": options.models_dir and options.models_dir.absolute()},
     }
+    asked["recipe"]["format"] = options.format or form
     return overlay(options.config, options.recipe, ("engine", "service"), asked)
 
 
 def run(options: argparse.Namespace) -> int:
-    from rmbgd.service import oneshot
-    from rmbgd.telemetry.captured_output import StderrCapture
-    from rmbgd.telemetry.log import ConsoleWriter, EventLog
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the locale cannot spell must not end the run
+        sys.stdout.reconfigure(errors="backslashreplace")
+    standard = STANDARD in (*options.source, options.output)
+    with tempfile.TemporaryDirectory(prefix="rmbgd-once-") if standard else nullcontext() as scratch:
+        return _run(options, None if scratch is None else Path(scratch))
 
+
+def _run(options: argparse.Namespace, scratch: Path | None) -> int:
     try:
-        config, recipe = settings(options)
+        check_standard(options.source, options.output)
+        found = plan(options.source, options.output, scratch=scratch, asked=options.format)
+    except ConfigError as error:
+        return usage_error("once", error)
+    except OSError as error:
+        return _cannot("read", error)
+    try:
+        config, recipe = settings(options, found.format)
     except ConfigError as error:
         if options.config is not None:
             raise
         return usage_error("once", error, prefix="recipe.default.")
-    total = len(oneshot.sources_of(options.source)[1])
+    try:
+        found.outputs(EXTENSIONS[recipe.format])
+    except ConfigError as error:
+        return usage_error("once", error)
     models = config.service.models_directory
     if (entry := store.resolve(recipe.model, models).entry) is not None:  # where this user may not look, it says so
         licences.require(entry, models)
-    console = Console(highlight=False)
+    if scratch is not None and STANDARD in options.source and not _take_input(scratch, config.limits.file_bytes):
+        print("rmbgd once: nothing came on standard input", file=sys.stderr)
+        return Exit.FAILED
+    if not (found.images or found.unread or options.json):
+        print(f"no files in {printable(', '.join(options.source))}")
+        return Exit.OK
+    try:
+        failed = _work(options, found, config, recipe)
+    except OSError as error:
+        return _cannot("write to" if error.filename and os.path.lexists(error.filename) else "create", error)
+    if scratch is not None and options.output == STANDARD and not failed:
+        failed = not _give_output(scratch)
+    return Exit.FAILED if failed else Exit.OK
+
+
+def check_standard(sources: Sequence[str], output: str) -> None:
+    """Raises ConfigError where a person sits at what should be a pipe or a file."""
+    if STANDARD in sources and sys.stdin is not None and sys.stdin.isatty():
+        raise ConfigError("standard input is a terminal; pipe an image into it, or name a file")
+    if output == STANDARD and sys.stdout is not None and sys.stdout.isatty():
+        raise ConfigError("standard output is a terminal; write > FILE behind the command, or name a file as OUT")
+
+
+def _take_input(scratch: Path, most: int) -> int:
+    """How many bytes came on standard input; of an endless one, one more than an image may have."""
+    taken = 0
+    with (scratch / STDIN).open("wb") as file:
+        while sys.stdin is not None and taken <= most and (data := os.read(0, min(MEBI, most + 1 - taken))):
+            taken += file.write(data)
+    return taken
+
+
+def _give_output(scratch: Path) -> bool:
+    try:
+        with (scratch / STDOUT).open("rb") as file, open(os.dup(1), "wb") as out:
+            shutil.copyfileobj(file, out)
+    except OSError as error:
+        left = "its reader left before it had the whole cutout"
+        why = left if isinstance(error, BrokenPipeError) else explain(error)
+        print(f"rmbgd once: cannot write to standard output: {why}", file=sys.stderr)
+        return False
+    return True
+
+
+def _cannot(what: str, error: OSError) -> int:
+    if error.filename is None:
+        raise error
+    print(f"rmbgd once: cannot {what} {printable(explain(error))}", file=sys.stderr)
+    return Exit.FAILED
+
+
+def _work(options: argparse.Namespace, found: RunPlan, config: Config, recipe: Recipe) -> int:
+    """How many images failed."""
+    from rmbgd.service import oneshot
+    from rmbgd.telemetry.captured_output import StderrCapture
+    from rmbgd.telemetry.log import ConsoleWriter, EventLog
+
+    summary = Summary()
     with ExitStack() as stack:
-        if options.json:
-            emit: Emit = stack.enter_context(EventLog(None, ConsoleWriter(descriptor=1))).emit
-        else:
-            emit = stack.enter_context(progress(console, total))
-        stack.enter_context(StderrCapture(emit))
-        paths = options.source, options.output
-        summary = oneshot.once(
-            *paths, recipe, engine=config.engine, service=config.service, emit=emit, overwrite=options.overwrite
-        )
-    if not options.json:
-        sum_up(console, **asdict(summary))
-    return Exit.FAILED if summary.failed else Exit.OK
+        descriptor, file = 1, None
+        if options.output == STANDARD:  # the true standard error: StderrCapture makes another of descriptor 2
+            descriptor = os.dup(2)
+            file = stack.enter_context(open(descriptor, "w", encoding="utf-8", errors="backslashreplace"))
+        console = Words(file)
+        try:
+            with ExitStack() as inner:
+                if options.json:
+                    writer = ConsoleWriter(descriptor=descriptor)
+                    emit: Emit = inner.enter_context(EventLog(None, writer)).emit
+                else:
+                    emit = inner.enter_context(progress(console, found, quiet=options.quiet))
+                inner.enter_context(StderrCapture(emit))
+                oneshot.once(
+                    found,
+                    recipe,
+                    engine=config.engine,
+                    service=config.service,
+                    emit=emit,
+                    overwrite=options.overwrite,
+                    summary=summary,
+                )
+        except KeyboardInterrupt:
+            if summary.total and not options.json:
+                again = "" if options.overwrite else "; run it again to go on"
+                console.say(f"interrupted: {summary.done} done, {summary.left} left{again}")
+            raise
+        if not options.json and (summary.failed or not options.quiet):
+            sum_up(console, summary)
+        if console.lost is not None:
+            raise console.lost
+    return summary.failed
+
+
+class Words(Console):
+    """A console that loses its words where nobody takes them (a closed pipe, a full disk): the images go on."""
+
+    def __init__(self, file: IO[str] | None, **options: Any) -> None:
+        super().__init__(file=file, highlight=False, emoji=False, **options)
+        self.lost: OSError | None = None  # the first; set by any thread, read when they have ended
+
+    def say(self, text: str) -> None:
+        try:
+            self.print(text, soft_wrap=True)
+        except OSError as error:
+            self._lose(error)
+
+    def on_broken_pipe(self) -> None:
+        self._lose(BrokenPipeError())
+
+    def _lose(self, error: OSError) -> None:
+        self.lost, self.quiet = self.lost or error, True
 
 
 @contextmanager
-def progress(console: Console, total: int) -> Iterator[Emit]:
-    """A bar that follows the events given to the Emit, from any thread; only on a terminal. Shows faults at once."""
+def progress(console: Words, found: RunPlan, *, quiet: bool = False) -> Iterator[Emit]:
+    """Words for the events given to the Emit, from any thread: a line for each result as it comes, faults at once, and
+    on a terminal a bar below."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    hidden = not console.is_terminal
+    hidden = quiet or not console.is_terminal
     with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task("loading the model", total=total)
+        task = bar.add_task("loading the model", total=len(found.images))
 
-        def emit(event: str, /, **keys: object) -> None:
+        def emit(event: str, /, **keys: Any) -> None:
             if event == "engine.started":
                 bar.update(task, description=escape(f"on {keys['device']}"))
             elif event in ("image.done", "image.failed", "image.postponed"):
                 bar.advance(task)
-            elif event in ("engine.fault", "engine.failover", "storage.paused"):
+                if event != "image.done":
+                    why = f"{keys['reason']} ({keys['detail']})" if "reason" in keys else str(keys["detail"])
+                    console.say(refused(keys["path"], why))
+                elif not quiet:
+                    console.say(escape(printable(result(keys, found.shown_output(keys["output"])))))
+            elif event in ("engine.fault", "engine.failover"):  # a full disk is in the line of each image
                 text = ", ".join(f"{key} {value}" for key, value in keys.items())
-                bar.print(f"[yellow]{event}[/]: {escape(printable(text))}", soft_wrap=True)
+                console.say(f"[yellow]{event}[/]: {escape(printable(text))}")
 
         yield emit
 
 
-def sum_up(
-    console: Console, *, done: int, failed: int, skipped: int, seconds: float, problems: list[tuple[str, str]]
-) -> None:
-    for path, why in problems[:PROBLEMS_SHOWN]:
-        console.print(f"[red]refused[/] {escape(printable(path))}: {escape(printable(why))}", soft_wrap=True)
-    if len(problems) > PROBLEMS_SHOWN:
-        console.print(f"... and {len(problems) - PROBLEMS_SHOWN} more")
-    parts = [f"{done} done"]
-    if failed:
-        parts.append(f"[red]{failed} refused[/]")
-    if skipped:
-        parts.append(f"{skipped} skipped, as their output exists (--overwrite replaces it)")
-    rate = f", {done / seconds:.1f} a second" if done > 1 and seconds > 0 else ""
-    console.print(f"{', '.join(parts)}; {seconds:.1f} s{rate}", soft_wrap=True)
+def result(keys: Mapping[str, Any], output: str) -> str:
+    """One line for an image.done. Seconds from the first byte read to the cutout in its place."""
+    seconds = (keys["milliseconds"]["total"] - keys["milliseconds"].get("wait", 0.0)) / 1000
+    facts = f"{keys['width']}x{keys['height']}, {keys['model']} on {keys['device']}, {seconds:.1f} s"
+    verdict = "".join(f": {text}" for word, text in VERDICTS.items() if word == keys["verdict"])
+    return f"{keys['path']} -> {output} ({facts}){verdict}"
+
+
+def refused(path: str, why: str) -> str:
+    return f"[red]refused[/] {escape(printable(path))}: {escape(printable(why))}"
+
+
+def sum_up(console: Words, summary: Summary) -> None:
+    for path, why in summary.problems:
+        console.say(refused(path, why))
+    done = f"{summary.done} done"
+    if summary.empty:
+        more = len(summary.empty) - NAMES_SHOWN
+        shown = summary.empty[:NAMES_SHOWN] + ([f"and {more} more"] if more > 0 else [])
+        done += f" ({len(summary.empty)} without a subject: {escape(printable(', '.join(shown)))})"
+    parts = [done]
+    if summary.failed:
+        parts.append(f"[red]{summary.failed} refused[/]")
+    if summary.skipped:
+        parts.append(f"{summary.skipped} skipped, as their output exists (--overwrite replaces it)")
+    rate = f", {summary.done / summary.seconds:.1f} a second" if summary.done > 1 and summary.seconds > 0 else ""
+    console.say(f"{', '.join(parts)}; {summary.seconds:.1f} s{rate}")

@@ -39,10 +39,18 @@ def _octal(text: str) -> str:
 
 
 def _colour(text: str) -> str:
-    digits = text.removeprefix("#")
-    if len(digits) != 6 or not text.startswith("#") or any(c not in "0123456789abcdefABCDEF" for c in digits):
-        raise ValueError(f'{text!r} is no colour; write it like "#ffffff"')
-    return text.lower()
+    """As "#rrggbb", from that, "#rgb" or a name of CSS, in any case."""
+    word = text.strip().lower()
+    if re.fullmatch(r"#([0-9a-f]{3}){1,2}", word):
+        return word if len(word) == 7 else "#" + "".join(2 * digit for digit in word[1:])
+    from PIL import ImageColor
+
+    if word in ImageColor.colormap:
+        return "#{:02x}{:02x}{:02x}".format(*ImageColor.getrgb(word))
+    near = ['"#' + word + '"'] if re.fullmatch(r"([0-9a-f]{3}){1,2}", word) else []
+    near += difflib.get_close_matches(word, ImageColor.colormap, 1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise ValueError(f'{text!r} is no colour; {hint}write a CSS name or "#ffffff"')
 
 
 def check_name(text: str) -> str:
@@ -356,30 +364,33 @@ class Recipe(Settings):
     """What comes out."""
 
     model: str = setting("u2netp",
-        reason="a name of `rmbgd models list`, a folder with model.safetensors, or a .safetensors file")
+        reason="network to use: a name of `rmbgd models list`, a folder with model.safetensors, or a .safetensors file")
     patch_order: Literal["auto", "channel_first", "tile_first"] = setting("auto",
         reason="layout of the network's image patches, for weights of your own; auto reads it beside the weights")
     model_sha256: Digest = setting("", unit="hex digits",
-        reason="what the model's file must hash to; empty: the registry's digest if there is one. The digest is always logged")
-    format: Literal["png", "webp", "tiff"] = setting("png",
-        reason="file format; PNG is lossless and every tool reads it")
+        reason="refuse a model whose file has another SHA-256; empty: the registry's digest if there is one. The digest is always logged")
+    format: Literal["png", "webp", "tiff", "jpeg"] = setting("png",
+        reason="file format; png is lossless and every tool reads it; jpeg is the smallest and has no transparency")
     content: Literal["rgba", "mask", "colour"] = setting("rgba",
-        reason="rgba: transparent cutout; mask: alpha alone; colour: on a background colour")
+        reason="rgba: transparent cutout (jpeg cannot hold one, so there it is the same as colour); mask: alpha alone; colour: on a background colour")
     mask_bits: Annotated[Literal[8, 16], BeforeValidator(_whole)] = setting(8, unit="bits",
         reason="bits per pixel of a mask; 16 (PNG, TIFF) keeps every step of a soft edge")
-    background: Colour = setting("#ffffff", reason="background colour when content is colour, exact to the value")
+    background: Colour = setting("#ffffff",
+        reason="background colour when content is colour or format is jpeg: #rrggbb, #rgb or a CSS name; exact to the value, in jpeg as near as it can")
     edge_colours: Literal["clean", "keep"] = setting("clean",
-        reason="clean removes the old background from half-transparent pixels; keep leaves the photo's colours")
+        reason="colours of half-transparent pixels: clean removes the old background from them; keep leaves the photo's")
     hidden_colours: Literal["zero", "keep"] = setting("zero",
-        reason="colours under full transparency: they are invisible, and keeping them doubles the file")
+        reason="colours under full transparency: zero makes them black; keep leaves the photo's, which nobody sees and which double the file")
     png_level: int = setting(2, unit="level", ge=0, le=3,
-        reason="compression effort (ISA-L deflate); 3 is slower and no smaller")
-    webp_quality: int = setting(80, unit="quality", ge=0, le=100, reason="used when webp_lossless is false")
+        reason="compression effort of PNG (ISA-L deflate); 3 is slower and no smaller")
+    webp_quality: int = setting(80, unit="quality", ge=0, le=100, reason="quality of WebP when webp_lossless is false")
     webp_lossless: bool = setting(True, reason="write WebP without loss, as a cutout is usually processed further")
+    jpeg_quality: int = setting(90, unit="quality", ge=1, le=100,
+        reason="quality of JPEG; colours are never subsampled, as that blurs edges; 95 is a third larger and looks the same")
     crop: bool = setting(False,
         reason="crop to the subject's bounding box (alpha of 10 and more), with crop_margin around it")
     crop_margin: Share = setting(0.05, unit="of the box's longer side", ge=0, le=0.5,
-        reason="space around a cropped subject, as marketplaces ask for")
+        reason='space to leave around a cropped subject, as marketplaces ask for; 0.05 or "5%"')
     canvas: Size = setting("", unit="pixels",
         reason='fit the image into this size, e.g. "2000x2000"; empty keeps its own')
     metadata: list[Literal["copyright", "artist", "description", "software", "datetime"]] = setting(["copyright"],
@@ -389,15 +400,20 @@ class Recipe(Settings):
     on_empty: Literal["publish", "refuse"] = setting("publish",
         reason="image without a subject: publish it fully transparent with the verdict 'empty', or refuse it")
     empty_below: Share = setting(0.0005, unit="share of pixels", ge=0, le=1,
-        reason="an image has no subject if fewer pixels than this have alpha 0.5 or more")
+        reason='an image has no subject if fewer pixels than this have alpha 0.5 or more; 0.0005 or "0.05%"')
     sidecar: Literal["never", "notable", "always"] = setting("notable",
-        reason="write <output>.json with the facts; notable: only when the verdict is not 'ok'")
+        reason="when to write <output>.json with the facts; notable: only when the verdict is not 'ok'")
     file_mode: FileMode = setting("0640", unit="octal", reason="mode of outputs; the group may read, others may not")
 
     def contradictions(self) -> Iterator[tuple[Sequence[tuple[str]], str]]:
-        if self.content == "mask" and self.mask_bits == 16 and self.format == "webp":
-            text = '"webp" holds 8 bits only; use "png" or "tiff" for a 16-bit mask'
+        if self.content == "mask" and self.mask_bits == 16 and self.format in ("webp", "jpeg"):
+            text = f'"{self.format}" holds 8 bits only; use "png" or "tiff" for a 16-bit mask'
             yield [("format",), ("mask_bits",), ("content",)], text
+
+    @property
+    def flat(self) -> bool:
+        """Is the cutout laid on the background colour?"""
+        return self.content == "colour" or (self.format == "jpeg" and self.content == "rgba")
 
 
 class Folder(Settings):

@@ -125,7 +125,7 @@ def arrange(rgba: Bytes | None, alpha: Pixels | None, recipe: Recipe) -> Pixels:
         pixels = place_on_canvas(pixels, height, width)
     if rgba is None:
         return pixels
-    if recipe.content == "colour":
+    if recipe.flat:
         flat = np.empty((*pixels.shape[:2], 3), np.uint8)
         flatten(np.asarray(pixels, np.uint8), bytes.fromhex(recipe.background.removeprefix("#")), flat)
         return flat

@@ -14,7 +14,6 @@ from rmbgd.fs import FileVersion, version_of
 from rmbgd.intake.ignored import Ignored
 from rmbgd.intake.scanner import scan
 from rmbgd.publish import sidecar
-from rmbgd.publish.publisher import EXTENSIONS
 from rmbgd.publish.temporary import hash_of
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Adopted, OutputKey, Published
@@ -47,7 +46,7 @@ class Adoption:
 
     def _originals(self, folder: Folder, alive: Callable[[], None]) -> Iterator[Adopted]:
         root, ignored = str(folder.input), Ignored(folder.ignore)
-        extension = EXTENSIONS[self._config.recipe_of(folder).format]
+        extension = names.EXTENSIONS[self._config.recipe_of(folder).format]
         for path, status in scan(root, "", ignored, recursive=folder.recursive):
             if isinstance(status, OSError) or not stat.S_ISREG(status.st_mode):
                 continue

@@ -28,8 +28,6 @@ from rmbgd.store.records import ContentKey, Job, Known, OutputKey, Published, Ta
 ORIGINAL_MISSING = "original_missing"
 """A note of image.done: somebody removed the original after it was read, so there was nothing to archive."""
 
-EXTENSIONS = {"png": ".png", "webp": ".webp", "tiff": ".tif"}
-
 
 class SourceChanged(RmbgdError):
     """The input is no longer the version that was worked on: its result must not be published.
@@ -194,7 +192,7 @@ class Publisher:
 
     def _key(self, job: Job) -> OutputKey:
         folder = self._folders[job.folder]
-        extension = EXTENSIONS[self._config.recipe_of(folder).format]
+        extension = names.EXTENSIONS[self._config.recipe_of(folder).format]
         return OutputKey(str(folder.output), job.folder, job.relative_path, extension)
 
     def _mode(self, job: Job) -> int:

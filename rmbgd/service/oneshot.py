@@ -1,4 +1,4 @@
-"""`rmbgd once`: a file or a folder through the same pipeline as the service's, without a daemon.
+"""`rmbgd once`: files and folders through the same pipeline as the service's, without a daemon.
 
 Originals stay where they are, nothing is remembered afterwards, and what cannot be done is reported, not quarantined.
 """
@@ -6,15 +6,17 @@ Originals stay where they are, nothing is remembered afterwards, and what cannot
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 from rmbgd import naming as names
 from rmbgd.clock import SystemClock
@@ -22,49 +24,24 @@ from rmbgd.config.load import Config, EngineSettings, Folder, Recipe, ServiceSet
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.devices import EngineContext, EngineFactory
 from rmbgd.engine.wiring import default_devices
-from rmbgd.errors import ConfigError, explain
+from rmbgd.errors import explain
 from rmbgd.events import EVENTS, Emit
 from rmbgd.fs import version_of
 from rmbgd.heartbeat import Heartbeats
-from rmbgd.imaging.encode import SUFFIXES
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.queue import NoReceivers
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
+from rmbgd.publish.sidecar import read_json
+from rmbgd.service.destination import InputImage, RunPlan, Summary
 from rmbgd.service.threads import ThreadFailure, ThreadGroup
 from rmbgd.store.ledger import Ledger
 from rmbgd.store.records import Candidate, Job
 
 NAME = "once"
+ENDS = ("image.done", "image.failed", "image.postponed")
 STAGING = ".rmbgd-once-"  # folders in OUT that begin so hold what a run has not finished
-
-
-@dataclass(slots=True)
-class Summary:
-    """What became of the files. `skipped`: their output was there already."""
-
-    done: int = 0
-    failed: int = 0
-    skipped: int = 0
-    seconds: float = 0.0
-    problems: list[tuple[str, str]] = field(default_factory=list)  # (path, why)
-
-
-def sources_of(source: Path) -> tuple[Path, list[str], list[OSError]]:
-    """The folder that paths are relative to, and the files: one, or all below a folder but hidden and linked; and what
-    kept folders below it from being read. Raises ConfigError, and OSError where `source` cannot be read itself."""
-    if source.is_file():
-        return source.parent, [source.name], []
-    if not source.is_dir():
-        raise ConfigError(f"{source}: neither a file nor a folder; nothing to do")
-    os.listdir(source)
-    found, unread = [], list[OSError]()
-    for directory, folders, files in os.walk(source, onerror=unread.append):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        paths = (os.path.join(directory, each) for each in sorted(files) if not each.startswith("."))
-        found += [os.path.relpath(path, source) for path in paths if not os.path.islink(path)]
-    return source, found, unread
 
 
 @contextmanager
@@ -114,84 +91,126 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def once(
-    source: Path,
-    output: Path,
+    plan: RunPlan,
     recipe: Recipe,
     *,
     engine: EngineSettings,
     service: ServiceSettings,
     emit: Emit,
     overwrite: bool = False,
+    summary: Summary | None = None,
     build_devices: EngineFactory = default_devices,
 ) -> Summary:
-    """Cutouts of `source` (a file or a folder) below `output`, or as `output` when both are single files.
+    """Make the cutouts of `plan`.
 
-    An output that is there already is left alone, and its input skipped, unless `overwrite`. `emit` hears image.done
-    and image.failed per file, with paths below the source. Raises ConfigError, and what broke if a part broke.
+    An output that is there already is left alone, and its input skipped, unless `overwrite`. `emit` hears image.done,
+    image.failed or image.postponed once per file, and run.summary at the end, however that comes.
+    `summary` is filled meanwhile. Raises ConfigError, OSError, and what broke if a part broke.
     """
-    root, paths, unread = sources_of(source.absolute())
-    suffixes = sorted({*SUFFIXES.values(), ".tiff"})
-    single = output.name if source.is_file() and output.suffix in suffixes and not output.is_dir() else None
-    place = (output.parent if single else output).absolute()
-    if place.exists() and not place.is_dir():
-        names_one = f", or for one image a file that ends in {', '.join(suffixes)}"
-        raise ConfigError(f"{place}: is a file; name a folder{names_one if source.is_file() else ''}")
-    if place == root and not single:
-        raise ConfigError(f"{place}: results would be written among the sources; name another folder")
+    outputs = plan.outputs(names.EXTENSIONS[recipe.format])
+    place = plan.place.absolute()
     place.mkdir(parents=True, exist_ok=True)
     clock = SystemClock()
-    problems = [(str(each.filename), explain(each).removeprefix(f"{each.filename}: ")) for each in unread]
-    summary = Summary(failed=len(unread), problems=problems)
+    summary = Summary() if summary is None else summary
+    summary.problems += [(str(each.filename), explain(each).removeprefix(f"{each.filename}: ")) for each in plan.unread]
+    summary.failed += len(plan.unread)
+    summary.total = len(outputs) + summary.failed
+    wanted = {image: name for image, name in outputs.items() if overwrite or not (place / name).exists()}
+    summary.skipped = len(outputs) - len(wanted)
     began = clock.monotonic()
-    with staging(place) as staged:
-        folder = Folder(name=NAME, input=root, output=staged, failed=staged, originals="keep", recipe="default")
-        config = Config(service=service, engine=engine, recipe={"default": recipe}, folder=[folder])
-        moving = _MovingEmit(staged, place, single, emit, summary)
-        outputs = {path: single or names.output_names(path, SUFFIXES[recipe.format])[0] for path in paths}
-        wanted = [path for path in paths if overwrite or not (place / outputs[path]).exists()]
-        summary.skipped = len(paths) - len(wanted)
-        if wanted:
-            run_pipeline(config, moving, build_devices, partial(_feed, root, wanted, summary))
-    summary.seconds = clock.monotonic() - began
-    emit("run.summary", done=summary.done, failed=summary.failed, skipped=summary.skipped, seconds=summary.seconds)
+    try:
+        with staging(place) as staged:  # also where there is nothing to do, to remove what a killed run left
+            if wanted:
+                folders = _folders(wanted, staged)
+                config = Config(service=service, engine=engine, recipe={"default": recipe}, folder=folders)
+                with _MovingEmit(config, place, wanted, emit, summary) as moving:
+                    run_pipeline(config, moving, build_devices, partial(_feed, wanted, moving))
+    finally:
+        summary.seconds = clock.monotonic() - began
+        keys = {"done": summary.done, "failed": summary.failed, "skipped": summary.skipped, "empty": len(summary.empty)}
+        emit("run.summary", **keys, left=summary.left, seconds=summary.seconds)
     return summary
 
 
-class _MovingEmit:
+def _folders(images: Iterable[InputImage], staged: Path) -> list[Folder]:
+    """A drop folder for each root: once, once-2, once-3 ..."""
+    roots = enumerate(dict.fromkeys(image.root for image in images), 1)
+    named = {NAME if number == 1 else f"{NAME}-{number}": Path(root) for number, root in roots}
+    return [
+        Folder(name=name, input=root, output=staged, failed=staged, originals="keep") for name, root in named.items()
+    ]
+
+
+class _MovingEmit(AbstractContextManager["_MovingEmit"]):
     """An Emit that puts a finished cutout from the staging folder to its place before its event is emitted.
 
     The staged name stays as well: an equal image is answered with a copy of what stands there. Any finish thread.
     """
 
-    def __init__(self, staging: Path, place: Path, single: str | None, emit: Emit, summary: Summary) -> None:
-        self._staging, self._place, self._single, self._emit, self._summary = staging, place, single, emit, summary
+    def __init__(
+        self, config: Config, place: Path, outputs: Mapping[InputImage, str], emit: Emit, summary: Summary
+    ) -> None:
+        folders = {str(folder.input): folder for folder in config.folder}
+        self._images = {(folders[image.root].name, image.path): image for image in outputs}
+        self._staging, self._place, self._outputs, self._emit = config.folder[0].output, place, outputs, emit
+        self._lock = threading.Lock()
+        self._summary = summary  # guarded by _lock, and so is _closed
+        self._closed = False
 
-    def __call__(self, event: str, /, **keys: object) -> None:
-        if event == "image.done":
-            try:
-                self._move(str(keys["output"]))
-            except OSError as error:  # a folder under the cutout's name, a full disk
-                known = {key: keys[key] for key in EVENTS["image.postponed"].keys if key in keys}
-                self("image.postponed", **known, why="storage", detail=explain(error))
-                return
-            self._summary.done += 1
-        elif event in ("image.failed", "image.postponed"):
-            self._summary.failed += 1
-            self._summary.problems.append((str(keys["path"]), f"{keys.get('reason') or keys['why']}: {keys['detail']}"))
+    def __exit__(self, *_: object) -> None:
+        """From now on nothing is moved, counted or told: threads of an interrupted run may still finish an image."""
+        with self._lock:
+            self._closed = True
+
+    def __call__(self, event: str, /, **keys: Any) -> None:
+        if event in ENDS:
+            with self._lock:
+                if self._closed:
+                    return
+                event, keys = self._settle(event, keys)
         self._emit(event, **keys)
 
-    def _move(self, name: str) -> None:
-        final = self._single or name
-        for found, wanted in ((name, final), (names.sidecar_name(name), names.sidecar_name(final))):
-            source, target = self._staging / found, self._place / wanted
-            if source.exists():
-                target.parent.mkdir(parents=True, exist_ok=True)
-                moving = source.with_name(f"{source.name}.moving")
-                try:
-                    os.link(source, moving)
-                except OSError:  # a file system without links
-                    shutil.copy2(source, moving)
-                os.replace(moving, target)
+    def refuse(self, image: InputImage, why: str) -> None:
+        with self._lock:
+            self._summary.failed += 1
+            self._summary.problems.append((image.shown, why))
+
+    def _settle(self, event: str, keys: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The event as it is for the operator: named as he knows it, and of what became of the cutout at its place."""
+        image = self._images[keys["folder"], keys["path"]]
+        name = self._outputs[image]
+        keys |= {"folder": NAME, "path": image.shown}
+        if event == "image.done":
+            try:
+                self._move(keys["output"], name, image)
+            except OSError as error:  # a folder under the cutout's name, a full disk
+                event = "image.postponed"
+                known = {key: keys[key] for key in EVENTS[event].keys if key in keys}
+                keys = known | {"why": "storage", "detail": explain(error)}
+            else:
+                self._summary.done += 1
+                self._summary.empty += [image.shown] if keys["verdict"] == "empty" else []
+                return event, keys | {"output": name}
+        self._summary.failed += 1
+        return event, keys
+
+    def _move(self, staged: str, name: str, image: InputImage) -> None:
+        self._replace(self._staging / staged, self._place / name)
+        story = self._staging / names.sidecar_name(staged)
+        if story.exists():
+            facts = read_json(str(story)) | {"folder": NAME, "path": image.shown, "output": name}
+            story.write_text(json.dumps(facts, indent=1) + "\n", encoding="ascii")
+            self._replace(story, self._place / names.sidecar_name(name))
+
+    @staticmethod
+    def _replace(source: Path, target: Path) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        moving = source.with_name(f"{source.name}.moving")
+        try:
+            os.link(source, moving)
+        except OSError:  # a file system without links
+            shutil.copy2(source, moving)
+        os.replace(moving, target)
 
 
 class _NoFolder:
@@ -212,14 +231,15 @@ def run_pipeline(
     factory: EngineFactory,
     feed: Callable[[Pipeline, Callable[[Path, str], list[Job]]], None],
 ) -> None:
-    """A pipeline for `config`'s one folder, until everything that `feed` sends is through. Raises what broke.
+    """A pipeline for `config`'s folders, until everything that `feed` sends is through. Raises what broke.
 
     `feed(pipeline, claim)` runs on a thread of its own and owns `pipeline.jobs`; `claim(root, path)` makes a file below
-    a folder a job: none where the file has been claimed before. Raises OSError where there is no such file.
+    an input folder a job: none where the file has been claimed before. Raises OSError where there is no such file.
     """
     configure_pillow(config.limits)
     configure_opencv()
     clock = SystemClock()
+    folders = {str(folder.input): folder.name for folder in config.folder}
     ended: SimpleQueue[ThreadFailure] = SimpleQueue()
     heartbeats = Heartbeats(clock)
     with ExitStack() as stack:
@@ -248,9 +268,9 @@ def run_pipeline(
         )
 
         def claim(root: Path, path: str) -> list[Job]:
-            version, name = version_of(os.lstat(root / path)), config.folder[0].name
-            now = clock.monotonic()
-            return ledger.claim([Candidate(name, path, str(root), version, now, by_rename=False, final=True)])
+            version, now = version_of(os.lstat(root / path)), clock.monotonic()
+            folder = folders[str(root)]
+            return ledger.claim([Candidate(folder, path, str(root), version, now, by_rename=False, final=True)])
 
         pipeline.start()
         threads.start("feed", lambda: feed(pipeline, claim))
@@ -262,16 +282,15 @@ def run_pipeline(
 
 
 def _feed(
-    root: Path, paths: list[str], summary: Summary, pipeline: Pipeline, claim: Callable[[Path, str], list[Job]]
+    images: Iterable[InputImage], moving: _MovingEmit, pipeline: Pipeline, claim: Callable[[Path, str], list[Job]]
 ) -> None:
     """Claim and send one file after another, as the pipeline takes them."""
     with pipeline.jobs as jobs, suppress(NoReceivers):  # then the engine broke, and says so itself
-        for path in paths:
+        for image in images:
             try:
-                claimed = claim(root, path)
+                claimed = claim(Path(image.root), image.path)
             except OSError as error:
-                summary.failed += 1
-                summary.problems.append((path, f"{error.strerror}"))
+                moving.refuse(image, f"{error.strerror}")
             else:
                 for job in claimed:
                     jobs.send(job)

@@ -17,18 +17,18 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
+import PIL.Image
 import pytest
-from PIL import Image
-from rich.console import Console
 
 from rmbgd.cli import main as cli
 from rmbgd.cli import once
-from rmbgd.cli.once import PROBLEMS_SHOWN
-from rmbgd.config.settings import EngineSettings, Recipe, ServiceSettings
+from rmbgd.config.load import Config
+from rmbgd.config.settings import EngineSettings, Folder, Recipe, ServiceSettings
 from rmbgd.engine import wiring
 from rmbgd.engine.device_query import VisibleGpus
 from rmbgd.errors import ConfigError, Exit
 from rmbgd.service import oneshot
+from rmbgd.service.destination import InputImage, RunPlan, Summary, plan
 from rmbgd.testing.engine import FakeBackend
 from rmbgd.testing.worker import in_process
 from tests.support.mounts import without_override
@@ -40,22 +40,44 @@ def parsed(*arguments: str | Path) -> argparse.Namespace:
     return parser.parse_args([str(argument) for argument in arguments])
 
 
-def faked(source: Path, output: Path, recipe: Recipe, **options: Any) -> oneshot.Summary:
-    """What a run with a fake engine made of it."""
-    around = {"engine": EngineSettings(device="cpu"), "service": ServiceSettings(), "emit": Mock()}
+def faked(*paths: Path | str, recipe: Recipe | None = None, **options: Any) -> Summary:
+    """What a run with a fake engine made of it; the last path is the output."""
+    *sources, output = map(str, paths)
+    around = {"engine": EngineSettings(device="cpu"), "service": ServiceSettings(), "emit": Mock()} | options
     made = in_process(lambda context: FakeBackend(context.arena.block))
-    return oneshot.once(source, output, recipe, build_devices=made, **around, **options)
+    return oneshot.once(plan(sources, output), recipe or Recipe(sidecar="never"), build_devices=made, **around)
 
 
-def recorded(*, terminal: bool = False) -> tuple[Console, io.StringIO]:
+def recorded(*, terminal: bool = False) -> tuple[once.Words, io.StringIO]:
     text = io.StringIO()
-    return Console(file=text, width=200, highlight=False, force_terminal=terminal), text
+    return once.Words(text, width=200, force_terminal=terminal), text
+
+
+def asked_for(count: int) -> RunPlan:
+    return RunPlan(
+        [InputImage("/in", f"{n}.jpg", f"{n}.jpg", f"{n}.jpg") for n in range(count)],
+        Path("out"),
+        None,
+        "out",
+        None,
+        [],
+    )
+
+
+def painted(path: Path, colour: str = "red") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.Image.new("RGB", (32, 24), colour).save(path)
+    return path
+
+
+def files_below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "shoe.png"
-    Image.new("RGB", (32, 24), "red").save(path)
+    PIL.Image.new("RGB", (32, 24), "red").save(path)
     return path
 
 
@@ -64,11 +86,16 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the one-shot run was asked for. It refuses every file whose name begins with 'bad'."""
     calls: list[dict[str, Any]] = []
 
-    def run(source: Path, output: Path, recipe: Recipe, **rest: Any) -> oneshot.Summary:
-        calls.append({"source": source, "output": output, "recipe": recipe} | rest)
-        failed = sum(name.startswith("bad") for name in oneshot.sources_of(source)[1])
-        rest["emit"]("run.summary", done=1, failed=failed, skipped=0, seconds=0.5)
-        return oneshot.Summary(done=1, failed=failed, seconds=0.5, problems=[("bad.png", "corrupt: no")] * failed)
+    def run(found: RunPlan, recipe: Recipe, **rest: Any) -> None:
+        calls.append({"plan": found, "recipe": recipe} | rest)
+        for image in found.images:
+            if image.shown.startswith("bad"):
+                rest["summary"].failed += 1
+                rest["emit"]("image.failed", path=image.shown, reason="corrupt", detail="no")
+            else:
+                rest["summary"].done += 1
+        rest["summary"].seconds = 0.5
+        rest["emit"]("run.summary", done=1, failed=0, skipped=0, seconds=0.5)
 
     monkeypatch.setattr(oneshot, "once", run)
     return calls
@@ -111,7 +138,11 @@ def test_all_done_is_exit_0(image: Path, asked: list[dict[str, Any]], capfd: pyt
     assert Exit.OK == once.run(parsed(image, image.parent / "out", "--overwrite"))
     assert ("1 done; 0.5 s\n", "") == capfd.readouterr()
     (call,) = asked
-    assert (image, image.parent / "out", True) == (call["source"], call["output"], call["overwrite"])
+    assert ([image.name], image.parent / "out", True) == (
+        [each.path for each in call["plan"].images],
+        call["plan"].place,
+        call["overwrite"],
+    )
 
 
 def test_one_refused_file_is_exit_1(
@@ -119,7 +150,7 @@ def test_one_refused_file_is_exit_1(
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"no")
     assert Exit.FAILED == once.run(parsed(tmp_path, tmp_path / "out"))
-    assert "refused bad.png: corrupt: no\n1 done, 1 refused; 0.5 s\n" == capfd.readouterr().out
+    assert "refused bad.png: corrupt (no)\n1 done, 1 refused; 0.5 s\n" == capfd.readouterr().out
 
 
 def test_json_is_one_event_a_line(image: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
@@ -130,30 +161,73 @@ def test_json_is_one_event_a_line(image: Path, asked: list[dict[str, Any]], capf
 
 def test_existing_output_is_skipped_and_counted() -> None:
     console, text = recorded()
-    once.sum_up(console, done=0, failed=0, skipped=2, seconds=0.1, problems=[])
+    once.sum_up(console, Summary(skipped=2, seconds=0.1))
     assert text.getvalue().startswith("0 done, 2 skipped, as their output exists (--overwrite")
 
 
-def test_many_refused_files_are_counted() -> None:
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["wall.jpg"], "3 done (1 without a subject: wall.jpg); 4.3 s, 0.7 a second\n"),
+        (["a", "b", "c", "d", "e\n"], "3 done (5 without a subject: a, b, c, and 2 more); 4.3 s, 0.7 a second\n"),
+    ],
+)
+def test_images_without_a_subject_are_counted_and_named(names: list[str], said: str) -> None:
     console, text = recorded()
-    problems = [(f"{number}.png", "corrupt") for number in range(100)]
-    once.sum_up(console, done=0, failed=100, skipped=0, seconds=1.0, problems=problems)
-    assert PROBLEMS_SHOWN + 2 == len(text.getvalue().splitlines())
-    assert f"... and {100 - PROBLEMS_SHOWN} more" in text.getvalue()
+    once.sum_up(console, Summary(done=3, seconds=4.3, empty=names))
+    assert said == text.getvalue()
+
+
+DONE = {
+    "path": "shoe [1].jpg", "output": "shoe.png", "width": 1280, "height": 960, "model": "u2netp", "device": "cpu",
+    "milliseconds": {"wait": 9000.0, "total": 10_200.0}, "verdict": "ok",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("event", "keys", "said"),
+    [
+        ("image.done", {}, "shoe [1].jpg -> out/shoe.png (1280x960, u2netp on cpu, 1.2 s)"),
+        (
+            "image.done",
+            {"verdict": "empty"},
+            "shoe [1].jpg -> out/shoe.png (1280x960, u2netp on cpu, 1.2 s): no subject",
+        ),
+        ("image.done", {"verdict": "full"}, "1.2 s): fills the frame"),
+        ("image.failed", {"reason": "truncated", "detail": "cut [off]"}, "refused shoe [1].jpg: truncated (cut [off])"),
+        ("image.postponed", {"why": "storage", "detail": "EACCES: no"}, "refused shoe [1].jpg: EACCES: no"),
+        ("image.done", {"path": "a\nb\udcff:smile:"}, "a\\nb\\udcff:smile: -> out/shoe.png"),
+    ],
+)
+def test_each_result_is_a_line(event: str, keys: dict[str, Any], said: str) -> None:
+    console, text = recorded()
+    with once.progress(console, asked_for(2)) as emit:
+        emit(event, **DONE | keys)
+    (line,) = text.getvalue().splitlines()
+    assert said in line
+
+
+def test_quiet_leaves_out_what_went_well() -> None:
+    console, text = recorded(terminal=True)
+    with once.progress(console, asked_for(2), quiet=True) as emit:
+        emit("image.done", **DONE)
+        emit("image.failed", path="b.jpg", reason="corrupt", detail="no")
+    assert "b.jpg" in text.getvalue()
+    assert "shoe" not in text.getvalue()
 
 
 def test_fault_of_the_engine_is_shown_at_once() -> None:
     console, text = recorded()
-    with once.progress(console, 2) as emit:
+    with once.progress(console, asked_for(2)) as emit:
         emit("engine.fault", device="cuda:0", kind="lost", detail="[died]", images=1, restarts=1)
         assert "engine.fault: device cuda:0, kind lost, detail [died], images 1, restarts 1" in text.getvalue()
 
 
 def test_bar_follows_the_images() -> None:
     console, text = recorded(terminal=True)
-    with once.progress(console, 3) as emit:
+    with once.progress(console, asked_for(3)) as emit:
         for event in ("engine.started", "image.done", "image.failed", "service.reload"):
-            emit(event, device="cpu")
+            emit(event, **DONE, reason="corrupt", detail="no")
     assert "2/3" in text.getvalue().rpartition("on cpu")[2]
 
 
@@ -164,8 +238,8 @@ def test_equal_images_have_an_output_each(tmp_path: Path, links: bool, monkeypat
         monkeypatch.setattr(oneshot.os, "link", Mock(side_effect=OSError(errno.EPERM, "no links here")))
     (tmp_path / "in" / "sub").mkdir(parents=True)
     for name in ("a.png", "b.png", "sub/c.png"):
-        Image.new("RGB", (32, 24), "navy").save(tmp_path / "in" / name)
-    summary = faked(tmp_path / "in", tmp_path / "out", Recipe(sidecar="always"))
+        PIL.Image.new("RGB", (32, 24), "navy").save(tmp_path / "in" / name)
+    summary = faked(tmp_path / "in", tmp_path / "out", recipe=Recipe(sidecar="always"))
 
     assert (3, 0, []) == (summary.done, summary.failed, summary.problems)
     found = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*") if path.is_file())
@@ -179,17 +253,75 @@ def test_output_that_cannot_take_its_place_is_refused_and_the_others_done(tmp_pa
     (tmp_path / "out" / "b.png").mkdir(parents=True)
     (tmp_path / "out" / "sub").write_bytes(b"")
     for name, colour in (("a.png", "navy"), ("b.png", "red"), ("sub/c.png", "green")):
-        Image.new("RGB", (32, 24), colour).save(tmp_path / "in" / name)
-    summary = faked(tmp_path / "in", tmp_path / "out", Recipe(sidecar="never"), overwrite=True)
-    assert (1, 2) == (summary.done, summary.failed)
-    assert {"b.png", "sub/c.png"} == {path for path, _ in summary.problems}
-    assert all(str(tmp_path / "out" / path[:3]) in why for path, why in summary.problems)
+        PIL.Image.new("RGB", (32, 24), colour).save(tmp_path / "in" / name)
+    heard = Mock()
+    summary = faked(tmp_path / "in", tmp_path / "out", overwrite=True, emit=heard)
+    assert (1, 2, 0) == (summary.done, summary.failed, summary.left)
+    told = {
+        each.kwargs["path"]: each.kwargs["detail"] for each in heard.mock_calls if each.args == ("image.postponed",)
+    }
+    assert {"b.png", "sub/c.png"} == set(told)
+    assert all(str(tmp_path / "out" / path[:3]) in why for path, why in told.items())
     assert {"a.png", "b.png", "sub"} == {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def test_inputs_of_one_stem_have_an_output_each_and_keep_it(tmp_path: Path) -> None:
+    for name, colour in (("in/a.jpg", "navy"), ("in/a.png", "red"), ("more/a.jpg", "green")):
+        painted(tmp_path / name, colour)
+    paths = tmp_path / "in", tmp_path / "more" / "a.jpg", tmp_path / "out"
+    recipe = Recipe(sidecar="never", hidden_colours="keep")
+    assert 3 == faked(*paths, recipe=recipe).done
+    before = {name: (tmp_path / "out" / name).read_bytes() for name in files_below(tmp_path / "out")}
+    assert {"a.png", "in/a.png", "in/a_png.png"} == set(before)
+    assert 3 == len(set(before.values()))
+
+    (tmp_path / "out" / "in" / "a_png.png").unlink()
+    heard = Mock()
+    summary = faked(*paths, recipe=recipe, emit=heard)
+    assert (1, 2, 0) == (summary.done, summary.skipped, summary.failed)
+    assert before == {name: (tmp_path / "out" / name).read_bytes() for name in files_below(tmp_path / "out")}
+    (done,) = [each.kwargs for each in heard.mock_calls if each.args == ("image.done",)]
+    named = done["folder"], done["path"], done["output"]
+    assert ("once", str(tmp_path / "in" / "a.png"), "in/a_png.png") == named
+
+
+def test_event_and_sidecar_name_the_output_as_it_was_named(tmp_path: Path, image: Path) -> None:
+    heard = Mock()
+    faked(image, tmp_path / "x.tiff", recipe=Recipe(format="tiff", sidecar="always"), emit=heard)
+    (done,) = [each.kwargs for each in heard.mock_calls if each.args == ("image.done",)]
+    story = json.loads((tmp_path / "x.tiff.json").read_text())
+    assert {("once", "shoe.png", "x.tiff")} == {
+        (each["folder"], each["path"], each["output"]) for each in (done, story)
+    }
+
+
+def test_what_ends_after_an_interruption_is_neither_published_nor_counted(tmp_path: Path, image: Path) -> None:
+    """A finish thread that had the image in hand, and goes on while the main thread leaves."""
+    found = plan([str(image)], str(tmp_path / "out"))
+    (tmp_path / "staged").mkdir()
+    (tmp_path / "staged" / "shoe.png").write_bytes(b"x")
+    folder = Folder(name="once", input=tmp_path, output=tmp_path / "staged", failed=tmp_path, originals="keep")
+    summary, heard = Summary(total=1), Mock()
+    moving = oneshot._MovingEmit(Config(folder=[folder]), found.place, found.outputs(".png"), heard, summary)
+    with moving:
+        pass
+    moving("image.done", folder="once", path="shoe.png", output="shoe.png", verdict="ok")
+    assert ([], 0, 1) == (heard.mock_calls, summary.done, summary.left)
+    assert not (tmp_path / "out").exists()
+
+
+def test_interrupted_run_says_what_is_left(tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oneshot, "run_pipeline", Mock(side_effect=KeyboardInterrupt))
+    heard, summary = Mock(), Summary()
+    with pytest.raises(KeyboardInterrupt):
+        faked(image, painted(tmp_path / "b.png"), tmp_path / "out", emit=heard, summary=summary)
+    heard.assert_called_once_with("run.summary", done=0, failed=0, skipped=0, empty=0, left=2, seconds=summary.seconds)
+    assert [] == list((tmp_path / "out").iterdir())
 
 
 def test_folder_named_like_an_image_is_the_folder_to_write_into(tmp_path: Path, image: Path) -> None:
     (tmp_path / "all.png").mkdir()
-    assert 1 == faked(image, tmp_path / "all.png", Recipe(sidecar="never")).done
+    assert 1 == faked(image, tmp_path / "all.png").done
     assert ["shoe.png"] == [path.name for path in (tmp_path / "all.png").iterdir()]
 
 
@@ -231,7 +363,7 @@ def endless(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen[str]]]:
     """Starts `rmbgd once` on more images than it gets through, and waits for its first cutout in `out`."""
     (tmp_path / "in").mkdir()
     for number in range(2000):
-        Image.new("RGB", (64, 48), (number % 256, number // 256, 0)).save(tmp_path / "in" / f"{number:04}.png")
+        PIL.Image.new("RGB", (64, 48), (number % 256, number // 256, 0)).save(tmp_path / "in" / f"{number:04}.png")
     started: list[subprocess.Popen[str]] = []
 
     def start() -> subprocess.Popen[str]:
@@ -259,9 +391,11 @@ def test_run_that_is_told_to_end_leaves_only_cutouts(
     process.send_signal(number)
     if number != signal.SIGINT:
         process.send_signal(number)
-    _, err = process.communicate()
+    out, err = process.communicate()
     assert (128 + number, "") == (process.returncode, err)
     assert [] == list((tmp_path / "out").glob(".*"))
+    done = len(list((tmp_path / "out").glob("*.png")))
+    assert f"interrupted: {done} done, {2000 - done} left; run it again to go on" == out.splitlines()[-1]
 
 
 @pytest.mark.integration
@@ -271,12 +405,12 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_has_is_not(
 ) -> None:
     process = endless()
     (folder,) = (tmp_path / "out").glob(f"{oneshot.STAGING}*")
-    faked(image, tmp_path / "out", Recipe())
+    faked(image, tmp_path / "out")
     assert folder.is_dir()
     process.kill()
     process.communicate()
     assert folder.is_dir()
-    faked(image, tmp_path / "out", Recipe())
+    faked(image, tmp_path / "out")
     assert [] == list((tmp_path / "out").glob(".*"))
 
 
@@ -284,16 +418,18 @@ def test_what_a_killed_run_left_is_removed_and_what_a_living_one_has_is_not(
 @pytest.mark.timeout(300)
 def test_folder_through_the_real_engine(tmp_path: Path) -> None:
     (tmp_path / "in" / "sub").mkdir(parents=True)
-    Image.new("RGB", (64, 48), "navy").save(tmp_path / "in" / "a.jpg")
-    Image.new("RGB", (64, 48), "red").save(tmp_path / "in" / "sub" / "b.png")
+    PIL.Image.new("RGB", (64, 48), "navy").save(tmp_path / "in" / "a.jpg")
+    PIL.Image.new("RGB", (64, 48), "red").save(tmp_path / "in" / "sub" / "b.png")
     (tmp_path / "in" / "c.jpg").write_bytes(b"<?php system($_GET['c']); ?>")
     command = ["-m", "rmbgd", "once", tmp_path / "in", tmp_path / "out", "--device", "cpu"]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     assert (1, "") == (done.returncode, done.stderr)
-    assert "refused c.jpg: unidentified" in done.stdout
+    assert f"a.jpg -> {tmp_path}/out/a.png (64x48, u2netp on cpu, " in done.stdout
+    assert "refused c.jpg: unidentified (" in done.stdout
+    assert "2 done (2 without a subject: a.jpg, sub/b.png), 1 refused; " in done.stdout.splitlines()[-1]
     assert {"a.png", "b.png"} == {path.name for path in (tmp_path / "out").rglob("*.png")}
     assert (tmp_path / "out" / "sub" / "b.png").is_file()
-    with Image.open(tmp_path / "out" / "a.png") as cutout:
+    with PIL.Image.open(tmp_path / "out" / "a.png") as cutout:
         assert ("RGBA", (64, 48)) == (cutout.mode, cutout.size)
 
 
@@ -335,7 +471,7 @@ def test_engine_that_cannot_start_again_ends_the_run(tmp_path: Path, image: Path
     made = in_process(lambda context: FakeBackend(context.arena.block, script=["lost"], start=next(starts)))
     around = {"engine": EngineSettings(device="cpu"), "service": ServiceSettings(), "emit": Mock()}
     with pytest.raises(ConfigError, match="the engine cannot be started: the script says that the weights are damaged"):
-        oneshot.once(image, tmp_path / "out", Recipe(), build_devices=made, **around)
+        oneshot.once(plan([str(image)], str(tmp_path / "out")), Recipe(), build_devices=made, **around)
 
 
 @pytest.mark.integration

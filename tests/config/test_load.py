@@ -73,6 +73,7 @@ def test_nothing_set_is_a_usable_configuration() -> None:
         ({"recipe": {"a": {"file_mode": "0755"}}}, "would make images executable"),
         ({"recipe": {"a": {"content": "mask", "mask_bits": 16, "format": "webp"}}}, "holds 8 bits only"),
         ({"limits": {"pixels": 200_000_000}}, "pipeline.arena_bytes: 536870912 bytes cannot hold one image"),
+        ({"recipe": {"a": {"content": "mask", "mask_bits": 16, "format": "jpeg"}}}, "holds 8 bits only"),
         ({"gpu": {"grafs": True}}, "gpu.grafs: unknown setting; did you mean 'graphs'?"),
         ({"gpu": {"x": True}}, "gpu.x: unknown setting; known here: graphs, kernels, pinned_bytes, spare_bytes"),
         ({"pipeline": {"queue": 0}}, "pipeline.queue: must be at least 1 (is 0)"),
@@ -105,6 +106,33 @@ def test_whole_number_is_a_number_and_a_path_is_a_text() -> None:
     assert read == parse({"health": {"hot": 83.0}, "service": {"log_file": Path("/log")}})
 
 
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [
+        ("white", "#ffffff"),
+        ("RebeccaPurple", "#663399"),
+        ("#FFF", "#ffffff"),
+        ("#1a2", "#11aa22"),
+        (" #00FF7f ", "#00ff7f"),
+    ],
+)
+def test_colour_is_a_name_of_css_or_hex_in_any_case(written: str, read: str) -> None:
+    assert read == Recipe(background=written).background
+
+
+def test_share_may_be_written_in_per_cent() -> None:
+    assert Recipe(crop_margin=0.1, empty_below=0.0005) == Recipe(crop_margin="10%", empty_below="0.05 %")
+
+
+def test_jpeg_lies_on_the_background_unless_it_is_a_mask() -> None:
+    asked = {
+        (form, content): Recipe(format=form, content=content).flat
+        for form in ("png", "jpeg")
+        for content in ("rgba", "colour", "mask")
+    }
+    assert {("png", "colour"), ("jpeg", "rgba"), ("jpeg", "colour")} == {key for key, flat in asked.items() if flat}
+
+
 SHAPED = {  # every text of a certain shape: a table, a wrong value, what the message says
     "engine.device": [
         ("gpu", 'write "auto", "cpu", "cuda", or "cuda:1" for GPU 1; did you mean "cuda"?'),
@@ -122,7 +150,12 @@ SHAPED = {  # every text of a certain shape: a table, a wrong value, what the me
         ("AB", "write its 64 digits, 0 to 9 and a to f"),
         ("AB" * 32, f'did you mean "{"ab" * 32}"?'),
     ],
-    "recipe.background": [("red", 'write it like "#ffffff"')],
+    "recipe.background": [
+        ("whit", """is no colour; did you mean white? write a CSS name or "#ffffff\""""),
+        ("ffffff", 'did you mean "#ffffff"?'),
+        ("#ff", 'is no colour; write a CSS name or "#ffffff"'),
+        ("rgb(1, 2, 3)", 'write a CSS name or "#ffffff"'),
+    ],
     "recipe.file_mode": [("rw-r-----", 'write it like "0640"')],
     "folder.name": [("a b", "use letters, digits")],
     "folder.recipe": [("a/b", "use letters, digits")],

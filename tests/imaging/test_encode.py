@@ -12,15 +12,23 @@ from PIL import Image
 
 from rmbgd.config.load import Recipe
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.encode import SUFFIXES, encode
+from rmbgd.imaging.compose import arrange
+from rmbgd.imaging.encode import encode
 from rmbgd.imaging.formats import SourceFacts
+from rmbgd.naming import EXTENSIONS
 from tests.imaging import builders
 from tests.imaging.builders import by_pillow, decoded, exif, photo, probed, rgb_profile, saved
 
-FORMS = ["png", "webp", "tiff"]
+LOSSLESS = ["png", "webp", "tiff"]
+FORMS = [*LOSSLESS, "jpeg"]
 METADATA = {"copyright": "© Jürgen 漢字", "artist": "Someone", "description": "a chair", "software": "Camera 1.0"}
 FACTS = SourceFacts("JPEG", "RGB", (30, 20), 1, rgb_profile(), (300.0, 240.0), METADATA, "0" * 64)
 RGBA = np.dstack([photo(20, 30), np.random.default_rng(0).integers(0, 256, (20, 30), np.uint8)])
+
+
+def pixels_for(form: str) -> np.ndarray:
+    """As `arrange` hands them over: JPEG never gets an alpha."""
+    return np.ascontiguousarray(RGBA[:, :, :3]) if form == "jpeg" else RGBA
 
 
 def encoded(pixels: np.ndarray, recipe: Recipe, facts: SourceFacts = FACTS) -> bytes:
@@ -31,23 +39,24 @@ def encoded(pixels: np.ndarray, recipe: Recipe, facts: SourceFacts = FACTS) -> b
 
 @pytest.mark.parametrize(
     ("form", "kind"),
-    [*itertools.product(FORMS, ["rgba", "rgb", "mask"]), ("png", "mask of 16 bits"), ("tiff", "mask of 16 bits")],
+    [*itertools.product(LOSSLESS, ["rgba", "rgb", "mask"]), ("png", "mask of 16 bits"), ("tiff", "mask of 16 bits")],
 )
 def test_pixels_come_back_exactly(form: str, kind: str) -> None:
     wide = np.random.default_rng(1).integers(0, 65536, (20, 30), np.uint16)
     pixels = {"rgba": RGBA, "rgb": RGBA[:, :, :3], "mask": RGBA[:, :, 3], "mask of 16 bits": wide}[kind]
     data = encoded(np.ascontiguousarray(pixels), Recipe(format=form, hidden_colours="keep"))
     with Image.open(io.BytesIO(data)) as opened:
-        assert f".{opened.format.lower()[:3]}" in (SUFFIXES[form][:4], SUFFIXES[form])
+        assert f".{opened.format.lower()[:3]}" in (EXTENSIONS[form][:4], EXTENSIONS[form])
         seen = np.asarray(opened.convert({"rgb": "RGB", "mask": "L"}[kind]) if kind in ("rgb", "mask") else opened)
     assert np.array_equal(seen, pixels)
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_profile_resolution_and_text_are_kept_and_none_is_made_up(form: str) -> None:
-    header = probed(encoded(RGBA, Recipe(format=form)))
+    header = probed(encoded(pixels_for(form), Recipe(format=form)))
     mask = probed(encoded(np.ascontiguousarray(RGBA[:, :, 3]), Recipe(format=form, content="mask")))
-    bare = probed(encoded(RGBA, Recipe(format=form), replace(FACTS, icc_profile=None, dpi=None, metadata={})))
+    without = replace(FACTS, icc_profile=None, dpi=None, metadata={})
+    bare = probed(encoded(pixels_for(form), Recipe(format=form), without))
     assert (header.icc_profile, header.dpi, header.metadata) == (rgb_profile(), (300.0, 240.0), METADATA)
     assert (mask.icc_profile, mask.dpi) == (None, (300.0, 240.0))
     assert (bare.icc_profile, bare.metadata) == (None, {})
@@ -62,7 +71,7 @@ def test_a_gps_position_never_reaches_the_output(source: str, form: str) -> None
     with Image.open(io.BytesIO(data)) as opened:
         assert opened.getexif().get_ifd(0x8825)
     _, _, facts = decoded(data)
-    output = encoded(RGBA, Recipe(format=form, metadata=list(builders.TEXT_WORDS)), facts)
+    output = encoded(pixels_for(form), Recipe(format=form, metadata=list(builders.TEXT_WORDS)), facts)
     assert facts.metadata == {"copyright": "Someone"}
     with Image.open(io.BytesIO(output)) as opened:
         opened.load()
@@ -70,14 +79,20 @@ def test_a_gps_position_never_reaches_the_output(source: str, form: str) -> None
     assert b"GPS" not in output
 
 
-@pytest.mark.parametrize(("height", "width"), [(16_384, 2), (2, 16_384)])
-def test_an_image_too_long_for_webp_is_refused_before_anything_is_written(height: int, width: int) -> None:
+@pytest.mark.parametrize(("form", "most"), [("webp", 16_383), ("jpeg", 65_500)])
+@pytest.mark.parametrize("upright", [True, False])
+def test_an_image_too_long_for_its_format_is_refused_before_anything_is_written(
+    form: str, most: int, *, upright: bool
+) -> None:
     pieces: list[bytes] = []
+    size = (most + 1, 2) if upright else (2, most + 1)
     with pytest.raises(ImageError) as caught:
-        encode(np.zeros((height, width, 4), np.uint8), Recipe(format="webp"), FACTS, pieces.append)
+        encode(np.zeros((*size, 3), np.uint8), Recipe(format=form), FACTS, pieces.append)
     assert (caught.value.reason, pieces) == (Reason.OUTPUT_TOO_LARGE, [])
     assert "png" in caught.value.detail
-    assert probed(encoded(np.zeros((2, 16_383, 4), np.uint8), Recipe(format="webp"))).size == (16_383, 2)
+    data = encoded(np.zeros((2, most, 3), np.uint8), Recipe(format=form))
+    with Image.open(io.BytesIO(data)) as opened:
+        assert (most, 2) == opened.size
 
 
 def test_lossy_webp_is_smaller_and_keeps_alpha_exactly() -> None:
@@ -85,3 +100,42 @@ def test_lossy_webp_is_smaller_and_keeps_alpha_exactly() -> None:
     lossy = encoded(pixels, Recipe(format="webp", webp_lossless=False, webp_quality=50))
     assert len(lossy) < len(encoded(pixels, Recipe(format="webp")))
     assert np.array_equal(by_pillow(lossy)[:, :, 3], pixels[:, :, 3])
+
+
+@pytest.mark.parametrize("colour", ["#ffffff", "#f5f5f5", "#663399"])
+def test_jpeg_has_the_background_in_plain_areas_and_colours_of_full_resolution(colour: str) -> None:
+    """8 bits of brightness and two differences cannot tell all colours: one level may be lost."""
+    rgba = np.dstack([photo(160, 240), np.zeros((160, 240), np.uint8)])
+    rgba[48:112, 72:168, 3] = 255
+    recipe = Recipe(format="jpeg", background=colour)
+    data = encoded(arrange(rgba.copy(), None, recipe), recipe)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert ("JPEG", "RGB", [(1, 1)] * 3) == (opened.format, opened.mode, [layer[1:3] for layer in opened.layer])
+        seen = np.asarray(opened).astype(int)
+    wanted = np.array(list(bytes.fromhex(colour[1:])))
+    plain = np.ones((160, 240), np.bool_)
+    plain[48:112, 72:168] = False
+    assert np.abs(seen[plain] - wanted).max() <= (0 if len(set(wanted)) == 1 else 1)
+    assert np.abs(seen - rgba[:, :, :3])[~plain].mean() < 4
+
+
+def test_jpeg_of_higher_quality_is_larger_and_nearer() -> None:
+    sizes, errors = [], []
+    for quality in (50, 90, 100):
+        data = encoded(photo(100, 150), Recipe(format="jpeg", jpeg_quality=quality))
+        sizes.append(len(data))
+        errors.append(np.abs(by_pillow(data).astype(int) - photo(100, 150)).mean())
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+
+
+def test_text_and_resolution_that_jpeg_cannot_hold_are_cut_to_what_it_can() -> None:
+    facts = replace(FACTS, dpi=(100_000.0, 90_000.0), metadata=dict.fromkeys(builders.TEXT_WORDS, "漢" * 4096))
+    header = probed(encoded(photo(20, 30), Recipe(format="jpeg"), facts))
+    assert dict.fromkeys(builders.TEXT_WORDS, "漢" * 4000) == header.metadata
+    assert (65_535.0, 65_535.0) == header.dpi
+
+
+def test_profile_that_jpeg_cannot_hold_is_refused() -> None:
+    with pytest.raises(ImageError, match="output_too_large: JPEG holds no colour profile"):
+        encoded(photo(20, 30), Recipe(format="jpeg"), replace(FACTS, icc_profile=bytes(17_000_000)))

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 from pathlib import Path
+
+import numpy as np
+from PIL import Image
 
 from tests.support import audit
 from tests.support.images import assert_cutout_of, sample_image
@@ -62,3 +66,17 @@ def test_equal_images_are_computed_once(tmp_path: Path) -> None:
         assert service.serve("5.png", data)["reused"]
         assert service.computed() == 1
     audit.assert_complete(service.roots, dict.fromkeys(("1.png", "2.png", "s/3.png", "4.png", "5.png"), data))
+
+
+def test_jpeg_of_the_service_lies_on_its_colour_and_names_and_answers_are_as_of_any_format(tmp_path: Path) -> None:
+    data = {"a.jpg": sample_image(1, kind="JPEG"), "a.png": sample_image(2), "b.png": sample_image(2)}
+    with ServiceUnderTest(tmp_path, recipe={"format": "jpeg", "background": "white", "sidecar": "always"}) as service:
+        done = {name: service.serve(name, content) for name, content in data.items()}
+        assert {"a.jpg": "a.jpg", "a.png": "a_png.jpg", "b.png": "b.jpg"} == outputs(service, 0)
+        assert [False, False, True] == [each["reused"] for each in done.values()]
+        for event in done.values():
+            output = (service.output / event["output"]).read_bytes()
+            with Image.open(io.BytesIO(output)) as opened:
+                assert ("JPEG", "RGB", (64, 48)) == (opened.format, opened.mode, opened.size)
+                assert np.asarray(opened)[:, 0].mean() > 220  # alpha is 0 on the left; the image is noise around 128
+            assert (service.output / f"{event['output']}.json").is_file()

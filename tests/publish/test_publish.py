@@ -80,7 +80,9 @@ def test_an_output_has_the_mode_of_the_recipe(workspace: Build) -> None:
     assert {stat.S_IMODE(path.stat().st_mode) for path in it.roots["output"].iterdir()} == {0o644}
 
 
-@pytest.mark.parametrize(("format_", "name"), [("png", "a.png"), ("webp", "a.webp"), ("tiff", "a.tif")])
+@pytest.mark.parametrize(
+    ("format_", "name"), [("png", "a.png"), ("webp", "a.webp"), ("tiff", "a.tif"), ("jpeg", "a.jpg")]
+)
 def test_the_extension_is_the_formats(workspace: Build, format_: str, name: str) -> None:
     assert process(workspace(recipe={"format": format_}), "a.jpeg").path == name
 

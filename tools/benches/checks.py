@@ -22,6 +22,7 @@ from rmbgd.config.load import EngineSettings, LimitSettings, Recipe, ServiceSett
 from rmbgd.imaging.decode import probe
 from rmbgd.imaging.formats import Header
 from rmbgd.imaging.unwritten import NO_TRACES, check_written
+from rmbgd.service.destination import plan
 from rmbgd.service.oneshot import once
 from rmbgd.testing.engine import FakeBackend
 from rmbgd.testing.worker import in_process
@@ -85,7 +86,8 @@ def whole_way(data: bytes, kind: str) -> float:
         source, target = Path(place) / f"image.{kind}", Path(place) / "out"
         source.write_bytes(data)
         began = time.process_time()
-        summary = once(source, target, Recipe(), engine=engine, service=service, emit=_nothing, build_devices=made)
+        asked = plan([str(source)], str(target))
+        summary = once(asked, Recipe(), engine=engine, service=service, emit=_nothing, build_devices=made)
         spent = time.process_time() - began
     if summary.done != 1:
         raise RuntimeError(f"{kind}: {summary.problems}")

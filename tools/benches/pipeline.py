@@ -34,9 +34,10 @@ from rmbgd.bench.samples import drawn
 from rmbgd.config.load import LimitSettings, Recipe
 from rmbgd.imaging.compose import Pixels, arrange, compose_rgba, quantise_alpha
 from rmbgd.imaging.decode import decode_into, probe, read_limited
-from rmbgd.imaging.encode import SUFFIXES, encode
+from rmbgd.imaging.encode import encode
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.imaging.resize import matte_to_image
+from rmbgd.naming import EXTENSIONS
 from tools.tables import Report, steps, table
 
 NETWORK = 1024  # pixels a side
@@ -138,7 +139,7 @@ def run_batch(bench: Workbench, way: Way, pool: ThreadPoolExecutor, threads: int
     """(images a second, processor milliseconds an image) of `count` images a thread."""
 
     def work(thread: int) -> None:
-        target = bench.folder / f"out{thread}{SUFFIXES[way.recipe.format]}"
+        target = bench.folder / f"out{thread}{EXTENSIONS[way.recipe.format]}"
         for _ in range(count):
             (rmbgd_way if way.against else common_way)(bench, way, target)
 
@@ -150,7 +151,7 @@ def run_batch(bench: Workbench, way: Way, pool: ThreadPoolExecutor, threads: int
 
 def verify(bench: Workbench, way: Way) -> None:
     """One output of `way`, read back by two decoders: every pixel, the profile and the resolution."""
-    target = bench.folder / f"verify{SUFFIXES[way.recipe.format]}"
+    target = bench.folder / f"verify{EXTENSIONS[way.recipe.format]}"
     stored = np.array(rmbgd_way(bench, way, target))
     data = target.read_bytes()
     by_pillow, header = np.asarray(Image.open(target)), probe(data, LIMITS, animated="refuse", metadata=())
@@ -184,7 +185,7 @@ def measure(side: int, rounds: int, threads: int, quick: bool) -> list[dict[str,
                 count = 1 if number == 0 or slow or quick else many
                 rate = run_batch(bench, way, pool, threads, count)
                 rates[way.name] += [rate] if number else []
-                sizes[way.name] = (folder / f"out0{SUFFIXES[way.recipe.format]}").stat().st_size
+                sizes[way.name] = (folder / f"out0{EXTENSIONS[way.recipe.format]}").stat().st_size
     medians = {name: [statistics.median(each) for each in zip(*pairs, strict=True)] for name, pairs in rates.items()}
     rows = []
     for way in WAYS:
