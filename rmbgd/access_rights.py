@@ -20,26 +20,6 @@ _HEADER, _ENTRY = struct.Struct("<I"), struct.Struct("<HHI")  # version 2; then 
 _USER, _GROUP_OBJ, _GROUP, _MASK = 0x02, 0x04, 0x08, 0x10
 
 
-@contextlib.contextmanager
-def acting_as(uid: int) -> Iterator[None]:
-    """With another user's rights to files. For root, in a process of one thread. Raises PermissionError."""
-    group, groups = os.getegid(), os.getgroups()
-    try:
-        entry = pwd.getpwuid(uid)
-        theirs, their_groups = entry.pw_gid, os.getgrouplist(entry.pw_name, entry.pw_gid)
-    except KeyError:  # a number without an account
-        theirs, their_groups = uid, [uid]
-    try:
-        os.setgroups(their_groups)
-        os.setegid(theirs)
-        os.seteuid(uid)
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(group)
-        os.setgroups(groups)
-
-
 def mend(path: str, wanted: int) -> bool:
     """Give ourselves the owner's rights to what is ours and lacks them. False: nothing was changed. Follows no link."""
     with contextlib.suppress(OSError):

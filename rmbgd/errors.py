@@ -65,40 +65,6 @@ class RmbgdError(Exception):
     """Base of all errors that rmbgd raises on purpose."""
 
 
-class ConfigProblem(str):
-    """One problem in a file, as one line `FILE:LINE: TABLE: SETTING: TEXT`, and its parts.
-
-    line, column  from 1; 0 where the file has no such place
-    excerpt       that line of the file, and carets below it; or nothing
-    """
-
-    __slots__ = ("column", "excerpt", "file", "line", "setting", "table", "text")
-    text: str
-    file: str
-    line: int
-    column: int
-    table: str
-    setting: str
-    excerpt: tuple[str, ...]
-
-    def __new__(
-        cls,
-        text: str,
-        *,
-        file: str,
-        line: int = 0,
-        column: int = 0,
-        table: str = "",
-        setting: str = "",
-        excerpt: tuple[str, ...] = (),
-    ) -> Self:
-        where = f"{file}:{line}" if line else file
-        self = str.__new__(cls, ": ".join(part for part in (where, table, setting, text) if part))
-        self.text, self.file, self.line, self.column = text, file, line, column
-        self.table, self.setting, self.excerpt = table, setting, excerpt
-        return self
-
-
 class ConfigError(RmbgdError):
     """The operator can fix this. `problems` holds every finding, each with a hint; raised once for all of them."""
 

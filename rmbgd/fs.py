@@ -69,11 +69,6 @@ def fault_of(error: OSError, path: str) -> StorageFault | ImageError:
     """Whose fault an error while writing below `path` is. Every OSError has an answer."""
     code = error.errno or 0
     detail = f"{errno.errorcode.get(code, 'no errno')}: {error.strerror or error}"
-    if code == errno.EROFS and "INVOCATION_ID" in os.environ:  # which systemd sets
-        detail += (
-            " for this service; if the disk itself is writable, ReadWritePaths= of the unit leaves this folder out: "
-            "see its drop-in 20-folders.conf"
-        )
     if code in IMAGE_REASONS:
         return ImageError(IMAGE_REASONS[code], detail)
     return StorageFault(STORAGE_KINDS.get(code, "io_error"), detail, path=path)

@@ -10,10 +10,11 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 
 from rmbgd import __version__
-from rmbgd.errors import EXIT_TEXT, REMEDIES, ConfigError, ConfigProblem, Exit, RmbgdError, explain
+from rmbgd.errors import EXIT_TEXT, REMEDIES, ConfigError, Exit, RmbgdError, explain
 from rmbgd.paths import find_config
 
 COMMANDS = {  # in the order of `rmbgd --help`
@@ -46,8 +47,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         for problem in error.problems:
             print(f"rmbgd: {printable(problem)}", file=sys.stderr)
-            for line in problem.excerpt if isinstance(problem, ConfigProblem) else ():
-                print(f"  {line}", file=sys.stderr)
         return Exit.CONFIGURATION
     except RmbgdError as error:
         print(f"rmbgd: {printable(str(error))}", file=sys.stderr)
@@ -112,13 +111,16 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         if name != command:
             continue
-        if name == "run":
+        if name in ("run", "check"):
             add_config(sub)
-            sub.set_defaults(run_command=run)
+            sub.set_defaults(run_command=run if name == "run" else check)
         else:
             module = importlib.import_module("rmbgd.mtbf.command" if name == "mtbf" else f"rmbgd.cli.{name}")
             module.add_arguments(sub)
             sub.set_defaults(run_command=module.run)
+        if name == "check":
+            described = "print the commented default configuration instead"
+            sub.add_argument("--print-default", action="store_true", help=described)
     return parser
 
 
@@ -126,6 +128,43 @@ def run(options: argparse.Namespace) -> int:
     from rmbgd.service import daemon
 
     return daemon.run(options.config)
+
+
+def check(options: argparse.Namespace) -> int:
+    """Raises ConfigError with every problem: settings, folders that cannot be used together, missing models."""
+    if options.print_default:
+        print(resources.files("rmbgd.config").joinpath("default.toml").read_text(encoding="utf-8"), end="")
+        return Exit.OK
+    from rmbgd.config.layout import check_layout, folders_in_use, missing_folders
+    from rmbgd.config.load import load
+    from rmbgd.models import licences, store
+
+    config = load(options.config)
+    problems = [] if config.folder else ["no [[folder]] is defined, so there is nothing to do; see config/rmbgd.toml"]
+    try:
+        check_layout(config)
+    except ConfigError as error:
+        problems += error.problems
+    problems += missing_folders(config)
+    advice = "stop one of the two services, or give each its own input"
+    in_use = folders_in_use(config).items()
+    problems += [f"folder '{name}': {holder} claims from it now; {advice}" for name, holder in in_use]
+    models = {config.recipe_of(folder).model for folder in config.folder}
+    for model in sorted(models | ({config.health.fallback_model} - {"auto"})):
+        try:
+            place = store.resolve(model, config.service.models_directory)
+            if place.entry is not None:
+                licences.require(place.entry, config.service.models_directory)
+        except ConfigError as error:
+            problems += error.problems
+        except OSError as error:
+            problems.append(f"model {model}: {explain(error)}")
+    if problems:
+        raise ConfigError([f"{options.config}: {problem}" for problem in problems])
+    for each in config.adjusted:
+        print(f"{options.config}: {each['setting']} = {each['configured']} is read as {each['used']}: {each['why']}")
+    print(f"{options.config}: fine; folders: {', '.join(folder.name for folder in config.folder)}")
+    return Exit.OK
 
 
 def add_config(parser: argparse.ArgumentParser, *, json: bool = False) -> None:

@@ -13,19 +13,18 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from rmbgd.errors import ConfigError, ModelError
+from rmbgd.errors import ModelError
 from rmbgd.models import fetch, licences, store
 from rmbgd.models.registry import REGISTRY, ModelEntry, lookup
-from rmbgd.paths import find_config
 
 NAME = "as `rmbgd models list` shows it"
 SOURCE = f"{NAME}, or a folder, or a file"
 
 
-def add_arguments(parser: argparse.ArgumentParser, *, models: Path | None = None) -> None:
-    """`models`: the directory that is used when --models-dir does not name another; else the configuration's."""
+def add_arguments(parser: argparse.ArgumentParser, *, models: Path = store.DEFAULT_MODELS) -> None:
+    """`models`: the directory that is used when --models-dir does not name another."""
     shared = argparse.ArgumentParser(add_help=False)
-    text = "directory of weights (default: service.models_directory of the configuration)"
+    text = "directory of weights (default: %(default)s)"
     shared.add_argument("--models-dir", type=Path, default=models, metavar="FOLDER", help=text)
     verbs = "list | fetch | accept | path | verify | optimize"
     commands = parser.add_subparsers(dest="models_verb", required=True, metavar=verbs)
@@ -64,25 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser, *, models: Path | None = None
 
 def run(options: argparse.Namespace) -> int:
     """0, or 1 when it could not be done or something is wrong, with one line on stderr for each."""
-    if options.models_dir is None:
-        options.models_dir = _configured()
     try:
         return int(options.models_action(options))
     except ModelError as error:
         for problem in error.problems:
             _complain(problem)
         return 1
-
-
-def _configured() -> Path:
-    """The models directory of the service's configuration, as far as that can be read."""
-    from rmbgd.config.load import examine, read
-
-    try:
-        config, _ = examine(read(find_config(None, serving=False)).tables)
-    except ConfigError:
-        return store.DEFAULT_MODELS
-    return config.service.models_directory
 
 
 def _complain(text: object) -> None:

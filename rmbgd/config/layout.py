@@ -12,8 +12,6 @@ from itertools import combinations
 from pathlib import Path
 
 from rmbgd.config.load import Config
-from rmbgd.config.problems import Finding
-from rmbgd.config.toml_places import Location
 from rmbgd.errors import ConfigError
 from rmbgd.folder_lock import Claimant, other_holder, this_service
 
@@ -25,14 +23,10 @@ MADE_BY_THE_UNIT = Path("/var/log/rmbgd")  # LogsDirectory= of systemd/rmbgd.ser
 class _Directory:
     """One configured directory: `path` as written, `lineage` of every directory from it up to the root."""
 
-    location: Location
     owner: str
+    role: str
     path: str
     lineage: tuple[object, ...]
-
-    @property
-    def role(self) -> str:
-        return str(self.location[-1])
 
     @property
     def name(self) -> str:
@@ -41,35 +35,28 @@ class _Directory:
 
 def check_layout(config: Config) -> None:
     """Raises ConfigError with every problem."""
-    owners: dict[Location, str] = {("folder", n): f"folder '{folder.name}'" for n, folder in enumerate(config.folder)}
-    if found := list(layout_problems(config)):
-        named = [(owners.get(each.location[:-1], each.location[0]), each) for each in found]
-        raise ConfigError([f"{owner}.{each.location[-1]}: {each.text}" for owner, each in named])
-
-
-def layout_problems(config: Config) -> Iterator[Finding]:
     directories = list(_directories(config))
-    for pair in combinations(directories, 2):
-        if (found := _conflict(*pair)) is not None:
-            yield found
-    for each in directories:
-        if os.path.exists(each.path) and not os.path.isdir(each.path):
-            yield Finding(each.location, f"{each.path} is a file: name a folder, or move the file away")
-    for location, path in _own_files(config).items():
-        yield from (Finding(location, f"{path} {text}") for text in _wrong_place(path, directories))
+    problems = [text for pair in combinations(directories, 2) if (text := _conflict(*pair))]
+    there = [each for each in directories if os.path.exists(each.path) and not os.path.isdir(each.path)]
+    problems += [f"{each.name} is a file: name a folder, or move the file away" for each in there]
+    for setting, path in _own_files(config).items():
+        problems += [f"{setting} ({path}) {text}" for text in _wrong_place(path, directories)]
+    if problems:
+        raise ConfigError(problems)
 
 
-def missing_folders(config: Config) -> Iterator[Finding]:
+def missing_folders(config: Config) -> list[str]:
     """Files of the service's own that cannot be written now: no reason not to start, as their disk may come later."""
-    for location, path in _own_files(config).items():
-        parent = Path(os.path.realpath(path)).parent
-        if parent != MADE_BY_THE_UNIT and _is_absent(parent):
-            yield Finding(location, f"{parent} does not exist; make it, or name another file")
+    wanted = {setting: Path(os.path.realpath(path)).parent for setting, path in _own_files(config).items()}
+    absent = {
+        setting: parent for setting, parent in wanted.items() if parent != MADE_BY_THE_UNIT and _is_absent(parent)
+    }
+    return [f"{setting}: {parent} does not exist; make it, or name another file" for setting, parent in absent.items()]
 
 
-def _own_files(config: Config) -> dict[Location, Path]:
-    both = {("service", "log_file"): config.service.log_file, ("health", "metrics_file"): config.health.metrics_file}
-    return {location: path for location, path in both.items() if path is not None}
+def _own_files(config: Config) -> dict[str, Path]:
+    both = {"service.log_file": config.service.log_file, "health.metrics_file": config.health.metrics_file}
+    return {setting: path for setting, path in both.items() if path is not None}
 
 
 def _is_absent(path: Path) -> bool:
@@ -82,17 +69,16 @@ def _is_absent(path: Path) -> bool:
     return False
 
 
-def folders_in_use(config: Config) -> dict[int, Claimant]:
-    """By the folder's number: another service that claims from it now, as far as we may see that."""
+def folders_in_use(config: Config) -> dict[str, Claimant]:
+    """By folder name: another service that claims from it now, as far as we may see that."""
     me = this_service(config.service.state_directory)
-    inputs = {number: folder.input for number, folder in enumerate(config.folder)}
-    found = {number: other_holder(str(path), me) for number, path in inputs.items() if path}
-    return {number: holder for number, holder in found.items() if holder is not None}
+    found = {folder.name: other_holder(str(folder.input), me) for folder in config.folder}
+    return {name: holder for name, holder in found.items() if holder is not None}
 
 
 def _directories(config: Config) -> Iterator[_Directory]:
-    for number, folder in enumerate(config.folder):
-        owner = f"folder '{folder.name or number + 1}'"
+    for folder in config.folder:
+        owner = f"folder '{folder.name}'"
         for role, path in (
             ("input", folder.input),
             ("output", folder.output),
@@ -100,10 +86,10 @@ def _directories(config: Config) -> Iterator[_Directory]:
             ("failed", folder.failed),
         ):
             if path is not None:
-                yield _Directory(("folder", number, role), owner, str(path), _lineage(str(path)))
+                yield _Directory(owner, role, str(path), _lineage(str(path)))
     for role in ("state_directory", "runtime_directory"):
         path = getattr(config.service, role)
-        yield _Directory(("service", role), "service", str(path), _lineage(str(path)))
+        yield _Directory("service", role, str(path), _lineage(str(path)))
 
 
 def _lineage(path: str) -> tuple[object, ...]:
@@ -128,30 +114,23 @@ def _wrong_place(path: Path, directories: Sequence[_Directory]) -> Iterator[str]
         yield f"cannot be written, as {parent} is a file: name another place"
     lineage = _lineage(str(parent))
     for each in directories:
-        if each.location[0] != "service" and each.lineage[0] in lineage:
+        if each.owner != "service" and each.lineage[0] in lineage:
             what = "its rotated parts would be taken for images" if each.role == "input" else "it is no result"
             yield f"lies inside {each.name}: {what}; put it elsewhere"
 
 
-def _conflict(one: _Directory, other: _Directory) -> Finding | None:
+def _conflict(one: _Directory, other: _Directory) -> str | None:
     if "input" not in (one.role, other.role):
         # Folders may share an output, the ledger keeps the names apart; one folder's results may not share a directory.
-        if (
-            one.location[:-1] != other.location[:-1]
-            or not {one.role, other.role} < RESULTS
-            or one.lineage[0] != other.lineage[0]
-        ):
+        if one.owner != other.owner or not {one.role, other.role} < RESULTS or one.lineage[0] != other.lineage[0]:
             return None
-        text = f"{other.path} is {one.name}, too: cutouts and originals would mix; separate them"
-        return Finding(other.location, text)
+        return f"{one.name} and its {other.role} are the same directory: cutouts and originals would mix; separate them"
     if one.role != "input":
         one, other = other, one
     if one.lineage[0] == other.lineage[0]:
-        return Finding(other.location, f"{other.path} is the same directory as {one.name}: give each its own")
+        return f"{one.name} and {other.name} are the same directory: give each its own"
     if one.lineage[0] in other.lineage[1:]:
-        text = f"{other.path} lies inside {one.name}: its files would come in again; move it out"
-        return Finding(other.location, text)
-    if other.lineage[0] in one.lineage[1:] and other.location[0] != "service":
-        text = f"{one.path} lies inside {other.name}: files written there would come in again; move it out"
-        return Finding(one.location, text)
+        return f"{other.name} lies inside {one.name}: its files would come in again; move it out"
+    if other.lineage[0] in one.lineage[1:] and other.owner != "service":
+        return f"{one.name} lies inside {other.name}: files written there would come in again; move it out"
     return None

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import difflib
 import tomllib
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError, create_model
+from pydantic import Field, ValidationError, model_validator
 
-from rmbgd.config.problems import ConfigFile, Finding, dotted, findings_of, no_table, syntax_problem, unknown
 from rmbgd.config.settings import (
-    UNCHECKED,
     EngineSettings,
     Folder,
     GpuSettings,
@@ -24,9 +22,7 @@ from rmbgd.config.settings import (
     Recipe,
     ServiceSettings,
     Settings,
-    check_name,
 )
-from rmbgd.config.toml_places import Location, locate
 from rmbgd.errors import ConfigError, explain
 
 __all__ = [
@@ -40,11 +36,9 @@ __all__ = [
     "PipelineSettings",
     "Recipe",
     "ServiceSettings",
-    "examine",
     "load",
     "overlay",
     "parse",
-    "read",
 ]
 
 
@@ -62,47 +56,35 @@ class Config(Settings):
     recipe: dict[Name, Recipe] = Field(default_factory=dict)
     folder: list[Folder] = Field(default_factory=list)
 
-    def contradictions(self) -> Iterator[tuple[Sequence[Location], str]]:
-        seen: set[str] = set()
-        known = sorted({*self.recipe, "default"})
-        orders: dict[str, tuple[str, str]] = {}  # model -> the first recipe with it, its patch_order
-        for number, folder in enumerate(self.folder):
-            if folder.name in seen:
-                text = f"'{folder.name}' is the name of another folder, too; give each its own"
-                yield [("folder", number, "name")], text
-            seen.add(folder.name)
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Config:
+        names = [folder.name for folder in self.folder]
+        problems = [f"folder '{name}' is defined twice" for name in sorted({n for n in names if names.count(n) > 1})]
+        known = set(self.recipe) | {"default"}
+        for folder in self.folder:
             if folder.recipe not in known:
-                near = difflib.get_close_matches(str(folder.recipe), known, 1)
-                hint = f"did you mean '{near[0]}'?" if near else f"there is {', '.join(known)}"
-                yield [("folder", number, "recipe")], f"no recipe '{folder.recipe}'; {hint}"
-                continue
-            recipe = self.recipe_of(folder)
-            first, order = orders.setdefault(recipe.model, (folder.recipe, recipe.patch_order))
-            if order != recipe.patch_order:
-                text = f"the recipes '{first}' and '{folder.recipe}' disagree about the patch_order of model"
-                names = (folder.recipe, first)
-                places = [("recipe", name, key) for name in names for key in ("patch_order", "model")]
-                yield places, f"{text} '{recipe.model}'; one file has one order"
-        limits = self.limits
-        for name, recipe in self.recipe.items():
-            sides = [int(side) for side in recipe.canvas.split("x")] if recipe.canvas else [0, 0]
-            if sides[0] * sides[1] > limits.pixels or max(sides) > limits.side:
-                text = f"{recipe.canvas} is beyond limits.pixels = {limits.pixels} or limits.side = {limits.side}"
-                yield (
-                    [("recipe", name, "canvas"), ("limits", "pixels"), ("limits", "side")],
-                    f"{text}: make it smaller, or raise the limit",
-                )
+                near = difflib.get_close_matches(folder.recipe, known, 1)
+                hint = f"did you mean '{near[0]}'?" if near else f"there is {', '.join(sorted(known))}"
+                problems.append(f"folder '{folder.name}': no recipe '{folder.recipe}'; {hint}")
+        for name, recipe in sorted(self.recipe.items()):
+            if recipe.canvas:
+                width, height = (int(side) for side in recipe.canvas.split("x"))
+                if width * height > self.limits.pixels or max(width, height) > self.limits.side:
+                    problems.append(
+                        f"recipe.{name}.canvas = {recipe.canvas} is beyond limits.pixels = {self.limits.pixels} or "
+                        f"limits.side = {self.limits.side}: make it smaller, or raise the limit"
+                    )
         # rgb 3 + source alpha 1 + rgba 4 bytes a pixel, and some alignment
-        largest, arena = 8 * limits.pixels + 4096, self.pipeline.arena_bytes
-        if arena < largest:
-            text = f"{arena} bytes cannot hold one image of limits.pixels = {limits.pixels}: raise it to {largest}, or "
-            yield (
-                [("pipeline", "arena_bytes"), ("limits", "pixels")],
-                f"{text}lower limits.pixels to {(arena - 4096) // 8}",
+        largest = 8 * self.limits.pixels + 4096
+        if self.pipeline.arena_bytes < largest:
+            allowed = (self.pipeline.arena_bytes - 4096) // 8
+            problems.append(
+                f"pipeline.arena_bytes = {self.pipeline.arena_bytes} cannot hold one image of limits.pixels = "
+                f"{self.limits.pixels}: raise it to {largest}, or lower limits.pixels to {allowed}"
             )
-        if self.engine.device == "cpu" and self.health.require_gpu:
-            text = '"cpu" contradicts health.require_gpu = true: images would wait for ever; drop one'
-            yield [("engine", "device"), ("health", "require_gpu")], text
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
 
     def recipe_of(self, folder: Folder) -> Recipe:
         return self.recipe.get(folder.recipe, _BUILT_IN)
@@ -117,102 +99,23 @@ class Config(Settings):
 
 def load(path: Path) -> Config:
     """The configuration in `path`. Raises ConfigError with every problem."""
-    file = read(path)
-    config, findings = examine(file.tables)
-    if findings:
-        raise ConfigError(file.problems(findings))
-    return config
-
-
-def read(path: Path) -> ConfigFile:
-    """The tables of a file, unchecked. Raises ConfigError."""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        tables = tomllib.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ConfigError(f"{explain(error)} with --config") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    try:
-        tables = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigError([syntax_problem(path, text, error)]) from error
-    return ConfigFile(path, tables, locate(text, tables))
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: {error}; see config/rmbgd.toml for the notation") from error
+    return parse(tables, origin=str(path))
 
 
 def parse(tables: Mapping[str, Any], *, origin: str = "configuration") -> Config:
     """The configuration in plain tables. Raises ConfigError with every problem."""
-    config, findings = examine(tables)
-    if findings:
-        raise ConfigError([f"{origin}: {dotted(finding)}" for finding in findings])
-    return config
-
-
-def examine(tables: Mapping[str, Any]) -> tuple[Config, list[Finding]]:
-    """The configuration, and every problem in it.
-
-    Where there are problems, it is what can be used of it, so that more can be looked for: a setting at fault has its
-    default, or None if it has none.
-    """
     try:
-        return Config.model_validate(tables), []
-    except ValidationError:
-        pass
-    findings = [unknown((name,), Config.model_fields) for name in tables if name not in Config.model_fields]
-    parts: dict[str, Any] = {"recipe": {}, "folder": []}
-    for name, field in Config.model_fields.items():
-        content = tables.get(name, [] if name == "folder" else {})
-        if name == "folder" and isinstance(content, list):
-            parts[name] = [_usable(Folder, each, (name, n), findings) for n, each in enumerate(content)]
-        elif name == "recipe" and isinstance(content, Mapping):
-            for key, each in content.items():
-                parts[name][key] = _usable(Recipe, each, (name, key), findings)
-                try:
-                    if isinstance(each, Mapping):
-                        check_name(key)
-                except ValueError as error:
-                    findings.append(Finding((name, key), str(error), key=True))
-        elif name in parts:
-            findings.append(no_table((name,)))
-        else:
-            parts[name] = _usable(field.annotation, content, (name,), findings)
-    config = Config.model_construct(**parts)
-    _contradictions(config, (), findings)
-    return config, findings
-
-
-def _usable(model: Any, content: object, where: Location, findings: list[Finding]) -> Any:
-    """An instance of `model` with what can be used of `content`; the rest is added to `findings`."""
-    fields = model.model_fields
-    if isinstance(content, Mapping):
-        try:
-            return model.model_validate(content)
-        except ValidationError as error:
-            entries = [entry for entry in error.errors() if entry["loc"]]  # the others are contradictions
-        findings += [finding for entry in entries for finding in findings_of(entry, where, fields)]
-        wrong = {str(entry["loc"][0]) for entry in entries}
-    else:
-        findings.append(no_table(where))
-        content, wrong = {}, set(fields)
-    without: dict[str, Any] = {
-        name: (Any, None if field.is_required() else field.default) for name, field in fields.items() if name in wrong
-    }
-    usable = create_model(model.__name__, __base__=model, **without).model_validate(
-        {name: value for name, value in content.items() if name in fields and name not in wrong}, context=UNCHECKED
-    )
-    _contradictions(usable, where, findings)
-    return usable
-
-
-def _contradictions(settings: Settings, where: Location, findings: list[Finding]) -> None:
-    """Add those between settings that are right, each by itself."""
-    wrong = [finding.location for finding in findings]
-
-    def is_wrong(location: Location) -> bool:
-        return any(location[: len(each)] == each[: len(location)] for each in wrong)
-
-    for places, text in settings.contradictions():
-        if not any(is_wrong((*where, *place)) for place in places):
-            findings.append(Finding((*where, *places[0]), text))
+        return Config.model_validate(tables)
+    except ValidationError as error:
+        raise ConfigError([f"{origin}: {problem}" for problem in _problems(error)]) from error
 
 
 def overlay(
@@ -236,3 +139,51 @@ def overlay(
     merged["recipe"] = {recipe: over(base.recipe.get(recipe, Recipe()), "recipe")}
     config = parse(merged, origin="command line")
     return config, config.recipe[recipe]
+
+
+TYPES = {  # pydantic's names for a value of another type -> what it must be
+    "int_type": "must be a whole number, without quotes",
+    "float_type": "must be a number, without quotes",
+    "bool_type": "must be true or false, without quotes",
+    "string_type": "must be a text, in quotes",
+    "path_type": "must be a path, in quotes",
+}
+
+
+def _problems(error: ValidationError) -> list[str]:
+    texts: list[str] = []
+    for entry in error.errors():
+        where = ".".join(str(part) for part in entry["loc"] if part != "[key]")
+        if entry["type"] == "extra_forbidden":
+            known = _siblings(entry["loc"])
+            near = difflib.get_close_matches(str(entry["loc"][-1]), known, 1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
+            texts.append(f"{where}: unknown setting; {hint}")
+        elif entry["type"] == "value_error":
+            lines = str(entry["ctx"]["error"]).splitlines()
+            texts += [f"{where}: {line}" if where else line for line in lines]
+        elif entry["loc"] == ("folder",) or entry["type"] in ("model_type", "dict_type"):
+            texts.append(f"{where}: {_heading(entry['loc'])}")
+        else:
+            value = f" (is {entry['input']!r})" if not isinstance(entry["input"], (dict, list)) else ""
+            texts.append(f"{where}: {TYPES.get(entry['type'], entry['msg'])}{value}")
+    return texts
+
+
+def _heading(location: tuple[int | str, ...]) -> str:
+    """How to write the table at `location`, where something else stands."""
+    match location:
+        case ("folder", *_):
+            return "write [[folder]] with two brackets above the settings of each folder: there may be several"
+        case ("recipe", *_):
+            return "write [recipe.NAME] above the settings of a recipe, such as [recipe.default]"
+    return f"write [{location[0]}], with one bracket and once, above its settings"
+
+
+def _siblings(location: tuple[int | str, ...]) -> list[str]:
+    """The settings known beside the last part of `location`: those of its table, or all tables."""
+    if len(location) == 1:
+        return list(Config.model_fields)
+    name = str(location[0])
+    table: Any = {"recipe": Recipe, "folder": Folder}.get(name, Config.model_fields[name].annotation)
+    return list(table.model_fields)

@@ -3,28 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo, model_validator
-from pydantic_core import PydanticKnownError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 KIBI, MEBI = 1 << 10, 1 << 20
-UNCHECKED = {"contradictions": "left to the caller"}  # context of a validation that looks at each setting by itself
-
-
-def _home(path: object) -> object:
-    return os.path.expanduser(path) if isinstance(path, (str, Path)) else path
 
 
 def _absolute(path: Path) -> Path:
-    if str(path).startswith("~"):
-        raise ValueError(f"{str(path)!r}: no such user has a home directory here; write the whole path")
     if not path.is_absolute():
-        raise ValueError(f"{str(path)!r} is relative; write the whole path, starting with / or ~/")
+        raise ValueError(f"{str(path)!r} is relative; write the whole path, starting with /")
     if "\0" in str(path):
         raise ValueError(f"{str(path)!r} has a NUL character, which no path can have; leave it out")
     return path
@@ -45,7 +36,7 @@ def _colour(text: str) -> str:
     return text.lower()
 
 
-def check_name(text: str) -> str:
+def _name(text: str) -> str:
     if not text or not all(c.isalnum() or c in "-_." for c in text) or text.startswith("."):
         raise ValueError(f"{text!r} is no name; use letters, digits, '-', '_' and '.'")
     return text
@@ -82,25 +73,17 @@ def _near_size(text: str) -> str:
 
 def _whole(value: object) -> object:
     if type(value) is not int:  # to a Literal, true and 1.0 are 1
-        raise PydanticKnownError("int_type")
+        raise ValueError(f"must be a whole number, without quotes (is {value!r})")
     return value
 
 
-def _percent(value: object) -> object:
-    """0.1 of "10%"."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?\s?%", value):
-        return float(value.rstrip("%")) / 100
-    return value
-
-
-AbsolutePath = Annotated[Path, Field(strict=False), BeforeValidator(_home), AfterValidator(_absolute)]
-Share = Annotated[float, BeforeValidator(_percent)]
+AbsolutePath = Annotated[Path, Field(strict=False), AfterValidator(_absolute)]
 Device = Annotated[str, _shaped(*DEVICE, _near_device)]
 Size = Annotated[str, _shaped(*SIZE, _near_size)]
 Digest = Annotated[str, _shaped(*DIGEST, lambda text: text.removeprefix("sha256:"))]
 FileMode = Annotated[str, AfterValidator(_octal)]
 Colour = Annotated[str, AfterValidator(_colour)]
-Name = Annotated[str, AfterValidator(check_name)]
+Name = Annotated[str, AfterValidator(_name)]
 
 
 def setting(default: Any = ..., *, unit: str = "", reason: str, **bounds: Any) -> Any:
@@ -110,18 +93,6 @@ def setting(default: Any = ..., *, unit: str = "", reason: str, **bounds: Any) -
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    def contradictions(self) -> Iterator[tuple[Sequence[tuple[int | str, ...]], str]]:
-        """Settings that do not go together, that at fault first; and why, without its name."""
-        return iter(())
-
-    @model_validator(mode="after")
-    def _goes_together(self, info: ValidationInfo) -> Settings:
-        if info.context is not UNCHECKED and (
-            found := [f"{'.'.join(map(str, places[0]))}: {text}" for places, text in self.contradictions()]
-        ):
-            raise ValueError("\n".join(found))
-        return self
 
 
 # A table: one setting a row, a long reason in the row below.
@@ -135,7 +106,7 @@ class ServiceSettings(Settings):
         reason="the ledger; must survive a reboot, on a local disk")
     runtime_directory: AbsolutePath = setting(Path("/run/rmbgd"), reason="the status file; may vanish at reboot")
     models_directory: AbsolutePath = setting(Path("/var/lib/rmbgd/models"),
-        reason="fetched weights, <name>/model.safetensors, and accepted licences; where it is not set, `models` in state_directory")
+        reason="fetched weights, <name>/model.safetensors, and accepted licences")
     log_file: AbsolutePath | None = setting(None,
         reason="a second copy of every event, for the MTBF report: the journal drops lines in bursts, a file does not")
     stop_timeout: float = setting(45.0, unit="s", ge=1, le=3600,
@@ -156,14 +127,6 @@ class ServiceSettings(Settings):
         reason="time in safe mode without a crash before the full configuration is tried again")
     safe_quiet_maximum: float = setting(86_400.0, unit="s", ge=1, le=604_800,
         reason="safe_quiet doubles, up to this, each time the full configuration crashes again")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _models_beside_the_ledger(cls, given: Any) -> Any:
-        state = _home(given.get("state_directory")) if isinstance(given, dict) else None
-        if isinstance(state, str) and os.path.isabs(state) and "models_directory" not in given:
-            return given | {"models_directory": Path(state) / "models"}
-        return given
 
 
 class IntakeSettings(Settings):
@@ -308,7 +271,7 @@ class HealthSettings(Settings):
         reason="largest mean difference from the stored result; rounding is far below")
     golden_peak: float = setting(16 / 255, unit="alpha", ge=0, le=1,
         reason="largest difference on all but golden_outliers of the pixels")
-    golden_outliers: Share = setting(0.001, unit="share of pixels", ge=0, le=0.5,
+    golden_outliers: float = setting(0.001, unit="share of pixels", ge=0, le=0.5,
         reason="pixels on a hard edge may differ more between devices")
     memory_faults: int = setting(3, unit="faults", ge=1, le=1000,
         reason="this many out-of-memory faults within memory_faults_window take a GPU out of service; fewer are retried")
@@ -335,21 +298,23 @@ class HealthSettings(Settings):
     metrics_file: AbsolutePath | None = setting(None,
         reason="counters for Prometheus' node exporter, rewritten each status_interval; must end in .prom")
 
-    def contradictions(self) -> Iterator[tuple[Sequence[tuple[str]], str]]:
+    @model_validator(mode="after")
+    def _thresholds_fit_together(self) -> HealthSettings:
         if self.cool >= self.hot:
-            text = f"{self.cool} must be below hot = {self.hot}, or the GPU is left and taken back at once"
-            yield [("cool",), ("hot",)], text
+            raise ValueError(
+                f"cool = {self.cool} must be below hot = {self.hot}, or the GPU is left and taken back at once"
+            )
         if self.dwell_maximum < self.dwell:
-            text = f"{self.dwell_maximum} must not be below dwell = {self.dwell}"
-            yield [("dwell_maximum",), ("dwell",)], text
+            raise ValueError(f"dwell_maximum = {self.dwell_maximum} must not be below dwell = {self.dwell}")
         if self.sensor_timeout > self.interval:
-            text = f"{self.sensor_timeout} must not exceed interval = {self.interval}: checks would pile up"
-            yield [("sensor_timeout",), ("interval",)], text
+            raise ValueError(
+                f"sensor_timeout = {self.sensor_timeout} must not exceed interval = {self.interval}: checks would pile up"
+            )
         if both := sorted(set(self.xid_lost) & set(self.xid_quarantine)):
-            yield [("xid_lost",), ("xid_quarantine",)], f"XID {both[0]} is in xid_quarantine, too; choose one"
+            raise ValueError(f"XID {both[0]} is in both xid_lost and xid_quarantine; choose one")
         if self.metrics_file is not None and self.metrics_file.suffix != ".prom":
-            text = f"'{self.metrics_file}' must end in .prom, or the node exporter ignores it"
-            yield [("metrics_file",)], text
+            raise ValueError(f"metrics_file = '{self.metrics_file}' must end in .prom, or the node exporter ignores it")
+        return self
 
 
 class Recipe(Settings):
@@ -378,7 +343,7 @@ class Recipe(Settings):
     webp_lossless: bool = setting(True, reason="write WebP without loss, as a cutout is usually processed further")
     crop: bool = setting(False,
         reason="crop to the subject's bounding box (alpha of 10 and more), with crop_margin around it")
-    crop_margin: Share = setting(0.05, unit="of the box's longer side", ge=0, le=0.5,
+    crop_margin: float = setting(0.05, unit="of the box's longer side", ge=0, le=0.5,
         reason="space around a cropped subject, as marketplaces ask for")
     canvas: Size = setting("", unit="pixels",
         reason='fit the image into this size, e.g. "2000x2000"; empty keeps its own')
@@ -388,16 +353,17 @@ class Recipe(Settings):
         reason="animated files: refuse them, or take the first frame; one frame of many is rarely what was meant")
     on_empty: Literal["publish", "refuse"] = setting("publish",
         reason="image without a subject: publish it fully transparent with the verdict 'empty', or refuse it")
-    empty_below: Share = setting(0.0005, unit="share of pixels", ge=0, le=1,
+    empty_below: float = setting(0.0005, unit="share of pixels", ge=0, le=1,
         reason="an image has no subject if fewer pixels than this have alpha 0.5 or more")
     sidecar: Literal["never", "notable", "always"] = setting("notable",
         reason="write <output>.json with the facts; notable: only when the verdict is not 'ok'")
     file_mode: FileMode = setting("0640", unit="octal", reason="mode of outputs; the group may read, others may not")
 
-    def contradictions(self) -> Iterator[tuple[Sequence[tuple[str]], str]]:
+    @model_validator(mode="after")
+    def _formats_hold_what_is_asked(self) -> Recipe:
         if self.content == "mask" and self.mask_bits == 16 and self.format == "webp":
-            text = '"webp" holds 8 bits only; use "png" or "tiff" for a 16-bit mask'
-            yield [("format",), ("mask_bits",), ("content",)], text
+            raise ValueError('format "webp" holds 8 bits only; use "png" or "tiff" for a 16-bit mask')
+        return self
 
 
 class Folder(Settings):
@@ -414,6 +380,8 @@ class Folder(Settings):
         reason="what other programs wrote about an image (.xmp, .json, checksums): ignore leaves it in the input, carry moves it with the original to done or failed")
     recipe: Name = setting("default", reason="name of a [recipe.NAME] table")
     recursive: bool = setting(True, reason="watch sub-folders, and mirror them")
+    remove_empty: bool = setting(False,
+        reason="true removes a sub-folder of the input a minute after its last image left it empty")
     priority: int = setting(50, unit="0..100", ge=0, le=100,
         reason="higher goes first; waiting raises it by one every ten seconds")
     latency: Literal["bulk", "realtime"] = setting("bulk",
@@ -426,7 +394,8 @@ class Folder(Settings):
     ignore: list[str] = setting([], unit="patterns",
         reason="more names to leave alone, besides those of unfinished uploads")
 
-    def contradictions(self) -> Iterator[tuple[Sequence[tuple[str]], str]]:
+    @model_validator(mode="after")
+    def _archive_has_a_place(self) -> Folder:
         if self.originals == "archive" and self.done is None:
-            text = 'is missing: originals = "archive" needs a `done` folder; give one, or say "delete" or "keep"'
-            yield [("done",), ("originals",)], text
+            raise ValueError('originals = "archive" needs a `done` folder; give one, or say "delete" or "keep"')
+        return self

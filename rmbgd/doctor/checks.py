@@ -18,7 +18,7 @@ from typing import Any
 
 from rmbgd.clock import SystemClock
 from rmbgd.config.load import Config
-from rmbgd.engine.device_query import ask, not_visible, visible_gpus
+from rmbgd.engine.device_query import ask
 from rmbgd.fs import host_memory
 from rmbgd.service.safe_mode import SafeMode
 
@@ -129,12 +129,6 @@ def judge_gpu(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) ->
     # On a machine with a card that cannot be used, this is a problem; on one without, the CPU is simply right.
     has_card = bool(nvml.get("devices")) or os.path.exists("/proc/driver/nvidia")
     return warn("gpu", f"images are computed on the CPU: {cause}", hint) if has_card else ok("gpu", f"CPU: {cause}")
-
-
-def missing_gpu(config: Config) -> str:
-    """Why a service that insists on a GPU would not start; empty where it would. Takes a second, with a GPU."""
-    insists = config.engine.device.startswith("cuda") and not config.health.require_gpu
-    return not_visible(config.engine.device, visible_gpus()) if insists else ""
 
 
 def _judge_devices(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) -> CheckResult:

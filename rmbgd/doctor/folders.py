@@ -19,9 +19,7 @@ from rmbgd.config.load import Config, Folder, Recipe
 from rmbgd.doctor.checks import GIBI, CheckResult, fail, ok, warn
 from rmbgd.errors import ModelError, explain
 from rmbgd.mounts import file_system, is_local
-from rmbgd.naming import CLAIM_FOLDER
 
-ROLES = ("input", "output", "failed", "done")
 TRIAL = ".rmbgd-doctor-"  # hidden, so that a running service leaves it alone
 EVENT_TIMEOUT = 5.0  # s for an event of our own making; milliseconds where events work
 DIRECTORIES_MAXIMUM = 200_000  # directories counted below one input, to bound the time
@@ -40,8 +38,8 @@ def check_folders(config: Config) -> Iterator[CheckResult]:
     if not config.folder:
         yield fail("folders", "the configuration names no [[folder]]", "add one; rmbgd check --print-default shows how")
     in_use = folders_in_use(config)
-    for number, folder in enumerate(config.folder):
-        if (holder := in_use.get(number)) is not None:
+    for folder in config.folder:
+        if (holder := in_use.get(folder.name)) is not None:
             text = f"{holder} claims from {folder.input} now; a service of this configuration would wait for it"
             yield fail(f"owner {folder.name}", text, "stop one of the two services, or give each its own input")
         yield rights(folder)
@@ -61,9 +59,15 @@ def check_folders(config: Config) -> Iterator[CheckResult]:
 def rights(folder: Folder) -> CheckResult:
     """Whether files can be made, renamed and removed wherever the service does so."""
     need = f"folder {folder.name}"
-    for role, path, problem in refusals(folder):
-        return fail(need, f"{'claims' if path.name == CLAIM_FOLDER else role} {path}: {problem}", _hint(path))
-    paths = {role: getattr(folder, role) for role in ROLES if getattr(folder, role) is not None}
+    roles = {"input": folder.input, "output": folder.output, "failed": folder.failed, "done": folder.done}
+    paths = {role: path for role, path in roles.items() if path is not None}
+    for role, path in paths.items():
+        reads_only = role == "input" and folder.originals == "keep"
+        if problem := _problem(path, writes=not reads_only):
+            return fail(need, f"{role} {path}: {problem}", _hint(path))
+    claims = folder.input / ".rmbgd"
+    if claims.exists() and (problem := _problem(claims)):
+        return fail(need, f"claims {claims}: {problem}", _hint(claims))
     device = folder.input.stat().st_dev
     if far := [role for role in ("failed", "done") if role in paths and paths[role].stat().st_dev != device]:
         text = f"writable; but {' and '.join(far)} lie on another file system than input, so originals are copied there"
@@ -71,19 +75,7 @@ def rights(folder: Folder) -> CheckResult:
     return ok(need, f"{', '.join(paths)} tried as user {os.geteuid()}")
 
 
-def refusals(folder: Folder) -> Iterator[tuple[str, Path, str]]:
-    """(setting, directory, why) of each that this user cannot use as the service does."""
-    for role in ROLES:
-        path = getattr(folder, role)
-        if path is not None:
-            reads_only = role == "input" and folder.originals == "keep"
-            if problem := why_unusable(path, writes=not reads_only):
-                yield role, path, problem
-    if folder.input and (claims := folder.input / CLAIM_FOLDER).is_dir() and (problem := why_unusable(claims)):
-        yield "input", claims, problem
-
-
-def why_unusable(path: Path, *, writes: bool = True) -> str:
+def _problem(path: Path, *, writes: bool = True) -> str:
     """Why `path` cannot be listed, or a file not be made, synced, renamed and removed in it; empty when it can."""
     try:
         if not writes:
@@ -176,7 +168,7 @@ def space(folder: Folder, minimum: int) -> CheckResult:
 
 def own_directory(role: str, path: Path) -> CheckResult:
     need = f"{role} directory"
-    problem = why_unusable(path)
+    problem = _problem(path)
     if not problem:
         return ok(need, str(path))
     if problem == CAUSES[errno.ENOENT] and path.is_relative_to("/run"):

@@ -113,14 +113,6 @@ def visible_gpus(ask: Callable[..., Mapping[str, Any]] = ask, devices: Path = Pa
     return VisibleGpus(0, f"torch sees none: {answer.get('cause') or answer.get('text') or 'no reason given'} ({said})")
 
 
-def not_visible(asked: str, visible: VisibleGpus) -> str:
-    """Why there is no GPU as `engine.device` insists on it; empty where it is, or does not insist."""
-    if not asked.startswith("cuda") or visible.count > int(asked.partition(":")[2] or 0):
-        return ""
-    text = f'"{asked}" is asked for, but {visible.count} GPUs are visible: {visible.why}'
-    return f'{text}; see `rmbgd doctor`, or set engine.device = "auto"'
-
-
 def nvml_target(index: int, order: str | None) -> tuple[int, str | None]:
     """(index, uuid) for NVML of the device that CUDA counts as `index`; `order` is CUDA_VISIBLE_DEVICES.
 

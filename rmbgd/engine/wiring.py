@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from rmbgd.config.load import Config
-from rmbgd.engine.device_query import VisibleGpus, not_visible, nvml_target, visible_gpus
+from rmbgd.engine.device_query import VisibleGpus, nvml_target, visible_gpus
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels, choose_fallback_models
 from rmbgd.engine.gpu_supervisor import GpuSupervisor
@@ -71,6 +71,8 @@ def build(context: EngineContext, machine: Machine) -> Devices:
     asked, health = config.engine.device, config.health
     models = _models(config)
     if asked == "cpu":
+        if health.require_gpu:
+            raise ConfigError('engine.device = "cpu" and health.require_gpu = true contradict each other; drop one')
         return _on_cpu(context, machine, models, "as configured in engine.device")
     visible = machine.gpus()
     one = asked.partition(":")[2]
@@ -79,8 +81,11 @@ def build(context: EngineContext, machine: Machine) -> Devices:
         indices = indices or [0]
     elif not indices and asked == "auto":
         return _on_cpu(context, machine, models, f"no GPU is visible: {visible.why}")
-    elif missing := not_visible(asked, visible):
-        raise ConfigError(f"engine.device: {missing}")
+    elif not indices or indices[-1] >= visible.count:
+        raise ConfigError(
+            f'engine.device = "{asked}", but {visible.count} GPUs are visible: {visible.why}; see `rmbgd doctor`, '
+            f'or set engine.device = "auto"'
+        )
     return _on_gpus(context, machine, models, indices, visible)
 
 
@@ -162,8 +167,14 @@ def _worker(context: EngineContext, machine: Machine, device: str, models: Model
 
 def _models(config: Config) -> dict[str, dict[str, str]]:
     """The models of every recipe in use, by the name that the recipes give them."""
-    recipes = [config.recipe_of(folder) for folder in config.folder]
-    return {recipe.model: {"source": recipe.model, "patch_order": recipe.patch_order} for recipe in recipes}
+    models: dict[str, dict[str, str]] = {}
+    for folder in config.folder:
+        recipe = config.recipe_of(folder)
+        choice = {"source": recipe.model, "patch_order": recipe.patch_order}
+        if models.setdefault(recipe.model, choice) != choice:
+            text = f"recipes disagree about the patch_order of model '{recipe.model}'; one file has one order"
+            raise ConfigError(text)
+    return models
 
 
 def _backend_options(config: Config, device: str, models: Models, precision: str) -> dict[str, object]:

@@ -21,7 +21,6 @@ from typing import Any
 from rmbgd.clock import SystemClock
 from rmbgd.config import load as configuration
 from rmbgd.config.layout import check_layout
-from rmbgd.config.problems import NOTATION
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.devices import EngineContext, EngineFactory
 from rmbgd.engine.types import EngineDescription
@@ -115,7 +114,7 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
     """`rmbgd run`: serve until told to stop. Returns an exit status; raises ConfigError."""
     config = configuration.load(config_path)
     if not config.folder:
-        raise ConfigError(f"{config_path}: no [[folder]] is defined, so there is nothing to do; {NOTATION}")
+        raise ConfigError(f"{config_path}: no [[folder]] is defined, so there is nothing to do; see config/rmbgd.toml")
     check_layout(config)
     notifier = open_notifier()
     messages: SimpleQueue[Message] = SimpleQueue()

@@ -37,14 +37,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     found = _read(options.config, tomllib.loads).get("service")
     service = found if isinstance(found, dict) else {}
-    runtime = Path(os.path.expanduser(str(service.get("runtime_directory", DEFAULT_RUNTIME_DIRECTORY))))
+    runtime = Path(str(service.get("runtime_directory", DEFAULT_RUNTIME_DIRECTORY)))
     keys = exit_keys(os.environ, _read(runtime / STATUS_FILE, json.loads), jsonl.boot_id(), time.monotonic())
     line = jsonl.to_json(jsonl.envelope("service.exit", events.EVENTS["service.exit"].level) | keys)
     print(line, flush=True)
-    state = Path(os.path.expanduser(str(service.get("state_directory", DEFAULT_STATE_DIRECTORY))))
+    state = Path(str(service.get("state_directory", DEFAULT_STATE_DIRECTORY)))
     start_record.record_exit(state, os.environ, start_record.moment(time.monotonic(), time.time()))
     if isinstance(log_file := service.get("log_file"), str):
-        return 0 if jsonl.JsonlFile(os.path.expanduser(log_file)).write(line) else 1
+        return 0 if jsonl.JsonlFile(log_file).write(line) else 1
     return 0
 
 

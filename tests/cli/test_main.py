@@ -17,7 +17,6 @@ from unittest.mock import Mock
 import pytest
 
 from rmbgd import errors
-from rmbgd.cli import check
 from rmbgd.cli import main as cli
 from rmbgd.cli.status import ServiceState, by_lock, duration, judge, rows
 from rmbgd.clock import SystemClock
@@ -26,6 +25,43 @@ from rmbgd.store.ledger import Ledger
 from rmbgd.telemetry.jsonl import process_start
 
 HEAVY = ("numpy", "torch", "pydantic", "structlog", "rich", "PIL", "cv2", "watchdog", "safetensors", "huggingface_hub")
+
+
+@pytest.fixture
+def rmbgd(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str, str]]:
+    """The command line, without colours -> (exit status, stdout, stderr)."""
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = cli.main([str(argument) for argument in arguments])
+        except SystemExit as leaving:  # argparse
+            status = int(leaving.code or 0)
+        return (status, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture
+def configuration(tmp_path: Path) -> Callable[..., Path]:
+    """A usable configuration on temporary folders; text given is put in front of it."""
+
+    def write(text: str = "") -> Path:
+        places = {name: tmp_path / name for name in ("in", "out", "done", "failed", "state", "run", "models")}
+        for place in places.values():
+            place.mkdir(exist_ok=True)
+        path = tmp_path / "rmbgd.toml"
+        path.write_text(
+            f"{text}\n[service]\n"
+            f'state_directory = "{places["state"]}"\nruntime_directory = "{places["run"]}"\n'
+            f'models_directory = "{places["models"]}"\n'
+            f'[[folder]]\nname = "shop"\ninput = "{places["in"]}"\noutput = "{places["out"]}"\n'
+            f'done = "{places["done"]}"\nfailed = "{places["failed"]}"\n'
+        )
+        return path
+
+    return write
 
 
 @pytest.mark.integration
@@ -74,6 +110,53 @@ def test_defect_is_an_internal_error_with_a_traceback(monkeypatch: pytest.Monkey
     status, _, err = rmbgd("run")
     assert Exit.INTERNAL == status
     assert "ZeroDivisionError: by hand" in err
+
+
+def test_usable_configuration_is_fine(configuration: Callable[..., Path], rmbgd: Any) -> None:
+    path = configuration()
+    assert (Exit.OK, f"{path}: fine; folders: shop\n", "") == rmbgd("check", "--config", path)
+
+
+def test_setting_that_is_read_as_another_value_is_told_and_fine(configuration: Callable[..., Path], rmbgd: Any) -> None:
+    path = configuration("[engine]\ntries = 1\n")
+    status, out, _ = rmbgd("check", "--config", path)
+    assert Exit.OK == status
+    assert out.startswith(f"{path}: engine.tries = 1 is read as 2: ")
+
+
+def test_every_problem_is_reported_at_once(configuration: Callable[..., Path], rmbgd: Any) -> None:
+    wrong = '[intake]\nquiet_close = 1\n[limits]\nside = 0\n[recipe.default]\nbackground = "red"\n'
+    status, _, err = rmbgd("check", "--config", configuration(wrong))
+    assert (Exit.CONFIGURATION, 3) == (status, len(err.splitlines()))
+    assert "did you mean 'quiet_closed'?" in err
+    assert 'write it like "#ffffff"' in err
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "rmbgd.toml: No such file or directory"),
+        (lambda text: "", "no [[folder]] is defined"),
+        (lambda text: text.replace("/out", "/in/out"), "/in/out"),  # the service would feed on its own cutouts
+        (lambda text: f'[recipe.default]\nmodel = "birefnet"\n{text}', "rmbgd models fetch birefnet"),
+    ],
+)
+def test_what_would_end_the_service_at_its_start_is_refused_before(
+    content: Callable[[str], str] | None, said: str, configuration: Callable[..., Path], rmbgd: Any
+) -> None:
+    path = configuration()
+    if content is None:
+        path.unlink()
+    else:
+        path.write_text(content(path.read_text()))
+    status, _, err = rmbgd("check", "--config", path)
+    assert Exit.CONFIGURATION == status
+    assert said in err
+
+
+def test_default_configuration_can_be_printed_and_checked(tmp_path: Path, rmbgd: Any) -> None:
+    (tmp_path / "rmbgd.toml").write_text(rmbgd("check", "--print-default")[1])
+    assert Exit.OK == rmbgd("check", "--config", tmp_path / "rmbgd.toml")[0]
 
 
 def status_record(**changes: Any) -> dict[str, Any]:
@@ -217,7 +300,7 @@ def test_signal_ends_a_command_as_the_keyboard_does(
         os.kill(os.getpid(), 0)  # the interpreter looks for signals here
         return Exit.OK
 
-    monkeypatch.setattr(check, "run", work)
+    monkeypatch.setattr(cli, "check", work)
     outside = signal.signal(number, before)
     try:
         assert (expected, "", "") == rmbgd("check")

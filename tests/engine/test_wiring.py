@@ -115,6 +115,17 @@ def test_one_try_is_read_as_two_and_that_is_an_event(builder):
     assert (adjusted["setting"], adjusted["configured"], adjusted["used"]) == ("engine.tries", 1, 2)
 
 
+def test_one_file_of_weights_has_one_order(builder):
+    folders = [
+        {"name": name, "recipe": name} | {each: f"/{name}/{each}" for each in ("input", "output", "failed", "done")}
+        for name in ("x", "y")
+    ]
+    recipes = {"x": {"patch_order": "tile_first"}, "y": {"patch_order": "auto"}}
+    config = parse({"folder": folders, "recipe": recipes}, origin="test")
+    with pytest.raises(ConfigError, match="disagree about the patch_order"):
+        build(EngineContext(config, builder.arena, builder.events, SystemClock()), None)
+
+
 def test_who_requires_a_gpu_waits_for_it_and_cannot_ask_for_the_cpu(builder):
     """No GPU is no error then, and there is no fallback; on the CPU images would wait for ever."""
     builder("auto", 0, require_gpu=True, start=False)
