@@ -1,4 +1,4 @@
-"""One look at an arriving file: companions, an open writer, its beginning, holes, its end marker. Reads a few kilobytes."""
+"""One look at an arriving file: companions, open writer, beginning, holes, end marker. Reads a few kilobytes."""
 
 from __future__ import annotations
 

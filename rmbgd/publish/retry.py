@@ -1,7 +1,7 @@
 """Retry of rejected originals: from the failed folder back into the input, as the operator asks.
 
-Killed between any two steps, an original is in exactly one place: sidecars move first, then the original; then the
-ledger forgets the failure, and at last the reason file goes. What is left of that, the next retry removes.
+Killed between any two steps, an original is in exactly one place: it moves first, then its sidecars; then the ledger
+forgets the failure, and at last the reason file goes. What is left of that, the next retry ends.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from rmbgd.store.ledger import Ledger
 from rmbgd.store.reading import Ending
 
 AT_ONCE = 64  # originals whose failures are forgotten in one commit
+REASON_SUFFIX = names.reason_name("")
+VERSIONS = 8  # of a name, among which the original of a listed failure is looked for
 ALIKE = 16  # characters that all versions of a name begin with, also of one that had to be cut
 TAKEN = "a file of this name has come into the input meanwhile; it stays in the failed folder"
 
@@ -112,7 +114,7 @@ class Retrier:
     def _find_failed(self, folder: Folder, wanted: Wanted, records: Mapping[int, Ending]) -> Iterator[RejectedOriginal]:
         by_path = {record.path: record for record in records.values()}
         for below, files in _directories(str(folder.failed), wanted):
-            notes = {name for name in files if name.endswith(names.reason_name(""))}
+            notes = {name for name in files if name.endswith(REASON_SUFFIX)}
             for name in sorted(filter(wanted.may_include, files - notes), key=os.fsencode):
                 placed, note = posixpath.join(below, name), posixpath.join(below, names.reason_name(name))
                 notes.discard(posixpath.basename(note))
@@ -134,6 +136,7 @@ class Retrier:
             if each.record is not None and not each.record.settled:
                 result.left.append((each.path, "it is being set aside right now; try again"))
             elif each.placed is None:
+                self._carry_sidecars(folder, each, (each.note or "").removesuffix(REASON_SUFFIX))
                 in_place = each.record is not None and not each.record.by_rename
                 stands = in_place and os.path.lexists(os.path.join(folder.input, each.path))
                 (retried if stands else forgotten).append(each)
@@ -168,10 +171,6 @@ class Retrier:
                 return f"its folder {below} is a file or a link in the input"
             with folder_beneath(root, below) as there:  # a link may be swapped in: strangers write to the input
                 target = f"/proc/self/fd/{there}"
-                if os.path.lexists(os.path.join(target, name)):
-                    return TAKEN
-                if folder.sidecars == "carry":
-                    carry_sidecars(root, each.path, placed, job_id, str(folder.failed), self._fs)
                 move_exactly(target, name, source, job_id, self._fs)
         except FileExistsError:
             return TAKEN
@@ -179,7 +178,25 @@ class Retrier:
             return error.strerror or str(error)
         except (ImageError, StorageFault) as error:
             return str(error)
+        self._carry_sidecars(folder, each, placed)
         return ""
+
+    def _carry_sidecars(self, folder: Folder, each: RejectedOriginal, placed: str) -> None:
+        if folder.sidecars == "carry" and placed and os.path.isdir(folder.input / posixpath.dirname(each.path)):
+            job_id = 0 if each.record is None else each.record.job_id
+            carry_sidecars(str(folder.input), each.path, placed, job_id, str(folder.failed), self._fs)
+
+
+def original_of(folder: Folder, failure: Ending) -> str | None:
+    """Where it lies; None where it is not found at once."""
+    if not failure.by_rename:
+        stays = os.path.join(folder.input, failure.path)
+        return stays if os.path.lexists(stays) else None
+    for placed in islice(names.versions(failure.path), VERSIONS):
+        note = os.path.join(folder.failed, names.reason_name(placed))
+        if _is_original_of(failure, folder, placed) or read_json(note).get("job") == failure.job_id:
+            return os.path.join(folder.failed, placed)
+    return None
 
 
 def _directories(root: str, wanted: Wanted) -> Iterator[tuple[str, set[str]]]:

@@ -264,7 +264,7 @@ class Ledger:
         with self.database.transaction() as db:
             db.execute("INSERT OR IGNORE INTO pause VALUES (?,?,?)", (folder, self.database.wall(), person))
 
-    def resume_claiming(self, folders: Iterable[str]) -> None:
+    def end_pauses(self, folders: Iterable[str]) -> None:
         with self.database.transaction() as db:
             db.executemany("DELETE FROM pause WHERE folder=?", [(folder,) for folder in folders])
 
