@@ -51,16 +51,10 @@ class Ending:
 @contextlib.contextmanager
 def reading(path: str) -> Iterator[sqlite3.Connection]:
     """The ledger at `path`. Raises LedgerFault, also for one of another schema."""
-    with ledger_faults(path), contextlib.ExitStack() as opened:
-        try:
-            db = opened.enter_context(contextlib.closing(connect(path, "ro")))
-            version = schema_of(db)
-        except sqlite3.OperationalError:
-            if not os.path.exists(path) or os.path.exists(path + "-wal"):
-                raise
-            # Nobody has it open, and this user may not make the files that SQLite wants beside it.
-            db = opened.enter_context(contextlib.closing(connect(path, "ro&immutable=1")))
-            version = schema_of(db)
+    # Without this file nobody has it open, and SQLite is not to make files beside it.
+    mode = "ro" if os.path.exists(f"{path}-wal") else "ro&immutable=1"
+    with ledger_faults(path), contextlib.closing(connect(path, mode)) as db:
+        version = schema_of(db)
         if version != SCHEMA_VERSION:
             raise sqlite3.OperationalError(f"it is of schema {version}, and this rmbgd reads {SCHEMA_VERSION}")
         yield db
