@@ -79,7 +79,7 @@ class Tail(Enum):
     UNKNOWN = "unknown"  # a format without a mark at its end, or none that we know
 
 
-class Head(Enum):
+class Beginning(Enum):
     """What the first bytes of an arriving file say."""
 
     KNOWN = "known"  # an image may begin so; or too few bytes are there to say
@@ -223,13 +223,13 @@ def claimed_format(head: bytes) -> str | None:
     return "ISO" if head[4:8] == b"ftyp" else None
 
 
-def judge_head(head: bytes) -> Head:
+def judge_head(head: bytes) -> Beginning:
     """From the first HEAD_BYTES of a file."""
     if len(head) < HEAD_LEAST or claimed_format(head) is not None or _is_tiff(head):
-        return Head.KNOWN
+        return Beginning.KNOWN
     if any(head[:HEAD_LEAST]) or any(head.startswith(each, offset) for offset, _, kinds in _REFUSED for each in kinds):
-        return Head.FOREIGN
-    return Head.BLANK
+        return Beginning.FOREIGN
+    return Beginning.BLANK
 
 
 def _is_tiff(head: bytes) -> bool:

@@ -9,7 +9,7 @@ import signal
 
 from rmbgd.access_rights import READ, mend
 from rmbgd.fs import FileVersion, folder_beneath, holes, open_regular, version_of
-from rmbgd.imaging.completeness import Head, Tail, head_of, tail_of
+from rmbgd.imaging.completeness import Beginning, Tail, head_of, tail_of
 from rmbgd.intake.ignored import COMPANIONS
 from rmbgd.intake.readiness import ReadinessFacts, Writer
 
@@ -33,7 +33,7 @@ def check(root: str, relative_path: str, *, remote: bool) -> tuple[FileVersion, 
         try:
             head, tail = head_of(descriptor), tail_of(descriptor, status.st_size)
         except OSError:  # not judged here: the decoder meets the same error and has a reason for it
-            head, tail = Head.KNOWN, Tail.UNKNOWN
+            head, tail = Beginning.KNOWN, Tail.UNKNOWN
         return version_of(status), ReadinessFacts(writer, is_dense(descriptor, status.st_size), tail, companion, head)
     finally:
         os.close(descriptor)

@@ -23,7 +23,7 @@ from enum import Enum
 from rmbgd.clock import backoff
 from rmbgd.config.load import IntakeSettings
 from rmbgd.fs import FileVersion
-from rmbgd.imaging.completeness import Head, Tail
+from rmbgd.imaging.completeness import Beginning, Tail
 
 MISSING = ("empty", "head", "tail", "hole", "decode")  # gates of incomplete files, whose time runs out
 DELAY_FIRST, DELAY_MAXIMUM = 0.5, 30.0  # seconds between two looks at a file that a gate holds
@@ -41,7 +41,7 @@ class ReadinessFacts:
     dense: bool
     tail: Tail
     companion: str = ""  # the suffix of one that stands beside it
-    head: Head = Head.KNOWN
+    head: Beginning = Beginning.KNOWN
 
 
 @dataclass(slots=True)
@@ -139,7 +139,7 @@ def _judge(arrival: ArrivingFile, facts: ReadinessFacts, now: float, rules: Inta
     if facts.companion:  # however long: nothing is known of what it still lacks
         put_off(arrival, now)
         return Decision(Readiness.WAIT, "companion", _first_time(arrival), still_stuck(arrival, now, rules))
-    if facts.head is Head.FOREIGN:
+    if facts.head is Beginning.FOREIGN:
         return Decision(Readiness.FINAL)
     gate = _missing(arrival, facts)
     if not gate:
@@ -178,7 +178,7 @@ def _missing(arrival: ArrivingFile, facts: ReadinessFacts) -> str:
     """Which gate holds a file that has no writer; empty when none does."""
     if arrival.version.size == 0:
         return "empty"
-    if facts.head is Head.BLANK:
+    if facts.head is Beginning.BLANK:
         return "head"
     if facts.tail in (Tail.MISSING, Tail.DOUBTFUL):
         return "tail"

@@ -45,7 +45,7 @@ class RejectedOriginal:
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WantedOriginals:
     """Rejected originals of one folder: by their paths below the input or below the failed folder, or without any all.
 
     reason  only those that were rejected for it
@@ -86,7 +86,7 @@ class Retrier:
     def __init__(self, folders: Mapping[str, Folder], ledger: Ledger, emit: Emit, fs: FileSystem | None = None) -> None:
         self._folders, self._ledger, self._emit, self._fs = folders, ledger, emit, fs or SystemFileSystem()
 
-    def retry(self, wanted: Wanted, person: str) -> RetryResult:
+    def retry(self, wanted: WantedOriginals, person: str) -> RetryResult:
         result, folder = RetryResult(), self._folders[wanted.folder]
         if not is_there(str(folder.input), require_mount=folder.require_mount):
             result.left.append(("", "the input folder is not there now; try again when it is"))
@@ -101,7 +101,9 @@ class Retrier:
 
     # ---------------------------------------------------------------------------------------------- what there is
 
-    def _find(self, folder: Folder, wanted: Wanted, records: Mapping[int, Ending]) -> Iterator[RejectedOriginal]:
+    def _find(
+        self, folder: Folder, wanted: WantedOriginals, records: Mapping[int, Ending]
+    ) -> Iterator[RejectedOriginal]:
         """What the ledger or a reason file proves to be ours; nothing else in the failed folder is touched."""
         unseen = {number: record for number, record in records.items() if not record.by_rename}
         for found in self._find_failed(folder, wanted, records):
@@ -111,7 +113,9 @@ class Retrier:
         for record in unseen.values():  # stayed in the input, and has no reason file
             yield RejectedOriginal(record.path, None, None, record.reason, record)
 
-    def _find_failed(self, folder: Folder, wanted: Wanted, records: Mapping[int, Ending]) -> Iterator[RejectedOriginal]:
+    def _find_failed(
+        self, folder: Folder, wanted: WantedOriginals, records: Mapping[int, Ending]
+    ) -> Iterator[RejectedOriginal]:
         by_path = {record.path: record for record in records.values()}
         for below, files in _directories(str(folder.failed), wanted):
             notes = {name for name in files if name.endswith(REASON_SUFFIX)}
@@ -199,7 +203,7 @@ def original_of(folder: Folder, failure: Ending) -> str | None:
     return None
 
 
-def _directories(root: str, wanted: Wanted) -> Iterator[tuple[str, set[str]]]:
+def _directories(root: str, wanted: WantedOriginals) -> Iterator[tuple[str, set[str]]]:
     """(path below `root`, names of its files), of those in which wanted ones may lie."""
     if not wanted.paths:
         for here, _, files in os.walk(root):

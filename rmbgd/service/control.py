@@ -40,7 +40,7 @@ PEER = struct.Struct("3i")  # SO_PEERCRED of unix(7): process, user, group
 
 @dataclass(frozen=True, slots=True)
 class ControlPeer:
-    """Who asks. Root and the service's own user may act; whoever else may connect may read."""
+    """Who asks. Root and the service's own user may act; others who may connect may read."""
 
     uid: int
 

@@ -11,7 +11,7 @@ from rmbgd.config.load import Config, Folder
 from rmbgd.errors import Reason, RmbgdError, StorageFault
 from rmbgd.events import Emit
 from rmbgd.intake.reconciler import IntakeQuestion, Reconciler
-from rmbgd.publish.retry import REASON_SUFFIX, Retrier, Wanted
+from rmbgd.publish.retry import REASON_SUFFIX, Retrier, WantedOriginals
 from rmbgd.service.control import ControlPeer
 from rmbgd.service.listing import ENDED, LIVE, ROWS_MAXIMUM, ended, nearest, no_such_folder
 from rmbgd.store.ledger import Ledger
@@ -102,7 +102,7 @@ class Operator:
             inputs, placed = ({path for sides in here.values() for path in sides[side]} for side in (0, 1))
             if paths and not inputs and not placed:
                 continue
-            result = self._retrier.retry(Wanted(name, inputs, placed, reason), person)
+            result = self._retrier.retry(WantedOriginals(name, inputs, placed, reason), person)
             retried, in_place = retried + result.retried, in_place + result.in_place
             left += [(os.path.join(name, path), why) for path, why in result.left]
             found |= {text for text, (these, those) in here.items() if result.matched & (these | those)}
@@ -121,7 +121,7 @@ class Operator:
         self._intake.pause_by_operator(self._pauses)
 
     def _pause(self, folder: str | None, person: str) -> dict[str, Any]:
-        """The ledger first: a pause that is told survives the next start."""
+        """The ledger first: a pause that was answered survives the next start."""
         name = folder or EVERY
         changed = name not in self._pauses
         if changed:

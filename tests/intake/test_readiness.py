@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from rmbgd.config.load import IntakeSettings
 from rmbgd.fs import FileVersion
-from rmbgd.imaging.completeness import Head, Tail
+from rmbgd.imaging.completeness import Beginning, Tail
 from rmbgd.intake import readiness
 from rmbgd.intake.readiness import ArrivingFile, Decision, Readiness, ReadinessFacts, Writer
 
@@ -138,7 +138,7 @@ def test_what_only_a_decoder_can_judge_goes_to_the_decoder_in_the_end() -> None:
 @pytest.mark.parametrize("announced", [True, False])
 def test_what_begins_like_no_image_is_not_waited_for(announced: bool) -> None:
     """Its holes and its end do not matter; its writer, its companion and its quiet time do."""
-    note = ReadinessFacts(Writer.NONE, False, Tail.UNKNOWN, head=Head.FOREIGN)
+    note = ReadinessFacts(Writer.NONE, False, Tail.UNKNOWN, head=Beginning.FOREIGN)
     arrival = arrive(announced=announced)
     quiet = RULES.quiet_closed if announced else RULES.quiet_unknown
     assert wait_for(arrival, note) == (quiet, Decision(Readiness.FINAL))
@@ -147,7 +147,7 @@ def test_what_begins_like_no_image_is_not_waited_for(announced: bool) -> None:
 
 
 def test_zeros_at_the_beginning_are_space_that_is_still_to_be_filled() -> None:
-    blank = ReadinessFacts(Writer.NONE, True, Tail.UNKNOWN, head=Head.BLANK)
+    blank = ReadinessFacts(Writer.NONE, True, Tail.UNKNOWN, head=Beginning.BLANK)
     assert wait_for(arrive(), blank) == (900.0, Decision(Readiness.FINAL, "head"))
 
 
@@ -170,7 +170,7 @@ TIMES = st.lists(st.floats(0.0, 30.0, allow_nan=False), max_size=12)
 FACTS = st.builds(
     ReadinessFacts,
     *(st.sampled_from(Writer), st.booleans(), st.sampled_from(Tail), st.sampled_from(("", ".part"))),
-    st.sampled_from(Head),
+    st.sampled_from(Beginning),
 )
 
 

@@ -13,7 +13,7 @@ from unittest import mock
 import pytest
 
 from rmbgd.errors import Reason
-from rmbgd.publish.retry import Retrier, RetryResult, Wanted, original_of
+from rmbgd.publish.retry import Retrier, RetryResult, WantedOriginals, original_of
 from rmbgd.store import reading
 from rmbgd.store.outbox import job_keys, refused
 from rmbgd.testing.fs import CrashingFs, WorldStopped
@@ -44,7 +44,7 @@ def reject(it: Workspace, path: str, data: bytes = b"image", reason: Reason = Re
 
 def retry(it: Workspace, *inputs: str, placed: tuple[str, ...] = (), reason: str | None = None) -> RetryResult:
     retrier = Retrier({"shop": it.folder}, it.ledger, it.events, it.fs)
-    return retrier.retry(Wanted("shop", inputs, placed, reason), "anna")
+    return retrier.retry(WantedOriginals("shop", inputs, placed, reason), "anna")
 
 
 def failed_paths(it: Workspace) -> list[str]:
