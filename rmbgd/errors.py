@@ -193,6 +193,7 @@ class Exit(IntEnum):
     OK = 0
     FAILED = 1
     USAGE = 2
+    NOT_RUNNING = 3  # as systemctl status and the LSB say it
     INTERNAL = 70  # EX_SOFTWARE of sysexits.h
     CONFIGURATION = 78  # EX_CONFIG
     HUNG_UP = 129  # 128 + SIGHUP, as shells say it
@@ -205,6 +206,7 @@ EXIT_TEXT: dict[Exit, str] = {
     Exit.FAILED: "failure: an image was rejected, the service is not running, a requirement is not met, or a path "
     "cannot be used",
     Exit.USAGE: "invalid command line",
+    Exit.NOT_RUNNING: "the service is not running",
     Exit.INTERNAL: "internal error; systemd restarts the service",
     Exit.CONFIGURATION: "the configuration, the folder layout or a model cannot be used; systemd does not restart it",
     Exit.HUNG_UP: "its terminal was closed (SIGHUP)",

@@ -75,7 +75,7 @@ EVENTS: dict[str, EventKind] = {
             "uptime": "s", "device": "in use", "done": "images published since start", "failed": "images rejected since start", "postponed": "images put back since start",
             "waiting": "files seen and not yet claimed", "in_flight": "jobs", "oldest_waiting": "s", "rss_bytes": "of the service", "descriptors": "open",
             "threads": "running", "arena_bytes": "leased", "arena_resident": "bytes of the arena in memory: leased, page-locked for a device, or soon to be given back", "channels": "per queue: depth, seconds its producers and its consumers waited",
-            "paused": "reason or null", "engine": "state, restarts; `devices`: per device its state, temperature where known, trips", "ledger_rows": "jobs remembered",
+            "paused": "reason or null; `operator`, or `operator:NAME` while some folders are paused", "engine": "state, restarts; `devices`: per device its state, temperature where known, trips", "ledger_rows": "jobs remembered",
             "unwritten?": "log lines and status files lost to a full disk or a reader that hangs, by place",
         },
     ),
@@ -83,6 +83,10 @@ EVENTS: dict[str, EventKind] = {
     "service.stall_ended": EventKind("info", "Every thread makes progress again.", {"seconds": "stalled"}),
     "status.lost": EventKind("warning", "The status file cannot be written, so `rmbgd status` is blind. The service works on, and makes its directory again when it may.", {"path": "of the file", "cause": "what exactly"}),
     "status.written": EventKind("info", "The status file is written again.", {"path": "of the file", "seconds": "without"}),
+    "control.lost": EventKind("warning", "The control socket cannot be made, so `rmbgd list`, `retry`, `pause` and `resume` do not reach the service. It works on, and tries again.", {"path": "of the socket", "cause": "what exactly"}),
+    "control.restored": EventKind("info", "The control socket is there again.", {"path": "of the socket", "seconds": "without"}),
+    "service.paused": EventKind("info", "An operator paused the intake. Images in work are finished, nothing more is claimed; it stays so over restarts.", {"folder?": "name; absent: every folder", "person": "user who asked for it"}),
+    "service.resumed": EventKind("info", "An operator ended a pause.", {"folder?": "as in its service.paused", "person": "user who asked for it", "seconds": "paused"}),
     # --- folders and arrivals
     "folder.watching": EventKind("info", "A drop folder is watched.", {"folder": "name", "mode": "events or poll", "file_system": "type", "watches": "inotify watches in use"}),
     "folder.waiting": EventKind("warning", "A drop folder is missing, or another service claims from it. Nothing is written below its path until it is back.", {"folder": "name", "cause": "missing, not_mounted, denied, in_use", "holder?": "service that claims from it now"}),
@@ -112,6 +116,7 @@ EVENTS: dict[str, EventKind] = {
         _ENDED | {"reason": "from the list of reasons", "detail": "what exactly", "stage": "intake, decode, engine, finish", "quarantine?": "path below the failed folder", "sha256_in?": "of the input"},
     ),
     "image.postponed": EventKind("info", "An image was put back to wait. This does not count as an attempt.", _IMAGE | {"why": "incomplete, storage, memory, changed, stopping, vanished", "detail": "what exactly"}),
+    "image.retried": EventKind("info", "An operator put a rejected original back into its input.", {"folder": "name of the drop folder", "path": "below the drop folder", "reason?": "why it had been rejected", "person": "user who asked for it"}),
     # --- storage
     "storage.paused": EventKind(
         "error", "The disk cannot be written, or the ledger cannot be used. Finished results are kept, no more images are claimed, and it is tried again.",

@@ -24,6 +24,10 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "once": "process files and folders now, without a service",
     "check": "check a configuration and report every problem",
     "status": "show what the running service is doing",
+    "list": "list images that wait, are worked on, failed, or are done",
+    "retry": "put rejected originals back into the input",
+    "pause": "begin no more images, of one folder or of all",
+    "resume": "end a pause",
     "doctor": "check everything the service depends on and explain what is wrong",
     "ledger": "check, copy and restore the record of images",
     "models": "list, fetch and verify models",
@@ -31,6 +35,7 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "bench": "measure images per second on this machine",
 }
 SERVING = ("run", "check")  # they mean a configuration, the other commands a service
+MODULES = {"mtbf": "rmbgd.mtbf.command", "resume": "rmbgd.cli.pause"}  # of the others it is rmbgd.cli.NAME
 OWN_CONFIG = "finds_config"
 
 
@@ -119,7 +124,7 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
             add_config(sub)
             sub.set_defaults(run_command=run)
         else:
-            module = importlib.import_module("rmbgd.mtbf.command" if name == "mtbf" else f"rmbgd.cli.{name}")
+            module = importlib.import_module(MODULES.get(name, f"rmbgd.cli.{name}"))
             module.add_arguments(sub)
             sub.set_defaults(run_command=module.run)
     return parser

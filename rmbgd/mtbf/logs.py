@@ -50,6 +50,8 @@ KEPT = {
     "service.stop": ("exit_code",),
     "service.failed": ("stage", "error"),
     "service.exit": ("result", "code", "status", "ended_pid"),
+    "service.paused": ("folder",),
+    "service.resumed": ("folder",),
     "service.stalled": ("seconds", "threads"),
     "health": ("device", "in_flight", "paused", "engine"),
     "storage.paused": ("kind", "path", "cause", "detail"),

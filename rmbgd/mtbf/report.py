@@ -116,6 +116,11 @@ class MtbfReport:
         found = [until - since for machine in self.machines for since, until in machine.timeline.full]
         return sum(found), len(found)
 
+    @property
+    def paused_hours(self) -> float:
+        """In service, while an operator had paused a folder or all: no failure."""
+        return sum(machine.timeline.paused_seconds() for machine in self.machines) / HOUR
+
     def count(self, table: str) -> Counter[str]:
         return sum((machine.counts[table] for machine in self.machines), Counter())
 
@@ -156,6 +161,7 @@ def _summary(one: MtbfReport) -> dict[str, Any]:
             "seconds": one.seconds(State.POWER_LOSS),
         },
         "full_disk": {"seconds": one.full_disk[0], "incidents": one.full_disk[1]},
+        "paused_hours": one.paused_hours,
         "failed_starts": one.failed_starts,
         "mtbf": one.mtbf.as_dict(),
         "mttr_seconds": one.mttr,

@@ -62,6 +62,8 @@ def _failures(one: MtbfReport) -> Iterator[str]:
     if one.full_disk[1]:
         told = f"{duration(one.full_disk[0])} over {counted(one.full_disk[1], 'incident')}: neither failure nor down"
         yield _row("full disk", told)
+    if one.paused_hours:
+        yield _row("paused", f"{one.paused_hours:,.4f} h of it by an operator: no failure")
     if one.failed_starts:
         yield _row("failed starts", str(one.failed_starts))
 

@@ -4,8 +4,8 @@ Definitions (terms of IEC 60050-192, wording ours):
 - Failure: unplanned loss of the required function. An end that was not asked for, a process that vanished, a stall, a
   start that failed. A planned stop, a reboot, a refused configuration, a failover and a bad image are none.
 - Operating time: monotonic time between ready and the end of a run, less stalls, less outages of the ledger, and less
-  gaps in the heartbeat. A run without an end ends at its last line; what follows counts as down. A full disk is the
-  operator's: no failure, and told apart.
+  gaps in the heartbeat. A run without an end ends at its last line; what follows counts as down. A full disk and a
+  pause are the operator's: no failure, and told apart.
 - A boot that follows without an end of the run before is a power loss: a state of its own, and no failure unless asked
   for.
 
@@ -88,12 +88,18 @@ class Timeline:
                     self._add_run(entry, boot, last_of_boot, last_of_all=last_of_boot and boot is boots[-1])
                 elif entry.at + boot.offset > self._up_until:  # of a process that wrote nothing
                     self._add_failed_start(entry.at + boot.offset, exit_cause(entry), "", is_refusal(entry))
+        self._paused = list(_operator_pauses(boots))
         self.notes += [
             f"the wall clock jumped by {seconds:+.0f} s around {stamp(at + boot.offset)}, or the machine slept; "
             "durations are monotonic and not touched by it"
             for boot in boots
             for at, seconds in boot.steps
         ]
+
+    def paused_seconds(self) -> float:
+        """In service, while an operator had paused a folder or all."""
+        up = [(span.begin, span.end) for span in self.spans if span.kind is State.UP]
+        return sum(max(0.0, min(until, end) - max(since, begin)) for since, until in self._paused for begin, end in up)
 
     def seconds(self, kind: State) -> float:
         return sum(span.end - span.begin for span in self.spans if span.kind == kind)
@@ -192,6 +198,25 @@ class Timeline:
         elif self._off is None or self._off.kind is not State.DOWN:
             self._end_off(at)
             self._fail(at, f"start: {cause}", detail)
+
+
+def _operator_pauses(boots: Sequence[Boot]) -> Iterator[Interval]:
+    """From the first folder's pause to the end of the last one's; they hold over restarts."""
+    held: set[str] = set()
+    begin = 0.0
+    for boot in boots:
+        for event in (event for run in boot.runs for event in run.named("service.paused", "service.resumed", "health")):
+            if event.event == "service.paused":
+                begin = begin if held else event.at + boot.offset
+                held.add(str(event.keys.get("folder", "")))
+            elif event.event == "service.resumed" or event.keys.get("paused") is None:
+                # A health event without a pause: the ledger that knew of one was lost.
+                left = held - {str(event.keys.get("folder", ""))} if event.event == "service.resumed" else set()
+                if held and not left:
+                    yield begin, event.at + boot.offset
+                held = left
+    if held:
+        yield begin, float("inf")
 
 
 def stamp(seconds: float) -> str:

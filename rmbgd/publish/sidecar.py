@@ -71,6 +71,6 @@ def read_json(path: str) -> dict[str, object]:
             return {}
         with open(path, "rb") as file:
             found = json.load(file)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -37,8 +37,10 @@ from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.queue import QueueStatistics
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
+from rmbgd.service.control import ControlServer
 from rmbgd.service.health import Counters, HealthMonitor
 from rmbgd.service.ledger_monitor import LedgerMonitor, LedgerOutage
+from rmbgd.service.operator import Operator
 from rmbgd.service.safe_mode import SafeMode
 from rmbgd.service.stall import StallDetector, StallFacts, is_excused
 from rmbgd.service.systemd import Notifier, open_notifier
@@ -107,6 +109,7 @@ def signals(messages: SimpleQueue[Message]) -> Iterator[None]:
 
 
 DAMAGED_STARTS = 3  # in a row that the ledger may spoil before they are systemd's to space out
+BESIDE = ("health", "ledger", "control")  # threads that are not the pipeline's
 GRACE = 30.0  # s beside the configured patience before systemd is to lose its own
 ABORT_TIMEOUT = 5.0  # s that threads get to end after the engine was taken from them
 
@@ -214,6 +217,10 @@ class Service:
             self._intake.hold_suspects()
         for folder in config.folder if life.waits else ():
             self._intake.pause(f"safe_mode:{folder.name}")
+        operator = Operator(config, self._ledger, self._intake, emit, clock)
+        self._control = ControlServer(
+            config.service.runtime_directory, operator.answer, emit, clock, self._heartbeats.new("control")
+        )
         stack.enter_context(OverflowListener(self._intake.watches, emit))
         self._storage_retry = StorageRetry(self._intake, emit, clock)
         self._pipeline = Pipeline(
@@ -284,6 +291,7 @@ class Service:
         self._notifier.extend_timeout(self._config.engine.start_timeout + GRACE)
         self._threads.start("ledger", self._ledger_monitor.run)
         self._threads.start("health", self._monitor.run)
+        self._threads.start("control", self._control.run)
         self._pipeline.start()
         jobs, exit_stage = self._pipeline.jobs, self._pipeline.exit_stage()
         self._threads.start("reconcile", lambda: self._intake.run(jobs, exit_stage))
@@ -389,6 +397,7 @@ class Service:
         else:
             self._notifier.stopping(f"stopping ({cause})")
         self._notifier.extend_timeout(self._config.service.stop_timeout + ABORT_TIMEOUT + GRACE)
+        self._control.close()
         self._emit("service.stopping", cause=cause, in_flight=self._intake.statistics().in_flight)
         self._intake.close()
         self._storage_retry.release()
@@ -422,7 +431,7 @@ class Service:
     def _wait_for_the_pipeline(self, seconds: float) -> list[str]:
         """Threads of the pipeline that have not ended after `seconds`, or after a second order to stop."""
         deadline = self._clock.monotonic() + seconds
-        while left := [name for name in self._threads.join(0.05) if name not in ("health", "ledger")]:
+        while left := [name for name in self._threads.join(0.05) if name not in BESIDE]:
             if self._clock.monotonic() >= deadline:
                 break
             with suppress(Empty):

@@ -59,7 +59,8 @@ def test_every_problem_is_shown_with_its_line_and_carets(configuration: Callable
         f"rmbgd: {path}:4: [limits]: side: must be at least 1 (is 0)\n"
         "  side = 0\n"
         "         ^\n"
-        f"rmbgd: {path}:6: [recipe.default]: background: 'red\\x1b' is no colour; did you mean red? write a CSS name or \"#ffffff\"\n"
+        f"rmbgd: {path}:6: [recipe.default]: background: 'red\\x1b' is no colour; did you mean red? "
+        'write a CSS name or "#ffffff"\n'
         '  background = "red\\u001b"\n'
         "               ^^^^^^^^^^^\n"
     )

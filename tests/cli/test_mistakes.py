@@ -119,6 +119,11 @@ CASES = [
     *(Case(f"status --config @/run-{kind}.toml", f"run-{kind}/status.json") for kind in ("folder", "list", "other")),
     *(Case(f"status --json --config @/run-{kind}.toml", f"run-{kind}/status.json") for kind in ("torn", "bytes")),
     Case("status --config @/run-closed.toml", "closed/status.json"),
+    *(
+        Case(f"{command} --config @/run-closed.toml", "closed/control.sock")
+        for command in ("list waiting", "list failed", "retry --failed", "pause", "resume")
+    ),
+    Case("list done --config @/lost.toml", "closed/ledger.sqlite"),
     Case("run --config @/state.toml", "fixed", Exit.CONFIGURATION),
     Case("bench --scratch @/closed/x", "closed/x"),
     Case("bench --pictures @/closed", "closed"),

@@ -18,6 +18,7 @@ from rmbgd.heartbeat import NullHeartbeat
 from rmbgd.intake import claim as claims
 from rmbgd.intake import scanner
 from rmbgd.intake.disk_space import DiskSpaceGuard
+from rmbgd.intake.empty_folders import QUIET
 from rmbgd.intake.priority_queue import Backlog, Complete
 from rmbgd.intake.readiness import ArrivingFile
 from rmbgd.intake.reconciler import Reconciler
@@ -256,6 +257,43 @@ def test_versions_of_one_path_are_worked_on_in_order(it: Loop) -> None:
     it.end(old)
     (new,) = it.jobs(30)
     assert Path(new.source).read_bytes() == b"new"
+
+
+def test_sub_folders_that_images_left_empty_are_removed(loop: Build) -> None:
+    """A while after the last image has gone for good, and up to the input; never what was empty before, or is not."""
+    it = loop(remove_empty=True)
+    root = it.roots["input"]
+    for path in ("new", "deep/er/x", "busy"):
+        (root / path).mkdir(parents=True)
+    (root / "busy" / "Thumbs.db").touch()
+    jobs = it.claimed("deep/er/est/a.jpg", "busy/b.jpg", "deep/er/x/c.jpg", "d.jpg")
+    assert len(jobs) == 4
+    it.turn(QUIET, times=5)
+    assert (root / "deep/er/est").is_dir(), "its image is in work, and may come back"
+    for job in jobs:
+        it.end(job)
+    it.turn(0)
+    it.turn(QUIET / 2)
+    assert (root / "deep/er/est").is_dir()
+    (root / "deep/er/x/Thumbs.db").touch()
+    it.turn(QUIET, times=3)
+    (root / "deep/er/x/Thumbs.db").unlink()
+    assert [(root / path).is_dir() for path in ("deep/er/est", "deep/er/x")] == [False, True]
+    it.turn(QUIET, times=5)
+    assert sorted(os.listdir(root)) == [".rmbgd", "busy", "deep", "new"]
+    it.drop("deep/er/x/c.jpg")
+    it.turn(31)
+    (again,) = it.jobs(5)
+    it.end(again)
+    it.turn(QUIET, times=8)
+    assert sorted(os.listdir(root)) == [".rmbgd", "busy", "new"]
+
+
+def test_sub_folders_stay_unless_asked_for(it: Loop) -> None:
+    (job,) = it.claimed("s/a.jpg")
+    it.end(job)
+    it.turn(QUIET, times=5)
+    assert (it.roots["input"] / "s").is_dir()
 
 
 def test_suspects_go_alone(loop: Build) -> None:

@@ -381,6 +381,22 @@ def test_a_full_disk_is_told_apart_and_counted_once(tmp_path: Path) -> None:
     assert "with a full disk in 2 incidents" in html.render(found)
 
 
+def test_pauses_of_an_operator_are_told_apart_also_over_a_restart(tmp_path: Path) -> None:
+    """Of folders that are paused at once the time counts once; while the service is stopped it is no pause."""
+    box = Box().start().serve(60).emit("service.paused", folder="shop", person="anna").set(paused="operator:shop")
+    box.serve(60).emit("service.paused", person="anna").set(paused="operator").serve(60)
+    box.emit("service.resumed", folder="shop", person="anna", seconds=120.0).serve(60)
+    box.stop().sleep(1000).start().serve(60)
+    box.emit("service.resumed", person="anna", seconds=1.0).set(paused=None).serve(120)
+    box.emit("service.paused", person="anna").set(paused="operator").serve(60).set(paused=None).serve(60)  # it was lost
+    machine = machine_of(box, tmp_path)
+    found = report.MtbfReport([machine], 0.9, None)
+    assert (found.paused_hours * 3600, machine.failures) == (pytest.approx(60 * 3 + 60 + 120), [])
+    assert found.as_dict()["total"]["paused_hours"] == found.paused_hours
+    assert f"paused                {found.paused_hours:,.4f} h of it by an operator: no failure" in text.render(found)
+    assert "of it paused by an operator" in html.render(found)
+
+
 @pytest.mark.parametrize("then", [lambda b: b.serve(120), lambda b: b.stop(LEDGER_DAMAGED)])
 def test_an_outage_of_the_ledger_is_told_with_its_text(tmp_path: Path, then: Callable[[Box], Box]) -> None:
     machine = machine_of(then(pause(Box().start().serve(60), "ledger", cause="damaged")), tmp_path)

@@ -59,7 +59,8 @@ def test_a_stall_is_an_unbroken_series_without_progress(history: list[tuple[int,
     ("paused", "state", "excused"),
     [
         (None, "ready", False), (None, "degraded", False), ("disk_full", "ready", True), (None, "waiting", True),
-        (None, "starting", True), (None, "restarting", True),
+        (None, "starting", True), (None, "restarting", True), ("operator", "ready", False),
+        ("operator:shop", "ready", False),
     ],
 )  # fmt: skip
 def test_what_excuses_the_pipeline(paused: object, state: str, excused: bool) -> None:

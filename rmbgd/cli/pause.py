@@ -1,0 +1,37 @@
+"""`rmbgd pause` and `rmbgd resume`: hold the intake of the running service, and let it go on."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+
+from rmbgd.cli.control import ServiceUnreachable, ask
+from rmbgd.cli.main import add_config, printable
+from rmbgd.cli.status import duration
+from rmbgd.errors import Exit
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    text = "name of a drop folder, as in the configuration (default: every one)"
+    parser.add_argument("folder", nargs="?", metavar="FOLDER", help=text)
+    add_config(parser)
+
+
+def run(options: argparse.Namespace) -> int:
+    try:
+        answer = ask(options.config, {"do": options.verb, "folder": options.folder})
+    except ServiceUnreachable as error:
+        print(f"rmbgd {options.verb}: {error}", file=sys.stderr)
+        return Exit.NOT_RUNNING if error.stopped else Exit.FAILED
+    what = f"folder {options.folder}" if options.folder else "every folder"
+    pauses = answer["pauses"]
+    if options.verb == "pause":
+        since, person = pauses[options.folder or ""]
+        before = "" if answer["changed"] else f" already, by {person}, for {duration(max(0.0, time.time() - since))}"
+        print(printable(f"{what} is paused{before}: images in work are finished, nothing more is begun"))
+    elif "" in pauses:
+        print(f"{what} stays paused, as every folder is: `rmbgd resume` ends that")
+    else:
+        print(f"{what} is served" if answer["changed"] else f"{what} was not paused")
+    return Exit.OK
