@@ -174,6 +174,7 @@ class Exit(IntEnum):
     OK = 0
     FAILED = 1
     USAGE = 2
+    STOPPED = 3  # as `systemctl status`
     INTERNAL = 70  # EX_SOFTWARE of sysexits.h
     CONFIGURATION = 78  # EX_CONFIG
     HUNG_UP = 129  # 128 + SIGHUP, as shells say it
@@ -183,9 +184,10 @@ class Exit(IntEnum):
 
 EXIT_TEXT: dict[Exit, str] = {
     Exit.OK: "success; `run`: stopped on request",
-    Exit.FAILED: "failure: an image was rejected, the service is not running, a requirement is not met, or a path "
-    "cannot be used",
+    Exit.FAILED: "failure: an image was rejected, the service hangs or cannot be seen, a requirement is not met, or a "
+    "path cannot be used",
     Exit.USAGE: "invalid command line",
+    Exit.STOPPED: "`status`: the service is not running",
     Exit.INTERNAL: "internal error; systemd restarts the service",
     Exit.CONFIGURATION: "the configuration, the folder layout or a model cannot be used; systemd does not restart it",
     Exit.HUNG_UP: "its terminal was closed (SIGHUP)",

@@ -137,7 +137,17 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
                 outage.emit = counters
                 try:
                     service = Service(
-                        life, log, stderr, counters, metrics, notifier, build_devices, stack, messages, outage
+                        life,
+                        log,
+                        stderr,
+                        counters,
+                        metrics,
+                        notifier,
+                        build_devices,
+                        stack,
+                        messages,
+                        outage,
+                        config_path,
                     )
                     recovered = service.recover()
                 except (ConfigError, LedgerFault) as error:
@@ -175,7 +185,9 @@ class Service:
         stack: ExitStack,
         messages: SimpleQueue[Message],
         outage: LedgerOutage,
+        config_path: Path,
     ) -> None:
+        self._config_path = config_path.absolute()
         self.messages = messages  # put by any thread, taken by the main thread
         self._outage = outage
         self._trouble: Trouble | None = None  # that the next life mends, unless it is asked to stop
@@ -360,6 +372,7 @@ class Service:
             "channels": channels,
             "engine": engine,
             "safe_mode": self._life.describe(),
+            "config": str(self._config_path),
         }
 
     def _write_metrics(self, health: Mapping[str, Any]) -> None:
