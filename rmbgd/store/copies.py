@@ -63,7 +63,7 @@ def finding(
         connection.set_progress_handler(None, 0)
     if found != "ok":
         return " ".join(found.split())
-    lacks = TABLES - names - ({"untold"} if schema_of(connection) < 2 else set())
+    lacks = {table for table, since in TABLES.items() if since <= schema_of(connection)} - names
     return f"it lacks the table {', '.join(sorted(lacks))}" if lacks else ""
 
 

@@ -158,13 +158,18 @@ class Ledger:
         report: Mapping[str, object] | None = None,
         original_moved: bool = False,
     ) -> None:
-        """The output stands. `original_moved`: nothing is left to do with it. `content` makes it known for reuse."""
+        """The output stands. `original_moved`: nothing is left to do with it. `content` makes it known for reuse.
+
+        Without an `outcome` the stored one says how it was made.
+        """
         wall, sha256, size = self.database.wall(), published.sha256, published.size
         output, path = os.fsencode(published.output), os.fsencode(published.path)
         with self.database.transaction() as db:
+            told = outcome or self.outbox.pending(job_id)
             db.execute(
-                "UPDATE job SET state='done', ended_at=?, retired_at=?, target=?, sha256_out=?, size_out=? WHERE id=?",
-                (wall, wall if original_moved else None, path, sha256, size, job_id),
+                "UPDATE job SET state='done', ended_at=?, retired_at=?, target=?, sha256_out=?, size_out=?, "
+                "verdict=?, width=?, height=?, device=?, seconds=? WHERE id=?",
+                (wall, wall if original_moved else None, path, sha256, size, *_of_done(told), job_id),
             )
             db.execute(
                 "UPDATE target SET pending=NULL, sha256=?, size=?, inode=?, mtime_ns=?, sidecar=?, used_at=? "
@@ -287,6 +292,14 @@ def _unfinished(row: Row) -> Unfinished:
     job = (job_id, folder, os.fsdecode(path), "", version, attempt, first_seen, 0.0, bool(by_rename), bool(final))
     output = {"target": None if target is None else os.fsdecode(target), "sha256_out": sha256, "size_out": size_out}
     return Unfinished(*job, state=state, reason=reason, detail=detail, **output)
+
+
+def _of_done(outcome: JobOutcome | None) -> tuple[object, ...]:
+    """Verdict, width, height, device and seconds of image.done, as far as they are known."""
+    keys = {} if outcome is None else outcome.keys
+    total = keys.get("milliseconds", {}).get("total")
+    seconds = None if total is None else round(total / 1000.0, 3)
+    return (*(keys.get(name) for name in ("verdict", "width", "height", "device")), seconds)
 
 
 def _oldest(db: sqlite3.Connection, table: str, rows: int, cutoff: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _UNTOLD = """
 CREATE TABLE untold (
@@ -10,6 +10,16 @@ CREATE TABLE untold (
   keys  TEXT NOT NULL                              -- JSON: what the event of its outcome says beyond the job's row
 );
 """
+
+_PAUSE = """
+CREATE TABLE pause (
+  folder  TEXT PRIMARY KEY,                        -- '': every folder
+  since   REAL NOT NULL,                           -- wall clock
+  person  TEXT NOT NULL                            -- who asked for it
+);
+"""
+_JOB_FAILED = "CREATE INDEX job_failed ON job (ended_at) WHERE state = 'failed';"
+_OF_DONE = {"verdict": "TEXT", "width": "INTEGER", "height": "INTEGER", "device": "TEXT", "seconds": "REAL"}
 
 SCHEMA = f"""
 CREATE TABLE job (
@@ -32,12 +42,18 @@ CREATE TABLE job (
   sha256_out   TEXT,
   size_out     INTEGER,
   reason       TEXT,
-  detail       TEXT
+  detail       TEXT,
+  verdict      TEXT,                               -- this and all below: of image.done
+  width        INTEGER,                            -- of the input, px
+  height       INTEGER,
+  device       TEXT,
+  seconds      REAL                                -- from the claim to the output
 );
 CREATE INDEX job_by_path ON job (folder, path);
 -- Versions of one path are worked on one after another, so that the newest is published last.
 CREATE UNIQUE INDEX job_in_flight ON job (folder, path) WHERE state IN ('claimed', 'publishing');
 CREATE INDEX job_unfinished ON job (id) WHERE retired_at IS NULL;
+{_JOB_FAILED}
 
 CREATE TABLE target (
   output     BLOB    NOT NULL,                     -- the output folder
@@ -72,12 +88,16 @@ CREATE TABLE content (
 
 CREATE INDEX target_by_age ON target (used_at);
 CREATE INDEX content_by_age ON content (used_at);
-{_UNTOLD}"""
+{_UNTOLD}{_PAUSE}"""
 
-MIGRATIONS = {1: _UNTOLD}
+MIGRATIONS = {
+    1: _UNTOLD,
+    2: "".join(f"ALTER TABLE job ADD COLUMN {name} {kind};" for name, kind in _OF_DONE.items()) + _JOB_FAILED + _PAUSE,
+}
 """Schema -> what makes it the next one. Rows stay; a ledger is brought up in one transaction, or not at all."""
 
-TABLES = frozenset({"job", "target", "content", "untold"})
+TABLES = {"job": 1, "target": 1, "content": 1, "untold": 2, "pause": 3}
+"""Table -> the first schema that has it."""
 ADOPTING = 0x726D6267
 """application_id of a ledger that was put in the place of another: originals that were kept may have outputs already,
 and are compared with them before they count as new."""

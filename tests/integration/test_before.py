@@ -5,6 +5,7 @@ Four images had ended; `late-3` was killed between its ledger row and its rename
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -55,6 +56,12 @@ def test_work_of_an_earlier_version_is_finished(tmp_path: Path) -> None:
     for number in LATE:
         assert_cutout_of(sample_image(number), service.output / f"late-{number}.png")
     assert set() == {path for path in ENDED if service.endings(path)}
+    with contextlib.closing(sqlite3.connect(service.state / "ledger.sqlite")) as db:
+        made = "SELECT path, verdict, width, height, device, seconds > 0 FROM job"
+        rows = {os.fsdecode(path): tuple(how) for path, *how in db.execute(made)}
+    for path in (*(f"late-{number}.png" for number in LATE), "known.png"):
+        assert rows[path] == ("ok", 64, 48, "fake", 1), path
+    assert rows["b.png"] == (None,) * 5  # which that version did not keep
 
 
 def test_log_of_an_earlier_version_gives_the_same_report(

@@ -322,11 +322,31 @@ def test_a_database_of_another_kind_is_refused(path: Path, clock: FakeClock, scr
         Ledger(path, clock)
 
 
-def test_a_ledger_of_the_first_schema_is_brought_up(ledger: Ledger) -> None:
+LEAVES = {  # schema -> what its successor added
+    1: "DROP TABLE untold;",
+    2: "DROP TABLE pause; DROP INDEX job_failed;"
+    + "".join(f"ALTER TABLE job DROP COLUMN {name};" for name in ("verdict", "width", "height", "device", "seconds")),
+}
+
+
+def go_back(ledger: Ledger, schema: int) -> None:
+    script = "".join(LEAVES[each] for each in range(SCHEMA_VERSION - 1, schema - 1, -1))
+    ledger.database._connection.executescript(f"{script} PRAGMA user_version={schema}")
+
+
+def columns(ledger: Ledger) -> list[object]:
+    names = ledger.database.all("SELECT type, name FROM sqlite_master WHERE name NOT LIKE 'sqlite_%' ORDER BY name")
+    return [(name, ledger.database.all(f"PRAGMA table_info({name})")) for _, name in names]
+
+
+@pytest.mark.parametrize("schema", range(1, SCHEMA_VERSION))
+def test_a_ledger_of_an_earlier_schema_is_brought_up(ledger: Ledger, schema: int) -> None:
     done, open_job = (claim_one(ledger, path=name) for name in ("a.jpg", "b.jpg"))
     publish(ledger, done)
-    ledger.database._connection.executescript("DROP TABLE untold; PRAGMA user_version=1")
+    made = columns(ledger)
+    go_back(ledger, schema)
     with reopened(ledger) as after:
+        assert made == columns(after)
         assert after.counts() == {"claimed": 1, "done": 1}
         assert [row.job_id for row in after.unfinished()] == [done.job_id, open_job.job_id]
         after.failed(torn(open_job))
@@ -334,26 +354,37 @@ def test_a_ledger_of_the_first_schema_is_brought_up(ledger: Ledger) -> None:
         assert after.database.one("PRAGMA user_version", ()) == (SCHEMA_VERSION,)
         (kept,) = copies.copies(after.path)
     with contextlib.closing(sqlite3.connect(kept.path)) as before:
-        assert kept.path.name == "before-schema-2.sqlite"
-        assert before.execute("PRAGMA user_version").fetchone() == (1,)
+        assert kept.path.name == f"before-schema-{SCHEMA_VERSION}.sqlite"
+        assert before.execute("PRAGMA user_version").fetchone() == (schema,)
         assert before.execute("SELECT count(*) FROM job").fetchone() == (2,)
 
 
 def test_an_older_program_names_the_copy_from_before(ledger: Ledger) -> None:
     copies.copy_before_schema(ledger.path, SCHEMA_VERSION + 1)
     ledger.database._connection.execute(f"PRAGMA user_version={SCHEMA_VERSION + 1}")
-    with pytest.raises(ConfigError, match=r"rmbgd ledger restore .*/before-schema-3\.sqlite"), reopened(ledger):
+    with pytest.raises(ConfigError, match=r"rmbgd ledger restore .*/before-schema-4\.sqlite"), reopened(ledger):
         pass
 
 
 def test_a_migration_that_fails_changes_nothing(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    ledger.database._connection.executescript("DROP TABLE untold; PRAGMA user_version=1")
+    go_back(ledger, 1)
     monkeypatch.setitem(MIGRATIONS, 1, "CREATE TABLE untold (job INTEGER); CREATE TABLE job (id INTEGER);")
     with pytest.raises(LedgerFault, match="already exists"), reopened(ledger):
         pass
     with contextlib.closing(sqlite3.connect(ledger.path)) as db:
         assert db.execute("PRAGMA user_version").fetchone() == (1,)
         assert not db.execute("SELECT 1 FROM sqlite_master WHERE name='untold'").fetchall()
+
+
+@pytest.mark.parametrize("recovered", [False, True])
+def test_a_done_row_says_how_its_output_was_made(ledger: Ledger, *, recovered: bool) -> None:
+    """Recovered: the service was killed between the rename and its record, and only the stored outcome knows."""
+    job = claim_one(ledger)
+    sha, size = "ab", 3
+    target = ledger.publishing(done(job), key(), "", sha, size)
+    ledger.done(job.job_id, Published("/out", target.path, sha, size, 1, 2), None if recovered else done(job))
+    made = ledger.database.one("SELECT verdict, width, height, device, seconds FROM job")
+    assert made == ("ok", 1, 1, "cpu", 0.009)
 
 
 def test_what_waits_for_a_commit_can_be_flushed(ledger: Ledger) -> None:
