@@ -22,6 +22,7 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "once": "process a file or a folder now, with a progress bar",
     "check": "check a configuration and report every problem",
     "status": "show what the running service is doing",
+    "report": "show what became of the last images, on a page or as JSON",
     "doctor": "check everything the service depends on and explain what is wrong",
     "ledger": "check, copy and restore the record of images",
     "models": "list, fetch and verify models",

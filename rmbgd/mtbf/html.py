@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from importlib import resources
 from itertools import groupby
 from typing import Any
 
-from rmbgd.errors import ConfigError
+from rmbgd import page
 from rmbgd.mtbf.logs import DONE, FAILED, ImageTable, counted
 from rmbgd.mtbf.machine import MachineHistory, outcomes
 from rmbgd.mtbf.report import HOUR, PERCENTS, MtbfReport
@@ -313,22 +311,10 @@ def latency(report: MtbfReport, window: Window) -> Plot | None:
     return plot
 
 
-@cache
 def template() -> Any:
     """Raises ConfigError where jinja2 is not installed."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ConfigError("--html needs jinja2, which is not installed: pip install 'rmbgd[report]'") from error
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"number": format, "duration": duration, "hours": hours, "percent": percent, "stamp": stamp}
-    return environment.from_string(resources.files("rmbgd.mtbf").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    filters: dict[str, Callable[..., object]] = {"number": format, "duration": duration, "hours": hours}
+    return page.template("rmbgd.mtbf", "report.html.j2", filters | {"percent": percent, "stamp": stamp})
 
 
 def render(report: MtbfReport) -> str:
@@ -342,7 +328,7 @@ def render(report: MtbfReport) -> str:
         legend["▼ failure, and down since"] = "down"
     if report.trips:
         legend["work on another device"] = "away"
-    page = template().render(
+    text = template().render(
         report=report, mtbf=report.mtbf, shares=sorted({*PERCENTS, report.confidence}),
         so_many=counted(len(report.failures), "failure"),
         legend=legend, styles=styles, left=len(report.machines) - len(drawn), life=life(drawn, window),
@@ -350,4 +336,4 @@ def render(report: MtbfReport) -> str:
         images=images_per_hour(report, window, styles), stages=stage_times(report), latency=latency(report, window),
         failures_shown=FAILURES_SHOWN, reasons_shown=REASONS_SHOWN,
     )  # fmt: skip
-    return str(page).replace(" %", "\u00a0%")  # a number stays with its sign
+    return str(text).replace(" %", "\u00a0%")  # a number stays with its sign

@@ -1,0 +1,118 @@
+"""`rmbgd report`: a page, or JSON, of what became of the last images."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import re
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+from rmbgd import fs
+from rmbgd.cli.main import add_config, printable
+from rmbgd.config.load import Config, load
+from rmbgd.errors import Exit, RmbgdError, explain
+from rmbgd.report import page
+from rmbgd.store.history import History, read_history
+from rmbgd.store.ledger_lock import LEDGER
+from rmbgd.telemetry.jsonl import to_json
+
+UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
+SINCE_MAXIMUM = 3650 * UNITS["d"]
+LIMIT, LIMIT_MAXIMUM = 200, 2000  # images on a page; some 25 kB each
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config(parser, json=True)
+    parser.add_argument("--html", metavar="FILE", type=Path, help="write one page with thumbnails, for any browser")
+    text = "how far back: 90m, 24h, 7d (default: 24h)"
+    parser.add_argument("--since", metavar="TIME", type=_seconds, default="24h", help=text)
+    parser.add_argument("--folder", metavar="NAME", help="images of this folder only (default: of all)")
+    text = f"images shown, failures first (default: %(default)s, at most {LIMIT_MAXIMUM})"
+    parser.add_argument("--limit", metavar="N", type=_limit, default=LIMIT, help=text)
+
+
+def _seconds(word: str) -> float:
+    match = re.fullmatch(r"([0-9]{1,9})([smhdw])", word)
+    if match is None or not 0 < (seconds := int(match[1]) * UNITS[match[2]]) <= SINCE_MAXIMUM:
+        raise argparse.ArgumentTypeError(f"'{word}' is no time of up to ten years; write it like 90m, 24h or 7d")
+    return seconds
+
+
+def _limit(word: str) -> int:
+    if not 1 <= (count := int(word)) <= LIMIT_MAXIMUM:
+        raise argparse.ArgumentTypeError(f"'{word}' is not between 1 and {LIMIT_MAXIMUM}")
+    return count
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises RmbgdError: ConfigError, or what may not be read or written."""
+    if options.html is None and not options.json:
+        return _usage("name a page to write with --html FILE, or ask for --json")
+    if options.html is not None:
+        page.template()  # before the work: it raises ConfigError where jinja2 is not installed
+        if options.html.exists() and not options.html.is_file():
+            raise RmbgdError(f"{options.html}: this is no regular file; name another")
+    config = load(options.config)
+    folders = [folder.name for folder in config.folder]
+    if options.folder is not None and options.folder not in folders:
+        return _usage(f"there is no folder '{options.folder}'; there is {', '.join(folders) or 'none'}")
+    now = time.time()
+    path = str(config.service.state_directory / LEDGER)
+    history = read_history(path, since=now - options.since, folder=options.folder or "", limit=options.limit)
+    if options.html is not None:
+        _complain_of_unreadable(config)
+        size = _write(options, history, config, now)
+        if not options.json:
+            counts = history.counts
+            said = (
+                f"{counts['failed']} refused, {counts['empty']} without a subject, {counts['full']} filling the frame"
+            )
+            total = sum(counts.values())
+            print(f"{options.html}: {total} image{'s' * (total != 1)}, {said}; {size / 1e6:.1f} MB")
+    if options.json:
+        print(
+            to_json(
+                {
+                    "since": now - options.since,
+                    "counts": history.counts,
+                    "images": [asdict(image) for image in history.images],
+                }
+            )
+        )
+    return Exit.OK
+
+
+def _usage(text: str) -> int:
+    print(f"rmbgd report: {printable(text)}", file=sys.stderr)
+    return Exit.USAGE
+
+
+def _complain_of_unreadable(config: Config) -> None:
+    for folder in config.folder:
+        if folder.output.exists() and not os.access(folder.output, os.R_OK | os.X_OK, effective_ids=True):
+            text = "you may not read it, so its cutouts are not shown: be root, or in the group of the service"
+            print(f"rmbgd report: {folder.output}: {text}", file=sys.stderr)
+
+
+def _write(options: argparse.Namespace, history: History, config: Config, now: float) -> int:
+    """Bytes of the page. It shows customers' images, so its mode is what the umask says."""
+    from rich.console import Console
+    from rich.progress import track
+
+    page.prepare(config.limits)
+    console, count = Console(stderr=True), len(history.images)
+    made = page.cards(history, config, printable)
+    shown = track(made, "thumbnails", count, console=console, transient=True, disable=not console.is_terminal)
+    begin, end = (f"{page.moment(at):%Y-%m-%d %H:%M}" for at in (now - options.since, now))
+    title = {"place": options.folder or platform.node(), "begin": begin, "end": end}
+    data = page.render(history, list(shown), title).encode("utf-8", "backslashreplace")
+    os.umask(mask := os.umask(0o077))
+    try:
+        fs.atomic_write(options.html, data, mode=0o666 & ~mask)
+    except OSError as error:
+        raise RmbgdError(explain(error)) from error
+    return len(data)
