@@ -101,15 +101,19 @@ def _complain_of_unreadable(config: Config) -> None:
 def _write(options: argparse.Namespace, history: History, config: Config, now: float) -> int:
     """Bytes of the page. It shows customers' images, so its mode is what the umask says."""
     from rich.console import Console
-    from rich.progress import track
+    from rich.progress import Progress
+
+    from rmbgd.telemetry.captured_output import StderrCapture
 
     page.prepare(config.limits)
-    console, count = Console(stderr=True), len(history.images)
-    made = page.cards(history, config, printable)
-    shown = track(made, "thumbnails", count, console=console, transient=True, disable=not console.is_terminal)
+    with StderrCapture(lambda *_, **__: None):  # what libtiff has to say of hostile files
+        console = Console(stderr=True)
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            cards = page.cards(history, config, printable)
+            shown = list(progress.track(cards, len(history.images), description="thumbnails"))
     begin, end = (f"{page.moment(at):%Y-%m-%d %H:%M}" for at in (now - options.since, now))
     title = {"place": options.folder or platform.node(), "begin": begin, "end": end}
-    data = page.render(history, list(shown), title).encode("utf-8", "backslashreplace")
+    data = page.render(history, shown, title).encode("utf-8", "backslashreplace")
     os.umask(mask := os.umask(0o077))
     try:
         fs.atomic_write(options.html, data, mode=0o666 & ~mask)

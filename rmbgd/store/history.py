@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 from rmbgd.errors import RmbgdError
 from rmbgd.store.copies import connect, schema_of
@@ -59,12 +58,15 @@ class History:
 
 def read_history(path: str, *, since: float, folder: str = "", limit: int) -> History:
     """Images that ended after `since`, of one folder or of all. Raises RmbgdError, LedgerFault."""
-    if not Path(path).parent.exists():
-        raise RmbgdError(f"{path}: there is no ledger; the service makes one when it starts")
+    denied = RmbgdError(f"{path}: Permission denied; be root, or the service's user")
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RmbgdError(f"{path}: there is no ledger; the service makes one when it starts") from error
+    except PermissionError as error:
+        raise denied from error
     if not os.access(path, os.R_OK, effective_ids=True):
-        if os.access(os.path.dirname(path), os.X_OK, effective_ids=True) and not os.path.exists(path):
-            raise RmbgdError(f"{path}: there is no ledger; the service makes one when it starts")
-        raise RmbgdError(f"{path}: Permission denied; be root, or the service's user")
+        raise denied
     # Without a service there may be no -wal, and no right to make one: then nobody writes.
     alone = not os.path.exists(path + SUFFIXES[1]) and not os.access(os.path.dirname(path), os.W_OK, effective_ids=True)
     with ledger_faults(path), contextlib.closing(connect(path, "ro&immutable=1" if alone else "ro")) as db:
