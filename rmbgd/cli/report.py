@@ -16,7 +16,7 @@ from rmbgd.cli.main import add_config, printable
 from rmbgd.config.load import Config, load
 from rmbgd.errors import Exit, RmbgdError, explain
 from rmbgd.report import page
-from rmbgd.store.history import History, read_history
+from rmbgd.store.history import EndedImages, read_history
 from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.telemetry.jsonl import to_json
 
@@ -98,7 +98,7 @@ def _complain_of_unreadable(config: Config) -> None:
             print(f"rmbgd report: {folder.output}: {text}", file=sys.stderr)
 
 
-def _write(options: argparse.Namespace, history: History, config: Config, now: float) -> int:
+def _write(options: argparse.Namespace, history: EndedImages, config: Config, now: float) -> int:
     """Bytes of the page. It shows customers' images, so its mode is what the umask says."""
     from rich.console import Console
     from rich.progress import Progress

@@ -15,10 +15,11 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rmbgd.cli.main import printable
-from rmbgd.cli.status import SeenStatus, headline, look, show, unreadable
+from rmbgd.cli.status_file import SeenStatus, look, unreadable
 from rmbgd.cli.status_text import outcomes
-from rmbgd.cli.table import rows_table
+from rmbgd.cli.table import headline, print_status, rows_table
 from rmbgd.errors import Exit
+from rmbgd.telemetry.jsonl import to_json
 
 
 def run(runtime: Path, state_directory: Path, options: argparse.Namespace) -> int:
@@ -38,10 +39,15 @@ def run(runtime: Path, state_directory: Path, options: argparse.Namespace) -> in
 def _print(runtime: Path, state_directory: Path, options: argparse.Namespace) -> None:
     while True:
         try:
-            show(look(runtime, state_directory), json=options.json)
+            seen = look(runtime, state_directory)
+            if options.json:
+                print(to_json(seen.as_dict()))
+            else:
+                print_status(seen)
+                print()
         except PermissionError:
             print(f"rmbgd: {unreadable(runtime)}", file=sys.stderr)
-        print(end="" if options.json else "\n", flush=True)
+        sys.stdout.flush()
         time.sleep(options.interval)
 
 

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from rmbgd.cli.main import printable
+from rmbgd.cli.status_file import SeenStatus, ServiceState
 from rmbgd.cli.status_text import StatusLine
 
 UNWRAPPED = 100_000  # columns
@@ -39,3 +40,15 @@ def rows_table(rows: Iterable[StatusLine]) -> Table:
     for row in rows:
         table.add_row(Text(printable(row.label)), Text(printable(row.text), row.mood))
     return table
+
+
+def headline(seen: SeenStatus) -> Text:
+    fine = seen.state is ServiceState.RUNNING and seen.headline == seen.state
+    style = "bold green" if fine else "bold yellow" if seen.state is ServiceState.RUNNING else "bold red"
+    return Text.assemble("rmbgd is ", (printable(seen.headline), style), f": {printable(seen.why)}")
+
+
+def print_status(seen: SeenStatus) -> None:
+    print_table(headline(seen))
+    if seen.shown:
+        print_table(rows_table(seen.shown))

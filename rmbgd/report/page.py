@@ -13,7 +13,7 @@ from rmbgd.config.load import Config, Folder, LimitSettings
 from rmbgd.errors import REASON_TEXT, ImageError, Reason
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.report.thumbnails import Thumbnail, of_original, of_output
-from rmbgd.store.history import EndedImage, History
+from rmbgd.store.history import EndedImage, EndedImages
 
 KINDS = {  # in the order of the page: heading, and the badge of each image
     "failed": ("Refused", "refused"),
@@ -53,7 +53,7 @@ def template() -> Any:
     return page.template("rmbgd.report", "images.html.j2", {"number": format})
 
 
-def cards(history: History, config: Config, printable: Callable[[str], str]) -> Iterator[ImageCard]:
+def cards(history: EndedImages, config: Config, printable: Callable[[str], str]) -> Iterator[ImageCard]:
     """One by one: of each image only its thumbnails stay in memory."""
     folders = {folder.name: folder for folder in config.folder}
     for image in history.images:
@@ -113,7 +113,7 @@ def moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def render(history: History, shown: list[ImageCard], title: Mapping[str, str]) -> str:
+def render(history: EndedImages, shown: list[ImageCard], title: Mapping[str, str]) -> str:
     """`title`: the words under the heading: place, begin, end. Raises ConfigError where jinja2 is not installed."""
     groups = {kind: [card for card in shown if card.kind == kind] for kind in KINDS}
     text = template().render(

@@ -49,14 +49,14 @@ class EndedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class History:
+class EndedImages:
     """`counts` by kind, of all; `images`: the first of them, failures first, then empty and full, the newest first."""
 
     counts: dict[str, int]
     images: list[EndedImage]
 
 
-def read_history(path: str, *, since: float, folder: str = "", limit: int) -> History:
+def read_history(path: str, *, since: float, folder: str = "", limit: int) -> EndedImages:
     """Images that ended after `since`, of one folder or of all. Raises RmbgdError, LedgerFault."""
     denied = RmbgdError(f"{path}: Permission denied; be root, or the service's user")
     try:
@@ -82,7 +82,7 @@ def read_history(path: str, *, since: float, folder: str = "", limit: int) -> Hi
     counts = dict.fromkeys(("failed", "empty", "full", "done"), 0)
     for state, verdict, count in kinds:
         counts[verdict if state == "done" and verdict in ("empty", "full") else state] += count
-    return History(counts, [_image(row) for row in rows])
+    return EndedImages(counts, [_image(row) for row in rows])
 
 
 def _image(row: tuple[object, ...]) -> EndedImage:

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from rich.table import Table
 
-from rmbgd.cli.status import ServiceState, by_lock, judge
+from rmbgd.cli.status_file import ServiceState, by_lock, judge
 from rmbgd.cli.status_text import Mood, duration, rows, troubles
 from rmbgd.cli.table import print_table
 from rmbgd.clock import SystemClock

@@ -14,7 +14,7 @@ import pytest
 from rmbgd.cli.main import printable
 from rmbgd.errors import ImageError, Reason
 from rmbgd.report import page
-from rmbgd.store.history import EndedImage, History, read_history
+from rmbgd.store.history import EndedImage, EndedImages, read_history
 from tests.imaging.builders import photo, saved
 from tests.mtbf.test_html import Tags
 from tests.support.workspace import Workspace, done, torn
@@ -31,7 +31,7 @@ def it(tmp_path: Path) -> Iterator[Workspace]:
     workspace.close()
 
 
-def drawn(it: Workspace, history: History | None = None) -> str:
+def drawn(it: Workspace, history: EndedImages | None = None) -> str:
     history = history or read_history(it.ledger.path, since=0, limit=99)
     text = page.render(history, list(page.cards(history, it.config, printable)), TITLE)
     assert Tags(text).open == []
@@ -116,7 +116,7 @@ def test_an_image_of_a_former_folder_is_told_without_its_sides(it: Workspace) ->
     work(it, "a.png")
     history = read_history(it.ledger.path, since=0, limit=9)
     gone = [replace(image, folder="former") for image in history.images]
-    assert "its folder is not configured any more" in drawn(it, History(history.counts, gone))
+    assert "its folder is not configured any more" in drawn(it, EndedImages(history.counts, gone))
 
 
 def test_originals_that_are_deleted_leave_the_cutout_alone(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_originals_that_are_deleted_leave_the_cutout_alone(tmp_path: Path) -> No
 
 def test_a_row_without_facts_is_told_without_them(it: Workspace) -> None:
     old = EndedImage("shop", "a.jpg", "done", 0.0, 5, None, None, "a.png", 6, None, None, None, None, None)
-    text = Tags(drawn(it, History({"failed": 0, "empty": 0, "full": 0, "done": 300}, [old]))).text
+    text = Tags(drawn(it, EndedImages({"failed": 0, "empty": 0, "full": 0, "done": 300}, [old]))).text
     assert "a.jpg 1 Jan 00:00" in text
     assert "None" not in text
     assert "The newest 1 of 300 are shown." in text
