@@ -380,6 +380,8 @@ class Folder(Settings):
         reason="what other programs wrote about an image (.xmp, .json, checksums): ignore leaves it in the input, carry moves it with the original to done or failed")
     recipe: Name = setting("default", reason="name of a [recipe.NAME] table")
     recursive: bool = setting(True, reason="watch sub-folders, and mirror them")
+    remove_empty: bool = setting(False,
+        reason="true removes a sub-folder of the input a minute after its last image left it empty")
     priority: int = setting(50, unit="0..100", ge=0, le=100,
         reason="higher goes first; waiting raises it by one every ten seconds")
     latency: Literal["bulk", "realtime"] = setting("bulk",

@@ -10,15 +10,20 @@ import os
 import struct
 from collections.abc import Callable
 
-from rmbgd.imaging.formats import ABSURD, STEPS_MAXIMUM, TAIL_BYTES, Tail, claimed_format
+from rmbgd.imaging.formats import ABSURD, HEAD_BYTES, STEPS_MAXIMUM, TAIL_BYTES, Head, Tail, claimed_format, judge_head
 from rmbgd.imaging.jpeg import jpeg_tail
 from rmbgd.imaging.png import png_tail
 from rmbgd.imaging.webp import webp_tail
 
-__all__ = ["TIFF_PIXELS", "Tail", "bmp_end", "box_length", "tail_of"]
+__all__ = ["TIFF_PIXELS", "Head", "Tail", "bmp_end", "box_length", "head_of", "tail_of"]
 
 TIFF_PIXELS = ((273, 279), (324, 325))  # tags: StripOffsets and StripByteCounts, TileOffsets and TileByteCounts
 _TIFF_TAGS = {tag for pair in TIFF_PIXELS for tag in pair}
+
+
+def head_of(descriptor: int) -> Head:
+    """Whether a file begins like an image. Raises OSError where it cannot be read."""
+    return judge_head(os.pread(descriptor, HEAD_BYTES, 0))
 
 
 def tail_of(descriptor: int, size: int) -> Tail:

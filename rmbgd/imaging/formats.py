@@ -17,6 +17,7 @@ Size = tuple[int, int]  # (width, height) in pixels
 PARTS_MAXIMUM = 500_000  # chunks or segments of one file: 4 us each were measured, 2 s at most; no writer comes near it
 NOTES_MAXIMUM = 8
 TRANSPOSED = {5, 6, 7, 8}  # EXIF 2.32, orientations that swap rows and columns
+HEAD_LEAST, HEAD_BYTES = 32, 160  # that tell what a file is: no signature needs more; DICOM's stands behind 128
 SHORTEST = 16  # bytes; shorter files are no image yet
 TAIL_BYTES = 1 << 16  # looked through at a file's end for its end marker
 STEPS_MAXIMUM = 100_000  # chunks or boxes of an arriving file that are walked before giving up
@@ -76,6 +77,14 @@ class Tail(Enum):
     MISSING = "missing"  # beyond doubt
     DOUBTFUL = "doubtful"  # looks cut off, but only a decoder can tell damage from truncation
     UNKNOWN = "unknown"  # a format without a mark at its end, or none that we know
+
+
+class Head(Enum):
+    """What the first bytes of an arriving file say."""
+
+    KNOWN = "known"  # an image may begin so; or too few bytes are there to say
+    BLANK = "blank"  # zeros: space that is still to be filled
+    FOREIGN = "foreign"  # whatever is still to come, this is no image that may be read
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +223,19 @@ def claimed_format(head: bytes) -> str | None:
     return "ISO" if head[4:8] == b"ftyp" else None
 
 
+def judge_head(head: bytes) -> Head:
+    """From the first HEAD_BYTES of a file."""
+    if len(head) < HEAD_LEAST or claimed_format(head) is not None or _is_tiff(head):
+        return Head.KNOWN
+    if any(head[:HEAD_LEAST]) or any(head.startswith(each, offset) for offset, _, kinds in _REFUSED for each in kinds):
+        return Head.FOREIGN
+    return Head.BLANK
+
+
+def _is_tiff(head: bytes) -> bool:
+    return head[:2] in (b"II", b"MM") and head[2:4] in _TIFF_VERSIONS
+
+
 def sniff(data: bytes) -> str:
     """The name of the format, one of ALLOWED. Raises ImageError: EMPTY, UNIDENTIFIED, FORMAT_NOT_ALLOWED or CORRUPT.
 
@@ -227,7 +249,7 @@ def sniff(data: bytes) -> str:
     form = claimed_format(head)
     if form in ("JPEG", "PNG", "WEBP", "GIF"):
         return form
-    if head[:2] in (b"II", b"MM") and head[2:4] in _TIFF_VERSIONS:
+    if _is_tiff(head):
         if head[8:10] == b"CR":
             raise ImageError(Reason.FORMAT_NOT_ALLOWED, "camera raw (CR2): its first image is only a preview")
         return "TIFF"

@@ -1,4 +1,4 @@
-"""One look at an arriving file: companions, an open writer, holes, its end marker. Reads a few kilobytes."""
+"""One look at an arriving file: companions, an open writer, its beginning, holes, its end marker. Reads a few kilobytes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import signal
 
 from rmbgd.access_rights import READ, mend
 from rmbgd.fs import FileVersion, folder_beneath, holes, open_regular, version_of
-from rmbgd.imaging.completeness import Tail, tail_of
+from rmbgd.imaging.completeness import Head, Tail, head_of, tail_of
 from rmbgd.intake.ignored import COMPANIONS
 from rmbgd.intake.readiness import ReadinessFacts, Writer
 
@@ -31,10 +31,10 @@ def check(root: str, relative_path: str, *, remote: bool) -> tuple[FileVersion, 
         if writer is Writer.OPEN:
             return version_of(status), ReadinessFacts(writer, True, Tail.UNKNOWN, companion)
         try:
-            tail = tail_of(descriptor, status.st_size)
+            head, tail = head_of(descriptor), tail_of(descriptor, status.st_size)
         except OSError:  # not judged here: the decoder meets the same error and has a reason for it
-            tail = Tail.UNKNOWN
-        return version_of(status), ReadinessFacts(writer, is_dense(descriptor, status.st_size), tail, companion)
+            head, tail = Head.KNOWN, Tail.UNKNOWN
+        return version_of(status), ReadinessFacts(writer, is_dense(descriptor, status.st_size), tail, companion, head)
     finally:
         os.close(descriptor)
 

@@ -111,6 +111,13 @@ class Backlog:
             self.forget(key)
         return taken
 
+    def longest_waiting(self, count: int, folder: str | None) -> list[tuple[Key, ArrivingFile, bool]]:
+        """(key, file, is it complete) of the `count` first seen, of one folder or of all. Looks at every file."""
+        complete = ((key, each.arrival, True) for key, each in self._complete.items())
+        arriving = ((key, arrival, False) for key, arrival in self._arriving.items())
+        every = (entry for entry in (*complete, *arriving) if folder in (None, entry[0][0]))
+        return heapq.nsmallest(count, every, key=lambda entry: (entry[1].first_seen, entry[0]))
+
     def oldest(self) -> float | None:
         """When the file that has waited longest was first seen. Looks at every file."""
         complete = (each.arrival for each in self._complete.values())

@@ -8,8 +8,11 @@ preserved by the uploader. What may hold a file is called a gate:
     empty    without bytes
     hole     unwritten blocks inside (a preallocated upload)
     companion  the control file of an unfinished download or upload stands beside it
+    head     its beginning is zeros, as in space that was reserved
     tail     the end of its format is not there
     decode   a decoder has found its end missing
+
+What begins like no image at all waits for its writer and its quiet time alone: no end would make it one.
 """
 
 from __future__ import annotations
@@ -20,8 +23,9 @@ from enum import Enum
 from rmbgd.clock import backoff
 from rmbgd.config.load import IntakeSettings
 from rmbgd.fs import FileVersion
-from rmbgd.imaging.completeness import Tail
+from rmbgd.imaging.completeness import Head, Tail
 
+MISSING = ("empty", "head", "tail", "hole", "decode")  # gates of incomplete files, whose time runs out
 DELAY_FIRST, DELAY_MAXIMUM = 0.5, 30.0  # seconds between two looks at a file that a gate holds
 
 
@@ -37,6 +41,7 @@ class ReadinessFacts:
     dense: bool
     tail: Tail
     companion: str = ""  # the suffix of one that stands beside it
+    head: Head = Head.KNOWN
 
 
 @dataclass(slots=True)
@@ -56,6 +61,7 @@ class ArrivingFile:
     announced: bool
     remote: bool
     look_at: float = 0.0
+    gate: str = "quiet"  # that held it at the last look; also "blocked": it could not be looked into
     put_offs: int = 0  # looks in a row that found a gate holding it
     refilled: bool = False
     cut_off: bool = False
@@ -103,6 +109,7 @@ def observed(
         arrival.refilled = True
     arrival.version, arrival.changed_at, arrival.announced, arrival.put_offs = version, now, announced, 0
     arrival.cut_off = arrival.final = arrival.reported_incomplete = False
+    arrival.gate = "quiet"
     arrival.look_at = now + _quiet(arrival, rules)
     return True
 
@@ -115,6 +122,12 @@ def put_off(arrival: ArrivingFile, now: float) -> None:
 
 def judge(arrival: ArrivingFile, facts: ReadinessFacts, now: float, rules: IntakeSettings) -> Decision:
     """The file was just observed, and looked into. Sets when to look again where the answer is WAIT."""
+    decision = _judge(arrival, facts, now, rules)
+    arrival.gate = decision.gate
+    return decision
+
+
+def _judge(arrival: ArrivingFile, facts: ReadinessFacts, now: float, rules: IntakeSettings) -> Decision:
     needed = rules.quiet_remote if facts.writer is Writer.UNSEEN else _quiet(arrival, rules)
     quiet_at = arrival.changed_at + needed
     if now < quiet_at:
@@ -126,6 +139,8 @@ def judge(arrival: ArrivingFile, facts: ReadinessFacts, now: float, rules: Intak
     if facts.companion:  # however long: nothing is known of what it still lacks
         put_off(arrival, now)
         return Decision(Readiness.WAIT, "companion", _first_time(arrival), still_stuck(arrival, now, rules))
+    if facts.head is Head.FOREIGN:
+        return Decision(Readiness.FINAL)
     gate = _missing(arrival, facts)
     if not gate:
         return Decision(Readiness.FINAL if arrival.final else Readiness.READY)
@@ -163,6 +178,8 @@ def _missing(arrival: ArrivingFile, facts: ReadinessFacts) -> str:
     """Which gate holds a file that has no writer; empty when none does."""
     if arrival.version.size == 0:
         return "empty"
+    if facts.head is Head.BLANK:
+        return "head"
     if facts.tail in (Tail.MISSING, Tail.DOUBTFUL):
         return "tail"
     if not facts.dense:

@@ -6,9 +6,11 @@ Files are claimed as long as the decoders have room for them; what they have no 
 from __future__ import annotations
 
 import contextlib
+import heapq
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
+from queue import Empty, SimpleQueue
 
 from rmbgd.clock import Clock
 from rmbgd.config.load import Config
@@ -19,6 +21,7 @@ from rmbgd.heartbeat import Heartbeat
 from rmbgd.intake import readiness
 from rmbgd.intake.claim import ClaimResult, Claims
 from rmbgd.intake.disk_space import DiskSpaceGuard
+from rmbgd.intake.empty_folders import EmptyFolders
 from rmbgd.intake.priority_queue import Complete
 from rmbgd.intake.readiness import ArrivingFile
 from rmbgd.intake.scanner import LOOKS_AT_ONCE, Scanner
@@ -68,12 +71,26 @@ class Maintenance:
             self._prune_after, self._next_prune = 0, now + PRUNE_EVERY
 
 
+@dataclass(frozen=True, slots=True)
+class IntakeQuestion:
+    """What is there now? Of one folder, or of all; the `limit` images that have waited longest. Answered once.
+
+    in_work  of images that are worked on; else of those that wait
+    """
+
+    in_work: bool
+    folder: str | None
+    limit: int
+    answer: SimpleQueue[list[dict[str, object]]] = field(default_factory=SimpleQueue)
+
+
 @dataclass(slots=True)
 class Notes:
     """What other threads reported. `returns`: (job, why) of images that could not be judged."""
 
     returns: list[tuple[Job, str]] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
+    questions: list[IntakeQuestion] = field(default_factory=list)
     rescan: bool = False
 
 
@@ -85,6 +102,7 @@ class Inbox:
         self._awake = False  # guarded by _changed, like all below; single values are read without it
         self._closing = False
         self._paused: set[str] = set()
+        self._by_operator: frozenset[str] = frozenset()  # folders, "" for every one; replaced whole
         self._notes = Notes()
         self._ended_total = 0
 
@@ -112,6 +130,21 @@ class Inbox:
         with self._changed:
             self._paused.discard(reason)
         self.wake()
+
+    def pause_by_operator(self, folders: Collection[str]) -> None:
+        """Claim nothing of these folders, and of all others again; "" means every one."""
+        self._by_operator = frozenset(folders)
+        self.wake()
+
+    def ask(self, question: IntakeQuestion, timeout: float) -> list[dict[str, object]] | None:
+        """The answer of the intake's thread; None when it is busy with something for so many seconds."""
+        with self._changed:
+            self._notes.questions.append(question)
+        self.wake()
+        try:
+            return question.answer.get(timeout=timeout)
+        except Empty:
+            return None
 
     def give_back(self, job: Job, why: str, detail: str) -> None:  # noqa: ARG002 - the event has the detail
         """An image that could not be judged: back to its folder."""
@@ -183,7 +216,8 @@ class Reconciler(Inbox):
         self._maintenance = Maintenance(ledger, publisher.archiver, clock, self._scanner, config.intake.reconcile)
         self._suspects_held = False  # written before `run`
         self._stranded: list[tuple[Job, str]] = []  # came back while their folder was away
-        self._in_work: dict[int, ArrivingFile] = {}  # what was known of the files in work, by job
+        self._in_work: dict[int, tuple[Job, ArrivingFile | None]] = {}  # by job; with what was known of the file
+        self._empty_folders = EmptyFolders({folder.name: folder for folder in config.folder})
         self._sent = 0
         self._statistics = IntakeStatistics()  # one reference, replaced
 
@@ -234,6 +268,8 @@ class Reconciler(Inbox):
             for folder in back:
                 self._recover_again(folder)
             notes = self._take_notes()
+            for question in notes.questions:
+                question.answer.put(self._in_work_now(question) if question.in_work else self._waiting_now(question))
             self._take_back(notes.returns, notes.ended)
             self._send_suspect(jobs)
             self._scanner.take_hints(rescan=notes.rescan)
@@ -255,6 +291,7 @@ class Reconciler(Inbox):
             now + self._config.intake.root_check,
             self._scanner.next_moment(),
             self._maintenance.next_moment(),
+            self._empty_folders.next_moment(),
             self._space.next_check(now),
         ]
         self._sleep(min(moment for moment in moments if moment is not None) - now, self._heartbeat)
@@ -264,13 +301,17 @@ class Reconciler(Inbox):
         if self._space.due(now):
             self._space.check(now, {folder: free_bytes(path) for folder, path in self._space.outputs.items()})
         self._maintenance.work(now)
+        self._empty_folders.work(now)
         oldest = self._backlog.oldest() if len(self._backlog) < LOOKS_AT_ONCE else None
         refused = "disk_full" if self._space.closed else "ledger" if self._ledger.database.refused else None
+        by_operator = ":".join(filter(None, ("operator", ",".join(sorted(self._by_operator)))))
         self._statistics = IntakeStatistics(
             waiting=len(self._backlog),
             in_flight=max(0, self._sent - self._ended_total),
             oldest_waiting=None if oldest is None else round(now - oldest, 3),
-            paused=next(iter(self._paused_folders().values()), None) or refused,
+            paused=next(iter(self._paused_folders().values()), None)
+            or refused
+            or (by_operator if self._by_operator else None),
             ledger_rows=self._maintenance.ledger_rows,
             folders=self._scanner.describe(),
         )
@@ -287,6 +328,7 @@ class Reconciler(Inbox):
         """One image at a time of those that the last run died with, and nothing beside it."""
         if not self._suspects_held and jobs.free() and (job := self._recovery.suspects.next()) is not None:
             self._sent += 1
+            self._in_work[job.job_id] = job, None
             jobs.send(job)
 
     # ------------------------------------------------------------------------------------------------ claims
@@ -296,9 +338,9 @@ class Reconciler(Inbox):
         if self._ledger.database.refused is not None:  # the ledger's thread tries it, and wakes this one
             return False
         now = self._clock.monotonic()
-        closed = {*self._paused_folders(), *self._space.closed}
+        closed = {*self._paused_folders(), *self._space.closed, *self._by_operator}
         suspects = not self._suspects_held and self._recovery.suspects.remain()
-        files = [] if suspects else self._backlog.take(jobs.free(), closed)
+        files = [] if suspects or "" in closed else self._backlog.take(jobs.free(), closed)
         if not files:
             return False
         try:
@@ -316,8 +358,8 @@ class Reconciler(Inbox):
 
     def _send(self, job: Job, complete: Complete, jobs: Sender[Job], refusals: Sender[Arrival]) -> None:
         self._sent += 1
+        self._in_work[job.job_id] = job, None if complete.refusal else complete.arrival
         if not complete.refusal:
-            self._in_work[job.job_id] = complete.arrival
             jobs.send(replace(job, refilled=complete.arrival.refilled))
             return
         reason = Reason.EMPTY if complete.refusal == "empty" else Reason.TRUNCATED
@@ -342,14 +384,54 @@ class Reconciler(Inbox):
             readiness.put_off(arrival, now)
         self._backlog.put(key, arrival)
 
+    # ------------------------------------------------------------------------------------------------ what is asked
+
+    def _in_work_now(self, question: IntakeQuestion) -> list[dict[str, object]]:
+        now = self._clock.monotonic()
+        jobs = (job for job, _ in self._in_work.values() if question.folder in (None, job.folder))
+        return [
+            {"folder": job.folder, "path": job.relative_path, "job": job.job_id, "attempt": job.attempt}
+            | {"seconds": round(max(0.0, now - job.claimed_at), 3), "bytes": job.version.size}
+            for job in heapq.nsmallest(question.limit, jobs, key=lambda job: job.claimed_at)
+        ]
+
+    def _waiting_now(self, question: IntakeQuestion) -> list[dict[str, object]]:
+        """`gate`: as in readiness, or what holds complete files; `left`: seconds until that is judged anew."""
+        now, found = self._clock.monotonic(), []
+        for (folder, path), arrival, complete in self._backlog.longest_waiting(question.limit, question.folder):
+            gate = self._closed_by(folder) if complete else arrival.gate
+            patience = arrival.changed_at + self._config.intake.incomplete_timeout
+            ends = {"quiet": arrival.look_at} | dict.fromkeys(readiness.MISSING, patience)
+            left = ends.get(gate)
+            waited, unchanged = (round(max(0.0, now - since), 3) for since in (arrival.first_seen, arrival.changed_at))
+            found.append(
+                {"folder": folder, "path": path, "seconds": waited, "bytes": arrival.version.size, "gate": gate}
+                | {"unchanged": unchanged, "left": None if left is None else round(max(0.0, left - now), 3)}
+            )
+        return found
+
+    def _closed_by(self, folder: str) -> str:
+        """Why a complete file of this folder is not claimed; "room" when only the pipeline's room is lacking."""
+        if self._by_operator & {"", folder}:
+            return "operator"
+        if (kind := self._paused_folders().get(folder)) is not None:
+            return kind
+        if folder in self._space.closed:
+            return "disk_full"
+        if self._ledger.database.refused is not None:
+            return "ledger"
+        return "suspects" if not self._suspects_held and self._recovery.suspects.remain() else "room"
+
     # ------------------------------------------------------------------------------------------------ what comes back
 
     def _take_back(self, returns: list[tuple[Job, str]], ended: list[int]) -> None:
-        for job_id in ended:
-            self._in_work.pop(job_id, None)
+        now = self._clock.monotonic()
+        for job, _ in filter(None, (self._in_work.pop(job_id, None) for job_id in ended)):
+            if job.claimed_by_rename:
+                self._empty_folders.left(job.folder, job.relative_path, now)
         for job, why in returns:
             self._heartbeat.working()
-            arrival = self._in_work.pop(job.job_id, None)
+            _, arrival = self._in_work.pop(job.job_id, (job, None))
             try:
                 path = self._claims.give_back(job)
             except (StorageFault, OSError):  # the ledger refuses, the folder is away, no descriptor is left

@@ -273,6 +273,7 @@ class Scanner:
             where = os.path.join(self._folders[key[0]].watch.root, key[1])
             self.report_blocked(key, arrival.version.ctime_ns, why_unreadable(error, where))
             readiness.put_off(arrival, now)
+            arrival.gate = "blocked"
             self.backlog.put(key, arrival)
             return
         if readiness.observed(arrival, version, now, announced=False, rules=self._settings):

@@ -101,7 +101,7 @@ class Archiver:
             assert folder.done is not None
             placed = move_into(str(folder.done), job.relative_path, job.source, job.job_id, self._fs)
             if folder.sidecars == "carry":
-                carry_sidecars(str(folder.done), placed, job, str(folder.input), self._fs)
+                carry_sidecars(str(folder.done), placed, job.relative_path, job.job_id, str(folder.input), self._fs)
         else:
             self._fs.unlink(job.source)
         return True

@@ -73,7 +73,7 @@ class Quarantine:
                     return None  # the reason could be written, so it is the input that cannot be
                 raise
             if folder.sidecars == "carry":
-                carry_sidecars(failed, path, job, str(folder.input), self._fs)
+                carry_sidecars(failed, path, job.relative_path, job.job_id, str(folder.input), self._fs)
             return path
         raise AssertionError("unreachable: some version is free")
 

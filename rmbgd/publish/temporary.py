@@ -17,7 +17,6 @@ from typing import Self
 from rmbgd import naming as names
 from rmbgd.errors import ImageError, StorageFault
 from rmbgd.fs import FileSystem, fault_of, folder_beneath, open_regular
-from rmbgd.store.records import Job
 
 CHUNK = 1 << 20
 PATH_MAXIMUM = 4096 - 64  # bytes of a whole path, with room for the version and the suffix that a name may get
@@ -191,19 +190,19 @@ def move_into(root: str, relative_path: str, source: str, job_id: int, fs: FileS
     raise AssertionError("unreachable: some version is free")
 
 
-def carry_sidecars(root: str, placed: str, job: Job, inputs: str, fs: FileSystem) -> None:
-    """Move what other programs wrote about an original after it, now that it is `placed` below `root`.
+def carry_sidecars(root: str, placed: str, relative_path: str, job_id: int, inputs: str, fs: FileSystem) -> None:
+    """Move what other programs wrote about an original from `inputs` to where it is `placed`, below `root`.
 
     What cannot be moved stays. No parent may be a link: it would lead to files of somebody else.
     """
-    parent = os.path.dirname(job.relative_path)
-    wanted = zip(names.sidecars_of_others(job.relative_path), names.sidecars_of_others(placed), strict=True)
+    parent = os.path.dirname(relative_path)
+    wanted = zip(names.sidecars_of_others(relative_path), names.sidecars_of_others(placed), strict=True)
     with contextlib.suppress(OSError, ImageError), folder_beneath(inputs, parent) as folder:
         for path, target in wanted:
             source = f"/proc/self/fd/{folder}/{os.path.basename(path)}"
             with contextlib.suppress(OSError, ImageError, StorageFault):
                 if stat.S_ISREG(os.lstat(source).st_mode):
-                    move_into(root, target, source, job.job_id, fs)
+                    move_into(root, target, source, job_id, fs)
 
 
 def move_exactly(root: str, path: str, source: str, job_id: int, fs: FileSystem) -> None:

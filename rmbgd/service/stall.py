@@ -52,5 +52,9 @@ class StallDetector:
 
 
 def is_excused(*, paused: object, engine: Mapping[str, object]) -> bool:
-    """May the pipeline stand still? `paused`: why nothing is claimed; `engine`: as in the health event."""
-    return bool(paused) or engine.get("state") not in ENGINE_AT_WORK
+    """May the pipeline stand still? `paused`: why nothing is claimed; `engine`: as in the health event.
+
+    A pause of the operator's is no excuse: what is in the pipeline is finished all the same, and nothing else is there.
+    """
+    held_up = bool(paused) and str(paused).partition(":")[0] != "operator"
+    return held_up or engine.get("state") not in ENGINE_AT_WORK

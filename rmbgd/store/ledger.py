@@ -246,6 +246,28 @@ class Ledger:
                 if published is not None:
                     self.output_names.adopt(db, key, published)
 
+    # ---------------------------------------------------------------------------------------------- the operator's
+
+    def forget_failures(self, job_ids: Iterable[int]) -> None:
+        """They are to be tried again: a version that stayed in place counts as new."""
+        if not (gone := [(job_id,) for job_id in job_ids]):
+            return
+        with self.database.transaction() as db:
+            db.executemany("DELETE FROM job WHERE id=? AND state='failed' AND retired_at IS NOT NULL", gone)
+            db.execute("DELETE FROM untold WHERE job NOT IN (SELECT id FROM job)")
+
+    def pauses(self) -> dict[str, tuple[float, str]]:
+        """Folder, "" for every one -> (since, by the wall clock in s; who asked for it)."""
+        return {folder: (since, person) for folder, since, person in self.database.all("SELECT * FROM pause")}
+
+    def pause(self, folder: str, person: str) -> None:
+        with self.database.transaction() as db:
+            db.execute("INSERT OR IGNORE INTO pause VALUES (?,?,?)", (folder, self.database.wall(), person))
+
+    def resume_claiming(self, folders: Iterable[str]) -> None:
+        with self.database.transaction() as db:
+            db.executemany("DELETE FROM pause WHERE folder=?", [(folder,) for folder in folders])
+
     # ---------------------------------------------------------------------------------------------- looking back
 
     def unfinished(self) -> list[Unfinished]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.formats import sniff
+from rmbgd.imaging.formats import Head, judge_head, sniff
 
 
 def refused(data: bytes) -> ImageError:
@@ -51,6 +51,23 @@ def test_other_image_formats_are_refused_by_name(word: str) -> None:
     errors = [refused(start + b"\x01" * 64) for start in OTHERS[word]]
     assert {error.reason for error in errors} == {Reason.FORMAT_NOT_ALLOWED}
     assert all(word in error.detail for error in errors)
+
+
+@pytest.mark.parametrize(
+    ("head", "answer"),
+    [
+        *((start.ljust(160, b"\x01"), Head.KNOWN) for starts in STARTS.values() for start in starts),
+        *((start.ljust(160, b"\x01"), Head.FOREIGN) for start in (*OTHERS["PDF"], *OTHERS["icon"], *OTHERS["anymap"])),
+        (b"shopping list: two loaves of bread", Head.FOREIGN),
+        (b"shopping list", Head.KNOWN),  # too few bytes to say
+        (bytes(31) + b"\x01", Head.FOREIGN),
+        (bytes(32) + b"\x01" * 128, Head.BLANK),
+        (bytes(128) + b"DICM" + bytes(28), Head.FOREIGN),
+        (bytes(31), Head.KNOWN),
+    ],
+)
+def test_a_beginning_tells_images_from_space_to_be_filled_and_from_all_else(head: bytes, answer: Head) -> None:
+    assert judge_head(head) is answer
 
 
 @pytest.mark.parametrize(

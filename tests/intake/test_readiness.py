@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rmbgd.config.load import IntakeSettings
 from rmbgd.fs import FileVersion
-from rmbgd.imaging.completeness import Tail
+from rmbgd.imaging.completeness import Head, Tail
 from rmbgd.intake import readiness
 from rmbgd.intake.readiness import ArrivingFile, Decision, Readiness, ReadinessFacts, Writer
 
@@ -133,6 +135,22 @@ def test_what_only_a_decoder_can_judge_goes_to_the_decoder_in_the_end() -> None:
         assert wait_for(arrival, facts) == (900.0, Decision(Readiness.FINAL, gate))
 
 
+@pytest.mark.parametrize("announced", [True, False])
+def test_what_begins_like_no_image_is_not_waited_for(announced: bool) -> None:
+    """Its holes and its end do not matter; its writer, its companion and its quiet time do."""
+    note = ReadinessFacts(Writer.NONE, False, Tail.UNKNOWN, head=Head.FOREIGN)
+    arrival = arrive(announced=announced)
+    quiet = RULES.quiet_closed if announced else RULES.quiet_unknown
+    assert wait_for(arrival, note) == (quiet, Decision(Readiness.FINAL))
+    for held, gate in ((replace(note, writer=Writer.OPEN), "writer"), (replace(note, companion=".part"), "companion")):
+        assert readiness.judge(arrival, held, 100.0, RULES).gate == gate == arrival.gate
+
+
+def test_zeros_at_the_beginning_are_space_that_is_still_to_be_filled() -> None:
+    blank = ReadinessFacts(Writer.NONE, True, Tail.UNKNOWN, head=Head.BLANK)
+    assert wait_for(arrive(), blank) == (900.0, Decision(Readiness.FINAL, "head"))
+
+
 def test_patience_that_has_ended_is_not_begun_again() -> None:
     arrival = arrive()
     arrival.final = True
@@ -149,7 +167,11 @@ def test_new_bytes_void_a_decoders_complaint() -> None:
 
 
 TIMES = st.lists(st.floats(0.0, 30.0, allow_nan=False), max_size=12)
-FACTS = st.builds(ReadinessFacts, st.sampled_from(Writer), st.booleans(), st.sampled_from(Tail))
+FACTS = st.builds(
+    ReadinessFacts,
+    *(st.sampled_from(Writer), st.booleans(), st.sampled_from(Tail), st.sampled_from(("", ".part"))),
+    st.sampled_from(Head),
+)
 
 
 @given(TIMES, st.booleans(), st.booleans(), FACTS)
@@ -166,7 +188,7 @@ def test_never_before_its_quiet_time(gaps: list[float], announced: bool, remote:
             changed, heard = now, announced
 
 
-@given(TIMES, st.booleans(), FACTS.filter(lambda facts: facts.writer is not Writer.OPEN))
+@given(TIMES, st.booleans(), FACTS.filter(lambda facts: facts.writer is not Writer.OPEN and not facts.companion))
 def test_always_in_the_end(gaps: list[float], announced: bool, facts: ReadinessFacts) -> None:
     arrival, now = arrive(announced=announced), 0.0
     for number, gap in enumerate(gaps):

@@ -73,6 +73,25 @@ def test_upload_that_pauses_comes_out_whole(tmp_path: Path, state: str) -> None:
         assert set(audit.places(service.roots, data).values()) == {"done"}
 
 
+def test_beginning_decides_who_is_waited_for(tmp_path: Path) -> None:
+    """What begins like no image is rejected at once, also with holes; a beginning of zeros is still to be written."""
+    whole = _photo(1, "PNG")
+    with ServiceUnderTest(tmp_path) as service:
+        with open(service.desk / "note", "wb") as file:
+            file.write(b"bread and butter, and whatever else there is")
+            file.truncate(1 << 20)
+        os.rename(service.desk / "note", service.input / "note.jpg")
+        (service.input / "late.png").write_bytes(bytes(PAGE) + whole[PAGE:])
+        service.wait_for("intake.incomplete", path="late.png", gate="head")
+        assert service.wait_for("image.failed", path="note.jpg")["reason"] == Reason.UNIDENTIFIED
+        service.turn(PAUSE)
+        assert service.endings("late.png") == []
+        with open(service.input / "late.png", "r+b") as file:
+            file.write(whole[:PAGE])
+        service.wait_for("image.done", path="late.png")
+        assert_cutout_of(whole, service.output / "late.png")
+
+
 def test_upload_that_nobody_completes_is_refused_as_truncated(tmp_path: Path) -> None:
     whole = {f"half.{suffix}": lossless(number, kind) for number, (suffix, kind) in enumerate(KINDS.items())}
     halves = {name: data[: len(data) // 2] for name, data in whole.items()}

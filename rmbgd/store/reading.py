@@ -1,0 +1,87 @@
+"""Reads how jobs ended, beside the service that writes the ledger: what failed, and what was done.
+
+Over a connection of its own that can only read: nobody waits for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from rmbgd.store.copies import connect, schema_of
+from rmbgd.store.database import Row
+from rmbgd.store.refusals import ledger_faults
+from rmbgd.store.schema import SCHEMA_VERSION
+
+_SELECT = (
+    "SELECT id, folder, path, state, size, mtime_ns, by_rename, retired_at IS NOT NULL, ended_at, reason, detail, "
+    "target, verdict, width, height, device, seconds FROM job"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """A job that is over, and its original's `size` and `mtime_ns`.
+
+    settled  the original is where it belongs: nothing is left to do
+    """
+
+    job_id: int
+    folder: str
+    path: str
+    state: str
+    size: int
+    mtime_ns: int
+    by_rename: bool
+    settled: bool
+    ended_at: float
+    reason: str | None
+    detail: str | None
+    output: str | None
+    verdict: str | None
+    width: int | None
+    height: int | None
+    device: str | None
+    seconds: float | None
+
+
+@contextlib.contextmanager
+def reading(path: str) -> Iterator[sqlite3.Connection]:
+    """The ledger at `path`. Raises LedgerFault, also for one of another schema."""
+    with ledger_faults(path), contextlib.ExitStack() as opened:
+        try:
+            db = opened.enter_context(contextlib.closing(connect(path, "ro")))
+            version = schema_of(db)
+        except sqlite3.OperationalError:
+            if not os.path.exists(path) or os.path.exists(path + "-wal"):
+                raise
+            # Nobody has it open, and this user may not make the files that SQLite wants beside it.
+            db = opened.enter_context(contextlib.closing(connect(path, "ro&immutable=1")))
+            version = schema_of(db)
+        if version != SCHEMA_VERSION:
+            raise sqlite3.OperationalError(f"it is of schema {version}, and this rmbgd reads {SCHEMA_VERSION}")
+        yield db
+
+
+def newest(db: sqlite3.Connection, state: str, limit: int, folder: str | None = None) -> list[Ending]:
+    """The last `limit` jobs that ended as `state`, the newest first: failed by their end, done by their claim."""
+    order = "ended_at" if state == "failed" else "id"  # the first has an index of its own, the second needs none
+    # The unary plus keeps SQLite from sorting all jobs of a folder to find the last few.
+    where = f"WHERE state='{state}' AND (? IS NULL OR +folder=?) ORDER BY {order} DESC LIMIT ?"
+    return [_ending(row) for row in db.execute(f"{_SELECT} {where}", (folder, folder, limit))]
+
+
+def failures(db: sqlite3.Connection, folder: str) -> dict[int, Ending]:
+    """Every job of a folder that failed, by number, the oldest first."""
+    query = f"{_SELECT} WHERE state='failed' AND +folder=? ORDER BY ended_at"
+    return {found.job_id: found for found in map(_ending, db.execute(query, (folder,)))}
+
+
+def _ending(row: Row) -> Ending:
+    job_id, folder, path, state, size, mtime_ns, by_rename, settled, ended_at, reason, detail, target, *made = row
+    output = None if target is None else os.fsdecode(target)
+    original = (size, mtime_ns, bool(by_rename), bool(settled))
+    return Ending(job_id, folder, os.fsdecode(path), state, *original, ended_at, reason, detail, output, *made)
