@@ -83,6 +83,7 @@ EVENTS: dict[str, EventKind] = {
     "service.stall_ended": EventKind("info", "Every thread makes progress again.", {"seconds": "stalled"}),
     "status.lost": EventKind("warning", "The status file cannot be written, so `rmbgd status` is blind. The service works on, and makes its directory again when it may.", {"path": "of the file", "cause": "what exactly"}),
     "status.written": EventKind("info", "The status file is written again.", {"path": "of the file", "seconds": "without"}),
+    "hook.failed": EventKind("warning", "A hook could not be run, or its command failed. No image depends on it, and it is not run again for the same event.", {"hook": "on_failed, on_idle, on_failover", "detail": "what exactly"}),
     # --- folders and arrivals
     "folder.watching": EventKind("info", "A drop folder is watched.", {"folder": "name", "mode": "events or poll", "file_system": "type", "watches": "inotify watches in use"}),
     "folder.waiting": EventKind("warning", "A drop folder is missing, or another service claims from it. Nothing is written below its path until it is back.", {"folder": "name", "cause": "missing, not_mounted, denied, in_use", "holder?": "service that claims from it now"}),

@@ -114,9 +114,11 @@ def test_policy_is_pure(module: str) -> None:
 
 
 def test_report_tool_and_vocabulary_need_only_the_standard_library() -> None:
-    bare = {"rmbgd.events", "rmbgd.telemetry.jsonl", "rmbgd.service.exit_recorder", "rmbgd.service.start_record"}
+    bare = {"rmbgd.events", "rmbgd.telemetry.jsonl", "rmbgd.telemetry.journal", "rmbgd.telemetry.messages"}
+    bare |= {"rmbgd.service.exit_recorder", "rmbgd.service.start_record"}
     bare |= {name for name in modules() if package(name) == "mtbf"} | {"rmbgd.page"}
-    optional = {"rmbgd.page": {"jinja2"}}  # the extra rmbgd[report], imported inside a function
+    # the extras rmbgd[report] and rmbgd[systemd], imported inside a function
+    optional = {"rmbgd.page": {"jinja2"}, "rmbgd.telemetry.journal": {"systemd"}}
     known = sys.stdlib_module_names | {"rmbgd"}
     assert optional == {module: found for module in bare if (found := roots(module) - known)}
 

@@ -25,6 +25,7 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "report": "show what became of the last images, on a page or as JSON",
     "doctor": "check everything the service depends on and explain what is wrong",
     "ledger": "check, copy and restore the record of images",
+    "hooks": "run the operator's commands for failures, idleness and failovers",
     "models": "list, fetch and verify models",
     "mtbf": "compute the mean time between failures from event logs",
     "bench": "measure images per second on this machine",
@@ -122,13 +123,16 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
         if name == "check":
             described = "print the commented default configuration instead"
             sub.add_argument("--print-default", action="store_true", help=described)
+        if name == "run":
+            described = "events as sentences or as JSON lines (default: sentences on a terminal and in the journal)"
+            sub.add_argument("--log", choices=("auto", "json", "text"), default="auto", help=described)
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     from rmbgd.service import daemon
 
-    return daemon.run(options.config)
+    return daemon.run(options.config, log_form=options.log)
 
 
 def check(options: argparse.Namespace) -> int:

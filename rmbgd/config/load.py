@@ -15,6 +15,7 @@ from rmbgd.config.settings import (
     Folder,
     GpuSettings,
     HealthSettings,
+    HookSettings,
     IntakeSettings,
     LimitSettings,
     Name,
@@ -31,6 +32,7 @@ __all__ = [
     "Folder",
     "GpuSettings",
     "HealthSettings",
+    "HookSettings",
     "IntakeSettings",
     "LimitSettings",
     "PipelineSettings",
@@ -53,6 +55,7 @@ class Config(Settings):
     engine: EngineSettings = Field(default_factory=EngineSettings)
     gpu: GpuSettings = Field(default_factory=GpuSettings)
     health: HealthSettings = Field(default_factory=HealthSettings)
+    hooks: HookSettings = Field(default_factory=HookSettings)
     recipe: dict[Name, Recipe] = Field(default_factory=dict)
     folder: list[Folder] = Field(default_factory=list)
 

@@ -183,7 +183,6 @@ def memory(config: Config) -> CheckResult:
 def check_manager(config: Config) -> Iterator[CheckResult]:
     yield systemd()
     yield starts(config)
-    yield notify_library()
     yield user()
 
 
@@ -221,13 +220,6 @@ def starts(config: Config) -> CheckResult:
     if died:
         return warn("starts", f"died within {config.service.safe_window:g} s: {died}", "see `journalctl -u rmbgd`")
     return ok("starts", "none died lately")
-
-
-def notify_library() -> CheckResult:
-    if is_installed("systemd.daemon"):
-        return ok("systemd-python", "present")
-    hint = "pip install 'rmbgd[systemd]'; needs libsystemd-dev, pkg-config and a C compiler"
-    return warn("systemd-python", "missing: the service runs by hand, but refuses to start under systemd", hint)
 
 
 def user() -> CheckResult:

@@ -18,7 +18,7 @@ from rmbgd.mtbf.logs import DONE, FAILED, ImageTable, counted
 from rmbgd.mtbf.machine import MachineHistory, outcomes
 from rmbgd.mtbf.report import HOUR, PERCENTS, MtbfReport
 from rmbgd.mtbf.statistics import quantile
-from rmbgd.mtbf.text import STATE_WORDS, duration, percent
+from rmbgd.mtbf.text import STATE_WORDS, TREND_NOTE, duration, exact, percent, rounded, share
 from rmbgd.mtbf.timeline import State, stamp
 
 DAY = 86400.0
@@ -135,9 +135,9 @@ def milliseconds(value: float) -> str:
     return f"{digits(value / 1000)} s" if value >= 1000 else f"{digits(value)} ms"
 
 
-def hours(value: float, places: int) -> str:
+def hours(value: float, *, counted: bool = False) -> str:
     """Hours, but what would be no more than zeros of them in minutes and seconds."""
-    return f"{value:,.{places}f} h" if value >= SHORTEST_HOURS else duration(value * 3600)
+    return f"{exact(value) if counted else rounded(value)} h" if value >= SHORTEST_HOURS else duration(value * 3600)
 
 
 def shortened(name: str, length: int) -> str:
@@ -314,7 +314,8 @@ def latency(report: MtbfReport, window: Window) -> Plot | None:
 def template() -> Any:
     """Raises ConfigError where jinja2 is not installed."""
     filters: dict[str, Callable[..., object]] = {"number": format, "duration": duration, "hours": hours}
-    return page.template("rmbgd.mtbf", "report.html.j2", filters | {"percent": percent, "stamp": stamp})
+    words = {"percent": percent, "stamp": stamp, "rounded": rounded, "share": share}
+    return page.template("rmbgd.mtbf", "report.html.j2", filters | words)
 
 
 def render(report: MtbfReport) -> str:
@@ -334,6 +335,6 @@ def render(report: MtbfReport) -> str:
         legend=legend, styles=styles, left=len(report.machines) - len(drawn), life=life(drawn, window),
         temperatures={each.name: temperature(each, window, styles) for each in drawn},
         images=images_per_hour(report, window, styles), stages=stage_times(report), latency=latency(report, window),
-        failures_shown=FAILURES_SHOWN, reasons_shown=REASONS_SHOWN,
+        failures_shown=FAILURES_SHOWN, reasons_shown=REASONS_SHOWN, trend_note=TREND_NOTE,
     )  # fmt: skip
     return str(text).replace(" %", "\u00a0%")  # a number stays with its sign

@@ -37,6 +37,7 @@ from rmbgd.pipeline.queue import QueueStatistics
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.service.health import Counters, HealthMonitor
+from rmbgd.service.hooks import Hooks
 from rmbgd.service.ledger_monitor import LedgerMonitor, LedgerOutage
 from rmbgd.service.safe_mode import SafeMode
 from rmbgd.service.stall import StallDetector, StallFacts, is_excused
@@ -47,7 +48,7 @@ from rmbgd.store.ledger import Ledger
 from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.telemetry.captured_output import StderrCapture
 from rmbgd.telemetry.log import EventLog, open_log
-from rmbgd.telemetry.metrics import Metrics
+from rmbgd.telemetry.metrics import Metrics, open_metrics
 
 # --- messages to the main thread: signals, readiness, and threads that failed; one queue, one reader
 
@@ -110,7 +111,7 @@ GRACE = 30.0  # s beside the configured patience before systemd is to lose its o
 ABORT_TIMEOUT = 5.0  # s that threads get to end after the engine was taken from them
 
 
-def run(config_path: Path, *, build_devices: EngineFactory = default_devices) -> int:
+def run(config_path: Path, *, log_form: str = "auto", build_devices: EngineFactory = default_devices) -> int:
     """`rmbgd run`: serve until told to stop. Returns an exit status; raises ConfigError."""
     config = configuration.load(config_path)
     if not config.folder:
@@ -118,12 +119,17 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
     check_layout(config)
     notifier = open_notifier()
     messages: SimpleQueue[Message] = SimpleQueue()
-    with open_log(config.service) as log, StderrCapture(log.emit) as stderr, signals(messages):
+    with (
+        open_log(config.service, log_form) as log,
+        StderrCapture(log.emit) as stderr,
+        Hooks(config, log.emit) as hooks,
+        signals(messages),
+    ):
         outage, spoilt = LedgerOutage(SystemClock()), 0
         while True:
             life = SafeMode(config, SystemClock())
-            metrics = Metrics(log.emit)
-            counters = Counters(metrics)
+            metrics = open_metrics(life.config, hooks)
+            counters = hooks.emit = Counters(metrics or hooks)
             counters(
                 "service.start",
                 config=str(config_path),
@@ -142,6 +148,7 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
                         stderr,
                         counters,
                         metrics,
+                        hooks,
                         notifier,
                         build_devices,
                         stack,
@@ -179,7 +186,8 @@ class Service:
         log: EventLog,
         stderr: StderrCapture,
         emit: Counters,
-        metrics: Metrics,
+        metrics: Metrics | None,
+        hooks: Hooks,
         notifier: Notifier,
         build_devices: EngineFactory,
         stack: ExitStack,
@@ -193,7 +201,7 @@ class Service:
         self._trouble: Trouble | None = None  # that the next life mends, unless it is asked to stop
         config, clock = life.config, SystemClock()
         self._life, self._config, self._clock = life, config, clock
-        self._emit, self._metrics, self._notifier = emit, metrics, notifier
+        self._emit, self._metrics, self._hooks, self._notifier = emit, metrics, hooks, notifier
         self._began = clock.monotonic()
         self._device = "starting"  # written by the thread "infer", read by the health thread; one reference
         self._cause: str | None = None  # why it ends
@@ -257,7 +265,7 @@ class Service:
             notifier=notifier,
             clock=clock,
             unwritten=lambda: log.dropped,
-            on_status=self._write_metrics,
+            on_status=self._pass_on,
             on_stall=stderr.show_stacks,
         )
 
@@ -375,9 +383,10 @@ class Service:
             "config": str(self._config_path),
         }
 
-    def _write_metrics(self, health: Mapping[str, Any]) -> None:
+    def _pass_on(self, health: Mapping[str, Any]) -> None:
         """Called by the health thread, with each status file."""
-        if (path := self._config.health.metrics_file) is not None:
+        self._hooks.health(health)
+        if self._metrics is not None and (path := self._config.health.metrics_file) is not None:
             self._metrics.health(health)
             self._metrics.write(path)
 
