@@ -28,7 +28,7 @@ MAY_USE: dict[str, set[str]] = {
     "imaging": BASE | {"config"},
     "models": BASE,
     "mtbf": {"errors", "events", "fs", "page"},
-    "report": BASE | {"config", "store", "imaging"},
+    "report": BASE | {"config", "store", "imaging", "telemetry"},
     "publish": BASE | {"config", "store"},
     "engine": BASE | {"config", "imaging", "models", "telemetry"},
     "backends": {"errors", "fs", "engine", "imaging", "models"},

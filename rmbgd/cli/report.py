@@ -15,9 +15,8 @@ from rmbgd import fs
 from rmbgd.cli.main import add_config, printable
 from rmbgd.config.load import Config, load
 from rmbgd.errors import Exit, RmbgdError, explain
-from rmbgd.report import page
-from rmbgd.store.history import EndedImages, read_history
 from rmbgd.store.ledger_lock import LEDGER
+from rmbgd.store.reading import Ending, counts_of_kinds, oddest, reading
 from rmbgd.telemetry.jsonl import to_json
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
@@ -53,6 +52,8 @@ def run(options: argparse.Namespace) -> int:
     if options.html is None and not options.json:
         return _usage("name a page to write with --html FILE, or ask for --json")
     if options.html is not None:
+        from rmbgd.report import page
+
         page.template()  # before the work: it raises ConfigError where jinja2 is not installed
         if options.html.exists() and not options.html.is_file():
             raise RmbgdError(f"{options.html}: this is no regular file; name another")
@@ -61,29 +62,34 @@ def run(options: argparse.Namespace) -> int:
     if options.folder is not None and options.folder not in folders:
         return _usage(f"there is no folder '{options.folder}'; there is {', '.join(folders) or 'none'}")
     now = time.time()
-    path = str(config.service.state_directory / LEDGER)
-    history = read_history(path, since=now - options.since, folder=options.folder or "", limit=options.limit)
+    since = now - options.since
+    counts, images = _look_back(str(config.service.state_directory / LEDGER), since, options)
     if options.html is not None:
         _complain_of_unreadable(config)
-        size = _write(options, history, config, now)
+        size = _write(options, counts, images, config, now)
         if not options.json:
-            counts = history.counts
-            said = (
-                f"{counts['failed']} refused, {counts['empty']} without a subject, {counts['full']} filling the frame"
-            )
-            total = sum(counts.values())
+            total, words = sum(counts.values()), "{failed} refused, {empty} without a subject, {full} filling the frame"
+            said = words.format(**counts)
             print(f"{options.html}: {total} image{'s' * (total != 1)}, {said}; {size / 1e6:.1f} MB")
     if options.json:
-        print(
-            to_json(
-                {
-                    "since": now - options.since,
-                    "counts": history.counts,
-                    "images": [asdict(image) for image in history.images],
-                }
-            )
-        )
+        print(to_json({"since": since, "counts": counts, "images": [asdict(image) for image in images]}))
     return Exit.OK
+
+
+def _look_back(path: str, since: float, options: argparse.Namespace) -> tuple[dict[str, int], list[Ending]]:
+    """How many of each kind, and the first of them. Raises LedgerFault, and RmbgdError for what no ledger says."""
+    denied = RmbgdError(f"{path}: Permission denied; be root, or the service's user")
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RmbgdError(f"{path}: there is no ledger; the service makes one when it starts") from error
+    except PermissionError as error:
+        raise denied from error
+    if not os.access(path, os.R_OK, effective_ids=True):
+        raise denied
+    with reading(path) as db:
+        db.execute("BEGIN")  # both of one moment
+        return counts_of_kinds(db, since, options.folder), oddest(db, since, options.limit, options.folder)
 
 
 def _usage(text: str) -> int:
@@ -98,22 +104,25 @@ def _complain_of_unreadable(config: Config) -> None:
             print(f"rmbgd report: {folder.output}: {text}", file=sys.stderr)
 
 
-def _write(options: argparse.Namespace, history: EndedImages, config: Config, now: float) -> int:
+def _write(
+    options: argparse.Namespace, counts: dict[str, int], images: list[Ending], config: Config, now: float
+) -> int:
     """Bytes of the page. It shows customers' images, so its mode is what the umask says."""
     from rich.console import Console
     from rich.progress import Progress
 
+    from rmbgd.report import page
     from rmbgd.telemetry.captured_output import StderrCapture
 
     page.prepare(config.limits)
     with StderrCapture(lambda *_, **__: None):  # what libtiff has to say of hostile files
         console = Console(stderr=True)
         with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            cards = page.cards(history, config, printable)
-            shown = list(progress.track(cards, len(history.images), description="thumbnails"))
+            cards = page.cards(images, config)
+            shown = list(progress.track(cards, len(images), description="thumbnails"))
     begin, end = (f"{page.moment(at):%Y-%m-%d %H:%M}" for at in (now - options.since, now))
     title = {"place": options.folder or platform.node(), "begin": begin, "end": end}
-    data = page.render(history, shown, title).encode("utf-8", "backslashreplace")
+    data = page.render(counts, shown, title).encode("utf-8", "backslashreplace")
     os.umask(mask := os.umask(0o077))
     try:
         fs.atomic_write(options.html, data, mode=0o666 & ~mask)

@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from rmbgd.events import devices_of
+from rmbgd.telemetry.messages import message
 
 PAUSES = {
     "operator": "paused by an operator",
@@ -143,22 +144,18 @@ def _counts(health: Mapping[str, Any]) -> str:
 
 
 def _paused(reason: str | None) -> str:
-    kind, _, folder = (reason or "").partition(":")
+    kind, _, folders = (reason or "").partition(":")
     text = PAUSES.get(kind, f"paused ({kind})") if kind else ""
-    return f"{text} in folder {folder}" if folder else text
+    several = "s" * ("," in folders)
+    return f"{text} in folder{several} {folders.replace(',', ', ')}" if folders else text
 
 
 def _problem(problem: Mapping[str, Any], now: datetime) -> str:
-    """Any event of level warning or worse, by the keys that say most in each."""
-    what = next((str(problem[key]) for key in ("path", "folder", "device", "stage", "setting") if key in problem), "")
-    why = next((str(problem[key]) for key in ("reason", "kind", "cause", "what", "error") if key in problem), "")
+    when = ago(problem["time"], now)
+    if problem["event"] != "image.failed":
+        return f"{message(problem['event'], problem)}, {when}"
     detail = f" ({problem['detail']})" if problem.get("detail") else ""
-    refused = problem["event"] == "image.failed"
-    begin = (
-        f"{what} refused {ago(problem['time'], now)}" if refused else f"{problem['event']} {ago(problem['time'], now)}"
-    )
-    more = [what, why] if not refused else [why]
-    return ": ".join(part for part in (begin, *more) if part) + detail
+    return f"{problem['path']} refused {when}: {problem['reason']}{detail}"
 
 
 def _folder(name: str, facts: Mapping[str, Any]) -> StatusLine:

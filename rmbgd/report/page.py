@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -13,7 +13,8 @@ from rmbgd.config.load import Config, Folder, LimitSettings
 from rmbgd.errors import REASON_TEXT, ImageError, Reason
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.report.thumbnails import Thumbnail, of_original, of_output
-from rmbgd.store.history import EndedImage, EndedImages
+from rmbgd.store.reading import Ending
+from rmbgd.telemetry.messages import printable
 
 KINDS = {  # in the order of the page: heading, and the badge of each image
     "failed": ("Refused", "refused"),
@@ -53,10 +54,10 @@ def template() -> Any:
     return page.template("rmbgd.report", "images.html.j2", {"number": format})
 
 
-def cards(history: EndedImages, config: Config, printable: Callable[[str], str]) -> Iterator[ImageCard]:
+def cards(images: Iterable[Ending], config: Config) -> Iterator[ImageCard]:
     """One by one: of each image only its thumbnails stay in memory."""
     folders = {folder.name: folder for folder in config.folder}
-    for image in history.images:
+    for image in images:
         folder = folders.get(image.folder)  # None: it is not configured any more
         reason, detail = image.reason or "", image.detail or ""
         with suppress(ValueError):
@@ -72,7 +73,7 @@ def cards(history: EndedImages, config: Config, printable: Callable[[str], str])
         )
 
 
-def _facts(image: EndedImage) -> Iterator[str]:
+def _facts(image: Ending) -> Iterator[str]:
     if image.width and image.height:
         yield f"{image.width} × {image.height} px"
     if image.seconds is not None:
@@ -82,7 +83,7 @@ def _facts(image: EndedImage) -> Iterator[str]:
     yield f"{moment(image.ended_at):%d %b %H:%M}".lstrip("0")
 
 
-def _sides(image: EndedImage, folder: Folder | None, limits: LimitSettings) -> dict[str, Thumbnail | str]:
+def _sides(image: Ending, folder: Folder | None, limits: LimitSettings) -> dict[str, Thumbnail | str]:
     if folder is None:
         return {"original": "its folder is not configured any more"}
     sides: dict[str, Thumbnail | str] = {"original": _side(of_original, image, folder, limits)}
@@ -94,8 +95,8 @@ def _sides(image: EndedImage, folder: Folder | None, limits: LimitSettings) -> d
 
 
 def _side(
-    make: Callable[[EndedImage, Folder, LimitSettings], Thumbnail | None],
-    image: EndedImage,
+    make: Callable[[Ending, Folder, LimitSettings], Thumbnail | None],
+    image: Ending,
     folder: Folder,
     limits: LimitSettings,
 ) -> Thumbnail | str:
@@ -113,10 +114,10 @@ def moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
 
 
-def render(history: EndedImages, shown: list[ImageCard], title: Mapping[str, str]) -> str:
-    """`title`: the words under the heading: place, begin, end. Raises ConfigError where jinja2 is not installed."""
+def render(counts: Mapping[str, int], shown: list[ImageCard], title: Mapping[str, str]) -> str:
+    """`counts` by kind, of all images; `title`: place, begin and end. Raises ConfigError where jinja2 is missing."""
     groups = {kind: [card for card in shown if card.kind == kind] for kind in KINDS}
     text = template().render(
-        title=title, counts=history.counts, total=sum(history.counts.values()), groups=groups, kinds=KINDS, hints=HINTS
+        title=title, counts=counts, total=sum(counts.values()), groups=groups, kinds=KINDS, hints=HINTS
     )
     return str(text)

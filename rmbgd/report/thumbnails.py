@@ -23,7 +23,7 @@ from rmbgd.imaging.decode import convert_band, float_scale_of, place, probe, rea
 from rmbgd.imaging.formats import Header, sniff
 from rmbgd.imaging.metadata import colour_plan
 from rmbgd.imaging.pillow import opened
-from rmbgd.store.history import EndedImage
+from rmbgd.store.reading import Ending
 
 SIDE = 288  # px of the longer side: two beside each other fill a phone at twice its density
 QUALITY = 68  # of WebP: about 9 kB, so that a page of two hundred images stays below 6 MB
@@ -41,14 +41,14 @@ class Thumbnail:
     height: int
 
 
-def of_output(image: EndedImage, folder: Folder, limits: LimitSettings) -> Thumbnail | None:
+def of_output(image: Ending, folder: Folder, limits: LimitSettings) -> Thumbnail | None:
     """None where the output is not there any more, or another one has its name now."""
     if image.output is None:
         return None
     return _of_file(folder.output, image.output, image.size_out, limits)
 
 
-def of_original(image: EndedImage, folder: Folder, limits: LimitSettings) -> Thumbnail | None:
+def of_original(image: Ending, folder: Folder, limits: LimitSettings) -> Thumbnail | None:
     """From where it went: done, failed, or still the input. None where it is not there any more."""
     for root, path in _places(image, folder):
         if (found := _of_file(root, path, image.size, limits)) is not None:
@@ -56,7 +56,7 @@ def of_original(image: EndedImage, folder: Folder, limits: LimitSettings) -> Thu
     return None
 
 
-def _places(image: EndedImage, folder: Folder) -> Iterator[tuple[Path, str]]:
+def _places(image: Ending, folder: Folder) -> Iterator[tuple[Path, str]]:
     mirrored = folder.failed if image.state == "failed" else folder.done
     if mirrored is not None:
         for number in range(1, VERSIONS + 1):

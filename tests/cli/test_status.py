@@ -125,6 +125,7 @@ def test_a_folder_is_told_in_words(facts: dict[str, Any], said: str, mood: Mood)
     [
         ("operator", "paused by an operator"),
         ("operator:shop", "paused by an operator in folder shop"),
+        ("operator:a,b", "paused by an operator in folders a, b"),
         ("disk_full", "paused, as the disk is full"),
         ("of_tomorrow", "paused (of_tomorrow)"),
     ],
@@ -146,6 +147,13 @@ def test_devices_are_told_with_temperature_and_state() -> None:
         ("- cuda:1", "lost, 1 trip: reboot", Mood.BAD),
         ("- cpu", "on demand", Mood.PLAIN),
     ]
+
+
+def test_a_problem_that_is_no_image_is_told_by_its_sentence() -> None:
+    keys = {"kind": "read_only", "path": "/srv/out", "detail": "Read-only file system"}
+    problem = {"event": "storage.paused", "time": "2026-01-01T00:01:57Z", **keys}
+    said = "paused, read_only at /srv/out: Read-only file system, 3 s ago"
+    assert said == shown(status_record(last_problem=problem))["last problem"]
 
 
 def test_last_outcomes_are_told_the_newest_first() -> None:
@@ -229,7 +237,8 @@ def test_status_without_a_service_says_so(configuration: Callable[..., Path], rm
 def test_status_of_a_running_service(configuration: Callable[..., Path], tmp_path: Path, rmbgd: Any) -> None:
     """From the file alone: this very process plays the service. Names in it cannot steer the terminal."""
     path = configuration()
-    problem = {"event": "image.failed", "path": "\x1b[2J[bold]a.jpg", "time": "2026-01-01T00:00:00Z"}
+    problem = {"event": "image.failed", "path": "\x1b[2J[bold]a.jpg", "reason": "corrupt"}
+    problem |= {"time": "2026-01-01T00:00:00Z"}
     me = {"pid": os.getpid(), "process_start": process_start(os.getpid()), "monotonic": time.monotonic()}
     record = status_record(interval=60.0, last_problem=problem, **me)
     (tmp_path / "run" / "status.json").write_text(json.dumps(record))

@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rmbgd.cli.main import printable
 from rmbgd.mtbf import html
 from rmbgd.mtbf.command import make_report
 from rmbgd.report import page
-from rmbgd.store.history import read_history
+from rmbgd.store.reading import counts_of_kinds, oddest, reading
 from tests.imaging.builders import photo, saved
 from tests.mtbf.box import Box, options
 from tests.support.workspace import Workspace, done, torn
@@ -66,9 +65,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     outcome = torn(job := it.claim(f"{LONG}.jpg"))
     outcome.add(detail="0123456789" * 30)
     it.publisher.quarantine.set_aside(job, outcome)
-    history = read_history(it.ledger.path, since=0, limit=9)
+    with reading(it.ledger.path) as db:
+        found, counts = oddest(db, 0, 9), counts_of_kinds(db, 0)
     title = {"place": "shop", "begin": "2026-01-01 00:00", "end": "2026-01-02 00:00"}
-    images = page.render(history, list(page.cards(history, it.config, printable)), title)
+    images = page.render(counts, list(page.cards(found, it.config)), title)
     it.close()
     box = Box("edge", heartbeat=60).start()
     for _ in range(20):

@@ -11,10 +11,9 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from rmbgd.cli.main import printable
 from rmbgd.errors import ImageError, Reason
 from rmbgd.report import page
-from rmbgd.store.history import EndedImage, EndedImages, read_history
+from rmbgd.store.reading import Ending, counts_of_kinds, oddest, reading
 from tests.imaging.builders import photo, saved
 from tests.mtbf.test_html import Tags
 from tests.support.workspace import Workspace, done, torn
@@ -31,9 +30,16 @@ def it(tmp_path: Path) -> Iterator[Workspace]:
     workspace.close()
 
 
-def drawn(it: Workspace, history: EndedImages | None = None) -> str:
-    history = history or read_history(it.ledger.path, since=0, limit=99)
-    text = page.render(history, list(page.cards(history, it.config, printable)), TITLE)
+def endings(it: Workspace) -> list[Ending]:
+    with reading(it.ledger.path) as db:
+        return oddest(db, 0, 99)
+
+
+def drawn(it: Workspace, images: list[Ending] | None = None, done: int | None = None) -> str:
+    with reading(it.ledger.path) as db:
+        counts = counts_of_kinds(db, 0)
+    counts["done"] = counts["done"] if done is None else done
+    text = page.render(counts, list(page.cards(endings(it) if images is None else images, it.config)), TITLE)
     assert Tags(text).open == []
     return text
 
@@ -114,9 +120,8 @@ def test_what_cannot_be_shown_is_told_in_its_place(it: Workspace, trouble: Excep
 
 def test_an_image_of_a_former_folder_is_told_without_its_sides(it: Workspace) -> None:
     work(it, "a.png")
-    history = read_history(it.ledger.path, since=0, limit=9)
-    gone = [replace(image, folder="former") for image in history.images]
-    assert "its folder is not configured any more" in drawn(it, EndedImages(history.counts, gone))
+    gone = [replace(image, folder="former") for image in endings(it)]
+    assert "its folder is not configured any more" in drawn(it, gone)
 
 
 def test_originals_that_are_deleted_leave_the_cutout_alone(tmp_path: Path) -> None:
@@ -129,8 +134,10 @@ def test_originals_that_are_deleted_leave_the_cutout_alone(tmp_path: Path) -> No
 
 
 def test_a_row_without_facts_is_told_without_them(it: Workspace) -> None:
-    old = EndedImage("shop", "a.jpg", "done", 0.0, 5, None, None, "a.png", 6, None, None, None, None, None)
-    text = Tags(drawn(it, EndedImages({"failed": 0, "empty": 0, "full": 0, "done": 300}, [old]))).text
+    work(it, "a.jpg")
+    unknown = dict.fromkeys(("verdict", "width", "height", "device", "seconds"))
+    old = [replace(image, ended_at=0.0, **unknown) for image in endings(it)]
+    text = Tags(drawn(it, old, done=300)).text
     assert "a.jpg 1 Jan 00:00" in text
     assert "None" not in text
     assert "The newest 1 of 300 are shown." in text

@@ -16,7 +16,7 @@ from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, Reason
 from rmbgd.report.page import prepare
 from rmbgd.report.thumbnails import PIXELS, SIDE, Thumbnail, of_original, of_output, thumbnail
-from rmbgd.store.history import EndedImage, read_history
+from rmbgd.store.reading import Ending, oddest, reading
 from tests.imaging.builders import cmyk_profile, decoded, exif, ihdr, photo, saved
 from tests.support.shared_data import shared
 from tests.support.workspace import Workspace, done, torn
@@ -44,8 +44,13 @@ def pixels(found: Thumbnail | None, mode: str = "RGB") -> np.ndarray:
         return np.asarray(image.convert(mode)).astype(int)
 
 
-def ended(it: Workspace) -> EndedImage:
-    return read_history(it.ledger.path, since=0, limit=1).images[0]
+def endings(it: Workspace) -> list[Ending]:
+    with reading(it.ledger.path) as db:
+        return oddest(db, 0, 9)
+
+
+def ended(it: Workspace) -> Ending:
+    return endings(it)[0]
 
 
 @pytest.mark.parametrize(
@@ -123,7 +128,7 @@ def test_an_original_whose_name_was_taken_in_done_is_found(it: Workspace) -> Non
         it.drop("a.png", data)
         it.work("a.png", b"cutout" + data)
     assert set(it.files("done")) == {"a.png", "a~2.png"}
-    images = read_history(it.ledger.path, since=0, limit=2).images
+    images = endings(it)
     assert [of_original(image, it.folder, LIMITS) for image in images] == [
         thumbnail(d, LIMITS) for d in (second, first)
     ]
