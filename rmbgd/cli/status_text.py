@@ -85,7 +85,7 @@ def troubles(record: Mapping[str, Any]) -> list[str]:
 def rows(record: Mapping[str, Any], now: datetime) -> list[StatusLine]:
     """Of a service that runs. Raises LookupError, TypeError, ValueError, AttributeError for what none has written."""
     health = record["health"]
-    one, five = (f"{record['per_minute'][window]:g}" for window in ("1m", "5m"))
+    one, five = (f"{record['per_minute'][window]:.3g}" for window in ("1m", "5m"))
     waiting = f"{health['waiting']} waiting, {health['in_flight']} in flight"
     oldest = health["oldest_waiting"]
     safe = record.get("safe_mode")

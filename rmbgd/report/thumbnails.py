@@ -27,7 +27,7 @@ from rmbgd.store.reading import Ending
 
 SIDE = 288  # px of the longer side: two beside each other fill a phone at twice its density
 QUALITY = 68  # of WebP: about 9 kB, so that a page of two hundred images stays below 6 MB
-PIXELS = 64 << 20  # decoded at most, 4 bytes each; of a larger JPEG an eighth of each side is
+PIXELS = 64 << 20  # decoded at most, 8 bytes each for a moment; of a larger JPEG an eighth of each side is
 VERSIONS = 4  # names that an original may have in `done` or `failed`: a.jpg, a~2.jpg ...
 _SMOOTH = ("RGB", "RGBA", "L", "LA", "CMYK")  # modes that can be shrunk before their colours are converted
 
