@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rmbgd import fs
-from rmbgd.cli.main import add_config, printable
+from rmbgd.cli.main import add_config, usage_error
 from rmbgd.config.load import Config, load
-from rmbgd.errors import Exit, RmbgdError, explain
+from rmbgd.errors import ConfigError, Exit, RmbgdError, explain
 from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.store.reading import Ending, counts_of_kinds, oddest, reading
 from rmbgd.telemetry.jsonl import to_json
@@ -50,7 +50,7 @@ def _limit(word: str) -> int:
 def run(options: argparse.Namespace) -> int:
     """Raises RmbgdError: ConfigError, or what may not be read or written."""
     if options.html is None and not options.json:
-        return _usage("name a page to write with --html FILE, or ask for --json")
+        return usage_error("report", ConfigError("name a page to write with --html FILE, or ask for --json"))
     if options.html is not None:
         from rmbgd.report import page
 
@@ -60,7 +60,8 @@ def run(options: argparse.Namespace) -> int:
     config = load(options.config)
     folders = [folder.name for folder in config.folder]
     if options.folder is not None and options.folder not in folders:
-        return _usage(f"there is no folder '{options.folder}'; there is {', '.join(folders) or 'none'}")
+        text = f"there is no folder {options.folder!r}; there is {', '.join(folders) or 'none'}"
+        return usage_error("report", ConfigError(text))
     now = time.time()
     since = now - options.since
     counts, images = _look_back(str(config.service.state_directory / LEDGER), since, options)
@@ -90,11 +91,6 @@ def _look_back(path: str, since: float, options: argparse.Namespace) -> tuple[di
     with reading(path) as db:
         db.execute("BEGIN")  # both of one moment
         return counts_of_kinds(db, since, options.folder), oddest(db, since, options.limit, options.folder)
-
-
-def _usage(text: str) -> int:
-    print(f"rmbgd report: {printable(text)}", file=sys.stderr)
-    return Exit.USAGE
 
 
 def _complain_of_unreadable(config: Config) -> None:
