@@ -203,8 +203,8 @@ class Exit(IntEnum):
 
 EXIT_TEXT: dict[Exit, str] = {
     Exit.OK: "success; `run`: stopped on request",
-    Exit.FAILED: "failure: an image was rejected, the service is not running, a requirement is not met, or a path "
-    "cannot be used",
+    Exit.FAILED: "failure: an image was rejected, the service hangs or cannot be seen, a requirement is not met, or a "
+    "path cannot be used",
     Exit.USAGE: "invalid command line",
     Exit.NOT_RUNNING: "the service is not running",
     Exit.INTERNAL: "internal error; systemd restarts the service",

@@ -87,6 +87,7 @@ EVENTS: dict[str, EventKind] = {
     "control.restored": EventKind("info", "The control socket is there again.", {"path": "of the socket", "seconds": "without"}),
     "service.paused": EventKind("info", "An operator paused the intake. Images in work are finished, nothing more is claimed; it stays so over restarts.", {"folder?": "name; absent: every folder", "person": "user who asked for it"}),
     "service.resumed": EventKind("info", "An operator ended a pause.", {"folder?": "as in its service.paused", "person": "user who asked for it", "seconds": "paused"}),
+    "hook.failed": EventKind("warning", "A hook could not be run, or its command failed. No image depends on it, and it is not run again for the same event.", {"hook": "on_failed, on_idle, on_failover", "detail": "what exactly"}),
     # --- folders and arrivals
     "folder.watching": EventKind("info", "A drop folder is watched.", {"folder": "name", "mode": "events or poll", "file_system": "type", "watches": "inotify watches in use"}),
     "folder.waiting": EventKind("warning", "A drop folder is missing, or another service claims from it. Nothing is written below its path until it is back.", {"folder": "name", "cause": "missing, not_mounted, denied, in_use", "holder?": "service that claims from it now"}),

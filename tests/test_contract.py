@@ -40,6 +40,11 @@ COMMANDS = [
     "mtbf",
     "models",
     "ledger",
+    "report",
+    "hooks",
+    "init",
+    "watch",
+    "service",
 ]
 COMMANDS += [f"models {action}" for action in ("list", "fetch", "accept", "verify", "optimize")]
 COMMANDS += [f"ledger {action}" for action in ("check", "backup", "restore")]

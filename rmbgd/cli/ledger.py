@@ -12,7 +12,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rmbgd.cli.main import add_config
-from rmbgd.cli.status import directories, duration
+from rmbgd.cli.status import directories
+from rmbgd.cli.status_text import duration
 from rmbgd.errors import ConfigError, Exit, LedgerFault
 from rmbgd.store import copies, opening
 from rmbgd.store.ledger_lock import LEDGER, lock_out_others

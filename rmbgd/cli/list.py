@@ -10,7 +10,8 @@ from typing import Any
 
 from rmbgd.cli.control import ServiceUnreachable, ask
 from rmbgd.cli.main import add_config, printable
-from rmbgd.cli.status import directories, duration
+from rmbgd.cli.status import directories
+from rmbgd.cli.status_text import duration
 from rmbgd.config.load import load
 from rmbgd.errors import ConfigError, Exit, LedgerFault
 from rmbgd.service.listing import ENDED, LIVE, ROWS_MAXIMUM, ended, no_such_folder

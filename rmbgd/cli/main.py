@@ -28,8 +28,10 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "retry": "put rejected originals back into the input",
     "pause": "begin no more images, of one folder or of all",
     "resume": "end a pause",
+    "report": "show what became of the last images, on a page or as JSON",
     "doctor": "check everything the service depends on and explain what is wrong",
     "ledger": "check, copy and restore the record of images",
+    "hooks": "run the operator's commands for failures, idleness and failovers",
     "models": "list, fetch and verify models",
     "mtbf": "compute the mean time between failures from event logs",
     "bench": "measure images per second on this machine",
@@ -127,13 +129,16 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
             module = importlib.import_module(MODULES.get(name, f"rmbgd.cli.{name}"))
             module.add_arguments(sub)
             sub.set_defaults(run_command=module.run)
+        if name == "run":
+            described = "events as sentences or as JSON lines (default: sentences on a terminal and in the journal)"
+            sub.add_argument("--log", choices=("auto", "json", "text"), default="auto", help=described)
     return parser
 
 
 def run(options: argparse.Namespace) -> int:
     from rmbgd.service import daemon
 
-    return daemon.run(options.config)
+    return daemon.run(options.config, log_form=options.log)
 
 
 def add_config(parser: argparse.ArgumentParser, *, json: bool = False) -> None:

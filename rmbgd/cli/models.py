@@ -94,19 +94,22 @@ def _list(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(rows, indent=2))
         return 0
-    from rich.console import Console
+    from rich.markup import escape
     from rich.table import Column, Table
 
-    caption, heads = f"weights are looked for in {options.models_dir}", ("model", "input", "MB", "licence", "here")
+    from rmbgd.cli.table import print_table
+
+    heads = ("model", "input", "MB", "licence", "here")
     columns = [Column(head, no_wrap=True, justify="right" if head == "MB" else "left") for head in heads]
-    table = Table(*columns, "for", box=None, pad_edge=False, padding=(0, 2, 0, 0), caption=caption)
+    table = Table(*columns, "for", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for row, entry in zip(rows, REGISTRY.values(), strict=True):
         height, width = entry.input_size
         size = f"{entry.file_bytes / 1e6:.0f}" if entry.size_confirmed else f"~{entry.file_bytes / 1e6:.0f}"
         here = {"embedded": "built in", "here": "yes", "absent": "no"}[str(row["state"])]
         accepted = f"\n{'accepted' if row['accepted_by'] else 'not accepted'}" if entry.needs_consent else ""
         table.add_row(entry.name, f"{width}x{height}", size, f"{entry.licence}{accepted}", here, entry.summary)
-    Console().print(table)
+    print_table(table)
+    print_table(f"\nweights are looked for in {escape(str(options.models_dir))}")
     return 0
 
 

@@ -8,7 +8,7 @@ import time
 
 from rmbgd.cli.control import ServiceUnreachable, ask
 from rmbgd.cli.main import add_config, printable
-from rmbgd.cli.status import duration
+from rmbgd.cli.status_text import duration
 from rmbgd.errors import Exit
 
 

@@ -17,6 +17,7 @@ from rmbgd.config.settings import (
     Folder,
     GpuSettings,
     HealthSettings,
+    HookSettings,
     IntakeSettings,
     LimitSettings,
     Name,
@@ -35,6 +36,7 @@ __all__ = [
     "Folder",
     "GpuSettings",
     "HealthSettings",
+    "HookSettings",
     "IntakeSettings",
     "LimitSettings",
     "PipelineSettings",
@@ -59,6 +61,7 @@ class Config(Settings):
     engine: EngineSettings = Field(default_factory=EngineSettings)
     gpu: GpuSettings = Field(default_factory=GpuSettings)
     health: HealthSettings = Field(default_factory=HealthSettings)
+    hooks: HookSettings = Field(default_factory=HookSettings)
     recipe: dict[Name, Recipe] = Field(default_factory=dict)
     folder: list[Folder] = Field(default_factory=list)
 

@@ -88,6 +88,19 @@ def _near_size(text: str) -> str:
     return "x".join((re.findall(r"\d+", text) * 2)[:2])
 
 
+def _hook(value: object) -> object:
+    if isinstance(value, str):
+        if value and not re.fullmatch(r"[\w:.\\@-]+\.(service|target)", value):
+            raise ValueError(
+                f'{value!r} is no unit; write "mail.service", or a command as a list, ["/usr/bin/logger", "x"]'
+            )
+    elif not (isinstance(value, list) and value and all(isinstance(word, str) and "\0" not in word for word in value)):
+        raise ValueError(f'{value!r} is no command; write a list of words, ["/usr/bin/logger", "x"], or a unit')
+    elif not value[0].startswith("/"):
+        raise ValueError(f"{value[0]!r} is no whole path of a program; begin the list with one, starting with /")
+    return value
+
+
 def _whole(value: object) -> object:
     if type(value) is not int:  # to a Literal, true and 1.0 are 1
         raise PydanticKnownError("int_type")
@@ -109,6 +122,7 @@ Digest = Annotated[str, _shaped(*DIGEST, lambda text: text.removeprefix("sha256:
 FileMode = Annotated[str, AfterValidator(_octal)]
 Colour = Annotated[str, AfterValidator(_colour)]
 Name = Annotated[str, AfterValidator(check_name)]
+Hook = Annotated[list[str] | str, BeforeValidator(_hook)]
 
 
 def setting(default: Any = ..., *, unit: str = "", reason: str, **bounds: Any) -> Any:
@@ -358,6 +372,18 @@ class HealthSettings(Settings):
         if self.metrics_file is not None and self.metrics_file.suffix != ".prom":
             text = f"'{self.metrics_file}' must end in .prom, or the node exporter ignores it"
             yield [("metrics_file",)], text
+
+
+class HookSettings(Settings):
+    """What the service has run for the operator: a command as a list of words, or the name of a systemd unit."""
+
+    on_failed: Hook = setting("", reason="run when an image was rejected; it gets the event image.failed")
+    on_idle: Hook = setting("", reason="run when everything that had arrived is done; it gets the event health")
+    on_failover: Hook = setting("", reason="run when a GPU was left for another device; it gets the event engine.failover")
+    interval: float = setting(60.0, unit="s", ge=1, le=86_400,
+        reason="shortest time between two runs of a hook: a folder of broken files is one mail; the next run says how many it stands for")
+    timeout: float = setting(30.0, unit="s", ge=1, le=3600,
+        reason="a command that takes longer is killed, so that the next one can run")
 
 
 class Recipe(Settings):

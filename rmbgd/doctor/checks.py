@@ -194,7 +194,6 @@ def check_manager(config: Config, path: Path) -> Iterator[CheckResult]:
     yield starts(config)
     if path == DEFAULT_CONFIG:
         yield systemd()
-        yield notify_library()
         if os.path.isdir(SYSTEMD_RUNS):
             yield user()
 
@@ -233,13 +232,6 @@ def starts(config: Config) -> CheckResult:
     if died:
         return warn("starts", f"died within {config.service.safe_window:g} s: {died}", "see `journalctl -u rmbgd`")
     return ok("starts", "none died lately")
-
-
-def notify_library() -> CheckResult:
-    if is_installed("systemd.daemon"):
-        return ok("systemd-python", "present")
-    hint = "pip install 'rmbgd[systemd]'; needs libsystemd-dev, pkg-config and a C compiler"
-    return warn("systemd-python", "missing: the service runs by hand, but refuses to start under systemd", hint)
 
 
 def user() -> CheckResult:

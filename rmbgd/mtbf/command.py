@@ -15,6 +15,8 @@ from rmbgd.mtbf.logs import gather, read
 from rmbgd.mtbf.machine import machines
 from rmbgd.mtbf.report import MtbfReport
 
+ADVICE = "name the log_file of the configuration, or what `journalctl -u rmbgd -o json --all` writes"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -67,8 +69,14 @@ def run(options: argparse.Namespace) -> int:
 
 def make_report(options: argparse.Namespace) -> MtbfReport:
     index = read(gather(options.log, options.device), options.since, options.until)
+    if index.foreign and not index.boots:
+        raise RmbgdError("\n".join(f"{file}: {_nothing(lines)}; {ADVICE}" for file, lines in index.foreign.items()))
     known = machines(index, power_loss_is_failure=options.power_loss == "failure")
     return MtbfReport(known, options.confidence, options.claim, index.lines)
+
+
+def _nothing(lines: int) -> str:
+    return f"none of {lines} lines is an rmbgd event" if lines > 1 else "its one line is no rmbgd event"
 
 
 def _positive(word: str) -> float:

@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import cache
-from importlib import resources
 from itertools import groupby
 from typing import Any
 
-from rmbgd.errors import ConfigError
+from rmbgd import page
 from rmbgd.mtbf.logs import DONE, FAILED, ImageTable, counted
 from rmbgd.mtbf.machine import MachineHistory, outcomes
 from rmbgd.mtbf.report import HOUR, PERCENTS, MtbfReport
 from rmbgd.mtbf.statistics import quantile
-from rmbgd.mtbf.text import STATE_WORDS, duration, percent
+from rmbgd.mtbf.text import STATE_WORDS, TREND_NOTE, duration, exact, percent, rounded, share
 from rmbgd.mtbf.timeline import State, stamp
 
 DAY = 86400.0
@@ -137,9 +135,9 @@ def milliseconds(value: float) -> str:
     return f"{digits(value / 1000)} s" if value >= 1000 else f"{digits(value)} ms"
 
 
-def hours(value: float, places: int) -> str:
+def hours(value: float, *, counted: bool = False) -> str:
     """Hours, but what would be no more than zeros of them in minutes and seconds."""
-    return f"{value:,.{places}f} h" if value >= SHORTEST_HOURS else duration(value * 3600)
+    return f"{exact(value) if counted else rounded(value)} h" if value >= SHORTEST_HOURS else duration(value * 3600)
 
 
 def shortened(name: str, length: int) -> str:
@@ -313,22 +311,11 @@ def latency(report: MtbfReport, window: Window) -> Plot | None:
     return plot
 
 
-@cache
 def template() -> Any:
     """Raises ConfigError where jinja2 is not installed."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ConfigError("--html needs jinja2, which is not installed: pip install 'rmbgd[report]'") from error
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"number": format, "duration": duration, "hours": hours, "percent": percent, "stamp": stamp}
-    return environment.from_string(resources.files("rmbgd.mtbf").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    filters: dict[str, Callable[..., object]] = {"number": format, "duration": duration, "hours": hours}
+    words = {"percent": percent, "stamp": stamp, "rounded": rounded, "share": share}
+    return page.template("rmbgd.mtbf", "report.html.j2", filters | words)
 
 
 def render(report: MtbfReport) -> str:
@@ -342,12 +329,12 @@ def render(report: MtbfReport) -> str:
         legend["▼ failure, and down since"] = "down"
     if report.trips:
         legend["work on another device"] = "away"
-    page = template().render(
+    text = template().render(
         report=report, mtbf=report.mtbf, shares=sorted({*PERCENTS, report.confidence}),
         so_many=counted(len(report.failures), "failure"),
         legend=legend, styles=styles, left=len(report.machines) - len(drawn), life=life(drawn, window),
         temperatures={each.name: temperature(each, window, styles) for each in drawn},
         images=images_per_hour(report, window, styles), stages=stage_times(report), latency=latency(report, window),
-        failures_shown=FAILURES_SHOWN, reasons_shown=REASONS_SHOWN,
+        failures_shown=FAILURES_SHOWN, reasons_shown=REASONS_SHOWN, trend_note=TREND_NOTE,
     )  # fmt: skip
-    return str(page).replace(" %", "\u00a0%")  # a number stays with its sign
+    return str(text).replace(" %", "\u00a0%")  # a number stays with its sign

@@ -1,6 +1,7 @@
 """Read event logs, also rotated, compressed or damaged ones, into boots, events and image outcomes.
 
 A crash, a full disk or a rotation leaves torn lines, cut archives and repeated lines: all are read as far as they go.
+What journalctl exports holds the same lines, in the field RMBGD_JSON, or as the message where an older rmbgd wrote it.
 """
 
 from __future__ import annotations
@@ -176,6 +177,7 @@ class BootLog:
 class LogIndex:
     boots: list[BootLog] = field(default_factory=list)  # of all sources, in the order in which they were read
     lines: int = 0
+    foreign: dict[Path, int] = field(default_factory=dict)  # lines of each file that has no event
     notes: list[tuple[str, str]] = field(default_factory=list)  # (machine, sentence)
 
 
@@ -272,13 +274,17 @@ def read(sources: Sequence[LogSource], since: float | None = None, until: float 
 def _read_file(
     file: Path, source: LogSource, boots: dict[str, BootLog], index: LogIndex, window: tuple[float, float]
 ) -> None:
-    torn, foreign = 0, 0
+    torn, foreign, cut, before = 0, 0, 0, index.lines
     for line in _lines(file, source, index):
         if not (text := line.strip(b"\0 \t\r\n")):
             continue
         index.lines += 1
         try:
-            record, host = _parse(text)
+            text, host = _event_text(text)
+            record = json.loads(text)
+        except CutField:
+            cut += 1
+            continue
         except (ValueError, RecursionError):
             torn += 1
             continue
@@ -294,13 +300,19 @@ def _read_file(
         boot.last = max(boot.last, at)
         if not boot.clock or abs(wall - at - boot.clock[-1][1]) > CLOCK_STEP:
             boot.clock.append((at, wall - at))
-        digest = hash(str(record) if host else text)
+        digest = hash(text)  # the same in the log file and in the journal
         if event in OUTCOMES:
             boot.images.add(at, pid, event, record, digest)
         else:
             keys = {key: record[key] for key in KEPT.get(event, ()) if key in record}
             boot.events.append(LogEvent(at, pid, event, keys, digest))
-    for count, what, kind in ((torn, "torn or unreadable line", ""), (foreign, "line", " of other programs")):
+    if index.lines > before and torn + foreign == index.lines - before:
+        index.foreign[file] = torn + foreign
+    for count, what, kind in (
+        (torn, "torn or unreadable line", ""),
+        (foreign, "line", " of other programs"),
+        (cut, "event", " that journalctl cut short; export with `journalctl -o json --all`;"),
+    ):
         if count:
             index.notes.append((source.device, f"{file.name}: {counted(count, what)}{kind} left out"))
 
@@ -316,20 +328,38 @@ def _boot_of(boot_id: str, at: float, boots: dict[str, BootLog], source: LogSour
     return boots[boot_id]
 
 
-def _parse(text: bytes) -> tuple[dict[str, Any], str]:
-    """(the event's keys, the host's name where a journal export tells it). Raises ValueError for a torn line."""
+class CutField(ValueError):
+    """journalctl shows a long field as null unless it is asked for all."""
+
+
+def _event_text(text: bytes) -> tuple[bytes, str]:
+    """(the event's own line, the host's name where a journal export tells it). Raises ValueError for a torn line."""
     if not text.startswith(b"{"):  # a line as `journalctl` shows it: time, host and program before the event
-        text = text[max(text.find(b'{"event":'), 0) :]
-    record, host = json.loads(text), ""
-    if isinstance(record, dict) and "event" not in record and isinstance(message := record.get("MESSAGE"), str):
-        host = str(record.get("_HOSTNAME", ""))
-        record = json.loads(message) if message.startswith("{") else {}
-    if not isinstance(record, dict):
-        raise ValueError("no JSON object")  # noqa: TRY004
-    return record, host
+        return text[max(text.find(b'{"event":'), 0) :], ""
+    if text.startswith(b'{"event":') or not isinstance(record := json.loads(text), dict) or "event" in record:
+        return text, ""
+    if "RMBGD_EVENT" in record and record.get("RMBGD_JSON", "") is None:
+        raise CutField
+    for name in ("RMBGD_JSON", "MESSAGE"):
+        if (line := _field(record.get(name))).startswith(b"{"):
+            return line, str(record.get("_HOSTNAME", ""))
+    return b"{}", ""
 
 
-def _envelope(record: dict[str, Any]) -> tuple[float, float, int, str] | None:
+def _field(value: object) -> bytes:
+    """The bytes of a field: a text, or numbers where it is no printable UTF-8; of a repeated field the first."""
+    match value:
+        case str():
+            return value.encode("utf-8", "surrogatepass")
+        case [int(), *_]:
+            with contextlib.suppress(ValueError, TypeError):
+                return bytes(value)  # type: ignore[arg-type]
+        case [first, *_]:
+            return _field(first)
+    return b""
+
+
+def _envelope(record: Any) -> tuple[float, float, int, str] | None:
     """(monotonic, wall, pid, event), or None for a line that is not rmbgd's."""
     with contextlib.suppress(ValueError, OverflowError):
         match record:

@@ -79,7 +79,8 @@ class MtbfReport:
         self.mtbf = Estimate(hours, times, confidence)
         most = statistics.poisson_mean(failures, 1 - confidence)  # failures that might have come, at `confidence`
         # (hours claimed, confidence that it holds, hours that would show it with as many failures)
-        self.claimed = claim and (claim, 1 - statistics.poisson_at_most(failures, hours / claim), claim * most)
+        sure = 1 - statistics.poisson_at_most(failures, hours / claim) if claim else 0.0
+        self.claimed = (claim, sure, claim * most) if claim else None
         self.trips = sorted((trip for machine in machines for trip in machine.trips), key=lambda trip: trip.at)
         self.away = sum(trip.until - trip.at for trip in self.trips)  # s in which a device had been left
         times = [

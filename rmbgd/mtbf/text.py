@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from rmbgd.mtbf.logs import counted
@@ -11,6 +12,8 @@ from rmbgd.mtbf.timeline import State, TripOutcome, stamp
 REASONS_SHOWN = 5
 FAILURES_SHOWN = 20
 WIDTH = 22  # of the labels
+
+TREND_NOTE = "* failures there come more, or less, often with time: a bound for a constant rate does not fit"
 
 STATE_WORDS = {
     State.UP: "in service", State.DOWN: "down", State.PLANNED: "stopped on purpose",
@@ -37,7 +40,7 @@ def _row(label: str, text: str) -> str:
 
 
 def _failures(one: MtbfReport) -> Iterator[str]:
-    yield _row("operating time", f"{one.hours:,.4f} h in service")
+    yield _row("operating time", f"{exact(one.hours)} h in service")
     for kind in (State.PLANNED, State.DOWN, State.POWER_LOSS, State.UNOBSERVED):
         if seconds := one.seconds(kind):
             yield _row("", f"{duration(seconds)} {STATE_WORDS[kind]}")
@@ -47,18 +50,19 @@ def _failures(one: MtbfReport) -> Iterator[str]:
     yield from _mean("MTBF", one.mtbf)
     if one.claimed:
         claim, confidence, needed = one.claimed
-        sure = "less than 0.001 %" if confidence < 0.00001 else f"{100 * confidence:.3f} %"
+        sure = "less than 0.001 %" if confidence < 0.00001 else share(confidence)
         yield _row(f"claim of {claim:,g} h", f"holds with {sure} confidence")
-        device_hours = f"{needed:,.1f} device-hours"
+        device_hours = f"{rounded(needed)} device-hours"
         yield _row("", f"{percent(one.confidence)} would take {device_hours} with {counted(failures, 'failure')}")
     if one.mttr is not None:
         unfinished = failures - len(one.down)
         more = f"; {unfinished} not over yet" if unfinished else ""
-        yield _row("mean time to restore", f"{one.mttr:,.1f} s over {counted(len(one.down), 'outage')}{more}")
+        yield _row("mean time to restore", f"{rounded(one.mttr)} s over {counted(len(one.down), 'outage')}{more}")
     if one.availability is None:
         yield _row("availability", "no outage seen: a figure of 1 would say more than is known")
     else:
-        yield _row("availability", f"{one.availability:.10f}, {one.down_minutes_a_year:,.2f} minutes down a year")
+        lost = f"{rounded(one.down_minutes_a_year, 2)} minutes down a year"
+        yield _row("availability", f"{share(one.availability, 2)}, {lost}")
     if one.full_disk[1]:
         told = f"{duration(one.full_disk[0])} over {counted(one.full_disk[1], 'incident')}: neither failure nor down"
         yield _row("full disk", told)
@@ -71,16 +75,16 @@ def _failures(one: MtbfReport) -> Iterator[str]:
 def _mean(label: str, found: Estimate) -> Iterator[str]:
     """Never a point without its bound; no point where there is a trend."""
     lower, upper = found.interval
-    bound = f"at least {found.bound:,.3f} h at {percent(found.confidence)} confidence"
+    bound = f"at least {rounded(found.bound)} h at {percent(found.confidence)} confidence"
     if found.failures == 0:
         yield _row(label, f"{bound}; no failure, so no estimate")
     elif found.doubtful:
         direction = "more" if (found.trend or 0) > 0 else "less"
-        yield _row(label, f"no single number: they come {direction} often with time (Laplace U = {found.trend:+.3f})")
+        yield _row(label, f"no single number: they come {direction} often with time (Laplace U = {found.trend:+.2f})")
         yield _row("", f"were the rate constant: {bound}")
     else:
-        yield _row(label, f"{found.point:,.3f} h, {bound}")
-        yield _row("", f"two-sided {percent(found.confidence)}: {lower:,.3f} h to {upper:,.3f} h")
+        yield _row(label, f"{rounded(found.point or 0)} h, {bound}")
+        yield _row("", f"two-sided {percent(found.confidence)}: {rounded(lower)} h to {rounded(upper)} h")
 
 
 def _work(one: MtbfReport) -> Iterator[str]:
@@ -88,8 +92,8 @@ def _work(one: MtbfReport) -> Iterator[str]:
     yield _row("images", f"{done:,} published, {refused:,} refused, {postponed:,} put back")
     if one.per_million:
         point, upper = one.per_million
-        bound = f"at most {upper:,.2f} at {percent(one.confidence)} confidence"
-        yield _row("failures per million", bound if point is None else f"{point:,.2f}, {bound}")
+        bound = f"at most {rounded(upper)} at {percent(one.confidence)} confidence"
+        yield _row("failures per million", bound if point is None else f"{rounded(point)}, {bound}")
     devices = one.count("devices")
     if len(devices) > 1:
         shares = (f"{plain(name)} {100 * count / devices.total():.1f} %" for name, count in devices.most_common())
@@ -107,8 +111,8 @@ def _work(one: MtbfReport) -> Iterator[str]:
     yield _row("failovers", f"{len(one.trips)}, {duration(one.away)} away: {', '.join(parts)}")
     if one.coverage:
         avoided, tried, lower = one.coverage
-        share = f"at least {100 * lower:.2f} % at {percent(one.confidence)} confidence"
-        yield _row("failover coverage", f"{avoided} of {tried}: {share}")
+        least = f"at least {share(lower)} at {percent(one.confidence)} confidence"
+        yield _row("failover coverage", f"{avoided} of {tried}: {least}")
     yield from _mean("between failovers", one.between_failovers)
 
 
@@ -130,9 +134,11 @@ def _table(report: MtbfReport) -> Iterator[str]:
     yield ""
     yield f"{'machine':<{width}}  {'hours':>12}  {'failures':>8}  {bound:>16}  {'failovers':>9}  {'images':>11}"
     for one in report.each:
-        bound = f"{one.mtbf.bound:,.1f} h" + ("?" if one.mtbf.doubtful else "")
-        row = f"{plain(one.name)[:width]:<{width}}  {one.hours:>12,.2f}  {len(one.failures):>8}  {bound:>16}"
+        bound = f"{rounded(one.mtbf.bound)} h" + (" *" if one.mtbf.doubtful else "")
+        row = f"{plain(one.name)[:width]:<{width}}  {exact(one.hours):>12}  {len(one.failures):>8}  {bound:>16}"
         yield f"{row}  {len(one.trips):>9}  {one.images:>11,}"
+    if any(one.mtbf.doubtful for one in report.each):
+        yield TREND_NOTE
 
 
 def _list(one: MtbfReport) -> Iterator[str]:
@@ -145,8 +151,29 @@ def _list(one: MtbfReport) -> Iterator[str]:
         yield f"  {stamp(failure.at)}  {plain(machine.name)}  {plain(failure.cause)}, {down}{detail}"
 
 
-def percent(share: float) -> str:
-    return f"{100 * share:g} %"
+def percent(confidence: float) -> str:
+    return f"{100 * confidence:g} %"
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    """A derived figure: few events carry no more digits than three. 3,120, 155, 2.6."""
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    decimals = digits - 1 - math.floor(math.log10(abs(value)))
+    return f"{round(value, decimals):,.{max(decimals, 0)}f}"
+
+
+def exact(hours: float) -> str:
+    """What was counted keeps its whole hours: 14,415, 155.4, 1.25."""
+    return rounded(hours, max(4, len(f"{hours:.0f}")))
+
+
+def share(value: float, digits: int = 3) -> str:
+    """As percent, with `digits` of what is missing to 0 or to 100 %: never 100 for a little less."""
+    missing = 100 * min(value, 1 - value)
+    if missing <= 0:
+        return f"{100 * value:g} %"
+    return f"{100 * value:.{max(digits - 1 - math.floor(math.log10(missing)), 0)}f} %"
 
 
 def duration(seconds: float) -> str:

@@ -39,6 +39,7 @@ from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher
 from rmbgd.service.control import ControlServer
 from rmbgd.service.health import Counters, HealthMonitor
+from rmbgd.service.hooks import Hooks
 from rmbgd.service.ledger_monitor import LedgerMonitor, LedgerOutage
 from rmbgd.service.operator import Operator
 from rmbgd.service.safe_mode import SafeMode
@@ -50,7 +51,7 @@ from rmbgd.store.ledger import Ledger
 from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.telemetry.captured_output import StderrCapture
 from rmbgd.telemetry.log import EventLog, open_log
-from rmbgd.telemetry.metrics import Metrics
+from rmbgd.telemetry.metrics import Metrics, open_metrics
 
 # --- messages to the main thread: signals, readiness, and threads that failed; one queue, one reader
 
@@ -114,7 +115,7 @@ GRACE = 30.0  # s beside the configured patience before systemd is to lose its o
 ABORT_TIMEOUT = 5.0  # s that threads get to end after the engine was taken from them
 
 
-def run(config_path: Path, *, build_devices: EngineFactory = default_devices) -> int:
+def run(config_path: Path, *, log_form: str = "auto", build_devices: EngineFactory = default_devices) -> int:
     """`rmbgd run`: serve until told to stop. Returns an exit status; raises ConfigError."""
     config = configuration.load(config_path)
     if not config.folder:
@@ -122,12 +123,17 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
     check_layout(config)
     notifier = open_notifier()
     messages: SimpleQueue[Message] = SimpleQueue()
-    with open_log(config.service) as log, StderrCapture(log.emit) as stderr, signals(messages):
+    with (
+        open_log(config.service, log_form) as log,
+        StderrCapture(log.emit) as stderr,
+        Hooks(config, log.emit) as hooks,
+        signals(messages),
+    ):
         outage, spoilt = LedgerOutage(SystemClock()), 0
         while True:
             life = SafeMode(config, SystemClock())
-            metrics = Metrics(log.emit)
-            counters = Counters(metrics)
+            metrics = open_metrics(life.config, hooks)
+            counters = hooks.emit = Counters(metrics or hooks)
             counters(
                 "service.start",
                 config=str(config_path),
@@ -141,7 +147,18 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
                 outage.emit = counters
                 try:
                     service = Service(
-                        life, log, stderr, counters, metrics, notifier, build_devices, stack, messages, outage
+                        life,
+                        log,
+                        stderr,
+                        counters,
+                        metrics,
+                        hooks,
+                        notifier,
+                        build_devices,
+                        stack,
+                        messages,
+                        outage,
+                        config_path,
                     )
                     recovered = service.recover()
                 except (ConfigError, LedgerFault) as error:
@@ -173,19 +190,22 @@ class Service:
         log: EventLog,
         stderr: StderrCapture,
         emit: Counters,
-        metrics: Metrics,
+        metrics: Metrics | None,
+        hooks: Hooks,
         notifier: Notifier,
         build_devices: EngineFactory,
         stack: ExitStack,
         messages: SimpleQueue[Message],
         outage: LedgerOutage,
+        config_path: Path,
     ) -> None:
+        self._config_path = config_path.absolute()
         self.messages = messages  # put by any thread, taken by the main thread
         self._outage = outage
         self._trouble: Trouble | None = None  # that the next life mends, unless it is asked to stop
         config, clock = life.config, SystemClock()
         self._life, self._config, self._clock = life, config, clock
-        self._emit, self._metrics, self._notifier = emit, metrics, notifier
+        self._emit, self._metrics, self._hooks, self._notifier = emit, metrics, hooks, notifier
         self._began = clock.monotonic()
         self._device = "starting"  # written by the thread "infer", read by the health thread; one reference
         self._cause: str | None = None  # why it ends
@@ -253,7 +273,7 @@ class Service:
             notifier=notifier,
             clock=clock,
             unwritten=lambda: log.dropped,
-            on_status=self._write_metrics,
+            on_status=self._pass_on,
             on_stall=stderr.show_stacks,
         )
 
@@ -369,11 +389,13 @@ class Service:
             "channels": channels,
             "engine": engine,
             "safe_mode": self._life.describe(),
+            "config": str(self._config_path),
         }
 
-    def _write_metrics(self, health: Mapping[str, Any]) -> None:
+    def _pass_on(self, health: Mapping[str, Any]) -> None:
         """Called by the health thread, with each status file."""
-        if (path := self._config.health.metrics_file) is not None:
+        self._hooks.health(health)
+        if self._metrics is not None and (path := self._config.health.metrics_file) is not None:
             self._metrics.health(health)
             self._metrics.write(path)
 

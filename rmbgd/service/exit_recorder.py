@@ -7,6 +7,7 @@ while the next start waits.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 from rmbgd import events
 from rmbgd.paths import DEFAULT_CONFIG, DEFAULT_RUNTIME_DIRECTORY, DEFAULT_STATE_DIRECTORY
 from rmbgd.service import start_record
-from rmbgd.telemetry import jsonl
+from rmbgd.telemetry import journal, jsonl, messages
 
 STATUS_FILE = "status.json"
 
@@ -39,13 +40,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     service = found if isinstance(found, dict) else {}
     runtime = Path(os.path.expanduser(str(service.get("runtime_directory", DEFAULT_RUNTIME_DIRECTORY))))
     keys = exit_keys(os.environ, _read(runtime / STATUS_FILE, json.loads), jsonl.boot_id(), time.monotonic())
-    line = jsonl.to_json(jsonl.envelope("service.exit", events.EVENTS["service.exit"].level) | keys)
-    print(line, flush=True)
+    keys = jsonl.envelope("service.exit", events.EVENTS["service.exit"].level) | keys
+    line = jsonl.to_json(keys)
+    _show(line, keys)
     state = Path(os.path.expanduser(str(service.get("state_directory", DEFAULT_STATE_DIRECTORY))))
     start_record.record_exit(state, os.environ, start_record.moment(time.monotonic(), time.time()))
     if isinstance(log_file := service.get("log_file"), str):
         return 0 if jsonl.JsonlFile(os.path.expanduser(log_file)).write(line) else 1
     return 0
+
+
+def _show(line: str, keys: Mapping[str, Any]) -> None:
+    """In the journal as the service's own entries are; else on stdout."""
+    if journal.leads_to_journal(1):
+        with contextlib.suppress(OSError):
+            journal.sendv(*journal.entry(messages.message("service.exit", keys), line, keys))
+            return
+    print(line, flush=True)
 
 
 def exit_keys(environ: Mapping[str, str], status: Mapping[str, Any], boot_id: str, now: float) -> dict[str, Any]:

@@ -34,6 +34,7 @@ STATUS_MODE = 0o644  # who may enter the runtime directory may read it
 RATE_WINDOWS = {"1m": 60.0, "5m": 300.0}  # s
 FEEDINGS = 4  # of systemd's watchdog within its period: three may be late before it bites
 PROBLEM_LEVELS = ("warning", "error", "critical")
+RECENT = 8  # outcomes that the status file names
 
 
 class Rate:
@@ -56,7 +57,7 @@ class Rate:
 
 
 class Counters:
-    """An Emit that counts what passes through it, and keeps the last problem. Wraps the real one; any thread."""
+    """An Emit that counts what passes, and keeps the last problem and outcomes. Wraps the real one; any thread."""
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
@@ -64,10 +65,13 @@ class Counters:
         self._counts: Counter[str] = Counter()  # under the lock
         # The last event of level warning or worse, with its name, time and keys; replaced whole.
         self.last_problem: dict[str, object] | None = None
+        self._recent: deque[dict[str, object]] = deque(maxlen=RECENT)  # under the lock
 
     def __call__(self, event: str, /, **keys: object) -> None:
         with self._lock:
             self._counts[event] += 1
+            if event in (OUTCOMES["done"], OUTCOMES["failed"]):
+                self._recent.appendleft(_outcome(event, keys))
         if (kind := EVENTS.get(event)) and kind.level in PROBLEM_LEVELS:
             self.last_problem = {"event": event, "time": jsonl.rfc3339(datetime.now(UTC)), **keys}
         self._emit(event, **keys)
@@ -76,6 +80,18 @@ class Counters:
         """Events so far, by name."""
         with self._lock:
             return dict(self._counts)
+
+    def recent(self) -> list[dict[str, object]]:
+        """How the last images ended, the newest first."""
+        with self._lock:
+            return list(self._recent)
+
+
+def _outcome(event: str, keys: Mapping[str, Any]) -> dict[str, object]:
+    total = (keys.get("milliseconds") or {}).get("total")
+    said = {key: keys[key] for key in ("folder", "path", "verdict", "reason") if key in keys}
+    seconds = None if total is None else round(total / 1000, 3)
+    return {"event": event, **said, "seconds": seconds, "at": jsonl.rfc3339(datetime.now(UTC))}
 
 
 def process_facts() -> dict[str, int]:
@@ -229,6 +245,7 @@ class HealthMonitor:
             "per_minute": {name: round(rate, 2) for name, rate in rates.items()},
             "stalled": stalled,
             "last_problem": self._counters.last_problem,
+            "recent": self._counters.recent(),
             "health": health,
             **{key: value for key, value in snapshot.items() if key not in SNAPSHOT_KEYS},
         }

@@ -1,20 +1,15 @@
-"""sd_notify: readiness, status and watchdog messages to systemd, through systemd-python."""
+"""sd_notify(3): readiness, status and watchdog messages to systemd, over its datagram socket."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import socket
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from rmbgd.errors import ConfigError
-
-MISSING = (
-    "started by systemd as a notifying service (NOTIFY_SOCKET is set), but the package systemd-python is missing: "
-    "systemd would never learn that the service is ready. Install it with `pip install 'rmbgd[systemd]'` into the "
-    "environment of the service; it is compiled against libsystemd, whose headers are in libsystemd-dev on Debian and "
-    "Ubuntu (beside pkg-config and a C compiler)"
-)
+SEND_TIMEOUT = 5.0  # s; systemd that takes nothing for so long loses a message, and no thread of ours
 MICRO = 1_000_000
 
 
@@ -59,11 +54,29 @@ def watchdog_seconds(environ: Mapping[str, str], pid: int) -> float | None:
 
 
 def open_notifier(environ: Mapping[str, str] = os.environ) -> Notifier:
-    """The notifier for this process. Raises ConfigError when systemd waits for READY=1 and the library is missing."""
-    if not environ.get("NOTIFY_SOCKET"):
+    """The notifier for this process; a silent one where systemd does not wait for it.
+
+    Through systemd-python where it is installed, which knows every kind of address that its libsystemd does.
+    """
+    if not (address := environ.get("NOTIFY_SOCKET")):
         return Notifier(None)
     try:
-        daemon = importlib.import_module("systemd.daemon")
-    except ImportError as error:
-        raise ConfigError(MISSING) from error
-    return Notifier(daemon.notify, watchdog_seconds=watchdog_seconds(environ, os.getpid()))
+        send = importlib.import_module("systemd.daemon").notify
+    except ImportError:
+        send = socket_sender(address)
+    return Notifier(send, watchdog_seconds=watchdog_seconds(environ, os.getpid()))
+
+
+def socket_sender(address: str) -> Callable[[str], None]:
+    """Sends to a path, or where `address` begins with @ to a socket in the abstract name space."""
+    target = f"\0{address[1:]}" if address.startswith("@") else address
+
+    def send(text: str) -> None:
+        with (
+            contextlib.suppress(OSError),  # systemd does not listen: the work goes on
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender,
+        ):
+            sender.settimeout(SEND_TIMEOUT)
+            sender.sendto(text.encode("utf-8", "backslashreplace"), target)
+
+    return send

@@ -18,8 +18,11 @@ from rmbgd.store.schema import SCHEMA_VERSION
 
 _SELECT = (
     "SELECT id, folder, path, state, size, mtime_ns, by_rename, retired_at IS NOT NULL, ended_at, reason, detail, "
-    "target, verdict, width, height, device, seconds FROM job"
+    "target, size_out, verdict, width, height, device, seconds FROM job"
 )
+# An original that was adopted has no target: it was not processed.
+_ENDED = "(state='failed' OR state='done' AND target IS NOT NULL) AND ended_at>=? AND (? IS NULL OR +folder=?)"
+_ODD = "CASE WHEN state='failed' THEN 0 WHEN verdict='empty' THEN 1 WHEN verdict='full' THEN 2 ELSE 3 END"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +44,17 @@ class Ending:
     reason: str | None
     detail: str | None
     output: str | None
+    size_out: int | None
     verdict: str | None
     width: int | None
     height: int | None
     device: str | None
     seconds: float | None
+
+    @property
+    def kind(self) -> str:
+        """failed, empty, full, or done."""
+        return self.verdict if self.state == "done" and self.verdict in ("empty", "full") else self.state
 
 
 @contextlib.contextmanager
@@ -66,6 +75,19 @@ def newest(db: sqlite3.Connection, state: str, limit: int, folder: str | None = 
     # The unary plus keeps SQLite from sorting all jobs of a folder to find the last few.
     where = f"WHERE state='{state}' AND (? IS NULL OR +folder=?) ORDER BY {order} DESC LIMIT ?"
     return [_ending(row) for row in db.execute(f"{_SELECT} {where}", (folder, folder, limit))]
+
+
+def oddest(db: sqlite3.Connection, since: float, limit: int, folder: str | None = None) -> list[Ending]:
+    """Up to `limit` jobs that ended after `since`: failures, then those of verdict empty and full, the newest first."""
+    query = f"{_SELECT} WHERE {_ENDED} ORDER BY {_ODD}, ended_at DESC, id DESC LIMIT ?"
+    return [_ending(row) for row in db.execute(query, (since, folder, folder, limit))]
+
+
+def counts_of_kinds(db: sqlite3.Connection, since: float, folder: str | None = None) -> dict[str, int]:
+    """How many of each kind ended after `since`, of which `oddest` answers the first."""
+    query = f"SELECT {_ODD}, count(*) FROM job WHERE {_ENDED} GROUP BY 1"  # noqa: S608 - our own words
+    found = dict(db.execute(query, (since, folder, folder)).fetchall())
+    return {kind: found.get(place, 0) for place, kind in enumerate(("failed", "empty", "full", "done"))}
 
 
 def failures(db: sqlite3.Connection, folder: str) -> dict[int, Ending]:

@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -21,6 +22,10 @@ from typing import Any
 from rmbgd import __version__
 
 LOG_MODE = 0o640  # names of customers' files are for the owner and the group only
+# Besides what JSON itself escapes: DEL, C1, invisible and bidirectional format characters, line separators, surrogates
+UNSEEN = re.compile(
+    r"[\x7f-\x9f\xad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb\U000e0000-\U000e0fff]"
+)
 TEXT_MAXIMUM = 8192  # characters of one text value; a traceback fits, a file's content does not
 
 
@@ -56,12 +61,18 @@ def envelope(event: str, level: str) -> dict[str, Any]:
 
 
 def to_json(keys: Mapping[str, Any]) -> str:
-    r"""One line of ASCII JSON (RFC 8259), whatever the values are.
+    r"""One line of JSON (RFC 8259), whatever the values are; names are in UTF-8, so that grep finds them.
 
-    ASCII, because file names are hostile: escapes, newlines, bytes that are no UTF-8 (as lone \udcXX) must neither
-    break the line nor reach a terminal. NaN and infinities, which JSON does not have, become null.
+    File names are hostile: controls, newlines, marks that turn the writing around and bytes that are no UTF-8 (as lone
+    \udcXX) are escaped, so that they neither break the line nor steer a terminal. NaN and infinities, which JSON does
+    not have, become null.
     """
-    return json.dumps(_plain(keys), ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    line = json.dumps(_plain(keys), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return line if line.isprintable() else UNSEEN.sub(_escaped, line)
+
+
+def _escaped(found: re.Match[str]) -> str:
+    return json.dumps(found[0])[1:-1]
 
 
 def _plain(value: Any) -> Any:

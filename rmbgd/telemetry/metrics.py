@@ -1,22 +1,24 @@
 """Prometheus metrics in a text file for node_exporter.
 
 Every event is counted: `image.done` becomes `rmbgd_image_done_total`. The gauges come from the `health` event. No label
-is a path or anything else that outsiders choose, so that the number of series stays small.
+is a path or anything else that outsiders choose, so that the number of series stays small. Series whose labels are
+known exist from the start, with 0: increase() does not see the first failure of a series that begins with it.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
-
 from rmbgd import __version__
+from rmbgd.config.load import Config
+from rmbgd.errors import ConfigError, Reason
 from rmbgd.events import EVENTS, Emit, devices_of
-from rmbgd.fs import atomic_write
+from rmbgd.fs import STORAGE_KINDS, atomic_write
 
 FILE_MODE = 0o644  # the exporter runs as another user, and the service's umask lets others read nothing
 
@@ -45,7 +47,28 @@ LABELS: dict[str, tuple[str, ...]] = {
     "engine.degraded": ("device", "reason"),
     "engine.state": ("device", "to"),
     "engine.sensor": ("device", "source"),
+    "hook.failed": ("hook",),
 }
+# Values of labels that are known beforehand, besides folders, devices and models.
+FINDINGS = (
+    "temperature", "no_temperature", "throttled", "xid", "ecc_uncorrected", "row_remap_failed", "recovery_pending",
+    "memory_errors", "golden_mismatch", "probe_timeout", "out_of_memory", "sticky_fault", "no_device", "unkillable",
+)  # fmt: skip
+VALUES: dict[tuple[str, str], tuple[str, ...]] = {
+    ("folder.watching", "mode"): ("events", "poll"),
+    ("folder.waiting", "cause"): ("missing", "not_mounted", "denied", "in_use"),
+    ("watch.degraded", "cause"): ("watch_limit", "silent", "dead"),
+    ("image.done", "verdict"): ("ok", "empty", "full"),
+    ("image.failed", "reason"): tuple(Reason),
+    ("image.postponed", "why"): ("incomplete", "storage", "memory", "changed", "stopping", "vanished"),
+    ("storage.paused", "kind"): (*sorted({*STORAGE_KINDS.values()}), "io_error", "ledger"),
+    ("engine.fault", "kind"): ("lost", "memory", "nonsense"),
+    ("engine.failover", "reason"): FINDINGS,
+    ("engine.degraded", "reason"): (*FINDINGS, "no_standby", "waiting_for_gpu", "gpu_not_ready"),
+    ("engine.state", "to"): ("absent", "probing", "ok", "suspect", "cooling", "quarantined", "lost"),
+    ("hook.failed", "hook"): ("on_failed", "on_idle", "on_failover"),
+}
+SERIES_MAXIMUM = 2000  # of one event that are made beforehand; with more folders than that they come as they happen
 NOT_COUNTED = frozenset({"health", "engine.output", "run.summary"})
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 GAUGES = {  # key of the health event: name and meaning of the gauge
@@ -62,18 +85,32 @@ GAUGES = {  # key of the health event: name and meaning of the gauge
 }
 
 
+def open_metrics(config: Config, emit: Emit) -> Metrics | None:
+    """What counts for health.metrics_file; None without one. Raises ConfigError where the library is missing."""
+    return None if config.health.metrics_file is None else Metrics(emit, config)
+
+
 class Metrics:
     """An Emit that counts what passes through it and hands it on. Safe from any thread."""
 
-    def __init__(self, emit: Emit) -> None:
+    def __init__(self, emit: Emit, config: Config) -> None:
+        try:
+            from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+        except ImportError as error:
+            raise ConfigError("health.metrics_file needs prometheus_client: pip install 'rmbgd[metrics]'") from error
         disable_created_metrics()  # type: ignore[no-untyped-call] # this text format would show them as one more gauge per counter
         self._emit = emit
+        self._gauge_type: Any = Gauge
         self._registry = registry = CollectorRegistry()
         self._counters = {
             event: Counter(f"rmbgd_{event.replace('.', '_')}", kind.meaning, LABELS.get(event, ()), registry=registry)
             for event, kind in EVENTS.items()
             if event not in NOT_COUNTED
         }
+        models = {config.recipe_of(folder).model for folder in config.folder} | {"u2netp", config.health.fallback_model}
+        self._known = {"folder": tuple(folder.name for folder in config.folder), "model": tuple(models - {"auto"})}
+        self._devices: tuple[str, ...] = ("cpu",)  # replaced whole when an engine reports another
+        self._begin_with_zero()
         self._bytes = Counter("rmbgd_image_bytes", "of images read and written", ["direction"], registry=registry)
         meaning = "time of one image in each stage"
         self._seconds = Histogram("rmbgd_image_seconds", meaning, ["stage"], registry=registry, buckets=SECONDS)
@@ -86,10 +123,22 @@ class Metrics:
         self._in_use = self._gauge("device_in_use", "1 for the device in use", "device")
         self._gauge("build_info", "always 1", "version").labels(version=__version__).set(1)
 
-    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
-        return Gauge(f"rmbgd_{name}", meaning, labels, registry=self._registry)
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Any:
+        return self._gauge_type(f"rmbgd_{name}", meaning, labels, registry=self._registry)
+
+    def _begin_with_zero(self) -> None:
+        devices = dict.fromkeys(("device", "from", "to"), self._devices)
+        for event, labels in LABELS.items():
+            known = [VALUES.get((event, label), self._known.get(label, devices.get(label, ()))) for label in labels]
+            if math.prod(map(len, known)) <= SERIES_MAXIMUM:
+                for values in itertools.product(*known):
+                    if "from" not in labels or values[0] != values[1]:
+                        self._counters[event].labels(*values)
 
     def __call__(self, event: str, /, **keys: Any) -> None:
+        if event == "engine.started" and (device := str(keys.get("device"))) not in self._devices:
+            self._devices = (*self._devices, device)
+            self._begin_with_zero()
         if event == "health":
             self.health(keys)
         elif counter := self._counters.get(event):
@@ -124,5 +173,7 @@ class Metrics:
 
         Not prometheus_client's write_to_textfile: a chmod after its rename would be too late for a scrape in between.
         """
+        from prometheus_client import generate_latest
+
         with contextlib.suppress(OSError):
             atomic_write(path, generate_latest(self._registry), mode=FILE_MODE)

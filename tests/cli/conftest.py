@@ -1,4 +1,4 @@
-"""The command line called in this process, and a configuration that it can use."""
+"""The command line in this process, and a configuration that it can use."""
 
 from __future__ import annotations
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -19,11 +15,7 @@ import pytest
 from rmbgd import errors
 from rmbgd.cli import check
 from rmbgd.cli import main as cli
-from rmbgd.cli.status import ServiceState, by_lock, duration, judge, rows
-from rmbgd.clock import SystemClock
 from rmbgd.errors import EXIT_TEXT, Exit
-from rmbgd.store.ledger import Ledger
-from rmbgd.telemetry.jsonl import process_start
 
 HEAVY = ("numpy", "torch", "pydantic", "structlog", "rich", "PIL", "cv2", "watchdog", "safetensors", "huggingface_hub")
 
@@ -74,131 +66,6 @@ def test_defect_is_an_internal_error_with_a_traceback(monkeypatch: pytest.Monkey
     status, _, err = rmbgd("run")
     assert Exit.INTERNAL == status
     assert "ZeroDivisionError: by hand" in err
-
-
-def status_record(**changes: Any) -> dict[str, Any]:
-    images = {"waiting": 3, "in_flight": 2, "oldest_waiting": 9.0, "done": 5, "failed": 1, "postponed": 0}
-    engine = {"device": "cuda:0", "engine": {"state": "ready", "restarts": 0}}
-    health = {"uptime": 100000.0, "paused": None, "rss_bytes": 1 << 28, "arena_bytes": 1 << 26, **images, **engine}
-    times = {"written_at": "2026-01-01T00:00:00.000Z", "started_at": "2025-12-31T00:00:00.000Z", "interval": 2.0}
-    process = {"phase": "ready", "version": "0.1.0", "pid": 42, "process_start": 777, "monotonic": 1000.0}
-    problem = {"event": "image.failed", "time": "then", "reason": "truncated"}
-    rates = {"per_minute": {"1m": 12.0, "5m": 10.5}, "stalled": []}
-    return process | times | rates | {"last_problem": problem, "health": health} | changes
-
-
-@pytest.mark.parametrize(
-    ("record", "now", "start", "expected"),
-    [
-        (None, 1001.0, 777, ServiceState.NOT_RUNNING),
-        (status_record(), 1001.0, 777, ServiceState.RUNNING),
-        (status_record(), 1001.0, None, ServiceState.NOT_RUNNING),
-        (status_record(), 1001.0, 778, ServiceState.NOT_RUNNING),  # another process got the number
-        (status_record(), 1010.0, 777, ServiceState.RUNNING),
-        (status_record(), 1010.1, 777, ServiceState.STALE),
-        (status_record(interval=60.0), 1300.0, 777, ServiceState.RUNNING),
-        (status_record(phase="stopped"), 9999.0, None, ServiceState.STOPPED),
-        (status_record(stalled=["decode-0"]), 1001.0, 777, ServiceState.HUNG),
-    ],
-)
-def test_state_by_the_status_file(
-    record: dict[str, Any] | None, now: float, start: int | None, expected: ServiceState
-) -> None:
-    state, _ = judge(record, now=now, process_start=lambda _: start, where="/run/rmbgd/status.json")
-    assert expected == state
-
-
-def test_rows_show_what_a_person_asks_first() -> None:
-    shown = dict(rows(status_record()))
-    assert "cuda:0" == shown["device"]
-    assert "3 waiting, 2 in flight" == shown["queue"]
-    assert "12 a minute over 1m, 10.5 a minute over 5m" == shown["rate"]
-    assert "5 done, 1 refused, 0 put back" == shown["images"]
-    assert "event image.failed, time then, reason truncated" == shown["last problem"]
-    assert "1 d 3 h, since 2025-12-31T00:00:00.000Z" == shown["up"]
-    assert "image memory" not in shown, "a version before this one does not say it"
-
-
-@pytest.mark.parametrize(
-    ("leased", "resident", "kept", "said"),
-    [
-        (64, 512, 0, "512 MiB resident: 64 MiB in use, 448 MiB soon given back"),
-        (64, 512, 256, "512 MiB resident: 64 MiB in use, 256 MiB page-locked for a device, 256 MiB soon given back"),
-        (64, 16, 0, "16 MiB resident: 16 MiB in use, 0 MiB soon given back"),  # lent, and not written yet
-    ],
-)
-def test_status_says_why_memory_is_resident(leased: int, resident: int, kept: int, said: str) -> None:
-    record = status_record(arena_kept=kept << 20)
-    record["health"] |= {"arena_bytes": leased << 20, "arena_resident": resident << 20}
-    assert said == dict(rows(record))["image memory"]
-
-
-@pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59, "59 s"), (600, "10 min"), (7260, "2 h 1 min")])
-def test_duration_for_people(seconds: float, text: str) -> None:
-    assert text == duration(seconds)
-
-
-def test_status_without_a_service_says_so(configuration: Callable[..., Path], rmbgd: Any) -> None:
-    path = configuration()
-    assert (Exit.FAILED, "") == rmbgd("status", "--config", path)[::2]
-    status, out, _ = rmbgd("status", "--json", "--config", path)
-    assert (Exit.FAILED, "not running") == (status, json.loads(out)["verdict"])
-
-
-def test_status_of_a_running_service(configuration: Callable[..., Path], tmp_path: Path, rmbgd: Any) -> None:
-    """From the file alone: this very process plays the service. Names in it cannot steer the terminal."""
-    path = configuration()
-    problem = {"event": "image.failed", "path": "\x1b[2J[bold]a.jpg"}
-    me = {"pid": os.getpid(), "process_start": process_start(os.getpid()), "monotonic": time.monotonic()}
-    record = status_record(interval=60.0, last_problem=problem, **me)
-    (tmp_path / "run" / "status.json").write_text(json.dumps(record))
-    status, out, err = rmbgd("status", "--config", path)
-    assert (Exit.OK, "") == (status, err)
-    assert out.startswith(f"rmbgd is running: process {os.getpid()}")
-    assert r"\x1b[2J[bold]a.jpg" in out
-    assert out.isascii()
-
-
-@pytest.mark.parametrize("text", ['{"phase": "rea', "[1, 2]", '{"phase": "ready"}', "", None])
-def test_what_is_no_status_file_is_told_as_that(
-    configuration: Callable[..., Path], tmp_path: Path, rmbgd: Any, text: str | None
-) -> None:
-    path, place = configuration(), tmp_path / "run" / "status.json"
-    place.mkdir() if text is None else place.write_text(text)
-    status, out, _ = rmbgd("status", "--config", path)
-    assert (Exit.FAILED, f"rmbgd is not running: {place} is no status file of rmbgd") == (
-        status,
-        out.partition(" (")[0],
-    )
-
-
-@pytest.mark.parametrize(
-    ("locked", "blind", "expected"),
-    [
-        (False, True, ServiceState.STOPPED),
-        (None, False, ServiceState.STOPPED),  # what the file says holds
-        (None, True, ServiceState.UNKNOWN),
-        (True, False, ServiceState.UNSEEN),
-    ],
-)
-def test_state_by_the_lock(locked: bool | None, blind: bool, expected: ServiceState) -> None:
-    path = Path("/run/rmbgd/status.json")
-    assert expected == by_lock(ServiceState.STOPPED, "why", path, locked, blind=blind)[0]
-
-
-@pytest.mark.parametrize("left", [None, "stopped", "torn"])
-def test_a_service_without_its_status_file_is_seen_by_its_lock(
-    configuration: Callable[..., Path], tmp_path: Path, rmbgd: Any, left: str | None
-) -> None:
-    path = configuration()
-    if left:
-        record = json.dumps(status_record(phase="stopped"))
-        (tmp_path / "run" / "status.json").write_text(record if left == "stopped" else record[:-9])
-    with closing(Ledger(tmp_path / "state" / "ledger.sqlite", SystemClock())):
-        status, out, _ = rmbgd("status", "--config", path)
-        assert (Exit.FAILED, True) == (status, out.startswith("rmbgd is running, but unseen: "))
-        assert f"make {tmp_path}/run again" in out
-    assert "not running" in rmbgd("status", "--config", path)[1] or left == "stopped"
 
 
 @pytest.mark.parametrize(

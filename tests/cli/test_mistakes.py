@@ -116,14 +116,21 @@ CASES = [
     Case("doctor --config @/closed.toml", "closed.toml"),
     Case("doctor --config @/seen.toml", "listed"),
     Case("doctor --config @/model.toml", "closed/birefnet"),
-    *(Case(f"status --config @/run-{kind}.toml", f"run-{kind}/status.json") for kind in ("folder", "list", "other")),
-    *(Case(f"status --json --config @/run-{kind}.toml", f"run-{kind}/status.json") for kind in ("torn", "bytes")),
+    *(
+        Case(f"status {option}--config @/run-{kind}.toml", f"run-{kind}/status.json", Exit.NOT_RUNNING)
+        for option, kinds in (("", ("folder", "list", "other")), ("--json ", ("torn", "bytes")))
+        for kind in kinds
+    ),
     Case("status --config @/run-closed.toml", "closed/status.json"),
     *(
         Case(f"{command} --config @/run-closed.toml", "closed/control.sock")
         for command in ("list waiting", "list failed", "retry --failed", "pause", "resume")
     ),
     Case("list done --config @/lost.toml", "closed/ledger.sqlite"),
+    Case("report --json --config @/lost.toml", "closed/ledger.sqlite"),
+    Case("report --json --config @/plain.toml", "plain.txt/ledger.sqlite"),
+    Case("report --html @/fixed/report.html --config @/kept.toml", "fixed/report.html"),
+    Case("report --html @/fixed --config @/kept.toml", "fixed"),
     Case("run --config @/state.toml", "fixed", Exit.CONFIGURATION),
     Case("bench --scratch @/closed/x", "closed/x"),
     Case("bench --pictures @/closed", "closed"),
@@ -156,7 +163,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     texts |= {"model": ELSEWHERE, "closed": "", "closed/rmbgd": ""}
     texts["hidden"] = '[service]\nstate_directory = "@/closed/s"\nlog_file = "@/closed/log/events.jsonl"\n'
     texts |= {
-        name: f'[service]\nstate_directory = "@/{place}"\n' for name, place in (("lost", "closed"), ("kept", "s"))
+        name: f'[service]\nstate_directory = "@/{place}"\n'
+        for name, place in (("lost", "closed"), ("kept", "s"), ("plain", "plain.txt"))
     }
     texts["state"] = '[service]\nstate_directory = "@/fixed/s"\n'
     folder = '[[folder]]\nname = "shop"\noriginals = "keep"\ninput = "@/in"\noutput = "@/out"\nfailed = "@/failed"\n'

@@ -46,6 +46,8 @@ def test_list_shows_every_model_and_its_licence(run):
 
 def test_list_fits_a_terminal(run, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERM", "dumb")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     _, out, _ = run("list")
     assert "…" not in out
     assert max(map(len, out.splitlines())) <= 80

@@ -191,13 +191,6 @@ def test_no_folder_at_all_is_a_fault() -> None:
     assert (FAIL, "folders") == (first.state, first.need)
 
 
-def test_missing_notify_library_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checks, "is_installed", lambda _: False)
-    found = checks.notify_library()
-    assert WARN == found.state
-    assert "rmbgd[systemd]" in found.hint
-
-
 @pytest.mark.integration
 def test_fault_gives_exit_status_1_and_json_names_it(tmp_path: Path) -> None:
     (tmp_path / "rmbgd.toml").write_text(

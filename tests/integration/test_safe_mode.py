@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rmbgd.cli import status
+from rmbgd.cli.status_text import rows
 from rmbgd.errors import Reason
 from rmbgd.service import start_record
 from rmbgd.service.start_record import Start, StartRecord
@@ -75,7 +76,9 @@ def test_images_of_the_crashes_are_held_back_and_others_served(tmp_path: Path) -
         service.turn(3)
         assert audit.claimed(service.input) == held
         record = json.loads((service.runtime / "status.json").read_text())
-        assert "the last starts died" in dict(status.rows(record))["safe mode"]
+        assert "the last starts died" in next(
+            row.text for row in rows(record, datetime.now(UTC)) if row.label == "safe mode"
+        )
         assert service.named("service.safe_mode")[0]["causes"] == ["died without a word"] * STARTS
     service.options["engine"] = {}
     with service.start():

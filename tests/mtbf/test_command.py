@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,9 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rmbgd.errors import RmbgdError
 from rmbgd.events import EVENTS
 from rmbgd.mtbf.command import main, make_report, run
-from rmbgd.mtbf.text import render
+from rmbgd.mtbf.text import TREND_NOTE, exact, render, rounded, share
 from tests.mtbf.box import HOUR, PARTS, Box, options, play
 
 Capture = pytest.CaptureFixture[str]
@@ -37,16 +39,18 @@ def report_of(tmp_path: Path, capsys: Capture) -> Report:
 
 
 def test_vector_without_a_failure(report_of: Report):
-    """127 days, one planned restart of 120 s: all printed digits of T, a bound and the confidence; no estimate."""
+    """127 days, one planned restart of 120 s: all published digits of T, a bound and the confidence; no estimate."""
     box = Box(heartbeat=HOUR).start().serve(1000 * HOUR).stop(seconds=1).sleep(117).start().serve(2048 * HOUR - 120)
     found, text = report_of(box.health(), "--claim", 3120)
     assert (found["mtbf"]["hours"], list(found["mtbf"]["lower_hours"])) == (None, ["0.5", "0.6", "0.8", "0.9", "0.95"])
-    for words in ("3,047.9667 h", "at least 1,323.715 h at 90 %", "no failure, so no estimate", "62.353 %"):
+    digits = [found["operating_hours"], found["mtbf"]["lower_hours"]["0.9"], found["claim"]["confidence"]]
+    assert ["3047.967", "1323.715", "0.624"] == [f"{digit:.3f}" for digit in digits]
+    for words in ("3,048 h", "at least 1,320 h at 90 %", "no failure, so no estimate", "62.4 %"):
         assert words in text
 
 
 def test_vector_of_thirteen_machines(tmp_path: Path, capsys: Capture):
-    """13 machines for 720 h each; three failures with 2.6 s, 31 s and 300 s down: all printed digits."""
+    """13 machines for 720 h each; three failures with 2.6 s, 31 s and 300 s down: all published digits in the JSON."""
     failures = {0: (153, 2.6), 1: (300, 31.0), 2: (615, 300.0)}
     for number in range(13):
         box, (at, down) = Box(f"edge{number:02}", heartbeat=HOUR).start(), failures.get(number, (720, 0))
@@ -54,11 +58,17 @@ def test_vector_of_thirteen_machines(tmp_path: Path, capsys: Capture):
         if down:
             box.recorded().sleep(down - 2).start().serve((720 - at) * HOUR - down).health()
         box.write(tmp_path / f"edge{number:02}.jsonl")
+    run(options(tmp_path, "--claim", 3120, "--json"))
+    found = json.loads(capsys.readouterr().out)["total"]
+    mtbf = found["mtbf"]
+    digits = [found["operating_hours"], mtbf["hours"], mtbf["lower_hours"]["0.9"], *mtbf["two_sided_hours"]]
+    assert ["9359.907", "3119.969", "1401.019", "1207.160", "11446.747"] == [f"{digit:.3f}" for digit in digits]
+    assert ["0.35276", "0.9999900997"] == [f"{found['claim']['confidence']:.5f}", f"{found['availability']:.10f}"]
     run(options(tmp_path, "--claim", 3120))
     text = capsys.readouterr().out
     for words in (
-        "9,359.9073 h", "3,119.969 h, at least 1,401.019 h at 90 %", "1,207.160 h to 11,446.747 h", "35.276 %",
-        "111.2 s", "0.9999900997, 5.20 minutes down a year",
+        "9,360 h", "3,120 h, at least 1,400 h at 90 %", "1,210 h to 11,400 h", "35.3 %", "111 s over",
+        "99.99901 %, 5.2 minutes down a year",
     ):  # fmt: skip
         assert words in text
 
@@ -106,9 +116,56 @@ def test_failures_per_million_images(report_of: Report):
     box = Box().start()
     for _ in range(1000):
         box.sleep(1).image()
-    assert "at most 2,300.28 at 90 % confidence" in report_of(box.refuse())[1]  # ln 10 in 1001 images
+    assert "at most 2,300 at 90 % confidence" in report_of(box.refuse())[1]  # ln 10 in 1001 images
     _, text = report_of(box.recorded().sleep(5).start().serve(60))
-    assert "999.00, at most 3,885.83 at 90 % confidence" in text
+    assert "999, at most 3,890 at 90 % confidence" in text
+
+
+def test_a_bound_that_does_not_fit_is_explained(tmp_path: Path, capsys: Capture):
+    """Beside machines whose failures show no trend; and no figure has more digits than its failures carry."""
+    late = Box("late", heartbeat=HOUR).start().serve(600 * HOUR)
+    for _ in range(5):
+        late.recorded().sleep(5).start().serve(10 * HOUR)
+    late.write(tmp_path / "late.jsonl")
+    Box("well", heartbeat=HOUR).start().serve(650 * HOUR).write(tmp_path / "well.jsonl")
+    run(options(tmp_path))
+    text = capsys.readouterr().out
+    assert re.search(r"^late .* 70\.1 h \*", text, re.MULTILINE)
+    assert TREND_NOTE in text
+    assert "?" not in text
+    run(options(tmp_path / "well.jsonl"))
+    assert TREND_NOTE not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.9999973022, "99.99973 %"), (0.99999999, "99.9999990 %"), (0.5, "50 %"), (0.051, "5.1 %"), (1.0, "100 %")],
+)
+def test_share_is_never_rounded_to_what_it_is_not(value: float, text: str):
+    assert text == share(value, 2)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(14_415.02, "14,400"), (155.44, "155"), (1.236, "1.24"), (0.0012345, "0.00123"), (math.inf, "inf")],
+)
+def test_derived_figures_have_three_digits(value: float, text: str):
+    assert text == rounded(value)
+
+
+@pytest.mark.parametrize(("value", "text"), [(14_415.02, "14,415"), (155.44, "155.4"), (1.25, "1.250")])
+def test_counted_hours_keep_their_digits(value: float, text: str):
+    assert text == exact(value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("usage: rmbgd\n" * 280, "none of 280 lines is an rmbgd event"), ("{}", "its one line is no rmbgd event")],
+)
+def test_a_file_that_is_no_log_is_said_to_be_none(tmp_path: Path, text: str, words: str):
+    (tmp_path / "help.txt").write_text(text)
+    with pytest.raises(RmbgdError, match=f"help.txt: {words}.*log_file.*journalctl -u rmbgd -o json --all"):
+        run(options(tmp_path / "help.txt"))
 
 
 def test_top_reasons(report_of: Report):
@@ -163,7 +220,7 @@ def test_the_tool_runs_where_nothing_is_installed(tmp_path: Path):
     root = Path(__file__).parents[2]
     script = f"import sys; sys.path.insert(0, {str(root)!r}); from rmbgd.mtbf.command import main; sys.exit(main())"
     command = [sys.executable, "-I", "-S", "-c", script, path]
-    assert "1.0000 h in service" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert "1.000 h in service" in subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,20 @@ def test_compressed_and_rotated_parts_are_one_log(tmp_path: Path, opener):
 
 LINES = Box("edge").start().serve(3600).lines
 JOURNAL = [json.dumps({"MESSAGE": line, "_HOSTNAME": "till-3", "_PID": "1"}) for line in LINES]
+# As rmbgd writes today, as `journalctl -o json --all` exports it: a sentence, the event beside it.
+NATIVE = [
+    json.dumps({"MESSAGE": "3 waiting", "RMBGD_JSON": line, "RMBGD_EVENT": "x", "_HOSTNAME": "till-3"})
+    for line in LINES
+]
+# A value that is no printable UTF-8, and a field that comes twice.
+ODD = [
+    json.dumps({"MESSAGE": [1, 2, 255], "RMBGD_JSON": list(line.encode()), "_HOSTNAME": "till-3"})
+    for line in LINES[:30]
+]
+ODD += [json.dumps({"MESSAGE": ["a", "b"], "RMBGD_JSON": [line, "x"], "_HOSTNAME": "till-3"}) for line in LINES[30:]]
+CUT = json.dumps(
+    {"MESSAGE": "thread failed", "RMBGD_JSON": None, "RMBGD_EVENT": "service.failed", "_HOSTNAME": "till-3"}
+)
 SHOWN = [f"Jan 01 00:00:00 till-3 rmbgd[77]: {line}".replace('{"event": ', '{"event":') for line in LINES]
 
 
@@ -135,6 +149,10 @@ SHOWN = [f"Jan 01 00:00:00 till-3 rmbgd[77]: {line}".replace('{"event": ', '{"ev
         (text(LINES[:30]) + "\0" * 512 + text(LINES[30:]) + "\0" * 100, "edge", ""),
         # `journalctl -o json`: our line in MESSAGE, the host beside it, systemd's own lines between.
         (text([JOURNAL[0], json.dumps({"MESSAGE": "Started rmbgd."}), *JOURNAL[1:]]), "till-3", "other programs"),
+        (text([JOURNAL[0], json.dumps({"MESSAGE": "Started rmbgd."}), *NATIVE[1:]]), "till-3", "other programs"),
+        (text(NATIVE), "till-3", ""),
+        (text(ODD), "till-3", ""),
+        (text([*NATIVE, CUT]), "till-3", "1 event that journalctl cut short; export with `journalctl -o json --all`"),
         (text(SHOWN), "edge", ""),  # by journalctl, with time, host and program before the event
         (text(json.dumps(json.loads(line) | {"boot_id": "unknown"}) for line in LINES), "edge", ""),
     ],
@@ -144,6 +162,15 @@ def test_a_log_is_read_as_it_is_found(tmp_path: Path, content: str, machine: str
     ((name, history),) = found(tmp_path).items()
     assert (name, hours(history)) == (machine, 1.0)
     assert any(note in each for each in history.notes) if note else history.notes == []
+
+
+@pytest.mark.parametrize("exported", [JOURNAL, NATIVE])
+def test_an_event_from_journal_and_log_file_counts_once(tmp_path: Path, exported: list[str]):
+    (tmp_path / "till-3.jsonl").write_text(text(LINES))
+    (tmp_path / "till-3.json").write_text(text(exported))
+    ((name, history),) = found(tmp_path).items()
+    assert (name, hours(history), len(history.boots)) == ("till-3", 1.0, 1)
+    assert history.boots[0].repeated == len(LINES)
 
 
 def test_a_kernel_that_names_no_boot_is_told_apart_by_its_clock(tmp_path: Path):

@@ -144,6 +144,29 @@ def test_last_problem_is_kept_with_its_time(health: Monitored) -> None:
     assert first["time"].endswith("Z")
 
 
+def test_status_file_names_the_last_outcomes(health: Monitored) -> None:
+    """The newest first, eight at most; what is put back has not ended."""
+    count, shop = Counters(lambda *_, **__: None), {"folder": "shop"}
+    for number in range(9):
+        count("image.done", **shop, path=f"{number}.jpg", verdict="ok", milliseconds={"total": 1234.5}, job=number)
+    count("image.postponed", **shop, path="later.jpg", why="memory")
+    count("image.failed", **shop, path="doc.pdf", reason="unidentified", milliseconds={})
+    health.monitor._counters = count
+    health.ticks(2)
+    first, second, *more = health.status()["recent"]
+    times = [each.pop("at") for each in (first, second)]
+    assert {
+        "event": "image.failed",
+        "folder": "shop",
+        "path": "doc.pdf",
+        "reason": "unidentified",
+        "seconds": None,
+    } == first
+    assert {"event": "image.done", "folder": "shop", "path": "8.jpg", "verdict": "ok", "seconds": 1.234} == second
+    assert [f"{number}.jpg" for number in range(7, 1, -1)] == [each["path"] for each in more]
+    assert all(time.endswith("Z") for time in times)
+
+
 def test_missing_runtime_directory_blinds_but_does_not_stop(tmp_path: Path) -> None:
     """Said once when it begins and once when it is over; a directory that may be made is made again."""
     (tmp_path / "gone").write_text("a file in its place")

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import UTC, datetime
@@ -43,15 +44,33 @@ def test_every_value_becomes_json(value: object, expected: object) -> None:
     assert {"key": expected} == json.loads(jsonl.to_json({"key": value}))
 
 
+TURNING = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # controls of the writing's direction
 leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.binary(max_size=8)
 
 
 @given(st.dictionaries(st.text(max_size=8), leaves | st.lists(leaves, max_size=3), max_size=4))
-def test_any_value_is_one_printable_ascii_line(values: dict[str, object]) -> None:
+def test_any_value_is_one_line_that_steers_nothing(values: dict[str, object]) -> None:
     line = jsonl.to_json(values)
-    assert line.isascii()
-    assert line.isprintable()
+    assert line.encode("utf-8", "strict").decode() == line
+    assert {unicodedata.category(char) for char in line}.isdisjoint({"Cc", "Cs", "Zl", "Zp"})
+    assert {unicodedata.bidirectional(char) for char in line}.isdisjoint(TURNING)
+    assert len(line.splitlines()) == 1
     assert isinstance(json.loads(line), dict)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("Vase mit Ümläut.JPG", "Vase mit Ümläut.JPG"),  # as grep looks for it
+        ("靴\u3000😀.jpg", "靴\u3000😀.jpg"),
+        ("a\x1b\x7f\x9b\u202e\u2066\u200f\u2028\udcff.jpg", r"a\u001b\u007f\u009b\u202e\u2066\u200f\u2028\udcff.jpg"),
+        ("\U000e0041tag\ufeff", r"\udb40\udc41tag\ufeff"),
+    ],
+)
+def test_names_are_in_utf8_but_for_what_nobody_sees(name: str, written: str) -> None:
+    line = jsonl.to_json({"path": name})
+    assert f'{{"path":"{written}"}}' == line
+    assert name == json.loads(line)["path"]
 
 
 def test_process_is_known_by_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
