@@ -55,9 +55,9 @@ class SeenStatus:
 
     @property
     def exit(self) -> Exit:
-        return (
-            Exit.OK if self.state is ServiceState.RUNNING else Exit.NOT_RUNNING if self.state in ENDED else Exit.FAILED
-        )
+        if self.state is ServiceState.RUNNING:
+            return Exit.OK
+        return Exit.NOT_RUNNING if self.state in ENDED else Exit.FAILED
 
 
 def unreadable(runtime: Path) -> str:

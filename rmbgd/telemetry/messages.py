@@ -11,7 +11,7 @@ from typing import Any
 
 LINE_MAXIMUM = 200  # characters; two rows of a terminal. The whole event is in the log
 LARGEST = 1e15  # of a number; what is beyond, or none, was never measured
-VALUE_MAXIMUM = 80  # characters of one value: a path that is longer loses its middle
+VALUE_MAXIMUM = 120  # characters of one value: a path that is longer loses its middle
 
 # {key} or {key:form}. What is in brackets is left out where one of its values is missing, empty, zero or null.
 SENTENCES = {
@@ -36,7 +36,7 @@ SENTENCES = {
     "status.lost": "cannot write the status file: {cause}",
     "status.written": "the status file is written again after {seconds:time}",
     "hook.failed": "hook {hook} failed: {detail}",
-    "folder.watching": "watching folder {folder} ({mode}, {file_system}[, {watches} watches])",
+    "folder.watching": "watching folder {folder} ({mode}, {file_system}[, inotify watches: {watches}])",
     "folder.waiting": "folder {folder} cannot be used now: {cause}[; {holder} claims from it]",
     "folder.contested": (
         "another service wants folder {folder}: process {contender_pid} on {host} ({state_directory})"
@@ -49,7 +49,7 @@ SENTENCES = {
     "intake.stuck_upload": "{path} is still open or growing after {seconds:time}",
     "intake.blocked": "cannot take {path}: {cause}",
     "intake.recovered": (
-        "after the last run: {jobs:images} to do again, {published} found complete"
+        "looked for what the last run left[: {jobs:images} to do again][, {published} found complete]"
         "[, {set_aside} set aside that crashed the service]"
     ),
     "image.done": "{path} -> {output} ({width}x{height}, {model} on {device}[, {total:time}])[: {odd}]",

@@ -61,7 +61,13 @@ CASES = [
     Case("mtbf @/closed/events.jsonl", "closed/events.jsonl"),
     Case("mtbf A=@/closed/events.jsonl", "closed/events.jsonl"),
     Case("mtbf @/listed", "listed/events.jsonl"),
-    Case("mtbf @/plain.txt --html @/fixed/report.html", "fixed/report.html"),
+    Case("mtbf @/plain.txt", "plain.txt"),
+    Case("mtbf @/empty.txt --html @/fixed/report.html", "fixed/report.html"),
+    *(
+        Case(f"hooks {verb} --config @/closed.toml", "closed.toml", Exit.CONFIGURATION)
+        for verb in ("run", "test on_idle")
+    ),
+    Case("hooks test on_idle --config @/kept.toml", "kept.toml", Exit.CONFIGURATION),
     *(Case(f"models {verb} --models-dir @/closed", "closed") for verb in ("list", "verify", "verify birefnet")),
     *(Case(f"models {verb} birefnet --models-dir @/half", "half/birefnet") for verb in ("verify", "path")),
     Case("models verify @/closed/model.safetensors", "closed/model.safetensors"),
@@ -173,6 +179,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     written |= dict.fromkeys(
         ("plain.txt", "file", "closed.jsonl", "closed/events.jsonl", "listed/events.jsonl"), b"{}\n"
     )
+    written["empty.txt"] = b""
     for name, data in written.items():
         (base / name).parent.mkdir(exist_ok=True)
         (base / name).write_bytes(data)
@@ -223,7 +230,7 @@ def test_no_command_is_left_out() -> None:
     for name in cli.COMMANDS:
         inner = subcommands(subcommands(cli.build_parser(name))[name])
         every |= {f"{name} {verb}" for verb in inner} or {name}
-    tried = {" ".join(case.words.split()[: 1 + case.words.startswith(("models", "ledger"))]) for case in CASES}
+    tried = {" ".join(case.words.split()[: 1 + case.words.startswith(("models", "ledger", "hooks"))]) for case in CASES}
     assert every == tried
 
 

@@ -15,7 +15,7 @@ from rmbgd.config import load as config
 from rmbgd.events import ENVELOPE, problems_with
 from rmbgd.service import exit_recorder
 from rmbgd.service.exit_recorder import STATUS_FILE, exit_keys
-from rmbgd.telemetry import jsonl
+from rmbgd.telemetry import journal, jsonl
 
 KILLED = {"SERVICE_RESULT": "signal", "EXIT_CODE": "killed", "EXIT_STATUS": "KILL", "INVOCATION_ID": "run-1"}
 
@@ -48,6 +48,31 @@ def test_cause_goes_to_the_journal_and_the_log(written: str, tmp_path: Path) -> 
     assert ["service.exit", "signal", "killed", "KILL"] == [event[key] for key in ("event", "result", "code", "status")]
     assert event["uptime"] > 0
     assert [] == problems_with("service.exit", {key: event[key] for key in event if key not in ENVELOPE})
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_journal_gets_a_sentence_where_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], answers: bool
+) -> None:
+    """As from the service itself, with the line beside it; a journal that is away gets the line by way of stdout."""
+    entries: list[tuple[bytes, ...]] = []
+
+    def send(*fields: bytes) -> None:
+        if not answers:
+            raise ConnectionRefusedError
+        entries.append(fields)
+
+    monkeypatch.setattr(journal, "leads_to_journal", lambda descriptor: descriptor == 1)
+    monkeypatch.setattr(journal, "sendv", send)
+    for name, value in KILLED.items():
+        monkeypatch.setenv(name, value)
+    assert exit_recorder.main(["--config", str(configured(tmp_path))]) == 0
+    line, out = (tmp_path / "events.jsonl").read_text(), capsys.readouterr().out
+    assert out == ("" if answers else line)
+    if answers:
+        assert {b"MESSAGE=the process ended: signal (killed, KILL)", f"RMBGD_JSON={line.rstrip()}".encode()} <= {
+            *entries[0]
+        }
 
 
 def test_uptime_is_that_of_the_run_that_ended() -> None:

@@ -105,7 +105,7 @@ class InstalledService:
 
     def events(self, name: str | None = None) -> list[dict[str, Any]]:
         try:
-            text = self.machine.path(LOG).read_text(encoding="ascii")
+            text = self.machine.path(LOG).read_text(encoding="utf-8")
         except FileNotFoundError:
             return []
         found = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+import operator
 
 import pytest
 
-from rmbgd.service.systemd import MISSING
 from tests.system.conftest import REPOSITORY
 from tests.system.machine import Machine
 from tests.system.service import UNIT, USER, InstalledService, image
@@ -33,7 +33,7 @@ def test_service_is_ready_after_the_commands_of_the_readme(service: InstalledSer
 def test_image_of_another_user_becomes_a_cutout(service: InstalledService) -> None:
     """Dropped by a member of rmbgd-in, into a new folder too, published for the group rmbgd, the original archived.
 
-    `journalctl RMBGD_EVENT=image.done` finds the events, and each message is the whole event.
+    `journalctl RMBGD_EVENT=image.done` finds the events: a sentence for people, the whole event beside it.
     """
     service.drop_all({"shoe.jpg": image(1), "spring/shoe.jpg": image(2)})
     service.wait(lambda: len(service.events("image.done")) == 2, "both cutouts")
@@ -48,7 +48,8 @@ def test_image_of_another_user_becomes_a_cutout(service: InstalledService) -> No
     entries = [json.loads(line) for line in service.journal("-o", "json", "RMBGD_EVENT=image.done").splitlines()]
     invocation = service.show("InvocationID")["InvocationID"]
     own = [entry for entry in entries if entry["_SYSTEMD_INVOCATION_ID"] == invocation]
-    assert service.events("image.done") == [json.loads(entry["MESSAGE"]) for entry in own]
+    assert service.events("image.done") == [json.loads(entry["RMBGD_JSON"]) for entry in own]
+    assert "shoe.jpg -> shoe.png (320x240, u2netp on cpu, " in own[0]["MESSAGE"]
     assert {"6"} == {entry["PRIORITY"] for entry in own}
 
 
@@ -68,19 +69,81 @@ def test_archived_original_is_for_those_who_may_fetch_results(service: Installed
     assert not can("eve", "cat")
 
 
-@pytest.mark.parametrize("missing", ["setting", "library"])
-def test_what_only_the_operator_can_mend_is_told_and_not_started_again(service: InstalledService, missing: str) -> None:
-    """Exit 78 ends in the state failed, without a restart; the journal names the setting, or systemd-python."""
+def test_what_only_the_operator_can_mend_is_told_and_not_started_again(service: InstalledService) -> None:
+    """Exit 78 ends in the state failed, without a restart; the journal names the setting."""
     service.stop()
-    if missing == "setting":
-        service.machine.sh("printf '[intake]\\nquiet_close = 1.0\\n' > /etc/rmbgd/rmbgd.toml")
-    else:
-        service.drop_in("[Service]\nTemporaryFileSystem=/opt/libraries/systemd:ro\n")
+    service.machine.sh("printf '[intake]\\nquiet_close = 1.0\\n' > /etc/rmbgd/rmbgd.toml")
     service.machine.run("systemctl", "start", UNIT, check=False)
     state = {"ActiveState": "failed", "ExecMainStatus": "78", "NRestarts": "0"}
     assert state == service.show(*state)
-    words = "did you mean 'quiet_closed'?" if missing == "setting" else MISSING
-    assert words in service.journal("-o", "cat", "-n", "20")
+    assert "did you mean 'quiet_closed'?" in service.journal("-o", "cat", "-n", "20")
+
+
+@pytest.mark.parametrize("form", ["auto", "json"])
+def test_mtbf_reads_the_journal_as_the_log_file(service: InstalledService, form: str) -> None:
+    """With sentences as messages and with JSON lines; an end by SIGKILL, which the exit recorder saw, too."""
+    service.stop()
+    run = f"/opt/rmbgd/bin/rmbgd run --log {form} --config /etc/rmbgd/rmbgd.toml"
+    service.drop_in(f"[Service]\nRestartSec=100ms\nExecStart=\nExecStart={run}\n")
+    cursor = service.journal("-n", "1", "--show-cursor").rpartition("-- cursor: ")[2].strip()
+    service.machine.sh("truncate -s0 /var/log/rmbgd/events.jsonl")
+    service.start()
+    service.serve("Ümläut \u202egpj.jpg", image(7))
+    service.signal("KILL")
+    service.wait(lambda: len(service.events("service.ready")) == 2, "the next start")
+    service.stop()
+    service.machine.sh(
+        f"journalctl --sync; journalctl -o json --all --after-cursor='{cursor}' -u {UNIT} > /var/tmp/journal.json"
+    )
+    exported = [json.loads(line) for line in service.machine.path("/var/tmp/journal.json").read_text().splitlines()]
+    ours = [entry for entry in exported if "RMBGD_JSON" in entry]
+    by_time = operator.itemgetter("monotonic", "event")
+    written = [json.loads(entry["RMBGD_JSON"]) for entry in ours]
+    assert sorted(service.events(), key=by_time) == sorted(written, key=by_time)
+    sentences = [entry for entry in ours if not str(entry["MESSAGE"]).startswith("{")]
+    assert {"service.exit"} == {entry["RMBGD_EVENT"] for entry in sentences} or form == "auto"
+    reports = []
+    for logs in ("/var/tmp/journal.json", "/var/log/rmbgd", "/var/tmp/journal.json /var/log/rmbgd"):
+        report = json.loads(service.machine.sh(f"/opt/rmbgd/bin/rmbgd mtbf --json {logs}"))["total"]
+        reports.append((report["operating_hours"], report["pictures"]["done"], len(report["failures"])))
+    assert 1 == len(set(reports)), reports
+    assert (1, 1) == reports[0][1:]
+
+
+def test_hooks_are_run_outside_of_the_sandbox(service: InstalledService) -> None:
+    """A command as the service's user, who may do there what the service may not; and a unit, by root."""
+    machine = service.machine
+    service.stop()
+    machine.path("/usr/local/bin/tell").write_text(
+        "#!/bin/sh\nset -e\ncat > /home/told/$RMBGD_HOOK.json\nid -un > /home/told/user\nid -Gn >> /home/told/user\n"
+    )
+    machine.path("/etc/systemd/system/idle.service").write_text(
+        "[Service]\nType=oneshot\nExecStart=/bin/touch /root/idle-told\n"
+    )
+    machine.sh(
+        "chmod 0755 /usr/local/bin/tell; install -d -o rmbgd /home/told; systemctl daemon-reload\n"
+        'sed -i \'s|^on_failed = .*|on_failed = ["/usr/local/bin/tell"]|; s|^on_idle = .*|on_idle = "idle.service"|\' '
+        "/etc/rmbgd/rmbgd.toml"
+    )
+    service.start()
+    service.drop("doc.pdf", b"%PDF-1.7 " * 100)
+    told = machine.path("/home/told/on_failed.json")
+    service.wait(lambda: told.exists() and told.read_text().endswith("}"), "the command of on_failed")
+    call = json.loads(told.read_text())
+    assert ("image.failed", "doc.pdf", 1, 0) == (call["event"], call["path"], call["count"], call["lost"])
+    service.wait(lambda: machine.path("/root/idle-told").exists(), "the unit of on_idle")
+    service.wait(lambda: machine.path("/home/told/user").read_text().endswith("\n"), "the user")
+    assert "rmbgd\nrmbgd\n" == machine.path("/home/told/user").read_text()
+    service.wait(lambda: machine.run("ls", "/run/rmbgd/hooks") == "", "an empty spool")
+    assert [] == service.events("hook.failed")
+    machine.path("/usr/local/bin/tell").write_text("#!/bin/sh\nexit 3\n")
+    as_service = ("runuser", "-u", "rmbgd", "--", "/opt/rmbgd/bin/rmbgd", "hooks", "test", "on_failed")
+    assert b"ended with status 3" in machine.call(*as_service).stderr
+    machine.sh("""echo '{"hook": "on_failed", "event": "image.failed"}' > /run/rmbgd/hooks/1.json""")
+    service.wait(lambda: service.events("hook.failed"), "the failed command")
+    assert "hook on_failed failed: /usr/local/bin/tell ended with status 3" in machine.run(
+        "journalctl", "-o", "cat", "-n", "50"
+    )
 
 
 @pytest.mark.parametrize(("denied", "status"), [("no", 0), ("yes", 1)])
@@ -128,7 +191,8 @@ def test_service_runs_with_the_drop_in(service: InstalledService, name: str) -> 
 
 
 def test_systemd_understands_every_line_of_the_unit(installed: Machine) -> None:
-    units = [f"/etc/systemd/system/{name}" for name in (UNIT, "rmbgd-gpu-prepare.service")]
+    names = (UNIT, "rmbgd-gpu-prepare.service", "rmbgd-hooks.service", "rmbgd-hooks.path")
+    units = [f"/etc/systemd/system/{name}" for name in names]
     said = installed.call("systemd-analyze", "verify", *units)
     assert (0, b"", b"") == (said.returncode, said.stdout, said.stderr)
 
