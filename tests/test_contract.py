@@ -27,6 +27,7 @@ from tools import gen_reference
 REPOSITORY = Path(__file__).parents[1]
 FROZEN = REPOSITORY / "tests" / "contract"
 COMMANDS = ["run", "once", "check", "status", "doctor", "bench", "mtbf", "models", "ledger"]
+COMMANDS += ["completion", "help"]
 COMMANDS += [f"models {action}" for action in ("list", "fetch", "accept", "verify", "optimize")]
 COMMANDS += [f"ledger {action}" for action in ("check", "backup", "restore")]
 BOUNDS = ("ge", "gt", "le", "lt")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rmbgd.cli import main as cli
+from rmbgd.cli.completion import actions_of
 from rmbgd.config import load
 from rmbgd.events import EVENTS
 from tools import gen_reference
@@ -20,6 +22,10 @@ LARGEST = 6 << 20  # bytes; the embedded model has 4.6 MB
 STRANGE_PATHS = ["/" + "work/", "/root/" + ".pyenv", "/home/" + "user"]
 OPERATIONS = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
 CONFIGURATION = [REPOSITORY / "config" / "rmbgd.toml", *sorted((REPOSITORY / "systemd").glob("**/*.*"))]
+CONFIGURATION += sorted(path for path in (REPOSITORY / "contrib").rglob("*") if path.is_file())
+# Of rsync and of tools/gpu_session.sh, which the pages name before.
+OPTIONS_OF_OTHERS = {"--append", "--append-verify", "--chmod", "--inplace", "--perms"}
+OPTIONS_OF_OTHERS |= {"--budget", "--checkpoint", "--only"}
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 
 
@@ -43,14 +49,23 @@ def test_outdated_file_is_named(name: str, tmp_path: Path, capsys: pytest.Captur
     assert not (tmp_path / name).exists()
 
 
+def code_of(page: Path) -> Iterator[str]:
+    """Lines of code blocks and units, and code within prose, without comments; continued lines as one."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
+    if page.suffix == ".md":
+        for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
+            yield from (line.partition(" #")[0] for line in block.splitlines() if not line.startswith("#"))
+        text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    else:
+        yield from re.findall(r"^Exec\w+=.*", text, re.MULTILINE)
+    yield from re.findall(r"`([^`\n]+)`", text)
+
+
 def commands_of(page: Path) -> list[str]:
-    """What the code of a page, or a unit, calls of rmbgd, a command line each, without prompts, comments and pipes."""
-    text = page.read_text(encoding="utf-8")
-    code = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    code += re.findall(r"^Exec\w+=.*", text, re.MULTILINE)
-    code += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    found = [re.search(r"(?:^|\s|/)rmbgd( [a-z][^#|&;<(\[]*)$", line.partition("#")[0].strip()) for line in code]
-    return [match[1].strip() for match in found if match]
+    """What a page or a unit calls of rmbgd, a command line each, without prompts and what a shell does with it."""
+    parts = (part.strip() for line in code_of(page) for part in re.split(r"[|;&<>()\[]", line))
+    found = (re.search(r"(?:^|[\s/])rmbgd ((?:--[a-z]|-V|[a-z-]+(?=\s|$)).*)", part) for part in parts)
+    return [match[1].removesuffix(" ...") for match in found if match]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *CONFIGURATION], ids=lambda page: page.name)
@@ -61,21 +76,34 @@ def test_commands_in_documents_are_understood(page: Path, capsys: pytest.Capture
         words = shlex.split(command)
         try:
             cli.build_parser(words[0]).parse_args(words)
-        except SystemExit:
-            if "arguments are required" not in (told := capsys.readouterr().err):
+        except SystemExit as leaving:
+            if leaving.code and ": missing: " not in (told := capsys.readouterr().err):
                 refused.append((command, told))
     assert [] == refused
 
 
-def test_commands_are_found_in_documents() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_in_documents_exist(page: Path) -> None:
+    """Those that stand alone in prose; options of other programs stand behind these programs' names."""
+    alone = [match[1] for code in code_of(page) if (match := re.match(r"(--?[a-z][\w-]*)", code))]
+    known = {word for action in actions_of(cli.build_parser(*cli.COMMANDS)) for word in action.option_strings}
+    assert set() == set(alone) - known - OPTIONS_OF_OTHERS
+
+
+def test_commands_are_found_in_documents(tmp_path: Path) -> None:
     found = {page.name: commands_of(page) for page in [*PAGES, *CONFIGURATION]}
     assert "models fetch birefnet-lite" in found["operations.md"]
     assert "run --config /etc/rmbgd/rmbgd.toml" in found["rmbgd.service"]
     assert "check --config FILE" in found["rmbgd.toml"]
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`sudo /opt/rmbgd/bin/rmbgd a`\n```sh\nx | rmbgd b -c | y && rmbgd d \\\n  e  # f\n```\n`rmbgd --g`\n"
+    )
+    assert sorted(["a", "b -c", "d   e", "--g"]) == sorted(commands_of(page))
 
 
-def test_every_command_is_in_the_readme() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_every_command_is_in_the_readme_or_on_the_operations_page() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8") + OPERATIONS
     assert [] == [command for command in cli.COMMANDS if f"`rmbgd {command}" not in text]
 
 
