@@ -30,7 +30,7 @@ PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
 
 
 def test_generated_files_are_up_to_date() -> None:
-    """Renew them with `python tools/gen_reference.py`. The package carries the shipped configuration with it."""
+    """Renew them with `python -m tools.gen_reference`. The package carries the shipped configuration with it."""
     assert [] == gen_reference.outdated()
     inside = Path(load.__file__).with_name("default.toml")
     assert inside.read_bytes() == (REPOSITORY / "config" / "rmbgd.toml").read_bytes()
@@ -39,13 +39,11 @@ def test_generated_files_are_up_to_date() -> None:
 @pytest.mark.parametrize("name", gen_reference.FILES)
 def test_outdated_file_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--check exits 1 with the file, old or missing, and the command that renews it, and writes nothing."""
-    for each in gen_reference.FILES:
-        (tmp_path / each).parent.mkdir()
     assert gen_reference.main([], tmp_path) == gen_reference.main(["--check"], tmp_path) == 0
     for spoil in (lambda path: path.write_text("old"), Path.unlink):
         spoil(tmp_path / name)
         assert gen_reference.main(["--check"], tmp_path) == 1
-        assert f"{name} is out of date: run `python tools/gen_reference.py`" in capsys.readouterr().err
+        assert f"{name} is out of date: run `python -m tools.gen_reference`" in capsys.readouterr().err
     assert not (tmp_path / name).exists()
 
 
@@ -64,7 +62,7 @@ def code_of(page: Path) -> Iterator[str]:
 def commands_of(page: Path) -> list[str]:
     """What a page or a unit calls of rmbgd, a command line each, without prompts and what a shell does with it."""
     parts = (part.strip() for line in code_of(page) for part in re.split(r"[|;&<>()\[]", line))
-    found = (re.search(r"(?:^|[\s/])rmbgd ((?:--[a-z]|-V|[a-z-]+(?=\s|$)).*)", part) for part in parts)
+    found = (re.search(r"(?:^|[\s/])rmbgd ((?:--[a-z]|-V|[a-z][a-z-]*(?=\s|$)).*)", part) for part in parts)
     return [match[1].removesuffix(" ...") for match in found if match]
 
 

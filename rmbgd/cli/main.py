@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from pathlib import Path
 
@@ -90,7 +90,8 @@ def _make_streams_usable() -> None:
                 pass
             setattr(sys, name, os.fdopen(opened, mode))
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
+        with suppress(OSError):  # of a stream whose descriptor was exchanged below it
+            sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _say_what_there_is() -> int:
