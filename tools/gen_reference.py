@@ -64,13 +64,13 @@ def default_toml() -> str:
             if value is PydanticUndefined:
                 raise LookupError(f"{name}.{setting} has no default: add an example to EXAMPLES")
             # None is not set, and TOML has no word for that.
-            blocks += [f"# {setting} =" if value is None else f"{setting} = {_toml(value)}"]
+            blocks += [f"# {setting} =" if value is None else f"{setting} = {toml_value(value)}"]
     return "\n".join(blocks) + "\n"
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml(entry) for entry in value)}]"
+        return f"[{', '.join(toml_value(entry) for entry in value)}]"
     if type(value) is int:
         return f"{value:_}"
     return json.dumps(value if isinstance(value, (bool, float)) else str(value), ensure_ascii=False)
@@ -136,7 +136,13 @@ def _settings() -> Iterator[str]:
         rows = []
         for setting, field in model.model_fields.items():
             default = field.default
-            shown = "none" if default is None else "required" if default is PydanticUndefined else f"`{_toml(default)}`"
+            shown = (
+                "none"
+                if default is None
+                else "required"
+                if default is PydanticUndefined
+                else f"`{toml_value(default)}`"
+            )
             rows.append((f"`{setting}`", shown, unit_and_bounds(field), str(field.description)))
         yield _table(("setting", "default", "unit, bounds", "reason"), rows)
 

@@ -32,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     command("check", "check the whole ledger, also of a running service, and list its copies", _check)
     added = command("backup", "copy the ledger, also of a running service", _backup)
-    text = "where to (default: today's copy in the state directory)"
+    text = "file to write the copy to (default: today's copy in the state directory)"
     added.add_argument("file", nargs="?", type=Path, metavar="FILE", help=text)
     added = command("restore", "put a copy in the ledger's place, which is kept; the service must be stopped", _restore)
-    text = "what to restore (default: the newest sound copy in the state directory)"
+    text = "copy to restore (default: the newest sound copy in the state directory)"
     added.add_argument("file", nargs="?", type=Path, metavar="FILE", help=text)
 
 
