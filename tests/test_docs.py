@@ -27,6 +27,9 @@ CONFIGURATION += sorted(path for path in (REPOSITORY / "contrib").rglob("*") if 
 OPTIONS_OF_OTHERS = {"--append", "--append-verify", "--chmod", "--inplace", "--perms"}
 OPTIONS_OF_OTHERS |= {"--budget", "--checkpoint", "--only"}
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
+PLAIN = [*PAGES, *CONFIGURATION]
+# An image is rejected, a person retries it; refusing is what a disk, a ledger or a kernel does.
+REPLACED = ("pictures?", "refused", "at fault", "anew", "shall")
 
 
 def test_generated_files_are_up_to_date() -> None:
@@ -103,6 +106,23 @@ def test_commands_are_found_in_documents(tmp_path: Path) -> None:
 def test_every_command_is_in_the_readme_or_on_the_operations_page() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8") + OPERATIONS
     assert [] == [command for command in cli.COMMANDS if f"`rmbgd {command}" not in text]
+
+
+@pytest.mark.parametrize("words", REPLACED)
+@pytest.mark.parametrize("page", [page for page in PLAIN if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_one_thing_has_one_word(page: Path, words: str) -> None:
+    """Names of options, settings, keys and functions stay as they are."""
+    text = re.sub(r"--pictures|trial_pictures|`pictures`|`image\.\w+`", "", page.read_text(encoding="utf-8"))
+    lines = [line for line in text.splitlines() if re.search(rf"\b({words})\b", line, re.IGNORECASE)]
+    assert [] == lines
+
+
+def test_help_texts_use_the_same_words() -> None:
+    parser = cli.build_parser(*cli.COMMANDS)
+    texts = [str(action.help) for action in actions_of(parser)]
+    texts += [str(sub.epilog) for sub in gen_reference.subcommands(parser).values()]
+    assert len(texts) > 60
+    assert [] == [text for text in texts if re.search(rf"\b({'|'.join(REPLACED)})\b", text, re.IGNORECASE)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

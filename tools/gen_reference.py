@@ -209,7 +209,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-REASONS = "Why an image is refused: `reason` of `image.failed`, of the sidecar `<name>.error.json`, and in the ledger."
+REASONS = "Why an image is rejected: `reason` of `image.failed`, of the sidecar `<name>.error.json`, and in the ledger."
 PARTS: dict[str, Callable[[], Iterable[str]]] = {
     "Settings": _settings,
     "Commands": _commands,

@@ -58,9 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--batch", type=_sizes, metavar="LIST", help=text)
     text = "directory on the disk to measure (default: the system's for temporary files)"
     add("--scratch", type=Path, metavar="FOLDER", help=text)
-    add(
-        "--config", type=Path, metavar="FILE", help="configuration to take recipe, engine, threads and directories from"
-    )
+    add("--config", type=Path, metavar="FILE", help="configuration with the recipe, engine, threads and directories")
     add("--recipe", default="default", metavar="NAME", help="recipe to measure, of that file (default: default)")
     add("--models-dir", type=Path, metavar="FOLDER", help="directory of fetched models (default: as configured)")
     add("--json", action="store_true", help="print one JSON object instead of tables")

@@ -55,18 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser, *, models: Path = store.DEFAU
     text = "compile a model's kernels for the GPU of this machine, once, so that the service starts without a compiler"
     add = command("optimize", text, _optimize)
     add("name", metavar="NAME", help=SOURCE)
-    add(
-        "--device", default="cuda", help="GPU to compile for: cuda, or cuda:N for one of several (default: %(default)s)"
-    )
+    add("--device", default="cuda", help="GPU to compile for: cuda, or cuda:N of several (default: %(default)s)")
     text, choices = (
-        "number format that the service uses there (default: %(default)s)",
+        "number format that the service uses (default: %(default)s)",
         ("float16", "bfloat16", "float32"),
     )
     add("--precision", choices=choices, default="float16", help=text)
     add(
         "--patch-order",
         default="auto",
-        help="order of image patches, for weights that do not state it (default: %(default)s)",
+        help="order of image patches, if weights do not state it (default: %(default)s)",
     )
 
 
