@@ -6,11 +6,14 @@ import argparse
 import importlib
 import io
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from importlib import resources
 from pathlib import Path
 
@@ -131,7 +134,8 @@ def _ended_like_by_the_keyboard(numbers: Sequence[signal.Signals]) -> Iterator[N
 
 def build_parser(*commands: str | None) -> CommandParser:
     """The command line, with the options of `commands` only: `rmbgd --help` must not wait for the libraries of all."""
-    statuses = "\n".join(f"  {int(code):3}  {text}" for code, text in EXIT_TEXT.items())
+    fill = partial(textwrap.fill, width=shutil.get_terminal_size().columns - 2, subsequent_indent=" " * 7)
+    statuses = "\n".join(fill(f"  {int(code):3}  {text}") for code, text in EXIT_TEXT.items())
     parser = CommandParser(
         prog="rmbgd",
         description="Removes the background of every image dropped into a folder.",
@@ -139,7 +143,7 @@ def build_parser(*commands: str | None) -> CommandParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("-V", "--version", action="version", version=f"rmbgd {__version__}")
-    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    verbs = parser.add_subparsers(title="commands", dest="verb", metavar="VERB", required=True)
     for name, text in COMMANDS.items():
         sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         if name not in commands:

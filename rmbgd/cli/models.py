@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, models: Path = store.DEFAU
     text = "directory of weights (default: %(default)s)"
     shared.add_argument("--models-dir", type=Path, default=models, metavar="FOLDER", help=text)
     verbs = "list | fetch | accept | path | verify | optimize"
-    commands = parser.add_subparsers(dest="models_verb", required=True, metavar=verbs)
+    commands = parser.add_subparsers(title="commands", dest="models_verb", required=True, metavar=verbs)
 
     def command(name: str, text: str, action: Callable[[argparse.Namespace], int]) -> Callable[..., object]:
         description = text[0].upper() + text[1:] + "."

@@ -71,15 +71,21 @@ def test_short_answer_loads_no_library(arguments: list[str]) -> None:
         "import sys\nfrom rmbgd.cli.main import main\n"
         "try:\n    main(sys.argv[1:])\nexcept SystemExit as leaving:\n    assert leaving.code in (0, None)\n"
         f"print(sorted(set(sys.modules) & {set(HEAVY)!r}), file=sys.stderr)\n"
+        "print(sorted(name for name in sys.modules if name.startswith('rmbgd.cli.')), file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
-    assert done.stderr.endswith("[]\n")
+    heavy, modules = done.stderr.splitlines()[-2:]
+    assert ("[]", {"rmbgd.cli.main", "rmbgd.cli.parser"}) == (
+        heavy,
+        set(json.loads(modules.replace("'", '"'))) - {f"rmbgd.cli.{word}" for word in arguments},
+    )
 
 
 def test_help_names_every_command_and_exit_status(rmbgd: Any) -> None:
     said = rmbgd("--help")[1]
-    assert all(str(int(code)) in said and text in said for code, text in EXIT_TEXT.items())
+    assert all(f" {int(code)} {text}" in " ".join(said.split()) for code, text in EXIT_TEXT.items())
     assert all(f"\n    {command} " in said for command in cli.COMMANDS)
+    assert max(map(len, said.splitlines())) < 100
 
 
 @pytest.mark.parametrize(

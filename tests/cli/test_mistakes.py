@@ -201,17 +201,21 @@ def printing(request: pytest.FixtureRequest, base: Path, monkeypatch: pytest.Mon
     words = [request.param, *PRINTED[request.param].replace("@", str(base)).split()]
 
     def call(kind: str) -> tuple[int, str]:
-        if kind == "pipe":
+        if kind == "closed":
+            writer = os.open(os.devnull, os.O_WRONLY)
+        elif kind == "pipe":
             reader, writer = os.pipe()
             os.close(reader)
         else:
             writer = os.open(kind, os.O_WRONLY)
         with open(writer, "w", encoding="ascii") as stdout, monkeypatch.context() as patch:
-            patch.setattr(sys, "stdout", stdout)
+            patch.setattr(sys, "stdout", stdout if kind != "closed" else None)
             try:
                 status = cli.main(words)
             except SystemExit as leaving:
                 status = int(leaving.code or 0)
+            if kind == "closed":
+                sys.stdout.close()  # which stands in for it
         return status, capsys.readouterr().err
 
     return call
@@ -225,6 +229,14 @@ def test_output_on_a_full_disk_is_told(printing: Streams) -> None:
 
 def test_reader_that_has_left_is_no_error_to_tell(printing: Streams) -> None:
     assert (Exit.FAILED, "") == printing("pipe")
+
+
+def test_closed_output_is_like_none_wanted(printing: Streams) -> None:
+    """And a terminal that knows only ASCII, as that of LC_ALL=C may, gets escapes."""
+    status, err = printing("/dev/null")
+    assert status in (Exit.OK, Exit.FAILED)
+    assert "Traceback" not in err
+    assert (status, err) == printing("closed")
 
 
 def test_name_that_the_terminal_cannot_show_is_shown_as_an_escape(tmp_path: Path) -> None:
