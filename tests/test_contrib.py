@@ -107,6 +107,7 @@ CASES: list[tuple[str, dict[str, str], bool]] = [
     ("RmbgdFailover", {FAILOVER: "_x80 1x20"}, True),
     ("RmbgdFailover", {FAILOVER: "1x80 2x20"}, True),
     ("RmbgdFailover", {FAILOVER: "_x50 1x50"}, False),
+    ("RmbgdFailover", {FAILOVER: "_x80 0x20"}, False),  # the service was started
     ("RmbgdRestarts", {UPTIME: "0+60x40 0+60x10 0+60x10 0+60x40"}, True),
     ("RmbgdRestarts", {UPTIME: "0+60x40 0+60x60"}, False),
     ("RmbgdSafeMode", {SAFE: "1x100"}, True),

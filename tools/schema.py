@@ -46,14 +46,14 @@ KEYS: dict[str, str] = {
     for name, keys in {
         "any": "configured reading threshold used",
         "text": "aside boot_id cause code config detail device error event file_system folder format from gate holder "
-        "host kind line mode model operator_action output path person python quarantine reason result setting source "
+        "hook host kind line mode model operator_action output path person python quarantine reason result setting source "
         "stage start state_directory status to traceback version what why",
         "text or null": "copy paused",
         "time": "time",
         "time or null": "copy_time",
         "count": "adopted arena_bytes arena_resident armed attempt batch bytes bytes_in bytes_out contender_pid "
         "descriptors done ended_pid engine_tries exit_code failed health.threads height in_flight job jobs ledger_rows "
-        "pid postponed published restarts returned rows rss_bytes service.ready.recovered set_aside skipped "
+        "empty left pid postponed published restarts returned rows rss_bytes service.ready.recovered set_aside skipped "
         "temporaries told trips unknown waiting wanted watches width",
         "number": "heartbeat monotonic seconds until uptime window",
         "number or null": "oldest_waiting",
