@@ -46,8 +46,8 @@ KEYS: dict[str, str] = {
     for name, keys in {
         "any": "configured reading threshold used",
         "text": "aside boot_id cause code config detail device error event file_system folder format from gate holder "
-        "hook host kind line mode model operator_action output path person python quarantine reason result setting source "
-        "stage start state_directory status to traceback version what why",
+        "host kind line mode model operator_action output path person python quarantine reason result setting source "
+        "hook stage start state_directory status to traceback version what why",
         "text or null": "copy paused",
         "time": "time",
         "time or null": "copy_time",
