@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from rmbgd.cli import main as cli
+from rmbgd.cli.completion import actions_of
 from rmbgd.config import load
 from rmbgd.events import EVENTS
 from tools import gen_reference
@@ -20,11 +22,18 @@ LARGEST = 6 << 20  # bytes; the embedded model has 4.6 MB
 STRANGE_PATHS = ["/" + "work/", "/root/" + ".pyenv", "/home/" + "user"]
 OPERATIONS = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
 CONFIGURATION = [REPOSITORY / "config" / "rmbgd.toml", *sorted((REPOSITORY / "systemd").glob("**/*.*"))]
+CONFIGURATION += sorted(path for path in (REPOSITORY / "contrib").rglob("*") if path.is_file())
+# Of rsync and of tools/gpu_session.sh, which the pages name before.
+OPTIONS_OF_OTHERS = {"--append", "--append-verify", "--chmod", "--inplace", "--perms"}
+OPTIONS_OF_OTHERS |= {"--budget", "--checkpoint", "--only"}
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])
+PLAIN = [*PAGES, *CONFIGURATION]
+# An image is rejected, a person retries it; refusing is what a disk, a ledger or a kernel does.
+REPLACED = ("pictures?", "refused", "at fault", "anew", "shall")
 
 
 def test_generated_files_are_up_to_date() -> None:
-    """Renew them with `python tools/gen_reference.py`. The package carries the shipped configuration with it."""
+    """Renew them with `python -m tools.gen_reference`. The package carries the shipped configuration with it."""
     assert [] == gen_reference.outdated()
     inside = Path(load.__file__).with_name("default.toml")
     assert inside.read_bytes() == (REPOSITORY / "config" / "rmbgd.toml").read_bytes()
@@ -33,24 +42,31 @@ def test_generated_files_are_up_to_date() -> None:
 @pytest.mark.parametrize("name", gen_reference.FILES)
 def test_outdated_file_is_named(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """--check exits 1 with the file, old or missing, and the command that renews it, and writes nothing."""
-    for each in gen_reference.FILES:
-        (tmp_path / each).parent.mkdir()
     assert gen_reference.main([], tmp_path) == gen_reference.main(["--check"], tmp_path) == 0
     for spoil in (lambda path: path.write_text("old"), Path.unlink):
         spoil(tmp_path / name)
         assert gen_reference.main(["--check"], tmp_path) == 1
-        assert f"{name} is out of date: run `python tools/gen_reference.py`" in capsys.readouterr().err
+        assert f"{name} is out of date: run `python -m tools.gen_reference`" in capsys.readouterr().err
     assert not (tmp_path / name).exists()
 
 
+def code_of(page: Path) -> Iterator[str]:
+    """Lines of code blocks and units, and code within prose, without comments; continued lines as one."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", "")
+    if page.suffix == ".md":
+        for block in re.findall(r"```\w*\n(.*?)```", text, re.DOTALL):
+            yield from (line.partition(" #")[0] for line in block.splitlines() if not line.startswith("#"))
+        text = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    else:
+        yield from re.findall(r"^Exec\w+=.*", text, re.MULTILINE)
+    yield from re.findall(r"`([^`\n]+)`", text)
+
+
 def commands_of(page: Path) -> list[str]:
-    """What the code of a page, or a unit, calls of rmbgd, a command line each, without prompts, comments and pipes."""
-    text = page.read_text(encoding="utf-8")
-    code = [line for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL) for line in block.splitlines()]
-    code += re.findall(r"^Exec\w+=.*", text, re.MULTILINE)
-    code += re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    found = [re.search(r"(?:^|\s|/)rmbgd( [a-z][^#|&;<(\[]*)$", line.partition("#")[0].strip()) for line in code]
-    return [match[1].strip() for match in found if match]
+    """What a page or a unit calls of rmbgd, a command line each, without prompts and what a shell does with it."""
+    parts = (part.strip() for line in code_of(page) for part in re.split(r"[|;&<>()\[]", line))
+    found = (re.search(r"(?:^|[\s/])rmbgd ((?:--[a-z]|-V|[a-z][a-z-]*(?=\s|$)).*)", part) for part in parts)
+    return [match[1].removesuffix(" ...") for match in found if match]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *CONFIGURATION], ids=lambda page: page.name)
@@ -61,22 +77,52 @@ def test_commands_in_documents_are_understood(page: Path, capsys: pytest.Capture
         words = shlex.split(command)
         try:
             cli.build_parser(words[0]).parse_args(words)
-        except SystemExit:
-            if "arguments are required" not in (told := capsys.readouterr().err):
+        except SystemExit as leaving:
+            if leaving.code and ": missing: " not in (told := capsys.readouterr().err):
                 refused.append((command, told))
     assert [] == refused
 
 
-def test_commands_are_found_in_documents() -> None:
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_options_in_documents_exist(page: Path) -> None:
+    """Those that stand alone in prose; options of other programs stand behind these programs' names."""
+    alone = [match[1] for code in code_of(page) if (match := re.match(r"(--?[a-z][\w-]*)", code))]
+    known = {word for action in actions_of(cli.build_parser(*cli.COMMANDS)) for word in action.option_strings}
+    assert set() == set(alone) - known - OPTIONS_OF_OTHERS
+
+
+def test_commands_are_found_in_documents(tmp_path: Path) -> None:
     found = {page.name: commands_of(page) for page in [*PAGES, *CONFIGURATION]}
     assert "models fetch birefnet-lite" in found["operations.md"]
     assert "run --config /etc/rmbgd/rmbgd.toml" in found["rmbgd.service"]
     assert "check --config FILE" in found["rmbgd.toml"]
+    page = tmp_path / "page.md"
+    page.write_text(
+        "`sudo /opt/rmbgd/bin/rmbgd a`\n```sh\nx | rmbgd b -c | y && rmbgd d \\\n  e  # f\n```\n`rmbgd --g`\n"
+    )
+    assert sorted(["a", "b -c", "d   e", "--g"]) == sorted(commands_of(page))
 
 
-def test_every_command_is_in_the_readme() -> None:
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_every_command_is_in_the_readme_or_on_the_operations_page() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8") + OPERATIONS
     assert [] == [command for command in cli.COMMANDS if f"`rmbgd {command}" not in text]
+
+
+@pytest.mark.parametrize("words", REPLACED)
+@pytest.mark.parametrize("page", [page for page in PLAIN if page.name != "CHANGELOG.md"], ids=lambda page: page.name)
+def test_one_thing_has_one_word(page: Path, words: str) -> None:
+    """Names of options, settings, keys and functions stay as they are."""
+    text = re.sub(r"--pictures|trial_pictures|`pictures`|`image\.\w+`", "", page.read_text(encoding="utf-8"))
+    lines = [line for line in text.splitlines() if re.search(rf"\b({words})\b", line, re.IGNORECASE)]
+    assert [] == lines
+
+
+def test_help_texts_use_the_same_words() -> None:
+    parser = cli.build_parser(*cli.COMMANDS)
+    texts = [str(action.help) for action in actions_of(parser)]
+    texts += [str(sub.epilog) for sub in gen_reference.subcommands(parser).values()]
+    assert len(texts) > 60
+    assert [] == [text for text in texts if re.search(rf"\b({'|'.join(REPLACED)})\b", text, re.IGNORECASE)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

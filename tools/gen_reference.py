@@ -1,4 +1,4 @@
-"""Generates config/rmbgd.toml and docs/reference.md from the source, or with --check says whether they are up to date.
+"""Generates config/rmbgd.toml, docs/reference.md and docs/schema/ from the source; --check says if they are up to date.
 
 The reference lists settings, commands with their options, events, rejection reasons and exit statuses.
 """
@@ -10,6 +10,7 @@ import json
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -22,9 +23,10 @@ from rmbgd.config.load import Config
 from rmbgd.config.settings import Folder, Recipe
 from rmbgd.errors import EXIT_TEXT, REASON_TEXT
 from rmbgd.events import ENVELOPE, EVENTS
+from tools import schema
 
 REPOSITORY = Path(__file__).parents[1]
-COMMAND = "python tools/gen_reference.py"
+COMMAND = "python -m tools.gen_reference"
 WIDTH = 118
 SIZES = ((1 << 50, "PiB"), (1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
 HEADER = (
@@ -62,13 +64,13 @@ def default_toml() -> str:
             if value is PydanticUndefined:
                 raise LookupError(f"{name}.{setting} has no default: add an example to EXAMPLES")
             # None is not set, and TOML has no word for that.
-            blocks += [f"# {setting} =" if value is None else f"{setting} = {_toml(value)}"]
+            blocks += [f"# {setting} =" if value is None else f"{setting} = {toml_value(value)}"]
     return "\n".join(blocks) + "\n"
 
 
-def _toml(value: Any) -> str:
+def toml_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return f"[{', '.join(_toml(entry) for entry in value)}]"
+        return f"[{', '.join(toml_value(entry) for entry in value)}]"
     if type(value) is int:
         return f"{value:_}"
     return json.dumps(value if isinstance(value, (bool, float)) else str(value), ensure_ascii=False)
@@ -134,7 +136,13 @@ def _settings() -> Iterator[str]:
         rows = []
         for setting, field in model.model_fields.items():
             default = field.default
-            shown = "none" if default is None else "required" if default is PydanticUndefined else f"`{_toml(default)}`"
+            shown = (
+                "none"
+                if default is None
+                else "required"
+                if default is PydanticUndefined
+                else f"`{toml_value(default)}`"
+            )
             rows.append((f"`{setting}`", shown, unit_and_bounds(field), str(field.description)))
         yield _table(("setting", "default", "unit, bounds", "reason"), rows)
 
@@ -175,7 +183,9 @@ def _events() -> Iterator[str]:
     yield (
         "One JSON object a line, to the journal (or standard output) and to `service.log_file`. "
         f"Every line has {_code(ENVELOPE)}. Keys with `?` may be absent. What to do about each event: "
-        "[operations](operations.md#every-event-and-what-to-do)."
+        "[operations](operations.md#every-event-and-what-to-do). For programs: JSON Schema of "
+        "[events](schema/event.schema.json), [status.json](schema/status.schema.json), "
+        "[`<output>.json`](schema/cutout.schema.json) and [`<name>.error.json`](schema/failure.schema.json)."
     )
     events = [(f"`{name}`", kind.level, kind.meaning, _code(kind.keys) or "none") for name, kind in EVENTS.items()]
     yield _table(("event", "level", "meaning", "keys"), events)
@@ -199,7 +209,7 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-REASONS = "Why an image is refused: `reason` of `image.failed`, of the sidecar `<name>.error.json`, and in the ledger."
+REASONS = "Why an image is rejected: `reason` of `image.failed`, of the sidecar `<name>.error.json`, and in the ledger."
 PARTS: dict[str, Callable[[], Iterable[str]]] = {
     "Settings": _settings,
     "Commands": _commands,
@@ -207,7 +217,11 @@ PARTS: dict[str, Callable[[], Iterable[str]]] = {
     "Reasons": lambda: [REASONS, _table(("reason", "meaning"), [(f"`{r}`", text) for r, text in REASON_TEXT.items()])],
     "Exit statuses": lambda: [_table(("exit status", "meaning"), [(str(int(n)), t) for n, t in EXIT_TEXT.items()])],
 }
-FILES: dict[str, Callable[[], str]] = {"config/rmbgd.toml": default_toml, "docs/reference.md": reference}
+FILES: dict[str, Callable[[], str]] = {
+    "config/rmbgd.toml": default_toml,
+    "docs/reference.md": reference,
+    **{f"docs/schema/{name}.schema.json": partial(schema.text, name) for name in schema.DOCUMENTS},
+}
 
 
 def outdated(root: Path = REPOSITORY) -> list[str]:
@@ -224,6 +238,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = REPOSITORY) -> int
         if check:
             print(f"{name} is out of date: run `{COMMAND}` and commit the result", file=sys.stderr)
         else:
+            (root / name).parent.mkdir(exist_ok=True)
             (root / name).write_text(FILES[name](), encoding="utf-8")
     return int(check and bool(names))
 

@@ -1,4 +1,4 @@
-"""`rmbgd bench`: measures images per second with the operator's model, device and images, and prints tables."""
+"""`rmbgd bench`: measures images per second with the operator's model, device and images; prints tables or JSON."""
 
 from __future__ import annotations
 
@@ -45,17 +45,23 @@ MEMORY_KINDS = {"rss": "resident", "rss_peak": "peak", "nvml": "on the device (N
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog, parser.formatter_class = ABOUT, argparse.RawDescriptionHelpFormatter
     add = parser.add_argument
-    add("--model", metavar="MODEL", help="a name of `rmbgd models list`, or a path (default: u2netp)")
-    add("--device", metavar="DEVICE", help='"auto", "cpu", "cuda" (the first) or "cuda:N" (default: auto)')
-    add("--precision", choices=PRECISIONS, help="of the network's arithmetic (default: auto)")
-    add("--pictures", type=Path, metavar="FOLDER", help="JPEG and PNG files (default: drawn, 1024 x 1024)")
-    add("--seconds", type=_seconds, default=20.0, metavar="S", help="per half (default: 20)")
-    add("--batch", type=_sizes, metavar="LIST", help="sizes such as 1,2,4 (default: what the engine offers)")
-    add("--scratch", type=Path, metavar="FOLDER", help="directory on the disk to measure (default: the system's)")
-    add("--config", type=Path, metavar="FILE", help="take recipe, engine, threads and directories from here")
-    add("--recipe", default="default", metavar="NAME", help="a recipe of that file (default: default)")
-    add("--models-dir", type=Path, metavar="FOLDER", help="directory of fetched models")
-    add("--json", action="store_true", help="print the JSON line alone")
+    text = "model to measure: a name of `rmbgd models list`, or a path (default: u2netp)"
+    add("--model", metavar="MODEL", help=text)
+    text = 'device to measure: "auto", "cpu", "cuda" (the first) or "cuda:N" (default: auto)'
+    add("--device", metavar="DEVICE", help=text)
+    add("--precision", choices=PRECISIONS, help="number format of the network (default: auto)")
+    text = "images to measure with, JPEG and PNG (default: drawn ones, 1024 x 1024)"
+    add("--pictures", type=Path, metavar="FOLDER", help=text)
+    text = "length of each of the two measurements (default: 20)"
+    add("--seconds", type=_seconds, default=20.0, metavar="S", help=text)
+    text = "batch sizes to measure, such as 1,2,4 (default: those that the engine offers)"
+    add("--batch", type=_sizes, metavar="LIST", help=text)
+    text = "directory on the disk to measure (default: the system's for temporary files)"
+    add("--scratch", type=Path, metavar="FOLDER", help=text)
+    add("--config", type=Path, metavar="FILE", help="configuration with the recipe, engine, threads and directories")
+    add("--recipe", default="default", metavar="NAME", help="recipe to measure, of that file (default: default)")
+    add("--models-dir", type=Path, metavar="FOLDER", help="directory of fetched models (default: as configured)")
+    add("--json", action="store_true", help="print one JSON object instead of tables")
 
 
 def _seconds(text: str) -> float:
@@ -93,20 +99,22 @@ def run(options: argparse.Namespace) -> int:
         if options.config is not None:
             raise
         return usage_error("bench", error)
-    machine, console = bench.default_machine(), Console(highlight=False)
+    machine, stderr = bench.default_machine(), Console(stderr=True, highlight=False)
     asked = {"sizes": options.batch, "seconds": options.seconds, "scratch": options.scratch}
-    shown = console.is_terminal and not options.json
-    with console.status("looking for the device") if shown else nullcontext() as status:
+    with stderr.status("looking for the device") if stderr.is_terminal else nullcontext() as status:
 
         def step(text: str) -> None:
             if status is not None:
                 status.update(escape(text))
+            else:
+                stderr.print(escape(text), soft_wrap=True)
 
         wanted = bench.prepared(config, recipe, machine, folder=options.pictures, **asked)  # --pictures
         result = bench.measure(wanted, machine, step)
-    if not options.json:
-        show(console, wanted, result)
-    print(to_json(bench.to_json(wanted, result)))
+    if options.json:
+        print(to_json(bench.to_json(wanted, result)))
+    else:
+        show(Console(highlight=False), wanted, result)
     return Exit.OK
 
 

@@ -23,7 +23,9 @@ from rmbgd.store.refusals import ledger_faults
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     shared = argparse.ArgumentParser(add_help=False)
     add_config(shared)
-    commands = parser.add_subparsers(dest="ledger_verb", required=True, metavar="check | backup | restore")
+    commands = parser.add_subparsers(
+        title="commands", dest="ledger_verb", required=True, metavar="check | backup | restore"
+    )
 
     def command(name: str, text: str, action: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         description = text[0].upper() + text[1:] + "."
@@ -33,10 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     command("check", "check the whole ledger, also of a running service, and list its copies", _check)
     added = command("backup", "copy the ledger, also of a running service", _backup)
-    text = "where to (default: today's copy in the state directory)"
+    text = "file to write the copy to (default: today's copy in the state directory)"
     added.add_argument("file", nargs="?", type=Path, metavar="FILE", help=text)
     added = command("restore", "put a copy in the ledger's place, which is kept; the service must be stopped", _restore)
-    text = "what to restore (default: the newest sound copy in the state directory)"
+    text = "copy to restore (default: the newest sound copy in the state directory)"
     added.add_argument("file", nargs="?", type=Path, metavar="FILE", help=text)
 
 
@@ -100,7 +102,7 @@ def _backup(options: argparse.Namespace) -> int:
         target = copies.copy_of_today(path, datetime.now(UTC))
         _give_to_owner(target, path)
     elif options.file.is_dir() or not options.file.parent.is_dir():
-        return _complain(f"{options.file}: name a file that shall hold the copy, in a directory that is there")
+        return _complain(f"{options.file}: name a file for the copy, in a directory that exists")
     elif options.file.exists() and options.file.samefile(path):
         return _complain(f"{options.file}: this is the ledger itself; name another file")
     else:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
+import shutil
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from rmbgd import __version__
+from rmbgd.cli.parser import CommandParser
 from rmbgd.errors import EXIT_TEXT, REMEDIES, ConfigError, ConfigProblem, Exit, RmbgdError, explain
 from rmbgd.paths import find_config
 
@@ -35,32 +40,40 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "models": "list, fetch and verify models",
     "mtbf": "compute the mean time between failures from event logs",
     "bench": "measure images per second on this machine",
+    "completion": "print a completion script for your shell",
+    "help": "show the help of a command",
 }
 SERVING = ("run", "check")  # they mean a configuration, the other commands a service
-MODULES = {"mtbf": "rmbgd.mtbf.command", "resume": "rmbgd.cli.pause"}  # of the others it is rmbgd.cli.NAME
 OWN_CONFIG = "finds_config"
+MODULES = {"mtbf": "rmbgd.mtbf.command", "resume": "rmbgd.cli.pause"}  # of the others it is rmbgd.cli.VERB
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line. Returns one of errors.Exit; argparse itself leaves with 0 or 2."""
+    _make_streams_usable()
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     command = next((word for word in arguments if not word.startswith("-")), None)
+    signed = f"rmbgd {command}" if command in COMMANDS else "rmbgd"
+    serving = False
     try:
+        if not arguments:
+            return _say_what_there_is()
         options = build_parser(command).parse_args(arguments)
         if OWN_CONFIG in options:
             options.config = find_config(options.config, serving=command in SERVING)
-        with _ended_like_by_the_keyboard(() if command == "run" else (signal.SIGTERM, signal.SIGHUP)):
+        serving = command == "run"
+        with _ended_like_by_the_keyboard(() if serving else (signal.SIGTERM, signal.SIGHUP)):
             status = int(options.run_command(options))
             print(end="", flush=True)  # where it goes to a file on a full disk, this is where that shows
             return status
     except ConfigError as error:
         for problem in error.problems:
-            print(f"rmbgd: {printable(problem)}", file=sys.stderr)
+            print(f"{signed}: {printable(problem)}", file=sys.stderr)
             for line in problem.excerpt if isinstance(problem, ConfigProblem) else ():
                 print(f"  {line}", file=sys.stderr)
         return Exit.CONFIGURATION
     except RmbgdError as error:
-        print(f"rmbgd: {printable(str(error))}", file=sys.stderr)
+        print(f"{signed}: {printable(str(error))}", file=sys.stderr)
         return Exit.FAILED
     except KeyboardInterrupt as interrupt:
         return 128 + int(interrupt.args[0] if interrupt.args else signal.SIGINT)
@@ -69,14 +82,37 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return Exit.FAILED
     except Exception as error:  # noqa: BLE001, what is left is a defect of ours, and says so
         # For the service every error of the system is one; all other commands work on paths that people name.
-        if command != "run" and isinstance(error, OSError) and (error.filename or error.errno in REMEDIES):
-            print(f"rmbgd: {printable(explain(error))}", file=sys.stderr)
+        if not serving and isinstance(error, OSError) and (error.filename or error.errno in REMEDIES):
+            print(f"{signed}: {printable(explain(error))}", file=sys.stderr)
             if error.filename is None:
                 _drop_output()
             return Exit.FAILED
         traceback.print_exc()
         print("rmbgd: this is a defect in rmbgd; please report the lines above", file=sys.stderr)
         return Exit.INTERNAL
+
+
+def _make_streams_usable() -> None:
+    """Opens what was closed (`>&-`), and has names that the terminal's encoding lacks written as escapes.
+
+    The next file opened would get the number of a closed stream, and with it what is meant for that.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            while (opened := os.open(os.devnull, os.O_RDWR)) < number:
+                pass
+            setattr(sys, name, os.fdopen(opened, mode))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        with suppress(OSError):  # of a stream whose descriptor was exchanged below it
+            sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _say_what_there_is() -> int:
+    """The short help of `rmbgd` alone."""
+    parser = build_parser()
+    parser.epilog = "see `rmbgd help VERB`"
+    parser.print_help(sys.stderr)
+    return Exit.USAGE
 
 
 def _drop_output() -> None:
@@ -106,25 +142,28 @@ def _ended_like_by_the_keyboard(numbers: Sequence[signal.Signals]) -> Iterator[N
                 signal.signal(number, signal.SIG_DFL)
 
 
-def build_parser(command: str | None) -> argparse.ArgumentParser:
-    """The command line, with the options of `command` only: `rmbgd --help` must not wait for the libraries of all."""
-    statuses = "\n".join(f"  {int(code):3}  {text}" for code, text in EXIT_TEXT.items())
-    parser = argparse.ArgumentParser(
+def build_parser(*commands: str | None) -> CommandParser:
+    """The command line, with the options of `commands` only: `rmbgd --help` must not wait for the libraries of all."""
+    fill = partial(textwrap.fill, width=shutil.get_terminal_size().columns - 2, subsequent_indent=" " * 7)
+    statuses = "\n".join(fill(f"  {int(code):3}  {text}") for code, text in EXIT_TEXT.items())
+    parser = CommandParser(
         prog="rmbgd",
         description="Removes the background of every image dropped into a folder.",
         epilog=f"exit status:\n{statuses}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"rmbgd {__version__}")
-    commands = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    parser.add_argument("-V", "--version", action="version", version=f"rmbgd {__version__}")
+    verbs = parser.add_subparsers(title="commands", dest="verb", metavar="VERB", required=True)
     for name, text in COMMANDS.items():
-        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
-        if name != command:
+        sub = verbs.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+        if name not in commands:
             continue
         if name == "run":
             add_config(sub)
             sub.set_defaults(run_command=run)
+        elif name == "help":
+            sub.add_argument("about", nargs="*", metavar="VERB", help="a command, such as once, or models fetch")
+            sub.set_defaults(run_command=show_help)
         else:
             module = importlib.import_module(MODULES.get(name, f"rmbgd.cli.{name}"))
             module.add_arguments(sub)
@@ -133,6 +172,11 @@ def build_parser(command: str | None) -> argparse.ArgumentParser:
             described = "events as sentences or as JSON lines (default: sentences on a terminal and in the journal)"
             sub.add_argument("--log", choices=("auto", "json", "text"), default="auto", help=described)
     return parser
+
+
+def show_help(options: argparse.Namespace) -> int:
+    build_parser(*options.about[:1]).parse_args([*options.about, "--help"])
+    return Exit.OK
 
 
 def run(options: argparse.Namespace) -> int:

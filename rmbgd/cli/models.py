@@ -18,8 +18,8 @@ from rmbgd.models import fetch, licences, store
 from rmbgd.models.registry import REGISTRY, ModelEntry, lookup
 from rmbgd.paths import find_config
 
-NAME = "as `rmbgd models list` shows it"
-SOURCE = f"{NAME}, or a folder, or a file"
+NAME = "name of a model, as `rmbgd models list` shows it"
+SOURCE = f"{NAME}; or a folder or file of weights"
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, models: Path | None = None) -> None:
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, models: Path | None = None
     text = "directory of weights (default: service.models_directory of the configuration)"
     shared.add_argument("--models-dir", type=Path, default=models, metavar="FOLDER", help=text)
     verbs = "list | fetch | accept | path | verify | optimize"
-    commands = parser.add_subparsers(dest="models_verb", required=True, metavar=verbs)
+    commands = parser.add_subparsers(title="commands", dest="models_verb", required=True, metavar=verbs)
 
     def command(name: str, text: str, action: Callable[[argparse.Namespace], int]) -> Callable[..., object]:
         description = text[0].upper() + text[1:] + "."
@@ -37,29 +37,36 @@ def add_arguments(parser: argparse.ArgumentParser, *, models: Path | None = None
         return added.add_argument
 
     add = command("list", "list the models that rmbgd knows, their licences, and which are installed", _list)
-    add("--json", action="store_true", help="print one JSON document instead of a table")
+    add("--json", action="store_true", help="print one JSON array instead of a table")
     add = command("fetch", "download weights from the Hugging Face hub, or copy them from a folder", _fetch)
-    add("name", nargs="+", help=NAME)
-    add("--from", dest="folder", type=Path, metavar="FOLDER", help="copy them from here, without network")
-    add("--revision", help="commit, tag or branch at the hub (default: the newest)")
-    add("--again", action="store_true", help="fetch them even if the same version is installed")
+    add("name", nargs="+", metavar="NAME", help=NAME)
+    add("--from", dest="folder", type=Path, metavar="FOLDER", help="folder to copy the weights from, without a network")
+    add("--revision", help="commit, tag or branch to fetch from the hub (default: the newest)")
+    add("--again", action="store_true", help="fetch the weights even if the same version is installed")
     add = command("accept", "record that you accept a licence that restricts use", _accept)
-    add("name", help=NAME)
-    add("--yes", action="store_true", help="do not ask; for scripts whose author has read the licence")
-    add("--by", metavar="PERSON", help="on whose behalf, kept beside the login name")
+    add("name", metavar="NAME", help=NAME)
+    add("--yes", action="store_true", help="accept without asking, for scripts whose author has read the licence")
+    add("--by", metavar="PERSON", help="record that PERSON accepts, beside the login name of who enters it")
     add = command("path", "print the path of a model's weights; exit 1 when they are not installed", _path)
-    add("name", help=SOURCE)
+    add("name", metavar="NAME", help=SOURCE)
     add = command("verify", "check that weights are complete, fit the network, and match the stated digests", _verify)
-    add("name", nargs="*", help="names, folders or files (default: every installed model)")
-    add("--sha256", help="what the file's digest must be; for one name")
-    add("--json", action="store_true", help="print one JSON document instead of text")
+    add("name", nargs="*", metavar="NAME", help="names, folders or files to verify (default: every installed model)")
+    add("--sha256", help="digest that the file must have; with one name only")
+    add("--json", action="store_true", help="print one JSON array instead of text")
     text = "compile a model's kernels for the GPU of this machine, once, so that the service starts without a compiler"
     add = command("optimize", text, _optimize)
-    add("name", help=SOURCE)
-    add("--device", default="cuda", help="cuda, or cuda:N for one of several (default: %(default)s)")
-    text, choices = "what the service computes in there (default: %(default)s)", ("float16", "bfloat16", "float32")
+    add("name", metavar="NAME", help=SOURCE)
+    add("--device", default="cuda", help="GPU to compile for: cuda, or cuda:N of several (default: %(default)s)")
+    text, choices = (
+        "number format that the service uses (default: %(default)s)",
+        ("float16", "bfloat16", "float32"),
+    )
     add("--precision", choices=choices, default="float16", help=text)
-    add("--patch-order", default="auto", help="for weights that do not state it (default: %(default)s)")
+    add(
+        "--patch-order",
+        default="auto",
+        help="order of image patches, if weights do not state it (default: %(default)s)",
+    )
 
 
 def run(options: argparse.Namespace) -> int:

@@ -239,9 +239,9 @@ class PipelineSettings(Settings):
         reason="encoding takes most of the processor time; syncing to disk waits")
     arena_bytes: int = setting(512 * MEBI, unit="bytes", ge=16 * MEBI, le=64 * 1024 * MEBI,
         reason="shared memory for decoded images in flight; must hold one of the largest allowed")
-    queue: int = setting(16, unit="pictures", ge=1, le=1024,
+    queue: int = setting(16, unit="images", ge=1, le=1024,
         reason="images queued between two stages; their bytes are bounded by arena_bytes")
-    batch_maximum: Annotated[Literal[1, 2, 4, 8, 16], BeforeValidator(_whole)] = setting(8, unit="pictures",
+    batch_maximum: Annotated[Literal[1, 2, 4, 8, 16], BeforeValidator(_whole)] = setting(8, unit="images",
         reason="largest batch offered to the engine, which may take less")
     batch_wait: float = setting(0.0, unit="s", ge=0, le=0.003,
         reason="extra time to wait for more images while the engine is idle; rarely helps")
@@ -348,7 +348,7 @@ class HealthSettings(Settings):
         reason="memory test passes within a probe, all without a bad block")
     probe_slowness: float = setting(2.0, unit="times", gt=1, le=100,
         reason="a probe slower than this many times the device's first measurement fails")
-    trial_pictures: int = setting(10, unit="pictures", ge=0, le=10_000,
+    trial_pictures: int = setting(10, unit="images", ge=0, le=10_000,
         reason="images run one at a time after a failback; a fault during them ends the trial")
     xid_lost: list[int] = setting([79, 119, 120], unit="XID",
         reason="driver messages after which the GPU is off the bus or its firmware is dead")

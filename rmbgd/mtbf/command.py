@@ -23,20 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "log",
         nargs="+",
         metavar="LOG",
-        help="event log, rotated and compressed parts too; a folder of them; - for standard input. "
+        help="event log to read, rotated and compressed parts too; a folder of them; - for standard input. "
         "NAME=LOG names the machine it came from",
     )
     parser.add_argument(
         "--device",
         metavar="REGEX",
-        help="the machine's name is what this finds in a file's path (its first group, where it has one); "
-        "otherwise it is the host that the log names, else the file's or the folder's name",
+        help="name each machine by what this finds in a file's path, or by its first group "
+        "(default: the host that the log names, else the file's or the folder's name)",
     )
     parser.add_argument(
-        "--claim", metavar="HOURS", type=_positive, help="say how sure one can be that the MTBF is at least this"
+        "--claim", metavar="HOURS", type=_positive, help="show how sure one can be that the MTBF is at least this"
     )
     parser.add_argument(
-        "--confidence", metavar="SHARE", type=_share, default=0.9, help="of the bounds, e.g. 0.95 (default: 0.9)"
+        "--confidence",
+        metavar="SHARE",
+        type=_share,
+        default=0.9,
+        help="confidence of the bounds, e.g. 0.95 (default: 0.9)",
     )
     parser.add_argument("--since", metavar="TIME", type=_moment, help="leave out lines before, e.g. 2026-01-31")
     parser.add_argument("--until", metavar="TIME", type=_moment, help="leave out lines after")
@@ -44,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--power-loss",
         choices=("apart", "failure"),
         default="apart",
-        help="a boot without an end of the one before: counted apart (default), or as a failure",
+        help="count a boot without an end of the one before apart (default), or as a failure",
     )
-    parser.add_argument("--json", action="store_true", help="for programs: one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     parser.add_argument("--html", metavar="FILE", type=Path, help="write a page with plots, which needs no network")
 
 

@@ -130,8 +130,9 @@ def status_line(
         return f"hung: {', '.join(stalled)}; the watchdog is not fed"
     paused = f"; paused ({health['paused']})" if health["paused"] else ""
     return (
-        f"{phase} on {health['device']}{' in safe mode' if safe_mode else ''}{paused}; {health['waiting']} waiting, "
-        f"{health['in_flight']} in flight; {health['done']} done, {health['failed']} refused; {per_minute:.0f} a minute"
+        f"{phase} on {health['device']}{' in safe mode' if safe_mode else ''}{paused}; "
+        f"{health['waiting']} waiting, {health['in_flight']} in flight; "
+        f"{health['done']} done, {health['failed']} rejected; {per_minute:.0f} a minute"
     )
 
 

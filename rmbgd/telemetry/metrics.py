@@ -121,6 +121,7 @@ class Metrics:
         self._temperature = self._gauge("device_temperature_celsius", "where it is known", "device")
         self._state = self._gauge("device_state", "1 for the state it is in", "device", "state")
         self._in_use = self._gauge("device_in_use", "1 for the device in use", "device")
+        self._unwritten = self._gauge("unwritten_lines", "log lines and status files that were lost", "place")
         self._gauge("build_info", "always 1", "version").labels(version=__version__).set(1)
 
     def _gauge(self, name: str, meaning: str, *labels: str) -> Any:
@@ -157,8 +158,10 @@ class Metrics:
             value = keys.get(key)
             gauge.set(value if isinstance(value, (int, float)) else math.nan)
         self._paused.set(bool(keys.get("paused")))
-        for table in (self._temperature, self._state, self._in_use):
+        for table in (self._temperature, self._state, self._in_use, self._unwritten):
             table.clear()
+        for place, count in (keys.get("unwritten") or {}).items():
+            self._unwritten.labels(place=str(place)).set(count)
         for device in filter(None, str(keys.get("device") or "").split(", ")):
             self._in_use.labels(device=device).set(1)
         for device, facts in devices_of(keys).items():

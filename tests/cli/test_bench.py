@@ -79,16 +79,16 @@ def test_wrong_device_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> No
 
 
 @pytest.mark.integration
-def test_tables_and_one_json_line(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_people_get_tables_and_progress_on_stderr(on: Any, photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     on(seconds=0.001)
     assert Exit.OK == quick(photos, "--batch", "1,2")
-    shown = capsys.readouterr().out
-    found = json.loads(shown.splitlines()[-1])
-    assert [1, 2] == [row["size"] for row in found["batches"]]
+    shown, progress = capsys.readouterr()
     assert "Files through the whole pipeline" in shown
-    assert f"Bound by {found['line']['bound']}" in shown
+    assert "Bound by " in shown
     assert "which is not counted" in shown
-    assert {"count": 2, "smallest": [40, 30], "largest": [40, 30]} == found["pictures"]
+    assert "{" not in shown
+    steps = ["starting the engine", "batches of 1", "batches of 2", "files through the whole pipeline"]
+    assert steps == progress.splitlines()
 
 
 @pytest.mark.integration
@@ -97,6 +97,7 @@ def test_programs_get_json_alone(on: Any, photos: Path, capsys: pytest.CaptureFi
     assert Exit.OK == quick(photos, "--json")
     found = json.loads(capsys.readouterr().out)
     assert {"batches", "line", "device", "model", "version", "start_seconds"} <= set(found)
+    assert {"count": 2, "smallest": [40, 30], "largest": [40, 30]} == found["pictures"]
 
 
 @pytest.mark.integration

@@ -8,9 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -231,12 +232,84 @@ def test_no_command_is_left_out() -> None:
         inner = subcommands(subcommands(cli.build_parser(name))[name])
         every |= {f"{name} {verb}" for verb in inner} or {name}
     tried = {" ".join(case.words.split()[: 1 + case.words.startswith(("models", "ledger", "hooks"))]) for case in CASES}
-    assert every == tried
+    assert every - {"help", "completion"} == tried  # which take no path
 
 
-def test_output_on_a_full_disk_is_told() -> None:
-    with open("/dev/full", "w", encoding="ascii") as full:
-        command = [sys.executable, "-m", "rmbgd", "models", "list"]
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert (Exit.FAILED, 1) == (done.returncode, len(done.stderr.splitlines()))
-    assert done.stderr.startswith("rmbgd: No space left on device; make room")
+# What each command prints that is quick to make; the work of `run`, `once` and `bench` has tests of its own.
+PRINTED = {
+    **dict.fromkeys(cli.COMMANDS, "--help"),
+    "check": "--print-default",
+    "status": "--config @/run-closed.toml --json",
+    "doctor": "--config @/closed.toml",
+    "ledger": "check --config @/kept.toml",
+    "models": "list",
+    "mtbf": "@/plain.txt",
+    "completion": "bash",
+    "help": "once",
+}
+Streams = Callable[[str], tuple[int, str]]
+
+
+@pytest.fixture(params=PRINTED)
+def printing(request: pytest.FixtureRequest, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> Streams:
+    """A command that prints to a given kind of stdout -> (exit status, stderr)."""
+    words = [request.param, *PRINTED[request.param].replace("@", str(base)).split()]
+
+    def call(kind: str) -> tuple[int, str]:
+        if kind == "closed":
+            writer = os.open(os.devnull, os.O_WRONLY)
+        elif kind == "pipe":
+            reader, writer = os.pipe()
+            os.close(reader)
+        else:
+            writer = os.open(kind, os.O_WRONLY)
+        with open(writer, "w", encoding="ascii") as stdout, monkeypatch.context() as patch:
+            patch.setattr(sys, "stdout", stdout if kind != "closed" else None)
+            try:
+                status = cli.main(words)
+            except SystemExit as leaving:
+                status = int(leaving.code or 0)
+            if kind == "closed":
+                sys.stdout.close()  # which stands in for it
+        return status, capsys.readouterr().err
+
+    return call
+
+
+def test_output_on_a_full_disk_is_told(printing: Streams) -> None:
+    status, err = printing("/dev/full")
+    assert (Exit.FAILED, 1) == (status, len(err.splitlines()))
+    assert re.match("rmbgd( [a-z]+)?: No space left on device; make room", err)
+
+
+def test_reader_that_has_left_is_no_error_to_tell(printing: Streams) -> None:
+    assert (Exit.FAILED, "") == printing("pipe")
+
+
+def test_closed_output_is_like_none_wanted(printing: Streams) -> None:
+    """And a terminal that knows only ASCII, as that of LC_ALL=C may, gets escapes."""
+    status, err = printing("/dev/null")
+    assert status in (Exit.OK, Exit.FAILED)
+    assert "Traceback" not in err
+    assert (status, err) == printing("closed")
+
+
+def test_name_that_the_terminal_cannot_show_is_shown_as_an_escape(tmp_path: Path) -> None:
+    path = tmp_path / "b\u00fccher.toml"
+    path.write_text("")
+    command = [sys.executable, "-m", "rmbgd", "doctor", "--config", str(path)]
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (b"", True) == (done.stderr, b"cher.toml" in done.stdout)
+
+
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_no_file_gets_what_was_meant_for_a_closed_stream(closed: str, base: Path) -> None:
+    """The events of --json go to descriptor 1, whichever file has that number."""
+    kept, out = base / "s" / "ledger.sqlite", base / "closed-streams"
+    before = kept.read_bytes()
+    words = f"{sys.executable} -m rmbgd once --json {base}/a.png {out}/a.png --overwrite"
+    done = subprocess.run(["sh", "-c", f"exec {words} {closed}"], stderr=subprocess.PIPE, text=True, check=False)
+    assert (Exit.OK, "", before) == (done.returncode, done.stderr, kept.read_bytes())
+    with Image.open(out / "a.png") as cutout:
+        assert (32, 24) == cutout.size

@@ -461,7 +461,7 @@ def test_engine_that_cannot_start_ends_the_run(
     monkeypatch.setattr(wiring, "default_machine", lambda: machine)
     assert Exit.CONFIGURATION == cli.main(["once", str(image), str(tmp_path / "out"), "--device", "cpu"])
     (line,) = capfd.readouterr().err.splitlines()
-    assert line.startswith("rmbgd: the engine cannot be started: ")
+    assert line.startswith("rmbgd once: the engine cannot be started: ")
     assert said in line
     assert [] == list((tmp_path / "out").glob("*"))
 

@@ -53,7 +53,7 @@ def test_folders_that_would_eat_themselves_are_refused_all_at_once(tmp_path: Pat
     service.start(ready=False)
     assert service.reap() == Exit.CONFIGURATION
     said = b"".join(service.stderr).decode()
-    assert all(line.startswith("rmbgd: ") for line in said.splitlines()), said
+    assert all(line.startswith("rmbgd run: ") for line in said.splitlines()), said
     assert all(place in said for place in inside.values())
     assert not os.path.lexists(service.input / ".rmbgd")
 

@@ -192,7 +192,7 @@ def test_systemd_gets_the_status_when_ready(health: Monitored) -> None:
     assert [] == [message for message in health.notified if message.startswith("STATUS=")]
     health.monitor.phase = "ready"
     health.ticks(2)
-    assert "STATUS=ready on cpu; 3 waiting, 2 in flight; 0 done, 0 refused; 0 a minute" in health.notified
+    assert "STATUS=ready on cpu; 3 waiting, 2 in flight; 0 done, 0 rejected; 0 a minute" in health.notified
 
 
 def test_metrics_get_the_health_keys_with_every_status(health: Monitored) -> None:
@@ -258,8 +258,8 @@ def test_rate_is_that_of_the_window() -> None:
 @pytest.mark.parametrize(
     ("paused", "arguments", "line"),
     [
-        ("disk_full", {}, "ready on cpu; paused (disk_full); 3 waiting, 2 in flight; 5 done, 1 refused; 12 a minute"),
-        (None, {"safe_mode": 1}, "ready on cpu in safe mode; 3 waiting, 2 in flight; 5 done, 1 refused; 12 a minute"),
+        ("disk_full", {}, "ready on cpu; paused (disk_full); 3 waiting, 2 in flight; 5 done, 1 rejected; 12 a minute"),
+        (None, {"safe_mode": 1}, "ready on cpu in safe mode; 3 waiting, 2 in flight; 5 done, 1 rejected; 12 a minute"),
         (None, {"stalled": ["decode-0"]}, "hung: decode-0; the watchdog is not fed"),
     ],
 )  # fmt: skip

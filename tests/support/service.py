@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
-from tests.support import audit
+from tests.support import audit, schemas
 from tests.support.fork_server import ForkedProcess
 from tests.support.images import sample_image
 
@@ -187,6 +187,8 @@ class ServiceUnderTest:
         elif not self.is_down:
             code = self.stop()
             assert code == 0, f"exit status {code}: {self.tail()}"
+        if kind is None:
+            assert [] == schemas.problems_of_events(self.events)
 
     # ------------------------------------------------------------------------------------------------ what it says
 

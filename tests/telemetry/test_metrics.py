@@ -121,6 +121,10 @@ def test_gauges_follow_the_heartbeat(metrics: Metrics):
     assert series(metrics, "rmbgd_paused") == {" 0.0"}
     assert series(metrics, "rmbgd_device_temperature_celsius") == {'{device="cuda:0"} 61.0'}
     assert '{device="cpu",state="standby"} 1.0' in series(metrics, "rmbgd_device_state")
+    metrics("health", **HEALTH | {"unwritten": {"file": 7}})
+    assert series(metrics, "rmbgd_unwritten_lines") == {'{place="file"} 7.0'}
+    metrics("health", **HEALTH)
+    assert series(metrics, "rmbgd_unwritten_lines") == set()
 
 
 def test_what_the_heartbeat_no_longer_says_is_not_shown(metrics: Metrics):
