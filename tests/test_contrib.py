@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from rmbgd.config.load import Config
+from rmbgd.events import RecordedEvents
 from rmbgd.telemetry.metrics import Metrics
 
 CONTRIB = Path(__file__).parents[1] / "contrib"
@@ -41,7 +43,7 @@ def texts() -> Iterator[tuple[str, str]]:
 
 def exported() -> dict[str, set[str]]:
     """Labels of every series that the service may write, by its name."""
-    collectors = Metrics(lambda event, /, **keys: None)._registry._names_to_collectors
+    collectors = Metrics(RecordedEvents(), Config())._registry._names_to_collectors
     return {name: set(collector._labelnames) for name, collector in collectors.items()}
 
 

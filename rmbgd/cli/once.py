@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from rmbgd.cli.main import printable, usage_error
+from rmbgd.cli.parser import CommandParser
 from rmbgd.config.load import Config, overlay
 from rmbgd.config.settings import MEBI, Recipe
 from rmbgd.errors import ConfigError, Exit, explain
@@ -39,13 +40,13 @@ def number(text: str) -> float:
 NUMBERS: dict[object, Callable[[str], object]] = {int: int, float: number}  # everything else is text
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: CommandParser) -> None:
     about = "an image, a folder with images at any depth, or - for standard input"
     parser.add_argument("source", nargs="+", metavar="IN", help=about)
     about = f"a folder; for one image also a file ({', '.join(FORMATS)}), or - for standard output"
     parser.add_argument("output", metavar="OUT", help=about)
     parser.add_argument("--overwrite", action="store_true", help="overwrite existing outputs")
-    parser.add_argument("-q", "--quiet", action="store_true", help="print only what is refused")
+    parser.add_argument("-q", "--quiet", action="store_true", help="print only what is rejected")
     parser.add_argument("--json", action="store_true", help="print every event as a line of JSON, and nothing else")
     parser.add_argument("--config", type=Path, metavar="FILE", help="take recipes, engine and directories from here")
     parser.add_argument("--recipe", default="default", metavar="NAME", help="a recipe of that file (default: default)")
@@ -56,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--models-dir", type=Path, metavar="FOLDER", help="directory of fetched models")
     about = 'device to compute on: "auto", "cpu", "cuda" or "cuda:N" (default: auto)'
     model.add_argument("--device", metavar="DEVICE", help=about)
-    anywhere: Any = partial(_paths_anywhere, parser.parse_known_args)
-    parser.parse_known_args = anywhere  # type: ignore[method-assign]
+    parser.take_rest = _paths_anywhere
 
 
 def _add_setting(group: argparse._ArgumentGroup, name: str) -> None:
@@ -79,15 +79,13 @@ def _add_setting(group: argparse._ArgumentGroup, name: str) -> None:
         add(type=NUMBERS.get(field.annotation, str), metavar=name.rpartition("_")[2].upper())
 
 
-def _paths_anywhere(
-    parse: Callable[..., tuple[argparse.Namespace, list[str]]], *arguments: Any, **rest: Any
-) -> tuple[argparse.Namespace, list[str]]:
+def _paths_anywhere(found: argparse.Namespace, left: list[str]) -> list[str]:
     """Lets options stand between the paths: argparse takes paths from the first place only where there are some."""
-    found, left = parse(*arguments, **rest)
-    if left and not any(word.startswith("-") and word != STANDARD for word in left):
-        paths = [*found.source, found.output, *left]
-        found.source, found.output, left = paths[:-1], paths[-1], []
-    return found, left
+    if not left or any(word.startswith("-") and word != STANDARD for word in left):
+        return left
+    paths = [*found.source, found.output, *left]
+    found.source, found.output = paths[:-1], paths[-1]
+    return []
 
 
 def settings(options: argparse.Namespace, form: str | None = None) -> tuple[Config, Recipe]:
@@ -260,7 +258,7 @@ def progress(console: Words, found: RunPlan, *, quiet: bool = False) -> Iterator
                 bar.advance(task)
                 if event != "image.done":
                     why = f"{keys['reason']} ({keys['detail']})" if "reason" in keys else str(keys["detail"])
-                    console.say(refused(keys["path"], why))
+                    console.say(rejected(keys["path"], why))
                 elif not quiet:
                     console.say(escape(printable(result(keys, found.shown_output(keys["output"])))))
             elif event in ("engine.fault", "engine.failover"):  # a full disk is in the line of each image
@@ -278,13 +276,13 @@ def result(keys: Mapping[str, Any], output: str) -> str:
     return f"{keys['path']} -> {output} ({facts}){verdict}"
 
 
-def refused(path: str, why: str) -> str:
-    return f"[red]refused[/] {escape(printable(path))}: {escape(printable(why))}"
+def rejected(path: str, why: str) -> str:
+    return f"[red]rejected[/] {escape(printable(path))}: {escape(printable(why))}"
 
 
 def sum_up(console: Words, summary: Summary) -> None:
     for path, why in summary.problems:
-        console.say(refused(path, why))
+        console.say(rejected(path, why))
     done = f"{summary.done} done"
     if summary.empty:
         more = len(summary.empty) - NAMES_SHOWN
@@ -292,7 +290,7 @@ def sum_up(console: Words, summary: Summary) -> None:
         done += f" ({len(summary.empty)} without a subject: {escape(printable(', '.join(shown)))})"
     parts = [done]
     if summary.failed:
-        parts.append(f"[red]{summary.failed} refused[/]")
+        parts.append(f"[red]{summary.failed} rejected[/]")
     if summary.skipped:
         parts.append(f"{summary.skipped} skipped, as their output exists (--overwrite replaces it)")
     rate = f", {summary.done / summary.seconds:.1f} a second" if summary.done > 1 and summary.seconds > 0 else ""

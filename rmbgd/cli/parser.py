@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
 # argparse's texts that reach users, in our words.
@@ -27,12 +27,14 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"allow_abbrev": False} | settings)
         self._words: list[str] = []
+        self.take_rest: Callable[[argparse.Namespace, list[str]], list[str]] = lambda _, words: words
+        """Gets what is parsed and the words that are left; answers those that it cannot use. A command may set it."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
         """No word is left to the parser above, which knows another usage."""
         self._words = list(sys.argv[1:] if args is None else args)
         found, unknown = super().parse_known_args(args, namespace)
-        if unknown:
+        if unknown := self.take_rest(found, unknown):
             word = next((each for each in unknown if each.startswith("-")), unknown[0])
             self.error(self._no_option(word) if word.startswith("-") else f"one word too many: '{word}'")
         return found, []

@@ -69,7 +69,10 @@ def run(options: argparse.Namespace) -> int:
         _complain_of_unreadable(config)
         size = _write(options, counts, images, config, now)
         if not options.json:
-            total, words = sum(counts.values()), "{failed} refused, {empty} without a subject, {full} filling the frame"
+            total, words = (
+                sum(counts.values()),
+                "{failed} rejected, {empty} without a subject, {full} filling the frame",
+            )
             said = words.format(**counts)
             print(f"{options.html}: {total} image{'s' * (total != 1)}, {said}; {size / 1e6:.1f} MB")
     if options.json:

@@ -77,11 +77,12 @@ def _system_files(here: Path, config: Path) -> list[str]:
             "(python3 -m venv /opt/rmbgd), or install a service of your own with --user"
         )
     config = config if config.exists() else DEFAULT_CONFIG
+    drop_in = unit_checks.drop_in(load(config)) if config.exists() else ""  # before anything is written
     said = [] if config.exists() else [put(DEFAULT_CONFIG, unit_files.default_configuration())]
     for name, place in unit_files.SYSTEM.items():
         content = unit_files.unit(name, here, config) if name.endswith(".service") else unit_files.text(name)
         said.append(put(Path(place), content))
-    if drop_in := unit_checks.drop_in(load(config)):
+    if drop_in:
         said.append(put(Path(unit_files.DROP_IN), drop_in))
     elif Path(unit_files.DROP_IN).exists():
         os.unlink(unit_files.DROP_IN)

@@ -123,7 +123,7 @@ def outcomes(record: Mapping[str, Any], now: datetime) -> Iterator[tuple[str, St
     """(path, how it ended and when) of the last images, the newest first; a version before this one names none."""
     for each in record.get("recent") or ():
         verdict = VERDICTS.get(each.get("verdict"), "")
-        how = f"refused: {each['reason']}" if "reason" in each else f"done, {verdict}" if verdict else "done"
+        how = f"rejected: {each['reason']}" if "reason" in each else f"done, {verdict}" if verdict else "done"
         took = f" in {each['seconds']:.1f} s" if each.get("seconds") is not None else ""
         mood = Mood.BAD if "reason" in each else Mood.ODD if verdict else Mood.GOOD
         yield str(each["path"]), StatusLine(ago(each["at"], now), f"{how}{took}", mood)
@@ -140,7 +140,7 @@ def _history(record: Mapping[str, Any], now: datetime) -> Iterator[StatusLine]:
 
 
 def _counts(health: Mapping[str, Any]) -> str:
-    return f"{health['done']} done, {health['failed']} refused, {health['postponed']} put back"
+    return f"{health['done']} done, {health['failed']} rejected, {health['postponed']} put back"
 
 
 def _paused(reason: str | None) -> str:
@@ -155,7 +155,7 @@ def _problem(problem: Mapping[str, Any], now: datetime) -> str:
     if problem["event"] != "image.failed":
         return f"{message(problem['event'], problem)}, {when}"
     detail = f" ({problem['detail']})" if problem.get("detail") else ""
-    return f"{problem['path']} refused {when}: {problem['reason']}{detail}"
+    return f"{problem['path']} rejected {when}: {problem['reason']}{detail}"
 
 
 def _folder(name: str, facts: Mapping[str, Any]) -> StatusLine:

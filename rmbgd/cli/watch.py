@@ -37,17 +37,17 @@ def run(options: argparse.Namespace) -> int:
     digest = hashlib.sha256(b"\0".join(map(os.fsencode, (source, output)))).hexdigest()[:12]
     places = user_places()
     state, runtime = places.state / "watch" / digest, places.runtime / f"watch-{digest}"
-    refused = state / "refused"
-    for own in (state, runtime, refused):
+    rejected = state / "rejected"
+    for own in (state, runtime, rejected):
         own.mkdir(mode=STATE_MODE, parents=True, exist_ok=True)
     recipe = {name: value for name in RECIPE if (value := getattr(options, name)) is not None}
     tables = [table("[service]", {"state_directory": state, "runtime_directory": runtime})]
     tables += [table("[engine]", {"device": options.device})] * (options.device is not None)
     tables += [table("[recipe.default]", recipe)] * bool(recipe)
-    folder = {"name": "watch", "input": source, "output": output, "failed": refused, "originals": "keep"}
+    folder = {"name": "watch", "input": source, "output": output, "failed": rejected, "originals": "keep"}
     config = state / "rmbgd.toml"
     atomic_write(config, "\n".join([*tables, table("[[folder]]", folder)]).encode())
-    print(printable(f"watching {source}; cutouts go to {output}, reasons for refused images to {refused}"))
+    print(printable(f"watching {source}; cutouts go to {output}, reasons for rejected images to {rejected}"))
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, *_program(sys.argv[:1]), "run", "--config", str(config)])  # noqa: S606
     raise AssertionError("unreachable")

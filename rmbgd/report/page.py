@@ -17,7 +17,7 @@ from rmbgd.store.reading import Ending
 from rmbgd.telemetry.messages import printable
 
 KINDS = {  # in the order of the page: heading, and the badge of each image
-    "failed": ("Refused", "refused"),
+    "failed": ("Rejected", "rejected"),
     "empty": ("Without a subject", "no subject"),
     "full": ("Filling the frame", "fills the frame"),
     "done": ("Published", ""),

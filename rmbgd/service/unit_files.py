@@ -15,6 +15,8 @@ UNIT = "rmbgd.service"
 SYSTEM = {  # file in the package -> where it belongs
     "rmbgd.service": "/etc/systemd/system/rmbgd.service",
     "rmbgd-gpu-prepare.service": "/etc/systemd/system/rmbgd-gpu-prepare.service",
+    "rmbgd-hooks.path": "/etc/systemd/system/rmbgd-hooks.path",
+    "rmbgd-hooks.service": "/etc/systemd/system/rmbgd-hooks.service",
     "rmbgd.sysusers": "/etc/sysusers.d/rmbgd.conf",
     "rmbgd.tmpfiles": "/etc/tmpfiles.d/rmbgd.conf",
     "rmbgd.logrotate": "/etc/logrotate.d/rmbgd",

@@ -28,13 +28,15 @@ SENTENCES = {
     "service.reload": "comparing all folders with the ledger, as SIGHUP asks",
     "health": (
         "[paused ({paused}); ]{waiting} waiting[, the oldest for {oldest_waiting:time}], {in_flight} in work, "
-        "{done} done, {failed} refused; {device}[ at {temperature} °C], {rss_bytes:size}, up {uptime:time}"
+        "{done} done, {failed} rejected; {device}[ at {temperature} °C], {rss_bytes:size}, up {uptime:time}"
         "[; lines lost: {unwritten}]"
     ),
     "service.stalled": "no progress for {seconds:time} in {threads}; systemd's watchdog is not fed any more",
     "service.stall_ended": "every thread makes progress again after {seconds:time}",
     "status.lost": "cannot write the status file: {cause}",
     "status.written": "the status file is written again after {seconds:time}",
+    "control.lost": "list, retry, pause and resume cannot reach the service at {path}: {cause}",
+    "control.restored": "the control socket {path} is there again after {seconds:time}",
     "hook.failed": "hook {hook} failed: {detail}",
     "folder.watching": "watching folder {folder} ({mode}, {file_system}[, inotify watches: {watches}])",
     "folder.waiting": "folder {folder} cannot be used now: {cause}[; {holder} claims from it]",
@@ -53,7 +55,7 @@ SENTENCES = {
         "[, {set_aside} set aside that crashed the service]"
     ),
     "image.done": "{path} -> {output} ({width}x{height}, {model} on {device}[, {total:time}])[: {odd}]",
-    "image.failed": "refused {path}: {reason}[ ({detail})]",
+    "image.failed": "rejected {path}: {reason}[ ({detail})]",
     "image.postponed": "put back {path}: {why}[ ({detail})]",
     "image.retried": "{path} is tried again, as {person} asks[; it was {reason}]",
     "storage.paused": "paused, {kind}[ ({cause})] at {path}: {detail}",
@@ -77,7 +79,7 @@ SENTENCES = {
     "engine.degraded": "{device} is degraded: {reason}[, {measured}][; now {model}][; {operator_action}]",
     "engine.sensor": "health of {device} is read from {source}: {why}",
     "engine.state": "{device} is {to}, was {from}: {reason}[, {measured}][; {operator_action}]",
-    "run.summary": "{done} done, {failed} refused, {skipped} skipped in {seconds:time}",
+    "run.summary": "{done} done, {failed} rejected, {skipped} skipped in {seconds:time}",
 }
 BRACKETS = re.compile(r"\[([^\[\]]*)\]")
 PLACE = re.compile(r"\{(\w+)(?::(\w+))?\}")

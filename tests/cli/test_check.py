@@ -53,13 +53,13 @@ def test_every_problem_is_shown_with_its_line_and_carets(configuration: Callable
     status, _, err = rmbgd("check", "--config", path)
     assert Exit.CONFIGURATION == status
     assert err == (
-        f"rmbgd: {path}:2: [intake]: quiet_close: unknown setting; did you mean 'quiet_closed'?\n"
+        f"rmbgd check: {path}:2: [intake]: quiet_close: unknown setting; did you mean 'quiet_closed'?\n"
         "  quiet_close = 1\n"
         "  ^^^^^^^^^^^\n"
-        f"rmbgd: {path}:4: [limits]: side: must be at least 1 (is 0)\n"
+        f"rmbgd check: {path}:4: [limits]: side: must be at least 1 (is 0)\n"
         "  side = 0\n"
         "         ^\n"
-        f"rmbgd: {path}:6: [recipe.default]: background: 'red\\x1b' is no colour; did you mean red? "
+        f"rmbgd check: {path}:6: [recipe.default]: background: 'red\\x1b' is no colour; did you mean red? "
         'write a CSS name or "#ffffff"\n'
         '  background = "red\\u001b"\n'
         "               ^^^^^^^^^^^\n"
@@ -100,7 +100,7 @@ def test_what_would_end_the_service_at_its_start_is_refused_before(
     status, _, err = rmbgd("check", "--config", path)
     assert Exit.CONFIGURATION == status
     assert said in err
-    assert 1 == sum(line.startswith("rmbgd: ") for line in err.splitlines())
+    assert 1 == sum(line.startswith("rmbgd check: ") for line in err.splitlines())
 
 
 def test_settings_folders_and_models_are_told_in_one_round(absent: Path, rmbgd: Rmbgd) -> None:
@@ -225,7 +225,7 @@ def test_what_the_doctor_would_fail_is_told(
     path = configuration()
     status, _, err = rmbgd("check", "--config", path)
     assert (Exit.CONFIGURATION, 1) == (status, len(err.splitlines()))
-    assert err.startswith(f"rmbgd: {path}: memory: ")
+    assert err.startswith(f"rmbgd check: {path}: memory: ")
     assert err.endswith("; lower pipeline.arena_bytes together with limits.pixels\n")
 
 

@@ -48,7 +48,7 @@ def test_help_names_every_command_and_exit_status(rmbgd: Any) -> None:
 @pytest.mark.parametrize(
     ("words", "signed", "said"),
     [
-        ("frobnicate", "rmbgd", "there is no verb 'frobnicate'; there are run, once, "),
+        ("frobnicate", "rmbgd", "there is no verb 'frobnicate'; there are init, run, "),
         ("statsu", "rmbgd", "there is no verb 'statsu'; did you mean 'status'?"),
         ("help statsu", "rmbgd", "there is no verb 'statsu'; did you mean 'status'?"),
         ("--config x status", "rmbgd", "there is no option '--config'; options follow the verb;"),

@@ -81,6 +81,13 @@ CASES = [
     *(Case(f"ledger {verb} --config @/lost.toml", "closed/ledger.sqlite") for verb in ("check", "backup", "restore")),
     Case("ledger backup @/fixed/copy --config @/kept.toml", "fixed/copy"),
     Case("ledger restore @/closed/a.png --config @/kept.toml", "closed/a.png"),
+    Case("init @/plain.txt/shop", "plain.txt/shop/in"),
+    Case("init @/fixed/shop", "fixed/shop/in"),
+    Case("watch @/closed @/out", "closed"),
+    Case("watch @/tree @/fixed/out", "fixed/out"),
+    Case("watch @/tree @/plain.txt", "plain.txt"),
+    Case("service install --user --config @/closed.toml", "closed.toml", Exit.CONFIGURATION),
+    Case("service uninstall --user", ".config/systemd/user/rmbgd.service"),
     Case("once @/a.png @/fixed/new", "fixed/new"),
     Case("once @/a.png @/fixed", "fixed"),
     Case("once @/a.png @/fixed/x.png", "fixed"),
@@ -203,9 +210,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def answers(base: Path) -> dict[str, tuple[int, str, str]]:
     """Exit status, stdout and stderr of every case, run by a process that file modes bind."""
     prefix = [] if os.geteuid() else without_override()
+    environ = os.environ | {"HOME": str(base)}  # what is written or removed for this user is so here
     asked = json.dumps([case.words.replace("@", str(base)).split(" ") for case in CASES])
     command = [*prefix, sys.executable, "-c", PROGRAM]
-    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=True, cwd=base)
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=True, cwd=base, env=environ)
     lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]  # others are events
     return {case.words: line for case, line in zip(CASES, lines, strict=True)}
 
@@ -231,7 +239,10 @@ def test_no_command_is_left_out() -> None:
     for name in cli.COMMANDS:
         inner = subcommands(subcommands(cli.build_parser(name))[name])
         every |= {f"{name} {verb}" for verb in inner} or {name}
-    tried = {" ".join(case.words.split()[: 1 + case.words.startswith(("models", "ledger", "hooks"))]) for case in CASES}
+    tried = {
+        " ".join(case.words.split()[: 1 + case.words.startswith(("models", "ledger", "hooks", "service"))])
+        for case in CASES
+    }
     assert every - {"help", "completion"} == tried  # which take no path
 
 

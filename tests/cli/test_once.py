@@ -150,7 +150,7 @@ def test_one_refused_file_is_exit_1(
 ) -> None:
     (tmp_path / "bad.png").write_bytes(b"no")
     assert Exit.FAILED == once.run(parsed(tmp_path, tmp_path / "out"))
-    assert "refused bad.png: corrupt (no)\n1 done, 1 refused; 0.5 s\n" == capfd.readouterr().out
+    assert "rejected bad.png: corrupt (no)\n1 done, 1 rejected; 0.5 s\n" == capfd.readouterr().out
 
 
 def test_json_is_one_event_a_line(image: Path, asked: list[dict[str, Any]], capfd: pytest.CaptureFixture[str]) -> None:
@@ -194,8 +194,12 @@ DONE = {
             "shoe [1].jpg -> out/shoe.png (1280x960, u2netp on cpu, 1.2 s): no subject",
         ),
         ("image.done", {"verdict": "full"}, "1.2 s): fills the frame"),
-        ("image.failed", {"reason": "truncated", "detail": "cut [off]"}, "refused shoe [1].jpg: truncated (cut [off])"),
-        ("image.postponed", {"why": "storage", "detail": "EACCES: no"}, "refused shoe [1].jpg: EACCES: no"),
+        (
+            "image.failed",
+            {"reason": "truncated", "detail": "cut [off]"},
+            "rejected shoe [1].jpg: truncated (cut [off])",
+        ),
+        ("image.postponed", {"why": "storage", "detail": "EACCES: no"}, "rejected shoe [1].jpg: EACCES: no"),
         ("image.done", {"path": "a\nb\udcff:smile:"}, "a\\nb\\udcff:smile: -> out/shoe.png"),
     ],
 )
@@ -425,8 +429,8 @@ def test_folder_through_the_real_engine(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     assert (1, "") == (done.returncode, done.stderr)
     assert f"a.jpg -> {tmp_path}/out/a.png (64x48, u2netp on cpu, " in done.stdout
-    assert "refused c.jpg: unidentified (" in done.stdout
-    assert "2 done (2 without a subject: a.jpg, sub/b.png), 1 refused; " in done.stdout.splitlines()[-1]
+    assert "rejected c.jpg: unidentified (" in done.stdout
+    assert "2 done (2 without a subject: a.jpg, sub/b.png), 1 rejected; " in done.stdout.splitlines()[-1]
     assert {"a.png", "b.png"} == {path.name for path in (tmp_path / "out").rglob("*.png")}
     assert (tmp_path / "out" / "sub" / "b.png").is_file()
     with PIL.Image.open(tmp_path / "out" / "a.png") as cutout:

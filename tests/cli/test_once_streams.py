@@ -94,7 +94,7 @@ def test_refused_image_leaves_standard_output_empty(piped: Callable[[bytes], Non
     assert Exit.FAILED == run("- -")
     out, err = capfdbinary.readouterr()
     assert b"" == out
-    assert err.startswith(b"refused -: unidentified (")
+    assert err.startswith(b"rejected -: unidentified (")
 
 
 def test_empty_standard_input_is_told(piped: Callable[[bytes], None], capfdbinary: Fds) -> None:
@@ -135,7 +135,7 @@ def test_images_are_done_though_nobody_takes_the_words(device: str, capfd: pytes
         assert Exit.FAILED == run("many out")
     assert [f"{number}.png" for number in range(8)] == sorted(os.listdir("out"))
     err = capfd.readouterr().err
-    assert ("rmbgd: No space left on device" in err) == bool(device)
+    assert ("rmbgd once: No space left on device" in err) == bool(device)
     assert "Traceback" not in err
 
 

@@ -41,7 +41,7 @@ def test_a_page_is_written_and_counted(configured: Path, tmp_path: Path, rmbgd: 
     target = tmp_path / "report.html"
     status, out, err = rmbgd("report", "--config", configured, "--html", target)
     assert (Exit.OK, "") == (status, err)
-    assert out.startswith(f"{target}: 1 image, 0 refused, 0 without a subject, 0 filling the frame; ")
+    assert out.startswith(f"{target}: 1 image, 0 rejected, 0 without a subject, 0 filling the frame; ")
     text = target.read_text()
     assert text.endswith("</html>\n")
     assert 2 == text.count("<img")

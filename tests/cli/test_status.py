@@ -70,8 +70,8 @@ def test_rows_show_what_a_person_asks_first() -> None:
     assert "cuda:0, ready" == said["device"]
     assert "3 waiting, 2 in flight, the oldest for 9 s" == said["queue"]
     assert "12 a minute, 10.5 over five minutes" == said["rate"]
-    assert "5 done, 1 refused, 0 put back" == said["images"]
-    assert "doc.pdf refused 2 min ago: unidentified (not an image)" == said["last problem"]
+    assert "5 done, 1 rejected, 0 put back" == said["images"]
+    assert "doc.pdf rejected 2 min ago: unidentified (not an image)" == said["last problem"]
     assert "1 d 3 h, since 2025-12-31 00:00 UTC" == said["up"]
     assert not {"image memory", "config"} & said.keys(), "a version before this one does not say it"
 
@@ -165,7 +165,7 @@ def test_last_outcomes_are_told_the_newest_first() -> None:
     ]
     assert [row.text for row in rows(status_record(recent=recent), NOW) if row.label == "10 s ago"] == [
         "wall.jpg done, no subject in 1.2 s",
-        "doc.pdf refused: unidentified",
+        "doc.pdf rejected: unidentified",
         "shoe.jpg done in 0.9 s",
     ]
 

@@ -65,7 +65,7 @@ def test_failures_come_first_and_each_image_stands_beside_its_cutout(it: Workspa
     refuse(it, "broken.jpg")
     text = drawn(it)
     tags = Tags(text)
-    assert re.findall(r"<h2>([^<]+)", text) == ["Refused", "Without a subject", "Filling the frame", "Published"]
+    assert re.findall(r"<h2>([^<]+)", text) == ["Rejected", "Without a subject", "Filling the frame", "Published"]
     assert re.findall(r"<b><bdi>([^<]+)", text) == ["broken.jpg", "wall.png", "close.png", "good.png"]
     sides = [attrs["alt"] for tag, attrs in tags.seen if tag == "img"]
     assert sides[:2] == ["original of wall.png", "cutout of wall.png"]

@@ -67,7 +67,7 @@ def test_first_failure_is_told_at_once_and_the_others_together(tmp_path: Path) -
             emit("image.failed", **FAILED | {"path": f"{number}.jpg"})
             emit("image.done", path="well.jpg")
     first, rest = calls(tmp_path / "hooks")
-    assert ("0.jpg", 1, "refused 0.jpg: truncated") == (first["path"], first["count"], first["message"])
+    assert ("0.jpg", 1, "rejected 0.jpg: truncated") == (first["path"], first["count"], first["message"])
     assert ("4.jpg", 4, "image.failed", "on_failed") == tuple(rest[key] for key in ("path", "count", "event", "hook"))
     assert ["image.failed", "image.done"] * 5 == seen
 
