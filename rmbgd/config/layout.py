@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rmbgd.config.load import Config
 from rmbgd.errors import ConfigError
+from rmbgd.extras import missing_extras
 from rmbgd.folder_lock import Claimant, other_holder, this_service
 
 RESULTS = {"output", "done", "failed"}
@@ -41,6 +42,7 @@ def check_layout(config: Config) -> None:
     problems += [f"{each.name} is a file: name a folder, or move the file away" for each in there]
     for setting, path in _own_files(config).items():
         problems += [f"{setting} ({path}) {text}" for text in _wrong_place(path, directories)]
+    problems += missing_extras(config)
     if problems:
         raise ConfigError(problems)
 

@@ -15,7 +15,7 @@ from importlib import resources
 from itertools import groupby
 from typing import Any
 
-from rmbgd.errors import ConfigError
+from rmbgd.errors import missing_extra
 from rmbgd.mtbf.logs import DONE, FAILED, ImageTable, counted
 from rmbgd.mtbf.machine import MachineHistory, outcomes
 from rmbgd.mtbf.report import HOUR, PERCENTS, MtbfReport
@@ -319,7 +319,7 @@ def template() -> Any:
     try:
         import jinja2
     except ImportError as error:
-        raise ConfigError("--html needs jinja2, which is not installed: pip install 'rmbgd[report]'") from error
+        raise missing_extra("jinja2", "report", "--html") from error
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,

@@ -122,8 +122,8 @@ def run(config_path: Path, *, build_devices: EngineFactory = default_devices) ->
         outage, spoilt = LedgerOutage(SystemClock()), 0
         while True:
             life = SafeMode(config, SystemClock())
-            metrics = Metrics(log.emit)
-            counters = Counters(metrics)
+            metrics = Metrics(log.emit) if config.health.metrics_file else None
+            counters = Counters(metrics or log.emit)
             counters(
                 "service.start",
                 config=str(config_path),
@@ -169,7 +169,7 @@ class Service:
         log: EventLog,
         stderr: StderrCapture,
         emit: Counters,
-        metrics: Metrics,
+        metrics: Metrics | None,
         notifier: Notifier,
         build_devices: EngineFactory,
         stack: ExitStack,
@@ -364,7 +364,7 @@ class Service:
 
     def _write_metrics(self, health: Mapping[str, Any]) -> None:
         """Called by the health thread, with each status file."""
-        if (path := self._config.health.metrics_file) is not None:
+        if (path := self._config.health.metrics_file) is not None and self._metrics is not None:
             self._metrics.health(health)
             self._metrics.write(path)
 

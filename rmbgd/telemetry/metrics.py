@@ -12,9 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
-
 from rmbgd import __version__
+from rmbgd.errors import missing_extra
 from rmbgd.events import EVENTS, Emit, devices_of
 from rmbgd.fs import atomic_write
 
@@ -66,6 +65,11 @@ class Metrics:
     """An Emit that counts what passes through it and hands it on. Safe from any thread."""
 
     def __init__(self, emit: Emit) -> None:
+        """Raises ConfigError where prometheus_client is not installed."""
+        try:
+            from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+        except ImportError as error:
+            raise missing_extra("prometheus_client", "metrics", "health.metrics_file") from error
         disable_created_metrics()  # type: ignore[no-untyped-call] # this text format would show them as one more gauge per counter
         self._emit = emit
         self._registry = registry = CollectorRegistry()
@@ -86,7 +90,9 @@ class Metrics:
         self._in_use = self._gauge("device_in_use", "1 for the device in use", "device")
         self._gauge("build_info", "always 1", "version").labels(version=__version__).set(1)
 
-    def _gauge(self, name: str, meaning: str, *labels: str) -> Gauge:
+    def _gauge(self, name: str, meaning: str, *labels: str) -> Any:
+        from prometheus_client import Gauge
+
         return Gauge(f"rmbgd_{name}", meaning, labels, registry=self._registry)
 
     def __call__(self, event: str, /, **keys: Any) -> None:
@@ -124,5 +130,7 @@ class Metrics:
 
         Not prometheus_client's write_to_textfile: a chmod after its rename would be too late for a scrape in between.
         """
+        from prometheus_client import generate_latest
+
         with contextlib.suppress(OSError):
             atomic_write(path, generate_latest(self._registry), mode=FILE_MODE)
