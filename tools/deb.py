@@ -31,10 +31,8 @@ EXTRAS = "fetch,heif,metrics,report,systemd"
 # What torch compiles extensions with, and tests: 11,000 small files, which slow flash would feel at every upgrade.
 UNUSED = ("torch/include", "torch/share", "torch/test", "torch/bin")
 SOURCES = ("rmbgd", "systemd", "config", "docs")
-PAGES = ("pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE")
+PAGES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
 PLACES = {  # in the package: file of the repository
-    "lib/systemd/system/rmbgd.service": "systemd/rmbgd.service",
-    "lib/systemd/system/rmbgd-gpu-prepare.service": "systemd/rmbgd-gpu-prepare.service",
     "usr/lib/sysusers.d/rmbgd.conf": "systemd/rmbgd.sysusers",
     "usr/lib/tmpfiles.d/rmbgd.conf": "systemd/rmbgd.tmpfiles",
     "etc/logrotate.d/rmbgd": "systemd/rmbgd.logrotate",
@@ -70,11 +68,13 @@ def build(out: Path, torch: str, checkout: Path, version: str | None = None) -> 
         root, source = Path(scratch, "root"), Path(scratch, "source")
         for name in SOURCES:  # a copy, as pip writes into the source that it builds, and old builds may lie there
             ignored = shutil.ignore_patterns("__pycache__")
-            shutil.copytree(checkout / name, source / name, ignore=ignored)
+            shutil.copytree(checkout / name, source / name, symlinks=True, ignore=ignored)
         for name in PAGES:
             shutil.copy(checkout / name, source)
         install(root, source, torch)
-        for place, name in PLACES.items():
+        units = [path.name for kind in ("service", "path") for path in (checkout / "systemd").glob(f"*.{kind}")]
+        places = PLACES | {f"lib/systemd/system/{name}": f"systemd/{name}" for name in units}
+        for place, name in places.items():
             put(root / place, (checkout / name).read_bytes())
         Path(root, "usr/bin").mkdir(parents=True)
         Path(root, "usr/bin/rmbgd").symlink_to(f"/{HOME}/bin/rmbgd")

@@ -90,7 +90,7 @@ def test_system_service_by_the_page_of_operations() -> None:
 
 def package(out: Path, source: Path, version: str) -> Path:
     command = [sys.executable, "-m", "tools.deb", "--out", out, "--source", source, "--version", version]
-    subprocess.run(command, cwd=REPOSITORY, check=True, capture_output=True)
+    subprocess.run(command, cwd=REPOSITORY, check=True)
     return next(out.glob(f"rmbgd_{version}_*.deb"))
 
 
