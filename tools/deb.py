@@ -28,8 +28,8 @@ REPOSITORY = Path(__file__).parents[1]
 PYTHON = "/usr/bin/python3"
 HOME = "opt/rmbgd"
 EXTRAS = "fetch,heif,metrics,report,systemd"
-# What torch compiles extensions with, and tests: 11,000 small files, which slow flash would feel at every upgrade.
-UNUSED = ("torch/include", "torch/share", "torch/test", "torch/bin")
+# What C++ extensions of torch are compiled with: 11,000 small files, which slow flash would feel at every upgrade.
+UNUSED = ("torch/include", "torch/share")
 SOURCES = ("rmbgd", "systemd", "config", "docs")
 PAGES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
 PLACES = {  # in the package: file of the repository

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from rmbgd.config.extras import missing_extras
 from rmbgd.config.load import Config
 from rmbgd.errors import ConfigError
-from rmbgd.extras import missing_extras
 from rmbgd.folder_lock import Claimant, other_holder, this_service
 
 RESULTS = {"output", "done", "failed"}

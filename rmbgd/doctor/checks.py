@@ -16,9 +16,9 @@ from enum import StrEnum
 from typing import Any
 
 from rmbgd.clock import SystemClock
+from rmbgd.config.extras import EXTRAS, is_installed, missing_extras
 from rmbgd.config.load import Config
 from rmbgd.engine.device_query import NODES, ask
-from rmbgd.extras import EXTRAS, is_installed, missing_extras
 from rmbgd.fs import host_memory
 from rmbgd.service.safe_mode import SafeMode
 

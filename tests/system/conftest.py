@@ -73,8 +73,9 @@ def prepare(machine: container.Machine) -> None:
 
 
 def copy_checkout(target: Path) -> None:
-    """The tracked files, as in a fresh clone."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=True).stdout
+    """As a fresh clone would be, once what lies here is committed."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
     for name in filter(None, listed.decode().split("\0")):
         if name.startswith(("tests/", ".")) or not os.path.lexists(REPOSITORY / name):
             continue

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from rmbgd import extras
+from rmbgd.config import extras
 from rmbgd.config.load import Config
 from rmbgd.errors import Exit
 from tests.support.images import sample_image
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 # One process for all, since loading torch takes most of the time.
 PROGRAM = """
 import contextlib, io, json, sys
