@@ -98,8 +98,12 @@ def install(root: Path, source: Path, torch: str) -> None:
         raise SystemExit(f"not the CPU build of torch: it brought {', '.join(found)}")
     for name in UNUSED:
         shutil.rmtree(packages / name, ignore_errors=True)
-    for library in packages.rglob("*.so*"):
-        library.chmod(0o644)
+    for program in (packages / "torch/bin").iterdir():
+        if program.name != "torch_shm_manager":  # without which torch cannot be imported; the others are its tests
+            program.unlink()
+    for path in packages.rglob("*"):
+        if path.is_file() and path.parent.name != "bin":
+            path.chmod(0o644)
     for record in packages.glob("*.dist-info/direct_url.json"):
         record.unlink()  # names the folder of the build
     here, there = os.fsencode(home), os.fsencode(f"/{HOME}")
