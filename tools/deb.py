@@ -99,7 +99,7 @@ def install(root: Path, source: Path, torch: str) -> None:
     for name in UNUSED:
         shutil.rmtree(packages / name, ignore_errors=True)
     for program in (packages / "torch/bin").iterdir():
-        if program.name != "torch_shm_manager":  # without which torch cannot be imported; the others are its tests
+        if program.is_file() and program.name != "torch_shm_manager":  # torch's import needs it; others are tests
             program.unlink()
     for path in packages.rglob("*"):
         if path.is_file() and path.parent.name != "bin":
