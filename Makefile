@@ -1,6 +1,7 @@
 # make demo      three photographs through the real service, into demo/contact-sheet.png
 # make check     linters, types and unit tests, in less than a minute: on every save
 # make test      everything that this machine allows, campaigns at a tenth
+# make deb       the Debian package, into build/deb; docs/install.md says what it needs
 # make campaign  kills, GPU failures, power cuts, uploads and a soak by the thousand, for hours; goes on where it was interrupted
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ CAMPAIGN_PART ?= 1/10
 UNIT := not (slow or integration or campaign or system or gpu)
 CAMPAIGNS := kill failover power_cut clients wholeness soak steady
 
-.PHONY: demo check lint test campaign $(CAMPAIGNS) install clean
+.PHONY: demo check lint test campaign $(CAMPAIGNS) packages deb install clean
 .DELETE_ON_ERROR:
 
 $(BIN)/python:
@@ -26,11 +27,8 @@ $(VENV)/.demo: pyproject.toml Makefile | $(BIN)/python
 	$(PIP) -e '.[demo]'
 	@touch $@
 
-# systemd-python is compiled against libsystemd's headers; the service runs without it where systemd does not start it.
 $(VENV)/.test: $(VENV)/.demo
 	$(PIP) -e '.[test,demo,heif]'
-	@if pkg-config --exists libsystemd 2>/dev/null; then $(PIP) -e '.[systemd]'; \
-	else echo "libsystemd headers not found: going on without systemd-python (apt-get install libsystemd-dev pkg-config)"; fi
 	@touch $@
 
 install: $(VENV)/.test
@@ -50,10 +48,17 @@ test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) --hypothesis-profile ci --campaign-part $(CAMPAIGN_PART)
 
 # Each writes its counts to build/campaign/NAME.json and, started again, does what is missing there.
-campaign: $(CAMPAIGNS)
+campaign: $(CAMPAIGNS) packages
 
 $(CAMPAIGNS): $(VENV)/.test
 	$(BIN)/python -m tools.$@ --out build/campaign/$@.json
+
+# What the documents say of installing, with the real apt-get, pip and dpkg, in containers.
+packages: $(VENV)/.test
+	$(BIN)/python -m pytest -q tests/system/test_packages.py
+
+deb: $(BIN)/python
+	$(BIN)/python -m tools.deb --torch "$(TORCH)+cpu"
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

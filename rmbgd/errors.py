@@ -96,6 +96,11 @@ class ModelError(ConfigError):
     """Weights that are missing, not what they claim to be, or whose licence is not accepted."""
 
 
+def missing_extra(package: str, extra: str, what: str) -> ConfigError:
+    """For an optional library that `what` needs."""
+    return ConfigError(f"{what} needs {package}: pip install 'rmbgd[{extra}]'")
+
+
 class ImageError(RmbgdError):
     """The image is at fault.
 

@@ -7,7 +7,7 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-from rmbgd.errors import ConfigError
+from rmbgd.errors import missing_extra
 
 BASE = "page.html.j2"  # beside this module: what templates extend
 
@@ -18,7 +18,7 @@ def environment(package: str) -> Any:
     try:
         import jinja2
     except ImportError as error:
-        raise ConfigError("--html needs jinja2, which is not installed: pip install 'rmbgd[report]'") from error
+        raise missing_extra("jinja2", "report", "--html") from error
 
     def source(name: str) -> str:
         return resources.files("rmbgd" if name == BASE else package).joinpath(name).read_text(encoding="utf-8")

@@ -109,7 +109,10 @@ def _leave_out_other_parts(config: pytest.Config, items: list[pytest.Item]) -> N
         if item.get_closest_marker("campaign") and "campaign_part" not in getattr(item, "fixturenames", ()):
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     part = _part(config)
-    if left_out := [item for case in cases.values() for item in case if item not in part.of(case)]:
+    left_out = [item for case in cases.values() for item in case if item not in part.of(case)]
+    if part.parts > 1:
+        left_out += [item for item in items if item.get_closest_marker("full") and item not in left_out]
+    if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if item not in left_out]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from rmbgd.cli.main import COMMANDS, build_parser
-from rmbgd.errors import ConfigError, Exit
+from rmbgd.errors import Exit, missing_extra
 
 SHELLS = ("bash", "zsh", "tcsh")
 ABOUT = """\
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         import shtab
     except ImportError:
-        raise ConfigError("completion needs shtab: pip install 'rmbgd[completion]'") from None
+        raise missing_extra("shtab", "completion", "completion") from None
     parser = build_parser(*COMMANDS)
     for action in actions_of(parser):
         if action.type is Path:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+from rmbgd.config.extras import missing_extras
 from rmbgd.config.load import Config
 from rmbgd.config.problems import Mistake
 from rmbgd.config.toml_places import Location
@@ -57,6 +58,7 @@ def layout_problems(config: Config) -> Iterator[Mistake]:
             yield Mistake(each.location, f"{each.path} is a file: name a folder, or move the file away")
     for location, path in _own_files(config).items():
         yield from (Mistake(location, f"{path} {text}") for text in _wrong_place(path, directories))
+    yield from (Mistake(("health", "metrics_file"), text) for text in missing_extras(config))
 
 
 def missing_folders(config: Config) -> Iterator[Mistake]:

@@ -6,7 +6,6 @@ Torch and the driver are asked in a process of their own, so that neither can ha
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import os
 import pwd
 import subprocess
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from rmbgd.clock import SystemClock
+from rmbgd.config.extras import EXTRAS, is_installed, missing_extras
 from rmbgd.config.load import Config
-from rmbgd.engine.device_query import ask, not_visible, visible_gpus
+from rmbgd.engine.device_query import NODES, ask, not_visible, visible_gpus
 from rmbgd.fs import host_memory
 from rmbgd.paths import DEFAULT_CONFIG
 from rmbgd.service.safe_mode import SafeMode
@@ -29,6 +29,9 @@ OWN_NEED = 1 * GIBI  # bytes beside the arena: two interpreters, torch, the smal
 LIBRARIES = ("PIL", "cv2", "isal", "numpy", "pydantic", "rich", "safetensors", "simplejpeg", "structlog", "watchdog")
 PACKAGES = {"PIL": "pillow", "cv2": "opencv-python-headless"}  # what to install where it has another name
 INSTALL = f"{sys.executable} -m pip install rmbgd"
+TORCH = f"{sys.executable} -m pip install --force-reinstall 'torch<2.14' --index-url https://download.pytorch.org/whl"
+CUDA_BUILD = f"a CUDA build uses it: {TORCH}/cu126; docs/install.md says which one fits the driver"
+CPU_BUILD = f"the CPU build is 0.2 instead of 2.7 GB to download: {TORCH}/cpu"
 UNIT = "rmbgd.service"
 USER = "rmbgd"
 SYSTEMD_RUNS = "/run/systemd/system"  # sd_booted(3)
@@ -93,8 +96,9 @@ def check_compute(config: Config) -> Iterator[CheckResult]:
     # Too old a Python does not come this far: pip refuses to install the package there.
     yield ok("python", f"{'.'.join(str(part) for part in sys.version_info[:3])} at {sys.executable}")
     yield libraries()
+    yield extras(config)
     torch, nvml = ask("torch"), ask("nvml")
-    yield judge_torch(torch)
+    yield judge_torch(config.engine.device, torch, nvml)
     yield judge_gpu(config.engine.device, torch, nvml)
     yield memory(config)
 
@@ -106,18 +110,33 @@ def libraries() -> CheckResult:
     return ok("libraries", versions)
 
 
-def is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it is in
-        return False
+def extras(config: Config) -> CheckResult:
+    """Optional libraries; a failure only where a setting needs one."""
+    here = [extra for extra, (module, _) in EXTRAS.items() if is_installed(module)]
+    absent = [f"{extra} ({purpose})" for extra, (_, purpose) in EXTRAS.items() if extra not in here]
+    text = f"installed: {', '.join(here) or 'none'}; not installed: {', '.join(absent) or 'none'}"
+    if missing := missing_extras(config):
+        return fail("extras", text, "; ".join(missing))
+    return ok("extras", text)
 
 
-def judge_torch(answer: Mapping[str, Any]) -> CheckResult:
-    if "error" in answer:
-        return fail("torch", f"{answer['error']}: {answer['text']}", INSTALL)
-    built = f"CUDA {answer['built_for_cuda']}" if answer["built_for_cuda"] else "CPU only"
-    return ok("torch", f"{answer['version']}, built for {built}, {answer['threads']} CPU threads")
+def judge_torch(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) -> CheckResult:
+    """Which torch this is, and whether it fits the machine: a CUDA build, or one for the CPU."""
+    if "error" in torch:
+        return fail("torch", f"{torch['error']}: {torch['text']}", INSTALL)
+    cuda = torch["built_for_cuda"]
+    text = f"{torch['version']}, built for {f'CUDA {cuda}' if cuda else 'the CPU only'}, {torch['threads']} CPU threads"
+    card = torch["cuda"] or _has_card(nvml)
+    if not cuda and card and device != "cpu":
+        return warn("torch", f"{text}; but this machine has a GPU", CUDA_BUILD)
+    if cuda and not card:
+        return CheckResult("torch", CheckState.OK, f"{text}; it works, but there is no GPU here", CPU_BUILD)
+    return ok("torch", f"{text}; fits this machine")
+
+
+def _has_card(nvml: Mapping[str, Any]) -> bool:
+    nodes = ("/proc/driver/nvidia", *(f"/dev/{node}" for node in NODES))
+    return bool(nvml.get("devices")) or any(map(os.path.exists, nodes))
 
 
 def judge_gpu(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) -> CheckResult:
@@ -130,8 +149,8 @@ def judge_gpu(device: str, torch: Mapping[str, Any], nvml: Mapping[str, Any]) ->
     if device.startswith("cuda"):
         return fail("gpu", f'engine.device is "{device}", but {cause}', hint)
     # On a machine with a card that cannot be used, this is a problem; on one without, the CPU is simply right.
-    has_card = bool(nvml.get("devices")) or os.path.exists("/proc/driver/nvidia")
-    return warn("gpu", f"images are computed on the CPU: {cause}", hint) if has_card else ok("gpu", f"CPU: {cause}")
+    text = f"images are computed on the CPU: {cause}"
+    return warn("gpu", text, hint) if _has_card(nvml) else ok("gpu", f"CPU: {cause}")
 
 
 def missing_gpu(config: Config) -> str:
@@ -164,8 +183,7 @@ def _why_no_gpu(torch: Mapping[str, Any], nvml: Mapping[str, Any]) -> tuple[str,
     if "error" in torch:
         return f"torch cannot be asked about {name}", "see the line about torch"
     if not torch["built_for_cuda"]:
-        hint = "install a CUDA build: pip install torch --index-url https://download.pytorch.org/whl/cu126"
-        return f"{name} is there, but this torch is built for the CPU only", hint
+        return f"{name} is there, but this torch is built for the CPU only", "see the line about torch"
     cuda = torch["built_for_cuda"]
     hint = f"driver {nvml['driver']} may be too old for CUDA {cuda}, or CUDA_VISIBLE_DEVICES hides the card"
     return f"{name} is there, but torch cannot use it: {torch.get('cause', 'no reason given')}", hint

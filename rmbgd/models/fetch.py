@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 
 import rmbgd
-from rmbgd.errors import ModelError, explain
+from rmbgd.errors import ModelError, explain, missing_extra
 from rmbgd.fs import make_readable_folder, place_folder, write_json
 from rmbgd.models.checkpoint import ProgressBar, read_header, require_published, sha256_of
 from rmbgd.models.registry import ModelEntry
@@ -128,8 +128,11 @@ class HubSource:
     """Weights at the hub. `revision`: a commit, tag or branch instead of the registry's or the newest."""
 
     def __init__(self, revision: str | None = None, endpoint: str | None = None) -> None:
-        from huggingface_hub import HfApi, errors
-
+        """Raises ConfigError where huggingface_hub is not installed."""
+        try:
+            from huggingface_hub import HfApi, errors
+        except ImportError as error:
+            raise missing_extra("huggingface_hub", "fetch", "models fetch") from error
         self._revision = revision
         self._api = HfApi(endpoint=endpoint, library_name="rmbgd", library_version=rmbgd.__version__)
         # HTTPError is of httpx in huggingface_hub 1.x, of httpx2 in 2.x; the hub's own errors derive from it.

@@ -18,16 +18,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForImageSegmentation, PreTrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import SemanticSegmenterOutput
 
-from rmbgd.errors import ModelError
+from rmbgd.errors import ModelError, missing_extra
 from rmbgd.models import licences
 from rmbgd.models.checkpoint import BACKBONES, DERIVED, TRAINING_HEADS, published, read_header
 from rmbgd.models.convert import assemble
 from rmbgd.models.registry import PatchOrder
 from rmbgd.models.store import DEFAULT_MODELS, WEIGHTS, resolve
 from rmbgd.models.swin import relative_position_index
+
+try:
+    from transformers import AutoConfig, AutoModelForImageSegmentation, PreTrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import SemanticSegmenterOutput
+except ImportError as missing:
+    raise missing_extra("transformers", "transformers", __name__) from missing
 
 
 class BiRefNetConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]

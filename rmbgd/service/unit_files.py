@@ -26,8 +26,8 @@ USER_UNIT = "rmbgd-user.service"
 
 
 def text(name: str) -> str:
-    """A file of the folder systemd/."""
-    return resources.files("rmbgd").joinpath("data", "systemd", name).read_text(encoding="utf-8")
+    """A file of the folder systemd/, such as "rmbgd.service" or "drop-ins/20-folders.conf"."""
+    return resources.files("rmbgd.service").joinpath("units", name).read_text(encoding="utf-8")
 
 
 def default_configuration() -> str:

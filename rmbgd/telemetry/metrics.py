@@ -16,7 +16,7 @@ from typing import Any
 
 from rmbgd import __version__
 from rmbgd.config.load import Config
-from rmbgd.errors import ConfigError, Reason
+from rmbgd.errors import Reason, missing_extra
 from rmbgd.events import EVENTS, Emit, devices_of
 from rmbgd.fs import STORAGE_KINDS, atomic_write
 
@@ -97,7 +97,7 @@ class Metrics:
         try:
             from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
         except ImportError as error:
-            raise ConfigError("health.metrics_file needs prometheus_client: pip install 'rmbgd[metrics]'") from error
+            raise missing_extra("prometheus_client", "metrics", "health.metrics_file") from error
         disable_created_metrics()  # type: ignore[no-untyped-call] # this text format would show them as one more gauge per counter
         self._emit = emit
         self._gauge_type: Any = Gauge

@@ -72,9 +72,28 @@ def test_gpu_is_judged_with_its_cause(device: str, torch: Any, nvml: Any, state:
 
 
 def test_torch_that_cannot_be_imported_fails_with_the_reason() -> None:
-    found = checks.judge_torch({"error": "ImportError", "text": "libcudart.so.12: cannot open"})
+    found = checks.judge_torch("auto", {"error": "ImportError", "text": "libcudart.so.12: cannot open"}, NO_DRIVER)
     assert (FAIL, "ImportError: libcudart.so.12: cannot open") == (found.state, found.text)
     assert "pip install" in found.hint
+
+
+@pytest.mark.parametrize(
+    ("device", "torch", "nvml", "state", "said", "hint"),
+    [
+        ("auto", CPU_TORCH, NO_DRIVER, OK, "2.13.0, built for the CPU only, 2 CPU threads; fits this machine", ""),
+        ("auto", CPU_TORCH, DRIVER, WARN, "but this machine has a GPU", "download.pytorch.org/whl/cu126"),
+        ("cpu", CPU_TORCH, DRIVER, OK, "fits this machine", ""),
+        ("auto", READY_TORCH, DRIVER, OK, "built for CUDA 12.6, 2 CPU threads; fits this machine", ""),
+        ("auto", CUDA_TORCH, NO_DRIVER, OK, "it works, but there is no GPU here", "0.2 instead of 2.7 GB"),
+    ],
+)
+def test_torch_is_told_and_whether_it_fits_the_machine(
+    device: str, torch: Any, nvml: Any, state: CheckState, said: str, hint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checks.os.path, "exists", lambda _: False)  # the nodes of a driver that this machine may have
+    found = checks.judge_torch(device, torch, nvml)
+    assert (state, True, True) == (found.state, said in found.text, hint in found.hint)
+    assert bool(hint) == bool(found.hint)
 
 
 @pytest.mark.parametrize(
@@ -211,12 +230,6 @@ def test_fault_gives_exit_status_1_and_json_names_it(tmp_path: Path) -> None:
 def test_healthy_means_that_nothing_failed() -> None:
     assert checks.healthy([checks.ok("a", ""), checks.warn("b", "")])
     assert not checks.healthy([checks.ok("a", ""), checks.fail("b", "")])
-
-
-def test_library_without_its_package_is_not_installed() -> None:
-    """Python raises, instead of answering, when even the parent package is missing."""
-    assert not checks.is_installed("no_such_package.module")
-    assert checks.is_installed("json.decoder")
 
 
 class LedgerFiles:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import shutil
 import subprocess
@@ -29,14 +30,16 @@ def machine() -> Iterator[container.Machine]:
 
 
 @contextlib.contextmanager
-def booted_machine() -> Iterator[container.Machine]:
-    """Skips the test where there can be none."""
+def booted_machine(bind: dict[Path, str] | None = None, *, network: bool = True) -> Iterator[container.Machine]:
+    """Skips the test where there can be none. `bind`: instead of the libraries of this environment."""
     try:
         container.require()
         libraries = {Path(sysconfig.get_path("purelib")): SHARED_LIBRARIES}
         with (
             tempfile.TemporaryDirectory(prefix="rmbgd-system-", dir="/var/tmp") as scratch,
-            container.Machine(Path(scratch), bind_read_only=libraries) as booted,
+            container.Machine(
+                Path(scratch), bind_read_only=libraries if bind is None else bind, network=network
+            ) as booted,
         ):
             booted.sh("systemctl is-system-running --wait || { systemctl --failed; journalctl -n 50; exit 1; }")
             yield booted
@@ -61,17 +64,23 @@ def prepare(machine: container.Machine) -> None:
     Three things differ from a user's machine, so that this needs no network: Debian's packages are there already, pip
     finds the dependencies in the libraries of the environment that runs the tests, and its build tool as a wheel.
     """
-    source = machine.path("/root/rmbgd")
-    source.mkdir(parents=True)
-    for name in ("rmbgd", "systemd", "config"):
-        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(REPOSITORY / name, source)
+    copy_checkout(machine.path("/root/rmbgd"))
     for name, script in (("sudo", 'exec "$@"'), ("apt-get", "exit 0")):
         shim = machine.path(f"/usr/local/bin/{name}")
         shim.write_text(f"#!/bin/sh\n{script}\n")
         shim.chmod(0o755)
     shutil.copytree(_build_tool(), machine.path("/root/wheels"))
+
+
+def copy_checkout(target: Path) -> None:
+    """As a fresh clone would be, once what lies here is committed."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=REPOSITORY, capture_output=True, check=True).stdout
+    for name in filter(None, listed.decode().split("\0")):
+        if name.startswith(("tests/", ".")) or not os.path.lexists(REPOSITORY / name):
+            continue
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(REPOSITORY / name, target / name, follow_symlinks=False)
 
 
 def carry_out(machine: container.Machine, commands: str) -> str:

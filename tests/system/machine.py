@@ -75,8 +75,10 @@ class Failed(AssertionError):
 class Machine:
     """One booted container. `root` is its file system as seen from outside."""
 
-    def __init__(self, scratch: Path, *, bind_read_only: dict[Path, str] | None = None) -> None:
+    def __init__(self, scratch: Path, *, bind_read_only: dict[Path, str] | None = None, network: bool = True) -> None:
+        """With `network` that of this machine, else none."""
         self._scratch = scratch
+        self._network = [] if network else ["--private-network"]
         self._bind = bind_read_only or {}
         self.root = scratch / "root"
         self._process: subprocess.Popen[bytes] | None = None
@@ -104,7 +106,7 @@ class Machine:
                 "/bin/sh", "-ec", ENTER, *self._control_groups(), "--",
                 "systemd-nspawn", "--quiet", "--register=no", "--keep-unit", "--notify-ready=yes",
                 "--console=read-only", "--boot", f"--machine=rmbgd-test-{os.getpid()}", f"--directory={self.root}",
-                *(f"--bind-ro={source}:{target}" for source, target in self._bind.items()),
+                *(f"--bind-ro={source}:{target}" for source, target in self._bind.items()), *self._network,
             ]  # fmt: skip
             with (self._scratch / "console").open("wb") as console:
                 self._process = subprocess.Popen(
@@ -179,8 +181,8 @@ class Machine:
             check=False,
         )
 
-    def sh(self, script: str, *, check: bool = True, **env: str) -> str:
-        return self.run("/bin/sh", "-ec", script, check=check, **env)
+    def sh(self, script: str, *, check: bool = True, patience: float = COMMAND_PATIENCE, **env: str) -> str:
+        return self.run("/bin/sh", "-ec", script, check=check, patience=patience, **env)
 
     def path(self, inside: str) -> Path:
         return self.root / inside.lstrip("/")

@@ -1,0 +1,33 @@
+"""Optional libraries by the extra that installs them: which are here, and which of them a configuration needs."""
+
+from __future__ import annotations
+
+import importlib.util
+
+from rmbgd.config.load import Config
+from rmbgd.errors import missing_extra
+
+EXTRAS = {  # the module that tells whether it is here, and what it is for
+    "completion": ("shtab", "completion"),
+    "cuda": ("triton", "faster networks on an NVIDIA card"),
+    "fetch": ("huggingface_hub", "models fetch"),
+    "heif": ("pillow_heif", "HEIC images"),
+    "metrics": ("prometheus_client", "health.metrics_file"),
+    "report": ("jinja2", "HTML reports"),
+    "systemd": ("systemd.daemon", "systemd's own library; the service does without"),
+    "transformers": ("transformers", "rmbgd.models.hf"),
+}
+
+
+def is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
+
+
+def missing_extras(config: Config) -> list[str]:
+    """A sentence for each library that a setting needs and that is not installed."""
+    if config.health.metrics_file is None or is_installed("prometheus_client"):
+        return []
+    return missing_extra("prometheus_client", "metrics", "health.metrics_file").problems
