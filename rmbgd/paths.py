@@ -61,18 +61,26 @@ def find_config(named: Path | None, *, serving: bool, environ: Mapping[str, str]
 
 
 def running_configs(proc: Path = Path("/proc")) -> Iterator[Path]:
-    """Configurations of the services that run as this user, or for root of all, as far as their processes say."""
+    """Configurations of the services that run as this user, or for root of all, as far as their processes say.
+
+    Not of those in containers, whose paths mean other files.
+    """
     for process in proc.glob("[0-9]*"):
         with suppress(OSError):
             if os.geteuid() not in (0, process.stat().st_uid):
                 continue
             words = [os.fsdecode(word) for word in (process / "cmdline").read_bytes().split(b"\0")]
-            if (config := _config_of(words)) is not None:
+            if (config := _config_of(words)) is None or not os.path.samefile(process / "root", "/"):
+                continue
+            if config:
                 yield Path(os.path.realpath(process / "cwd")) / os.path.expanduser(config)
+            else:
+                lines = [os.fsdecode(line).partition("=") for line in (process / "environ").read_bytes().split(b"\0")]
+                yield find_config(None, serving=True, environ={name: value for name, _, value in lines})
 
 
 def _config_of(words: list[str]) -> str | None:
-    """What `rmbgd run --config FILE` names; None of another program, and of one that does not say."""
+    """What `rmbgd run --config FILE` names, or nothing; None of another program."""
     program = next((place for place, word in enumerate(words[:3]) if os.path.basename(word) == "rmbgd"), None)
     if program is None and words[1:3] == ["-m", "rmbgd"]:
         program = 2
@@ -83,4 +91,4 @@ def _config_of(words: list[str]) -> str | None:
             return words[place + 1]
         if word.startswith("--config="):
             return word.partition("=")[2]
-    return None
+    return ""

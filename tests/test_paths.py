@@ -22,10 +22,12 @@ def own(home: dict[str, str]) -> Path:
     return path
 
 
-def process(proc: Path, number: int, cwd: Path, *words: str) -> None:
+def process(proc: Path, number: int, cwd: Path, *words: str, root: Path = Path("/"), **environ: str) -> None:
     (proc / str(number)).mkdir(parents=True)
     (proc / str(number) / "cmdline").write_bytes(b"".join(word.encode() + b"\0" for word in words))
     (proc / str(number) / "cwd").symlink_to(cwd)
+    (proc / str(number) / "root").symlink_to(root)
+    (proc / str(number) / "environ").write_text("".join(f"{name}={value}\0" for name, value in environ.items()))
 
 
 @pytest.mark.parametrize("root", [False, True])
@@ -62,9 +64,20 @@ def test_running_services_are_found_by_their_processes(tmp_path: Path) -> None:
     process(proc, 2, tmp_path, "python", "-m", "rmbgd", "run", "--config=b.toml")
     process(proc, 3, tmp_path, "python", "-m", "rmbgd", "status", "--config", "c.toml")
     process(proc, 4, tmp_path, "vi", "rmbgd", "d.toml")
-    process(proc, 5, tmp_path, "rmbgd", "run")
+    process(proc, 5, tmp_path, "rmbgd", "run", RMBGD_CONFIG="/etc/e.toml")
     (proc / "6").mkdir()
-    assert set(paths.running_configs(proc)) == {Path("/etc/a.toml"), tmp_path / "b.toml"}
+    assert set(paths.running_configs(proc)) == {Path("/etc/a.toml"), tmp_path / "b.toml", Path("/etc/e.toml")}
+
+
+def test_a_service_in_a_container_is_not_meant(tmp_path: Path) -> None:
+    process(tmp_path / "proc", 1, tmp_path, "rmbgd", "run", "--config", "/etc/rmbgd/rmbgd.toml", root=tmp_path)
+    assert not list(paths.running_configs(tmp_path / "proc"))
+
+
+def test_a_service_on_its_users_own_configuration_is_found(tmp_path: Path, home: dict[str, str]) -> None:
+    mine = own(home)
+    process(tmp_path / "proc", 1, tmp_path, "rmbgd", "run", **home)
+    assert list(paths.running_configs(tmp_path / "proc")) == [mine]
 
 
 @pytest.mark.parametrize("count", [1, 2])
