@@ -166,17 +166,21 @@ def replace(path: str, cause: str, wall: datetime) -> Replacement:
 def put_in_place(path: str, source: Path | None, why: str, wall: datetime) -> str:
     """A copy of `source`, or an empty ledger, in the place of the one at `path`: where that one lies now.
 
-    Of the new one it is marked that it replaced another, and its job numbers are others than those used so far.
+    Of the new one it is marked that it replaced another, and its job numbers are others than those used so far. What an
+    operator has paused stays paused, and nothing else.
     """
-    _make(path + ".next", source, _last_job(path) + JUMP)
+    _make(path + ".next", source, _last_job(path) + JUMP, _pauses(path))
     lies = set_aside(path, why, wall) if os.path.lexists(path) else ""
     copies.drop_companions(path)
     give_name(Path(path + ".next"), Path(path))
     return lies
 
 
-def _make(path: str, source: Path | None, jump: int) -> None:
-    """Make a ledger that gets its name when it is whole. `jump`: job numbers that are not used; 0 for a first one."""
+def _make(path: str, source: Path | None, jump: int, pauses: list[tuple[str, float, str]] | None = None) -> None:
+    """Make a ledger that gets its name when it is whole. `jump`: job numbers that are not used; 0 for a first one.
+
+    `pauses` take the place of those of `source`.
+    """
     fresh = Path(path + ".new")
     for left in (fresh, Path(f"{fresh}-journal")):
         left.unlink(missing_ok=True)
@@ -195,6 +199,9 @@ def _make(path: str, source: Path | None, jump: int) -> None:
             last = db.execute("SELECT max(seq) FROM sqlite_sequence WHERE name='job'").fetchone()[0] or 0
             db.execute("DELETE FROM sqlite_sequence WHERE name='job'")
             db.execute("INSERT INTO sqlite_sequence VALUES ('job', ?)", (max(last + JUMP, jump),))
+        if pauses is not None:
+            db.execute("DELETE FROM pause")
+            db.executemany("INSERT OR IGNORE INTO pause VALUES (?,?,?)", pauses)
     sync(fresh)
     copies.drop_companions(path)
     give_name(fresh, Path(path))
@@ -208,3 +215,13 @@ def _last_job(path: str) -> int:
     except (sqlite3.Error, ValueError, TypeError, OverflowError):
         return 0
     return last if 0 <= last < 1 << 53 else 0
+
+
+def _pauses(path: str) -> list[tuple[str, float, str]] | None:
+    """Those of a ledger that may be damaged; None where they cannot be read, or it knows none yet."""
+    try:
+        with contextlib.closing(connect(path, "ro")) as db:
+            found = [tuple(row) for row in db.execute("SELECT folder, since, person FROM pause")]
+    except sqlite3.Error:
+        return None
+    return found if all([*map(type, row)] == [str, float, str] for row in found) else None

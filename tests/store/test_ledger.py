@@ -292,6 +292,25 @@ def test_job_numbers_are_never_used_twice(path: Path, clock: FakeClock) -> None:
     assert len(set(used)) == len(used) == 1201
 
 
+@pytest.mark.parametrize("copied", [True, False])
+def test_a_pause_outlives_the_ledger(path: Path, clock: FakeClock, copied: bool) -> None:
+    """What is paused now stays so when the ledger is damaged; what was paused when it was copied does not come back."""
+    with contextlib.closing(Ledger(path, clock)) as ledger:
+        ledger.pause("old", "anna")
+        if copied:
+            copies.copy_of_today(str(path), clock.wall())
+        ledger.end_pauses(["old"])
+        ledger.pause("shop", "otto")
+        paused = ledger.pauses()
+    spoil(path, "target", "zero")
+    with contextlib.closing(Ledger(path, clock)) as again:
+        assert again.database.replacement is not None
+        assert (again.database.replacement.copy is not None, again.pauses()) == (copied, paused)
+    spoil(path, "pause", "zero")
+    with contextlib.closing(Ledger(path, clock)) as once_more:
+        assert set(once_more.pauses()) == ({"old"} if copied else set())  # they cannot be read any more
+
+
 def test_a_damaged_copy_is_passed_over(path: Path, clock: FakeClock) -> None:
     with contextlib.closing(Ledger(path, clock)) as ledger:
         claim_one(ledger)
