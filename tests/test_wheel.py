@@ -18,7 +18,10 @@ from rmbgd.service import unit_files
 REPOSITORY = Path(__file__).parents[1]
 BUILD = "from setuptools import build_meta; import sys; build_meta.{}(sys.argv[1])"
 INSIDE = ("rmbgd/py.typed", "rmbgd/config/default.toml", "rmbgd/models/data/u2netp.safetensors")
-DOCUMENTS = ("LICENSE", "README.md", "docs/operations.md", "docs/install.md")
+DOCUMENTS = (
+    *("LICENSE", "README.md", "docs/operations.md", "docs/install.md"),
+    *("docs/schema/event.schema.json", "contrib/README.md", "contrib/grafana/rmbgd.json"),
+)
 SHOWN = (
     "from rmbgd.service import unit_files; import rmbgd; "
     "print(rmbgd.__file__); print(unit_files.text('rmbgd.service'), end='')"
@@ -33,7 +36,7 @@ def test_unit_files_are_read_by_their_names() -> None:
 @pytest.mark.integration
 def test_wheel_made_from_the_sdist_is_whole_and_works_where_there_is_no_checkout(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    for name in ("rmbgd", "systemd", "config", "docs"):
+    for name in ("rmbgd", "systemd", "config", "contrib", "docs"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(REPOSITORY / name, source / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE"):

@@ -30,7 +30,7 @@ HOME = "opt/rmbgd"
 EXTRAS = "fetch,heif,metrics,report,systemd"
 # What C++ extensions of torch are compiled with: 11,000 small files, which slow flash would feel at every upgrade.
 UNUSED = ("torch/include", "torch/share")
-SOURCES = ("rmbgd", "systemd", "config", "docs")
+SOURCES = ("rmbgd", "systemd", "config", "contrib", "docs")
 PAGES = ("pyproject.toml", "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "LICENSE")
 PLACES = {  # in the package: file of the repository
     "usr/lib/sysusers.d/rmbgd.conf": "systemd/rmbgd.sysusers",
@@ -66,7 +66,8 @@ def build(out: Path, torch: str, checkout: Path, version: str | None = None) -> 
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="rmbgd-deb-", dir=out) as scratch:
         root, source = Path(scratch, "root"), Path(scratch, "source")
-        for name in SOURCES:  # a copy, as pip writes into the source that it builds, and old builds may lie there
+        # A copy, as pip writes into the source that it builds, and old builds may lie there.
+        for name in (each for each in SOURCES if (checkout / each).exists()):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(checkout / name, source / name, symlinks=True, ignore=ignored)
         for name in PAGES:
@@ -114,7 +115,9 @@ def install(root: Path, source: Path, torch: str) -> None:
 
 def documents(root: Path, checkout: Path, version: str) -> None:
     place = root / DOCUMENTS
-    shutil.copytree(checkout / "docs", place / "docs")
+    for name in ("docs", "contrib"):
+        if (checkout / name).exists():
+            shutil.copytree(checkout / name, place / name)
     for name in ("README.md", "CHANGELOG.md"):
         put(place / name, (checkout / name).read_bytes())
     put(place / "copyright", (SCRIPTS / "copyright").read_bytes())

@@ -43,7 +43,7 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "completion": "print a completion script for your shell",
     "help": "show the help of a command",
 }
-SERVING = ("run", "check")  # they mean a configuration, the other commands a service
+SERVING = ("run", "check", "service")  # they mean a configuration, the other commands a service
 OWN_CONFIG = "finds_config"
 MODULES = {"mtbf": "rmbgd.mtbf.command", "resume": "rmbgd.cli.pause"}  # of the others it is rmbgd.cli.VERB
 

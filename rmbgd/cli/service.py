@@ -17,7 +17,10 @@ from rmbgd.paths import DEFAULT_CONFIG, user_places
 from rmbgd.service import unit_files
 from rmbgd.service.unit_files import UNIT, put
 
-HIDDEN = (Path("/home"), Path("/root"))  # from the system's unit: its programs cannot lie there
+HIDDEN = (*unit_checks.HOMES, *unit_checks.OWN_TMP)  # from the unit: programs and configuration cannot lie there
+HOOKS = "rmbgd-hooks.path"  # started by the service, and goes on without it
+MOVE_CONFIG = f"copy it to {DEFAULT_CONFIG}"
+OWN_SERVICE = "or install a service of your own with --user"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "write the unit, and what it needs; files of these names that differ are kept with a ~"
     now = "enable and start the service, too"
     command("install", text, _install).add_argument("--now", action="store_true", help=now)
-    command("uninstall", "stop the service and remove its unit; configuration, folders and ledger stay", _uninstall)
+    text = "stop the service and remove what install wrote; configuration, folders, ledger and log stay"
+    command("uninstall", text, _uninstall)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -71,15 +75,25 @@ def _user_files(here: Path, config: Path) -> list[str]:
 
 
 def _system_files(here: Path, config: Path) -> list[str]:
-    if hidden := next((each for each in HIDDEN if each in (here, *here.parents)), None):
+    config = config.absolute()
+    for path, cure in ((here, "install rmbgd into /opt/rmbgd (python3 -m venv /opt/rmbgd)"), (config, MOVE_CONFIG)):
+        if hidden := next((each for each in HIDDEN if unit_checks.below(path, (each,))), None):
+            raise RmbgdError(
+                f"{path}: the service of the machine cannot see files below {hidden}; {cure}, {OWN_SERVICE}"
+            )
+    if not config.exists() and config != DEFAULT_CONFIG:
+        raise ConfigError(f"{config}: there is no such configuration; without --config, {DEFAULT_CONFIG} is made")
+    packaged = Path(unit_files.PACKAGED).exists()
+    if packaged and (here, config) != (Path(unit_files.PROGRAMS), DEFAULT_CONFIG):
         raise RmbgdError(
-            f"{here}: the service of the machine cannot see programs below {hidden}; install rmbgd into /opt/rmbgd "
-            "(python3 -m venv /opt/rmbgd), or install a service of your own with --user"
+            f"{unit_files.PACKAGED}: the service of the machine is that of the Debian package, with "
+            f"{unit_files.PROGRAMS}/rmbgd and {DEFAULT_CONFIG}; remove it first (dpkg -r rmbgd), {OWN_SERVICE}"
         )
-    config = config if config.exists() else DEFAULT_CONFIG
     drop_in = unit_checks.drop_in(load(config)) if config.exists() else ""  # before anything is written
     said = [] if config.exists() else [put(DEFAULT_CONFIG, unit_files.default_configuration())]
-    for name, place in unit_files.SYSTEM.items():
+    if packaged:
+        said.append(f"unchanged {unit_files.PACKAGED}, of the Debian package")
+    for name, place in unit_files.SYSTEM.items() if not packaged else ():
         content = unit_files.unit(name, here, config) if name.endswith(".service") else unit_files.text(name)
         said.append(put(Path(place), content))
     if drop_in:
@@ -87,17 +101,20 @@ def _system_files(here: Path, config: Path) -> list[str]:
     elif Path(unit_files.DROP_IN).exists():
         os.unlink(unit_files.DROP_IN)
         said.append(f"removed {unit_files.DROP_IN}: no folder lies outside any more")
-    for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create", unit_files.SYSTEM["rmbgd.tmpfiles"]]):
+    for command in (["systemd-sysusers"], ["systemd-tmpfiles", "--create", "rmbgd.conf"]):
         _call(command)
     return said
 
 
 def _uninstall(options: argparse.Namespace) -> int:
-    places = [_user_unit()] if options.user else [Path(unit_files.SYSTEM["rmbgd.service"]), Path(unit_files.DROP_IN)]
-    places += [] if options.user else [Path(unit_files.SYSTEM["rmbgd-gpu-prepare.service"])]
+    system = [*map(Path, unit_files.SYSTEM.values()), Path(unit_files.DROP_IN)]
+    places = [_user_unit()] if options.user else system
     if not places[0].exists():
-        raise RmbgdError(f"{places[0]}: there is no such unit, so nothing is removed")
+        package = "; that of the Debian package goes with `dpkg -r rmbgd`" if Path(unit_files.PACKAGED).exists() else ""
+        raise RmbgdError(f"{places[0]}: there is no such unit, so nothing is removed{package}")
     _systemctl(options, "disable", "--now", UNIT)
+    if not options.user and Path(unit_files.SYSTEM[HOOKS]).exists():
+        _systemctl(options, "stop", HOOKS)
     for path in (each for each in places if each.exists()):
         path.unlink()
         print(f"removed {path}")

@@ -55,22 +55,22 @@ class Sandbox:
 
     def obstacle(self, path: PurePath, *, writes: bool) -> tuple[str, str] | None:
         """(why the service cannot use `path`, the drop-in that cures it); None where nothing is in the way."""
-        if _below(path, self.bound):
+        if below(path, self.bound):
             return None
-        if self.private_tmp and _below(path, OWN_TMP):
+        if self.private_tmp and below(path, OWN_TMP):
             return "has a /tmp of its own (PrivateTmp=yes), in which nobody else's files are", "20-folders.conf"
-        if _below(path, self.hidden):
+        if below(path, self.hidden):
             return "may not see it (InaccessiblePaths=)", "20-folders.conf"
-        if _below(path, HOMES) and self.home in ("yes", "tmpfs"):
+        if below(path, HOMES) and self.home in ("yes", "tmpfs"):
             return f"may not see it (ProtectHome={self.home})", "25-home.conf"
-        if writes and _below(path, HOMES) and self.home == "read-only":
+        if writes and below(path, HOMES) and self.home == "read-only":
             return "may only read it (ProtectHome=read-only)", "25-home.conf"
-        if writes and self.strict and not _below(path, self.writable):
+        if writes and self.strict and not below(path, self.writable):
             return "may only read it (ProtectSystem=strict, and not in ReadWritePaths=)", "20-folders.conf"
         return None
 
 
-def _below(path: PurePath, places: tuple[PurePath, ...]) -> bool:
+def below(path: PurePath, places: tuple[PurePath, ...]) -> bool:
     return any(place == path or place in path.parents for place in places)
 
 
@@ -179,17 +179,19 @@ def drop_in(config: Config) -> str:
         wanted += paths if parent in TOO_WIDE else [parent]
     for file in (config.service.log_file, config.health.metrics_file):
         wanted += [PurePath(os.path.realpath(file.parent))] if file is not None else []
+    models = PurePath(os.path.realpath(config.service.models_directory))  # only read, so /data needs nothing
+    wanted += [models] if below(models, (*HOMES, *OWN_TMP)) else []
     wanted += [PurePath(config.service.state_directory), PurePath(config.service.runtime_directory)]
-    outside = [path for path in dict.fromkeys(wanted) if not _below(path, SHIPPED)]
+    outside = [path for path in dict.fromkeys(wanted) if not below(path, SHIPPED)]
     outside = [path for path in outside if not any(other in path.parents for other in outside)]
     if not outside:
         return ""
     lines = ["# Written by `rmbgd service install` from the configuration: folders that the unit itself does not show."]
     lines += ["[Unit]", *(f"RequiresMountsFor={_word(path)}" for path in outside), "", "[Service]"]
-    if homes := [path for path in outside if _below(path, HOMES)]:
+    if homes := [path for path in outside if below(path, HOMES)]:
         lines += ["# The rest of /home stays hidden.", "ProtectHome=tmpfs"]
         lines += [f"BindPaths={_word(path, '-', colons=True)}" for path in homes]
-    if temporary := [path for path in outside if _below(path, OWN_TMP)]:
+    if temporary := [path for path in outside if below(path, OWN_TMP)]:
         lines += [f"BindPaths={_word(path, '-', colons=True)}" for path in temporary]
     for path in outside:
         lines += [f"{setting}={_word(path, '-')}" for setting in ("ReadWritePaths", "NoExecPaths")]

@@ -23,6 +23,7 @@ SYSTEM = {  # file in the package -> where it belongs
 }
 DROP_IN = "/etc/systemd/system/rmbgd.service.d/50-folders.conf"
 USER_UNIT = "rmbgd-user.service"
+PACKAGED = "/lib/systemd/system/rmbgd.service"  # of the Debian package, for PROGRAMS and DEFAULT_CONFIG
 
 
 def text(name: str) -> str:

@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from rmbgd.cli import main as cli
-from rmbgd.cli import watch
+from rmbgd.cli import service, watch
 from rmbgd.config.load import load
 from rmbgd.paths import running_configs, user_places
+from rmbgd.service import unit_files
 from tests.support.images import sample_image
 from tests.support.service import ServiceUnderTest
 
@@ -150,3 +151,87 @@ def test_watch_serves_and_is_found_by_status(tmp_path: Path, home: Path) -> None
             process.terminate()
     assert process.returncode == 0
     assert Path("in/a.png").exists()
+
+
+@pytest.fixture
+def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What root's `service install` has systemd do; its files go below tmp_path, its programs lie in /opt/rmbgd."""
+    calls: list[str] = []
+    etc = tmp_path / "etc"
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(service, "_call", lambda words: calls.append(" ".join(words)))
+    monkeypatch.setattr(service, "HIDDEN", (tmp_path / "home",))
+    monkeypatch.setattr(unit_files, "programs", lambda: Path(unit_files.PROGRAMS))
+    monkeypatch.setattr(unit_files, "PACKAGED", str(tmp_path / "package.service"))
+    monkeypatch.setattr(unit_files, "DROP_IN", str(etc / "50-folders.conf"))
+    monkeypatch.setattr(unit_files, "SYSTEM", {name: str(etc / name) for name in unit_files.SYSTEM})
+    for module in ("rmbgd.paths", "rmbgd.cli.service"):
+        monkeypatch.setattr(f"{module}.DEFAULT_CONFIG", etc / "rmbgd.toml")
+    return calls
+
+
+def test_what_the_machine_was_given_is_taken_away_again(
+    tmp_path: Path, called: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["service", "install"]) == 0
+    first = capsys.readouterr().out
+    assert all(f"wrote {place}" in first for place in unit_files.SYSTEM.values())
+    assert cli.main(["service", "install"]) == 0
+    assert "wrote" not in (again := capsys.readouterr().out)
+    assert "replaced" not in again
+    del called[:]
+    assert cli.main(["service", "uninstall"]) == 0
+    assert called == [
+        "systemctl disable --now rmbgd.service",
+        "systemctl stop rmbgd-hooks.path",
+        "systemctl daemon-reload",
+    ]
+    assert [path.name for path in (tmp_path / "etc").iterdir()] == ["rmbgd.toml"]
+
+
+def test_service_of_the_debian_package_keeps_its_unit(
+    tmp_path: Path, called: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(unit_files.PACKAGED).touch()
+    (tmp_path / "etc").mkdir()
+    text = (Path(__file__).parents[2] / "config/rmbgd.toml").read_text()
+    (tmp_path / "etc/rmbgd.toml").write_text(text.replace("/srv/rmbgd/", "/data/shop/"))
+    assert cli.main(["service", "install"]) == 0
+    assert f"unchanged {unit_files.PACKAGED}, of the Debian package" in capsys.readouterr().out
+    assert {"rmbgd.toml", "50-folders.conf"} == {path.name for path in (tmp_path / "etc").iterdir()}
+    assert cli.main(["service", "uninstall"]) == 1
+    assert "that of the Debian package goes with `dpkg -r rmbgd`" in capsys.readouterr().err
+    (tmp_path / "other.toml").write_text(text)
+    assert cli.main(["service", "install", "--config", "other.toml"]) == 1
+    assert "remove it first (dpkg -r rmbgd)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("config", "status", "said"),
+    [("typo.toml", 78, "there is no such configuration"), ("home/mine.toml", 1, "cannot see files below")],
+)
+def test_configuration_that_the_machines_service_cannot_have_is_refused(
+    config: str, status: int, said: str, tmp_path: Path, called: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["service", "install", "--config", config]) == status
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "etc").exists()
+    assert not called
+
+
+def test_configuration_of_the_machines_service_is_named_in_full(tmp_path: Path, called: list[str]) -> None:
+    (tmp_path / "other.toml").write_bytes((Path(__file__).parents[2] / "config/rmbgd.toml").read_bytes())
+    assert cli.main(["service", "install", "--config", "other.toml"]) == 0
+    assert f"rmbgd run --config {tmp_path}/other.toml\n" in Path(unit_files.SYSTEM["rmbgd.service"]).read_text()
+    assert called
+
+
+def test_a_service_that_runs_does_not_decide_what_is_installed(
+    tmp_path: Path, called: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another user's, say."""
+    (tmp_path / "ida.toml").write_bytes((Path(__file__).parents[2] / "config/rmbgd.toml").read_bytes())
+    monkeypatch.setattr("rmbgd.paths.running_configs", lambda: iter([tmp_path / "ida.toml"]))
+    assert cli.main(["service", "install"]) == 0
+    assert "ida.toml" not in Path(unit_files.SYSTEM["rmbgd.service"]).read_text()
+    assert called

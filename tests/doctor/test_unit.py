@@ -88,6 +88,14 @@ def test_drop_in_shows_what_the_unit_does_not(root: str, lines: list[str]) -> No
     assert "/srv/rmbgd" not in text
 
 
+@pytest.mark.parametrize(("models", "shown"), [("/home/ada/models", True), ("/data/models", False)])
+def test_models_are_shown_where_the_unit_hides_them(models: str, shown: bool) -> None:
+    elsewhere = config("/srv/rmbgd", models_directory=Path(models))
+    needs = [each.need for each in judge_unit(elsewhere, sandbox(SHOWN)) if each.state == "fail"]
+    assert shown == ("service.models_directory" in needs)
+    assert shown == (f'BindPaths="-{models}"' in drop_in(elsewhere))
+
+
 def test_drop_in_lifts_what_it_is_written_for() -> None:
     """The policy that finds obstacles finds none in what the drop-in says."""
     text = drop_in(config("/home/shop"))
