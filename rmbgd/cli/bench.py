@@ -15,11 +15,12 @@ from rich.table import Column, Table
 
 from rmbgd.bench import run as bench
 from rmbgd.bench.engine import Measurement
-from rmbgd.cli.main import printable, usage_error
+from rmbgd.cli.main import usage_error
 from rmbgd.config.load import Config, overlay
 from rmbgd.config.settings import EngineSettings, Recipe
 from rmbgd.errors import ConfigError, Exit
 from rmbgd.telemetry.jsonl import to_json
+from rmbgd.wording import printable
 
 PRECISIONS = get_args(EngineSettings.model_fields["precision"].annotation)
 ABOUT = """\

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from rmbgd.cli.main import add_config
 from rmbgd.cli.status import directories
-from rmbgd.cli.status_text import duration
 from rmbgd.errors import ConfigError, Exit, LedgerFault
 from rmbgd.store import copies, opening
 from rmbgd.store.ledger_lock import LEDGER, lock_out_others
 from rmbgd.store.refusals import ledger_faults
+from rmbgd.wording import duration
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rmbgd.cli.control import ServiceUnreachable, ask
-from rmbgd.cli.main import add_config, printable
+from rmbgd.cli.main import add_config
 from rmbgd.cli.status import directories
-from rmbgd.cli.status_text import duration
 from rmbgd.config.load import load
 from rmbgd.errors import ConfigError, Exit, LedgerFault
 from rmbgd.service.listing import ENDED, LIVE, ROWS_MAXIMUM, ended, no_such_folder
 from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.telemetry.jsonl import to_json
+from rmbgd.wording import duration, printable
 
 SHOWN = 50
 WAITS = {  # gate -> why an image waits; {unchanged} and {left} are times in words

@@ -20,6 +20,7 @@ from rmbgd import __version__
 from rmbgd.cli.parser import CommandParser
 from rmbgd.errors import EXIT_TEXT, REMEDIES, ConfigError, ConfigProblem, Exit, RmbgdError, explain
 from rmbgd.paths import find_config
+from rmbgd.wording import printable
 
 COMMANDS = {  # in the order of `rmbgd --help`
     "init": "make drop folders and a configuration for them",
@@ -200,8 +201,3 @@ def usage_error(command: str, error: ConfigError, *, prefix: str = "") -> int:
         said = printable(problem.removeprefix("command line: ").removeprefix(prefix))
         print(f"rmbgd {command}: {said}", file=sys.stderr)
     return Exit.USAGE
-
-
-def printable(text: str) -> str:
-    """Escapes what could steer the terminal: file names are hostile."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

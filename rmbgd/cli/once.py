@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
-from rmbgd.cli.main import printable, usage_error
+from rmbgd.cli.main import usage_error
 from rmbgd.cli.parser import CommandParser
 from rmbgd.config.load import Config, overlay
 from rmbgd.config.settings import MEBI, Recipe
@@ -27,9 +27,9 @@ from rmbgd.events import Emit
 from rmbgd.models import licences, store
 from rmbgd.naming import EXTENSIONS
 from rmbgd.service.destination import FORMATS, STANDARD, STDIN, STDOUT, RunPlan, Summary, plan
+from rmbgd.wording import VERDICTS, printable
 
 NAMES_SHOWN = 3  # of images without a subject, in the summary
-VERDICTS = {"empty": "no subject", "full": "fills the frame"}  # what a line says of an image that is not ok
 ABOUT_MODEL = ("model", "patch_order", "model_sha256")
 
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NoReturn
 
+from rmbgd.wording import did_you_mean
+
 # argparse's texts that reach users, in our words.
 WORDINGS = (
     (r"^argument ", ""),
@@ -92,11 +94,8 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """`; did you mean 'status'?`, or nothing."""
-    import difflib  # only a mistake needs it
-
-    near = difflib.get_close_matches(word, [each for each in known if len(each) > 2], n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    near = did_you_mean(word, [each for each in known if len(each) > 2])
+    return near and f"; {near}"
 
 
 def _listed(words: Sequence[str], last: str = "and") -> str:

@@ -7,9 +7,9 @@ import sys
 import time
 
 from rmbgd.cli.control import ServiceUnreachable, ask
-from rmbgd.cli.main import add_config, printable
-from rmbgd.cli.status_text import duration
+from rmbgd.cli.main import add_config
 from rmbgd.errors import Exit
+from rmbgd.wording import duration, printable
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

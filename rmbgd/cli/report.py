@@ -15,6 +15,7 @@ from rmbgd import fs
 from rmbgd.cli.main import add_config, usage_error
 from rmbgd.config.load import Config, load
 from rmbgd.errors import ConfigError, Exit, RmbgdError, explain
+from rmbgd.service.listing import no_such_folder
 from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.store.reading import Ending, counts_of_kinds, oddest, reading
 from rmbgd.telemetry.jsonl import to_json
@@ -60,8 +61,7 @@ def run(options: argparse.Namespace) -> int:
     config = load(options.config)
     folders = [folder.name for folder in config.folder]
     if options.folder is not None and options.folder not in folders:
-        text = f"there is no folder {options.folder!r}; there is {', '.join(folders) or 'none'}"
-        return usage_error("report", ConfigError(text))
+        return usage_error("report", ConfigError(no_such_folder(options.folder, folders)))
     now = time.time()
     since = now - options.since
     counts, images = _look_back(str(config.service.state_directory / LEDGER), since, options)

@@ -7,8 +7,9 @@ import os
 import sys
 
 from rmbgd.cli.control import ServiceUnreachable, ask
-from rmbgd.cli.main import add_config, printable
+from rmbgd.cli.main import add_config
 from rmbgd.errors import Exit
+from rmbgd.wording import printable
 
 PATHS_AT_ONCE = 64  # of one request, so that it stays within a line of the protocol
 

@@ -11,11 +11,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from rmbgd.cli.status_text import StatusLine, duration, last_rows, minute, rows, troubles
+from rmbgd.cli.status_text import StatusLine, last_rows, minute, rows, troubles
 from rmbgd.errors import Exit
 from rmbgd.service.exit_recorder import STATUS_FILE
 from rmbgd.store.ledger_lock import LEDGER, is_locked
 from rmbgd.telemetry.jsonl import process_start
+from rmbgd.wording import duration
 
 LATE = 5  # status intervals without a new file: the health thread does not run
 KEYS = {"phase", "written_at", "pid", "process_start", "monotonic", "interval", "stalled", "health"}

@@ -10,6 +10,7 @@ from typing import Any
 
 from rmbgd.events import devices_of
 from rmbgd.telemetry.messages import message
+from rmbgd.wording import VERDICTS, duration
 
 PAUSES = {
     "operator": "paused by an operator",
@@ -33,7 +34,6 @@ POLLED = {
     "dead": "the watcher ended",
 }
 WELL, ILL = ("ok", "ready"), ("lost", "quarantined", "missing", "absent")  # states of a device
-VERDICTS = {"empty": "no subject", "full": "fills the frame"}
 
 
 class Mood(StrEnum):
@@ -50,16 +50,6 @@ class StatusLine:
     label: str
     text: str
     mood: Mood = Mood.PLAIN
-
-
-def duration(seconds: float) -> str:
-    """3 s, 12 min, 5 h 20 min, 4 d 3 h: two units at most."""
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole} s" if whole < 60 else f"{whole // 60} min"
-    if whole < 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
 
 
 def ago(time: str, now: datetime) -> str:

@@ -14,12 +14,12 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from rmbgd.cli.main import printable
 from rmbgd.cli.status_file import SeenStatus, look, unreadable
 from rmbgd.cli.status_text import outcomes
 from rmbgd.cli.table import headline, print_status, rows_table
 from rmbgd.errors import Exit
 from rmbgd.telemetry.jsonl import to_json
+from rmbgd.wording import printable
 
 
 def run(runtime: Path, state_directory: Path, options: argparse.Namespace) -> int:

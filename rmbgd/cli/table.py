@@ -10,9 +10,9 @@ from rich.console import Console, RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
-from rmbgd.cli.main import printable
 from rmbgd.cli.status_file import SeenStatus, ServiceState
 from rmbgd.cli.status_text import StatusLine
+from rmbgd.wording import printable
 
 UNWRAPPED = 100_000  # columns
 

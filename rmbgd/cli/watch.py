@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rmbgd.cli.init import STATE_MODE, table
-from rmbgd.cli.main import printable
 from rmbgd.errors import Exit, RmbgdError, explain
 from rmbgd.fs import atomic_write
 from rmbgd.paths import user_places
+from rmbgd.wording import printable
 
 RECIPE = ("model", "format")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -29,6 +28,7 @@ from rmbgd.config.settings import (
 )
 from rmbgd.config.toml_places import Location, locate
 from rmbgd.errors import ConfigError, explain
+from rmbgd.wording import did_you_mean
 
 __all__ = [
     "Config",
@@ -75,8 +75,7 @@ class Config(Settings):
                 yield [("folder", number, "name")], text
             seen.add(folder.name)
             if folder.recipe not in known:
-                near = difflib.get_close_matches(str(folder.recipe), known, 1)
-                hint = f"did you mean '{near[0]}'?" if near else f"there is {', '.join(known)}"
+                hint = did_you_mean(str(folder.recipe), known) or f"there is {', '.join(known)}"
                 yield [("folder", number, "recipe")], f"no recipe '{folder.recipe}'; {hint}"
                 continue
             recipe = self.recipe_of(folder)

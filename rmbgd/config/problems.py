@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import json
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -16,6 +15,7 @@ from pydantic_core import ErrorDetails, PydanticUndefined
 
 from rmbgd.config.toml_places import Location, Places, Span
 from rmbgd.errors import ConfigProblem
+from rmbgd.wording import did_you_mean
 
 NOTATION = "`rmbgd check --print-default` shows how to write it"
 VALUE_SHOWN = 60  # characters
@@ -115,8 +115,7 @@ def dotted(mistake: Mistake) -> str:
 
 
 def unknown(location: Location, known: Collection[str]) -> Mistake:
-    near = difflib.get_close_matches(str(location[-1]), known, 1)
-    hint = f"did you mean '{near[0]}'?" if near else f"known here: {', '.join(sorted(known))}"
+    hint = did_you_mean(str(location[-1]), known) or f"known here: {', '.join(sorted(known))}"
     return Mistake(location, f"unknown setting; {hint}", key=True)
 
 
@@ -168,9 +167,7 @@ def _must(entry: ErrorDetails, name: str, field: FieldInfo) -> tuple[str, str]:
         default = field.default if field.default not in (None, PydanticUndefined, []) else ["..."]
         return "must be a list in brackets", f"write it like {name} = {json.dumps(default)}"
     if choices := [str(choice) for choice in _choices(field.annotation)]:
-        if near := difflib.get_close_matches(str(value).lower(), choices, 1):
-            hint = f"did you mean '{near[0]}'?"
-        return f"must be one of {', '.join(choices)}", hint
+        return f"must be one of {', '.join(choices)}", did_you_mean(str(value).lower(), choices)
     return TYPES.get(kind, "cannot be used"), "" if kind in TYPES else NOTATION
 
 

@@ -18,8 +18,9 @@ from rmbgd.mtbf.logs import DONE, FAILED, ImageTable, counted
 from rmbgd.mtbf.machine import MachineHistory, outcomes
 from rmbgd.mtbf.report import HOUR, PERCENTS, MtbfReport
 from rmbgd.mtbf.statistics import quantile
-from rmbgd.mtbf.text import STATE_WORDS, TREND_NOTE, duration, exact, percent, rounded, share
+from rmbgd.mtbf.text import STATE_WORDS, TREND_NOTE, exact, percent, rounded, share
 from rmbgd.mtbf.timeline import State, stamp
+from rmbgd.wording import duration
 
 DAY = 86400.0
 # Seconds between two ticks of a time axis, and how such a tick is written.

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from rmbgd.mtbf.logs import counted
 from rmbgd.mtbf.report import Estimate, MtbfReport
 from rmbgd.mtbf.timeline import State, TripOutcome, stamp
+from rmbgd.wording import duration, printable
 
 REASONS_SHOWN = 5
 FAILURES_SHOWN = 20
@@ -22,7 +23,7 @@ STATE_WORDS = {
 
 
 def render(report: MtbfReport) -> str:
-    title = f"rmbgd mtbf: {plain(report.name)}"
+    title = f"rmbgd mtbf: {printable(report.name)}"
     if report.window is None:
         lines = [title, "", "No run of the service is in these logs: there is nothing to count."]
     else:
@@ -31,7 +32,7 @@ def render(report: MtbfReport) -> str:
     if report.notes:
         lines += ["", "what the logs do not say, and how it was counted"]
     for name, note in report.notes:
-        lines.append(f"  {plain(name)}: {plain(note)}" if len(report.machines) > 1 else f"  {plain(note)}")
+        lines.append(f"  {printable(name)}: {printable(note)}" if len(report.machines) > 1 else f"  {printable(note)}")
     return "\n".join(lines) + "\n"
 
 
@@ -96,7 +97,7 @@ def _work(one: MtbfReport) -> Iterator[str]:
         yield _row("failures per million", bound if point is None else f"{rounded(point)}, {bound}")
     devices = one.count("devices")
     if len(devices) > 1:
-        shares = (f"{plain(name)} {100 * count / devices.total():.1f} %" for name, count in devices.most_common())
+        shares = (f"{printable(name)} {100 * count / devices.total():.1f} %" for name, count in devices.most_common())
         yield _row("computed on", ", ".join(shares))
     if times := one.stage_times().get("total"):
         low, middle, high = times
@@ -121,7 +122,7 @@ def _reasons(one: MtbfReport) -> Iterator[str]:
         if not table:
             continue
         yield from ("", f"{name}, by reason")
-        yield from (f"  {count:>8,}  {plain(reason)}" for reason, count in table.most_common(REASONS_SHOWN))
+        yield from (f"  {count:>8,}  {printable(reason)}" for reason, count in table.most_common(REASONS_SHOWN))
         if rest := sum(count for _, count in table.most_common()[REASONS_SHOWN:]):
             yield f"  {rest:>8,}  other"
 
@@ -129,13 +130,13 @@ def _reasons(one: MtbfReport) -> Iterator[str]:
 def _table(report: MtbfReport) -> Iterator[str]:
     if len(report.machines) == 1:
         return
-    width = min(max(len("machine"), *(len(plain(one.name)) for one in report.each)), 30)
+    width = min(max(len("machine"), *(len(printable(one.name)) for one in report.each)), 30)
     bound = f"MTBF >= ({percent(report.confidence)})"
     yield ""
     yield f"{'machine':<{width}}  {'hours':>12}  {'failures':>8}  {bound:>16}  {'failovers':>9}  {'images':>11}"
     for one in report.each:
         bound = f"{rounded(one.mtbf.bound)} h" + (" *" if one.mtbf.doubtful else "")
-        row = f"{plain(one.name)[:width]:<{width}}  {exact(one.hours):>12}  {len(one.failures):>8}  {bound:>16}"
+        row = f"{printable(one.name)[:width]:<{width}}  {exact(one.hours):>12}  {len(one.failures):>8}  {bound:>16}"
         yield f"{row}  {len(one.trips):>9}  {one.images:>11,}"
     if any(one.mtbf.doubtful for one in report.each):
         yield TREND_NOTE
@@ -147,8 +148,8 @@ def _list(one: MtbfReport) -> Iterator[str]:
         yield from ("", shown)
     for machine, failure in one.failures[-FAILURES_SHOWN:]:
         down = "not back by the end of the log" if failure.down is None else f"down {duration(failure.down)}"
-        detail = f" ({plain(failure.detail)})" if failure.detail else ""
-        yield f"  {stamp(failure.at)}  {plain(machine.name)}  {plain(failure.cause)}, {down}{detail}"
+        detail = f" ({printable(failure.detail)})" if failure.detail else ""
+        yield f"  {stamp(failure.at)}  {printable(machine.name)}  {printable(failure.cause)}, {down}{detail}"
 
 
 def percent(confidence: float) -> str:
@@ -174,20 +175,3 @@ def share(value: float, digits: int = 3) -> str:
     if missing <= 0:
         return f"{100 * value:g} %"
     return f"{100 * value:.{max(digits - 1 - math.floor(math.log10(missing)), 0)}f} %"
-
-
-def duration(seconds: float) -> str:
-    """2.6 s, 3 min 20 s, 5 h 10 min, 4 d 2 h."""
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 2 * 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    if whole < 2 * 86400:
-        return f"{whole // 3600} h {whole % 3600 // 60} min"
-    return f"{whole // 86400} d {whole % 86400 // 3600} h"
-
-
-def plain(text: str) -> str:
-    """Logs hold what others wrote: nothing in them may steer the terminal."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

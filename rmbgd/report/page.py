@@ -14,12 +14,12 @@ from rmbgd.errors import REASON_TEXT, ImageError, Reason
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
 from rmbgd.report.thumbnails import Thumbnail, of_original, of_output
 from rmbgd.store.reading import Ending
-from rmbgd.telemetry.messages import printable
+from rmbgd.wording import VERDICTS, printable
 
 KINDS = {  # in the order of the page: heading, and the badge of each image
     "failed": ("Rejected", "rejected"),
-    "empty": ("Without a subject", "no subject"),
-    "full": ("Filling the frame", "fills the frame"),
+    "empty": ("Without a subject", VERDICTS["empty"]),
+    "full": ("Filling the frame", VERDICTS["full"]),
     "done": ("Published", ""),
 }
 HINTS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from rmbgd.config.load import Folder
 from rmbgd.publish.retry import original_of
 from rmbgd.store import reading
+from rmbgd.wording import did_you_mean
 
 ROWS_MAXIMUM = 10_000  # of one answer
 LIVE, ENDED = ("waiting", "working"), ("failed", "done")
@@ -30,5 +30,4 @@ def no_such_folder(name: str, known: Iterable[str]) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, known, 1)
-    return f"did you mean '{near[0]}'?" if near else f"there is {', '.join(known)}"
+    return did_you_mean(word, known) or f"there is {', '.join(known) or 'none'}"

@@ -9,6 +9,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rmbgd.wording import VERDICTS, duration, printable
+
 LINE_MAXIMUM = 200  # characters; two rows of a terminal. The whole event is in the log
 LARGEST = 1e15  # of a number; what is beyond, or none, was never measured
 VALUE_MAXIMUM = 120  # characters of one value: a path that is longer loses its middle
@@ -97,21 +99,6 @@ def message(event: str, keys: Mapping[str, Any]) -> str:
     return text if len(text) <= LINE_MAXIMUM else f"{text[: LINE_MAXIMUM - 3]}..."
 
 
-def printable(text: str) -> str:
-    """`text` with everything escaped that could steer a terminal: controls, turned writing, broken characters."""
-    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
-
-
-def duration(seconds: float) -> str:
-    """0.13 s, 1.2 s, 45 s, 3 min 20 s, 5 h 10 min, 4 d 2 h."""
-    if seconds < 100:
-        return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, hours = round(seconds) // 60, round(seconds) // 3600
-    if hours < 2:
-        return f"{minutes} min {round(seconds) % 60} s"
-    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
-
-
 def _derived(event: str, keys: Mapping[str, Any]) -> dict[str, Any]:
     """Values that the sentences need beside the keys themselves."""
     found: dict[str, Any] = {}
@@ -123,8 +110,7 @@ def _derived(event: str, keys: Mapping[str, Any]) -> dict[str, Any]:
         times = keys.get("milliseconds")
         total = times.get("total") if isinstance(times, Mapping) else None
         found["total"] = total / 1000 if isinstance(total, (int, float)) else None
-        words = {"empty": "no subject found", "full": "no background found"}
-        found["odd"] = words.get(str(keys.get("verdict", "")))
+        found["odd"] = VERDICTS.get(str(keys.get("verdict", "")))
     if event == "ledger.replaced":
         found["replacement"] = f"the copy of {keys['copy_time']}" if keys.get("copy_time") else "an empty one"
     if event == "health":

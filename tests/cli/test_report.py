@@ -76,7 +76,7 @@ def test_json_has_the_counts_and_every_fact(configured: Path, rmbgd: Any) -> Non
     ("words", "said"),
     [
         ([], "rmbgd report: name a page to write with --html FILE, or ask for --json"),
-        (["--json", "--folder", "shp"], "rmbgd report: there is no folder 'shp'; there is shop"),
+        (["--json", "--folder", "shp"], "rmbgd report: there is no folder 'shp': did you mean 'shop'?"),
         (["--json", "--since", "24"], "'24' is no time of up to ten years; write it like 90m, 24h or 7d"),
         (["--json", "--since", "0h"], "'0h' is no time"),
         (["--json", "--since", "99999d"], "'99999d' is no time"),
