@@ -145,9 +145,11 @@ def _run(options: argparse.Namespace, scratch: Path | None) -> int:
 
 
 def check_standard(sources: Sequence[str], output: str) -> None:
-    """Raises ConfigError where a person sits at what should be a pipe or a file."""
+    """Raises ConfigError where a person sits at what should be a pipe or a file, or nobody is."""
     if STANDARD in sources and sys.stdin is not None and sys.stdin.isatty():
         raise ConfigError("standard input is a terminal; pipe an image into it, or name a file")
+    if output == STANDARD and sys.__stdout__ is None:
+        raise ConfigError("standard output is closed; write > FILE behind the command, or name a file as OUT")
     if output == STANDARD and sys.stdout is not None and sys.stdout.isatty():
         raise ConfigError("standard output is a terminal; write > FILE behind the command, or name a file as OUT")
 

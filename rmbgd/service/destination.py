@@ -108,8 +108,10 @@ def plan(sources: Sequence[str], output: str, *, scratch: Path | None = None, as
     Raises ConfigError with every mistake in the command line, and OSError for what may not be looked into.
     """
     problems, folders = list[str](), list[str]()
+    if "" in (*sources, output):  # a variable of the shell that is not set
+        problems.append("a path is empty; name a file or a folder (. is this one)")
     for source in dict.fromkeys(sources):
-        if source != STANDARD:
+        if source not in (STANDARD, ""):
             try:
                 mode = os.stat(source).st_mode
             except OSError as error:
@@ -129,7 +131,7 @@ def plan(sources: Sequence[str], output: str, *, scratch: Path | None = None, as
         single = STDOUT
         if several:
             problems.append("standard output takes one cutout; name a folder for several")
-    elif not (is_folder or output.endswith("/")):
+    elif output and not (is_folder or output.endswith("/")):
         form = _format_of(output, problems, asked, several=several)
         single = os.path.basename(output) if form else None
     if not (is_folder or single or problems) and os.path.lexists(output.rstrip("/")):

@@ -115,7 +115,8 @@ def once(
     summary.problems += [(str(each.filename), explain(each).removeprefix(f"{each.filename}: ")) for each in plan.unread]
     summary.failed += len(plan.unread)
     summary.total = len(outputs) + summary.failed
-    wanted = {image: name for image, name in outputs.items() if overwrite or not (place / name).exists()}
+    there = {name for name in outputs.values() if (place / name).exists() and not (place / name).is_dir()}
+    wanted = {image: name for image, name in outputs.items() if overwrite or name not in there}
     summary.skipped = len(outputs) - len(wanted)
     began = clock.monotonic()
     try:

@@ -251,7 +251,8 @@ def test_equal_images_have_an_output_each(tmp_path: Path, links: bool, monkeypat
     assert 1 == len({(tmp_path / "out" / name).read_bytes() for name in ("a.png", "b.png", "sub/c.png")})
 
 
-def test_output_that_cannot_take_its_place_is_refused_and_the_others_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_output_that_cannot_take_its_place_is_refused_and_the_others_done(tmp_path: Path, *, overwrite: bool) -> None:
     """A folder stands under the name of one cutout, and a file under that of a sub-folder."""
     (tmp_path / "in" / "sub").mkdir(parents=True)
     (tmp_path / "out" / "b.png").mkdir(parents=True)
@@ -259,7 +260,7 @@ def test_output_that_cannot_take_its_place_is_refused_and_the_others_done(tmp_pa
     for name, colour in (("a.png", "navy"), ("b.png", "red"), ("sub/c.png", "green")):
         PIL.Image.new("RGB", (32, 24), colour).save(tmp_path / "in" / name)
     heard = Mock()
-    summary = faked(tmp_path / "in", tmp_path / "out", overwrite=True, emit=heard)
+    summary = faked(tmp_path / "in", tmp_path / "out", overwrite=overwrite, emit=heard)
     assert (1, 2, 0) == (summary.done, summary.failed, summary.left)
     told = {
         each.kwargs["path"]: each.kwargs["detail"] for each in heard.mock_calls if each.args == ("image.postponed",)
