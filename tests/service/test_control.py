@@ -23,6 +23,7 @@ from rmbgd.events import RecordedEvents
 from rmbgd.heartbeat import Heartbeats
 from rmbgd.service import control
 from rmbgd.service.control import SOCKET, ControlPeer, ControlServer, connected
+from rmbgd.testing.clock import FakeClock
 
 DEADLINE = 20.0
 
@@ -195,3 +196,27 @@ def test_a_missing_directory_costs_the_socket_alone(tmp_path: Path, monkeypatch:
         it.path.unlink()
         wait(lambda: _answers(it.path))
     assert [name for name, _ in it.events.events] == ["control.lost", "control.restored"]
+
+
+def test_who_waits_while_others_are_answered_is_not_too_slow(tmp_path: Path) -> None:
+    """As several commands do while a disk hangs: each answer takes as long as a client may take."""
+    clock = FakeClock()
+
+    def slow(request: Mapping[str, Any], _: ControlPeer) -> Mapping[str, Any]:
+        clock.advance(control.PATIENCE)
+        return request
+
+    server = ControlServer(tmp_path, slow, RecordedEvents(), clock, Heartbeats(clock).new("control"))
+    server._look_after_socket()
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(connected(tmp_path / SOCKET)) for _ in range(4)]
+        for client in clients:
+            client.sendall(b"{}\n")
+        wait(lambda: (server._serve(), len(server._connections) == len(clients))[1])
+        for _ in range(3):  # is read, is answered, is sent
+            server._serve()
+        for client in clients:
+            client.settimeout(DEADLINE)
+            assert client.recv(9) == b"{}\n"
+        server.close()
+        server.run()
