@@ -271,8 +271,10 @@ def progress(console: Words, found: RunPlan, *, quiet: bool = False) -> Iterator
 
 
 def result(keys: Mapping[str, Any], output: str) -> str:
-    """One line for an image.done. Seconds from the first byte read to the cutout in its place."""
-    seconds = (keys["milliseconds"]["total"] - keys["milliseconds"].get("wait", 0.0)) / 1000
+    """One line for an image.done. Seconds from the first byte read to the cutout in its place, but for what it waited
+    for other images of the run."""
+    spent = keys["milliseconds"]
+    seconds = (spent["total"] - spent.get("wait", 0.0) - spent.get("queue", 0.0)) / 1000
     facts = f"{keys['width']}x{keys['height']}, {keys['model']} on {keys['device']}, {seconds:.1f} s"
     verdict = "".join(f": {text}" for word, text in VERDICTS.items() if word == keys["verdict"])
     return f"{keys['path']} -> {output} ({facts}){verdict}"

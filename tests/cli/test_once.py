@@ -194,6 +194,7 @@ DONE = {
             "shoe [1].jpg -> out/shoe.png (1280x960, u2netp on cpu, 1.2 s): no subject",
         ),
         ("image.done", {"verdict": "full"}, "1.2 s): fills the frame"),
+        ("image.done", {"milliseconds": {"wait": 9e3, "queue": 8e3, "total": 18e3}}, "cpu, 1.0 s)"),
         (
             "image.failed",
             {"reason": "truncated", "detail": "cut [off]"},
