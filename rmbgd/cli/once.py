@@ -215,7 +215,8 @@ def _work(options: argparse.Namespace, found: RunPlan, config: Config, recipe: R
         except KeyboardInterrupt:
             if summary.total and not options.json:
                 again = "" if options.overwrite else "; run it again to go on"
-                console.say(f"interrupted: {summary.done} done, {summary.left} left{again}")
+                failed = f", {summary.failed} rejected" if summary.failed else ""
+                console.say(f"interrupted: {summary.done} done{failed}, {summary.left} left{again}")
             raise
         if not options.json and (summary.failed or not options.quiet):
             sum_up(console, summary)

@@ -325,6 +325,18 @@ def test_interrupted_run_says_what_is_left(tmp_path: Path, image: Path, monkeypa
     assert [] == list((tmp_path / "out").iterdir())
 
 
+def test_interrupted_run_counts_what_was_rejected(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, summary: Summary, **__: object) -> None:
+        summary.total, summary.done, summary.failed = 9, 3, 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(oneshot, "once", interrupted)
+    assert Exit.INTERRUPTED == cli.main(["once", str(image), str(tmp_path / "out")])
+    assert "interrupted: 3 done, 2 rejected, 4 left; run it again to go on\n" == capfd.readouterr().out
+
+
 def test_folder_named_like_an_image_is_the_folder_to_write_into(tmp_path: Path, image: Path) -> None:
     (tmp_path / "all.png").mkdir()
     assert 1 == faked(image, tmp_path / "all.png").done
