@@ -12,7 +12,7 @@ from rmbgd.cli.control import ServiceUnreachable, ask
 from rmbgd.cli.main import add_config
 from rmbgd.cli.status import directories
 from rmbgd.config.load import load
-from rmbgd.errors import ConfigError, Exit, LedgerFault
+from rmbgd.errors import Exit, LedgerFault, RmbgdError
 from rmbgd.service.listing import ENDED, LIVE, ROWS_MAXIMUM, ended, no_such_folder
 from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.telemetry.jsonl import to_json
@@ -84,10 +84,10 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _from_ledger(options: argparse.Namespace, limit: int) -> list[dict[str, Any]]:
-    """While no service runs, as far as this user may read. Raises ConfigError, LedgerFault."""
+    """While no service runs, as far as this user may read. Raises RmbgdError."""
     folders = {folder.name: folder for folder in load(options.config).folder}
     if options.folder is not None and options.folder not in folders:
-        raise ConfigError(no_such_folder(options.folder, folders))
+        raise RmbgdError(no_such_folder(options.folder, folders))  # as a service that runs says it
     path = str(directories(options.config)[1] / LEDGER)
     return ended(path, options.state, options.folder, limit, folders)
 

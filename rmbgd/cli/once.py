@@ -215,7 +215,8 @@ def _work(options: argparse.Namespace, found: RunPlan, config: Config, recipe: R
         except KeyboardInterrupt:
             if summary.total and not options.json:
                 again = "" if options.overwrite else "; run it again to go on"
-                console.say(f"interrupted: {summary.done} done, {summary.left} left{again}")
+                failed = f", {summary.failed} rejected" if summary.failed else ""
+                console.say(f"interrupted: {summary.done} done{failed}, {summary.left} left{again}")
             raise
         if not options.json and (summary.failed or not options.quiet):
             sum_up(console, summary)
@@ -271,8 +272,10 @@ def progress(console: Words, found: RunPlan, *, quiet: bool = False) -> Iterator
 
 
 def result(keys: Mapping[str, Any], output: str) -> str:
-    """One line for an image.done. Seconds from the first byte read to the cutout in its place."""
-    seconds = (keys["milliseconds"]["total"] - keys["milliseconds"].get("wait", 0.0)) / 1000
+    """One line for an image.done. Seconds from the first byte read to the cutout in its place, but for what it waited
+    for other images of the run."""
+    spent = keys["milliseconds"]
+    seconds = (spent["total"] - spent.get("wait", 0.0) - spent.get("queue", 0.0)) / 1000
     facts = f"{keys['width']}x{keys['height']}, {keys['model']} on {keys['device']}, {seconds:.1f} s"
     verdict = "".join(f": {text}" for word, text in VERDICTS.items() if word == keys["verdict"])
     return f"{keys['path']} -> {output} ({facts}){verdict}"

@@ -33,5 +33,6 @@ def run(options: argparse.Namespace) -> int:
     elif "" in pauses:
         print(f"{what} stays paused, as every folder is: `rmbgd resume` ends that")
     else:
-        print(f"{what} is served" if answer["changed"] else f"{what} was not paused")
+        was = "was not paused" if options.folder else "was served already"
+        print(f"{what} is served" if answer["changed"] else f"{what} {was}")
     return Exit.OK

@@ -125,6 +125,8 @@ def _write(
     os.umask(mask := os.umask(0o077))
     try:
         fs.atomic_write(options.html, data, mode=0o666 & ~mask)
-    except OSError as error:
+    except OSError as error:  # it names a temporary file, which nobody knows
+        place = options.html.parent if isinstance(error, FileNotFoundError) else options.html
+        error.filename, error.filename2 = os.fspath(place), None
         raise RmbgdError(explain(error)) from error
     return len(data)

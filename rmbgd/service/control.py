@@ -196,7 +196,10 @@ class ControlServer:
             each.answer = each.answer[each.socket.send(each.answer) :]
         elif b"\n" in each.received:
             line, _, each.received = each.received.partition(b"\n")
+            began = self._clock.monotonic()
             answer = self._answer(bytes(line), each.peer)
+            for other in self._connections.values():  # the others could not help it that this one took so long
+                other.since += self._clock.monotonic() - began
             each.answer, each.since = memoryview(f"{to_json(answer)}\n".encode()), self._clock.monotonic()
         else:
             data = each.socket.recv(READ_AT_ONCE)

@@ -194,6 +194,7 @@ DONE = {
             "shoe [1].jpg -> out/shoe.png (1280x960, u2netp on cpu, 1.2 s): no subject",
         ),
         ("image.done", {"verdict": "full"}, "1.2 s): fills the frame"),
+        ("image.done", {"milliseconds": {"wait": 9e3, "queue": 8e3, "total": 18e3}}, "cpu, 1.0 s)"),
         (
             "image.failed",
             {"reason": "truncated", "detail": "cut [off]"},
@@ -251,7 +252,8 @@ def test_equal_images_have_an_output_each(tmp_path: Path, links: bool, monkeypat
     assert 1 == len({(tmp_path / "out" / name).read_bytes() for name in ("a.png", "b.png", "sub/c.png")})
 
 
-def test_output_that_cannot_take_its_place_is_refused_and_the_others_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_output_that_cannot_take_its_place_is_refused_and_the_others_done(tmp_path: Path, *, overwrite: bool) -> None:
     """A folder stands under the name of one cutout, and a file under that of a sub-folder."""
     (tmp_path / "in" / "sub").mkdir(parents=True)
     (tmp_path / "out" / "b.png").mkdir(parents=True)
@@ -259,7 +261,7 @@ def test_output_that_cannot_take_its_place_is_refused_and_the_others_done(tmp_pa
     for name, colour in (("a.png", "navy"), ("b.png", "red"), ("sub/c.png", "green")):
         PIL.Image.new("RGB", (32, 24), colour).save(tmp_path / "in" / name)
     heard = Mock()
-    summary = faked(tmp_path / "in", tmp_path / "out", overwrite=True, emit=heard)
+    summary = faked(tmp_path / "in", tmp_path / "out", overwrite=overwrite, emit=heard)
     assert (1, 2, 0) == (summary.done, summary.failed, summary.left)
     told = {
         each.kwargs["path"]: each.kwargs["detail"] for each in heard.mock_calls if each.args == ("image.postponed",)
@@ -321,6 +323,18 @@ def test_interrupted_run_says_what_is_left(tmp_path: Path, image: Path, monkeypa
         faked(image, painted(tmp_path / "b.png"), tmp_path / "out", emit=heard, summary=summary)
     heard.assert_called_once_with("run.summary", done=0, failed=0, skipped=0, empty=0, left=2, seconds=summary.seconds)
     assert [] == list((tmp_path / "out").iterdir())
+
+
+def test_interrupted_run_counts_what_was_rejected(
+    tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, summary: Summary, **__: object) -> None:
+        summary.total, summary.done, summary.failed = 9, 3, 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(oneshot, "once", interrupted)
+    assert Exit.INTERRUPTED == cli.main(["once", str(image), str(tmp_path / "out")])
+    assert "interrupted: 3 done, 2 rejected, 4 left; run it again to go on\n" == capfd.readouterr().out
 
 
 def test_folder_named_like_an_image_is_the_folder_to_write_into(tmp_path: Path, image: Path) -> None:

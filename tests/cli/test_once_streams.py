@@ -192,6 +192,22 @@ def test_no_image_goes_to_a_terminal_or_comes_from_one(words: str, said: str) ->
 
 
 @pytest.mark.integration
+def test_cutout_for_a_closed_standard_output_is_not_said_to_be_done() -> None:
+    command = f"exec {sys.executable} -m rmbgd once a.jpg - >&-"
+    done = subprocess.run(["sh", "-c", command], stderr=subprocess.PIPE, text=True, check=False)
+    said = "rmbgd once: standard output is closed; write > FILE behind the command, or name a file as OUT\n"
+    assert (Exit.USAGE, said) == (done.returncode, done.stderr)
+
+
+@pytest.mark.parametrize("words", [["a.jpg", ""], ["", "out"], ["", "b.jpg", "out"]])
+def test_empty_path_is_refused(words: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    """`rmbgd once a.jpg "$OUT"` where OUT is not set."""
+    assert Exit.USAGE == cli.main(["once", *words])
+    assert "rmbgd once: a path is empty; name a file or a folder (. is this one)\n" == capfd.readouterr().err
+    assert {"a.jpg", "b.jpg"} == set(os.listdir())
+
+
+@pytest.mark.integration
 def test_names_that_a_locale_cannot_spell_are_escaped() -> None:
     """And those that no locale can: bytes that are no UTF-8."""
     names = "ä漢.jpg", os.fsdecode(b"\xff.jpg")

@@ -69,7 +69,7 @@ def test_pause_holds_over_a_restart_until_it_is_resumed(tmp_path: Path, rmbgd: R
         )
         assert rmbgd(service, "resume")[:2] == (0, "every folder is served\n")
         service.wait_for("image.done", path="second.png")
-        assert rmbgd(service, "resume")[:2] == (0, "every folder was not paused\n")
+        assert rmbgd(service, "resume")[:2] == (0, "every folder was served already\n")
         service.wait(lambda: paused(service) is None, "no pause in the status file")
     (begun,), (over,) = service.named("service.paused"), service.named("service.resumed")
     assert begun["person"] == over["person"] != ""
@@ -82,7 +82,10 @@ def test_pause_of_one_folder_holds_that_one_alone(tmp_path: Path, rmbgd: Rmbgd) 
         assert rmbgd(service, "pause", "shop")[0] == 0
         service.wait(lambda: paused(service) == "operator:shop", "its name in the status file")
         service.drop("a.png", sample_image(1))
-        assert rmbgd(service, "pause", "shpo")[::2] == (1, "rmbgd: there is no folder 'shpo': did you mean 'shop'?\n")
+        assert rmbgd(service, "pause", "shpo")[::2] == (
+            1,
+            "rmbgd pause: there is no folder 'shpo': did you mean 'shop'?\n",
+        )
         service.wait(lambda: "a.png" in rmbgd(service, "list", "waiting")[1], "the image that waits")
         assert rmbgd(service, "resume", "shop")[1] == "folder shop is served\n"
         service.wait_for("image.done", path="a.png")
@@ -113,7 +116,7 @@ def test_list_shows_what_waits_and_why_what_is_in_work_what_failed_and_what_is_d
         assert "... and more: --limit 10" in rmbgd(service, "list", "waiting", "--limit", "1")[1]
         assert rmbgd(service, "list", "waiting", "--folder", "shpo")[::2] == (
             1,
-            "rmbgd: there is no folder 'shpo': did you mean 'shop'?\n",
+            "rmbgd list: there is no folder 'shpo': did you mean 'shop'?\n",
         )
         writer.close()
         service.hold.unlink()
@@ -125,6 +128,8 @@ def test_list_shows_what_waits_and_why_what_is_in_work_what_failed_and_what_is_d
     assert (failed["reason"], failed["original"]) == ("unidentified", str(service.failed / "note.png"))
     assert {row["path"]: (row["output"], row["verdict"]) for row in done}["s/done.png"] == ("s/done.png", "ok")
     assert "note.png" in rmbgd(service, "list", "failed")[1]
+    unknown = "rmbgd list: there is no folder 'shpo': did you mean 'shop'?\n"
+    assert rmbgd(service, "list", "done", "--folder", "shpo") == (1, "", unknown), "as of the service"
     status, out, err = rmbgd(service, "list", "waiting")
     assert (status, out) == (Exit.NOT_RUNNING, "")
     where, start = service.runtime / "control.sock", f"rmbgd run --config {service.config}"
