@@ -144,6 +144,8 @@ class Inbox:
         try:
             return question.answer.get(timeout=timeout)
         except Empty:
+            with self._changed, contextlib.suppress(ValueError):  # nobody waits for it any more
+                self._notes.questions.remove(question)
             return None
 
     def give_back(self, job: Job, why: str, detail: str) -> None:  # noqa: ARG002 - the event has the detail
@@ -304,7 +306,8 @@ class Reconciler(Inbox):
         self._empty_folders.work(now)
         oldest = self._backlog.oldest() if len(self._backlog) < LOOKS_AT_ONCE else None
         refused = "disk_full" if self._space.closed else "ledger" if self._ledger.database.refused else None
-        by_operator = ":".join(filter(None, ("operator", ",".join(sorted(self._by_operator)))))
+        folders = "" if "" in self._by_operator else ",".join(sorted(self._by_operator))
+        by_operator = ":".join(filter(None, ("operator", folders)))
         self._statistics = IntakeStatistics(
             waiting=len(self._backlog),
             in_flight=max(0, self._sent - self._ended_total),

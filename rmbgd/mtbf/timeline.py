@@ -206,7 +206,11 @@ def _operator_pauses(boots: Sequence[Boot]) -> Iterator[Interval]:
     begin = 0.0
     for boot in boots:
         for event in (event for run in boot.runs for event in run.named("service.paused", "service.resumed", "health")):
-            if event.event == "service.paused":
+            known = str(event.keys.get("paused") or "")
+            if event.event == "health" and known.startswith("operator"):
+                if not held:  # its event is in no log: rotated away, or the service was killed just then
+                    begin, held = event.at + boot.offset, {*known.partition(":")[2].split(",")}
+            elif event.event == "service.paused":
                 begin = begin if held else event.at + boot.offset
                 held.add(str(event.keys.get("folder", "")))
             elif event.event == "service.resumed" or event.keys.get("paused") is None:

@@ -42,12 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     keys = exit_keys(os.environ, _read(runtime / STATUS_FILE, json.loads), jsonl.boot_id(), time.monotonic())
     keys = jsonl.envelope("service.exit", events.EVENTS["service.exit"].level) | keys
     line = jsonl.to_json(keys)
-    _show(line, keys)
     state = Path(os.path.expanduser(str(service.get("state_directory", DEFAULT_STATE_DIRECTORY))))
     start_record.record_exit(state, os.environ, start_record.moment(time.monotonic(), time.time()))
-    if isinstance(log_file := service.get("log_file"), str):
-        return 0 if jsonl.JsonlFile(os.path.expanduser(log_file)).write(line) else 1
-    return 0
+    log_file = service.get("log_file")
+    written = not isinstance(log_file, str) or jsonl.JsonlFile(os.path.expanduser(log_file)).write(line)
+    _show(line, keys)  # last: a journal that hangs would keep the rest from being written
+    return 0 if written else 1
 
 
 def _show(line: str, keys: Mapping[str, Any]) -> None:

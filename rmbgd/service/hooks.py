@@ -178,10 +178,16 @@ def run_spool(
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return  # nothing was ever put there
+    seen: set[str] = set()
     try:
-        while names := sorted(name for name in os.listdir(folder) if name.endswith(".json")):
+        while names := sorted(name for name in {*os.listdir(folder)} - seen if name.endswith(".json")):
             for name in names:
-                call = _take(folder, name)
+                seen.add(name)
+                try:
+                    call = _take(folder, name)
+                except OSError as error:  # it was not removed, so it is not run; the others are
+                    failed("unknown", f"{path}/{name}: {error.strerror or error}")
+                    continue
                 hook = str(call.get("hook"))
                 if hook not in HOOKS:
                     failed("unknown", f"{path}/{name} is no call of rmbgd; it was removed")
@@ -194,7 +200,7 @@ def run_spool(
 
 
 def _take(folder: int, name: str) -> dict[str, Any]:
-    """What a spool file says; it is removed first, so that no call is run for ever. Empty when it is none."""
+    """What a spool file says; it is removed, so that no call is run for ever. Empty when it is none. Raises OSError."""
     found: Any = None
     with contextlib.suppress(OSError, ValueError, RecursionError):
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)

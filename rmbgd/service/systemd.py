@@ -23,7 +23,8 @@ class Notifier:
 
     def _notify(self, *assignments: str) -> None:
         if self._send is not None:  # a newline within one would begin another
-            self._send("\n".join(" ".join(each.split()) for each in assignments))
+            with contextlib.suppress(OSError):  # systemd does not listen: the work goes on
+                self._send("\n".join(" ".join(each.split()) for each in assignments))
 
     def ready(self, status: str) -> None:
         self._notify("READY=1", f"STATUS={status}")
@@ -72,10 +73,7 @@ def socket_sender(address: str) -> Callable[[str], None]:
     target = f"\0{address[1:]}" if address.startswith("@") else address
 
     def send(text: str) -> None:
-        with (
-            contextlib.suppress(OSError),  # systemd does not listen: the work goes on
-            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender,
-        ):
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.settimeout(SEND_TIMEOUT)
             sender.sendto(text.encode("utf-8", "backslashreplace"), target)
 

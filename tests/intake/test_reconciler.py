@@ -21,7 +21,7 @@ from rmbgd.intake.disk_space import DiskSpaceGuard
 from rmbgd.intake.empty_folders import QUIET
 from rmbgd.intake.priority_queue import Backlog, Complete
 from rmbgd.intake.readiness import ArrivingFile
-from rmbgd.intake.reconciler import Reconciler
+from rmbgd.intake.reconciler import IntakeQuestion, Reconciler
 from rmbgd.intake.watcher import FileEvent
 from rmbgd.pipeline.items import Rejection
 from rmbgd.pipeline.queue import queue
@@ -543,3 +543,18 @@ def test_a_job_that_the_ledger_did_not_take_back_is_tried_again(it: Loop) -> Non
         it.turn(10, times=3)
     assert it.turn(60, times=3) == ["a.png"]
     assert second.relative_path == "b.png"
+
+
+def test_a_question_that_nobody_waits_for_is_not_answered(it: Loop) -> None:
+    """Else an intake that hung for a day would answer all of that day, one after the other."""
+    question = IntakeQuestion(False, None, 10)
+    assert it.reconciler.ask(question, 0.0) is None
+    it.turn()
+    assert question.answer.empty()
+
+
+@pytest.mark.parametrize(("folders", "paused"), [({"shop", "b"}, "operator:b,shop"), ({"", "shop"}, "operator")])
+def test_statistics_say_what_an_operator_has_paused(it: Loop, folders: set[str], paused: str) -> None:
+    it.reconciler.pause_by_operator(folders)
+    it.turn()
+    assert it.reconciler.statistics().paused == paused

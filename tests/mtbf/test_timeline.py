@@ -381,6 +381,16 @@ def test_a_full_disk_is_told_apart_and_counted_once(tmp_path: Path) -> None:
     assert "with a full disk in 2 incidents" in html.render(found)
 
 
+@pytest.mark.parametrize("paused", ["operator", "operator:shop"])
+def test_a_pause_whose_beginning_is_in_no_log_is_known_from_health(tmp_path: Path, paused: str) -> None:
+    """It was rotated away, or the service was killed between the ledger's record and the event."""
+    box = Box().start().set(paused=paused).serve(60).serve(60)
+    folder = {"folder": "shop"} if ":" in paused else {}
+    box.emit("service.resumed", **folder, person="anna", seconds=1.0).set(paused=None).serve(60)
+    found = report.MtbfReport([machine_of(box, tmp_path)], 0.9, None)
+    assert found.paused_hours * 3600 == pytest.approx(60)  # from the first health event on
+
+
 def test_pauses_of_an_operator_are_told_apart_also_over_a_restart(tmp_path: Path) -> None:
     """Of folders that are paused at once the time counts once; while the service is stopped it is no pause."""
     box = Box().start().serve(60).emit("service.paused", folder="shop", person="anna").set(paused="operator:shop")

@@ -75,6 +75,19 @@ def test_journal_gets_a_sentence_where_it_answers(
         }
 
 
+def test_a_journal_that_hangs_keeps_nothing_from_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd kills the recorder then; what the log file and the next start are to know is written by that time."""
+    for name, value in KILLED.items():
+        monkeypatch.setenv(name, value)
+    path = configured(tmp_path)
+    path.write_text(f'{path.read_text(encoding="utf-8-sig")}state_directory = "{tmp_path}"\n')
+    written: list[str] = []
+    monkeypatch.setattr(exit_recorder, "_show", lambda *_: written.extend(each.name for each in tmp_path.iterdir()))
+    monkeypatch.setattr(exit_recorder.start_record, "record_exit", lambda state, *_: (state / "known").touch())
+    assert exit_recorder.main(["--config", str(path)]) == 0
+    assert {"events.jsonl", "known"} <= {*written}
+
+
 def test_uptime_is_that_of_the_run_that_ended() -> None:
     status = {"boot_id": "b", "invocation_id": "run-1", "started": 100.0}
     assert 23.5 == exit_keys(KILLED, status, "b", 123.5)["uptime"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import json
 import os
@@ -135,6 +136,18 @@ def test_what_lies_in_the_spool_is_data(tmp_path: Path) -> None:
     assert ["6.json.tmp"] == os.listdir(spool)
     assert ["unknown"] * 5 == [name for name, _ in failed]
     assert secret.exists()
+
+
+@pytest.mark.integration
+def test_what_cannot_be_removed_keeps_no_call_from_being_run(tmp_path: Path) -> None:
+    (tmp_path / "hooks" / "0.json").mkdir(parents=True)
+    (tmp_path / "hooks" / "0.json" / "within").touch()
+    Spool(tmp_path / "hooks").add("on_failed", {"hook": "on_failed"})
+    failed: list[tuple[str, str]] = []
+    settings = configured(tmp_path, on_failed=["/bin/touch", str(tmp_path / "ran")]).hooks
+    run_spool(tmp_path / "hooks", settings, lambda *problem: failed.append(problem))
+    assert (tmp_path / "ran").exists()
+    assert failed == [("unknown", f"{tmp_path}/hooks/0.json: {os.strerror(errno.ENOTEMPTY)}")]
 
 
 def test_a_spool_that_is_a_link_is_left_alone(tmp_path: Path) -> None:

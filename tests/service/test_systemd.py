@@ -44,8 +44,15 @@ def test_the_library_is_used_where_it_is_installed(monkeypatch: pytest.MonkeyPat
     assert ["WATCHDOG=1"] == sent
 
 
-def test_systemd_that_does_not_listen_ends_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "systemd.daemon", None)
+def refuse(text: str) -> None:
+    raise ConnectionRefusedError(text)
+
+
+@pytest.mark.parametrize("library", [None, SimpleNamespace(notify=refuse)])
+def test_systemd_that_does_not_listen_ends_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, library: object
+) -> None:
+    monkeypatch.setitem(sys.modules, "systemd.daemon", library)
     open_notifier({"NOTIFY_SOCKET": os.fspath(tmp_path / "nobody")}).ready("watching")
 
 
