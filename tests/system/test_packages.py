@@ -133,6 +133,15 @@ def test_debian_package_is_installed_upgraded_removed_and_purged(tmp_path: Path)
         assert "2" == machine.run("/opt/rmbgd/bin/python", "-c", ask).strip()
         machine.sh("runuser -u rmbgd -- rmbgd doctor")
 
+        machine.sh(
+            "rmbgd completion bash; cd /usr/share/man; ls man1/rmbgd.1.gz man1/rmbgd-once.1.gz man5/rmbgd.toml.5.gz"
+        )
+        assert "unchanged /lib/systemd/system/rmbgd.service" in machine.run("rmbgd", "service", "install")
+        units = ("rmbgd.service", "rmbgd-gpu-prepare.service", "rmbgd-hooks.service", "rmbgd-hooks.path")
+        assert set(units) == {path.name for path in machine.path("/lib/systemd/system").glob("rmbgd*")}
+        verified = machine.call("systemd-analyze", "verify", *(f"/lib/systemd/system/{unit}" for unit in units))
+        assert (0, b"") == (verified.returncode, verified.stderr)
+
         machine.sh("systemctl disable rmbgd")
         dpkg("--force-confold", "-i", "/mnt/packages/rmbgd_9.0.0_*.deb")
         shown = service.show("ActiveState", "UnitFileState")
@@ -143,6 +152,10 @@ def test_debian_package_is_installed_upgraded_removed_and_purged(tmp_path: Path)
         gone = ("/opt/rmbgd", "/usr/bin/rmbgd", "/lib/systemd/system/rmbgd.service")
         assert [True] * 3 == [machine.path(path).exists() for path in left]
         assert [False] * 3 == [machine.path(path).exists() for path in gone]
+        assert "inactive" == machine.run("systemctl", "is-active", "rmbgd-hooks.path", check=False).strip()
+        dpkg("--force-confold", "-i", "/mnt/packages/rmbgd_9.0.0_*.deb")
+        machine.sh("systemctl start rmbgd; systemctl is-active rmbgd-hooks.path")
+        dpkg("-r", "rmbgd")
         dpkg("-P", "rmbgd")
         assert [False] * 5 == [machine.path(path).exists() for path in (*left, "/etc/rmbgd", "/srv/rmbgd/in")]
         assert {"before.png", "after.png"} == service.files("out")
