@@ -265,6 +265,18 @@ def test_ledger_and_the_age_of_its_copy(ledger_files: LedgerFiles) -> None:
     assert (OK, WARN, True) == (sound[0], old[0], "120 h old" in old[1])
 
 
+def test_ledger_is_left_to_those_who_have_its_rights(ledger_files: LedgerFiles) -> None:
+    """No failure, and no advice to give another user what is the service's; one line says whose it is."""
+    if os.geteuid():
+        pytest.skip("needs root, to become somebody else")
+    ledger_files.make()
+    os.seteuid(65534)
+    try:
+        assert [] == ledger_files.found()
+    finally:
+        os.seteuid(0)
+
+
 def test_damaged_ledger_and_those_set_aside(ledger_files: LedgerFiles) -> None:
     ledger_files.make()
     spoil(ledger_files.path, "job", "zero")
