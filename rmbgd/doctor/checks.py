@@ -258,7 +258,6 @@ def user() -> CheckResult:
         wanted = pwd.getpwnam(USER).pw_uid
     except KeyError:
         return warn("user", f"there is no user '{USER}'", "`rmbgd service install --system` makes it")
-    if os.geteuid() != wanted:
-        text = f"checked as user {os.geteuid()}, the service runs as '{USER}'"
-        return warn("user", text, f"runuser -u {USER} -- rmbgd doctor")
+    if os.geteuid() == 0 != wanted:  # of all others "rights" tells
+        return warn("user", f"checked as root, the service runs as '{USER}'", f"runuser -u {USER} -- rmbgd doctor")
     return ok("user", USER)
