@@ -27,7 +27,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 PYTHON = "/usr/bin/python3"
 HOME = "opt/rmbgd"
-EXTRAS = "fetch,heif,metrics,report,systemd"
+EXTRAS = "completion,fetch,heif,metrics,report,systemd"
 # What C++ extensions of torch are compiled with: 11,000 small files, which slow flash would feel at every upgrade.
 UNUSED = ("torch/include", "torch/share")
 SOURCES = ("rmbgd", "systemd", "config", "contrib", "docs")
@@ -73,13 +73,15 @@ def build(out: Path, torch: str, checkout: Path, version: str | None = None) -> 
         for name in PAGES:
             shutil.copy(checkout / name, source)
         install(root, source, torch)
-        units = [path.name for kind in ("service", "path") for path in (checkout / "systemd").glob(f"*.{kind}")]
+        units = {path.name for kind in ("service", "path") for path in (checkout / "systemd").glob(f"*.{kind}")}
+        units.discard("rmbgd-user.service")  # what `rmbgd service install --user` makes a unit from
         places = PLACES | {f"lib/systemd/system/{name}": f"systemd/{name}" for name in units}
         for place, name in places.items():
             put(root / place, (checkout / name).read_bytes())
         Path(root, "usr/bin").mkdir(parents=True)
         Path(root, "usr/bin/rmbgd").symlink_to(f"/{HOME}/bin/rmbgd")
         documents(root, checkout, version)
+        manual(root, Path(scratch, "manual"))
         control(root, version)
         for path in (root, *root.rglob("*/")):
             path.chmod(0o755)
@@ -92,8 +94,7 @@ def install(root: Path, source: Path, torch: str) -> None:
     """A virtual environment that believes to have been made at /opt/rmbgd."""
     home = root / HOME
     run(PYTHON, "-m", "venv", "--without-pip", home)
-    pip = (sys.executable, "-m", "pip", "--python", home / "bin/python", "install", "--no-compile", "--quiet")
-    run(*pip, torch, f"{source}[{EXTRAS}]")
+    run(*pip(home / "bin/python"), torch, f"{source}[{EXTRAS}]")
     packages = next(home.glob("lib/python3*/site-packages"))
     if found := [path.name for path in packages.glob("nvidia_*cu1*")]:
         raise SystemExit(f"not the CPU build of torch: it brought {', '.join(found)}")
@@ -113,6 +114,10 @@ def install(root: Path, source: Path, torch: str) -> None:
     compileall.compile_dir(packages, quiet=2, workers=0, stripdir=root, prependdir="/")
 
 
+def pip(python: Path) -> tuple[str | Path, ...]:
+    return sys.executable, "-m", "pip", "--python", python, "install", "--no-compile", "--quiet"
+
+
 def documents(root: Path, checkout: Path, version: str) -> None:
     place = root / DOCUMENTS
     for name in ("docs", "contrib"):
@@ -125,13 +130,16 @@ def documents(root: Path, checkout: Path, version: str) -> None:
     date = format_datetime(datetime.now(UTC))
     entry = f"rmbgd ({version}) unstable; urgency=medium\n\n  * See CHANGELOG.md.\n\n -- {maintainer()}  {date}\n"
     put(place / "changelog.gz", gzip.compress(entry.encode(), mtime=0))
-    if (REPOSITORY / "tools/man.py").exists():
-        pages = root / "usr/share/man/man1"
-        pages.mkdir(parents=True)
-        run(sys.executable, "-m", "tools.man", pages)
-        for page in [each for each in pages.rglob("*") if each.suffix in (".1", ".5", ".8")]:
-            put(root / f"usr/share/man/man{page.suffix[1:]}/{page.name}.gz", gzip.compress(page.read_bytes(), mtime=0))
-            page.unlink()
+
+
+def manual(root: Path, scratch: Path) -> None:
+    """Man pages, by the libraries of the package: those who build it need no environment of this project's."""
+    python, library = root / HOME / "bin/python", scratch / "library"
+    run(*pip(python), "--target", library, "argparse-manpage")
+    run("env", f"PYTHONPATH={library}", "PYTHONDONTWRITEBYTECODE=1", python, "-m", "tools.man", scratch / "pages")
+    for page in (scratch / "pages").iterdir():
+        place = root / f"usr/share/man/man{page.suffix[1:]}"
+        put(place / f"{page.name}.gz", gzip.compress(page.read_bytes(), mtime=0))
 
 
 def control(root: Path, version: str) -> None:

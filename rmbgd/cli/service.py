@@ -12,6 +12,7 @@ from pathlib import Path
 from rmbgd.cli.main import add_config
 from rmbgd.config.load import load
 from rmbgd.doctor import unit as unit_checks
+from rmbgd.doctor.checks import systemctl
 from rmbgd.errors import ConfigError, Exit, RmbgdError
 from rmbgd.paths import DEFAULT_CONFIG, user_places
 from rmbgd.service import unit_files
@@ -19,6 +20,7 @@ from rmbgd.service.unit_files import UNIT, put
 
 HIDDEN = (*unit_checks.HOMES, *unit_checks.OWN_TMP)  # from the unit: programs and configuration cannot lie there
 HOOKS = "rmbgd-hooks.path"  # started by the service, and goes on without it
+NO_BUS = "log in as this user, by ssh or at the machine; su and sudo do not start the user's systemd"
 MOVE_CONFIG = f"copy it to {DEFAULT_CONFIG}"
 OWN_SERVICE = "or install a service of your own with --user"
 
@@ -56,11 +58,16 @@ def _install(options: argparse.Namespace) -> int:
     for line in said:
         print(line)
     _systemctl(options, "daemon-reload")
+    changed = any(not line.startswith("unchanged") for line in said)
+    own = ["--user"] if options.user else []
+    runs = systemctl(*own, "is-active", UNIT).strip() == "active"
     if options.now:
-        _systemctl(options, "enable", "--now", UNIT)
+        _systemctl(options, "enable", UNIT)
+        _systemctl(options, "restart" if changed else "start", UNIT)
         print(f"{UNIT} is enabled and runs")
-    else:
-        print(f"next: {'systemctl --user' if options.user else 'systemctl'} enable --now rmbgd")
+    elif changed or not runs:
+        what = "restart rmbgd, to have it take effect" if runs else "enable --now rmbgd"
+        print(" ".join(["next: systemctl", *own, what]))
     if options.user:
         print("to keep it running while you are not logged in: loginctl enable-linger")
     return Exit.OK
@@ -136,5 +143,6 @@ def _call(command: Sequence[str]) -> None:
         return
     done = subprocess.run(command, capture_output=True, check=False)
     if done.returncode != 0:
-        said = done.stderr.decode(errors="replace").strip().splitlines()
-        raise RmbgdError(f"{' '.join(command)}: {said[-1] if said else f'status {done.returncode}'}")
+        said = (done.stderr.decode(errors="replace").strip().splitlines() or [f"status {done.returncode}"])[-1]
+        cure = f"; {NO_BUS}" if "--user" in command and "Failed to connect to bus" in said else ""
+        raise RmbgdError(f"{' '.join(command)}: {said}{cure}")

@@ -227,7 +227,7 @@ def systemd() -> CheckResult:
     properties = systemctl("show", UNIT, "-p", "LoadState,ActiveState,SubState")
     shown = dict(line.partition("=")[::2] for line in properties.splitlines())
     if shown.get("LoadState") != "loaded":
-        return warn("systemd", f"version {number}; {UNIT} is not installed", "see 'Install' in README.md")
+        return warn("systemd", f"version {number}; {UNIT} is not installed", "sudo rmbgd service install --now")
     return ok("systemd", f"version {number}; {UNIT} is {shown.get('ActiveState')} ({shown.get('SubState')})")
 
 
@@ -257,8 +257,7 @@ def user() -> CheckResult:
     try:
         wanted = pwd.getpwnam(USER).pw_uid
     except KeyError:
-        return warn("user", f"there is no user '{USER}'", "systemd-sysusers makes it from systemd/rmbgd.sysusers")
-    if os.geteuid() != wanted:
-        text = f"checked as user {os.geteuid()}, the service runs as '{USER}'"
-        return warn("user", text, f"runuser -u {USER} -- rmbgd doctor")
+        return warn("user", f"there is no user '{USER}'", "`rmbgd service install --system` makes it")
+    if os.geteuid() == 0 != wanted:  # of all others "rights" tells
+        return warn("user", f"checked as root, the service runs as '{USER}'", f"runuser -u {USER} -- rmbgd doctor")
     return ok("user", USER)

@@ -44,7 +44,7 @@ def check_folders(config: Config) -> Iterator[CheckResult]:
     if not config.folder:
         yield fail("folders", "the configuration names no [[folder]]", "add one; rmbgd check --print-default shows how")
     in_use = folders_in_use(config)
-    service = _other_user(config)
+    service = other_user(config)
     if service:
         text = f"this user is not the service's, which is {service}; only root and {service} can try its rights"
         yield warn("rights", text, f"sudo rmbgd doctor, or runuser -u {service} -- rmbgd doctor")
@@ -82,7 +82,7 @@ def service_user(config: Config) -> int | None:
         return os.geteuid()
 
 
-def _other_user(config: Config) -> str:
+def other_user(config: Config) -> str:
     """Whose service it is, where that is not this user's, who is not root either."""
     owner, me = service_user(config), os.geteuid()
     return "" if me in (0, owner) else "another user" if owner is None else user_name(owner)

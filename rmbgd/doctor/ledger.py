@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from rmbgd.access_rights import user_name
 from rmbgd.config.load import Config
 from rmbgd.doctor.checks import CheckResult, fail, ok, warn
+from rmbgd.doctor.folders import other_user
 from rmbgd.errors import LedgerFault
 from rmbgd.store import copies
 from rmbgd.store.ledger_lock import LEDGER
@@ -20,6 +21,8 @@ OLD = 3 * copies.DAY  # s; copies are made once a day
 
 def check_ledger(config: Config) -> Iterator[CheckResult]:
     path = str(config.service.state_directory / LEDGER)
+    if other_user(config):  # its rights are another matter than this user's, as of the folders
+        return
     try:
         os.stat(path)
     except FileNotFoundError:

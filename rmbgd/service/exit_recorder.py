@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if "SERVICE_RESULT" not in os.environ:
         print("rmbgd-record-exit: SERVICE_RESULT is not set; systemd runs this as ExecStopPost", file=sys.stderr)
         return 2
-    found = _read(options.config, tomllib.loads).get("service")
+    found = _read(Path(os.path.expanduser(options.config)), tomllib.loads).get("service")
     service = found if isinstance(found, dict) else {}
     runtime = Path(os.path.expanduser(str(service.get("runtime_directory", DEFAULT_RUNTIME_DIRECTORY))))
     keys = exit_keys(os.environ, _read(runtime / STATUS_FILE, json.loads), jsonl.boot_id(), time.monotonic())

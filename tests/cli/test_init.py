@@ -13,6 +13,7 @@ import pytest
 from rmbgd.cli import main as cli
 from rmbgd.cli import service, watch
 from rmbgd.config.load import load
+from rmbgd.errors import RmbgdError
 from rmbgd.paths import running_configs, user_places
 from rmbgd.service import unit_files
 from tests.support.images import sample_image
@@ -160,6 +161,7 @@ def called(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     etc = tmp_path / "etc"
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(service, "_call", lambda words: calls.append(" ".join(words)))
+    monkeypatch.setattr(service, "systemctl", lambda *_: "inactive\n")
     monkeypatch.setattr(service, "HIDDEN", (tmp_path / "home",))
     monkeypatch.setattr(unit_files, "programs", lambda: Path(unit_files.PROGRAMS))
     monkeypatch.setattr(unit_files, "PACKAGED", str(tmp_path / "package.service"))
@@ -187,6 +189,37 @@ def test_what_the_machine_was_given_is_taken_away_again(
         "systemctl daemon-reload",
     ]
     assert [path.name for path in (tmp_path / "etc").iterdir()] == ["rmbgd.toml"]
+
+
+@pytest.mark.parametrize(
+    ("state", "changes", "now", "said", "calls"),
+    [
+        ("inactive", True, False, "next: systemctl enable --now rmbgd", []),
+        ("active", True, False, "next: systemctl restart rmbgd", []),
+        ("active", False, False, "unchanged", []),
+        ("active", True, True, "is enabled and runs", ["enable", "restart"]),
+        ("active", False, True, "is enabled and runs", ["enable", "start"]),
+    ],
+)
+def test_what_is_next_depends_on_what_runs_and_what_changed(
+    state: str, changes: bool, now: bool, said: str, calls: list[str],
+    called: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(service, "systemctl", lambda *_: f"{state}\n")
+    assert changes or cli.main(["service", "install"]) == 0
+    del called[:]
+    assert cli.main(["service", "install", *["--now"] * now]) == 0
+    assert said in capsys.readouterr().out.splitlines()[-1]
+    assert [f"systemctl {word} rmbgd.service" for word in calls] == called[3:]
+
+
+@pytest.mark.integration
+def test_user_without_a_session_is_told_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "systemctl").write_text("#!/bin/sh\necho 'Failed to connect to bus: No medium found' >&2; exit 1\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(RmbgdError, match="log in as this user"):
+        service._call(["systemctl", "--user", "daemon-reload"])
 
 
 def test_service_of_the_debian_package_keeps_its_unit(

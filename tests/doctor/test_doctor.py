@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -263,6 +264,26 @@ def test_ledger_and_the_age_of_its_copy(ledger_files: LedgerFiles) -> None:
     os.utime(copy, (time.time() - 5 * copies.DAY,) * 2)
     sound, old = ledger_files.found()
     assert (OK, WARN, True) == (sound[0], old[0], "120 h old" in old[1])
+
+
+@pytest.mark.parametrize(("me", "state"), [(0, WARN), (990, OK), (1000, OK)])
+def test_user_is_told_once(me: int, state: CheckState, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root, of whom the rights prove little; another user's have a line of their own, `rights`."""
+    monkeypatch.setattr(checks.os, "geteuid", lambda: me)
+    monkeypatch.setattr(checks.pwd, "getpwnam", lambda _: SimpleNamespace(pw_uid=990))
+    assert state == checks.user().state
+
+
+def test_ledger_is_left_to_those_who_have_its_rights(ledger_files: LedgerFiles) -> None:
+    """No failure, and no advice to give another user what is the service's; one line says whose it is."""
+    if os.geteuid():
+        pytest.skip("needs root, to become somebody else")
+    ledger_files.make()
+    os.seteuid(65534)
+    try:
+        assert [] == ledger_files.found()
+    finally:
+        os.seteuid(0)
 
 
 def test_damaged_ledger_and_those_set_aside(ledger_files: LedgerFiles) -> None:

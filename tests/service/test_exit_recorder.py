@@ -41,7 +41,8 @@ def test_cause_goes_to_the_journal_and_the_log(written: str, tmp_path: Path) -> 
     """A killed process cannot log its own death; the recorder's line is like every other, with the uptime."""
     status = {"boot_id": jsonl.boot_id(), "invocation_id": "run-1", "started": 0.0}
     (tmp_path / STATUS_FILE).write_text(json.dumps(status))
-    done = record("--config", configured(tmp_path, written), HOME=str(tmp_path), **KILLED)
+    path = configured(tmp_path, written)
+    done = record("--config", f"{written}/rmbgd.toml" if written else path, HOME=str(tmp_path), **KILLED)
     assert (0, "") == (done.returncode, done.stderr)
     assert done.stdout == (tmp_path / "events.jsonl").read_text()
     event = json.loads(done.stdout)

@@ -16,7 +16,7 @@ import pytest
 from tests.system.conftest import REPOSITORY, booted_machine, copy_checkout
 from tests.system.machine import Machine
 from tests.system.package_index import PackageIndex, package_index
-from tests.system.service import USER, InstalledService, image
+from tests.system.service import DROP_INS, USER, InstalledService, image
 
 pytestmark = [pytest.mark.campaign, pytest.mark.timeout(1800)]
 
@@ -133,6 +133,16 @@ def test_debian_package_is_installed_upgraded_removed_and_purged(tmp_path: Path)
         assert "2" == machine.run("/opt/rmbgd/bin/python", "-c", ask).strip()
         machine.sh("runuser -u rmbgd -- rmbgd doctor")
 
+        machine.sh(
+            "rmbgd completion bash; cd /usr/share/man; ls man1/rmbgd.1.gz man1/rmbgd-once.1.gz man5/rmbgd.toml.5.gz"
+        )
+        assert "unchanged /lib/systemd/system/rmbgd.service" in machine.run("rmbgd", "service", "install")
+        machine.sh(f"mkdir -p {DROP_INS}; touch {DROP_INS}/50-folders.conf")  # as it writes for folders elsewhere
+        units = ("rmbgd.service", "rmbgd-gpu-prepare.service", "rmbgd-hooks.service", "rmbgd-hooks.path")
+        assert set(units) == {path.name for path in machine.path("/lib/systemd/system").glob("rmbgd*")}
+        verified = machine.call("systemd-analyze", "verify", *(f"/lib/systemd/system/{unit}" for unit in units))
+        assert (0, b"") == (verified.returncode, verified.stderr)
+
         machine.sh("systemctl disable rmbgd")
         dpkg("--force-confold", "-i", "/mnt/packages/rmbgd_9.0.0_*.deb")
         shown = service.show("ActiveState", "UnitFileState")
@@ -143,6 +153,10 @@ def test_debian_package_is_installed_upgraded_removed_and_purged(tmp_path: Path)
         gone = ("/opt/rmbgd", "/usr/bin/rmbgd", "/lib/systemd/system/rmbgd.service")
         assert [True] * 3 == [machine.path(path).exists() for path in left]
         assert [False] * 3 == [machine.path(path).exists() for path in gone]
+        assert "inactive" == machine.run("systemctl", "is-active", "rmbgd-hooks.path", check=False).strip()
+        dpkg("--force-confold", "-i", "/mnt/packages/rmbgd_9.0.0_*.deb")
+        machine.sh("systemctl start rmbgd; systemctl is-active rmbgd-hooks.path")
+        dpkg("-r", "rmbgd")
         dpkg("-P", "rmbgd")
-        assert [False] * 5 == [machine.path(path).exists() for path in (*left, "/etc/rmbgd", "/srv/rmbgd/in")]
+        assert [False] * 6 == [machine.path(path).exists() for path in (*left, "/etc/rmbgd", "/srv/rmbgd/in", DROP_INS)]
         assert {"before.png", "after.png"} == service.files("out")
