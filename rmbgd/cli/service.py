@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whose = shared.add_mutually_exclusive_group()
     whose.add_argument("--system", action="store_true", help="for the machine, in a sandbox (default for root)")
     whose.add_argument("--user", action="store_true", help="for this user alone (default for all others)")
-    commands = parser.add_subparsers(dest="service_verb", required=True, metavar="install | uninstall")
+    verbs = "install | uninstall"
+    commands = parser.add_subparsers(title="commands", dest="service_verb", required=True, metavar=verbs)
 
     def command(name: str, text: str, action: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[shared])
@@ -42,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     options.user = options.user or (os.geteuid() != 0 and not options.system)
     if not options.user and os.geteuid() != 0:
-        raise RmbgdError("only root may install a service of the machine; run it with sudo, or with --user")
+        raise RmbgdError("only root may change the machine's services; run it with sudo, or with --user")
     return int(options.service_action(options))
 
 
@@ -93,11 +94,13 @@ def _system_files(here: Path, config: Path) -> list[str]:
 
 
 def _uninstall(options: argparse.Namespace) -> int:
-    places = [_user_unit()] if options.user else [Path(unit_files.SYSTEM["rmbgd.service"]), Path(unit_files.DROP_IN)]
-    places += [] if options.user else [Path(unit_files.SYSTEM["rmbgd-gpu-prepare.service"])]
+    units = [Path(place) for place in unit_files.SYSTEM.values() if "/systemd/system/" in place]
+    places = [_user_unit()] if options.user else [*units, Path(unit_files.DROP_IN)]
     if not places[0].exists():
-        raise RmbgdError(f"{places[0]}: there is no such unit, so nothing is removed")
-    _systemctl(options, "disable", "--now", UNIT)
+        raise RmbgdError(
+            f"{places[0]}: there is no such unit, so nothing is removed; say --user or --system for the other one"
+        )
+    _systemctl(options, "disable", "--now", *(path.name for path in places if path.exists() and path.suffix != ".conf"))
     for path in (each for each in places if each.exists()):
         path.unlink()
         print(f"removed {path}")
