@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import shutil
 import sys
@@ -101,8 +100,6 @@ def settings(options: argparse.Namespace, form: str | None = None) -> tuple[Conf
 
 
 def run(options: argparse.Namespace) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the locale cannot spell must not end the run
-        sys.stdout.reconfigure(errors="backslashreplace")
     standard = STANDARD in (*options.source, options.output)
     with tempfile.TemporaryDirectory(prefix="rmbgd-once-") if standard else nullcontext() as scratch:
         return _run(options, None if scratch is None else Path(scratch))

@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 def make_report(options: argparse.Namespace) -> MtbfReport:
     index = read(gather(options.log, options.device), options.since, options.until)
     if index.foreign and not index.boots:
-        raise RmbgdError("\n".join(f"{file}: {_nothing(lines)}; {ADVICE}" for file, lines in index.foreign.items()))
+        raise RmbgdError("; ".join([*(f"{file}: {_nothing(lines)}" for file, lines in index.foreign.items()), ADVICE]))
     known = machines(index, power_loss_is_failure=options.power_loss == "failure")
     return MtbfReport(known, options.confidence, options.claim, index.lines)
 
