@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -65,6 +67,12 @@ def test_running_services_are_found_by_their_processes(tmp_path: Path) -> None:
     process(proc, 5, tmp_path, "rmbgd", "run")
     (proc / "6").mkdir()
     assert set(paths.running_configs(proc)) == {Path("/etc/a.toml"), tmp_path / "b.toml"}
+
+
+def test_a_user_without_a_home_has_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", Mock(side_effect=KeyError))
+    assert paths.find_config(None, serving=True, environ={}) == paths.DEFAULT_CONFIG
 
 
 @pytest.mark.parametrize("count", [1, 2])

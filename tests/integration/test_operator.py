@@ -83,7 +83,10 @@ def test_pause_of_one_folder_holds_that_one_alone(tmp_path: Path, rmbgd: Rmbgd) 
         assert (answer["changed"], [each["folder"] for each in answer["pauses"]]) == (True, ["shop"])
         service.wait(lambda: paused(service) == "operator:shop", "its name in the status file")
         service.drop("a.png", sample_image(1))
-        assert rmbgd(service, "pause", "shpo")[::2] == (1, "rmbgd pause: there is no folder 'shpo': did you mean 'shop'?\n")
+        assert rmbgd(service, "pause", "shpo")[::2] == (
+            1,
+            "rmbgd pause: there is no folder 'shpo': did you mean 'shop'?\n",
+        )
         service.wait(lambda: "a.png" in rmbgd(service, "list", "waiting")[1], "the image that waits")
         assert rmbgd(service, "resume", "shop")[1] == "folder shop is served\n"
         service.wait_for("image.done", path="a.png")
