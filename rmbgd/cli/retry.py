@@ -7,8 +7,8 @@ import os
 import sys
 
 from rmbgd.cli.control import ask
-from rmbgd.cli.main import add_config
-from rmbgd.errors import Exit
+from rmbgd.cli.main import add_config, usage_error
+from rmbgd.errors import ConfigError, Exit
 from rmbgd.telemetry.jsonl import to_json
 from rmbgd.wording import printable
 
@@ -27,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """0, or 1 when one of them could not be put back, with one line for each."""
     if bool(options.paths) is options.failed:
-        print("rmbgd retry: name PATHs, or say --failed for every rejected original", file=sys.stderr)
-        return Exit.USAGE
+        return usage_error("retry", ConfigError("name PATHs, or say --failed for every rejected original"))
     pairs = [[path, os.path.abspath(path)] for path in options.paths]
     asked = {"do": "retry", "folder": options.folder, "reason": options.reason}
     retried, left = 0, 0

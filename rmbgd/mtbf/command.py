@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rmbgd import fs
-from rmbgd.errors import ConfigError, Exit, RmbgdError, explain
+from rmbgd.errors import Exit, RmbgdError, explain
 from rmbgd.mtbf import html, text
 from rmbgd.mtbf.logs import gather, read
 from rmbgd.mtbf.machine import machines
@@ -112,8 +112,8 @@ def main() -> int:
     try:
         return run(parser.parse_args())
     except RmbgdError as error:
-        print(f"rmbgd: {error}", file=sys.stderr)
-        return Exit.CONFIGURATION if isinstance(error, ConfigError) else Exit.FAILED
+        print(f"rmbgd mtbf: {error}", file=sys.stderr)
+        return error.exit
     except OSError as error:
-        print(f"rmbgd: {explain(error)}", file=sys.stderr)
+        print(f"rmbgd mtbf: {explain(error)}", file=sys.stderr)
         return Exit.FAILED
