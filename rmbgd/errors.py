@@ -61,8 +61,24 @@ class Reason(StrEnum):
 REASON_TEXT = {reason: reason.text for reason in Reason}
 
 
+class Exit(IntEnum):
+    """Exit statuses of `rmbgd`, for scripts and for systemd."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_RUNNING = 3  # as systemctl status and the LSB say it
+    INTERNAL = 70  # EX_SOFTWARE of sysexits.h
+    CONFIGURATION = 78  # EX_CONFIG
+    HUNG_UP = 129  # 128 + SIGHUP, as shells say it
+    INTERRUPTED = 130  # 128 + SIGINT
+    TERMINATED = 143  # 128 + SIGTERM
+
+
 class RmbgdError(Exception):
-    """Base of all errors that rmbgd raises on purpose."""
+    """Base of all errors that rmbgd raises on purpose. `exit` is the status of a command that one of them ends."""
+
+    exit = Exit.FAILED
 
 
 class ConfigProblem(str):
@@ -86,6 +102,8 @@ class ConfigProblem(str):
 
 class ConfigError(RmbgdError):
     """The operator can fix this. `problems` holds every finding, each with a hint; raised once for all of them."""
+
+    exit = Exit.CONFIGURATION
 
     def __init__(self, problems: list[str] | str) -> None:
         self.problems = [problems] if isinstance(problems, str) else problems
@@ -190,20 +208,6 @@ def explain(error: OSError) -> str:
     path = error.filename if error.filename2 is None else error.filename2
     where = "" if path is None else f"{os.fsdecode(path) if isinstance(path, bytes) else path}: "
     return f"{where}{error.strerror or error}; {REMEDIES.get(error.errno or 0, 'name another path')}"
-
-
-class Exit(IntEnum):
-    """Exit statuses of `rmbgd`, for scripts and for systemd."""
-
-    OK = 0
-    FAILED = 1
-    USAGE = 2
-    NOT_RUNNING = 3  # as systemctl status and the LSB say it
-    INTERNAL = 70  # EX_SOFTWARE of sysexits.h
-    CONFIGURATION = 78  # EX_CONFIG
-    HUNG_UP = 129  # 128 + SIGHUP, as shells say it
-    INTERRUPTED = 130  # 128 + SIGINT
-    TERMINATED = 143  # 128 + SIGTERM
 
 
 EXIT_TEXT: dict[Exit, str] = {

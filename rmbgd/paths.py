@@ -27,7 +27,7 @@ class UserPlaces:
 
 
 def user_places(environ: Mapping[str, str] = os.environ) -> UserPlaces:
-    home = Path(environ.get("HOME") or Path.home())
+    home = Path(environ.get("HOME") or os.path.expanduser("~"))  # that stays ~ for a user without one
     config = _base(environ, "XDG_CONFIG_HOME", home / ".config")
     state = _base(environ, "XDG_STATE_HOME", home / ".local" / "state") / "rmbgd"
     # Without a session of logind there is no runtime directory, and nothing of ours is large or must be in memory.

@@ -35,7 +35,7 @@ MAY_USE: dict[str, set[str]] = {
     "pipeline": BASE | {"config", "store", "imaging", "engine", "publish"},
     "intake": BASE | {"config", "store", "imaging", "publish", "pipeline"},
     "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake"},
-    "doctor": BASE | {"config", "store", "models", "engine", "intake", "service"},
+    "doctor": BASE | {"config", "store", "telemetry", "models", "engine", "intake", "service"},
     "bench": BASE | {"config", "store", "imaging", "models", "engine", "pipeline", "service"},
     "cli": BASE | {"config", "store", "telemetry", "models", "mtbf", "report", "service", "doctor", "bench"},
     "testing": BASE | {"config", "engine", "backends"},  # nothing in the product imports it

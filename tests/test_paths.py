@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pwd
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -78,6 +80,12 @@ def test_a_service_on_its_users_own_configuration_is_found(tmp_path: Path, home:
     mine = own(home)
     process(tmp_path / "proc", 1, tmp_path, "rmbgd", "run", **home)
     assert list(paths.running_configs(tmp_path / "proc")) == [mine]
+
+
+def test_a_user_without_a_home_has_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", Mock(side_effect=KeyError))
+    assert paths.find_config(None, serving=True, environ={}) == paths.DEFAULT_CONFIG
 
 
 @pytest.mark.parametrize("count", [1, 2])

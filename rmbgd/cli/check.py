@@ -9,7 +9,6 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 
 from rmbgd.access_rights import CHANGE, acting_as, groups_of, user_name, whose
@@ -25,6 +24,7 @@ from rmbgd.errors import ConfigError, ConfigProblem, Exit, LedgerFault, explain
 from rmbgd.models import checkpoint, licences, store
 from rmbgd.mounts import is_mounted
 from rmbgd.paths import DEFAULT_RUNTIME_DIRECTORY, DEFAULT_STATE_DIRECTORY
+from rmbgd.service.unit_files import default_configuration
 from rmbgd.store.copies import connect
 from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.store.opening import known_schema
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Raises ConfigError with every problem, unless they are asked for as JSON."""
     if options.print_default:
-        print(resources.files("rmbgd.config").joinpath("default.toml").read_text(encoding="utf-8"), end="")
+        print(default_configuration(), end="")
         return Exit.OK
     report = check(options.config, create=options.create)
     if options.json:
@@ -122,10 +122,7 @@ def _survey(config: Config, path: Path, user: int | None, notes: list[str]) -> I
         yield Mistake(("folder", number, "input"), text)
     if gpu := missing_gpu(config):
         yield Mistake(("engine", "device"), gpu)
-    for result in (
-        memory(config),
-        *check_unit(config, path),
-    ):  # what only warns stays doctor.s
+    for result in (memory(config), *check_unit(config, path)):  # what only warns is `rmbgd doctor`'s
         if result.state is CheckState.FAIL:
             yield Mistake((), "; ".join(filter(None, (f"{result.need}: {result.text}", result.hint))))
 

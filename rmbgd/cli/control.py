@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rmbgd.cli.status import directories
-from rmbgd.errors import RmbgdError
+from rmbgd.errors import Exit, RmbgdError
 from rmbgd.service.control import SOCKET, connected
 from rmbgd.store.ledger_lock import LEDGER, is_locked
 
@@ -19,7 +19,7 @@ class ServiceUnreachable(RmbgdError):
     """No service answers. `stopped`: because none runs."""
 
     def __init__(self, text: str, *, stopped: bool) -> None:
-        self.stopped = stopped
+        self.exit = Exit.NOT_RUNNING if stopped else Exit.FAILED
         super().__init__(text)
 
 

@@ -19,7 +19,7 @@ from rmbgd.telemetry.messages import message
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    commands = parser.add_subparsers(title="commands", dest="action", metavar="run | test", required=True)
     text = "run what the service asked for since the last time, and end; rmbgd-hooks.path starts this"
     add_config(commands.add_parser("run", help=text, description=text))
     text = "run one hook now, with an example event"

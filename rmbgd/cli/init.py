@@ -6,12 +6,13 @@ import argparse
 import json
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 
 from rmbgd.config.layout import check_layout
-from rmbgd.config.load import Config, parse
+from rmbgd.config.load import Config, load, parse
 from rmbgd.errors import ConfigError, Exit, RmbgdError
 from rmbgd.fs import atomic_write
 from rmbgd.paths import CONFIG_VARIABLE, find_config, user_places
@@ -33,11 +34,14 @@ def run(options: argparse.Namespace) -> int:
     root, path = _root(options.folder), _config_path(options.config)
     places = user_places()
     if path.exists() and not options.add:
-        add = f"rmbgd init --add {options.folder}"
+        add = f"rmbgd init --add {shlex.quote(str(options.folder))}"
         raise RmbgdError(f"{path}: there is a configuration already; `{add}` adds this folder to it")
-    before = path.read_text(encoding="utf-8-sig") if path.exists() else ""
+    names: set[str] = set()
+    before = ""
+    if path.exists():
+        names = {folder.name for folder in load(path).folder}
+        before = path.read_text(encoding="utf-8-sig")
     folder = {role: root / name for role, name in ROLES.items()}
-    names = _names_in(before, path)
     name = _free_name(root.name, names)
     text = before.rstrip("\n") + "\n" * 2 * bool(before)
     if not before:
@@ -54,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     for each in made:
         print(f"made {each}")
     print(f"{'added to' if before else 'made'} {path}")
-    named = "" if find_config(None, serving=True) == path else f" --config {path}"
+    named = "" if find_config(None, serving=True) == path else f" --config {shlex.quote(str(path))}"
     print(f"next: rmbgd run{named}, and drop images into {folder['input']}")
     print(f"or:   rmbgd service install --user{named}, and systemd starts it at each login")
     return Exit.OK
@@ -69,21 +73,20 @@ def _config_path(named: Path | None) -> Path:
 def _root(folder: Path) -> Path:
     """Raises RmbgdError for a name that TOML cannot hold, and for a file where a folder shall be."""
     root = Path(os.path.abspath(os.path.expanduser(folder)))
-    try:
-        str(root).encode()
-    except UnicodeEncodeError:
-        raise RmbgdError(f"{root}: this name is not UTF-8, which a configuration cannot hold; rename it") from None
+    check_utf8(root)
     for each in (root, *(root / name for name in ROLES.values())):
         if each.exists() and not each.is_dir():
             raise RmbgdError(f"{each}: this is a file; name a folder, or move the file away")
     return root
 
 
-def _names_in(text: str, path: Path) -> set[str]:
-    try:
-        return {str(folder.get("name")) for folder in tomllib.loads(text).get("folder", [])}
-    except (tomllib.TOMLDecodeError, AttributeError):
-        raise ConfigError(f"{path}: it cannot be read; `rmbgd check --config {path}` says why") from None
+def check_utf8(*paths: Path) -> None:
+    """Raises RmbgdError for a path that TOML cannot hold."""
+    for path in paths:
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            raise RmbgdError(f"{path}: this name is not UTF-8, which a configuration cannot hold; rename it") from None
 
 
 def _free_name(wish: str, taken: set[str]) -> str:
@@ -104,6 +107,11 @@ def quoted(text: str) -> str:
 
 def _checked(text: str, path: Path) -> Config:
     """Raises ConfigError for folders that cannot be used together, before any is made."""
-    config = parse(tomllib.loads(text), origin=str(path))
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError:
+        heading = "write each folder under a [[folder]] of its own, instead of folder = [...]"
+        raise ConfigError(f"{path}: nothing can be added to its folders; {heading}") from None
+    config = parse(tables, origin=str(path))
     check_layout(config)
     return config

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rmbgd.cli.main import add_config
-from rmbgd.cli.status import directories
+from rmbgd.cli.status import directories, ledger_of
 from rmbgd.errors import ConfigError, Exit, LedgerFault
 from rmbgd.store import copies, opening
 from rmbgd.store.ledger_lock import LEDGER, lock_out_others
@@ -44,12 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """0, or 1 when it is not sound or could not be done, with one line on stderr for each reason."""
-    try:
-        return int(options.ledger_action(options))
-    except LedgerFault as fault:
-        if isinstance(fault.__cause__, OSError):
-            raise fault.__cause__ from None  # told like every path that was named
-        return _complain(f"{fault.path}: {fault.detail}")
+    return int(options.ledger_action(options))
 
 
 def _complain(text: object) -> int:
@@ -57,27 +52,8 @@ def _complain(text: object) -> int:
     return Exit.FAILED
 
 
-def _path(options: argparse.Namespace) -> str:
-    return str(directories(options.config)[1] / LEDGER)
-
-
-def _exists(path: str) -> bool:
-    """Also says what is in the way of looking."""
-    try:
-        os.stat(path)
-    except FileNotFoundError:
-        _complain(f"{path}: there is no ledger; the service makes one when it starts")
-        return False
-    except OSError as error:
-        _complain(f"{path}: {error.strerror}; be root, or the service's user")
-        return False
-    return True
-
-
 def _check(options: argparse.Namespace) -> int:
-    path = _path(options)
-    if not _exists(path):
-        return Exit.FAILED
+    path = ledger_of(options.config)
     with ledger_faults(path), contextlib.closing(copies.connect(path, "ro")) as db:
         found = copies.finding(db, "integrity_check")
         rows = {} if found else dict(db.execute("SELECT state, count(*) FROM job GROUP BY state ORDER BY state"))
@@ -95,9 +71,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _backup(options: argparse.Namespace) -> int:
-    path = _path(options)
-    if not _exists(path):
-        return Exit.FAILED
+    path = ledger_of(options.config)
     if options.file is None:
         target = copies.copy_of_today(path, datetime.now(UTC))
         _give_to_owner(target, path)
@@ -113,7 +87,7 @@ def _backup(options: argparse.Namespace) -> int:
 
 
 def _restore(options: argparse.Namespace) -> int:
-    path = _path(options)
+    path = str(directories(options.config)[1] / LEDGER)
     try:
         held = lock_out_others(path + ".lock")
     except ConfigError as error:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rmbgd.cli.control import ServiceUnreachable, ask
 from rmbgd.cli.main import add_config
-from rmbgd.cli.status import directories
+from rmbgd.cli.parser import between
+from rmbgd.cli.status import ledger_of
 from rmbgd.config.load import load
-from rmbgd.errors import Exit, LedgerFault, RmbgdError
+from rmbgd.errors import Exit, RmbgdError
 from rmbgd.service.listing import ENDED, LIVE, ROWS_MAXIMUM, ended, no_such_folder
-from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.telemetry.jsonl import to_json
 from rmbgd.wording import duration, printable
 
@@ -45,27 +44,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("state", choices=(*LIVE, *ENDED), help=described)
     parser.add_argument("--folder", metavar="NAME", help="only of this drop folder")
     text = f"images at most, 1 to {ROWS_MAXIMUM} (default: %(default)s)"
-    parser.add_argument("--limit", type=int, default=SHOWN, metavar="N", help=text)
+    parser.add_argument("--limit", type=between(1, ROWS_MAXIMUM), default=SHOWN, metavar="N", help=text)
     add_config(parser, json=True)
 
 
 def run(options: argparse.Namespace) -> int:
-    if not 1 <= options.limit <= ROWS_MAXIMUM:
-        print(f"rmbgd list: --limit is a number from 1 to {ROWS_MAXIMUM}", file=sys.stderr)
-        return Exit.USAGE
     limit = min(options.limit + 1, ROWS_MAXIMUM)  # one more, to see whether there are more
     request = {"do": "list", "state": options.state, "folder": options.folder, "limit": limit}
     try:
         answer = ask(options.config, request)
-    except ServiceUnreachable as error:
+    except ServiceUnreachable:
         if options.state in LIVE:
-            print(f"rmbgd list: {error}", file=sys.stderr)
-            return Exit.NOT_RUNNING if error.stopped else Exit.FAILED
-        try:
-            answer = {"rows": _from_ledger(options, limit)}
-        except LedgerFault as fault:
-            print(f"rmbgd list: {fault.path}: {fault.detail}", file=sys.stderr)
-            return Exit.FAILED
+            raise
+        answer = {"rows": _from_ledger(options, limit)}
     rows, more = answer["rows"][: options.limit], len(answer["rows"]) > options.limit
     for row in rows if options.state == "waiting" else ():
         row["why"] = _why(row, answer.get("pauses", {}))
@@ -88,8 +79,7 @@ def _from_ledger(options: argparse.Namespace, limit: int) -> list[dict[str, Any]
     folders = {folder.name: folder for folder in load(options.config).folder}
     if options.folder is not None and options.folder not in folders:
         raise RmbgdError(no_such_folder(options.folder, folders))  # as a service that runs says it
-    path = str(directories(options.config)[1] / LEDGER)
-    return ended(path, options.state, options.folder, limit, folders)
+    return ended(ledger_of(options.config), options.state, options.folder, limit, folders)
 
 
 def _why(row: Mapping[str, Any], pauses: Mapping[str, Sequence[Any]]) -> str:

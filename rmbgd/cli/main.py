@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rmbgd import __version__
 from rmbgd.cli.parser import CommandParser
-from rmbgd.errors import EXIT_TEXT, REMEDIES, ConfigError, ConfigProblem, Exit, RmbgdError, explain
+from rmbgd.errors import EXIT_TEXT, REMEDIES, ConfigError, ConfigProblem, Exit, LedgerFault, RmbgdError, explain
 from rmbgd.paths import find_config
 from rmbgd.wording import printable
 
@@ -72,10 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{signed}: {printable(problem)}", file=sys.stderr)
             for line in problem.excerpt if isinstance(problem, ConfigProblem) else ():
                 print(f"  {line}", file=sys.stderr)
-        return Exit.CONFIGURATION
+        return error.exit
     except RmbgdError as error:
-        print(f"{signed}: {printable(str(error))}", file=sys.stderr)
-        return Exit.FAILED
+        print(f"{signed}: {printable(_said(error))}", file=sys.stderr)
+        return error.exit
     except KeyboardInterrupt as interrupt:
         return 128 + int(interrupt.args[0] if interrupt.args else signal.SIGINT)
     except BrokenPipeError:
@@ -91,6 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("rmbgd: this is a defect in rmbgd; please report the lines above", file=sys.stderr)
         return Exit.INTERNAL
+
+
+def _said(error: RmbgdError) -> str:
+    if not isinstance(error, LedgerFault):
+        return str(error)
+    return explain(error.__cause__) if isinstance(error.__cause__, OSError) else f"{error.path}: {error.detail}"
 
 
 def _make_streams_usable() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import shutil
 import sys
@@ -21,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rmbgd.cli.main import usage_error
 from rmbgd.cli.parser import CommandParser
 from rmbgd.config.load import Config, overlay
-from rmbgd.config.settings import MEBI, Recipe
+from rmbgd.config.settings import MEBI, Recipe, percent
 from rmbgd.errors import ConfigError, Exit, explain
 from rmbgd.events import Emit
 from rmbgd.models import licences, store
@@ -33,8 +32,10 @@ NAMES_SHOWN = 3  # of images without a subject, in the summary
 ABOUT_MODEL = ("model", "patch_order", "model_sha256")
 
 
-def number(text: str) -> float:
-    return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)
+def number(text: str) -> Any:
+    """Raises ValueError."""
+    share = percent(text)
+    return float(text) if share is text else share
 
 
 NUMBERS: dict[object, Callable[[str], object]] = {int: int, float: number}  # everything else is text
@@ -101,8 +102,6 @@ def settings(options: argparse.Namespace, form: str | None = None) -> tuple[Conf
 
 
 def run(options: argparse.Namespace) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a name that the locale cannot spell must not end the run
-        sys.stdout.reconfigure(errors="backslashreplace")
     standard = STANDARD in (*options.source, options.output)
     with tempfile.TemporaryDirectory(prefix="rmbgd-once-") if standard else nullcontext() as scratch:
         return _run(options, None if scratch is None else Path(scratch))

@@ -93,6 +93,17 @@ class CommandParser(argparse.ArgumentParser):
         super().exit(status, message)
 
 
+def between(least: float, most: float) -> Callable[[str], float]:
+    """The type of an option: a number within bounds, and a whole one where the bounds are."""
+
+    def number(word: str) -> float:
+        if not least <= (value := type(least)(word)) <= most:
+            raise argparse.ArgumentTypeError(f"'{word}' is not between {least:g} and {most:g}")
+        return value
+
+    return number
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     near = did_you_mean(word, [each for each in known if len(each) > 2])
     return near and f"; {near}"

@@ -13,12 +13,14 @@ from pathlib import Path
 
 from rmbgd import fs
 from rmbgd.cli.main import add_config, usage_error
+from rmbgd.cli.parser import between
+from rmbgd.cli.status import ledger_of
 from rmbgd.config.load import Config, load
 from rmbgd.errors import ConfigError, Exit, RmbgdError, explain
 from rmbgd.service.listing import no_such_folder
-from rmbgd.store.ledger_lock import LEDGER
 from rmbgd.store.reading import Ending, counts_of_kinds, oddest, reading
 from rmbgd.telemetry.jsonl import to_json
+from rmbgd.wording import printable
 
 UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800.0}
 SINCE_MAXIMUM = 3650 * UNITS["d"]
@@ -32,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--since", metavar="TIME", type=_seconds, default="24h", help=text)
     parser.add_argument("--folder", metavar="NAME", help="images of this folder only (default: of all)")
     text = f"images shown, failures first (default: %(default)s, at most {LIMIT_MAXIMUM})"
-    parser.add_argument("--limit", metavar="N", type=_limit, default=LIMIT, help=text)
+    parser.add_argument("--limit", metavar="N", type=between(1, LIMIT_MAXIMUM), default=LIMIT, help=text)
 
 
 def _seconds(word: str) -> float:
@@ -40,12 +42,6 @@ def _seconds(word: str) -> float:
     if match is None or not 0 < (seconds := int(match[1]) * UNITS[match[2]]) <= SINCE_MAXIMUM:
         raise argparse.ArgumentTypeError(f"'{word}' is no time of up to ten years; write it like 90m, 24h or 7d")
     return seconds
-
-
-def _limit(word: str) -> int:
-    if not 1 <= (count := int(word)) <= LIMIT_MAXIMUM:
-        raise argparse.ArgumentTypeError(f"'{word}' is not between 1 and {LIMIT_MAXIMUM}")
-    return count
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,33 +60,22 @@ def run(options: argparse.Namespace) -> int:
         return usage_error("report", ConfigError(no_such_folder(options.folder, folders)))
     now = time.time()
     since = now - options.since
-    counts, images = _look_back(str(config.service.state_directory / LEDGER), since, options)
+    counts, images = _look_back(ledger_of(options.config), since, options)
     if options.html is not None:
         _complain_of_unreadable(config)
         size = _write(options, counts, images, config, now)
         if not options.json:
-            total, words = (
-                sum(counts.values()),
-                "{failed} rejected, {empty} without a subject, {full} filling the frame",
-            )
-            said = words.format(**counts)
-            print(f"{options.html}: {total} image{'s' * (total != 1)}, {said}; {size / 1e6:.1f} MB")
+            total = sum(counts.values())
+            words = "{failed} rejected, {empty} without a subject, {full} filling the frame"
+            said = f"{total} image{'s' * (total != 1)}, {words.format(**counts)}; {size / 1e6:.1f} MB"
+            print(printable(f"{options.html}: {said}"))
     if options.json:
         print(to_json({"since": since, "counts": counts, "images": [asdict(image) for image in images]}))
     return Exit.OK
 
 
 def _look_back(path: str, since: float, options: argparse.Namespace) -> tuple[dict[str, int], list[Ending]]:
-    """How many of each kind, and the first of them. Raises LedgerFault, and RmbgdError for what no ledger says."""
-    denied = RmbgdError(f"{path}: Permission denied; be root, or the service's user")
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RmbgdError(f"{path}: there is no ledger; the service makes one when it starts") from error
-    except PermissionError as error:
-        raise denied from error
-    if not os.access(path, os.R_OK, effective_ids=True):
-        raise denied
+    """How many of each kind, and the first of them. Raises LedgerFault."""
     with reading(path) as db:
         db.execute("BEGIN")  # both of one moment
         return counts_of_kinds(db, since, options.folder), oddest(db, since, options.limit, options.folder)

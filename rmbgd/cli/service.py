@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     whose = shared.add_mutually_exclusive_group()
     whose.add_argument("--system", action="store_true", help="for the machine, in a sandbox (default for root)")
     whose.add_argument("--user", action="store_true", help="for this user alone (default for all others)")
-    commands = parser.add_subparsers(dest="service_verb", required=True, metavar="install | uninstall")
+    verbs = "install | uninstall"
+    commands = parser.add_subparsers(title="commands", dest="service_verb", required=True, metavar=verbs)
 
     def command(name: str, text: str, action: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.", parents=[shared])
@@ -48,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     options.user = options.user or (os.geteuid() != 0 and not options.system)
     if not options.user and os.geteuid() != 0:
-        raise RmbgdError("only root may install a service of the machine; run it with sudo, or with --user")
+        raise RmbgdError("only root may change the machine's services; run it with sudo, or with --user")
     return int(options.service_action(options))
 
 
@@ -102,7 +103,11 @@ def _system_files(here: Path, config: Path) -> list[str]:
         said.append(f"unchanged {unit_files.PACKAGED}, of the Debian package")
     for name, place in unit_files.SYSTEM.items() if not packaged else ():
         content = unit_files.unit(name, here, config) if name.endswith(".service") else unit_files.text(name)
-        said.append(put(Path(place), content))
+        shipped = Path(place.replace("/etc/", "/usr/lib/", 1))  # by a package: a copy would hide its next version
+        if not Path(place).exists() and shipped.exists() and shipped.read_text(encoding="utf-8") == content:
+            said.append(f"unchanged {shipped}")
+        else:
+            said.append(put(Path(place), content))
     if drop_in:
         said.append(put(Path(unit_files.DROP_IN), drop_in))
     elif Path(unit_files.DROP_IN).exists():
@@ -114,14 +119,15 @@ def _system_files(here: Path, config: Path) -> list[str]:
 
 
 def _uninstall(options: argparse.Namespace) -> int:
-    system = [*map(Path, unit_files.SYSTEM.values()), Path(unit_files.DROP_IN)]
-    places = [_user_unit()] if options.user else system
+    units = [Path(place) for place in unit_files.SYSTEM.values() if "/systemd/system/" in place]
+    places = [_user_unit()] if options.user else [*units, Path(unit_files.DROP_IN)]
     if not places[0].exists():
-        package = "; that of the Debian package goes with `dpkg -r rmbgd`" if Path(unit_files.PACKAGED).exists() else ""
-        raise RmbgdError(f"{places[0]}: there is no such unit, so nothing is removed{package}")
-    _systemctl(options, "disable", "--now", UNIT)
-    if not options.user and Path(unit_files.SYSTEM[HOOKS]).exists():
-        _systemctl(options, "stop", HOOKS)
+        other = "say --user or --system for the other one"
+        package = (
+            "that of the Debian package goes with `dpkg -r rmbgd`" if Path(unit_files.PACKAGED).exists() else other
+        )
+        raise RmbgdError(f"{places[0]}: there is no such unit, so nothing is removed; {package}")
+    _systemctl(options, "disable", "--now", *(path.name for path in places if path.exists() and path.suffix != ".conf"))
     for path in (each for each in places if each.exists()):
         path.unlink()
         print(f"removed {path}")

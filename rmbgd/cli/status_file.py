@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rmbgd.cli.status_text import StatusLine, last_rows, minute, rows, troubles
-from rmbgd.errors import Exit
+from rmbgd.errors import Exit, RmbgdError
 from rmbgd.service.exit_recorder import STATUS_FILE
 from rmbgd.store.ledger_lock import LEDGER, is_locked
 from rmbgd.telemetry.jsonl import process_start
@@ -61,12 +61,8 @@ class SeenStatus:
         return Exit.NOT_RUNNING if self.state in ENDED else Exit.FAILED
 
 
-def unreadable(runtime: Path) -> str:
-    return f"you may not read {runtime / STATUS_FILE}: be root, or in the group of the service"
-
-
 def look(runtime: Path, state_directory: Path) -> SeenStatus:
-    """Raises PermissionError: not being allowed to look is no answer."""
+    """Raises RmbgdError: not being allowed to look is no answer."""
     path, now = runtime / STATUS_FILE, datetime.now(UTC)
     shown: list[StatusLine] = []
     try:
@@ -78,6 +74,8 @@ def look(runtime: Path, state_directory: Path) -> SeenStatus:
     except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as error:
         record, shown, state = None, [], ServiceState.NOT_RUNNING
         why = f"{path} is no status file of rmbgd ({error}); a service that runs replaces it, if it may"
+    except PermissionError as error:
+        raise RmbgdError(f"you may not read {path}: be root, or in the group of the service") from error
     if state in ENDED:
         locked = is_locked(str(state_directory / LEDGER))
         state, why = by_lock(state, why, path, locked, blind=record is None)

@@ -14,10 +14,10 @@ from rich.live import Live
 from rich.table import Column, Table
 from rich.text import Text
 
-from rmbgd.cli.status_file import SeenStatus, look, unreadable
+from rmbgd.cli.status_file import SeenStatus, look
 from rmbgd.cli.status_text import outcomes
 from rmbgd.cli.table import headline, print_status, rows_table
-from rmbgd.errors import Exit
+from rmbgd.errors import Exit, RmbgdError
 from rmbgd.telemetry.jsonl import to_json
 from rmbgd.wording import printable
 
@@ -45,8 +45,8 @@ def _print(runtime: Path, state_directory: Path, options: argparse.Namespace) ->
             else:
                 print_status(seen)
                 print()
-        except PermissionError:
-            print(f"rmbgd: {unreadable(runtime)}", file=sys.stderr)
+        except RmbgdError as error:
+            print(f"rmbgd status: {error}", file=sys.stderr)
         sys.stdout.flush()
         time.sleep(options.interval)
 
@@ -59,8 +59,8 @@ def _draw(console: Console, runtime: Path, state_directory: Path, interval: floa
             while True:
                 try:
                     page = view(look(runtime, state_directory), interval)
-                except PermissionError:
-                    page = Text(unreadable(runtime), "bold red")
+                except RmbgdError as error:
+                    page = Text(str(error), "bold red")
                 live.update(page, refresh=True)
                 signal.sigtimedwait(resized, interval)
     finally:

@@ -18,19 +18,13 @@ UNWRAPPED = 100_000  # columns
 
 
 def print_table(table: RenderableType) -> None:
-    """What the output's encoding lacks is escaped: a name must not end the command."""
     if sys.stdout.isatty():
         Console(highlight=False).print(table)
         return
     text = io.StringIO()
     Console(file=text, width=UNWRAPPED, highlight=False).print(table)
     for line in text.getvalue().splitlines():
-        print(encodable(line.rstrip()))
-
-
-def encodable(text: str) -> str:
-    encoding = sys.stdout.encoding or "utf-8"
-    return text.encode(encoding, "backslashreplace").decode(encoding)
+        print(line.rstrip())
 
 
 def rows_table(rows: Iterable[StatusLine]) -> Table:

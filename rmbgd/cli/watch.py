@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import hashlib
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rmbgd.cli.init import STATE_MODE, table
-from rmbgd.errors import Exit, RmbgdError, explain
+from rmbgd.cli.init import STATE_MODE, check_utf8, table
+from rmbgd.errors import RmbgdError
 from rmbgd.fs import atomic_write
 from rmbgd.paths import user_places
 from rmbgd.wording import printable
@@ -28,12 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Becomes `rmbgd run` with a configuration in the user's state directory, where every other command finds it."""
-    try:
-        source, output = _folders(options.source, options.output)
-    except (RmbgdError, OSError) as error:
-        said = explain(error) if isinstance(error, OSError) else str(error)
-        print(f"rmbgd watch: {printable(said)}", file=sys.stderr)
-        return Exit.FAILED
+    source, output = _folders(options.source, options.output)
     digest = hashlib.sha256(b"\0".join(map(os.fsencode, (source, output)))).hexdigest()[:12]
     places = user_places()
     state, runtime = places.state / "watch" / digest, places.runtime / f"watch-{digest}"
@@ -57,11 +53,7 @@ def _folders(source: Path, output: Path) -> tuple[Path, Path]:
     """Both as real paths, OUT made. Raises OSError, and RmbgdError for two that cannot be used together."""
     source = Path(os.path.realpath(os.path.expanduser(source)))
     output = Path(os.path.realpath(os.path.expanduser(output)))
-    for each in (source, output):
-        try:
-            str(each).encode()
-        except UnicodeEncodeError:
-            raise RmbgdError(f"{each}: this name is not UTF-8, which a configuration cannot hold; rename it") from None
+    check_utf8(source, output)
     os.listdir(source)
     if output == source:
         raise RmbgdError(f"{output}: IN and OUT are the same folder: cutouts would come in again; name another OUT")
@@ -71,7 +63,7 @@ def _folders(source: Path, output: Path) -> tuple[Path, Path]:
         raise RmbgdError(f"{source}: IN lies inside OUT: files written there would come in again; name another OUT")
     output.mkdir(parents=True, exist_ok=True)
     if not os.access(output, os.W_OK | os.X_OK):
-        raise PermissionError(13, "Permission denied", os.fspath(output))
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), os.fspath(output))
     return source, output
 
 

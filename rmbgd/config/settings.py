@@ -107,7 +107,7 @@ def _whole(value: object) -> object:
     return value
 
 
-def _percent(value: object) -> object:
+def percent(value: object) -> object:
     """0.1 of "10%"."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,9})?\s?%", value):
         return float(value.rstrip("%")) / 100
@@ -115,7 +115,7 @@ def _percent(value: object) -> object:
 
 
 AbsolutePath = Annotated[Path, Field(strict=False), BeforeValidator(_home), AfterValidator(_absolute)]
-Share = Annotated[float, BeforeValidator(_percent)]
+Share = Annotated[float, BeforeValidator(percent)]
 Device = Annotated[str, _shaped(*DEVICE, _near_device)]
 Size = Annotated[str, _shaped(*SIZE, _near_size)]
 Digest = Annotated[str, _shaped(*DIGEST, lambda text: text.removeprefix("sha256:"))]

@@ -61,7 +61,7 @@ class Places:
 
 def _width(text: str) -> int:
     """Columns on a terminal."""
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else not unicodedata.combining(c) for c in text)
 
 
 def locate(text: str, tables: Mapping[str, Any]) -> Places:

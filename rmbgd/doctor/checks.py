@@ -23,6 +23,7 @@ from rmbgd.engine.device_query import NODES, ask, not_visible, visible_gpus
 from rmbgd.fs import host_memory
 from rmbgd.paths import DEFAULT_CONFIG
 from rmbgd.service.safe_mode import SafeMode
+from rmbgd.service.unit_files import UNIT
 
 GIBI = 1 << 30
 OWN_NEED = 1 * GIBI  # bytes beside the arena: two interpreters, torch, the small model
@@ -32,7 +33,6 @@ INSTALL = f"{sys.executable} -m pip install rmbgd"
 TORCH = f"{sys.executable} -m pip install --force-reinstall 'torch<2.14' --index-url https://download.pytorch.org/whl"
 CUDA_BUILD = f"a CUDA build uses it: {TORCH}/cu126; docs/install.md says which one fits the driver"
 CPU_BUILD = f"the CPU build is 0.2 instead of 2.7 GB to download: {TORCH}/cpu"
-UNIT = "rmbgd.service"
 USER = "rmbgd"
 SYSTEMD_RUNS = "/run/systemd/system"  # sd_booted(3)
 OLDEST_SYSTEMD = 249  # of Ubuntu 22.04 and JetPack 6; the unit uses nothing newer

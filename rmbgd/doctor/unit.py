@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 
 from rmbgd.config.load import Config, Folder
-from rmbgd.doctor.checks import SYSTEMD_RUNS, UNIT, CheckResult, fail, ok, systemctl, warn
+from rmbgd.doctor.checks import SYSTEMD_RUNS, CheckResult, fail, ok, systemctl, warn
 from rmbgd.service.exit_recorder import STATUS_FILE
+from rmbgd.service.unit_files import UNIT
+from rmbgd.telemetry.jsonl import process_start
 
 HOMES = tuple(map(PurePath, ("/home", "/root", "/run/user")))  # that ProtectHome is about
 OWN_TMP = tuple(map(PurePath, ("/tmp", "/var/tmp")))  # noqa: S108, that PrivateTmp is about
@@ -156,16 +158,10 @@ def _folders_now(runtime: Path) -> dict[str, Mapping[str, object]]:
     try:
         with open(runtime / STATUS_FILE, "rb") as file:
             record = json.loads(file.read(STATUS_MAXIMUM))
-        if record["phase"] == "stopped":
+        if record["phase"] == "stopped" or process_start(record["pid"]) != record["process_start"]:
             return {}
         return {str(name): facts for name, facts in record["folders"].items() if isinstance(facts, dict)}
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-    ):  # not running, or not for us to read
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # not running, or not for us to read
         return {}
 
 
@@ -191,8 +187,7 @@ def drop_in(config: Config) -> str:
     if homes := [path for path in outside if below(path, HOMES)]:
         lines += ["# The rest of /home stays hidden.", "ProtectHome=tmpfs"]
         lines += [f"BindPaths={_word(path, '-', colons=True)}" for path in homes]
-    if temporary := [path for path in outside if below(path, OWN_TMP)]:
-        lines += [f"BindPaths={_word(path, '-', colons=True)}" for path in temporary]
+    lines += [f"BindPaths={_word(path, '-', colons=True)}" for path in outside if below(path, OWN_TMP)]
     for path in outside:
         lines += [f"{setting}={_word(path, '-')}" for setting in ("ReadWritePaths", "NoExecPaths")]
     return "\n".join(lines) + "\n"

@@ -19,9 +19,11 @@ from rmbgd.imaging.formats import SourceFacts
 from rmbgd.imaging.metadata import PNG_KEYWORDS, RESOLUTION_UNIT, TEXT_TAGS, X_RESOLUTION, Y_RESOLUTION
 from rmbgd.imaging.png import Write, write_png
 
-WEBP_SIDE_MAXIMUM = 16_383  # pixels; 14 bits in the bitstream
 TIFF_BYTES_MAXIMUM = (1 << 32) - (1 << 20)  # offsets of 32 bits, less a megabyte for the directory
-JPEG_SIDE_MAXIMUM = 65_500  # pixels; libjpeg's own limit, a little below that of the format
+SIDE_MAXIMA = {  # pixels
+    "webp": ("WebP", 16_383),  # 14 bits in the bitstream
+    "jpeg": ("JPEG", 65_500),  # libjpeg's own limit, a little below that of the format
+}
 
 _WEBP_LOSSLESS = {"method": 0, "quality": 20}  # a quarter smaller than PNG; higher efforts take ten times as long
 _WEBP_LOSSY_METHOD = 2  # a quarter smaller than method 0 at twice the time; 4 gains 3 % for half as much again
@@ -41,11 +43,9 @@ def encode(pixels: Pixels, recipe: Recipe, facts: SourceFacts, write: Write) -> 
     lossless images and 24 for lossy ones with alpha (0.6 and 1.2 GB were measured for 50 megapixels).
     """
     height, width = pixels.shape[:2]
-    if recipe.format == "webp" and max(height, width) > WEBP_SIDE_MAXIMUM:
-        detail = f"{width} x {height} pixels; WebP holds {WEBP_SIDE_MAXIMUM} a side"
-        raise ImageError(Reason.OUTPUT_TOO_LARGE, f'{detail}; use format = "png" or "tiff", or a canvas')
-    if recipe.format == "jpeg" and max(height, width) > JPEG_SIDE_MAXIMUM:
-        detail = f"{width} x {height} pixels; JPEG holds {JPEG_SIDE_MAXIMUM} a side"
+    name, most = SIDE_MAXIMA.get(recipe.format, ("", max(height, width)))
+    if max(height, width) > most:
+        detail = f"{width} x {height} pixels; {name} holds {most} a side"
         raise ImageError(Reason.OUTPUT_TOO_LARGE, f'{detail}; use format = "png" or "tiff", or a canvas')
     if recipe.format == "tiff" and pixels.nbytes > TIFF_BYTES_MAXIMUM:
         raise ImageError(Reason.OUTPUT_TOO_LARGE, f"{pixels.nbytes} bytes of pixels; TIFF holds 4 GiB")

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from rmbgd import fs
-from rmbgd.errors import ConfigError, Exit, RmbgdError, explain
+from rmbgd.errors import Exit, RmbgdError, explain
 from rmbgd.mtbf import html, text
 from rmbgd.mtbf.logs import gather, read
 from rmbgd.mtbf.machine import machines
@@ -74,7 +74,7 @@ def run(options: argparse.Namespace) -> int:
 def make_report(options: argparse.Namespace) -> MtbfReport:
     index = read(gather(options.log, options.device), options.since, options.until)
     if index.foreign and not index.boots:
-        raise RmbgdError("\n".join(f"{file}: {_nothing(lines)}; {ADVICE}" for file, lines in index.foreign.items()))
+        raise RmbgdError("; ".join([*(f"{file}: {_nothing(lines)}" for file, lines in index.foreign.items()), ADVICE]))
     known = machines(index, power_loss_is_failure=options.power_loss == "failure")
     return MtbfReport(known, options.confidence, options.claim, index.lines)
 
@@ -112,8 +112,8 @@ def main() -> int:
     try:
         return run(parser.parse_args())
     except RmbgdError as error:
-        print(f"rmbgd: {error}", file=sys.stderr)
-        return Exit.CONFIGURATION if isinstance(error, ConfigError) else Exit.FAILED
+        print(f"rmbgd mtbf: {error}", file=sys.stderr)
+        return error.exit
     except OSError as error:
-        print(f"rmbgd: {explain(error)}", file=sys.stderr)
+        print(f"rmbgd mtbf: {explain(error)}", file=sys.stderr)
         return Exit.FAILED

@@ -246,7 +246,7 @@ def _binned(report: MtbfReport, window: Window) -> Iterator[tuple[Window, ImageT
 
 
 def images_per_hour(report: MtbfReport, window: Window, styles: dict[str, str]) -> Plot | None:
-    """Published images by device, refused ones on top, as a rate per hour in bins."""
+    """Published images by device, rejected ones on top, as a rate per hour in bins."""
     bins: dict[Window, Counter[str]] = {}
     for times, table, row in _binned(report, window):
         if table.kind[row] in (DONE, FAILED):

@@ -94,7 +94,7 @@ class MtbfReport:
         tried = avoided + self.outcomes[TripOutcome.BROKEN]
         self.coverage = (avoided, tried, statistics.coverage_lower(avoided, tried, confidence)) if tried else None
         outcomes = self.count("outcomes")
-        self.images = outcomes["done"] + outcomes["failed"]  # concluded: published or refused
+        self.images = outcomes["done"] + outcomes["failed"]  # concluded: published or rejected
         # (failures per million images, None without failures; upper bound at `confidence`)
         scale = 1e6 / (self.images or 1)
         self.per_million = (failures * scale if failures else None, most * scale) if self.images else None
@@ -103,7 +103,7 @@ class MtbfReport:
             "failures": Counter(failure.cause for _, failure in self.failures),
             "failovers": Counter(trip.reason for trip in self.trips),
             "engine faults": self.count("faults"),
-            "refused images": self.count("refused"),
+            "rejected images": self.count("refused"),
             "postponed images": self.count("postponed"),
             "storage pauses": self.count("paused"),
         }
@@ -197,7 +197,8 @@ def _summary(one: MtbfReport) -> dict[str, Any]:
         },
         "engine_restarts": dict(one.count("restarted")),
         "reasons": {
-            name.replace("images", "pictures"): dict(table.most_common()) for name, table in one.reasons.items()
+            name.replace("rejected", "refused").replace("images", "pictures"): dict(table.most_common())
+            for name, table in one.reasons.items()
         },
         "stage_milliseconds": {
             stage: {"p5": low, "p50": middle, "p95": high} for stage, (low, middle, high) in one.stage_times().items()

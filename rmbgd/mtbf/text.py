@@ -89,8 +89,8 @@ def _mean(label: str, found: Estimate) -> Iterator[str]:
 
 
 def _work(one: MtbfReport) -> Iterator[str]:
-    done, refused, postponed = (one.count("outcomes")[outcome] for outcome in ("done", "failed", "postponed"))
-    yield _row("images", f"{done:,} published, {refused:,} refused, {postponed:,} put back")
+    done, rejected, postponed = (one.count("outcomes")[outcome] for outcome in ("done", "failed", "postponed"))
+    yield _row("images", f"{done:,} published, {rejected:,} rejected, {postponed:,} put back")
     if one.per_million:
         point, upper = one.per_million
         bound = f"at most {rounded(upper)} at {percent(one.confidence)} confidence"

@@ -68,10 +68,11 @@ class RunPlan:
         Raises ConfigError for one that would replace an input.
         """
         found: dict[str, InputImage] = {}
+        names_of: dict[str, Iterator[str]] = {}  # by the input's name; where one begins again, all before are taken
         for image in self.images:
             plain, later = names.output_names(image.name, extension)
-            free = (name for name in itertools.chain([plain], names.versions(later)) if name not in found)
-            found[self.single or next(free)] = image
+            left = names_of.setdefault(image.name, itertools.chain([plain], names.versions(later)))
+            found[self.single or next(name for name in left if name not in found)] = image
         there = {self.place / name: identity for name in found if (identity := _identity(self.place / name))}
         sources = {_identity(Path(image.root, image.path)) for image in self.images} if there else set()
         if same := [path for path, identity in there.items() if identity in sources]:

@@ -19,6 +19,7 @@ from rmbgd.config.load import ServiceSettings
 from rmbgd.events import EVENTS, Emit
 from rmbgd.fs import atomic_write
 from rmbgd.heartbeat import Heartbeats
+from rmbgd.service.exit_recorder import STATUS_FILE
 from rmbgd.service.systemd import Notifier
 from rmbgd.telemetry import jsonl
 
@@ -28,7 +29,6 @@ SNAPSHOT_KEYS = (
     "ledger_rows",
 )  # fmt: skip
 OUTCOMES = {"done": "image.done", "failed": "image.failed", "postponed": "image.postponed"}
-STATUS_FILE = "status.json"
 RUNTIME_MODE = 0o750  # as systemd makes it
 STATUS_MODE = 0o644  # who may enter the runtime directory may read it
 RATE_WINDOWS = {"1m": 60.0, "5m": 300.0}  # s

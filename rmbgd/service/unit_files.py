@@ -55,14 +55,14 @@ def unit(name: str, bin_directory: Path, config: Path) -> str:
 
 def put(path: Path, content: str, mode: int = 0o644) -> str:
     """Writes one file; what was there under its name and differs is kept with a ~. Answers what was done."""
-    there = path.read_text(encoding="utf-8", errors="replace") if path.exists() else None
-    if there == content:
+    there = path.read_bytes() if path.exists() else None
+    if there == content.encode():
         return f"unchanged {path}"
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = ""
     if there is not None:
         backup = path.with_name(f"{path.name}~")
-        atomic_write(backup, there.encode("utf-8", "surrogateescape"), mode=mode)
+        atomic_write(backup, there, mode=mode)
         kept = f", the former one is {backup}"
     atomic_write(path, content.encode(), mode=mode, durable=True)
     return f"{'wrote' if there is None else 'replaced'} {path}{kept}"

@@ -76,8 +76,21 @@ def test_init_does_not_touch_a_broken_configuration(capsys: pytest.CaptureFixtur
     user_places().config.parent.mkdir(parents=True)
     user_places().config.write_text("[folder")
     assert cli.main(["init", "--add", "shop"]) == 78
-    assert "cannot be read" in capsys.readouterr().err
+    assert f"{user_places().config}:1: not TOML" in capsys.readouterr().err
     assert user_places().config.read_text() == "[folder"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"# \xff", "not UTF-8 at byte 2"), (b"folder = []", "under a [[folder]]")]
+)
+def test_init_adds_nothing_to_what_it_cannot_extend(
+    content: bytes, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    user_places().config.parent.mkdir(parents=True)
+    user_places().config.write_bytes(content)
+    assert cli.main(["init", "--add", "shop"]) == 78
+    assert said in capsys.readouterr().err
+    assert user_places().config.read_bytes() == content
 
 
 class Executed(Exception):

@@ -182,11 +182,9 @@ def test_after_a_stop_only_what_is_still_true_is_told(
     assert ["was", "images", "version", "last"] == [line.split()[0] for line in out.splitlines()[1:]]
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "ascii"])
-def test_in_a_pipe_lines_are_neither_wrapped_nor_padded(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is there an encoding that ends a command."""
+def test_in_a_pipe_lines_are_neither_wrapped_nor_padded(monkeypatch: pytest.MonkeyPatch) -> None:
     taken = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(taken, encoding))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(taken, "utf-8"))
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setenv("FORCE_COLOR", "1")
     table = Table("a", "b", box=None)
@@ -194,9 +192,8 @@ def test_in_a_pipe_lines_are_neither_wrapped_nor_padded(encoding: str, monkeypat
     table.add_row("y", "")
     print_table(table)
     sys.stdout.flush()
-    _, first, second = taken.getvalue().decode(encoding).splitlines()
-    name = "靴.jpg 61 °C".encode(encoding, "backslashreplace").decode(encoding)
-    assert (f" {'x' * 300}  {name}", " y") == (first, second)
+    _, first, second = taken.getvalue().decode().splitlines()
+    assert (f" {'x' * 300}  靴.jpg 61 °C", " y") == (first, second)
 
 
 def test_models_list_in_a_pipe_has_a_line_for_each_model(

@@ -134,6 +134,7 @@ def test_a_text_that_it_does_not_understand_gives_no_place_rather_than_a_wrong_o
         ('\tkey = "a"', '"a"', ('key = "a"', "      ^^^")),
         ('界 = "界"', '"界"', ('界 = "界"', "     ^^^^")),
         ('k = "\x1b[2J\u202e"', '"', ('k = "\ufffd[2J\ufffd"', "    ^")),
+        ('a = {k = "e\u0301", b = 1}', "1", ('a = {k = "e\u0301", b = 1}', " " * 18 + "^")),
         ("k = [\n1]", "[\n1]", ("k = [", "    ^")),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path, PurePath
 
 import pytest
@@ -11,6 +12,7 @@ from rmbgd.config.load import Config, Folder
 from rmbgd.config.settings import ServiceSettings
 from rmbgd.doctor import unit
 from rmbgd.doctor.unit import Sandbox, check_running, drop_in, judge_unit, sandbox
+from rmbgd.telemetry.jsonl import process_start
 
 SHOWN = {  # as systemd 252 says it of the shipped unit
     "LoadState": "loaded",
@@ -113,11 +115,14 @@ def test_drop_in_lifts_what_it_is_written_for() -> None:
         ({"phase": "ready", "folders": {"main": {"mode": "waiting", "cause": "missing"}}}, ["warn"]),
         ({"phase": "ready", "folders": {"main": {"mode": "events", "cause": None}}}, []),
         ({"phase": "stopped", "folders": {"main": {"mode": "waiting", "cause": "denied"}}}, []),
+        ({"process_start": 1, "folders": {"main": {"mode": "waiting", "cause": "denied"}}}, []),  # it was killed
         ({"phase": "ready", "folders": ["main"]}, []),
         (["no status"], []),
     ],
 )
 def test_a_folder_that_the_running_service_waits_for_is_told(tmp_path: Path, status: object, states: list[str]) -> None:
+    if isinstance(status, dict):
+        status = {"phase": "ready", "pid": os.getpid(), "process_start": process_start(os.getpid())} | status
     (tmp_path / "status.json").write_text(json.dumps(status))
     found = list(check_running(config("/srv/rmbgd", runtime_directory=tmp_path)))
     assert states == [each.state for each in found]

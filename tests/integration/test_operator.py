@@ -79,7 +79,8 @@ def test_pause_holds_over_a_restart_until_it_is_resumed(tmp_path: Path, rmbgd: R
 
 def test_pause_of_one_folder_holds_that_one_alone(tmp_path: Path, rmbgd: Rmbgd) -> None:
     with ServiceUnderTest(tmp_path, settings={"service": {"status_interval": 0.1}}) as service:
-        assert rmbgd(service, "pause", "shop")[0] == 0
+        answer = json.loads(rmbgd(service, "pause", "shop", "--json")[1])
+        assert (answer["changed"], [each["folder"] for each in answer["pauses"]]) == (True, ["shop"])
         service.wait(lambda: paused(service) == "operator:shop", "its name in the status file")
         service.drop("a.png", sample_image(1))
         assert rmbgd(service, "pause", "shpo")[::2] == (
@@ -146,7 +147,7 @@ def test_retry_puts_back_what_was_rejected(tmp_path: Path, rmbgd: Rmbgd, monkeyp
         assert (status, out) == (1, "1 put back into the input, 1 left\n")
         assert err == "rmbgd retry: nothing.png: nothing of this name was rejected; see `rmbgd list failed`\n"
         monkeypatch.chdir(service.failed / "s")
-        assert rmbgd(service, "retry", "c.png")[:2] == (0, "1 put back into the input\n")
+        assert json.loads(rmbgd(service, "retry", "c.png", "--json")[1]) == {"retried": 1, "left": 0, "reasons": []}
         service.wait_for_endings(len(names) + 2)
         for name in names:  # mended where they lie
             (service.failed / name).write_bytes(sample_image(names.index(name)))

@@ -168,6 +168,15 @@ def test_a_file_that_is_no_log_is_said_to_be_none(tmp_path: Path, text: str, wor
         run(options(tmp_path / "help.txt"))
 
 
+def test_several_files_that_are_no_logs_are_told_in_one_line(tmp_path: Path):
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(
+        RmbgdError, match=r"^[^\n]*a\.txt: its one line is no rmbgd event; [^\n]*b\.txt: [^\n]*; name [^\n]*$"
+    ):
+        run(options(tmp_path / "a.txt", tmp_path / "b.txt"))
+
+
 def test_top_reasons(report_of: Report):
     """Each table with its most frequent reason first; the text shows five of them."""
     box = Box().start().refuse("truncated").refuse("corrupt").refuse("truncated").serve(60)

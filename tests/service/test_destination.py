@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from rmbgd import naming as names
 from rmbgd.errors import ConfigError
-from rmbgd.service.destination import FORMATS, plan
+from rmbgd.service import destination
+from rmbgd.service.destination import FORMATS, InputImage, RunPlan, plan
 
 KNOWN = ".png, .webp, .tiff, .jpg"
 GIF = f"GIF is no output format; use {KNOWN}, or a folder name (ending in /)"
@@ -120,3 +125,18 @@ def test_name_that_is_no_text_is_taken(place: Path) -> None:
     name = os.fsdecode(b"\xff\xe4.jpg")
     (place / "b" / name).write_text("x")
     assert f"out/{name[:-4]}.png" == outputs("b out")[name]
+
+
+def test_names_are_looked_for_once_however_many_are_alike(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder of thousands of sub-folders with a front.jpg each must not take minutes."""
+    images = [InputImage(str(place), f"{number}/front.jpg", "", "front.jpg") for number in range(300)]
+    tried: list[int] = []
+
+    def versions(name: str) -> Iterator[str]:
+        for number in itertools.count(2):
+            tried.append(number)
+            yield f"{name}~{number}"
+
+    monkeypatch.setattr(destination, "names", SimpleNamespace(output_names=names.output_names, versions=versions))
+    outputs = RunPlan(images, place, None, "out", None, []).outputs(".png")
+    assert (300, 299) == (len(set(outputs.values())), len(tried))

@@ -13,7 +13,8 @@ import pytest
 from rmbgd.config.load import ServiceSettings
 from rmbgd.events import RecordedEvents, problems_with
 from rmbgd.heartbeat import Heartbeats
-from rmbgd.service.health import STATUS_FILE, Counters, HealthMonitor, Rate, health_keys, process_facts, status_line
+from rmbgd.service.exit_recorder import STATUS_FILE
+from rmbgd.service.health import Counters, HealthMonitor, Rate, health_keys, process_facts, status_line
 from rmbgd.service.systemd import Notifier
 from rmbgd.testing.clock import FakeClock
 

@@ -33,6 +33,6 @@ def test_a_path_that_a_unit_cannot_hold_is_named() -> None:
 def test_what_was_changed_by_hand_is_kept(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "rmbgd.service"
     assert [unit_files.put(path, "new"), unit_files.put(path, "new")] == [f"wrote {path}", f"unchanged {path}"]
-    path.write_text("by hand")
+    path.write_bytes(b"by hand: \xfc")
     assert f"replaced {path}" in unit_files.put(path, "new")
-    assert (path.read_text(), path.with_name("rmbgd.service~").read_text()) == ("new", "by hand")
+    assert (path.read_bytes(), path.with_name("rmbgd.service~").read_bytes()) == (b"new", b"by hand: \xfc")
