@@ -147,26 +147,26 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1550, 12),
+    "": (1590, 13),
     "backends": (2170, 15),
     "bench": (740, 4),
-    "cli": (2940, 23),
+    "cli": (2930, 23),
     "config": (1280, 6),
     "doctor": (770, 4),
     "engine": (3880, 20),
     "imaging": (2690, 15),
     "intake": (2150, 12),
     "models": (3210, 20),
-    "mtbf": (2160, 10),
+    "mtbf": (2150, 10),
     "pipeline": (1500, 9),
     "publish": (1060, 6),
-    "service": (2730, 16),
+    "service": (2740, 16),
     "report": (240, 2),
-    "store": (1770, 12),
-    "telemetry": (890, 6),
+    "store": (1790, 12),
+    "telemetry": (880, 6),
     "testing": (620, 6),
 }
-MODULES, LINES, TEST_LINES = 198, 32_300, 32_700
+MODULES, LINES, TEST_LINES = 199, 32_300, 33_100
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

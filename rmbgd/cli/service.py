@@ -119,15 +119,16 @@ def _system_files(here: Path, config: Path) -> list[str]:
 
 
 def _uninstall(options: argparse.Namespace) -> int:
-    units = [Path(place) for place in unit_files.SYSTEM.values() if "/systemd/system/" in place]
-    places = [_user_unit()] if options.user else [*units, Path(unit_files.DROP_IN)]
+    system = [*map(Path, unit_files.SYSTEM.values()), Path(unit_files.DROP_IN)]
+    places = [_user_unit()] if options.user else system
     if not places[0].exists():
-        other = "say --user or --system for the other one"
-        package = (
-            "that of the Debian package goes with `dpkg -r rmbgd`" if Path(unit_files.PACKAGED).exists() else other
-        )
-        raise RmbgdError(f"{places[0]}: there is no such unit, so nothing is removed; {package}")
-    _systemctl(options, "disable", "--now", *(path.name for path in places if path.exists() and path.suffix != ".conf"))
+        remedy = "say --user or --system for the other one"
+        if Path(unit_files.PACKAGED).exists():
+            remedy = "that of the Debian package goes with `dpkg -r rmbgd`"
+        raise RmbgdError(f"{places[0]}: there is no such unit, so nothing is removed; {remedy}")
+    _systemctl(options, "disable", "--now", UNIT)
+    if not options.user:
+        _systemctl(options, "stop", HOOKS)
     for path in (each for each in places if each.exists()):
         path.unlink()
         print(f"removed {path}")

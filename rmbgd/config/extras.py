@@ -8,7 +8,7 @@ from rmbgd.config.load import Config
 from rmbgd.errors import missing_extra
 
 EXTRAS = {  # the module that tells whether it is here, and what it is for
-    "completion": ("shtab", "completion"),
+    "completion": ("shtab", "completion in the shell"),
     "cuda": ("triton", "faster networks on an NVIDIA card"),
     "fetch": ("huggingface_hub", "models fetch"),
     "heif": ("pillow_heif", "HEIC images"),

@@ -130,6 +130,9 @@ def read(path: Path) -> ConfigFile:
     """The tables of a file, unchecked. Raises ConfigError."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
+    except FileNotFoundError as error:
+        text = "there is no configuration; `rmbgd init FOLDER` makes one, or name another with --config"
+        raise ConfigError(f"{path}: {text}") from error
     except OSError as error:
         raise ConfigError(f"{explain(error)} with --config") from error
     except UnicodeDecodeError as error:

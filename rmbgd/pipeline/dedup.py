@@ -67,5 +67,6 @@ the key nothing would ever be found again after a restart."""
 
 def recipe_hash(recipe: Recipe, model_facts: Mapping[str, object]) -> str:
     """What else, beside the bytes, an output depends on: the recipe and the identity of its model. Hex."""
-    text = recipe.model_dump_json() + repr([str(model_facts.get(fact)) for fact in IDENTITY])
+    unused = set() if recipe.format == "jpeg" else {"jpeg_quality"}  # what was computed before it came still counts
+    text = recipe.model_dump_json(exclude=unused) + repr([str(model_facts.get(fact)) for fact in IDENTITY])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

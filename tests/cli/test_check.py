@@ -79,7 +79,7 @@ def test_nothing_in_a_file_reaches_the_terminal_as_it_is(configuration: Callable
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (None, "rmbgd.toml: No such file or directory"),
+        (None, "rmbgd.toml: there is no configuration; `rmbgd init FOLDER` makes one"),
         (lambda text: "", "no [[folder]] is defined, so there is nothing to do; `rmbgd check --print-default` shows"),
         (lambda text: text.replace("/out", "/in/out"), "/in/out"),  # the service would feed on its own cutouts
         (lambda text: f'[recipe.default]\nmodel = "birefnet"\n{text}', "rmbgd models fetch birefnet"),
