@@ -103,11 +103,7 @@ def _system_files(here: Path, config: Path) -> list[str]:
         said.append(f"unchanged {unit_files.PACKAGED}, of the Debian package")
     for name, place in unit_files.SYSTEM.items() if not packaged else ():
         content = unit_files.unit(name, here, config) if name.endswith(".service") else unit_files.text(name)
-        shipped = Path(place.replace("/etc/", "/usr/lib/", 1))  # by a package: a copy would hide its next version
-        if not Path(place).exists() and shipped.exists() and shipped.read_text(encoding="utf-8") == content:
-            said.append(f"unchanged {shipped}")
-        else:
-            said.append(put(Path(place), content))
+        said.append(put(Path(place), content))
     if drop_in:
         said.append(put(Path(unit_files.DROP_IN), drop_in))
     elif Path(unit_files.DROP_IN).exists():
