@@ -290,7 +290,7 @@ def sum_up(console: Words, summary: Summary) -> None:
     done = f"{summary.done} done"
     if summary.empty:
         more = len(summary.empty) - NAMES_SHOWN
-        shown = summary.empty[:NAMES_SHOWN] + ([f"and {more} more"] if more > 0 else [])
+        shown = sorted(summary.empty)[:NAMES_SHOWN] + ([f"and {more} more"] if more > 0 else [])
         done += f" ({len(summary.empty)} without a subject: {escape(printable(', '.join(shown)))})"
     parts = [done]
     if summary.failed:
