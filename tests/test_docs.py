@@ -23,7 +23,7 @@ STRANGE_PATHS = ["/" + "work/", "/root/" + ".pyenv", "/home/" + "user"]
 OPERATIONS = (REPOSITORY / "docs" / "operations.md").read_text(encoding="utf-8")
 CONFIGURATION = [REPOSITORY / "config" / "rmbgd.toml", *sorted((REPOSITORY / "systemd").glob("**/*.*"))]
 CONFIGURATION += sorted(path for path in (REPOSITORY / "contrib").rglob("*") if path.is_file())
-# Of rsync and of tools/gpu_session.sh, which the pages name before.
+# Of rsync and of tools/gpu_check.sh, which the pages name before.
 OPTIONS_OF_OTHERS = {"--extra-index-url", "--append", "--append-verify", "--chmod", "--inplace", "--perms"}
 OPTIONS_OF_OTHERS |= {"--budget", "--checkpoint", "--only"}
 PAGES = sorted([*REPOSITORY.glob("*.md"), *(REPOSITORY / "docs").glob("*.md")])

@@ -65,7 +65,7 @@ KEYS: dict[str, str] = {
         "digest": "sha256_in sha256_out",
         "texts": "causes folders notes threads",
         "counts": "batch_sizes images",
-        "table": "engine",
+        "table": "engine engine.started.detail",
         "tables": "channels engine.batching.folders models",
         "table of counts": "unwritten",
         "table of numbers": "milliseconds",

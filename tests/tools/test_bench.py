@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from tools import bench
-from tools.gpubench import accuracy, networks, sections
+from tools.gpubench import accuracy, checks, networks, report, sections
 from tools.gpubench.plan import QUICK, Answer, Plan, answers
 
 REPOSITORY = Path(__file__).parents[2]
@@ -70,7 +72,7 @@ def test_failing_section_loses_itself_alone(tmp_path: Path) -> None:
 
 @pytest.mark.integration
 def test_section_beyond_its_time_is_ended_and_none_begins_when_the_budget_is_used_up(tmp_path: Path) -> None:
-    plan = Plan(str(tmp_path), "cpu", **QUICK)
+    plan = Plan(str(tmp_path), str(tmp_path), "cpu", **QUICK)
     assert "did not end within 0 s" == sections.run_section("ceilings", plan, tmp_path, 0.05)
     assert {} == answers(str(tmp_path))
     errors = sections.run_all(plan, ["naive"], tmp_path, budget=1.0)["errors"]
@@ -121,21 +123,66 @@ def test_image_crosses_parent_and_worker_and_leaves_out_what_runs_at_the_start()
 
 @pytest.mark.integration
 @pytest.mark.timeout(600)
-def test_session_runs_tests_then_measures(tmp_path: Path) -> None:
-    command = ["tools/gpu_session.sh", str(tmp_path / "out"), "--device", "cpu", "--quick", "--only", "accuracy"]
-    environment = os.environ | {"PYTHON": sys.executable, "SECONDS_TESTS": "300", "SECONDS_ALL": "600"}
-    environment["CUDA_VISIBLE_DEVICES"] = ""
+def test_gpu_check_keeps_what_it_found(tmp_path: Path) -> None:
+    command = ["tools/gpu_check.sh", str(tmp_path / "out"), "--device", "cpu", "--quick", "--only", "smoke,accuracy"]
+    environment = os.environ | {"PYTHON": sys.executable, "SECONDS_ALL": "600", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
     assert (0, "") == (done.returncode, done.stderr)
     found = {path.name: path.read_text() for path in (tmp_path / "out").iterdir()}
-    assert found.keys() == {"tests.txt", "bench_gpu.json", "bench_gpu.txt", "bench_gpu.log"}
-    assert "skipped" in found["tests.txt"]
+    assert found.keys() == {"machine.txt", "bench_gpu.json", "bench_gpu.txt", "bench_gpu.log"}
+    assert "Python.h" in found["machine.txt"]
     assert "Targets for one H200" in found["bench_gpu.txt"]
     assert found["bench_gpu.txt"] in done.stdout
     answers = json.loads(done.stdout.splitlines()[-1])["answers"]
-    assert {"prepare", "accuracy"} == set(answers)
+    assert {"prepare", "smoke", "accuracy"} == set(answers)
+    assert "the same bytes" in {row["found"] for row in answers["smoke"]["rows"]}
     rows = answers["accuracy"]["rows"]
     assert all(row["relative"] <= 0.06 for row in rows if "relative" in row)  # of logits, which are not all alike
     engine = [row for row in rows if row["step"].startswith("engine, float32")]
     assert engine[0]["step"] == "engine, float32, batches of 1"
     assert all(row["mean"] <= 0.01 and row["overlap"] >= 0.9999 for row in engine)
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(300)
+def test_gpu_check_that_is_killed_has_lost_nothing(tmp_path: Path) -> None:
+    """The rows of the section that was running are in the file, too."""
+    command = [
+        sys.executable,
+        "-m",
+        "tools.bench",
+        *GPU_ON_CPU,
+        "--out",
+        str(tmp_path),
+        "--only",
+        "first_image,waterfall",
+    ]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.DEVNULL, start_new_session=True)
+    path, until = tmp_path / "bench_gpu.json", time.monotonic() + 200
+    try:
+        while not (path.exists() and "first_image" in json.loads(path.read_text())["answers"]):
+            assert time.monotonic() < until
+            assert process.poll() is None
+            time.sleep(0.1)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert json.loads(path.read_text())["answers"].keys() >= {"prepare", "first_image"}
+
+
+@pytest.mark.integration
+def test_nothing_begins_after_an_essential_section_failed(tmp_path: Path) -> None:
+    plan = Plan(str(tmp_path), str(tmp_path), "cuda:99", **QUICK)
+    found = sections.run_all(plan, ["smoke", "ceilings"], tmp_path, budget=120.0)
+    assert {found["errors"][name] for name in ("smoke", "ceilings")} == {"not begun: prepare failed"}
+
+
+def test_tests_that_failed_are_named_and_what_kernels_need_decides() -> None:
+    rows = [{"outcome": "PASSED", "test": "a"}, {"outcome": "FAILED", "test": "b::test_window_attention[float16-6]"}]
+    found = report.outcomes({"right_kernels": {"rows": rows, "kernels": "off"}}, "right_kernels")
+    assert found == {"passed": 1, "failed": 1, "which": "b::test_window_attention[float16-6]", "kernels": "off"}
+    said = "FAILED x.py::test_y[1] - AssertionError: no\nPASSED x.py::test_z\n3 passed"
+    assert checks.OUTCOME.findall(said) == [
+        ("FAILED", "x.py::test_y[1] - AssertionError: no"),
+        ("PASSED", "x.py::test_z"),
+    ]

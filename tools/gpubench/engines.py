@@ -5,16 +5,20 @@ Steps are the service's own options. A step that this device does not offer is r
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from rmbgd.bench.engine import BATCHES_MAXIMUM, BenchDevice, EngineUnderTest, engine_under_test
 from rmbgd.bench.samples import Sample, drawn
 from rmbgd.config.load import parse
+from rmbgd.engine.types import OutputPlane, Region, Work, view
 from rmbgd.engine.wiring import default_machine
 from rmbgd.errors import RmbgdError
+from tools.gpubench.networks import write_weights
 from tools.gpubench.plan import Answer, Plan
 
 STEPS: dict[str, dict[str, Any]] = {
@@ -28,22 +32,58 @@ STEPS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "float32"},
 }
 ALL_SIZES = "+ graphs"  # the step that is measured at every batch size; of the others the smallest and the eighth
+SHORTEST = 1.0  # s; the least engine.hang_minimum that an operator may set
+EIGHT_SIZES = 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5  # times the network's side
 LARGE, LARGE_SIDES = "as the service runs it, 12 megapixels", 3.4  # times the network's side: 12 at 1024
 
 
 def started(
-    plan: Plan, images: Sequence[Sample], *, places: int, batches: int, **overrides: Any
+    plan: Plan,
+    images: Sequence[Sample],
+    *,
+    places: int,
+    batches: int,
+    engine: dict[str, Any] | None = None,
+    **overrides: Any,
 ) -> AbstractContextManager[EngineUnderTest]:
-    """An engine on the plan's device. `overrides` replace its options."""
+    """An engine on the plan's device. `engine`: settings of that table; `overrides` replace its options."""
     folder = str(plan.weights)
-    config = parse({"pipeline": {"batch_maximum": batches}, "engine": {"start_timeout": plan.start_timeout}})
+    settings = {"start_timeout": plan.start_timeout} | (engine or {})
+    config = parse({"pipeline": {"batch_maximum": batches}, "engine": settings})
     machine = default_machine()
     models = {folder: {"source": folder, "patch_order": plan.patch_order}}
-    options = {**machine.options(config, plan.device, models, "auto"), **overrides}
+    options = {**machine.options(config, plan.device, models, "auto"), "kernels": plan.kernels, **overrides}
     device = BenchDevice(plan.device, "", nvml_index=int(plan.device.partition(":")[2] or 0))
     return engine_under_test(
         machine.factory, options, config, model=folder, images=images, places=places, device=device
     )
+
+
+def first_images(plan: Plan, answer: Answer) -> None:
+    """A row per output plane and size of image: the first of its kind and the second, in ms, with the small network.
+
+    The first is the one that loads kernels; it has to fit into the service's least deadline, under which this runs.
+    """
+    small = replace(plan, work=str(Path(plan.work, "first")), backbone="swin_v1_t", checkpoint="")
+    write_weights(small)
+    sides = [(plan.side, plan.side), (plan.side * 3 // 2, plan.side), (plan.side * 3, plan.side * 4)]
+    images = [drawn(1, max(side))[0].rgb[: side[0], : side[1]] for side in sides]
+    with started(small, drawn(1, 64), places=1, batches=1, engine={"hang_minimum": SHORTEST}) as engine:
+        answer.put(start_seconds=engine.start_seconds, precision=type_of(engine))
+        offset = engine.regions[-1].offset
+        for plane in OutputPlane:
+            for rgb in images:
+                height, width = rgb.shape[:2]
+                region = Region(offset, height, width, source_alpha=False, output=plane)
+                view(engine.arena.block, region).rgb[:] = rgb
+                row = {"step": f"{plane}, {width} x {height}"}
+                with answer.or_error(row, RmbgdError):
+                    times = []
+                    for _ in range(2):
+                        began = time.perf_counter()
+                        engine.worker.run([Work(0, region, str(small.weights))])
+                        times.append(1000 * (time.perf_counter() - began))
+                    answer.row(row | {"first_ms": times[0], "second_ms": times[1]})
 
 
 def waterfall(plan: Plan, answer: Answer) -> None:
@@ -67,6 +107,8 @@ def latency(plan: Plan, answer: Answer) -> None:
     for size in plan.small_and_large:
         many = plan.latency_images if size == 1 else 20
         step(plan, answer, f"sized for batches of {size}", {}, [size], images, batches=many)
+    mixed = [drawn(1, round(times * plan.side))[0] for times in EIGHT_SIZES]
+    step(plan, answer, "eight images of eight sizes", {}, plan.small_and_large[-1:], mixed, batches=20)
 
 
 def step(

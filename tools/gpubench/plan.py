@@ -19,6 +19,9 @@ class Plan:
     """One run. Sides in pixels, times in s."""
 
     work: str  # folder of weights, images and answers, for the length of the run
+    out: str = ""  # folder of what is kept
+    kernels: str = "auto"  # "off" where they compute nonsense on this card
+    test_seconds: float = 240.0  # for the tests that need a GPU
     device: str = "cuda:0"
     backbone: str = "swin_v1_l"
     side: int = 1024
@@ -79,6 +82,10 @@ class Answer:
         part = self._path.with_suffix(".part")
         part.write_text(json.dumps(self._values))
         part.replace(self._path)
+
+    def rows(self, name: str = "rows") -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self._values.get(name, [])
+        return found
 
     def row(self, row: Mapping[str, Any], name: str = "rows") -> None:
         self.put(**{name: [*self._values.get(name, []), dict(row)]})

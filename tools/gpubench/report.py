@@ -5,6 +5,7 @@ Measures nothing; every function is of what it is given.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -37,9 +38,36 @@ ACCURACY: Columns = {
     "limits": ("well", "{}"),
     "gate": ("gate", "{}"),
 }
+CHECKS: Mapping[str, tuple[str, Columns]] = {
+    "smoke": ("Smoke", {"step": ("step", "{}"), "found": ("found", "{}"), "error": ("error", "{}")}),
+    "first_image": (
+        "The first image of its kind, and the second, small network",
+        {"kind": ("step", "{}"), "first ms": ("first_ms", "{:,.1f}"), "second ms": ("second_ms", "{:,.1f}")},
+    ),
+    "profile": (
+        "Under the profiler",
+        {
+            "step": ("step", "{}"),
+            "wall ms": ("wall_ms", "{:,.2f}"),
+            "in kernels": ("kernels_ms", "{:,.2f}"),
+            "launches": ("launches", "{:,}"),
+        },
+    ),
+    "faults": (
+        "What befalls a GPU",
+        {
+            "fault": ("step", "{}"),
+            "images": ("images", "{}"),
+            "s to the first": ("seconds_to_first", "{:,.2f}"),
+            "devices": ("devices", "{}"),
+            "events": ("events", "{}"),
+        },
+    ),
+}
 TITLES = {
     "naive": "The plain ways, from image to cutout, one at a time",
     "waterfall": "The engine, from arena to arena",
+    "tensorrt": "TensorRT, the network alone, on the same images",
     "latency": "One image at a time; memory",
     "kernels": "Each kernel alone, launched one by one",
 }
@@ -58,6 +86,15 @@ TARGETS = {  # name -> (what, must, reach for)
 
 def rows_of(answers: Answers, section: str) -> list[dict[str, Any]]:
     return [dict(row) for row in answers.get(section, {}).get("rows", [])]
+
+
+def outcomes(answers: Answers, section: str) -> dict[str, Any]:
+    """Tests by outcome, those that failed by name, and what else the section said."""
+    rows = rows_of(answers, section)
+    found: dict[str, Any] = Counter(row["outcome"].lower() for row in rows)
+    failed = [row["test"] for row in rows if row["outcome"] in ("FAILED", "ERROR")]
+    rest = {name: each for name, each in answers[section].items() if name != "rows"}
+    return {**found, **({"which": "\n".join(failed)} if failed else {}), **rest}
 
 
 def naive_ms(answers: Answers) -> float | None:
@@ -123,6 +160,11 @@ def shown(result: Mapping[str, Any]) -> Iterator[RenderableType]:
     for section in ("prepare", "ceilings", "hot_folder", "sources"):
         if section in answers:
             yield values(section.replace("_", " "), answers[section])
+    for section, (title, columns) in CHECKS.items():
+        yield from _rows(title, columns, rows_of(answers, section))
+    for section in ("right_kernels", "tests"):
+        if section in answers:
+            yield values(section.replace("_", " "), outcomes(answers, section))
     yield from _rows("Errors against float32", ACCURACY, rows_of(answers, "accuracy"))
     for section, title in TITLES.items():
         rows = completed(answers, section)

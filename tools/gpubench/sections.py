@@ -3,9 +3,10 @@
     python -m tools.bench gpu --out FOLDER [--device cuda:0] [--only SECTION,...] [--budget 540]
     python -m tools.bench gpu --out FOLDER --device cpu --quick
 
-Run it in the checkout's root, on a machine without other work; tools/gpu_session.sh runs the GPU tests before it.
+Run it in the checkout's root, on a machine without other work; tools/gpu_check.sh sets up a machine that is lent.
 Each section is a process of its own, so that one that fails, hangs or breaks the device's context loses only itself;
-the time budget (s) bounds them all. FOLDER gets bench_gpu.json, bench_gpu.txt and bench_gpu.log.
+the time budget (s) bounds them all. FOLDER has what was found at every moment: bench_gpu.json, bench_gpu.txt,
+bench_gpu.log, and what sections write themselves: tests.txt, profile.txt, sanitizer.txt.
 
 Weights are drawn by the recipe where its folder is found (RMBGD_SHARED/birefnet, ../shared/birefnet, or shared/birefnet
 in the checkout), else by the same rule from other numbers; --checkpoint takes a folder of your own.
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,30 @@ from tools.gpubench.report import shown
 from tools.tables import Report
 
 PREPARE, LOG = "prepare", "bench_gpu.log"
-SECTIONS: dict[str, tuple[str, float]] = {  # name -> (module:function, seconds that it may take), what matters first
+SECTIONS: dict[
+    str, tuple[str, float]
+] = {  # name -> (module:function, seconds that it may take): right first, then fast
     PREPARE: ("sections:prepare", 150),
-    "ceilings": ("networks:ceilings", 60),
-    "accuracy": ("accuracy:measure", 180),
-    "naive": ("networks:naive", 60),
-    "latency": ("engines:latency", 120),
-    "waterfall": ("engines:waterfall", 300),
-    "hot_folder": ("service:hot_folder", 180),
-    "sources": ("service:sources", 90),
-    "kernels": ("networks:kernels", 90),
+    "smoke": ("smoke:smoke", 60),
+    "ceilings": ("networks:ceilings", 30),
+    "right_kernels": ("checks:kernels", 90),
+    "first_image": ("engines:first_images", 90),
+    "accuracy": ("accuracy:measure", 120),
+    "profile": ("profiled:profile", 60),
+    "latency": ("engines:latency", 90),
+    "naive": ("networks:naive", 45),
+    "waterfall": ("engines:waterfall", 90),
+    "tensorrt": ("tensorrt:measure", 90),
+    "hot_folder": ("service:hot_folder", 60),
+    "faults": ("faults:faults", 60),
+    "sanitizer": ("checks:sanitizer", 45),
+    "sources": ("service:sources", 60),
+    "kernels": ("networks:kernels", 60),
+    "tests": ("checks:tests", 260),
 }
+ESSENTIAL = (PREPARE, "smoke")  # without these no other section means anything
+KERNELS_OFF = "right_kernels"  # the section that decides whether the others do without kernels
+KEPT_EVERY = 1.0  # s; what has been found is then written out, so that a run that is cut short loses nothing
 LEAST = 10.0  # s left of the budget, below which no section begins
 LIBRARIES = ("torch", "triton", "torchvision", "numpy", "pillow", "opencv-python-headless", "transformers")
 
@@ -75,18 +89,22 @@ def prepare(plan: Plan, answer: Answer) -> None:
         answer.put(gpu=properties.name, gpu_bytes=properties.total_memory, cuda=torch.version.cuda, driver=said)
 
 
-def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
-    """Its error in one line; empty when it came to its end. What it found before is kept in either case."""
+def run_section(name: str, plan: Plan, out: Path, seconds: float, keep: Callable[[], object] = lambda: None) -> str:
+    """Its error in one line; empty when it came to its end. What it found before is kept in either case; `keep` is
+    called every second meanwhile."""
     log = Path(plan.work, f"log-{name}.txt")
     command = [sys.executable, "-m", "tools.gpubench.sections", name, json.dumps(asdict(plan))]
     environment = {"OMP_WAIT_POLICY": "passive", "CUDA_DEVICE_ORDER": "PCI_BUS_ID", **os.environ}
+    until = time.monotonic() + seconds
     with log.open("wb") as stream:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=stream, stderr=stream, start_new_session=True
         )
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(seconds)
+            while process.poll() is None and (left := until - time.monotonic()) > 0:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(min(left, KEPT_EVERY))
+                keep()
         finally:
             if (code := process.poll()) is None:
                 os.killpg(process.pid, signal.SIGKILL)
@@ -103,17 +121,31 @@ def run_section(name: str, plan: Plan, out: Path, seconds: float) -> str:
 def run_all(plan: Plan, chosen: Sequence[str], out: Path, budget: float) -> dict[str, Any]:
     until = time.monotonic() + budget
     errors: dict[str, str] = {}
+
+    def keep() -> dict[str, Any]:
+        found = {"plan": asdict(plan), "errors": errors, "answers": answers(plan.work)}
+        part = out / ".bench_gpu.json"
+        part.write_text(json.dumps(found, indent=1))
+        part.replace(out / "bench_gpu.json")
+        return found
+
     for name, (_, longest) in SECTIONS.items():
         if name not in (*chosen, PREPARE):
             continue
         if (left := until - time.monotonic()) < LEAST:
             errors[name] = "not begun: the time budget was used up"
             continue
+        if failed := next((each for each in ESSENTIAL if each in errors), None):
+            errors[name] = f"not begun: {failed} failed"
+            continue
         print(f"{name} ...", flush=True)
-        if error := run_section(name, plan, out, min(left, longest)):
+        if error := run_section(name, plan, out, min(left, longest), keep):
             errors[name] = error
             print(f"{name}: {error}", flush=True)
-    return {"plan": asdict(plan), "errors": errors, "answers": answers(plan.work)}
+        if name == KERNELS_OFF:
+            plan = replace(plan, kernels=answers(plan.work).get(name, {}).get("kernels", plan.kernels))
+        (out / "bench_gpu.txt").write_text(Report(list(shown(keep())), {}).text())
+    return keep()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -135,12 +167,13 @@ def _sections(text: str) -> list[str]:
 def run(chosen: argparse.Namespace) -> Report:
     out: Path = chosen.out.absolute()
     out.mkdir(parents=True, exist_ok=True)
-    (out / LOG).unlink(missing_ok=True)
+    for name in (LOG, "tests.txt", "profile.txt", "sanitizer.txt"):
+        (out / name).unlink(missing_ok=True)
     sizes: dict[str, Any] = (QUICK if chosen.quick else {}) | ({"backbone": chosen.backbone} if chosen.backbone else {})
     checkpoint = str(Path(chosen.checkpoint).absolute()) if chosen.checkpoint else ""
     with tempfile.TemporaryDirectory(prefix="rmbgd-bench-gpu-") as work:
         given = {"device": chosen.device, "checkpoint": checkpoint, "patch_order": chosen.patch_order}
-        found = run_all(Plan(work, recipe=recipe_folder(), **given, **sizes), chosen.only, out, chosen.budget)
+        found = run_all(Plan(work, str(out), recipe=recipe_folder(), **given, **sizes), chosen.only, out, chosen.budget)
     return Report(list(shown(found)), found, 1 if found["errors"] else 0)
 
 
