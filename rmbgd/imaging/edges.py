@@ -14,9 +14,6 @@ in grey levels, and time. Photo's colours kept 6.7; blur fusion twice (r = 90, 6
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +26,8 @@ SOFTEST, HARDEST = 0.5 / 255.0, 254.5 / 255.0  # beyond these alpha rounds to 0 
 ITERATIONS = 12  # per level; 16 lowers the error by another 3 %, 8 raises it by 5 %
 STIFFNESS = 0.01  # of the neighbours against the image; 0.003 to 0.1 differ by 3 %
 LEVEL_SIDE = 512  # pixels; longest side of the finest level that is worked on whole
-BLOCK = 32  # pixels; grid in which soft regions are looked for
+BAND_PIXELS = 1 << 18  # corrected at once: the arrays stay in the cache
+REMAPPED = 1024  # points in a row of OpenCV's remap
 
 _NEIGHBOURS = np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]], np.float32) / 4
 
@@ -39,31 +37,19 @@ def clean_edges(rgb: Bytes, alpha: Floats, out: Bytes) -> None:
 
     rgb    uint8 [H, W, 3], the photograph; only read
     alpha  float32 [H, W], 0..1
-    out    uint8 [H, W, 3 or 4]; holds the photograph's colours already; its alpha channel is not touched
+    out    uint8 [H, W, 4], contiguous; holds the photograph's colours already; its alpha channel is not touched
     """
-    rectangles = list(soft_rectangles(alpha))
-    if not rectangles:
-        return
-    fore, back = _estimate(rgb, alpha)
-    for top, bottom, left, right in rectangles:
-        here = np.s_[top:bottom, left:right]
-        window = (top, left, *alpha.shape)
-        fore_here, back_here = (_enlarged(level, window, rgb[here]) for level in (fore, back))
-        _correct(rgb[here], alpha[here], fore_here, back_here, out[here])
-
-
-def soft_rectangles(alpha: Floats) -> Iterator[Rectangle]:
-    """Rectangles on a BLOCK grid that together hold every soft pixel and little else, in reading order."""
+    levels: tuple[Floats, Floats] | None = None
     height, width = alpha.shape
-    columns = np.arange(0, width, BLOCK)
-    for top in range(0, height, BLOCK):
-        band = alpha[top : top + BLOCK]
-        soft = cv2.reduce(cv2.inRange(band, SOFTEST, HARDEST), 0, cv2.REDUCE_MAX)
-        blocks = np.maximum.reduceat(np.asarray(soft).reshape(-1), columns) > 0
-        for is_soft, run in itertools.groupby(enumerate(blocks), lambda entry: bool(entry[1])):
-            if is_soft:
-                indices = [index for index, _ in run]
-                yield top, top + len(band), indices[0] * BLOCK, min((indices[-1] + 1) * BLOCK, width)
+    rows = max(1, BAND_PIXELS // width)
+    pixels = out.view("<u4").reshape(height, width)
+    for top in range(0, height, rows):
+        points = cv2.findNonZero(cv2.inRange(alpha[top : top + rows], SOFTEST, HARDEST))
+        if points is not None:
+            levels = levels or _estimate(rgb, alpha)
+            band = slice(top, top + rows)
+            points = np.asarray(points, np.int32).reshape(-1, 2)
+            _correct(rgb[band], alpha[band], pixels[band].reshape(-1), points, levels, (top, height))
 
 
 def _estimate(rgb: Bytes, alpha: Floats) -> tuple[Floats, Floats]:
@@ -90,51 +76,75 @@ def _estimate(rgb: Bytes, alpha: Floats) -> tuple[Floats, Floats]:
 
 
 def _spread(image: Floats, matte: Floats, fore: Floats, back: Floats) -> None:
-    """ITERATIONS times: each pixel takes its neighbours' mean, then what it lacks to explain the image. In place."""
+    """ITERATIONS times: each pixel takes its neighbours' mean, then what it lacks to explain the image. In place.
+
+    `fore` holds F - B meanwhile, which saves passes: I - alpha F - (1 - alpha) B = I - B - alpha (F - B).
+    """
     share = cv2.merge((matte, matte, matte)).reshape(image.shape)
     other = 1.0 - share
     weight = 1.0 / (share * share + other * other + STIFFNESS)
-    to_fore, to_back = share * weight, other * weight
-    rest, part = np.empty_like(image), np.empty_like(image)
+    to_both, to_back = (share - other) * weight, other * weight
+    np.negative(share, out=share)
+    rest = np.empty_like(image)
+    fore -= back
     for _ in range(ITERATIONS):
         fore[:] = _three(cv2.filter2D(fore, -1, _NEIGHBOURS, borderType=cv2.BORDER_REPLICATE), matte)
         back[:] = _three(cv2.filter2D(back, -1, _NEIGHBOURS, borderType=cv2.BORDER_REPLICATE), matte)
-        np.subtract(back, fore, out=rest)
-        rest *= share
-        rest -= back
-        rest += image  # I - alpha F - (1 - alpha) B
-        np.multiply(rest, to_fore, out=part)
-        fore += part
-        np.multiply(rest, to_back, out=part)
-        back += part
+        np.subtract(image, back, out=rest)
+        cv2.accumulateProduct(share, fore, rest)
+        cv2.accumulateProduct(rest, to_both, fore)
+        cv2.accumulateProduct(rest, to_back, back)
+    fore += back
     np.clip(fore, 0.0, 255.0, out=fore)
     np.clip(back, 0.0, 255.0, out=back)
 
 
-def _correct(rgb: Bytes, alpha: Floats, fore: Floats, back: Floats, out: Bytes) -> None:
-    """The last step, at full size: the smallest change of F and B that explains the image; F goes into `out`."""
-    other = 1.0 - alpha
-    pull = alpha / (alpha * alpha + other * other)
-    back -= fore
-    back *= cv2.merge((other, other, other)).reshape(fore.shape)
-    back += fore  # alpha F + (1 - alpha) B
-    np.subtract(rgb, back, out=back)
-    back *= cv2.merge((pull, pull, pull)).reshape(fore.shape)
+def _correct(
+    rgb: Bytes,
+    alpha: Floats,
+    pixels: NDArray[np.uint32],
+    points: NDArray[np.int32],
+    levels: tuple[Floats, Floats],
+    place: tuple[int, int],
+) -> None:
+    """The last step, at full size: the smallest change of F and B that explains the image; F goes into `pixels`.
+
+    rgb, alpha  some rows of the image
+    pixels      [h * W], RGBA of these rows
+    points      [n, 2], x and y in them where alpha is soft
+    levels      F and B of the whole image, at the finest level's size
+    place       (first of these rows, height of the image)
+    """
+    (rows, width), (top, height) = levels[0].shape[:2], place
+    step = np.array([width / alpha.shape[1], rows / height], np.float32)
+    where = points.astype(np.float32)
+    where += np.array([0.5, top + 0.5], np.float32)
+    where *= step
+    where -= 0.5
+    index = points[:, 1] * alpha.shape[1] + points[:, 0]
+    fore, back = (_sampled(level, where) for level in levels)
+    share = cv2.merge([alpha.reshape(-1).take(index)] * 3).reshape(fore.shape)
+    rgba = pixels.take(index)
+    lacking = rgb.reshape(-1, 3).take(index, axis=0) - back
+    np.subtract(fore, back, out=fore)
+    lacking -= share * fore
     fore += back
-    cleaned = cv2.convertScaleAbs(np.maximum(fore, 0.0, out=fore)).reshape(fore.shape)
-    if out.shape[2] == 4:
-        cleaned = cv2.merge((cleaned, out[:, :, 3])).reshape(out.shape)
-    cv2.copyTo(cleaned, cv2.inRange(alpha, SOFTEST, HARDEST), out)
+    other = 1.0 - share
+    lacking *= share
+    lacking /= share * share + other * other
+    fore += lacking
+    rgba.view(np.uint8).reshape(-1, 4)[:, :3] = np.rint(np.clip(fore, 0.0, 255.0, out=fore), out=fore)
+    pixels[index] = rgba
 
 
-def _enlarged(level: Floats, window: tuple[int, int, int, int], like: Bytes) -> Floats:
-    """The part of a level under a rectangle of the image, bilinear. window: top, left, image's height and width."""
-    top, left, height, width = window
-    x, y = level.shape[1] / width, level.shape[0] / height
-    inverse = np.array([[x, 0.0, (left + 0.5) * x - 0.5], [0.0, y, (top + 0.5) * y - 0.5]])
-    size = (like.shape[1], like.shape[0])
-    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    return _three(cv2.warpAffine(level, inverse, size, flags=flags, borderMode=cv2.BORDER_REPLICATE), like[:, :, 0])
+def _sampled(level: Floats, where: Floats) -> Floats:
+    """A level at points, bilinear: float32 [n, 3]. where: float32 [n, 2], x and y in the level's pixels."""
+    count = -(-len(where) // REMAPPED) * REMAPPED  # OpenCV takes no more than 32,766 in a row
+    padded = np.zeros((count, 2), np.float32)
+    padded[: len(where)] = where
+    points = padded.reshape(-1, REMAPPED, 2)
+    sampled = cv2.remap(level, points, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # type: ignore[call-overload]
+    return np.asarray(sampled, np.float32).reshape(-1, 3)[: len(where)]
 
 
 def _shrunk(image: NDArray[np.generic], size: tuple[int, int]) -> Floats:
