@@ -99,6 +99,18 @@ class MatteReport:
     soft: float  # share of pixels with 0.05 < alpha < 0.95
 
 
+def verdict_of(matte: MatteReport, *, empty_below: float) -> str:
+    """`empty`: there is no subject; `full`: there is no background; or `ok`. `empty_below` is a share of pixels, 0..1.
+
+    Absolute values only: nothing is stretched, so nothing is made up.
+    """
+    if matte.solid < empty_below or matte.peak < 0.5:
+        return "empty"
+    if matte.solid > 1.0 - empty_below and matte.coverage > 0.999:
+        return "full"
+    return "ok"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One image is done: its output plane holds the result."""

@@ -16,7 +16,7 @@ from rmbgd.engine.device_query import VisibleGpus, not_visible, nvml_target, vis
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels, choose_fallback_models
 from rmbgd.engine.gpu_supervisor import GpuSupervisor
-from rmbgd.engine.probe import GoldenReferences
+from rmbgd.engine.probe import REFERENCE, GoldenReferences
 from rmbgd.engine.sensors.base import DeadlineSensor
 from rmbgd.engine.sensors.choose import choose_sensor
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceParts, DeviceViews
@@ -127,7 +127,7 @@ def _on_gpus(
         sensor, why = machine.sensor(config, index)
         context.emit("engine.sensor", device=name, source=sensor.source, why=why)
         make = partial(_worker, context, machine, name, models, config.engine.precision)
-        on_cpu = partial(_worker, context, machine, "cpu", models, CPU_PRECISION)
+        on_cpu = partial(_worker, context, machine, "cpu", models, REFERENCE["precision"])
         gpus.append(
             GpuSupervisor(
                 DeviceParts(name, views, make, context.emit, context.clock, keep_when_short=fallback is not None),
