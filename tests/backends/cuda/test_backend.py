@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmbgd.backends.cpu import CpuBackend
+from rmbgd.backends.cpu.backend import CpuBackend
 from rmbgd.backends.cuda import backend as engine
 from rmbgd.backends.cuda import memory as pool
 from rmbgd.backends.cuda import memory_plan, network, resample
