@@ -255,6 +255,8 @@ class EngineSettings(Settings):
     device: Device = setting("auto",
         reason='"auto" uses every visible GPU, or the CPU if there is none; "cuda" requires a GPU; "cuda:1" uses one')
     threads: int = setting(0, unit="threads", ge=0, le=256, reason="CPU threads of the network; 0: one per core")
+    cpu_runtime: Literal["auto", "torch", "openvino"] = setting("auto",
+        reason="what computes on a CPU; auto: OpenVINO for a network that it has (u2netp), where the extra `openvino` is installed, else torch")
     precision: Literal["auto", "float32", "float16", "bfloat16", "float8"] = setting("auto",
         reason="auto: float16 on a GPU, float32 on a CPU; float8 (Ada, Hopper) only while its results stay near float16's")
     start_timeout: float = setting(180.0, unit="s", ge=1, le=3600,
@@ -350,9 +352,12 @@ class HealthSettings(Settings):
         reason="a probe slower than this many times the device's first measurement fails")
     trial_pictures: int = setting(10, unit="images", ge=0, le=10_000,
         reason="images run one at a time after a failback; a fault during them ends the trial")
-    xid_lost: list[int] = setting([79, 119, 120], unit="XID",
+    # Compared with NVIDIA's Xid catalogue of 2025-10-29, all 172 (docs.nvidia.com/deploy/xid-errors): what it answers by
+    # a reset or a restart of the machine, and uncorrectable memory. 154 only says that the recovery action changed, which
+    # the sensor reads with every check.
+    xid_lost: list[int] = setting([79, 119, 120, 143, 167], unit="XID",
         reason="driver messages after which the GPU is off the bus or its firmware is dead")
-    xid_quarantine: list[int] = setting([48, 62, 64, 74, 94, 95, 109, 140], unit="XID",
+    xid_quarantine: list[int] = setting([46, 48, 62, 64, 74, 94, 95, 109, 110, 136, 140, 155, 156, 158, 171, 172], unit="XID",
         reason="driver messages of a failing device; others (13, 31, 43, 45 ...) are a program's own fault")
     metrics_file: AbsolutePath | None = setting(None,
         reason="counters for Prometheus' node exporter, rewritten each status_interval; must end in .prom")

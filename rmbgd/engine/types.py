@@ -222,6 +222,7 @@ class Options:
     precision: str = "auto"  # (float16 on a GPU, else float32), float32, float16, bfloat16, float8
     threads: int = 0  # 0: one per core that the process may use
     batch_maximum: int = 8  # images; the largest size that may be offered
+    cpu_runtime: str = "auto"  # (OpenVINO where it has the network), torch, openvino
     # For GPUs alone:
     graphs: bool = True  # replay recorded launches instead of launching kernel by kernel
     kernels: str = "auto"  # or off: kernels in Triton

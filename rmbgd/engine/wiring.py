@@ -173,6 +173,7 @@ def _backend_options(config: Config, device: str, models: Models, precision: str
         "device": device,
         "precision": precision,
         "threads": config.engine.threads,
+        "cpu_runtime": config.engine.cpu_runtime,
         "batch_maximum": config.pipeline.batch_maximum,
         **config.gpu.model_dump(),
     }

@@ -222,9 +222,9 @@ def test_memory(device: Device, history: list[Step]):
 @pytest.mark.parametrize(
     ("xids", "phase"),
     [
-        ([48, 62, 64, 74, 94, 95, 109, 140], QUARANTINED),
-        ([8, 13, 31, 32, 43, 45, 63, 68, 69], OK),  # a program's own: they end a process, not trust in the device
-        ([79, 119, 120], LOST),
+        ([46, 48, 62, 64, 74, 94, 95, 109, 110, 136, 140, 155, 156, 158, 171, 172], QUARANTINED),
+        ([8, 13, 31, 32, 43, 45, 63, 68, 69, 154], OK),  # a program's own: they end a process, not trust in the device
+        ([79, 119, 120, 143, 167], LOST),
     ],
 )
 def test_driver_messages(xids: list[int], phase: Phase):
