@@ -30,7 +30,8 @@ def golden_image() -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
 def golden_scenes() -> list[NDArray[np.uint8]]:
     """Images by which two ways to compute a network are compared, rgb uint8 [240, 320, 3]; the golden image is first.
 
-    Then what it cannot show: a thin structure (a ring on a post), several subjects, one at the border; no subject.
+    Then what it cannot show: a thin structure (a ring on a post); several subjects, one at the border; a subject that
+    hardly differs from a busy ground, where rounding shows as in photographs; no subject.
     """
     x, y = _grid()
     ring = np.abs(np.hypot(x - 160, y - 90) - 60) - 2.5  # signed distances from the edge, in pixels
@@ -38,7 +39,8 @@ def golden_scenes() -> list[NDArray[np.uint8]]:
     thin = _painted(_ground(), np.clip(0.5 - np.minimum(ring, post), 0, 1), np.array([35.0, 30.0, 60.0]))
     balls = [(70.0, 90.0, 42.0, (60.0, 160.0, 70.0)), (190.0, 150.0, 55.0, (240.0, 200.0, 60.0))]
     several, _ = _drawn([*balls, (318.0, 60.0, 40.0, (200.0, 60.0, 160.0))])
-    return [golden_image()[0], _bytes(thin), several, _bytes(_ground())]
+    hidden, _ = _drawn([(130.0, 120.0, 60.0, (190.0, 150.0, 100.0))])
+    return [golden_image()[0], _bytes(thin), several, _bytes(hidden + _texture()), _bytes(_ground())]
 
 
 def _grid() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -49,6 +51,19 @@ def _grid() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
 def _ground() -> NDArray[np.float64]:
     x, y = _grid()
     return np.stack([90 + 60 * x / WIDTH, 110 + 50 * y / HEIGHT, 150 - 40 * x / WIDTH], axis=-1)
+
+
+def _texture() -> NDArray[np.float64]:
+    """Waves in all directions, of a height and period that hides a subject: [240, 320, 3], about 12 levels."""
+    x, y = _grid()
+    waves, state = np.zeros((HEIGHT, WIDTH, 3)), 7
+    for channel in np.repeat(range(3), 24):
+        draws = []
+        for _ in range(3):
+            state = (1103515245 * state + 12345) % 2**31  # a generator that no library changes
+            draws.append(state / 2**31)
+        waves[..., channel] += np.sin(0.6 * (draws[0] - 0.5) * x + 0.6 * (draws[1] - 0.5) * y + 6.28 * draws[2])
+    return 12.25 * waves
 
 
 def _drawn(

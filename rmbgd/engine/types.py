@@ -219,9 +219,10 @@ class Options:
     models: Mapping[str, ModelChoice]  # by the name that Work.model uses
     models_directory: Path  # where fetched weights lie
     device: str = "cpu"  # or "cuda:0", ...
-    precision: str = "auto"  # (float16 on a GPU, else float32), float32, float16, bfloat16, float8
+    precision: str = "auto"  # (float16 on a GPU, else what is quickest and as good), float32, float16, bfloat16, float8
     threads: int = 0  # 0: one per core that the process may use
     batch_maximum: int = 8  # images; the largest size that may be offered
+    verdicts: str = ""  # folder in which a CPU keeps what it measured of precisions; empty: nowhere
     cpu_runtime: str = "auto"  # (OpenVINO where it has the network), torch, openvino
     # For GPUs alone:
     graphs: bool = True  # replay recorded launches instead of launching kernel by kernel

@@ -9,15 +9,21 @@ Each network runs in the first runtime that serves it here. torch is imported on
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from rmbgd.backends.cpu import openvino_network
 from rmbgd.backends.cpu.network import CpuNetwork
 from rmbgd.backends.cpu.openvino_network import OpenVinoNetwork, covers
+from rmbgd.backends.cpu.precision import in_best_precision
 from rmbgd.backends.faults import faults
 from rmbgd.backends.memtest import MemoryTest
 from rmbgd.backends.planes import finish
@@ -36,7 +42,7 @@ class CpuBackend:
     def __init__(self, block: NDArray[np.uint8], options: types.Options) -> None:
         self._options = options
         self._limits: list[types.Limit] = []
-        self._precision = "float32" if options.precision == "auto" else options.precision
+        self._precision = options.precision
         if self._precision == "float8":
             self._limits.append(types.Limit("float8", "a CPU has no float8 products: float32 is used"))
             self._precision = "float32"
@@ -107,8 +113,10 @@ class CpuBackend:
         asked, models = self._options.cpu_runtime, self._options.models_directory
         refused = "OpenVINO has no graph for it here"
         if asked != "torch" and covers(resolve(choice.source, models)):
+            given: dict[str, Any] = {"threads": self._threads}
+            make = partial(OpenVinoNetwork, choice, models, **given)
             try:
-                network = OpenVinoNetwork(choice, models, precision=self._precision, threads=self._threads)
+                network = self._in_precision("openvino", choice, make, openvino_network.multiplies_bfloat16)
                 return network, self._prove(name, network)
             except ModelError:
                 raise
@@ -119,11 +127,24 @@ class CpuBackend:
                 asked = "openvino"
         if asked == "openvino":
             self._limits.append(types.Limit("openvino", f"{name} runs in torch, which takes longer: {refused}"))
-        from rmbgd.backends.cpu.torch_network import TorchNetwork
+        from rmbgd.backends.cpu import torch_network
 
-        largest = self._options.batch_maximum
-        plain = TorchNetwork(choice, models, precision=self._precision, threads=self._threads, batch_maximum=largest)
-        return plain, self._prove(name, plain)
+        given = {"threads": self._threads, "batch_maximum": self._options.batch_maximum}
+        plain = partial(torch_network.TorchNetwork, choice, models, **given)
+        network = self._in_precision("torch", choice, plain, torch_network.multiplies_bfloat16)
+        return network, self._prove(name, network)
+
+    def _in_precision(
+        self, runtime: str, choice: types.ModelChoice, make: Callable[..., CpuNetwork], hardware: Callable[[], bool]
+    ) -> CpuNetwork:
+        if self._precision != "auto":
+            network = make(precision=self._precision)
+            network.facts["precision_because"] = "as configured in engine.precision"
+            return network
+        key = {"model": choice.source, "patch_order": choice.patch_order, "runtime": runtime}
+        key["runtime_version"] = importlib.metadata.version(runtime)
+        folder = Path(self._options.verdicts) if self._options.verdicts else None
+        return in_best_precision(lambda kind: make(precision=kind), hardware=hardware(), folder=folder, key=key)
 
     def _prove(self, name: str, network: CpuNetwork) -> float:
         """Seconds that the golden image took. Raises EngineNonsense."""

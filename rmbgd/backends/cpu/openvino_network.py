@@ -30,6 +30,13 @@ def covers(model: StoredModel) -> bool:
     return model.entry is not None and model.entry.architecture is Architecture.U2NETP
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether OpenVINO says so of this processor. Raises ImportError without it."""
+    import openvino
+
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
 class OpenVinoNetwork:
     sizes: tuple[int, ...] = (1,)
 

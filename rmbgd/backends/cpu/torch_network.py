@@ -17,6 +17,13 @@ from rmbgd.models.load import load_model
 BATCH_MAXIMUM = 4  # images: u2netp takes 0.19 GB for each, and in CPU time a batch saves nothing
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether torch says so of this processor: AVX-512 BF16, AMX, Arm BF16. Before 2.10 oneDNN says what it can do."""
+    if hasattr(torch.cpu, "get_capabilities"):
+        return any(found is True and "bf16" in name for name, found in torch.cpu.get_capabilities().items())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - there is no public question
+
+
 class TorchNetwork:
     """`inputs` [largest batch, 3, h, w], channels last, is reused by every batch."""
 
