@@ -15,6 +15,7 @@ from rmbgd.errors import EngineNonsense
 from rmbgd.imaging.resize import matte_to_image
 
 HEIGHT, WIDTH = 240, 320
+PERIOD = 1 << 31  # of the generator that draws the texture
 
 OVERLAP_EXPECTED = {"u2netp": 0.98}
 """Least overlap with the true matte by the registry's model name, where it was measured (u2netp: 0.994). Other weights
@@ -60,8 +61,8 @@ def _texture() -> NDArray[np.float64]:
     for channel in np.repeat(range(3), 24):
         draws = []
         for _ in range(3):
-            state = (1103515245 * state + 12345) % 2**31  # a generator that no library changes
-            draws.append(state / 2**31)
+            state = (1103515245 * state + 12345) % PERIOD  # a generator that no library changes
+            draws.append(state / PERIOD)
         waves[..., channel] += np.sin(0.6 * (draws[0] - 0.5) * x + 0.6 * (draws[1] - 0.5) * y + 6.28 * draws[2])
     return 12.25 * waves
 
