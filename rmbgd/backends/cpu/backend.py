@@ -179,7 +179,7 @@ class CpuBackend:
 
 
 def report(image_id: int, matte: NDArray[np.float32]) -> types.MatteReport:
-    """What is told of a matte, float32 [h, w]; cuda/postprocess.py computes the same on the device."""
+    """What is reported of a matte, float32 [h, w]; cuda/postprocess.py computes the same on the device."""
     soft = (matte > 0.05) & (matte < 0.95)
     shares = float((matte >= 0.5).mean()), float(soft.mean())
     return types.MatteReport(image_id, float(matte.mean(dtype=np.float64)), float(matte.max()), *shares)
