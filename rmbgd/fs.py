@@ -374,3 +374,20 @@ def host_memory(path: str = "/proc/meminfo") -> HostMemory:
             if value.rstrip().endswith("kB"):
                 kibi[name] = int(value.split()[0])
     return HostMemory(kibi.get("MemTotal", 0) << 10, kibi.get("MemAvailable", 0) << 10)
+
+
+def usable_cores(membership: str = "/proc/self/cgroup", root: str = "/sys/fs/cgroup") -> int:
+    """Cores that this process may use: those of its affinity, at most what the quotas of its control groups give it,
+    rounded up (cpu.max, cgroup v2). At least 1; never raises."""
+    cores = len(os.sched_getaffinity(0))
+    with contextlib.suppress(OSError, StopIteration):
+        with open(membership, encoding="ascii", errors="replace") as file:
+            group = Path(root, next(line[3:] for line in file if line.startswith("0::")).strip().lstrip("/"))
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            with contextlib.suppress(OSError, ValueError):
+                quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+                if quota != "max":
+                    cores = min(cores, -(-int(quota) // int(period)))
+    return max(1, cores)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from rmbgd import fs
 from rmbgd.clock import backoff
 from rmbgd.errors import ImageError, StorageFault
-from rmbgd.fs import HostMemory, SystemFileSystem, atomic_write, fault_of, host_memory, storage_faults
+from rmbgd.fs import HostMemory, SystemFileSystem, atomic_write, fault_of, host_memory, storage_faults, usable_cores
 from rmbgd.testing.fs import CrashingFs, WorldStopped
 
 
@@ -144,3 +144,25 @@ def test_a_read_only_folder_may_be_so_for_the_service_alone(monkeypatch: pytest.
     assert "read_only: EROFS: Read-only file system (/data/out)" == str(fault_of(error, "/data/out"))
     monkeypatch.setenv("INVOCATION_ID", "1")
     assert "for this service; if the disk itself is writable, ReadWritePaths= of the unit" in str(fault_of(error, "/"))
+
+
+@pytest.mark.parametrize(
+    ("quotas", "cores"),
+    [
+        ({}, 64),
+        ({"": "max 100000", "a": "250000 100000", "a/b": "max 100000"}, 3),
+        ({"a": "800000 100000", "a/b": "150000 100000"}, 2),
+        ({"a/b": "1000 100000"}, 1),
+        ({"a/b": "nonsense"}, 64),
+    ],
+    ids=["no cgroup v2", "of the parent", "the least counts", "less than a core", "unreadable"],
+)
+def test_cores_are_those_of_the_affinity_and_the_quotas(tmp_path, monkeypatch, quotas, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    membership, root = tmp_path / "cgroup", tmp_path / "root"
+    membership.write_text("1:name=systemd:/x\n0::/a/b\n")
+    for group, text in quotas.items():
+        (root / group).mkdir(parents=True, exist_ok=True)
+        (root / group / "cpu.max").write_text(text + "\n")
+    assert usable_cores(str(membership), str(root)) == cores
+    assert usable_cores(str(tmp_path / "missing"), str(root)) == 64

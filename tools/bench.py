@@ -5,6 +5,7 @@
     python -m tools.bench service     the service around a network that costs nothing: start, latency, claims, memory
     python -m tools.bench model       the networks on a CPU, beside the plainest implementation of them
     python -m tools.bench load        from a checkpoint to a ready network, beside transformers
+    python -m tools.bench race        torch, ONNX Runtime and OpenVINO on a CPU, each in its precisions
     python -m tools.bench gpu         everything that is claimed about a GPU
 
 Each prints tables, then one line of JSON; --out FOLDER keeps both there as bench_NAME.txt and bench_NAME.json, and
@@ -24,7 +25,7 @@ from rich.console import Console
 
 from tools.tables import Report
 
-BENCHES = {name: f"tools.benches.{name}" for name in ("pipeline", "checks", "service", "model", "load")}
+BENCHES = {name: f"tools.benches.{name}" for name in ("pipeline", "checks", "service", "model", "load", "race")}
 BENCHES["gpu"] = "tools.gpubench.sections"
 
 

@@ -27,7 +27,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).parents[1]
 PYTHON = "/usr/bin/python3"
 HOME = "opt/rmbgd"
-EXTRAS = "completion,fetch,heif,metrics,report,systemd"
+EXTRAS = "completion,fetch,heif,metrics,openvino,report,systemd"
 # What C++ extensions of torch are compiled with: 11,000 small files, which slow flash would feel at every upgrade.
 UNUSED = ("torch/include", "torch/share")
 SOURCES = ("rmbgd", "systemd", "config", "contrib", "docs")

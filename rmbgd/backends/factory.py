@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rmbgd.backends.cpu import DEVICE, CpuBackend
+from rmbgd.backends.cpu.backend import DEVICE, CpuBackend
 from rmbgd.engine.types import Backend, Options
 
 

@@ -13,6 +13,7 @@ EXTRAS = {  # the module that tells whether it is here, and what it is for
     "fetch": ("huggingface_hub", "models fetch"),
     "heif": ("pillow_heif", "HEIC images"),
     "metrics": ("prometheus_client", "health.metrics_file"),
+    "openvino": ("openvino", "u2netp on CPUs in half of the time"),
     "report": ("jinja2", "HTML reports"),
     "systemd": ("systemd.daemon", "systemd's own library; the service does without"),
     "transformers": ("transformers", "rmbgd.models.hf"),
@@ -28,6 +29,12 @@ def is_installed(module: str) -> bool:
 
 def missing_extras(config: Config) -> list[str]:
     """A sentence for each library that a setting needs and that is not installed."""
-    if config.health.metrics_file is None or is_installed("prometheus_client"):
-        return []
-    return missing_extra("prometheus_client", "metrics", "health.metrics_file").problems
+    needed = {
+        "metrics": config.health.metrics_file is not None and "health.metrics_file",
+        "openvino": config.engine.cpu_runtime == "openvino" and 'engine.cpu_runtime = "openvino"',
+    }
+    found: list[str] = []
+    for extra, what in needed.items():
+        if what and not is_installed(module := EXTRAS[extra][0]):
+            found += missing_extra(module, extra, what).problems
+    return found

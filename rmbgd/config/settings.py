@@ -255,8 +255,10 @@ class EngineSettings(Settings):
     device: Device = setting("auto",
         reason='"auto" uses every visible GPU, or the CPU if there is none; "cuda" requires a GPU; "cuda:1" uses one')
     threads: int = setting(0, unit="threads", ge=0, le=256, reason="CPU threads of the network; 0: one per core")
+    cpu_runtime: Literal["auto", "torch", "openvino"] = setting("auto",
+        reason="what computes on a CPU; auto: OpenVINO for a network that it has (u2netp), where the extra `openvino` is installed, else torch")
     precision: Literal["auto", "float32", "float16", "bfloat16", "float8"] = setting("auto",
-        reason="auto: float16 on a GPU, float32 on a CPU; float8 (Ada, Hopper) only while its results stay near float16's")
+        reason="auto: float16 on a GPU; on a CPU bfloat16 where it is quicker and as good on these weights, measured at the first start, else float32; float8 (Ada, Hopper) only while its results stay near float16's")
     start_timeout: float = setting(180.0, unit="s", ge=1, le=3600,
         reason="for loading, warming up and the golden image")
     batch_timeout: float = setting(120.0, unit="s", ge=0.1, le=3600,

@@ -17,7 +17,7 @@ from rmbgd.engine import health_types
 from rmbgd.engine.failover import step
 from rmbgd.engine.health_types import Changed, Decision, DeviceState, Fault, FaultKind, Finding, Phase, Sample
 from rmbgd.engine.probe import GoldenReferences, Probe, ProbeResult, sha256_of
-from rmbgd.engine.selftest import golden_difference, judge_golden
+from rmbgd.engine.selftest import golden_difference, golden_factor, judge_golden
 from rmbgd.engine.sensors.base import DeadlineSensor, Reading
 from rmbgd.engine.supervisor import END_PATIENCE, DeviceParts, DeviceSupervisor
 from rmbgd.engine.worker import EngineWorker
@@ -153,7 +153,8 @@ class GpuSupervisor(DeviceSupervisor):
         for model, reference in (self._references.of(self.description) or {}).items():
             found = worker.golden(model)
             mean, peak = golden_difference(found.alpha, reference, self._health.golden_outliers)
-            verdict = judge_golden(mean, peak, self._health)
+            factor = golden_factor([self.description.models[model]])
+            verdict = judge_golden(mean, peak, self._health, factor)
             self.tell(health_types.GoldenChecked(verdict.passed, self._number, verdict.reading, verdict.threshold))
             if not verdict.passed:
                 return

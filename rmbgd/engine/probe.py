@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import io
 import re
 import threading
@@ -23,20 +24,24 @@ from rmbgd.clock import Clock
 from rmbgd.config.load import HealthSettings
 from rmbgd.engine.golden_image import HEIGHT, WIDTH, from_levels, to_levels
 from rmbgd.engine.health_types import ProbeReport
-from rmbgd.engine.selftest import golden_difference
+from rmbgd.engine.selftest import golden_difference, golden_factor
 from rmbgd.engine.types import EngineDescription
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
 from rmbgd.fs import atomic_write
 
-IDENTITY = ("sha256", "architecture", "patch_order", "input_size")
+IDENTITY = ("sha256", "architecture", "patch_order", "input_size", "filter")
 """Facts that make a model what it is."""
+
+REFERENCE = {"runtime": "torch", "precision": "float32"}
+"""How references are computed: plainly, whatever the CPU computes images with."""
 
 Alpha = NDArray[np.float32]
 
 
 class GoldenReferences:
-    """What each model makes of the golden image on the CPU: computed once, kept in one file per model and weights.
+    """What each model makes of the golden image on the CPU, by torch in float32: computed once, kept in one file per
+    model, weights and version of torch.
 
     Belongs to the thread of a probe; `abort` may come from any. `make` gives a worker on the CPU, not started, that
     will load the very models of the GPU. `alone`, where several GPUs share it, keeps two from computing the same.
@@ -95,8 +100,9 @@ class GoldenReferences:
 
 
 def file_name(model: str, facts: Mapping[str, object]) -> str:
-    """Of the model's answer: readable, and another one for other weights."""
-    digest = hashlib.sha256(repr([str(facts.get(fact)) for fact in IDENTITY]).encode()).hexdigest()
+    """Of the reference: readable, and another one for other weights or other arithmetic."""
+    how = [*REFERENCE.values(), importlib.metadata.version("torch")]
+    digest = hashlib.sha256(repr([*(str(facts.get(fact)) for fact in IDENTITY), *how]).encode()).hexdigest()
     return f"{re.sub('[^A-Za-z0-9._-]', '_', model)[-60:]}-{digest[:16]}.npz"
 
 
@@ -194,6 +200,7 @@ class Probe:
             this_mean, this_peak = golden_difference(found.alpha, reference, self._health.golden_outliers)
             mean, peak = max(mean, this_mean), max(peak, this_peak)
             seconds = max(seconds, min(self.worker.golden(model).seconds for _ in range(WARM_RUNS)))
+        steps["golden_factor"] = golden_factor(description.models.values())
         steps |= {"golden_mean": mean, "golden_peak": peak, "seconds": seconds}
 
 

@@ -5,6 +5,7 @@ What was not measured counts as failed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -30,6 +31,15 @@ class Verdict:
 
 PASSED = Verdict("")
 
+GOLDEN_FACTORS = {"bfloat16": 2.0}
+"""Times health.golden_mean and golden_peak, by precision. bfloat16 has 8 bits: a healthy device may come near bounds
+that every other precision keeps easily."""
+
+
+def golden_factor(models: Iterable[Mapping[str, object]]) -> float:
+    """Of the least exact of some models, from their facts."""
+    return max((GOLDEN_FACTORS.get(str(facts.get("precision")), 1.0) for facts in models), default=1.0)
+
 
 def judge(report: ProbeReport, health: HealthSettings) -> Verdict:
     """The first step that failed, in the order in which they are taken. A number that is not finite fails its step."""
@@ -43,7 +53,7 @@ def judge(report: ProbeReport, health: HealthSettings) -> Verdict:
         return Verdict("canary", report.error or "not finished", report.canary_passes, health.probe_passes)
     if report.canary_bad != 0:
         return Verdict("canary", "bad blocks", report.canary_bad, 0)
-    if not (golden := judge_golden(report.golden_mean, report.golden_peak, health)).passed:
+    if not (golden := _golden_of(report, health)).passed:
         return replace(golden, detail=report.error or golden.detail)
     if not _within(report.seconds, float("inf")):
         return Verdict("latency", report.error or "not measured")
@@ -52,12 +62,16 @@ def judge(report: ProbeReport, health: HealthSettings) -> Verdict:
     return Verdict("error", report.error) if report.error else PASSED
 
 
-def judge_golden(mean: float | None, peak: float | None, health: HealthSettings) -> Verdict:
-    """Whether the golden image came out as stored: the same two bounds as in a probe."""
-    if not _within(mean, health.golden_mean):
-        return Verdict("golden", "mean difference", mean, health.golden_mean)
-    if not _within(peak, health.golden_peak):
-        return Verdict("golden", "largest difference", peak, health.golden_peak)
+def _golden_of(report: ProbeReport, health: HealthSettings) -> Verdict:
+    return judge_golden(report.golden_mean, report.golden_peak, health, report.golden_factor)
+
+
+def judge_golden(mean: float | None, peak: float | None, health: HealthSettings, factor: float = 1.0) -> Verdict:
+    """Whether the golden image came out as stored: the same two bounds as in a probe, times `golden_factor`."""
+    if not _within(mean, bound := factor * health.golden_mean):
+        return Verdict("golden", "mean difference", mean, bound)
+    if not _within(peak, bound := factor * health.golden_peak):
+        return Verdict("golden", "largest difference", peak, bound)
     return PASSED
 
 

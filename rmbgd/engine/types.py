@@ -99,6 +99,18 @@ class MatteReport:
     soft: float  # share of pixels with 0.05 < alpha < 0.95
 
 
+def verdict_of(matte: MatteReport, *, empty_below: float) -> str:
+    """`empty`: there is no subject; `full`: there is no background; or `ok`. `empty_below` is a share of pixels, 0..1.
+
+    Absolute values only: nothing is stretched, so nothing is made up.
+    """
+    if matte.solid < empty_below or matte.peak < 0.5:
+        return "empty"
+    if matte.solid > 1.0 - empty_below and matte.coverage > 0.999:
+        return "full"
+    return "ok"
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """One image is done: its output plane holds the result."""
@@ -207,9 +219,11 @@ class Options:
     models: Mapping[str, ModelChoice]  # by the name that Work.model uses
     models_directory: Path  # where fetched weights lie
     device: str = "cpu"  # or "cuda:0", ...
-    precision: str = "auto"  # (float16 on a GPU, else float32), float32, float16, bfloat16, float8
+    precision: str = "auto"  # (float16 on a GPU, else what is quickest and as good), float32, float16, bfloat16, float8
     threads: int = 0  # 0: one per core that the process may use
     batch_maximum: int = 8  # images; the largest size that may be offered
+    verdicts: str = ""  # folder in which a CPU keeps what it measured of precisions; empty: nowhere
+    cpu_runtime: str = "auto"  # (OpenVINO where it has the network), torch, openvino
     # For GPUs alone:
     graphs: bool = True  # replay recorded launches instead of launching kernel by kernel
     kernels: str = "auto"  # or off: kernels in Triton

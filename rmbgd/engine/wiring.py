@@ -10,13 +10,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from rmbgd.config.load import Config
 from rmbgd.engine.device_query import VisibleGpus, not_visible, nvml_target, visible_gpus
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels, choose_fallback_models
 from rmbgd.engine.gpu_supervisor import GpuSupervisor
-from rmbgd.engine.probe import GoldenReferences
+from rmbgd.engine.probe import REFERENCE, GoldenReferences
 from rmbgd.engine.sensors.base import DeadlineSensor
 from rmbgd.engine.sensors.choose import choose_sensor
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceParts, DeviceViews
@@ -24,10 +25,11 @@ from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import ConfigError
 from rmbgd.models.checkpoint import read_header
 from rmbgd.models.store import resolve
+from rmbgd.paths import user_places
 
 BACKEND_FACTORY = "rmbgd.backends.factory:create"
 CPU_PRECISION = "auto"  # engine.precision is then the GPU's
-GOLDEN_FOLDER = "golden"  # below the state directory
+GOLDEN_FOLDER, PRECISION_FOLDER = "golden", "precision"  # below the state directory
 
 Models = Mapping[str, Mapping[str, str]]
 
@@ -127,7 +129,7 @@ def _on_gpus(
         sensor, why = machine.sensor(config, index)
         context.emit("engine.sensor", device=name, source=sensor.source, why=why)
         make = partial(_worker, context, machine, name, models, config.engine.precision)
-        on_cpu = partial(_worker, context, machine, "cpu", models, CPU_PRECISION)
+        on_cpu = partial(_worker, context, machine, "cpu", models, REFERENCE["precision"], REFERENCE["runtime"])
         gpus.append(
             GpuSupervisor(
                 DeviceParts(name, views, make, context.emit, context.clock, keep_when_short=fallback is not None),
@@ -146,12 +148,17 @@ def _on_gpus(
     return Devices([*gpus, cpu_supervisor(context, views, make, fallback, gpus)], views, list(models))
 
 
-def _worker(context: EngineContext, machine: Machine, device: str, models: Models, precision: str) -> EngineWorker:
+def _worker(
+    context: EngineContext, machine: Machine, device: str, models: Models, precision: str, cpu_runtime: str = ""
+) -> EngineWorker:
     engine = context.config.engine
+    options = machine.options(context.config, device, models, precision)
+    if cpu_runtime and "cpu_runtime" in options:
+        options = {**options, "cpu_runtime": cpu_runtime}
     worker = EngineWorker(
         context.arena,
         machine.factory,
-        machine.options(context.config, device, models, precision),
+        options,
         start_timeout=engine.start_timeout,
         batch_timeout=engine.batch_timeout,
         hang_minimum=None if device == "cpu" else engine.hang_minimum,
@@ -172,10 +179,18 @@ def _backend_options(config: Config, device: str, models: Models, precision: str
         "models_directory": str(config.service.models_directory),
         "device": device,
         "precision": precision,
+        "verdicts": str(_writable_state(config) / PRECISION_FOLDER),
         "threads": config.engine.threads,
+        "cpu_runtime": config.engine.cpu_runtime,
         "batch_maximum": config.pipeline.batch_maximum,
         **config.gpu.model_dump(),
     }
+
+
+def _writable_state(config: Config) -> Path:
+    """The state directory; for somebody who may not write there, as with `rmbgd once`, one of their own."""
+    configured = config.service.state_directory
+    return configured if os.access(configured, os.W_OK) else user_places().state
 
 
 def _sensor(config: Config, index: int) -> tuple[DeadlineSensor, str]:

@@ -9,9 +9,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -20,47 +18,29 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from rmbgd.errors import ModelError
-from rmbgd.models import licences
-from rmbgd.models.checkpoint import BACKBONES, CheckpointHeader, read_header, sha256_of
+from rmbgd.models.checkpoint import BACKBONES, CheckpointHeader, read_header
 from rmbgd.models.convert import assemble
+from rmbgd.models.provenance import Claim, Provenance
 from rmbgd.models.registry import Architecture, PatchOrder
-from rmbgd.models.store import DEFAULT_MODELS, StoredModel, resolve
+from rmbgd.models.store import DEFAULT_MODELS, StoredModel
 from rmbgd.models.u2net import build_u2netp
-
-
-@dataclass(frozen=True, kw_only=True)
-class Provenance:
-    """What was loaded, and what states it: the facts of one event."""
-
-    model: str  # the registry's name, else the path
-    path: str
-    sha256: str
-    sha256_agrees_with: tuple[str, ...]  # the sources that state the same digest; empty: none states one
-    licence: str  # SPDX identifier, "unknown" for weights that the registry does not know
-    accepted_by: str  # who accepted a licence that restricts use; empty where none is needed
-    architecture: str
-    backbone: str = ""
-    patch_order: str = ""
-    patch_order_because: str = ""
-    stored_precision: str  # of the file: "F32", "F16", "BF16", "mixed"
-    precision: str  # of the network: "float32", ...
-    device: str
-    parameters: int
-    input_size: tuple[int, int]  # (height, width) in pixels
-    mapped_bytes: int  # pages of the file, reclaimable and shared with the page cache
-    private_bytes: int  # copies: folded, cast, or on a device
-    seconds: float  # until the module could compute
-
-    def facts(self) -> dict[str, object]:
-        return asdict(self)
+from rmbgd.resampling import Filter
 
 
 class LoadedModel:
-    """`module` maps normalised images [B,3,H,W] to logits [B,1,H,W]; `input_size`: its (height, width)."""
+    """`module` maps normalised images [B,3,H,W] to logits [B,1,H,W]; `input_size`: its (height, width); `filter`: what
+    brings images to it."""
 
-    def __init__(self, module: nn.Module, input_size: tuple[int, int], finish: Callable[[], Provenance]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        input_size: tuple[int, int],
+        filter: Filter,  # noqa: A002
+        finish: Callable[[], Provenance],
+    ) -> None:
         self.module = module
         self.input_size = input_size
+        self.filter = filter
         self._finish = finish
 
     @cached_property
@@ -92,47 +72,30 @@ def load_model(
     pickled, of another network or digest, of unknown patch order, or whose licence is not accepted.
     """
     started = time.monotonic()
-    model = resolve(source, models)
-    acceptance = licences.require(model.entry, models) if model.entry else None
-    version = _file_version(model.weights)
+    claim = Claim(source, models, sha256)
+    model = claim.model
     with _without_garbage_collector():
         header = read_header(model.weights)
         module, facts, mapped = _build(model, header, torch.device(device), dtype, _parse_order(patch_order))
     seconds = round(time.monotonic() - started, 3)
-    # The digest needs every byte and no interpreter: it is computed while the network is warmed up. Begun earlier, it
-    # takes from the building what it gains: both want the memory's bandwidth.
-    hashing = ThreadPoolExecutor(1, thread_name_prefix="sha256")
-    digest = hashing.submit(sha256_of, model.weights)
-    hashing.shutdown(wait=False)
+    claim.hash()
 
     def finish() -> Provenance:
-        try:
-            found = digest.result()
-        except OSError as error:
-            raise ModelError(f"{model.weights}: cannot be read: {error.strerror}") from error
-        if _file_version(model.weights) != version:
-            raise ModelError(f"{model.weights}: was replaced or written to while it was read; load it again")
         tensors = [*module.parameters(), *module.buffers()]
         mapped_bytes = sum(t.nbytes for t in tensors if t.data_ptr() in mapped)
-        return Provenance(
-            model=model.name,
-            path=str(model.weights),
-            sha256=found,
-            sha256_agrees_with=_agreement(model, found, sha256),
-            licence=model.entry.licence if model.entry else "unknown",
-            accepted_by=acceptance.accepted_by if acceptance else "",
-            **facts,
-            stored_precision=header.precision,
+        return claim.provenance(
+            header,
+            runtime="torch",
+            runtime_version=torch.__version__,
             precision=str(dtype).removeprefix("torch."),
             device=str(device),
-            parameters=header.parameters,
-            input_size=model.input_size(),
             mapped_bytes=mapped_bytes,
             private_bytes=sum(t.nbytes for t in tensors) - mapped_bytes,
             seconds=seconds,
+            **facts,
         )
 
-    return LoadedModel(module, model.input_size(), finish)
+    return LoadedModel(module, model.input_size(), model.filter(), finish)
 
 
 def _build(
@@ -178,26 +141,6 @@ def _mapped(weights: Path) -> tuple[Callable[[str], Tensor], set[int]]:
         return tensor
 
     return get, returned
-
-
-def _file_version(path: Path) -> tuple[int, ...]:
-    try:
-        facts = path.stat()
-    except OSError as error:
-        raise ModelError(f"{path}: cannot be read: {error.strerror}") from error
-    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
-
-
-def _agreement(model: StoredModel, digest: str, expected: str | None) -> tuple[str, ...]:
-    """The sources that state this digest. Raises ModelError when one states another."""
-    stated = model.stated_sha256() | ({"the setting": expected.lower()} if expected else {})
-    for source, value in stated.items():
-        if value != digest:
-            raise ModelError(
-                f"{model.weights}: sha256 is {digest}, but {source} states {value}: the file was changed or damaged. "
-                f"Fetch it again: rmbgd models fetch --again {model.name}"
-            )
-    return tuple(stated)
 
 
 def _parse_order(setting: PatchOrder | str | None) -> PatchOrder | None:

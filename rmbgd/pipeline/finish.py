@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from rmbgd.config.load import Folder, Recipe
 from rmbgd.engine.devices import EngineContext
-from rmbgd.engine.types import MatteReport, view
+from rmbgd.engine.types import verdict_of, view
 from rmbgd.errors import ImageError, Reason
 from rmbgd.heartbeat import Heartbeat
 from rmbgd.imaging.compose import arrange
@@ -30,18 +30,6 @@ from rmbgd.store.outbox import JobOutcome, job_keys, refused
 from rmbgd.store.records import ContentKey, Job, Known, Published
 
 T = TypeVar("T")
-
-
-def verdict_of(matte: MatteReport, *, empty_below: float) -> str:
-    """`empty`: there is no subject; `full`: there is no background; or `ok`. `empty_below` is a share of pixels, 0..1.
-
-    Absolute values only: nothing is stretched, so nothing is made up.
-    """
-    if matte.solid < empty_below or matte.peak < 0.5:
-        return "empty"
-    if matte.solid > 1.0 - empty_below and matte.coverage > 0.999:
-        return "full"
-    return "ok"
 
 
 class Unencoded(Exception):

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rmbgd.backends.cpu import CpuBackend
+from rmbgd.backends.cpu.backend import CpuBackend
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.golden_image import golden_image
 from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Region, Slot, Work, region_bytes, view
 
 MEBI = 1 << 20
-OPTIONS = Options({"u2netp": ModelChoice("u2netp")}, Path("/nonexistent"), threads=1, batch_maximum=4)
+OPTIONS = Options(
+    {"u2netp": ModelChoice("u2netp")}, Path("/nonexistent"), threads=1, batch_maximum=4, cpu_runtime="torch"
+)
 
 
 class Canvas:

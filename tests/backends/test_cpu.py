@@ -7,7 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rmbgd.backends import cpu
-from rmbgd.backends.cpu import CpuBackend
+from rmbgd.backends.cpu import backend as cpu
+from rmbgd.backends.cpu import torch_network
+from rmbgd.backends.cpu.backend import CpuBackend
 from rmbgd.backends.planes import DEVIATION, MEAN
 from rmbgd.engine import golden_image
 from rmbgd.engine.types import ModelChoice, Options, OutputPlane
@@ -25,6 +26,7 @@ from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha
 from rmbgd.imaging.resize import image_to_network, matte_to_image
 from rmbgd.models.u2net import build_u2netp
+from rmbgd.resampling import Filter
 from tests.backends.conftest import OPTIONS, ball
 from tests.support.shared_data import shared
 
@@ -56,7 +58,7 @@ def green(inputs: torch.Tensor) -> torch.Tensor:
 
 def matte_of(module, rgb: np.ndarray) -> np.ndarray:
     """By the authors' preprocessing (Pillow's bilinear, /255, mean and deviation): float32 [320, 320]."""
-    small = image_to_network(rgb, 320, 320).astype(np.float32) / 255
+    small = image_to_network(rgb, (320, 320), Filter.BILINEAR).astype(np.float32) / 255
     inputs = torch.from_numpy(((small - MEAN) / DEVIATION).astype(np.float32)).permute(2, 0, 1)[None]
     with torch.inference_mode():
         return torch.sigmoid(module(inputs))[0, 0].numpy()
@@ -67,11 +69,11 @@ def matte_of(module, rgb: np.ndarray) -> np.ndarray:
 def test_the_networks_input_is_within_one_level_of_pillow(started, height, width, seed):
     rgb = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     network = started[0]._networks["u2netp"]
-    with torch.inference_mode():
-        started[0]._set_inputs(network, [rgb])
-        values = network.inputs[0].permute(1, 2, 0).numpy()
+    with patch.object(network, "module", green):
+        network.infer([rgb])
+    values = network.inputs[0].permute(1, 2, 0).numpy()
     levels = (values * DEVIATION + MEAN) * 255
-    assert np.abs(levels - image_to_network(rgb, 320, 320)).max() <= 1.01
+    assert np.abs(levels - image_to_network(rgb, (320, 320), Filter.BILINEAR)).max() <= 1.01
 
 
 @pytest.mark.slow
@@ -183,14 +185,14 @@ def test_an_error_of_torch_becomes_the_fault_that_it_is(engine, network, canvas,
 
 
 def test_weights_that_answer_wrongly_do_not_start(arena, monkeypatch):
-    real = cpu.load_model
+    real = torch_network.load_model
 
     def spoilt(*arguments, **keywords):
         loaded = real(*arguments, **keywords)
         loaded.module.fuse.bias.data -= 20.0
         return loaded
 
-    monkeypatch.setattr(cpu, "load_model", spoilt)
+    monkeypatch.setattr(torch_network, "load_model", spoilt)
     with pytest.raises(EngineNonsense, match="golden image came out wrong"):
         CpuBackend(arena.block, OPTIONS).start()
 
@@ -203,13 +205,13 @@ def test_a_model_that_is_not_there_is_the_operators_fault(arena):
 
 def test_only_measured_sizes_are_offered(arena, monkeypatch):
     """With no time to measure only single images go; with time, every size up to the maximum of the CPU."""
-    real = cpu.load_model
+    real = torch_network.load_model
 
     def quick(*arguments, **keywords):
         provenance = real(*arguments, **keywords).provenance
-        return SimpleNamespace(module=green, provenance=replace(provenance, model="green"))
+        return SimpleNamespace(module=green, filter=Filter.BILINEAR, provenance=replace(provenance, model="green"))
 
-    monkeypatch.setattr(cpu, "load_model", quick)
+    monkeypatch.setattr(torch_network, "load_model", quick)
     for seconds, sizes in ((0.0, (1,)), (1000.0, (1, 2, 4))):
         monkeypatch.setattr(cpu, "MEASURE_SECONDS", seconds)
         found = CpuBackend(arena.block, replace(OPTIONS, batch_maximum=16)).start()

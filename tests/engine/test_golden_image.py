@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import zlib
 
 import numpy as np
 import pytest
 
-from rmbgd.engine.golden_image import from_golden, to_golden
+from rmbgd.engine.golden_image import from_golden, golden_image, golden_scenes, to_golden
 from rmbgd.engine.types import Golden
 
 
@@ -34,3 +35,11 @@ def test_what_is_no_known_image_is_refused(message):
     """Cut, swollen or of another kind: an error, and no more memory than a golden image takes."""
     with pytest.raises((KeyError, TypeError, ValueError)):
         to_golden(message)
+
+
+def test_scenes_have_the_same_bytes_on_every_machine():
+    """Verdicts that were measured on them are kept on disk; the first scene is the golden image."""
+    scenes = golden_scenes()
+    assert np.array_equal(scenes[0], golden_image()[0])
+    digests = [hashlib.sha256(scene.tobytes()).hexdigest()[:8] for scene in scenes]
+    assert digests == ["e0fd4505", "25403c83", "94a213aa", "1e707583", "f825ebc2"]

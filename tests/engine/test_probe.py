@@ -43,7 +43,17 @@ def test_other_weights_have_another_answer():
     same = file_name("m", facts | {"seconds": 2.0})
     assert same == file_name("m", facts)
     assert len({same, *(file_name("m", facts | {key: "x"}) for key in ("sha256", "patch_order", "input_size"))}) == 4
+    assert file_name("m", facts | {"filter": "box"}) != same
     assert "/" not in file_name("/srv/my weights/model.safetensors", facts)
+
+
+def test_another_torch_computes_the_references_anew(monkeypatch):
+    """An update rounds otherwise: no device is judged by what an older version computed. In what the device itself
+    computes has no part in it: the reference is float32."""
+    before = file_name("m", {"sha256": "a", "precision": "float16"})
+    assert before == file_name("m", {"sha256": "a", "precision": "bfloat16"})
+    monkeypatch.setattr("importlib.metadata.version", lambda _package: "99.0")
+    assert file_name("m", {"sha256": "a"}) != before
 
 
 def test_weights_that_the_cpu_does_not_have_give_no_answer(tmp_path, make):

@@ -10,7 +10,7 @@ import pytest
 
 from rmbgd.config.load import HealthSettings
 from rmbgd.engine.health_types import ProbeReport
-from rmbgd.engine.selftest import PASSED, Verdict, golden_difference, judge, judge_golden
+from rmbgd.engine.selftest import PASSED, Verdict, golden_difference, golden_factor, judge, judge_golden
 
 HEALTH = HealthSettings()
 MEAN, PEAK, NAN = HEALTH.golden_mean, HEALTH.golden_peak, math.nan  # 2/255 and 16/255
@@ -41,6 +41,8 @@ PROVED = ProbeReport(
         ({"golden_mean": 2.1 / 255}, Verdict("golden", "mean difference", 2.1 / 255, MEAN)),
         ({"golden_mean": -0.1}, Verdict("golden", "mean difference", -0.1, MEAN)),
         ({"golden_mean": NAN}, Verdict("golden", "mean difference", NAN, MEAN)),
+        ({"golden_mean": 2 * MEAN, "golden_peak": 2 * PEAK, "golden_factor": 2.0}, PASSED),
+        ({"golden_mean": 4.1 / 255, "golden_factor": 2.0}, Verdict("golden", "mean difference", 4.1 / 255, 2 * MEAN)),
         ({"golden_peak": 16.1 / 255}, Verdict("golden", "largest difference", 16.1 / 255, PEAK)),
         ({"seconds": None}, Verdict("latency", "not measured")),
         ({"seconds": math.inf, "baseline": None, "error": "why"}, Verdict("latency", "why")),
@@ -70,3 +72,11 @@ def test_an_answer_that_cannot_be_is_never_close(alpha: np.ndarray):
     """Another size, anything that is not finite, or zeros without an error."""
     verdict = judge_golden(*golden_difference(alpha, STORED, 0.001), HEALTH)
     assert (verdict.failed, verdict.threshold) == ("golden", MEAN)
+
+
+@pytest.mark.parametrize(
+    ("precisions", "factor"),
+    [((), 1.0), (("float16",), 1.0), (("float32", "bfloat16"), 2.0), (("float8", "int8", None), 1.0)],
+)
+def test_bounds_are_wider_for_bfloat16_alone(precisions, factor):
+    assert golden_factor({"precision": precision} for precision in precisions) == factor

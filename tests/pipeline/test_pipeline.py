@@ -19,13 +19,12 @@ from rmbgd.config.load import parse
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.supervisor import DeviceViews
-from rmbgd.engine.types import MatteReport
+from rmbgd.engine.types import MatteReport, verdict_of
 from rmbgd.engine.wiring import cpu_supervisor
 from rmbgd.errors import StorageFault
 from rmbgd.events import RecordedEvents
 from rmbgd.fs import version_of
 from rmbgd.heartbeat import NullHeartbeat
-from rmbgd.pipeline.finish import verdict_of
 from rmbgd.pipeline.pipeline import Pipeline, PipelineContext
 from rmbgd.pipeline.storage_retry import StorageRetry
 from rmbgd.publish.publisher import Publisher

@@ -49,6 +49,16 @@ def test_service_is_measured_as_it_runs(tmp_path: Path) -> None:
     assert (tmp_path / "bench_service.txt").read_text() in shown
 
 
+@pytest.mark.integration
+def test_race_compares_runtimes_and_none_takes_more_cores_than_it_may() -> None:
+    code, _, found = run("race", "--quick", "--threads", "1")
+    assert (code, found["u2netp failed"]) == (0, {})
+    rows = found["u2netp"]
+    assert set(rows) >= {"torch float32", "torch bfloat16"}
+    assert {name: row["cores"] for name, row in rows.items() if row["cores"] > 1.2} == {}
+    assert all(row["error"] < 3 and row["peak_mb"] > 100 for row in rows.values())
+
+
 @pytest.mark.campaign
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("section", [name for name in sections.SECTIONS if name != sections.PREPARE])

@@ -6,7 +6,6 @@ reported as a fault.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,6 +24,7 @@ from rmbgd.backends.memtest import MemoryTest
 from rmbgd.engine import types
 from rmbgd.engine.golden_image import check_golden, golden_image
 from rmbgd.errors import EngineMemory
+from rmbgd.fs import usable_cores
 from rmbgd.imaging.resize import matte_to_image
 from rmbgd.models.kernels.runtime import triton_for, use_cache
 
@@ -45,7 +45,7 @@ class CudaBackend:
     def start(self) -> types.EngineDescription:
         """Load, plan, allocate, capture, check on the golden image, measure. Raises ModelError, EngineFault."""
         began = time.perf_counter()
-        threads = self._options.threads or len(os.sched_getaffinity(0))
+        threads = self._options.threads or usable_cores()
         torch.set_num_threads(threads)
         with torch.inference_mode(), faults():
             device = self._device = self._make_device()

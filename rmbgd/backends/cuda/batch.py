@@ -60,7 +60,7 @@ class BatchRun:
         for index, work in enumerate(self.batch):
             if index in self._by_host:
                 rgb = torch.from_numpy(view(self.block, work.region).rgb)
-                pixels = resized(rgb, self.network.size).permute(1, 2, 0)
+                pixels = resized(rgb, self.network.size, self.network.filter).permute(1, 2, 0)
                 with self.device.compute_stream():
                     self.network.set_resized(index, pixels)
                 continue

@@ -206,6 +206,7 @@ class CudaNetwork:
         self.name = name
         self.module: nn.Module = loaded.module
         self.size: tuple[int, int] = loaded.input_size
+        self.filter = loaded.filter
         self.facts: dict[str, object] = loaded.provenance.facts()
         self.seconds: dict[int, float] = {}
         self.is_float32 = dtype is torch.float32  # computing again in float32 gains nothing
@@ -252,7 +253,7 @@ class CudaNetwork:
         inputs = self._empty_inputs(1)
         with self._device.compute_stream():
             rgb = torch.from_numpy(golden_image()[0]).to(self._device.torch)
-            put_images([rgb], inputs, self._scale, self._shift, triton=self._triton)
+            self._put([rgb], inputs)
             alpha = self._forward(inputs)[0][0].cpu()
         return np.asarray(alpha.numpy(), np.float32)
 
@@ -273,10 +274,13 @@ class CudaNetwork:
     def set_inputs(self, first: int, images: Sequence[Tensor]) -> None:
         """Resize and normalise images, uint8 [H, W, 3] on the device, into the inputs from `first` on."""
         if self._triton or all(image.shape[0] * image.shape[1] <= BAND_PIXELS for image in images):
-            put_images(images, self.inputs[first:], self._scale, self._shift, triton=self._triton)
+            self._put(images, self.inputs[first:])
             return
         for index, image in enumerate(images, start=first):
             self.set_resized(index, resize_to_network(image, self.size))
+
+    def _put(self, images: Sequence[Tensor], inputs: Tensor) -> None:
+        put_images(images, inputs, self._scale, self._shift, filter=self.filter, triton=self._triton)
 
     def set_resized(self, index: int, pixels: Tensor) -> None:
         """Normalise levels 0..255 at the network's size, [h, w, 3] of any type, on any device, into one input."""

@@ -17,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rmbgd.backends.cuda.resample import apply_taps, area, band_of, bands, resize_band, resize_dim, table
-from rmbgd.backends.planes import statistics
 from rmbgd.engine.types import OutputPlane
 from rmbgd.imaging.edges import HARDEST, ITERATIONS, LEVEL_SIDE, SOFTEST, STIFFNESS
 
@@ -150,6 +149,13 @@ def pack(output: OutputPlane, rgb: Tensor | None, alpha: Tensor, source_alpha: T
     rgba = out.view(height, width, 4)
     rgba[..., :3] = rgb
     rgba[..., 3] = levels
+
+
+def statistics(mattes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each matte, float32 [b, h, w]: mean, peak, share >= 0.5, share in 0.05..0.95; each float32 [b]."""
+    flat = mattes.flatten(1)
+    solid, soft = flat >= 0.5, (flat > 0.05) & (flat < 0.95)
+    return flat.mean(dim=1), flat.amax(dim=1), solid.float().mean(dim=1), soft.float().mean(dim=1)
 
 
 def summary(mattes: Tensor, finite: Tensor) -> Tensor:

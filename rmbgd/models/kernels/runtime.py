@@ -172,7 +172,7 @@ def run(loaded: LoadedModel, device: torch.device, dtype: torch.dtype, *, triton
         shape = (batch, 3, *loaded.input_size)
         inputs = torch.zeros(shape, dtype=kind, device=device).contiguous(memory_format=torch.channels_last)
         images = [torch.zeros((*size, 3), dtype=torch.uint8, device=device) for size in IMAGES[:batch]]
-        put_images(images, inputs, ones / 255, -ones / 2, triton=triton)
+        put_images(images, inputs, ones / 255, -ones / 2, filter=loaded.filter, triton=triton)
         _, finite = mattes(loaded.module, inputs, triton=triton)
         if not bool(finite.all()):
             raise ModelError(f"optimize: {provenance.model}: alpha of a black image is not finite in {kind}")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from rmbgd.backends.cpu import CpuBackend
+from rmbgd.backends.cpu.backend import CpuBackend
 from rmbgd.backends.cuda import backend as engine
 from rmbgd.backends.cuda import memory as pool
 from rmbgd.backends.cuda import memory_plan, network, resample
@@ -199,7 +199,7 @@ def test_kernels_that_do_not_run_leave_plain_ones(make, green, monkeypatch):
     monkeypatch.setattr(engine, "triton_for", lambda *_: Availability(True, "a test"))
     monkeypatch.setattr(network, "use_kernels", choose)
     monkeypatch.setattr(network, "mattes", answers)
-    monkeypatch.setattr(network, "put_images", lambda *given, triton: put_images(*given, triton=False))
+    monkeypatch.setattr(network, "put_images", lambda *given, **how: put_images(*given, **how | {"triton": False}))
     description = make(start=False).start()
     assert [call.kwargs["triton"] for call in choose.call_args_list] == [True, False]
     told = "u2netp runs on plain kernels: ValueError: out of resource: shared memory"

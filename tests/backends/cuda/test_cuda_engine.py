@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from rmbgd.backends.cpu import CpuBackend
+from rmbgd.backends.cpu.backend import CpuBackend
 from rmbgd.backends.cuda.backend import CudaBackend
 from rmbgd.backends.cuda.network import CudaNetwork
 from rmbgd.backends.cuda.runtime import CudaDevice

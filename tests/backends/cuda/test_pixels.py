@@ -19,6 +19,7 @@ from rmbgd.engine.types import OUTPUT_BYTES, OutputPlane
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha
 from rmbgd.imaging.edges import HARDEST, LEVEL_SIDE, SOFTEST, clean_edges
 from rmbgd.imaging.resize import image_to_network, matte_to_image
+from rmbgd.resampling import Filter
 
 sides = st.integers(1, 300)
 seeds = st.integers(0, 99)
@@ -188,4 +189,6 @@ def test_the_summary_measures_each_answer_and_believes_the_network_that_one_is_n
 
 def test_the_networks_own_size_passes_unchanged():
     rgb = noise(32, 32)
-    assert np.array_equal(resize_to_network(torch.from_numpy(rgb), (32, 32)).numpy(), image_to_network(rgb, 32, 32))
+    assert np.array_equal(
+        resize_to_network(torch.from_numpy(rgb), (32, 32)).numpy(), image_to_network(rgb, (32, 32), Filter.BILINEAR)
+    )
