@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+LUMA = (0.299 / 255, 0.587 / 255, 0.114 / 255)  # of levels 0..255
 LEVEL_PLANES = 10  # float32: red, green, blue, alpha; foreground and background of each colour
 
 
@@ -34,6 +35,7 @@ class FinishJob:
     pixel_bytes   of the output plane: 4 is RGBA, 1 is alpha of 8 bits, 2 of 16 in the host's order
     matte         index among the mattes
     coarse        (height, width) of the finest level for colours; (0, 0) if they stay as they are
+    refined       alpha is gain * luma + matte, of an image at least as large as the matte
     """
 
     height: int
@@ -44,6 +46,7 @@ class FinishJob:
     pixel_bytes: int
     matte: int
     coarse: tuple[int, int]
+    refined: bool = False
 
     @property
     def levels(self) -> list[tuple[int, int]]:
@@ -66,30 +69,43 @@ class FinishJob:
 
 
 def finish_images(
-    images: Tensor, mattes: Tensor, jobs: Sequence[FinishJob], method: Method, *, triton: bool = False
+    images: Tensor,
+    mattes: Tensor,
+    jobs: Sequence[FinishJob],
+    method: Method,
+    *,
+    gains: Tensor | None = None,
+    triton: bool = False,
 ) -> None:
     """Write the output plane of every job. Synchronises nothing.
 
     images  uint8 [bytes]: the buffer in which images and outputs lie
-    mattes  float32 [n, h, w] contiguous, 0..1; resized to an image as imaging.resize.matte_to_image does it
+    mattes  float32 [n, h, w] contiguous; resized to an image as imaging.resize.matte_to_image does it
+    gains   likewise, if any job is refined: alpha is gain * luma + matte, cut to 0..1; luma 0..1 of the full image
     """
+    gains = mattes if gains is None else gains
     if triton:
         from rmbgd.models.kernels.finish import launch
 
-        launch(images, mattes, jobs, method)
+        launch(images, mattes, gains, jobs, method)
         return
     for job in jobs:
-        _finish(images, mattes[job.matte], job, method)
+        _finish(images, mattes[job.matte], gains[job.matte], job, method)
 
 
-def _finish(images: Tensor, matte: Tensor, job: FinishJob, method: Method) -> None:
+def _finish(images: Tensor, matte: Tensor, gain: Tensor, job: FinishJob, method: Method) -> None:
     height, width = job.height, job.width
 
     def plane(offset: int, *channels: int) -> Tensor:
         count = height * width * (channels[0] if channels else 1)
         return images[offset : offset + count].view(height, width, *channels)
 
-    alpha = resized(matte, (height, width), triangle).clamp(0.0, 1.0)
+    rgb = plane(job.rgb, 3)
+    alpha = resized(matte, (height, width), triangle)
+    if job.refined:
+        luma = rgb.to(torch.float32) @ torch.tensor(LUMA, device=rgb.device)
+        alpha = alpha + resized(gain, (height, width), triangle) * luma
+    alpha = alpha.clamp(0.0, 1.0)
     own = plane(job.source_alpha) if job.source_alpha >= 0 else None
     if job.pixel_bytes == 2:
         levels = alpha * 65535.0 if own is None else alpha * 65535.0 * (own / 255.0)
@@ -101,7 +117,7 @@ def _finish(images: Tensor, matte: Tensor, job: FinishJob, method: Method) -> No
     if job.pixel_bytes == 1:
         plane(job.output).copy_(levels)
         return
-    rgb, rgba = plane(job.rgb, 3), plane(job.output, 4)
+    rgba = plane(job.output, 4)
     rgba[..., :3] = rgb
     rgba[..., 3] = levels
     if not job.levels:
@@ -109,11 +125,11 @@ def _finish(images: Tensor, matte: Tensor, job: FinishJob, method: Method) -> No
     both = estimate(coarse(rgb, alpha, job.coarse), method)
     soft = (alpha >= method.softest) & (alpha <= method.hardest)
     beta = 1.0 - alpha
-    gain = alpha / (alpha * alpha + beta * beta)
+    pull = alpha / (alpha * alpha + beta * beta)
     for colour in range(3):  # one after the other: working memory is a few planes
         fore, back = resized(both[2 * colour : 2 * colour + 2], (height, width), triangle)
         lacking = rgb[..., colour] - (fore * alpha + back * beta)  # of what the image shows
-        cleaned = torch.addcmul(fore, lacking, gain).round_().clamp_(0, 255).to(torch.uint8)
+        cleaned = torch.addcmul(fore, lacking, pull).round_().clamp_(0, 255).to(torch.uint8)
         rgba[..., colour] = torch.where(soft, cleaned, rgb[..., colour])
 
 
@@ -161,7 +177,7 @@ def _relax(level: Tensor, both: Tensor, method: Method) -> Tensor:
 
 def resized(planes: Tensor, size: Sequence[int], kind: Callable[[int, int, torch.device], Tensor]) -> Tensor:
     """float32 [..., h, w] at `size`, (height, width)."""
-    for axis in (-2, -1):
+    for axis in (-1, -2):
         inputs, outputs = planes.shape[axis], size[axis]
         if inputs != outputs:
             weights = kind(inputs, outputs, planes.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ import torch
 from rmbgd.backends.cuda.postprocess import METHOD, job_of
 from rmbgd.backends.planes import finish
 from rmbgd.engine.types import OutputPlane, Region, region_bytes, view
+from rmbgd.imaging.resize import matte_to_image
 from rmbgd.models.finish import finish_images
 
 
@@ -44,9 +45,14 @@ def regions(images: Sequence[Image]) -> list[Region]:
 
 
 def finished(
-    images: Sequence[Image], mattes: Sequence[np.ndarray], device: torch.device | str = "cpu", *, triton: bool = False
+    images: Sequence[Image],
+    mattes: Sequence[np.ndarray],
+    device: torch.device | str = "cpu",
+    *,
+    triton: bool = False,
+    gain: np.ndarray | None = None,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(output plane by the device, by the host) of each image, all in one group."""
+    """(output plane by the device, by the host) of each image, all in one group; with `gain` they are all refined."""
     places = regions(images)
     end = places[-1].output_offset + 4 * places[-1].height * places[-1].width
     block = np.full(end + 64, 7, np.uint8)
@@ -59,9 +65,16 @@ def finished(
         job_of(place, place.offset, index, clean=image.clean)
         for index, (image, place) in enumerate(zip(images, places, strict=True))
     ]
-    finish_images(there, torch.from_numpy(np.stack(mattes)).to(device), jobs, METHOD, triton=triton)
+    gains = None if gain is None else torch.from_numpy(np.stack([gain] * len(images))).to(device)
+    jobs = [replace(job, refined=gain is not None) for job in jobs]
+    finish_images(there, torch.from_numpy(np.stack(mattes)).to(device), jobs, METHOD, gains=gains, triton=triton)
     by_device = there.cpu().numpy()
-    for image, place, matte in zip(images, places, mattes, strict=True):
+    for image, place, offset in zip(images, places, mattes, strict=True):
+        matte = offset
+        if gain is not None:
+            luma = (image.rgb.astype(np.float32) @ np.array([0.299, 0.587, 0.114], np.float32)) / 255
+            matte, steep = (matte_to_image(x, *luma.shape) for x in (offset, gain))
+            matte = np.clip(steep * luma + matte, 0, 1)
         finish(view(block, place), matte, clean=image.clean)
     assert len(by_device) == len(block)
     assert (by_device[end:] == 7).all()

@@ -62,8 +62,8 @@ def _overlap(inner, outer, inner_size, outer_size):
 
 
 @triton.jit
-def _alpha(row, mattes, work, red, green, blue, y, x, height, width, mask):
-    """Alpha at pixels of the image, 0..1, from the network's matte, or from one that was made smaller or refined."""
+def _alpha(row, mattes, gains, work, red, green, blue, y, x, height, width, mask):
+    """Alpha at pixels of the image, 0..1, from the network's matte, or from one that was made smaller, and refined."""
     inner_height, inner_width = tl.load(row + 8).to(tl.int32), tl.load(row + 9).to(tl.int32)
     plane = mattes + tl.load(row + 7)
     if tl.load(row + 10) > 0:
@@ -71,9 +71,8 @@ def _alpha(row, mattes, work, red, green, blue, y, x, height, width, mask):
     top, bottom, down = _between(y, inner_height, height)
     left, right, across = _between(x, inner_width, width)
     alpha = _bilinear(plane, top, bottom, down, left, right, across, inner_width, mask)
-    if tl.load(row + 10) > 1:
-        plane = plane + inner_height * inner_width
-        gain = _bilinear(plane, top, bottom, down, left, right, across, inner_width, mask)
+    if tl.load(row + 15) > 0:
+        gain = _bilinear(gains + tl.load(row + 14), top, bottom, down, left, right, across, inner_width, mask)
         alpha += gain * (0.299 * red + 0.587 * green + 0.114 * blue) / 255.0
     return tl.clamp(alpha, 0.0, 1.0, propagate_nan=tl.PropagateNan.ALL)
 
@@ -150,7 +149,7 @@ def _shrink(table, mattes, work, height, width, TILE: tl.constexpr, STEP: tl.con
 
 
 @triton.jit
-def _coarse(table, images, mattes, work, BLOCK: tl.constexpr):
+def _coarse(table, images, mattes, gains, work, BLOCK: tl.constexpr):
     """The finest level: means of the image's whole levels, rounded as OpenCV rounds them, and of alpha at full size."""
     row = table + COLUMNS * tl.program_id(1)
     at, coarse_height, coarse_width = _level(row, 0)
@@ -178,7 +177,7 @@ def _coarse(table, images, mattes, work, BLOCK: tl.constexpr):
             r = tl.load(place, mask=used, other=0).to(tl.float32)
             g = tl.load(place + 1, mask=used, other=0).to(tl.float32)
             b = tl.load(place + 2, mask=used, other=0).to(tl.float32)
-            alpha += share * _alpha(row, mattes, work, r, g, b, in_y, in_x, height, width, used)
+            alpha += share * _alpha(row, mattes, gains, work, r, g, b, in_y, in_x, height, width, used)
             red, green, blue = red + share * r, green + share * g, blue + share * b
             across += 1
         down += 1
@@ -285,7 +284,7 @@ def _relax(table, work, level, iterations, stiffness, TILE: tl.constexpr, HALO: 
 
 
 @triton.jit
-def _pack(table, images, mattes, work, softest, hardest, BLOCK: tl.constexpr):
+def _pack(table, images, mattes, gains, work, softest, hardest, BLOCK: tl.constexpr):
     """Output planes: alpha at full size, colours corrected where it is soft, the image's own alpha multiplied in."""
     row = table + COLUMNS * tl.program_id(1)
     height, width = tl.load(row + 1).to(tl.int32), tl.load(row + 2).to(tl.int32)
@@ -296,12 +295,12 @@ def _pack(table, images, mattes, work, softest, hardest, BLOCK: tl.constexpr):
     inside = pixel < pixels
     y, x = pixel // width, pixel % width
     kind = tl.load(row + 5)
-    wanted = inside & ((kind == 4) | (tl.load(row + 10) > 1))
+    wanted = inside & ((kind == 4) | (tl.load(row + 15) > 0))
     rgb = images + tl.load(row) + 3 * pixel.to(tl.int64)
     red = tl.load(rgb, mask=wanted, other=0).to(tl.float32)
     green = tl.load(rgb + 1, mask=wanted, other=0).to(tl.float32)
     blue = tl.load(rgb + 2, mask=wanted, other=0).to(tl.float32)
-    alpha = _alpha(row, mattes, work, red, green, blue, y, x, height, width, inside)
+    alpha = _alpha(row, mattes, gains, work, red, green, blue, y, x, height, width, inside)
     owned = inside & (tl.load(row + 3) >= 0)
     own = tl.load(images + tl.load(row + 3) + pixel, mask=owned, other=255).to(tl.float32)
     out = images + tl.load(row + 4)
@@ -341,11 +340,13 @@ def _level_of(value):
     return _round(tl.minimum(tl.maximum(value, 0.0), 255.0)).to(tl.uint32)
 
 
-def launch(images: Tensor, mattes: Tensor, jobs: Sequence[FinishJob], method: Method) -> None:
+def launch(images: Tensor, mattes: Tensor, gains: Tensor, jobs: Sequence[FinishJob], method: Method) -> None:
     """See models.finish.finish_images. Allocates what `FinishJob.working_bytes` says. Raises ValueError for more steps
     than HALO."""
     if method.iterations > HALO:
         raise ValueError(f"{method.iterations} steps on a tile that bears {HALO}; a bug")
+    if any(job.refined and job.reduced(mattes.shape[1:]) for job in jobs):
+        raise ValueError("a matte is both refined and made smaller; a bug")
     size, count = mattes.shape[1:], len(jobs)
     host, floats = _table(jobs, size)
     # From page-locked memory, which torch keeps for reuse, so that the copy waits for nothing.
@@ -354,13 +355,13 @@ def launch(images: Tensor, mattes: Tensor, jobs: Sequence[FinishJob], method: Me
     if reduced := [small for job in jobs if (small := job.reduced(size))]:
         down, across = (triton.cdiv(max(sides), SHRINK_TILE) for sides in zip(*reduced, strict=True))
         _shrink[(across, down, count)](table, mattes, work, *size, TILE=SHRINK_TILE, STEP=SHRINK_STEP, num_warps=4)
-    block, tile = (BLOCK, TILE) if not images.is_cpu else (INTERPRETED_BLOCK, INTERPRETED_TILE)
+    block, tile = (INTERPRETED_BLOCK, INTERPRETED_TILE) if triton.knobs.runtime.interpret else (BLOCK, TILE)
     half = block // 2
     deepest = max(len(job.levels) for job in jobs)
     levels = [[job.levels[level] for job in jobs if level < len(job.levels)] for level in range(deepest)]
     blocks = [triton.cdiv(max(height * width for height, width in sizes), half) for sizes in levels]
     if levels:
-        _coarse[(blocks[0], count)](table, images, mattes, work, BLOCK=half, num_warps=4)
+        _coarse[(blocks[0], count)](table, images, mattes, gains, work, BLOCK=half, num_warps=4)
     for level in range(1, deepest):
         _halve[(blocks[level], count)](table, work, level, BLOCK=half, num_warps=4)
     for level in reversed(range(deepest)):
@@ -370,7 +371,7 @@ def launch(images: Tensor, mattes: Tensor, jobs: Sequence[FinishJob], method: Me
             TILE=side, HALO=HALO, num_warps=4 if side == SMALL_TILE else 16,
         )  # fmt: skip
     most = triton.cdiv(max(job.height * job.width for job in jobs), block)
-    _pack[(most, count)](table, images, mattes, work, method.softest, method.hardest, BLOCK=block, num_warps=4)
+    _pack[(most, count)](table, images, mattes, gains, work, method.softest, method.hardest, BLOCK=block, num_warps=4)
 
 
 def _tiles(height: int, width: int, tile: int) -> int:
@@ -386,7 +387,8 @@ def _table(jobs: Sequence[FinishJob], size: Sequence[int]) -> tuple[Tensor, int]
         levels_at = at + (small[0] * small[1] if small else 0)
         rows.append((
             job.rgb, job.height, job.width, job.source_alpha, job.output, job.pixel_bytes, len(job.levels),
-            at if small else source, *(small or size), int(small is not None), levels_at, *job.coarse, source, 0,
+            at if small else source, *(small or size), int(small is not None), levels_at, *job.coarse, source,
+            int(job.refined),
         ))  # fmt: skip
         at += job.working_bytes(size) // 4
     return torch.tensor(rows, dtype=torch.int64), at

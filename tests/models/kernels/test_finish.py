@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rmbgd.backends.cuda.postprocess import check_kernels
 from rmbgd.engine.types import OutputPlane
 from tests.support.finish import Image, disc, finished, noise
 
@@ -59,6 +60,18 @@ def test_planes_of_each_kind(device, with_source_alpha, clean):
     compared(device, [Image(noise(50, 71), own, output, clean=clean) for output in OutputPlane])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("triton", [False, True])
+def test_refined_alpha_follows_the_image(device, triton):
+    """Every plane, from a matte that is an offset and a gain on luma: both upsampled, the sum cut to 0..1."""
+    gain = np.linspace(-1.5, 1.5, 48 * 64, dtype=np.float32).reshape(SIZE)
+    images = [Image(noise(100, 131), output=output) for output in OutputPlane]
+    for found, expected in finished(images, [disc(*SIZE)] * 3, device, triton=triton, gain=gain):
+        difference = np.abs(found.astype(int) - expected)
+        assert difference.max() <= 3
+        assert (difference > 0).mean() <= 0.01
+
+
 def test_mattes_without_soft_pixels_and_without_others(device):
     """Opaque images keep their colours, to the bit."""
     images = [Image(noise(20, 30))] * 3
@@ -73,6 +86,16 @@ def test_an_image_of_seven_megapixels(device):
     y, x = np.mgrid[0:2200, 0:3200]
     rgb = np.stack((x // 13 % 256, y // 9 % 256, (x + y) // 21 % 256), axis=2).astype(np.uint8)
     compared(device, [Image(rgb)], most=2)
+
+
+def test_kernels_are_checked_before_they_are_used(device, monkeypatch):
+    """Against plain torch; kernels that write nothing are found."""
+    from rmbgd.models.kernels import finish
+
+    check_kernels(device)
+    monkeypatch.setattr(finish, "launch", lambda *_: None)
+    with pytest.raises(ValueError, match="compute nonsense"):
+        check_kernels(device)
 
 
 def test_more_steps_than_a_tile_bears_are_refused(device):
