@@ -68,27 +68,15 @@ class FinishJob:
         return 4 * (of_levels + (small[0] * small[1] if small else 0))
 
 
-def finish_images(
-    images: Tensor,
-    mattes: Tensor,
-    jobs: Sequence[FinishJob],
-    method: Method,
-    *,
-    gains: Tensor | None = None,
-    triton: bool = False,
-) -> None:
-    """Write the output plane of every job. Synchronises nothing.
+def finish_images(images: Tensor, mattes: Tensor, gains: Tensor, jobs: Sequence[FinishJob], method: Method) -> None:
+    """Write the output plane of every job, by plain torch; kernels/finish.py is the same for Triton.
 
     images  uint8 [bytes]: the buffer in which images and outputs lie
     mattes  float32 [n, h, w] contiguous; resized to an image as imaging.resize.matte_to_image does it
-    gains   likewise, if any job is refined: alpha is gain * luma + matte, cut to 0..1; luma 0..1 of the full image
-    """
-    gains = mattes if gains is None else gains
-    if triton:
-        from rmbgd.models.kernels.finish import launch
+    gains   likewise: alpha of a refined image is gain * luma + matte, cut to 0..1; luma 0..1 of the full image
 
-        launch(images, mattes, gains, jobs, method)
-        return
+    Synchronises nothing.
+    """
     for job in jobs:
         _finish(images, mattes[job.matte], gains[job.matte], job, method)
 

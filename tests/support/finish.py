@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from rmbgd.backends.cuda.postprocess import METHOD, job_of
+from rmbgd.backends.cuda.postprocess import finish_images, job_of
 from rmbgd.backends.planes import finish
 from rmbgd.engine.types import OutputPlane, Region, region_bytes, view
 from rmbgd.imaging.resize import matte_to_image
-from rmbgd.models.finish import finish_images
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def finished(
     ]
     gains = None if gain is None else torch.from_numpy(np.stack([gain] * len(images))).to(device)
     jobs = [replace(job, refined=gain is not None) for job in jobs]
-    finish_images(there, torch.from_numpy(np.stack(mattes)).to(device), jobs, METHOD, gains=gains, triton=triton)
+    finish_images(there, torch.from_numpy(np.stack(mattes)).to(device), jobs, gains=gains, triton=triton)
     by_device = there.cpu().numpy()
     for image, place, offset in zip(images, places, mattes, strict=True):
         matte = offset

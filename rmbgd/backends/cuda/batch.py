@@ -21,11 +21,11 @@ from torch import Tensor
 from rmbgd.backends.cuda.device import CudaSeam, Event
 from rmbgd.backends.cuda.memory_plan import PLAIN_PIXELS, WORKING_BYTES
 from rmbgd.backends.cuda.network import CudaNetwork
-from rmbgd.backends.cuda.postprocess import FINITE, METHOD, job_of
+from rmbgd.backends.cuda.postprocess import FINITE, finish_images, job_of
 from rmbgd.backends.cuda.staging import Staging, StagingChunk
 from rmbgd.backends.planes import finish
 from rmbgd.engine.types import MatteReport, Region, Work, view
-from rmbgd.models.finish import FinishJob, finish_images
+from rmbgd.models.finish import FinishJob
 from rmbgd.models.inference import resized
 
 
@@ -86,7 +86,7 @@ class BatchRun:
             with self.device.compute_stream():
                 for job in jobs:
                     self._wait_upload(job.matte)
-                finish_images(self.staging.memory, self.network.mattes, jobs, METHOD, triton=self.network.triton)
+                finish_images(self.staging.memory, self.network.mattes, jobs, triton=self.network.triton)
                 done = self.device.record_event()
             self._finished += [(job.matte, done) for job in jobs]
         self._download()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from rmbgd.backends.planes import statistics
 from rmbgd.engine.types import OUTPUT_BYTES, OutputPlane, Region
 from rmbgd.imaging.edges import HARDEST, ITERATIONS, LEVEL_SIDE, SOFTEST, STIFFNESS
-from rmbgd.models.finish import FinishJob, Method, finish_images
+from rmbgd.models import finish
+from rmbgd.models.finish import FinishJob, Method
 
 SUMMARY = 5  # numbers per matte
 FINITE = 4  # of them the one that says whether all of the matte is finite
@@ -49,6 +52,16 @@ def job_of(region: Region, start: int, matte: int, *, clean: bool) -> FinishJob:
     )
 
 
+def finish_images(
+    images: Tensor, mattes: Tensor, jobs: Sequence[FinishJob], *, gains: Tensor | None = None, triton: bool
+) -> None:
+    """See models.finish.finish_images. `gains` are there if any job is refined."""
+    write = finish.finish_images
+    if triton:
+        from rmbgd.models.kernels.finish import finish_images as write
+    write(images, mattes, mattes if gains is None else gains, jobs, METHOD)
+
+
 def check_kernels(device: torch.device) -> None:
     """The finish by its Triton kernels against plain torch. Raises ValueError, and what Triton raises."""
     height, width = 100, 160
@@ -60,7 +73,7 @@ def check_kernels(device: torch.device) -> None:
     found = []
     for triton in (False, True):
         images[3 * pixels :] = 0
-        finish_images(images, matte, [job], METHOD, triton=triton)
+        finish_images(images, matte, [job], triton=triton)
         found.append(images[3 * pixels : 7 * pixels].to(torch.int16))
     apart = (found[1] - found[0]).abs()
     if int(apart.max()) > 3 or float((apart > 1).float().mean()) > 1e-3:

@@ -340,7 +340,7 @@ def _level_of(value):
     return _round(tl.minimum(tl.maximum(value, 0.0), 255.0)).to(tl.uint32)
 
 
-def launch(images: Tensor, mattes: Tensor, gains: Tensor, jobs: Sequence[FinishJob], method: Method) -> None:
+def finish_images(images: Tensor, mattes: Tensor, gains: Tensor, jobs: Sequence[FinishJob], method: Method) -> None:
     """See models.finish.finish_images. Allocates what `FinishJob.working_bytes` says. Raises ValueError for more steps
     than HALO."""
     if method.iterations > HALO:

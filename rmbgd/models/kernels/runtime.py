@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from rmbgd.errors import ModelError
-from rmbgd.models.finish import FinishJob, Method, finish_images
+from rmbgd.models.finish import FinishJob, Method
 from rmbgd.models.inference import mattes, put_images
 from rmbgd.models.layers import KernelLayer
 from rmbgd.models.load import LoadedModel, load_model
@@ -178,9 +178,10 @@ def run(loaded: LoadedModel, device: torch.device, dtype: torch.dtype, *, triton
         alpha, finite = mattes(loaded.module, inputs, triton=triton)
         if not bool(finite.all()):
             raise ModelError(f"optimize: {provenance.model}: alpha of a black image is not finite in {kind}")
-    # From reduced mattes and from whole ones, with levels of every tile.
-    jobs = [FinishJob(height, width, 0, -1, 48, 4, 0, (height, width)) for height, width in ((2, 2), (40, 80))]
-    finish_images(torch.zeros(1 << 16, dtype=torch.uint8, device=device), alpha, jobs, FINISH, triton=triton)
+    if triton:  # levels of every tile
+        finish = importlib.import_module("rmbgd.models.kernels.finish")
+        jobs = [FinishJob(40, 80, 0, -1, 48, 4, 0, (40, 80))]
+        finish.finish_images(torch.zeros(1 << 16, dtype=torch.uint8, device=device), alpha, alpha, jobs, FINISH)
 
 
 def _card(device: str) -> torch.device:

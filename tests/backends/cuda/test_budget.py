@@ -15,8 +15,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rmbgd.backends.cuda.postprocess import METHOD, job_of
-from rmbgd.models.finish import FinishJob, finish_images
+from rmbgd.backends.cuda.postprocess import finish_images, job_of
+from rmbgd.models.finish import FinishJob
 from tests.support.finish import Image, regions
 
 MOST_LAUNCHES = 40  # of an image
@@ -73,7 +73,7 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[tuple[int, int]]], 
         ring = torch.empty(8 * pixels, dtype=torch.uint8, device="meta")
         mattes = torch.empty((1, NETWORK, NETWORK), device="meta")
         with mode:
-            finish_images(ring, mattes, jobs, METHOD, triton=True)
+            finish_images(ring, mattes, jobs, triton=True)
         return len(mode.launches), mode.bytes / pixels
 
     return counted

@@ -30,7 +30,7 @@ from triton.runtime.jit import JITFunction
 
 from rmbgd.models.birefnet import Head
 from rmbgd.models.deform import DeformableAspp
-from rmbgd.models.finish import FinishJob, finish_images
+from rmbgd.models.finish import FinishJob
 from rmbgd.models.inference import put_images
 from rmbgd.models.kernels import aspp, finish, head, norm, resize, window
 from rmbgd.models.kernels.runtime import FINISH, use_kernels
@@ -142,7 +142,8 @@ def compilations() -> dict[str, int]:
             pyramid(torch.zeros(batch, 64, height, width).half().to(memory_format=torch.channels_last))
         for side in (2, 40):
             jobs = [FinishJob(side + image, 50, 0, -1, 0, 4, image, (side, 50 + image)) for image in range(batch)]
-            finish_images(torch.zeros(16, dtype=torch.uint8), torch.zeros(batch, 40, 48), jobs, FINISH, triton=True)
+            mattes = torch.zeros(batch, 40, 48)
+            finish.finish_images(torch.zeros(16, dtype=torch.uint8), mattes, mattes, jobs, FINISH)
         head.head_alpha(ending.coarse(torch.zeros(batch, 64, 16, 16)), inputs, ending.stencils)
     return {kernel.__name__: len(kernel.device_caches[0][0]) for kernel in KERNELS}
 

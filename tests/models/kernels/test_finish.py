@@ -93,13 +93,14 @@ def test_kernels_are_checked_before_they_are_used(device, monkeypatch):
     from rmbgd.models.kernels import finish
 
     check_kernels(device)
-    monkeypatch.setattr(finish, "launch", lambda *_: None)
+    monkeypatch.setattr(finish, "finish_images", lambda *_: None)
     with pytest.raises(ValueError, match="compute nonsense"):
         check_kernels(device)
 
 
 def test_more_steps_than_a_tile_bears_are_refused(device):
-    from rmbgd.models.finish import Method, finish_images
+    from rmbgd.models.finish import Method
+    from rmbgd.models.kernels.finish import finish_images
 
     with pytest.raises(ValueError, match="13 steps on a tile that bears 12"):
-        finish_images(Tensor(), torch.zeros(1, 2, 2), [], Method(13, 0.01, 0, 1), triton=True)
+        finish_images(Tensor(), Tensor(), Tensor(), [], Method(13, 0.01, 0, 1))
