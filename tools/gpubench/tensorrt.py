@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from rmbgd.models.onnx_export import export_onnx
 
 from rmbgd.bench.samples import drawn
+from rmbgd.models.onnx_export import export_onnx
 from tools.gpubench.accuracy import compared
 from tools.gpubench.networks import choose_device, float32_products, normalised, ours, timed
 from tools.gpubench.plan import Answer, Plan

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rmbgd.backends.cuda.device import CaptureFailed, CudaSeam
-from rmbgd.backends.cuda.memory_plan import BAND_PIXELS, NetworkNeed
-from rmbgd.backends.cuda.postprocess import FINITE, SUMMARY, summary
-from rmbgd.backends.cuda.resample import resize_to_network
+from rmbgd.backends.cuda.memory_plan import NetworkNeed
+from rmbgd.backends.cuda.postprocess import FINITE, SUMMARY, check_kernels, summary
 from rmbgd.backends.faults import fault_of
 from rmbgd.backends.planes import SCALE, SHIFT
 from rmbgd.engine.golden_image import golden_image
@@ -222,13 +221,22 @@ class CudaNetwork:
         self.summary = torch.empty((0, SUMMARY), device=device.torch)
 
     def use_kernels(self) -> str:
-        """Triton's kernels from now on: why not, or nothing. Compiles them if that was not done before."""
+        """Triton's kernels from now on: why not, or nothing. Compiles them if that was not done before.
+
+        Those that finish images belong to them."""
 
         def choose(triton: bool) -> None:
             self._triton = triton
             use_kernels(self.module, triton=triton)
+            if triton:
+                with self._device.compute_stream():
+                    check_kernels(self._device.torch)
 
         return self._try(partial(choose, True), partial(choose, False), KERNELS_GATE)
+
+    @property
+    def triton(self) -> bool:
+        return self._triton
 
     def use_float8(self) -> str:
         """Wide products in float8 from now on: why not, or nothing."""
@@ -273,11 +281,7 @@ class CudaNetwork:
 
     def set_inputs(self, first: int, images: Sequence[Tensor]) -> None:
         """Resize and normalise images, uint8 [H, W, 3] on the device, into the inputs from `first` on."""
-        if self._triton or all(image.shape[0] * image.shape[1] <= BAND_PIXELS for image in images):
-            self._put(images, self.inputs[first:])
-            return
-        for index, image in enumerate(images, start=first):
-            self.set_resized(index, resize_to_network(image, self.size))
+        self._put(images, self.inputs[first:])
 
     def _put(self, images: Sequence[Tensor], inputs: Tensor) -> None:
         put_images(images, inputs, self._scale, self._shift, filter=self.filter, triton=self._triton)

@@ -30,12 +30,14 @@ from triton.runtime.jit import JITFunction
 
 from rmbgd.models.birefnet import Head
 from rmbgd.models.deform import DeformableAspp
+from rmbgd.models.finish import FinishJob
 from rmbgd.models.inference import put_images
-from rmbgd.models.kernels import aspp, head, norm, resize, window
-from rmbgd.models.kernels.runtime import use_kernels
+from rmbgd.models.kernels import aspp, finish, head, norm, resize, window
+from rmbgd.models.kernels.runtime import FINISH, use_kernels
 from rmbgd.models.swin import SwinBlock
 
-KERNELS = (window._attention, aspp._pyramid, head._head, norm._norm, resize._resize)
+FINISHING = (finish._shrink, finish._coarse, finish._halve, finish._relax, finish._pack)
+KERNELS = (window._attention, aspp._pyramid, head._head, norm._norm, resize._resize, *FINISHING)
 
 
 class Launch(NamedTuple):
@@ -78,6 +80,15 @@ def launches(capability: int) -> Iterator[Launch]:
     types = dict.fromkeys(("coarse", "x", "stencils", "alpha"), "*fp32") | {"nonfinite": "*i32"}
     constants = {"REACH": 2, "TILE_Y": head.TILE_Y, "TILE_X": head.TILE_X}
     yield Launch("head", head._head, types, constants, {"num_warps": 4})
+    given = {"table": "*i64", "images": "*u8"} | dict.fromkeys(("mattes", "gains", "work"), "*fp32")
+    given |= dict.fromkeys(("stiffness", "softest", "hardest"), "fp32")
+    constants = {"STEP": finish.SHRINK_STEP, "HALO": finish.HALO}
+    for kernel in FINISHING:
+        for tile, warps in ((finish.TILE, 16), (finish.SMALL_TILE, 4)) if kernel is finish._relax else ((16, 4),):
+            sizes = {"TILE": tile, "BLOCK": finish.BLOCK if kernel is finish._pack else finish.BLOCK // 2}
+            own = {n: v for n, v in (constants | sizes).items() if n in kernel.arg_names}
+            types = {n: t for n, t in given.items() if n in kernel.arg_names}
+            yield Launch(f"{kernel.__name__} {tile}", kernel, types, own, {"num_warps": warps})
 
 
 def compiled(launch: Launch, capability: int) -> dict[str, object]:
@@ -129,6 +140,10 @@ def compilations() -> dict[str, int]:
         for height, width in ((16, 16), (7, 9)):
             block(torch.zeros(batch, height, width, 192))
             pyramid(torch.zeros(batch, 64, height, width).half().to(memory_format=torch.channels_last))
+        for side in (2, 40):
+            jobs = [FinishJob(side + image, 50, 0, -1, 0, 4, image, (side, 50 + image)) for image in range(batch)]
+            mattes = torch.zeros(batch, 40, 48)
+            finish.finish_images(torch.zeros(16, dtype=torch.uint8), mattes, mattes, jobs, FINISH)
         head.head_alpha(ending.coarse(torch.zeros(batch, 64, 16, 16)), inputs, ending.stencils)
     return {kernel.__name__: len(kernel.device_caches[0][0]) for kernel in KERNELS}
 
