@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.source import PACKAGE, calls, imports, modules
 
-LEAVES = {"errors", "events", "clock", "naming", "paths", "page", "wording"}
+LEAVES = {"errors", "events", "clock", "naming", "paths", "page", "resampling", "wording"}
 BASE = LEAVES | {"heartbeat", "fs", "mounts", "folder_lock", "access_rights"}
 
 # Which packages a package may use, besides itself; there are no exceptions.
@@ -31,7 +31,7 @@ MAY_USE: dict[str, set[str]] = {
     "report": BASE | {"config", "store", "imaging", "telemetry"},
     "publish": BASE | {"config", "store"},
     "engine": BASE | {"config", "imaging", "models", "telemetry"},
-    "backends": {"errors", "fs", "engine", "imaging", "models"},
+    "backends": {"errors", "fs", "resampling", "engine", "imaging", "models"},
     "pipeline": BASE | {"config", "store", "imaging", "engine", "publish"},
     "intake": BASE | {"config", "store", "imaging", "publish", "pipeline"},
     "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake"},

@@ -28,6 +28,7 @@ from rmbgd.errors import EngineNonsense
 from rmbgd.imaging.resize import matte_to_image
 from rmbgd.models.inference import mattes, put_images
 from rmbgd.models.load import load_model
+from rmbgd.resampling import Filter
 
 DEVICE = "cpu"
 SIZES = (1, 2, 4, 8, 16)
@@ -43,6 +44,7 @@ class CpuNetwork:
     module: nn.Module
     facts: dict[str, object]
     inputs: Tensor
+    filter: Filter
 
 
 class CpuBackend:
@@ -130,10 +132,12 @@ class CpuBackend:
         )
         shape = (self._options.batch_maximum, 3, *loaded.provenance.input_size)
         inputs = torch.empty(shape, dtype=self._dtype, device=DEVICE).to(memory_format=torch.channels_last)
-        return CpuNetwork(name, loaded.module, loaded.provenance.facts(), inputs)
+        return CpuNetwork(name, loaded.module, loaded.provenance.facts(), inputs, loaded.filter)
 
     def _set_inputs(self, network: CpuNetwork, images: Sequence[NDArray[np.uint8]]) -> None:
-        put_images([torch.from_numpy(rgb) for rgb in images], network.inputs, self._scale, self._shift)
+        put_images(
+            [torch.from_numpy(rgb) for rgb in images], network.inputs, self._scale, self._shift, filter=network.filter
+        )
 
     def _mattes(self, network: CpuNetwork, count: int) -> Tensor:
         """Alpha of the first `count` inputs, float32 [count, h, w]. Raises EngineNonsense."""

@@ -280,7 +280,7 @@ class GpuSettings(Settings):
         reason="replay recorded launches: one instead of some thousand per batch; false launches each kernel by itself")
     kernels: Literal["auto", "off"] = setting("auto",
         reason="auto: Triton kernels where they compile and run, else plain PyTorch, which the log then says; off: always plain")
-    staging_bytes: int = setting(128 * MEBI, unit="bytes", ge=32 * MEBI, le=16 * 1024 * MEBI,
+    staging_bytes: int = setting(224 * MEBI, unit="bytes", ge=32 * MEBI, le=16 * 1024 * MEBI,
         reason="device memory for images on their way; one of 33 megapixels fits, larger ones are resized by the CPU")
     pinned_bytes: int = setting(256 * MEBI, unit="bytes", ge=0, le=64 * 1024 * MEBI,
         reason="part of pipeline.arena_bytes to page-lock, so that copies overlap with computing; no other program can use it")

@@ -42,10 +42,14 @@ class Region:
     output: OutputPlane
 
     @property
+    def source_alpha_offset(self) -> int:
+        """Where the alpha that the image came with lies, if it came with one."""
+        return self.offset + aligned(3 * self.height * self.width)
+
+    @property
     def output_offset(self) -> int:
         """Where the output plane begins; before it lie the planes that are read."""
-        pixels = self.height * self.width
-        return self.offset + aligned(3 * pixels) + (aligned(pixels) if self.source_alpha else 0)
+        return self.source_alpha_offset + (aligned(self.height * self.width) if self.source_alpha else 0)
 
 
 def region_bytes(height: int, width: int, *, source_alpha: bool, output: OutputPlane) -> int:
@@ -69,8 +73,7 @@ def view(block: NDArray[np.uint8], region: Region) -> Slot:
     """The slot of `region` inside `block` (uint8 [bytes]); nothing is copied."""
     height, width, pixels = region.height, region.width, region.height * region.width
     rgb = block[region.offset :][: 3 * pixels].reshape(height, width, 3)
-    second = region.offset + aligned(3 * pixels)
-    source_alpha = block[second:][:pixels].reshape(height, width) if region.source_alpha else None
+    source_alpha = block[region.source_alpha_offset :][:pixels].reshape(height, width) if region.source_alpha else None
     output = block[region.output_offset :][: OUTPUT_BYTES[region.output] * pixels]
     if region.output is OutputPlane.RGBA8:
         return Slot(rgb, source_alpha, output.reshape(height, width, 4), None)
@@ -130,6 +133,7 @@ class BatchReport:
     milliseconds: dict[str, float] = field(default_factory=dict)
     again: int = 0  # images whose alpha was not finite at first, and was computed again in float32
     limits: list[Limit] = field(default_factory=list)  # what the engine found out in this batch
+    not_finite: list[int] = field(default_factory=list)  # ids of images without an answer: their alpha is not finite
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +217,7 @@ class Options:
     # For GPUs alone:
     graphs: bool = True  # replay recorded launches instead of launching kernel by kernel
     kernels: str = "auto"  # or off: kernels in Triton
-    staging_bytes: int = 128 * MEBI  # of the device, for images on their way
+    staging_bytes: int = 224 * MEBI  # of the device, for images on their way
     pinned_bytes: int = 256 * MEBI  # of the arena, page-locked, at most
     spare_bytes: int = 1024 * MEBI  # of the device, to be left free
 

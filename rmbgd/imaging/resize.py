@@ -1,7 +1,7 @@
-"""Resize images to the network's size and alpha back: antialiased bilinear, half-pixel centres.
+"""Resize images to the network's size by the model's filter, and alpha back by antialiased bilinear.
 
-The filter is the one that Pillow calls BILINEAR and torch `antialias=True`: a triangle whose support grows with the
-reduction, and is one pixel when enlarging. Alpha is not stretched, clipped or rounded: its values stay absolute.
+Bilinear is what Pillow calls BILINEAR and torch `antialias=True`: a triangle whose support grows with the reduction,
+and is one pixel when enlarging. Alpha is not stretched, clipped or rounded: its values stay absolute.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from rmbgd.resampling import Filter
 
 
 def matte_to_image(alpha: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -26,11 +28,16 @@ def matte_to_image(alpha: NDArray[np.float32], height: int, width: int) -> NDArr
     return np.asarray(image.resize((width, height), Image.Resampling.BILINEAR), np.float32)
 
 
-def image_to_network(rgb: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """An image, uint8 [H, W, 3], at the network's size, uint8 [height, width, 3], rounded.
+def image_to_network(
+    rgb: NDArray[np.uint8],
+    size: tuple[int, int],
+    filter: Filter,  # noqa: A002
+) -> NDArray[np.uint8]:
+    """An image, uint8 [H, W, 3], at the network's size (h, w): uint8 [h, w, 3], rounded.
 
-    The reference on the CPU without torch; the backend's own resize equals it within one level.
+    What a device computes, by torch or a kernel, equals it within one level.
     """
-    if rgb.shape[:2] == (height, width):
+    if rgb.shape[:2] == size:
         return rgb
-    return np.asarray(Image.fromarray(rgb).resize((width, height), Image.Resampling.BILINEAR), np.uint8)
+    resized = Image.fromarray(rgb).resize(size[::-1], Image.Resampling[filter.name])
+    return np.asarray(resized, np.uint8)

@@ -13,9 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmbgd.models.birefnet import BiRefNet
+from rmbgd.resampling import Filter
 
 
-def put_images(images: Sequence[Tensor], inputs: Tensor, scale: Tensor, shift: Tensor, *, triton: bool = False) -> None:
+def put_images(
+    images: Sequence[Tensor],
+    inputs: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    *,
+    filter: Filter = Filter.BILINEAR,  # noqa: A002
+    triton: bool = False,
+) -> None:
     """inputs[i] = resized(images[i]) * scale + shift, for each image.
 
     images        uint8 [H, W, 3] on the device of `inputs`, rows may have any stride; H and W differ
@@ -32,10 +41,10 @@ def put_images(images: Sequence[Tensor], inputs: Tensor, scale: Tensor, shift: T
         # From page-locked memory, which torch keeps for reuse, so that the copy waits for nothing.
         rows = image_table(images)
         table = rows.pin_memory().to(inputs.device, non_blocking=True) if inputs.is_cuda else rows
-        resize_images(table, inputs, scale, shift)
+        resize_images(table, inputs, scale, shift, filter)
         return
     for target, image in zip(inputs, images, strict=False):
-        target.copy_(resized(image, target.shape[1:]) * scale.view(3, 1, 1) + shift.view(3, 1, 1))
+        target.copy_(resized(image, target.shape[1:], filter) * scale.view(3, 1, 1) + shift.view(3, 1, 1))
 
 
 def image_table(images: Sequence[Tensor]) -> Tensor:
@@ -51,8 +60,10 @@ def image_table(images: Sequence[Tensor]) -> Tensor:
     return torch.tensor(rows, dtype=torch.int64).view(-1, 4)
 
 
-def resized(image: Tensor, size: Sequence[int]) -> Tensor:
+def resized(image: Tensor, size: Sequence[int], filter: Filter) -> Tensor:  # noqa: A002
     """uint8 [H, W, 3] -> [3, h, w]: float32, or uint8 on a CPU, where torch has vector code for bytes."""
+    if filter is not Filter.BILINEAR:
+        raise ValueError(f"{filter} has no code on a device")
     planes = image.permute(2, 0, 1)[None]
     if not image.is_cpu:
         planes = planes.to(torch.float32)

@@ -26,6 +26,7 @@ from rmbgd.models.convert import assemble
 from rmbgd.models.registry import Architecture, PatchOrder
 from rmbgd.models.store import DEFAULT_MODELS, StoredModel, resolve
 from rmbgd.models.u2net import build_u2netp
+from rmbgd.resampling import Filter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,7 @@ class Provenance:
     device: str
     parameters: int
     input_size: tuple[int, int]  # (height, width) in pixels
+    filter: str  # brings images to that size
     mapped_bytes: int  # pages of the file, reclaimable and shared with the page cache
     private_bytes: int  # copies: folded, cast, or on a device
     seconds: float  # until the module could compute
@@ -56,11 +58,19 @@ class Provenance:
 
 
 class LoadedModel:
-    """`module` maps normalised images [B,3,H,W] to logits [B,1,H,W]; `input_size`: its (height, width)."""
+    """`module` maps normalised images [B,3,H,W] to logits [B,1,H,W]; `input_size`: its (height, width); `filter`: what
+    brings images to it."""
 
-    def __init__(self, module: nn.Module, input_size: tuple[int, int], finish: Callable[[], Provenance]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        input_size: tuple[int, int],
+        filter: Filter,  # noqa: A002
+        finish: Callable[[], Provenance],
+    ) -> None:
         self.module = module
         self.input_size = input_size
+        self.filter = filter
         self._finish = finish
 
     @cached_property
@@ -127,12 +137,13 @@ def load_model(
             device=str(device),
             parameters=header.parameters,
             input_size=model.input_size(),
+            filter=model.filter().value,
             mapped_bytes=mapped_bytes,
             private_bytes=sum(t.nbytes for t in tensors) - mapped_bytes,
             seconds=seconds,
         )
 
-    return LoadedModel(module, model.input_size(), finish)
+    return LoadedModel(module, model.input_size(), model.filter(), finish)
 
 
 def _build(

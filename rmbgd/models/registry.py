@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from rmbgd.errors import ModelError
+from rmbgd.resampling import Filter
 
 
 class Architecture(StrEnum):
@@ -49,6 +50,7 @@ class ModelEntry:
     architecture: Architecture = Architecture.BIREFNET
     backbone: str | None = "swin_v1_l"  # or "swin_v1_t"; None where the architecture has only one
     input_size: tuple[int, int] = (1024, 1024)
+    filter: Filter = Filter.BILINEAR  # brings images to that size; BiRefNet was trained with this one
     licence: str = "MIT"  # SPDX identifier
     licence_class: LicenceClass = LicenceClass.COMMERCIAL
     licence_url: str = "https://github.com/ZhengPeng7/BiRefNet/blob/main/LICENSE"

@@ -13,6 +13,7 @@ from typing import Any
 from rmbgd.errors import ModelError
 from rmbgd.models import checkpoint, licences
 from rmbgd.models.registry import REGISTRY, Architecture, ModelEntry, PatchOrder, lookup
+from rmbgd.resampling import Filter
 
 DEFAULT_MODELS = Path("/var/lib/rmbgd/models")
 WEIGHTS = "model.safetensors"
@@ -61,6 +62,10 @@ class StoredModel:
             case [int(height), int(width)] if height > 0 and width > 0 and height % 32 == width % 32 == 0:
                 return height, width
         return 1024, 1024
+
+    def filter(self) -> Filter:
+        """What brings images to the input size."""
+        return self.entry.filter if self.entry else Filter.BILINEAR
 
 
 def resolve(source: str | os.PathLike[str], models: Path = DEFAULT_MODELS) -> StoredModel:

@@ -25,6 +25,7 @@ from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.imaging.compose import compose_rgba, quantise_alpha
 from rmbgd.imaging.resize import image_to_network, matte_to_image
 from rmbgd.models.u2net import build_u2netp
+from rmbgd.resampling import Filter
 from tests.backends.conftest import OPTIONS, ball
 from tests.support.shared_data import shared
 
@@ -56,7 +57,7 @@ def green(inputs: torch.Tensor) -> torch.Tensor:
 
 def matte_of(module, rgb: np.ndarray) -> np.ndarray:
     """By the authors' preprocessing (Pillow's bilinear, /255, mean and deviation): float32 [320, 320]."""
-    small = image_to_network(rgb, 320, 320).astype(np.float32) / 255
+    small = image_to_network(rgb, (320, 320), Filter.BILINEAR).astype(np.float32) / 255
     inputs = torch.from_numpy(((small - MEAN) / DEVIATION).astype(np.float32)).permute(2, 0, 1)[None]
     with torch.inference_mode():
         return torch.sigmoid(module(inputs))[0, 0].numpy()
@@ -71,7 +72,7 @@ def test_the_networks_input_is_within_one_level_of_pillow(started, height, width
         started[0]._set_inputs(network, [rgb])
         values = network.inputs[0].permute(1, 2, 0).numpy()
     levels = (values * DEVIATION + MEAN) * 255
-    assert np.abs(levels - image_to_network(rgb, 320, 320)).max() <= 1.01
+    assert np.abs(levels - image_to_network(rgb, (320, 320), Filter.BILINEAR)).max() <= 1.01
 
 
 @pytest.mark.slow
@@ -207,7 +208,7 @@ def test_only_measured_sizes_are_offered(arena, monkeypatch):
 
     def quick(*arguments, **keywords):
         provenance = real(*arguments, **keywords).provenance
-        return SimpleNamespace(module=green, provenance=replace(provenance, model="green"))
+        return SimpleNamespace(module=green, filter=Filter.BILINEAR, provenance=replace(provenance, model="green"))
 
     monkeypatch.setattr(cpu, "load_model", quick)
     for seconds, sizes in ((0.0, (1,)), (1000.0, (1, 2, 4))):

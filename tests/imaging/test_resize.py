@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rmbgd.imaging.resize import image_to_network, matte_to_image
+from rmbgd.resampling import Filter
 from tests.imaging.builders import photo
 
 SIDES = st.integers(1, 70)
@@ -40,6 +41,6 @@ def test_alpha_is_resized_as_defined(height: int, width: int, new_height: int, n
 @given(SIDES, SIDES, SIDES, SIDES)
 def test_images_are_resized_as_defined(height: int, width: int, new_height: int, new_width: int) -> None:
     image = photo(height, width)
-    result = image_to_network(image, new_height, new_width)
+    result = image_to_network(image, (new_height, new_width), Filter.BILINEAR)
     assert (result.dtype, result.shape) == (np.uint8, (new_height, new_width, 3))
     assert np.abs(result - resized(image, new_height, new_width)).max() <= 1.0 + 1e-9  # the yardstick rounds too

@@ -89,7 +89,7 @@ class CudaBackend:
         pool = self._pool
         assert pool is not None
         report = types.BatchReport([], {"network": 0.0, "finish": 0.0})
-        left, recomputed = list(batch), 0
+        left = list(batch)
         with torch.inference_mode():
             with faults():
                 pool.recover_memory()
@@ -97,17 +97,15 @@ class CudaBackend:
                 count, size = split(len(left), pool.sizes, network.seconds)[0]
                 try:
                     with faults():
-                        recomputed += self._run(pool, network, left[:count], size, report)
+                        self._run(pool, network, left[:count], size, report)
                     del left[:count]
                     continue
                 except EngineMemory as fault:
                     shortage = without_frames(fault)
                 with faults():
                     pool.shrink(size, shortage)
-        if recomputed:
-            detail = f"{recomputed} of {len(batch)} images were computed again in float32: their alpha was not finite"
-            self._limits.append(types.Limit("not_finite", detail))
-        return types.BatchReport(report.answers, report.milliseconds, recomputed, self._take_limits())
+        report.limits.extend(self._take_limits())
+        return report
 
     def golden(self, model: str) -> types.Golden:
         with torch.inference_mode(), faults():
@@ -120,9 +118,13 @@ class CudaBackend:
         """One pass of the memory test over 4 KiB blocks, which stay allocated. Raises EngineFault."""
         assert self._device is not None
         with torch.inference_mode(), faults(), self._device.compute_stream():
-            if self._memory_test is None:
-                self._memory_test = MemoryTest(torch, self._device.torch, blocks)
-            return self._memory_test.check()
+            if self._memory_test is not None:
+                return self._memory_test.check()
+            self._memory_test = MemoryTest(torch, self._device.torch, blocks)
+            found = self._memory_test.check()
+            assert self._pool is not None
+            self._pool.finalize()  # its blocks may have come out of what batches need
+            return found
 
     def close(self) -> None:
         self._networks.clear()
@@ -161,8 +163,8 @@ class CudaBackend:
 
     def _run(
         self, pool: MemoryPool, network: CudaNetwork, batch: Sequence[types.Work], size: int, report: types.BatchReport
-    ) -> int:
-        """Through the device as one batch of `size`, into the report: images that were recomputed in float32."""
+    ) -> None:
+        """Through the device as one batch of `size`, into the report."""
         device = self._device
         assert device is not None
         run = BatchRun(device, pool.staging, network, self._block, batch, size, pool.summary)
@@ -180,7 +182,7 @@ class CudaBackend:
         report.milliseconds["network"] += 1000 * (run.computed_at - began)
         report.milliseconds["finish"] += 1000 * (finished - run.computed_at)
         report.answers.extend(types.Answer(matte, self._options.device, network.name, len(batch)) for matte in mattes)
-        return run.recomputed
+        report.not_finite.extend(run.not_finite)
 
     def _take_limits(self) -> list[types.Limit]:
         limits = list(self._limits)

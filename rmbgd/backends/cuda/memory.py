@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rmbgd.backends.cuda.device import CudaSeam
-from rmbgd.backends.cuda.memory_plan import Plan, plan
+from rmbgd.backends.cuda.memory_plan import PLAIN_BYTES, WORKING_BYTES, Plan, plan
 from rmbgd.backends.cuda.network import CudaNetwork
 from rmbgd.backends.cuda.postprocess import SUMMARY
 from rmbgd.backends.cuda.staging import Staging
@@ -32,7 +32,7 @@ class MemoryPool:
 
     limits   what the device has to do without is appended to it
     sizes    of batches, in use; fewer than planned after a shortage
-    staging  the staging buffers
+    staging  the staging buffer
     summary  float32 [largest batch, SUMMARY] on the host, page-locked
     """
 
@@ -55,7 +55,13 @@ class MemoryPool:
         device.empty_cache()
         free, total = device.memory()
         self.plan: Plan = plan(
-            free=free, total=total, host_free=host_memory().available, arena=len(block), networks=needs, options=options
+            free=free,
+            total=total,
+            host_free=host_memory().available,
+            arena=len(block),
+            networks=needs,
+            options=options,
+            working=WORKING_BYTES if all(network.triton for network in networks) else PLAIN_BYTES,
         )
         limits.extend(self.plan.limits)
         self._is_low = free < options.spare_bytes  # reported, and not over yet
@@ -64,7 +70,7 @@ class MemoryPool:
         if pinned and (why := device.pin(block, pinned)):
             self._limit("pinned", f"no memory is page-locked, so copies wait for each other: {why}")
             pinned = 0
-        self.staging = Staging(device, block, self.plan.upload, self.plan.download, pinned)
+        self.staging = Staging(device, block, self.plan.staging, pinned)
         self.sizes = self.plan.sizes
         self.summary = device.pinned_tensor((self.sizes[-1], SUMMARY))
         for network in networks:

@@ -1,7 +1,7 @@
 """POLICY: how a GPU's memory is divided at start, and a batch among batch sizes. Bytes throughout.
 
 What is planned stays allocated: inputs and outputs of the networks for the largest batch, the graphs' memory (shared,
-so it is that of the largest batch), staging buffers for images, and working memory for one band of an image.
+so it is that of the largest batch), the staging buffer for images, and working memory to finish them.
 """
 
 from __future__ import annotations
@@ -15,15 +15,11 @@ from rmbgd.engine.types import Limit, Options
 MEBI = 1 << 20
 
 SIZES = (1, 2, 4, 8, 16)
-BAND_PIXELS = 1 << 20
-"""Pixels of an image that are processed at a time at full size: few enough to bound memory, enough to fill a GPU."""
-COARSE_PIXELS = 1 << 19
-"""Pixels of small levels whose colours are estimated together."""
-WORKING_BYTES = 128 * BAND_PIXELS
-"""For one band six float planes of colour estimates, twice, alpha and masks; the small levels take less."""
-STAGING_LEAST = 32 * MEBI  # holds an image of 8 megapixels and a band of output
+WORKING_BYTES = 32 * MEBI  # for small levels of images that are finished together; one takes at most 15 MiB
+PLAIN_PIXELS = 1 << 21  # of an image that is finished without kernels; the host finishes larger ones
+PLAIN_BYTES = 64 * PLAIN_PIXELS  # then takes the place of WORKING_BYTES: planes of floats at full size
+STAGING_LEAST = 32 * MEBI  # holds an image of 4 megapixels and its output
 STAGING_FRACTION = 4  # staging gets at most one in so many of the bytes that may be taken
-OUTPUT_FRACTION = 4  # one in so many of the staging bytes are for what comes down
 WORKING_SLACK = 1.125  # of a network's working memory: torch's allocator rounds, and graphs lie in a pool of their own
 HOST_FRACTION = 8  # at most one in so many bytes of the host's free memory are locked
 
@@ -50,21 +46,27 @@ class Plan:
     """sizes: batch sizes, ascending. The rest in bytes."""
 
     sizes: tuple[int, ...]
-    upload: int
-    download: int
+    staging: int
     working: int
     pinned: int
     limits: tuple[Limit, ...] = field(default=())
 
     def facts(self) -> dict[str, object]:
         return {
-            "batch_sizes": list(self.sizes), "upload_bytes": self.upload, "download_bytes": self.download,
-            "working_bytes": self.working, "pinned_bytes": self.pinned,
+            "batch_sizes": list(self.sizes), "staging_bytes": self.staging, "working_bytes": self.working,
+            "pinned_bytes": self.pinned,
         }  # fmt: skip
 
 
 def plan(
-    *, free: int, total: int, host_free: int, arena: int, networks: Sequence[NetworkNeed], options: Options
+    *,
+    free: int,
+    total: int,
+    host_free: int,
+    arena: int,
+    networks: Sequence[NetworkNeed],
+    options: Options,
+    working: int = WORKING_BYTES,
 ) -> Plan:
     """The largest batch that fits beside all else, and what is reduced for it. Never refuses: one image is tried.
 
@@ -72,6 +74,7 @@ def plan(
     host_free    bytes of the host that are free, for what is page-locked
     arena        bytes of the shared block
     options      the most that may be taken, and the spare bytes: less than those free at start is a limit
+    working      bytes that finishing images takes
     """
     limits = []
     if free < options.spare_bytes:
@@ -79,7 +82,7 @@ def plan(
         limits.append(Limit("memory_low", detail))
     spendable = max(0, free - options.spare_bytes)
     staging = max(STAGING_LEAST, min(options.staging_bytes, spendable // STAGING_FRACTION))
-    fixed = staging + WORKING_BYTES
+    fixed = staging + working
     wanted = [size for size in SIZES if size <= options.batch_maximum]
     fitting = []
     for size in wanted:  # networks run one at a time, and each has its own inputs and outputs
@@ -93,8 +96,7 @@ def plan(
     pinned = min(arena, options.pinned_bytes, host_free // HOST_FRACTION)
     if pinned < min(arena, options.pinned_bytes):
         limits.append(Limit("pinned", f"{_mib(host_free)} of the host are free: {_mib(pinned)} are page-locked"))
-    download = staging // OUTPUT_FRACTION
-    return Plan(sizes, staging - download, download, WORKING_BYTES, pinned, tuple(limits))
+    return Plan(sizes, staging, working, pinned, tuple(limits))
 
 
 def split(images: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> list[tuple[int, int]]:

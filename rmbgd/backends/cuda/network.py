@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from rmbgd.backends.cuda.device import CaptureFailed, CudaSeam
-from rmbgd.backends.cuda.memory_plan import BAND_PIXELS, NetworkNeed
-from rmbgd.backends.cuda.postprocess import FINITE, SUMMARY, summary
-from rmbgd.backends.cuda.resample import resize_to_network
+from rmbgd.backends.cuda.memory_plan import NetworkNeed
+from rmbgd.backends.cuda.postprocess import FINITE, SUMMARY, check_kernels, summary
 from rmbgd.backends.faults import fault_of
 from rmbgd.backends.planes import SCALE, SHIFT
 from rmbgd.engine.golden_image import golden_image
@@ -206,6 +205,7 @@ class CudaNetwork:
         self.name = name
         self.module: nn.Module = loaded.module
         self.size: tuple[int, int] = loaded.input_size
+        self.filter = loaded.filter
         self.facts: dict[str, object] = loaded.provenance.facts()
         self.seconds: dict[int, float] = {}
         self.is_float32 = dtype is torch.float32  # computing again in float32 gains nothing
@@ -221,13 +221,22 @@ class CudaNetwork:
         self.summary = torch.empty((0, SUMMARY), device=device.torch)
 
     def use_kernels(self) -> str:
-        """Triton's kernels from now on: why not, or nothing. Compiles them if that was not done before."""
+        """Triton's kernels from now on: why not, or nothing. Compiles them if that was not done before.
+
+        Those that finish images belong to them."""
 
         def choose(triton: bool) -> None:
             self._triton = triton
             use_kernels(self.module, triton=triton)
+            if triton:
+                with self._device.compute_stream():
+                    check_kernels(self._device.torch)
 
         return self._try(partial(choose, True), partial(choose, False), KERNELS_GATE)
+
+    @property
+    def triton(self) -> bool:
+        return self._triton
 
     def use_float8(self) -> str:
         """Wide products in float8 from now on: why not, or nothing."""
@@ -252,7 +261,7 @@ class CudaNetwork:
         inputs = self._empty_inputs(1)
         with self._device.compute_stream():
             rgb = torch.from_numpy(golden_image()[0]).to(self._device.torch)
-            put_images([rgb], inputs, self._scale, self._shift, triton=self._triton)
+            self._put([rgb], inputs)
             alpha = self._forward(inputs)[0][0].cpu()
         return np.asarray(alpha.numpy(), np.float32)
 
@@ -272,11 +281,10 @@ class CudaNetwork:
 
     def set_inputs(self, first: int, images: Sequence[Tensor]) -> None:
         """Resize and normalise images, uint8 [H, W, 3] on the device, into the inputs from `first` on."""
-        if self._triton or all(image.shape[0] * image.shape[1] <= BAND_PIXELS for image in images):
-            put_images(images, self.inputs[first:], self._scale, self._shift, triton=self._triton)
-            return
-        for index, image in enumerate(images, start=first):
-            self.set_resized(index, resize_to_network(image, self.size))
+        self._put(images, self.inputs[first:])
+
+    def _put(self, images: Sequence[Tensor], inputs: Tensor) -> None:
+        put_images(images, inputs, self._scale, self._shift, filter=self.filter, triton=self._triton)
 
     def set_resized(self, index: int, pixels: Tensor) -> None:
         """Normalise levels 0..255 at the network's size, [h, w, 3] of any type, on any device, into one input."""

@@ -1,7 +1,7 @@
-"""Staging buffers: two ring buffers on the device between the arena and the network, copies on streams of their own.
+"""Staging buffer: a ring on the device in which images lie as they lie in the arena, copied on streams of their own.
 
-The arena's first bytes may be page-locked: a copy of those runs beside the device's work; for others the host makes a
-second copy.
+An image's chunk holds what is read and what is written. The arena's first bytes may be page-locked: a copy of those
+runs beside the device's work; for others the host makes a second copy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rmbgd.backends.cuda.device import CudaSeam, Event
-from rmbgd.engine.types import OUTPUT_BYTES, Region, aligned
+from rmbgd.engine.types import OUTPUT_BYTES, Region
 
 ALIGNMENT = 256  # bytes; what device allocators give, and what wide loads like
 
@@ -77,86 +77,71 @@ class Ring:
         self._head = 0
 
 
-@dataclass
-class StagedImage:
-    """The planes of an image that are read, on the device until the chunk is evicted."""
-
-    chunk: StagingChunk
-    rgb: Tensor  # uint8 [H, W, 3]
-    source_alpha: Tensor | None  # uint8 [H, W]
-
-
-@dataclass
-class Band:
-    """Bytes of an output plane on the device: `memory` uint8 [n], for the block's bytes from `offset` on."""
-
-    chunk: StagingChunk
-    memory: Tensor
-    offset: int
-
-
 class Staging:
-    """The rings of both directions.
+    """The ring and its memory.
 
-    block             the shared arena, uint8 [bytes]
-    upload, download  bytes of the rings
-    pinned            bytes of the block that are page-locked, from its start
+    block       the shared arena, uint8 [bytes]
+    byte_count  of the ring
+    pinned      bytes of the block that are page-locked, from its start
+    memory      uint8 [byte_count] on the device
     """
 
-    def __init__(self, device: CudaSeam, block: NDArray[np.uint8], upload: int, download: int, pinned: int) -> None:
+    def __init__(self, device: CudaSeam, block: NDArray[np.uint8], byte_count: int, pinned: int) -> None:
         self._device = device
         self._block = torch.from_numpy(block)
         self._pinned = pinned
-        self._up = Ring(upload)
-        self._down = Ring(download)
-        self._up_memory = torch.empty(upload, dtype=torch.uint8, device=device.torch)
-        self._down_memory = torch.empty(download, dtype=torch.uint8, device=device.torch)
+        self._ring = Ring(byte_count // ALIGNMENT * ALIGNMENT)
+        self.memory = torch.empty(byte_count, dtype=torch.uint8, device=device.torch)
 
     def fits(self, region: Region) -> bool:
-        """Whether an image can be on the device at all, as a whole, and a row of its output."""
-        row = OUTPUT_BYTES[region.output] * region.width
-        return region.output_offset - region.offset <= self._up.byte_count and row <= self._down.byte_count
+        return _byte_count(region) <= self._ring.byte_count
 
-    def upload(self, region: Region) -> StagedImage | None:
+    def upload(self, region: Region) -> StagingChunk | None:
         """Start copying what is read, complete at the chunk's `last_use`; None while a held chunk is in the way."""
-        byte_count = region.output_offset - region.offset
-        chunk = self._up.take(byte_count)
+        chunk = self._ring.take(_byte_count(region))
         if chunk is None:
             return None
-        memory = self._up_memory[chunk.start : chunk.start + byte_count]
         with self._device.upload_stream():
             for event in chunk.wait_for:
                 self._device.wait_event(event)
-            for first, last in self._parts(region.offset, byte_count):
-                memory[first:last].copy_(self._block[region.offset + first : region.offset + last], non_blocking=True)
+            for first, last in self._parts(region.offset, region.output_offset - region.offset):
+                place = self.memory[chunk.start + first : chunk.start + last]
+                place.copy_(self._block[region.offset + first : region.offset + last], non_blocking=True)
             chunk.last_use = self._device.record_event()
-        height, width = region.height, region.width
-        rgb = memory[: 3 * height * width].view(height, width, 3)
-        at = aligned(3 * height * width)
-        alpha = memory[at : at + height * width].view(height, width) if region.source_alpha else None
-        return StagedImage(chunk, rgb, alpha)
+        return chunk
 
-    def take_band(self, offset: int, byte_count: int) -> Band | None:
-        """Memory for output, to be written after the chunk's `wait_for`; None while a held chunk is in the way."""
-        chunk = self._down.take(byte_count)
-        return Band(chunk, self._down_memory[chunk.start : chunk.start + byte_count], offset) if chunk else None
+    def rgb(self, region: Region, chunk: StagingChunk) -> Tensor:
+        """uint8 [H, W, 3]"""
+        flat = self.memory[chunk.start : chunk.start + 3 * region.height * region.width]
+        return flat.view(region.height, region.width, 3)
 
-    def download(self, band: Band, ready: Event) -> Event:
-        """Start copying a band into the arena once `ready` is reached; the result is reached when it is there."""
+    def download(self, region: Region, chunk: StagingChunk, ready: Event) -> Event:
+        """Start copying the output plane into the arena once `ready` is reached; it is there at the resulting event,
+        after which the chunk may be overwritten."""
+        start = chunk.start + region.output_offset - region.offset
         with self._device.download_stream():
             self._device.wait_event(ready)
-            for first, last in self._parts(band.offset, len(band.memory)):
-                self._block[band.offset + first : band.offset + last].copy_(band.memory[first:last], non_blocking=True)
+            for first, last in self._parts(region.output_offset, _output_bytes(region)):
+                target = self._block[region.output_offset + first : region.output_offset + last]
+                target.copy_(self.memory[start + first : start + last], non_blocking=True)
             arrived = self._device.record_event()
-        band.chunk.release(arrived)
+        chunk.release(arrived)
         return arrived
 
     def clear(self) -> None:
         """All copies have ended, completed or not."""
-        self._up.clear()
-        self._down.clear()
+        self._ring.clear()
 
     def _parts(self, offset: int, byte_count: int) -> list[tuple[int, int]]:
         """A copy must be on one side of the end of what is page-locked, or the driver refuses it."""
         edge = min(max(self._pinned - offset, 0), byte_count)
         return [part for part in ((0, edge), (edge, byte_count)) if part[0] < part[1]]
+
+
+def _output_bytes(region: Region) -> int:
+    return OUTPUT_BYTES[region.output] * region.height * region.width
+
+
+def _byte_count(region: Region) -> int:
+    """Of all planes."""
+    return region.output_offset - region.offset + _output_bytes(region)

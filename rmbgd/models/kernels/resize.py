@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from rmbgd.resampling import Filter
+
 TILE = 32  # output pixels on each side
 STEP = 16  # input pixels per step on each side: the narrowest that a matrix product takes
 
@@ -97,12 +99,14 @@ def _resize(
     tl.store(out + 2 * stride_c, blue.to(kind), mask=inside)
 
 
-def resize_images(table: Tensor, inputs: Tensor, scale: Tensor, shift: Tensor) -> None:
+def resize_images(table: Tensor, inputs: Tensor, scale: Tensor, shift: Tensor, filter: Filter) -> None:  # noqa: A002
     """Fill inputs[i] from the image that row i of the table describes; a row of height 0 leaves inputs[i] alone.
 
     table: `inference.image_table` on the device of `inputs`, at most B rows; the rest as in `inference.put_images`.
     Synchronises nothing and allocates nothing: it can be captured. The images must stay where they are until it ran.
     """
+    if filter is not Filter.BILINEAR:
+        raise ValueError(f"{filter} has no kernel")
     height, width = inputs.shape[2:]
     grid = (triton.cdiv(width, TILE), triton.cdiv(height, TILE), len(table))
     _resize[grid](table, inputs, scale, shift, height, width, *inputs.stride(), TILE=TILE, STEP=STEP, num_warps=4)

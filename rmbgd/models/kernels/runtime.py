@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from rmbgd.errors import ModelError
+from rmbgd.models.finish import FinishJob, Method, finish_images
 from rmbgd.models.inference import mattes, put_images
 from rmbgd.models.layers import KernelLayer
 from rmbgd.models.load import LoadedModel, load_model
@@ -124,6 +125,7 @@ def use_cache(models: Path, device: torch.device) -> Path | None:
 
 BATCHES = (1, 2)  # a batch of one is a case of its own to libraries; every other is like two
 IMAGES = ((480, 640), (3000, 4000))  # (height, width): enlarged, and reduced
+FINISH = Method(iterations=1, stiffness=0.01, softest=0.0, hardest=1.0)
 
 
 @dataclass(frozen=True)
@@ -172,10 +174,13 @@ def run(loaded: LoadedModel, device: torch.device, dtype: torch.dtype, *, triton
         shape = (batch, 3, *loaded.input_size)
         inputs = torch.zeros(shape, dtype=kind, device=device).contiguous(memory_format=torch.channels_last)
         images = [torch.zeros((*size, 3), dtype=torch.uint8, device=device) for size in IMAGES[:batch]]
-        put_images(images, inputs, ones / 255, -ones / 2, triton=triton)
-        _, finite = mattes(loaded.module, inputs, triton=triton)
+        put_images(images, inputs, ones / 255, -ones / 2, filter=loaded.filter, triton=triton)
+        alpha, finite = mattes(loaded.module, inputs, triton=triton)
         if not bool(finite.all()):
             raise ModelError(f"optimize: {provenance.model}: alpha of a black image is not finite in {kind}")
+    # From reduced mattes and from whole ones, with levels of every tile.
+    jobs = [FinishJob(height, width, 0, -1, 48, 4, 0, (height, width)) for height, width in ((2, 2), (40, 80))]
+    finish_images(torch.zeros(1 << 16, dtype=torch.uint8, device=device), alpha, jobs, FINISH, triton=triton)
 
 
 def _card(device: str) -> torch.device:

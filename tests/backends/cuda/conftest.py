@@ -49,7 +49,9 @@ def green(monkeypatch: pytest.MonkeyPatch) -> Green:
     def load(*arguments: object, device: object, dtype: torch.dtype, **keywords: object) -> SimpleNamespace:
         loaded = real(*arguments, device="cpu", dtype=torch.float32, **keywords)
         provenance = replace(loaded.provenance, model="green", precision=str(dtype).removeprefix("torch."))
-        return SimpleNamespace(module=module.to(device, dtype), input_size=(320, 320), provenance=provenance)
+        return SimpleNamespace(
+            module=module.to(device, dtype), input_size=(320, 320), filter=loaded.filter, provenance=provenance
+        )
 
     monkeypatch.setattr(network, "load_model", load)
     monkeypatch.setattr(torch_engine, "load_model", load)

@@ -12,8 +12,8 @@ import torch
 
 from rmbgd.backends.cpu import CpuBackend
 from rmbgd.backends.cuda import backend as engine
+from rmbgd.backends.cuda import batch, memory_plan, network
 from rmbgd.backends.cuda import memory as pool
-from rmbgd.backends.cuda import memory_plan, network, resample
 from rmbgd.backends.cuda.device import CaptureFailed
 from rmbgd.backends.factory import create
 from rmbgd.engine.selftest import golden_difference
@@ -66,30 +66,44 @@ def test_every_plane_is_that_of_the_cpus_engine(make, green, canvas):
     assert all(np.array_equal(canvas.slot(work).rgb, rgb) for work, rgb in zip(works, inputs, strict=True))
 
 
-def test_images_worked_on_in_bands_are_the_same(make, green, canvas, monkeypatch):
-    """Bands of some rows instead of one for all: nothing is rounded on the way to the network then, so two levels."""
-    works = assorted(canvas)
-    expected, _ = by_host(canvas, works)
-    monkeypatch.setattr(resample, "BAND_PIXELS", 10_000)
-    monkeypatch.setattr("rmbgd.backends.cuda.network.BAND_PIXELS", 10_000)
-    make().segment(works)
-    assert worst(canvas, works, expected) <= 2
-
-
 def test_more_than_staging_holds_goes_through_it_all_the_same(make, green, canvas, monkeypatch):
     """Images that push each other out are brought again; an image larger than the ring goes by way of the host."""
-    monkeypatch.setattr(memory_plan, "STAGING_LEAST", MEBI)  # three quarters for what goes up
-    monkeypatch.setattr(resample, "BAND_PIXELS", 20_000)  # a band of output fits
+    monkeypatch.setattr(memory_plan, "STAGING_LEAST", 2 * MEBI)  # room for two images
     works = [canvas.place(n, ball(300 + 10 * n, 400), clean=n != 2) for n in range(4)]
     works.append(canvas.place(4, ball(700, 600), source_alpha=veil(700, 600)))
     works.append(canvas.place(5, ball(200, 200)))
     expected, _ = by_host(canvas, works)
-    engine = make(replace(OPTIONS, staging_bytes=MEBI))
+    engine = make(replace(OPTIONS, staging_bytes=2 * MEBI))
     assert engine._pool.staging.fits(works[0].region)
     assert not engine._pool.staging.fits(works[4].region)
     for size in (1, 4, 6):
         engine.segment(works[-size:])
         assert worst(canvas, works[-size:], expected[-size:]) <= 1
+
+
+@pytest.mark.parametrize("triton", [False, True])
+def test_without_kernels_the_host_finishes_what_would_take_too_much_memory(make, green, canvas, monkeypatch, triton):
+    jobs = Mock()
+    engine = make()
+    monkeypatch.setattr(batch, "PLAIN_PIXELS", 40 * 40)
+    monkeypatch.setattr(batch, "finish_images", jobs)
+    monkeypatch.setattr(network.CudaNetwork, "triton", triton)
+    engine.segment([canvas.place(n, ball(40, width)) for n, width in enumerate((40, 41))])
+    assert [job.width for call in jobs.call_args_list for job in call.args[2]] == ([40, 41] if triton else [40])
+
+
+def test_images_are_finished_in_groups_whose_levels_fit_into_memory(make, green, canvas, monkeypatch):
+    jobs = Mock(side_effect=batch.finish_images)
+    monkeypatch.setattr(batch, "finish_images", jobs)
+    works = [canvas.place(n, ball(200, 300)) for n in range(4)]
+    expected, _ = by_host(canvas, works)
+    engine = make()
+    engine.segment(works)
+    each = jobs.call_args.args[2][0].working_bytes((320, 320))
+    monkeypatch.setattr(batch, "WORKING_BYTES", 3 * each)
+    engine.segment(works)
+    assert [len(call.args[2]) for call in jobs.call_args_list] == [4, 3, 1]
+    assert worst(canvas, works, expected) <= 1
 
 
 def test_an_image_is_the_same_in_company_and_alone(make, green, canvas):
@@ -126,7 +140,7 @@ def test_the_description_says_how_memory_was_divided(make, green):
     description = make(start=False).start()
     assert description.batch_sizes == (1, 2, 4)
     assert set(description.seconds) == {1, 2, 4}
-    assert description.detail["upload_bytes"] + description.detail["download_bytes"] == OPTIONS.staging_bytes
+    assert description.detail["staging_bytes"] == OPTIONS.staging_bytes
     assert [limit.what for limit in description.limits] == ["kernels"]
     assert json.loads(json.dumps(asdict(description)))["device"] == "cpu"
 
@@ -199,7 +213,8 @@ def test_kernels_that_do_not_run_leave_plain_ones(make, green, monkeypatch):
     monkeypatch.setattr(engine, "triton_for", lambda *_: Availability(True, "a test"))
     monkeypatch.setattr(network, "use_kernels", choose)
     monkeypatch.setattr(network, "mattes", answers)
-    monkeypatch.setattr(network, "put_images", lambda *given, triton: put_images(*given, triton=False))
+    monkeypatch.setattr(network, "check_kernels", lambda _: None)
+    monkeypatch.setattr(network, "put_images", lambda *given, **how: put_images(*given, **how | {"triton": False}))
     description = make(start=False).start()
     assert [call.kwargs["triton"] for call in choose.call_args_list] == [True, False]
     told = "u2netp runs on plain kernels: ValueError: out of resource: shared memory"
@@ -215,39 +230,36 @@ def test_between_batches_the_golden_image_is_the_cpus_and_memory_is_sound(make, 
     assert [engine.canary(1500).bad for _ in range(2)] == [0, 0]
 
 
-def overflows_in_half(logits: torch.Tensor, module: Green) -> torch.Tensor:
-    """A network whose float16 cannot bear the second image."""
-    if module.weight.dtype is torch.float16 and len(logits) > 1:
-        logits[1, 0, 5, 5] = float("inf")
-    return logits
-
-
-def test_an_answer_that_is_not_finite_is_computed_again_in_float32(make, green, canvas):
-    works = assorted(canvas)[:2]
+def test_an_image_whose_alpha_is_not_finite_is_named_and_not_written(make, green, canvas):
+    """The others of its batch are answered; its plane stays as it is, also by way of the host."""
+    works = assorted(canvas)[:3]
     expected, _ = by_host(canvas, works)
-    engine = make(replace(OPTIONS, precision="float16"))
-    green.after = overflows_in_half
+    engine = make()
+
+    def spoil(logits: torch.Tensor, _: Green) -> torch.Tensor:
+        logits[1:2, 0, 5, 5] = float("inf")
+        return logits
+
+    green.after = spoil
+    engine._networks["u2netp"].seconds = {4: 1.0}  # all in one batch
     report = engine.segment(works)
-    assert report.again == 1
-    assert [limit.what for limit in report.limits] == ["not_finite"]
-    assert worst(canvas, works, expected) <= 1
-    assert engine.segment(works[:1]).again == 0
+    assert report.not_finite == [2]
+    assert [answer.image_id for answer in report.answers] == [1, 3]
+    assert (canvas.plane(works[1]) == 7).all()
+    assert worst(canvas, works[::2], expected[::2]) <= 1
+    engine._pool.staging.fits = lambda _: False
+    assert engine.segment(works).not_finite == [2]
+    assert (canvas.plane(works[1]) == 7).all()
 
 
-@pytest.mark.parametrize(
-    ("precision", "images", "text"),
-    [
-        ("float16", 2, r"images \[0, 1\] of a batch of 2 .* in float32 as well"),
-        ("float32", 1, r"\[0\] of a batch of 1 \(u2netp\)$"),  # not tried twice
-    ],
-)
-def test_an_answer_that_stays_not_finite_is_nonsense_and_not_written(make, green, canvas, precision, images, text):
-    works = assorted(canvas)[:images]
-    engine = make(replace(OPTIONS, precision=precision))
-    green.after = lambda logits, _: logits * float("nan")
-    with pytest.raises(EngineNonsense, match=text):
-        engine.segment(works)
-    assert all((canvas.plane(work) == 7).all() for work in works)
+def test_the_first_memory_test_takes_nothing_from_what_batches_need(make, green, monkeypatch):
+    device = HostDevice()
+    engine = make(device=device)
+    reserved = Mock()
+    monkeypatch.setattr(device, "reserve", reserved)
+    for _ in range(2):
+        engine.canary(10)
+    reserved.assert_called_once_with(engine._pool.plan.working)
 
 
 def test_weights_that_are_nonsense_do_not_start(make, green):

@@ -44,7 +44,7 @@ def test_memory_is_divided(free, changes, sizes, staging, pinned, told):
     found = planned(int(free * GIBI), **changes)
     limits = {limit.what: limit.detail for limit in found.limits}
     assert (found.sizes, list(limits)) == (sizes, told)
-    assert (found.upload + found.download, found.pinned) == (staging * MEBI, pinned * MEBI)
+    assert (found.staging, found.pinned) == (staging * MEBI, pinned * MEBI)
     assert "batch" not in limits or f"at most {sizes[-1]} images at once, not 16" in limits["batch"]
 
 
@@ -64,7 +64,7 @@ def test_what_is_spared_stays_free(free, networks, largest, staging, spare):
     assert found.sizes[-1] <= largest
     if (batch := found.sizes[-1]) > 1:
         networks_take = max(need.batch(batch) for need in networks) + batch * sum(need.static for need in networks)
-        assert found.upload + found.download + found.working + networks_take <= free - spare
+        assert found.staging + found.working + networks_take <= free - spare
 
 
 @given(st.lists(st.integers(0, 16 * GIBI), min_size=2, max_size=2).map(sorted), st.lists(needs, min_size=1, max_size=2))

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rmbgd.backends.cuda.staging import ALIGNMENT, Ring, Staging
-from rmbgd.engine.types import OutputPlane, Region, region_bytes, view
+from rmbgd.engine.types import OUTPUT_BYTES, OutputPlane, Region, region_bytes, view
 from rmbgd.testing.device import HostDevice
 
 BLOCK = 1 << 20
@@ -51,60 +51,61 @@ def region(offset: int, *, source_alpha: bool = True) -> Region:
 
 
 @pytest.mark.parametrize("source_alpha", [True, False])
-def test_planes_arrive_whole(block, source_alpha):
-    staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, BLOCK)
+def test_planes_lie_on_the_device_as_in_the_arena(block, source_alpha):
+    staging = Staging(HostDevice(), block, 1 << 18, BLOCK)
+    staging.upload(region(0))
     place = region(640, source_alpha=source_alpha)
-    source = staging.upload(place)
-    slot = view(block, place)
-    assert np.array_equal(source.rgb.numpy(), slot.rgb)
-    assert np.array_equal(source.source_alpha, slot.source_alpha)  # None equals None
+    chunk = staging.upload(place)
+    read = place.output_offset - place.offset
+    assert np.array_equal(staging.rgb(place, chunk).numpy(), view(block, place).rgb)
+    assert np.array_equal(staging.memory[chunk.start : chunk.start + read].numpy(), block[640 : 640 + read])
 
 
 @pytest.mark.parametrize("edge", [0, 100, 640, 10_000, BLOCK])
 def test_a_copy_is_cut_where_page_locked_memory_ends(block, edge):
-    staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, edge)
+    staging = Staging(HostDevice(), block, 1 << 18, edge)
     parts = staging._parts(640, 9000)
     assert [parts[0][0], parts[-1][1]] == [0, 9000]
     assert all(first[1] == second[0] for first, second in pairwise(parts))
     assert all((640 + last <= edge) or (640 + first >= edge) for first, last in parts)
 
 
-def test_output_comes_down_where_it_belongs(block):
-    staging = Staging(HostDevice(), block, 1 << 18, 1 << 18, 5000)
-    before = block.copy()
-    band = staging.take_band(4000, 3000)
-    band.memory.fill_(9)
-    staging.download(band, object())
-    before[4000:7000] = 9
-    assert np.array_equal(block, before)
-    assert not band.chunk.held
+@pytest.mark.parametrize("output", list(OutputPlane))
+def test_output_comes_down_where_it_belongs(block, output):
+    staging = Staging(HostDevice(), block, 1 << 18, 5000)
+    place = Region(640, 57, 91, True, output)
+    expected, chunk = block.copy(), staging.upload(place)
+    staging.memory.fill_(9)
+    staging.download(place, chunk, object())
+    first = place.output_offset
+    expected[first : first + 57 * 91 * OUTPUT_BYTES[output]] = 9
+    assert np.array_equal(block, expected)
+    assert not chunk.held
 
 
-def test_an_upload_waits_for_whoever_read_what_lies_there(block):
+def test_an_upload_waits_for_whoever_used_what_lies_there(block):
     device = Streams()
     size = region_bytes(57, 91, source_alpha=True, output=OutputPlane.RGBA8)
-    staging = Staging(device, block, size, 1 << 18, BLOCK)  # room for one image
+    staging = Staging(device, block, size + ALIGNMENT, BLOCK)  # room for one image
     first = staging.upload(region(0))
-    first.chunk.last_use, first.chunk.held = "computed", False
+    first.release("computed")
     second = staging.upload(region(size))
-    assert first.chunk.evicted
+    assert first.evicted
     assert ("upload", "computed") in device.said
-    assert str(second.chunk.last_use).startswith("upload")
+    assert str(second.last_use).startswith("upload")
 
 
-def test_a_download_waits_for_its_band_to_be_ready(block):
-    """On the download stream; the next user of the piece waits for the arrival."""
+def test_a_download_waits_for_its_plane_to_be_ready(block):
+    """On the download stream; the next user of the chunk waits for the arrival."""
     device = Streams()
-    staging = Staging(device, block, 1 << 18, 512, BLOCK)
-    band = staging.take_band(0, 512)
-    arrived = staging.download(band, "packed")
-    again = staging.take_band(512, 512)
-    assert device.said == [("download", "packed")]
-    assert again.chunk.wait_for == [arrived]
+    staging = Staging(device, block, 1 << 16, BLOCK)
+    arrived = staging.download(region(0), staging.upload(region(0)), "finished")
+    assert device.said == [("download", "finished")]
+    assert staging.upload(region(1 << 16)).wait_for == [arrived]
 
 
 def test_what_can_never_be_on_the_device_is_known_before(block):
-    staging = Staging(HostDevice(), block, 20_000, 1 << 18, BLOCK)
+    staging = Staging(HostDevice(), block, 21_000, BLOCK)
     assert not staging.fits(region(0))
     assert staging.fits(Region(0, 57, 91, False, OutputPlane.ALPHA8))
 
