@@ -52,9 +52,6 @@ class CpuBackend:
         self._options = options
         self._limits: list[types.Limit] = []
         precision = "float32" if options.precision == "auto" else options.precision
-        if precision == "float8":
-            self._limits.append(types.Limit("float8", "a CPU has no float8 products: float32 is used"))
-            precision = "float32"
         self._block = block
         self._dtype: torch.dtype = getattr(torch, precision)
         self._networks: dict[str, CpuNetwork] = {}
