@@ -151,7 +151,7 @@ EVENTS: dict[str, EventKind] = {
         "info", "How images are batched on a device: at its start, and when its measured times change the batches.",
         {"device": "name", "milliseconds": "that a batch takes, by its size, where measured", "folders": "per folder: its latency_target, and the batch size when 1, 2, 3 ... images wait"},
     ),
-    "engine.limited": EventKind("warning", "An optional speed-up is unavailable on this device. Output quality is unaffected.", {"device": "name", "what": "memory_low, batch, pinned, graphs, kernels, bfloat16, float8, not_finite", "detail": "what exactly, and why"}),
+    "engine.limited": EventKind("warning", "An optional speed-up is unavailable on this device. Output quality is unaffected.", {"device": "name", "what": "memory_low, batch, pinned, graphs, kernels, openvino, precision, bfloat16, not_finite; float8 in older logs", "detail": "what exactly, and why"}),
     "engine.fault": EventKind("error", "The engine process failed on a batch. Its images are retried.", {"device": "name", "kind": "lost, memory, nonsense", "detail": "what exactly", "images": "jobs in the batch", "restarts": "since start"}),
     "engine.restarted": EventKind("info", "A new engine process is ready after a fault.", {"device": "name", "seconds": "since the fault", "restarts": "since start"}),
     "engine.output": EventKind("debug", "A line that the engine process or a C library wrote to its output.", {"source": "engine, service", "line": "its text"}),

@@ -136,7 +136,7 @@ class EngineUnderTest:
     description: EngineDescription
     start_seconds: float
     limits: list[Limit]  # what it does without, as reported at start and with batches
-    again: int = 0  # images that needed a second computation, in float32
+    not_finite: int = 0  # images without an answer: their alpha was not finite
 
     def sizes(self, wanted: Sequence[int] | None) -> tuple[list[int], dict[int, str]]:
         """(sizes to measure, size -> why it is left out); None wants what the engine offers."""
@@ -175,7 +175,7 @@ class EngineUnderTest:
         report = self.worker.run(batch)
         milliseconds = 1000.0 * (time.perf_counter() - began)
         self.limits += report.limits
-        self.again += report.again
+        self.not_finite += len(report.not_finite)
         return milliseconds, report.milliseconds
 
 

@@ -53,7 +53,7 @@ class BenchResult:
     measurements: Sequence[Measurement]
     left_out: Mapping[int, str]  # why a size that was wished for is not among the measurements
     limits: Sequence[Limit]  # what the engine did without
-    again: int  # images that it computed a second time, in float32
+    not_finite: int  # images without an answer: their alpha was not finite
     throughput: pipeline.Throughput
 
 
@@ -83,7 +83,7 @@ def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Be
     """Raises ConfigError, ModelError, EngineFault, and what broke in the pipeline."""
     config = wanted.config
     models = {wanted.recipe.model: {"source": wanted.recipe.model, "patch_order": wanted.recipe.patch_order}}
-    options = machine.options(config, wanted.target.device, models, config.engine.precision)  # as the service asks
+    options = machine.options(config, wanted.target.device, models, config.engine.precision_used)  # as the service asks
     step("starting the engine")
     with engine_under_test(
         machine.factory,
@@ -110,7 +110,7 @@ def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Be
             warm_up=min(pipeline.WARM_UP, int(best * wanted.seconds / 4)),
         )
     return BenchResult(
-        engine.description, engine.start_seconds, measurements, left_out, engine.limits, engine.again, throughput
+        engine.description, engine.start_seconds, measurements, left_out, engine.limits, engine.not_finite, throughput
     )
 
 
@@ -140,7 +140,7 @@ def to_json(wanted: Wanted, result: BenchResult) -> dict[str, object]:
         "batches": [_batch(each) for each in result.measurements],
         "left_out": {str(size): why for size, why in result.left_out.items()},
         "limits": {limit.what: limit.detail for limit in result.limits},
-        "again": result.again,
+        "not_finite": result.not_finite,
         "line": {
             "pictures": through.images,
             "per_second": round(through.per_second, 3),

@@ -22,7 +22,7 @@ from rmbgd.errors import ConfigError, Exit
 from rmbgd.telemetry.jsonl import to_json
 from rmbgd.wording import printable
 
-PRECISIONS = get_args(EngineSettings.model_fields["precision"].annotation)
+PRECISIONS = [each for each in get_args(EngineSettings.model_fields["precision"].annotation) if each != "float8"]
 ABOUT = """\
 For --seconds, batches of each size go through the engine's process (the service's own: arena, worker, child), one at
 a time. Then for as long files go through the whole pipeline, as fast as it takes them: read, decode, engine, encode,

@@ -112,9 +112,18 @@ class Config(Settings):
     @property
     def adjusted(self) -> list[dict[str, object]]:
         """Keys of the event `config.adjusted` for each setting whose value is read as another one."""
-        tries, used = self.engine.tries, self.engine.tries_used
-        why = "one fault with an image alone may be an accident, and proves nothing against the image"
-        return [{"setting": "engine.tries", "configured": tries, "used": used, "why": why}] if tries != used else []
+        engine = self.engine
+        read_as = (
+            ("engine.tries", engine.tries, engine.tries_used,
+             "one fault with an image alone may be an accident, and proves nothing against the image"),
+            ("engine.precision", engine.precision, engine.precision_used,
+             "quantising cost more than the products in float8 saved"),
+        )  # fmt: skip
+        return [
+            {"setting": setting, "configured": configured, "used": used, "why": why}
+            for setting, configured, used, why in read_as
+            if configured != used
+        ]
 
 
 def load(path: Path) -> Config:

@@ -258,7 +258,7 @@ class EngineSettings(Settings):
     cpu_runtime: Literal["auto", "torch", "openvino"] = setting("auto",
         reason="what computes on a CPU; auto: OpenVINO for a network that it has (u2netp), where the extra `openvino` is installed, else torch")
     precision: Literal["auto", "float32", "float16", "bfloat16", "float8"] = setting("auto",
-        reason="auto: float16 on a GPU; on a CPU bfloat16 where it is quicker and as good on these weights, measured at the first start, else float32; float8 (Ada, Hopper) only while its results stay near float16's")
+        reason="auto: float16 on a GPU; on a CPU bfloat16 where it is quicker and as good on these weights, measured at the first start, else float32; float8, of older versions, is read as float16")
     start_timeout: float = setting(180.0, unit="s", ge=1, le=3600,
         reason="for loading, warming up and the golden image")
     batch_timeout: float = setting(120.0, unit="s", ge=0.1, le=3600,
@@ -269,6 +269,10 @@ class EngineSettings(Settings):
         reason="a process that keeps dying is restarted after 1, 2, 4 ... s, up to this")
     tries: int = setting(3, unit="tries", ge=1, le=10,
         reason="engine faults in a row that make an image `poison`. The last two come with the image alone on one device, the CPU fallback if there is one, and with no fault on other images in between; so 1 is read as 2. An engine that is killed from outside is no such fault")
+
+    @property
+    def precision_used(self) -> str:
+        return "float16" if self.precision == "float8" else self.precision
 
     @property
     def tries_used(self) -> int:

@@ -136,8 +136,8 @@ def to_report(message: Message) -> BatchReport:
         return BatchReport(
             [_to_answer(entry) for entry in message["answers"]],
             {str(stage): float(value) for stage, value in message["milliseconds"].items()},
-            int(message["again"]),
             _to_limits(message["limits"]),
+            [int(image) for image in message["not_finite"]],
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise GarbledError(f"a report without sense: {error!r}") from error

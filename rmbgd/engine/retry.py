@@ -75,6 +75,12 @@ def after_fault(history: History, end: BadEnd) -> History:
     return replace(known, alone={**history.alone, end.device: history.alone.get(end.device, 0) + 1})
 
 
+def after_not_finite(history: History, end: BadEnd) -> History:
+    """The device computed the batch, but of this image no finite alpha: its numbers are too large for the device's
+    type. That is the image's matter, and not the device's: the fallback computes in float32."""
+    return after_fault(history, replace(end, alone=True))
+
+
 def after_shortage(history: History, end: BadEnd) -> History:
     """The device had too little memory for the batch: half of it may pass. Alone, nothing is left to halve."""
     return after_fault(history, end) if end.alone else after_interruption(history, end)

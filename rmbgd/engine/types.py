@@ -133,19 +133,28 @@ class Answer:
 class Limit:
     """An engine does with less than it was made for; no image is worse for it."""
 
-    what: str  # one word for machines: memory_low, batch, pinned, graphs, kernels, float8, not_finite
+    what: str  # one word for machines: memory_low, batch, pinned, graphs, kernels, precision, not_finite
     detail: str  # one sentence for people
 
 
 @dataclass(frozen=True, slots=True)
 class BatchReport:
-    """The answers to one batch, one per image, in order."""
+    """The answers to one batch, in order; one for each image that is not in `not_finite`."""
 
     answers: list[Answer]
     milliseconds: dict[str, float] = field(default_factory=dict)
-    again: int = 0  # images whose alpha was not finite at first, and was computed again in float32
     limits: list[Limit] = field(default_factory=list)  # what the engine found out in this batch
-    not_finite: list[int] = field(default_factory=list)  # ids of images without an answer: their alpha is not finite
+    not_finite: list[int] = field(default_factory=list)  # ids of images without an answer: alpha is not finite here
+
+
+def mismatch(batch: Sequence[Work], report: BatchReport) -> str:
+    """What is wrong with the images that `report` answers for; empty when they are those of the batch, in order."""
+    asked, left_out = [work.image_id for work in batch], set(report.not_finite)
+    answered = [answer.image_id for answer in report.answers]
+    if left_out <= set(asked) and answered == [image for image in asked if image not in left_out]:
+        return ""
+    also = f", and named {report.not_finite} as not finite" if left_out else ""
+    return f"asked for images {asked} it answered for {answered}{also}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +232,7 @@ class Options:
     models: Mapping[str, ModelChoice]  # by the name that Work.model uses
     models_directory: Path  # where fetched weights lie
     device: str = "cpu"  # or "cuda:0", ...
-    precision: str = "auto"  # (float16 on a GPU, else what is quickest and as good), float32, float16, bfloat16, float8
+    precision: str = "auto"  # (float16 on a GPU, else what is quickest and as good), float32, float16, bfloat16
     threads: int = 0  # 0: one per core that the process may use
     batch_maximum: int = 8  # images; the largest size that may be offered
     verdicts: str = ""  # folder in which a CPU keeps what it measured of precisions; empty: nowhere

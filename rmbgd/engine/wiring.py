@@ -89,7 +89,7 @@ def build(context: EngineContext, machine: Machine) -> Devices:
 def _on_cpu(context: EngineContext, machine: Machine, models: Models, why: str) -> Devices:
     context.emit("engine.chosen", device="cpu", why=why)
     views = DeviceViews()
-    make = partial(_worker, context, machine, "cpu", models, context.config.engine.precision)
+    make = partial(_worker, context, machine, "cpu", models, context.config.engine.precision_used)
     return Devices([cpu_supervisor(context, views, make)], views, list(models))
 
 
@@ -128,7 +128,7 @@ def _on_gpus(
     for index, name in zip(indices, names, strict=True):
         sensor, why = machine.sensor(config, index)
         context.emit("engine.sensor", device=name, source=sensor.source, why=why)
-        make = partial(_worker, context, machine, name, models, config.engine.precision)
+        make = partial(_worker, context, machine, name, models, config.engine.precision_used)
         on_cpu = partial(_worker, context, machine, "cpu", models, REFERENCE["precision"], REFERENCE["runtime"])
         gpus.append(
             GpuSupervisor(

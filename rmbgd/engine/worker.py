@@ -24,7 +24,7 @@ from rmbgd.clock import SystemClock
 from rmbgd.engine import ipc
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.golden_image import to_golden
-from rmbgd.engine.types import BatchReport, EngineDescription, Golden, MemoryTestPass, Work
+from rmbgd.engine.types import BatchReport, EngineDescription, Golden, MemoryTestPass, Work, mismatch
 from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 from rmbgd.telemetry.captured_output import OutputLines
@@ -236,9 +236,8 @@ class EngineWorker:
         request = {"do": "segment", "batch": [asdict(work) for work in batch]}
         wrong = "it answered what cannot be"
         report = self._ask(request, seconds, lambda answer: ipc.to_report(answer["report"]), wrong)
-        asked, answered = [work.image_id for work in batch], [entry.image_id for entry in report.answers]
-        if asked != answered:
-            self._fail(EngineNonsense, f"asked for images {asked} it answered for {answered}", 0)
+        if mistaken := mismatch(batch, report):
+            self._fail(EngineNonsense, mistaken, 0)
         return report
 
     def golden(self, model: str) -> Golden:

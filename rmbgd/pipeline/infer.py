@@ -131,12 +131,19 @@ class DeviceThread:
         self._passed = self._views.number_batch()
         self._supervisor.report_ok(report)
         self._add_time(batch, began)
-        pairs = zip(batch.items, report.answers, strict=True)
+        left_out = set(report.not_finite)
+        pairs = zip((it for it in batch.items if it.job.job_id not in left_out), report.answers, strict=True)
         cutouts: list[Arrival] = []
         for it, answer in pairs:
             counted = replace(answer, tries=max(it.history.runs + 1, answer.tries))
             cutouts.append(Cutout(it.job, it.region, it.lease, it.facts, it.timing, counted))
-        return self._finish(batch, cutouts)
+        return self._finish(batch, cutouts, [self._not_finite(it) for it in batch.items if it.job.job_id in left_out])
+
+    def _not_finite(self, frame: Frame) -> Frame:
+        detail = f"alpha is not finite on {self._supervisor.device}"
+        now, number = self._clock.monotonic(), self._passed
+        end = retry.BadEnd(self._supervisor.device, detail, True, now, number, self._passed, self._failed)
+        return replace(frame, history=retry.after_not_finite(frame.history, end))
 
     def _put_back(self, batch: Taken[Frame], fault: EngineFault, began: float) -> None:
         alone, device = len(batch.items) == 1, self._supervisor.device
@@ -157,10 +164,12 @@ class DeviceThread:
         batch.put_back(back)
         self._views.isolate(fresh)
 
-    def _finish(self, batch: Taken[Frame], outcomes: Sequence[Arrival]) -> list[Arrival]:
-        batch.finish()
-        if isolated := sum(frame.history.isolated for frame in batch.items):
-            self._views.isolate(-isolated)
+    def _finish(self, batch: Taken[Frame], outcomes: Sequence[Arrival], back: Sequence[Frame] = ()) -> list[Arrival]:
+        """`back` are those that have no outcome yet, with what is now known of them."""
+        batch.finish(back)
+        before, after = (sum(frame.history.isolated for frame in frames) for frames in (batch.items, back))
+        if before != after:
+            self._views.isolate(after - before)
         return list(outcomes)
 
     def _add_time(self, batch: Taken[Frame], began: float) -> None:

@@ -194,9 +194,9 @@ class Taken(Generic[T]):
         self._shared = shared
         self._open = True  # guarded by the queue's lock
 
-    def finish(self) -> None:
-        """Every item has its outcome: none of them comes back."""
-        self._end((), len(self.items))
+    def finish(self, back: Sequence[T] = ()) -> None:
+        """Every item has its outcome, but for those in `back`, which go to the head of the queue as by `put_back`."""
+        self._end(back, len(self.items) - len(back))
 
     def put_back(self, items: Sequence[T]) -> None:
         """`items`, one for each that was taken, go to the head of the queue, beyond its capacity. Never blocks."""

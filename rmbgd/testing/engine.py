@@ -131,6 +131,7 @@ class FakeBackend:
     memory, ...   raises what ERRORS has for it
     wrong_count   answers one image too few
     wrong_image   answers for an image that was not asked for
+    not_finite    answers, but names the marked images as not finite
     hang          answers only after `release()` was called, from another thread
     delay:0.25    answers after so many seconds, or when released
     exit:70       ends the process with this status
@@ -184,16 +185,18 @@ class FakeBackend:
         if self._memory_limit and len(batch) > self._memory_limit:
             step = "memory"
         self._act(step)
-        for slot in slots:
-            fill(slot, zero=self._orders.zero())
+        overflows = [step == "not_finite" and tuple(slot.rgb[0, 0]) == POISON_COLOUR for slot in slots]
         numbers = [work.image_id for work in batch]
+        not_finite = [number for number, overflow in zip(numbers, overflows, strict=True) if overflow]
         if step == "wrong_image":
             numbers[-1] = -1
-        answers = [
-            types.Answer(_report(number, slot), self._device, work.model, len(batch))
-            for number, slot, work in zip(numbers, slots, batch, strict=True)
-        ]
-        return types.BatchReport(answers[: -1 if step == "wrong_count" else None], {"network": 0.0})
+        answers = []
+        for number, slot, work, overflow in zip(numbers, slots, batch, overflows, strict=True):
+            if not overflow:
+                fill(slot, zero=self._orders.zero())
+                answers.append(types.Answer(_report(number, slot), self._device, work.model, len(batch)))
+        counted = answers[: -1 if step == "wrong_count" else None]
+        return types.BatchReport(counted, {"network": 0.0}, not_finite=not_finite)
 
     def golden(self, model: str) -> types.Golden:  # noqa: ARG002 - whatever the model
         rgb, _ = golden_image()
@@ -215,7 +218,7 @@ class FakeBackend:
     def _act(self, step: str) -> None:
         name, _, argument = step.partition(":")
         match name:
-            case "ok" | "wrong_count" | "wrong_image":
+            case "ok" | "wrong_count" | "wrong_image" | "not_finite":
                 pass
             case _ if name in ERRORS:
                 error = ERRORS[name]()

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.supervisor import DeviceViews
-from rmbgd.engine.types import BatchReport, EngineDescription, Golden, MemoryTestPass, Work
+from rmbgd.engine.types import BatchReport, EngineDescription, Golden, MemoryTestPass, Work, mismatch
 from rmbgd.engine.wiring import cpu_supervisor
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, EngineNonsense
@@ -42,9 +42,9 @@ class InProcessWorker(EngineWorker):
 
     def run(self, batch: Sequence[Work]) -> BatchReport:
         report = self._call(lambda backend: backend.segment(batch))
-        if [work.image_id for work in batch] != [answer.image_id for answer in report.answers]:
+        if mistaken := mismatch(batch, report):
             self.close()
-            raise EngineNonsense("it answered for other images than it was asked for")
+            raise EngineNonsense(mistaken)
         return report
 
     def golden(self, model: str) -> Golden:

@@ -233,3 +233,11 @@ def test_options_go_over_the_tables_of_a_file(tmp_path: Path) -> None:
 def test_options_over_a_recipe_that_does_not_exist() -> None:
     with pytest.raises(ConfigError, match="no recipe 'shop'; there is default"):
         overlay(None, "shop", [], {})
+
+
+def test_float8_of_an_older_configuration_is_read_as_float16():
+    config = parse({"engine": {"precision": "float8"}})
+    (adjusted,) = config.adjusted
+    assert config.engine.precision_used == "float16"
+    assert (adjusted["setting"], adjusted["configured"], adjusted["used"]) == ("engine.precision", "float8", "float16")
+    assert parse({"engine": {"precision": "bfloat16"}}).adjusted == []

@@ -41,9 +41,14 @@ def test_work_survives_the_journey(work):
     assert ipc.to_work(journey(asdict(work))) == work
 
 
-@given(st.lists(answers, max_size=16), st.dictionaries(st.text(), st.floats(0, 1e6)), st.integers(0, 16), st.text())
-def test_a_report_survives_the_journey(entries, milliseconds, again, detail):
-    report = BatchReport(list(entries), milliseconds, again, [Limit("graphs", detail)])
+@given(
+    st.lists(answers, max_size=16),
+    st.dictionaries(st.text(), st.floats(0, 1e6)),
+    st.lists(st.integers(0, 99)),
+    st.text(),
+)
+def test_a_report_survives_the_journey(entries, milliseconds, left_out, detail):
+    report = BatchReport(list(entries), milliseconds, [Limit("graphs", detail)], left_out)
     assert ipc.to_report(journey(asdict(report))) == report
 
 
@@ -58,7 +63,7 @@ def test_a_description_survives_the_journey(seconds):
 def report_with(coverage: object) -> dict:
     matte = {"image_id": 1, "coverage": coverage, "peak": 1.0, "solid": 0.5, "soft": 0.1}
     entry = {"matte": matte, "device": "cpu", "model": "m", "batch": 1, "tries": 1}
-    return {"answers": [entry], "milliseconds": {}, "again": 0, "limits": []}
+    return {"answers": [entry], "milliseconds": {}, "limits": [], "not_finite": []}
 
 
 @pytest.mark.parametrize("message", [*map(report_with, [math.nan, math.inf, 1.5, -0.5, "0.5", None]), *NO_REPORTS])

@@ -176,6 +176,49 @@ def test_a_late_fault_of_the_old_process_leaves_the_new_one_alone(simulate):
     assert where(it) == [ON_GPU]
 
 
+def test_an_image_without_finite_alpha_on_the_gpu_is_computed_by_the_cpu(simulate):
+    """The GPU is not to blame: its process stays, the others of the batch are its own, and nothing fails over."""
+    it = simulate(gpu_plan={"poison": "not_finite"}).well()
+    before = it.put(2)
+    (large,) = it.put(poison=True)
+    it.put(3)
+    it.serve()
+    assert it.devices_of([large]) == [ON_CPU]
+    assert it.devices_of([*before, large + 1, large + 3]) == [ON_GPU] * 4
+    assert edges(it) == it.events.named("engine.fault") == []
+    assert [worker.ended for worker in it.gpus[0].made] == [False]
+    assert it.outcomes[large].answer.tries == 2
+
+
+def test_a_batch_of_which_nothing_is_finite_goes_to_the_cpu(simulate):
+    it = simulate(gpu_plan={"poison": "not_finite"}).well()
+    large = [number for _ in range(4) for number in it.put(poison=True)]
+    it.serve()
+    assert it.devices_of(large) == [ON_CPU] * 4
+    assert it.gpus[0].phase is Phase.OK
+
+
+def test_a_fallback_that_starts_on_demand_is_started_for_an_image_without_finite_alpha(simulate):
+    it = simulate(warm=False, gpu_plan={"poison": "not_finite"}).well()
+    (large,) = it.put(poison=True)
+    it.serve()
+    assert it.devices_of([large]) == [ON_CPU]
+    it.check()
+    assert it.cpu.describe() == {"state": "on_demand"}
+
+
+def test_without_a_fallback_an_image_without_finite_alpha_is_rejected_and_the_gpu_goes_on(simulate):
+    it = simulate(require_gpu=True, gpu_plan={"poison": "not_finite"}).well()
+    (large,) = it.put(poison=True)
+    others = it.put(5)
+    it.serve()
+    assert it.rejected() == [large]
+    assert (it.outcomes[large].reason, it.outcomes[large].detail) == (Reason.POISON, "alpha is not finite on cuda:0")
+    assert it.devices_of(others) == [ON_GPU] * 5
+    assert [worker.ended for worker in it.gpus[0].made] == [False]
+    assert it.events.named("engine.fault") == []
+
+
 @pytest.mark.parametrize("device", [ON_GPU, ON_CPU])
 def test_a_process_that_dies_while_nothing_is_computed_is_noticed(simulate, device):
     it = simulate().well()

@@ -82,11 +82,11 @@ def test_rows_are_completed() -> None:
 
 def test_text_has_every_row_the_errors_and_the_targets_last() -> None:
     found = answers()
-    found["waterfall"]["rows"].append({"step": "float8 products", "batch": 8, "error": "needs [Hopper]"})
+    found["waterfall"]["rows"].append({"step": "bfloat16", "batch": 8, "error": "needs [Hopper]"})
     found["waterfall"]["limits"] = [{"step": "+ graphs", "what": "graphs", "detail": "none"}] * 2
     result = {"plan": PLAN, "answers": found, "errors": {"kernels": "did not end within 9 s"}}
     said = Report(list(shown(result)), result).text()
-    assert "float8 products, batches of 8: not measured: needs [Hopper]" in said
+    assert "bfloat16, batches of 8: not measured: needs [Hopper]" in said
     assert 1 == said.count("+ graphs: graphs: none")
     assert "kernels FAILED: did not end within 9 s" in said
     assert said.index("kernels FAILED") < said.index("Targets for one H200")

@@ -24,9 +24,8 @@ LIMITS = {
     "float32": {"relative": 1e-3, "mean": 0.05, "p999": 1.0, "far": 1e-5, "overlap": 0.9999},
     "float16": {"relative": 1e-2, "mean": 0.3, "p999": 4.0, "far": 1e-4, "overlap": 0.9995},
     "bfloat16": {"relative": 6e-2, "mean": 1.5, "p999": 16.0, "far": 5e-3, "overlap": 0.998},
-    "float8": {"relative": 1e-1, "mean": 1.5, "p999": 16.0, "far": 5e-3, "overlap": 0.998},
 }
-GATE = {"float32": 1.0, "float16": 1.0, "bfloat16": None, "float8": 1.5}  # times the plain autocast's error
+GATE = {"float32": 1.0, "float16": 1.0, "bfloat16": None}  # times the plain autocast's error
 
 
 def measure(plan: Plan, answer: Answer) -> None:
@@ -39,19 +38,19 @@ def measure(plan: Plan, answer: Answer) -> None:
     with autocast(plan):
         usual = compared(answers_of(network, x), reference)
     answer.row({"step": "naive, autocast float16"} | usual)
-    if plan.is_gpu:
-        float32_products("tf32")
-        row = compared(answers_of(network, x), reference)
-        answer.row({"step": "naive float32 with TF32 (noise floor)"} | row)
-        float32_products("ieee")
-    del network
     for kind in ("float16", "bfloat16") if plan.is_gpu else ("bfloat16",):
         row = compared(answers_of(ours(plan, getattr(torch, kind)), x), reference)
         answer.row({"step": f"our network, eager {kind}"} | judged(row, kind, usual))
-    for kind in ("float16", "bfloat16", "float8") if plan.is_gpu else ("float32",):
+    for kind in ("float16", "bfloat16") if plan.is_gpu else ("float32",):
         with answer.or_error({"step": f"engine, {kind}"}, RmbgdError):
             for step, alpha in through_the_engine(plan, kind, images):
                 answer.row({"step": step} | judged(alphas(alpha, quantised(reference)), kind, usual))
+    if plan.is_gpu:
+        # Last, as a release of torch may refuse the way in which TF32 is switched.
+        tf32 = {"step": "naive float32 with TF32 (noise floor)"}
+        with answer.or_error(tf32, RuntimeError):
+            float32_products("tf32")
+            answer.row(tf32 | compared(answers_of(plain(plan)[0], x), reference))
 
 
 def answers_of(network: Any, x: Any) -> NDArray[np.float32]:

@@ -28,7 +28,6 @@ STEPS: dict[str, dict[str, Any]] = {
     "graphs without own kernels": {"precision": "float16", "graphs": True, "kernels": "off"},
     "copies from pageable memory": {"precision": "float16", "pinned_bytes": 0},
     "bfloat16": {"precision": "bfloat16"},
-    "float8 products": {"precision": "float8"},
     "float32": {"precision": "float32"},
 }
 ALL_SIZES = "+ graphs"  # the step that is measured at every batch size; of the others the smallest and the eighth
@@ -93,7 +92,7 @@ def waterfall(plan: Plan, answer: Answer) -> None:
         if plan.steps and name not in plan.steps:
             continue
         # The same code, and minutes less on a CPU.
-        slow = not plan.is_gpu and options["precision"] in ("float16", "float8")
+        slow = not plan.is_gpu and options["precision"] == "float16"
         sizes = [size for size in plan.batches if name == ALL_SIZES or size in (1, 8)]
         step(plan, answer, name, options | ({"precision": "float32"} if slow else {}), sizes, images)
     if not plan.steps or LARGE in plan.steps:

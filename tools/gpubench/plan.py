@@ -56,7 +56,7 @@ class Plan:
 # Proves that every section works; no figure of it means anything.
 QUICK: dict[str, Any] = {"backbone": "swin_v1_t", "side": 64, "batches": (1, 2), "repeats": 2, "naive_images": 2}
 QUICK |= {"row_seconds": 0.2, "latency_images": 25, "accuracy_images": 1, "hot_files": 10, "source_seconds": 1.0}
-QUICK["steps"] = "engine, eager float16, folded", "+ graphs", "float8 products", "as the service runs it, 12 megapixels"
+QUICK["steps"] = "engine, eager float16, folded", "+ graphs", "as the service runs it, 12 megapixels"
 
 
 def module(name: str) -> Any:

@@ -61,18 +61,18 @@ def built(plan: Plan, batch: int) -> Any:
             if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
                 said.append(message)
 
+    if not hasattr(trt.BuilderFlag, "FP16"):
+        raise RuntimeError(f"TensorRT {trt.__version__} chooses no types itself: install tensorrt 10")
     path = Path(plan.work, f"network-{batch}.onnx")
-    export_onnx(
-        str(plan.weights), Path(plan.work), path, batch=batch, dtype=torch.float16, patch_order=plan.patch_order
-    )
+    export_onnx(str(plan.weights), Path(plan.work), path, batch=batch, patch_order=plan.patch_order)
     log = Log()
     builder = trt.Builder(log)
-    # Strongly typed, the only kind of TensorRT 11: types are those of the file.
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(str(path)):
         raise RuntimeError("; ".join(str(parser.get_error(index)) for index in range(parser.num_errors)) or said[-1])
     config = builder.create_builder_config()
+    config.set_flag(trt.BuilderFlag.FP16)
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
     plan_bytes = builder.build_serialized_network(network, config)
     if plan_bytes is None:

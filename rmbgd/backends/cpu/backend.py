@@ -43,9 +43,6 @@ class CpuBackend:
         self._options = options
         self._limits: list[types.Limit] = []
         self._precision = options.precision
-        if self._precision == "float8":
-            self._limits.append(types.Limit("float8", "a CPU has no float8 products: float32 is used"))
-            self._precision = "float32"
         self._block = block
         self._threads = options.threads or usable_cores()
         self._networks: dict[str, CpuNetwork] = {}

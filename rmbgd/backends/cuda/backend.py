@@ -18,7 +18,7 @@ from rmbgd.backends.cuda.batch import BatchRun
 from rmbgd.backends.cuda.device import CudaSeam
 from rmbgd.backends.cuda.memory import MemoryPool
 from rmbgd.backends.cuda.memory_plan import split
-from rmbgd.backends.cuda.network import CudaNetwork, Precision, precision_of
+from rmbgd.backends.cuda.network import CudaNetwork, precision_of, wider
 from rmbgd.backends.faults import faults, without_frames
 from rmbgd.backends.memtest import MemoryTest
 from rmbgd.engine import types
@@ -49,8 +49,8 @@ class CudaBackend:
         torch.set_num_threads(threads)
         with torch.inference_mode(), faults():
             device = self._device = self._make_device()
-            precision = precision_of(self._options.precision, device.capability())
-            self._limits += precision.limits
+            precision, limits = precision_of(self._options.precision, device.capability())
+            self._limits += limits
             use_cache(self._options.models_directory, device.torch)
             kernels = triton_for(device.torch, "off" if self._options.kernels == "off" else "auto")
             if not kernels.usable and self._options.kernels != "off":
@@ -104,6 +104,10 @@ class CudaBackend:
                     shortage = without_frames(fault)
                 with faults():
                     pool.shrink(size, shortage)
+        if report.not_finite:
+            precision = network.facts["precision"]
+            detail = f"{len(report.not_finite)} of {len(batch)} images have no finite alpha in {precision}"
+            self._limits.append(types.Limit("not_finite", detail))
         report.limits.extend(self._take_limits())
         return report
 
@@ -136,30 +140,24 @@ class CudaBackend:
             self._device = None
 
     def _load(
-        self, device: CudaSeam, name: str, choice: types.ModelChoice, precision: Precision, *, triton: bool
+        self, device: CudaSeam, name: str, choice: types.ModelChoice, precision: str, *, triton: bool
     ) -> CudaNetwork:
         """A network with every speed-up that it may use; one that it may not is a limit."""
-        network = CudaNetwork(device, name, choice, getattr(torch, precision.storage), self._options.models_directory)
+        models = self._options.models_directory
+        network = CudaNetwork(device, name, choice, getattr(torch, precision), models)
+        if precision != "float32" and not network.is_finite():
+            used = wider(precision, device.capability())
+            self._limits.append(types.Limit("precision", f"{name}: alpha is not finite in {precision}: {used} is used"))
+            network = CudaNetwork(device, name, choice, getattr(torch, used), models)
         if triton and (why := network.use_kernels()):
             self._limits.append(types.Limit("kernels", f"{name} runs on plain kernels: {why}"))
-        if precision.float8:
-            if why := network.use_float8():
-                self._limits.append(types.Limit("float8", f"{name} computes in {precision.storage}: {why}"))
-            else:
-                network.facts["precision"] = "float8"
         return network
 
     @staticmethod
     def _check_golden(network: CudaNetwork) -> None:
-        """The golden image as images are computed, and how far it is from float32. Raises EngineNonsense."""
+        """The golden image as images are computed. Raises EngineNonsense."""
         matte = network.golden_matte()
         network.facts["overlap"] = round(check_golden(matte, str(network.facts["model"]), network.name), 4)
-        if network.is_float32:
-            return
-        with suppress(EngineMemory), faults():  # left out if there is no memory for a second copy of the weights
-            network.recompute(0)
-            difference = np.abs(network.mattes[0].cpu().numpy() - matte).mean()
-            network.facts["levels_from_float32"] = round(255 * float(difference), 4)
 
     def _run(
         self, pool: MemoryPool, network: CudaNetwork, batch: Sequence[types.Work], size: int, report: types.BatchReport

@@ -6,11 +6,10 @@ network computes, and which quicker ways it may use, judged on the golden image.
 
 from __future__ import annotations
 
-import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -29,16 +28,9 @@ from rmbgd.engine.types import Limit, ModelChoice
 from rmbgd.errors import EngineNonsense
 from rmbgd.models.inference import mattes, put_images
 from rmbgd.models.kernels.runtime import use_kernels
-from rmbgd.models.layers import Linear
 from rmbgd.models.load import load_model
 
 BFLOAT16_FROM = (8, 0)  # CUDA's compute capability: Ampere
-FLOAT8_FROM = (8, 9)  # Ada; Hopper is 9.0
-
-FLOAT8 = torch.float8_e4m3fn
-LARGEST = 448.0  # of e4m3
-LEAST_FEATURES = 384  # on both sides: below, scaling costs as much as the product saves
-MULTIPLE = 16  # that the units ask of both sides
 
 ROUNDS = 3  # of each batch size, measured at start
 GRAPH_TOLERANCE = 1 / 255
@@ -46,33 +38,22 @@ GRAPH_TOLERANCE = 1 / 255
 bit; a graph that reads memory which is no longer its own is far beyond this."""
 
 
-@dataclass(frozen=True, slots=True)
-class Precision:
-    """storage  of weights and activations: float32, float16 or bfloat16
-    float8   whether products of the backbone go through float8
-    """
-
-    storage: str
-    float8: bool = False
-    limits: tuple[Limit, ...] = field(default=())
-
-
-def precision_of(asked: str, capability: tuple[int, int] | None) -> Precision:
-    """The type for `asked`, as the settings have it, on this device. A device without a capability is a CPU."""
+def precision_of(asked: str, capability: tuple[int, int] | None) -> tuple[str, list[Limit]]:
+    """(type, limits) for `asked`, as the settings have it. A device without a compute capability is a CPU."""
     if capability is None:
-        if asked == "float8":
-            return Precision("float32", limits=(Limit("float8", "a CPU has no float8 products: float32 is used"),))
-        return Precision("float32" if asked == "auto" else asked)
-    if asked == "float8" and capability >= FLOAT8_FROM:
-        return Precision("float16", float8=True)
-    if asked == "float8":
-        why = "float8 products need compute capability 8.9 (Ada, Hopper)"
-    elif asked == "bfloat16" and capability < BFLOAT16_FROM:
-        why = "bfloat16 needs compute capability 8.0 (Ampere)"
-    else:
-        return Precision("float16" if asked == "auto" else asked)
-    detail = f"{why}, this device has {capability[0]}.{capability[1]}: float16 is used"
-    return Precision("float16", limits=(Limit(asked, detail),))
+        return "float32" if asked == "auto" else asked, []
+    if asked == "bfloat16" and capability < BFLOAT16_FROM:
+        has = f"this device has {capability[0]}.{capability[1]}"
+        detail = f"bfloat16 needs compute capability 8.0 (Ampere), {has}: float16 is used"
+        return "float16", [Limit(asked, detail)]
+    return "float16" if asked == "auto" else asked, []
+
+
+def wider(precision: str, capability: tuple[int, int] | None) -> str:
+    """The type to use where numbers become too large for `precision`; the same for the widest."""
+    if precision == "float16" and capability is not None and capability >= BFLOAT16_FROM:
+        return "bfloat16"
+    return "float32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,83 +86,6 @@ class PrecisionGate:
 KERNELS_GATE = PrecisionGate(mean=0.5 / 255, far=8 / 255, fraction=1e-3)
 """Triton's kernels against plain ones in the same type: both round, in other orders."""
 
-FLOAT8_GATE = PrecisionGate(mean=1.5 / 255, far=8 / 255, fraction=5e-3)
-"""Against float16: what bfloat16 may be off by, too."""
-
-
-class Float8Linear(nn.Module):
-    """A product of the backbone in float8 (e4m3), for units that have it (Ada, Hopper); replaces a half nn.Linear."""
-
-    weight: Tensor
-    scale: Tensor
-
-    def __init__(self, linear: nn.Linear) -> None:
-        super().__init__()
-        self.out_features = linear.out_features
-        self.dtype = linear.weight.dtype
-        scale = row_scales(linear.weight)
-        self.register_buffer("weight", to_float8(linear.weight, scale))
-        self.register_buffer("scale", scale.view(1, -1))
-        self.bias = linear.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        scale = row_scales(rows)
-        product: Tensor = torch._scaled_mm(  # noqa: SLF001 - the one way to these units that torch has
-            to_float8(rows, scale),
-            self.weight.t(),
-            scale_a=scale,
-            scale_b=self.scale,
-            bias=None if self.bias is None else self.bias.to(torch.bfloat16),
-            out_dtype=torch.bfloat16,
-            use_fast_accum=False,
-        )
-        return product.to(self.dtype).view(*x.shape[:-1], self.out_features)
-
-    def widened(self) -> nn.Linear:
-        out_features, in_features = self.weight.shape
-        linear = Linear(in_features, out_features, bias=self.bias is not None, device="meta")
-        linear.weight = nn.Parameter(self.weight.float() * self.scale.t(), requires_grad=False)
-        if self.bias is not None:
-            linear.bias = nn.Parameter(self.bias.float(), requires_grad=False)
-        return linear
-
-
-def row_scales(rows: Tensor) -> Tensor:
-    """float32 [n, 1]: what each row of [n, k] is divided by, so that its largest number is float8's largest."""
-    largest = rows.detach().abs().amax(dim=1, keepdim=True).to(torch.float32)
-    return largest.clamp(min=1e-12) / LARGEST
-
-
-def to_float8(rows: Tensor, scale: Tensor) -> Tensor:
-    """[n, k] in float8; nothing exceeds its range, because `scale` is the row's own."""
-    return (rows.detach().to(torch.float32) / scale).clamp_(-LARGEST, LARGEST).to(FLOAT8)
-
-
-def convert(network: nn.Module) -> dict[str, nn.Module]:
-    """Replace every product that is wide enough by Float8Linear; the layers that were replaced, by name."""
-    before: dict[str, nn.Module] = {}
-    for name, module in list(network.named_modules()):
-        if isinstance(module, nn.Linear):
-            sides = (module.in_features, module.out_features)
-            if min(sides) >= LEAST_FEATURES and all(side % MULTIPLE == 0 for side in sides):
-                before[name] = module
-                network.set_submodule(name, Float8Linear(module))
-    return before
-
-
-def restore(network: nn.Module, before: dict[str, nn.Module]) -> None:
-    for name, module in before.items():
-        network.set_submodule(name, module)
-
-
-def widened(network: nn.Module) -> nn.Module:
-    """Replace every Float8Linear by a float32 layer with the same weights, in place."""
-    for name, module in list(network.named_modules()):
-        if isinstance(module, Float8Linear):
-            network.set_submodule(name, module.widened())
-    return network
-
 
 class CudaNetwork:
     """`facts` for the log. Owned by the backend's thread.
@@ -208,7 +112,6 @@ class CudaNetwork:
         self.filter = loaded.filter
         self.facts: dict[str, object] = loaded.provenance.facts()
         self.seconds: dict[int, float] = {}
-        self.is_float32 = dtype is torch.float32  # computing again in float32 gains nothing
         self._device = device
         self._triton = False
         # BiRefNet reads its input in float32 where it matters; the small network computes in one type.
@@ -238,11 +141,6 @@ class CudaNetwork:
     def triton(self) -> bool:
         return self._triton
 
-    def use_float8(self) -> str:
-        """Wide products in float8 from now on: why not, or nothing."""
-        before: dict[str, nn.Module] = {}
-        return self._try(lambda: before.update(convert(self.module)), lambda: restore(self.module, before), FLOAT8_GATE)
-
     def _try(self, change: Callable[[], object], undo: Callable[[], object], gate: PrecisionGate) -> str:
         """`change`, undone if it fails or if the gate refuses what it makes of the golden image: why, or nothing."""
         expected = self._golden_alpha()
@@ -257,13 +155,18 @@ class CudaNetwork:
             undo()
         return why
 
+    def is_finite(self) -> bool:
+        """Whether the golden image comes out as numbers: in float16 large activations become infinite."""
+        return bool(np.isfinite(self._golden_alpha()).all())
+
     def _golden_alpha(self) -> NDArray[np.float32]:
         inputs = self._empty_inputs(1)
         with self._device.compute_stream():
             rgb = torch.from_numpy(golden_image()[0]).to(self._device.torch)
             self._put([rgb], inputs)
-            alpha = self._forward(inputs)[0][0].cpu()
-        return np.asarray(alpha.numpy(), np.float32)
+            alpha, stats = self._forward(inputs)
+        found = np.array(alpha[0].cpu().numpy(), np.float32)
+        return found if float(stats[0, FINITE]) == 1.0 else np.full_like(found, np.nan)
 
     def measure_need(self) -> NetworkNeed:
         """Bytes, measured on batches of one and two, in memory that is freed again."""
@@ -333,15 +236,6 @@ class CudaNetwork:
     @property
     def graph_sizes(self) -> tuple[int, ...]:
         return tuple(sorted(self._graphs))
-
-    def recompute(self, index: int) -> None:
-        """One input again, all of it in float32, by plain kernels. Takes memory, and frees it."""
-        wide = copy.deepcopy(self.module)
-        use_kernels(wide, triton=False)
-        wide = widened(wide).float()
-        alpha, finite = mattes(wide, self.inputs[index : index + 1].float(), triton=False)
-        self.mattes[index] = alpha[0]
-        self.summary[index] = summary(alpha, finite)[0]
 
     def measure_seconds(self, sizes: Sequence[int]) -> None:
         """Seconds of each size, the median of some rounds, on the golden image."""

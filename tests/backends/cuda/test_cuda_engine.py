@@ -270,7 +270,6 @@ def test_an_image_does_not_see_its_company(launch):
 TOLERANCES = [
     ("float16", 0.3, 4, 1e-4, 0.9995),
     ("bfloat16", 1.5, 16, 5e-3, 0.998),
-    ("float8", 1.5, 16, 5e-3, 0.998),
 ]
 
 
@@ -297,8 +296,6 @@ def seen(engine: CudaBackend, rgb: np.ndarray) -> torch.Tensor:
 def test_accuracy_against_float32(launch, reference, precision, mean, peak, far, overlap):
     """Mean error, error of all but 0.1 % of the pixels, share of pixels off by more than 8, overlap at 0.5."""
     engine = launch(precision=precision)
-    if precision == "float8" and engine.description.models[MODEL]["precision"] != "float8":
-        pytest.skip(f"float8 was refused: {[limit.detail for limit in engine.description.limits]}")
     found = torch.stack([seen(engine, photo(SIDE, SIDE, seed)) for seed in range(4)])
     expected = torch.stack(reference)
     error = 255 * (found - expected).abs()
@@ -317,11 +314,9 @@ def test_float32_means_float32(cuda):
     assert torch.backends.cudnn.conv.fp32_precision == "ieee"
 
 
-def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
+def test_an_answer_that_overflows_in_half_is_named_and_not_written(launch, canvas):
     engine = launch(graphs=False)
     work = canvas.place(1, photo(SIDE, SIDE))
-    engine.segment([work])
-    expected = canvas.plane(work)
     layer = network_of(engine).module.bb.layers[0].blocks[0].mlp
 
     def overflow(module: torch.nn.Module, _: object, answer: torch.Tensor) -> torch.Tensor:
@@ -329,8 +324,8 @@ def test_an_answer_that_overflows_in_half_is_right_all_the_same(launch, canvas):
 
     layer.register_forward_hook(overflow)
     report = engine.segment([work])
-    assert report.again == 1
-    assert np.abs(canvas.plane(work)[..., 3].astype(int) - expected[..., 3]).mean() <= 1
+    assert (report.answers, report.not_finite) == ([], [1])
+    assert (canvas.plane(work) == 7).all()
 
 
 def test_a_gpu_answers_as_the_cpu_does_and_its_memory_is_sound(launch, arena):
