@@ -55,7 +55,7 @@ def _ground() -> NDArray[np.float64]:
 
 
 def _texture() -> NDArray[np.float64]:
-    """Waves in all directions, of a height and period that hides a subject: [240, 320, 3], about 12 levels."""
+    """Waves in all directions, of a height and period that nearly hides a subject: [240, 320, 3], about 11 levels."""
     x, y = _grid()
     waves, state = np.zeros((HEIGHT, WIDTH, 3)), 7
     for channel in np.repeat(range(3), 24):
@@ -64,7 +64,7 @@ def _texture() -> NDArray[np.float64]:
             state = (1103515245 * state + 12345) % PERIOD  # a generator that no library changes
             draws.append(state / PERIOD)
         waves[..., channel] += np.sin(0.6 * (draws[0] - 0.5) * x + 0.6 * (draws[1] - 0.5) * y + 6.28 * draws[2])
-    return 12.25 * waves
+    return 10.8 * waves
 
 
 def _drawn(

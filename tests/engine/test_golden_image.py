@@ -42,4 +42,4 @@ def test_scenes_have_the_same_bytes_on_every_machine():
     scenes = golden_scenes()
     assert np.array_equal(scenes[0], golden_image()[0])
     digests = [hashlib.sha256(scene.tobytes()).hexdigest()[:8] for scene in scenes]
-    assert digests == ["e0fd4505", "25403c83", "94a213aa", "1e707583", "f825ebc2"]
+    assert digests == ["e0fd4505", "25403c83", "94a213aa", "88ad4448", "f825ebc2"]

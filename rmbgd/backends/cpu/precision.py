@@ -31,7 +31,8 @@ MEAN_MAXIMUM = 2 / 255  # of alpha, on each golden image
 OVERLAP_MINIMUM = 0.985
 TIME_MAXIMUM = 0.9  # of float32's processor time: emulated products take more, and a tenth is not worth the rounding
 EMPTY_BELOW = 0.0005  # recipe.empty_below, unless a recipe has another
-MEASURE_SECONDS = 20.0  # no further scene is begun after these: a large network on two cores takes ten for one
+SCENES = (3, 4, 0, 1, 2)  # of golden_scenes, what tells most first: the hidden subject, none
+MEASURE_SECONDS = 0.2  # no further scene is begun after these: the first start is to take no longer than torch's
 PROCESSOR_LINES = ("model name", "flags", "CPU implementer", "CPU part", "Features")  # of /proc/cpuinfo
 PROCESSOR_SWITCHES = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
@@ -99,11 +100,12 @@ def in_best_precision(
         return network
     network = make(WIDE)
     sha256 = str(network.facts.get("sha256"))
-    wide = _results(network, golden_scenes(), MEASURE_SECONDS)
+    scenes = [golden_scenes()[number] for number in SCENES]
+    wide = _results(network, scenes, MEASURE_SECONDS)
     try:
         del network  # before the other: a large one takes gigabytes
         network = make(NARROW)
-        choice = judge_precision(_results(network, golden_scenes()[: len(wide)]), wide)
+        choice = judge_precision(_results(network, scenes[: len(wide)]), wide)
     except (EngineFault, RuntimeError) as error:  # a runtime's way to refuse a network, or memory that is short now
         refusal = str(error).strip().partition("\n")[0]
         return _because(make(WIDE), Choice(WIDE, f"{key['runtime']} refuses {NARROW}: {refusal}"))

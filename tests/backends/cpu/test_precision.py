@@ -118,7 +118,7 @@ def test_only_the_first_start_measures(runtime, tmp_path):
     first, second = runtime.start(tmp_path / "new"), runtime.start(tmp_path / "new")
     assert first == (
         NARROW,
-        "it takes 0.5 s of processor time an image, float32 1, and is off by 0.00 levels at most on 5 golden images",
+        "it takes 0.5 s of processor time an image, float32 1, and is off by 0.00 levels at most on 1 golden images",
         [WIDE, NARROW],
     )
     assert second == (*first[:2], [NARROW])
@@ -184,9 +184,9 @@ def test_wrong_weights_are_an_error_in_every_precision(runtime, tmp_path):
         runtime.start(tmp_path)
 
 
-def test_a_slow_network_is_measured_on_fewer_images(runtime, tmp_path):
-    runtime.seconds = {WIDE: 25.0, NARROW: 10.0}
-    assert "on 1 golden images" in runtime.start(tmp_path)[1]
+def test_a_quick_network_is_measured_on_more_images(runtime, tmp_path):
+    runtime.seconds = {WIDE: 0.11, NARROW: 0.05}
+    assert "on 2 golden images" in runtime.start(tmp_path)[1]
 
 
 def test_a_folder_that_cannot_be_written_costs_time_only(runtime, tmp_path):
@@ -218,17 +218,20 @@ def test_verdicts_are_readable(runtime, tmp_path):
 
 
 @pytest.mark.integration  # OpenVINO starts a process
-@pytest.mark.parametrize("runtime_name", ["torch", "openvino"])
-def test_the_embedded_network_stays_in_float32(runtime_name):
-    """In bfloat16 it loses 0.012 of overlap with the truth on photographs. The ball alone would not show it."""
+@pytest.mark.parametrize(("runtime_name", "chosen"), [("torch", WIDE), ("openvino", NARROW)])
+def test_the_hidden_subject_tells_what_rounding_costs(runtime_name, chosen):
+    """torch's network carries a bias of 228 through bfloat16, and loses overlap with photographs' truth: 0.012. The
+    ball alone would not show it. OpenVINO's carries that layer without its bias."""
     pytest.importorskip(runtime_name)
     make = partial(make_network, runtime_name)
+    scenes = [golden_scenes()[number] for number in precision.SCENES]
     wide, narrow = (
-        [SceneResult(make_network.infer([scene])[0].copy(), seconds) for scene in golden_scenes()]
+        [SceneResult(make_network.infer([scene])[0].copy(), seconds) for scene in scenes]
         for make_network, seconds in ((make(WIDE), 1.0), (make(NARROW), 0.5))
     )
-    assert judge_precision(narrow[:1], wide[:1]).precision == NARROW
-    assert judge_precision(narrow, wide).precision == WIDE
+    assert judge_precision(narrow[:1], wide[:1]).precision == judge_precision(narrow, wide).precision == chosen
+    ball = precision.SCENES.index(0)
+    assert judge_precision([narrow[ball]], [wide[ball]]).precision == NARROW
 
 
 def make_network(runtime_name: str, kind: str) -> CpuNetwork:
