@@ -153,6 +153,7 @@ _ENTRIES = (
         architecture=Architecture.U2NETP,
         backbone=None,
         input_size=(320, 320),
+        filter=Filter.BOX,  # by tools.bench filters: docs/models.md
         licence="Apache-2.0",
         licence_url="https://github.com/xuebinqin/U-2-Net/blob/master/LICENSE",
         file_bytes=4_524_324,

@@ -16,7 +16,9 @@ from rmbgd.engine.golden_image import golden_image
 from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Region, Slot, Work, region_bytes, view
 
 MEBI = 1 << 20
-OPTIONS = Options({"u2netp": ModelChoice("u2netp")}, Path("/nonexistent"), threads=1, batch_maximum=4)
+OPTIONS = Options(
+    {"u2netp": ModelChoice("u2netp")}, Path("/nonexistent"), precision="float32", threads=1, batch_maximum=4
+)
 
 
 class Canvas:

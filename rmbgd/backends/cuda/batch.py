@@ -28,7 +28,7 @@ from rmbgd.backends.cuda.staging import Band, StagedImage, Staging
 from rmbgd.backends.planes import finish
 from rmbgd.engine.types import OUTPUT_BYTES, MatteReport, OutputPlane, Work, view
 from rmbgd.errors import EngineNonsense
-from rmbgd.models.inference import resized
+from rmbgd.imaging.resize import image_to_network
 
 
 @dataclass
@@ -59,10 +59,9 @@ class BatchRun:
         uploaded: list[int] = []
         for index, work in enumerate(self.batch):
             if index in self._by_host:
-                rgb = torch.from_numpy(view(self.block, work.region).rgb)
-                pixels = resized(rgb, self.network.size, self.network.filter).permute(1, 2, 0)
+                rgb = image_to_network(view(self.block, work.region).rgb, self.network.size, self.network.filter)
                 with self.device.compute_stream():
-                    self.network.set_resized(index, pixels)
+                    self.network.set_resized(index, torch.from_numpy(rgb))
                 continue
             if self._upload(index) is None:  # the ring is full of images that the network has not read yet
                 self._set_inputs(uploaded)

@@ -32,6 +32,7 @@ from rmbgd.models.inference import mattes, put_images
 from rmbgd.models.kernels.runtime import use_kernels
 from rmbgd.models.layers import Linear
 from rmbgd.models.load import load_model
+from rmbgd.resampling import Filter
 
 BFLOAT16_FROM = (8, 0)  # CUDA's compute capability: Ampere
 FLOAT8_FROM = (8, 9)  # Ada; Hopper is 9.0
@@ -273,7 +274,8 @@ class CudaNetwork:
 
     def set_inputs(self, first: int, images: Sequence[Tensor]) -> None:
         """Resize and normalise images, uint8 [H, W, 3] on the device, into the inputs from `first` on."""
-        if self._triton or all(image.shape[0] * image.shape[1] <= BAND_PIXELS for image in images):
+        small = all(image.shape[0] * image.shape[1] <= BAND_PIXELS for image in images)
+        if self._triton or small or self.filter is not Filter.BILINEAR:
             self._put(images, self.inputs[first:])
             return
         for index, image in enumerate(images, start=first):
