@@ -24,7 +24,7 @@ from rmbgd.models import licences
 from rmbgd.models.checkpoint import BACKBONES, CheckpointHeader, read_header, sha256_of
 from rmbgd.models.convert import assemble
 from rmbgd.models.registry import Architecture, PatchOrder
-from rmbgd.models.store import DEFAULT_MODELS, StoredModel, resolve
+from rmbgd.models.store import DEFAULT_MODELS, ORIGIN, StoredModel, resolve
 from rmbgd.models.u2net import build_u2netp
 from rmbgd.resampling import Filter
 
@@ -37,6 +37,7 @@ class Provenance:
     path: str
     sha256: str
     sha256_agrees_with: tuple[str, ...]  # the sources that state the same digest; empty: none states one
+    verified: bool  # the registry or the operator is among them, not only the record of the first fetch
     licence: str  # SPDX identifier, "unknown" for weights that the registry does not know
     accepted_by: str  # who accepted a licence that restricts use; empty where none is needed
     architecture: str
@@ -122,13 +123,15 @@ def load_model(
             raise ModelError(f"{model.weights}: cannot be read: {error.strerror}") from error
         if _file_version(model.weights) != version:
             raise ModelError(f"{model.weights}: was replaced or written to while it was read; load it again")
+        agreeing = _agreement(model, found, sha256)
         tensors = [*module.parameters(), *module.buffers()]
         mapped_bytes = sum(t.nbytes for t in tensors if t.data_ptr() in mapped)
         return Provenance(
             model=model.name,
             path=str(model.weights),
             sha256=found,
-            sha256_agrees_with=_agreement(model, found, sha256),
+            sha256_agrees_with=agreeing,
+            verified=any(source != ORIGIN for source in agreeing),
             licence=model.entry.licence if model.entry else "unknown",
             accepted_by=acceptance.accepted_by if acceptance else "",
             **facts,
