@@ -1,6 +1,6 @@
-"""Resampling filters by name: how an image is brought to a network's size.
+"""Resampling filters: by which an image is brought to a network's size, on the host and on every device.
 
-Each is Pillow's of that name: as wide as the step between samples when reducing, cut and normalised at borders.
+Both are one thing for each axis: where an image is enlarged, bilinear on half-pixel centres.
 """
 
 from __future__ import annotations
@@ -9,8 +9,16 @@ from enum import StrEnum
 
 
 class Filter(StrEnum):
-    BOX = "box"
+    """Of axes that shrink.
+
+    BILINEAR  a triangle as wide as two steps between samples, cut and normalised at borders: Pillow's BILINEAR
+    BOX       the mean of the pixels whose centres lie in the output pixel, by integer bounds: Pillow's BOX
+    """
+
     BILINEAR = "bilinear"
-    HAMMING = "hamming"
-    BICUBIC = "bicubic"
-    LANCZOS = "lanczos"
+    BOX = "box"
+
+
+def box_bound(outer: int, inner_size: int, outer_size: int) -> int:
+    """The first input that belongs to output `outer`: outer * inner_size / outer_size, rounded, halves up."""
+    return (2 * outer * inner_size + outer_size) // (2 * outer_size)

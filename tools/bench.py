@@ -4,6 +4,7 @@
     python -m tools.bench checks      looking for parts of a file that were never written, beside the whole pipeline
     python -m tools.bench service     the service around a network that costs nothing: start, latency, claims, memory
     python -m tools.bench model       the networks on a CPU, beside the plainest implementation of them
+    python -m tools.bench filters     how images are brought to a network's size, on images with truth
     python -m tools.bench load        from a checkpoint to a ready network, beside transformers
     python -m tools.bench race        torch, ONNX Runtime and OpenVINO on a CPU, each in its precisions
     python -m tools.bench gpu         everything that is claimed about a GPU
@@ -25,7 +26,8 @@ from rich.console import Console
 
 from tools.tables import Report
 
-BENCHES = {name: f"tools.benches.{name}" for name in ("pipeline", "checks", "service", "model", "load", "race")}
+SUBJECTS = "pipeline", "checks", "service", "model", "filters", "load", "race"
+BENCHES = {name: f"tools.benches.{name}" for name in SUBJECTS}
 BENCHES["gpu"] = "tools.gpubench.sections"
 
 

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, models: Path | None = None
     shared = argparse.ArgumentParser(add_help=False)
     text = "directory of weights (default: service.models_directory of the configuration)"
     shared.add_argument("--models-dir", type=Path, default=models, metavar="FOLDER", help=text)
-    verbs = "list | fetch | accept | path | verify | optimize"
+    verbs = "list | show | fetch | accept | path | verify | optimize"
     commands = parser.add_subparsers(title="commands", dest="models_verb", required=True, metavar=verbs)
 
     def command(name: str, text: str, action: Callable[[argparse.Namespace], int]) -> Callable[..., object]:
@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser, *, models: Path | None = None
 
     add = command("list", "list the models that rmbgd knows, their licences, and which are installed", _list)
     add("--json", action="store_true", help="print one JSON array instead of a table")
+    add = command("show", "show what is known of a model: licence, origin, digest, what it was trained on", _show)
+    add("name", metavar="NAME", help=NAME)
     add = command("fetch", "download weights from the Hugging Face hub, or copy them from a folder", _fetch)
     add("name", nargs="+", metavar="NAME", help=NAME)
     add("--from", dest="folder", type=Path, metavar="FOLDER", help="folder to copy the weights from, without a network")
@@ -112,7 +114,9 @@ def _list(options: argparse.Namespace) -> int:
     for row, entry in zip(rows, REGISTRY.values(), strict=True):
         height, width = entry.input_size
         size = f"{entry.file_bytes / 1e6:.0f}" if entry.size_confirmed else f"~{entry.file_bytes / 1e6:.0f}"
-        here = {"embedded": "built in", "here": "yes", "absent": "no"}[str(row["state"])]
+        here = {"embedded": "built in", "here": "yes" if entry.sha256 else "unverified", "absent": "no"}[
+            str(row["state"])
+        ]
         accepted = f"\n{'accepted' if row['accepted_by'] else 'not accepted'}" if entry.needs_consent else ""
         table.add_row(entry.name, f"{width}x{height}", size, f"{entry.licence}{accepted}", here, entry.summary)
     print_table(table)
@@ -123,15 +127,31 @@ def _list(options: argparse.Namespace) -> int:
 def _facts(entry: ModelEntry, models: Path) -> dict[str, object]:
     facts = {name: getattr(entry, name) for name in ("name", "summary", "architecture", "backbone")}
     facts["input_height"], facts["input_width"] = entry.input_size
-    for name in ("dynamic", "licence", "licence_class", "licence_url", "hub_id", "revision"):
+    for name in ("filter", "dynamic", "licence", "licence_class", "licence_url", "hub_id", "revision", "trained_on"):
         facts[name] = getattr(entry, name)
     facts |= {"bytes": entry.file_bytes, "bytes_confirmed": entry.size_confirmed, "sha256": entry.sha256}
     facts |= {"patch_order": entry.patch_order_text, "notes": entry.notes, "state": "absent", "weights": None}
+    facts |= {"recorded_sha256": None, "recorded_revision": None}
     with contextlib.suppress(ModelError):
-        weights = store.installed(entry, models).weights
-        facts |= {"state": "here" if entry.hub_id else "embedded", "weights": str(weights)}
+        place = store.installed(entry, models)
+        facts |= {"state": "here" if entry.hub_id else "embedded", "weights": str(place.weights)}
+        facts |= {f"recorded_{key}": place.origin.get(key) for key in ("sha256", "revision")}
     record = licences.accepted(entry, models) if entry.needs_consent else None
     return facts | {name: getattr(record, name, None) for name in ("accepted_by", "accepted_at")}
+
+
+def _show(options: argparse.Namespace) -> int:
+    entry = lookup(options.name)
+    facts = _facts(entry, options.models_dir)
+    for key, value in facts.items():
+        text = ", ".join(value) if isinstance(value, tuple) else f"{value:,}" if key == "bytes" else value
+        if text is not None and text != "":
+            print(f"{key.replace('_', ' ')}: {text}")
+    if not entry.trained_on:
+        print("trained on: not published")
+    if facts["state"] == "here" and not entry.sha256:
+        print(f"verified: {store.UNVERIFIED}")
+    return 0
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -164,6 +184,8 @@ def _fetch_one(entry: ModelEntry, options: argparse.Namespace) -> None:
     place = store.installed(entry, models)
     print(f"  {'placed and verified' if fetched.brought else 'already here'}: {place.weights}")
     print(f"  sha256 {fetched.sha256}")
+    if not entry.sha256:
+        print("  unverified: rmbgd knows no digest of it; this one is recorded, and every load is held to it")
     try:
         choice = place.patch_order()
         print(f"  image patches {choice.order}: {choice.reason}")

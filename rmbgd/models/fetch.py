@@ -14,11 +14,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import rmbgd
 from rmbgd.errors import ModelError, explain, missing_extra
 from rmbgd.fs import make_readable_folder, place_folder, write_json
-from rmbgd.models.checkpoint import ProgressBar, read_header, require_published, sha256_of
+from rmbgd.models.checkpoint import CONVERTER, ProgressBar, read_header, require_published, sha256_of
 from rmbgd.models.registry import ModelEntry
 from rmbgd.models.store import AUTHOR_CODE, CONFIG, ORIGIN, TEXT_LIMIT, WEIGHTS, read_json
 
@@ -79,7 +80,7 @@ def fetch(
             _check_space(staged, offer)
             source.bring(entry, offer, staged, bar)
             try:
-                digest = _verified(entry, offer, staged / WEIGHTS, bar)
+                digest = _verified(entry, offer, present, staged / WEIGHTS, bar)
             except ModelError:
                 shutil.rmtree(staged)  # resuming a wrong download would fail for ever
                 raise
@@ -150,6 +151,12 @@ class HubSource:
             raise _hub_error(error, entry, revision) from error
         files = {f.rfilename: f for f in facts.siblings or ()}
         weights = files.get(WEIGHTS)
+        if weights is None and entry.pickle in files:
+            raise ModelError(
+                f"{entry.name}: {entry.hub_id} has {entry.pickle} only, a pickle, which can run code when loaded: "
+                f"rmbgd does not fetch it. Download it, convert it once (python {CONVERTER} {entry.pickle} "
+                f"FOLDER/{WEIGHTS}), then: rmbgd models fetch {entry.name} --from FOLDER"
+            )
         if weights is None:
             raise ModelError(
                 f"{entry.name}: {entry.hub_id} at {revision or 'its newest revision'} has no {WEIGHTS}; "
@@ -199,12 +206,17 @@ def _check_space(staged: Path, offer: Offer) -> None:
         raise ModelError(f"{staged.parent}: {needed / 1e6:,.0f} MB are needed and {free / 1e6:,.0f} MB are free")
 
 
-def _verified(entry: ModelEntry, offer: Offer, weights: Path, bar: ProgressBar) -> str:
-    """The digest of the staged weights, once they are whole, fit the network and are those that were stated."""
+def _verified(entry: ModelEntry, offer: Offer, present: dict[str, Any], weights: Path, bar: ProgressBar) -> str:
+    """The digest of the staged weights, once they are whole, fit the network and are those that were stated.
+
+    What the first fetch of a commit recorded (`present`: of ORIGIN) holds for every later one of that commit.
+    """
     _check_fit(entry, weights)
     with bar(f"verifying {entry.name}", weights.stat().st_size) as done:
         digest = sha256_of(weights, done)
-    for source, expected in (("the registry", entry.sha256), (offer.where, offer.sha256)):
+    first = present.get("sha256") if offer.revision and offer.revision == present.get("revision") else None
+    stated = {"the registry": entry.sha256, offer.where: offer.sha256, "the first fetch of this commit": first}
+    for source, expected in stated.items():
         if expected and expected != digest:
             raise ModelError(f"{entry.name}: sha256 is {digest}, but {source} states {expected}; fetch it again")
     return digest

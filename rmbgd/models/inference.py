@@ -1,7 +1,7 @@
 """First and last step of inference: images resized into a network's input, logits to alpha.
 
 Each step as plain torch, which runs on every device and defines it, and as a Triton kernel that is tested against it.
-The resize is Pillow's (ImagingResample): a triangle as wide as the step between samples, cut and normalised at borders.
+The filters are those of `resampling`: a triangle as wide as the step between samples, or the mean of whole pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmbgd.models.birefnet import BiRefNet
-from rmbgd.resampling import Filter
+from rmbgd.resampling import Filter, box_bound
+
+BAND_BYTES = 64 << 20  # of rows that are widened at a time
 
 
 def put_images(
@@ -31,7 +33,8 @@ def put_images(
     inputs        [B, 3, h, w] of any floating type, channels-last; rows beyond the images are left alone
     scale, shift  float32 [3], per channel
 
-    Resized values are within 1/255 of Pillow's. Raises ValueError for more images than rows of `inputs`.
+    Resized values are within a level of `imaging.resize.image_to_network`, the host's.
+    Raises ValueError for more images than rows of `inputs`.
     """
     if len(images) > len(inputs):
         raise ValueError(f"{len(images)} images for {len(inputs)} places")
@@ -61,15 +64,44 @@ def image_table(images: Sequence[Tensor]) -> Tensor:
 
 
 def resized(image: Tensor, size: Sequence[int], filter: Filter) -> Tensor:  # noqa: A002
-    """uint8 [H, W, 3] -> [3, h, w]: float32, or uint8 on a CPU, where torch has vector code for bytes."""
-    if filter is not Filter.BILINEAR:
-        raise ValueError(f"{filter} has no code on a device")
+    """uint8 [H, W, 3] -> [3, h, w]: float32, or uint8 on a CPU, where torch has vector code for bytes.
+
+    Boxes are rounded to whole levels, so that all devices have the host's.
+    """
+    if filter is Filter.BOX:
+        return _box_resized(image, size)
     planes = image.permute(2, 0, 1)[None]
     if not image.is_cpu:
         planes = planes.to(torch.float32)
     if planes.shape[2:] != torch.Size(size):
         planes = F.interpolate(planes, tuple(size), mode="bilinear", antialias=True)
     return planes[0]
+
+
+def _box_resized(image: Tensor, size: Sequence[int]) -> Tensor:
+    for axis, outputs in enumerate(size):
+        if image.shape[axis] > outputs:
+            image = _box(image, axis, outputs)
+    planes = image.permute(2, 0, 1)[None].to(torch.float32)
+    if planes.shape[2:] != torch.Size(size):
+        planes = F.interpolate(planes, tuple(size), mode="bilinear")
+    return planes[0].add(0.5).floor_()
+
+
+def _box(image: Tensor, axis: int, outputs: int) -> Tensor:
+    """Means along an axis that shrinks, float32; sums of bytes are exact, in whatever order a device adds."""
+    inputs = image.shape[axis]
+    bounds = torch.tensor([box_bound(index, inputs, outputs) for index in range(outputs + 1)])
+    counts = bounds.diff()
+    owner = torch.repeat_interleave(torch.arange(outputs), counts).to(image.device)
+    shape = list(image.shape)
+    shape[axis] = outputs
+    sums = torch.zeros(shape, device=image.device)
+    band = max(1, BAND_BYTES * inputs // (4 * image.numel()))
+    for first in range(0, inputs, band):
+        part = image.narrow(axis, first, min(band, inputs - first)).to(torch.float32)
+        sums.index_add_(axis, owner[first : first + band], part)
+    return sums.div_(counts.to(image.device).view(-1, *[1] * (image.dim() - 1 - axis)))
 
 
 def mattes(module: nn.Module, inputs: Tensor, *, triton: bool = False) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from rmbgd.errors import ModelError
 from rmbgd.models import licences
 from rmbgd.models.checkpoint import CheckpointHeader, sha256_of
-from rmbgd.models.store import StoredModel, resolve
+from rmbgd.models.store import ORIGIN, StoredModel, resolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class Provenance:
     path: str
     sha256: str
     sha256_agrees_with: tuple[str, ...]  # the sources that state the same digest; empty: none states one
+    verified: bool  # the registry or the operator is among them, not only the record of the first fetch
     licence: str  # SPDX identifier, "unknown" for weights that the registry does not know
     accepted_by: str  # who accepted a licence that restricts use; empty where none is needed
     architecture: str
@@ -75,11 +76,13 @@ class Claim:
             raise ModelError(f"{weights}: cannot be read: {error.strerror}") from error
         if _file_version(weights) != self._version:
             raise ModelError(f"{weights}: was replaced or written to while it was read; load it again")
+        agreeing = _agreement(self.model, found, self._expected)
         return Provenance(
             model=self.model.name,
             path=str(weights),
             sha256=found,
-            sha256_agrees_with=_agreement(self.model, found, self._expected),
+            sha256_agrees_with=agreeing,
+            verified=any(source != ORIGIN for source in agreeing),
             licence=entry.licence if entry else "unknown",
             accepted_by=self._acceptance.accepted_by if self._acceptance else "",
             stored_precision=header.precision,

@@ -7,6 +7,7 @@ here and is verified where the weights are read.
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -59,6 +60,8 @@ class ModelEntry:
     patch_order: PatchOrder | None = None  # None: unconfirmed, or the architecture cuts no patches
     revision: str | None = None  # commit at the hub; None: the newest, resolved and recorded when fetched
     sha256: str | None = None  # of model.safetensors; None: not known, checked against what was recorded when fetched
+    trained_on: tuple[str, ...] = ()  # data sets, as their authors call them; empty: not published
+    pickle: str | None = None  # the only form at the hub, to be converted once; None: it has model.safetensors
     dynamic: bool = False  # any size from 256 to 2304 in multiples of 32; input_size is the default
     notes: str = ""
 
@@ -73,11 +76,19 @@ class ModelEntry:
         return self.patch_order.value if self.patch_order else "unconfirmed"
 
 
+# What the author's model zoo names (github.com/ZhengPeng7/BiRefNet, README); the general ones leave DIS-VD out.
+GENERAL = (
+    *("DIS5K-TR", "DIS-TE1", "DIS-TE2", "DIS-TE3", "DIS-TE4", "DUTS-TR", "DUTS-TE", "HRSOD-TR", "HRSOD-TE"),
+    *("UHRSD-TR", "UHRSD-TE", "HRS10K-TR", "HRS10K-TE", "P3M-10k", "P3M-500-NP", "P3M-500-P", "humans"),
+)
+MATTING = ("P3M-10k", "humans", "AM-2k", "AIM-500", "Human-2k", "Distinctions-646", "HIM2K", "PPM-100", "BG-20k")
+
 _ENTRIES = (
     ModelEntry(
         name="birefnet",
         summary="general purpose, for GPUs",
         hub_id="ZhengPeng7/BiRefNet",
+        trained_on=GENERAL,
         notes="float16 at the hub; an older revision is float32 (885 MB)",
     ),
     ModelEntry(
@@ -85,6 +96,7 @@ _ENTRIES = (
         summary="general purpose, for CPUs",
         hub_id="ZhengPeng7/BiRefNet_lite",
         backbone="swin_v1_t",
+        trained_on=GENERAL,
         file_bytes=SWIN_T_FLOAT32,
     ),
     ModelEntry(
@@ -106,17 +118,20 @@ _ENTRIES = (
         summary="hair, fur, soft edges; large",
         hub_id="ZhengPeng7/BiRefNet_HR-matting",
         input_size=(2048, 2048),
+        trained_on=MATTING,
     ),
     ModelEntry(
         name="birefnet-matting",
         summary="hair, fur, soft edges",
         hub_id="ZhengPeng7/BiRefNet-matting",
+        trained_on=MATTING,
         notes="trained on matting data only: softer, weaker at finding unusual objects",
     ),
     ModelEntry(
         name="birefnet-portrait",
         summary="people only",
         hub_id="ZhengPeng7/BiRefNet-portrait",
+        trained_on=("P3M-10k", "humans"),
         file_bytes=SWIN_L_FLOAT32,
     ),
     ModelEntry(
@@ -144,7 +159,32 @@ _ENTRIES = (
         licence_url="https://creativecommons.org/licenses/by-nc/4.0/",
         file_bytes=SWIN_L_FLOAT32,
         patch_order=PatchOrder.TILE_FIRST,
+        trained_on=("DIS-VD",),  # as others report; the rest is BRIA's own and not published
         notes="commercial use by agreement with BRIA; the hub may ask you to log in and accept its terms first",
+    ),
+    ModelEntry(
+        name="lucida",
+        summary="glass, print, lettering, drawings",
+        hub_id="egeorcun/lucida",
+        # Version 7: 13 was published and withdrawn, and later ones are trials beside it in the same repository.
+        revision="6cbedc9722652dc9a3df91dd871f0c4f3334e922",
+        licence_url="https://github.com/egeorcun/lucida/blob/main/LICENSE",
+        file_bytes=SWIN_L_FLOAT32,
+        trained_on=(
+            *("DIS5K", "CAMO", "COD10K", "P3M-10k", "Transparent-460", "HIM2K", "AM-2k", "BG-20k", "ToonOut"),
+            *("Lucida synthetic",),
+        ),
+        notes="version 7, tuned from birefnet-hr at 1024x1024, on whose data, too; weaker at hair and thin parts",
+    ),
+    ModelEntry(
+        name="toonout",
+        summary="anime, drawn characters",
+        hub_id="joelseytre/toonout",
+        pickle="birefnet_finetuned_toonout.pth",
+        licence_url="https://github.com/MatteoKartoon/BiRefNet/blob/main/LICENSE",
+        file_bytes=SWIN_L_FLOAT32,
+        trained_on=(*GENERAL, "ToonOut"),
+        notes="tuned from birefnet; the hub has a pickle only, to be converted once",
     ),
     ModelEntry(
         name="u2netp",
@@ -153,11 +193,13 @@ _ENTRIES = (
         architecture=Architecture.U2NETP,
         backbone=None,
         input_size=(320, 320),
+        filter=Filter.BOX,  # by tools.bench filters: docs/models.md
         licence="Apache-2.0",
         licence_url="https://github.com/xuebinqin/U-2-Net/blob/master/LICENSE",
         file_bytes=4_524_324,
         size_confirmed=True,
         sha256="9f337a968f3e3d1de7b8521d71a142db6adb4a11e8c2d9dcbdfd24f8abdcdf4d",
+        trained_on=("DUTS-TR",),
     ),
 )
 
@@ -172,6 +214,27 @@ def lookup(name: str) -> ModelEntry:
         hint = f"did you mean {' or '.join(near)}?" if near else "rmbgd models list shows all of them"
         raise ModelError(f"there is no model called {name!r}: {hint}")
     return entry
+
+
+def trained_on(model: str) -> tuple[str, ...]:
+    """The data sets that a model of the registry was trained on; empty: not published, or weights of your own."""
+    entry = REGISTRY.get(model.lower())
+    return entry.trained_on if entry else ()
+
+
+def overlap(model: str, dataset: str) -> tuple[str, ...]:
+    """Of `trained_on`, what a test set of this name may share images with: one's name holds all words of the other's.
+
+    So DIS5K is met by DIS-TE1, DIS-TE1 by DIS5K, and DIS-VD by neither of DIS-TE1 and DIS5K-TR.
+    """
+    asked = _words(dataset)
+    return tuple(name for name in trained_on(model) if asked and (asked <= (words := _words(name)) or words <= asked))
+
+
+def _words(dataset: str) -> set[str]:
+    """Names are written with words in any order, case and punctuation: TE-P3M-500-NP, P3M_500_NP."""
+    words = re.findall(r"[a-z0-9]+", dataset.lower().replace("dis5k", "dis"))
+    return set(words) - ({"te", "tr"} if "p3m" in words else set())  # P3M's own names say it otherwise
 
 
 def alternatives(entry: ModelEntry) -> list[str]:

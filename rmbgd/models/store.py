@@ -22,6 +22,8 @@ CONFIG = "config.json"
 ORIGIN = "origin.json"  # written by fetch: which model, which revision, which digest
 EMBEDDED = Path(__file__).parent / "data" / "u2netp.safetensors"
 
+UNVERIFIED = "no: rmbgd knows no digest of these weights, only what was recorded when they were first fetched"
+
 TEXT_LIMIT = 1 << 20  # bytes of a text beside weights; the author's birefnet.py, the largest published one, has 90 kB
 
 
@@ -213,7 +215,8 @@ def verify(
         report.problems.append(f"{model.weights}: cannot be read: {error.strerror}")
         return report
     stated = model.stated_sha256() | ({"the operator": sha256} if sha256 else {})
-    report.facts["sha256_agrees_with"] = [source for source, value in stated.items() if value == digest]
+    agreeing = report.facts["sha256_agrees_with"] = [source for source, value in stated.items() if value == digest]
+    report.facts["verified"] = "yes" if any(source != ORIGIN for source in agreeing) else UNVERIFIED
     report.problems += [f"sha256 is {digest}, {s} states {value}" for s, value in stated.items() if value != digest]
     if is_birefnet:
         try:

@@ -17,7 +17,12 @@ from rmbgd.engine.types import ModelChoice, Options, OutputPlane, Region, Slot, 
 
 MEBI = 1 << 20
 OPTIONS = Options(
-    {"u2netp": ModelChoice("u2netp")}, Path("/nonexistent"), threads=1, batch_maximum=4, cpu_runtime="torch"
+    {"u2netp": ModelChoice("u2netp")},
+    Path("/nonexistent"),
+    precision="float32",
+    threads=1,
+    batch_maximum=4,
+    cpu_runtime="torch",
 )
 
 

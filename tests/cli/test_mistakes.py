@@ -69,7 +69,10 @@ CASES = [
         for verb in ("run", "test on_idle")
     ),
     Case("hooks test on_idle --config @/kept.toml", "kept.toml", Exit.CONFIGURATION),
-    *(Case(f"models {verb} --models-dir @/closed", "closed") for verb in ("list", "verify", "verify birefnet")),
+    *(
+        Case(f"models {verb} --models-dir @/closed", "closed")
+        for verb in ("list", "show birefnet", "verify", "verify birefnet")
+    ),
     *(Case(f"models {verb} birefnet --models-dir @/half", "half/birefnet") for verb in ("verify", "path")),
     Case("models verify @/closed/model.safetensors", "closed/model.safetensors"),
     Case("models verify @/closed", "closed"),

@@ -61,6 +61,30 @@ def test_list_for_scripts_says_what_is_here(run, usb):
     assert (rows["birefnet-lite-2k"]["input_height"], rows["birefnet-lite-2k"]["input_width"]) == (1440, 2560)
 
 
+def test_weights_without_a_known_digest_are_unverified_wherever_they_are_named(run, usb):
+    assert "unverified" not in run("list")[1]
+    _, fetched, _ = run("fetch", "birefnet-lite", "--from", usb)
+    assert "  unverified: rmbgd knows no digest of it" in fetched
+    assert "unverified" in run("list")[1]
+    shown = dict(line.split(": ", 1) for line in run("show", "birefnet-lite")[1].splitlines())
+    assert shown["verified"].startswith("no: ")
+    assert shown["recorded sha256"] in fetched
+    assert run("verify", "birefnet-lite", "--json")[0] == 0
+    facts = {r["name"]: r["facts"] for r in json.loads(run("verify", "--json")[1])}
+    assert facts["u2netp"]["verified"] == "yes"
+    assert facts["birefnet-lite"]["verified"].startswith("no: ")
+    digest = shown["recorded sha256"]
+    (told,) = json.loads(run("verify", "birefnet-lite", "--sha256", digest, "--json")[1])
+    assert told["facts"]["verified"] == "yes"  # the operator knows it
+
+
+def test_show_names_the_data_that_a_model_was_trained_on(run):
+    assert "trained on: DUTS-TR\n" in run("show", "u2netp")[1]
+    assert "trained on: not published\n" in run("show", "birefnet-512")[1]
+    status, _, err = run("show", "birefnett")
+    assert (status, "did you mean birefnet" in err) == (1, True)
+
+
 def test_fetch_says_size_and_licence_first(run, usb, tmp_path):
     status, out, _ = run("fetch", "birefnet-lite", "--from", usb)
     first, *rest = out.splitlines()

@@ -173,6 +173,24 @@ def test_a_repository_without_safetensors_is_refused(hub, models):
         bring(hub, models)
 
 
+def test_a_pickle_is_not_fetched_and_the_way_to_convert_it_is_said(hub, models):
+    """As ToonOut is published."""
+    (hub.folder / WEIGHTS).rename(hub.folder / "tuned.pth")
+    with pytest.raises(ModelError, match=r"tuned\.pth only, a pickle.*convert_checkpoint.*--from FOLDER"):
+        bring(hub, models, dataclasses.replace(SMALL, pickle="tuned.pth"))
+    assert not any("resolve" in line for line in hub.asked)
+
+
+def test_a_commit_gives_the_weights_that_it_gave_at_first(hub, models):
+    """Trust on first use: a hub that has other weights for the same commit is not believed; what is here stays."""
+    first = bring(hub, models)
+    weights_into(hub.folder, 2.0)
+    for again in (False, True):
+        with pytest.raises(ModelError, match=f"the first fetch of this commit states {first.sha256}"):
+            bring(hub, models, again=again)
+    assert sha256_of(first.folder / WEIGHTS) == first.sha256 == read_json(first.folder / ORIGIN)["sha256"]
+
+
 @pytest.mark.parametrize("below", ["", LITE.name], ids=["the folder itself", "below its name"])
 def test_a_folder_serves_without_network(tmp_path, models, below):
     source = weights_into(tmp_path / "carried" / below)

@@ -78,7 +78,7 @@ def test_provenance_says_what_was_loaded_and_why(reference, folder):
     provenance, tensors = reference.provenance, published("swin_v1_t")
     assert provenance.path == str(folder / WEIGHTS)
     assert provenance.sha256 == sha256_of(folder / WEIGHTS)
-    assert provenance.sha256_agrees_with == ()
+    assert (provenance.sha256_agrees_with, provenance.verified) == ((), False)
     assert (provenance.backbone, provenance.stored_precision, provenance.precision) == ("swin_v1_t", "F32", "float32")
     assert provenance.patch_order == PatchOrder.CHANNEL_FIRST
     assert provenance.patch_order_because == "the author's birefnet.py beside the weights says so"
@@ -185,6 +185,7 @@ def test_the_embedded_model_loads_by_name():
     size = loaded.provenance.input_size
     assert logits(loaded.module, torch.zeros(1, 3, *size)).shape == (1, 1, *size)
     assert loaded.provenance.sha256_agrees_with == ("the registry",)
+    assert (loaded.provenance.verified, loaded.provenance.filter) == (True, "box")
 
 
 def test_a_file_replaced_during_the_load_is_noticed(beside, folder):

@@ -7,7 +7,7 @@ import pytest
 from rmbgd.errors import ModelError
 from rmbgd.models import registry
 from rmbgd.models.checkpoint import published
-from rmbgd.models.registry import REGISTRY, LicenceClass, PatchOrder, alternatives, lookup
+from rmbgd.models.registry import REGISTRY, LicenceClass, PatchOrder, alternatives, lookup, overlap
 from tests.models.checkpoints import halved, hollow
 from tests.support.shared_data import shared
 
@@ -20,7 +20,34 @@ def test_the_promised_models_with_their_consent_and_patch_order():
     assert stated.pop("rmbg-2.0") == (LicenceClass.NON_COMMERCIAL, PatchOrder.TILE_FIRST)
     assert stated.pop("u2netp") == (LicenceClass.COMMERCIAL, "none")
     free = (LicenceClass.COMMERCIAL, "unconfirmed")
-    assert stated == dict.fromkeys(("birefnet", *(f"birefnet{v}" for v in variants)), free)
+    assert stated == dict.fromkeys(("birefnet", *(f"birefnet{v}" for v in variants), "lucida", "toonout"), free)
+
+
+def test_a_model_with_several_versions_in_one_place_is_pinned():
+    """The author of Lucida withdrew one version and keeps trials beside the released one."""
+    assert len(REGISTRY["lucida"].revision) == 40
+
+
+@pytest.mark.parametrize(
+    ("model", "dataset", "shared_with"),
+    [
+        ("birefnet", "DIS-VD", ()),
+        ("birefnet", "DIS-TE3", ("DIS-TE3",)),
+        ("birefnet", "dis5k_te1", ("DIS-TE1",)),
+        ("birefnet", "TE-P3M-500-NP", ("P3M-500-NP",)),
+        ("birefnet", "DIS5K", ("DIS5K-TR", "DIS-TE1", "DIS-TE2", "DIS-TE3", "DIS-TE4")),
+        ("BiRefNet-HR-matting", "aim-500", ("AIM-500",)),
+        ("lucida", "DIS-VD", ("DIS5K",)),  # which part of it, its author does not say
+        ("u2netp", "DUTS-TE", ()),
+        ("u2netp", "DUTS", ("DUTS-TR",)),
+        ("u2netp", "my shop", ()),
+        ("u2netp", "", ()),
+        ("birefnet-512", "DIS-TE1", ()),  # nothing is published
+        ("/srv/weights/mine", "DUTS-TR", ()),
+    ],
+)
+def test_test_sets_that_a_model_has_seen_are_found(model, dataset, shared_with):
+    assert overlap(model, dataset) == shared_with
 
 
 @ENTRIES

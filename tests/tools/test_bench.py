@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tools import bench
+from tools.benches import filters
 from tools.gpubench import accuracy, checks, networks, report, sections
 from tools.gpubench.plan import QUICK, Answer, Plan, answers
 
@@ -28,6 +30,44 @@ def run(*words: str | Path, tool: str = "tools.bench") -> tuple[int, str, Any]:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert done.stdout.strip(), done.stderr[-2000:]
     return done.returncode, done.stdout, json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.integration
+def test_filters_are_compared_on_any_folder_of_images_and_masks(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "gt").mkdir()
+    y, x = np.mgrid[:300, :400]
+    alpha = np.clip((90 - np.hypot(y - 150, x - 250)) / 20, 0, 1)[..., None]
+    pixels = alpha * (200, 60, 40) + (1 - alpha) * (90, 120, 140)
+    Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / "ball.png")
+    Image.fromarray((255 * alpha[..., 0]).astype(np.uint8)).save(tmp_path / "gt" / "ball.png")
+    code, _, found = run("filters", "--quick", "--folder", tmp_path)
+    assert (code, found["now"]) == (0, "box")
+    assert {"bilinear", "box", "lanczos", "rembg"} <= found["ways"].keys()
+    box = found["ways"]["box"]
+    assert box["iou_gain"] == [0, 0, 0]  # it is what the others are compared with
+    assert box["means"]["photographs"][0] > 0.9
+
+
+def test_an_interval_holds_the_mean_of_paired_gains() -> None:
+    gains = np.random.default_rng(1).normal(0.02, 0.1, 400)
+    mean, low, high = filters.interval(gains)
+    assert low < mean < high
+    assert high - low == pytest.approx(2 * 1.645 * 0.1 / 20, rel=0.15)
+
+
+def test_masks_of_three_levels_mean_ignore_by_the_middle_one(tmp_path: Path) -> None:
+    for folder in ("photos", "gt"):
+        (tmp_path / folder).mkdir()
+    levels = np.array([[0, 128, 255, 255]], np.uint8)
+    for name, mask in (("a", levels), ("b", np.minimum(levels, 254))):
+        Image.fromarray(np.zeros((1, 4, 3), np.uint8)).save(tmp_path / "photos" / f"{name}.png")
+        Image.fromarray(mask).save(tmp_path / "gt" / f"{name}.png")
+    ignoring, soft = filters.photographs(tmp_path)
+    assert filters.judged(ignoring, np.array([[0, 1, 1, 1]], np.float32)) == (1, 0)
+    assert filters.judged(ignoring, np.array([[1, 0, 1, 0]], np.float32)) == pytest.approx((1 / 3, 2 / 3))
+    assert soft.counted.all()
 
 
 @pytest.mark.integration

@@ -25,8 +25,8 @@ from rmbgd.backends.cuda.postprocess import FINITE, finish_images, job_of
 from rmbgd.backends.cuda.staging import Staging, StagingChunk
 from rmbgd.backends.planes import finish
 from rmbgd.engine.types import MatteReport, Region, Work, view
+from rmbgd.imaging.resize import image_to_network
 from rmbgd.models.finish import FinishJob
-from rmbgd.models.inference import resized
 
 
 @dataclass
@@ -60,10 +60,9 @@ class BatchRun:
         uploaded: list[int] = []
         for index, work in enumerate(self.batch):
             if index in self._by_host:
-                rgb = torch.from_numpy(view(self.block, work.region).rgb)
-                pixels = resized(rgb, self.network.size, self.network.filter).permute(1, 2, 0)
+                rgb = image_to_network(view(self.block, work.region).rgb, self.network.size, self.network.filter)
                 with self.device.compute_stream():
-                    self.network.set_resized(index, pixels)
+                    self.network.set_resized(index, torch.from_numpy(rgb))
                 continue
             if not self._upload(index):  # the ring is full of images that the network has not read yet
                 self._set_inputs(uploaded)

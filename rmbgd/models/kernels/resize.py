@@ -1,8 +1,8 @@
 """Resizes, scales and shifts a batch of images of any sizes in one launch.
 
 The table of images lies on the device, so a captured launch stays the same while others are written into it. A tile of
-the output is a product W_y P W_xᵀ of the pixels under it with two bands of triangle weights, made on the fly from exact
-integer positions: every byte is read once per tile, whatever the reduction. Products are in float32.
+the output is a product W_y P W_xᵀ of the pixels under it with two bands of the filter's weights, made on the fly from
+exact integer positions: every byte is read once per tile, whatever the reduction. Products are in float32.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ STEP = 16  # input pixels per step on each side: the narrowest that a matrix pro
 
 
 @triton.jit
-def _weights(inner, outer, inner_size, outer_size):
-    """Triangle weights [inner, outer], not normalised: of input positions in output pixels, along one axis."""
+def _weights(inner, outer, inner_size, outer_size, BOX: tl.constexpr):
+    """Weights [inner, outer], not normalised: of input positions in output pixels, along one axis."""
     # Distance of the centres in input pixels, as an exact fraction: float32 alone would be off by 0.002 at 20,000.
     apart = (2 * inner[:, None] + 1) * outer_size - (2 * outer[None, :] + 1) * inner_size
     reach = 2 * tl.maximum(inner_size, outer_size)  # twice the filter's half width, in the same fraction
     weight = tl.maximum(1.0 - tl.abs(apart).to(tl.float32) / reach.to(tl.float32), 0.0)
+    if BOX:  # the bounds of resampling.box_bound, where the axis shrinks
+        first = (2 * outer * inner_size + outer_size) // (2 * outer_size)
+        last = (2 * (outer + 1) * inner_size + outer_size) // (2 * outer_size)
+        whole = (inner[:, None] >= first[None, :]) & (inner[:, None] < last[None, :])
+        weight = tl.where(inner_size > outer_size, tl.where(whole, 1.0, 0.0), weight)
     return tl.where((inner < inner_size)[:, None], weight, 0.0)
 
 
@@ -39,7 +44,7 @@ def _range(first, inner_size, outer_size, TILE: tl.constexpr):
 @triton.jit
 def _resize(
     table, inputs, scale, shift, height, width, stride_b, stride_c, stride_y, stride_x,
-    TILE: tl.constexpr, STEP: tl.constexpr,
+    TILE: tl.constexpr, STEP: tl.constexpr, BOX: tl.constexpr,
 ):  # fmt: skip
     index = tl.program_id(2)
     row = table + 4 * index
@@ -70,7 +75,7 @@ def _resize(
             in_x = at_x + tl.arange(0, STEP)
             valid = (in_y < in_height)[:, None] & (in_x < in_width)[None, :]
             pixel = pixels + in_y.to(tl.int64)[:, None] * pitch + 3 * in_x[None, :]
-            band = _weights(in_x, x, in_width, width)
+            band = _weights(in_x, x, in_width, width, BOX)
             sum_x += tl.sum(band, axis=0)
             r = tl.load(pixel, mask=valid, other=0).to(tl.float32)
             g = tl.load(pixel + 1, mask=valid, other=0).to(tl.float32)
@@ -80,7 +85,7 @@ def _resize(
             blue_rows = tl.dot(b, band, blue_rows, input_precision="ieee")
             at_x += STEP
         sum_x = tl.maximum(sum_x, 0.1)[None, :]  # 0 only beyond the network's input, where nothing is stored
-        band = _weights(in_y, y, in_height, height)
+        band = _weights(in_y, y, in_height, height, BOX)
         sum_y += tl.sum(band, axis=0)
         band = tl.trans(band)
         red = tl.dot(band, red_rows / sum_x, red, input_precision="ieee")
@@ -91,9 +96,12 @@ def _resize(
     inside = (y < height)[:, None] & (x < width)[None, :]
     kind = inputs.dtype.element_ty
     sum_y = tl.maximum(sum_y, 0.1)[:, None]
-    red = red / sum_y * tl.load(scale) + tl.load(shift)
-    green = green / sum_y * tl.load(scale + 1) + tl.load(shift + 1)
-    blue = blue / sum_y * tl.load(scale + 2) + tl.load(shift + 2)
+    red, green, blue = red / sum_y, green / sum_y, blue / sum_y
+    if BOX:  # whole levels, as on the host
+        red, green, blue = tl.floor(red + 0.5), tl.floor(green + 0.5), tl.floor(blue + 0.5)
+    red = red * tl.load(scale) + tl.load(shift)
+    green = green * tl.load(scale + 1) + tl.load(shift + 1)
+    blue = blue * tl.load(scale + 2) + tl.load(shift + 2)
     tl.store(out, red.to(kind), mask=inside)
     tl.store(out + stride_c, green.to(kind), mask=inside)
     tl.store(out + 2 * stride_c, blue.to(kind), mask=inside)
@@ -105,8 +113,8 @@ def resize_images(table: Tensor, inputs: Tensor, scale: Tensor, shift: Tensor, f
     table: `inference.image_table` on the device of `inputs`, at most B rows; the rest as in `inference.put_images`.
     Synchronises nothing and allocates nothing: it can be captured. The images must stay where they are until it ran.
     """
-    if filter is not Filter.BILINEAR:
-        raise ValueError(f"{filter} has no kernel")
     height, width = inputs.shape[2:]
+    box = filter is Filter.BOX
     grid = (triton.cdiv(width, TILE), triton.cdiv(height, TILE), len(table))
-    _resize[grid](table, inputs, scale, shift, height, width, *inputs.stride(), TILE=TILE, STEP=STEP, num_warps=4)
+    how = {"TILE": TILE, "STEP": STEP, "BOX": box, "num_warps": 4}
+    _resize[grid](table, inputs, scale, shift, height, width, *inputs.stride(), **how)

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from rmbgd.models.inference import image_table, put_images
+from rmbgd.imaging.resize import image_to_network
+from rmbgd.models import inference
+from rmbgd.models.inference import image_table, put_images, resized
 from rmbgd.resampling import Filter
 
 SIZE = (24, 40)
@@ -27,14 +29,21 @@ def places(count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
 
 def pillow(rgb: torch.Tensor) -> torch.Tensor:
     """[3, h, w] as Pillow resizes it, in bytes."""
-    resized = Image.fromarray(rgb.numpy()).resize(SIZE[::-1], Image.Resampling.BILINEAR)
-    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).float()
+    small = Image.fromarray(rgb.numpy()).resize(SIZE[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(small)).permute(2, 0, 1).float()
 
 
-def put(images: list[torch.Tensor], inputs: torch.Tensor, device: torch.device, triton: bool, levels=PLAIN) -> None:
+def put(
+    images: list[torch.Tensor],
+    inputs: torch.Tensor,
+    device: torch.device,
+    triton: bool,
+    levels=PLAIN,
+    kind=Filter.BILINEAR,
+) -> None:
     """Into `inputs` on the CPU, computed on the device."""
     there = inputs.to(device)
-    put_images([p.to(device) for p in images], there, *(t.to(device) for t in levels), triton=triton)
+    put_images([p.to(device) for p in images], there, *(t.to(device) for t in levels), filter=kind, triton=triton)
     inputs.copy_(there)
 
 
@@ -49,6 +58,31 @@ def test_resize_is_pillows(device, triton, height, width):
     if triton:
         exact = F.interpolate(rgb.permute(2, 0, 1)[None].double(), SIZE, mode="bilinear", antialias=True)
         torch.testing.assert_close(inputs.double(), exact, rtol=0, atol=1e-3)
+
+
+# Shrinking, enlarging, either on one axis only, hardly, by much, single pixels and lines.
+EXTREMES = [*SIZES, (1, 500), (700, 1), (1, 40), (24, 1), (23, 41), (1200, 30), (48, 80)]
+
+
+@pytest.mark.slow
+@BOTH
+@pytest.mark.parametrize(("height", "width"), EXTREMES)
+def test_boxes_are_the_hosts(device, triton, height, width):
+    """To the level, whatever the reduction, but for a few that lie on the edge between two."""
+    rgb, inputs = image(height, width, seed=height), places(1)
+    put([rgb], inputs, device, triton, kind=Filter.BOX)
+    host = image_to_network(rgb.numpy(), SIZE, Filter.BOX)
+    apart = (inputs[0] - torch.from_numpy(host).permute(2, 0, 1)).abs()
+    assert apart.max() <= 1
+    assert apart.gt(0).float().mean() < 0.02
+
+
+def test_boxes_do_not_depend_on_bands(monkeypatch):
+    """A large image is widened a band at a time: to the bit the same."""
+    rgb = image(300, 170)
+    whole = resized(rgb, SIZE, Filter.BOX)
+    monkeypatch.setattr(inference, "BAND_BYTES", 4 * 170 * 3 * 7)
+    assert torch.equal(resized(rgb, SIZE, Filter.BOX), whole)
 
 
 @BOTH
