@@ -6,6 +6,7 @@ Leaves nothing behind: every file that it makes has TRIAL in its name and is rem
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import pwd
 import shutil
@@ -170,6 +171,7 @@ def _reports_events(path: Path) -> bool:
             if TRIAL in os.fsdecode(event.src_path):
                 seen.set()
 
+    logging.getLogger("watchdog").addHandler(logging.NullHandler())  # it logs an error when it is stopped in mid-wait
     observer = Observer()
     observer.schedule(Handler(), os.fspath(path), recursive=False)
     observer.start()
