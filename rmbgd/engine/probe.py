@@ -29,7 +29,7 @@ from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import EngineFault, EngineLost, EngineMemory, ModelError
 from rmbgd.fs import atomic_write
 
-IDENTITY = ("sha256", "architecture", "patch_order", "input_size")
+IDENTITY = ("sha256", "architecture", "patch_order", "input_size", "filter")
 """Facts that make a model what it is."""
 
 Alpha = NDArray[np.float32]
