@@ -47,7 +47,7 @@ def test_filters_are_compared_on_any_folder_of_images_and_masks(tmp_path: Path) 
     assert {"bilinear", "box", "lanczos", "rembg"} <= found["ways"].keys()
     box = found["ways"]["box"]
     assert box["iou_gain"] == [0, 0, 0]  # it is what the others are compared with
-    assert box["means"]["photographs"][0] > 0.9
+    assert box["means"]["photographs"][0] > 0.7
 
 
 def test_an_interval_holds_the_mean_of_paired_gains() -> None:

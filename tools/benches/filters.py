@@ -3,7 +3,7 @@
 FOLDER holds photos/ and gt/, with equal stems; a mask of 0, 128 and 255 alone means "ignore" by 128. Composites are
 made of those photographs whose mask is soft, cut out and laid over other photographs (parts without a subject) and over
 drawn grounds; the seed is fixed. Alpha is float32, at the image's size. Each filter is compared, image by image, with
-the one that the registry names now:
+the one that the registry names now, or --against:
 
 IoU, MAE  means; a subject is alpha above 0.5
 gain      mean difference of IoU, and of MAE (less is better), with a 90 % interval by paired bootstrap over both sets
@@ -12,7 +12,8 @@ without   the gain on the photographs without the one image that changes most
 wins      IoU is no lower on either set, MAE is better, and the intervals of both gains exclude 0
 empty     of the grounds by themselves, how many have a subject (a pixel in a hundred above 0.5)
 
-`maximum`: levels divided by the image's largest; `stretched`: alpha stretched to 0..1; rembg does both, with Lanczos.
+`maximum`: levels divided by the image's largest; `stretched`: alpha stretched to 0..1. rembg does both, with Lanczos,
+and enlarges the matte in bytes, by Lanczos, too.
 """
 
 from __future__ import annotations
@@ -57,11 +58,12 @@ class Case:
 
 @dataclass(frozen=True)
 class Way:
-    """How an image becomes alpha, but for the network; `maximum` and `stretched` as above."""
+    """How an image becomes alpha, but for the network; `maximum` and `stretched` as above, `bytes_up` as rembg."""
 
     resize: Callable[[Bytes], Bytes]
     maximum: bool = False
     stretched: bool = False
+    bytes_up: bool = False
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--folder", type=Path, default=Path(SHARED) / "eval", help="photos/ and gt/ (default: %(default)s)"
     )
+    parser.add_argument("--against", metavar="FILTER", help="what gains are counted from (default: the registry's)")
     parser.add_argument("--seed", type=int, default=0, help="of composites and resamples (default: 0)")
 
 
@@ -78,7 +81,7 @@ def run(options: argparse.Namespace) -> Report:
     from rmbgd.models.load import load_model
 
     loaded = load_model(options.model, device="cpu", dtype=torch.float32)
-    now, size = str(loaded.filter), loaded.input_size
+    now, size = options.against or str(loaded.filter), loaded.input_size
     alpha_of = network(loaded.module)
     photos = list(photographs(options.folder))
     random = np.random.default_rng(options.seed)
@@ -195,7 +198,7 @@ def ways_of(size: tuple[int, int]) -> dict[str, Way]:
     for name in ("box", "lanczos"):
         ways[f"{name} maximum"] = Way(ways[name].resize, maximum=True)
         ways[f"{name} stretched"] = Way(ways[name].resize, stretched=True)
-    ways["rembg"] = Way(ways["lanczos"].resize, maximum=True, stretched=True)
+    ways["rembg"] = Way(ways["lanczos"].resize, maximum=True, stretched=True, bytes_up=True)
     return ways
 
 
@@ -229,6 +232,9 @@ def matte(way: Way, rgb: Bytes, alpha_of: Callable[[Floats], Floats], known: dic
     if way.stretched:
         low, high = float(alpha.min()), float(alpha.max())
         alpha = (alpha - low) / max(high - low, 1e-6)
+    if way.bytes_up:
+        levels_up = Image.fromarray((255 * alpha).astype(np.uint8)).resize(rgb.shape[1::-1], Image.Resampling.LANCZOS)
+        return np.asarray(levels_up, np.float32) / np.float32(255)
     return matte_to_image(alpha, *rgb.shape[:2])
 
 
@@ -280,5 +286,5 @@ def report(
     heads = [head for kind in names for head in (f"IoU {kind[:6]}.", "MAE")]
     heads += ["IoU gain, %", "MAE gain, %", "better", "without", "wins", "empty"]
     sizes = " and ".join(f"{len(each)} {kind}" for kind, each in names.items())
-    title = f"{model}, {sizes}; gains over {now}, the registry's"
+    title = f"{model}, {sizes}; gains over {now}"
     return Report([table(title, "filter", *heads, rows=rows)], {"model": model, "now": now, "ways": found})
