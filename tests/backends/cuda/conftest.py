@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from rmbgd.backends import cpu as torch_engine
+from rmbgd.backends.cpu import torch_network as torch_engine
 from rmbgd.backends.cuda import network
 from rmbgd.backends.cuda.backend import CudaBackend
 from rmbgd.engine.arena import Arena

@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 @pytest.mark.parametrize(
     ("factory", "device", "limits", "steps"),
     [
-        ("rmbgd.backends.factory:create", "cpu", [], {"resize", "network", "finish"}),
+        ("rmbgd.backends.factory:create", "cpu", [], {"network", "finish"}),
         ("tests.backends.cuda.conftest:create", "cuda:0", ["kernels", "memory_low", "batch"], {"network", "finish"}),
     ],
 )
