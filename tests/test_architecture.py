@@ -147,16 +147,16 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1590, 13),
-    "backends": (2170, 15),
+    "": (1630, 14),
+    "backends": (2150, 18),
     "bench": (740, 4),
-    "cli": (2930, 23),
-    "config": (1280, 6),
+    "cli": (2950, 23),
+    "config": (1310, 6),
     "doctor": (770, 4),
-    "engine": (3880, 20),
-    "imaging": (2690, 15),
+    "engine": (4010, 20),
+    "imaging": (2740, 15),
     "intake": (2150, 12),
-    "models": (3210, 20),
+    "models": (4290, 25),
     "mtbf": (2150, 10),
     "pipeline": (1500, 9),
     "publish": (1060, 6),
@@ -166,7 +166,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (880, 6),
     "testing": (620, 6),
 }
-MODULES, LINES, TEST_LINES = 199, 32_300, 33_100
+MODULES, LINES, TEST_LINES = 208, 33_700, 34_100
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"
