@@ -167,7 +167,7 @@ def test_equal_logits_have_no_error_what_is_off_is_counted_and_the_gate_is_relat
 @pytest.mark.integration
 def test_image_crosses_parent_and_worker_and_leaves_out_what_runs_at_the_start() -> None:
     names = set(run("--images", "2", tool="tools.trace_image")[2]["modules"][0])
-    assert {"intake/watcher.py", "pipeline/infer.py", "models/u2net.py", "store/outbox.py"} <= names
+    assert {"intake/watcher.py", "pipeline/infer.py", "backends/cpu/openvino_network.py", "store/outbox.py"} <= names
     assert not names & {"cli/main.py", "config/layout.py", "engine/selftest.py"}
 
 

@@ -162,8 +162,9 @@ def drawn(kind: int, height: int, width: int, random: np.random.Generator) -> By
 def composites(cases: list[Case], grounds: list[Bytes], random: np.random.Generator, each: int) -> Iterator[Case]:
     """Each cutout, its colours cleaned, somewhere on photographed grounds and, one in three, on drawn ones."""
     for case in (case for case in cases if soft(case)):
-        colours = case.rgb.copy()
-        clean_edges(case.rgb, case.truth, colours)
+        rgba = np.dstack([case.rgb, case.rgb[:, :, :1]])
+        clean_edges(case.rgb, case.truth, rgba)
+        colours = rgba[:, :, :3]
         rows, columns = (np.flatnonzero(case.truth.max(axis=axis) > 0.01) for axis in (1, 0))
         cut = np.s_[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         for number in range(each):
