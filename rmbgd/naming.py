@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import re
 from collections.abc import Iterator
 
 NAME_MAXIMUM = 255  # bytes of one path component, on every local file system of Linux
@@ -58,6 +59,17 @@ def version_of(path: str, number: int) -> str:
     folder, name = posixpath.split(path)
     stem, extension = posixpath.splitext(name)
     return posixpath.join(folder, fit(f"{stem}~{number}{extension}"))
+
+
+def sources_of(output: str) -> list[str]:
+    """Paths without suffix that an output of this path may have been made from, the likeliest first.
+
+    The inverse of output_names and version_of: s/a_jpg~2.png -> s/a_jpg~2, s/a_jpg, s/a
+    """
+    stem = posixpath.splitext(output)[0]
+    found = [stem, re.sub(r"~[1-9][0-9]*$", "", stem)]
+    found.append(re.sub(r"(?<=[^/])_[A-Za-z][A-Za-z0-9]{2,4}$", "", found[1]))
+    return list(dict.fromkeys(found))
 
 
 def versions(path: str) -> Iterator[str]:

@@ -29,6 +29,7 @@ MAY_USE: dict[str, set[str]] = {
     "models": BASE,
     "mtbf": {"errors", "events", "fs", "page", "wording"},
     "report": BASE | {"config", "store", "imaging", "telemetry"},
+    "evaluate": BASE | {"config", "imaging", "report"},
     "publish": BASE | {"config", "store"},
     "engine": BASE | {"config", "imaging", "models", "telemetry"},
     "backends": {"errors", "fs", "resampling", "engine", "imaging", "models"},
@@ -37,7 +38,8 @@ MAY_USE: dict[str, set[str]] = {
     "service": BASE | {"config", "store", "telemetry", "imaging", "publish", "engine", "pipeline", "intake"},
     "doctor": BASE | {"config", "store", "telemetry", "models", "engine", "intake", "service"},
     "bench": BASE | {"config", "store", "imaging", "models", "engine", "pipeline", "service"},
-    "cli": BASE | {"config", "store", "telemetry", "models", "mtbf", "report", "service", "doctor", "bench"},
+    "cli": BASE
+    | {"config", "store", "telemetry", "models", "mtbf", "report", "evaluate", "service", "doctor", "bench"},
     "testing": BASE | {"config", "engine", "backends"},  # nothing in the product imports it
     "__main__": {"cli"},
 }
@@ -147,26 +149,27 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1630, 14),
+    "": (1640, 14),
     "backends": (2150, 18),
     "bench": (740, 4),
-    "cli": (2950, 23),
+    "cli": (3130, 24),
     "config": (1310, 6),
     "doctor": (770, 4),
     "engine": (4010, 20),
     "imaging": (2740, 15),
     "intake": (2150, 12),
-    "models": (4290, 25),
+    "models": (4300, 25),
     "mtbf": (2150, 10),
     "pipeline": (1500, 9),
     "publish": (1060, 6),
     "service": (2740, 16),
-    "report": (240, 2),
+    "report": (250, 2),
+    "evaluate": (760, 5),
     "store": (1790, 12),
     "telemetry": (880, 6),
     "testing": (620, 6),
 }
-MODULES, LINES, TEST_LINES = 208, 33_700, 34_100
+MODULES, LINES, TEST_LINES = 214, 34_700, 34_600
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -1,4 +1,4 @@
-"""JSON Schema (draft 2020-12) of what rmbgd writes for programs: events, status.json and both kinds of sidecars.
+"""JSON Schema (draft 2020-12) of what rmbgd writes for programs: events, status, sidecars, `eval --json`.
 
 Later versions may add keys, so the schemas are open; `closed` makes them strict, for tests.
 """
@@ -132,6 +132,40 @@ FAILURE = {
     "version": ("table of counts", "of the file: inode, size, mtime_ns"),
     "rmbgd": ("text", "version"),
 }
+EVALUATION = {
+    "rmbgd": ("text", "version"),
+    "predictions": ("text", "folder or file"),
+    "truth": ("text", "folder or file"),
+    "dataset": ("text", "name of the test set"),
+    "model": ("text or null", "that made the predictions, where --model names it"),
+    "overlap": ("texts", "data sets that the model was trained on and that may hold images of the test set"),
+    "without_truth": ("texts", "predictions that no truth has the name of"),
+    "resamples": ("count", "of the images, for the intervals"),
+}
+EVALUATED_GROUP = {
+    "category": ("text or null", "null: all images"),
+    "images": ("count", "that were compared"),
+}
+ESTIMATE = {
+    "mean": ("number", "over the images that have the figure"),
+    "low": ("number or null", "of the 95 % interval; null with fewer than two images"),
+    "high": ("number or null", "likewise"),
+    "images": ("count", "that have the figure"),
+}
+EVALUATED_IMAGE = {
+    "name": ("text", "path of the truth without suffix, below its folder"),
+    "truth": ("text", "path of the file"),
+    "prediction": ("text or null", "path of the file; null where there is none"),
+    "category": ("text", "empty where it has none"),
+    "width": ("count", "px; 0 where it was not compared"),
+    "height": ("count", "px; 0 where it was not compared"),
+    "reason": (
+        "text or null",
+        "why it was not compared: missing_prediction, size_differs, no_mask, unreadable, or a reason of rejection",
+    ),
+    "detail": ("text or null", "what exactly"),
+    "figures": ("table of numbers", "those that this image has; docs/evaluation.md says what each means"),
+}
 
 
 def _table(keys: Mapping[str, tuple[str, str]]) -> Schema:
@@ -174,10 +208,21 @@ def status() -> Schema:
     return schema
 
 
+def evaluation() -> Schema:
+    group, schema = _table(EVALUATED_GROUP), _table(EVALUATION)
+    group["properties"]["figures"] = {"type": "object", "additionalProperties": _table(ESTIMATE)}
+    schema["properties"]["groups"] = {"type": "array", "items": group}
+    schema["properties"]["images"] = {"type": "array", "items": _table(EVALUATED_IMAGE)}
+    group["required"].append("figures")
+    schema["required"] += ["groups", "images"]
+    return schema
+
+
 DOCUMENTS: dict[str, tuple[str, Callable[[], Schema]]] = {
     "event": ("One event of rmbgd: a line of its log", events),
     "status": ("status.json in rmbgd's runtime directory", status),
     "cutout": ("<output>.json beside a cutout of rmbgd", lambda: _table(CUTOUT)),
+    "evaluation": ("What `rmbgd eval --json` prints", evaluation),
     "failure": ("<name>.error.json beside an image that rmbgd rejected", lambda: _table(FAILURE)),
 }
 

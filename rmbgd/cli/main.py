@@ -39,6 +39,7 @@ COMMANDS = {  # in the order of `rmbgd --help`
     "ledger": "check, copy and restore the record of images",
     "hooks": "run the operator's commands for failures, idleness and failovers",
     "models": "list, fetch and verify models",
+    "eval": "measure cutouts or masks against ground truth",
     "mtbf": "compute the mean time between failures from event logs",
     "bench": "measure images per second on this machine",
     "completion": "print a completion script for your shell",
@@ -46,7 +47,11 @@ COMMANDS = {  # in the order of `rmbgd --help`
 }
 SERVING = ("run", "check", "service")  # they mean a configuration, the other commands a service
 OWN_CONFIG = "finds_config"
-MODULES = {"mtbf": "rmbgd.mtbf.command", "resume": "rmbgd.cli.pause"}  # of the others it is rmbgd.cli.VERB
+MODULES = {
+    "eval": "rmbgd.cli.evaluate",
+    "mtbf": "rmbgd.mtbf.command",
+    "resume": "rmbgd.cli.pause",
+}  # of the others it is rmbgd.cli.VERB
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

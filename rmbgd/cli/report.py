@@ -52,8 +52,7 @@ def run(options: argparse.Namespace) -> int:
         from rmbgd.report import page
 
         page.template()  # before the work: it raises ConfigError where jinja2 is not installed
-        if options.html.exists() and not options.html.is_file():
-            raise RmbgdError(f"{options.html}: this is no regular file; name another")
+        check_page(options.html)
     config = load(options.config)
     folders = [folder.name for folder in config.folder]
     if options.folder is not None and options.folder not in folders:
@@ -106,12 +105,23 @@ def _write(
             shown = list(progress.track(cards, len(images), description="thumbnails"))
     begin, end = (f"{page.moment(at):%Y-%m-%d %H:%M}" for at in (now - options.since, now))
     title = {"place": options.folder or platform.node(), "begin": begin, "end": end}
-    data = page.render(counts, shown, title).encode("utf-8", "backslashreplace")
+    return save_page(options.html, page.render(counts, shown, title))
+
+
+def check_page(path: Path) -> None:
+    """Before the work. Raises RmbgdError for what is there and may not be replaced."""
+    if path.exists() and not path.is_file():
+        raise RmbgdError(f"{path}: this is no regular file; name another")
+
+
+def save_page(path: Path, text: str) -> int:
+    """Write a page that the umask says who may read. Returns its bytes. Raises RmbgdError."""
+    data = text.encode("utf-8", "backslashreplace")
     os.umask(mask := os.umask(0o077))
     try:
-        fs.atomic_write(options.html, data, mode=0o666 & ~mask)
+        fs.atomic_write(path, data, mode=0o666 & ~mask)
     except OSError as error:  # it names a temporary file, which nobody knows
-        place = options.html.parent if isinstance(error, FileNotFoundError) else options.html
+        place = path.parent if isinstance(error, FileNotFoundError) else path
         error.filename, error.filename2 = os.fspath(place), None
         raise RmbgdError(explain(error)) from error
     return len(data)

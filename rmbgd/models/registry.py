@@ -228,12 +228,18 @@ def overlap(model: str, dataset: str) -> tuple[str, ...]:
     So DIS5K is met by DIS-TE1, DIS-TE1 by DIS5K, and DIS-VD by neither of DIS-TE1 and DIS5K-TR.
     """
     asked = _words(dataset)
-    return tuple(name for name in trained_on(model) if asked and (asked <= (words := _words(name)) or words <= asked))
+    if not any(word[0].isalpha() for word in asked):  # a size or a number says nothing
+        return ()
+    return tuple(name for name in trained_on(model) if asked <= (words := _words(name)) or words <= asked)
 
 
 def _words(dataset: str) -> set[str]:
-    """Names are written with words in any order, case and punctuation: TE-P3M-500-NP, P3M_500_NP."""
-    words = re.findall(r"[a-z0-9]+", dataset.lower().replace("dis5k", "dis"))
+    """The one rule for spellings: in any case, order and punctuation. TE-P3M-500-NP is P3M_500_NP, AIM-500 is aim500.
+
+    Numbers and parts of a set (training, test, validation) are words of their own, joined or not: diste1 is DIS-TE1.
+    """
+    parted = re.sub(r"(?<=[a-z0-9])(?=(te|tr|vd)[0-9]*(?![a-z0-9]))", " ", dataset.lower())
+    words = re.findall(r"p3m|[a-z]+|[0-9]+k?", re.sub(r"dis[^a-z0-9]*5k", "dis ", parted))
     return set(words) - ({"te", "tr"} if "p3m" in words else set())  # P3M's own names say it otherwise
 
 

@@ -92,10 +92,15 @@ def thumbnail(data: bytes, limits: LimitSettings) -> Thumbnail:
             shown = image.copy() if max(image.size) <= SIDE else image
             shown.thumbnail((SIDE, SIDE), reducing_gap=2.0)
         shown = _upright(shown, header, float_scale_of(image))
-        shown.thumbnail((SIDE, SIDE))
-        file = io.BytesIO()
-        shown.save(file, "WEBP", quality=QUALITY, method=2)
-    return Thumbnail(f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", *shown.size)
+        return encoded(shown)
+
+
+def encoded(image: Image.Image) -> Thumbnail:
+    """Of any image that is small enough to be copied; it is shrunk in place."""
+    image.thumbnail((SIDE, SIDE))
+    file = io.BytesIO()
+    image.save(file, "WEBP", quality=QUALITY, method=2)
+    return Thumbnail(f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}", *image.size)
 
 
 def _upright(image: Image.Image, header: Header, float_scale: float) -> Image.Image:

@@ -37,6 +37,17 @@ def test_a_model_with_several_versions_in_one_place_is_pinned():
         ("birefnet", "TE-P3M-500-NP", ("P3M-500-NP",)),
         ("birefnet", "DIS5K", ("DIS5K-TR", "DIS-TE1", "DIS-TE2", "DIS-TE3", "DIS-TE4")),
         ("BiRefNet-HR-matting", "aim-500", ("AIM-500",)),
+        ("birefnet-matting", "aim500", ("AIM-500",)),
+        ("birefnet-matting", "500", ()),
+        ("birefnet-portrait", "p3m10k", ("P3M-10k",)),
+        ("birefnet", "p3m500np", ("P3M-500-NP",)),
+        ("birefnet", "diste4", ("DIS-TE4",)),
+        ("birefnet", "DIS5K/DIS-VD", ()),
+        ("birefnet", "disvd", ()),
+        ("lucida", "dis5kvd", ("DIS5K",)),
+        ("birefnet", "dutste", ("DUTS-TE",)),
+        ("birefnet-matting", "distinctions646", ("Distinctions-646",)),
+        ("birefnet-hr", "DIS-TE1", ()),  # nothing is published
         ("lucida", "DIS-VD", ("DIS5K",)),  # which part of it, its author does not say
         ("u2netp", "DUTS-TE", ()),
         ("u2netp", "DUTS", ("DUTS-TR",)),

@@ -1,0 +1,165 @@
+"""`rmbgd eval`: how good cutouts or masks are against ground truth, as tables, JSON and a page of the worst."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from rmbgd import fs
+from rmbgd.cli.main import usage_error
+from rmbgd.cli.parser import between
+from rmbgd.cli.report import check_page, save_page
+from rmbgd.cli.table import print_table
+from rmbgd.config.settings import LimitSettings
+from rmbgd.errors import ConfigError, Exit, RmbgdError
+from rmbgd.evaluate import page
+from rmbgd.evaluate.metrics import FIGURES
+from rmbgd.evaluate.pairs import MaskPair, categorized, in_sequence, paired
+from rmbgd.evaluate.run import Judge, JudgedPair
+from rmbgd.evaluate.summary import EvaluatedGroup, Evaluation, interval, shown
+from rmbgd.models.registry import lookup, overlap
+from rmbgd.report.page import prepare
+from rmbgd.telemetry.captured_output import StderrCapture
+from rmbgd.telemetry.jsonl import to_json
+from rmbgd.wording import printable
+
+LIMIT, LIMIT_MAXIMUM = 60, 500  # images on a page; some 25 kB each
+LINES = 10  # of each kind below the tables; JSON has them all
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    about = "cutouts (RGBA) or masks (grey), a folder or one file; paired with TRUTH by name, in sub-folders too"
+    parser.add_argument("predictions", metavar="PREDICTIONS", help=about)
+    parser.add_argument(
+        "truth", metavar="TRUTH", help="true masks of the same sizes; the first sub-folder is a category"
+    )
+    parser.add_argument(
+        "--categories", metavar="FILE", type=Path, help="take categories from a CSV file: name,category"
+    )
+    parser.add_argument(
+        "--sequence", action="store_true", help="the images of a folder are frames: measure flicker too"
+    )
+    about = "leave out pixels of TRUTH with this value of 8 bits, such as 128 in trimaps"
+    parser.add_argument("--ignore", metavar="VALUE", type=between(0, 255), help=about)
+    parser.add_argument("--model", metavar="NAME", help="warn where this model was trained on the test set")
+    parser.add_argument("--dataset", metavar="NAME", help="name of the test set (default: the name of TRUTH's folder)")
+    parser.add_argument(
+        "--html", metavar="FILE", type=Path, help="write one page with the worst images, for any browser"
+    )
+    text = f"images on the page, the worst first (default: %(default)s, at most {LIMIT_MAXIMUM})"
+    parser.add_argument("--limit", metavar="N", type=between(1, LIMIT_MAXIMUM), default=LIMIT, help=text)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Raises RmbgdError and OSError for paths that may not be read or written."""
+    try:
+        pairs, without_truth = _pairs(options)
+        if options.model is not None:
+            lookup(options.model)
+    except ConfigError as error:
+        return usage_error("eval", error)
+    if options.html is not None:
+        page.template()  # before the work: it raises ConfigError where jinja2 is not installed
+        check_page(options.html)
+    dataset, met = _met(options)
+    judge = Judge(LimitSettings(), options.ignore)
+    prepare(judge.limits)
+    with StderrCapture(lambda *_, **__: None):  # what libtiff has to say of hostile files
+        judged = _judged(judge, in_sequence(pairs) if options.sequence else [(pair, None) for pair in pairs])
+        found = Evaluation(options.predictions, options.truth, dataset, options.model, met, judged, without_truth)
+        cards = [] if options.html is None else list(page.cards(found.worst(options.limit), judge))
+    if options.html is not None:
+        size = save_page(options.html, page.render(found, cards))
+        print(printable(f"{options.html}: {len(cards)} images; {size / 1e6:.1f} MB"), file=sys.stderr)
+    if options.json:
+        print(to_json(found.document()))
+    else:
+        _print(found)
+    return Exit.FAILED if found.unusable else Exit.OK
+
+
+def _pairs(options: argparse.Namespace) -> tuple[list[MaskPair], list[str]]:
+    """Raises ConfigError for what is wrong with the command line, RmbgdError where there is nothing to evaluate."""
+    absent = [path for path in (options.predictions, options.truth) if not os.path.lexists(path)]
+    if absent:
+        raise ConfigError([f"{path}: no such file or directory" for path in absent])
+    pairs, without_truth = paired(options.predictions, options.truth)
+    if not pairs:
+        raise RmbgdError(f"{options.truth}: there are no images in it; name a folder of masks")
+    if all(pair.prediction is None for pair in pairs):
+        raise RmbgdError(f"{options.predictions}: no image in it has the name of one in {options.truth}; name another")
+    if options.categories is not None:
+        pairs, unknown = categorized(pairs, options.categories)
+        if unknown:
+            said = f"{unknown} of its names are no image in {options.truth}"
+            print(printable(f"rmbgd eval: {options.categories}: {said}"), file=sys.stderr)
+    return pairs, without_truth
+
+
+def _met(options: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
+    """The name of the test set, and what of it the model was trained on, which is said on stderr."""
+    folder = Path(options.truth).resolve()
+    names = [options.dataset] if options.dataset else [folder.name, folder.parent.name]  # DIS-VD/gt
+    if options.model is None:
+        return names[0], ()
+    dataset = next((name for name in names if overlap(options.model, name)), names[0])
+    found = overlap(options.model, dataset)
+    model = lookup(options.model)
+    said = ""
+    if found:
+        said = f"{model.name} was trained on {', '.join(found)}: figures on {dataset} say little about it"
+    elif not model.trained_on:
+        said = f"it is not published what {model.name} was trained on; it may have seen these images"
+    if said:
+        print(printable(f"rmbgd eval: {said}"), file=sys.stderr)
+    return dataset, found
+
+
+def _judged(judge: Judge, pairs: list[tuple[MaskPair, MaskPair | None]]) -> list[JudgedPair]:
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        return list(bar.track(judge.all(pairs, fs.usable_cores()), len(pairs), description="comparing"))
+
+
+def _print(found: Evaluation) -> None:
+    everything, *categories = found.groups()
+    mean, images = Column("mean", justify="right"), Column("images", justify="right")
+    table = Table("figure", mean, "95 % interval", "better", images, box=None, pad_edge=False)
+    for name, estimate in everything.figures.items():
+        better = "higher" if FIGURES[name].higher_is_better else "lower"
+        table.add_row(FIGURES[name].title, shown(estimate.mean), interval(estimate), better, str(estimate.images))
+    if everything.figures:
+        print_table(table)
+    if categories:
+        print()
+        print_table(_by_category(categories))
+    lines = [f"{each.pair.name}: {each.reason}: {each.detail}" for each in found.unusable]
+    _list("not counted", lines)
+    _list("predictions without a truth", found.without_truth)
+
+
+def _by_category(groups: list[EvaluatedGroup]) -> Table:
+    columns = [name for name in page.BY_CATEGORY if any(name in group.figures for group in groups)]
+    heads = [Column(FIGURES[name].title, justify="right") for name in columns]
+    table = Table("category", Column("images", justify="right"), *heads, box=None, pad_edge=False)
+    for group in groups:
+        means = [shown(group.figures[name].mean) if name in group.figures else "" for name in columns]
+        table.add_row(Text(printable(group.category or "")), str(group.images), *means)
+    return table
+
+
+def _list(title: str, lines: list[str]) -> None:
+    if lines:
+        more = [f"and {len(lines) - LINES} more (--json names all)"] if len(lines) > LINES else []
+        print(f"\n{len(lines)} {title}:", *(f"  {printable(line)}" for line in lines[:LINES] + more), sep="\n")
