@@ -20,6 +20,9 @@ SIDECARS = (".xmp", ".json", ".aae", ".pp3", ".dop", ".md5", ".sha1", ".sha256",
 EXTENSIONS = {"png": ".png", "webp": ".webp", "tiff": ".tif", "jpeg": ".jpg"}
 """Of outputs, by the recipe's format."""
 
+_LATER = re.compile(r"(?<=[^/])_(jpe?g|png|webp|tiff?|bmp|gif|avif|hei[cf])?$", re.IGNORECASE)
+"""What output_names adds to a stem that is taken, of suffixes that images have."""
+
 _TEMPORARY_PREFIX, _TEMPORARY_SUFFIX = ".rmbgd-", ".tmp"
 
 
@@ -67,9 +70,8 @@ def sources_of(output: str) -> list[str]:
     The inverse of output_names and version_of: s/a_jpg~2.png -> s/a_jpg~2, s/a_jpg, s/a
     """
     stem = posixpath.splitext(output)[0]
-    found = [stem, re.sub(r"~[1-9][0-9]*$", "", stem)]
-    found.append(re.sub(r"(?<=[^/])_[A-Za-z][A-Za-z0-9]{2,4}$", "", found[1]))
-    return list(dict.fromkeys(found))
+    plain = re.sub(r"(?<=[^/])~[1-9][0-9]*$", "", stem)
+    return list(dict.fromkeys((stem, plain, _LATER.sub("", plain))))
 
 
 def versions(path: str) -> Iterator[str]:

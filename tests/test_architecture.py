@@ -149,7 +149,7 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1640, 14),
+    "": (1645, 14),
     "backends": (2150, 18),
     "bench": (740, 4),
     "cli": (3130, 24),
@@ -164,12 +164,12 @@ BUDGET: dict[str, tuple[int, int]] = {
     "publish": (1060, 6),
     "service": (2740, 16),
     "report": (250, 2),
-    "evaluate": (760, 5),
+    "evaluate": (730, 5),
     "store": (1790, 12),
     "telemetry": (880, 6),
     "testing": (620, 6),
 }
-MODULES, LINES, TEST_LINES = 214, 34_700, 34_600
+MODULES, LINES, TEST_LINES = 214, 34_600, 34_900
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -124,7 +124,7 @@ def _met(options: argparse.Namespace) -> tuple[str, tuple[str, ...]]:
 
 
 def _judged(judge: Judge, pairs: list[tuple[MaskPair, MaskPair | None]]) -> list[JudgedPair]:
-    console = Console(stderr=True)
+    console = Console()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal

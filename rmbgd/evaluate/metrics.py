@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 Plane = NDArray[np.float32]
 Mask = NDArray[np.bool_]
+Pixels = NDArray[np.uint8]
 
 HALF = 0.5  # foreground is what lies above it
 BAND_RADIUS = 10 / 1024  # of the longer side: how far the unknown band reaches beyond soft pixels
@@ -215,17 +216,17 @@ def dtssd(alpha: Plane, truth: Plane, alpha_before: Plane, truth_before: Plane) 
     return 100 * math.sqrt(_mean(change * change))
 
 
-def rim_error(alpha: Plane, colours: Plane, truth: Plane, true_colours: Plane) -> float | None:
+def rim_error(alpha: Plane, colours: Pixels, truth: Plane, true_colours: Pixels) -> float | None:
     """Mean error of colour in the unknown band over black, white and green; None where there is no band.
 
-    colours  float32 [H, W, 3], RGB in 0..1, not multiplied with alpha
+    colours  uint8 [H, W, 3], RGB, not multiplied with alpha
     """
     band = unknown_band(truth)
     if not band.any():
         return None
     a, t = alpha[band][:, None], truth[band][:, None]
-    painted, wanted = a * colours[band], t * true_colours[band]
-    return float(np.mean([_mean(np.abs(painted - wanted + (t - a) * colour)) for colour in BACKGROUNDS]))
+    off = (a * colours[band] - t * true_colours[band]) / np.float32(255)
+    return float(np.mean([_mean(np.abs(off + (t - a) * colour)) for colour in BACKGROUNDS]))
 
 
 def _distance(mask: Mask) -> Plane:

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from rmbgd import page
-from rmbgd.evaluate.metrics import FIGURES, Plane
+from rmbgd.evaluate.metrics import FIGURES, Pixels, Plane
 from rmbgd.evaluate.run import Judge, JudgedPair, UnusablePair
 from rmbgd.evaluate.summary import Evaluation, interval, shown
 from rmbgd.report.thumbnails import SIDE, Thumbnail, encoded
@@ -61,11 +61,11 @@ def _small(plane: Plane) -> Plane:
     return np.asarray(cv2.resize(plane, size, interpolation=cv2.INTER_AREA), np.float32)
 
 
-def _grey(plane: Plane) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _grey(plane: Plane) -> Pixels:
     return np.rint(plane * 255).astype(np.uint8)
 
 
-def _difference(off: Plane) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _difference(off: Plane) -> Pixels:
     """White where both agree, red where the prediction has too much, blue where it has too little."""
     fade, red, blue = 1 - np.abs(off), 1 + np.minimum(off, 0), 1 - np.maximum(off, 0)
     return _grey(np.dstack([red, fade, blue]))

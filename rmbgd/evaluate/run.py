@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -14,7 +16,7 @@ import numpy as np
 
 from rmbgd.config.load import LimitSettings
 from rmbgd.errors import ImageError, RmbgdError
-from rmbgd.evaluate.metrics import Plane, dtssd, figures, rim_error
+from rmbgd.evaluate.metrics import Pixels, Plane, dtssd, figures, rim_error
 from rmbgd.evaluate.pairs import MaskPair
 from rmbgd.fs import open_regular
 from rmbgd.imaging.decode import decode_into, place, probe, read_limited
@@ -23,6 +25,7 @@ from rmbgd.imaging.pillow import opened
 
 MISSING, SIZE, COLOUR, UNREADABLE = "missing_prediction", "size_differs", "no_mask", "unreadable"
 """Reasons besides those of errors.Reason."""
+LARGE = 8_000_000  # pixels: larger ones are judged one at a time, at some 45 bytes a pixel
 GREY_SLACK = 16  # of 255: a mask saved as a colour JPEG is grey but for its rounding
 
 
@@ -36,10 +39,10 @@ class UnusablePair(RmbgdError):
 
 @dataclass(frozen=True, slots=True)
 class Matte:
-    """`alpha` float32 [H, W] in 0..1; `colours` float32 [H, W, 3], RGB, of an image that has an alpha channel."""
+    """`alpha` float32 [H, W] in 0..1; `colours` uint8 [H, W, 3], RGB, of an image that has an alpha channel."""
 
     alpha: Plane
-    colours: Plane | None = None
+    colours: Pixels | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +63,7 @@ class Judge:
 
     limits: LimitSettings
     ignore: int | None = None
+    _large: threading.Lock = field(default_factory=threading.Lock)
 
     def all(self, pairs: Iterable[tuple[MaskPair, MaskPair | None]], workers: int) -> Iterator[JudgedPair]:
         """In the order of `pairs`, each with the frame before it or None."""
@@ -78,7 +82,8 @@ class Judge:
             found, truth = self.read(pair)
         except UnusablePair as error:
             return JudgedPair(pair, reason=error.reason, detail=error.detail)
-        measured = figures(found.alpha, truth.alpha)
+        with self._large if truth.alpha.size > LARGE else nullcontext():
+            measured = figures(found.alpha, truth.alpha)
         if found.colours is not None and truth.colours is not None:
             rim = rim_error(found.alpha, found.colours, truth.alpha, truth.colours)
             measured |= {"rim_error": rim} if rim is not None else {}
@@ -136,7 +141,7 @@ def _decoded(data: bytes, limits: LimitSettings) -> Matte:
     plane = np.empty((height, width), np.uint8) if header.has_alpha else None
     decode_into(data, header, rgb, plane)
     if plane is not None:
-        return Matte(_shares(plane), _shares(rgb))
+        return Matte(_shares(plane), rgb)
     darkest, brightest = (
         function(function(rgb[:, :, 0], rgb[:, :, 1]), rgb[:, :, 2]) for function in (cv2.min, cv2.max)
     )
@@ -154,5 +159,5 @@ def _grey_of_16_bits(data: bytes, header: Header) -> Plane:
     return upright
 
 
-def _shares(values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]) -> Plane:
+def _shares(values: Pixels) -> Plane:
     return values.astype(np.float32) / np.float32(255)

@@ -94,18 +94,21 @@ def estimates(judged: Sequence[JudgedPair]) -> dict[str, MeanFigure]:
     values = np.array([[each.figures.get(name, np.nan) for name in names] for each in judged])
     there = ~np.isnan(values)
     filled, counted = np.where(there, values, 0.0), there.astype(np.float64)
+    images = len(judged)
     rng = np.random.default_rng(SEED)
     means = []
     for _ in range(RESAMPLES // AT_ONCE):
-        drawn = rng.multinomial(len(judged), np.full(len(judged), 1 / len(judged)), AT_ONCE).astype(np.float64)
+        drawn = np.array(
+            [np.bincount(row, minlength=images) for row in rng.integers(0, images, (AT_ONCE, images))], float
+        )
         with np.errstate(invalid="ignore"):  # a sample may hold no image that has the figure
             means.append(drawn @ filled / (drawn @ counted))
     bounds = np.nanpercentile(np.concatenate(means), INTERVAL, axis=0)
     found = {}
     for at, name in enumerate(names):
-        images = int(there[:, at].sum())
-        low, high = (float(bound) if images > 1 else None for bound in bounds[:, at])
-        found[name] = MeanFigure(float(filled[:, at].sum()) / images, low, high, images)
+        having = int(there[:, at].sum())
+        low, high = (float(bound) if having > 1 else None for bound in bounds[:, at])
+        found[name] = MeanFigure(float(filled[:, at].sum()) / having, low, high, having)
     return found
 
 

@@ -1,4 +1,4 @@
-"""Both pages in a real browser: nothing is wider than the window, nothing is wrong in its console, dark is dark."""
+"""All pages in a real browser: nothing is wider than the window, nothing is wrong in its console, dark is dark."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rmbgd.mtbf import html
 from rmbgd.mtbf.command import make_report
 from rmbgd.report import page
 from rmbgd.store.reading import counts_of_kinds, oddest, reading
+from tests.evaluate.test_page import evaluation
 from tests.imaging.builders import photo, saved
 from tests.mtbf.box import Box, options
 from tests.support.workspace import Workspace, done, torn
@@ -77,8 +78,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     box.recorded("signal", "killed", LONG).sleep(5).start().serve(600).write(base / "logs" / "edge.jsonl")
     Box(LONG, heartbeat=60).start().serve(600).write(base / "logs" / f"{LONG}.jsonl")
     logs = html.render(make_report(options(base / "logs", "--claim", 100)))
-    made = {"report": base / "report.html", "mtbf": base / "mtbf.html"}
-    for name, text in (("report", images), ("mtbf", logs)):
+    evaluated = evaluation(base, hostile=LONG)[1]
+    made = {name: base / f"{name}.html" for name in ("report", "mtbf", "eval")}
+    for name, text in (("report", images), ("mtbf", logs), ("eval", evaluated)):
         made[name].write_text(text)
     return made
 
@@ -91,7 +93,7 @@ def shown(chromium: Any, path: Path, width: int, scheme: str = "light") -> None:
     chromium.get(path.as_uri())
 
 
-@pytest.mark.parametrize("name", ["report", "mtbf"])
+@pytest.mark.parametrize("name", ["report", "mtbf", "eval"])
 @pytest.mark.parametrize("width", [320, 390, 1280])
 def test_nothing_is_wider_than_the_window(chromium: Any, pages: dict[str, Path], name: str, width: int) -> None:
     shown(chromium, pages[name], width)
@@ -103,7 +105,7 @@ def test_nothing_is_wider_than_the_window(chromium: Any, pages: dict[str, Path],
     assert [] == chromium.get_log("browser")
 
 
-@pytest.mark.parametrize("name", ["report", "mtbf"])
+@pytest.mark.parametrize("name", ["report", "mtbf", "eval"])
 def test_dark_is_dark_and_light_is_light(chromium: Any, pages: dict[str, Path], name: str) -> None:
     seen = []
     for scheme in ("light", "dark"):

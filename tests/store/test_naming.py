@@ -61,6 +61,20 @@ def test_the_later_of_one_stem_carries_its_extension() -> None:
     assert names.output_names("a", ".png") == ("a.png", "a_.png")
 
 
+@given(PATHS, st.sampled_from(("", ".jpg", ".JPEG", ".tif")), st.integers(1, 1000))
+def test_the_source_of_an_output_is_found(stem: str, suffix: str, number: int) -> None:
+    """Whichever of its names it got: the short one, that of the later of one stem, or a version of either."""
+    for name in names.output_names(stem + suffix, ".png"):
+        output = names.version_of(name, number)
+        if "~" not in stem and size(posixpath.basename(output)) < 250:  # else it may be cut
+            assert posixpath.splitext(stem + suffix)[0] in names.sources_of(output)
+
+
+def test_sources_are_tried_from_the_likeliest_on() -> None:
+    assert ["s/a_jpg~2", "s/a_jpg", "s/a"] == names.sources_of("s/a_jpg~2.png")
+    assert ["pet_cat"] == names.sources_of("pet_cat.webp")
+
+
 @given(PATHS, st.integers(1, 1000))
 def test_derived_names_are_legal(path: str, number: int) -> None:
     """Outputs, their versions, sidecars and reason files stay in their folder and within the length of a name."""
