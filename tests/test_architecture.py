@@ -164,7 +164,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "publish": (1060, 6),
     "service": (2740, 16),
     "report": (250, 2),
-    "evaluate": (730, 5),
+    "evaluate": (735, 5),
     "store": (1790, 12),
     "telemetry": (880, 6),
     "testing": (620, 6),

@@ -30,7 +30,7 @@ from rmbgd.telemetry.captured_output import StderrCapture
 from rmbgd.telemetry.jsonl import to_json
 from rmbgd.wording import printable
 
-LIMIT, LIMIT_MAXIMUM = 60, 500  # images on a page; some 25 kB each
+LIMIT, LIMIT_MAXIMUM = 60, 500  # images on a page; some 8 kB each
 LINES = 10  # of each kind below the tables; JSON has them all
 
 

@@ -74,7 +74,10 @@ def categorized(pairs: list[MaskPair], table: Path) -> tuple[list[MaskPair], int
     """With the categories of a CSV file (name, category; the name with or without folder and suffix), and how many of
     its names are none of an image. Raises ConfigError and OSError."""
     with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        rows = [row for row in csv.reader(file) if row]
+        try:
+            rows = [row for row in csv.reader(file) if row]
+        except csv.Error as error:
+            raise ConfigError(f"{table}: this is no CSV file: {error}") from error
     if short := next((number for number, row in enumerate(rows, 1) if len(row) < 2), 0):
         raise ConfigError(f"{table}: row {short} has no second column; write name,category")
     stems = (os.path.splitext(row[0]) for row in rows)

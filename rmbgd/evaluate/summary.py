@@ -10,7 +10,7 @@ import numpy as np
 
 from rmbgd import __version__
 from rmbgd.evaluate.metrics import FIGURES
-from rmbgd.evaluate.run import JudgedPair
+from rmbgd.evaluate.run import MISSING, JudgedPair
 
 RESAMPLES, AT_ONCE = 2000, 50  # drawn with replacement; so many are in memory at a time
 INTERVAL = (2.5, 97.5)  # percentiles
@@ -50,7 +50,10 @@ class Evaluation:
 
     @property
     def unusable(self) -> list[JudgedPair]:
-        return [each for each in self.judged if each.reason is not None]
+        """Those without a prediction last: they may be many, and hide what is broken."""
+        return sorted(
+            (each for each in self.judged if each.reason is not None), key=lambda each: each.reason == MISSING
+        )
 
     @property
     def usable(self) -> list[JudgedPair]:

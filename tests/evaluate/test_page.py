@@ -83,5 +83,5 @@ def test_what_is_gone_meanwhile_is_left_out_and_nothing_makes_a_page_too(tmp_pat
     assert [] == list(page.cards([JudgedPair(pair, 1, 1, {"s_measure": 0.1})], JUDGE))
     failed = JudgedPair(pair, reason="unreadable", detail="gone")
     words = Tags(page.render(Evaluation("a", "b", "b", None, (), [failed], []), [])).text
-    assert "images 0" in words
+    assert "images 0 1 not counted" in words
     assert "The worst" not in words

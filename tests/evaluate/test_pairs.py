@@ -71,9 +71,16 @@ def test_a_table_gives_categories_by_name_with_and_without_folder_and_suffix(tmp
     assert 1 == unknown  # its heading
 
 
-def test_a_table_without_a_second_column_is_told(tmp_path: Path) -> None:
-    (tmp_path / "table.csv").write_text("a,hair\nb\n")
-    with pytest.raises(ConfigError, match=r"table.csv: row 2 has no second column; write name,category"):
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,hair\nb\n", "row 2 has no second column; write name,category"),
+        ('"' + "a" * 200_000, "this is no CSV file: "),
+    ],
+)
+def test_a_table_that_is_none_is_told(text: str, said: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text(text)
+    with pytest.raises(ConfigError, match=f"table.csv: {said}"):
         categorized([], tmp_path / "table.csv")
 
 

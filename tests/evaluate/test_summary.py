@@ -55,7 +55,8 @@ def test_groups_are_all_images_and_each_category() -> None:
     groups = {group.category: (group.images, group.figures["s_measure"].mean) for group in found.groups()}
     assert {None: (4, 0.5), "glass": (1, 0.4), "hair": (2, pytest.approx(0.4))} == groups
     assert ["0.2", "0.4"] == [each.pair.name for each in found.worst(2)]
-    assert [failed] == found.unusable
+    broken = JudgedPair(MaskPair("y", "y.png", "y.png"), reason="corrupt", detail="torn")
+    assert [broken, failed] == evaluation(failed, judged(0.1), broken).unusable
 
 
 def test_json_is_what_its_schema_says() -> None:
