@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import ModelError
 from tests.backends.conftest import OPTIONS, ball
 
-openvino = pytest.importorskip("openvino")
+pytest.importorskip("openvino")
 
 AUTO = replace(OPTIONS, cpu_runtime="auto")
 U2NETP = ModelChoice("u2netp")
@@ -146,13 +146,28 @@ def test_a_quota_of_the_control_group_bounds_the_threads(arena, monkeypatch):
     assert compiled.get_property("INFERENCE_NUM_THREADS") == 1
 
 
-def test_a_process_has_one_core(arena, monkeypatch):
-    """However many networks it makes, in whatever precision, and questions it asks."""
-    made = Mock(wraps=openvino.Core)
-    monkeypatch.setattr(openvino, "Core", made)
-    openvino_network.core.cache_clear()
-    CpuBackend(arena.block, replace(AUTO, precision="auto")).start()
-    assert made.call_count == 1
+SIGNALLED = """
+import faulthandler, gc, os, signal
+from rmbgd.backends.cpu.openvino_network import OpenVinoNetwork, multiplies_bfloat16
+from rmbgd.engine.types import ModelChoice
+from pathlib import Path
+
+faulthandler.enable()
+signal.signal(signal.SIGTERM, lambda *_: print("handled", flush=True))
+made = [OpenVinoNetwork(ModelChoice("u2netp"), Path("/nonexistent"), precision="float32", threads=1) for _ in "ab"]
+multiplies_bfloat16()
+while made:
+    made.pop(0)
+    gc.collect()
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.integration
+def test_networks_that_come_and_go_leave_signals_alone():
+    """As with any number of cores: the second that went left the thread with a stack that is not there any more."""
+    done = subprocess.run([sys.executable, "-c", SIGNALLED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "handled\n", "")
 
 
 def test_openvino_that_answers_wrongly_is_left_for_torch(arena, monkeypatch):

@@ -53,7 +53,8 @@ def _lacks_avx2(cpuinfo: Path) -> bool:
 def core() -> Any:
     """The process's one openvino.Core. Raises ImportError without OpenVINO.
 
-    Each further one loads the CPU's plugin again, and unloads it at its end beneath what the others still hold.
+    Its plugin gives the thread a stack for signals and, at its end, the one from before, without a look whether that
+    is still there: after the second of two that lived at a time, the next signal ended the process (2026.4, SIGSEGV).
     """
     import openvino
 
