@@ -150,7 +150,7 @@ REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
     "": (1645, 14),
-    "backends": (2150, 18),
+    "backends": (2200, 18),
     "bench": (740, 4),
     "cli": (3130, 24),
     "config": (1310, 6),
@@ -169,7 +169,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (880, 6),
     "testing": (620, 6),
 }
-MODULES, LINES, TEST_LINES = 214, 34_600, 34_900
+MODULES, LINES, TEST_LINES = 214, 34_700, 35_000
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -258,7 +258,7 @@ class EngineSettings(Settings):
     cpu_runtime: Literal["auto", "torch", "openvino"] = setting("auto",
         reason="what computes on a CPU; auto: OpenVINO for a network that it has (u2netp), where the extra `openvino` is installed, else torch")
     precision: Literal["auto", "float32", "float16", "bfloat16", "float8"] = setting("auto",
-        reason="auto: float16 on a GPU; on a CPU bfloat16 where it is quicker and as good on these weights, measured at the first start, else float32; float8, of older versions, is read as float16")
+        reason="auto: float16 on a GPU; on a CPU bfloat16 where it is quicker and as good on these weights, measured at the first start, else float32; float8, of older versions, is read as auto")
     start_timeout: float = setting(180.0, unit="s", ge=1, le=3600,
         reason="for loading, warming up and the golden image")
     batch_timeout: float = setting(120.0, unit="s", ge=0.1, le=3600,
@@ -272,7 +272,7 @@ class EngineSettings(Settings):
 
     @property
     def precision_used(self) -> str:
-        return "float16" if self.precision == "float8" else self.precision
+        return "auto" if self.precision == "float8" else self.precision
 
     @property
     def tries_used(self) -> int:

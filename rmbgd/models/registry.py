@@ -82,6 +82,7 @@ GENERAL = (
     *("UHRSD-TR", "UHRSD-TE", "HRS10K-TR", "HRS10K-TE", "P3M-10k", "P3M-500-NP", "P3M-500-P", "humans"),
 )
 MATTING = ("P3M-10k", "humans", "AM-2k", "AIM-500", "Human-2k", "Distinctions-646", "HIM2K", "PPM-100", "BG-20k")
+LUCIDA = ("DIS5K", "CAMO", "COD10K", "P3M-10k", "Transparent-460", "HIM2K", "AM-2k", "BG-20k", "ToonOut")
 
 _ENTRIES = (
     ModelEntry(
@@ -170,10 +171,7 @@ _ENTRIES = (
         revision="6cbedc9722652dc9a3df91dd871f0c4f3334e922",
         licence_url="https://github.com/egeorcun/lucida/blob/main/LICENSE",
         file_bytes=SWIN_L_FLOAT32,
-        trained_on=(
-            *("DIS5K", "CAMO", "COD10K", "P3M-10k", "Transparent-460", "HIM2K", "AM-2k", "BG-20k", "ToonOut"),
-            *("Lucida synthetic",),
-        ),
+        trained_on=(*LUCIDA, "Lucida synthetic"),
         notes="version 7, tuned from birefnet-hr at 1024x1024, on whose data, too; weaker at hair and thin parts",
     ),
     ModelEntry(

@@ -235,9 +235,9 @@ def test_options_over_a_recipe_that_does_not_exist() -> None:
         overlay(None, "shop", [], {})
 
 
-def test_float8_of_an_older_configuration_is_read_as_float16():
+def test_float8_of_an_older_configuration_is_read_as_auto():
     config = parse({"engine": {"precision": "float8"}})
     (adjusted,) = config.adjusted
-    assert config.engine.precision_used == "float16"
-    assert (adjusted["setting"], adjusted["configured"], adjusted["used"]) == ("engine.precision", "float8", "float16")
+    assert config.engine.precision_used == "auto"
+    assert (adjusted["setting"], adjusted["configured"], adjusted["used"]) == ("engine.precision", "float8", "auto")
     assert parse({"engine": {"precision": "bfloat16"}}).adjusted == []

@@ -12,9 +12,7 @@ from __future__ import annotations
 import importlib.metadata
 import time
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -22,8 +20,8 @@ from numpy.typing import NDArray
 
 from rmbgd.backends.cpu import openvino_network
 from rmbgd.backends.cpu.network import CpuNetwork
-from rmbgd.backends.cpu.openvino_network import OpenVinoNetwork, covers
-from rmbgd.backends.cpu.precision import in_best_precision
+from rmbgd.backends.cpu.openvino_network import OpenVinoNetwork
+from rmbgd.backends.cpu.precision import gist, in_best_precision
 from rmbgd.backends.faults import faults
 from rmbgd.backends.memtest import MemoryTest
 from rmbgd.backends.planes import finish
@@ -107,41 +105,58 @@ class CpuBackend:
 
         OpenVINO where it has the network, unless it refuses it or this processor; else torch.
         """
-        asked, models = self._options.cpu_runtime, self._options.models_directory
-        refused = "OpenVINO has no graph for it here"
-        if asked != "torch" and covers(resolve(choice.source, models)):
-            given: dict[str, Any] = {"threads": self._threads}
-            make = partial(OpenVinoNetwork, choice, models, **given)
-            try:
-                network = self._in_precision("openvino", choice, make, openvino_network.multiplies_bfloat16)
-                return network, self._prove(name, network)
-            except ModelError:
-                raise
-            except ImportError:
-                refused = missing_extra("openvino", "openvino", 'engine.cpu_runtime = "openvino"').problems[0]
-            except Exception as error:  # noqa: BLE001 - of a library that is there to be quicker: the other one serves
-                refused = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
-                asked = "openvino"
-        if asked == "openvino":
+        asked = self._options.cpu_runtime
+        refused = "OpenVINO has no graph for it" if asked == "openvino" else ""
+        if asked != "torch" and openvino_network.covers(resolve(choice.source, self._options.models_directory)):
+            refused = openvino_network.unfit(self._options.precision)
+            if not refused:
+                try:
+                    return self._in_openvino(name, choice)
+                except ModelError:
+                    raise
+                except ImportError:
+                    refused = missing_extra("openvino", "openvino", "OpenVINO").problems[0]
+                except Exception as error:  # noqa: BLE001 - of a library that is there to be quicker: torch serves
+                    refused = f"{type(error).__name__}: {gist(error)}"
+        if refused:
             self._limits.append(types.Limit("openvino", f"{name} runs in torch, which takes longer: {refused}"))
+        return self._in_torch(name, choice)
+
+    def _in_openvino(self, name: str, choice: types.ModelChoice) -> tuple[CpuNetwork, float]:
+        def make(precision: str) -> CpuNetwork:
+            models = self._options.models_directory
+            return OpenVinoNetwork(choice, models, precision=precision, threads=self._threads)
+
+        network = self._in_precision("openvino", choice, make, openvino_network.multiplies_bfloat16)
+        return network, self._prove(name, network)
+
+    def _in_torch(self, name: str, choice: types.ModelChoice) -> tuple[CpuNetwork, float]:
         from rmbgd.backends.cpu import torch_network
 
-        given = {"threads": self._threads, "batch_maximum": self._options.batch_maximum}
-        plain = partial(torch_network.TorchNetwork, choice, models, **given)
-        network = self._in_precision("torch", choice, plain, torch_network.multiplies_bfloat16)
+        def make(precision: str) -> CpuNetwork:
+            models, most = self._options.models_directory, self._options.batch_maximum
+            return torch_network.TorchNetwork(
+                choice, models, precision=precision, threads=self._threads, batch_maximum=most
+            )
+
+        network = self._in_precision("torch", choice, make, torch_network.multiplies_bfloat16)
         return network, self._prove(name, network)
 
     def _in_precision(
-        self, runtime: str, choice: types.ModelChoice, make: Callable[..., CpuNetwork], hardware: Callable[[], bool]
+        self,
+        runtime: str,
+        choice: types.ModelChoice,
+        make: Callable[[str], CpuNetwork],
+        multiplies_bfloat16: Callable[[], bool],
     ) -> CpuNetwork:
         if self._precision != "auto":
-            network = make(precision=self._precision)
+            network = make(self._precision)
             network.facts["precision_because"] = "as configured in engine.precision"
             return network
         key = {"model": choice.source, "patch_order": choice.patch_order, "runtime": runtime}
         key["runtime_version"] = importlib.metadata.version(runtime)
         folder = Path(self._options.verdicts) if self._options.verdicts else None
-        return in_best_precision(lambda kind: make(precision=kind), hardware=hardware(), folder=folder, key=key)
+        return in_best_precision(make, hardware=multiplies_bfloat16(), folder=folder, key=key)
 
     def _prove(self, name: str, network: CpuNetwork) -> float:
         """Seconds that the golden image took. Raises EngineNonsense."""

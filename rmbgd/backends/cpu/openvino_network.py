@@ -5,6 +5,8 @@ Images go one by one: a batch saves nothing in processor time, and a model for e
 
 from __future__ import annotations
 
+import functools
+import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,11 +32,38 @@ def covers(model: StoredModel) -> bool:
     return model.entry is not None and model.entry.architecture is Architecture.U2NETP
 
 
-def multiplies_bfloat16() -> bool:
-    """Whether OpenVINO says so of this processor. Raises ImportError without it."""
+def unfit(precision: str, cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Why OpenVINO is not to compute in this precision, or not on this processor; empty where it may."""
+    if precision not in {"auto", *TYPES}:
+        return f"OpenVINO does not compute in {precision} on a CPU"
+    if platform.machine() == "x86_64" and _lacks_avx2(cpuinfo):
+        return "this processor has no AVX2, without which OpenVINO takes more than twice the time of torch"
+    return ""
+
+
+def _lacks_avx2(cpuinfo: Path) -> bool:
+    try:
+        flags = next(line for line in cpuinfo.read_text(errors="replace").splitlines() if line.startswith("flags"))
+    except (OSError, StopIteration):
+        return False
+    return "avx2" not in flags.split()
+
+
+@functools.cache
+def core() -> Any:
+    """The process's one openvino.Core. Raises ImportError without OpenVINO.
+
+    Its plugin gives the thread a stack for signals and, at its end, the one from before, without a look whether that
+    is still there: after the second of two that lived at a time, the next signal ended the process (2026.4, SIGSEGV).
+    """
     import openvino
 
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return openvino.Core()
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether OpenVINO says so of this processor. Raises ImportError without it."""
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 class OpenVinoNetwork:
@@ -50,14 +79,13 @@ class OpenVinoNetwork:
         claim.hash()
         header = read_header(model.weights)
         self._size, self._filter = model.input_size(), model.filter()
-        core = openvino.Core()
         settings = {
             "INFERENCE_PRECISION_HINT": TYPES[precision],
             "INFERENCE_NUM_THREADS": threads,
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": False,  # the cores belong to decoders and encoders as well
         }
-        compiled = core.compile_model(build(model.weights, self._size, SCALE, SHIFT), "CPU", settings)
+        compiled = core().compile_model(build(model.weights, self._size, SCALE, SHIFT), "CPU", settings)
         self._request: Any = compiled.create_infer_request()
         provenance = claim.provenance(
             header,

@@ -107,13 +107,18 @@ def in_best_precision(
         network = make(NARROW)
         choice = judge_precision(_results(network, scenes[: len(wide)]), wide)
     except (EngineFault, RuntimeError) as error:  # a runtime's way to refuse a network, or memory that is short now
-        refusal = str(error).strip().partition("\n")[0]
-        return _because(make(WIDE), Choice(WIDE, f"{key['runtime']} refuses {NARROW}: {refusal}"))
+        return _because(make(WIDE), Choice(WIDE, f"{key['runtime']} refuses {NARROW}: {gist(error)}"))
     _write(file, key, sha256, choice)
     if choice.precision == WIDE:
         del network
         network = make(WIDE)
     return _because(network, choice)
+
+
+def gist(error: Exception) -> str:
+    """The first line that says what is wrong: OpenVINO names its source files before it, torch those behind it."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from ")]
+    return lines[0].strip() if lines else type(error).__name__
 
 
 def _because(network: CpuNetwork, choice: Choice) -> CpuNetwork:

@@ -20,10 +20,8 @@ BATCH_MAXIMUM = 4  # images: u2netp takes 0.19 GB for each, and in CPU time a ba
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether torch says so of this processor: AVX-512 BF16, AMX, Arm BF16. Before 2.10 oneDNN says what it can do."""
-    if hasattr(torch.cpu, "get_capabilities"):
-        return any(found is True and "bf16" in name for name, found in torch.cpu.get_capabilities().items())
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 - there is no public question
+    """Whether torch says so of this processor: AVX-512 BF16, AMX, Arm BF16."""
+    return any(found is True and "bf16" in name for name, found in torch.cpu.get_capabilities().items())
 
 
 class TorchNetwork:

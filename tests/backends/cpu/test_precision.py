@@ -15,7 +15,7 @@ import pytest
 from rmbgd.backends.cpu import precision
 from rmbgd.backends.cpu.network import CpuNetwork
 from rmbgd.backends.cpu.openvino_network import OpenVinoNetwork
-from rmbgd.backends.cpu.precision import NARROW, WIDE, SceneResult, in_best_precision, judge_precision, processor
+from rmbgd.backends.cpu.precision import NARROW, WIDE, SceneResult, gist, in_best_precision, judge_precision, processor
 from rmbgd.backends.cpu.torch_network import TorchNetwork
 from rmbgd.config.load import Recipe
 from rmbgd.engine.golden_image import golden_scenes
@@ -174,6 +174,18 @@ def test_a_runtime_that_refuses_bfloat16_serves_in_float32(runtime, tmp_path, re
     runtime.refuses = refusal
     for folder in (tmp_path, tmp_path / "new", None):
         assert runtime.start(folder)[:2] == (WIDE, f"torch refuses bfloat16: {refusal}")
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("Exception from src/core.cpp:117:\nException from src/plugin.cpp:54:\nbad combination\n\n", "bad combination"),
+        ("could not create a primitive\nframe #0: c10::Error", "could not create a primitive"),
+        ("\n", "RuntimeError"),
+    ],
+)
+def test_of_a_refusal_the_line_that_says_it_is_told(text, told):
+    assert gist(RuntimeError(text)) == told
 
 
 def test_wrong_weights_are_an_error_in_every_precision(runtime, tmp_path):
