@@ -143,7 +143,11 @@ class BiRefNet(nn.Module):
         """x1..x4: each scale's map beside that of the half-size image, channels 2*embed*2^i at H/4..H/32."""
         full = [t.to(dtype) for t in self.bb(x)]
         half = [t.to(dtype) for t in self.bb(upsample(x, (x.shape[-2] // 2, x.shape[-1] // 2)))]
-        return [torch.cat((f, upsample(h, f.shape[-2:])), dim=1) for f, h in zip(full, half, strict=True)]
+        maps = []
+        while full:  # each is freed as soon as it has been read
+            wide = full.pop(0)
+            maps.append(torch.cat((wide, upsample(half.pop(0), wide.shape[-2:])), dim=1))
+        return maps
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(*self.head_inputs(image))

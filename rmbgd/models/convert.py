@@ -3,7 +3,7 @@
 Every fold is the same function in real arithmetic:
 
 - BatchNorm (eval mode) goes into the convolution before it, also into the deformable ones;
-- the offset and the modulation convolution of a deformable convolution become one;
+- the offset and the modulation convolution of a deformable convolution become one, of whole eights of channels;
 - the last block's convolution, its BatchNorm, the image's last branch and the final 1x1 become the head (`Head`);
 - the channels of image patches are put into one order, whichever order the checkpoint was trained with.
 """
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rmbgd.models.birefnet import BiRefNet, stays_float32
 from rmbgd.models.checkpoint import Backbone, is_optional, swin_tensors
+from rmbgd.models.deform import offset_channels
 from rmbgd.models.registry import PatchOrder
 
 _BATCH_NORM_EPSILON = 1e-5
@@ -79,7 +80,9 @@ def _decoder_block(to: str, at: str, get: GetTensor) -> Named:
         deform, name = f"{at}.dec_att.{branch}.atrous_conv", f"{to}.aspp.branches.{i}"
         offset, modulation = f"{deform}.offset_conv", f"{deform}.modulator_conv"
         for part in ("weight", "bias"):
-            yield f"{name}.offset.{part}", torch.cat((get(f"{offset}.{part}"), get(f"{modulation}.{part}")))
+            both = torch.cat((get(f"{offset}.{part}"), get(f"{modulation}.{part}")))
+            beyond = offset_channels(round((len(both) / 3) ** 0.5)) - len(both)
+            yield f"{name}.offset.{part}", torch.cat((both, both.new_zeros(beyond, *both.shape[1:])))
         weight, bias = _batch_norm(f"{deform}.regular_conv", f"{at}.dec_att.{branch}.bn", get, has_bias=False)
         yield from _convolution(name, weight.permute(0, 2, 3, 1).flatten(1), bias)
     pooled = f"{at}.dec_att.global_avg_pool"

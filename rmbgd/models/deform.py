@@ -20,17 +20,22 @@ from torch import Tensor, nn
 from rmbgd.models.layers import Conv2d, KernelLayer, linear, rows_per_chunk
 
 
+def offset_channels(kernel: int) -> int:
+    """3k², in whole eights: for other counts of half numbers a GPU's rows are misaligned and its matrix units idle."""
+    return -(-3 * kernel**2 // 8) * 8
+
+
 class DeformableConv(nn.Module):
     """y(p) = Σ_k w_k x(p + p_k + Δp_k) m_k + bias (1): stride 1, same size, kernel k x k.
 
     `offset` predicts, for each pixel, 2k² offsets (dy, dx per tap, taps row-major) and k² logits of the modulation
-    mask m = 2 sigmoid(logit). `weight` is [c_out, k*k*c_in], taps before channels.
+    mask m = 2 sigmoid(logit); channels beyond them mean nothing. `weight` is [c_out, k*k*c_in], taps before channels.
     """
 
     def __init__(self, c_in: int, c_out: int, kernel: int) -> None:
         super().__init__()
         self.kernel = kernel
-        self.offset = Conv2d(c_in, 3 * kernel**2, kernel, padding=kernel // 2)
+        self.offset = Conv2d(c_in, offset_channels(kernel), kernel, padding=kernel // 2)
         self.weight = nn.Parameter(torch.empty(c_out, kernel**2 * c_in))
         self.bias = nn.Parameter(torch.empty(c_out))
 
@@ -47,7 +52,7 @@ class DeformableConv(nn.Module):
             yield chunk, linear(samples, self.weight, self.bias)
 
     def sample(self, padded: Tensor, offset_mask: Tensor, first: int, size: tuple[int, int]) -> Tensor:
-        """padded: the batch's pixels with their margins [B*(H+3)*(W+3), C]; offset_mask: output of `offset` [n, 3k²]
+        """padded: the batch's pixels with their margins [B*(H+3)*(W+3), C]; offset_mask: output of `offset` [n, 3k²..]
         for the n pixels from `first` on; size: (H, W). -> modulated bilinear samples [n, k²*C], taps before channels"""
         height, width = size
         pitch = width + 3
@@ -66,7 +71,7 @@ class DeformableConv(nn.Module):
         weights = padded.new_empty(corners.shape)  # bilinear weights times modulation
         for i, step in enumerate((0, 1, pitch, pitch + 1)):
             torch.add(corner, step, out=corners[..., i])
-        modulation = 2 * offset_mask[:, 2 * taps :].sigmoid()
+        modulation = 2 * offset_mask[:, 2 * taps : 3 * taps].sigmoid()
         below = modulation * y.sub_(top)
         above = modulation - below
         right = x.sub_(left)

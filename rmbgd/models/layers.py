@@ -13,8 +13,9 @@ from torch import Tensor, nn
 # pages each time (32 MiB): warm pages make a product 1.5 times as fast, and the cache may still hold them. Elsewhere
 # few, large kernels are better; the bound is for memory.
 _CHUNK_BYTES = {"cpu": 24 << 20}
-_CHUNK_BYTES_ELSEWHERE = 512 << 20
+_CHUNK_BYTES_ELSEWHERE = 256 << 20
 _ONEDNN = (torch.float32, torch.bfloat16)
+HALF = (torch.float16, torch.bfloat16)
 
 
 def rows_per_chunk(row_elements: int, like: Tensor) -> int:

@@ -120,7 +120,7 @@ def _deformed(layer: DeformableConv, x: Tensor) -> Tensor:
     offset_mask = layer.offset(x)
     weight = layer.weight.view(len(layer.weight), side, side, -1).permute(0, 3, 1, 2).contiguous()
     shape = [batch, len(layer.weight), height, width]
-    mask = 2 * offset_mask[:, 2 * taps :].sigmoid()
+    mask = 2 * offset_mask[:, 2 * taps : 3 * taps].sigmoid()
     result: Tensor = torch.ops.rmbgd.deform_conv(x, weight, offset_mask[:, : 2 * taps], layer.bias, mask, side, shape)
     return result
 

@@ -7,7 +7,8 @@ Exact savings, against the paper's code: tokens that pad the map to whole window
 (LayerNorm comes before the padding, so their query, key and value are the bias); which token belongs to which window is
 computed once per shape; only the windows that the shift cuts carry a mask, and it has three patterns. A block works on
 chunks of its map, in place, so that no map of queries, scores or hidden units exists as a whole. After `use_kernels`
-attention runs as one Triton kernel on whole maps (`kernels/window.py`), without a plan.
+attention runs as one Triton kernel on whole maps (`kernels/window.py`), without a plan, and every sum on the residual
+stream is part of the norm that follows it (`kernels/norm.py`).
 
 In half precision the residual stream, the norms' parameters and the patch embedding stay in float32: products are in
 the type of their weights. Measured in bfloat16, the three made half of the error, and they cost next to nothing.
@@ -15,15 +16,17 @@ the type of their weights. Measured in bfloat16, the three made half of the erro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rmbgd.models.checkpoint import Backbone
-from rmbgd.models.layers import Conv2d, KernelLayer, Linear, rows_per_chunk
+from rmbgd.models.layers import HALF, Conv2d, KernelLayer, Linear, rows_per_chunk
 
 
 @dataclass(frozen=True)
@@ -151,7 +154,13 @@ class Mlp(nn.Module):
         self.fc2 = Linear(4 * dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(x)))
+        if x.is_cpu or x.dtype not in HALF:
+            return self.fc2(F.gelu(self.fc1(x)))
+        # One product, whose hidden units are written once and never before GELU, where they could overflow. cuBLASLt
+        # has GELU in its tanh form: at most 4.7e-4 off, as much as rounding hidden units to float16 is.
+        rows, weight = x.view(-1, x.shape[-1]), self.fc1.weight
+        hidden = torch._addmm_activation(self.fc1.bias, rows, weight.t(), use_gelu=True)  # noqa: SLF001
+        return self.fc2(hidden).view(x.shape)
 
 
 class SwinBlock(nn.Module):
@@ -166,8 +175,6 @@ class SwinBlock(nn.Module):
         self.mlp = Mlp(dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.attn.kernel_bias is not None:
-            return self.by_kernels(x)
         self.attend(x)
         dim = x.shape[-1]
         for tokens in torch.split(x.view(-1, dim), rows_per_chunk(4 * dim, x)):
@@ -186,16 +193,17 @@ class SwinBlock(nn.Module):
             rows = self.norm1(tokens.index_select(0, chunk.tokens))
             tokens.index_add_(0, chunk.tokens, self.attn(rows, chunk, biases[chunk.pattern]).to(x.dtype))
 
-    def by_kernels(self, x: Tensor) -> Tensor:
-        """`forward`, some images at a time; the second norm also adds attention to the residual stream."""
+    def by_kernels(self, x: Tensor, total: Tensor, term: Tensor | None) -> Tensor:
+        """`forward` of x + `term`, but for the last sum: that is `total`, float32, plus the returned term of x's shape.
+
+        x is written if there is a term; `total` may be x.
+        """
         from rmbgd.models.kernels.norm import layer_norm
 
-        _, height, width, dim = x.shape
-        dtype = self.attn.qkv.bias.dtype
-        for images in torch.split(x, rows_per_chunk(height * width * 4 * dim, x)):
-            attention = self.attn.by_kernel(layer_norm(images, self.norm1, dtype), self.shift)
-            images.add_(self.mlp(layer_norm(images, self.norm2, dtype, add=attention)))
-        return x
+        dtype = self.attn.qkv.weight.dtype
+        attention = self.attn.by_kernel(layer_norm(x, self.norm1, dtype, add=term), self.shift)
+        output: Tensor = self.mlp(layer_norm(x, self.norm2, dtype, add=attention, total=total))
+        return output
 
 
 class PatchMerging(nn.Module):
@@ -207,22 +215,50 @@ class PatchMerging(nn.Module):
         self.reduction = Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
+        if x.shape[1] % 2 or x.shape[2] % 2:
+            x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
         neighbours = (x[:, 0::2, 0::2], x[:, 1::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 1::2])
         return self.reduction(self.norm(torch.cat(neighbours, dim=-1))).to(x.dtype)
 
+    def by_kernels(self, x: Tensor) -> Tensor:
+        """In the type of the weights: the first norm of the next stage reads it, the second one widens it."""
+        from rmbgd.models.kernels.norm import merged_norm
+
+        return self.reduction(merged_norm(x, self.norm, self.reduction.weight.dtype))
+
 
 class Stage(nn.Module):
-    """The map of this stage, and the input of the next."""
+    """[B,H,W,C] -> the map of this stage, normalised, and the input of the next."""
 
     def __init__(self, dim: int, depth: int, heads: int, window: int, *, last: bool) -> None:
         super().__init__()
         self.blocks = nn.Sequential(*(SwinBlock(dim, heads, window, window // 2 * (i % 2)) for i in range(depth)))
         self.downsample = nn.Identity() if last else PatchMerging(dim)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, norm: nn.LayerNorm) -> tuple[Tensor, Tensor]:
+        blocks = cast("Sequence[SwinBlock]", self.blocks)
+        if blocks[0].attn.kernel_bias is not None:
+            return self.by_kernels(x, norm, blocks)
         x = self.blocks(x)
-        return x, self.downsample(x)
+        return norm(x), self.downsample(x)
+
+    def by_kernels(self, x: Tensor, norm: nn.LayerNorm, blocks: Sequence[SwinBlock]) -> tuple[Tensor, Tensor]:
+        """`forward`, some images at a time, from one end of the stage to the other; the map has the weights' type."""
+        from rmbgd.models.kernels.norm import layer_norm
+
+        _, height, width, dim = x.shape
+        hidden = blocks[0].mlp.fc1.weight  # of the type of hidden units
+        stream = x if x.dtype == torch.float32 else torch.empty_like(x, dtype=torch.float32)
+        features = torch.empty_like(x, dtype=hidden.dtype)
+        step = rows_per_chunk(height * width * 4 * dim, hidden)
+        for first in range(0, len(x), step):
+            some = slice(first, first + step)
+            images, term = x[some], None
+            for block in blocks:
+                term = block.by_kernels(images, stream[some], term)
+                images = stream[some]
+            layer_norm(images, norm, hidden.dtype, add=term, output=features[some])
+        return features, self.downsample.by_kernels(stream) if isinstance(self.downsample, PatchMerging) else stream
 
 
 class PatchEmbed(nn.Module):
@@ -256,6 +292,6 @@ class Swin(nn.Module):
         x = self.patch_embed(image)
         maps = []
         for i, stage in enumerate(self.layers):
-            features, x = stage(x)
-            maps.append(self.get_submodule(f"norm{i}")(features).permute(0, 3, 1, 2))
+            features, x = stage(x, self.get_submodule(f"norm{i}"))
+            maps.append(features.permute(0, 3, 1, 2))
         return maps

@@ -45,7 +45,7 @@ def output(layer: DeformableConv, x: torch.Tensor) -> torch.Tensor:
 def definition(layer: DeformableConv, x: torch.Tensor) -> torch.Tensor:
     """y(p) = Σ_k w_k x(p + p_k + Δp_k) m_k + bias, from the oracle's columns; x is zero outside the map."""
     taps = layer.kernel**2
-    moves, masks = layer.offset(x).split((2 * taps, taps), dim=1)
+    moves, masks = layer.offset(x)[:, : 3 * taps].split((2 * taps, taps), dim=1)
     plain = SimpleNamespace(kernel=layer.kernel, offset_conv=lambda _: moves, modulator_conv=lambda _: masks)
     columns = oracle.DeformableConv.columns(plain, x).transpose(1, 2).flatten(1, 2)
     return (layer.weight.flatten(1) @ columns + layer.bias[:, None]).unflatten(-1, x.shape[-2:])

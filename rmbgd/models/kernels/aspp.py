@@ -33,15 +33,21 @@ LARGE = Tile(8, 16, 256, 8, 2)  # 147 kB of shared memory: A100, H100 and later
 SMALL = Tile(8, 8, 256, 8, 2)  # 74 kB: cards with 100 kB (RTX, Orin)
 WIDE = Tile(4, 8, 64, 4, 1)  # float32: a product is three of TF32, so samples are read four times instead
 LARGE_NEEDS = 150_000  # bytes of shared memory that a program may have
+NO_GPU = {"max_shared_mem": LARGE_NEEDS, "multiprocessor_count": 64}  # assumed where there is none to ask
 
 
 def tile_for(x: Tensor) -> Tile:
+    """For a map [B, C, H, W]. One of few pixels takes the smaller tile, so that more processors have one."""
     if x.element_size() > 2:
         return WIDE
-    if not x.is_cuda:
-        return LARGE
-    found = triton.runtime.driver.active.utils.get_device_properties(x.device.index)
-    return LARGE if found["max_shared_mem"] >= LARGE_NEEDS else SMALL
+    found = triton.runtime.driver.active.utils.get_device_properties(x.device.index) if x.is_cuda else NO_GPU
+    small = found["max_shared_mem"] < LARGE_NEEDS or tiles(x, LARGE) < found["multiprocessor_count"]
+    return SMALL if small else LARGE
+
+
+def tiles(x: Tensor, tile: Tile) -> int:
+    batch, _, height, width = x.shape
+    return batch * int(triton.cdiv(height, tile.height) * triton.cdiv(width, tile.width))
 
 
 @triton.jit
@@ -56,14 +62,15 @@ def _corner(rows, y, x, weight, height, width, channel):
 @triton.jit
 def _branch(
     total, x, offset_mask, weight, bias, projection, first, pixel, y, x_, there, height, width,
-    K: tl.constexpr, WIDTH: tl.constexpr, BRANCH: tl.constexpr, AT_ONCE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, PITCH: tl.constexpr, WIDTH: tl.constexpr, BRANCH: tl.constexpr, AT_ONCE: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Sum: total [pixels, WIDTH] + projection relu(deformable convolution + bias)."""
     taps: tl.constexpr = K * K
     pixels: tl.constexpr = total.shape[0]
     channel = tl.arange(0, WIDTH)
     rows = x + first * WIDTH
-    offset = offset_mask + (first + pixel) * (3 * taps)
+    offset = offset_mask + (first + pixel) * PITCH
     for some in range(0, BRANCH, AT_ONCE):
         unit = some + tl.arange(0, AT_ONCE)
         features = tl.zeros([pixels, AT_ONCE], tl.float32)
@@ -102,6 +109,7 @@ def _pyramid(
     offset_mask0, weight0, bias0, projection0, offset_mask1, weight1, bias1, projection1,
     offset_mask2, weight2, bias2, projection2, offset_mask3, weight3, bias3, projection3,
     K0: tl.constexpr, K1: tl.constexpr, K2: tl.constexpr, K3: tl.constexpr,
+    PITCH0: tl.constexpr, PITCH1: tl.constexpr, PITCH2: tl.constexpr, PITCH3: tl.constexpr,
     TILE_Y: tl.constexpr, TILE_X: tl.constexpr, WIDTH: tl.constexpr, BRANCH: tl.constexpr, AT_ONCE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -116,19 +124,19 @@ def _pyramid(
     total = tl.zeros([TILE_Y * TILE_X, WIDTH], tl.float32) + tl.load(base + image * WIDTH + channel)[None, :]
     total = _branch(
         total, x, offset_mask0, weight0, bias0, projection0, first, pixel, row, column, there, height, width,
-        K0, WIDTH, BRANCH, AT_ONCE, PRECISION,
+        K0, PITCH0, WIDTH, BRANCH, AT_ONCE, PRECISION,
     )  # fmt: skip
     total = _branch(
         total, x, offset_mask1, weight1, bias1, projection1, first, pixel, row, column, there, height, width,
-        K1, WIDTH, BRANCH, AT_ONCE, PRECISION,
+        K1, PITCH1, WIDTH, BRANCH, AT_ONCE, PRECISION,
     )  # fmt: skip
     total = _branch(
         total, x, offset_mask2, weight2, bias2, projection2, first, pixel, row, column, there, height, width,
-        K2, WIDTH, BRANCH, AT_ONCE, PRECISION,
+        K2, PITCH2, WIDTH, BRANCH, AT_ONCE, PRECISION,
     )  # fmt: skip
     total = _branch(
         total, x, offset_mask3, weight3, bias3, projection3, first, pixel, row, column, there, height, width,
-        K3, WIDTH, BRANCH, AT_ONCE, PRECISION,
+        K3, PITCH3, WIDTH, BRANCH, AT_ONCE, PRECISION,
     )  # fmt: skip
     total = tl.where(total < 0, 0.0, total).to(y.dtype.element_ty)
     tl.store(y + (first + pixel)[:, None] * WIDTH + channel[None, :], total, mask=there[:, None])
@@ -139,7 +147,7 @@ def pyramid(x: Tensor, base: Tensor, branches: Sequence[tuple[int, Tensor, Tenso
 
     x         [B, C, H, W], C a power of two of at least 16, in any layout (channels-last costs nothing)
     base      float32 [B, C]: the pooled branch, to which the others are added
-    branches  four: kernel side k, output of `DeformableConv.offset` [B, 3k², H, W], weight [N, k*k*C], bias [N],
+    branches  four: kernel side k, output of `DeformableConv.offset` [B, 3k².., H, W], weight [N, k*k*C], bias [N],
               projection [C, N]; N a power of two
 
     -> [B, C, H, W] channels-last, in the type of x. Synchronises nothing.
@@ -148,13 +156,13 @@ def pyramid(x: Tensor, base: Tensor, branches: Sequence[tuple[int, Tensor, Tenso
     x = x.contiguous(memory_format=torch.channels_last)
     y = torch.empty_like(x)
     tile = tile_for(x)
-    tiles_x = triton.cdiv(width, tile.width)
     tensors: list[Tensor] = []
     for _, offset_mask, *weights in branches:
         tensors += (offset_mask.contiguous(memory_format=torch.channels_last), *(w.contiguous() for w in weights))
     units = len(branches[0][3])
-    _pyramid[(tiles_x * triton.cdiv(height, tile.height), batch)](
-        x, y, base, height, width, tiles_x, *tensors, *(kernel for kernel, *_ in branches),
+    _pyramid[(tiles(x, tile) // batch, batch)](
+        x, y, base, height, width, triton.cdiv(width, tile.width), *tensors,
+        *(kernel for kernel, *_ in branches), *(offset_mask.shape[1] for _, offset_mask, *_ in branches),
         TILE_Y=tile.height, TILE_X=tile.width, WIDTH=channels, BRANCH=units, AT_ONCE=min(units, tile.channels),
         PRECISION="tf32x3" if x.dtype == torch.float32 else "tf32", num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

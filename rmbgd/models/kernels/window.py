@@ -19,8 +19,9 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 64  # queries, and keys, at once: a window of 12 x 12 is three blocks, the last one a quarter full
-PER_PROCESSOR = 16  # programs for each multiprocessor, of which a few run at once: enough that none waits for the last
-REGISTERS = 168  # for a thread in half precision: three programs share a multiprocessor, and the compiler spills none
+PER_PROCESSOR = 16  # programs for each multiprocessor, where there are so many windows: neighbours share the bias
+RESIDENT = 3  # programs that share a multiprocessor
+REGISTERS = 168  # for a thread in half precision: so many programs fit, and the compiler spills none
 PROCESSORS = 64  # assumed where there is no GPU to ask
 
 
@@ -110,15 +111,31 @@ def window_attention(qkv: Tensor, padding: Tensor, bias: Tensor, window: int, sh
     out = qkv.new_empty((batch, height, width, dim))
     rows, columns = triton.cdiv(height, window), triton.cdiv(width, window)
     windows, blocks = batch * rows * columns, blocks_of(window)
-    programs = max(1, PER_PROCESSOR * _processors(qkv.device) // (heads * blocks))
     size = dim // heads
     wide = qkv.dtype == torch.float32
-    _attention[(heads, blocks, min(windows, programs))](
+    _attention[(heads, blocks, programs_for(windows, heads * blocks, _processors(qkv.device)))](
         qkv, padding, bias, out, windows, rows, columns, height, width, dim, size**-0.5,
         WINDOW=window, SHIFT=shift, HEAD=size, D=max(16, triton.next_power_of_2(size)), BLOCK=BLOCK, BLOCKS=blocks,
         PRECISION="tf32x3" if wide else "tf32", num_warps=4, num_stages=1, maxnreg=None if wide else REGISTERS,
     )  # fmt: skip
     return out
+
+
+@functools.cache
+def programs_for(windows: int, parts: int, processors: int) -> int:
+    """How many programs share the windows of each part, a head's block of queries.
+
+    As many windows each as leave the processors busy, but no more than end soonest: all programs take about the same
+    time, and the last of them may run while most processors idle.
+    """
+
+    def rounds(each: int) -> int:
+        """Windows, one after the other, until all programs have ended."""
+        return each * -(-(-(-windows // each) * parts) // (RESIDENT * processors))
+
+    most = -(-windows // max(1, PER_PROCESSOR * processors // parts))
+    each = min(range(1, most + 1), key=lambda each: (rounds(each), -each))
+    return -(-windows // each)
 
 
 def padded_bias(bias: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Launches and bytes that finishing an image takes on a device: counted on `meta`, nothing declared by hand.
 
-A call of ATen counts if it launches: views do not. Bytes are those of all tensors of a call, and of our kernels' as
-well: the whole of them at every launch, but of the ring only the planes of the images. That is more than kernels touch,
-as each works on one level; where tiles overlap, neighbours read a pixel more than once, which caches bear.
+Our kernels are charged with the whole of their tensors at every launch, but of the ring only with the planes of the
+images. That is more than kernels touch, as each works on one level; where tiles overlap, neighbours read a pixel more
+than once, which caches bear.
 """
 
 from __future__ import annotations
@@ -12,43 +12,15 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from rmbgd.backends.cuda.postprocess import finish_images, job_of
 from rmbgd.models.finish import FinishJob
 from tests.support.finish import Image, regions
+from tests.support.meta import Count, Kernel
 
 MOST_LAUNCHES = 40  # of an image
 MOST_BYTES = 100  # for each pixel: 0.1 GB a megapixel
 NETWORK = 1024
-
-
-class Count(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.launches: list[str] = []
-        self.bytes = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        output = func(*args, **(kwargs or {}))
-        tensors = [leaf for leaf in tree_leaves((args, kwargs, output)) if isinstance(leaf, torch.Tensor)]
-        if func.is_view or not any(tensor.is_meta for tensor in tensors) or "empty" in func.name():
-            return output
-        self.launches.append(func.name())
-        self.bytes += sum(tensor.nbytes for tensor in tensors)
-        return output
-
-
-class Kernel:
-    """In the place of a Triton kernel: notes what it would be launched with."""
-
-    def __init__(self, name: str, note: Callable[[str, tuple[object, ...]], None]) -> None:
-        self.name, self.note = name, note
-
-    def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
-        assert min(grid) > 0
-        return lambda *given, **_: self.note(self.name, given)
 
 
 @pytest.fixture
@@ -63,10 +35,10 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[tuple[int, int]]], 
         pixels = sum(height * width for height, width in sizes)
         mode = Count()
 
-        def note(name: str, given: tuple[object, ...]) -> None:
-            mode.launches.append(name)
-            table, *tensors = (tensor for tensor in given if isinstance(tensor, torch.Tensor))
-            mode.bytes += table.nbytes + sum(moved(name, tensor, jobs) for tensor in tensors)
+        def note(name: str, given: list[torch.Tensor]) -> None:
+            mode.note(name, [tensor for tensor in given if tensor.dtype is not torch.uint8])
+            if any(tensor.dtype is torch.uint8 for tensor in given):
+                mode.bytes[name] += planes(name, jobs)
 
         for name in ("_shrink", "_coarse", "_halve", "_relax", "_pack"):
             monkeypatch.setattr(finish, name, Kernel(name, note))
@@ -74,14 +46,13 @@ def count(monkeypatch: pytest.MonkeyPatch) -> Callable[[list[tuple[int, int]]], 
         mattes = torch.empty((1, NETWORK, NETWORK), device="meta")
         with mode:
             finish_images(ring, mattes, jobs, triton=True)
-        return len(mode.launches), mode.bytes / pixels
+        return mode.launches.total(), mode.bytes.total() / pixels
 
     return counted
 
 
-def moved(name: str, tensor: torch.Tensor, jobs: list[FinishJob]) -> int:
-    if tensor.dtype is not torch.uint8:
-        return tensor.nbytes
+def planes(name: str, jobs: list[FinishJob]) -> int:
+    """Bytes of the ring that a kernel reads and writes."""
     return sum((3 + (job.pixel_bytes if name == "_pack" else 0)) * job.height * job.width for job in jobs)
 
 

@@ -83,6 +83,23 @@ def test_branches_in_parts_are_the_same(device, monkeypatch):
     assert error(layer, 1, 16, 1, 4) <= TOLERANCE[torch.float32]
 
 
+@pytest.mark.parametrize(
+    ("size", "kind", "expected"),
+    [
+        ((1, 64, 256, 256), torch.float16, "LARGE"),
+        ((1, 64, 32, 32), torch.float16, "SMALL"),  # eight tiles of the larger kind, on a card of many processors
+        ((16, 64, 32, 32), torch.bfloat16, "LARGE"),
+        ((1, 64, 256, 256), torch.float32, "WIDE"),
+    ],
+)
+def test_small_maps_take_small_tiles(device, size, kind, expected):
+    from rmbgd.models.kernels import aspp
+
+    if device.type == "cuda":
+        pytest.skip("as on a card of 64 processors")
+    assert aspp.tile_for(torch.empty(size, dtype=kind)) is getattr(aspp, expected)
+
+
 @pytest.mark.slow
 def test_positions_are_float32(device):
     layer = DeformableAspp(16, 16, (1, 1, 1, 1)).requires_grad_(requires_grad=False)
@@ -92,7 +109,7 @@ def test_positions_are_float32(device):
     layer.branches[0].weight.copy_(torch.eye(16))
     x = torch.arange(144).remainder(2).view(1, 1, 1, 144).repeat(1, 16, 1, 1)  # 0 1 0 1 ...
     x = x.to(device, torch.float16).to(memory_format=torch.channels_last)
-    layer.branches[0].offset.bias.copy_(torch.tensor([0.0, 1 / 16, 0.0]))
+    layer.branches[0].offset.bias[1] = 1 / 16
     layer = layer.to(device, torch.float16)
     use_kernels(layer, triton=True)
     output = layer(x)[0, 0, 0, 128:-1]

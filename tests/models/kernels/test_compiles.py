@@ -15,7 +15,9 @@ import pytest
 pytestmark = pytest.mark.integration
 
 # Bytes of shared memory that one program may have, by capability (CUDA C++ Programming Guide).
-SHARED = {80: 166_912, 86: 101_376, 87: 166_912, 89: 101_376, 90: 232_448, 120: 101_376}
+SHARED = {80: 166_912, 86: 101_376, 87: 166_912, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+MATRIX = {90: {"HGMMA"}, 100: {"UTCHMMA"}}  # instructions of matrix units, where they are not the oldest
+AT_ONCE = {"window": 3, "pyramid": 1, "norm": 4, "merged": 2}  # programs of a multiprocessor, in half precision
 SPILLED = 256  # bytes of a thread: a few values that are used once; the worst of early versions had 16,000
 
 
@@ -41,16 +43,21 @@ def run(cache: Path, *words: str) -> list[Any]:
 @pytest.mark.parametrize("capability", SHARED)
 def test_kernels_compile_and_fit(tmp_path, capability):
     found = run(tmp_path, str(capability))
-    assert len(found) == 22
+    assert len(found) >= 25
     for one in found:
+        name, *_, kind = one["kernel"].split()
         assert one["shared"] <= SHARED[capability], one
         assert one["spilled"] <= SPILLED, one
+        assert one["programs"] >= (1 if kind == "fp32" else AT_ONCE.get(name, 1)), one
+        if name in {"window", "pyramid"} and kind != "fp32":
+            assert one["matrix"].keys() == MATRIX.get(capability, {"HMMA"}), one
 
 
 @pytest.mark.timeout(900)
 def test_one_compilation_serves_every_batch(tmp_path):
-    """So what `rmbgd models optimize` compiled is all that the service needs. The norm has two, with a sum and without;
-    the relaxation has one for each of its two tiles."""
-    network = {"_attention": 1, "_pyramid": 1, "_head": 1, "_norm": 2, "_resize": 1}
+    """So what `rmbgd models optimize` compiled is all that the service needs. Attention has two, with a shift and
+    without; the norm four, with a sum and without, of a stream in float32 and in half; the pyramid and the relaxation
+    have one for each of their two tiles."""
+    network = {"_attention": 2, "_pyramid": 2, "_head": 1, "_norm": 4, "_merged": 1, "_resize": 1}
     finish = {"_shrink": 1, "_coarse": 1, "_halve": 1, "_relax": 2, "_pack": 1}
     assert [network | finish] == run(tmp_path, "launches")

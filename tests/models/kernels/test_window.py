@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
 
 from rmbgd.models import layers
 from rmbgd.models.kernels.runtime import use_kernels
-from rmbgd.models.swin import SwinBlock, WindowAttention
+from rmbgd.models.swin import Stage, WindowAttention
 from tests.models import oracle
 from tests.models.stress import randomised
 
@@ -79,13 +82,14 @@ def test_equals_attention_in_cut_windows(device, dtype, window, shift, heads, si
 
 
 @pytest.mark.slow
-def test_programs_go_from_window_to_window(device, monkeypatch):
+@pytest.mark.parametrize("programs", [1, 5])
+def test_programs_go_from_window_to_window(device, monkeypatch, programs):
     from rmbgd.models.kernels import window
 
     layer = drawn(3, 2, 4, torch.float32, device)
     qkv = maps(layer, 2, 9, 8)
     expected = computed(layer, qkv, 1)
-    monkeypatch.setattr(window, "PER_PROCESSOR", 0)
+    monkeypatch.setattr(window, "programs_for", lambda *_: programs)
     assert torch.equal(computed(layer, qkv, 1), expected)
 
 
@@ -101,17 +105,52 @@ def test_a_bad_token_spoils_its_window_alone(device):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shift", [0, 1])
+@pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("budget", [1, 1 << 30])
-def test_block_by_kernel_is_the_plain_block(device, monkeypatch, shift, budget):
-    block = SwinBlock(16, 2, 3, shift)
-    x = torch.randn((2, 7, 8, 16), generator=randomised(block)).to(device)
-    block.to(device)
-    expected = block.double()(x.double())
-    block.float()
-    use_kernels(block, triton=True)
+def test_stage_by_kernels_is_the_plain_stage(device, monkeypatch, last, budget):
+    """With and without a shift, on a map that leaves windows and pairs incomplete; the last sum is in it, too."""
+    stage, norm = Stage(16, 3, 2, 3, last=last), nn.LayerNorm(16)
+    x = torch.randn((2, 7, 8, 16), generator=randomised(stage)).to(device)
+    stage.to(device), norm.to(device)
+    expected = stage.double()(x.double(), norm.double())
+    stage.float(), norm.float()
+    use_kernels(stage, triton=True)
     monkeypatch.setitem(layers._CHUNK_BYTES, device.type, budget)
-    torch.testing.assert_close(block(x.clone()).double(), expected, rtol=1e-4, atol=1e-4)
+    for found, exact in zip(stage(x.clone(), norm), expected, strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_stage_in_half_keeps_its_stream_in_float32(device):
+    """What it reads comes from the stage before in half precision; its own map is rounded once."""
+    stage, norm = Stage(16, 2, 2, 3, last=True).requires_grad_(requires_grad=False), nn.LayerNorm(16).to(device)
+    x = torch.randn((1, 4, 5, 16), generator=randomised(stage)).to(device).half()
+    stage.to(device).half()
+    for block in stage.blocks:
+        block.norm1.float(), block.norm2.float()
+    before = x.clone()
+    use_kernels(stage, triton=True)
+    found, stream = stage(x, norm)
+    use_kernels(stage, triton=False)
+    exact, total = stage.double()(x.double(), norm.double())
+    assert (found.dtype, stream.dtype) == (torch.float16, torch.float32)
+    assert torch.equal(x, before)
+    for half, whole in ((found, exact), (stream, total)):
+        assert (half.double() - whole).norm() / whole.norm() <= TOLERANCE[torch.float16]
+
+
+@given(st.integers(1, 8000), st.sampled_from([3, 9, 18, 36, 72, 144]), st.sampled_from([8, 58, 132]))
+def test_programs_that_share_windows_end_together(device, windows, parts, processors):
+    """No later than with a program for each window, and with few enough where windows are many."""
+    from rmbgd.models.kernels.window import PER_PROCESSOR, RESIDENT, programs_for
+
+    def rounds(programs: int) -> int:
+        return -(-windows // programs) * -(-programs * parts // (RESIDENT * processors))
+
+    programs = programs_for(windows, parts, processors)
+    assert 1 <= programs <= windows
+    assert rounds(programs) <= rounds(windows)
+    assert programs == windows or -(-windows // programs) <= -(-windows // max(1, PER_PROCESSOR * processors // parts))
 
 
 def test_kernels_can_be_chosen_after_an_inference(device):
