@@ -39,12 +39,12 @@ def networks() -> tuple[OpenVinoNetwork, TorchNetwork]:
 
 
 def test_alpha_is_that_of_torch(networks):
-    """From the same input: within a twentieth of a level everywhere, on noise and on a subject."""
+    """From the same input, on noise and on a subject: everywhere, edges and corners included."""
     noise = np.random.default_rng(3).integers(0, 256, (320, 320, 3), np.uint8)
     images = [noise, ball(320, 320).copy()]
     ours, torchs = (network.infer(images) for network in networks)
     assert ours.shape == torchs.shape == (2, 320, 320)
-    assert 255 * np.abs(ours - torchs).max() <= 0.05
+    assert np.abs(ours - torchs).max() <= 1e-4
 
 
 def test_images_of_any_size_go_through_the_same_filter(networks):
