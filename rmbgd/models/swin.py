@@ -250,14 +250,13 @@ class Stage(nn.Module):
         hidden = blocks[0].mlp.fc1.weight  # of the type of hidden units
         stream = x if x.dtype == torch.float32 else torch.empty_like(x, dtype=torch.float32)
         features = torch.empty_like(x, dtype=hidden.dtype)
-        step = rows_per_chunk(height * width * 4 * dim, hidden)
-        for first in range(0, len(x), step):
-            some = slice(first, first + step)
-            images, term = x[some], None
+        chunks = -(-len(x) // rows_per_chunk(height * width * 4 * dim, hidden))  # about equal: none is a small rest
+        for images, total, output in zip(*(t.chunk(chunks) for t in (x, stream, features)), strict=True):
+            source, term = images, None
             for block in blocks:
-                term = block.by_kernels(images, stream[some], term)
-                images = stream[some]
-            layer_norm(images, norm, hidden.dtype, add=term, output=features[some])
+                term = block.by_kernels(source, total, term)
+                source = total
+            layer_norm(total, norm, hidden.dtype, add=term, output=output)
         return features, self.downsample.by_kernels(stream) if isinstance(self.downsample, PatchMerging) else stream
 
 

@@ -22,24 +22,24 @@ MOST_MEMORY = {1: 300 << 20, 8: 1350 << 20}  # by batch size, the batch itself i
 MOST_LAUNCHES = {1: 490, 8: 550}
 
 
-def network(backbone: str) -> BiRefNet:
-    """As `assemble` makes it on a GPU in float16, without numbers."""
+def network(backbone: str, dtype: torch.dtype = torch.float16) -> BiRefNet:
+    """As `assemble` makes it on a GPU, without numbers."""
     with torch.device("meta"):
         module = BiRefNet(BACKBONES[backbone]).requires_grad_(requires_grad=False)
     state = {}
     for name, tensor in module.state_dict().items():
         layout = torch.channels_last if tensor.dim() == 4 else torch.preserve_format
-        state[name] = tensor.to(torch.float32 if stays_float32(name) else torch.float16, memory_format=layout)
+        state[name] = tensor.to(torch.float32 if stays_float32(name) else dtype, memory_format=layout)
     module.load_state_dict(state, assign=True)
     return module
 
 
 @functools.cache
 @torch.inference_mode()
-def counted(batch: int) -> Count:
+def counted(batch: int, backbone: str = "swin_v1_l", dtype: torch.dtype = torch.float16) -> Count:
     from rmbgd.models.kernels import aspp, head, norm, window
 
-    module, jitted = network("swin_v1_l"), type(norm._norm)
+    module, jitted = network(backbone, dtype), type(norm._norm)
     use_kernels(module, triton=True)
     with pytest.MonkeyPatch.context() as patch, Count() as count:
         for kernels in (aspp, head, norm, window):
@@ -70,3 +70,13 @@ def test_a_batch_takes_few_launches(batch):
 @pytest.mark.usefixtures("device")
 def test_nothing_is_padded_or_brought_into_another_layout():
     assert not {"aten::pad", "aten::constant_pad_nd", "aten::contiguous", "aten::clone"} & counted(8).launches.keys()
+
+
+@pytest.mark.usefixtures("device")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_gelu_is_in_the_product_in_half_precision_alone(dtype):
+    """There a product has its tanh form, which would be the largest error of a network in float32."""
+    launches = counted(1, "swin_v1_t", dtype).launches
+    mlps = 2 * sum(BACKBONES["swin_v1_t"].depths)
+    fused, apart = (0, mlps) if dtype is torch.float32 else (mlps, 0)
+    assert (launches["aten::_addmm_activation"], launches["aten::gelu"]) == (fused, apart)
