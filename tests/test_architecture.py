@@ -148,7 +148,7 @@ REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
     "": (1630, 14),
-    "backends": (2150, 18),
+    "backends": (2200, 18),
     "bench": (740, 4),
     "cli": (2950, 23),
     "config": (1310, 6),
@@ -164,9 +164,9 @@ BUDGET: dict[str, tuple[int, int]] = {
     "report": (240, 2),
     "store": (1790, 12),
     "telemetry": (880, 6),
-    "testing": (620, 6),
+    "testing": (700, 6),
 }
-MODULES, LINES, TEST_LINES = 208, 33_700, 34_100
+MODULES, LINES, TEST_LINES = 208, 33_900, 34_700
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

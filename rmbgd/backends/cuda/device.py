@@ -76,7 +76,8 @@ class CudaSeam(Protocol):
         """Return what torch's allocator caches to the device."""
 
     def pin(self, block: NDArray[np.uint8], byte_count: int) -> str:
-        """Page-lock the first bytes of `block`, once: why that failed, or nothing."""
+        """Page-lock the first bytes of `block`, whole pages, once: why that failed, or nothing. No copy may reach
+        across the end of what is locked: the driver refuses it."""
 
     def pinned_tensor(self, shape: tuple[int, ...]) -> Tensor:
         """float32 zeros in page-locked host memory, which copies reach directly."""

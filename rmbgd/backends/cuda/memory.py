@@ -8,6 +8,7 @@ time, for the sizes that are left. Larger batches are tried again later, as othe
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,11 +67,10 @@ class MemoryPool:
         limits.extend(self.plan.limits)
         self._is_low = free < options.spare_bytes  # reported, and not over yet
         self._working = {size: max(need.batch(size) for need in needs) for size in self.plan.sizes}
-        pinned = self.plan.pinned
-        if pinned and (why := device.pin(block, pinned)):
+        if self.plan.pinned and (why := device.pin(block, self.plan.pinned)):
             self._limit("pinned", f"no memory is page-locked, so copies wait for each other: {why}")
-            pinned = 0
-        self.staging = Staging(device, block, self.plan.staging, pinned)
+            self.plan = replace(self.plan, pinned=0)
+        self.staging = Staging(device, block, self.plan.staging, self.plan.pinned)
         self.sizes = self.plan.sizes
         self.summary = device.pinned_tensor((self.sizes[-1], SUMMARY))
         for network in networks:

@@ -6,6 +6,7 @@ so it is that of the largest batch), the staging buffer for images, and working 
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -43,7 +44,7 @@ class NetworkNeed:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """sizes: batch sizes, ascending. The rest in bytes."""
+    """sizes: batch sizes, ascending. The rest in bytes; `pinned` in whole pages, which alone can be locked."""
 
     sizes: tuple[int, ...]
     staging: int
@@ -93,8 +94,9 @@ def plan(
     if sizes != tuple(wanted):
         detail = f"{_mib(spendable)} may be taken: at most {sizes[-1]} images at once, not {wanted[-1]}"
         limits.append(Limit("batch", detail))
-    pinned = min(arena, options.pinned_bytes, host_free // HOST_FRACTION)
-    if pinned < min(arena, options.pinned_bytes):
+    wanted_pinned = _whole_pages(min(arena, options.pinned_bytes))
+    pinned = min(wanted_pinned, _whole_pages(host_free // HOST_FRACTION))
+    if pinned < wanted_pinned:
         limits.append(Limit("pinned", f"{_mib(host_free)} of the host are free: {_mib(pinned)} are page-locked"))
     return Plan(sizes, staging, working, pinned, tuple(limits))
 
@@ -119,6 +121,10 @@ def split(images: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> li
         return min(choices, key=lambda choice: (round(choice[0], 9), len(choice[1])))
 
     return sorted(best(images)[1], reverse=True)
+
+
+def _whole_pages(byte_count: int) -> int:
+    return byte_count - byte_count % mmap.PAGESIZE
 
 
 def _mib(byte_count: int) -> str:

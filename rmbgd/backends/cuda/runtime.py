@@ -5,7 +5,6 @@ Only what needs CUDA is here. It runs on a GPU alone, so it decides as little as
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Any
@@ -26,6 +25,16 @@ def _runtime() -> Any:
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
 
 
+def compute_exactly() -> None:
+    """No product is computed in less than the type of its factors; for the whole process."""
+    # Where float32 is used, a network needs its precision.
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    # cuBLAS may split a long sum among blocks: their partial sums are float32, not of half the precision.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
 class CudaDevice:
     """`name` is "cuda:0", "cuda:1", ... Raises what torch raises for a device that is not there."""
 
@@ -33,9 +42,7 @@ class CudaDevice:
         self._device = torch.device(name)
         torch.cuda.init()  # type: ignore[no-untyped-call]  # its errors name best what is missing
         torch.cuda.set_device(self._device)
-        # Products of float32 are float32: where they are used, a network needs their precision.
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        compute_exactly()
         self._upload, self._compute, self._download = (
             torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             for _ in range(3)
@@ -145,9 +152,6 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
     def pin(self, block: NDArray[np.uint8], byte_count: int) -> str:
-        byte_count -= byte_count % mmap.PAGESIZE
-        if byte_count <= 0:
-            return "nothing was asked for"
         runtime = _runtime()
         code = runtime.cudaHostRegister(block.ctypes.data, byte_count, 1)  # portable: for every context
         if int(code) != 0:

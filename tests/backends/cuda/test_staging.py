@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import mmap
 from contextlib import contextmanager
 from functools import partialmethod
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmbgd.backends.cuda.memory_plan import NetworkNeed, plan
 from rmbgd.backends.cuda.staging import ALIGNMENT, Ring, Staging
-from rmbgd.engine.types import OUTPUT_BYTES, OutputPlane, Region, region_bytes, view
+from rmbgd.engine.types import OUTPUT_BYTES, Options, OutputPlane, Region, aligned, region_bytes, view
 from rmbgd.testing.device import HostDevice
 
 BLOCK = 1 << 20
 SIZE = 16 * ALIGNMENT  # of the ring
+NEED = NetworkNeed(0, 0, 1)
 
 
 class Streams(HostDevice):
@@ -61,13 +65,39 @@ def test_planes_lie_on_the_device_as_in_the_arena(block, source_alpha):
     assert np.array_equal(staging.memory[chunk.start : chunk.start + read].numpy(), block[640 : 640 + read])
 
 
-@pytest.mark.parametrize("edge", [0, 100, 640, 10_000, BLOCK])
-def test_a_copy_is_cut_where_page_locked_memory_ends(block, edge):
-    staging = Staging(HostDevice(), block, 1 << 18, edge)
-    parts = staging._parts(640, 9000)
-    assert [parts[0][0], parts[-1][1]] == [0, 9000]
-    assert all(first[1] == second[0] for first, second in pairwise(parts))
-    assert all((640 + last <= edge) or (640 + first >= edge) for first, last in parts)
+regions = st.builds(
+    Region,
+    st.integers(0, 8 * mmap.PAGESIZE).map(aligned),
+    st.integers(1, 64),
+    st.integers(1, 64),
+    st.booleans(),
+    st.sampled_from(OutputPlane),
+)
+
+
+@given(st.lists(regions, min_size=1, max_size=4), st.integers(0, 1 << 17), st.integers(0, 1 << 20), st.integers(1, 8))
+def test_no_copy_reaches_across_the_end_of_page_locked_memory(places, pinned, host_free, kibi):
+    """Whatever is to be locked of an arena of any size, and wherever images lie: the device refuses no copy."""
+    block = np.random.default_rng(0).integers(0, 256, (1 << 17) + 512 * kibi, np.uint8)
+    options = Options({}, Path(), pinned_bytes=pinned)
+    locked = plan(free=0, total=0, host_free=host_free, arena=len(block), networks=[NEED], options=options).pinned
+    device = HostDevice()
+    device.pin(block, locked)
+    staging = Staging(device, block, 1 << 17, locked)
+    assert device.pinned == locked
+    for place in places:
+        chunk = staging.upload(place)
+        assert np.array_equal(staging.rgb(place, chunk).numpy(), view(block, place).rgb)
+        staging.download(place, chunk, object())
+
+
+def test_the_device_refuses_a_copy_across_the_end_of_page_locked_memory(block):
+    """As the property above needs it to."""
+    device = HostDevice()
+    device.pin(block, 3 * mmap.PAGESIZE)
+    staging = Staging(device, block, 1 << 18, 3 * mmap.PAGESIZE + 1)
+    with pytest.raises(torch.AcceleratorError, match="invalid argument"):
+        staging.upload(Region(3 * mmap.PAGESIZE - 64, 57, 91, False, OutputPlane.RGBA8))
 
 
 @pytest.mark.parametrize("output", list(OutputPlane))
