@@ -148,7 +148,7 @@ REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
     "": (1630, 14),
-    "backends": (2200, 18),
+    "backends": (2260, 18),
     "bench": (740, 4),
     "cli": (2950, 23),
     "config": (1310, 6),

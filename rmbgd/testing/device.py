@@ -131,7 +131,7 @@ class _Refusals(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self._device.check_copy(args[0], args[1])
         result = func(*args, **(kwargs or {}))
         given = {storage(tensor) for tensor in tensors((args, kwargs))}
-        if not func.is_view and any(storage(tensor) not in given for tensor in tensors(result)):
+        if any(tensor.nbytes and storage(tensor) not in given for tensor in tensors(result)):
             self._device.allocate()
         return result
 

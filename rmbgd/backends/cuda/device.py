@@ -20,7 +20,7 @@ Event = object
 
 
 class CaptureFailed(Exception):
-    """A graph could not be captured; the device still computes, and the body can still be run."""
+    """A graph could not be captured; the device still computes, and what the capture held is free again."""
 
 
 class CudaSeam(Protocol):
@@ -64,7 +64,11 @@ class CudaSeam(Protocol):
         """The host waits for everything."""
 
     def capture_graph(self, body: Callable[[], object]) -> Callable[[], object]:
-        """What `body` launches, to be replayed, one graph at a time: they share memory. Raises CaptureFailed."""
+        """What `body` launches, to be replayed, one graph at a time: they share memory.
+
+        Raises CaptureFailed, torch.OutOfMemoryError, and EngineLost with the cause unclean_capture where a failed
+        capture leaves a process that cannot go on.
+        """
 
     def discard_graphs(self) -> None:
         """No graph will be replayed again: their memory is free once the last reference to each is gone."""

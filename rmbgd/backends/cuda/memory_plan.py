@@ -44,9 +44,14 @@ class NetworkNeed:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """sizes: batch sizes, ascending. The rest in bytes; `pinned` in whole pages, which alone can be locked."""
+    """sizes: batch sizes, ascending. The rest in bytes; `pinned` in whole pages, which alone can be locked.
+
+    network  working memory of the largest batch
+    working  of finishing images
+    """
 
     sizes: tuple[int, ...]
+    network: int
     staging: int
     working: int
     pinned: int
@@ -54,8 +59,8 @@ class Plan:
 
     def facts(self) -> dict[str, object]:
         return {
-            "batch_sizes": list(self.sizes), "staging_bytes": self.staging, "working_bytes": self.working,
-            "pinned_bytes": self.pinned,
+            "batch_sizes": list(self.sizes), "network_bytes": self.network, "staging_bytes": self.staging,
+            "working_bytes": self.working, "pinned_bytes": self.pinned,
         }  # fmt: skip
 
 
@@ -98,7 +103,8 @@ def plan(
     pinned = min(wanted_pinned, _whole_pages(host_free // HOST_FRACTION))
     if pinned < wanted_pinned:
         limits.append(Limit("pinned", f"{_mib(host_free)} of the host are free: {_mib(pinned)} are page-locked"))
-    return Plan(sizes, staging, working, pinned, tuple(limits))
+    network = max(network.batch(sizes[-1]) for network in networks)
+    return Plan(sizes, network, staging, working, pinned, tuple(limits))
 
 
 def split(images: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> list[tuple[int, int]]:

@@ -50,13 +50,17 @@ def block() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, BLOCK, np.uint8)
 
 
+def memory(byte_count: int) -> torch.Tensor:
+    return torch.empty(byte_count, dtype=torch.uint8)
+
+
 def region(offset: int, *, source_alpha: bool = True) -> Region:
     return Region(offset, 57, 91, source_alpha, OutputPlane.RGBA8)
 
 
 @pytest.mark.parametrize("source_alpha", [True, False])
 def test_planes_lie_on_the_device_as_in_the_arena(block, source_alpha):
-    staging = Staging(HostDevice(), block, 1 << 18, BLOCK)
+    staging = Staging(HostDevice(), block, memory(1 << 18), BLOCK)
     staging.upload(region(0))
     place = region(640, source_alpha=source_alpha)
     chunk = staging.upload(place)
@@ -83,7 +87,7 @@ def test_no_copy_reaches_across_the_end_of_page_locked_memory(places, pinned, ho
     locked = plan(free=0, total=0, host_free=host_free, arena=len(block), networks=[NEED], options=options).pinned
     device = HostDevice()
     device.pin(block, locked)
-    staging = Staging(device, block, 1 << 17, locked)
+    staging = Staging(device, block, memory(1 << 17), locked)
     assert device.pinned == locked
     for place in places:
         chunk = staging.upload(place)
@@ -95,14 +99,14 @@ def test_the_device_refuses_a_copy_across_the_end_of_page_locked_memory(block):
     """As the property above needs it to."""
     device = HostDevice()
     device.pin(block, 3 * mmap.PAGESIZE)
-    staging = Staging(device, block, 1 << 18, 3 * mmap.PAGESIZE + 1)
+    staging = Staging(device, block, memory(1 << 18), 3 * mmap.PAGESIZE + 1)
     with pytest.raises(torch.AcceleratorError, match="invalid argument"):
         staging.upload(Region(3 * mmap.PAGESIZE - 64, 57, 91, False, OutputPlane.RGBA8))
 
 
 @pytest.mark.parametrize("output", list(OutputPlane))
 def test_output_comes_down_where_it_belongs(block, output):
-    staging = Staging(HostDevice(), block, 1 << 18, 5000)
+    staging = Staging(HostDevice(), block, memory(1 << 18), 5000)
     place = Region(640, 57, 91, True, output)
     expected, chunk = block.copy(), staging.upload(place)
     staging.memory.fill_(9)
@@ -116,7 +120,7 @@ def test_output_comes_down_where_it_belongs(block, output):
 def test_an_upload_waits_for_whoever_used_what_lies_there(block):
     device = Streams()
     size = region_bytes(57, 91, source_alpha=True, output=OutputPlane.RGBA8)
-    staging = Staging(device, block, size + ALIGNMENT, BLOCK)  # room for one image
+    staging = Staging(device, block, memory(size + ALIGNMENT), BLOCK)  # room for one image
     first = staging.upload(region(0))
     first.release("computed")
     second = staging.upload(region(size))
@@ -128,14 +132,14 @@ def test_an_upload_waits_for_whoever_used_what_lies_there(block):
 def test_a_download_waits_for_its_plane_to_be_ready(block):
     """On the download stream; the next user of the chunk waits for the arrival."""
     device = Streams()
-    staging = Staging(device, block, 1 << 16, BLOCK)
+    staging = Staging(device, block, memory(1 << 16), BLOCK)
     arrived = staging.download(region(0), staging.upload(region(0)), "finished")
     assert device.said == [("download", "finished")]
     assert staging.upload(region(1 << 16)).wait_for == [arrived]
 
 
 def test_what_can_never_be_on_the_device_is_known_before(block):
-    staging = Staging(HostDevice(), block, 21_000, BLOCK)
+    staging = Staging(HostDevice(), block, memory(21_000), BLOCK)
     assert not staging.fits(region(0))
     assert staging.fits(Region(0, 57, 91, False, OutputPlane.ALPHA8))
 
