@@ -140,6 +140,7 @@ class EngineFault(RmbgdError):
 
 
 KILLED_FROM_OUTSIDE = "killed_from_outside"
+UNCLEAN_CAPTURE = "unclean_capture"
 
 
 class EngineLost(EngineFault):
@@ -147,7 +148,8 @@ class EngineLost(EngineFault):
 
     `cause` is empty, or one of: no_device (nothing answers under the device's name), unkillable (the process outlived
     SIGKILL and was abandoned: it is stuck inside the driver), killed_from_outside (by a signal that is not ours, and
-    that no program earns by itself).
+    that no program earns by itself), unclean_capture (a CUDA graph could not be captured, and its process no longer
+    manages device memory: a fresh one may run without graphs).
     """
 
     def __init__(self, detail: str, *, cause: str = "") -> None:

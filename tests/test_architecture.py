@@ -150,7 +150,7 @@ REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
     "": (1645, 14),
-    "backends": (2200, 18),
+    "backends": (2260, 18),
     "bench": (740, 4),
     "cli": (3130, 24),
     "config": (1310, 6),
@@ -167,9 +167,9 @@ BUDGET: dict[str, tuple[int, int]] = {
     "evaluate": (735, 5),
     "store": (1790, 12),
     "telemetry": (880, 6),
-    "testing": (620, 6),
+    "testing": (700, 6),
 }
-MODULES, LINES, TEST_LINES = 214, 34_850, 35_250
+MODULES, LINES, TEST_LINES = 214, 34_950, 35_550
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -1,7 +1,6 @@
-"""Backend on a GPU: everything is allocated, captured, checked and measured at start.
+"""Backend on a GPU: everything is allocated, captured, checked, run once and measured at start.
 
-A batch that runs short of memory is halved and tried again here; only an image that is short of memory alone is
-reported as a fault.
+A batch that runs short of memory later is a fault: the process ends, and a fresh one divides what is free then.
 """
 
 from __future__ import annotations
@@ -19,13 +18,14 @@ from rmbgd.backends.cuda.device import CudaSeam
 from rmbgd.backends.cuda.memory import MemoryPool
 from rmbgd.backends.cuda.memory_plan import split
 from rmbgd.backends.cuda.network import CudaNetwork, precision_of, wider
+from rmbgd.backends.cuda.staging import Staging
 from rmbgd.backends.faults import faults, without_frames
 from rmbgd.backends.memtest import MemoryTest
 from rmbgd.engine import types
 from rmbgd.engine.golden_image import check_golden, golden_image
 from rmbgd.errors import EngineMemory
 from rmbgd.fs import usable_cores
-from rmbgd.imaging.resize import matte_to_image
+from rmbgd.imaging.resize import image_to_network, matte_to_image
 from rmbgd.models.kernels.runtime import triton_for, use_cache
 
 
@@ -62,12 +62,8 @@ class CudaBackend:
                 loaded = time.perf_counter()
                 networks = list(self._networks.values())
                 pool = self._pool = MemoryPool(device, self._block, networks, self._options, self._limits)
-                pool.prepare()
-                for network in networks:
-                    self._check_golden(network)
-                pool.finalize()
-                for network in networks:
-                    network.measure_seconds(pool.sizes)
+                while (shortage := self._make_ready(device, pool)) is not None:
+                    pool.drop_largest(shortage)
         detail = {
             "torch": torch.__version__,
             "threads": threads,
@@ -86,24 +82,25 @@ class CudaBackend:
         network = self._networks[batch[0].model]
         if any(work.model != network.name for work in batch):
             raise ValueError("a batch has one model; a bug")
-        pool = self._pool
+        device, pool = self._device, self._pool
+        assert device is not None
         assert pool is not None
         report = types.BatchReport([], {"network": 0.0, "finish": 0.0})
         left = list(batch)
-        with torch.inference_mode():
-            with faults():
-                pool.recover_memory()
-            while left:
-                count, size = split(len(left), pool.sizes, network.seconds)[0]
-                try:
-                    with faults():
-                        self._run(pool, network, left[:count], size, report)
-                    del left[:count]
-                    continue
-                except EngineMemory as fault:
-                    shortage = without_frames(fault)
-                with faults():
-                    pool.shrink(size, shortage)
+        with torch.inference_mode(), faults():
+            pool.check_free()
+            for count, size in split(len(batch), pool.sizes, network.seconds):
+                part, left = left[:count], left[count:]
+                run = BatchRun(device, pool.staging, network, self._block, part, size, pool.summary)
+                began = time.perf_counter()
+                mattes = self._run(run)
+                finished = time.perf_counter()
+                report.milliseconds["network"] += 1000 * (run.computed_at - began)
+                report.milliseconds["finish"] += 1000 * (finished - run.computed_at)
+                report.answers.extend(
+                    types.Answer(matte, self._options.device, network.name, count) for matte in mattes
+                )
+                report.not_finite.extend(run.not_finite)
         if report.not_finite:
             precision = network.facts["precision"]
             detail = f"{len(report.not_finite)} of {len(batch)} images have no finite alpha in {precision}"
@@ -124,10 +121,11 @@ class CudaBackend:
         with torch.inference_mode(), faults(), self._device.compute_stream():
             if self._memory_test is not None:
                 return self._memory_test.check()
+            self._device.empty_cache()  # its blocks are not to come out of what is cached for batches
             self._memory_test = MemoryTest(torch, self._device.torch, blocks)
             found = self._memory_test.check()
             assert self._pool is not None
-            self._pool.finalize()  # its blocks may have come out of what batches need
+            self._pool.finalize()
             return found
 
     def close(self) -> None:
@@ -153,36 +151,71 @@ class CudaBackend:
             self._limits.append(types.Limit("kernels", f"{name} runs on plain kernels: {why}"))
         return network
 
+    def _make_ready(self, device: CudaSeam, pool: MemoryPool) -> EngineMemory | None:
+        """Everything that batches need, once; the shortage of memory that this ends with, if any."""
+        try:
+            with faults():
+                pool.prepare()
+                for network in self._networks.values():
+                    self._check_golden(network)
+                pool.finalize()
+                for network in self._networks.values():
+                    self._rehearse(device, pool, network)
+        except EngineMemory as shortage:
+            return without_frames(shortage)
+        return None
+
+    def _rehearse(self, device: CudaSeam, pool: MemoryPool, network: CudaNetwork) -> None:
+        """Every kind of image once, so that nothing is loaded for the first time within a batch's deadline; then the
+        seconds of each batch size, from the upload to the last copy.
+
+        Other processes use the arena now: these images lie in memory of this one.
+        """
+        block, kinds = rehearsal_images(network)
+        staging = Staging(device, block, pool.staging.memory, pinned=0)
+        for work in kinds:
+            self._run(BatchRun(device, staging, network, block, [work], 1, pool.summary))
+        by_host = image_to_network(types.view(block, kinds[0].region).rgb, network.size, network.filter)
+        network.set_resized(0, torch.from_numpy(by_host))
+        for size in reversed(pool.sizes):  # the largest first: smaller ones fit into what torch caches for it
+            run = BatchRun(device, staging, network, block, kinds[:1] * size, size, pool.summary)
+            began = time.perf_counter()
+            self._run(run)
+            network.seconds[size] = time.perf_counter() - began
+
     @staticmethod
     def _check_golden(network: CudaNetwork) -> None:
         """The golden image as images are computed. Raises EngineNonsense."""
         matte = network.golden_matte()
         network.facts["overlap"] = round(check_golden(matte, str(network.facts["model"]), network.name), 4)
 
-    def _run(
-        self, pool: MemoryPool, network: CudaNetwork, batch: Sequence[types.Work], size: int, report: types.BatchReport
-    ) -> None:
-        """Through the device as one batch of `size`, into the report."""
-        device = self._device
-        assert device is not None
-        run = BatchRun(device, pool.staging, network, self._block, batch, size, pool.summary)
-        began = time.perf_counter()
+    @staticmethod
+    def _run(run: BatchRun) -> list[types.MatteReport]:
         try:
             run.compute()
-            mattes = run.finish()
+            return run.finish()
         except BaseException:
             # Copies into the arena may still be under way, and its memory may soon be leased to other images.
             with suppress(RuntimeError):
-                device.synchronize()
-            pool.staging.clear()
+                run.device.synchronize()
+            run.staging.clear()
             raise
-        finished = time.perf_counter()
-        report.milliseconds["network"] += 1000 * (run.computed_at - began)
-        report.milliseconds["finish"] += 1000 * (finished - run.computed_at)
-        report.answers.extend(types.Answer(matte, self._options.device, network.name, len(batch)) for matte in mattes)
-        report.not_finite.extend(run.not_finite)
 
     def _take_limits(self) -> list[types.Limit]:
         limits = list(self._limits)
         self._limits.clear()
         return limits
+
+
+def rehearsal_images(network: CudaNetwork) -> tuple[NDArray[np.uint8], list[types.Work]]:
+    """(block, images in it): the golden image, higher and narrower than the network's input, with as many pixels, for
+    every output plane, with an alpha of its own. The first takes the longest to finish."""
+    height, width = network.size[0] * 9 // 8, network.size[1] * 8 // 9
+    planes = list(types.OutputPlane)
+    most = types.region_bytes(height, width, source_alpha=True, output=planes[0])
+    block = np.full(len(planes) * most, 255, np.uint8)
+    regions = [types.Region(number * most, height, width, True, output) for number, output in enumerate(planes)]
+    rgb = image_to_network(golden_image()[0], (height, width), network.filter)
+    for region in regions:
+        types.view(block, region).rgb[...] = rgb
+    return block, [types.Work(number, region, network.name) for number, region in enumerate(regions)]

@@ -20,7 +20,7 @@ Event = object
 
 
 class CaptureFailed(Exception):
-    """A graph could not be captured; the device still computes, and the body can still be run."""
+    """A graph could not be captured; the device still computes, and what the capture held is free again."""
 
 
 class CudaSeam(Protocol):
@@ -64,7 +64,11 @@ class CudaSeam(Protocol):
         """The host waits for everything."""
 
     def capture_graph(self, body: Callable[[], object]) -> Callable[[], object]:
-        """What `body` launches, to be replayed, one graph at a time: they share memory. Raises CaptureFailed."""
+        """What `body` launches, to be replayed, one graph at a time: they share memory.
+
+        Raises CaptureFailed, torch.OutOfMemoryError, and EngineLost with the cause unclean_capture where a failed
+        capture leaves a process that cannot go on.
+        """
 
     def discard_graphs(self) -> None:
         """No graph will be replayed again: their memory is free once the last reference to each is gone."""
@@ -76,7 +80,8 @@ class CudaSeam(Protocol):
         """Return what torch's allocator caches to the device."""
 
     def pin(self, block: NDArray[np.uint8], byte_count: int) -> str:
-        """Page-lock the first bytes of `block`, once: why that failed, or nothing."""
+        """Page-lock the first bytes of `block`, whole pages, once: why that failed, or nothing. No copy may reach
+        across the end of what is locked: the driver refuses it."""
 
     def pinned_tensor(self, shape: tuple[int, ...]) -> Tensor:
         """float32 zeros in page-locked host memory, which copies reach directly."""

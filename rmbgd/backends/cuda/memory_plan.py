@@ -6,6 +6,7 @@ so it is that of the largest batch), the staging buffer for images, and working 
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -43,9 +44,14 @@ class NetworkNeed:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """sizes: batch sizes, ascending. The rest in bytes."""
+    """sizes: batch sizes, ascending. The rest in bytes; `pinned` in whole pages, which alone can be locked.
+
+    network  working memory of the largest batch
+    working  of finishing images
+    """
 
     sizes: tuple[int, ...]
+    network: int
     staging: int
     working: int
     pinned: int
@@ -53,8 +59,8 @@ class Plan:
 
     def facts(self) -> dict[str, object]:
         return {
-            "batch_sizes": list(self.sizes), "staging_bytes": self.staging, "working_bytes": self.working,
-            "pinned_bytes": self.pinned,
+            "batch_sizes": list(self.sizes), "network_bytes": self.network, "staging_bytes": self.staging,
+            "working_bytes": self.working, "pinned_bytes": self.pinned,
         }  # fmt: skip
 
 
@@ -93,10 +99,12 @@ def plan(
     if sizes != tuple(wanted):
         detail = f"{_mib(spendable)} may be taken: at most {sizes[-1]} images at once, not {wanted[-1]}"
         limits.append(Limit("batch", detail))
-    pinned = min(arena, options.pinned_bytes, host_free // HOST_FRACTION)
-    if pinned < min(arena, options.pinned_bytes):
+    wanted_pinned = _whole_pages(min(arena, options.pinned_bytes))
+    pinned = min(wanted_pinned, _whole_pages(host_free // HOST_FRACTION))
+    if pinned < wanted_pinned:
         limits.append(Limit("pinned", f"{_mib(host_free)} of the host are free: {_mib(pinned)} are page-locked"))
-    return Plan(sizes, staging, working, pinned, tuple(limits))
+    network = max(network.batch(sizes[-1]) for network in networks)
+    return Plan(sizes, network, staging, working, pinned, tuple(limits))
 
 
 def split(images: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> list[tuple[int, int]]:
@@ -119,6 +127,10 @@ def split(images: int, sizes: Sequence[int], seconds: Mapping[int, float]) -> li
         return min(choices, key=lambda choice: (round(choice[0], 9), len(choice[1])))
 
     return sorted(best(images)[1], reverse=True)
+
+
+def _whole_pages(byte_count: int) -> int:
+    return byte_count - byte_count % mmap.PAGESIZE
 
 
 def _mib(byte_count: int) -> str:

@@ -6,8 +6,6 @@ network computes, and which quicker ways it may use, judged on the golden image.
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,7 +30,6 @@ from rmbgd.models.load import load_model
 
 BFLOAT16_FROM = (8, 0)  # CUDA's compute capability: Ampere
 
-ROUNDS = 3  # of each batch size, measured at start
 GRAPH_TOLERANCE = 1 / 255
 """Largest difference of alpha between a graph and the same kernels launched one by one. Both should be equal to the
 bit; a graph that reads memory which is no longer its own is far beyond this."""
@@ -93,7 +90,7 @@ class CudaNetwork:
     inputs   [batch, 3, h, w], channels last, normalised; empty until `allocate`
     mattes   float32 [batch, h, w]
     summary  float32 [batch, 5], see postprocess.summary
-    seconds  of a batch, by its size, once measured
+    seconds  of a batch, finish included, by its size, once measured
     """
 
     def __init__(self, device: CudaSeam, name: str, choice: ModelChoice, dtype: torch.dtype, models: Path) -> None:
@@ -171,8 +168,8 @@ class CudaNetwork:
     def measure_need(self) -> NetworkNeed:
         """Bytes, measured on batches of one and two, in memory that is freed again."""
         inputs = self._empty_inputs(2).zero_()
-        # Twice: libraries take their workspaces at the first run.
-        _, _, one, two = (self._device.peak_bytes(partial(self._forward, inputs[:count])) for count in (1, 2, 1, 2))
+        # One image twice: libraries take their workspaces at the first run.
+        _, one, two = (self._device.peak_bytes(partial(self._forward, inputs[:count])) for count in (1, 1, 2))
         each = max(0, two - one)
         pixels = self.size[0] * self.size[1]
         return NetworkNeed(max(0, one - each), each, static=(3 * inputs.element_size() + 4) * pixels)
@@ -208,19 +205,20 @@ class CudaNetwork:
             raise EngineNonsense(f"alpha of the golden image is not finite ({self.name})")
         return np.array(matte.numpy(), np.float32)  # a copy: on the host it would be the network's own buffer
 
-    def prepare(self, size: int, *, capture: bool) -> str:
-        """Warm up for batches of `size`, and capture their graph: why it is not used, or nothing.
-
-        What the graph computes from noise, which differs from image to image, is compared with what the kernels
-        computed before: afterwards there may be no memory to run them beside it.
-        """
-        generator = torch.Generator(self._device.torch).manual_seed(size)
-        with self._device.compute_stream():  # as later: libraries choose their algorithms and take workspaces now
-            self.inputs[:size].normal_(generator=generator)
+    def warm_up(self, size: int) -> Tensor:
+        """Launch a batch of noise kernel by kernel, as libraries choose their algorithms and take their workspaces at
+        the first: its mattes, float32 [size, h, w] on the host."""
+        with self._device.compute_stream():
+            self._fill_with_noise(size)
             self._compute(size)
-            expected = self.mattes[:size].clone()
-        if not capture:
-            return ""
+            return self.mattes[:size].to("cpu", copy=True)
+
+    def capture(self, size: int, expected: Tensor) -> str:
+        """Capture the graph of batches of `size`: why it is not used, or nothing. `expected` is from `warm_up`.
+
+        Raises what CudaSeam.capture_graph raises but CaptureFailed.
+        """
+        self._fill_with_noise(size)
         try:
             replay = self._device.capture_graph(partial(self._compute, size))
         except CaptureFailed as failure:
@@ -230,39 +228,32 @@ class CudaNetwork:
         self._graphs[size] = replay
         return ""
 
-    def discard_graphs(self) -> None:
+    def discard(self) -> None:
+        """Graphs, inputs and outputs; `allocate` makes new ones."""
         self._graphs.clear()
+        self.allocate(0)
 
     @property
     def graph_sizes(self) -> tuple[int, ...]:
         return tuple(sorted(self._graphs))
 
-    def measure_seconds(self, sizes: Sequence[int]) -> None:
-        """Seconds of each size, the median of some rounds, on the golden image."""
+    def _fill_with_noise(self, size: int) -> None:
+        """Which differs from image to image, and is the same each time."""
+        generator = torch.Generator(self._device.torch).manual_seed(size)
         with self._device.compute_stream():
-            self.set_inputs(0, [torch.from_numpy(golden_image()[0]).to(self._device.torch)])
-            self.inputs[1:] = self.inputs[:1]
-        for size in sizes:
-            self.seconds[size] = statistics.median(self._timed(size) for _ in range(ROUNDS))
-
-    def _timed(self, size: int) -> float:
-        self._device.synchronize()
-        began = time.perf_counter()
-        with self._device.compute_stream():
-            self.run(size)
-        self._device.synchronize()
-        return time.perf_counter() - began
+            self.inputs[:size].normal_(generator=generator)
 
     def _wrong_pixels(self, expected: Tensor, replay: Callable[[], object]) -> int:
-        """Of two replays together; `expected` float32 [size, h, w]."""
-        found = self.mattes[: len(expected)]
+        """Of two replays together. Compared image by image, so that there need not be memory for more."""
         wrong = torch.zeros((), dtype=torch.int64, device=self._device.torch)
         with self._device.compute_stream():
             for _ in range(2):
-                found.fill_(-1.0)
+                self.mattes.fill_(-1.0)
                 replay()
-                wrong += (~torch.isclose(found, expected, rtol=0, atol=GRAPH_TOLERANCE, equal_nan=True)).sum()
-        return int(wrong)
+                for found, image in zip(self.mattes, expected, strict=False):
+                    close = torch.isclose(found, image.to(found.device), rtol=0, atol=GRAPH_TOLERANCE, equal_nan=True)
+                    wrong += (~close).sum()
+            return int(wrong)
 
     def _compute(self, size: int) -> None:
         alpha, stats = self._forward(self.inputs[:size])

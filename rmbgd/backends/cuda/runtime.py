@@ -5,7 +5,7 @@ Only what needs CUDA is here. It runs on a GPU alone, so it decides as little as
 
 from __future__ import annotations
 
-import mmap
+import gc
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from typing import Any
@@ -16,14 +16,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rmbgd.backends.cuda.device import CaptureFailed, Event
+from rmbgd.backends.faults import fault_of
+from rmbgd.errors import UNCLEAN_CAPTURE, EngineLost, EngineMemory
 
 SMALL_BYTES = 1 << 20  # torch's allocator takes tensors up to this from blocks of their own kind
+SEGMENT_BYTES = 16 << 20  # so large a block gets a segment of its own (CUDACachingAllocator: 10 MiB and more)
 SMALL_RESERVED = 24  # of them are cached: tables of weights and the like
 
 
 def _runtime() -> Any:
     """The CUDA runtime that torch has loaded."""
     return torch.cuda.cudart()  # type: ignore[no-untyped-call]
+
+
+def compute_exactly() -> None:
+    """No product is computed in less than the type of its factors; for the whole process."""
+    # Where float32 is used, a network needs its precision.
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    # cuBLAS may split a long sum among blocks: their partial sums are float32, not of half the precision.
+    torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
+    torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+
+
+def _is_shortage(error: BaseException) -> bool:
+    """Whether an error, or one that it was raised on top of, is for want of memory: ending a capture fails as well."""
+    shortage = isinstance(fault_of(error), EngineMemory)
+    return shortage or (error.__context__ is not None and _is_shortage(error.__context__))
 
 
 class CudaDevice:
@@ -33,9 +52,7 @@ class CudaDevice:
         self._device = torch.device(name)
         torch.cuda.init()  # type: ignore[no-untyped-call]  # its errors name best what is missing
         torch.cuda.set_device(self._device)
-        # Products of float32 are float32: where they are used, a network needs their precision.
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
-        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        compute_exactly()
         self._upload, self._compute, self._download = (
             torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             for _ in range(3)
@@ -102,6 +119,8 @@ class CudaDevice:
     def capture_graph(self, body: Callable[[], object]) -> Callable[[], object]:
         graph = torch.cuda.CUDAGraph()
         self.synchronize()
+        self.empty_cache()
+        reserved = torch.cuda.memory_reserved(self._device)
         before = torch.cuda.current_stream(self._device)
         try:
             # "thread_local": calls that other threads make meanwhile, a sensor's for one, do not spoil the capture.
@@ -112,20 +131,39 @@ class CudaDevice:
                 body()
         except RuntimeError as error:
             torch.cuda.set_stream(before)  # torch's context does not restore it when the capture cannot be ended
-            self._check_alive(error)
-            raise CaptureFailed(str(error).strip().partition("\n")[0]) from error
-        return graph.replay
+            # Only the text is kept: frames of the traceback hold what the capture allocated.
+            failure, is_shortage = str(error).strip().partition("\n")[0], _is_shortage(error)
+        else:
+            return graph.replay
+        del graph
+        gc.collect()
+        if unclean := self._why_unclean(reserved):
+            detail = f"a graph could not be captured ({failure}), and afterwards {unclean}"
+            raise EngineLost(detail, cause=UNCLEAN_CAPTURE)
+        raise torch.OutOfMemoryError(failure) if is_shortage else CaptureFailed(failure)
 
-    def _check_alive(self, error: RuntimeError) -> None:
-        """Raises `error` if the device no longer computes. A failed capture leaves its error to be fetched once."""
+    def _why_unclean(self, reserved: int) -> str:
+        """Why the process cannot go on after a failed capture, or nothing. `reserved` is what the allocator had before.
+
+        torch up to 2.13 throws after the end of the capture, before its allocator knows of it (CUDAGraph::capture_end;
+        pytorch#180395). An allocator that waits for the end gives no memory back, or asserts (release_cached_blocks in
+        CUDACachingAllocator.cpp); a pool whose capture did not end stays allocated (pytorch#190348). Both show when it
+        is asked to give back a block that shares its segment with nothing.
+        """
         self._clear_error()
         try:
             with self.compute_stream():
-                total = torch.ones(8, device=self._device).sum().item()
-        except RuntimeError:
-            raise error from None
-        if total != 8:
-            raise error
+                free_pieces = torch.cuda.memory_stats(self._device)["inactive_split_bytes.all.current"]
+                block = torch.ones(free_pieces + SEGMENT_BYTES, dtype=torch.uint8, device=self._device)
+                computed = bool((block[-8:] == 1).all())
+            del block
+            self.empty_cache()
+            kept = torch.cuda.memory_reserved(self._device) - reserved
+        except RuntimeError as error:
+            return f"the device fails: {str(error).strip().partition(chr(10))[0]}"
+        if not computed:
+            return "the device computes nonsense"
+        return f"{kept} bytes are not given back" if kept > 0 else ""
 
     def _clear_error(self) -> None:
         """The runtime keeps the last error until it is fetched; torch fetches it at each launch, and raises it."""
@@ -145,9 +183,6 @@ class CudaDevice:
         torch.cuda.empty_cache()
 
     def pin(self, block: NDArray[np.uint8], byte_count: int) -> str:
-        byte_count -= byte_count % mmap.PAGESIZE
-        if byte_count <= 0:
-            return "nothing was asked for"
         runtime = _runtime()
         code = runtime.cudaHostRegister(block.ctypes.data, byte_count, 1)  # portable: for every context
         if int(code) != 0:

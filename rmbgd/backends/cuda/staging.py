@@ -80,18 +80,17 @@ class Ring:
 class Staging:
     """The ring and its memory.
 
-    block       the shared arena, uint8 [bytes]
-    byte_count  of the ring
-    pinned      bytes of the block that are page-locked, from its start
-    memory      uint8 [byte_count] on the device
+    block   the shared arena, uint8 [bytes]
+    memory  of the ring, uint8 [bytes] on the device
+    pinned  bytes of the block that are page-locked, from its start
     """
 
-    def __init__(self, device: CudaSeam, block: NDArray[np.uint8], byte_count: int, pinned: int) -> None:
+    def __init__(self, device: CudaSeam, block: NDArray[np.uint8], memory: Tensor, pinned: int) -> None:
         self._device = device
         self._block = torch.from_numpy(block)
         self._pinned = pinned
-        self._ring = Ring(byte_count // ALIGNMENT * ALIGNMENT)
-        self.memory = torch.empty(byte_count, dtype=torch.uint8, device=device.torch)
+        self._ring = Ring(len(memory) // ALIGNMENT * ALIGNMENT)
+        self.memory = memory
 
     def fits(self, region: Region) -> bool:
         return _byte_count(region) <= self._ring.byte_count

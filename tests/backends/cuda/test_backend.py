@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import asdict, replace
+from functools import partial
+from itertools import pairwise
 from unittest.mock import Mock
 
 import numpy as np
@@ -19,7 +22,7 @@ from rmbgd.backends.cuda.device import CaptureFailed
 from rmbgd.backends.factory import create
 from rmbgd.engine.selftest import golden_difference
 from rmbgd.engine.types import OutputPlane
-from rmbgd.errors import EngineLost, EngineMemory, EngineNonsense
+from rmbgd.errors import UNCLEAN_CAPTURE, EngineLost, EngineMemory, EngineNonsense
 from rmbgd.models.inference import alpha_of, put_images
 from rmbgd.models.kernels.runtime import Availability
 from rmbgd.testing.device import HostDevice
@@ -99,6 +102,7 @@ def test_images_are_finished_in_groups_whose_levels_fit_into_memory(make, green,
     works = [canvas.place(n, ball(200, 300)) for n in range(4)]
     expected, _ = by_host(canvas, works)
     engine = make()
+    jobs.reset_mock()
     engine.segment(works)
     each = jobs.call_args.args[2][0].working_bytes((320, 320))
     monkeypatch.setattr(batch, "WORKING_BYTES", 3 * each)
@@ -234,13 +238,17 @@ def test_an_image_whose_alpha_is_not_finite_is_named_and_not_written(make, green
 
 
 def test_the_first_memory_test_takes_nothing_from_what_batches_need(make, green, monkeypatch):
-    device = HostDevice()
+    """What is cached for them is given back before, so that the test's blocks come from the device, and taken anew."""
+    device, did = HostDevice(), []
     engine = make(device=device)
-    reserved = Mock()
-    monkeypatch.setattr(device, "reserve", reserved)
+    for name in ("empty_cache", "reserve", "allocate"):
+        monkeypatch.setattr(device, name, lambda *given, name=name: did.append((name, *given)))
     for _ in range(2):
         engine.canary(10)
-    reserved.assert_called_once_with(engine._pool.plan.working)
+    reserved = did.index(("reserve", engine._pool.plan.working))
+    assert did[:2] == [("empty_cache",), ("allocate",)]
+    assert did[reserved - 1] == ("empty_cache",)
+    assert {name for name, *_ in did[reserved + 1 :]} == {"allocate"}
 
 
 def test_weights_that_are_nonsense_do_not_start(make, green):
@@ -257,47 +265,15 @@ def short_above(images: int):
     return before
 
 
-def test_a_batch_without_room_is_halved_inside_the_engine(make, green, canvas):
-    works = assorted(canvas)
-    expected, _ = by_host(canvas, works)
-    device = HostDevice()
+def test_a_shortage_while_images_are_computed_is_reported_at_once(make, green, canvas):
+    """A fresh process divides what is free; here nothing is tried again, and nothing given up."""
+    works, device = assorted(canvas)[:4], HostDevice()
     engine = make(device=device)
-    green.before = short_above(2)
-    report = engine.segment(works)
-    assert [answer.image_id for answer in report.answers] == [work.image_id for work in works]
-    assert max(answer.batch for answer in report.answers) == 2
-    assert [limit.what for limit in report.limits] == ["batch"]
-    assert "at most 2 images at once for now: CUDA out of memory" in report.limits[0].detail
-    assert worst(canvas, works, expected) <= 1
-    assert device.graphs_discarded == 1
-    assert engine.segment(works).limits == []
-
-
-def test_one_image_gets_the_recordings_memory_before_it_is_refused(make, green, canvas):
-    work = assorted(canvas)[0]
-    engine = make()
-    green.before = short_above(0)
+    green.before = before = Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
     with pytest.raises(EngineMemory, match="out of memory"):
-        engine.segment([work])
-    assert engine._networks["u2netp"].graph_sizes == ()
-    green.before = lambda _: None
-    assert engine.segment([work]).answers[0].image_id == 1
-
-
-def test_larger_batches_are_tried_again_once_their_memory_is_free(make, green, canvas, monkeypatch):
-    """Size by size, recorded anew, as the plan had them; nothing is tried while nothing is free."""
-    monkeypatch.setattr(pool, "GROW_AFTER", 2)
-    works, device = [canvas.place(n, ball(8, 8)) for n in range(4)], HostDevice()
-    engine = make(device=device)
-    green.before = short_above(1)
-    engine.segment(works)
-    green.before = lambda _: None
-    for free, sizes in ((0, (1,)), (8 * GIBI, (1, 2, 4))):
-        device._memory = (free, 8 * GIBI)
-        for _ in range(10):
-            engine.segment(works)
-        assert engine._pool.sizes == engine._networks["u2netp"].graph_sizes == sizes
-    assert {answer.batch for answer in engine.segment(works).answers} == {4}
+        engine.segment(works)
+    assert before.call_count == 1
+    assert (device.graphs_discarded, engine._pool.sizes) == (0, (1, 2, 4))
 
 
 def test_a_plan_that_was_too_bold_is_cut_at_start(make, green):
@@ -311,6 +287,110 @@ def test_a_device_without_room_for_one_image_does_not_start(make, green):
     green.before = short_above(0)
     with pytest.raises(EngineMemory):
         make()
+
+
+def test_a_graph_without_room_costs_the_largest_batch_and_no_other_graph(make, green):
+    """Its memory is given up before the next size is tried."""
+    captured = []
+
+    def capture(body):
+        captured.append(body.args[0])
+        if body.args[0] == 4:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return body
+
+    device = HostDevice(capture=capture)
+    engine = make(device=device, start=False)
+    description = engine.start()
+    assert description.batch_sizes == engine._networks["u2netp"].graph_sizes == (1, 2)
+    assert (captured, device.graphs_discarded) == ([4, 2, 1], 1)
+    assert engine._networks["u2netp"].inputs.shape[0] == 2
+    assert [limit.what for limit in description.limits] == ["kernels", "batch"]
+
+
+def test_wherever_memory_runs_out_at_start_an_engine_is_whole_or_not_there(make, green, canvas):
+    """After the weights, until memory is given up: smaller batches are offered then, and images come out as ever."""
+    works = [canvas.place(n, ball(60, 40)) for n in range(3)]
+    expected, _ = by_host(canvas, works)
+    sizes, failing = set(), 0
+    while (1, 2) not in sizes:
+        device = HostDevice()
+        failing = 3 * failing + 10
+
+        def load(body, device=device, failing=failing) -> int:
+            device.peak_bytes = lambda body: body() and 0
+            device.allocations_left = failing
+            return device.peak_bytes(body)
+
+        def capture(body, device=device):
+            body()
+            return body
+
+        def free_again(device=device) -> None:
+            device.graphs_discarded += 1
+            device.allocations_left = None
+
+        device.peak_bytes, device.capture_graph, device.discard_graphs = load, capture, free_again
+        engine = make(replace(OPTIONS, batch_maximum=2), device, start=False)
+        with suppress(EngineMemory):
+            sizes.add(engine.start().batch_sizes)
+            device.allocations_left = None
+            engine.segment(works)
+            assert worst(canvas, works, expected) <= 1
+    assert sizes == {(1,), (1, 2)}
+
+
+def test_a_capture_that_ends_uncleanly_ends_the_process(make, green):
+    lost = EngineLost("4096 bytes are not given back", cause=UNCLEAN_CAPTURE)
+    with pytest.raises(EngineLost) as raised:
+        make(device=HostDevice(capture=Mock(side_effect=lost)))
+    assert raised.value.cause == "unclean_capture"
+
+
+def test_no_warm_up_needs_memory_beside_that_of_graphs(make, green):
+    """All of them come before the first capture; afterwards no kernel is launched but by replaying a graph."""
+    seen = []
+    green.before = lambda inputs: seen.append(len(inputs))
+
+    def capture(body):
+        seen.append(f"graph {body.args[0]}")
+        replayed = partial(seen.append, "replay")
+        return lambda: replayed() or body()
+
+    make(device=HostDevice(capture=capture))
+    first = seen.index("graph 4")
+    assert seen[first - 3 : first] == [4, 2, 1]
+    assert all(before in ("replay", size) for before, size in pairwise(seen[first:]) if isinstance(size, int))
+
+
+def test_every_kind_of_image_is_finished_once_before_the_engine_is_ready(make, green, canvas, monkeypatch):
+    """Each output plane, colours cleaned, where one side is smaller than the network's; the arena is not touched."""
+    jobs = Mock(side_effect=batch.finish_images)
+    monkeypatch.setattr(batch, "finish_images", jobs)
+    canvas.arena.block[:] = 7
+    make()
+    done = [job for call in jobs.call_args_list for job in call.args[2]]
+    assert {(job.pixel_bytes, bool(job.levels)) for job in done} == {(4, True), (1, False), (2, False)}
+    assert {(job.height > 320, job.width < 320) for job in done} == {(True, True)}
+    assert (canvas.arena.block == 7).all()
+
+
+def test_the_seconds_of_a_batch_are_those_of_network_and_finish(make, green, monkeypatch):
+    """In time that passes only where the network computes (1 s an image) and images are finished (10 s each)."""
+    now = 0.0
+
+    def compute(inputs: torch.Tensor) -> None:
+        nonlocal now
+        now += len(inputs)
+
+    def finish(images, mattes, jobs, *, triton) -> None:
+        nonlocal now
+        now += 10 * len(jobs)
+
+    green.before = compute
+    monkeypatch.setattr(batch, "finish_images", finish)
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: now)
+    assert make(start=False).start().seconds == {1: 11.0, 2: 22.0, 4: 44.0}
 
 
 def test_the_largest_batch_is_recorded_first(make, green, canvas):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 from pathlib import Path
 
 import pytest
@@ -26,8 +27,15 @@ def asked(largest: int, staging: int, pinned: int, spare: int) -> Options:
 OPTIONS = asked(16, 128 * MEBI, 256 * MEBI, GIBI)
 
 
-def planned(free: int, *, networks=(LARGE,), options: Options = OPTIONS, host_free: int = 64 * GIBI) -> Plan:
-    return plan(free=free, total=8 * GIBI, host_free=host_free, arena=512 * MEBI, networks=networks, options=options)
+def planned(
+    free: int,
+    *,
+    networks=(LARGE,),
+    options: Options = OPTIONS,
+    host_free: int = 64 * GIBI,
+    arena: int = 512 * MEBI,
+) -> Plan:
+    return plan(free=free, total=8 * GIBI, host_free=host_free, arena=arena, networks=networks, options=options)
 
 
 @pytest.mark.parametrize(
@@ -71,6 +79,15 @@ def test_what_is_spared_stays_free(free, networks, largest, staging, spare):
 def test_more_memory_never_means_smaller_batches(frees, networks):
     less, more = (planned(free, networks=networks) for free in frees)
     assert set(less.sizes) <= set(more.sizes)
+
+
+@given(st.integers(0, GIBI), st.integers(0, GIBI), st.integers(0, 16 * GIBI))
+def test_whole_pages_are_locked_and_no_more_than_is_asked_for_or_free(arena, pinned, host_free):
+    options = asked(16, 128 * MEBI, pinned, GIBI)
+    found = planned(8 * GIBI, options=options, host_free=host_free, arena=arena).pinned
+    assert found % mmap.PAGESIZE == 0
+    assert 0 <= found <= min(arena, pinned, host_free // 8)
+    assert found > min(arena, pinned, host_free // 8) - mmap.PAGESIZE
 
 
 def test_images_go_as_measured_and_in_full_batches_without_measurements():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import numpy as np
 import pytest
+import torch
 
 from rmbgd.backends.cuda.network import PrecisionGate, precision_of, wider
+from rmbgd.backends.cuda.runtime import compute_exactly
 
 
 def test_a_gate_lets_near_answers_through_and_says_what_is_wrong_with_others():
@@ -48,3 +52,26 @@ def test_the_type_follows_from_what_is_asked_and_what_there_is(asked, capability
 )
 def test_what_overflows_goes_to_the_type_with_a_wider_range(precision, capability, used):
     assert wider(precision, capability) == used
+
+
+@pytest.fixture
+def flags() -> Iterator[Callable[[], list[object]]]:
+    """torch's own, which a build without CUDA keeps as well; set to the least exact."""
+    products, convolutions = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    flags = [
+        (products, "fp32_precision", "tf32"),
+        (convolutions, "fp32_precision", "tf32"),
+        (products, "allow_fp16_reduced_precision_reduction", True),
+        (products, "allow_bf16_reduced_precision_reduction", True),
+    ]
+    before = [getattr(place, name) for place, name, _ in flags]
+    for place, name, value in flags:
+        setattr(place, name, value)
+    yield lambda: [getattr(place, name) for place, name, _ in flags]
+    for (place, name, _), value in zip(flags, before, strict=True):
+        setattr(place, name, value)
+
+
+def test_no_product_is_summed_in_less_than_its_factors_have(flags):
+    compute_exactly()
+    assert flags() == ["ieee", "ieee", False, False]

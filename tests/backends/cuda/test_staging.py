@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import mmap
 from contextlib import contextmanager
 from functools import partialmethod
-from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rmbgd.backends.cuda.memory_plan import NetworkNeed, plan
 from rmbgd.backends.cuda.staging import ALIGNMENT, Ring, Staging
-from rmbgd.engine.types import OUTPUT_BYTES, OutputPlane, Region, region_bytes, view
+from rmbgd.engine.types import OUTPUT_BYTES, Options, OutputPlane, Region, aligned, region_bytes, view
 from rmbgd.testing.device import HostDevice
 
 BLOCK = 1 << 20
 SIZE = 16 * ALIGNMENT  # of the ring
+NEED = NetworkNeed(0, 0, 1)
 
 
 class Streams(HostDevice):
@@ -46,13 +50,17 @@ def block() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, BLOCK, np.uint8)
 
 
+def memory(byte_count: int) -> torch.Tensor:
+    return torch.empty(byte_count, dtype=torch.uint8)
+
+
 def region(offset: int, *, source_alpha: bool = True) -> Region:
     return Region(offset, 57, 91, source_alpha, OutputPlane.RGBA8)
 
 
 @pytest.mark.parametrize("source_alpha", [True, False])
 def test_planes_lie_on_the_device_as_in_the_arena(block, source_alpha):
-    staging = Staging(HostDevice(), block, 1 << 18, BLOCK)
+    staging = Staging(HostDevice(), block, memory(1 << 18), BLOCK)
     staging.upload(region(0))
     place = region(640, source_alpha=source_alpha)
     chunk = staging.upload(place)
@@ -61,18 +69,44 @@ def test_planes_lie_on_the_device_as_in_the_arena(block, source_alpha):
     assert np.array_equal(staging.memory[chunk.start : chunk.start + read].numpy(), block[640 : 640 + read])
 
 
-@pytest.mark.parametrize("edge", [0, 100, 640, 10_000, BLOCK])
-def test_a_copy_is_cut_where_page_locked_memory_ends(block, edge):
-    staging = Staging(HostDevice(), block, 1 << 18, edge)
-    parts = staging._parts(640, 9000)
-    assert [parts[0][0], parts[-1][1]] == [0, 9000]
-    assert all(first[1] == second[0] for first, second in pairwise(parts))
-    assert all((640 + last <= edge) or (640 + first >= edge) for first, last in parts)
+regions = st.builds(
+    Region,
+    st.integers(0, 8 * mmap.PAGESIZE).map(aligned),
+    st.integers(1, 64),
+    st.integers(1, 64),
+    st.booleans(),
+    st.sampled_from(OutputPlane),
+)
+
+
+@given(st.lists(regions, min_size=1, max_size=4), st.integers(0, 1 << 17), st.integers(0, 1 << 20), st.integers(1, 8))
+def test_no_copy_reaches_across_the_end_of_page_locked_memory(places, pinned, host_free, kibi):
+    """Whatever is to be locked of an arena of any size, and wherever images lie: the device refuses no copy."""
+    block = np.random.default_rng(0).integers(0, 256, (1 << 17) + 512 * kibi, np.uint8)
+    options = Options({}, Path(), pinned_bytes=pinned)
+    locked = plan(free=0, total=0, host_free=host_free, arena=len(block), networks=[NEED], options=options).pinned
+    device = HostDevice()
+    device.pin(block, locked)
+    staging = Staging(device, block, memory(1 << 17), locked)
+    assert device.pinned == locked
+    for place in places:
+        chunk = staging.upload(place)
+        assert np.array_equal(staging.rgb(place, chunk).numpy(), view(block, place).rgb)
+        staging.download(place, chunk, object())
+
+
+def test_the_device_refuses_a_copy_across_the_end_of_page_locked_memory(block):
+    """As the property above needs it to."""
+    device = HostDevice()
+    device.pin(block, 3 * mmap.PAGESIZE)
+    staging = Staging(device, block, memory(1 << 18), 3 * mmap.PAGESIZE + 1)
+    with pytest.raises(torch.AcceleratorError, match="invalid argument"):
+        staging.upload(Region(3 * mmap.PAGESIZE - 64, 57, 91, False, OutputPlane.RGBA8))
 
 
 @pytest.mark.parametrize("output", list(OutputPlane))
 def test_output_comes_down_where_it_belongs(block, output):
-    staging = Staging(HostDevice(), block, 1 << 18, 5000)
+    staging = Staging(HostDevice(), block, memory(1 << 18), 5000)
     place = Region(640, 57, 91, True, output)
     expected, chunk = block.copy(), staging.upload(place)
     staging.memory.fill_(9)
@@ -86,7 +120,7 @@ def test_output_comes_down_where_it_belongs(block, output):
 def test_an_upload_waits_for_whoever_used_what_lies_there(block):
     device = Streams()
     size = region_bytes(57, 91, source_alpha=True, output=OutputPlane.RGBA8)
-    staging = Staging(device, block, size + ALIGNMENT, BLOCK)  # room for one image
+    staging = Staging(device, block, memory(size + ALIGNMENT), BLOCK)  # room for one image
     first = staging.upload(region(0))
     first.release("computed")
     second = staging.upload(region(size))
@@ -98,14 +132,14 @@ def test_an_upload_waits_for_whoever_used_what_lies_there(block):
 def test_a_download_waits_for_its_plane_to_be_ready(block):
     """On the download stream; the next user of the chunk waits for the arrival."""
     device = Streams()
-    staging = Staging(device, block, 1 << 16, BLOCK)
+    staging = Staging(device, block, memory(1 << 16), BLOCK)
     arrived = staging.download(region(0), staging.upload(region(0)), "finished")
     assert device.said == [("download", "finished")]
     assert staging.upload(region(1 << 16)).wait_for == [arrived]
 
 
 def test_what_can_never_be_on_the_device_is_known_before(block):
-    staging = Staging(HostDevice(), block, 21_000, BLOCK)
+    staging = Staging(HostDevice(), block, memory(21_000), BLOCK)
     assert not staging.fits(region(0))
     assert staging.fits(Region(0, 57, 91, False, OutputPlane.ALPHA8))
 
