@@ -153,7 +153,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "cli": (2950, 23),
     "config": (1310, 6),
     "doctor": (770, 4),
-    "engine": (4010, 20),
+    "engine": (4100, 21),
     "imaging": (2740, 15),
     "intake": (2150, 12),
     "models": (4290, 25),
@@ -166,7 +166,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (880, 6),
     "testing": (620, 6),
 }
-MODULES, LINES, TEST_LINES = 208, 33_700, 34_100
+MODULES, LINES, TEST_LINES = 209, 33_800, 34_200
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from rmbgd.config.load import Config
-from rmbgd.engine.device_query import VisibleGpus, not_visible, nvml_target, visible_gpus
+from rmbgd.engine.device_query import VisibleGpus, not_visible, visible_gpus
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels, choose_fallback_models
 from rmbgd.engine.gpu_supervisor import GpuSupervisor
@@ -194,5 +194,4 @@ def _writable_state(config: Config) -> Path:
 
 
 def _sensor(config: Config, index: int) -> tuple[DeadlineSensor, str]:
-    target, uuid = nvml_target(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return choose_sensor(config.health.sensor, config.health.sensor_timeout, index=target, uuid=uuid)
+    return choose_sensor(config.health.sensor, config.health.sensor_timeout, index=index)

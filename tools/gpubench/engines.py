@@ -52,7 +52,7 @@ def started(
     machine = default_machine()
     models = {folder: {"source": folder, "patch_order": plan.patch_order}}
     options = {**machine.options(config, plan.device, models, "auto"), "kernels": plan.kernels, **overrides}
-    device = BenchDevice(plan.device, "", nvml_index=int(plan.device.partition(":")[2] or 0))
+    device = BenchDevice(plan.device, "", int(plan.device.partition(":")[2] or 0))
     return engine_under_test(
         machine.factory, options, config, model=folder, images=images, places=places, device=device
     )
