@@ -147,10 +147,10 @@ def test_nothing_happens_at_import(module: str) -> None:
 REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
-    "": (1630, 14),
+    "": (1670, 14),
     "backends": (2150, 18),
     "bench": (740, 4),
-    "cli": (2950, 23),
+    "cli": (2970, 23),
     "config": (1310, 6),
     "doctor": (770, 4),
     "engine": (4100, 21),

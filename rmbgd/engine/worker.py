@@ -27,6 +27,7 @@ from rmbgd.engine.golden_image import to_golden
 from rmbgd.engine.types import BatchReport, EngineDescription, Golden, MemoryTestPass, Work, mismatch
 from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
+from rmbgd.paths import triton_places
 from rmbgd.telemetry.captured_output import OutputLines
 
 HUNG = 10.0  # times what a batch takes: then it is not slow but hung
@@ -288,7 +289,8 @@ class EngineWorker:
             with theirs:
                 descriptors = (theirs.fileno(), self._arena.fd)
                 command = [sys.executable, "-m", "rmbgd.engine.child", *map(str, descriptors), str(os.getpid())]
-                self._process = ChildProcess(command, descriptors, self._on_output, ENVIRONMENT | os.environ)
+                environment = ENVIRONMENT | triton_places() | os.environ
+                self._process = ChildProcess(command, descriptors, self._on_output, environment)
         except OSError as error:
             self._end(0)
             raise EngineLost(f"the engine's process cannot be started: {error}") from error
