@@ -40,15 +40,9 @@ def user_places(environ: Mapping[str, str] = os.environ) -> UserPlaces:
 LDCONFIG = Path("/sbin/ldconfig")
 LIBCUDA = "libcuda.so.1"
 LIBRARIES = (
-    *(f"/usr/lib/{cpu}-linux-gnu" for cpu in ("x86_64", "aarch64")),
-    "/usr/lib64",
-    "/usr/lib",
-    "/usr/lib/wsl/lib",
-    "/usr/lib/aarch64-linux-gnu/nvidia",
-    "/usr/lib/aarch64-linux-gnu/tegra",
-    "/usr/local/nvidia/lib64",
-    "/run/opengl-driver/lib",
-)
+    "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/lib/wsl/lib",
+    "/usr/lib/aarch64-linux-gnu/nvidia", "/usr/local/nvidia/lib64", "/run/opengl-driver/lib",
+)  # fmt: skip
 """Where distributions and containers put the driver's library."""
 
 

@@ -20,7 +20,7 @@ from rmbgd.config.load import Config
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.sensors.nvml import handle_of
 from rmbgd.engine.types import EngineDescription, Limit, OutputPlane, Region, Work, region_bytes, view
-from rmbgd.engine.wiring import Machine
+from rmbgd.engine.wiring import Machine, deadlines_of
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import ConfigError
 
@@ -177,10 +177,12 @@ class EngineUnderTest:
         return milliseconds, report.milliseconds
 
 
-def worker_of(config: Config, arena: Arena, factory: str, options: Mapping[str, object]) -> EngineWorker:
-    """A measurement passes over what the engine's libraries print."""
-    start, batch = config.engine.start_timeout, config.engine.batch_timeout
-    return EngineWorker(arena, factory, options, start_timeout=start, batch_timeout=batch, on_output=lambda _line: None)
+def worker_of(
+    config: Config, arena: Arena, factory: str, options: Mapping[str, object], device: BenchDevice
+) -> EngineWorker:
+    """With the service's deadlines. A measurement passes over what the engine's libraries print."""
+    deadlines = deadlines_of(config, device.device)
+    return EngineWorker(arena, factory, options, **deadlines, on_output=lambda _line: None)
 
 
 @contextmanager
@@ -200,7 +202,7 @@ def engine_under_test(
         stack.callback(arena.close)
         memory = stack.enter_context(NvmlMemory(device.nvml(), index=device.index))
         regions = filled(arena, islice(cycle(images), max(places, len(images))), stack)
-        worker = worker_of(config, arena, factory, options)
+        worker = worker_of(config, arena, factory, options, device)
         stack.callback(worker.close)
         works = cycle([Work(place, region, model) for place, region in enumerate(regions)])
         began = time.perf_counter()

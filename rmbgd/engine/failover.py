@@ -147,8 +147,6 @@ class HealthRules:
             self.set(throttled_since=self.now)
         if self.state.free_since is not None:
             self.set(free_since=self.now)
-        if self.state.phase is Phase.PROBING:
-            self.set(since=self.state.since + (self.now - last))
 
     def change(self, after: Phase, finding: Finding, reading: Reading | None = None) -> None:
         asked, state = operator_action(reading), self.state
@@ -257,10 +255,7 @@ class HealthRules:
         if sample.process != self.state.process or self.state.phase is not Phase.PROBING or self.state.proved:
             return
         verdict = judge(sample.report, self.health)
-        seconds, limit = self.now - self.state.since, self.health.probe_timeout
-        if seconds > limit:
-            self.trip(Phase.QUARANTINED, Finding("probe_timeout", seconds, limit), None)
-        elif verdict.passed:
+        if verdict.passed:
             self.set(proved=True)
             self.enter_if_ready()
         else:
@@ -338,10 +333,7 @@ class HealthRules:
         return False
 
     def _check_probing(self, reading: Reading) -> None:
-        seconds, limit = self.now - self.state.since, self.health.probe_timeout
-        if seconds > limit:
-            self.trip(Phase.QUARANTINED, Finding("probe_timeout", seconds, limit), reading)
-        elif bad := bad_check(reading, self.health):
+        if bad := bad_check(reading, self.health):
             self.set(good=0)
             self._bad_check(bad, reading)
         else:

@@ -43,6 +43,7 @@ class ProbeReport:
     golden_mean: float | None = None  # mean |alpha - stored alpha| on the golden image, 0..1
     golden_peak: float | None = None  # the same difference, largest over all pixels but the allowed share of outliers
     golden_factor: float = 1.0  # times the bounds of the two: selftest.golden_factor
+    test_seconds: float | None = None  # that the memory test and the golden images took together
     seconds: float | None = None  # for the golden image, warm
     baseline: float | None = None  # s the same took when the device first proved itself
     error: str = ""  # what went wrong, when a step raised

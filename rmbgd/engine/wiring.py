@@ -21,7 +21,7 @@ from rmbgd.engine.probe import REFERENCE, GoldenReferences
 from rmbgd.engine.sensors.base import DeadlineSensor
 from rmbgd.engine.sensors.choose import choose_sensor
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceParts, DeviceViews
-from rmbgd.engine.worker import EngineWorker
+from rmbgd.engine.worker import Deadlines, EngineWorker
 from rmbgd.errors import ConfigError
 from rmbgd.models.checkpoint import read_header
 from rmbgd.models.store import resolve
@@ -151,7 +151,6 @@ def _on_gpus(
 def _worker(
     context: EngineContext, machine: Machine, device: str, models: Models, precision: str, cpu_runtime: str = ""
 ) -> EngineWorker:
-    engine = context.config.engine
     options = machine.options(context.config, device, models, precision)
     if cpu_runtime and "cpu_runtime" in options:
         options = {**options, "cpu_runtime": cpu_runtime}
@@ -159,12 +158,17 @@ def _worker(
         context.arena,
         machine.factory,
         options,
-        start_timeout=engine.start_timeout,
-        batch_timeout=engine.batch_timeout,
-        hang_minimum=None if device == "cpu" else engine.hang_minimum,
+        **deadlines_of(context.config, device),
         on_output=lambda line: context.emit("engine.output", source="engine", line=line),
     )
     return context.add(worker)
+
+
+def deadlines_of(config: Config, device: str) -> Deadlines:
+    """Of a worker for that device."""
+    engine = config.engine
+    hang_minimum = None if device == "cpu" else engine.hang_minimum
+    return {"start_timeout": engine.start_timeout, "batch_timeout": engine.batch_timeout, "hang_minimum": hang_minimum}
 
 
 def _models(config: Config) -> dict[str, dict[str, str]]:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypedDict, TypeVar
 
 from rmbgd.clock import SystemClock
 from rmbgd.engine import ipc
@@ -64,6 +64,20 @@ def oom_kills(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/
         events = (root / group.lstrip("/") / "memory.events").read_text()
         return int(dict(line.split() for line in events.splitlines())["oom_kill"])
     return 0
+
+
+class Deadlines(TypedDict):
+    """Seconds, after which a child counts as hung and is killed.
+
+    start_timeout  for its start
+    batch_timeout  for a batch; longer on a machine so slow that its own measure at start says so
+    hang_minimum   for a GPU, whose times are steady, None for a CPU: a batch is hung after so many seconds and HUNG
+                   times its measured time; `batch_timeout` is then for what was not measured
+    """
+
+    start_timeout: float
+    batch_timeout: float
+    hang_minimum: float | None
 
 
 class ChildProcess:
@@ -171,11 +185,9 @@ class EngineWorker:
         factory: str,
         options: Mapping[str, object],
         *,
-        start_timeout: float,  # s after which the child counts as hung and is killed
-        batch_timeout: float,  # likewise; longer on a machine so slow that its own measure at start says so
         on_output: Callable[[str], None],  # called with each line the child writes, from another thread
-        # For a GPU, whose times are steady: a batch is hung after HUNG times its measured time, but not before so many
-        # seconds; `batch_timeout` is then for what was not measured.
+        start_timeout: float,
+        batch_timeout: float,
         hang_minimum: float | None = None,
     ) -> None:
         self._arena, self._factory, self._options = arena, factory, dict(options)
@@ -278,7 +290,7 @@ class EngineWorker:
         measured = expected_seconds(self._seconds, images)
         if self._hang_minimum is None or not measured:
             return max(self._batch_timeout, HUNG * measured)
-        return max(self._hang_minimum, HUNG * (measured + MEGAPIXEL_SECONDS * pixels / 1e6))
+        return self._hang_minimum + HUNG * (measured + MEGAPIXEL_SECONDS * pixels / 1e6)
 
     def _launch(self) -> None:
         if self._process is not None:
