@@ -153,7 +153,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "cli": (2970, 23),
     "config": (1310, 6),
     "doctor": (770, 4),
-    "engine": (4110, 21),
+    "engine": (4160, 21),
     "imaging": (2740, 15),
     "intake": (2150, 12),
     "models": (4290, 25),
@@ -166,7 +166,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (880, 6),
     "testing": (620, 6),
 }
-MODULES, LINES, TEST_LINES = 209, 33_900, 34_400
+MODULES, LINES, TEST_LINES = 209, 34_000, 34_600
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -339,9 +339,9 @@ class HealthSettings(Settings):
     golden_outliers: Share = setting(0.001, unit="share of pixels", ge=0, le=0.5,
         reason="pixels on a hard edge may differ more between devices")
     memory_faults: int = setting(3, unit="faults", ge=1, le=1000,
-        reason="this many out-of-memory faults within memory_faults_window take a GPU out of service; fewer are retried")
+        reason="a GPU that ran short of memory gets a fresh process, which divides what is free; from this many times in a row on it rests before that, for dwell, then doubled")
     memory_faults_window: float = setting(600.0, unit="s", ge=10, le=86_400,
-        reason="another program may take the memory for a moment")
+        reason="shortages further apart than this are not in a row: another program may take the memory for a moment")
     dwell: float = setting(60.0, unit="s", ge=1, le=86_400,
         reason="time out of service after the first trip; doubles with each further one")
     dwell_maximum: float = setting(3600.0, unit="s", ge=1, le=604_800,

@@ -104,7 +104,7 @@ class GpuSupervisor(DeviceSupervisor):
                 return
             self._state, decisions = step(self._state, sample, self._clock.monotonic(), self._health)
             state = self._state
-            if state.trips or state.looks or state.in_use:
+            if state.trips or state.looks or state.in_use or state.phase is Phase.SHORT:
                 self.undecided = False
             for decision in decisions:
                 self._apply(decision)
@@ -162,21 +162,20 @@ class GpuSupervisor(DeviceSupervisor):
     def _answered(self, images: int) -> None:
         self.tell(health_types.Answered(self._number, images))
 
-    def _failed(self, fault: EngineFault, *, dropped: bool) -> bool:
+    def _stays(self, fault: EngineFault, images: int) -> bool:  # noqa: ARG002 - a fresh process plans anew
+        return False
+
+    def _failed(self, fault: EngineFault, images: int) -> bool:  # noqa: ARG002
         kind = fault_kind(fault)
         number = self._number  # the first of the two faults may let the next process in
         in_use = self._state.in_use and self._state.process == number
         blamed = in_use and kind not in DEVICE_GONE and not self._closing.is_set()
         self.tell(Fault(kind, number, str(fault).partition("\n")[0]))
-        if dropped and self._state.in_use and self._state.process == number:
-            self.tell(Fault(FaultKind.STICKY, number, "its process was given up for want of memory"))
         return blamed
 
     def _dispose(self, worker: EngineWorker) -> None:
-        if worker.lingers:
-            self._reap(worker)
-        else:
-            worker.close()
+        worker.abort()
+        self._reap(worker)
 
     def close(self) -> None:
         self.stop()
@@ -256,7 +255,15 @@ class GpuSupervisor(DeviceSupervisor):
             health=self._health,
             clock=self._clock,
         )
-        self._spawn("probe", lambda: probe.run(self._probed))
+        dying = [thread for thread in self._threads if thread.is_alive()]
+
+        def run() -> None:
+            """When the processes before it are gone, or given up: until then they have memory, or the device."""
+            for thread in dying:
+                thread.join(END_PATIENCE)
+            probe.run(self._probed)
+
+        self._spawn("probe", run)
 
     def _probed(self, probe: Probe, result: ProbeResult) -> None:
         """Called by the probe's thread."""
@@ -265,7 +272,7 @@ class GpuSupervisor(DeviceSupervisor):
                 return
             self.model_error = None if self._sha256 else result.model_error
             kind = fault_kind(result.fault) if result.fault is not None else None
-            if kind is not None and kind in DEVICE_GONE:
+            if kind is not None and kind is not FaultKind.STICKY:
                 self.tell(Fault(kind, probe.number, result.report.error))
                 return
             self.tell(health_types.Probed(probe.number, result.report))

@@ -132,7 +132,7 @@ def _on_gpus(
         on_cpu = partial(_worker, context, machine, "cpu", models, REFERENCE["precision"], REFERENCE["runtime"])
         gpus.append(
             GpuSupervisor(
-                DeviceParts(name, views, make, context.emit, context.clock, keep_when_short=fallback is not None),
+                DeviceParts(name, views, make, context.emit, context.clock),
                 health=config.health,
                 sensor=sensor,
                 references=GoldenReferences(config.service.state_directory / GOLDEN_FOLDER, on_cpu, alone),
