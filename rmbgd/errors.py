@@ -147,7 +147,7 @@ class EngineLost(EngineFault):
 
     `cause` is empty, or one of: no_device (nothing answers under the device's name), unkillable (the process outlived
     SIGKILL and was abandoned: it is stuck inside the driver), killed_from_outside (by a signal that is not ours, and
-    that no program earns by itself).
+    that no program earns by itself), unclean_capture (recording a graph failed, and left the process unusable).
     """
 
     def __init__(self, detail: str, *, cause: str = "") -> None:

@@ -153,7 +153,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "cli": (2970, 23),
     "config": (1310, 6),
     "doctor": (770, 4),
-    "engine": (4160, 21),
+    "engine": (4230, 22),
     "imaging": (2740, 15),
     "intake": (2150, 12),
     "models": (4290, 25),
@@ -164,9 +164,9 @@ BUDGET: dict[str, tuple[int, int]] = {
     "report": (240, 2),
     "store": (1790, 12),
     "telemetry": (880, 6),
-    "testing": (620, 6),
+    "testing": (630, 6),
 }
-MODULES, LINES, TEST_LINES = 209, 34_000, 34_600
+MODULES, LINES, TEST_LINES = 210, 34_100, 34_800
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

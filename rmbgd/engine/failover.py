@@ -256,6 +256,9 @@ class HealthRules:
             return
         if sample.kind is FaultKind.MEMORY:
             self.replan()
+        elif sample.kind is FaultKind.UNCLEAN_CAPTURE and self.state.phase is Phase.PROBING:
+            self.decisions.append(health_types.EndProcess(at_once=True))
+            self.probe(finding)
         else:
             self.trip(Phase.QUARANTINED, finding, None)
 

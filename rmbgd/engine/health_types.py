@@ -70,6 +70,7 @@ class FaultKind(StrEnum):
     MEMORY = "out_of_memory"  # somebody else took what was planned with: a fresh process plans anew
     STICKY = "sticky_fault"  # it died, hung, met a CUDA error that poisons it, or answered nonsense: never used again
     NO_DEVICE = "no_device"  # it found no device under that name
+    UNCLEAN_CAPTURE = "unclean_capture"  # recording a graph left it unusable: the next one records none
     UNKILLABLE = "unkillable"  # it does not end even when killed: stuck in the driver
 
 

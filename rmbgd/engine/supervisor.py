@@ -87,7 +87,7 @@ class DeviceParts:
 
     device: str
     views: DeviceViews
-    make: Callable[[], EngineWorker]  # gives a worker for the device that was not started
+    make: Callable[..., EngineWorker]  # gives a worker that was not started; keywords go over its usual options
     emit: Emit
     clock: Clock
     is_fallback: bool = False  # it is the CPU behind the GPUs

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from rmbgd.config.load import Config
+from rmbgd.engine.degradation import Degradation
 from rmbgd.engine.device_query import VisibleGpus, not_visible, visible_gpus
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels, choose_fallback_models
@@ -138,6 +139,7 @@ def _on_gpus(
                 references=GoldenReferences(config.service.state_directory / GOLDEN_FOLDER, on_cpu, alone),
                 model=", ".join(sorted(models)),
                 aside=aside,
+                degradation=Degradation(kernels=config.gpu.kernels != "off", graphs=config.gpu.graphs),
             )
         )
     if fallback is None:
@@ -149,9 +151,16 @@ def _on_gpus(
 
 
 def _worker(
-    context: EngineContext, machine: Machine, device: str, models: Models, precision: str, cpu_runtime: str = ""
+    context: EngineContext,
+    machine: Machine,
+    device: str,
+    models: Models,
+    precision: str,
+    cpu_runtime: str = "",
+    **other: object,
 ) -> EngineWorker:
-    options = machine.options(context.config, device, models, precision)
+    """`other`: options that differ from the configuration's."""
+    options = {**machine.options(context.config, device, models, precision), **other}
     if cpu_runtime and "cpu_runtime" in options:
         options = {**options, "cpu_runtime": cpu_runtime}
     worker = EngineWorker(

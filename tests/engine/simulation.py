@@ -187,8 +187,8 @@ class Simulation:
         self.random = np.random.default_rng(0)
 
     def parts(self, device: str, model: str, made: list[Worker], plan: Callable[[], dict], **more) -> DeviceParts:
-        def make() -> Worker:
-            options = {"device": device, "models": (model,)} | plan()
+        def make(**other: object) -> Worker:
+            options = {"device": device, "models": (model,)} | plan() | other
             made.append(Worker(self, device, lambda: FakeBackend(self.context.arena.block, **options)))
             return self.context.add(made[-1])
 

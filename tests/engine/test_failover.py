@@ -358,6 +358,9 @@ def test_a_changed_driver_is_told_with_what_to_do(reading: Reading, finding: Fin
         "damage during the probe": [WELL, DAMAGED, QUARANTINED],
         "loss during the probe": [WELL, GONE, LOST],
         "a fault during the probe": [WELL, STICKY, QUARANTINED],
+        "an unclean capture, which the next process cannot have": [
+            WELL, FaultKind.UNCLEAN_CAPTURE, PROBING, passed, *[WELL] * 3, OK, FaultKind.UNCLEAN_CAPTURE, QUARANTINED
+        ],
         "shortages of memory during the probe": [WELL, MEMORY, MEMORY, PROBING, MEMORY, SHORT],
         "wrong known images count in use only": [WELL, *[golden(False)] * 9, PROBING],
         "bad blocks count in use only": [WELL, MemoryTestPass(1, 1), PROBING],

@@ -173,8 +173,7 @@ def test_a_fresh_process_starts_when_the_one_before_is_gone(simulate):
     it.put()
     it.step(0)
     started: list[bool] = []
-    (probe,) = [thread for thread in it.gpus[0]._threads if thread.name.startswith("probe")]
-    probe.join(0.05)
+    [thread for thread in it.gpus[0]._threads if thread.name.startswith("probe")][-1].join(0.05)
     started.append(it.gpus[0].made[1].backend is not None)
     gone.set()
     it.check()
@@ -202,6 +201,54 @@ def test_an_image_too_large_for_memory_gets_a_fresh_worker_each_time(simulate):
     assert it.rejected() == [number]
     assert len(it.cpu_made) == 3
     assert "memory is short" in it.outcomes[number].detail
+
+
+def limits(it) -> list[str]:
+    return [event["what"] for event in it.events.named("engine.limited")]
+
+
+def test_a_card_that_does_not_bear_our_kernels_is_used_without(simulate):
+    """Two processes die of them before they have passed; every later one does without, and that is said once."""
+    it = simulate(gpu_plan={"start": "kernels cuda:illegal_address"}).well()
+    assert where(it) == [ON_GPU]
+    assert [worker.backend._on["kernels"] for worker in it.gpus[0].made] == [True, True, False]
+    it.gpus[0].plan = {}
+    it.heat()
+    it.mend()
+    assert [worker.backend._on["kernels"] for worker in it.gpus[0].made[3:]] == [False]
+    assert limits(it) == ["kernels"]
+
+
+def test_a_card_that_bears_no_graphs_either_gets_neither(simulate):
+    it = simulate(gpu_plan={"start": "graphs lost"}).well()
+    assert [worker.backend._on for worker in it.gpus[0].made[-2:]] == [
+        {"kernels": False, "graphs": True}, {"kernels": False, "graphs": False}
+    ]  # fmt: skip
+    assert limits(it) == ["kernels", "graphs"]
+
+
+def test_a_process_that_was_killed_from_outside_says_nothing_of_the_card(simulate):
+    it = simulate(gpu_plan={"start": "killed"})
+    it.check(60)
+    it.mend()
+    assert [worker.backend._on["kernels"] for worker in it.gpus[0].made] == [True] * 4
+
+
+def test_after_an_unclean_capture_the_next_process_records_no_graphs(simulate):
+    """At once: it is no trip, and without graphs it cannot be again."""
+    it = simulate(gpu_plan={"start": "graphs unclean_capture"}).well()
+    assert [worker.backend._on["graphs"] for worker in it.gpus[0].made] == [True, False]
+    assert it.gpus[0].describe()["trips"] == 0
+    assert limits(it) == ["graphs"]
+    it.gpus[0].plan = {}
+    it.heat()
+    it.mend()
+    assert it.gpus[0].made[-1].backend._on["graphs"] is False
+
+
+def test_a_process_that_says_so_without_recording_any_is_a_fault_like_others(simulate):
+    it = simulate(gpu_plan={"start": "unclean_capture"}).until(Phase.QUARANTINED)
+    assert [worker.backend._on["graphs"] for worker in it.gpus[0].made] == [True, False]
 
 
 def test_a_late_fault_of_the_old_process_leaves_the_new_one_alone(simulate):

@@ -61,6 +61,23 @@ def test_each_shortage_of_memory_gets_a_fresh_process_and_the_third_in_a_row_a_r
     assert_proved_before_use(service.events)
 
 
+@pytest.mark.parametrize(
+    ("start", "limit", "failed"),
+    [("kernels cuda:illegal_address", "kernels", 2), ("graphs unclean_capture", "graphs", 0)],
+)
+def test_a_gpu_that_kernels_or_graphs_break_is_used_without(
+    tmp_path: Path, start: str, limit: str, failed: int
+) -> None:
+    with GpuUnderTest(tmp_path).on_gpu() as service:
+        service.order("start", start)
+        service.steps(["kill"])
+        assert service.made_by("a.png", sample_image(1)) == CPU
+        service.wait_for("engine.failback")
+        assert service.made_by("b.png", sample_image(2)) == GPU
+        assert [event["what"] for event in service.named("engine.limited", device="cuda:0")] == [limit]
+        assert len(service.named("engine.state", to="quarantined")) == 1 + failed
+
+
 def test_a_device_that_is_gone_is_lost_and_found_again(tmp_path: Path) -> None:
     with GpuUnderTest(tmp_path).on_gpu() as service:
         service.order("start", "cuda:no_device")
