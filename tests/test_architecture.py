@@ -153,7 +153,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "cli": (2970, 23),
     "config": (1310, 6),
     "doctor": (770, 4),
-    "engine": (4230, 22),
+    "engine": (4255, 22),
     "imaging": (2740, 15),
     "intake": (2150, 12),
     "models": (4290, 25),

@@ -25,7 +25,7 @@ from rmbgd.engine import ipc
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.golden_image import to_golden
 from rmbgd.engine.types import BatchReport, EngineDescription, Golden, MemoryTestPass, Work, mismatch
-from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineFault, EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 from rmbgd.paths import triton_places
 from rmbgd.telemetry.captured_output import OutputLines
@@ -248,9 +248,14 @@ class EngineWorker:
         seconds = self._deadline(len(batch), sum(work.region.height * work.region.width for work in batch))
         request = {"do": "segment", "batch": [asdict(work) for work in batch]}
         wrong = "it answered what cannot be"
-        report = self._ask(request, seconds, lambda answer: ipc.to_report(answer["report"]), wrong)
-        if mistaken := mismatch(batch, report):
-            self._fail(EngineNonsense, mistaken, 0)
+        try:
+            report = self._ask(request, seconds, lambda answer: ipc.to_report(answer["report"]), wrong)
+            if mistaken := mismatch(batch, report):
+                self._fail(EngineNonsense, mistaken, 0)
+        except EngineFault:
+            if self.lingers or self.abandoned:
+                self._arena.withhold(self, [work.region.offset for work in batch])
+            raise
         return report
 
     def golden(self, model: str) -> Golden:

@@ -311,6 +311,8 @@ def test_an_owner_in_a_hurry_does_not_wait_for_a_process_stuck_in_the_kernel(wor
         workshop.answers(worker)
     worker.close()
     assert (worker.lingers, worker.abandoned) == (False, True)
+    workshop.images.close()
+    assert workshop.images.arena.statistics().leased_bytes > 0, "its device may still write there"
 
 
 def test_restarts_leave_no_descriptor_and_no_thread_behind(workshop):
