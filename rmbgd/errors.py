@@ -158,7 +158,7 @@ class EngineLost(EngineFault):
 
 
 class EngineMemory(EngineFault):
-    """Out of device memory. Smaller batches may pass; the process still works."""
+    """Out of memory. The process still works: on a CPU smaller batches may pass; of a GPU a fresh one plans anew."""
 
     sticky = False
 

@@ -162,7 +162,7 @@ EVENTS: dict[str, EventKind] = {
     "engine.state": EventKind(
         "info", "The health state of a device changed. Only a device that is ok or suspect gets images.",
         {
-            "device": "name", "from": "absent, probing, ok, suspect, cooling, quarantined, lost", "to": "the same", "reason": "why", "trips": "failures since it was last healthy for long",
+            "device": "name", "from": "absent, probing, ok, suspect, cooling, quarantined, short_of_memory, lost", "to": "the same", "reason": "why", "trips": "failures since it was last healthy for long",
             "reading?": "measured value", "threshold?": "its limit", "until?": "monotonic time of the next probe, at the earliest", "operator_action?": "what only a person can do",
         },
     ),

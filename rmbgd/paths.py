@@ -14,6 +14,8 @@ from pathlib import Path
 DEFAULT_CONFIG = Path("/etc/rmbgd/rmbgd.toml")
 DEFAULT_RUNTIME_DIRECTORY = Path("/run/rmbgd")
 DEFAULT_STATE_DIRECTORY = Path("/var/lib/rmbgd")
+DEFAULT_CACHE_DIRECTORY = Path("/var/cache/rmbgd")
+CACHE_DIRECTORY_VARIABLE = "CACHE_DIRECTORY"  # in which systemd names the unit's (systemd.exec)
 CONFIG_VARIABLE = "RMBGD_CONFIG"
 
 
@@ -33,6 +35,30 @@ def user_places(environ: Mapping[str, str] = os.environ) -> UserPlaces:
     # Without a session of logind there is no runtime directory, and nothing of ours is large or must be in memory.
     runtime = _base(environ, "XDG_RUNTIME_DIR", state) / ("rmbgd" if environ.get("XDG_RUNTIME_DIR") else "run")
     return UserPlaces(config / "rmbgd" / "rmbgd.toml", state, runtime)
+
+
+LDCONFIG = Path("/sbin/ldconfig")
+LIBCUDA = "libcuda.so.1"
+LIBRARIES = (
+    "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/lib/wsl/lib",
+    "/usr/lib/aarch64-linux-gnu/nvidia", "/usr/local/nvidia/lib64", "/run/opengl-driver/lib",
+)  # fmt: skip
+"""Where distributions and containers put the driver's library."""
+
+
+def triton_places(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Variables by which Triton finds its places, but for those that are set: its compiled kernels, which it loads as
+    libraries, so that the place may not forbid that; and the driver's library, for which it asks /sbin/ldconfig."""
+    home = Path(environ.get("HOME") or os.path.expanduser("~"))
+    own = _base(environ, "XDG_CACHE_HOME", home / ".cache") / "rmbgd"
+    cache = Path(environ.get(CACHE_DIRECTORY_VARIABLE, "").partition(":")[0] or own)
+    places = {"TRITON_CACHE_DIR": str(cache / "kernels")}
+    if not LDCONFIG.exists():
+        folders = (*environ.get("LD_LIBRARY_PATH", "").split(":"), *LIBRARIES)
+        found = [folder for folder in folders if os.path.isabs(folder) and os.path.exists(f"{folder}/{LIBCUDA}")]
+        if found:
+            places["TRITON_LIBCUDA_PATH"] = found[0]
+    return {name: place for name, place in places.items() if name not in environ}
 
 
 def _base(environ: Mapping[str, str], name: str, otherwise: Path) -> Path:

@@ -98,3 +98,36 @@ def test_a_service_that_runs_alone_is_meant(
     monkeypatch.setattr(paths, "DEFAULT_CONFIG", tmp_path / "etc.toml")
     assert paths.find_config(None, serving=False, environ=home) == (there[0] if count == 1 else mine)
     assert paths.find_config(None, serving=True, environ=home) == mine
+
+
+@pytest.mark.parametrize(
+    ("variables", "kernels"),
+    [
+        ({}, "~/.cache/rmbgd/kernels"),
+        ({"XDG_CACHE_HOME": "/scratch"}, "/scratch/rmbgd/kernels"),
+        ({"CACHE_DIRECTORY": "/var/cache/rmbgd"}, "/var/cache/rmbgd/kernels"),  # by the unit
+        ({"CACHE_DIRECTORY": "/var/cache/rmbgd:/var/cache/other"}, "/var/cache/rmbgd/kernels"),
+        ({"TRITON_CACHE_DIR": "/elsewhere"}, None),  # the operator's
+    ],
+)
+def test_compiled_kernels_lie_in_the_cache(
+    home: dict[str, str], variables: dict[str, str], kernels: str | None
+) -> None:
+    """Not beside the weights, where the unit lets nothing be executed."""
+    found = paths.triton_places(home | variables).get("TRITON_CACHE_DIR")
+    assert found == (kernels and kernels.replace("~", home["HOME"]))
+
+
+def test_the_driver_s_library_is_found_where_triton_cannot_ask(
+    home: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "lib"
+    folder.mkdir()
+    environ = home | {"LD_LIBRARY_PATH": f"relative:/nowhere:{folder}"}
+    monkeypatch.setattr(paths, "LIBRARIES", ())
+    monkeypatch.setattr(paths, "LDCONFIG", tmp_path / "ldconfig")
+    assert "TRITON_LIBCUDA_PATH" not in paths.triton_places(environ)
+    (folder / "libcuda.so.1").touch()
+    assert paths.triton_places(environ)["TRITON_LIBCUDA_PATH"] == str(folder)
+    (tmp_path / "ldconfig").touch()
+    assert "TRITON_LIBCUDA_PATH" not in paths.triton_places(environ)

@@ -18,9 +18,9 @@ from typing import Any, Self
 from rmbgd.bench.samples import Sample, Spread, means, spread, stages_of
 from rmbgd.config.load import Config
 from rmbgd.engine.arena import Arena
-from rmbgd.engine.device_query import nvml_target
+from rmbgd.engine.sensors.nvml import handle_of
 from rmbgd.engine.types import EngineDescription, Limit, OutputPlane, Region, Work, region_bytes, view
-from rmbgd.engine.wiring import Machine
+from rmbgd.engine.wiring import Machine, deadlines_of
 from rmbgd.engine.worker import EngineWorker
 from rmbgd.errors import ConfigError
 
@@ -49,12 +49,11 @@ def processor_seconds(pid: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class BenchDevice:
-    """`device` as the engine wants it ("cpu", "cuda:0"), in words, and where NVML finds it."""
+    """`device` as the engine wants it ("cpu", "cuda:0"), in words, and the number of a GPU."""
 
     device: str
     called: str
-    nvml_index: int = 0
-    nvml_uuid: str | None = None
+    index: int = 0
 
     def nvml(self) -> object:
         """The module pynvml, where this is a GPU and the module is installed; a driver may be missing all the same."""
@@ -72,8 +71,8 @@ class NvmlMemory:
     Used as a context manager. With `nvml` None, or a driver that does not answer, every reading is None.
     """
 
-    def __init__(self, nvml: Any, *, index: int = 0, uuid: str | None = None) -> None:
-        self._nvml, self._index, self._uuid = nvml, index, uuid
+    def __init__(self, nvml: Any, *, index: int = 0) -> None:
+        self._nvml, self._index = nvml, index
         self._handle: Any = None
         self.base: int | None = None
 
@@ -81,8 +80,7 @@ class NvmlMemory:
         if (nvml := self._nvml) is not None:
             with suppress(nvml.NVMLError):
                 nvml.nvmlInit()
-                by_index, by_uuid = nvml.nvmlDeviceGetHandleByIndex, nvml.nvmlDeviceGetHandleByUUID
-                self._handle = by_index(self._index) if self._uuid is None else by_uuid(self._uuid)
+                self._handle = handle_of(nvml, self._index)
                 self.base = int(nvml.nvmlDeviceGetMemoryInfo(self._handle).used)
         return self
 
@@ -179,10 +177,12 @@ class EngineUnderTest:
         return milliseconds, report.milliseconds
 
 
-def worker_of(config: Config, arena: Arena, factory: str, options: Mapping[str, object]) -> EngineWorker:
-    """A measurement passes over what the engine's libraries print."""
-    start, batch = config.engine.start_timeout, config.engine.batch_timeout
-    return EngineWorker(arena, factory, options, start_timeout=start, batch_timeout=batch, on_output=lambda _line: None)
+def worker_of(
+    config: Config, arena: Arena, factory: str, options: Mapping[str, object], device: BenchDevice
+) -> EngineWorker:
+    """With the service's deadlines. A measurement passes over what the engine's libraries print."""
+    deadlines = deadlines_of(config, device.device)
+    return EngineWorker(arena, factory, options, **deadlines, on_output=lambda _line: None)
 
 
 @contextmanager
@@ -200,9 +200,9 @@ def engine_under_test(
     with ExitStack() as stack:
         arena = Arena(config.pipeline.arena_bytes)
         stack.callback(arena.close)
-        memory = stack.enter_context(NvmlMemory(device.nvml(), index=device.nvml_index, uuid=device.nvml_uuid))
+        memory = stack.enter_context(NvmlMemory(device.nvml(), index=device.index))
         regions = filled(arena, islice(cycle(images), max(places, len(images))), stack)
-        worker = worker_of(config, arena, factory, options)
+        worker = worker_of(config, arena, factory, options, device)
         stack.callback(worker.close)
         works = cycle([Work(place, region, model) for place, region in enumerate(regions)])
         began = time.perf_counter()
@@ -235,8 +235,7 @@ def target(asked: str, machine: Machine) -> BenchDevice:
     visible = machine.gpus()
     index = int(asked.partition(":")[2] or 0)
     if index < visible.count:
-        nvml_index, uuid = nvml_target(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        return BenchDevice(f"cuda:{index}", visible.why, nvml_index, uuid)
+        return BenchDevice(f"cuda:{index}", visible.why, index)
     if asked == "auto":
         return BenchDevice("cpu", f"CPU; no GPU is visible: {visible.why}")
     raise ConfigError(

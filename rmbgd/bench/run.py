@@ -105,7 +105,7 @@ def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Be
         throughput = pipeline.run(
             pipeline.pipeline_config(Path(base), wanted.recipe, config),
             wanted.images,
-            partial(plain_device, machine=machine, options=options),
+            partial(plain_device, machine=machine, options=options, device=wanted.target),
             seconds=wanted.seconds,
             warm_up=min(pipeline.WARM_UP, int(best * wanted.seconds / 4)),
         )
@@ -114,12 +114,14 @@ def measure(wanted: Wanted, machine: Machine, step: Callable[[str], None]) -> Be
     )
 
 
-def plain_device(context: EngineContext, machine: Machine, options: Mapping[str, object]) -> Devices:
+def plain_device(
+    context: EngineContext, machine: Machine, options: Mapping[str, object], device: BenchDevice
+) -> Devices:
     """One process on one device, without a fallback."""
     views = DeviceViews()
 
     def make() -> EngineWorker:
-        return context.add(worker_of(context.config, context.arena, machine.factory, options))
+        return context.add(worker_of(context.config, context.arena, machine.factory, options, device))
 
     return Devices([cpu_supervisor(context, views, make)], views, [])
 

@@ -8,15 +8,18 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
+import pwd
 import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from rmbgd.access_rights import become, groups_of
 from rmbgd.errors import ConfigError, ModelError
 from rmbgd.models import fetch, licences, store
 from rmbgd.models.registry import REGISTRY, ModelEntry, lookup
-from rmbgd.paths import find_config
+from rmbgd.paths import CACHE_DIRECTORY_VARIABLE, DEFAULT_CACHE_DIRECTORY, find_config
 
 NAME = "name of a model, as `rmbgd models list` shows it"
 SOURCE = f"{NAME}; or a folder or file of weights"
@@ -233,11 +236,32 @@ def _path(options: argparse.Namespace) -> int:
 def _optimize(options: argparse.Namespace) -> int:
     from rmbgd.models.kernels.runtime import optimise
 
+    _become_service()
     how = {"device": options.device, "precision": options.precision, "patch_order": options.patch_order}
     done = optimise(options.name, options.models_dir, **how)
     print(f"{options.name}: {done.layers} layers have kernels; compiled and run in {done.seconds} s")
     print(f"  {done.directory}: {done.files} files, {done.bytes / 1e6:.1f} MB")
     return 0
+
+
+def _become_service() -> None:
+    """As root: go on as the service's user, who owns its cache. What lies there is code that is loaded here, and the
+    service is to read and add. Nothing where there is no service."""
+    from rmbgd.doctor.checks import USER
+
+    if os.geteuid() != 0:
+        return
+    try:
+        owner = DEFAULT_CACHE_DIRECTORY.stat().st_uid
+    except FileNotFoundError:  # before its first start
+        try:
+            owner = pwd.getpwnam(USER).pw_uid
+        except KeyError:
+            return
+        DEFAULT_CACHE_DIRECTORY.mkdir(mode=0o700)
+        os.chown(DEFAULT_CACHE_DIRECTORY, owner, groups_of(owner)[0])
+    os.environ[CACHE_DIRECTORY_VARIABLE] = str(DEFAULT_CACHE_DIRECTORY)
+    become(owner)
 
 
 def _verify(options: argparse.Namespace) -> int:

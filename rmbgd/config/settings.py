@@ -260,11 +260,11 @@ class EngineSettings(Settings):
     precision: Literal["auto", "float32", "float16", "bfloat16", "float8"] = setting("auto",
         reason="auto: float16 on a GPU; on a CPU bfloat16 where it is quicker and as good on these weights, measured at the first start, else float32; float8, of older versions, is read as auto")
     start_timeout: float = setting(180.0, unit="s", ge=1, le=3600,
-        reason="for loading, warming up and the golden image")
+        reason="for loading and warming up, of a GPU or of the CPU that computes what it is compared with")
     batch_timeout: float = setting(120.0, unit="s", ge=0.1, le=3600,
         reason="longest batch on a slow CPU; after this the process counts as hung and is killed")
-    hang_minimum: float = setting(1.0, unit="s", ge=0.1, le=600,
-        reason="a batch on a GPU counts as hung after ten times its usual time, but not before this; batch_timeout is for CPUs")
+    hang_minimum: float = setting(5.0, unit="s", ge=0.1, le=600,
+        reason="a batch on a GPU counts as hung after this and ten times its usual time: the first image of a kind loads kernels; batch_timeout is for CPUs")
     restart_delay_maximum: float = setting(60.0, unit="s", ge=0.1, le=3600,
         reason="a process that keeps dying is restarted after 1, 2, 4 ... s, up to this")
     tries: int = setting(3, unit="tries", ge=1, le=10,
@@ -339,9 +339,9 @@ class HealthSettings(Settings):
     golden_outliers: Share = setting(0.001, unit="share of pixels", ge=0, le=0.5,
         reason="pixels on a hard edge may differ more between devices")
     memory_faults: int = setting(3, unit="faults", ge=1, le=1000,
-        reason="this many out-of-memory faults within memory_faults_window take a GPU out of service; fewer are retried")
+        reason="a GPU that ran short of memory gets a fresh process, which divides what is free; from this many times in a row on it rests before that, for dwell, then doubled")
     memory_faults_window: float = setting(600.0, unit="s", ge=10, le=86_400,
-        reason="another program may take the memory for a moment")
+        reason="shortages further apart than this are not in a row: another program may take the memory for a moment")
     dwell: float = setting(60.0, unit="s", ge=1, le=86_400,
         reason="time out of service after the first trip; doubles with each further one")
     dwell_maximum: float = setting(3600.0, unit="s", ge=1, le=604_800,
@@ -349,7 +349,7 @@ class HealthSettings(Settings):
     forgive_after: float = setting(21_600.0, unit="s", ge=60, le=31_536_000,
         reason="uninterrupted healthy time after which trips are forgotten; a sliding window would let a flapping GPU off")
     probe_timeout: float = setting(120.0, unit="s", ge=1, le=3600,
-        reason="new process, model, memory test and golden image; raise it with engine.start_timeout where loading is slow")
+        reason="memory test and golden image in a new process; its start has engine.start_timeout")
     probe_passes: int = setting(2, unit="passes", ge=1, le=100,
         reason="memory test passes within a probe, all without a bad block")
     probe_slowness: float = setting(2.0, unit="times", gt=1, le=100,

@@ -17,6 +17,7 @@ import threading
 import warnings
 from bisect import bisect
 from collections import deque
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
@@ -88,6 +89,8 @@ class Arena(AbstractContextManager["Arena"]):
         self._leased = 0
         self._closed = False
         self._kept: dict[object, int] = {}  # page-locked bytes from the start, by the worker whose device did it
+        self._withheld: dict[object, frozenset[int]] = {}  # offsets by worker, see withhold
+        self._given_back: list[Lease] = []  # of these
         self._reached = 0  # the highest address that was lent since the last trim
         self._next_trim: float | None = None
 
@@ -117,6 +120,16 @@ class Arena(AbstractContextManager["Arena"]):
             self._kept = {other: size for other, size in self._kept.items() if other is not worker}
             if byte_count:
                 self._kept[worker] = byte_count
+            elif self._withheld.pop(worker, None):
+                late, self._given_back = self._given_back, []
+                for lease in late:
+                    self._take(lease)
+
+    def withhold(self, worker: object, offsets: Iterable[int]) -> None:
+        """The process of `worker` was killed and is not gone: its device may still write into these leases. They are
+        not lent again before it is, and never if it stays."""
+        with self._lock:
+            self._withheld[worker] = self._withheld.get(worker, frozenset()).union(offsets)
 
     def trim(self, now: float) -> None:
         """Give back what no image has needed for TRIM_SECONDS: all free memory behind the highest address lent since.
@@ -194,17 +207,23 @@ class Arena(AbstractContextManager["Arena"]):
             if lease.released:
                 return
             lease.released = True
-            start, end = lease.offset, lease.offset + lease.byte_count
-            index = bisect(self._free, (start, 0))
-            first = last = index
-            if index > 0 and sum(self._free[index - 1]) == start:
-                first, start = index - 1, self._free[index - 1][0]
-            if index < len(self._free) and self._free[index][0] == end:
-                last, end = index + 1, sum(self._free[index])
-            self._free[first:last] = [(start, end - start)]
-            self._leased -= lease.byte_count
-            if self._queue:
-                self._queue[0].notify()
+            self._take(lease)
+
+    def _take(self, lease: Lease) -> None:
+        if any(lease.offset in offsets for offsets in self._withheld.values()):
+            self._given_back.append(lease)
+            return
+        start, end = lease.offset, lease.offset + lease.byte_count
+        index = bisect(self._free, (start, 0))
+        first = last = index
+        if index > 0 and sum(self._free[index - 1]) == start:
+            first, start = index - 1, self._free[index - 1][0]
+        if index < len(self._free) and self._free[index][0] == end:
+            last, end = index + 1, sum(self._free[index])
+        self._free[first:last] = [(start, end - start)]
+        self._leased -= lease.byte_count
+        if self._queue:
+            self._queue[0].notify()
 
 
 def attach(fd: int, byte_count: int) -> NDArray[np.uint8]:

@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from rmbgd.engine.sensors.nvml import cards
+from rmbgd.engine.visible_devices import VARIABLE, Card, hides_all, visible
 
 PATIENCE = 120.0  # s; importing torch from a slow disk takes most of a minute
 NVML_PATIENCE = 20.0  # s; a sleeping card takes a few to wake up
@@ -70,9 +74,9 @@ def ask_nvml() -> dict[str, Any]:
     }
     nvml.nvmlInit()  # left again when this process ends
     found: dict[str, Any] = {"driver": nvml.nvmlSystemGetDriverVersion(), "devices": []}
-    for index in range(nvml.nvmlDeviceGetCount()):
+    for index, card in enumerate(cards(nvml)):
         handle = nvml.nvmlDeviceGetHandleByIndex(index)
-        device = {"name": nvml.nvmlDeviceGetName(handle)}
+        device = {"name": nvml.nvmlDeviceGetName(handle), **asdict(card)}
         for key, read in readings.items():
             try:
                 device[key] = read(handle)
@@ -97,11 +101,18 @@ class VisibleGpus:
 
 
 def visible_gpus(ask: Callable[..., Mapping[str, Any]] = ask, devices: Path = Path("/dev")) -> VisibleGpus:
-    """What NVML sees; where the driver has no NVML, what torch sees. A GPU that is unwell is there."""
+    """What NVML sees and CUDA is shown; where there is no NVML, what torch sees. A GPU that is unwell is there."""
+    variable = os.environ.get(VARIABLE)
+    if hides_all(variable):
+        return VisibleGpus(0, f'{VARIABLE}="{variable}" hides every GPU')
     answer = ask("nvml", patience=NVML_PATIENCE)
     if "error" not in answer:
         names = [str(each["name"]) for each in answer["devices"]]
-        return VisibleGpus(len(names), f"the driver {answer['driver']} sees {', '.join(names) or 'no card'}")
+        shown = visible(variable, [Card(each["uuid"], tuple(each["instances"])) for each in answer["devices"]])
+        why = f"the driver {answer['driver']} sees {', '.join(names) or 'no card'}"
+        if variable is not None:
+            why += f', of which {VARIABLE}="{variable}" shows {", ".join(names[index] for index in shown) or "none"}'
+        return VisibleGpus(len(shown), why)
     said = f"{answer['error']}: {answer['text']}"
     if any(word in said.lower() for word in UNWELL):
         return VisibleGpus(1, f"the driver says {said}")
@@ -119,16 +130,6 @@ def not_visible(asked: str, visible: VisibleGpus) -> str:
         return ""
     text = f'"{asked}" is asked for, but {visible.count} GPUs are visible: {visible.why}'
     return f'{text}; see `rmbgd doctor`, or set engine.device = "auto"'
-
-
-def nvml_target(index: int, order: str | None) -> tuple[int, str | None]:
-    """(index, uuid) for NVML of the device that CUDA counts as `index`; `order` is CUDA_VISIBLE_DEVICES.
-
-    Both count in PCI order, since the engine process is started so; the variable hides and reorders for CUDA alone.
-    """
-    entries = [entry.strip() for entry in (order or "").split(",") if entry.strip()]
-    entry = entries[index] if index < len(entries) else str(index)
-    return (int(entry), None) if entry.isdigit() else (index, entry)
 
 
 def main() -> int:

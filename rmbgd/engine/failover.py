@@ -7,6 +7,7 @@ A state machine per device: (state, sample, now) -> (state, decisions). In the f
                  ^        └──┬─────┘
                  │           ├─> COOLING        too hot, or slowed down for long
                  └───────────┼─> QUARANTINED    bad checks, memory errors, a fault that poisons its process
+                             ├─> SHORT          fresh processes ran out of memory again and again
                              └─> LOST           off the bus, or no driver (from any phase)
 
 Rules that hold whatever the samples are, and that a property test checks:
@@ -18,6 +19,9 @@ Rules that hold whatever the samples are, and that a property test checks:
 
 After a fail-back the device is in OK, since work is back on it, but takes `trial_pictures` one at a time first, and any
 fault among them trips it again.
+
+Shortage of memory is no trip. The process divided what was free when it started, so somebody else took memory since: a
+fresh one divides anew, at once at first, then after pauses that double like those after trips.
 """
 
 from __future__ import annotations
@@ -147,8 +151,6 @@ class HealthRules:
             self.set(throttled_since=self.now)
         if self.state.free_since is not None:
             self.set(free_since=self.now)
-        if self.state.phase is Phase.PROBING:
-            self.set(since=self.state.since + (self.now - last))
 
     def change(self, after: Phase, finding: Finding, reading: Reading | None = None) -> None:
         asked, state = operator_action(reading), self.state
@@ -180,21 +182,37 @@ class HealthRules:
         """What was counted about the process that is left says nothing about the next one."""
         self.set(
             proved=False, looks=0, bad=0, good=0, cool=0, trial_left=0, golden_failed=False, throttled_since=None,
-            free_since=None, memory_faults=(), canary=health_types.ErrorWindow(), uncorrected=None,
+            free_since=None, canary=health_types.ErrorWindow(), uncorrected=None,
         )  # fmt: skip
 
-    def probe(self, reason: str) -> None:
+    def probe(self, finding: Finding) -> None:
         self._forget()
         self.set(process=self.state.process + 1)
-        self.change(Phase.PROBING, Finding(reason))
+        self.change(Phase.PROBING, finding)
         self.set(operator_action="")
         self.decisions.append(health_types.StartProbe(self.state.process))
 
-    def enter_if_ready(self) -> None:
-        state = self.state
-        if not state.proved or state.good < self.health.good_checks:
+    def replan(self) -> None:
+        """Replace a process that ran short of memory. Checks that were good stay so: the device is well."""
+        state, health = self.state, self.health
+        soon = self.now - state.next_probe <= health.memory_faults_window
+        shortages = state.shortages + 1 if soon else 1
+        pause = backoff(shortages - health.memory_faults + 1, health.dwell, health.dwell_maximum)
+        self.set(shortages=shortages, next_probe=self.now + pause)
+        finding = Finding("replan", shortages, health.memory_faults)
+        if pause:
+            self._leave(Phase.SHORT, finding, None)
             return
-        self.set(trial_left=self.health.trial_pictures if state.trips else 0, bad=0)
+        self.decisions.append(health_types.EndProcess(at_once=True))
+        self.probe(finding)
+        self.set(good=0 if state.phase is Phase.SUSPECT else state.good)
+
+    def enter_if_ready(self) -> None:
+        state, health = self.state, self.health
+        if not state.proved or state.good < health.good_checks:
+            return
+        careful = state.trips or state.shortages >= health.memory_faults
+        self.set(trial_left=health.trial_pictures if careful else 0, bad=0)
         self.change(Phase.OK, Finding("probe_passed"))
 
     # --- samples
@@ -215,8 +233,8 @@ class HealthRules:
             self.set(uncorrected=reading.ecc_uncorrected)
         if phase is Phase.COOLING:
             self._check_cooling(reading, sick)
-        elif phase is Phase.QUARANTINED:
-            self._check_quarantined(reading, sick)
+        elif phase in (Phase.QUARANTINED, Phase.SHORT):
+            self._check_resting(reading, sick)
         elif sick:
             self.trip(Phase.QUARANTINED, sick, reading)
         elif hot := too_hot(reading, self.health):
@@ -234,15 +252,14 @@ class HealthRules:
             return
         if sample.process != self.state.process:
             return
+        if self.state.phase not in HAS_PROCESS:
+            return
         if sample.kind is FaultKind.MEMORY:
-            window = self.health.memory_faults_window
-            recent = tuple(at for at in self.state.memory_faults if self.now - at <= window)
-            self.set(memory_faults=(*recent, self.now))
-            often = len(self.state.memory_faults) >= self.health.memory_faults
-            if not often and not (self.state.in_use and self.state.trial_left):
-                return
-            finding = Finding(sample.kind, len(self.state.memory_faults), self.health.memory_faults)
-        if self.state.phase in HAS_PROCESS:
+            self.replan()
+        elif sample.kind is FaultKind.UNCLEAN_CAPTURE and self.state.phase is Phase.PROBING:
+            self.decisions.append(health_types.EndProcess(at_once=True))
+            self.probe(finding)
+        else:
             self.trip(Phase.QUARANTINED, finding, None)
 
     def golden(self, sample: health_types.GoldenChecked) -> None:
@@ -257,10 +274,7 @@ class HealthRules:
         if sample.process != self.state.process or self.state.phase is not Phase.PROBING or self.state.proved:
             return
         verdict = judge(sample.report, self.health)
-        seconds, limit = self.now - self.state.since, self.health.probe_timeout
-        if seconds > limit:
-            self.trip(Phase.QUARANTINED, Finding("probe_timeout", seconds, limit), None)
-        elif verdict.passed:
+        if verdict.passed:
             self.set(proved=True)
             self.enter_if_ready()
         else:
@@ -294,7 +308,7 @@ class HealthRules:
         if finding is None and asked:
             finding = Finding("recovery_pending", reading.recovery)
         if finding is None:
-            self.probe("found")
+            self.probe(Finding("found"))
             return
         if self.state.phase is Phase.ABSENT and self.state.looks == 0 and asked:
             self.decisions.append(Finding(finding.reason, finding.reading, operator_action=asked))
@@ -338,10 +352,7 @@ class HealthRules:
         return False
 
     def _check_probing(self, reading: Reading) -> None:
-        seconds, limit = self.now - self.state.since, self.health.probe_timeout
-        if seconds > limit:
-            self.trip(Phase.QUARANTINED, Finding("probe_timeout", seconds, limit), reading)
-        elif bad := bad_check(reading, self.health):
+        if bad := bad_check(reading, self.health):
             self.set(good=0)
             self._bad_check(bad, reading)
         else:
@@ -359,9 +370,9 @@ class HealthRules:
             is_cool = is_cool and reading.temperature <= self.health.cool
         self.set(cool=self.state.cool + 1 if is_cool else 0)
         if self.state.cool >= self.health.cool_checks and self.now >= self.state.next_probe:
-            self.probe("cooled")
+            self.probe(Finding("cooled"))
 
-    def _check_quarantined(self, reading: Reading, sick: Finding | None) -> None:
+    def _check_resting(self, reading: Reading, sick: Finding | None) -> None:
         asked = operator_action(reading)
         if asked and asked != self.state.operator_action:
             self.decisions.append(Finding("recovery_pending", reading.recovery, operator_action=asked))
@@ -369,4 +380,4 @@ class HealthRules:
             self.set(operator_action=asked)
         rests = reading.problem is None and not asked and not sick and not too_hot(reading, self.health)
         if rests and self.now >= self.state.next_probe:
-            self.probe("dwell_over")
+            self.probe(Finding("dwell_over"))

@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from rmbgd.config.load import HealthSettings
 from rmbgd.engine import health_types
+from rmbgd.engine.degradation import Degradation
 from rmbgd.engine.failover import step
 from rmbgd.engine.health_types import Changed, Decision, DeviceState, Fault, FaultKind, Finding, Phase, Sample
 from rmbgd.engine.probe import GoldenReferences, Probe, ProbeResult, sha256_of
@@ -21,11 +22,12 @@ from rmbgd.engine.selftest import golden_difference, golden_factor, judge_golden
 from rmbgd.engine.sensors.base import DeadlineSensor, Reading
 from rmbgd.engine.supervisor import END_PATIENCE, DeviceParts, DeviceSupervisor
 from rmbgd.engine.worker import EngineWorker
-from rmbgd.errors import EngineFault, EngineLost, EngineMemory
+from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineFault, EngineLost, EngineMemory
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
 
 DEVICE_GONE = (FaultKind.NO_DEVICE, FaultKind.UNKILLABLE)
 REAP_PATIENCE = 0.5  # s for a faulty process to be gone; its images are to be elsewhere within two
+CONFIGURED = Degradation()
 FIRST_PROBE_INTERVAL = 0.5  # s between checks while it proves itself for the first time: the service is starting
 
 
@@ -43,11 +45,13 @@ class GpuSupervisor(DeviceSupervisor):
         references: GoldenReferences,
         model: str,
         aside: tuple[str, str],  # (device, model) that work goes to while no GPU is usable; empty when it waits
+        degradation: Degradation = CONFIGURED,
     ) -> None:
         super().__init__(parts)
         self._health, self._sensor, self._references = health, sensor, references
         self._model, self._fallback = model, aside
         # Everything below is under the lock.
+        self._degradation = degradation
         self._state = DeviceState()
         self._number = 0  # of the process in the slot
         self._probe: Probe | None = None  # the newest one, until it is adopted or dismissed
@@ -104,7 +108,7 @@ class GpuSupervisor(DeviceSupervisor):
                 return
             self._state, decisions = step(self._state, sample, self._clock.monotonic(), self._health)
             state = self._state
-            if state.trips or state.looks or state.in_use:
+            if state.trips or state.looks or state.in_use or state.phase is Phase.SHORT:
                 self.undecided = False
             for decision in decisions:
                 self._apply(decision)
@@ -162,21 +166,20 @@ class GpuSupervisor(DeviceSupervisor):
     def _answered(self, images: int) -> None:
         self.tell(health_types.Answered(self._number, images))
 
-    def _failed(self, fault: EngineFault, *, dropped: bool) -> bool:
+    def _stays(self, fault: EngineFault, images: int) -> bool:  # noqa: ARG002 - a fresh process plans anew
+        return False
+
+    def _failed(self, fault: EngineFault, images: int) -> bool:  # noqa: ARG002
         kind = fault_kind(fault)
         number = self._number  # the first of the two faults may let the next process in
         in_use = self._state.in_use and self._state.process == number
         blamed = in_use and kind not in DEVICE_GONE and not self._closing.is_set()
         self.tell(Fault(kind, number, str(fault).partition("\n")[0]))
-        if dropped and self._state.in_use and self._state.process == number:
-            self.tell(Fault(FaultKind.STICKY, number, "its process was given up for want of memory"))
         return blamed
 
     def _dispose(self, worker: EngineWorker) -> None:
-        if worker.lingers:
-            self._reap(worker)
-        else:
-            worker.close()
+        worker.abort()
+        self._reap(worker)
 
     def close(self) -> None:
         self.stop()
@@ -248,7 +251,7 @@ class GpuSupervisor(DeviceSupervisor):
     def _start_probe(self, number: int) -> None:
         self._probe = probe = Probe(
             number,
-            self._make(),
+            self._make(**self._degradation.options),
             self._references,
             device=self.device,
             sha256=self._sha256,
@@ -256,7 +259,15 @@ class GpuSupervisor(DeviceSupervisor):
             health=self._health,
             clock=self._clock,
         )
-        self._spawn("probe", lambda: probe.run(self._probed))
+        dying = [thread for thread in self._threads if thread.is_alive()]
+
+        def run() -> None:
+            """When the processes before it are gone, or given up: until then they have memory, or the device."""
+            for thread in dying:
+                thread.join(END_PATIENCE)
+            probe.run(self._probed)
+
+        self._spawn("probe", run)
 
     def _probed(self, probe: Probe, result: ProbeResult) -> None:
         """Called by the probe's thread."""
@@ -264,14 +275,27 @@ class GpuSupervisor(DeviceSupervisor):
             if probe is not self._probe:  # dismissed meanwhile
                 return
             self.model_error = None if self._sha256 else result.model_error
-            kind = fault_kind(result.fault) if result.fault is not None else None
-            if kind is not None and kind in DEVICE_GONE:
+            kind = None if result.fault is None else self._degrade(result.fault, result.report.error)
+            if kind is not None and kind is not FaultKind.STICKY:
                 self.tell(Fault(kind, probe.number, result.report.error))
                 return
             self.tell(health_types.Probed(probe.number, result.report))
             if self._state.proved and result.description is not None:
+                self._degradation = self._degradation.after_pass()
                 self._baseline = self._baseline or result.report.seconds
                 self._sha256 = self._sha256 or sha256_of(result.description)
+
+    def _degrade(self, fault: EngineFault, why: str) -> FaultKind:
+        """What a fault before the process had passed says of its device; the next process may do without something."""
+        kind, limit = fault_kind(fault), None
+        if kind is FaultKind.UNCLEAN_CAPTURE and self._degradation.graphs:
+            self._degradation, limit = self._degradation.after_unclean_capture(why)
+        elif kind in (FaultKind.STICKY, FaultKind.UNCLEAN_CAPTURE):
+            kind = FaultKind.STICKY
+            if not (isinstance(fault, EngineLost) and fault.cause == KILLED_FROM_OUTSIDE):
+                self._degradation, limit = self._degradation.after_fault(why)
+        self._emit_limits([limit] if limit else [])
+        return kind
 
     def _reap(self, worker: EngineWorker) -> None:
         """End a process on a thread of its own, which no heartbeat watches."""
@@ -328,6 +352,6 @@ def fault_kind(fault: EngineFault) -> FaultKind:
     """What a fault of an engine process says of its device."""
     if isinstance(fault, EngineMemory):
         return FaultKind.MEMORY
-    if isinstance(fault, EngineLost) and fault.cause in DEVICE_GONE:
+    if isinstance(fault, EngineLost) and fault.cause in (*DEVICE_GONE, FaultKind.UNCLEAN_CAPTURE):
         return FaultKind(fault.cause)
     return FaultKind.STICKY

@@ -43,6 +43,7 @@ class ProbeReport:
     golden_mean: float | None = None  # mean |alpha - stored alpha| on the golden image, 0..1
     golden_peak: float | None = None  # the same difference, largest over all pixels but the allowed share of outliers
     golden_factor: float = 1.0  # times the bounds of the two: selftest.golden_factor
+    test_seconds: float | None = None  # that the memory test and the golden images took together
     seconds: float | None = None  # for the golden image, warm
     baseline: float | None = None  # s the same took when the device first proved itself
     error: str = ""  # what went wrong, when a step raised
@@ -55,19 +56,21 @@ class Phase(StrEnum):
     SUSPECT = "suspect"
     COOLING = "cooling"
     QUARANTINED = "quarantined"
+    SHORT = "short_of_memory"
     LOST = "lost"
 
 
 IN_USE = frozenset({Phase.OK, Phase.SUSPECT})
-OUT_OF_USE = frozenset({Phase.COOLING, Phase.QUARANTINED, Phase.LOST})
+OUT_OF_USE = frozenset({Phase.COOLING, Phase.QUARANTINED, Phase.SHORT, Phase.LOST})
 
 
 class FaultKind(StrEnum):
     """What an engine's process did, as far as the device is concerned."""
 
-    MEMORY = "out_of_memory"  # the process is well; smaller batches may pass
+    MEMORY = "out_of_memory"  # somebody else took what was planned with: a fresh process plans anew
     STICKY = "sticky_fault"  # it died, hung, met a CUDA error that poisons it, or answered nonsense: never used again
     NO_DEVICE = "no_device"  # it found no device under that name
+    UNCLEAN_CAPTURE = "unclean_capture"  # recording a graph left it unusable: the next one records none
     UNKILLABLE = "unkillable"  # it does not end even when killed: stuck in the driver
 
 
@@ -180,7 +183,7 @@ class DeviceState:
     throttled_since: float | None = None  # it began to be slowed down
     free_since: float | None = None  # it ceased to be
     trial_left: int = 0  # images to go one by one
-    memory_faults: tuple[float, ...] = ()  # times of running out of device memory
+    shortages: int = 0  # of device memory, each soon after the process before it could be replaced
     canary: ErrorWindow = field(default_factory=ErrorWindow)  # recent passes
     uncorrected: int | None = None  # ECC count when last seen
     operator_action: str = ""  # as last emitted

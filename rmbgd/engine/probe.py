@@ -138,7 +138,7 @@ class Probe:
         health: HealthSettings,
         clock: Clock,
     ) -> None:
-        self.number, self.worker, self.began = number, worker, clock.monotonic()
+        self.number, self.worker, self.began, self._clock = number, worker, clock.monotonic(), clock
         self.description: EngineDescription | None = None  # set by the probe's thread before it reports
         self._references = references
         self._device, self._sha256, self._baseline, self._health = device, sha256, baseline, health
@@ -190,6 +190,7 @@ class Probe:
         steps["model_intact"] = references is not None and self._sha256 in ({}, loaded)
         if references is None:
             return
+        began = self._clock.monotonic()  # each step before has a deadline of its own
         steps["canary_passes"] = steps["canary_bad"] = 0
         for number in range(self._health.probe_passes):
             steps["canary_bad"] += self.worker.canary(self._health.canary_blocks).bad
@@ -202,6 +203,7 @@ class Probe:
             seconds = max(seconds, min(self.worker.golden(model).seconds for _ in range(WARM_RUNS)))
         steps["golden_factor"] = golden_factor(description.models.values())
         steps |= {"golden_mean": mean, "golden_peak": peak, "seconds": seconds}
+        steps["test_seconds"] = self._clock.monotonic() - began
 
 
 def sha256_of(description: EngineDescription) -> dict[str, object]:

@@ -129,9 +129,5 @@ class MemoryLimit:
             if self._batches >= GROW_AFTER:
                 self.images, self._batches = 2 * self.images, 0
 
-    def lift(self) -> None:
-        """A fresh process: what was measured in another says nothing."""
-        self.images = None
-
     def of(self, largest: int) -> int:
         return largest if self.images is None else min(largest, self.images)

@@ -55,6 +55,8 @@ def judge(report: ProbeReport, health: HealthSettings) -> Verdict:
         return Verdict("canary", "bad blocks", report.canary_bad, 0)
     if not (golden := _golden_of(report, health)).passed:
         return replace(golden, detail=report.error or golden.detail)
+    if not _within(report.test_seconds, health.probe_timeout):
+        return Verdict("timeout", report.error or "it took too long", report.test_seconds, health.probe_timeout)
     if not _within(report.seconds, float("inf")):
         return Verdict("latency", report.error or "not measured")
     if report.baseline is not None and not _within(report.seconds, health.probe_slowness * report.baseline):

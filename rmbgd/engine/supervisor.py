@@ -87,18 +87,15 @@ class DeviceParts:
 
     device: str
     views: DeviceViews
-    make: Callable[[], EngineWorker]  # gives a worker for the device that was not started
+    make: Callable[..., EngineWorker]  # gives a worker that was not started; keywords go over its usual options
     emit: Emit
     clock: Clock
-    # A worker that lacks memory for one image alone stays: the image can go to the fallback, and the memory may be
-    # given back. Otherwise a fresh process is tried, which has the least in memory.
-    keep_when_short: bool = False
     is_fallback: bool = False  # it is the CPU behind the GPUs
     substitutes: Mapping[str, str] = field(default_factory=dict)  # model asked for -> that computes here, if another
 
 
 class DeviceSupervisor(ABC):
-    """What every device has: a slot with a worker, its faults and restarts, and the limit that its memory imposes."""
+    """What every device has: a slot with a worker, its faults and restarts."""
 
     def __init__(self, parts: DeviceParts) -> None:
         self.device, self.is_fallback, self.substitutes = parts.device, parts.is_fallback, parts.substitutes
@@ -107,14 +104,12 @@ class DeviceSupervisor(ABC):
         self.restarts = 0
         self.failures = 0  # in a row, since a batch was computed
         self._views, self._make, self._emit, self._clock = parts.views, parts.make, parts.emit, parts.clock
-        self._keep_when_short = parts.keep_when_short
         self._closing = threading.Event()
         self._thread: threading.Thread | None = None  # its own, once it is started
         # Everything below is under the lock.
         self._worker: EngineWorker | None = None  # the slot
         self._busy = False  # the device's thread uses the worker, which then belongs to it alone
         self._computing: tuple[int, ...] = ()  # jobs that it computes
-        self._memory = MemoryLimit()
         self._fault_at: float | None = None  # of the first fault since a worker was ready
         self._missing = False  # it stands behind others, and could not be started
         self.index = parts.views.add(DeviceView(parts.device, parts.is_fallback))
@@ -124,8 +119,9 @@ class DeviceSupervisor(ABC):
     @property
     def view(self) -> DeviceView:
         largest = self.description.batch_sizes[-1] if self.description else 1
-        limit = self._limit(self._memory.of(largest))
-        return DeviceView(self.device, self.is_fallback, self._usable(), self._missing, limit, self.description)
+        return DeviceView(
+            self.device, self.is_fallback, self._usable(), self._missing, self._limit(largest), self.description
+        )
 
     @property
     @abstractmethod
@@ -136,8 +132,9 @@ class DeviceSupervisor(ABC):
     def describe(self) -> dict[str, object]:
         """For the health event. Any thread."""
 
+    @abstractmethod
     def _limit(self, largest: int) -> int:
-        return largest
+        """Images that it takes at once, of those that its worker takes."""
 
     @abstractmethod
     def _usable(self) -> bool: ...
@@ -165,7 +162,6 @@ class DeviceSupervisor(ABC):
     def report_ok(self, report: BatchReport) -> None:
         with self._views.lock:
             self.failures = 0
-            self._memory.passed()
             self._emit_limits(report.limits)
             self._answered(len(report.answers))
             self.release_worker()
@@ -174,16 +170,13 @@ class DeviceSupervisor(ABC):
         """A batch of so many failed. Whether one of them may have caused it."""
         worker = self._worker
         assert worker is not None
-        short = isinstance(fault, EngineMemory)
-        if drop := not short or (images == 1 and not self._keep_when_short):
+        if not (stays := self._stays(fault, images)):
             self._dispose(worker)
         with self._views.lock:
-            if drop:
+            if not stays:
                 self._worker = None
-            if short:
-                self._memory.halve(images)
             self._emit_fault(fault, self._computing)
-            blamed = self._failed(fault, dropped=drop)
+            blamed = self._failed(fault, images)
             self.release_worker()
         return blamed
 
@@ -211,22 +204,26 @@ class DeviceSupervisor(ABC):
     def _tidy(self) -> None:  # noqa: B027 - the CPU's own thread looks after its worker
         """A worker that was condemned while it was busy goes now."""
 
-    def _answered(self, images: int) -> None:  # noqa: B027 - no policy counts what the CPU computes
-        """So many images were computed."""
+    @abstractmethod
+    def _answered(self, images: int) -> None:
+        """A batch of so many was computed."""
 
     @abstractmethod
-    def _failed(self, fault: EngineFault, *, dropped: bool) -> bool: ...
+    def _stays(self, fault: EngineFault, images: int) -> bool:
+        """Whether its worker goes on after such a fault in a batch of so many. Without the lock."""
 
+    @abstractmethod
+    def _failed(self, fault: EngineFault, images: int) -> bool: ...
+
+    @abstractmethod
     def _dispose(self, worker: EngineWorker) -> None:
         """End a process after a fault. Without the lock."""
-        worker.close()
 
     def _adopt(self, worker: EngineWorker, description: EngineDescription, began: float) -> None:
         """A worker that was started at `began` (monotonic s) and has passed its self-test takes the slot."""
         now = self._clock.monotonic()
         first = self.description is None
         self._worker, self.description, self.device = worker, description, description.device
-        self._memory.lift()
         if first:
             keys = {"models": description.models, "batch_sizes": list(description.batch_sizes)}
             detail = {"detail": description.detail} if description.detail else {}
@@ -270,6 +267,7 @@ class CpuSupervisor(DeviceSupervisor):
         self._stopping, self._undecided_gpus, self._gives_up = stopping, undecided_gpus, gives_up
         self._failed_starts: list[str] = []  # why, since a worker was ready; its own thread's
         self._next_start = self._clock.monotonic()
+        self._memory = MemoryLimit()  # under the lock
         self._starting: EngineWorker | None = None  # by its own thread; under the lock
         self._wake = threading.Condition(self._views.lock)
         self._views.listen(self._wake.notify_all)
@@ -298,10 +296,25 @@ class CpuSupervisor(DeviceSupervisor):
                 self._worker.attach(heartbeat)
             return self._worker
 
-    def _failed(self, fault: EngineFault, *, dropped: bool) -> bool:  # noqa: ARG002 - the CPU itself is never to blame
-        if dropped:
+    def _limit(self, largest: int) -> int:
+        return self._memory.of(largest)
+
+    def _answered(self, images: int) -> None:  # noqa: ARG002 - any batch counts
+        self._memory.passed()
+
+    def _stays(self, fault: EngineFault, images: int) -> bool:
+        """Short of memory it may take fewer images at once; for one alone a fresh process has the least in memory."""
+        return isinstance(fault, EngineMemory) and images > 1
+
+    def _failed(self, fault: EngineFault, images: int) -> bool:
+        if isinstance(fault, EngineMemory):
+            self._memory.halve(images)
+        if self._worker is None:
             self._wait_before_start()
-        return True
+        return True  # the CPU itself is never to blame
+
+    def _dispose(self, worker: EngineWorker) -> None:
+        worker.close()
 
     def _wait_before_start(self) -> None:
         """Not at all after the first failure, then 1, 2, 4 ... s."""
@@ -365,6 +378,7 @@ class CpuSupervisor(DeviceSupervisor):
         else:
             with self._views.lock:
                 self._missing, self.model_error, self._failed_starts = False, None, []
+                self._memory = MemoryLimit()  # what was measured in another process says nothing
                 self._adopt(worker, description, began)
                 self.publish()
         finally:

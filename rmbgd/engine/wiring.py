@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from rmbgd.config.load import Config
-from rmbgd.engine.device_query import VisibleGpus, not_visible, nvml_target, visible_gpus
+from rmbgd.engine.degradation import Degradation
+from rmbgd.engine.device_query import VisibleGpus, not_visible, visible_gpus
 from rmbgd.engine.devices import Devices, EngineContext
 from rmbgd.engine.fallback_model import FallbackModels, choose_fallback_models
 from rmbgd.engine.gpu_supervisor import GpuSupervisor
@@ -21,7 +22,7 @@ from rmbgd.engine.probe import REFERENCE, GoldenReferences
 from rmbgd.engine.sensors.base import DeadlineSensor
 from rmbgd.engine.sensors.choose import choose_sensor
 from rmbgd.engine.supervisor import CpuSupervisor, DeviceParts, DeviceViews
-from rmbgd.engine.worker import EngineWorker
+from rmbgd.engine.worker import Deadlines, EngineWorker
 from rmbgd.errors import ConfigError
 from rmbgd.models.checkpoint import read_header
 from rmbgd.models.store import resolve
@@ -132,12 +133,13 @@ def _on_gpus(
         on_cpu = partial(_worker, context, machine, "cpu", models, REFERENCE["precision"], REFERENCE["runtime"])
         gpus.append(
             GpuSupervisor(
-                DeviceParts(name, views, make, context.emit, context.clock, keep_when_short=fallback is not None),
+                DeviceParts(name, views, make, context.emit, context.clock),
                 health=config.health,
                 sensor=sensor,
                 references=GoldenReferences(config.service.state_directory / GOLDEN_FOLDER, on_cpu, alone),
                 model=", ".join(sorted(models)),
                 aside=aside,
+                degradation=Degradation(kernels=config.gpu.kernels != "off", graphs=config.gpu.graphs),
             )
         )
     if fallback is None:
@@ -149,22 +151,33 @@ def _on_gpus(
 
 
 def _worker(
-    context: EngineContext, machine: Machine, device: str, models: Models, precision: str, cpu_runtime: str = ""
+    context: EngineContext,
+    machine: Machine,
+    device: str,
+    models: Models,
+    precision: str,
+    cpu_runtime: str = "",
+    **other: object,
 ) -> EngineWorker:
-    engine = context.config.engine
-    options = machine.options(context.config, device, models, precision)
+    """`other`: options that differ from the configuration's."""
+    options = {**machine.options(context.config, device, models, precision), **other}
     if cpu_runtime and "cpu_runtime" in options:
         options = {**options, "cpu_runtime": cpu_runtime}
     worker = EngineWorker(
         context.arena,
         machine.factory,
         options,
-        start_timeout=engine.start_timeout,
-        batch_timeout=engine.batch_timeout,
-        hang_minimum=None if device == "cpu" else engine.hang_minimum,
+        **deadlines_of(context.config, device),
         on_output=lambda line: context.emit("engine.output", source="engine", line=line),
     )
     return context.add(worker)
+
+
+def deadlines_of(config: Config, device: str) -> Deadlines:
+    """Of a worker for that device."""
+    engine = config.engine
+    hang_minimum = None if device == "cpu" else engine.hang_minimum
+    return {"start_timeout": engine.start_timeout, "batch_timeout": engine.batch_timeout, "hang_minimum": hang_minimum}
 
 
 def _models(config: Config) -> dict[str, dict[str, str]]:
@@ -194,5 +207,4 @@ def _writable_state(config: Config) -> Path:
 
 
 def _sensor(config: Config, index: int) -> tuple[DeadlineSensor, str]:
-    target, uuid = nvml_target(index, os.environ.get("CUDA_VISIBLE_DEVICES"))
-    return choose_sensor(config.health.sensor, config.health.sensor_timeout, index=target, uuid=uuid)
+    return choose_sensor(config.health.sensor, config.health.sensor_timeout, index=index)

@@ -18,15 +18,16 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import NoReturn, TypedDict, TypeVar
 
 from rmbgd.clock import SystemClock
 from rmbgd.engine import ipc
 from rmbgd.engine.arena import Arena
 from rmbgd.engine.golden_image import to_golden
 from rmbgd.engine.types import BatchReport, EngineDescription, Golden, MemoryTestPass, Work, mismatch
-from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineLost, EngineMemory, EngineNonsense, ModelError
+from rmbgd.errors import KILLED_FROM_OUTSIDE, EngineFault, EngineLost, EngineMemory, EngineNonsense, ModelError
 from rmbgd.heartbeat import Heartbeat, NullHeartbeat
+from rmbgd.paths import triton_places
 from rmbgd.telemetry.captured_output import OutputLines
 
 HUNG = 10.0  # times what a batch takes: then it is not slow but hung
@@ -63,6 +64,20 @@ def oom_kills(membership: Path = Path("/proc/self/cgroup"), root: Path = Path("/
         events = (root / group.lstrip("/") / "memory.events").read_text()
         return int(dict(line.split() for line in events.splitlines())["oom_kill"])
     return 0
+
+
+class Deadlines(TypedDict):
+    """Seconds, after which a child counts as hung and is killed.
+
+    start_timeout  for its start
+    batch_timeout  for a batch; longer on a machine so slow that its own measure at start says so
+    hang_minimum   for a GPU, whose times are steady, None for a CPU: a batch is hung after so many seconds and HUNG
+                   times its measured time; `batch_timeout` is then for what was not measured
+    """
+
+    start_timeout: float
+    batch_timeout: float
+    hang_minimum: float | None
 
 
 class ChildProcess:
@@ -170,11 +185,9 @@ class EngineWorker:
         factory: str,
         options: Mapping[str, object],
         *,
-        start_timeout: float,  # s after which the child counts as hung and is killed
-        batch_timeout: float,  # likewise; longer on a machine so slow that its own measure at start says so
         on_output: Callable[[str], None],  # called with each line the child writes, from another thread
-        # For a GPU, whose times are steady: a batch is hung after HUNG times its measured time, but not before so many
-        # seconds; `batch_timeout` is then for what was not measured.
+        start_timeout: float,
+        batch_timeout: float,
         hang_minimum: float | None = None,
     ) -> None:
         self._arena, self._factory, self._options = arena, factory, dict(options)
@@ -235,9 +248,14 @@ class EngineWorker:
         seconds = self._deadline(len(batch), sum(work.region.height * work.region.width for work in batch))
         request = {"do": "segment", "batch": [asdict(work) for work in batch]}
         wrong = "it answered what cannot be"
-        report = self._ask(request, seconds, lambda answer: ipc.to_report(answer["report"]), wrong)
-        if mistaken := mismatch(batch, report):
-            self._fail(EngineNonsense, mistaken, 0)
+        try:
+            report = self._ask(request, seconds, lambda answer: ipc.to_report(answer["report"]), wrong)
+            if mistaken := mismatch(batch, report):
+                self._fail(EngineNonsense, mistaken, 0)
+        except EngineFault:
+            if self.lingers or self.abandoned:
+                self._arena.withhold(self, [work.region.offset for work in batch])
+            raise
         return report
 
     def golden(self, model: str) -> Golden:
@@ -277,7 +295,7 @@ class EngineWorker:
         measured = expected_seconds(self._seconds, images)
         if self._hang_minimum is None or not measured:
             return max(self._batch_timeout, HUNG * measured)
-        return max(self._hang_minimum, HUNG * (measured + MEGAPIXEL_SECONDS * pixels / 1e6))
+        return self._hang_minimum + HUNG * (measured + MEGAPIXEL_SECONDS * pixels / 1e6)
 
     def _launch(self) -> None:
         if self._process is not None:
@@ -288,7 +306,8 @@ class EngineWorker:
             with theirs:
                 descriptors = (theirs.fileno(), self._arena.fd)
                 command = [sys.executable, "-m", "rmbgd.engine.child", *map(str, descriptors), str(os.getpid())]
-                self._process = ChildProcess(command, descriptors, self._on_output, ENVIRONMENT | os.environ)
+                environment = ENVIRONMENT | triton_places() | os.environ
+                self._process = ChildProcess(command, descriptors, self._on_output, environment)
         except OSError as error:
             self._end(0)
             raise EngineLost(f"the engine's process cannot be started: {error}") from error

@@ -106,6 +106,9 @@ def _derived(event: str, keys: Mapping[str, Any]) -> dict[str, Any]:
         unit, limit = " °C" * (keys.get("reason") == "temperature"), keys.get("threshold")
         bound = "" if limit is None else f", limit {_text(limit)}{unit}"
         found["measured"] = f"{_text(reading)}{unit}{bound}"
+        if keys.get("reason") == "replan":
+            found["reason"] = f"out of memory ({_text(reading)} in a row), a fresh process divides what is free now"
+            found["measured"] = None
     if event == "image.done":
         times = keys.get("milliseconds")
         total = times.get("total") if isinstance(times, Mapping) else None

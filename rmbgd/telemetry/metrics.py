@@ -52,7 +52,7 @@ LABELS: dict[str, tuple[str, ...]] = {
 # Values of labels that are known beforehand, besides folders, devices and models.
 FINDINGS = (
     "temperature", "no_temperature", "throttled", "xid", "ecc_uncorrected", "row_remap_failed", "recovery_pending",
-    "memory_errors", "golden_mismatch", "probe_timeout", "out_of_memory", "sticky_fault", "no_device", "unkillable",
+    "memory_errors", "golden_mismatch", "probe_timeout", "replan", "sticky_fault", "no_device", "unkillable",
 )  # fmt: skip
 VALUES: dict[tuple[str, str], tuple[str, ...]] = {
     ("folder.watching", "mode"): ("events", "poll"),
@@ -65,7 +65,7 @@ VALUES: dict[tuple[str, str], tuple[str, ...]] = {
     ("engine.fault", "kind"): ("lost", "memory", "nonsense"),
     ("engine.failover", "reason"): FINDINGS,
     ("engine.degraded", "reason"): (*FINDINGS, "no_standby", "waiting_for_gpu", "gpu_not_ready"),
-    ("engine.state", "to"): ("absent", "probing", "ok", "suspect", "cooling", "quarantined", "lost"),
+    ("engine.state", "to"): ("absent", "probing", "ok", "suspect", "cooling", "quarantined", "short_of_memory", "lost"),
     ("hook.failed", "hook"): ("on_failed", "on_idle", "on_failover"),
 }
 SERIES_MAXIMUM = 2000  # of one event that are made beforehand; with more folders than that they come as they happen

@@ -116,6 +116,7 @@ POISON_COLOUR = (255, 0, 254)
 ERRORS: dict[str, Callable[[], Exception]] = {
     "memory": partial(EngineMemory, "the script says that device memory is short"),
     "lost": partial(EngineLost, "the script says that the device is lost"),
+    "unclean_capture": partial(EngineLost, "the script says that a recording failed", cause="unclean_capture"),
     "no_device": partial(EngineLost, "the script says that there is no such device", cause="no_device"),
     "model": partial(ModelError, "the script says that the weights are damaged"),
     "killed": partial(EngineLost, "killed from outside by SIGKILL", cause=KILLED_FROM_OUTSIDE),
@@ -144,7 +145,8 @@ class FakeBackend:
     `orders` is a folder with steps for an engine in another process (Orders); they go before the script.
     `models` are the names that it claims to have loaded; `poison` is the step taken instead whenever a marked image
     (POISON_COLOUR) is in the batch; `memory_limit` the largest batch that does not raise EngineMemory; `start` the step
-    taken by start(); `seconds` what the engine claims that one image takes.
+    taken by start(), behind "kernels " or "graphs " only where that is not switched off; `seconds` what the engine
+    claims that one image takes.
     """
 
     def __init__(
@@ -160,7 +162,10 @@ class FakeBackend:
         seconds: float = 0.0,
         models: Sequence[str] = ("fake",),
         orders: str = "",
+        kernels: str = "auto",
+        graphs: bool = True,
     ) -> None:
+        self._on = {"kernels": kernels != "off", "graphs": graphs}
         self._block, self._device, self._start, self._orders = block, device, start, Orders(orders)
         self._script = list(script)  # only the owner's thread touches it
         self._poison, self._memory_limit = poison, memory_limit
@@ -173,7 +178,10 @@ class FakeBackend:
         self.closed = False
 
     def start(self) -> types.EngineDescription:
-        self._act(self._orders.read("start").strip() or self._start)
+        step = self._orders.read("start").strip() or self._start
+        if (needs := step.partition(" "))[0] in self._on:
+            step = needs[2] if self._on[needs[0]] else "ok"
+        self._act(step)
         return self._description
 
     def segment(self, batch: Sequence[types.Work]) -> types.BatchReport:

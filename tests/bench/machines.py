@@ -32,7 +32,6 @@ class Nvml:
 
     def __init__(self, *, used: int = 100, booked: dict[int, int | None] | None = None, well: bool = True) -> None:
         self.used, self.booked, self.well = used, booked or {}, well
-        self.asked_for: object = None
         self.shut_down = False
 
     def nvmlInit(self) -> None:
@@ -42,11 +41,8 @@ class Nvml:
     def nvmlShutdown(self) -> None:
         self.shut_down = True
 
-    def nvmlDeviceGetHandleByIndex(self, asked_for: object) -> str:
-        self.asked_for = asked_for
+    def nvmlDeviceGetHandleByIndex(self, _index: int) -> str:
         return "device"
-
-    nvmlDeviceGetHandleByUUID = nvmlDeviceGetHandleByIndex
 
     def nvmlDeviceGetMemoryInfo(self, _handle: str) -> SimpleNamespace:
         return SimpleNamespace(used=self.used)

@@ -123,13 +123,6 @@ def test_memory_is_what_the_driver_books_or_the_rise(booked: dict[int, int | Non
     assert nvml.shut_down
 
 
-def test_device_is_found_by_uuid_where_one_is_known() -> None:
-    """CUDA_VISIBLE_DEVICES may name it; an index would be another device's."""
-    nvml = Nvml()
-    with NvmlMemory(nvml, index=0, uuid="GPU-1"):
-        assert "GPU-1" == nvml.asked_for
-
-
 @pytest.mark.parametrize("nvml", [None, Nvml(well=False)], ids=["no library", "no driver"])
 def test_without_nvml_there_is_no_figure(nvml: Nvml | None) -> None:
     with NvmlMemory(nvml) as memory:
@@ -143,19 +136,10 @@ def test_without_nvml_there_is_no_figure(nvml: Nvml | None) -> None:
     ("asked", "gpus", "device"),
     [("cpu", 2, "cpu"), ("auto", 0, "cpu"), ("auto", 2, "cuda:0"), ("cuda", 1, "cuda:0"), ("cuda:1", 2, "cuda:1")],
 )
-def test_device_is_the_one_that_the_service_would_take(
-    asked: str, gpus: int, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+def test_device_is_the_one_that_the_service_would_take(asked: str, gpus: int, device: str) -> None:
     found = target(asked, machine(gpus))
     assert device == found.device
     assert device != "cpu" or found.nvml() is None
-
-
-def test_gpu_is_looked_up_as_nvml_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA_VISIBLE_DEVICES reorders for CUDA alone."""
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,1")
-    assert 1 == target("cuda:1", machine(2)).nvml_index
 
 
 @pytest.mark.parametrize(("asked", "gpus"), [("cuda", 0), ("cuda:1", 1)])

@@ -103,9 +103,10 @@ class Gpu(GpuSupervisor):
     def __init__(self, simulation: Simulation, index: int, plan: dict[str, object], *, fallback: bool) -> None:
         self.reading, self.plan = WELL, plan
         self.made: list[Worker] = []
-        self.probed = threading.Event()
+        self.probes = threading.Condition()
+        self.may_end = self.ended = 0  # numbers of probes; one that begins between two checks ends with the next one
         super().__init__(
-            simulation.parts(f"cuda:{index}", MODEL, self.made, lambda: self.plan, keep_when_short=fallback),
+            simulation.parts(f"cuda:{index}", MODEL, self.made, lambda: self.plan),
             health=simulation.context.config.health,
             sensor=SimpleNamespace(read=lambda: self.reading, close=lambda: None),
             references=SimpleNamespace(of=lambda it: dict.fromkeys(it.models, GREEN), abort=lambda: None),
@@ -113,19 +114,30 @@ class Gpu(GpuSupervisor):
             aside=("cpu", LESSER) if fallback else ("", ""),
         )
 
-    def _start_probe(self, number: int) -> None:
-        self.probed.clear()
-        super()._start_probe(number)
-
     def _probed(self, probe: Probe, result: ProbeResult) -> None:
+        with self.probes:
+            self.probes.wait_for(lambda: self.may_end >= probe.number, 30)
         super()._probed(probe, result)
-        self.probed.set()
+        with self.probes:
+            self.ended = probe.number
+            self.probes.notify_all()
+
+    def let_end(self, number: float) -> None:
+        with self.probes:
+            self.may_end = number
+            self.probes.notify_all()
 
     def check(self) -> None:
-        """One health check; a probe that runs is waited for."""
+        """One health check; probes that run are waited for."""
         self.tick()
-        if self.phase is Phase.PROBING:
-            assert self.probed.wait(30)
+        while self.phase is Phase.PROBING and self.ended < (number := self._state.process):
+            self.let_end(number)
+            with self.probes:
+                assert self.probes.wait_for(lambda: self.ended >= number, 30)
+
+    def close(self) -> None:
+        self.let_end(np.inf)
+        super().close()
 
     @property
     def phase(self) -> Phase:
@@ -175,8 +187,8 @@ class Simulation:
         self.random = np.random.default_rng(0)
 
     def parts(self, device: str, model: str, made: list[Worker], plan: Callable[[], dict], **more) -> DeviceParts:
-        def make() -> Worker:
-            options = {"device": device, "models": (model,)} | plan()
+        def make(**other: object) -> Worker:
+            options = {"device": device, "models": (model,)} | plan() | other
             made.append(Worker(self, device, lambda: FakeBackend(self.context.arena.block, **options)))
             return self.context.add(made[-1])
 

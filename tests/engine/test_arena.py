@@ -228,6 +228,24 @@ def test_what_a_device_has_locked_stays_until_its_process_is_gone() -> None:
         assert resident(arena) == 0
 
 
+def test_what_a_dying_process_may_still_write_to_is_not_lent_before_it_is_gone() -> None:
+    """Whoever waits for memory gets it then. With another process it has nothing to do."""
+    with Arena(2 * MEBI) as arena:
+        dying, stuck, well = object(), object(), object()
+        first, second = arena.lease(MEBI), arena.lease(MEBI)
+        arena.withhold(dying, [first.offset])
+        arena.withhold(stuck, [second.offset])
+        first.release()
+        second.release()
+        arena.keep(well, 0)
+        assert arena.statistics().leased_bytes == 2 * MEBI
+        with ThreadPoolExecutor(1) as pool:
+            waits = pool.submit(arena.lease, MEBI)
+            arena.keep(dying, 0)
+            waits.result(30).release()
+        assert arena.statistics().leased_bytes == MEBI, "never, while the process stays"
+
+
 def test_a_closed_arena_is_trimmed_no_more() -> None:
     arena = Arena(MEBI)
     filled(arena, MEBI)[0].release()

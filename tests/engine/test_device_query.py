@@ -7,7 +7,15 @@ from unittest.mock import MagicMock
 
 import pytest
 
-from rmbgd.engine.device_query import ask, ask_nvml, nvml_target, visible_gpus
+from rmbgd.engine.device_query import ask, ask_nvml, visible_gpus
+
+A, B = ({"name": name, "uuid": f"GPU-{2 * name.lower()}", "instances": ()} for name in "AB")
+TWO = (A, B)
+
+
+@pytest.fixture(autouse=True)
+def no_variable(monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
 
 def asked(**answers: dict):
@@ -17,7 +25,7 @@ def asked(**answers: dict):
 @pytest.mark.parametrize(
     ("nvml", "count", "why"),
     [
-        ({"driver": "570.1", "devices": [{"name": "A"}, {"name": "B"}]}, 2, "the driver 570.1 sees A, B"),
+        ({"driver": "570.1", "devices": [*TWO]}, 2, "the driver 570.1 sees A, B"),
         ({"driver": "570.1", "devices": []}, 0, "the driver 570.1 sees no card"),
         ("NVML Shared Library Not Found", 0, "NVML Shared Library Not Found"),  # and no device file
         # one that is unwell is there: whether it may be used is the failover's question
@@ -55,22 +63,32 @@ def test_what_a_board_does_not_have_is_unknown_and_said(monkeypatch):
     nvml = MagicMock(NVMLError=RuntimeError)
     nvml.nvmlSystemGetDriverVersion.return_value, nvml.nvmlDeviceGetCount.return_value = "570.1", 1
     nvml.nvmlDeviceGetName.return_value, nvml.nvmlDeviceGetMemoryInfo.return_value.total = "A", 5
+    nvml.nvmlDeviceGetUUID.return_value, nvml.nvmlDeviceGetMaxMigDeviceCount.return_value = "GPU-aa", 0
     nvml.nvmlDeviceGetTemperature.side_effect = RuntimeError("Not Supported")
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
-    device = {"name": "A", "memory_bytes": 5, "temperature": None, "temperature_error": "Not Supported"}
-    assert ask_nvml() == {"driver": "570.1", "devices": [device]}
+    (device,) = ask_nvml()["devices"]
+    assert device | A == device
+    assert (device["memory_bytes"], device["temperature"], device["temperature_error"]) == (5, None, "Not Supported")
 
 
 @pytest.mark.parametrize(
-    ("index", "order", "target"),
+    ("variable", "count", "why"),
     [
-        (0, None, (0, None)),
-        (1, "", (1, None)),
-        (0, "2", (2, None)),
-        (1, "2, 0", (0, None)),
-        (0, "GPU-8932f937", (0, "GPU-8932f937")),
+        ("1", 1, 'the driver 570.1 sees A, B, of which CUDA_VISIBLE_DEVICES="1" shows B'),
+        ("GPU-bb", 1, "shows B"),
+        ("2", 0, "shows none"),
+        ("", 0, 'CUDA_VISIBLE_DEVICES="" hides every GPU'),
+        ("NoDevFiles", 0, "hides every GPU"),
     ],
 )
-def test_the_sensor_reads_the_device_that_computes(index, order, target):
-    """CUDA_VISIBLE_DEVICES renumbers for CUDA alone."""
-    assert nvml_target(index, order) == target
+def test_a_hidden_gpu_is_not_counted(tmp_path, monkeypatch, variable, count, why):
+    """CUDA would say "invalid device ordinal" for it at every probe."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    found = visible_gpus(asked(nvml={"driver": "570.1", "devices": [*TWO]}), tmp_path)
+    assert (found.count, found.why.endswith(why)) == (count, True), found.why
+
+
+def test_a_hidden_gpu_that_is_unwell_is_not_counted_either(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    unwell = {"error": "NVMLError", "text": "GPU is lost"}
+    assert visible_gpus(asked(nvml=unwell), tmp_path).count == 0

@@ -22,6 +22,7 @@ from tests.engine.test_selftest import PROVED
 
 HEALTH = HealthSettings()
 OK, SUSPECT, COOLING, QUARANTINED = Phase.OK, Phase.SUSPECT, Phase.COOLING, Phase.QUARANTINED
+SHORT = Phase.SHORT
 LOST, PROBING = Phase.LOST, Phase.PROBING
 MEMORY, STICKY = FaultKind.MEMORY, FaultKind.STICKY
 WELL = Reading(
@@ -119,6 +120,9 @@ def passed(device: Device) -> None:
     device.tell(health_types.Probed(device.state.process, PROVED))
 
 
+SHORT_TWICE: list[Step] = [MEMORY, passed, MEMORY, passed, OK]
+
+
 def unanswered(device: Device) -> None:
     """Its next probes are."""
     device.probe = None
@@ -205,13 +209,16 @@ def test_bad_checks(device: Device, history: list[Step]):
             replace(WELL, ecc_uncorrected=None), WELL, OK, replace(WELL, ecc_uncorrected=1), QUARANTINED
         ],
         "a fresh process starts with a clean slate": [
-            ONE_BAD, MEMORY, MEMORY, TOO_HOT, until(OK), answered(10),
-            ONE_BAD, MEMORY, OK
+            ONE_BAD, TOO_HOT, until(OK), answered(10), ONE_BAD, OK
         ],
-        "two shortages are retried, the third in 600 s trips": [
-            MEMORY, wait(300), MEMORY, OK, wait(300), MEMORY, QUARANTINED
+        "two shortages get a fresh process at once, the third in a row a rest": [
+            MEMORY, PROBING, passed, OK, wait(600), MEMORY, PROBING, passed, OK, wait(600), MEMORY, SHORT
         ],
-        "a shortage long ago is forgotten": [MEMORY, MEMORY, wait(601), MEMORY, OK],
+        "a shortage long ago is forgotten": [*SHORT_TWICE, wait(601), MEMORY, PROBING],
+        "a rest counts from its end": [*SHORT_TWICE, MEMORY, SHORT, wait(59.9), until(OK), MEMORY, SHORT],
+        "after a rest images go one by one": [*SHORT_TWICE, MEMORY, until(OK), 10, answered(9), 1, answered(1), 0],
+        "a device that rests may be found to be damaged, or lost": [*SHORT_TWICE, MEMORY, DAMAGED, SHORT, GONE, LOST],
+        "what is suspect has to be well first": [SLOWED, SUSPECT, MEMORY, passed, PROBING, *[WELL] * 3, OK],
         "a device that is away is not tested": [TOO_HOT, MemoryTestPass(16_384, 16_384), COOLING],
     }
 )  # fmt: skip
@@ -245,7 +252,8 @@ def test_an_operator_can_insist_on_a_thermometer():
         ([], replace(WELL, ecc_uncorrected=2), [Finding("ecc_uncorrected", 2, 0), EndProcess(at_once=True)]),
         ([], NO_ROWS, [Finding("row_remap_failed", operator_action="replace_gpu"), EndProcess(at_once=True)]),
         ([SLOWED] * 13, SLOWED, [Finding("throttled", 65.0, 60), EndProcess(at_once=False)]),
-        ([MEMORY] * 2, Fault(MEMORY, 1), [Finding("out_of_memory", 3, 3), EndProcess(at_once=True)]),
+        ([], Fault(MEMORY, 1), [EndProcess(at_once=True), Finding("replan", 1, 3), health_types.StartProbe(2)]),
+        (SHORT_TWICE, Fault(MEMORY, 3), [Finding("replan", 3, 3), EndProcess(at_once=True)]),
         ([], SLOWED, [Finding("throttled")] * 2),
         ([], Reading("fake", Problem.ERROR, "why"), [Finding("sensor_error", "why")] * 2),
         ([], UNKNOWN, [Finding("sensor_timeout")] * 2),
@@ -350,21 +358,17 @@ def test_a_changed_driver_is_told_with_what_to_do(reading: Reading, finding: Fin
         "damage during the probe": [WELL, DAMAGED, QUARANTINED],
         "loss during the probe": [WELL, GONE, LOST],
         "a fault during the probe": [WELL, STICKY, QUARANTINED],
-        "shortages of memory during the probe": [WELL, MEMORY, MEMORY, PROBING, MEMORY, QUARANTINED],
+        "an unclean capture, which the next process cannot have": [
+            WELL, FaultKind.UNCLEAN_CAPTURE, PROBING, passed, *[WELL] * 3, OK, FaultKind.UNCLEAN_CAPTURE, QUARANTINED
+        ],
+        "shortages of memory during the probe": [WELL, MEMORY, MEMORY, PROBING, MEMORY, SHORT],
         "wrong known images count in use only": [WELL, *[golden(False)] * 9, PROBING],
         "bad blocks count in use only": [WELL, MemoryTestPass(1, 1), PROBING],
         "throttling since before the first use is suspect": [*[SLOWED] * 4, OK, SLOWED, SUSPECT],
         "an old ECC count is not held against the board": [
             *[replace(WELL, ecc_uncorrected=7)] * 4, OK, WELL, OK, replace(WELL, ecc_uncorrected=1), QUARANTINED
         ],
-        "unanswered, 120 s stay, the next check quarantines": [
-            unanswered, *[WELL] * 25, PROBING, WELL, QUARANTINED, passed, QUARANTINED
-        ],
-        "an answer that is late itself quarantines": [unanswered, *[WELL] * 25, wait(0.1), passed, QUARANTINED],
-        "time in which we stood still does not count": [
-            unanswered, *[WELL] * 25, wait(600), WELL, PROBING, WELL, QUARANTINED
-        ],
-        "in time, after all good checks": [unanswered, *[WELL] * 25, PROBING, passed, OK],
+        "its start may take long, which the worker bounds": [unanswered, *[WELL] * 250, wait(600), PROBING, passed, OK],
     }
 )  # fmt: skip
 def test_while_it_is_probed(history: list[Step]):
@@ -376,6 +380,7 @@ def test_while_it_is_probed(history: list[Step]):
     [
         ({"enumerated": None}, Finding("probe_enumerate", "the device did not answer")),
         ({"canary_bad": 1}, Finding("probe_canary", 1, 0)),
+        ({"test_seconds": 120.1}, Finding("probe_timeout", 120.1, 120.0)),
         ({"seconds": 0.21}, Finding("probe_latency", 0.21, 0.2)),
     ],
 )
@@ -404,10 +409,22 @@ def test_failed_probes_wait_longer_each_time():
     assert [cooldown(trips, HEALTH) for trips in (0, 1, 6, 7, 8, 10_000)] == [60, 60, 1920, 3600, 3600, 3600]
 
 
-@pytest.mark.parametrize("kind", [MEMORY, STICKY])
-def test_any_fault_among_those_ten_trips_again(device: Device, kind: FaultKind):
-    device.play(TOO_HOT, until(OK), answered(9), kind, QUARANTINED)
+def test_any_fault_among_those_ten_trips_again(device: Device):
+    device.play(TOO_HOT, until(OK), answered(9), STICKY, QUARANTINED)
     assert device.state.next_probe - device.now == 120
+
+
+def test_a_gpu_whose_memory_somebody_else_took_is_tried_more_and_more_rarely():
+    """No fault of the device: it never counts as a trip."""
+    device = Device(probe=None)
+    while device.now < 86_400:
+        device.check()
+        if device.state.phase is PROBING:
+            device.play(MEMORY)
+    starts = [now for now, decision in device.log if isinstance(decision, health_types.StartProbe)]
+    pauses = [b - a for a, b in itertools.pairwise(starts)]
+    assert pauses[:9] == [0, 5, 65, 120, 240, 480, 960, 1920, 3600]
+    assert device.state.trips == 0
 
 
 def test_trips_are_forgotten_after_six_uninterrupted_hours(device: Device):

@@ -8,9 +8,11 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 
-from rmbgd.engine.probe import GoldenReferences, file_name
+from rmbgd.config.load import HealthSettings
+from rmbgd.engine.probe import GoldenReferences, Probe, file_name
 from rmbgd.engine.types import EngineDescription
 from rmbgd.errors import EngineLost
+from rmbgd.testing.clock import FakeClock
 from rmbgd.testing.engine import FakeBackend
 from rmbgd.testing.worker import InProcessWorker
 
@@ -76,3 +78,25 @@ def test_a_cpu_that_fails_is_told(tmp_path):
         GoldenReferences(tmp_path, lambda: worker).of(SAID)
     assert worker.ended
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_the_tests_themselves_count_against_the_limit_of_a_probe(make):
+    """Not the start, which compiles kernels, nor what the CPU computes for comparison: they have their own limits."""
+    clock, worker, report = FakeClock(), make(), Mock()
+
+    def takes(seconds: float, call):
+        def taking(*arguments):
+            clock.advance(seconds)
+            return call(*arguments)
+
+        return taking
+
+    worker.start, worker.canary, worker.golden = (
+        takes(seconds, call) for seconds, call in ((500.0, worker.start), (3.0, worker.canary), (2.0, worker.golden))
+    )
+    references = Mock(of=takes(500.0, lambda _: {"fake": GREEN}))
+    health = HealthSettings(canary_blocks=256)
+    probe = Probe(1, worker, references, device="fake", sha256={}, baseline=None, health=health, clock=clock)
+    probe.adopt()
+    probe.run(report)
+    assert report.call_args[0][1].report.test_seconds == 2 * 3.0 + 4 * 2.0

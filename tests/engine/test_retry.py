@@ -96,7 +96,7 @@ def test_history_counts_what_happened_and_ends_every_image(events, tries):
 
 
 def test_memory_limit_is_halved_by_a_shortage_and_grows_again():
-    """Down to one; after GROW_AFTER batches twice as much is tried, and a fresh process begins without a limit."""
+    """Down to one; after GROW_AFTER batches twice as much is tried, and so on."""
     limit = MemoryLimit()
 
     def after(batches: int) -> int:
@@ -110,5 +110,3 @@ def test_memory_limit_is_halved_by_a_shortage_and_grows_again():
     limit.halve(1)
     assert [after(n) for n in (0, GROW_AFTER - 1, 1, GROW_AFTER - 1, 1)] == [1, 1, 2, 2, 4]
     assert limit.of(3) == 3
-    limit.lift()
-    assert after(0) == 16

@@ -11,6 +11,7 @@ import pytest
 from rmbgd.config.load import HealthSettings
 from rmbgd.engine.health_types import ProbeReport
 from rmbgd.engine.selftest import PASSED, Verdict, golden_difference, golden_factor, judge, judge_golden
+from tests.backends.cuda.test_cuda_engine import TOLERANCES
 
 HEALTH = HealthSettings()
 MEAN, PEAK, NAN = HEALTH.golden_mean, HEALTH.golden_peak, math.nan  # 2/255 and 16/255
@@ -18,7 +19,7 @@ SERVED = "the process has served before; only a fresh one can clear a device"
 STORED = np.linspace(0, 1, 10_000, dtype=np.float32).reshape(100, 100)
 PROVED = ProbeReport(
     fresh_process=True, enumerated=True, model_intact=True, canary_passes=2, canary_bad=0,
-    golden_mean=0.001, golden_peak=0.01, seconds=0.1, baseline=0.1,
+    golden_mean=0.001, golden_peak=0.01, test_seconds=1.0, seconds=0.1, baseline=0.1,
 )  # fmt: skip
 
 
@@ -44,6 +45,9 @@ PROVED = ProbeReport(
         ({"golden_mean": 2 * MEAN, "golden_peak": 2 * PEAK, "golden_factor": 2.0}, PASSED),
         ({"golden_mean": 4.1 / 255, "golden_factor": 2.0}, Verdict("golden", "mean difference", 4.1 / 255, 2 * MEAN)),
         ({"golden_peak": 16.1 / 255}, Verdict("golden", "largest difference", 16.1 / 255, PEAK)),
+        ({"test_seconds": 120.0}, PASSED),
+        ({"test_seconds": 120.1}, Verdict("timeout", "it took too long", 120.1, 120.0)),
+        ({"test_seconds": None, "error": "why"}, Verdict("timeout", "why", None, 120.0)),
         ({"seconds": None}, Verdict("latency", "not measured")),
         ({"seconds": math.inf, "baseline": None, "error": "why"}, Verdict("latency", "why")),
         ({"seconds": 0.21}, Verdict("latency", "slower than it was", 0.21, 0.2)),
@@ -80,3 +84,10 @@ def test_an_answer_that_cannot_be_is_never_close(alpha: np.ndarray):
 )
 def test_bounds_are_wider_for_bfloat16_alone(precisions, factor):
     assert golden_factor({"precision": precision} for precision in precisions) == factor
+
+
+@pytest.mark.parametrize(("precision", "mean", "peak"), [row[:3] for row in TOLERANCES])
+def test_what_the_tests_on_a_gpu_allow_a_precision_passes_a_probe(precision: str, mean: float, peak: float):
+    """With as much again to spare."""
+    allowed = (2 * mean / 255, 2 * peak / 255, HEALTH, golden_factor([{"precision": precision}]))
+    assert judge_golden(*allowed).passed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from dataclasses import replace
 
 import pytest
@@ -125,11 +126,59 @@ def test_fail_back_goes_through_a_fresh_process_and_single_images(simulate):
     assert edges(it) == [("failover", ON_GPU, ON_CPU), ("failback", ON_CPU, ON_GPU)]
 
 
+def test_a_gpu_that_ran_short_of_memory_gets_a_fresh_process_that_plans_anew(simulate):
+    """Its images go back as they were, and the GPU is no worse for it: it is used again at the next check."""
+    it = simulate(gpu_plan={"script": ["memory"]}).well()
+    numbers = it.put(4)
+    it.gpus[0].plan = {"batch_sizes": (1, 2)}
+    it.step(0)
+    it.check()
+    it.run()
+    assert it.devices_of(numbers) == [ON_GPU] * 4
+    assert batches(it, ON_GPU) == [4, 2, 2]
+    assert [worker.ended for worker in it.gpus[0].made] == [True, False]
+    (failover,) = it.events.named("engine.failover")
+    assert (failover["reason"], failover["images"]) == ("replan", numbers)
+    assert it.gpus[0].describe()["trips"] == 0
+
+
 def test_an_image_too_large_for_the_gpu_s_memory_is_the_cpu_s(simulate):
     it = simulate(gpu_plan={"script": ["memory"]}).well()
+    it.gpus[0].plan = {}
     assert where(it) == [ON_CPU]
+    it.check()
     assert where(it) == [ON_GPU]
-    assert len(it.gpus[0].made) == 1, "the process that passed the probe is the one that computes"
+
+
+def test_a_process_that_finds_no_memory_at_its_start_is_no_failed_probe(simulate):
+    """It rests at its third time, while the CPU serves, and is used when the memory is free again."""
+    it = simulate(gpu_plan={"start": "memory"}).until(Phase.SHORT)
+    it.check()
+    assert where(it) == [ON_CPU]
+    assert len(it.gpus[0].made) == 3
+    assert "dwell" in it.gpus[0].describe()
+    assert reasons(it) == ["gpu_not_ready"]
+    it.mend()
+    assert where(it) == [ON_GPU]
+
+
+def test_a_fresh_process_starts_when_the_one_before_is_gone(simulate):
+    """Until then its memory is not free, and a GPU that takes one process at a time is busy."""
+    it = simulate(gpu_plan={"script": ["memory"]}).well()
+    (first,) = it.gpus[0].made
+    gone = threading.Event()
+    close = first.close
+    first.close = lambda: (gone.wait(30), close())
+    it.gpus[0].plan = {}
+    it.put()
+    it.step(0)
+    started: list[bool] = []
+    [thread for thread in it.gpus[0]._threads if thread.name.startswith("probe")][-1].join(0.05)
+    started.append(it.gpus[0].made[1].backend is not None)
+    gone.set()
+    it.check()
+    started.append(it.gpus[0].made[1].backend is not None)
+    assert started == [False, True]
 
 
 def test_shortage_of_memory_halves_the_batch_and_is_remembered(simulate):
@@ -154,14 +203,52 @@ def test_an_image_too_large_for_memory_gets_a_fresh_worker_each_time(simulate):
     assert "memory is short" in it.outcomes[number].detail
 
 
-def test_a_gpu_that_trips_for_want_of_memory_is_used_again(simulate):
-    """8, 4, 2 images lack memory: the process that stayed so far is ended, and the slot is free for the next one."""
-    it = simulate(gpu_plan={"script": ["memory"] * 3}).well()
-    assert where(it, 8) == [ON_CPU] * 8
-    assert it.gpus[0].phase is Phase.QUARANTINED
-    it.mend()
+def limits(it) -> list[str]:
+    return [event["what"] for event in it.events.named("engine.limited")]
+
+
+def test_a_card_that_does_not_bear_our_kernels_is_used_without(simulate):
+    """Two processes die of them before they have passed; every later one does without, and that is said once."""
+    it = simulate(gpu_plan={"start": "kernels cuda:illegal_address"}).well()
     assert where(it) == [ON_GPU]
-    assert [worker.ended for worker in it.gpus[0].made] == [True, False]
+    assert [worker.backend._on["kernels"] for worker in it.gpus[0].made] == [True, True, False]
+    it.gpus[0].plan = {}
+    it.heat()
+    it.mend()
+    assert [worker.backend._on["kernels"] for worker in it.gpus[0].made[3:]] == [False]
+    assert limits(it) == ["kernels"]
+
+
+def test_a_card_that_bears_no_graphs_either_gets_neither(simulate):
+    it = simulate(gpu_plan={"start": "graphs lost"}).well()
+    assert [worker.backend._on for worker in it.gpus[0].made[-2:]] == [
+        {"kernels": False, "graphs": True}, {"kernels": False, "graphs": False}
+    ]  # fmt: skip
+    assert limits(it) == ["kernels", "graphs"]
+
+
+def test_a_process_that_was_killed_from_outside_says_nothing_of_the_card(simulate):
+    it = simulate(gpu_plan={"start": "killed"})
+    it.check(60)
+    it.mend()
+    assert [worker.backend._on["kernels"] for worker in it.gpus[0].made] == [True] * 4
+
+
+def test_after_an_unclean_capture_the_next_process_records_no_graphs(simulate):
+    """At once: it is no trip, and without graphs it cannot be again."""
+    it = simulate(gpu_plan={"start": "graphs unclean_capture"}).well()
+    assert [worker.backend._on["graphs"] for worker in it.gpus[0].made] == [True, False]
+    assert it.gpus[0].describe()["trips"] == 0
+    assert limits(it) == ["graphs"]
+    it.gpus[0].plan = {}
+    it.heat()
+    it.mend()
+    assert it.gpus[0].made[-1].backend._on["graphs"] is False
+
+
+def test_a_process_that_says_so_without_recording_any_is_a_fault_like_others(simulate):
+    it = simulate(gpu_plan={"start": "unclean_capture"}).until(Phase.QUARANTINED)
+    assert [worker.backend._on["graphs"] for worker in it.gpus[0].made] == [True, False]
 
 
 def test_a_late_fault_of_the_old_process_leaves_the_new_one_alone(simulate):

@@ -44,17 +44,38 @@ def test_heat_moves_work_to_the_cpu_and_a_probe_brings_it_back(tmp_path: Path) -
     assert_proved_before_use(service.events)
 
 
-def test_shortage_of_memory_keeps_the_process_and_the_third_moves_work(tmp_path: Path) -> None:
-    """Once is no trip: that image is the CPU's, and the GPU stays in use; three within the window are one."""
+def test_each_shortage_of_memory_gets_a_fresh_process_and_the_third_in_a_row_a_rest(tmp_path: Path) -> None:
+    """None is a trip: the image that met it is the CPU's, and the GPU is used again."""
     with GpuUnderTest(tmp_path).on_gpu() as service:
-        service.steps(["cuda:memory", "ok", "cuda:memory", "cuda:memory"])
-        for number, device in enumerate((CPU, GPU, CPU, CPU)):  # what failed alone is better tried elsewhere
-            assert service.named("engine.failover") == []
-            assert service.made_by(f"{number}.png", sample_image(number)) == device
-        away = service.wait_for("engine.failover")
-    assert (away["reason"], away["reading"], away["threshold"]) == ("out_of_memory", 3, 3)
+        for number in range(3):
+            service.steps(["cuda:memory"])
+            assert service.made_by(f"{number}.png", sample_image(number)) == CPU
+            service.wait_for("engine.failback", count=number + 1)
+        assert service.made_by("last.png", sample_image(3)) == GPU
+    away = [(event["reason"], event["reading"], event["threshold"]) for event in service.named("engine.failover")]
+    assert away == [("replan", 1, 3), ("replan", 2, 3), ("replan", 3, 3)]
     assert {fault["kind"] for fault in service.named("engine.fault")} == {"memory"}
-    assert service.named("engine.restarted") == []
+    states = [event["to"] for event in service.named("engine.state", device="cuda:0")]
+    assert states.count("short_of_memory") == 1
+    assert {event["trips"] for event in service.named("engine.state", device="cuda:0")} == {0}
+    assert_proved_before_use(service.events)
+
+
+@pytest.mark.parametrize(
+    ("start", "limit", "failed"),
+    [("kernels cuda:illegal_address", "kernels", 2), ("graphs unclean_capture", "graphs", 0)],
+)
+def test_a_gpu_that_kernels_or_graphs_break_is_used_without(
+    tmp_path: Path, start: str, limit: str, failed: int
+) -> None:
+    with GpuUnderTest(tmp_path).on_gpu() as service:
+        service.order("start", start)
+        service.steps(["kill"])
+        assert service.made_by("a.png", sample_image(1)) == CPU
+        service.wait_for("engine.failback")
+        assert service.made_by("b.png", sample_image(2)) == GPU
+        assert [event["what"] for event in service.named("engine.limited", device="cuda:0")] == [limit]
+        assert len(service.named("engine.state", to="quarantined")) == 1 + failed
 
 
 def test_a_device_that_is_gone_is_lost_and_found_again(tmp_path: Path) -> None:

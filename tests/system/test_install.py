@@ -159,6 +159,52 @@ def test_memory_deny_write_execute_stays_off(installed: Machine, denied: str, st
     assert (b"could not create a primitive" in tried.stderr) == bool(status)
 
 
+COMPILED = """
+import os, shutil, sys, _json
+from pathlib import Path
+from rmbgd.cli.models import _become_service
+from rmbgd.paths import triton_places
+_become_service()
+kernels = Path(triton_places(os.environ)["TRITON_CACHE_DIR"])
+kernels.mkdir(parents=True)
+shutil.copy(_json.__file__, kernels / "_json.so")
+print(kernels)
+"""
+LOADED = """
+import importlib.util, os
+from rmbgd.paths import triton_places
+kernels = triton_places(os.environ)["TRITON_CACHE_DIR"]
+spec = importlib.util.spec_from_file_location("_json", kernels + "/_json.so")
+importlib.util.module_from_spec(spec)
+open(kernels + "/added", "w").close()
+"""
+BESIDE_WEIGHTS = """
+import importlib.util, shutil, _json
+shutil.copy(_json.__file__, "/var/lib/rmbgd/_json.so")
+try:
+    importlib.util.module_from_spec(importlib.util.spec_from_file_location("_json", "/var/lib/rmbgd/_json.so"))
+except ImportError as error:
+    assert "failed to map segment" in str(error)
+else:
+    raise SystemExit("it can be loaded, too")
+"""
+
+
+@pytest.mark.parametrize("started", [True, False], ids=["with its cache", "before its first start"])
+def test_what_root_compiles_ahead_is_loaded_and_added_to_by_the_service(
+    service: InstalledService, *, started: bool
+) -> None:
+    """A library, where `rmbgd models optimize` puts Triton's, within the unit's sandbox."""
+    machine = service.machine
+    service.stop()
+    machine.sh("rm -rf /var/cache/rmbgd/kernels" if started else "rm -rf /var/cache/rmbgd")
+    assert machine.run("/opt/rmbgd/bin/python", "-c", COMPILED) == "/var/cache/rmbgd/kernels\n"
+    machine.path("/opt/rmbgd/loaded.py").write_text(LOADED + BESIDE_WEIGHTS)
+    service.drop_in("[Service]\nExecStartPre=/opt/rmbgd/bin/python /opt/rmbgd/loaded.py\n")
+    service.start()
+    assert machine.run("stat", "-c", "%U", "/var/cache/rmbgd/kernels/added") == "rmbgd\n"
+
+
 @pytest.mark.parametrize(
     ("properties", "granted"),
     [

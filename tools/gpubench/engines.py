@@ -31,7 +31,6 @@ STEPS: dict[str, dict[str, Any]] = {
     "float32": {"precision": "float32"},
 }
 ALL_SIZES = "+ graphs"  # the step that is measured at every batch size; of the others the smallest and the eighth
-SHORTEST = 1.0  # s; the least engine.hang_minimum that an operator may set
 EIGHT_SIZES = 0.8, 0.9, 1.0, 1.1, 1.2, 1.3, 1.4, 1.5  # times the network's side
 LARGE, LARGE_SIDES = "as the service runs it, 12 megapixels", 3.4  # times the network's side: 12 at 1024
 
@@ -42,17 +41,16 @@ def started(
     *,
     places: int,
     batches: int,
-    engine: dict[str, Any] | None = None,
     **overrides: Any,
 ) -> AbstractContextManager[EngineUnderTest]:
-    """An engine on the plan's device. `engine`: settings of that table; `overrides` replace its options."""
+    """An engine on the plan's device. `overrides` replace its options."""
     folder = str(plan.weights)
-    settings = {"start_timeout": plan.start_timeout} | (engine or {})
+    settings = {"start_timeout": plan.start_timeout}
     config = parse({"pipeline": {"batch_maximum": batches}, "engine": settings})
     machine = default_machine()
     models = {folder: {"source": folder, "patch_order": plan.patch_order}}
     options = {**machine.options(config, plan.device, models, "auto"), "kernels": plan.kernels, **overrides}
-    device = BenchDevice(plan.device, "", nvml_index=int(plan.device.partition(":")[2] or 0))
+    device = BenchDevice(plan.device, "", int(plan.device.partition(":")[2] or 0))
     return engine_under_test(
         machine.factory, options, config, model=folder, images=images, places=places, device=device
     )
@@ -61,13 +59,13 @@ def started(
 def first_images(plan: Plan, answer: Answer) -> None:
     """A row per output plane and size of image: the first of its kind and the second, in ms, with the small network.
 
-    The first is the one that loads kernels; it has to fit into the service's least deadline, under which this runs.
+    The first is the one that loads kernels; it has to fit into the service's deadline, under which this runs.
     """
     small = replace(plan, work=str(Path(plan.work, "first")), backbone="swin_v1_t", checkpoint="")
     write_weights(small)
     sides = [(plan.side, plan.side), (plan.side * 3 // 2, plan.side), (plan.side * 3, plan.side * 4)]
     images = [drawn(1, max(side))[0].rgb[: side[0], : side[1]] for side in sides]
-    with started(small, drawn(1, 64), places=1, batches=1, engine={"hang_minimum": SHORTEST}) as engine:
+    with started(small, drawn(1, 64), places=1, batches=1) as engine:
         answer.put(start_seconds=engine.start_seconds, precision=type_of(engine))
         offset = engine.regions[-1].offset
         for plane in OutputPlane:

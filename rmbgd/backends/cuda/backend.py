@@ -26,7 +26,7 @@ from rmbgd.engine.golden_image import check_golden, golden_image
 from rmbgd.errors import EngineMemory
 from rmbgd.fs import usable_cores
 from rmbgd.imaging.resize import image_to_network, matte_to_image
-from rmbgd.models.kernels.runtime import triton_for, use_cache
+from rmbgd.models.kernels.runtime import triton_for
 
 
 class CudaBackend:
@@ -51,7 +51,6 @@ class CudaBackend:
             device = self._device = self._make_device()
             precision, limits = precision_of(self._options.precision, device.capability())
             self._limits += limits
-            use_cache(self._options.models_directory, device.torch)
             kernels = triton_for(device.torch, "off" if self._options.kernels == "off" else "auto")
             if not kernels.usable and self._options.kernels != "off":
                 self._limits.append(types.Limit("kernels", f"plain kernels are used: {kernels.why}"))

@@ -84,11 +84,10 @@ def choose_sensor(
     timeout: float,
     *,
     index: int = 0,
-    uuid: str | None = None,
     sysfs: Path = SYSFS,
     nvml: Callable[[], Any] = import_nvml,
 ) -> tuple[DeadlineSensor, str]:
-    """The sensor for one GPU, and why that one. `timeout`: seconds that any reading may take.
+    """The sensor for the GPU that CUDA counts as `index`, and why that one. `timeout`: seconds that a reading may take.
 
     auto takes NVML where a trial reading tells a temperature, and where it is there but unwell: the device may be away
     only for now. Where it has no thermometer or knows no device, a thermal zone that names the GPU goes before it
@@ -102,7 +101,7 @@ def choose_sensor(
         said = f"zones {thermal.names}" if thermal.names else "no thermal zone names the GPU"
         return DeadlineSensor(thermal, timeout), f"{configured}; {said}"
     try:
-        trial = DeadlineSensor(NvmlSensor(nvml(), index=index, uuid=uuid), timeout)
+        trial = DeadlineSensor(NvmlSensor(nvml(), index=index), timeout)
     except ImportError as error:
         missing = f"pynvml cannot be imported ({error})"
     else:

@@ -5,11 +5,13 @@ A driver that hangs hangs `read`, hence the deadline in base.py. Never sets anyt
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
 from rmbgd.engine.sensors.base import MEASURES, Problem, Reading, Throttle
+from rmbgd.engine.visible_devices import VARIABLE, Card, visible
 
 EVENTS_MAXIMUM = 64  # driver messages taken at one reading; a storm of them must not keep the reading from returning
 
@@ -43,16 +45,12 @@ PROBLEMS = {
 
 
 class NvmlSensor:
-    """One GPU, by UUID where it is known, else by its index in PCI order.
-
-    CUDA counts devices in another order unless CUDA_DEVICE_ORDER=PCI_BUS_ID, and only those that
-    CUDA_VISIBLE_DEVICES names: give the UUID that the engine's process reports.
-    """
+    """The GPU that CUDA counts as `index`."""
 
     source = "nvml"
 
-    def __init__(self, nvml: Any, *, index: int = 0, uuid: str | None = None) -> None:
-        self._nvml, self._index, self._uuid = nvml, index, uuid
+    def __init__(self, nvml: Any, *, index: int = 0) -> None:
+        self._nvml, self._index = nvml, index
         self._handle: Any = None
         self._events: Any = None
         self._entered = False  # the library is to be left again
@@ -92,10 +90,7 @@ class NvmlSensor:
         nvml = self._nvml
         nvml.nvmlInit()
         self._entered = True
-        if self._uuid is None:
-            self._handle = nvml.nvmlDeviceGetHandleByIndex(self._index)
-        else:
-            self._handle = nvml.nvmlDeviceGetHandleByUUID(self._uuid)
+        self._handle = handle_of(nvml, self._index)
         try:
             self._events = nvml.nvmlEventSetCreate()
             nvml.nvmlDeviceRegisterEvents(self._handle, XID_EVENT, self._events)
@@ -128,6 +123,36 @@ class NvmlSensor:
                 if event.eventType == XID_EVENT:
                     found.append(int(event.eventData))
         return tuple(found)
+
+
+def handle_of(nvml: Any, index: int) -> Any:
+    """NVML's handle of the card that CUDA counts as `index`. Raises NVMLError: there is none, or it is lost.
+
+    Both count in PCI order, since the engine's process is started so; CUDA_VISIBLE_DEVICES hides and reorders for CUDA
+    alone. For a MIG instance it is its card's: an instance has no temperature.
+    """
+    if (variable := os.environ.get(VARIABLE)) is not None:
+        shown = visible(variable, cards(nvml))
+        if index >= len(shown):
+            raise nvml.NVMLError_NotFound
+        index = shown[index]
+    return nvml.nvmlDeviceGetHandleByIndex(index)
+
+
+def cards(nvml: Any) -> list[Card]:
+    """Every card, in PCI order. One that is lost counts, too."""
+    found = []
+    for index in range(nvml.nvmlDeviceGetCount()):
+        uuid, instances = "", []
+        with suppress(nvml.NVMLError):
+            handle = nvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = nvml.nvmlDeviceGetUUID(handle)
+            for instance in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+                with suppress(nvml.NVMLError):  # NVML leaves gaps in the numbers
+                    part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, instance)
+                    instances.append(nvml.nvmlDeviceGetUUID(part))
+        found.append(Card(uuid, tuple(instances)))
+    return found
 
 
 def _throttle(bits: int) -> frozenset[Throttle]:

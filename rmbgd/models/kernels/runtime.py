@@ -1,4 +1,4 @@
-"""Whether Triton kernels run on a device, and why not; their compile cache; compiling ahead.
+"""Whether Triton kernels run on a device, and why not; compiling ahead.
 
 Triton is trusted only after a kernel has computed: a missing C compiler, an architecture that this release does not
 know and a broken cache are all found here, before any image.
@@ -7,11 +7,8 @@ know and a broken cache are all found here, before any image.
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import os
-import re
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +22,7 @@ from rmbgd.models.inference import mattes, put_images
 from rmbgd.models.layers import KernelLayer
 from rmbgd.models.load import LoadedModel, load_model
 from rmbgd.models.registry import Architecture
+from rmbgd.paths import triton_places
 
 Wanted = Literal["auto", "on", "off"]
 
@@ -97,30 +95,6 @@ def use_kernels(network: nn.Module, *, triton: bool) -> int:
     return len(layers)
 
 
-# --- The cache of compiled kernels.
-
-CACHE_VARIABLE = "TRITON_CACHE_DIR"
-
-
-def cache_directory(models: Path, device: torch.device) -> Path:
-    """Of the installed releases and the card: no others read what was compiled for these. Raises ImportError, or
-    RuntimeError without a card."""
-    releases = (f"triton-{importlib.metadata.version('triton')}", f"torch-{torch.__version__}")
-    major, minor = torch.cuda.get_device_capability(device)
-    words = (*releases, torch.cuda.get_device_name(device), f"{major}.{minor}")
-    return models / "kernels" / "_".join(re.sub(r"[^A-Za-z0-9.+-]+", "-", word).strip("-") for word in words)
-
-
-def use_cache(models: Path, device: torch.device) -> Path | None:
-    """Point Triton at what was compiled ahead for this card, if it was. Call it before the process's first kernel."""
-    if device.type == "cuda":
-        with suppress(ImportError, RuntimeError, AssertionError):
-            if (found := cache_directory(models, device)).is_dir():
-                os.environ[CACHE_VARIABLE] = str(found)
-                return found
-    return None
-
-
 # --- Compiling ahead, so that the engine starts without a C compiler. One run serves every batch and image size.
 
 BATCHES = (1, 2)  # a batch of one is a case of its own to libraries; every other is like two
@@ -138,20 +112,14 @@ class CompiledKernels:
 
 
 def optimise(source: str, models: Path, *, device: str, precision: str, patch_order: str = "auto") -> CompiledKernels:
-    """Compile the kernels that a model needs for `device`, "cuda" or "cuda:N", into its cache directory.
+    """Compile the kernels that a model needs for `device`, "cuda" or "cuda:N", to where this user's engine loads them.
 
     Raises ModelError: no CUDA device, kernels that do not compile there, or a model that is not here.
     """
     card = _card(device)
     torch.cuda.set_device(card)  # Triton launches on the current one
-    try:
-        directory = cache_directory(models, card)
-        directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-    except ImportError:
-        raise ModelError("optimize: Triton is not installed; it comes with torch's CUDA wheels") from None
-    except OSError as error:
-        raise ModelError(f"optimize: {error.filename}: cannot be written: {error.strerror}") from error
-    os.environ[CACHE_VARIABLE] = str(directory)
+    os.environ |= triton_places()
+    directory = Path(os.environ["TRITON_CACHE_DIR"])
     found = triton_for(card)
     if not found.usable:
         raise ModelError(f"optimize: kernels cannot be used here: {found.why}")

@@ -174,9 +174,57 @@ def test_after_a_problem_the_library_is_entered_anew(nvml: FakeNvml):
     assert nvml.depth == 0
 
 
-def test_a_device_is_found_by_its_uuid_where_that_is_known(nvml: FakeNvml):
-    NvmlSensor(nvml, index=1, uuid="GPU-1234").read()
-    assert [call for call in nvml.calls if call[0] == "handle"] == [("handle", "GPU-1234")]
+class Cards(FakeNvml):
+    """Three cards, whose handles are their numbers: the first is lost, the last has MIG instances 0 and 2."""
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 3
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
+        self.calls.append(("handle", index))
+        if index == 0:
+            raise self.NVMLError_GpuIsLost
+        return index
+
+    def nvmlDeviceGetUUID(self, handle: int | str) -> str:
+        return handle if isinstance(handle, str) else f"GPU-{handle}111-full"
+
+    def nvmlDeviceGetMaxMigDeviceCount(self, handle: int) -> int:
+        if handle != 2:
+            raise self.NVMLError_NotSupported
+        return 3
+
+    def nvmlDeviceGetMigDeviceHandleByIndex(self, handle: int, instance: int) -> str:
+        if instance == 1:
+            raise self.NVMLError_NotFound
+        return f"MIG-{handle}{instance}"
+
+
+@pytest.mark.parametrize(
+    ("variable", "index", "card"),
+    [
+        (None, 1, 1),
+        ("2,1", 0, 2),
+        ("2,1", 1, 1),
+        ("GPU-2111", 0, 2),  # NVML itself wants the whole UUID
+        ("MIG-22", 0, 2),  # an instance has no temperature: its card's is read
+        (None, 0, Problem.GPU_IS_LOST),
+        ("0,2", 0, Problem.GPU_IS_LOST),
+        ("GPU-0111", 0, Problem.NO_DEVICE),  # it cannot be asked for its UUID
+        ("2", 1, Problem.NO_DEVICE),
+        ("", 0, Problem.NO_DEVICE),
+    ],
+)
+def test_the_card_that_is_read_is_the_one_that_computes(monkeypatch, variable, index, card):
+    """CUDA_VISIBLE_DEVICES hides and reorders for CUDA alone."""
+    if variable is None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    else:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", variable)
+    nvml = Cards()
+    reading = NvmlSensor(nvml, index=index).read()
+    asked = [call[1] for call in nvml.calls if call[0] == "handle"]
+    assert (reading.problem or asked[-1]) == card
 
 
 def test_a_board_that_tells_no_events_is_read_all_the_same(nvml: FakeNvml):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -79,6 +78,12 @@ def optimize(models: Path, *words: str) -> int:
     return commands.run(parser.parse_args(("optimize", "u2netp", *words)))
 
 
+@pytest.fixture(autouse=True)
+def this_user(monkeypatch):
+    """Tests by root go on as root, wherever the service is installed."""
+    monkeypatch.setattr(commands, "_become_service", lambda: None)
+
+
 @NO_CUDA
 @pytest.mark.parametrize("device", ["cuda", "cpu"])
 def test_without_a_gpu_one_line_says_so(capsys, tmp_path, device):
@@ -87,33 +92,6 @@ def test_without_a_gpu_one_line_says_so(capsys, tmp_path, device):
     assert out == ""
     assert err == "rmbgd models: optimize: there is no CUDA device here; without one there is nothing to compile\n"
     assert not (tmp_path / "models").exists()
-    assert runtime.use_cache(tmp_path, torch.device("cuda", 0)) is None
-
-
-def test_directory_tells_releases_and_cards_apart(monkeypatch):
-    def directory(triton="3.6.0", torch_="2.11.0+cu130", card="NVIDIA H100 80GB HBM3", capability=(9, 0)):
-        monkeypatch.setattr(importlib.metadata, "version", lambda _: triton)
-        monkeypatch.setattr(torch, "__version__", torch_)
-        monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: card)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-        return runtime.cache_directory(Path("/models"), torch.device("cuda"))
-
-    found = directory()
-    assert found == Path("/models/kernels/triton-3.6.0_torch-2.11.0+cu130_NVIDIA-H100-80GB-HBM3_9.0")
-    for changed in ({"triton": "3.7.0"}, {"torch_": "2.12.0"}, {"card": "NVIDIA H200"}, {"capability": (9, 1)}):
-        assert directory(**changed) != found
-    assert directory(card="../a/b").parent == Path("/models/kernels")
-
-
-@pytest.mark.parametrize("there", [False, True])
-def test_the_directory_is_used_where_it_is(tmp_path, monkeypatch, there):
-    monkeypatch.setattr(runtime, "cache_directory", lambda models, _: models / "kernels" / "card")
-    monkeypatch.setenv(runtime.CACHE_VARIABLE, "elsewhere")
-    if there:
-        (tmp_path / "kernels" / "card").mkdir(parents=True)
-    expected = tmp_path / "kernels" / "card" if there else None
-    assert runtime.use_cache(tmp_path, torch.device("cuda", 0)) == expected
-    assert os.environ[runtime.CACHE_VARIABLE] == (str(expected) if there else "elsewhere")
 
 
 def test_images_go_through_the_network_as_in_service(tmp_path, monkeypatch):
@@ -131,7 +109,7 @@ def test_a_second_run_compiles_nothing(tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     assert optimize(tmp_path) == 0
-    kept = {path: path.stat().st_mtime_ns for path in Path(os.environ[runtime.CACHE_VARIABLE]).rglob("*")}
+    kept = {path: path.stat().st_mtime_ns for path in Path(os.environ["TRITON_CACHE_DIR"]).rglob("*")}
     assert any(path.suffix == ".cubin" for path in kept)
     optimize(tmp_path)
-    assert {path: path.stat().st_mtime_ns for path in Path(os.environ[runtime.CACHE_VARIABLE]).rglob("*")} == kept
+    assert {path: path.stat().st_mtime_ns for path in Path(os.environ["TRITON_CACHE_DIR"]).rglob("*")} == kept
