@@ -39,10 +39,15 @@ def compute_exactly() -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
-def _is_shortage(error: BaseException) -> bool:
-    """Whether an error, or one that it was raised on top of, is for want of memory: ending a capture fails as well."""
-    shortage = isinstance(fault_of(error), EngineMemory)
-    return shortage or (error.__context__ is not None and _is_shortage(error.__context__))
+def _shortage_in(error: BaseException | None) -> BaseException | None:
+    """Of an error and those before it, the one for want of memory: ending a capture after that fails as well."""
+    while error is not None and not isinstance(fault_of(error), EngineMemory):
+        error = error.__context__
+    return error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]
 
 
 class CudaDevice:
@@ -132,7 +137,9 @@ class CudaDevice:
         except RuntimeError as error:
             torch.cuda.set_stream(before)  # torch's context does not restore it when the capture cannot be ended
             # Only the text is kept: frames of the traceback hold what the capture allocated.
-            failure, is_shortage = str(error).strip().partition("\n")[0], _is_shortage(error)
+            shortage = _shortage_in(error)
+            failure, is_shortage = _first_line(shortage or error), shortage is not None
+            del shortage
         else:
             return graph.replay
         del graph
@@ -160,7 +167,7 @@ class CudaDevice:
             self.empty_cache()
             kept = torch.cuda.memory_reserved(self._device) - reserved
         except RuntimeError as error:
-            return f"the device fails: {str(error).strip().partition(chr(10))[0]}"
+            return f"the device fails: {_first_line(error)}"
         if not computed:
             return "the device computes nonsense"
         return f"{kept} bytes are not given back" if kept > 0 else ""
