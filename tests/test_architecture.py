@@ -162,7 +162,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "mtbf": (2150, 10),
     "pipeline": (1500, 9),
     "publish": (1060, 6),
-    "service": (2740, 16),
+    "service": (2750, 16),
     "report": (250, 2),
     "evaluate": (735, 5),
     "store": (1790, 12),

@@ -181,6 +181,14 @@ def run(config_path: Path, *, log_form: str = "auto", build_devices: EngineFacto
             notifier.watchdog()
 
 
+def until_decided(config: configuration.Config) -> float:
+    """Seconds until the first device has passed its self-test or failed: its start; of a GPU also what the CPU computes
+    for comparison, and the tests themselves."""
+    engine = config.engine
+    compared = engine.start_timeout + engine.batch_timeout + config.health.probe_timeout
+    return engine.start_timeout + (0.0 if engine.device == "cpu" else compared)
+
+
 class Service:
     """The running service. Every method is the main thread's unless it says otherwise."""
 
@@ -308,7 +316,7 @@ class Service:
 
     def serve(self, recovered: Recovered) -> int:
         """Start everything, wait, and end it in the order of the flow."""
-        self._notifier.extend_timeout(self._config.engine.start_timeout + GRACE)
+        self._notifier.extend_timeout(until_decided(self._config) + GRACE)
         self._threads.start("ledger", self._ledger_monitor.run)
         self._threads.start("health", self._monitor.run)
         self._threads.start("control", self._control.run)

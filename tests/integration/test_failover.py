@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import socket
 from pathlib import Path
 from typing import Self
 
@@ -76,6 +77,19 @@ def test_a_gpu_that_kernels_or_graphs_break_is_used_without(
         assert service.made_by("b.png", sample_image(2)) == GPU
         assert [event["what"] for event in service.named("engine.limited", device="cuda:0")] == [limit]
         assert len(service.named("engine.state", to="quarantined")) == 1 + failed
+
+
+def test_systemd_waits_for_the_first_self_test_of_a_gpu(tmp_path: Path) -> None:
+    """Its start, that of the CPU's reference and an image there, the tests, and 30 s: 180 + 180 + 10 + 120 + 30."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.settimeout(60)
+        environment = {"NOTIFY_SOCKET": str(tmp_path / "notify")}
+        with GpuUnderTest(tmp_path).start(ready=False, environment=environment):
+            said: list[str] = []
+            while not said or not said[-1].startswith("READY=1"):
+                said.append(systemd.recv(4096).decode())
+    assert f"EXTEND_TIMEOUT_USEC={520 * 10**6}" in said
 
 
 def test_a_device_that_is_gone_is_lost_and_found_again(tmp_path: Path) -> None:
