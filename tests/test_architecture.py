@@ -150,13 +150,13 @@ REPOSITORY = PACKAGE.parent
 # Lines and modules that a package may have; a change that needs more raises its row, and says why in its commit.
 BUDGET: dict[str, tuple[int, int]] = {
     "": (1680, 14),
-    "backends": (2260, 18),
+    "backends": (2270, 18),
     "bench": (740, 4),
     "cli": (3150, 24),
     "config": (1310, 6),
     "doctor": (770, 4),
     "engine": (4255, 22),
-    "imaging": (2740, 15),
+    "imaging": (2760, 16),
     "intake": (2150, 12),
     "models": (4510, 25),
     "mtbf": (2150, 10),
@@ -169,7 +169,7 @@ BUDGET: dict[str, tuple[int, int]] = {
     "telemetry": (880, 6),
     "testing": (700, 6),
 }
-MODULES, LINES, TEST_LINES = 216, 35_250, 36_050
+MODULES, LINES, TEST_LINES = 217, 35_250, 36_350
 FILE_LINES, SETTINGS_LINES = 500, 650
 FORBIDDEN = (
     "attendant|station|lane|keeper|seats?|teller|telling|standins?|crew|leftovers|waitingroom|proving|examined|whoever|"

@@ -17,7 +17,7 @@ from rmbgd.engine.devices import EngineContext
 from rmbgd.engine.types import verdict_of, view
 from rmbgd.errors import ImageError, Reason
 from rmbgd.heartbeat import Heartbeat
-from rmbgd.imaging.compose import arrange
+from rmbgd.imaging.arrange import arrange
 from rmbgd.imaging.encode import encode
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.pipeline.decode import LARGE_PIXELS, SHORTAGE

@@ -189,7 +189,7 @@ def test_a_network_without_a_graph_runs_in_torch(arena):
 
 
 @pytest.mark.integration
-def test_the_engines_process_never_loads_torch():
+def test_the_engines_process_loads_neither_torch_nor_pydantic():
     """Seen in the files that the kernel has mapped for the real process, after an image."""
     output: list[str] = []
     options = {"models": {"u2netp": {"source": "u2netp"}}, "models_directory": "/nonexistent"}
@@ -209,6 +209,7 @@ def test_the_engines_process_never_loads_torch():
     assert description.models["u2netp"]["runtime"] == "openvino"
     assert "libopenvino" in maps
     assert "libtorch" not in maps
+    assert "pydantic" not in maps
     assert output == []
 
 

@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rmbgd.config.load import Recipe
-from rmbgd.imaging.compose import arrange, compose_rgba, crop_box, flatten, place_on_canvas, quantise_alpha
+from rmbgd.imaging.arrange import arrange, crop_box, flatten, place_on_canvas
+from rmbgd.imaging.compose import compose_rgba, quantise_alpha
 from tests.imaging.builders import photo
 
 SIDES = st.integers(1, 60)

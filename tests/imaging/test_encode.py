@@ -12,7 +12,7 @@ from PIL import Image
 
 from rmbgd.config.load import Recipe
 from rmbgd.errors import ImageError, Reason
-from rmbgd.imaging.compose import arrange
+from rmbgd.imaging.arrange import arrange
 from rmbgd.imaging.encode import encode
 from rmbgd.imaging.formats import SourceFacts
 from rmbgd.naming import EXTENSIONS

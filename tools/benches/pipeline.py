@@ -32,7 +32,8 @@ from PIL import Image, ImageCms
 
 from rmbgd.bench.samples import drawn
 from rmbgd.config.load import LimitSettings, Recipe
-from rmbgd.imaging.compose import Pixels, arrange, compose_rgba, quantise_alpha
+from rmbgd.imaging.arrange import arrange
+from rmbgd.imaging.compose import Pixels, compose_rgba, quantise_alpha
 from rmbgd.imaging.decode import decode_into, probe, read_limited
 from rmbgd.imaging.encode import encode
 from rmbgd.imaging.pillow import configure_opencv, configure_pillow
